@@ -1,0 +1,4 @@
+//! Publishes container images in the CernVM file system (CVMFS), without CVMFS software and without privileges.
+
+pub mod image;
+pub mod metadata;
