@@ -1,0 +1,34 @@
+//! Where the content of a regular file lies in the store.
+
+use std::sync::Arc;
+
+use super::ObjectHash;
+
+/// The objects that hold the content of one regular file.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Content {
+    /// Whether the objects hold the content as it is; otherwise each is a zlib stream.
+    pub raw: bool,
+    /// The objects.
+    pub pieces: Pieces,
+}
+
+/// A file is stored whole or in chunks, never both.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Pieces {
+    /// One object of kind [`File`](super::ObjectKind::File).
+    Whole(ObjectHash),
+    /// Objects of kind [`Chunk`](super::ObjectKind::Chunk) that cover the file without gap or overlap, in order.
+    Chunks(Arc<[Chunk]>),
+}
+
+/// A stored piece of a large file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Chunk {
+    /// Where it begins in the file, in bytes.
+    pub offset: u64,
+    /// Bytes of plain content.
+    pub size: u64,
+    /// The object that holds it.
+    pub hash: ObjectHash,
+}

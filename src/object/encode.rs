@@ -1,0 +1,245 @@
+//! How content is encoded in the store, and how it is read back.
+//!
+//! Every client inflates any zlib stream, so the encoder is free to choose; what it chooses is part of the content
+//! index's key, because the same content under another encoder is another object.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::str::FromStr;
+
+use libdeflater::{CompressionLvl, Compressor};
+
+use super::zlib::StockZlib;
+
+/// How a repository's file content is compressed: a promise of size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Bit-equal to zlib level 6, so that objects deduplicate against those that `cvmfs_server` wrote.
+    Exact,
+    /// At most 4 % larger than zlib level 6 on real images.
+    #[default]
+    Balanced,
+    /// At most 15 % larger than zlib level 6 on real images, and the fastest there is.
+    Fast,
+    /// Stored as it is.
+    None,
+}
+
+impl Compression {
+    const ALL: [(Self, &'static str); 4] =
+        [(Self::Exact, "exact"), (Self::Balanced, "balanced"), (Self::Fast, "fast"), (Self::None, "none")];
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (_, name) = Self::ALL.iter().find(|(mode, _)| mode == self).expect("every mode has a name");
+        f.write_str(name)
+    }
+}
+
+/// A text is no compression mode.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is no compression mode; there are exact, balanced, fast and none")]
+pub struct ParseCompressionError(String);
+
+impl FromStr for Compression {
+    type Err = ParseCompressionError;
+
+    fn from_str(text: &str) -> Result<Self, ParseCompressionError> {
+        let found = Self::ALL.iter().find(|(_, name)| *name == text);
+        found.map(|(mode, _)| *mode).ok_or_else(|| ParseCompressionError(text.to_owned()))
+    }
+}
+
+/// Names an encoder together with its version and level: equal ids give equal bytes for equal content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EncoderId(pub u8);
+
+impl Compression {
+    /// Returns the id of the encoder behind this mode. A change of what an encoder writes takes a new number.
+    pub fn encoder_id(self) -> EncoderId {
+        EncoderId(match self {
+            Self::Exact => 1,
+            Self::Balanced => 2,
+            Self::Fast => 3,
+            Self::None => 4,
+        })
+    }
+}
+
+/// Pieces below this are compressed without a look at whether they shrink: the look would cost as much.
+const SAMPLED_FROM: usize = 128 << 10;
+/// Bytes of each of the three samples.
+const SAMPLE: usize = 16 << 10;
+
+/// Encodes pieces of content, one after the other, with state and buffers that are kept.
+pub struct Encoder(Method);
+
+enum Method {
+    Stock { zlib: StockZlib, out: Vec<u8> },
+    Deflate(Box<Deflate>),
+    Raw,
+}
+
+struct Deflate {
+    compressor: Compressor,
+    sampler: Compressor,
+    stored: Compressor,
+    out: Vec<u8>,
+}
+
+impl Encoder {
+    /// Sets up an encoder for file content.
+    pub fn new(compression: Compression) -> Self {
+        Self(match compression {
+            Compression::Exact => Method::Stock { zlib: StockZlib::new(), out: Vec::new() },
+            Compression::Balanced => Method::Deflate(Box::new(Deflate::new(6))),
+            Compression::Fast => Method::Deflate(Box::new(Deflate::new(1))),
+            Compression::None => Method::Raw,
+        })
+    }
+
+    /// Sets up the encoder of catalogs and the other databases, whose readers demand zlib in every mode.
+    pub fn of_databases() -> Self {
+        Self(Method::Deflate(Box::new(Deflate::new(1))))
+    }
+
+    /// Returns the bytes that are stored for `plain`.
+    pub fn encode<'a>(&'a mut self, plain: &'a [u8]) -> &'a [u8] {
+        match &mut self.0 {
+            Method::Stock { zlib, out } => {
+                zlib.compress(plain, out);
+                out
+            }
+            Method::Deflate(deflate) => deflate.encode(plain),
+            Method::Raw => plain,
+        }
+    }
+}
+
+impl Deflate {
+    fn new(level: i32) -> Self {
+        let compressor = |level| Compressor::new(CompressionLvl::new(level).expect("levels 0 to 12 exist"));
+        Self { compressor: compressor(level), sampler: compressor(1), stored: compressor(0), out: Vec::new() }
+    }
+
+    fn encode(&mut self, plain: &[u8]) -> &[u8] {
+        let shrinks = plain.len() < SAMPLED_FROM || self.shrinks(plain);
+        let compressor = if shrinks { &mut self.compressor } else { &mut self.stored };
+        deflate_into(compressor, plain, &mut self.out)
+    }
+
+    /// Tells by three samples whether compressing `plain` saves at least one part in 32.
+    fn shrinks(&mut self, plain: &[u8]) -> bool {
+        let last = plain.len() - SAMPLE;
+        let packed: usize = [0, last / 2, last]
+            .iter()
+            .map(|&start| deflate_into(&mut self.sampler, &plain[start..start + SAMPLE], &mut self.out).len())
+            .sum();
+        packed < 3 * SAMPLE / 32 * 31
+    }
+}
+
+fn deflate_into<'a>(compressor: &mut Compressor, plain: &[u8], out: &'a mut Vec<u8>) -> &'a [u8] {
+    let bound = compressor.zlib_compress_bound(plain.len());
+    if out.len() < bound {
+        out.resize(bound, 0);
+    }
+    let length = compressor.zlib_compress(plain, out).expect("the bound is enough");
+    &out[..length]
+}
+
+/// Why stored bytes could not be read back.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// The bytes are not a zlib stream, or a damaged one.
+    #[error("not a whole zlib stream")]
+    Damaged(#[source] io::Error),
+    /// There is more in it than the reader is ready to take.
+    #[error("unpacks to more than {limit} bytes")]
+    TooLarge {
+        /// The limit that was passed.
+        limit: u64,
+    },
+}
+
+/// Unpacks a zlib stream of at most `limit` bytes of content.
+pub fn decode(stored: &[u8], limit: u64) -> Result<Vec<u8>, DecodeError> {
+    let mut plain = Vec::new();
+    let mut stream = flate2::read::ZlibDecoder::new(stored).take(limit.saturating_add(1));
+    stream.read_to_end(&mut plain).map_err(DecodeError::Damaged)?;
+    if plain.len() as u64 > limit {
+        return Err(DecodeError::TooLarge { limit });
+    }
+    Ok(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::ObjectHash;
+
+    fn text(length: usize) -> Vec<u8> {
+        (0..length).map(|i| b"all work and no play makes jack a dull boy. "[(i * i / 7 + i) % 44]).collect()
+    }
+
+    fn noise(length: usize) -> Vec<u8> {
+        let mut reader = blake3::Hasher::new().finalize_xof();
+        let mut bytes = vec![0; length];
+        reader.fill(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn every_mode_but_none_gives_a_zlib_stream_of_the_content() {
+        for mode in [Compression::Exact, Compression::Balanced, Compression::Fast] {
+            let mut encoder = Encoder::new(mode);
+            for plain in [vec![], vec![7], text(100_000), noise(SAMPLED_FROM), text(SAMPLED_FROM + 1), noise(1 << 20)] {
+                let stored = encoder.encode(&plain).to_vec();
+                assert_eq!(decode(&stored, plain.len() as u64).unwrap(), plain, "in mode {mode}");
+            }
+        }
+        assert_eq!(Encoder::new(Compression::None).encode(b"as it is"), b"as it is");
+    }
+
+    #[test]
+    fn exact_mode_names_the_empty_file_as_cvmfs_does() {
+        let mut encoder = Encoder::new(Compression::Exact);
+        let hash = ObjectHash::of(encoder.encode(b""));
+        assert_eq!(hash.to_string(), "e8ec3d88b62ebf526e4e5a4ff6162a3aa48a6b78");
+    }
+
+    #[test]
+    fn exact_mode_gives_the_bytes_of_stock_zlib() {
+        // Python's zlib.compress(bytes(range(256)) * 400), hashed with SHA-1.
+        let plain: Vec<u8> = (0..=255).cycle().take(256 * 400).collect();
+        let mut encoder = Encoder::new(Compression::Exact);
+        let first = ObjectHash::of(encoder.encode(&plain));
+        assert_eq!(first.to_string(), include_str!("testdata/zlib6.sha1").trim_end());
+        assert_eq!(ObjectHash::of(encoder.encode(&plain)), first, "after a reset");
+    }
+
+    #[test]
+    fn content_that_does_not_shrink_is_stored() {
+        let plain = noise(1 << 20);
+        let stored = Encoder::new(Compression::Balanced).encode(&plain).len();
+        assert!(stored > plain.len() && stored < plain.len() + 200);
+    }
+
+    #[test]
+    fn decode_stops_at_its_limit_and_refuses_damage() {
+        let stored = Encoder::new(Compression::Fast).encode(&text(1000)).to_vec();
+        assert!(matches!(decode(&stored, 999), Err(DecodeError::TooLarge { limit: 999 })));
+        assert_eq!(decode(&stored, 1000).unwrap().len(), 1000);
+        assert!(matches!(decode(&stored[..stored.len() - 1], 1000), Err(DecodeError::Damaged(_))));
+    }
+
+    #[test]
+    fn mode_has_one_text_form() {
+        for (mode, name) in Compression::ALL {
+            assert_eq!((mode.to_string().as_str(), name.parse()), (name, Ok(mode)));
+        }
+        assert!("zstd".parse::<Compression>().is_err());
+    }
+}

@@ -1,0 +1,111 @@
+//! The name of an object in the store.
+
+use std::fmt;
+use std::str::FromStr;
+
+use sha1::{Digest as _, Sha1};
+
+use crate::image::{hex, unhex};
+
+/// Names an object: the SHA-1 hash of its bytes as they lie in the store, that is, compressed.
+///
+/// There is no empty or zero hash; where one may be missing, the type says `Option<ObjectHash>`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectHash([u8; 20]);
+
+/// What an object is, which its file name ends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectKind {
+    /// A whole file.
+    File,
+    /// A piece of a large file.
+    Chunk,
+    /// A catalog.
+    Catalog,
+    /// The database of tags.
+    History,
+    /// The certificate that manifests are signed with.
+    Certificate,
+    /// The repository's description of itself, in JSON.
+    MetaInfo,
+}
+
+impl ObjectKind {
+    /// Returns the letter that ends the file name, or nothing for a whole file.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::File => "",
+            Self::Chunk => "P",
+            Self::Catalog => "C",
+            Self::History => "H",
+            Self::Certificate => "X",
+            Self::MetaInfo => "M",
+        }
+    }
+}
+
+impl ObjectHash {
+    /// Returns the name of an object that consists of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha1::digest(bytes).into())
+    }
+
+    /// Returns the hash as catalogs hold it.
+    pub fn as_bytes(&self) -> &[u8; 20] {
+        &self.0
+    }
+
+    /// Returns the object's path below the repository root, `data/3f/c8…a1C` for a catalog.
+    pub fn path(self, kind: ObjectKind) -> String {
+        let hex = self.to_string();
+        format!("data/{}/{}{}", &hex[..2], &hex[2..], kind.suffix())
+    }
+}
+
+impl From<[u8; 20]> for ObjectHash {
+    fn from(bytes: [u8; 20]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for ObjectHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+impl fmt::Debug for ObjectHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Why a text is not an object's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not a SHA-1 object hash of 40 hexadecimal digits")]
+pub struct ParseHashError(String);
+
+impl FromStr for ObjectHash {
+    type Err = ParseHashError;
+
+    fn from_str(text: &str) -> Result<Self, ParseHashError> {
+        unhex(text.as_bytes()).map(Self).ok_or_else(|| ParseHashError(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_shows_the_kind_and_text_form_round_trips() {
+        let hash = ObjectHash::of(b"");
+        assert_eq!(hash.path(ObjectKind::File), "data/da/39a3ee5e6b4b0d3255bfef95601890afd80709");
+        assert_eq!(hash.path(ObjectKind::Catalog), "data/da/39a3ee5e6b4b0d3255bfef95601890afd80709C");
+        assert_eq!(hash.to_string().parse(), Ok(hash));
+        assert!(
+            "da39".parse::<ObjectHash>().is_err()
+                && "DA39A3EE5E6B4B0D3255BFEF95601890AFD80709".parse::<ObjectHash>().is_err()
+        );
+    }
+}

@@ -1,0 +1,15 @@
+//! Objects: what file content and databases become before they lie in the store.
+//!
+//! An object is named by the hash of its *stored* bytes. The same content encoded in two ways is therefore two objects,
+//! and everything here must give the same bytes for the same content on every machine and at any number of threads.
+
+mod chunk;
+mod content;
+mod encode;
+mod hash;
+mod zlib;
+
+pub use chunk::{ChunkSizes, Chunker};
+pub use content::{Chunk, Content, Pieces};
+pub use encode::{Compression, DecodeError, Encoder, EncoderId, decode};
+pub use hash::{ObjectHash, ObjectKind, ParseHashError};
