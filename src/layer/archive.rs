@@ -1,0 +1,472 @@
+//! The members of a tar archive: headers with all that extends them, and the content of files.
+//!
+//! Where archives can be read in two ways, this is read as Go's `archive/tar` does, because every container engine
+//! does: links, folders and devices have no content whatever size their header states, and a zero block that is alone
+//! ends nothing. Where even that would leave a doubt about which entries there are, the archive is refused.
+
+use std::io::Read;
+use std::ops::Range;
+
+use super::error::shown;
+use super::header::{self, Header};
+use super::pax::Extended;
+use super::sparse::{self, MapPlace, MapReader, Segment};
+use super::stream::{BLOCK_SIZE, TarStream};
+use super::{EntryError, LayerError, Limit, Limits};
+
+/// What a member of an archive is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MemberKind {
+    File,
+    HardLink,
+    Symlink,
+    CharacterDevice,
+    BlockDevice,
+    Directory,
+    Fifo,
+    Unknown,
+}
+
+impl MemberKind {
+    fn of(type_flag: u8) -> Self {
+        match type_flag {
+            // NUL is V7's file, '7' a contiguous one, 'S' GNU's sparse one.
+            b'0' | 0 | b'7' | b'S' => Self::File,
+            b'1' => Self::HardLink,
+            b'2' => Self::Symlink,
+            b'3' => Self::CharacterDevice,
+            b'4' => Self::BlockDevice,
+            b'5' => Self::Directory,
+            b'6' => Self::Fifo,
+            _ => Self::Unknown,
+        }
+    }
+
+    fn has_content(self) -> bool {
+        matches!(self, Self::File | Self::Unknown)
+    }
+}
+
+/// One member of an archive. Its content is read by [`Archive::next_piece`].
+pub(super) struct Member {
+    pub(super) kind: MemberKind,
+    pub(super) path: Vec<u8>,
+    /// Bytes of a file, holes counted.
+    pub(super) size: u64,
+    pub(super) header: Header,
+    pub(super) extended: Extended,
+    long_link_target: Option<Vec<u8>>,
+}
+
+impl Member {
+    /// Returns where a link points to.
+    pub(super) fn link_target(&self) -> Result<&[u8], EntryError> {
+        let (long, extended) = (self.long_link_target.as_deref(), self.extended.link_target.as_deref());
+        if let (Some(long), Some(extended)) = (long, extended)
+            && long != extended
+        {
+            return Err(EntryError::TwoNames("link targets"));
+        }
+        Ok(extended.or(long).unwrap_or_else(|| self.header.link_target()))
+    }
+}
+
+/// A piece of a file's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// The next bytes: one or more.
+    Data(&'a [u8]),
+    /// So many zeros, one or more, that the archive does not hold.
+    Hole(u64),
+}
+
+/// What stands before a member and extends it.
+#[derive(Default)]
+struct Extensions {
+    long_path: Option<Vec<u8>>,
+    long_link_target: Option<Vec<u8>>,
+    extended: Option<Extended>,
+}
+
+impl Extensions {
+    fn is_empty(&self) -> bool {
+        self.long_path.is_none() && self.long_link_target.is_none() && self.extended.is_none()
+    }
+}
+
+/// Reads an archive member by member.
+pub(super) struct Archive<R> {
+    stream: TarStream<R>,
+    limits: Limits,
+    globals: Extended,
+    /// Bytes of all global headers so far.
+    globals_size: u64,
+    /// The path of the last header, for error messages.
+    path: Vec<u8>,
+    headers: u64,
+    content_size: u64,
+    at_end: bool,
+    content: Content,
+}
+
+/// How far the content of the current member has been read.
+#[derive(Default)]
+struct Content {
+    /// The pieces of the file that the archive holds, in order.
+    segments: Vec<Segment>,
+    /// The first segment that is not read to its end.
+    segment: usize,
+    /// How far the file is read, holes counted.
+    position: u64,
+    /// Bytes of the file, holes counted.
+    size: u64,
+    /// Bytes that the archive has left of this member, without the padding.
+    stored: u64,
+    /// Bytes between the stored ones and the next header.
+    padding: u64,
+}
+
+/// What comes next of a file.
+enum Step {
+    Stored(u64),
+    Hole(u64),
+    End,
+}
+
+impl Content {
+    /// Starts a member that has `stored` bytes in the archive and no piece to show yet.
+    fn start(&mut self, stored: u64) {
+        self.segments.clear();
+        let padding = stored.wrapping_neg() % BLOCK_SIZE as u64;
+        *self = Self { segments: std::mem::take(&mut self.segments), stored, padding, ..Self::default() };
+    }
+
+    fn hide(&mut self) {
+        self.segments.clear();
+        self.size = 0;
+    }
+
+    fn next_step(&mut self) -> Step {
+        while let Some(segment) = self.segments.get(self.segment) {
+            if self.position < segment.offset {
+                return self.hole_up_to(segment.offset);
+            }
+            let left = segment.offset + segment.length - self.position;
+            if left > 0 {
+                return Step::Stored(left);
+            }
+            self.segment += 1;
+        }
+        if self.position < self.size { self.hole_up_to(self.size) } else { Step::End }
+    }
+
+    fn hole_up_to(&mut self, end: u64) -> Step {
+        let hole = end - self.position;
+        self.position = end;
+        Step::Hole(hole)
+    }
+}
+
+impl<R: Read> Archive<R> {
+    pub(super) fn new(stream: TarStream<R>, limits: Limits) -> Self {
+        Self {
+            stream,
+            limits,
+            globals: Extended::default(),
+            globals_size: 0,
+            path: Vec::new(),
+            headers: 0,
+            content_size: 0,
+            at_end: false,
+            content: Content::default(),
+        }
+    }
+
+    /// Returns the next member. Content of the one before that was not read is skipped.
+    pub(super) fn next_member(&mut self) -> Result<Option<Member>, LayerError> {
+        self.skip_content()?;
+        let mut extensions = Extensions::default();
+        while let Some(header) = self.next_header()? {
+            match header.type_flag() {
+                b'L' => {
+                    let path = self.long_name(&header)?;
+                    self.extend(&mut extensions.long_path, path, "GNU long names")?;
+                }
+                b'K' => {
+                    let target = self.long_name(&header)?;
+                    self.extend(&mut extensions.long_link_target, target, "GNU long link targets")?;
+                }
+                b'x' => {
+                    let extended = self.extended(&header)?;
+                    self.extend(&mut extensions.extended, extended, "PAX headers")?;
+                }
+                b'g' => {
+                    let records = self.extension_data(&header)?;
+                    self.globals_size += records.len() as u64;
+                    let allowed = self.limits.extended_header_size;
+                    Limit::ExtendedHeaderSize.check(self.globals_size, allowed).map_err(|limit| self.failed(limit))?;
+                    self.globals.apply_to_all(&records).map_err(|problem| self.failed(problem))?;
+                }
+                _ => return self.member(header, extensions).map(Some),
+            }
+        }
+        if extensions.is_empty() { Ok(None) } else { Err(self.failed(EntryError::NothingExtended)) }
+    }
+
+    /// Lets [`Self::next_piece`] find nothing in the current member, whatever the archive holds of it.
+    pub(super) fn hide_content(&mut self) {
+        self.content.hide();
+    }
+
+    /// Returns the next piece of the current member's content, or `None` at its end.
+    pub(super) fn next_piece(&mut self) -> Result<Option<Piece<'_>>, LayerError> {
+        match self.content.next_step() {
+            Step::End => Ok(None),
+            Step::Hole(length) => Ok(Some(Piece::Hole(length))),
+            Step::Stored(length) => {
+                let range = self.take_content(length)?;
+                self.content.position += range.len() as u64;
+                Ok(Some(Piece::Data(self.stream.bytes(range))))
+            }
+        }
+    }
+
+    /// Reads on to the end of the blob, whatever follows the archive, and returns the stream to ask what it was.
+    pub(super) fn into_drained_stream(mut self) -> Result<TarStream<R>, LayerError> {
+        self.stream.drain()?;
+        Ok(self.stream)
+    }
+
+    /// Says that something is wrong with the current member.
+    pub(super) fn failed(&self, problem: impl Into<EntryError>) -> LayerError {
+        LayerError::Entry { path: shown(&self.path), problem: problem.into() }
+    }
+
+    fn next_header(&mut self) -> Result<Option<Header>, LayerError> {
+        if self.at_end {
+            return Ok(None);
+        }
+        let offset = self.stream.offset();
+        let header = self.next_block()?.filter(|header| !header.is_zero());
+        let Some(header) = header else {
+            return self.end(offset);
+        };
+        self.headers += 1;
+        Limit::Headers.check(self.headers, self.limits.headers)?;
+        if !header.has_right_checksum() {
+            let is_first = offset == 0;
+            return Err(if is_first { LayerError::NotAnArchive } else { self.no_header(offset, "checksum is wrong") });
+        }
+        self.path = header.path();
+        Ok(Some(header))
+    }
+
+    /// Takes the second of the two zero blocks at the end, which may be missing, as may the first.
+    fn end(&mut self, offset: u64) -> Result<Option<Header>, LayerError> {
+        if self.next_block()?.is_some_and(|block| !block.is_zero()) {
+            return Err(self.no_header(offset, "block is zero, but the archive goes on"));
+        }
+        self.at_end = true;
+        Ok(None)
+    }
+
+    fn next_block(&mut self) -> Result<Option<Header>, LayerError> {
+        let offset = self.stream.offset();
+        let block = self.stream.take_block()?;
+        if block.is_empty() {
+            return Ok(None);
+        }
+        match <[u8; BLOCK_SIZE]>::try_from(block) {
+            Ok(block) => Ok(Some(Header::new(block))),
+            Err(_) if offset == 0 => Err(LayerError::NotAnArchive),
+            Err(_) => Err(self.no_header(offset, "archive ends in the middle of it")),
+        }
+    }
+
+    fn no_header(&self, offset: u64, reason: &'static str) -> LayerError {
+        LayerError::Header { offset, after: shown(&self.path), reason }
+    }
+
+    fn extend<T>(&self, place: &mut Option<T>, value: T, name: &'static str) -> Result<(), LayerError> {
+        match place.replace(value) {
+            None => Ok(()),
+            Some(_) => Err(self.failed(EntryError::ExtendedTwice(name))),
+        }
+    }
+
+    fn long_name(&mut self, header: &Header) -> Result<Vec<u8>, LayerError> {
+        Ok(header::text(&self.extension_data(header)?).to_vec())
+    }
+
+    fn extended(&mut self, header: &Header) -> Result<Extended, LayerError> {
+        let records = self.extension_data(header)?;
+        let mut extended = self.globals.clone();
+        extended.apply(&records).map_err(|problem| self.failed(problem))?;
+        Ok(extended)
+    }
+
+    fn extension_data(&mut self, header: &Header) -> Result<Vec<u8>, LayerError> {
+        let size = header.size().map_err(|problem| self.failed(problem))?;
+        let limit = self.limits.extended_header_size;
+        Limit::ExtendedHeaderSize.check(size, limit).map_err(|problem| self.failed(problem))?;
+        self.content.start(size);
+        let mut data = Vec::with_capacity(size as usize);
+        while self.content.stored > 0 {
+            let range = self.take_content(u64::MAX)?;
+            data.extend_from_slice(self.stream.bytes(range));
+        }
+        self.skip_content()?;
+        Ok(data)
+    }
+
+    fn member(&mut self, header: Header, extensions: Extensions) -> Result<Member, LayerError> {
+        let extended = extensions.extended.unwrap_or_else(|| self.globals.clone());
+        self.name(extensions.long_path, &extended)?;
+        let mut member = Member {
+            kind: MemberKind::of(header.type_flag()),
+            path: self.path.clone(),
+            size: 0,
+            header,
+            extended,
+            long_link_target: extensions.long_link_target,
+        };
+        self.start_content(&mut member)?;
+        self.content_size = self.content_size.saturating_add(member.size);
+        Limit::ContentSize.check(self.content_size, self.limits.content_size).map_err(|limit| self.failed(limit))?;
+        Ok(member)
+    }
+
+    fn name(&mut self, long: Option<Vec<u8>>, extended: &Extended) -> Result<(), LayerError> {
+        if long.is_some() && extended.path.is_some() && long != extended.path {
+            return Err(self.failed(EntryError::TwoNames("paths")));
+        }
+        let given = extended.sparse.name.clone().or_else(|| extended.path.clone()).or(long);
+        if let Some(given) = given {
+            self.path = given;
+        }
+        Ok(())
+    }
+
+    /// Finds out how much of the archive belongs to the member, and which bytes of a file that is.
+    fn start_content(&mut self, member: &mut Member) -> Result<(), LayerError> {
+        let stored = stored_size(member).map_err(|problem| self.failed(problem))?;
+        // Before there was a flag for folders, they were files with a slash at the end. One of today's files with such
+        // a name and with content is a file.
+        if member.kind == MemberKind::File
+            && member.path.ends_with(b"/")
+            && (stored == 0 || member.header.type_flag() == 0)
+        {
+            member.kind = MemberKind::Directory;
+        }
+        self.content.start(if member.kind.has_content() { stored } else { 0 });
+        if member.kind != MemberKind::File {
+            return Ok(());
+        }
+        member.size = match self.read_map(member)? {
+            Some(size) => size,
+            None => {
+                self.content.segments.push(Segment { offset: 0, length: stored });
+                stored
+            }
+        };
+        self.content.size = member.size;
+        Ok(())
+    }
+
+    /// Reads the map of a sparse file and returns its size, or `None` for a file that is not sparse.
+    fn read_map(&mut self, member: &mut Member) -> Result<Option<u64>, LayerError> {
+        let size = if member.header.type_flag() == b'S' {
+            self.read_gnu_map(&member.header)?;
+            member.header.sparse_size()
+        } else {
+            match member.extended.sparse.map_place().map_err(|problem| self.failed(problem))? {
+                None => return Ok(None),
+                Some(MapPlace::Records) => self.content.segments = std::mem::take(&mut member.extended.sparse.map),
+                Some(MapPlace::Content) => self.content.segments = self.read_map_in_content()?,
+            }
+            member.extended.sparse.file_size()
+        };
+        let check = |size: u64| {
+            Limit::SparsePieces.check(self.content.segments.len() as u64, self.limits.sparse_pieces)?;
+            sparse::check_map(&self.content.segments, size, self.content.stored)?;
+            Ok(size)
+        };
+        size.and_then(check).map(Some).map_err(|problem| self.failed(problem))
+    }
+
+    fn read_gnu_map(&mut self, header: &Header) -> Result<(), LayerError> {
+        if !header.is_gnu() {
+            return Err(self.failed(EntryError::Sparse("its header is not of the GNU form")));
+        }
+        let mut segments = std::mem::take(&mut self.content.segments);
+        let mut goes_on = header.read_sparse_pieces(&mut segments).map_err(|problem| self.failed(problem))?;
+        while goes_on {
+            let block: Result<[u8; BLOCK_SIZE], _> = self.stream.take_block()?.try_into();
+            let block = block.map_err(|_| self.failed(EntryError::Truncated))?;
+            goes_on = header::read_more_sparse_pieces(&block, &mut segments).map_err(|problem| self.failed(problem))?;
+            let pieces = segments.len() as u64;
+            Limit::SparsePieces.check(pieces, self.limits.sparse_pieces).map_err(|problem| self.failed(problem))?;
+        }
+        self.content.segments = segments;
+        Ok(())
+    }
+
+    fn read_map_in_content(&mut self) -> Result<Vec<Segment>, LayerError> {
+        let mut map = MapReader::default();
+        loop {
+            if self.content.stored < BLOCK_SIZE as u64 {
+                return Err(self.failed(EntryError::Sparse("its map does not end")));
+            }
+            let range = self.take_content(BLOCK_SIZE as u64)?;
+            let block = <[u8; BLOCK_SIZE]>::try_from(self.stream.bytes(range));
+            let block = block.map_err(|_| self.failed(EntryError::Truncated))?;
+            if map.read(&block, &self.limits).map_err(|problem| self.failed(problem))? {
+                return Ok(map.into_map());
+            }
+        }
+    }
+
+    /// Takes up to `most` of the bytes that are stored, and at least one of them.
+    fn take_content(&mut self, most: u64) -> Result<Range<usize>, LayerError> {
+        let range = self.stream.take(most.min(self.content.stored))?;
+        if range.is_empty() {
+            return Err(self.failed(EntryError::Truncated));
+        }
+        self.content.stored -= range.len() as u64;
+        Ok(range)
+    }
+
+    /// Moves on to the next header. Padding may be missing at the end of the archive, as some programs leave it out.
+    fn skip_content(&mut self) -> Result<(), LayerError> {
+        while self.content.stored > 0 {
+            self.take_content(u64::MAX)?;
+        }
+        while self.content.padding > 0 {
+            match self.stream.take(self.content.padding)?.len() {
+                0 => break,
+                count => self.content.padding -= count as u64,
+            }
+        }
+        self.content.start(0);
+        Ok(())
+    }
+}
+
+/// Returns how many bytes the archive holds of a member that has content.
+fn stored_size(member: &Member) -> Result<u64, EntryError> {
+    /// What programs write that cannot write the true size: the largest that fits.
+    const LARGEST_IN_HEADER: u64 = 0o77_777_777_777;
+    if !member.kind.has_content() {
+        return Ok(0);
+    }
+    let header = member.header.size()?;
+    let size = match member.extended.size {
+        None => header,
+        Some(extended) if header == extended || header == 0 || header == LARGEST_IN_HEADER => extended,
+        Some(extended) => return Err(EntryError::TwoSizes { header, extended }),
+    };
+    if i64::try_from(size).is_err() {
+        return Err(EntryError::Number("size"));
+    }
+    Ok(size)
+}

@@ -1,0 +1,128 @@
+//! Unpacks a blob by what it holds, never by what its media type says: registries get that wrong.
+
+use std::fmt;
+use std::io::Read;
+
+use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
+
+use super::LayerError;
+use super::blob::Blob;
+use super::gzip::Gzip;
+
+/// Frames may look back as far as the `zstd` program allows by default: 2^27 bytes, 128 MiB.
+const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// How a blob is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// The blob is the archive.
+    None,
+    /// One or more members of gzip.
+    Gzip,
+    /// One or more frames of zstd.
+    Zstd,
+}
+
+impl Compression {
+    /// Tells from the first four bytes of a blob, or fewer if it has no more, how it is compressed.
+    fn of(start: &[u8]) -> Self {
+        match start {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            // A frame, and a frame to be skipped, which may come first.
+            [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "plain",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        })
+    }
+}
+
+/// Unpacks a blob to its very end.
+pub(super) struct Unpacker<R> {
+    pub(super) blob: Blob<R>,
+    format: Format,
+}
+
+enum Format {
+    Plain,
+    Gzip(Box<Gzip>),
+    Zstd(Zstd),
+}
+
+impl<R: Read> Unpacker<R> {
+    pub(super) fn new(mut blob: Blob<R>) -> Result<Self, LayerError> {
+        let format = match Compression::of(blob.peek(4)?) {
+            Compression::None => Format::Plain,
+            Compression::Gzip => Format::Gzip(Box::new(Gzip::new())),
+            Compression::Zstd => Format::Zstd(Zstd::new()?),
+        };
+        Ok(Self { blob, format })
+    }
+
+    pub(super) fn compression(&self) -> Compression {
+        match self.format {
+            Format::Plain => Compression::None,
+            Format::Gzip(_) => Compression::Gzip,
+            Format::Zstd(_) => Compression::Zstd,
+        }
+    }
+
+    /// Unpacks bytes to `out`, which must not be empty. Returns 0 only at the end of the blob.
+    pub(super) fn read(&mut self, out: &mut [u8]) -> Result<usize, LayerError> {
+        match &mut self.format {
+            Format::Plain => self.blob.read(out),
+            Format::Gzip(gzip) => gzip.read(&mut self.blob, out),
+            Format::Zstd(zstd) => zstd.read(&mut self.blob, out),
+        }
+    }
+}
+
+struct Zstd {
+    decoder: Decoder<'static>,
+    in_frame: bool,
+}
+
+impl Zstd {
+    fn new() -> Result<Self, LayerError> {
+        let mut decoder = Decoder::new().map_err(LayerError::Read)?;
+        decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG)).map_err(LayerError::Read)?;
+        Ok(Self { decoder, in_frame: false })
+    }
+
+    fn read<R: Read>(&mut self, blob: &mut Blob<R>, out: &mut [u8]) -> Result<usize, LayerError> {
+        let compression = Compression::Zstd;
+        loop {
+            let input = blob.available()?;
+            let at_end = input.is_empty();
+            if at_end && !self.in_frame {
+                return Ok(0);
+            }
+            let mut input = InBuffer::around(input);
+            let mut output = OutBuffer::around(&mut *out);
+            let outcome = self.decoder.run(&mut input, &mut output);
+            let (used, made) = (input.pos(), output.pos());
+            blob.consume(used);
+            let wanted = outcome.map_err(|error| LayerError::Damaged {
+                compression,
+                offset: blob.offset(),
+                reason: error.to_string(),
+            })?;
+            self.in_frame = wanted > 0;
+            if made > 0 {
+                return Ok(made);
+            }
+            if at_end && self.in_frame {
+                let (expected, actual) = (blob.expected_size(), blob.size());
+                return Err(LayerError::Truncated { compression, expected, actual });
+            }
+        }
+    }
+}

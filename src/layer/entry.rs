@@ -1,0 +1,307 @@
+//! What one layer says about one path.
+
+use std::cmp::Ordering;
+use std::fmt;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::image::unhex;
+use crate::metadata::Metadata;
+
+/// A path inside an image: components joined by `/`, without a slash at either end; the root is empty.
+///
+/// Paths are bytes, not text, and sort so that a folder comes before what lies in it, and that before the folder's next
+/// sibling. No component is empty, `.` or `..`, longer than 255 bytes, or holds a NUL.
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
+pub struct EntryPath(Vec<u8>);
+
+/// Why a path of an archive is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// A `..` could lead out of the image.
+    #[error("path {0:?} has a '..' in it")]
+    DotDot(EntryPath),
+    /// CVMFS and Linux hold up to 255 bytes.
+    #[error("path {0:?} has a name of more than 255 bytes")]
+    NameTooLong(EntryPath),
+    /// No file system holds such a name.
+    #[error("path {0:?} has a NUL byte in it")]
+    Nul(EntryPath),
+}
+
+impl EntryPath {
+    /// The root of the image.
+    pub const ROOT: Self = Self(Vec::new());
+
+    /// Brings a path of an archive into its one form: without `./`, leading, repeated and trailing slashes.
+    pub fn normalise(raw: &[u8]) -> Result<Self, PathError> {
+        let mut path = Vec::with_capacity(raw.len());
+        for name in raw.split(|&b| b == b'/').filter(|name| !name.is_empty() && *name != b".") {
+            if name == b".." {
+                return Err(PathError::DotDot(Self(raw.to_vec())));
+            }
+            if name.len() > 255 {
+                return Err(PathError::NameTooLong(Self(raw.to_vec())));
+            }
+            if name.contains(&0) {
+                return Err(PathError::Nul(Self(raw.to_vec())));
+            }
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(name);
+        }
+        Ok(Self(path))
+    }
+
+    /// Returns the bytes of the path.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Tells whether this is the root.
+    pub fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns the components, from the root down.
+    pub fn components(&self) -> impl DoubleEndedIterator<Item = &[u8]> + Clone {
+        self.0.split(|&b| b == b'/').filter(|name| !name.is_empty())
+    }
+
+    /// Returns the folder that the path lies in and its own name, or `None` for the root.
+    pub fn split(&self) -> Option<(EntryPath, &[u8])> {
+        if self.is_root() {
+            return None;
+        }
+        let slash = self.0.iter().rposition(|&b| b == b'/');
+        let parent = Self(self.0[..slash.unwrap_or(0)].to_vec());
+        Some((parent, &self.0[slash.map_or(0, |slash| slash + 1)..]))
+    }
+
+    /// Tells whether this is `folder` or lies somewhere below it.
+    pub fn is_in(&self, folder: &Self) -> bool {
+        match self.0.strip_prefix(folder.0.as_slice()) {
+            Some(rest) => folder.is_root() || rest.is_empty() || rest[0] == b'/',
+            None => false,
+        }
+    }
+
+    /// Returns the folders that the path lies in, from its own up to the root.
+    pub fn ancestors(&self) -> impl Iterator<Item = EntryPath> {
+        std::iter::successors(self.split().map(|(parent, _)| parent), |path| path.split().map(|(parent, _)| parent))
+    }
+
+    /// Returns the path of `name` in this folder. `name` is one component.
+    pub fn join(&self, name: &[u8]) -> Self {
+        let mut path = Vec::with_capacity(self.0.len() + 1 + name.len());
+        path.extend_from_slice(&self.0);
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name);
+        Self(path)
+    }
+}
+
+/// Writes a path as JSON text: bytes that are not UTF-8 as `\\xff`, a backslash as two.
+impl Serialize for EntryPath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut text = String::with_capacity(self.0.len());
+        for part in self.0.utf8_chunks() {
+            text.push_str(&part.valid().replace('\\', "\\\\"));
+            part.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
+        }
+        serializer.serialize_str(&text)
+    }
+}
+
+impl<'de> Deserialize<'de> for EntryPath {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let wrong = || D::Error::custom(format!("'{text}' is not a path as strata writes it"));
+        let mut raw = Vec::with_capacity(text.len());
+        let mut rest = text.as_bytes();
+        while let Some((&byte, behind)) = rest.split_first() {
+            rest = behind;
+            if byte != b'\\' {
+                raw.push(byte);
+            } else if let Some(behind) = rest.strip_prefix(b"\\") {
+                raw.push(b'\\');
+                rest = behind;
+            } else {
+                let (digits, behind) = rest.split_at_checked(3).ok_or_else(wrong)?;
+                let [byte] = digits.strip_prefix(b"x").and_then(unhex).ok_or_else(wrong)?;
+                raw.push(byte);
+                rest = behind;
+            }
+        }
+        Self::normalise(&raw).map_err(D::Error::custom)
+    }
+}
+
+/// Bytes of a path that are compared at a time.
+const BLOCK: usize = 16;
+
+impl Ord for EntryPath {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // Long paths often begin alike, and blocks are compared faster than bytes.
+        let blocks = self.0.chunks_exact(BLOCK).zip(other.0.chunks_exact(BLOCK));
+        let equal = blocks.take_while(|(a, b)| a == b).count() * BLOCK;
+        // No component holds a NUL, so with it for the slash every path sorts right behind the folder it lies in.
+        let key = |&b: &u8| if b == b'/' { 0 } else { b };
+        self.0[equal..].iter().map(key).cmp(other.0[equal..].iter().map(key))
+    }
+}
+
+impl PartialOrd for EntryPath {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Debug for EntryPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"/{}\"", self.0.escape_ascii())
+    }
+}
+
+impl fmt::Display for EntryPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}", self.0.escape_ascii())
+    }
+}
+
+/// One statement of a layer about one path.
+///
+/// `C` is what stands for the content of a regular file: nothing while the archive is read, a list of objects later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerEntry<C = ()> {
+    /// What the statement is about. For a whiteout the path that it hides, for an opaque marker the folder it stands in.
+    pub path: EntryPath,
+    /// What is to be there, or to go.
+    pub kind: EntryKind<C>,
+}
+
+impl<C> LayerEntry<C> {
+    /// Puts something else in the place of what stands for the content of a regular file.
+    pub fn map_content<D>(self, content: impl FnOnce(C) -> D) -> LayerEntry<D> {
+        let kind = match self.kind {
+            EntryKind::Node(metadata, kind) => EntryKind::Node(metadata, kind.map_content(content)),
+            EntryKind::HardLink(target) => EntryKind::HardLink(target),
+            EntryKind::Whiteout => EntryKind::Whiteout,
+            EntryKind::Opaque => EntryKind::Opaque,
+        };
+        LayerEntry { path: self.path, kind }
+    }
+}
+
+/// What a layer says about a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EntryKind<C = ()> {
+    /// Something of its own is at the path.
+    Node(Metadata, NodeKind<C>),
+    /// The path is another name for what is at the path held here. The archive's metadata of a link counts for nothing.
+    HardLink(EntryPath),
+    /// Hides the path of lower layers (`.wh.NAME`).
+    Whiteout,
+    /// Hides everything that lower layers have in the folder (`.wh..wh..opq`).
+    Opaque,
+}
+
+/// What kind of thing is at a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeKind<C = ()> {
+    /// A folder.
+    Directory,
+    /// A regular file.
+    File {
+        /// Bytes, holes counted.
+        size: u64,
+        /// What stands for the content.
+        content: C,
+    },
+    /// A symbolic link, with its target as the archive has it.
+    Symlink(Box<[u8]>),
+    /// A character device.
+    CharacterDevice(DeviceNumber),
+    /// A block device.
+    BlockDevice(DeviceNumber),
+    /// A named pipe.
+    Fifo,
+}
+
+impl<C> NodeKind<C> {
+    fn map_content<D>(self, map: impl FnOnce(C) -> D) -> NodeKind<D> {
+        match self {
+            Self::Directory => NodeKind::Directory,
+            Self::File { size, content } => NodeKind::File { size, content: map(content) },
+            Self::Symlink(target) => NodeKind::Symlink(target),
+            Self::CharacterDevice(number) => NodeKind::CharacterDevice(number),
+            Self::BlockDevice(number) => NodeKind::BlockDevice(number),
+            Self::Fifo => NodeKind::Fifo,
+        }
+    }
+}
+
+/// The number of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceNumber {
+    /// Which driver: below 4,096, as CVMFS clients pass 12 bits on.
+    pub major: u32,
+    /// Which of its devices: below 1,048,576, as CVMFS clients pass 20 bits on.
+    pub minor: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_have_one_form() {
+        for (raw, expected) in [("./a//b/./c/", "a/b/c"), ("/a", "a"), ("./", ""), ("/", ""), ("a/...", "a/...")] {
+            assert_eq!(EntryPath::normalise(raw.as_bytes()).unwrap().as_bytes(), expected.as_bytes());
+        }
+    }
+
+    #[test]
+    fn paths_that_no_image_may_hold_are_refused() {
+        assert!(matches!(EntryPath::normalise(b"a/../b"), Err(PathError::DotDot(_))));
+        assert!(matches!(EntryPath::normalise(b"a\0b"), Err(PathError::Nul(_))));
+        assert!(EntryPath::normalise(&[b'x'; 255]).is_ok());
+        assert!(matches!(EntryPath::normalise(&[b'x'; 256]), Err(PathError::NameTooLong(_))));
+    }
+
+    #[test]
+    fn a_folder_sorts_right_before_what_lies_in_it() {
+        let mut paths: Vec<EntryPath> = ["a.b", "a/z/y", "", "a-", "a/z", "a"]
+            .iter()
+            .map(|p| EntryPath::normalise(p.as_bytes()).unwrap())
+            .collect();
+        paths.sort();
+        let sorted: Vec<String> = paths.iter().map(ToString::to_string).collect();
+        assert_eq!(sorted, ["/", "/a", "/a/z", "/a/z/y", "/a-", "/a.b"]);
+    }
+
+    #[test]
+    fn every_path_has_a_text_form_in_json() {
+        for raw in [&b""[..], b"a/b", b"\xff\\x41", "\u{e4}/\u{1}\n".as_bytes()] {
+            let path = EntryPath::normalise(raw).unwrap();
+            let json = serde_json::to_string(&path).unwrap();
+            assert_eq!(serde_json::from_str::<EntryPath>(&json).unwrap(), path, "{json}");
+        }
+        assert_eq!(serde_json::to_string(&EntryPath::normalise(b"\xff\\").unwrap()).unwrap(), r#""\\xff\\\\""#);
+        for wrong in [r#""\\""#, r#""\\x4""#, r#""\\xg0""#, r#""..""#, "7"] {
+            assert!(serde_json::from_str::<EntryPath>(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn split_undoes_join() {
+        let path = EntryPath::ROOT.join(b"a").join(b"b");
+        assert_eq!(path.split(), Some((EntryPath::ROOT.join(b"a"), &b"b"[..])));
+        assert_eq!(EntryPath::ROOT.join(b"a").split(), Some((EntryPath::ROOT, &b"a"[..])));
+        assert_eq!(EntryPath::ROOT.split(), None);
+    }
+}

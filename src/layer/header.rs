@@ -1,0 +1,196 @@
+//! One header block of an archive, in the dialects V7, ustar, star and GNU.
+
+use super::EntryError;
+use super::sparse::Segment;
+use super::stream::BLOCK_SIZE;
+
+/// The block that stands before an entry.
+pub(super) struct Header([u8; BLOCK_SIZE]);
+
+/// Who wrote the header: the same bytes mean different things.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    V7,
+    Ustar,
+    Star,
+    Gnu,
+}
+
+impl Header {
+    pub(super) fn new(block: [u8; BLOCK_SIZE]) -> Self {
+        Self(block)
+    }
+
+    /// Tells whether the block is one of those that end an archive.
+    pub(super) fn is_zero(&self) -> bool {
+        self.0 == [0; BLOCK_SIZE]
+    }
+
+    /// Tells whether the checksum is right, by unsigned bytes or, as some old programs summed, by signed ones.
+    pub(super) fn has_right_checksum(&self) -> bool {
+        let others = || self.0[..148].iter().chain(&self.0[156..]);
+        let unsigned = others().map(|&b| i64::from(b)).sum::<i64>() + 8 * i64::from(b' ');
+        let negative = others().filter(|&&b| b >= 0x80).count() as i64;
+        number(&self.0[148..156]).is_some_and(|sum| sum == unsigned || sum == unsigned - 256 * negative)
+    }
+
+    pub(super) fn type_flag(&self) -> u8 {
+        self.0[156]
+    }
+
+    /// Returns the path of the entry, as long as no extension overrides it.
+    pub(super) fn path(&self) -> Vec<u8> {
+        let name = text(&self.0[..100]);
+        let prefix = match self.dialect() {
+            Dialect::Ustar => text(&self.0[345..500]),
+            Dialect::Star => text(&self.0[345..476]),
+            Dialect::V7 | Dialect::Gnu => &[],
+        };
+        if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
+    }
+
+    pub(super) fn link_target(&self) -> &[u8] {
+        text(&self.0[157..257])
+    }
+
+    pub(super) fn mode(&self) -> Result<i64, EntryError> {
+        number(&self.0[100..108]).ok_or(EntryError::Number("mode"))
+    }
+
+    pub(super) fn uid(&self) -> Result<i64, EntryError> {
+        number(&self.0[108..116]).ok_or(EntryError::Number("uid"))
+    }
+
+    pub(super) fn gid(&self) -> Result<i64, EntryError> {
+        number(&self.0[116..124]).ok_or(EntryError::Number("gid"))
+    }
+
+    pub(super) fn size(&self) -> Result<u64, EntryError> {
+        unsigned(&self.0[124..136], "size")
+    }
+
+    pub(super) fn mtime(&self) -> Result<i64, EntryError> {
+        number(&self.0[136..148]).ok_or(EntryError::Number("mtime"))
+    }
+
+    /// Returns the device number; V7 has none, and then it is 0:0.
+    pub(super) fn device(&self) -> Result<(i64, i64), EntryError> {
+        if self.dialect() == Dialect::V7 {
+            return Ok((0, 0));
+        }
+        let part = |bytes| number(bytes).ok_or(EntryError::Number("device number"));
+        Ok((part(&self.0[329..337])?, part(&self.0[337..345])?))
+    }
+
+    pub(super) fn is_gnu(&self) -> bool {
+        self.dialect() == Dialect::Gnu
+    }
+
+    /// Returns the size, holes counted, of the sparse file that this GNU header describes.
+    pub(super) fn sparse_size(&self) -> Result<u64, EntryError> {
+        unsigned(&self.0[483..495], "size of the sparse file")
+    }
+
+    /// Appends the pieces of a sparse file in this GNU header, and tells whether a block with more of them follows.
+    pub(super) fn read_sparse_pieces(&self, pieces: &mut Vec<Segment>) -> Result<bool, EntryError> {
+        read_sparse_pieces(&self.0[386..482], pieces)?;
+        Ok(self.0[482] != 0)
+    }
+
+    fn dialect(&self) -> Dialect {
+        match &self.0[257..265] {
+            b"ustar  \0" => Dialect::Gnu,
+            [b'u', b's', b't', b'a', b'r', 0, ..] if self.0[508..] == *b"tar\0" => Dialect::Star,
+            [b'u', b's', b't', b'a', b'r', 0, ..] => Dialect::Ustar,
+            _ => Dialect::V7,
+        }
+    }
+}
+
+/// Appends the pieces of a sparse file in the `block` that continues a GNU header, and tells whether another follows.
+pub(super) fn read_more_sparse_pieces(block: &[u8; BLOCK_SIZE], pieces: &mut Vec<Segment>) -> Result<bool, EntryError> {
+    read_sparse_pieces(&block[..504], pieces)?;
+    Ok(block[504] != 0)
+}
+
+fn read_sparse_pieces(table: &[u8], pieces: &mut Vec<Segment>) -> Result<(), EntryError> {
+    // A table that is not full ends at the first offset that is left blank.
+    for piece in table.chunks_exact(24).take_while(|piece| piece[0] != 0) {
+        let offset = unsigned(&piece[..12], "offset in the map of the sparse file")?;
+        let length = unsigned(&piece[12..], "length in the map of the sparse file")?;
+        pieces.push(Segment { offset, length });
+    }
+    Ok(())
+}
+
+/// Returns a field up to its first NUL.
+pub(super) fn text(field: &[u8]) -> &[u8] {
+    field.split(|&b| b == 0).next().unwrap_or_default()
+}
+
+fn unsigned(field: &[u8], name: &'static str) -> Result<u64, EntryError> {
+    number(field).and_then(|number| u64::try_from(number).ok()).ok_or(EntryError::Number(name))
+}
+
+/// Parses a field: octal digits between spaces and NULs, nothing at all for zero, or GNU's two's complement.
+fn number(field: &[u8]) -> Option<i64> {
+    if field.first()? & 0x80 != 0 {
+        return base_256(field);
+    }
+    let is_blank = |b: &u8| matches!(b, b' ' | 0);
+    let start = field.iter().position(|b| !is_blank(b)).unwrap_or(field.len());
+    let digits = text(&field[start..]).trim_ascii_end();
+    let digit = |b: &u8| matches!(b, b'0'..=b'7').then(|| i64::from(b - b'0'));
+    digits.iter().try_fold(0_i64, |value, b| Some(value << 3 | digit(b)?))
+}
+
+/// Parses a big-endian two's complement whose highest bit only marks the form.
+fn base_256(field: &[u8]) -> Option<i64> {
+    let is_negative = field[0] & 0x40 != 0;
+    let high = if is_negative { field[0] | 0x80 } else { field[0] & 0x7f };
+    let sign = if is_negative { -1_i128 } else { 0 };
+    // At most 12 bytes, and the sign: they fit.
+    let value = [high].iter().chain(&field[1..]).fold(sign, |value, &b| value << 8 | i128::from(b));
+    i64::try_from(value).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn octal_number_may_be_padded_on_both_sides() {
+        for (field, value) in [
+            (&b"0000644\0"[..], Some(0o644)),
+            (b"   644 \0", Some(0o644)),
+            (b"644\0junk", Some(0o644)),
+            (b"\0\0\0\0\0\0\0\0", Some(0)),
+            (b"        ", Some(0)),
+            (b"77777777777\0", Some(0o77_777_777_777)),
+            (b"777777777777", Some(0o777_777_777_777)),
+            (b"0000648\0", None),
+            (b"-000001\0", None),
+            (b"6 44\0\0\0\0", None),
+            (b"0x1ff\0\0\0", None),
+        ] {
+            assert_eq!(number(field), value, "{}", field.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn base_256_holds_what_a_signed_64_bit_number_holds() {
+        let field = |value: i128| {
+            let mut field: [u8; 12] = value.to_be_bytes()[4..].try_into().unwrap();
+            field[0] |= 0x80;
+            field
+        };
+        for value in [0, 1, -1, 1 << 40, -(1 << 40), i64::MAX.into(), i64::MIN.into()] {
+            assert_eq!(number(&field(value)).map(i128::from), Some(value));
+        }
+        for value in [i128::from(i64::MAX) + 1, i128::from(i64::MIN) - 1] {
+            assert_eq!(number(&field(value)), None);
+        }
+        assert_eq!(number(&[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]), Some(0xffff_ffff));
+        assert_eq!(number(&[0xff; 8]), Some(-1));
+    }
+}

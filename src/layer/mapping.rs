@@ -1,0 +1,184 @@
+//! What a member of the archive says about the image.
+
+use super::archive::{Member, MemberKind};
+use super::{DeviceNumber, EntryError, EntryPath, Limit, Limits, NodeKind};
+use crate::metadata::{Metadata, Timestamp};
+
+const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
+const BOOK_KEEPING_PREFIX: &[u8] = b".wh..wh.";
+const WHITEOUT_PREFIX: &[u8] = b".wh.";
+
+/// Linux reads a link's target into a page, together with a NUL.
+const LONGEST_TARGET: usize = 4095;
+
+/// What the path of a member stands for (image-spec, layer.md, "Whiteouts").
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Subject {
+    /// The path itself.
+    Path(EntryPath),
+    /// What lower layers have at the path.
+    Hidden(EntryPath),
+    /// All that lower layers have in the folder.
+    HiddenChildren(EntryPath),
+    /// Nothing: AUFS, which old versions of Docker ran on, kept its own files there.
+    BookKeeping,
+}
+
+impl Subject {
+    /// Reads the path of a member. Whiteouts are known by their names alone, whatever type the member has.
+    pub(super) fn of(raw: &[u8], limits: &Limits) -> Result<Self, EntryError> {
+        let path = EntryPath::normalise(raw)?;
+        Limit::PathLength.check(path.as_bytes().len() as u64, limits.path_length)?;
+        Limit::PathDepth.check(path.components().count() as u64, limits.path_depth)?;
+        let Some(name) = path.components().next_back().filter(|_| path.components().any(is_whiteout)) else {
+            return Ok(Self::Path(path));
+        };
+        let mut folders = path.components().rev().skip(1);
+        let is_book_keeping = |name: &[u8]| name.starts_with(BOOK_KEEPING_PREFIX) && name != OPAQUE_MARKER;
+        if path.components().any(is_book_keeping) {
+            return Ok(Self::BookKeeping);
+        }
+        if folders.any(is_whiteout) {
+            return Err(EntryError::InsideWhiteout);
+        }
+        let (folder, _) = path.split().expect("a path with a component is not the root");
+        if name == OPAQUE_MARKER {
+            return Ok(Self::HiddenChildren(folder));
+        }
+        match &name[WHITEOUT_PREFIX.len()..] {
+            b"" | b"." | b".." => Err(EntryError::BadWhiteout),
+            hidden => Ok(Self::Hidden(folder.join(hidden))),
+        }
+    }
+}
+
+fn is_whiteout(name: &[u8]) -> bool {
+    name.starts_with(WHITEOUT_PREFIX)
+}
+
+/// Returns what the member is, or `None` where an image can have no such thing. Hard links are not for this function.
+pub(super) fn node_kind(member: &Member) -> Result<Option<NodeKind>, EntryError> {
+    Ok(Some(match member.kind {
+        MemberKind::File => NodeKind::File { size: member.size, content: () },
+        MemberKind::Directory => NodeKind::Directory,
+        MemberKind::Symlink => NodeKind::Symlink(symlink_target(member)?.into()),
+        MemberKind::CharacterDevice => NodeKind::CharacterDevice(device(member)?),
+        MemberKind::BlockDevice => NodeKind::BlockDevice(device(member)?),
+        MemberKind::Fifo => NodeKind::Fifo,
+        MemberKind::HardLink | MemberKind::Unknown => return Ok(None),
+    }))
+}
+
+/// Returns the path that a hard link shares its content with.
+pub(super) fn hard_link_target(member: &Member) -> Result<EntryPath, EntryError> {
+    let target = member.link_target()?;
+    if target.is_empty() {
+        return Err(EntryError::NoTarget);
+    }
+    Ok(EntryPath::normalise(target)?)
+}
+
+/// Returns the metadata of a member, without extended attributes.
+pub(super) fn metadata(member: &Member) -> Result<Metadata, EntryError> {
+    let (header, extended) = (&member.header, &member.extended);
+    Ok(Metadata {
+        mode: (header.mode()? & 0o7777) as u16,
+        uid: id("uid", extended.uid.map_or_else(|| header.uid(), Ok)?)?,
+        gid: id("gid", extended.gid.map_or_else(|| header.gid(), Ok)?)?,
+        mtime: match extended.mtime {
+            Some(mtime) => mtime,
+            None => Timestamp { seconds: header.mtime()?, nanoseconds: 0 },
+        },
+        xattrs: None,
+    })
+}
+
+fn id(field: &'static str, value: i64) -> Result<u32, EntryError> {
+    u32::try_from(value).map_err(|_| EntryError::Id { field, value })
+}
+
+fn symlink_target(member: &Member) -> Result<&[u8], EntryError> {
+    let target = member.link_target()?;
+    if target.is_empty() {
+        Err(EntryError::NoTarget)
+    } else if target.len() > LONGEST_TARGET {
+        Err(EntryError::TargetTooLong)
+    } else if target.contains(&0) {
+        Err(EntryError::TargetWithNul)
+    } else {
+        Ok(target)
+    }
+}
+
+fn device(member: &Member) -> Result<DeviceNumber, EntryError> {
+    let (major, minor) = member.header.device()?;
+    let (major, minor) = (member.extended.device_major.unwrap_or(major), member.extended.device_minor.unwrap_or(minor));
+    match (u32::try_from(major), u32::try_from(minor)) {
+        (Ok(major @ ..0x1000), Ok(minor @ ..0x10_0000)) => Ok(DeviceNumber { major, minor }),
+        _ => Err(EntryError::Device { major, minor }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject(raw: &str) -> Result<Subject, EntryError> {
+        Subject::of(raw.as_bytes(), &Limits::default())
+    }
+
+    fn path(raw: &str) -> EntryPath {
+        EntryPath::normalise(raw.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn whiteouts_are_known_by_their_names() {
+        for (raw, expected) in [
+            ("./a/b/", Subject::Path(path("a/b"))),
+            ("./", Subject::Path(EntryPath::ROOT)),
+            ("a/.whx", Subject::Path(path("a/.whx"))),
+            ("a.wh.b", Subject::Path(path("a.wh.b"))),
+            ("a/.wh.b", Subject::Hidden(path("a/b"))),
+            ("/.wh.b", Subject::Hidden(path("b"))),
+            (".wh.b/", Subject::Hidden(path("b"))),
+            (".wh..b", Subject::Hidden(path(".b"))),
+            (".wh....", Subject::Hidden(path("..."))),
+            ("a/.wh..wh..opq", Subject::HiddenChildren(path("a"))),
+            (".wh..wh..opq", Subject::HiddenChildren(EntryPath::ROOT)),
+            (".wh..wh.aufs", Subject::BookKeeping),
+            (".wh..wh.plnk/1.2", Subject::BookKeeping),
+            ("a/.wh..wh.orph/.wh.b", Subject::BookKeeping),
+        ] {
+            assert_eq!(subject(raw), Ok(expected), "{raw}");
+        }
+    }
+
+    #[test]
+    fn whiteout_needs_a_name_and_holds_nothing() {
+        for raw in [".wh.", "a/.wh.", ".wh..", "a/.wh..."] {
+            assert_eq!(subject(raw), Err(EntryError::BadWhiteout), "{raw}");
+        }
+        for raw in ["a/.wh.b/c", ".wh./a", ".wh.b/.wh..wh..opq", ".wh..wh..opq/a"] {
+            assert_eq!(subject(raw), Err(EntryError::InsideWhiteout), "{raw}");
+        }
+    }
+
+    #[test]
+    fn path_may_have_so_many_bytes_and_components() {
+        let limits = Limits { path_length: 5, path_depth: 3, ..Limits::default() };
+        for (raw, exceeded) in [
+            ("abcd", None),
+            ("./abcde", None),
+            ("a/b/c", None),
+            ("abcdef", Some(Limit::PathLength)),
+            ("a/b/c/d", Some(Limit::PathLength)),
+        ] {
+            let limit = Subject::of(raw.as_bytes(), &limits).err();
+            let expected = exceeded.map(|limit| EntryError::Limit(limit.check(6, 5).unwrap_err()));
+            assert_eq!(limit, expected, "{raw}");
+        }
+        let limits = Limits { path_depth: 3, ..Limits::default() };
+        assert!(Subject::of(b"a/b/c", &limits).is_ok());
+        assert!(Subject::of(b"a/b/c/d", &limits).is_err());
+    }
+}

@@ -1,0 +1,272 @@
+//! The records of PAX extended headers (POSIX.1-2017, pax, "pax Extended Header").
+
+use super::EntryError;
+use super::sparse::SparseRecords;
+use crate::metadata::{Timestamp, Xattrs};
+
+/// What extended headers say about an entry. Where they say nothing, the header itself counts.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Extended {
+    pub(super) path: Option<Vec<u8>>,
+    pub(super) link_target: Option<Vec<u8>>,
+    pub(super) size: Option<u64>,
+    pub(super) uid: Option<i64>,
+    pub(super) gid: Option<i64>,
+    pub(super) mtime: Option<Timestamp>,
+    pub(super) device_major: Option<i64>,
+    pub(super) device_minor: Option<i64>,
+    pub(super) has_acl: bool,
+    pub(super) sparse: SparseRecords,
+    schily_xattrs: Xattrs,
+    libarchive_xattrs: Xattrs,
+}
+
+impl Extended {
+    /// Takes the records of an `x` header. An empty value brings the header's own back.
+    pub(super) fn apply(&mut self, records: &[u8]) -> Result<(), EntryError> {
+        let mut rest = records;
+        while !rest.is_empty() {
+            let (key, value, after) = split_record(rest).ok_or(EntryError::Record)?;
+            self.set(key, value)?;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Takes the records of a `g` header, which hold for all entries from here on.
+    ///
+    /// Those that can describe only one file are left out: container engines ignore global headers altogether, so an
+    /// archive that tried to move or resize other entries this way would look different there.
+    pub(super) fn apply_to_all(&mut self, records: &[u8]) -> Result<(), EntryError> {
+        self.apply(records)?;
+        self.path = None;
+        self.link_target = None;
+        self.size = None;
+        self.sparse = SparseRecords::default();
+        Ok(())
+    }
+
+    /// Takes the extended attributes out, with their full names. `SCHILY` ones, which every program writes, win.
+    pub(super) fn take_xattrs(&mut self) -> Xattrs {
+        let mut xattrs = std::mem::take(&mut self.libarchive_xattrs);
+        xattrs.append(&mut self.schily_xattrs);
+        xattrs
+    }
+
+    fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), EntryError> {
+        match key {
+            b"path" => self.path = filled(value),
+            b"linkpath" => self.link_target = filled(value),
+            b"size" => self.size = parsed(value, decimal, "size")?,
+            b"uid" => self.uid = parsed(value, signed, "uid")?,
+            b"gid" => self.gid = parsed(value, signed, "gid")?,
+            b"mtime" => self.mtime = parsed(value, timestamp, "mtime")?,
+            b"SCHILY.devmajor" => self.device_major = parsed(value, signed, "device number")?,
+            b"SCHILY.devminor" => self.device_minor = parsed(value, signed, "device number")?,
+            _ => self.set_by_prefix(key, value)?,
+        }
+        Ok(())
+    }
+
+    fn set_by_prefix(&mut self, key: &[u8], value: &[u8]) -> Result<(), EntryError> {
+        if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+            self.schily_xattrs.insert(name.into(), value.into());
+        } else if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
+            let name = percent_decoded(name).ok_or(EntryError::Record)?;
+            let value = base64_decoded(value).ok_or(EntryError::Record)?;
+            self.libarchive_xattrs.insert(name.into(), value.into());
+        } else if key.starts_with(b"SCHILY.acl.") {
+            self.has_acl |= !value.is_empty();
+        } else if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+            self.sparse.set(key, value)?;
+        }
+        Ok(())
+    }
+}
+
+/// Splits off the first record, `LENGTH KEY=VALUE\n`, where the length counts all of it.
+fn split_record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    // The length has few digits, so a long search for the space would be in vain.
+    let space = records.iter().take(20).position(|&b| b == b' ')?;
+    let length = usize::try_from(decimal(&records[..space])?).ok()?;
+    let record = records.get(space + 1..length)?.strip_suffix(b"\n")?;
+    let equals = record.iter().position(|&b| b == b'=').filter(|&equals| equals > 0)?;
+    Some((&record[..equals], &record[equals + 1..], &records[length..]))
+}
+
+/// Returns a value unless it is empty.
+pub(super) fn filled(value: &[u8]) -> Option<Vec<u8>> {
+    (!value.is_empty()).then(|| value.to_vec())
+}
+
+fn parsed<T>(value: &[u8], parse: fn(&[u8]) -> Option<T>, name: &'static str) -> Result<Option<T>, EntryError> {
+    if value.is_empty() {
+        return Ok(None);
+    }
+    parse(value).map(Some).ok_or(EntryError::Number(name))
+}
+
+/// Parses decimal digits, and nothing else.
+pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
+    let digit = |b: &u8| b.is_ascii_digit().then(|| u64::from(b - b'0'));
+    let add = |value: u64, b: &u8| value.checked_mul(10)?.checked_add(digit(b)?);
+    if digits.is_empty() { None } else { digits.iter().try_fold(0, add) }
+}
+
+fn signed(text: &[u8]) -> Option<i64> {
+    match text.strip_prefix(b"-") {
+        Some(digits) => 0_i64.checked_sub_unsigned(decimal(digits)?),
+        None => i64::try_from(decimal(text)?).ok(),
+    }
+}
+
+/// Parses seconds with or without a fraction, and rounds down to nanoseconds.
+fn timestamp(text: &[u8]) -> Option<Timestamp> {
+    let (is_negative, text) = text.strip_prefix(b"-").map_or((false, text), |text| (true, text));
+    let point = text.iter().position(|&b| b == b'.').unwrap_or(text.len());
+    let fraction = text.get(point + 1..).unwrap_or_default();
+    if !fraction.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let digit = |n: usize| fraction.get(n).map_or(0, |b| u32::from(b - b'0'));
+    let nanoseconds = (0..9).fold(0, |value, n| value * 10 + digit(n));
+    if !is_negative {
+        return Some(Timestamp { seconds: i64::try_from(decimal(&text[..point])?).ok()?, nanoseconds });
+    }
+    let rest = u32::from(fraction.iter().skip(9).any(|&b| b != b'0'));
+    let below = nanoseconds + rest;
+    let seconds = 0_i64.checked_sub_unsigned(decimal(&text[..point])?)?;
+    if below == 0 {
+        return Some(Timestamp { seconds, nanoseconds: 0 });
+    }
+    Some(Timestamp { seconds: seconds.checked_sub(1)?, nanoseconds: 1_000_000_000 - below })
+}
+
+/// Decodes `%3D` and the like. Anything else after a `%` stands for itself, as libarchive has it.
+fn percent_decoded(text: &[u8]) -> Option<Vec<u8>> {
+    let digit = |b: u8| char::from(b).to_digit(16);
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&first, after)) = rest.split_first() {
+        rest = after;
+        match (first, after) {
+            (b'%', &[high, low, ..]) if digit(high).is_some() && digit(low).is_some() => {
+                decoded.push(u8::try_from(digit(high)? << 4 | digit(low)?).ok()?);
+                rest = &after[2..];
+            }
+            _ => decoded.push(first),
+        }
+    }
+    Some(decoded)
+}
+
+/// Decodes base64 of the usual alphabet, with or without padding.
+fn base64_decoded(text: &[u8]) -> Option<Vec<u8>> {
+    let sextet = |b: u8| match b {
+        b'A'..=b'Z' => Some(b - b'A'),
+        b'a'..=b'z' => Some(b - b'a' + 26),
+        b'0'..=b'9' => Some(b - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    };
+    let end = text.iter().rposition(|&b| b != b'=').map_or(0, |last| last + 1);
+    let mut decoded = Vec::with_capacity(end * 3 / 4);
+    for quartet in text[..end].chunks(4) {
+        let bits = quartet.iter().try_fold(0_u32, |bits, &b| Some(bits << 6 | u32::from(sextet(b)?)))?;
+        let bytes = (bits << (6 * (4 - quartet.len()))).to_be_bytes();
+        // A lone character would hold six bits, which are no byte.
+        let count = quartet.len().checked_sub(1).filter(|&count| count > 0)?;
+        decoded.extend_from_slice(&bytes[1..=count]);
+    }
+    Some(decoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn applied(records: &[u8]) -> Result<Extended, EntryError> {
+        let mut extended = Extended::default();
+        extended.apply(records)?;
+        Ok(extended)
+    }
+
+    #[test]
+    fn record_length_must_match_the_record() {
+        assert_eq!(applied(b"9 path=a\n12 path=b\nc\n").unwrap().path.unwrap(), b"b\nc");
+        for wrong in [
+            &b"8 path=a\n"[..],
+            b"11 path=a\n",
+            b"9 path=a ",
+            b"9 patha\n\n",
+            b"4 =a\n",
+            b"0 path=a\n",
+            b"+9 path=a\n",
+            b" path=a\n",
+            b"99999999999999999999 path=a\n",
+            b"9 path=a\n\0\0",
+            b"9",
+        ] {
+            assert_eq!(applied(wrong).unwrap_err(), EntryError::Record, "{}", wrong.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn empty_value_takes_a_record_back() {
+        let extended = applied(b"9 uid=12\n7 uid=\n").unwrap();
+        assert_eq!(extended.uid, None);
+    }
+
+    #[test]
+    fn time_is_rounded_down() {
+        for (text, seconds, nanoseconds) in [
+            (&b"1"[..], 1, 0),
+            (b"1.", 1, 0),
+            (b"1.5", 1, 500_000_000),
+            (b"1.0000000019", 1, 1),
+            (b"-1", -1, 0),
+            (b"-1.5", -2, 500_000_000),
+            (b"-0.25", -1, 750_000_000),
+            (b"-0.000000001", -1, 999_999_999),
+            (b"-1.0000000001", -2, 999_999_999),
+            (b"-1.9999999999", -2, 0),
+            (b"9223372036854775807.9", i64::MAX, 900_000_000),
+            (b"-9223372036854775808", i64::MIN, 0),
+        ] {
+            assert_eq!(timestamp(text), Some(Timestamp { seconds, nanoseconds }), "{}", text.escape_ascii());
+        }
+        for wrong in [&b""[..], b".5", b"-", b"1.x", b"1e3", b"--1", b"9223372036854775808", b"-9223372036854775808.1"]
+        {
+            assert_eq!(timestamp(wrong), None, "{}", wrong.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn libarchive_attributes_are_decoded() {
+        assert_eq!(percent_decoded(b"user.a%3Db%2").unwrap(), b"user.a=b%2");
+        for (text, decoded) in [
+            (&b""[..], Some(&b""[..])),
+            (b"AA", Some(b"\0")),
+            (b"AA==", Some(b"\0")),
+            (b"aGk", Some(b"hi")),
+            (b"aGkh", Some(b"hi!")),
+            (b"aGkh+/8", Some(b"hi!\xfb\xff")),
+            (b"a", None),
+            (b"aGkhA", None),
+            (b"a-_b", None),
+        ] {
+            assert_eq!(base64_decoded(text).as_deref(), decoded, "{}", text.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn schily_attribute_wins_over_libarchive() {
+        let mut extended =
+            applied(b"25 SCHILY.xattr.user.a=S\n30 LIBARCHIVE.xattr.user.a=TA\n30 LIBARCHIVE.xattr.user.b=TA\n")
+                .unwrap();
+        let xattrs = extended.take_xattrs();
+        assert_eq!(xattrs[&b"user.a"[..]][..], b"S"[..]);
+        assert_eq!(xattrs[&b"user.b"[..]][..], b"L"[..]);
+    }
+}

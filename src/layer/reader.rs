@@ -1,0 +1,184 @@
+//! The face of the layer room.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use super::archive::{Archive, Member, MemberKind};
+use super::blob::Blob;
+use super::decompress::Unpacker;
+use super::mapping::{self, Subject};
+use super::stream::TarStream;
+use super::{
+    Compression, DeviceNumber, EntryError, EntryKind, EntryPath, LayerEntry, LayerError, Limit, Limits, Loss, LossKind,
+    Losses, NodeKind, Piece, xattrs,
+};
+use crate::image::{DiffId, Digest};
+use crate::metadata::{Metadata, Xattrs};
+
+/// What is known of a layer before it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpectedLayer {
+    /// The digest of the blob, by the image manifest.
+    pub digest: Digest,
+    /// The size of the blob, by the image manifest.
+    pub size: u64,
+    /// What the layer unpacks to, by the image config. Not checked where nobody says.
+    pub diff_id: Option<DiffId>,
+}
+
+/// What was found while a layer was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerSummary {
+    /// The size of the blob.
+    pub blob_size: u64,
+    /// How the blob is compressed.
+    pub compression: Compression,
+    /// The size of the tar stream in it.
+    pub unpacked_size: u64,
+    /// The digest of the tar stream in it.
+    pub diff_id: DiffId,
+    /// What the layer has and CVMFS cannot hold.
+    pub losses: Losses,
+}
+
+/// Reads the entries of a layer, in the order of the archive, and verifies the whole blob.
+///
+/// Takes about 600 KB, plus what the blob's compression asks for: nothing for a plain archive, 48 KB for gzip, up to
+/// 128 MiB for zstd of the highest levels. One extended header or sparse map may add what [`Limits`] allow.
+/// An error is final: the reader is of no use after one.
+pub struct LayerReader<R> {
+    archive: Archive<R>,
+    expected: ExpectedLayer,
+    limits: Limits,
+    /// Bytes of paths, link targets and extended attributes so far.
+    metadata_size: u64,
+    losses: Losses,
+    /// The attributes last seen. Whole images carry the same security label on every file.
+    last_xattrs: Option<Arc<Xattrs>>,
+}
+
+impl<R: Read> LayerReader<R> {
+    /// Starts to read a layer. How it is compressed is seen from its first bytes.
+    pub fn new(blob: R, expected: ExpectedLayer, limits: Limits) -> Result<Self, LayerError> {
+        let unpacker = Unpacker::new(Blob::new(blob, expected.size))?;
+        let archive = Archive::new(TarStream::new(unpacker, limits), limits);
+        Ok(Self { archive, expected, limits, metadata_size: 0, losses: Losses::default(), last_xattrs: None })
+    }
+
+    /// Returns the next entry, or `None` after the last. Content of the one before that was not read is skipped.
+    pub fn next_entry(&mut self) -> Result<Option<LayerEntry>, LayerError> {
+        while let Some(member) = self.archive.next_member()? {
+            let entry = self.entry(member).map_err(|problem| self.archive.failed(problem))?;
+            let allowed = self.limits.metadata_size;
+            self.metadata_size += entry.as_ref().map_or(0, size_of_metadata);
+            Limit::MetadataSize.check(self.metadata_size, allowed).map_err(|limit| self.archive.failed(limit))?;
+            if !entry.as_ref().is_some_and(is_file) {
+                self.archive.hide_content();
+            }
+            if entry.is_some() {
+                return Ok(entry);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the next piece of content of the regular file that [`Self::next_entry`] returned last.
+    ///
+    /// Pieces come in order and without gaps; data is as long as the buffer allows, up to 256 KiB. `None` stands at the
+    /// end of the file, and for whatever is not a regular file.
+    pub fn next_piece(&mut self) -> Result<Option<Piece<'_>>, LayerError> {
+        self.archive.next_piece()
+    }
+
+    /// Reads what is left of the blob, to its very end, and verifies size, digest and diff ID.
+    ///
+    /// Entries that were not asked for are read too, and may be refused: success vouches for the layer as a whole.
+    pub fn finish(mut self) -> Result<LayerSummary, LayerError> {
+        while self.next_entry()?.is_some() {}
+        let stream = self.archive.into_drained_stream()?;
+        let (blob_size, digest, compression) = stream.blob();
+        let diff_id = stream.diff_id();
+        verify(&self.expected, blob_size, digest, diff_id)?;
+        Ok(LayerSummary { blob_size, compression, unpacked_size: stream.size(), diff_id, losses: self.losses })
+    }
+
+    fn entry(&mut self, member: Member) -> Result<Option<LayerEntry>, EntryError> {
+        match Subject::of(&member.path, &self.limits)? {
+            Subject::BookKeeping => Ok(None),
+            Subject::Hidden(path) => Ok(Some(LayerEntry { path, kind: EntryKind::Whiteout })),
+            Subject::HiddenChildren(path) => Ok(Some(LayerEntry { path, kind: EntryKind::Opaque })),
+            Subject::Path(path) if member.kind == MemberKind::HardLink => {
+                let target = mapping::hard_link_target(&member)?;
+                Ok(Some(LayerEntry { path, kind: EntryKind::HardLink(target) }))
+            }
+            Subject::Path(path) => self.node(path, member),
+        }
+    }
+
+    fn node(&mut self, path: EntryPath, member: Member) -> Result<Option<LayerEntry>, EntryError> {
+        let Some(kind) = mapping::node_kind(&member)? else {
+            self.lose(path, LossKind::UnknownType);
+            return Ok(None);
+        };
+        if kind == NodeKind::CharacterDevice(DeviceNumber { major: 0, minor: 0 }) {
+            self.lose(path, LossKind::OverlayDevice);
+            return Ok(None);
+        }
+        let metadata = mapping::metadata(&member)?;
+        let xattrs = self.xattrs(&path, member);
+        Ok(Some(LayerEntry { path, kind: EntryKind::Node(Metadata { xattrs, ..metadata }, kind) }))
+    }
+
+    fn xattrs(&mut self, path: &EntryPath, mut member: Member) -> Option<Arc<Xattrs>> {
+        if member.extended.has_acl {
+            self.lose(path.clone(), LossKind::Acl);
+        }
+        let mut xattrs = member.extended.take_xattrs();
+        for kind in xattrs::take_unfit(&mut xattrs) {
+            self.lose(path.clone(), kind);
+        }
+        if xattrs.is_empty() {
+            return None;
+        }
+        if self.last_xattrs.as_deref() != Some(&xattrs) {
+            self.last_xattrs = Some(Arc::new(xattrs));
+        }
+        self.last_xattrs.clone()
+    }
+
+    fn lose(&mut self, path: EntryPath, kind: LossKind) {
+        self.losses.add(Loss { path, kind });
+    }
+}
+
+/// Returns the bytes that an entry's names and attributes take. Attributes that several entries share count each time.
+fn size_of_metadata(entry: &LayerEntry) -> u64 {
+    let of_node = |metadata: &Metadata, kind: &NodeKind| {
+        let xattrs = metadata.xattrs.iter().flat_map(|xattrs| xattrs.iter());
+        let target = if let NodeKind::Symlink(target) = kind { target.len() } else { 0 };
+        target + xattrs.map(|(name, value)| name.len() + value.len()).sum::<usize>()
+    };
+    let own = match &entry.kind {
+        EntryKind::Node(metadata, kind) => of_node(metadata, kind),
+        EntryKind::HardLink(target) => target.as_bytes().len(),
+        EntryKind::Whiteout | EntryKind::Opaque => 0,
+    };
+    (entry.path.as_bytes().len() + own) as u64
+}
+
+fn is_file(entry: &LayerEntry) -> bool {
+    matches!(entry.kind, EntryKind::Node(_, NodeKind::File { .. }))
+}
+
+fn verify(expected: &ExpectedLayer, size: u64, digest: Digest, diff_id: DiffId) -> Result<(), LayerError> {
+    if size != expected.size {
+        return Err(LayerError::WrongSize { expected: expected.size, actual: size });
+    }
+    if digest != expected.digest {
+        return Err(LayerError::WrongDigest { expected: expected.digest, actual: digest });
+    }
+    match expected.diff_id {
+        Some(expected) if expected != diff_id => Err(LayerError::WrongDiffId { expected, actual: diff_id }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,222 @@
+//! Files with holes: where the pieces of data lie that the archive holds.
+//!
+//! GNU tar has written four forms over the years. The oldest keeps its map in and behind the header (`header`), PAX
+//! 0.0 and 0.1 in the extended header, and PAX 1.0 at the start of the content.
+
+use super::pax::{decimal, filled};
+use super::stream::BLOCK_SIZE;
+use super::{EntryError, Limit, Limits};
+
+/// A piece of a file that the archive holds, or all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Segment {
+    pub(super) offset: u64,
+    pub(super) length: u64,
+}
+
+/// Where the map of a sparse file stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MapPlace {
+    /// PAX 0.0 and 0.1.
+    Records,
+    /// PAX 1.0.
+    Content,
+}
+
+/// The `GNU.sparse.` records of a PAX header.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SparseRecords {
+    pub(super) name: Option<Vec<u8>>,
+    pub(super) size: Option<u64>,
+    pub(super) map: Vec<Segment>,
+    version: [Option<u64>; 2],
+    has_map: bool,
+    offset: Option<u64>,
+}
+
+impl SparseRecords {
+    /// Takes one record, its key without `GNU.sparse.`.
+    pub(super) fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), EntryError> {
+        let number = || decimal(value).ok_or(EntryError::Number("GNU.sparse record"));
+        match key {
+            b"major" => self.version[0] = Some(number()?),
+            b"minor" => self.version[1] = Some(number()?),
+            b"name" => self.name = filled(value),
+            b"size" | b"realsize" => self.size = Some(number()?),
+            b"offset" => self.offset = Some(number()?),
+            b"numbytes" => {
+                let offset = self.offset.take().ok_or(EntryError::Sparse("its map has a length without an offset"))?;
+                self.map.push(Segment { offset, length: number()? });
+                self.has_map = true;
+            }
+            b"map" => {
+                self.map = map_in_one_record(value)?;
+                self.has_map = true;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Tells whether the file is sparse, and where its map stands.
+    pub(super) fn map_place(&self) -> Result<Option<MapPlace>, EntryError> {
+        match self.version {
+            [Some(1), Some(0)] => Ok(Some(MapPlace::Content)),
+            [Some(0), Some(0 | 1)] => Ok(Some(MapPlace::Records)),
+            // Version 0.0 does not say so.
+            [None, None] => Ok((self.has_map || self.size.is_some()).then_some(MapPlace::Records)),
+            _ => Err(EntryError::Sparse("its version is unknown")),
+        }
+    }
+
+    /// Returns the size of the file, holes counted.
+    pub(super) fn file_size(&self) -> Result<u64, EntryError> {
+        self.size.ok_or(EntryError::Sparse("its size is missing"))
+    }
+}
+
+fn map_in_one_record(value: &[u8]) -> Result<Vec<Segment>, EntryError> {
+    if value.is_empty() {
+        return Ok(Vec::new());
+    }
+    let wrong = EntryError::Sparse("its map is not pairs of numbers");
+    let numbers: Option<Vec<u64>> = value.split(|&b| b == b',').map(decimal).collect();
+    let numbers = numbers.ok_or(wrong.clone())?;
+    let (pairs, rest) = numbers.as_chunks::<2>();
+    if !rest.is_empty() {
+        return Err(wrong);
+    }
+    Ok(pairs.iter().map(|&[offset, length]| Segment { offset, length }).collect())
+}
+
+/// Reads the map of PAX 1.0, block by block: how many pieces there are, then offset and length of each, a line each.
+#[derive(Default)]
+pub(super) struct MapReader {
+    line: Option<u64>,
+    count: Option<u64>,
+    offset: Option<u64>,
+    map: Vec<Segment>,
+}
+
+impl MapReader {
+    /// Takes the next block of the map, and tells whether it was the last.
+    pub(super) fn read(&mut self, block: &[u8; BLOCK_SIZE], limits: &Limits) -> Result<bool, EntryError> {
+        let wrong = EntryError::Sparse("its map is not lines of numbers");
+        for &b in block {
+            match b {
+                b'0'..=b'9' => {
+                    let before = self.line.unwrap_or(0).checked_mul(10);
+                    self.line = Some(before.and_then(|n| n.checked_add(u64::from(b - b'0'))).ok_or(wrong.clone())?);
+                }
+                b'\n' => {
+                    let number = self.line.take().ok_or(wrong.clone())?;
+                    self.take_number(number, limits)?;
+                    if self.is_complete() {
+                        return Ok(true);
+                    }
+                }
+                _ => return Err(wrong),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Returns the map that was read.
+    pub(super) fn into_map(self) -> Vec<Segment> {
+        self.map
+    }
+
+    fn take_number(&mut self, number: u64, limits: &Limits) -> Result<(), EntryError> {
+        match (self.count, self.offset.take()) {
+            (None, _) => {
+                Limit::SparsePieces.check(number, limits.sparse_pieces)?;
+                self.count = Some(number);
+            }
+            (Some(_), None) => self.offset = Some(number),
+            (Some(_), Some(offset)) => self.map.push(Segment { offset, length: number }),
+        }
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        self.count == Some(self.map.len() as u64)
+    }
+}
+
+/// Refuses a map whose pieces overlap, leave the file, or are not what the archive `stored`.
+pub(super) fn check_map(map: &[Segment], file_size: u64, stored: u64) -> Result<(), EntryError> {
+    let mut end = 0;
+    let mut total = 0_u64;
+    for piece in map {
+        if piece.offset < end {
+            return Err(EntryError::Sparse("pieces of its map overlap or are out of order"));
+        }
+        end = piece.offset.checked_add(piece.length).ok_or(EntryError::Sparse("its map leaves the file"))?;
+        // No overlap, so the sum is at most the last end.
+        total += piece.length;
+    }
+    if end > file_size {
+        return Err(EntryError::Sparse("its map leaves the file"));
+    }
+    if total != stored {
+        return Err(EntryError::Sparse("its map does not match the data in the archive"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn piece(offset: u64, length: u64) -> Segment {
+        Segment { offset, length }
+    }
+
+    fn block(text: &[u8]) -> [u8; BLOCK_SIZE] {
+        let mut block = [0; BLOCK_SIZE];
+        block[..text.len()].copy_from_slice(text);
+        block
+    }
+
+    #[test]
+    fn map_must_lie_in_the_file_in_order_and_match_the_data() {
+        assert_eq!(check_map(&[], 10, 0), Ok(()));
+        assert_eq!(check_map(&[piece(0, 4), piece(4, 0), piece(9, 1)], 10, 5), Ok(()));
+        for (map, stored) in [
+            (&[piece(0, 4), piece(3, 1)][..], 5),
+            (&[piece(5, 1), piece(0, 1)], 2),
+            (&[piece(9, 2)], 2),
+            (&[piece(11, 0)], 0),
+            (&[piece(u64::MAX, 2)], 2),
+            (&[piece(0, 4)], 5),
+            (&[piece(0, 4)], 3),
+        ] {
+            assert!(check_map(map, 10, stored).is_err(), "{map:?} was taken");
+        }
+    }
+
+    #[test]
+    fn map_in_content_may_span_blocks() {
+        let limits = Limits::default();
+        let lines: String = (0..100).map(|n| format!("{}\n1\n", n * 1000)).collect();
+        let text = format!("100\n{lines}");
+        let mut reader = MapReader::default();
+        let complete: Vec<bool> =
+            text.as_bytes().chunks(BLOCK_SIZE).map(|part| reader.read(&block(part), &limits).unwrap()).collect();
+        assert_eq!(complete, [false, true]);
+        assert_eq!(reader.into_map()[99], piece(99_000, 1));
+        let mut empty = MapReader::default();
+        assert_eq!(empty.read(&block(b"0\n"), &limits), Ok(true));
+    }
+
+    #[test]
+    fn map_in_content_refuses_garbage_and_too_many_pieces() {
+        let limits = Limits { sparse_pieces: 2, ..Limits::default() };
+        for wrong in [&b"x\n"[..], b"\n", b"-1\n", b"1\n0\n", b"99999999999999999999\n", b""] {
+            assert!(MapReader::default().read(&block(wrong), &limits).is_err(), "{}", wrong.escape_ascii());
+        }
+        assert_eq!(MapReader::default().read(&block(b"2\n0\n1\n5\n1\n"), &limits), Ok(true));
+        let expected = Limit::SparsePieces.check(3, 2).unwrap_err().into();
+        assert_eq!(MapReader::default().read(&block(b"3\n0\n1\n5\n1\n8\n1\n"), &limits), Err(expected));
+    }
+}

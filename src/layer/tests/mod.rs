@@ -1,0 +1,85 @@
+//! Whole blobs, byte by byte.
+
+mod archive;
+mod blob;
+mod entries;
+mod hostile;
+mod sample;
+
+use super::*;
+use crate::image::{DiffId, Digest};
+use sample::{Head, Tar};
+
+/// What a layer says, with the content of its files, holes filled.
+type Read = (Vec<(LayerEntry, Vec<u8>)>, LayerSummary);
+
+fn expected(blob: &[u8]) -> ExpectedLayer {
+    ExpectedLayer { digest: Digest::of(blob), size: blob.len() as u64, diff_id: None }
+}
+
+fn read(blob: &[u8]) -> Result<Read, LayerError> {
+    read_within(blob, Limits::default())
+}
+
+fn read_within(blob: &[u8], limits: Limits) -> Result<Read, LayerError> {
+    read_as(blob, expected(blob), limits)
+}
+
+fn read_as(blob: &[u8], expected: ExpectedLayer, limits: Limits) -> Result<Read, LayerError> {
+    let mut reader = LayerReader::new(blob, expected, limits)?;
+    let mut entries = Vec::new();
+    while let Some(entry) = reader.next_entry()? {
+        let mut content = Vec::new();
+        while let Some(piece) = reader.next_piece()? {
+            match piece {
+                Piece::Data(bytes) => content.extend_from_slice(bytes),
+                Piece::Hole(length) => content.resize(content.len() + length as usize, 0),
+            }
+        }
+        entries.push((entry, content));
+    }
+    Ok((entries, reader.finish()?))
+}
+
+/// Reads the entries of an archive that is right.
+fn entries(tar: Tar) -> Vec<(LayerEntry, Vec<u8>)> {
+    read(&tar.end()).unwrap().0
+}
+
+/// Reads the only entry of an archive that is right.
+fn entry(tar: Tar) -> (LayerEntry, Vec<u8>) {
+    let mut entries = entries(tar);
+    assert_eq!(entries.len(), 1);
+    entries.remove(0)
+}
+
+/// Reads an archive with a wrong entry, and returns that entry's path and what is wrong.
+fn problem(tar: Tar) -> (String, EntryError) {
+    problem_of(read(&tar.end()))
+}
+
+fn problem_of<T>(outcome: Result<T, LayerError>) -> (String, EntryError) {
+    match outcome {
+        Err(LayerError::Entry { path, problem }) => (path, problem),
+        Err(other) => panic!("not about an entry: {other}"),
+        Ok(_) => panic!("the archive was taken"),
+    }
+}
+
+fn path(raw: &str) -> EntryPath {
+    EntryPath::normalise(raw.as_bytes()).unwrap()
+}
+
+fn metadata(entry: &LayerEntry) -> &crate::metadata::Metadata {
+    match &entry.kind {
+        EntryKind::Node(metadata, _) => metadata,
+        other => panic!("{other:?} is no node"),
+    }
+}
+
+fn node(entry: &LayerEntry) -> &NodeKind {
+    match &entry.kind {
+        EntryKind::Node(_, node) => node,
+        other => panic!("{other:?} is no node"),
+    }
+}

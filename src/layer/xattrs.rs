@@ -1,0 +1,143 @@
+//! Which extended attributes CVMFS can hold and hand out again.
+
+use super::LossKind;
+use crate::metadata::Xattrs;
+
+/// The most attributes of one entry, and the most bytes of a name or a value: catalogs count all three in one byte.
+const MOST: usize = 255;
+
+/// The attributes that CVMFS 2.12 clients answer themselves (`cvmfs/magic_xattr.cc` and `cvmfs/cvmfs.cc`), sorted.
+const MAGIC: &[&str] = &[
+    "user.authz",
+    "user.catalog_counters",
+    "user.chunk_list",
+    "user.chunks",
+    "user.compression",
+    "user.direct_io",
+    "user.expires",
+    "user.external_file",
+    "user.external_host",
+    "user.external_timeout",
+    "user.external_url",
+    "user.fqrn",
+    "user.hash",
+    "user.hitrate",
+    "user.host",
+    "user.host_list",
+    "user.inode_max",
+    "user.lhash",
+    "user.logbuffer",
+    "user.maxfd",
+    "user.ncleanup24",
+    "user.nclg",
+    "user.ndiropen",
+    "user.ndownload",
+    "user.nioerr",
+    "user.nopen",
+    "user.pid",
+    "user.proxy",
+    "user.proxy_list",
+    "user.proxy_list_external",
+    "user.pubkeys",
+    "user.rawlink",
+    "user.repo_counters",
+    "user.repo_metainfo",
+    "user.revision",
+    "user.root_hash",
+    "user.rx",
+    "user.speed",
+    "user.tag",
+    "user.timeout",
+    "user.timeout_direct",
+    "user.timestamp_last_ioerr",
+    "user.uptime",
+    "user.useddirp",
+    "user.usedfd",
+    "user.version",
+    "xfsroot.rawlink",
+];
+
+/// Takes out of `xattrs` what CVMFS cannot hold, and returns why, each reason once.
+pub(super) fn take_unfit(xattrs: &mut Xattrs) -> Vec<LossKind> {
+    let mut losses = Vec::new();
+    xattrs.retain(|name, value| {
+        let reason = why_unfit(name, value);
+        losses.extend(reason);
+        reason.is_none()
+    });
+    if let Some(first_too_many) = xattrs.keys().nth(MOST).cloned() {
+        xattrs.split_off(&first_too_many);
+        losses.push(LossKind::TooManyXattrs);
+    }
+    losses.sort_unstable();
+    losses.dedup();
+    losses
+}
+
+fn why_unfit(name: &[u8], value: &[u8]) -> Option<LossKind> {
+    if name.is_empty() || name.len() > MOST || name.contains(&0) {
+        Some(LossKind::XattrName)
+    } else if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
+        Some(LossKind::OverlayXattr)
+    } else if is_magic(name) {
+        Some(LossKind::MagicXattr)
+    } else if value.len() > MOST {
+        Some(LossKind::XattrValueTooLong)
+    } else {
+        None
+    }
+}
+
+/// Tells whether a client would not look the name up in the catalog. With `@` or `~` it asks for a page of such a name.
+fn is_magic(name: &[u8]) -> bool {
+    name.iter().any(|b| matches!(b, b'@' | b'~')) || MAGIC.binary_search_by(|magic| magic.as_bytes().cmp(name)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn xattrs<N: AsRef<[u8]>, V: AsRef<[u8]>>(all: impl IntoIterator<Item = (N, V)>) -> Xattrs {
+        all.into_iter().map(|(name, value)| (name.as_ref().into(), value.as_ref().into())).collect()
+    }
+
+    #[test]
+    fn list_of_magic_names_can_be_searched() {
+        assert!(MAGIC.is_sorted());
+        assert!(is_magic(b"user.hash") && is_magic(b"xfsroot.rawlink") && is_magic(b"user.authz"));
+        assert!(!is_magic(b"user.hash2") && !is_magic(b"trusted.hash") && !is_magic(b"security.capability"));
+    }
+
+    #[test]
+    fn unfit_attributes_are_lost_and_named() {
+        let mut all = xattrs([
+            ("user.hash", "x"),
+            ("user.a~1", "x"),
+            ("user.a@1", "x"),
+            ("trusted.overlay.redirect", "/x"),
+            ("user.overlay.opaque", "y"),
+            ("", "x"),
+            ("user.kept", ""),
+        ]);
+        assert_eq!(take_unfit(&mut all), [LossKind::MagicXattr, LossKind::XattrName, LossKind::OverlayXattr]);
+        assert_eq!(all, xattrs([("user.kept", "")]));
+    }
+
+    #[test]
+    fn name_and_value_may_have_255_bytes() {
+        for (length, losses) in [(254, 0), (255, 0), (256, 1)] {
+            assert_eq!(take_unfit(&mut xattrs([("user.a", "v".repeat(length))])).len(), losses);
+            assert_eq!(take_unfit(&mut xattrs([("n".repeat(length), "v")])).len(), losses);
+        }
+    }
+
+    #[test]
+    fn first_255_attributes_are_kept() {
+        for (count, losses) in [(254, 0), (255, 0), (256, 1)] {
+            let mut all = xattrs((0..count).map(|n| (format!("user.{n:03}"), "v")));
+            assert_eq!(take_unfit(&mut all).len(), losses);
+            assert_eq!(all.len(), count.min(255));
+            assert!(!all.contains_key(&b"user.255"[..]));
+        }
+    }
+}
