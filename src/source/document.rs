@@ -1,0 +1,198 @@
+//! The small JSON files that describe an image: bounded before they are read, verified, and kept as they are.
+
+use std::fmt;
+use std::io::Read;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+
+use super::error::SourceError;
+use crate::image::{Descriptor, Digest, DocumentKind, parse_object};
+
+/// The size up to which documents are read, in bytes: every registry takes as much (distribution-spec, "Pushing Manifests").
+pub(super) const MAX_DOCUMENT: u64 = 4 << 20;
+
+/// A document as it was received, to the byte.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Document {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// Their digest.
+    pub digest: Digest,
+}
+
+impl Document {
+    /// Keeps `bytes` under their digest.
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
+        let digest = Digest::of(&bytes);
+        Self { bytes, digest }
+    }
+}
+
+impl fmt::Debug for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} bytes", self.digest, self.bytes.len())
+    }
+}
+
+/// A file or blob that has been opened, and its size.
+pub(super) struct Blob {
+    pub(super) size: u64,
+    pub(super) reader: Box<dyn Read + Send>,
+}
+
+/// A place that holds blobs by digest.
+pub(super) trait Blobs {
+    /// Returns the folder or file, for messages.
+    fn path(&self) -> &Path;
+
+    /// Opens a blob; one that is absent is [`SourceError::MissingBlob`].
+    fn open_blob(&self, digest: &Digest) -> Result<Blob, SourceError>;
+}
+
+/// Reads the document that `descriptor` points to and verifies its size and digest.
+pub(super) fn read_verified(blobs: &dyn Blobs, descriptor: &Descriptor, from: &str) -> Result<Document, SourceError> {
+    let expected =
+        descriptor.digest().map_err(|source| SourceError::UnknownDigest { document: from.to_owned(), source })?;
+    let path = blobs.path();
+    check_size(path, &expected.to_string(), descriptor.size)?;
+    let blob = blobs.open_blob(&expected)?;
+    if blob.size != descriptor.size {
+        let (path, digest) = (path.to_owned(), expected);
+        return Err(SourceError::WrongSize { path, digest, expected: descriptor.size, actual: blob.size });
+    }
+    let document = Document::new(read_bounded(path, &expected.to_string(), blob)?);
+    if document.digest != expected {
+        return Err(SourceError::WrongDigest { path: path.to_owned(), expected, actual: document.digest });
+    }
+    Ok(document)
+}
+
+/// Reads a document of up to [`MAX_DOCUMENT`] bytes.
+pub(super) fn read_bounded(path: &Path, document: &str, blob: Blob) -> Result<Vec<u8>, SourceError> {
+    check_size(path, document, blob.size)?;
+    let mut bytes = Vec::new();
+    blob.reader.take(blob.size).read_to_end(&mut bytes).map_err(|source| SourceError::ReadDocument {
+        path: path.to_owned(),
+        document: document.to_owned(),
+        source,
+    })?;
+    Ok(bytes)
+}
+
+fn check_size(path: &Path, document: &str, size: u64) -> Result<(), SourceError> {
+    if size <= MAX_DOCUMENT {
+        return Ok(());
+    }
+    let (path, document) = (path.to_owned(), document.to_owned());
+    Err(SourceError::DocumentTooLarge { path, document, size, limit: MAX_DOCUMENT })
+}
+
+/// Parses a document that is a JSON object.
+pub(super) fn parse<T: DeserializeOwned>(path: &Path, document: &str, bytes: &[u8]) -> Result<T, SourceError> {
+    parse_object(bytes).map_err(|source| invalid(path, document, source))
+}
+
+/// Parses a document that is a JSON list.
+pub(super) fn parse_list<T: DeserializeOwned>(path: &Path, name: &str, bytes: &[u8]) -> Result<Vec<T>, SourceError> {
+    serde_json::from_slice(bytes).map_err(|source| invalid(path, name, source))
+}
+
+fn invalid(path: &Path, document: &str, source: serde_json::Error) -> SourceError {
+    let (path, document) = (path.to_owned(), document.to_owned());
+    SourceError::InvalidDocument { path, document, source }
+}
+
+/// Which members a document has, whatever they hold.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Outline {
+    schema_version: Option<u64>,
+    media_type: Option<String>,
+    manifests: Option<IgnoredAny>,
+    layers: Option<IgnoredAny>,
+    config: Option<IgnoredAny>,
+    fs_layers: Option<IgnoredAny>,
+}
+
+/// Tells whether a document is an index or a manifest.
+///
+/// The members decide, and no media type may contradict them, the document's own or the one it was found under. One
+/// that looks like both is refused, since two readers could take it for two images (CVE-2021-41190).
+pub(super) fn kind(path: &Path, name: &str, bytes: &[u8], media_type: &str) -> Result<DocumentKind, SourceError> {
+    let outline: Outline = parse(path, name, bytes)?;
+    let refuse = |reason| SourceError::NotAManifest { document: name.to_owned(), reason };
+    if outline.schema_version == Some(1) || outline.fs_layers.is_some() {
+        return Err(SourceError::Schema1 { document: name.to_owned() });
+    }
+    if outline.schema_version.is_some_and(|version| version != 2) {
+        return Err(refuse("its schemaVersion is not 2"));
+    }
+    let kind = match (outline.manifests.is_some(), outline.layers.is_some() || outline.config.is_some()) {
+        (true, true) => return Err(refuse("it looks like an index and a manifest at once")),
+        (true, false) => DocumentKind::Index,
+        (false, true) => DocumentKind::Manifest,
+        (false, false) => return Err(refuse("it is neither a manifest nor an index")),
+    };
+    let own_type = outline.media_type.unwrap_or_default();
+    let contradicts = |claim: &str| DocumentKind::of_media_type(claim).is_some_and(|claimed| claimed != kind);
+    if contradicts(&own_type) || contradicts(media_type) {
+        return Err(refuse("its media type says index and its content manifest, or the reverse"));
+    }
+    Ok(kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+    fn kind_of(json: &str, media_type: &str) -> Result<DocumentKind, SourceError> {
+        kind(Path::new("layout"), "document", json.as_bytes(), media_type)
+    }
+
+    #[test]
+    fn content_decides_what_a_document_is() {
+        for media_type in ["", "text/plain", MANIFEST] {
+            assert_eq!(kind_of(r#"{"config":{},"layers":[]}"#, media_type).unwrap(), DocumentKind::Manifest);
+        }
+        assert_eq!(kind_of(r#"{"schemaVersion":2,"manifests":[]}"#, INDEX).unwrap(), DocumentKind::Index);
+        assert_eq!(kind_of(r#"{"manifests":[],"layers":null}"#, "").unwrap(), DocumentKind::Index);
+    }
+
+    #[test]
+    fn document_with_two_faces_is_refused() {
+        for (json, media_type) in [
+            (r#"{"manifests":[],"layers":[]}"#.to_owned(), ""),
+            (r#"{"manifests":[],"config":{}}"#.to_owned(), INDEX),
+            (r#"{"manifests":[]}"#.to_owned(), MANIFEST),
+            (r#"{"layers":[]}"#.to_owned(), INDEX),
+            (format!(r#"{{"mediaType":"{INDEX}","layers":[]}}"#), ""),
+            (r#"{"schemaVersion":3,"layers":[]}"#.to_owned(), ""),
+            (r#"{"schemaVersion":2}"#.to_owned(), MANIFEST),
+        ] {
+            assert!(matches!(kind_of(&json, media_type), Err(SourceError::NotAManifest { .. })), "{json}");
+        }
+    }
+
+    #[test]
+    fn schema_1_is_refused_by_name() {
+        for json in [r#"{"schemaVersion":1,"fsLayers":[],"history":[]}"#, r#"{"fsLayers":[]}"#] {
+            assert!(matches!(kind_of(json, ""), Err(SourceError::Schema1 { .. })), "{json}");
+        }
+    }
+
+    #[test]
+    fn document_is_read_up_to_the_limit() {
+        let read = |size: u64| {
+            let blob = Blob { size, reader: Box::new(std::io::repeat(b' ')) };
+            read_bounded(Path::new("layout"), "document", blob)
+        };
+        assert_eq!(read(MAX_DOCUMENT - 1).unwrap().len() as u64, MAX_DOCUMENT - 1);
+        assert_eq!(read(MAX_DOCUMENT).unwrap().len() as u64, MAX_DOCUMENT);
+        assert!(matches!(read(MAX_DOCUMENT + 1), Err(SourceError::DocumentTooLarge { .. })));
+    }
+}

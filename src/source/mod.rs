@@ -1,0 +1,158 @@
+//! Where images come from: a folder or an archive in the OCI image layout, or an archive of Docker's own kind.
+//!
+//! A [`Source`] hands out two things: the documents that describe an image, small, verified and verbatim, and its layers
+//! as streams that nobody has verified yet. Who reads a layer checks its size and digests on the way.
+//!
+//! Nothing is ever unpacked to disk, and no layer is whole in memory: a compressed archive is unpacked anew, from its
+//! start, for each layer that is read.
+
+mod argument;
+mod compression;
+mod docker_archive;
+mod document;
+mod error;
+mod oci_layout;
+mod resolve;
+mod tar_index;
+mod tar_stream;
+#[cfg(test)]
+mod testing;
+
+use std::fmt;
+use std::io::Read;
+
+pub use argument::{ArgumentError, ImageArgument};
+pub use docker_archive::DockerArchive;
+pub use document::Document;
+pub use error::{ArchiveError, SourceError};
+pub use oci_layout::OciLayout;
+
+use crate::image::{DiffId, Digest, ImageConfig, ImageName, Platform};
+
+/// One image at some place, for one or several platforms.
+pub trait Source: Send + Sync {
+    /// Finds the image for a platform and verifies what describes it: sizes and digests of index, manifest and config.
+    ///
+    /// Layers are not looked at; one that is missing is an error only when it is opened.
+    fn resolve(&self, request: &PlatformRequest) -> Result<Image, SourceError>;
+
+    /// Opens the bytes of a layer of an image that this source has resolved.
+    ///
+    /// Neither size nor digest has been checked.
+    fn open_layer(&self, layer: &ImageLayer) -> Result<Box<dyn Read + Send>, SourceError>;
+}
+
+/// Opens the place that an argument names.
+pub fn open(argument: &ImageArgument) -> Result<Box<dyn Source>, SourceError> {
+    Ok(match argument {
+        ImageArgument::OciLayout { folder, reference } => Box::new(OciLayout::open(folder, reference.as_deref())?),
+        ImageArgument::OciArchive { file, reference } => Box::new(OciLayout::open_archive(file, reference.as_deref())?),
+        ImageArgument::DockerArchive { file, reference } => Box::new(DockerArchive::open(file, reference.as_deref())?),
+        ImageArgument::Registry { name, .. } => return Err(SourceError::NoRegistries { name: name.clone() }),
+    })
+}
+
+/// The platform that an image is wanted for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlatformRequest {
+    /// What the image should run on.
+    pub platform: Platform,
+    /// Whether somebody asked for it. If not, the platform only chooses between several images: a single one is
+    /// taken whatever it was built for.
+    pub explicit: bool,
+}
+
+impl PlatformRequest {
+    /// Asks for `platform` and nothing else; without one, prefers images for this machine.
+    pub fn new(platform: Option<Platform>) -> Self {
+        let explicit = platform.is_some();
+        Self { platform: platform.unwrap_or_else(Platform::of_this_machine), explicit }
+    }
+}
+
+/// An image: its verified documents, and where its layers follow from.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Image {
+    /// The full names that the place itself gives the image: host, repository and tag. Often there is none.
+    pub names: Vec<ImageName>,
+    /// The index that the reference named, if it named one.
+    pub index: Option<Document>,
+    /// The image manifest.
+    pub manifest: Document,
+    /// Whether the manifest was made here, because the place has none.
+    pub manifest_is_made: bool,
+    /// The image config.
+    pub config: Document,
+    /// What the config says.
+    pub parsed_config: ImageConfig,
+    /// The layers, from the lowest up.
+    pub layers: Vec<ImageLayer>,
+}
+
+/// A layer as manifest and config promise it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageLayer {
+    /// The digest of the bytes that [`Source::open_layer`] returns.
+    pub digest: Digest,
+    /// How many bytes these are.
+    pub size: u64,
+    /// The digest of the layer's tar stream.
+    pub diff_id: DiffId,
+    /// How the tar stream is packed, in the manifest's words; may be empty.
+    pub media_type: String,
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image")
+            .field("names", &self.names)
+            .field("index", &self.index)
+            .field("manifest", &self.manifest)
+            .field("config", &self.config)
+            .field("layers", &self.layers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Parses a name that a layout or an archive carries, if it is a full one.
+///
+/// `bitnami/nginx:1` means a repository at Docker Hub to those who wrote it, not a host named `bitnami`.
+fn full_name(text: &str) -> Option<ImageName> {
+    let name: ImageName = text.parse().ok()?;
+    let host = name.host();
+    (host.contains(['.', ':']) || host == "localhost").then_some(name)
+}
+
+/// Parses the full names among `texts`, each once.
+fn full_names<'t>(texts: impl IntoIterator<Item = &'t str>) -> Vec<ImageName> {
+    let mut names: Vec<ImageName> = texts.into_iter().filter_map(full_name).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_at_a_registry_is_refused_by_name() {
+        let argument: ImageArgument = "docker://h.org/a:1".parse().unwrap();
+        match open(&argument).map(drop) {
+            Err(error @ SourceError::NoRegistries { .. }) => assert!(error.to_string().contains("h.org/a:1")),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_names_with_a_host_are_full() {
+        let full = ["docker.io/library/a:1", "localhost/a:1", "localhost:5000/a:1", "podman:80/a:1"];
+        for text in full {
+            assert_eq!(full_name(text).map(|name| name.to_string()), Some(text.to_owned()));
+        }
+        for text in ["library/a:1", "a:1", "1", "docker.io/library/a", ""] {
+            assert_eq!(full_name(text), None, "{text}");
+        }
+        assert_eq!(full_names(["b.org/a:1", "x", "a.org/a:1", "b.org/a:1"]).len(), 2);
+    }
+}

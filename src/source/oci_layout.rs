@@ -1,0 +1,400 @@
+//! Images in an OCI image layout (image-spec, image-layout.md): a folder, or a tar file of such a folder.
+//!
+//! Of all that a layout says, only parsed digests ever become paths; a reference is compared with annotations and nothing
+//! else.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::document::{self, Blob, Blobs};
+use super::error::SourceError;
+use super::resolve::Resolver;
+use super::tar_index::TarArchive;
+use super::{Image, ImageLayer, PlatformRequest, Source, full_names};
+use crate::image::{Descriptor, Digest, DocumentKind, ImageIndex};
+
+/// The tag or name of an entry in `index.json`, as nearly every tool writes it.
+const REFERENCE_NAME: &str = "org.opencontainers.image.ref.name";
+/// The full name of an entry in `index.json`, as containerd and Docker write it.
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
+
+/// A layout, and which of its images is meant.
+#[derive(Debug)]
+pub struct OciLayout {
+    files: Files,
+    reference: Option<String>,
+}
+
+/// Where the files of a layout lie.
+#[derive(Debug)]
+enum Files {
+    Folder(PathBuf),
+    Archive(TarArchive),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LayoutVersion {
+    image_layout_version: String,
+}
+
+impl OciLayout {
+    /// Opens a layout in a folder; without a `reference` it must hold one image.
+    pub fn open(folder: &Path, reference: Option<&str>) -> Result<Self, SourceError> {
+        let metadata = fs::metadata(folder);
+        let metadata = metadata.map_err(|source| SourceError::Read { path: folder.to_owned(), source })?;
+        if !metadata.is_dir() {
+            let reason = "it is not a folder; write oci-archive: or docker-archive: for a tar file";
+            return Err(SourceError::NotALayout { path: folder.to_owned(), reason });
+        }
+        Self::new(Files::Folder(folder.to_owned()), reference)
+    }
+
+    /// Opens a layout in a tar file, which may be packed with gzip or zstd.
+    pub fn open_archive(file: &Path, reference: Option<&str>) -> Result<Self, SourceError> {
+        Self::new(Files::Archive(TarArchive::open(file)?), reference)
+    }
+
+    fn new(files: Files, reference: Option<&str>) -> Result<Self, SourceError> {
+        let layout = Self { files, reference: reference.map(str::to_owned) };
+        let LayoutVersion { image_layout_version: version } =
+            document::parse(layout.path(), "oci-layout", &layout.read_named("oci-layout")?)?;
+        if version == "1" || version.starts_with("1.") {
+            Ok(layout)
+        } else {
+            Err(SourceError::LayoutVersion { path: layout.path().to_owned(), version })
+        }
+    }
+
+    /// Reads one of the two files that every layout has.
+    fn read_named(&self, name: &'static str) -> Result<Vec<u8>, SourceError> {
+        match self.files.open(name)? {
+            Some(blob) => document::read_bounded(self.path(), name, blob),
+            None => {
+                let reason = if self.files.open("manifest.json")?.is_some() {
+                    "it has a manifest.json instead, as docker archives do; their tar files are docker-archive:FILE"
+                } else if name == "oci-layout" {
+                    "it has no file oci-layout"
+                } else {
+                    "it has no file index.json"
+                };
+                Err(SourceError::NotALayout { path: self.path().to_owned(), reason })
+            }
+        }
+    }
+
+    /// Returns the entries of `index.json` that the reference may mean.
+    fn entries(&self) -> Result<Vec<Descriptor>, SourceError> {
+        let json = self.read_named("index.json")?;
+        if document::kind(self.path(), "index.json", &json, "")? != DocumentKind::Index {
+            let reason = "its index.json is not an index";
+            return Err(SourceError::NotALayout { path: self.path().to_owned(), reason });
+        }
+        let ImageIndex { manifests } = document::parse(self.path(), "index.json", &json)?;
+        let Some(reference) = &self.reference else {
+            return Ok(manifests.into_iter().filter(Descriptor::may_be_image).collect());
+        };
+        let (mut meant, others): (Vec<_>, Vec<_>) = manifests.into_iter().partition(|entry| is_named(entry, reference));
+        if meant.is_empty() {
+            let (path, reference, names) = (self.path().to_owned(), reference.clone(), labels(&others));
+            return Err(SourceError::UnknownReference { path, reference, names });
+        }
+        if meant.len() > 1 {
+            meant.retain(Descriptor::may_be_image);
+        }
+        Ok(meant)
+    }
+}
+
+impl Source for OciLayout {
+    fn resolve(&self, request: &PlatformRequest) -> Result<Image, SourceError> {
+        let entries = self.entries()?;
+        let first = entries.first().ok_or_else(|| SourceError::NoImage { path: self.path().to_owned() })?;
+        let resolver = Resolver::new(self, request);
+        let image = if entries.iter().all(|entry| entry.digest == first.digest) {
+            resolver.named(first)?
+        } else if are_one_image(&entries) {
+            resolver.among(&entries)?
+        } else {
+            return Err(SourceError::SeveralImages { path: self.path().to_owned(), names: labels(&entries) });
+        };
+        let names = entries.iter().flat_map(|entry| [entry.annotation(CONTAINERD_NAME), reference_name(entry)]);
+        Ok(Image { names: full_names(names.flatten()), ..image })
+    }
+
+    fn open_layer(&self, layer: &ImageLayer) -> Result<Box<dyn Read + Send>, SourceError> {
+        Ok(self.open_blob(&layer.digest)?.reader)
+    }
+}
+
+impl Blobs for OciLayout {
+    fn path(&self) -> &Path {
+        match &self.files {
+            Files::Folder(folder) => folder,
+            Files::Archive(archive) => archive.path(),
+        }
+    }
+
+    fn open_blob(&self, digest: &Digest) -> Result<Blob, SourceError> {
+        let blob = self.files.open(&format!("blobs/sha256/{}", digest.hex()))?;
+        blob.ok_or_else(|| {
+            let path = match &self.files {
+                Files::Folder(folder) => folder.join("blobs/sha256").join(digest.hex()),
+                Files::Archive(archive) => archive.path().to_owned(),
+            };
+            SourceError::MissingBlob { digest: *digest, path }
+        })
+    }
+}
+
+impl Files {
+    /// Opens a file by its path inside the layout, if it is there.
+    fn open(&self, name: &str) -> Result<Option<Blob>, SourceError> {
+        match self {
+            Self::Folder(folder) => open_file(folder.join(name)),
+            Self::Archive(archive) => {
+                let member = archive.find(name)?;
+                member.map(|member| archive.open_member(&member)).transpose()
+            }
+        }
+    }
+}
+
+/// Opens a regular file, if it is there. Looks before, since opening a pipe would wait.
+fn open_file(path: PathBuf) -> Result<Option<Blob>, SourceError> {
+    let opened = fs::metadata(&path).and_then(|metadata| match metadata.is_file() {
+        true => File::open(&path).map(Some),
+        false => Ok(None),
+    });
+    match opened {
+        Ok(Some(file)) => {
+            let size = file.metadata().map_err(|source| SourceError::Read { path, source })?.len();
+            Ok(Some(Blob { size, reader: Box::new(file) }))
+        }
+        Ok(None) => Err(SourceError::NotAFile { path }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(SourceError::Read { path, source }),
+    }
+}
+
+fn reference_name(entry: &Descriptor) -> Option<&str> {
+    entry.annotation(REFERENCE_NAME)
+}
+
+/// Tells whether the entries are one image, for several platforms: one name at most, and no platform twice.
+///
+/// A platform alone proves little: containers/image gives every entry that of the machine it runs on.
+fn are_one_image(entries: &[Descriptor]) -> bool {
+    let platforms: BTreeSet<_> = entries.iter().filter_map(Descriptor::platform).collect();
+    platforms.len() == entries.len() && entries.iter().all(|entry| reference_name(entry) == reference_name(&entries[0]))
+}
+
+fn is_named(entry: &Descriptor, reference: &str) -> bool {
+    [reference_name(entry), entry.annotation(CONTAINERD_NAME), Some(entry.digest.as_str())].contains(&Some(reference))
+}
+
+/// Returns what a user can call each entry that may be an image.
+fn labels(entries: &[Descriptor]) -> Vec<String> {
+    entries
+        .iter()
+        .filter(|entry| entry.may_be_image())
+        .map(|entry| reference_name(entry).or(entry.annotation(CONTAINERD_NAME)).unwrap_or(&entry.digest).to_owned())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::testing::{Files, blob_name, gzip, keeps_its_promises, named, on, read_layer, with, zstd};
+    use super::*;
+
+    /// Opens a layout as a folder, which goes with the returned guard.
+    fn open(files: &Files, reference: Option<&str>) -> (tempfile::TempDir, Result<OciLayout, SourceError>) {
+        let folder = tempfile::tempdir().unwrap();
+        files.write(folder.path());
+        let layout = OciLayout::open(folder.path(), reference);
+        (folder, layout)
+    }
+
+    fn resolve(files: &Files, reference: Option<&str>) -> Result<Image, SourceError> {
+        let (_folder, layout) = open(files, reference);
+        layout?.resolve(&PlatformRequest::new(Some("linux/amd64".parse().unwrap())))
+    }
+
+    fn layer_of(files: &Files, reference: Option<&str>) -> Digest {
+        resolve(files, reference).unwrap().layers[0].digest
+    }
+
+    #[test]
+    fn folder_and_archives_give_the_same_image() {
+        let mut files = Files::layout();
+        let image = named(files.image("linux/amd64", &["lower", "upper"]), "h.org/a:1");
+        let files = files.index(json!([image]));
+        let (_folder, layout) = open(&files, None);
+        let layout = layout.unwrap();
+        let request = PlatformRequest::new(None);
+        let expected = layout.resolve(&request).unwrap();
+        assert_eq!(keeps_its_promises(&layout, &expected), [b"lower", b"upper"]);
+        assert_eq!(expected.names, ["h.org/a:1".parse().unwrap()]);
+        let tar = files.tar();
+        for bytes in [tar.clone(), gzip(&tar), zstd(&tar)] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(file.path(), bytes).unwrap();
+            let archive = OciLayout::open_archive(file.path(), None).unwrap();
+            let image = archive.resolve(&request).unwrap();
+            assert_eq!(image, expected);
+            assert_eq!(keeps_its_promises(&archive, &image), [b"lower", b"upper"]);
+        }
+    }
+
+    #[test]
+    fn reference_is_a_name_or_a_digest() {
+        let mut files = Files::layout();
+        let containerd =
+            json!({"io.containerd.image.name": "docker.io/library/b:2", "org.opencontainers.image.ref.name": "2"});
+        let (a, b) = (files.image("linux/amd64", &["a"]), files.image("linux/amd64", &["b"]));
+        let digest = a["digest"].as_str().unwrap().to_owned();
+        let files = files.index(json!([named(a, "one"), with(b, "annotations", containerd)]));
+        for reference in ["one", digest.as_str()] {
+            assert_eq!(layer_of(&files, Some(reference)), Digest::of(b"a"), "{reference}");
+        }
+        for reference in ["2", "docker.io/library/b:2"] {
+            assert_eq!(layer_of(&files, Some(reference)), Digest::of(b"b"), "{reference}");
+        }
+        assert_eq!(resolve(&files, Some("one")).unwrap().names, []);
+        assert_eq!(resolve(&files, Some("2")).unwrap().names, ["docker.io/library/b:2".parse().unwrap()]);
+    }
+
+    #[test]
+    fn unknown_reference_and_a_missing_one_list_the_names() {
+        let mut files = Files::layout();
+        let (a, b) = (files.image("linux/amd64", &["a"]), files.image("linux/amd64", &["b"]));
+        let digest = b["digest"].as_str().unwrap().to_owned();
+        let files = files.index(json!([named(a, "one"), b]));
+        let expected = ["one".to_owned(), digest];
+        for reference in [Some("two"), Some("blobs/../one"), None] {
+            match resolve(&files, reference) {
+                Err(SourceError::UnknownReference { names, .. } | SourceError::SeveralImages { names, .. }) => {
+                    assert_eq!(names, expected);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn entries_of_one_image_are_chosen_by_platform() {
+        for name in [None, Some("one")] {
+            let mut files = Files::layout();
+            let (arm, amd) = (files.image("linux/arm64", &["arm"]), files.image("linux/amd64", &["amd"]));
+            let mut entries = [on(arm, "linux/arm64"), on(amd, "linux/amd64")];
+            if let Some(name) = name {
+                entries = entries.map(|entry| named(entry, name));
+            }
+            let files = files.index(json!(entries));
+            assert_eq!(layer_of(&files, None), Digest::of(b"amd"));
+            if name.is_some() {
+                assert_eq!(layer_of(&files, name), Digest::of(b"amd"));
+            }
+            assert_eq!(resolve(&files, None).unwrap().index, None);
+        }
+    }
+
+    #[test]
+    fn two_images_for_one_platform_are_two_images() {
+        let mut files = Files::layout();
+        let entries = ["a", "b"].map(|layer| on(files.image("linux/amd64", &[layer]), "linux/amd64"));
+        assert!(matches!(resolve(&files.index(json!(entries)), None), Err(SourceError::SeveralImages { .. })));
+    }
+
+    #[test]
+    fn image_under_two_names_is_one_image() {
+        let mut files = Files::layout();
+        let image = files.image("linux/amd64", &["a"]);
+        let files = files.index(json!([named(image.clone(), "h.org/a:1"), named(image, "h.org/a:latest")]));
+        let names = resolve(&files, None).unwrap().names;
+        assert_eq!(names, ["h.org/a:1".parse().unwrap(), "h.org/a:latest".parse().unwrap()]);
+        assert_eq!(resolve(&files, Some("h.org/a:1")).unwrap().names, names[..1]);
+    }
+
+    #[test]
+    fn short_name_of_docker_is_not_taken_for_a_full_one() {
+        let mut files = Files::layout();
+        let image = named(files.image("linux/amd64", &["a"]), "bitnami/nginx:1");
+        assert_eq!(resolve(&files.index(json!([image])), None).unwrap().names, []);
+    }
+
+    #[test]
+    fn files_of_other_kinds_in_the_index_are_passed_by_unless_named() {
+        let mut files = Files::layout();
+        let image = files.image("linux/amd64", &["a"]);
+        let xml = named(files.blob("application/xml", b"<x/>"), "xml");
+        let files = files.index(json!([xml, image]));
+        assert_eq!(layer_of(&files, None), Digest::of(b"a"));
+        assert!(matches!(resolve(&files, Some("xml")), Err(SourceError::InvalidDocument { .. })));
+        assert!(matches!(resolve(&Files::layout(), None), Err(SourceError::NoImage { .. })));
+    }
+
+    #[test]
+    fn missing_layer_is_an_error_only_when_it_is_opened() {
+        let mut files = Files::layout();
+        let image = files.image("linux/amd64", &["gone", "there"]);
+        let files = files.index(json!([image])).without(&blob_name(&Digest::of(b"gone")));
+        let (folder, layout) = open(&files, None);
+        let layout = layout.unwrap();
+        let image = layout.resolve(&PlatformRequest::new(None)).unwrap();
+        match read_layer(&layout, &image.layers[0]) {
+            Err(SourceError::MissingBlob { digest, path }) => {
+                assert_eq!((digest, path), (Digest::of(b"gone"), folder.path().join(blob_name(&digest))));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(read_layer(&layout, &image.layers[1]).unwrap(), b"there");
+    }
+
+    #[test]
+    fn layer_that_is_a_folder_is_not_read() {
+        let mut files = Files::layout();
+        let image = files.image("linux/amd64", &["a"]);
+        let name = blob_name(&Digest::of(b"a"));
+        let files = files.index(json!([image])).without(&name).with(&format!("{name}/file"), "");
+        let (_folder, layout) = open(&files, None);
+        let layout = layout.unwrap();
+        let image = layout.resolve(&PlatformRequest::new(None)).unwrap();
+        assert!(matches!(read_layer(&layout, &image.layers[0]), Err(SourceError::NotAFile { .. })));
+    }
+
+    #[test]
+    fn layout_of_version_1_is_taken_and_no_other() {
+        let version = |json: &str| open(&Files::layout().with("oci-layout", json), None).1;
+        for right in [r#"{"imageLayoutVersion":"1.0.0"}"#, r#"{"imageLayoutVersion":"1.1.0","more":1}"#] {
+            assert!(version(right).is_ok(), "{right}");
+        }
+        for wrong in [r#"{"imageLayoutVersion":"2.0.0"}"#, r#"{"imageLayoutVersion":"10.0"}"#] {
+            assert!(matches!(version(wrong), Err(SourceError::LayoutVersion { .. })), "{wrong}");
+        }
+        for wrong in ["", "{}", r#"{"imageLayoutVersion":1}"#] {
+            assert!(matches!(version(wrong), Err(SourceError::InvalidDocument { .. })), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_layout_says_what_it_may_be() {
+        let reason = |files: Files| match open(&files, None).1.and_then(|layout| layout.entries().map(drop)) {
+            Err(SourceError::NotALayout { reason, .. }) => reason,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(reason(Files::layout().without("oci-layout")), "it has no file oci-layout");
+        assert_eq!(reason(Files::layout().without("index.json")), "it has no file index.json");
+        assert!(reason(Files::docker(json!([]))).contains("docker-archive:"));
+        assert!(reason(Files::layout().with("index.json", r#"{"layers":[]}"#)).contains("index"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(OciLayout::open(file.path(), None), Err(SourceError::NotALayout { .. })));
+        assert!(matches!(OciLayout::open(Path::new("/nonexistent"), None), Err(SourceError::Read { .. })));
+    }
+}

@@ -1,0 +1,432 @@
+//! The members of a tar file by name, each readable in place.
+//!
+//! The archive is walked once, when it is opened; nothing is extracted. A member of a plain archive is then read where
+//! it lies. A packed archive is unpacked anew, from its start, for each member that is opened: that costs time, but neither
+//! memory nor disk. Only its small members, which describe the image, are kept from the first walk.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tar_core::EntryType;
+use tar_core::parse::{Limits, ParseEvent, ParsedEntry, Parser};
+
+use super::compression::Compression;
+use super::document::Blob;
+use super::error::{ArchiveError, SourceError};
+use super::tar_stream::{Exactly, Span, Stream, Window};
+
+/// How many members are listed; a `docker save` of a thousand images has about a tenth of it.
+const MAX_MEMBERS: usize = 250_000;
+/// How many bytes their names and link targets may have together.
+const MAX_NAMES: usize = 32 << 20;
+/// How long one name may be, in bytes: as long as Linux allows a path to be.
+const MAX_NAME: u32 = 4096;
+/// How many bytes of headers may precede one member; what PAX headers of 1 MiB need, and some more.
+const MAX_HEADERS: usize = 2 << 20;
+/// Up to which size a member of a packed archive is kept in memory, in bytes; configs of images are smaller.
+const MAX_KEPT_MEMBER: u64 = 128 << 10;
+/// How many bytes are kept in all.
+const MAX_KEPT: usize = 16 << 20;
+/// How many links may lead to one member.
+const MAX_LINKS: usize = 16;
+
+/// A tar file and where its members lie.
+#[derive(Debug)]
+pub(super) struct TarArchive {
+    path: PathBuf,
+    file: Span,
+    compression: Compression,
+    members: HashMap<Vec<u8>, Entry>,
+}
+
+/// A regular file inside an archive.
+#[derive(Debug, Clone)]
+pub(super) struct Member {
+    /// Where its content begins in the unpacked archive.
+    offset: u64,
+    /// How many bytes it has.
+    pub(super) size: u64,
+    /// How it is packed itself.
+    pub(super) compression: Compression,
+    /// Its content, where reading it again would be dear.
+    kept: Option<Arc<[u8]>>,
+}
+
+/// What an archive holds under one name.
+#[derive(Debug)]
+enum Entry {
+    File(Member),
+    Link(Vec<u8>),
+    Sparse,
+}
+
+impl TarArchive {
+    /// Opens and walks an archive, which may be packed with gzip or zstd.
+    pub(super) fn open(path: &Path) -> Result<Self, SourceError> {
+        let failed = |source| SourceError::Read { path: path.to_owned(), source };
+        // Opening a pipe would wait for a writer, so this looks first.
+        if !fs::metadata(path).map_err(failed)?.is_file() {
+            return Err(SourceError::NotAFile { path: path.to_owned() });
+        }
+        let file = Span::whole(File::open(path).map_err(failed)?).map_err(failed)?;
+        let compression = file.detect().map_err(failed)?;
+        let members = Stream::new(&file, compression)
+            .map_err(|source| ArchiveError::Read { position: 0, source })
+            .and_then(|stream| list(Window::new(stream)))
+            .map_err(|source| SourceError::Archive { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), file, compression, members })
+    }
+
+    /// Returns the path of the archive itself.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Finds the file of a name, through links if need be.
+    pub(super) fn find(&self, name: &str) -> Result<Option<Member>, SourceError> {
+        let damaged = |source| SourceError::Archive { path: self.path.clone(), source };
+        let mut next = join(b"", name.as_bytes());
+        for _ in 0..=MAX_LINKS {
+            match next.as_ref().and_then(|name| self.members.get(name)) {
+                None => return Ok(None),
+                Some(Entry::File(member)) => return Ok(Some(member.clone())),
+                Some(Entry::Link(target)) => next = Some(target.clone()),
+                Some(Entry::Sparse) => {
+                    return Err(damaged(ArchiveError::Sparse { member: name.to_owned() }));
+                }
+            }
+        }
+        Err(damaged(ArchiveError::TooManyLinks { member: name.to_owned() }))
+    }
+
+    /// Opens a member as it is stored. Its reader fails when the archive ends before the member does.
+    pub(super) fn open_member(&self, member: &Member) -> Result<Blob, SourceError> {
+        if let Some(content) = member.kept.clone() {
+            return Ok(Blob { size: member.size, reader: Box::new(Cursor::new(content)) });
+        }
+        let opened = Stream::new(&self.file, self.compression).and_then(|mut stream| {
+            stream.skip(member.offset)?;
+            Ok(Blob { size: member.size, reader: Box::new(Exactly::new(stream, member.size)) })
+        });
+        opened.map_err(|source| {
+            let source = ArchiveError::Read { position: member.offset, source };
+            SourceError::Archive { path: self.path.clone(), source }
+        })
+    }
+}
+
+/// What the parser found, without a hold on the buffer.
+enum Step {
+    Need(usize),
+    Pass(u64),
+    Entry { headers: u64, size: u64, name: Option<Vec<u8>>, kind: Kind },
+    End,
+}
+
+enum Kind {
+    File,
+    Sparse,
+    Link(Option<Vec<u8>>),
+    Other,
+}
+
+/// Lists the members of an archive. Of several under one name the last one counts, as when an archive is unpacked.
+fn list(mut window: Window) -> Result<HashMap<Vec<u8>, Entry>, ArchiveError> {
+    let limits = Limits { max_path_len: Some(MAX_NAME), ..Limits::default() };
+    let mut parser = Parser::new(limits);
+    let mut members = Members::default();
+    loop {
+        let event = parser
+            .parse(&window.buffer)
+            .map_err(|source| ArchiveError::Header { position: window.position, source })?;
+        match Step::of(event) {
+            Step::Need(length) => {
+                // The parser sometimes asks for what it has: then it wants more, without knowing how much.
+                let length = if length > window.buffer.len() { length } else { 2 * window.buffer.len() };
+                if length > MAX_HEADERS {
+                    return Err(ArchiveError::HeadersTooLong { position: window.position, limit: MAX_HEADERS });
+                }
+                if !window.fill(length)? {
+                    let is_end = window.buffer.iter().all(|&byte| byte == 0);
+                    return if is_end { Ok(members.by_name) } else { Err(ArchiveError::Truncated) };
+                }
+            }
+            Step::Pass(headers) => window.advance(headers)?,
+            Step::Entry { headers, size, name, kind } => {
+                window.advance(headers)?;
+                members.add(name, kind, size, &mut window)?;
+                window.advance(size.checked_next_multiple_of(512).unwrap_or(u64::MAX))?;
+            }
+            Step::End => return Ok(members.by_name),
+        }
+    }
+}
+
+impl Step {
+    fn of(event: ParseEvent<'_>) -> Self {
+        match event {
+            ParseEvent::NeedData { min_bytes } => Self::Need(min_bytes),
+            ParseEvent::GlobalExtensions { consumed, .. } => Self::Pass(consumed as u64),
+            ParseEvent::Entry { consumed, entry } => Self::entry(consumed, &entry, false),
+            ParseEvent::SparseEntry { consumed, entry, .. } => Self::entry(consumed, &entry, true),
+            ParseEvent::End { .. } => Self::End,
+        }
+    }
+
+    fn entry(consumed: usize, entry: &ParsedEntry<'_>, is_sparse: bool) -> Self {
+        let name = join(b"", &entry.path);
+        let target = entry.link_target.as_deref().unwrap_or_default();
+        let kind = match entry.entry_type {
+            _ if is_sparse => Kind::Sparse,
+            EntryType::Regular | EntryType::Continuous => Kind::File,
+            EntryType::Link => Kind::Link(join(b"", target)),
+            EntryType::Symlink => Kind::Link(join(folder_of(name.as_deref().unwrap_or_default()), target)),
+            _ => Kind::Other,
+        };
+        // Some writers give links the size of what they lead to. Like Docker's own reader, this one finds no content.
+        let has_content = !matches!(
+            entry.entry_type,
+            EntryType::Link
+                | EntryType::Symlink
+                | EntryType::Directory
+                | EntryType::Char
+                | EntryType::Block
+                | EntryType::Fifo
+        );
+        Self::Entry { headers: consumed as u64, size: if has_content { entry.size } else { 0 }, name, kind }
+    }
+}
+
+/// The members that were found so far.
+#[derive(Default)]
+struct Members {
+    by_name: HashMap<Vec<u8>, Entry>,
+    seen: usize,
+    name_bytes: usize,
+    kept_bytes: usize,
+}
+
+impl Members {
+    /// Notes the member whose content the window has reached.
+    fn add(&mut self, name: Option<Vec<u8>>, kind: Kind, size: u64, window: &mut Window) -> Result<(), ArchiveError> {
+        self.seen += 1;
+        let target_bytes = if let Kind::Link(Some(target)) = &kind { target.len() } else { 0 };
+        self.name_bytes += name.as_ref().map_or(0, Vec::len) + target_bytes;
+        if self.seen > MAX_MEMBERS || self.name_bytes > MAX_NAMES {
+            return Err(ArchiveError::TooManyMembers { limit: MAX_MEMBERS, name_limit: MAX_NAMES });
+        }
+        let Some(name) = name else { return Ok(()) };
+        let entry = match kind {
+            Kind::File => Entry::File(self.member(window, size)?),
+            Kind::Sparse => Entry::Sparse,
+            Kind::Link(Some(target)) => Entry::Link(target),
+            Kind::Link(None) | Kind::Other => {
+                self.by_name.remove(&name);
+                return Ok(());
+            }
+        };
+        self.by_name.insert(name, entry);
+        Ok(())
+    }
+
+    /// Describes the member whose content the window has reached.
+    fn member(&mut self, window: &mut Window, size: u64) -> Result<Member, ArchiveError> {
+        let size_in_memory = usize::try_from(size).unwrap_or(usize::MAX);
+        let is_kept = window.is_packed() && size <= MAX_KEPT_MEMBER && self.kept_bytes + size_in_memory <= MAX_KEPT;
+        let start = Compression::MAGIC.min(size_in_memory);
+        if !window.fill(if is_kept { size_in_memory } else { start })? {
+            return Err(ArchiveError::Truncated);
+        }
+        self.kept_bytes += if is_kept { size_in_memory } else { 0 };
+        Ok(Member {
+            offset: window.position,
+            size,
+            compression: Compression::detect(&window.buffer[..start]),
+            kept: is_kept.then(|| window.buffer[..size_in_memory].into()),
+        })
+    }
+}
+
+/// Returns the folder that `name` lies in.
+fn folder_of(name: &[u8]) -> &[u8] {
+    name.iter().rposition(|&byte| byte == b'/').map_or(b"", |slash| &name[..slash])
+}
+
+/// Joins `path` to `folder` and brings it into its one form: without `.`, `..` and superfluous slashes.
+///
+/// Returns nothing for a path that leads out of the archive; an absolute one starts at its root.
+fn join(folder: &[u8], path: &[u8]) -> Option<Vec<u8>> {
+    let folder = if path.starts_with(b"/") { b"" } else { folder };
+    let mut names: Vec<&[u8]> = Vec::new();
+    for name in folder.split(|&byte| byte == b'/').chain(path.split(|&byte| byte == b'/')) {
+        match name {
+            b"" | b"." => {}
+            b".." => drop(names.pop()?),
+            name => names.push(name),
+        }
+    }
+    Some(names.join(&b'/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Tar, gzip, zstd};
+    use super::*;
+
+    fn open(bytes: &[u8]) -> Result<TarArchive, SourceError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), bytes).unwrap();
+        TarArchive::open(file.path())
+    }
+
+    fn problem(bytes: &[u8]) -> ArchiveError {
+        match open(bytes) {
+            Err(SourceError::Archive { source, .. }) => source,
+            other => panic!("expected a damaged archive, got {other:?}"),
+        }
+    }
+
+    fn read(archive: &TarArchive, name: &str) -> Option<Vec<u8>> {
+        let member = archive.find(name).unwrap()?;
+        let mut content = Vec::new();
+        archive.open_member(&member).unwrap().reader.read_to_end(&mut content).unwrap();
+        assert_eq!(content.len() as u64, member.size);
+        Some(content)
+    }
+
+    #[test]
+    fn member_is_read_from_plain_and_packed_archives() {
+        let long = format!("{}/{}", "d".repeat(120), "f".repeat(150));
+        let big = vec![7; 100_000];
+        let tar = Tar::new().folder("a/").file("./a/one", b"1").file("/two", &big).file(&long, b"long").bytes();
+        for bytes in [tar.clone(), gzip(&tar), zstd(&tar)] {
+            let archive = open(&bytes).unwrap();
+            assert_eq!(read(&archive, "a/one").unwrap(), b"1");
+            assert_eq!(read(&archive, "./a//one").unwrap(), b"1");
+            assert_eq!(read(&archive, "two").unwrap(), big);
+            assert_eq!(read(&archive, &long).unwrap(), b"long");
+            assert_eq!(read(&archive, "a"), None);
+            assert_eq!(read(&archive, "../two"), None);
+        }
+    }
+
+    #[test]
+    fn small_members_of_packed_archives_are_kept_up_to_a_limit() {
+        let limit = usize::try_from(MAX_KEPT_MEMBER).unwrap();
+        let kept = |archive: &TarArchive, name: &str| archive.find(name).unwrap().unwrap().kept.is_some();
+        let contents = [limit - 1, limit, limit + 1].map(|size| vec![5; size]);
+        let names = ["below", "at", "above"];
+        let tar = names.iter().zip(&contents).fold(Tar::new(), |tar, (name, content)| tar.file(name, content));
+        let tar = tar.bytes();
+        let (packed, plain) = (open(&zstd(&tar)).unwrap(), open(&tar).unwrap());
+        assert_eq!(names.map(|name| kept(&packed, name)), [true, true, false]);
+        assert_eq!(names.map(|name| kept(&plain, name)), [false; 3]);
+        for (name, content) in names.iter().zip(&contents) {
+            assert_eq!(read(&packed, name).as_ref(), Some(content));
+        }
+        let count = MAX_KEPT / limit + 1;
+        let many = (0..count).fold(Tar::new(), |tar, number| tar.file(&number.to_string(), &contents[1]));
+        let many = open(&zstd(&many.bytes())).unwrap();
+        let is_kept: Vec<bool> = (0..count).map(|number| kept(&many, &number.to_string())).collect();
+        assert_eq!(is_kept.iter().position(|kept| !kept), Some(count - 1));
+    }
+
+    #[test]
+    fn pax_header_renames_and_sizes_a_member() {
+        let tar = Tar::new().pax(&[("path", b"renamed"), ("size", b"3")]).file("header", b"abc").file("next", b"n");
+        let archive = open(&tar.bytes()).unwrap();
+        assert_eq!(read(&archive, "renamed").unwrap(), b"abc");
+        assert_eq!(read(&archive, "next").unwrap(), b"n");
+        assert_eq!(read(&archive, "header"), None);
+    }
+
+    #[test]
+    fn last_member_of_a_name_counts() {
+        let archive = open(&Tar::new().file("a", b"first").file("a", b"second").bytes()).unwrap();
+        assert_eq!(read(&archive, "a").unwrap(), b"second");
+        let archive = open(&Tar::new().file("a", b"first").folder("a").bytes()).unwrap();
+        assert_eq!(read(&archive, "a"), None);
+    }
+
+    #[test]
+    fn links_are_followed_inside_of_the_archive_only() {
+        let tar = Tar::new()
+            .file("id/layer.tar", b"layer")
+            .symlink("other/layer.tar", "../id/layer.tar")
+            .symlink("third/x", "/other/layer.tar")
+            .hard_link("hard", "./id/layer.tar")
+            .symlink("out", "../etc/passwd")
+            .symlink("dangling", "nowhere");
+        let archive = open(&tar.bytes()).unwrap();
+        for name in ["other/layer.tar", "third/x", "hard"] {
+            assert_eq!(read(&archive, name).unwrap(), b"layer", "{name}");
+        }
+        assert_eq!((read(&archive, "out"), read(&archive, "dangling")), (None, None));
+    }
+
+    #[test]
+    fn circle_of_links_is_an_error() {
+        let archive = open(&Tar::new().symlink("a", "b").symlink("b", "a").bytes()).unwrap();
+        let error = archive.find("a").unwrap_err();
+        assert!(matches!(error, SourceError::Archive { source: ArchiveError::TooManyLinks { .. }, .. }));
+    }
+
+    #[test]
+    fn content_tells_how_a_member_is_packed() {
+        let tar = Tar::new().file("a", b"").file("b", &gzip(b"x")).file("c", &zstd(b"x")).file("d", b"x").bytes();
+        let archive = open(&tar).unwrap();
+        let compression = |name| archive.find(name).unwrap().unwrap().compression;
+        assert_eq!(["a", "b", "c", "d"].map(compression), {
+            [Compression::None, Compression::Gzip, Compression::Zstd, Compression::None]
+        });
+    }
+
+    #[test]
+    fn archive_without_an_end_marker_is_whole() {
+        let tar = Tar::new().file("a", b"1").bytes();
+        for end in [1024, 1024 + 512, tar.len()] {
+            assert_eq!(read(&open(&tar[..end]).unwrap(), "a").unwrap(), b"1");
+        }
+    }
+
+    #[test]
+    fn cut_archive_is_an_error_wherever_it_is_cut() {
+        let tar = Tar::new().file("a", &[1; 600]).bytes();
+        for end in [1, 511, 513, 1023, 1100, 1535] {
+            assert!(matches!(problem(&tar[..end]), ArchiveError::Truncated), "cut at {end}");
+        }
+        let packed = gzip(&tar);
+        assert!(matches!(problem(&packed[..packed.len() / 2]), ArchiveError::Truncated));
+    }
+
+    #[test]
+    fn garbage_is_no_archive() {
+        assert!(matches!(problem(&[b'x'; 2000]), ArchiveError::Header { position: 0, .. }));
+        assert!(matches!(problem(b"\xfd7zXZ\0"), ArchiveError::Read { .. }));
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(TarArchive::open(folder.path()), Err(SourceError::NotAFile { .. })));
+        assert!(matches!(TarArchive::open(&folder.path().join("none")), Err(SourceError::Read { .. })));
+    }
+
+    #[test]
+    fn size_beyond_the_limit_is_refused_before_it_is_read() {
+        let claim = |size: &[u8]| Tar::new().pax(&[("size", size)]).file("a", b"").bytes();
+        assert!(matches!(problem(&claim(b"1099511627776")), ArchiveError::TooLarge { .. }));
+        assert!(matches!(
+            problem(&claim(b"18446744073709551615")),
+            ArchiveError::TooLarge { .. } | ArchiveError::Header { .. }
+        ));
+        assert!(matches!(problem(&claim(b"100000")), ArchiveError::Truncated));
+    }
+
+    #[test]
+    fn sparse_map_without_an_end_does_not_stall() {
+        let sparse: [(&str, &[u8]); 3] =
+            [("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"9")];
+        let tar = Tar::new().pax(&sparse).file("a", &vec![b'1'; 3 << 20]).bytes();
+        assert!(matches!(problem(&tar), ArchiveError::HeadersTooLong { position: 0, .. }));
+    }
+}
