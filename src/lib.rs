@@ -5,3 +5,5 @@ pub mod layer;
 pub mod metadata;
 pub mod object;
 pub mod source;
+pub mod tree;
+pub mod verify;

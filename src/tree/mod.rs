@@ -1,0 +1,13 @@
+//! File systems in memory: what a stack of layers gives, and what one layer looks like by itself.
+//!
+//! Trees hold metadata and the names of objects, never bytes, and share every folder that they have in common.
+
+mod layer_form;
+mod node;
+mod overlay;
+#[cfg(test)]
+mod tests;
+
+pub use layer_form::{LayerForm, OPAQUE_XATTRS, layer_entries};
+pub use node::{Directory, Leaf, LeafKind, Node, join_links, links_across_folders};
+pub use overlay::{ApplyError, apply, find_folder};

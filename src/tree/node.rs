@@ -1,0 +1,144 @@
+//! Folders and what lies in them.
+//!
+//! A clone of a folder costs a counter: whoever changes one copies it first, and its parents up to the root, so that the
+//! trees before and after a layer share all that the layer left alone. Two names of one tree that hold the *same*
+//! [`Leaf`] (by address, not by value) are hard links to one inode.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::layer::{DeviceNumber, EntryPath};
+use crate::metadata::Metadata;
+use crate::object::Content;
+
+/// A folder.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    /// Attributes of the folder itself.
+    pub metadata: Metadata,
+    /// What lies in it, by name.
+    pub children: BTreeMap<Box<[u8]>, Node>,
+}
+
+/// Something in a folder.
+#[derive(Debug, Clone)]
+pub enum Node {
+    /// A folder.
+    Directory(Arc<Directory>),
+    /// Anything else.
+    Leaf(Arc<Leaf>),
+}
+
+/// An inode that is no folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaf {
+    /// Attributes of the inode.
+    pub metadata: Metadata,
+    /// What it is.
+    pub kind: LeafKind,
+}
+
+/// What an inode is that is no folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeafKind {
+    /// A regular file.
+    File {
+        /// Bytes, holes counted.
+        size: u64,
+        /// The objects that hold them.
+        content: Content,
+    },
+    /// A symbolic link, with its target as the image has it.
+    Symlink(Box<[u8]>),
+    /// A character device; 0:0 is a whiteout in the overlay form of a layer.
+    CharacterDevice(DeviceNumber),
+    /// A block device.
+    BlockDevice(DeviceNumber),
+    /// A named pipe.
+    Fifo,
+}
+
+impl Directory {
+    /// Returns an empty folder.
+    pub fn new(metadata: Metadata) -> Self {
+        Self { metadata, children: BTreeMap::new() }
+    }
+
+    /// Returns the tree that the lowest layer is laid on: a root folder that nobody named yet.
+    pub fn empty_root() -> Arc<Self> {
+        Arc::new(Self::new(Metadata::of_implied_folder()))
+    }
+
+    /// Returns what is at `path` below this folder; links on the way are not followed.
+    pub fn get(&self, path: &EntryPath) -> Option<&Node> {
+        let (parent, name) = path.split()?;
+        self.directory(parent.components())?.children.get(name)
+    }
+
+    /// Returns the folder at the end of `names`; links on the way are not followed.
+    pub fn directory<'a>(&self, names: impl IntoIterator<Item = &'a [u8]>) -> Option<&Directory> {
+        names.into_iter().try_fold(self, |folder, name| match folder.children.get(name)? {
+            Node::Directory(child) => Some(&**child),
+            Node::Leaf(_) => None,
+        })
+    }
+
+    /// Returns the folder at the end of `names` to change it, copying those on the way that other trees share.
+    pub fn directory_mut<'a>(&mut self, names: impl IntoIterator<Item = &'a [u8]>) -> Option<&mut Directory> {
+        names.into_iter().try_fold(self, |folder, name| match folder.children.get_mut(name)? {
+            Node::Directory(child) => Some(Arc::make_mut(child)),
+            Node::Leaf(_) => None,
+        })
+    }
+
+    /// Returns how many of its entries are folders.
+    pub fn subdirectories(&self) -> usize {
+        self.children.values().filter(|node| matches!(node, Node::Directory(_))).count()
+    }
+
+    /// Calls `visit` for everything below this folder: a folder before what lies in it, by name.
+    pub fn walk<'a>(&'a self, path: &EntryPath, visit: &mut impl FnMut(&EntryPath, &'a Node)) {
+        for (name, node) in &self.children {
+            let path = path.join(name);
+            visit(&path, node);
+            if let Node::Directory(folder) = node {
+                folder.walk(&path, visit);
+            }
+        }
+    }
+}
+
+/// Returns the names of each inode of a tree that has some in several folders, which catalogs cannot hold.
+pub fn links_across_folders(tree: &Directory) -> Vec<Vec<EntryPath>> {
+    let mut names: HashMap<*const Leaf, Vec<EntryPath>> = HashMap::new();
+    tree.walk(&EntryPath::ROOT, &mut |path, node| {
+        // An inode that nothing else refers to has one name.
+        if let Node::Leaf(leaf) = node
+            && Arc::strong_count(leaf) > 1
+        {
+            names.entry(Arc::as_ptr(leaf)).or_default().push(path.clone());
+        }
+    });
+    let folder = |path: &EntryPath| path.split().map(|(parent, _)| parent);
+    let is_across = |names: &Vec<EntryPath>| names.iter().any(|name| folder(name) != folder(&names[0]));
+    let mut groups: Vec<Vec<EntryPath>> = names.into_values().filter(is_across).collect();
+    groups.sort();
+    groups
+}
+
+/// Makes the names in each group one inode again, after the tree was read from catalogs.
+pub fn join_links(tree: &mut Arc<Directory>, groups: &[Vec<EntryPath>]) {
+    for group in groups {
+        let Some((first, others)) = group.split_first() else { continue };
+        let Some(Node::Leaf(leaf)) = tree.get(first).cloned() else { continue };
+        for path in others {
+            let Some((parent, name)) = path.split() else { continue };
+            if let Some(folder) = Arc::make_mut(tree).directory_mut(parent.components())
+                && let Some(Node::Leaf(other)) = folder.children.get_mut(name)
+                && **other == *leaf
+            {
+                *other = Arc::clone(&leaf);
+            }
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The tree against the naive implementation in `verify`, on generated images in which everything collides.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::{Directory, LayerForm, Leaf, LeafKind, Node, OPAQUE_XATTRS, apply, layer_entries};
+use crate::layer::{DeviceNumber, EntryKind, EntryPath, LayerEntry, NodeKind};
+use crate::metadata::Metadata;
+use crate::object::{Content, ObjectHash, Pieces};
+use crate::verify::NaiveTree;
+use crate::verify::tests_generate::image;
+use crate::verify::tests_overlay_model::{MountedTree, overlay_mount};
+
+/// A tree without its structure: each path with what is there, and with a number that hard links have in common.
+type Flat = BTreeMap<EntryPath, (Metadata, NodeKind<Content>, usize)>;
+
+fn with_content(layers: &[Vec<LayerEntry<u8>>]) -> Vec<Vec<LayerEntry<Content>>> {
+    let content = |byte: u8| Content { raw: false, pieces: Pieces::Whole(ObjectHash::of(&[byte])) };
+    layers.iter().map(|layer| layer.iter().map(|entry| entry.clone().map_content(content)).collect()).collect()
+}
+
+fn kind_of(leaf: &Leaf) -> NodeKind<Content> {
+    match &leaf.kind {
+        LeafKind::File { size, content } => NodeKind::File { size: *size, content: content.clone() },
+        LeafKind::Symlink(target) => NodeKind::Symlink(target.clone()),
+        LeafKind::CharacterDevice(number) => NodeKind::CharacterDevice(*number),
+        LeafKind::BlockDevice(number) => NodeKind::BlockDevice(*number),
+        LeafKind::Fifo => NodeKind::Fifo,
+    }
+}
+
+fn flat(tree: &Directory) -> Flat {
+    let mut inodes: HashMap<*const Leaf, usize> = HashMap::new();
+    let mut paths = BTreeMap::from([(EntryPath::ROOT, (tree.metadata.clone(), NodeKind::Directory, 0))]);
+    tree.walk(&EntryPath::ROOT, &mut |path, node| {
+        let next = paths.len();
+        let value = match node {
+            Node::Directory(folder) => (folder.metadata.clone(), NodeKind::Directory, next),
+            Node::Leaf(leaf) => {
+                (leaf.metadata.clone(), kind_of(leaf), *inodes.entry(Arc::as_ptr(leaf)).or_insert(next))
+            }
+        };
+        paths.insert(path.clone(), value);
+    });
+    paths
+}
+
+fn flat_naive(tree: &NaiveTree<Content>) -> Flat {
+    let mut inodes: HashMap<usize, usize> = HashMap::new();
+    let value = |(next, (path, node)): (usize, (&EntryPath, &crate::verify::NaiveNode<Content>))| {
+        let inode = *inodes.entry(node.inode).or_insert(next);
+        (path.clone(), (node.metadata.clone(), node.kind.clone(), inode))
+    };
+    tree.entries().enumerate().map(value).collect()
+}
+
+/// The error without its words.
+fn error_kind(error: &impl std::fmt::Debug) -> String {
+    format!("{error:?}")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+
+    #[test]
+    fn tree_and_naive_implementation_agree(image in image()) {
+        let (mut tree, mut naive) = (Directory::empty_root(), NaiveTree::new());
+        for layer in with_content(&image) {
+            match (apply(&tree, &layer), naive.apply(&layer)) {
+                (Ok(next), Ok(())) => {
+                    prop_assert_eq!(flat(&next), flat_naive(&naive));
+                    tree = next;
+                }
+                (Err(ours), Err(theirs)) => {
+                    prop_assert_eq!(error_kind(&ours), error_kind(&theirs));
+                    break;
+                }
+                (ours, theirs) => prop_assert!(false, "{:?} against {:?}", ours.map(|tree| flat(&tree)), theirs),
+            }
+        }
+    }
+
+    #[test]
+    fn applying_a_layer_leaves_the_tree_below_as_it_was(image in image()) {
+        let mut tree = Directory::empty_root();
+        for layer in with_content(&image) {
+            let before = flat(&tree);
+            let Ok(next) = apply(&tree, &layer) else { break };
+            prop_assert_eq!(flat(&tree), before);
+            tree = next;
+        }
+    }
+
+    #[test]
+    fn a_layer_read_back_from_its_published_form_gives_the_same_tree(image in image()) {
+        let (mut tree, mut read_back) = (Directory::empty_root(), Directory::empty_root());
+        for layer in with_content(&image) {
+            let Ok(next) = apply(&tree, &layer) else { break };
+            if follows_links(&tree, &layer) {
+                break;
+            }
+            let form = LayerForm::build(&tree, &layer).unwrap();
+            read_back = apply(&read_back, &layer_entries(&form)).unwrap();
+            prop_assert_eq!(without_inodes(&read_back), without_inodes(&next));
+            tree = next;
+        }
+    }
+
+    #[test]
+    fn stacked_layer_forms_mount_as_the_merged_tree(image in image()) {
+        let mut tree = Directory::empty_root();
+        let mut forms: Vec<MountedTree<Content>> = Vec::new();
+        for layer in with_content(&image) {
+            let Ok(next) = apply(&tree, &layer) else { break };
+            if follows_links(&tree, &layer) {
+                break;
+            }
+            let form = LayerForm::build(&tree, &layer).unwrap();
+            forms.push(flat(&form.tree).into_iter().map(|(path, (metadata, kind, _))| (path, (metadata, kind))).collect());
+            tree = next;
+        }
+        let merged: MountedTree<Content> = without_inodes(&tree);
+        if !forms.is_empty() {
+            let mounted = overlay_mount(&forms);
+            // A folder that a layer only removes things from has to be in its form, though lower layers lack it.
+            let shown: MountedTree<Content> =
+                mounted.into_iter().filter(|(path, (_, kind))| merged.contains_key(path) || *kind != NodeKind::Directory).collect();
+            prop_assert_eq!(shown, merged);
+        }
+    }
+}
+
+fn without_inodes(tree: &Directory) -> MountedTree<Content> {
+    flat(tree).into_iter().map(|(path, (metadata, kind, _))| (path, (metadata, kind))).collect()
+}
+
+/// Tells whether an entry of the layer lies in a folder that really is a link, which overlay mounts do not follow, or in
+/// something else that the same layer says is no folder.
+fn follows_links(lower: &Directory, layer: &[LayerEntry<Content>]) -> bool {
+    let links_below = flat(lower).into_iter().filter(|(_, (_, kind, _))| matches!(kind, NodeKind::Symlink(_)));
+    let is_no_folder = |entry: &&LayerEntry<Content>| match &entry.kind {
+        EntryKind::Node(_, kind) => *kind != NodeKind::Directory,
+        kind => matches!(kind, EntryKind::HardLink(_)),
+    };
+    let own = layer.iter().filter(is_no_folder).map(|entry| entry.path.clone());
+    let obstacles: Vec<EntryPath> = links_below.map(|(path, _)| path).chain(own).collect();
+    let is_behind = |path: &EntryPath| obstacles.iter().any(|obstacle| path != obstacle && path.is_in(obstacle));
+    layer.iter().any(|entry| {
+        is_behind(&entry.path)
+            || matches!(&entry.kind, EntryKind::HardLink(target) if is_behind(target))
+            || matches!(entry.kind, EntryKind::Opaque) && obstacles.contains(&entry.path)
+    })
+}
+
+fn path(text: &str) -> EntryPath {
+    EntryPath::normalise(text.as_bytes()).unwrap()
+}
+
+fn folder(text: &str, mode: u16) -> LayerEntry<Content> {
+    let metadata = Metadata { mode, ..Metadata::of_implied_folder() };
+    LayerEntry { path: path(text), kind: EntryKind::Node(metadata, NodeKind::Directory) }
+}
+
+fn file(text: &str, byte: u8) -> LayerEntry<Content> {
+    let content = Content { raw: false, pieces: Pieces::Whole(ObjectHash::of(&[byte])) };
+    let kind = EntryKind::Node(Metadata::of_implied_folder(), NodeKind::File { size: 1, content });
+    LayerEntry { path: path(text), kind }
+}
+
+fn mark(text: &str, kind: EntryKind<Content>) -> LayerEntry<Content> {
+    LayerEntry { path: path(text), kind }
+}
+
+#[test]
+fn folders_that_a_layer_does_not_touch_are_shared() {
+    let lower = apply(&Directory::empty_root(), &[file("a/x", 1), file("b/y", 1)]).unwrap();
+    let upper = apply(&lower, &[file("a/z", 1)]).unwrap();
+    let folder = |tree: &Directory, name: &str| match &tree.children[name.as_bytes()] {
+        Node::Directory(folder) => Arc::as_ptr(folder),
+        Node::Leaf(_) => panic!("{name} is no folder"),
+    };
+    assert_eq!(folder(&lower, "b"), folder(&upper, "b"));
+    assert_ne!(folder(&lower, "a"), folder(&upper, "a"));
+}
+
+#[test]
+fn layer_form_takes_attributes_of_implied_folders_and_content_of_links_from_below() {
+    let lower = apply(&Directory::empty_root(), &[folder("tmp", 0o1777), file("bin/tool", 7)]).unwrap();
+    let layer = [file("tmp/new", 1), mark("tmp/link", EntryKind::HardLink(path("bin/tool")))];
+    let form = LayerForm::build(&lower, &layer).unwrap();
+    assert_eq!(form.tree.directory([&b"tmp"[..]]).unwrap().metadata.mode, 0o1777);
+    assert_eq!(form.implied.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/", "/tmp"]);
+    assert_eq!(form.links_below[&path("tmp/link")], path("bin/tool"));
+    let Some(Node::Leaf(link)) = form.tree.get(&path("tmp/link")) else { panic!("the link is missing") };
+    assert!(
+        matches!(&link.kind, LeafKind::File { content, .. } if content.pieces == Pieces::Whole(ObjectHash::of(&[7])))
+    );
+}
+
+#[test]
+fn layer_form_marks_what_it_hides() {
+    let lower = apply(&Directory::empty_root(), &[file("a/x", 1), file("b/y", 1), file("c/z", 1)]).unwrap();
+    let layer = [
+        mark("a/x", EntryKind::Whiteout),
+        mark("b", EntryKind::Whiteout),
+        file("b/new", 2),
+        mark("c", EntryKind::Opaque),
+        mark("c/z", EntryKind::Whiteout),
+    ];
+    let form = LayerForm::build(&lower, &layer).unwrap();
+    let is_whiteout = |text: &str| match form.tree.get(&path(text)) {
+        Some(Node::Leaf(leaf)) => leaf.kind == LeafKind::CharacterDevice(DeviceNumber { major: 0, minor: 0 }),
+        _ => false,
+    };
+    let is_opaque = |name: &str| {
+        let folder = form.tree.directory([name.as_bytes()]).unwrap();
+        folder
+            .metadata
+            .xattrs
+            .as_ref()
+            .is_some_and(|xattrs| OPAQUE_XATTRS.iter().all(|mark| xattrs.contains_key(*mark)))
+    };
+    assert!(is_whiteout("a/x") && is_opaque("b") && is_opaque("c") && !is_opaque("a"));
+    assert!(form.tree.get(&path("c/z")).is_none(), "a whiteout in an opaque folder shows as a name without a file");
+}
+
+#[test]
+fn an_opaque_root_hides_each_lower_name_because_overlay_mounts_do_not_ask() {
+    let lower = apply(&Directory::empty_root(), &[file("a/x", 1), file("b/y", 1)]).unwrap();
+    let form = LayerForm::build(&lower, &[mark("", EntryKind::Opaque), file("b/new", 2)]).unwrap();
+    assert!(matches!(form.tree.get(&path("a")), Some(Node::Leaf(_))));
+    let own = form.tree.directory([&b"b"[..]]).unwrap();
+    assert!(own.metadata.xattrs.is_some(), "what the layer has itself hides the lower folder of that name");
+}

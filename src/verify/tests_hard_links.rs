@@ -1,0 +1,89 @@
+//! The rules for a layer's hard links, each with a small example and the result written out by hand.
+
+use super::tests_generate::{file, folder, hard_link, node, opaque, path, symlink, whiteout};
+use super::tests_rules::{error, list};
+use super::*;
+use crate::layer::DeviceNumber;
+
+#[test]
+fn hard_link_shares_the_inode_of_its_target_before_or_after_it_in_the_archive() {
+    assert_eq!(list(&[vec![file("a", 1), hard_link("b", "a")]]), ["a=1", "b==a"]);
+    assert_eq!(list(&[vec![hard_link("b", "a"), file("a", 1)]]), ["a=1", "b==a"]);
+    assert_eq!(
+        list(&[vec![hard_link("c/d", "b"), hard_link("b", "a"), file("a", 1)]]),
+        ["a=1", "b==a", "c/", "c/d==a"]
+    );
+}
+
+#[test]
+fn hard_link_finds_its_target_in_lower_layers() {
+    let lower = || vec![file("a", 1)];
+    assert_eq!(list(&[lower(), vec![], vec![hard_link("b/c", "a")]]), ["a=1", "b/", "b/c==a"]);
+    assert_eq!(list(&[lower(), vec![hard_link("b", "a"), file("a", 2)]]), ["a=2", "b==a"]);
+    assert_eq!(list(&[lower(), vec![hard_link("b", "a")], vec![file("a", 2)]]), ["a=2", "b=1"]);
+}
+
+#[test]
+fn hard_link_finds_its_target_though_its_own_layer_hides_it() {
+    let lower = vec![file("a", 1), file("b/c", 2)];
+    let upper = vec![whiteout("a"), hard_link("d", "a"), opaque("b"), hard_link("e", "b/c")];
+    assert_eq!(list(&[lower, upper]), ["b/", "d=1", "e=2"]);
+}
+
+#[test]
+fn hard_link_to_a_symbolic_link_or_device_is_that_thing() {
+    let null = NodeKind::CharacterDevice(DeviceNumber { major: 1, minor: 3 });
+    let layer = vec![symlink("a", "x"), hard_link("b", "a"), node("c", null), hard_link("d", "c")];
+    assert_eq!(list(&[layer]), ["a->x", "b==a", "c c 1:3", "d==c"]);
+}
+
+#[test]
+fn hard_link_without_a_target_is_an_error_and_never_an_empty_file() {
+    let missing = |at, target| ApplyError::MissingHardLinkTarget { path: path(at), target: path(target) };
+    assert_eq!(error(&[vec![file("x", 1), hard_link("b", "a")]]), missing("b", "a"));
+    assert_eq!(error(&[vec![hard_link("a", "a")]]), missing("a", "a"));
+    assert_eq!(error(&[vec![hard_link("a", "b"), hard_link("b", "a")]]), missing("a", "b"));
+    assert_eq!(error(&[vec![hard_link("c", "d"), hard_link("a", "b"), hard_link("b", "a")]]), missing("c", "d"));
+    assert_eq!(error(&[vec![file("a", 1), hard_link("b", "a/c")]]), missing("b", "a/c"));
+}
+
+#[test]
+fn hard_links_in_a_circle_are_what_lower_layers_have() {
+    let lower = || vec![file("a", 1)];
+    assert_eq!(list(&[lower(), vec![hard_link("a", "a")]]), ["a=1"]);
+    assert_eq!(list(&[lower(), vec![hard_link("b", "a"), hard_link("a", "b")]]), ["a=1", "b==a"]);
+    let of_three = vec![hard_link("c", "b"), hard_link("b", "a"), hard_link("a", "c")];
+    assert_eq!(list(&[vec![file("b", 1)], of_three]), ["a=1", "b==a", "c==a"]);
+    // The first in the archive is made without waiting, and only that one.
+    let missing = ApplyError::MissingHardLinkTarget { path: path("a"), target: path("b") };
+    assert_eq!(error(&[lower(), vec![hard_link("a", "b"), hard_link("b", "a")]]), missing);
+}
+
+#[test]
+fn hard_link_to_a_folder_is_an_error() {
+    let to_folder = |at, target| ApplyError::HardLinkToFolder { path: path(at), target: path(target) };
+    assert_eq!(error(&[vec![folder("a", 0o755), hard_link("b", "a")]]), to_folder("b", "a"));
+    assert_eq!(error(&[vec![file("a/c", 1)], vec![hard_link("b", "a")]]), to_folder("b", "a"));
+    assert_eq!(error(&[vec![hard_link("b", "")]]), to_folder("b", ""));
+}
+
+#[test]
+fn hard_link_follows_links_in_the_folders_of_its_target_and_place() {
+    let lower = vec![symlink("lib", "usr"), symlink("usr/l", "f"), file("usr/f", 1)];
+    let upper = vec![hard_link("a", "lib/f"), hard_link("lib/b", "lib/l")];
+    assert_eq!(list(&[lower, upper]), ["a=1", "lib->usr", "usr/", "usr/b->f", "usr/f==a", "usr/l==usr/b"]);
+}
+
+#[test]
+fn hard_link_to_where_it_is_already_changes_nothing() {
+    let lower = vec![symlink("lib", "usr"), file("usr/f", 1)];
+    assert_eq!(list(&[lower, vec![hard_link("usr/f", "lib/f")]]), ["lib->usr", "usr/", "usr/f=1"]);
+}
+
+#[test]
+fn hard_link_replaces_what_is_at_its_place() {
+    let lower = vec![file("a/b", 1), file("c", 2)];
+    assert_eq!(list(&[lower.clone(), vec![hard_link("a", "c")]]), ["a=2", "c==a"]);
+    assert_eq!(list(&[lower.clone(), vec![hard_link("a", "a/b")]]), ["a=1", "c=2"]);
+    assert_eq!(list(&[lower, vec![hard_link("c/d", "c")]]), ["a/", "a/b=1", "c/", "c/d=2"]);
+}

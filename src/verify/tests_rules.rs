@@ -1,0 +1,365 @@
+//! The rules for laying a layer but for its hard links, each with a small example and the result written out by hand.
+
+use std::sync::Arc;
+
+use super::tests_generate::{file, folder, hard_link, node, opaque, path, symlink, whiteout};
+use super::*;
+use crate::layer::DeviceNumber;
+use crate::metadata::{Timestamp, Xattrs};
+
+type Layer = Vec<LayerEntry<u8>>;
+
+pub(super) fn tree_of(layers: &[Layer]) -> Result<NaiveTree<u8>, ApplyError> {
+    let mut tree = NaiveTree::new();
+    layers.iter().try_for_each(|layer| tree.apply(layer)).map(|()| tree)
+}
+
+/// Lists what is below the root after all layers: `folder/`, `folder/ 0700` unless 0755, `file=content`,
+/// `link->target`, `second==first` for hard links.
+pub(super) fn list(layers: &[Layer]) -> Vec<String> {
+    let tree = tree_of(layers).unwrap();
+    let first_names = tree.first_names();
+    let line = |(path, node): (&EntryPath, &NaiveNode<u8>)| {
+        let path = path.to_string()[1..].to_owned();
+        let first = first_names[&node.inode].to_string()[1..].to_owned();
+        match &node.kind {
+            _ if first != path => format!("{path}=={first}"),
+            NodeKind::Directory if node.metadata.mode == 0o755 => format!("{path}/"),
+            NodeKind::Directory => format!("{path}/ {:04o}", node.metadata.mode),
+            NodeKind::File { content, .. } => format!("{path}={content}"),
+            NodeKind::Symlink(target) => format!("{path}->{}", target.escape_ascii()),
+            NodeKind::CharacterDevice(number) => format!("{path} c {}:{}", number.major, number.minor),
+            NodeKind::BlockDevice(number) => format!("{path} b {}:{}", number.major, number.minor),
+            NodeKind::Fifo => format!("{path} p"),
+        }
+    };
+    tree.entries().skip(1).map(line).collect()
+}
+
+pub(super) fn error(layers: &[Layer]) -> ApplyError {
+    tree_of(layers).unwrap_err()
+}
+
+const NOTHING: [&str; 0] = [];
+
+// Whiteouts and opaque markers.
+
+#[test]
+fn whiteout_removes_what_lower_layers_have_and_leaves_no_trace() {
+    let lower = vec![file("a", 1), file("b/a", 1), file("b/c/d", 1), file("ba", 1), symlink("l", "ba")];
+    assert_eq!(list(&[lower.clone(), vec![whiteout("a"), whiteout("b/c")]]), ["b/", "b/a=1", "ba=1", "l->ba"]);
+    assert_eq!(list(&[lower, vec![whiteout("b"), whiteout("l")]]), ["a=1", "ba=1"]);
+}
+
+#[test]
+fn whiteout_spares_the_entry_of_its_own_layer_in_either_order() {
+    let lower = vec![file("a", 1)];
+    assert_eq!(list(&[lower.clone(), vec![file("a", 2), whiteout("a")]]), ["a=2"]);
+    assert_eq!(list(&[lower, vec![whiteout("a"), file("a", 2)]]), ["a=2"]);
+    assert_eq!(list(&[vec![file("a", 2), whiteout("a")]]), ["a=2"]);
+}
+
+#[test]
+fn whiteout_of_a_folder_that_the_layer_brings_is_an_opaque_marker() {
+    let lower = vec![folder("a", 0o700), file("a/old", 1)];
+    let expected = ["a/ 0711", "a/new=2"];
+    for mark in [whiteout("a"), opaque("a")] {
+        let upper = vec![folder("a", 0o711), file("a/new", 2), mark];
+        assert_eq!(list(&[lower.clone(), upper]), expected);
+    }
+}
+
+#[test]
+fn whiteout_takes_the_attributes_of_a_folder_that_its_layer_only_implies() {
+    let lower = vec![folder("a", 0o700), file("a/old", 1)];
+    assert_eq!(list(&[lower, vec![file("a/new", 2), whiteout("a")]]), ["a/", "a/new=2"]);
+}
+
+#[test]
+fn opaque_marker_hides_all_lower_content_wherever_it_stands() {
+    let lower = vec![folder("a", 0o700), file("a/b/old", 1), file("a/old", 1), file("ab", 1)];
+    let expected = ["a/ 0700", "a/b/", "a/b/new=2", "ab=1"];
+    assert_eq!(list(&[lower.clone(), vec![opaque("a"), file("a/b/new", 2)]]), expected);
+    assert_eq!(list(&[lower, vec![file("a/b/new", 2), opaque("a")]]), expected);
+}
+
+#[test]
+fn opaque_marker_in_the_root_leaves_the_root() {
+    let lower = vec![folder("", 0o700), file("a/b", 1)];
+    let layers = [lower, vec![file("b", 2), opaque("")]];
+    assert_eq!(list(&layers), ["b=2"]);
+    assert_eq!(tree_of(&layers).unwrap().get(&EntryPath::ROOT).unwrap().metadata.mode, 0o700);
+}
+
+#[test]
+fn whiteout_of_every_name_does_what_an_opaque_marker_does() {
+    let lower = vec![folder("a", 0o700), file("a/b", 1), file("a/c/d", 1)];
+    let new = file("a/e", 2);
+    let explicit = vec![whiteout("a/b"), whiteout("a/c"), new.clone()];
+    assert_eq!(list(&[lower.clone(), explicit]), ["a/ 0700", "a/e=2"]);
+    assert_eq!(list(&[lower, vec![opaque("a"), new]]), ["a/ 0700", "a/e=2"]);
+}
+
+#[test]
+fn whiteout_of_what_is_not_there_is_harmless() {
+    let lower = vec![file("a", 1)];
+    let upper = vec![whiteout("b"), whiteout("a/b"), whiteout("b/c"), opaque("b"), opaque("a"), whiteout("b")];
+    assert_eq!(list(&[lower, upper]), ["a=1"]);
+}
+
+#[test]
+fn removals_are_looked_up_before_any_is_made() {
+    let lower = vec![symlink("l", "a"), file("a/b", 1), file("a/c", 1)];
+    assert_eq!(list(&[lower.clone(), vec![whiteout("l"), whiteout("l/b")]]), ["a/", "a/c=1"]);
+    assert_eq!(list(&[lower, vec![whiteout("a"), whiteout("a/b")]]), ["l->a"]);
+}
+
+#[test]
+fn removals_follow_symbolic_links_but_for_the_name_of_a_whiteout() {
+    let lower =
+        vec![symlink("lib", "/usr/lib"), symlink("usr/lib/l", "m"), file("usr/lib/m/a", 1), file("usr/lib/b", 1)];
+    let list_with = |mark| list(&[lower.clone(), vec![mark]]);
+    assert_eq!(
+        list_with(whiteout("lib/b")),
+        ["lib->/usr/lib", "usr/", "usr/lib/", "usr/lib/l->m", "usr/lib/m/", "usr/lib/m/a=1"]
+    );
+    assert_eq!(list_with(whiteout("lib/l"))[1..], ["usr/", "usr/lib/", "usr/lib/b=1", "usr/lib/m/", "usr/lib/m/a=1"]);
+    assert_eq!(list_with(opaque("lib/l"))[1..], ["usr/", "usr/lib/", "usr/lib/b=1", "usr/lib/l->m", "usr/lib/m/"]);
+    assert_eq!(list_with(opaque("lib")), ["lib->/usr/lib", "usr/", "usr/lib/"]);
+}
+
+#[test]
+fn removals_do_not_follow_a_link_that_their_layer_replaces_with_a_folder() {
+    let lower = vec![symlink("lib", "usr"), file("usr/a", 1)];
+    for mark in [whiteout("lib/a"), opaque("lib")] {
+        let upper = vec![mark, folder("lib", 0o700)];
+        assert_eq!(list(&[lower.clone(), upper]), ["lib/ 0700", "usr/", "usr/a=1"]);
+    }
+}
+
+#[test]
+fn removals_in_circles_of_links_find_nothing() {
+    let lower = vec![symlink("a", "b"), symlink("b", "a")];
+    assert_eq!(list(&[lower, vec![whiteout("a/c"), opaque("b")]]), ["a->b", "b->a"]);
+}
+
+// Attributes.
+
+#[test]
+fn attributes_are_exactly_what_the_layer_says() {
+    let xattrs = Xattrs::from([((*b"security.capability").into(), (*b"\x01\x00").into())]);
+    let metadata = Metadata {
+        mode: 0o7551,
+        uid: u32::MAX,
+        gid: 3_000_000_000,
+        mtime: Timestamp { seconds: -1, nanoseconds: 999_999_999 },
+        xattrs: Some(Arc::new(xattrs)),
+    };
+    let kinds = [
+        NodeKind::Directory,
+        NodeKind::File { size: 1, content: 1 },
+        NodeKind::Symlink((*b"x").into()),
+        NodeKind::Fifo,
+    ];
+    for kind in kinds {
+        let entry = LayerEntry { path: path("a"), kind: EntryKind::Node(metadata.clone(), kind.clone()) };
+        let tree = tree_of(&[vec![entry, hard_link("b", "c"), file("c", 1)]]).unwrap();
+        let there = tree.get(&path("a")).unwrap();
+        assert_eq!((&there.metadata, &there.kind), (&metadata, &kind));
+    }
+}
+
+#[test]
+fn time_of_a_folder_does_not_change_with_what_happens_in_it() {
+    let metadata = Metadata { mtime: Timestamp { seconds: 7, nanoseconds: 8 }, ..Metadata::of_implied_folder() };
+    let entry = |at| LayerEntry { path: path(at), kind: EntryKind::Node(metadata.clone(), NodeKind::Directory) };
+    let lower = vec![entry(""), entry("a"), file("a/b", 1), file("a/c", 1)];
+    let upper = vec![whiteout("a/b"), file("a/d", 1), hard_link("a/e", "a/c"), opaque("a"), hard_link("f", "a/d")];
+    let tree = tree_of(&[lower, upper]).unwrap();
+    assert_eq!(tree.get(&path("a")).unwrap().metadata, metadata);
+    assert_eq!(tree.get(&EntryPath::ROOT).unwrap().metadata, metadata);
+}
+
+#[test]
+fn folder_that_the_archive_does_not_name_keeps_its_lower_attributes() {
+    assert_eq!(list(&[vec![folder("a", 0o700)], vec![file("a/b", 1)]]), ["a/ 0700", "a/b=1"]);
+    let tree = tree_of(&[vec![file("a/b/c", 1)]]).unwrap();
+    for implied in ["", "a", "a/b"] {
+        assert_eq!(tree.get(&path(implied)).unwrap().metadata, Metadata::of_implied_folder());
+    }
+}
+
+// Symbolic links in the folders of an entry.
+
+#[test]
+fn folder_that_the_archive_does_not_name_is_found_through_links() {
+    let lower = vec![symlink("lib", "usr/lib"), folder("usr/lib", 0o711), file("usr/lib/a", 1)];
+    let expected = ["lib->usr/lib", "usr/", "usr/lib/ 0711", "usr/lib/a=1", "usr/lib/x=2"];
+    assert_eq!(list(&[lower, vec![file("lib/x", 2)]]), expected);
+    assert_eq!(list(&[vec![symlink("l", "d"), file("l/x", 1)]]), ["d/", "d/x=1", "l->d"]);
+}
+
+#[test]
+fn folder_that_the_archive_names_replaces_a_link() {
+    let lower = vec![symlink("lib", "usr/lib"), file("usr/lib/a", 1)];
+    let expected = ["lib/ 0700", "lib/x=2", "usr/", "usr/lib/", "usr/lib/a=1"];
+    assert_eq!(list(&[lower.clone(), vec![folder("lib", 0o700), file("lib/x", 2)]]), expected);
+    assert_eq!(list(&[lower.clone(), vec![file("lib/x", 2), folder("lib", 0o700)]]), expected);
+    // A folder that is overridden is not named.
+    let upper = vec![folder("lib", 0o700), file("lib/x", 2), symlink("lib", "z")];
+    assert_eq!(list(&[lower, upper]), ["lib->z", "usr/", "usr/lib/", "usr/lib/a=1", "usr/lib/x=2"]);
+}
+
+#[test]
+fn named_folder_below_a_link_is_known_by_the_path_that_the_layer_uses() {
+    let lower = vec![symlink("lib", "usr"), symlink("usr/l", "/d"), file("d/a", 1)];
+    let through_link = vec![file("lib/l/x", 2), folder("lib/l", 0o700)];
+    assert_eq!(list(&[lower.clone(), through_link]), ["d/", "d/a=1", "lib->usr", "usr/", "usr/l/ 0700", "usr/l/x=2"]);
+    let otherwise = vec![file("lib/l/x", 2), folder("usr/l", 0o700)];
+    assert_eq!(list(&[lower, otherwise]), ["d/", "d/a=1", "d/x=2", "lib->usr", "usr/", "usr/l/ 0700"]);
+}
+
+#[test]
+fn links_never_lead_out_of_the_root() {
+    let target = |target: &str| list(&[vec![file("d/e/f", 1), symlink("d/l", target), file("d/l/x", 2)]]);
+    assert_eq!(target("/d"), ["d/", "d/e/", "d/e/f=1", "d/l->/d", "d/x=2"]);
+    assert_eq!(target("../../../d/e"), ["d/", "d/e/", "d/e/f=1", "d/e/x=2", "d/l->../../../d/e"]);
+    assert_eq!(target("/../.."), ["d/", "d/e/", "d/e/f=1", "d/l->/../..", "x=2"]);
+    assert_eq!(target(".//./e/"), ["d/", "d/e/", "d/e/f=1", "d/e/x=2", "d/l->.//./e/"]);
+}
+
+#[test]
+fn dot_dot_in_a_target_means_the_folder_that_links_led_to() {
+    let lower = vec![symlink("l", "a/b"), file("a/b/f", 1), symlink("m", "l/../x")];
+    assert_eq!(
+        list(&[lower, vec![file("m/y", 2)]]),
+        ["a/", "a/b/", "a/b/f=1", "a/x/", "a/x/y=2", "l->a/b", "m->l/../x"]
+    );
+}
+
+#[test]
+fn what_a_link_leads_to_is_made_where_it_is_missing_or_no_folder() {
+    let lower = vec![symlink("run", "/var/run/x"), file("var/run", 1)];
+    assert_eq!(
+        list(&[lower, vec![file("run/a", 2)]]),
+        ["run->/var/run/x", "var/", "var/run/", "var/run/x/", "var/run/x/a=2"]
+    );
+    let made_on_the_way = vec![symlink("l", "new/../d"), file("l/a", 1)];
+    assert_eq!(list(&[made_on_the_way]), ["d/", "d/a=1", "l->new/../d", "new/"]);
+}
+
+/// Returns links from `l1` to `l2` and so on, the last one to the folder `d`.
+fn chain_of_links(length: usize) -> Layer {
+    let link = |n: usize| symlink(&format!("l{n}"), &if n == length { "d".to_owned() } else { format!("l{}", n + 1) });
+    (1..=length).map(link).chain([file("d/a", 1)]).collect()
+}
+
+#[test]
+fn path_may_lead_through_forty_links() {
+    for length in [39, 40] {
+        assert!(tree_of(&[chain_of_links(length), vec![file("l1/b", 1)]]).unwrap().get(&path("d/b")).is_some());
+        assert!(tree_of(&[chain_of_links(length), vec![hard_link("b", "l1/a")]]).is_ok());
+        assert!(tree_of(&[chain_of_links(length), vec![whiteout("l1/a")]]).unwrap().get(&path("d/a")).is_none());
+    }
+    let too_many = ApplyError::TooManyLinks(path("l1/b"));
+    assert_eq!(error(&[chain_of_links(41), vec![file("l1/b", 1)]]), too_many);
+    assert_eq!(error(&[chain_of_links(41), vec![hard_link("l1/b", "d/a")]]), too_many);
+    assert_eq!(error(&[chain_of_links(41), vec![hard_link("b", "l1/a")]]), ApplyError::TooManyLinks(path("b")));
+    assert!(tree_of(&[chain_of_links(41), vec![whiteout("l1/a")]]).unwrap().get(&path("d/a")).is_some());
+}
+
+#[test]
+fn link_cannot_have_folders_made_that_no_file_system_holds() {
+    let through = |name: &str| tree_of(&[vec![symlink("l", name), file("l/a", 1)]]);
+    assert!(through(&"n".repeat(255)).is_ok());
+    assert_eq!(through(&"n".repeat(256)), Err(ApplyError::UnusableName(path("l/a"))));
+    assert_eq!(through("n\0"), Err(ApplyError::UnusableName(path("l/a"))));
+}
+
+// What is in the way.
+
+#[test]
+fn thing_of_another_kind_replaces_what_is_there() {
+    let there = [vec![file("a", 1)], vec![folder("a", 0o700), file("a/b", 1)], vec![symlink("a", "d"), file("d/b", 1)]];
+    for lower in there {
+        let list_with = |entry| list(&[lower.clone(), vec![entry]])[0].clone();
+        assert_eq!(list_with(file("a", 2)), "a=2");
+        assert_eq!(list_with(symlink("a", "x")), "a->x");
+        assert_eq!(list_with(node("a", NodeKind::Fifo)), "a p");
+        assert!(list_with(folder("a", 0o711)).starts_with("a/ 0711"));
+    }
+    assert_eq!(list(&[vec![file("a/b", 1), file("a/c/d", 1), file("ab", 1)], vec![file("a", 2)]]), ["a=2", "ab=1"]);
+    assert_eq!(list(&[vec![symlink("a", "d"), file("d/b", 1)], vec![file("a", 2)]]), ["a=2", "d/", "d/b=1"]);
+}
+
+#[test]
+fn folder_over_a_folder_replaces_its_attributes_alone() {
+    let with_xattr = |mut entry: LayerEntry<u8>| {
+        if let EntryKind::Node(metadata, _) = &mut entry.kind {
+            metadata.xattrs = Some(Arc::new(Xattrs::from([((*b"user.a").into(), (*b"1").into())])));
+        }
+        entry
+    };
+    let layers = [vec![with_xattr(folder("a", 0o700)), file("a/b", 1)], vec![folder("a", 0o711)]];
+    assert_eq!(list(&layers), ["a/ 0711", "a/b=1"]);
+    assert_eq!(tree_of(&layers).unwrap().get(&path("a")).unwrap().metadata.xattrs, None);
+}
+
+#[test]
+fn file_on_the_way_becomes_a_folder() {
+    assert_eq!(list(&[vec![file("a", 1)], vec![file("a/b/c", 2)]]), ["a/", "a/b/", "a/b/c=2"]);
+    assert_eq!(list(&[vec![node("a", NodeKind::Fifo)], vec![hard_link("a/b", "a")]]), ["a/", "a/b p"]);
+}
+
+#[test]
+fn last_of_several_statements_about_a_path_counts() {
+    assert_eq!(list(&[vec![file("a", 1), file("a", 2)]]), ["a=2"]);
+    assert_eq!(list(&[vec![symlink("a", "x"), file("b", 1), hard_link("a", "b")]]), ["a=1", "b==a"]);
+    assert_eq!(list(&[vec![hard_link("a", "nowhere"), file("a", 1)]]), ["a=1"]);
+    // The place of the last one counts as well.
+    assert_eq!(list(&[vec![folder("a", 0o700), file("a/b", 1), file("a", 2)]]), ["a=2"]);
+    assert_eq!(list(&[vec![file("a", 2), file("a/b", 1), folder("a", 0o700)]]), ["a/ 0700", "a/b=1"]);
+}
+
+#[test]
+fn special_files_and_names_that_mean_something_elsewhere_are_kept() {
+    let [null, disk] = [(1, 3), (8, 0)].map(|(major, minor)| DeviceNumber { major, minor });
+    let layer = vec![
+        node("dev/null", NodeKind::CharacterDevice(null)),
+        node("dev/sda", NodeKind::BlockDevice(disk)),
+        node("dev/initctl", NodeKind::Fifo),
+        file("proc/1", 1),
+        file("a/.cvmfscatalog", 2),
+        file(".cvmfsdirtab", 3),
+    ];
+    let expected = [
+        ".cvmfsdirtab=3",
+        "a/",
+        "a/.cvmfscatalog=2",
+        "dev/",
+        "dev/initctl p",
+        "dev/null c 1:3",
+        "dev/sda b 8:0",
+        "proc/",
+        "proc/1=1",
+    ];
+    assert_eq!(list(&[layer]), expected);
+}
+
+#[test]
+fn root_is_a_folder() {
+    let layers = [vec![folder("", 0o700), file("a", 1)], vec![folder("", 0o711)]];
+    let tree = tree_of(&layers).unwrap();
+    assert_eq!((tree.get(&EntryPath::ROOT).unwrap().metadata.mode, list(&layers)), (0o711, vec!["a=1".to_owned()]));
+    assert_eq!(error(&[vec![file("", 1)]]), ApplyError::RootIsNoFolder);
+    assert_eq!(error(&[vec![file("a", 1), hard_link("", "a")]]), ApplyError::RootIsNoFolder);
+    assert_eq!(list(&[vec![file("", 1), folder("", 0o700)]]), NOTHING);
+}
+
+#[test]
+fn layer_that_fails_leaves_the_tree_as_it_was() {
+    let mut tree = tree_of(&[vec![file("a", 1)]]).unwrap();
+    let before = tree.clone();
+    assert!(tree.apply(&[whiteout("a"), file("b", 2), hard_link("c", "d")]).is_err());
+    assert_eq!(tree, before);
+}
