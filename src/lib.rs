@@ -5,5 +5,6 @@ pub mod layer;
 pub mod metadata;
 pub mod object;
 pub mod source;
+pub mod store;
 pub mod tree;
 pub mod verify;

@@ -1,0 +1,209 @@
+//! A repository in a folder, exactly as web servers serve it to clients.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::object::{DecodeError, ObjectHash, ObjectKind, decode};
+
+/// Why the store could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The operating system refused something.
+    #[error("cannot {action} '{}'", path.display())]
+    Io {
+        /// What was tried: "read", "write"…
+        action: &'static str,
+        /// What it was tried on.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The folder lacks what every repository has.
+    #[error("'{}' is not the storage of a CVMFS repository: it has no {missing}", path.display())]
+    NoRepository {
+        /// The folder.
+        path: PathBuf,
+        /// What it lacks.
+        missing: &'static str,
+    },
+    /// An object's bytes do not give its name.
+    #[error("object '{}' is damaged: its bytes hash to {actual}", path.display())]
+    WrongHash {
+        /// Where the object lies.
+        path: PathBuf,
+        /// What its bytes hash to.
+        actual: ObjectHash,
+    },
+    /// An object's bytes give its name, but no content.
+    #[error("object '{}' cannot be unpacked", path.display())]
+    Undecodable {
+        /// Where the object lies.
+        path: PathBuf,
+        /// Why.
+        source: DecodeError,
+    },
+    /// Somebody else publishes.
+    #[error("another publisher has held '{}' for {} s; --wait sets how long to wait for it", path.display(), waited.as_secs())]
+    Held {
+        /// What both want to lock.
+        path: PathBuf,
+        /// For how long this one waited.
+        waited: Duration,
+    },
+}
+
+impl StoreError {
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+}
+
+/// A repository's storage on a local file system.
+#[derive(Debug, Clone)]
+pub struct DirectoryStore {
+    root: PathBuf,
+}
+
+impl DirectoryStore {
+    /// Creates the folders of an empty store. Nothing of an existing one may be in the way.
+    pub fn create(root: &Path) -> Result<Self, StoreError> {
+        fs::create_dir_all(root).map_err(StoreError::io("create", root))?;
+        let data = root.join("data");
+        fs::create_dir(&data).map_err(StoreError::io("create", &data))?;
+        for name in (0..=255).map(|byte| format!("{byte:02x}")).chain(["txn".to_owned()]) {
+            let path = data.join(name);
+            fs::create_dir(&path).map_err(StoreError::io("create", &path))?;
+        }
+        Ok(Self { root: root.to_owned() })
+    }
+
+    /// Opens a store that holds a repository.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        for missing in [".cvmfspublished", "data", "data/txn"] {
+            if !root.join(missing).exists() {
+                return Err(StoreError::NoRepository { path: root.to_owned(), missing });
+            }
+        }
+        Ok(Self { root: root.to_owned() })
+    }
+
+    /// Returns the folder that the store lies in.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn object_path(&self, hash: ObjectHash, kind: ObjectKind) -> PathBuf {
+        self.root.join(hash.path(kind))
+    }
+
+    /// Returns a file beside the objects, such as `.cvmfspublished`, or `None` where there is none.
+    pub fn read_file(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.root.join(name);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("read", &path)(error)),
+        }
+    }
+
+    /// Replaces files beside the objects, each in one step and in the order given.
+    ///
+    /// All are written and on disk before the first is replaced, so that after an error, too, each file has its old content
+    /// or its new, and a crash can only fall between two renames.
+    pub fn replace_files(&self, files: &[(&str, &[u8])]) -> Result<(), StoreError> {
+        let written: Vec<_> = files.iter().map(|(_, bytes)| self.write_temporary(bytes)).collect::<Result<_, _>>()?;
+        for ((name, _), temporary) in files.iter().zip(written) {
+            let path = self.root.join(name);
+            temporary.persist(&path).map_err(|error| StoreError::io("replace", &path)(error.error))?;
+        }
+        let folder = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
+        folder.sync_all().map_err(StoreError::io("sync", &self.root))
+    }
+
+    fn write_temporary(&self, bytes: &[u8]) -> Result<tempfile::NamedTempFile, StoreError> {
+        let mut temporary = tempfile::Builder::new()
+            .prefix(".strata-")
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            .tempfile_in(&self.root)
+            .map_err(StoreError::io("create a file in", &self.root))?;
+        temporary.write_all(bytes).map_err(StoreError::io("write a file in", &self.root))?;
+        temporary.as_file().sync_all().map_err(StoreError::io("sync a file in", &self.root))?;
+        Ok(temporary)
+    }
+
+    /// Tells whether an object is there, and renews its time, which spares it from garbage collection for a while.
+    ///
+    /// An empty file counts as missing: no object but that of an empty file stored as it is has no bytes, and a crash of
+    /// other tools leaves such.
+    pub fn renew(&self, hash: ObjectHash, kind: ObjectKind) -> Result<bool, StoreError> {
+        let path = self.object_path(hash, kind);
+        let is_there = match fs::metadata(&path) {
+            Ok(metadata) => metadata.len() > 0 || hash == ObjectHash::of(b""),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(StoreError::io("read", &path)(error)),
+        };
+        if !is_there {
+            return Ok(false);
+        }
+        let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+        let times = rustix::fs::Timestamps { last_access: now, last_modification: now };
+        match rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::NOENT) => Ok(false),
+            Err(error) => Err(StoreError::io("renew", &path)(error.into())),
+        }
+    }
+
+    /// Returns an object's bytes as they are stored, after comparing them with its name.
+    pub fn read(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Vec<u8>, StoreError> {
+        let path = self.object_path(hash, kind);
+        let bytes = fs::read(&path).map_err(StoreError::io("read", &path))?;
+        match ObjectHash::of(&bytes) {
+            actual if actual == hash => Ok(bytes),
+            actual => Err(StoreError::WrongHash { path, actual }),
+        }
+    }
+
+    /// Returns the content of an object that is a zlib stream of at most `limit` bytes of content.
+    pub fn read_decoded(&self, hash: ObjectHash, kind: ObjectKind, limit: u64) -> Result<Vec<u8>, StoreError> {
+        let undecodable = |source| StoreError::Undecodable { path: self.object_path(hash, kind), source };
+        decode(&self.read(hash, kind)?, limit).map_err(undecodable)
+    }
+
+    /// Locks the repository against other publishers, waiting up to `wait` for one that is at it.
+    ///
+    /// The lock goes with the value, or with the process.
+    pub fn lock(&self, wait: Duration) -> Result<Lock, StoreError> {
+        let folder = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
+        let start = Instant::now();
+        loop {
+            match folder.try_lock() {
+                Ok(()) => return Ok(Lock { _folder: folder }),
+                Err(fs::TryLockError::WouldBlock) if start.elapsed() < wait => thread::sleep(RETRY),
+                Err(fs::TryLockError::WouldBlock) => {
+                    return Err(StoreError::Held { path: self.root.clone(), waited: start.elapsed() });
+                }
+                Err(fs::TryLockError::Error(error)) => return Err(StoreError::io("lock", &self.root)(error)),
+            }
+        }
+    }
+
+    /// Waits until everything that was written so far is on disk.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        let folder = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
+        rustix::fs::syncfs(&folder).map_err(|error| StoreError::io("sync", &self.root)(error.into()))
+    }
+}
+
+/// How often a waiting publisher looks whether the other one is done.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Keeps other publishers out until it is dropped.
+#[derive(Debug)]
+#[must_use = "the lock is given back when it is dropped"]
+pub struct Lock {
+    _folder: File,
+}

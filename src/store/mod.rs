@@ -1,0 +1,9 @@
+//! Where a repository lies: its signed front page and its objects.
+//!
+//! Objects may be added at any time and do no harm: only the manifest makes them reachable, and it is replaced last.
+
+mod directory;
+mod staging;
+
+pub use directory::{DirectoryStore, Lock, StoreError};
+pub use staging::{Staging, Written};

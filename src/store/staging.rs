@@ -1,0 +1,363 @@
+//! New objects on their way into a store.
+//!
+//! An object gets its name in `data/` only when its bytes are on disk, so that a crash never leaves a name without them.
+//! To spare an `fsync` per file, objects gather in a folder of the run and move in batches, each behind one `syncfs`.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use super::{DirectoryStore, StoreError};
+use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, Pieces};
+
+/// Bytes that gather before they are synced and moved to their names.
+const BATCH_BYTES: u64 = 256 << 20;
+
+const FOLDER_PREFIX: &str = "strata-";
+
+/// The new objects of one run, in `data/txn/strata-<process>-<number>/` until they are durable.
+///
+/// Threads add objects side by side. What was not flushed when the value is dropped is deleted; a run that was killed
+/// leaves its folder, which the next run deletes.
+#[derive(Debug)]
+pub struct Staging {
+    store: DirectoryStore,
+    folder: PathBuf,
+    /// Held locked, which tells other runs that this one lives.
+    _alive: File,
+    state: Mutex<State>,
+    /// Held while a batch moves.
+    moving: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Every object that this run wrote or is writing.
+    known: HashSet<(ObjectHash, ObjectKind)>,
+    /// Those that wait to be moved.
+    waiting: Vec<(ObjectHash, ObjectKind)>,
+    waiting_bytes: u64,
+    /// Objects that were in the store already and that this run counts on.
+    relied_on: HashSet<(ObjectHash, ObjectKind)>,
+    written: Written,
+}
+
+/// How much a run added to its store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Written {
+    /// Objects that were not there before.
+    pub objects: u64,
+    /// Their bytes, as stored.
+    pub bytes: u64,
+}
+
+impl Staging {
+    /// Starts a run: deletes what dead ones left in `data/txn` and makes a folder of its own.
+    pub fn start(store: &DirectoryStore) -> Result<Self, StoreError> {
+        let transactions = store.root().join("data/txn");
+        delete_leftovers(&transactions)?;
+        let (folder, alive) = make_run_folder(&transactions)?;
+        let state = Mutex::new(State::default());
+        Ok(Self { store: store.clone(), folder, _alive: alive, state, moving: Mutex::new(()) })
+    }
+
+    /// Returns the store that the objects go to.
+    pub fn store(&self) -> &DirectoryStore {
+        &self.store
+    }
+
+    /// Adds an object unless the store or this run has it.
+    pub fn put(&self, hash: ObjectHash, kind: ObjectKind, stored: &[u8]) -> Result<(), StoreError> {
+        if !self.state().known.insert((hash, kind)) {
+            return Ok(());
+        }
+        // Until the object is there nobody may count on it, and when this fails another image may still need it.
+        let added = self.add(hash, kind, stored);
+        if added.is_err() {
+            self.state().known.remove(&(hash, kind));
+        }
+        if added? { self.flush() } else { Ok(()) }
+    }
+
+    /// Writes an object that this run has not added before; tells whether a batch is full.
+    fn add(&self, hash: ObjectHash, kind: ObjectKind, stored: &[u8]) -> Result<bool, StoreError> {
+        if self.store.renew(hash, kind)? {
+            self.state().relied_on.insert((hash, kind));
+            return Ok(false);
+        }
+        let path = self.staged_path(hash, kind);
+        if let Err(error) = write_new(&path, stored) {
+            fs::remove_file(&path).ok();
+            return Err(error);
+        }
+        let mut state = self.state();
+        state.waiting.push((hash, kind));
+        state.waiting_bytes += stored.len() as u64;
+        state.written.objects += 1;
+        state.written.bytes += stored.len() as u64;
+        Ok(state.waiting_bytes >= BATCH_BYTES)
+    }
+
+    /// Adds an object of bytes that are stored as they are and returns its name.
+    pub fn put_stored(&self, kind: ObjectKind, stored: &[u8]) -> Result<ObjectHash, StoreError> {
+        let hash = ObjectHash::of(stored);
+        self.put(hash, kind, stored)?;
+        Ok(hash)
+    }
+
+    /// Adds the content of a small file and returns where it lies.
+    pub fn put_file(&self, compression: Compression, plain: &[u8]) -> Result<Content, StoreError> {
+        let hash = self.put_stored(ObjectKind::File, Encoder::new(compression).encode(plain))?;
+        Ok(Content { raw: compression == Compression::None, pieces: Pieces::Whole(hash) })
+    }
+
+    /// Adds a database, certificate or description, which is a zlib stream whatever file content is.
+    ///
+    /// Replicas do not copy certificates and descriptions: they compress them anew, as stock zlib does, and expect that to
+    /// give the same object.
+    pub fn put_database(&self, kind: ObjectKind, plain: &[u8]) -> Result<ObjectHash, StoreError> {
+        let mut encoder = match kind {
+            ObjectKind::Certificate | ObjectKind::MetaInfo => Encoder::new(Compression::Exact),
+            _ => Encoder::of_databases(),
+        };
+        self.put_stored(kind, encoder.encode(plain))
+    }
+
+    /// Tells whether an object is in the store or on its way there; where it is in the store, its time is renewed.
+    pub fn has(&self, hash: ObjectHash, kind: ObjectKind) -> Result<bool, StoreError> {
+        if self.state().known.contains(&(hash, kind)) {
+            return Ok(true);
+        }
+        let is_there = self.store.renew(hash, kind)?;
+        if is_there {
+            let mut state = self.state();
+            state.known.insert((hash, kind));
+            state.relied_on.insert((hash, kind));
+        }
+        Ok(is_there)
+    }
+
+    /// Returns an object that was in the store when this run found it there, and now is not.
+    pub fn first_vanished(&self) -> Result<Option<ObjectHash>, StoreError> {
+        let relied_on: Vec<_> = self.state().relied_on.iter().copied().collect();
+        for (hash, kind) in relied_on {
+            if !self.store.renew(hash, kind)? {
+                return Ok(Some(hash));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the content of an object that is a zlib stream, in the store or on its way there.
+    pub fn read_decoded(&self, hash: ObjectHash, kind: ObjectKind, limit: u64) -> Result<Vec<u8>, StoreError> {
+        let is_waiting = self.state().waiting.contains(&(hash, kind));
+        if is_waiting {
+            self.flush()?;
+        }
+        self.store.read_decoded(hash, kind, limit)
+    }
+
+    /// Moves everything that was added before the call to its name; afterwards it is readable, and will stay.
+    ///
+    /// The new names themselves are durable after the next [`DirectoryStore::sync`].
+    pub fn flush(&self) -> Result<(), StoreError> {
+        let _moving = self.moving.lock().expect("no thread panics while it moves a batch");
+        let batch = {
+            let mut state = self.state();
+            state.waiting_bytes = 0;
+            std::mem::take(&mut state.waiting)
+        };
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let moved = self.move_batch(&batch);
+        if moved.is_err() {
+            // What has its name by now is found in the store; the rest is to be written again.
+            let lost: HashSet<_> = batch.iter().copied().collect();
+            self.state().known.retain(|object| !lost.contains(object));
+            batch.iter().for_each(|&(hash, kind)| drop(fs::remove_file(self.staged_path(hash, kind))));
+        }
+        moved
+    }
+
+    fn move_batch(&self, batch: &[(ObjectHash, ObjectKind)]) -> Result<(), StoreError> {
+        self.store.sync()?;
+        for &(hash, kind) in batch {
+            let path = self.store.object_path(hash, kind);
+            fs::rename(self.staged_path(hash, kind), &path).map_err(StoreError::io("create", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Returns how much this run has added so far.
+    pub fn written(&self) -> Written {
+        self.state().written
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("no thread panics while it holds the list of objects")
+    }
+
+    fn staged_path(&self, hash: ObjectHash, kind: ObjectKind) -> PathBuf {
+        self.folder.join(format!("{hash}{}", kind.suffix()))
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.folder) {
+            tracing::warn!("cannot delete '{}': {error}", self.folder.display());
+        }
+    }
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let file = OpenOptions::new().write(true).create_new(true).open(path);
+    file.map_err(StoreError::io("create", path))?.write_all(bytes).map_err(StoreError::io("write", path))
+}
+
+fn make_run_folder(transactions: &Path) -> Result<(PathBuf, File), StoreError> {
+    let process = std::process::id();
+    for number in 0_u32.. {
+        let folder = transactions.join(format!("{FOLDER_PREFIX}{process}-{number}"));
+        match fs::create_dir(&folder) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(error) => return Err(StoreError::io("create", &folder)(error)),
+        }
+        // Another run may take the folder for a dead one's before it is locked; then the next number has its turn.
+        let Ok(alive) = File::open(&folder) else { continue };
+        match alive.try_lock() {
+            Ok(()) if folder.exists() => return Ok((folder, alive)),
+            Ok(()) | Err(fs::TryLockError::WouldBlock) => {}
+            Err(fs::TryLockError::Error(error)) => {
+                fs::remove_dir(&folder).ok();
+                return Err(StoreError::io("lock", &folder)(error));
+            }
+        }
+    }
+    unreachable!("there are more numbers than folders")
+}
+
+/// Deletes the folders of runs that no longer live.
+fn delete_leftovers(transactions: &Path) -> Result<(), StoreError> {
+    for entry in fs::read_dir(transactions).map_err(StoreError::io("list", transactions))? {
+        let path = entry.map_err(StoreError::io("list", transactions))?.path();
+        let is_ours =
+            path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(FOLDER_PREFIX.as_bytes()));
+        let is_dead = || File::open(&path).is_ok_and(|folder| folder.try_lock().is_ok());
+        if is_ours && is_dead() {
+            tracing::info!("deleting what a dead run left in '{}'", path.display());
+            let deleted = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            deleted.map_err(StoreError::io("delete", &path))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, DirectoryStore) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::create(&folder.path().join("storage")).unwrap();
+        (folder, store)
+    }
+
+    fn waiting(store: &DirectoryStore) -> usize {
+        fs::read_dir(store.root().join("data/txn")).unwrap().count()
+    }
+
+    #[test]
+    fn an_object_has_its_name_after_the_flush_only() {
+        let (_folder, store) = store();
+        let staging = Staging::start(&store).unwrap();
+        let hash = staging.put_stored(ObjectKind::File, b"stored").unwrap();
+        assert!(staging.has(hash, ObjectKind::File).unwrap());
+        assert!(!store.renew(hash, ObjectKind::File).unwrap());
+        staging.flush().unwrap();
+        assert_eq!(store.read(hash, ObjectKind::File).unwrap(), b"stored");
+        assert!(store.read(hash, ObjectKind::Chunk).is_err(), "a chunk is another object");
+    }
+
+    #[test]
+    fn what_the_store_has_is_not_written_again() {
+        let (_folder, store) = store();
+        let first = Staging::start(&store).unwrap();
+        first.put_stored(ObjectKind::File, b"stored").unwrap();
+        first.put_stored(ObjectKind::File, b"stored").unwrap();
+        first.flush().unwrap();
+        let second = Staging::start(&store).unwrap();
+        second.put_stored(ObjectKind::File, b"stored").unwrap();
+        assert_eq!((first.written().objects, second.written().objects), (1, 0));
+    }
+
+    #[test]
+    fn an_object_that_could_not_be_written_is_not_counted_on() {
+        let (_folder, store) = store();
+        let staging = Staging::start(&store).unwrap();
+        let hash = ObjectHash::of(b"stored");
+        // A folder in the way fails for root, too.
+        fs::create_dir(staging.staged_path(hash, ObjectKind::File)).unwrap();
+        assert!(staging.put(hash, ObjectKind::File, b"stored").is_err());
+        assert!(!staging.has(hash, ObjectKind::File).unwrap());
+        fs::remove_dir(staging.staged_path(hash, ObjectKind::File)).unwrap();
+        staging.put(hash, ObjectKind::File, b"stored").unwrap();
+        staging.flush().unwrap();
+        assert_eq!(store.read(hash, ObjectKind::File).unwrap(), b"stored");
+    }
+
+    #[test]
+    fn a_batch_that_could_not_be_moved_is_not_counted_on() {
+        let (_folder, store) = store();
+        let staging = Staging::start(&store).unwrap();
+        let hash = staging.put_stored(ObjectKind::File, b"stored").unwrap();
+        let folder = store.object_path(hash, ObjectKind::File).parent().unwrap().to_owned();
+        fs::remove_dir(&folder).unwrap();
+        assert!(staging.flush().is_err());
+        assert!(!staging.has(hash, ObjectKind::File).unwrap());
+        fs::create_dir(&folder).unwrap();
+        staging.put(hash, ObjectKind::File, b"stored").unwrap();
+        staging.flush().unwrap();
+        assert_eq!(store.read(hash, ObjectKind::File).unwrap(), b"stored");
+    }
+
+    #[test]
+    fn an_object_that_goes_away_is_noticed() {
+        let (_folder, store) = store();
+        let first = Staging::start(&store).unwrap();
+        let hash = first.put_stored(ObjectKind::File, b"stored").unwrap();
+        first.flush().unwrap();
+        let second = Staging::start(&store).unwrap();
+        assert!(second.has(hash, ObjectKind::File).unwrap());
+        assert_eq!(second.first_vanished().unwrap(), None);
+        fs::remove_file(store.object_path(hash, ObjectKind::File)).unwrap();
+        assert_eq!(second.first_vanished().unwrap(), Some(hash));
+    }
+
+    #[test]
+    fn a_run_leaves_nothing_behind_and_sweeps_after_dead_ones_only() {
+        let (_folder, store) = store();
+        fs::create_dir(store.root().join("data/txn/strata-1-0")).unwrap();
+        let alive = Staging::start(&store).unwrap();
+        assert_eq!(waiting(&store), 1, "the dead run's folder is gone");
+        drop(Staging::start(&store).unwrap());
+        assert_eq!(waiting(&store), 1, "the living run's folder is not");
+        alive.put_stored(ObjectKind::File, b"never flushed").unwrap();
+        drop(alive);
+        assert_eq!(waiting(&store), 0);
+    }
+
+    #[test]
+    fn damage_is_noticed_when_an_object_is_read() {
+        let (_folder, store) = store();
+        let staging = Staging::start(&store).unwrap();
+        let hash = staging.put_stored(ObjectKind::File, b"stored").unwrap();
+        staging.flush().unwrap();
+        fs::write(store.object_path(hash, ObjectKind::File), b"damaged").unwrap();
+        assert!(matches!(store.read(hash, ObjectKind::File), Err(StoreError::WrongHash { .. })));
+    }
+}
