@@ -2,6 +2,7 @@
 
 pub mod image;
 pub mod layer;
+pub mod manifest;
 pub mod metadata;
 pub mod object;
 pub mod source;

@@ -1,0 +1,253 @@
+//! The certificate of the repository key, and the fingerprint by which a whitelist lists it.
+//!
+//! Clients look at the key in it and at the hash of its DER form, and at nothing else: neither at its dates nor at who
+//! signed it.
+
+use std::fmt;
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use rsa::pkcs1v15::{Signature, SigningKey};
+use rsa::rand_core::CryptoRng;
+use rsa::sha2::Sha256;
+use rsa::{PrivateKey, PublicKey};
+use sha1::{Digest as _, Sha1};
+use x509_cert::TbsCertificate;
+use x509_cert::builder::profile::BuilderProfile;
+use x509_cert::builder::{self, Builder as _, CertificateBuilder};
+use x509_cert::der::pem::LineEnding;
+use x509_cert::der::referenced::OwnedToRef as _;
+use x509_cert::der::{DateTime, Decode as _, Document, EncodePem as _};
+use x509_cert::ext::Extension;
+use x509_cert::name::Name;
+use x509_cert::serial_number::SerialNumber;
+use x509_cert::spki::{SubjectPublicKeyInfo, SubjectPublicKeyInfoRef};
+use x509_cert::time::Validity;
+
+use super::RepositoryName;
+use super::letter::{HashTextError, require_sha1};
+use crate::image::unhex;
+use crate::metadata::Timestamp;
+
+/// Names a certificate: the SHA-1 hash of its DER form, written as `01:23:…:EF`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fingerprint([u8; 20]);
+
+impl Fingerprint {
+    /// Reads a line of a whitelist, where a blank, a tab or `#` starts a comment and colons and case do not matter.
+    ///
+    /// Returns nothing when the line is no fingerprint.
+    pub(super) fn from_line(line: &[u8]) -> Result<Option<Self>, HashTextError> {
+        let text = line.split(|b| b" \t#".contains(b)).next().unwrap_or_default();
+        let text: Vec<u8> = text.iter().filter(|&&b| b != b':').map(u8::to_ascii_lowercase).collect();
+        require_sha1(&text)?;
+        Ok(unhex(&text).map(Self))
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, byte) in self.0.iter().enumerate() {
+            let separator = if position == 0 { "" } else { ":" };
+            write!(f, "{separator}{byte:02X}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Why bytes are not a certificate that can sign for a repository, or why none could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// The bytes are not a PEM file.
+    #[error("certificate is not in PEM form")]
+    NotPem(#[source] x509_cert::der::Error),
+    /// The PEM file holds something else.
+    #[error("certificate is no X.509 certificate")]
+    NotX509(#[source] x509_cert::der::Error),
+    /// The certificate is for a key that no client takes.
+    #[error("key of the certificate is no RSA key that can be used")]
+    NotRsa(#[source] x509_cert::spki::Error),
+    /// The certificate could not be made.
+    #[error("cannot make a certificate for the key")]
+    Create(#[from] builder::Error),
+    /// The clock is outside the years that a certificate can state.
+    #[error("{0} seconds since 1970 is no date for a certificate")]
+    Clock(i64),
+}
+
+/// The certificate of a repository key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    pem: Vec<u8>,
+    fingerprint: Fingerprint,
+    public_key: PublicKey,
+}
+
+impl Certificate {
+    /// How long a new certificate states to hold: 365 days, as `cvmfs_server` makes it. Clients do not look.
+    pub const VALIDITY: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+    /// Parses a PEM file, which is also what the repository's certificate object holds.
+    pub fn parse(pem: &[u8]) -> Result<Self, CertificateError> {
+        let (_, document) = decode_pem(pem).map_err(CertificateError::NotPem)?;
+        let parsed = x509_cert::Certificate::from_der(document.as_bytes()).map_err(CertificateError::NotX509)?;
+        let key = parsed.tbs_certificate().subject_public_key_info().owned_to_ref();
+        Ok(Self {
+            pem: pem.to_owned(),
+            // The bytes as they stand in the file: encoding the parsed form anew may give others.
+            fingerprint: Fingerprint(Sha1::digest(document.as_bytes()).into()),
+            public_key: PublicKey::try_from(key).map_err(CertificateError::NotRsa)?,
+        })
+    }
+
+    /// Makes a certificate that `key` signs for itself, valid from `now` for [`Self::VALIDITY`].
+    pub fn create(
+        name: &RepositoryName,
+        key: &PrivateKey,
+        now: Timestamp,
+        rng: &mut impl CryptoRng,
+    ) -> Result<Self, CertificateError> {
+        let profile = ReleaseManagers::of(name)?;
+        let public_key = SubjectPublicKeyInfo::from_key(key.as_public_key()).map_err(builder::Error::from)?;
+        let serial_number = SerialNumber::generate(rng);
+        let certificate = CertificateBuilder::new(profile, serial_number, validity(now)?, public_key)?;
+        let signer = SigningKey::<Sha256>::new(key.clone());
+        let certificate = certificate.build_with_rng::<_, Signature, _>(&signer, rng)?;
+        let pem = certificate.to_pem(LineEnding::LF).map_err(builder::Error::from)?;
+        Self::parse(pem.as_bytes())
+    }
+
+    /// Returns the PEM file, as it goes into the key folder and, compressed, into the store.
+    pub fn pem(&self) -> &[u8] {
+        &self.pem
+    }
+
+    /// Returns what a whitelist lists the certificate by.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// Returns the key that verifies manifests.
+    pub fn public_key(&self) -> &PublicKey {
+        &self.public_key
+    }
+
+    /// Returns whether what `key` signs verifies with this certificate.
+    pub fn belongs_to(&self, key: &PrivateKey) -> bool {
+        self.public_key == *key.as_public_key()
+    }
+}
+
+/// Who the certificate is for: the name that `cvmfs_server` gives, without any extensions.
+struct ReleaseManagers(Name);
+
+impl ReleaseManagers {
+    /// The longest name that fits: X.509 allows a common name of 64 characters.
+    const NAME_LIMIT: usize = 30;
+
+    fn of(name: &RepositoryName) -> Result<Self, CertificateError> {
+        let name = name.as_str();
+        let cut = name.get(..Self::NAME_LIMIT).filter(|_| name.len() > Self::NAME_LIMIT);
+        let name = cut.map_or_else(|| name.to_owned(), |start| format!("{start}[...]"));
+        let name = Name::from_str(&format!("CN={name} CernVM-FS Release Managers"));
+        Ok(Self(name.map_err(builder::Error::from)?))
+    }
+}
+
+impl BuilderProfile for ReleaseManagers {
+    fn get_issuer(&self, subject: &Name) -> Name {
+        subject.clone()
+    }
+
+    fn get_subject(&self) -> Name {
+        self.0.clone()
+    }
+
+    fn build_extensions(
+        &self,
+        _: SubjectPublicKeyInfoRef<'_>,
+        _: SubjectPublicKeyInfoRef<'_>,
+        _: &TbsCertificate,
+    ) -> builder::Result<Vec<Extension>> {
+        Ok(Vec::new())
+    }
+}
+
+fn validity(now: Timestamp) -> Result<Validity, CertificateError> {
+    let out_of_range = || CertificateError::Clock(now.seconds);
+    let start = u64::try_from(now.seconds).map(Duration::from_secs).map_err(|_| out_of_range())?;
+    let date = |since_epoch| DateTime::from_unix_duration(since_epoch).map_err(|_| out_of_range());
+    let end = start.checked_add(Certificate::VALIDITY).ok_or_else(out_of_range)?;
+    Ok(Validity::new(date(start)?.into(), date(end)?.into()))
+}
+
+fn decode_pem(pem: &[u8]) -> Result<(&str, Document), x509_cert::der::Error> {
+    Document::from_pem(str::from_utf8(pem)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::fixtures::{self, NOW};
+
+    #[test]
+    fn fingerprint_is_what_openssl_prints() {
+        let certificate = Certificate::parse(fixtures::CERTIFICATE.as_bytes()).unwrap();
+        assert_eq!(certificate.fingerprint().to_string(), fixtures::FINGERPRINT);
+        assert_eq!(Fingerprint::from_line(fixtures::FINGERPRINT.as_bytes()), Ok(Some(certificate.fingerprint())));
+    }
+
+    #[test]
+    fn certificate_belongs_to_its_own_key_only() {
+        let certificate = Certificate::parse(fixtures::CERTIFICATE.as_bytes()).unwrap();
+        assert!(certificate.belongs_to(fixtures::repository_key()));
+        assert!(!certificate.belongs_to(fixtures::master_key()));
+    }
+
+    #[test]
+    fn new_certificate_states_the_stock_name_and_a_year() {
+        let key = fixtures::repository_key();
+        let made = Certificate::create(&fixtures::name(), key, NOW, &mut fixtures::rng()).unwrap();
+        assert!(made.belongs_to(key));
+        let (_, document) = decode_pem(made.pem()).unwrap();
+        let parsed = x509_cert::Certificate::from_der(document.as_bytes()).unwrap();
+        let stated = parsed.tbs_certificate();
+        assert_eq!(stated.subject().to_string(), "CN=test.example.org CernVM-FS Release Managers");
+        assert_eq!(stated.subject(), stated.issuer());
+        let validity = stated.validity();
+        assert_eq!(validity.not_before.to_string(), "2026-10-01T00:00:00Z");
+        assert_eq!(validity.not_after.to_string(), "2027-10-01T00:00:00Z");
+    }
+
+    #[test]
+    fn stated_name_is_cut_after_thirty_characters() {
+        let stated = |name: String| ReleaseManagers::of(&name.parse().unwrap()).unwrap().0.to_string();
+        assert_eq!(stated("n".repeat(30)), format!("CN={} CernVM-FS Release Managers", "n".repeat(30)));
+        assert_eq!(stated("n".repeat(31)), format!("CN={}[...] CernVM-FS Release Managers", "n".repeat(30)));
+    }
+
+    #[test]
+    fn times_without_a_date_are_refused() {
+        for seconds in [-1, i64::MAX, 253_402_300_799] {
+            let now = Timestamp { seconds, nanoseconds: 0 };
+            assert!(matches!(validity(now), Err(CertificateError::Clock(named)) if named == seconds), "{seconds}");
+        }
+        assert!(validity(Timestamp::default()).is_ok());
+    }
+
+    #[test]
+    fn text_before_the_certificate_is_skipped_and_garbage_is_refused() {
+        let described = format!("Certificate:\n    Data: 1\n{}", fixtures::CERTIFICATE);
+        let certificate = Certificate::parse(described.as_bytes()).unwrap();
+        assert_eq!(certificate.fingerprint().to_string(), fixtures::FINGERPRINT);
+        assert!(matches!(Certificate::parse(b""), Err(CertificateError::NotPem(_))));
+        assert!(matches!(Certificate::parse(b"\xff"), Err(CertificateError::NotPem(_))));
+        assert!(matches!(Certificate::parse(fixtures::PUBLIC_KEY.as_bytes()), Err(CertificateError::NotX509(_))));
+    }
+}

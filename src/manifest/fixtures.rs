@@ -1,0 +1,43 @@
+//! Keys, a certificate and signed files for tests, made with the `openssl` command line as `cvmfs_server` makes them.
+
+use std::sync::OnceLock;
+
+use getrandom::SysRng;
+use rsa::PrivateKey;
+use rsa::pkcs8::DecodePrivateKey as _;
+use rsa::rand_core::{CryptoRng, UnwrapErr};
+
+use crate::manifest::RepositoryName;
+use crate::metadata::Timestamp;
+
+pub const MASTER_KEY: &str = include_str!("testdata/test.example.org.masterkey");
+pub const PUBLIC_KEY: &str = include_str!("testdata/test.example.org.pub");
+pub const REPOSITORY_KEY: &str = include_str!("testdata/test.example.org.key");
+pub const REPOSITORY_KEY_PKCS1: &str = include_str!("testdata/test.example.org.pkcs1.key");
+pub const CERTIFICATE: &str = include_str!("testdata/test.example.org.crt");
+pub const MANIFEST: &[u8] = include_bytes!("testdata/cvmfspublished");
+pub const WHITELIST: &[u8] = include_bytes!("testdata/cvmfswhitelist");
+
+/// What `openssl x509 -fingerprint -sha1` says of the certificate.
+pub const FINGERPRINT: &str = "91:32:E2:09:05:79:36:4A:4C:77:5D:3A:F0:22:A0:D9:AE:72:4B:B9";
+
+/// 2026-10-01 00:00:00 UTC, while the whitelist is valid: it expires on 2026-10-21 at 12.
+pub const NOW: Timestamp = Timestamp { seconds: 1_790_812_800, nanoseconds: 0 };
+
+pub fn name() -> RepositoryName {
+    "test.example.org".parse().expect("the name is valid")
+}
+
+pub fn rng() -> impl CryptoRng {
+    UnwrapErr(SysRng)
+}
+
+pub fn master_key() -> &'static PrivateKey {
+    static KEY: OnceLock<PrivateKey> = OnceLock::new();
+    KEY.get_or_init(|| PrivateKey::from_pkcs8_pem(MASTER_KEY).expect("the key is valid"))
+}
+
+pub fn repository_key() -> &'static PrivateKey {
+    static KEY: OnceLock<PrivateKey> = OnceLock::new();
+    KEY.get_or_init(|| PrivateKey::from_pkcs8_pem(REPOSITORY_KEY).expect("the key is valid"))
+}

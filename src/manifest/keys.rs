@@ -1,0 +1,471 @@
+//! The four key files of a repository, in the form that `cvmfs_server` uses.
+//!
+//! The master key is on disk only when it is needed, perhaps on another machine: opening the keys does not look for
+//! it, and only renewing the whitelist reads it. No key is ever part of a message.
+
+use std::fmt;
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rsa::pkcs1::DecodeRsaPrivateKey as _;
+use rsa::pkcs8::der::zeroize::Zeroizing;
+use rsa::pkcs8::{
+    DecodePrivateKey as _, DecodePublicKey as _, EncodePrivateKey as _, EncodePublicKey as _, LineEnding,
+};
+use rsa::rand_core::CryptoRng;
+use rsa::{PrivateKey, PublicKey};
+
+use super::certificate::CertificateError;
+use super::letter::SignError;
+use super::{Certificate, RepositoryManifest, RepositoryName, Whitelist};
+use crate::metadata::Timestamp;
+
+/// The length of new RSA keys.
+const KEY_BITS: usize = 2048;
+
+/// The most bytes of a key file that are read: an RSA key of 16,384 bits takes a fifth of it.
+const FILE_LIMIT: usize = 64 * 1024;
+
+const SECRET: u32 = 0o400;
+const PUBLIC: u32 = 0o444;
+
+/// Why key files cannot be read, made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// A file or folder could not be read.
+    #[error("cannot read {path:?}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A file or folder could not be made.
+    #[error("cannot write {path:?}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// New keys would replace old ones.
+    #[error("{path:?} exists already and is not overwritten: move it away to make new keys")]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is longer than any key.
+    #[error("{path:?} is no key file: it has more than {FILE_LIMIT} bytes")]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The private key asks for a password.
+    #[error("private key {path:?} is encrypted, which is not supported")]
+    Encrypted {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file holds no RSA key.
+    #[error("{path:?} holds no RSA key in PEM form")]
+    NotRsa {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        source: rsa::Error,
+    },
+    /// The file holds no certificate.
+    #[error("{path:?} holds no certificate for a repository")]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        source: CertificateError,
+    },
+    /// Two files are not halves of one pair.
+    #[error("private key {private:?} does not belong to {public:?}")]
+    Mismatch {
+        /// The file with the private key.
+        private: PathBuf,
+        /// The certificate or public key.
+        public: PathBuf,
+    },
+    /// The whitelist can only be signed where the master key is.
+    #[error("master key {path:?} is not there: the whitelist can only be renewed with it")]
+    NoMasterKey {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// No key or certificate could be made.
+    #[error("cannot generate an RSA key")]
+    Generate(#[source] rsa::Error),
+    /// No certificate could be made.
+    #[error("cannot certify the repository key")]
+    Certify(#[source] CertificateError),
+    /// The key does not sign.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+}
+
+/// The keys of a repository: what is needed to publish, and where the master key may lie.
+pub struct Keys {
+    files: KeyFiles,
+    master_public: PublicKey,
+    repository: PrivateKey,
+    certificate: Certificate,
+}
+
+impl Keys {
+    /// Makes new keys and their four files in `folder`, which is made when it is missing, with mode 0700.
+    ///
+    /// Refuses to touch any file that exists. A failure leaves none of the new files; a crash may leave some.
+    pub fn create(
+        folder: &Path,
+        name: &RepositoryName,
+        now: Timestamp,
+        rng: &mut impl CryptoRng,
+    ) -> Result<Self, KeyError> {
+        let files = KeyFiles::new(folder, name);
+        files.refuse_existing()?;
+        let master = PrivateKey::new(rng, KEY_BITS).map_err(KeyError::Generate)?;
+        let repository = PrivateKey::new(rng, KEY_BITS).map_err(KeyError::Generate)?;
+        let certificate = Certificate::create(name, &repository, now, rng).map_err(KeyError::Certify)?;
+        files.write(folder, &master, &repository, &certificate)?;
+        Ok(Self { files, master_public: master.to_public_key(), repository, certificate })
+    }
+
+    /// Reads the public master key, the repository key and its certificate, which must belong together.
+    pub fn open(folder: &Path, name: &RepositoryName) -> Result<Self, KeyError> {
+        let files = KeyFiles::new(folder, name);
+        let master_public = read_public_key(&files.master_public)?;
+        let repository = read_private_key(&files.repository)?;
+        let certificate = read_certificate(&files.certificate)?;
+        if !certificate.belongs_to(&repository) {
+            return Err(KeyError::Mismatch { private: files.repository, public: files.certificate });
+        }
+        Ok(Self { files, master_public, repository, certificate })
+    }
+
+    /// Returns the key that clients are given to trust the repository by.
+    pub fn master_public_key(&self) -> &PublicKey {
+        &self.master_public
+    }
+
+    /// Returns the certificate of the repository key.
+    pub fn certificate(&self) -> &Certificate {
+        &self.certificate
+    }
+
+    /// Returns the whole `.cvmfspublished`, signed with the repository key.
+    pub fn sign_manifest(&self, manifest: &RepositoryManifest, rng: &mut impl CryptoRng) -> Result<Vec<u8>, SignError> {
+        manifest.sign(&self.repository, rng)
+    }
+
+    /// Returns the whole `.cvmfswhitelist`, signed with the master key, which is read for this and forgotten.
+    pub fn sign_whitelist(&self, whitelist: &Whitelist, rng: &mut impl CryptoRng) -> Result<Vec<u8>, KeyError> {
+        Ok(whitelist.sign(&self.read_master_key()?, rng)?)
+    }
+
+    fn read_master_key(&self) -> Result<PrivateKey, KeyError> {
+        let path = &self.files.master;
+        let master = read_private_key(path).map_err(|error| match error {
+            KeyError::Read { path, source } if source.kind() == io::ErrorKind::NotFound => {
+                KeyError::NoMasterKey { path }
+            }
+            other => other,
+        })?;
+        if *master.as_public_key() != self.master_public {
+            return Err(KeyError::Mismatch { private: path.clone(), public: self.files.master_public.clone() });
+        }
+        Ok(master)
+    }
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keys").field("certificate", &self.certificate.fingerprint()).finish_non_exhaustive()
+    }
+}
+
+/// Reads a public key as clients are given it: PEM, `BEGIN PUBLIC KEY`.
+pub fn read_public_key(path: &Path) -> Result<PublicKey, KeyError> {
+    let text = read_text(path)?;
+    PublicKey::from_public_key_pem(&text)
+        .map_err(|error| KeyError::NotRsa { path: path.to_owned(), source: rsa::pkcs8::Error::from(error).into() })
+}
+
+fn read_private_key(path: &Path) -> Result<PrivateKey, KeyError> {
+    let text = read_text(path)?;
+    if text.contains("BEGIN ENCRYPTED PRIVATE KEY") || text.contains("Proc-Type: 4,ENCRYPTED") {
+        return Err(KeyError::Encrypted { path: path.to_owned() });
+    }
+    let key = if text.contains("BEGIN RSA PRIVATE KEY") {
+        PrivateKey::from_pkcs1_pem(&text).map_err(rsa::Error::from)
+    } else {
+        PrivateKey::from_pkcs8_pem(&text).map_err(rsa::Error::from)
+    };
+    key.map_err(|source| KeyError::NotRsa { path: path.to_owned(), source })
+}
+
+fn read_certificate(path: &Path) -> Result<Certificate, KeyError> {
+    let text = read_text(path)?;
+    Certificate::parse(text.as_bytes()).map_err(|source| KeyError::Certificate { path: path.to_owned(), source })
+}
+
+/// Reads a whole file into memory that is wiped afterwards; it has room from the start, so no copy is left behind.
+fn read_text(path: &Path) -> Result<Zeroizing<String>, KeyError> {
+    let mut text = Zeroizing::new(String::with_capacity(FILE_LIMIT + 1));
+    let file = File::open(path);
+    file.and_then(|file| file.take(FILE_LIMIT as u64 + 1).read_to_string(&mut text))
+        .map_err(|source| KeyError::Read { path: path.to_owned(), source })?;
+    if text.len() > FILE_LIMIT { Err(KeyError::TooLong { path: path.to_owned() }) } else { Ok(text) }
+}
+
+/// Where the four files of a repository lie.
+struct KeyFiles {
+    master: PathBuf,
+    master_public: PathBuf,
+    repository: PathBuf,
+    certificate: PathBuf,
+}
+
+impl KeyFiles {
+    fn new(folder: &Path, name: &RepositoryName) -> Self {
+        let file = |suffix: &str| folder.join(format!("{name}.{suffix}"));
+        Self {
+            master: file("masterkey"),
+            master_public: file("pub"),
+            repository: file("key"),
+            certificate: file("crt"),
+        }
+    }
+
+    fn refuse_existing(&self) -> Result<(), KeyError> {
+        for path in [&self.master, &self.master_public, &self.repository, &self.certificate] {
+            match path.symlink_metadata() {
+                Ok(_) => return Err(KeyError::Exists { path: path.clone() }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => {
+                    return Err(KeyError::Read { path: path.clone(), source });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        folder: &Path,
+        master: &PrivateKey,
+        repository: &PrivateKey,
+        certificate: &Certificate,
+    ) -> Result<(), KeyError> {
+        let contents = [
+            (&self.master, SECRET, private_pem(master)),
+            (&self.master_public, PUBLIC, public_pem(master.as_public_key())),
+            (&self.repository, SECRET, private_pem(repository)),
+            (&self.certificate, PUBLIC, Zeroizing::new(certificate.pem().to_owned())),
+        ];
+        create_folder(folder).map_err(|source| KeyError::Write { path: folder.to_owned(), source })?;
+        let mut made = NewFiles::default();
+        for (path, mode, bytes) in &contents {
+            made.create(path, *mode, bytes)?;
+        }
+        sync_folder(folder).map_err(|source| KeyError::Write { path: folder.to_owned(), source })?;
+        made.keep();
+        Ok(())
+    }
+}
+
+fn private_pem(key: &PrivateKey) -> Zeroizing<Vec<u8>> {
+    let pem = key.to_pkcs8_pem(LineEnding::LF).expect("a key that was just generated can be written");
+    Zeroizing::new(pem.as_bytes().to_owned())
+}
+
+fn public_pem(key: &PublicKey) -> Zeroizing<Vec<u8>> {
+    let pem = key.to_public_key_pem(LineEnding::LF).expect("the half of a key that was just generated can be written");
+    Zeroizing::new(pem.into_bytes())
+}
+
+fn create_folder(folder: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Ok(()) => sync_folder(&folder.join("..")),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the names in `folder` durable.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Files made so far, which are removed again unless all of them could be made.
+#[derive(Default)]
+struct NewFiles<'a>(Vec<&'a Path>);
+
+impl<'a> NewFiles<'a> {
+    fn create(&mut self, path: &'a Path, mode: u32, bytes: &[u8]) -> Result<(), KeyError> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+        let file = file.map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => KeyError::Exists { path: path.to_owned() },
+            _ => KeyError::Write { path: path.to_owned(), source },
+        })?;
+        self.0.push(path);
+        fill(file, mode, bytes).map_err(|source| KeyError::Write { path: path.to_owned(), source })
+    }
+
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for NewFiles<'_> {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // The error that led here says more than one from cleaning up.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn fill(mut file: File, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    file.write_all(bytes)?;
+    // The umask may have taken the public files from those who are to read them.
+    file.set_permissions(Permissions::from_mode(mode))?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::fixtures::{self, NOW};
+
+    const SUFFIXES: [&str; 4] = ["masterkey", "pub", "key", "crt"];
+
+    fn path(folder: &Path, suffix: &str) -> PathBuf {
+        folder.join(format!("{}.{suffix}", fixtures::name()))
+    }
+
+    fn stock_folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let contents = [fixtures::MASTER_KEY, fixtures::PUBLIC_KEY, fixtures::REPOSITORY_KEY, fixtures::CERTIFICATE];
+        for (suffix, text) in SUFFIXES.into_iter().zip(contents) {
+            std::fs::write(path(folder.path(), suffix), text).unwrap();
+        }
+        folder
+    }
+
+    fn open(folder: &Path) -> Result<Keys, KeyError> {
+        Keys::open(folder, &fixtures::name())
+    }
+
+    fn whitelist(keys: &Keys) -> Whitelist {
+        Whitelist::new(fixtures::name(), vec![keys.certificate().fingerprint()], NOW).unwrap()
+    }
+
+    #[test]
+    fn new_keys_lie_in_a_closed_folder_and_sign_after_reopening() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("keys");
+        let mode_of = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o7777;
+        let made = Keys::create(&folder, &fixtures::name(), NOW, &mut fixtures::rng()).unwrap();
+        assert_eq!(mode_of(&folder), 0o700);
+        for (suffix, mode) in SUFFIXES.into_iter().zip([0o400, 0o444, 0o400, 0o444]) {
+            assert_eq!(mode_of(&path(&folder, suffix)), mode, "{suffix}");
+        }
+        let opened = open(&folder).unwrap();
+        assert_eq!(opened.certificate(), made.certificate());
+        let list = opened.sign_whitelist(&whitelist(&opened), &mut fixtures::rng()).unwrap();
+        let list = Whitelist::parse(&list).unwrap();
+        list.verify(&[made.master_public_key().clone()], &fixtures::name(), NOW).unwrap();
+    }
+
+    #[test]
+    fn any_existing_file_stops_the_creation_of_keys_and_stays() {
+        for suffix in SUFFIXES {
+            let folder = tempfile::tempdir().unwrap();
+            let old = path(folder.path(), suffix);
+            std::fs::write(&old, "old").unwrap();
+            let refused = Keys::create(folder.path(), &fixtures::name(), NOW, &mut fixtures::rng());
+            assert!(matches!(refused, Err(KeyError::Exists { path }) if path == old), "{suffix}");
+            assert_eq!(std::fs::read_to_string(&old).unwrap(), "old");
+            assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+        }
+    }
+
+    #[test]
+    fn failed_creation_removes_what_it_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = KeyFiles::new(folder.path(), &fixtures::name());
+        std::fs::write(&files.certificate, "made by another in the meantime").unwrap();
+        let certificate = Certificate::parse(fixtures::CERTIFICATE.as_bytes()).unwrap();
+        let refused = files.write(folder.path(), fixtures::master_key(), fixtures::repository_key(), &certificate);
+        assert!(matches!(refused, Err(KeyError::Exists { .. })));
+        assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+    }
+
+    #[test]
+    fn both_forms_of_private_keys_are_read() {
+        let folder = stock_folder();
+        let fingerprint = open(folder.path()).unwrap().certificate().fingerprint();
+        std::fs::write(path(folder.path(), "key"), fixtures::REPOSITORY_KEY_PKCS1).unwrap();
+        assert_eq!(open(folder.path()).unwrap().certificate().fingerprint(), fingerprint);
+    }
+
+    #[test]
+    fn missing_and_damaged_files_are_named() {
+        for suffix in &SUFFIXES[1..] {
+            let folder = stock_folder();
+            let damaged = path(folder.path(), suffix);
+            std::fs::write(&damaged, "-----BEGIN PRIVATE KEY-----\nnonsense\n").unwrap();
+            let message = open(folder.path()).unwrap_err().to_string();
+            assert!(message.contains(&format!("{damaged:?}")), "{message}");
+            std::fs::remove_file(&damaged).unwrap();
+            assert!(matches!(open(folder.path()), Err(KeyError::Read { path, .. }) if path == damaged));
+        }
+    }
+
+    #[test]
+    fn encrypted_and_endless_keys_are_refused() {
+        let folder = stock_folder();
+        let key = path(folder.path(), "key");
+        for head in ["-----BEGIN ENCRYPTED PRIVATE KEY-----", "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED"]
+        {
+            std::fs::write(&key, head).unwrap();
+            assert!(matches!(open(folder.path()), Err(KeyError::Encrypted { .. })), "{head}");
+        }
+        std::fs::write(&key, "x".repeat(FILE_LIMIT + 1)).unwrap();
+        assert!(matches!(open(folder.path()), Err(KeyError::TooLong { .. })));
+        std::fs::write(&key, "x".repeat(FILE_LIMIT)).unwrap();
+        assert!(matches!(open(folder.path()), Err(KeyError::NotRsa { .. })));
+    }
+
+    #[test]
+    fn keys_that_do_not_belong_together_are_refused() {
+        let folder = stock_folder();
+        std::fs::write(path(folder.path(), "key"), fixtures::MASTER_KEY).unwrap();
+        assert!(matches!(open(folder.path()), Err(KeyError::Mismatch { .. })));
+    }
+
+    #[test]
+    fn master_key_is_needed_for_the_whitelist_only() {
+        let folder = stock_folder();
+        let master = path(folder.path(), "masterkey");
+        std::fs::remove_file(&master).unwrap();
+        let keys = open(folder.path()).unwrap();
+        let refused = keys.sign_whitelist(&whitelist(&keys), &mut fixtures::rng());
+        assert!(matches!(refused, Err(KeyError::NoMasterKey { path }) if path == master));
+        std::fs::write(&master, fixtures::REPOSITORY_KEY).unwrap();
+        let refused = keys.sign_whitelist(&whitelist(&keys), &mut fixtures::rng());
+        assert!(matches!(refused, Err(KeyError::Mismatch { .. })));
+    }
+
+    #[test]
+    fn debug_text_of_keys_shows_no_secret() {
+        let text = format!("{:?}", open(stock_folder().path()).unwrap());
+        assert_eq!(text, format!("Keys {{ certificate: {}, .. }}", fixtures::FINGERPRINT));
+    }
+}

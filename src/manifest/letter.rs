@@ -1,0 +1,226 @@
+//! The form that manifest and whitelist share: field lines, `--`, the hash of those lines, and a signature of that hash.
+//!
+//! What is signed is the hash's *text*, 40 hexadecimal digits, and in two different ways. For a manifest that text is
+//! hashed once more, and the usual PKCS#1 v1.5 signature with SHA-1 is made. For a whitelist the text itself is padded
+//! and encrypted with the private key, with no word about a hash (OpenSSL's `RSA_private_encrypt`). Either form is
+//! refused where the other is expected.
+
+use rsa::rand_core::CryptoRng;
+use rsa::{Pkcs1v15Sign, PrivateKey, PublicKey};
+use sha1::{Digest as _, Sha1};
+
+use crate::object::{ObjectHash, ParseHashError};
+
+/// The bytes between the last field line and the hash, with the line end before them.
+const MARK: &[u8] = b"\n--\n";
+
+/// How the hash text becomes a signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignatureForm {
+    /// By the repository key: RSASSA-PKCS1-v1_5 with SHA-1.
+    Manifest,
+    /// By the master key: PKCS#1 v1.5 padding of the text alone.
+    Whitelist,
+}
+
+impl SignatureForm {
+    fn scheme(self) -> Pkcs1v15Sign {
+        match self {
+            Self::Manifest => Pkcs1v15Sign::new::<Sha1>(),
+            Self::Whitelist => Pkcs1v15Sign::new_unprefixed(),
+        }
+    }
+
+    fn signed_bytes(self, hash_text: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Manifest => Sha1::digest(hash_text).to_vec(),
+            Self::Whitelist => hash_text.to_vec(),
+        }
+    }
+}
+
+/// Why a text in a signed file names no object that we can work with.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HashTextError {
+    /// The hash is valid, but of an algorithm that only other tools know.
+    #[error("hash algorithm of '{0}' is not supported: only SHA-1 is")]
+    Unsupported(String),
+    /// The text is no hash at all.
+    #[error(transparent)]
+    Malformed(#[from] ParseHashError),
+}
+
+/// Why a signed file is not to be trusted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LetterError {
+    /// The file ends before its signature.
+    #[error("the signature is missing or cut off")]
+    Unsigned,
+    /// The line after the mark is no hash.
+    #[error("the line before the signature is no hash")]
+    HashLine(#[from] HashTextError),
+    /// The fields were changed after they were hashed.
+    #[error("the fields hash to {actual}, but the file states {stated}")]
+    WrongHash {
+        /// What the file says.
+        stated: ObjectHash,
+        /// What its fields hash to.
+        actual: ObjectHash,
+    },
+    /// The signature was made by another key, or damaged.
+    #[error("the signature does not fit the key")]
+    WrongSignature,
+}
+
+/// Why nothing could be signed: the key is too short, or damaged.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot sign with this RSA key")]
+pub struct SignError(#[from] rsa::Error);
+
+/// A signed file, cut into its parts but not yet verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Letter<'a> {
+    fields: &'a [u8],
+    hash_text: &'a [u8],
+    hash: ObjectHash,
+    signature: &'a [u8],
+}
+
+impl<'a> Letter<'a> {
+    /// Cuts at the first mark, as clients do; everything after the hash line is the signature.
+    pub fn cut(bytes: &'a [u8]) -> Result<Self, LetterError> {
+        let mark = bytes.windows(MARK.len()).position(|window| window == MARK).ok_or(LetterError::Unsigned)?;
+        let (fields, rest) = (&bytes[..=mark], &bytes[mark + MARK.len()..]);
+        let line = rest.iter().position(|&b| b == b'\n').ok_or(LetterError::Unsigned)?;
+        let (hash_text, signature) = (&rest[..line], &rest[line + 1..]);
+        Ok(Self { fields, hash_text, hash: parse_hash(hash_text)?, signature })
+    }
+
+    /// Returns the signed lines, each with its line end.
+    pub fn fields(&self) -> &'a [u8] {
+        self.fields
+    }
+
+    /// Checks that the fields are what was hashed, and that one of `keys` signed that hash in the given form.
+    pub fn verify(&self, form: SignatureForm, keys: &[PublicKey]) -> Result<(), LetterError> {
+        let actual = ObjectHash::of(self.fields);
+        if actual != self.hash {
+            return Err(LetterError::WrongHash { stated: self.hash, actual });
+        }
+        let signed = form.signed_bytes(self.hash_text);
+        let fits = |key: &PublicKey| key.verify(form.scheme(), &signed, self.signature).is_ok();
+        if keys.iter().any(fits) { Ok(()) } else { Err(LetterError::WrongSignature) }
+    }
+}
+
+/// Signs `fields`, which must end with a line end, and returns the whole file.
+///
+/// The random numbers only blind the private operation: the same fields and key give the same file.
+pub fn seal(
+    fields: &[u8],
+    form: SignatureForm,
+    key: &PrivateKey,
+    rng: &mut impl CryptoRng,
+) -> Result<Vec<u8>, SignError> {
+    debug_assert!(fields.ends_with(b"\n"), "the mark starts on a line of its own");
+    let hash_text = ObjectHash::of(fields).to_string();
+    let signature = key.sign_with_rng(rng, form.scheme(), &form.signed_bytes(hash_text.as_bytes()))?;
+    Ok([fields, b"--\n", hash_text.as_bytes(), b"\n", &signature].concat())
+}
+
+/// Reads a hash as signed files hold it, without a kind letter.
+pub(super) fn parse_hash(text: &[u8]) -> Result<ObjectHash, HashTextError> {
+    require_sha1(text)?;
+    Ok(quotable(text).parse()?)
+}
+
+/// Refuses the text of a hash that is well, but of another algorithm.
+pub(super) fn require_sha1(text: &[u8]) -> Result<(), HashTextError> {
+    let is_md5 = text.len() == 32 && text.iter().all(u8::is_ascii_hexdigit);
+    if is_md5 || text.ends_with(b"-rmd160") || text.ends_with(b"-shake128") {
+        return Err(HashTextError::Unsupported(quotable(text)));
+    }
+    Ok(())
+}
+
+/// Returns what an error message can show of bytes from outside; printable ASCII stays as it is.
+pub(super) fn quotable(bytes: &[u8]) -> String {
+    const SHOWN: usize = 100;
+    bytes[..bytes.len().min(SHOWN)].escape_ascii().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::fixtures;
+
+    const FIELDS: &[u8] = b"Cfirst\nNsecond\n";
+
+    fn sealed(form: SignatureForm) -> Vec<u8> {
+        seal(FIELDS, form, fixtures::repository_key(), &mut fixtures::rng()).expect("the key is long enough")
+    }
+
+    fn verify(bytes: &[u8], form: SignatureForm) -> Result<(), LetterError> {
+        Letter::cut(bytes)?.verify(form, &[fixtures::repository_key().to_public_key()])
+    }
+
+    #[test]
+    fn each_form_verifies_as_itself_only() {
+        use SignatureForm::{Manifest, Whitelist};
+        for (made, expected) in [(Manifest, Whitelist), (Whitelist, Manifest)] {
+            assert_eq!(verify(&sealed(made), made), Ok(()));
+            assert_eq!(verify(&sealed(made), expected), Err(LetterError::WrongSignature));
+        }
+    }
+
+    #[test]
+    fn one_of_several_keys_is_enough_and_none_is_too_few() {
+        let bytes = sealed(SignatureForm::Whitelist);
+        let letter = Letter::cut(&bytes).unwrap();
+        let (right, wrong) = (fixtures::repository_key().to_public_key(), fixtures::master_key().to_public_key());
+        assert_eq!(letter.verify(SignatureForm::Whitelist, &[wrong.clone(), right]), Ok(()));
+        assert_eq!(letter.verify(SignatureForm::Whitelist, &[wrong]), Err(LetterError::WrongSignature));
+        assert_eq!(letter.verify(SignatureForm::Whitelist, &[]), Err(LetterError::WrongSignature));
+    }
+
+    #[test]
+    fn any_flipped_bit_is_noticed() {
+        for form in [SignatureForm::Manifest, SignatureForm::Whitelist] {
+            let bytes = sealed(form);
+            // Every byte of fields, mark and hash; of the signature, where each check costs milliseconds, a few.
+            let hashed = FIELDS.len() + b"--\n".len() + 41;
+            for position in (0..hashed).chain([hashed, hashed + 100, bytes.len() - 1]) {
+                let mut damaged = bytes.clone();
+                damaged[position] ^= 1;
+                assert!(verify(&damaged, form).is_err(), "byte {position}");
+            }
+        }
+    }
+
+    #[test]
+    fn shortened_and_lengthened_files_are_refused() {
+        let bytes = sealed(SignatureForm::Manifest);
+        for length in 0..FIELDS.len() + b"--\n".len() + 41 {
+            assert!(matches!(Letter::cut(&bytes[..length]), Err(LetterError::Unsigned)), "{length} bytes");
+        }
+        assert_eq!(verify(&bytes[..bytes.len() - 1], SignatureForm::Manifest), Err(LetterError::WrongSignature));
+        assert_eq!(verify(&[&bytes[..], b"\n"].concat(), SignatureForm::Manifest), Err(LetterError::WrongSignature));
+    }
+
+    #[test]
+    fn first_mark_counts() {
+        let letter = Letter::cut(b"Ca\n--\n0123456789abcdef0123456789abcdef01234567\nsig\n--\nnature").unwrap();
+        assert_eq!((letter.fields(), letter.signature), (&b"Ca\n"[..], &b"sig\n--\nnature"[..]));
+    }
+
+    #[test]
+    fn other_hash_algorithms_are_named_as_unsupported() {
+        let digits = "0123456789abcdef0123456789abcdef01234567";
+        for text in [&digits[..32], &format!("{digits}-rmd160"), &format!("{digits}-shake128")] {
+            assert_eq!(parse_hash(text.as_bytes()), Err(HashTextError::Unsupported(text.to_owned())));
+        }
+        for text in [b"".as_slice(), b"\xff\n", &[b'a'; 41]] {
+            assert!(matches!(parse_hash(text), Err(HashTextError::Malformed(_))));
+        }
+    }
+}

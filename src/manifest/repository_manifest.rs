@@ -1,0 +1,333 @@
+//! `.cvmfspublished`: the small signed file that makes a revision visible.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use rsa::PrivateKey;
+use rsa::rand_core::CryptoRng;
+
+use super::letter::{HashTextError, Letter, LetterError, SignError, SignatureForm, parse_hash, quotable, seal};
+use super::{Certificate, RepositoryName, RepositoryNameError};
+use crate::object::ObjectHash;
+
+/// The MD5 hash of the empty path, which is how a manifest says that its catalog is that of the repository's root.
+pub(super) const ROOT_PATH_HASH: &str = "d41d8cd98f00b204e9800998ecf8427e";
+
+/// Names the root catalog of one revision and says what goes with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepositoryManifest {
+    /// The root catalog (`C`).
+    pub root_catalog: ObjectHash,
+    /// The size in bytes of the root catalog before compression (`B`).
+    pub catalog_size: Option<u64>,
+    /// For how many seconds a client need not ask for a new manifest (`D`).
+    pub ttl: u32,
+    /// The revision, which grows with every publication (`S`); the root catalog states the same.
+    pub revision: u64,
+    /// Whether objects that nothing refers to may be deleted (`G`).
+    pub garbage_collectable: bool,
+    /// Whether clients fetch root catalog and certificate by links `.cvmfsalt-<hash>` (`A`).
+    pub alternative_path: bool,
+    /// The repository (`N`).
+    pub name: RepositoryName,
+    /// The certificate of the key that signs this manifest (`X`).
+    pub certificate: ObjectHash,
+    /// The database of tags (`H`).
+    pub history: Option<ObjectHash>,
+    /// When the revision was published, in seconds since 1970, above 0 (`T`).
+    pub published: Option<i64>,
+    /// The repository's description of itself (`M`).
+    pub meta_info: Option<ObjectHash>,
+    /// The hash of `.cvmfsreflog` as it lies in the repository's root (`Y`). Stale once a `cvmfs_server` has run `gc`.
+    pub reflog: Option<ObjectHash>,
+}
+
+/// A manifest as read, whose signature is not yet verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedManifest<'a> {
+    /// What the file says, whoever wrote it.
+    pub manifest: RepositoryManifest,
+    pub(super) root_path_hash: String,
+    letter: Letter<'a>,
+}
+
+/// Why bytes are not a manifest.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Longer than any manifest.
+    #[error("manifest is {size} bytes long, more than the {} it may have", RepositoryManifest::READ_LIMIT)]
+    TooLong {
+        /// Its size in bytes.
+        size: usize,
+    },
+    /// A field is missing that every published manifest has.
+    #[error("manifest has no field {0}")]
+    Missing(char),
+    /// A field that holds a hash holds something else.
+    #[error("field {field} of the manifest is not a hash")]
+    Hash {
+        /// The field's letter.
+        field: char,
+        /// What is wrong with the value.
+        source: HashTextError,
+    },
+    /// A field that holds a number holds something else.
+    #[error("field {field} of the manifest is '{value}', not a number within its range")]
+    Number {
+        /// The field's letter.
+        field: char,
+        /// The value as found.
+        value: String,
+    },
+    /// The field `N` names no repository.
+    #[error("field N of the manifest is not a repository name")]
+    Name(#[from] RepositoryNameError),
+    /// The fields are well, but no signature follows.
+    #[error("manifest is not signed")]
+    Letter(#[from] LetterError),
+}
+
+impl RepositoryManifest {
+    /// The most bytes that are read; stock tools refuse a manifest of 4096 bytes already.
+    pub const READ_LIMIT: usize = 64 * 1024;
+
+    /// Parses a whole `.cvmfspublished`; the signature is only cut off, not verified.
+    ///
+    /// Like stock tools: unknown fields are ignored, and of a field that stands there twice the last one counts.
+    pub fn parse(bytes: &[u8]) -> Result<SignedManifest<'_>, ManifestError> {
+        if bytes.len() > Self::READ_LIMIT {
+            return Err(ManifestError::TooLong { size: bytes.len() });
+        }
+        let fields = Fields::read(bytes);
+        let manifest = Self {
+            root_catalog: fields.required_hash('C')?,
+            catalog_size: fields.number('B')?.filter(|&size| size > 0),
+            ttl: fields.required_number('D')?,
+            revision: fields.required_number('S')?,
+            garbage_collectable: fields.flag('G'),
+            alternative_path: fields.flag('A'),
+            name: quotable(fields.required('N')?).parse()?,
+            certificate: fields.required_hash('X')?,
+            history: fields.hash('H')?,
+            published: fields.timestamp('T')?,
+            meta_info: fields.hash('M')?,
+            reflog: fields.hash('Y')?,
+        };
+        let root_path_hash = quotable(fields.required('R')?);
+        Ok(SignedManifest { manifest, root_path_hash, letter: Letter::cut(bytes)? })
+    }
+
+    /// Returns the field lines in the order of the stock tools, without a signature.
+    pub fn write(&self) -> String {
+        let yes_or_no = |flag| if flag { "yes" } else { "no" };
+        let mut text = format!(
+            "C{}\nB{}\nR{ROOT_PATH_HASH}\nD{}\nS{}\nG{}\nA{}\nN{}\nX{}\n",
+            self.root_catalog,
+            self.catalog_size.unwrap_or(0),
+            self.ttl,
+            self.revision,
+            yes_or_no(self.garbage_collectable),
+            yes_or_no(self.alternative_path),
+            self.name,
+            self.certificate,
+        );
+        let published = self.published.filter(|&seconds| seconds > 0);
+        push_field(&mut text, 'H', self.history);
+        push_field(&mut text, 'T', published);
+        push_field(&mut text, 'M', self.meta_info);
+        push_field(&mut text, 'Y', self.reflog);
+        text
+    }
+
+    /// Returns the whole file, signed with the repository key.
+    pub fn sign(&self, key: &PrivateKey, rng: &mut impl CryptoRng) -> Result<Vec<u8>, SignError> {
+        seal(self.write().as_bytes(), SignatureForm::Manifest, key, rng)
+    }
+}
+
+impl SignedManifest<'_> {
+    /// Checks that the certificate's key signed exactly these fields.
+    ///
+    /// Whether the certificate may sign for the repository is for the whitelist to say: see [`super::FrontPage`].
+    pub fn verify(&self, certificate: &Certificate) -> Result<(), LetterError> {
+        self.letter.verify(SignatureForm::Manifest, std::slice::from_ref(certificate.public_key()))
+    }
+}
+
+fn push_field(text: &mut String, letter: char, value: Option<impl std::fmt::Display>) {
+    if let Some(value) = value {
+        writeln!(text, "{letter}{value}").expect("writing to a string cannot fail");
+    }
+}
+
+/// The lines before the mark, by their first letter.
+struct Fields<'a>(BTreeMap<u8, &'a [u8]>);
+
+impl<'a> Fields<'a> {
+    fn read(bytes: &'a [u8]) -> Self {
+        let lines = bytes.split(|&b| b == b'\n').take_while(|line| line != b"--");
+        Self(lines.filter_map(|line| line.split_first().map(|(&letter, value)| (letter, value))).collect())
+    }
+
+    fn get(&self, field: char) -> Option<&'a [u8]> {
+        u8::try_from(field).ok().and_then(|letter| self.0.get(&letter).copied())
+    }
+
+    fn required(&self, field: char) -> Result<&'a [u8], ManifestError> {
+        self.get(field).ok_or(ManifestError::Missing(field))
+    }
+
+    fn flag(&self, field: char) -> bool {
+        self.get(field) == Some(b"yes")
+    }
+
+    fn hash(&self, field: char) -> Result<Option<ObjectHash>, ManifestError> {
+        let parse = |text| parse_hash(text).map_err(|source| ManifestError::Hash { field, source });
+        self.get(field).map(parse).transpose()
+    }
+
+    fn required_hash(&self, field: char) -> Result<ObjectHash, ManifestError> {
+        self.hash(field)?.ok_or(ManifestError::Missing(field))
+    }
+
+    fn number<N: TryFrom<u64>>(&self, field: char) -> Result<Option<N>, ManifestError> {
+        let Some(value) = self.get(field) else { return Ok(None) };
+        let is_decimal = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+        let number = str::from_utf8(value).ok().filter(|_| is_decimal).and_then(|text| text.parse::<u64>().ok());
+        let number = number.and_then(|number| N::try_from(number).ok());
+        number.map(Some).ok_or_else(|| ManifestError::Number { field, value: quotable(value) })
+    }
+
+    fn required_number<N: TryFrom<u64>>(&self, field: char) -> Result<N, ManifestError> {
+        self.number(field)?.ok_or(ManifestError::Missing(field))
+    }
+
+    fn timestamp(&self, field: char) -> Result<Option<i64>, ManifestError> {
+        Ok(self.number(field)?.filter(|&seconds| seconds > 0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::fixtures;
+
+    fn hash(seed: &str) -> ObjectHash {
+        ObjectHash::of(seed.as_bytes())
+    }
+
+    fn smallest() -> RepositoryManifest {
+        RepositoryManifest {
+            root_catalog: hash("catalog"),
+            catalog_size: None,
+            ttl: 240,
+            revision: 1,
+            garbage_collectable: false,
+            alternative_path: false,
+            name: fixtures::name(),
+            certificate: hash("certificate"),
+            history: None,
+            published: None,
+            meta_info: None,
+            reflog: None,
+        }
+    }
+
+    fn longest() -> RepositoryManifest {
+        RepositoryManifest {
+            catalog_size: Some(u64::MAX),
+            ttl: u32::MAX,
+            revision: u64::MAX,
+            garbage_collectable: true,
+            alternative_path: true,
+            name: "n".repeat(60).parse().unwrap(),
+            history: Some(hash("history")),
+            published: Some(i64::MAX),
+            meta_info: Some(hash("meta info")),
+            reflog: Some(hash("reflog")),
+            ..smallest()
+        }
+    }
+
+    fn signed(manifest: &RepositoryManifest) -> Vec<u8> {
+        manifest.sign(fixtures::repository_key(), &mut fixtures::rng()).unwrap()
+    }
+
+    /// Parses field lines that nobody signed, behind which a signature's place is filled.
+    fn parse_fields(fields: &str) -> Result<RepositoryManifest, ManifestError> {
+        let bytes = format!("{fields}--\n{}\nsignature", hash(fields));
+        RepositoryManifest::parse(bytes.as_bytes()).map(|signed| signed.manifest)
+    }
+
+    #[test]
+    fn manifest_signed_by_openssl_is_read_verified_and_written_back_byte_for_byte() {
+        let read = RepositoryManifest::parse(fixtures::MANIFEST).unwrap();
+        assert_eq!((read.manifest.revision, read.manifest.published), (7, Some(1_790_000_000)));
+        assert!(read.manifest.garbage_collectable && !read.manifest.alternative_path);
+        read.verify(&Certificate::parse(fixtures::CERTIFICATE.as_bytes()).unwrap()).unwrap();
+        assert_eq!(signed(&read.manifest), fixtures::MANIFEST);
+    }
+
+    #[test]
+    fn manifest_round_trips_with_all_optional_fields_and_with_none() {
+        for manifest in [smallest(), longest()] {
+            assert_eq!(RepositoryManifest::parse(&signed(&manifest)).unwrap().manifest, manifest);
+        }
+        assert!(smallest().write().contains("\nB0\n") && !smallest().write().contains("\nT"));
+    }
+
+    #[test]
+    fn longest_manifest_fits_the_buffer_of_the_stock_tools() {
+        const LONGEST_SIGNATURE: usize = 8192 / 8;
+        let hash_block = "--\n".len() + 41;
+        assert!(longest().write().len() + hash_block + LONGEST_SIGNATURE < 4096);
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored_and_the_last_of_two_counts() {
+        let fields = format!("Zone\nQ\n\n{}S9\nZtwo\n", smallest().write());
+        assert_eq!(parse_fields(&fields).unwrap(), RepositoryManifest { revision: 9, ..smallest() });
+    }
+
+    #[test]
+    fn missing_field_is_named() {
+        for field in ['C', 'R', 'D', 'S', 'N', 'X'] {
+            let fields: String = smallest().write().split_inclusive('\n').filter(|l| !l.starts_with(field)).collect();
+            assert!(matches!(parse_fields(&fields), Err(ManifestError::Missing(named)) if named == field), "{field}");
+        }
+    }
+
+    #[test]
+    fn malformed_values_are_refused_by_field() {
+        let with = |line: &str| parse_fields(&format!("{}{line}\n", smallest().write())).unwrap_err();
+        for (line, letter) in [("S", 'S'), ("S-1", 'S'), ("S+1", 'S'), ("B 1", 'B'), ("D4294967296", 'D')] {
+            assert!(matches!(with(line), ManifestError::Number { field, .. } if field == letter), "{line}");
+        }
+        assert!(matches!(with("T9223372036854775808"), ManifestError::Number { field: 'T', .. }));
+        assert!(matches!(with("Cxyz"), ManifestError::Hash { field: 'C', .. }));
+        assert!(matches!(with("N../etc"), ManifestError::Name(_)));
+        let shake = with("X0123456789abcdef0123456789abcdef01234567-shake128");
+        assert!(matches!(shake, ManifestError::Hash { field: 'X', source: HashTextError::Unsupported(_) }));
+    }
+
+    #[test]
+    fn size_of_what_is_read_is_bounded() {
+        let padded = |size: usize| {
+            let fields = smallest().write();
+            let filling = "Q".repeat(size - fields.len() - 1 - 3 - 41);
+            format!("{filling}\n{fields}--\n{}\n", hash("")).into_bytes()
+        };
+        assert!(RepositoryManifest::parse(&padded(RepositoryManifest::READ_LIMIT)).is_ok());
+        let too_long = padded(RepositoryManifest::READ_LIMIT + 1);
+        assert!(matches!(RepositoryManifest::parse(&too_long), Err(ManifestError::TooLong { size: 65_537 })));
+    }
+
+    #[test]
+    fn unsigned_manifest_is_refused() {
+        let unsigned = smallest().write();
+        assert!(matches!(
+            RepositoryManifest::parse(unsigned.as_bytes()),
+            Err(ManifestError::Letter(LetterError::Unsigned))
+        ));
+    }
+}

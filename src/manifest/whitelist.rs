@@ -1,0 +1,348 @@
+//! `.cvmfswhitelist`: the certificates that may sign for a repository, and until when, in the master key's word.
+//!
+//! The expiry is written to the second, but clients look at the hour only: a list that says 12:06 is over at 12:00.
+
+use std::time::Duration;
+
+use rsa::rand_core::CryptoRng;
+use rsa::{PrivateKey, PublicKey};
+use x509_cert::der::DateTime;
+
+use super::letter::{HashTextError, Letter, LetterError, SignError, SignatureForm, quotable, seal};
+use super::{Fingerprint, RepositoryName, RepositoryNameError};
+use crate::metadata::Timestamp;
+
+/// The certificates that may sign for a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Whitelist {
+    issued: DateTime,
+    expires: DateTime,
+    name: RepositoryName,
+    fingerprints: Vec<Fingerprint>,
+}
+
+/// A whitelist as read, whose signature is not yet verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedWhitelist<'a> {
+    /// What the file says, whoever wrote it.
+    pub whitelist: Whitelist,
+    demand: Option<Demand>,
+    letter: Letter<'a>,
+}
+
+/// What a whitelist asks of those who verify it, beyond an RSA signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Demand {
+    Pkcs7,
+    CaChain,
+}
+
+/// Why a whitelist cannot be read, made or trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum WhitelistError {
+    /// Longer than any whitelist.
+    #[error("whitelist is {size} bytes long, more than the {} it may have", Whitelist::READ_LIMIT)]
+    TooLong {
+        /// Its size in bytes.
+        size: usize,
+    },
+    /// One of the first three lines is not what it has to be.
+    #[error("line {line} of the whitelist is '{value}', not {expected}")]
+    Line {
+        /// Which line, from 1.
+        line: usize,
+        /// What stands there.
+        value: String,
+        /// What should.
+        expected: &'static str,
+    },
+    /// The third line names no repository.
+    #[error("line 3 of the whitelist is not a repository name")]
+    Name(#[from] RepositoryNameError),
+    /// A certificate is listed by a hash that is not SHA-1.
+    #[error("whitelist lists a certificate in a way that is not supported")]
+    Fingerprint(#[source] HashTextError),
+    /// The list is not signed, or not by the master key.
+    #[error("signature of the whitelist cannot be trusted")]
+    Letter(#[from] LetterError),
+    /// The list is over.
+    #[error("whitelist expired at {at}: the holder of the master key must renew it")]
+    Expired {
+        /// Since when, to the hour.
+        at: DateTime,
+    },
+    /// The list is for another repository.
+    #[error("whitelist is for repository '{actual}', not '{expected}'")]
+    WrongName {
+        /// The repository that was asked for.
+        expected: RepositoryName,
+        /// The one in the list.
+        actual: RepositoryName,
+    },
+    /// The list is to be verified by a PKCS#7 file beside it.
+    #[error("whitelist demands a PKCS#7 signature (Vpkcs7), which is not supported")]
+    Pkcs7Unsupported,
+    /// The certificate is to be verified by a chain of authorities.
+    #[error("whitelist demands verification by certificate authorities (Wcachain), which is not supported")]
+    CaChainUnsupported,
+    /// The clock is before 1970 or after 9999.
+    #[error("{0} seconds since 1970 cannot be written as a date of four-digit year")]
+    Clock(i64),
+}
+
+impl Whitelist {
+    /// The most bytes that are read.
+    pub const READ_LIMIT: usize = 64 * 1024;
+
+    /// How long a new list holds: 30 days, as `cvmfs_server` makes it.
+    pub const VALIDITY: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+    /// Makes a list that holds from `now` on for [`Self::VALIDITY`].
+    pub fn new(name: RepositoryName, fingerprints: Vec<Fingerprint>, now: Timestamp) -> Result<Self, WhitelistError> {
+        let validity = i64::try_from(Self::VALIDITY.as_secs()).expect("30 days fit");
+        let issued = civil_time(now.seconds)?;
+        let expires = civil_time(now.seconds.saturating_add(validity))?;
+        Ok(Self { issued, expires, name, fingerprints })
+    }
+
+    /// Parses a whole `.cvmfswhitelist`; the signature is only cut off, not verified.
+    ///
+    /// Like clients: what follows a fingerprint is a comment, and lines that are no fingerprint are skipped.
+    pub fn parse(bytes: &[u8]) -> Result<SignedWhitelist<'_>, WhitelistError> {
+        if bytes.len() > Self::READ_LIMIT {
+            return Err(WhitelistError::TooLong { size: bytes.len() });
+        }
+        let mut lines = bytes.split(|&b| b == b'\n').take_while(|line| line != b"--").peekable();
+        let issued = date_line(1, lines.next(), b"", "a date YYYYMMDDHHMMSS")?;
+        let expires = date_line(2, lines.next(), b"E", "E and a date YYYYMMDDHHMMSS")?;
+        let name = name_line(lines.next())?;
+        let pkcs7 = lines.next_if(|line| line == b"Vpkcs7").map(|_| Demand::Pkcs7);
+        let ca_chain = lines.next_if(|line| line == b"Wcachain").map(|_| Demand::CaChain);
+        let fingerprints = lines.filter_map(|line| Fingerprint::from_line(line).transpose());
+        let fingerprints = fingerprints.collect::<Result<_, _>>().map_err(WhitelistError::Fingerprint)?;
+        let whitelist = Self { issued, expires, name, fingerprints };
+        Ok(SignedWhitelist { whitelist, demand: pkcs7.or(ca_chain), letter: Letter::cut(bytes)? })
+    }
+
+    /// Returns the lines without a signature.
+    pub fn write(&self) -> String {
+        let mut text = format!("{}\nE{}\nN{}\n", digits(&self.issued), digits(&self.expires), self.name);
+        for fingerprint in &self.fingerprints {
+            text.push_str(&format!("{fingerprint}\n"));
+        }
+        text
+    }
+
+    /// Returns the whole file, signed with the master key.
+    pub fn sign(&self, master_key: &PrivateKey, rng: &mut impl CryptoRng) -> Result<Vec<u8>, SignError> {
+        seal(self.write().as_bytes(), SignatureForm::Whitelist, master_key, rng)
+    }
+
+    /// Returns the repository whose certificates these are.
+    pub fn name(&self) -> &RepositoryName {
+        &self.name
+    }
+
+    /// Returns the fingerprints of the certificates.
+    pub fn fingerprints(&self) -> &[Fingerprint] {
+        &self.fingerprints
+    }
+
+    /// Returns since when clients refuse the list, in seconds since 1970: the start of the hour that it states.
+    pub fn expires(&self) -> i64 {
+        i64::try_from(self.expiry_hour().unix_duration().as_secs()).expect("a year has at most four digits")
+    }
+
+    /// Returns whether clients refuse the list at `now`.
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        now.seconds >= self.expires()
+    }
+
+    fn expiry_hour(&self) -> DateTime {
+        let e = &self.expires;
+        DateTime::new(e.year(), e.month(), e.day(), e.hour(), 0, 0).expect("the start of a valid hour is valid")
+    }
+}
+
+impl SignedWhitelist<'_> {
+    /// Checks, in the order of the clients, that the list still holds at `now`, is for `name`, and that one of
+    /// `master_keys` signed it.
+    pub fn verify(
+        &self,
+        master_keys: &[PublicKey],
+        name: &RepositoryName,
+        now: Timestamp,
+    ) -> Result<(), WhitelistError> {
+        if self.whitelist.is_expired(now) {
+            return Err(WhitelistError::Expired { at: self.whitelist.expiry_hour() });
+        }
+        if self.whitelist.name != *name {
+            return Err(WhitelistError::WrongName { expected: name.clone(), actual: self.whitelist.name.clone() });
+        }
+        self.verify_signature(master_keys)
+    }
+
+    /// Checks the signature alone; a list that asks for more than an RSA signature is refused.
+    pub fn verify_signature(&self, master_keys: &[PublicKey]) -> Result<(), WhitelistError> {
+        match self.demand {
+            Some(Demand::Pkcs7) => Err(WhitelistError::Pkcs7Unsupported),
+            Some(Demand::CaChain) => Err(WhitelistError::CaChainUnsupported),
+            None => Ok(self.letter.verify(SignatureForm::Whitelist, master_keys)?),
+        }
+    }
+}
+
+fn civil_time(seconds: i64) -> Result<DateTime, WhitelistError> {
+    let since_epoch = u64::try_from(seconds).map(Duration::from_secs).ok();
+    since_epoch.and_then(|since| DateTime::from_unix_duration(since).ok()).ok_or(WhitelistError::Clock(seconds))
+}
+
+fn digits(time: &DateTime) -> String {
+    let (date, clock) = ((time.year(), time.month(), time.day()), (time.hour(), time.minutes(), time.seconds()));
+    format!("{:04}{:02}{:02}{:02}{:02}{:02}", date.0, date.1, date.2, clock.0, clock.1, clock.2)
+}
+
+fn date_line(
+    line: usize,
+    found: Option<&[u8]>,
+    prefix: &[u8],
+    expected: &'static str,
+) -> Result<DateTime, WhitelistError> {
+    let found = found.unwrap_or_default();
+    let date = found.strip_prefix(prefix).and_then(read_digits);
+    date.ok_or_else(|| WhitelistError::Line { line, value: quotable(found), expected })
+}
+
+fn read_digits(text: &[u8]) -> Option<DateTime> {
+    if text.len() != 14 || !text.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number = |from: usize, to: usize| text[from..to].iter().fold(0, |n: u16, &b| n * 10 + u16::from(b - b'0'));
+    let pair = |from: usize| u8::try_from(number(from, from + 2)).expect("two digits are below 100");
+    DateTime::new(number(0, 4), pair(4), pair(6), pair(8), pair(10), pair(12)).ok()
+}
+
+fn name_line(found: Option<&[u8]>) -> Result<RepositoryName, WhitelistError> {
+    let found = found.unwrap_or_default();
+    let expected = "N and a repository name";
+    let name = found.strip_prefix(b"N");
+    let name = name.ok_or_else(|| WhitelistError::Line { line: 3, value: quotable(found), expected })?;
+    Ok(quotable(name).parse()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::fixtures::{self, NOW};
+    use crate::manifest::letter::seal;
+
+    fn public_key() -> PublicKey {
+        fixtures::master_key().to_public_key()
+    }
+
+    fn signed(lines: &str) -> Vec<u8> {
+        seal(lines.as_bytes(), SignatureForm::Whitelist, fixtures::master_key(), &mut fixtures::rng()).unwrap()
+    }
+
+    fn verify(bytes: &[u8], now: Timestamp) -> Result<(), WhitelistError> {
+        Whitelist::parse(bytes)?.verify(&[public_key()], &fixtures::name(), now)
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp { seconds, nanoseconds: 999_999_999 }
+    }
+
+    #[test]
+    fn whitelist_signed_by_openssl_is_read_verified_and_written_back_byte_for_byte() {
+        verify(fixtures::WHITELIST, NOW).unwrap();
+        let whitelist = Whitelist::parse(fixtures::WHITELIST).unwrap().whitelist;
+        assert_eq!(whitelist.fingerprints()[0].to_string(), fixtures::FINGERPRINT);
+        assert_eq!(whitelist.sign(fixtures::master_key(), &mut fixtures::rng()).unwrap(), fixtures::WHITELIST);
+    }
+
+    #[test]
+    fn list_expires_at_the_start_of_the_hour_that_it_states() {
+        // 2026-10-21 12:00:00 UTC; the list says 12:06:35.
+        let hour = 1_792_584_000;
+        assert!(verify(fixtures::WHITELIST, at(hour - 1)).is_ok());
+        let error = verify(fixtures::WHITELIST, at(hour)).unwrap_err();
+        assert_eq!(error.to_string().split(':').next(), Some("whitelist expired at 2026-10-21T12"));
+    }
+
+    #[test]
+    fn new_list_holds_thirty_days() {
+        // 2028-02-10 23:59:59 UTC; the 30 days lead over 29 February.
+        let list = Whitelist::new(fixtures::name(), Vec::new(), at(1_833_839_999)).unwrap();
+        assert_eq!(list.write(), "20280210235959\nE20280311235959\nNtest.example.org\n");
+        assert!(!list.is_expired(at(list.expires() - 1)) && list.is_expired(at(list.expires())));
+        assert!(matches!(Whitelist::new(fixtures::name(), Vec::new(), at(-1)), Err(WhitelistError::Clock(-1))));
+        assert!(Whitelist::new(fixtures::name(), Vec::new(), at(i64::MAX)).is_err());
+    }
+
+    #[test]
+    fn list_of_another_repository_is_refused() {
+        let other = "other.example.org".parse().unwrap();
+        let list = Whitelist::parse(fixtures::WHITELIST).unwrap();
+        assert!(matches!(list.verify(&[public_key()], &other, NOW), Err(WhitelistError::WrongName { .. })));
+    }
+
+    #[test]
+    fn list_of_another_master_is_refused() {
+        let list = Whitelist::parse(fixtures::WHITELIST).unwrap();
+        let stranger = fixtures::repository_key().to_public_key();
+        let refused = list.verify(&[stranger], &fixtures::name(), NOW);
+        assert!(matches!(refused, Err(WhitelistError::Letter(LetterError::WrongSignature))));
+    }
+
+    #[test]
+    fn comments_and_lines_that_are_no_fingerprint_are_skipped() {
+        let listed = fixtures::FINGERPRINT;
+        let lower = listed.to_lowercase().replace(':', "");
+        let lines =
+            format!("20260101000000\nE20270101000000\nNa.b\n# old\n\n{listed} # ours\n{lower}\t\n{listed}#x\nno\n");
+        let bytes = signed(&lines);
+        let texts: Vec<_> = Whitelist::parse(&bytes).unwrap().whitelist.fingerprints().to_vec();
+        assert_eq!(texts.iter().map(ToString::to_string).collect::<Vec<_>>(), [listed; 3]);
+    }
+
+    #[test]
+    fn other_ways_of_verification_are_unsupported_not_skipped() {
+        let verdict = |lines: &str| {
+            let text =
+                format!("20260101000000\nE20270101000000\nNtest.example.org\n{lines}{}\n", fixtures::FINGERPRINT);
+            verify(&signed(&text), NOW)
+        };
+        assert!(verdict("").is_ok());
+        assert!(matches!(verdict("Vpkcs7\n"), Err(WhitelistError::Pkcs7Unsupported)));
+        assert!(matches!(verdict("Vpkcs7\nWcachain\n"), Err(WhitelistError::Pkcs7Unsupported)));
+        assert!(matches!(verdict("Wcachain\n"), Err(WhitelistError::CaChainUnsupported)));
+        let shake = format!("{}-SHAKE128\n", fixtures::FINGERPRINT);
+        assert!(matches!(verdict(&shake), Err(WhitelistError::Fingerprint(HashTextError::Unsupported(_)))));
+    }
+
+    #[test]
+    fn malformed_heads_are_refused_by_line() {
+        let line_of = |lines: &str| match Whitelist::parse(&signed(lines)) {
+            Err(WhitelistError::Line { line, .. }) => line,
+            other => panic!("{lines:?} gives {other:?}"),
+        };
+        for issued in ["", "2026010100000", "202601010000000", "20260230000000", "2026010100000x"] {
+            assert_eq!(line_of(&format!("{issued}\nE20270101000000\nNa.b\n")), 1, "{issued}");
+        }
+        for expires in ["", "20270101000000", "E2027010100000", "E20271301000000", "E20270101240000"] {
+            assert_eq!(line_of(&format!("20260101000000\n{expires}\nNa.b\n")), 2, "{expires}");
+        }
+        assert_eq!(line_of("20260101000000\nE20270101000000\na.b\n"), 3);
+        assert!(matches!(
+            Whitelist::parse(&signed("20260101000000\nE20270101000000\nN/\n")),
+            Err(WhitelistError::Name(_))
+        ));
+    }
+
+    #[test]
+    fn size_of_what_is_read_is_bounded() {
+        let bytes = vec![b'0'; Whitelist::READ_LIMIT + 1];
+        assert!(matches!(Whitelist::parse(&bytes), Err(WhitelistError::TooLong { size: 65_537 })));
+        assert!(matches!(Whitelist::parse(&bytes[1..]), Err(WhitelistError::Line { line: 1, .. })));
+    }
+}
