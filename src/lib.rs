@@ -1,5 +1,6 @@
 //! Publishes container images in the CernVM file system (CVMFS), without CVMFS software and without privileges.
 
+pub mod catalog;
 pub mod image;
 pub mod layer;
 pub mod manifest;

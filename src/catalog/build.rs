@@ -1,0 +1,191 @@
+//! Turns a tree into stored catalogs, leaves first.
+//!
+//! What is stored depends on the tree, its path and the settings alone: not on the time, the head of the repository, or
+//! the number of threads. So the catalogs of a tree can be stored as soon as the tree is complete.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::counters::Counters;
+use super::database::{CatalogError, Draft};
+use super::entry::{CatalogEntry, CatalogReference, Nesting};
+use super::plan::{self, MARKER};
+use crate::layer::EntryPath;
+use crate::metadata::Metadata;
+use crate::object::{Compression, Content, ObjectKind};
+use crate::store::{Staging, StoreError};
+use crate::tree::{Directory, Leaf, Node};
+
+/// Why a tree could not be stored.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A catalog could not be made.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// An object could not be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Something that strata did not put there is in the way.
+    #[error("{0} is in the way: it is a folder where a file or link should be, or the other way round")]
+    Occupied(EntryPath),
+}
+
+/// The property of a tree's root catalog that holds what its rows cannot tell. Other programs keep what they do not know.
+pub const FACTS: &str = "strata_facts";
+
+/// A tree whose catalogs are stored, ready to be hung into the catalog above.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredTree {
+    /// The catalog of its root.
+    pub reference: CatalogReference,
+    /// Its root's row in the catalog above.
+    pub transition_point: CatalogEntry,
+    /// What all its catalogs count together.
+    pub totals: Counters,
+}
+
+/// Stores trees as nested catalogs.
+#[derive(Debug)]
+pub struct CatalogBuilder<'a> {
+    staging: &'a Staging,
+    /// The content of markers: nothing.
+    nothing: Content,
+    target: usize,
+}
+
+impl<'a> CatalogBuilder<'a> {
+    /// Prepares to store trees with about `target` entries in each catalog.
+    pub fn new(staging: &'a Staging, compression: Compression, target: usize) -> Result<Self, StoreError> {
+        Ok(Self { staging, nothing: staging.put_file(compression, b"")?, target })
+    }
+
+    /// Stores `tree` as the folder `root` of the repository, with `facts` that its rows cannot tell, in JSON.
+    ///
+    /// The tree must not hold stray markers. Nested catalogs are made side by side in rayon's current pool.
+    pub fn build(&self, tree: &Directory, root: &EntryPath, facts: Option<&str>) -> Result<StoredTree, BuildError> {
+        let cuts = plan::cuts(tree, root, self.target);
+        self.build_catalog(tree, root, &cuts, facts)
+    }
+
+    fn build_catalog(
+        &self,
+        folder: &Directory,
+        root: &EntryPath,
+        cuts: &BTreeSet<EntryPath>,
+        facts: Option<&str>,
+    ) -> Result<StoredTree, BuildError> {
+        let mut rows = Rows { cuts, draft: Draft::new(root.clone()), below: BTreeMap::new(), link_groups: 0 };
+        rows.add_root(folder, &self.nothing);
+        let Rows { mut draft, below, .. } = rows;
+        let below: Vec<(EntryPath, StoredTree)> = below
+            .into_par_iter()
+            .map(|(path, folder)| self.build_catalog(folder, &path, cuts, None).map(|stored| (path, stored)))
+            .collect::<Result<_, BuildError>>()?;
+        for (path, stored) in below {
+            draft.nested.insert(path, stored.reference);
+            draft.below += stored.totals;
+        }
+        draft.properties.insert("revision".to_owned(), "1".to_owned());
+        draft.properties.extend(facts.map(|facts| (FACTS.to_owned(), facts.to_owned())));
+        let mut totals = draft.own_counters();
+        totals += draft.below;
+        Ok(StoredTree { reference: store(self.staging, &draft)?, transition_point: draft.transition_point(), totals })
+    }
+}
+
+/// Stores a catalog.
+pub(super) fn store(staging: &Staging, draft: &Draft) -> Result<CatalogReference, BuildError> {
+    let bytes = draft.write()?;
+    let hash = staging.put_database(ObjectKind::Catalog, &bytes)?;
+    Ok(CatalogReference { hash, size: bytes.len() as u64 })
+}
+
+/// Returns the marker of a nested catalog.
+pub(super) fn marker(metadata: &Metadata, nothing: &Content) -> CatalogEntry {
+    let metadata = Metadata { mode: 0o644, xattrs: None, ..metadata.clone() };
+    CatalogEntry::of_file(&metadata, 0, nothing)
+}
+
+/// The rows of one catalog while they are gathered, and the folders that go into catalogs of their own.
+struct Rows<'t> {
+    cuts: &'t BTreeSet<EntryPath>,
+    draft: Draft,
+    below: BTreeMap<EntryPath, &'t Directory>,
+    /// Hard link groups so far.
+    link_groups: u32,
+}
+
+impl<'t> Rows<'t> {
+    fn add_root(&mut self, folder: &'t Directory, nothing: &Content) {
+        let root = self.draft.root.clone();
+        let row = CatalogEntry::of_directory(&folder.metadata, folder.subdirectories()).with_nesting(Nesting::Root);
+        self.draft.entries.insert(root.clone(), row);
+        self.add_children(folder, &root);
+        // Hidden, so that a container sees what its image holds and nothing else.
+        let add = || marker(&folder.metadata, nothing).hidden();
+        self.draft.entries.entry(root.join(MARKER)).or_insert_with(add);
+    }
+
+    fn add_children(&mut self, folder: &'t Directory, path: &EntryPath) {
+        let mut links = LinkGroups::of(folder);
+        for (name, node) in &folder.children {
+            let path = path.join(name);
+            match node {
+                Node::Leaf(leaf) => {
+                    let mut row = CatalogEntry::of_leaf(leaf);
+                    if let Some((group, count)) = links.get(leaf, &mut self.link_groups) {
+                        (row.link_group, row.link_count) = (group, count);
+                    }
+                    self.draft.entries.insert(path, row);
+                }
+                Node::Directory(child) => {
+                    let row = CatalogEntry::of_directory(&child.metadata, child.subdirectories());
+                    if self.cuts.contains(&path) {
+                        self.draft.entries.insert(path.clone(), row.with_nesting(Nesting::TransitionPoint));
+                        self.below.insert(path, child);
+                    } else {
+                        self.draft.entries.insert(path.clone(), row);
+                        self.add_children(child, &path);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The inodes of one folder that have several names there.
+///
+/// Links across folders are not among them: CVMFS holds those as independent entries.
+struct LinkGroups {
+    names: HashMap<*const Leaf, u32>,
+    groups: HashMap<*const Leaf, u32>,
+}
+
+impl LinkGroups {
+    fn of(folder: &Directory) -> Self {
+        let mut names = HashMap::new();
+        for node in folder.children.values() {
+            // An inode that nothing else refers to has one name; most are sorted out here.
+            if let Node::Leaf(leaf) = node
+                && Arc::strong_count(leaf) > 1
+            {
+                *names.entry(Arc::as_ptr(leaf)).or_insert(0) += 1;
+            }
+        }
+        names.retain(|_, count| *count > 1);
+        Self { names, groups: HashMap::new() }
+    }
+
+    /// Returns the group's number in the catalog, taking the next one for a new group, and how many names it has.
+    fn get(&mut self, leaf: &Arc<Leaf>, last: &mut u32) -> Option<(u32, u32)> {
+        let inode = Arc::as_ptr(leaf);
+        let count = *self.names.get(&inode)?;
+        let group = *self.groups.entry(inode).or_insert_with(|| {
+            *last += 1;
+            *last
+        });
+        Some((group, count))
+    }
+}

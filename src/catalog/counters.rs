@@ -1,0 +1,121 @@
+//! What a catalog counts, which the tables call statistics.
+
+use std::ops::{AddAssign, SubAssign};
+
+use super::entry::CatalogEntry;
+use crate::object::Pieces;
+
+/// The twelve numbers of one catalog, or of all catalogs below one.
+///
+/// A nested catalog's folder counts in the catalog above (its transition point) and in its own (its root).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters([i64; 12]);
+
+/// The names of the numbers, in the order that they are kept in.
+const NAMES: [&str; 12] = [
+    "regular",
+    "symlink",
+    "special",
+    "dir",
+    "nested",
+    "chunked",
+    "chunks",
+    "file_size",
+    "chunked_size",
+    "xattr",
+    "external",
+    "external_file_size",
+];
+
+impl Counters {
+    const REGULAR: usize = 0;
+    const SYMLINK: usize = 1;
+    const SPECIAL: usize = 2;
+    const DIR: usize = 3;
+    const NESTED: usize = 4;
+    const CHUNKED: usize = 5;
+    const CHUNKS: usize = 6;
+    const FILE_SIZE: usize = 7;
+    const CHUNKED_SIZE: usize = 8;
+    const XATTR: usize = 9;
+    const EXTERNAL: usize = 10;
+    const EXTERNAL_FILE_SIZE: usize = 11;
+
+    /// Returns the numbers with their names, as the statistics table has them behind `self_` or `subtree_`.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, i64)> {
+        NAMES.into_iter().zip(self.0)
+    }
+
+    /// Returns the numbers that `value` gives for each name, or the first name that it knows nothing of.
+    pub fn from_named(mut value: impl FnMut(&'static str) -> Option<i64>) -> Result<Self, &'static str> {
+        let mut counters = Self::default();
+        for (number, name) in counters.0.iter_mut().zip(NAMES) {
+            *number = value(name).ok_or(name)?;
+        }
+        Ok(counters)
+    }
+
+    /// Returns how many rows the catalog has, or all catalogs below it have.
+    pub fn entries(&self) -> i64 {
+        [Self::REGULAR, Self::SYMLINK, Self::SPECIAL, Self::DIR].iter().map(|&index| self.0[index]).sum()
+    }
+
+    /// Returns the bytes of all regular files; hard links count each time.
+    pub fn file_size(&self) -> i64 {
+        self.0[Self::FILE_SIZE]
+    }
+
+    /// Returns how many nested catalogs there are.
+    pub fn nested(&self) -> i64 {
+        self.0[Self::NESTED]
+    }
+
+    /// Counts one row.
+    pub fn add_entry(&mut self, entry: &CatalogEntry) {
+        self.0[Self::XATTR] += i64::from(entry.xattr.is_some());
+        if entry.is_directory() {
+            self.0[Self::DIR] += 1;
+        } else if entry.is_symlink() {
+            self.0[Self::SYMLINK] += 1;
+        } else if entry.is_special() {
+            self.0[Self::SPECIAL] += 1;
+        } else {
+            self.add_regular(entry);
+        }
+    }
+
+    fn add_regular(&mut self, entry: &CatalogEntry) {
+        self.0[Self::REGULAR] += 1;
+        self.0[Self::FILE_SIZE] += entry.size;
+        if entry.is_external() {
+            self.0[Self::EXTERNAL] += 1;
+            self.0[Self::EXTERNAL_FILE_SIZE] += entry.size;
+        }
+        if entry.is_chunked() {
+            let chunks = match &entry.content {
+                Some(Pieces::Chunks(chunks)) => chunks.len(),
+                _ => 0,
+            };
+            self.0[Self::CHUNKED] += 1;
+            self.0[Self::CHUNKED_SIZE] += entry.size;
+            self.0[Self::CHUNKS] += i64::try_from(chunks).expect("chunks are counted in memory");
+        }
+    }
+
+    /// Counts nested catalogs.
+    pub fn add_nested(&mut self, nested: usize) {
+        self.0[Self::NESTED] += i64::try_from(nested).expect("catalogs are counted in memory");
+    }
+}
+
+impl AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(number, more)| *number += more);
+    }
+}
+
+impl SubAssign for Counters {
+    fn sub_assign(&mut self, other: Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(number, less)| *number -= less);
+    }
+}

@@ -1,0 +1,552 @@
+//! Catalogs as SQLite files: reading one row by row, and writing one anew.
+//!
+//! A catalog is always written from scratch, with the root's row first (clients give the first row the inode number of
+//! the root) and then by path. It therefore depends on nothing but its rows, and never needs a `VACUUM`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use md5::{Digest as _, Md5};
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
+
+use super::counters::Counters;
+use super::entry::{CatalogEntry, CatalogReference, Nesting};
+use crate::layer::EntryPath;
+use crate::object::{Chunk, ObjectHash, Pieces};
+
+/// No catalog is read that unpacks to more: CVMFS itself warns from 1 GiB on.
+pub const MAXIMUM_CATALOG_BYTES: u64 = 4 << 30;
+
+/// Why a catalog could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// SQLite refused something.
+    #[error("catalog of {path} is not a usable database")]
+    Database {
+        /// The folder that the catalog describes.
+        path: EntryPath,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
+    /// Something is in the file that the format does not allow, or not in it that it demands.
+    #[error("catalog of {path} is not valid: {fault}")]
+    Invalid {
+        /// The folder that the catalog describes.
+        path: EntryPath,
+        /// What is wrong.
+        fault: String,
+    },
+}
+
+/// Key of a path in all tables: the two halves of its MD5 hash, as CVMFS's code reads them from memory.
+type PathKey = (i64, i64);
+
+/// Returns a path as catalogs spell it: empty for the root, else with a leading slash.
+fn spelt(path: &EntryPath) -> Vec<u8> {
+    if path.is_root() { Vec::new() } else { [b"/", path.as_bytes()].concat() }
+}
+
+fn key(path: &EntryPath) -> PathKey {
+    let digest: [u8; 16] = Md5::digest(spelt(path)).into();
+    let half = |at: usize| i64::from_le_bytes(*digest[at..].first_chunk().expect("16 bytes have two halves of 8"));
+    (half(0), half(8))
+}
+
+fn parent_key(path: &EntryPath) -> PathKey {
+    path.split().map_or((0, 0), |(parent, _)| key(&parent))
+}
+
+/// Bytes that SQLite shall take as text, whatever they are: names need not be UTF-8.
+struct Text<'a>(&'a [u8]);
+
+impl ToSql for Text<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(ValueRef::Text(self.0)))
+    }
+}
+
+/// Opens the bytes of an SQLite file as a database in memory.
+pub(crate) fn open_database(bytes: &[u8], read_only: bool) -> rusqlite::Result<Connection> {
+    let mut connection = Connection::open_in_memory()?;
+    connection.deserialize_read_exact("main", bytes, bytes.len(), read_only)?;
+    Ok(connection)
+}
+
+/// Creates an empty database in memory whose file has pages of 4 KiB.
+pub(crate) fn create_database(schema: &str) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_in_memory()?;
+    connection.execute_batch("PRAGMA page_size = 4096; PRAGMA journal_mode = OFF; PRAGMA foreign_keys = OFF;")?;
+    connection.execute_batch(schema)?;
+    Ok(connection)
+}
+
+/// Returns the bytes of the file that a database in memory would be.
+pub(crate) fn database_bytes(mut connection: Connection) -> rusqlite::Result<Vec<u8>> {
+    Ok(connection.serialize("main")?.to_vec())
+}
+
+/// One catalog, read only.
+#[derive(Debug)]
+pub struct Catalog {
+    root: EntryPath,
+    connection: Mutex<Connection>,
+    properties: BTreeMap<String, String>,
+    own: Counters,
+    below: Counters,
+}
+
+impl Catalog {
+    /// Opens the catalog of the folder `root` from the bytes of its SQLite file.
+    pub fn parse(bytes: &[u8], root: &EntryPath) -> Result<Self, CatalogError> {
+        let database = |source| CatalogError::Database { path: root.clone(), source };
+        let invalid = |fault| CatalogError::Invalid { path: root.clone(), fault };
+        let connection = open_database(bytes, true).map_err(database)?;
+        let properties = read_properties(&connection).map_err(database)?;
+        if properties.get("schema").map(String::as_str) != Some("2.5") {
+            return Err(invalid(format!("its schema is {:?} instead of 2.5", properties.get("schema"))));
+        }
+        let prefix = properties.get("root_prefix").map_or("", String::as_str);
+        if prefix.as_bytes() != spelt(root) {
+            return Err(invalid(format!("it was made for '{prefix}'")));
+        }
+        let statistics = read_statistics(&connection).map_err(database)?;
+        let counters = |prefix: &str| {
+            Counters::from_named(|name| statistics.get(&format!("{prefix}_{name}")).copied())
+                .map_err(|name| invalid(format!("it has no counter {prefix}_{name}")))
+        };
+        let (own, below) = (counters("self")?, counters("subtree")?);
+        Ok(Self { root: root.clone(), connection: Mutex::new(connection), properties, own, below })
+    }
+
+    /// Returns the folder that the catalog describes.
+    pub fn root(&self) -> &EntryPath {
+        &self.root
+    }
+
+    /// Returns a property, such as `revision`.
+    pub fn property(&self, name: &str) -> Option<&str> {
+        self.properties.get(name).map(String::as_str)
+    }
+
+    /// Returns what the catalog counts in itself.
+    pub fn own_counters(&self) -> Counters {
+        self.own
+    }
+
+    /// Returns what the catalog counts in itself and in all catalogs below it.
+    pub fn total_counters(&self) -> Counters {
+        let mut total = self.own;
+        total += self.below;
+        total
+    }
+
+    /// Returns the row of `path`.
+    pub fn get(&self, path: &EntryPath) -> Result<Option<CatalogEntry>, CatalogError> {
+        let (first, second) = key(path);
+        let connection = self.connection();
+        let sql = format!("SELECT {} FROM catalog WHERE md5path_1 = ?1 AND md5path_2 = ?2", self.columns());
+        let read = || connection.prepare_cached(&sql)?.query_row([first, second], read_row).optional();
+        let found = read().map_err(|source| self.database_error(source))?;
+        found.map(|row| self.complete(&connection, row)).transpose().map(|entry| entry.map(|(_, entry)| entry))
+    }
+
+    /// Returns the rows of everything in the folder `path`, by name; hidden ones too.
+    pub fn list(&self, path: &EntryPath) -> Result<BTreeMap<Vec<u8>, CatalogEntry>, CatalogError> {
+        let (first, second) = key(path);
+        let connection = self.connection();
+        let sql = format!("SELECT {} FROM catalog WHERE parent_1 = ?1 AND parent_2 = ?2", self.columns());
+        let read = || -> rusqlite::Result<Vec<StoredRow>> {
+            connection.prepare_cached(&sql)?.query_map([first, second], read_row)?.collect()
+        };
+        let rows = read().map_err(|source| self.database_error(source))?;
+        rows.into_iter().map(|row| self.complete(&connection, row)).collect()
+    }
+
+    /// Returns the nested catalog whose transition point is `path`.
+    pub fn nested(&self, path: &EntryPath) -> Result<Option<CatalogReference>, CatalogError> {
+        let connection = self.connection();
+        let sql = "SELECT sha1, size FROM nested_catalogs WHERE path = ?1";
+        let read = || connection.prepare_cached(sql)?.query_row([Text(&spelt(path))], read_reference).optional();
+        read().map_err(|source| self.database_error(source))
+    }
+
+    /// Returns all nested catalogs directly below this one, by transition point.
+    pub fn all_nested(&self) -> Result<BTreeMap<EntryPath, CatalogReference>, CatalogError> {
+        self.references("nested_catalogs")
+    }
+
+    fn references(&self, table: &str) -> Result<BTreeMap<EntryPath, CatalogReference>, CatalogError> {
+        let connection = self.connection();
+        let read = || -> rusqlite::Result<Vec<(Vec<u8>, CatalogReference)>> {
+            let mut statement = connection.prepare(&format!("SELECT sha1, size, path FROM {table}"))?;
+            statement.query_map([], |row| Ok((bytes(row, 2)?, read_reference(row)?)))?.collect()
+        };
+        let rows = read().map_err(|source| self.database_error(source))?;
+        let parse = |path: &[u8]| EntryPath::normalise(path).map_err(|error| self.invalid(error.to_string()));
+        rows.into_iter().map(|(path, reference)| Ok((parse(&path)?, reference))).collect()
+    }
+
+    /// Returns every row, by path.
+    fn rows(&self) -> Result<BTreeMap<EntryPath, CatalogEntry>, CatalogError> {
+        let connection = self.connection();
+        let read = || -> rusqlite::Result<Vec<StoredRow>> {
+            connection.prepare(&format!("SELECT {} FROM catalog", self.columns()))?.query_map([], read_row)?.collect()
+        };
+        let mut chunks = self.all_chunks(&connection)?;
+        let mut by_parent: HashMap<PathKey, Vec<StoredRow>> = HashMap::new();
+        let mut rows = BTreeMap::new();
+        for row in read().map_err(|source| self.database_error(source))? {
+            if row.key == key(&self.root) {
+                rows.insert(self.root.clone(), row.entry);
+            } else {
+                by_parent.entry(row.parent).or_default().push(row);
+            }
+        }
+        let mut folders = vec![self.root.clone()];
+        while let Some(folder) = folders.pop() {
+            for row in by_parent.remove(&key(&folder)).unwrap_or_default() {
+                let path = folder.join(&row.name);
+                let entry = row.with_chunks(|key| chunks.remove(&key).unwrap_or_default().into());
+                if entry.is_directory() {
+                    folders.push(path.clone());
+                }
+                rows.insert(path, entry);
+            }
+        }
+        match by_parent.into_values().flatten().next() {
+            Some(row) => Err(self.invalid(format!("the row of '{}' lies in no folder", row.name.escape_ascii()))),
+            None => Ok(rows),
+        }
+    }
+
+    fn all_chunks(&self, connection: &Connection) -> Result<HashMap<PathKey, Vec<Chunk>>, CatalogError> {
+        let read = || -> rusqlite::Result<HashMap<PathKey, Vec<Chunk>>> {
+            let sql = "SELECT offset, size, hash, md5path_1, md5path_2 FROM chunks ORDER BY offset";
+            let mut chunks: HashMap<PathKey, Vec<Chunk>> = HashMap::new();
+            let mut statement = connection.prepare(sql)?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                chunks.entry((row.get(3)?, row.get(4)?)).or_default().push(read_chunk(row)?);
+            }
+            Ok(chunks)
+        };
+        read().map_err(|source| self.database_error(source))
+    }
+
+    /// Adds what lies in another table to a row, and takes its name off.
+    fn complete(&self, connection: &Connection, row: StoredRow) -> Result<(Vec<u8>, CatalogEntry), CatalogError> {
+        let mut failure = None;
+        let name = row.name.clone();
+        let entry = row.with_chunks(|(first, second)| {
+            let sql = "SELECT offset, size, hash FROM chunks WHERE md5path_1 = ?1 AND md5path_2 = ?2 ORDER BY offset";
+            let read = || connection.prepare_cached(sql)?.query_map([first, second], read_chunk)?.collect();
+            let chunks: rusqlite::Result<Vec<Chunk>> = read();
+            chunks.map_err(|error| failure = Some(error)).unwrap_or_default().into()
+        });
+        failure.map_or(Ok((name, entry)), |source| Err(self.database_error(source)))
+    }
+
+    fn columns(&self) -> &'static str {
+        let revision = self.property("schema_revision").and_then(|text| text.parse().ok()).unwrap_or(0);
+        if revision >= 7 {
+            "md5path_1, md5path_2, parent_1, parent_2, hardlinks, hash, size, mode, mtime, flags, name, symlink, uid, gid, xattr, mtimens"
+        } else {
+            "md5path_1, md5path_2, parent_1, parent_2, hardlinks, hash, size, mode, mtime, flags, name, symlink, uid, gid, xattr, NULL"
+        }
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().expect("no thread panics while it reads a catalog")
+    }
+
+    fn database_error(&self, source: rusqlite::Error) -> CatalogError {
+        CatalogError::Database { path: self.root.clone(), source }
+    }
+
+    fn invalid(&self, fault: String) -> CatalogError {
+        CatalogError::Invalid { path: self.root.clone(), fault }
+    }
+}
+
+/// A row as it stands in the table.
+struct StoredRow {
+    key: PathKey,
+    parent: PathKey,
+    name: Vec<u8>,
+    entry: CatalogEntry,
+}
+
+impl StoredRow {
+    fn with_chunks(mut self, chunks: impl FnOnce(PathKey) -> Arc<[Chunk]>) -> CatalogEntry {
+        if self.entry.is_chunked() && self.entry.content.is_none() {
+            self.entry.content = Some(Pieces::Chunks(chunks(self.key)));
+        }
+        self.entry
+    }
+}
+
+fn read_row(row: &Row<'_>) -> rusqlite::Result<StoredRow> {
+    let hardlinks: i64 = row.get(4)?;
+    let hash: Option<[u8; 20]> = row.get(5)?;
+    let entry = CatalogEntry {
+        link_group: (hardlinks >> 32) as u32,
+        link_count: hardlinks as u32,
+        content: hash.map(|hash| Pieces::Whole(hash.into())),
+        size: row.get(6)?,
+        mode: row.get(7)?,
+        mtime: row.get(8)?,
+        flags: row.get(9)?,
+        symlink: bytes(row, 11)?,
+        uid: row.get(12)?,
+        gid: row.get(13)?,
+        xattr: row.get(14)?,
+        mtime_nanoseconds: row.get(15)?,
+    };
+    Ok(StoredRow {
+        key: (row.get(0)?, row.get(1)?),
+        parent: (row.get::<_, Option<_>>(2)?.unwrap_or(0), row.get::<_, Option<_>>(3)?.unwrap_or(0)),
+        name: bytes(row, 10)?,
+        entry,
+    })
+}
+
+fn read_chunk(row: &Row<'_>) -> rusqlite::Result<Chunk> {
+    let hash: [u8; 20] = row.get(2)?;
+    Ok(Chunk { offset: row.get(0)?, size: row.get(1)?, hash: hash.into() })
+}
+
+fn read_reference(row: &Row<'_>) -> rusqlite::Result<CatalogReference> {
+    let text: String = row.get(0)?;
+    let hash = text
+        .parse::<ObjectHash>()
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error)))?;
+    Ok(CatalogReference { hash, size: row.get(1)? })
+}
+
+fn bytes(row: &Row<'_>, column: usize) -> rusqlite::Result<Vec<u8>> {
+    Ok(row.get_ref(column)?.as_bytes()?.to_vec())
+}
+
+fn read_properties(connection: &Connection) -> rusqlite::Result<BTreeMap<String, String>> {
+    let mut statement =
+        connection.prepare("SELECT key, CAST(value AS TEXT) FROM properties WHERE value IS NOT NULL")?;
+    statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
+fn read_statistics(connection: &Connection) -> rusqlite::Result<HashMap<String, i64>> {
+    let mut statement = connection.prepare("SELECT counter, value FROM statistics")?;
+    statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
+/// A catalog in memory, about to be written.
+#[derive(Debug, Clone)]
+pub(super) struct Draft {
+    pub(super) root: EntryPath,
+    /// Everything that is not set while writing, such as what other tools left there.
+    pub(super) properties: BTreeMap<String, String>,
+    pub(super) entries: BTreeMap<EntryPath, CatalogEntry>,
+    pub(super) nested: BTreeMap<EntryPath, CatalogReference>,
+    pub(super) bound: BTreeMap<EntryPath, CatalogReference>,
+    /// What all catalogs below count together.
+    pub(super) below: Counters,
+}
+
+impl Draft {
+    /// Starts a catalog for the folder `root`.
+    pub(super) fn new(root: EntryPath) -> Self {
+        Self {
+            root,
+            properties: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            nested: BTreeMap::new(),
+            bound: BTreeMap::new(),
+            below: Counters::default(),
+        }
+    }
+
+    /// Reads the whole of an existing catalog, to write it again with changes.
+    pub(super) fn load(catalog: &Catalog) -> Result<Self, CatalogError> {
+        let mut properties = catalog.properties.clone();
+        // Follows from the root when it is written.
+        properties.remove("root_prefix");
+        Ok(Self {
+            root: catalog.root.clone(),
+            properties,
+            entries: catalog.rows()?,
+            nested: catalog.all_nested()?,
+            bound: catalog.references("bind_mountpoints")?,
+            below: catalog.below,
+        })
+    }
+
+    /// Returns what the catalog counts in itself.
+    pub(super) fn own_counters(&self) -> Counters {
+        let mut counters = Counters::default();
+        self.entries.values().for_each(|entry| counters.add_entry(entry));
+        counters.add_nested(self.nested.len());
+        counters
+    }
+
+    /// Returns the bytes of the SQLite file.
+    pub(super) fn write(&self) -> Result<Vec<u8>, CatalogError> {
+        self.write_database().map_err(|source| CatalogError::Database { path: self.root.clone(), source })
+    }
+
+    fn write_database(&self) -> rusqlite::Result<Vec<u8>> {
+        let connection = create_database(include_str!("../../catalog-schema/catalog.sql"))?;
+        connection.execute_batch("BEGIN")?;
+        self.write_entries(&connection)?;
+        write_references(&connection, "nested_catalogs", &self.nested)?;
+        write_references(&connection, "bind_mountpoints", &self.bound)?;
+        self.write_statistics(&connection)?;
+        self.write_properties(&connection)?;
+        connection.execute_batch(include_str!("../../catalog-schema/catalog-index.sql"))?;
+        connection.execute_batch("COMMIT")?;
+        database_bytes(connection)
+    }
+
+    fn write_entries(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let mut insert = connection.prepare(
+            "INSERT INTO catalog (md5path_1, md5path_2, parent_1, parent_2, hardlinks, hash, size, mode, mtime, mtimens, \
+             flags, name, symlink, uid, gid, xattr) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )?;
+        let mut insert_chunk = connection
+            .prepare("INSERT INTO chunks (md5path_1, md5path_2, offset, size, hash) VALUES (?, ?, ?, ?, ?)")?;
+        for (path, entry) in &self.entries {
+            let ((first, second), (parent_first, parent_second)) = (key(path), parent_key(path));
+            let name = path.split().map_or(&b""[..], |(_, name)| name);
+            let hash = match &entry.content {
+                Some(Pieces::Whole(hash)) => Some(&hash.as_bytes()[..]),
+                _ => None,
+            };
+            insert.execute(params![
+                first,
+                second,
+                parent_first,
+                parent_second,
+                i64::from(entry.link_group) << 32 | i64::from(entry.link_count),
+                hash,
+                entry.size,
+                entry.mode,
+                entry.mtime,
+                entry.mtime_nanoseconds,
+                entry.flags,
+                Text(name),
+                Text(&entry.symlink),
+                entry.uid,
+                entry.gid,
+                entry.xattr,
+            ])?;
+            if let Some(Pieces::Chunks(chunks)) = &entry.content {
+                for chunk in &**chunks {
+                    insert_chunk.execute(params![
+                        first,
+                        second,
+                        chunk.offset,
+                        chunk.size,
+                        &chunk.hash.as_bytes()[..]
+                    ])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_statistics(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let mut insert = connection.prepare("INSERT INTO statistics (counter, value) VALUES (?, ?)")?;
+        for (prefix, counters) in [("self", self.own_counters()), ("subtree", self.below)] {
+            for (name, value) in counters.named() {
+                insert.execute(params![format!("{prefix}_{name}"), value])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_properties(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let mut properties = self.properties.clone();
+        properties.insert("schema".to_owned(), "2.5".to_owned());
+        properties.insert("schema_revision".to_owned(), "7".to_owned());
+        let mut insert = connection.prepare("INSERT INTO properties (key, value) VALUES (?, ?)")?;
+        for (name, value) in properties {
+            insert.execute(params![name, value])?;
+        }
+        if !self.root.is_root() {
+            insert.execute(params!["root_prefix", Text(&spelt(&self.root))])?;
+        }
+        Ok(())
+    }
+
+    /// Returns the row of the catalog's own folder as it stands in the catalog above.
+    pub(super) fn transition_point(&self) -> CatalogEntry {
+        self.entries[&self.root].clone().with_nesting(Nesting::TransitionPoint)
+    }
+}
+
+fn write_references(
+    connection: &Connection,
+    table: &str,
+    references: &BTreeMap<EntryPath, CatalogReference>,
+) -> rusqlite::Result<()> {
+    let mut insert = connection.prepare(&format!("INSERT INTO {table} (path, sha1, size) VALUES (?, ?, ?)"))?;
+    for (path, reference) in references {
+        insert.execute(params![Text(&spelt(path)), reference.hash.to_string(), reference.size])?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::Metadata;
+
+    fn path(text: &str) -> EntryPath {
+        EntryPath::normalise(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn paths_have_the_keys_that_clients_compute() {
+        assert_eq!(key(&EntryPath::ROOT), (338_333_539_836_370_388, 9_098_107_892_288_553_193));
+        assert_eq!(key(&path("/a")), (-2_906_336_618_250_618_618, -744_252_105_585_281_751));
+    }
+
+    fn draft() -> Draft {
+        let metadata = Metadata::of_implied_folder();
+        let mut draft = Draft::new(path("a"));
+        let chunk = |offset| Chunk { offset, size: 5, hash: ObjectHash::of(b"x") };
+        let chunks = crate::object::Content { raw: false, pieces: Pieces::Chunks([chunk(0), chunk(5)].into()) };
+        draft.entries.insert(path("a"), CatalogEntry::of_directory(&metadata, 1).with_nesting(Nesting::Root));
+        draft.entries.insert(path("a/sub"), CatalogEntry::of_directory(&metadata, 0));
+        draft.entries.insert(path("a/sub/big"), CatalogEntry::of_file(&metadata, 10, &chunks));
+        let odd_name = EntryPath::normalise(b"a/\xff\n").unwrap();
+        draft.entries.insert(odd_name, CatalogEntry::of_symlink(&metadata, b"\xfe$(HOME)"));
+        draft
+    }
+
+    #[test]
+    fn a_catalog_reads_back_as_it_was_written() {
+        let draft = draft();
+        let bytes = draft.write().unwrap();
+        let catalog = Catalog::parse(&bytes, &path("a")).unwrap();
+        assert_eq!(catalog.rows().unwrap(), draft.entries);
+        assert_eq!(catalog.own_counters(), draft.own_counters());
+        assert_eq!(catalog.own_counters().entries(), 4);
+        assert_eq!(catalog.list(&path("a/sub")).unwrap().keys().collect::<Vec<_>>(), [b"big"]);
+        assert_eq!(catalog.get(&path("a/sub/big")).unwrap().as_ref(), draft.entries.get(&path("a/sub/big")));
+        assert_eq!(catalog.get(&path("a/none")).unwrap(), None);
+        assert_eq!(Draft::load(&catalog).unwrap().write().unwrap().len(), bytes.len());
+    }
+
+    #[test]
+    fn equal_rows_give_equal_bytes() {
+        assert_eq!(draft().write().unwrap(), draft().write().unwrap());
+    }
+
+    #[test]
+    fn a_catalog_of_another_folder_is_refused() {
+        let bytes = draft().write().unwrap();
+        assert!(matches!(Catalog::parse(&bytes, &path("b")), Err(CatalogError::Invalid { .. })));
+        assert!(Catalog::parse(&bytes[..4096], &path("a")).is_err());
+        assert!(Catalog::parse(b"no database", &path("a")).is_err());
+    }
+}

@@ -1,0 +1,157 @@
+//! Edits against a recount: whatever was changed, every counter, link count and transition point must be right.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::catalog::{Catalog, CatalogBuilder};
+use crate::object::{Compression, ObjectHash, Pieces};
+use crate::store::DirectoryStore;
+use crate::tree::{Directory, Leaf, LeafKind, Node};
+use std::sync::Arc;
+
+const NOW: Timestamp = Timestamp { seconds: 1_000_000, nanoseconds: 5 };
+
+/// One thing to do to a repository.
+#[derive(Debug, Clone)]
+enum Change {
+    File(EntryPath),
+    Tree(EntryPath, usize),
+    Catalog(EntryPath),
+    Remove(EntryPath),
+}
+
+fn path() -> impl Strategy<Value = EntryPath> {
+    prop::collection::vec("[ab]{1,2}", 1..4).prop_map(|names| EntryPath::normalise(names.join("/").as_bytes()).unwrap())
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        4 => path().prop_map(Change::File),
+        3 => (path(), 0_usize..4).prop_map(|(path, files)| Change::Tree(path, files)),
+        2 => path().prop_map(Change::Catalog),
+        2 => path().prop_map(Change::Remove),
+    ]
+}
+
+fn content() -> Content {
+    Content { raw: false, pieces: Pieces::Whole(ObjectHash::of(b"content")) }
+}
+
+/// A tree with `files` files and a folder that has two hard links.
+fn tree(files: usize) -> Arc<Directory> {
+    let leaf = || {
+        Arc::new(Leaf { metadata: Metadata::of_implied_folder(), kind: LeafKind::File { size: 3, content: content() } })
+    };
+    let mut root = Directory::new(Metadata::of_implied_folder());
+    let mut inner = Directory::new(Metadata::of_implied_folder());
+    let linked = leaf();
+    for name in [b"x", b"y"] {
+        inner.children.insert(name.as_slice().into(), Node::Leaf(Arc::clone(&linked)));
+    }
+    root.children.insert(b"inner".as_slice().into(), Node::Directory(Arc::new(inner)));
+    for number in 0..files {
+        root.children.insert(format!("f{number}").into_bytes().into(), Node::Leaf(leaf()));
+    }
+    Arc::new(root)
+}
+
+fn apply(editor: &mut Editor<'_>, staging: &Staging, change: &Change) -> Result<(), BuildError> {
+    match change {
+        Change::File(path) => editor.put(path, CatalogEntry::of_file(&Metadata::of_implied_folder(), 7, &content())),
+        Change::Tree(path, files) => {
+            let builder = CatalogBuilder::new(staging, Compression::Fast, 1000)?;
+            let stored = builder.build(&tree(*files), path, None)?;
+            editor.put_tree(path, &stored)
+        }
+        Change::Catalog(path) => editor.make_catalog(path),
+        Change::Remove(path) => editor.remove(path).map(drop),
+    }
+}
+
+/// Walks a repository, checks every catalog on the way, and returns what all of them count.
+fn recount(staging: &Staging, path: &EntryPath, reference: CatalogReference) -> Counters {
+    let catalog = open_catalog(staging, path, reference).unwrap();
+    let draft = Draft::load(&catalog).unwrap();
+    assert_eq!(catalog.own_counters(), draft.own_counters(), "in {path}");
+    for (folder, entry) in draft.entries.iter().filter(|(_, entry)| entry.is_directory()) {
+        if !draft.nested.contains_key(folder) {
+            let is_child = |path: &EntryPath| path.split().is_some_and(|(parent, _)| parent == *folder);
+            let folders = draft.entries.iter().filter(|(path, entry)| entry.is_directory() && is_child(path)).count();
+            assert_eq!(entry.link_count as usize, folders + 2, "links of {folder}");
+        }
+    }
+    assert_eq!(draft.entries.contains_key(&path.join(MARKER)), !path.is_root(), "marker of {path}");
+    let mut below = Counters::default();
+    for (nested, reference) in &draft.nested {
+        let child = open_catalog(staging, nested, *reference).unwrap();
+        let root = child.get(nested).unwrap().unwrap();
+        assert_eq!(draft.entries[nested], root.with_nesting(Nesting::TransitionPoint), "transition point {nested}");
+        below += recount(staging, nested, *reference);
+    }
+    let mut total = draft.own_counters();
+    total += below;
+    assert_eq!(catalog.total_counters(), total, "below {path}");
+    total
+}
+
+fn store() -> (tempfile::TempDir, DirectoryStore) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = DirectoryStore::create(&folder.path().join("storage")).unwrap();
+    (folder, store)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn counters_stay_exact(revisions in prop::collection::vec(prop::collection::vec(change(), 1..8), 1..4)) {
+        let (_folder, store) = store();
+        let staging = Staging::start(&store).unwrap();
+        let mut root = Editor::create(&staging, Compression::Fast, NOW).unwrap().write(1).unwrap();
+        for (number, changes) in (2..).zip(&revisions) {
+            let mut editor = Editor::open(&staging, Compression::Fast, root, NOW).unwrap();
+            editor.maximum_entries = 5;
+            for change in changes {
+                match apply(&mut editor, &staging, change) {
+                    Ok(()) | Err(BuildError::Occupied(_)) => {}
+                    Err(error) => prop_assert!(false, "{change:?}: {error}"),
+                }
+            }
+            root = editor.write(number).unwrap();
+            recount(&staging, &EntryPath::ROOT, root);
+        }
+    }
+}
+
+#[test]
+fn a_folder_is_never_replaced_by_a_file_nor_a_file_by_a_folder() {
+    let (_folder, store) = store();
+    let staging = Staging::start(&store).unwrap();
+    let mut editor = Editor::create(&staging, Compression::Fast, NOW).unwrap();
+    let path = |text: &str| EntryPath::normalise(text.as_bytes()).unwrap();
+    let file = || CatalogEntry::of_file(&Metadata::of_implied_folder(), 7, &content());
+    editor.put(&path("a/b"), file()).unwrap();
+    assert!(matches!(editor.put(&path("a"), file()), Err(BuildError::Occupied(at)) if at == path("a")));
+    assert!(matches!(editor.put(&path("a/b/c"), file()), Err(BuildError::Occupied(at)) if at == path("a/b")));
+}
+
+#[test]
+fn catalogs_that_did_not_change_keep_their_hash() {
+    let (_folder, store) = store();
+    let staging = Staging::start(&store).unwrap();
+    let path = |text: &str| EntryPath::normalise(text.as_bytes()).unwrap();
+    let mut editor = Editor::create(&staging, Compression::Fast, NOW).unwrap();
+    for name in ["a", "b"] {
+        editor.make_catalog(&path(name)).unwrap();
+    }
+    let first = editor.write(1).unwrap();
+    let mut editor = Editor::open(&staging, Compression::Fast, first, NOW).unwrap();
+    editor.put(&path("a/x"), CatalogEntry::of_file(&Metadata::of_implied_folder(), 7, &content())).unwrap();
+    let second = editor.write(2).unwrap();
+    let nested = |root| open_catalog(&staging, &EntryPath::ROOT, root).unwrap().all_nested().unwrap();
+    assert_eq!(nested(first)[&path("b")], nested(second)[&path("b")]);
+    assert_ne!(nested(first)[&path("a")], nested(second)[&path("a")]);
+    let root: Catalog = open_catalog(&staging, &EntryPath::ROOT, second).unwrap();
+    assert_eq!(root.property("revision"), Some("2"));
+    assert_eq!(root.property("previous_revision"), Some(first.hash.to_string().as_str()));
+}

@@ -1,0 +1,311 @@
+//! One row of a catalog.
+
+use std::sync::Arc;
+
+use super::xattr;
+use crate::layer::DeviceNumber;
+use crate::metadata::{Metadata, Timestamp, Xattrs};
+use crate::object::{Content, ObjectHash, Pieces};
+use crate::tree::{Directory, Leaf, LeafKind};
+
+/// A catalog as the one above it, or the manifest, refers to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CatalogReference {
+    /// The object that holds it.
+    pub hash: ObjectHash,
+    /// Bytes of the SQLite file, unpacked.
+    pub size: u64,
+}
+
+/// What part a folder has in the nesting of catalogs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nesting {
+    /// None.
+    Plain,
+    /// The row in the catalog above a nested one.
+    TransitionPoint,
+    /// The row in the nested catalog itself.
+    Root,
+}
+
+const DIRECTORY: u32 = 1;
+const TRANSITION_POINT: u32 = 2;
+const FILE: u32 = 4;
+const SYMLINK: u32 = 8;
+const SPECIAL: u32 = 16;
+const NESTED_ROOT: u32 = 32;
+const CHUNKED: u32 = 64;
+const EXTERNAL: u32 = 128;
+const HASH_ALGORITHM: u32 = 0x700;
+const UNCOMPRESSED: u32 = 0x800;
+const HIDDEN: u32 = 0x8000;
+
+/// Format bits of `st_mode`.
+const S_IFMT: u32 = 0o170_000;
+const S_IFDIR: u32 = 0o040_000;
+const S_IFREG: u32 = 0o100_000;
+const S_IFLNK: u32 = 0o120_000;
+const S_IFCHR: u32 = 0o020_000;
+const S_IFBLK: u32 = 0o060_000;
+const S_IFIFO: u32 = 0o010_000;
+
+/// One row: everything but the path, which is its key, and the name, which ends the path.
+///
+/// Holds what other writers may have put into the row as well, so that it can be written back unchanged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogEntry {
+    /// Number of the hard link group in this catalog, 0 for none.
+    pub link_group: u32,
+    /// Names of the inode in its folder; for a folder 2 and one for each folder in it.
+    pub link_count: u32,
+    /// The objects of a regular file.
+    pub content: Option<Pieces>,
+    /// Bytes of a file or of a link's target; the number of a device.
+    pub size: i64,
+    /// Type and permissions.
+    pub mode: u32,
+    /// Modification time, seconds.
+    pub mtime: i64,
+    /// Nanoseconds of the modification time, if they are known.
+    pub mtime_nanoseconds: Option<u32>,
+    /// What the row is, for readers that do not look at the mode.
+    pub flags: u32,
+    /// The link's target as it is stored: what clients would expand is escaped.
+    pub symlink: Vec<u8>,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Packed extended attributes.
+    pub xattr: Option<Vec<u8>>,
+}
+
+impl CatalogEntry {
+    fn new(metadata: &Metadata, format: u32, flags: u32) -> Self {
+        Self {
+            link_group: 0,
+            link_count: 1,
+            content: None,
+            size: 0,
+            mode: format | u32::from(metadata.mode),
+            mtime: metadata.mtime.seconds,
+            mtime_nanoseconds: Some(metadata.mtime.nanoseconds),
+            flags,
+            symlink: Vec::new(),
+            uid: metadata.uid,
+            gid: metadata.gid,
+            xattr: metadata.xattrs.as_deref().map(xattr::encode),
+        }
+    }
+
+    /// Returns the row of a folder that holds `subdirectories` others.
+    pub fn of_directory(metadata: &Metadata, subdirectories: usize) -> Self {
+        let link_count = 2 + u32::try_from(subdirectories).expect("folders are counted in memory");
+        // The size that most file systems show for a folder.
+        Self { link_count, size: 4096, ..Self::new(metadata, S_IFDIR, DIRECTORY) }
+    }
+
+    /// Returns the row of a regular file.
+    pub fn of_file(metadata: &Metadata, size: u64, content: &Content) -> Self {
+        let chunked = if matches!(content.pieces, Pieces::Chunks(_)) { CHUNKED } else { 0 };
+        let uncompressed = if content.raw { UNCOMPRESSED } else { 0 };
+        Self {
+            size: size.cast_signed(),
+            content: Some(content.pieces.clone()),
+            ..Self::new(metadata, S_IFREG, FILE | chunked | uncompressed)
+        }
+    }
+
+    /// Returns the row of a symbolic link.
+    pub fn of_symlink(metadata: &Metadata, target: &[u8]) -> Self {
+        let symlink = escape_target(target);
+        Self { size: symlink.len() as i64, symlink, ..Self::new(metadata, S_IFLNK, FILE | SYMLINK) }
+    }
+
+    /// Returns the row of an inode that is no folder.
+    pub fn of_leaf(leaf: &Leaf) -> Self {
+        let special = |format, size| Self { size, ..Self::new(&leaf.metadata, format, FILE | SPECIAL) };
+        match &leaf.kind {
+            LeafKind::File { size, content } => Self::of_file(&leaf.metadata, *size, content),
+            LeafKind::Symlink(target) => Self::of_symlink(&leaf.metadata, target),
+            LeafKind::CharacterDevice(number) => special(S_IFCHR, device(*number)),
+            LeafKind::BlockDevice(number) => special(S_IFBLK, device(*number)),
+            LeafKind::Fifo => special(S_IFIFO, 0),
+        }
+    }
+
+    /// Returns the row with another part in the nesting of catalogs.
+    pub fn with_nesting(mut self, nesting: Nesting) -> Self {
+        self.flags &= !(TRANSITION_POINT | NESTED_ROOT);
+        self.flags |= match nesting {
+            Nesting::Plain => 0,
+            Nesting::TransitionPoint => TRANSITION_POINT,
+            Nesting::Root => NESTED_ROOT,
+        };
+        self
+    }
+
+    /// Returns the row left out of listings, though it can be looked up.
+    pub fn hidden(mut self) -> Self {
+        self.flags |= HIDDEN;
+        self
+    }
+
+    /// Tells whether listings leave the row out.
+    pub fn is_hidden(&self) -> bool {
+        self.flags & HIDDEN != 0
+    }
+
+    /// Tells whether the row is a folder.
+    pub fn is_directory(&self) -> bool {
+        self.mode & S_IFMT == S_IFDIR
+    }
+
+    /// Tells whether the row is a symbolic link.
+    pub fn is_symlink(&self) -> bool {
+        self.mode & S_IFMT == S_IFLNK
+    }
+
+    /// Tells whether the row is a device, named pipe or socket.
+    pub fn is_special(&self) -> bool {
+        !matches!(self.mode & S_IFMT, S_IFDIR | S_IFREG | S_IFLNK)
+    }
+
+    /// Tells whether the file is stored in chunks.
+    pub fn is_chunked(&self) -> bool {
+        self.flags & CHUNKED != 0
+    }
+
+    /// Tells whether the content lies outside of the repository.
+    pub fn is_external(&self) -> bool {
+        self.flags & EXTERNAL != 0
+    }
+
+    /// Returns the target of a link as the image had it.
+    pub fn target(&self) -> Vec<u8> {
+        unescape_target(&self.symlink)
+    }
+
+    /// Returns the attributes that the row holds.
+    pub fn metadata(&self) -> Metadata {
+        Metadata {
+            mode: (self.mode & 0o7777) as u16,
+            uid: self.uid,
+            gid: self.gid,
+            mtime: Timestamp { seconds: self.mtime, nanoseconds: self.mtime_nanoseconds.unwrap_or(0) },
+            xattrs: self.xattrs(),
+        }
+    }
+
+    /// Returns the extended attributes; `None` when there are none that can be read.
+    pub fn xattrs(&self) -> Option<Arc<Xattrs>> {
+        self.xattr.as_deref().and_then(xattr::decode)
+    }
+
+    /// Returns where the content of a regular file lies, or `None` when the row is none or its objects are not ours to
+    /// read: external, or named by another hash than SHA-1.
+    pub fn file_content(&self) -> Option<Content> {
+        let is_foreign = self.flags & (HASH_ALGORITHM | EXTERNAL) != 0;
+        let pieces = self.content.clone().filter(|_| self.mode & S_IFMT == S_IFREG && !is_foreign)?;
+        Some(Content { raw: self.flags & UNCOMPRESSED != 0, pieces })
+    }
+
+    /// Returns the inode that the row describes, or `None` for a folder and for what images do not hold.
+    pub fn leaf(&self) -> Option<Leaf> {
+        let kind = match self.mode & S_IFMT {
+            S_IFREG => LeafKind::File { size: self.size.cast_unsigned(), content: self.file_content()? },
+            S_IFLNK => LeafKind::Symlink(self.target().into()),
+            S_IFCHR => LeafKind::CharacterDevice(device_number(self.size)),
+            S_IFBLK => LeafKind::BlockDevice(device_number(self.size)),
+            S_IFIFO => LeafKind::Fifo,
+            _ => return None,
+        };
+        Some(Leaf { metadata: self.metadata(), kind })
+    }
+
+    /// Returns the folder that the row describes, empty, or `None` when it is none.
+    pub fn directory(&self) -> Option<Directory> {
+        self.is_directory().then(|| Directory::new(self.metadata()))
+    }
+}
+
+/// Encodes a device number as glibc's `makedev` does.
+fn device(number: DeviceNumber) -> i64 {
+    let (major, minor) = (i64::from(number.major), i64::from(number.minor));
+    (major & 0xfff) << 8 | (major & !0xfff) << 32 | (minor & 0xff) | (minor & !0xff) << 12
+}
+
+fn device_number(encoded: i64) -> DeviceNumber {
+    let encoded = encoded.cast_unsigned();
+    DeviceNumber {
+        major: ((encoded >> 8 & 0xfff) | (encoded >> 32 & !0xfff)) as u32,
+        minor: ((encoded & 0xff) | (encoded >> 12 & !0xff)) as u32,
+    }
+}
+
+/// Keeps clients from expanding `$(NAME)` in a target that an image brings.
+///
+/// A variable without a name has its default, which is copied as it is: `$(:-$()` shows as `$(`.
+fn escape_target(target: &[u8]) -> Vec<u8> {
+    replace(target, b"$(", b"$(:-$()")
+}
+
+fn unescape_target(stored: &[u8]) -> Vec<u8> {
+    replace(stored, b"$(:-$()", b"$(")
+}
+
+fn replace(text: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut replaced = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&byte, behind)) = rest.split_first() {
+        if let Some(behind) = rest.strip_prefix(from) {
+            replaced.extend_from_slice(to);
+            rest = behind;
+        } else {
+            replaced.push(byte);
+            rest = behind;
+        }
+    }
+    replaced
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_have_the_values_that_readers_know() {
+        let metadata = Metadata::of_implied_folder();
+        let directory = CatalogEntry::of_directory(&metadata, 3);
+        assert_eq!((directory.flags, directory.mode, directory.link_count), (1, 0o40755, 5));
+        assert_eq!(directory.clone().with_nesting(Nesting::TransitionPoint).flags, 3);
+        assert_eq!(directory.with_nesting(Nesting::TransitionPoint).with_nesting(Nesting::Root).flags, 33);
+        let content = |raw, pieces| Content { raw, pieces };
+        let whole = || Pieces::Whole(ObjectHash::of(b""));
+        let flags = |content| CatalogEntry::of_file(&metadata, 0, &content).flags;
+        assert_eq!(flags(content(false, whole())), 4);
+        assert_eq!(flags(content(true, whole())), 2052);
+        assert_eq!(flags(content(false, Pieces::Chunks(Arc::new([])))), 68);
+        assert_eq!(CatalogEntry::of_symlink(&metadata, b"t").flags, 12);
+        let fifo = Leaf { metadata, kind: LeafKind::Fifo };
+        assert_eq!((CatalogEntry::of_leaf(&fifo).flags, CatalogEntry::of_leaf(&fifo).mode), (20, 0o10755));
+    }
+
+    #[test]
+    fn devices_are_encoded_as_glibc_does() {
+        for (major, minor, encoded) in
+            [(1, 3, 0x103), (259, 70_000, 0x1111_0370), (0, 0, 0), (4095, 0xf_ffff, 0xffff_ffff)]
+        {
+            let number = DeviceNumber { major, minor };
+            assert_eq!((device(number), device_number(encoded)), (encoded, number));
+        }
+    }
+
+    #[test]
+    fn variables_in_link_targets_are_escaped_and_read_back() {
+        assert_eq!(escape_target(b"x$(FOO)y$z"), b"x$(:-$()FOO)y$z");
+        for target in [&b"x$(FOO)y"[..], b"$($($(", b"$", b"(", b"$(:-$()", b""] {
+            assert_eq!(unescape_target(&escape_target(target)), target);
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The databases beside the catalogs: named revisions, and everything that was ever published.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::database::{create_database, database_bytes, open_database};
+use super::entry::CatalogReference;
+use crate::manifest::RepositoryName;
+use crate::object::ObjectHash;
+
+/// A database of tags or the reflog cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the {database} of '{repository}' is not a usable database")]
+pub struct HistoryError {
+    /// Which of the two.
+    database: &'static str,
+    /// Whose it is.
+    repository: RepositoryName,
+    /// What SQLite says.
+    source: rusqlite::Error,
+}
+
+impl HistoryError {
+    fn of(database: &'static str, repository: &RepositoryName) -> impl FnOnce(rusqlite::Error) -> Self {
+        move |source| Self { database, repository: repository.clone(), source }
+    }
+}
+
+/// A revision as the tag database names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TaggedRevision {
+    /// Its root catalog.
+    pub root: CatalogReference,
+    /// Its number.
+    pub revision: u64,
+    /// When it was made, in seconds since 1970.
+    pub timestamp: i64,
+}
+
+/// Returns the tag database of a new head: `trunk` names it, and `trunk-previous` what `trunk` was.
+///
+/// `before` is the database of the head before, with its hash; its other tags stay.
+pub fn next_history(
+    before: Option<(&[u8], ObjectHash)>,
+    repository: &RepositoryName,
+    head: TaggedRevision,
+) -> Result<Vec<u8>, HistoryError> {
+    let write = || -> rusqlite::Result<Vec<u8>> {
+        let connection = match before {
+            Some((bytes, _)) => open_database(bytes, false)?,
+            None => create_database(include_str!("../../catalog-schema/history.sql"))?,
+        };
+        let previous = before.map_or_else(|| "0".repeat(40), |(_, hash)| hash.to_string());
+        let properties = [
+            ("schema", "1.0"),
+            ("schema_revision", "3"),
+            ("fqrn", repository.as_str()),
+            ("previous_revision", &previous),
+        ];
+        set_properties(&connection, &properties)?;
+        connection.execute("DELETE FROM tags WHERE name = 'trunk-previous'", [])?;
+        connection.execute(
+            "UPDATE tags SET name = 'trunk-previous', description = 'default undo target' WHERE name = 'trunk'",
+            [],
+        )?;
+        connection.execute(
+            "INSERT INTO tags (name, hash, revision, timestamp, channel, description, size, branch) \
+             VALUES ('trunk', ?, ?, ?, 0, 'current HEAD', ?, '')",
+            params![head.root.hash.to_string(), head.revision, head.timestamp, head.root.size],
+        )?;
+        database_bytes(connection)
+    };
+    write().map_err(HistoryError::of("tag database", repository))
+}
+
+/// What the reflog knows an object as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReferenceKind {
+    /// A root catalog.
+    Catalog = 0,
+    /// A certificate.
+    Certificate = 1,
+    /// A tag database.
+    History = 2,
+    /// A description of the repository.
+    MetaInfo = 3,
+}
+
+/// Returns the reflog `before`, or an empty one, with `references` added as of `now` (seconds since 1970).
+///
+/// Whatever is in no reflog is never deleted by CVMFS's garbage collection.
+pub fn next_reflog(
+    before: Option<&[u8]>,
+    repository: &RepositoryName,
+    references: &[(ObjectHash, ReferenceKind)],
+    now: i64,
+) -> Result<Vec<u8>, HistoryError> {
+    let write = || -> rusqlite::Result<Vec<u8>> {
+        let connection = match before {
+            Some(bytes) => open_database(bytes, false)?,
+            None => create_database(include_str!("../../catalog-schema/reflog.sql"))?,
+        };
+        set_properties(&connection, &[("schema", "1.0"), ("schema_revision", "0"), ("fqrn", repository.as_str())])?;
+        let mut insert = connection.prepare("INSERT OR REPLACE INTO refs (hash, type, timestamp) VALUES (?, ?, ?)")?;
+        for (hash, kind) in references {
+            insert.execute(params![hash.to_string(), *kind as i64, now])?;
+        }
+        drop(insert);
+        database_bytes(connection)
+    };
+    write().map_err(HistoryError::of("reflog", repository))
+}
+
+fn set_properties(connection: &Connection, properties: &[(&str, &str)]) -> rusqlite::Result<()> {
+    let mut read = connection.prepare("SELECT value FROM properties WHERE key = ?")?;
+    let mut write = connection.prepare("INSERT OR REPLACE INTO properties (key, value) VALUES (?, ?)")?;
+    for (name, value) in properties {
+        let is: Option<String> = read.query_row([name], |row| row.get(0)).optional()?;
+        if is.as_deref() != Some(value) {
+            write.execute([name, value])?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn revision(number: u64) -> TaggedRevision {
+        let root = CatalogReference { hash: ObjectHash::of(&number.to_le_bytes()), size: number };
+        TaggedRevision { root, revision: number, timestamp: 1000 }
+    }
+
+    fn tags(bytes: &[u8]) -> Vec<(String, u64)> {
+        let connection = open_database(bytes, true).unwrap();
+        let mut statement = connection.prepare("SELECT name, revision FROM tags ORDER BY name").unwrap();
+        statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn trunk_follows_the_head_and_leaves_trunk_previous_behind() {
+        let name = RepositoryName::for_new_repository("tags.example.org").unwrap();
+        let mut history = next_history(None, &name, revision(1)).unwrap();
+        assert_eq!(tags(&history), [("trunk".to_owned(), 1)]);
+        for number in 2..4 {
+            history = next_history(Some((&history, ObjectHash::of(&history))), &name, revision(number)).unwrap();
+        }
+        assert_eq!(tags(&history), [("trunk".to_owned(), 3), ("trunk-previous".to_owned(), 2)]);
+        assert!(next_history(Some((b"damaged", ObjectHash::of(b""))), &name, revision(1)).is_err());
+    }
+
+    #[test]
+    fn reflog_keeps_what_it_had() {
+        let name = RepositoryName::for_new_repository("reflog.example.org").unwrap();
+        let (a, b) = (ObjectHash::of(b"a"), ObjectHash::of(b"b"));
+        let first = next_reflog(None, &name, &[(a, ReferenceKind::Catalog)], 1).unwrap();
+        let second = next_reflog(Some(&first), &name, &[(b, ReferenceKind::History), (a, ReferenceKind::Catalog)], 2);
+        let connection = open_database(&second.unwrap(), true).unwrap();
+        let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+        assert_eq!(count("SELECT count(*) FROM refs"), 2);
+        assert_eq!(count("SELECT count(*) FROM refs WHERE type = 2 AND timestamp = 2"), 1);
+    }
+}

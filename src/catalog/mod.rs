@@ -1,0 +1,23 @@
+//! Catalogs: the SQLite databases in which clients look up every path, one below the other.
+//!
+//! A *root catalog* holds the root of the repository; a *nested catalog* holds what lies below a *transition point*, a
+//! folder that has a row in both. Their numbers must agree to the last one, or clients refuse to attach the file.
+
+mod build;
+mod counters;
+mod database;
+mod edit;
+mod entry;
+mod history;
+mod plan;
+mod state;
+mod xattr;
+
+pub use build::{BuildError, CatalogBuilder, FACTS, StoredTree};
+pub use counters::Counters;
+pub use database::{Catalog, CatalogError, MAXIMUM_CATALOG_BYTES};
+pub use edit::{Editor, MAXIMUM_STRUCTURAL_ENTRIES};
+pub use entry::{CatalogEntry, CatalogReference, Nesting};
+pub use history::{HistoryError, ReferenceKind, TaggedRevision, next_history, next_reflog};
+pub use plan::{MARKER, MAXIMUM_ENTRIES, without_stray_markers};
+pub use state::{ContentKey, StateDatabase, StateError, StoredTreeNote};

@@ -1,0 +1,160 @@
+//! Where a tree is cut into nested catalogs.
+//!
+//! A client loads the catalogs of the folders that it enters. So the heaviest folders become catalogs of their own until
+//! what is left above them is small, which keeps the parts that programs use side by side in one catalog each.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::layer::EntryPath;
+use crate::tree::{Directory, LeafKind, Node};
+
+/// The file whose presence makes a folder a nested catalog.
+pub const MARKER: &[u8] = b".cvmfscatalog";
+
+/// No catalog of a tree has more entries, but for one whose folder alone has more.
+pub const MAXIMUM_ENTRIES: usize = 100_000;
+
+/// Folders below this are cut off only where [`MAXIMUM_ENTRIES`] demands it: each catalog costs clients a request.
+const WORTH_A_CATALOG: usize = 1_000;
+
+/// How many markers of its own one tree may bring.
+const MAXIMUM_PAYLOAD_MARKERS: usize = 1_000;
+
+/// Returns the folders of a tree that become nested catalogs, its root among them, so that each has about `target`
+/// entries.
+///
+/// A folder that holds a marker of the image's own is always one of them.
+pub(super) fn cuts(tree: &Directory, root: &EntryPath, target: usize) -> BTreeSet<EntryPath> {
+    let mut plan = Plan { target, cuts: BTreeSet::from([root.clone()]) };
+    plan.weigh(tree, root);
+    plan.cuts
+}
+
+struct Plan {
+    target: usize,
+    cuts: BTreeSet<EntryPath>,
+}
+
+impl Plan {
+    /// Returns how many entries the catalog around `folder` has to hold for it, after cutting below it.
+    fn weigh(&mut self, folder: &Directory, path: &EntryPath) -> usize {
+        let mut weights = Vec::new();
+        let mut total = folder.children.len() + 1;
+        for (name, node) in &folder.children {
+            if let Node::Directory(child) = node {
+                let path = path.join(name);
+                let weight = self.weigh(child, &path);
+                if child.children.contains_key(MARKER) {
+                    self.cuts.insert(path);
+                } else {
+                    // The child's own entry stays here, cut or not.
+                    total += weight - 1;
+                    weights.push((weight - 1, path));
+                }
+            }
+        }
+        // Heaviest first; of equal ones the first by name, so that the cut does not depend on anything else.
+        weights.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+        for (weight, path) in weights {
+            let is_too_much = total > MAXIMUM_ENTRIES && weight > 0;
+            if !(is_too_much || total > self.target && weight >= WORTH_A_CATALOG) {
+                break;
+            }
+            total -= weight;
+            self.cuts.insert(path);
+        }
+        total
+    }
+}
+
+/// Returns the tree without the markers that cannot be one, and the paths that were left out.
+///
+/// A marker has to be a regular file, and a tree may have at most 1,000 below its root.
+pub fn without_stray_markers(tree: &Arc<Directory>) -> (Arc<Directory>, Vec<EntryPath>) {
+    let (mut stray, mut markers) = (Vec::new(), 0);
+    tree.walk(&EntryPath::ROOT, &mut |path, node| {
+        let (_, name) = path.split().expect("a walk never visits the root");
+        if name == MARKER {
+            markers += 1;
+            let is_file = matches!(node, Node::Leaf(leaf) if matches!(leaf.kind, LeafKind::File { .. }));
+            if !is_file || markers > MAXIMUM_PAYLOAD_MARKERS {
+                stray.push(path.clone());
+            }
+        }
+    });
+    let mut tree = Arc::clone(tree);
+    for path in &stray {
+        let (parent, name) = path.split().expect("a walk never visits the root");
+        if let Some(folder) = Arc::make_mut(&mut tree).directory_mut(parent.components()) {
+            folder.children.remove(name);
+        }
+    }
+    (tree, stray)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::Metadata;
+    use crate::tree::Leaf;
+
+    fn folder(files: usize, folders: Vec<(&str, Directory)>) -> Directory {
+        let mut folder = Directory::new(Metadata::of_implied_folder());
+        for number in 0..files {
+            folder.children.insert(format!("file{number}").into_bytes().into(), fifo());
+        }
+        for (name, child) in folders {
+            folder.children.insert(name.as_bytes().into(), Node::Directory(Arc::new(child)));
+        }
+        folder
+    }
+
+    fn fifo() -> Node {
+        Node::Leaf(Arc::new(Leaf { metadata: Metadata::of_implied_folder(), kind: LeafKind::Fifo }))
+    }
+
+    fn cut_names(tree: &Directory, target: usize) -> Vec<String> {
+        cuts(tree, &EntryPath::ROOT, target).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_tree_of_the_target_size_is_one_catalog() {
+        assert_eq!(cut_names(&folder(1998, vec![("a", folder(0, vec![]))]), 2000), ["/"]);
+    }
+
+    #[test]
+    fn the_heaviest_folders_are_cut_first_and_no_more_than_needed() {
+        let tree =
+            folder(0, vec![("a", folder(1200, vec![])), ("b", folder(1300, vec![])), ("c", folder(1100, vec![]))]);
+        assert_eq!(cut_names(&tree, 2400), ["/", "/b"]);
+        assert_eq!(cut_names(&tree, 1200), ["/", "/a", "/b"]);
+    }
+
+    #[test]
+    fn small_folders_are_cut_only_at_the_hard_limit() {
+        let children = || (0..120).map(|number| (format!("d{number:03}"), folder(900, vec![])));
+        let named: Vec<(String, Directory)> = children().collect();
+        let tree = folder(0, named.iter().map(|(name, child)| (name.as_str(), child.clone())).collect());
+        let cuts = cut_names(&tree, 2000);
+        assert_eq!(cuts.len() - 1, (120 * 901 + 1 - MAXIMUM_ENTRIES).div_ceil(900));
+        assert_eq!(cuts[1], "/d000");
+    }
+
+    #[test]
+    fn a_folder_with_its_own_marker_is_a_catalog() {
+        let mut marked = folder(1, vec![]);
+        marked.children.insert(MARKER.into(), fifo());
+        assert_eq!(cut_names(&folder(0, vec![("m", marked)]), 2000), ["/", "/m"]);
+    }
+
+    #[test]
+    fn a_marker_that_is_no_regular_file_is_left_out() {
+        let mut marked = folder(1, vec![]);
+        marked.children.insert(MARKER.into(), fifo());
+        let tree = Arc::new(folder(0, vec![("m", marked)]));
+        let (kept, stray) = without_stray_markers(&tree);
+        assert_eq!(stray.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/m/.cvmfscatalog"]);
+        assert!(kept.get(&stray[0]).is_none() && tree.get(&stray[0]).is_some());
+    }
+}

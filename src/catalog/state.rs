@@ -1,0 +1,163 @@
+//! The database of what strata remembers between runs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::entry::CatalogReference;
+use crate::object::ObjectHash;
+
+/// The database of what was done before cannot be used; it may be deleted while no strata runs.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use '{}' (it may be deleted at no loss but time)", path.display())]
+pub struct StateError {
+    path: PathBuf,
+    source: rusqlite::Error,
+}
+
+/// What names a piece of content: its BLAKE3 hash, size, whether it is a chunk, and the encoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ContentKey {
+    /// BLAKE3 hash of the plain bytes.
+    pub blake3: [u8; 32],
+    /// Plain bytes.
+    pub size: u64,
+    /// Whether the object is a chunk.
+    pub is_chunk: bool,
+    /// The encoder, with version and level.
+    pub encoder: u8,
+}
+
+/// A tree whose catalogs are stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredTreeNote {
+    /// Its root catalog.
+    pub catalog: CatalogReference,
+    /// What its catalogs do not say, in JSON.
+    pub facts: String,
+}
+
+/// `state/state.db`, shared by all runs on one repository.
+#[derive(Debug)]
+pub struct StateDatabase {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+impl StateDatabase {
+    /// Opens the database, or creates it.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        let open = || {
+            let connection = Connection::open(path)?;
+            connection.busy_timeout(Duration::from_secs(60))?;
+            // A lost entry costs time, not truth: nothing here is believed without a look at the store.
+            connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;")?;
+            connection.execute_batch(include_str!("../../catalog-schema/state.sql"))?;
+            Ok(connection)
+        };
+        let connection = open().map_err(|source| StateError { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
+    }
+
+    /// Returns the object that a piece of content went to before.
+    pub fn object(&self, key: &ContentKey) -> Result<Option<ObjectHash>, StateError> {
+        self.with(|connection| {
+            connection
+                .prepare_cached("SELECT object FROM content WHERE key = ? AND size = ? AND kind = ? AND encoder = ?")?
+                .query_row(params![key.blake3, key.size, key.is_chunk, key.encoder], |row| row.get::<_, [u8; 20]>(0))
+                .optional()
+        })
+        .map(|found| found.map(ObjectHash::from))
+    }
+
+    /// Tells whether no content is known at all.
+    pub fn is_empty(&self) -> Result<bool, StateError> {
+        self.with(|connection| connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM content)", [], |row| row.get(0)))
+    }
+
+    /// Remembers where pieces of content went.
+    pub fn add_objects(&self, objects: &[(ContentKey, ObjectHash)]) -> Result<(), StateError> {
+        self.with(|connection| {
+            let transaction = connection.transaction()?;
+            {
+                let mut insert = transaction.prepare_cached(
+                    "INSERT OR REPLACE INTO content (key, size, kind, encoder, object) VALUES (?, ?, ?, ?, ?)",
+                )?;
+                for (key, object) in objects {
+                    insert.execute(params![key.blake3, key.size, key.is_chunk, key.encoder, object.as_bytes()])?;
+                }
+            }
+            transaction.commit()
+        })
+    }
+
+    /// Returns the tree that was stored for `path` with `options`.
+    pub fn tree(&self, path: &str, options: &str) -> Result<Option<StoredTreeNote>, StateError> {
+        let found = self.with(|connection| {
+            connection
+                .prepare_cached("SELECT catalog, size, facts FROM tree WHERE path = ? AND options = ?")?
+                .query_row([path, options], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?)))
+                .optional()
+        })?;
+        let note = |(hash, size, facts): (String, u64, String)| {
+            let hash = hash.parse().ok()?;
+            Some(StoredTreeNote { catalog: CatalogReference { hash, size }, facts })
+        };
+        Ok(found.and_then(note))
+    }
+
+    /// Remembers a stored tree.
+    pub fn add_tree(&self, path: &str, options: &str, note: &StoredTreeNote) -> Result<(), StateError> {
+        self.with(|connection| {
+            connection.execute(
+                "INSERT OR REPLACE INTO tree (path, options, catalog, size, facts) VALUES (?, ?, ?, ?, ?)",
+                params![path, options, note.catalog.hash.to_string(), note.catalog.size, note.facts],
+            )
+        })
+        .map(drop)
+    }
+
+    fn with<T>(&self, run: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StateError> {
+        let mut connection = self.connection.lock().expect("no thread panics while it uses the database");
+        run(&mut connection).map_err(|source| StateError { path: self.path.clone(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_and_trees_are_found_by_all_that_names_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let key = ContentKey { blake3: [7; 32], size: 5, is_chunk: false, encoder: 2 };
+        let note = StoredTreeNote {
+            catalog: CatalogReference { hash: ObjectHash::of(b"c"), size: 9 },
+            facts: "{}".to_owned(),
+        };
+        let state = StateDatabase::open(&path).unwrap();
+        assert!(state.is_empty().unwrap());
+        state.add_objects(&[(key, ObjectHash::of(b"o"))]).unwrap();
+        state.add_tree("/a", "x", &note).unwrap();
+        drop(state);
+        let state = StateDatabase::open(&path).unwrap();
+        assert!(!state.is_empty().unwrap());
+        assert_eq!(state.object(&key).unwrap(), Some(ObjectHash::of(b"o")));
+        assert_eq!(state.object(&ContentKey { is_chunk: true, ..key }).unwrap(), None);
+        assert_eq!(state.object(&ContentKey { size: 6, ..key }).unwrap(), None);
+        assert_eq!(state.tree("/a", "x").unwrap(), Some(note));
+        assert_eq!(state.tree("/a", "y").unwrap(), None);
+    }
+
+    #[test]
+    fn a_damaged_database_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        std::fs::write(&path, [7; 5000]).unwrap();
+        let error = StateDatabase::open(&path).unwrap_err();
+        assert!(error.to_string().contains("state.db"));
+    }
+}
