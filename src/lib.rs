@@ -1,11 +1,15 @@
 //! Publishes container images in the CernVM file system (CVMFS), without CVMFS software and without privileges.
 
 pub mod catalog;
+pub mod folder;
 pub mod image;
 pub mod layer;
 pub mod manifest;
 pub mod metadata;
 pub mod object;
+pub mod publish;
+pub mod repository;
+pub mod settings;
 pub mod source;
 pub mod store;
 pub mod tree;

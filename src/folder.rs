@@ -1,0 +1,121 @@
+//! The folder that a repository is kept in: settings, storage, keys and state.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::catalog::{StateDatabase, StateError};
+use crate::manifest::{KeyError, Keys, RepositoryName};
+use crate::settings::{Settings, SettingsError};
+use crate::store::{DirectoryStore, StoreError};
+
+/// Why a repository folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// It is none.
+    #[error("'{}' is no repository folder: it has no {}", .0.display(), Settings::FILE_NAME)]
+    NoFolder(PathBuf),
+    /// Something is there already.
+    #[error("'{}' is there already and not empty", .0.display())]
+    Exists(PathBuf),
+    /// The operating system refused something.
+    #[error("cannot {action} '{}'", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// What it was tried on.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The settings are not right.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The keys cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The storage cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The state cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// The folder of one repository.
+#[derive(Debug, Clone)]
+pub struct RepositoryFolder {
+    path: PathBuf,
+    settings: Settings,
+}
+
+impl RepositoryFolder {
+    /// Opens an existing folder.
+    pub fn open(path: &Path) -> Result<Self, FolderError> {
+        if !path.join(Settings::FILE_NAME).is_file() {
+            return Err(FolderError::NoFolder(path.to_owned()));
+        }
+        Ok(Self { path: path.to_owned(), settings: Settings::open(path)? })
+    }
+
+    /// Creates a folder with its settings. Nothing may be at `path` but an empty folder.
+    pub fn create(path: &Path, settings: Settings) -> Result<Self, FolderError> {
+        let io_error = |action| move |source| FolderError::Io { action, path: path.to_owned(), source };
+        fs::create_dir_all(path).map_err(io_error("create"))?;
+        if fs::read_dir(path).map_err(io_error("list"))?.next().is_some() {
+            return Err(FolderError::Exists(path.to_owned()));
+        }
+        fs::write(path.join(Settings::FILE_NAME), settings.write()).map_err(io_error("write the settings in"))?;
+        Ok(Self { path: path.to_owned(), settings })
+    }
+
+    /// Returns where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns what the repository is set to.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Returns the repository's name.
+    pub fn name(&self) -> &RepositoryName {
+        &self.settings.repository
+    }
+
+    /// Returns the folder that web servers serve.
+    pub fn storage_path(&self) -> PathBuf {
+        self.path.join(&self.settings.storage)
+    }
+
+    /// Returns the folder of the keys.
+    pub fn keys_path(&self) -> PathBuf {
+        self.path.join(&self.settings.keys)
+    }
+
+    /// Returns the public key that clients need.
+    pub fn public_key_path(&self) -> PathBuf {
+        self.keys_path().join(format!("{}.pub", self.settings.repository))
+    }
+
+    /// Opens the storage.
+    pub fn store(&self) -> Result<DirectoryStore, FolderError> {
+        Ok(DirectoryStore::open(&self.storage_path())?)
+    }
+
+    /// Opens the keys.
+    pub fn keys(&self) -> Result<Keys, FolderError> {
+        Ok(Keys::open(&self.keys_path(), &self.settings.repository)?)
+    }
+
+    /// Opens what earlier runs remembered.
+    pub fn state(&self) -> Result<StateDatabase, FolderError> {
+        let path = self.path.join("state");
+        let mut builder = fs::DirBuilder::new();
+        let created = builder.recursive(true).mode(0o700).create(&path);
+        created.map_err(|source| FolderError::Io { action: "create", path: path.clone(), source })?;
+        Ok(StateDatabase::open(&path.join("state.db"))?)
+    }
+}

@@ -1,0 +1,300 @@
+//! Makes a new revision of a repository, all of it or nothing.
+//!
+//! Everything that a revision consists of lies in the store before its manifest does, and the manifest is one small file
+//! that is replaced in one step. Only that last stretch is locked: whoever comes second sees the first one's revision and
+//! makes the changes on top of it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rsa::rand_core::CryptoRng;
+
+use crate::catalog::{
+    BuildError, CatalogEntry, CatalogReference, Editor, HistoryError, ReferenceKind, StoredTree, TaggedRevision,
+    next_history, next_reflog,
+};
+use crate::folder::{FolderError, RepositoryFolder};
+use crate::layer::EntryPath;
+use crate::manifest::letter::SignError;
+use crate::manifest::{Fingerprint, KeyError, Keys, MetaInfo, RepositoryManifest, Whitelist, WhitelistError};
+use crate::metadata::{Metadata, Timestamp};
+use crate::object::{Content, ObjectHash, ObjectKind};
+use crate::repository::{Repository, RepositoryError};
+use crate::settings::Settings;
+use crate::store::{DirectoryStore, Staging, StoreError};
+
+/// Why nothing was published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The store failed, or another publisher holds it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The head cannot be read.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// A catalog could not be made.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The tag database or reflog could not be made.
+    #[error(transparent)]
+    History(#[from] HistoryError),
+    /// The manifest could not be signed.
+    #[error("cannot sign the manifest")]
+    Sign(#[from] SignError),
+    /// The keys could not be made or used.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The whitelist could not be made.
+    #[error(transparent)]
+    Whitelist(#[from] WhitelistError),
+    /// The folder could not be made.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// Clients would refuse what is signed with these keys.
+    #[error(
+        "clients would refuse a manifest that is signed with this key: '{WHITELIST}' does not list its certificate {0}"
+    )]
+    NotListed(Fingerprint),
+    /// There is no whitelist at all.
+    #[error("there is no '{WHITELIST}', without which clients refuse the repository")]
+    NoWhitelist,
+    /// An object went away while the run relied on it.
+    #[error("object {0} was deleted while this run relied on it; run it again")]
+    Vanished(ObjectHash),
+    /// What to publish could not be decided.
+    #[error("cannot prepare the revision")]
+    Prepare(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// One change to the head, at a path.
+#[derive(Debug, Clone)]
+pub enum Edit {
+    /// The folder is a nested catalog; made if need be.
+    Catalog,
+    /// A tree whose catalogs are stored.
+    Tree(Box<StoredTree>),
+    /// A small file of strata's own, mode 0644.
+    File {
+        /// Its size in bytes.
+        size: u64,
+        /// Its objects.
+        content: Content,
+    },
+    /// A symbolic link, with its target.
+    Symlink(Vec<u8>),
+    /// Whatever is there goes.
+    Remove,
+}
+
+/// A revision that was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Revision {
+    /// Its number.
+    pub number: u64,
+    /// Its root catalog.
+    pub root: CatalogReference,
+}
+
+/// Publishes to one repository.
+pub struct Publisher<'a> {
+    /// Where new objects are, which must be of this repository's store.
+    pub staging: &'a Staging,
+    /// What signs.
+    pub keys: &'a Keys,
+    /// What the repository is set to.
+    pub settings: &'a Settings,
+    /// The time of everything that strata itself makes.
+    pub now: Timestamp,
+    /// How long to wait for another publisher.
+    pub wait: Duration,
+}
+
+impl Publisher<'_> {
+    /// Publishes the edits that `prepare` returns for the head as it is then, as one revision, in their order.
+    ///
+    /// Nothing is published and `None` returned where there are none. While `prepare` runs no other publisher can
+    /// change the head.
+    pub fn commit<E: std::error::Error + Send + Sync + 'static>(
+        &self,
+        rng: &mut impl CryptoRng,
+        prepare: impl FnOnce(&Repository) -> Result<Vec<(EntryPath, Edit)>, E>,
+    ) -> Result<Option<Revision>, PublishError> {
+        let store = self.staging.store();
+        let _lock = store.lock(self.wait)?;
+        self.check_whitelist(store)?;
+        let head = Repository::open(store, &self.settings.repository)?;
+        let edits = prepare(&head).map_err(|error| PublishError::Prepare(Box::new(error)))?;
+        if edits.is_empty() {
+            return Ok(None);
+        }
+        let compression = self.settings.compression;
+        let mut editor = Editor::open(self.staging, compression, head.root_reference(), self.now)?;
+        for (path, edit) in edits {
+            self.apply(&mut editor, &path, edit)?;
+        }
+        let number = head.manifest().revision + 1;
+        let root = editor.write(number)?;
+        let manifest = RepositoryManifest {
+            root_catalog: root.hash,
+            catalog_size: Some(root.size),
+            revision: number,
+            published: Some(self.now.seconds.max(head.manifest().published.unwrap_or(1)).max(1)),
+            ..head.manifest().clone()
+        };
+        self.put_in_front(manifest, root, rng)?;
+        Ok(Some(Revision { number, root }))
+    }
+
+    /// Makes sure that clients will take the signature of this publisher's key.
+    ///
+    /// A whitelist that has run out is no reason to publish nothing: whoever has the master key renews it.
+    fn check_whitelist(&self, store: &DirectoryStore) -> Result<(), PublishError> {
+        let bytes = store.read_file(WHITELIST)?.ok_or(PublishError::NoWhitelist)?;
+        let signed = Whitelist::parse(&bytes)?;
+        signed.verify_signature(std::slice::from_ref(self.keys.master_public_key()))?;
+        let fingerprint = self.keys.certificate().fingerprint();
+        if !signed.whitelist.fingerprints().contains(&fingerprint) {
+            return Err(PublishError::NotListed(fingerprint));
+        }
+        if signed.whitelist.is_expired(Timestamp::now()) {
+            tracing::warn!("'{WHITELIST}' has run out: clients mount nothing until it is renewed");
+        }
+        Ok(())
+    }
+
+    fn apply(&self, editor: &mut Editor<'_>, path: &EntryPath, edit: Edit) -> Result<(), PublishError> {
+        let metadata = |mode| Metadata { mode, uid: 0, gid: 0, mtime: self.now, xattrs: None };
+        match edit {
+            Edit::Catalog => editor.make_catalog(path)?,
+            Edit::Tree(tree) => editor.put_tree(path, &tree)?,
+            Edit::File { size, content } => {
+                editor.put(path, CatalogEntry::of_file(&metadata(0o644), size, &content))?
+            }
+            Edit::Symlink(target) => editor.put(path, CatalogEntry::of_symlink(&metadata(0o777), &target))?,
+            Edit::Remove => drop(editor.remove(path)?),
+        }
+        Ok(())
+    }
+
+    /// Stores what goes with a root catalog, makes everything durable, and replaces the manifest.
+    fn put_in_front(
+        &self,
+        mut manifest: RepositoryManifest,
+        root: CatalogReference,
+        rng: &mut impl CryptoRng,
+    ) -> Result<(), PublishError> {
+        let store = self.staging.store();
+        let put = |kind, bytes: &[u8]| self.staging.put_database(kind, bytes);
+        manifest.certificate = put(ObjectKind::Certificate, self.keys.certificate().pem())?;
+        let before = match manifest.history {
+            Some(hash) => Some((store.read_decoded(hash, ObjectKind::History, DATABASE_LIMIT)?, hash)),
+            None => None,
+        };
+        let before = before.as_ref().map(|(bytes, hash)| (bytes.as_slice(), *hash));
+        let timestamp = self.now.seconds;
+        let head = TaggedRevision { root, revision: manifest.revision, timestamp };
+        let history = put(ObjectKind::History, &next_history(before, &manifest.name, head)?)?;
+        manifest.history = Some(history);
+        let mut references = vec![
+            (root.hash, ReferenceKind::Catalog),
+            (manifest.certificate, ReferenceKind::Certificate),
+            (history, ReferenceKind::History),
+        ];
+        references.extend(manifest.meta_info.map(|hash| (hash, ReferenceKind::MetaInfo)));
+        let reflog = store.read_file(REFLOG)?;
+        let reflog = next_reflog(reflog.as_deref(), &manifest.name, &references, timestamp)?;
+        manifest.reflog = Some(ObjectHash::of(&reflog));
+        let signed = self.keys.sign_manifest(&manifest, rng)?;
+        self.staging.flush()?;
+        if let Some(hash) = self.staging.first_vanished()? {
+            return Err(PublishError::Vanished(hash));
+        }
+        store.sync()?;
+        Ok(store.replace_files(&[(REFLOG, &reflog), (".cvmfspublished", &signed)])?)
+    }
+}
+
+const REFLOG: &str = ".cvmfsreflog";
+const WHITELIST: &str = ".cvmfswhitelist";
+
+/// No tag database is read that unpacks to more.
+const DATABASE_LIMIT: u64 = 1 << 30;
+
+/// Seconds for which clients need not look for a new revision, as `cvmfs_server` sets it.
+const DEFAULT_TTL: u32 = 240;
+
+/// What a Stratum 1 server looks for before it copies a repository.
+const MASTER_REPLICA: &str = "This file marks the repository as replication source, which other servers may copy.\n";
+
+/// Creates a repository that holds nothing, in a folder of its own.
+///
+/// The folder appears complete or not at all: it is made beside `path` and renamed last. Storage and keys that lie
+/// elsewhere are made first.
+pub fn create_repository(
+    path: &Path,
+    settings: Settings,
+    now: Timestamp,
+    started: Timestamp,
+    rng: &mut impl CryptoRng,
+) -> Result<RepositoryFolder, PublishError> {
+    let failed = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| FolderError::Io { action, path, source }
+    };
+    if std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) || path.is_file() {
+        return Err(FolderError::Exists(path.to_owned()).into());
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).map_err(failed("create", parent))?;
+    let building = tempfile::Builder::new()
+        .prefix(".strata-init-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .tempdir_in(parent)
+        .map_err(failed("create a folder in", parent))?;
+    let folder = RepositoryFolder::create(building.path(), settings)?;
+    publish_nothing(&folder, now, started, rng)?;
+    let built = building.keep();
+    if let Err(error) = std::fs::rename(&built, path) {
+        std::fs::remove_dir_all(&built).ok();
+        return Err(failed("create", path)(error).into());
+    }
+    Ok(RepositoryFolder::open(path)?)
+}
+
+/// Makes keys, whitelist and the first revision of a repository.
+///
+/// `started` is the real time, for the certificate and the whitelist, which expire.
+fn publish_nothing(
+    folder: &RepositoryFolder,
+    now: Timestamp,
+    started: Timestamp,
+    rng: &mut impl CryptoRng,
+) -> Result<(), PublishError> {
+    let settings = folder.settings();
+    let keys = Keys::create(&folder.keys_path(), folder.name(), started, rng)?;
+    let store = DirectoryStore::create(&folder.storage_path())?;
+    let whitelist = Whitelist::new(folder.name().clone(), vec![keys.certificate().fingerprint()], started)?;
+    let whitelist = keys.sign_whitelist(&whitelist, rng)?;
+    store.replace_files(&[(WHITELIST, &whitelist), (".cvmfs_master_replica", MASTER_REPLICA.as_bytes())])?;
+    let staging = Staging::start(&store)?;
+    let root = Editor::create(&staging, settings.compression, now)?.write(1)?;
+    let meta_info = MetaInfo::default().write();
+    let meta_info = staging.put_database(ObjectKind::MetaInfo, &meta_info)?;
+    let manifest = RepositoryManifest {
+        root_catalog: root.hash,
+        catalog_size: Some(root.size),
+        ttl: DEFAULT_TTL,
+        revision: 1,
+        garbage_collectable: true,
+        alternative_path: false,
+        name: folder.name().clone(),
+        // Filled in when the certificate is stored.
+        certificate: root.hash,
+        history: None,
+        published: Some(now.seconds.max(1)),
+        meta_info: Some(meta_info),
+        reflog: None,
+    };
+    let publisher = Publisher { staging: &staging, keys: &keys, settings, now, wait: Duration::ZERO };
+    publisher.put_in_front(manifest, root, rng)
+}

@@ -1,0 +1,206 @@
+//! `strata.toml`: what one repository is set to.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::manifest::{RepositoryName, RepositoryNameError};
+use crate::object::Compression;
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file cannot be read.
+    #[error("cannot read '{}'", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file says something that no setting is.
+    #[error("'{}' is not right", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// The repository's name is none.
+    #[error("'{}' names no repository", path.display())]
+    Name {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: RepositoryNameError,
+    },
+    /// A value is out of its range.
+    #[error("'{}': {fault}", path.display())]
+    Range {
+        /// The file.
+        path: PathBuf,
+        /// Which value, and what it may be.
+        fault: &'static str,
+    },
+}
+
+/// What one repository is set to. Every setting but the name has a default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The repository's fully qualified name.
+    pub repository: RepositoryName,
+    /// Where the storage lies, relative to the repository folder.
+    pub storage: PathBuf,
+    /// Where the keys lie, relative to the repository folder.
+    pub keys: PathBuf,
+    /// How file content is compressed.
+    pub compression: Compression,
+    /// What becomes of permissions in `.flat`.
+    pub modes: Modes,
+    /// About how many entries a catalog inside an image has.
+    pub catalog_entries: usize,
+}
+
+/// What becomes of permissions in `.flat`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Modes {
+    /// As the image has them.
+    #[default]
+    Exact,
+    /// The owner may read every file, and read and enter every folder, as in trees that DUCC made.
+    Widened,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    repository: String,
+    #[serde(default)]
+    storage: Option<PathBuf>,
+    #[serde(default)]
+    keys: Option<PathBuf>,
+    #[serde(default)]
+    compression: Compression,
+    #[serde(default)]
+    modes: Modes,
+    #[serde(default)]
+    catalog: CatalogSection,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CatalogSection {
+    entries: Option<usize>,
+}
+
+/// About how many entries a catalog inside an image has where nothing else is set.
+pub const DEFAULT_CATALOG_ENTRIES: usize = 25_000;
+
+impl Settings {
+    /// The file's name in the repository folder.
+    pub const FILE_NAME: &str = "strata.toml";
+
+    /// Returns the settings of a new repository.
+    pub fn new(repository: RepositoryName) -> Self {
+        Self {
+            repository,
+            storage: "storage".into(),
+            keys: "keys".into(),
+            compression: Compression::default(),
+            modes: Modes::default(),
+            catalog_entries: DEFAULT_CATALOG_ENTRIES,
+        }
+    }
+
+    /// Reads the settings in `folder`.
+    pub fn open(folder: &Path) -> Result<Self, SettingsError> {
+        let path = folder.join(Self::FILE_NAME);
+        let text = fs::read_to_string(&path).map_err(|source| SettingsError::Read { path: path.clone(), source })?;
+        Self::parse(&text, &path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, SettingsError> {
+        let path = || path.to_owned();
+        let file: File =
+            toml::from_str(text).map_err(|source| SettingsError::Parse { path: path(), source: Box::new(source) })?;
+        let repository = file.repository.parse().map_err(|source| SettingsError::Name { path: path(), source })?;
+        let defaults = Self::new(repository);
+        let catalog_entries = file.catalog.entries.unwrap_or(defaults.catalog_entries);
+        if !(1_000..=crate::catalog::MAXIMUM_ENTRIES).contains(&catalog_entries) {
+            return Err(SettingsError::Range { path: path(), fault: "catalog.entries is not between 1000 and 100000" });
+        }
+        Ok(Self {
+            storage: file.storage.unwrap_or(defaults.storage),
+            keys: file.keys.unwrap_or(defaults.keys),
+            compression: file.compression,
+            modes: file.modes,
+            catalog_entries,
+            repository: defaults.repository,
+        })
+    }
+
+    /// Returns the text of the file: what differs from the defaults, and every default as a comment.
+    pub fn write(&self) -> String {
+        let defaults = Self::new(self.repository.clone());
+        let path = |name: &str, is: &Path, default: &Path| {
+            let comment = if is == default { "#" } else { "" };
+            format!("{comment}{name} = {}\n", toml::Value::from(is.to_string_lossy().into_owned()))
+        };
+        let comment = if self.compression == defaults.compression { "#" } else { "" };
+        format!(
+            "# Settings of a CVMFS repository that strata writes. What is commented out is the default.\n\n\
+             # The repository's fully qualified name; clients mount it as /cvmfs/<name>.\n\
+             repository = \"{}\"\n\n\
+             # What web servers serve to clients, and the keys; relative to this folder.\n{}{}\n\
+             # How new file content is compressed: \"exact\" (bit-equal to cvmfs_server's), \"balanced\" (as small, and\n\
+             # faster), \"fast\" (a little larger, much faster) or \"none\".\n{comment}compression = \"{}\"\n\n\
+             # Permissions in .flat: \"exact\" as the image has them, or \"widened\" so that the owner can read everything.\n\
+             #modes = \"exact\"\n\n\
+             [catalog]\n\
+             # About how many entries a catalog inside an image has: 1000 to 100000.\n\
+             #entries = {DEFAULT_CATALOG_ENTRIES}\n",
+            self.repository,
+            path("storage", &self.storage, &defaults.storage),
+            path("keys", &self.keys, &defaults.keys),
+            self.compression,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Settings, SettingsError> {
+        Settings::parse(text, Path::new("strata.toml"))
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let mut settings = Settings::new("a.example.org".parse().unwrap());
+        assert_eq!(parse(&settings.write()).unwrap(), settings);
+        settings.storage = "/srv/cvmfs/a \"b\"".into();
+        settings.compression = Compression::Fast;
+        assert_eq!(parse(&settings.write()).unwrap(), settings);
+    }
+
+    #[test]
+    fn every_commented_default_is_a_setting() {
+        let settings = Settings::new("a.example.org".parse().unwrap());
+        let uncommented = settings.write().replace("\n#", "\n").replace("\n ", "\n# ");
+        let lines: Vec<&str> =
+            uncommented.lines().filter(|line| line.contains(" = ") || line.starts_with('[')).collect();
+        assert_eq!(parse(&lines.join("\n")).unwrap(), settings);
+        assert_eq!(lines.len(), 7);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        assert!(matches!(parse("repository = \"a.b\"\ncompresion = \"fast\""), Err(SettingsError::Parse { .. })));
+        assert!(matches!(parse("compression = \"fast\""), Err(SettingsError::Parse { .. })));
+        assert!(matches!(parse("repository = \"a/b\""), Err(SettingsError::Name { .. })));
+        assert!(matches!(parse("repository = \"a.b\"\n[catalog]\nentries = 999"), Err(SettingsError::Range { .. })));
+        assert!(parse("repository = \"a.b\"\n[catalog]\nentries = 1000").is_ok());
+    }
+}
