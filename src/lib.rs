@@ -3,6 +3,8 @@
 pub mod catalog;
 pub mod folder;
 pub mod image;
+pub mod index;
+pub mod ingest;
 pub mod layer;
 pub mod manifest;
 pub mod metadata;

@@ -1,0 +1,96 @@
+//! The content index: which object holds a piece of content that was compressed before.
+//!
+//! Objects are named by their compressed bytes, so without it a file would have to be compressed to learn that it is in
+//! the store already. A hit counts only when the object is seen there.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::catalog::{ContentKey, StateDatabase, StateError};
+use crate::object::{ObjectHash, ObjectKind};
+use crate::store::{Staging, StoreError};
+
+/// Why the index could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// The database failed.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The content index of a repository: what earlier runs left, and what this one adds.
+#[derive(Debug)]
+pub struct ContentIndex<'a> {
+    state: &'a StateDatabase,
+    /// Whether earlier runs left anything to look for.
+    has_past: bool,
+    fresh: Mutex<Fresh>,
+    hits: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Fresh {
+    objects: HashMap<ContentKey, ObjectHash>,
+    unsaved: Vec<(ContentKey, ObjectHash)>,
+}
+
+/// New pieces gather up to this number before they are written: one transaction costs about as much as 100 rows.
+const BATCH: usize = 10_000;
+
+impl<'a> ContentIndex<'a> {
+    /// Opens the index.
+    pub fn open(state: &'a StateDatabase) -> Result<Self, IndexError> {
+        let has_past = !state.is_empty()?;
+        Ok(Self { state, has_past, fresh: Mutex::default(), hits: AtomicU64::new(0) })
+    }
+
+    /// Returns the object that holds a piece of content, if the store has it.
+    pub fn find(&self, key: &ContentKey, staging: &Staging) -> Result<Option<ObjectHash>, IndexError> {
+        let fresh = self.fresh().objects.get(key).copied();
+        let found = match fresh {
+            None if self.has_past => self.state.object(key)?,
+            known => known,
+        };
+        let kind = if key.is_chunk { ObjectKind::Chunk } else { ObjectKind::File };
+        match found {
+            Some(hash) if staging.has(hash, kind)? => {
+                self.hits.fetch_add(1, Ordering::Relaxed);
+                Ok(Some(hash))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Notes which object holds a piece of content.
+    pub fn add(&self, key: ContentKey, hash: ObjectHash) -> Result<(), IndexError> {
+        let batch = {
+            let mut fresh = self.fresh();
+            fresh.objects.insert(key, hash);
+            fresh.unsaved.push((key, hash));
+            if fresh.unsaved.len() < BATCH {
+                return Ok(());
+            }
+            std::mem::take(&mut fresh.unsaved)
+        };
+        Ok(self.state.add_objects(&batch)?)
+    }
+
+    /// Writes down what this run added.
+    pub fn save(&self) -> Result<(), IndexError> {
+        let batch = std::mem::take(&mut self.fresh().unsaved);
+        Ok(self.state.add_objects(&batch)?)
+    }
+
+    /// Returns how often a piece of content was known.
+    pub fn hits(&self) -> u64 {
+        self.hits.load(Ordering::Relaxed)
+    }
+
+    fn fresh(&self) -> std::sync::MutexGuard<'_, Fresh> {
+        self.fresh.lock().expect("no thread panics while it holds the index")
+    }
+}

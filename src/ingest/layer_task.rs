@@ -1,0 +1,264 @@
+//! A layer that is being read, a little at a time.
+
+use std::mem;
+use std::ops::Range;
+
+use super::pieces::{Job, Piece, PieceContent, PieceStore};
+use super::{BlobReader, IngestError, IngestedLayer, OpenLayer};
+use crate::layer::{self, EntryKind, LayerEntry, LayerError, LayerReader, LayerSummary, NodeKind};
+use crate::object::{Chunk, ChunkSizes, Chunker, Content, Pieces};
+
+/// Content of small files gathers to this before it becomes a job.
+pub(super) const BATCH_BYTES: u64 = 1 << 20;
+
+/// Not more than this many small files become one job.
+const BATCH_FILES: usize = 512;
+
+/// A layer between two steps of reading.
+pub(super) struct LayerTask<'a> {
+    pub(super) index: usize,
+    source: LayerSource<'a>,
+    sizes: ChunkSizes,
+    entries: Vec<LayerEntry<Range<usize>>>,
+    /// Where each piece begins in its file, and how long it is.
+    spans: Vec<(u64, u64)>,
+    batch: Job,
+    large: Option<LargeFile>,
+}
+
+/// Blobs are opened when their turn comes: an image may have more layers than there is memory for readers.
+enum LayerSource<'a> {
+    Closed(Option<OpenLayer<'a>>),
+    Open(Box<LayerReader<BlobReader>>),
+}
+
+/// A file that is being cut into chunks.
+struct LargeFile {
+    size: u64,
+    /// Where the current chunk begins.
+    start: u64,
+    chunker: Chunker,
+    chunk: Vec<u8>,
+    /// Zeros that were announced and not yet taken.
+    hole: u64,
+    /// Data that followed the last cut.
+    rest: Vec<u8>,
+}
+
+/// What one step of reading gave.
+pub(super) enum Step {
+    /// Content to store.
+    Job(Job),
+    /// The last content; the layer is at its end.
+    End(Job),
+}
+
+/// A layer that was read to its end, while its content may still be on the way.
+pub(super) struct ReadLayer {
+    index: usize,
+    entries: Vec<LayerEntry<Range<usize>>>,
+    spans: Vec<(u64, u64)>,
+    summary: LayerSummary,
+}
+
+impl<'a> LayerTask<'a> {
+    pub(super) fn new(index: usize, open: OpenLayer<'a>, sizes: ChunkSizes) -> Self {
+        let source = LayerSource::Closed(Some(open));
+        let (entries, spans) = (Vec::new(), Vec::new());
+        Self { index, source, sizes, entries, spans, batch: Job::new(index), large: None }
+    }
+
+    /// Reads on until there is content to store: many small files, or one chunk of a large one.
+    pub(super) fn step(&mut self) -> Result<Step, IngestError> {
+        if let LayerSource::Closed(open) = &mut self.source {
+            let open = open.take().expect("a layer is opened once");
+            self.source = LayerSource::Open(Box::new(open()?));
+        }
+        let LayerSource::Open(reader) = &mut self.source else { unreachable!("the layer was opened just now") };
+        loop {
+            if let Some(file) = &mut self.large {
+                let Some(content) = file.next_chunk(reader, &self.sizes)? else {
+                    self.large = None;
+                    continue;
+                };
+                let (start, length) = (file.start, content.len());
+                file.start += length;
+                let is_chunk = length < file.size;
+                return Ok(Step::Job(self.piece_of_large_file(start, content, is_chunk)));
+            }
+            let Some(entry) = reader.next_entry()? else { return Ok(Step::End(self.take_batch())) };
+            let file_size = match &entry.kind {
+                EntryKind::Node(_, NodeKind::File { size, .. }) => Some(*size),
+                _ => None,
+            };
+            let first = self.spans.len();
+            match file_size {
+                Some(size) if size > self.sizes.minimum => self.large = Some(LargeFile::new(size, self.sizes)),
+                Some(size) => {
+                    self.spans.push((0, size));
+                    self.batch.read_small_file(reader, first, size)?;
+                }
+                None => {}
+            }
+            let is_large = self.large.is_some();
+            // A large file's last piece is not known yet; its range is closed when the next entry is read.
+            self.entries.push(entry.map_content(|()| first..first + usize::from(!is_large)));
+            if self.batch.bytes() >= BATCH_BYTES || self.batch.pieces.len() >= BATCH_FILES {
+                return Ok(Step::Job(self.take_batch()));
+            }
+        }
+    }
+
+    fn piece_of_large_file(&mut self, start: u64, content: LargeContent, is_chunk: bool) -> Job {
+        let id = self.spans.len();
+        self.spans.push((start, content.len()));
+        if let Some(EntryKind::Node(_, NodeKind::File { content, .. })) =
+            self.entries.last_mut().map(|entry| &mut entry.kind)
+        {
+            content.end = id + 1;
+        }
+        let mut job = Job::new(self.index);
+        let content = match content {
+            LargeContent::Zeros(length) => PieceContent::Zeros(length),
+            LargeContent::Bytes(bytes) => {
+                job.buffer = bytes;
+                PieceContent::Bytes(0..job.buffer.len())
+            }
+        };
+        job.pieces.push(Piece { id, is_chunk, content });
+        job
+    }
+
+    fn take_batch(&mut self) -> Job {
+        mem::replace(&mut self.batch, Job::new(self.index))
+    }
+
+    /// Verifies the layer as a whole.
+    pub(super) fn finish(self) -> Result<ReadLayer, IngestError> {
+        let LayerSource::Open(reader) = self.source else { unreachable!("only a layer that was read is finished") };
+        let summary = reader.finish()?;
+        Ok(ReadLayer { index: self.index, entries: self.entries, spans: self.spans, summary })
+    }
+}
+
+impl Job {
+    fn read_small_file(
+        &mut self,
+        reader: &mut LayerReader<BlobReader>,
+        id: usize,
+        size: u64,
+    ) -> Result<(), LayerError> {
+        let start = self.buffer.len();
+        let mut all_hole = None;
+        while let Some(piece) = reader.next_piece()? {
+            match piece {
+                layer::Piece::Data(data) => self.buffer.extend_from_slice(data),
+                layer::Piece::Hole(length) if length == size => all_hole = Some(length),
+                layer::Piece::Hole(length) => extend_with_zeros(&mut self.buffer, length),
+            }
+        }
+        let content = match all_hole {
+            Some(length) => PieceContent::Zeros(length),
+            None => PieceContent::Bytes(start..self.buffer.len()),
+        };
+        self.pieces.push(Piece { id, is_chunk: false, content });
+        Ok(())
+    }
+}
+
+enum LargeContent {
+    Bytes(Vec<u8>),
+    Zeros(u64),
+}
+
+impl LargeContent {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Zeros(length) => *length,
+        }
+    }
+}
+
+impl LargeFile {
+    fn new(size: u64, sizes: ChunkSizes) -> Self {
+        Self { size, start: 0, chunker: Chunker::new(sizes), chunk: Vec::new(), hole: 0, rest: Vec::new() }
+    }
+
+    /// Reads up to the next cut; `None` at the end of the file.
+    fn next_chunk(
+        &mut self,
+        reader: &mut LayerReader<BlobReader>,
+        sizes: &ChunkSizes,
+    ) -> Result<Option<LargeContent>, LayerError> {
+        loop {
+            if self.chunker.is_at_chunk_start() && self.rest.is_empty() && self.hole >= sizes.maximum {
+                self.hole -= sizes.maximum;
+                return Ok(Some(LargeContent::Zeros(sizes.maximum)));
+            }
+            let was_cut = if !self.rest.is_empty() {
+                let rest = mem::take(&mut self.rest);
+                self.take(&rest)
+            } else if self.hole > 0 {
+                let zeros = [0; ZEROS];
+                let length = self.hole.min(ZEROS as u64);
+                self.hole -= length;
+                let was_cut = self.take(&zeros[..length as usize]);
+                // What follows a cut is hole again: the next chunk may be nothing else.
+                self.hole += mem::take(&mut self.rest).len() as u64;
+                was_cut
+            } else {
+                match reader.next_piece()? {
+                    Some(layer::Piece::Data(data)) => self.take(data),
+                    Some(layer::Piece::Hole(length)) => {
+                        self.hole = length;
+                        false
+                    }
+                    None => {
+                        let last = mem::take(&mut self.chunk);
+                        return Ok((!last.is_empty()).then_some(LargeContent::Bytes(last)));
+                    }
+                }
+            };
+            if was_cut {
+                return Ok(Some(LargeContent::Bytes(mem::take(&mut self.chunk))));
+            }
+        }
+    }
+
+    /// Takes data up to the next cut; tells whether there was one.
+    fn take(&mut self, data: &[u8]) -> bool {
+        let cut = self.chunker.cut(data);
+        let (before, after) = data.split_at(cut.unwrap_or(data.len()));
+        self.chunk.extend_from_slice(before);
+        self.rest = after.to_vec();
+        cut.is_some()
+    }
+}
+
+/// A hole that ends within a chunk is filled with this many zeros at a time.
+const ZEROS: usize = 64 << 10;
+
+fn extend_with_zeros(buffer: &mut Vec<u8>, length: u64) {
+    let length = usize::try_from(length).expect("small files fit into memory");
+    buffer.resize(buffer.len() + length, 0);
+}
+
+impl ReadLayer {
+    /// Puts the names of the stored objects into the entries.
+    pub(super) fn with_content(self, store: &PieceStore<'_>, raw: bool) -> IngestedLayer {
+        let hashes = store.hashes(self.index);
+        let spans = self.spans;
+        let content = |range: Range<usize>| {
+            let hash = |id: usize| hashes[id].expect("every piece was stored before the layer was finished");
+            let chunk = |id: usize| Chunk { offset: spans[id].0, size: spans[id].1, hash: hash(id) };
+            let pieces = match range.len() {
+                1 => Pieces::Whole(hash(range.start)),
+                _ => Pieces::Chunks(range.map(chunk).collect()),
+            };
+            Content { raw, pieces }
+        };
+        let entries = self.entries.into_iter().map(|entry| entry.map_content(content)).collect();
+        IngestedLayer { entries, summary: self.summary }
+    }
+}

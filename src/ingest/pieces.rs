@@ -1,0 +1,113 @@
+//! Pieces of content on their way into objects.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard};
+
+use super::{Ingest, IngestError};
+use crate::catalog::ContentKey;
+use crate::object::{Encoder, ObjectHash, ObjectKind};
+
+/// Content of one layer that one thread stores.
+pub(super) struct Job {
+    pub(super) layer: usize,
+    pub(super) buffer: Vec<u8>,
+    pub(super) pieces: Vec<Piece>,
+}
+
+/// One object to be.
+pub(super) struct Piece {
+    /// Its number in the layer.
+    pub(super) id: usize,
+    pub(super) is_chunk: bool,
+    pub(super) content: PieceContent,
+}
+
+pub(super) enum PieceContent {
+    /// A part of the job's buffer.
+    Bytes(Range<usize>),
+    /// So many zeros, which nobody wrote out.
+    Zeros(u64),
+}
+
+impl Job {
+    pub(super) fn new(layer: usize) -> Self {
+        Self { layer, buffer: Vec::new(), pieces: Vec::new() }
+    }
+
+    /// Returns how much memory the content takes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.buffer.len() as u64
+    }
+}
+
+/// Turns pieces into objects and remembers which became which.
+pub(super) struct PieceStore<'a> {
+    ingest: &'a Ingest<'a>,
+    /// The objects of the pieces of each layer.
+    hashes: Vec<Mutex<Vec<Option<ObjectHash>>>>,
+    /// The objects of zeros, by their number: sparse files have the same one thousands of times.
+    zeros: Mutex<HashMap<(u64, bool), ObjectHash>>,
+}
+
+impl<'a> PieceStore<'a> {
+    pub(super) fn new(ingest: &'a Ingest<'a>, layers: usize) -> Self {
+        Self { ingest, hashes: (0..layers).map(|_| Mutex::default()).collect(), zeros: Mutex::default() }
+    }
+
+    pub(super) fn encoder(&self) -> Encoder {
+        Encoder::new(self.ingest.compression)
+    }
+
+    /// Stores the pieces of a job.
+    pub(super) fn store(&self, job: Job, encoder: &mut Encoder) -> Result<(), IngestError> {
+        let mut stored = Vec::with_capacity(job.pieces.len());
+        for piece in &job.pieces {
+            let hash = match &piece.content {
+                PieceContent::Bytes(range) => self.store_bytes(&job.buffer[range.clone()], piece.is_chunk, encoder)?,
+                PieceContent::Zeros(length) => self.store_zeros(*length, piece.is_chunk, encoder)?,
+            };
+            stored.push((piece.id, hash));
+        }
+        let mut hashes = self.hashes(job.layer);
+        for (id, hash) in stored {
+            if hashes.len() <= id {
+                hashes.resize(id + 1, None);
+            }
+            hashes[id] = Some(hash);
+        }
+        Ok(())
+    }
+
+    pub(super) fn hashes(&self, layer: usize) -> MutexGuard<'_, Vec<Option<ObjectHash>>> {
+        self.hashes[layer].lock().expect("no thread panics while it notes a hash")
+    }
+
+    fn store_bytes(&self, plain: &[u8], is_chunk: bool, encoder: &mut Encoder) -> Result<ObjectHash, IngestError> {
+        let Ingest { staging, index, compression, .. } = *self.ingest;
+        let key = ContentKey {
+            blake3: *blake3::hash(plain).as_bytes(),
+            size: plain.len() as u64,
+            is_chunk,
+            encoder: compression.encoder_id().0,
+        };
+        if let Some(hash) = index.find(&key, staging)? {
+            return Ok(hash);
+        }
+        let kind = if is_chunk { ObjectKind::Chunk } else { ObjectKind::File };
+        let hash = staging.put_stored(kind, encoder.encode(plain))?;
+        index.add(key, hash)?;
+        Ok(hash)
+    }
+
+    fn store_zeros(&self, length: u64, is_chunk: bool, encoder: &mut Encoder) -> Result<ObjectHash, IngestError> {
+        let zeros = || self.zeros.lock().expect("no thread panics while it notes a hash");
+        if let Some(&hash) = zeros().get(&(length, is_chunk)) {
+            return Ok(hash);
+        }
+        let plain = vec![0; usize::try_from(length).expect("a chunk fits into memory")];
+        let hash = self.store_bytes(&plain, is_chunk, encoder)?;
+        zeros().insert((length, is_chunk), hash);
+        Ok(hash)
+    }
+}
