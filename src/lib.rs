@@ -6,6 +6,7 @@ pub mod image;
 pub mod index;
 pub mod ingest;
 pub mod layer;
+pub mod layout;
 pub mod manifest;
 pub mod metadata;
 pub mod object;

@@ -1,0 +1,2 @@
+#!/bin/sh
+# The first of the environment files. It sets nothing.

@@ -1,0 +1,2 @@
+#!/bin/sh
+# The place for environment settings of one's own.

@@ -1,0 +1,113 @@
+//! What is published where.
+//!
+//! Paths are byte for byte those of the converter that sites have used so far, so that every consumer that works with its
+//! repositories works with ours.
+
+pub mod apptainer;
+mod flat;
+mod record;
+
+use crate::image::{ChainId, Digest, ImageName};
+use crate::layer::EntryPath;
+
+pub use flat::flat_tree;
+pub use record::{ImageRecord, LayerRecord, LossList, Stamp, TreeFacts, UnusedTrees};
+
+/// Parses a path that strata itself composes.
+fn path(text: &str) -> EntryPath {
+    EntryPath::normalise(text.as_bytes()).expect("digests, image names and fixed words make valid paths")
+}
+
+/// Returns the folder of a layer, which holds `layerfs` and `.metadata`.
+pub fn layer_folder(digest: Digest) -> EntryPath {
+    below(".layers", digest)
+}
+
+/// Returns the root of a layer by itself, in the form that overlay mounts take.
+pub fn layer_root(digest: Digest) -> EntryPath {
+    layer_folder(digest).join(b"layerfs")
+}
+
+/// Returns the file that says about a layer what its root cannot say.
+pub fn layer_record(digest: Digest) -> EntryPath {
+    layer_folder(digest).join(b".metadata").join(b"strata.json")
+}
+
+/// Returns the root of a chain.
+pub fn chain_root(chain: ChainId) -> EntryPath {
+    below(".chains", chain.0)
+}
+
+/// Returns the root file system of the image with this config.
+pub fn flat_root(config: Digest) -> EntryPath {
+    below(".flat", config)
+}
+
+fn below(top: &str, digest: Digest) -> EntryPath {
+    let hex = digest.hex();
+    path(&format!("{top}/{}/{hex}", &hex[..2]))
+}
+
+/// Returns the public link of an image.
+pub fn public_link(name: &ImageName) -> EntryPath {
+    path(&name.public_path())
+}
+
+/// Returns the target of an image's public link: relative, so that it holds wherever the repository is mounted.
+pub fn public_link_target(name: &ImageName, config: Digest) -> Vec<u8> {
+    let depth = public_link(name).components().count() - 1;
+    [b"../".repeat(depth).as_slice(), flat_root(config).as_bytes()].concat()
+}
+
+/// Returns the folder of what is known about an image.
+pub fn image_metadata(name: &ImageName) -> EntryPath {
+    path(&format!(".metadata/{}", name.public_path()))
+}
+
+/// Returns the list of trees that an image left when its tag moved.
+pub fn unused_trees() -> EntryPath {
+    path(".metadata/unused.json")
+}
+
+/// Returns the folders above `path` that are nested catalogs, from the root down.
+///
+/// They are the first folder of a path and, below the folders with a dot, the second.
+pub fn catalogs_above(path: &EntryPath) -> Vec<EntryPath> {
+    let depth = if path.as_bytes().starts_with(b".") { 2 } else { 1 };
+    let mut catalogs = Vec::new();
+    let mut at = EntryPath::ROOT;
+    let above = path.components().count().saturating_sub(1);
+    for name in path.components().take(depth.min(above)) {
+        at = at.join(name);
+        catalogs.push(at.clone());
+    }
+    catalogs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_those_that_consumers_know() {
+        let digest = Digest::of(b"");
+        let hex = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(layer_root(digest).to_string(), format!("/.layers/e3/{hex}/layerfs"));
+        assert_eq!(chain_root(ChainId(digest)).to_string(), format!("/.chains/e3/{hex}"));
+        let name: ImageName = "registry.hub.docker.com/library/ubuntu:latest".parse().unwrap();
+        assert_eq!(public_link(&name).to_string(), "/registry.hub.docker.com/library/ubuntu:latest");
+        let target = public_link_target(&name, digest);
+        assert_eq!(String::from_utf8(target).unwrap(), format!("../../.flat/e3/{hex}"));
+        let metadata = image_metadata(&name).to_string();
+        assert_eq!(metadata, "/.metadata/registry.hub.docker.com/library/ubuntu:latest");
+    }
+
+    #[test]
+    fn nested_catalogs_stand_where_the_design_says() {
+        let catalogs = |text: &str| catalogs_above(&path(text)).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(catalogs(".layers/e3/e3b0/layerfs"), ["/.layers", "/.layers/e3"]);
+        assert_eq!(catalogs(".metadata/host/name:tag/manifest.json"), ["/.metadata", "/.metadata/host"]);
+        assert_eq!(catalogs(".metadata/unused.json"), ["/.metadata"]);
+        assert_eq!(catalogs("host/a/b:tag"), ["/host"]);
+    }
+}

@@ -1,0 +1,284 @@
+//! The JSON files in which strata tells what a tree by itself cannot.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::{chain_root, flat_root, layer_folder};
+use crate::image::{ChainId, DiffId, Digest};
+use crate::layer::{EntryPath, LayerSummary, LossKind, Losses};
+use crate::tree::{LayerForm, links_across_folders};
+
+/// The form of these files. Another one is not read.
+const FORMAT: u32 = 1;
+
+/// Which form a file has, and who wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    format: u32,
+    strata: String,
+}
+
+impl Default for Stamp {
+    /// Returns the stamp of what this version writes.
+    fn default() -> Self {
+        Self { format: FORMAT, strata: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+}
+
+/// `.layers/XX/<digest>/.metadata/strata.json`: written once, when the layer is published.
+///
+/// Only a layer with this record can be applied again without its blob.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LayerRecord {
+    /// Form and writer.
+    #[serde(flatten)]
+    pub stamp: Stamp,
+    /// The layer's diff ID.
+    pub diff_id: DiffId,
+    /// Bytes of the blob.
+    pub blob_size: u64,
+    /// Bytes of the tar stream in it.
+    pub unpacked_size: u64,
+    /// Folders that the archive never named.
+    pub implied_folders: BTreeSet<EntryPath>,
+    /// Hard links whose inode lies in lower layers, by path.
+    pub links_into_lower_layers: BTreeMap<EntryPath, EntryPath>,
+    /// What the archive hides of lower layers.
+    pub whiteouts: BTreeSet<EntryPath>,
+    /// Folders in which the archive hides everything of lower layers.
+    pub opaque_folders: BTreeSet<EntryPath>,
+    /// Whether the published tree and this record say all that the archive says.
+    pub is_complete: bool,
+    /// The names of each inode that has some in several folders.
+    pub links_across_folders: Vec<Vec<EntryPath>>,
+    /// What CVMFS cannot hold.
+    pub losses: LossList,
+}
+
+impl LayerRecord {
+    /// Returns the record of a layer that was just read.
+    pub fn new(summary: &LayerSummary, form: &LayerForm, losses: LossList, is_complete: bool) -> Self {
+        Self {
+            stamp: Stamp::default(),
+            diff_id: summary.diff_id,
+            blob_size: summary.blob_size,
+            unpacked_size: summary.unpacked_size,
+            implied_folders: form.implied.clone(),
+            links_into_lower_layers: form.links_below.clone(),
+            whiteouts: form.whiteouts.clone(),
+            opaque_folders: form.opaques.clone(),
+            is_complete,
+            links_across_folders: links_across_folders(&form.tree),
+            losses,
+        }
+    }
+
+    /// Parses a record; `None` for one of another form.
+    pub fn parse(json: &[u8]) -> Option<Self> {
+        serde_json::from_slice(json).ok().filter(|record: &Self| record.stamp.format == FORMAT)
+    }
+
+    /// Returns the text of the file.
+    pub fn write(&self) -> Vec<u8> {
+        write_json(self)
+    }
+}
+
+/// What of an image or layer CVMFS cannot hold: `losses.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LossList(BTreeMap<LossKind, LossesOfAKind>);
+
+/// The losses of one kind: their number, and the first paths.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LossesOfAKind {
+    /// How many there are.
+    pub count: u64,
+    /// The paths of the first [`Losses::LISTED`].
+    pub paths: Vec<EntryPath>,
+}
+
+impl LossList {
+    /// Tells whether nothing was lost.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Notes losses of one kind at paths that are not listed yet.
+    pub fn add_unlisted(&mut self, kind: LossKind, paths: impl IntoIterator<Item = EntryPath>) {
+        for path in paths {
+            if !self.0.get(&kind).is_some_and(|losses| losses.paths.contains(&path)) {
+                self.add_many(kind, 1, &[path]);
+            }
+        }
+    }
+
+    /// Notes the losses of another list, too.
+    pub fn extend(&mut self, other: &Self) {
+        other.0.iter().for_each(|(kind, losses)| self.add_many(*kind, losses.count, &losses.paths));
+    }
+
+    fn add_many(&mut self, kind: LossKind, count: u64, paths: &[EntryPath]) {
+        let losses = self.0.entry(kind).or_default();
+        losses.count += count;
+        let room = Losses::LISTED.saturating_sub(losses.paths.len());
+        losses.paths.extend(paths.iter().take(room).cloned());
+    }
+
+    /// Returns the losses by kind.
+    pub fn kinds(&self) -> impl Iterator<Item = (LossKind, &LossesOfAKind)> {
+        self.0.iter().map(|(kind, losses)| (*kind, losses))
+    }
+
+    /// Parses `losses.json`.
+    pub fn parse(json: &[u8]) -> Option<Self> {
+        serde_json::from_slice(json).ok()
+    }
+
+    /// Returns the text of the file.
+    pub fn write(&self) -> Vec<u8> {
+        write_json(self)
+    }
+}
+
+impl From<&Losses> for LossList {
+    fn from(losses: &Losses) -> Self {
+        let mut list = Self::default();
+        losses.kinds().for_each(|(kind, count, paths)| list.add_many(kind, count, paths));
+        list
+    }
+}
+
+/// What the rows of a tree cannot tell: kept in a property of its root catalog.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TreeFacts {
+    /// What CVMFS cannot hold of the tree.
+    pub losses: LossList,
+    /// The names of each inode that has some in several folders.
+    pub links_across_folders: Vec<Vec<EntryPath>>,
+}
+
+impl TreeFacts {
+    /// Parses the property; facts of another form count as none.
+    pub fn parse(json: &str) -> Option<Self> {
+        serde_json::from_str(json).ok()
+    }
+
+    /// Returns the text of the property.
+    pub fn write(&self) -> String {
+        serde_json::to_string(self).expect("these types have text keys and no failing parts")
+    }
+}
+
+/// `.metadata/<image>/strata.json`: where an image came from and what was published for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageRecord {
+    /// Form and writer.
+    #[serde(flatten)]
+    pub stamp: Stamp,
+    /// The image as it was named on the command line.
+    pub source: String,
+    /// The platform that was asked for, if one was.
+    pub platform: Option<String>,
+    /// The digest of the index that the name stood for, if it stood for one.
+    pub index: Option<Digest>,
+    /// The digest of the image manifest.
+    pub manifest: Digest,
+    /// Whether the source had no image manifest, so that one was made.
+    pub manifest_is_made: bool,
+    /// The digest of the image config.
+    pub config: Digest,
+    /// The layers that were published, from the lowest up.
+    pub layers: Vec<Digest>,
+    /// The chains that were published, from the lowest up.
+    pub chains: Vec<ChainId>,
+    /// Whether the root file system was published.
+    pub flat: bool,
+    /// When, in seconds since 1970.
+    pub published: i64,
+    /// The revision that brought it.
+    pub revision: u64,
+}
+
+impl ImageRecord {
+    /// Parses a record; `None` for one of another form.
+    pub fn parse(json: &[u8]) -> Option<Self> {
+        serde_json::from_slice(json).ok().filter(|record: &Self| record.stamp.format == FORMAT)
+    }
+
+    /// Returns the text of the file.
+    pub fn write(&self) -> Vec<u8> {
+        write_json(self)
+    }
+
+    /// Takes over the trees that are published for the same image by another record.
+    pub fn keep_trees_of(&mut self, other: &Self) {
+        let add = |digest: &Digest| !self.layers.contains(digest);
+        let layers: Vec<Digest> = other.layers.iter().copied().filter(add).collect();
+        self.layers.extend(layers);
+        let add = |chain: &ChainId| !self.chains.contains(chain);
+        let chains: Vec<ChainId> = other.chains.iter().copied().filter(add).collect();
+        self.chains.extend(chains);
+        self.flat |= other.flat;
+    }
+
+    /// Returns the folders of all trees that were published for the image.
+    pub fn trees(&self) -> BTreeSet<EntryPath> {
+        let layers = self.layers.iter().map(|&digest| layer_folder(digest));
+        let chains = self.chains.iter().map(|&chain| chain_root(chain));
+        let flat = self.flat.then(|| flat_root(self.config));
+        layers.chain(chains).chain(flat).collect()
+    }
+}
+
+/// `.metadata/unused.json`: trees that a tag left, and when.
+///
+/// Another image may still use them: whoever deletes looks. What is published again is taken off the list.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct UnusedTrees(BTreeMap<EntryPath, Left>);
+
+/// When a tree was left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Left {
+    /// Seconds since 1970.
+    since: i64,
+    /// The image whose tag moved.
+    by: String,
+}
+
+impl UnusedTrees {
+    /// Parses the file; an unreadable one counts as empty, which only postpones what is deleted.
+    pub fn parse(json: &[u8]) -> Self {
+        serde_json::from_slice(json).unwrap_or_default()
+    }
+
+    /// Notes that `image` left `trees` at the time `now`, in seconds since 1970. Earlier notes stay.
+    pub fn leave(&mut self, trees: impl IntoIterator<Item = EntryPath>, image: &str, now: i64) {
+        for tree in trees {
+            self.0.entry(tree).or_insert_with(|| Left { since: now, by: image.to_owned() });
+        }
+    }
+
+    /// Takes trees that are in use off the list.
+    pub fn keep<'a>(&mut self, trees: impl IntoIterator<Item = &'a EntryPath>) {
+        trees.into_iter().for_each(|tree| drop(self.0.remove(tree)));
+    }
+
+    /// Returns the trees on the list.
+    pub fn paths(&self) -> impl Iterator<Item = &EntryPath> {
+        self.0.keys()
+    }
+
+    /// Returns the text of the file.
+    pub fn write(&self) -> Vec<u8> {
+        write_json(self)
+    }
+}
+
+fn write_json(value: &impl Serialize) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(value).expect("these types have text keys and no failing parts");
+    text.push(b'\n');
+    text
+}
