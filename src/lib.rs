@@ -1,10 +1,26 @@
 //! Publishes container images in the CernVM file system (CVMFS), without CVMFS software and without privileges.
+//!
+//! ```text
+//! source ──bytes──▶ layer ──entries──▶ tree ──trees──▶ layout ──subtrees──▶ catalog ──edits──▶ publish ──manifest──▶ store
+//!                     │
+//!                     └──content──▶ ingest: index, compress, hash ──▶ store (before anything refers to it)
+//! ```
+//!
+//! Data flows one way. [`source`] finds an image, [`layer`] turns its blobs into verified entries, [`tree`] lays them
+//! over one another in memory, [`layout`] says what is published where, [`catalog`] writes trees as SQLite files,
+//! [`publish`] makes them a revision, and [`store`] is where it all lies. [`convert`] joins them. Whatever reads a
+//! published repository goes through [`repository`].
+//!
+//! Everything is public that the `strata` program uses, so that other programs can do what it does; the interface is not
+//! stable yet.
 
 pub mod catalog;
+pub mod convert;
 pub mod folder;
 pub mod image;
 pub mod index;
 pub mod ingest;
+pub mod inventory;
 pub mod layer;
 pub mod layout;
 pub mod manifest;

@@ -1,0 +1,156 @@
+//! The command line.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use strata::folder::{FolderError, RepositoryFolder};
+use strata::image::{ImageName, Platform};
+use strata::metadata::Timestamp;
+use strata::source::ImageArgument;
+
+/// Publishes container images in the CernVM file system.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 100)]
+pub struct Arguments {
+    /// Folder of the repository [default: the current folder]
+    #[arg(long, global = true, env = "STRATA_REPO", value_name = "DIR")]
+    pub repo: Option<PathBuf>,
+    /// Print results as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print nothing but results and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more about what is done
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create a repository: folder, keys, a whitelist for 30 days, and an empty signed revision
+    Init(Init),
+    /// Convert images and publish them together, as one revision
+    Convert(Convert),
+    /// Show what is known about the repository or about one image
+    Info(Info),
+    /// List the images of the repository
+    List,
+}
+
+/// Creates a repository.
+#[derive(Debug, Args)]
+pub struct Init {
+    /// Fully qualified name of the repository, such as unpacked.example.org
+    pub fqrn: String,
+    /// Folder that clients are served from [default: storage in the repository's folder]
+    #[arg(long, value_name = "DIR")]
+    pub storage: Option<String>,
+    /// Folder of the keys [default: keys in the repository's folder]
+    #[arg(long, value_name = "DIR")]
+    pub keys: Option<PathBuf>,
+    /// How objects are named
+    #[arg(long, value_enum, default_value_t = Hash::Sha1)]
+    pub hash: Hash,
+}
+
+/// How objects are named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Hash {
+    /// By their SHA-1 hash
+    Sha1,
+}
+
+/// Converts images.
+#[derive(Debug, Args)]
+pub struct Convert {
+    /// Images: oci:DIR[:REF], oci-archive:FILE[:REF], docker-archive:FILE[:REF]
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<ImageArgument>,
+    /// Name to publish the image under, as host/name:tag; only with one image
+    #[arg(long, value_name = "REF")]
+    pub name: Option<ImageName>,
+    /// Which image of an index to take [default: the one for this machine]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<Platform>,
+    /// Do not publish the single layers
+    #[arg(long)]
+    pub skip_layers: bool,
+    /// Do not publish the root file system and the public link
+    #[arg(long)]
+    pub skip_flat: bool,
+    /// Which chains to publish
+    #[arg(long, value_enum, default_value_t = Chains::Final)]
+    pub chains: Chains,
+    /// Only say what there is to do
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Read everything anew and publish it again (layers never change once they are published)
+    #[arg(long)]
+    pub force: bool,
+    /// Fail images that CVMFS cannot hold all of
+    #[arg(long)]
+    pub strict: bool,
+    /// How many threads work [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    /// How much content may be in flight
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    pub memory: ByteSize,
+    /// How long to wait for another publisher
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    pub wait: Duration,
+}
+
+/// Which chains to publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Chains {
+    /// The one of all layers
+    Final,
+    /// One for each layer
+    All,
+    /// None
+    None,
+}
+
+/// Shows the repository or an image.
+#[derive(Debug, Args)]
+pub struct Info {
+    /// Image, as host/name:tag
+    pub image: Option<ImageName>,
+}
+
+impl Arguments {
+    /// Returns the folder of the repository.
+    pub fn folder_path(&self) -> &Path {
+        self.repo.as_deref().unwrap_or(Path::new("."))
+    }
+
+    /// Opens the folder of the repository.
+    pub fn folder(&self) -> Result<RepositoryFolder, FolderError> {
+        RepositoryFolder::open(self.folder_path())
+    }
+}
+
+/// The year 10,000, in seconds since 1970.
+const END_OF_TIME: i64 = 253_402_300_800;
+
+/// Returns the time that everything strata itself makes is given: `SOURCE_DATE_EPOCH` if it is set.
+pub fn time_of_publication() -> anyhow::Result<Timestamp> {
+    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else { return Ok(Timestamp::now()) };
+    let seconds = text.to_str().and_then(|text| text.parse().ok()).filter(|seconds| (0..END_OF_TIME).contains(seconds));
+    let seconds = seconds.with_context(|| format!("SOURCE_DATE_EPOCH is {text:?} instead of a number of seconds"))?;
+    Ok(Timestamp { seconds, nanoseconds: 0 })
+}
+
+/// Returns the system's source of randomness.
+pub fn randomness() -> impl rsa::rand_core::CryptoRng + Send {
+    rsa::rand_core::UnwrapErr(getrandom::SysRng)
+}

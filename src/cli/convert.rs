@@ -1,0 +1,203 @@
+//! `strata convert`.
+
+use std::fmt::Write as _;
+use std::num::NonZero;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use bytesize::ByteSize;
+use serde_json::{Value, json};
+use strata::convert::{Chains, ImageReport, Options, Outcome, Progress, Report, Request, convert};
+use strata::folder::RepositoryFolder;
+use strata::layer::Limits;
+use strata::layout::LossList;
+use strata::manifest::RepositoryName;
+use strata::settings::Settings;
+
+use super::arguments::{self, Arguments, Convert, randomness, time_of_publication};
+use super::failure::{FAILED, PARTLY, UsageError};
+use super::progress::Display;
+use super::{complain, print, print_line};
+
+/// So many paths of each kind of loss are printed.
+const PRINTED_LOSSES: usize = 20;
+
+/// Converts images and publishes them.
+pub fn run(arguments: &Arguments, command: &Convert) -> anyhow::Result<ExitCode> {
+    if command.name.is_some() && command.images.len() > 1 {
+        return Err(UsageError("--name needs exactly one image".to_owned()).into());
+    }
+    let folder = open_or_create(arguments)?;
+    let name = command.name.clone();
+    let requests: Vec<Request> =
+        command.images.iter().map(|argument| Request { argument: argument.clone(), name: name.clone() }).collect();
+    let options = options(command)?;
+    let progress = Arc::new(Progress::default());
+    let display = Display::start(&progress, arguments.quiet);
+    let report = convert(&folder, &requests, &options, &progress, &mut randomness());
+    drop(display);
+    let report = report?;
+    if arguments.json {
+        print_line(format_args!("{}", to_json(&folder, &report, command.dry_run)))?;
+    } else {
+        print(format_args!("{}", to_text(&folder, &report, command.dry_run)))?;
+    }
+    for image in &report.images {
+        if let Err(error) = &image.outcome {
+            let causes: Vec<String> = causes(error);
+            complain(format_args!("{}: {}", image.argument, causes.join(": ")));
+        }
+    }
+    let failed = report.images.iter().filter(|image| image.outcome.is_err()).count();
+    Ok(match failed {
+        0 => ExitCode::SUCCESS,
+        _ if failed == report.images.len() => ExitCode::from(FAILED),
+        _ => ExitCode::from(PARTLY),
+    })
+}
+
+/// Opens the repository's folder; one that is missing and named like a repository is made.
+fn open_or_create(arguments: &Arguments) -> anyhow::Result<RepositoryFolder> {
+    let path = arguments.folder_path();
+    let name = path.file_name().and_then(|name| name.to_str());
+    match name.and_then(|name| RepositoryName::for_new_repository(name).ok()) {
+        Some(name) if arguments.repo.is_some() && !path.exists() => {
+            let folder = super::init::create(path, Settings::new(name))?;
+            tracing::info!("created {} in {}", folder.name(), path.display());
+            Ok(folder)
+        }
+        _ => Ok(arguments.folder()?),
+    }
+}
+
+fn options(command: &Convert) -> anyhow::Result<Options> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    Ok(Options {
+        platform: command.platform.clone(),
+        skip_layers: command.skip_layers,
+        skip_flat: command.skip_flat,
+        chains: match command.chains {
+            arguments::Chains::Final => Chains::Final,
+            arguments::Chains::All => Chains::All,
+            arguments::Chains::None => Chains::None,
+        },
+        dry_run: command.dry_run,
+        force: command.force,
+        strict: command.strict,
+        threads: command.threads.map_or(cores, usize::from),
+        memory: command.memory.as_u64(),
+        wait: command.wait,
+        limits: Limits::default(),
+        now: time_of_publication()?,
+    })
+}
+
+fn causes(error: &dyn std::error::Error) -> Vec<String> {
+    let first = Some(error);
+    let mut texts: Vec<String> =
+        std::iter::successors(first, |error| error.source()).map(ToString::to_string).collect();
+    texts.dedup();
+    texts
+}
+
+fn to_text(folder: &RepositoryFolder, report: &Report, dry_run: bool) -> String {
+    let mut text = String::new();
+    for outcome in report.images.iter().filter_map(|image| image.outcome.as_ref().ok()) {
+        writeln!(text, "{}", image_line(outcome, dry_run)).expect("strings take everything");
+        text.push_str(&losses_text(&outcome.losses));
+    }
+    let some_succeeded = report.images.iter().any(|image| image.outcome.is_ok());
+    match report.revision {
+        Some(revision) => {
+            let written = report.written;
+            writeln!(
+                text,
+                "published revision {} of {}: {} new objects, {}; {} pieces of content were known",
+                revision.number,
+                folder.name(),
+                written.objects,
+                ByteSize(written.bytes),
+                report.index_hits,
+            )
+            .expect("strings take everything");
+            text.push_str(&how_to_mount(folder));
+        }
+        None if some_succeeded && !dry_run => text.push_str("everything is published already: nothing to do\n"),
+        None => {}
+    }
+    text
+}
+
+fn image_line(outcome: &Outcome, dry_run: bool) -> String {
+    let plan = &outcome.plan;
+    let verb = if dry_run { "to read" } else { "read" };
+    format!(
+        "{}  {}  {} layers, {} {verb} ({})",
+        outcome.name,
+        outcome.manifest,
+        plan.layers,
+        plan.layers_to_read,
+        ByteSize(plan.bytes_to_read)
+    )
+}
+
+fn losses_text(losses: &LossList) -> String {
+    let mut text = String::new();
+    for (kind, losses) in losses.kinds() {
+        writeln!(text, "  cannot be held: {} x {kind}", losses.count).expect("strings take everything");
+        for path in losses.paths.iter().take(PRINTED_LOSSES) {
+            writeln!(text, "    {path}").expect("strings take everything");
+        }
+        if losses.count > PRINTED_LOSSES as u64 {
+            let more = losses.count - PRINTED_LOSSES as u64;
+            writeln!(text, "    and {more} more").expect("strings take everything");
+        }
+    }
+    text
+}
+
+/// Returns the commands that mount the repository on this machine.
+fn how_to_mount(folder: &RepositoryFolder) -> String {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string();
+    let (name, storage) = (folder.name(), absolute(&folder.storage_path()));
+    let key = absolute(&folder.public_key_path());
+    format!(
+        "\nTo mount it here with the CVMFS client:\n\
+         \x20 cat > client.conf <<END\n\
+         \x20 CVMFS_SERVER_URL=file://{storage}\n\
+         \x20 CVMFS_PUBLIC_KEY={key}\n\
+         \x20 CVMFS_HTTP_PROXY=DIRECT\n\
+         \x20 CVMFS_CACHE_BASE=/var/tmp/cvmfs-{name}\n\
+         \x20 CVMFS_RELOAD_SOCKETS=/var/tmp\n\
+         \x20 CVMFS_CLAIM_OWNERSHIP=no\n\
+         \x20 END\n\
+         \x20 mkdir -p mnt && cvmfs2 -o config=client.conf {name} \"$PWD/mnt\"\n\
+         Elsewhere: serve {storage} over HTTP, and give clients its URL and {name}.pub.\n"
+    )
+}
+
+fn to_json(folder: &RepositoryFolder, report: &Report, dry_run: bool) -> Value {
+    let image = |image: &ImageReport| match &image.outcome {
+        Ok(outcome) => json!({
+            "image": image.argument.to_string(),
+            "name": outcome.name.to_string(),
+            "manifest": outcome.manifest,
+            "config": outcome.config,
+            "layers": outcome.plan.layers,
+            "layers-read": outcome.plan.layers_to_read,
+            "bytes-read": outcome.plan.bytes_to_read,
+            "losses": outcome.losses,
+        }),
+        Err(error) => json!({ "image": image.argument.to_string(), "error": causes(error).join(": ") }),
+    };
+    json!({
+        "repository": folder.name().as_str(),
+        "dry-run": dry_run,
+        "revision": report.revision.map(|revision| revision.number),
+        "root-catalog": report.revision.map(|revision| revision.root.hash.to_string()),
+        "new-objects": report.written.objects,
+        "new-bytes": report.written.bytes,
+        "images": report.images.iter().map(image).collect::<Vec<_>>(),
+    })
+}

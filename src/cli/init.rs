@@ -1,0 +1,53 @@
+//! `strata init`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use serde_json::json;
+use strata::folder::RepositoryFolder;
+use strata::manifest::RepositoryName;
+use strata::metadata::Timestamp;
+use strata::publish::create_repository;
+use strata::settings::Settings;
+
+use super::arguments::{Arguments, Init, randomness, time_of_publication};
+use super::failure::UsageError;
+use super::print_line;
+
+/// Creates a repository.
+pub fn run(arguments: &Arguments, init: &Init) -> anyhow::Result<ExitCode> {
+    let name = RepositoryName::for_new_repository(&init.fqrn).map_err(|error| UsageError(error.to_string()))?;
+    let path = arguments.repo.clone().unwrap_or_else(|| PathBuf::from(name.as_str()));
+    let mut settings = Settings::new(name);
+    if let Some(storage) = &init.storage {
+        settings.storage = storage_path(storage)?;
+    }
+    if let Some(keys) = &init.keys {
+        settings.keys = std::path::absolute(keys)?;
+    }
+    let folder = create(&path, settings)?;
+    if arguments.json {
+        print_line(format_args!(
+            "{}",
+            json!({"repository": folder.name().as_str(), "folder": folder.path(), "revision": 1})
+        ))?;
+    } else {
+        print_line(format_args!("created {} in {}", folder.name(), folder.path().display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Creates a repository in the folder `path`.
+pub fn create(path: &Path, settings: Settings) -> anyhow::Result<RepositoryFolder> {
+    let now = time_of_publication()?;
+    Ok(create_repository(path, settings, now, Timestamp::now(), &mut randomness())?)
+}
+
+/// Returns the local folder that a storage URL names.
+fn storage_path(url: &str) -> anyhow::Result<PathBuf> {
+    let path = url.strip_prefix("file://").unwrap_or(url);
+    if path.contains("://") {
+        return Err(UsageError(format!("'{url}' is no local folder; other storage is not supported yet")).into());
+    }
+    Ok(std::path::absolute(path)?)
+}

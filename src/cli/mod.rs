@@ -1,0 +1,29 @@
+//! The commands, one module each, and what they share.
+
+pub mod arguments;
+pub mod convert;
+pub mod failure;
+pub mod init;
+pub mod progress;
+pub mod show;
+
+use std::fmt;
+use std::io::{self, Write as _};
+
+/// Prints results. Whoever reads them may stop at any time.
+pub fn print(text: fmt::Arguments<'_>) -> anyhow::Result<()> {
+    match io::stdout().write_fmt(text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Prints one line of results.
+pub fn print_line(text: fmt::Arguments<'_>) -> anyhow::Result<()> {
+    print(format_args!("{text}\n"))
+}
+
+/// Says what went wrong, if anybody listens.
+pub fn complain(text: fmt::Arguments<'_>) {
+    writeln!(io::stderr(), "strata: {text}").ok();
+}

@@ -1,0 +1,120 @@
+//! `strata info` and `strata list`.
+
+use std::process::ExitCode;
+
+use bytesize::ByteSize;
+use serde_json::{Value, json};
+use strata::folder::RepositoryFolder;
+use strata::image::ImageName;
+use strata::inventory::{self, ImageDetails, ListedImage};
+use strata::metadata::Timestamp;
+use strata::repository::Repository;
+
+use super::arguments::{Arguments, Info};
+use super::print_line;
+
+/// Shows what is known about the repository, or about one image.
+pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
+    let folder = arguments.folder()?;
+    let repository = Repository::open(&folder.store()?, folder.name())?;
+    match &info.image {
+        None => repository_info(arguments, &folder, &repository)?,
+        Some(name) => image_info(arguments, name, &inventory::describe(&repository, name)?)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn repository_info(arguments: &Arguments, folder: &RepositoryFolder, repository: &Repository) -> anyhow::Result<()> {
+    let (manifest, root) = (repository.manifest(), repository.root()?);
+    let totals = root.total_counters();
+    let published = Timestamp { seconds: manifest.published.unwrap_or(0), nanoseconds: 0 };
+    if arguments.json {
+        let value = json!({
+            "repository": manifest.name.as_str(),
+            "revision": manifest.revision,
+            "published": published.to_string(),
+            "root-catalog": manifest.root_catalog.to_string(),
+            "entries": totals.entries(),
+            "file-bytes": totals.file_size(),
+            "catalogs": totals.nested() + 1,
+            "compression": folder.settings().compression.to_string(),
+        });
+        print_line(format_args!("{value}"))?;
+        return Ok(());
+    }
+    print_line(format_args!("repository    {}", manifest.name))?;
+    print_line(format_args!("revision      {} of {published}", manifest.revision))?;
+    print_line(format_args!("root catalog  {}", manifest.root_catalog))?;
+    print_line(format_args!("entries       {} in {} catalogs", totals.entries(), totals.nested() + 1))?;
+    print_line(format_args!("files         {} (each name counted)", ByteSize(totals.file_size().cast_unsigned())))?;
+    print_line(format_args!("compression   {}", folder.settings().compression))?;
+    print_line(format_args!("storage       {}", folder.storage_path().display()))?;
+    print_line(format_args!("public key    {}", folder.public_key_path().display()))?;
+    Ok(())
+}
+
+fn image_info(arguments: &Arguments, name: &ImageName, details: &ImageDetails) -> anyhow::Result<()> {
+    let record = &details.record;
+    if arguments.json {
+        return print_line(format_args!("{}", image_json(name, details)));
+    }
+    let published = Timestamp { seconds: record.published, nanoseconds: 0 };
+    print_line(format_args!("image      {name}"))?;
+    print_line(format_args!("source     {}", record.source))?;
+    print_line(format_args!("manifest   {}", record.manifest))?;
+    print_line(format_args!("config     {}", record.config))?;
+    print_line(format_args!("published  {published}, revision {}", record.revision))?;
+    print_line(format_args!("flat       {}", if record.flat { "yes" } else { "no" }))?;
+    for other in &details.same_flat {
+        print_line(format_args!("           also {other}"))?;
+    }
+    for (digest, (layer, users)) in record.layers.iter().zip(&details.layers) {
+        let size = layer.as_ref().map_or_else(
+            || "published by another program".to_owned(),
+            |layer| format!("{} packed, {} unpacked", ByteSize(layer.blob_size), ByteSize(layer.unpacked_size)),
+        );
+        print_line(format_args!("layer      {digest}  {size}, other images with it: {users}"))?;
+    }
+    for (kind, losses) in details.losses.kinds() {
+        print_line(format_args!("losses     {} x {kind}", losses.count))?;
+    }
+    Ok(())
+}
+
+fn image_json(name: &ImageName, details: &ImageDetails) -> Value {
+    let layers = details.record.layers.iter().zip(&details.layers).map(|(digest, (layer, users))| {
+        json!({
+            "digest": digest,
+            "blob-size": layer.as_ref().map(|layer| layer.blob_size),
+            "unpacked-size": layer.as_ref().map(|layer| layer.unpacked_size),
+            "other-images": users,
+        })
+    });
+    let same_flat: Vec<String> = details.same_flat.iter().map(ToString::to_string).collect();
+    json!({
+        "name": name.to_string(),
+        "record": details.record,
+        "layers": layers.collect::<Vec<_>>(),
+        "same-flat": same_flat,
+        "losses": details.losses,
+    })
+}
+
+/// Lists the images of the repository.
+pub fn list(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let folder = arguments.folder()?;
+    let repository = Repository::open(&folder.store()?, folder.name())?;
+    let images = inventory::list(&repository)?;
+    if arguments.json {
+        let image = |image: &ListedImage| json!({"name": image.name.to_string(), "record": image.record});
+        print_line(format_args!("{}", Value::Array(images.iter().map(image).collect())))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for image in images {
+        match &image.record {
+            Some(record) => print_line(format_args!("{}  {}", image.name, record.manifest))?,
+            None => print_line(format_args!("{}  (published by another program)", image.name))?,
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,306 @@
+//! One image, up to the point where all that belongs to it lies in the store.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::need::{Need, Ready};
+use super::trees::KnownLayer;
+use super::{ConvertError, Outcome, Request, Run};
+use crate::catalog::{BuildError, CatalogBuilder, without_stray_markers};
+use crate::image::{ChainId, DiffId, Digest, ImageName};
+use crate::ingest::{BlobReader, Ingest, IngestError, IngestedLayer, OpenLayer};
+use crate::layer::{
+    EntryKind, EntryPath, ExpectedLayer, LayerEntry, LayerReader, LayerSummary, Loss, LossKind, Losses,
+};
+use crate::layout::{self, LayerRecord, LossList, TreeFacts, flat_tree};
+use crate::object::{ChunkSizes, Content};
+use crate::repository::Repository;
+use crate::source::{self, Image, ImageLayer, PlatformRequest, Source};
+use crate::tree::{Directory, LayerForm, Node, apply, join_links, layer_entries, links_across_folders};
+
+/// An image all of whose trees are stored.
+pub(super) struct StagedImage {
+    pub(super) image: Image,
+    /// The image as it was named.
+    pub(super) source: String,
+    /// What the head did not have.
+    pub(super) ready: Ready,
+    pub(super) outcome: Outcome,
+}
+
+/// What a layer says, and what was left out of it.
+struct LayerContent {
+    entries: Vec<LayerEntry<Content>>,
+    losses: LossList,
+    /// What was measured, where the layer was read from its blob.
+    summary: Option<LayerSummary>,
+    /// The layer as it was stored before, where it was read back.
+    form: Option<LayerForm>,
+}
+
+impl Run<'_> {
+    /// Reads what is new in an image and stores its trees. `names` are taken by other images of the run.
+    pub(super) fn stage(
+        &self,
+        request: &Request,
+        head: &Repository,
+        names: &[ImageName],
+    ) -> Result<StagedImage, ConvertError> {
+        let source = source::open(&request.argument)?;
+        let image = source.resolve(&PlatformRequest::new(self.options.platform.clone()))?;
+        let name = choose_name(request, &image)?;
+        if names.contains(&name) {
+            return Err(ConvertError::SameName(name));
+        }
+        let chains = ChainId::all(&diff_ids(&image));
+        let (need, ready) = self.need(&image, &chains, head)?;
+        let losses = if need.is_anything() { LossList::default() } else { self.known_losses(&image, &chains, head)? };
+        let plan = need.plan(&image);
+        let (manifest, config) = (image.manifest.digest, image.config.digest);
+        let outcome = Outcome { name, manifest, config, plan, losses };
+        let mut staged = StagedImage { source: request.argument.to_string(), ready, outcome, image };
+        if !self.options.dry_run {
+            if need.is_anything() {
+                self.build(&mut staged, &need, &chains, &*source, head)?;
+            }
+            self.check_losses(&staged.outcome)?;
+        }
+        Ok(staged)
+    }
+
+    /// Returns what was left out of an image that needs nothing built: as its trees say it, or else its layers.
+    fn known_losses(&self, image: &Image, chains: &[ChainId], head: &Repository) -> Result<LossList, ConvertError> {
+        let flat = layout::flat_root(image.config.digest);
+        for path in chains.last().map(|&chain| layout::chain_root(chain)).into_iter().chain([flat]) {
+            if let Some(catalog) = self.known_tree(head, &path)? {
+                return Ok(self.facts(&path, catalog)?.unwrap_or_default().losses);
+            }
+        }
+        let mut losses = LossList::default();
+        for layer in &image.layers {
+            if let Some(known) = self.known_layer(head, layer.digest)? {
+                losses.extend(&known.record.losses);
+            }
+        }
+        Ok(losses)
+    }
+
+    fn check_losses(&self, outcome: &Outcome) -> Result<(), ConvertError> {
+        if !self.options.strict || outcome.losses.is_empty() {
+            return Ok(());
+        }
+        let kinds: Vec<String> =
+            outcome.losses.kinds().map(|(kind, losses)| format!("{} x {kind}", losses.count)).collect();
+        Err(ConvertError::Losses(kinds.join(", ")))
+    }
+
+    /// Reads the layers above the base, applies them one by one, and stores each tree that is needed.
+    fn build(
+        &self,
+        staged: &mut StagedImage,
+        need: &Need,
+        chains: &[ChainId],
+        source: &dyn Source,
+        head: &Repository,
+    ) -> Result<(), ConvertError> {
+        let name = staged.outcome.name.clone();
+        self.progress.set_stage(format!("reading {name}"));
+        tracing::info!("{name}: reading {} of {} layers", staged.outcome.plan.layers_to_read, chains.len());
+        let contents = self.read_layers(&staged.image, need, source)?;
+        self.progress.set_stage(format!("storing the trees of {name}"));
+        let settings = self.folder.settings();
+        let builder = CatalogBuilder::new(self.staging, settings.compression, settings.catalog_entries)
+            .map_err(BuildError::from)?;
+        let (mut tree, mut losses) = match need.base {
+            0 => (Directory::empty_root(), LossList::default()),
+            length => self.base(chains[length - 1], head)?,
+        };
+        let mut other_links = Vec::new();
+        for (content, index) in contents.into_iter().zip(need.base..) {
+            let layer = staged.image.layers[index].clone();
+            losses.extend(&content.losses);
+            if need.layers.contains(&index) {
+                self.store_layer(&mut staged.ready, &builder, &tree, &layer, &content)?;
+            }
+            let applied = apply(&tree, &content.entries)
+                .map_err(|source| ConvertError::Apply { digest: layer.digest, source })?;
+            let (kept, stray) = without_stray_markers(&applied);
+            losses.add_unlisted(LossKind::StrayMarker, stray);
+            tree = kept;
+            if let Some(form) = &content.form {
+                other_links.extend(links_with_other_inodes(form, &tree));
+            }
+            if need.chains.contains(&(index + 1)) {
+                self.store_tree(&mut staged.ready, &builder, &tree, layout::chain_root(chains[index]), &losses)?;
+            }
+        }
+        if need.flat {
+            let config = &staged.image.parsed_config.config;
+            let store = |bytes: &[u8]| self.staging.put_file(settings.compression, bytes);
+            let flat = flat_tree(&tree, config, settings.modes, store)?;
+            let path = layout::flat_root(staged.image.config.digest);
+            self.store_tree(&mut staged.ready, &builder, &flat, path, &losses)?;
+        }
+        losses.add_unlisted(LossKind::LinkIntoOtherParents, other_links);
+        staged.outcome.losses = losses;
+        Ok(())
+    }
+
+    /// Reads the chain that an image starts from, and what was lost on the way there.
+    fn base(&self, chain: ChainId, head: &Repository) -> Result<(Arc<Directory>, LossList), ConvertError> {
+        let path = layout::chain_root(chain);
+        let catalog = self.known_tree(head, &path)?.expect("the base was seen just now");
+        let mut read = self.read_tree(&path, catalog)?;
+        let facts = read.facts.as_deref().and_then(TreeFacts::parse).unwrap_or_default();
+        join_links(&mut read.tree, &facts.links_across_folders);
+        Ok((read.tree, facts.losses))
+    }
+
+    /// Returns what each layer above the base says, from records or blobs.
+    fn read_layers(&self, image: &Image, need: &Need, source: &dyn Source) -> Result<Vec<LayerContent>, ConvertError> {
+        let to_read: Vec<usize> = need.to_read(image).collect();
+        self.progress.expected.fetch_add(need.plan(image).bytes_to_read, Ordering::Relaxed);
+        let ingest = Ingest {
+            staging: self.staging,
+            index: self.index,
+            compression: self.folder.settings().compression,
+            chunk_sizes: ChunkSizes::default(),
+            threads: self.options.threads,
+            memory: self.options.memory,
+        };
+        let open = |&index: &usize| self.open_layer(&image.layers[index], source);
+        let results = ingest.run(to_read.iter().map(open).collect());
+        let mut read: BTreeMap<usize, IngestedLayer> = BTreeMap::new();
+        let mut failure: Option<(Digest, IngestError)> = None;
+        for (&index, result) in to_read.iter().zip(results) {
+            match result {
+                Ok(layer) => drop(read.insert(index, layer)),
+                // The first error is the cause; the others were given up for it.
+                Err(IngestError::GivenUp) => {}
+                Err(error) => failure = failure.or(Some((image.layers[index].digest, error))),
+            }
+        }
+        if let Some((digest, source)) = failure {
+            return Err(ConvertError::Layer { digest, source });
+        }
+        (need.base..image.layers.len())
+            .map(|index| match (read.remove(&index), need.known.get(&index)) {
+                (Some(ingested), _) => Ok(LayerContent::of_blob(ingested)),
+                (None, Some(known)) => self.recall_layer(image.layers[index].digest, known),
+                (None, None) => unreachable!("a layer is known or was read"),
+            })
+            .collect()
+    }
+
+    fn open_layer<'s>(&'s self, layer: &'s ImageLayer, source: &'s dyn Source) -> OpenLayer<'s> {
+        let expected = ExpectedLayer { digest: layer.digest, size: layer.size, diff_id: Some(layer.diff_id) };
+        Box::new(move || {
+            let blob = source.open_layer(layer)?;
+            let counted: BlobReader = Box::new(Counted { blob, read: Arc::clone(&self.progress.read) });
+            Ok(LayerReader::new(counted, expected, self.options.limits)?)
+        })
+    }
+
+    fn recall_layer(&self, digest: Digest, known: &KnownLayer) -> Result<LayerContent, ConvertError> {
+        let form = self.read_layer(digest, known)?;
+        let entries = layer_entries(&form);
+        Ok(LayerContent { entries, losses: known.record.losses.clone(), summary: None, form: Some(form) })
+    }
+
+    /// Stores a layer by itself.
+    fn store_layer(
+        &self,
+        ready: &mut Ready,
+        builder: &CatalogBuilder<'_>,
+        lower: &Arc<Directory>,
+        layer: &ImageLayer,
+        content: &LayerContent,
+    ) -> Result<(), ConvertError> {
+        let failed = |source| ConvertError::Apply { digest: layer.digest, source };
+        let form = LayerForm::build(lower, &content.entries).map_err(failed)?;
+        let path = layout::layer_root(layer.digest);
+        let (tree, stray) = without_stray_markers(&form.tree);
+        let stored = builder.build(&tree, &path, None)?;
+        // Whiteouts of markers cannot be stored, but are recorded.
+        let is_whiteout = |path: &EntryPath| form.whiteouts.contains(path);
+        let stray: Vec<EntryPath> = stray.into_iter().filter(|path| !is_whiteout(path)).collect();
+        let (mut losses, is_complete) = (content.losses.clone(), stray.is_empty());
+        losses.add_unlisted(LossKind::StrayMarker, stray);
+        let summary = content.summary.as_ref().expect("a layer that is to be stored was read from its blob");
+        let record = LayerRecord::new(summary, &form, losses, is_complete);
+        self.note(&path, &stored, &record.write())?;
+        ready.layers.insert(layer.digest, (stored, record));
+        Ok(())
+    }
+
+    /// Stores a chain or root file system, of which CVMFS cannot hold `losses`.
+    fn store_tree(
+        &self,
+        ready: &mut Ready,
+        builder: &CatalogBuilder<'_>,
+        tree: &Arc<Directory>,
+        path: EntryPath,
+        losses: &LossList,
+    ) -> Result<(), ConvertError> {
+        let facts = TreeFacts { losses: losses.clone(), links_across_folders: links_across_folders(tree) };
+        let facts = (facts != TreeFacts::default()).then(|| facts.write());
+        let stored = builder.build(tree, &path, facts.as_deref())?;
+        self.note(&path, &stored, b"")?;
+        ready.trees.push((path, stored));
+        Ok(())
+    }
+}
+
+impl LayerContent {
+    fn of_blob(ingested: IngestedLayer) -> Self {
+        let mut losses: Losses = ingested.summary.losses.clone();
+        for entry in &ingested.entries {
+            if let EntryKind::HardLink(target) = &entry.kind
+                && entry.path.split().map(|(parent, _)| parent) != target.split().map(|(parent, _)| parent)
+            {
+                losses.add(Loss { path: entry.path.clone(), kind: LossKind::LinkAcrossFolders });
+            }
+        }
+        Self { losses: LossList::from(&losses), entries: ingested.entries, summary: Some(ingested.summary), form: None }
+    }
+}
+
+/// Returns the hard links into lower layers that a layer, stored above other parents, shows with another inode than `tree`.
+fn links_with_other_inodes(form: &LayerForm, tree: &Directory) -> Vec<EntryPath> {
+    let is_other = |path: &&EntryPath| match (form.tree.get(path), tree.get(path)) {
+        (Some(Node::Leaf(stored)), Some(Node::Leaf(real))) => stored != real,
+        _ => true,
+    };
+    form.links_below.keys().filter(is_other).cloned().collect()
+}
+
+fn diff_ids(image: &Image) -> Vec<DiffId> {
+    image.layers.iter().map(|layer| layer.diff_id).collect()
+}
+
+fn choose_name(request: &Request, image: &Image) -> Result<ImageName, ConvertError> {
+    match (&request.name, image.names.as_slice()) {
+        (Some(name), _) | (None, [name]) => Ok(name.clone()),
+        (None, []) => Err(ConvertError::NoName(request.argument.to_string())),
+        (None, names) => Err(ConvertError::SeveralNames {
+            argument: request.argument.to_string(),
+            names: names.iter().map(ToString::to_string).collect(),
+        }),
+    }
+}
+
+/// A blob that counts what is read of it.
+struct Counted {
+    blob: BlobReader,
+    read: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.blob.read(buffer)?;
+        self.read.fetch_add(length as u64, Ordering::Relaxed);
+        Ok(length)
+    }
+}

@@ -1,0 +1,156 @@
+//! Trees that are known already: published, or stored by a run that did not come to publishing them.
+
+use super::{ConvertError, Run};
+use crate::catalog::{Catalog, CatalogReference, FACTS, MAXIMUM_CATALOG_BYTES, StoredTree, StoredTreeNote};
+use crate::image::Digest;
+use crate::layer::EntryPath;
+use crate::layout::{self, LayerRecord, TreeFacts};
+use crate::object::{ObjectHash, ObjectKind, Pieces};
+use crate::repository::{ReadTree, Repository, RepositoryError, read_tree};
+use crate::store::StoreError;
+use crate::tree::{LayerForm, LeafKind, Node, join_links};
+
+/// No record is read that is longer.
+const RECORD_LIMIT: u64 = 256 << 20;
+
+/// A layer that need not be read from its blob.
+pub(super) struct KnownLayer {
+    /// Its catalogs.
+    pub(super) catalog: CatalogReference,
+    /// What they do not say.
+    pub(super) record: LayerRecord,
+}
+
+impl Run<'_> {
+    /// Returns everything but a tree's path and content that its catalogs depend on.
+    pub(super) fn tree_options(&self) -> String {
+        let settings = self.folder.settings();
+        format!("1 {} {} {:?}", settings.compression, settings.catalog_entries, settings.modes)
+    }
+
+    /// Finds a layer that is published with its record, or that was stored for that by an earlier run.
+    pub(super) fn known_layer(&self, head: &Repository, digest: Digest) -> Result<Option<KnownLayer>, ConvertError> {
+        let path = layout::layer_root(digest);
+        let record = layout::layer_record(digest);
+        // A layer whose record is too long to be read is read from its blob.
+        let is_readable = head.get(&record)?.is_some_and(|entry| entry.size.cast_unsigned() <= RECORD_LIMIT);
+        if is_readable
+            && let Some(json) = head.read(&record, RECORD_LIMIT)?
+            && let Some(record) = LayerRecord::parse(&json)
+            && let Some(catalog) = head.nested_catalog(&path)?
+        {
+            return Ok(Some(KnownLayer { catalog, record }));
+        }
+        let Some(note) = self.noted(&path)? else { return Ok(None) };
+        let record = LayerRecord::parse(note.facts.as_bytes());
+        Ok(record.map(|record| KnownLayer { catalog: note.catalog, record }))
+    }
+
+    /// Tells whether a layer is published, by whomever.
+    pub(super) fn is_layer_published(head: &Repository, digest: Digest) -> Result<bool, ConvertError> {
+        Ok(head.get(&layout::layer_root(digest))?.is_some())
+    }
+
+    /// Finds a tree that is published, or that was stored for that by an earlier run.
+    pub(super) fn known_tree(
+        &self,
+        head: &Repository,
+        path: &EntryPath,
+    ) -> Result<Option<CatalogReference>, ConvertError> {
+        match head.nested_catalog(path)? {
+            Some(catalog) => Ok(Some(catalog)),
+            None => Ok(self.noted(path)?.map(|note| note.catalog)),
+        }
+    }
+
+    /// Returns what an earlier run, or this one, stored for `path`, if all of it is still there.
+    pub(super) fn noted(&self, path: &EntryPath) -> Result<Option<StoredTreeNote>, ConvertError> {
+        let noted = || self.noted.lock().expect("no thread panics while it looks for a note");
+        if let Some(known) = noted().get(path) {
+            return Ok(known.clone());
+        }
+        let found = self.look_for_note(path)?;
+        noted().insert(path.clone(), found.clone());
+        Ok(found)
+    }
+
+    /// Returns a tree that an earlier run stored for `path`, with its facts. With `force`, nothing is recalled.
+    pub(super) fn recall(&self, path: &EntryPath) -> Result<Option<(StoredTree, String)>, ConvertError> {
+        if self.options.force {
+            return Ok(None);
+        }
+        let Some(note) = self.noted(path)? else { return Ok(None) };
+        Ok(Some((self.read_tree(path, note.catalog)?.stored, note.facts)))
+    }
+
+    fn look_for_note(&self, path: &EntryPath) -> Result<Option<StoredTreeNote>, ConvertError> {
+        let Some(note) = self.state.tree(&path.to_string(), &self.tree_options())? else { return Ok(None) };
+        if !self.staging.has(note.catalog.hash, ObjectKind::Catalog)? {
+            return Ok(None);
+        }
+        Ok(self.is_complete(path, note.catalog)?.then_some(note))
+    }
+
+    /// Notes a tree whose catalogs were stored.
+    pub(super) fn note(&self, path: &EntryPath, stored: &StoredTree, facts: &[u8]) -> Result<(), ConvertError> {
+        let facts = String::from_utf8_lossy(facts).into_owned();
+        let note = StoredTreeNote { catalog: stored.reference, facts };
+        self.state.add_tree(&path.to_string(), &self.tree_options(), &note)?;
+        self.noted.lock().expect("no thread panics while it looks for a note").insert(path.clone(), Some(note));
+        Ok(())
+    }
+
+    /// Tells whether every catalog and object of a stored tree is in the store.
+    fn is_complete(&self, path: &EntryPath, catalog: CatalogReference) -> Result<bool, ConvertError> {
+        // Catalogs are read whole here, so a missing one shows; any failure only costs the work to be done again.
+        let Ok(read) = self.read_tree(path, catalog) else { return Ok(false) };
+        let (mut is_complete, mut failure) = (true, None);
+        let mut look = |hash: ObjectHash, kind| match self.staging.has(hash, kind) {
+            Ok(is_there) => is_complete &= is_there,
+            Err(error) => failure = Some(error),
+        };
+        read.tree.walk(&EntryPath::ROOT, &mut |_, node| {
+            if let Node::Leaf(leaf) = node
+                && let LeafKind::File { content, .. } = &leaf.kind
+            {
+                match &content.pieces {
+                    Pieces::Whole(hash) => look(*hash, ObjectKind::File),
+                    Pieces::Chunks(chunks) => chunks.iter().for_each(|chunk| look(chunk.hash, ObjectKind::Chunk)),
+                }
+            }
+        });
+        failure.map_or(Ok(is_complete), |error| Err(error.into()))
+    }
+
+    /// Reads a tree back from its catalogs.
+    pub(super) fn read_tree(&self, path: &EntryPath, catalog: CatalogReference) -> Result<ReadTree, ConvertError> {
+        let read = |hash: ObjectHash| -> Result<Vec<u8>, StoreError> {
+            self.staging.read_decoded(hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES)
+        };
+        Ok(read_tree(&read, path, catalog)?)
+    }
+
+    /// Reads what the catalogs of a chain or root file system do not say.
+    pub(super) fn facts(
+        &self,
+        path: &EntryPath,
+        reference: CatalogReference,
+    ) -> Result<Option<TreeFacts>, ConvertError> {
+        let bytes = self.staging.read_decoded(reference.hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES)?;
+        let catalog = Catalog::parse(&bytes, path).map_err(RepositoryError::from)?;
+        Ok(catalog.property(FACTS).and_then(TreeFacts::parse))
+    }
+
+    /// Reads a layer back in overlay form, with what the form does not say.
+    pub(super) fn read_layer(&self, digest: Digest, known: &KnownLayer) -> Result<LayerForm, ConvertError> {
+        let mut tree = self.read_tree(&layout::layer_root(digest), known.catalog)?.tree;
+        join_links(&mut tree, &known.record.links_across_folders);
+        Ok(LayerForm {
+            tree,
+            implied: known.record.implied_folders.clone(),
+            links_below: known.record.links_into_lower_layers.clone(),
+            whiteouts: known.record.whiteouts.clone(),
+            opaques: known.record.opaque_folders.clone(),
+        })
+    }
+}
