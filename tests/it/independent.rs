@@ -1,0 +1,133 @@
+//! A reader of CVMFS repositories that others wrote mounts what strata publishes.
+//!
+//! It is `cvmfs-cli` of the crate `cvmfs`, looked for in `target/tools/bin` and in `PATH`. It checks fewer signatures and
+//! hashes than the client of CernVM-FS, but it was written from the format, not from our code.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::{TestImage, TestRepository, flat_path, need};
+
+/// How long the reader may take until it has mounted a small repository.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Serves the files below a folder over HTTP until the process ends; returns the address.
+fn serve(folder: PathBuf) -> io::Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = format!("http://{}", listener.local_addr()?);
+    thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            let folder = folder.clone();
+            thread::spawn(move || answer(&connection, &folder));
+        }
+    });
+    Ok(address)
+}
+
+/// What a copy of a repository has beside the files of the original.
+///
+/// The reader asks for them, too, and where they are missing it asks four times each, with long pauses.
+const FILES_OF_A_COPY: [&str; 2] = [".cvmfs_last_snapshot", ".cvmfs_is_snapshotting"];
+const TIME_OF_A_COPY: &[u8] = b"Fri Jul 14 02:40:00 UTC 2017\n";
+
+/// Answers one request, and then closes the connection.
+fn answer(mut connection: &TcpStream, folder: &Path) -> io::Result<()> {
+    let mut lines = BufReader::new(connection).lines();
+    let request = lines.next().unwrap_or_else(|| Ok(String::new()))?;
+    while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+    let path =
+        request.strip_prefix("GET /").and_then(|rest| rest.split(' ').next()).filter(|path| !path.contains(".."));
+    let (status, body) = match path {
+        Some(path) if FILES_OF_A_COPY.contains(&path) => ("200 OK", TIME_OF_A_COPY.to_vec()),
+        path => path
+            .and_then(|path| fs::read(folder.join(path)).ok())
+            .map_or(("404 Not Found", Vec::new()), |body| ("200 OK", body)),
+    };
+    write!(connection, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
+    connection.write_all(&body)
+}
+
+/// A mounted repository, which is unmounted when the value is dropped, however the test ends.
+struct Mount {
+    folder: PathBuf,
+    reader: Child,
+}
+
+impl Mount {
+    fn start(program: &Path, url: &str, folder: PathBuf, cache: &Path) -> Self {
+        fs::create_dir(&folder).unwrap();
+        fs::create_dir(cache).unwrap();
+        let mut command = Command::new(program);
+        let reader = command.arg(url).arg(&folder).arg(cache).stdout(Stdio::null()).spawn().unwrap();
+        let mut mount = Self { folder, reader };
+        let (start, outside) = (Instant::now(), mount.device_of_parent());
+        while fs::metadata(&mount.folder).map_or(outside, |metadata| metadata.dev()) == outside {
+            assert_eq!(mount.reader.try_wait().unwrap(), None, "the reader gave up");
+            assert!(start.elapsed() < PATIENCE, "the reader does not mount");
+            thread::park_timeout(Duration::from_millis(10));
+        }
+        mount
+    }
+
+    fn device_of_parent(&self) -> u64 {
+        fs::metadata(self.folder.parent().unwrap()).unwrap().dev()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("fusermount3").arg("-uz").arg(&self.folder).status();
+        let _ = self.reader.kill();
+        let _ = self.reader.wait();
+    }
+}
+
+/// Returns the independent reader, if it is there and may mount anything.
+fn independent_reader() -> Option<PathBuf> {
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/cvmfs-cli");
+    let program = if installed.is_file() { Some(installed) } else { need("cvmfs-cli").then(|| "cvmfs-cli".into()) };
+    let has_fuse = fs::metadata("/dev/fuse").is_ok_and(|metadata| metadata.file_type().is_char_device())
+        && File::options().read(true).write(true).open("/dev/fuse").is_ok();
+    if !has_fuse {
+        let must_run = std::env::var_os("STRATA_TEST_ALL").is_some_and(|value| value == "1");
+        assert!(!must_run, "/dev/fuse cannot be opened, and STRATA_TEST_ALL=1 makes that a failure");
+        println!("skipped: /dev/fuse cannot be opened");
+    }
+    program.filter(|_| has_fuse && need("fusermount3"))
+}
+
+#[test]
+fn independent_reader_lists_and_reads_what_is_published() {
+    let Some(program) = independent_reader() else { return };
+    let large: Vec<u8> = (0..9_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let image = TestImage::new()
+        .layer(|layer| {
+            layer.file("usr/share/doc/readme", "read me\n").file("usr/gone", "").symlink("doc", "usr/share/doc")
+        })
+        .layer(|layer| {
+            layer.whiteout("usr/gone").file("usr/bin/tool", "#!/bin/sh\n").mode(0o755).file("large", &large)
+        });
+    let repository = TestRepository::publish(&image);
+    let url = serve(repository.storage()).unwrap();
+    let mount = Mount::start(&program, &url, repository.beside("mount"), &repository.beside("cache"));
+    let root = mount.folder.join(flat_path(&image));
+
+    let mut names: Vec<String> = fs::read_dir(root.join("usr"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["bin", "share"]);
+    assert_eq!(fs::read_to_string(root.join("usr/share/doc/readme")).unwrap(), "read me\n");
+    assert_eq!(fs::read_link(root.join("doc")).unwrap(), Path::new("usr/share/doc"));
+    let tool = fs::metadata(root.join("usr/bin/tool")).unwrap();
+    assert_eq!((tool.mode() & 0o7777, tool.len(), tool.mtime()), (0o755, 10, 1_500_000_000));
+    assert!(fs::read(root.join("large")).unwrap() == large, "a chunked file reads back");
+    assert!(fs::read_to_string(root.join(".singularity.d/runscript")).unwrap().starts_with("#!/bin/sh"));
+}

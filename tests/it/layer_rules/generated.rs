@@ -1,0 +1,197 @@
+//! Images that a generator made up, compared with a naive model: a map from paths to entries.
+//!
+//! Names are few, so that everything collides with everything. What layers say about links on the way to an entry is
+//! left to the tests that name it: here no path leads through a symbolic link.
+
+use std::collections::BTreeMap;
+
+use crate::strict::Content;
+use crate::support::{TestImage, TestLayer, TestRepository};
+
+/// How many images are made up.
+const IMAGES: u64 = 60;
+
+/// Numbers that look random and are the same in every run (xorshift).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % end
+    }
+
+    fn path(&mut self) -> String {
+        let depth = 1 + self.below(3);
+        let mut name = || ["a", "b", "aa", "ab", "ba", "bb"][self.below(6) as usize];
+        (0..depth).map(|_| name()).collect::<Vec<_>>().join("/")
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Node {
+    Folder { mode: u32 },
+    File { mode: u32, content: String },
+    Link(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Said {
+    Is(Node),
+    Whiteout,
+    Opaque,
+}
+
+type Model = BTreeMap<String, Node>;
+
+/// Tells whether `path` lies in the folder `folder`, at any depth.
+fn is_in(path: &str, folder: &str) -> bool {
+    path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// Makes up what one layer says. No path of it stands in the way of another one's.
+fn made_up_layer(numbers: &mut Numbers) -> Vec<(String, Said)> {
+    let mut layer: Vec<(String, Said)> = Vec::new();
+    for _ in 0..numbers.below(12) {
+        let path = numbers.path();
+        let said = match numbers.below(10) {
+            0..3 => Said::Is(Node::Folder { mode: [0o755, 0o700, 0o1777][numbers.below(3) as usize] }),
+            3..6 => Said::Is(Node::File { mode: 0o644, content: numbers.below(4).to_string() }),
+            6 => Said::Is(Node::Link("nowhere".to_owned())),
+            7..9 => Said::Whiteout,
+            _ => Said::Opaque,
+        };
+        let collides = |(other, is): &(String, Said)| match (is, &said) {
+            (Said::Opaque, Said::Opaque) | (Said::Whiteout, Said::Whiteout) => *other == path,
+            (Said::Is(Node::Folder { .. }), Said::Is(Node::Folder { .. })) => *other == path,
+            // A whiteout of a folder in which the layer has entries, or below an entry of the layer, is left to others.
+            (Said::Opaque, _) | (_, Said::Opaque) => false,
+            (Said::Is(Node::Folder { .. }), _) => *other == path || is_in(other, &path),
+            (_, Said::Is(Node::Folder { .. })) => *other == path || is_in(&path, other),
+            _ => *other == path || is_in(other, &path) || is_in(&path, other),
+        };
+        let blocks_marker = |(other, is): &(String, Said)| match (is, &said) {
+            (Said::Is(Node::Folder { .. }), Said::Opaque) | (Said::Opaque, Said::Is(Node::Folder { .. })) => false,
+            (Said::Opaque, Said::Opaque) => false,
+            (_, Said::Opaque) => *other == path || is_in(&path, other),
+            (Said::Opaque, _) => *other == path || is_in(other, &path),
+            _ => false,
+        };
+        if !layer.iter().any(|other| collides(other) || blocks_marker(other)) {
+            layer.push((path, said));
+        }
+    }
+    layer
+}
+
+/// Lays a layer over a model: first what it hides, then what it brings.
+fn lay(model: &mut Model, layer: &[(String, Said)]) {
+    for (path, said) in layer {
+        match said {
+            Said::Is(_) => {}
+            Said::Whiteout => model.retain(|other, _| other != path && !is_in(other, path)),
+            Said::Opaque => model.retain(|other, _| !is_in(other, path)),
+        }
+    }
+    for (path, said) in layer {
+        let Said::Is(node) = said else { continue };
+        for (slash, _) in path.match_indices('/') {
+            let folder = &path[..slash];
+            if !matches!(model.get(folder), Some(Node::Folder { .. })) {
+                model.insert(folder.to_owned(), Node::Folder { mode: 0o755 });
+            }
+        }
+        if !matches!(node, Node::Folder { .. }) {
+            model.retain(|other, _| !is_in(other, path));
+        }
+        model.insert(path.clone(), node.clone());
+    }
+}
+
+/// Tells whether an entry of the layer lies below a link of the model, or a marker does.
+fn leads_through_link(model: &Model, layer: &[(String, Said)]) -> bool {
+    let is_no_folder = |path: &str| model.get(path).is_some_and(|node| !matches!(node, Node::Folder { .. }));
+    layer.iter().any(|(path, said)| {
+        let above = path.match_indices('/').any(|(slash, _)| matches!(model.get(&path[..slash]), Some(Node::Link(_))));
+        above || *said == Said::Opaque && is_no_folder(path)
+    })
+}
+
+fn written(layer: &[(String, Said)]) -> impl Fn(TestLayer) -> TestLayer + '_ {
+    |empty| {
+        layer.iter().fold(empty, |written, (path, said)| match said {
+            Said::Is(Node::Folder { mode }) => written.dir(path).mode(*mode),
+            Said::Is(Node::File { mode, content }) => written.file(path, content).mode(*mode),
+            Said::Is(Node::Link(target)) => written.symlink(path, target),
+            Said::Whiteout => written.whiteout(path),
+            Said::Opaque => written.opaque(path),
+        })
+    }
+}
+
+/// Makes up an image and says what its file system is.
+fn made_up_image(seed: u64) -> (TestImage, Model) {
+    let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15 ^ (seed << 20 | seed));
+    let (mut image, mut model) = (TestImage::new().env("SEED", &seed.to_string()), Model::new());
+    for _ in 0..1 + numbers.below(4) {
+        let layer = made_up_layer(&mut numbers);
+        if leads_through_link(&model, &layer) {
+            continue;
+        }
+        lay(&mut model, &layer);
+        image = image.layer(written(&layer));
+    }
+    (image.layer(|layer| layer.file("last", seed.to_string())), {
+        model.insert("last".to_owned(), Node::File { mode: 0o644, content: seed.to_string() });
+        model
+    })
+}
+
+/// Returns the published tree in the form of the model, without its root.
+fn published_model(repository: &TestRepository, image: &TestImage) -> Model {
+    let tree = repository.chain(image);
+    let entries = tree.entries().iter().filter(|(path, _)| !path.is_empty());
+    let nodes = entries.map(|(path, entry)| {
+        let node = match (&entry.target, &entry.content) {
+            (Some(target), _) => Node::Link(String::from_utf8(target.clone()).unwrap()),
+            (_, Some(Content::Whole(content))) => {
+                Node::File { mode: entry.mode & 0o7777, content: String::from_utf8(content.clone()).unwrap() }
+            }
+            _ => Node::Folder { mode: entry.mode & 0o7777 },
+        };
+        (String::from_utf8(path.clone()).unwrap(), node)
+    });
+    nodes.collect()
+}
+
+#[test]
+fn made_up_images_are_what_a_naive_model_says() {
+    let images: Vec<(String, TestImage, Model)> = (1..=IMAGES)
+        .map(|seed| {
+            let (image, model) = made_up_image(seed);
+            (format!("h.example.org/made-up:{seed}"), image, model)
+        })
+        .collect();
+    let repository = TestRepository::new();
+    let named: Vec<(&str, &TestImage)> = images.iter().map(|(name, image, _)| (name.as_str(), image)).collect();
+    repository.convert_together(&named, &[]).expect_code(0);
+    for (name, image, model) in &images {
+        assert_eq!(published_model(&repository, image), *model, "{name}");
+        let flat = repository.flat(image);
+        assert!(model.keys().all(|path| flat.has(path)), "{name}");
+    }
+}
+
+#[test]
+fn made_up_images_are_the_same_when_their_layers_are_known() {
+    let known = TestRepository::new();
+    for seed in 1..=8 {
+        let (image, model) = made_up_image(seed);
+        let name = format!("h.example.org/made-up:{seed}");
+        known.convert(&image, &name, &["--skip-flat", "--chains", "none"]).expect_code(0);
+        let json = known.convert(&image, &name, &["--json"]).expect_code(0).json();
+        assert_eq!(json["images"][0]["layers-read"], 0, "{name}");
+        assert_eq!(published_model(&known, &image), model, "{name}");
+    }
+}

@@ -1,0 +1,15 @@
+//! The integration tests: one binary, a file for each promise.
+
+mod catalogs;
+mod chains;
+mod compression;
+mod convert;
+mod determinism;
+mod independent;
+mod layer_rules;
+mod publish;
+mod strict;
+mod strict_selftest;
+mod support;
+mod support_selftest;
+mod verification;

@@ -1,0 +1,123 @@
+//! Reads a published repository folder as strictly as the format allows. It shares no code with the crate.
+//!
+//! [`check`] demands what the outside judges demand (`cvmfs_swissknife check -c`, `scrub`) and what they leave out but
+//! clients rely on: row order, flags, content sizes, owners of transition points. Signatures it leaves to the tests of
+//! the signer. Everything that a tag keeps alive is checked like the head.
+
+mod catalog;
+mod database;
+mod letter;
+mod reader;
+mod references;
+mod rules;
+mod store;
+mod tree;
+mod walk;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::Path;
+
+use letter::Manifest;
+use store::Store;
+use tree::TreeCheck;
+
+pub use reader::{Content, Entry, Reader};
+
+/// One thing that is not as it must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The file below the storage folder, or the path in the repository with its catalog.
+    pub place: String,
+    /// What the format demands there.
+    pub expected: String,
+    /// What is there.
+    pub found: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: expected {}, found {}", self.place, self.expected, self.found)
+    }
+}
+
+/// Findings as they are collected.
+#[derive(Debug, Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    /// Adds a finding.
+    fn note(&mut self, place: impl fmt::Display, expected: impl fmt::Display, found: impl fmt::Display) {
+        let (place, expected, found) = (place.to_string(), expected.to_string(), found.to_string());
+        self.0.push(Finding { place, expected, found });
+    }
+
+    /// Adds a finding unless `found` equals `expected`.
+    fn require<T: PartialEq + fmt::Debug>(&mut self, place: impl fmt::Display, what: &str, expected: T, found: T) {
+        if expected != found {
+            self.note(place, format_args!("{what} {expected:?}"), format_args!("{found:?}"));
+        }
+    }
+
+    /// Returns what a step gave, or keeps why it failed.
+    fn keep<T>(&mut self, step: Result<T, Finding>) -> Option<T> {
+        step.map_err(|finding| self.0.push(finding)).ok()
+    }
+}
+
+/// What [`check`] found.
+#[derive(Debug)]
+pub struct Report {
+    /// Everything that is wrong; empty when the repository is good.
+    pub findings: Vec<Finding>,
+    /// Objects below `data/` that neither the head nor a tag leads to: lawful, and what a garbage collection removes.
+    pub unreachable: BTreeSet<String>,
+}
+
+impl Report {
+    /// Panics with all findings, if there are any.
+    #[track_caller]
+    pub fn assert_good(&self) {
+        let findings: Vec<String> = self.findings.iter().map(Finding::to_string).collect();
+        assert!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
+    }
+
+    /// Tells whether a finding says `text` anywhere in its message.
+    pub fn says(&self, text: &str) -> bool {
+        self.findings.iter().any(|finding| finding.to_string().contains(text))
+    }
+}
+
+/// Checks the repository `fqrn`, whose published files lie in `storage`.
+pub fn check(storage: &Path, fqrn: &str) -> Report {
+    let mut findings = Findings::default();
+    let store = Store::new(storage);
+    store.check_top_folder(&mut findings);
+    let objects = store.scan(&mut findings);
+    let Some(manifest) = findings.keep(Manifest::read(storage)) else {
+        return Report { findings: findings.0, unreachable: BTreeSet::new() };
+    };
+    manifest.check(fqrn, &mut findings);
+
+    let mut tree = TreeCheck::new(&store, &objects, &mut findings);
+    references::check(&store, &manifest, fqrn, &mut tree);
+    letter::check_alternative_paths(storage, &manifest, tree.findings);
+    let referenced = tree.into_referenced();
+    let unreachable = objects.keys().filter(|path| !referenced.contains(*path)).cloned().collect();
+    Report { findings: findings.0, unreachable }
+}
+
+/// Returns a path of the repository for messages: `/` for the root, odd bytes escaped.
+fn show(path: &[u8]) -> String {
+    if path.is_empty() { "/".to_owned() } else { path.escape_ascii().to_string() }
+}
+
+/// Returns lower-case hexadecimal digits.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Tells whether `text` is a SHA-1 hash in the one form that manifests, catalogs and tags hold.
+fn is_hash(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}

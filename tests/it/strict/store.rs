@@ -1,0 +1,173 @@
+//! The storage folder: which files may lie in it, and what the objects are.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use flate2::bufread::ZlibDecoder;
+use sha1::{Digest as _, Sha1};
+
+use super::{Finding, Findings, hex, is_hash};
+
+/// Files that may lie beside `data/`, other than links for the alternative catalog path.
+const TOP_FILES: &[&str] = &[
+    ".cvmfspublished",
+    ".cvmfswhitelist",
+    ".cvmfsreflog",
+    ".cvmfs_master_replica",
+    ".cvmfs_is_snapshotting",
+    ".cvmfs_last_snapshot",
+    ".cvmfs_status.json",
+];
+
+/// A storage folder.
+pub struct Store {
+    root: PathBuf,
+}
+
+/// What the file of an object holds.
+#[derive(Debug, Clone, Copy)]
+pub struct StoredObject {
+    /// Bytes in the file.
+    pub stored: u64,
+    /// Bytes of content, when the file is one whole zlib stream and nothing else.
+    pub inflated: Option<u64>,
+}
+
+/// Returns the path of an object below the storage folder.
+pub fn object_path(hash: &str, suffix: &str) -> String {
+    format!("data/{}/{}{suffix}", &hash[..2], &hash[2..])
+}
+
+impl Store {
+    /// Names a storage folder.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// Reads a file of the folder as it is.
+    pub fn read_raw(&self, path: &str) -> Result<Vec<u8>, Finding> {
+        fs::read(self.root.join(path)).map_err(|error| Finding {
+            place: path.to_owned(),
+            expected: "a readable file".to_owned(),
+            found: error.to_string(),
+        })
+    }
+
+    /// Reads an object and inflates it.
+    pub fn read(&self, hash: &str, suffix: &str) -> Result<Vec<u8>, Finding> {
+        let path = object_path(hash, suffix);
+        let stored = self.read_raw(&path)?;
+        let mut content = Vec::new();
+        match ZlibDecoder::new(stored.as_slice()).read_to_end(&mut content) {
+            Ok(_) => Ok(content),
+            Err(error) => {
+                let expected = "a whole zlib stream".to_owned();
+                Err(Finding { place: path, expected, found: error.to_string() })
+            }
+        }
+    }
+
+    /// Checks what lies in the storage folder itself.
+    pub fn check_top_folder(&self, findings: &mut Findings) {
+        for name in [".cvmfspublished", ".cvmfswhitelist", ".cvmfsreflog"] {
+            if !self.root.join(name).is_file() {
+                findings.note(name, "a file", "none");
+            }
+        }
+        for (name, metadata) in entries(&self.root, "", findings) {
+            let is_lawful = match name.as_str() {
+                "data" | "stats" => metadata.is_dir(),
+                name if name.starts_with(".cvmfsalt-") => metadata.is_symlink(),
+                name => TOP_FILES.contains(&name) && metadata.is_file(),
+            };
+            if !is_lawful {
+                findings.note(&name, "only files that a repository has", "a stray one");
+            }
+        }
+    }
+
+    /// Checks that everything below `data/` is an object under its right name, and returns the objects by path.
+    pub fn scan(&self, findings: &mut Findings) -> BTreeMap<String, StoredObject> {
+        let mut objects = BTreeMap::new();
+        let prefixes: Vec<String> = (0..=255).map(|byte| format!("{byte:02x}")).collect();
+        for (name, metadata) in entries(&self.root.join("data"), "data", findings) {
+            if (name != "txn" && !prefixes.contains(&name)) || !metadata.is_dir() {
+                findings.note(format_args!("data/{name}"), "only the folders 00 to ff and txn", "a stray entry");
+            }
+        }
+        if let Some((name, _)) = entries(&self.root.join("data/txn"), "data/txn", findings).first() {
+            findings.note(format_args!("data/txn/{name}"), "an empty folder data/txn", "a leftover");
+        }
+        for prefix in prefixes {
+            self.scan_folder(&prefix, &mut objects, findings);
+        }
+        objects
+    }
+
+    fn scan_folder(&self, prefix: &str, objects: &mut BTreeMap<String, StoredObject>, findings: &mut Findings) {
+        let folder = self.root.join("data").join(prefix);
+        let readers = fs::metadata(&folder).map_or(0, |metadata| metadata.mode() & 0o444);
+        for (name, metadata) in entries(&folder, &format!("data/{prefix}"), findings) {
+            let path = format!("data/{prefix}/{name}");
+            let digits = name.trim_end_matches(['C', 'H', 'P', 'X', 'M']);
+            if !metadata.is_file() || name.len() - digits.len() > 1 || !is_hash(&format!("{prefix}{digits}")) {
+                findings.note(&path, "a regular file named by a hash and a letter of CHPXM", "another entry");
+                continue;
+            }
+            let mode = metadata.permissions().mode() & 0o7777;
+            if mode & readers != readers || mode & 0o7111 != 0 {
+                let expected = format!("a plain file whom all may read who may list its folder ({readers:03o})");
+                findings.note(&path, expected, format_args!("mode {mode:03o}"));
+            }
+            match examine(&folder.join(&name)) {
+                Err(error) => findings.note(&path, "a readable file", error),
+                Ok((hash, object)) => {
+                    findings.require(&path, "stored bytes with hash", format!("{prefix}{digits}"), hash);
+                    if name.ends_with(['C', 'H', 'X', 'M']) && object.inflated.is_none() {
+                        findings.note(&path, "one whole zlib stream", "something else");
+                    }
+                    objects.insert(path, object);
+                }
+            }
+        }
+    }
+}
+
+/// Lists a folder in the order of names; a folder that cannot be listed is a finding.
+fn entries(folder: &Path, place: &str, findings: &mut Findings) -> Vec<(String, fs::Metadata)> {
+    let list = || -> io::Result<Vec<(String, fs::Metadata)>> {
+        let named = |entry: io::Result<fs::DirEntry>| {
+            let entry = entry?;
+            Ok((entry.file_name().to_string_lossy().into_owned(), entry.metadata()?))
+        };
+        fs::read_dir(folder)?.map(named).collect()
+    };
+    let mut entries = list().unwrap_or_else(|error| {
+        findings.note(place, "a folder", error);
+        Vec::new()
+    });
+    entries.sort_by(|a, b| a.0.cmp(&b.0));
+    entries
+}
+
+/// Returns the hash of a file and what it holds, without having it whole in memory.
+fn examine(path: &Path) -> io::Result<(String, StoredObject)> {
+    let mut sha1 = Sha1::new();
+    let mut file = File::open(path)?;
+    let mut buffer = vec![0; 1 << 16];
+    let mut stored = 0;
+    loop {
+        let length = file.read(&mut buffer)?;
+        if length == 0 {
+            break;
+        }
+        sha1.update(&buffer[..length]);
+        stored += length as u64;
+    }
+    let mut decoder = ZlibDecoder::new(BufReader::new(File::open(path)?));
+    let inflated = io::copy(&mut decoder, &mut io::sink()).ok().filter(|_| decoder.total_in() == stored && stored > 0);
+    Ok((hex(&sha1.finalize()), StoredObject { stored, inflated }))
+}

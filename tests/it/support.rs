@@ -1,0 +1,46 @@
+//! What the tests share: running the program, asking for outside programs, and images made to order.
+
+mod image;
+mod layer;
+mod repository;
+
+use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output};
+use std::{env, fs};
+
+pub use image::{Damage, TestImage, write_oci_index};
+pub use layer::{Compression, DeviceKind, TestLayer};
+pub use repository::{FQRN, NAME, Run, TestRepository, Tree, chain_path, flat_path, layer_path};
+
+/// Runs strata and waits for it. Settings of whoever runs the tests do not reach it.
+pub fn strata<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Output {
+    strata_command(arguments).output().expect("strata was built with its tests")
+}
+
+/// Prepares to run strata. Settings of whoever runs the tests do not reach it.
+pub fn strata_command<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_strata"));
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("STRATA_")) {
+        command.env_remove(name);
+    }
+    command.env_remove("SOURCE_DATE_EPOCH").args(arguments);
+    command
+}
+
+/// Tells whether `program` is installed, and prints why the test skips if it is not.
+///
+/// With `STRATA_TEST_ALL=1`, a missing program fails the test instead.
+#[track_caller]
+pub fn need(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let is_installed = env::split_paths(&path).map(|folder| folder.join(program)).any(|file| {
+        fs::metadata(file).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+    });
+    if !is_installed {
+        let must_run = env::var_os("STRATA_TEST_ALL").is_some_and(|value| value == "1");
+        assert!(!must_run, "{program} is not installed, and STRATA_TEST_ALL=1 makes that a failure");
+        println!("skipped: {program} is not installed");
+    }
+    is_installed
+}

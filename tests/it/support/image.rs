@@ -1,0 +1,328 @@
+//! Images made to order, written as OCI layout, OCI archive or docker archive.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::env::consts::ARCH;
+use std::fs::{self, File};
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tar::{Builder, EntryType, Header};
+
+use super::layer::{TestLayer, digest};
+
+const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
+const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
+
+/// Stands where the digest of nothing belongs.
+const WRONG_DIGEST: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+
+/// What is wrong with an image, once it is written. The number is that of a layer, the lowest being 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Damage {
+    /// The manifest gives the layer another digest, and its blob lies under that name. OCI forms only.
+    WrongDigest(usize),
+    /// The manifest gives the layer one byte more than it has. OCI forms only.
+    WrongSize(usize),
+    /// The config gives the layer another diff ID.
+    WrongDiffId(usize),
+    /// The config has no diff ID for the topmost layer.
+    MissingDiffId,
+    /// The layer ends in its middle.
+    Truncated(usize),
+    /// The layer's blob is not there.
+    Omitted(usize),
+}
+
+/// An image to be. The same calls give the same bytes.
+#[derive(Debug, Clone)]
+pub struct TestImage {
+    layers: Vec<TestLayer>,
+    settings: BTreeMap<&'static str, Value>,
+    platform: (String, String),
+    damage: BTreeSet<Damage>,
+}
+
+/// The documents and blobs of an image, by digest.
+struct Built {
+    config: Vec<u8>,
+    manifest: Vec<u8>,
+    blobs: BTreeMap<String, Vec<u8>>,
+}
+
+impl TestImage {
+    /// Starts an image without layers, for the machine that the test runs on.
+    pub fn new() -> Self {
+        let architecture = match ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        let (layers, settings, damage) = Default::default();
+        Self { layers, settings, platform: ("linux".to_owned(), architecture.to_owned()), damage }
+    }
+
+    /// Puts a layer on top.
+    pub fn layer(mut self, fill: impl FnOnce(TestLayer) -> TestLayer) -> Self {
+        self.layers.push(fill(TestLayer::new()));
+        self
+    }
+
+    /// Adds a variable to the environment.
+    pub fn env(self, name: &str, value: &str) -> Self {
+        self.append("Env", json!(format!("{name}={value}")))
+    }
+
+    /// Sets the entrypoint.
+    pub fn entrypoint<const N: usize>(self, words: [&str; N]) -> Self {
+        self.setting("Entrypoint", json!(words.to_vec()))
+    }
+
+    /// Sets the command.
+    pub fn cmd<const N: usize>(self, words: [&str; N]) -> Self {
+        self.setting("Cmd", json!(words.to_vec()))
+    }
+
+    /// Adds a label.
+    pub fn label(mut self, name: &str, value: &str) -> Self {
+        self.settings.entry("Labels").or_insert_with(|| json!({}))[name] = json!(value);
+        self
+    }
+
+    /// Sets any field of the config's `config` object.
+    pub fn setting(mut self, name: &'static str, value: Value) -> Self {
+        self.settings.insert(name, value);
+        self
+    }
+
+    /// Says what the image was built for.
+    pub fn platform(mut self, os: &str, architecture: &str) -> Self {
+        self.platform = (os.to_owned(), architecture.to_owned());
+        self
+    }
+
+    /// Damages the image when it is written.
+    pub fn damage(mut self, damage: Damage) -> Self {
+        self.damage.insert(damage);
+        self
+    }
+
+    /// Returns the diff IDs as the config has them, from the lowest layer up.
+    pub fn diff_ids(&self) -> Vec<String> {
+        let mut diff_ids: Vec<String> = self.layers.iter().map(TestLayer::diff_id).collect();
+        for damage in &self.damage {
+            match *damage {
+                Damage::WrongDiffId(layer) => diff_ids[layer] = WRONG_DIGEST.to_owned(),
+                Damage::MissingDiffId => drop(diff_ids.pop()),
+                _ => {}
+            }
+        }
+        diff_ids
+    }
+
+    /// Returns the digests of the layers as the manifest has them, from the lowest layer up.
+    pub fn layer_digests(&self) -> Vec<String> {
+        let digest = |(number, layer): (usize, &TestLayer)| {
+            let is_wrong = self.damage.contains(&Damage::WrongDigest(number));
+            if is_wrong { WRONG_DIGEST.to_owned() } else { digest(&layer.packed().1) }
+        };
+        self.layers.iter().enumerate().map(digest).collect()
+    }
+
+    /// Returns the bytes of the image config.
+    pub fn config(&self) -> Vec<u8> {
+        let history: Vec<Value> = self.layers.iter().map(|_| json!({ "created_by": "test" })).collect();
+        let config = json!({
+            "created": "2017-07-14T02:40:00Z",
+            "architecture": self.platform.1,
+            "os": self.platform.0,
+            "config": self.settings,
+            "rootfs": { "type": "layers", "diff_ids": self.diff_ids() },
+            "history": history,
+        });
+        config.to_string().into_bytes()
+    }
+
+    /// Returns the bytes of the OCI image manifest.
+    pub fn manifest(&self) -> Vec<u8> {
+        let config = self.config();
+        let layers: Vec<Value> = self
+            .layers
+            .iter()
+            .zip(self.layer_digests())
+            .enumerate()
+            .map(|(number, (layer, digest))| {
+                let (media_type, blob) = layer.packed();
+                let size = blob.len() + usize::from(self.damage.contains(&Damage::WrongSize(number)));
+                json!({ "mediaType": media_type, "digest": digest, "size": size })
+            })
+            .collect();
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": descriptor(CONFIG_TYPE, &config),
+            "layers": layers,
+        });
+        manifest.to_string().into_bytes()
+    }
+
+    /// Returns the digest of the image config, which names the flat tree.
+    pub fn config_digest(&self) -> String {
+        digest(&self.config())
+    }
+
+    /// Returns the digest of the OCI image manifest.
+    pub fn manifest_digest(&self) -> String {
+        digest(&self.manifest())
+    }
+
+    /// Writes the image into an OCI layout under `reference`. A layout that is there keeps its other images.
+    pub fn write_oci_layout(&self, folder: &Path, reference: &str) {
+        let built = self.build();
+        write_blobs(folder, &built);
+        add_to_layout(folder, reference, descriptor(MANIFEST_TYPE, &built.manifest));
+    }
+
+    /// Writes a tar archive of an OCI layout that holds the image under `reference`.
+    pub fn write_oci_archive(&self, file: &Path, reference: &str) {
+        let built = self.build();
+        let mut descriptor = descriptor(MANIFEST_TYPE, &built.manifest);
+        descriptor["annotations"] = json!({ "org.opencontainers.image.ref.name": reference });
+        let mut members = BTreeMap::from([
+            ("oci-layout".to_owned(), layout_marker()),
+            ("index.json".to_owned(), index(vec![descriptor])),
+        ]);
+        members.extend(built.documents().into_iter().map(|(digest, bytes)| (blob_path(&digest), bytes)));
+        write_tar(file, members.into_iter());
+    }
+
+    /// Writes the image as `docker save` does, with plain layers. `name` is `host/name:tag`.
+    pub fn write_docker_archive(&self, file: &Path, name: &str) {
+        let config = self.config();
+        let config_name = format!("{}.json", hex_of(&digest(&config)));
+        let layer_names: Vec<String> =
+            self.layers.iter().map(|layer| format!("{}.tar", hex_of(&layer.diff_id()))).collect();
+        let manifest = json!([{ "Config": config_name, "RepoTags": [name], "Layers": layer_names }]);
+        let mut members = Vec::new();
+        for (number, (layer, name)) in self.layers.iter().zip(&layer_names).enumerate() {
+            if let Some(tar) = self.damaged(number, layer.tar())
+                && !members.iter().any(|(other, _)| other == name)
+            {
+                members.push((name.clone(), tar));
+            }
+        }
+        members.push((config_name, config));
+        members.push(("manifest.json".to_owned(), manifest.to_string().into_bytes()));
+        write_tar(file, members.into_iter());
+    }
+
+    fn append(mut self, name: &'static str, value: Value) -> Self {
+        let list = self.settings.entry(name).or_insert_with(|| json!([]));
+        list.as_array_mut().expect("the setting is a list").push(value);
+        self
+    }
+
+    /// Returns what is written of a layer's bytes, if anything.
+    fn damaged(&self, number: usize, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
+        if self.damage.contains(&Damage::Truncated(number)) {
+            bytes.truncate(bytes.len() / 2);
+        }
+        (!self.damage.contains(&Damage::Omitted(number))).then_some(bytes)
+    }
+
+    fn build(&self) -> Built {
+        let mut blobs = BTreeMap::new();
+        for (number, (layer, digest)) in self.layers.iter().zip(self.layer_digests()).enumerate() {
+            if let Some(bytes) = self.damaged(number, layer.packed().1) {
+                blobs.insert(digest, bytes);
+            }
+        }
+        Built { config: self.config(), manifest: self.manifest(), blobs }
+    }
+}
+
+impl Built {
+    /// Returns everything that lies among the blobs of a layout.
+    fn documents(self) -> BTreeMap<String, Vec<u8>> {
+        let mut documents = self.blobs;
+        documents.insert(digest(&self.config), self.config);
+        documents.insert(digest(&self.manifest), self.manifest);
+        documents
+    }
+}
+
+/// Writes several images, one for each platform, into an OCI layout under one reference, and returns the index's digest.
+pub fn write_oci_index(images: &[TestImage], folder: &Path, reference: &str) -> String {
+    let mut manifests = Vec::new();
+    for image in images {
+        let built = image.build();
+        let mut descriptor = descriptor(MANIFEST_TYPE, &built.manifest);
+        descriptor["platform"] = json!({ "architecture": image.platform.1, "os": image.platform.0 });
+        manifests.push(descriptor);
+        write_blobs(folder, &built);
+    }
+    let index = index(manifests);
+    write(&folder.join(blob_path(&digest(&index))), &index);
+    add_to_layout(folder, reference, descriptor(INDEX_TYPE, &index));
+    digest(&index)
+}
+
+fn write_blobs(folder: &Path, built: &Built) {
+    let documents = [(digest(&built.config), &built.config), (digest(&built.manifest), &built.manifest)];
+    let blobs = built.blobs.iter().map(|(digest, bytes)| (digest.clone(), bytes));
+    for (digest, bytes) in blobs.chain(documents) {
+        write(&folder.join(blob_path(&digest)), bytes);
+    }
+}
+
+fn add_to_layout(folder: &Path, reference: &str, mut descriptor: Value) {
+    let path = folder.join("index.json");
+    let known: Value =
+        fs::read(&path).map_or(json!({}), |bytes| serde_json::from_slice(&bytes).expect("our own index"));
+    let mut manifests = known["manifests"].as_array().cloned().unwrap_or_default();
+    let annotations = json!({ "org.opencontainers.image.ref.name": reference });
+    manifests.retain(|manifest| manifest["annotations"] != annotations);
+    descriptor["annotations"] = annotations;
+    manifests.push(descriptor);
+    write(&folder.join("oci-layout"), &layout_marker());
+    write(&path, &index(manifests));
+}
+
+fn layout_marker() -> Vec<u8> {
+    json!({ "imageLayoutVersion": "1.0.0" }).to_string().into_bytes()
+}
+
+fn index(manifests: Vec<Value>) -> Vec<u8> {
+    json!({ "schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests }).to_string().into_bytes()
+}
+
+fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
+    json!({ "mediaType": media_type, "digest": digest(bytes), "size": bytes.len() })
+}
+
+fn hex_of(digest: &str) -> &str {
+    digest.strip_prefix("sha256:").expect("all digests are of one kind")
+}
+
+fn blob_path(digest: &str) -> String {
+    format!("blobs/sha256/{}", hex_of(digest))
+}
+
+fn write(path: &Path, bytes: &[u8]) {
+    fs::create_dir_all(path.parent().expect("a file lies in a folder")).expect("a folder can be made for a test");
+    fs::write(path, bytes).unwrap_or_else(|error| panic!("cannot write {path:?}: {error}"));
+}
+
+fn write_tar(file: &Path, members: impl Iterator<Item = (String, Vec<u8>)>) {
+    let mut archive = Builder::new(File::create(file).unwrap_or_else(|error| panic!("cannot write {file:?}: {error}")));
+    for (name, bytes) in members {
+        let mut header = Header::new_ustar();
+        header.set_entry_type(EntryType::Regular);
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        header.set_path(&name).expect("names of our own are short");
+        header.set_cksum();
+        archive.append(&header, bytes.as_slice()).unwrap_or_else(|error| panic!("cannot write {file:?}: {error}"));
+    }
+    archive.finish().unwrap_or_else(|error| panic!("cannot write {file:?}: {error}"));
+}

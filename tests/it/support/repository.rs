@@ -1,0 +1,418 @@
+//! Repositories made to order: a folder of their own each, converted into by the program, and strictly checked at the end.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+
+use super::{TestImage, strata_command};
+use crate::strict::{self, Entry, Reader};
+
+/// The name of every test repository.
+pub const FQRN: &str = "unpacked.example.org";
+
+/// The name that images have where the test does not care.
+pub const NAME: &str = "registry.example.org/test/image:1";
+
+/// A repository in a folder of its own, which goes with the value.
+///
+/// When a test ends well, the repository has to pass the strict reader.
+pub struct TestRepository {
+    home: TempDir,
+    sources: AtomicUsize,
+}
+
+impl TestRepository {
+    /// Makes a repository that holds nothing. All of one test run have the same keys, since making those takes long.
+    pub fn new() -> Self {
+        let repository = Self { home: tempfile::tempdir().unwrap(), sources: AtomicUsize::new(0) };
+        fs::create_dir(repository.home.path().join("images")).unwrap();
+        Self::empty_files().restore(&repository.folder());
+        repository
+    }
+
+    /// Makes a repository that holds nothing and is set otherwise: `settings` are lines of `strata.toml`.
+    pub fn with_settings(settings: &str) -> Self {
+        let repository = Self::new();
+        repository.set(settings);
+        repository
+    }
+
+    /// Sets the repository otherwise from now on.
+    pub fn set(&self, settings: &str) {
+        fs::write(self.folder().join("strata.toml"), format!("repository = \"{FQRN}\"\n{settings}\n")).unwrap();
+    }
+
+    /// Makes a repository that holds an image under the name [`NAME`].
+    pub fn publish(image: &TestImage) -> Self {
+        let repository = Self::new();
+        repository.convert(image, NAME, &[]).expect_code(0);
+        repository
+    }
+
+    /// Makes a copy of the repository as it is now.
+    pub fn copy(&self) -> Self {
+        let copy = Self { home: tempfile::tempdir().unwrap(), sources: AtomicUsize::new(0) };
+        fs::create_dir(copy.home.path().join("images")).unwrap();
+        Files::read(&self.folder()).restore(&copy.folder());
+        copy
+    }
+
+    /// Returns the repository's folder.
+    pub fn folder(&self) -> PathBuf {
+        self.home.path().join(FQRN)
+    }
+
+    /// Returns the folder that clients are served from.
+    pub fn storage(&self) -> PathBuf {
+        self.folder().join("storage")
+    }
+
+    /// Returns a path beside the repository's folder, for files that the test makes.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    /// Writes an image to a layout of its own and returns the argument that names it.
+    pub fn source(&self, image: &TestImage) -> String {
+        let number = self.sources.fetch_add(1, Ordering::Relaxed);
+        let folder = self.home.path().join("images").join(number.to_string());
+        image.write_oci_layout(&folder, "latest");
+        format!("oci:{}", folder.display())
+    }
+
+    /// Converts an image under a name.
+    pub fn convert(&self, image: &TestImage, name: &str, options: &[&str]) -> Run {
+        let source = self.source(image);
+        self.run([&["convert", &source, "--name", name], options].concat())
+    }
+
+    /// Converts images in one command, which carry the names given.
+    pub fn convert_together(&self, images: &[(&str, &TestImage)], options: &[&str]) -> Run {
+        let number = self.sources.fetch_add(1, Ordering::Relaxed);
+        let folder = self.home.path().join("images").join(number.to_string());
+        images.iter().for_each(|(name, image)| image.write_oci_layout(&folder, name));
+        let sources = images.iter().map(|(name, _)| format!("oci:{}:{name}", folder.display()));
+        let arguments: Vec<String> = ["convert".to_owned()]
+            .into_iter()
+            .chain(sources)
+            .chain(options.iter().map(|option| (*option).to_owned()))
+            .collect();
+        self.run(arguments)
+    }
+
+    /// Runs a command on the repository.
+    pub fn run<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Run {
+        Run::of(&mut self.command(arguments))
+    }
+
+    /// Prepares a command on the repository.
+    pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
+        let repository: [OsString; 2] = ["--repo".into(), self.folder().into()];
+        strata_command(arguments.into_iter().map(|argument| argument.as_ref().to_owned()).chain(repository))
+    }
+
+    /// Opens the head with the independent reader.
+    pub fn reader(&self) -> Reader {
+        Reader::open(&self.storage())
+    }
+
+    /// Returns the names in a folder that clients list.
+    pub fn list(&self, folder: &str) -> Vec<String> {
+        self.reader().list(folder)
+    }
+
+    /// Tells whether clients list a path.
+    pub fn has(&self, path: &str) -> bool {
+        let mut folder = String::new();
+        path.trim_matches('/').split('/').all(|name| {
+            let is_there = self.list(&folder).iter().any(|listed| listed == name);
+            folder = format!("{folder}/{name}");
+            is_there
+        })
+    }
+
+    /// Lists the tree at a path, without the markers of nested catalogs that an image never had.
+    pub fn tree(&self, path: &str) -> Tree {
+        let mut entries = self.reader().walk(path);
+        entries.retain(|_, entry| !entry.hidden);
+        let root = path.trim_matches('/').len() + 1;
+        for (folder, _) in entries.values_mut().filter_map(|entry| entry.link_group.as_mut()) {
+            // Groups are named by their folder; below the root of the tree it is the same in every tree.
+            folder.drain(..root);
+        }
+        Tree(entries)
+    }
+
+    /// Lists the root file system of an image.
+    pub fn flat(&self, image: &TestImage) -> Tree {
+        self.tree(&flat_path(image))
+    }
+
+    /// Lists the final chain of an image: its file system without anything that Apptainer needs.
+    pub fn chain(&self, image: &TestImage) -> Tree {
+        self.tree(&chain_path(image, image.diff_ids().len()))
+    }
+
+    /// Lists one layer of an image in the form for overlay mounts.
+    pub fn layer(&self, image: &TestImage, number: usize) -> Tree {
+        self.tree(&layer_path(image, number))
+    }
+
+    /// Returns a JSON file of the repository.
+    pub fn json(&self, path: &str) -> Value {
+        serde_json::from_slice(&self.reader().read(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    /// Returns what an image published under [`NAME`] lost: how often, and where, by kind.
+    pub fn losses(&self) -> BTreeMap<String, (u64, Vec<String>)> {
+        let folder = format!(".metadata/{NAME}");
+        if !self.list(&folder).contains(&"losses.json".to_owned()) {
+            return BTreeMap::new();
+        }
+        losses_of(&self.json(&format!("{folder}/losses.json")))
+    }
+
+    /// Returns the signed manifest as it is stored. It changes with every revision.
+    pub fn manifest_bytes(&self) -> Vec<u8> {
+        fs::read(self.storage().join(".cvmfspublished")).unwrap()
+    }
+
+    /// Returns the name and size of every object, such as `data/ab/cdef…C`.
+    pub fn objects(&self) -> BTreeMap<String, u64> {
+        let files = Files::read(&self.storage().join("data")).0;
+        let files = files.into_iter().filter_map(|(path, file)| Some((path, file.content?.len() as u64)));
+        files.map(|(path, size)| (format!("data/{}", path.display()), size)).collect()
+    }
+
+    /// Returns every file of the storage folder but the objects.
+    pub fn front_page(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let entries = fs::read_dir(self.storage()).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.is_file()).map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+    }
+
+    /// Returns all that lies in the storage folder.
+    pub fn storage_files(&self) -> Files {
+        Files::read(&self.storage())
+    }
+
+    /// Panics unless the storage folder holds what it held before.
+    #[track_caller]
+    pub fn assert_unchanged(&self, before: &Files) {
+        assert_eq!(self.storage_files().differences(before), Vec::<PathBuf>::new());
+    }
+
+    fn empty_files() -> &'static Files {
+        static FILES: OnceLock<Files> = OnceLock::new();
+        FILES.get_or_init(|| {
+            let home = tempfile::tempdir().unwrap();
+            let folder = home.path().join(FQRN);
+            Run::of(&mut strata_command([OsStr::new("init"), FQRN.as_ref(), "--repo".as_ref(), folder.as_ref()]))
+                .expect_code(0);
+            Files::read(&folder)
+        })
+    }
+}
+
+impl Drop for TestRepository {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            strict::check(&self.storage(), FQRN).assert_good();
+        }
+    }
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Run(Output);
+
+impl Run {
+    /// Runs a command to its end.
+    pub fn of(command: &mut Command) -> Self {
+        Self(command.output().expect("strata was built with its tests"))
+    }
+
+    /// Runs a command to its end, or kills it and panics when it takes longer than `limit`.
+    #[track_caller]
+    pub fn within(limit: Duration, command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let start = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if start.elapsed() > limit {
+                child.kill().unwrap();
+                panic!("not done after {limit:?}: {:?}", Self::ended(child.wait_with_output().unwrap()));
+            }
+            thread::park_timeout(Duration::from_millis(10));
+        }
+        Self::ended(child.wait_with_output().unwrap())
+    }
+
+    /// Takes the output of a command that has ended.
+    pub fn ended(output: Output) -> Self {
+        Self(output)
+    }
+
+    /// Panics with all that the command said, unless it ended with this code.
+    #[track_caller]
+    pub fn expect_code(self, code: i32) -> Self {
+        assert_eq!(self.0.status.code(), Some(code), "{}{}", self.stdout(), self.stderr());
+        self
+    }
+
+    /// Returns what it printed.
+    pub fn stdout(&self) -> String {
+        String::from_utf8(self.0.stdout.clone()).unwrap()
+    }
+
+    /// Returns what it said beside its results.
+    pub fn stderr(&self) -> String {
+        String::from_utf8(self.0.stderr.clone()).unwrap()
+    }
+
+    /// Returns its results, when it was told to print JSON.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout()).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// A tree as clients see it, by path below its root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tree(BTreeMap<Vec<u8>, Entry>);
+
+impl Tree {
+    /// Returns what is at a path.
+    #[track_caller]
+    pub fn get(&self, path: impl AsRef<[u8]>) -> &Entry {
+        let path = path.as_ref();
+        self.0.get(path).unwrap_or_else(|| panic!("nothing at '{}' in {:?}", path.escape_ascii(), self.paths()))
+    }
+
+    /// Tells whether anything is at a path.
+    pub fn has(&self, path: impl AsRef<[u8]>) -> bool {
+        self.0.contains_key(path.as_ref())
+    }
+
+    /// Returns the content of a regular file, as text.
+    #[track_caller]
+    pub fn text(&self, path: impl AsRef<[u8]>) -> String {
+        let path = path.as_ref();
+        match &self.get(path).content {
+            Some(strict::Content::Whole(bytes)) => String::from_utf8(bytes.clone()).unwrap(),
+            other => panic!("'{}' has no short content: {other:?}", path.escape_ascii()),
+        }
+    }
+
+    /// Returns the target of a symbolic link, as text.
+    #[track_caller]
+    pub fn target(&self, path: impl AsRef<[u8]>) -> String {
+        let target = self.get(path).target.clone();
+        String::from_utf8(target.expect("a symbolic link")).unwrap()
+    }
+
+    /// Returns every path, in order. The root is the empty path. Odd bytes are escaped.
+    pub fn paths(&self) -> Vec<String> {
+        self.0.keys().map(|path| path.escape_ascii().to_string()).collect()
+    }
+
+    /// Returns everything, by path.
+    pub fn entries(&self) -> &BTreeMap<Vec<u8>, Entry> {
+        &self.0
+    }
+}
+
+/// The files and folders below a folder, with their permissions; for files, also the content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files(BTreeMap<PathBuf, SavedFile>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct SavedFile {
+    mode: u32,
+    content: Option<Vec<u8>>,
+}
+
+impl Files {
+    /// Reads a folder.
+    pub fn read(folder: &Path) -> Self {
+        let mut files = BTreeMap::new();
+        let mut folders = vec![folder.to_owned()];
+        while let Some(at) = folders.pop() {
+            for entry in fs::read_dir(&at).unwrap() {
+                let entry = entry.unwrap();
+                let (path, metadata) = (entry.path(), entry.metadata().unwrap());
+                let content = metadata.is_file().then(|| fs::read(&path).unwrap());
+                let below = path.strip_prefix(folder).unwrap().to_owned();
+                files.insert(below, SavedFile { mode: metadata.permissions().mode(), content });
+                if metadata.is_dir() {
+                    folders.push(path);
+                }
+            }
+        }
+        Self(files)
+    }
+
+    /// Returns the paths of everything that differs in `other`, or is in only one of them.
+    pub fn differences(&self, other: &Self) -> Vec<PathBuf> {
+        let paths = self.0.keys().chain(other.0.keys().filter(|path| !self.0.contains_key(*path)));
+        paths.filter(|path| self.0.get(*path) != other.0.get(*path)).cloned().collect()
+    }
+
+    /// Returns the content of every file, by path.
+    pub fn contents(&self) -> impl Iterator<Item = (&Path, &[u8])> {
+        self.0.iter().filter_map(|(path, file)| Some((path.as_path(), file.content.as_deref()?)))
+    }
+
+    fn restore(&self, folder: &Path) {
+        fs::create_dir(folder).unwrap();
+        for (path, file) in &self.0 {
+            let path = folder.join(path);
+            match &file.content {
+                None => fs::create_dir(&path).unwrap(),
+                Some(content) => fs::write(&path, content).unwrap(),
+            }
+            fs::set_permissions(&path, fs::Permissions::from_mode(file.mode)).unwrap();
+        }
+    }
+}
+
+/// Returns what `losses.json` says: how often, and where, by kind.
+pub fn losses_of(json: &Value) -> BTreeMap<String, (u64, Vec<String>)> {
+    let paths = |value: &Value| -> Vec<String> { serde_json::from_value(value["paths"].clone()).unwrap() };
+    let kinds = json.as_object().unwrap().iter();
+    kinds.map(|(kind, value)| (kind.clone(), (value["count"].as_u64().unwrap(), paths(value)))).collect()
+}
+
+/// Returns the path of the root file system of an image.
+pub fn flat_path(image: &TestImage) -> String {
+    path_of_digest(".flat", &image.config_digest())
+}
+
+/// Returns the path of one layer of an image, the lowest being number 0.
+pub fn layer_path(image: &TestImage, number: usize) -> String {
+    format!("{}/layerfs", path_of_digest(".layers", &image.layer_digests()[number]))
+}
+
+/// Returns the path of the chain of the lowest `length` layers of an image.
+pub fn chain_path(image: &TestImage, length: usize) -> String {
+    let chain = image.diff_ids()[..length].iter().cloned().reduce(|below, diff_id| {
+        let digest = Sha256::digest(format!("{below} {diff_id}"));
+        let digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("sha256:{digits}")
+    });
+    path_of_digest(".chains", &chain.expect("a chain has a layer"))
+}
+
+fn path_of_digest(top: &str, digest: &str) -> String {
+    let digits = digest.strip_prefix("sha256:").expect("all digests are of one kind");
+    format!("{top}/{}/{digits}", &digits[..2])
+}
