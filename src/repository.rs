@@ -69,7 +69,6 @@ pub enum RepositoryError {
 pub struct Repository {
     store: DirectoryStore,
     manifest: RepositoryManifest,
-    manifest_bytes: Vec<u8>,
     /// Catalogs that were opened, by the folder that they describe.
     catalogs: Mutex<HashMap<EntryPath, Arc<Catalog>>>,
 }
@@ -88,17 +87,12 @@ impl Repository {
         let certificate = Certificate::parse(&pem).map_err(|error| RepositoryError::Certificate(certificate, error))?;
         signed.verify(&certificate).map_err(|error| RepositoryError::Signature(name.clone(), error))?;
         let manifest = signed.manifest;
-        Ok(Self { store: store.clone(), manifest, manifest_bytes: bytes, catalogs: Mutex::default() })
+        Ok(Self { store: store.clone(), manifest, catalogs: Mutex::default() })
     }
 
     /// Returns the manifest of the revision.
     pub fn manifest(&self) -> &RepositoryManifest {
         &self.manifest
-    }
-
-    /// Returns the manifest as it was read, to see later whether it still is the head's.
-    pub fn manifest_bytes(&self) -> &[u8] {
-        &self.manifest_bytes
     }
 
     /// Returns the root catalog.
