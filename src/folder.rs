@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::catalog::{StateDatabase, StateError};
 use crate::manifest::{KeyError, Keys, RepositoryName};
 use crate::settings::{Settings, SettingsError};
-use crate::store::{DirectoryStore, StoreError};
+use crate::store::{DirectoryStore, LocalServer, StoreError};
 
 /// Why a repository folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +103,11 @@ impl RepositoryFolder {
     /// Opens the storage.
     pub fn store(&self) -> Result<DirectoryStore, FolderError> {
         Ok(DirectoryStore::open(&self.storage_path())?)
+    }
+
+    /// Looks for a `cvmfs_server` on this machine that manages the storage, too.
+    pub fn local_server(&self) -> Result<Option<LocalServer>, FolderError> {
+        Ok(LocalServer::find(&self.path.join(&self.settings.server_settings), self.name(), &self.storage_path())?)
     }
 
     /// Opens the keys.

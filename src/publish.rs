@@ -5,7 +5,7 @@
 //! makes the changes on top of it.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rsa::rand_core::CryptoRng;
 
@@ -21,7 +21,7 @@ use crate::metadata::{Metadata, Timestamp};
 use crate::object::{Content, ObjectHash, ObjectKind};
 use crate::repository::{Repository, RepositoryError};
 use crate::settings::Settings;
-use crate::store::{DirectoryStore, Staging, StoreError};
+use crate::store::{DirectoryStore, LocalServer, Staging, StoreError};
 
 /// Why nothing was published.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +99,8 @@ pub struct Revision {
 pub struct Publisher<'a> {
     /// Where new objects are, which must be of this repository's store.
     pub staging: &'a Staging,
+    /// The `cvmfs_server` that manages the repository, too.
+    pub server: Option<&'a LocalServer>,
     /// What signs.
     pub keys: &'a Keys,
     /// What the repository is set to.
@@ -120,7 +122,10 @@ impl Publisher<'_> {
         prepare: impl FnOnce(&Repository) -> Result<Vec<(EntryPath, Edit)>, E>,
     ) -> Result<Option<Revision>, PublishError> {
         let store = self.staging.store();
+        let start = Instant::now();
         let _lock = store.lock(self.wait)?;
+        let left = self.wait.saturating_sub(start.elapsed());
+        let _server_lock = self.server.map(|server| server.lock(left)).transpose()?;
         self.check_whitelist(store)?;
         let head = Repository::open(store, &self.settings.repository)?;
         let edits = prepare(&head).map_err(|error| PublishError::Prepare(Box::new(error)))?;
@@ -210,7 +215,13 @@ impl Publisher<'_> {
             return Err(PublishError::Vanished(hash));
         }
         store.sync()?;
-        Ok(store.replace_files(&[(REFLOG, &reflog), (".cvmfspublished", &signed)])?)
+        store.replace_files(&[(REFLOG, &reflog), (".cvmfspublished", &signed)])?;
+        // The revision is out by now, so this is no reason to fail.
+        if let Some(Err(error)) = self.server.map(|server| server.write_reflog_checksum(ObjectHash::of(&reflog))) {
+            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            tracing::warn!("{error}: {cause}; cvmfs_server publishes nothing more before 'cvmfs_server check -r'");
+        }
+        Ok(())
     }
 }
 
@@ -295,6 +306,6 @@ fn publish_nothing(
         meta_info: Some(meta_info),
         reflog: None,
     };
-    let publisher = Publisher { staging: &staging, keys: &keys, settings, now, wait: Duration::ZERO };
+    let publisher = Publisher { staging: &staging, server: None, keys: &keys, settings, now, wait: Duration::ZERO };
     publisher.put_in_front(manifest, root, rng)
 }

@@ -53,6 +53,8 @@ pub struct Settings {
     pub storage: PathBuf,
     /// Where the keys lie, relative to the repository folder.
     pub keys: PathBuf,
+    /// Where a `cvmfs_server` on this machine keeps its settings of repositories.
+    pub server_settings: PathBuf,
     /// How file content is compressed.
     pub compression: Compression,
     /// What becomes of permissions in `.flat`.
@@ -81,6 +83,8 @@ struct File {
     #[serde(default)]
     keys: Option<PathBuf>,
     #[serde(default)]
+    server_settings: Option<PathBuf>,
+    #[serde(default)]
     compression: Compression,
     #[serde(default)]
     modes: Modes,
@@ -107,6 +111,7 @@ impl Settings {
             repository,
             storage: "storage".into(),
             keys: "keys".into(),
+            server_settings: "/etc/cvmfs/repositories.d".into(),
             compression: Compression::default(),
             modes: Modes::default(),
             catalog_entries: DEFAULT_CATALOG_ENTRIES,
@@ -133,6 +138,7 @@ impl Settings {
         Ok(Self {
             storage: file.storage.unwrap_or(defaults.storage),
             keys: file.keys.unwrap_or(defaults.keys),
+            server_settings: file.server_settings.unwrap_or(defaults.server_settings),
             compression: file.compression,
             modes: file.modes,
             catalog_entries,
@@ -153,6 +159,8 @@ impl Settings {
              # The repository's fully qualified name; clients mount it as /cvmfs/<name>.\n\
              repository = \"{}\"\n\n\
              # What web servers serve to clients, and the keys; relative to this folder.\n{}{}\n\
+             # Where a cvmfs_server on this machine keeps its settings. If it manages this repository, too, strata takes its\n\
+             # locks, and the two publish in turn.\n{}\n\
              # How new file content is compressed: \"exact\" (bit-equal to cvmfs_server's), \"balanced\" (as small, and\n\
              # faster), \"fast\" (a little larger, much faster) or \"none\".\n{comment}compression = \"{}\"\n\n\
              # Permissions in .flat: \"exact\" as the image has them, or \"widened\" so that the owner can read everything.\n\
@@ -163,6 +171,7 @@ impl Settings {
             self.repository,
             path("storage", &self.storage, &defaults.storage),
             path("keys", &self.keys, &defaults.keys),
+            path("server_settings", &self.server_settings, &defaults.server_settings),
             self.compression,
         )
     }
@@ -192,7 +201,7 @@ mod tests {
         let lines: Vec<&str> =
             uncommented.lines().filter(|line| line.contains(" = ") || line.starts_with('[')).collect();
         assert_eq!(parse(&lines.join("\n")).unwrap(), settings);
-        assert_eq!(lines.len(), 7);
+        assert_eq!(lines.len(), 8);
     }
 
     #[test]

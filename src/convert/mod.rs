@@ -296,8 +296,15 @@ fn attempt(
     // What was stored is kept, even if nothing of it comes to be published now.
     staging.flush()?;
     progress.set_stage("publishing".to_owned());
-    let publisher =
-        Publisher { staging: &staging, keys: &keys, settings: folder.settings(), now: options.now, wait: options.wait };
+    let server = folder.local_server()?;
+    let publisher = Publisher {
+        staging: &staging,
+        server: server.as_ref(),
+        keys: &keys,
+        settings: folder.settings(),
+        now: options.now,
+        wait: options.wait,
+    };
     let revision = if options.dry_run || staged.is_empty() {
         None
     } else {

@@ -199,7 +199,7 @@ impl DirectoryStore {
 }
 
 /// How often a waiting publisher looks whether the other one is done.
-const RETRY: Duration = Duration::from_millis(50);
+pub(super) const RETRY: Duration = Duration::from_millis(50);
 
 /// Keeps other publishers out until it is dropped.
 #[derive(Debug)]

@@ -3,7 +3,9 @@
 //! Objects may be added at any time and do no harm: only the manifest makes them reachable, and it is replaced last.
 
 mod directory;
+mod local_server;
 mod staging;
 
 pub use directory::{DirectoryStore, Lock, StoreError};
+pub use local_server::{LocalServer, ServerLock};
 pub use staging::{Staging, Written};

@@ -7,6 +7,7 @@ mod convert;
 mod determinism;
 mod independent;
 mod layer_rules;
+mod local_server;
 mod publish;
 mod strict;
 mod strict_selftest;

@@ -1,0 +1,88 @@
+//! A repository that a `cvmfs_server` of this machine manages, too: its locks hold, and it goes on after us.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+
+use sha1::{Digest as _, Sha1};
+
+use crate::support::{FQRN, NAME, TestImage, TestRepository};
+
+/// Writes the server's settings for a storage and returns its spool folder.
+fn managed_by_a_server(repository: &TestRepository, storage: &str) -> PathBuf {
+    let [settings, spool] = ["repositories.d", "spool"].map(|name| repository.beside(name));
+    fs::create_dir_all(settings.join(FQRN)).unwrap();
+    fs::create_dir(&spool).unwrap();
+    let text = format!(
+        "# Created by cvmfs_server.\nCVMFS_REPOSITORY_NAME={FQRN}\nCVMFS_SPOOL_DIR={}\n\
+         CVMFS_UPSTREAM_STORAGE=local,{storage}/data/txn,{storage}\n",
+        spool.display()
+    );
+    fs::write(settings.join(FQRN).join("server.conf"), text).unwrap();
+    repository.set(&format!("server_settings = {settings:?}"));
+    spool
+}
+
+fn image_of(word: &str) -> TestImage {
+    TestImage::new().layer(|layer| layer.file("word", word))
+}
+
+#[test]
+fn server_is_told_the_reflog_and_finds_no_lock_left() {
+    let repository = TestRepository::new();
+    let spool = managed_by_a_server(&repository, repository.storage().to_str().unwrap());
+    repository.convert(&image_of("x"), NAME, &[]).expect_code(0);
+    let reflog = fs::read(repository.storage().join(".cvmfsreflog")).unwrap();
+    let expected: String = Sha1::digest(reflog).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(fs::read_to_string(spool.join("reflog.chksum")).unwrap().trim(), expected);
+    assert_eq!(fs::read_dir(&spool).unwrap().count(), 1);
+}
+
+#[test]
+fn open_transaction_keeps_strata_out() {
+    let repository = TestRepository::new();
+    let spool = managed_by_a_server(&repository, repository.storage().to_str().unwrap());
+    let before = repository.front_page();
+    fs::write(spool.join("in_transaction.lock"), "").unwrap();
+    let run = repository.convert(&image_of("x"), NAME, &["--wait", "100ms"]).expect_code(5);
+    assert!(run.stderr().contains("in_transaction.lock"), "{}", run.stderr());
+    assert_eq!(repository.front_page(), before);
+    fs::remove_file(spool.join("in_transaction.lock")).unwrap();
+    repository.convert(&image_of("x"), NAME, &["--wait", "0s"]).expect_code(0);
+}
+
+#[test]
+fn server_that_publishes_or_collects_keeps_strata_out() {
+    let repository = TestRepository::new();
+    let spool = managed_by_a_server(&repository, repository.storage().to_str().unwrap());
+    let before = repository.front_page();
+    for name in ["is_publishing.lock", "is_collecting.lock"] {
+        let lock = File::create(spool.join(name)).unwrap();
+        lock.lock().unwrap();
+        let run = repository.convert(&image_of("x"), NAME, &["--wait", "100ms"]).expect_code(5);
+        assert!(run.stderr().contains(name), "{}", run.stderr());
+        assert!(!spool.join("in_transaction.lock").exists());
+        drop(lock);
+    }
+    assert_eq!(repository.front_page(), before);
+    repository.convert(&image_of("x"), NAME, &["--wait", "0s"]).expect_code(0);
+}
+
+#[test]
+fn flag_that_a_killed_run_left_keeps_nobody_out() {
+    let repository = TestRepository::new();
+    let spool = managed_by_a_server(&repository, repository.storage().to_str().unwrap());
+    fs::write(spool.join("in_transaction.lock"), "strata publishes\n").unwrap();
+    let run = repository.convert(&image_of("x"), NAME, &["--wait", "0s"]).expect_code(0);
+    assert!(run.stderr().contains("was killed"), "{}", run.stderr());
+    assert!(!spool.join("in_transaction.lock").exists());
+}
+
+#[test]
+fn server_that_manages_another_storage_of_that_name_is_left_alone() {
+    let repository = TestRepository::new();
+    let other = TestRepository::new();
+    let spool = managed_by_a_server(&repository, other.storage().to_str().unwrap());
+    fs::write(spool.join("in_transaction.lock"), "").unwrap();
+    repository.convert(&image_of("x"), NAME, &["--wait", "0s"]).expect_code(0);
+    assert!(!spool.join("reflog.chksum").exists());
+}
