@@ -14,8 +14,10 @@
 //! Everything is public that the `strata` program uses, so that other programs can do what it does; the interface is not
 //! stable yet.
 
+mod cache;
 pub mod catalog;
 pub mod convert;
+pub mod diff;
 pub mod folder;
 pub mod image;
 pub mod index;

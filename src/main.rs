@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Command::Convert(convert) => cli::convert::run(&arguments, convert),
         Command::Info(info) => cli::show::info(&arguments, info),
         Command::List => cli::show::list(&arguments),
+        Command::Diff(diff) => cli::diff::run(&arguments, diff),
     };
     result.unwrap_or_else(|error| {
         cli::complain(format_args!("{error:#}"));

@@ -19,7 +19,7 @@ use crate::manifest::letter::SignError;
 use crate::manifest::{Fingerprint, KeyError, Keys, MetaInfo, RepositoryManifest, Whitelist, WhitelistError};
 use crate::metadata::{Metadata, Timestamp};
 use crate::object::{Content, ObjectHash, ObjectKind};
-use crate::repository::{Repository, RepositoryError};
+use crate::repository::{HISTORY_LIMIT, Repository, RepositoryError};
 use crate::settings::Settings;
 use crate::store::{DirectoryStore, LocalServer, Staging, StoreError};
 
@@ -192,7 +192,7 @@ impl Publisher<'_> {
         let put = |kind, bytes: &[u8]| self.staging.put_database(kind, bytes);
         manifest.certificate = put(ObjectKind::Certificate, self.keys.certificate().pem())?;
         let before = match manifest.history {
-            Some(hash) => Some((store.read_decoded(hash, ObjectKind::History, DATABASE_LIMIT)?, hash)),
+            Some(hash) => Some((store.read_decoded(hash, ObjectKind::History, HISTORY_LIMIT)?, hash)),
             None => None,
         };
         let before = before.as_ref().map(|(bytes, hash)| (bytes.as_slice(), *hash));
@@ -227,9 +227,6 @@ impl Publisher<'_> {
 
 const REFLOG: &str = ".cvmfsreflog";
 const WHITELIST: &str = ".cvmfswhitelist";
-
-/// No tag database is read that unpacks to more.
-const DATABASE_LIMIT: u64 = 1 << 30;
 
 /// Seconds for which clients need not look for a new revision, as `cvmfs_server` sets it.
 const DEFAULT_TTL: u32 = 240;

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 use super::counters::Counters;
 use super::entry::{CatalogEntry, CatalogReference, Nesting};
 use crate::layer::EntryPath;
-use crate::object::{Chunk, ObjectHash, Pieces};
+use crate::object::{Chunk, ObjectHash, ObjectKind, Pieces};
 
 /// No catalog is read that unpacks to more: CVMFS itself warns from 1 GiB on.
 pub const MAXIMUM_CATALOG_BYTES: u64 = 4 << 30;
@@ -90,6 +90,7 @@ pub(crate) fn database_bytes(mut connection: Connection) -> rusqlite::Result<Vec
 #[derive(Debug)]
 pub struct Catalog {
     root: EntryPath,
+    size: u64,
     connection: Mutex<Connection>,
     properties: BTreeMap<String, String>,
     own: Counters,
@@ -116,12 +117,23 @@ impl Catalog {
                 .map_err(|name| invalid(format!("it has no counter {prefix}_{name}")))
         };
         let (own, below) = (counters("self")?, counters("subtree")?);
-        Ok(Self { root: root.clone(), connection: Mutex::new(connection), properties, own, below })
+        let size = bytes.len() as u64;
+        Ok(Self { root: root.clone(), size, connection: Mutex::new(connection), properties, own, below })
     }
 
     /// Returns the folder that the catalog describes.
     pub fn root(&self) -> &EntryPath {
         &self.root
+    }
+
+    /// Returns the bytes of the SQLite file.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Returns how often the catalog was written; of a root catalog, the number of the revision.
+    pub fn revision(&self) -> Option<u64> {
+        self.property("revision")?.parse().ok()
     }
 
     /// Returns a property, such as `revision`.
@@ -185,6 +197,21 @@ impl Catalog {
         let rows = read().map_err(|source| self.database_error(source))?;
         let parse = |path: &[u8]| EntryPath::normalise(path).map_err(|error| self.invalid(error.to_string()));
         rows.into_iter().map(|(path, reference)| Ok((parse(&path)?, reference))).collect()
+    }
+
+    /// Returns the objects of all files, with repetitions. Those that are not ours to read are left out.
+    pub fn objects(&self) -> Result<Vec<(ObjectHash, ObjectKind)>, CatalogError> {
+        let connection = self.connection();
+        let read = |sql: &str, kind| -> rusqlite::Result<Vec<(ObjectHash, ObjectKind)>> {
+            let mut statement = connection.prepare(sql)?;
+            statement.query_map([], |row| Ok((row.get::<_, [u8; 20]>(0)?.into(), kind)))?.collect()
+        };
+        // Regular files alone have objects, but for those outside of the repository (128), and SHA-1 has no bit of 0x700.
+        let whole = "SELECT hash FROM catalog WHERE hash IS NOT NULL AND flags & 0x780 = 0";
+        let chunks = "SELECT chunks.hash FROM chunks JOIN catalog USING (md5path_1, md5path_2) WHERE flags & 0x780 = 0";
+        let both =
+            read(whole, ObjectKind::File).and_then(|files| Ok([files, read(chunks, ObjectKind::Chunk)?].concat()));
+        both.map_err(|source| self.database_error(source))
     }
 
     /// Returns every row, by path.
@@ -316,7 +343,7 @@ fn read_chunk(row: &Row<'_>) -> rusqlite::Result<Chunk> {
     Ok(Chunk { offset: row.get(0)?, size: row.get(1)?, hash: hash.into() })
 }
 
-fn read_reference(row: &Row<'_>) -> rusqlite::Result<CatalogReference> {
+pub(super) fn read_reference(row: &Row<'_>) -> rusqlite::Result<CatalogReference> {
     let text: String = row.get(0)?;
     let hash = text
         .parse::<ObjectHash>()

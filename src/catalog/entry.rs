@@ -9,7 +9,7 @@ use crate::object::{Content, ObjectHash, Pieces};
 use crate::tree::{Directory, Leaf, LeafKind};
 
 /// A catalog as the one above it, or the manifest, refers to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CatalogReference {
     /// The object that holds it.
     pub hash: ObjectHash,
@@ -161,6 +161,16 @@ impl CatalogEntry {
         self.mode & S_IFMT == S_IFDIR
     }
 
+    /// Tells whether what lies in the folder is in a catalog of its own.
+    pub fn is_transition_point(&self) -> bool {
+        self.flags & TRANSITION_POINT != 0
+    }
+
+    /// Tells whether the row is a regular file.
+    pub fn is_regular(&self) -> bool {
+        self.mode & S_IFMT == S_IFREG
+    }
+
     /// Tells whether the row is a symbolic link.
     pub fn is_symlink(&self) -> bool {
         self.mode & S_IFMT == S_IFLNK
@@ -186,6 +196,34 @@ impl CatalogEntry {
         unescape_target(&self.symlink)
     }
 
+    /// Returns the target of a link as clients show it: `$(NAME)` and `$(NAME:-default)` are expanded.
+    ///
+    /// An empty name has no value; without a default, what has no value is nothing.
+    pub fn expanded_target(&self, value: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Vec<u8> {
+        let find = |text: &[u8], word: &[u8]| text.windows(word.len()).position(|window| window == word);
+        let mut expanded = Vec::with_capacity(self.symlink.len());
+        let mut rest = self.symlink.as_slice();
+        while let Some(start) = find(rest, b"$(") {
+            let Some(end) = find(&rest[start..], b")").map(|end| start + end) else { break };
+            expanded.extend_from_slice(&rest[..start]);
+            let variable = &rest[start + 2..end];
+            let (name, default) = match find(variable, b":-") {
+                Some(at) => (&variable[..at], &variable[at + 2..]),
+                None => (variable, &b""[..]),
+            };
+            expanded.extend(value(name).unwrap_or_else(|| default.to_vec()));
+            rest = &rest[end + 1..];
+        }
+        expanded.extend_from_slice(rest);
+        expanded
+    }
+
+    /// Returns the number of a device, as `stat` shows it to programs.
+    pub fn device_number(&self) -> u32 {
+        // The two encodings agree as far as 12 bits of major and 20 bits of minor number go.
+        if matches!(self.mode & S_IFMT, S_IFCHR | S_IFBLK) { self.size as u32 } else { 0 }
+    }
+
     /// Returns the attributes that the row holds.
     pub fn metadata(&self) -> Metadata {
         Metadata {
@@ -206,7 +244,7 @@ impl CatalogEntry {
     /// read: external, or named by another hash than SHA-1.
     pub fn file_content(&self) -> Option<Content> {
         let is_foreign = self.flags & (HASH_ALGORITHM | EXTERNAL) != 0;
-        let pieces = self.content.clone().filter(|_| self.mode & S_IFMT == S_IFREG && !is_foreign)?;
+        let pieces = self.content.clone().filter(|_| self.is_regular() && !is_foreign)?;
         Some(Content { raw: self.flags & UNCOMPRESSED != 0, pieces })
     }
 
@@ -299,6 +337,18 @@ mod tests {
             let number = DeviceNumber { major, minor };
             assert_eq!((device(number), device_number(encoded)), (encoded, number));
         }
+    }
+
+    #[test]
+    fn variables_in_link_targets_are_expanded_as_clients_do() {
+        let expanded = |symlink: &[u8]| {
+            let entry = CatalogEntry::of_symlink(&Metadata::of_implied_folder(), b"");
+            let entry = CatalogEntry { symlink: symlink.to_vec(), ..entry };
+            entry.expanded_target(|name| (name == b"HOST").then(|| b"here".to_vec()))
+        };
+        assert_eq!(expanded(b"a/$(HOST)/$(HOST:-no)/$(NONE:-default)/$(NONE)b"), b"a/here/here/default/b");
+        assert_eq!(expanded(b"$x ${HOST} $(HOST"), b"$x ${HOST} $(HOST");
+        assert_eq!(expanded(&escape_target(b"$(HOST)")), b"$(HOST)");
     }
 
     #[test]

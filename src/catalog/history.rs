@@ -1,8 +1,8 @@
 //! The databases beside the catalogs: named revisions, and everything that was ever published.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::database::{create_database, database_bytes, open_database};
+use super::database::{create_database, database_bytes, open_database, read_reference};
 use super::entry::CatalogReference;
 use crate::manifest::RepositoryName;
 use crate::object::ObjectHash;
@@ -34,6 +34,28 @@ pub struct TaggedRevision {
     pub revision: u64,
     /// When it was made, in seconds since 1970.
     pub timestamp: i64,
+}
+
+/// A named revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tag {
+    /// Its name.
+    pub name: String,
+    /// The number of the revision.
+    pub revision: u64,
+    /// Its root catalog.
+    pub root: CatalogReference,
+}
+
+/// Returns the named revisions in a tag database, by name.
+pub fn read_tags(bytes: &[u8], repository: &RepositoryName) -> Result<Vec<Tag>, HistoryError> {
+    let read = || -> rusqlite::Result<Vec<Tag>> {
+        let connection = open_database(bytes, true)?;
+        let mut statement = connection.prepare("SELECT hash, size, name, revision FROM tags ORDER BY name")?;
+        let tag = |row: &Row<'_>| Ok(Tag { root: read_reference(row)?, name: row.get(2)?, revision: row.get(3)? });
+        statement.query_map([], tag)?.collect()
+    };
+    read().map_err(HistoryError::of("tag database", repository))
 }
 
 /// Returns the tag database of a new head: `trunk` names it, and `trunk-previous` what `trunk` was.

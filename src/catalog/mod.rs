@@ -18,6 +18,6 @@ pub use counters::Counters;
 pub use database::{Catalog, CatalogError, MAXIMUM_CATALOG_BYTES};
 pub use edit::{Editor, MAXIMUM_STRUCTURAL_ENTRIES};
 pub use entry::{CatalogEntry, CatalogReference, Nesting};
-pub use history::{HistoryError, ReferenceKind, TaggedRevision, next_history, next_reflog};
+pub use history::{HistoryError, ReferenceKind, Tag, TaggedRevision, next_history, next_reflog, read_tags};
 pub use plan::{MARKER, MAXIMUM_ENTRIES, without_stray_markers};
 pub use state::{ContentKey, StateDatabase, StateError, StoredTreeNote};

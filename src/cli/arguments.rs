@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use strata::folder::{FolderError, RepositoryFolder};
 use strata::image::{ImageName, Platform};
 use strata::metadata::Timestamp;
+use strata::repository::Point;
 use strata::source::ImageArgument;
 
 /// Publishes container images in the CernVM file system.
@@ -43,6 +44,8 @@ pub enum Command {
     Info(Info),
     /// List the images of the repository
     List,
+    /// Show what differs between two revisions
+    Diff(Diff),
 }
 
 /// Creates a repository.
@@ -125,6 +128,17 @@ pub enum Chains {
 pub struct Info {
     /// Image, as host/name:tag
     pub image: Option<ImageName>,
+}
+
+/// Compares revisions.
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// The older revision: its number, its tag, or "head"
+    #[arg(value_name = "REV")]
+    pub from: Point,
+    /// The newer revision
+    #[arg(value_name = "REV")]
+    pub to: Point,
 }
 
 impl Arguments {

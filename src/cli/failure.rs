@@ -13,6 +13,8 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// At least one image failed; every other is published or already was.
 pub const PARTLY: u8 = 3;
+/// Something was found that the command looks for.
+pub const FINDINGS: u8 = 4;
 /// Another publisher holds the repository.
 pub const HELD: u8 = 5;
 

@@ -2,6 +2,7 @@
 
 pub mod arguments;
 pub mod convert;
+pub mod diff;
 pub mod failure;
 pub mod init;
 pub mod progress;

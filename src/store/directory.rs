@@ -157,6 +157,23 @@ impl DirectoryStore {
         }
     }
 
+    /// Returns how many bytes an object has as it is stored.
+    pub fn size(&self, hash: ObjectHash, kind: ObjectKind) -> Result<u64, StoreError> {
+        let path = self.object_path(hash, kind);
+        Ok(fs::metadata(&path).map_err(StoreError::io("read", &path))?.len())
+    }
+
+    /// Opens an object's file, whose bytes nobody compared with its name yet.
+    pub fn open_object(&self, hash: ObjectHash, kind: ObjectKind) -> Result<File, StoreError> {
+        let path = self.object_path(hash, kind);
+        File::open(&path).map_err(StoreError::io("read", &path))
+    }
+
+    /// Returns the error that says that an object's bytes hash to `actual` instead.
+    pub fn damaged(&self, hash: ObjectHash, kind: ObjectKind, actual: ObjectHash) -> StoreError {
+        StoreError::WrongHash { path: self.object_path(hash, kind), actual }
+    }
+
     /// Returns an object's bytes as they are stored, after comparing them with its name.
     pub fn read(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Vec<u8>, StoreError> {
         let path = self.object_path(hash, kind);

@@ -5,6 +5,7 @@ mod chains;
 mod compression;
 mod convert;
 mod determinism;
+mod diff;
 mod independent;
 mod layer_rules;
 mod local_server;

@@ -1,0 +1,53 @@
+//! What was read once and may be wanted again: bounded in bytes, and read by one thread while the others wait for it.
+
+use std::hash::Hash;
+
+use quick_cache::sync::Cache;
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
+
+/// A value that knows what it costs to keep.
+pub(crate) trait Kept: Clone {
+    /// Returns the bytes that it takes, more or less.
+    fn bytes(&self) -> u64;
+}
+
+/// Values by key, up to a number of bytes together. The least used go first.
+#[derive(Debug)]
+pub(crate) struct ByteCache<K, V: Kept>(Cache<K, V, Bytes>);
+
+impl<K: Eq + Hash + Clone, V: Kept> ByteCache<K, V> {
+    /// Makes a cache for `capacity` bytes.
+    pub(crate) fn new(capacity: u64) -> Self {
+        // One shard, since each would have its own share of the capacity, which a large value could exceed.
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(1024)
+            .weight_capacity(capacity)
+            .shards(1)
+            .build()
+            .expect("both capacities are set");
+        let weighter = Bytes { most: capacity / 3 };
+        Self(Cache::with_options(options, weighter, DefaultHashBuilder::default(), Default::default()))
+    }
+
+    /// Returns the value of `key`, which `read` gets if it is not there. Nothing is kept of an error.
+    pub(crate) fn get<E>(&self, key: &K, read: impl FnOnce() -> Result<V, E>) -> Result<V, E> {
+        self.0.get_or_insert_with(key, read)
+    }
+
+    /// Forgets the value of `key`.
+    pub(crate) fn remove(&self, key: &K) {
+        self.0.remove(key);
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Bytes {
+    /// No value counts more, so that even one that is larger than the cache is kept until others need the room.
+    most: u64,
+}
+
+impl<K, V: Kept> Weighter<K, V> for Bytes {
+    fn weight(&self, _key: &K, value: &V) -> u64 {
+        value.bytes().clamp(1, self.most.max(1))
+    }
+}

@@ -1,0 +1,257 @@
+//! What differs between two revisions of a repository.
+//!
+//! Folders whose catalogs are the same object are not looked into, so the walk costs what changed. Only what became of the
+//! bytes is told by every catalog of the older revision: an object that any of its paths has is none that is new.
+
+use std::cmp::Ordering;
+use std::collections::HashSet;
+use std::fmt;
+
+use rayon::prelude::*;
+
+use crate::catalog::{CatalogEntry, Counters};
+use crate::layer::EntryPath;
+use crate::object::{ObjectHash, ObjectKind, Pieces};
+use crate::repository::{CatalogPlace, Folder, NamedRow, Repository, RepositoryError, Row};
+
+/// What became of a path.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// It was not there.
+    Added,
+    /// It is there no more.
+    Removed,
+    /// It is something else.
+    Changed(Vec<Attribute>),
+}
+
+/// What of a path changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attribute {
+    /// File, folder, link, device…
+    Type,
+    /// Permissions.
+    Mode,
+    /// User or group.
+    Owner,
+    /// Modification time.
+    Time,
+    /// Bytes of a file, or the number of a device.
+    Content,
+    /// Where a link leads.
+    Target,
+    /// Extended attributes.
+    Xattrs,
+    /// Names of the inode; of a folder, how many lie in it.
+    Links,
+}
+
+impl fmt::Display for Attribute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Type => "type",
+            Self::Mode => "mode",
+            Self::Owner => "owner",
+            Self::Time => "time",
+            Self::Content => "content",
+            Self::Target => "target",
+            Self::Xattrs => "xattrs",
+            Self::Links => "links",
+        })
+    }
+}
+
+/// A path that differs. Of a folder that was added or removed, what lies in it is counted and not named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The path.
+    pub path: EntryPath,
+    /// What became of it.
+    pub kind: Kind,
+    /// Entries that were added or removed with it, itself included; 1 for what changed.
+    pub entries: u64,
+    /// Bytes of the files among them.
+    pub bytes: u64,
+}
+
+/// Objects, and their bytes as they are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Objects {
+    /// How many.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// What differs between two revisions.
+#[derive(Debug, Clone, Default)]
+pub struct Difference {
+    /// The paths, each folder before what lies in it.
+    pub changes: Vec<Change>,
+    /// Objects at added and changed paths that the older revision has nowhere, and catalogs that it has not.
+    pub new: Objects,
+    /// Objects at added and changed paths that the older revision has, too.
+    pub shared: Objects,
+}
+
+/// Compares two revisions of one repository.
+pub fn diff(old: &Repository, new: &Repository) -> Result<Difference, RepositoryError> {
+    let mut walk = Walk { old, new, changes: Vec::new(), objects: HashSet::new() };
+    let [before, after] = [old, new].map(|repository| repository.row(&EntryPath::ROOT));
+    if let (Some(before), Some(after)) = (before?, after?) {
+        walk.compare(&EntryPath::ROOT, &before, &after)?;
+    }
+    let Walk { changes, objects, .. } = walk;
+    let known = if objects.is_empty() { HashSet::new() } else { those_of(old, &objects)? };
+    let (mut fresh, mut shared) = (Objects::default(), Objects::default());
+    for (hash, kind) in objects {
+        let count = if known.contains(&(hash, kind)) { &mut shared } else { &mut fresh };
+        count.objects += 1;
+        count.bytes += new.store().size(hash, kind).map_err(RepositoryError::from)?;
+    }
+    Ok(Difference { changes, new: fresh, shared })
+}
+
+type Object = (ObjectHash, ObjectKind);
+
+struct Walk<'r> {
+    old: &'r Repository,
+    new: &'r Repository,
+    changes: Vec<Change>,
+    /// What added and changed paths refer to.
+    objects: HashSet<Object>,
+}
+
+impl Walk<'_> {
+    fn compare(&mut self, path: &EntryPath, before: &Row, after: &Row) -> Result<(), RepositoryError> {
+        let attributes = differing(&before.entry, &after.entry);
+        if attributes.contains(&Attribute::Type) && (before.folder.is_some() || after.folder.is_some()) {
+            self.whole(path, before, Kind::Removed)?;
+            return self.whole(path, after, Kind::Added);
+        }
+        if attributes.contains(&Attribute::Content) {
+            self.objects.extend(objects(&after.entry));
+        }
+        if !attributes.is_empty() {
+            let bytes = size(&after.entry);
+            self.changes.push(Change { path: path.clone(), kind: Kind::Changed(attributes), entries: 1, bytes });
+        }
+        match (&before.folder, &after.folder) {
+            (Some(before), Some(after)) if before.place != after.place => self.compare_folders(before, after),
+            _ => Ok(()),
+        }
+    }
+
+    fn compare_folders(&mut self, before: &Folder, after: &Folder) -> Result<(), RepositoryError> {
+        if after.place.root == after.path {
+            self.objects.insert((after.place.reference.hash, ObjectKind::Catalog));
+        }
+        let mut old = self.old.rows(before)?.into_iter().peekable();
+        let mut new = self.new.rows(after)?.into_iter().peekable();
+        loop {
+            let order = match (old.peek(), new.peek()) {
+                (Some(old), Some(new)) => old.name.cmp(&new.name),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => return Ok(()),
+            };
+            let was = if order.is_le() { old.next() } else { None };
+            let is = if order.is_ge() { new.next() } else { None };
+            match (was, is) {
+                (Some(was), Some(is)) => self.compare(&after.path.join(&is.name), &was.row, &is.row)?,
+                (Some(was), None) => self.whole(&before.path.join(&was.name), &was.row, Kind::Removed)?,
+                (None, Some(is)) => self.whole(&after.path.join(&is.name), &is.row, Kind::Added)?,
+                (None, None) => {}
+            }
+        }
+    }
+
+    /// Notes a path that was added or removed with everything in it.
+    fn whole(&mut self, path: &EntryPath, row: &Row, kind: Kind) -> Result<(), RepositoryError> {
+        let is_added = kind == Kind::Added;
+        let (mut entries, mut bytes) = (0, 0);
+        let mut waiting = vec![row.clone()];
+        while let Some(row) = waiting.pop() {
+            entries += 1;
+            bytes += size(&row.entry);
+            if is_added {
+                self.objects.extend(objects(&row.entry));
+            }
+            let Some(folder) = row.folder else { continue };
+            let repository = if is_added { self.new } else { self.old };
+            if is_added && folder.place.root == folder.path {
+                self.objects.insert((folder.place.reference.hash, ObjectKind::Catalog));
+            }
+            if !is_added && folder.place.root == folder.path {
+                // Its catalog has counted what lies in it.
+                let totals = repository.open_catalog(&folder.place)?.total_counters();
+                entries += entries_below(totals);
+                bytes += totals.file_size().cast_unsigned();
+                continue;
+            }
+            waiting.extend(repository.rows(&folder)?.into_iter().map(|named: NamedRow| named.row));
+        }
+        self.changes.push(Change { path: path.clone(), kind, entries, bytes });
+        Ok(())
+    }
+}
+
+/// Returns how many entries lie below the root of a catalog; transition points have two rows and are one entry.
+fn entries_below(totals: Counters) -> u64 {
+    (totals.entries() - totals.nested() - 1).max(0).cast_unsigned()
+}
+
+fn size(entry: &CatalogEntry) -> u64 {
+    if entry.is_regular() { entry.size.max(0).cast_unsigned() } else { 0 }
+}
+
+fn objects(entry: &CatalogEntry) -> Vec<Object> {
+    match entry.file_content().map(|content| content.pieces) {
+        Some(Pieces::Whole(hash)) => vec![(hash, ObjectKind::File)],
+        Some(Pieces::Chunks(chunks)) => chunks.iter().map(|chunk| (chunk.hash, ObjectKind::Chunk)).collect(),
+        None => Vec::new(),
+    }
+}
+
+/// Returns which of the objects a revision has anywhere.
+fn those_of(repository: &Repository, objects: &HashSet<Object>) -> Result<HashSet<Object>, RepositoryError> {
+    let mut found = HashSet::new();
+    let mut places: Vec<CatalogPlace> = vec![repository.root_place()];
+    while !places.is_empty() {
+        found.extend(places.iter().map(|place| (place.reference.hash, ObjectKind::Catalog)));
+        let read: Vec<(Vec<Object>, Vec<CatalogPlace>)> = places
+            .par_iter()
+            .map(|place| {
+                let catalog = repository.open_catalog(place)?;
+                let nested = catalog.all_nested()?.into_iter();
+                let below = nested.map(|(root, reference)| CatalogPlace { root, reference }).collect();
+                Ok((catalog.objects()?.into_iter().filter(|object| objects.contains(object)).collect(), below))
+            })
+            .collect::<Result<_, RepositoryError>>()?;
+        places.clear();
+        for (objects, below) in read {
+            found.extend(objects);
+            places.extend(below);
+        }
+    }
+    Ok(found)
+}
+
+/// Returns what of a path differs, apart from what lies in it.
+fn differing(before: &CatalogEntry, after: &CatalogEntry) -> Vec<Attribute> {
+    let is_file = after.is_regular();
+    let content = |entry: &CatalogEntry| (entry.content.clone(), entry.size, entry.is_external());
+    let found = [
+        (Attribute::Type, (before.mode ^ after.mode) & 0o170_000 != 0),
+        (Attribute::Mode, (before.mode ^ after.mode) & 0o7777 != 0),
+        (Attribute::Owner, (before.uid, before.gid) != (after.uid, after.gid)),
+        (Attribute::Time, before.metadata().mtime != after.metadata().mtime),
+        (Attribute::Content, (is_file || after.is_special()) && content(before) != content(after)),
+        (Attribute::Target, before.symlink != after.symlink),
+        (Attribute::Xattrs, before.xattr != after.xattr),
+        (Attribute::Links, before.link_count != after.link_count),
+    ];
+    found.into_iter().filter_map(|(attribute, differs)| differs.then_some(attribute)).collect()
+}

@@ -1,0 +1,376 @@
+//! A repository at one revision, read only.
+//!
+//! Nothing is believed unseen: the manifest is verified with its certificate, and every catalog and object with the hash
+//! that names it.
+
+mod rows;
+mod trees;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::cache::{ByteCache, Kept};
+use crate::catalog::{
+    Catalog, CatalogEntry, CatalogError, CatalogReference, HistoryError, MAXIMUM_CATALOG_BYTES, Tag, read_tags,
+};
+use crate::layer::EntryPath;
+use crate::manifest::{
+    Certificate, ManifestError, RepositoryManifest, RepositoryName, certificate::CertificateError, letter::LetterError,
+};
+use crate::object::{Content, DecodeError, ObjectHash, ObjectKind, Pieces, decode};
+use crate::store::{DirectoryStore, StoreError};
+
+pub use rows::{Folder, NamedRow, Row};
+pub use trees::{ReadTree, read_tree};
+
+/// Why a repository could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RepositoryError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A catalog cannot be used.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// There is no manifest.
+    #[error("repository '{0}' has no manifest")]
+    NoManifest(RepositoryName),
+    /// The manifest cannot be read.
+    #[error("manifest of '{0}' is not valid")]
+    Manifest(RepositoryName, #[source] ManifestError),
+    /// The manifest is another repository's.
+    #[error("manifest is that of '{actual}' instead of '{expected}'")]
+    WrongName {
+        /// The repository that was asked for.
+        expected: RepositoryName,
+        /// The one in the manifest.
+        actual: RepositoryName,
+    },
+    /// The certificate cannot be read.
+    #[error("certificate {0} is not valid")]
+    Certificate(ObjectHash, #[source] CertificateError),
+    /// The manifest was not signed with the certificate's key.
+    #[error("manifest of '{0}' is not signed by its certificate")]
+    Signature(RepositoryName, #[source] LetterError),
+    /// The tag database cannot be used.
+    #[error(transparent)]
+    History(#[from] HistoryError),
+    /// No kept revision is meant.
+    #[error("repository '{repository}' keeps no revision {point}")]
+    NoRevision {
+        /// The repository.
+        repository: RepositoryName,
+        /// What was asked for.
+        point: Point,
+    },
+    /// Links lead round in a circle, or out of the repository.
+    #[error("{path} leads to nothing in the repository")]
+    Nowhere {
+        /// Where it began.
+        path: EntryPath,
+    },
+    /// A file cannot be read as one.
+    #[error("cannot read {path}: {fault}")]
+    Unreadable {
+        /// The file.
+        path: EntryPath,
+        /// Why.
+        fault: &'static str,
+    },
+    /// The objects of a file do not unpack.
+    #[error("cannot unpack {path}")]
+    Undecodable {
+        /// The file.
+        path: EntryPath,
+        /// Why.
+        source: DecodeError,
+    },
+}
+
+/// Names one of the revisions that a repository keeps: by number, by tag, or as the one that clients see.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Point {
+    /// The newest one.
+    #[default]
+    Head,
+    /// The one of that number.
+    Revision(u64),
+    /// The one that a tag of this name points at.
+    Tag(String),
+}
+
+impl fmt::Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Head => write!(f, "head"),
+            Self::Revision(number) => write!(f, "{number}"),
+            Self::Tag(name) => write!(f, "'{}'", name.escape_debug()),
+        }
+    }
+}
+
+impl FromStr for Point {
+    type Err = Infallible;
+
+    /// Takes a number for a revision, `head` for the newest one, and anything else for a tag.
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text.parse() {
+            Ok(number) => Self::Revision(number),
+            Err(_) if text == "head" => Self::Head,
+            Err(_) => Self::Tag(text.to_owned()),
+        })
+    }
+}
+
+/// A catalog, in memory or not: the folder that it describes, and the object that holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CatalogPlace {
+    /// The folder.
+    pub root: EntryPath,
+    /// The object.
+    pub reference: CatalogReference,
+}
+
+impl Kept for Arc<Catalog> {
+    fn bytes(&self) -> u64 {
+        self.size()
+    }
+}
+
+/// A repository at one revision.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    store: DirectoryStore,
+    /// That of the head, whichever revision this is.
+    manifest: RepositoryManifest,
+    root: CatalogReference,
+    /// Catalogs that were opened, of other revisions, too.
+    catalogs: Arc<ByteCache<CatalogPlace, Arc<Catalog>>>,
+}
+
+impl Repository {
+    /// Opens the head of the repository `name`.
+    pub fn open(store: &DirectoryStore, name: &RepositoryName) -> Result<Self, RepositoryError> {
+        let manifest = read_manifest(store, name)?;
+        let catalogs = Arc::new(ByteCache::new(CATALOG_CACHE));
+        Ok(Self { store: store.clone(), root: root_of(&manifest), manifest, catalogs })
+    }
+
+    /// Opens the head as it is now.
+    pub fn open_head(&self) -> Result<Self, RepositoryError> {
+        let manifest = read_manifest(&self.store, &self.manifest.name)?;
+        Ok(Self { root: root_of(&manifest), manifest, ..self.clone() })
+    }
+
+    /// Opens another revision that the head knows of: one that has a tag, or from which the head descends.
+    pub fn open_at(&self, point: &Point) -> Result<Self, RepositoryError> {
+        let found = match point {
+            Point::Head => Some(root_of(&self.manifest)),
+            Point::Tag(name) => self.tags()?.into_iter().find(|tag| tag.name == *name).map(|tag| tag.root),
+            Point::Revision(number) => self.find_revision(*number)?,
+        };
+        let missing = || RepositoryError::NoRevision { repository: self.manifest.name.clone(), point: point.clone() };
+        Ok(Self { root: found.ok_or_else(missing)?, ..self.clone() })
+    }
+
+    /// Returns the named revisions.
+    pub fn tags(&self) -> Result<Vec<Tag>, RepositoryError> {
+        let Some(hash) = self.manifest.history else { return Ok(Vec::new()) };
+        let bytes = self.store.read_decoded(hash, ObjectKind::History, HISTORY_LIMIT)?;
+        Ok(read_tags(&bytes, &self.manifest.name)?)
+    }
+
+    /// Looks for a revision among the tags, and else among what the head descends from, as far as that is still there.
+    fn find_revision(&self, number: u64) -> Result<Option<CatalogReference>, RepositoryError> {
+        if let Some(tag) = self.tags()?.into_iter().find(|tag| tag.revision == number) {
+            return Ok(Some(tag.root));
+        }
+        let mut reference = root_of(&self.manifest);
+        for _ in number..=self.manifest.revision {
+            let place = CatalogPlace { root: EntryPath::ROOT, reference };
+            let catalog = match self.open_catalog(&place) {
+                Err(RepositoryError::Store(StoreError::Io { source, .. }))
+                    if source.kind() == std::io::ErrorKind::NotFound =>
+                {
+                    return Ok(None);
+                }
+                catalog => catalog?,
+            };
+            if catalog.revision() == Some(number) {
+                return Ok(Some(reference));
+            }
+            let Some(hash) = catalog.property("previous_revision").and_then(|text| text.parse().ok()) else { break };
+            reference = CatalogReference { hash, size: 0 };
+        }
+        Ok(None)
+    }
+
+    /// Returns the store that the repository lies in.
+    pub fn store(&self) -> &DirectoryStore {
+        &self.store
+    }
+
+    /// Returns the manifest of the head.
+    pub fn manifest(&self) -> &RepositoryManifest {
+        &self.manifest
+    }
+
+    /// Returns the number of this revision.
+    pub fn revision(&self) -> Result<u64, RepositoryError> {
+        Ok(self.root()?.revision().unwrap_or(0))
+    }
+
+    /// Returns the root catalog.
+    pub fn root(&self) -> Result<Arc<Catalog>, RepositoryError> {
+        self.open_catalog(&self.root_place())
+    }
+
+    /// Returns where the root catalog lies. Its size is 0 where it is not known.
+    pub fn root_reference(&self) -> CatalogReference {
+        self.root
+    }
+
+    /// Returns the place of the root catalog.
+    pub fn root_place(&self) -> CatalogPlace {
+        CatalogPlace { root: EntryPath::ROOT, reference: self.root }
+    }
+
+    /// Returns the catalog at `place`, of this or any other revision.
+    pub fn open_catalog(&self, place: &CatalogPlace) -> Result<Arc<Catalog>, RepositoryError> {
+        self.catalogs.get(place, || {
+            let bytes = self.store.read_decoded(place.reference.hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES)?;
+            Ok(Arc::new(Catalog::parse(&bytes, &place.root)?))
+        })
+    }
+
+    /// Returns the catalog that holds the row of `path` and of what lies in it: of a transition point the lower one.
+    pub fn catalog_of(&self, path: &EntryPath) -> Result<Arc<Catalog>, RepositoryError> {
+        self.open_catalog(&self.place_of(path)?)
+    }
+
+    /// Returns the place of the catalog that holds what lies in `path`.
+    pub fn place_of(&self, path: &EntryPath) -> Result<CatalogPlace, RepositoryError> {
+        let mut place = self.root_place();
+        let mut at = EntryPath::ROOT;
+        for name in path.components() {
+            at = at.join(name);
+            if let Some(reference) = self.open_catalog(&place)?.nested(&at)? {
+                place = CatalogPlace { root: at.clone(), reference };
+            }
+        }
+        Ok(place)
+    }
+
+    /// Follows all links in `path`, and returns where it leads and what is there.
+    ///
+    /// Absolute links do not stay in the repository, wherever that is mounted.
+    pub fn follow(&self, path: &EntryPath) -> Result<(EntryPath, CatalogEntry), RepositoryError> {
+        let nowhere = || RepositoryError::Nowhere { path: path.clone() };
+        let mut waiting: Vec<Vec<u8>> = path.components().rev().map(<[u8]>::to_vec).collect();
+        let mut at = EntryPath::ROOT;
+        let mut links = 0;
+        while let Some(name) = waiting.pop() {
+            if name == b".." {
+                at = at.split().ok_or_else(nowhere)?.0;
+                continue;
+            }
+            let next = at.join(&name);
+            let entry = self.get(&next)?.ok_or_else(nowhere)?;
+            if !entry.is_symlink() {
+                at = next;
+                continue;
+            }
+            links += 1;
+            let target = entry.target();
+            if links > MAXIMUM_LINKS || target.starts_with(b"/") {
+                return Err(nowhere());
+            }
+            let names = target.split(|&byte| byte == b'/').filter(|name| !name.is_empty() && *name != b".");
+            waiting.extend(names.rev().map(<[u8]>::to_vec));
+        }
+        let entry = self.get(&at)?.ok_or_else(nowhere)?;
+        Ok((at, entry))
+    }
+
+    /// Returns what is at `path`; links are not followed.
+    pub fn get(&self, path: &EntryPath) -> Result<Option<CatalogEntry>, RepositoryError> {
+        Ok(self.catalog_of(path)?.get(path)?)
+    }
+
+    /// Returns what lies in the folder `path`, hidden entries included, by name.
+    pub fn list(&self, path: &EntryPath) -> Result<BTreeMap<Vec<u8>, CatalogEntry>, RepositoryError> {
+        Ok(self.catalog_of(path)?.list(path)?)
+    }
+
+    /// Returns the content of a regular file of at most `limit` bytes, or `None` where nothing is.
+    pub fn read(&self, path: &EntryPath, limit: u64) -> Result<Option<Vec<u8>>, RepositoryError> {
+        let Some(entry) = self.get(path)? else { return Ok(None) };
+        let unreadable = |fault| RepositoryError::Unreadable { path: path.clone(), fault };
+        let content = entry.file_content().ok_or_else(|| unreadable("it is no regular file of this repository"))?;
+        if entry.size.cast_unsigned() > limit {
+            return Err(unreadable("it is larger than anything that is read whole"));
+        }
+        let bytes = self.read_content(path, &content, limit)?;
+        if bytes.len() as u64 != entry.size.cast_unsigned() {
+            return Err(unreadable("its objects have another size than its catalog says"));
+        }
+        Ok(Some(bytes))
+    }
+
+    fn read_content(&self, path: &EntryPath, content: &Content, limit: u64) -> Result<Vec<u8>, RepositoryError> {
+        let read = |hash, kind| -> Result<Vec<u8>, RepositoryError> {
+            let stored = self.store.read(hash, kind)?;
+            if content.raw {
+                return Ok(stored);
+            }
+            decode(&stored, limit).map_err(|source| RepositoryError::Undecodable { path: path.clone(), source })
+        };
+        match &content.pieces {
+            Pieces::Whole(hash) => read(*hash, ObjectKind::File),
+            Pieces::Chunks(chunks) => {
+                let pieces: Result<Vec<_>, _> =
+                    chunks.iter().map(|chunk| read(chunk.hash, ObjectKind::Chunk)).collect();
+                Ok(pieces?.concat())
+            }
+        }
+    }
+
+    /// Returns where the catalog of the transition point `path` lies, or `None` where nothing or something else is.
+    pub fn nested_catalog(&self, path: &EntryPath) -> Result<Option<CatalogReference>, RepositoryError> {
+        let Some((parent, _)) = path.split() else { return Ok(None) };
+        Ok(self.catalog_of(&parent)?.nested(path)?)
+    }
+}
+
+fn root_of(manifest: &RepositoryManifest) -> CatalogReference {
+    CatalogReference { hash: manifest.root_catalog, size: manifest.catalog_size.unwrap_or(0) }
+}
+
+/// Reads the manifest of the head and verifies it with its certificate.
+fn read_manifest(store: &DirectoryStore, name: &RepositoryName) -> Result<RepositoryManifest, RepositoryError> {
+    let bytes = store.read_file(".cvmfspublished")?.ok_or_else(|| RepositoryError::NoManifest(name.clone()))?;
+    let signed = RepositoryManifest::parse(&bytes).map_err(|error| RepositoryError::Manifest(name.clone(), error))?;
+    if signed.manifest.name != *name {
+        return Err(RepositoryError::WrongName { expected: name.clone(), actual: signed.manifest.name });
+    }
+    let certificate = signed.manifest.certificate;
+    let pem = store.read_decoded(certificate, ObjectKind::Certificate, CERTIFICATE_LIMIT)?;
+    let certificate = Certificate::parse(&pem).map_err(|error| RepositoryError::Certificate(certificate, error))?;
+    signed.verify(&certificate).map_err(|error| RepositoryError::Signature(name.clone(), error))?;
+    Ok(signed.manifest)
+}
+
+/// No certificate is read that unpacks to more.
+const CERTIFICATE_LIMIT: u64 = 1 << 20;
+
+/// No tag database is read that unpacks to more.
+pub(crate) const HISTORY_LIMIT: u64 = 1 << 30;
+
+/// Bytes of catalogs that stay in memory.
+const CATALOG_CACHE: u64 = 128 << 20;
+
+/// How many links a path may lead over, as in Linux.
+const MAXIMUM_LINKS: u32 = 40;
