@@ -27,6 +27,7 @@ pub mod layer;
 pub mod layout;
 pub mod manifest;
 pub mod metadata;
+pub mod mount;
 pub mod object;
 pub mod publish;
 pub mod repository;

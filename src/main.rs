@@ -20,6 +20,8 @@ fn main() -> ExitCode {
         Command::Info(info) => cli::show::info(&arguments, info),
         Command::List => cli::show::list(&arguments),
         Command::Diff(diff) => cli::diff::run(&arguments, diff),
+        Command::Mount(mount) => cli::mount::run(&arguments, mount),
+        Command::GuardMount { mountpoint } => cli::mount::guard_mount(mountpoint),
     };
     result.unwrap_or_else(|error| {
         cli::complain(format_args!("{error:#}"));

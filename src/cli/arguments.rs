@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,6 +47,14 @@ pub enum Command {
     List,
     /// Show what differs between two revisions
     Diff(Diff),
+    /// Mount the repository, or one folder of it, until it is unmounted or strata interrupted
+    Mount(Mount),
+    /// Unmount when the process that mounted was killed
+    #[command(hide = true)]
+    GuardMount {
+        /// Where it mounted
+        mountpoint: PathBuf,
+    },
 }
 
 /// Creates a repository.
@@ -139,6 +148,28 @@ pub struct Diff {
     /// The newer revision
     #[arg(value_name = "REV")]
     pub to: Point,
+}
+
+/// Mounts the repository.
+#[derive(Debug, Args)]
+pub struct Mount {
+    /// Folder to mount on
+    pub mountpoint: PathBuf,
+    /// Revision to mount, by its tag [default: the head, and each new one]
+    #[arg(long, value_name = "TAG", conflicts_with = "revision")]
+    pub tag: Option<String>,
+    /// Revision to mount, by its number
+    #[arg(long, value_name = "N")]
+    pub revision: Option<u64>,
+    /// Folder of the repository to mount, such as an image's name [default: the root]
+    #[arg(long, value_name = "PATH", default_value = "", hide_default_value = true)]
+    pub path: OsString,
+    /// Let other users in, as far as permissions allow
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Where objects above 16 MiB are unpacked while they are read [default: the folder of temporary files]
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
 }
 
 impl Arguments {

@@ -5,6 +5,7 @@ pub mod convert;
 pub mod diff;
 pub mod failure;
 pub mod init;
+pub mod mount;
 pub mod progress;
 pub mod show;
 

@@ -3,16 +3,16 @@
 //! It is `cvmfs-cli` of the crate `cvmfs`, looked for in `target/tools/bin` and in `PATH`. It checks fewer signatures and
 //! hashes than the client of CernVM-FS, but it was written from the format, not from our code.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{TestImage, TestRepository, flat_path, need};
+use crate::support::{TestImage, TestRepository, flat_path, need, need_fuse};
 
 /// How long the reader may take until it has mounted a small repository.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -92,14 +92,7 @@ impl Drop for Mount {
 fn independent_reader() -> Option<PathBuf> {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/cvmfs-cli");
     let program = if installed.is_file() { Some(installed) } else { need("cvmfs-cli").then(|| "cvmfs-cli".into()) };
-    let has_fuse = fs::metadata("/dev/fuse").is_ok_and(|metadata| metadata.file_type().is_char_device())
-        && File::options().read(true).write(true).open("/dev/fuse").is_ok();
-    if !has_fuse {
-        let must_run = std::env::var_os("STRATA_TEST_ALL").is_some_and(|value| value == "1");
-        assert!(!must_run, "/dev/fuse cannot be opened, and STRATA_TEST_ALL=1 makes that a failure");
-        println!("skipped: /dev/fuse cannot be opened");
-    }
-    program.filter(|_| has_fuse && need("fusermount3"))
+    program.filter(|_| need_fuse())
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod diff;
 mod independent;
 mod layer_rules;
 mod local_server;
+mod mount;
 mod publish;
 mod strict;
 mod strict_selftest;

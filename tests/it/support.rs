@@ -44,3 +44,17 @@ pub fn need(program: &str) -> bool {
     }
     is_installed
 }
+
+/// Tells whether file systems can be mounted here, and prints why the test skips if they cannot.
+///
+/// With `STRATA_TEST_ALL=1`, that fails the test instead.
+#[track_caller]
+pub fn need_fuse() -> bool {
+    let can_open = fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
+    if !can_open {
+        let must_run = env::var_os("STRATA_TEST_ALL").is_some_and(|value| value == "1");
+        assert!(!must_run, "/dev/fuse cannot be opened, and STRATA_TEST_ALL=1 makes that a failure");
+        println!("skipped: /dev/fuse cannot be opened");
+    }
+    can_open && need("fusermount3")
+}

@@ -1,0 +1,94 @@
+//! `strata mount`.
+
+use std::io::{self, Read as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use strata::layer::EntryPath;
+use strata::mount::{Mount, MountOptions, Unmounted, clear_dead_mount, unmount};
+use strata::repository::{Point, Repository};
+
+use super::arguments::{Arguments, Mount as MountArguments};
+use super::failure::UsageError;
+
+/// Mounts the repository until it is unmounted or a signal ends it.
+pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<ExitCode> {
+    let folder = arguments.folder()?;
+    let point = match (&mount.tag, mount.revision) {
+        (Some(tag), _) => Point::Tag(tag.clone()),
+        (_, Some(number)) => Point::Revision(number),
+        _ => Point::Head,
+    };
+    let head = Repository::open(&folder.store()?, folder.name())?;
+    let repository = head.open_at(&point)?;
+    let path = EntryPath::normalise(mount.path.as_encoded_bytes()).map_err(|error| UsageError(error.to_string()))?;
+    let options = MountOptions {
+        path,
+        follow: point == Point::Head,
+        allow_other: mount.allow_other,
+        cache: mount.cache.clone(),
+        threads: thread::available_parallelism().map_or(1, |cores| cores.get()).clamp(4, 16),
+    };
+    let revision = repository.revision()?;
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
+    let mounted = Mount::start(repository, &mount.mountpoint, &options)?;
+    let mountpoint = mounted.mountpoint().to_owned();
+    let _guard = guard(&mountpoint)?;
+    tracing::info!(
+        "revision {revision} of {} is mounted at '{}' until it is unmounted or strata interrupted",
+        folder.name(),
+        mountpoint.display()
+    );
+    thread::spawn(move || {
+        let endings = signals.forever().map(|_| end(&mountpoint));
+        endings.for_each(drop);
+    });
+    mounted.serve()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How long those who still use a mount that was ended may go on with it.
+const GRACE: Duration = Duration::from_secs(5);
+
+fn end(mountpoint: &Path) {
+    match unmount(mountpoint) {
+        Ok(Unmounted::AtOnce) => {}
+        Ok(Unmounted::WhileBusy) => {
+            tracing::warn!(
+                "'{}' was in use: it is unmounted, and gone for its users in {GRACE:?}",
+                mountpoint.display()
+            );
+            thread::spawn(|| {
+                thread::sleep(GRACE);
+                std::process::exit(0);
+            });
+        }
+        Err(error) => tracing::error!("{error:#}"),
+    }
+}
+
+/// Starts a process that unmounts when this one was killed.
+fn guard(mountpoint: &Path) -> anyhow::Result<Child> {
+    let program = std::env::current_exe().context("cannot find the program that is running")?;
+    Command::new(program)
+        .args(["--quiet", "guard-mount"])
+        .arg(mountpoint)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .context("cannot start a process that unmounts when this one is killed")
+}
+
+/// Waits until the process at the other end of standard input is gone, and unmounts what it left.
+pub fn guard_mount(mountpoint: &Path) -> anyhow::Result<ExitCode> {
+    io::stdin().read_to_end(&mut Vec::new()).ok();
+    clear_dead_mount(mountpoint)?;
+    Ok(ExitCode::SUCCESS)
+}

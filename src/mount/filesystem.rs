@@ -1,0 +1,284 @@
+//! Answers the kernel.
+//!
+//! Folders and files are opened without asking us: the kernel keeps what it has read of a number, lists of folders, too,
+//! until it is told otherwise. So only what was never read costs a message.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
+    ReplyAttr, ReplyData, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+};
+
+use super::view::{AnswerError, View};
+use crate::catalog::CatalogEntry;
+use crate::metadata::Metadata;
+use crate::repository::NamedRow;
+
+/// The face of a view that the kernel sees.
+#[derive(Debug)]
+pub(super) struct Filesystem {
+    pub(super) view: Arc<View>,
+}
+
+/// How long the kernel may believe what it was told. It is told what changes, so this is for when that is lost.
+const LIFETIME: Duration = Duration::from_secs(60 * 60);
+
+impl Filesystem {
+    /// Answers with what lies in a folder. `offset` counts entries, with the two that every folder has.
+    fn list_into(&self, number: u64, offset: u64, reply: &mut ReplyDirectoryPlus) -> Result<(), AnswerError> {
+        let passed = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
+        let (listing, start) = self.view.listing(number, passed)?;
+        let mut nodes = self.view.nodes();
+        let parent = nodes.parent(number).unwrap_or(number);
+        for (index, own, name) in [(0, number, "."), (1, parent, "..")] {
+            let row = nodes.row(own).ok_or(AnswerError::Nothing)?;
+            let attributes = attributes(own, &row.entry);
+            if offset <= index && reply.add(INodeNo(own), index + 1, name, &LIFETIME, &attributes, Generation(0)) {
+                return Ok(());
+            }
+        }
+        for (index, NamedRow { name, row }) in listing.0.rows.iter().enumerate().skip(start) {
+            let Some(found) = nodes.add(number, &listing.0.folder, name, row) else {
+                // The folder changed in this very moment. An answer without entries would be the end of the list.
+                let is_empty = index == start && offset >= 2;
+                drop(nodes);
+                return if is_empty { self.list_into(number, offset, reply) } else { Ok(()) };
+            };
+            let attributes = attributes(found.number, &found.entry);
+            let (number, next) = (INodeNo(found.number), index as u64 + 3);
+            if reply.add(number, next, OsStr::from_bytes(name), &LIFETIME, &attributes, Generation(0)) {
+                nodes.drop_untold(found.number);
+                return Ok(());
+            }
+            nodes.count_lookup(found.number);
+        }
+        Ok(())
+    }
+
+    /// Says what went wrong, if it is not just that nothing is there, and returns the kernel's word for it.
+    fn refuse(&self, number: u64, error: &AnswerError) -> Errno {
+        if !matches!(error, AnswerError::Nothing | AnswerError::NoFolder) {
+            let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            tracing::error!("cannot read {}: {error}{cause}", self.view.nodes().path(number));
+        }
+        error.number()
+    }
+}
+
+impl AnswerError {
+    fn number(&self) -> Errno {
+        match self {
+            Self::Nothing => Errno::ENOENT,
+            Self::NoFolder => Errno::ENOTDIR,
+            Self::Repository(_) | Self::Content(_) | Self::Foreign => Errno::EIO,
+        }
+    }
+}
+
+fn attributes(number: u64, entry: &CatalogEntry) -> FileAttr {
+    let kind = kind(entry);
+    let size = match kind {
+        FileType::RegularFile | FileType::Directory => entry.size.max(0).cast_unsigned(),
+        FileType::Symlink => target(entry).len() as u64,
+        _ => 0,
+    };
+    let time = time(entry);
+    FileAttr {
+        ino: INodeNo(number),
+        size,
+        blocks: size.div_ceil(512),
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        kind,
+        perm: (entry.mode & 0o7777) as u16,
+        nlink: entry.link_count,
+        uid: entry.uid,
+        gid: entry.gid,
+        rdev: entry.device_number(),
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+fn kind(entry: &CatalogEntry) -> FileType {
+    match entry.mode & 0o170_000 {
+        0o040_000 => FileType::Directory,
+        0o120_000 => FileType::Symlink,
+        0o020_000 => FileType::CharDevice,
+        0o060_000 => FileType::BlockDevice,
+        0o010_000 => FileType::NamedPipe,
+        0o140_000 => FileType::Socket,
+        _ => FileType::RegularFile,
+    }
+}
+
+fn time(entry: &CatalogEntry) -> SystemTime {
+    let whole = Duration::from_secs(entry.mtime.unsigned_abs());
+    let second = match entry.mtime < 0 {
+        true => SystemTime::UNIX_EPOCH.checked_sub(whole),
+        false => SystemTime::UNIX_EPOCH.checked_add(whole),
+    };
+    let nanoseconds = Duration::from_nanos(entry.mtime_nanoseconds.unwrap_or(0).into());
+    second.and_then(|second| second.checked_add(nanoseconds)).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// Returns a link's target. Variables have the values of this process's environment, as in CVMFS's client.
+fn target(entry: &CatalogEntry) -> Vec<u8> {
+    entry.expanded_target(|name| {
+        let is_possible = !name.is_empty() && !name.contains(&b'=') && !name.contains(&0);
+        std::env::var_os(OsStr::from_bytes(name)).filter(|_| is_possible).map(|value| value.as_bytes().to_vec())
+    })
+}
+
+impl fuser::Filesystem for Filesystem {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Each is only a wish: an older kernel does without.
+        for wish in [
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_NO_OPEN_SUPPORT,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+        ] {
+            config.add_capabilities(wish).ok();
+        }
+        if let Err(most) = config.set_max_readahead(READ_AHEAD) {
+            config.set_max_readahead(most).ok();
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if name.len() > NAME_LENGTH as usize {
+            return reply.error(Errno::ENAMETOOLONG);
+        }
+        let _steady = self.view.steady();
+        match self.view.find(parent.0, name.as_bytes()) {
+            Ok(Some(found)) => {
+                reply.entry(&LIFETIME, &attributes(found.number, &found.entry), Generation(0));
+            }
+            Ok(None) => {
+                // Number 0 tells the kernel that it may remember that nothing is there.
+                let nothing = CatalogEntry::of_symlink(&Metadata::of_implied_folder(), b"");
+                reply.entry(&LIFETIME, &attributes(0, &nothing), Generation(0));
+            }
+            Err(error) => reply.error(self.refuse(parent.0, &error)),
+        }
+    }
+
+    fn forget(&self, _request: &Request, number: INodeNo, times: u64) {
+        self.view.nodes().forget(number.0, times);
+    }
+
+    fn getattr(&self, _request: &Request, number: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        let _steady = self.view.steady();
+        match self.view.entry(number.0) {
+            Ok(entry) => reply.attr(&LIFETIME, &attributes(number.0, &entry)),
+            Err(error) => reply.error(self.refuse(number.0, &error)),
+        }
+    }
+
+    fn readlink(&self, _request: &Request, number: INodeNo, reply: ReplyData) {
+        match self.view.entry(number.0) {
+            Ok(entry) if entry.is_symlink() => reply.data(&target(&entry)),
+            Ok(_) => reply.error(Errno::EINVAL),
+            Err(error) => reply.error(self.refuse(number.0, &error)),
+        }
+    }
+
+    fn open(&self, _request: &Request, _number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        match self.view.read_content(number.0, offset, size) {
+            Ok(bytes) => reply.data(&bytes),
+            Err(error) => reply.error(self.refuse(number.0, &error)),
+        }
+    }
+
+    fn flush(&self, _request: &Request, _number: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        // There is nothing to flush, and the kernel does not ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn opendir(&self, _request: &Request, _number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let _steady = self.view.steady();
+        match self.list_into(number.0, offset, &mut reply) {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(self.refuse(number.0, &error)),
+        }
+    }
+
+    fn statfs(&self, _request: &Request, _number: INodeNo, reply: ReplyStatfs) {
+        let blocks = self.view.totals.file_size().cast_unsigned().div_ceil(u64::from(BLOCK));
+        reply.statfs(blocks, 0, 0, self.view.totals.entries().cast_unsigned(), 0, BLOCK, NAME_LENGTH, BLOCK);
+    }
+
+    fn getxattr(&self, _request: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let xattrs = match self.view.entry(number.0) {
+            Ok(entry) => entry.xattrs(),
+            Err(error) => return reply.error(self.refuse(number.0, &error)),
+        };
+        match xattrs.as_ref().and_then(|xattrs| xattrs.get(name.as_bytes())) {
+            Some(value) => reply_xattr(value, size, reply),
+            None => reply.error(Errno::NO_XATTR),
+        }
+    }
+
+    fn listxattr(&self, _request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+        match self.view.entry(number.0) {
+            Ok(entry) => {
+                let xattrs = entry.xattrs().unwrap_or_default();
+                let names: Vec<u8> = xattrs.keys().flat_map(|name| [name, &b"\0"[..]].concat()).collect();
+                reply_xattr(&names, size, reply);
+            }
+            Err(error) => reply.error(self.refuse(number.0, &error)),
+        }
+    }
+}
+
+fn reply_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
+    match size {
+        0 => reply.size(u32::try_from(value.len()).expect("attributes of a row are below 100 KiB")),
+        size if value.len() > size as usize => reply.error(Errno::ERANGE),
+        _ => reply.data(value),
+    }
+}
+
+/// Bytes that the kernel may ask for before they are needed.
+const READ_AHEAD: u32 = 1 << 20;
+
+/// The longest name.
+const NAME_LENGTH: u32 = 255;
+
+/// Bytes of a block, in which the size of the whole is counted.
+const BLOCK: u32 = 4096;

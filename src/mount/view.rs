@@ -1,0 +1,156 @@
+//! What is mounted, as far as it has nothing to do with FUSE.
+
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::content::{ContentError, ContentReader};
+use super::nodes::{Found, Nodes};
+use crate::cache::{ByteCache, Kept};
+use crate::catalog::{CatalogEntry, Counters};
+use crate::layer::EntryPath;
+use crate::repository::{Folder, NamedRow, Repository, RepositoryError};
+
+/// Why the kernel's question cannot be answered.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AnswerError {
+    /// Nothing is there, or it is no longer known.
+    #[error("nothing is there")]
+    Nothing,
+    /// It is no folder.
+    #[error("it is no folder")]
+    NoFolder,
+    /// A catalog cannot be read.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// Content cannot be read.
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    /// What the catalog refers to is not ours to read.
+    #[error("its content is outside of the repository, or its objects are not named by SHA-1")]
+    Foreign,
+}
+
+/// A folder as it was listed, by name.
+#[derive(Debug, Clone)]
+pub(super) struct Listing(pub(super) Arc<ListedFolder>);
+
+#[derive(Debug)]
+pub(super) struct ListedFolder {
+    pub(super) folder: Arc<Folder>,
+    pub(super) rows: Vec<NamedRow>,
+}
+
+impl Kept for Listing {
+    fn bytes(&self) -> u64 {
+        self.0.rows.len() as u64 * LISTED_BYTES
+    }
+}
+
+/// What one listed row takes in memory, more or less.
+const LISTED_BYTES: u64 = 300;
+
+/// Bytes of listings that are kept.
+const LISTING_CACHE: u64 = 64 << 20;
+
+/// What lies below one folder of the repository, by the numbers that the kernel knows.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) repository: Repository,
+    nodes: Mutex<Nodes>,
+    steady: RwLock<()>,
+    listings: ByteCache<u64, Listing>,
+    content: ContentReader,
+    pub(super) totals: Counters,
+}
+
+impl View {
+    /// Makes the view of what lies below the folder `path`.
+    pub(super) fn new(repository: Repository, path: &EntryPath, content: ContentReader) -> Result<Self, AnswerError> {
+        let root = repository.row(path)?.ok_or(AnswerError::Nothing)?;
+        if root.folder.is_none() {
+            return Err(AnswerError::NoFolder);
+        }
+        let totals = repository.root()?.total_counters();
+        let nodes = Mutex::new(Nodes::new(root));
+        Ok(Self {
+            repository,
+            nodes,
+            steady: RwLock::default(),
+            listings: ByteCache::new(LISTING_CACHE),
+            content,
+            totals,
+        })
+    }
+
+    /// Keeps the revision from changing until what was read of it was answered.
+    ///
+    /// The kernel is told what a change makes outdated. Answers with what was true before have to be out by then.
+    pub(super) fn steady(&self) -> RwLockReadGuard<'_, ()> {
+        self.steady.read().expect("no thread panics while it changes the revision")
+    }
+
+    /// Waits until every answer is out, and keeps new ones back while the revision changes.
+    pub(super) fn changing(&self) -> RwLockWriteGuard<'_, ()> {
+        self.steady.write().expect("no thread panics while it answers")
+    }
+
+    /// Returns what the kernel knows.
+    pub(super) fn nodes(&self) -> MutexGuard<'_, Nodes> {
+        self.nodes.lock().expect("no thread panics while it holds the nodes")
+    }
+
+    /// Looks a name up in a folder, and counts that the kernel is told its number.
+    pub(super) fn find(&self, parent: u64, name: &[u8]) -> Result<Option<Found>, AnswerError> {
+        loop {
+            let folder = {
+                let mut nodes = self.nodes();
+                if let Some(found) = nodes.known(parent, name) {
+                    nodes.count_lookup(found.number);
+                    return Ok(Some(found));
+                }
+                let row = nodes.row(parent).ok_or(AnswerError::Nothing)?;
+                Arc::clone(row.folder.as_ref().ok_or(AnswerError::NoFolder)?)
+            };
+            let Some(row) = self.repository.row_in(&folder, name)? else { return Ok(None) };
+            let mut nodes = self.nodes();
+            if let Some(found) = nodes.add(parent, &folder, &name.into(), &row) {
+                nodes.count_lookup(found.number);
+                return Ok(Some(found));
+            }
+        }
+    }
+
+    /// Returns the row of a number.
+    pub(super) fn entry(&self, number: u64) -> Result<Arc<CatalogEntry>, AnswerError> {
+        Ok(Arc::clone(&self.nodes().row(number).ok_or(AnswerError::Nothing)?.entry))
+    }
+
+    /// Lists a folder, and returns the index of the first row behind the `passed` ones that the kernel has seen.
+    ///
+    /// Rows are sorted by name, so a list that was begun goes on in the right place if the folder changed meanwhile.
+    pub(super) fn listing(&self, number: u64, passed: usize) -> Result<(Listing, usize), AnswerError> {
+        let folder = {
+            let nodes = self.nodes();
+            Arc::clone(nodes.row(number).ok_or(AnswerError::Nothing)?.folder.as_ref().ok_or(AnswerError::NoFolder)?)
+        };
+        let list = || -> Result<Listing, AnswerError> {
+            let rows = self.repository.rows(&folder)?.into_iter().filter(|row| !row.row.entry.is_hidden()).collect();
+            Ok(Listing(Arc::new(ListedFolder { folder: Arc::clone(&folder), rows })))
+        };
+        let listing = self.listings.get(&number, list)?;
+        if Arc::ptr_eq(&listing.0.folder, &folder) {
+            return Ok((listing, passed));
+        }
+        self.listings.remove(&number);
+        let now = self.listings.get(&number, list)?;
+        let last = passed.checked_sub(1).and_then(|index| listing.0.rows.get(index));
+        let next = last.map_or(passed, |last| now.0.rows.partition_point(|row| row.name <= last.name));
+        Ok((now, next))
+    }
+
+    /// Reads up to `length` bytes of a file.
+    pub(super) fn read_content(&self, number: u64, offset: u64, length: u32) -> Result<Vec<u8>, AnswerError> {
+        let entry = self.entry(number)?;
+        let content = entry.file_content().ok_or(AnswerError::Foreign)?;
+        Ok(self.content.read(&content, entry.size.cast_unsigned(), offset, length as usize)?)
+    }
+}
