@@ -29,6 +29,7 @@ pub mod manifest;
 pub mod metadata;
 pub mod mount;
 pub mod object;
+pub mod progress;
 pub mod publish;
 pub mod repository;
 pub mod settings;

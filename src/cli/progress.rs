@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use strata::convert::Progress;
+use strata::progress::Progress;
 
 /// The bar that is shown now, if one is.
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);

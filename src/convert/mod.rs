@@ -10,8 +10,7 @@ mod stage;
 mod trees;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use rsa::rand_core::CryptoRng;
@@ -30,6 +29,7 @@ use crate::source::{ImageArgument, SourceError};
 use crate::store::{Staging, StoreError, Written};
 use crate::tree::ApplyError;
 
+pub use crate::progress::Progress;
 pub use need::Plan;
 
 /// Why an image, or the whole run, failed.
@@ -160,32 +160,6 @@ pub struct Options {
     pub limits: Limits,
     /// The time of everything that strata itself makes.
     pub now: Timestamp,
-}
-
-/// What is going on, for whoever wants to show it.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// Bytes of blobs that there are to read.
-    pub expected: AtomicU64,
-    /// Bytes of blobs that were read.
-    pub read: Arc<AtomicU64>,
-    stage: Mutex<String>,
-}
-
-impl Progress {
-    fn set_stage(&self, stage: String) {
-        *self.stage.lock().expect("no thread panics while it sets the stage") = stage;
-    }
-
-    /// Returns in a few words what is being done.
-    pub fn stage(&self) -> String {
-        self.stage.lock().expect("no thread panics while it sets the stage").clone()
-    }
-
-    /// Returns the bytes that were read and those that there are.
-    pub fn bytes(&self) -> (u64, u64) {
-        (self.read.load(Ordering::Relaxed), self.expected.load(Ordering::Relaxed))
-    }
 }
 
 /// What became of one image.

@@ -1,0 +1,31 @@
+//! How far a long command is, for whoever shows it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// What is going on, for whoever wants to show it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes that there are to read, as far as that is known.
+    pub expected: AtomicU64,
+    /// Bytes that were read.
+    pub read: Arc<AtomicU64>,
+    stage: Mutex<String>,
+}
+
+impl Progress {
+    /// Says in a few words what is being done.
+    pub fn set_stage(&self, stage: String) {
+        *self.stage.lock().expect("no thread panics while it sets the stage") = stage;
+    }
+
+    /// Returns in a few words what is being done.
+    pub fn stage(&self) -> String {
+        self.stage.lock().expect("no thread panics while it sets the stage").clone()
+    }
+
+    /// Returns the bytes that were read and those that there are.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.read.load(Ordering::Relaxed), self.expected.load(Ordering::Relaxed))
+    }
+}
