@@ -3,17 +3,27 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
 use md5::{Digest as _, Md5};
+use rsa::pkcs8::DecodePrivateKey as _;
+use rsa::{Pkcs1v15Sign, PrivateKey};
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, MAIN_DB, params};
 use sha1::Sha1;
 use tempfile::TempDir;
+use x509_cert::der::Document;
 
 /// The name of the repository.
 pub const FQRN: &str = "strict.example.org";
+
+/// The public half of the master key, which clients know.
+pub const PUBLIC_KEY: &str = include_str!("../../../src/manifest/testdata/test.example.org.pub");
+const MASTER_KEY: &str = include_str!("../../../src/manifest/testdata/test.example.org.masterkey");
+const REPOSITORY_KEY: &str = include_str!("../../../src/manifest/testdata/test.example.org.key");
+const CERTIFICATE: &str = include_str!("../../../src/manifest/testdata/test.example.org.crt");
 
 const CATALOG_SCHEMA: &str = "
     CREATE TABLE catalog (md5path_1 INTEGER, md5path_2 INTEGER, parent_1 INTEGER, parent_2 INTEGER, hardlinks INTEGER,
@@ -187,18 +197,24 @@ impl Forge {
         let nested = self.nested_catalog();
         let root = self.root_catalog(&nested, &previous.0);
         let history = self.history_database(&root, &previous);
-        let (certificate, meta_info) = (self.put(&deflate(pem().as_bytes()), "X"), self.put(&deflate(b"{}\n"), "M"));
+        let (certificate, meta_info) =
+            (self.put(&deflate(CERTIFICATE.as_bytes()), "X"), self.put(&deflate(b"{}\n"), "M"));
         let reflog = self.reflog_database(&[&root.0, &previous.0], &certificate, &history, &meta_info);
         let fields = format!(
             "C{}\nB{}\nRd41d8cd98f00b204e9800998ecf8427e\nD240\nS2\nGyes\nAno\nN{FQRN}\nX{certificate}\nH{history}\n\
              T1700000001\nM{meta_info}\nY{reflog}\n",
             root.0, root.1
         );
-        self.write_signed(".cvmfspublished", &(self.manifest)(fields));
+        let key = private_key(&REPOSITORY, REPOSITORY_KEY);
+        self.write_signed(".cvmfspublished", &(self.manifest)(fields), |hash_text| {
+            key.sign(Pkcs1v15Sign::new::<Sha1>(), &Sha1::digest(hash_text)).unwrap()
+        });
         let pairs: Vec<String> = Sha1::digest(der()).iter().map(|byte| format!("{byte:02X}")).collect();
+        let key = private_key(&MASTER, MASTER_KEY);
         self.write_signed(
             ".cvmfswhitelist",
-            &format!("20260101000000\nE20260201000000\nN{FQRN}\n{} # ours\n", pairs.join(":")),
+            &format!("20260101000000\nE20990201000000\nN{FQRN}\n{} # ours\n", pairs.join(":")),
+            |hash_text| key.sign(Pkcs1v15Sign::new_unprefixed(), hash_text).unwrap(),
         );
         Forged { folder: self.folder }
     }
@@ -317,8 +333,9 @@ impl Forge {
         hex(&Sha1::digest(&*bytes))
     }
 
-    fn write_signed(&self, name: &str, text: &str) {
-        let signed = format!("{text}--\n{}\nsignature", hex(&Sha1::digest(text)));
+    fn write_signed(&self, name: &str, text: &str, sign: impl Fn(&[u8]) -> Vec<u8>) {
+        let hash_text = hex(&Sha1::digest(text));
+        let signed = [format!("{text}--\n{hash_text}\n").as_bytes(), &sign(hash_text.as_bytes())].concat();
         fs::write(self.path().join(name), signed).unwrap();
     }
 }
@@ -370,13 +387,16 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// An ASN.1 sequence of 256 zero bytes stands in for a certificate.
-fn der() -> Vec<u8> {
-    [&[0x30, 0x82, 0x01, 0x00][..], &[0; 256]].concat()
+static MASTER: OnceLock<PrivateKey> = OnceLock::new();
+static REPOSITORY: OnceLock<PrivateKey> = OnceLock::new();
+
+/// Reads a key once: checking that it is one takes longer than everything else here.
+fn private_key(read: &'static OnceLock<PrivateKey>, pem: &str) -> &'static PrivateKey {
+    read.get_or_init(|| PrivateKey::from_pkcs8_pem(pem).unwrap())
 }
 
-fn pem() -> String {
-    let digits = format!("MIIB{}=", "A".repeat(343));
-    let lines: Vec<&str> = (0..digits.len()).step_by(64).map(|at| &digits[at..(at + 64).min(digits.len())]).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+/// Returns the certificate in its binary form.
+fn der() -> Vec<u8> {
+    let (_, document) = Document::from_pem(CERTIFICATE).unwrap();
+    document.as_bytes().to_vec()
 }
