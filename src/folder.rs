@@ -5,7 +5,10 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use rsa::PublicKey;
+
 use crate::catalog::{StateDatabase, StateError};
+use crate::manifest::keys::read_public_key;
 use crate::manifest::{KeyError, Keys, RepositoryName};
 use crate::settings::{Settings, SettingsError};
 use crate::store::{DirectoryStore, LocalServer, StoreError};
@@ -98,6 +101,11 @@ impl RepositoryFolder {
     /// Returns the public key that clients need.
     pub fn public_key_path(&self) -> PathBuf {
         self.keys_path().join(format!("{}.pub", self.settings.repository))
+    }
+
+    /// Reads the public master key, for which no private key need be readable.
+    pub fn public_key(&self) -> Result<PublicKey, FolderError> {
+        Ok(read_public_key(&self.public_key_path())?)
     }
 
     /// Opens the storage.

@@ -9,13 +9,15 @@
 //! Data flows one way. [`source`] finds an image, [`layer`] turns its blobs into verified entries, [`tree`] lays them
 //! over one another in memory, [`layout`] says what is published where, [`catalog`] writes trees as SQLite files,
 //! [`publish`] makes them a revision, and [`store`] is where it all lies. [`convert`] joins them. Whatever reads a
-//! published repository goes through [`repository`].
+//! published repository goes through [`repository`], but for [`check`], which believes nothing and looks at the files
+//! themselves.
 //!
 //! Everything is public that the `strata` program uses, so that other programs can do what it does; the interface is not
 //! stable yet.
 
 mod cache;
 pub mod catalog;
+pub mod check;
 pub mod convert;
 pub mod diff;
 pub mod folder;

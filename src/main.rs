@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Command::Convert(convert) => cli::convert::run(&arguments, convert),
         Command::Info(info) => cli::show::info(&arguments, info),
         Command::List => cli::show::list(&arguments),
+        Command::Check(check) => cli::check::run(&arguments, check),
         Command::Diff(diff) => cli::diff::run(&arguments, diff),
         Command::Mount(mount) => cli::mount::run(&arguments, mount),
         Command::GuardMount { mountpoint } => cli::mount::guard_mount(mountpoint),

@@ -40,7 +40,7 @@ pub enum CatalogError {
 }
 
 /// Key of a path in all tables: the two halves of its MD5 hash, as CVMFS's code reads them from memory.
-type PathKey = (i64, i64);
+pub type PathKey = (i64, i64);
 
 /// Returns a path as catalogs spell it: empty for the root, else with a leading slash.
 fn spelt(path: &EntryPath) -> Vec<u8> {
@@ -48,7 +48,12 @@ fn spelt(path: &EntryPath) -> Vec<u8> {
 }
 
 fn key(path: &EntryPath) -> PathKey {
-    let digest: [u8; 16] = Md5::digest(spelt(path)).into();
+    key_of(&spelt(path))
+}
+
+/// Returns the key of a path as catalogs spell it.
+pub fn key_of(spelt: &[u8]) -> PathKey {
+    let digest: [u8; 16] = Md5::digest(spelt).into();
     let half = |at: usize| i64::from_le_bytes(*digest[at..].first_chunk().expect("16 bytes have two halves of 8"));
     (half(0), half(8))
 }

@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+use super::bits::{
+    CHUNKED, DIRECTORY, EXTERNAL, FILE, HASH_ALGORITHM, HIDDEN, NESTED_ROOT, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO,
+    S_IFLNK, S_IFMT, S_IFREG, SPECIAL, SYMLINK, TRANSITION_POINT, UNCOMPRESSED,
+};
 use super::xattr;
 use crate::layer::DeviceNumber;
 use crate::metadata::{Metadata, Timestamp, Xattrs};
@@ -27,27 +31,6 @@ pub enum Nesting {
     /// The row in the nested catalog itself.
     Root,
 }
-
-const DIRECTORY: u32 = 1;
-const TRANSITION_POINT: u32 = 2;
-const FILE: u32 = 4;
-const SYMLINK: u32 = 8;
-const SPECIAL: u32 = 16;
-const NESTED_ROOT: u32 = 32;
-const CHUNKED: u32 = 64;
-const EXTERNAL: u32 = 128;
-const HASH_ALGORITHM: u32 = 0x700;
-const UNCOMPRESSED: u32 = 0x800;
-const HIDDEN: u32 = 0x8000;
-
-/// Format bits of `st_mode`.
-const S_IFMT: u32 = 0o170_000;
-const S_IFDIR: u32 = 0o040_000;
-const S_IFREG: u32 = 0o100_000;
-const S_IFLNK: u32 = 0o120_000;
-const S_IFCHR: u32 = 0o020_000;
-const S_IFBLK: u32 = 0o060_000;
-const S_IFIFO: u32 = 0o010_000;
 
 /// One row: everything but the path, which is its key, and the name, which ends the path.
 ///

@@ -3,6 +3,8 @@
 //! A *root catalog* holds the root of the repository; a *nested catalog* holds what lies below a *transition point*, a
 //! folder that has a row in both. Their numbers must agree to the last one, or clients refuse to attach the file.
 
+pub mod audit;
+pub(crate) mod bits;
 mod build;
 mod counters;
 mod database;
@@ -15,6 +17,7 @@ mod xattr;
 
 pub use build::{BuildError, CatalogBuilder, FACTS, StoredTree};
 pub use counters::Counters;
+pub(crate) use database::key_of;
 pub use database::{Catalog, CatalogError, MAXIMUM_CATALOG_BYTES};
 pub use edit::{Editor, MAXIMUM_STRUCTURAL_ENTRIES};
 pub use entry::{CatalogEntry, CatalogReference, Nesting};

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ pub enum Command {
     Info(Info),
     /// List the images of the repository
     List,
+    /// Check the repository: signatures, and every catalog, counter and object
+    Check(Check),
     /// Show what differs between two revisions
     Diff(Diff),
     /// Mount the repository, or one folder of it, until it is unmounted or strata interrupted
@@ -139,6 +142,19 @@ pub struct Info {
     pub image: Option<ImageName>,
 }
 
+/// Checks the repository.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Check only this path, or the image host/name:tag, and what lies below it
+    pub path: Option<String>,
+    /// Do not read the content of objects
+    #[arg(long)]
+    pub quick: bool,
+    /// How many threads work [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+}
+
 /// Compares revisions.
 #[derive(Debug, Args)]
 pub struct Diff {
@@ -182,6 +198,12 @@ impl Arguments {
     pub fn folder(&self) -> Result<RepositoryFolder, FolderError> {
         RepositoryFolder::open(self.folder_path())
     }
+}
+
+/// Returns how many threads work: what was asked for, else one for each core.
+pub fn threads(asked: Option<u16>) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
+    asked.map_or_else(cores, usize::from)
 }
 
 /// The year 10,000, in seconds since 1970.

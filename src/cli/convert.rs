@@ -1,7 +1,6 @@
 //! `strata convert`.
 
 use std::fmt::Write as _;
-use std::num::NonZero;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use strata::layout::LossList;
 use strata::manifest::RepositoryName;
 use strata::settings::Settings;
 
-use super::arguments::{self, Arguments, Convert, randomness, time_of_publication};
+use super::arguments::{self, Arguments, Convert, randomness, threads, time_of_publication};
 use super::failure::{FAILED, PARTLY, UsageError};
 use super::progress::Display;
 use super::{complain, print, print_line};
@@ -72,7 +71,6 @@ fn open_or_create(arguments: &Arguments) -> anyhow::Result<RepositoryFolder> {
 }
 
 fn options(command: &Convert) -> anyhow::Result<Options> {
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     Ok(Options {
         platform: command.platform.clone(),
         skip_layers: command.skip_layers,
@@ -85,7 +83,7 @@ fn options(command: &Convert) -> anyhow::Result<Options> {
         dry_run: command.dry_run,
         force: command.force,
         strict: command.strict,
-        threads: command.threads.map_or(cores, usize::from),
+        threads: threads(command.threads),
         memory: command.memory.as_u64(),
         wait: command.wait,
         limits: Limits::default(),

@@ -1,6 +1,7 @@
 //! The commands, one module each, and what they share.
 
 pub mod arguments;
+pub mod check;
 pub mod convert;
 pub mod diff;
 pub mod failure;

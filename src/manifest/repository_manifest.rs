@@ -146,6 +146,11 @@ impl RepositoryManifest {
 }
 
 impl SignedManifest<'_> {
+    /// Tells whether the manifest's catalog is that of the repository's root, as it has to be.
+    pub fn is_for_root(&self) -> bool {
+        self.root_path_hash == ROOT_PATH_HASH
+    }
+
     /// Checks that the certificate's key signed exactly these fields.
     ///
     /// Whether the certificate may sign for the repository is for the whitelist to say: see [`super::FrontPage`].

@@ -90,6 +90,11 @@ impl DirectoryStore {
         Ok(Self { root: root.to_owned() })
     }
 
+    /// Names a store without looking whether it is one, for a check to do so.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
     /// Returns the folder that the store lies in.
     pub fn root(&self) -> &Path {
         &self.root

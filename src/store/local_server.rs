@@ -65,6 +65,11 @@ impl LocalServer {
         Ok(ServerLock { _held: held })
     }
 
+    /// Returns which reflog the server takes for the right one, if it says so.
+    pub fn reflog_checksum(&self) -> Option<ObjectHash> {
+        fs::read_to_string(self.spool.join("reflog.chksum")).ok()?.trim().parse().ok()
+    }
+
     /// Tells the server which reflog is the right one; it refuses any other.
     pub fn write_reflog_checksum(&self, reflog: ObjectHash) -> Result<(), StoreError> {
         let path = self.spool.join("reflog.chksum");

@@ -2,6 +2,7 @@
 
 mod catalogs;
 mod chains;
+mod check;
 mod compression;
 mod convert;
 mod determinism;

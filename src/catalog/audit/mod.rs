@@ -1,0 +1,12 @@
+//! Databases as whoever wrote them left them, for a check to judge.
+//!
+//! [`Catalog`](super::Catalog) refuses what it cannot use. Here nothing is refused but what SQLite itself cannot read: a cell
+//! of a wrong type, a missing table or a damaged page becomes a [`Fault`], and the rest is read on.
+
+mod catalog;
+mod database;
+mod references;
+
+pub use catalog::{AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, paths_of_rows};
+pub use database::Fault;
+pub use references::{AuditedBranch, AuditedHistory, AuditedReflog, AuditedTag};

@@ -1,0 +1,25 @@
+//! The bits of a row: its flags, and the format bits of its mode.
+
+pub const DIRECTORY: u32 = 1;
+pub const TRANSITION_POINT: u32 = 2;
+pub const FILE: u32 = 4;
+pub const SYMLINK: u32 = 8;
+pub const SPECIAL: u32 = 16;
+pub const NESTED_ROOT: u32 = 32;
+pub const CHUNKED: u32 = 64;
+pub const EXTERNAL: u32 = 128;
+pub const HASH_ALGORITHM: u32 = 0x700;
+pub const UNCOMPRESSED: u32 = 0x800;
+pub const BIND_MOUNTPOINT: u32 = 0x4000;
+pub const HIDDEN: u32 = 0x8000;
+pub const DIRECT_IO: u32 = 0x1_0000;
+
+// Format bits of `st_mode`.
+pub const S_IFMT: u32 = 0o170_000;
+pub const S_IFDIR: u32 = 0o040_000;
+pub const S_IFREG: u32 = 0o100_000;
+pub const S_IFLNK: u32 = 0o120_000;
+pub const S_IFCHR: u32 = 0o020_000;
+pub const S_IFBLK: u32 = 0o060_000;
+pub const S_IFIFO: u32 = 0o010_000;
+pub const S_IFSOCK: u32 = 0o140_000;

@@ -1,0 +1,163 @@
+//! What a check finds, and how it is told.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Mutex;
+
+use serde::Serialize;
+
+use crate::catalog::audit::Fault;
+
+/// One thing that is not as it must be. Findings sort by file, and then by path.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Finding {
+    /// The file below the storage folder, such as `data/3f/c8…C`.
+    pub file: String,
+    /// The path in the repository that the file is for, or that stands in it; odd bytes escaped.
+    pub path: Option<String>,
+    /// The file that refers to this one.
+    pub referrer: Option<String>,
+    /// What the format demands.
+    pub expected: String,
+    /// What is there.
+    pub found: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        match (&self.path, &self.referrer) {
+            (Some(path), Some(referrer)) => write!(f, " ({path} in {referrer})")?,
+            (Some(text), None) | (None, Some(text)) => write!(f, " ({text})")?,
+            (None, None) => {}
+        }
+        write!(f, ": expected {}, found {}", self.expected, self.found)
+    }
+}
+
+/// Where something is found.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    file: String,
+    path: Option<String>,
+    referrer: Option<String>,
+}
+
+impl Place {
+    /// Names a file below the storage folder.
+    pub(super) fn file(file: impl Into<String>) -> Self {
+        Self { file: file.into(), path: None, referrer: None }
+    }
+
+    /// Adds the path of the repository that the file is for.
+    pub(super) fn at(mut self, path: &[u8]) -> Self {
+        self.path = Some(show(path));
+        self
+    }
+
+    /// Adds the file that refers to this one.
+    pub(super) fn referred_to_by(mut self, referrer: impl Into<String>) -> Self {
+        self.referrer = Some(referrer.into());
+        self
+    }
+}
+
+/// Findings as they are collected, by any number of threads.
+#[derive(Debug, Default)]
+pub(super) struct Findings(Mutex<Vec<Finding>>);
+
+impl Findings {
+    /// Adds a finding.
+    pub(super) fn note(&self, place: &Place, expected: impl fmt::Display, found: impl fmt::Display) {
+        let Place { file, path, referrer } = place.clone();
+        let (expected, found) = (one_line(&expected.to_string()), one_line(&found.to_string()));
+        self.0.lock().expect("no thread panics while it adds a finding").push(Finding {
+            file,
+            path,
+            referrer,
+            expected,
+            found,
+        });
+    }
+
+    /// Adds a finding unless `found` equals `expected`.
+    pub(super) fn require<T: PartialEq + fmt::Display>(&self, place: &Place, what: &str, expected: T, found: T) {
+        if expected != found {
+            self.note(place, format_args!("{what} {expected}"), found);
+        }
+    }
+
+    /// Adds what is wrong with a database.
+    pub(super) fn add_faults(&self, place: &Place, faults: &[Fault]) {
+        faults.iter().for_each(|fault| self.note(place, &fault.expected, &fault.found));
+    }
+
+    /// Returns all of them in their order, each once.
+    pub(super) fn sorted(self) -> Vec<Finding> {
+        let mut findings = self.0.into_inner().expect("no thread panics while it adds a finding");
+        findings.sort();
+        findings.dedup();
+        findings
+    }
+}
+
+/// Returns an error and its causes in one line.
+pub(super) fn causes(error: &dyn Error) -> String {
+    let mut texts = vec![error.to_string()];
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        texts.push(error.to_string());
+        cause = error.source();
+    }
+    texts.dedup();
+    texts.join(": ")
+}
+
+/// Returns a path of the repository for messages: `/` for the root, what is not printable escaped.
+pub(super) fn show(path: &[u8]) -> String {
+    if path.is_empty() { "/".to_owned() } else { escape(path) }
+}
+
+/// Returns bytes as text: control characters, backslashes and what is not UTF-8 escaped.
+pub(super) fn escape(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for part in bytes.utf8_chunks() {
+        text.push_str(&one_line(&part.valid().replace('\\', "\\\\")));
+        part.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
+    }
+    text
+}
+
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() { line.extend(character.escape_default()) } else { line.push(character) }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_shown_in_one_line_that_can_be_read_back() {
+        assert_eq!(show(b""), "/");
+        assert_eq!(show("/é b".as_bytes()), "/é b");
+        assert_eq!(show(b"/a\nb\\\xff\x1b"), "/a\\nb\\\\\\xff\\u{1b}");
+    }
+
+    #[test]
+    fn finding_is_one_line_with_file_path_and_both_sides() {
+        let findings = Findings::default();
+        findings.note(&Place::file("data/00/1").at(b"/a\n").referred_to_by("data/00/2C"), "bytes", "a\nb");
+        findings.note(&Place::file(".cvmfsreflog"), "a file", "nothing");
+        findings.note(&Place::file(".cvmfsreflog"), "a file", "nothing");
+        let lines: Vec<String> = findings.sorted().iter().map(ToString::to_string).collect();
+        let expected = [
+            ".cvmfsreflog: expected a file, found nothing",
+            "data/00/1 (/a\\n in data/00/2C): expected bytes, found a\\nb",
+        ];
+        assert_eq!(lines, expected);
+    }
+}

@@ -1,0 +1,90 @@
+//! What may lie in the storage folder, and where.
+
+use std::ffi::OsString;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::Check;
+use super::finding::{Place, escape};
+use super::name::ObjectName;
+use super::reader::read_failure;
+
+/// An object's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct StoredObject {
+    pub(super) name: ObjectName,
+    /// Bytes of the file.
+    pub(super) bytes: u64,
+}
+
+impl Check<'_> {
+    /// Checks that the folders are there and nothing strays between them; returns how many leftovers there are.
+    pub(super) fn check_layout(&self) -> u64 {
+        let folders: Vec<String> = (0..=255).map(|byte| format!("{byte:02x}")).chain(["txn".to_owned()]).collect();
+        for (name, metadata) in self.list("data") {
+            let is_folder = metadata.is_dir() && folders.iter().any(|folder| name == folder.as_str());
+            if !is_folder {
+                let place = Place::file(format!("data/{}", escape(name.as_bytes())));
+                self.findings.note(&place, "only the folders 00 to ff and txn", "another entry");
+            }
+        }
+        for folder in folders {
+            if let Err(error) = fs::metadata(self.store.root().join("data").join(&folder)) {
+                self.findings.note(&Place::file(format!("data/{folder}")), "a folder", read_failure(&error));
+            }
+        }
+        self.count_leftovers()
+    }
+
+    fn count_leftovers(&self) -> u64 {
+        let entries = |path: &str| fs::read_dir(self.store.root().join(path)).into_iter().flatten().flatten();
+        // The receiver of a gateway has a folder of its own there.
+        let unfinished = entries("data/txn").filter(|entry| entry.file_name() != "receiver").count()
+            + entries("data/txn/receiver").count();
+        let temporary = entries("").filter(|entry| entry.file_name().as_bytes().starts_with(b".strata-")).count();
+        (unfinished + temporary) as u64
+    }
+
+    /// Returns the objects in one of the 256 folders, in order, and notes what else lies there.
+    pub(super) fn list_objects(&self, folder: u8) -> Vec<StoredObject> {
+        let path = format!("data/{folder:02x}");
+        let Ok(own) = fs::metadata(self.store.root().join(&path)) else { return Vec::new() };
+        let readers = own.permissions().mode() & 0o444;
+        let mut objects = Vec::new();
+        for (file, metadata) in self.list(&path) {
+            let place = || Place::file(format!("{path}/{}", escape(file.as_bytes())));
+            let name = file.to_str().and_then(|file| ObjectName::of_file(folder, file));
+            let Some(name) = name.filter(|_| metadata.is_file()) else {
+                self.findings.note(&place(), "a file that is named by a hash", "another entry");
+                continue;
+            };
+            let mode = metadata.permissions().mode() & 0o7777;
+            if mode & readers != readers {
+                let expected = format!("a file that all may read who may list its folder ({readers:03o})");
+                self.findings.note(&place(), expected, format_args!("mode {mode:03o}"));
+            }
+            objects.push(StoredObject { name, bytes: metadata.len() });
+        }
+        objects.sort_unstable();
+        objects
+    }
+
+    fn list(&self, path: &str) -> Vec<(OsString, Metadata)> {
+        let read = |entry: io::Result<fs::DirEntry>| {
+            let entry = entry?;
+            match entry.metadata() {
+                // Moved or collected meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                metadata => Ok(Some((entry.file_name(), metadata?))),
+            }
+        };
+        let listed = fs::read_dir(self.store.root().join(path))
+            .and_then(|entries| entries.filter_map(|entry| read(entry).transpose()).collect());
+        listed.unwrap_or_else(|error: io::Error| {
+            self.findings.note(&Place::file(path), "a folder that can be listed", read_failure(&error));
+            Vec::new()
+        })
+    }
+}

@@ -1,0 +1,124 @@
+//! Names of objects as other programs may have given them.
+
+use std::fmt;
+
+use crate::image::{hex, unhex};
+use crate::object::{ObjectHash, ObjectKind};
+
+/// How the 20 bytes of a name came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Algorithm {
+    Sha1,
+    Ripemd160,
+    Shake128,
+}
+
+impl Algorithm {
+    const ALL: [Self; 3] = [Self::Sha1, Self::Ripemd160, Self::Shake128];
+
+    /// Returns what follows the digits, which also is what options call it.
+    pub(super) fn suffix(self) -> &'static str {
+        match self {
+            Self::Sha1 => "",
+            Self::Ripemd160 => "-rmd160",
+            Self::Shake128 => "-shake128",
+        }
+    }
+
+    /// Reads bits 8 to 10 of a row's flags.
+    pub(super) fn of_flags(flags: u32) -> Option<Self> {
+        Self::ALL.get((flags >> 8 & 7) as usize).copied()
+    }
+}
+
+/// The name of an object, of any algorithm and kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct ObjectName {
+    digest: [u8; 20],
+    pub(super) algorithm: Algorithm,
+    /// The letter behind the hash, 0 for none.
+    letter: u8,
+}
+
+/// Letters that the names of files below `data/` may end with.
+const LETTERS: &[u8] = b"CHPXML";
+
+impl ObjectName {
+    /// Names an object by what a catalog holds.
+    pub(super) fn new(digest: [u8; 20], algorithm: Algorithm, kind: ObjectKind) -> Self {
+        Self { digest, algorithm, letter: kind.suffix().bytes().next().unwrap_or(0) }
+    }
+
+    /// Names an object by its hash.
+    pub(super) fn of(hash: ObjectHash, kind: ObjectKind) -> Self {
+        Self::new(*hash.as_bytes(), Algorithm::Sha1, kind)
+    }
+
+    /// Reads the text of a hash, which never has the letter.
+    pub(super) fn of_text(text: &str, kind: ObjectKind) -> Option<Self> {
+        let (digits, algorithm) = split(text)?;
+        Some(Self::new(unhex(digits.as_bytes())?, algorithm, kind))
+    }
+
+    /// Reads the name of a file in the folder `data/<folder>`.
+    pub(super) fn of_file(folder: u8, file: &str) -> Option<Self> {
+        let letter = file.bytes().last().filter(|letter| LETTERS.contains(letter));
+        let (digits, algorithm) = split(&file[..file.len() - usize::from(letter.is_some())])?;
+        let digest = unhex(format!("{folder:02x}{digits}").as_bytes())?;
+        Some(Self { digest, algorithm, letter: letter.unwrap_or(0) })
+    }
+
+    /// Returns the number of the folder below `data/` that it lies in.
+    pub(super) fn folder(self) -> u8 {
+        self.digest[0]
+    }
+
+    /// Returns its hash, if strata can compute such.
+    pub(super) fn hash(self) -> Option<ObjectHash> {
+        (self.algorithm == Algorithm::Sha1).then(|| self.digest.into())
+    }
+}
+
+fn split(text: &str) -> Option<(&str, Algorithm)> {
+    let foreign = [Algorithm::Ripemd160, Algorithm::Shake128];
+    let found = foreign.into_iter().find_map(|algorithm| Some((text.strip_suffix(algorithm.suffix())?, algorithm)));
+    found.or(Some((text, Algorithm::Sha1)))
+}
+
+/// Shows the object's path below the storage folder.
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = hex(&self.digest);
+        write!(f, "data/{}/{}{}", &digits[..2], &digits[2..], self.algorithm.suffix())?;
+        if self.letter == 0 { Ok(()) } else { write!(f, "{}", char::from(self.letter)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_files_read_back() {
+        let digits = "39a3ee5e6b4b0d3255bfef95601890afd80709";
+        for end in ["", "C", "P", "-shake128", "-rmd160H"] {
+            let file = format!("{digits}{end}");
+            let name = ObjectName::of_file(0xda, &file).unwrap_or_else(|| panic!("{file}"));
+            assert_eq!((name.to_string(), name.folder()), (format!("data/da/{file}"), 0xda));
+        }
+        for file in
+            ["", "C", "tmp", &digits[1..], &format!("{digits}CC"), &format!("{digits}Z"), &digits.to_uppercase()]
+        {
+            assert_eq!(ObjectName::of_file(0xda, file), None, "{file}");
+        }
+    }
+
+    #[test]
+    fn texts_of_hashes_have_no_letter() {
+        let text = ObjectHash::of(b"").to_string();
+        let catalog = ObjectName::of_text(&text, ObjectKind::Catalog).unwrap();
+        assert_eq!((catalog.hash(), catalog.to_string().pop()), (Some(ObjectHash::of(b"")), Some('C')));
+        assert_eq!(ObjectName::of_text(&format!("{text}C"), ObjectKind::Catalog), None);
+        assert_eq!(ObjectName::of_text(&format!("{text}-shake128"), ObjectKind::File).unwrap().hash(), None);
+    }
+}

@@ -1,0 +1,173 @@
+//! Compares what is referred to with what is in the store.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::ops::AddAssign;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+
+use rayon::prelude::*;
+
+use super::finding::Place;
+use super::layout::StoredObject;
+use super::name::ObjectName;
+use super::reader::{Examiner, ITS_HASH, NOTHING, WHOLE_STREAM, read_failure};
+use super::reference::{Form, Reference, References};
+use super::tree::Tree;
+use super::{Check, Unreferenced};
+use crate::catalog::audit::paths_of_rows;
+
+/// What there is in the store.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Totals {
+    /// Objects that are referred to.
+    pub(super) objects: u64,
+    /// Their bytes.
+    pub(super) bytes: u64,
+    pub(super) unreferenced: Unreferenced,
+}
+
+impl AddAssign for Totals {
+    fn add_assign(&mut self, other: Self) {
+        self.objects += other.objects;
+        self.bytes += other.bytes;
+        self.unreferenced.objects += other.unreferenced.objects;
+        self.unreferenced.bytes += other.unreferenced.bytes;
+    }
+}
+
+/// Something wrong with an object, told of the first row that refers to it.
+struct Fault {
+    reference: Reference,
+    /// How many more rows refer to it.
+    others: usize,
+    expected: String,
+    found: String,
+}
+
+impl Check<'_> {
+    /// Checks every object that is referred to; where `is_whole_store`, also what lies beside them.
+    pub(super) fn check_objects(&self, references: &References, tree: &Tree, is_whole_store: bool) -> Totals {
+        self.progress.set_stage("checking objects".to_owned());
+        let faults = Mutex::default();
+        let totals = (0..=255u8).into_par_iter().map(|folder| {
+            let references = references.take(folder);
+            let stored = if is_whole_store { self.list_objects(folder) } else { self.find_objects(&references) };
+            self.check_folder(&references, &stored, &faults)
+        });
+        let totals = totals.reduce(Totals::default, |mut sum, more| {
+            sum += more;
+            sum
+        });
+        self.tell(faults.into_inner().expect("no thread panics while it adds a fault"), tree);
+        totals
+    }
+
+    /// Looks for the objects that are referred to, without a look at others.
+    fn find_objects(&self, references: &[Reference]) -> Vec<StoredObject> {
+        let names = references.chunk_by(|a, b| a.name == b.name).map(|group| group[0].name);
+        let find = |name: ObjectName| {
+            let metadata = fs::metadata(self.store.root().join(name.to_string())).ok()?;
+            Some(StoredObject { name, bytes: metadata.len() })
+        };
+        names.filter_map(find).collect()
+    }
+
+    fn check_folder(&self, references: &[Reference], stored: &[StoredObject], faults: &Mutex<Vec<Fault>>) -> Totals {
+        let groups: Vec<&[Reference]> = references.chunk_by(|a, b| a.name == b.name).collect();
+        let find = |name| stored.binary_search_by_key(&name, |object| object.name).ok().map(|index| stored[index]);
+        let mut totals = Totals::default();
+        for object in groups.iter().filter_map(|group| find(group[0].name)) {
+            totals.objects += 1;
+            totals.bytes += object.bytes;
+        }
+        totals.unreferenced.objects = stored.len() as u64 - totals.objects;
+        totals.unreferenced.bytes = stored.iter().map(|object| object.bytes).sum::<u64>() - totals.bytes;
+        if !self.options.quick {
+            self.progress.expected.fetch_add(totals.bytes, Ordering::Relaxed);
+        }
+        groups.into_par_iter().for_each_init(Examiner::new, |examiner, group| {
+            if group[0].form != Form::Known {
+                let found = self.check_object(group, find(group[0].name), examiner);
+                faults.lock().expect("no thread panics while it adds a fault").extend(found);
+            }
+        });
+        totals
+    }
+
+    /// Checks one object against all that refers to it.
+    fn check_object(&self, group: &[Reference], stored: Option<StoredObject>, examiner: &mut Examiner) -> Vec<Fault> {
+        let name = group[0].name;
+        self.warn_of_algorithm(name.algorithm);
+        let is_bare = |reference: &Reference| reference.form == Form::Raw && reference.size == 0;
+        match stored {
+            None => vec![fault(group, "an object", NOTHING.to_owned())],
+            Some(object) if object.bytes == 0 && !group.iter().all(is_bare) => {
+                vec![fault(group, "an object with content", "an empty file".to_owned())]
+            }
+            Some(_) if self.options.quick => Vec::new(),
+            Some(object) => match self.examine(object, group, examiner) {
+                Ok(faults) => faults,
+                Err(error) => vec![fault(group, "a readable object", read_failure(&error))],
+            },
+        }
+    }
+
+    fn examine(&self, stored: StoredObject, group: &[Reference], examiner: &mut Examiner) -> io::Result<Vec<Fault>> {
+        let is_packed = group.iter().any(|reference| reference.form == Form::Packed);
+        let file = File::open(self.store.root().join(stored.name.to_string()))?;
+        let examined = examiner.examine(file, is_packed)?;
+        self.progress.read.fetch_add(stored.bytes, Ordering::Relaxed);
+        if stored.name.hash().is_some_and(|hash| hash != examined.hash) {
+            return Ok(vec![fault(group, ITS_HASH, examined.hash.to_string())]);
+        }
+        let mut faults = Vec::new();
+        for alike in group.chunk_by(|a, b| (a.form, a.size) == (b.form, b.size)) {
+            let expected = alike[0].size;
+            let actual = match (&examined.unpacked, alike[0].form) {
+                (_, Form::Raw) => stored.bytes,
+                (Ok(bytes), _) => *bytes,
+                (Err(found), _) => {
+                    faults.push(fault(alike, WHOLE_STREAM, found.clone()));
+                    continue;
+                }
+            };
+            if expected != actual && expected != Reference::ANY_SIZE {
+                faults.push(fault(alike, &format!("{expected} bytes of content"), actual.to_string()));
+            }
+        }
+        Ok(faults)
+    }
+
+    /// Looks up which paths the faults are about, catalog by catalog, and makes them findings.
+    fn tell(&self, faults: Vec<Fault>, tree: &Tree) {
+        let mut by_catalog: BTreeMap<u32, Vec<Fault>> = BTreeMap::new();
+        faults.into_iter().for_each(|fault| by_catalog.entry(fault.reference.catalog).or_default().push(fault));
+        by_catalog.into_par_iter().for_each(|(catalog, faults)| {
+            let (name, mountpoint) = tree.catalog(catalog);
+            let rows: Vec<i64> = faults.iter().map(|fault| fault.reference.row).collect();
+            let paths = self.reread_catalog(name).map(|bytes| paths_of_rows(bytes, mountpoint, &rows));
+            let paths = paths.unwrap_or_else(|| vec![None; rows.len()]);
+            for (fault, path) in faults.into_iter().zip(paths) {
+                let place = Place::file(fault.reference.name.to_string()).referred_to_by(name.to_string());
+                let place = match path {
+                    Some(path) => place.at(&path),
+                    None => place,
+                };
+                let more = if fault.others == 0 {
+                    String::new()
+                } else {
+                    format!(" ({} more rows refer to it)", fault.others)
+                };
+                self.findings.note(&place, fault.expected, format_args!("{}{more}", fault.found));
+            }
+        });
+    }
+}
+
+fn fault(group: &[Reference], expected: &str, found: String) -> Fault {
+    let first =
+        group.iter().min_by_key(|reference| (reference.catalog, reference.row)).expect("a group is never empty");
+    Fault { reference: *first, others: group.len() - 1, expected: expected.to_owned(), found }
+}

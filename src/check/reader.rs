@@ -1,0 +1,208 @@
+//! Reading files and objects for a check, which goes on where they are damaged.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::sync::atomic::Ordering;
+
+use flate2::bufread::ZlibDecoder;
+use flate2::{Decompress, FlushDecompress, Status};
+use sha1::{Digest as _, Sha1};
+
+use super::Check;
+use super::finding::Place;
+use super::name::{Algorithm, ObjectName};
+use crate::object::ObjectHash;
+
+/// What an object should be, in findings.
+pub(super) const ITS_HASH: &str = "bytes that hash to its name";
+/// What an object should be, in findings.
+pub(super) const WHOLE_STREAM: &str = "one whole zlib stream and nothing else";
+/// What is in the place of a file that is missing, in findings.
+pub(super) const NOTHING: &str = "nothing";
+
+impl Check<'_> {
+    /// Returns a file beside the objects, or notes that it cannot be read.
+    pub(super) fn read_file(&self, name: &str) -> Option<Vec<u8>> {
+        match fs::read(self.store.root().join(name)) {
+            Ok(bytes) => Some(bytes),
+            Err(error) => {
+                self.findings.note(&Place::file(name), "a readable file", read_failure(&error));
+                None
+            }
+        }
+    }
+
+    /// Returns the content of an object, or notes at `place` why it has none. It is read whole.
+    pub(super) fn read_object(&self, name: ObjectName, place: &Place, limit: u64) -> Option<Vec<u8>> {
+        let stored = match fs::read(self.store.root().join(name.to_string())) {
+            Ok(stored) => stored,
+            Err(error) => {
+                self.findings.note(place, "a readable object", read_failure(&error));
+                return None;
+            }
+        };
+        self.progress.read.fetch_add(stored.len() as u64, Ordering::Relaxed);
+        self.warn_of_algorithm(name.algorithm);
+        let actual = ObjectHash::of(&stored);
+        if name.hash().is_some_and(|hash| hash != actual) {
+            self.findings.note(place, ITS_HASH, actual);
+            return None;
+        }
+        unpack(&stored, limit).map_err(|found| self.findings.note(place, WHOLE_STREAM, found)).ok()
+    }
+
+    /// Says once that objects of an algorithm cannot be verified.
+    pub(super) fn warn_of_algorithm(&self, algorithm: Algorithm) {
+        if algorithm != Algorithm::Sha1 {
+            let name = &algorithm.suffix()[1..];
+            self.warn(format!("strata cannot compute {name} hashes: objects that are named by such are not verified"));
+        }
+    }
+}
+
+/// Returns how findings call the reason that a file cannot be read.
+pub(super) fn read_failure(error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::NotFound { NOTHING.to_owned() } else { error.to_string() }
+}
+
+fn unpack(stored: &[u8], limit: u64) -> Result<Vec<u8>, String> {
+    let mut content = Vec::new();
+    let mut stream = ZlibDecoder::new(stored).take(limit.saturating_add(1));
+    stream.read_to_end(&mut content).map_err(|error| error.to_string())?;
+    if content.len() as u64 > limit {
+        return Err(format!("more than {limit} bytes of content"));
+    }
+    match stored.len() as u64 - stream.into_inner().total_in() {
+        0 if !stored.is_empty() => Ok(content),
+        0 => Err("an empty file".to_owned()),
+        behind => Err(format!("{behind} bytes behind the stream")),
+    }
+}
+
+/// What an object's bytes are, after all of them were read.
+pub(super) struct Examined {
+    pub(super) hash: ObjectHash,
+    /// Bytes of content in the zlib stream that the object is, or why it is none.
+    pub(super) unpacked: Result<u64, String>,
+}
+
+/// Reads objects of any size, piece by piece.
+pub(super) struct Examiner {
+    input: Vec<u8>,
+    stream: Stream,
+}
+
+/// Bytes that are read at a time.
+const PIECE: usize = 128 << 10;
+
+impl Examiner {
+    pub(super) fn new() -> Self {
+        Self { input: vec![0; PIECE], stream: Stream::new() }
+    }
+
+    /// Reads an object. Its stream is looked at only where `is_packed`.
+    pub(super) fn examine(&mut self, mut file: File, is_packed: bool) -> io::Result<Examined> {
+        let mut sha1 = Sha1::new();
+        self.stream.reset();
+        loop {
+            let length = match file.read(&mut self.input) {
+                Ok(0) => break,
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            sha1.update(&self.input[..length]);
+            if is_packed {
+                self.stream.feed(&self.input[..length]);
+            }
+        }
+        Ok(Examined { hash: <[u8; 20]>::from(sha1.finalize()).into(), unpacked: self.stream.end() })
+    }
+}
+
+/// A zlib stream whose content is counted and thrown away.
+struct Stream {
+    inflate: Decompress,
+    output: Vec<u8>,
+    state: State,
+}
+
+enum State {
+    Open,
+    Ended { behind: usize },
+    Failed(String),
+}
+
+impl Stream {
+    fn new() -> Self {
+        Self { inflate: Decompress::new(true), output: vec![0; PIECE], state: State::Open }
+    }
+
+    fn reset(&mut self) {
+        self.inflate.reset(true);
+        self.state = State::Open;
+    }
+
+    fn feed(&mut self, mut input: &[u8]) {
+        while matches!(self.state, State::Open) {
+            let (read, written) = (self.inflate.total_in(), self.inflate.total_out());
+            let status = self.inflate.decompress(input, &mut self.output, FlushDecompress::None);
+            input = &input[(self.inflate.total_in() - read) as usize..];
+            match status {
+                Ok(Status::StreamEnd) => self.state = State::Ended { behind: 0 },
+                Ok(_) if input.is_empty() && self.inflate.total_out() - written < self.output.len() as u64 => return,
+                Ok(_) => {}
+                Err(error) => self.state = State::Failed(error.to_string()),
+            }
+        }
+        if let State::Ended { behind } = &mut self.state {
+            *behind += input.len();
+        }
+    }
+
+    fn end(&self) -> Result<u64, String> {
+        match &self.state {
+            State::Ended { behind: 0 } => Ok(self.inflate.total_out()),
+            State::Ended { behind } => Err(format!("{behind} bytes behind the stream")),
+            State::Failed(error) => Err(error.clone()),
+            State::Open => Err(format!("an end after {} bytes of content", self.inflate.total_out())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::{Compression, Encoder};
+
+    fn examine(pieces: &[&[u8]]) -> Result<u64, String> {
+        let mut stream = Stream::new();
+        stream.reset();
+        pieces.iter().for_each(|piece| stream.feed(piece));
+        stream.end()
+    }
+
+    #[test]
+    fn stream_is_counted_however_it_is_cut() {
+        for length in [0, 1, PIECE - 1, PIECE, PIECE + 1, 20 * PIECE] {
+            let plain: Vec<u8> = (0..length).map(|number| (number * number / 7) as u8).collect();
+            let stored = Encoder::new(Compression::Fast).encode(&plain).to_vec();
+            assert_eq!(examine(&[&stored]), Ok(length as u64));
+            let (a, b) = stored.split_at(stored.len() / 2);
+            assert_eq!(examine(&[a, b]), Ok(length as u64));
+            assert_eq!(unpack(&stored, length as u64).as_ref(), Ok(&plain));
+        }
+    }
+
+    #[test]
+    fn damage_of_every_kind_is_told() {
+        let stored = Encoder::new(Compression::Fast).encode(&[7; 1000]).to_vec();
+        let longer = [&stored[..], b"xy"].concat();
+        assert_eq!(examine(&[&longer]), Err("2 bytes behind the stream".to_owned()));
+        assert_eq!(unpack(&longer, 1000), Err("2 bytes behind the stream".to_owned()));
+        for bad in [&stored[..stored.len() - 1], &stored[1..], b"", b"\x1f\x8b\x08"] {
+            assert!(examine(&[bad]).is_err() && unpack(bad, 1000).is_err(), "{bad:?}");
+        }
+        assert!(unpack(&stored, 999).is_err());
+    }
+}

@@ -1,0 +1,185 @@
+//! What one row must be like by itself.
+
+use super::finding::{Findings, Place, escape};
+use super::name::Algorithm;
+use crate::catalog::audit::AuditedRow;
+use crate::catalog::bits::{
+    BIND_MOUNTPOINT, CHUNKED, DIRECT_IO, DIRECTORY, EXTERNAL, FILE, HASH_ALGORITHM, HIDDEN, NESTED_ROOT, S_IFBLK,
+    S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, SPECIAL, SYMLINK, TRANSITION_POINT, UNCOMPRESSED,
+};
+
+/// The kinds that a mode can name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Directory,
+    Regular,
+    Symlink,
+    Device,
+    FifoOrSocket,
+}
+
+impl Kind {
+    /// Reads the kind off the type bits of a mode.
+    pub(super) fn of(row: &AuditedRow) -> Option<Self> {
+        match row.mode & S_IFMT {
+            S_IFDIR => Some(Self::Directory),
+            S_IFREG => Some(Self::Regular),
+            S_IFLNK => Some(Self::Symlink),
+            S_IFCHR | S_IFBLK => Some(Self::Device),
+            S_IFIFO | S_IFSOCK => Some(Self::FifoOrSocket),
+            _ => None,
+        }
+    }
+}
+
+/// What the rest of the catalog says about a row.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Surroundings {
+    /// It is the root entry of a nested catalog.
+    pub(super) is_nested_root: bool,
+    /// `nested_catalogs` has its path.
+    pub(super) is_transition_point: bool,
+    /// `bind_mountpoints` has its path.
+    pub(super) is_bind_mountpoint: bool,
+    /// `chunks` has rows for it.
+    pub(super) has_chunks: bool,
+}
+
+/// Checks everything about a row that needs neither other rows nor objects.
+pub(super) fn check_row(place: &Place, row: &AuditedRow, surroundings: Surroundings, findings: &Findings) {
+    let Some(kind) = Kind::of(row) else {
+        findings.note(place, "a mode with a known file type", format_args!("mode {:o}", row.mode));
+        return;
+    };
+    let flags = expected_flags(row, kind, surroundings);
+    if row.flags != flags {
+        findings.note(place, format_args!("flags {flags:#x}"), format_args!("{:#x}", row.flags));
+    }
+    check_hash(place, row, kind, findings);
+    check_size(place, row, kind, findings);
+    check_links(place, row, kind, findings);
+    if kind == Kind::Symlink && row.symlink.is_empty() {
+        findings.note(place, "a link target", "none");
+    } else if kind != Kind::Symlink && !row.symlink.is_empty() {
+        findings.note(place, "no link target", format_args!("'{}'", escape(&row.symlink)));
+    }
+    if row.mtime_nanoseconds.is_some_and(|nanoseconds| !(0..1_000_000_000).contains(&nanoseconds)) {
+        findings.note(place, "mtimens below a second", row.mtime_nanoseconds.unwrap_or_default());
+    }
+    if let Some(Err(found)) = row.xattr.as_deref().map(check_xattrs) {
+        findings.note(place, "extended attributes that clients can read", found);
+    }
+}
+
+/// Returns the flags bit for bit; only the choices that the format leaves are taken from the flags themselves.
+fn expected_flags(row: &AuditedRow, kind: Kind, surroundings: Surroundings) -> u32 {
+    let choices = match kind {
+        Kind::Regular => UNCOMPRESSED | HASH_ALGORITHM | EXTERNAL | HIDDEN | DIRECT_IO,
+        _ => HIDDEN,
+    };
+    let when = |condition: bool, flag: u32| if condition { flag } else { 0 };
+    let demanded = match kind {
+        Kind::Directory => {
+            DIRECTORY
+                | when(surroundings.is_nested_root, NESTED_ROOT)
+                | when(surroundings.is_transition_point, TRANSITION_POINT)
+                | when(surroundings.is_bind_mountpoint, BIND_MOUNTPOINT)
+        }
+        Kind::Regular => FILE | when(surroundings.has_chunks, CHUNKED),
+        Kind::Symlink => FILE | SYMLINK,
+        Kind::Device | Kind::FifoOrSocket => FILE | SPECIAL,
+    };
+    demanded | (row.flags & choices)
+}
+
+fn check_hash(place: &Place, row: &AuditedRow, kind: Kind, findings: &Findings) {
+    match (row.hash.as_deref(), kind) {
+        (Some(hash), Kind::Regular) if hash.len() == 20 && hash.iter().any(|&byte| byte != 0) => {}
+        (Some(hash), Kind::Regular) => {
+            findings.note(place, "a hash of 20 bytes that are not all 0", format_args!("{hash:02x?}"));
+        }
+        (None, Kind::Regular) if row.flags & (CHUNKED | EXTERNAL) == 0 => {
+            findings.note(place, "the hash of a regular file", "none");
+        }
+        (Some(_), _) => findings.note(place, "no hash for what is no regular file", "one"),
+        (None, _) => {}
+    }
+    if kind == Kind::Regular && Algorithm::of_flags(row.flags).is_none() {
+        findings.note(place, "a known hash algorithm in the flags", format_args!("{}", row.flags >> 8 & 7));
+    }
+}
+
+fn check_size(place: &Place, row: &AuditedRow, kind: Kind, findings: &Findings) {
+    match kind {
+        // Readers take the length of the target; some writers leave the size out.
+        Kind::Symlink if row.size != 0 && row.size != row.symlink.len() as i64 => {
+            findings.note(place, format_args!("the size {} of the link target", row.symlink.len()), row.size);
+        }
+        Kind::FifoOrSocket if row.size != 0 => findings.note(place, "size 0", row.size),
+        // Clients pass 12 bits of the major and 20 bits of the minor number on.
+        Kind::Device if u32::try_from(row.size).is_err() => {
+            findings.note(place, "a device number of 32 bits", row.size);
+        }
+        Kind::Directory | Kind::Regular if row.size < 0 => findings.note(place, "a size", row.size),
+        _ => {}
+    }
+}
+
+fn check_links(place: &Place, row: &AuditedRow, kind: Kind, findings: &Findings) {
+    let is_lawful = match kind {
+        Kind::Directory => row.link_count >= 2 && row.link_group == 0,
+        _ => row.link_count == 1 || row.link_count > 1 && row.link_group > 0,
+    };
+    if !is_lawful {
+        let found = format!("link count {} in group {}", row.link_count, row.link_group);
+        findings.note(place, "a hard link group where, and only where, a file has several links", found);
+    }
+}
+
+/// Checks a row's own name. Only the root of the repository has, and must have, the empty one.
+pub(super) fn check_name(place: &Place, name: &[u8], is_repository_root: bool, findings: &Findings) {
+    let is_component = !matches!(name, b"" | b"." | b"..") && !name.iter().any(|b| b"/\0".contains(b));
+    if is_repository_root != name.is_empty() || !(name.is_empty() || is_component) {
+        let expected = if is_repository_root { "an empty name" } else { "a name that is one component of a path" };
+        findings.note(place, expected, format_args!("'{}'", escape(name)));
+    }
+}
+
+/// Reads packed extended attributes, or says what keeps clients from it.
+fn check_xattrs(packed: &[u8]) -> Result<(), String> {
+    let (count, mut rest) = match packed {
+        [1, count, rest @ ..] if *count > 0 => (*count, rest),
+        _ => return Err(format!("the head {:?}", &packed[..packed.len().min(2)])),
+    };
+    for number in 1..=count {
+        let [name, value, bytes @ ..] = rest else { return Err(format!("an end before attribute {number}")) };
+        let length = usize::from(*name) + usize::from(*value);
+        if *name == 0 || bytes.len() < length {
+            return Err(format!("attribute {number} with a name of {name} and a value of {value} bytes"));
+        }
+        rest = &bytes[length..];
+    }
+    if rest.is_empty() { Ok(()) } else { Err(format!("{} bytes after the last attribute", rest.len())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extended_attributes_are_read_to_the_last_byte() {
+        for good in [&b"\x01\x01\x01\x00a"[..], b"\x01\x02\x01\x00b\x01\x01ax"] {
+            assert_eq!(check_xattrs(good), Ok(()));
+        }
+        for bad in [
+            &b""[..],
+            b"\x01\x00",
+            b"\x02\x01\x01\x00a",
+            b"\x01\x01\x00\x01a",
+            b"\x01\x01\x01\x01a",
+            b"\x01\x01\x01\x00ab",
+        ] {
+            assert!(check_xattrs(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! Trees of catalogs: the head, and what each tag keeps alive.
+
+use std::collections::{BTreeMap, HashMap};
+
+use rayon::prelude::*;
+
+use super::Check;
+use super::finding::Place;
+use super::name::ObjectName;
+use super::reference::{Reference, References};
+use super::scope::Scope;
+use super::walk::Walk;
+use crate::catalog::audit::{AuditedCatalog, AuditedRow};
+use crate::catalog::bits::{NESTED_ROOT, TRANSITION_POINT};
+use crate::catalog::{Counters, MAXIMUM_CATALOG_BYTES, key_of};
+use crate::object::ObjectKind;
+
+/// A root catalog to start from.
+pub(super) struct Root {
+    pub(super) name: ObjectName,
+    /// The file that names it.
+    pub(super) referrer: String,
+}
+
+/// All catalogs that were read, each once for each path that it is mounted at.
+#[derive(Default)]
+pub(super) struct Tree {
+    nodes: Vec<Node>,
+    numbers: HashMap<(ObjectName, Box<[u8]>), u32>,
+}
+
+struct Node {
+    name: ObjectName,
+    mountpoint: Box<[u8]>,
+    /// The file that first referred to it.
+    referrer: String,
+    /// What it is; `None` when it cannot be read.
+    summary: Option<Summary>,
+}
+
+/// What is kept of a catalog.
+pub(super) struct Summary {
+    /// Bytes of the file.
+    pub(super) size: u64,
+    /// The property `revision`.
+    pub(super) revision: Option<String>,
+    entries: u64,
+    root: AuditedRow,
+    own: Counters,
+    stated: BTreeMap<String, i64>,
+    nested: Vec<Nested>,
+    /// Whether all of its nested catalogs were in the scope.
+    has_all_nested: bool,
+}
+
+/// A nested catalog as the one above it describes it.
+struct Nested {
+    mountpoint: Box<[u8]>,
+    name: ObjectName,
+    size: i64,
+    transition_point: Option<AuditedRow>,
+    /// Its place in the tree, once it has one.
+    number: u32,
+}
+
+impl Tree {
+    /// Returns the root catalog `name`, if it could be read.
+    pub(super) fn root(&self, name: ObjectName) -> Option<&Summary> {
+        let number = *self.numbers.get(&(name, Box::default()))?;
+        self.nodes[number as usize].summary.as_ref()
+    }
+
+    /// Returns what a number stands for, and the folder that it is mounted on.
+    pub(super) fn catalog(&self, number: u32) -> (ObjectName, &[u8]) {
+        let node = &self.nodes[number as usize];
+        (node.name, &node.mountpoint)
+    }
+
+    /// Tells whether every catalog could be read.
+    pub(super) fn is_complete(&self) -> bool {
+        self.nodes.iter().all(|node| node.summary.is_some())
+    }
+
+    /// Returns how many catalogs were read, and how many rows are in them.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        let read = self.nodes.iter().filter_map(|node| node.summary.as_ref());
+        read.fold((0, 0), |(catalogs, entries), summary| (catalogs + 1, entries + summary.entries))
+    }
+
+    /// Adds a catalog unless it is there, and returns its number.
+    fn add(&mut self, name: ObjectName, mountpoint: Box<[u8]>, referrer: impl FnOnce() -> String) -> u32 {
+        *self.numbers.entry((name, mountpoint)).or_insert_with_key(|(name, mountpoint)| {
+            let number = u32::try_from(self.nodes.len()).expect("catalogs fit in memory");
+            let (name, mountpoint) = (*name, mountpoint.clone());
+            self.nodes.push(Node { name, mountpoint, referrer: referrer(), summary: None });
+            number
+        })
+    }
+}
+
+impl Check<'_> {
+    /// Reads and checks the catalogs below all `roots`, level by level, so that they get the same numbers every time.
+    pub(super) fn walk(&self, roots: impl Iterator<Item = Root>, scope: &Scope, references: &References) -> Tree {
+        let mut tree = Tree::default();
+        for root in roots {
+            tree.add(root.name, Box::default(), || root.referrer);
+        }
+        let mut start = 0;
+        while start < tree.nodes.len() {
+            self.progress.set_stage(format!("checking catalogs, {start} done"));
+            let end = tree.nodes.len();
+            let level = tree.nodes[start..end].par_iter().enumerate();
+            let summaries: Vec<Option<Summary>> = level
+                .map(|(index, node)| self.check_catalog(node, (start + index) as u32, scope, references))
+                .collect();
+            for (index, mut summary) in (start..end).zip(summaries) {
+                for nested in summary.iter_mut().flat_map(|summary| &mut summary.nested) {
+                    let referrer = tree.nodes[index].name;
+                    nested.number = tree.add(nested.name, nested.mountpoint.clone(), || referrer.to_string());
+                }
+                tree.nodes[index].summary = summary;
+            }
+            start = end;
+        }
+        self.check_nesting(&tree);
+        self.check_subtree_counters(&tree);
+        tree
+    }
+
+    fn check_catalog(&self, node: &Node, number: u32, scope: &Scope, references: &References) -> Option<Summary> {
+        references.add(Reference::known(node.name));
+        let file = node.name.to_string();
+        let place = Place::file(file.clone()).at(&node.mountpoint).referred_to_by(node.referrer.clone());
+        let bytes = self.read_object(node.name, &place, MAXIMUM_CATALOG_BYTES)?;
+        let catalog = match AuditedCatalog::read(bytes) {
+            Ok(catalog) => catalog,
+            Err(fault) => {
+                self.findings.add_faults(&place, &[fault]);
+                return None;
+            }
+        };
+        let own_place = Place::file(file.clone());
+        catalog.faults.iter().filter(|fault| fault.row.is_none()).for_each(|fault| {
+            self.findings.note(&own_place, &fault.expected, &fault.found);
+        });
+        if catalog.is_damaged {
+            return None;
+        }
+        self.check_properties(&own_place, &node.mountpoint, &catalog);
+        let key = key_of(&node.mountpoint);
+        let Some(root) = catalog.rows.iter().find(|row| row.key == key) else {
+            self.findings.note(&own_place.at(&node.mountpoint), "a root entry", "none");
+            return None;
+        };
+        let walk = Walk { check: self, scope, catalog: &catalog, mountpoint: &node.mountpoint, file: &file, number };
+        let walked = walk.run(root);
+        references.extend(walked.references);
+        let own = Counters::from_named(|name| Some(walked.own.get(name).copied().unwrap_or(0)));
+        let nested = self.nested_catalogs(&own_place, &node.mountpoint, &catalog, scope);
+        Some(Summary {
+            size: catalog.size,
+            revision: catalog.properties.get("revision").cloned(),
+            entries: catalog.rows.len() as u64,
+            root: root.clone(),
+            own: own.expect("every name has a number"),
+            has_all_nested: nested.len() == catalog.nested.len(),
+            nested,
+            stated: catalog.statistics,
+        })
+    }
+
+    fn check_properties(&self, place: &Place, mountpoint: &[u8], catalog: &AuditedCatalog) {
+        let property = |key: &str, expected: &str, is_right: &dyn Fn(Option<&str>) -> bool| {
+            let found = catalog.properties.get(key).map(String::as_str);
+            if !is_right(found) {
+                let found = found.map_or_else(|| "none".to_owned(), |found| format!("'{found}'"));
+                self.findings.note(place, format_args!("property {key} with {expected}"), found);
+            }
+        };
+        let is_number = |text: Option<&str>| text.is_some_and(|text| text.parse::<u64>().is_ok());
+        property("schema", "2.5", &|text| text == Some("2.5"));
+        property("schema_revision", "a number", &is_number);
+        property("revision", "a number or nothing", &|text| text.is_none() || is_number(text));
+        property("previous_revision", "a hash or nothing", &|text| {
+            text.is_none_or(|text| text.is_empty() || ObjectName::of_text(text, ObjectKind::Catalog).is_some())
+        });
+        let prefix = String::from_utf8_lossy(mountpoint);
+        match mountpoint {
+            b"" => property("root_prefix", "nothing in a root catalog", &|text| text.is_none()),
+            _ => property("root_prefix", &format!("'{prefix}'"), &|text| text == Some(&prefix)),
+        }
+    }
+
+    /// Returns the nested catalogs in the scope that have a name and lie where they may.
+    fn nested_catalogs(
+        &self,
+        place: &Place,
+        mountpoint: &[u8],
+        catalog: &AuditedCatalog,
+        scope: &Scope,
+    ) -> Vec<Nested> {
+        let by_key: HashMap<_, _> = catalog.rows.iter().map(|row| (row.key, row)).collect();
+        let read = |(path, reference): (&Vec<u8>, _)| {
+            let reference: &crate::catalog::audit::AuditedReference = reference;
+            let place = place.clone().at(path);
+            let name = ObjectName::of_text(&reference.hash, ObjectKind::Catalog);
+            if name.is_none() {
+                self.findings.note(&place, "a hash in nested_catalogs", &reference.hash);
+            }
+            let is_below = path.strip_prefix(mountpoint).is_some_and(|rest| rest.len() > 1 && rest[0] == b'/');
+            if !is_below {
+                self.findings.note(&place, "a nested catalog below the one that refers to it", "another place");
+            }
+            let transition_point = by_key.get(&key_of(path)).map(|&row| row.clone());
+            let name = name.filter(|_| is_below && scope.leads_through(path))?;
+            Some(Nested { mountpoint: path.as_slice().into(), name, size: reference.size, transition_point, number: 0 })
+        };
+        catalog.nested.iter().filter_map(read).collect()
+    }
+
+    /// Compares nested catalogs with what the catalogs above say of them.
+    fn check_nesting(&self, tree: &Tree) {
+        for node in &tree.nodes {
+            for nested in node.summary.iter().flat_map(|summary| &summary.nested) {
+                let Some(below) = &tree.nodes[nested.number as usize].summary else { continue };
+                let place = Place::file(node.name.to_string()).at(&nested.mountpoint);
+                if nested.size != 0 && nested.size.cast_unsigned() != below.size {
+                    self.findings.note(&place, format_args!("size {} of the nested catalog", below.size), nested.size);
+                }
+                if let Some(transition_point) = &nested.transition_point
+                    && let Some((expected, found)) = difference(transition_point, &below.root)
+                {
+                    let place = Place::file(nested.name.to_string()).at(&nested.mountpoint);
+                    let place = place.referred_to_by(node.name.to_string());
+                    self.findings.note(
+                        &place,
+                        format_args!("a root entry like its transition point, with {expected}"),
+                        found,
+                    );
+                }
+            }
+        }
+    }
+
+    /// Compares all counters with what was counted, from the leaves up.
+    fn check_subtree_counters(&self, tree: &Tree) {
+        let mut totals: Vec<Option<Counters>> = vec![None; tree.nodes.len()];
+        let mut order: Vec<usize> = (0..tree.nodes.len()).collect();
+        order.sort_by_key(|&number| std::cmp::Reverse(tree.nodes[number].mountpoint.len()));
+        for number in order {
+            let node = &tree.nodes[number];
+            let Some(summary) = &node.summary else { continue };
+            let place = Place::file(node.name.to_string());
+            self.compare_counters(&place, "self", summary.own, &summary.stated);
+            let mut below = Counters::default();
+            let is_known = summary.has_all_nested
+                && summary.nested.iter().all(|nested| match totals[nested.number as usize] {
+                    Some(counters) => {
+                        below += counters;
+                        true
+                    }
+                    None => false,
+                });
+            if is_known {
+                self.compare_counters(&place, "subtree", below, &summary.stated);
+                below += summary.own;
+                totals[number] = Some(below);
+            }
+        }
+    }
+
+    fn compare_counters(&self, place: &Place, prefix: &str, counted: Counters, stated: &BTreeMap<String, i64>) {
+        for (name, count) in counted.named() {
+            let name = format!("{prefix}_{name}");
+            match stated.get(&name) {
+                Some(&found) if found == count => {}
+                Some(found) => self.findings.note(place, format_args!("counter {name} {count}"), found),
+                None => self.findings.note(place, format_args!("counter {name}"), "none"),
+            }
+        }
+    }
+}
+
+/// Returns the first attribute in which a transition point and the root of its catalog differ, as it is in either.
+fn difference(above: &AuditedRow, below: &AuditedRow) -> Option<(String, String)> {
+    const NESTING: u32 = TRANSITION_POINT | NESTED_ROOT;
+    let attributes = |row: &AuditedRow| {
+        [
+            format!("name {:?}", String::from_utf8_lossy(&row.name)),
+            format!("link count {} and group {}", row.link_count, row.link_group),
+            format!("mode {:o}", row.mode),
+            format!("size {}", row.size),
+            format!("flags {:#x}", row.flags & !NESTING),
+            format!("uid {} and gid {}", row.uid, row.gid),
+            format!("mtime {}", row.mtime),
+            format!("hash {:02x?} and link target {:?}", row.hash, row.symlink),
+            format!("extended attributes {:02x?}", row.xattr),
+        ]
+    };
+    let nanoseconds = above.mtime_nanoseconds.zip(below.mtime_nanoseconds).filter(|(above, below)| above != below);
+    let nanoseconds = nanoseconds.map(|(above, below)| (format!("mtimens {above}"), below.to_string()));
+    attributes(above).into_iter().zip(attributes(below)).find(|(above, below)| above != below).or(nanoseconds)
+}

@@ -1,0 +1,90 @@
+//! `strata check`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use bytesize::ByteSize;
+use serde_json::{Value, json};
+use strata::check::{Options, Report, check};
+use strata::metadata::Timestamp;
+use strata::progress::Progress;
+
+use super::arguments::{Arguments, Check, threads};
+use super::failure::FINDINGS;
+use super::print_line;
+use super::progress::Display;
+
+/// So many findings are printed as text.
+const PRINTED_FINDINGS: usize = 1000;
+
+/// Checks the repository, or a part of it.
+pub fn run(arguments: &Arguments, command: &Check) -> anyhow::Result<ExitCode> {
+    let folder = arguments.folder()?;
+    let options = Options {
+        path: command.path.clone(),
+        quick: command.quick,
+        threads: threads(command.threads),
+        // The whitelist expires by the clock, whatever publications are dated.
+        now: Timestamp::now(),
+    };
+    let progress = Arc::new(Progress::default());
+    let display = Display::start(&progress, arguments.quiet);
+    let report = check(&folder, &options, &progress);
+    drop(display);
+    let report = report?;
+    report.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    if arguments.json {
+        print_line(format_args!("{}", to_json(&report)))?;
+    } else {
+        print_text(&report)?;
+    }
+    Ok(if report.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FINDINGS) })
+}
+
+fn print_text(report: &Report) -> anyhow::Result<()> {
+    for finding in report.findings.iter().take(PRINTED_FINDINGS) {
+        print_line(format_args!("{finding}"))?;
+    }
+    if report.findings.len() > PRINTED_FINDINGS {
+        print_line(format_args!("and {} more", report.findings.len() - PRINTED_FINDINGS))?;
+    }
+    print_line(format_args!("{}", summary(report)))
+}
+
+fn summary(report: &Report) -> String {
+    let findings = match report.findings.len() {
+        0 => "no findings".to_owned(),
+        number => count(number as u64, "finding"),
+    };
+    let (catalogs, entries) = (count(report.catalogs, "catalog"), report.entries);
+    let (objects, bytes) = (count(report.objects, "object"), ByteSize(report.bytes));
+    let mut text = format!("{findings} in {catalogs} with {entries} entries and {objects} of {bytes}");
+    if let Some(unreferenced) = report.unreferenced.filter(|unreferenced| unreferenced.objects > 0) {
+        let (objects, bytes) = (count(unreferenced.objects, "object"), ByteSize(unreferenced.bytes));
+        text.push_str(&format!("; unreferenced: {objects} of {bytes}"));
+    }
+    if report.leftovers > 0 {
+        text.push_str(&format!("; {} of killed or running publishers", count(report.leftovers, "leftover")));
+    }
+    text
+}
+
+fn count(number: u64, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+fn to_json(report: &Report) -> Value {
+    json!({
+        "findings": report.findings,
+        "warnings": report.warnings,
+        "catalogs": report.catalogs,
+        "entries": report.entries,
+        "objects": report.objects,
+        "bytes": report.bytes,
+        "unreferenced": report.unreferenced.map(|unreferenced| json!({
+            "objects": unreferenced.objects,
+            "bytes": unreferenced.bytes,
+        })),
+        "leftovers": report.leftovers,
+    })
+}

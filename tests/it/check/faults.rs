@@ -1,0 +1,169 @@
+//! The faults that the strict reader is tested with are planted for `check`, too.
+
+use std::fs;
+
+use strata::check::Report;
+use tempfile::TempDir;
+
+use super::check_folder;
+use crate::strict_selftest::faults::{FILES, HISTORY, MANIFEST, NESTED, REFLOG, ROOT_ROWS, ROOT_TABLES};
+use crate::strict_selftest::forge::{FQRN, Forge, Forged, PUBLIC_KEY};
+
+/// What strata never writes, and the strict reader therefore refuses, but other programs may lawfully have written.
+const LAWFUL: [&str; 16] = [
+    // Sparse row numbers.
+    "UPDATE catalog SET rowid = 99 WHERE name = 'null'",
+    // Extended attributes in any order.
+    "UPDATE catalog SET xattr = x'0102010062010061' WHERE name = 'raw'",
+    // More counters, tables and properties than are needed.
+    "INSERT INTO statistics VALUES ('self_other', 0)",
+    "CREATE TABLE more (a)",
+    "INSERT INTO properties VALUES ('voms_authz', 'x')",
+    "INSERT INTO properties VALUES ('TTL', '9')",
+    // A gateway gives tags its own time.
+    "UPDATE tags SET timestamp = 9 WHERE name = 'trunk'",
+    // What was collected and is still logged; the time of a row.
+    "INSERT INTO refs VALUES (lower(hex(randomblob(20))), 0, 1)",
+    "UPDATE refs SET timestamp = 0",
+    // Fields that may be missing, unknown, or there twice; anything but "yes" is "no".
+    "\nT1700000001",
+    "\nGmaybe",
+    "\nAno\nAno",
+    "\nQx",
+    // What is beside the objects, and left of a killed run; a log that the manifest does not know yet.
+    "lock",
+    "data/txn/x",
+    ".cvmfsreflog field Y of the manifest",
+];
+
+fn check_forged(repository: &Forged) -> Report {
+    let folder: TempDir = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join(format!("{FQRN}.pub")), PUBLIC_KEY).unwrap();
+    let settings = format!("repository = \"{FQRN}\"\nstorage = {:?}\nkeys = \".\"\n", repository.path());
+    fs::write(folder.path().join("strata.toml"), settings).unwrap();
+    check_folder(folder.path(), 0)
+}
+
+/// Fails unless a check finds the fault in the place that `words` begin with, or nothing where the fault is lawful.
+#[track_caller]
+fn assert_judged(repository: &Forged, fault: &str, words: &[&str]) {
+    let report = check_forged(repository);
+    let mut messages: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+    if LAWFUL.contains(&fault) {
+        // A new attribute is one that the counters miss.
+        messages.retain(|message| !message.contains("counter self_xattr"));
+        assert_eq!(messages, [""; 0], "{fault:?} is lawful");
+        return;
+    }
+    // Rows are named by number where the strict reader does not know their paths; of files only the kind is told.
+    let place = words[0].split(' ').next().filter(|place| place.starts_with(['/', '.'])).unwrap_or_default();
+    assert!(!messages.is_empty(), "{fault:?} is not found");
+    assert!(messages.iter().any(|message| message.contains(place)), "{fault:?} is not found at {place}: {messages:?}");
+}
+
+#[test]
+fn forged_repository_without_faults_has_no_findings() {
+    let report = check_forged(&Forge::new().build());
+    assert_eq!((report.findings, report.warnings), (vec![], vec![]));
+    assert_eq!((report.catalogs, report.entries), (3, 17));
+}
+
+#[test]
+fn faults_in_catalogs_are_found() {
+    for (sql, words) in ROOT_ROWS.iter().chain(ROOT_TABLES) {
+        assert_judged(&Forge::new().root(&format!("{sql};")).build(), sql, words);
+    }
+    for (sql, words) in NESTED {
+        assert_judged(&Forge::new().nested(&format!("{sql};")).build(), sql, words);
+    }
+}
+
+#[test]
+fn faults_in_other_databases_are_found() {
+    for (sql, words) in HISTORY {
+        assert_judged(&Forge::new().history(&format!("{sql};")).build(), sql, words);
+    }
+    for (sql, words) in REFLOG {
+        assert_judged(&Forge::new().reflog(&format!("{sql};")).build(), sql, words);
+    }
+}
+
+#[test]
+fn faults_in_files_are_found() {
+    for &(old, new, words) in MANIFEST {
+        let fault = if new.is_empty() { old } else { new };
+        let repository = Forge::new().manifest(move |text| text.replacen(old, new, 1)).build();
+        assert_judged(&repository, fault, words);
+    }
+    for (plant, words) in FILES {
+        let repository = Forge::new().build();
+        plant(&repository);
+        let fault = LAWFUL.iter().find(|lawful| **lawful == words[0] || **lawful == words.join(" "));
+        assert_judged(&repository, fault.unwrap_or(&"fault of a file"), words);
+    }
+}
+
+#[test]
+fn catalog_in_wal_mode_is_found() {
+    let report = check_forged(&Forge::new().root_bytes(|bytes| bytes[18..20].fill(2)).build());
+    assert_eq!(report.findings.len(), 1);
+    assert!(report.findings[0].expected.contains("rollback journal"));
+}
+
+#[test]
+fn damaged_page_of_a_catalog_is_found() {
+    // Every page in turn: what is in it differs, and none may bring the program down.
+    let edits: [fn(&mut [u8]); 6] = [
+        |bytes| bytes[100..4096].fill(0x5a),
+        |bytes| bytes[4096..8192].fill(0x5a),
+        |bytes| bytes[8192..12_288].fill(0xff),
+        |bytes| bytes[12_288..16_384].fill(0),
+        |bytes| bytes[20_480..24_576].fill(0x5a),
+        |bytes| bytes[24_576..28_672].fill(0x7f),
+    ];
+    for (number, edit) in edits.into_iter().enumerate() {
+        let report = check_forged(&Forge::new().root_bytes(edit).build());
+        assert!(!report.findings.is_empty(), "edit {number}");
+        assert!(report.unreferenced.is_none() || report.catalogs == 3, "edit {number}: {report:?}");
+        assert!(report.findings.iter().all(|finding| finding.file.ends_with('C')), "edit {number}: {report:?}");
+    }
+}
+
+#[test]
+fn what_other_programs_may_write_is_lawful() {
+    let lawful = [
+        // No object for an external file; chunked and whole at once.
+        "UPDATE catalog SET flags = flags | 128, hash = randomblob(20) WHERE name = 'raw';
+         UPDATE statistics SET value = 1 WHERE counter = 'self_external';
+         UPDATE statistics SET value = 3 WHERE counter = 'self_external_file_size'",
+        // Schema revisions before nanoseconds, and before bind mountpoints.
+        "ALTER TABLE catalog DROP COLUMN mtimens; UPDATE properties SET value = '6' WHERE key = 'schema_revision'",
+        "ALTER TABLE catalog DROP COLUMN mtimens; DROP TABLE bind_mountpoints;
+         UPDATE properties SET value = '3' WHERE key = 'schema_revision'",
+        "UPDATE catalog SET parent_1 = NULL, parent_2 = NULL WHERE name = ''",
+        "UPDATE nested_catalogs SET size = 0",
+        "UPDATE catalog SET size = 0 WHERE name = 'link'",
+        "UPDATE catalog SET flags = flags | 65536 WHERE name = 'raw'",
+        "UPDATE catalog SET mtimens = NULL",
+        "INSERT INTO properties VALUES ('something', 'else')",
+    ];
+    for sql in lawful {
+        let report = check_forged(&Forge::new().root(&format!("{sql};")).build());
+        assert_eq!((report.findings, report.warnings), (vec![], vec![]), "{sql}");
+    }
+}
+
+#[test]
+fn objects_of_other_hash_algorithms_are_told_once_and_only_looked_for() {
+    let sql = "UPDATE catalog SET flags = flags | 512 WHERE name IN ('raw', 'big');";
+    let repository = Forge::new().root(sql).build();
+    for (content, letter) in [("012345", "P"), ("6789", "P")] {
+        let object = repository.object(content, letter);
+        let name = object.to_str().unwrap().trim_end_matches('P');
+        fs::rename(&object, format!("{name}-shake128P")).unwrap();
+    }
+    let report = check_forged(&repository);
+    assert_eq!(report.warnings.len(), 1, "{:?}", report.warnings);
+    let paths: Vec<_> = report.findings.iter().map(|finding| finding.path.as_deref()).collect();
+    assert_eq!(paths, [Some("/raw")], "{:?}", report.findings);
+}
