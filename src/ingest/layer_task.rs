@@ -1,5 +1,6 @@
 //! A layer that is being read, a little at a time.
 
+use std::collections::HashSet;
 use std::mem;
 use std::ops::Range;
 
@@ -24,6 +25,8 @@ pub(super) struct LayerTask<'a> {
     spans: Vec<(u64, u64)>,
     batch: Job,
     large: Option<LargeFile>,
+    /// Sizes of small files that are nothing but holes: each is written out once.
+    hole_sizes: HashSet<u64>,
 }
 
 /// Blobs are opened when their turn comes: an image may have more layers than there is memory for readers.
@@ -64,8 +67,8 @@ pub(super) struct ReadLayer {
 impl<'a> LayerTask<'a> {
     pub(super) fn new(index: usize, open: OpenLayer<'a>, sizes: ChunkSizes) -> Self {
         let source = LayerSource::Closed(Some(open));
-        let (entries, spans) = (Vec::new(), Vec::new());
-        Self { index, source, sizes, entries, spans, batch: Job::new(index), large: None }
+        let (entries, spans, hole_sizes) = Default::default();
+        Self { index, source, sizes, entries, spans, batch: Job::new(index), large: None, hole_sizes }
     }
 
     /// Reads on until there is content to store: many small files, or one chunk of a large one.
@@ -96,7 +99,7 @@ impl<'a> LayerTask<'a> {
                 Some(size) if size > self.sizes.minimum => self.large = Some(LargeFile::new(size, self.sizes)),
                 Some(size) => {
                     self.spans.push((0, size));
-                    self.batch.read_small_file(reader, first, size)?;
+                    self.batch.read_small_file(reader, first, size, &mut self.hole_sizes)?;
                 }
                 None => {}
             }
@@ -147,14 +150,23 @@ impl Job {
         reader: &mut LayerReader<BlobReader>,
         id: usize,
         size: u64,
+        hole_sizes: &mut HashSet<u64>,
     ) -> Result<(), LayerError> {
         let start = self.buffer.len();
         let mut all_hole = None;
         while let Some(piece) = reader.next_piece()? {
             match piece {
                 layer::Piece::Data(data) => self.buffer.extend_from_slice(data),
-                layer::Piece::Hole(length) if length == size => all_hole = Some(length),
-                layer::Piece::Hole(length) => extend_with_zeros(&mut self.buffer, length),
+                layer::Piece::Hole(length) if length == size => {
+                    all_hole = Some(length);
+                    if hole_sizes.insert(length) {
+                        reader.fill_hole(length)?;
+                    }
+                }
+                layer::Piece::Hole(length) => {
+                    extend_with_zeros(&mut self.buffer, length);
+                    reader.fill_hole(length)?;
+                }
             }
         }
         let content = match all_hole {
@@ -202,6 +214,7 @@ impl LargeFile {
             } else if self.hole > 0 {
                 let zeros = [0; ZEROS];
                 let length = self.hole.min(ZEROS as u64);
+                reader.fill_hole(length)?;
                 self.hole -= length;
                 let was_cut = self.take(&zeros[..length as usize]);
                 // What follows a cut is hole again: the next chunk may be nothing else.

@@ -213,6 +213,11 @@ impl<R: Read> Archive<R> {
         if extensions.is_empty() { Ok(None) } else { Err(self.failed(EntryError::NothingExtended)) }
     }
 
+    /// Returns the bytes of all global headers, which go into every member.
+    pub(super) fn size_of_globals(&self) -> u64 {
+        self.globals_size
+    }
+
     /// Lets [`Self::next_piece`] find nothing in the current member, whatever the archive holds of it.
     pub(super) fn hide_content(&mut self) {
         self.content.hide();

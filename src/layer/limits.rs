@@ -20,12 +20,16 @@ pub struct Limits {
     /// Bytes of all regular files together, holes counted: a hole costs nothing in the archive, but chunks in the
     /// catalog. Default: 64 TiB, which are four million chunks.
     pub content_size: u64,
+    /// Zeros of holes that have to be written out, because a chunk has data, too, or because no other hole is as long.
+    /// Default: 16 GiB, some seconds' work: one byte in every chunk makes any number of them from next to nothing.
+    pub filled_holes: u64,
     /// Bytes of one PAX header or GNU long name. Default: 1 MiB, as in Go's reader and so in every container engine.
     pub extended_header_size: u64,
     /// Pieces of data in one sparse file. Default: one million, which take 16 MB while the file is read.
     pub sparse_pieces: u64,
     /// Bytes of all paths, link targets and extended attributes together, which stay in memory until the layer is stored;
-    /// those of all global PAX headers may be as many as in one header. Default: 512 MiB, as of five million files.
+    /// those of all global PAX headers may be as many as in one header, and count for every entry that they hold for.
+    /// Default: 512 MiB, as of five million files.
     pub metadata_size: u64,
     /// Bytes of a path. Default: 4,096.
     pub path_length: u64,
@@ -41,6 +45,7 @@ impl Default for Limits {
             ratio_applies_above: 16 << 30,
             headers: 50_000_000,
             content_size: 64 << 40,
+            filled_holes: 16 << 30,
             extended_header_size: 1 << 20,
             sparse_pieces: 1_000_000,
             metadata_size: 512 << 20,
@@ -61,6 +66,8 @@ pub enum Limit {
     Headers,
     /// [`Limits::content_size`].
     ContentSize,
+    /// [`Limits::filled_holes`].
+    FilledHoles,
     /// [`Limits::extended_header_size`].
     ExtendedHeaderSize,
     /// [`Limits::sparse_pieces`].
@@ -87,6 +94,7 @@ impl fmt::Display for Limit {
             Self::Ratio => "times the size of the blob",
             Self::Headers => "archive headers",
             Self::ContentSize => "bytes in all files together",
+            Self::FilledHoles => "bytes of holes that lie beside data",
             Self::ExtendedHeaderSize => "bytes in one extended header",
             Self::SparsePieces => "pieces of data in one sparse file",
             Self::MetadataSize => "bytes of paths, link targets and extended attributes together",

@@ -52,6 +52,8 @@ pub struct LayerReader<R> {
     limits: Limits,
     /// Bytes of paths, link targets and extended attributes so far.
     metadata_size: u64,
+    /// Zeros that were written out so far.
+    filled_holes: u64,
     losses: Losses,
     /// The attributes last seen. Whole images carry the same security label on every file.
     last_xattrs: Option<Arc<Xattrs>>,
@@ -62,7 +64,8 @@ impl<R: Read> LayerReader<R> {
     pub fn new(blob: R, expected: ExpectedLayer, limits: Limits) -> Result<Self, LayerError> {
         let unpacker = Unpacker::new(Blob::new(blob, expected.size))?;
         let archive = Archive::new(TarStream::new(unpacker, limits), limits);
-        Ok(Self { archive, expected, limits, metadata_size: 0, losses: Losses::default(), last_xattrs: None })
+        let (metadata_size, filled_holes, losses) = Default::default();
+        Ok(Self { archive, expected, limits, metadata_size, filled_holes, losses, last_xattrs: None })
     }
 
     /// Returns the next entry, or `None` after the last. Content of the one before that was not read is skipped.
@@ -70,7 +73,7 @@ impl<R: Read> LayerReader<R> {
         while let Some(member) = self.archive.next_member()? {
             let entry = self.entry(member).map_err(|problem| self.archive.failed(problem))?;
             let allowed = self.limits.metadata_size;
-            self.metadata_size += entry.as_ref().map_or(0, size_of_metadata);
+            self.metadata_size += self.archive.size_of_globals() + entry.as_ref().map_or(0, size_of_metadata);
             Limit::MetadataSize.check(self.metadata_size, allowed).map_err(|limit| self.archive.failed(limit))?;
             if !entry.as_ref().is_some_and(is_file) {
                 self.archive.hide_content();
@@ -88,6 +91,13 @@ impl<R: Read> LayerReader<R> {
     /// end of the file, and for whatever is not a regular file.
     pub fn next_piece(&mut self) -> Result<Option<Piece<'_>>, LayerError> {
         self.archive.next_piece()
+    }
+
+    /// Counts zeros of a hole in the current file that the caller writes out.
+    pub fn fill_hole(&mut self, length: u64) -> Result<(), LayerError> {
+        self.filled_holes += length;
+        let checked = Limit::FilledHoles.check(self.filled_holes, self.limits.filled_holes);
+        checked.map_err(|limit| self.archive.failed(limit))
     }
 
     /// Reads what is left of the blob, to its very end, and verifies size, digest and diff ID.

@@ -57,6 +57,27 @@ fn number_of_sparse_pieces_is_limited_in_every_form() {
 }
 
 #[test]
+fn global_header_counts_for_every_entry() {
+    let tar = || Tar::default().extended(b'g', &[("comment", "1234")]).file("a", "").file("b", "").end();
+    // Two names, and the record of 16 bytes for each.
+    for (size, limit) in [(34, None), (33, Some(Limit::MetadataSize))] {
+        let limits = Limits { metadata_size: size, ..Limits::default() };
+        assert_eq!(exceeded(read_within(&tar(), limits)), limit);
+    }
+}
+
+#[test]
+fn holes_that_are_filled_are_limited() {
+    let tar = Tar::default().file("a", "").end();
+    let limits = Limits { filled_holes: 5, ..Limits::default() };
+    let mut reader = LayerReader::new(tar.as_slice(), expected(&tar), limits).unwrap();
+    reader.next_entry().unwrap();
+    reader.fill_hole(3).unwrap();
+    reader.fill_hole(2).unwrap();
+    assert_eq!(exceeded(reader.fill_hole(1)), Some(Limit::FilledHoles));
+}
+
+#[test]
 fn layer_of_zeros_passes_and_a_bomb_does_not() {
     let tar = Tar::default().file("a", vec![0; 8 << 20]).end();
     let limits = Limits { ratio_applies_above: 1 << 20, ..Limits::default() };
