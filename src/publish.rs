@@ -19,7 +19,7 @@ use crate::manifest::letter::SignError;
 use crate::manifest::{Fingerprint, KeyError, Keys, MetaInfo, RepositoryManifest, Whitelist, WhitelistError};
 use crate::metadata::{Metadata, Timestamp};
 use crate::object::{Content, ObjectHash, ObjectKind};
-use crate::repository::{HISTORY_LIMIT, Repository, RepositoryError};
+use crate::repository::{DATABASE_LIMIT, Repository, RepositoryError};
 use crate::settings::Settings;
 use crate::store::{DirectoryStore, LocalServer, Staging, StoreError};
 
@@ -192,7 +192,7 @@ impl Publisher<'_> {
         let put = |kind, bytes: &[u8]| self.staging.put_database(kind, bytes);
         manifest.certificate = put(ObjectKind::Certificate, self.keys.certificate().pem())?;
         let before = match manifest.history {
-            Some(hash) => Some((store.read_decoded(hash, ObjectKind::History, HISTORY_LIMIT)?, hash)),
+            Some(hash) => Some((store.read_decoded(hash, ObjectKind::History, DATABASE_LIMIT)?, hash)),
             None => None,
         };
         let before = before.as_ref().map(|(bytes, hash)| (bytes.as_slice(), *hash));
@@ -206,7 +206,7 @@ impl Publisher<'_> {
             (history, ReferenceKind::History),
         ];
         references.extend(manifest.meta_info.map(|hash| (hash, ReferenceKind::MetaInfo)));
-        let reflog = store.read_file(REFLOG)?;
+        let reflog = store.read_file_of_up_to(DATABASE_LIMIT, REFLOG)?;
         let reflog = next_reflog(reflog.as_deref(), &manifest.name, &references, timestamp)?;
         manifest.reflog = Some(ObjectHash::of(&reflog));
         let signed = self.keys.sign_manifest(&manifest, rng)?;
@@ -215,7 +215,7 @@ impl Publisher<'_> {
             return Err(PublishError::Vanished(hash));
         }
         store.sync()?;
-        store.replace_files(&[(REFLOG, &reflog), (".cvmfspublished", &signed)])?;
+        self.staging.replace_files(&[(REFLOG, &reflog), (".cvmfspublished", &signed)])?;
         // The revision is out by now, so this is no reason to fail.
         if let Some(Err(error)) = self.server.map(|server| server.write_reflog_checksum(ObjectHash::of(&reflog))) {
             let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
@@ -283,8 +283,8 @@ fn publish_nothing(
     let store = DirectoryStore::create(&folder.storage_path())?;
     let whitelist = Whitelist::new(folder.name().clone(), vec![keys.certificate().fingerprint()], started)?;
     let whitelist = keys.sign_whitelist(&whitelist, rng)?;
-    store.replace_files(&[(WHITELIST, &whitelist), (".cvmfs_master_replica", MASTER_REPLICA.as_bytes())])?;
     let staging = Staging::start(&store)?;
+    staging.replace_files(&[(WHITELIST, &whitelist), (".cvmfs_master_replica", MASTER_REPLICA.as_bytes())])?;
     let root = Editor::create(&staging, settings.compression, now)?.write(1)?;
     let meta_info = MetaInfo::default().write();
     let meta_info = staging.put_database(ObjectKind::MetaInfo, &meta_info)?;

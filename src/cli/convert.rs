@@ -27,11 +27,12 @@ pub fn run(arguments: &Arguments, command: &Convert) -> anyhow::Result<ExitCode>
     if command.name.is_some() && command.images.len() > 1 {
         return Err(UsageError("--name needs exactly one image".to_owned()).into());
     }
+    let options = options(command)?;
+    super::interrupt::watch()?;
     let folder = open_or_create(arguments)?;
     let name = command.name.clone();
     let requests: Vec<Request> =
         command.images.iter().map(|argument| Request { argument: argument.clone(), name: name.clone() }).collect();
-    let options = options(command)?;
     let progress = Arc::new(Progress::default());
     let display = Display::start(&progress, arguments.quiet);
     let report = convert(&folder, &requests, &options, &progress, &mut randomness());

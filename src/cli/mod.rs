@@ -6,6 +6,7 @@ pub mod convert;
 pub mod diff;
 pub mod failure;
 pub mod init;
+pub mod interrupt;
 pub mod mount;
 pub mod progress;
 pub mod show;

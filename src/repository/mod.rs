@@ -179,7 +179,7 @@ impl Repository {
     /// Returns the named revisions.
     pub fn tags(&self) -> Result<Vec<Tag>, RepositoryError> {
         let Some(hash) = self.manifest.history else { return Ok(Vec::new()) };
-        let bytes = self.store.read_decoded(hash, ObjectKind::History, HISTORY_LIMIT)?;
+        let bytes = self.store.read_decoded(hash, ObjectKind::History, DATABASE_LIMIT)?;
         Ok(read_tags(&bytes, &self.manifest.name)?)
     }
 
@@ -366,8 +366,8 @@ fn read_manifest(store: &DirectoryStore, name: &RepositoryName) -> Result<Reposi
 /// No certificate is read that unpacks to more.
 const CERTIFICATE_LIMIT: u64 = 1 << 20;
 
-/// No tag database is read that unpacks to more.
-pub(crate) const HISTORY_LIMIT: u64 = 1 << 30;
+/// No tag database or log of references is read that has more bytes.
+pub(crate) const DATABASE_LIMIT: u64 = 1 << 30;
 
 /// Bytes of catalogs that stay in memory.
 const CATALOG_CACHE: u64 = 128 << 20;

@@ -1,7 +1,7 @@
 //! A repository in a folder, exactly as web servers serve it to clients.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,6 +28,14 @@ pub enum StoreError {
         path: PathBuf,
         /// What it lacks.
         missing: &'static str,
+    },
+    /// The file is none that any repository has.
+    #[error("'{}' is longer than the {limit} bytes that it may have", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Up to how many bytes are read.
+        limit: u64,
     },
     /// An object's bytes do not give its name.
     #[error("object '{}' is damaged: its bytes hash to {actual}", path.display())]
@@ -104,39 +112,22 @@ impl DirectoryStore {
         self.root.join(hash.path(kind))
     }
 
-    /// Returns a file beside the objects, such as `.cvmfspublished`, or `None` where there is none.
+    /// Returns a small file beside the objects, such as `.cvmfspublished`, or `None` where there is none.
     pub fn read_file(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read_file_of_up_to(SMALL_FILE, name)
+    }
+
+    /// Returns a file beside the objects that has up to `limit` bytes, or `None` where there is none.
+    pub fn read_file_of_up_to(&self, limit: u64, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let path = self.root.join(name);
-        match fs::read(&path) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(StoreError::io("read", &path)(error)),
-        }
-    }
-
-    /// Replaces files beside the objects, each in one step and in the order given.
-    ///
-    /// All are written and on disk before the first is replaced, so that after an error, too, each file has its old content
-    /// or its new, and a crash can only fall between two renames.
-    pub fn replace_files(&self, files: &[(&str, &[u8])]) -> Result<(), StoreError> {
-        let written: Vec<_> = files.iter().map(|(_, bytes)| self.write_temporary(bytes)).collect::<Result<_, _>>()?;
-        for ((name, _), temporary) in files.iter().zip(written) {
-            let path = self.root.join(name);
-            temporary.persist(&path).map_err(|error| StoreError::io("replace", &path)(error.error))?;
-        }
-        let folder = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
-        folder.sync_all().map_err(StoreError::io("sync", &self.root))
-    }
-
-    fn write_temporary(&self, bytes: &[u8]) -> Result<tempfile::NamedTempFile, StoreError> {
-        let mut temporary = tempfile::Builder::new()
-            .prefix(".strata-")
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-            .tempfile_in(&self.root)
-            .map_err(StoreError::io("create a file in", &self.root))?;
-        temporary.write_all(bytes).map_err(StoreError::io("write a file in", &self.root))?;
-        temporary.as_file().sync_all().map_err(StoreError::io("sync a file in", &self.root))?;
-        Ok(temporary)
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io("read", &path)(error)),
+        };
+        let mut bytes = Vec::new();
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(StoreError::io("read", &path))?;
+        if bytes.len() as u64 > limit { Err(StoreError::TooLarge { path, limit }) } else { Ok(Some(bytes)) }
     }
 
     /// Tells whether an object is there, and renews its time, which spares it from garbage collection for a while.
@@ -219,6 +210,9 @@ impl DirectoryStore {
         rustix::fs::syncfs(&folder).map_err(|error| StoreError::io("sync", &self.root)(error.into()))
     }
 }
+
+/// Bytes that every file beside the objects keeps below, but the log of references.
+const SMALL_FILE: u64 = 64 << 10;
 
 /// How often a waiting publisher looks whether the other one is done.
 pub(super) const RETRY: Duration = Duration::from_millis(50);

@@ -4,8 +4,10 @@
 
 mod directory;
 mod local_server;
+mod runs;
 mod staging;
 
 pub use directory::{DirectoryStore, Lock, StoreError};
 pub use local_server::{LocalServer, ServerLock};
+pub use runs::abandon_runs;
 pub use staging::{Staging, Written};

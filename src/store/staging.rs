@@ -1,14 +1,17 @@
 //! New objects on their way into a store.
 //!
 //! An object gets its name in `data/` only when its bytes are on disk, so that a crash never leaves a name without them.
-//! To spare an `fsync` per file, objects gather in a folder of the run and move in batches, each behind one `syncfs`.
+//! To spare an `fsync` per file, objects gather in a folder of the run and move in batches, each behind one `syncfs`. What
+//! replaces files beside the objects is made in that folder, too, so that a killed run leaves nothing anywhere else.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use super::runs::runs;
 use super::{DirectoryStore, StoreError};
 use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, Pieces};
 
@@ -59,6 +62,7 @@ impl Staging {
         let transactions = store.root().join("data/txn");
         delete_leftovers(&transactions)?;
         let (folder, alive) = make_run_folder(&transactions)?;
+        runs().start(&folder);
         let state = Mutex::new(State::default());
         Ok(Self { store: store.clone(), folder, _alive: alive, state, moving: Mutex::new(()) })
     }
@@ -191,6 +195,27 @@ impl Staging {
         Ok(())
     }
 
+    /// Replaces files beside the objects, such as `.cvmfspublished`, each in one step and in the order given.
+    ///
+    /// All are written and on disk before the first is replaced, so that after an error, too, each file has its old content
+    /// or its new, and a crash can only fall between two renames.
+    pub fn replace_files(&self, files: &[(&str, &[u8])]) -> Result<(), StoreError> {
+        for (name, bytes) in files {
+            let path = self.folder.join(name);
+            let written = write_new(&path, bytes)?;
+            written.sync_all().map_err(StoreError::io("sync", &path))?;
+        }
+        let root = self.store.root();
+        let mut runs = runs();
+        for (name, _) in files {
+            let path = root.join(name);
+            fs::rename(self.folder.join(name), &path).map_err(StoreError::io("replace", &path))?;
+        }
+        runs.publish();
+        let folder = File::open(root).map_err(StoreError::io("open", root))?;
+        folder.sync_all().map_err(StoreError::io("sync", root))
+    }
+
     /// Returns how much this run has added so far.
     pub fn written(&self) -> Written {
         self.state().written
@@ -207,15 +232,21 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.folder) {
+        let mut runs = runs();
+        let removed = fs::remove_dir_all(&self.folder);
+        runs.end(&self.folder);
+        drop(runs);
+        if let Err(error) = removed {
             tracing::warn!("cannot delete '{}': {error}", self.folder.display());
         }
     }
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let file = OpenOptions::new().write(true).create_new(true).open(path);
-    file.map_err(StoreError::io("create", path))?.write_all(bytes).map_err(StoreError::io("write", path))
+fn write_new(path: &Path, bytes: &[u8]) -> Result<File, StoreError> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path);
+    let mut file = file.map_err(StoreError::io("create", path))?;
+    file.write_all(bytes).map_err(StoreError::io("write", path))?;
+    Ok(file)
 }
 
 fn make_run_folder(transactions: &Path) -> Result<(PathBuf, File), StoreError> {

@@ -8,6 +8,7 @@ mod convert;
 mod determinism;
 mod diff;
 mod independent;
+mod kills;
 mod layer_rules;
 mod local_server;
 mod mount;

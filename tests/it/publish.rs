@@ -5,8 +5,6 @@ use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use flate2::read::ZlibDecoder;
 use sha1::{Digest as _, Sha1};
@@ -215,37 +213,6 @@ fn leftovers_of_a_dead_run_are_deleted() {
     drop(held);
     repository.convert(&image_of("y"), NAME, &[]).expect_code(0);
     assert!(!live.exists());
-}
-
-#[test]
-fn killed_publisher_leaves_the_old_revision_or_the_new() {
-    let repository = TestRepository::new();
-    let mut killed = 0;
-    for number in 0..12_u32 {
-        let before = repository.reader().revision();
-        let image = image_of(&number.to_string());
-        let source = repository.source(&image);
-        let mut command = repository.command(["convert", &source, "--name", NAME]);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_millis(4) * number && child.try_wait().unwrap().is_none() {
-            thread::yield_now();
-        }
-        child.kill().unwrap();
-        killed += u32::from(!child.wait().unwrap().success());
-        let after = repository.reader().revision();
-        assert!(after == before || after == before + 1, "{before} {after}");
-        let report = crate::strict::check(&repository.storage(), FQRN);
-        let faults = report.findings.iter().filter(|finding| {
-            // What the next publisher heals: its folder, and a log of references that is ahead of the manifest.
-            !finding.place.starts_with("data/txn/")
-                && !finding.place.contains("reflog")
-                && !finding.place.starts_with(".strata-")
-        });
-        assert_eq!(faults.map(ToString::to_string).collect::<Vec<_>>(), [""; 0]);
-    }
-    assert!(killed > 0, "every run was done before it could be killed");
-    repository.convert(&image_of("last"), NAME, &[]).expect_code(0);
 }
 
 #[test]

@@ -1,0 +1,151 @@
+//! Whenever a run is killed: clients read the old revision or the new one, and the next run goes on from there.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{FQRN, NAME, Run, TestImage, TestRepository};
+
+const KILLS: u32 = 200;
+
+fn image_of(word: &str) -> TestImage {
+    let files = |layer, folder: &str| {
+        (0..20).fold(layer, |layer: crate::support::TestLayer, number| {
+            layer.file(format!("{folder}/{number}"), format!("{word} {folder} {number}").repeat(100))
+        })
+    };
+    TestImage::new().layer(|layer| files(layer, "lower")).layer(|layer| files(layer, "upper"))
+}
+
+fn start(command: &mut Command) -> Child {
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+fn wait_until(child: &mut Child, is_there: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_there() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before it could be stopped");
+        assert!(start.elapsed() < Duration::from_secs(60), "the run does not get on");
+        thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+/// Returns what is wrong, but for what the next publisher heals: a log of references ahead of the manifest, and leftovers.
+fn faults(repository: &TestRepository) -> Vec<String> {
+    let report = crate::strict::check(&repository.storage(), FQRN);
+    let is_healed = |place: &str| place.starts_with("data/txn/") || place.contains("reflog");
+    report.findings.iter().filter(|finding| !is_healed(&finding.place)).map(ToString::to_string).collect()
+}
+
+fn leftovers(repository: &TestRepository) -> usize {
+    fs::read_dir(repository.storage().join("data/txn")).unwrap().count()
+}
+
+/// Takes everything but the objects: whatever a run leaves outside of `data/txn` shows here.
+fn names_beside_objects(repository: &TestRepository) -> Vec<String> {
+    let entries = fs::read_dir(repository.storage()).unwrap();
+    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Numbers that look random and are the same in every run of the test (Knuth's MMIX generator).
+fn numbers() -> impl Iterator<Item = f64> {
+    let next =
+        |state: &u64| Some(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
+    std::iter::successors(Some(42), next).skip(1).map(|state| (state >> 11) as f64 / (1_u64 << 53) as f64)
+}
+
+#[test]
+fn killed_at_any_instant_a_run_leaves_the_old_revision_or_the_new() {
+    let fresh = TestRepository::new();
+    let beside_objects = names_beside_objects(&fresh);
+    let begin = Instant::now();
+    fresh.convert(&image_of("measure"), NAME, &[]).expect_code(0);
+    let duration = begin.elapsed();
+    let mut repository = fresh.copy();
+    let (mut killed, mut published, mut left) = (0, 0, 0);
+    for (number, fraction) in (0..KILLS).zip(numbers()) {
+        if number % 20 == 0 {
+            // Every check reads all there is, so what is published must not pile up.
+            repository = fresh.copy();
+        }
+        let before = repository.reader().revision();
+        let source = repository.source(&image_of(&published.to_string()));
+        let begin = Instant::now();
+        let mut child = start(&mut repository.command(["convert", &source, "--name", NAME]));
+        while let Some(rest) = duration.mul_f64(fraction).checked_sub(begin.elapsed()) {
+            thread::park_timeout(rest);
+        }
+        child.kill().unwrap();
+        killed += u32::from(child.wait().unwrap().signal() == Some(9));
+        let after = repository.reader().revision();
+        assert!(after == before || after == before + 1, "{before} {after}");
+        assert_eq!(faults(&repository), [""; 0], "after kill {number}, {fraction} of {duration:?}");
+        assert_eq!(names_beside_objects(&repository), beside_objects);
+        assert!(leftovers(&repository) <= 1, "the run before left something that this one has not deleted");
+        published += after - before;
+        left += leftovers(&repository);
+        if number % 20 == 19 {
+            let image = image_of("last");
+            repository.convert(&image, NAME, &[]).expect_code(0);
+            assert_eq!(leftovers(&repository), 0);
+            assert!(repository.flat(&image).text("upper/19").starts_with("last upper 19"));
+        }
+    }
+    println!("{killed} runs were killed, {published} had published by then, {left} left unfinished objects");
+    assert!(killed > KILLS / 2, "nearly every run was done before it could be killed");
+}
+
+#[test]
+fn run_that_was_killed_when_it_was_to_publish_is_not_done_again() {
+    let repository = TestRepository::new();
+    let image = image_of("x");
+    let twin = repository.copy();
+    let lock = fs::File::open(twin.storage()).unwrap();
+    lock.lock().unwrap();
+    twin.convert(&image, NAME, &["--wait", "0s"]).expect_code(5);
+    let stored = twin.objects().len();
+    let source = repository.source(&image);
+    let lock = fs::File::open(repository.storage()).unwrap();
+    lock.lock().unwrap();
+    let mut child = start(&mut repository.command(["convert", &source, "--name", NAME]));
+    wait_until(&mut child, || {
+        let unfinished = fs::read_dir(repository.storage().join("data/txn")).unwrap();
+        let is_flushed = unfinished.map(|run| run.unwrap().path()).all(|run| fs::read_dir(run).unwrap().count() == 0);
+        is_flushed && repository.objects().len() == stored
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    drop(lock);
+    assert_eq!(leftovers(&repository), 1);
+    let json = repository.run(["convert", &source, "--name", NAME, "--json"]).expect_code(0).json();
+    assert_eq!((&json["images"][0]["layers-read"], leftovers(&repository)), (&0.into(), 0));
+}
+
+#[test]
+fn interrupted_run_says_so_and_leaves_nothing() {
+    for (signal, number) in [(Signal::INT, 2), (Signal::TERM, 15)] {
+        let repository = TestRepository::new();
+        let before = repository.front_page();
+        let source = repository.source(&image_of("x"));
+        let lock = fs::File::open(repository.storage()).unwrap();
+        lock.lock().unwrap();
+        let mut command = repository.command(["convert", &source, "--name", NAME, "--quiet"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_until(&mut child, || leftovers(&repository) == 1);
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.signal(), Some(number));
+        let run = Run::ended(output);
+        assert_eq!(run.stderr(), "strata: interrupted before anything was published\n");
+        assert_eq!((leftovers(&repository), run.stdout()), (0, String::new()));
+        assert_eq!(repository.front_page(), before);
+        drop(lock);
+        repository.run(["convert", &source, "--name", NAME]).expect_code(0);
+    }
+}
