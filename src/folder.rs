@@ -129,6 +129,10 @@ impl RepositoryFolder {
         let mut builder = fs::DirBuilder::new();
         let created = builder.recursive(true).mode(0o700).create(&path);
         created.map_err(|source| FolderError::Io { action: "create", path: path.clone(), source })?;
-        Ok(StateDatabase::open(&path.join("state.db"))?)
+        let path = path.join("state.db");
+        // SQLite cannot say why it may not write.
+        let opened = fs::OpenOptions::new().create(true).append(true).open(&path);
+        opened.map_err(|source| FolderError::Io { action: "write", path: path.clone(), source })?;
+        Ok(StateDatabase::open(&path)?)
     }
 }

@@ -20,10 +20,10 @@ pub use manifest::{Descriptor, DescriptorPlatform, DocumentKind, ImageIndex, Ima
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// Only SHA-256 in lower-case hexadecimal is in use.
-    #[error("'{0}' is not a digest of the form sha256:<64 hexadecimal digits>")]
+    #[error("'{}' is not a digest of the form sha256:<64 hexadecimal digits>", shown(.0))]
     Digest(String),
     /// The text is no image name.
-    #[error("'{name}' is not an image name: {reason}")]
+    #[error("'{}' is not an image name: {reason}", shown(name))]
     Image {
         /// The text as it was given.
         name: String,
@@ -31,8 +31,18 @@ pub enum NameError {
         reason: &'static str,
     },
     /// The text is no platform.
-    #[error("'{0}' is not a platform of the form os/architecture or os/architecture/variant")]
+    #[error("'{}' is not a platform of the form os/architecture or os/architecture/variant", shown(.0))]
     Platform(String),
+}
+
+/// Returns foreign text for a message: without control characters, and cut when it is very long.
+fn shown(text: &str) -> String {
+    const LONGEST: usize = 200;
+    let escaped = |text: &str| text.escape_debug().to_string();
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => escaped(&text[..end]) + "…",
+        None => escaped(text),
+    }
 }
 
 /// The SHA-256 digest of a blob as a registry names it: `sha256:` and 64 hexadecimal digits.

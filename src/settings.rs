@@ -19,12 +19,16 @@ pub enum SettingsError {
         source: io::Error,
     },
     /// The file says something that no setting is.
-    #[error("'{}' is not right", path.display())]
+    #[error("'{}', line {line}, column {column}: {fault}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
+        /// The line, from 1.
+        line: usize,
+        /// The character in it, from 1.
+        column: usize,
+        /// What is wrong there.
+        fault: String,
     },
     /// The repository's name is none.
     #[error("'{}' names no repository", path.display())]
@@ -126,9 +130,8 @@ impl Settings {
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, SettingsError> {
+        let file: File = toml::from_str(text).map_err(|error| parse_error(&error, text, path))?;
         let path = || path.to_owned();
-        let file: File =
-            toml::from_str(text).map_err(|source| SettingsError::Parse { path: path(), source: Box::new(source) })?;
         let repository = file.repository.parse().map_err(|source| SettingsError::Name { path: path(), source })?;
         let defaults = Self::new(repository);
         let catalog_entries = file.catalog.entries.unwrap_or(defaults.catalog_entries);
@@ -177,6 +180,15 @@ impl Settings {
     }
 }
 
+/// Returns in one line what the parser says in a drawing of several.
+fn parse_error(error: &toml::de::Error, text: &str, path: &Path) -> SettingsError {
+    let start = error.span().map_or(0, |span| span.start);
+    let before = text.get(..start).unwrap_or_default();
+    let (line, column) =
+        (before.matches('\n').count() + 1, before.chars().rev().take_while(|&c| c != '\n').count() + 1);
+    SettingsError::Parse { path: path.to_owned(), line, column, fault: error.message().replace('\n', ", ") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,6 +214,18 @@ mod tests {
             uncommented.lines().filter(|line| line.contains(" = ") || line.starts_with('[')).collect();
         assert_eq!(parse(&lines.join("\n")).unwrap(), settings);
         assert_eq!(lines.len(), 8);
+    }
+
+    #[test]
+    fn mistakes_of_form_are_placed_in_one_line() {
+        for (text, start) in [
+            ("repository = \"a.b\"\n[[[", "'strata.toml', line 2, column 3: "),
+            ("repository = \"a.b\"\nmode = 1", "'strata.toml', line 2, column 1: unknown field `mode`"),
+            ("", "'strata.toml', line 1, column 1: missing field `repository`"),
+        ] {
+            let message = parse(text).unwrap_err().to_string();
+            assert!(message.starts_with(start) && !message.contains('\n'), "{message}");
+        }
     }
 
     #[test]

@@ -56,13 +56,16 @@ impl Plan {
         }
         // Heaviest first; of equal ones the first by name, so that the cut does not depend on anything else.
         weights.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
-        for (weight, path) in weights {
+        for (weight, child) in weights {
             let is_too_much = total > MAXIMUM_ENTRIES && weight > 0;
             if !(is_too_much || total > self.target && weight >= WORTH_A_CATALOG) {
                 break;
             }
             total -= weight;
-            self.cuts.insert(path);
+            self.cuts.insert(child);
+        }
+        if total > MAXIMUM_ENTRIES {
+            tracing::warn!("{} has {total} entries, which clients have to load together", path.shown());
         }
         total
     }

@@ -14,6 +14,8 @@ use strata::metadata::Timestamp;
 use strata::repository::Point;
 use strata::source::ImageArgument;
 
+use super::failure::UsageError;
+
 /// Publishes container images in the CernVM file system.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true, max_term_width = 100)]
@@ -200,10 +202,16 @@ impl Arguments {
     }
 }
 
+/// More threads than any machine has use for, and few enough for every machine to start.
+const MOST_THREADS: u16 = 1024;
+
 /// Returns how many threads work: what was asked for, else one for each core.
-pub fn threads(asked: Option<u16>) -> usize {
+pub fn threads(asked: Option<u16>) -> Result<usize, UsageError> {
     let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
-    asked.map_or_else(cores, usize::from)
+    match asked {
+        Some(threads) if threads > MOST_THREADS => Err(UsageError(format!("--threads is at most {MOST_THREADS}"))),
+        asked => Ok(asked.map_or_else(cores, usize::from)),
+    }
 }
 
 /// The year 10,000, in seconds since 1970.

@@ -23,7 +23,7 @@ pub fn run(arguments: &Arguments, command: &Check) -> anyhow::Result<ExitCode> {
     let options = Options {
         path: command.path.clone(),
         quick: command.quick,
-        threads: threads(command.threads),
+        threads: threads(command.threads)?,
         // The whitelist expires by the clock, whatever publications are dated.
         now: Timestamp::now(),
     };

@@ -84,7 +84,7 @@ fn options(command: &Convert) -> anyhow::Result<Options> {
         dry_run: command.dry_run,
         force: command.force,
         strict: command.strict,
-        threads: threads(command.threads),
+        threads: threads(command.threads)?,
         memory: command.memory.as_u64(),
         wait: command.wait,
         limits: Limits::default(),

@@ -27,7 +27,19 @@ pub fn print_line(text: fmt::Arguments<'_>) -> anyhow::Result<()> {
     print(format_args!("{text}\n"))
 }
 
-/// Says what went wrong, if anybody listens.
+/// Says what went wrong, in one line, if anybody listens.
 pub fn complain(text: fmt::Arguments<'_>) {
-    writeln!(io::stderr(), "strata: {text}").ok();
+    writeln!(io::stderr(), "strata: {}", on_one_line(&text.to_string())).ok();
+}
+
+/// Returns text that may quote what anybody wrote without anything that a terminal obeys.
+pub fn on_one_line(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut line, character| {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+        line
+    })
 }

@@ -9,6 +9,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use strata::progress::Progress;
 
+use super::on_one_line;
+
 /// The bar that is shown now, if one is.
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
@@ -72,11 +74,15 @@ impl LogWriter {
 }
 
 impl Write for LogWriter {
+    /// Writes one line. Its own colours were escaped in what it quotes, so that only line breaks are left to be tamed.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        let parts: Vec<String> = text.trim_end_matches('\n').split('\x1b').map(on_one_line).collect();
+        let tamed = parts.join("\x1b") + "\n";
         let bar = shown().clone();
         match bar {
-            Some(bar) => bar.suspend(|| io::stderr().write_all(line))?,
-            None => io::stderr().write_all(line)?,
+            Some(bar) => bar.suspend(|| io::stderr().write_all(tamed.as_bytes()))?,
+            None => io::stderr().write_all(tamed.as_bytes())?,
         }
         Ok(line.len())
     }

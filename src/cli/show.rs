@@ -11,7 +11,7 @@ use strata::metadata::Timestamp;
 use strata::repository::Repository;
 
 use super::arguments::{Arguments, Info};
-use super::print_line;
+use super::{on_one_line, print_line};
 
 /// Shows what is known about the repository, or about one image.
 pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
@@ -60,7 +60,7 @@ fn image_info(arguments: &Arguments, name: &ImageName, details: &ImageDetails) -
     }
     let published = Timestamp { seconds: record.published, nanoseconds: 0 };
     print_line(format_args!("image      {name}"))?;
-    print_line(format_args!("source     {}", record.source))?;
+    print_line(format_args!("source     {}", on_one_line(&record.source)))?;
     print_line(format_args!("manifest   {}", record.manifest))?;
     print_line(format_args!("config     {}", record.config))?;
     print_line(format_args!("published  {published}, revision {}", record.revision))?;

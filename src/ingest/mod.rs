@@ -122,9 +122,10 @@ impl Ingest<'_> {
         let shared = Shared { state: Mutex::new(state), changed: Condvar::new(), memory: self.memory, step };
         let pieces = PieceStore::new(self, count);
         thread::scope(|scope| {
-            for _ in 0..self.threads.max(1) {
-                scope.spawn(|| shared.work(&pieces));
-            }
+            // A machine that has no more threads to give is slower for it, but this one goes on.
+            let spawn = |_| thread::Builder::new().spawn_scoped(scope, || shared.work(&pieces));
+            let _helpers: Vec<_> = (1..self.threads).map_while(|number| spawn(number).ok()).collect();
+            shared.work(&pieces);
         });
         let state = shared.state.into_inner().expect("no thread panics while it holds the state");
         let mut results: Vec<_> = (0..count).map(|_| Err(IngestError::GivenUp)).collect();

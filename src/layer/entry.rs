@@ -6,6 +6,7 @@ use std::fmt;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::error::shown;
 use crate::image::unhex;
 use crate::metadata::Metadata;
 
@@ -20,13 +21,13 @@ pub struct EntryPath(Vec<u8>);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
     /// A `..` could lead out of the image.
-    #[error("path {0:?} has a '..' in it")]
+    #[error("path '{}' has a '..' in it", .0.shown())]
     DotDot(EntryPath),
     /// CVMFS and Linux hold up to 255 bytes.
-    #[error("path {0:?} has a name of more than 255 bytes")]
+    #[error("path '{}' has a name of more than 255 bytes", .0.shown())]
     NameTooLong(EntryPath),
     /// No file system holds such a name.
-    #[error("path {0:?} has a NUL byte in it")]
+    #[error("path '{}' has a NUL byte in it", .0.shown())]
     Nul(EntryPath),
 }
 
@@ -58,6 +59,11 @@ impl EntryPath {
     /// Returns the bytes of the path.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// Returns the path for a message: escaped, and cut when it is very long.
+    pub fn shown(&self) -> String {
+        format!("/{}", shown(&self.0))
     }
 
     /// Tells whether this is the root.

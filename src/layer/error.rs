@@ -161,9 +161,9 @@ pub enum EntryError {
     Limit(#[from] LimitExceeded),
 }
 
-/// Writes the path of an archive for an error message.
+/// Writes the path of an archive for an error message: escaped, and cut when it is very long.
 pub(super) fn shown(path: &[u8]) -> String {
-    const LONGEST: usize = 300;
+    const LONGEST: usize = 200;
     match path.get(..LONGEST) {
         Some(start) => format!("{}…", start.escape_ascii()),
         None => path.escape_ascii().to_string(),

@@ -173,11 +173,11 @@ pub enum SourceError {
         source: NameError,
     },
     /// A blob is not there.
-    #[error("{path:?} lacks the blob {digest}")]
+    #[error("there is no blob {digest}")]
     MissingBlob {
         /// The blob.
         digest: Digest,
-        /// The folder or archive.
+        /// The file that should hold it, or the archive.
         path: PathBuf,
     },
     /// A blob is longer or shorter than promised.

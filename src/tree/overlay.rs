@@ -20,7 +20,7 @@ use crate::object::Content;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
     /// Folders cannot be linked.
-    #[error("hard link {path} names the folder {target}")]
+    #[error("hard link {} names the folder {}", path.shown(), target.shown())]
     HardLinkToFolder {
         /// The link.
         path: EntryPath,
@@ -28,7 +28,7 @@ pub enum ApplyError {
         target: EntryPath,
     },
     /// The target is neither in the layer nor below it.
-    #[error("hard link {path} names {target}, which neither this layer nor one below it has")]
+    #[error("hard link {} names {}, which neither this layer nor one below it has", path.shown(), target.shown())]
     MissingHardLinkTarget {
         /// The link.
         path: EntryPath,
@@ -36,16 +36,16 @@ pub enum ApplyError {
         target: EntryPath,
     },
     /// As Linux does it, 40 links are followed for one path.
-    #[error("more than 40 symbolic links on the way to {0}")]
+    #[error("more than 40 symbolic links on the way to {}", .0.shown())]
     TooManyLinks(EntryPath),
     /// Links led deeper than any path may.
-    #[error("{0} would lie below more than {MAXIMUM_DEPTH} folders")]
+    #[error("{} would lie below more than {MAXIMUM_DEPTH} folders", .0.shown())]
     TooDeep(EntryPath),
     /// Nobody writes hard links to hard links to hard links…
-    #[error("hard link {0} waits for a chain of more than {MAXIMUM_ROUNDS} others")]
+    #[error("hard link {} waits for a chain of more than {MAXIMUM_ROUNDS} others", .0.shown())]
     LongLinkChain(EntryPath),
     /// A link on the way has a target that no folder can have as its name.
-    #[error("a symbolic link on the way to {0} has a name of more than 255 bytes in its target")]
+    #[error("a symbolic link on the way to {} has a name of more than 255 bytes in its target", .0.shown())]
     UnusableName(EntryPath),
     /// The root of an image is a folder.
     #[error("the layer has something else than a folder at the root")]

@@ -1,5 +1,6 @@
 //! The integration tests: one binary, a file for each promise.
 
+mod bad_input;
 mod catalogs;
 mod chains;
 mod check;
@@ -12,6 +13,7 @@ mod kills;
 mod layer_rules;
 mod local_server;
 mod mount;
+mod odd_input;
 mod publish;
 mod strict;
 mod strict_selftest;

@@ -2,6 +2,7 @@
 
 mod image;
 mod layer;
+mod mount;
 mod repository;
 
 use std::ffi::OsStr;
@@ -11,6 +12,7 @@ use std::{env, fs};
 
 pub use image::{Damage, TestImage, write_oci_index};
 pub use layer::{Compression, DeviceKind, TestLayer};
+pub use mount::TestMount;
 pub use repository::{FQRN, NAME, Run, TestRepository, Tree, chain_path, flat_path, layer_path};
 
 /// Runs strata and waits for it. Settings of whoever runs the tests do not reach it.
@@ -38,9 +40,7 @@ pub fn need(program: &str) -> bool {
         fs::metadata(file).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
     });
     if !is_installed {
-        let must_run = env::var_os("STRATA_TEST_ALL").is_some_and(|value| value == "1");
-        assert!(!must_run, "{program} is not installed, and STRATA_TEST_ALL=1 makes that a failure");
-        println!("skipped: {program} is not installed");
+        skip(&format!("{program} is not installed"));
     }
     is_installed
 }
@@ -52,9 +52,15 @@ pub fn need(program: &str) -> bool {
 pub fn need_fuse() -> bool {
     let can_open = fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
     if !can_open {
-        let must_run = env::var_os("STRATA_TEST_ALL").is_some_and(|value| value == "1");
-        assert!(!must_run, "/dev/fuse cannot be opened, and STRATA_TEST_ALL=1 makes that a failure");
-        println!("skipped: /dev/fuse cannot be opened");
+        skip("/dev/fuse cannot be opened");
     }
     can_open && need("fusermount3")
+}
+
+/// Prints why the test skips. With `STRATA_TEST_ALL=1`, that fails it.
+#[track_caller]
+pub fn skip(reason: &str) {
+    let must_run = env::var_os("STRATA_TEST_ALL").is_some_and(|value| value == "1");
+    assert!(!must_run, "{reason}, and STRATA_TEST_ALL=1 makes that a failure");
+    println!("skipped: {reason}");
 }

@@ -16,15 +16,8 @@ fn good() -> TestImage {
 /// Asserts that what `source` names is refused with one line that says all of `words`, and that nothing changes.
 #[track_caller]
 fn assert_source_refused(repository: &TestRepository, source: &str, words: &[&str]) {
-    let before = repository.front_page();
-    let run = repository.run(["convert", source, "--name", OTHER, "--quiet"]).expect_code(1);
-    let stderr = run.stderr();
-    assert!(stderr.starts_with("strata: ") && stderr.lines().count() == 1, "{stderr}");
-    for word in words {
-        assert!(stderr.contains(word), "'{word}' is not in: {stderr}");
-    }
+    let run = repository.refuse(["convert", source, "--name", OTHER], 1, words);
     assert_eq!(run.stdout(), "");
-    assert_eq!(repository.front_page(), before);
     assert!(!repository.has("h.example.org"));
 }
 
@@ -141,7 +134,7 @@ fn paths_that_lead_out_are_refused() {
 #[test]
 fn entries_that_cannot_be_held_are_refused() {
     let long_name = "n".repeat(256);
-    assert_layer_refused(|layer| layer.file(&long_name, ""), &[&long_name]);
+    assert_layer_refused(|layer| layer.file(&long_name, ""), &[&long_name[..200]]);
     assert_layer_refused(|layer| layer.symlink("far", "t".repeat(4096)), &["far"]);
     assert_layer_refused(|layer| layer.file("nul", "").record("path", "a\0b"), &[]);
     assert_layer_refused(|layer| layer.file("owned", "").record("uid", "4294967296"), &["owned", "4294967296"]);

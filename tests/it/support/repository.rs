@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -114,6 +114,36 @@ impl TestRepository {
     /// Runs a command on the repository.
     pub fn run<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Run {
         Run::of(&mut self.command(arguments))
+    }
+
+    /// Runs a command that has to fail with `code` and one line that says all of `words`, and to lose nothing.
+    ///
+    /// Objects that nothing refers to may have come: they harm nobody.
+    #[track_caller]
+    pub fn refuse<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>, code: i32, words: &[&str]) -> Run {
+        self.refuse_command(&mut self.command(arguments), code, words)
+    }
+
+    /// Does the same with a command that is prepared.
+    #[track_caller]
+    pub fn refuse_command(&self, command: &mut Command, code: i32, words: &[&str]) -> Run {
+        let before = self.storage_files();
+        let run = Run::of(command).expect_one_line(code, words);
+        let after = self.storage_files();
+        let is_new_object =
+            |path: &Path| !before.0.contains_key(path) && path.starts_with("data") && !path.starts_with("data/txn");
+        let changed: Vec<PathBuf> =
+            after.differences(&before).into_iter().filter(|path| !is_new_object(path)).collect();
+        assert_eq!(changed, Vec::<PathBuf>::new());
+        strict::check(&self.storage(), FQRN).assert_good();
+        run
+    }
+
+    /// Moves the repository to another folder; a link stays.
+    pub fn move_to(&self, folder: &Path) {
+        Files::read(&self.folder()).restore(folder);
+        fs::remove_dir_all(self.folder()).unwrap();
+        symlink(folder, self.folder()).unwrap();
     }
 
     /// Prepares a command on the repository.
@@ -267,6 +297,21 @@ impl Run {
     pub fn expect_code(self, code: i32) -> Self {
         assert_eq!(self.0.status.code(), Some(code), "{}{}", self.stdout(), self.stderr());
         self
+    }
+
+    /// Panics unless the command ended with this code and one line of complaint that says all of `words`.
+    #[track_caller]
+    pub fn expect_one_line(self, code: i32, words: &[&str]) -> Self {
+        let run = self.expect_code(code);
+        let stderr = run.stderr();
+        let complaints: Vec<&str> = stderr.lines().filter(|line| !line.trim_start().starts_with("INFO ")).collect();
+        let [complaint] = complaints[..] else { panic!("not one line: {stderr}") };
+        assert!(complaint.starts_with("strata: ") && !complaint.contains(char::is_control), "{stderr}");
+        assert!(complaint.chars().count() < 1500, "{stderr}");
+        for word in words {
+            assert!(complaint.contains(word), "'{word}' is not in: {stderr}");
+        }
+        run
     }
 
     /// Returns what it printed.

@@ -1,0 +1,333 @@
+//! Bad input and hard times: one clear line, the exit code for it, and a repository that is as it was.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use flate2::write::GzEncoder;
+use rustix::fs::statvfs;
+use serde_json::{Value, json};
+use std::io::Write as _;
+use tar::{EntryType, Header};
+
+use crate::support::{
+    Compression, Damage, FQRN, NAME, Run, TestImage, TestLayer, TestMount, TestRepository, strata_command,
+    write_oci_index,
+};
+
+const OTHER: &str = "h.example.org/bad:1";
+
+fn image_of(word: &str) -> TestImage {
+    TestImage::new().layer(|layer| layer.file("word", word))
+}
+
+fn published() -> TestRepository {
+    TestRepository::publish(&image_of("before"))
+}
+
+/// Returns the file of a blob in the layout that `source` names.
+fn blob(source: &str, digest: &str) -> std::path::PathBuf {
+    let folder = source.strip_prefix("oci:").unwrap();
+    Path::new(folder).join("blobs/sha256").join(digest.strip_prefix("sha256:").unwrap())
+}
+
+/// Returns bytes that no compression makes smaller.
+fn noise(length: usize) -> Vec<u8> {
+    let next =
+        |state: &u64| Some(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
+    let states = std::iter::successors(Some(length as u64), next).skip(1);
+    states.map(|state| (state >> 56) as u8).take(length).collect()
+}
+
+#[test]
+fn flipped_and_missing_bits_are_noticed_wherever_they_are() {
+    let repository = published();
+    for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
+        let image = TestImage::new().layer(|layer| layer.file("a", noise(2000)).compression(compression));
+        let digest = &image.layer_digests()[0];
+        let source = repository.source(&image);
+        let file = blob(&source, digest);
+        let bytes = fs::read(&file).unwrap();
+        for at in (0..bytes.len()).step_by(bytes.len() / 7).chain([bytes.len() - 1]) {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1 << (at % 8);
+            for damaged in [&flipped[..], &bytes[..at]] {
+                fs::write(&file, damaged).unwrap();
+                repository.refuse(["convert", &source, "--name", OTHER], 1, &[digest]);
+            }
+        }
+    }
+}
+
+#[test]
+fn path_of_a_million_folders_is_refused() {
+    let repository = published();
+    let long = |count: usize| "a/".repeat(count) + "f";
+    // By the length of the header that holds it, of the path, and by its depth.
+    for depth in [1_000_000, 400_000, 1_001] {
+        let image = TestImage::new().layer(|layer| layer.file("f", "").record("path", long(depth)));
+        let run = repository.refuse(["convert", &repository.source(&image), "--name", OTHER], 1, &["allowed"]);
+        assert!(run.stderr().contains(&image.layer_digests()[0]));
+    }
+    // A link leads 900 folders down, and each layer goes that far again from there.
+    let deep = "d/".repeat(900);
+    let image = TestImage::new()
+        .layer(|layer| layer.dir(&deep).symlink("link", &deep))
+        .layer(|layer| layer.dir(format!("link/{deep}")));
+    repository.refuse(["convert", &repository.source(&image), "--name", OTHER], 1, &["folders", "…"]);
+}
+
+#[test]
+fn bomb_of_gzip_is_refused() {
+    let repository = published();
+    // 140,000 paths of 4,000 bytes, from half a megabyte: members of a gzip stream may be repeated.
+    let path = ["p".repeat(200).as_str(); 20].join("/");
+    let part = TestLayer::new().file(path, "").compression(Compression::Plain).tar();
+    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    (0..10_000).for_each(|_| encoder.write_all(&part[..part.len() - 1024]).unwrap());
+    let member = encoder.finish().unwrap();
+    let names =
+        TestImage::new().layer(|layer| layer.blob("application/vnd.oci.image.layer.v1.tar+gzip", member.repeat(14)));
+    repository.refuse(["convert", &repository.source(&names), "--name", OTHER], 1, &["bytes of paths"]);
+}
+
+#[test]
+fn holes_that_cost_more_than_they_should_are_refused() {
+    // One byte in every 16 MiB of a tebibyte.
+    let pieces = 65_536_u64;
+    let lines: String = (0..pieces).map(|number| format!("{}\n1\n", number << 24)).collect();
+    let mut stored = format!("{pieces}\n{lines}").into_bytes();
+    stored.resize(stored.len().next_multiple_of(512), 0);
+    stored.extend(vec![b'x'; pieces as usize]);
+    let image = TestImage::new().layer(|layer| {
+        let layer = layer.file("GNUSparseFile.0/f", &stored);
+        let layer = layer.record("GNU.sparse.major", "1").record("GNU.sparse.minor", "0");
+        layer.record("GNU.sparse.name", "f").record("GNU.sparse.realsize", (1_u64 << 40).to_string())
+    });
+    let repository = published();
+    repository.refuse(["convert", &repository.source(&image), "--name", OTHER], 1, &["f", "holes"]);
+}
+
+#[test]
+fn header_that_lies_about_its_size_is_refused() {
+    let repository = published();
+    for (size, words) in [(1 << 40, ["liar", "ends inside"]), (3, ["liar", "no valid header"])] {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(EntryType::Regular);
+        header.set_path("liar").unwrap();
+        header.set_size(size);
+        header.set_cksum();
+        let image = TestImage::new().layer(|layer| layer.raw_entry(header, [b'x'; 1500]).file("after", ""));
+        repository.refuse(["convert", &repository.source(&image), "--name", OTHER], 1, &words);
+    }
+}
+
+#[test]
+fn index_without_the_platform_is_refused() {
+    let repository = published();
+    let folder = repository.beside("index");
+    let image = |architecture: &str| image_of(architecture).platform("linux", architecture);
+    write_oci_index(&[image("s390x"), image("riscv64")], &folder, "latest");
+    let source = format!("oci:{}", folder.display());
+    repository.refuse(["convert", &source, "--name", OTHER], 1, &["s390x", "riscv64"]);
+    let words = ["linux/mips", "linux/s390x"];
+    repository.refuse(["convert", &source, "--name", OTHER, "--platform", "linux/mips"], 1, &words);
+}
+
+#[test]
+fn missing_blob_is_named_once() {
+    let repository = published();
+    let image = image_of("x").damage(Damage::Omitted(0));
+    let source = repository.source(&image);
+    let run = repository.refuse(["convert", &source, "--name", OTHER], 1, &[&image.layer_digests()[0]]);
+    assert_eq!(run.stderr().matches(source.strip_prefix("oci:").unwrap()).count(), 1, "{}", run.stderr());
+}
+
+#[test]
+fn bad_image_among_good_ones_is_one_line_and_code_3() {
+    let repository = published();
+    let [good, bad] = [NAME, OTHER].map(|name| format!("oci:{}:{name}", repository.beside("both").display()));
+    image_of("after").write_oci_layout(&repository.beside("both"), NAME);
+    let image = image_of("x").damage(Damage::WrongDiffId(0));
+    image.write_oci_layout(&repository.beside("both"), OTHER);
+    repository.run(["convert", &good, &bad]).expect_one_line(3, &[&image.layer_digests()[0]]);
+    assert_eq!(repository.flat(&image_of("after")).text("word"), "after");
+    assert!(!repository.has("h.example.org"));
+}
+
+#[test]
+fn foreign_text_cannot_draw_on_the_terminal_or_add_lines() {
+    const EVIL: &str = "\u{1b}[2J\nstrata: all is well\r\u{9b}";
+    let repository = published();
+    let source = repository.source(&image_of("x"));
+    let index = Path::new(source.strip_prefix("oci:").unwrap()).join("index.json");
+    let good: Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
+    for (field, value) in [
+        ("digest", json!(format!("sha256:{EVIL}"))),
+        ("mediaType", json!(EVIL)),
+        ("annotations", json!({ "org.opencontainers.image.ref.name": EVIL })),
+    ] {
+        let mut bad = good.clone();
+        bad["manifests"][0][field] = value;
+        fs::write(&index, bad.to_string()).unwrap();
+        let source = format!("{source}:other");
+        repository.refuse(["convert", &source, "--name", OTHER], 1, &[]);
+        repository.refuse(["convert", &source[..source.len() - 6], "--name", OTHER, "--platform", "a/b"], 1, &[]);
+    }
+    let missing = format!("oci:{}", repository.beside(EVIL).display());
+    repository.refuse(["convert", &missing, "--name", OTHER], 1, &[r"\u{1b}[2J"]);
+    let image = TestImage::new().layer(|layer| layer.file("f", "").record("path", format!("{EVIL}/..")));
+    repository.refuse(["convert", &repository.source(&image), "--name", OTHER], 1, &[r"\x1b[2J"]);
+    let image = TestImage::new().layer(|layer| layer.hardlink("l", EVIL));
+    repository.refuse(["convert", &repository.source(&image), "--name", OTHER], 1, &[r"\x1b[2J"]);
+}
+
+#[test]
+fn very_long_paths_are_cut_in_messages() {
+    let repository = published();
+    for path in ["n".repeat(900_000), "a/".repeat(400_000) + "..", "b".repeat(300) + "\0"] {
+        let image = TestImage::new().layer(|layer| layer.file("f", "").record("path", &path));
+        repository.refuse(["convert", &repository.source(&image), "--name", OTHER], 1, &[&path[..200], "…"]);
+    }
+    let deep = ["d".repeat(250).as_str(); 15].join("/");
+    let image = TestImage::new().layer(|layer| layer.hardlink(&deep, format!("{deep}/e")));
+    repository.refuse(["convert", &repository.source(&image), "--name", OTHER], 1, &[&deep[..200], "…"]);
+}
+
+#[test]
+fn folder_that_is_no_repository_is_refused() {
+    let repository = published();
+    let source = repository.source(&image_of("x"));
+    let [empty, file] = ["empty", "file"].map(|name| repository.beside(name));
+    fs::create_dir(&empty).unwrap();
+    fs::write(&file, "").unwrap();
+    for path in [&empty, &file, &repository.beside("missing")] {
+        let path = path.to_str().unwrap();
+        let run = Run::of(&mut strata_command(["convert", &source, "--name", NAME, "--repo", path]));
+        run.expect_one_line(2, &[path, "strata.toml"]);
+    }
+    assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
+    // It is one, but what it needs is gone.
+    for missing in ["storage/.cvmfspublished", "storage/data", "keys", "storage/.cvmfswhitelist"] {
+        let broken = repository.copy();
+        let (path, aside) = (broken.folder().join(missing), broken.beside("aside"));
+        fs::rename(&path, &aside).unwrap();
+        let name = missing.rsplit('/').next().unwrap();
+        broken.run(["convert", &source, "--name", OTHER]).expect_one_line(1, &[name]);
+        fs::rename(&aside, &path).unwrap();
+    }
+}
+
+#[test]
+fn broken_settings_are_placed_in_one_line() {
+    let repository = published();
+    let source = repository.source(&image_of("x"));
+    for (settings, place) in
+        [("[[[", "line 2, column 3"), ("mode = 1", "line 2, column 1"), ("modes = 1", "line 2, column 9")]
+    {
+        repository.set(settings);
+        repository.refuse(["convert", &source, "--name", OTHER], 1, &["strata.toml", place]);
+    }
+    repository.set("");
+}
+
+#[test]
+fn damaged_front_page_is_refused() {
+    let repository = published();
+    let source = repository.source(&image_of("x"));
+    for name in [".cvmfspublished", ".cvmfswhitelist"] {
+        let path = repository.storage().join(name);
+        let good = fs::read(&path).unwrap();
+        let flipped = {
+            let mut bytes = good.clone();
+            bytes[good.len() / 2] ^= 1;
+            bytes
+        };
+        let huge = {
+            let mut bytes = good.clone();
+            bytes.resize(100 << 20, b'x');
+            bytes
+        };
+        for bad in [&b""[..], &good[..good.len() / 2], &flipped, &huge] {
+            fs::write(&path, bad).unwrap();
+            let before = repository.front_page();
+            repository.run(["convert", &source, "--name", OTHER]).expect_one_line(1, &[]);
+            assert!(repository.front_page() == before);
+        }
+        fs::write(&path, good).unwrap();
+    }
+    // What is not read whole takes no memory, however large it is.
+    let published = repository.storage().join(".cvmfspublished");
+    let good = fs::read(&published).unwrap();
+    fs::remove_file(&published).unwrap();
+    symlink("/dev/zero", &published).unwrap();
+    repository.run(["convert", &source, "--name", OTHER]).expect_one_line(1, &[".cvmfspublished", "65536"]);
+    fs::remove_file(&published).unwrap();
+    fs::write(&published, good).unwrap();
+}
+
+/// Returns a repository with an image, on a small file system of its own, and where that is mounted.
+fn on_small_disk() -> Option<(TestMount, TestRepository, String)> {
+    let repository = published();
+    let point = repository.beside("mount");
+    fs::create_dir(&point).unwrap();
+    let mount = TestMount::new("8m", &point)?;
+    repository.move_to(&mount.path().join("repository"));
+    Some((mount, repository, point.join("repository").to_str().unwrap().to_owned()))
+}
+
+#[test]
+fn full_disk_loses_nothing_and_with_room_again_the_run_succeeds() {
+    const PAGE: usize = 4096;
+    let Some((mut mount, repository, folder)) = on_small_disk() else { return };
+    let image = TestImage::new().layer(|layer| layer.file("a", noise(400_000)).file("b", noise(9000)));
+    let source = repository.source(&image);
+    let arguments = ["convert", &source, "--name", OTHER, "--repo", &folder];
+    let ballast = mount.path().join("ballast");
+    let mut failures = 0;
+    // From no room at all to nearly enough, so that every file in turn is the one that does not fit.
+    for free_pages in (0..40).step_by(4).chain((40..400).step_by(20)) {
+        fs::remove_file(&ballast).ok();
+        let free = statvfs(mount.path()).unwrap().f_bavail as usize;
+        fs::write(&ballast, vec![1; (free - free_pages) * PAGE]).unwrap();
+        let before = repository.front_page();
+        let run = Run::of(&mut mount.strata(arguments));
+        if run.stderr().lines().all(|line| line.contains("INFO")) {
+            break;
+        }
+        run.expect_one_line(1, &[&folder]);
+        assert!(repository.front_page() == before, "with {free_pages} pages");
+        crate::strict::check(&repository.storage(), FQRN).assert_good();
+        failures += 1;
+    }
+    assert!(failures > 10, "{failures}");
+    mount.remount("size=64m");
+    Run::of(&mut mount.strata(arguments)).expect_code(0);
+    assert!(repository.has(OTHER));
+    repository.move_to(&repository.beside("back"));
+}
+
+#[test]
+fn read_only_folder_is_refused() {
+    let Some((mut mount, repository, folder)) = on_small_disk() else { return };
+    let source = repository.source(&image_of("x"));
+    let arguments = ["convert", &source, "--name", OTHER, "--repo", &folder];
+    mount.remount("ro");
+    repository.refuse_command(&mut mount.strata(arguments), 1, &[&folder, "Read-only file system"]);
+    Run::of(&mut mount.strata(["info", "--repo", &folder])).expect_code(0);
+    mount.remount("rw");
+    Run::of(&mut mount.strata(arguments)).expect_code(0);
+    repository.move_to(&repository.beside("back"));
+}
+
+#[test]
+fn second_publisher_is_told_which_folder_is_held() {
+    let repository = published();
+    let source = repository.source(&image_of("x"));
+    let lock = fs::File::open(repository.storage()).unwrap();
+    lock.lock().unwrap();
+    let storage = repository.storage();
+    let words = [storage.to_str().unwrap(), "another publisher", "--wait"];
+    repository.refuse(["convert", &source, "--name", OTHER, "--wait", "0s"], 5, &words);
+    drop(lock);
+}
