@@ -42,6 +42,9 @@ pub fn run(arguments: &Arguments, command: &Convert) -> anyhow::Result<ExitCode>
         print_line(format_args!("{}", to_json(&folder, &report, command.dry_run)))?;
     } else {
         print(format_args!("{}", to_text(&folder, &report, command.dry_run)))?;
+        if report.revision.is_some() && !arguments.quiet {
+            print(format_args!("{}", how_to_mount(&folder)))?;
+        }
     }
     for image in &report.images {
         if let Err(error) = &image.outcome {
@@ -120,7 +123,6 @@ fn to_text(folder: &RepositoryFolder, report: &Report, dry_run: bool) -> String 
                 report.index_hits,
             )
             .expect("strings take everything");
-            text.push_str(&how_to_mount(folder));
         }
         None if some_succeeded && !dry_run => text.push_str("everything is published already: nothing to do\n"),
         None => {}
@@ -160,9 +162,11 @@ fn losses_text(losses: &LossList) -> String {
 fn how_to_mount(folder: &RepositoryFolder) -> String {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string();
     let (name, storage) = (folder.name(), absolute(&folder.storage_path()));
-    let key = absolute(&folder.public_key_path());
+    let (key, repository) = (absolute(&folder.public_key_path()), absolute(folder.path()));
     format!(
-        "\nTo mount it here with the CVMFS client:\n\
+        "\nTo look at it here:\n\
+         \x20 mkdir -p mnt && strata --repo {repository} mount mnt\n\
+         To mount it here with the CVMFS client:\n\
          \x20 cat > client.conf <<END\n\
          \x20 CVMFS_SERVER_URL=file://{storage}\n\
          \x20 CVMFS_PUBLIC_KEY={key}\n\

@@ -16,6 +16,7 @@ use crate::object::ObjectHash;
 
 use super::StoreError;
 use super::directory::RETRY;
+use super::runs::runs;
 
 /// A `cvmfs_server` that manages the same storage.
 #[derive(Debug)]
@@ -60,6 +61,7 @@ impl LocalServer {
                     None => return Err(StoreError::Held { path, waited: start.elapsed() }),
                 }
             };
+            runs().lock(&path);
             held.push(Held { path, _file: file });
         }
         Ok(ServerLock { _held: held })
@@ -101,6 +103,7 @@ struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
+        runs().unlock(&self.path);
         // As the server does, and before the lock on the file goes: a file of ours could be closed to the server's user.
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!("cannot remove '{}', which keeps cvmfs_server out: {error}", self.path.display());

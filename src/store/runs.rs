@@ -9,11 +9,13 @@ use std::sync::{Mutex, MutexGuard};
 pub(super) struct Runs {
     /// Folders that go when the process does.
     folders: Vec<PathBuf>,
+    /// Files that keep a `cvmfs_server` out as long as they are there.
+    locks: Vec<PathBuf>,
     /// Whether the run that was started last has replaced files that clients see.
     published: bool,
 }
 
-static RUNS: Mutex<Runs> = Mutex::new(Runs { folders: Vec::new(), published: false });
+static RUNS: Mutex<Runs> = Mutex::new(Runs { folders: Vec::new(), locks: Vec::new(), published: false });
 
 /// Returns the runs, locked: while it holds this, a run is not abandoned.
 pub(super) fn runs() -> MutexGuard<'static, Runs> {
@@ -33,9 +35,17 @@ impl Runs {
     pub(super) fn end(&mut self, folder: &Path) {
         self.folders.retain(|other| other != folder);
     }
+
+    pub(super) fn lock(&mut self, file: &Path) {
+        self.locks.push(file.to_owned());
+    }
+
+    pub(super) fn unlock(&mut self, file: &Path) {
+        self.locks.retain(|other| other != file);
+    }
 }
 
-/// Deletes what the runs of this process have not finished, and tells whether the last one has published its revision.
+/// Deletes what the runs of this process have not finished and the locks that they hold, and tells whether the last one has published its revision.
 ///
 /// This is for a process that is about to end: runs find their folders gone, and whoever is about to publish or to clean up
 /// waits forever.
@@ -48,6 +58,9 @@ pub fn abandon_runs() -> bool {
         if fs::rename(folder, &abandoned).is_ok() {
             fs::remove_dir_all(&abandoned).ok();
         }
+    }
+    for lock in &runs.locks {
+        fs::remove_file(lock).ok();
     }
     let published = runs.published;
     std::mem::forget(runs);
