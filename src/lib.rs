@@ -31,6 +31,7 @@ pub mod manifest;
 pub mod metadata;
 pub mod mount;
 pub mod object;
+pub mod preview;
 pub mod progress;
 pub mod publish;
 pub mod repository;

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Check(check) => cli::check::run(&arguments, check),
         Command::Diff(diff) => cli::diff::run(&arguments, diff),
         Command::Mount(mount) => cli::mount::run(&arguments, mount),
+        Command::Preview(preview) => cli::preview::run(&arguments, preview),
         Command::GuardMount { mountpoint } => cli::mount::guard_mount(mountpoint),
     };
     result.unwrap_or_else(|error| {

@@ -54,6 +54,8 @@ pub enum Command {
     Diff(Diff),
     /// Mount the repository, or one folder of it, until it is unmounted or strata interrupted
     Mount(Mount),
+    /// Mount an image as it would be published, and publish nothing
+    Preview(Preview),
     /// Unmount when the process that mounted was killed
     #[command(hide = true)]
     GuardMount {
@@ -186,6 +188,31 @@ pub struct Mount {
     #[arg(long)]
     pub allow_other: bool,
     /// Where objects above 16 MiB are unpacked while they are read [default: the folder of temporary files]
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+}
+
+/// Previews an image.
+#[derive(Debug, Args)]
+pub struct Preview {
+    /// Image: oci:DIR[:REF], oci-archive:FILE[:REF], docker-archive:FILE[:REF]
+    #[arg(value_name = "IMAGE")]
+    pub image: ImageArgument,
+    /// Folder to mount on
+    pub mountpoint: PathBuf,
+    /// Which image of an index to take [default: the one for this machine]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<Platform>,
+    /// Store the image in the repository, too, so that converting it only publishes
+    #[arg(long)]
+    pub keep: bool,
+    /// Run a shell command once the image is there, with STRATA_PREVIEW as the mount point, and end with its exit code
+    #[arg(long, value_name = "CMD")]
+    pub command: Option<OsString>,
+    /// Let other users in, as far as permissions allow
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Where the content is kept while it is mounted [default: the folder of temporary files]
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
 }

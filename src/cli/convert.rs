@@ -85,6 +85,7 @@ fn options(command: &Convert) -> anyhow::Result<Options> {
             arguments::Chains::None => Chains::None,
         },
         dry_run: command.dry_run,
+        publish: true,
         force: command.force,
         strict: command.strict,
         threads: threads(command.threads)?,

@@ -8,6 +8,7 @@ pub mod failure;
 pub mod init;
 pub mod interrupt;
 pub mod mount;
+pub mod preview;
 pub mod progress;
 pub mod show;
 

@@ -33,7 +33,7 @@ pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<Exit
         follow: point == Point::Head,
         allow_other: mount.allow_other,
         cache: mount.cache.clone(),
-        threads: thread::available_parallelism().map_or(1, |cores| cores.get()).clamp(4, 16),
+        threads: answering_threads(),
     };
     let revision = repository.revision()?;
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
@@ -45,18 +45,21 @@ pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<Exit
         folder.name(),
         mountpoint.display()
     );
-    thread::spawn(move || {
-        let endings = signals.forever().map(|_| end(&mountpoint));
-        endings.for_each(drop);
-    });
+    thread::spawn(move || signals.forever().for_each(|_| end(&mountpoint)));
     mounted.serve()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns how many threads answer the kernel: some wait for the disk, and each may have two large objects in memory.
+pub fn answering_threads() -> usize {
+    thread::available_parallelism().map_or(1, |cores| cores.get()).clamp(4, 16)
 }
 
 /// How long those who still use a mount that was ended may go on with it.
 const GRACE: Duration = Duration::from_secs(5);
 
-fn end(mountpoint: &Path) {
+/// Unmounts. Who still uses the mount has a moment to finish.
+pub fn end(mountpoint: &Path) {
     match unmount(mountpoint) {
         Ok(Unmounted::AtOnce) => {}
         Ok(Unmounted::WhileBusy) => {
@@ -74,7 +77,7 @@ fn end(mountpoint: &Path) {
 }
 
 /// Starts a process that unmounts when this one was killed.
-fn guard(mountpoint: &Path) -> anyhow::Result<Child> {
+pub fn guard(mountpoint: &Path) -> anyhow::Result<Child> {
     let program = std::env::current_exe().context("cannot find the program that is running")?;
     Command::new(program)
         .args(["--quiet", "guard-mount"])

@@ -7,7 +7,7 @@
 mod edits;
 mod need;
 mod stage;
-mod trees;
+pub(crate) mod trees;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -146,6 +146,8 @@ pub struct Options {
     pub chains: Chains,
     /// Only find out what there is to do.
     pub dry_run: bool,
+    /// Whether to publish what is ready. Otherwise it stays in the store, for a run that does.
+    pub publish: bool,
     /// Read everything anew and publish it again, but for layers, which never change.
     pub force: bool,
     /// Fail images that CVMFS cannot hold all of.
@@ -279,7 +281,7 @@ fn attempt(
         now: options.now,
         wait: options.wait,
     };
-    let revision = if options.dry_run || staged.is_empty() {
+    let revision = if options.dry_run || !options.publish || staged.is_empty() {
         None
     } else {
         pool.install(|| publisher.commit(rng, |head| run.edits(head, &staged)))?

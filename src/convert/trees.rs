@@ -14,11 +14,11 @@ use crate::tree::{LayerForm, LeafKind, Node, join_links};
 const RECORD_LIMIT: u64 = 256 << 20;
 
 /// A layer that need not be read from its blob.
-pub(super) struct KnownLayer {
+pub(crate) struct KnownLayer {
     /// Its catalogs.
-    pub(super) catalog: CatalogReference,
+    pub(crate) catalog: CatalogReference,
     /// What they do not say.
-    pub(super) record: LayerRecord,
+    pub(crate) record: LayerRecord,
 }
 
 impl Run<'_> {
@@ -30,18 +30,10 @@ impl Run<'_> {
 
     /// Finds a layer that is published with its record, or that was stored for that by an earlier run.
     pub(super) fn known_layer(&self, head: &Repository, digest: Digest) -> Result<Option<KnownLayer>, ConvertError> {
-        let path = layout::layer_root(digest);
-        let record = layout::layer_record(digest);
-        // A layer whose record is too long to be read is read from its blob.
-        let is_readable = head.get(&record)?.is_some_and(|entry| entry.size.cast_unsigned() <= RECORD_LIMIT);
-        if is_readable
-            && let Some(json) = head.read(&record, RECORD_LIMIT)?
-            && let Some(record) = LayerRecord::parse(&json)
-            && let Some(catalog) = head.nested_catalog(&path)?
-        {
-            return Ok(Some(KnownLayer { catalog, record }));
+        if let Some(published) = published_layer(head, digest)? {
+            return Ok(Some(published));
         }
-        let Some(note) = self.noted(&path)? else { return Ok(None) };
+        let Some(note) = self.noted(&layout::layer_root(digest))? else { return Ok(None) };
         let record = LayerRecord::parse(note.facts.as_bytes());
         Ok(record.map(|record| KnownLayer { catalog: note.catalog, record }))
     }
@@ -124,10 +116,11 @@ impl Run<'_> {
 
     /// Reads a tree back from its catalogs.
     pub(super) fn read_tree(&self, path: &EntryPath, catalog: CatalogReference) -> Result<ReadTree, ConvertError> {
-        let read = |hash: ObjectHash| -> Result<Vec<u8>, StoreError> {
-            self.staging.read_decoded(hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES)
-        };
-        Ok(read_tree(&read, path, catalog)?)
+        Ok(read_tree(&|hash| self.read_catalog(hash), path, catalog)?)
+    }
+
+    fn read_catalog(&self, hash: ObjectHash) -> Result<Vec<u8>, StoreError> {
+        self.staging.read_decoded(hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES)
     }
 
     /// Reads what the catalogs of a chain or root file system do not say.
@@ -143,14 +136,38 @@ impl Run<'_> {
 
     /// Reads a layer back in overlay form, with what the form does not say.
     pub(super) fn read_layer(&self, digest: Digest, known: &KnownLayer) -> Result<LayerForm, ConvertError> {
-        let mut tree = self.read_tree(&layout::layer_root(digest), known.catalog)?.tree;
-        join_links(&mut tree, &known.record.links_across_folders);
-        Ok(LayerForm {
-            tree,
-            implied: known.record.implied_folders.clone(),
-            links_below: known.record.links_into_lower_layers.clone(),
-            whiteouts: known.record.whiteouts.clone(),
-            opaques: known.record.opaque_folders.clone(),
-        })
+        Ok(read_layer(&|hash| self.read_catalog(hash), digest, known)?)
     }
+}
+
+/// Finds a layer that is published with its record.
+pub(crate) fn published_layer(head: &Repository, digest: Digest) -> Result<Option<KnownLayer>, RepositoryError> {
+    let record = layout::layer_record(digest);
+    // A layer whose record is too long to be read is read from its blob.
+    let is_readable = head.get(&record)?.is_some_and(|entry| entry.size.cast_unsigned() <= RECORD_LIMIT);
+    if is_readable
+        && let Some(json) = head.read(&record, RECORD_LIMIT)?
+        && let Some(record) = LayerRecord::parse(&json)
+        && let Some(catalog) = head.nested_catalog(&layout::layer_root(digest))?
+    {
+        return Ok(Some(KnownLayer { catalog, record }));
+    }
+    Ok(None)
+}
+
+/// Reads a layer back in overlay form, with what the form does not say. `read` returns the SQLite file of a catalog.
+pub(crate) fn read_layer(
+    read: &dyn Fn(ObjectHash) -> Result<Vec<u8>, StoreError>,
+    digest: Digest,
+    known: &KnownLayer,
+) -> Result<LayerForm, RepositoryError> {
+    let mut tree = read_tree(read, &layout::layer_root(digest), known.catalog)?.tree;
+    join_links(&mut tree, &known.record.links_across_folders);
+    Ok(LayerForm {
+        tree,
+        implied: known.record.implied_folders.clone(),
+        links_below: known.record.links_into_lower_layers.clone(),
+        whiteouts: known.record.whiteouts.clone(),
+        opaques: known.record.opaque_folders.clone(),
+    })
 }

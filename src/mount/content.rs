@@ -12,6 +12,7 @@ use std::sync::Arc;
 use libdeflater::{DecompressionError, Decompressor};
 use sha1::{Digest as _, Sha1};
 
+use super::shown::ContentSource;
 use crate::cache::{ByteCache, Kept};
 use crate::object::{Content, ObjectHash, ObjectKind, Pieces};
 use crate::store::{DirectoryStore, StoreError};
@@ -48,6 +49,14 @@ pub enum ContentError {
         /// Why.
         source: io::Error,
     },
+    /// What was read from the image cannot be read back.
+    #[error("cannot read what was kept of the image in '{}'", folder.display())]
+    Pack {
+        /// Where it is kept.
+        folder: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The chunks do not cover the file.
     #[error("chunks do not cover the file at byte {0}")]
     Hole(u64),
@@ -80,7 +89,7 @@ impl Kept for Unpacked {
 
 /// Reads content of a store.
 #[derive(Debug)]
-pub(super) struct ContentReader {
+pub(crate) struct ContentReader {
     store: DirectoryStore,
     folder: PathBuf,
     memory: ByteCache<Piece, Arc<[u8]>>,
@@ -98,42 +107,8 @@ const FILE_CACHE: u64 = 32 << 30;
 
 impl ContentReader {
     /// Makes a reader that unpacks large objects in `folder`.
-    pub(super) fn new(store: DirectoryStore, folder: PathBuf) -> Self {
+    pub(crate) fn new(store: DirectoryStore, folder: PathBuf) -> Self {
         Self { store, folder, memory: ByteCache::new(MEMORY_CACHE), files: ByteCache::new(FILE_CACHE) }
-    }
-
-    /// Reads up to `length` bytes at `offset` of a file of `size` bytes: fewer only at its end.
-    pub(super) fn read(
-        &self,
-        content: &Content,
-        size: u64,
-        offset: u64,
-        length: usize,
-    ) -> Result<Vec<u8>, ContentError> {
-        let length = size.saturating_sub(offset).min(length as u64) as usize;
-        let mut bytes = vec![0; length];
-        match &content.pieces {
-            Pieces::Whole(hash) => {
-                let piece = Piece { hash: *hash, kind: ObjectKind::File, raw: content.raw, size };
-                self.read_piece(piece, offset, &mut bytes)?;
-            }
-            Pieces::Chunks(chunks) => {
-                let mut filled = 0;
-                while filled < length {
-                    let at = offset + filled as u64;
-                    let next = chunks.partition_point(|chunk| chunk.offset <= at);
-                    let chunk = next.checked_sub(1).map(|index| chunks[index]).ok_or(ContentError::Hole(at))?;
-                    let left = (chunk.offset + chunk.size).saturating_sub(at).min((length - filled) as u64) as usize;
-                    if left == 0 {
-                        return Err(ContentError::Hole(at));
-                    }
-                    let piece = Piece { hash: chunk.hash, kind: ObjectKind::Chunk, raw: content.raw, size: chunk.size };
-                    self.read_piece(piece, at - chunk.offset, &mut bytes[filled..filled + left])?;
-                    filled += left;
-                }
-            }
-        }
-        Ok(bytes)
     }
 
     /// Fills `bytes` with what the object holds from `offset` on.
@@ -203,6 +178,35 @@ impl ContentReader {
 
     fn unpack_error(&self, piece: Piece, source: io::Error) -> ContentError {
         ContentError::Unpack { hash: piece.hash, folder: self.folder.clone(), source }
+    }
+}
+
+impl ContentSource for ContentReader {
+    fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ContentError> {
+        let length = size.saturating_sub(offset).min(length as u64) as usize;
+        let mut bytes = vec![0; length];
+        match &content.pieces {
+            Pieces::Whole(hash) => {
+                let piece = Piece { hash: *hash, kind: ObjectKind::File, raw: content.raw, size };
+                self.read_piece(piece, offset, &mut bytes)?;
+            }
+            Pieces::Chunks(chunks) => {
+                let mut filled = 0;
+                while filled < length {
+                    let at = offset + filled as u64;
+                    let next = chunks.partition_point(|chunk| chunk.offset <= at);
+                    let chunk = next.checked_sub(1).map(|index| chunks[index]).ok_or(ContentError::Hole(at))?;
+                    let left = (chunk.offset + chunk.size).saturating_sub(at).min((length - filled) as u64) as usize;
+                    if left == 0 {
+                        return Err(ContentError::Hole(at));
+                    }
+                    let piece = Piece { hash: chunk.hash, kind: ObjectKind::Chunk, raw: content.raw, size: chunk.size };
+                    self.read_piece(piece, at - chunk.offset, &mut bytes[filled..filled + left])?;
+                    filled += left;
+                }
+            }
+        }
+        Ok(bytes)
     }
 }
 

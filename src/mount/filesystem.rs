@@ -14,6 +14,7 @@ use fuser::{
     ReplyAttr, ReplyData, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
+use super::shown::Shown;
 use super::view::{AnswerError, View};
 use crate::catalog::CatalogEntry;
 use crate::metadata::Metadata;
@@ -21,14 +22,14 @@ use crate::repository::NamedRow;
 
 /// The face of a view that the kernel sees.
 #[derive(Debug)]
-pub(super) struct Filesystem {
-    pub(super) view: Arc<View>,
+pub(super) struct Filesystem<S: Shown> {
+    pub(super) view: Arc<View<S>>,
 }
 
 /// How long the kernel may believe what it was told. It is told what changes, so this is for when that is lost.
 const LIFETIME: Duration = Duration::from_secs(60 * 60);
 
-impl Filesystem {
+impl<S: Shown> Filesystem<S> {
     /// Answers with what lies in a folder. `offset` counts entries, with the two that every folder has.
     fn list_into(&self, number: u64, offset: u64, reply: &mut ReplyDirectoryPlus) -> Result<(), AnswerError> {
         let passed = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
@@ -42,8 +43,8 @@ impl Filesystem {
                 return Ok(());
             }
         }
-        for (index, NamedRow { name, row }) in listing.0.rows.iter().enumerate().skip(start) {
-            let Some(found) = nodes.add(number, &listing.0.folder, name, row) else {
+        for (index, NamedRow { name, row }) in listing.rows.iter().enumerate().skip(start) {
+            let Some(found) = nodes.add(number, &listing.folder, name, row) else {
                 // The folder changed in this very moment. An answer without entries would be the end of the list.
                 let is_empty = index == start && offset >= 2;
                 drop(nodes);
@@ -137,7 +138,7 @@ fn target(entry: &CatalogEntry) -> Vec<u8> {
     })
 }
 
-impl fuser::Filesystem for Filesystem {
+impl<S: Shown> fuser::Filesystem for Filesystem<S> {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Each is only a wish: an older kernel does without.
         for wish in [
@@ -239,8 +240,8 @@ impl fuser::Filesystem for Filesystem {
     }
 
     fn statfs(&self, _request: &Request, _number: INodeNo, reply: ReplyStatfs) {
-        let blocks = self.view.totals.file_size().cast_unsigned().div_ceil(u64::from(BLOCK));
-        reply.statfs(blocks, 0, 0, self.view.totals.entries().cast_unsigned(), 0, BLOCK, NAME_LENGTH, BLOCK);
+        let blocks = self.view.extent.bytes.div_ceil(u64::from(BLOCK));
+        reply.statfs(blocks, 0, 0, self.view.extent.entries, 0, BLOCK, NAME_LENGTH, BLOCK);
     }
 
     fn getxattr(&self, _request: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {

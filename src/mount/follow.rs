@@ -1,4 +1,4 @@
-//! Follows the head: what changed with a new revision, the kernel is told to forget.
+//! Lets one tree take the place of another: what changed, the kernel is told to forget.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -12,33 +12,28 @@ use std::time::Duration;
 use fuser::{INodeNo, Notifier};
 
 use super::nodes::{Nodes, ROOT};
+use super::shown::Shown;
 use super::view::View;
 use crate::repository::{Folder, NamedRow, Repository, RepositoryError, Row};
 
 /// How often the manifest is looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Looks at the manifest from time to time, as long as the view is mounted.
-pub(super) fn follow(view: Weak<View>, notifier: Notifier) {
-    let mut seen = None;
-    let mut shown = None;
+/// Looks at the manifest from time to time, as long as the view is mounted, and shows each new head.
+pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier: Notifier) {
+    let (mut mounted, mut seen) = (mounted, None);
     loop {
         let Some(view) = view.upgrade() else { return };
-        let path = view.repository.store().root().join(".cvmfspublished");
+        let path = mounted.store().root().join(".cvmfspublished");
         let now = fs::metadata(path).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec(), file.size()));
-        let before = shown.get_or_insert_with(|| view.repository.root_reference());
         if seen != now {
             seen = now;
-            match view.repository.open_head() {
-                Ok(head) if head.root_reference() == *before => {}
-                Ok(head) => match show(&view, &head, &notifier) {
-                    Ok(()) => {
-                        tracing::info!("revision {} is mounted", head.manifest().revision);
-                        *before = head.root_reference();
-                    }
-                    Err(error) => complain(&error),
-                },
-                Err(error) => complain(&error),
+            match mounted.open_head().and_then(|head| show_head(&view, &mounted, head, &notifier)) {
+                Ok(head) => mounted = head,
+                Err(error) => {
+                    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+                    tracing::error!("cannot follow the head, what was mounted stays: {error}{cause}");
+                }
             }
         }
         drop(view);
@@ -46,9 +41,17 @@ pub(super) fn follow(view: Weak<View>, notifier: Notifier) {
     }
 }
 
-fn complain(error: &RepositoryError) {
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
-    tracing::error!("cannot follow the head, what was mounted stays: {error}{cause}");
+fn show_head(
+    view: &View<Repository>,
+    mounted: &Repository,
+    head: Repository,
+    notifier: &Notifier,
+) -> Result<Repository, RepositoryError> {
+    if head.root_reference() != mounted.root_reference() {
+        show(view, &head, notifier)?;
+        tracing::info!("revision {} is mounted", head.manifest().revision);
+    }
+    Ok(head)
 }
 
 /// Something that the kernel believes and that is no longer true.
@@ -62,8 +65,8 @@ enum Outdated {
     List(u64),
 }
 
-/// Puts another revision in the place of the one that is mounted.
-fn show(view: &View, head: &Repository, notifier: &Notifier) -> Result<(), RepositoryError> {
+/// Puts another tree in the place of the one that is mounted.
+pub(super) fn show<S: Shown>(view: &View<S>, head: &S, notifier: &Notifier) -> Result<(), RepositoryError> {
     let outdated = change(view, head)?;
     // Without any lock: the kernel may wait for an answer of ours before it takes these.
     for outdated in outdated {
@@ -80,17 +83,13 @@ fn show(view: &View, head: &Repository, notifier: &Notifier) -> Result<(), Repos
 }
 
 /// Changes all folders at once, and returns what the kernel has to forget.
-fn change(view: &View, head: &Repository) -> Result<Vec<Outdated>, RepositoryError> {
+fn change<S: Shown>(view: &View<S>, head: &S) -> Result<Vec<Outdated>, RepositoryError> {
     let _changing = view.changing();
     let folders = view.nodes().folders();
     let mut changed = Vec::new();
     for (number, before) in folders {
-        // What lies in a catalog that is the same object is the same.
-        if head.place_of(&before.path)? == before.place {
-            continue;
-        }
         let Some(row) = head.row(&before.path)? else { continue };
-        let Some(after) = row.folder.clone() else { continue };
+        let Some(after) = row.folder.clone().filter(|after| after.place != before.place) else { continue };
         changed.push((number, row, changes(head, &before, &after)?));
     }
     // Only now, so that a catalog that cannot be read leaves everything as it was.
@@ -107,12 +106,17 @@ fn change(view: &View, head: &Repository) -> Result<Vec<Outdated>, RepositoryErr
 }
 
 /// The names in a folder whose rows are not what they were, with the rows that they have now.
-type Changes = HashMap<Arc<[u8]>, Option<Row>>;
+type Changes<P> = HashMap<Arc<[u8]>, Option<Row<P>>>;
 
-fn changes(head: &Repository, before: &Folder, after: &Folder) -> Result<Changes, RepositoryError> {
+fn changes<S: Shown>(
+    head: &S,
+    before: &Folder<S::Place>,
+    after: &Folder<S::Place>,
+) -> Result<Changes<S::Place>, RepositoryError> {
     let mut changes = Changes::new();
     let new = head.rows(after)?;
-    let mut new: HashMap<Arc<[u8]>, Row> = new.into_iter().map(|NamedRow { name, row }| (name, row)).collect();
+    let mut new: HashMap<Arc<[u8]>, Row<S::Place>> =
+        new.into_iter().map(|NamedRow { name, row }| (name, row)).collect();
     for NamedRow { name, row: was } in head.rows(before)? {
         match new.remove(&name) {
             Some(is) if is.entry == was.entry => {}
@@ -123,7 +127,7 @@ fn changes(head: &Repository, before: &Folder, after: &Folder) -> Result<Changes
     Ok(changes)
 }
 
-fn outdated_by(nodes: &mut Nodes, parent: u64, name: Arc<[u8]>, is: Option<Row>) -> Outdated {
+fn outdated_by<P: Clone>(nodes: &mut Nodes<P>, parent: u64, name: Arc<[u8]>, is: Option<Row<P>>) -> Outdated {
     let stays_folder = is.is_some_and(|row| row.folder.is_some());
     match nodes.known(parent, &name) {
         // Its row is changed when it is its turn.

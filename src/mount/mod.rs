@@ -1,29 +1,33 @@
-//! A repository, or one folder of it, mounted by FUSE.
+//! A repository, one folder of it, or what is to become part of one, mounted by FUSE.
 //!
-//! Everything is read through [`Repository`], so what a reader gets was compared with its hash. Damage is an I/O error and a
+//! A repository is read through [`Repository`], so what a reader gets was compared with its hash. Damage is an I/O error and a
 //! line in the log, never wrong bytes.
 
 mod content;
 mod filesystem;
 mod follow;
 mod nodes;
+mod shown;
 mod view;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
 
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, MountOption, Notifier, Session, SessionACL};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::layer::EntryPath;
 use crate::repository::{Repository, RepositoryError};
-use content::ContentReader;
 use filesystem::Filesystem;
-use view::{AnswerError, View};
+use view::View;
+
+pub use content::ContentError;
+pub(crate) use content::ContentReader;
+pub(crate) use shown::{AnyContent, ContentSource, Extent, Shown};
 
 /// Why nothing is mounted.
 #[derive(Debug, thiserror::Error)]
@@ -70,12 +74,11 @@ pub struct MountOptions {
     pub threads: usize,
 }
 
-/// A mounted repository. It is there from the moment that this exists.
-#[derive(Debug)]
+/// Something that is mounted. It is there from the moment that this exists.
+#[must_use = "nobody answers before it is served"]
 pub struct Mount {
-    session: Session<Filesystem>,
+    serve: Box<dyn FnOnce() -> io::Result<()> + Send>,
     mountpoint: PathBuf,
-    _view: Arc<View>,
 }
 
 impl Mount {
@@ -83,31 +86,53 @@ impl Mount {
     ///
     /// A mount whose process was killed is not in the way.
     pub fn start(repository: Repository, mountpoint: &Path, options: &MountOptions) -> Result<Self, MountError> {
+        let folder = unpacking_folder(options)?;
+        let (path, _) = repository.follow(&options.path)?;
+        let root = repository.row(&path)?.filter(|row| row.folder.is_some());
+        let root = root.ok_or_else(|| MountError::NoFolder(options.path.clone()))?;
+        let content = Arc::new(ContentReader::new(repository.store().clone(), folder));
+        let totals = repository.root()?.total_counters();
+        let extent = Extent { entries: totals.entries().cast_unsigned(), bytes: totals.file_size().cast_unsigned() };
+        let name = repository.manifest().name.to_string();
+        let view = View::new(repository.clone(), root, content, extent);
+        let (mount, shown) = Self::of_view(view, name, mountpoint, options)?;
+        if options.follow {
+            thread::spawn(move || follow::follow(shown.view, repository, shown.notifier));
+        }
+        Ok(mount)
+    }
+
+    /// Mounts the root of a tree, which may change.
+    pub(crate) fn start_changing<S: Shown>(
+        tree: S,
+        content: AnyContent,
+        extent: Extent,
+        name: String,
+        mountpoint: &Path,
+        options: &MountOptions,
+    ) -> Result<(Self, Showing<S>), MountError> {
+        let root = tree.row(&EntryPath::ROOT)?.filter(|row| row.folder.is_some());
+        let root = root.ok_or_else(|| MountError::NoFolder(EntryPath::ROOT))?;
+        Self::of_view(View::new(tree, root, content, extent), name, mountpoint, options)
+    }
+
+    fn of_view<S: Shown>(
+        view: View<S>,
+        name: String,
+        mountpoint: &Path,
+        options: &MountOptions,
+    ) -> Result<(Self, Showing<S>), MountError> {
         let failed = |source| MountError::Mount { path: mountpoint.to_owned(), source };
         clear_dead_mount(mountpoint)?;
         let mountpoint = mountpoint.canonicalize().map_err(failed)?;
         if !mountpoint.is_dir() {
             return Err(failed(io::ErrorKind::NotADirectory.into()));
         }
-        let folder = options.cache.clone().unwrap_or_else(std::env::temp_dir);
-        if !folder.is_dir() {
-            return Err(MountError::Mount { path: folder, source: io::ErrorKind::NotADirectory.into() });
-        }
-        let content = ContentReader::new(repository.store().clone(), folder);
-        let (path, _) = repository.follow(&options.path)?;
-        let name = repository.manifest().name.to_string();
-        let view = View::new(repository, &path, content).map_err(|error| match error {
-            AnswerError::Repository(error) => MountError::Repository(error),
-            _ => MountError::NoFolder(options.path.clone()),
-        })?;
         let view = Arc::new(view);
         let filesystem = Filesystem { view: Arc::clone(&view) };
         let session = Session::new(filesystem, &mountpoint, &config(name, options)).map_err(failed)?;
-        if options.follow {
-            let (view, notifier) = (Arc::downgrade(&view), session.notifier());
-            thread::spawn(move || follow::follow(view, notifier));
-        }
-        Ok(Self { session, mountpoint, _view: view })
+        let showing = Showing { view: Arc::downgrade(&view), notifier: session.notifier() };
+        Ok((Self { serve: Box::new(|| session.run()), mountpoint }, showing))
     }
 
     /// Returns where it is mounted.
@@ -117,8 +142,33 @@ impl Mount {
 
     /// Answers the kernel until somebody unmounts.
     pub fn serve(self) -> Result<(), MountError> {
-        self.session.run().map_err(MountError::Session)
+        (self.serve)().map_err(MountError::Session)
     }
+}
+
+/// What is shown at a mount, to be changed.
+pub(crate) struct Showing<S: Shown> {
+    view: Weak<View<S>>,
+    notifier: Notifier,
+}
+
+impl<S: Shown> Showing<S> {
+    /// Shows another tree from now on; nothing happens where it was unmounted.
+    pub(crate) fn show(&self, tree: &S) -> Result<(), MountError> {
+        match self.view.upgrade() {
+            Some(view) => Ok(follow::show(&view, tree, &self.notifier)?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Returns the folder that large objects are unpacked in.
+pub(crate) fn unpacking_folder(options: &MountOptions) -> Result<PathBuf, MountError> {
+    let folder = options.cache.clone().unwrap_or_else(std::env::temp_dir);
+    if !folder.is_dir() {
+        return Err(MountError::Mount { path: folder, source: io::ErrorKind::NotADirectory.into() });
+    }
+    Ok(folder)
 }
 
 fn config(name: String, options: &MountOptions) -> Config {

@@ -21,8 +21,8 @@ pub(super) struct Found {
 }
 
 #[derive(Debug)]
-struct Node {
-    row: Row,
+struct Node<P> {
+    row: Row<P>,
     parent: u64,
     /// One, or the hard links of a group.
     names: Vec<Arc<[u8]>>,
@@ -41,20 +41,20 @@ struct Children {
 
 /// Everything that the kernel knows.
 #[derive(Debug)]
-pub(super) struct Nodes {
+pub(super) struct Nodes<P> {
     next: u64,
-    nodes: HashMap<u64, Node>,
+    nodes: HashMap<u64, Node<P>>,
 }
 
-impl Nodes {
+impl<P: Clone> Nodes<P> {
     /// Starts with the root alone, which is never forgotten.
-    pub(super) fn new(root: Row) -> Self {
+    pub(super) fn new(root: Row<P>) -> Self {
         let node = Node { row: root, parent: ROOT, names: Vec::new(), lookups: 1, children: None };
         Self { next: ROOT + 1, nodes: HashMap::from([(ROOT, node)]) }
     }
 
     /// Returns the row of a number.
-    pub(super) fn row(&self, number: u64) -> Option<&Row> {
+    pub(super) fn row(&self, number: u64) -> Option<&Row<P>> {
         Some(&self.nodes.get(&number)?.row)
     }
 
@@ -81,7 +81,13 @@ impl Nodes {
     }
 
     /// Gives what was read in `folder` a number, or the one that it has; `None` if the folder is another one by now.
-    pub(super) fn add(&mut self, parent: u64, folder: &Arc<Folder>, name: &Arc<[u8]>, row: &Row) -> Option<Found> {
+    pub(super) fn add(
+        &mut self,
+        parent: u64,
+        folder: &Arc<Folder<P>>,
+        name: &Arc<[u8]>,
+        row: &Row<P>,
+    ) -> Option<Found> {
         if !Arc::ptr_eq(self.nodes.get(&parent)?.row.folder.as_ref()?, folder) {
             return None;
         }
@@ -156,15 +162,15 @@ impl Nodes {
     }
 
     /// Puts another row in the place of a number's.
-    pub(super) fn replace(&mut self, number: u64, row: Row) {
+    pub(super) fn replace(&mut self, number: u64, row: Row<P>) {
         if let Some(node) = self.nodes.get_mut(&number) {
             node.row = row;
         }
     }
 
     /// Returns the known folders, each before what lies in it.
-    pub(super) fn folders(&self) -> Vec<(u64, Arc<Folder>)> {
-        let attached = |number: &u64, node: &Node| *number == ROOT || !node.names.is_empty();
+    pub(super) fn folders(&self) -> Vec<(u64, Arc<Folder<P>>)> {
+        let attached = |number: &u64, node: &Node<P>| *number == ROOT || !node.names.is_empty();
         let mut folders: Vec<_> = self
             .nodes
             .iter()
@@ -200,7 +206,7 @@ mod tests {
         Row { entry: Arc::new(CatalogEntry { link_group: group, ..entry }), folder: None }
     }
 
-    fn add(nodes: &mut Nodes, parent: u64, name: &str, row: &Row) -> u64 {
+    fn add(nodes: &mut Nodes<CatalogPlace>, parent: u64, name: &str, row: &Row) -> u64 {
         let folder = nodes.row(parent).unwrap().folder.clone().unwrap();
         let number = nodes.add(parent, &folder, &name.as_bytes().into(), row).unwrap().number;
         nodes.count_lookup(number);

@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::content::{ContentError, ContentReader};
+use super::content::ContentError;
 use super::nodes::{Found, Nodes};
+use super::shown::{AnyContent, Extent, Shown};
 use crate::cache::{ByteCache, Kept};
-use crate::catalog::{CatalogEntry, Counters};
-use crate::layer::EntryPath;
-use crate::repository::{Folder, NamedRow, Repository, RepositoryError};
+use crate::catalog::CatalogEntry;
+use crate::repository::{Folder, NamedRow, RepositoryError, Row};
 
 /// Why the kernel's question cannot be answered.
 #[derive(Debug, thiserror::Error)]
@@ -30,18 +30,18 @@ pub(super) enum AnswerError {
 }
 
 /// A folder as it was listed, by name.
-#[derive(Debug, Clone)]
-pub(super) struct Listing(pub(super) Arc<ListedFolder>);
-
 #[derive(Debug)]
-pub(super) struct ListedFolder {
-    pub(super) folder: Arc<Folder>,
-    pub(super) rows: Vec<NamedRow>,
+pub(super) struct ListedFolder<P> {
+    pub(super) folder: Arc<Folder<P>>,
+    pub(super) rows: Vec<NamedRow<P>>,
 }
 
-impl Kept for Listing {
+/// What is kept of it.
+type Listing<P> = Arc<ListedFolder<P>>;
+
+impl<P> Kept for Listing<P> {
     fn bytes(&self) -> u64 {
-        self.0.rows.len() as u64 * LISTED_BYTES
+        self.rows.len() as u64 * LISTED_BYTES
     }
 }
 
@@ -51,50 +51,38 @@ const LISTED_BYTES: u64 = 300;
 /// Bytes of listings that are kept.
 const LISTING_CACHE: u64 = 64 << 20;
 
-/// What lies below one folder of the repository, by the numbers that the kernel knows.
+/// What lies below one folder of a tree, by the numbers that the kernel knows.
 #[derive(Debug)]
-pub(super) struct View {
-    pub(super) repository: Repository,
-    nodes: Mutex<Nodes>,
+pub(super) struct View<S: Shown> {
+    shown: S,
+    content: AnyContent,
+    pub(super) extent: Extent,
+    nodes: Mutex<Nodes<S::Place>>,
     steady: RwLock<()>,
-    listings: ByteCache<u64, Listing>,
-    content: ContentReader,
-    pub(super) totals: Counters,
+    listings: ByteCache<u64, Listing<S::Place>>,
 }
 
-impl View {
-    /// Makes the view of what lies below the folder `path`.
-    pub(super) fn new(repository: Repository, path: &EntryPath, content: ContentReader) -> Result<Self, AnswerError> {
-        let root = repository.row(path)?.ok_or(AnswerError::Nothing)?;
-        if root.folder.is_none() {
-            return Err(AnswerError::NoFolder);
-        }
-        let totals = repository.root()?.total_counters();
+impl<S: Shown> View<S> {
+    /// Makes the view of what lies below `root`.
+    pub(super) fn new(shown: S, root: Row<S::Place>, content: AnyContent, extent: Extent) -> Self {
         let nodes = Mutex::new(Nodes::new(root));
-        Ok(Self {
-            repository,
-            nodes,
-            steady: RwLock::default(),
-            listings: ByteCache::new(LISTING_CACHE),
-            content,
-            totals,
-        })
+        Self { shown, content, extent, nodes, steady: RwLock::default(), listings: ByteCache::new(LISTING_CACHE) }
     }
 
-    /// Keeps the revision from changing until what was read of it was answered.
+    /// Keeps what is shown from changing until what was read of it was answered.
     ///
     /// The kernel is told what a change makes outdated. Answers with what was true before have to be out by then.
     pub(super) fn steady(&self) -> RwLockReadGuard<'_, ()> {
-        self.steady.read().expect("no thread panics while it changes the revision")
+        self.steady.read().expect("no thread panics while it changes what is shown")
     }
 
-    /// Waits until every answer is out, and keeps new ones back while the revision changes.
+    /// Waits until every answer is out, and keeps new ones back while that changes.
     pub(super) fn changing(&self) -> RwLockWriteGuard<'_, ()> {
         self.steady.write().expect("no thread panics while it answers")
     }
 
     /// Returns what the kernel knows.
-    pub(super) fn nodes(&self) -> MutexGuard<'_, Nodes> {
+    pub(super) fn nodes(&self) -> MutexGuard<'_, Nodes<S::Place>> {
         self.nodes.lock().expect("no thread panics while it holds the nodes")
     }
 
@@ -110,7 +98,7 @@ impl View {
                 let row = nodes.row(parent).ok_or(AnswerError::Nothing)?;
                 Arc::clone(row.folder.as_ref().ok_or(AnswerError::NoFolder)?)
             };
-            let Some(row) = self.repository.row_in(&folder, name)? else { return Ok(None) };
+            let Some(row) = self.shown.row_in(&folder, name)? else { return Ok(None) };
             let mut nodes = self.nodes();
             if let Some(found) = nodes.add(parent, &folder, &name.into(), &row) {
                 nodes.count_lookup(found.number);
@@ -127,23 +115,23 @@ impl View {
     /// Lists a folder, and returns the index of the first row behind the `passed` ones that the kernel has seen.
     ///
     /// Rows are sorted by name, so a list that was begun goes on in the right place if the folder changed meanwhile.
-    pub(super) fn listing(&self, number: u64, passed: usize) -> Result<(Listing, usize), AnswerError> {
+    pub(super) fn listing(&self, number: u64, passed: usize) -> Result<(Listing<S::Place>, usize), AnswerError> {
         let folder = {
             let nodes = self.nodes();
             Arc::clone(nodes.row(number).ok_or(AnswerError::Nothing)?.folder.as_ref().ok_or(AnswerError::NoFolder)?)
         };
-        let list = || -> Result<Listing, AnswerError> {
-            let rows = self.repository.rows(&folder)?.into_iter().filter(|row| !row.row.entry.is_hidden()).collect();
-            Ok(Listing(Arc::new(ListedFolder { folder: Arc::clone(&folder), rows })))
+        let list = || -> Result<Listing<S::Place>, AnswerError> {
+            let rows = self.shown.rows(&folder)?.into_iter().filter(|row| !row.row.entry.is_hidden()).collect();
+            Ok(Arc::new(ListedFolder { folder: Arc::clone(&folder), rows }))
         };
         let listing = self.listings.get(&number, list)?;
-        if Arc::ptr_eq(&listing.0.folder, &folder) {
+        if Arc::ptr_eq(&listing.folder, &folder) {
             return Ok((listing, passed));
         }
         self.listings.remove(&number);
         let now = self.listings.get(&number, list)?;
-        let last = passed.checked_sub(1).and_then(|index| listing.0.rows.get(index));
-        let next = last.map_or(passed, |last| now.0.rows.partition_point(|row| row.name <= last.name));
+        let last = passed.checked_sub(1).and_then(|index| listing.rows.get(index));
+        let next = last.map_or(passed, |last| now.rows.partition_point(|row| row.name <= last.name));
         Ok((now, next))
     }
 

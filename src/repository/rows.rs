@@ -8,29 +8,29 @@ use crate::layer::EntryPath;
 
 /// Where the content of a folder stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Folder {
-    /// Its path in the repository.
+pub struct Folder<P = CatalogPlace> {
+    /// Its path from the root of the whole.
     pub path: EntryPath,
-    /// The catalog that has the rows of what lies in it.
-    pub place: CatalogPlace,
+    /// What has the rows of what lies in it: in a repository, a catalog.
+    pub place: P,
 }
 
 /// What is at a path: a row, and for a folder where its content stands.
 #[derive(Debug, Clone)]
-pub struct Row {
+pub struct Row<P = CatalogPlace> {
     /// The row; of a transition point, the one in the catalog above.
     pub entry: Arc<CatalogEntry>,
     /// Where to go on, if it is a folder.
-    pub folder: Option<Arc<Folder>>,
+    pub folder: Option<Arc<Folder<P>>>,
 }
 
 /// A row and the name that it has in its folder.
 #[derive(Debug, Clone)]
-pub struct NamedRow {
+pub struct NamedRow<P = CatalogPlace> {
     /// The name.
     pub name: Arc<[u8]>,
     /// What it is.
-    pub row: Row,
+    pub row: Row<P>,
 }
 
 impl Repository {

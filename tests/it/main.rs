@@ -14,6 +14,7 @@ mod layer_rules;
 mod local_server;
 mod mount;
 mod odd_input;
+mod preview;
 mod publish;
 mod strict;
 mod strict_selftest;

@@ -1,170 +1,15 @@
 //! `strata mount` shows what is published, follows the head, and is gone without a trace.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
-use crate::strict::{Content, Entry};
-use crate::support::{DeviceKind, FQRN, NAME, TestImage, TestRepository, flat_path, need_fuse};
-
-/// How long anything may take that takes a moment.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-#[track_caller]
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
-        thread::park_timeout(Duration::from_millis(10));
-    }
-}
-
-/// A repository that strata has mounted, until the value is dropped, however the test ends.
-struct Mount {
-    folder: PathBuf,
-    log: PathBuf,
-    strata: Child,
-}
-
-impl Mount {
-    fn start(repository: &TestRepository, options: &[&str]) -> Self {
-        let folder = repository.beside("mount");
-        fs::create_dir_all(&folder).unwrap();
-        Self::start_on(repository, folder, options)
-    }
-
-    fn start_on(repository: &TestRepository, folder: PathBuf, options: &[&str]) -> Self {
-        let log = repository.beside("mount.log");
-        let mut command = repository.command(["mount".as_ref(), folder.as_os_str()]);
-        command.args(options).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
-        let mut mount = Self { folder, log, strata: command.spawn().unwrap() };
-        wait_until("mounted", || {
-            assert_eq!(mount.strata.try_wait().unwrap(), None, "{}", mount.said());
-            is_mounted(&mount.folder)
-        });
-        mount
-    }
-
-    fn said(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.strata), signal).unwrap();
-    }
-
-    /// Waits for the end of strata and returns its exit code.
-    fn wait(&mut self) -> Option<i32> {
-        wait_until("ended", || self.strata.try_wait().unwrap().is_some());
-        self.strata.wait().unwrap().code()
-    }
-
-    fn names(&self, path: &str) -> Vec<String> {
-        let names = fs::read_dir(self.folder.join(path)).unwrap().map(|entry| entry.unwrap().file_name());
-        let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("fusermount3").args(["-u", "-q", "-z"]).arg(&self.folder).status();
-        let _ = self.strata.kill();
-        let _ = self.strata.wait();
-    }
-}
-
-fn is_mounted(folder: &Path) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    mounts.lines().any(|line| line.split(' ').nth(1) == folder.to_str())
-}
-
-/// Lists a mounted tree as the strict reader lists a published one.
-fn walk(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
-    let mut found = BTreeMap::new();
-    let mut waiting = vec![(Vec::new(), root.to_owned())];
-    while let Some((path, place)) = waiting.pop() {
-        let metadata = fs::symlink_metadata(&place).unwrap();
-        if metadata.is_dir() {
-            for child in fs::read_dir(&place).unwrap() {
-                let name = child.unwrap().file_name();
-                let below = if path.is_empty() { Vec::new() } else { [&path, &b"/"[..]].concat() };
-                waiting.push(([below, name.as_bytes().to_vec()].concat(), place.join(name)));
-            }
-        }
-        let (is_file, is_link) = (metadata.is_file(), metadata.is_symlink());
-        let is_device = metadata.mode() & 0o170_000 == 0o020_000 || metadata.mode() & 0o170_000 == 0o060_000;
-        let entry = Entry {
-            mode: metadata.mode(),
-            uid: metadata.uid(),
-            gid: metadata.gid(),
-            mtime: (metadata.mtime(), metadata.mtime_nsec() as u32),
-            size: if is_file || is_link { metadata.size() } else { 0 },
-            content: is_file.then(|| Content::of(&fs::read(&place).unwrap())),
-            target: is_link.then(|| fs::read_link(&place).unwrap().into_os_string().into_vec()),
-            rdev: is_device.then(|| metadata.rdev()),
-            xattrs: xattrs(&place),
-            link_group: None,
-            linkcount: metadata.nlink() as u32,
-            hidden: false,
-        };
-        found.insert(path, entry);
-    }
-    found
-}
-
-fn xattrs(place: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
-    let mut names = vec![0; 1 << 16];
-    let length = rustix::fs::llistxattr(place, &mut names[..]).unwrap();
-    let names = names[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty());
-    names
-        .map(|name| {
-            let mut value = vec![0; 256];
-            let length = rustix::fs::lgetxattr(place, name, &mut value[..]).unwrap();
-            (name.to_vec(), value[..length].to_vec())
-        })
-        .collect()
-}
-
-/// A bit of everything that CVMFS can hold.
-fn motley_image() -> TestImage {
-    let large: Vec<u8> = (0..20_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    TestImage::new()
-        .layer(|layer| {
-            layer
-                .dir("bin")
-                .mode(0o1777)
-                .file("bin/tool", "#!/bin/sh\n")
-                .mode(0o4755)
-                .owner(7, 70_000)
-                .mtime(-5, 999_999_999)
-                .file("empty", "")
-                .file("large", large)
-                .file(b"odd \xff\n name", "x")
-                .file("zero", vec![0; 300_000])
-        })
-        .layer(|layer| {
-            layer
-                .hardlink("bin/other", "bin/tool")
-                .symlink("link", "bin/$(tool)")
-                .symlink("up", "../../..")
-                .device("null", DeviceKind::Character, 1, 3)
-                .device("disk", DeviceKind::Block, 259, 70_000)
-                .fifo("fifo")
-                .file("with xattrs", "x")
-                .xattr("user.a", b"\0value\xff")
-                .xattr("security.capability", b"\x01\0\0\x02\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0")
-        })
-}
+use crate::support::fuse::{Mount, assert_same, is_mounted, motley_image, wait_until, walk};
+use crate::support::{FQRN, NAME, TestImage, TestRepository, flat_path, need_fuse};
 
 #[test]
 fn everything_is_as_it_was_published() {
@@ -174,21 +19,7 @@ fn everything_is_as_it_was_published() {
     let image = motley_image();
     let repository = TestRepository::publish(&image);
     let mount = Mount::start(&repository, &[]);
-    let mounted = walk(&mount.folder.join(flat_path(&image)));
-    let published = repository.flat(&image);
-    for (path, entry) in published.entries().iter().filter(|(_, entry)| !entry.hidden) {
-        let mut expected = entry.clone();
-        expected.link_group = None;
-        let mut found = mounted.get(path).unwrap_or_else(|| panic!("no '{}'", path.escape_ascii())).clone();
-        // Whose rights a file has is nothing that other users may list.
-        if !rustix::process::geteuid().is_root() {
-            for entry in [&mut expected, &mut found] {
-                entry.xattrs.retain(|name, _| name.starts_with(b"user."));
-            }
-        }
-        assert_eq!(found, expected, "at '{}'", path.escape_ascii());
-    }
-    assert_eq!(mounted.len(), published.entries().values().filter(|entry| !entry.hidden).count());
+    assert_same(&walk(&mount.folder.join(flat_path(&image))), repository.flat(&image).entries());
     let number = |path: &str| fs::metadata(mount.folder.join(flat_path(&image)).join(path)).unwrap().ino();
     assert_eq!(number("bin/tool"), number("bin/other"));
     assert_ne!(number("bin/tool"), number("empty"));

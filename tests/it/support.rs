@@ -1,5 +1,6 @@
 //! What the tests share: running the program, asking for outside programs, and images made to order.
 
+pub mod fuse;
 mod image;
 mod layer;
 mod mount;

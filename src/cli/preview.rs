@@ -1,0 +1,122 @@
+//! `strata preview`.
+
+use std::ffi::OsStr;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::Context as _;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use strata::convert::{Chains, Options, Request, convert};
+use strata::folder::RepositoryFolder;
+use strata::image::ImageName;
+use strata::layer::Limits;
+use strata::mount::MountOptions;
+use strata::preview::{Preview, PreviewOptions};
+use strata::progress::Progress;
+use strata::repository::Repository;
+use strata::settings::Modes;
+
+use super::arguments::{Arguments, Preview as PreviewArguments, randomness, threads, time_of_publication};
+use super::failure::UsageError;
+use super::mount::{answering_threads, end, guard};
+use super::progress::Display;
+
+/// What commands find the mount point in.
+const MOUNTPOINT_VARIABLE: &str = "STRATA_PREVIEW";
+
+/// Mounts an image as it would be published, until it is unmounted or a signal ends it.
+pub fn run(arguments: &Arguments, command: &PreviewArguments) -> anyhow::Result<ExitCode> {
+    let folder = arguments.repo.as_ref().map(|_| arguments.folder()).transpose()?;
+    if command.keep && folder.is_none() {
+        return Err(UsageError("--keep needs --repo, the repository to keep it in".to_owned()).into());
+    }
+    let head = folder.as_ref().map(|folder| anyhow::Ok(Repository::open(&folder.store()?, folder.name())?));
+    let mount = MountOptions {
+        allow_other: command.allow_other,
+        cache: command.cache.clone(),
+        threads: answering_threads(),
+        ..MountOptions::default()
+    };
+    let options = PreviewOptions {
+        platform: command.platform.clone(),
+        modes: folder.as_ref().map_or(Modes::default(), |folder| folder.settings().modes),
+        limits: Limits::default(),
+        threads: threads(None)?,
+        mount,
+    };
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
+    let (preview, mounted) = Preview::start(&command.image, head.transpose()?, &command.mountpoint, options)?;
+    let mountpoint = mounted.mountpoint().to_owned();
+    let _guard = guard(&mountpoint)?;
+    let ending = mountpoint.clone();
+    thread::spawn(move || signals.forever().for_each(|_| end(&ending)));
+    let served = thread::spawn(move || mounted.serve());
+    let result = show(arguments, command, folder.as_ref(), &preview, &mountpoint);
+    if command.command.is_some() || result.is_err() {
+        end(&mountpoint);
+    }
+    served.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    result
+}
+
+/// Reads the image, stores it if it is to be kept, and runs the command if there is one.
+fn show(
+    arguments: &Arguments,
+    command: &PreviewArguments,
+    folder: Option<&RepositoryFolder>,
+    preview: &Preview,
+    mountpoint: &Path,
+) -> anyhow::Result<ExitCode> {
+    let progress = Arc::new(Progress::default());
+    let display = Display::start(&progress, arguments.quiet);
+    tracing::info!("{} is read; what is ready shows at '{}'", command.image, mountpoint.display());
+    preview.read(&progress)?;
+    if let Some(folder) = folder.filter(|_| command.keep) {
+        progress.set_stage("storing it in the repository".to_owned());
+        keep(command, folder, &progress)?;
+    }
+    drop(display);
+    tracing::info!(
+        "{} is mounted at '{}': /flat, /chains/1 to {count} and /layers/1 to {count}; unmount it or interrupt to leave",
+        command.image,
+        mountpoint.display(),
+        count = preview.layers()
+    );
+    command.command.as_ref().map_or(Ok(ExitCode::SUCCESS), |command| run_command(command, mountpoint))
+}
+
+/// Stores the image in the repository without publishing it.
+fn keep(command: &PreviewArguments, folder: &RepositoryFolder, progress: &Progress) -> anyhow::Result<()> {
+    let options = Options {
+        platform: command.platform.clone(),
+        skip_layers: false,
+        skip_flat: false,
+        chains: Chains::Final,
+        dry_run: false,
+        publish: false,
+        force: false,
+        strict: false,
+        threads: threads(None)?,
+        memory: 256 << 20,
+        wait: std::time::Duration::ZERO,
+        limits: Limits::default(),
+        now: time_of_publication()?,
+    };
+    // Nothing gets the name, but there has to be one.
+    let name: ImageName = "preview.invalid/image:preview".parse().context("the name is right")?;
+    let request = Request { argument: command.image.clone(), name: Some(name) };
+    let report = convert(folder, &[request], &options, progress, &mut randomness())?;
+    report.images.into_iter().try_for_each(|image| Ok(image.outcome.map(drop)?))
+}
+
+/// Runs a shell command and returns its exit code; that of one that a signal ended is as in a shell.
+fn run_command(command: &OsStr, mountpoint: &Path) -> anyhow::Result<ExitCode> {
+    let status = Command::new("/bin/sh").arg("-c").arg(command).env(MOUNTPOINT_VARIABLE, mountpoint).status();
+    let status = status.context("cannot run '/bin/sh'")?;
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
+}

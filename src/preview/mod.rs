@@ -1,0 +1,307 @@
+//! An image as it would be published, mounted before anything is: its layers, the chains that they give, and the root file
+//! system.
+//!
+//! Every layer is read once, from its first byte to its last, and verified. What it says goes into trees in memory, its
+//! content into files without a name. A tree appears as soon as the layers below it are read.
+
+mod pack;
+mod tree_view;
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use crate::catalog::without_stray_markers;
+use crate::convert::trees::{published_layer, read_layer};
+use crate::image::{ChainId, DiffId, Digest, Platform};
+use crate::layer::{EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, Limits, NodeKind, Piece};
+use crate::layout::flat_tree;
+use crate::metadata::Metadata;
+use crate::mount::{ContentReader, Extent, Mount, MountError, MountOptions, Showing, unpacking_folder};
+use crate::object::{Content, ObjectKind};
+use crate::progress::Progress;
+use crate::repository::{Repository, RepositoryError};
+use crate::settings::Modes;
+use crate::source::{self, Image, ImageArgument, ImageLayer, PlatformRequest, Source, SourceError};
+use crate::tree::{ApplyError, Directory, LayerForm, Leaf, LeafKind, Node, apply, layer_entries};
+use pack::{PackWriter, Packs};
+use tree_view::TreeView;
+
+/// Why an image cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum PreviewError {
+    /// The image cannot be found or read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A layer cannot be read, or is not what it should be.
+    #[error("cannot read layer {digest}")]
+    Layer {
+        /// The layer's digest.
+        digest: Digest,
+        /// Why.
+        source: LayerError,
+    },
+    /// A layer cannot be laid over those below it.
+    #[error("cannot apply layer {digest}")]
+    Apply {
+        /// The layer's digest.
+        digest: Digest,
+        /// Why.
+        source: ApplyError,
+    },
+    /// The content cannot be kept.
+    #[error("cannot keep content of the image in '{}'", folder.display())]
+    Keep {
+        /// Where it was to be kept.
+        folder: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The repository cannot be read.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// Nothing can be mounted.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The machine refuses to start threads.
+    #[error("cannot start threads")]
+    Threads(#[source] io::Error),
+}
+
+/// How to show an image.
+#[derive(Debug, Clone)]
+pub struct PreviewOptions {
+    /// The platform that is asked for; this machine's is preferred without.
+    pub platform: Option<Platform>,
+    /// What becomes of permissions in the root file system.
+    pub modes: Modes,
+    /// What an image may have.
+    pub limits: Limits,
+    /// How many layers are read at a time.
+    pub threads: usize,
+    /// How to mount.
+    pub mount: MountOptions,
+}
+
+/// An image that is mounted, and whose layers are still to be read.
+pub struct Preview {
+    image: Image,
+    source: Box<dyn Source>,
+    repository: Option<Repository>,
+    options: PreviewOptions,
+    folder: PathBuf,
+    packs: Arc<Packs>,
+    showing: Showing<TreeView>,
+}
+
+/// What a layer says, and the layer as it would be published if that is known.
+struct LayerContent {
+    entries: Vec<LayerEntry<Content>>,
+    form: Option<LayerForm>,
+}
+
+/// A layer by its place in the image, or why it cannot be read.
+type ReadLayer = (usize, Result<LayerContent, PreviewError>);
+
+/// The trees that are ready.
+#[derive(Default)]
+struct Trees {
+    layers: Vec<Arc<Directory>>,
+    chains: Vec<Arc<Directory>>,
+    flat: Option<Arc<Directory>>,
+}
+
+/// Trees may be 1,000 folders deep, and are gone through by recursion. Only what is used is ever touched.
+const STACK_BYTES: usize = 256 << 20;
+
+impl Preview {
+    /// Resolves an image and mounts what there is of it so far: nothing. Known layers are taken from `repository`.
+    pub fn start(
+        argument: &ImageArgument,
+        repository: Option<Repository>,
+        mountpoint: &Path,
+        options: PreviewOptions,
+    ) -> Result<(Self, Mount), PreviewError> {
+        let source = source::open(argument)?;
+        let image = source.resolve(&PlatformRequest::new(options.platform.clone()))?;
+        let folder = unpacking_folder(&options.mount)?;
+        let reader = repository.as_ref().map(|head| ContentReader::new(head.store().clone(), folder.clone()));
+        // One pack for each layer, and one for the files of Apptainer.
+        let packs = Arc::new(Packs::new(image.layers.len() + 1, &folder, reader));
+        let nothing = TreeView(top(&image, &Trees::default()));
+        let (name, content) = (argument.to_string(), Arc::clone(&packs));
+        let (mount, showing) =
+            Mount::start_changing(nothing, content, Extent::default(), name, mountpoint, &options.mount)?;
+        Ok((Self { image, source, repository, options, folder, packs, showing }, mount))
+    }
+
+    /// Returns how many layers the image has.
+    pub fn layers(&self) -> usize {
+        self.image.layers.len()
+    }
+
+    /// Reads all layers, several at a time, and shows each tree as soon as it is there.
+    pub fn read(&self, progress: &Progress) -> Result<(), PreviewError> {
+        let bytes = self.image.layers.iter().map(|layer| layer.size).sum();
+        progress.expected.fetch_add(bytes, Ordering::Relaxed);
+        progress.set_stage("reading layers".to_owned());
+        let next = AtomicUsize::new(0);
+        let (sender, receiver) = mpsc::channel();
+        thread::scope(|scope| {
+            let spawned = || thread::Builder::new().stack_size(STACK_BYTES);
+            for _ in 0..self.options.threads.clamp(1, self.layers().max(1)) {
+                let (next, sender) = (&next, sender.clone());
+                let work = move || self.read_layers(next, &sender, progress);
+                spawned().spawn_scoped(scope, work).map_err(PreviewError::Threads)?;
+            }
+            drop(sender);
+            let applied = spawned().spawn_scoped(scope, || self.apply(receiver)).map_err(PreviewError::Threads)?;
+            let result = applied.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            // Nobody needs what is not begun.
+            next.store(self.layers(), Ordering::Relaxed);
+            result
+        })
+    }
+
+    /// Reads layer after layer until none is left, or one cannot be read.
+    fn read_layers(&self, next: &AtomicUsize, sender: &mpsc::Sender<ReadLayer>, progress: &Progress) {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(layer) = self.image.layers.get(index) else { return };
+            let read = self.read_layer(index, layer, progress);
+            let failed = read.is_err();
+            if sender.send((index, read)).is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    /// Applies layers from the lowest up, in whatever order they come.
+    fn apply(&self, layers: mpsc::Receiver<ReadLayer>) -> Result<(), PreviewError> {
+        let mut read: Vec<Option<LayerContent>> = (0..self.layers()).map(|_| None).collect();
+        let (mut trees, mut tree) = (Trees::default(), Directory::empty_root());
+        for (index, content) in layers {
+            read[index] = Some(content?);
+            while let Some(content) = read.get_mut(trees.chains.len()).and_then(Option::take) {
+                let layer = &self.image.layers[trees.chains.len()];
+                let failed = |source| PreviewError::Apply { digest: layer.digest, source };
+                let form = match content.form {
+                    Some(form) => form,
+                    None => LayerForm::build(&tree, &content.entries).map_err(failed)?,
+                };
+                let applied = apply(&tree, &content.entries).map_err(failed)?;
+                tree = without_stray_markers(&applied).0;
+                trees.layers.push(without_stray_markers(&form.tree).0);
+                trees.chains.push(Arc::clone(&tree));
+                self.show(&trees)?;
+            }
+        }
+        trees.flat = Some(self.flat(&tree)?);
+        self.show(&trees)
+    }
+
+    fn flat(&self, chain: &Arc<Directory>) -> Result<Arc<Directory>, PreviewError> {
+        let number = u32::try_from(self.layers()).expect("an image has thousands of layers at most");
+        let kept = |source| PreviewError::Keep { folder: self.folder.clone(), source };
+        let mut pack = PackWriter::start(number, &self.folder).map_err(kept)?;
+        let flat = flat_tree(chain, &self.image.parsed_config.config, self.options.modes, |bytes: &[u8]| {
+            let content = pack.next();
+            pack.append(bytes).map(|()| content)
+        });
+        let flat = flat.map_err(kept)?;
+        self.packs.add(number, pack.finish().map_err(kept)?);
+        Ok(flat)
+    }
+
+    fn show(&self, trees: &Trees) -> Result<(), PreviewError> {
+        Ok(self.showing.show(&TreeView(top(&self.image, trees)))?)
+    }
+
+    fn read_layer(&self, index: usize, layer: &ImageLayer, progress: &Progress) -> Result<LayerContent, PreviewError> {
+        if let Some(known) = self.recall_layer(layer)? {
+            progress.read.fetch_add(layer.size, Ordering::Relaxed);
+            return Ok(known);
+        }
+        let failed = |source| PreviewError::Layer { digest: layer.digest, source };
+        let kept = |source| PreviewError::Keep { folder: self.folder.clone(), source };
+        let blob = Counted { blob: self.source.open_layer(layer)?, read: Arc::clone(&progress.read) };
+        let expected = ExpectedLayer { digest: layer.digest, size: layer.size, diff_id: Some(layer.diff_id) };
+        let mut reader = LayerReader::new(blob, expected, self.options.limits).map_err(failed)?;
+        let number = u32::try_from(index).expect("an image has thousands of layers at most");
+        let mut pack = PackWriter::start(number, &self.folder).map_err(kept)?;
+        let mut entries = Vec::new();
+        while let Some(entry) = reader.next_entry().map_err(failed)? {
+            let content = pack.next();
+            if matches!(entry.kind, EntryKind::Node(_, NodeKind::File { .. })) {
+                while let Some(piece) = reader.next_piece().map_err(failed)? {
+                    let appended = match piece {
+                        Piece::Data(data) => pack.append(data),
+                        Piece::Hole(length) => pack.append_hole(length),
+                    };
+                    appended.map_err(kept)?;
+                }
+            }
+            entries.push(entry.map_content(|()| content));
+        }
+        reader.finish().map_err(failed)?;
+        self.packs.add(number, pack.finish().map_err(kept)?);
+        Ok(LayerContent { entries, form: None })
+    }
+
+    /// Returns a layer as it is published, if that says all that there is to say.
+    fn recall_layer(&self, layer: &ImageLayer) -> Result<Option<LayerContent>, PreviewError> {
+        let Some(head) = &self.repository else { return Ok(None) };
+        let known = published_layer(head, layer.digest)?;
+        let known = known.filter(|known| known.record.is_complete && known.record.diff_id == layer.diff_id);
+        let Some(known) = known else { return Ok(None) };
+        let limit = crate::catalog::MAXIMUM_CATALOG_BYTES;
+        let read = |hash| head.store().read_decoded(hash, ObjectKind::Catalog, limit);
+        let form = read_layer(&read, layer.digest, &known)?;
+        Ok(Some(LayerContent { entries: layer_entries(&form), form: Some(form) }))
+    }
+}
+
+/// Returns what is mounted: the trees by number, and links to them by digest.
+fn top(image: &Image, trees: &Trees) -> Arc<Directory> {
+    let numbered = |trees: &[Arc<Directory>], names: Vec<String>| {
+        let mut folder = Directory::new(Metadata::of_implied_folder());
+        for (index, (tree, name)) in trees.iter().zip(names).enumerate() {
+            let number = (index + 1).to_string();
+            folder.children.insert(name.into_bytes().into(), link(&number));
+            folder.children.insert(number.into_bytes().into(), Node::Directory(Arc::clone(tree)));
+        }
+        Node::Directory(Arc::new(folder))
+    };
+    let diff_ids: Vec<DiffId> = image.layers.iter().map(|layer| layer.diff_id).collect();
+    let chains = ChainId::all(&diff_ids).iter().map(ToString::to_string).collect();
+    let layers = image.layers.iter().map(|layer| layer.digest.to_string()).collect();
+    let mut top = Directory::new(Metadata::of_implied_folder());
+    top.children.insert((*b"chains").into(), numbered(&trees.chains, chains));
+    top.children.insert((*b"layers").into(), numbered(&trees.layers, layers));
+    if let Some(flat) = &trees.flat {
+        top.children.insert(image.config.digest.to_string().into_bytes().into(), link("flat"));
+        top.children.insert((*b"flat").into(), Node::Directory(Arc::clone(flat)));
+    }
+    Arc::new(top)
+}
+
+fn link(target: &str) -> Node {
+    let metadata = Metadata { mode: 0o777, ..Metadata::of_implied_folder() };
+    Node::Leaf(Arc::new(Leaf { metadata, kind: LeafKind::Symlink(target.as_bytes().into()) }))
+}
+
+/// A blob that counts what is read of it.
+struct Counted<R> {
+    blob: R,
+    read: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.blob.read(buffer)?;
+        self.read.fetch_add(length as u64, Ordering::Relaxed);
+        Ok(length)
+    }
+}

@@ -1,0 +1,133 @@
+//! Content of files as it was read from an image, in files without a name that are gone with the process.
+//!
+//! Each layer has a file of its own, to which it is appended. Holes are left out there, too, and cost nothing. What
+//! names a file's content in trees is where it begins; what a repository holds keeps the names that it has there.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{OnceLock, RwLock};
+
+use crate::mount::{ContentError, ContentReader, ContentSource};
+use crate::object::{Content, ObjectHash, Pieces};
+
+/// What a name in a pack begins with; that an object has such a name will not happen.
+const MARK: [u8; 8] = *b"preview:";
+
+/// One layer's content while it is read.
+#[derive(Debug)]
+pub(super) struct PackWriter {
+    number: u32,
+    file: BufWriter<File>,
+    end: u64,
+}
+
+impl PackWriter {
+    /// Starts the pack of that number in `folder`.
+    pub(super) fn start(number: u32, folder: &Path) -> io::Result<Self> {
+        Ok(Self { number, file: BufWriter::with_capacity(1 << 20, tempfile::tempfile_in(folder)?), end: 0 })
+    }
+
+    /// Returns the name of what is appended next.
+    pub(super) fn next(&self) -> Content {
+        let mut name = [0; 20];
+        name[..8].copy_from_slice(&MARK);
+        name[8..12].copy_from_slice(&self.number.to_be_bytes());
+        name[12..].copy_from_slice(&self.end.to_be_bytes());
+        Content { raw: true, pieces: Pieces::Whole(ObjectHash::from(name)) }
+    }
+
+    /// Appends data.
+    pub(super) fn append(&mut self, data: &[u8]) -> io::Result<()> {
+        self.end += data.len() as u64;
+        self.file.write_all(data)
+    }
+
+    /// Appends zeros.
+    pub(super) fn append_hole(&mut self, length: u64) -> io::Result<()> {
+        let beyond = || io::Error::from(io::ErrorKind::FileTooLarge);
+        self.end = self.end.checked_add(length).filter(|&end| i64::try_from(end).is_ok()).ok_or_else(beyond)?;
+        self.file.seek(SeekFrom::Start(self.end)).map(drop)
+    }
+
+    /// Returns the file, whose length is that of all content.
+    pub(super) fn finish(self) -> io::Result<File> {
+        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.set_len(self.end)?;
+        Ok(file)
+    }
+}
+
+/// Reads content of packs, and of the repository that known layers are from.
+#[derive(Debug)]
+pub(super) struct Packs {
+    folder: PathBuf,
+    files: RwLock<Vec<OnceLock<File>>>,
+    repository: Option<ContentReader>,
+}
+
+impl Packs {
+    /// Makes room for `count` packs.
+    pub(super) fn new(count: usize, folder: &Path, repository: Option<ContentReader>) -> Self {
+        let files = RwLock::new((0..count).map(|_| OnceLock::new()).collect());
+        Self { folder: folder.to_owned(), files, repository }
+    }
+
+    /// Adds the file of a pack that is finished.
+    pub(super) fn add(&self, number: u32, file: File) {
+        let files = self.files.read().expect("no thread panics while it changes the list of packs");
+        files[number as usize].set(file).expect("each pack is finished once");
+    }
+
+    fn read_pack(&self, name: &[u8; 20], offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let number = u32::from_be_bytes(*name[8..].first_chunk().expect("12 bytes are left"));
+        let start = u64::from_be_bytes(*name[12..].first_chunk().expect("8 bytes are left"));
+        let files = self.files.read().expect("no thread panics while it changes the list of packs");
+        let file = files.get(number as usize).and_then(OnceLock::get);
+        file.ok_or(io::ErrorKind::NotFound)?.read_exact_at(bytes, start + offset)
+    }
+}
+
+impl ContentSource for Packs {
+    fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ContentError> {
+        match (&content.pieces, &self.repository) {
+            (Pieces::Whole(hash), _) if hash.as_bytes().starts_with(&MARK) => {
+                let mut bytes = vec![0; size.saturating_sub(offset).min(length as u64) as usize];
+                let read = self.read_pack(hash.as_bytes(), offset, &mut bytes);
+                read.map_err(|source| ContentError::Pack { folder: self.folder.clone(), source })?;
+                Ok(bytes)
+            }
+            (_, Some(repository)) => repository.read(content, size, offset, length),
+            (_, None) => Err(ContentError::Hole(offset)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_reads_back_from_where_it_was_put_with_its_holes() {
+        let folder = tempfile::tempdir().unwrap();
+        let packs = Packs::new(2, folder.path(), None);
+        let mut writer = PackWriter::start(1, folder.path()).unwrap();
+        let first = writer.next();
+        writer.append(b"first").unwrap();
+        let sparse = writer.next();
+        writer.append(b"a").unwrap();
+        writer.append_hole(1 << 40).unwrap();
+        writer.append(b"z").unwrap();
+        let end = writer.next();
+        writer.append_hole(3).unwrap();
+        packs.add(1, writer.finish().unwrap());
+        let read = |content, size, offset, length| packs.read(content, size, offset, length).unwrap();
+        assert_eq!(read(&first, 5, 1, 100), b"irst");
+        let size = (1 << 40) + 2;
+        assert_eq!(read(&sparse, size, 0, 3), b"a\0\0");
+        assert_eq!(read(&sparse, size, size - 2, 9), b"\0z");
+        assert_eq!(read(&end, 3, 0, 9), b"\0\0\0");
+        assert!(packs.read(&Content { raw: false, pieces: Pieces::Whole(ObjectHash::of(b"")) }, 1, 0, 1).is_err());
+    }
+}

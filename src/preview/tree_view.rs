@@ -1,0 +1,105 @@
+//! Trees in memory as something that can be mounted.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::catalog::CatalogEntry;
+use crate::layer::EntryPath;
+use crate::mount::Shown;
+use crate::repository::{Folder, NamedRow, RepositoryError, Row};
+use crate::tree::{Directory, Leaf, Node};
+
+/// A tree in memory.
+#[derive(Debug)]
+pub(super) struct TreeView(pub(super) Arc<Directory>);
+
+/// A folder of it. Two are equal when they are the same in memory.
+#[derive(Clone)]
+pub(super) struct TreePlace(Arc<Directory>);
+
+impl PartialEq for TreePlace {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl fmt::Debug for TreePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a folder with {} entries", self.0.children.len())
+    }
+}
+
+impl Shown for TreeView {
+    type Place = TreePlace;
+
+    fn row(&self, path: &EntryPath) -> Result<Option<Row<TreePlace>>, RepositoryError> {
+        let Some((parent, name)) = path.split() else {
+            return Ok(Some(folder_row(path.clone(), &self.0)));
+        };
+        let folder = parent.components().try_fold(&self.0, |folder, name| match folder.children.get(name)? {
+            Node::Directory(child) => Some(child),
+            Node::Leaf(_) => None,
+        });
+        let node = folder.and_then(|folder| Some((folder, folder.children.get(name)?)));
+        Ok(node.map(|(folder, node)| row(path.clone(), node, group(folder, node))))
+    }
+
+    fn row_in(&self, folder: &Folder<TreePlace>, name: &[u8]) -> Result<Option<Row<TreePlace>>, RepositoryError> {
+        let node = folder.place.0.children.get(name);
+        Ok(node.map(|node| row(folder.path.join(name), node, group(&folder.place.0, node))))
+    }
+
+    fn rows(&self, folder: &Folder<TreePlace>) -> Result<Vec<NamedRow<TreePlace>>, RepositoryError> {
+        let children = &folder.place.0.children;
+        let mut groups: HashMap<*const Leaf, (u32, u32)> = HashMap::new();
+        for (place, leaf) in children.values().enumerate().filter_map(|(place, node)| Some((place, shared(node)?))) {
+            groups.entry(Arc::as_ptr(leaf)).or_insert((place as u32 + 1, 0)).1 += 1;
+        }
+        let rows = children.iter().map(|(name, node)| {
+            let group = shared(node).map_or((0, 1), |leaf| linked(groups[&Arc::as_ptr(leaf)]));
+            NamedRow { name: Arc::from(&**name), row: row(folder.path.join(name), node, group) }
+        });
+        Ok(rows.collect())
+    }
+}
+
+/// Returns the row of a node with its hard link group, 0 for none, and the number of names that it has.
+fn row(path: EntryPath, node: &Node, (link_group, link_count): (u32, u32)) -> Row<TreePlace> {
+    match node {
+        Node::Directory(child) => folder_row(path, child),
+        Node::Leaf(leaf) => {
+            let entry = CatalogEntry { link_group, link_count, ..CatalogEntry::of_leaf(leaf) };
+            Row { entry: Arc::new(entry), folder: None }
+        }
+    }
+}
+
+fn folder_row(path: EntryPath, folder: &Arc<Directory>) -> Row<TreePlace> {
+    let entry = CatalogEntry::of_directory(&folder.metadata, folder.subdirectories());
+    Row { entry: Arc::new(entry), folder: Some(Arc::new(Folder { path, place: TreePlace(Arc::clone(folder)) })) }
+}
+
+/// Returns the inode of a node that may have more names. One that nothing else refers to has none.
+fn shared(node: &Node) -> Option<&Arc<Leaf>> {
+    match node {
+        Node::Leaf(leaf) if Arc::strong_count(leaf) > 1 => Some(leaf),
+        _ => None,
+    }
+}
+
+/// Returns the hard link group of a node in its folder: the place of its first name there, from 1.
+///
+/// Names in other folders do not count: they are inodes of their own once they are published.
+fn group(folder: &Directory, node: &Node) -> (u32, u32) {
+    let Some(leaf) = shared(node) else { return (0, 1) };
+    let is_link = |node: &Node| matches!(node, Node::Leaf(other) if Arc::ptr_eq(other, leaf));
+    let mut places = folder.children.values().enumerate().filter(|(_, node)| is_link(node)).map(|(place, _)| place);
+    let first = places.next().map_or(0, |place| place as u32 + 1);
+    linked((first, 1 + places.count() as u32))
+}
+
+/// One name alone is no group.
+fn linked(group: (u32, u32)) -> (u32, u32) {
+    if group.1 > 1 { group } else { (0, 1) }
+}

@@ -1,0 +1,150 @@
+//! `strata preview` shows an image as it would be published, and publishes nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::Signal;
+
+use crate::support::fuse::{Mount, assert_same, is_mounted, motley_image, wait_until, walk};
+use crate::support::{NAME, Run, TestImage, TestRepository, need_fuse, strata_command};
+
+/// Prepares a preview on a folder of its own, with temporary files in another.
+fn preview(repository: &TestRepository, image: &str, options: &[&str]) -> Command {
+    let folder = repository.beside("preview");
+    fs::create_dir_all(&folder).unwrap();
+    fs::create_dir_all(repository.beside("temporary")).unwrap();
+    let mut command = strata_command(["preview", image, folder.to_str().unwrap()]);
+    command.env("TMPDIR", repository.beside("temporary")).args(options);
+    command
+}
+
+fn mount_preview(repository: &TestRepository, image: &str, options: &[&str]) -> Mount {
+    let command = preview(repository, image, options);
+    let mount = Mount::of(command, repository.beside("preview"), repository.beside("preview.log"));
+    wait_until("all is read", || mount.said().contains("/flat"));
+    mount
+}
+
+/// Returns where a layout keeps a blob.
+fn blob_path(layout: &str, digest: &str) -> PathBuf {
+    let folder = Path::new(layout.strip_prefix("oci:").unwrap());
+    folder.join("blobs").join(digest.replace(':', "/"))
+}
+
+#[test]
+fn everything_is_as_it_would_be_published() {
+    if !need_fuse() {
+        return;
+    }
+    let image = motley_image().layer(|layer| layer.whiteout("empty").opaque("bin").file("bin/new", "new"));
+    let repository = TestRepository::new();
+    let source = repository.source(&image);
+    let mount = mount_preview(&repository, &source, &[]);
+    assert!(!repository.has(NAME));
+    repository.convert(&image, NAME, &["--chains", "all"]).expect_code(0);
+    assert_same(&walk(&mount.folder.join("flat")), repository.flat(&image).entries());
+    for number in 1..=3 {
+        let layer = mount.folder.join("layers").join(number.to_string());
+        assert_same(&walk(&layer), repository.layer(&image, number - 1).entries());
+    }
+    assert_same(&walk(&mount.folder.join("chains/3")), repository.chain(&image).entries());
+    let links: Vec<_> = ["", "chains", "layers"].iter().flat_map(|folder| mount.names(folder)).collect();
+    assert_eq!(links.iter().filter(|name| name.starts_with("sha256:")).count(), 7, "{links:?}");
+    let by_digest = mount.names("layers").into_iter().filter(|name| name.starts_with("sha256:"));
+    for name in by_digest {
+        assert!(fs::metadata(mount.folder.join("layers").join(name)).unwrap().is_dir());
+    }
+}
+
+#[test]
+fn command_runs_below_the_preview_and_gives_its_exit_code() {
+    if !need_fuse() {
+        return;
+    }
+    let image = TestImage::new().layer(|layer| layer.file("word", "hello"));
+    let repository = TestRepository::new();
+    let source = repository.source(&image);
+    let script = "cat \"$STRATA_PREVIEW/flat/word\" && exit 7";
+    let run = Run::of(&mut preview(&repository, &source, &["--command", script])).expect_code(7);
+    assert_eq!(run.stdout(), "hello");
+    assert!(!is_mounted(&repository.beside("preview")));
+}
+
+#[test]
+fn known_layers_are_taken_from_the_repository_and_it_stays_as_it_is() {
+    if !need_fuse() {
+        return;
+    }
+    let base = TestImage::new().layer(|layer| layer.file("base", "from below").hardlink("same", "base"));
+    let image = base.clone().layer(|layer| layer.file("top", "from above"));
+    let repository = TestRepository::publish(&base);
+    let before = repository.storage_files();
+    let source = repository.source(&image);
+    let digest = image.layer_digests()[0].clone();
+    fs::remove_file(blob_path(&source, &digest)).unwrap();
+    let missing = Run::of(&mut preview(&repository, &source, &["--command", "true"])).expect_code(1);
+    assert!(missing.stderr().contains(&digest), "{}", missing.stderr());
+    let folder = repository.folder();
+    let script = "cd \"$STRATA_PREVIEW/flat\" && cat base same top && test same -ef base";
+    let options = ["--repo", folder.to_str().unwrap(), "--command", script];
+    let run = Run::of(&mut preview(&repository, &source, &options)).expect_code(0);
+    assert_eq!(run.stdout(), "from belowfrom belowfrom above");
+    repository.assert_unchanged(&before);
+}
+
+#[test]
+fn what_was_kept_is_only_published_by_the_next_convert() {
+    if !need_fuse() {
+        return;
+    }
+    let image = motley_image();
+    let repository = TestRepository::new();
+    let source = repository.source(&image);
+    let folder = repository.folder();
+    let options = ["--keep", "--repo", folder.to_str().unwrap(), "--command", "true"];
+    Run::of(&mut preview(&repository, &source, &options)).expect_code(0);
+    assert_eq!(repository.reader().revision(), 1);
+    let json = repository.convert(&image, NAME, &["--json"]).expect_code(0).json();
+    assert_eq!(json["images"][0]["layers-read"], 0, "{json}");
+    assert!(repository.has(NAME));
+    let without = Run::of(&mut preview(&repository, &source, &["--keep"])).expect_code(2);
+    assert!(without.stderr().contains("--repo"), "{}", without.stderr());
+}
+
+#[test]
+fn damaged_layer_ends_the_preview_with_one_line() {
+    if !need_fuse() {
+        return;
+    }
+    let image = TestImage::new().layer(|layer| layer.file("a", vec![7; 100_000]));
+    let repository = TestRepository::new();
+    let source = repository.source(&image);
+    let digest = image.layer_digests()[0].clone();
+    let blob = blob_path(&source, &digest);
+    let mut bytes = fs::read(&blob).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&blob, bytes).unwrap();
+    let run = Run::of(&mut preview(&repository, &source, &["-q", "--command", "echo no"])).expect_code(1);
+    assert!(run.stdout().is_empty() && run.stderr().contains(&digest), "{}", run.stderr());
+    assert_eq!(run.stderr().lines().count(), 1, "{}", run.stderr());
+    assert!(!is_mounted(&repository.beside("preview")));
+}
+
+#[test]
+fn killed_preview_leaves_nothing() {
+    if !need_fuse() {
+        return;
+    }
+    let repository = TestRepository::new();
+    let source = repository.source(&motley_image());
+    let mut mount = mount_preview(&repository, &source, &[]);
+    mount.signal(Signal::KILL);
+    mount.wait();
+    wait_until("unmounted", || !is_mounted(&mount.folder));
+    assert_eq!(fs::read_dir(repository.beside("temporary")).unwrap().count(), 0);
+    let mut mount = mount_preview(&repository, &source, &[]);
+    mount.signal(Signal::INT);
+    assert_eq!(mount.wait(), Some(0), "{}", mount.said());
+}

@@ -1,0 +1,197 @@
+//! File systems that strata mounts.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{DeviceKind, TestImage, TestRepository};
+use crate::strict::{Content, Entry};
+
+/// How long anything may take that takes a moment.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until something is so.
+#[track_caller]
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// What strata has mounted, until the value is dropped, however the test ends.
+pub struct Mount {
+    pub folder: PathBuf,
+    log: PathBuf,
+    strata: Child,
+}
+
+impl Mount {
+    /// Mounts a repository.
+    pub fn start(repository: &TestRepository, options: &[&str]) -> Self {
+        let folder = repository.beside("mount");
+        fs::create_dir_all(&folder).unwrap();
+        Self::start_on(repository, folder, options)
+    }
+
+    /// Mounts a repository on `folder`.
+    pub fn start_on(repository: &TestRepository, folder: PathBuf, options: &[&str]) -> Self {
+        let mut command = repository.command(["mount".as_ref(), folder.as_os_str()]);
+        command.args(options);
+        Self::of(command, folder, repository.beside("mount.log"))
+    }
+
+    /// Runs a command that mounts something on `folder`.
+    pub fn of(mut command: Command, folder: PathBuf, log: PathBuf) -> Self {
+        command.stdout(Stdio::null()).stderr(File::create(&log).unwrap());
+        let mut mount = Self { folder, log, strata: command.spawn().unwrap() };
+        wait_until("mounted", || {
+            assert_eq!(mount.strata.try_wait().unwrap(), None, "{}", mount.said());
+            is_mounted(&mount.folder)
+        });
+        mount
+    }
+
+    /// Returns what strata said.
+    pub fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Sends strata a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.strata), signal).unwrap();
+    }
+
+    /// Waits for the end of strata and returns its exit code.
+    pub fn wait(&mut self) -> Option<i32> {
+        wait_until("ended", || self.strata.try_wait().unwrap().is_some());
+        self.strata.wait().unwrap().code()
+    }
+
+    /// Lists a folder, sorted.
+    pub fn names(&self, path: &str) -> Vec<String> {
+        let names = fs::read_dir(self.folder.join(path)).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("fusermount3").args(["-u", "-q", "-z"]).arg(&self.folder).status();
+        let _ = self.strata.kill();
+        let _ = self.strata.wait();
+    }
+}
+
+/// Tells whether anything is mounted on a folder.
+pub fn is_mounted(folder: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    mounts.lines().any(|line| line.split(' ').nth(1) == folder.to_str())
+}
+
+/// Lists a mounted tree as the strict reader lists a published one.
+pub fn walk(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
+    let mut found = BTreeMap::new();
+    let mut waiting = vec![(Vec::new(), root.to_owned())];
+    while let Some((path, place)) = waiting.pop() {
+        let metadata = fs::symlink_metadata(&place).unwrap();
+        if metadata.is_dir() {
+            for child in fs::read_dir(&place).unwrap() {
+                let name = child.unwrap().file_name();
+                let below = if path.is_empty() { Vec::new() } else { [&path, &b"/"[..]].concat() };
+                waiting.push(([below, name.as_bytes().to_vec()].concat(), place.join(name)));
+            }
+        }
+        let (is_file, is_link) = (metadata.is_file(), metadata.is_symlink());
+        let is_device = metadata.mode() & 0o170_000 == 0o020_000 || metadata.mode() & 0o170_000 == 0o060_000;
+        let entry = Entry {
+            mode: metadata.mode(),
+            uid: metadata.uid(),
+            gid: metadata.gid(),
+            mtime: (metadata.mtime(), metadata.mtime_nsec() as u32),
+            size: if is_file || is_link { metadata.size() } else { 0 },
+            content: is_file.then(|| Content::of(&fs::read(&place).unwrap())),
+            target: is_link.then(|| fs::read_link(&place).unwrap().into_os_string().into_vec()),
+            rdev: is_device.then(|| metadata.rdev()),
+            xattrs: xattrs(&place),
+            link_group: None,
+            linkcount: metadata.nlink() as u32,
+            hidden: false,
+        };
+        found.insert(path, entry);
+    }
+    found
+}
+
+fn xattrs(place: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut names = vec![0; 1 << 16];
+    let length = rustix::fs::llistxattr(place, &mut names[..]).unwrap();
+    let names = names[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty());
+    names
+        .map(|name| {
+            let mut value = vec![0; 256];
+            let length = rustix::fs::lgetxattr(place, name, &mut value[..]).unwrap();
+            (name.to_vec(), value[..length].to_vec())
+        })
+        .collect()
+}
+
+/// A bit of everything that CVMFS can hold.
+pub fn motley_image() -> TestImage {
+    let large: Vec<u8> = (0..20_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    TestImage::new()
+        .layer(|layer| {
+            layer
+                .dir("bin")
+                .mode(0o1777)
+                .file("bin/tool", "#!/bin/sh\n")
+                .mode(0o4755)
+                .owner(7, 70_000)
+                .mtime(-5, 999_999_999)
+                .file("empty", "")
+                .file("large", large)
+                .file(b"odd \xff\n name", "x")
+                .file("zero", vec![0; 300_000])
+        })
+        .layer(|layer| {
+            layer
+                .hardlink("bin/other", "bin/tool")
+                .symlink("link", "bin/$(tool)")
+                .symlink("up", "../../..")
+                .device("null", DeviceKind::Character, 1, 3)
+                .device("disk", DeviceKind::Block, 259, 70_000)
+                .fifo("fifo")
+                .file("with xattrs", "x")
+                .xattr("user.a", b"\0value\xff")
+                .xattr("security.capability", b"\x01\0\0\x02\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0")
+        })
+}
+
+/// Panics unless a mounted tree is what the strict reader finds, but for what listings hide.
+#[track_caller]
+pub fn assert_same(mounted: &BTreeMap<Vec<u8>, Entry>, published: &BTreeMap<Vec<u8>, Entry>) {
+    let listed = || published.iter().filter(|(_, entry)| !entry.hidden);
+    for (path, entry) in listed() {
+        let mut expected = entry.clone();
+        expected.link_group = None;
+        let mut found = mounted.get(path).unwrap_or_else(|| panic!("no '{}'", path.escape_ascii())).clone();
+        // Whose rights a file has is nothing that other users may list.
+        if !rustix::process::geteuid().is_root() {
+            for entry in [&mut expected, &mut found] {
+                entry.xattrs.retain(|name, _| name.starts_with(b"user."));
+            }
+        }
+        assert_eq!(found, expected, "at '{}'", path.escape_ascii());
+    }
+    assert_eq!(mounted.len(), listed().count());
+}
