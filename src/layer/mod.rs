@@ -8,7 +8,7 @@
 //! What a layer says is kept apart from what CVMFS can hold: an entry or attribute that no catalog can express becomes
 //! a [`Loss`] when the image is still usable without it, and an error when it is not.
 //!
-//! The order of rooms: `blob` (bytes as they arrive) → `decompress` → `stream` (tar bytes) → `archive` (members, with
+//! The order of rooms: `blob` (bytes as they arrive) → `decompress` → `feed` → `stream` (tar bytes) → `archive` (members, with
 //! `header`, `pax` and `sparse`) → `mapping` (entries, with `xattrs`) → [`LayerReader`].
 
 mod archive;
@@ -16,6 +16,7 @@ mod blob;
 mod decompress;
 mod entry;
 mod error;
+mod feed;
 mod gzip;
 mod header;
 mod limits;

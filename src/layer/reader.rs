@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::archive::{Archive, Member, MemberKind};
 use super::blob::Blob;
 use super::decompress::Unpacker;
+use super::feed::Feed;
 use super::mapping::{self, Subject};
-use super::stream::TarStream;
+use super::stream::{BUFFER_SIZE, TarStream};
 use super::{
     Compression, DeviceNumber, EntryError, EntryKind, EntryPath, LayerEntry, LayerError, Limit, Limits, Loss, LossKind,
     Losses, NodeKind, Piece, xattrs,
@@ -63,9 +64,13 @@ impl<R: Read> LayerReader<R> {
     /// Starts to read a layer. How it is compressed is seen from its first bytes.
     pub fn new(blob: R, expected: ExpectedLayer, limits: Limits) -> Result<Self, LayerError> {
         let unpacker = Unpacker::new(Blob::new(blob, expected.size))?;
-        let archive = Archive::new(TarStream::new(unpacker, limits), limits);
+        Ok(Self::of_feed(Feed::Direct(unpacker), expected, limits))
+    }
+
+    fn of_feed(feed: Feed<R>, expected: ExpectedLayer, limits: Limits) -> Self {
+        let archive = Archive::new(TarStream::new(feed, limits), limits);
         let (metadata_size, filled_holes, losses) = Default::default();
-        Ok(Self { archive, expected, limits, metadata_size, filled_holes, losses, last_xattrs: None })
+        Self { archive, expected, limits, metadata_size, filled_holes, losses, last_xattrs: None }
     }
 
     /// Returns the next entry, or `None` after the last. Content of the one before that was not read is skipped.
@@ -158,6 +163,14 @@ impl<R: Read> LayerReader<R> {
 
     fn lose(&mut self, path: EntryPath, kind: LossKind) {
         self.losses.add(Loss { path, kind });
+    }
+}
+
+impl<R: Read + Send + 'static> LayerReader<R> {
+    /// Starts to read a layer that another thread unpacks ahead, up to 1 MiB, where this one is not to wait for that.
+    pub fn ahead(blob: R, expected: ExpectedLayer, limits: Limits) -> Result<Self, LayerError> {
+        let unpacker = Unpacker::new(Blob::new(blob, expected.size))?;
+        Ok(Self::of_feed(Feed::ahead(unpacker, BUFFER_SIZE), expected, limits))
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use sha2::{Digest as _, Sha256};
 
-use super::decompress::Unpacker;
+use super::feed::Feed;
 use super::{Compression, LayerError, Limit, Limits};
 use crate::image::{DiffId, Digest};
 
@@ -15,11 +15,11 @@ pub(super) const BLOCK_SIZE: usize = 512;
 /// A multiple of [`BLOCK_SIZE`], and always filled to the end, so that no block is ever split by a refill.
 ///
 /// Hashing and the reader of the content find it in the second-level cache.
-const BUFFER_SIZE: usize = 256 << 10;
+pub(super) const BUFFER_SIZE: usize = 256 << 10;
 
 /// Reads the tar stream of a layer.
 pub(super) struct TarStream<R> {
-    unpacker: Unpacker<R>,
+    feed: Feed<R>,
     buffer: Box<[u8]>,
     /// The part of `buffer` that is unpacked, but not taken.
     start: usize,
@@ -31,10 +31,10 @@ pub(super) struct TarStream<R> {
 }
 
 impl<R: Read> TarStream<R> {
-    pub(super) fn new(unpacker: Unpacker<R>, limits: Limits) -> Self {
-        let hasher = (unpacker.compression() != Compression::None).then(Sha256::new);
+    pub(super) fn new(feed: Feed<R>, limits: Limits) -> Self {
+        let hasher = (feed.compression() != Compression::None).then(Sha256::new);
         let buffer = vec![0; BUFFER_SIZE].into_boxed_slice();
-        Self { unpacker, buffer, start: 0, end: 0, hasher, size: 0, limits }
+        Self { feed, buffer, start: 0, end: 0, hasher, size: 0, limits }
     }
 
     /// Takes up to `most` bytes: none only at the end of the stream. [`Self::bytes`] shows them until the next call.
@@ -80,25 +80,19 @@ impl<R: Read> TarStream<R> {
     pub(super) fn diff_id(&self) -> DiffId {
         match &self.hasher {
             Some(hasher) => DiffId(Digest::from(<[u8; 32]>::from(hasher.clone().finalize()))),
-            None => DiffId(self.unpacker.blob.digest()),
+            None => DiffId(self.feed.blob_digest()),
         }
     }
 
     /// Returns the size and the digest of what was read of the blob, and how that is compressed.
     pub(super) fn blob(&self) -> (u64, Digest, Compression) {
-        (self.unpacker.blob.size(), self.unpacker.blob.digest(), self.unpacker.compression())
+        (self.feed.blob_size(), self.feed.blob_digest(), self.feed.compression())
     }
 
     fn fill(&mut self) -> Result<(), LayerError> {
         self.start = 0;
         self.end = 0;
-        while self.end < self.buffer.len() {
-            let count = self.unpacker.read(&mut self.buffer[self.end..])?;
-            if count == 0 {
-                break;
-            }
-            self.end += count;
-        }
+        self.end = self.feed.fill(&mut self.buffer)?;
         if let Some(hasher) = &mut self.hasher {
             hasher.update(&self.buffer[..self.end]);
         }
@@ -109,7 +103,7 @@ impl<R: Read> TarStream<R> {
     fn check_limits(&self) -> Result<(), LayerError> {
         Limit::UnpackedSize.check(self.size, self.limits.unpacked_size)?;
         if self.size > self.limits.ratio_applies_above {
-            let blob_size = self.unpacker.blob.size().max(1);
+            let blob_size = self.feed.blob_size().max(1);
             Limit::Ratio.check(self.size.div_ceil(blob_size), self.limits.ratio)?;
         }
         Ok(())

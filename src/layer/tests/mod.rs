@@ -25,8 +25,15 @@ fn read_within(blob: &[u8], limits: Limits) -> Result<Read, LayerError> {
     read_as(blob, expected(blob), limits)
 }
 
+/// Reads a layer on one thread and on two, which gives the same.
 fn read_as(blob: &[u8], expected: ExpectedLayer, limits: Limits) -> Result<Read, LayerError> {
-    let mut reader = LayerReader::new(blob, expected, limits)?;
+    let read = LayerReader::new(blob, expected, limits).and_then(read_whole);
+    let ahead = LayerReader::ahead(std::io::Cursor::new(blob.to_vec()), expected, limits).and_then(read_whole);
+    assert_eq!(format!("{read:?}"), format!("{ahead:?}"));
+    read
+}
+
+fn read_whole<R: std::io::Read>(mut reader: LayerReader<R>) -> Result<Read, LayerError> {
     let mut entries = Vec::new();
     while let Some(entry) = reader.next_entry()? {
         let mut content = Vec::new();

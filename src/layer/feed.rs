@@ -1,0 +1,134 @@
+//! Where the unpacked bytes of a layer come from: this thread, or another one that unpacks ahead.
+
+use std::io::Read;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+
+use super::decompress::Unpacker;
+use super::{Compression, LayerError};
+use crate::image::Digest;
+
+/// How many buffers may be unpacked before anybody takes them.
+const BUFFERS_AHEAD: usize = 4;
+
+/// Unpacks a blob.
+pub(super) enum Feed<R> {
+    /// When it is asked to.
+    Direct(Unpacker<R>),
+    /// On a thread of its own.
+    Ahead(Ahead),
+}
+
+/// A blob that another thread unpacks.
+pub(super) struct Ahead {
+    compression: Compression,
+    filled: Receiver<Result<Filled, LayerError>>,
+    empty: Sender<Box<[u8]>>,
+    /// What was read of the blob for the bytes that were taken so far.
+    blob_size: u64,
+    digest: Option<Digest>,
+}
+
+/// A buffer that was unpacked into.
+struct Filled {
+    buffer: Box<[u8]>,
+    /// How many bytes it has: less than it can hold only at the end, and none behind that.
+    length: usize,
+    blob_size: u64,
+    /// The blob's digest, once it was read to its end.
+    digest: Option<Digest>,
+}
+
+impl<R: Read> Feed<R> {
+    /// Unpacks until `buffer` is full or the blob at its end, and returns how many bytes there are. What was in `buffer` is
+    /// lost.
+    pub(super) fn fill(&mut self, buffer: &mut Box<[u8]>) -> Result<usize, LayerError> {
+        match self {
+            Self::Direct(unpacker) => fill(unpacker, buffer),
+            Self::Ahead(ahead) => ahead.fill(buffer),
+        }
+    }
+
+    pub(super) fn compression(&self) -> Compression {
+        match self {
+            Self::Direct(unpacker) => unpacker.compression(),
+            Self::Ahead(ahead) => ahead.compression,
+        }
+    }
+
+    /// Returns how many bytes of the blob were read for what was unpacked so far.
+    pub(super) fn blob_size(&self) -> u64 {
+        match self {
+            Self::Direct(unpacker) => unpacker.blob.size(),
+            Self::Ahead(ahead) => ahead.blob_size,
+        }
+    }
+
+    /// Returns the digest of the blob, which was read to its end.
+    pub(super) fn blob_digest(&self) -> Digest {
+        match self {
+            Self::Direct(unpacker) => unpacker.blob.digest(),
+            Self::Ahead(ahead) => ahead.digest.expect("the blob was read to its end"),
+        }
+    }
+}
+
+impl<R: Read + Send + 'static> Feed<R> {
+    /// Starts to unpack on a thread of its own, into buffers of `size` bytes; on this thread where no other can be had.
+    pub(super) fn ahead(unpacker: Unpacker<R>, size: usize) -> Self {
+        let (filler, filled) = mpsc::sync_channel(BUFFERS_AHEAD);
+        let (empty, emptied) = mpsc::channel::<Box<[u8]>>();
+        let compression = unpacker.compression();
+        for _ in 0..BUFFERS_AHEAD {
+            empty.send(vec![0; size].into_boxed_slice()).expect("its receiver is here");
+        }
+        let mut waiting = Some(unpacker);
+        let (hand_over, handed_over) = mpsc::channel();
+        let work = move || {
+            let Ok(mut unpacker): Result<Unpacker<R>, _> = handed_over.recv() else { return };
+            for mut buffer in emptied {
+                let length = fill(&mut unpacker, &mut buffer);
+                let is_last = !matches!(length, Ok(1..));
+                let filled = length.map(|length| {
+                    let digest = (length == 0).then(|| unpacker.blob.digest());
+                    Filled { buffer, length, blob_size: unpacker.blob.size(), digest }
+                });
+                if filler.send(filled).is_err() || is_last {
+                    return;
+                }
+            }
+        };
+        if thread::Builder::new().spawn(work).is_ok() {
+            let unpacker = waiting.take().expect("it is handed over once");
+            hand_over.send(unpacker).expect("the thread waits for it");
+        }
+        match waiting {
+            Some(unpacker) => Self::Direct(unpacker),
+            None => Self::Ahead(Ahead { compression, filled, empty, blob_size: 0, digest: None }),
+        }
+    }
+}
+
+impl Ahead {
+    fn fill(&mut self, buffer: &mut Box<[u8]>) -> Result<usize, LayerError> {
+        if self.digest.is_some() {
+            return Ok(0);
+        }
+        let filled = self.filled.recv().expect("the thread ends with the end of the blob or an error")?;
+        // A thread that is at the end needs no more buffers.
+        self.empty.send(std::mem::replace(buffer, filled.buffer)).ok();
+        (self.blob_size, self.digest) = (filled.blob_size, filled.digest);
+        Ok(filled.length)
+    }
+}
+
+fn fill<R: Read>(unpacker: &mut Unpacker<R>, buffer: &mut [u8]) -> Result<usize, LayerError> {
+    let mut end = 0;
+    while end < buffer.len() {
+        match unpacker.read(&mut buffer[end..])? {
+            0 => break,
+            count => end += count,
+        }
+    }
+    Ok(end)
+}
