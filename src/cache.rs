@@ -34,6 +34,16 @@ impl<K: Eq + Hash + Clone, V: Kept> ByteCache<K, V> {
         self.0.get_or_insert_with(key, read)
     }
 
+    /// Returns the value of `key` if it is there.
+    pub(crate) fn peek(&self, key: &K) -> Option<V> {
+        self.0.get(key)
+    }
+
+    /// Keeps a value.
+    pub(crate) fn insert(&self, key: K, value: V) {
+        self.0.insert(key, value);
+    }
+
     /// Forgets the value of `key`.
     pub(crate) fn remove(&self, key: &K) {
         self.0.remove(key);

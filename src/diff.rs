@@ -9,9 +9,9 @@ use std::fmt;
 
 use rayon::prelude::*;
 
-use crate::catalog::{CatalogEntry, Counters};
+use crate::catalog::CatalogEntry;
 use crate::layer::EntryPath;
-use crate::object::{ObjectHash, ObjectKind, Pieces};
+use crate::object::{ObjectHash, ObjectKind};
 use crate::repository::{CatalogPlace, Folder, NamedRow, Repository, RepositoryError, Row};
 
 /// What became of a path.
@@ -98,10 +98,31 @@ pub struct Difference {
 
 /// Compares two revisions of one repository.
 pub fn diff(old: &Repository, new: &Repository) -> Result<Difference, RepositoryError> {
-    let mut walk = Walk { old, new, changes: Vec::new(), objects: HashSet::new() };
     let [before, after] = [old, new].map(|repository| repository.row(&EntryPath::ROOT));
-    if let (Some(before), Some(after)) = (before?, after?) {
-        walk.compare(&EntryPath::ROOT, &before, &after)?;
+    diff_rows(old, new, before?.as_ref(), after?.as_ref())
+}
+
+/// Compares what is at one path of `old` with what is at one path of `new`, which may be another; changes are named by the
+/// paths of the new one. Where there was nothing, everything right below the new one was added.
+pub fn diff_rows(
+    old: &Repository,
+    new: &Repository,
+    before: Option<&Row>,
+    after: Option<&Row>,
+) -> Result<Difference, RepositoryError> {
+    let mut walk = Walk { old, new, changes: Vec::new(), objects: HashSet::new() };
+    match (before, after, after.and_then(|row| row.folder.as_ref())) {
+        (Some(before), Some(after), folder) => {
+            let path = folder.map_or(EntryPath::ROOT, |folder| folder.path.clone());
+            walk.compare(&path, before, after)?;
+        }
+        (None, Some(_), Some(folder)) => {
+            walk.add_catalog(folder);
+            for NamedRow { name, row } in listed(new, folder)? {
+                walk.whole(&folder.path.join(&name), &row, Kind::Added)?;
+            }
+        }
+        _ => {}
     }
     let Walk { changes, objects, .. } = walk;
     let known = if objects.is_empty() { HashSet::new() } else { those_of(old, &objects)? };
@@ -132,7 +153,7 @@ impl Walk<'_> {
             return self.whole(path, after, Kind::Added);
         }
         if attributes.contains(&Attribute::Content) {
-            self.objects.extend(objects(&after.entry));
+            self.objects.extend(after.entry.objects());
         }
         if !attributes.is_empty() {
             let bytes = size(&after.entry);
@@ -145,11 +166,9 @@ impl Walk<'_> {
     }
 
     fn compare_folders(&mut self, before: &Folder, after: &Folder) -> Result<(), RepositoryError> {
-        if after.place.root == after.path {
-            self.objects.insert((after.place.reference.hash, ObjectKind::Catalog));
-        }
-        let mut old = self.old.rows(before)?.into_iter().peekable();
-        let mut new = self.new.rows(after)?.into_iter().peekable();
+        self.add_catalog(after);
+        let mut old = listed(self.old, before)?.into_iter().peekable();
+        let mut new = listed(self.new, after)?.into_iter().peekable();
         loop {
             let order = match (old.peek(), new.peek()) {
                 (Some(old), Some(new)) => old.name.cmp(&new.name),
@@ -168,6 +187,13 @@ impl Walk<'_> {
         }
     }
 
+    /// Counts the catalog of a folder that is at the top of one.
+    fn add_catalog(&mut self, folder: &Folder) {
+        if folder.place.root == folder.path {
+            self.objects.insert((folder.place.reference.hash, ObjectKind::Catalog));
+        }
+    }
+
     /// Notes a path that was added or removed with everything in it.
     fn whole(&mut self, path: &EntryPath, row: &Row, kind: Kind) -> Result<(), RepositoryError> {
         let is_added = kind == Kind::Added;
@@ -177,42 +203,29 @@ impl Walk<'_> {
             entries += 1;
             bytes += size(&row.entry);
             if is_added {
-                self.objects.extend(objects(&row.entry));
+                self.objects.extend(row.entry.objects());
             }
             let Some(folder) = row.folder else { continue };
             let repository = if is_added { self.new } else { self.old };
-            if is_added && folder.place.root == folder.path {
-                self.objects.insert((folder.place.reference.hash, ObjectKind::Catalog));
+            if is_added {
+                self.add_catalog(&folder);
             }
-            if !is_added && folder.place.root == folder.path {
-                // Its catalog has counted what lies in it.
-                let totals = repository.open_catalog(&folder.place)?.total_counters();
-                entries += entries_below(totals);
-                bytes += totals.file_size().cast_unsigned();
-                continue;
-            }
-            waiting.extend(repository.rows(&folder)?.into_iter().map(|named: NamedRow| named.row));
+            waiting.extend(listed(repository, &folder)?.into_iter().map(|named| named.row));
         }
         self.changes.push(Change { path: path.clone(), kind, entries, bytes });
         Ok(())
     }
 }
 
-/// Returns how many entries lie below the root of a catalog; transition points have two rows and are one entry.
-fn entries_below(totals: Counters) -> u64 {
-    (totals.entries() - totals.nested() - 1).max(0).cast_unsigned()
+/// Returns what clients list in a folder.
+fn listed(repository: &Repository, folder: &Folder) -> Result<Vec<NamedRow>, RepositoryError> {
+    let mut rows = repository.rows(folder)?;
+    rows.retain(|row| !row.row.entry.is_hidden());
+    Ok(rows)
 }
 
 fn size(entry: &CatalogEntry) -> u64 {
     if entry.is_regular() { entry.size.max(0).cast_unsigned() } else { 0 }
-}
-
-fn objects(entry: &CatalogEntry) -> Vec<Object> {
-    match entry.file_content().map(|content| content.pieces) {
-        Some(Pieces::Whole(hash)) => vec![(hash, ObjectKind::File)],
-        Some(Pieces::Chunks(chunks)) => chunks.iter().map(|chunk| (chunk.hash, ObjectKind::Chunk)).collect(),
-        None => Vec::new(),
-    }
 }
 
 /// Returns which of the objects a revision has anywhere.

@@ -123,6 +123,11 @@ impl RepositoryFolder {
         Ok(Keys::open(&self.keys_path(), &self.settings.repository)?)
     }
 
+    /// Opens what earlier runs remembered, without remembering anything new.
+    pub fn state_unchanged(&self) -> Result<StateDatabase, FolderError> {
+        Ok(StateDatabase::open_fixed(&self.path.join("state/state.db"))?)
+    }
+
     /// Opens what earlier runs remembered.
     pub fn state(&self) -> Result<StateDatabase, FolderError> {
         let path = self.path.join("state");

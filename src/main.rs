@@ -10,6 +10,7 @@ use tracing::level_filters::LevelFilter;
 
 use cli::arguments::{Arguments, Command};
 use cli::failure;
+use strata::mount::MountPoint;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
         Command::Diff(diff) => cli::diff::run(&arguments, diff),
         Command::Mount(mount) => cli::mount::run(&arguments, mount),
         Command::Preview(preview) => cli::preview::run(&arguments, preview),
-        Command::GuardMount { mountpoint } => cli::mount::guard_mount(mountpoint),
+        Command::GuardMount { mountpoint, id } => cli::mount::guard_mount(&MountPoint::new(mountpoint.clone(), *id)),
     };
     result.unwrap_or_else(|error| {
         cli::complain(format_args!("{error:#}"));

@@ -132,13 +132,7 @@ impl Publisher<'_> {
         if edits.is_empty() {
             return Ok(None);
         }
-        let compression = self.settings.compression;
-        let mut editor = Editor::open(self.staging, compression, head.root_reference(), self.now)?;
-        for (path, edit) in edits {
-            self.apply(&mut editor, &path, edit)?;
-        }
-        let number = head.manifest().revision + 1;
-        let root = editor.write(number)?;
+        let (number, root) = write_catalogs(self.staging, self.settings, self.now, &head, edits)?;
         let manifest = RepositoryManifest {
             root_catalog: root.hash,
             catalog_size: Some(root.size),
@@ -163,20 +157,6 @@ impl Publisher<'_> {
         }
         if signed.whitelist.is_expired(Timestamp::now()) {
             tracing::warn!("'{WHITELIST}' has run out: clients mount nothing until it is renewed");
-        }
-        Ok(())
-    }
-
-    fn apply(&self, editor: &mut Editor<'_>, path: &EntryPath, edit: Edit) -> Result<(), PublishError> {
-        let metadata = |mode| Metadata { mode, uid: 0, gid: 0, mtime: self.now, xattrs: None };
-        match edit {
-            Edit::Catalog => editor.make_catalog(path)?,
-            Edit::Tree(tree) => editor.put_tree(path, &tree)?,
-            Edit::File { size, content } => {
-                editor.put(path, CatalogEntry::of_file(&metadata(0o644), size, &content))?
-            }
-            Edit::Symlink(target) => editor.put(path, CatalogEntry::of_symlink(&metadata(0o777), &target))?,
-            Edit::Remove => drop(editor.remove(path)?),
         }
         Ok(())
     }
@@ -223,6 +203,36 @@ impl Publisher<'_> {
         }
         Ok(())
     }
+}
+
+/// Makes the catalogs of a revision that has the edits, in their order, on top of `head`. Returns its number and root.
+///
+/// Nobody sees it: a manifest would have to name it.
+pub(crate) fn write_catalogs(
+    staging: &Staging,
+    settings: &Settings,
+    now: Timestamp,
+    head: &Repository,
+    edits: Vec<(EntryPath, Edit)>,
+) -> Result<(u64, CatalogReference), PublishError> {
+    let mut editor = Editor::open(staging, settings.compression, head.root_reference(), now)?;
+    for (path, edit) in edits {
+        apply(&mut editor, &path, edit, now)?;
+    }
+    let number = head.manifest().revision + 1;
+    Ok((number, editor.write(number)?))
+}
+
+fn apply(editor: &mut Editor<'_>, path: &EntryPath, edit: Edit, now: Timestamp) -> Result<(), PublishError> {
+    let metadata = |mode| Metadata { mode, uid: 0, gid: 0, mtime: now, xattrs: None };
+    match edit {
+        Edit::Catalog => editor.make_catalog(path)?,
+        Edit::Tree(tree) => editor.put_tree(path, &tree)?,
+        Edit::File { size, content } => editor.put(path, CatalogEntry::of_file(&metadata(0o644), size, &content))?,
+        Edit::Symlink(target) => editor.put(path, CatalogEntry::of_symlink(&metadata(0o777), &target))?,
+        Edit::Remove => drop(editor.remove(path)?),
+    }
+    Ok(())
 }
 
 const REFLOG: &str = ".cvmfsreflog";

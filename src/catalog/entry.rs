@@ -9,7 +9,7 @@ use super::bits::{
 use super::xattr;
 use crate::layer::DeviceNumber;
 use crate::metadata::{Metadata, Timestamp, Xattrs};
-use crate::object::{Content, ObjectHash, Pieces};
+use crate::object::{Content, ObjectHash, ObjectKind, Pieces};
 use crate::tree::{Directory, Leaf, LeafKind};
 
 /// A catalog as the one above it, or the manifest, refers to it.
@@ -229,6 +229,15 @@ impl CatalogEntry {
         let is_foreign = self.flags & (HASH_ALGORITHM | EXTERNAL) != 0;
         let pieces = self.content.clone().filter(|_| self.is_regular() && !is_foreign)?;
         Some(Content { raw: self.flags & UNCOMPRESSED != 0, pieces })
+    }
+
+    /// Returns the objects of a regular file; none where they are not ours to read.
+    pub fn objects(&self) -> Vec<(ObjectHash, ObjectKind)> {
+        match self.file_content().map(|content| content.pieces) {
+            Some(Pieces::Whole(hash)) => vec![(hash, ObjectKind::File)],
+            Some(Pieces::Chunks(chunks)) => chunks.iter().map(|chunk| (chunk.hash, ObjectKind::Chunk)).collect(),
+            None => Vec::new(),
+        }
     }
 
     /// Returns the inode that the row describes, or `None` for a folder and for what images do not hold.

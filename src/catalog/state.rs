@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use super::entry::CatalogReference;
 use crate::object::ObjectHash;
@@ -44,6 +44,8 @@ pub struct StoredTreeNote {
 pub struct StateDatabase {
     path: PathBuf,
     connection: Mutex<Connection>,
+    /// Whether nothing new is remembered.
+    is_fixed: bool,
 }
 
 impl StateDatabase {
@@ -58,7 +60,24 @@ impl StateDatabase {
             Ok(connection)
         };
         let connection = open().map_err(|source| StateError { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
+        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), is_fixed: false })
+    }
+
+    /// Opens the database, if there is one, to look things up in it. What is to be remembered is forgotten.
+    pub fn open_fixed(path: &Path) -> Result<Self, StateError> {
+        let open = || {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let is_there = path.exists();
+            let connection =
+                if is_there { Connection::open_with_flags(path, flags)? } else { Connection::open_in_memory()? };
+            connection.busy_timeout(Duration::from_secs(60))?;
+            if !is_there {
+                connection.execute_batch(include_str!("../../catalog-schema/state.sql"))?;
+            }
+            Ok(connection)
+        };
+        let connection = open().map_err(|source| StateError { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), is_fixed: true })
     }
 
     /// Returns the object that a piece of content went to before.
@@ -79,6 +98,9 @@ impl StateDatabase {
 
     /// Remembers where pieces of content went.
     pub fn add_objects(&self, objects: &[(ContentKey, ObjectHash)]) -> Result<(), StateError> {
+        if self.is_fixed {
+            return Ok(());
+        }
         self.with(|connection| {
             let transaction = connection.transaction()?;
             {
@@ -110,6 +132,9 @@ impl StateDatabase {
 
     /// Remembers a stored tree.
     pub fn add_tree(&self, path: &str, options: &str, note: &StoredTreeNote) -> Result<(), StateError> {
+        if self.is_fixed {
+            return Ok(());
+        }
         self.with(|connection| {
             connection.execute(
                 "INSERT OR REPLACE INTO tree (path, options, catalog, size, facts) VALUES (?, ?, ?, ?, ?)",

@@ -22,12 +22,13 @@ mod tags;
 mod tree;
 mod walk;
 
+use std::io;
 use std::sync::Mutex;
 
 use rsa::PublicKey;
 
 use crate::folder::{FolderError, RepositoryFolder};
-use crate::manifest::{RepositoryManifest, RepositoryName};
+use crate::manifest::{KeyError, RepositoryManifest, RepositoryName};
 use crate::metadata::Timestamp;
 use crate::object::ObjectKind;
 use crate::progress::Progress;
@@ -106,15 +107,23 @@ pub struct Report {
 /// Nothing is changed, and no private key is read. What other programs publish meanwhile is not looked at: the head is
 /// what the manifest says at the start.
 pub fn check(folder: &RepositoryFolder, options: &Options, progress: &Progress) -> Result<Report, CheckError> {
-    let check = Check {
+    let mut check = Check {
         store: DirectoryStore::at(&folder.storage_path()),
         name: folder.name(),
-        master_key: folder.public_key()?,
+        master_key: None,
         options,
         progress,
         findings: Findings::default(),
         warnings: Mutex::default(),
     };
+    match folder.public_key() {
+        Ok(key) => check.master_key = Some(key),
+        Err(FolderError::Keys(KeyError::Read { source, .. })) if source.kind() == io::ErrorKind::PermissionDenied => {
+            let key = folder.public_key_path();
+            check.warn(format!("'{}' is not for this user: who signed the whitelist is not checked", key.display()));
+        }
+        Err(error) => return Err(error.into()),
+    }
     let threads = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
     let mut report = threads.install(|| check.run(folder))?;
     report.warnings = check.warnings.into_inner().expect("no thread panics while it warns");
@@ -128,7 +137,8 @@ pub fn check(folder: &RepositoryFolder, options: &Options, progress: &Progress) 
 struct Check<'c> {
     store: DirectoryStore,
     name: &'c RepositoryName,
-    master_key: PublicKey,
+    /// The master key's public half, if this user may read it.
+    master_key: Option<PublicKey>,
     options: &'c Options,
     progress: &'c Progress,
     findings: Findings,

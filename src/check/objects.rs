@@ -1,7 +1,7 @@
 //! Compares what is referred to with what is in the store.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::ops::AddAssign;
 use std::sync::Mutex;
@@ -17,6 +17,7 @@ use super::reference::{Form, Reference, References};
 use super::tree::Tree;
 use super::{Check, Unreferenced};
 use crate::catalog::audit::paths_of_rows;
+use crate::store::open_regular;
 
 /// What there is in the store.
 #[derive(Debug, Clone, Copy, Default)]
@@ -116,7 +117,7 @@ impl Check<'_> {
 
     fn examine(&self, stored: StoredObject, group: &[Reference], examiner: &mut Examiner) -> io::Result<Vec<Fault>> {
         let is_packed = group.iter().any(|reference| reference.form == Form::Packed);
-        let file = File::open(self.store.root().join(stored.name.to_string()))?;
+        let file = open_regular(&self.store.root().join(stored.name.to_string()))?;
         let examined = examiner.examine(file, is_packed)?;
         self.progress.read.fetch_add(stored.bytes, Ordering::Relaxed);
         if stored.name.hash().is_some_and(|hash| hash != examined.hash) {

@@ -1,6 +1,6 @@
 //! Reading files and objects for a check, which goes on where they are damaged.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read as _};
 use std::sync::atomic::Ordering;
 
@@ -12,6 +12,7 @@ use super::Check;
 use super::finding::Place;
 use super::name::{Algorithm, ObjectName};
 use crate::object::ObjectHash;
+use crate::store::read_regular;
 
 /// What an object should be, in findings.
 pub(super) const ITS_HASH: &str = "bytes that hash to its name";
@@ -23,7 +24,7 @@ pub(super) const NOTHING: &str = "nothing";
 impl Check<'_> {
     /// Returns a file beside the objects, or notes that it cannot be read.
     pub(super) fn read_file(&self, name: &str) -> Option<Vec<u8>> {
-        match fs::read(self.store.root().join(name)) {
+        match read_regular(&self.store.root().join(name)) {
             Ok(bytes) => Some(bytes),
             Err(error) => {
                 self.findings.note(&Place::file(name), "a readable file", read_failure(&error));
@@ -34,7 +35,7 @@ impl Check<'_> {
 
     /// Returns the content of an object, or notes at `place` why it has none. It is read whole.
     pub(super) fn read_object(&self, name: ObjectName, place: &Place, limit: u64) -> Option<Vec<u8>> {
-        let stored = match fs::read(self.store.root().join(name.to_string())) {
+        let stored = match read_regular(&self.store.root().join(name.to_string())) {
             Ok(stored) => stored,
             Err(error) => {
                 self.findings.note(place, "a readable object", read_failure(&error));

@@ -125,7 +125,7 @@ impl Check<'_> {
 
     /// Returns the content of a catalog that was read before; `None` if it is gone since.
     pub(super) fn reread_catalog(&self, name: ObjectName) -> Option<Vec<u8>> {
-        let stored = std::fs::read(self.store.root().join(name.to_string())).ok()?;
+        let stored = crate::store::read_regular(&self.store.root().join(name.to_string())).ok()?;
         crate::object::decode(&stored, MAXIMUM_CATALOG_BYTES).ok()
     }
 }

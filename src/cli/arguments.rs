@@ -8,8 +8,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use strata::convert::Options;
 use strata::folder::{FolderError, RepositoryFolder};
 use strata::image::{ImageName, Platform};
+use strata::layer::Limits;
 use strata::metadata::Timestamp;
 use strata::repository::Point;
 use strata::source::ImageArgument;
@@ -50,7 +52,7 @@ pub enum Command {
     List,
     /// Check the repository: signatures, and every catalog, counter and object
     Check(Check),
-    /// Show what differs between two revisions
+    /// Show what converting an image would change, or what differs between two revisions
     Diff(Diff),
     /// Mount the repository, or one folder of it, until it is unmounted or strata interrupted
     Mount(Mount),
@@ -61,6 +63,8 @@ pub enum Command {
     GuardMount {
         /// Where it mounted
         mountpoint: PathBuf,
+        /// The kernel's number for the mount
+        id: u64,
     },
 }
 
@@ -159,15 +163,21 @@ pub struct Check {
     pub threads: Option<u16>,
 }
 
-/// Compares revisions.
+/// Compares revisions, or an image with what is published.
 #[derive(Debug, Args)]
 pub struct Diff {
-    /// The older revision: its number, its tag, or "head"
-    #[arg(value_name = "REV")]
-    pub from: Point,
+    /// Image, or the older revision: its number, its tag, or "head"
+    #[arg(value_name = "IMAGE|REV")]
+    pub what: String,
     /// The newer revision
     #[arg(value_name = "REV")]
-    pub to: Point,
+    pub to: Option<Point>,
+    /// Name that the image would be published under, as host/name:tag
+    #[arg(long, value_name = "REF", conflicts_with = "to")]
+    pub name: Option<ImageName>,
+    /// Which image of an index to take [default: the one for this machine]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", conflicts_with = "to")]
+    pub platform: Option<Platform>,
 }
 
 /// Mounts the repository.
@@ -239,6 +249,25 @@ pub fn threads(asked: Option<u16>) -> Result<usize, UsageError> {
         Some(threads) if threads > MOST_THREADS => Err(UsageError(format!("--threads is at most {MOST_THREADS}"))),
         asked => Ok(asked.map_or_else(cores, usize::from)),
     }
+}
+
+/// Returns how images are converted where the command line says nothing of it.
+pub fn default_options() -> anyhow::Result<Options> {
+    Ok(Options {
+        platform: None,
+        skip_layers: false,
+        skip_flat: false,
+        chains: strata::convert::Chains::Final,
+        dry_run: false,
+        publish: false,
+        force: false,
+        strict: false,
+        threads: threads(None)?,
+        memory: ByteSize::mib(256).as_u64(),
+        wait: Duration::ZERO,
+        limits: Limits::default(),
+        now: time_of_publication()?,
+    })
 }
 
 /// The year 10,000, in seconds since 1970.

@@ -1,38 +1,153 @@
 //! `strata diff`.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
-use strata::diff::{Change, Difference, Kind, diff};
-use strata::repository::Repository;
+use strata::convert::{Options, Rehearsal, Request, rehearse};
+use strata::diff::{Attribute, Change, Difference, Kind, diff, diff_rows};
+use strata::folder::RepositoryFolder;
+use strata::layer::EntryPath;
+use strata::progress::Progress;
+use strata::repository::{Point, Repository};
+use strata::source::{ArgumentError, ImageArgument};
 
-use super::arguments::{Arguments, Diff};
-use super::failure::FINDINGS;
+use super::arguments::{Arguments, Diff, default_options};
+use super::failure::{FINDINGS, UsageError};
+use super::progress::Display;
 use super::{print, print_line};
 
-/// Shows what differs between two revisions.
+/// Shows what differs between two revisions, or what converting an image would change.
 pub fn run(arguments: &Arguments, command: &Diff) -> anyhow::Result<ExitCode> {
     let folder = arguments.folder()?;
+    let differs = match &command.to {
+        Some(to) => revisions(arguments, &folder, &command.what, to)?,
+        None => image(arguments, &folder, command)?,
+    };
+    Ok(if differs { ExitCode::from(FINDINGS) } else { ExitCode::SUCCESS })
+}
+
+fn revisions(arguments: &Arguments, folder: &RepositoryFolder, from: &str, to: &Point) -> anyhow::Result<bool> {
     let head = Repository::open(&folder.store()?, folder.name())?;
-    let (old, new) = (head.open_at(&command.from)?, head.open_at(&command.to)?);
+    let Ok(from) = from.parse::<Point>();
+    let (old, new) = (head.open_at(&from)?, head.open_at(to)?);
     let (from, to) = (old.revision()?, new.revision()?);
     let difference = diff(&old, &new)?;
     if arguments.json {
-        print_line(format_args!("{}", to_json(from, to, &difference)))?;
+        let mut json = to_json(&difference);
+        json["from"] = json!(from);
+        json["to"] = json!(to);
+        print_line(format_args!("{json}"))?;
     } else {
         difference.changes.iter().try_for_each(|change| print(format_args!("{}", line(change))))?;
-        let bytes = ByteSize;
-        print_line(format_args!(
-            "revision {from} to {to}: {} paths differ; {} new objects, {}; {} objects shared, {}",
-            difference.changes.len(),
-            difference.new.objects,
-            bytes(difference.new.bytes),
-            difference.shared.objects,
-            bytes(difference.shared.bytes),
-        ))?;
+        print_line(format_args!("revision {from} to {to}: {}", totals(&difference)))?;
     }
-    Ok(if difference.changes.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FINDINGS) })
+    Ok(!difference.changes.is_empty())
+}
+
+/// Shows what converting an image would change.
+fn image(arguments: &Arguments, folder: &RepositoryFolder, command: &Diff) -> anyhow::Result<bool> {
+    let argument: ImageArgument = command.what.parse().map_err(|error: ArgumentError| UsageError(error.to_string()))?;
+    let request = Request { argument, name: command.name.clone() };
+    let options = Options { platform: command.platform.clone(), ..default_options()? };
+    let progress = Arc::new(Progress::default());
+    let display = Display::start(&progress, arguments.quiet);
+    let rehearsal = rehearse(folder, &request, &options, &progress)?;
+    let (before, after) = (rehearsal.before.as_ref(), rehearsal.after.as_ref());
+    let difference = diff_rows(&rehearsal.head, &rehearsal.next, before, after)?;
+    drop(display);
+    let root = after.and_then(|row| row.folder.as_ref()).map_or(EntryPath::ROOT, |folder| folder.path.clone());
+    let difference = below(difference, &root);
+    if arguments.json {
+        print_line(format_args!("{}", image_json(&rehearsal, &difference)))?;
+    } else {
+        print(format_args!("{}", image_text(&rehearsal, &difference)))?;
+    }
+    Ok(rehearsal.changes)
+}
+
+/// Names paths as the image does.
+fn below(difference: Difference, root: &EntryPath) -> Difference {
+    let skipped = root.components().count();
+    let inside = |change: Change| {
+        let names = change.path.components().skip(skipped);
+        Change { path: names.fold(EntryPath::ROOT, |path, name| path.join(name)), ..change }
+    };
+    Difference { changes: difference.changes.into_iter().map(inside).collect(), ..difference }
+}
+
+fn image_text(rehearsal: &Rehearsal, difference: &Difference) -> String {
+    let mut text: String = difference.changes.iter().map(line).collect();
+    let against = if rehearsal.before.is_some() { "its tag as published" } else { "nothing" };
+    text += &format!("{} against {against}: {} paths differ\n", rehearsal.outcome.name, difference.changes.len());
+    for (folder, [added, removed, changed, bytes]) in folders(difference) {
+        text += &format!("  {folder}: {added} added, {removed} removed, {changed} changed; {}\n", ByteSize(bytes));
+    }
+    for layer in &rehearsal.layers {
+        let cost = match layer.is_published {
+            true => "is published".to_owned(),
+            false => format!("{} new objects, {}", layer.new_objects, ByteSize(layer.new_bytes)),
+        };
+        text += &format!("layer {}: {cost}\n", layer.digest);
+    }
+    let (written, shared) = (rehearsal.written, difference.shared);
+    text += &match rehearsal.changes {
+        true => format!(
+            "converting it would store {} objects, {}, of them {} catalogs; {} objects that it needs are there, {}\n",
+            written.objects,
+            ByteSize(written.bytes),
+            rehearsal.catalogs,
+            shared.objects,
+            ByteSize(shared.bytes)
+        ),
+        false => "everything is published already: nothing would change\n".to_owned(),
+    };
+    text
+}
+
+fn image_json(rehearsal: &Rehearsal, difference: &Difference) -> Value {
+    let mut json = to_json(difference);
+    let folder = |(path, [added, removed, changed, bytes]): (EntryPath, [u64; 4])| json!({"path": path, "added": added, "removed": removed, "changed": changed, "bytes": bytes});
+    json["name"] = json!(rehearsal.outcome.name.to_string());
+    json["manifest"] = json!(rehearsal.outcome.manifest);
+    json["is-published"] = json!(rehearsal.before.is_some());
+    json["would-change"] = json!(rehearsal.changes);
+    json["folders"] = folders(difference).into_iter().map(folder).collect();
+    json["layers"] = json!(rehearsal.layers);
+    json["stored"] = json!({"objects": rehearsal.written.objects, "bytes": rehearsal.written.bytes});
+    json["catalogs"] = json!(rehearsal.catalogs);
+    json
+}
+
+/// Sums up what was added, removed and changed below each folder at the top, in entries, and the bytes of what is new.
+fn folders(difference: &Difference) -> BTreeMap<EntryPath, [u64; 4]> {
+    let mut folders: BTreeMap<EntryPath, [u64; 4]> = BTreeMap::new();
+    for change in &difference.changes {
+        let Some(top) = change.path.components().next() else { continue };
+        let [added, removed, changed, bytes] = folders.entry(EntryPath::ROOT.join(top)).or_default();
+        match &change.kind {
+            Kind::Added => (*added, *bytes) = (*added + change.entries, *bytes + change.bytes),
+            Kind::Removed => *removed += change.entries,
+            Kind::Changed(attributes) => {
+                *changed += 1;
+                *bytes += if attributes.contains(&Attribute::Content) { change.bytes } else { 0 };
+            }
+        }
+    }
+    folders
+}
+
+fn totals(difference: &Difference) -> String {
+    format!(
+        "{} paths differ; {} new objects, {}; {} objects shared, {}",
+        difference.changes.len(),
+        difference.new.objects,
+        ByteSize(difference.new.bytes),
+        difference.shared.objects,
+        ByteSize(difference.shared.bytes),
+    )
 }
 
 fn line(change: &Change) -> String {
@@ -51,7 +166,7 @@ fn line(change: &Change) -> String {
     }
 }
 
-fn to_json(from: u64, to: u64, difference: &Difference) -> Value {
+fn to_json(difference: &Difference) -> Value {
     let change = |change: &Change| {
         let (kind, attributes) = match &change.kind {
             Kind::Added => ("added", json!([])),
@@ -67,8 +182,6 @@ fn to_json(from: u64, to: u64, difference: &Difference) -> Value {
         })
     };
     json!({
-        "from": from,
-        "to": to,
         "changes": difference.changes.iter().map(change).collect::<Vec<_>>(),
         "new": difference.new,
         "shared": difference.shared,

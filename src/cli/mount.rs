@@ -2,7 +2,6 @@
 
 use std::io::{self, Read as _};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use anyhow::Context as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strata::layer::EntryPath;
-use strata::mount::{Mount, MountOptions, Unmounted, clear_dead_mount, unmount};
+use strata::mount::{Mount, MountOptions, MountPoint, Unmounted};
 use strata::repository::{Point, Repository};
 
 use super::arguments::{Arguments, Mount as MountArguments};
@@ -38,15 +37,15 @@ pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<Exit
     let revision = repository.revision()?;
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
     let mounted = Mount::start(repository, &mount.mountpoint, &options)?;
-    let mountpoint = mounted.mountpoint().to_owned();
-    let _guard = guard(&mountpoint)?;
+    let point = mounted.point().clone();
+    let _guard = guard(&point)?;
     tracing::info!(
         "revision {revision} of {} is mounted at '{}' until it is unmounted or strata interrupted",
         folder.name(),
-        mountpoint.display()
+        point.path().display()
     );
-    thread::spawn(move || signals.forever().for_each(|_| end(&mountpoint)));
-    mounted.serve()?;
+    thread::spawn(move || signals.forever().for_each(|_| end(&point)));
+    mounted.wait();
     Ok(ExitCode::SUCCESS)
 }
 
@@ -59,29 +58,31 @@ pub fn answering_threads() -> usize {
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Unmounts. Who still uses the mount has a moment to finish.
-pub fn end(mountpoint: &Path) {
-    match unmount(mountpoint) {
+pub fn end(point: &MountPoint) {
+    match point.unmount() {
         Ok(Unmounted::AtOnce) => {}
         Ok(Unmounted::WhileBusy) => {
-            tracing::warn!(
-                "'{}' was in use: it is unmounted, and gone for its users in {GRACE:?}",
-                mountpoint.display()
-            );
+            let path = point.path().display();
+            tracing::warn!("'{path}' was in use: it is unmounted, and gone for its users in {GRACE:?}");
             thread::spawn(|| {
                 thread::sleep(GRACE);
                 std::process::exit(0);
             });
         }
-        Err(error) => tracing::error!("{error:#}"),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            tracing::error!("{error}{cause}");
+        }
     }
 }
 
 /// Starts a process that unmounts when this one was killed.
-pub fn guard(mountpoint: &Path) -> anyhow::Result<Child> {
+pub fn guard(point: &MountPoint) -> anyhow::Result<Child> {
     let program = std::env::current_exe().context("cannot find the program that is running")?;
     Command::new(program)
         .args(["--quiet", "guard-mount"])
-        .arg(mountpoint)
+        .arg(point.path())
+        .arg(point.id().to_string())
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .process_group(0)
@@ -90,8 +91,8 @@ pub fn guard(mountpoint: &Path) -> anyhow::Result<Child> {
 }
 
 /// Waits until the process at the other end of standard input is gone, and unmounts what it left.
-pub fn guard_mount(mountpoint: &Path) -> anyhow::Result<ExitCode> {
+pub fn guard_mount(point: &MountPoint) -> anyhow::Result<ExitCode> {
     io::stdin().read_to_end(&mut Vec::new()).ok();
-    clear_dead_mount(mountpoint)?;
+    point.clear_if_dead()?;
     Ok(ExitCode::SUCCESS)
 }

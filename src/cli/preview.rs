@@ -5,12 +5,14 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::Context as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use strata::convert::{Chains, Options, Request, convert};
+use signal_hook::low_level::emulate_default_handler;
+use strata::convert::{Options, Request, convert};
 use strata::folder::RepositoryFolder;
 use strata::image::ImageName;
 use strata::layer::Limits;
@@ -19,8 +21,9 @@ use strata::preview::{Preview, PreviewOptions};
 use strata::progress::Progress;
 use strata::repository::Repository;
 use strata::settings::Modes;
+use strata::store::abandon_runs;
 
-use super::arguments::{Arguments, Preview as PreviewArguments, randomness, threads, time_of_publication};
+use super::arguments::{Arguments, Preview as PreviewArguments, default_options, randomness, threads};
 use super::failure::UsageError;
 use super::mount::{answering_threads, end, guard};
 use super::progress::Display;
@@ -50,27 +53,41 @@ pub fn run(arguments: &Arguments, command: &PreviewArguments) -> anyhow::Result<
     };
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
     let (preview, mounted) = Preview::start(&command.image, head.transpose()?, &command.mountpoint, options)?;
-    let mountpoint = mounted.mountpoint().to_owned();
-    let _guard = guard(&mountpoint)?;
-    let ending = mountpoint.clone();
-    thread::spawn(move || signals.forever().for_each(|_| end(&ending)));
-    let served = thread::spawn(move || mounted.serve());
-    let result = show(arguments, command, folder.as_ref(), &preview, &mountpoint);
+    let point = mounted.point().clone();
+    let _guard = guard(&point)?;
+    let (ending, is_read) = (point.clone(), Arc::new(AtomicBool::new(false)));
+    let is_done = Arc::clone(&is_read);
+    thread::spawn(move || {
+        signals.forever().for_each(|signal| {
+            end(&ending);
+            if !is_done.load(Ordering::Relaxed) {
+                // Nobody needs the rest.
+                abandon_runs();
+                emulate_default_handler(signal).ok();
+            }
+        });
+    });
+    let result = read(arguments, command, folder.as_ref(), &preview, point.path());
+    is_read.store(true, Ordering::Relaxed);
+    let result = result.and_then(|()| match &command.command {
+        Some(command) => run_command(command, point.path()),
+        None => Ok(ExitCode::SUCCESS),
+    });
     if command.command.is_some() || result.is_err() {
-        end(&mountpoint);
+        end(&point);
     }
-    served.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    mounted.wait();
     result
 }
 
-/// Reads the image, stores it if it is to be kept, and runs the command if there is one.
-fn show(
+/// Reads the image, and stores it if it is to be kept.
+fn read(
     arguments: &Arguments,
     command: &PreviewArguments,
     folder: Option<&RepositoryFolder>,
     preview: &Preview,
     mountpoint: &Path,
-) -> anyhow::Result<ExitCode> {
+) -> anyhow::Result<()> {
     let progress = Arc::new(Progress::default());
     let display = Display::start(&progress, arguments.quiet);
     tracing::info!("{} is read; what is ready shows at '{}'", command.image, mountpoint.display());
@@ -86,26 +103,12 @@ fn show(
         mountpoint.display(),
         count = preview.layers()
     );
-    command.command.as_ref().map_or(Ok(ExitCode::SUCCESS), |command| run_command(command, mountpoint))
+    Ok(())
 }
 
 /// Stores the image in the repository without publishing it.
 fn keep(command: &PreviewArguments, folder: &RepositoryFolder, progress: &Progress) -> anyhow::Result<()> {
-    let options = Options {
-        platform: command.platform.clone(),
-        skip_layers: false,
-        skip_flat: false,
-        chains: Chains::Final,
-        dry_run: false,
-        publish: false,
-        force: false,
-        strict: false,
-        threads: threads(None)?,
-        memory: 256 << 20,
-        wait: std::time::Duration::ZERO,
-        limits: Limits::default(),
-        now: time_of_publication()?,
-    };
+    let options = Options { platform: command.platform.clone(), ..default_options()? };
     // Nothing gets the name, but there has to be one.
     let name: ImageName = "preview.invalid/image:preview".parse().context("the name is right")?;
     let request = Request { argument: command.image.clone(), name: Some(name) };

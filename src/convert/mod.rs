@@ -6,6 +6,7 @@
 
 mod edits;
 mod need;
+mod rehearse;
 mod stage;
 pub(crate) mod trees;
 
@@ -31,6 +32,7 @@ use crate::tree::ApplyError;
 
 pub use crate::progress::Progress;
 pub use need::Plan;
+pub use rehearse::{LayerCost, Rehearsal, rehearse};
 
 /// Why an image, or the whole run, failed.
 #[derive(Debug, thiserror::Error)]
@@ -241,6 +243,12 @@ const ATTEMPTS: usize = 3;
 /// Trees may be 1,000 folders deep, and are gone through by recursion. Only what is used is ever touched.
 const STACK_BYTES: usize = 256 << 20;
 
+fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, ConvertError> {
+    let threads = threads.max(1);
+    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK_BYTES);
+    builder.build().map_err(|source| ConvertError::Threads { threads, source })
+}
+
 fn attempt(
     folder: &RepositoryFolder,
     requests: &[Request],
@@ -256,12 +264,7 @@ fn attempt(
     let head = Repository::open(&store, folder.name())?;
     let run =
         Run { folder, options, staging: &staging, index: &index, state: &state, progress, noted: Mutex::default() };
-    let threads = options.threads.max(1);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .stack_size(STACK_BYTES)
-        .build()
-        .map_err(|source| ConvertError::Threads { threads, source })?;
+    let pool = thread_pool(options.threads)?;
     let (mut images, mut staged) = (Vec::new(), Vec::<stage::StagedImage>::new());
     for request in requests {
         let known: Vec<ImageName> = staged.iter().map(|image| image.outcome.name.clone()).collect();

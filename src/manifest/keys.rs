@@ -35,7 +35,7 @@ const PUBLIC: u32 = 0o444;
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// A file or folder could not be read.
-    #[error("cannot read {path:?}")]
+    #[error("cannot read '{}'", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -43,7 +43,7 @@ pub enum KeyError {
         source: io::Error,
     },
     /// A file or folder could not be made.
-    #[error("cannot write {path:?}")]
+    #[error("cannot write '{}'", path.display())]
     Write {
         /// The file.
         path: PathBuf,
@@ -51,25 +51,25 @@ pub enum KeyError {
         source: io::Error,
     },
     /// New keys would replace old ones.
-    #[error("{path:?} exists already and is not overwritten: move it away to make new keys")]
+    #[error("'{}' exists already and is not overwritten: move it away to make new keys", path.display())]
     Exists {
         /// The file.
         path: PathBuf,
     },
     /// The file is longer than any key.
-    #[error("{path:?} is no key file: it has more than {FILE_LIMIT} bytes")]
+    #[error("'{}' is no key file: it has more than {FILE_LIMIT} bytes", path.display())]
     TooLong {
         /// The file.
         path: PathBuf,
     },
     /// The private key asks for a password.
-    #[error("private key {path:?} is encrypted, which is not supported")]
+    #[error("private key '{}' is encrypted, which is not supported", path.display())]
     Encrypted {
         /// The file.
         path: PathBuf,
     },
     /// The file holds no RSA key.
-    #[error("{path:?} holds no RSA key in PEM form")]
+    #[error("'{}' holds no RSA key in PEM form", path.display())]
     NotRsa {
         /// The file.
         path: PathBuf,
@@ -77,7 +77,7 @@ pub enum KeyError {
         source: rsa::Error,
     },
     /// The file holds no certificate.
-    #[error("{path:?} holds no certificate for a repository")]
+    #[error("'{}' holds no certificate for a repository", path.display())]
     Certificate {
         /// The file.
         path: PathBuf,
@@ -93,7 +93,7 @@ pub enum KeyError {
         public: PathBuf,
     },
     /// The whitelist can only be signed where the master key is.
-    #[error("master key {path:?} is not there: the whitelist can only be renewed with it")]
+    #[error("master key '{}' is not there: the whitelist can only be renewed with it", path.display())]
     NoMasterKey {
         /// Where it was looked for.
         path: PathBuf,
@@ -422,7 +422,7 @@ mod tests {
             let damaged = path(folder.path(), suffix);
             std::fs::write(&damaged, "-----BEGIN PRIVATE KEY-----\nnonsense\n").unwrap();
             let message = open(folder.path()).unwrap_err().to_string();
-            assert!(message.contains(&format!("{damaged:?}")), "{message}");
+            assert!(message.contains(&format!("'{}'", damaged.display())), "{message}");
             std::fs::remove_file(&damaged).unwrap();
             assert!(matches!(open(folder.path()), Err(KeyError::Read { path, .. }) if path == damaged));
         }

@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -24,16 +25,18 @@ use crate::repository::NamedRow;
 #[derive(Debug)]
 pub(super) struct Filesystem<S: Shown> {
     pub(super) view: Arc<View<S>>,
+    /// Told when it is unmounted.
+    pub(super) end: Sender<()>,
 }
 
 /// How long the kernel may believe what it was told. It is told what changes, so this is for when that is lost.
 const LIFETIME: Duration = Duration::from_secs(60 * 60);
 
 impl<S: Shown> Filesystem<S> {
-    /// Answers with what lies in a folder. `offset` counts entries, with the two that every folder has.
+    /// Answers with what lies in a folder. `offset` says how far the kernel is: 1 and 2 are behind the two entries that every
+    /// folder has, and what follows is the view's.
     fn list_into(&self, number: u64, offset: u64, reply: &mut ReplyDirectoryPlus) -> Result<(), AnswerError> {
-        let passed = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
-        let (listing, start) = self.view.listing(number, passed)?;
+        let (listing, start) = self.view.listing(number, offset)?;
         let mut nodes = self.view.nodes();
         let parent = nodes.parent(number).unwrap_or(number);
         for (index, own, name) in [(0, number, "."), (1, parent, "..")] {
@@ -51,7 +54,7 @@ impl<S: Shown> Filesystem<S> {
                 return if is_empty { self.list_into(number, offset, reply) } else { Ok(()) };
             };
             let attributes = attributes(found.number, &found.entry);
-            let (number, next) = (INodeNo(found.number), index as u64 + 3);
+            let (number, next) = (INodeNo(found.number), listing.offset_behind(index));
             if reply.add(number, next, OsStr::from_bytes(name), &LIFETIME, &attributes, Generation(0)) {
                 nodes.drop_untold(found.number);
                 return Ok(());
@@ -154,6 +157,11 @@ impl<S: Shown> fuser::Filesystem for Filesystem<S> {
             config.set_max_readahead(most).ok();
         }
         Ok(())
+    }
+
+    fn destroy(&mut self) {
+        // Nobody may be waiting.
+        self.end.send(()).ok();
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

@@ -21,23 +21,30 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Looks at the manifest from time to time, as long as the view is mounted, and shows each new head.
 pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier: Notifier) {
-    let (mut mounted, mut seen) = (mounted, None);
+    let (mut mounted, mut seen, mut complaint) = (mounted, None, None);
     loop {
         let Some(view) = view.upgrade() else { return };
         let path = mounted.store().root().join(".cvmfspublished");
         let now = fs::metadata(path).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec(), file.size()));
         if seen != now {
-            seen = now;
             match mounted.open_head().and_then(|head| show_head(&view, &mounted, head, &notifier)) {
-                Ok(head) => mounted = head,
-                Err(error) => {
-                    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-                    tracing::error!("cannot follow the head, what was mounted stays: {error}{cause}");
-                }
+                Ok(head) => (mounted, seen, complaint) = (head, now, None),
+                // It is tried again: the objects of a copy may come after its manifest.
+                Err(error) => complain(error, &mut complaint),
             }
         }
         drop(view);
         thread::sleep(INTERVAL);
+    }
+}
+
+/// Says why the head cannot be followed, once.
+fn complain(error: RepositoryError, complaint: &mut Option<String>) {
+    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    let text = format!("cannot follow the head, what was mounted stays: {error}{cause}");
+    if complaint.as_ref() != Some(&text) {
+        tracing::error!("{text}");
+        *complaint = Some(text);
     }
 }
 

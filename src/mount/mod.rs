@@ -10,13 +10,16 @@ mod nodes;
 mod shown;
 mod view;
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Weak};
 use std::thread;
 
 use fuser::{Config, MountOption, Notifier, Session, SessionACL};
+use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
@@ -54,9 +57,12 @@ pub enum MountError {
         /// Why.
         source: io::Error,
     },
-    /// The kernel ended the connection.
-    #[error("connection to the kernel broke")]
-    Session(#[source] io::Error),
+    /// Another file system is mounted over it.
+    #[error("cannot unmount '{}': something else is mounted over it", .0.display())]
+    Covered(PathBuf),
+    /// The folder for unpacked objects is none.
+    #[error("'{}', where large objects are to be unpacked, is no folder", .0.display())]
+    NoCache(PathBuf),
 }
 
 /// How to mount.
@@ -74,11 +80,20 @@ pub struct MountOptions {
     pub threads: usize,
 }
 
-/// Something that is mounted. It is there from the moment that this exists.
-#[must_use = "nobody answers before it is served"]
+/// Something that is mounted. It is there from the moment that this exists, and until it is unmounted or this dropped.
+#[must_use = "it is unmounted when it is dropped"]
 pub struct Mount {
-    serve: Box<dyn FnOnce() -> io::Result<()> + Send>,
-    mountpoint: PathBuf,
+    point: MountPoint,
+    /// Says when the kernel has ended it.
+    ended: Receiver<()>,
+}
+
+/// Where something is mounted, and what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountPoint {
+    path: PathBuf,
+    /// The kernel's number for the mount, since others may be made at the same path.
+    id: u64,
 }
 
 impl Mount {
@@ -129,20 +144,34 @@ impl Mount {
             return Err(failed(io::ErrorKind::NotADirectory.into()));
         }
         let view = Arc::new(view);
-        let filesystem = Filesystem { view: Arc::clone(&view) };
-        let session = Session::new(filesystem, &mountpoint, &config(name, options)).map_err(failed)?;
+        let (end, ended) = mpsc::channel();
+        let filesystem = Filesystem { view: Arc::clone(&view), end };
+        let session =
+            Session::new(filesystem, &mountpoint, &config(name, options)).map_err(|error| failed(tidy(error)))?;
+        let point = MountPoint { id: mount_id(&mountpoint).map_err(failed)?, path: mountpoint.clone() };
         let showing = Showing { view: Arc::downgrade(&view), notifier: session.notifier() };
-        Ok((Self { serve: Box::new(|| session.run()), mountpoint }, showing))
+        // Never dropped: it would unmount once more, by path and whatever is mounted there by then.
+        Box::leak(Box::new(session.spawn().map_err(failed)?));
+        Ok((Self { point, ended }, showing))
     }
 
     /// Returns where it is mounted.
-    pub fn mountpoint(&self) -> &Path {
-        &self.mountpoint
+    pub fn point(&self) -> &MountPoint {
+        &self.point
     }
 
-    /// Answers the kernel until somebody unmounts.
-    pub fn serve(self) -> Result<(), MountError> {
-        (self.serve)().map_err(MountError::Session)
+    /// Waits until it is unmounted.
+    pub fn wait(self) {
+        // An end that is gone is an end, too.
+        self.ended.recv().ok();
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Err(error) = self.point.unmount() {
+            tracing::error!("{error}");
+        }
     }
 }
 
@@ -166,7 +195,7 @@ impl<S: Shown> Showing<S> {
 pub(crate) fn unpacking_folder(options: &MountOptions) -> Result<PathBuf, MountError> {
     let folder = options.cache.clone().unwrap_or_else(std::env::temp_dir);
     if !folder.is_dir() {
-        return Err(MountError::Mount { path: folder, source: io::ErrorKind::NotADirectory.into() });
+        return Err(MountError::NoCache(folder));
     }
     Ok(folder)
 }
@@ -186,19 +215,70 @@ fn config(name: String, options: &MountOptions) -> Config {
 /// How a mount was ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unmounted {
-    /// Nobody used it.
+    /// Nobody used it, or it was unmounted before.
     AtOnce,
     /// It is in nobody's way any more; those who have files of it open go on reading.
     WhileBusy,
 }
 
-/// Unmounts what is mounted at `mountpoint`.
-pub fn unmount(mountpoint: &Path) -> Result<Unmounted, MountError> {
-    match unmount_with(mountpoint, false) {
-        Ok(()) => Ok(Unmounted::AtOnce),
-        Err(_) => unmount_with(mountpoint, true)
-            .map(|()| Unmounted::WhileBusy)
-            .map_err(|source| MountError::Unmount { path: mountpoint.to_owned(), source }),
+impl MountPoint {
+    /// Returns the folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names the mount of that number at a path.
+    pub fn new(path: PathBuf, id: u64) -> Self {
+        Self { path, id }
+    }
+
+    /// Returns the kernel's number for it.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Unmounts it if nobody answers for it any more.
+    pub fn clear_if_dead(&self) -> Result<(), MountError> {
+        if mount_id(&self.path).is_ok_and(|id| id == self.id) { clear_dead_mount(&self.path) } else { Ok(()) }
+    }
+
+    /// Unmounts it, and nothing else that is mounted at the same path.
+    pub fn unmount(&self) -> Result<Unmounted, MountError> {
+        let is_ours = || mount_id(&self.path).is_ok_and(|id| id == self.id);
+        if !is_ours() {
+            return match is_mounted(self.id) {
+                true => Err(MountError::Covered(self.path.clone())),
+                false => Ok(Unmounted::AtOnce),
+            };
+        }
+        match unmount_with(&self.path, false) {
+            Ok(()) => Ok(Unmounted::AtOnce),
+            Err(_) if !is_ours() => Ok(Unmounted::AtOnce),
+            Err(_) => unmount_with(&self.path, true)
+                .map(|()| Unmounted::WhileBusy)
+                .map_err(|source| MountError::Unmount { path: self.path.clone(), source }),
+        }
+    }
+}
+
+/// Returns the kernel's number for what is mounted at a path.
+fn mount_id(path: &Path) -> io::Result<u64> {
+    // Not to be asked of us, who may not answer yet.
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    Ok(rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::MNT_ID)?.stx_mnt_id)
+}
+
+/// Tells whether a mount of that number is there.
+fn is_mounted(id: u64) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().any(|line| line.split(' ').next().is_some_and(|number| number == id.to_string()))
+}
+
+/// Takes the line end off what `fusermount3` said.
+fn tidy(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(_) => error,
+        None => io::Error::new(error.kind(), error.to_string().trim_end().to_owned()),
     }
 }
 
@@ -209,16 +289,28 @@ fn unmount_with(mountpoint: &Path, busy: bool) -> io::Result<()> {
         result => return Ok(result?),
     }
     let options: &[&str] = if busy { &["-u", "-q", "-z", "--"] } else { &["-u", "-q", "--"] };
-    match Command::new("fusermount3").args(options).arg(mountpoint).output()? {
-        output if output.status.success() => Ok(()),
-        _ => Err(io::ErrorKind::ResourceBusy.into()),
+    let run = |program| Command::new(program).args(options).arg(mountpoint).output();
+    let programs = ["fusermount3", "/usr/bin/fusermount3", "/bin/fusermount3"];
+    match programs.into_iter().find_map(|program| run(program).ok()) {
+        Some(output) if output.status.success() => Ok(()),
+        Some(_) => Err(io::ErrorKind::ResourceBusy.into()),
+        None => Err(io::Error::new(io::ErrorKind::NotFound, "fusermount3 is not installed")),
     }
 }
 
 /// Unmounts what is mounted at `mountpoint` if nobody answers for it any more.
 pub fn clear_dead_mount(mountpoint: &Path) -> Result<(), MountError> {
-    match rustix::fs::statfs(mountpoint) {
-        Err(Errno::NOTCONN | Errno::CONNABORTED) => unmount(mountpoint).map(drop),
-        _ => Ok(()),
+    if !is_dead(mountpoint) {
+        return Ok(());
     }
+    match unmount_with(mountpoint, true) {
+        // Somebody else was faster.
+        Err(_) if !is_dead(mountpoint) => Ok(()),
+        result => result.map_err(|source| MountError::Unmount { path: mountpoint.to_owned(), source }),
+    }
+}
+
+/// Tells whether the process that answers for a mount is gone.
+fn is_dead(mountpoint: &Path) -> bool {
+    matches!(rustix::fs::statfs(mountpoint), Err(Errno::NOTCONN | Errno::CONNABORTED))
 }

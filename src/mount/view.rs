@@ -1,5 +1,6 @@
 //! What is mounted, as far as it has nothing to do with FUSE.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::content::ContentError;
@@ -32,8 +33,17 @@ pub(super) enum AnswerError {
 /// A folder as it was listed, by name.
 #[derive(Debug)]
 pub(super) struct ListedFolder<P> {
+    /// Tells it from other lists of the same folder; never 0.
+    generation: u32,
     pub(super) folder: Arc<Folder<P>>,
     pub(super) rows: Vec<NamedRow<P>>,
+}
+
+impl<P> ListedFolder<P> {
+    /// Returns what stands for having seen the list up to the row of that index.
+    pub(super) fn offset_behind(&self, index: usize) -> u64 {
+        u64::from(self.generation) << 32 | (index as u64 + 3)
+    }
 }
 
 /// What is kept of it.
@@ -59,14 +69,24 @@ pub(super) struct View<S: Shown> {
     pub(super) extent: Extent,
     nodes: Mutex<Nodes<S::Place>>,
     steady: RwLock<()>,
-    listings: ByteCache<u64, Listing<S::Place>>,
+    generation: AtomicU32,
+    /// By number and generation; that of generation 0 is the newest.
+    listings: ByteCache<(u64, u32), Listing<S::Place>>,
 }
 
 impl<S: Shown> View<S> {
     /// Makes the view of what lies below `root`.
     pub(super) fn new(shown: S, root: Row<S::Place>, content: AnyContent, extent: Extent) -> Self {
         let nodes = Mutex::new(Nodes::new(root));
-        Self { shown, content, extent, nodes, steady: RwLock::default(), listings: ByteCache::new(LISTING_CACHE) }
+        Self {
+            shown,
+            content,
+            extent,
+            nodes,
+            steady: RwLock::default(),
+            generation: AtomicU32::new(1),
+            listings: ByteCache::new(LISTING_CACHE),
+        }
     }
 
     /// Keeps what is shown from changing until what was read of it was answered.
@@ -112,27 +132,39 @@ impl<S: Shown> View<S> {
         Ok(Arc::clone(&self.nodes().row(number).ok_or(AnswerError::Nothing)?.entry))
     }
 
-    /// Lists a folder, and returns the index of the first row behind the `passed` ones that the kernel has seen.
+    /// Lists a folder, and returns the index of the first row behind `offset`.
     ///
     /// Rows are sorted by name, so a list that was begun goes on in the right place if the folder changed meanwhile.
-    pub(super) fn listing(&self, number: u64, passed: usize) -> Result<(Listing<S::Place>, usize), AnswerError> {
+    pub(super) fn listing(&self, number: u64, offset: u64) -> Result<(Listing<S::Place>, usize), AnswerError> {
         let folder = {
             let nodes = self.nodes();
             Arc::clone(nodes.row(number).ok_or(AnswerError::Nothing)?.folder.as_ref().ok_or(AnswerError::NoFolder)?)
         };
-        let list = || -> Result<Listing<S::Place>, AnswerError> {
-            let rows = self.shown.rows(&folder)?.into_iter().filter(|row| !row.row.entry.is_hidden()).collect();
-            Ok(Arc::new(ListedFolder { folder: Arc::clone(&folder), rows }))
-        };
-        let listing = self.listings.get(&number, list)?;
-        if Arc::ptr_eq(&listing.folder, &folder) {
-            return Ok((listing, passed));
+        let (generation, passed) = ((offset >> 32) as u32, (offset as u32).saturating_sub(2) as usize);
+        let newest = self.newest_listing(number, &folder)?;
+        if generation == 0 || generation == newest.generation {
+            return Ok((newest, passed));
         }
-        self.listings.remove(&number);
-        let now = self.listings.get(&number, list)?;
-        let last = passed.checked_sub(1).and_then(|index| listing.rows.get(index));
-        let next = last.map_or(passed, |last| now.rows.partition_point(|row| row.name <= last.name));
-        Ok((now, next))
+        let begun = self.listings.peek(&(number, generation));
+        let last = begun.as_ref().and_then(|begun| begun.rows.get(passed.checked_sub(1)?));
+        let next = last.map_or(passed, |last| newest.rows.partition_point(|row| row.name <= last.name));
+        Ok((newest, next))
+    }
+
+    fn newest_listing(&self, number: u64, folder: &Arc<Folder<S::Place>>) -> Result<Listing<S::Place>, AnswerError> {
+        let list = || -> Result<Listing<S::Place>, AnswerError> {
+            let rows = self.shown.rows(folder)?.into_iter().filter(|row| !row.row.entry.is_hidden()).collect();
+            let generation = self.generation.fetch_add(1, Ordering::Relaxed).max(1);
+            let listing = Arc::new(ListedFolder { generation, folder: Arc::clone(folder), rows });
+            self.listings.insert((number, generation), Arc::clone(&listing));
+            Ok(listing)
+        };
+        let newest = self.listings.get(&(number, 0), list)?;
+        if Arc::ptr_eq(&newest.folder, folder) {
+            return Ok(newest);
+        }
+        self.listings.remove(&(number, 0));
+        self.listings.get(&(number, 0), list)
     }
 
     /// Reads up to `length` bytes of a file.

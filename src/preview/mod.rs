@@ -228,7 +228,7 @@ impl Preview {
         let kept = |source| PreviewError::Keep { folder: self.folder.clone(), source };
         let blob = Counted { blob: self.source.open_layer(layer)?, read: Arc::clone(&progress.read) };
         let expected = ExpectedLayer { digest: layer.digest, size: layer.size, diff_id: Some(layer.diff_id) };
-        let mut reader = LayerReader::new(blob, expected, self.options.limits).map_err(failed)?;
+        let mut reader = LayerReader::ahead(blob, expected, self.options.limits).map_err(failed)?;
         let number = u32::try_from(index).expect("an image has thousands of layers at most");
         let mut pack = PackWriter::start(number, &self.folder).map_err(kept)?;
         let mut entries = Vec::new();

@@ -176,6 +176,11 @@ impl Repository {
         Ok(Self { root: found.ok_or_else(missing)?, ..self.clone() })
     }
 
+    /// Opens the revision whose root catalog is `root`, published or not, in a store that has it.
+    pub(crate) fn open_root(&self, store: &DirectoryStore, root: CatalogReference) -> Self {
+        Self { store: store.clone(), root, ..self.clone() }
+    }
+
     /// Returns the named revisions.
     pub fn tags(&self) -> Result<Vec<Tag>, RepositoryError> {
         let Some(hash) = self.manifest.history else { return Ok(Vec::new()) };

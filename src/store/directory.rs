@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -73,6 +74,8 @@ impl StoreError {
 #[derive(Debug, Clone)]
 pub struct DirectoryStore {
     root: PathBuf,
+    /// Another store, whose objects and files are seen where this one has none, and which is never changed.
+    below: Option<PathBuf>,
 }
 
 impl DirectoryStore {
@@ -85,7 +88,7 @@ impl DirectoryStore {
             let path = data.join(name);
             fs::create_dir(&path).map_err(StoreError::io("create", &path))?;
         }
-        Ok(Self { root: root.to_owned() })
+        Ok(Self { root: root.to_owned(), below: None })
     }
 
     /// Opens a store that holds a repository.
@@ -95,12 +98,17 @@ impl DirectoryStore {
                 return Err(StoreError::NoRepository { path: root.to_owned(), missing });
             }
         }
-        Ok(Self { root: root.to_owned() })
+        Ok(Self { root: root.to_owned(), below: None })
     }
 
     /// Names a store without looking whether it is one, for a check to do so.
     pub fn at(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), below: None }
+    }
+
+    /// Creates an empty store in `root` that shows what is in this one, too. Whatever is added or replaced lies in `root`.
+    pub fn layered(&self, root: &Path) -> Result<Self, StoreError> {
+        Ok(Self { below: Some(self.root.clone()), ..Self::create(root)? })
     }
 
     /// Returns the folder that the store lies in.
@@ -112,6 +120,15 @@ impl DirectoryStore {
         self.root.join(hash.path(kind))
     }
 
+    /// Returns where something lies: in the store below only if it is there and not here.
+    fn seen_path(&self, name: &str) -> PathBuf {
+        let path = self.root.join(name);
+        match &self.below {
+            Some(below) if !path.exists() && below.join(name).exists() => below.join(name),
+            _ => path,
+        }
+    }
+
     /// Returns a small file beside the objects, such as `.cvmfspublished`, or `None` where there is none.
     pub fn read_file(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         self.read_file_of_up_to(SMALL_FILE, name)
@@ -119,8 +136,8 @@ impl DirectoryStore {
 
     /// Returns a file beside the objects that has up to `limit` bytes, or `None` where there is none.
     pub fn read_file_of_up_to(&self, limit: u64, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let path = self.root.join(name);
-        let file = match File::open(&path) {
+        let path = self.seen_path(name);
+        let file = match open_regular(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StoreError::io("read", &path)(error)),
@@ -130,12 +147,17 @@ impl DirectoryStore {
         if bytes.len() as u64 > limit { Err(StoreError::TooLarge { path, limit }) } else { Ok(Some(bytes)) }
     }
 
+    /// Tells whether an object is there.
+    pub fn has(&self, hash: ObjectHash, kind: ObjectKind) -> bool {
+        self.seen_path(&hash.path(kind)).is_file()
+    }
+
     /// Tells whether an object is there, and renews its time, which spares it from garbage collection for a while.
     ///
     /// An empty file counts as missing: no object but that of an empty file stored as it is has no bytes, and a crash of
     /// other tools leaves such.
     pub fn renew(&self, hash: ObjectHash, kind: ObjectKind) -> Result<bool, StoreError> {
-        let path = self.object_path(hash, kind);
+        let path = self.seen_path(&hash.path(kind));
         let is_there = match fs::metadata(&path) {
             Ok(metadata) => metadata.len() > 0 || hash == ObjectHash::of(b""),
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
@@ -143,6 +165,9 @@ impl DirectoryStore {
         };
         if !is_there {
             return Ok(false);
+        }
+        if !path.starts_with(&self.root) {
+            return Ok(true);
         }
         let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
         let times = rustix::fs::Timestamps { last_access: now, last_modification: now };
@@ -155,14 +180,14 @@ impl DirectoryStore {
 
     /// Returns how many bytes an object has as it is stored.
     pub fn size(&self, hash: ObjectHash, kind: ObjectKind) -> Result<u64, StoreError> {
-        let path = self.object_path(hash, kind);
+        let path = self.seen_path(&hash.path(kind));
         Ok(fs::metadata(&path).map_err(StoreError::io("read", &path))?.len())
     }
 
     /// Opens an object's file, whose bytes nobody compared with its name yet.
     pub fn open_object(&self, hash: ObjectHash, kind: ObjectKind) -> Result<File, StoreError> {
-        let path = self.object_path(hash, kind);
-        File::open(&path).map_err(StoreError::io("read", &path))
+        let path = self.seen_path(&hash.path(kind));
+        open_regular(&path).map_err(StoreError::io("read", &path))
     }
 
     /// Returns the error that says that an object's bytes hash to `actual` instead.
@@ -172,8 +197,8 @@ impl DirectoryStore {
 
     /// Returns an object's bytes as they are stored, after comparing them with its name.
     pub fn read(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Vec<u8>, StoreError> {
-        let path = self.object_path(hash, kind);
-        let bytes = fs::read(&path).map_err(StoreError::io("read", &path))?;
+        let path = self.seen_path(&hash.path(kind));
+        let bytes = read_regular(&path).map_err(StoreError::io("read", &path))?;
         match ObjectHash::of(&bytes) {
             actual if actual == hash => Ok(bytes),
             actual => Err(StoreError::WrongHash { path, actual }),
@@ -213,6 +238,21 @@ impl DirectoryStore {
 
 /// Bytes that every file beside the objects keeps below, but the log of references.
 const SMALL_FILE: u64 = 64 << 10;
+
+/// Opens a regular file. Anything else is an error, and nothing is waited for: a repository may come from anywhere.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+}
+
+/// Reads the whole of a regular file.
+pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = open_regular(path)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(file.metadata()?.len()).unwrap_or(0));
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
 
 /// How often a waiting publisher looks whether the other one is done.
 pub(super) const RETRY: Duration = Duration::from_millis(50);

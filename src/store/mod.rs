@@ -8,6 +8,7 @@ mod runs;
 mod staging;
 
 pub use directory::{DirectoryStore, Lock, StoreError};
+pub(crate) use directory::{open_regular, read_regular};
 pub use local_server::{LocalServer, ServerLock};
 pub use runs::abandon_runs;
 pub use staging::{Staging, Written};

@@ -256,12 +256,12 @@ fn damaged_front_page_is_refused() {
         }
         fs::write(&path, good).unwrap();
     }
-    // What is not read whole takes no memory, however large it is.
+    // What has no end is not read at all.
     let published = repository.storage().join(".cvmfspublished");
     let good = fs::read(&published).unwrap();
     fs::remove_file(&published).unwrap();
     symlink("/dev/zero", &published).unwrap();
-    repository.run(["convert", &source, "--name", OTHER]).expect_one_line(1, &[".cvmfspublished", "65536"]);
+    repository.run(["convert", &source, "--name", OTHER]).expect_one_line(1, &[".cvmfspublished", "no regular file"]);
     fs::remove_file(&published).unwrap();
     fs::write(&published, good).unwrap();
 }

@@ -6,6 +6,7 @@ mod scope;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
 use strata::check::{Options, Report, check};
@@ -13,7 +14,7 @@ use strata::folder::RepositoryFolder;
 use strata::metadata::Timestamp;
 use strata::progress::Progress;
 
-use crate::support::{DeviceKind, NAME, TestImage, TestLayer, TestRepository};
+use crate::support::{DeviceKind, NAME, Run, TestImage, TestLayer, TestRepository};
 
 /// A layer with everything that an image can hold.
 fn rich_layer(layer: TestLayer) -> TestLayer {
@@ -164,4 +165,27 @@ fn findings_are_the_same_for_any_number_of_threads_and_at_most_a_thousand_are_pr
     assert_eq!((lines.len(), lines[1000]), (1002, &*format!("and {} more", taken.len() - 1000)));
     let json = repository.run(["check", "--json", "--quick"]).expect_code(4).json();
     assert_eq!(json["findings"].as_array().unwrap().len(), taken.len());
+}
+
+#[test]
+fn pipe_in_the_place_of_an_object_is_found_and_nobody_waits_for_it() {
+    let repository = TestRepository::publish(&TestImage::new().layer(|layer| layer.file("a", "x")));
+    for suffix in ["C", "H", "X", ""] {
+        let damaged = repository.copy();
+        let path = damaged
+            .objects()
+            .into_keys()
+            .find(|path| path.ends_with(suffix) && (!suffix.is_empty() || !path.ends_with(['C', 'H', 'X', 'M'])));
+        let path = path.expect("the repository has objects of every kind");
+        let file = damaged.storage().join(&path);
+        fs::remove_file(&file).unwrap();
+        let mode = rustix::fs::Mode::from_raw_mode(0o644);
+        rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        for options in [&["check"][..], &["check", "--quick"]] {
+            let run = Run::within(Duration::from_secs(20), &mut damaged.command(options)).expect_code(4);
+            assert!(run.stdout().contains(&path), "{}", run.stdout());
+        }
+        fs::remove_file(&file).unwrap();
+        fs::copy(repository.storage().join(&path), &file).unwrap();
+    }
 }

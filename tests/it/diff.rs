@@ -1,4 +1,4 @@
-//! `strata diff REV REV` says what became of every path, and what it costs.
+//! `strata diff` says what became of every path, or what would, and what it costs.
 
 use serde_json::Value;
 
@@ -59,4 +59,58 @@ fn the_other_way_round_added_is_removed() {
     assert!(!lines(&forth, "added ").is_empty());
     assert_eq!(lines(&forth, "added "), lines(&back, "removed "));
     assert_eq!(lines(&forth, "removed "), lines(&back, "added "));
+}
+
+#[test]
+fn image_is_compared_with_its_tag_and_nothing_is_written() {
+    let (repository, [old, new]) = two_revisions();
+    let before = repository.storage_files();
+    let source = repository.source(&old);
+    let json = repository.run(["diff", &source, "--name", NAME, "--json"]).expect_code(4).json();
+    let attributes = |path: &str| change(&json, path).unwrap_or_else(|| panic!("no {path} in {json}"));
+    assert_eq!(attributes("changed")["attributes"], serde_json::json!(["mode", "content"]));
+    assert_eq!(attributes("come")["change"], "removed");
+    assert_eq!(
+        (attributes("gone")["change"].as_str(), attributes("gone")["entries"].as_u64()),
+        (Some("added"), Some(3))
+    );
+    assert!(change(&json, "same").is_none() && change(&json, ".cvmfscatalog").is_none(), "{json}");
+    let published = repository.run(["diff", &repository.source(&new), "--name", NAME]).expect_code(0);
+    assert!(published.stdout().contains("nothing would change"), "{}", published.stdout());
+    repository.assert_unchanged(&before);
+}
+
+#[test]
+fn costs_of_a_new_image_are_what_converting_it_then_costs() {
+    let base = TestImage::new().layer(|layer| layer.file("a", vec![1; 50_000]).file("b", "b"));
+    let image = base.clone().layer(|layer| layer.file("c", "new").file("d", "b"));
+    let repository = TestRepository::publish(&base);
+    let before = repository.storage_files();
+    let source = repository.source(&image);
+    let name = "other.example.org/x:1";
+    let json = repository.run(["diff", &source, "--name", name, "--json"]).expect_code(4).json();
+    repository.assert_unchanged(&before);
+    assert_eq!(json["is-published"], false);
+    let layers = json["layers"].as_array().unwrap();
+    assert_eq!((&layers[0]["is-published"], &layers[1]["is-published"]), (&true.into(), &false.into()));
+    assert_eq!(layers[1]["new-objects"], 1, "'b' is there: {json}");
+    let objects = repository.objects();
+    let done = repository.convert(&image, name, &["--json"]).expect_code(0).json();
+    let new: Vec<String> = repository.objects().into_keys().filter(|path| !objects.contains_key(path)).collect();
+    assert_eq!(done["new-objects"], new.len());
+    // The tag database goes with any revision, and the record of the image says when it was published.
+    let catalogs = new.iter().filter(|path| path.ends_with('C')).count();
+    assert_eq!(json["catalogs"], catalogs, "{json}");
+    assert_eq!(json["stored"]["objects"], new.len() - 1, "{json}");
+    let top = json["folders"].as_array().unwrap().iter().find(|folder| folder["path"] == "c").unwrap();
+    assert_eq!((&top["added"], &top["bytes"]), (&1.into(), &3.into()));
+}
+
+#[test]
+fn what_is_no_image_is_wrong_usage() {
+    let (repository, _) = two_revisions();
+    let run = repository.run(["diff", "nonsense"]).expect_code(2);
+    assert_eq!(run.stderr().lines().count(), 1, "{}", run.stderr());
+    let missing = repository.run(["diff", "oci:/no/such/folder", "--name", NAME]).expect_code(1);
+    assert!(missing.stderr().contains("/no/such/folder"), "{}", missing.stderr());
 }

@@ -190,7 +190,7 @@ fn killed_mount_is_in_nobodys_way() {
     mount.signal(Signal::KILL);
     mount.wait();
     let mut next = Mount::start(&repository, &[]);
-    assert_eq!(fs::read_to_string(next.folder.join(NAME).join("a")).unwrap(), "x");
+    wait_until("mounted again", || fs::read(next.folder.join(NAME).join("a")).is_ok_and(|content| content == b"x"));
     next.signal(Signal::KILL);
     next.wait();
     wait_until("nothing is left of it", || !is_mounted(&next.folder) && fs::read_dir(&next.folder).is_ok());
@@ -236,4 +236,76 @@ fn folder_of_many_files_is_listed_whole() {
         assert_eq!(names.len(), FILES);
     }
     assert_eq!(fs::read(folder.join("123456")).unwrap(), b"same");
+}
+
+#[test]
+fn nothing_is_unmounted_but_what_was_mounted() {
+    if !need_fuse() {
+        return;
+    }
+    let repository = TestRepository::publish(&TestImage::new().layer(|layer| layer.file("a", "x")));
+    let mut below = Mount::start(&repository, &["--revision", "1"]);
+    let mut above = Mount::start(&repository, &[]);
+    wait_until("the second is mounted over the first", || above.folder.join(NAME).exists());
+    // What is covered cannot be unmounted, and stays.
+    below.signal(Signal::TERM);
+    wait_until("told", || {
+        below.said().contains("something else is mounted over it") || above.said().contains("over it")
+    });
+    assert!(above.folder.join(NAME).exists());
+    above.signal(Signal::TERM);
+    assert_eq!(above.wait(), Some(0), "{}", above.said());
+    assert!(is_mounted(&below.folder) && !below.folder.join(NAME).exists());
+    below.signal(Signal::TERM);
+    assert_eq!(below.wait(), Some(0), "{}", below.said());
+    assert!(!is_mounted(&below.folder));
+}
+
+#[test]
+fn head_whose_objects_come_late_is_followed_when_they_are_there() {
+    if !need_fuse() {
+        return;
+    }
+    let image = |word: &str| TestImage::new().layer(|layer| layer.file("word", word));
+    let repository = TestRepository::publish(&image("old"));
+    let mount = Mount::start(&repository, &[]);
+    let manifest = repository.storage().join(".cvmfspublished");
+    let before = fs::read(&manifest).unwrap();
+    let word = || fs::read_to_string(mount.folder.join(NAME).join("word")).unwrap();
+    let ahead = repository.copy();
+    ahead.convert(&image("new"), NAME, &[]).expect_code(0);
+    fs::copy(ahead.storage().join(".cvmfspublished"), &manifest).unwrap();
+    wait_until("it says so", || mount.said().contains("cannot follow the head"));
+    assert_eq!(word(), "old");
+    for path in ahead.objects().into_keys() {
+        fs::copy(ahead.storage().join(&path), repository.storage().join(&path)).unwrap();
+    }
+    wait_until("it goes on by itself", || word() == "new");
+    assert_eq!(mount.said().matches("cannot follow").count(), 1, "{}", mount.said());
+    fs::write(&manifest, before).unwrap();
+}
+
+#[test]
+fn list_that_was_begun_has_every_entry_once_though_the_folder_changes() {
+    if !need_fuse() {
+        return;
+    }
+    let image = TestImage::new().layer(|layer| layer.file("a", "x"));
+    let names: Vec<String> = (0..300).map(|number| format!("many.example.org/{number:03}:1")).collect();
+    let images: Vec<(&str, &TestImage)> = names.iter().map(|name| (name.as_str(), &image)).collect();
+    let repository = TestRepository::new();
+    repository.convert_together(&images, &[]).expect_code(0);
+    let mount = Mount::start(&repository, &[]);
+    let folder = mount.folder.join("many.example.org");
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+    let mut begun = fs::read_dir(&folder).unwrap();
+    let mut seen: Vec<String> = begun.by_ref().take(50).map(name).collect();
+    repository.convert(&image, "many.example.org/000a:1", &[]).expect_code(0);
+    wait_until("the head is followed", || folder.join("000a:1").exists());
+    assert_eq!(mount.names("many.example.org").len(), 302, "others list it anew");
+    seen.extend(begun.map(name));
+    seen.retain(|name| name != "000a:1" && !name.starts_with(".cvmfs"));
+    seen.sort();
+    let expected: Vec<String> = (0..300).map(|number| format!("{number:03}:1")).collect();
+    assert_eq!(seen, expected);
 }

@@ -1,0 +1,144 @@
+//! A conversion that changes nothing: what it would store goes to a folder that is gone afterwards.
+//!
+//! It does all that a conversion does, compression included, so what it counts is what a conversion costs, to the byte.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+
+use super::{ConvertError, Outcome, Request, Run, thread_pool};
+use crate::catalog::CatalogReference;
+use crate::folder::RepositoryFolder;
+use crate::image::Digest;
+use crate::index::ContentIndex;
+use crate::layer::EntryPath;
+use crate::layout;
+use crate::object::{ObjectHash, ObjectKind};
+use crate::progress::Progress;
+use crate::publish::write_catalogs;
+use crate::repository::{Repository, RepositoryError, Row};
+use crate::store::{DirectoryStore, Staging, StoreError, Written};
+
+/// What a conversion would do.
+#[derive(Debug)]
+pub struct Rehearsal {
+    /// What would become of the image.
+    pub outcome: Outcome,
+    /// The root file system that the image's name leads to now; `None` where it leads to none.
+    pub before: Option<Row>,
+    /// The root file system that it would lead to.
+    pub after: Option<Row>,
+    /// The head.
+    pub head: Repository,
+    /// The revision that the conversion would publish. Without `changes`, the head.
+    pub next: Repository,
+    /// Whether it would publish anything.
+    pub changes: bool,
+    /// Everything that would be stored, but for what goes with any revision: its tag database and the like.
+    pub written: Written,
+    /// How many of the new objects are catalogs.
+    pub catalogs: u64,
+    /// The layers, from the lowest up.
+    pub layers: Vec<LayerCost>,
+    /// Where the new objects are.
+    _folder: tempfile::TempDir,
+}
+
+/// What a layer brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LayerCost {
+    /// Its digest.
+    pub digest: Digest,
+    /// Whether it is published.
+    pub is_published: bool,
+    /// Its content that the repository has nowhere, and no lower layer of the image, in objects.
+    pub new_objects: u64,
+    /// The bytes of those objects.
+    pub new_bytes: u64,
+}
+
+/// Finds out what converting an image would do. The repository is only read.
+pub fn rehearse(
+    folder: &RepositoryFolder,
+    request: &Request,
+    options: &super::Options,
+    progress: &Progress,
+) -> Result<Rehearsal, ConvertError> {
+    let store = folder.store()?;
+    let failed = |source| StoreError::Io { action: "create a folder in", path: std::env::temp_dir(), source };
+    let home = tempfile::Builder::new().prefix("strata-diff-").tempdir().map_err(failed)?;
+    let layered = store.layered(&home.path().join("storage"))?;
+    let state = folder.state_unchanged()?;
+    let index = ContentIndex::open(&state)?;
+    let staging = Staging::start(&layered)?;
+    let head = Repository::open(&store, folder.name())?;
+    let noted = Mutex::default();
+    let run = Run { folder, options, staging: &staging, index: &index, state: &state, progress, noted };
+    let pool = thread_pool(options.threads)?;
+    let staged = pool.install(|| run.stage(request, &head, &[]))?;
+    let edits = run.edits(&head, std::slice::from_ref(&staged))?;
+    let changes = !edits.is_empty();
+    let mut next = head.clone();
+    if changes {
+        let (_, root): (_, CatalogReference) =
+            pool.install(|| write_catalogs(&staging, folder.settings(), options.now, &head, edits))?;
+        next = head.open_root(&layered, root);
+    }
+    let written = staging.written();
+    staging.flush()?;
+    let link = layout::public_link(&staged.outcome.name);
+    let before = flat_of(&head, &link)?;
+    let after = flat_of(&next, &link)?;
+    let digests = staged.image.layers.iter().map(|layer| layer.digest);
+    let layers = layer_costs(digests, &head, &next, &store, &layered)?;
+    let catalogs = new_catalogs(&home.path().join("storage"));
+    let outcome = staged.outcome;
+    Ok(Rehearsal { outcome, before, after, head, next, changes, written, catalogs, layers, _folder: home })
+}
+
+/// Returns the root file system that a public link leads to.
+fn flat_of(repository: &Repository, link: &EntryPath) -> Result<Option<Row>, ConvertError> {
+    match repository.follow(link) {
+        Ok((path, _)) => Ok(repository.row(&path)?),
+        Err(RepositoryError::Nowhere { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn layer_costs(
+    digests: impl Iterator<Item = Digest>,
+    head: &Repository,
+    next: &Repository,
+    store: &DirectoryStore,
+    layered: &DirectoryStore,
+) -> Result<Vec<LayerCost>, ConvertError> {
+    let mut counted: HashSet<(ObjectHash, ObjectKind)> = HashSet::new();
+    let mut costs = Vec::new();
+    for digest in digests {
+        let root = layout::layer_root(digest);
+        let is_published = head.get(&root)?.is_some();
+        let mut cost = LayerCost { digest, is_published, new_objects: 0, new_bytes: 0 };
+        let row = if is_published { None } else { next.row(&root)? };
+        let mut waiting: Vec<Row> = row.into_iter().collect();
+        while let Some(row) = waiting.pop() {
+            for object in row.entry.objects() {
+                if counted.insert(object) && !store.has(object.0, object.1) {
+                    cost.new_objects += 1;
+                    cost.new_bytes += layered.size(object.0, object.1)?;
+                }
+            }
+            if let Some(folder) = &row.folder {
+                waiting.extend(next.rows(folder)?.into_iter().map(|named| named.row));
+            }
+        }
+        costs.push(cost);
+    }
+    Ok(costs)
+}
+
+/// Counts the catalogs below a store's `data`.
+fn new_catalogs(storage: &std::path::Path) -> u64 {
+    let folders = std::fs::read_dir(storage.join("data")).into_iter().flatten().flatten();
+    let files = folders.flat_map(|folder| std::fs::read_dir(folder.path()).into_iter().flatten().flatten());
+    files.filter(|file| file.file_name().as_encoded_bytes().ends_with(b"C")).count() as u64
+}
