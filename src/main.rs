@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Command::Info(info) => cli::show::info(&arguments, info),
         Command::List => cli::show::list(&arguments),
         Command::Check(check) => cli::check::run(&arguments, check),
+        Command::Verify(verify) => cli::verify::run(&arguments, verify),
         Command::Diff(diff) => cli::diff::run(&arguments, diff),
         Command::Mount(mount) => cli::mount::run(&arguments, mount),
         Command::Preview(preview) => cli::preview::run(&arguments, preview),

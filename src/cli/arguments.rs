@@ -52,6 +52,8 @@ pub enum Command {
     List,
     /// Check the repository: signatures, and every catalog, counter and object
     Check(Check),
+    /// Prove that what is published for an image is what the image says, read anew from its source
+    Verify(Verify),
     /// Show what converting an image would change, or what differs between two revisions
     Diff(Diff),
     /// Mount the repository, or one folder of it, until it is unmounted or strata interrupted
@@ -158,6 +160,23 @@ pub struct Check {
     /// Do not read the content of objects
     #[arg(long)]
     pub quick: bool,
+    /// How many threads work [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+}
+
+/// Verifies an image.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// Image: oci:DIR[:REF], oci-archive:FILE[:REF], docker-archive:FILE[:REF]
+    #[arg(value_name = "IMAGE")]
+    pub image: ImageArgument,
+    /// Name that the image is published under, as host/name:tag
+    #[arg(long, value_name = "REF")]
+    pub name: Option<ImageName>,
+    /// Which image of an index to take [default: the one for this machine]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<Platform>,
     /// How many threads work [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,

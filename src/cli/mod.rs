@@ -11,6 +11,7 @@ pub mod mount;
 pub mod preview;
 pub mod progress;
 pub mod show;
+pub mod verify;
 
 use std::fmt;
 use std::io::{self, Write as _};

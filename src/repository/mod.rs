@@ -3,6 +3,7 @@
 //! Nothing is believed unseen: the manifest is verified with its certificate, and every catalog and object with the hash
 //! that names it.
 
+mod pieces;
 mod rows;
 mod trees;
 
@@ -23,6 +24,7 @@ use crate::manifest::{
 use crate::object::{Content, DecodeError, ObjectHash, ObjectKind, Pieces, decode};
 use crate::store::{DirectoryStore, StoreError};
 
+pub use pieces::ContentError;
 pub use rows::{Folder, NamedRow, Row};
 pub use trees::{ReadTree, read_tree};
 

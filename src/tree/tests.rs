@@ -1,6 +1,6 @@
 //! The tree against the naive implementation in `verify`, on generated images in which everything collides.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -9,9 +9,9 @@ use super::{Directory, LayerForm, Leaf, LeafKind, Node, OPAQUE_XATTRS, apply, la
 use crate::layer::{DeviceNumber, EntryKind, EntryPath, LayerEntry, NodeKind};
 use crate::metadata::Metadata;
 use crate::object::{Content, ObjectHash, Pieces};
-use crate::verify::NaiveTree;
 use crate::verify::tests_generate::image;
 use crate::verify::tests_overlay_model::{MountedTree, overlay_mount};
+use crate::verify::{NaiveLayer, NaiveTree};
 
 /// A tree without its structure: each path with what is there, and with a number that hard links have in common.
 type Flat = BTreeMap<EntryPath, (Metadata, NodeKind<Content>, usize)>;
@@ -89,6 +89,20 @@ proptest! {
             let before = flat(&tree);
             let Ok(next) = apply(&tree, &layer) else { break };
             prop_assert_eq!(flat(&tree), before);
+            tree = next;
+        }
+    }
+
+    #[test]
+    fn layer_form_and_naive_layer_agree(image in image()) {
+        let (mut tree, mut naive) = (Directory::empty_root(), NaiveTree::new());
+        for layer in with_content(&image) {
+            let (Ok(form), Ok(expected)) = (LayerForm::build(&tree, &layer), NaiveLayer::of(&naive, &layer)) else { break };
+            prop_assert_eq!(flat(&form.tree), flat_naive(&expected.tree));
+            prop_assert_eq!(form.implied, expected.implied);
+            prop_assert_eq!(form.links_below.into_keys().collect::<BTreeSet<_>>(), expected.linked_below);
+            let Ok(next) = apply(&tree, &layer) else { break };
+            naive.apply(&layer).unwrap();
             tree = next;
         }
     }

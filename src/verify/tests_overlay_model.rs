@@ -166,7 +166,7 @@ mod tests {
         let layer: Vec<_> = layer.into_iter().filter(|entry| !root_is_opaque(entry) && !is_hard_link(entry)).collect();
         let mut needed = HashSet::from([EntryPath::ROOT]);
         for entry in &layer {
-            needed.extend(crate::verify::folders_above(&entry.path));
+            needed.extend(crate::verify::naive_tree::folders_above(&entry.path));
             needed.extend((entry.kind == EntryKind::Opaque).then(|| entry.path.clone()));
         }
         let mut plain: Vec<LayerEntry<u8>> = needed.iter().map(|path| folder(&path.to_string(), 0o711)).collect();

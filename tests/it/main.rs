@@ -21,3 +21,4 @@ mod strict_selftest;
 mod support;
 mod support_selftest;
 mod verification;
+mod verify;

@@ -359,7 +359,8 @@ impl Forged {
     }
 }
 
-fn put(storage: &Path, stored: &[u8], suffix: &str) -> String {
+/// Stores an object and returns its name without the letter of its kind.
+pub fn put(storage: &Path, stored: &[u8], suffix: &str) -> String {
     let hash = hex(&Sha1::digest(stored));
     fs::write(storage.join(format!("data/{}/{}{suffix}", &hash[..2], &hash[2..])), stored).unwrap();
     hash
@@ -371,7 +372,8 @@ fn database(schema: &str) -> Connection {
     database
 }
 
-fn deflate(content: &[u8]) -> Vec<u8> {
+/// Packs content as objects are.
+pub fn deflate(content: &[u8]) -> Vec<u8> {
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(content).unwrap();
     encoder.finish().unwrap()
@@ -383,7 +385,8 @@ fn halves(path: &[u8]) -> (i64, i64) {
     (number as i64, (number >> 64) as i64)
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Writes a hash as text.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -6,7 +6,7 @@
 //! A layer is laid in three rounds: removals, all of them looked up in what was there before any; then nodes, in the
 //! order of the archive; then hard links, whose targets may lie anywhere in the archive or in lower layers.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use crate::layer::{EntryKind, EntryPath, LayerEntry, NodeKind};
 use crate::metadata::Metadata;
@@ -66,14 +66,42 @@ pub struct NaiveNode<C> {
 pub struct NaiveTree<C> {
     paths: BTreeMap<EntryPath, NaiveNode<C>>,
     next_inode: usize,
+    /// Nodes with smaller numbers are those of the layers below, where this tree is a layer by itself.
+    first_inode: usize,
+    /// The attributes that folders take which nobody names, where they are not those of a new folder.
+    inherited: BTreeMap<EntryPath, Metadata>,
+    /// Folders that were made because something lies in them, and were not named since.
+    pub(super) implied: BTreeSet<EntryPath>,
+    /// Hard links to nodes of the layers below, by the words of their layer.
+    pub(super) linked_below: BTreeSet<EntryPath>,
 }
 
 impl<C: Clone> NaiveTree<C> {
     /// Returns the tree of no layer at all: the root alone.
     pub fn new() -> Self {
-        let mut tree = Self { paths: BTreeMap::new(), next_inode: 0 };
-        tree.put_new(EntryPath::ROOT, Metadata::of_implied_folder(), NodeKind::Directory);
+        Self::with_root(Metadata::of_implied_folder(), 0, BTreeMap::new())
+    }
+
+    fn with_root(root: Metadata, first_inode: usize, inherited: BTreeMap<EntryPath, Metadata>) -> Self {
+        let (paths, implied, linked_below) = Default::default();
+        let mut tree = Self { paths, next_inode: first_inode, first_inode, inherited, implied, linked_below };
+        tree.put_new(EntryPath::ROOT, root, NodeKind::Directory);
         tree
+    }
+
+    /// Returns what `layer` itself brings, without anything of this tree that it is laid over.
+    ///
+    /// Folders that it does not name have the attributes that they have in this tree, and hard links into this tree its
+    /// nodes.
+    pub(super) fn layer_alone(&self, layer: &Statements<C>) -> Result<Self, ApplyError> {
+        let mut below = self.clone();
+        below.remove(layer);
+        let folders = below.paths.into_iter().filter(|(_, node)| is_folder(&node.kind));
+        let inherited = folders.map(|(path, node)| (path, node.metadata)).collect();
+        let mut alone = Self::with_root(self.paths[&EntryPath::ROOT].metadata.clone(), self.next_inode, inherited);
+        alone.add(layer)?;
+        alone.link(layer, self)?;
+        Ok(alone)
     }
 
     /// Returns every path with what is there, sorted by the bytes of the path, the root first.
@@ -97,6 +125,36 @@ impl<C: Clone> NaiveTree<C> {
         upper.link(&layer, self)?;
         *self = upper;
         Ok(())
+    }
+
+    /// Returns the node that a hard link's target stands for, following links in the folders that it lies in.
+    pub(super) fn linked(&self, target: &EntryPath) -> Option<&NaiveNode<C>> {
+        let (folder, name) = target.split()?;
+        self.paths.get(&self.folder(&folder)?.join(name))
+    }
+
+    /// Returns the folder that `path` leads to, following links inside the root.
+    pub(super) fn folder(&self, path: &EntryPath) -> Option<EntryPath> {
+        self.resolve(path, &HashSet::new()).ok().flatten()
+    }
+
+    /// Removes what is at `path` and below.
+    pub(super) fn take_out(&mut self, path: &EntryPath) {
+        self.paths.retain(|other, _| !other.is_in(path));
+    }
+
+    /// Changes what is at `path`, if anything is.
+    pub(super) fn change(&mut self, path: &EntryPath, change: impl FnOnce(&mut NaiveNode<C>)) {
+        if let Some(node) = self.paths.get_mut(path) {
+            change(node);
+        }
+    }
+
+    /// Makes a folder that nobody names.
+    pub(super) fn imply(&mut self, path: EntryPath) {
+        let metadata = self.inherited.get(&path).cloned().unwrap_or_else(Metadata::of_implied_folder);
+        self.put_new(path.clone(), metadata, NodeKind::Directory);
+        self.implied.insert(path);
     }
 
     /// Removes what the layer's whiteouts and opaque markers hide.
@@ -127,7 +185,10 @@ impl<C: Clone> NaiveTree<C> {
         for &(path, metadata, kind) in &layer.nodes {
             let place = self.find_or_make_place(path, layer)?;
             match self.paths.get_mut(&place) {
-                Some(there) if is_folder(&there.kind) && is_folder(kind) => there.metadata = metadata.clone(),
+                Some(there) if is_folder(&there.kind) && is_folder(kind) => {
+                    there.metadata = metadata.clone();
+                    self.implied.remove(&place);
+                }
                 _ => self.put_new(place, metadata.clone(), kind.clone()),
             }
         }
@@ -183,6 +244,9 @@ impl<C: Clone> NaiveTree<C> {
         if is_folder(&node.kind) {
             return Err(link.to_folder());
         }
+        if node.inode < self.first_inode {
+            self.linked_below.insert(link.path.clone());
+        }
         let place = self.find_or_make_place(link.path, layer)?;
         if self.paths.get(&place).is_none_or(|there| there.inode != node.inode) {
             self.put(place, node);
@@ -203,7 +267,11 @@ impl<C: Clone> NaiveTree<C> {
     }
 
     /// Returns the folder that `path` leads to, if there is one. Links at the paths in `not_followed` lead nowhere.
-    fn resolve(&self, path: &EntryPath, not_followed: &HashSet<&EntryPath>) -> Result<Option<EntryPath>, TooManyLinks> {
+    pub(super) fn resolve(
+        &self,
+        path: &EntryPath,
+        not_followed: &HashSet<&EntryPath>,
+    ) -> Result<Option<EntryPath>, TooManyLinks> {
         let mut walk = Walk::along(path, not_followed);
         Ok(match walk.go_on(self)? {
             Stop::AtTheEnd => Some(walk.folder),
@@ -225,14 +293,14 @@ impl<C: Clone> NaiveTree<C> {
                 }
                 Stop::NoFolder(missing) => {
                     walk.folder = walk.folder.join(&missing);
-                    self.put_new(walk.folder.clone(), Metadata::of_implied_folder(), NodeKind::Directory);
+                    self.imply(walk.folder.clone());
                 }
             }
         }
     }
 
     /// Puts a node that there has not been yet at `path`, in place of whatever is there.
-    fn put_new(&mut self, path: EntryPath, metadata: Metadata, kind: NodeKind<C>) {
+    pub(super) fn put_new(&mut self, path: EntryPath, metadata: Metadata, kind: NodeKind<C>) {
         let inode = self.next_inode;
         self.next_inode += 1;
         self.put(path, NaiveNode { inode, metadata, kind });
@@ -243,6 +311,7 @@ impl<C: Clone> NaiveTree<C> {
         if self.paths.get(&path).is_some_and(|there| is_folder(&there.kind)) {
             self.paths.retain(|other, _| folders_above(other).all(|folder| folder != path));
         }
+        self.implied.remove(&path);
         self.paths.insert(path, node);
     }
 }
@@ -274,18 +343,18 @@ impl<C: Clone> NaiveTree<C> {
 }
 
 /// What a layer says, with one statement a path.
-struct Statements<'l, C> {
-    whiteouts: Vec<&'l EntryPath>,
-    opaque_folders: Vec<&'l EntryPath>,
+pub(super) struct Statements<'l, C> {
+    pub(super) whiteouts: Vec<&'l EntryPath>,
+    pub(super) opaque_folders: Vec<&'l EntryPath>,
     nodes: Vec<(&'l EntryPath, &'l Metadata, &'l NodeKind<C>)>,
     links: Vec<HardLink<'l>>,
     /// Where the layer says itself that there is a folder: a symbolic link there is replaced, not followed.
-    named_folders: HashSet<&'l EntryPath>,
+    pub(super) named_folders: HashSet<&'l EntryPath>,
 }
 
 impl<'l, C> Statements<'l, C> {
     /// Sorts the entries of a layer by what they do. Of several nodes and hard links at one path the last counts.
-    fn of(layer: &'l [LayerEntry<C>]) -> Result<Self, ApplyError> {
+    pub(super) fn of(layer: &'l [LayerEntry<C>]) -> Result<Self, ApplyError> {
         let is_mark = |kind: &EntryKind<C>| matches!(kind, EntryKind::Whiteout | EntryKind::Opaque);
         let positions = layer.iter().enumerate().filter(|(_, entry)| !is_mark(&entry.kind));
         let last: HashMap<&EntryPath, usize> = positions.map(|(position, entry)| (&entry.path, position)).collect();
@@ -356,7 +425,7 @@ enum Stop {
 }
 
 /// A walk led through too many links.
-struct TooManyLinks;
+pub(super) struct TooManyLinks;
 
 impl Walk {
     /// Returns a walk that starts at the root. It follows no link at the paths in `not_followed`.
@@ -407,23 +476,19 @@ impl Walk {
     }
 }
 
-fn is_folder<C>(kind: &NodeKind<C>) -> bool {
+pub(super) fn is_folder<C>(kind: &NodeKind<C>) -> bool {
     matches!(kind, NodeKind::Directory)
 }
 
 /// Returns the folders that `path` lies in, from its own folder up to the root.
-fn folders_above(path: &EntryPath) -> impl Iterator<Item = EntryPath> {
+pub(super) fn folders_above(path: &EntryPath) -> impl Iterator<Item = EntryPath> {
     let parent = |path: &EntryPath| path.split().map(|(folder, _)| folder);
     std::iter::successors(parent(path), parent)
 }
 
 #[cfg(test)]
-pub(crate) mod tests_generate;
-#[cfg(test)]
 mod tests_hard_links;
 #[cfg(test)]
 mod tests_invariants;
-#[cfg(test)]
-pub(crate) mod tests_overlay_model;
 #[cfg(test)]
 mod tests_rules;

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::tests_generate::{file, folder, hard_link, node, opaque, path, symlink, whiteout};
 use super::*;
 use crate::layer::DeviceNumber;
 use crate::metadata::{Timestamp, Xattrs};
+use crate::verify::tests_generate::{file, folder, hard_link, node, opaque, path, symlink, whiteout};
 
 type Layer = Vec<LayerEntry<u8>>;
 

@@ -1,9 +1,9 @@
 //! The rules for a layer's hard links, each with a small example and the result written out by hand.
 
-use super::tests_generate::{file, folder, hard_link, node, opaque, path, symlink, whiteout};
 use super::tests_rules::{error, list};
 use super::*;
 use crate::layer::DeviceNumber;
+use crate::verify::tests_generate::{file, folder, hard_link, node, opaque, path, symlink, whiteout};
 
 #[test]
 fn hard_link_shares_the_inode_of_its_target_before_or_after_it_in_the_archive() {

@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
 
-use super::tests_generate::{file, image, symlink};
 use super::*;
+use crate::verify::tests_generate::{file, image, symlink};
 
 type Layer = Vec<LayerEntry<u8>>;
 

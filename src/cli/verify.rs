@@ -1,0 +1,91 @@
+//! `strata verify`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use bytesize::ByteSize;
+use serde_json::{Value, json};
+use strata::layer::Limits;
+use strata::progress::Progress;
+use strata::verify::{Finding, Options, Report, Request, verify};
+
+use super::arguments::{Arguments, Verify, threads};
+use super::failure::FINDINGS;
+use super::print_line;
+use super::progress::Display;
+
+/// So many findings are printed as text.
+const PRINTED_FINDINGS: usize = 1000;
+
+/// Compares what is published for an image with what the image says.
+pub fn run(arguments: &Arguments, command: &Verify) -> anyhow::Result<ExitCode> {
+    let folder = arguments.folder()?;
+    let request =
+        Request { argument: command.image.clone(), name: command.name.clone(), platform: command.platform.clone() };
+    let options = Options { threads: threads(command.threads)?, limits: Limits::default() };
+    let progress = Arc::new(Progress::default());
+    let display = Display::start(&progress, arguments.quiet);
+    let report = verify(&folder, &request, &options, &progress);
+    drop(display);
+    let report = report?;
+    if arguments.json {
+        print_line(format_args!("{}", to_json(&report)))?;
+    } else {
+        print_text(&report)?;
+    }
+    Ok(if report.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FINDINGS) })
+}
+
+fn print_text(report: &Report) -> anyhow::Result<()> {
+    for finding in report.findings.iter().take(PRINTED_FINDINGS) {
+        print_line(format_args!("{finding}"))?;
+    }
+    if report.findings.len() > PRINTED_FINDINGS {
+        print_line(format_args!("and {} more", report.findings.len() - PRINTED_FINDINGS))?;
+    }
+    print_line(format_args!("{}", summary(report)))
+}
+
+fn summary(report: &Report) -> String {
+    let findings = match report.findings.len() {
+        0 => "no findings".to_owned(),
+        number => count(number as u64, "finding"),
+    };
+    let (layers, trees) = (count(report.layers as u64, "layer"), count(report.trees as u64, "published tree"));
+    let mut text = format!(
+        "{}  {}  {findings}: {layers} against {trees} with {} entries and {}",
+        report.name,
+        report.manifest,
+        report.entries,
+        ByteSize(report.bytes)
+    );
+    if report.losses > 0 {
+        text.push_str(&format!("; {} that CVMFS cannot hold", count(report.losses, "thing")));
+    }
+    text
+}
+
+fn count(number: u64, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+fn to_json(report: &Report) -> Value {
+    let finding = |finding: &Finding| {
+        json!({
+            "path": finding.path.to_string(),
+            "attribute": finding.attribute,
+            "expected": finding.expected,
+            "found": finding.found,
+        })
+    };
+    json!({
+        "name": report.name.to_string(),
+        "manifest": report.manifest,
+        "findings": report.findings.iter().map(finding).collect::<Vec<_>>(),
+        "layers": report.layers,
+        "trees": report.trees,
+        "entries": report.entries,
+        "bytes": report.bytes,
+        "losses": report.losses,
+    })
+}

@@ -1,0 +1,129 @@
+//! Content, known by its digest: what a layer says and what objects hold is never in memory as a whole.
+
+use std::fmt;
+
+/// Content is looked at in blocks of this size, in bytes.
+const BLOCK: usize = 64 << 10;
+
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
+
+/// Stands for the content of a file of known size: the BLAKE3 hash of all blocks that are not zeros, each with its offset.
+///
+/// Zeros are left out so that the holes of a sparse file cost nothing, however large they are.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct ContentDigest([u8; 32]);
+
+impl ContentDigest {
+    /// Returns the digest of bytes in memory.
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        let mut hasher = ContentHasher::new();
+        hasher.data(bytes);
+        hasher.finish()
+    }
+}
+
+impl fmt::Display for ContentDigest {
+    /// Writes the first 8 bytes: enough to see that two differ.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..8].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ContentDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// Takes content from its first byte to its last.
+pub(super) struct ContentHasher {
+    hasher: blake3::Hasher,
+    /// The block that is not full yet, and where it begins.
+    block: Vec<u8>,
+    offset: u64,
+}
+
+impl ContentHasher {
+    /// Starts with a file of no bytes.
+    pub(super) fn new() -> Self {
+        Self { hasher: blake3::Hasher::new(), block: Vec::new(), offset: 0 }
+    }
+
+    /// Goes on with these bytes.
+    pub(super) fn data(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(BLOCK - self.block.len()));
+            self.block.extend_from_slice(now);
+            bytes = later;
+            if self.block.len() == BLOCK {
+                self.end_block();
+            }
+        }
+    }
+
+    /// Goes on with so many zeros.
+    pub(super) fn zeros(&mut self, mut length: u64) {
+        while length > 0 {
+            if self.block.is_empty() && length >= BLOCK as u64 {
+                self.offset += length / BLOCK as u64 * BLOCK as u64;
+                length %= BLOCK as u64;
+            } else {
+                let now = length.min((BLOCK - self.block.len()) as u64);
+                self.data(&ZEROS[..now as usize]);
+                length -= now;
+            }
+        }
+    }
+
+    /// Returns the digest of all that was given.
+    pub(super) fn finish(mut self) -> ContentDigest {
+        self.end_block();
+        ContentDigest(*self.hasher.finalize().as_bytes())
+    }
+
+    fn end_block(&mut self) {
+        if self.block != ZEROS[..self.block.len()] {
+            self.hasher.update(&self.offset.to_le_bytes()).update(&self.block);
+        }
+        self.offset += self.block.len() as u64;
+        self.block.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digest_does_not_depend_on_how_content_arrives() {
+        let mut bytes = vec![0; 5 * BLOCK + 7];
+        (bytes[3], bytes[BLOCK], bytes[5 * BLOCK + 6]) = (1, 2, 3);
+        let expected = ContentDigest::of(&bytes);
+        for step in [1000, BLOCK - 1, BLOCK, BLOCK + 1] {
+            let mut hasher = ContentHasher::new();
+            bytes.chunks(step).for_each(|part| hasher.data(part));
+            assert_eq!(hasher.finish(), expected);
+        }
+        let mut hasher = ContentHasher::new();
+        hasher.data(&bytes[..=BLOCK]);
+        hasher.zeros(4 * BLOCK as u64 + 5);
+        hasher.data(&[3]);
+        assert_eq!(hasher.finish(), expected);
+    }
+
+    #[test]
+    fn every_byte_and_its_place_count() {
+        let mut bytes = vec![0; 3 * BLOCK];
+        bytes[10] = 1;
+        let digest = ContentDigest::of(&bytes);
+        for place in [9, 11, BLOCK + 10, 3 * BLOCK - 1] {
+            let mut other = vec![0; 3 * BLOCK];
+            other[place] = 1;
+            assert_ne!(ContentDigest::of(&other), digest, "{place}");
+        }
+        let mut hasher = ContentHasher::new();
+        hasher.zeros(1 << 60);
+        hasher.data(b"x");
+        assert_ne!(hasher.finish(), digest);
+    }
+}

@@ -1,0 +1,218 @@
+//! Proves that what is published for an image is what the image says, in a second way that shares nothing with the first.
+//!
+//! Every blob is read anew from the image's source, whatever earlier runs remember. [`NaiveTree`] lays the layers over one
+//! another, [`NaiveLayer`] brings each into the form of overlay mounts, and every attribute and every byte is compared
+//! with what the head of the repository shows. The rules in those two know neither `tree` nor `ingest` nor `convert`.
+//!
+//! An error means that nothing can be said: the image cannot be read, or there is no repository. Whatever is published and
+//! is not what it should be, unreadable objects among it, is a [`Finding`].
+
+mod compare;
+mod content;
+mod finding;
+mod naive_layer;
+mod naive_tree;
+mod published;
+mod records;
+mod root;
+mod source;
+
+use std::sync::atomic::Ordering;
+
+use crate::folder::{FolderError, RepositoryFolder};
+use crate::image::{ChainId, Digest, ImageName, Platform};
+use crate::layer::{LayerError, Limits};
+use crate::layout::{self, ImageRecord};
+use crate::progress::Progress;
+use crate::repository::{Repository, RepositoryError};
+use crate::source::{self as sources, Image, ImageArgument, PlatformRequest, SourceError};
+use crate::store::StoreError;
+
+pub use finding::Finding;
+pub use naive_layer::NaiveLayer;
+pub use naive_tree::{ApplyError, NaiveNode, NaiveTree};
+
+use compare::Comparison;
+use published::Published;
+use source::ReadLayer;
+
+/// Why nothing can be said about an image.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The image cannot be found or described.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Nothing says under which name the image is published.
+    #[error("'{0}' carries no full name: give one with --name host/name:tag")]
+    NoName(ImageArgument),
+    /// Several names say it.
+    #[error("'{argument}' carries several names ({}): give one with --name", names.join(", "))]
+    SeveralNames {
+        /// The image as it was named.
+        argument: ImageArgument,
+        /// The names that it carries.
+        names: Vec<String>,
+    },
+    /// A layer cannot be opened.
+    #[error("cannot read layer {digest}")]
+    OpenLayer {
+        /// The layer's digest.
+        digest: Digest,
+        /// Why.
+        source: SourceError,
+    },
+    /// A layer is not what the image promises.
+    #[error("cannot read layer {digest}")]
+    ReadLayer {
+        /// The layer's digest.
+        digest: Digest,
+        /// Why.
+        source: LayerError,
+    },
+    /// A layer cannot be laid over those below it.
+    #[error("cannot apply layer {digest}")]
+    Apply {
+        /// The layer's digest.
+        digest: Digest,
+        /// Why.
+        source: ApplyError,
+    },
+    /// The repository cannot be read at all.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// The repository folder cannot be used.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The storage cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The machine refuses to start threads.
+    #[error("cannot start {threads} threads")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// Why.
+        source: rayon::ThreadPoolBuildError,
+    },
+}
+
+/// The image to verify.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Where it is.
+    pub argument: ImageArgument,
+    /// The name that it is published under, if not the one that it carries.
+    pub name: Option<ImageName>,
+    /// The platform that is asked for; this machine's is preferred without.
+    pub platform: Option<Platform>,
+}
+
+/// How an image is verified.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How many threads read.
+    pub threads: usize,
+    /// What hostile layers may not exceed.
+    pub limits: Limits,
+}
+
+/// What was compared, and what is not as it should be.
+#[derive(Debug)]
+pub struct Report {
+    /// The name that the image is published under.
+    pub name: ImageName,
+    /// The digest of its manifest.
+    pub manifest: Digest,
+    /// Layers that were read.
+    pub layers: usize,
+    /// Published trees that were compared: layers, chains and the root file system.
+    pub trees: usize,
+    /// Entries in them.
+    pub entries: u64,
+    /// Bytes of all their files, each name counted.
+    pub bytes: u64,
+    /// What CVMFS cannot hold of the image.
+    pub losses: u64,
+    /// What is not as it should be, by path.
+    pub findings: Vec<Finding>,
+}
+
+/// Reads an image anew and compares it with what the head of the repository has under its name.
+pub fn verify(
+    folder: &RepositoryFolder,
+    request: &Request,
+    options: &Options,
+    progress: &Progress,
+) -> Result<Report, VerifyError> {
+    let threads = options.threads.max(1);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|source| VerifyError::Threads { threads, source })?;
+    pool.install(|| verify_here(folder, request, options, progress))
+}
+
+fn verify_here(
+    folder: &RepositoryFolder,
+    request: &Request,
+    options: &Options,
+    progress: &Progress,
+) -> Result<Report, VerifyError> {
+    let repository = Repository::open(&folder.store()?, folder.name())?;
+    let source = sources::open(&request.argument)?;
+    let image = source.resolve(&PlatformRequest::new(request.platform.clone()))?;
+    let name = choose_name(request, &image)?;
+    progress.set_stage(format!("reading {name}"));
+    progress.expected.fetch_add(image.layers.iter().map(|layer| layer.size).sum(), Ordering::Relaxed);
+    let layers = source::read_layers(&*source, &image, options.limits, &progress.read)?;
+    progress.set_stage(format!("comparing {name}"));
+    let mut comparison = Comparison::new(&repository);
+    let losses = match find_record(&mut comparison, &image, &name) {
+        Some(record) => {
+            let published = Published {
+                repository: &repository,
+                image: &image,
+                name: &name,
+                record,
+                modes: folder.settings().modes,
+            };
+            published.compare(&layers, &mut comparison, progress)?
+        }
+        None => 0,
+    };
+    let (trees, entries, bytes) = (comparison.trees, comparison.entries, comparison.bytes);
+    let findings = comparison.into_findings();
+    Ok(Report { name, manifest: image.manifest.digest, layers: layers.len(), trees, entries, bytes, losses, findings })
+}
+
+/// Finds the record of an image; what is published of another manifest, or not at all, is a finding.
+fn find_record(comparison: &mut Comparison<'_>, image: &Image, name: &ImageName) -> Option<ImageRecord> {
+    let path = layout::image_metadata(name).join(b"strata.json");
+    let json = comparison.file(&path)?;
+    let Some(record) = ImageRecord::parse(&json) else {
+        comparison.note(&path, "content", "the record of an image", "something else");
+        return None;
+    };
+    let is_same = record.manifest == image.manifest.digest;
+    comparison.require(&path, "manifest", image.manifest.digest, record.manifest);
+    is_same.then_some(record)
+}
+
+fn choose_name(request: &Request, image: &Image) -> Result<ImageName, VerifyError> {
+    let argument = || request.argument.clone();
+    match (&request.name, image.names.as_slice()) {
+        (Some(name), _) | (None, [name]) => Ok(name.clone()),
+        (None, []) => Err(VerifyError::NoName(argument())),
+        (None, names) => {
+            let names = names.iter().map(ToString::to_string).collect();
+            Err(VerifyError::SeveralNames { argument: argument(), names })
+        }
+    }
+}
+
+fn chains(image: &Image) -> Vec<ChainId> {
+    ChainId::all(&image.layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+pub(crate) mod tests_generate;
+#[cfg(test)]
+pub(crate) mod tests_overlay_model;

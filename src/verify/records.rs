@@ -1,0 +1,163 @@
+//! What strata itself wrote down about layers and trees, compared with what is so.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::compare::Comparison;
+use super::content::ContentDigest;
+use super::finding::causes;
+use super::naive_layer::NaiveLayer;
+use super::naive_tree::NaiveTree;
+use super::source::ReadLayer;
+use crate::catalog::FACTS;
+use crate::layer::{EntryPath, LossKind, Losses};
+use crate::layout::{self, LayerRecord, LossList, TreeFacts};
+use crate::repository::Repository;
+
+/// What CVMFS cannot hold, as the layers were read.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ExpectedLosses(BTreeMap<LossKind, OfAKind>);
+
+/// How many losses there are, and the first paths in the order of the layers.
+#[derive(Debug, Clone, Default)]
+struct OfAKind {
+    count: u64,
+    paths: Vec<EntryPath>,
+}
+
+impl ExpectedLosses {
+    /// Adds what one layer brought that is lost. `stray` markers count once, however many layers leave them there.
+    pub(super) fn add_layer(&mut self, losses: &Losses, stray: Vec<EntryPath>) {
+        for (kind, count, paths) in losses.kinds() {
+            self.add(kind, count, paths);
+        }
+        self.add_once(LossKind::StrayMarker, stray);
+    }
+
+    /// Adds links that a published layer shows as they are above other layers.
+    pub(super) fn add_links_into_other_parents(&mut self, links: impl IntoIterator<Item = EntryPath>) {
+        self.add_once(LossKind::LinkIntoOtherParents, links);
+    }
+
+    /// Returns how many losses there are.
+    pub(super) fn total(&self) -> u64 {
+        self.0.values().map(|losses| losses.count).sum()
+    }
+
+    fn add(&mut self, kind: LossKind, count: u64, paths: &[EntryPath]) {
+        let losses = self.0.entry(kind).or_default();
+        losses.count += count;
+        let room = Losses::LISTED - losses.paths.len();
+        losses.paths.extend(paths.iter().take(room).cloned());
+    }
+
+    fn add_once(&mut self, kind: LossKind, paths: impl IntoIterator<Item = EntryPath>) {
+        for path in paths {
+            if !self.0.get(&kind).is_some_and(|losses| losses.paths.contains(&path)) {
+                self.add(kind, 1, &[path]);
+            }
+        }
+    }
+
+    /// Compares the list that is published at `path`.
+    pub(super) fn compare(&self, path: &EntryPath, listed: &LossList, comparison: &mut Comparison<'_>) {
+        let listed: BTreeMap<LossKind, _> = listed.kinds().collect();
+        let kinds: BTreeSet<LossKind> = self.0.keys().chain(listed.keys()).copied().collect();
+        for kind in kinds {
+            let none = OfAKind::default();
+            let expected = self.0.get(&kind).unwrap_or(&none);
+            let (count, paths) = listed.get(&kind).map_or((0, &[][..]), |losses| (losses.count, &losses.paths));
+            let times = |count: u64| format!("{count} x {kind}");
+            comparison.require(path, "losses", times(expected.count), times(count));
+            let [expected, found] = [&expected.paths, paths].map(|paths| numbered(kind, paths));
+            comparison.require_set(path, "losses", &expected, &found);
+        }
+    }
+}
+
+/// Returns each path with its kind and, where it is there several times, how often it was there before.
+fn numbered(kind: LossKind, paths: &[EntryPath]) -> BTreeSet<String> {
+    let mut seen: HashMap<&EntryPath, u64> = HashMap::new();
+    let number = |path| {
+        let times = seen.entry(path).or_default();
+        *times += 1;
+        if *times == 1 { format!("{kind} at {path}") } else { format!("{kind} at {path} ({times} times)") }
+    };
+    paths.iter().map(number).collect()
+}
+
+/// Returns the names of each inode that has some in several folders.
+pub(super) fn links_across_folders(tree: &NaiveTree<ContentDigest>) -> BTreeSet<Vec<EntryPath>> {
+    let mut names: HashMap<usize, Vec<EntryPath>> = HashMap::new();
+    for (path, node) in tree.entries() {
+        names.entry(node.inode).or_default().push(path.clone());
+    }
+    let folder = |path: &EntryPath| path.split().map(|(folder, _)| folder);
+    names.into_values().filter(|names| names.iter().any(|name| folder(name) != folder(&names[0]))).collect()
+}
+
+/// Compares what the root catalog of a tree says that its rows cannot say.
+pub(super) fn compare_facts(
+    repository: &Repository,
+    root: &EntryPath,
+    tree: &NaiveTree<ContentDigest>,
+    losses: &ExpectedLosses,
+    comparison: &mut Comparison<'_>,
+) {
+    let catalog = match repository.catalog_of(root) {
+        Ok(catalog) => catalog,
+        Err(error) => return comparison.note(root, "catalog", "one that can be read", causes(&error)),
+    };
+    let facts = catalog.property(FACTS).map_or_else(|| Some(TreeFacts::default()), TreeFacts::parse);
+    let Some(facts) = facts else { return comparison.note(root, "facts", "facts about a tree", "something else") };
+    losses.compare(root, &facts.losses, comparison);
+    compare_links(root, &links_across_folders(tree), &facts.links_across_folders, comparison);
+}
+
+fn compare_links(
+    path: &EntryPath,
+    expected: &BTreeSet<Vec<EntryPath>>,
+    found: &[Vec<EntryPath>],
+    comparison: &mut Comparison<'_>,
+) {
+    let show = |names: &Vec<EntryPath>| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" = ");
+    let [expected, found] = [expected.iter().map(show).collect(), found.iter().map(show).collect()];
+    comparison.require_set(path, "links across folders", &expected, &found);
+}
+
+/// Compares the record beside a published layer. `stray` was taken out of its `form`, in which `groups` were linked.
+pub(super) fn compare_layer_record(
+    layer: &ReadLayer,
+    lower: &NaiveTree<ContentDigest>,
+    form: &NaiveLayer<ContentDigest>,
+    groups: &BTreeSet<Vec<EntryPath>>,
+    stray: Vec<EntryPath>,
+    comparison: &mut Comparison<'_>,
+) {
+    let path = layout::layer_record(layer.digest);
+    let Some(json) = comparison.file(&path) else { return };
+    let Some(record) = LayerRecord::parse(&json) else {
+        return comparison.note(&path, "content", "the record of a layer", "something else");
+    };
+    let summary = &layer.summary;
+    comparison.require(&path, "diff-id", summary.diff_id, record.diff_id);
+    comparison.require(&path, "blob-size", summary.blob_size, record.blob_size);
+    comparison.require(&path, "unpacked-size", summary.unpacked_size, record.unpacked_size);
+    comparison.require_set(&path, "implied-folders", &form.implied, &record.implied_folders);
+    comparison.require_set(&path, "whiteouts", &form.whiteouts, &record.whiteouts);
+    comparison.require_set(&path, "opaque-folders", &form.opaque_folders, &record.opaque_folders);
+    let links: BTreeSet<EntryPath> = record.links_into_lower_layers.keys().cloned().collect();
+    comparison.require_set(&path, "links-into-lower-layers", &form.linked_below, &links);
+    for (link, target) in &record.links_into_lower_layers {
+        let is_true = form.tree.linked(link).map(|node| node.inode) == lower.linked(target).map(|node| node.inode);
+        if !is_true {
+            comparison.note(&path, "links-into-lower-layers", format_args!("what {link} is"), target);
+        }
+    }
+    compare_links(&path, groups, &record.links_across_folders, comparison);
+    // A whiteout of a marker cannot be held in the layer, but the record has it.
+    let stray: Vec<EntryPath> = stray.into_iter().filter(|path| !form.whiteouts.contains(path)).collect();
+    comparison.require(&path, "is-complete", stray.is_empty(), record.is_complete);
+    let mut losses = ExpectedLosses::default();
+    losses.add_layer(&summary.losses, stray);
+    losses.compare(&path, &record.losses, comparison);
+}

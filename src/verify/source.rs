@@ -1,0 +1,95 @@
+//! The layers of an image, read anew from where the image is.
+
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rayon::prelude::*;
+
+use super::VerifyError;
+use super::content::{ContentDigest, ContentHasher};
+use crate::image::Digest;
+use crate::layer::{
+    EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, LayerSummary, Limits, Loss, LossKind, NodeKind,
+    Piece,
+};
+use crate::source::{Image, ImageLayer, Source};
+
+/// A layer, all of which is what the image promises.
+pub(super) struct ReadLayer {
+    pub(super) digest: Digest,
+    pub(super) entries: Vec<LayerEntry<ContentDigest>>,
+    /// What was measured, and all that CVMFS cannot hold.
+    pub(super) summary: LayerSummary,
+}
+
+/// Reads all layers, from the lowest up. Several are read at once; of several errors the lowest layer's is returned.
+pub(super) fn read_layers(
+    source: &dyn Source,
+    image: &Image,
+    limits: Limits,
+    read: &AtomicU64,
+) -> Result<Vec<ReadLayer>, VerifyError> {
+    let results: Vec<_> = image.layers.par_iter().map(|layer| read_layer(source, layer, limits, read)).collect();
+    results.into_iter().collect()
+}
+
+fn read_layer(
+    source: &dyn Source,
+    layer: &ImageLayer,
+    limits: Limits,
+    read: &AtomicU64,
+) -> Result<ReadLayer, VerifyError> {
+    let digest = layer.digest;
+    let blob = source.open_layer(layer).map_err(|source| VerifyError::OpenLayer { digest, source })?;
+    let expected = ExpectedLayer { digest, size: layer.size, diff_id: Some(layer.diff_id) };
+    let (entries, mut summary) = read_entries(Counted { blob, read }, expected, limits)
+        .map_err(|source| VerifyError::ReadLayer { digest, source })?;
+    for entry in &entries {
+        if let EntryKind::HardLink(target) = &entry.kind
+            && entry.path.split().map(|(folder, _)| folder) != target.split().map(|(folder, _)| folder)
+        {
+            summary.losses.add(Loss { path: entry.path.clone(), kind: LossKind::LinkAcrossFolders });
+        }
+    }
+    Ok(ReadLayer { digest, entries, summary })
+}
+
+fn read_entries(
+    blob: impl Read,
+    expected: ExpectedLayer,
+    limits: Limits,
+) -> Result<(Vec<LayerEntry<ContentDigest>>, LayerSummary), LayerError> {
+    let mut reader = LayerReader::new(blob, expected, limits)?;
+    let mut entries = Vec::new();
+    while let Some(entry) = reader.next_entry()? {
+        let is_file = matches!(entry.kind, EntryKind::Node(_, NodeKind::File { .. }));
+        let content = if is_file { read_content(&mut reader)? } else { ContentDigest::of(b"") };
+        entries.push(entry.map_content(|()| content));
+    }
+    Ok((entries, reader.finish()?))
+}
+
+fn read_content(reader: &mut LayerReader<impl Read>) -> Result<ContentDigest, LayerError> {
+    let mut hasher = ContentHasher::new();
+    while let Some(piece) = reader.next_piece()? {
+        match piece {
+            Piece::Data(bytes) => hasher.data(bytes),
+            Piece::Hole(length) => hasher.zeros(length),
+        }
+    }
+    Ok(hasher.finish())
+}
+
+/// A blob that counts what is read of it.
+struct Counted<'r> {
+    blob: Box<dyn Read + Send>,
+    read: &'r AtomicU64,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.blob.read(buffer)?;
+        self.read.fetch_add(length as u64, Ordering::Relaxed);
+        Ok(length)
+    }
+}

@@ -1,0 +1,122 @@
+//! Published repositories with a fault planted in them, signed as if it were none.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use flate2::read::ZlibDecoder;
+use rsa::pkcs8::DecodePrivateKey as _;
+use rsa::{Pkcs1v15Sign, PrivateKey};
+use rusqlite::{Connection, OptionalExtension as _, params};
+use sha1::{Digest as _, Sha1};
+use tempfile::{NamedTempFile, TempDir};
+
+use crate::strict_selftest::forge::{deflate, hex, put};
+use crate::support::{FQRN, NAME, Run, TestRepository, strata_command};
+
+/// A copy of a repository, whose catalogs may be changed.
+pub struct Planted {
+    home: TempDir,
+}
+
+impl Planted {
+    /// Copies a repository.
+    pub fn copy_of(repository: &TestRepository) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        copy(&repository.folder(), &home.path().join(FQRN));
+        Self { home }
+    }
+
+    /// Verifies the image that `source` names.
+    pub fn verify(&self, source: &str) -> Run {
+        let folder = self.folder();
+        let arguments = ["verify", source, "--name", NAME, "--repo"].map(Into::into);
+        Run::of(&mut strata_command(arguments.into_iter().chain([folder.into_os_string()])))
+    }
+
+    /// Changes the catalog of the folder `path`, and publishes that.
+    pub fn change(&self, path: &str, sql: &str) {
+        let manifest = fs::read(self.storage().join(".cvmfspublished")).unwrap();
+        let end = manifest.windows(4).position(|window| window == b"\n--\n").unwrap() + 1;
+        let fields = String::from_utf8(manifest[..end].to_vec()).unwrap();
+        let root = fields.lines().find_map(|line| line.strip_prefix('C')).unwrap();
+        let (hash, size) = self.change_catalog(root, path, sql);
+        let changed = fields.lines().map(|line| match line.as_bytes()[0] {
+            b'C' => format!("C{hash}\n"),
+            b'B' => format!("B{size}\n"),
+            _ => format!("{line}\n"),
+        });
+        self.sign(&changed.collect::<String>());
+    }
+
+    /// Puts other content in the place of a file's in the catalog of the folder `path`.
+    pub fn replace(&self, path: &str, name: &str, content: &[u8]) {
+        let hash = put(&self.storage(), &deflate(content), "");
+        let size = content.len();
+        self.change(path, &format!("UPDATE catalog SET hash = x'{hash}', size = {size} WHERE name = '{name}'"));
+    }
+
+    /// Returns where an object lies.
+    pub fn file(&self, object: &str) -> PathBuf {
+        self.storage().join(object)
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.home.path().join(FQRN)
+    }
+
+    fn storage(&self) -> PathBuf {
+        self.folder().join("storage")
+    }
+
+    /// Changes the catalog of `path`, which is in or below the one named, and returns the new name and size of that one.
+    fn change_catalog(&self, hash: &str, path: &str, sql: &str) -> (String, usize) {
+        let stored = fs::File::open(self.storage().join(format!("data/{}/{}C", &hash[..2], &hash[2..]))).unwrap();
+        let mut plain = Vec::new();
+        ZlibDecoder::new(stored).read_to_end(&mut plain).unwrap();
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(&plain).unwrap();
+        let catalog = Connection::open(file.path()).unwrap();
+        let next =
+            "SELECT path, sha1 FROM nested_catalogs WHERE ?1 = path OR substr(?1, 1, length(path) + 1) = path || '/'";
+        let below: Option<(String, String)> =
+            catalog.query_row(next, [path], |row| Ok((row.get(0)?, row.get(1)?))).optional().unwrap();
+        match below {
+            Some((below, hash)) => {
+                let (hash, size) = self.change_catalog(&hash, path, sql);
+                let update = "UPDATE nested_catalogs SET sha1 = ?1, size = ?2 WHERE path = ?3";
+                catalog.execute(update, params![hash, size, below]).unwrap();
+            }
+            None => {
+                let before = catalog.total_changes();
+                catalog.execute_batch(sql).unwrap();
+                assert!(catalog.total_changes() > before, "nothing changes: {sql}");
+            }
+        }
+        drop(catalog);
+        let bytes = fs::read(file.path()).unwrap();
+        (put(&self.storage(), &deflate(&bytes), "C"), bytes.len())
+    }
+
+    fn sign(&self, fields: &str) {
+        let pem = fs::read_to_string(self.folder().join(format!("keys/{FQRN}.key"))).unwrap();
+        let key = PrivateKey::from_pkcs8_pem(&pem).unwrap();
+        let hash = hex(&Sha1::digest(fields));
+        let signature = key.sign(Pkcs1v15Sign::new::<Sha1>(), &Sha1::digest(&hash)).unwrap();
+        let signed = [format!("{fields}--\n{hash}\n").as_bytes(), &signature].concat();
+        fs::write(self.storage().join(".cvmfspublished"), signed).unwrap();
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
