@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use strata::convert::{Options, Rehearsal, Request, rehearse};
 use strata::diff::{Attribute, Change, Difference, Kind, diff, diff_rows};
 use strata::folder::RepositoryFolder;
+use strata::image::Digest;
 use strata::layer::EntryPath;
 use strata::progress::Progress;
 use strata::repository::{Point, Repository};
@@ -60,10 +61,11 @@ fn image(arguments: &Arguments, folder: &RepositoryFolder, command: &Diff) -> an
     drop(display);
     let root = after.and_then(|row| row.folder.as_ref()).map_or(EntryPath::ROOT, |folder| folder.path.clone());
     let difference = below(difference, &root);
+    let layers = difference.changes.iter().map(|change| rehearsal.layer_of(&change.path)).collect::<Result<_, _>>()?;
     if arguments.json {
-        print_line(format_args!("{}", image_json(&rehearsal, &difference)))?;
+        print_line(format_args!("{}", image_json(&rehearsal, &difference, layers)))?;
     } else {
-        print(format_args!("{}", image_text(&rehearsal, &difference)))?;
+        print(format_args!("{}", image_text(&rehearsal, &difference, &layers)))?;
     }
     Ok(rehearsal.changes)
 }
@@ -78,19 +80,25 @@ fn below(difference: Difference, root: &EntryPath) -> Difference {
     Difference { changes: difference.changes.into_iter().map(inside).collect(), ..difference }
 }
 
-fn image_text(rehearsal: &Rehearsal, difference: &Difference) -> String {
-    let mut text: String = difference.changes.iter().map(line).collect();
+/// Writes the report. Each change is told with the number of the layer that it is from, from the lowest up, or `-`.
+fn image_text(rehearsal: &Rehearsal, difference: &Difference, layers: &[Option<Digest>]) -> String {
+    let number = |digest: &Option<Digest>| rehearsal.layers.iter().rposition(|layer| Some(layer.digest) == *digest);
+    let mut text = String::new();
+    for (change, digest) in difference.changes.iter().zip(layers) {
+        let number = number(digest).map_or_else(|| "-".to_owned(), |number| (number + 1).to_string());
+        text += &format!("{number:>3}  {}", line(change));
+    }
     let against = if rehearsal.before.is_some() { "its tag as published" } else { "nothing" };
     text += &format!("{} against {against}: {} paths differ\n", rehearsal.outcome.name, difference.changes.len());
     for (folder, [added, removed, changed, bytes]) in folders(difference) {
         text += &format!("  {folder}: {added} added, {removed} removed, {changed} changed; {}\n", ByteSize(bytes));
     }
-    for layer in &rehearsal.layers {
+    for (number, layer) in rehearsal.layers.iter().enumerate() {
         let cost = match layer.is_published {
             true => "is published".to_owned(),
             false => format!("{} new objects, {}", layer.new_objects, ByteSize(layer.new_bytes)),
         };
-        text += &format!("layer {}: {cost}\n", layer.digest);
+        text += &format!("layer {} {}: {cost}\n", number + 1, layer.digest);
     }
     let (written, shared) = (rehearsal.written, difference.shared);
     text += &match rehearsal.changes {
@@ -107,8 +115,11 @@ fn image_text(rehearsal: &Rehearsal, difference: &Difference) -> String {
     text
 }
 
-fn image_json(rehearsal: &Rehearsal, difference: &Difference) -> Value {
+fn image_json(rehearsal: &Rehearsal, difference: &Difference, layers: Vec<Option<Digest>>) -> Value {
     let mut json = to_json(difference);
+    for (number, digest) in layers.into_iter().enumerate() {
+        json["changes"][number]["layer"] = json!(digest);
+    }
     let folder = |(path, [added, removed, changed, bytes]): (EntryPath, [u64; 4])| json!({"path": path, "added": added, "removed": removed, "changed": changed, "bytes": bytes});
     json["name"] = json!(rehearsal.outcome.name.to_string());
     json["manifest"] = json!(rehearsal.outcome.manifest);

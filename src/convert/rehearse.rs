@@ -57,6 +57,20 @@ pub struct LayerCost {
     pub new_bytes: u64,
 }
 
+impl Rehearsal {
+    /// Returns the layer that says what is at a path of the root file system, or that hides what was there: the highest
+    /// that names it. What Apptainer needs and what an emptied folder held is of none.
+    pub fn layer_of(&self, path: &EntryPath) -> Result<Option<Digest>, RepositoryError> {
+        for layer in self.layers.iter().rev() {
+            let inside = path.components().fold(layout::layer_root(layer.digest), |path, name| path.join(name));
+            if self.next.get(&inside)?.is_some() {
+                return Ok(Some(layer.digest));
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// Finds out what converting an image would do. The repository is only read.
 pub fn rehearse(
     folder: &RepositoryFolder,

@@ -117,7 +117,6 @@ impl Run<'_> {
             0 => (Directory::empty_root(), LossList::default()),
             length => self.base(chains[length - 1], head)?,
         };
-        let mut other_links = Vec::new();
         for (content, index) in contents.into_iter().zip(need.base..) {
             let layer = staged.image.layers[index].clone();
             losses.extend(&content.losses);
@@ -129,8 +128,8 @@ impl Run<'_> {
             let (kept, stray) = without_stray_markers(&applied);
             losses.add_unlisted(LossKind::StrayMarker, stray);
             tree = kept;
-            if let Some(form) = &content.form {
-                other_links.extend(links_with_other_inodes(form, &tree));
+            if let Some(form) = self.published_form(&content, need.layers.contains(&index), layer.digest, head)? {
+                losses.add_unlisted(LossKind::LinkIntoOtherParents, links_with_other_inodes(&form, &tree));
             }
             if need.chains.contains(&(index + 1)) {
                 self.store_tree(&mut staged.ready, &builder, &tree, layout::chain_root(chains[index]), &losses)?;
@@ -143,7 +142,6 @@ impl Run<'_> {
             let path = layout::flat_root(staged.image.config.digest);
             self.store_tree(&mut staged.ready, &builder, &flat, path, &losses)?;
         }
-        losses.add_unlisted(LossKind::LinkIntoOtherParents, other_links);
         staged.outcome.losses = losses;
         Ok(())
     }
@@ -207,6 +205,21 @@ impl Run<'_> {
         let form = self.read_layer(digest, known)?;
         let entries = layer_entries(&form);
         Ok(LayerContent { entries, losses: known.record.losses.clone(), summary: None, form: Some(form) })
+    }
+
+    /// Returns a layer as it was stored before, above whatever parents it had then; `None` for one that is stored now.
+    fn published_form(
+        &self,
+        content: &LayerContent,
+        is_new: bool,
+        digest: Digest,
+        head: &Repository,
+    ) -> Result<Option<LayerForm>, ConvertError> {
+        if is_new || content.form.is_some() {
+            return Ok(content.form.clone());
+        }
+        let known = self.known_layer(head, digest)?;
+        known.map(|known| self.read_layer(digest, &known)).transpose()
     }
 
     /// Stores a layer by itself.

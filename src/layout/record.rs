@@ -126,6 +126,11 @@ impl LossList {
         losses.paths.extend(paths.iter().take(room).cloned());
     }
 
+    /// Returns the list without the losses of one kind.
+    pub fn without(&self, kind: LossKind) -> Self {
+        Self(self.0.iter().filter(|(other, _)| **other != kind).map(|(kind, losses)| (*kind, losses.clone())).collect())
+    }
+
     /// Returns the losses by kind.
     pub fn kinds(&self) -> impl Iterator<Item = (LossKind, &LossesOfAKind)> {
         self.0.iter().map(|(kind, losses)| (*kind, losses))

@@ -109,7 +109,8 @@ pub(super) fn compare_facts(
     };
     let facts = catalog.property(FACTS).map_or_else(|| Some(TreeFacts::default()), TreeFacts::parse);
     let Some(facts) = facts else { return comparison.note(root, "facts", "facts about a tree", "something else") };
-    losses.compare(root, &facts.losses, comparison);
+    // Links that a published layer shows as they are above other layers are lost to that layer, and not to this tree.
+    losses.compare(root, &facts.losses.without(LossKind::LinkIntoOtherParents), comparison);
     compare_links(root, &links_across_folders(tree), &facts.links_across_folders, comparison);
 }
 

@@ -74,6 +74,8 @@ fn image_is_compared_with_its_tag_and_nothing_is_written() {
         (attributes("gone")["change"].as_str(), attributes("gone")["entries"].as_u64()),
         (Some("added"), Some(3))
     );
+    assert_eq!(attributes("changed")["layer"], old.layer_digests()[0]);
+    assert!(attributes("come")["layer"].is_null(), "no layer of the old image knows of it");
     assert!(change(&json, "same").is_none() && change(&json, ".cvmfscatalog").is_none(), "{json}");
     let published = repository.run(["diff", &repository.source(&new), "--name", NAME]).expect_code(0);
     assert!(published.stdout().contains("nothing would change"), "{}", published.stdout());
@@ -102,6 +104,8 @@ fn costs_of_a_new_image_are_what_converting_it_then_costs() {
     let catalogs = new.iter().filter(|path| path.ends_with('C')).count();
     assert_eq!(json["catalogs"], catalogs, "{json}");
     assert_eq!(json["stored"]["objects"], new.len() - 1, "{json}");
+    assert_eq!(change(&json, "c").unwrap()["layer"], image.layer_digests()[1]);
+    assert_eq!(change(&json, "b").unwrap()["layer"], image.layer_digests()[0]);
     let top = json["folders"].as_array().unwrap().iter().find(|folder| folder["path"] == "c").unwrap();
     assert_eq!((&top["added"], &top["bytes"]), (&1.into(), &3.into()));
 }

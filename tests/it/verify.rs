@@ -214,6 +214,11 @@ fn links_above_other_parents_are_no_findings_where_they_are_listed_as_losses() {
     repository.convert(&image("second"), OTHER, &[]).expect_code(0);
     assert_verified(&repository, &image("first"), NAME);
     assert_verified(&repository, &image("second"), OTHER);
+    // Nor are they forgotten when the image is converted again, whatever is known of it by then.
+    for options in [&[][..], &["--force"], &["--skip-layers", "--force"]] {
+        repository.convert(&image("second"), OTHER, options).expect_code(0);
+        assert_verified(&repository, &image("second"), OTHER);
+    }
 }
 
 /// What a fault is planted in.
