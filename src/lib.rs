@@ -10,8 +10,8 @@
 //! over one another in memory, [`layout`] says what is published where, [`catalog`] writes trees as SQLite files,
 //! [`publish`] makes them a revision, and [`store`] is where it all lies. [`convert`] joins them. Whatever reads a
 //! published repository goes through [`repository`], but for [`check`], which believes nothing and looks at the files
-//! themselves. [`mount`] shows it to the kernel, [`preview`] what is not published yet, and [`diff`] tells two of its revisions
-//! apart.
+//! themselves. [`mount`] shows it to the kernel, [`preview`] what is not published yet, [`diff`] tells two of its revisions
+//! apart, and [`verify`] proves an image right.
 //!
 //! Everything is public that the `strata` program uses, so that other programs can do what it does; the interface is not
 //! stable yet.

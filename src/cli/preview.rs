@@ -19,8 +19,6 @@ use strata::layer::Limits;
 use strata::mount::MountOptions;
 use strata::preview::{Preview, PreviewOptions};
 use strata::progress::Progress;
-use strata::repository::Repository;
-use strata::settings::Modes;
 use strata::store::abandon_runs;
 
 use super::arguments::{Arguments, Preview as PreviewArguments, default_options, randomness, threads};
@@ -37,7 +35,6 @@ pub fn run(arguments: &Arguments, command: &PreviewArguments) -> anyhow::Result<
     if command.keep && folder.is_none() {
         return Err(UsageError("--keep needs --repo, the repository to keep it in".to_owned()).into());
     }
-    let head = folder.as_ref().map(|folder| anyhow::Ok(Repository::open(&folder.store()?, folder.name())?));
     let mount = MountOptions {
         allow_other: command.allow_other,
         cache: command.cache.clone(),
@@ -46,13 +43,12 @@ pub fn run(arguments: &Arguments, command: &PreviewArguments) -> anyhow::Result<
     };
     let options = PreviewOptions {
         platform: command.platform.clone(),
-        modes: folder.as_ref().map_or(Modes::default(), |folder| folder.settings().modes),
         limits: Limits::default(),
         threads: threads(None)?,
         mount,
     };
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
-    let (preview, mounted) = Preview::start(&command.image, head.transpose()?, &command.mountpoint, options)?;
+    let (preview, mounted) = Preview::start(&command.image, folder.as_ref(), &command.mountpoint, options)?;
     let point = mounted.point().clone();
     let _guard = guard(&point)?;
     let (ending, is_read) = (point.clone(), Arc::new(AtomicBool::new(false)));

@@ -3,6 +3,8 @@
 //! It does all that a conversion does, compression included, so what it counts is what a conversion costs, to the byte.
 
 use std::collections::HashSet;
+use std::fs::{self, File};
+use std::path::Path;
 use std::sync::Mutex;
 
 use super::{ConvertError, Outcome, Request, Run, thread_pool};
@@ -39,8 +41,8 @@ pub struct Rehearsal {
     pub catalogs: u64,
     /// The layers, from the lowest up.
     pub layers: Vec<LayerCost>,
-    /// Where the new objects are.
-    _folder: tempfile::TempDir,
+    /// Where the new objects are, locked as long as this process lives.
+    _folder: (tempfile::TempDir, File),
 }
 
 /// What a layer brings.
@@ -80,7 +82,9 @@ pub fn rehearse(
 ) -> Result<Rehearsal, ConvertError> {
     let store = folder.store()?;
     let failed = |source| StoreError::Io { action: "create a folder in", path: std::env::temp_dir(), source };
-    let home = tempfile::Builder::new().prefix("strata-diff-").tempdir().map_err(failed)?;
+    delete_leftovers(&std::env::temp_dir());
+    let home = tempfile::Builder::new().prefix(FOLDER_PREFIX).tempdir().map_err(failed)?;
+    let alive = File::open(home.path()).and_then(|folder| folder.lock().map(|()| folder)).map_err(failed)?;
     let layered = store.layered(&home.path().join("storage"))?;
     let state = folder.state_unchanged()?;
     let index = ContentIndex::open(&state)?;
@@ -107,7 +111,21 @@ pub fn rehearse(
     let layers = layer_costs(digests, &head, &next, &store, &layered)?;
     let catalogs = new_catalogs(&home.path().join("storage"));
     let outcome = staged.outcome;
-    Ok(Rehearsal { outcome, before, after, head, next, changes, written, catalogs, layers, _folder: home })
+    Ok(Rehearsal { outcome, before, after, head, next, changes, written, catalogs, layers, _folder: (home, alive) })
+}
+
+/// What the names of the folders begin with.
+const FOLDER_PREFIX: &str = "strata-diff-";
+
+/// Deletes the folders of runs that were killed, as far as they are this user's.
+fn delete_leftovers(temporary: &Path) {
+    for entry in fs::read_dir(temporary).into_iter().flatten().flatten() {
+        let is_ours = entry.file_name().as_encoded_bytes().starts_with(FOLDER_PREFIX.as_bytes());
+        if is_ours && File::open(entry.path()).is_ok_and(|folder| folder.try_lock().is_ok()) {
+            // Whatever is in the way of that is in nobody's way here.
+            fs::remove_dir_all(entry.path()).ok();
+        }
+    }
 }
 
 /// Returns the root file system that a public link leads to.
@@ -151,8 +169,8 @@ fn layer_costs(
 }
 
 /// Counts the catalogs below a store's `data`.
-fn new_catalogs(storage: &std::path::Path) -> u64 {
-    let folders = std::fs::read_dir(storage.join("data")).into_iter().flatten().flatten();
-    let files = folders.flat_map(|folder| std::fs::read_dir(folder.path()).into_iter().flatten().flatten());
+fn new_catalogs(storage: &Path) -> u64 {
+    let folders = fs::read_dir(storage.join("data")).into_iter().flatten().flatten();
+    let files = folders.flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten());
     files.filter(|file| file.file_name().as_encoded_bytes().ends_with(b"C")).count() as u64
 }

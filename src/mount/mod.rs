@@ -242,11 +242,21 @@ impl MountPoint {
         if mount_id(&self.path).is_ok_and(|id| id == self.id) { clear_dead_mount(&self.path) } else { Ok(()) }
     }
 
+    /// Tells whether it is mounted, if only below something else. Numbers are used again, but hardly at the same path.
+    fn is_there(&self) -> bool {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let path = escape(&self.path);
+        mounts
+            .lines()
+            .map(|line| line.split(' '))
+            .any(|mut fields| fields.next().is_some_and(|id| id == self.id.to_string()) && fields.nth(3) == Some(&path))
+    }
+
     /// Unmounts it, and nothing else that is mounted at the same path.
     pub fn unmount(&self) -> Result<Unmounted, MountError> {
         let is_ours = || mount_id(&self.path).is_ok_and(|id| id == self.id);
         if !is_ours() {
-            return match is_mounted(self.id) {
+            return match self.is_there() {
                 true => Err(MountError::Covered(self.path.clone())),
                 false => Ok(Unmounted::AtOnce),
             };
@@ -268,10 +278,13 @@ fn mount_id(path: &Path) -> io::Result<u64> {
     Ok(rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
-/// Tells whether a mount of that number is there.
-fn is_mounted(id: u64) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts.lines().any(|line| line.split(' ').next().is_some_and(|number| number == id.to_string()))
+/// Returns a path as the kernel lists it.
+fn escape(path: &Path) -> String {
+    let escaped = |character: char| match character {
+        ' ' | '\t' | '\n' | '\\' => format!("\\{:03o}", u32::from(character)),
+        other => other.to_string(),
+    };
+    path.to_string_lossy().chars().map(escaped).collect()
 }
 
 /// Takes the line end off what `fusermount3` said.
@@ -313,4 +326,18 @@ pub fn clear_dead_mount(mountpoint: &Path) -> Result<(), MountError> {
 /// Tells whether the process that answers for a mount is gone.
 fn is_dead(mountpoint: &Path) -> bool {
     matches!(rustix::fs::statfs(mountpoint), Err(Errno::NOTCONN | Errno::CONNABORTED))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_found_by_number_and_path() {
+        let root = MountPoint::new("/".into(), mount_id(Path::new("/")).unwrap());
+        assert!(root.is_there());
+        assert!(!MountPoint::new("/".into(), root.id + 1_000_000).is_there());
+        assert!(!MountPoint::new("/no/such/place".into(), root.id).is_there());
+        assert_eq!(escape(Path::new("/a b\\c\td")), "/a\\040b\\134c\\011d");
+    }
 }

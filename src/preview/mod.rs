@@ -13,17 +13,18 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use crate::catalog::without_stray_markers;
+use crate::catalog::{ContentKey, StateDatabase, without_stray_markers};
 use crate::convert::trees::{published_layer, read_layer};
+use crate::folder::{FolderError, RepositoryFolder};
 use crate::image::{ChainId, DiffId, Digest, Platform};
 use crate::layer::{EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, Limits, NodeKind, Piece};
 use crate::layout::flat_tree;
 use crate::metadata::Metadata;
 use crate::mount::{ContentReader, Extent, Mount, MountError, MountOptions, Showing, unpacking_folder};
-use crate::object::{Content, ObjectKind};
+use crate::object::{ChunkSizes, Compression, Content, ObjectKind, Pieces};
 use crate::progress::Progress;
 use crate::repository::{Repository, RepositoryError};
-use crate::settings::Modes;
+use crate::settings::{Modes, Settings};
 use crate::source::{self, Image, ImageArgument, ImageLayer, PlatformRequest, Source, SourceError};
 use crate::tree::{ApplyError, Directory, LayerForm, Leaf, LeafKind, Node, apply, layer_entries};
 use pack::{PackWriter, Packs};
@@ -59,6 +60,9 @@ pub enum PreviewError {
         /// Why.
         source: io::Error,
     },
+    /// The repository's folder cannot be used.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// The repository cannot be read.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
@@ -75,8 +79,6 @@ pub enum PreviewError {
 pub struct PreviewOptions {
     /// The platform that is asked for; this machine's is preferred without.
     pub platform: Option<Platform>,
-    /// What becomes of permissions in the root file system.
-    pub modes: Modes,
     /// What an image may have.
     pub limits: Limits,
     /// How many layers are read at a time.
@@ -89,11 +91,18 @@ pub struct PreviewOptions {
 pub struct Preview {
     image: Image,
     source: Box<dyn Source>,
-    repository: Option<Repository>,
+    known: Option<Known>,
     options: PreviewOptions,
     folder: PathBuf,
     packs: Arc<Packs>,
     showing: Showing<TreeView>,
+}
+
+/// A repository, of which a preview takes what it has.
+struct Known {
+    head: Repository,
+    state: StateDatabase,
+    settings: Settings,
 }
 
 /// What a layer says, and the layer as it would be published if that is known.
@@ -117,24 +126,26 @@ struct Trees {
 const STACK_BYTES: usize = 256 << 20;
 
 impl Preview {
-    /// Resolves an image and mounts what there is of it so far: nothing. Known layers are taken from `repository`.
+    /// Resolves an image and mounts what there is of it so far: nothing. Known layers and small files are taken from
+    /// `repository`, which is only read.
     pub fn start(
         argument: &ImageArgument,
-        repository: Option<Repository>,
+        repository: Option<&RepositoryFolder>,
         mountpoint: &Path,
         options: PreviewOptions,
     ) -> Result<(Self, Mount), PreviewError> {
         let source = source::open(argument)?;
         let image = source.resolve(&PlatformRequest::new(options.platform.clone()))?;
         let folder = unpacking_folder(&options.mount)?;
-        let reader = repository.as_ref().map(|head| ContentReader::new(head.store().clone(), folder.clone()));
+        let known = repository.map(Known::open).transpose()?;
+        let reader = known.as_ref().map(|known| ContentReader::new(known.head.store().clone(), folder.clone()));
         // One pack for each layer, and one for the files of Apptainer.
         let packs = Arc::new(Packs::new(image.layers.len() + 1, &folder, reader));
         let nothing = TreeView(top(&image, &Trees::default()));
         let (name, content) = (argument.to_string(), Arc::clone(&packs));
         let (mount, showing) =
             Mount::start_changing(nothing, content, Extent::default(), name, mountpoint, &options.mount)?;
-        Ok((Self { image, source, repository, options, folder, packs, showing }, mount))
+        Ok((Self { image, source, known, options, folder, packs, showing }, mount))
     }
 
     /// Returns how many layers the image has.
@@ -206,7 +217,8 @@ impl Preview {
         let number = u32::try_from(self.layers()).expect("an image has thousands of layers at most");
         let kept = |source| PreviewError::Keep { folder: self.folder.clone(), source };
         let mut pack = PackWriter::start(number, &self.folder).map_err(kept)?;
-        let flat = flat_tree(chain, &self.image.parsed_config.config, self.options.modes, |bytes: &[u8]| {
+        let modes = self.known.as_ref().map_or(Modes::default(), |known| known.settings.modes);
+        let flat = flat_tree(chain, &self.image.parsed_config.config, modes, |bytes: &[u8]| {
             let content = pack.next();
             pack.append(bytes).map(|()| content)
         });
@@ -233,14 +245,29 @@ impl Preview {
         let mut pack = PackWriter::start(number, &self.folder).map_err(kept)?;
         let mut entries = Vec::new();
         while let Some(entry) = reader.next_entry().map_err(failed)? {
-            let content = pack.next();
-            if matches!(entry.kind, EntryKind::Node(_, NodeKind::File { .. })) {
+            let mut content = pack.next();
+            if let EntryKind::Node(_, NodeKind::File { size, .. }) = entry.kind {
+                // What may be known is gathered first.
+                let mut small = self.known.is_some() && size <= ChunkSizes::default().minimum;
+                let mut gathered = Vec::new();
                 while let Some(piece) = reader.next_piece().map_err(failed)? {
                     let appended = match piece {
+                        Piece::Data(data) if small => {
+                            gathered.extend_from_slice(data);
+                            Ok(())
+                        }
                         Piece::Data(data) => pack.append(data),
-                        Piece::Hole(length) => pack.append_hole(length),
+                        Piece::Hole(length) => {
+                            // Zeros are cheap where they are.
+                            small = false;
+                            pack.append(&std::mem::take(&mut gathered)).and_then(|()| pack.append_hole(length))
+                        }
                     };
                     appended.map_err(kept)?;
+                }
+                match self.known.as_ref().filter(|_| small).map(|known| known.find(&gathered)).transpose()?.flatten() {
+                    Some(known) => content = known,
+                    None => pack.append(&gathered).map_err(kept)?,
                 }
             }
             entries.push(entry.map_content(|()| content));
@@ -252,7 +279,7 @@ impl Preview {
 
     /// Returns a layer as it is published, if that says all that there is to say.
     fn recall_layer(&self, layer: &ImageLayer) -> Result<Option<LayerContent>, PreviewError> {
-        let Some(head) = &self.repository else { return Ok(None) };
+        let Some(Known { head, .. }) = &self.known else { return Ok(None) };
         let known = published_layer(head, layer.digest)?;
         let known = known.filter(|known| known.record.is_complete && known.record.diff_id == layer.diff_id);
         let Some(known) = known else { return Ok(None) };
@@ -260,6 +287,27 @@ impl Preview {
         let read = |hash| head.store().read_decoded(hash, ObjectKind::Catalog, limit);
         let form = read_layer(&read, layer.digest, &known)?;
         Ok(Some(LayerContent { entries: layer_entries(&form), form: Some(form) }))
+    }
+}
+
+impl Known {
+    fn open(folder: &RepositoryFolder) -> Result<Self, PreviewError> {
+        let head = Repository::open(&folder.store()?, folder.name())?;
+        Ok(Self { head, state: folder.state_unchanged()?, settings: folder.settings().clone() })
+    }
+
+    /// Returns where the content of a small file lies in the repository, if it is known there.
+    fn find(&self, plain: &[u8]) -> Result<Option<Content>, PreviewError> {
+        let compression = self.settings.compression;
+        let key = ContentKey {
+            blake3: *blake3::hash(plain).as_bytes(),
+            size: plain.len() as u64,
+            is_chunk: false,
+            encoder: compression.encoder_id().0,
+        };
+        let found = self.state.object(&key).map_err(FolderError::from)?;
+        let found = found.filter(|&hash| self.head.store().has(hash, ObjectKind::File));
+        Ok(found.map(|hash| Content { raw: compression == Compression::None, pieces: Pieces::Whole(hash) }))
     }
 }
 

@@ -111,6 +111,17 @@ fn costs_of_a_new_image_are_what_converting_it_then_costs() {
 }
 
 #[test]
+fn folder_of_a_killed_run_goes_with_the_next() {
+    let (repository, [old, _]) = two_revisions();
+    let temporary = repository.beside("temporary");
+    std::fs::create_dir_all(temporary.join("strata-diff-dead/storage")).unwrap();
+    let source = repository.source(&old);
+    let mut command = repository.command(["diff", &source, "--name", NAME]);
+    crate::support::Run::of(command.env("TMPDIR", &temporary)).expect_code(4);
+    assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0);
+}
+
+#[test]
 fn what_is_no_image_is_wrong_usage() {
     let (repository, _) = two_revisions();
     let run = repository.run(["diff", "nonsense"]).expect_code(2);

@@ -94,6 +94,28 @@ fn known_layers_are_taken_from_the_repository_and_it_stays_as_it_is() {
 }
 
 #[test]
+fn known_content_of_new_layers_is_read_from_the_repository() {
+    if !need_fuse() {
+        return;
+    }
+    let repository = TestRepository::publish(&TestImage::new().layer(|layer| layer.file("a", "known content")));
+    let image = TestImage::new().layer(|layer| layer.file("b", "known content").file("c", "new"));
+    let (source, folder) = (repository.source(&image), repository.folder());
+    let mount = mount_preview(&repository, &source, &["--repo", folder.to_str().unwrap()]);
+    assert_eq!(fs::read(mount.folder.join("flat/c")).unwrap(), b"new");
+    // Where it is read from shows when it is damaged.
+    let objects = repository.objects().into_keys().map(|path| repository.storage().join(path));
+    let mut saved = Vec::new();
+    for path in objects.filter(|path| !path.to_str().unwrap().ends_with(['C', 'H', 'X', 'M'])) {
+        saved.push((path.clone(), fs::read(&path).unwrap()));
+        fs::write(&path, "damaged").unwrap();
+    }
+    assert!(fs::read(mount.folder.join("flat/b")).is_err());
+    saved.into_iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+    assert_eq!(fs::read(mount.folder.join("flat/b")).unwrap(), b"known content");
+}
+
+#[test]
 fn what_was_kept_is_only_published_by_the_next_convert() {
     if !need_fuse() {
         return;
