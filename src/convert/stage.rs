@@ -239,7 +239,7 @@ impl Run<'_> {
         // Whiteouts of markers cannot be stored, but are recorded.
         let is_whiteout = |path: &EntryPath| form.whiteouts.contains(path);
         let stray: Vec<EntryPath> = stray.into_iter().filter(|path| !is_whiteout(path)).collect();
-        let (mut losses, is_complete) = (content.losses.clone(), stray.is_empty());
+        let (mut losses, is_complete) = (content.losses.clone(), stray.is_empty() && form.can_be_read_back());
         losses.add_unlisted(LossKind::StrayMarker, stray);
         let summary = content.summary.as_ref().expect("a layer that is to be stored was read from its blob");
         let record = LayerRecord::new(summary, &form, losses, is_complete);

@@ -34,6 +34,13 @@ pub struct LayerForm {
 }
 
 impl LayerForm {
+    /// Tells whether [`layer_entries`] says all that the layer does.
+    ///
+    /// It does not where the target of a link into lower layers is a folder in this one: that link would lead to the folder.
+    pub fn can_be_read_back(&self) -> bool {
+        !self.links_below.values().any(|target| matches!(self.tree.get(target), Some(Node::Directory(_))))
+    }
+
     /// Builds the overlay form of a layer that is laid over `lower`.
     ///
     /// `lower` gives implied folders their attributes and hard links into lower layers their content.

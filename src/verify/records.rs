@@ -9,7 +9,7 @@ use super::naive_layer::NaiveLayer;
 use super::naive_tree::NaiveTree;
 use super::source::ReadLayer;
 use crate::catalog::FACTS;
-use crate::layer::{EntryPath, LossKind, Losses};
+use crate::layer::{EntryPath, LossKind, Losses, NodeKind};
 use crate::layout::{self, LayerRecord, LossList, TreeFacts};
 use crate::repository::Repository;
 
@@ -157,7 +157,9 @@ pub(super) fn compare_layer_record(
     compare_links(&path, groups, &record.links_across_folders, comparison);
     // A whiteout of a marker cannot be held in the layer, but the record has it.
     let stray: Vec<EntryPath> = stray.into_iter().filter(|path| !form.whiteouts.contains(path)).collect();
-    comparison.require(&path, "is-complete", stray.is_empty(), record.is_complete);
+    let is_folder = |target| form.tree.get(target).is_some_and(|node| matches!(node.kind, NodeKind::Directory));
+    let is_complete = stray.is_empty() && !record.links_into_lower_layers.values().any(is_folder);
+    comparison.require(&path, "is-complete", is_complete, record.is_complete);
     let mut losses = ExpectedLosses::default();
     losses.add_layer(&summary.losses, stray);
     losses.compare(&path, &record.losses, comparison);
