@@ -29,6 +29,7 @@ pub mod inventory;
 pub mod layer;
 pub mod layout;
 pub mod manifest;
+pub mod message;
 pub mod metadata;
 pub mod mount;
 pub mod object;

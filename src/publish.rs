@@ -17,6 +17,7 @@ use crate::folder::{FolderError, RepositoryFolder};
 use crate::layer::EntryPath;
 use crate::manifest::letter::SignError;
 use crate::manifest::{Fingerprint, KeyError, Keys, MetaInfo, RepositoryManifest, Whitelist, WhitelistError};
+use crate::message::causes;
 use crate::metadata::{Metadata, Timestamp};
 use crate::object::{Content, ObjectHash, ObjectKind};
 use crate::repository::{DATABASE_LIMIT, Repository, RepositoryError};
@@ -198,8 +199,8 @@ impl Publisher<'_> {
         self.staging.replace_files(&[(REFLOG, &reflog), (".cvmfspublished", &signed)])?;
         // The revision is out by now, so this is no reason to fail.
         if let Some(Err(error)) = self.server.map(|server| server.write_reflog_checksum(ObjectHash::of(&reflog))) {
-            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-            tracing::warn!("{error}: {cause}; cvmfs_server publishes nothing more before 'cvmfs_server check -r'");
+            let error = causes(&error);
+            tracing::warn!("{error}; cvmfs_server publishes nothing more before 'cvmfs_server check -r'");
         }
         Ok(())
     }

@@ -1,12 +1,12 @@
 //! What a check finds, and how it is told.
 
-use std::error::Error;
 use std::fmt;
 use std::sync::Mutex;
 
 use serde::Serialize;
 
 use crate::catalog::audit::Fault;
+use crate::message::on_one_line;
 
 /// One thing that is not as it must be. Findings sort by file, and then by path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -70,7 +70,7 @@ impl Findings {
     /// Adds a finding.
     pub(super) fn note(&self, place: &Place, expected: impl fmt::Display, found: impl fmt::Display) {
         let Place { file, path, referrer } = place.clone();
-        let (expected, found) = (one_line(&expected.to_string()), one_line(&found.to_string()));
+        let (expected, found) = (on_one_line(&expected.to_string()), on_one_line(&found.to_string()));
         self.0.lock().expect("no thread panics while it adds a finding").push(Finding {
             file,
             path,
@@ -101,18 +101,6 @@ impl Findings {
     }
 }
 
-/// Returns an error and its causes in one line.
-pub(super) fn causes(error: &dyn Error) -> String {
-    let mut texts = vec![error.to_string()];
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        texts.push(error.to_string());
-        cause = error.source();
-    }
-    texts.dedup();
-    texts.join(": ")
-}
-
 /// Returns a path of the repository for messages: `/` for the root, what is not printable escaped.
 pub(super) fn show(path: &[u8]) -> String {
     if path.is_empty() { "/".to_owned() } else { escape(path) }
@@ -122,18 +110,10 @@ pub(super) fn show(path: &[u8]) -> String {
 pub(super) fn escape(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for part in bytes.utf8_chunks() {
-        text.push_str(&one_line(&part.valid().replace('\\', "\\\\")));
+        text.push_str(&on_one_line(&part.valid().replace('\\', "\\\\")));
         part.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
     }
     text
-}
-
-fn one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character.is_control() { line.extend(character.escape_default()) } else { line.push(character) }
-    }
-    line
 }
 
 #[cfg(test)]

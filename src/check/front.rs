@@ -5,11 +5,12 @@ use std::fs;
 use serde_json::Value;
 
 use super::Check;
-use super::finding::{Place, causes};
+use super::finding::Place;
 use super::name::ObjectName;
 use super::reader::NOTHING;
 use super::reference::{Reference, References};
 use crate::manifest::{Certificate, RepositoryManifest, SignedManifest, Whitelist, WhitelistError};
+use crate::message::causes;
 use crate::object::{ObjectHash, ObjectKind};
 
 /// Clients read a local manifest into a buffer of this many bytes.

@@ -12,6 +12,7 @@ use strata::folder::RepositoryFolder;
 use strata::layer::Limits;
 use strata::layout::LossList;
 use strata::manifest::RepositoryName;
+use strata::message::causes;
 use strata::settings::Settings;
 
 use super::arguments::{self, Arguments, Convert, randomness, threads, time_of_publication};
@@ -48,8 +49,7 @@ pub fn run(arguments: &Arguments, command: &Convert) -> anyhow::Result<ExitCode>
     }
     for image in &report.images {
         if let Err(error) = &image.outcome {
-            let causes: Vec<String> = causes(error);
-            complain(format_args!("{}: {}", image.argument, causes.join(": ")));
+            complain(format_args!("{}: {}", image.argument, causes(error)));
         }
     }
     let failed = report.images.iter().filter(|image| image.outcome.is_err()).count();
@@ -94,14 +94,6 @@ fn options(command: &Convert) -> anyhow::Result<Options> {
         limits: Limits::default(),
         now: time_of_publication()?,
     })
-}
-
-fn causes(error: &dyn std::error::Error) -> Vec<String> {
-    let first = Some(error);
-    let mut texts: Vec<String> =
-        std::iter::successors(first, |error| error.source()).map(ToString::to_string).collect();
-    texts.dedup();
-    texts
 }
 
 fn to_text(folder: &RepositoryFolder, report: &Report, dry_run: bool) -> String {
@@ -193,7 +185,7 @@ fn to_json(folder: &RepositoryFolder, report: &Report, dry_run: bool) -> Value {
             "bytes-read": outcome.plan.bytes_to_read,
             "losses": outcome.losses,
         }),
-        Err(error) => json!({ "image": image.argument.to_string(), "error": causes(error).join(": ") }),
+        Err(error) => json!({ "image": image.argument.to_string(), "error": causes(error) }),
     };
     json!({
         "repository": folder.name().as_str(),

@@ -16,6 +16,8 @@ pub mod verify;
 use std::fmt;
 use std::io::{self, Write as _};
 
+use strata::message::on_one_line;
+
 /// Prints results. Whoever reads them may stop at any time.
 pub fn print(text: fmt::Arguments<'_>) -> anyhow::Result<()> {
     match io::stdout().write_fmt(text) {
@@ -32,16 +34,4 @@ pub fn print_line(text: fmt::Arguments<'_>) -> anyhow::Result<()> {
 /// Says what went wrong, in one line, if anybody listens.
 pub fn complain(text: fmt::Arguments<'_>) {
     writeln!(io::stderr(), "strata: {}", on_one_line(&text.to_string())).ok();
-}
-
-/// Returns text that may quote what anybody wrote without anything that a terminal obeys.
-pub fn on_one_line(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut line, character| {
-        if character.is_control() {
-            line.extend(character.escape_default());
-        } else {
-            line.push(character);
-        }
-        line
-    })
 }

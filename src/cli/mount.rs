@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strata::layer::EntryPath;
+use strata::message::causes;
 use strata::mount::{Mount, MountOptions, MountPoint, Unmounted};
 use strata::repository::{Point, Repository};
 
@@ -69,10 +70,7 @@ pub fn end(point: &MountPoint) {
                 std::process::exit(0);
             });
         }
-        Err(error) => {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            tracing::error!("{error}{cause}");
-        }
+        Err(error) => tracing::error!("{}", causes(&error)),
     }
 }
 

@@ -7,9 +7,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use strata::message::on_one_line;
 use strata::progress::Progress;
-
-use super::on_one_line;
 
 /// The bar that is shown now, if one is.
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);

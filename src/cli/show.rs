@@ -7,11 +7,12 @@ use serde_json::{Value, json};
 use strata::folder::RepositoryFolder;
 use strata::image::ImageName;
 use strata::inventory::{self, ImageDetails, ListedImage};
+use strata::message::on_one_line;
 use strata::metadata::Timestamp;
 use strata::repository::Repository;
 
 use super::arguments::{Arguments, Info};
-use super::{on_one_line, print_line};
+use super::print_line;
 
 /// Shows what is known about the repository, or about one image.
 pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {

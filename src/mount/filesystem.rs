@@ -18,6 +18,7 @@ use fuser::{
 use super::shown::Shown;
 use super::view::{AnswerError, View};
 use crate::catalog::CatalogEntry;
+use crate::message::causes;
 use crate::metadata::Metadata;
 use crate::repository::NamedRow;
 
@@ -67,8 +68,7 @@ impl<S: Shown> Filesystem<S> {
     /// Says what went wrong, if it is not just that nothing is there, and returns the kernel's word for it.
     fn refuse(&self, number: u64, error: &AnswerError) -> Errno {
         if !matches!(error, AnswerError::Nothing | AnswerError::NoFolder) {
-            let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            tracing::error!("cannot read {}: {error}{cause}", self.view.nodes().path(number));
+            tracing::error!("cannot read {}: {}", self.view.nodes().path(number), causes(error));
         }
         error.number()
     }

@@ -14,6 +14,7 @@ use fuser::{INodeNo, Notifier};
 use super::nodes::{Nodes, ROOT};
 use super::shown::Shown;
 use super::view::View;
+use crate::message::causes;
 use crate::repository::{Folder, NamedRow, Repository, RepositoryError, Row};
 
 /// How often the manifest is looked at.
@@ -30,7 +31,7 @@ pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier
             match mounted.open_head().and_then(|head| show_head(&view, &mounted, head, &notifier)) {
                 Ok(head) => (mounted, seen, complaint) = (head, now, None),
                 // It is tried again: the objects of a copy may come after its manifest.
-                Err(error) => complain(error, &mut complaint),
+                Err(error) => complain(&error, &mut complaint),
             }
         }
         drop(view);
@@ -39,9 +40,8 @@ pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier
 }
 
 /// Says why the head cannot be followed, once.
-fn complain(error: RepositoryError, complaint: &mut Option<String>) {
-    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-    let text = format!("cannot follow the head, what was mounted stays: {error}{cause}");
+fn complain(error: &RepositoryError, complaint: &mut Option<String>) {
+    let text = format!("cannot follow the head, what was mounted stays: {}", causes(error));
     if complaint.as_ref() != Some(&text) {
         tracing::error!("{text}");
         *complaint = Some(text);

@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::layer::EntryPath;
+use crate::message::causes;
 use crate::repository::{Repository, RepositoryError};
 use filesystem::Filesystem;
 use view::View;
@@ -170,7 +171,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         if let Err(error) = self.point.unmount() {
-            tracing::error!("{error}");
+            tracing::error!("{}", causes(&error));
         }
     }
 }

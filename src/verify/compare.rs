@@ -8,10 +8,11 @@ use std::sync::atomic::Ordering;
 use rayon::prelude::*;
 
 use super::content::{ContentDigest, ContentHasher};
-use super::finding::{Finding, causes};
+use super::finding::Finding;
 use super::naive_tree::{NaiveNode, NaiveTree, is_folder};
 use crate::catalog::{CatalogEntry, MARKER};
 use crate::layer::{DeviceNumber, EntryPath, NodeKind};
+use crate::message::{causes, on_one_line};
 use crate::metadata::{Metadata, Timestamp};
 use crate::object::Content;
 use crate::progress::Progress;
@@ -57,7 +58,7 @@ impl<'r> Comparison<'r> {
         expected: impl fmt::Display,
         found: impl fmt::Display,
     ) {
-        let (expected, found) = (expected.to_string(), found.to_string());
+        let (expected, found) = (on_one_line(&expected.to_string()), on_one_line(&found.to_string()));
         self.findings.insert(Finding { path: path.clone(), attribute, expected, found });
     }
 

@@ -1,6 +1,5 @@
 //! What is published and not what the image says.
 
-use std::error::Error;
 use std::fmt;
 
 use crate::layer::EntryPath;
@@ -22,17 +21,4 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}: expected {}, found {}", self.path, self.attribute, self.expected, self.found)
     }
-}
-
-/// Returns an error and its causes in one line.
-pub(super) fn causes(error: &dyn Error) -> String {
-    let mut texts = vec![error.to_string()];
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        texts.push(error.to_string());
-        cause = error.source();
-    }
-    texts.dedup();
-    let line = texts.join(": ");
-    line.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }

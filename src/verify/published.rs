@@ -12,6 +12,7 @@ use super::{ApplyError, ReadLayer, VerifyError, chains};
 use crate::image::{ChainId, Digest, ImageName};
 use crate::layer::{EntryPath, LossKind};
 use crate::layout::{self, ImageRecord, LossList};
+use crate::message::causes;
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::settings::Modes;
@@ -139,7 +140,7 @@ impl Published<'_> {
             Ok(Some(entry)) if entry.is_symlink() => show(&entry.target()),
             Ok(Some(_)) => "something else".to_owned(),
             Ok(None) => "nothing".to_owned(),
-            Err(error) => super::finding::causes(&error),
+            Err(error) => causes(&error),
         };
         comparison.require(&link, "target", show(&target), found);
     }

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::compare::Comparison;
 use super::content::ContentDigest;
-use super::finding::causes;
 use super::naive_layer::NaiveLayer;
 use super::naive_tree::NaiveTree;
 use super::source::ReadLayer;
 use crate::catalog::FACTS;
 use crate::layer::{EntryPath, LossKind, Losses, NodeKind};
 use crate::layout::{self, LayerRecord, LossList, TreeFacts};
+use crate::message::causes;
 use crate::repository::Repository;
 
 /// What CVMFS cannot hold, as the layers were read.

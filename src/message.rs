@@ -1,0 +1,42 @@
+//! Texts for people: what went wrong and why, in one line that a terminal does not obey.
+
+use std::error::Error;
+
+/// Returns an error and its causes, the outermost first. What repeats the one before it is left out.
+pub fn causes(error: &dyn Error) -> String {
+    let first: Option<&dyn Error> = Some(error);
+    let chain = std::iter::successors(first, |&error| error.source());
+    let mut texts: Vec<String> = chain.map(ToString::to_string).collect();
+    texts.dedup();
+    texts.join(": ")
+}
+
+/// Returns text that may quote what anybody wrote without control characters.
+pub fn on_one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() { line.extend(character.escape_default()) } else { line.push(character) }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Told(&'static str, #[source] Option<Box<Told>>);
+
+    #[test]
+    fn causes_are_told_once_each() {
+        let because = |text, cause| Told(text, Some(Box::new(cause)));
+        let error = because("cannot read 'a'", because("it is damaged", because("it is damaged", Told("bad", None))));
+        assert_eq!(causes(&error), "cannot read 'a': it is damaged: bad");
+    }
+
+    #[test]
+    fn control_characters_are_escaped_and_all_else_stays() {
+        assert_eq!(on_one_line("a\nb\x1b[31m\u{85} é 'c'\\"), "a\\nb\\u{1b}[31m\\u{85} é 'c'\\");
+    }
+}
