@@ -5,6 +5,7 @@ pub mod check;
 pub mod convert;
 pub mod diff;
 pub mod failure;
+pub mod findings;
 pub mod init;
 pub mod interrupt;
 pub mod mount;

@@ -10,12 +10,9 @@ use strata::progress::Progress;
 use strata::verify::{Finding, Options, Report, Request, verify};
 
 use super::arguments::{Arguments, Verify, threads};
-use super::failure::FINDINGS;
+use super::findings::{self, count};
 use super::print_line;
 use super::progress::Display;
-
-/// So many findings are printed as text.
-const PRINTED_FINDINGS: usize = 1000;
 
 /// Compares what is published for an image with what the image says.
 pub fn run(arguments: &Arguments, command: &Verify) -> anyhow::Result<ExitCode> {
@@ -31,26 +28,13 @@ pub fn run(arguments: &Arguments, command: &Verify) -> anyhow::Result<ExitCode> 
     if arguments.json {
         print_line(format_args!("{}", to_json(&report)))?;
     } else {
-        print_text(&report)?;
+        findings::print(&report.findings, &summary(&report))?;
     }
-    Ok(if report.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FINDINGS) })
-}
-
-fn print_text(report: &Report) -> anyhow::Result<()> {
-    for finding in report.findings.iter().take(PRINTED_FINDINGS) {
-        print_line(format_args!("{finding}"))?;
-    }
-    if report.findings.len() > PRINTED_FINDINGS {
-        print_line(format_args!("and {} more", report.findings.len() - PRINTED_FINDINGS))?;
-    }
-    print_line(format_args!("{}", summary(report)))
+    Ok(findings::exit_code(&report.findings))
 }
 
 fn summary(report: &Report) -> String {
-    let findings = match report.findings.len() {
-        0 => "no findings".to_owned(),
-        number => count(number as u64, "finding"),
-    };
+    let findings = findings::number(&report.findings);
     let (layers, trees) = (count(report.layers as u64, "layer"), count(report.trees as u64, "published tree"));
     let mut text = format!(
         "{}  {}  {findings}: {layers} against {trees} with {} entries and {}",
@@ -63,10 +47,6 @@ fn summary(report: &Report) -> String {
         text.push_str(&format!("; {} that CVMFS cannot hold", count(report.losses, "thing")));
     }
     text
-}
-
-fn count(number: u64, what: &str) -> String {
-    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
 fn to_json(report: &Report) -> Value {
