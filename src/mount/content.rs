@@ -4,71 +4,30 @@
 //! ones in files without a name, which are gone with the process.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use libdeflater::{DecompressionError, Decompressor};
-use sha1::{Digest as _, Sha1};
-
 use super::shown::ContentSource;
 use crate::cache::{ByteCache, Kept};
-use crate::object::{Content, ObjectHash, ObjectKind, Pieces};
-use crate::store::{DirectoryStore, StoreError};
+use crate::object::{Content, ObjectKind, Pieces};
+use crate::store::{ContentError, DirectoryStore, Piece};
 
-/// Why content could not be read.
+/// Why content cannot be shown.
 #[derive(Debug, thiserror::Error)]
-pub enum ContentError {
-    /// The store failed, or its object is damaged.
+pub enum ShowError {
+    /// It cannot be read.
     #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The object is what its name says, but does not unpack.
-    #[error("object {hash} cannot be unpacked: {source}")]
-    Undecodable {
-        /// The object.
-        hash: ObjectHash,
-        /// What the decoder says.
-        source: DecompressionError,
-    },
-    /// The object holds more or less than its catalog says.
-    #[error("object {hash} does not hold the {expected} bytes that its catalog says")]
-    WrongSize {
-        /// The object.
-        hash: ObjectHash,
-        /// Bytes of content as the catalog says.
-        expected: u64,
-    },
-    /// A large object could not be unpacked into a file.
-    #[error("cannot unpack object {hash} in '{}'", folder.display())]
-    Unpack {
-        /// The object.
-        hash: ObjectHash,
-        /// Where the file was to be.
-        folder: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// What was read from the image cannot be read back.
-    #[error("cannot read what was kept of the image in '{}'", folder.display())]
-    Pack {
+    Content(#[from] ContentError),
+    /// There is no place for what was unpacked, or it cannot be read back.
+    #[error("cannot keep content in '{}'", folder.display())]
+    Keep {
         /// Where it is kept.
         folder: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// The chunks do not cover the file.
-    #[error("chunks do not cover the file at byte {0}")]
-    Hole(u64),
-}
-
-/// One object as a catalog describes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Piece {
-    hash: ObjectHash,
-    kind: ObjectKind,
-    raw: bool,
-    size: u64,
 }
 
 impl Kept for Arc<[u8]> {
@@ -112,77 +71,50 @@ impl ContentReader {
     }
 
     /// Fills `bytes` with what the object holds from `offset` on.
-    fn read_piece(&self, piece: Piece, offset: u64, bytes: &mut [u8]) -> Result<(), ContentError> {
+    fn read_piece(&self, piece: Piece, offset: u64, bytes: &mut [u8]) -> Result<(), ShowError> {
         if bytes.is_empty() {
             return Ok(());
         }
-        if piece.size > MEMORY_LIMIT || self.store.size(piece.hash, piece.kind)? > MEMORY_LIMIT + SLACK {
+        let stored = self.store.size(piece.hash, piece.kind).map_err(ContentError::from)?;
+        if piece.size > MEMORY_LIMIT || stored > MEMORY_LIMIT + SLACK {
             let unpacked = self.files.get(&piece, || self.unpack_to_file(piece))?;
-            return unpacked.0.read_exact_at(bytes, offset).map_err(|source| self.unpack_error(piece, source));
+            return unpacked.0.read_exact_at(bytes, offset).map_err(|source| self.keep_error(source));
         }
-        let range = offset as usize..offset as usize + bytes.len();
         if bytes.len() as u64 == piece.size {
             // The kernel keeps it, and asks no more.
-            bytes.copy_from_slice(&self.unpack(piece)?);
+            bytes.copy_from_slice(&self.store.read_piece(piece)?);
         } else {
-            bytes.copy_from_slice(
-                &self.memory.get(&piece, || Ok::<_, ContentError>(self.unpack(piece)?.into()))?[range],
-            );
+            let kept = self.memory.get(&piece, || self.store.read_piece(piece).map(Arc::from))?;
+            bytes.copy_from_slice(&kept[offset as usize..offset as usize + bytes.len()]);
         }
         Ok(())
     }
 
-    fn unpack(&self, piece: Piece) -> Result<Vec<u8>, ContentError> {
-        let stored = self.store.read(piece.hash, piece.kind)?;
-        let wrong_size = ContentError::WrongSize { hash: piece.hash, expected: piece.size };
-        if piece.raw {
-            return if stored.len() as u64 == piece.size { Ok(stored) } else { Err(wrong_size) };
-        }
-        let mut plain = vec![0; piece.size as usize];
-        match Decompressor::new().zlib_decompress(&stored, &mut plain) {
-            Ok(length) if length == plain.len() => Ok(plain),
-            Ok(_) | Err(DecompressionError::InsufficientSpace) => Err(wrong_size),
-            Err(source) => Err(ContentError::Undecodable { hash: piece.hash, source }),
-        }
-    }
-
     /// Unpacks a large object piece by piece.
-    fn unpack_to_file(&self, piece: Piece) -> Result<Unpacked, ContentError> {
-        let file = self.store.open_object(piece.hash, piece.kind)?;
-        let mut stored = Hashing { file, sha1: Sha1::new() };
-        let unpacked = self.unpack_stream(piece, &mut stored);
-        // What is behind the content, or behind the damage that ended it, belongs to the object as well.
-        io::copy(&mut stored, &mut io::sink()).map_err(|source| self.unpack_error(piece, source))?;
-        let actual = ObjectHash::from(<[u8; 20]>::from(stored.sha1.finalize()));
-        if actual != piece.hash {
-            return Err(self.store.damaged(piece.hash, piece.kind, actual).into());
+    fn unpack_to_file(&self, piece: Piece) -> Result<Unpacked, ShowError> {
+        let mut file = tempfile::tempfile_in(&self.folder).map_err(|source| self.keep_error(source))?;
+        let mut failure = None;
+        let unpacked = self.store.stream_piece(piece, &mut |bytes| {
+            // Told apart from what is wrong with the object.
+            file.write_all(bytes).map_err(|error| {
+                let kind = error.kind();
+                failure = Some(error);
+                kind.into()
+            })
+        });
+        match failure {
+            Some(source) => Err(self.keep_error(source)),
+            None => Ok(unpacked.map(|()| Unpacked(Arc::new(file), piece.size))?),
         }
-        let (file, size) = unpacked.map_err(|source| self.unpack_error(piece, source))?;
-        if size != piece.size {
-            return Err(ContentError::WrongSize { hash: piece.hash, expected: piece.size });
-        }
-        Ok(Unpacked(Arc::new(file), size))
     }
 
-    fn unpack_stream(&self, piece: Piece, stored: &mut Hashing) -> io::Result<(File, u64)> {
-        let mut file = tempfile::tempfile_in(&self.folder)?;
-        let limit = piece.size.saturating_add(1);
-        let size = if piece.raw {
-            io::copy(&mut stored.take(limit), &mut file)?
-        } else {
-            let plain = flate2::bufread::ZlibDecoder::new(BufReader::with_capacity(1 << 20, stored));
-            io::copy(&mut plain.take(limit), &mut file)?
-        };
-        Ok((file, size))
-    }
-
-    fn unpack_error(&self, piece: Piece, source: io::Error) -> ContentError {
-        ContentError::Unpack { hash: piece.hash, folder: self.folder.clone(), source }
+    fn keep_error(&self, source: io::Error) -> ShowError {
+        ShowError::Keep { folder: self.folder.clone(), source }
     }
 }
 
 impl ContentSource for ContentReader {
-    fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ContentError> {
+    fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ShowError> {
         let length = size.saturating_sub(offset).min(length as u64) as usize;
         let mut bytes = vec![0; length];
         match &content.pieces {
@@ -198,7 +130,7 @@ impl ContentSource for ContentReader {
                     let chunk = next.checked_sub(1).map(|index| chunks[index]).ok_or(ContentError::Hole(at))?;
                     let left = (chunk.offset + chunk.size).saturating_sub(at).min((length - filled) as u64) as usize;
                     if left == 0 {
-                        return Err(ContentError::Hole(at));
+                        return Err(ContentError::Hole(at).into());
                     }
                     let piece = Piece { hash: chunk.hash, kind: ObjectKind::Chunk, raw: content.raw, size: chunk.size };
                     self.read_piece(piece, at - chunk.offset, &mut bytes[filled..filled + left])?;
@@ -213,25 +145,11 @@ impl ContentSource for ContentReader {
 /// What a zlib stream may be larger than its content.
 const SLACK: u64 = 64 << 10;
 
-/// Hashes what is read.
-struct Hashing {
-    file: File,
-    sha1: Sha1,
-}
-
-impl Read for Hashing {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.file.read(buffer)?;
-        self.sha1.update(&buffer[..length]);
-        Ok(length)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object::{Chunk, Compression, Encoder};
-    use crate::store::Staging;
+    use crate::object::{Chunk, Compression, Encoder, ObjectHash};
+    use crate::store::{Staging, StoreError};
 
     struct Fixture {
         home: tempfile::TempDir,
@@ -300,8 +218,8 @@ mod tests {
         };
         assert!(read(&chunks, 0, 3000).unwrap() == plain);
         assert_eq!(read(&chunks, 999, 1002).unwrap(), plain[999..2001]);
-        assert!(matches!(read(&[chunks[0], chunks[2]], 999, 2), Err(ContentError::Hole(1000))));
-        assert!(matches!(read(&chunks[1..], 0, 2), Err(ContentError::Hole(0))));
+        assert!(matches!(read(&[chunks[0], chunks[2]], 999, 2), Err(ShowError::Content(ContentError::Hole(1000)))));
+        assert!(matches!(read(&chunks[1..], 0, 2), Err(ShowError::Content(ContentError::Hole(0)))));
     }
 
     #[test]
@@ -313,11 +231,15 @@ mod tests {
             let hash = fixture.put(ObjectKind::File, &stored);
             for wrong in [size - 1, size + 1] {
                 let read = fixture.reader.read(&whole(raw, hash), wrong, 0, 10);
-                assert!(matches!(read, Err(ContentError::WrongSize { .. })), "{raw} {size} {wrong}: {read:?}");
+                assert!(
+                    matches!(read, Err(ShowError::Content(ContentError::WrongSize { .. }))),
+                    "{raw} {size} {wrong}: {read:?}"
+                );
             }
             fixture.damage(hash, stored.len() - 1);
             let read = fixture.reader.read(&whole(raw, hash), size, 0, 10);
-            assert!(matches!(read, Err(ContentError::Store(StoreError::WrongHash { .. }))), "{raw} {size}: {read:?}");
+            let is_damage = |error: &ContentError| matches!(error, ContentError::Store(StoreError::WrongHash { .. }));
+            assert!(matches!(&read, Err(ShowError::Content(error)) if is_damage(error)), "{raw} {size}: {read:?}");
             fixture.damage(hash, stored.len() - 1);
             assert_eq!(fixture.reader.read(&whole(raw, hash), size, 0, 10).unwrap(), plain[..10]);
         }

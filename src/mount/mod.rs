@@ -29,8 +29,8 @@ use crate::repository::{Repository, RepositoryError};
 use filesystem::Filesystem;
 use view::View;
 
-pub use content::ContentError;
 pub(crate) use content::ContentReader;
+pub use content::ShowError;
 pub(crate) use shown::{AnyContent, ContentSource, Extent, Shown};
 
 /// Why nothing is mounted.

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use super::content::ContentError;
+use super::content::ShowError;
 use crate::layer::EntryPath;
 use crate::object::Content;
 use crate::repository::{CatalogPlace, Folder, NamedRow, Repository, RepositoryError, Row};
@@ -42,7 +42,7 @@ impl Shown for Repository {
 /// Where the content of files is.
 pub(crate) trait ContentSource: Debug + Send + Sync + 'static {
     /// Reads up to `length` bytes at `offset` of a file of `size` bytes: fewer only at its end.
-    fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ContentError>;
+    fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ShowError>;
 }
 
 /// Content of which nobody needs to know where it is.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::content::ContentError;
+use super::content::ShowError;
 use super::nodes::{Found, Nodes};
 use super::shown::{AnyContent, Extent, Shown};
 use crate::cache::{ByteCache, Kept};
@@ -24,7 +24,7 @@ pub(super) enum AnswerError {
     Repository(#[from] RepositoryError),
     /// Content cannot be read.
     #[error(transparent)]
-    Content(#[from] ContentError),
+    Content(#[from] ShowError),
     /// What the catalog refers to is not ours to read.
     #[error("its content is outside of the repository, or its objects are not named by SHA-1")]
     Foreign,

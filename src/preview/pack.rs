@@ -7,10 +7,11 @@ use std::fs::File;
 use std::io::{self, BufWriter, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{OnceLock, RwLock};
+use std::sync::OnceLock;
 
-use crate::mount::{ContentError, ContentReader, ContentSource};
+use crate::mount::{ContentReader, ContentSource, ShowError};
 use crate::object::{Content, ObjectHash, Pieces};
+use crate::store::ContentError;
 
 /// What a name in a pack begins with; that an object has such a name will not happen.
 const MARK: [u8; 8] = *b"preview:";
@@ -63,43 +64,41 @@ impl PackWriter {
 #[derive(Debug)]
 pub(super) struct Packs {
     folder: PathBuf,
-    files: RwLock<Vec<OnceLock<File>>>,
+    files: Vec<OnceLock<File>>,
     repository: Option<ContentReader>,
 }
 
 impl Packs {
     /// Makes room for `count` packs.
     pub(super) fn new(count: usize, folder: &Path, repository: Option<ContentReader>) -> Self {
-        let files = RwLock::new((0..count).map(|_| OnceLock::new()).collect());
+        let files = (0..count).map(|_| OnceLock::new()).collect();
         Self { folder: folder.to_owned(), files, repository }
     }
 
     /// Adds the file of a pack that is finished.
     pub(super) fn add(&self, number: u32, file: File) {
-        let files = self.files.read().expect("no thread panics while it changes the list of packs");
-        files[number as usize].set(file).expect("each pack is finished once");
+        self.files[number as usize].set(file).expect("each pack is finished once");
     }
 
     fn read_pack(&self, name: &[u8; 20], offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         let number = u32::from_be_bytes(*name[8..].first_chunk().expect("12 bytes are left"));
         let start = u64::from_be_bytes(*name[12..].first_chunk().expect("8 bytes are left"));
-        let files = self.files.read().expect("no thread panics while it changes the list of packs");
-        let file = files.get(number as usize).and_then(OnceLock::get);
+        let file = self.files.get(number as usize).and_then(OnceLock::get);
         file.ok_or(io::ErrorKind::NotFound)?.read_exact_at(bytes, start + offset)
     }
 }
 
 impl ContentSource for Packs {
-    fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ContentError> {
+    fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ShowError> {
         match (&content.pieces, &self.repository) {
             (Pieces::Whole(hash), _) if hash.as_bytes().starts_with(&MARK) => {
                 let mut bytes = vec![0; size.saturating_sub(offset).min(length as u64) as usize];
                 let read = self.read_pack(hash.as_bytes(), offset, &mut bytes);
-                read.map_err(|source| ContentError::Pack { folder: self.folder.clone(), source })?;
+                read.map_err(|source| ShowError::Keep { folder: self.folder.clone(), source })?;
                 Ok(bytes)
             }
             (_, Some(repository)) => repository.read(content, size, offset, length),
-            (_, None) => Err(ContentError::Hole(offset)),
+            (_, None) => Err(ContentError::Hole(offset).into()),
         }
     }
 }

@@ -21,10 +21,9 @@ use crate::layer::EntryPath;
 use crate::manifest::{
     Certificate, ManifestError, RepositoryManifest, RepositoryName, certificate::CertificateError, letter::LetterError,
 };
-use crate::object::{Content, DecodeError, ObjectHash, ObjectKind, Pieces, decode};
-use crate::store::{DirectoryStore, StoreError};
+use crate::object::{ObjectHash, ObjectKind};
+use crate::store::{ContentError, DirectoryStore, StoreError};
 
-pub use pieces::ContentError;
 pub use rows::{Folder, NamedRow, Row};
 pub use trees::{ReadTree, read_tree};
 
@@ -82,13 +81,13 @@ pub enum RepositoryError {
         /// Why.
         fault: &'static str,
     },
-    /// The objects of a file do not unpack.
-    #[error("cannot unpack {path}")]
-    Undecodable {
+    /// The content of a file cannot be read.
+    #[error("cannot read {path}")]
+    Content {
         /// The file.
         path: EntryPath,
         /// Why.
-        source: DecodeError,
+        source: ContentError,
     },
 }
 
@@ -320,29 +319,12 @@ impl Repository {
         if entry.size.cast_unsigned() > limit {
             return Err(unreadable("it is larger than anything that is read whole"));
         }
-        let bytes = self.read_content(path, &content, limit)?;
-        if bytes.len() as u64 != entry.size.cast_unsigned() {
-            return Err(unreadable("its objects have another size than its catalog says"));
+        let failed = |source| RepositoryError::Content { path: path.clone(), source };
+        let mut bytes = Vec::new();
+        for piece in pieces::pieces(&content, entry.size.cast_unsigned()).map_err(failed)? {
+            bytes.append(&mut self.store.read_piece(piece).map_err(failed)?);
         }
         Ok(Some(bytes))
-    }
-
-    fn read_content(&self, path: &EntryPath, content: &Content, limit: u64) -> Result<Vec<u8>, RepositoryError> {
-        let read = |hash, kind| -> Result<Vec<u8>, RepositoryError> {
-            let stored = self.store.read(hash, kind)?;
-            if content.raw {
-                return Ok(stored);
-            }
-            decode(&stored, limit).map_err(|source| RepositoryError::Undecodable { path: path.clone(), source })
-        };
-        match &content.pieces {
-            Pieces::Whole(hash) => read(*hash, ObjectKind::File),
-            Pieces::Chunks(chunks) => {
-                let pieces: Result<Vec<_>, _> =
-                    chunks.iter().map(|chunk| read(chunk.hash, ObjectKind::Chunk)).collect();
-                Ok(pieces?.concat())
-            }
-        }
     }
 
     /// Returns where the catalog of the transition point `path` lies, or `None` where nothing or something else is.

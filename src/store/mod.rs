@@ -2,11 +2,14 @@
 //!
 //! Objects may be added at any time and do no harm: only the manifest makes them reachable, and it is replaced last.
 
+mod content;
 mod directory;
 mod local_server;
 mod runs;
 mod staging;
 
+pub use content::ContentError;
+pub(crate) use content::Piece;
 pub use directory::{DirectoryStore, Lock, StoreError};
 pub(crate) use directory::{open_regular, read_regular};
 pub use local_server::{LocalServer, ServerLock};
