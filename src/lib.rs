@@ -40,5 +40,6 @@ pub mod repository;
 pub mod settings;
 pub mod source;
 pub mod store;
+pub mod threads;
 pub mod tree;
 pub mod verify;

@@ -1,5 +1,6 @@
 //! How far a long command is, for whoever shows it.
 
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -27,5 +28,23 @@ impl Progress {
     /// Returns the bytes that were read and those that there are.
     pub fn bytes(&self) -> (u64, u64) {
         (self.read.load(Ordering::Relaxed), self.expected.load(Ordering::Relaxed))
+    }
+
+    /// Returns a blob that counts here what is read of it.
+    pub fn counted(&self, blob: Box<dyn Read + Send>) -> Box<dyn Read + Send> {
+        Box::new(Counted { blob, read: Arc::clone(&self.read) })
+    }
+}
+
+struct Counted {
+    blob: Box<dyn Read + Send>,
+    read: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.blob.read(buffer)?;
+        self.read.fetch_add(length as u64, Ordering::Relaxed);
+        Ok(length)
     }
 }

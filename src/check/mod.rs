@@ -33,6 +33,7 @@ use crate::metadata::Timestamp;
 use crate::object::ObjectKind;
 use crate::progress::Progress;
 use crate::store::DirectoryStore;
+use crate::threads::{self, ThreadsError};
 
 pub use finding::Finding;
 
@@ -55,8 +56,8 @@ pub enum CheckError {
     #[error("'{0}' leads out of the repository, or round in circles")]
     Elsewhere(String),
     /// The system gives no threads.
-    #[error("cannot start threads")]
-    Threads(#[from] rayon::ThreadPoolBuildError),
+    #[error(transparent)]
+    Threads(#[from] ThreadsError),
 }
 
 /// What to check, and how.
@@ -124,7 +125,7 @@ pub fn check(folder: &RepositoryFolder, options: &Options, progress: &Progress) 
         }
         Err(error) => return Err(error.into()),
     }
-    let threads = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
+    let threads = threads::pool(options.threads)?;
     let mut report = threads.install(|| check.run(folder))?;
     report.warnings = check.warnings.into_inner().expect("no thread panics while it warns");
     report.warnings.sort();

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::stage::StagedImage;
 use super::{Chains, ConvertError, Run};
 use crate::catalog::StoredTree;
-use crate::image::ChainId;
 use crate::layer::EntryPath;
 use crate::layout::{self, ImageRecord, Stamp, UnusedTrees};
 use crate::publish::Edit;
@@ -97,8 +96,7 @@ impl Edits<'_> {
 
     fn record(&self, staged: &StagedImage) -> ImageRecord {
         let (image, options) = (&staged.image, self.run.options);
-        let diff_ids: Vec<_> = image.layers.iter().map(|layer| layer.diff_id).collect();
-        let mut chains = ChainId::all(&diff_ids);
+        let mut chains = image.chains();
         match options.chains {
             Chains::All => {}
             Chains::Final => drop(chains.drain(..chains.len().saturating_sub(1))),

@@ -26,8 +26,9 @@ use crate::layout::LossList;
 use crate::metadata::Timestamp;
 use crate::publish::{PublishError, Publisher, Revision};
 use crate::repository::{Repository, RepositoryError};
-use crate::source::{ImageArgument, SourceError};
+use crate::source::{ImageArgument, NamingError, SourceError};
 use crate::store::{Staging, StoreError, Written};
+use crate::threads::{self, ThreadsError};
 use crate::tree::ApplyError;
 
 pub use crate::progress::Progress;
@@ -40,17 +41,9 @@ pub enum ConvertError {
     /// The image cannot be found or described.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// Nothing says under which name to publish.
-    #[error("'{0}' carries no full name: give one with --name host/name:tag")]
-    NoName(String),
-    /// Several names say it.
-    #[error("'{argument}' carries several names ({}): give one with --name", names.join(", "))]
-    SeveralNames {
-        /// The image as it was named.
-        argument: String,
-        /// The names that it carries.
-        names: Vec<String>,
-    },
+    /// It is not clear which name is meant.
+    #[error(transparent)]
+    Naming(#[from] NamingError),
     /// A layer cannot be read.
     #[error("cannot read layer {digest}")]
     Layer {
@@ -105,13 +98,8 @@ pub enum ConvertError {
     #[error(transparent)]
     Publish(#[from] PublishError),
     /// The machine refuses to start threads.
-    #[error("cannot start {threads} threads")]
-    Threads {
-        /// How many were asked for.
-        threads: usize,
-        /// Why.
-        source: rayon::ThreadPoolBuildError,
-    },
+    #[error(transparent)]
+    Threads(#[from] ThreadsError),
 }
 
 /// Which chains of an image are published.
@@ -240,15 +228,6 @@ pub fn convert(
 /// How often a run begins anew when objects that it found in the store go away.
 const ATTEMPTS: usize = 3;
 
-/// Trees may be 1,000 folders deep, and are gone through by recursion. Only what is used is ever touched.
-const STACK_BYTES: usize = 256 << 20;
-
-fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, ConvertError> {
-    let threads = threads.max(1);
-    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK_BYTES);
-    builder.build().map_err(|source| ConvertError::Threads { threads, source })
-}
-
 fn attempt(
     folder: &RepositoryFolder,
     requests: &[Request],
@@ -264,7 +243,7 @@ fn attempt(
     let head = Repository::open(&store, folder.name())?;
     let run =
         Run { folder, options, staging: &staging, index: &index, state: &state, progress, noted: Mutex::default() };
-    let pool = thread_pool(options.threads)?;
+    let pool = threads::pool(options.threads)?;
     let (mut images, mut staged) = (Vec::new(), Vec::<stage::StagedImage>::new());
     for request in requests {
         let known: Vec<ImageName> = staged.iter().map(|image| image.outcome.name.clone()).collect();

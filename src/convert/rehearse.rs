@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Mutex;
 
-use super::{ConvertError, Outcome, Request, Run, thread_pool};
+use super::{ConvertError, Outcome, Request, Run};
 use crate::catalog::CatalogReference;
 use crate::folder::RepositoryFolder;
 use crate::image::Digest;
@@ -19,6 +19,7 @@ use crate::progress::Progress;
 use crate::publish::write_catalogs;
 use crate::repository::{Repository, RepositoryError, Row};
 use crate::store::{DirectoryStore, Staging, StoreError, Written};
+use crate::threads;
 
 /// What a conversion would do.
 #[derive(Debug)]
@@ -92,7 +93,7 @@ pub fn rehearse(
     let head = Repository::open(&store, folder.name())?;
     let noted = Mutex::default();
     let run = Run { folder, options, staging: &staging, index: &index, state: &state, progress, noted };
-    let pool = thread_pool(options.threads)?;
+    let pool = threads::pool(options.threads)?;
     let staged = pool.install(|| run.stage(request, &head, &[]))?;
     let edits = run.edits(&head, std::slice::from_ref(&staged))?;
     let changes = !edits.is_empty();

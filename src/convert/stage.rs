@@ -1,16 +1,15 @@
 //! One image, up to the point where all that belongs to it lies in the store.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::need::{Need, Ready};
 use super::trees::KnownLayer;
 use super::{ConvertError, Outcome, Request, Run};
 use crate::catalog::{BuildError, CatalogBuilder, without_stray_markers};
-use crate::image::{ChainId, DiffId, Digest, ImageName};
-use crate::ingest::{BlobReader, Ingest, IngestError, IngestedLayer, OpenLayer};
+use crate::image::{ChainId, Digest, ImageName};
+use crate::ingest::{Ingest, IngestError, IngestedLayer, OpenLayer};
 use crate::layer::{
     EntryKind, EntryPath, ExpectedLayer, LayerEntry, LayerReader, LayerSummary, Loss, LossKind, Losses,
 };
@@ -50,11 +49,11 @@ impl Run<'_> {
     ) -> Result<StagedImage, ConvertError> {
         let source = source::open(&request.argument)?;
         let image = source.resolve(&PlatformRequest::new(self.options.platform.clone()))?;
-        let name = choose_name(request, &image)?;
+        let name = image.name(request.name.as_ref(), &request.argument)?;
         if names.contains(&name) {
             return Err(ConvertError::SameName(name));
         }
-        let chains = ChainId::all(&diff_ids(&image));
+        let chains = image.chains();
         let (need, ready) = self.need(&image, &chains, head)?;
         let losses = if need.is_anything() { LossList::default() } else { self.known_losses(&image, &chains, head)? };
         let plan = need.plan(&image);
@@ -195,9 +194,8 @@ impl Run<'_> {
     fn open_layer<'s>(&'s self, layer: &'s ImageLayer, source: &'s dyn Source) -> OpenLayer<'s> {
         let expected = ExpectedLayer { digest: layer.digest, size: layer.size, diff_id: Some(layer.diff_id) };
         Box::new(move || {
-            let blob = source.open_layer(layer)?;
-            let counted: BlobReader = Box::new(Counted { blob, read: Arc::clone(&self.progress.read) });
-            Ok(LayerReader::new(counted, expected, self.options.limits)?)
+            let blob = self.progress.counted(source.open_layer(layer)?);
+            Ok(LayerReader::new(blob, expected, self.options.limits)?)
         })
     }
 
@@ -287,33 +285,4 @@ fn links_with_other_inodes(form: &LayerForm, tree: &Directory) -> Vec<EntryPath>
         _ => true,
     };
     form.links_below.keys().filter(is_other).cloned().collect()
-}
-
-fn diff_ids(image: &Image) -> Vec<DiffId> {
-    image.layers.iter().map(|layer| layer.diff_id).collect()
-}
-
-fn choose_name(request: &Request, image: &Image) -> Result<ImageName, ConvertError> {
-    match (&request.name, image.names.as_slice()) {
-        (Some(name), _) | (None, [name]) => Ok(name.clone()),
-        (None, []) => Err(ConvertError::NoName(request.argument.to_string())),
-        (None, names) => Err(ConvertError::SeveralNames {
-            argument: request.argument.to_string(),
-            names: names.iter().map(ToString::to_string).collect(),
-        }),
-    }
-}
-
-/// A blob that counts what is read of it.
-struct Counted {
-    blob: BlobReader,
-    read: Arc<AtomicU64>,
-}
-
-impl Read for Counted {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.blob.read(buffer)?;
-        self.read.fetch_add(length as u64, Ordering::Relaxed);
-        Ok(length)
-    }
 }

@@ -7,16 +7,16 @@
 mod pack;
 mod tree_view;
 
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
 use crate::catalog::{ContentKey, StateDatabase, without_stray_markers};
 use crate::convert::trees::{published_layer, read_layer};
 use crate::folder::{FolderError, RepositoryFolder};
-use crate::image::{ChainId, DiffId, Digest, Platform};
+use crate::image::{Digest, Platform};
 use crate::layer::{EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, Limits, NodeKind, Piece};
 use crate::layout::flat_tree;
 use crate::metadata::Metadata;
@@ -26,6 +26,7 @@ use crate::progress::Progress;
 use crate::repository::{Repository, RepositoryError};
 use crate::settings::{Modes, Settings};
 use crate::source::{self, Image, ImageArgument, ImageLayer, PlatformRequest, Source, SourceError};
+use crate::threads::STACK_BYTES;
 use crate::tree::{ApplyError, Directory, LayerForm, Leaf, LeafKind, Node, apply, layer_entries};
 use pack::{PackWriter, Packs};
 use tree_view::TreeView;
@@ -121,9 +122,6 @@ struct Trees {
     chains: Vec<Arc<Directory>>,
     flat: Option<Arc<Directory>>,
 }
-
-/// Trees may be 1,000 folders deep, and are gone through by recursion. Only what is used is ever touched.
-const STACK_BYTES: usize = 256 << 20;
 
 impl Preview {
     /// Resolves an image and mounts what there is of it so far: nothing. Known layers and small files are taken from
@@ -238,7 +236,7 @@ impl Preview {
         }
         let failed = |source| PreviewError::Layer { digest: layer.digest, source };
         let kept = |source| PreviewError::Keep { folder: self.folder.clone(), source };
-        let blob = Counted { blob: self.source.open_layer(layer)?, read: Arc::clone(&progress.read) };
+        let blob = progress.counted(self.source.open_layer(layer)?);
         let expected = ExpectedLayer { digest: layer.digest, size: layer.size, diff_id: Some(layer.diff_id) };
         let mut reader = LayerReader::ahead(blob, expected, self.options.limits).map_err(failed)?;
         let number = u32::try_from(index).expect("an image has thousands of layers at most");
@@ -322,8 +320,7 @@ fn top(image: &Image, trees: &Trees) -> Arc<Directory> {
         }
         Node::Directory(Arc::new(folder))
     };
-    let diff_ids: Vec<DiffId> = image.layers.iter().map(|layer| layer.diff_id).collect();
-    let chains = ChainId::all(&diff_ids).iter().map(ToString::to_string).collect();
+    let chains = image.chains().iter().map(ToString::to_string).collect();
     let layers = image.layers.iter().map(|layer| layer.digest.to_string()).collect();
     let mut top = Directory::new(Metadata::of_implied_folder());
     top.children.insert((*b"chains").into(), numbered(&trees.chains, chains));
@@ -338,18 +335,4 @@ fn top(image: &Image, trees: &Trees) -> Arc<Directory> {
 fn link(target: &str) -> Node {
     let metadata = Metadata { mode: 0o777, ..Metadata::of_implied_folder() };
     Node::Leaf(Arc::new(Leaf { metadata, kind: LeafKind::Symlink(target.as_bytes().into()) }))
-}
-
-/// A blob that counts what is read of it.
-struct Counted<R> {
-    blob: R,
-    read: Arc<AtomicU64>,
-}
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.blob.read(buffer)?;
-        self.read.fetch_add(length as u64, Ordering::Relaxed);
-        Ok(length)
-    }
 }

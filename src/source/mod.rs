@@ -27,7 +27,7 @@ pub use document::Document;
 pub use error::{ArchiveError, SourceError};
 pub use oci_layout::OciLayout;
 
-use crate::image::{DiffId, Digest, ImageConfig, ImageName, Platform};
+use crate::image::{ChainId, DiffId, Digest, ImageConfig, ImageName, Platform};
 
 /// One image at some place, for one or several platforms.
 pub trait Source: Send + Sync {
@@ -87,6 +87,41 @@ pub struct Image {
     pub parsed_config: ImageConfig,
     /// The layers, from the lowest up.
     pub layers: Vec<ImageLayer>,
+}
+
+/// Why it is not clear under which name an image is published.
+#[derive(Debug, thiserror::Error)]
+pub enum NamingError {
+    /// Nothing says it.
+    #[error("'{0}' carries no full name: give one with --name host/name:tag")]
+    NoName(ImageArgument),
+    /// Several names say it.
+    #[error("'{argument}' carries several names ({}): give one with --name", names.join(", "))]
+    SeveralNames {
+        /// The image as it was named.
+        argument: ImageArgument,
+        /// The names that it carries.
+        names: Vec<String>,
+    },
+}
+
+impl Image {
+    /// Returns the name to publish the image under: the one that is `asked` for, or the only one that it carries.
+    pub fn name(&self, asked: Option<&ImageName>, argument: &ImageArgument) -> Result<ImageName, NamingError> {
+        match (asked, self.names.as_slice()) {
+            (Some(name), _) | (None, [name]) => Ok(name.clone()),
+            (None, []) => Err(NamingError::NoName(argument.clone())),
+            (None, names) => {
+                let names = names.iter().map(ToString::to_string).collect();
+                Err(NamingError::SeveralNames { argument: argument.clone(), names })
+            }
+        }
+    }
+
+    /// Returns the chain IDs of the image: of its lowest layer, of its two lowest layers, and so on.
+    pub fn chains(&self) -> Vec<ChainId> {
+        ChainId::all(&self.layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>())
+    }
 }
 
 /// A layer as manifest and config promise it.

@@ -20,13 +20,14 @@ mod source;
 use std::sync::atomic::Ordering;
 
 use crate::folder::{FolderError, RepositoryFolder};
-use crate::image::{ChainId, Digest, ImageName, Platform};
+use crate::image::{Digest, ImageName, Platform};
 use crate::layer::{LayerError, Limits};
 use crate::layout::{self, ImageRecord};
 use crate::progress::Progress;
 use crate::repository::{Repository, RepositoryError};
-use crate::source::{self as sources, Image, ImageArgument, PlatformRequest, SourceError};
+use crate::source::{self as sources, Image, ImageArgument, NamingError, PlatformRequest, SourceError};
 use crate::store::StoreError;
+use crate::threads::{self, ThreadsError};
 
 pub use finding::Finding;
 pub use naive_layer::NaiveLayer;
@@ -42,17 +43,9 @@ pub enum VerifyError {
     /// The image cannot be found or described.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// Nothing says under which name the image is published.
-    #[error("'{0}' carries no full name: give one with --name host/name:tag")]
-    NoName(ImageArgument),
-    /// Several names say it.
-    #[error("'{argument}' carries several names ({}): give one with --name", names.join(", "))]
-    SeveralNames {
-        /// The image as it was named.
-        argument: ImageArgument,
-        /// The names that it carries.
-        names: Vec<String>,
-    },
+    /// It is not clear which name is meant.
+    #[error(transparent)]
+    Naming(#[from] NamingError),
     /// A layer cannot be opened.
     #[error("cannot read layer {digest}")]
     OpenLayer {
@@ -87,13 +80,8 @@ pub enum VerifyError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The machine refuses to start threads.
-    #[error("cannot start {threads} threads")]
-    Threads {
-        /// How many were asked for.
-        threads: usize,
-        /// Why.
-        source: rayon::ThreadPoolBuildError,
-    },
+    #[error(transparent)]
+    Threads(#[from] ThreadsError),
 }
 
 /// The image to verify.
@@ -144,10 +132,7 @@ pub fn verify(
     options: &Options,
     progress: &Progress,
 ) -> Result<Report, VerifyError> {
-    let threads = options.threads.max(1);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let pool = pool.map_err(|source| VerifyError::Threads { threads, source })?;
-    pool.install(|| verify_here(folder, request, options, progress))
+    threads::pool(options.threads)?.install(|| verify_here(folder, request, options, progress))
 }
 
 fn verify_here(
@@ -159,10 +144,10 @@ fn verify_here(
     let repository = Repository::open(&folder.store()?, folder.name())?;
     let source = sources::open(&request.argument)?;
     let image = source.resolve(&PlatformRequest::new(request.platform.clone()))?;
-    let name = choose_name(request, &image)?;
+    let name = image.name(request.name.as_ref(), &request.argument)?;
     progress.set_stage(format!("reading {name}"));
     progress.expected.fetch_add(image.layers.iter().map(|layer| layer.size).sum(), Ordering::Relaxed);
-    let layers = source::read_layers(&*source, &image, options.limits, &progress.read)?;
+    let layers = source::read_layers(&*source, &image, options.limits, progress)?;
     progress.set_stage(format!("comparing {name}"));
     let mut comparison = Comparison::new(&repository);
     let losses = match find_record(&mut comparison, &image, &name) {
@@ -194,22 +179,6 @@ fn find_record(comparison: &mut Comparison<'_>, image: &Image, name: &ImageName)
     let is_same = record.manifest == image.manifest.digest;
     comparison.require(&path, "manifest", image.manifest.digest, record.manifest);
     is_same.then_some(record)
-}
-
-fn choose_name(request: &Request, image: &Image) -> Result<ImageName, VerifyError> {
-    let argument = || request.argument.clone();
-    match (&request.name, image.names.as_slice()) {
-        (Some(name), _) | (None, [name]) => Ok(name.clone()),
-        (None, []) => Err(VerifyError::NoName(argument())),
-        (None, names) => {
-            let names = names.iter().map(ToString::to_string).collect();
-            Err(VerifyError::SeveralNames { argument: argument(), names })
-        }
-    }
-}
-
-fn chains(image: &Image) -> Vec<ChainId> {
-    ChainId::all(&image.layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>())
 }
 
 #[cfg(test)]

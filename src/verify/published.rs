@@ -8,7 +8,7 @@ use super::naive_layer::NaiveLayer;
 use super::naive_tree::NaiveTree;
 use super::records::{ExpectedLosses, compare_facts, compare_layer_record, links_across_folders};
 use super::root::{root_file_system, take_stray_markers};
-use super::{ApplyError, ReadLayer, VerifyError, chains};
+use super::{ApplyError, ReadLayer, VerifyError};
 use crate::image::{ChainId, Digest, ImageName};
 use crate::layer::{EntryPath, LossKind};
 use crate::layout::{self, ImageRecord, LossList};
@@ -48,7 +48,7 @@ impl Published<'_> {
         self.compare_documents(comparison);
         let mut tree = NaiveTree::new();
         let (mut losses, mut links) = (ExpectedLosses::default(), LinksBelow::default());
-        for (number, (layer, chain)) in layers.iter().zip(chains(self.image)).enumerate() {
+        for (number, (layer, chain)) in layers.iter().zip(self.image.chains()).enumerate() {
             let failed = |source| VerifyError::Apply { digest: layer.digest, source };
             // A layer that an image has twice is published as it is above those below its first place.
             let is_first = layers[..number].iter().all(|other| other.digest != layer.digest);
@@ -83,7 +83,7 @@ impl Published<'_> {
             let expected: BTreeSet<_> = image.layers.iter().map(|layer| layer.digest).collect();
             comparison.require_set(&path, "layers", &expected, &record.layers.iter().copied().collect());
         }
-        let known = chains(image);
+        let known = image.chains();
         for chain in record.chains.iter().filter(|chain| !known.contains(chain)) {
             comparison.note(&path, "chains", "chains of the image", chain);
         }

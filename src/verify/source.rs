@@ -1,7 +1,6 @@
 //! The layers of an image, read anew from where the image is.
 
-use std::io::{self, Read};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io::Read;
 
 use rayon::prelude::*;
 
@@ -12,6 +11,7 @@ use crate::layer::{
     EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, LayerSummary, Limits, Loss, LossKind, NodeKind,
     Piece,
 };
+use crate::progress::Progress;
 use crate::source::{Image, ImageLayer, Source};
 
 /// A layer, all of which is what the image promises.
@@ -27,9 +27,9 @@ pub(super) fn read_layers(
     source: &dyn Source,
     image: &Image,
     limits: Limits,
-    read: &AtomicU64,
+    progress: &Progress,
 ) -> Result<Vec<ReadLayer>, VerifyError> {
-    let results: Vec<_> = image.layers.par_iter().map(|layer| read_layer(source, layer, limits, read)).collect();
+    let results: Vec<_> = image.layers.par_iter().map(|layer| read_layer(source, layer, limits, progress)).collect();
     results.into_iter().collect()
 }
 
@@ -37,12 +37,12 @@ fn read_layer(
     source: &dyn Source,
     layer: &ImageLayer,
     limits: Limits,
-    read: &AtomicU64,
+    progress: &Progress,
 ) -> Result<ReadLayer, VerifyError> {
     let digest = layer.digest;
     let blob = source.open_layer(layer).map_err(|source| VerifyError::OpenLayer { digest, source })?;
     let expected = ExpectedLayer { digest, size: layer.size, diff_id: Some(layer.diff_id) };
-    let (entries, mut summary) = read_entries(Counted { blob, read }, expected, limits)
+    let (entries, mut summary) = read_entries(progress.counted(blob), expected, limits)
         .map_err(|source| VerifyError::ReadLayer { digest, source })?;
     for entry in &entries {
         if let EntryKind::HardLink(target) = &entry.kind
@@ -78,18 +78,4 @@ fn read_content(reader: &mut LayerReader<impl Read>) -> Result<ContentDigest, La
         }
     }
     Ok(hasher.finish())
-}
-
-/// A blob that counts what is read of it.
-struct Counted<'r> {
-    blob: Box<dyn Read + Send>,
-    read: &'r AtomicU64,
-}
-
-impl Read for Counted<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.blob.read(buffer)?;
-        self.read.fetch_add(length as u64, Ordering::Relaxed);
-        Ok(length)
-    }
 }
