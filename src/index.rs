@@ -4,8 +4,8 @@
 //! the store already. A hit counts only when the object is seen there.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::catalog::{ContentKey, StateDatabase, StateError};
 use crate::object::{ObjectHash, ObjectKind};
@@ -24,8 +24,8 @@ pub enum IndexError {
 
 /// The content index of a repository: what earlier runs left, and what this one adds.
 #[derive(Debug)]
-pub struct ContentIndex<'a> {
-    state: &'a StateDatabase,
+pub struct ContentIndex {
+    state: Arc<StateDatabase>,
     /// Whether earlier runs left anything to look for.
     has_past: bool,
     fresh: Mutex<Fresh>,
@@ -41,9 +41,9 @@ struct Fresh {
 /// New pieces gather up to this number before they are written: one transaction costs about as much as 100 rows.
 const BATCH: usize = 10_000;
 
-impl<'a> ContentIndex<'a> {
+impl ContentIndex {
     /// Opens the index.
-    pub fn open(state: &'a StateDatabase) -> Result<Self, IndexError> {
+    pub fn open(state: Arc<StateDatabase>) -> Result<Self, IndexError> {
         let has_past = !state.is_empty()?;
         Ok(Self { state, has_past, fresh: Mutex::default(), hits: AtomicU64::new(0) })
     }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::image::{ImageName, NameError};
+use crate::image::{ImageName, NameError, Platform};
 use crate::layer::EntryPath;
-use crate::layout::{self, ImageRecord, LayerRecord, LossList};
+use crate::layout::{self, ImagePlace, ImageRecord, LayerRecord, LossList};
 use crate::repository::{Repository, RepositoryError};
 
 /// No file of strata's own is read that is longer.
@@ -32,41 +32,83 @@ pub enum InventoryError {
 /// One image of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedImage {
-    /// Its name.
-    pub name: ImageName,
+    /// Where it is published.
+    pub place: ImagePlace,
     /// What is known about it; `None` for an image that another program published.
     pub record: Option<ImageRecord>,
 }
 
-/// Returns every image, by name. This reads one small file for each.
+/// Returns every image, by name; then those of names that stand for several platforms. This reads one small file for each.
 pub fn list(repository: &Repository) -> Result<Vec<ListedImage>, InventoryError> {
     let mut images = Vec::new();
     let root = EntryPath::ROOT.join(b".metadata");
-    if repository.get(&root)?.is_some_and(|entry| entry.is_directory()) {
-        list_below(repository, &root, &mut images)?;
+    for name in folders(repository, &root)? {
+        if name != layout::PLATFORMS.as_bytes() {
+            list_below(repository, &root, &root.join(&name), None, &mut images)?;
+        }
+    }
+    let root = root.join(layout::PLATFORMS.as_bytes());
+    for name in folders(repository, &root)? {
+        let root = root.join(&name);
+        if let Some(platform) = layout::platform_of_folder(&name) {
+            list_below(repository, &root, &root, Some(&platform), &mut images)?;
+        }
     }
     Ok(images)
 }
 
+/// Returns the names of the folders in `folder`, which may not be there.
+fn folders(repository: &Repository, folder: &EntryPath) -> Result<Vec<Vec<u8>>, InventoryError> {
+    if !repository.get(folder)?.is_some_and(|entry| entry.is_directory()) {
+        return Ok(Vec::new());
+    }
+    let children = repository.list(folder)?.into_iter().filter(|(_, entry)| entry.is_directory());
+    Ok(children.map(|(name, _)| name).collect())
+}
+
+/// Adds the images in `folder`, whose names are their paths below `root`.
 fn list_below(
     repository: &Repository,
+    root: &EntryPath,
     folder: &EntryPath,
+    platform: Option<&Platform>,
     images: &mut Vec<ListedImage>,
 ) -> Result<(), InventoryError> {
     let children = repository.list(folder)?;
     if children.contains_key(&b"manifest.json"[..]) {
-        let below = folder.components().skip(1).fold(EntryPath::ROOT, |path, name| path.join(name));
+        let below = folder.components().skip(root.components().count());
+        let below = below.fold(EntryPath::ROOT, |path, name| path.join(name));
         let text = String::from_utf8_lossy(below.as_bytes()).replace(":sha256:", "@sha256:");
         let name = text.parse().map_err(|source| InventoryError::Name { path: folder.clone(), source })?;
-        images.push(ListedImage { name, record: read_record(repository, folder)? });
+        let place = ImagePlace { name, platform: platform.cloned() };
+        images.push(ListedImage { place, record: read_record(repository, folder)? });
         return Ok(());
     }
     for (name, entry) in children {
         if entry.is_directory() {
-            list_below(repository, &folder.join(&name), images)?;
+            list_below(repository, root, &folder.join(&name), platform, images)?;
         }
     }
     Ok(())
+}
+
+/// Returns where a name has images: one place, or several if it stands for platforms side by side.
+pub fn places(repository: &Repository, name: &ImageName) -> Result<Vec<ImagePlace>, RepositoryError> {
+    let mut places = vec![ImagePlace { name: name.clone(), platform: None }];
+    let folder = EntryPath::ROOT.join(layout::PLATFORMS.as_bytes());
+    if repository.get(&folder)?.is_some_and(|entry| entry.is_directory()) {
+        let platforms = repository.list(&folder)?;
+        let platforms = platforms.iter().filter(|(_, entry)| entry.is_directory());
+        let platforms = platforms.filter_map(|(folder, _)| layout::platform_of_folder(folder));
+        places.extend(platforms.map(|platform| ImagePlace { name: name.clone(), platform: Some(platform) }));
+    }
+    let mut there = Vec::new();
+    for place in places {
+        if repository.get(&place.metadata())?.is_some() {
+            there.push(place);
+        }
+    }
+    Ok(there)
 }
 
 fn read_record(repository: &Repository, folder: &EntryPath) -> Result<Option<ImageRecord>, InventoryError> {
@@ -84,22 +126,22 @@ pub struct ImageDetails {
     /// Its layers, from the lowest up: what is known about each, and how many other images have it.
     pub layers: Vec<(Option<LayerRecord>, usize)>,
     /// Other images with the same root file system.
-    pub same_flat: Vec<ImageName>,
+    pub same_flat: Vec<ImagePlace>,
 }
 
 /// Returns what the repository says about one image, and what that image shares with others.
-pub fn describe(repository: &Repository, name: &ImageName) -> Result<ImageDetails, InventoryError> {
-    let folder = layout::image_metadata(name);
-    let record = read_record(repository, &folder)?.ok_or_else(|| InventoryError::NoImage(name.clone()))?;
+pub fn describe(repository: &Repository, place: &ImagePlace) -> Result<ImageDetails, InventoryError> {
+    let folder = place.metadata();
+    let record = read_record(repository, &folder)?.ok_or_else(|| InventoryError::NoImage(place.name.clone()))?;
     let losses = repository.read(&folder.join(b"losses.json"), FILE_LIMIT)?;
     let losses = losses.and_then(|json| LossList::parse(&json)).unwrap_or_default();
     let mut users = BTreeMap::new();
     let mut same_flat = Vec::new();
-    for other in list(repository)?.into_iter().filter(|other| other.name != *name) {
+    for other in list(repository)?.into_iter().filter(|other| other.place != *place) {
         let Some(other_record) = other.record else { continue };
         other_record.layers.iter().for_each(|layer| *users.entry(*layer).or_insert(0) += 1);
         if record.flat && other_record.flat && other_record.config == record.config {
-            same_flat.push(other.name);
+            same_flat.push(other.place);
         }
     }
     let mut layers = Vec::new();

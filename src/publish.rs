@@ -83,6 +83,8 @@ pub enum Edit {
     },
     /// A symbolic link, with its target.
     Symlink(Vec<u8>),
+    /// A symbolic link whose target clients expand.
+    VariantLink(Vec<u8>),
     /// Whatever is there goes.
     Remove,
 }
@@ -231,6 +233,7 @@ fn apply(editor: &mut Editor<'_>, path: &EntryPath, edit: Edit, now: Timestamp) 
         Edit::Tree(tree) => editor.put_tree(path, &tree)?,
         Edit::File { size, content } => editor.put(path, CatalogEntry::of_file(&metadata(0o644), size, &content))?,
         Edit::Symlink(target) => editor.put(path, CatalogEntry::of_symlink(&metadata(0o777), &target))?,
+        Edit::VariantLink(target) => editor.put(path, CatalogEntry::of_variant_link(&metadata(0o777), &target))?,
         Edit::Remove => drop(editor.remove(path)?),
     }
     Ok(())

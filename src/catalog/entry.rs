@@ -101,7 +101,12 @@ impl CatalogEntry {
 
     /// Returns the row of a symbolic link.
     pub fn of_symlink(metadata: &Metadata, target: &[u8]) -> Self {
-        let symlink = escape_target(target);
+        Self::of_variant_link(metadata, &escape_target(target))
+    }
+
+    /// Returns the row of a symbolic link in whose target clients expand `$(NAME)` and `$(NAME:-default)`.
+    pub fn of_variant_link(metadata: &Metadata, target: &[u8]) -> Self {
+        let symlink = target.to_vec();
         Self { size: symlink.len() as i64, symlink, ..Self::new(metadata, S_IFLNK, FILE | SYMLINK) }
     }
 

@@ -8,6 +8,7 @@ use crate::catalog::{Catalog, CatalogEntry, MAXIMUM_CATALOG_BYTES};
 use crate::image::ImageName;
 use crate::layer::EntryPath;
 use crate::object::{ObjectHash, ObjectKind};
+use crate::repository::client_variable;
 
 /// No more links are followed in one path: what has more goes round in circles, as for Linux.
 const MAXIMUM_LINKS: usize = 40;
@@ -78,7 +79,7 @@ impl Check<'_> {
                 Looked::Nothing => return Ok(None),
                 Looked::Entry(entry) if entry.is_symlink() => {
                     targets.push(spelt(&path));
-                    let target = entry.target();
+                    let target = entry.expanded_target(client_variable);
                     let target = match target.strip_prefix(format!("/cvmfs/{}", self.name).as_bytes()) {
                         Some(below) if below.is_empty() || below[0] == b'/' => {
                             at = EntryPath::ROOT;

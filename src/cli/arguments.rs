@@ -14,7 +14,7 @@ use strata::image::{ImageName, Platform};
 use strata::layer::Limits;
 use strata::metadata::Timestamp;
 use strata::repository::Point;
-use strata::source::ImageArgument;
+use strata::source::{ImageArgument, Platforms};
 
 use super::failure::UsageError;
 
@@ -102,9 +102,9 @@ pub struct Convert {
     /// Name to publish the image under, as host/name:tag; only with one image
     #[arg(long, value_name = "REF")]
     pub name: Option<ImageName>,
-    /// Which image of an index to take [default: the one for this machine]
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
-    pub platform: Option<Platform>,
+    /// Which image of an index to take, or "all", side by side [default: the one for this machine]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]|all")]
+    pub platform: Option<Platforms>,
     /// Do not publish the single layers
     #[arg(long)]
     pub skip_layers: bool,
@@ -273,14 +273,8 @@ pub fn threads(asked: Option<u16>) -> Result<usize, UsageError> {
 /// Returns how images are converted where the command line says nothing of it.
 pub fn default_options() -> anyhow::Result<Options> {
     Ok(Options {
-        platform: None,
-        skip_layers: false,
-        skip_flat: false,
-        chains: strata::convert::Chains::Final,
         dry_run: false,
         publish: false,
-        force: false,
-        strict: false,
         threads: threads(None)?,
         memory: ByteSize::mib(256).as_u64(),
         wait: Duration::ZERO,

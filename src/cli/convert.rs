@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
-use strata::convert::{Chains, ImageReport, Options, Outcome, Progress, Report, Request, convert};
+use strata::convert::{Chains, ImageOptions, ImageReport, Options, Outcome, Progress, Report, Request, convert};
 use strata::folder::RepositoryFolder;
 use strata::layer::Limits;
 use strata::layout::LossList;
 use strata::manifest::RepositoryName;
 use strata::message::causes;
 use strata::settings::Settings;
+use strata::source::ImageArgument;
 
 use super::arguments::{self, Arguments, Convert, randomness, threads, time_of_publication};
 use super::failure::{FAILED, PARTLY, UsageError};
@@ -32,8 +33,10 @@ pub fn run(arguments: &Arguments, command: &Convert) -> anyhow::Result<ExitCode>
     super::interrupt::watch()?;
     let folder = open_or_create(arguments)?;
     let name = command.name.clone();
-    let requests: Vec<Request> =
-        command.images.iter().map(|argument| Request { argument: argument.clone(), name: name.clone() }).collect();
+    let image = image_options(command);
+    let request =
+        |argument: &ImageArgument| Request { argument: argument.clone(), name: name.clone(), image: image.clone() };
+    let requests: Vec<Request> = command.images.iter().map(request).collect();
     let progress = Arc::new(Progress::default());
     let display = Display::start(&progress, arguments.quiet);
     let report = convert(&folder, &requests, &options, &progress, &mut randomness());
@@ -48,11 +51,11 @@ pub fn run(arguments: &Arguments, command: &Convert) -> anyhow::Result<ExitCode>
         }
     }
     for image in &report.images {
-        if let Err(error) = &image.outcome {
+        if let Err(error) = &image.outcomes {
             complain(format_args!("{}: {}", image.argument, causes(error)));
         }
     }
-    let failed = report.images.iter().filter(|image| image.outcome.is_err()).count();
+    let failed = report.images.iter().filter(|image| image.outcomes.is_err()).count();
     Ok(match failed {
         0 => ExitCode::SUCCESS,
         _ if failed == report.images.len() => ExitCode::from(FAILED),
@@ -74,9 +77,9 @@ fn open_or_create(arguments: &Arguments) -> anyhow::Result<RepositoryFolder> {
     }
 }
 
-fn options(command: &Convert) -> anyhow::Result<Options> {
-    Ok(Options {
-        platform: command.platform.clone(),
+fn image_options(command: &Convert) -> ImageOptions {
+    ImageOptions {
+        platforms: command.platform.clone().unwrap_or_default(),
         skip_layers: command.skip_layers,
         skip_flat: command.skip_flat,
         chains: match command.chains {
@@ -84,10 +87,15 @@ fn options(command: &Convert) -> anyhow::Result<Options> {
             arguments::Chains::All => Chains::All,
             arguments::Chains::None => Chains::None,
         },
-        dry_run: command.dry_run,
-        publish: true,
         force: command.force,
         strict: command.strict,
+    }
+}
+
+fn options(command: &Convert) -> anyhow::Result<Options> {
+    Ok(Options {
+        dry_run: command.dry_run,
+        publish: true,
         threads: threads(command.threads)?,
         memory: command.memory.as_u64(),
         wait: command.wait,
@@ -98,11 +106,11 @@ fn options(command: &Convert) -> anyhow::Result<Options> {
 
 fn to_text(folder: &RepositoryFolder, report: &Report, dry_run: bool) -> String {
     let mut text = String::new();
-    for outcome in report.images.iter().filter_map(|image| image.outcome.as_ref().ok()) {
+    for outcome in report.images.iter().filter_map(|image| image.outcomes.as_ref().ok()).flatten() {
         writeln!(text, "{}", image_line(outcome, dry_run)).expect("strings take everything");
         text.push_str(&losses_text(&outcome.losses));
     }
-    let some_succeeded = report.images.iter().any(|image| image.outcome.is_ok());
+    let some_succeeded = report.images.iter().any(|image| image.outcomes.is_ok());
     match report.revision {
         Some(revision) => {
             let written = report.written;
@@ -128,7 +136,7 @@ fn image_line(outcome: &Outcome, dry_run: bool) -> String {
     let verb = if dry_run { "to read" } else { "read" };
     format!(
         "{}  {}  {} layers, {} {verb} ({})",
-        outcome.name,
+        outcome.place,
         outcome.manifest,
         plan.layers,
         plan.layers_to_read,
@@ -174,18 +182,22 @@ fn how_to_mount(folder: &RepositoryFolder) -> String {
 }
 
 fn to_json(folder: &RepositoryFolder, report: &Report, dry_run: bool) -> Value {
-    let image = |image: &ImageReport| match &image.outcome {
-        Ok(outcome) => json!({
+    let outcome = |image: &ImageReport, outcome: &Outcome| {
+        json!({
             "image": image.argument.to_string(),
-            "name": outcome.name.to_string(),
+            "name": outcome.place.name.to_string(),
+            "platform": outcome.place.platform.as_ref().map(ToString::to_string),
             "manifest": outcome.manifest,
             "config": outcome.config,
             "layers": outcome.plan.layers,
             "layers-read": outcome.plan.layers_to_read,
             "bytes-read": outcome.plan.bytes_to_read,
             "losses": outcome.losses,
-        }),
-        Err(error) => json!({ "image": image.argument.to_string(), "error": causes(error) }),
+        })
+    };
+    let image = |image: &ImageReport| match &image.outcomes {
+        Ok(outcomes) => outcomes.iter().map(|platform| outcome(image, platform)).collect(),
+        Err(error) => vec![json!({ "image": image.argument.to_string(), "error": causes(error) })],
     };
     json!({
         "repository": folder.name().as_str(),
@@ -194,6 +206,6 @@ fn to_json(folder: &RepositoryFolder, report: &Report, dry_run: bool) -> Value {
         "root-catalog": report.revision.map(|revision| revision.root.hash.to_string()),
         "new-objects": report.written.objects,
         "new-bytes": report.written.bytes,
-        "images": report.images.iter().map(image).collect::<Vec<_>>(),
+        "images": report.images.iter().flat_map(image).collect::<Vec<_>>(),
     })
 }

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
-use strata::convert::{Options, Rehearsal, Request, rehearse};
+use strata::convert::{ImageOptions, Rehearsal, Request, rehearse};
 use strata::diff::{Attribute, Change, Difference, Kind, diff, diff_rows};
 use strata::folder::RepositoryFolder;
 use strata::image::Digest;
 use strata::layer::EntryPath;
 use strata::progress::Progress;
 use strata::repository::{Point, Repository};
-use strata::source::{ArgumentError, ImageArgument};
+use strata::source::{ArgumentError, ImageArgument, PlatformRequest, Platforms};
 
 use super::arguments::{Arguments, Diff, default_options};
 use super::failure::{FINDINGS, UsageError};
@@ -51,8 +51,10 @@ fn revisions(arguments: &Arguments, folder: &RepositoryFolder, from: &str, to: &
 /// Shows what converting an image would change.
 fn image(arguments: &Arguments, folder: &RepositoryFolder, command: &Diff) -> anyhow::Result<bool> {
     let argument: ImageArgument = command.what.parse().map_err(|error: ArgumentError| UsageError(error.to_string()))?;
-    let request = Request { argument, name: command.name.clone() };
-    let options = Options { platform: command.platform.clone(), ..default_options()? };
+    let platforms = Platforms::One(PlatformRequest::new(command.platform.clone()));
+    let image = ImageOptions { platforms, ..ImageOptions::default() };
+    let request = Request { argument, name: command.name.clone(), image };
+    let options = default_options()?;
     let progress = Arc::new(Progress::default());
     let display = Display::start(&progress, arguments.quiet);
     let rehearsal = rehearse(folder, &request, &options, &progress)?;
@@ -89,7 +91,7 @@ fn image_text(rehearsal: &Rehearsal, difference: &Difference, layers: &[Option<D
         text += &format!("{number:>3}  {}", line(change));
     }
     let against = if rehearsal.before.is_some() { "its tag as published" } else { "nothing" };
-    text += &format!("{} against {against}: {} paths differ\n", rehearsal.outcome.name, difference.changes.len());
+    text += &format!("{} against {against}: {} paths differ\n", rehearsal.outcome.place.name, difference.changes.len());
     for (folder, [added, removed, changed, bytes]) in folders(difference) {
         text += &format!("  {folder}: {added} added, {removed} removed, {changed} changed; {}\n", ByteSize(bytes));
     }
@@ -121,7 +123,7 @@ fn image_json(rehearsal: &Rehearsal, difference: &Difference, layers: Vec<Option
         json["changes"][number]["layer"] = json!(digest);
     }
     let folder = |(path, [added, removed, changed, bytes]): (EntryPath, [u64; 4])| json!({"path": path, "added": added, "removed": removed, "changed": changed, "bytes": bytes});
-    json["name"] = json!(rehearsal.outcome.name.to_string());
+    json["name"] = json!(rehearsal.outcome.place.name.to_string());
     json["manifest"] = json!(rehearsal.outcome.manifest);
     json["is-published"] = json!(rehearsal.before.is_some());
     json["would-change"] = json!(rehearsal.changes);

@@ -12,13 +12,14 @@ use anyhow::Context as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
-use strata::convert::{Options, Request, convert};
+use strata::convert::{ImageOptions, Request, convert};
 use strata::folder::RepositoryFolder;
 use strata::image::ImageName;
 use strata::layer::Limits;
 use strata::mount::MountOptions;
 use strata::preview::{Preview, PreviewOptions};
 use strata::progress::Progress;
+use strata::source::{PlatformRequest, Platforms};
 use strata::store::abandon_runs;
 
 use super::arguments::{Arguments, Preview as PreviewArguments, default_options, randomness, threads};
@@ -103,13 +104,14 @@ fn read(
 }
 
 /// Stores the image in the repository without publishing it.
-fn keep(command: &PreviewArguments, folder: &RepositoryFolder, progress: &Progress) -> anyhow::Result<()> {
-    let options = Options { platform: command.platform.clone(), ..default_options()? };
+fn keep(command: &PreviewArguments, folder: &RepositoryFolder, progress: &Arc<Progress>) -> anyhow::Result<()> {
+    let platforms = Platforms::One(PlatformRequest::new(command.platform.clone()));
     // Nothing gets the name, but there has to be one.
     let name: ImageName = "preview.invalid/image:preview".parse().context("the name is right")?;
-    let request = Request { argument: command.image.clone(), name: Some(name) };
-    let report = convert(folder, &[request], &options, progress, &mut randomness())?;
-    report.images.into_iter().try_for_each(|image| Ok(image.outcome.map(drop)?))
+    let image = ImageOptions { platforms, ..ImageOptions::default() };
+    let request = Request { argument: command.image.clone(), name: Some(name), image };
+    let report = convert(folder, &[request], &default_options()?, progress, &mut randomness())?;
+    report.images.into_iter().try_for_each(|image| Ok(image.outcomes.map(drop)?))
 }
 
 /// Runs a shell command and returns its exit code; that of one that a signal ended is as in a shell.

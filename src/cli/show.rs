@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 use strata::folder::RepositoryFolder;
-use strata::image::ImageName;
-use strata::inventory::{self, ImageDetails, ListedImage};
+use strata::inventory::{self, ImageDetails, InventoryError, ListedImage};
+use strata::layout::ImagePlace;
 use strata::message::on_one_line;
 use strata::metadata::Timestamp;
 use strata::repository::Repository;
@@ -20,7 +20,15 @@ pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
     let repository = Repository::open(&folder.store()?, folder.name())?;
     match &info.image {
         None => repository_info(arguments, &folder, &repository)?,
-        Some(name) => image_info(arguments, name, &inventory::describe(&repository, name)?)?,
+        Some(name) => {
+            let places = inventory::places(&repository, name)?;
+            if places.is_empty() {
+                return Err(InventoryError::NoImage(name.clone()).into());
+            }
+            for place in places {
+                image_info(arguments, &place, &inventory::describe(&repository, &place)?)?;
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -54,13 +62,13 @@ fn repository_info(arguments: &Arguments, folder: &RepositoryFolder, repository:
     Ok(())
 }
 
-fn image_info(arguments: &Arguments, name: &ImageName, details: &ImageDetails) -> anyhow::Result<()> {
+fn image_info(arguments: &Arguments, place: &ImagePlace, details: &ImageDetails) -> anyhow::Result<()> {
     let record = &details.record;
     if arguments.json {
-        return print_line(format_args!("{}", image_json(name, details)));
+        return print_line(format_args!("{}", image_json(place, details)));
     }
     let published = Timestamp { seconds: record.published, nanoseconds: 0 };
-    print_line(format_args!("image      {name}"))?;
+    print_line(format_args!("image      {place}"))?;
     print_line(format_args!("source     {}", on_one_line(&record.source)))?;
     print_line(format_args!("manifest   {}", record.manifest))?;
     print_line(format_args!("config     {}", record.config))?;
@@ -82,7 +90,7 @@ fn image_info(arguments: &Arguments, name: &ImageName, details: &ImageDetails) -
     Ok(())
 }
 
-fn image_json(name: &ImageName, details: &ImageDetails) -> Value {
+fn image_json(place: &ImagePlace, details: &ImageDetails) -> Value {
     let layers = details.record.layers.iter().zip(&details.layers).map(|(digest, (layer, users))| {
         json!({
             "digest": digest,
@@ -93,7 +101,8 @@ fn image_json(name: &ImageName, details: &ImageDetails) -> Value {
     });
     let same_flat: Vec<String> = details.same_flat.iter().map(ToString::to_string).collect();
     json!({
-        "name": name.to_string(),
+        "name": place.name.to_string(),
+        "platform": place.platform.as_ref().map(ToString::to_string),
         "record": details.record,
         "layers": layers.collect::<Vec<_>>(),
         "same-flat": same_flat,
@@ -107,14 +116,17 @@ pub fn list(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let repository = Repository::open(&folder.store()?, folder.name())?;
     let images = inventory::list(&repository)?;
     if arguments.json {
-        let image = |image: &ListedImage| json!({"name": image.name.to_string(), "record": image.record});
+        let image = |image: &ListedImage| {
+            let platform = image.place.platform.as_ref().map(ToString::to_string);
+            json!({"name": image.place.name.to_string(), "platform": platform, "record": image.record})
+        };
         print_line(format_args!("{}", Value::Array(images.iter().map(image).collect())))?;
         return Ok(ExitCode::SUCCESS);
     }
     for image in images {
         match &image.record {
-            Some(record) => print_line(format_args!("{}  {}", image.name, record.manifest))?,
-            None => print_line(format_args!("{}  (published by another program)", image.name))?,
+            Some(record) => print_line(format_args!("{}  {}", image.place, record.manifest))?,
+            None => print_line(format_args!("{}  (published by another program)", image.place))?,
         }
     }
     Ok(ExitCode::SUCCESS)

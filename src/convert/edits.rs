@@ -2,34 +2,58 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::run::Run;
 use super::stage::StagedImage;
-use super::{Chains, ConvertError, Run};
+use super::{Chains, ConvertError};
 use crate::catalog::StoredTree;
+use crate::image::ImageName;
+use crate::inventory::places;
 use crate::layer::EntryPath;
-use crate::layout::{self, ImageRecord, Stamp, UnusedTrees};
+use crate::layout::{self, ALIASES, ImagePlace, ImageRecord, PLATFORMS, Stamp, UnusedTrees, WishedNames};
 use crate::publish::Edit;
 use crate::repository::Repository;
 
 /// No file of strata's own is read that is longer.
 const FILE_LIMIT: u64 = 64 << 20;
 
-impl Run<'_> {
-    /// Returns the edits that bring `head` to what the images want; none where it has all of them.
+/// What is to become of the head.
+#[derive(Default)]
+pub(crate) struct Changes<'a> {
+    /// Images that were staged.
+    pub(crate) images: &'a [StagedImage],
+    /// Names that go.
+    pub(crate) removed: &'a [ImageName],
+    /// A wishlist, and the names that it holds now.
+    pub(crate) wished: Option<(&'a str, &'a BTreeSet<ImageName>)>,
+}
+
+impl Run {
+    /// Returns the edits that bring `head` to what is wanted; none where that is so already.
     pub(super) fn edits(
         &self,
         head: &Repository,
-        images: &[StagedImage],
+        changes: &Changes<'_>,
     ) -> Result<Vec<(EntryPath, Edit)>, ConvertError> {
         let mut edits = Edits { run: self, head, edits: BTreeMap::new(), left: BTreeMap::new(), kept: BTreeSet::new() };
-        for image in images {
-            edits.add_image(image)?;
+        for platforms in changes.images.chunk_by(|a, b| a.outcome.place.name == b.outcome.place.name) {
+            for image in platforms {
+                edits.add_image(image)?;
+            }
+            edits.add_name(platforms)?;
+        }
+        for name in changes.removed {
+            edits.remove_name(name)?;
+        }
+        edits.add_aliases()?;
+        if let Some((wishlist, names)) = changes.wished {
+            edits.note_wishes(wishlist, names)?;
         }
         edits.finish()
     }
 }
 
 struct Edits<'a> {
-    run: &'a Run<'a>,
+    run: &'a Run,
     head: &'a Repository,
     /// By path, so that folders come before what lies in them.
     edits: BTreeMap<EntryPath, Edit>,
@@ -40,6 +64,9 @@ struct Edits<'a> {
 
 impl Edits<'_> {
     fn add_image(&mut self, staged: &StagedImage) -> Result<(), ConvertError> {
+        if staged.is_foreign {
+            return Ok(());
+        }
         for (digest, (stored, record)) in &staged.ready.layers {
             // A layer never changes once it is published, whoever published it.
             if self.head.get(&layout::layer_root(*digest))?.is_none() {
@@ -48,27 +75,114 @@ impl Edits<'_> {
             }
         }
         for (path, stored) in &staged.ready.trees {
-            if self.run.options.force || self.head.get(path)?.is_none() {
+            if staged.options.force || !Run::is_our_tree(self.head, path)? {
                 self.add_tree(path.clone(), stored);
             }
         }
-        self.add_link(staged)?;
+        if !staged.options.skip_flat {
+            let place = &staged.outcome.place;
+            self.add_link(place.link(), &place.link_target(staged.outcome.config))?;
+        }
         self.add_metadata(staged)
     }
 
-    fn add_link(&mut self, staged: &StagedImage) -> Result<(), ConvertError> {
-        let name = &staged.outcome.name;
-        let (link, target) = (layout::public_link(name), layout::public_link_target(name, staged.outcome.config));
+    fn add_link(&mut self, link: EntryPath, target: &[u8]) -> Result<(), ConvertError> {
         let is_there = self.head.get(&link)?.is_some_and(|entry| entry.is_symlink() && entry.target() == target);
-        if !self.run.options.skip_flat && !is_there {
-            self.edits.insert(link, Edit::Symlink(target));
+        if !is_there {
+            self.edits.insert(link, Edit::Symlink(target.to_vec()));
+        }
+        Ok(())
+    }
+
+    /// Makes a name stand for these images and no others: for one image, or for platforms side by side.
+    fn add_name(&mut self, images: &[StagedImage]) -> Result<(), ConvertError> {
+        if images.iter().any(|image| image.is_foreign) {
+            return Ok(());
+        }
+        let wanted: Vec<&ImagePlace> = images.iter().map(|image| &image.outcome.place).collect();
+        let name = &wanted[0].name;
+        if wanted[0].platform.is_some() && !images[0].options.skip_flat {
+            let (link, target) = (layout::public_link(name), layout::variant_link_target(name));
+            let is_there = self.head.get(&link)?.is_some_and(|entry| entry.is_symlink() && entry.symlink == target);
+            if !is_there {
+                self.edits.insert(link, Edit::VariantLink(target));
+            }
+        }
+        for place in places(self.head, name)?.iter().filter(|place| !wanted.contains(place)) {
+            self.remove_place(place)?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what is published for one image, but for the trees.
+    fn remove_place(&mut self, place: &ImagePlace) -> Result<(), ConvertError> {
+        let record = self.head.read(&place.metadata().join(b"strata.json"), FILE_LIMIT)?;
+        let trees = match record.and_then(|json| ImageRecord::parse(&json)) {
+            Some(record) => record.trees(),
+            None => self.run.foreign_trees(self.head, place)?,
+        };
+        let name = place.to_string();
+        self.left.extend(trees.into_iter().map(|tree| (tree, name.clone())));
+        self.edits.insert(place.metadata(), Edit::Remove);
+        let link = place.link();
+        // The link of a name stays when the name comes to stand for several platforms.
+        if !self.edits.contains_key(&link) && self.head.get(&link)?.is_some_and(|entry| entry.is_symlink()) {
+            self.edits.insert(link, Edit::Remove);
+        }
+        Ok(())
+    }
+
+    /// Takes a name away, with all its platforms.
+    fn remove_name(&mut self, name: &ImageName) -> Result<(), ConvertError> {
+        for place in places(self.head, name)? {
+            self.remove_place(&place)?;
+        }
+        let link = layout::public_link(name);
+        if self.head.get(&link)?.is_some_and(|entry| entry.is_symlink()) {
+            self.edits.insert(link, Edit::Remove);
+        }
+        Ok(())
+    }
+
+    /// Adds links from the names that machines give their architecture to the folders of platforms.
+    fn add_aliases(&mut self) -> Result<(), ConvertError> {
+        let root = EntryPath::ROOT.join(PLATFORMS.as_bytes());
+        let folders: BTreeSet<Vec<u8>> = self.edits.keys().filter_map(|path| second_of(path, PLATFORMS)).collect();
+        if folders.is_empty() {
+            return Ok(());
+        }
+        for (alias, candidates) in ALIASES {
+            let link = root.join(alias.as_bytes());
+            let before = self.head.get(&link)?;
+            if folders.contains(alias.as_bytes()) || before.as_ref().is_some_and(|entry| entry.is_directory()) {
+                continue;
+            }
+            for candidate in candidates {
+                let is_there = folders.contains(candidate.as_bytes())
+                    || self.head.get(&root.join(candidate.as_bytes()))?.is_some_and(|entry| entry.is_directory());
+                if is_there {
+                    self.add_link(link, candidate.as_bytes())?;
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes which names a wishlist holds.
+    fn note_wishes(&mut self, wishlist: &str, names: &BTreeSet<ImageName>) -> Result<(), ConvertError> {
+        let path = layout::wished_names();
+        let before = self.head.read(&path, FILE_LIMIT)?;
+        let mut wished = WishedNames::parse(before.as_deref().unwrap_or_default());
+        if wished.replace(wishlist, names) {
+            self.put_file(path, Some(&wished.write()))?;
         }
         Ok(())
     }
 
     /// Adds what is known about an image, if any of it or any of the image's trees is new.
     fn add_metadata(&mut self, staged: &StagedImage) -> Result<(), ConvertError> {
-        let folder = layout::image_metadata(&staged.outcome.name);
+        let folder = staged.outcome.place.metadata();
         let (record_path, losses_path) = (folder.join(b"strata.json"), folder.join(b"losses.json"));
         let before = self.head.read(&record_path, FILE_LIMIT)?.and_then(|json| ImageRecord::parse(&json));
         let mut record = self.record(staged);
@@ -86,8 +200,11 @@ impl Edits<'_> {
         let trees = record.trees();
         if is_new {
             self.add_file(record_path, &record.write())?;
-            let name = staged.outcome.name.to_string();
-            let former = before.map(|before| before.trees()).unwrap_or_default();
+            let name = staged.outcome.place.to_string();
+            let former = match before {
+                Some(before) => before.trees(),
+                None => self.run.foreign_trees(self.head, &staged.outcome.place)?,
+            };
             self.left.extend(former.difference(&trees).map(|tree| (tree.clone(), name.clone())));
         }
         self.kept.extend(trees);
@@ -95,7 +212,7 @@ impl Edits<'_> {
     }
 
     fn record(&self, staged: &StagedImage) -> ImageRecord {
-        let (image, options) = (&staged.image, self.run.options);
+        let (image, options) = (&staged.image, &staged.options);
         let mut chains = image.chains();
         match options.chains {
             Chains::All => {}
@@ -106,7 +223,7 @@ impl Edits<'_> {
         ImageRecord {
             stamp: Stamp::default(),
             source: staged.source.clone(),
-            platform: options.platform.as_ref().map(ToString::to_string),
+            platform: options.platforms.asked(),
             index: image.index.as_ref().map(|index| index.digest),
             manifest: image.manifest.digest,
             manifest_is_made: image.manifest_is_made,
@@ -114,7 +231,7 @@ impl Edits<'_> {
             layers: layers.filter(|_| !options.skip_layers).collect(),
             chains,
             flat: !options.skip_flat,
-            published: options.now.seconds,
+            published: self.run.options.now.seconds,
             revision: self.head.manifest().revision + 1,
         }
     }
@@ -173,4 +290,11 @@ impl Edits<'_> {
         let catalogs = catalogs.into_iter().map(|path| (path, Edit::Catalog));
         Ok(catalogs.chain(self.edits).collect())
     }
+}
+
+/// Returns the second component of a path whose first is `first`.
+fn second_of(path: &EntryPath, first: &str) -> Option<Vec<u8>> {
+    let mut components = path.components();
+    components.next().filter(|component| *component == first.as_bytes())?;
+    components.next().map(<[u8]>::to_vec)
 }

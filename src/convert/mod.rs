@@ -5,31 +5,37 @@
 //! whatever the head is by then.
 
 mod edits;
+mod foreign;
 mod need;
 mod rehearse;
+mod run;
 mod stage;
 pub(crate) mod trees;
 
-use std::collections::HashMap;
-use std::sync::Mutex;
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rsa::rand_core::CryptoRng;
 
-use crate::catalog::{BuildError, StateDatabase, StateError, StoredTreeNote};
+use crate::catalog::{BuildError, StateError};
 use crate::folder::{FolderError, RepositoryFolder};
-use crate::image::{DiffId, Digest, ImageName, Platform};
-use crate::index::{ContentIndex, IndexError};
+use crate::image::{DiffId, Digest, ImageName};
+use crate::index::IndexError;
 use crate::ingest::IngestError;
-use crate::layer::{EntryPath, Limits};
-use crate::layout::LossList;
+use crate::layer::Limits;
+use crate::layout::{ImagePlace, LossList};
 use crate::metadata::Timestamp;
-use crate::publish::{PublishError, Publisher, Revision};
-use crate::repository::{Repository, RepositoryError};
-use crate::source::{ImageArgument, NamingError, SourceError};
-use crate::store::{Staging, StoreError, Written};
-use crate::threads::{self, ThreadsError};
+use crate::publish::{PublishError, Revision};
+use crate::repository::RepositoryError;
+use crate::source::{ImageArgument, NamingError, Platforms, SourceError};
+use crate::store::{StoreError, Written};
+use crate::threads::ThreadsError;
 use crate::tree::ApplyError;
+
+use edits::Changes;
+use run::Run;
+use stage::StagedImage;
 
 pub use crate::progress::Progress;
 pub use need::Plan;
@@ -114,6 +120,17 @@ pub enum Chains {
     None,
 }
 
+impl Chains {
+    /// Returns which chains of an image of so many layers are published, by the place of their highest layer.
+    fn of(self, layers: usize) -> Range<usize> {
+        match self {
+            Self::None => 0..0,
+            Self::Final => layers.saturating_sub(1)..layers,
+            Self::All => 0..layers,
+        }
+    }
+}
+
 /// One image to convert.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -121,27 +138,34 @@ pub struct Request {
     pub argument: ImageArgument,
     /// The name to publish it under, if not the one that it carries.
     pub name: Option<ImageName>,
+    /// What is published of it.
+    pub image: ImageOptions,
 }
 
-/// How images are converted.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The platform that is asked for; this machine's is preferred without.
-    pub platform: Option<Platform>,
+/// What is published of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ImageOptions {
+    /// The platforms that are wanted.
+    pub platforms: Platforms,
     /// Do not publish single layers.
     pub skip_layers: bool,
     /// Do not publish the root file system and the public link.
     pub skip_flat: bool,
     /// Which chains to publish.
     pub chains: Chains,
+    /// Read everything anew and publish it again, but for layers, which never change.
+    pub force: bool,
+    /// Fail the image if CVMFS cannot hold all of it.
+    pub strict: bool,
+}
+
+/// How images are converted.
+#[derive(Debug, Clone)]
+pub struct Options {
     /// Only find out what there is to do.
     pub dry_run: bool,
     /// Whether to publish what is ready. Otherwise it stays in the store, for a run that does.
     pub publish: bool,
-    /// Read everything anew and publish it again, but for layers, which never change.
-    pub force: bool,
-    /// Fail images that CVMFS cannot hold all of.
-    pub strict: bool,
     /// How many threads work.
     pub threads: usize,
     /// Bytes of content that may be in flight.
@@ -159,15 +183,15 @@ pub struct Options {
 pub struct ImageReport {
     /// The image as it was named.
     pub argument: ImageArgument,
-    /// The result.
-    pub outcome: Result<Outcome, ConvertError>,
+    /// The result: one outcome for each platform that was wanted.
+    pub outcomes: Result<Vec<Outcome>, ConvertError>,
 }
 
 /// An image that did not fail.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Outcome {
-    /// The name that it is published under.
-    pub name: ImageName,
+    /// Where it is published.
+    pub place: ImagePlace,
     /// The digest of its manifest.
     pub manifest: Digest,
     /// The digest of its config, which names its root file system.
@@ -191,18 +215,6 @@ pub struct Report {
     pub index_hits: u64,
 }
 
-/// What stays the same for all images of a run.
-struct Run<'a> {
-    folder: &'a RepositoryFolder,
-    options: &'a Options,
-    staging: &'a Staging,
-    index: &'a ContentIndex<'a>,
-    state: &'a StateDatabase,
-    progress: &'a Progress,
-    /// Trees that were looked for among those stored earlier, and what was found.
-    noted: Mutex<HashMap<EntryPath, Option<StoredTreeNote>>>,
-}
-
 /// Converts images and publishes those that succeed, as one revision.
 ///
 /// An image that fails is reported and does not hold up the others. An error means that nothing was published.
@@ -210,7 +222,7 @@ pub fn convert(
     folder: &RepositoryFolder,
     requests: &[Request],
     options: &Options,
-    progress: &Progress,
+    progress: &Arc<Progress>,
     rng: &mut (impl CryptoRng + Send),
 ) -> Result<Report, ConvertError> {
     for _ in 1..ATTEMPTS {
@@ -232,49 +244,26 @@ fn attempt(
     folder: &RepositoryFolder,
     requests: &[Request],
     options: &Options,
-    progress: &Progress,
+    progress: &Arc<Progress>,
     rng: &mut (impl CryptoRng + Send),
 ) -> Result<Report, ConvertError> {
-    let keys = folder.keys()?;
-    let store = folder.store()?;
-    let state = folder.state()?;
-    let index = ContentIndex::open(&state)?;
-    let staging = Staging::start(&store)?;
-    let head = Repository::open(&store, folder.name())?;
-    let run =
-        Run { folder, options, staging: &staging, index: &index, state: &state, progress, noted: Mutex::default() };
-    let pool = threads::pool(options.threads)?;
-    let (mut images, mut staged) = (Vec::new(), Vec::<stage::StagedImage>::new());
+    let run = Run::open(folder, options, progress)?;
+    let head = run.head()?;
+    let (mut images, mut staged) = (Vec::new(), Vec::<StagedImage>::new());
     for request in requests {
-        let known: Vec<ImageName> = staged.iter().map(|image| image.outcome.name.clone()).collect();
-        let result = pool.install(|| run.stage(request, &head, &known));
-        images.push((request.argument.clone(), result.map(|image| staged.push(image))));
-        index.save()?;
+        let taken: Vec<ImageName> = staged.iter().map(|image| image.outcome.place.name.clone()).collect();
+        let result = run.stage(request, &head, &taken);
+        let outcomes = result.map(|platforms| {
+            let outcomes = platforms.iter().map(|image| image.outcome.clone()).collect();
+            staged.extend(platforms);
+            outcomes
+        });
+        images.push(ImageReport { argument: request.argument.clone(), outcomes });
     }
     // What was stored is kept, even if nothing of it comes to be published now.
-    staging.flush()?;
-    progress.set_stage("publishing".to_owned());
-    let server = folder.local_server()?;
-    let publisher = Publisher {
-        staging: &staging,
-        server: server.as_ref(),
-        keys: &keys,
-        settings: folder.settings(),
-        now: options.now,
-        wait: options.wait,
-    };
-    let revision = if options.dry_run || !options.publish || staged.is_empty() {
-        None
-    } else {
-        pool.install(|| publisher.commit(rng, |head| run.edits(head, &staged)))?
-    };
-    let mut staged = staged.into_iter();
-    let images = images
-        .into_iter()
-        .map(|(argument, result)| ImageReport {
-            argument,
-            outcome: result.map(|()| staged.next().expect("one was staged for each that succeeded").outcome),
-        })
-        .collect();
-    Ok(Report { images, revision, written: staging.written(), index_hits: index.hits() })
+    run.staging.flush()?;
+    let is_to_be_published = !options.dry_run && options.publish && !staged.is_empty();
+    let revision =
+        if is_to_be_published { run.publish(&Changes { images: &staged, ..Changes::default() }, rng)? } else { None };
+    Ok(Report { images, revision, written: run.staging.written(), index_hits: run.index.hits() })
 }

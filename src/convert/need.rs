@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::run::Run;
 use super::trees::KnownLayer;
-use super::{Chains, ConvertError, Run};
+use super::{ConvertError, ImageOptions};
 use crate::catalog::StoredTree;
 use crate::image::{ChainId, Digest};
 use crate::layer::EntryPath;
@@ -47,50 +48,49 @@ pub(super) struct Ready {
     pub(super) trees: Vec<(EntryPath, StoredTree)>,
 }
 
-impl Run<'_> {
+impl Run {
     /// Sorts what an image consists of into published, ready to be published, and still to be built.
     pub(super) fn need(
         &self,
         image: &Image,
         chains: &[ChainId],
+        options: &ImageOptions,
         head: &Repository,
     ) -> Result<(Need, Ready), ConvertError> {
         let mut ready = Ready::default();
-        let layers = self.needed_layers(image, head, &mut ready)?;
+        let layers = self.needed_layers(image, options, head, &mut ready)?;
         let mut needed_chains = Vec::new();
-        for index in self.wanted_chains(chains.len()) {
-            if self.is_needed(layout::chain_root(chains[index]), head, &mut ready)? {
+        for index in options.chains.of(chains.len()) {
+            if self.is_needed(layout::chain_root(chains[index]), options, head, &mut ready)? {
                 needed_chains.push(index + 1);
             }
         }
         let flat = layout::flat_root(image.config.digest);
-        let flat = !self.options.skip_flat && self.is_needed(flat, head, &mut ready)?;
+        let flat = !options.skip_flat && self.is_needed(flat, options, head, &mut ready)?;
         let mut need = Need { layers, chains: needed_chains, flat, base: 0, known: BTreeMap::new() };
-        if need.is_anything() && !self.options.force {
+        if need.is_anything() && !options.force {
             self.find_base(&mut need, chains, head)?;
             self.find_known_layers(&mut need, image, head)?;
         }
         Ok((need, ready))
     }
 
-    fn wanted_chains(&self, layers: usize) -> std::ops::Range<usize> {
-        match self.options.chains {
-            Chains::None => 0..0,
-            Chains::Final => layers.saturating_sub(1)..layers,
-            Chains::All => 0..layers,
-        }
-    }
-
     /// Returns the layers that have to be stored; those that an earlier run stored become ready.
-    fn needed_layers(&self, image: &Image, head: &Repository, ready: &mut Ready) -> Result<Vec<usize>, ConvertError> {
+    fn needed_layers(
+        &self,
+        image: &Image,
+        options: &ImageOptions,
+        head: &Repository,
+        ready: &mut Ready,
+    ) -> Result<Vec<usize>, ConvertError> {
         let mut needed = Vec::new();
         for (index, layer) in image.layers.iter().enumerate() {
             let is_repeated = image.layers[..index].iter().any(|other| other.digest == layer.digest);
-            if self.options.skip_layers || is_repeated || Self::is_layer_published(head, layer.digest)? {
+            if options.skip_layers || is_repeated || Self::is_layer_published(head, layer.digest)? {
                 continue;
             }
             let path = layout::layer_root(layer.digest);
-            match self.recall(&path)? {
+            match self.recall(&path, options)? {
                 Some((stored, facts)) if LayerRecord::parse(facts.as_bytes()).is_some() => {
                     let record = LayerRecord::parse(facts.as_bytes()).expect("it was parsed just now");
                     ready.layers.insert(layer.digest, (stored, record));
@@ -102,11 +102,17 @@ impl Run<'_> {
     }
 
     /// Tells whether the chain or root file system at `path` has to be built; one that an earlier run stored becomes ready.
-    fn is_needed(&self, path: EntryPath, head: &Repository, ready: &mut Ready) -> Result<bool, ConvertError> {
-        if !self.options.force && head.get(&path)?.is_some() {
+    fn is_needed(
+        &self,
+        path: EntryPath,
+        options: &ImageOptions,
+        head: &Repository,
+        ready: &mut Ready,
+    ) -> Result<bool, ConvertError> {
+        if !options.force && Self::is_our_tree(head, &path)? {
             return Ok(false);
         }
-        let stored = self.recall(&path)?;
+        let stored = self.recall(&path, options)?;
         let is_needed = stored.is_none();
         ready.trees.extend(stored.map(|(stored, _)| (path, stored)));
         Ok(is_needed)

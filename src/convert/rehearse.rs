@@ -5,21 +5,21 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::Arc;
 
-use super::{ConvertError, Outcome, Request, Run};
+use super::edits::Changes;
+use super::run::Run;
+use super::{ConvertError, Outcome, Request};
 use crate::catalog::CatalogReference;
 use crate::folder::RepositoryFolder;
 use crate::image::Digest;
-use crate::index::ContentIndex;
 use crate::layer::EntryPath;
 use crate::layout;
 use crate::object::{ObjectHash, ObjectKind};
 use crate::progress::Progress;
 use crate::publish::write_catalogs;
 use crate::repository::{Repository, RepositoryError, Row};
-use crate::store::{DirectoryStore, Staging, StoreError, Written};
-use crate::threads;
+use crate::store::{DirectoryStore, StoreError, Written};
 
 /// What a conversion would do.
 #[derive(Debug)]
@@ -74,12 +74,12 @@ impl Rehearsal {
     }
 }
 
-/// Finds out what converting an image would do. The repository is only read.
+/// Finds out what converting an image would do, for one platform. The repository is only read.
 pub fn rehearse(
     folder: &RepositoryFolder,
     request: &Request,
     options: &super::Options,
-    progress: &Progress,
+    progress: &Arc<Progress>,
 ) -> Result<Rehearsal, ConvertError> {
     let store = folder.store()?;
     let failed = |source| StoreError::Io { action: "create a folder in", path: std::env::temp_dir(), source };
@@ -87,25 +87,21 @@ pub fn rehearse(
     let home = tempfile::Builder::new().prefix(FOLDER_PREFIX).tempdir().map_err(failed)?;
     let alive = File::open(home.path()).and_then(|folder| folder.lock().map(|()| folder)).map_err(failed)?;
     let layered = store.layered(&home.path().join("storage"))?;
-    let state = folder.state_unchanged()?;
-    let index = ContentIndex::open(&state)?;
-    let staging = Staging::start(&layered)?;
+    let run = Run::over(folder, &layered, folder.state_unchanged()?, options, progress)?;
     let head = Repository::open(&store, folder.name())?;
-    let noted = Mutex::default();
-    let run = Run { folder, options, staging: &staging, index: &index, state: &state, progress, noted };
-    let pool = threads::pool(options.threads)?;
-    let staged = pool.install(|| run.stage(request, &head, &[]))?;
-    let edits = run.edits(&head, std::slice::from_ref(&staged))?;
+    let staged = run.stage(request, &head, &[])?.remove(0);
+    let changes = Changes { images: std::slice::from_ref(&staged), ..Changes::default() };
+    let edits = run.pool.install(|| run.edits(&head, &changes))?;
     let changes = !edits.is_empty();
     let mut next = head.clone();
     if changes {
         let (_, root): (_, CatalogReference) =
-            pool.install(|| write_catalogs(&staging, folder.settings(), options.now, &head, edits))?;
+            run.pool.install(|| write_catalogs(&run.staging, folder.settings(), options.now, &head, edits))?;
         next = head.open_root(&layered, root);
     }
-    let written = staging.written();
-    staging.flush()?;
-    let link = layout::public_link(&staged.outcome.name);
+    let written = run.staging.written();
+    run.staging.flush()?;
+    let link = staged.outcome.place.link();
     let before = flat_of(&head, &link)?;
     let after = flat_of(&next, &link)?;
     let digests = staged.image.layers.iter().map(|layer| layer.digest);

@@ -5,28 +5,32 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::need::{Need, Ready};
+use super::run::Run;
 use super::trees::KnownLayer;
-use super::{ConvertError, Outcome, Request, Run};
+use super::{ConvertError, ImageOptions, Outcome, Plan, Request};
 use crate::catalog::{BuildError, CatalogBuilder, without_stray_markers};
 use crate::image::{ChainId, Digest, ImageName};
 use crate::ingest::{Ingest, IngestError, IngestedLayer, OpenLayer};
 use crate::layer::{
     EntryKind, EntryPath, ExpectedLayer, LayerEntry, LayerReader, LayerSummary, Loss, LossKind, Losses,
 };
-use crate::layout::{self, LayerRecord, LossList, TreeFacts, flat_tree};
+use crate::layout::{self, ImagePlace, LayerRecord, LossList, TreeFacts, flat_tree};
 use crate::object::{ChunkSizes, Content};
 use crate::repository::Repository;
-use crate::source::{self, Image, ImageLayer, PlatformRequest, Source};
+use crate::source::{self, Image, ImageLayer, Source};
 use crate::tree::{Directory, LayerForm, Node, apply, join_links, layer_entries, links_across_folders};
 
 /// An image all of whose trees are stored.
-pub(super) struct StagedImage {
+pub(crate) struct StagedImage {
     pub(super) image: Image,
+    pub(super) options: ImageOptions,
     /// The image as it was named.
     pub(super) source: String,
     /// What the head did not have.
     pub(super) ready: Ready,
     pub(super) outcome: Outcome,
+    /// Whether another program has published this very image, so that it is left alone.
+    pub(super) is_foreign: bool,
 }
 
 /// What a layer says, and what was left out of it.
@@ -39,32 +43,57 @@ struct LayerContent {
     form: Option<LayerForm>,
 }
 
-impl Run<'_> {
-    /// Reads what is new in an image and stores its trees. `names` are taken by other images of the run.
-    pub(super) fn stage(
+impl Run {
+    /// Reads what is new in an image and stores its trees, for each platform that is wanted. The names `taken` are those of
+    /// other images of the run.
+    pub(crate) fn stage(
         &self,
         request: &Request,
         head: &Repository,
-        names: &[ImageName],
-    ) -> Result<StagedImage, ConvertError> {
+        taken: &[ImageName],
+    ) -> Result<Vec<StagedImage>, ConvertError> {
         let source = source::open(&request.argument)?;
-        let image = source.resolve(&PlatformRequest::new(self.options.platform.clone()))?;
-        let name = image.name(request.name.as_ref(), &request.argument)?;
-        if names.contains(&name) {
-            return Err(ConvertError::SameName(name));
+        let images = request.image.platforms.resolve(&*source)?;
+        let mut staged = Vec::new();
+        for (platform, image) in images {
+            let name = image.name(request.name.as_ref(), &request.argument)?;
+            if taken.contains(&name) {
+                return Err(ConvertError::SameName(name));
+            }
+            let place = ImagePlace { name, platform };
+            staged.push(self.pool.install(|| self.stage_image(request, place, image, &*source, head))?);
+            self.index.save()?;
         }
+        Ok(staged)
+    }
+
+    fn stage_image(
+        &self,
+        request: &Request,
+        place: ImagePlace,
+        image: Image,
+        source: &dyn Source,
+        head: &Repository,
+    ) -> Result<StagedImage, ConvertError> {
         let chains = image.chains();
-        let (need, ready) = self.need(&image, &chains, head)?;
+        let (options, source_name) = (request.image.clone(), request.argument.to_string());
+        let (manifest, config) = (image.manifest.digest, image.config.digest);
+        if !options.force && Self::is_foreign(head, &place, &image)? {
+            let plan = Plan { layers: chains.len(), base_layers: chains.len(), ..Plan::default() };
+            let outcome = Outcome { place, manifest, config, plan, losses: LossList::default() };
+            let ready = Ready::default();
+            return Ok(StagedImage { source: source_name, options, ready, outcome, image, is_foreign: true });
+        }
+        let (need, ready) = self.need(&image, &chains, &options, head)?;
         let losses = if need.is_anything() { LossList::default() } else { self.known_losses(&image, &chains, head)? };
         let plan = need.plan(&image);
-        let (manifest, config) = (image.manifest.digest, image.config.digest);
-        let outcome = Outcome { name, manifest, config, plan, losses };
-        let mut staged = StagedImage { source: request.argument.to_string(), ready, outcome, image };
+        let outcome = Outcome { place, manifest, config, plan, losses };
+        let mut staged = StagedImage { source: source_name, options, ready, outcome, image, is_foreign: false };
         if !self.options.dry_run {
             if need.is_anything() {
-                self.build(&mut staged, &need, &chains, &*source, head)?;
+                self.build(&mut staged, &need, &chains, source, head)?;
             }
-            self.check_losses(&staged.outcome)?;
+            check_losses(&staged)?;
         }
         Ok(staged)
     }
@@ -86,15 +115,6 @@ impl Run<'_> {
         Ok(losses)
     }
 
-    fn check_losses(&self, outcome: &Outcome) -> Result<(), ConvertError> {
-        if !self.options.strict || outcome.losses.is_empty() {
-            return Ok(());
-        }
-        let kinds: Vec<String> =
-            outcome.losses.kinds().map(|(kind, losses)| format!("{} x {kind}", losses.count)).collect();
-        Err(ConvertError::Losses(kinds.join(", ")))
-    }
-
     /// Reads the layers above the base, applies them one by one, and stores each tree that is needed.
     fn build(
         &self,
@@ -104,13 +124,13 @@ impl Run<'_> {
         source: &dyn Source,
         head: &Repository,
     ) -> Result<(), ConvertError> {
-        let name = staged.outcome.name.clone();
+        let name = staged.outcome.place.clone();
         self.progress.set_stage(format!("reading {name}"));
         tracing::info!("{name}: reading {} of {} layers", staged.outcome.plan.layers_to_read, chains.len());
         let contents = self.read_layers(&staged.image, need, source)?;
         self.progress.set_stage(format!("storing the trees of {name}"));
         let settings = self.folder.settings();
-        let builder = CatalogBuilder::new(self.staging, settings.compression, settings.catalog_entries)
+        let builder = CatalogBuilder::new(&self.staging, settings.compression, settings.catalog_entries)
             .map_err(BuildError::from)?;
         let (mut tree, mut losses) = match need.base {
             0 => (Directory::empty_root(), LossList::default()),
@@ -160,8 +180,8 @@ impl Run<'_> {
         let to_read: Vec<usize> = need.to_read(image).collect();
         self.progress.expected.fetch_add(need.plan(image).bytes_to_read, Ordering::Relaxed);
         let ingest = Ingest {
-            staging: self.staging,
-            index: self.index,
+            staging: &self.staging,
+            index: &self.index,
             compression: self.folder.settings().compression,
             chunk_sizes: ChunkSizes::default(),
             threads: self.options.threads,
@@ -256,8 +276,8 @@ impl Run<'_> {
         losses: &LossList,
     ) -> Result<(), ConvertError> {
         let facts = TreeFacts { losses: losses.clone(), links_across_folders: links_across_folders(tree) };
-        let facts = (facts != TreeFacts::default()).then(|| facts.write());
-        let stored = builder.build(tree, &path, facts.as_deref())?;
+        // Even where there are none: they say who made the tree.
+        let stored = builder.build(tree, &path, Some(&facts.write()))?;
         self.note(&path, &stored, b"")?;
         ready.trees.push((path, stored));
         Ok(())
@@ -276,6 +296,15 @@ impl LayerContent {
         }
         Self { losses: LossList::from(&losses), entries: ingested.entries, summary: Some(ingested.summary), form: None }
     }
+}
+
+fn check_losses(staged: &StagedImage) -> Result<(), ConvertError> {
+    let losses = &staged.outcome.losses;
+    if !staged.options.strict || losses.is_empty() {
+        return Ok(());
+    }
+    let kinds: Vec<String> = losses.kinds().map(|(kind, losses)| format!("{} x {kind}", losses.count)).collect();
+    Err(ConvertError::Losses(kinds.join(", ")))
 }
 
 /// Returns the hard links into lower layers that a layer, stored above other parents, shows with another inode than `tree`.

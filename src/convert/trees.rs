@@ -1,6 +1,7 @@
 //! Trees that are known already: published, or stored by a run that did not come to publishing them.
 
-use super::{ConvertError, Run};
+use super::run::Run;
+use super::{ConvertError, ImageOptions};
 use crate::catalog::{Catalog, CatalogReference, FACTS, MAXIMUM_CATALOG_BYTES, StoredTree, StoredTreeNote};
 use crate::image::Digest;
 use crate::layer::EntryPath;
@@ -21,7 +22,7 @@ pub(crate) struct KnownLayer {
     pub(crate) record: LayerRecord,
 }
 
-impl Run<'_> {
+impl Run {
     /// Returns everything but a tree's path and content that its catalogs depend on.
     pub(super) fn tree_options(&self) -> String {
         let settings = self.folder.settings();
@@ -50,8 +51,8 @@ impl Run<'_> {
         path: &EntryPath,
     ) -> Result<Option<CatalogReference>, ConvertError> {
         match head.nested_catalog(path)? {
-            Some(catalog) => Ok(Some(catalog)),
-            None => Ok(self.noted(path)?.map(|note| note.catalog)),
+            Some(catalog) if Self::is_our_tree(head, path)? => Ok(Some(catalog)),
+            _ => Ok(self.noted(path)?.map(|note| note.catalog)),
         }
     }
 
@@ -67,8 +68,12 @@ impl Run<'_> {
     }
 
     /// Returns a tree that an earlier run stored for `path`, with its facts. With `force`, nothing is recalled.
-    pub(super) fn recall(&self, path: &EntryPath) -> Result<Option<(StoredTree, String)>, ConvertError> {
-        if self.options.force {
+    pub(super) fn recall(
+        &self,
+        path: &EntryPath,
+        options: &ImageOptions,
+    ) -> Result<Option<(StoredTree, String)>, ConvertError> {
+        if options.force {
             return Ok(None);
         }
         let Some(note) = self.noted(path)? else { return Ok(None) };

@@ -62,7 +62,7 @@ pub struct Ingest<'a> {
     /// Where new objects go.
     pub staging: &'a Staging,
     /// What was compressed before.
-    pub index: &'a ContentIndex<'a>,
+    pub index: &'a ContentIndex,
     /// How content is compressed.
     pub compression: Compression,
     /// How large files are cut.

@@ -5,13 +5,15 @@
 
 pub mod apptainer;
 mod flat;
+mod place;
 mod record;
 
 use crate::image::{ChainId, Digest, ImageName};
 use crate::layer::EntryPath;
 
 pub use flat::flat_tree;
-pub use record::{ImageRecord, LayerRecord, LossList, Stamp, TreeFacts, UnusedTrees};
+pub use place::{ALIASES, ImagePlace, PLATFORMS, platform_of_folder, variant_link_target};
+pub use record::{ImageRecord, LayerRecord, LossList, Stamp, TreeFacts, UnusedTrees, WishedNames};
 
 /// Parses a path that strata itself composes.
 fn path(text: &str) -> EntryPath {
@@ -53,20 +55,14 @@ pub fn public_link(name: &ImageName) -> EntryPath {
     path(&name.public_path())
 }
 
-/// Returns the target of an image's public link: relative, so that it holds wherever the repository is mounted.
-pub fn public_link_target(name: &ImageName, config: Digest) -> Vec<u8> {
-    let depth = public_link(name).components().count() - 1;
-    [b"../".repeat(depth).as_slice(), flat_root(config).as_bytes()].concat()
-}
-
-/// Returns the folder of what is known about an image.
-pub fn image_metadata(name: &ImageName) -> EntryPath {
-    path(&format!(".metadata/{}", name.public_path()))
-}
-
 /// Returns the list of trees that an image left when its tag moved.
 pub fn unused_trees() -> EntryPath {
     path(".metadata/unused.json")
+}
+
+/// Returns the list of names that wishlists hold.
+pub fn wished_names() -> EntryPath {
+    path(".metadata/wishlists.json")
 }
 
 /// Returns the folders above `path` that are nested catalogs, from the root down.
@@ -96,10 +92,6 @@ mod tests {
         assert_eq!(chain_root(ChainId(digest)).to_string(), format!("/.chains/e3/{hex}"));
         let name: ImageName = "registry.hub.docker.com/library/ubuntu:latest".parse().unwrap();
         assert_eq!(public_link(&name).to_string(), "/registry.hub.docker.com/library/ubuntu:latest");
-        let target = public_link_target(&name, digest);
-        assert_eq!(String::from_utf8(target).unwrap(), format!("../../.flat/e3/{hex}"));
-        let metadata = image_metadata(&name).to_string();
-        assert_eq!(metadata, "/.metadata/registry.hub.docker.com/library/ubuntu:latest");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{chain_root, flat_root, layer_folder};
-use crate::image::{ChainId, DiffId, Digest};
+use crate::image::{ChainId, DiffId, Digest, ImageName};
 use crate::layer::{EntryPath, LayerSummary, LossKind, Losses};
 use crate::tree::{LayerForm, links_across_folders};
 
@@ -274,6 +274,42 @@ impl UnusedTrees {
     /// Returns the trees on the list.
     pub fn paths(&self) -> impl Iterator<Item = &EntryPath> {
         self.0.keys()
+    }
+
+    /// Returns the text of the file.
+    pub fn write(&self) -> Vec<u8> {
+        write_json(self)
+    }
+}
+
+/// `.metadata/wishlists.json`: the names that each wishlist held when it was last published for.
+///
+/// So a later run knows what a wishlist no longer holds, and leaves alone what it never held.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WishedNames(BTreeMap<String, BTreeSet<String>>);
+
+impl WishedNames {
+    /// Parses the file; an unreadable one counts as empty, so that nothing is taken for unwanted.
+    pub fn parse(json: &[u8]) -> Self {
+        serde_json::from_slice(json).unwrap_or_default()
+    }
+
+    /// Returns the names that a wishlist held.
+    pub fn of(&self, wishlist: &str) -> BTreeSet<ImageName> {
+        self.0.get(wishlist).into_iter().flatten().filter_map(|name| name.parse().ok()).collect()
+    }
+
+    /// Returns the names that wishlists other than `wishlist` hold.
+    pub fn of_others(&self, wishlist: &str) -> BTreeSet<ImageName> {
+        let others = self.0.iter().filter(|(name, _)| *name != wishlist);
+        others.flat_map(|(_, names)| names).filter_map(|name| name.parse().ok()).collect()
+    }
+
+    /// Notes the names that a wishlist holds; tells whether they are others than before.
+    pub fn replace(&mut self, wishlist: &str, names: &BTreeSet<ImageName>) -> bool {
+        let names: BTreeSet<String> = names.iter().map(ToString::to_string).collect();
+        let before = self.0.insert(wishlist.to_owned(), names);
+        before.as_ref() != self.0.get(wishlist)
     }
 
     /// Returns the text of the file.

@@ -20,7 +20,7 @@ use super::view::{AnswerError, View};
 use crate::catalog::CatalogEntry;
 use crate::message::causes;
 use crate::metadata::Metadata;
-use crate::repository::NamedRow;
+use crate::repository::{NamedRow, client_variable};
 
 /// The face of a view that the kernel sees.
 #[derive(Debug)]
@@ -133,12 +133,9 @@ fn time(entry: &CatalogEntry) -> SystemTime {
     second.and_then(|second| second.checked_add(nanoseconds)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// Returns a link's target. Variables have the values of this process's environment, as in CVMFS's client.
+/// Returns a link's target. Variables have the values that CVMFS's client on this machine gives them.
 fn target(entry: &CatalogEntry) -> Vec<u8> {
-    entry.expanded_target(|name| {
-        let is_possible = !name.is_empty() && !name.contains(&b'=') && !name.contains(&0);
-        std::env::var_os(OsStr::from_bytes(name)).filter(|_| is_possible).map(|value| value.as_bytes().to_vec())
-    })
+    entry.expanded_target(client_variable)
 }
 
 impl<S: Shown> fuser::Filesystem for Filesystem<S> {

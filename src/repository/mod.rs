@@ -9,7 +9,9 @@ mod trees;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -290,7 +292,7 @@ impl Repository {
                 continue;
             }
             links += 1;
-            let target = entry.target();
+            let target = entry.expanded_target(client_variable);
             if links > MAXIMUM_LINKS || target.starts_with(b"/") {
                 return Err(nowhere());
             }
@@ -331,6 +333,17 @@ impl Repository {
     pub fn nested_catalog(&self, path: &EntryPath) -> Result<Option<CatalogReference>, RepositoryError> {
         let Some((parent, _)) = path.split() else { return Ok(None) };
         Ok(self.catalog_of(&parent)?.nested(path)?)
+    }
+}
+
+/// Returns the value of a variable in the target of a link, as CVMFS clients on this machine have it: that of the environment,
+/// and of `CVMFS_ARCH` the machine's name for its architecture.
+pub fn client_variable(name: &[u8]) -> Option<Vec<u8>> {
+    let is_possible = !name.is_empty() && !name.contains(&b'=') && !name.contains(&0);
+    match std::env::var_os(OsStr::from_bytes(name)).filter(|_| is_possible) {
+        Some(value) => Some(value.as_bytes().to_vec()),
+        None if name == b"CVMFS_ARCH" => Some(rustix::system::uname().machine().to_bytes().to_vec()),
+        None => None,
     }
 }
 

@@ -12,11 +12,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::compression::Compression;
 use super::document::{self, Document};
 use super::error::SourceError;
-use super::resolve::{admit, check_layer_count};
+use super::resolve::{admit, check_layer_count, single};
 use super::tar_index::{Member, TarArchive};
 use super::tar_stream::MAX_UNPACKED;
 use super::{Image, ImageLayer, PlatformRequest, Source, full_names};
-use crate::image::{DiffId, ImageConfig};
+use crate::image::{DiffId, ImageConfig, Platform};
 
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
@@ -119,6 +119,10 @@ impl Source for DockerArchive {
             parsed_config: self.parsed_config.clone(),
             layers,
         })
+    }
+
+    fn resolve_each(&self, wanted: Option<&[Platform]>) -> Result<Vec<(Platform, Image)>, SourceError> {
+        single(self.resolve(&PlatformRequest::new(None))?, wanted)
     }
 
     fn open_layer(&self, layer: &ImageLayer) -> Result<Box<dyn Read + Send>, SourceError> {

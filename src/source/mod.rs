@@ -20,6 +20,7 @@ mod testing;
 
 use std::fmt;
 use std::io::Read;
+use std::str::FromStr;
 
 pub use argument::{ArgumentError, ImageArgument};
 pub use docker_archive::DockerArchive;
@@ -27,7 +28,7 @@ pub use document::Document;
 pub use error::{ArchiveError, SourceError};
 pub use oci_layout::OciLayout;
 
-use crate::image::{ChainId, DiffId, Digest, ImageConfig, ImageName, Platform};
+use crate::image::{ChainId, DiffId, Digest, ImageConfig, ImageName, NameError, Platform};
 
 /// One image at some place, for one or several platforms.
 pub trait Source: Send + Sync {
@@ -35,6 +36,12 @@ pub trait Source: Send + Sync {
     ///
     /// Layers are not looked at; one that is missing is an error only when it is opened.
     fn resolve(&self, request: &PlatformRequest) -> Result<Image, SourceError>;
+
+    /// Finds the images for each of the platforms `wanted`, or for all that there are: Linux ones only, in the order of the
+    /// index, and each platform once. Each is verified as by [`resolve`](Self::resolve), and comes with its platform.
+    ///
+    /// One that is wanted and not there is an error.
+    fn resolve_each(&self, wanted: Option<&[Platform]>) -> Result<Vec<(Platform, Image)>, SourceError>;
 
     /// Opens the bytes of a layer of an image that this source has resolved.
     ///
@@ -67,6 +74,70 @@ impl PlatformRequest {
     pub fn new(platform: Option<Platform>) -> Self {
         let explicit = platform.is_some();
         Self { platform: platform.unwrap_or_else(Platform::of_this_machine), explicit }
+    }
+}
+
+/// The platforms that an image is wanted for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Platforms {
+    /// One, and the image is that of its name.
+    One(PlatformRequest),
+    /// These, side by side.
+    Several(Vec<Platform>),
+    /// All that there are, side by side.
+    All,
+}
+
+impl Default for Platforms {
+    fn default() -> Self {
+        Self::One(PlatformRequest::new(None))
+    }
+}
+
+impl Platforms {
+    /// Returns what was asked for, if anything was.
+    pub fn asked(&self) -> Option<String> {
+        match self {
+            Self::One(PlatformRequest { explicit: false, .. }) => None,
+            other => Some(other.to_string()),
+        }
+    }
+
+    /// Finds the images that are wanted. Those that stand side by side come with their platforms.
+    pub fn resolve(&self, source: &dyn Source) -> Result<Vec<(Option<Platform>, Image)>, SourceError> {
+        let side_by_side = |wanted| {
+            let images = source.resolve_each(wanted)?;
+            Ok(images.into_iter().map(|(platform, image)| (Some(platform), image)).collect())
+        };
+        match self {
+            Self::One(request) => Ok(vec![(None, source.resolve(request)?)]),
+            Self::Several(platforms) => side_by_side(Some(platforms)),
+            Self::All => side_by_side(None),
+        }
+    }
+}
+
+impl FromStr for Platforms {
+    type Err = NameError;
+
+    /// Parses `all`, or one platform.
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        match text {
+            "all" => Ok(Self::All),
+            text => Ok(Self::One(PlatformRequest::new(Some(text.parse()?)))),
+        }
+    }
+}
+
+impl fmt::Display for Platforms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(request) => write!(f, "{}", request.platform),
+            Self::Several(platforms) => {
+                write!(f, "{}", platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
+            }
+            Self::All => f.write_str("all"),
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use super::error::SourceError;
 use super::resolve::Resolver;
 use super::tar_index::TarArchive;
 use super::{Image, ImageLayer, PlatformRequest, Source, full_names};
-use crate::image::{Descriptor, Digest, DocumentKind, ImageIndex};
+use crate::image::{Descriptor, Digest, DocumentKind, ImageIndex, ImageName, Platform};
 
 /// The tag or name of an entry in `index.json`, as nearly every tool writes it.
 const REFERENCE_NAME: &str = "org.opencontainers.image.ref.name";
@@ -110,20 +110,49 @@ impl OciLayout {
     }
 }
 
+impl OciLayout {
+    /// Returns the entries that the reference means, and the one they are if they are one; several stand for platforms of
+    /// one image.
+    fn meant(&self) -> Result<(Vec<Descriptor>, Option<Descriptor>), SourceError> {
+        let entries = self.entries()?;
+        let first = entries.first().ok_or_else(|| SourceError::NoImage { path: self.path().to_owned() })?.clone();
+        if entries.iter().all(|entry| entry.digest == first.digest) {
+            Ok((entries, Some(first)))
+        } else if are_one_image(&entries) {
+            Ok((entries, None))
+        } else {
+            Err(SourceError::SeveralImages { path: self.path().to_owned(), names: labels(&entries) })
+        }
+    }
+}
+
+/// Returns the full names that entries of one image carry.
+fn names(entries: &[Descriptor]) -> Vec<ImageName> {
+    let names = entries.iter().flat_map(|entry| [entry.annotation(CONTAINERD_NAME), reference_name(entry)]);
+    full_names(names.flatten())
+}
+
 impl Source for OciLayout {
     fn resolve(&self, request: &PlatformRequest) -> Result<Image, SourceError> {
-        let entries = self.entries()?;
-        let first = entries.first().ok_or_else(|| SourceError::NoImage { path: self.path().to_owned() })?;
+        let (entries, single) = self.meant()?;
         let resolver = Resolver::new(self, request);
-        let image = if entries.iter().all(|entry| entry.digest == first.digest) {
-            resolver.named(first)?
-        } else if are_one_image(&entries) {
-            resolver.among(&entries)?
-        } else {
-            return Err(SourceError::SeveralImages { path: self.path().to_owned(), names: labels(&entries) });
+        let image = match single {
+            Some(entry) => resolver.named(&entry)?,
+            None => resolver.among(&entries)?,
         };
-        let names = entries.iter().flat_map(|entry| [entry.annotation(CONTAINERD_NAME), reference_name(entry)]);
-        Ok(Image { names: full_names(names.flatten()), ..image })
+        Ok(Image { names: names(&entries), ..image })
+    }
+
+    fn resolve_each(&self, wanted: Option<&[Platform]>) -> Result<Vec<(Platform, Image)>, SourceError> {
+        let (entries, single) = self.meant()?;
+        let request = PlatformRequest::new(None);
+        let resolver = Resolver::new(self, &request);
+        let images = match single {
+            Some(entry) => resolver.each_named(&entry, wanted)?,
+            None => resolver.each_among(&entries, wanted)?,
+        };
+        let named = |(platform, image)| (platform, Image { names: names(&entries), ..image });
+        Ok(images.into_iter().map(named).collect())
     }
 
     fn open_layer(&self, layer: &ImageLayer) -> Result<Box<dyn Read + Send>, SourceError> {

@@ -21,8 +21,9 @@ use std::sync::atomic::Ordering;
 
 use crate::folder::{FolderError, RepositoryFolder};
 use crate::image::{Digest, ImageName, Platform};
+use crate::inventory;
 use crate::layer::{LayerError, Limits};
-use crate::layout::{self, ImageRecord};
+use crate::layout::{ImagePlace, ImageRecord};
 use crate::progress::Progress;
 use crate::repository::{Repository, RepositoryError};
 use crate::source::{self as sources, Image, ImageArgument, NamingError, PlatformRequest, SourceError};
@@ -145,17 +146,18 @@ fn verify_here(
     let source = sources::open(&request.argument)?;
     let image = source.resolve(&PlatformRequest::new(request.platform.clone()))?;
     let name = image.name(request.name.as_ref(), &request.argument)?;
-    progress.set_stage(format!("reading {name}"));
+    let place = find_place(&repository, name, &image)?;
+    progress.set_stage(format!("reading {place}"));
     progress.expected.fetch_add(image.layers.iter().map(|layer| layer.size).sum(), Ordering::Relaxed);
     let layers = source::read_layers(&*source, &image, options.limits, progress)?;
-    progress.set_stage(format!("comparing {name}"));
+    progress.set_stage(format!("comparing {place}"));
     let mut comparison = Comparison::new(&repository);
-    let losses = match find_record(&mut comparison, &image, &name) {
+    let losses = match find_record(&mut comparison, &image, &place) {
         Some(record) => {
             let published = Published {
                 repository: &repository,
                 image: &image,
-                name: &name,
+                place: &place,
                 record,
                 modes: folder.settings().modes,
             };
@@ -165,12 +167,24 @@ fn verify_here(
     };
     let (trees, entries, bytes) = (comparison.trees, comparison.entries, comparison.bytes);
     let findings = comparison.into_findings();
+    let name = place.name;
     Ok(Report { name, manifest: image.manifest.digest, layers: layers.len(), trees, entries, bytes, losses, findings })
 }
 
+/// Finds where the image is published: under its name alone, or for its platform beside others.
+fn find_place(repository: &Repository, name: ImageName, image: &Image) -> Result<ImagePlace, RepositoryError> {
+    let platform = image.parsed_config.platform();
+    let is_of_image = |place: &ImagePlace| {
+        place.platform.is_some()
+            && place.platform.as_ref().is_some_and(|of| platform.as_ref().is_some_and(|is| of.accepts(is)))
+    };
+    let place = inventory::places(repository, &name)?.into_iter().find(is_of_image);
+    Ok(place.unwrap_or(ImagePlace { name, platform: None }))
+}
+
 /// Finds the record of an image; what is published of another manifest, or not at all, is a finding.
-fn find_record(comparison: &mut Comparison<'_>, image: &Image, name: &ImageName) -> Option<ImageRecord> {
-    let path = layout::image_metadata(name).join(b"strata.json");
+fn find_record(comparison: &mut Comparison<'_>, image: &Image, place: &ImagePlace) -> Option<ImageRecord> {
+    let path = place.metadata().join(b"strata.json");
     let json = comparison.file(&path)?;
     let Some(record) = ImageRecord::parse(&json) else {
         comparison.note(&path, "content", "the record of an image", "something else");

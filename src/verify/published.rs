@@ -9,9 +9,9 @@ use super::naive_tree::NaiveTree;
 use super::records::{ExpectedLosses, compare_facts, compare_layer_record, links_across_folders};
 use super::root::{root_file_system, take_stray_markers};
 use super::{ApplyError, ReadLayer, VerifyError};
-use crate::image::{ChainId, Digest, ImageName};
+use crate::image::{ChainId, Digest};
 use crate::layer::{EntryPath, LossKind};
-use crate::layout::{self, ImageRecord, LossList};
+use crate::layout::{self, ImagePlace, ImageRecord, LossList};
 use crate::message::causes;
 use crate::progress::Progress;
 use crate::repository::Repository;
@@ -22,7 +22,7 @@ use crate::source::Image;
 pub(super) struct Published<'a> {
     pub(super) repository: &'a Repository,
     pub(super) image: &'a Image,
-    pub(super) name: &'a ImageName,
+    pub(super) place: &'a ImagePlace,
     pub(super) record: ImageRecord,
     pub(super) modes: Modes,
 }
@@ -69,7 +69,7 @@ impl Published<'_> {
     }
 
     fn metadata(&self, name: &[u8]) -> EntryPath {
-        layout::image_metadata(self.name).join(name)
+        self.place.metadata().join(name)
     }
 
     /// Compares what the record says about the image, but not yet whether it is true.
@@ -103,7 +103,7 @@ impl Published<'_> {
         }
         let mut known = vec!["manifest.json", "config.json", "strata.json", "losses.json"];
         known.extend(index.map(|(name, _)| name));
-        let folder = layout::image_metadata(self.name);
+        let folder = self.place.metadata();
         for name in self.repository.list(&folder).unwrap_or_default().keys() {
             if !known.iter().any(|known| known.as_bytes() == name) {
                 comparison.note(&folder.join(name), "path", "nothing", "something");
@@ -134,7 +134,7 @@ impl Published<'_> {
         let root = layout::flat_root(config);
         comparison.tree(&root, &tree);
         compare_facts(self.repository, &root, &tree, losses, comparison);
-        let (link, target) = (layout::public_link(self.name), layout::public_link_target(self.name, config));
+        let (link, target) = (self.place.link(), self.place.link_target(config));
         let show = |target: &[u8]| format!("a link to '{}'", target.escape_ascii());
         let found = match self.repository.get(&link) {
             Ok(Some(entry)) if entry.is_symlink() => show(&entry.target()),

@@ -1,0 +1,93 @@
+//! Images that another program published.
+//!
+//! They stay as they are as long as their manifest does not change. Nothing that other programs made is ever a base for
+//! what is made here: their trees lack owners, attributes and links that the image has.
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+
+use super::ConvertError;
+use super::run::Run;
+use crate::catalog::FACTS;
+use crate::image::Digest;
+use crate::layer::EntryPath;
+use crate::layout::{self, ImagePlace};
+use crate::repository::Repository;
+use crate::source::Image;
+
+/// Manifests are at most this long (distribution-spec, "Pushing Manifests").
+const MANIFEST_LIMIT: u64 = 4 << 20;
+
+/// What DUCC keeps of an image manifest. Its keys are capitalised, and only these are left of them.
+#[derive(Deserialize)]
+struct KeptManifest {
+    #[serde(alias = "Config")]
+    config: KeptDescriptor,
+    #[serde(alias = "Layers", default)]
+    layers: Vec<KeptDescriptor>,
+}
+
+#[derive(Deserialize)]
+struct KeptDescriptor {
+    #[serde(alias = "Digest")]
+    digest: String,
+}
+
+impl KeptManifest {
+    fn digests(&self) -> Option<(Digest, Vec<Digest>)> {
+        let layers = self.layers.iter().map(|layer| layer.digest.parse().ok()).collect::<Option<_>>()?;
+        Some((self.config.digest.parse().ok()?, layers))
+    }
+}
+
+impl Run {
+    /// Tells whether another program has published this very image, all of it.
+    pub(super) fn is_foreign(head: &Repository, place: &ImagePlace, image: &Image) -> Result<bool, ConvertError> {
+        let Some((config, layers)) = kept_manifest(head, place)? else { return Ok(false) };
+        let is_same = config == image.config.digest && layers.iter().eq(image.layers.iter().map(|layer| &layer.digest));
+        if !is_same {
+            return Ok(false);
+        }
+        // A program that lost a layer on the way published the image all the same.
+        for layer in &layers {
+            if head.get(&layout::layer_root(*layer))?.is_none() {
+                return Ok(false);
+            }
+        }
+        let link = head.get(&place.link())?;
+        let leads_there = link.is_some_and(|link| link.is_symlink() && link.target() == place.link_target(config));
+        Ok(leads_there && head.get(&layout::flat_root(config))?.is_some())
+    }
+
+    /// Returns the trees of an image that another program published.
+    pub(super) fn foreign_trees(
+        &self,
+        head: &Repository,
+        place: &ImagePlace,
+    ) -> Result<BTreeSet<EntryPath>, ConvertError> {
+        let Some((config, layers)) = kept_manifest(head, place)? else { return Ok(BTreeSet::new()) };
+        let layers = layers.into_iter().map(layout::layer_folder);
+        Ok(layers.chain([layout::flat_root(config)]).collect())
+    }
+
+    /// Tells whether a chain or root file system is published, and was made here.
+    pub(super) fn is_our_tree(head: &Repository, path: &EntryPath) -> Result<bool, ConvertError> {
+        let Some(reference) = head.nested_catalog(path)? else { return Ok(false) };
+        let place = crate::repository::CatalogPlace { root: path.clone(), reference };
+        Ok(head.open_catalog(&place)?.property(FACTS).is_some())
+    }
+}
+
+/// Returns the config and layers that another program noted for an image, as far as it did.
+fn kept_manifest(head: &Repository, place: &ImagePlace) -> Result<Option<(Digest, Vec<Digest>)>, ConvertError> {
+    let folder = place.metadata();
+    let path = folder.join(b"manifest.json");
+    let is_readable = head.get(&path)?.is_some_and(|entry| entry.size.cast_unsigned() <= MANIFEST_LIMIT);
+    if !is_readable || head.get(&folder.join(b"strata.json"))?.is_some() {
+        return Ok(None);
+    }
+    let json = head.read(&path, MANIFEST_LIMIT)?.unwrap_or_default();
+    let manifest: Option<KeptManifest> = serde_json::from_slice(&json).ok();
+    Ok(manifest.and_then(|manifest| manifest.digests()))
+}

@@ -1,0 +1,100 @@
+//! What stays the same for all images of a run: where they go, and what is known of earlier ones.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use rayon::ThreadPool;
+use rsa::rand_core::CryptoRng;
+
+use super::edits::Changes;
+use super::{ConvertError, Options};
+use crate::catalog::{StateDatabase, StoredTreeNote};
+use crate::folder::RepositoryFolder;
+use crate::index::ContentIndex;
+use crate::layer::EntryPath;
+use crate::manifest::Keys;
+use crate::progress::Progress;
+use crate::publish::{Publisher, Revision};
+use crate::repository::Repository;
+use crate::store::{DirectoryStore, LocalServer, Staging};
+use crate::threads;
+
+/// A run of conversions into one repository.
+pub(crate) struct Run {
+    pub(super) folder: RepositoryFolder,
+    pub(super) options: Options,
+    pub(super) staging: Staging,
+    pub(super) index: ContentIndex,
+    pub(super) state: Arc<StateDatabase>,
+    pub(super) progress: Arc<Progress>,
+    pub(super) pool: ThreadPool,
+    /// Trees that were looked for among those stored earlier, and what was found.
+    pub(super) noted: Mutex<HashMap<EntryPath, Option<StoredTreeNote>>>,
+    /// What publishing takes; nothing for a run that publishes nothing.
+    publishing: Option<Publishing>,
+}
+
+struct Publishing {
+    keys: Keys,
+    server: Option<LocalServer>,
+}
+
+impl Run {
+    /// Starts a run that may publish.
+    pub(crate) fn open(
+        folder: &RepositoryFolder,
+        options: &Options,
+        progress: &Arc<Progress>,
+    ) -> Result<Self, ConvertError> {
+        // Whatever is missing is missed before the work.
+        let publishing = Publishing { keys: folder.keys()?, server: folder.local_server()? };
+        let run = Self::over(folder, &folder.store()?, folder.state()?, options, progress)?;
+        Ok(Self { publishing: Some(publishing), ..run })
+    }
+
+    /// Starts a run that stores what it makes in `store` and publishes nothing.
+    pub(super) fn over(
+        folder: &RepositoryFolder,
+        store: &DirectoryStore,
+        state: StateDatabase,
+        options: &Options,
+        progress: &Arc<Progress>,
+    ) -> Result<Self, ConvertError> {
+        let state = Arc::new(state);
+        Ok(Self {
+            folder: folder.clone(),
+            options: options.clone(),
+            staging: Staging::start(store)?,
+            index: ContentIndex::open(Arc::clone(&state))?,
+            state,
+            progress: Arc::clone(progress),
+            pool: threads::pool(options.threads)?,
+            noted: Mutex::default(),
+            publishing: None,
+        })
+    }
+
+    /// Opens the head of the repository as it is now.
+    pub(crate) fn head(&self) -> Result<Repository, ConvertError> {
+        Ok(Repository::open(self.staging.store(), self.folder.name())?)
+    }
+
+    /// Publishes changes on top of whatever the head is by then, as one revision; `None` where nothing changes.
+    pub(crate) fn publish(
+        &self,
+        changes: &Changes<'_>,
+        rng: &mut (impl CryptoRng + Send),
+    ) -> Result<Option<Revision>, ConvertError> {
+        let Publishing { keys, server } = self.publishing.as_ref().expect("this run was started to publish");
+        self.progress.set_stage("publishing".to_owned());
+        let publisher = Publisher {
+            staging: &self.staging,
+            server: server.as_ref(),
+            keys,
+            settings: self.folder.settings(),
+            now: self.options.now,
+            wait: self.options.wait,
+        };
+        Ok(self.pool.install(|| publisher.commit(rng, |head| self.edits(head, changes)))?)
+    }
+}

@@ -1,0 +1,121 @@
+//! Where an image is published: under its name alone, or as one of several platforms of that name.
+//!
+//! A name that stands for several platforms is a link that every client expands for itself, by the variable `CVMFS_ARCH`,
+//! which clients since 2.11 set to what `uname -m` says. Below `.multiarch` each platform has a folder, named as image
+//! indexes name it, and links from the names that `uname -m` gives.
+
+use std::fmt;
+
+use super::{flat_root, path};
+use crate::image::{Digest, ImageName, Platform};
+use crate::layer::EntryPath;
+
+/// The folder of the platforms of all images that have several.
+pub const PLATFORMS: &str = ".multiarch";
+
+/// Names that machines give their architecture, and the folders that may be meant: the first that is there.
+pub const ALIASES: [(&str, &[&str]); 7] = [
+    ("x86_64", &["amd64"]),
+    ("x86-64", &["amd64"]),
+    ("i386", &["386"]),
+    ("aarch64", &["arm64", "arm64:v8"]),
+    ("arm64", &["arm64:v8"]),
+    ("armhf", &["arm"]),
+    ("armel", &["arm:v6"]),
+];
+
+/// Where one image is published.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImagePlace {
+    /// The name that the image is published under.
+    pub name: ImageName,
+    /// The platform, for one of several that the name stands for.
+    pub platform: Option<Platform>,
+}
+
+impl ImagePlace {
+    /// Returns the link that leads to the image's root file system.
+    pub fn link(&self) -> EntryPath {
+        path(&self.link_path())
+    }
+
+    /// Returns the target of that link: relative, so that it holds wherever the repository is mounted.
+    pub fn link_target(&self, config: Digest) -> Vec<u8> {
+        relative(&self.link(), flat_root(config).as_bytes())
+    }
+
+    /// Returns the folder of what is known about the image.
+    pub fn metadata(&self) -> EntryPath {
+        path(&format!(".metadata/{}", self.link_path()))
+    }
+
+    fn link_path(&self) -> String {
+        match &self.platform {
+            None => self.name.public_path(),
+            Some(platform) => format!("{PLATFORMS}/{}/{}", platform_folder(platform), self.name.public_path()),
+        }
+    }
+}
+
+impl fmt::Display for ImagePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.name)?;
+        self.platform.iter().try_for_each(|platform| write!(f, " ({platform})"))
+    }
+}
+
+/// Returns the target of the link of a name that stands for several platforms. Clients expand the variable in it.
+pub fn variant_link_target(name: &ImageName) -> Vec<u8> {
+    let link = path(&name.public_path());
+    relative(&link, format!("{PLATFORMS}/$(CVMFS_ARCH:-amd64)/{}", name.public_path()).as_bytes())
+}
+
+fn relative(link: &EntryPath, target: &[u8]) -> Vec<u8> {
+    let depth = link.components().count() - 1;
+    [b"../".repeat(depth).as_slice(), target].concat()
+}
+
+/// Returns the name of a platform's folder: its architecture and, behind a colon, the variant.
+fn platform_folder(platform: &Platform) -> String {
+    match &platform.variant {
+        None => platform.architecture.clone(),
+        Some(variant) => format!("{}:{variant}", platform.architecture),
+    }
+}
+
+/// Returns the platform that a folder below [`PLATFORMS`] is of.
+pub fn platform_of_folder(folder: &[u8]) -> Option<Platform> {
+    let folder = std::str::from_utf8(folder).ok()?;
+    format!("linux/{}", folder.replace(':', "/")).parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_is_published_under_its_name_alone_or_by_platform() {
+        let name: ImageName = "registry.example.org/library/ubuntu:latest".parse().unwrap();
+        let place = |platform: Option<&str>| ImagePlace {
+            name: name.clone(),
+            platform: platform.map(|platform| platform.parse().unwrap()),
+        };
+        let config = Digest::of(b"");
+        let hex = config.hex();
+        for (platform, link, up) in [
+            (None, "/registry.example.org/library/ubuntu:latest", "../../"),
+            (Some("linux/amd64"), "/.multiarch/amd64/registry.example.org/library/ubuntu:latest", "../../../../"),
+            (Some("linux/arm/v7"), "/.multiarch/arm:v7/registry.example.org/library/ubuntu:latest", "../../../../"),
+        ] {
+            let place = place(platform);
+            assert_eq!(place.link().to_string(), link);
+            assert_eq!(place.metadata().to_string(), format!("/.metadata{link}"));
+            let platform = place.platform.as_ref().map(platform_folder);
+            assert_eq!(platform.and_then(|folder| platform_of_folder(folder.as_bytes())), place.platform);
+            let target = String::from_utf8(place.link_target(config)).unwrap();
+            assert_eq!(target, format!("{up}.flat/e3/{hex}"));
+        }
+        let variant = String::from_utf8(variant_link_target(&name)).unwrap();
+        assert_eq!(variant, "../../.multiarch/$(CVMFS_ARCH:-amd64)/registry.example.org/library/ubuntu:latest");
+    }
+}
