@@ -5,10 +5,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
 use x509_cert::der::DateTime;
 
 /// A time with nanoseconds, before or after 1970.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Timestamp {
     /// Seconds since 1970-01-01 00:00:00 UTC, rounded down.
     pub seconds: i64,
@@ -39,7 +40,7 @@ impl fmt::Display for Timestamp {
 pub type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
 /// Permissions, owner, time and extended attributes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metadata {
     /// Permission bits with set-user-ID, set-group-ID and sticky: `0o7777` at most.
     pub mode: u16,

@@ -31,17 +31,18 @@ impl Progress {
     }
 
     /// Returns a blob that counts here what is read of it.
-    pub fn counted(&self, blob: Box<dyn Read + Send>) -> Box<dyn Read + Send> {
-        Box::new(Counted { blob, read: Arc::clone(&self.read) })
+    pub fn counted<R: Read>(&self, blob: R) -> Counted<R> {
+        Counted { blob, read: Arc::clone(&self.read) }
     }
 }
 
-struct Counted {
-    blob: Box<dyn Read + Send>,
+/// A blob that counts what is read of it.
+pub struct Counted<R> {
+    blob: R,
     read: Arc<AtomicU64>,
 }
 
-impl Read for Counted {
+impl<R: Read> Read for Counted<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.blob.read(buffer)?;
         self.read.fetch_add(length as u64, Ordering::Relaxed);

@@ -6,6 +6,7 @@
 
 mod edits;
 mod foreign;
+mod kept;
 mod need;
 mod rehearse;
 mod run;

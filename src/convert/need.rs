@@ -7,6 +7,7 @@ use super::trees::KnownLayer;
 use super::{ConvertError, ImageOptions};
 use crate::catalog::StoredTree;
 use crate::image::{ChainId, Digest};
+use crate::ingest::IngestedLayer;
 use crate::layer::EntryPath;
 use crate::layout::{self, LayerRecord};
 use crate::repository::Repository;
@@ -35,8 +36,10 @@ pub(super) struct Need {
     pub(super) flat: bool,
     /// The longest known chain that everything to be stored lies above, as a number of layers.
     pub(super) base: usize,
-    /// Layers above the base that need not be read from their blobs.
+    /// Layers above the base that are stored and need not be read from their blobs.
     pub(super) known: BTreeMap<usize, KnownLayer>,
+    /// Layers above the base that were read from their blobs already.
+    pub(super) kept: BTreeMap<usize, IngestedLayer>,
 }
 
 /// Trees of an image that are stored and wait to be published.
@@ -67,7 +70,8 @@ impl Run {
         }
         let flat = layout::flat_root(image.config.digest);
         let flat = !options.skip_flat && self.is_needed(flat, options, head, &mut ready)?;
-        let mut need = Need { layers, chains: needed_chains, flat, base: 0, known: BTreeMap::new() };
+        let mut need =
+            Need { layers, chains: needed_chains, flat, base: 0, known: BTreeMap::new(), kept: BTreeMap::new() };
         if need.is_anything() && !options.force {
             self.find_base(&mut need, chains, head)?;
             self.find_known_layers(&mut need, image, head)?;
@@ -134,7 +138,11 @@ impl Run {
     fn find_known_layers(&self, need: &mut Need, image: &Image, head: &Repository) -> Result<(), ConvertError> {
         for (index, layer) in image.layers.iter().enumerate().skip(need.base) {
             let known = self.known_layer(head, layer.digest)?.filter(|known| known.record.is_complete);
-            let Some(known) = known else { continue };
+            let Some(known) = known else {
+                let kept = self.kept.as_ref().map(|kept| kept.recall(layer)).transpose()?.flatten();
+                need.kept.extend(kept.map(|kept| (index, kept)));
+                continue;
+            };
             if known.record.diff_id != layer.diff_id {
                 let (expected, actual) = (layer.diff_id, known.record.diff_id);
                 return Err(ConvertError::OtherDiffId { digest: layer.digest, expected, actual });
@@ -158,7 +166,8 @@ impl Need {
 
     /// Returns the layers that have to be read from their blobs.
     pub(super) fn to_read(&self, image: &Image) -> impl Iterator<Item = usize> {
-        (self.untouched(image)..image.layers.len()).filter(|index| !self.known.contains_key(index))
+        (self.untouched(image)..image.layers.len())
+            .filter(|index| !self.known.contains_key(index) && !self.kept.contains_key(index))
     }
 
     /// Returns the need in numbers.

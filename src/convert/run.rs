@@ -7,12 +7,14 @@ use rayon::ThreadPool;
 use rsa::rand_core::CryptoRng;
 
 use super::edits::Changes;
+use super::kept::KeptLayers;
 use super::{ConvertError, Options};
 use crate::catalog::{StateDatabase, StoredTreeNote};
 use crate::folder::RepositoryFolder;
 use crate::index::ContentIndex;
 use crate::layer::EntryPath;
 use crate::manifest::Keys;
+use crate::object::ChunkSizes;
 use crate::progress::Progress;
 use crate::publish::{Publisher, Revision};
 use crate::repository::Repository;
@@ -23,13 +25,15 @@ use crate::threads;
 pub(crate) struct Run {
     pub(super) folder: RepositoryFolder,
     pub(super) options: Options,
-    pub(super) staging: Staging,
+    pub(super) staging: Arc<Staging>,
     pub(super) index: ContentIndex,
     pub(super) state: Arc<StateDatabase>,
     pub(super) progress: Arc<Progress>,
     pub(super) pool: ThreadPool,
     /// Trees that were looked for among those stored earlier, and what was found.
     pub(super) noted: Mutex<HashMap<EntryPath, Option<StoredTreeNote>>>,
+    /// Layers that earlier runs read; nothing is kept of a run that publishes nothing.
+    pub(super) kept: Option<KeptLayers>,
     /// What publishing takes; nothing for a run that publishes nothing.
     publishing: Option<Publishing>,
 }
@@ -49,7 +53,9 @@ impl Run {
         // Whatever is missing is missed before the work.
         let publishing = Publishing { keys: folder.keys()?, server: folder.local_server()? };
         let run = Self::over(folder, &folder.store()?, folder.state()?, options, progress)?;
-        Ok(Self { publishing: Some(publishing), ..run })
+        let form = format!("{} {:?}", folder.settings().compression, ChunkSizes::default());
+        let kept = KeptLayers::open(folder.path().join("state/layers"), &form, &run.staging);
+        Ok(Self { kept: Some(kept), publishing: Some(publishing), ..run })
     }
 
     /// Starts a run that stores what it makes in `store` and publishes nothing.
@@ -64,12 +70,13 @@ impl Run {
         Ok(Self {
             folder: folder.clone(),
             options: options.clone(),
-            staging: Staging::start(store)?,
+            staging: Arc::new(Staging::start(store)?),
             index: ContentIndex::open(Arc::clone(&state))?,
             state,
             progress: Arc::clone(progress),
             pool: threads::pool(options.threads)?,
             noted: Mutex::default(),
+            kept: None,
             publishing: None,
         })
     }

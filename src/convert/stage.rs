@@ -1,6 +1,5 @@
 //! One image, up to the point where all that belongs to it lies in the store.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -10,14 +9,12 @@ use super::trees::KnownLayer;
 use super::{ConvertError, ImageOptions, Outcome, Plan, Request};
 use crate::catalog::{BuildError, CatalogBuilder, without_stray_markers};
 use crate::image::{ChainId, Digest, ImageName};
-use crate::ingest::{Ingest, IngestError, IngestedLayer, OpenLayer};
-use crate::layer::{
-    EntryKind, EntryPath, ExpectedLayer, LayerEntry, LayerReader, LayerSummary, Loss, LossKind, Losses,
-};
+use crate::ingest::{Ingest, IngestError, IngestedLayer, LayerToRead};
+use crate::layer::{EntryKind, EntryPath, ExpectedLayer, LayerEntry, LayerSummary, Loss, LossKind, Losses};
 use crate::layout::{self, ImagePlace, LayerRecord, LossList, TreeFacts, flat_tree};
 use crate::object::{ChunkSizes, Content};
 use crate::repository::Repository;
-use crate::source::{self, Image, ImageLayer, Source};
+use crate::source::{self, Image, ImageLayer, LayerBlob, Source};
 use crate::tree::{Directory, LayerForm, Node, apply, join_links, layer_entries, links_across_folders};
 
 /// An image all of whose trees are stored.
@@ -84,14 +81,14 @@ impl Run {
             let ready = Ready::default();
             return Ok(StagedImage { source: source_name, options, ready, outcome, image, is_foreign: true });
         }
-        let (need, ready) = self.need(&image, &chains, &options, head)?;
+        let (mut need, ready) = self.need(&image, &chains, &options, head)?;
         let losses = if need.is_anything() { LossList::default() } else { self.known_losses(&image, &chains, head)? };
         let plan = need.plan(&image);
         let outcome = Outcome { place, manifest, config, plan, losses };
         let mut staged = StagedImage { source: source_name, options, ready, outcome, image, is_foreign: false };
         if !self.options.dry_run {
             if need.is_anything() {
-                self.build(&mut staged, &need, &chains, source, head)?;
+                self.build(&mut staged, &mut need, &chains, source, head)?;
             }
             check_losses(&staged)?;
         }
@@ -119,7 +116,7 @@ impl Run {
     fn build(
         &self,
         staged: &mut StagedImage,
-        need: &Need,
+        need: &mut Need,
         chains: &[ChainId],
         source: &dyn Source,
         head: &Repository,
@@ -162,6 +159,9 @@ impl Run {
             self.store_tree(&mut staged.ready, &builder, &flat, path, &losses)?;
         }
         staged.outcome.losses = losses;
+        if let Some(kept) = &self.kept {
+            staged.image.layers.iter().for_each(|layer| kept.forget(layer.digest));
+        }
         Ok(())
     }
 
@@ -176,7 +176,12 @@ impl Run {
     }
 
     /// Returns what each layer above the base says, from records or blobs.
-    fn read_layers(&self, image: &Image, need: &Need, source: &dyn Source) -> Result<Vec<LayerContent>, ConvertError> {
+    fn read_layers(
+        &self,
+        image: &Image,
+        need: &mut Need,
+        source: &dyn Source,
+    ) -> Result<Vec<LayerContent>, ConvertError> {
         let to_read: Vec<usize> = need.to_read(image).collect();
         self.progress.expected.fetch_add(need.plan(image).bytes_to_read, Ordering::Relaxed);
         let ingest = Ingest {
@@ -186,10 +191,16 @@ impl Run {
             chunk_sizes: ChunkSizes::default(),
             threads: self.options.threads,
             memory: self.options.memory,
+            limits: self.options.limits,
         };
-        let open = |&index: &usize| self.open_layer(&image.layers[index], source);
-        let results = ingest.run(to_read.iter().map(open).collect());
-        let mut read: BTreeMap<usize, IngestedLayer> = BTreeMap::new();
+        let layer = |&index: &usize| self.layer_to_read(&image.layers[index], source);
+        let results = ingest.run(to_read.iter().map(layer).collect(), &|index, layer| {
+            // What lies on this machine is read again as fast.
+            if let Some(kept) = self.kept.as_ref().filter(|_| source.is_remote()) {
+                kept.keep(image.layers[to_read[index]].digest, layer);
+            }
+        });
+        let mut read = std::mem::take(&mut need.kept);
         let mut failure: Option<(Digest, IngestError)> = None;
         for (&index, result) in to_read.iter().zip(results) {
             match result {
@@ -211,12 +222,13 @@ impl Run {
             .collect()
     }
 
-    fn open_layer<'s>(&'s self, layer: &'s ImageLayer, source: &'s dyn Source) -> OpenLayer<'s> {
+    fn layer_to_read<'s>(&'s self, layer: &'s ImageLayer, source: &'s dyn Source) -> LayerToRead<'s> {
         let expected = ExpectedLayer { digest: layer.digest, size: layer.size, diff_id: Some(layer.diff_id) };
-        Box::new(move || {
-            let blob = self.progress.counted(source.open_layer(layer)?);
-            Ok(LayerReader::new(blob, expected, self.options.limits)?)
-        })
+        let open = move || {
+            let (reader, is_ready) = source.open_layer(layer)?.into_parts();
+            Ok(LayerBlob::remote(self.progress.counted(reader), is_ready))
+        };
+        LayerToRead { open: Box::new(open), is_remote: source.is_remote(), expected }
     }
 
     fn recall_layer(&self, digest: Digest, known: &KnownLayer) -> Result<LayerContent, ConvertError> {

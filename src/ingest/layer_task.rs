@@ -1,13 +1,17 @@
 //! A layer that is being read, a little at a time.
 
 use std::collections::HashSet;
+use std::io::Read;
 use std::mem;
 use std::ops::Range;
 
 use super::pieces::{Job, Piece, PieceContent, PieceStore};
-use super::{BlobReader, IngestError, IngestedLayer, OpenLayer};
-use crate::layer::{self, EntryKind, LayerEntry, LayerError, LayerReader, LayerSummary, NodeKind};
+use super::{IngestError, IngestedLayer, LayerToRead};
+use crate::layer::{
+    self, EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, LayerSummary, Limits, NodeKind,
+};
 use crate::object::{Chunk, ChunkSizes, Chunker, Content, Pieces};
+use crate::source::{LayerBlob, Readiness, SourceError};
 
 /// Content of small files gathers to this before it becomes a job.
 pub(super) const BATCH_BYTES: u64 = 1 << 20;
@@ -18,7 +22,10 @@ const BATCH_FILES: usize = 512;
 /// A layer between two steps of reading.
 pub(super) struct LayerTask<'a> {
     pub(super) index: usize,
+    pub(super) is_remote: bool,
     source: LayerSource<'a>,
+    expected: ExpectedLayer,
+    limits: Limits,
     sizes: ChunkSizes,
     entries: Vec<LayerEntry<Range<usize>>>,
     /// Where each piece begins in its file, and how long it is.
@@ -31,9 +38,16 @@ pub(super) struct LayerTask<'a> {
 
 /// Blobs are opened when their turn comes: an image may have more layers than there is memory for readers.
 enum LayerSource<'a> {
-    Closed(Option<OpenLayer<'a>>),
-    Open(Box<LayerReader<BlobReader>>),
+    Closed(Box<dyn FnOnce() -> Result<LayerBlob, SourceError> + Send + 'a>),
+    /// Open, and nothing was read of it.
+    Open(LayerBlob),
+    Reading(Box<LayerReader<BlobReader>>, Readiness),
+    /// Between two of these, or after an error.
+    Gone,
 }
+
+/// The bytes of a layer's blob.
+type BlobReader = Box<dyn Read + Send>;
 
 /// A file that is being cut into chunks.
 struct LargeFile {
@@ -50,6 +64,8 @@ struct LargeFile {
 
 /// What one step of reading gave.
 pub(super) enum Step {
+    /// The blob was opened, and may take some time to come.
+    Open,
     /// Content to store.
     Job(Job),
     /// The last content; the layer is at its end.
@@ -58,26 +74,62 @@ pub(super) enum Step {
 
 /// A layer that was read to its end, while its content may still be on the way.
 pub(super) struct ReadLayer {
-    index: usize,
+    pub(super) index: usize,
     entries: Vec<LayerEntry<Range<usize>>>,
     spans: Vec<(u64, u64)>,
     summary: LayerSummary,
 }
 
 impl<'a> LayerTask<'a> {
-    pub(super) fn new(index: usize, open: OpenLayer<'a>, sizes: ChunkSizes) -> Self {
-        let source = LayerSource::Closed(Some(open));
+    pub(super) fn new(index: usize, layer: LayerToRead<'a>, sizes: ChunkSizes, limits: Limits) -> Self {
+        let LayerToRead { open, is_remote, expected } = layer;
+        let source = LayerSource::Closed(open);
         let (entries, spans, hole_sizes) = Default::default();
-        Self { index, source, sizes, entries, spans, batch: Job::new(index), large: None, hole_sizes }
+        let batch = Job::new(index);
+        Self { index, is_remote, source, expected, limits, sizes, entries, spans, batch, large: None, hole_sizes }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        !matches!(self.source, LayerSource::Closed(_))
+    }
+
+    /// Tells whether the next step would not have to wait, as far as that is known.
+    pub(super) fn is_ready(&self) -> bool {
+        match &self.source {
+            LayerSource::Open(blob) => blob.is_ready(),
+            LayerSource::Reading(_, is_ready) => is_ready(),
+            LayerSource::Closed(_) | LayerSource::Gone => true,
+        }
+    }
+
+    /// Opens the blob, or starts to read it; tells whether there is more to it than that.
+    fn prepare(&mut self) -> Result<bool, IngestError> {
+        match mem::replace(&mut self.source, LayerSource::Gone) {
+            LayerSource::Closed(open) => {
+                let blob = open()?;
+                let goes_on = blob.is_ready();
+                self.source = LayerSource::Open(blob);
+                Ok(goes_on && self.prepare()?)
+            }
+            LayerSource::Open(blob) => {
+                let (reader, is_ready) = blob.into_parts();
+                let reader = LayerReader::new(reader, self.expected, self.limits)?;
+                self.source = LayerSource::Reading(Box::new(reader), is_ready);
+                Ok(true)
+            }
+            reading => {
+                self.source = reading;
+                Ok(true)
+            }
+        }
     }
 
     /// Reads on until there is content to store: many small files, or one chunk of a large one.
     pub(super) fn step(&mut self) -> Result<Step, IngestError> {
-        if let LayerSource::Closed(open) = &mut self.source {
-            let open = open.take().expect("a layer is opened once");
-            self.source = LayerSource::Open(Box::new(open()?));
+        if !self.prepare()? {
+            return Ok(Step::Open);
         }
-        let LayerSource::Open(reader) = &mut self.source else { unreachable!("the layer was opened just now") };
+        let LayerSource::Reading(reader, _) = &mut self.source else { unreachable!("the layer was opened just now") };
         loop {
             if let Some(file) = &mut self.large {
                 let Some(content) = file.next_chunk(reader, &self.sizes)? else {
@@ -138,7 +190,9 @@ impl<'a> LayerTask<'a> {
 
     /// Verifies the layer as a whole.
     pub(super) fn finish(self) -> Result<ReadLayer, IngestError> {
-        let LayerSource::Open(reader) = self.source else { unreachable!("only a layer that was read is finished") };
+        let LayerSource::Reading(reader, _) = self.source else {
+            unreachable!("only a layer that was read is finished")
+        };
         let summary = reader.finish()?;
         Ok(ReadLayer { index: self.index, entries: self.entries, spans: self.spans, summary })
     }

@@ -8,24 +8,30 @@ mod layer_task;
 mod pieces;
 
 use std::collections::VecDeque;
-use std::io::Read;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread;
 
 use crate::index::{ContentIndex, IndexError};
-use crate::layer::{LayerEntry, LayerError, LayerReader, LayerSummary};
+use crate::layer::{ExpectedLayer, LayerEntry, LayerError, LayerSummary, Limits};
 use crate::object::{ChunkSizes, Compression, Content};
-use crate::source::SourceError;
+use crate::source::{LayerBlob, SourceError};
 use crate::store::{Staging, StoreError};
 
 use layer_task::{BATCH_BYTES, LayerTask, ReadLayer, Step};
 use pieces::{Job, PieceStore};
 
-/// The bytes of a layer's blob.
-pub type BlobReader = Box<dyn Read + Send>;
+/// A layer to be read.
+pub struct LayerToRead<'a> {
+    /// Opens its blob when its turn has come.
+    pub open: Box<dyn FnOnce() -> Result<LayerBlob, SourceError> + Send + 'a>,
+    /// Whether the blob comes over a network, so that it pays to open it long before its turn to be read.
+    pub is_remote: bool,
+    /// What it should be.
+    pub expected: ExpectedLayer,
+}
 
-/// Opens a layer when its turn has come.
-pub type OpenLayer<'a> = Box<dyn FnOnce() -> Result<LayerReader<BlobReader>, IngestError> + Send + 'a>;
+/// Learns of each layer that was read, verified and stored, by its place among those given, as soon as that is so.
+pub type OnLayer<'a> = &'a (dyn Fn(usize, &IngestedLayer) + Sync);
 
 /// Why a layer could not be brought into the store.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +63,7 @@ pub struct IngestedLayer {
 }
 
 /// Where content goes, and at what cost.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Ingest<'a> {
     /// Where new objects go.
     pub staging: &'a Staging,
@@ -71,7 +77,12 @@ pub struct Ingest<'a> {
     pub threads: usize,
     /// Bytes of content that may be in flight at any time.
     pub memory: u64,
+    /// What hostile layers may not exceed.
+    pub limits: Limits,
 }
+
+/// So many blobs come over the network at a time: enough to hide the pauses between them.
+const DOWNLOADS: usize = 6;
 
 /// What the threads share.
 struct Shared<'a> {
@@ -81,19 +92,28 @@ struct Shared<'a> {
     memory: u64,
     /// Bytes that one step of reading may bring.
     step: u64,
+    /// Whether content is stored as it is.
+    raw: bool,
+    results: Mutex<Vec<Result<IngestedLayer, IngestError>>>,
+    on_layer: OnLayer<'a>,
 }
 
 struct State<'a> {
-    /// Layers that nobody is reading at the moment.
-    idle: VecDeque<Box<LayerTask<'a>>>,
+    /// Layers that nobody is reading at the moment, by their place.
+    idle: Vec<Box<LayerTask<'a>>>,
     /// Layers that some thread is reading.
     reading: usize,
+    /// Layers whose blobs are open.
+    open: usize,
+    /// By layer: content that waits to be stored or is being stored.
+    unstored: Vec<usize>,
+    /// Layers that were read to their ends, while content of theirs is still to be stored.
+    read: Vec<ReadLayer>,
     /// Content that waits to be stored.
     jobs: VecDeque<Job>,
     /// Bytes in jobs that wait or are being worked on, and those that steps under way may bring.
     in_flight: u64,
-    finished: Vec<(usize, Result<ReadLayer, IngestError>)>,
-    failed: bool,
+    errors: Vec<(usize, IngestError)>,
 }
 
 /// What a thread does next.
@@ -107,20 +127,29 @@ impl Ingest<'_> {
     /// Reads the layers to their ends and stores their content; returns them in the order given.
     ///
     /// After the first error nothing more is read. Content that was stored by then stays, and harms nobody.
-    pub fn run(&self, layers: Vec<OpenLayer<'_>>) -> Vec<Result<IngestedLayer, IngestError>> {
+    pub fn run(&self, layers: Vec<LayerToRead<'_>>, on_layer: OnLayer<'_>) -> Vec<Result<IngestedLayer, IngestError>> {
         let count = layers.len();
-        let task = |(index, open)| Box::new(LayerTask::new(index, open, self.chunk_sizes));
+        let task = |(index, layer)| Box::new(LayerTask::new(index, layer, self.chunk_sizes, self.limits));
         let state = State {
             idle: layers.into_iter().enumerate().map(task).collect(),
             reading: 0,
+            open: 0,
+            unstored: vec![0; count],
+            read: Vec::new(),
             jobs: VecDeque::new(),
             in_flight: 0,
-            finished: Vec::new(),
-            failed: false,
+            errors: Vec::new(),
         };
-        let step = self.chunk_sizes.maximum + BATCH_BYTES;
-        let shared = Shared { state: Mutex::new(state), changed: Condvar::new(), memory: self.memory, step };
         let pieces = PieceStore::new(self, count);
+        let shared = Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            memory: self.memory,
+            step: self.chunk_sizes.maximum + BATCH_BYTES,
+            raw: self.compression == Compression::None,
+            results: Mutex::new((0..count).map(|_| Err(IngestError::GivenUp)).collect()),
+            on_layer,
+        };
         thread::scope(|scope| {
             // A machine that has no more threads to give is slower for it, but this one goes on.
             let spawn = |_| thread::Builder::new().spawn_scoped(scope, || shared.work(&pieces));
@@ -128,12 +157,9 @@ impl Ingest<'_> {
             shared.work(&pieces);
         });
         let state = shared.state.into_inner().expect("no thread panics while it holds the state");
-        let mut results: Vec<_> = (0..count).map(|_| Err(IngestError::GivenUp)).collect();
-        for (index, read) in state.finished {
-            results[index] = match read {
-                Ok(_) if state.failed => Err(IngestError::GivenUp),
-                read => read.map(|read| read.with_content(&pieces, self.compression == Compression::None)),
-            };
+        let mut results = shared.results.into_inner().expect("no thread panics while it adds a result");
+        for (index, error) in state.errors.into_iter().rev() {
+            results[index] = Err(error);
         }
         results
     }
@@ -146,12 +172,12 @@ impl<'a> Shared<'a> {
             match self.next_turn() {
                 Turn::Read(mut task) => {
                     let step = task.step();
-                    self.done_reading(task, step);
+                    self.done_reading(task, step, pieces);
                 }
                 Turn::Store(job) => {
                     let (layer, bytes) = (job.layer, job.bytes());
                     let result = pieces.store(job, &mut encoder);
-                    self.done_storing(layer, bytes, result);
+                    self.done_storing(layer, bytes, result, pieces);
                 }
                 Turn::Leave => return,
             }
@@ -161,11 +187,13 @@ impl<'a> Shared<'a> {
     fn next_turn(&self) -> Turn<'a> {
         let mut state = self.lock();
         loop {
-            if state.failed {
+            if !state.errors.is_empty() {
                 return Turn::Leave;
             }
             let has_room = state.in_flight == 0 || state.in_flight + self.step <= self.memory;
-            if has_room && let Some(task) = state.idle.pop_front() {
+            // Whoever would have to wait for the network stores content first, if there is any.
+            let may_wait = state.jobs.is_empty();
+            if has_room && let Some(task) = state.next_to_read(may_wait) {
                 state.reading += 1;
                 state.in_flight += self.step;
                 return Turn::Read(task);
@@ -180,38 +208,57 @@ impl<'a> Shared<'a> {
         }
     }
 
-    fn done_reading(&self, task: Box<LayerTask<'a>>, step: Result<Step, IngestError>) {
+    fn done_reading(&self, task: Box<LayerTask<'a>>, step: Result<Step, IngestError>, pieces: &PieceStore<'_>) {
+        let layer = task.index;
         let (job, task) = match step {
+            Ok(Step::Open) => (None, Ok(task)),
             Ok(Step::Job(job)) => (Some(job), Ok(task)),
             // The end is verified before anybody learns of it, and outside of the lock: there may be much left to read.
-            Ok(Step::End(job)) => (Some(job), Err((task.index, task.finish()))),
-            Err(error) => (None, Err((task.index, Err(error)))),
+            Ok(Step::End(job)) => (Some(job), Err(task.finish())),
+            Err(error) => (None, Err(Err(error))),
         };
         let mut state = self.lock();
         state.reading -= 1;
         state.in_flight -= self.step;
         if let Some(job) = job {
             state.in_flight += job.bytes();
+            state.unstored[layer] += 1;
             state.jobs.push_back(job);
         }
         match task {
-            // The layer that was begun first goes on first: the others wait for it anyway.
-            Ok(task) => state.idle.push_front(task),
-            Err((index, Ok(read))) => state.finished.push((index, Ok(read))),
-            Err((index, Err(error))) => state.fail(index, error),
+            Ok(task) => state.put_back(task),
+            Err(Ok(read)) => {
+                state.open -= 1;
+                state.read.push(read);
+            }
+            Err(Err(error)) => state.errors.push((layer, error)),
         }
+        let complete = state.take_complete(layer);
         drop(state);
         self.changed.notify_all();
+        self.complete(complete, pieces);
     }
 
-    fn done_storing(&self, layer: usize, bytes: u64, result: Result<(), IngestError>) {
+    fn done_storing(&self, layer: usize, bytes: u64, result: Result<(), IngestError>, pieces: &PieceStore<'_>) {
         let mut state = self.lock();
         state.in_flight -= bytes;
+        state.unstored[layer] -= 1;
         if let Err(error) = result {
-            state.fail(layer, error);
+            state.errors.push((layer, error));
         }
+        let complete = state.take_complete(layer);
         drop(state);
         self.changed.notify_all();
+        self.complete(complete, pieces);
+    }
+
+    /// Hands out a layer all of which is stored.
+    fn complete(&self, read: Option<ReadLayer>, pieces: &PieceStore<'_>) {
+        let Some(read) = read else { return };
+        let index = read.index;
+        let layer = read.with_content(pieces, self.raw);
+        (self.on_layer)(index, &layer);
+        self.results.lock().expect("no thread panics while it adds a result")[index] = Ok(layer);
     }
 
     fn lock(&self) -> MutexGuard<'_, State<'a>> {
@@ -219,10 +266,29 @@ impl<'a> Shared<'a> {
     }
 }
 
-impl State<'_> {
-    fn fail(&mut self, layer: usize, error: IngestError) {
-        self.failed = true;
-        self.finished.retain(|(index, _)| *index != layer);
-        self.finished.push((layer, Err(error)));
+impl<'a> State<'a> {
+    /// Takes the layer to read on in: the first that will not have to wait. Downloads are begun before that, as many as may
+    /// run; and if one `may_wait`, the first layer is better than none.
+    fn next_to_read(&mut self, may_wait: bool) -> Option<Box<LayerTask<'a>>> {
+        let to_download = |task: &Box<LayerTask<'a>>| task.is_remote && !task.is_open();
+        let is_ready = |task: &Box<LayerTask<'a>>| if task.is_open() { task.is_ready() } else { !task.is_remote };
+        let download = self.idle.iter().position(to_download).filter(|_| self.open < DOWNLOADS);
+        let ready = || self.idle.iter().position(is_ready);
+        let waiting = || self.idle.iter().position(|task| task.is_open()).filter(|_| may_wait);
+        let position = download.or_else(ready).or_else(waiting)?;
+        let task = self.idle.remove(position);
+        self.open += usize::from(!task.is_open());
+        Some(task)
+    }
+
+    /// The layer that comes first goes on first: the others wait for it anyway.
+    fn put_back(&mut self, task: Box<LayerTask<'a>>) {
+        let position = self.idle.partition_point(|other| other.index < task.index);
+        self.idle.insert(position, task);
+    }
+
+    fn take_complete(&mut self, layer: usize) -> Option<ReadLayer> {
+        let position = self.read.iter().position(|read| read.index == layer)?;
+        (self.unstored[layer] == 0 && self.errors.is_empty()).then(|| self.read.swap_remove(position))
     }
 }

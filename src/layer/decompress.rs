@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::Read;
 
+use serde::{Deserialize, Serialize};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 use super::LayerError;
@@ -13,7 +14,7 @@ use super::gzip::Gzip;
 const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// How a blob is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Compression {
     /// The blob is the archive.
     None,

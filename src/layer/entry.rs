@@ -182,7 +182,7 @@ impl fmt::Display for EntryPath {
 /// One statement of a layer about one path.
 ///
 /// `C` is what stands for the content of a regular file: nothing while the archive is read, a list of objects later.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerEntry<C = ()> {
     /// What the statement is about. For a whiteout the path that it hides, for an opaque marker the folder it stands in.
     pub path: EntryPath,
@@ -204,7 +204,7 @@ impl<C> LayerEntry<C> {
 }
 
 /// What a layer says about a path.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EntryKind<C = ()> {
     /// Something of its own is at the path.
     Node(Metadata, NodeKind<C>),
@@ -217,7 +217,7 @@ pub enum EntryKind<C = ()> {
 }
 
 /// What kind of thing is at a path.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeKind<C = ()> {
     /// A folder.
     Directory,
@@ -252,7 +252,7 @@ impl<C> NodeKind<C> {
 }
 
 /// The number of a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DeviceNumber {
     /// Which driver: below 4,096, as CVMFS clients pass 12 bits on.
     pub major: u32,

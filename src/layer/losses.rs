@@ -51,10 +51,10 @@ impl fmt::Display for LossKind {
 }
 
 /// What was left out of a layer: every loss is counted, and the first ones of each kind are listed.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Losses(BTreeMap<LossKind, LossesOfAKind>);
 
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 struct LossesOfAKind {
     count: u64,
     paths: Vec<EntryPath>,

@@ -3,6 +3,8 @@
 use std::io::Read;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::archive::{Archive, Member, MemberKind};
 use super::blob::Blob;
 use super::decompress::Unpacker;
@@ -28,7 +30,7 @@ pub struct ExpectedLayer {
 }
 
 /// What was found while a layer was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerSummary {
     /// The size of the blob.
     pub blob_size: u64,

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::ObjectHash;
 
 /// The objects that hold the content of one regular file.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Content {
     /// Whether the objects hold the content as it is; otherwise each is a zlib stream.
     pub raw: bool,
@@ -14,7 +16,7 @@ pub struct Content {
 }
 
 /// A file is stored whole or in chunks, never both.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Pieces {
     /// One object of kind [`File`](super::ObjectKind::File).
     Whole(ObjectHash),
@@ -23,7 +25,7 @@ pub enum Pieces {
 }
 
 /// A stored piece of a large file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Chunk {
     /// Where it begins in the file, in bytes.
     pub offset: u64,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use sha1::{Digest as _, Sha1};
 
 use crate::image::{hex, unhex};
@@ -10,7 +11,8 @@ use crate::image::{hex, unhex};
 /// Names an object: the SHA-1 hash of its bytes as they lie in the store, that is, compressed.
 ///
 /// There is no empty or zero hash; where one may be missing, the type says `Option<ObjectHash>`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct ObjectHash([u8; 20]);
 
 /// What an object is, which its file name ends with.

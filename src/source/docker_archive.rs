@@ -15,7 +15,7 @@ use super::error::SourceError;
 use super::resolve::{admit, check_layer_count, single};
 use super::tar_index::{Member, TarArchive};
 use super::tar_stream::MAX_UNPACKED;
-use super::{Image, ImageLayer, PlatformRequest, Source, full_names};
+use super::{Image, ImageLayer, LayerBlob, PlatformRequest, Source, full_names};
 use crate::image::{DiffId, ImageConfig, Platform};
 
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -125,10 +125,10 @@ impl Source for DockerArchive {
         single(self.resolve(&PlatformRequest::new(None))?, wanted)
     }
 
-    fn open_layer(&self, layer: &ImageLayer) -> Result<Box<dyn Read + Send>, SourceError> {
+    fn open_layer(&self, layer: &ImageLayer) -> Result<LayerBlob, SourceError> {
         let stored = self.layers.iter().find(|stored| stored.diff_id.0 == layer.digest);
         let unknown = || SourceError::UnknownLayer { path: self.archive.path().to_owned(), digest: layer.digest };
-        self.open_plain(stored.ok_or_else(unknown)?)
+        Ok(LayerBlob::local(self.open_plain(stored.ok_or_else(unknown)?)?))
     }
 }
 

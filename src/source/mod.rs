@@ -19,7 +19,7 @@ mod tar_stream;
 mod testing;
 
 use std::fmt;
-use std::io::Read;
+use std::io::{self, Read};
 use std::str::FromStr;
 
 pub use argument::{ArgumentError, ImageArgument};
@@ -46,7 +46,49 @@ pub trait Source: Send + Sync {
     /// Opens the bytes of a layer of an image that this source has resolved.
     ///
     /// Neither size nor digest has been checked.
-    fn open_layer(&self, layer: &ImageLayer) -> Result<Box<dyn Read + Send>, SourceError>;
+    fn open_layer(&self, layer: &ImageLayer) -> Result<LayerBlob, SourceError>;
+
+    /// Tells whether layers come over a network: then several are opened at a time, and none twice if that can be helped.
+    fn is_remote(&self) -> bool {
+        false
+    }
+}
+
+/// The bytes of a layer, unverified, as they come.
+pub struct LayerBlob {
+    reader: Box<dyn Read + Send>,
+    is_ready: Readiness,
+}
+
+/// Tells, without waiting, whether reading would have to wait.
+pub type Readiness = Box<dyn Fn() -> bool + Send>;
+
+impl LayerBlob {
+    /// Returns the bytes of a layer that lies on this machine.
+    pub fn local(reader: impl Read + Send + 'static) -> Self {
+        Self { reader: Box::new(reader), is_ready: Box::new(|| true) }
+    }
+
+    /// Returns the bytes of a layer that is on its way to this machine.
+    pub fn remote(reader: impl Read + Send + 'static, is_ready: impl Fn() -> bool + Send + 'static) -> Self {
+        Self { reader: Box::new(reader), is_ready: Box::new(is_ready) }
+    }
+
+    /// Tells, without waiting, whether reading would have to wait.
+    pub fn is_ready(&self) -> bool {
+        (self.is_ready)()
+    }
+
+    /// Parts the bytes from what tells whether there are any.
+    pub fn into_parts(self) -> (Box<dyn Read + Send>, Readiness) {
+        (self.reader, self.is_ready)
+    }
+}
+
+impl Read for LayerBlob {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(buffer)
+    }
 }
 
 /// Opens the place that an argument names.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -14,7 +14,7 @@ use super::document::{self, Blob, Blobs};
 use super::error::SourceError;
 use super::resolve::Resolver;
 use super::tar_index::TarArchive;
-use super::{Image, ImageLayer, PlatformRequest, Source, full_names};
+use super::{Image, ImageLayer, LayerBlob, PlatformRequest, Source, full_names};
 use crate::image::{Descriptor, Digest, DocumentKind, ImageIndex, ImageName, Platform};
 
 /// The tag or name of an entry in `index.json`, as nearly every tool writes it.
@@ -155,8 +155,8 @@ impl Source for OciLayout {
         Ok(images.into_iter().map(named).collect())
     }
 
-    fn open_layer(&self, layer: &ImageLayer) -> Result<Box<dyn Read + Send>, SourceError> {
-        Ok(self.open_blob(&layer.digest)?.reader)
+    fn open_layer(&self, layer: &ImageLayer) -> Result<LayerBlob, SourceError> {
+        Ok(LayerBlob::local(self.open_blob(&layer.digest)?.reader))
     }
 }
 
