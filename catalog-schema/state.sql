@@ -16,3 +16,16 @@ CREATE TABLE IF NOT EXISTS tree (
     facts TEXT NOT NULL,
     PRIMARY KEY (path, options)
 ) WITHOUT ROWID;
+
+-- Images that failed, and when (in seconds since 1970) they are tried again.
+CREATE TABLE IF NOT EXISTS failure (
+    image TEXT PRIMARY KEY,
+    failures INTEGER NOT NULL, retry_at INTEGER NOT NULL, error TEXT NOT NULL
+) WITHOUT ROWID;
+
+-- The digest that a registry gave for an image which another program published, when the two were found to be the same.
+-- `published` is the object that holds the image's manifest.
+CREATE TABLE IF NOT EXISTS seen (
+    image TEXT PRIMARY KEY,
+    published TEXT NOT NULL, digest TEXT NOT NULL
+) WITHOUT ROWID;

@@ -23,4 +23,4 @@ pub use edit::{Editor, MAXIMUM_STRUCTURAL_ENTRIES};
 pub use entry::{CatalogEntry, CatalogReference, Nesting};
 pub use history::{HistoryError, ReferenceKind, Tag, TaggedRevision, next_history, next_reflog, read_tags};
 pub use plan::{MARKER, MAXIMUM_ENTRIES, without_stray_markers};
-pub use state::{ContentKey, StateDatabase, StateError, StoredTreeNote};
+pub use state::{ContentKey, ImageFailure, StateDatabase, StateError, StoredTreeNote};

@@ -1,10 +1,11 @@
 //! The database of what strata remembers between runs.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 
 use super::entry::CatalogReference;
 use crate::object::ObjectHash;
@@ -37,6 +38,17 @@ pub struct StoredTreeNote {
     pub catalog: CatalogReference,
     /// What its catalogs do not say, in JSON.
     pub facts: String,
+}
+
+/// An image that failed, and is not tried again for some time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageFailure {
+    /// How often it has failed since it last succeeded.
+    pub failures: u32,
+    /// When it is tried again, in seconds since 1970.
+    pub retry_at: i64,
+    /// Why it failed the last time.
+    pub error: String,
 }
 
 /// `state/state.db`, shared by all runs on one repository.
@@ -144,6 +156,51 @@ impl StateDatabase {
         .map(drop)
     }
 
+    /// Returns the images that failed the last time, by name.
+    pub fn failures(&self) -> Result<BTreeMap<String, ImageFailure>, StateError> {
+        self.with(|connection| {
+            let mut statement = connection.prepare("SELECT image, failures, retry_at, error FROM failure")?;
+            let failure = |row: &Row<'_>| {
+                let failure = ImageFailure { failures: row.get(1)?, retry_at: row.get(2)?, error: row.get(3)? };
+                Ok((row.get(0)?, failure))
+            };
+            statement.query_map([], failure)?.collect()
+        })
+    }
+
+    /// Remembers that an image failed; `None` forgets it.
+    pub fn set_failure(&self, image: &str, failure: Option<&ImageFailure>) -> Result<(), StateError> {
+        self.with(|connection| match failure {
+            Some(ImageFailure { failures, retry_at, error }) => connection.execute(
+                "INSERT OR REPLACE INTO failure (image, failures, retry_at, error) VALUES (?, ?, ?, ?)",
+                params![image, failures, retry_at, error],
+            ),
+            None => connection.execute("DELETE FROM failure WHERE image = ?", [image]),
+        })
+        .map(drop)
+    }
+
+    /// Returns the digest that a registry gave for a name when that was found to be what `published` is.
+    pub fn seen(&self, image: &str, published: ObjectHash) -> Result<Option<String>, StateError> {
+        self.with(|connection| {
+            connection
+                .prepare_cached("SELECT digest FROM seen WHERE image = ? AND published = ?")?
+                .query_row(params![image, published.to_string()], |row| row.get(0))
+                .optional()
+        })
+    }
+
+    /// Remembers that `published` is what a registry has under a name and digest.
+    pub fn add_seen(&self, image: &str, published: ObjectHash, digest: &str) -> Result<(), StateError> {
+        self.with(|connection| {
+            connection.execute(
+                "INSERT OR REPLACE INTO seen (image, published, digest) VALUES (?, ?, ?)",
+                params![image, published.to_string(), digest],
+            )
+        })
+        .map(drop)
+    }
+
     fn with<T>(&self, run: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StateError> {
         let mut connection = self.connection.lock().expect("no thread panics while it uses the database");
         run(&mut connection).map_err(|source| StateError { path: self.path.clone(), source })
@@ -175,6 +232,33 @@ mod tests {
         assert_eq!(state.object(&ContentKey { size: 6, ..key }).unwrap(), None);
         assert_eq!(state.tree("/a", "x").unwrap(), Some(note));
         assert_eq!(state.tree("/a", "y").unwrap(), None);
+    }
+
+    #[test]
+    fn failures_are_remembered_until_they_are_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let failure = ImageFailure { failures: 2, retry_at: 7, error: "no".to_owned() };
+        let state = StateDatabase::open(&path).unwrap();
+        state.set_failure("h.org/a:1", Some(&ImageFailure { failures: 1, ..failure.clone() })).unwrap();
+        state.set_failure("h.org/a:1", Some(&failure)).unwrap();
+        drop(state);
+        let state = StateDatabase::open(&path).unwrap();
+        assert_eq!(state.failures().unwrap(), [("h.org/a:1".to_owned(), failure)].into());
+        state.set_failure("h.org/a:1", None).unwrap();
+        assert!(state.failures().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_was_seen_holds_for_what_was_published_then() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDatabase::open(&folder.path().join("state.db")).unwrap();
+        let (one, other) = (ObjectHash::of(b"1"), ObjectHash::of(b"2"));
+        state.add_seen("h.org/a:1", one, "sha256:1").unwrap();
+        assert_eq!(state.seen("h.org/a:1", one).unwrap().as_deref(), Some("sha256:1"));
+        assert_eq!(state.seen("h.org/a:1", other).unwrap(), None);
+        state.add_seen("h.org/a:1", other, "sha256:2").unwrap();
+        assert_eq!(state.seen("h.org/a:1", one).unwrap(), None);
     }
 
     #[test]

@@ -183,17 +183,20 @@ fn how_to_mount(folder: &RepositoryFolder) -> String {
 
 fn to_json(folder: &RepositoryFolder, report: &Report, dry_run: bool) -> Value {
     let outcome = |image: &ImageReport, outcome: &Outcome| {
-        json!({
+        let mut json = json!({
             "image": image.argument.to_string(),
             "name": outcome.place.name.to_string(),
-            "platform": outcome.place.platform.as_ref().map(ToString::to_string),
             "manifest": outcome.manifest,
             "config": outcome.config,
             "layers": outcome.plan.layers,
             "layers-read": outcome.plan.layers_to_read,
             "bytes-read": outcome.plan.bytes_to_read,
             "losses": outcome.losses,
-        })
+        });
+        if let Some(platform) = &outcome.place.platform {
+            json["platform"] = platform.to_string().into();
+        }
+        json
     };
     let image = |image: &ImageReport| match &image.outcomes {
         Ok(outcomes) => outcomes.iter().map(|platform| outcome(image, platform)).collect(),

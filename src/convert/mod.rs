@@ -4,17 +4,18 @@
 //! what the head of the repository is. Then all that succeeded are published together, as one revision, on top of
 //! whatever the head is by then.
 
+mod build;
 mod edits;
 mod foreign;
 mod kept;
 mod need;
+mod read;
 mod rehearse;
 mod run;
 mod stage;
 pub(crate) mod trees;
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rsa::rand_core::CryptoRng;
@@ -34,9 +35,9 @@ use crate::store::{StoreError, Written};
 use crate::threads::ThreadsError;
 use crate::tree::ApplyError;
 
-use edits::Changes;
-use run::Run;
-use stage::StagedImage;
+pub(crate) use edits::Changes;
+pub(crate) use run::Run;
+pub(crate) use stage::{ResolvedImage, StagedImage};
 
 pub use crate::progress::Progress;
 pub use need::Plan;
@@ -223,7 +224,7 @@ pub fn convert(
     folder: &RepositoryFolder,
     requests: &[Request],
     options: &Options,
-    progress: &Arc<Progress>,
+    progress: &Progress,
     rng: &mut (impl CryptoRng + Send),
 ) -> Result<Report, ConvertError> {
     for _ in 1..ATTEMPTS {
@@ -245,15 +246,20 @@ fn attempt(
     folder: &RepositoryFolder,
     requests: &[Request],
     options: &Options,
-    progress: &Arc<Progress>,
+    progress: &Progress,
     rng: &mut (impl CryptoRng + Send),
 ) -> Result<Report, ConvertError> {
-    let run = Run::open(folder, options, progress)?;
+    let run = Run::open(folder, options)?;
     let head = run.head()?;
     let (mut images, mut staged) = (Vec::new(), Vec::<StagedImage>::new());
     for request in requests {
-        let taken: Vec<ImageName> = staged.iter().map(|image| image.outcome.place.name.clone()).collect();
-        let result = run.stage(request, &head, &taken);
+        let result = run.resolve(request).and_then(|resolved| {
+            let is_taken = staged.iter().any(|image| image.outcome.place.name == *resolved.name());
+            if is_taken {
+                return Err(ConvertError::SameName(resolved.name().clone()));
+            }
+            run.stage(resolved, &head, progress)
+        });
         let outcomes = result.map(|platforms| {
             let outcomes = platforms.iter().map(|image| image.outcome.clone()).collect();
             staged.extend(platforms);

@@ -27,6 +27,7 @@ pub struct Plan {
 }
 
 /// What of an image has to be built.
+#[derive(Default)]
 pub(super) struct Need {
     /// Layers to be stored, by their place in the image.
     pub(super) layers: Vec<usize>,

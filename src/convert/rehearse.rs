@@ -5,7 +5,6 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::path::Path;
-use std::sync::Arc;
 
 use super::edits::Changes;
 use super::run::Run;
@@ -79,7 +78,7 @@ pub fn rehearse(
     folder: &RepositoryFolder,
     request: &Request,
     options: &super::Options,
-    progress: &Arc<Progress>,
+    progress: &Progress,
 ) -> Result<Rehearsal, ConvertError> {
     let store = folder.store()?;
     let failed = |source| StoreError::Io { action: "create a folder in", path: std::env::temp_dir(), source };
@@ -87,9 +86,9 @@ pub fn rehearse(
     let home = tempfile::Builder::new().prefix(FOLDER_PREFIX).tempdir().map_err(failed)?;
     let alive = File::open(home.path()).and_then(|folder| folder.lock().map(|()| folder)).map_err(failed)?;
     let layered = store.layered(&home.path().join("storage"))?;
-    let run = Run::over(folder, &layered, folder.state_unchanged()?, options, progress)?;
+    let run = Run::over(folder, &layered, folder.state_unchanged()?, options)?;
     let head = Repository::open(&store, folder.name())?;
-    let staged = run.stage(request, &head, &[])?.remove(0);
+    let staged = run.stage(run.resolve(request)?, &head, progress)?.remove(0);
     let changes = Changes { images: std::slice::from_ref(&staged), ..Changes::default() };
     let edits = run.pool.install(|| run.edits(&head, &changes))?;
     let changes = !edits.is_empty();

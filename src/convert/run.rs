@@ -15,7 +15,6 @@ use crate::index::ContentIndex;
 use crate::layer::EntryPath;
 use crate::manifest::Keys;
 use crate::object::ChunkSizes;
-use crate::progress::Progress;
 use crate::publish::{Publisher, Revision};
 use crate::repository::Repository;
 use crate::store::{DirectoryStore, LocalServer, Staging};
@@ -28,7 +27,6 @@ pub(crate) struct Run {
     pub(super) staging: Arc<Staging>,
     pub(super) index: ContentIndex,
     pub(super) state: Arc<StateDatabase>,
-    pub(super) progress: Arc<Progress>,
     pub(super) pool: ThreadPool,
     /// Trees that were looked for among those stored earlier, and what was found.
     pub(super) noted: Mutex<HashMap<EntryPath, Option<StoredTreeNote>>>,
@@ -45,14 +43,10 @@ struct Publishing {
 
 impl Run {
     /// Starts a run that may publish.
-    pub(crate) fn open(
-        folder: &RepositoryFolder,
-        options: &Options,
-        progress: &Arc<Progress>,
-    ) -> Result<Self, ConvertError> {
+    pub(crate) fn open(folder: &RepositoryFolder, options: &Options) -> Result<Self, ConvertError> {
         // Whatever is missing is missed before the work.
         let publishing = Publishing { keys: folder.keys()?, server: folder.local_server()? };
-        let run = Self::over(folder, &folder.store()?, folder.state()?, options, progress)?;
+        let run = Self::over(folder, &folder.store()?, folder.state()?, options)?;
         let form = format!("{} {:?}", folder.settings().compression, ChunkSizes::default());
         let kept = KeptLayers::open(folder.path().join("state/layers"), &form, &run.staging);
         Ok(Self { kept: Some(kept), publishing: Some(publishing), ..run })
@@ -64,7 +58,6 @@ impl Run {
         store: &DirectoryStore,
         state: StateDatabase,
         options: &Options,
-        progress: &Arc<Progress>,
     ) -> Result<Self, ConvertError> {
         let state = Arc::new(state);
         Ok(Self {
@@ -73,7 +66,6 @@ impl Run {
             staging: Arc::new(Staging::start(store)?),
             index: ContentIndex::open(Arc::clone(&state))?,
             state,
-            progress: Arc::clone(progress),
             pool: threads::pool(options.threads)?,
             noted: Mutex::default(),
             kept: None,
@@ -93,7 +85,6 @@ impl Run {
         rng: &mut (impl CryptoRng + Send),
     ) -> Result<Option<Revision>, ConvertError> {
         let Publishing { keys, server } = self.publishing.as_ref().expect("this run was started to publish");
-        self.progress.set_stage("publishing".to_owned());
         let publisher = Publisher {
             staging: &self.staging,
             server: server.as_ref(),

@@ -1,0 +1,67 @@
+//! The layers of one image, from wherever it lies into the store.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use super::ConvertError;
+use super::need::Need;
+use super::run::Run;
+use crate::image::Digest;
+use crate::ingest::{Ingest, IngestError, IngestedLayer, LayerToRead};
+use crate::layer::ExpectedLayer;
+use crate::object::ChunkSizes;
+use crate::progress::Progress;
+use crate::source::{Image, ImageLayer, LayerBlob, Source};
+
+impl Run {
+    /// Reads the layers that have to be read from their blobs; returns them with those that were kept, by their place.
+    pub(super) fn read_layers(
+        &self,
+        image: &Image,
+        need: &mut Need,
+        source: &dyn Source,
+        progress: &Progress,
+    ) -> Result<BTreeMap<usize, IngestedLayer>, ConvertError> {
+        let to_read: Vec<usize> = need.to_read(image).collect();
+        progress.expected.fetch_add(need.plan(image).bytes_to_read, Ordering::Relaxed);
+        let ingest = Ingest {
+            staging: &self.staging,
+            index: &self.index,
+            compression: self.folder.settings().compression,
+            chunk_sizes: ChunkSizes::default(),
+            threads: self.options.threads,
+            memory: self.options.memory,
+            limits: self.options.limits,
+        };
+        let layer = |&index: &usize| layer_to_read(&image.layers[index], source, progress);
+        let results = ingest.run(to_read.iter().map(layer).collect(), &|index, layer| {
+            // What lies on this machine is read again as fast.
+            if let Some(kept) = self.kept.as_ref().filter(|_| source.is_remote()) {
+                kept.keep(image.layers[to_read[index]].digest, layer);
+            }
+        });
+        let mut read = std::mem::take(&mut need.kept);
+        let mut failure: Option<(Digest, IngestError)> = None;
+        for (&index, result) in to_read.iter().zip(results) {
+            match result {
+                Ok(layer) => drop(read.insert(index, layer)),
+                // The first error is the cause; the others were given up for it.
+                Err(IngestError::GivenUp) => {}
+                Err(error) => failure = failure.or(Some((image.layers[index].digest, error))),
+            }
+        }
+        if let Some((digest, source)) = failure {
+            return Err(ConvertError::Layer { digest, source });
+        }
+        Ok(read)
+    }
+}
+
+fn layer_to_read<'s>(layer: &'s ImageLayer, source: &'s dyn Source, progress: &'s Progress) -> LayerToRead<'s> {
+    let expected = ExpectedLayer { digest: layer.digest, size: layer.size, diff_id: Some(layer.diff_id) };
+    let open = move || {
+        let (reader, is_ready) = source.open_layer(layer)?.into_parts();
+        Ok(LayerBlob::remote(progress.counted(reader), is_ready))
+    };
+    LayerToRead { open: Box::new(open), is_remote: source.is_remote(), expected }
+}

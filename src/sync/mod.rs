@@ -1,0 +1,230 @@
+//! Brings a repository in step with a wishlist.
+//!
+//! One round has three parts. The wishes are *expanded* to images; a *survey* asks registries what each name stands for by
+//! now, with one small request each; and what has changed is *converted*, several images side by side. All that is ready is
+//! published together, at most every so often and at the end. Whatever fails is reported, is not tried again for a while,
+//! and holds up nothing else.
+
+mod prune;
+mod queue;
+mod quarantine;
+mod survey;
+mod turns;
+mod workshop;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Mutex;
+use std::thread;
+use std::time::Duration;
+
+use rsa::rand_core::CryptoRng;
+
+use crate::catalog::StateError;
+use crate::convert::{self, ConvertError, Outcome, Run};
+use crate::folder::{FolderError, RepositoryFolder};
+use crate::image::ImageName;
+use crate::progress::Progress;
+use crate::publish::{PublishError, Revision};
+use crate::repository::RepositoryError;
+use crate::source::{Registries, RegistryError};
+use crate::store::Written;
+use crate::wishlist::{self, Expansion, Failure, Problem, WantedImage, Wishlist, expand_one};
+
+use quarantine::Quarantine;
+
+/// Why a round could not be brought to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// The repository folder cannot be used.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The repository cannot be read.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// The state failed.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The settings or credentials of registries cannot be used.
+    #[error(transparent)]
+    Registries(#[from] RegistryError),
+    /// The machine refuses to start threads.
+    #[error("cannot start threads")]
+    Threads {
+        /// Why.
+        source: io::Error,
+    },
+    /// Nothing can be converted or published.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// With `prune`, a wishlist has to be for this repository.
+    #[error("the wishlist is for '{wanted}', and nothing of '{actual}' is removed for it")]
+    OtherRepository {
+        /// The repository that the wishlist names.
+        wanted: String,
+        /// The repository at hand.
+        actual: String,
+    },
+}
+
+/// How a repository is brought in step.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How images are converted. The memory is for all of them together.
+    pub convert: convert::Options,
+    /// Remove what the wishlist held once and holds no longer.
+    pub prune: bool,
+    /// How much time passes at least between two revisions.
+    pub publish_every: Duration,
+    /// How many images are converted side by side.
+    pub side_by_side: usize,
+}
+
+/// What happens in a round, as it happens.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// The wishes come to so many images.
+    Listed(usize),
+    /// Something in the wishlist looks like a mistake.
+    Problem(&'a Problem),
+    /// A registry does not list what it has.
+    NotListed(&'a Failure),
+    /// An image is as it is published.
+    Unchanged(&'a WantedImage),
+    /// An image failed before and is not tried yet.
+    Quarantined(&'a WantedImage, &'a str),
+    /// An image is converted; `Progress` tells how far that is.
+    Started(&'a WantedImage, &'a std::sync::Arc<Progress>),
+    /// A registry wants to be left alone for so long, and the image waits for that.
+    Waits(&'a WantedImage, Duration),
+    /// An image is stored, and waits to be published.
+    Ready(&'a WantedImage, &'a [Outcome]),
+    /// An image failed.
+    Failed(&'a WantedImage, &'a str),
+    /// A revision is out that has these images.
+    Published(Revision, &'a [&'a WantedImage]),
+}
+
+/// Learns of what happens, from any thread.
+pub trait Observer: Sync {
+    /// Takes note of an event.
+    fn note(&self, event: Event<'_>);
+}
+
+/// What became of an image.
+#[derive(Debug)]
+pub enum ImageState {
+    /// It is as it is published.
+    Unchanged,
+    /// It was converted and published, for each platform.
+    Published(Vec<Outcome>),
+    /// It failed, now or before.
+    Failed(String),
+}
+
+/// What a round did.
+#[derive(Debug)]
+pub struct Report {
+    /// Each image, in the order of the wishlist.
+    pub images: Vec<(WantedImage, ImageState)>,
+    /// What could not be listed.
+    pub failures: Vec<Failure>,
+    /// Names that were removed.
+    pub removed: Vec<ImageName>,
+    /// The revisions that were published.
+    pub revisions: Vec<Revision>,
+    /// What was added to the store.
+    pub written: Written,
+}
+
+/// Brings the repository in step with the wishlist, once.
+///
+/// An error means that the round ended early; what was published by then stays.
+pub fn round(
+    folder: &RepositoryFolder,
+    wishlist: &Wishlist,
+    options: &Options,
+    observer: &dyn Observer,
+    rng: &mut (impl CryptoRng + Send),
+) -> Result<Report, SyncError> {
+    for _ in 1..ATTEMPTS {
+        match attempt(folder, wishlist, options, observer, rng) {
+            // Somebody collected what this round found in the store. What is missing is made anew.
+            Err(SyncError::Convert(ConvertError::Publish(PublishError::Vanished(hash)))) => {
+                tracing::warn!("object {hash} was deleted while this run relied on it; trying again");
+            }
+            result => return result,
+        }
+    }
+    attempt(folder, wishlist, options, observer, rng)
+}
+
+/// How often a round begins anew when objects that it found in the store go away.
+const ATTEMPTS: usize = 3;
+
+fn attempt(
+    folder: &RepositoryFolder,
+    wishlist: &Wishlist,
+    options: &Options,
+    observer: &dyn Observer,
+    rng: &mut (impl CryptoRng + Send),
+) -> Result<Report, SyncError> {
+    check_repository(folder, wishlist, options)?;
+    let registries = folder.registries()?;
+    let Expansion { images, failures, problems } = expand(wishlist, &registries);
+    wishlist.problems.iter().chain(&problems).for_each(|problem| observer.note(Event::Problem(problem)));
+    failures.iter().for_each(|failure| observer.note(Event::NotListed(failure)));
+    observer.note(Event::Listed(images.len()));
+    // Here a registry that asks to wait is waited for while others are asked.
+    let registries = registries.with_patience(Duration::ZERO);
+    let run = Run::open(folder, &options.convert, &registries)?;
+    let quarantine = Quarantine::open(run.state())?;
+    let changed = survey::survey(&run, &registries, &images, &quarantine, observer)?;
+    let names: BTreeSet<ImageName> = images.iter().map(|image| image.name().clone()).collect();
+    let wishes = prune::wishes(&run.head()?, &wishlist.name, names, options.prune && failures.is_empty())?;
+    if options.prune && !failures.is_empty() {
+        tracing::warn!("nothing is removed, as not everything could be listed");
+    }
+    let workshop = workshop::Workshop { run: &run, images: &images, options, quarantine: &quarantine, observer };
+    let (states, revisions) = workshop.work(changed, &wishlist.name, &wishes, rng)?;
+    let images = images.into_iter().zip(states).collect();
+    Ok(Report { images, failures, removed: wishes.removed, revisions, written: run.written() })
+}
+
+fn check_repository(folder: &RepositoryFolder, wishlist: &Wishlist, options: &Options) -> Result<(), SyncError> {
+    let actual = folder.name().as_str();
+    match &wishlist.repository {
+        Some(wanted) if wanted != actual && options.prune => {
+            Err(SyncError::OtherRepository { wanted: wanted.clone(), actual: actual.to_owned() })
+        }
+        Some(wanted) if wanted != actual => {
+            tracing::warn!("the wishlist is for '{wanted}', and this is '{actual}'");
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// So many lists are asked for at a time.
+const LISTS_AT_ONCE: usize = 8;
+
+/// Expands all wishes, several at a time.
+fn expand(wishlist: &Wishlist, registries: &Registries) -> Expansion {
+    let queue = queue::Queue::new(0..wishlist.wishes.len());
+    let parts = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        let work = || {
+            while let Some(index) = queue.take() {
+                let part = expand_one(&wishlist.wishes[index], registries as &dyn wishlist::Listing);
+                parts.lock().expect("no thread panics while it adds a part").push((index, part));
+                queue.done();
+            }
+        };
+        let spawn = |_| thread::Builder::new().spawn_scoped(scope, work);
+        let _helpers: Vec<_> = (1..LISTS_AT_ONCE).map_while(|number| spawn(number).ok()).collect();
+        work();
+    });
+    let mut parts = parts.into_inner().expect("no thread panics while it adds a part");
+    parts.sort_by_key(|(index, _)| *index);
+    Expansion::join(parts.into_iter().map(|(_, part)| part))
+}

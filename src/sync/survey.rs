@@ -1,0 +1,187 @@
+//! Finds out which images are not as their registries have them, with one small request for each.
+
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::quarantine::Quarantine;
+use super::queue::Queue;
+use super::{Event, Observer, SyncError};
+use crate::catalog::StateDatabase;
+use crate::convert::{Chains, ImageOptions, Run};
+use crate::image::{Digest, ImageName};
+use crate::inventory;
+use crate::layout::{self, ImagePlace, ImageRecord};
+use crate::message::causes;
+use crate::object::{ObjectHash, Pieces};
+use crate::repository::{Repository, RepositoryError};
+use crate::source::{Platforms, Registries, RegistryError, RegistryImagePlace};
+use crate::wishlist::WantedImage;
+
+/// So many images are asked for at a time; how many of one registry, its own limit says.
+const AT_ONCE: usize = 32;
+
+/// A registry that asks to wait longer than this fails the image.
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
+
+/// No record is read that is longer.
+const RECORD_LIMIT: u64 = 64 << 20;
+
+/// What the survey says about an image.
+#[derive(Debug)]
+pub(super) enum Finding {
+    /// It is as it is published.
+    Unchanged,
+    /// It is something else by now, or it is not published: what its registry has under its name.
+    Changed(Digest),
+    /// Nothing can be said about it.
+    Failed(String),
+    /// It failed in an earlier round, and nobody asked for it.
+    Quarantined(String),
+}
+
+/// Looks at every image and returns the findings in the order of the images.
+pub(super) fn survey(
+    run: &Run,
+    registries: &Registries,
+    images: &[WantedImage],
+    quarantine: &Quarantine<'_>,
+    observer: &dyn Observer,
+) -> Result<Vec<Finding>, SyncError> {
+    let head = run.head()?;
+    let survey = Survey { head: &head, state: run.state(), registries };
+    let queue = Queue::new(0..images.len());
+    let findings = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        let work = || {
+            while let Some(index) = queue.take() {
+                let image = &images[index];
+                let finding = match quarantine.holds(image.name(), run.now()) {
+                    Some(reason) => {
+                        observer.note(Event::Quarantined(image, &reason));
+                        Finding::Quarantined(reason)
+                    }
+                    None => match survey.look(image) {
+                        Err(Failed::Registry(error)) if error.parked_until().is_some_and(is_soon) => {
+                            let until = error.parked_until().expect("it was seen just now");
+                            observer.note(Event::Waits(image, until.saturating_duration_since(Instant::now())));
+                            queue.postpone(index, until);
+                            continue;
+                        }
+                        Err(error) => Finding::Failed(causes(&error)),
+                        Ok(finding) => finding,
+                    },
+                };
+                if matches!(finding, Finding::Unchanged) {
+                    observer.note(Event::Unchanged(image));
+                }
+                findings.lock().expect("no thread panics while it adds a finding").push((index, finding));
+                queue.done();
+            }
+        };
+        let spawn = |_| thread::Builder::new().spawn_scoped(scope, work);
+        let _helpers: Vec<_> = (1..AT_ONCE.min(images.len())).map_while(|number| spawn(number).ok()).collect();
+        work();
+    });
+    let mut findings = findings.into_inner().expect("no thread panics while it adds a finding");
+    findings.sort_by_key(|(index, _)| *index);
+    Ok(findings.into_iter().map(|(_, finding)| finding).collect())
+}
+
+pub(super) fn is_soon(time: Instant) -> bool {
+    time.saturating_duration_since(Instant::now()) <= PATIENCE
+}
+
+/// Why nothing can be said about an image.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    #[error(transparent)]
+    State(#[from] crate::catalog::StateError),
+}
+
+struct Survey<'a> {
+    head: &'a Repository,
+    state: &'a StateDatabase,
+    registries: &'a Registries,
+}
+
+impl Survey<'_> {
+    fn look(&self, image: &WantedImage) -> Result<Finding, Failed> {
+        let place = RegistryImagePlace::of(&image.argument).expect("wishes name images at registries only");
+        // What is named by its digest cannot change.
+        let digest = match place.digest() {
+            Some(digest) => digest,
+            None => self.registries.head(&place)?,
+        };
+        let is_published = self.is_published(image.name(), &ImageOptions::of(&image.options), digest)?
+            || self.was_seen(image.name(), digest)?;
+        Ok(if is_published { Finding::Unchanged } else { Finding::Changed(digest) })
+    }
+
+    /// Tells whether all that is wanted of an image is published, and from what has this digest.
+    fn is_published(&self, name: &ImageName, options: &ImageOptions, digest: Digest) -> Result<bool, Failed> {
+        let is_single = matches!(options.platforms, Platforms::One(_));
+        let places = inventory::places(self.head, name)?;
+        for place in &places {
+            let Some(record) = self.record(place)? else { return Ok(false) };
+            let is_same = place.platform.is_none() == is_single
+                && record.index.unwrap_or(record.manifest) == digest
+                && record.platform == options.platforms.asked();
+            if !is_same || !holds_all(&record, options) || !self.is_linked(place, &record, options)? {
+                return Ok(false);
+            }
+        }
+        Ok(!places.is_empty() && (is_single || options.skip_flat || self.is_variant(name)?))
+    }
+
+    fn record(&self, place: &ImagePlace) -> Result<Option<ImageRecord>, RepositoryError> {
+        let json = self.head.read(&place.metadata().join(b"strata.json"), RECORD_LIMIT)?;
+        Ok(json.and_then(|json| ImageRecord::parse(&json)))
+    }
+
+    fn is_linked(&self, place: &ImagePlace, record: &ImageRecord, options: &ImageOptions) -> Result<bool, RepositoryError> {
+        let link = self.head.get(&place.link())?;
+        let target = place.link_target(record.config);
+        Ok(options.skip_flat || link.is_some_and(|link| link.is_symlink() && link.target() == target))
+    }
+
+    /// Tells whether the link of a name leads to the platforms.
+    fn is_variant(&self, name: &ImageName) -> Result<bool, RepositoryError> {
+        let link = self.head.get(&layout::public_link(name))?;
+        Ok(link.is_some_and(|link| link.is_symlink() && link.symlink == layout::variant_link_target(name)))
+    }
+
+    /// Tells whether another program's image under this name was found to be what has this digest.
+    fn was_seen(&self, name: &ImageName, digest: Digest) -> Result<bool, Failed> {
+        let Some(published) = foreign_manifest(self.head, name)? else { return Ok(false) };
+        Ok(self.state.seen(&name.to_string(), published)?.as_deref() == Some(&digest.to_string()))
+    }
+}
+
+/// Returns the object of the manifest that another program published for an image.
+pub(super) fn foreign_manifest(head: &Repository, name: &ImageName) -> Result<Option<ObjectHash>, RepositoryError> {
+    let folder = layout::image_metadata(name);
+    if head.get(&folder.join(b"strata.json"))?.is_some() {
+        return Ok(None);
+    }
+    let content = head.get(&folder.join(b"manifest.json"))?.and_then(|entry| entry.file_content());
+    Ok(content.and_then(|content| match content.pieces {
+        Pieces::Whole(hash) => Some(hash),
+        Pieces::Chunks(_) => None,
+    }))
+}
+
+/// Tells whether a record names every kind of tree that is wanted.
+fn holds_all(record: &ImageRecord, options: &ImageOptions) -> bool {
+    let chains = match options.chains {
+        Chains::None => true,
+        Chains::Final => !record.chains.is_empty(),
+        // An image may have the same layer twice.
+        Chains::All => record.chains.len() >= record.layers.len().max(1),
+    };
+    chains && (options.skip_layers || !record.layers.is_empty()) && (options.skip_flat || record.flat)
+}

@@ -1,0 +1,255 @@
+//! Converts what has changed, several images side by side, and publishes what is ready.
+
+use std::collections::HashSet;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Instant;
+
+use rsa::rand_core::CryptoRng;
+
+use super::prune::Wishes;
+use super::quarantine::Quarantine;
+use super::queue::Queue;
+use super::survey::{Finding, foreign_manifest, is_soon};
+use super::turns::{Ticket, Turns};
+use super::{Event, ImageState, Observer, Options, SyncError};
+use crate::convert::{Changes, ConvertError, ImageOptions, Request, Run, StagedImage};
+use crate::image::Digest;
+use crate::message::causes;
+use crate::progress::Progress;
+use crate::publish::Revision;
+use crate::source::SourceError;
+use crate::threads::STACK_BYTES;
+use crate::wishlist::WantedImage;
+
+/// Everything that a round converts with.
+pub(super) struct Workshop<'a> {
+    pub(super) run: &'a Run,
+    pub(super) images: &'a [WantedImage],
+    pub(super) options: &'a Options,
+    pub(super) quarantine: &'a Quarantine<'a>,
+    pub(super) observer: &'a dyn Observer,
+}
+
+/// An image by its place in the wishlist, and what came of it.
+type Staged = (usize, Result<Vec<StagedImage>, ConvertError>);
+
+/// What is ready and what is out.
+struct Publications<'a> {
+    /// Images that wait to be published.
+    waiting: Vec<(usize, Vec<StagedImage>)>,
+    revisions: Vec<Revision>,
+    states: Vec<Option<ImageState>>,
+    wishlist: &'a str,
+    wishes: &'a Wishes,
+}
+
+impl Workshop<'_> {
+    /// Converts the images that changed and publishes them; returns what became of each image, and the revisions.
+    pub(super) fn work(
+        &self,
+        findings: Vec<Finding>,
+        wishlist: &str,
+        wishes: &Wishes,
+        rng: &mut (impl CryptoRng + Send),
+    ) -> Result<(Vec<ImageState>, Vec<Revision>), SyncError> {
+        let mut changed = Vec::new();
+        let mut states = Vec::new();
+        for (index, finding) in findings.into_iter().enumerate() {
+            states.push(match finding {
+                Finding::Unchanged => {
+                    self.quarantine.note_success(self.images[index].name())?;
+                    Some(ImageState::Unchanged)
+                }
+                Finding::Quarantined(reason) => Some(ImageState::Failed(reason)),
+                Finding::Failed(error) => Some(self.failed(index, error)?),
+                Finding::Changed(digest) => {
+                    changed.push((index, digest));
+                    None
+                }
+            });
+        }
+        let mut publications = Publications { waiting: Vec::new(), revisions: Vec::new(), states, wishlist, wishes };
+        let (queue, turns, order) = (Queue::new(changed.iter().copied()), Turns::default(), Mutex::new(()));
+        let (sender, receiver) = mpsc::channel();
+        let published = thread::scope(|scope| {
+            for _ in 0..self.options.side_by_side.clamp(1, changed.len().max(1)) {
+                let (queue, turns, order, sender) = (&queue, &turns, &order, sender.clone());
+                let work = move || self.stage_images(queue, turns, order, &sender);
+                // With fewer threads it takes longer; with none at all there is this error.
+                let spawned = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work);
+                spawned.map_err(|source| SyncError::Threads { source })?;
+            }
+            drop(sender);
+            let published = self.publish_all(&receiver, &mut publications, rng);
+            queue.abandon();
+            published
+        });
+        published?;
+        let states = publications.states.into_iter();
+        let states = states.map(|state| state.expect("every image that changed was converted, or failed")).collect();
+        Ok((states, publications.revisions))
+    }
+
+    /// Converts image after image until none is left.
+    fn stage_images(
+        &self,
+        queue: &Queue<(usize, Digest)>,
+        turns: &Turns,
+        order: &Mutex<()>,
+        sender: &Sender<Staged>,
+    ) {
+        loop {
+            let (next, ticket) = {
+                // The line is in the order of the queue.
+                let _order = order.lock().expect("no thread panics while it takes an image");
+                let Some(next) = queue.take() else { return };
+                (next, turns.line_up())
+            };
+            let (index, digest) = next;
+            let result = self.stage(index, digest, ticket);
+            if let Err(error) = &result
+                && let Some(until) = parked_until(error).filter(|&until| is_soon(until))
+            {
+                let image = &self.images[index];
+                self.observer.note(Event::Waits(image, until.saturating_duration_since(Instant::now())));
+                queue.postpone(next, until);
+                continue;
+            }
+            let is_wanted = sender.send((index, result)).is_ok();
+            queue.done();
+            if !is_wanted {
+                return;
+            }
+        }
+    }
+
+    fn stage(&self, index: usize, digest: Digest, ticket: Ticket<'_>) -> Result<Vec<StagedImage>, ConvertError> {
+        let image = &self.images[index];
+        let request = Request {
+            argument: image.argument.clone(),
+            name: image.options.name.clone(),
+            image: ImageOptions::of(&image.options),
+        };
+        let progress = Arc::new(Progress::default());
+        progress.set_stage("asking for the manifest".to_owned());
+        self.observer.note(Event::Started(image, &progress));
+        let resolved = self.run.resolve(&request)?;
+        let head = self.run.head()?;
+        let mut made = HashSet::new();
+        for image in resolved.images() {
+            made.insert(image.config.digest);
+            for layer in &image.layers {
+                if !Run::is_layer_published(&head, layer.digest)? {
+                    made.insert(layer.digest);
+                }
+            }
+        }
+        progress.set_stage("waiting for an image that has the same layers".to_owned());
+        let _claim = ticket.claim(made);
+        // Whoever had the claim before may have published.
+        let head = self.run.head()?;
+        let staged = self.run.stage(resolved, &head, &progress)?;
+        if staged.iter().any(StagedImage::is_foreign)
+            && let Some(published) = foreign_manifest(&head, image.name())?
+        {
+            self.run.state().add_seen(&image.name().to_string(), published, &digest.to_string())?;
+        }
+        Ok(staged)
+    }
+
+    /// Publishes what becomes ready, from time to time and at the end.
+    fn publish_all(
+        &self,
+        receiver: &Receiver<Staged>,
+        publications: &mut Publications<'_>,
+        rng: &mut (impl CryptoRng + Send),
+    ) -> Result<(), SyncError> {
+        let every = self.options.publish_every;
+        let mut next = Instant::now() + every;
+        loop {
+            let pause = next.saturating_duration_since(Instant::now());
+            match receiver.recv_timeout(pause) {
+                Ok((index, result)) => self.take(index, result, publications)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.publish(publications, true, rng),
+            }
+            if Instant::now() >= next {
+                self.publish(publications, false, rng)?;
+                next = Instant::now() + every;
+            }
+        }
+    }
+
+    fn take(
+        &self,
+        index: usize,
+        result: Result<Vec<StagedImage>, ConvertError>,
+        publications: &mut Publications<'_>,
+    ) -> Result<(), SyncError> {
+        match result {
+            Ok(staged) => {
+                let outcomes: Vec<_> = staged.iter().map(|image| image.outcome.clone()).collect();
+                self.observer.note(Event::Ready(&self.images[index], &outcomes));
+                publications.waiting.push((index, staged));
+            }
+            Err(error) => publications.states[index] = Some(self.failed(index, causes(&error))?),
+        }
+        Ok(())
+    }
+
+    fn failed(&self, index: usize, error: String) -> Result<ImageState, SyncError> {
+        let image = &self.images[index];
+        self.observer.note(Event::Failed(image, &error));
+        self.quarantine.note_failure(image.name(), &error, self.run.now())?;
+        Ok(ImageState::Failed(error))
+    }
+
+    /// Publishes what is ready. The last time, what the wishlist holds and what goes is published, too.
+    fn publish(
+        &self,
+        publications: &mut Publications<'_>,
+        is_last: bool,
+        rng: &mut (impl CryptoRng + Send),
+    ) -> Result<(), SyncError> {
+        let mut waiting = std::mem::take(&mut publications.waiting);
+        if waiting.is_empty() && !is_last {
+            return Ok(());
+        }
+        waiting.sort_by_key(|(index, _)| *index);
+        let (indexes, staged): (Vec<usize>, Vec<Vec<StagedImage>>) = waiting.into_iter().unzip();
+        let staged: Vec<StagedImage> = staged.into_iter().flatten().collect();
+        let wishes = publications.wishes;
+        let changes = Changes {
+            images: &staged,
+            removed: if is_last { &wishes.removed } else { &[] },
+            wished: is_last.then_some((publications.wishlist, &wishes.names)),
+        };
+        let revision = self.run.publish(&changes, rng)?;
+        let images: Vec<&WantedImage> = indexes.iter().map(|&index| &self.images[index]).collect();
+        if let Some(revision) = revision {
+            self.observer.note(Event::Published(revision, &images));
+            publications.revisions.push(revision);
+        }
+        for (index, platforms) in indexes.into_iter().zip(platforms(&staged)) {
+            self.quarantine.note_success(self.images[index].name())?;
+            let outcomes = platforms.iter().map(|image| image.outcome.clone()).collect();
+            publications.states[index] = Some(ImageState::Published(outcomes));
+        }
+        Ok(())
+    }
+}
+
+/// Returns the images of each name.
+fn platforms(staged: &[StagedImage]) -> impl Iterator<Item = &[StagedImage]> {
+    staged.chunk_by(|a, b| a.outcome.place.name == b.outcome.place.name)
+}
+
+/// Returns until when the registry of a failed image wants to be left alone.
+fn parked_until(error: &ConvertError) -> Option<Instant> {
+    match error {
+        ConvertError::Source(SourceError::Registry(error)) => error.parked_until(),
+        _ => None,
+    }
+}
