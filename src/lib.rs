@@ -43,3 +43,4 @@ pub mod store;
 pub mod threads;
 pub mod tree;
 pub mod verify;
+pub mod wishlist;

@@ -1,0 +1,319 @@
+//! From wishes to images.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use crate::image::ImageName;
+use crate::source::ImageArgument;
+
+use super::options::WishOptions;
+use super::place::ImageRepository;
+use super::project::{Listing, ListingError, Project};
+use super::{NameFilter, Problem, TagFilter, Wanted, Wish, Wishlist};
+
+/// How many names that are none a problem shows.
+const SHOWN_NAMES: usize = 3;
+
+/// One image that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedImage {
+    /// The line of the wish, from 1.
+    pub line: usize,
+    /// Where the image is: always [`ImageArgument::Registry`].
+    pub argument: ImageArgument,
+    /// How it is published.
+    pub options: WishOptions,
+}
+
+impl WantedImage {
+    /// Returns the name that the image is published under.
+    pub fn name(&self) -> &ImageName {
+        match (&self.options.name, &self.argument) {
+            (Some(name), _) | (None, ImageArgument::Registry { name, .. }) => name,
+            _ => unreachable!("wishes name images at registries only"),
+        }
+    }
+}
+
+/// What could not be listed.
+#[derive(Debug)]
+pub struct Failure {
+    /// The line of the wish, from 1.
+    pub line: usize,
+    /// The registry's host.
+    pub host: String,
+    /// The repository or project at the registry.
+    pub what: String,
+    /// Why.
+    pub error: ListingError,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}: cannot list '{}' of '{}'", self.line, self.what, self.host)
+    }
+}
+
+/// What wishes come to.
+#[derive(Debug, Default)]
+pub struct Expansion {
+    /// The images, each name once.
+    pub images: Vec<WantedImage>,
+    /// What could not be listed. Images that were wanted before may be missing because of that.
+    pub failures: Vec<Failure>,
+    /// What looks like a mistake.
+    pub problems: Vec<Problem>,
+}
+
+/// Returns the images that a wishlist stands for at this moment. A list that fails spoils only the wish that needs it.
+pub fn expand(wishlist: &Wishlist, listing: &dyn Listing) -> Expansion {
+    Expansion::join(wishlist.wishes.iter().map(|wish| expand_one(wish, listing)))
+}
+
+/// Returns the images that one wish stands for; [`Expansion::join`] makes one list of those of several wishes.
+pub fn expand_one(wish: &Wish, listing: &dyn Listing) -> Expansion {
+    let mut expanding = Expanding { wish, listing, result: Expansion::default() };
+    match &wish.what {
+        Wanted::Image(argument) => expanding.add(argument.clone()),
+        Wanted::Tags { place, filter } => expanding.add_tags(place, filter),
+        Wanted::Project { project, repositories, tags } => expanding.add_project(project, repositories, tags),
+    }
+    let Expanding { mut result, .. } = expanding;
+    if result.images.is_empty() && result.failures.is_empty() {
+        result.problems.push(Problem { line: wish.line, text: "no image matches".to_owned() });
+    }
+    result
+}
+
+impl Expansion {
+    /// Joins what wishes came to, in the order of the wishlist. Of two wishes for one name, the first counts.
+    pub fn join(parts: impl IntoIterator<Item = Self>) -> Self {
+        let mut whole = Self::default();
+        let mut known: HashMap<ImageName, usize> = HashMap::new();
+        for part in parts {
+            whole.failures.extend(part.failures);
+            whole.problems.extend(part.problems);
+            for image in part.images {
+                match known.get(image.name()) {
+                    Some(&first) => whole.problems.extend(conflict(&whole.images[first], &image)),
+                    None => {
+                        known.insert(image.name().clone(), whole.images.len());
+                        whole.images.push(image);
+                    }
+                }
+            }
+        }
+        whole
+    }
+}
+
+/// Says how two wishes for one name contradict each other, if they do.
+fn conflict(first: &WantedImage, second: &WantedImage) -> Option<Problem> {
+    let matter = if first.argument != second.argument {
+        "from another place"
+    } else if first.options != second.options {
+        "with other options"
+    } else {
+        return None;
+    };
+    let text = format!("'{}' is wanted {matter} already at line {}, which counts", second.name(), first.line);
+    Some(Problem { line: second.line, text })
+}
+
+struct Expanding<'w> {
+    wish: &'w Wish,
+    listing: &'w dyn Listing,
+    result: Expansion,
+}
+
+impl Expanding<'_> {
+    fn add(&mut self, argument: ImageArgument) {
+        self.result.images.push(WantedImage { line: self.wish.line, argument, options: self.wish.options.clone() });
+    }
+
+    fn add_tags(&mut self, place: &ImageRepository, filter: &TagFilter) {
+        match self.listing.tags(place) {
+            // Invalid tags go before the newest are chosen, so that they take no place among these.
+            Ok(tags) => {
+                let tags = self.valid(tags, "tag", |tag| place.image(tag).is_ok());
+                let images = filter.select(&tags).into_iter().filter_map(|tag| place.image(&tag).ok());
+                images.for_each(|image| self.add(image));
+            }
+            Err(error) => self.fail(&place.host, &place.repository, error),
+        }
+    }
+
+    fn add_project(&mut self, project: &Project, wanted: &NameFilter, tags: &TagFilter) {
+        let names = match project.repositories(self.listing) {
+            Ok(names) => names,
+            Err(error) => return self.fail(&project.host, &project.path, error.into()),
+        };
+        let place = |repository: &str| ImageRepository {
+            host: project.host.clone(),
+            repository: repository.to_owned(),
+            plain_http: project.plain_http,
+        };
+        let is_name = |name: &str| project.holds(name) && !name.contains(':') && place(name).image("tag").is_ok();
+        let mut names = self.valid(names, "repository of this project", is_name);
+        names.retain(|name| wanted.wants(&project.path, name));
+        names.sort();
+        names.dedup();
+        names.iter().for_each(|name| self.add_tags(&place(name), tags));
+    }
+
+    fn fail(&mut self, host: &str, what: &str, error: ListingError) {
+        let failure = Failure { line: self.wish.line, host: host.to_owned(), what: what.to_owned(), error };
+        self.result.failures.push(failure);
+    }
+
+    /// Returns the names that are valid, and tells about the others.
+    fn valid(&mut self, names: Vec<String>, kind: &str, is_valid: impl Fn(&str) -> bool) -> Vec<String> {
+        let (valid, invalid): (Vec<String>, Vec<String>) = names.into_iter().partition(|name| is_valid(name));
+        if !invalid.is_empty() {
+            let cut = |name: &String| name.chars().take(100).collect::<String>();
+            let shown: Vec<String> = invalid.iter().take(SHOWN_NAMES).map(|name| format!("{:?}", cut(name))).collect();
+            let text = format!("the registry lists what is no {kind}, {} times: {}", invalid.len(), shown.join(", "));
+            self.result.problems.push(Problem { line: self.wish.line, text });
+        }
+        valid
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::project::JsonPage;
+    use super::super::tests::parse;
+    use super::*;
+
+    use proptest::prelude::*;
+
+    /// Registries that answer what the test says.
+    #[derive(Default)]
+    pub struct Registries {
+        tags: HashMap<String, Vec<String>>,
+        catalogs: HashMap<String, Vec<String>>,
+        pages: HashMap<String, JsonPage>,
+    }
+
+    impl Registries {
+        pub fn tags(mut self, place: &str, tags: &[&str]) -> Self {
+            self.tags.insert(place.to_owned(), tags.iter().map(|&tag| tag.to_owned()).collect());
+            self
+        }
+
+        pub fn catalog(&mut self, host: &str, names: &[&str]) {
+            self.catalogs.insert(host.to_owned(), names.iter().map(|&name| name.to_owned()).collect());
+        }
+
+        pub fn page(&mut self, url: &str, body: serde_json::Value) -> &mut JsonPage {
+            self.pages.entry(url.to_owned()).or_insert(JsonPage { body, ..JsonPage::default() })
+        }
+    }
+
+    impl Listing for Registries {
+        fn tags(&self, place: &ImageRepository) -> Result<Vec<String>, ListingError> {
+            self.tags.get(&place.to_string()).cloned().ok_or_else(|| "connection refused".into())
+        }
+
+        fn repositories(&self, host: &str, _plain_http: bool) -> Result<Vec<String>, ListingError> {
+            self.catalogs.get(host).cloned().ok_or_else(|| "connection refused".into())
+        }
+
+        fn json(&self, url: &str) -> Result<Option<JsonPage>, ListingError> {
+            Ok(self.pages.get(url).cloned())
+        }
+    }
+
+    fn expand_text(text: &str, registries: &Registries) -> Expansion {
+        expand(&parse(text).unwrap(), registries)
+    }
+
+    fn names(expansion: &Expansion) -> Vec<String> {
+        expansion.images.iter().map(|image| image.name().to_string()).collect()
+    }
+
+    #[test]
+    fn images_come_in_the_order_of_the_file_and_of_their_versions() {
+        let text = "input:\n- 'h.org/b:1.*'\n- h.org/a:x\n- 'http://h.org/c:*'\n";
+        let registries =
+            Registries::default().tags("h.org/b", &["1.10", "1.9", "2.0", "10"]).tags("h.org/c", &["z", "y"]);
+        let expansion = expand_text(text, &registries);
+        assert_eq!(names(&expansion), ["h.org/b:1.9", "h.org/b:1.10", "h.org/a:x", "h.org/c:y", "h.org/c:z"]);
+        let lines: Vec<usize> = expansion.images.iter().map(|image| image.line).collect();
+        assert_eq!(lines, [2, 2, 3, 4, 4]);
+        assert!(matches!(expansion.images[3].argument, ImageArgument::Registry { plain_http: true, .. }));
+        assert!(expansion.failures.is_empty() && expansion.problems.is_empty());
+    }
+
+    #[test]
+    fn failing_registry_is_named_and_spoils_no_other_wish() {
+        let text = "input:\n- 'down.org/a:*'\n- 'h.org/b:*'\n- 'down.org/c:1'\n";
+        let expansion = expand_text(text, &Registries::default().tags("h.org/b", &["1"]));
+        assert_eq!(names(&expansion), ["h.org/b:1", "down.org/c:1"]);
+        let failure = &expansion.failures[0];
+        assert_eq!((failure.line, failure.to_string().as_str()), (2, "line 2: cannot list 'a' of 'down.org'"));
+        assert!(expansion.failures.len() == 1 && expansion.problems.is_empty());
+    }
+
+    #[test]
+    fn one_failing_repository_of_a_project_spares_the_others() {
+        let text = "version: 2\nimages:\n- {project: r.org/p, api: catalog, repositories: {exclude: '*/cache'}}\n";
+        let mut registries = Registries::default().tags("r.org/p/a", &["1"]).tags("r.org/p/c", &["2"]);
+        registries.catalog("r.org", &["p/c", "p/cache", "p/b", "p/a", "q/x", "p/a"]);
+        let expansion = expand_text(text, &registries);
+        assert_eq!(names(&expansion), ["r.org/p/a:1", "r.org/p/c:2"]);
+        assert_eq!(expansion.failures[0].what, "p/b");
+        let expansion = expand_text("version: 2\nimages:\n- {project: down.org, api: catalog}\n", &registries);
+        assert_eq!((expansion.failures[0].host.as_str(), expansion.images.len()), ("down.org", 0));
+    }
+
+    #[test]
+    fn first_of_two_wishes_for_one_image_counts() {
+        let text = "version: 2\nimages:\n- {image: 'h.org/a:2', layers: false}\n- 'h.org/a:*'\n- {image: h.org/b:1, name: 'h.org/a:3'}\n- http://h.org/a:1\n- h.org/a:1\n";
+        let expansion = expand_text(text, &Registries::default().tags("h.org/a", &["1", "2", "3"]));
+        assert_eq!(names(&expansion), ["h.org/a:2", "h.org/a:1", "h.org/a:3"]);
+        assert!(!expansion.images[0].options.layers);
+        let problems: Vec<String> = expansion.problems.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            problems,
+            [
+                "line 4: 'h.org/a:2' is wanted with other options already at line 3, which counts",
+                "line 5: 'h.org/a:3' is wanted from another place already at line 4, which counts",
+                "line 6: 'h.org/a:1' is wanted from another place already at line 4, which counts",
+            ]
+        );
+    }
+
+    #[test]
+    fn invalid_names_of_a_registry_are_told_and_take_no_place() {
+        let text = "version: 2\nimages:\n- {image: h.org/a, tags: {newest: 2}}\n- {project: r.org/p, api: catalog}\n";
+        let mut registries =
+            Registries::default().tags("h.org/a", &["1", "2", "99/../../x", "99\n", ""]).tags("r.org/p/ok", &["1"]);
+        registries.catalog("r.org", &["p/../../etc", "p/ok", "p/A", "p/ok:1"]);
+        let expansion = expand_text(text, &registries);
+        assert_eq!(names(&expansion), ["h.org/a:1", "h.org/a:2", "r.org/p/ok:1"]);
+        assert!(expansion.failures.is_empty());
+        let problems: Vec<String> = expansion.problems.iter().map(ToString::to_string).collect();
+        let told = "line 3: the registry lists what is no tag, 3 times: \"99/../../x\", \"99\\n\", \"\"";
+        assert_eq!(problems[0], told);
+        assert!(problems[1].starts_with("line 4: the registry lists what is no repository of this project, 3 times"));
+    }
+
+    #[test]
+    fn rule_that_matches_nothing_is_told() {
+        let expansion = expand_text("input:\n- 'h.org/a:v*'\n", &Registries::default().tags("h.org/a", &["1"]));
+        assert_eq!(expansion.problems[0].to_string(), "line 2: no image matches");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_a_registry_lists_leads_out_of_its_repository(tags in proptest::collection::vec(".{0,12}", 0..6)) {
+            let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+            let expansion = expand_text("input:\n- 'h.org/a:*'\n", &Registries::default().tags("h.org/a", &tags));
+            for image in &expansion.images {
+                let path = image.name().public_path();
+                prop_assert!(path.starts_with("h.org/a:") && path.matches('/').count() == 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Version 1 of the file: DUCC's recipe.
+
+use super::filter::{Glob, TagFilter};
+use super::node::{Fault, Node, Value};
+use super::options::WishOptions;
+use super::place::Reference;
+use super::thin::OutputFormat;
+use super::{Problem, Wanted, Wish, Wishlist};
+
+const KEYS: [&str; 5] = ["version", "user", "cvmfs_repo", "output_format", "input"];
+
+/// Reads a recipe; what cannot be used of its input becomes a problem.
+pub(super) fn read(document: &Node, name: String) -> Result<Wishlist, Fault> {
+    let mut problems = Vec::new();
+    for (key, _) in document.map()? {
+        if let Ok(text) = key.text()
+            && !KEYS.contains(&text)
+        {
+            problems.push(Problem { line: key.line, text: format!("unknown key {text:?} is ignored") });
+        }
+    }
+    // Without a list at all, the file is hardly a wishlist, and taking it for an empty one could remove every image.
+    let input = document.get("input").ok_or_else(|| document.fault("there is no 'input', the list of images"))?;
+    let mut wishes = Vec::new();
+    for item in items(input)? {
+        match wish(item, &mut problems) {
+            Ok(wish) => wishes.push(wish),
+            Err(text) => problems.push(Problem { line: item.line, text: format!("skipped: {text}") }),
+        }
+    }
+    let text_of = |key: &str| document.get(key).filter(|node| !is_empty(node)).map(Node::text).transpose();
+    let thin = text_of("output_format")?.map(OutputFormat::new).unwrap_or_default();
+    let repository = text_of("cvmfs_repo")?.map(str::to_owned);
+    Ok(Wishlist { name, repository, wishes, problems, thin: Some(thin) })
+}
+
+/// Returns the items of the list; an `input:` whose items are all commented out has none.
+fn items(input: &Node) -> Result<&[Node], Fault> {
+    match &input.value {
+        Value::Nothing => Ok(&[]),
+        Value::List(items) => Ok(items),
+        _ => Err(input.fault("'input' is not a list of images")),
+    }
+}
+
+fn is_empty(node: &Node) -> bool {
+    match &node.value {
+        Value::Nothing => true,
+        Value::Text(text) => text.is_empty(),
+        _ => false,
+    }
+}
+
+fn wish(item: &Node, problems: &mut Vec<Problem>) -> Result<Wish, String> {
+    let text = item.text().map_err(|fault| fault.text)?.trim();
+    let reference = Reference::parse(text)?;
+    let what = match reference.tag {
+        Some(tag) if tag.contains('*') => {
+            if reference.digest.is_some() {
+                return Err(format!("{text:?} has both a wildcard and a digest"));
+            }
+            if let Some(sign) = tag.chars().find(|&c| !is_of_tags(c)) {
+                let text = format!("{text:?} matches nothing: {sign:?} stands for itself, and no tag has one");
+                problems.push(Problem { line: item.line, text });
+            }
+            Wanted::Tags { place: reference.place, filter: TagFilter::including(vec![Glob::of_stars(tag)]) }
+        }
+        _ => Wanted::Image(reference.image().map_err(|error| format!("{text:?}: {error}"))?),
+    };
+    Ok(Wish { line: item.line, what, options: WishOptions::default() })
+}
+
+/// Tells whether tags, or patterns for them, may hold a character.
+fn is_of_tags(character: char) -> bool {
+    character.is_ascii_alphanumeric() || matches!(character, '_' | '.' | '-' | '*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::parse;
+    use super::*;
+
+    use crate::source::ImageArgument;
+
+    /// In the manner of the recipe of unpacked.cern.ch.
+    const RECIPE: &str = "\
+version: 1
+user: cvmfsunpacker
+cvmfs_repo: 'unpacked.cern.ch'
+output_format: >
+  https://gitlab-registry.cern.ch/unpacked/sync/$(image)
+input:
+    # base images
+    - 'https://registry.hub.docker.com/library/fedora:latest'
+    - 'https://registry.hub.docker.com/library/debian:*'
+    - https://gitlab-registry.cern.ch/sft/docker:lcg
+    - 'https://registry.hub.docker.com/atlas/athena:21.0.*' # releases
+    - \"http://registry.example.org:5000/a/b:1.10@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"
+    - ghcr.io/org/tool:2
+";
+
+    #[test]
+    fn recipe_is_read_as_people_have_it() {
+        let wishlist = parse(RECIPE).unwrap();
+        assert_eq!(wishlist.problems, []);
+        assert_eq!(wishlist.repository.as_deref(), Some("unpacked.cern.ch"));
+        let lines: Vec<usize> = wishlist.wishes.iter().map(|wish| wish.line).collect();
+        assert_eq!(lines, [8, 9, 10, 11, 12, 13]);
+        let Wanted::Image(image) = &wishlist.wishes[0].what else { panic!("is no image") };
+        assert_eq!(image.to_string(), "docker://registry.hub.docker.com/library/fedora:latest");
+        let Wanted::Tags { place, filter } = &wishlist.wishes[3].what else { panic!("has no wildcard") };
+        assert_eq!((place.repository.as_str(), filter.include[0].as_str()), ("atlas/athena", "21.0.*"));
+        let Wanted::Image(ImageArgument::Registry { plain_http, digest, .. }) = &wishlist.wishes[4].what else {
+            panic!("is no image");
+        };
+        assert!(*plain_http && digest.is_some());
+        assert_eq!(
+            wishlist.thin.unwrap().thin_name(image).unwrap().trim(),
+            "https://gitlab-registry.cern.ch/unpacked/sync/library/fedora:latest"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_skipped_with_its_line() {
+        let text = "maintainer: someone\ninput:\n- h.org/a:1\n- h.org/b\n- 'not an image'\n- {a: b}\n-\n- h.org/c:*@x\n- h.org/d:2\n";
+        let wishlist = parse(text).unwrap();
+        let lines: Vec<usize> = wishlist.problems.iter().map(|problem| problem.line).collect();
+        assert_eq!(lines, [1, 4, 5, 6, 7, 8]);
+        assert_eq!(wishlist.problems[0].to_string(), "line 1: unknown key \"maintainer\" is ignored");
+        assert_eq!(wishlist.problems[1].text, "skipped: \"h.org/b\": it has neither tag nor digest");
+        let lines: Vec<usize> = wishlist.wishes.iter().map(|wish| wish.line).collect();
+        assert_eq!(lines, [3, 9]);
+    }
+
+    #[test]
+    fn signs_of_regular_expressions_stand_for_themselves_and_are_told() {
+        let wishlist = parse("input:\n- 'h.org/a:v[0-9]*'\n- 'h.org/a:1.0+*'\n- 'h.org/a:1.*'\n").unwrap();
+        assert_eq!(wishlist.wishes.len(), 3);
+        let lines: Vec<usize> = wishlist.problems.iter().map(|problem| problem.line).collect();
+        assert_eq!(lines, [2, 3]);
+        let Wanted::Tags { filter, .. } = &wishlist.wishes[2].what else { panic!("has no wildcard") };
+        let tags = ["1.5", "1x5", "11.5"].map(str::to_owned);
+        assert_eq!(filter.select(&tags), ["1.5"]);
+    }
+
+    #[test]
+    fn missing_input_is_an_error_and_an_empty_one_is_not() {
+        assert!(parse("version: 1\ncvmfs_repo: a.b\n").is_err());
+        assert!(parse("version: 1\ninput: h.org/a:1\n").is_err());
+        assert_eq!(parse("version: 1\ninput:\n#- h.org/a:1\n").unwrap().wishes.len(), 0);
+    }
+}

@@ -1,0 +1,262 @@
+//! Wishlists: which images a repository should hold.
+//!
+//! There are two versions of the file. Version 1 is DUCC's recipe as people have it: it is read leniently, and what
+//! cannot be used is skipped with a [`Problem`], so that one bad line does not stop the others. Version 2 is strata's own:
+//! a mistake in it is an error, since a misspelt option would quietly do something else.
+//!
+//! A wish may stand for many images. [`expand`] asks registries, through a [`Listing`], what there is, and answers with
+//! the exact images, always in the same order: that of the file, and within a wish by repository and version.
+
+mod expand;
+mod filter;
+mod lenient;
+mod node;
+mod options;
+mod place;
+mod project;
+mod strict;
+mod thin;
+mod version;
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use crate::source::ImageArgument;
+
+pub use expand::{Expansion, Failure, WantedImage, expand, expand_one};
+pub use filter::{Glob, NameFilter, TagFilter, is_referrers_tag};
+pub use options::{ChainOption, PlatformOption, WishOptions};
+pub use place::ImageRepository;
+pub use project::{JsonPage, Listing, ListingError, Project, ProjectApi, ProjectError};
+pub use thin::OutputFormat;
+pub use version::compare_tags;
+
+use node::{Fault, Node};
+
+/// The longest wishlist in bytes.
+pub const LONGEST_WISHLIST: u64 = 16 << 20;
+
+/// Why a wishlist cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum WishlistError {
+    /// The file cannot be read.
+    #[error("cannot read '{}'", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is too long.
+    #[error("'{}' is longer than the {LONGEST_WISHLIST} bytes that are read of a wishlist", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is not a wishlist.
+    #[error("'{}', line {line}, column {column}: {fault}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The character in it, from 1.
+        column: usize,
+        /// What is wrong there.
+        fault: String,
+    },
+}
+
+/// What a wishlist asks for.
+#[derive(Debug, Clone)]
+pub struct Wishlist {
+    /// Tells this wishlist from others of the same repository: what the file says, or its name without extension.
+    pub name: String,
+    /// The repository that the wishlist is for, if it says so.
+    pub repository: Option<String>,
+    /// The wishes, in the order of the file.
+    pub wishes: Vec<Wish>,
+    /// What is wrong with the file, but does not stop the rest of it.
+    pub problems: Vec<Problem>,
+    /// How thin images are named. Wishlists of version 2 have none.
+    pub thin: Option<OutputFormat>,
+}
+
+/// One wish: an image, or a rule that stands for several.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// The line it begins at, from 1.
+    pub line: usize,
+    /// Which images.
+    pub what: Wanted,
+    /// How they are published.
+    pub options: WishOptions,
+}
+
+/// Which images a wish stands for.
+#[derive(Debug, Clone)]
+pub enum Wanted {
+    /// One image. The argument is always [`ImageArgument::Registry`].
+    Image(ImageArgument),
+    /// Some tags of a repository at a registry.
+    Tags {
+        /// The repository.
+        place: ImageRepository,
+        /// Which of its tags.
+        filter: TagFilter,
+    },
+    /// Some tags of some repositories of a project.
+    Project {
+        /// The project.
+        project: Project,
+        /// Which of its repositories.
+        repositories: NameFilter,
+        /// Which of their tags.
+        tags: TagFilter,
+    },
+}
+
+/// Something in a wishlist that is skipped or looks like a mistake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The line, from 1.
+    pub line: usize,
+    /// What is the matter.
+    pub text: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}: {}", self.line, self.text)
+    }
+}
+
+impl Wishlist {
+    /// Reads the wishlist at `path`.
+    pub fn open(path: &Path) -> Result<Self, WishlistError> {
+        let read_error = |source| WishlistError::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(read_error)?;
+        let mut text = Vec::new();
+        file.take(LONGEST_WISHLIST + 1).read_to_end(&mut text).map_err(read_error)?;
+        // A text that is cut within a character is too long before it is anything else.
+        check_length(text.len(), path)?;
+        let text = String::from_utf8(text).map_err(|error| read_error(io::Error::other(error.utf8_error())))?;
+        Self::parse(&text, path)
+    }
+
+    /// Parses the text of the wishlist at `path`, which messages name and which lends the wishlist its name.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, WishlistError> {
+        check_length(text.len(), path)?;
+        let name = path.file_stem().map_or_else(|| "wishlist".to_owned(), |stem| stem.to_string_lossy().into_owned());
+        read(text, name).map_err(|Fault { line, column, text }| WishlistError::Parse {
+            path: path.to_owned(),
+            line,
+            column,
+            fault: text,
+        })
+    }
+}
+
+fn check_length(length: usize, path: &Path) -> Result<(), WishlistError> {
+    let is_too_long = length as u64 > LONGEST_WISHLIST;
+    if is_too_long { Err(WishlistError::TooLong { path: path.to_owned() }) } else { Ok(()) }
+}
+
+fn read(text: &str, name: String) -> Result<Wishlist, Fault> {
+    let document = Node::parse(text)?;
+    document.map()?;
+    let Some(version) = document.get("version") else {
+        if let Some(images) = document.get("images") {
+            return Err(images.fault("'images' belongs to version 2 of the file: write 'version: 2' above it"));
+        }
+        return lenient::read(&document, name);
+    };
+    match version.text()? {
+        "1" => lenient::read(&document, name),
+        "2" => strict::read(&document, name),
+        other => Err(version.fault(format!("version {other:?} is not known, only 1 and 2 are"))),
+    }
+}
+
+/// Returns a parser's message on one line.
+fn one_line(message: &str) -> String {
+    message.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use proptest::prelude::*;
+
+    pub(super) fn parse(text: &str) -> Result<Wishlist, WishlistError> {
+        Wishlist::parse(text, Path::new("lists/hep.yaml"))
+    }
+
+    #[test]
+    fn version_is_a_number_or_a_text_and_one_where_it_is_missing() {
+        for text in ["input: []", "version: 1\ninput: []", "version: \"1\"\ninput: []", "version: '2'\nimages: []"] {
+            assert_eq!(parse(text).unwrap().name, "hep", "{text}");
+        }
+        let message = parse("version: 3\ninput: []").unwrap_err().to_string();
+        assert_eq!(message, "'lists/hep.yaml', line 1, column 10: version \"3\" is not known, only 1 and 2 are");
+        assert!(parse("images: []").unwrap_err().to_string().contains("version: 2"));
+    }
+
+    #[test]
+    fn text_that_is_no_map_is_refused() {
+        for text in ["", "\n# only a comment\n", "- a\n", "text", "version: [1]\ninput: []"] {
+            assert!(matches!(parse(text), Err(WishlistError::Parse { .. })), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn length_is_bounded() {
+        let padded = |length: u64| format!("input: []{}", "\n".repeat(usize::try_from(length).unwrap() - 9));
+        assert!(parse(&padded(LONGEST_WISHLIST)).is_ok());
+        assert!(matches!(parse(&padded(LONGEST_WISHLIST + 1)), Err(WishlistError::TooLong { .. })));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("long.yaml");
+        std::fs::write(&path, padded(LONGEST_WISHLIST + 1)).unwrap();
+        assert!(matches!(Wishlist::open(&path), Err(WishlistError::TooLong { .. })));
+        assert!(matches!(Wishlist::open(folder.path()), Err(WishlistError::Read { .. })));
+        std::fs::write(&path, b"input: ['\xff']").unwrap();
+        assert!(matches!(Wishlist::open(&path), Err(WishlistError::Read { .. })));
+    }
+
+    #[test]
+    fn example_is_a_wishlist() {
+        let wishlist = Wishlist::open(Path::new("examples/wishlist.yaml")).unwrap();
+        assert_eq!((wishlist.name.as_str(), wishlist.problems.len()), ("physics", 0));
+        assert_eq!(wishlist.repository.as_deref(), Some("unpacked.example.org"));
+        let kinds: Vec<&str> = wishlist
+            .wishes
+            .iter()
+            .map(|wish| match wish.what {
+                Wanted::Image(_) => "image",
+                Wanted::Tags { .. } => "tags",
+                Wanted::Project { .. } => "project",
+            })
+            .collect();
+        assert_eq!(kinds, ["image", "tags", "tags", "tags", "image", "project", "project"]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in ".{0,200}") {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn no_lines_of_a_wishlist_make_the_parser_panic(
+            version in "version: [12]\n",
+            lines in proptest::collection::vec(
+                "( {0,4}(- )?(input|images|image|tags|include|newest|semver|regex|project|api|name|platforms|defaults)?(: )?\
+                 ('[a-z*:/.@]{0,12}'|[a-z0-9*:/.@&\\[\\]{}>=-]{0,12})\n)", 0..12),
+        ) {
+            let _ = parse(&(version + &lines.concat()));
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! A YAML document as a tree that knows where each of its parts stands.
+//!
+//! Scalars stay texts as they are written: YAML would take the tag `22.10` for a number and lose its zero.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::{Location, Span, Spanned};
+
+/// The longest text of a document in bytes.
+const LONGEST_TEXT: usize = 4096;
+
+/// How many texts, lists and maps a document may hold, those that aliases repeat not counted.
+const MOST_NODES: usize = 250_000;
+
+/// How many parts aliases may repeat.
+const MOST_REPEATED: usize = 50_000;
+
+/// How deep a document may be nested. Wishlists are six levels deep; each level takes some kilobytes of stack.
+const DEEPEST: usize = 16;
+
+/// What is wrong with a document, and where.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub line: usize,
+    pub column: usize,
+    pub text: String,
+}
+
+/// A part of a document.
+#[derive(Debug)]
+pub(super) struct Node {
+    /// The line, from 1.
+    pub line: usize,
+    /// The character in it, from 1.
+    pub column: usize,
+    pub value: Value,
+}
+
+/// What a part of a document is.
+#[derive(Debug)]
+pub(super) enum Value {
+    /// Nothing stands there, or `null`.
+    Nothing,
+    Text(String),
+    List(Vec<Node>),
+    /// In the order of the document; no text is twice a key.
+    Map(Vec<(Node, Node)>),
+}
+
+impl Node {
+    /// Parses a document.
+    pub fn parse(text: &str) -> Result<Self, Fault> {
+        let options = serde_saphyr::options! {
+            budget: serde_saphyr::budget! {
+                max_nodes: MOST_NODES,
+                max_events: 4 * MOST_NODES,
+                max_depth: DEEPEST,
+                flow_nesting_limit: DEEPEST,
+                max_documents: 1,
+                enforce_alias_anchor_ratio: false,
+            },
+            alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MOST_REPEATED },
+            with_snippet: false,
+        };
+        let raw: RawNode = serde_saphyr::from_str_with_options(text, options).map_err(|error| syntax_fault(&error))?;
+        raw.settle(text)
+    }
+
+    /// Returns a fault of this part.
+    pub fn fault(&self, text: impl Into<String>) -> Fault {
+        Fault { line: self.line, column: self.column, text: text.into() }
+    }
+
+    /// Returns the text that this part is.
+    pub fn text(&self) -> Result<&str, Fault> {
+        match &self.value {
+            Value::Text(text) if text.is_empty() => Err(self.fault("an empty text says nothing")),
+            Value::Text(text) => Ok(text),
+            _ => Err(self.fault(format!("a text belongs here, not {}", self.kind()))),
+        }
+    }
+
+    /// Returns the texts that this part lists, or the only one that it is; there is at least one.
+    pub fn texts(&self) -> Result<Vec<(&Node, &str)>, Fault> {
+        match &self.value {
+            Value::List(items) if items.is_empty() => Err(self.fault("an empty list says nothing")),
+            Value::List(items) => items.iter().map(|item| Ok((item, item.text()?))).collect(),
+            _ => Ok(vec![(self, self.text()?)]),
+        }
+    }
+
+    /// Returns whether this part says `true`.
+    pub fn flag(&self) -> Result<bool, Fault> {
+        match &self.value {
+            Value::Text(text) if text == "true" => Ok(true),
+            Value::Text(text) if text == "false" => Ok(false),
+            _ => Err(self.fault("true or false belongs here")),
+        }
+    }
+
+    /// Returns the text as a value of type `T`.
+    pub fn parsed<T: std::str::FromStr<Err: fmt::Display>>(&self) -> Result<T, Fault> {
+        self.text()?.parse().map_err(|error| self.fault(format!("{error}")))
+    }
+
+    /// Returns the keys and values of the map that this part is.
+    pub fn map(&self) -> Result<&[(Node, Node)], Fault> {
+        match &self.value {
+            Value::Map(entries) => Ok(entries),
+            _ => Err(self.fault(format!("keys with values belong here, not {}", self.kind()))),
+        }
+    }
+
+    /// Returns the map that this part is, after seeing that it has none but the `known` keys.
+    pub fn map_of(&self, known: &[&str]) -> Result<&Self, Fault> {
+        for (key, _) in self.map()? {
+            if !known.contains(&key.text()?) {
+                return Err(key.fault(format!("unknown key {:?}; known here: {}", key.text()?, known.join(", "))));
+            }
+        }
+        Ok(self)
+    }
+
+    /// Returns the value of a key, if this part is a map that has it.
+    pub fn get(&self, wanted: &str) -> Option<&Node> {
+        let Value::Map(entries) = &self.value else { return None };
+        entries
+            .iter()
+            .find(|(key, _)| matches!(&key.value, Value::Text(text) if text == wanted))
+            .map(|(_, value)| value)
+    }
+
+    fn kind(&self) -> &'static str {
+        match &self.value {
+            Value::Nothing => "nothing",
+            Value::Text(_) => "a text",
+            Value::List(_) => "a list",
+            Value::Map(_) => "keys with values",
+        }
+    }
+}
+
+/// Returns in one line what the parser says, which names the place at the end.
+fn syntax_fault(error: &serde_saphyr::Error) -> Fault {
+    let location = error.location().unwrap_or(Location::UNKNOWN);
+    let (line, column) = place(location);
+    let text = error.without_snippet().to_string();
+    let fact = text.split(" at line ").next().unwrap_or_default();
+    Fault { line, column, text: super::one_line(fact) }
+}
+
+fn place(location: Location) -> (usize, usize) {
+    let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX).max(1);
+    (number(location.line()), number(location.column()))
+}
+
+/// A part as the parser hands it out: numbers are no texts yet.
+struct RawNode(Box<Spanned<RawValue>>);
+
+enum RawValue {
+    Nothing,
+    Text(String),
+    /// What YAML takes for a number or a truth value, in the parser's spelling.
+    Bare(String),
+    /// A text that is too long to keep, and its length in bytes.
+    TooLong(usize),
+    List(Vec<RawNode>),
+    Map(Vec<(RawNode, RawNode)>),
+}
+
+impl RawNode {
+    /// Returns the part with its texts as `document` has them.
+    fn settle(self, document: &str) -> Result<Node, Fault> {
+        let (line, column) = place(self.0.referenced);
+        let fault = |text: String| Err(Fault { line, column, text });
+        let span = self.0.defined.span();
+        let value = match self.0.value {
+            RawValue::Nothing => Value::Nothing,
+            RawValue::Text(text) => Value::Text(text),
+            RawValue::Bare(text) => Value::Text(written(document, span).unwrap_or(text)),
+            RawValue::TooLong(length) => {
+                return fault(format!("a text of {length} bytes is longer than the {LONGEST_TEXT} that are read"));
+            }
+            RawValue::List(items) => {
+                Value::List(items.into_iter().map(|item| item.settle(document)).collect::<Result<_, _>>()?)
+            }
+            RawValue::Map(entries) => {
+                Value::Map(entries.into_iter().map(|entry| settle_entry(entry, document)).collect::<Result<_, _>>()?)
+            }
+        };
+        Ok(Node { line, column, value })
+    }
+}
+
+fn settle_entry((key, value): (RawNode, RawNode), document: &str) -> Result<(Node, Node), Fault> {
+    let key = key.settle(document)?;
+    match key.value {
+        Value::Text(_) => Ok((key, value.settle(document)?)),
+        _ => Err(key.fault(format!("a key is a text, not {}", key.kind()))),
+    }
+}
+
+/// Returns what stands at a span.
+fn written(document: &str, span: Span) -> Option<String> {
+    let start = usize::try_from(span.byte_offset()?).ok()?;
+    let end = start.checked_add(usize::try_from(span.byte_len()?).ok()?)?;
+    let text = document.get(start..end)?.trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+impl<'de> Deserialize<'de> for RawNode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Spanned::deserialize(deserializer).map(|node| Self(Box::new(node)))
+    }
+}
+
+impl<'de> Deserialize<'de> for RawValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(AnyValue)
+    }
+}
+
+struct AnyValue;
+
+impl<'de> Visitor<'de> for AnyValue {
+    type Value = RawValue;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text, a list or keys with values")
+    }
+
+    fn visit_unit<E>(self) -> Result<RawValue, E> {
+        Ok(RawValue::Nothing)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<RawValue, E> {
+        Ok(RawValue::Bare(value.to_string()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<RawValue, E> {
+        Ok(RawValue::Bare(value.to_string()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<RawValue, E> {
+        Ok(RawValue::Bare(value.to_string()))
+    }
+
+    fn visit_i128<E>(self, value: i128) -> Result<RawValue, E> {
+        Ok(RawValue::Bare(value.to_string()))
+    }
+
+    fn visit_u128<E>(self, value: u128) -> Result<RawValue, E> {
+        Ok(RawValue::Bare(value.to_string()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<RawValue, E> {
+        Ok(RawValue::Bare(value.to_string()))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<RawValue, E> {
+        Ok(if text.len() > LONGEST_TEXT { RawValue::TooLong(text.len()) } else { RawValue::Text(text.to_owned()) })
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<RawValue, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = sequence.next_element()? {
+            items.push(item);
+        }
+        Ok(RawValue::List(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawValue, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(RawValue::Map(entries))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scalars_stay_as_they_are_written() {
+        let node = Node::parse("[22.10, 007, yes, 1e3, \"q\", 0x10, 3_000, -1]").unwrap();
+        let texts: Vec<&str> = node.texts().unwrap().into_iter().map(|(_, text)| text).collect();
+        assert_eq!(texts, ["22.10", "007", "yes", "1e3", "q", "0x10", "3_000", "-1"]);
+    }
+
+    #[test]
+    fn parts_know_their_places() {
+        let node = Node::parse("# comment\na: 1\nb:\n  - x\n  - {c: y}\n").unwrap();
+        let Value::List(items) = &node.get("b").unwrap().value else { panic!("is no list") };
+        assert_eq!((items[0].line, items[0].column), (4, 5));
+        let inner = items[1].get("c").unwrap();
+        assert_eq!((inner.line, inner.column, inner.text().unwrap()), (5, 9, "y"));
+    }
+
+    #[test]
+    fn aliases_repeat_what_they_name_but_not_without_end() {
+        let node = Node::parse("a: &x 1.10\nb: *x\n").unwrap();
+        assert_eq!(node.get("b").unwrap().text().unwrap(), "1.10");
+        let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for level in 1..9 {
+            let inner = vec![format!("*a{}", level - 1); 10].join(", ");
+            bomb += &format!("a{level}: &a{level} [{inner}]\n");
+        }
+        assert!(Node::parse(&bomb).is_err());
+    }
+
+    #[test]
+    fn depth_and_length_are_bounded() {
+        assert!(Node::parse(&"[".repeat(100_000)).is_err());
+        assert!(Node::parse(&"- ".repeat(100_000)).is_err());
+        assert!(Node::parse(&"a".repeat(LONGEST_TEXT)).is_ok());
+        assert!(Node::parse(&"a".repeat(LONGEST_TEXT + 1)).is_err());
+        assert!(Node::parse(&"- \n".repeat(MOST_NODES + 1)).is_err());
+    }
+
+    #[test]
+    fn mistakes_of_form_are_placed() {
+        for (text, line, part) in [
+            ("a: 1\nb: [\n", 2, "bracket"),
+            ("a: 1\na: 2\n", 2, "a"),
+            ("a: 1\n\tb: 2\n", 1, "tab"),
+            ("a: 1\n---\nb: 2\n", 2, ""),
+            ("a: 1\n? [x]\n: 2\n", 2, "key"),
+        ] {
+            let fault = Node::parse(text).unwrap_err();
+            assert!(
+                fault.line == line && fault.text.contains(part) && !fault.text.contains('\n'),
+                "{text:?} {fault:?}"
+            );
+        }
+    }
+}

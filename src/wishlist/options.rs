@@ -1,0 +1,108 @@
+//! How the images of a wish are published.
+
+use super::node::{Fault, Node, Value};
+use crate::image::{ImageName, Platform};
+
+/// How the images of a wish are published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WishOptions {
+    /// For which platforms.
+    pub platforms: PlatformOption,
+    /// Whether single layers are published.
+    pub layers: bool,
+    /// Whether the root file system and the public link are published.
+    pub flat: bool,
+    /// Which chains are published.
+    pub chains: ChainOption,
+    /// Whether images fail that CVMFS cannot hold all of.
+    pub strict: bool,
+    /// The name to publish the image under, if not its own. Only a wish for a single image has one.
+    pub name: Option<ImageName>,
+}
+
+/// For which platforms an image is published.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum PlatformOption {
+    /// The wishlist does not say.
+    #[default]
+    Unspecified,
+    /// All that the image is there for.
+    All,
+    /// Those that are listed, at least one, each once.
+    Listed(Vec<Platform>),
+}
+
+/// Which chains of an image are published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ChainOption {
+    /// The last one, which a later image may start from.
+    #[default]
+    Final,
+    /// One for each layer.
+    All,
+    /// None.
+    None,
+}
+
+impl Default for WishOptions {
+    fn default() -> Self {
+        Self {
+            platforms: PlatformOption::default(),
+            layers: true,
+            flat: true,
+            chains: ChainOption::default(),
+            strict: false,
+            name: None,
+        }
+    }
+}
+
+impl WishOptions {
+    /// The keys of a wish that [`WishOptions::read`] reads.
+    pub(super) const KEYS: [&str; 5] = ["platforms", "layers", "flat", "chains", "strict"];
+
+    /// Reads the options among the keys of `node`; those that it does not name are as they are here.
+    pub(super) fn read(&self, node: &Node) -> Result<Self, Fault> {
+        let mut options = self.clone();
+        let flags = [("layers", &mut options.layers), ("flat", &mut options.flat), ("strict", &mut options.strict)];
+        for (key, flag) in flags {
+            if let Some(value) = node.get(key) {
+                *flag = value.flag()?;
+            }
+        }
+        if let Some(value) = node.get("platforms") {
+            options.platforms = platforms(value)?;
+        }
+        if let Some(value) = node.get("chains") {
+            options.chains = chains(value)?;
+        }
+        Ok(options)
+    }
+}
+
+fn platforms(node: &Node) -> Result<PlatformOption, Fault> {
+    if matches!(&node.value, Value::Text(text) if text == "all") {
+        return Ok(PlatformOption::All);
+    }
+    let mut platforms = Vec::new();
+    for (item, text) in node.texts()? {
+        let platform: Platform = item.parsed()?;
+        let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'_' | b'-');
+        if !text.bytes().all(is_plain) {
+            return Err(item.fault(format!("{text:?} is no platform")));
+        }
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
+    }
+    Ok(PlatformOption::Listed(platforms))
+}
+
+fn chains(node: &Node) -> Result<ChainOption, Fault> {
+    match node.text()? {
+        "final" => Ok(ChainOption::Final),
+        "all" => Ok(ChainOption::All),
+        "none" => Ok(ChainOption::None),
+        other => Err(node.fault(format!("{other:?} is none of final, all and none"))),
+    }
+}

@@ -1,0 +1,479 @@
+//! Which repositories a project has: there is no standard for that, so each kind of registry is asked in its own way.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+
+use serde_json::Value;
+
+use super::place::ImageRepository;
+
+/// How many pages of a list are read.
+const MOST_PAGES: usize = 1_000;
+
+/// How many repositories a project may have.
+const MOST_REPOSITORIES: usize = 100_000;
+
+/// The hosts that Docker Hub's images are named by.
+const DOCKER_HUB_HOSTS: [&str; 4] = ["docker.io", "index.docker.io", "registry.hub.docker.com", "registry-1.docker.io"];
+
+/// Where Docker Hub answers questions about its repositories.
+const DOCKER_HUB: &str = "https://hub.docker.com";
+
+/// Why a registry could not be asked, in the words of who asked.
+pub type ListingError = Box<dyn Error + Send + Sync>;
+
+/// Asks registries what they hold. Who implements it bounds the length of each answer.
+pub trait Listing: Sync {
+    /// Returns the tags of a repository, all pages of them, in any order.
+    fn tags(&self, place: &ImageRepository) -> Result<Vec<String>, ListingError>;
+
+    /// Returns the names of all repositories of a registry, all pages of its `_catalog`.
+    fn repositories(&self, host: &str, plain_http: bool) -> Result<Vec<String>, ListingError>;
+
+    /// Fetches a JSON document; `None` where the server has nothing at that URL (status 404).
+    ///
+    /// Redirects to other hosts are for the implementation to refuse, as far as they would carry credentials there.
+    fn json(&self, url: &str) -> Result<Option<JsonPage>, ListingError>;
+}
+
+/// One page of a list.
+#[derive(Debug, Clone, Default)]
+pub struct JsonPage {
+    /// The document.
+    pub body: Value,
+    /// What the `Link` header names as `next`, as it stands there: a whole URL or one that begins with a slash.
+    pub link_next: Option<String>,
+    /// The other headers, by their names in lower case.
+    pub headers: BTreeMap<String, String>,
+}
+
+/// All repositories below a name at a registry.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Project {
+    /// How to ask for its repositories.
+    pub api: ProjectApi,
+    /// The registry's host, as it is spelt.
+    pub host: String,
+    /// The project's name; empty stands for the whole registry, which only [`ProjectApi::Catalog`] can list.
+    pub path: String,
+    /// Whether the registry speaks HTTP without encryption.
+    pub plain_http: bool,
+}
+
+/// How a registry lists the repositories of a project.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ProjectApi {
+    /// Harbor, API v2.0, "List repositories of the specified project".
+    Harbor,
+    /// GitLab, API v4, "List registry repositories", for groups and for projects.
+    GitLab {
+        /// Where its API is, without a slash at the end.
+        api_url: String,
+    },
+    /// Quay, API v1, `listRepos`; what everybody may see.
+    Quay,
+    /// Docker Hub, "List repositories in a namespace".
+    DockerHub,
+    /// The registry's `_catalog` (Docker registry, HTTP API V2, "Listing Repositories").
+    Catalog,
+}
+
+/// Why the repositories of a project are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum ProjectError {
+    /// The registry could not be asked.
+    #[error("cannot list '{what}'")]
+    Listing {
+        /// What was asked for.
+        what: String,
+        /// Why.
+        source: ListingError,
+    },
+    /// The server knows no such project.
+    #[error("'{url}' does not exist, or is not public")]
+    Missing {
+        /// What was asked for.
+        url: String,
+    },
+    /// The answer is not what the API promises.
+    #[error("the answer of '{url}' is not of the form that its API promises: {fault}")]
+    Shape {
+        /// What was asked for.
+        url: String,
+        /// How that shows.
+        fault: &'static str,
+    },
+    /// The next page would lie at another server.
+    #[error("'{url}' goes on at {next:?}, which is another server")]
+    Elsewhere {
+        /// What was asked for.
+        url: String,
+        /// Where it goes on.
+        next: String,
+    },
+    /// GitLab keeps the images at another registry than the wishlist says.
+    #[error("'{url}' says that {path:?} is at {location:?}, not at '{host}'")]
+    OtherRegistry {
+        /// What was asked for.
+        url: String,
+        /// The repository.
+        path: String,
+        /// Where it is.
+        location: String,
+        /// Where it should be.
+        host: String,
+    },
+    /// The list is too long.
+    #[error("'{url}' lists more than {MOST_REPOSITORIES} repositories or {MOST_PAGES} pages")]
+    TooMany {
+        /// What was asked for first.
+        url: String,
+    },
+}
+
+/// What one page says: names of repositories and the URL of the next page.
+type Step = (Vec<String>, Option<String>);
+
+impl Project {
+    /// Says what is wrong with the name of a project.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let is_name = |name: &str| {
+            name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+                && name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+        };
+        let names = self.path.split('/').filter(|_| !self.path.is_empty()).count();
+        let text = &self.path;
+        if self.path.len() > 255 || names > 0 && !self.path.split('/').all(is_name) {
+            return Err(format!("{text:?} names no project"));
+        }
+        match self.api {
+            ProjectApi::Harbor | ProjectApi::Quay | ProjectApi::DockerHub if names != 1 => {
+                Err(format!("{text:?} names no project: with this api it is one name"))
+            }
+            ProjectApi::GitLab { .. } if names == 0 => Err("the api gitlab needs a group or a project".to_owned()),
+            ProjectApi::DockerHub if !DOCKER_HUB_HOSTS.contains(&self.host.as_str()) => {
+                Err(format!("the api dockerhub is for {}, not for {:?}", DOCKER_HUB_HOSTS.join(", "), self.host))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the names of the project's repositories, as the registry takes them, in any order. Nobody has checked that
+    /// they are names at all.
+    pub fn repositories(&self, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
+        match &self.api {
+            ProjectApi::Harbor => self.harbor(listing),
+            ProjectApi::GitLab { api_url } => self.gitlab(api_url, listing),
+            ProjectApi::Quay => self.quay(listing),
+            ProjectApi::DockerHub => self.docker_hub(listing),
+            ProjectApi::Catalog => self.catalog(listing),
+        }
+    }
+
+    fn origin(&self) -> String {
+        format!("{}://{}", if self.plain_http { "http" } else { "https" }, self.host)
+    }
+
+    fn harbor(&self, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
+        let origin = self.origin();
+        let first = format!("{origin}/api/v2.0/projects/{}/repositories?page=1&page_size=100", self.path);
+        pages(listing, first, |page, url| {
+            let names = items(&page.body, url)?.iter().map(|item| text(item, "name", url).map(str::to_owned));
+            let next = page.link_next.as_deref().map(|next| same_server(&origin, url, next)).transpose()?;
+            Ok((names.collect::<Result<_, _>>()?, next))
+        })
+    }
+
+    /// Asks for a group first; a path with a slash may also be that of a single project.
+    fn gitlab(&self, api_url: &str, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
+        let of_group = self.gitlab_list(api_url, "groups", listing);
+        if of_group.is_ok() || !self.path.contains('/') {
+            return of_group;
+        }
+        match (of_group, self.gitlab_list(api_url, "projects", listing)) {
+            (_, Ok(of_project)) => Ok(of_project),
+            (Err(ProjectError::Missing { .. }), Err(error)) | (Err(error), Err(_)) => Err(error),
+            (Ok(of_group), _) => Ok(of_group),
+        }
+    }
+
+    fn gitlab_list(&self, api_url: &str, kind: &str, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
+        let encoded = self.path.replace('/', "%2F");
+        let list = format!("{api_url}/api/v4/{kind}/{encoded}/registry/repositories?per_page=100&page=");
+        pages(listing, format!("{list}1"), |page, url| {
+            let names = items(&page.body, url)?.iter().map(|item| self.gitlab_name(item, url));
+            let shape = |fault| ProjectError::Shape { url: url.to_owned(), fault };
+            let next = match page.headers.get("x-next-page").map(|next| next.trim()) {
+                None | Some("") => None,
+                Some(next) => {
+                    let number: u32 = next.parse().map_err(|_| shape("X-Next-Page is not a number"))?;
+                    Some(format!("{list}{number}"))
+                }
+            };
+            Ok((names.collect::<Result<_, _>>()?, next))
+        })
+    }
+
+    /// Returns a repository's name, after seeing that it is at the registry of the wish, where GitLab says so.
+    fn gitlab_name(&self, item: &Value, url: &str) -> Result<String, ProjectError> {
+        let path = text(item, "path", url)?;
+        match item.get("location").and_then(Value::as_str) {
+            Some(location) if location != format!("{}/{path}", self.host) => Err(ProjectError::OtherRegistry {
+                url: url.to_owned(),
+                path: path.to_owned(),
+                location: location.to_owned(),
+                host: self.host.clone(),
+            }),
+            _ => Ok(path.to_owned()),
+        }
+    }
+
+    fn quay(&self, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
+        let first = format!("{}/api/v1/repository?namespace={}&public=true", self.origin(), self.path);
+        pages(listing, first.clone(), |page, url| {
+            let mut names = Vec::new();
+            for item in items(member(&page.body, "repositories", url)?, url)? {
+                // Quay also holds what are no images.
+                if item.get("kind").and_then(Value::as_str).is_none_or(|kind| kind == "image") {
+                    names.push(format!("{}/{}", text(item, "namespace", url)?, text(item, "name", url)?));
+                }
+            }
+            let token = page.body.get("next_page").and_then(Value::as_str).filter(|token| !token.is_empty());
+            Ok((names, token.map(|token| format!("{first}&next_page={}", percent_encoded(token)))))
+        })
+    }
+
+    fn docker_hub(&self, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
+        let first = format!("{DOCKER_HUB}/v2/namespaces/{}/repositories/?page_size=100", self.path);
+        pages(listing, first, |page, url| {
+            let mut names = Vec::new();
+            for item in items(member(&page.body, "results", url)?, url)? {
+                if item.get("repository_type").and_then(Value::as_str).is_none_or(|kind| kind == "image") {
+                    names.push(format!("{}/{}", self.path, text(item, "name", url)?));
+                }
+            }
+            let next = page.body.get("next").and_then(Value::as_str);
+            Ok((names, next.map(|next| same_server(DOCKER_HUB, url, next)).transpose()?))
+        })
+    }
+
+    fn catalog(&self, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
+        let what = format!("{}/v2/_catalog", self.origin());
+        let all = listing
+            .repositories(&self.host, self.plain_http)
+            .map_err(|source| ProjectError::Listing { what: what.clone(), source })?;
+        let names: Vec<String> = all.into_iter().filter(|name| self.holds(name)).collect();
+        if names.len() > MOST_REPOSITORIES { Err(ProjectError::TooMany { url: what }) } else { Ok(names) }
+    }
+
+    /// Tells whether a repository belongs to the project by its name: is it, or lies below it.
+    pub(super) fn holds(&self, name: &str) -> bool {
+        let rest = name.strip_prefix(&self.path);
+        self.path.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
+/// Reads pages until one names no next.
+fn pages(
+    listing: &dyn Listing,
+    first: String,
+    read: impl Fn(&JsonPage, &str) -> Result<Step, ProjectError>,
+) -> Result<Vec<String>, ProjectError> {
+    let mut all = Vec::new();
+    let mut url = first.clone();
+    for _ in 0..MOST_PAGES {
+        let answer = listing.json(&url).map_err(|source| ProjectError::Listing { what: url.clone(), source })?;
+        let page = answer.ok_or_else(|| ProjectError::Missing { url: url.clone() })?;
+        let (names, next) = read(&page, &url)?;
+        all.extend(names);
+        if all.len() > MOST_REPOSITORIES {
+            break;
+        }
+        match next {
+            Some(next) => url = next,
+            None => return Ok(all),
+        }
+    }
+    Err(ProjectError::TooMany { url: first })
+}
+
+fn items<'v>(value: &'v Value, url: &str) -> Result<&'v [Value], ProjectError> {
+    let fault = "there is no list";
+    value.as_array().map(Vec::as_slice).ok_or_else(|| ProjectError::Shape { url: url.to_owned(), fault })
+}
+
+fn member<'v>(value: &'v Value, name: &str, url: &str) -> Result<&'v Value, ProjectError> {
+    let fault = "there is no member with a list";
+    value.get(name).ok_or_else(|| ProjectError::Shape { url: url.to_owned(), fault })
+}
+
+fn text<'v>(value: &'v Value, name: &str, url: &str) -> Result<&'v str, ProjectError> {
+    let fault = "a repository has no name";
+    value.get(name).and_then(Value::as_str).ok_or_else(|| ProjectError::Shape { url: url.to_owned(), fault })
+}
+
+/// Returns the URL that `next` stands for, if it is at the server `origin`.
+fn same_server(origin: &str, url: &str, next: &str) -> Result<String, ProjectError> {
+    let whole =
+        if next.starts_with('/') && !next.starts_with("//") { format!("{origin}{next}") } else { next.to_owned() };
+    let is_clean = whole.bytes().all(|b| b.is_ascii_graphic() && b != b'\\');
+    match whole.strip_prefix(origin) {
+        Some(rest) if rest.starts_with('/') && is_clean => Ok(whole),
+        _ => Err(ProjectError::Elsewhere { url: url.to_owned(), next: next.to_owned() }),
+    }
+}
+
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
+            _ => encoded += &format!("%{byte:02X}"),
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::expand::tests::Registries;
+    use super::*;
+
+    use serde_json::json;
+
+    fn project(api: ProjectApi, host: &str, path: &str) -> Project {
+        Project { api, host: host.to_owned(), path: path.to_owned(), plain_http: false }
+    }
+
+    fn gitlab(path: &str) -> Project {
+        let api_url = "https://gitlab.example.org".to_owned();
+        project(ProjectApi::GitLab { api_url }, "registry.example.org", path)
+    }
+
+    #[test]
+    fn harbor_goes_on_where_the_link_header_points() {
+        let first = "https://harbor.example.org/api/v2.0/projects/physics/repositories?page=1&page_size=100";
+        let second = "/api/v2.0/projects/physics/repositories?page=2&page_size=100";
+        let item = |name: &str| {
+            json!({"artifact_count": 1, "creation_time": "2024-01-09T10:00:00.000Z", "id": 7, "name": name,
+                   "project_id": 2, "pull_count": 3, "update_time": "2024-01-09T10:00:00.000Z"})
+        };
+        let mut registries = Registries::default();
+        registries.page(first, json!([item("physics/a"), item("physics/tools/b")])).link_next = Some(second.to_owned());
+        registries.page(&format!("https://harbor.example.org{second}"), json!([item("physics/c")]));
+        let project = project(ProjectApi::Harbor, "harbor.example.org", "physics");
+        assert_eq!(project.repositories(&registries).unwrap(), ["physics/a", "physics/tools/b", "physics/c"]);
+    }
+
+    #[test]
+    fn next_page_at_another_server_is_refused() {
+        let first = "https://harbor.example.org/api/v2.0/projects/physics/repositories?page=1&page_size=100";
+        let project = project(ProjectApi::Harbor, "harbor.example.org", "physics");
+        for next in [
+            "https://evil.example.org/x",
+            "//evil.example.org/x",
+            "https://harbor.example.org.evil.example.org/x",
+            "https://harbor.example.org@evil.example.org/x",
+            "http://harbor.example.org/x",
+            "x",
+            "/x\n",
+        ] {
+            let mut registries = Registries::default();
+            registries.page(first, json!([])).link_next = Some(next.to_owned());
+            let error = project.repositories(&registries).unwrap_err();
+            assert!(matches!(error, ProjectError::Elsewhere { .. }), "{next}: {error}");
+        }
+    }
+
+    #[test]
+    fn gitlab_lists_a_group_by_page_numbers() {
+        let list = "https://gitlab.example.org/api/v4/groups/group%2Fsub/registry/repositories?per_page=100&page=";
+        let item = |path: &str| {
+            json!({"id": 1, "name": "", "path": path, "project_id": 9, "location": format!("registry.example.org/{path}"),
+                   "created_at": "2019-01-10T13:38:57.391Z", "cleanup_policy_started_at": null})
+        };
+        let mut registries = Registries::default();
+        let page = registries.page(&format!("{list}1"), json!([item("group/sub/a")]));
+        page.headers.insert("x-next-page".to_owned(), "2".to_owned());
+        let page = registries.page(&format!("{list}2"), json!([item("group/sub/a/b")]));
+        page.headers.insert("x-next-page".to_owned(), String::new());
+        assert_eq!(gitlab("group/sub").repositories(&registries).unwrap(), ["group/sub/a", "group/sub/a/b"]);
+    }
+
+    #[test]
+    fn gitlab_path_may_be_that_of_a_project() {
+        let url = "https://gitlab.example.org/api/v4/projects/group%2Ftool/registry/repositories?per_page=100&page=1";
+        let mut registries = Registries::default();
+        registries.page(url, json!([{"path": "group/tool", "location": "registry.example.org/group/tool"}]));
+        assert_eq!(gitlab("group/tool").repositories(&registries).unwrap(), ["group/tool"]);
+        assert!(matches!(gitlab("group/none").repositories(&registries), Err(ProjectError::Missing { .. })));
+        assert!(matches!(gitlab("none").repositories(&registries), Err(ProjectError::Missing { .. })));
+    }
+
+    #[test]
+    fn gitlab_of_another_registry_is_told() {
+        let url = "https://gitlab.example.org/api/v4/groups/group/registry/repositories?per_page=100&page=1";
+        let mut registries = Registries::default();
+        registries.page(url, json!([{"path": "group/a", "location": "registry.example.org:5050/group/a"}]));
+        let error = gitlab("group").repositories(&registries).unwrap_err();
+        assert!(error.to_string().contains("registry.example.org:5050"), "{error}");
+    }
+
+    #[test]
+    fn quay_goes_on_with_the_token_of_the_page() {
+        let first = "https://quay.io/api/v1/repository?namespace=org&public=true";
+        let item = |name: &str, kind: &str| json!({"namespace": "org", "name": name, "description": null, "is_public": true, "kind": kind, "state": "NORMAL"});
+        let mut registries = Registries::default();
+        let body = json!({"repositories": [item("a", "image"), item("chart", "application")], "next_page": "gA/=+&x"});
+        registries.page(first, body);
+        registries.page(&format!("{first}&next_page=gA%2F%3D%2B%26x"), json!({"repositories": [item("b", "image")]}));
+        let project = project(ProjectApi::Quay, "quay.io", "org");
+        assert_eq!(project.repositories(&registries).unwrap(), ["org/a", "org/b"]);
+    }
+
+    #[test]
+    fn docker_hub_goes_on_at_its_next_url() {
+        let first = "https://hub.docker.com/v2/namespaces/org/repositories/?page_size=100";
+        let next = "https://hub.docker.com/v2/namespaces/org/repositories?page=2&page_size=100";
+        let item = |name: &str, kind: Option<&str>| json!({"name": name, "namespace": "org", "repository_type": kind, "status": 1, "is_private": false});
+        let mut registries = Registries::default();
+        let results = [item("a", Some("image")), item("driver", Some("plugin"))];
+        registries.page(first, json!({"count": 3, "next": next, "previous": null, "results": results}));
+        registries.page(next, json!({"count": 3, "next": null, "previous": first, "results": [item("b", None)]}));
+        let project = project(ProjectApi::DockerHub, "docker.io", "org");
+        assert_eq!(project.repositories(&registries).unwrap(), ["org/a", "org/b"]);
+    }
+
+    #[test]
+    fn catalog_is_cut_to_what_lies_below_the_project() {
+        let mut registries = Registries::default();
+        registries.catalog("r.example.org", &["a", "a/b", "ab/c", "b/a"]);
+        let below = |path: &str| project(ProjectApi::Catalog, "r.example.org", path).repositories(&registries).unwrap();
+        assert_eq!(below("a"), ["a", "a/b"]);
+        assert_eq!(below("").len(), 4);
+    }
+
+    #[test]
+    fn list_without_end_is_cut_off() {
+        let url = "https://harbor.example.org/api/v2.0/projects/physics/repositories?page=1&page_size=100";
+        let mut registries = Registries::default();
+        registries.page(url, json!([{"name": "physics/a"}])).link_next = Some(url.to_owned());
+        let project = project(ProjectApi::Harbor, "harbor.example.org", "physics");
+        assert!(matches!(project.repositories(&registries), Err(ProjectError::TooMany { .. })));
+    }
+
+    #[test]
+    fn answers_of_another_form_are_errors() {
+        let harbor = "https://h.org/api/v2.0/projects/p/repositories?page=1&page_size=100";
+        let quay = "https://h.org/api/v1/repository?namespace=p&public=true";
+        for body in [json!(null), json!({}), json!({"errors": []}), json!([1]), json!([{"name": 1}]), json!("x")] {
+            let mut registries = Registries::default();
+            registries.page(harbor, body.clone());
+            registries.page(quay, json!({"repositories": body}));
+            for api in [ProjectApi::Harbor, ProjectApi::Quay] {
+                let answer = project(api, "h.org", "p").repositories(&registries);
+                assert!(matches!(answer, Err(ProjectError::Shape { .. })), "{body}");
+            }
+        }
+    }
+}

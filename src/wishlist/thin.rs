@@ -1,0 +1,88 @@
+//! How a recipe of version 1 names thin images.
+
+use crate::image::ImageReference;
+use crate::source::ImageArgument;
+
+/// How often one variable is replaced, as in the converter whose recipes these are.
+const REPLACEMENTS: usize = 5;
+
+/// The `output_format` of a recipe: a text with variables such as `$(image)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputFormat(String);
+
+impl Default for OutputFormat {
+    fn default() -> Self {
+        Self::new("$(scheme)://$(registry)/$(repository)_thin:$(tag)")
+    }
+}
+
+impl OutputFormat {
+    /// Returns a format; any text is one.
+    pub fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// Returns the name of the thin image of an image at a registry; images at other places have none.
+    ///
+    /// `$(reference)` is the tag with its colon, the digest with its `@`, or both, and `$(image)` is the repository with
+    /// the reference. A variable without a value is empty.
+    pub fn thin_name(&self, image: &ImageArgument) -> Option<String> {
+        let ImageArgument::Registry { name, digest, plain_http } = image else { return None };
+        let tag = match name.reference() {
+            ImageReference::Tag(tag) => tag.as_str(),
+            ImageReference::Digest(_) => "",
+        };
+        let digest = digest.map(|digest| digest.to_string()).unwrap_or_default();
+        let prefixed = |sign, text: &str| if text.is_empty() { String::new() } else { format!("{sign}{text}") };
+        let reference = prefixed(':', tag) + &prefixed('@', &digest);
+        let whole = format!("{}{reference}", name.repository());
+        let values = [
+            ("$(scheme)", if *plain_http { "http" } else { "https" }),
+            ("$(registry)", name.host()),
+            ("$(repository)", name.repository()),
+            ("$(digest)", &digest),
+            ("$(tag)", tag),
+            ("$(reference)", &reference),
+            ("$(image)", &whole),
+        ];
+        Some(values.iter().fold(self.0.clone(), |text, (variable, value)| text.replacen(variable, value, REPLACEMENTS)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::image::Digest;
+
+    fn thin(format: &str, image: &str) -> String {
+        OutputFormat::new(format).thin_name(&image.parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn variables_stand_for_the_parts_of_the_name() {
+        let digest = Digest::of(b"");
+        let image = format!("http://h.org:5000/atlas/athena:21.0@{digest}");
+        assert_eq!(
+            thin("$(scheme) $(registry) $(repository) $(digest) $(tag) $(reference) $(image)", &image),
+            format!("http h.org:5000 atlas/athena {digest} 21.0 :21.0@{digest} atlas/athena:21.0@{digest}")
+        );
+        let image = "https://h.org/atlas/athena:21.0";
+        assert_eq!(thin("$(scheme)://r.org/thin/$(image)", image), "https://r.org/thin/atlas/athena:21.0");
+        assert_eq!(thin("$(repository)$(reference)|$(digest)|$(image", image), "atlas/athena:21.0||$(image");
+        let image = format!("h.org/a@{digest}");
+        assert_eq!(thin("$(image) '$(tag)'", &image), format!("a@{digest} ''"));
+    }
+
+    #[test]
+    fn default_adds_thin_to_the_repository() {
+        let name = OutputFormat::default().thin_name(&"http://h.org/a/b:t".parse().unwrap());
+        assert_eq!(name.as_deref(), Some("http://h.org/a/b_thin:t"));
+        assert_eq!(OutputFormat::default().thin_name(&"oci:dir".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn variable_is_replaced_five_times() {
+        assert_eq!(thin(&"$(tag)".repeat(6), "h.org/a:t"), "ttttt$(tag)");
+    }
+}
