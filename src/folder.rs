@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use rsa::PublicKey;
 
@@ -11,6 +12,7 @@ use crate::catalog::{StateDatabase, StateError};
 use crate::manifest::keys::read_public_key;
 use crate::manifest::{KeyError, Keys, RepositoryName};
 use crate::settings::{Settings, SettingsError};
+use crate::source::registry::{Registries, RegistriesSettings, RegistryError};
 use crate::store::{DirectoryStore, LocalServer, StoreError};
 
 /// Why a repository folder cannot be used.
@@ -41,6 +43,9 @@ pub enum FolderError {
     /// The storage cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Registries cannot be asked as the settings or the environment have it.
+    #[error(transparent)]
+    Registries(#[from] RegistryError),
     /// The state cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
@@ -51,6 +56,7 @@ pub enum FolderError {
 pub struct RepositoryFolder {
     path: PathBuf,
     settings: Settings,
+    registries: Arc<OnceLock<Registries>>,
 }
 
 impl RepositoryFolder {
@@ -59,7 +65,7 @@ impl RepositoryFolder {
         if !path.join(Settings::FILE_NAME).is_file() {
             return Err(FolderError::NoFolder(path.to_owned()));
         }
-        Ok(Self { path: path.to_owned(), settings: Settings::open(path)? })
+        Ok(Self { path: path.to_owned(), settings: Settings::open(path)?, registries: Arc::default() })
     }
 
     /// Creates a folder with its settings. Nothing may be at `path` but an empty folder.
@@ -70,7 +76,7 @@ impl RepositoryFolder {
             return Err(FolderError::Exists(path.to_owned()));
         }
         fs::write(path.join(Settings::FILE_NAME), settings.write()).map_err(io_error("write the settings in"))?;
-        Ok(Self { path: path.to_owned(), settings })
+        Ok(Self { path: path.to_owned(), settings, registries: Arc::default() })
     }
 
     /// Returns where it is.
@@ -106,6 +112,16 @@ impl RepositoryFolder {
     /// Reads the public master key, for which no private key need be readable.
     pub fn public_key(&self) -> Result<PublicKey, FolderError> {
         Ok(read_public_key(&self.public_key_path())?)
+    }
+
+    /// Returns the registries that images are fetched from, the same ones each time: they share tokens and limits.
+    pub fn registries(&self) -> Result<&Registries, FolderError> {
+        if let Some(registries) = self.registries.get() {
+            return Ok(registries);
+        }
+        let settings = RegistriesSettings { folder: self.path.clone(), hosts: self.settings.registries.clone() };
+        let registries = Registries::new(settings, &|name| std::env::var_os(name))?;
+        Ok(self.registries.get_or_init(|| registries))
     }
 
     /// Opens the storage.

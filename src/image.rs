@@ -237,7 +237,7 @@ impl FromStr for ImageName {
             Some((repository, tag)) => (repository, Some(tag)),
             None => (rest, None),
         };
-        if repository.len() > 255 || !repository.split('/').all(is_repository_component) {
+        if !is_repository(repository) {
             return Err(wrong("its repository is not lower-case words joined by '.', '_', '-' and '/'"));
         }
         let reference = match (tag, digest) {
@@ -264,6 +264,11 @@ fn is_host(host: &str) -> bool {
     name_is_right && name != "podmanStore" && port.is_none_or(|port| port.parse::<u16>().is_ok())
 }
 
+/// Tells whether `text` is the name of a repository at a registry.
+pub(crate) fn is_repository(text: &str) -> bool {
+    text.len() <= 255 && text.split('/').all(is_repository_component)
+}
+
 /// Tells whether `text` is one path component of a repository name (distribution-spec, "Pulling manifests").
 fn is_repository_component(text: &str) -> bool {
     let bytes = text.as_bytes();
@@ -275,7 +280,7 @@ fn is_repository_component(text: &str) -> bool {
 }
 
 /// Tells whether `text` is a tag (distribution-spec, "Pulling manifests").
-fn is_tag(text: &str) -> bool {
+pub(crate) fn is_tag(text: &str) -> bool {
     let bytes = text.as_bytes();
     let is_word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     !bytes.is_empty()

@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     let result = match &arguments.command {
         Command::Init(init) => cli::init::run(&arguments, init),
         Command::Convert(convert) => cli::convert::run(&arguments, convert),
+        Command::Sync(sync) => cli::sync::run(&arguments, sync),
         Command::Info(info) => cli::show::info(&arguments, info),
         Command::List => cli::show::list(&arguments),
         Command::Check(check) => cli::check::run(&arguments, check),

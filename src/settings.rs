@@ -1,11 +1,14 @@
 //! `strata.toml`: what one repository is set to.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::manifest::{RepositoryName, RepositoryNameError};
 use crate::object::Compression;
+use crate::source::registry::RegistrySettings;
 
 /// Why the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +41,16 @@ pub enum SettingsError {
         /// Why.
         source: RepositoryNameError,
     },
+    /// What is set for a registry contradicts itself.
+    #[error("'{}', registry {host}: {fault}", path.display())]
+    Registry {
+        /// The file.
+        path: PathBuf,
+        /// The registry.
+        host: String,
+        /// What is wrong.
+        fault: &'static str,
+    },
     /// A value is out of its range.
     #[error("'{}': {fault}", path.display())]
     Range {
@@ -65,6 +78,10 @@ pub struct Settings {
     pub modes: Modes,
     /// About how many entries a catalog inside an image has.
     pub catalog_entries: usize,
+    /// How much time passes at least between two revisions of one synchronisation with a wishlist.
+    pub publish_every: Duration,
+    /// How registries are asked, by their host and port.
+    pub registries: BTreeMap<String, RegistrySettings>,
 }
 
 /// What becomes of permissions in `.flat`.
@@ -94,6 +111,10 @@ struct File {
     modes: Modes,
     #[serde(default)]
     catalog: CatalogSection,
+    #[serde(default)]
+    publish: PublishSection,
+    #[serde(default)]
+    registries: BTreeMap<String, RegistrySettings>,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -102,8 +123,36 @@ struct CatalogSection {
     entries: Option<usize>,
 }
 
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PublishSection {
+    every: Option<String>,
+}
+
+/// How much time passes at least between two revisions where nothing else is set.
+pub const DEFAULT_PUBLISH_EVERY: Duration = Duration::from_secs(60);
+
 /// About how many entries a catalog inside an image has where nothing else is set.
 pub const DEFAULT_CATALOG_ENTRIES: usize = 25_000;
+
+/// What the file says of registries, none of which is set in a new repository.
+const REGISTRY_EXAMPLE: &str = r#"# A registry that needs more than its name, one section for each. Credentials are also taken from the variables of
+# DUCC, and from where podman and docker keep theirs. Files are relative to this folder.
+#[registries."registry.example.org"]
+#username = "robot"
+# The password, or a file that holds it.
+#password = "secret"
+#password_file = "registry.password"
+# Where to ask first, in this order, and whether to ask nowhere else.
+#mirrors = ["https://cache.example.org/prefix"]
+#mirrors_only = false
+# Whether it speaks HTTP without encryption.
+#plain_http = false
+# Certificates that it is trusted by, beside those of the system.
+#ca = "registry-ca.pem"
+# How many requests it gets at a time: 1 to 256.
+#connections = 8
+"#;
 
 impl Settings {
     /// The file's name in the repository folder.
@@ -119,6 +168,8 @@ impl Settings {
             compression: Compression::default(),
             modes: Modes::default(),
             catalog_entries: DEFAULT_CATALOG_ENTRIES,
+            publish_every: DEFAULT_PUBLISH_EVERY,
+            registries: BTreeMap::new(),
         }
     }
 
@@ -138,6 +189,19 @@ impl Settings {
         if !(1_000..=crate::catalog::MAXIMUM_ENTRIES).contains(&catalog_entries) {
             return Err(SettingsError::Range { path: path(), fault: "catalog.entries is not between 1000 and 100000" });
         }
+        let publish_every = file.publish.every.map(|text| humantime::parse_duration(&text)).transpose();
+        let publish_every = publish_every.map_err(|_| SettingsError::Range {
+            path: path(),
+            fault: "publish.every is no time such as \"1m\" or \"90s\"",
+        })?;
+        for (host, registry) in &file.registries {
+            let is_no_host = host.is_empty() || host.contains('/');
+            let fault =
+                is_no_host.then_some("its name is not of the form host or host:port").or_else(|| registry.fault());
+            if let Some(fault) = fault {
+                return Err(SettingsError::Registry { path: path(), host: host.clone(), fault });
+            }
+        }
         Ok(Self {
             storage: file.storage.unwrap_or(defaults.storage),
             keys: file.keys.unwrap_or(defaults.keys),
@@ -145,6 +209,8 @@ impl Settings {
             compression: file.compression,
             modes: file.modes,
             catalog_entries,
+            publish_every: publish_every.unwrap_or(defaults.publish_every),
+            registries: file.registries,
             repository: defaults.repository,
         })
     }
@@ -170,7 +236,10 @@ impl Settings {
              #modes = \"exact\"\n\n\
              [catalog]\n\
              # About how many entries a catalog inside an image has: 1000 to 100000.\n\
-             #entries = {DEFAULT_CATALOG_ENTRIES}\n",
+             #entries = {DEFAULT_CATALOG_ENTRIES}\n\n\
+             [publish]\n\
+             # How much time passes at least between two revisions while \"strata sync\" works.\n\
+             #every = \"1m\"\n\n{REGISTRY_EXAMPLE}",
             self.repository,
             path("storage", &self.storage, &defaults.storage),
             path("keys", &self.keys, &defaults.keys),
@@ -209,11 +278,36 @@ mod tests {
     #[test]
     fn every_commented_default_is_a_setting() {
         let settings = Settings::new("a.example.org".parse().unwrap());
-        let uncommented = settings.write().replace("\n#", "\n").replace("\n ", "\n# ");
-        let lines: Vec<&str> =
-            uncommented.lines().filter(|line| line.contains(" = ") || line.starts_with('[')).collect();
-        assert_eq!(parse(&lines.join("\n")).unwrap(), settings);
-        assert_eq!(lines.len(), 8);
+        let lines = uncommented(&settings);
+        let defaults: Vec<&str> =
+            lines.iter().map(String::as_str).take_while(|line| !line.starts_with("[registries")).collect();
+        assert_eq!(parse(&format!("repository = \"a.example.org\"\n{}", defaults.join("\n"))).unwrap(), settings);
+        assert_eq!(defaults.len(), 9);
+    }
+
+    #[test]
+    fn every_line_of_the_example_of_a_registry_is_a_setting() {
+        let lines = uncommented(&Settings::new("a.example.org".parse().unwrap()));
+        let example: Vec<String> = lines.into_iter().skip_while(|line| !line.contains("registries")).collect();
+        assert_eq!(example.len(), 9);
+        for left_out in ["password =", "password_file ="] {
+            let lines: Vec<&str> =
+                example.iter().map(String::as_str).filter(|line| !line.starts_with(left_out)).collect();
+            let settings = parse(&format!("repository = \"a.b\"\n{}", lines.join("\n"))).unwrap();
+            let registry = &settings.registries["registry.example.org"];
+            assert_eq!(registry.username.as_deref(), Some("robot"));
+            assert_eq!(registry.connections, Some(crate::source::registry::DEFAULT_CONNECTIONS));
+        }
+        let error = parse(&format!("repository = \"a.b\"\n{}", example.join("\n"))).unwrap_err();
+        assert!(error.to_string().contains("registry.example.org: password and password_file"), "{error}");
+    }
+
+    /// Returns the lines of a new file that set something, commented out or not, but for the repository's name.
+    fn uncommented(settings: &Settings) -> Vec<String> {
+        let text = settings.write().replace("\n#", "\n").replace("\n ", "\n# ");
+        let is_setting =
+            |line: &&str| (line.contains(" = ") || line.starts_with('[')) && !line.starts_with("repository");
+        text.lines().filter(is_setting).map(str::to_owned).collect()
     }
 
     #[test]
@@ -235,5 +329,11 @@ mod tests {
         assert!(matches!(parse("repository = \"a/b\""), Err(SettingsError::Name { .. })));
         assert!(matches!(parse("repository = \"a.b\"\n[catalog]\nentries = 999"), Err(SettingsError::Range { .. })));
         assert!(parse("repository = \"a.b\"\n[catalog]\nentries = 1000").is_ok());
+        for wrong in ["[registries.\"https://h.org\"]", "[registries.\"h.org\"]\nconnections = 0"] {
+            let error = parse(&format!("repository = \"a.b\"\n{wrong}")).unwrap_err();
+            assert!(matches!(&error, SettingsError::Registry { .. }), "{error}");
+        }
+        let secret = parse("repository = \"a.b\"\n[registries.\"h.org\"]\npassword = 12345").unwrap_err();
+        assert!(!secret.to_string().contains("12345"), "{secret}");
     }
 }

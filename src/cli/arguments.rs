@@ -46,6 +46,8 @@ pub enum Command {
     Init(Init),
     /// Convert images and publish them together, as one revision
     Convert(Convert),
+    /// Bring the repository in step with a wishlist: convert what is new or has changed, and publish it together
+    Sync(Sync),
     /// Show what is known about the repository or about one image
     Info(Info),
     /// List the images of the repository
@@ -96,7 +98,7 @@ pub enum Hash {
 /// Converts images.
 #[derive(Debug, Args)]
 pub struct Convert {
-    /// Images: oci:DIR[:REF], oci-archive:FILE[:REF], docker-archive:FILE[:REF]
+    /// Images: docker://HOST/NAME:TAG (or http://…), oci:DIR[:REF], oci-archive:FILE[:REF], docker-archive:FILE[:REF]
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<ImageArgument>,
     /// Name to publish the image under, as host/name:tag; only with one image
@@ -123,6 +125,35 @@ pub struct Convert {
     /// Fail images that CVMFS cannot hold all of
     #[arg(long)]
     pub strict: bool,
+    /// How many threads work [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    /// How much content may be in flight
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    pub memory: ByteSize,
+    /// How long to wait for another publisher
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    pub wait: Duration,
+}
+
+/// Brings the repository in step with a wishlist.
+#[derive(Debug, Args)]
+pub struct Sync {
+    /// Wishlist, of version 2 or in the form of DUCC's recipes
+    #[arg(value_name = "WISHLIST.yaml")]
+    pub wishlist: PathBuf,
+    /// Do it again and again
+    #[arg(long)]
+    pub watch: bool,
+    /// How long to wait between two rounds
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration, requires = "watch")]
+    pub every: Duration,
+    /// Remove what the wishlist held once and holds no longer
+    #[arg(long)]
+    pub prune: bool,
+    /// Tell other programs what happens, in a file in the form of DUCC's, one line of JSON each
+    #[arg(short, long, value_name = "FILE")]
+    pub notification_file: Option<PathBuf>,
     /// How many threads work [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
@@ -168,7 +199,7 @@ pub struct Check {
 /// Verifies an image.
 #[derive(Debug, Args)]
 pub struct Verify {
-    /// Image: oci:DIR[:REF], oci-archive:FILE[:REF], docker-archive:FILE[:REF]
+    /// Image: docker://HOST/NAME:TAG (or http://…), oci:DIR[:REF], oci-archive:FILE[:REF], docker-archive:FILE[:REF]
     #[arg(value_name = "IMAGE")]
     pub image: ImageArgument,
     /// Name that the image is published under, as host/name:tag
@@ -224,7 +255,7 @@ pub struct Mount {
 /// Previews an image.
 #[derive(Debug, Args)]
 pub struct Preview {
-    /// Image: oci:DIR[:REF], oci-archive:FILE[:REF], docker-archive:FILE[:REF]
+    /// Image: docker://HOST/NAME:TAG (or http://…), oci:DIR[:REF], oci-archive:FILE[:REF], docker-archive:FILE[:REF]
     #[arg(value_name = "IMAGE")]
     pub image: ImageArgument,
     /// Folder to mount on

@@ -9,9 +9,11 @@ pub mod findings;
 pub mod init;
 pub mod interrupt;
 pub mod mount;
+pub mod notify;
 pub mod preview;
 pub mod progress;
 pub mod show;
+pub mod sync;
 pub mod verify;
 
 use std::fmt;

@@ -1,59 +1,121 @@
 //! Progress on a terminal, and log lines that do not tear it apart.
 
+use std::collections::HashMap;
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use strata::message::on_one_line;
 use strata::progress::Progress;
 
-/// The bar that is shown now, if one is.
-static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
+/// The bars that are shown now, if any are.
+static SHOWN: Mutex<Option<MultiProgress>> = Mutex::new(None);
 
-fn shown() -> std::sync::MutexGuard<'static, Option<ProgressBar>> {
+fn shown() -> MutexGuard<'static, Option<MultiProgress>> {
     SHOWN.lock().expect("no thread panics while it draws")
 }
 
-/// Shows progress until it is dropped; nothing where standard error is no terminal.
+/// Shows how far one or several pieces of work are, until it is dropped; nothing where standard error is no terminal.
 pub struct Display {
-    done: Arc<AtomicBool>,
+    board: Option<Arc<Board>>,
     thread: Option<JoinHandle<()>>,
+}
+
+struct Board {
+    bars: MultiProgress,
+    /// What the line below all others says; empty for none.
+    summary: ProgressBar,
+    /// Work under way, by what it is called.
+    lines: Mutex<HashMap<String, (ProgressBar, Arc<Progress>)>>,
+    done: AtomicBool,
 }
 
 impl Display {
     /// Starts to show what `progress` says.
     pub fn start(progress: &Arc<Progress>, quiet: bool) -> Self {
-        let done = Arc::new(AtomicBool::new(false));
+        let display = Self::start_empty(quiet);
+        display.add("", progress);
+        display
+    }
+
+    /// Starts to show nothing yet.
+    pub fn start_empty(quiet: bool) -> Self {
         if quiet || !io::stderr().is_terminal() {
-            return Self { done, thread: None };
+            return Self { board: None, thread: None };
         }
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        let style = "{spinner} {msg}  {bytes} of {total_bytes}, {bytes_per_sec}, {elapsed}";
-        bar.set_style(ProgressStyle::with_template(style).expect("the template is right"));
-        *shown() = Some(bar.clone());
-        let (progress, stop) = (Arc::clone(progress), Arc::clone(&done));
+        let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        let summary = ProgressBar::no_length().with_style(style("{msg}"));
+        let board = Arc::new(Board { bars, summary, lines: Mutex::default(), done: AtomicBool::new(false) });
+        *shown() = Some(board.bars.clone());
+        let drawn = Arc::clone(&board);
         let thread = thread::spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                let (read, expected) = progress.bytes();
-                bar.set_length(expected);
-                bar.set_position(read);
-                bar.set_message(progress.stage());
-                bar.tick();
+            while !drawn.done.load(Ordering::Relaxed) {
+                drawn.draw();
                 thread::park_timeout(Duration::from_millis(100));
             }
-            bar.finish_and_clear();
+            drawn.bars.clear().ok();
             *shown() = None;
         });
-        Self { done, thread: Some(thread) }
+        Self { board: Some(board), thread: Some(thread) }
     }
+
+    /// Shows a piece of work, too.
+    pub fn add(&self, name: &str, progress: &Arc<Progress>) {
+        let Some(board) = &self.board else { return };
+        let bar = ProgressBar::no_length()
+            .with_style(style("{spinner} {prefix}{msg}  {bytes} of {total_bytes}, {bytes_per_sec}, {elapsed}"));
+        let bar = board.bars.insert(0, bar);
+        bar.set_prefix(if name.is_empty() { String::new() } else { format!("{name}: ") });
+        board.lines().insert(name.to_owned(), (bar, Arc::clone(progress)));
+    }
+
+    /// Shows a piece of work no longer.
+    pub fn remove(&self, name: &str) {
+        let Some(board) = &self.board else { return };
+        if let Some((bar, _)) = board.lines().remove(name) {
+            board.bars.remove(&bar);
+        }
+    }
+
+    /// Shows a line below all work.
+    pub fn summarise(&self, text: String) {
+        let Some(board) = &self.board else { return };
+        if board.summary.message().is_empty() {
+            board.bars.add(board.summary.clone());
+        }
+        board.summary.set_message(text);
+    }
+}
+
+impl Board {
+    fn lines(&self) -> MutexGuard<'_, HashMap<String, (ProgressBar, Arc<Progress>)>> {
+        self.lines.lock().expect("no thread panics while it draws")
+    }
+
+    fn draw(&self) {
+        for (bar, progress) in self.lines().values() {
+            let (read, expected) = progress.bytes();
+            bar.set_length(expected);
+            bar.set_position(read);
+            bar.set_message(progress.stage());
+            bar.tick();
+        }
+        self.summary.tick();
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the template is right")
 }
 
 impl Drop for Display {
     fn drop(&mut self) {
-        self.done.store(true, Ordering::Relaxed);
+        if let Some(board) = &self.board {
+            board.done.store(true, Ordering::Relaxed);
+        }
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
             // A thread that fails to draw takes nothing with it.
@@ -62,7 +124,7 @@ impl Drop for Display {
     }
 }
 
-/// Writes log lines to standard error, above the bar if there is one.
+/// Writes log lines to standard error, above the bars if there are any.
 pub struct LogWriter;
 
 impl LogWriter {
@@ -78,9 +140,9 @@ impl Write for LogWriter {
         let text = String::from_utf8_lossy(line);
         let parts: Vec<String> = text.trim_end_matches('\n').split('\x1b').map(on_one_line).collect();
         let tamed = parts.join("\x1b") + "\n";
-        let bar = shown().clone();
-        match bar {
-            Some(bar) => bar.suspend(|| io::stderr().write_all(tamed.as_bytes()))?,
+        let bars = shown().clone();
+        match bars {
+            Some(bars) => bars.suspend(|| io::stderr().write_all(tamed.as_bytes()))?,
             None => io::stderr().write_all(tamed.as_bytes())?,
         }
         Ok(line.len())

@@ -205,6 +205,7 @@ mod tests {
             size: 3,
             diff_id: DiffId(Digest::of(b"diff")),
             media_type: String::new(),
+            urls: Vec::new(),
         }
     }
 

@@ -30,14 +30,15 @@ use crate::layout::{ImagePlace, LossList};
 use crate::metadata::Timestamp;
 use crate::publish::{PublishError, Revision};
 use crate::repository::RepositoryError;
-use crate::source::{ImageArgument, NamingError, Platforms, SourceError};
+use crate::source::{ImageArgument, NamingError, PlatformRequest, Platforms, SourceError};
 use crate::store::{StoreError, Written};
 use crate::threads::ThreadsError;
 use crate::tree::ApplyError;
+use crate::wishlist::{ChainOption, PlatformOption, WishOptions};
 
 pub(crate) use edits::Changes;
 pub(crate) use run::Run;
-pub(crate) use stage::{ResolvedImage, StagedImage};
+pub(crate) use stage::StagedImage;
 
 pub use crate::progress::Progress;
 pub use need::Plan;
@@ -161,6 +162,27 @@ pub struct ImageOptions {
     pub strict: bool,
 }
 
+impl ImageOptions {
+    /// Returns what a wishlist wants of an image.
+    pub fn of(wish: &WishOptions) -> Self {
+        let platforms = match &wish.platforms {
+            PlatformOption::Unspecified => Platforms::default(),
+            PlatformOption::All => Platforms::All,
+            PlatformOption::Listed(platforms) => match platforms.as_slice() {
+                [platform] => Platforms::One(PlatformRequest::new(Some(platform.clone()))),
+                _ => Platforms::Several(platforms.clone()),
+            },
+        };
+        let chains = match wish.chains {
+            ChainOption::Final => Chains::Final,
+            ChainOption::All => Chains::All,
+            ChainOption::None => Chains::None,
+        };
+        let (skip_layers, skip_flat) = (!wish.layers, !wish.flat);
+        Self { platforms, skip_layers, skip_flat, chains, force: false, strict: wish.strict }
+    }
+}
+
 /// How images are converted.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -202,6 +224,8 @@ pub struct Outcome {
     pub plan: Plan,
     /// What CVMFS cannot hold.
     pub losses: LossList,
+    /// Layers that were not published before.
+    pub new_layers: Vec<Digest>,
 }
 
 /// What a run did.
@@ -249,7 +273,7 @@ fn attempt(
     progress: &Progress,
     rng: &mut (impl CryptoRng + Send),
 ) -> Result<Report, ConvertError> {
-    let run = Run::open(folder, options)?;
+    let run = Run::open(folder, options, folder.registries()?)?;
     let head = run.head()?;
     let (mut images, mut staged) = (Vec::new(), Vec::<StagedImage>::new());
     for request in requests {

@@ -86,7 +86,7 @@ pub fn rehearse(
     let home = tempfile::Builder::new().prefix(FOLDER_PREFIX).tempdir().map_err(failed)?;
     let alive = File::open(home.path()).and_then(|folder| folder.lock().map(|()| folder)).map_err(failed)?;
     let layered = store.layered(&home.path().join("storage"))?;
-    let run = Run::over(folder, &layered, folder.state_unchanged()?, options)?;
+    let run = Run::over(folder, &layered, folder.state_unchanged()?, options, folder.registries()?)?;
     let head = Repository::open(&store, folder.name())?;
     let staged = run.stage(run.resolve(request)?, &head, progress)?.remove(0);
     let changes = Changes { images: std::slice::from_ref(&staged), ..Changes::default() };

@@ -14,16 +14,19 @@ use crate::folder::RepositoryFolder;
 use crate::index::ContentIndex;
 use crate::layer::EntryPath;
 use crate::manifest::Keys;
+use crate::metadata::Timestamp;
 use crate::object::ChunkSizes;
 use crate::publish::{Publisher, Revision};
 use crate::repository::Repository;
-use crate::store::{DirectoryStore, LocalServer, Staging};
+use crate::source::registry::Registries;
+use crate::store::{DirectoryStore, LocalServer, Staging, Written};
 use crate::threads;
 
 /// A run of conversions into one repository.
 pub(crate) struct Run {
     pub(super) folder: RepositoryFolder,
     pub(super) options: Options,
+    pub(super) registries: Registries,
     pub(super) staging: Arc<Staging>,
     pub(super) index: ContentIndex,
     pub(super) state: Arc<StateDatabase>,
@@ -43,10 +46,14 @@ struct Publishing {
 
 impl Run {
     /// Starts a run that may publish.
-    pub(crate) fn open(folder: &RepositoryFolder, options: &Options) -> Result<Self, ConvertError> {
+    pub(crate) fn open(
+        folder: &RepositoryFolder,
+        options: &Options,
+        registries: &Registries,
+    ) -> Result<Self, ConvertError> {
         // Whatever is missing is missed before the work.
         let publishing = Publishing { keys: folder.keys()?, server: folder.local_server()? };
-        let run = Self::over(folder, &folder.store()?, folder.state()?, options)?;
+        let run = Self::over(folder, &folder.store()?, folder.state()?, options, registries)?;
         let form = format!("{} {:?}", folder.settings().compression, ChunkSizes::default());
         let kept = KeptLayers::open(folder.path().join("state/layers"), &form, &run.staging);
         Ok(Self { kept: Some(kept), publishing: Some(publishing), ..run })
@@ -58,11 +65,13 @@ impl Run {
         store: &DirectoryStore,
         state: StateDatabase,
         options: &Options,
+        registries: &Registries,
     ) -> Result<Self, ConvertError> {
         let state = Arc::new(state);
         Ok(Self {
             folder: folder.clone(),
             options: options.clone(),
+            registries: registries.clone(),
             staging: Arc::new(Staging::start(store)?),
             index: ContentIndex::open(Arc::clone(&state))?,
             state,
@@ -71,6 +80,21 @@ impl Run {
             kept: None,
             publishing: None,
         })
+    }
+
+    /// Returns what is remembered between runs.
+    pub(crate) fn state(&self) -> &StateDatabase {
+        &self.state
+    }
+
+    /// Returns the time of everything that strata itself makes.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.options.now
+    }
+
+    /// Returns what was added to the store so far.
+    pub(crate) fn written(&self) -> Written {
+        self.staging.written()
     }
 
     /// Opens the head of the repository as it is now.

@@ -37,7 +37,7 @@ pub(crate) struct StagedImage {
     pub(super) source: String,
     /// What the head did not have.
     pub(super) ready: Ready,
-    pub(super) outcome: Outcome,
+    pub(crate) outcome: Outcome,
     /// Whether another program has published this very image, so that it is left alone.
     pub(super) is_foreign: bool,
 }
@@ -52,7 +52,7 @@ impl StagedImage {
 impl Run {
     /// Finds an image, for each platform that is wanted, and verifies what describes it.
     pub(crate) fn resolve(&self, request: &Request) -> Result<ResolvedImage, ConvertError> {
-        let source = source::open(&request.argument)?;
+        let source = source::open(&request.argument, &self.registries)?;
         let mut images = Vec::new();
         for (platform, image) in request.image.platforms.resolve(&*source)? {
             let name = image.name(request.name.as_ref(), &request.argument)?;
@@ -99,6 +99,7 @@ impl Run {
             progress.set_stage(format!("storing the trees of {}", staged.outcome.place));
             self.pool.install(|| self.build(&mut staged, &need, read, head))?;
         }
+        staged.outcome.new_layers = staged.ready.layers.keys().copied().collect();
         check_losses(&staged)?;
         Ok(staged)
     }
@@ -123,7 +124,7 @@ impl Run {
         };
         let plan = need.plan(&image);
         let (manifest, config) = (image.manifest.digest, image.config.digest);
-        let outcome = Outcome { place, manifest, config, plan, losses };
+        let outcome = Outcome { place, manifest, config, plan, losses, new_layers: Vec::new() };
         let source = request.argument.to_string();
         Ok((StagedImage { source, options, ready, outcome, image, is_foreign }, need))
     }

@@ -40,7 +40,7 @@ impl Run {
     }
 
     /// Tells whether a layer is published, by whomever.
-    pub(super) fn is_layer_published(head: &Repository, digest: Digest) -> Result<bool, ConvertError> {
+    pub(crate) fn is_layer_published(head: &Repository, digest: Digest) -> Result<bool, ConvertError> {
         Ok(head.get(&layout::layer_root(digest))?.is_some())
     }
 

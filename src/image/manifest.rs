@@ -41,6 +41,9 @@ pub struct Descriptor {
     pub digest: String,
     /// The blob's size in bytes.
     pub size: u64,
+    /// Where else the blob may be.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub urls: Vec<String>,
     /// What the blob is when it is no image.
     #[serde(default, deserialize_with = "null_as_default")]
     pub artifact_type: String,

@@ -25,6 +25,7 @@ use crate::object::{ChunkSizes, Compression, Content, ObjectKind, Pieces};
 use crate::progress::Progress;
 use crate::repository::{Repository, RepositoryError};
 use crate::settings::{Modes, Settings};
+use crate::source::registry::Registries;
 use crate::source::{self, Image, ImageArgument, ImageLayer, PlatformRequest, Source, SourceError};
 use crate::threads::STACK_BYTES;
 use crate::tree::{ApplyError, Directory, LayerForm, Leaf, LeafKind, Node, apply, layer_entries};
@@ -132,7 +133,11 @@ impl Preview {
         mountpoint: &Path,
         options: PreviewOptions,
     ) -> Result<(Self, Mount), PreviewError> {
-        let source = source::open(argument)?;
+        let registries = match repository {
+            Some(folder) => folder.registries()?.clone(),
+            None => Registries::from_environment().map_err(SourceError::from)?,
+        };
+        let source = source::open(argument, &registries)?;
         let image = source.resolve(&PlatformRequest::new(options.platform.clone()))?;
         let folder = unpacking_folder(&options.mount)?;
         let known = repository.map(Known::open).transpose()?;

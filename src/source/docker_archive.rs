@@ -80,7 +80,8 @@ impl DockerArchive {
             _ => self.plain_size(layer)?,
         };
         let media_type = LAYER_TYPE.to_owned();
-        Ok(ImageLayer { digest: layer.diff_id.0, size, diff_id: layer.diff_id, media_type })
+        let urls = Vec::new();
+        Ok(ImageLayer { digest: layer.diff_id.0, size, diff_id: layer.diff_id, media_type, urls })
     }
 
     /// Unpacks a layer to learn how long it is.
@@ -427,7 +428,8 @@ mod tests {
     fn layer_of_another_image_is_not_opened() {
         let source = open(&archive(<[u8]>::to_vec).tar(), None).unwrap();
         let digest = Digest::of(b"foreign");
-        let layer = ImageLayer { digest, size: 7, diff_id: DiffId(digest), media_type: String::new() };
+        let layer =
+            ImageLayer { digest, size: 7, diff_id: DiffId(digest), media_type: String::new(), urls: Vec::new() };
         assert!(matches!(read_layer(&source, &layer), Err(SourceError::UnknownLayer { .. })));
     }
 }

@@ -44,20 +44,36 @@ pub(super) struct Blob {
 
 /// A place that holds blobs by digest.
 pub(super) trait Blobs {
-    /// Returns the folder or file, for messages.
+    /// Returns the folder or file, or the name of an image at a registry, for messages.
     fn path(&self) -> &Path;
 
     /// Opens a blob; one that is absent is [`SourceError::MissingBlob`].
     fn open_blob(&self, digest: &Digest) -> Result<Blob, SourceError>;
+
+    /// Opens a manifest or an index. Registries keep them apart from blobs.
+    fn open_manifest(&self, digest: &Digest) -> Result<Blob, SourceError> {
+        self.open_blob(digest)
+    }
 }
 
-/// Reads the document that `descriptor` points to and verifies its size and digest.
+/// Opens what a digest names.
+type Open<'a> = &'a dyn Fn(&Digest) -> Result<Blob, SourceError>;
+
+/// Reads the manifest or index that `descriptor` points to and verifies its size and digest.
+pub(super) fn read_manifest(blobs: &dyn Blobs, descriptor: &Descriptor, from: &str) -> Result<Document, SourceError> {
+    read_with(blobs.path(), &|digest| blobs.open_manifest(digest), descriptor, from)
+}
+
+/// Reads the blob that `descriptor` points to and verifies its size and digest.
 pub(super) fn read_verified(blobs: &dyn Blobs, descriptor: &Descriptor, from: &str) -> Result<Document, SourceError> {
+    read_with(blobs.path(), &|digest| blobs.open_blob(digest), descriptor, from)
+}
+
+fn read_with(path: &Path, open: Open<'_>, descriptor: &Descriptor, from: &str) -> Result<Document, SourceError> {
     let expected =
         descriptor.digest().map_err(|source| SourceError::UnknownDigest { document: from.to_owned(), source })?;
-    let path = blobs.path();
     check_size(path, &expected.to_string(), descriptor.size)?;
-    let blob = blobs.open_blob(&expected)?;
+    let blob = open(&expected)?;
     if blob.size != descriptor.size {
         let (path, digest) = (path.to_owned(), expected);
         return Err(SourceError::WrongSize { path, digest, expected: descriptor.size, actual: blob.size });

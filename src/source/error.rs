@@ -3,19 +3,15 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::image::{Digest, ImageName, NameError};
+use super::registry::RegistryError;
+use crate::image::{Digest, NameError};
 
 /// Why an image could not be found or read.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// Images at registries cannot be read.
-    #[error(
-        "cannot fetch {name}: this build reads no registries yet; copy it with skopeo to oci:, oci-archive: or docker-archive:"
-    )]
-    NoRegistries {
-        /// The image.
-        name: ImageName,
-    },
+    /// A registry does not give the image.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// A file cannot be opened or read.
     #[error("cannot read {path:?}")]
     Read {
@@ -225,6 +221,16 @@ pub enum SourceError {
         manifest: Digest,
         /// What it is.
         artifact_type: String,
+    },
+    /// A layer is encrypted, or of a kind that is not known.
+    #[error("{manifest} has a layer {} of the type {}, which cannot be unpacked", quoted(layer), quoted(media_type))]
+    LayerType {
+        /// The manifest.
+        manifest: String,
+        /// The layer's digest.
+        layer: String,
+        /// What the manifest says that it is.
+        media_type: String,
     },
     /// Indexes lead to indexes without an end.
     #[error("index {digest} lies below {limit} other indexes")]

@@ -1,4 +1,4 @@
-//! Where images come from: a folder or an archive in the OCI image layout, or an archive of Docker's own kind.
+//! Where images come from: a registry, a folder or an archive in the OCI image layout, or an archive of Docker's own kind.
 //!
 //! A [`Source`] hands out two things: the documents that describe an image, small, verified and verbatim, and its layers
 //! as streams that nobody has verified yet. Who reads a layer checks its size and digests on the way.
@@ -12,6 +12,7 @@ mod docker_archive;
 mod document;
 mod error;
 mod oci_layout;
+pub mod registry;
 mod resolve;
 mod tar_index;
 mod tar_stream;
@@ -27,6 +28,8 @@ pub use docker_archive::DockerArchive;
 pub use document::Document;
 pub use error::{ArchiveError, SourceError};
 pub use oci_layout::OciLayout;
+
+use registry::{Registries, RegistryImagePlace, Transport};
 
 use crate::image::{ChainId, DiffId, Digest, ImageConfig, ImageName, NameError, Platform};
 
@@ -91,13 +94,16 @@ impl Read for LayerBlob {
     }
 }
 
-/// Opens the place that an argument names.
-pub fn open(argument: &ImageArgument) -> Result<Box<dyn Source>, SourceError> {
+/// Opens the place that an argument names. A registry is not asked yet.
+pub fn open(argument: &ImageArgument, registries: &Registries) -> Result<Box<dyn Source>, SourceError> {
     Ok(match argument {
         ImageArgument::OciLayout { folder, reference } => Box::new(OciLayout::open(folder, reference.as_deref())?),
         ImageArgument::OciArchive { file, reference } => Box::new(OciLayout::open_archive(file, reference.as_deref())?),
         ImageArgument::DockerArchive { file, reference } => Box::new(DockerArchive::open(file, reference.as_deref())?),
-        ImageArgument::Registry { name, .. } => return Err(SourceError::NoRegistries { name: name.clone() }),
+        ImageArgument::Registry { name, digest, plain_http } => {
+            let transport = Transport::of(*plain_http);
+            Box::new(registries.image(&RegistryImagePlace { name: name.clone(), digest: *digest, transport }))
+        }
     })
 }
 
@@ -248,6 +254,8 @@ pub struct ImageLayer {
     pub diff_id: DiffId,
     /// How the tar stream is packed, in the manifest's words; may be empty.
     pub media_type: String,
+    /// Where else its bytes may be; registries need not have them then.
+    pub urls: Vec<String>,
 }
 
 impl fmt::Debug for Image {
@@ -282,15 +290,6 @@ fn full_names<'t>(texts: impl IntoIterator<Item = &'t str>) -> Vec<ImageName> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn image_at_a_registry_is_refused_by_name() {
-        let argument: ImageArgument = "docker://h.org/a:1".parse().unwrap();
-        match open(&argument).map(drop) {
-            Err(error @ SourceError::NoRegistries { .. }) => assert!(error.to_string().contains("h.org/a:1")),
-            other => panic!("{other:?}"),
-        }
-    }
 
     #[test]
     fn only_names_with_a_host_are_full() {

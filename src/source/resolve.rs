@@ -30,6 +30,18 @@ impl<'a> Resolver<'a> {
     /// A single manifest is taken for any platform unless one was asked for.
     pub(super) fn named(mut self, descriptor: &Descriptor) -> Result<Image, SourceError> {
         let (document, kind) = self.read(descriptor)?;
+        self.of(document, kind)
+    }
+
+    /// Returns the image of a document that was found under a name, and under `media_type`.
+    pub(super) fn found(mut self, document: Document, media_type: &str) -> Result<Image, SourceError> {
+        self.documents_read += 1;
+        let name = document.digest.to_string();
+        let kind = document::kind(self.blobs.path(), &name, &document.bytes, media_type)?;
+        self.of(document, kind)
+    }
+
+    fn of(mut self, document: Document, kind: DocumentKind) -> Result<Image, SourceError> {
         match kind {
             DocumentKind::Manifest => {
                 let image = self.image(document)?;
@@ -56,16 +68,36 @@ impl<'a> Resolver<'a> {
         wanted: Option<&[Platform]>,
     ) -> Result<Vec<(Platform, Image)>, SourceError> {
         let (document, kind) = self.read(descriptor)?;
+        self.each_of(document, kind, wanted)
+    }
+
+    /// Returns the images for each of the platforms `wanted`, or all, of a document that was found under a name, and under
+    /// `media_type`.
+    pub(super) fn each_found(
+        mut self,
+        document: Document,
+        media_type: &str,
+        wanted: Option<&[Platform]>,
+    ) -> Result<Vec<(Platform, Image)>, SourceError> {
+        self.documents_read += 1;
+        let name = document.digest.to_string();
+        let kind = document::kind(self.blobs.path(), &name, &document.bytes, media_type)?;
+        self.each_of(document, kind, wanted)
+    }
+
+    fn each_of(
+        mut self,
+        document: Document,
+        kind: DocumentKind,
+        wanted: Option<&[Platform]>,
+    ) -> Result<Vec<(Platform, Image)>, SourceError> {
         match kind {
+            DocumentKind::Manifest => single(self.image(document)?, wanted),
             DocumentKind::Index => {
                 let index = self.index(&document)?;
                 let images = self.each(&index.manifests, 1, wanted)?;
                 let with_index = |(platform, image)| (platform, Image { index: Some(document.clone()), ..image });
                 Ok(images.into_iter().map(with_index).collect())
-            }
-            DocumentKind::Manifest => {
-                let image = self.image(document)?;
-                single(image, wanted)
             }
         }
     }
@@ -213,7 +245,7 @@ impl<'a> Resolver<'a> {
             return Err(SourceError::TooManyDocuments { limit: MAX_DOCUMENTS });
         }
         self.documents_read += 1;
-        let document = document::read_verified(self.blobs, descriptor, "the index")?;
+        let document = document::read_manifest(self.blobs, descriptor, "the index")?;
         let name = document.digest.to_string();
         let kind = document::kind(self.blobs.path(), &name, &document.bytes, &descriptor.media_type)?;
         Ok((document, kind))
@@ -304,14 +336,31 @@ fn layers(
     check_layer_count(manifest.layers.len(), parsed, config)?;
     let unknown = |source| SourceError::UnknownDigest { document: name.to_owned(), source };
     let layer = |(descriptor, &diff_id): (&Descriptor, _)| {
+        if !is_layer(&descriptor.media_type) {
+            let (manifest, media_type) = (name.to_owned(), descriptor.media_type.clone());
+            return Err(SourceError::LayerType { manifest, layer: descriptor.digest.clone(), media_type });
+        }
         Ok(ImageLayer {
             digest: descriptor.digest().map_err(unknown)?,
             size: descriptor.size,
             diff_id,
             media_type: descriptor.media_type.clone(),
+            urls: descriptor.urls.clone(),
         })
     };
     manifest.layers.iter().zip(&parsed.rootfs.diff_ids).map(layer).collect()
+}
+
+/// Tells whether `media_type` is one of layers that can be unpacked. Which packing it names does not matter: that shows.
+fn is_layer(media_type: &str) -> bool {
+    const OCI: [&str; 2] =
+        ["application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar"];
+    const DOCKER: [&str; 2] =
+        ["application/vnd.docker.image.rootfs.diff.tar", "application/vnd.docker.image.rootfs.foreign.diff.tar"];
+    let is_of = |kinds: [&str; 2], packings: [&str; 3]| {
+        kinds.iter().filter_map(|kind| media_type.strip_prefix(kind)).any(|packing| packings.contains(&packing))
+    };
+    media_type.is_empty() || is_of(OCI, ["", "+gzip", "+zstd"]) || is_of(DOCKER, ["", ".gzip", ".zstd"])
 }
 
 #[cfg(test)]
@@ -458,6 +507,28 @@ mod tests {
                 manifest["layers"][0]["mediaType"] = Value::Null;
             });
             assert_eq!(resolve(&files, "linux/amd64").unwrap().layers[0].media_type, "");
+        }
+    }
+
+    #[test]
+    fn layer_of_a_type_that_cannot_be_unpacked_is_refused_by_name() {
+        for right in [
+            LAYER,
+            "application/vnd.oci.image.layer.v1.tar+zstd",
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        ] {
+            let files = manifest_with(|manifest| {
+                manifest["layers"][0]["mediaType"] = json!(right);
+                manifest["layers"][0]["urls"] = json!(["https://a.org/b"]);
+            });
+            assert_eq!(resolve(&files, "linux/amd64").unwrap().layers[0].urls, ["https://a.org/b"], "{right}");
+        }
+        for wrong in ["application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "application/wasm", "text/html"] {
+            let files = manifest_with(|manifest| manifest["layers"][0]["mediaType"] = json!(wrong));
+            let error = resolve(&files, "linux/amd64").unwrap_err();
+            assert!(matches!(&error, SourceError::LayerType { media_type, .. } if media_type == wrong), "{error}");
         }
     }
 

@@ -5,9 +5,10 @@
 //! published together, at most every so often and at the end. Whatever fails is reported, is not tried again for a while,
 //! and holds up nothing else.
 
+mod listing;
 mod prune;
-mod queue;
 mod quarantine;
+mod queue;
 mod survey;
 mod turns;
 mod workshop;
@@ -27,9 +28,9 @@ use crate::image::ImageName;
 use crate::progress::Progress;
 use crate::publish::{PublishError, Revision};
 use crate::repository::RepositoryError;
-use crate::source::{Registries, RegistryError};
+use crate::source::registry::{Registries, RegistryError};
 use crate::store::Written;
-use crate::wishlist::{self, Expansion, Failure, Problem, WantedImage, Wishlist, expand_one};
+use crate::wishlist::{Expansion, Failure, Problem, WantedImage, Wishlist, expand_one};
 
 use quarantine::Quarantine;
 
@@ -171,7 +172,7 @@ fn attempt(
 ) -> Result<Report, SyncError> {
     check_repository(folder, wishlist, options)?;
     let registries = folder.registries()?;
-    let Expansion { images, failures, problems } = expand(wishlist, &registries);
+    let Expansion { images, failures, problems } = expand(wishlist, registries);
     wishlist.problems.iter().chain(&problems).for_each(|problem| observer.note(Event::Problem(problem)));
     failures.iter().for_each(|failure| observer.note(Event::NotListed(failure)));
     observer.note(Event::Listed(images.len()));
@@ -215,7 +216,7 @@ fn expand(wishlist: &Wishlist, registries: &Registries) -> Expansion {
     thread::scope(|scope| {
         let work = || {
             while let Some(index) = queue.take() {
-                let part = expand_one(&wishlist.wishes[index], registries as &dyn wishlist::Listing);
+                let part = expand_one(&wishlist.wishes[index], registries);
                 parts.lock().expect("no thread panics while it adds a part").push((index, part));
                 queue.done();
             }

@@ -15,7 +15,8 @@ use crate::layout::{self, ImagePlace, ImageRecord};
 use crate::message::causes;
 use crate::object::{ObjectHash, Pieces};
 use crate::repository::{Repository, RepositoryError};
-use crate::source::{Platforms, Registries, RegistryError, RegistryImagePlace};
+use crate::source::Platforms;
+use crate::source::registry::{Registries, RegistryError, RegistryImagePlace};
 use crate::wishlist::WantedImage;
 
 /// So many images are asked for at a time; how many of one registry, its own limit says.
@@ -143,7 +144,12 @@ impl Survey<'_> {
         Ok(json.and_then(|json| ImageRecord::parse(&json)))
     }
 
-    fn is_linked(&self, place: &ImagePlace, record: &ImageRecord, options: &ImageOptions) -> Result<bool, RepositoryError> {
+    fn is_linked(
+        &self,
+        place: &ImagePlace,
+        record: &ImageRecord,
+        options: &ImageOptions,
+    ) -> Result<bool, RepositoryError> {
         let link = self.head.get(&place.link())?;
         let target = place.link_target(record.config);
         Ok(options.skip_flat || link.is_some_and(|link| link.is_symlink() && link.target() == target))
@@ -164,7 +170,7 @@ impl Survey<'_> {
 
 /// Returns the object of the manifest that another program published for an image.
 pub(super) fn foreign_manifest(head: &Repository, name: &ImageName) -> Result<Option<ObjectHash>, RepositoryError> {
-    let folder = layout::image_metadata(name);
+    let folder = ImagePlace { name: name.clone(), platform: None }.metadata();
     if head.get(&folder.join(b"strata.json"))?.is_some() {
         return Ok(None);
     }

@@ -82,7 +82,7 @@ impl Drop for Ticket<'_> {
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         let mut state = self.turns.lock();
-        self.digests.iter().for_each(|digest| drop(state.held.remove(digest)));
+        state.held.retain(|digest| !self.digests.contains(digest));
         drop(state);
         self.turns.changed.notify_all();
     }

@@ -93,13 +93,7 @@ impl Workshop<'_> {
     }
 
     /// Converts image after image until none is left.
-    fn stage_images(
-        &self,
-        queue: &Queue<(usize, Digest)>,
-        turns: &Turns,
-        order: &Mutex<()>,
-        sender: &Sender<Staged>,
-    ) {
+    fn stage_images(&self, queue: &Queue<(usize, Digest)>, turns: &Turns, order: &Mutex<()>, sender: &Sender<Staged>) {
         loop {
             let (next, ticket) = {
                 // The line is in the order of the queue.

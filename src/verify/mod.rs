@@ -143,7 +143,7 @@ fn verify_here(
     progress: &Progress,
 ) -> Result<Report, VerifyError> {
     let repository = Repository::open(&folder.store()?, folder.name())?;
-    let source = sources::open(&request.argument)?;
+    let source = sources::open(&request.argument, folder.registries()?)?;
     let image = source.resolve(&PlatformRequest::new(request.platform.clone()))?;
     let name = image.name(request.name.as_ref(), &request.argument)?;
     let place = find_place(&repository, name, &image)?;

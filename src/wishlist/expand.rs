@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Mutex;
 
 use crate::image::ImageName;
 use crate::source::ImageArgument;
 
 use super::options::WishOptions;
 use super::place::ImageRepository;
-use super::project::{Listing, ListingError, Project};
+use super::project::{JsonPage, Listing, ListingError, Project, ProjectApi, shortened};
 use super::{NameFilter, Problem, TagFilter, Wanted, Wish, Wishlist};
 
 /// How many names that are none a problem shows.
@@ -67,7 +68,41 @@ pub struct Expansion {
 
 /// Returns the images that a wishlist stands for at this moment. A list that fails spoils only the wish that needs it.
 pub fn expand(wishlist: &Wishlist, listing: &dyn Listing) -> Expansion {
-    Expansion::join(wishlist.wishes.iter().map(|wish| expand_one(wish, listing)))
+    let listing = ListedOnce::new(listing);
+    Expansion::join(wishlist.wishes.iter().map(|wish| expand_one(wish, &listing)))
+}
+
+/// Remembers the tags of repositories, since wishlists often have several patterns for one.
+pub struct ListedOnce<'l> {
+    listing: &'l dyn Listing,
+    tags: Mutex<HashMap<ImageRepository, Vec<String>>>,
+}
+
+impl<'l> ListedOnce<'l> {
+    /// Returns a listing that asks `listing` for what it has not asked before. What failed is asked for again.
+    pub fn new(listing: &'l dyn Listing) -> Self {
+        Self { listing, tags: Mutex::default() }
+    }
+}
+
+impl Listing for ListedOnce<'_> {
+    fn tags(&self, place: &ImageRepository) -> Result<Vec<String>, ListingError> {
+        let known = || self.tags.lock().expect("no thread panics while it holds the map");
+        if let Some(tags) = known().get(place) {
+            return Ok(tags.clone());
+        }
+        let tags = self.listing.tags(place)?;
+        known().insert(place.clone(), tags.clone());
+        Ok(tags)
+    }
+
+    fn repositories(&self, host: &str, plain_http: bool) -> Result<Vec<String>, ListingError> {
+        self.listing.repositories(host, plain_http)
+    }
+
+    fn json(&self, url: &str, api: &ProjectApi) -> Result<Option<JsonPage>, ListingError> {
+        self.listing.json(url, api)
+    }
 }
 
 /// Returns the images that one wish stands for; [`Expansion::join`] makes one list of those of several wishes.
@@ -170,8 +205,8 @@ impl Expanding<'_> {
     fn valid(&mut self, names: Vec<String>, kind: &str, is_valid: impl Fn(&str) -> bool) -> Vec<String> {
         let (valid, invalid): (Vec<String>, Vec<String>) = names.into_iter().partition(|name| is_valid(name));
         if !invalid.is_empty() {
-            let cut = |name: &String| name.chars().take(100).collect::<String>();
-            let shown: Vec<String> = invalid.iter().take(SHOWN_NAMES).map(|name| format!("{:?}", cut(name))).collect();
+            let shown: Vec<String> =
+                invalid.iter().take(SHOWN_NAMES).map(|name| format!("{:?}", shortened(name))).collect();
             let text = format!("the registry lists what is no {kind}, {} times: {}", invalid.len(), shown.join(", "));
             self.result.problems.push(Problem { line: self.wish.line, text });
         }
@@ -181,9 +216,10 @@ impl Expanding<'_> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::project::JsonPage;
     use super::super::tests::parse;
     use super::*;
+
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use proptest::prelude::*;
 
@@ -193,6 +229,7 @@ pub(super) mod tests {
         tags: HashMap<String, Vec<String>>,
         catalogs: HashMap<String, Vec<String>>,
         pages: HashMap<String, JsonPage>,
+        asked: AtomicUsize,
     }
 
     impl Registries {
@@ -212,6 +249,7 @@ pub(super) mod tests {
 
     impl Listing for Registries {
         fn tags(&self, place: &ImageRepository) -> Result<Vec<String>, ListingError> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
             self.tags.get(&place.to_string()).cloned().ok_or_else(|| "connection refused".into())
         }
 
@@ -219,7 +257,7 @@ pub(super) mod tests {
             self.catalogs.get(host).cloned().ok_or_else(|| "connection refused".into())
         }
 
-        fn json(&self, url: &str) -> Result<Option<JsonPage>, ListingError> {
+        fn json(&self, url: &str, _: &ProjectApi) -> Result<Option<JsonPage>, ListingError> {
             Ok(self.pages.get(url).cloned())
         }
     }
@@ -297,6 +335,14 @@ pub(super) mod tests {
         let told = "line 3: the registry lists what is no tag, 3 times: \"99/../../x\", \"99\\n\", \"\"";
         assert_eq!(problems[0], told);
         assert!(problems[1].starts_with("line 4: the registry lists what is no repository of this project, 3 times"));
+    }
+
+    #[test]
+    fn several_patterns_for_one_repository_ask_once() {
+        let registries = Registries::default().tags("h.org/a", &["1.0", "2.0"]);
+        let expansion = expand_text("input:\n- 'h.org/a:2.*'\n- 'h.org/a:1.*'\n", &registries);
+        assert_eq!(names(&expansion), ["h.org/a:2.0", "h.org/a:1.0"]);
+        assert_eq!(registries.asked.load(Ordering::Relaxed), 1);
     }
 
     #[test]

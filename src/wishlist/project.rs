@@ -13,6 +13,9 @@ const MOST_PAGES: usize = 1_000;
 /// How many repositories a project may have.
 const MOST_REPOSITORIES: usize = 100_000;
 
+/// How many characters of what a registry wrote a message shows.
+const SHOWN: usize = 100;
+
 /// The hosts that Docker Hub's images are named by.
 const DOCKER_HUB_HOSTS: [&str; 4] = ["docker.io", "index.docker.io", "registry.hub.docker.com", "registry-1.docker.io"];
 
@@ -30,10 +33,10 @@ pub trait Listing: Sync {
     /// Returns the names of all repositories of a registry, all pages of its `_catalog`.
     fn repositories(&self, host: &str, plain_http: bool) -> Result<Vec<String>, ListingError>;
 
-    /// Fetches a JSON document; `None` where the server has nothing at that URL (status 404).
+    /// Fetches a JSON document that is of an `api`; `None` where the server has nothing at that URL (status 404).
     ///
     /// Redirects to other hosts are for the implementation to refuse, as far as they would carry credentials there.
-    fn json(&self, url: &str) -> Result<Option<JsonPage>, ListingError>;
+    fn json(&self, url: &str, api: &ProjectApi) -> Result<Option<JsonPage>, ListingError>;
 }
 
 /// One page of a list.
@@ -177,7 +180,7 @@ impl Project {
     fn harbor(&self, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
         let origin = self.origin();
         let first = format!("{origin}/api/v2.0/projects/{}/repositories?page=1&page_size=100", self.path);
-        pages(listing, first, |page, url| {
+        pages(listing, &self.api, first, |page, url| {
             let names = items(&page.body, url)?.iter().map(|item| text(item, "name", url).map(str::to_owned));
             let next = page.link_next.as_deref().map(|next| same_server(&origin, url, next)).transpose()?;
             Ok((names.collect::<Result<_, _>>()?, next))
@@ -200,7 +203,7 @@ impl Project {
     fn gitlab_list(&self, api_url: &str, kind: &str, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
         let encoded = self.path.replace('/', "%2F");
         let list = format!("{api_url}/api/v4/{kind}/{encoded}/registry/repositories?per_page=100&page=");
-        pages(listing, format!("{list}1"), |page, url| {
+        pages(listing, &self.api, format!("{list}1"), |page, url| {
             let names = items(&page.body, url)?.iter().map(|item| self.gitlab_name(item, url));
             let shape = |fault| ProjectError::Shape { url: url.to_owned(), fault };
             let next = match page.headers.get("x-next-page").map(|next| next.trim()) {
@@ -220,8 +223,8 @@ impl Project {
         match item.get("location").and_then(Value::as_str) {
             Some(location) if location != format!("{}/{path}", self.host) => Err(ProjectError::OtherRegistry {
                 url: url.to_owned(),
-                path: path.to_owned(),
-                location: location.to_owned(),
+                path: shortened(path),
+                location: shortened(location),
                 host: self.host.clone(),
             }),
             _ => Ok(path.to_owned()),
@@ -230,7 +233,7 @@ impl Project {
 
     fn quay(&self, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
         let first = format!("{}/api/v1/repository?namespace={}&public=true", self.origin(), self.path);
-        pages(listing, first.clone(), |page, url| {
+        pages(listing, &self.api, first.clone(), |page, url| {
             let mut names = Vec::new();
             for item in items(member(&page.body, "repositories", url)?, url)? {
                 // Quay also holds what are no images.
@@ -245,7 +248,7 @@ impl Project {
 
     fn docker_hub(&self, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
         let first = format!("{DOCKER_HUB}/v2/namespaces/{}/repositories/?page_size=100", self.path);
-        pages(listing, first, |page, url| {
+        pages(listing, &self.api, first, |page, url| {
             let mut names = Vec::new();
             for item in items(member(&page.body, "results", url)?, url)? {
                 if item.get("repository_type").and_then(Value::as_str).is_none_or(|kind| kind == "image") {
@@ -276,13 +279,14 @@ impl Project {
 /// Reads pages until one names no next.
 fn pages(
     listing: &dyn Listing,
+    api: &ProjectApi,
     first: String,
     read: impl Fn(&JsonPage, &str) -> Result<Step, ProjectError>,
 ) -> Result<Vec<String>, ProjectError> {
     let mut all = Vec::new();
     let mut url = first.clone();
     for _ in 0..MOST_PAGES {
-        let answer = listing.json(&url).map_err(|source| ProjectError::Listing { what: url.clone(), source })?;
+        let answer = listing.json(&url, api).map_err(|source| ProjectError::Listing { what: url.clone(), source })?;
         let page = answer.ok_or_else(|| ProjectError::Missing { url: url.clone() })?;
         let (names, next) = read(&page, &url)?;
         all.extend(names);
@@ -319,8 +323,13 @@ fn same_server(origin: &str, url: &str, next: &str) -> Result<String, ProjectErr
     let is_clean = whole.bytes().all(|b| b.is_ascii_graphic() && b != b'\\');
     match whole.strip_prefix(origin) {
         Some(rest) if rest.starts_with('/') && is_clean => Ok(whole),
-        _ => Err(ProjectError::Elsewhere { url: url.to_owned(), next: next.to_owned() }),
+        _ => Err(ProjectError::Elsewhere { url: url.to_owned(), next: shortened(next) }),
     }
+}
+
+/// Returns what a registry wrote, cut to a length that fits a message.
+pub(super) fn shortened(text: &str) -> String {
+    text.chars().take(SHOWN).collect()
 }
 
 fn percent_encoded(text: &str) -> String {

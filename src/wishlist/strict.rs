@@ -139,7 +139,7 @@ fn gitlab(api: &Node, url: Option<&Node>, host: &str) -> Result<ProjectApi, Faul
         is_host(host) && path.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'-' | b'_' | b'.'))
     };
     if !rest.is_some_and(is_plain) {
-        return Err(url.fault(format!("{text:?} is not a URL such as https://gitlab.example.org")));
+        return Err(url.fault("'api_url' is not a URL such as https://gitlab.example.org"));
     }
     Ok(ProjectApi::GitLab { api_url: text.to_owned() })
 }
@@ -311,6 +311,7 @@ images:
             ("- project: h.org/a\n  api: gitlab", "'api_url'"),
             ("- project: h.org/a\n  api: harbor\n  api_url: https://h.org", "gitlab"),
             ("- project: h.org/a\n  api: gitlab\n  api_url: 'https://u:p@h.org'", "URL"),
+            ("- project: u:p@h.org/a\n  api: harbor", "password"),
             ("- project: h.org/a/b\n  api: harbor", "one name"),
             ("- project: h.org/\n  api: harbor", "one name"),
             ("- project: h.org/../x\n  api: gitlab\n  api_url: https://h.org", "project"),

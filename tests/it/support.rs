@@ -24,10 +24,18 @@ pub fn strata<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Output
 /// Prepares to run strata. Settings of whoever runs the tests do not reach it.
 pub fn strata_command<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_strata"));
-    for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("STRATA_")) {
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy().to_ascii_uppercase();
+        if text.starts_with("STRATA_") || text.starts_with("DUCC_") || text.ends_with("_PROXY") {
+            command.env_remove(name);
+        }
+    }
+    for name in
+        ["SOURCE_DATE_EPOCH", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "DOCKER_CONFIG", "HOME"]
+    {
         command.env_remove(name);
     }
-    command.env_remove("SOURCE_DATE_EPOCH").args(arguments);
+    command.args(arguments);
     command
 }
 

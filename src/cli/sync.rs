@@ -1,0 +1,241 @@
+//! `strata sync`.
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use anyhow::Context as _;
+use bytesize::ByteSize;
+use serde_json::{Value, json};
+use strata::convert::{self, Outcome};
+use strata::folder::RepositoryFolder;
+use strata::layer::Limits;
+use strata::message::on_one_line;
+use strata::notification::Notifications;
+use strata::sync::{Event, ImageState, Observer, Options, Report, round};
+use strata::wishlist::{WantedImage, Wishlist};
+
+use super::arguments::{Arguments, Sync, randomness, threads, time_of_publication};
+use super::failure::{FAILED, PARTLY};
+use super::notify::Notifier;
+use super::progress::Display;
+use super::{print, print_line};
+
+/// So many images are converted side by side: enough to hide the pauses of registries.
+const SIDE_BY_SIDE: usize = 4;
+
+/// Brings the repository in step with a wishlist, once or for ever.
+pub fn run(arguments: &Arguments, command: &Sync) -> anyhow::Result<ExitCode> {
+    let folder = arguments.folder()?;
+    super::interrupt::watch()?;
+    let notifications = match &command.notification_file {
+        Some(path) => Notifications::open(path).with_context(|| format!("cannot write '{}'", path.display()))?,
+        None => Notifications::none(),
+    };
+    let notifier = Notifier::start(notifications);
+    if !command.watch {
+        return once(arguments, command, &folder, &notifier);
+    }
+    loop {
+        if let Err(error) = once(arguments, command, &folder, &notifier) {
+            tracing::error!("{error:#}");
+        }
+        tracing::info!("the next round begins in {}", humantime::format_duration(command.every));
+        thread::sleep(command.every);
+    }
+}
+
+fn once(
+    arguments: &Arguments,
+    command: &Sync,
+    folder: &RepositoryFolder,
+    notifier: &Notifier,
+) -> anyhow::Result<ExitCode> {
+    let wishlist = Wishlist::open(&command.wishlist)?;
+    let options = Options {
+        convert: convert::Options {
+            dry_run: false,
+            publish: true,
+            threads: threads(command.threads)?,
+            memory: command.memory.as_u64(),
+            wait: command.wait,
+            limits: Limits::default(),
+            now: time_of_publication()?,
+        },
+        prune: command.prune,
+        publish_every: folder.settings().publish_every,
+        side_by_side: SIDE_BY_SIDE,
+    };
+    let reporter = Reporter::new(Display::start_empty(arguments.quiet), notifier);
+    let report = round(folder, &wishlist, &options, &reporter, &mut randomness())?;
+    drop(reporter);
+    if arguments.json {
+        print_line(format_args!("{}", to_json(folder, &report)))?;
+    } else {
+        print(format_args!("{}", to_text(folder, &report)))?;
+    }
+    let failed = report.images.iter().filter(|(_, state)| matches!(state, ImageState::Failed(_))).count();
+    Ok(match failed + report.failures.len() {
+        0 => ExitCode::SUCCESS,
+        _ if failed == report.images.len() => ExitCode::from(FAILED),
+        _ => ExitCode::from(PARTLY),
+    })
+}
+
+/// Tells what happens while it happens: on the terminal, in the log, and in the notification file.
+struct Reporter<'a> {
+    display: Display,
+    notifier: &'a Notifier,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    all: AtomicUsize,
+    unchanged: AtomicUsize,
+    ready: AtomicUsize,
+    published: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl<'a> Reporter<'a> {
+    fn new(display: Display, notifier: &'a Notifier) -> Self {
+        display.summarise("listing tags".to_owned());
+        Self { display, notifier, counts: Counts::default() }
+    }
+
+    fn summarise(&self) {
+        let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+        let Counts { all, unchanged, ready, published, failed } = &self.counts;
+        let (all, unchanged, ready) = (count(all), count(unchanged), count(ready));
+        let (published, failed) = (count(published), count(failed));
+        let left = all.saturating_sub(unchanged + ready + failed);
+        self.display.summarise(format!(
+            "{all} images: {unchanged} unchanged, {published} published, {} ready, {failed} failed, {left} left",
+            ready.saturating_sub(published)
+        ));
+    }
+}
+
+fn add(count: &AtomicUsize, number: usize) {
+    count.fetch_add(number, Ordering::Relaxed);
+}
+
+impl Observer for Reporter<'_> {
+    fn note(&self, event: Event<'_>) {
+        self.notifier.note(&event);
+        match event {
+            Event::Listed(number) => add(&self.counts.all, number),
+            Event::Problem(problem) => tracing::warn!("{problem}"),
+            Event::NotListed(failure) => {
+                tracing::error!("{failure}: {}", strata::message::causes(&*failure.error));
+            }
+            Event::Unchanged(image) => {
+                tracing::debug!("{} is unchanged", image.name());
+                add(&self.counts.unchanged, 1);
+            }
+            Event::Quarantined(image, reason) => {
+                tracing::warn!("{}: {reason}", image.name());
+                add(&self.counts.failed, 1);
+            }
+            Event::Started(image, progress) => self.display.add(&image.name().to_string(), progress),
+            Event::Waits(image, pause) => {
+                self.display.remove(&image.name().to_string());
+                let pause = humantime::format_duration(std::time::Duration::from_secs(pause.as_secs() + 1));
+                tracing::info!("{} waits {pause}, as its registry asks for", image.name());
+            }
+            Event::Ready(image, _) => {
+                self.display.remove(&image.name().to_string());
+                tracing::info!("{} is ready to be published", image.name());
+                add(&self.counts.ready, 1);
+            }
+            Event::Failed(image, error) => {
+                self.display.remove(&image.name().to_string());
+                tracing::error!("{}: {error}", image.name());
+                add(&self.counts.failed, 1);
+            }
+            Event::Published(revision, images) => {
+                tracing::info!("revision {} is out, with {} new or changed images", revision.number, images.len());
+                add(&self.counts.published, images.len());
+            }
+        }
+        self.summarise();
+    }
+}
+
+fn to_text(folder: &RepositoryFolder, report: &Report) -> String {
+    let mut text = String::new();
+    let mut counts = [0_usize; 3];
+    for (_, state) in &report.images {
+        match state {
+            ImageState::Unchanged => counts[0] += 1,
+            ImageState::Published(outcomes) => {
+                counts[1] += 1;
+                for Outcome { place, manifest, .. } in outcomes {
+                    text += &format!("{place}  {manifest}\n");
+                }
+            }
+            ImageState::Failed(_) => counts[2] += 1,
+        }
+    }
+    for name in &report.removed {
+        text += &format!("{name}  removed\n");
+    }
+    let [unchanged, published, failed] = counts;
+    text += &format!("{} images: {unchanged} unchanged, {published} published, {failed} failed", report.images.len());
+    if !report.removed.is_empty() {
+        text += &format!(", {} removed", report.removed.len());
+    }
+    if !report.failures.is_empty() {
+        text += &format!("; {} lists failed", report.failures.len());
+    }
+    let revisions: Vec<String> = report.revisions.iter().map(|revision| revision.number.to_string()).collect();
+    if !revisions.is_empty() {
+        let (objects, bytes) = (report.written.objects, ByteSize(report.written.bytes));
+        let word = if revisions.len() == 1 { "revision" } else { "revisions" };
+        text += &format!("; {word} {} of {}: {objects} new objects, {bytes}", revisions.join(", "), folder.name());
+    }
+    text + "\n"
+}
+
+fn to_json(folder: &RepositoryFolder, report: &Report) -> Value {
+    let image = |(image, state): &(WantedImage, ImageState)| {
+        let mut json = json!({"image": image.argument.to_string(), "name": image.name().to_string()});
+        match state {
+            ImageState::Unchanged => json["state"] = "unchanged".into(),
+            ImageState::Published(outcomes) => {
+                json["state"] = "published".into();
+                let platform = |outcome: &Outcome| {
+                    json!({
+                        "platform": outcome.place.platform.as_ref().map(ToString::to_string),
+                        "manifest": outcome.manifest,
+                        "config": outcome.config,
+                        "layers": outcome.plan.layers,
+                        "layers-read": outcome.plan.layers_to_read,
+                        "bytes-read": outcome.plan.bytes_to_read,
+                        "losses": outcome.losses,
+                    })
+                };
+                json["platforms"] = outcomes.iter().map(platform).collect();
+            }
+            ImageState::Failed(error) => {
+                json["state"] = "failed".into();
+                json["error"] = error.as_str().into();
+            }
+        }
+        json
+    };
+    let failure = |failure: &strata::wishlist::Failure| {
+        json!({"line": failure.line, "host": failure.host, "what": failure.what,
+            "error": on_one_line(&strata::message::causes(&*failure.error))})
+    };
+    json!({
+        "repository": folder.name().as_str(),
+        "revisions": report.revisions.iter().map(|revision| revision.number).collect::<Vec<_>>(),
+        "new-objects": report.written.objects,
+        "new-bytes": report.written.bytes,
+        "removed": report.removed.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "not-listed": report.failures.iter().map(failure).collect::<Vec<_>>(),
+        "images": report.images.iter().map(image).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,300 @@
+//! A file that tells other programs what happens: one JSON object a line, in the form of DUCC's notification file.
+//!
+//! All values are texts, and an `id` is shared by the line that starts something and the one that ends it. Whoever follows
+//! the file must not be able to stop a conversion: when it cannot be written, that is logged once, and nothing fails.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use jiff::ZonedDateTime;
+
+use crate::image::{Digest, ImageName, ImageReference};
+
+/// Day, padded with a space, and time to the millisecond (`Go`'s `_2 Jan 2006 - 15:04:05.000`).
+const TIME_FORMAT: &str = "%e %b %Y - %H:%M:%S.%3f";
+
+/// The fields of a line, which are written in the order of their names.
+type Fields = BTreeMap<&'static str, String>;
+
+/// A notification file, or none, in which case nothing is written.
+#[derive(Debug)]
+pub struct Notifications {
+    output: Option<(File, PathBuf)>,
+    has_failed: AtomicBool,
+}
+
+/// Something that has started. Its end is told with what told its start.
+#[derive(Debug, Clone)]
+#[must_use = "what has started should be told to have ended"]
+pub struct Started {
+    fields: Fields,
+    since: Instant,
+}
+
+impl Notifications {
+    /// Opens the file to append to; a new one can be written by owner and group.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().append(true).create(true).mode(0o660).open(path)?;
+        Ok(Self { output: Some((file, path.to_owned())), has_failed: AtomicBool::new(false) })
+    }
+
+    /// Returns one that writes nothing.
+    pub fn none() -> Self {
+        Self { output: None, has_failed: AtomicBool::new(false) }
+    }
+
+    /// Tells that this process begins.
+    pub fn start_run(&self) -> Started {
+        self.start("start_ducc", [("pid", std::process::id().to_string())])
+    }
+
+    /// Tells that this process ends.
+    pub fn end_run(&self, run: Started) {
+        self.end("end_ducc", run, []);
+    }
+
+    /// Tells that root file systems begin to be made for what was asked for, an image or a pattern, as it was written.
+    pub fn start_flat_conversion(&self, request: &str) -> Started {
+        self.start("start_flat_conversion", [("image_request", request.to_owned()), ("id", new_id())])
+    }
+
+    /// Tells that the root file systems are made, or not all of them: this line has no status.
+    pub fn end_flat_conversion(&self, conversion: Started) {
+        self.end("end_flat_conversion", conversion, []);
+    }
+
+    /// Tells that the root file system of one image begins to be made.
+    pub fn start_single_chain_conversion(&self, request: &str, image: &ImageName) -> Started {
+        let fields = [("image_request", request.to_owned()), ("image", simple_name(image)), ("id", new_id())];
+        self.start("start_single_chain_conversion", fields)
+    }
+
+    /// Tells that the root file system of one image is made, or why not. The action is spelt `convertion`, as readers of
+    /// the file know it.
+    pub fn end_single_chain_conversion(&self, conversion: Started, outcome: Result<(), &str>) {
+        self.end("end_single_chain_convertion", conversion, status(outcome));
+    }
+
+    /// Tells that the public link of an image leads to its root file system, by paths below the root of the repository.
+    /// Only what is published may be told.
+    pub fn publish_flat_image(&self, request: &str, public_path: &str, private_path: &str) {
+        self.tell(
+            "publish_flat_image",
+            Fields::from([
+                ("image_request", request.to_owned()),
+                ("public_path", public_path.to_owned()),
+                ("private_path", private_path.to_owned()),
+            ]),
+        );
+    }
+
+    /// Tells that a layer begins to be read.
+    pub fn start_layer_conversion(&self, image: &ImageName, layer: Digest) -> Started {
+        let fields = [("image", simple_name(image)), ("layer", layer.hex()), ("id", new_id())];
+        self.start("start_layer_conversion", fields)
+    }
+
+    /// Tells that a layer is read, or why not; `size` counts the unpacked bytes.
+    pub fn end_layer_conversion(&self, conversion: Started, size: u64, outcome: Result<(), &str>) {
+        let size = [("size_bytes", size.to_string())];
+        self.end("end_layer_conversion", conversion, status(outcome).into_iter().chain(size));
+    }
+
+    /// Tells that a layer lies in the repository. Only what is published may be told.
+    pub fn publish_layer(&self, image: &ImageName, layer: Digest) {
+        self.tell("publish_layer", Fields::from([("image", simple_name(image)), ("layer_digest", layer.hex())]));
+    }
+
+    fn start<const N: usize>(&self, action: &str, fields: [(&'static str, String); N]) -> Started {
+        let fields = Fields::from(fields);
+        self.tell(action, fields.clone());
+        Started { fields, since: Instant::now() }
+    }
+
+    fn end(&self, action: &str, started: Started, more: impl IntoIterator<Item = (&'static str, String)>) {
+        let Started { mut fields, since } = started;
+        fields.insert("time_elapsed_s", format!("{:.6}", since.elapsed().as_secs_f64()));
+        fields.extend(more);
+        self.tell(action, fields);
+    }
+
+    fn tell(&self, action: &str, fields: Fields) {
+        let Some((file, path)) = &self.output else { return };
+        let line = line(action, fields, &ZonedDateTime::now());
+        if let Err(error) = write_at_once(file, line.as_bytes())
+            && !self.has_failed.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!("cannot write notifications to '{}': {error}", path.display());
+        }
+    }
+}
+
+/// Returns the name of an image in the file: with its tag if it has one, never with a digest.
+fn simple_name(image: &ImageName) -> String {
+    match image.reference() {
+        ImageReference::Tag(tag) => format!("{}/{}:{tag}", image.host(), image.repository()),
+        ImageReference::Digest(_) => format!("{}/{}", image.host(), image.repository()),
+    }
+}
+
+fn status(outcome: Result<(), &str>) -> Vec<(&'static str, String)> {
+    match outcome {
+        Ok(()) => vec![("status", "ok".to_owned())],
+        Err(error) => vec![("status", "error".to_owned()), ("error", error.to_owned())],
+    }
+}
+
+fn line(action: &str, mut fields: Fields, now: &ZonedDateTime) -> String {
+    fields.insert("action", action.to_owned());
+    fields.insert("time", now.strftime(TIME_FORMAT).to_string());
+    serde_json::to_string(&fields).expect("a map of texts is always JSON") + "\n"
+}
+
+/// Writes a line with a single call, so that lines of several processes never mix.
+fn write_at_once(mut file: &File, line: &[u8]) -> io::Result<()> {
+    match file.write(line)? {
+        length if length == line.len() => Ok(()),
+        length => Err(io::Error::other(format!("only {length} of {} bytes were written", line.len()))),
+    }
+}
+
+/// Returns a random UUID (RFC 9562, version 4).
+fn new_id() -> String {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).expect("the system gives random bytes");
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex = crate::image::hex(&bytes);
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use regex::Regex;
+
+    const LAYER: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn told(events: impl FnOnce(&Notifications)) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notifications");
+        events(&Notifications::open(&path).unwrap());
+        fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    /// Returns a line without what differs from run to run, after seeing that it has the right form.
+    fn steady(line: &str) -> String {
+        let mut line = line.to_owned();
+        for (name, form) in [
+            ("time", r"[ 1-3]\d [A-Z][a-z]{2} \d{4} - \d\d:\d\d:\d\d\.\d{3}"),
+            ("id", r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"),
+            ("time_elapsed_s", r"\d+\.\d{6}"),
+            ("pid", r"\d+"),
+        ] {
+            let field = Regex::new(&format!("\"{name}\":\"{form}\"")).unwrap();
+            line = field.replace(&line, format!("\"{name}\":\"…\"")).into_owned();
+        }
+        line
+    }
+
+    #[test]
+    fn lines_are_those_that_readers_of_the_file_know() {
+        let image: ImageName = "h.org/a/b:t".parse().unwrap();
+        let request = "https://h.org/a/b:*";
+        let layer = Digest::of(b"");
+        let lines = told(|notifications| {
+            let run = notifications.start_run();
+            let flat = notifications.start_flat_conversion(request);
+            let chain = notifications.start_single_chain_conversion(request, &image);
+            notifications.end_single_chain_conversion(chain, Ok(()));
+            notifications.end_flat_conversion(flat);
+            let read = notifications.start_layer_conversion(&image, layer);
+            notifications.end_layer_conversion(read, 1024, Err("it is \"damaged\"\n"));
+            notifications.publish_layer(&image, layer);
+            notifications.publish_flat_image(request, "h.org/a/b:t", ".flat/e3/e3b0");
+            notifications.end_run(run);
+        });
+        let steady: Vec<String> = lines.iter().map(|line| steady(line)).collect();
+        let layer_fields = format!(r#""image":"h.org/a/b:t","layer":"{LAYER}""#);
+        assert_eq!(
+            steady,
+            [
+                r#"{"action":"start_ducc","pid":"…","time":"…"}"#,
+                r#"{"action":"start_flat_conversion","id":"…","image_request":"https://h.org/a/b:*","time":"…"}"#,
+                r#"{"action":"start_single_chain_conversion","id":"…","image":"h.org/a/b:t","image_request":"https://h.org/a/b:*","time":"…"}"#,
+                r#"{"action":"end_single_chain_convertion","id":"…","image":"h.org/a/b:t","image_request":"https://h.org/a/b:*","status":"ok","time":"…","time_elapsed_s":"…"}"#,
+                r#"{"action":"end_flat_conversion","id":"…","image_request":"https://h.org/a/b:*","time":"…","time_elapsed_s":"…"}"#,
+                &format!(r#"{{"action":"start_layer_conversion","id":"…",{layer_fields},"time":"…"}}"#),
+                &format!(
+                    r#"{{"action":"end_layer_conversion","error":"it is \"damaged\"\n","id":"…",{layer_fields},"size_bytes":"1024","status":"error","time":"…","time_elapsed_s":"…"}}"#
+                ),
+                &format!(r#"{{"action":"publish_layer","image":"h.org/a/b:t","layer_digest":"{LAYER}","time":"…"}}"#),
+                r#"{"action":"publish_flat_image","image_request":"https://h.org/a/b:*","private_path":".flat/e3/e3b0","public_path":"h.org/a/b:t","time":"…"}"#,
+                r#"{"action":"end_ducc","pid":"…","time":"…","time_elapsed_s":"…"}"#,
+            ]
+        );
+    }
+
+    #[test]
+    fn image_without_tag_is_named_without_its_digest() {
+        let image: ImageName = format!("h.org/a@sha256:{LAYER}").parse().unwrap();
+        let lines = told(|notifications| notifications.publish_layer(&image, Digest::of(b"")));
+        assert!(lines[0].contains(r#""image":"h.org/a","#), "{}", lines[0]);
+    }
+
+    #[test]
+    fn start_and_end_share_an_id_that_nothing_else_has() {
+        let lines = told(|notifications| {
+            let (first, second) = (notifications.start_flat_conversion("a"), notifications.start_flat_conversion("a"));
+            notifications.end_flat_conversion(second);
+            notifications.end_flat_conversion(first);
+        });
+        let ids: Vec<String> = lines
+            .iter()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].as_str().unwrap().to_owned())
+            .collect();
+        assert!(ids[0] == ids[3] && ids[1] == ids[2] && ids[0] != ids[1]);
+    }
+
+    #[test]
+    fn time_is_local_and_its_day_is_padded_with_a_space() {
+        let at = |text: &str| {
+            let line = line("start_ducc", Fields::new(), &text.parse().unwrap());
+            serde_json::from_str::<serde_json::Value>(&line).unwrap()["time"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(at("2026-11-03T09:05:07.0419999+01:00[+01:00]"), " 3 Nov 2026 - 09:05:07.041");
+        assert_eq!(at("2026-02-28T23:59:59+00:00[UTC]"), "28 Feb 2026 - 23:59:59.000");
+    }
+
+    #[test]
+    fn file_is_appended_to_and_group_may_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notifications");
+        for _ in 0..2 {
+            let notifications = Notifications::open(&path).unwrap();
+            notifications.end_run(notifications.start_run());
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 4);
+        let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert!(mode & !0o660 == 0 && mode & 0o600 == 0o600, "{mode:o}");
+    }
+
+    #[test]
+    fn file_that_cannot_be_written_stops_nothing() {
+        let notifications = Notifications::open(Path::new("/dev/full")).unwrap();
+        notifications.end_run(notifications.start_run());
+        assert!(notifications.has_failed.load(Ordering::Relaxed));
+        let none = Notifications::none();
+        none.end_run(none.start_run());
+        assert!(!none.has_failed.load(Ordering::Relaxed));
+    }
+}

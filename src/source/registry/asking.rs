@@ -1,0 +1,306 @@
+//! One request to one server: parking, credentials, redirects, and what the status means.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, RANGE};
+use reqwest::{Method, Url};
+
+use super::Shared;
+use super::challenge::{Challenge, TokenService, challenges};
+use super::credentials::{Credentials, Found};
+use super::endpoint::Endpoint;
+use super::error::RegistryError;
+use super::http::{Answer, Request, authority, shown, speaks_no_tls};
+use super::limits::{Host, Permit, exhausted, lock, retry_after};
+use super::token::{SharedSlot, Slot, TokenAnswer};
+
+/// The size up to which the answers of token services are read, in bytes.
+const LARGEST_TOKEN: u64 = 1 << 20;
+/// What strata calls itself where tokens are made.
+const CLIENT: &str = "strata";
+
+/// What is asked for, whoever is asked.
+pub(super) struct Call<'a> {
+    pub(super) method: Method,
+    /// The repository as its registry calls it; empty for what belongs to none.
+    pub(super) repository: &'a str,
+    /// What a token has to allow.
+    pub(super) scope: String,
+    /// What would be an answer.
+    pub(super) accept: Option<&'static str>,
+    /// The first byte that is asked for.
+    pub(super) offset: u64,
+    pub(super) is_manifest: bool,
+    /// What it is, for messages.
+    pub(super) what: String,
+}
+
+impl<'a> Call<'a> {
+    /// Asks for something of a repository.
+    pub(super) fn pull(repository: &'a str, what: String) -> Self {
+        Self {
+            method: Method::GET,
+            repository,
+            scope: format!("repository:{repository}:pull"),
+            accept: None,
+            offset: 0,
+            is_manifest: false,
+            what,
+        }
+    }
+
+    /// Returns whether it counts where manifests are counted: Docker Hub lets everybody look whether they changed.
+    fn counts_as_manifest(&self) -> bool {
+        self.is_manifest && self.method == Method::GET
+    }
+
+    fn request(&self, url: Url) -> Request {
+        let mut headers = HeaderMap::new();
+        if let Some(accept) = self.accept {
+            headers.insert(ACCEPT, HeaderValue::from_static(accept));
+        }
+        if self.offset > 0 {
+            let range = HeaderValue::from_str(&format!("bytes={}-", self.offset));
+            headers.insert(RANGE, range.expect("digits are a right header"));
+        }
+        Request { method: self.method.clone(), headers, ..Request::get(url) }
+    }
+}
+
+/// One request under way.
+struct Exchange<'a> {
+    shared: &'a Shared,
+    endpoint: &'a Endpoint,
+    call: &'a Call<'a>,
+    host: Arc<Host>,
+    /// What is known of the token for the call.
+    slot: SharedSlot,
+    deadline: Instant,
+}
+
+impl Shared {
+    /// Asks once, with what credentials it takes, and returns an answer that is none of an error. While the permit is
+    /// held, one request less may be under way to the same host.
+    pub(super) fn exchange(
+        &self,
+        endpoint: &Endpoint,
+        url: &Url,
+        call: &Call<'_>,
+        deadline: Instant,
+    ) -> Result<(Answer, Permit), RegistryError> {
+        let authority = endpoint.authority();
+        let host = self.hosts.get(&authority, endpoint.connections);
+        let permit = host.permit();
+        host.wait(&*self.clock, deadline, call.counts_as_manifest())?;
+        let slot = self.tokens.slot(&authority, &call.scope);
+        let exchange = Exchange { shared: self, endpoint, call, host, slot, deadline };
+        let answer = exchange.judged(exchange.answer(url)?)?;
+        Ok((answer, permit))
+    }
+}
+
+impl Exchange<'_> {
+    /// Sends the request, once more if the registry asks for credentials.
+    fn answer(&self, url: &Url) -> Result<Answer, RegistryError> {
+        let shown = self.known_authorization()?;
+        let answer = self.send(url, shown.clone())?;
+        if answer.status() != 401 || !answer.is_of_origin {
+            return Ok(answer);
+        }
+        match self.authorize(&answer, shown.as_ref())? {
+            Some(authorization) => self.send(url, Some(authorization)),
+            None => Ok(answer),
+        }
+    }
+
+    /// Sends the request as it is. A server on this machine may turn out to know no encryption.
+    fn send(&self, url: &Url, authorization: Option<HeaderValue>) -> Result<Answer, RegistryError> {
+        let mut request = Request { authorization, ..self.call.request(url.clone()) };
+        if self.endpoint.may_be_plain && self.host.speaks_plain_http() {
+            request.url.set_scheme("http").ok();
+        }
+        match self.shared.http.send(&request) {
+            Err(error) if self.may_try_plain(&request) && speaks_no_tls(&error) => {
+                request.url.set_scheme("http").ok();
+                let answer = self.shared.http.send(&request)?;
+                self.host.found_plain_http();
+                Ok(answer)
+            }
+            result => result,
+        }
+    }
+
+    fn may_try_plain(&self, request: &Request) -> bool {
+        self.endpoint.may_be_plain && request.url.scheme() == "https"
+    }
+
+    /// Returns what the registry wanted to be shown before. Old tokens are renewed.
+    fn known_authorization(&self) -> Result<Option<HeaderValue>, RegistryError> {
+        let mut slot = lock(&self.slot);
+        if let Some(fresh) = slot.fresh(self.shared.clock.now()) {
+            return Ok(Some(fresh.clone()));
+        }
+        match slot.way.clone() {
+            Some(Challenge::Bearer(service)) => self.fetch(&mut slot, service).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Returns what an answer of status 401 asks for: none if there is nothing to show, or nothing but what it refused.
+    fn authorize(&self, answer: &Answer, refused: Option<&HeaderValue>) -> Result<Option<HeaderValue>, RegistryError> {
+        let mut slot = lock(&self.slot);
+        // Another thread may have been faster.
+        if let Some(fresh) = slot.fresh(self.shared.clock.now()).filter(|&fresh| Some(fresh) != refused) {
+            return Ok(Some(fresh.clone()));
+        }
+        match challenges(answer.headers()).into_iter().next() {
+            Some(Challenge::Bearer(service)) => self.fetch(&mut slot, service).map(Some),
+            Some(Challenge::Basic) => {
+                let basic = self.find()?.credentials.and_then(|credentials| credentials.basic());
+                match basic.filter(|basic| Some(basic) != refused) {
+                    Some(basic) => {
+                        slot.keep(Challenge::Basic, basic.clone(), None);
+                        Ok(Some(basic))
+                    }
+                    None => {
+                        slot.clear();
+                        Ok(None)
+                    }
+                }
+            }
+            None => Ok(None),
+        }
+    }
+
+    fn find(&self) -> Result<Found, RegistryError> {
+        match &self.endpoint.credentials_of {
+            Some(host) => self.shared.places.find(host, self.call.repository),
+            None => Ok(Found { credentials: None, place: "credentials are not shown to it".to_owned() }),
+        }
+    }
+
+    /// Fetches a token; the lock of the slot keeps others from fetching the same.
+    fn fetch(&self, slot: &mut Slot, service: TokenService) -> Result<HeaderValue, RegistryError> {
+        let found = self.find()?;
+        let request = self.token_request(&service, found.credentials.as_ref())?;
+        let connections = Endpoint::of_url(&request.url, &self.shared.settings).connections;
+        let realm = self.shared.hosts.get(&authority(&request.url), connections);
+        realm.wait(&*self.shared.clock, self.deadline, false)?;
+        let answer = self.shared.http.send(&request)?;
+        let what = format!("a token for {} from {}", self.call.what, shown(&request.url));
+        let answer = self.shared.judged(answer, &realm, &what, || Ok(found.place))?;
+        let url = shown(&answer.url);
+        let unusable = |reason: &str| RegistryError::Answer { url: url.clone(), reason: reason.to_owned() };
+        let token: TokenAnswer = serde_json::from_slice(&answer.read(LARGEST_TOKEN)?)
+            .map_err(|_| unusable("it is not the JSON of a token"))?;
+        let value = token.authorization().ok_or_else(|| unusable("it holds no token"))?;
+        let renew = self.shared.clock.now() + token.use_for(self.shared.clock.time_of_day());
+        slot.keep(Challenge::Bearer(service), value.clone(), Some(renew));
+        Ok(value)
+    }
+
+    /// Returns the request for a token: with credentials if there are some, and never by a less safe way than the
+    /// registry's own.
+    fn token_request(
+        &self,
+        service: &TokenService,
+        credentials: Option<&Credentials>,
+    ) -> Result<Request, RegistryError> {
+        let refuse = |reason| RegistryError::Challenge { url: shown(&self.endpoint.base), reason };
+        let is_plain = self.endpoint.base.scheme() == "http" || self.host.speaks_plain_http();
+        let mut url = token_url(&service.realm, is_plain, credentials.is_some()).map_err(refuse)?;
+        let scope = service.scope.as_deref().unwrap_or(&self.call.scope);
+        if let Some(Credentials::IdentityToken(token)) = credentials {
+            let mut form = Url::parse("form:").expect("it is a URL");
+            let mut pairs = form.query_pairs_mut();
+            pairs.append_pair("grant_type", "refresh_token").append_pair("client_id", CLIENT);
+            pairs.append_pair("service", service.service.as_deref().unwrap_or_default()).append_pair("scope", scope);
+            pairs.append_pair("refresh_token", token.reveal());
+            drop(pairs);
+            let form = form.query().map(str::to_owned);
+            return Ok(Request { method: Method::POST, form, ..Request::get(url) });
+        }
+        let mut pairs = url.query_pairs_mut();
+        pairs.extend_pairs(service.service.iter().map(|service| ("service", service)));
+        pairs.extend_pairs(scope.split_ascii_whitespace().map(|scope| ("scope", scope)));
+        if let Some(Credentials::Password { username, .. }) = credentials {
+            pairs.append_pair("account", username);
+        }
+        drop(pairs);
+        let authorization = credentials.and_then(Credentials::basic);
+        Ok(Request { authorization, ..Request::get(url) })
+    }
+
+    /// Turns a status of an error into one.
+    fn judged(&self, answer: Answer) -> Result<Answer, RegistryError> {
+        if self.call.is_manifest
+            && let Some(length) = exhausted(answer.headers())
+        {
+            self.host.park_manifests(length, self.shared.clock.now());
+        }
+        if answer.status() == 416 && self.call.offset > 0 {
+            return Err(RegistryError::Range { url: shown(&answer.url), offset: self.call.offset });
+        }
+        self.shared.judged(answer, &self.host, &self.call.what, || Ok(self.find()?.place))
+    }
+}
+
+impl Shared {
+    /// Turns a status of an error into one. A host that asks to wait is parked.
+    pub(super) fn judged(
+        &self,
+        answer: Answer,
+        host: &Host,
+        what: &str,
+        place: impl FnOnce() -> Result<String, RegistryError>,
+    ) -> Result<Answer, RegistryError> {
+        let (status, url, what) = (answer.status(), shown(&answer.url), what.to_owned());
+        let wait = retry_after(answer.headers(), self.clock.time_of_day());
+        match status {
+            429 => Err(host.park(wait, self.clock.now())),
+            503 if wait.is_some() => Err(host.park(wait, self.clock.now())),
+            200..=299 => {
+                host.answered();
+                Ok(answer)
+            }
+            404 => Err(RegistryError::NotFound { what, said: answer.said() }),
+            401 | 403 => Err(RegistryError::Unauthorized { what, status, credentials: place()?, said: answer.said() }),
+            _ => Err(RegistryError::Status { url, status, said: answer.said() }),
+        }
+    }
+}
+
+/// Returns the URL of a token service, or why it is not asked. One that is not encrypted gets credentials only for a
+/// registry that is not, either.
+fn token_url(realm: &str, registry_is_plain: bool, with_credentials: bool) -> Result<Url, &'static str> {
+    let url: Url = realm.parse().map_err(|_| "its token service has no URL")?;
+    if !matches!(url.scheme(), "http" | "https") || !url.username().is_empty() || url.password().is_some() {
+        return Err("its token service is not at an HTTP server");
+    }
+    if with_credentials && url.scheme() == "http" && !registry_is_plain {
+        return Err("its token service is not encrypted, and would get credentials");
+    }
+    Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_go_to_no_token_service_that_is_less_safe_than_the_registry() {
+        assert!(token_url("http://auth.org/token", false, true).is_err());
+        for (realm, is_plain, with_credentials) in [
+            ("http://auth.org/token", false, false),
+            ("http://auth.org/token", true, true),
+            ("https://auth.org/token", false, true),
+            ("https://auth.org/token", true, true),
+        ] {
+            assert!(token_url(realm, is_plain, with_credentials).is_ok(), "{realm}");
+        }
+        for realm in ["", "/token", "file:///etc/passwd", "https://u:p@auth.org/", "auth.org/token"] {
+            assert!(token_url(realm, true, false).is_err(), "{realm}");
+        }
+    }
+}

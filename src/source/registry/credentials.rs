@@ -1,0 +1,318 @@
+//! Where credentials are: the settings, DUCC's variables, and the files of Podman and Docker, in this order.
+//!
+//! The first place that has some for a registry wins. Files are read anew each time, so that a login takes effect at once.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::header::HeaderValue;
+
+use super::auth_file::AuthFile;
+use super::ducc::{Access, DuccRegistry, Environment};
+use super::endpoint::{HUB_HOSTS, settings_of};
+use super::error::RegistryError;
+use super::helper;
+use super::settings::{RegistriesSettings, Secret};
+
+/// The name of a user whose password is an identity token, as Docker's helpers have it.
+const TOKEN_USER: &str = "<token>";
+/// What programs and files that keep credentials call Docker Hub.
+const HUB_SERVER: &str = "https://index.docker.io/v1/";
+/// How much is read of a file that holds a password, in bytes.
+const LONGEST_PASSWORD: u64 = 64 << 10;
+
+/// What proves who asks.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Credentials {
+    /// A user and a password, or what a registry takes for one.
+    Password {
+        /// The user.
+        username: String,
+        /// The password.
+        password: Secret,
+    },
+    /// A token that other tokens are made of (OAuth 2.0, "refresh token").
+    IdentityToken(Secret),
+}
+
+impl Credentials {
+    pub(super) fn new(username: &str, password: &str) -> Self {
+        let password = Secret::new(password);
+        match username {
+            TOKEN_USER => Self::IdentityToken(password),
+            _ => Self::Password { username: username.to_owned(), password },
+        }
+    }
+
+    /// Returns the header that shows user and password (RFC 7617).
+    pub(super) fn basic(&self) -> Option<HeaderValue> {
+        let Self::Password { username, password } = self else { return None };
+        let encoded = STANDARD.encode(format!("{username}:{}", password.reveal()));
+        authorization(&format!("Basic {encoded}"))
+    }
+
+    /// Returns the header that shows the password as a token (RFC 6750).
+    pub(super) fn bearer(&self) -> Option<HeaderValue> {
+        let (Self::Password { password: token, .. } | Self::IdentityToken(token)) = self;
+        authorization(&format!("Bearer {}", token.reveal()))
+    }
+}
+
+/// Returns a header that is never shown; none if the text holds what no header may.
+pub(super) fn authorization(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials")
+    }
+}
+
+/// Credentials that were looked for.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) credentials: Option<Credentials>,
+    /// Where they are, or where they were looked for, for a message.
+    pub(super) place: String,
+}
+
+/// All places that credentials may be at.
+pub(super) struct CredentialPlaces {
+    settings: RegistriesSettings,
+    ducc: Vec<DuccRegistry>,
+    files: Vec<PathBuf>,
+    /// Where programs are looked for.
+    path: Option<OsString>,
+}
+
+impl CredentialPlaces {
+    pub(super) fn new(settings: RegistriesSettings, ducc: Vec<DuccRegistry>, environment: Environment<'_>) -> Self {
+        Self { settings, ducc, files: files(environment), path: environment("PATH") }
+    }
+
+    /// Looks for credentials for a repository at a host; without a repository, for those of the host as a whole.
+    pub(super) fn find(&self, host: &str, repository: &str) -> Result<Found, RegistryError> {
+        if let Some(credentials) = self.of_settings(host)? {
+            return Ok(found(credentials, "the settings"));
+        }
+        for registry in self.ducc.iter().filter(|registry| registry.means(host, repository)) {
+            if let Access::Credentials(credentials) = &registry.access {
+                return Ok(found(credentials.clone(), &registry.place()));
+            }
+        }
+        for path in &self.files {
+            if let Some(credentials) = self.of_file(path, host, repository)? {
+                return Ok(found(credentials, &format!("{path:?}")));
+            }
+        }
+        let files: String = self.files.iter().map(|path| format!(", {path:?}")).collect();
+        let place = format!("there are no credentials for it in the settings, DUCC_AUTH_REGISTRIES{files}");
+        Ok(Found { credentials: None, place })
+    }
+
+    fn of_settings(&self, host: &str) -> Result<Option<Credentials>, RegistryError> {
+        let Some(settings) = settings_of(&self.settings, host) else { return Ok(None) };
+        let Some(username) = &settings.username else { return Ok(None) };
+        let password = match (&settings.password, &settings.password_file) {
+            (Some(password), _) => password.reveal().to_owned(),
+            (None, Some(file)) => read_password(&self.settings.folder.join(file))?,
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(Credentials::new(username, &password)))
+    }
+
+    fn of_file(&self, path: &Path, host: &str, repository: &str) -> Result<Option<Credentials>, RegistryError> {
+        let Some(file) = AuthFile::open(path)? else { return Ok(None) };
+        let keys = keys(host, repository);
+        let helper = keys.iter().find_map(|key| file.helper(key)).or(file.store());
+        let server = if HUB_HOSTS.contains(&host) { HUB_SERVER } else { host };
+        if let Some(name) = helper
+            && let Some(credentials) = helper::get(name, server, self.path.as_ref())?
+        {
+            return Ok(Some(credentials));
+        }
+        Ok(keys.iter().find_map(|key| file.credentials(key)).cloned())
+    }
+}
+
+fn found(credentials: Credentials, place: &str) -> Found {
+    Found { credentials: Some(credentials), place: format!("with the credentials of {place}") }
+}
+
+/// Returns the files that may hold credentials, whether they are there or not.
+fn files(environment: Environment<'_>) -> Vec<PathBuf> {
+    let get = |variable: &str| environment(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = get("HOME");
+    let below_home = |folder: &str| home.as_ref().map(|home| home.join(folder));
+    let places = [
+        get("REGISTRY_AUTH_FILE"),
+        get("XDG_RUNTIME_DIR").map(|folder| folder.join("containers/auth.json")),
+        get("XDG_CONFIG_HOME").or_else(|| below_home(".config")).map(|folder| folder.join("containers/auth.json")),
+        get("DOCKER_CONFIG").or_else(|| below_home(".docker")).map(|folder| folder.join("config.json")),
+    ];
+    places.into_iter().flatten().collect()
+}
+
+/// Returns the keys under which a file may have credentials, the most special first.
+fn keys(host: &str, repository: &str) -> Vec<String> {
+    let hosts = if HUB_HOSTS.contains(&host) { HUB_HOSTS.to_vec() } else { vec![host] };
+    let mut keys = Vec::new();
+    let mut rest = Some(repository).filter(|repository| !repository.is_empty());
+    while let Some(beginning) = rest {
+        keys.extend(hosts.iter().map(|host| format!("{host}/{beginning}")));
+        rest = beginning.rsplit_once('/').map(|(above, _)| above);
+    }
+    keys.extend(hosts.into_iter().map(str::to_owned));
+    keys
+}
+
+/// Reads a password from a file; a line end after it does not belong to it.
+fn read_password(path: &Path) -> Result<String, RegistryError> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(LONGEST_PASSWORD).read_to_end(&mut bytes));
+    read.map_err(|source| RegistryError::Read { path: path.to_owned(), source })?;
+    let fault = "it holds no password";
+    let text = String::from_utf8(bytes).ok();
+    let password = text.as_deref().map(|text| text.trim_end_matches(['\r', '\n'])).filter(|text| !text.is_empty());
+    password.map(str::to_owned).ok_or_else(|| RegistryError::Invalid { path: path.to_owned(), fault })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ducc;
+    use super::super::settings::RegistrySettings;
+    use super::*;
+
+    struct Machine {
+        folder: tempfile::TempDir,
+        variables: Vec<(&'static str, String)>,
+        settings: RegistriesSettings,
+    }
+
+    impl Machine {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let variables = vec![("HOME", folder.path().join("home").to_str().unwrap().to_owned())];
+            let settings = RegistriesSettings { folder: folder.path().to_owned(), ..RegistriesSettings::default() };
+            Self { folder, variables, settings }
+        }
+
+        fn file(self, name: &str, content: &str) -> Self {
+            let path = self.folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+            self
+        }
+
+        fn variable(mut self, name: &'static str, value: &str) -> Self {
+            let value = value.replace("FOLDER", self.folder.path().to_str().unwrap());
+            self.variables.push((name, value));
+            self
+        }
+
+        fn set(mut self, host: &str, settings: RegistrySettings) -> Self {
+            self.settings.hosts.insert(host.to_owned(), settings);
+            self
+        }
+
+        fn find(&self, host: &str, repository: &str) -> Result<Found, RegistryError> {
+            let environment = |name: &str| {
+                self.variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
+            };
+            let ducc = ducc::registries(&environment)?;
+            CredentialPlaces::new(self.settings.clone(), ducc, &environment).find(host, repository)
+        }
+
+        fn user(&self, host: &str, repository: &str) -> Option<String> {
+            match self.find(host, repository).unwrap().credentials? {
+                Credentials::Password { username, .. } => Some(username),
+                Credentials::IdentityToken(_) => Some(TOKEN_USER.to_owned()),
+            }
+        }
+    }
+
+    /// A file of credentials whose users are called as given.
+    fn auths(entries: &[(&str, &str)]) -> String {
+        let auths: serde_json::Map<_, _> = entries
+            .iter()
+            .map(|(key, user)| ((*key).to_owned(), serde_json::json!({"auth": STANDARD.encode(format!("{user}:p"))})))
+            .collect();
+        serde_json::json!({ "auths": auths }).to_string()
+    }
+
+    #[test]
+    fn places_are_asked_in_order() {
+        let machine = Machine::new();
+        assert_eq!(machine.user("h.org", "a"), None);
+        let text = machine.find("h.org", "a").unwrap().place;
+        assert!(text.contains(".docker/config.json") && text.contains("containers/auth.json"), "{text}");
+        let machine = machine.file("home/.docker/config.json", &auths(&[("h.org", "docker")]));
+        assert_eq!(machine.user("h.org", "a").as_deref(), Some("docker"));
+        let machine = machine.file("home/.config/containers/auth.json", &auths(&[("h.org", "podman")]));
+        assert_eq!(machine.user("h.org", "a").as_deref(), Some("podman"));
+        let machine = machine.file("run/containers/auth.json", &auths(&[("h.org", "session")]));
+        let machine = machine.variable("XDG_RUNTIME_DIR", "FOLDER/run");
+        assert_eq!(machine.user("h.org", "a").as_deref(), Some("session"));
+        let machine =
+            machine.file("x.json", &auths(&[("h.org", "named")])).variable("REGISTRY_AUTH_FILE", "FOLDER/x.json");
+        assert_eq!(machine.user("h.org", "a").as_deref(), Some("named"));
+        let machine = machine.variable("DUCC_AUTH_REGISTRIES", "L").variable("DUCC_L_IDENT", "h.or");
+        let machine = machine.variable("DUCC_L_USER", "ducc").variable("DUCC_L_PASS", "p");
+        assert_eq!(machine.user("h.org", "a").as_deref(), Some("ducc"));
+        let password_file = Some("secret".into());
+        let settings = RegistrySettings { username: Some("set".to_owned()), password_file, ..Default::default() };
+        let machine = machine.set("h.org", settings).file("secret", "hunter2\n");
+        let found = machine.find("h.org", "a").unwrap();
+        assert_eq!(found.credentials, Some(Credentials::new("set", "hunter2")));
+        assert!(!format!("{found:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn longest_key_wins_and_no_key_is_cut_inside_of_a_word() {
+        let file = auths(&[("h.org", "host"), ("h.org/team", "team"), ("h.org/team/image", "image")]);
+        let machine = Machine::new().file("home/.docker/config.json", &file);
+        for (repository, user) in
+            [("team/image", "image"), ("team/other", "team"), ("teammate/image", "host"), ("", "host")]
+        {
+            assert_eq!(machine.user("h.org", repository).as_deref(), Some(user), "{repository}");
+        }
+        assert_eq!(machine.user("h.org:5000", "team/image"), None);
+    }
+
+    #[test]
+    fn all_hosts_of_docker_hub_have_the_same_credentials() {
+        let machine = Machine::new().file("home/.docker/config.json", &auths(&[("https://index.docker.io/v1/", "u")]));
+        for host in HUB_HOSTS {
+            assert_eq!(machine.user(host, "library/a").as_deref(), Some("u"), "{host}");
+        }
+        assert_eq!(machine.user("docker.io.evil.org", "a"), None);
+    }
+
+    #[test]
+    fn program_is_asked_before_the_file() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let script = "#!/bin/sh\nread server; echo \"{\\\"Username\\\":\\\"$server\\\",\\\"Secret\\\":\\\"p\\\"}\"\n";
+        let file = r#"{"auths":{"a.org":{"auth":"dTpw"}},"credHelpers":{"a.org":"own"},"credsStore":"all"}"#;
+        let machine = Machine::new()
+            .file("home/.docker/config.json", file)
+            .file("bin/docker-credential-own", script)
+            .file("bin/docker-credential-all", "#!/bin/sh\necho credentials not found; exit 1\n")
+            .variable("PATH", "FOLDER/bin:/usr/bin:/bin");
+        for name in ["own", "all"] {
+            let file = machine.folder.path().join(format!("bin/docker-credential-{name}"));
+            std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        assert_eq!(machine.user("a.org", "x").as_deref(), Some("a.org"));
+        assert_eq!(machine.user("b.org", "x"), None);
+        let machine = machine.file("home/.docker/config.json", r#"{"credsStore":"own"}"#);
+        assert_eq!(machine.user("docker.io", "library/x").as_deref(), Some(HUB_SERVER));
+    }
+}

@@ -1,0 +1,245 @@
+//! Where a registry is really asked: Docker Hub under its own name, mirrors first, caches instead.
+//!
+//! Nothing of this ever shows in the name that an image is published under.
+
+use std::net::Ipv4Addr;
+
+use reqwest::Url;
+
+use super::Transport;
+use super::ducc::{Access, DuccRegistry};
+use super::error::RegistryError;
+use super::http::authority;
+use super::settings::{DEFAULT_CONNECTIONS, RegistriesSettings, RegistrySettings, mirror_url};
+
+/// The names of Docker Hub.
+pub(super) const HUB_HOSTS: [&str; 4] =
+    ["docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
+/// The name under which Docker Hub answers.
+const HUB_REGISTRY: &str = "registry-1.docker.io";
+
+/// A server that has the repositories of a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    /// Scheme, host and port.
+    pub(super) base: Url,
+    /// What stands before each repository; may be empty.
+    prefix: String,
+    /// The host whose credentials it may see, if any.
+    pub(super) credentials_of: Option<String>,
+    /// How many requests it gets at a time.
+    pub(super) connections: usize,
+    /// Whether to try without encryption when it does not know any.
+    pub(super) may_be_plain: bool,
+}
+
+impl Endpoint {
+    /// Returns the host and port that are asked.
+    pub(super) fn authority(&self) -> String {
+        authority(&self.base)
+    }
+
+    /// Returns the URL of something in a repository.
+    pub(super) fn url(&self, repository: &str, rest: &str) -> Url {
+        let prefix = if self.prefix.is_empty() { String::new() } else { format!("{}/", self.prefix) };
+        let mut url = self.base.clone();
+        url.set_path(&format!("/v2/{prefix}{repository}/{rest}"));
+        url
+    }
+
+    /// Returns the URL of the list of repositories.
+    pub(super) fn catalog_url(&self) -> Url {
+        let mut url = self.base.clone();
+        url.set_path("/v2/_catalog");
+        url
+    }
+
+    /// Returns the endpoint of a URL that is asked as it is.
+    pub(super) fn of_url(url: &Url, settings: &RegistriesSettings) -> Self {
+        let host = authority(url);
+        let own = settings_of(settings, &host);
+        let may_see = url.scheme() == "https" || is_loopback(&host) || own.is_some_and(|own| own.plain_http);
+        Self {
+            base: url.clone(),
+            prefix: String::new(),
+            connections: connections(own),
+            credentials_of: may_see.then_some(host),
+            may_be_plain: false,
+        }
+    }
+
+    /// Returns the same server, which is shown no credentials.
+    pub(super) fn without_credentials(self) -> Self {
+        Self { credentials_of: None, ..self }
+    }
+}
+
+/// Returns the host and port, as URLs have them, that stand for a registry.
+pub(super) fn asked_authority(host: &str) -> String {
+    let asked = if HUB_HOSTS.contains(&host) { HUB_REGISTRY } else { host };
+    format!("https://{asked}/").parse().map_or_else(|_| asked.to_owned(), |url| authority(&url))
+}
+
+/// Returns the repository as its registry calls it: the short names of Docker Hub stand for those of its library.
+pub(super) fn asked_repository(host: &str, repository: &str) -> String {
+    match HUB_HOSTS.contains(&host) && !repository.contains('/') && !repository.is_empty() {
+        true => format!("library/{repository}"),
+        false => repository.to_owned(),
+    }
+}
+
+/// Returns who is asked for a repository, in this order.
+pub(super) fn endpoints(
+    host: &str,
+    repository: &str,
+    transport: Transport,
+    settings: &RegistriesSettings,
+    ducc: &[DuccRegistry],
+) -> Result<Vec<Endpoint>, RegistryError> {
+    let own = settings_of(settings, host);
+    let mut endpoints = Vec::new();
+    for mirror in own.map_or(&[][..], |own| &own.mirrors) {
+        endpoints.push(mirror_endpoint(mirror, settings).ok_or_else(|| RegistryError::Url(mirror.clone()))?);
+    }
+    if !own.is_some_and(|own| own.mirrors_only && !own.mirrors.is_empty()) {
+        let registry = registry(host, repository, transport, own, ducc);
+        endpoints.push(registry.ok_or_else(|| RegistryError::Url(host.to_owned()))?);
+    }
+    Ok(endpoints)
+}
+
+fn mirror_endpoint(mirror: &str, settings: &RegistriesSettings) -> Option<Endpoint> {
+    let url = mirror_url(mirror)?;
+    let host = authority(&url);
+    Some(Endpoint {
+        prefix: url.path().trim_matches('/').to_owned(),
+        connections: connections(settings_of(settings, &host)),
+        credentials_of: Some(host),
+        may_be_plain: false,
+        base: url.join("/").ok()?,
+    })
+}
+
+/// Returns the registry itself, or what DUCC's variables put in its place.
+fn registry(
+    host: &str,
+    repository: &str,
+    transport: Transport,
+    own: Option<&RegistrySettings>,
+    ducc: &[DuccRegistry],
+) -> Option<Endpoint> {
+    let means = ducc.iter().find(|registry| registry.means(host, repository));
+    let is_plain = transport == Transport::Plain || own.is_some_and(|own| own.plain_http);
+    let scheme = if is_plain { "http" } else { "https" };
+    let (asked, prefix, credentials_of) = match means.map(|registry| &registry.access) {
+        Some(Access::Proxy { authority, prefix }) => (authority.as_str(), prefix.clone(), None),
+        _ if HUB_HOSTS.contains(&host) => (HUB_REGISTRY, String::new(), Some(host.to_owned())),
+        _ => (host, String::new(), Some(host.to_owned())),
+    };
+    let base = format!("{scheme}://{asked}/").parse().ok()?;
+    let may_be_plain = !is_plain && is_loopback(asked);
+    Some(Endpoint { base, prefix, credentials_of, connections: connections(own), may_be_plain })
+}
+
+fn connections(settings: Option<&RegistrySettings>) -> usize {
+    settings.and_then(|settings| settings.connections).unwrap_or(DEFAULT_CONNECTIONS)
+}
+
+/// Returns what is set for a host; all names of Docker Hub share what is set for one of them.
+pub(super) fn settings_of<'s>(settings: &'s RegistriesSettings, host: &str) -> Option<&'s RegistrySettings> {
+    let exact = settings.hosts.get(host);
+    let is_hub = HUB_HOSTS.contains(&host);
+    exact.or_else(|| HUB_HOSTS.iter().filter(|_| is_hub).find_map(|name| settings.hosts.get(*name)))
+}
+
+/// Tells whether a host is this machine, whatever its port.
+fn is_loopback(host: &str) -> bool {
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    name == "localhost" || name == "[::1]" || name.parse().is_ok_and(|address: Ipv4Addr| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ducc;
+    use super::*;
+
+    fn set(host: &str, registry: RegistrySettings) -> RegistriesSettings {
+        RegistriesSettings { hosts: [(host.to_owned(), registry)].into(), ..RegistriesSettings::default() }
+    }
+
+    /// Returns the URLs of the manifest `t` of `a/b`, and whose credentials each endpoint sees.
+    fn asked(host: &str, transport: Transport, settings: &RegistriesSettings) -> Vec<(String, Option<String>)> {
+        let endpoints = endpoints(host, "a/b", transport, settings, &[]).unwrap();
+        endpoints.into_iter().map(|e| (e.url("a/b", "manifests/t").into(), e.credentials_of)).collect()
+    }
+
+    fn one(url: &str, credentials_of: &str) -> (String, Option<String>) {
+        (url.to_owned(), Some(credentials_of.to_owned()))
+    }
+
+    #[test]
+    fn registry_is_asked_at_its_host() {
+        let nothing = RegistriesSettings::default();
+        let url = "https://h.org:5000/v2/a/b/manifests/t";
+        assert_eq!(asked("h.org:5000", Transport::Secure, &nothing), [one(url, "h.org:5000")]);
+        let url = "http://h.org/v2/a/b/manifests/t";
+        assert_eq!(asked("h.org", Transport::Plain, &nothing), [one(url, "h.org")]);
+        let plain = set("h.org", RegistrySettings { plain_http: true, ..Default::default() });
+        assert_eq!(asked("h.org", Transport::Secure, &plain), [one(url, "h.org")]);
+    }
+
+    #[test]
+    fn docker_hub_is_asked_under_its_own_name() {
+        for host in ["docker.io", "index.docker.io"] {
+            let url = "https://registry-1.docker.io/v2/a/b/manifests/t";
+            assert_eq!(asked(host, Transport::Secure, &RegistriesSettings::default()), [one(url, host)]);
+        }
+        let authorities = ["docker.io", "H.org:443", "h.org:5000"].map(asked_authority);
+        assert_eq!(authorities, ["registry-1.docker.io", "h.org", "h.org:5000"]);
+        assert_eq!(asked_repository("docker.io", "alpine"), "library/alpine");
+        assert_eq!(asked_repository("docker.io", "a/b"), "a/b");
+        assert_eq!(asked_repository("h.org", "alpine"), "alpine");
+    }
+
+    #[test]
+    fn mirrors_come_first_and_see_no_credentials_of_the_registry() {
+        let mirrors = vec!["https://m.org/hub/".to_owned(), "http://n.org:80".to_owned()];
+        let mut registry = RegistrySettings { mirrors, ..Default::default() };
+        let expected = [
+            one("https://m.org/v2/hub/a/b/manifests/t", "m.org"),
+            one("http://n.org/v2/a/b/manifests/t", "n.org"),
+            one("https://registry-1.docker.io/v2/a/b/manifests/t", "docker.io"),
+        ];
+        assert_eq!(asked("docker.io", Transport::Secure, &set("docker.io", registry.clone())), expected);
+        registry.mirrors_only = true;
+        assert_eq!(asked("docker.io", Transport::Secure, &set("docker.io", registry)), expected[..2]);
+    }
+
+    #[test]
+    fn cache_of_ducc_stands_for_the_registry_and_sees_no_credentials() {
+        let variables =
+            [("DUCC_AUTH_REGISTRIES", "L"), ("DUCC_L_IDENT", "docker.io"), ("DUCC_L_PROXY", "cache.org:1/hub")];
+        let ducc =
+            ducc::registries(&|name| variables.iter().find(|(key, _)| *key == name).map(|(_, v)| (*v).into())).unwrap();
+        let nothing = RegistriesSettings::default();
+        let found = endpoints("docker.io", "library/a", Transport::Secure, &nothing, &ducc).unwrap();
+        assert_eq!(found[0].url("library/a", "tags/list").as_str(), "https://cache.org:1/v2/hub/library/a/tags/list");
+        assert_eq!((found.len(), &found[0].credentials_of), (1, &None));
+        let found = endpoints("h.org", "a", Transport::Secure, &nothing, &ducc).unwrap();
+        assert_eq!(found[0].authority(), "h.org");
+    }
+
+    #[test]
+    fn only_this_machine_is_tried_without_encryption() {
+        let may = |host: &str, transport| {
+            endpoints(host, "a", transport, &RegistriesSettings::default(), &[]).unwrap()[0].may_be_plain
+        };
+        for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.9.9.9"] {
+            assert!(may(host, Transport::Secure), "{host}");
+            assert!(!may(host, Transport::Plain), "{host}");
+        }
+        for host in ["h.org", "localhost.evil.org", "128.0.0.1", "127.0.0.1.evil.org:5000"] {
+            assert!(!may(host, Transport::Secure), "{host}");
+        }
+    }
+}

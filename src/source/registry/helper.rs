@@ -1,0 +1,147 @@
+//! Programs that keep credentials: `docker-credential-<name>`, as Docker and Podman call them.
+
+use std::ffi::OsString;
+use std::io::{Read, Write as _};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::credentials::Credentials;
+use super::error::RegistryError;
+
+/// How long a program may take.
+const LONGEST: Duration = Duration::from_secs(30);
+/// How much is read of what it prints, in bytes.
+const LARGEST_OUTPUT: u64 = 64 << 10;
+/// How often one looks whether it has ended.
+const LOOK: Duration = Duration::from_millis(5);
+/// How the programs say that they have nothing; their exit code is that of any error.
+const NOT_FOUND: &[u8] = b"credentials not found";
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Printed {
+    username: String,
+    secret: String,
+}
+
+/// Asks a program for the credentials of `server`. It is looked for in `path`, or that of this process.
+pub(super) fn get(name: &str, server: &str, path: Option<&OsString>) -> Result<Option<Credentials>, RegistryError> {
+    let program = format!("docker-credential-{}", super::super::error::quoted(name).trim_matches('"'));
+    let failed = |fault: String| RegistryError::Helper { program: program.clone(), host: server.to_owned(), fault };
+    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')) {
+        return Err(failed("its name may hold letters, digits, '_' and '-'".to_owned()));
+    }
+    let (status, output) = run(&program, server, path, LONGEST).map_err(failed)?;
+    if !status.success() {
+        return match output.windows(NOT_FOUND.len()).any(|window| window == NOT_FOUND) {
+            true => Ok(None),
+            false => Err(failed(format!("it ends with {status}"))),
+        };
+    }
+    let printed = serde_json::from_slice::<Printed>(&output);
+    let Printed { username, secret } = printed.map_err(|_| failed("it prints no credentials".to_owned()))?;
+    Ok((!secret.is_empty()).then(|| Credentials::new(&username, &secret)))
+}
+
+/// Runs a program to its end, and returns what it printed.
+fn run(
+    program: &str,
+    server: &str,
+    path: Option<&OsString>,
+    longest: Duration,
+) -> Result<(ExitStatus, Vec<u8>), String> {
+    let mut command = Command::new(program);
+    command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.envs(path.map(|path| ("PATH", path)));
+    let mut child = command.spawn().map_err(|error| format!("cannot start it: {error}"))?;
+    let deadline = Instant::now() + longest;
+    let result = talk(&mut child, server, deadline);
+    if result.is_err() {
+        child.kill().ok();
+        child.wait().ok();
+    }
+    result
+}
+
+fn talk(child: &mut Child, server: &str, deadline: Instant) -> Result<(ExitStatus, Vec<u8>), String> {
+    let too_slow = || "it does not end".to_owned();
+    let (mut input, output) = (child.stdin.take(), child.stdout.take());
+    // One that reads nothing has its reasons.
+    input.iter_mut().for_each(|input| drop(input.write_all(server.as_bytes())));
+    drop(input);
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut text = Vec::new();
+        let read = output.map_or(Ok(0), |output| output.take(LARGEST_OUTPUT + 1).read_to_end(&mut text));
+        sender.send(read.map(|_| text)).ok();
+    });
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let text = receiver.recv_timeout(left()).map_err(|_| too_slow())?.map_err(|error| error.to_string())?;
+    if text.len() as u64 > LARGEST_OUTPUT {
+        return Err("it prints too much".to_owned());
+    }
+    loop {
+        match child.try_wait().map_err(|error| error.to_string())? {
+            Some(status) => return Ok((status, text)),
+            None if left().is_zero() => return Err(too_slow()),
+            None => thread::sleep(LOOK),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::super::settings::Secret;
+    use super::*;
+
+    /// Makes a helper of a shell script and returns the path to find it in.
+    fn helper(script: &str) -> (tempfile::TempDir, OsString) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("docker-credential-test");
+        std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}:/usr/bin:/bin", folder.path().display()).into();
+        (folder, path)
+    }
+
+    fn ask(script: &str) -> Result<Option<Credentials>, RegistryError> {
+        let (_folder, path) = helper(script);
+        get("test", "h.org", Some(&path))
+    }
+
+    #[test]
+    fn program_gets_the_host_and_gives_credentials() {
+        let script = r#"read host; [ "$1" = get ] && printf '{"ServerURL":"x","Username":"u","Secret":"%s"}' "$host""#;
+        assert_eq!(ask(script).unwrap(), Some(Credentials::new("u", "h.org")));
+        let script = r#"echo '{"ServerURL":"x","Username":"<token>","Secret":"t"}'"#;
+        assert_eq!(ask(script).unwrap(), Some(Credentials::IdentityToken(Secret::new("t"))));
+    }
+
+    #[test]
+    fn program_without_credentials_is_no_error_and_a_broken_one_is() {
+        assert_eq!(ask("echo 'credentials not found in native keychain'; exit 1").unwrap(), None);
+        for broken in ["exit 3", "echo hunter2", "echo hunter2; exit 1", "head -c 70000 /dev/zero", "kill -9 $$"] {
+            let error = ask(broken).unwrap_err().to_string();
+            assert!(error.contains("docker-credential-test") && !error.contains("hunter2"), "{error}");
+        }
+        assert!(matches!(get("absent-program", "h.org", None), Err(RegistryError::Helper { .. })));
+    }
+
+    #[test]
+    fn program_that_does_not_end_is_stopped() {
+        let (_folder, path) = helper("exec sleep 1000");
+        let error = run("docker-credential-test", "h.org", Some(&path), Duration::from_millis(1)).unwrap_err();
+        assert_eq!(error, "it does not end");
+    }
+
+    #[test]
+    fn name_of_a_program_leads_nowhere_else() {
+        for name in ["", "../x", "a b", "a;b", "ä"] {
+            assert!(matches!(get(name, "h.org", None), Err(RegistryError::Helper { .. })), "{name}");
+        }
+    }
+}

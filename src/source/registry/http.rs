@@ -1,0 +1,353 @@
+//! HTTP as far as registries need it: who is asked, how long one waits, and where redirects may lead.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use reqwest::blocking::{Client, Response};
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, USER_AGENT};
+use reqwest::{Method, NoProxy, Proxy, Url};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
+use super::error::{RegistryError, Said};
+use super::limits::lock;
+
+/// How many redirects are followed for one request.
+const MOST_REDIRECTS: usize = 10;
+/// How much is read of the body that explains an error.
+const LONGEST_EXPLANATION: u64 = 64 << 10;
+/// What nobody needs a proxy for.
+const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
+
+/// How long a peer may keep silent. There is no limit for a whole answer: layers may take hours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeLimits {
+    /// Until there is a connection.
+    pub connect: Duration,
+    /// Without a single byte.
+    pub stall: Duration,
+}
+
+impl Default for TimeLimits {
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(15), stall: Duration::from_secs(60) }
+    }
+}
+
+/// Proxies as the environment names them. Their URLs may hold passwords.
+#[derive(Default)]
+pub(super) struct Proxies {
+    pub(super) https: Option<String>,
+    pub(super) http: Option<String>,
+    pub(super) none_for: String,
+}
+
+/// Asks hosts, each with the certificates that it is to be trusted by.
+pub(super) struct Http {
+    limits: TimeLimits,
+    proxies: Proxies,
+    /// Own certificates by the host that they are for.
+    certificates: HashMap<String, PathBuf>,
+    /// Clients by the file of their own certificates, made when they are needed.
+    clients: Mutex<HashMap<Option<PathBuf>, Client>>,
+}
+
+/// One request, before redirects.
+pub(super) struct Request {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) headers: HeaderMap,
+    /// For the origin of the URL, and nobody else.
+    pub(super) authorization: Option<HeaderValue>,
+    /// What is posted, as a form.
+    pub(super) form: Option<String>,
+}
+
+/// What came back, perhaps after redirects.
+pub(super) struct Answer {
+    pub(super) response: Response,
+    /// Who answered in the end.
+    pub(super) url: Url,
+    /// Whether no redirect led away from the origin that was asked.
+    pub(super) is_of_origin: bool,
+}
+
+impl Request {
+    pub(super) fn get(url: Url) -> Self {
+        Self { method: Method::GET, url, headers: HeaderMap::new(), authorization: None, form: None }
+    }
+}
+
+impl Http {
+    /// Prepares clients; `certificates` are files of own certificates by host.
+    pub(super) fn new(limits: TimeLimits, proxies: Proxies, certificates: HashMap<String, PathBuf>) -> Self {
+        Self { limits, proxies, certificates, clients: Mutex::default() }
+    }
+
+    /// Sends a request and follows its redirects. Any status is an answer.
+    pub(super) fn send(&self, request: &Request) -> Result<Answer, RegistryError> {
+        let (mut url, mut is_of_origin) = (request.url.clone(), true);
+        for _ in 0..=MOST_REDIRECTS {
+            let response = self.send_once(request, &url, is_of_origin)?;
+            let Some(next) = redirect(request, &url, &response)? else {
+                return Ok(Answer { response, url, is_of_origin });
+            };
+            is_of_origin &= is_same_origin(&url, &next);
+            url = next;
+        }
+        Err(RegistryError::Redirect { url: shown(&request.url), reason: "it leads on and on" })
+    }
+
+    fn send_once(&self, request: &Request, url: &Url, with_authorization: bool) -> Result<Response, RegistryError> {
+        let client = self.client(&authority(url))?;
+        let mut sent = client.request(request.method.clone(), url.clone()).headers(request.headers.clone());
+        if let Some(authorization) = request.authorization.clone().filter(|_| with_authorization) {
+            sent = sent.header(AUTHORIZATION, authorization);
+        }
+        if let Some(form) = &request.form {
+            sent = sent.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form.clone());
+        }
+        sent.send().map_err(|error| unreachable(url, error))
+    }
+
+    fn client(&self, authority: &str) -> Result<Client, RegistryError> {
+        let certificates = self.certificates.get(authority);
+        let mut clients = lock(&self.clients);
+        if let Some(client) = clients.get(&certificates.cloned()) {
+            return Ok(client.clone());
+        }
+        let client = self.build(certificates.map(PathBuf::as_path))?;
+        clients.insert(certificates.cloned(), client.clone());
+        Ok(client)
+    }
+
+    fn build(&self, certificates: Option<&Path>) -> Result<Client, RegistryError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("strata/", env!("CARGO_PKG_VERSION"))));
+        // What is packed on its way would have another digest.
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let mut builder = Client::builder()
+            .tls_backend_preconfigured(tls(certificates)?)
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .connect_timeout(self.limits.connect)
+            // Of the blocking client, it is the time limit of the head, and then of each single read.
+            .timeout(self.limits.stall)
+            .http1_only()
+            .default_headers(headers)
+            .no_proxy();
+        for proxy in self.proxies.for_client()? {
+            builder = builder.proxy(proxy);
+        }
+        builder.build().map_err(|error| RegistryError::Client(error.into()))
+    }
+}
+
+impl Proxies {
+    fn for_client(&self) -> Result<Vec<Proxy>, RegistryError> {
+        let proxy = |variable: &str, text: &Option<String>, make: fn(String) -> reqwest::Result<Proxy>| {
+            let Some(text) = text.as_ref().filter(|text| !text.is_empty()) else { return Ok(None) };
+            let text = if text.contains("://") { text.clone() } else { format!("http://{text}") };
+            let fault = "names no proxy that can be used";
+            let made = make(text).map_err(|_| RegistryError::Variable { variable: variable.to_owned(), fault })?;
+            Ok(Some(made.no_proxy(NoProxy::from_string(&format!("{},{LOOPBACK}", self.none_for)))))
+        };
+        let https = proxy("HTTPS_PROXY", &self.https, Proxy::https::<String>)?;
+        let http = proxy("HTTP_PROXY", &self.http, Proxy::http::<String>)?;
+        Ok(https.into_iter().chain(http).collect())
+    }
+}
+
+/// Returns how connections are encrypted: with the certificates of the system, if it has some, and own ones.
+fn tls(certificates: Option<&Path>) -> Result<rustls::ClientConfig, RegistryError> {
+    let mut roots = rustls::RootCertStore::empty();
+    let system = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(system.certs);
+    if roots.is_empty() {
+        tracing::debug!("this system has no certificates of its own: only registries with a `ca` can be trusted");
+    }
+    if let Some(path) = certificates {
+        add_certificates(&mut roots, path)?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| RegistryError::Client(error.into()))?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn add_certificates(roots: &mut rustls::RootCertStore, path: &Path) -> Result<(), RegistryError> {
+    let text = std::fs::read(path).map_err(|source| RegistryError::Read { path: path.to_owned(), source })?;
+    let invalid = |fault| RegistryError::Invalid { path: path.to_owned(), fault };
+    let before = roots.len();
+    for certificate in CertificateDer::pem_slice_iter(&text) {
+        let certificate = certificate.map_err(|_| invalid("it is not in the PEM form"))?;
+        roots.add(certificate).map_err(|_| invalid("it holds a certificate that is none"))?;
+    }
+    if roots.len() == before { Err(invalid("it holds no certificate")) } else { Ok(()) }
+}
+
+/// Returns where an answer leads to, if it leads anywhere.
+fn redirect(request: &Request, url: &Url, response: &Response) -> Result<Option<Url>, RegistryError> {
+    let location = response.headers().get(LOCATION);
+    let (true, Some(location), None) = (is_redirect(response.status().as_u16()), location, &request.form) else {
+        return Ok(None);
+    };
+    let refuse = |reason| RegistryError::Redirect { url: shown(url), reason };
+    let location = location.to_str().map_err(|_| refuse("its target is not text"))?;
+    redirect_target(url, location).map(Some).map_err(refuse)
+}
+
+fn is_redirect(status: u16) -> bool {
+    matches!(status, 301 | 302 | 303 | 307 | 308)
+}
+
+/// Returns the URL that `location` stands for, or why it is not followed.
+fn redirect_target(url: &Url, location: &str) -> Result<Url, &'static str> {
+    let next = url.join(location).map_err(|_| "its target is not a URL")?;
+    match (url.scheme(), next.scheme()) {
+        ("https", "http") => Err("its target is not encrypted"),
+        (_, "http" | "https") => Ok(next),
+        _ => Err("its target is not at an HTTP server"),
+    }
+}
+
+/// Tells whether two URLs have scheme, host and port in common: what one may know, the other may.
+pub(super) fn is_same_origin(one: &Url, other: &Url) -> bool {
+    one.origin() == other.origin()
+}
+
+/// Returns host and port, if that is not the scheme's own.
+pub(super) fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+/// Returns a URL for a message: signed URLs carry secrets in their queries.
+pub(super) fn shown(url: &Url) -> String {
+    format!("{}://{}{}", url.scheme(), authority(url), url.path())
+}
+
+fn unreachable(url: &Url, error: reqwest::Error) -> RegistryError {
+    RegistryError::Unreachable { url: shown(url), source: error.without_url().into() }
+}
+
+/// Tells whether encryption failed because the other side does not know it; a certificate that is not trusted is
+/// something else.
+pub(super) fn speaks_no_tls(error: &RegistryError) -> bool {
+    let RegistryError::Unreachable { source, .. } = error else { return false };
+    let first: Option<&(dyn Error + 'static)> = Some(source.as_ref());
+    std::iter::successors(first, |&error| cause(error)).any(|error| {
+        let ends = error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset));
+        ends || matches!(error.downcast_ref(), Some(rustls::Error::InvalidMessage(_)))
+    })
+}
+
+/// Returns the cause of an error. An I/O error that wraps another one names that one's cause as its own.
+fn cause<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'static)> {
+    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(wrapped) => Some(wrapped),
+        None => error.source(),
+    }
+}
+
+impl Answer {
+    pub(super) fn status(&self) -> u16 {
+        self.response.status().as_u16()
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    /// Returns a header that is plain text.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers().get(name)?.to_str().ok()
+    }
+
+    /// Returns the media type without its parameters, in lower case; it may be empty.
+    pub(super) fn media_type(&self) -> String {
+        let text = self.header(CONTENT_TYPE.as_str()).unwrap_or_default();
+        text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+    }
+
+    /// Reads the body of an answer that is an error.
+    pub(super) fn said(self) -> Said {
+        let mut body = Vec::new();
+        match self.response.take(LONGEST_EXPLANATION).read_to_end(&mut body) {
+            Ok(_) => Said::parse(&body),
+            Err(_) => Said::default(),
+        }
+    }
+
+    /// Reads a body of up to `limit` bytes.
+    pub(super) fn read(self, limit: u64) -> Result<Vec<u8>, RegistryError> {
+        let mut body = Vec::new();
+        let url = self.url;
+        let read = self.response.take(limit + 1).read_to_end(&mut body);
+        read.map_err(|source| RegistryError::Unreachable { url: shown(&url), source: source.into() })?;
+        match body.len() as u64 > limit {
+            true => Err(RegistryError::TooLarge { url: shown(&url), limit }),
+            false => Ok(body),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn redirect_is_followed_but_not_out_of_encryption() {
+        let target = |location| redirect_target(&url("https://h.org/v2/a?x"), location).map(String::from);
+        assert_eq!(target("/v2/b").as_deref(), Ok("https://h.org/v2/b"));
+        assert_eq!(target("https://cdn.org/x?sig=1").as_deref(), Ok("https://cdn.org/x?sig=1"));
+        for refused in ["http://h.org/v2/a", "ftp://h.org/", "file:///etc/passwd", "https://"] {
+            assert!(target(refused).is_err(), "{refused}");
+        }
+        assert!(redirect_target(&url("http://h.org/"), "https://h.org/").is_ok());
+    }
+
+    #[test]
+    fn origin_is_scheme_host_and_port() {
+        let same = |other| is_same_origin(&url("https://h.org/a"), &url(other));
+        assert!(same("https://h.org:443/b?c"));
+        for other in ["http://h.org/a", "https://h.org:8443/a", "https://cdn.h.org/a"] {
+            assert!(!same(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn shown_url_has_neither_query_nor_user() {
+        assert_eq!(shown(&url("https://u:p@h.org:5000/v2/a?sig=secret#x")), "https://h.org:5000/v2/a");
+    }
+
+    #[test]
+    fn file_without_certificates_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for text in ["", "garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+            std::fs::write(file.path(), text).unwrap();
+            assert!(matches!(tls(Some(file.path())), Err(RegistryError::Invalid { .. })), "{text}");
+        }
+        assert!(matches!(tls(Some(Path::new("/nonexistent"))), Err(RegistryError::Read { .. })));
+        assert!(tls(None).is_ok());
+    }
+
+    #[test]
+    fn proxy_may_lack_its_scheme() {
+        let proxies = |https: &str| Proxies { https: Some(https.to_owned()), ..Proxies::default() }.for_client();
+        assert_eq!(proxies("proxy.org:3128").unwrap().len(), 1);
+        assert_eq!(proxies("").unwrap().len(), 0);
+        let error = proxies("http://user:secret@:x").unwrap_err().to_string();
+        assert!(error.starts_with("HTTPS_PROXY") && !error.contains("secret"), "{error}");
+    }
+}

@@ -1,0 +1,68 @@
+//! An image at a registry, as a [`Source`].
+
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use super::super::document::{Blob, Blobs};
+use super::super::resolve::Resolver;
+use super::super::{Image, ImageLayer, LayerBlob, PlatformRequest, Source, SourceError};
+use super::{Registries, RegistryImagePlace};
+use crate::image::{Digest, Platform};
+
+/// An image at a registry.
+#[derive(Debug)]
+pub struct RegistryImage {
+    registries: Registries,
+    place: RegistryImagePlace,
+    /// The name in the form of a path, for messages.
+    label: PathBuf,
+}
+
+impl RegistryImage {
+    pub(super) fn new(registries: Registries, place: RegistryImagePlace) -> Self {
+        let label = place.to_string().into();
+        Self { registries, place, label }
+    }
+}
+
+impl Source for RegistryImage {
+    fn resolve(&self, request: &PlatformRequest) -> Result<Image, SourceError> {
+        let (document, media_type) = self.registries.manifest(&self.place, None)?;
+        let image = Resolver::new(self, request).found(document, &media_type)?;
+        Ok(Image { names: vec![self.place.name.clone()], ..image })
+    }
+
+    fn resolve_each(&self, wanted: Option<&[Platform]>) -> Result<Vec<(Platform, Image)>, SourceError> {
+        let (document, media_type) = self.registries.manifest(&self.place, None)?;
+        let request = PlatformRequest::new(None);
+        let images = Resolver::new(self, &request).each_found(document, &media_type, wanted)?;
+        let named = |(platform, image)| (platform, Image { names: vec![self.place.name.clone()], ..image });
+        Ok(images.into_iter().map(named).collect())
+    }
+
+    fn open_layer(&self, layer: &ImageLayer) -> Result<LayerBlob, SourceError> {
+        Ok(LayerBlob::remote(self.registries.open_blob(&self.place, &layer.digest, &layer.urls, 0)?.body, || true))
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+}
+
+impl Blobs for RegistryImage {
+    fn path(&self) -> &Path {
+        &self.label
+    }
+
+    fn open_blob(&self, digest: &Digest) -> Result<Blob, SourceError> {
+        Ok(blob(self.registries.small_blob(&self.place, digest)?))
+    }
+
+    fn open_manifest(&self, digest: &Digest) -> Result<Blob, SourceError> {
+        Ok(blob(self.registries.manifest(&self.place, Some(digest))?.0.bytes))
+    }
+}
+
+fn blob(bytes: Vec<u8>) -> Blob {
+    Blob { size: bytes.len() as u64, reader: Box::new(Cursor::new(bytes)) }
+}

@@ -1,0 +1,557 @@
+//! Images at registries that speak the OCI distribution protocol, and the lists of what they have.
+//!
+//! All threads of a run share one [`Registries`]: its tokens, how many requests each host gets at a time, and until when a
+//! host wants none. Small requests are tried again after failures that may pass. A layer is asked for once; whoever reads
+//! it knows best where to go on.
+
+mod asking;
+mod auth_file;
+mod challenge;
+mod clock;
+mod credentials;
+mod ducc;
+mod endpoint;
+mod error;
+mod helper;
+mod http;
+mod image;
+mod limits;
+mod paging;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod token;
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap};
+use reqwest::{Method, Url};
+use serde::Deserialize;
+
+use super::ImageArgument;
+use super::document::{Document, MAX_DOCUMENT};
+use crate::image::{Digest, ImageName, ImageReference, is_repository, is_tag};
+use asking::Call;
+use clock::{Clock, SystemClock};
+use credentials::CredentialPlaces;
+use ducc::DuccRegistry;
+use endpoint::{Endpoint, asked_authority, asked_repository, endpoints};
+use http::{Answer, Http, Proxies, shown};
+use limits::{Hosts, Permit};
+use token::Tokens;
+
+pub use ducc::Environment;
+pub use error::{RegistryError, Said};
+pub use http::TimeLimits;
+pub use image::RegistryImage;
+pub use settings::{DEFAULT_CONNECTIONS, RegistriesSettings, RegistrySettings, Secret};
+
+/// What manifests are taken: one header, since some registries look at the first only.
+const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, \
+     application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.docker.distribution.manifest.v2+json";
+/// The size up to which a page of a list is read, in bytes.
+const LARGEST_PAGE: u64 = 16 << 20;
+/// How often a small request is tried.
+const ATTEMPTS: u32 = 5;
+/// How long to wait before the second attempt. It doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// How long to wait at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How often a request is told to wait before it is given up.
+const MOST_PARKINGS: u32 = 20;
+/// How long a request waits for a registry that asks to wait, where nothing else is said.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// How many names a page of a list is asked to have.
+const PAGE: &str = "1000";
+
+/// How a registry is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Transport {
+    /// With encryption, unless the settings say otherwise, or a registry on this machine knows none.
+    #[default]
+    Secure,
+    /// Without.
+    Plain,
+}
+
+impl Transport {
+    /// Returns how a registry is spoken to that was named with `http://` in front, or without.
+    pub fn of(plain_http: bool) -> Self {
+        if plain_http { Self::Plain } else { Self::Secure }
+    }
+}
+
+/// Where an image is: a registry, a repository there, and a tag or a digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistryImagePlace {
+    /// The name, with the host as it was spelt.
+    pub name: ImageName,
+    /// The manifest that is fetched, whatever the tag stands for by now.
+    pub digest: Option<Digest>,
+    /// How the registry is spoken to.
+    pub transport: Transport,
+}
+
+impl RegistryImagePlace {
+    /// Returns the place that an argument names, if it names one at a registry.
+    pub fn of(argument: &ImageArgument) -> Option<Self> {
+        let ImageArgument::Registry { name, digest, plain_http } = argument else { return None };
+        let transport = Transport::of(*plain_http);
+        Some(Self { name: name.clone(), digest: *digest, transport })
+    }
+
+    /// Returns the digest of the manifest, if it is given.
+    pub fn digest(&self) -> Option<Digest> {
+        let of_name = match self.name.reference() {
+            ImageReference::Digest(digest) => Some(*digest),
+            ImageReference::Tag(_) => None,
+        };
+        self.digest.or(of_name)
+    }
+
+    /// Returns what its registry calls its manifest.
+    fn reference(&self) -> String {
+        match (self.digest, self.name.reference()) {
+            (Some(digest), _) => digest.to_string(),
+            (None, ImageReference::Digest(digest)) => digest.to_string(),
+            (None, ImageReference::Tag(tag)) => tag.clone(),
+        }
+    }
+}
+
+impl fmt::Display for RegistryImagePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)?;
+        match (self.digest, self.name.reference()) {
+            (Some(digest), ImageReference::Tag(_)) => write!(f, "@{digest}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A body that a registry, or the store it points to, has begun to send.
+#[allow(dead_code, reason = "only a download that goes on after a failure looks where an answer begins and ends")]
+pub(super) struct OpenedBlob {
+    /// Which byte of the blob comes first.
+    pub start: u64,
+    /// How many bytes follow, if the answer says it.
+    pub length: Option<u64>,
+    /// The bytes. A body that stalls ends in an error.
+    pub body: Box<dyn Read + Send>,
+}
+
+/// An answer in JSON of a server's own interface, beside that of all registries.
+#[derive(Debug)]
+pub struct JsonPage {
+    /// The JSON.
+    pub body: serde_json::Value,
+    /// Where the next page is, if the server says it in the way of registries. It is at the same server.
+    pub next: Option<String>,
+    headers: HeaderMap,
+}
+
+impl JsonPage {
+    /// Returns a header by its name, such as `x-next-page`.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+/// How credentials are shown to a server's own interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShownAs {
+    /// As user and password (Harbor).
+    Password,
+    /// The password as a token (GitLab, Quay).
+    Token,
+}
+
+/// All registries that a run talks to: credentials, tokens, limits. Cheap to clone, and shared by threads.
+#[derive(Clone)]
+pub struct Registries {
+    shared: Arc<Shared>,
+    patience: Duration,
+}
+
+/// What all threads share.
+struct Shared {
+    http: Http,
+    hosts: Hosts,
+    tokens: Tokens,
+    places: CredentialPlaces,
+    settings: RegistriesSettings,
+    ducc: Vec<DuccRegistry>,
+    clock: Arc<dyn Clock>,
+}
+
+impl fmt::Debug for Registries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registries").field("patience", &self.patience).finish_non_exhaustive()
+    }
+}
+
+impl Registries {
+    /// Prepares to talk to registries. Files of credentials are read when a registry asks for some.
+    ///
+    /// Fails when DUCC's variables are not complete, or the settings contradict themselves.
+    pub fn new(settings: RegistriesSettings, environment: Environment<'_>) -> Result<Self, RegistryError> {
+        Self::with_clock(settings, environment, TimeLimits::default(), Arc::new(SystemClock))
+    }
+
+    /// Prepares to talk to registries as this process's environment says, without any settings.
+    pub fn from_environment() -> Result<Self, RegistryError> {
+        Self::new(RegistriesSettings::default(), &|name| std::env::var_os(name))
+    }
+
+    fn with_clock(
+        settings: RegistriesSettings,
+        environment: Environment<'_>,
+        limits: TimeLimits,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, RegistryError> {
+        for (host, registry) in &settings.hosts {
+            if let Some(fault) = registry.fault() {
+                return Err(RegistryError::Settings { host: host.clone(), fault });
+            }
+        }
+        let ducc = ducc::registries(environment)?;
+        let certificates = certificates(&settings);
+        let http = Http::new(limits, proxies(environment), certificates);
+        let places = CredentialPlaces::new(settings.clone(), ducc.clone(), environment);
+        let (hosts, tokens) = (Hosts::default(), Tokens::default());
+        let shared = Shared { http, hosts, tokens, places, settings, ducc, clock };
+        Ok(Self { shared: Arc::new(shared), patience: PATIENCE })
+    }
+
+    /// Returns the same registries, whose requests wait up to `patience` for one that asks to wait. Beyond that, the
+    /// error says until when (see [`RegistryError::parked_until`]). Mirrors are not waited for.
+    pub fn with_patience(&self, patience: Duration) -> Self {
+        Self { patience, ..self.clone() }
+    }
+
+    /// Returns the image at a place, without asking for it yet.
+    pub fn image(&self, place: &RegistryImagePlace) -> RegistryImage {
+        RegistryImage::new(self.clone(), place.clone())
+    }
+
+    /// Returns the digest of what a name stands for, without fetching it if the registry allows for that.
+    pub fn head(&self, place: &RegistryImagePlace) -> Result<Digest, RegistryError> {
+        let repository = asked_repository(place.name.host(), place.name.repository());
+        let what = format!("manifest of {place}");
+        let call = Call { method: Method::HEAD, ..manifest_call(&repository, what) };
+        let path = format!("manifests/{}", place.reference());
+        let found = self.small(place, &call, &path, |answer| match content_digest(&answer) {
+            Some(actual) => match place.digest().filter(|&expected| expected != actual) {
+                Some(expected) => Err(RegistryError::WrongDigest { url: shown(&answer.url), expected, actual }),
+                None => Ok(Some(actual)),
+            },
+            None => Ok(None),
+        });
+        match found {
+            Ok(Some(digest)) => Ok(digest),
+            // Some registries do not know the method, or not the header.
+            Ok(None) | Err(RegistryError::Status { status: 400 | 405 | 501, .. }) => {
+                Ok(self.manifest(place, None)?.0.digest)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the tags of a repository, in order. What is no tag is left out.
+    pub fn tags(&self, host: &str, repository: &str, transport: Transport) -> Result<Vec<String>, RegistryError> {
+        #[derive(Deserialize)]
+        struct Page {
+            tags: Option<Vec<String>>,
+        }
+        let asked = asked_repository(host, repository);
+        let call = Call::pull(&asked, format!("tags of {host}/{repository}"));
+        let first = |endpoint: &Endpoint| endpoint.url(&asked, "tags/list");
+        self.list(host, transport, &call, first, |page: Page| page.tags.unwrap_or_default(), is_tag)
+    }
+
+    /// Returns the repositories that a registry lists, in order; many list none, or not to everybody.
+    pub fn repositories(&self, host: &str, transport: Transport) -> Result<Vec<String>, RegistryError> {
+        #[derive(Deserialize)]
+        struct Page {
+            repositories: Option<Vec<String>>,
+        }
+        let what = format!("list of repositories at {host}");
+        let call = Call { scope: "registry:catalog:*".to_owned(), ..Call::pull("", what) };
+        let names = |page: Page| page.repositories.unwrap_or_default();
+        self.list(host, transport, &call, Endpoint::catalog_url, names, is_repository)
+    }
+
+    /// Fetches JSON from a server's own interface, with the credentials that there are for its host.
+    ///
+    /// They are shown unasked, as such servers leave out what one may not see, but never without encryption unless the
+    /// settings have `plain_http` for the host, or it is this machine.
+    pub fn get_json(&self, url: &str, credentials: ShownAs) -> Result<JsonPage, RegistryError> {
+        let url: Url = url.parse().map_err(|_| RegistryError::Url(url.to_owned()))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(RegistryError::Url(url.to_string()));
+        }
+        let endpoint = Endpoint::of_url(&url, &self.shared.settings);
+        let host = self.shared.hosts.get(&endpoint.authority(), endpoint.connections);
+        let deadline = self.shared.clock.now() + self.patience;
+        self.retried(ATTEMPTS, deadline, || {
+            let _permit = host.permit();
+            host.wait(&*self.shared.clock, deadline, false)?;
+            let found = endpoint.credentials_of.as_ref().map(|host| self.shared.places.find(host, "")).transpose()?;
+            let shown_credentials = found.as_ref().and_then(|found| found.credentials.as_ref());
+            let authorization = shown_credentials.and_then(|shown| match credentials {
+                ShownAs::Password => shown.basic(),
+                ShownAs::Token => shown.bearer(),
+            });
+            let request = http::Request { authorization, ..http::Request::get(url.clone()) };
+            let answer = self.shared.http.send(&request)?;
+            let place = || Ok(found.map_or_else(|| "credentials are not shown to it".to_owned(), |found| found.place));
+            let answer = self.shared.judged(answer, &host, &shown(&url), place)?;
+            let (headers, next) = (answer.headers().clone(), paging::next_page(&url, answer.headers())?);
+            let body = json(answer)?;
+            Ok(JsonPage { body, next: next.map(String::from), headers })
+        })
+    }
+
+    /// Fetches a manifest: that of the place, or another of its repository by its digest. Returns it with its media type.
+    fn manifest(
+        &self,
+        place: &RegistryImagePlace,
+        digest: Option<&Digest>,
+    ) -> Result<(Document, String), RegistryError> {
+        let repository = asked_repository(place.name.host(), place.name.repository());
+        let expected = digest.copied().or_else(|| place.digest());
+        let reference = expected.map_or_else(|| place.reference(), |digest| digest.to_string());
+        let what = match digest {
+            Some(digest) => format!("manifest {digest} of {place}"),
+            None => format!("manifest of {place}"),
+        };
+        self.small(place, &manifest_call(&repository, what), &format!("manifests/{reference}"), |answer| {
+            let (url, media_type, claimed) = (shown(&answer.url), answer.media_type(), content_digest(&answer));
+            let document = Document::new(document(answer)?);
+            let actual = document.digest;
+            match expected.into_iter().chain(claimed).find(|&promised| promised != actual) {
+                Some(expected) => Err(RegistryError::WrongDigest { url, expected, actual }),
+                None => Ok((document, media_type)),
+            }
+        })
+    }
+
+    /// Fetches a blob that is no layer. Its digest is left to the reader.
+    fn small_blob(&self, place: &RegistryImagePlace, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
+        let repository = asked_repository(place.name.host(), place.name.repository());
+        let call = Call::pull(&repository, format!("blob {digest} of {place}"));
+        self.small(place, &call, &format!("blobs/{digest}"), document)
+    }
+
+    /// Begins to read a blob at byte `offset`, or at its start if the server cannot do otherwise.
+    ///
+    /// `urls` are asked first, without credentials. There is one attempt for each server; the digest is left to the reader.
+    pub(super) fn open_blob(
+        &self,
+        place: &RegistryImagePlace,
+        digest: &Digest,
+        urls: &[String],
+        offset: u64,
+    ) -> Result<OpenedBlob, RegistryError> {
+        let host = place.name.host();
+        let repository = asked_repository(host, place.name.repository());
+        let call = Call { offset, ..Call::pull(&repository, format!("blob {digest} of {place}")) };
+        let foreign = urls.iter().filter_map(|url| url.parse().ok()).filter(|url: &Url| {
+            matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none()
+        });
+        let foreign = foreign.map(|url| (Endpoint::of_url(&url, &self.shared.settings).without_credentials(), url));
+        let own = endpoints(host, &repository, place.transport, &self.shared.settings, &self.shared.ducc)?;
+        let own = own.into_iter().map(|endpoint| {
+            let url = endpoint.url(&repository, &format!("blobs/{digest}"));
+            (endpoint, url)
+        });
+        self.first_of(foreign.chain(own).collect(), |endpoint, url, deadline, _| {
+            let (answer, permit) = self.shared.exchange(endpoint, url, &call, deadline)?;
+            opened(answer, permit, offset)
+        })
+    }
+
+    /// Asks for something small of an image: mirrors once each, and then the registry until it answers.
+    fn small<T>(
+        &self,
+        place: &RegistryImagePlace,
+        call: &Call<'_>,
+        path: &str,
+        read: impl Fn(Answer) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        let (settings, ducc) = (&self.shared.settings, &self.shared.ducc);
+        let endpoints = endpoints(place.name.host(), call.repository, place.transport, settings, ducc)?;
+        let asked = endpoints.into_iter().map(|endpoint| {
+            let url = endpoint.url(call.repository, path);
+            (endpoint, url)
+        });
+        self.first_of(asked.collect(), |endpoint, url, deadline, attempts| {
+            self.retried(attempts, deadline, || {
+                let (answer, _permit) = self.shared.exchange(endpoint, url, call, deadline)?;
+                read(answer)
+            })
+        })
+    }
+
+    /// Reads a list page by page from the first server that gives it.
+    fn list<P: for<'de> Deserialize<'de>>(
+        &self,
+        host: &str,
+        transport: Transport,
+        call: &Call<'_>,
+        first: impl Fn(&Endpoint) -> Url,
+        names: impl Fn(P) -> Vec<String>,
+        is_right: fn(&str) -> bool,
+    ) -> Result<Vec<String>, RegistryError> {
+        let endpoints = endpoints(host, call.repository, transport, &self.shared.settings, &self.shared.ducc)?;
+        let asked = endpoints.into_iter().map(|endpoint| {
+            let mut url = first(&endpoint);
+            url.query_pairs_mut().append_pair("n", PAGE);
+            (endpoint, url)
+        });
+        self.first_of(asked.collect(), |endpoint, url, deadline, attempts| {
+            let page = |url: &Url| {
+                self.retried(attempts, deadline, || {
+                    let (answer, _permit) = self.shared.exchange(endpoint, url, call, deadline)?;
+                    let (at, wrong) = (shown(url), "it is not the JSON of a list".to_owned());
+                    // A redirect to elsewhere does not take the list there.
+                    let base = if answer.is_of_origin { answer.url.clone() } else { url.clone() };
+                    let next = paging::next_page(&base, answer.headers())?;
+                    let page = serde_json::from_value(json(answer)?);
+                    Ok((names(page.map_err(|_| RegistryError::Answer { url: at, reason: wrong })?), next))
+                })
+            };
+            paging::collect(url.clone(), page, is_right)
+        })
+    }
+
+    /// Asks one server after the other, and returns the last one's error if all fail. Only the last is waited for, and
+    /// asked several times.
+    fn first_of<T>(
+        &self,
+        mut asked: Vec<(Endpoint, Url)>,
+        ask: impl Fn(&Endpoint, &Url, Instant, u32) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        let (last, last_url) = asked.pop().expect("settings with mirrors_only have mirrors");
+        for (endpoint, url) in &asked {
+            match ask(endpoint, url, self.shared.clock.now(), 1) {
+                Ok(found) => return Ok(found),
+                Err(error) => tracing::debug!("asking elsewhere: {error}"),
+            }
+        }
+        ask(&last, &last_url, self.shared.clock.now() + self.patience, ATTEMPTS)
+    }
+
+    /// Tries until there is an answer, or a failure that does not pass. Being told to wait is no failed attempt.
+    fn retried<T>(
+        &self,
+        attempts: u32,
+        deadline: Instant,
+        mut attempt: impl FnMut() -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        let (mut failed, mut parked) = (1, 0);
+        loop {
+            match attempt() {
+                Err(RegistryError::Parked { until, .. }) if until <= deadline && parked < MOST_PARKINGS => parked += 1,
+                Err(error) if failed < attempts && error.is_transient() && error.parked_until().is_none() => {
+                    let pause = FIRST_PAUSE.saturating_mul(1 << (failed - 1)).min(LONGEST_PAUSE);
+                    tracing::debug!("trying again: {error}");
+                    self.shared.clock.sleep(self.shared.clock.jittered(pause));
+                    failed += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+fn manifest_call(repository: &str, what: String) -> Call<'_> {
+    Call { accept: Some(MANIFEST_TYPES), is_manifest: true, ..Call::pull(repository, what) }
+}
+
+/// Returns the files of own certificates by the host and port that they are for.
+fn certificates(settings: &RegistriesSettings) -> HashMap<String, std::path::PathBuf> {
+    let files = settings.hosts.iter().filter_map(|(host, registry)| Some((host, registry.ca.as_ref()?)));
+    files.map(|(host, file)| (asked_authority(host), settings.folder.join(file))).collect()
+}
+
+fn proxies(environment: Environment<'_>) -> Proxies {
+    let get =
+        |names: [&str; 2]| names.into_iter().find_map(environment).and_then(|value| OsString::into_string(value).ok());
+    Proxies {
+        https: get(["HTTPS_PROXY", "https_proxy"]),
+        http: get(["HTTP_PROXY", "http_proxy"]),
+        none_for: get(["NO_PROXY", "no_proxy"]).unwrap_or_default(),
+    }
+}
+
+/// Returns the digest that a registry gives its answer, if it is of the one kind that can be compared.
+fn content_digest(answer: &Answer) -> Option<Digest> {
+    answer.header("docker-content-digest")?.parse().ok()
+}
+
+/// Refuses web pages, as proxies and log-in services send them with the best status.
+fn refuse_web_page(answer: &Answer) -> Result<(), RegistryError> {
+    if answer.media_type() != "text/html" {
+        return Ok(());
+    }
+    let reason = "it is a web page; perhaps a proxy or a log-in page is in the way".to_owned();
+    Err(RegistryError::Answer { url: shown(&answer.url), reason })
+}
+
+/// Reads a JSON document as it is.
+fn document(answer: Answer) -> Result<Vec<u8>, RegistryError> {
+    refuse_web_page(&answer)?;
+    answer.read(MAX_DOCUMENT)
+}
+
+fn json(answer: Answer) -> Result<serde_json::Value, RegistryError> {
+    refuse_web_page(&answer)?;
+    let (url, reason) = (shown(&answer.url), "it is not JSON".to_owned());
+    serde_json::from_slice(&answer.read(LARGEST_PAGE)?).map_err(|_| RegistryError::Answer { url, reason })
+}
+
+/// Makes a body of an answer, after a look at where it begins.
+fn opened(answer: Answer, permit: Permit, offset: u64) -> Result<OpenedBlob, RegistryError> {
+    refuse_web_page(&answer)?;
+    let length = answer.header(CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
+    let unusable = |reason: &str| RegistryError::Answer { url: shown(&answer.url), reason: reason.to_owned() };
+    let start = match answer.status() {
+        206 => {
+            let range = answer.header(CONTENT_RANGE.as_str()).and_then(first_byte);
+            range
+                .filter(|&start| start == offset)
+                .ok_or_else(|| unusable("it begins at another byte than was asked"))?
+        }
+        200 => 0,
+        status => return Err(unusable(&format!("it has no content, but status {status}"))),
+    };
+    Ok(OpenedBlob { start, length, body: Box::new(Body { response: answer.response, _permit: permit }) })
+}
+
+/// Returns the first byte of `bytes 5-9/10`.
+fn first_byte(range: &str) -> Option<u64> {
+    let (first, rest) = range.trim().strip_prefix("bytes ")?.trim().split_once('-')?;
+    let (last, _) = rest.split_once('/')?;
+    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+    (first <= last).then_some(first)
+}
+
+/// A body that counts as a request under way until it is dropped.
+struct Body {
+    response: reqwest::blocking::Response,
+    _permit: Permit,
+}
+
+impl Read for Body {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.response.read(buffer)
+    }
+}

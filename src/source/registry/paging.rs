@@ -1,0 +1,146 @@
+//! Lists that come in pages (distribution-spec, "Listing Tags"; RFC 8288).
+
+use std::collections::{BTreeSet, HashSet};
+
+use reqwest::Url;
+use reqwest::header::{HeaderMap, LINK};
+
+use super::error::RegistryError;
+use super::http::{is_same_origin, shown};
+
+/// How many pages are read of one list.
+const MOST_PAGES: usize = 10_000;
+/// How many names are kept of one list.
+const MOST_NAMES: usize = 1_000_000;
+
+/// Returns where the next page is, if there is one. Only the registry itself may have it.
+pub(super) fn next_page(url: &Url, headers: &HeaderMap) -> Result<Option<Url>, RegistryError> {
+    let texts = headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
+    let Some(target) = texts.flat_map(links).find_map(|(target, is_next)| is_next.then_some(target)) else {
+        return Ok(None);
+    };
+    let reason = |reason| RegistryError::Redirect { url: shown(url), reason };
+    let next = url.join(target).map_err(|_| reason("its next page has no URL"))?;
+    if !is_same_origin(url, &next) {
+        return Err(reason("its next page lies at another host"));
+    }
+    Ok(Some(next))
+}
+
+/// Splits a header into targets, each with whether it is the next page. Targets may hold commas.
+fn links(text: &str) -> impl Iterator<Item = (&str, bool)> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let (_, after) = rest.split_once('<')?;
+        let (target, after) = after.split_once('>')?;
+        let (parameters, next) = after.split_at(after.find('<').unwrap_or(after.len()));
+        rest = next;
+        Some((target, is_next(parameters)))
+    })
+}
+
+/// Tells whether parameters hold `rel=next`, perhaps among other relations.
+fn is_next(parameters: &str) -> bool {
+    parameters.split([';', ',']).filter_map(|parameter| parameter.split_once('=')).any(|(name, value)| {
+        let relations = value.trim().trim_matches('"');
+        name.trim().eq_ignore_ascii_case("rel")
+            && relations.split_ascii_whitespace().any(|relation| relation.eq_ignore_ascii_case("next"))
+    })
+}
+
+/// Reads a list page by page, and returns its names in order, each once.
+///
+/// `page` gets a page and where the next one is. Names that `is_right` refuses are left out.
+pub(super) fn collect(
+    first: Url,
+    mut page: impl FnMut(&Url) -> Result<(Vec<String>, Option<Url>), RegistryError>,
+    is_right: impl Fn(&str) -> bool,
+) -> Result<Vec<String>, RegistryError> {
+    let (mut names, mut seen) = (BTreeSet::new(), HashSet::new());
+    let mut next = Some(first);
+    while let Some(url) = next {
+        let refuse = |reason: &str| RegistryError::Answer { url: shown(&url), reason: reason.to_owned() };
+        if !seen.insert(url.to_string()) {
+            return Err(refuse("its pages lead back to one another"));
+        }
+        if seen.len() > MOST_PAGES || names.len() > MOST_NAMES {
+            return Err(refuse("its list has no end"));
+        }
+        let (found, after) = page(&url)?;
+        let (right, wrong): (Vec<_>, Vec<_>) = found.into_iter().partition(|name| is_right(name));
+        if let Some(name) = wrong.first() {
+            tracing::debug!("{} lists {} names that are none, {name:?} among them", shown(&url), wrong.len());
+        }
+        names.extend(right);
+        next = after;
+    }
+    Ok(names.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::HeaderValue;
+
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        text.parse().unwrap()
+    }
+
+    fn next(link: &'static str) -> Result<Option<String>, RegistryError> {
+        let headers = HeaderMap::from_iter([(LINK, HeaderValue::from_static(link))]);
+        Ok(next_page(&url("https://h.org/v2/a/tags/list?n=2"), &headers)?.map(String::from))
+    }
+
+    #[test]
+    fn next_page_is_relative_or_absolute_and_its_query_stays() {
+        let absolute = "https://h.org/v2/a/tags/list?last=b%2Fc&n=2";
+        for link in [
+            r#"</v2/a/tags/list?last=b%2Fc&n=2>; rel="next""#,
+            "<https://h.org/v2/a/tags/list?last=b%2Fc&n=2>;rel=next",
+            r#"<?last=b%2Fc&n=2>; title="x"; REL="prev Next""#,
+            r#"</first>; rel="first", </v2/a/tags/list?last=b%2Fc&n=2>; rel="next", </x>; rel="last""#,
+        ] {
+            assert_eq!(next(link).unwrap().as_deref(), Some(absolute), "{link}");
+        }
+        assert_eq!(next("</v2/x,y;z?last=a,b>; rel=next").unwrap().as_deref(), Some("https://h.org/v2/x,y;z?last=a,b"));
+        for none in ["", "</v2/b>", r#"</v2/b>; rel="prev""#, "</v2/b; rel=next", "x; rel=next", r#"</v2>; title=next"#]
+        {
+            assert_eq!(next(none).unwrap(), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn next_page_at_another_origin_is_refused() {
+        for link in ["<https://evil.org/v2>; rel=next", "<http://h.org/v2>; rel=next", "<//h.org:8443/x>; rel=next"] {
+            assert!(matches!(next(link), Err(RegistryError::Redirect { .. })), "{link}");
+        }
+    }
+
+    #[test]
+    fn pages_are_joined_in_order_and_wrong_names_left_out() {
+        let pages = |url: &Url| {
+            Ok(match url.path() {
+                "/1" => (vec!["b".to_owned(), "../x".to_owned(), "a".to_owned()], Some(url.join("/2").unwrap())),
+                _ => (vec!["c".to_owned(), "a".to_owned()], None),
+            })
+        };
+        let names = collect(url("https://h.org/1"), pages, |name| !name.contains('/')).unwrap();
+        assert_eq!(names, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn pages_without_an_end_are_refused() {
+        let circle =
+            |url: &Url| Ok((Vec::new(), Some(url.join(if url.path() == "/1" { "/2" } else { "/1" }).unwrap())));
+        let error = collect(url("https://h.org/1"), circle, |_| true).unwrap_err();
+        assert!(error.to_string().contains("lead back"), "{error}");
+        let mut number = 0;
+        let endless = |url: &Url| {
+            number += 1;
+            Ok((Vec::new(), Some(url.join(&format!("/{number}")).unwrap())))
+        };
+        let error = collect(url("https://h.org/x"), endless, |_| true).unwrap_err();
+        assert!(error.to_string().contains("no end"), "{error}");
+    }
+}

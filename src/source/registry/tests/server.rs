@@ -1,0 +1,123 @@
+//! A server that answers what a test has it answer.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use serde_json::json;
+
+use super::super::{RegistryImagePlace, Transport};
+
+/// What a server was asked.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    pub(super) method: String,
+    pub(super) target: String,
+    pub(super) headers: BTreeMap<String, String>,
+    pub(super) body: String,
+}
+
+impl Asked {
+    pub(super) fn authorization(&self) -> Option<&str> {
+        self.headers.get("authorization").map(String::as_str)
+    }
+}
+
+/// An answer to be.
+#[derive(Debug, Clone)]
+pub(super) struct Reply {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    pub(super) fn of(status: u16, body: impl AsRef<[u8]>) -> Self {
+        Self { status, headers: Vec::new(), body: body.as_ref().to_vec() }
+    }
+
+    pub(super) fn json(body: serde_json::Value) -> Self {
+        Self::of(200, body.to_string()).with("content-type", "application/json")
+    }
+
+    pub(super) fn with(mut self, name: &str, value: impl ToString) -> Self {
+        self.headers.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    pub(super) fn error(status: u16, code: &str) -> Self {
+        Self::of(status, json!({"errors": [{"code": code, "message": "so it is"}]}).to_string())
+    }
+}
+
+type Answering = dyn Fn(&Asked) -> Reply + Send + Sync;
+
+/// A server on this machine. It ends with the process; each connection carries one request.
+pub(super) struct Server {
+    pub(super) address: String,
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+impl Server {
+    pub(super) fn start(answering: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (asked, answering): (Arc<Mutex<Vec<Asked>>>, Arc<Answering>) = (Arc::default(), Arc::new(answering));
+        let noted = Arc::clone(&asked);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (noted, answering) = (Arc::clone(&noted), Arc::clone(&answering));
+                thread::spawn(move || serve(stream.unwrap(), &noted, &*answering));
+            }
+        });
+        Self { address, asked }
+    }
+
+    pub(super) fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    /// Returns method and target of each request.
+    pub(super) fn targets(&self) -> Vec<String> {
+        self.asked().into_iter().map(|asked| format!("{} {}", asked.method, asked.target)).collect()
+    }
+
+    pub(super) fn place(&self, reference: &str) -> RegistryImagePlace {
+        let name = format!("{}/team/image{reference}", self.address).parse().unwrap();
+        RegistryImagePlace { name, digest: None, transport: Transport::Plain }
+    }
+}
+
+fn serve(stream: TcpStream, noted: &Mutex<Vec<Asked>>, answering: &Answering) -> Option<()> {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    reader.read_line(&mut line).ok()?;
+    let mut words = line.split_whitespace();
+    let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
+    let mut headers = BTreeMap::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        let Some((name, value)) = line.trim_end().split_once(": ") else { break };
+        headers.insert(name.to_ascii_lowercase(), value.to_owned());
+    }
+    let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let asked = Asked { method, target, headers, body: String::from_utf8(body).unwrap() };
+    noted.lock().unwrap().push(asked.clone());
+    let reply = answering(&asked);
+    let mut text = format!("HTTP/1.1 {} x\r\nconnection: close\r\n", reply.status);
+    if !reply.headers.iter().any(|(name, _)| name == "content-length") {
+        text.push_str(&format!("content-length: {}\r\n", reply.body.len()));
+    }
+    reply.headers.iter().for_each(|(name, value)| text.push_str(&format!("{name}: {value}\r\n")));
+    let mut stream = reader.into_inner();
+    stream.write_all(format!("{text}\r\n").as_bytes()).ok()?;
+    if asked.method != "HEAD" {
+        stream.write_all(&reply.body).ok()?;
+    }
+    Some(())
+}

@@ -1,0 +1,30 @@
+//! What registries list, for wishlists.
+
+use crate::source::registry::{Registries, ShownAs, Transport};
+use crate::wishlist::{ImageRepository, JsonPage, Listing, ListingError, ProjectApi};
+
+impl Listing for Registries {
+    fn tags(&self, place: &ImageRepository) -> Result<Vec<String>, ListingError> {
+        Ok(Registries::tags(self, &place.host, &place.repository, Transport::of(place.plain_http))?)
+    }
+
+    fn repositories(&self, host: &str, plain_http: bool) -> Result<Vec<String>, ListingError> {
+        Ok(Registries::repositories(self, host, Transport::of(plain_http))?)
+    }
+
+    fn json(&self, url: &str, api: &ProjectApi) -> Result<Option<JsonPage>, ListingError> {
+        let shown_as = match api {
+            ProjectApi::GitLab { .. } | ProjectApi::Quay => ShownAs::Token,
+            ProjectApi::Harbor | ProjectApi::DockerHub | ProjectApi::Catalog => ShownAs::Password,
+        };
+        match self.get_json(url, shown_as) {
+            Ok(page) => {
+                let headers = page.header("x-next-page").map(|next| ("x-next-page".to_owned(), next.to_owned()));
+                let headers = headers.into_iter().collect();
+                Ok(Some(JsonPage { body: page.body, link_next: page.next, headers }))
+            }
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
