@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::super::document::{Blob, Blobs};
 use super::super::resolve::Resolver;
 use super::super::{Image, ImageLayer, LayerBlob, PlatformRequest, Source, SourceError};
+use super::transfer::{Download, Policy};
 use super::{Registries, RegistryImagePlace};
 use crate::image::{Digest, Platform};
 
@@ -41,7 +42,12 @@ impl Source for RegistryImage {
     }
 
     fn open_layer(&self, layer: &ImageLayer) -> Result<LayerBlob, SourceError> {
-        Ok(LayerBlob::remote(self.registries.open_blob(&self.place, &layer.digest, &layer.urls, 0)?.body, || true))
+        let (registries, place) = (self.registries.clone(), self.place.clone());
+        let (digest, urls) = (layer.digest, layer.urls.clone());
+        let open = move |offset| registries.open_blob(&place, &digest, &urls, offset);
+        let download = Download::start(open, layer.size, Policy::default());
+        let arrival = download.arrival();
+        Ok(LayerBlob::remote(download, move || arrival.is_ready()))
     }
 
     fn is_remote(&self) -> bool {

@@ -21,6 +21,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod token;
+mod transfer;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -44,6 +45,7 @@ use endpoint::{Endpoint, asked_authority, asked_repository, endpoints};
 use http::{Answer, Http, Proxies, shown};
 use limits::{Hosts, Permit};
 use token::Tokens;
+use transfer::{OpenedBlob, Retryable};
 
 pub use ducc::Environment;
 pub use error::{RegistryError, Said};
@@ -134,17 +136,6 @@ impl fmt::Display for RegistryImagePlace {
             _ => Ok(()),
         }
     }
-}
-
-/// A body that a registry, or the store it points to, has begun to send.
-#[allow(dead_code, reason = "only a download that goes on after a failure looks where an answer begins and ends")]
-pub(super) struct OpenedBlob {
-    /// Which byte of the blob comes first.
-    pub start: u64,
-    /// How many bytes follow, if the answer says it.
-    pub length: Option<u64>,
-    /// The bytes. A body that stalls ends in an error.
-    pub body: Box<dyn Read + Send>,
 }
 
 /// An answer in JSON of a server's own interface, beside that of all registries.
@@ -353,7 +344,7 @@ impl Registries {
     /// Begins to read a blob at byte `offset`, or at its start if the server cannot do otherwise.
     ///
     /// `urls` are asked first, without credentials. There is one attempt for each server; the digest is left to the reader.
-    pub(super) fn open_blob(
+    fn open_blob(
         &self,
         place: &RegistryImagePlace,
         digest: &Digest,
@@ -542,6 +533,16 @@ fn first_byte(range: &str) -> Option<u64> {
     let (last, _) = rest.split_once('/')?;
     let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
     (first <= last).then_some(first)
+}
+
+impl Retryable for RegistryError {
+    fn is_transient(&self) -> bool {
+        Self::is_transient(self)
+    }
+
+    fn parked_until(&self) -> Option<Instant> {
+        Self::parked_until(self)
+    }
 }
 
 /// A body that counts as a request under way until it is dropped.

@@ -1,0 +1,262 @@
+//! Asks for a blob again and again, from where the last answer stopped, until it is whole or there is no hope.
+
+use std::error::Error;
+use std::io::{self, Read};
+use std::time::{Duration, Instant};
+
+use super::{OpenedBlob, PIECE, Policy, Retryable};
+use crate::message::causes;
+
+/// How long to wait before going on with a connection that was lost, but had brought something.
+const PAUSE_AFTER_PROGRESS: Duration = Duration::from_millis(1);
+
+/// How long to wait at least for a registry that asks for it.
+const SHORTEST_PARK: Duration = Duration::from_secs(1);
+
+/// What attempts need of the world around them; in tests, no time passes.
+pub(super) trait Surroundings: Send {
+    /// Waits, but not after nobody wants the blob any more.
+    fn pause(&mut self, length: Duration);
+
+    /// Tells whether anybody still wants the blob.
+    fn is_wanted(&self) -> bool;
+
+    /// Returns a number between 0 and 1.
+    fn chance(&mut self) -> f64;
+}
+
+/// Why a blob could not be read to its end.
+#[derive(Debug, thiserror::Error)]
+#[error("the download stopped after {reached} of {size} bytes{}", tried(*.failures))]
+pub(super) struct DownloadError {
+    /// How many bytes were read.
+    reached: u64,
+    /// How many there should be.
+    size: u64,
+    /// How many attempts in a row failed without a single byte.
+    failures: u32,
+    /// The failure of the last attempt.
+    source: Box<dyn Error + Send + Sync>,
+}
+
+fn tried(failures: u32) -> String {
+    if failures > 1 { format!(", and {failures} attempts in a row failed") } else { String::new() }
+}
+
+/// What is wrong with an answer.
+#[derive(Debug, thiserror::Error)]
+enum WrongAnswer {
+    #[error("the answer starts at byte {actual}, but byte {asked} was asked for")]
+    Start { asked: u64, actual: u64 },
+    #[error("the answer makes the blob {actual} bytes long, but the manifest promises {size}")]
+    Length { actual: u128, size: u64 },
+    #[error("the blob goes on after the {size} bytes that the manifest promises")]
+    TooLong { size: u64 },
+    #[error("the connection ended early")]
+    EndedEarly,
+    #[error("nobody wants the blob any more")]
+    Unwanted,
+}
+
+/// Why one attempt failed, and what may help.
+struct Failure {
+    cause: Box<dyn Error + Send + Sync>,
+    remedy: Remedy,
+}
+
+enum Remedy {
+    Nothing,
+    TryAgain,
+    /// Trying again, but not before then.
+    Wait(Instant),
+}
+
+type Open = Box<dyn FnMut(u64) -> Result<OpenedBlob, Failure> + Send>;
+
+/// Reads a blob through as many answers as it takes.
+pub(super) struct Attempts {
+    open: Open,
+    body: Option<Box<dyn Read + Send>>,
+    size: u64,
+    /// How many bytes of the blob were handed out.
+    reached: u64,
+    /// How many were when the last answer was asked for.
+    reached_before: u64,
+    /// How many attempts in a row failed without a single byte.
+    failures: u32,
+    /// How long the registry was waited for since the last byte.
+    parked: Duration,
+    is_at_end: bool,
+    policy: Policy,
+    surroundings: Box<dyn Surroundings>,
+}
+
+impl Attempts {
+    pub(super) fn new<E: Retryable>(
+        mut open: impl FnMut(u64) -> Result<OpenedBlob, E> + Send + 'static,
+        size: u64,
+        policy: Policy,
+        surroundings: Box<dyn Surroundings>,
+    ) -> Self {
+        Self {
+            open: Box::new(move |offset| open(offset).map_err(Failure::of_request)),
+            body: None,
+            size,
+            reached: 0,
+            reached_before: 0,
+            failures: 0,
+            parked: Duration::ZERO,
+            is_at_end: false,
+            policy,
+            surroundings,
+        }
+    }
+
+    /// Reads some of the next bytes, none only at the end. To be called no more after an error.
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> Result<usize, DownloadError> {
+        if self.is_at_end || buffer.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            match self.attempt(buffer) {
+                Ok(count) => return Ok(count),
+                Err(failure) => self.recover(failure)?,
+            }
+        }
+    }
+
+    fn attempt(&mut self, buffer: &mut [u8]) -> Result<usize, Failure> {
+        let mut body = match self.body.take() {
+            Some(body) => body,
+            None => self.open()?,
+        };
+        let rest = self.size - self.reached;
+        if rest == 0 {
+            return self.expect_end(&mut body);
+        }
+        let wanted = buffer.len().min(usize::try_from(rest).unwrap_or(usize::MAX));
+        let count = read_some(&mut body, &mut buffer[..wanted])?;
+        self.reached += count as u64;
+        self.body = Some(body);
+        Ok(count)
+    }
+
+    /// Asks for what is missing, and reads over what is not.
+    fn open(&mut self) -> Result<Box<dyn Read + Send>, Failure> {
+        self.reached_before = self.reached;
+        let OpenedBlob { start, length, mut body } = (self.open)(self.reached)?;
+        if start != self.reached && start != 0 {
+            return Err(WrongAnswer::Start { asked: self.reached, actual: start }.into());
+        }
+        let whole = length.map(|length| u128::from(start) + u128::from(length));
+        if let Some(actual) = whole.filter(|&whole| whole != u128::from(self.size)) {
+            return Err(WrongAnswer::Length { actual, size: self.size }.into());
+        }
+        self.skip(&mut body, self.reached - start)?;
+        Ok(body)
+    }
+
+    fn skip(&self, body: &mut dyn Read, mut count: u64) -> Result<(), Failure> {
+        let mut piece = vec![0; PIECE.min(usize::try_from(count).unwrap_or(PIECE))];
+        while count > 0 {
+            if !self.surroundings.is_wanted() {
+                return Err(WrongAnswer::Unwanted.into());
+            }
+            let wanted = piece.len().min(usize::try_from(count).unwrap_or(usize::MAX));
+            count -= read_some(body, &mut piece[..wanted])? as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that nothing follows the last byte. A connection that breaks there has brought everything.
+    fn expect_end(&mut self, body: &mut dyn Read) -> Result<usize, Failure> {
+        self.is_at_end = true;
+        match read_some(body, &mut [0]) {
+            Ok(_) => Err(WrongAnswer::TooLong { size: self.size }.into()),
+            Err(_) => Ok(0),
+        }
+    }
+
+    /// Waits until another attempt makes sense, or says why none does.
+    fn recover(&mut self, failure: Failure) -> Result<(), DownloadError> {
+        self.count(&failure.remedy);
+        let Some(pause) = self.pause_after(&failure.remedy).filter(|_| self.surroundings.is_wanted()) else {
+            return Err(self.give_up(failure.cause));
+        };
+        self.report(pause, &failure);
+        self.surroundings.pause(pause);
+        if self.surroundings.is_wanted() { Ok(()) } else { Err(self.give_up(failure.cause)) }
+    }
+
+    fn report(&self, pause: Duration, failure: &Failure) {
+        let (reached, size, cause) = (self.reached, self.size, causes(&*failure.cause));
+        match pause {
+            PAUSE_AFTER_PROGRESS => tracing::debug!("got {reached} of {size} bytes of a blob, going on: {cause}"),
+            _ => tracing::info!(
+                "got {reached} of {size} bytes of a blob, going on in {:.1}s: {cause}",
+                pause.as_secs_f32()
+            ),
+        }
+    }
+
+    fn count(&mut self, remedy: &Remedy) {
+        if self.reached > self.reached_before {
+            (self.failures, self.parked) = (0, Duration::ZERO);
+        } else if !matches!(remedy, Remedy::Wait(_)) {
+            self.failures += 1;
+        }
+    }
+
+    /// Returns how long to wait before another attempt, if there may be one.
+    fn pause_after(&mut self, remedy: &Remedy) -> Option<Duration> {
+        match remedy {
+            Remedy::Nothing => None,
+            Remedy::TryAgain if self.failures == 0 => Some(PAUSE_AFTER_PROGRESS),
+            Remedy::TryAgain => (self.failures < self.policy.attempts).then(|| self.back_off()),
+            Remedy::Wait(until) => {
+                let pause = until.saturating_duration_since(Instant::now()).max(SHORTEST_PARK);
+                self.parked = self.parked.saturating_add(pause);
+                (self.parked <= self.policy.park_limit).then_some(pause)
+            }
+        }
+    }
+
+    fn back_off(&mut self) -> Duration {
+        let doubled = self.policy.first_pause.saturating_mul(1 << (self.failures - 1).min(30));
+        doubled.min(self.policy.longest_pause).mul_f64(0.75 + self.surroundings.chance() / 2.0)
+    }
+
+    fn give_up(&self, source: Box<dyn Error + Send + Sync>) -> DownloadError {
+        DownloadError { reached: self.reached, size: self.size, failures: self.failures, source }
+    }
+}
+
+impl Failure {
+    fn of_request<E: Retryable>(error: E) -> Self {
+        let remedy = match error.parked_until() {
+            Some(until) => Remedy::Wait(until),
+            None if error.is_transient() => Remedy::TryAgain,
+            None => Remedy::Nothing,
+        };
+        Self { cause: Box::new(error), remedy }
+    }
+}
+
+impl From<WrongAnswer> for Failure {
+    fn from(wrong: WrongAnswer) -> Self {
+        let remedy = if matches!(wrong, WrongAnswer::EndedEarly) { Remedy::TryAgain } else { Remedy::Nothing };
+        Self { cause: Box::new(wrong), remedy }
+    }
+}
+
+/// Reads at least one byte.
+fn read_some(body: &mut dyn Read, buffer: &mut [u8]) -> Result<usize, Failure> {
+    loop {
+        match body.read(buffer) {
+            Ok(0) => return Err(WrongAnswer::EndedEarly.into()),
+            Ok(count) => return Ok(count),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Failure { cause: Box::new(error), remedy: Remedy::TryAgain }),
+        }
+    }
+}

@@ -1,0 +1,475 @@
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, Weak};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::message::causes;
+
+/// What a registry says instead of sending a blob.
+#[derive(Debug, Clone, Copy)]
+struct Refusal {
+    is_transient: bool,
+    parked_until: Option<Instant>,
+}
+
+const BUSY: Refusal = Refusal { is_transient: true, parked_until: None };
+const UNKNOWN: Refusal = Refusal { is_transient: false, parked_until: None };
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_transient { "the registry is busy" } else { "the registry has no such blob" })
+    }
+}
+
+impl Error for Refusal {}
+
+impl Retryable for Refusal {
+    fn is_transient(&self) -> bool {
+        self.is_transient
+    }
+
+    fn parked_until(&self) -> Option<Instant> {
+        self.parked_until
+    }
+}
+
+fn parked(seconds: u64) -> Answer {
+    Answer::Refuse(Refusal { is_transient: true, parked_until: Some(Instant::now() + Duration::from_secs(seconds)) })
+}
+
+/// How the body of an answer ends.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Clean,
+    Reset,
+}
+
+/// One answer of a registry, to a request for a blob from some byte on.
+#[derive(Debug, Clone, Copy)]
+enum Answer {
+    Refuse(Refusal),
+    /// The rest of the blob, as asked.
+    Rest,
+    /// As asked, but the connection breaks after so many bytes.
+    Cut(u64, End),
+    /// The whole blob, whatever was asked; the connection may break after so many bytes.
+    FromStart(u64, End),
+    /// From a byte that nobody asked for.
+    From(u64),
+    /// As asked, with this for its length.
+    Claim(u64),
+    /// As asked, without a length, and with more bytes behind.
+    Longer(u64),
+}
+
+/// A body of the blob's bytes `at..end`.
+struct Body {
+    blob: Arc<[u8]>,
+    at: usize,
+    end: usize,
+    ending: End,
+}
+
+impl Read for Body {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.ending {
+            End::Reset if self.at == self.end => Err(io::ErrorKind::ConnectionReset.into()),
+            _ => (&self.blob[self.at..self.end]).read(buffer).inspect(|count| self.at += count),
+        }
+    }
+}
+
+fn answer(blob: &Arc<[u8]>, offset: u64, answer: Answer) -> Result<OpenedBlob, Refusal> {
+    let size = blob.len() as u64;
+    let (start, end, ending) = match answer {
+        Answer::Refuse(refusal) => return Err(refusal),
+        Answer::Rest | Answer::Claim(_) => (offset, size, End::Clean),
+        Answer::Cut(count, ending) => (offset, offset.saturating_add(count).min(size), ending),
+        Answer::FromStart(count, ending) => (0, count.min(size), ending),
+        Answer::From(start) => (start, size, End::Clean),
+        Answer::Longer(_) => (offset, size, End::Clean),
+    };
+    let length = match answer {
+        Answer::Claim(length) => Some(length),
+        Answer::Longer(_) => None,
+        _ => Some(size - start),
+    };
+    let body = Body { blob: Arc::clone(blob), at: start as usize, end: end as usize, ending };
+    let more = if let Answer::Longer(count) = answer { count } else { 0 };
+    Ok(OpenedBlob { start, length, body: Box::new(body.chain(io::repeat(7).take(more))) })
+}
+
+/// What a download did: the bytes it was asked for, from which, and how long it waited each time.
+#[derive(Debug, Default)]
+struct Log {
+    offsets: Vec<u64>,
+    pauses: Vec<Duration>,
+}
+
+/// A world without time, in which chance is always the same.
+struct NoTime {
+    log: Arc<Mutex<Log>>,
+    chance: f64,
+}
+
+impl Surroundings for NoTime {
+    fn pause(&mut self, length: Duration) {
+        self.log.lock().unwrap().pauses.push(length);
+    }
+
+    fn is_wanted(&self) -> bool {
+        true
+    }
+
+    fn chance(&mut self) -> f64 {
+        self.chance
+    }
+}
+
+fn blob(size: usize) -> Arc<[u8]> {
+    (0..size).map(|n| (n * 31 + n / 251) as u8).collect()
+}
+
+/// Downloads a blob from a registry that gives these answers, then only whole ones.
+fn download(blob: &Arc<[u8]>, answers: &[Answer]) -> (Download, Arc<Mutex<Log>>) {
+    let log = Arc::new(Mutex::new(Log::default()));
+    let (blob, script, opened) = (Arc::clone(blob), Mutex::new(VecDeque::from(answers.to_vec())), Arc::clone(&log));
+    let size = blob.len() as u64;
+    let open = move |offset| {
+        opened.lock().unwrap().offsets.push(offset);
+        let next = script.lock().unwrap().pop_front();
+        answer(&blob, offset, next.unwrap_or(Answer::Rest))
+    };
+    let surroundings = Box::new(NoTime { log: Arc::clone(&log), chance: 0.5 });
+    let policy = Policy::default();
+    let pipe = Arc::new(Pipe::new(policy.ahead, policy.useful));
+    (Download::start_in(Attempts::new(open, size, policy, surroundings), pipe), log)
+}
+
+/// Returns the blob as it arrives, the offsets asked for, and the pauses in milliseconds.
+#[track_caller]
+fn whole(blob: &Arc<[u8]>, answers: &[Answer]) -> (Vec<u64>, Vec<u128>) {
+    let (mut download, log) = download(blob, answers);
+    let mut bytes = Vec::new();
+    download.read_to_end(&mut bytes).unwrap_or_else(|error| panic!("{}", causes(&error)));
+    assert!(bytes == blob[..], "other bytes arrived");
+    let log = log.lock().unwrap();
+    (log.offsets.clone(), log.pauses.iter().map(Duration::as_millis).collect())
+}
+
+/// Returns what a download that fails says, how many bytes arrived first, and the log.
+#[track_caller]
+fn failing(blob: &Arc<[u8]>, answers: &[Answer]) -> (String, usize, Arc<Mutex<Log>>) {
+    let (mut download, log) = download(blob, answers);
+    let mut bytes = Vec::new();
+    let error = download.read_to_end(&mut bytes).expect_err("the download should fail");
+    assert!(blob.starts_with(&bytes), "other bytes arrived");
+    (causes(&error), bytes.len(), log)
+}
+
+#[test]
+fn whole_answer_needs_no_other() {
+    assert_eq!(whole(&blob(1_000_000), &[]), (vec![0], vec![]));
+    assert_eq!(whole(&blob(0), &[]), (vec![0], vec![]));
+    assert_eq!(whole(&blob(10), &[Answer::Longer(0)]), (vec![0], vec![]));
+}
+
+#[test]
+fn lost_connection_is_taken_up_where_it_stopped() {
+    for end in [End::Clean, End::Reset] {
+        let answers = [Answer::Cut(1000, end), Answer::Cut(1, end)];
+        assert_eq!(whole(&blob(5000), &answers), (vec![0, 1000, 1001], vec![1, 1]));
+    }
+}
+
+#[test]
+fn answer_without_range_is_read_over() {
+    let answers = [Answer::Cut(1000, End::Reset), Answer::FromStart(u64::MAX, End::Clean)];
+    assert_eq!(whole(&blob(700_000), &answers).0, [0, 1000]);
+}
+
+#[test]
+fn bytes_that_are_read_over_are_no_progress() {
+    let answers: Vec<Answer> = [Answer::Cut(1000, End::Reset)]
+        .into_iter()
+        .chain(std::iter::repeat_n(Answer::FromStart(900, End::Reset), 8))
+        .collect();
+    let (message, count, _) = failing(&blob(5000), &answers);
+    assert!(message.contains("after 1000 of 5000 bytes, and 8 attempts in a row failed: "), "{message}");
+    assert_eq!(count, 1000);
+}
+
+#[test]
+fn answer_from_elsewhere_is_an_error() {
+    for (offset, start) in [(0, 1), (1000, 999), (1000, 1001)] {
+        let (message, count, log) =
+            failing(&blob(5000), &[Answer::Cut(offset, End::Reset), Answer::From(start)][offset.min(1) as usize ^ 1..]);
+        assert!(message.contains(&format!("starts at byte {start}, but byte {offset} was asked for")), "{message}");
+        assert_eq!((count as u64, log.lock().unwrap().pauses.len() as u64), (offset, offset.min(1)));
+    }
+}
+
+#[test]
+fn length_that_contradicts_the_manifest_is_an_error_before_any_byte() {
+    for (length, actual) in [(4999, 4999), (5001, 5001_u128), (u64::MAX, u64::MAX.into())] {
+        let (message, count, log) = failing(&blob(5000), &[Answer::Claim(length)]);
+        assert!(message.contains(&format!("blob {actual} bytes long, but the manifest promises 5000")), "{message}");
+        assert_eq!((count, log.lock().unwrap().pauses.len()), (0, 0));
+    }
+    let (message, ..) = failing(&blob(5000), &[Answer::Cut(1000, End::Reset), Answer::Claim(u64::MAX)]);
+    assert!(message.contains(&format!("blob {} bytes long", u128::from(u64::MAX) + 1000)), "{message}");
+}
+
+#[test]
+fn byte_too_many_is_an_error_behind_the_others() {
+    let (message, count, _) = failing(&blob(5000), &[Answer::Longer(1)]);
+    assert!(message.contains("goes on after the 5000 bytes"), "{message}");
+    assert_eq!(count, 5000);
+}
+
+#[test]
+fn connection_that_breaks_after_the_last_byte_has_brought_everything() {
+    assert_eq!(whole(&blob(5000), &[Answer::Cut(5000, End::Reset)]), (vec![0], vec![]));
+}
+
+#[test]
+fn pauses_double_until_the_longest_and_eight_attempts_are_enough() {
+    let (message, count, log) = failing(&blob(5000), &[Answer::Refuse(BUSY); 9]);
+    assert_eq!(
+        message,
+        "the download stopped after 0 of 5000 bytes, and 8 attempts in a row failed: the registry is busy"
+    );
+    let log = log.lock().unwrap();
+    assert_eq!(count, 0);
+    assert_eq!(log.offsets, [0; 8]);
+    assert_eq!(log.pauses, [500, 1000, 2000, 4000, 8000, 16_000, 30_000].map(Duration::from_millis));
+}
+
+#[test]
+fn one_byte_makes_up_for_all_failures() {
+    let busy = [Answer::Refuse(BUSY); 7];
+    let answers = [&busy[..], &[Answer::Cut(1, End::Reset)], &busy].concat();
+    let (offsets, pauses) = whole(&blob(5000), &answers);
+    assert_eq!(offsets, [&[0; 8][..], &[1; 8]].concat());
+    let one_run = [500, 1000, 2000, 4000, 8000, 16_000, 30_000];
+    assert_eq!(pauses, [&one_run[..], &[1], &one_run].concat());
+}
+
+#[test]
+fn chance_moves_a_pause_by_a_quarter() {
+    for (chance, milliseconds) in [(0.0, 375), (1.0, 625)] {
+        let log = Arc::new(Mutex::new(Log::default()));
+        let surroundings = Box::new(NoTime { log: Arc::clone(&log), chance });
+        let mut attempts = Attempts::new(|_| Err(BUSY), 1, Policy { attempts: 2, ..Policy::default() }, surroundings);
+        assert!(attempts.read(&mut [0]).is_err());
+        assert_eq!(log.lock().unwrap().pauses, [Duration::from_millis(milliseconds)]);
+    }
+}
+
+#[test]
+fn permanent_error_ends_it_at_once_with_what_the_registry_said() {
+    let (mut download, log) = download(&blob(5000), &[Answer::Cut(10, End::Reset), Answer::Refuse(UNKNOWN)]);
+    let error = download.read_to_end(&mut Vec::new()).unwrap_err();
+    assert_eq!(causes(&error), "the download stopped after 10 of 5000 bytes: the registry has no such blob");
+    assert!(error.source().unwrap().is::<Refusal>());
+    assert_eq!(log.lock().unwrap().offsets, [0, 10]);
+    assert!(download.read(&mut [0]).is_err(), "an error does not turn into an end");
+}
+
+#[test]
+fn parked_registry_is_waited_for_and_that_is_no_attempt() {
+    let answers = [parked(30); 20];
+    let (offsets, pauses) = whole(&blob(10), &answers[..19]);
+    assert_eq!(offsets.len(), 20);
+    assert!(pauses.iter().all(|pause| (29_000..=30_000).contains(pause)), "{pauses:?}");
+}
+
+#[test]
+fn registry_is_waited_for_up_to_the_limit() {
+    let (message, _, log) = failing(&blob(10), &[parked(300), parked(299), parked(300)]);
+    assert!(message.ends_with("of 10 bytes: the registry is busy"), "{message}");
+    assert_eq!(log.lock().unwrap().pauses.len(), 2);
+    let (_, _, log) = failing(&blob(10), &[parked(3000)]);
+    assert_eq!(log.lock().unwrap().pauses, []);
+    let past = Refusal { is_transient: true, parked_until: Some(Instant::now()) };
+    assert_eq!(whole(&blob(10), &[Answer::Refuse(past)]).1, [1000], "there is always an end to it");
+}
+
+#[test]
+fn error_of_the_system_stays_the_cause() {
+    let answers = vec![Answer::Cut(0, End::Reset); 8];
+    let (mut download, _) = download(&blob(10), &answers);
+    let error = download.read(&mut [0; 10]).unwrap_err();
+    let cause = error.source().unwrap().downcast_ref::<io::Error>();
+    assert_eq!(cause.map(io::Error::kind), Some(io::ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn panic_of_the_thread_is_an_error() {
+    let open = |_| -> Result<OpenedBlob, Refusal> { panic!("this message is expected") };
+    let error = Download::start(open, 10, Policy::default()).read(&mut [0]).unwrap_err();
+    assert!(error.to_string().contains("stopped before its end"), "{error}");
+}
+
+#[test]
+fn without_a_thread_the_reader_downloads() {
+    let blob = blob(100_000);
+    let log = Arc::new(Mutex::new(Log::default()));
+    let served = Arc::clone(&blob);
+    let open = move |offset| answer(&served, offset, Answer::Cut(30_000, End::Reset));
+    let surroundings = Box::new(NoTime { log, chance: 0.5 });
+    let attempts = Attempts::new(open, 100_000, Policy::default(), surroundings);
+    let mut download = Download { pipe: Arc::new(Pipe::new(0, 0)), direct: Some(attempts) };
+    assert!(download.arrival().is_ready());
+    let mut bytes = Vec::new();
+    download.read_to_end(&mut bytes).unwrap();
+    assert!(bytes == blob[..]);
+}
+
+/// A body that gives what the test sends it, a piece at a time.
+struct Fed(Receiver<Vec<u8>>);
+
+impl Read for Fed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let piece = self.0.recv().map_err(|_| io::ErrorKind::TimedOut)?;
+        buffer[..piece.len()].copy_from_slice(&piece);
+        Ok(piece.len())
+    }
+}
+
+fn fed(size: u64, policy: Policy) -> (Download, Sender<Vec<u8>>) {
+    let (feed, fed) = channel();
+    let mut body = Some(Box::new(Fed(fed)));
+    let open = move |start| match body.take() {
+        Some(body) => Ok(OpenedBlob { start, length: None, body }),
+        None => Err(UNKNOWN),
+    };
+    (Download::start(open, size, policy), feed)
+}
+
+#[track_caller]
+fn wait_until(mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(20), "not within 20 s");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn download_is_ready_when_reading_is_worth_it() {
+    let (mut download, feed) = fed(1 << 20, Policy { useful: 3000, ..Policy::default() });
+    let arrival = download.arrival();
+    assert!(!arrival.is_ready());
+    feed.send(vec![1; 2999]).unwrap();
+    wait_until(|| download.pipe.len() == 2999);
+    assert!(!arrival.is_ready());
+    feed.send(vec![1; 1]).unwrap();
+    wait_until(|| arrival.is_ready());
+    assert_eq!(download.read(&mut [0; 1000]).unwrap(), 1000);
+    assert!(!arrival.is_ready());
+    drop(feed);
+    wait_until(|| arrival.is_ready());
+    assert_eq!(io::copy(&mut (&mut download).take(2000), &mut io::sink()).unwrap(), 2000);
+    assert!(arrival.is_ready() && download.read(&mut [0]).is_err());
+}
+
+#[test]
+fn end_is_ready_however_few_bytes_came() {
+    let (mut download, feed) = fed(3, Policy::default());
+    feed.send(vec![1; 3]).unwrap();
+    drop(feed);
+    wait_until(|| download.arrival().is_ready());
+    assert_eq!(io::copy(&mut download, &mut io::sink()).unwrap(), 3);
+    assert!(download.arrival().is_ready());
+}
+
+#[test]
+fn no_more_than_allowed_lies_in_memory() {
+    let policy = Policy { ahead: 4 * PIECE, useful: 4 * PIECE, ..Policy::default() };
+    let (mut download, feed) = fed(100 * PIECE as u64, policy);
+    (0..100).for_each(|_| feed.send(vec![1; PIECE]).unwrap());
+    wait_until(|| download.arrival().is_ready() && download.pipe.len() == 3 * PIECE);
+    thread::park_timeout(Duration::from_millis(20));
+    assert_eq!(download.pipe.len(), 3 * PIECE);
+    drop(feed);
+    assert_eq!(io::copy(&mut download, &mut io::sink()).unwrap(), 100 * PIECE as u64);
+}
+
+#[test]
+fn dropped_download_ends_its_thread_while_it_waits_for_an_attempt() {
+    let alive = Arc::new(());
+    let (still, opened) = (Arc::downgrade(&alive), channel());
+    let open = move |_| {
+        let _kept = &alive;
+        opened.0.send(()).unwrap();
+        Err::<OpenedBlob, _>(BUSY)
+    };
+    let hour = Duration::from_secs(3600);
+    let download = Download::start(open, 10, Policy { first_pause: hour, longest_pause: hour, ..Policy::default() });
+    opened.1.recv().unwrap();
+    drop(download);
+    wait_until(|| Weak::strong_count(&still) == 0);
+}
+
+#[test]
+fn dropped_download_ends_its_thread_while_it_waits_for_room() {
+    let (download, feed) = fed(1 << 40, Policy { ahead: 2 * PIECE, ..Policy::default() });
+    (0..10).for_each(|_| feed.send(vec![1; PIECE]).unwrap());
+    wait_until(|| download.pipe.len() == PIECE);
+    drop(download);
+    wait_until(|| feed.send(vec![1]).is_err());
+}
+
+#[test]
+fn dropping_waits_for_no_body() {
+    let (download, feed) = fed(10, Policy::default());
+    drop(download);
+    feed.send(vec![1]).unwrap();
+    wait_until(|| feed.send(vec![1]).is_err());
+}
+
+#[test]
+#[ignore = "measures, for a person to read"]
+fn speed() {
+    struct Zeros;
+    impl Read for Zeros {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            Ok(buffer.len())
+        }
+    }
+    let size = 16 << 30;
+    let open =
+        move |start| Ok::<_, Refusal>(OpenedBlob { start, length: None, body: Box::new(Zeros.take(size - start)) });
+    let mut download = Download::start(open, size, Policy::default());
+    let (mut buffer, mut count, start) = (vec![0; PIECE], 0, Instant::now());
+    while count < size {
+        count += download.read(&mut buffer).unwrap() as u64;
+    }
+    println!("{:.2} GB/s", size as f64 / start.elapsed().as_secs_f64() / 1e9);
+}
+
+fn any_answer() -> impl Strategy<Value = Answer> {
+    let ending = || prop_oneof![Just(End::Clean), Just(End::Reset)];
+    prop_oneof![
+        (0..4000_u64, ending()).prop_map(|(count, end)| Answer::Cut(count, end)),
+        (0..9000_u64, ending()).prop_map(|(count, end)| Answer::FromStart(count, end)),
+        Just(Answer::Longer(0)),
+        Just(Answer::Refuse(BUSY)),
+        Just(parked(1)),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_to_connections_the_bytes_are_the_same(
+        size in 0..20_000_usize,
+        answers in prop::collection::vec(any_answer(), 0..7),
+    ) {
+        let (offsets, _) = whole(&blob(size), &answers);
+        prop_assert!(offsets.is_sorted(), "{offsets:?}");
+    }
+}
