@@ -131,6 +131,7 @@ impl Observer for Reporter<'_> {
                 tracing::error!("{failure}: {}", strata::message::causes(&*failure.error));
             }
             Event::Unchanged(image) => {
+                self.display.remove(&image.name().to_string());
                 tracing::debug!("{} is unchanged", image.name());
                 add(&self.counts.unchanged, 1);
             }

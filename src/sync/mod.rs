@@ -33,6 +33,8 @@ use crate::store::Written;
 use crate::wishlist::{Expansion, Failure, Problem, WantedImage, Wishlist, expand_one};
 
 use quarantine::Quarantine;
+use survey::Survey;
+use workshop::Workshop;
 
 /// Why a round could not be brought to its end.
 #[derive(Debug, thiserror::Error)]
@@ -180,14 +182,16 @@ fn attempt(
     let registries = registries.with_patience(Duration::ZERO);
     let run = Run::open(folder, &options.convert, &registries)?;
     let quarantine = Quarantine::open(run.state())?;
-    let changed = survey::survey(&run, &registries, &images, &quarantine, observer)?;
+    let head = run.head()?;
+    let survey = Survey { head: &head, state: run.state(), registries: &registries, now: run.now() };
+    let findings = survey::survey(&survey, &images, &quarantine, observer);
     let names: BTreeSet<ImageName> = images.iter().map(|image| image.name().clone()).collect();
-    let wishes = prune::wishes(&run.head()?, &wishlist.name, names, options.prune && failures.is_empty())?;
+    let wishes = prune::wishes(&head, &wishlist.name, names, options.prune && failures.is_empty())?;
     if options.prune && !failures.is_empty() {
         tracing::warn!("nothing is removed, as not everything could be listed");
     }
-    let workshop = workshop::Workshop { run: &run, images: &images, options, quarantine: &quarantine, observer };
-    let (states, revisions) = workshop.work(changed, &wishlist.name, &wishes, rng)?;
+    let workshop = Workshop { run: &run, survey: &survey, images: &images, options, quarantine: &quarantine, observer };
+    let (states, revisions) = workshop.work(findings, &wishlist.name, &wishes, rng)?;
     let images = images.into_iter().zip(states).collect();
     Ok(Report { images, failures, removed: wishes.removed, revisions, written: run.written() })
 }

@@ -19,7 +19,12 @@ struct State<T> {
 
 impl<T> Queue<T> {
     pub(super) fn new(items: impl IntoIterator<Item = T>) -> Self {
-        let state = State { ready: items.into_iter().collect(), later: Vec::new(), taken: 0 };
+        Self::with_later(items, Vec::new())
+    }
+
+    /// Starts with some items that cannot be done before a certain time.
+    pub(super) fn with_later(items: impl IntoIterator<Item = T>, later: Vec<(Instant, T)>) -> Self {
+        let state = State { ready: items.into_iter().collect(), later, taken: 0 };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 

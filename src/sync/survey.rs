@@ -6,24 +6,25 @@ use std::time::{Duration, Instant};
 
 use super::quarantine::Quarantine;
 use super::queue::Queue;
-use super::{Event, Observer, SyncError};
+use super::{Event, Observer};
 use crate::catalog::StateDatabase;
-use crate::convert::{Chains, ImageOptions, Run};
+use crate::convert::{Chains, ConvertError, ImageOptions};
 use crate::image::{Digest, ImageName};
 use crate::inventory;
 use crate::layout::{self, ImagePlace, ImageRecord};
 use crate::message::causes;
+use crate::metadata::Timestamp;
 use crate::object::{ObjectHash, Pieces};
 use crate::repository::{Repository, RepositoryError};
-use crate::source::Platforms;
-use crate::source::registry::{Registries, RegistryError, RegistryImagePlace};
+use crate::source::registry::{Registries, RegistryImagePlace};
+use crate::source::{Platforms, SourceError};
 use crate::wishlist::WantedImage;
 
 /// So many images are asked for at a time; how many of one registry, its own limit says.
 const AT_ONCE: usize = 32;
 
 /// A registry that asks to wait longer than this fails the image.
-pub(super) const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// No record is read that is longer.
 const RECORD_LIMIT: u64 = 64 << 20;
@@ -35,6 +36,8 @@ pub(super) enum Finding {
     Unchanged,
     /// It is something else by now, or it is not published: what its registry has under its name.
     Changed(Digest),
+    /// Its registry says nothing before then.
+    Later(Instant),
     /// Nothing can be said about it.
     Failed(String),
     /// It failed in an earlier round, and nobody asked for it.
@@ -43,39 +46,37 @@ pub(super) enum Finding {
 
 /// Looks at every image and returns the findings in the order of the images.
 pub(super) fn survey(
-    run: &Run,
-    registries: &Registries,
+    survey: &Survey<'_>,
     images: &[WantedImage],
     quarantine: &Quarantine<'_>,
     observer: &dyn Observer,
-) -> Result<Vec<Finding>, SyncError> {
-    let head = run.head()?;
-    let survey = Survey { head: &head, state: run.state(), registries };
+) -> Vec<Finding> {
     let queue = Queue::new(0..images.len());
     let findings = Mutex::new(Vec::new());
+    let look = |image: &WantedImage| {
+        if let Some(reason) = quarantine.holds(image.name(), survey.now) {
+            observer.note(Event::Quarantined(image, &reason));
+            return Finding::Quarantined(reason);
+        }
+        match survey.look(image) {
+            Ok(None) => {
+                observer.note(Event::Unchanged(image));
+                Finding::Unchanged
+            }
+            Ok(Some(digest)) => Finding::Changed(digest),
+            Err(error) => match parked_until(&error) {
+                Some(until) => {
+                    observer.note(Event::Waits(image, until.saturating_duration_since(Instant::now())));
+                    Finding::Later(until)
+                }
+                None => Finding::Failed(causes(&error)),
+            },
+        }
+    };
     thread::scope(|scope| {
         let work = || {
             while let Some(index) = queue.take() {
-                let image = &images[index];
-                let finding = match quarantine.holds(image.name(), run.now()) {
-                    Some(reason) => {
-                        observer.note(Event::Quarantined(image, &reason));
-                        Finding::Quarantined(reason)
-                    }
-                    None => match survey.look(image) {
-                        Err(Failed::Registry(error)) if error.parked_until().is_some_and(is_soon) => {
-                            let until = error.parked_until().expect("it was seen just now");
-                            observer.note(Event::Waits(image, until.saturating_duration_since(Instant::now())));
-                            queue.postpone(index, until);
-                            continue;
-                        }
-                        Err(error) => Finding::Failed(causes(&error)),
-                        Ok(finding) => finding,
-                    },
-                };
-                if matches!(finding, Finding::Unchanged) {
-                    observer.note(Event::Unchanged(image));
-                }
+                let finding = look(&images[index]);
                 findings.lock().expect("no thread panics while it adds a finding").push((index, finding));
                 queue.done();
             }
@@ -86,45 +87,45 @@ pub(super) fn survey(
     });
     let mut findings = findings.into_inner().expect("no thread panics while it adds a finding");
     findings.sort_by_key(|(index, _)| *index);
-    Ok(findings.into_iter().map(|(_, finding)| finding).collect())
+    findings.into_iter().map(|(_, finding)| finding).collect()
 }
 
-pub(super) fn is_soon(time: Instant) -> bool {
+/// Returns until when the registry of a failed image wants to be left alone, if that is worth waiting for.
+pub(super) fn parked_until(error: &ConvertError) -> Option<Instant> {
+    match error {
+        ConvertError::Source(SourceError::Registry(error)) => error.parked_until().filter(|&until| is_soon(until)),
+        _ => None,
+    }
+}
+
+fn is_soon(time: Instant) -> bool {
     time.saturating_duration_since(Instant::now()) <= PATIENCE
 }
 
-/// Why nothing can be said about an image.
-#[derive(Debug, thiserror::Error)]
-enum Failed {
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    #[error(transparent)]
-    Repository(#[from] RepositoryError),
-    #[error(transparent)]
-    State(#[from] crate::catalog::StateError),
-}
-
-struct Survey<'a> {
-    head: &'a Repository,
-    state: &'a StateDatabase,
-    registries: &'a Registries,
+/// Knows what is published, and asks registries what they have.
+pub(super) struct Survey<'a> {
+    pub(super) head: &'a Repository,
+    pub(super) state: &'a StateDatabase,
+    pub(super) registries: &'a Registries,
+    pub(super) now: Timestamp,
 }
 
 impl Survey<'_> {
-    fn look(&self, image: &WantedImage) -> Result<Finding, Failed> {
+    /// Returns what a registry has under the name of an image, unless that is what is published.
+    pub(super) fn look(&self, image: &WantedImage) -> Result<Option<Digest>, ConvertError> {
         let place = RegistryImagePlace::of(&image.argument).expect("wishes name images at registries only");
         // What is named by its digest cannot change.
         let digest = match place.digest() {
             Some(digest) => digest,
-            None => self.registries.head(&place)?,
+            None => self.registries.head(&place).map_err(SourceError::from)?,
         };
         let is_published = self.is_published(image.name(), &ImageOptions::of(&image.options), digest)?
             || self.was_seen(image.name(), digest)?;
-        Ok(if is_published { Finding::Unchanged } else { Finding::Changed(digest) })
+        Ok((!is_published).then_some(digest))
     }
 
     /// Tells whether all that is wanted of an image is published, and from what has this digest.
-    fn is_published(&self, name: &ImageName, options: &ImageOptions, digest: Digest) -> Result<bool, Failed> {
+    fn is_published(&self, name: &ImageName, options: &ImageOptions, digest: Digest) -> Result<bool, ConvertError> {
         let is_single = matches!(options.platforms, Platforms::One(_));
         let places = inventory::places(self.head, name)?;
         for place in &places {
@@ -162,7 +163,7 @@ impl Survey<'_> {
     }
 
     /// Tells whether another program's image under this name was found to be what has this digest.
-    fn was_seen(&self, name: &ImageName, digest: Digest) -> Result<bool, Failed> {
+    fn was_seen(&self, name: &ImageName, digest: Digest) -> Result<bool, ConvertError> {
         let Some(published) = foreign_manifest(self.head, name)? else { return Ok(false) };
         Ok(self.state.seen(&name.to_string(), published)?.as_deref() == Some(&digest.to_string()))
     }

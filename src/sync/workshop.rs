@@ -11,7 +11,7 @@ use rsa::rand_core::CryptoRng;
 use super::prune::Wishes;
 use super::quarantine::Quarantine;
 use super::queue::Queue;
-use super::survey::{Finding, foreign_manifest, is_soon};
+use super::survey::{Finding, Survey, foreign_manifest, parked_until};
 use super::turns::{Ticket, Turns};
 use super::{Event, ImageState, Observer, Options, SyncError};
 use crate::convert::{Changes, ConvertError, ImageOptions, Request, Run, StagedImage};
@@ -19,20 +19,23 @@ use crate::image::Digest;
 use crate::message::causes;
 use crate::progress::Progress;
 use crate::publish::Revision;
-use crate::source::SourceError;
 use crate::threads::STACK_BYTES;
 use crate::wishlist::WantedImage;
 
 /// Everything that a round converts with.
 pub(super) struct Workshop<'a> {
     pub(super) run: &'a Run,
+    pub(super) survey: &'a Survey<'a>,
     pub(super) images: &'a [WantedImage],
     pub(super) options: &'a Options,
     pub(super) quarantine: &'a Quarantine<'a>,
     pub(super) observer: &'a dyn Observer,
 }
 
-/// An image by its place in the wishlist, and what came of it.
+/// An image by its place in the wishlist, and what its registry has under its name, if that is known.
+type Work = (usize, Option<Digest>);
+
+/// An image by its place in the wishlist, and what came of it: nothing for one that is as it is published.
 type Staged = (usize, Result<Vec<StagedImage>, ConvertError>);
 
 /// What is ready and what is out.
@@ -54,7 +57,7 @@ impl Workshop<'_> {
         wishes: &Wishes,
         rng: &mut (impl CryptoRng + Send),
     ) -> Result<(Vec<ImageState>, Vec<Revision>), SyncError> {
-        let mut changed = Vec::new();
+        let (mut changed, mut later) = (Vec::new(), Vec::new());
         let mut states = Vec::new();
         for (index, finding) in findings.into_iter().enumerate() {
             states.push(match finding {
@@ -65,16 +68,21 @@ impl Workshop<'_> {
                 Finding::Quarantined(reason) => Some(ImageState::Failed(reason)),
                 Finding::Failed(error) => Some(self.failed(index, error)?),
                 Finding::Changed(digest) => {
-                    changed.push((index, digest));
+                    changed.push((index, Some(digest)));
+                    None
+                }
+                Finding::Later(until) => {
+                    later.push((until, (index, None)));
                     None
                 }
             });
         }
         let mut publications = Publications { waiting: Vec::new(), revisions: Vec::new(), states, wishlist, wishes };
-        let (queue, turns, order) = (Queue::new(changed.iter().copied()), Turns::default(), Mutex::new(()));
+        let count = changed.len() + later.len();
+        let (queue, turns, order) = (Queue::with_later(changed, later), Turns::default(), Mutex::new(()));
         let (sender, receiver) = mpsc::channel();
         let published = thread::scope(|scope| {
-            for _ in 0..self.options.side_by_side.clamp(1, changed.len().max(1)) {
+            for _ in 0..self.options.side_by_side.clamp(1, count.max(1)) {
                 let (queue, turns, order, sender) = (&queue, &turns, &order, sender.clone());
                 let work = move || self.stage_images(queue, turns, order, &sender);
                 // With fewer threads it takes longer; with none at all there is this error.
@@ -93,7 +101,7 @@ impl Workshop<'_> {
     }
 
     /// Converts image after image until none is left.
-    fn stage_images(&self, queue: &Queue<(usize, Digest)>, turns: &Turns, order: &Mutex<()>, sender: &Sender<Staged>) {
+    fn stage_images(&self, queue: &Queue<Work>, turns: &Turns, order: &Mutex<()>, sender: &Sender<Staged>) {
         loop {
             let (next, ticket) = {
                 // The line is in the order of the queue.
@@ -101,10 +109,10 @@ impl Workshop<'_> {
                 let Some(next) = queue.take() else { return };
                 (next, turns.line_up())
             };
-            let (index, digest) = next;
-            let result = self.stage(index, digest, ticket);
+            let index = next.0;
+            let result = self.stage(next, ticket);
             if let Err(error) = &result
-                && let Some(until) = parked_until(error).filter(|&until| is_soon(until))
+                && let Some(until) = parked_until(error)
             {
                 let image = &self.images[index];
                 self.observer.note(Event::Waits(image, until.saturating_duration_since(Instant::now())));
@@ -119,8 +127,15 @@ impl Workshop<'_> {
         }
     }
 
-    fn stage(&self, index: usize, digest: Digest, ticket: Ticket<'_>) -> Result<Vec<StagedImage>, ConvertError> {
+    fn stage(&self, (index, digest): Work, ticket: Ticket<'_>) -> Result<Vec<StagedImage>, ConvertError> {
         let image = &self.images[index];
+        let digest = match digest {
+            Some(digest) => digest,
+            None => match self.survey.look(image)? {
+                Some(digest) => digest,
+                None => return Ok(Vec::new()),
+            },
+        };
         let request = Request {
             argument: image.argument.clone(),
             name: image.options.name.clone(),
@@ -183,6 +198,11 @@ impl Workshop<'_> {
         publications: &mut Publications<'_>,
     ) -> Result<(), SyncError> {
         match result {
+            Ok(staged) if staged.iter().all(StagedImage::is_foreign) => {
+                self.observer.note(Event::Unchanged(&self.images[index]));
+                self.quarantine.note_success(self.images[index].name())?;
+                publications.states[index] = Some(ImageState::Unchanged);
+            }
             Ok(staged) => {
                 let outcomes: Vec<_> = staged.iter().map(|image| image.outcome.clone()).collect();
                 self.observer.note(Event::Ready(&self.images[index], &outcomes));
@@ -238,12 +258,4 @@ impl Workshop<'_> {
 /// Returns the images of each name.
 fn platforms(staged: &[StagedImage]) -> impl Iterator<Item = &[StagedImage]> {
     staged.chunk_by(|a, b| a.outcome.place.name == b.outcome.place.name)
-}
-
-/// Returns until when the registry of a failed image wants to be left alone.
-fn parked_until(error: &ConvertError) -> Option<Instant> {
-    match error {
-        ConvertError::Source(SourceError::Registry(error)) => error.parked_until(),
-        _ => None,
-    }
 }

@@ -22,5 +22,6 @@ mod strict;
 mod strict_selftest;
 mod support;
 mod support_selftest;
+mod sync;
 mod verification;
 mod verify;

@@ -125,7 +125,8 @@ fn platform_that_no_folder_can_be_named_after_is_left_out() {
     let repository = TestRepository::new();
     let source = index(&repository, "odd", &["amd64", "../../etc", ".hidden", "a:b"]);
     repository.run(["convert", &source, "--name", NAME, "--platform", "all"]).expect_code(0);
-    assert_eq!(repository.list("/.metadata/.multiarch"), ["amd64"]);
+    let names = repository.list("/.metadata/.multiarch");
+    assert_eq!(names.iter().filter(|name| !name.starts_with(".cvmfs")).collect::<Vec<_>>(), ["amd64"]);
     let source = index(&repository, "none", &["../../etc"]);
     repository.refuse(["convert", &source, "--name", NAME, "--platform", "all"], 1, &["linux"]);
 }

@@ -1,9 +1,12 @@
 //! What the tests share: running the program, asking for outside programs, and images made to order.
 
 pub mod fuse;
+mod http;
 mod image;
 mod layer;
 mod mount;
+mod proxy;
+mod registry;
 mod repository;
 
 use std::ffi::OsStr;
@@ -11,9 +14,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 use std::{env, fs};
 
+pub use http::{Delivery, Reply, Request};
 pub use image::{Damage, TestImage, write_oci_index};
 pub use layer::{Compression, DeviceKind, TestLayer};
 pub use mount::TestMount;
+pub use proxy::{FaultProxy, Served, challenge};
+pub use registry::{PASSWORD, TestRegistry, USER, run};
 pub use repository::{FQRN, NAME, Run, TestRepository, Tree, chain_path, flat_path, layer_path};
 
 /// Runs strata and waits for it. Settings of whoever runs the tests do not reach it.

@@ -10,7 +10,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::layer::{TestLayer, digest};
 
-const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(super) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 
@@ -174,6 +174,13 @@ impl TestImage {
     /// Returns the digest of the OCI image manifest.
     pub fn manifest_digest(&self) -> String {
         digest(&self.manifest())
+    }
+
+    /// Returns the config and the layers, by digest.
+    pub fn blobs(&self) -> BTreeMap<String, Vec<u8>> {
+        let Built { config, mut blobs, .. } = self.build();
+        blobs.insert(digest(&config), config);
+        blobs
     }
 
     /// Writes the image into an OCI layout under `reference`. A layout that is there keeps its other images.
