@@ -9,7 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
 
 use super::runs::runs;
 use super::{DirectoryStore, StoreError};
@@ -31,14 +31,20 @@ pub struct Staging {
     /// Held locked, which tells other runs that this one lives.
     _alive: File,
     state: Mutex<State>,
+    /// Told when an object was written, or could not be.
+    written: Condvar,
     /// Held while a batch moves.
     moving: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Every object that this run wrote or is writing.
+    /// Every object that this run wrote or saw in the store.
     known: HashSet<(ObjectHash, ObjectKind)>,
+    /// Those that some thread is writing. Nobody counts on them before they are there.
+    writing: HashSet<(ObjectHash, ObjectKind)>,
+    /// Those that were written and could not be moved, so that whoever counted on them is wrong.
+    lost: HashSet<(ObjectHash, ObjectKind)>,
     /// Those that wait to be moved.
     waiting: Vec<(ObjectHash, ObjectKind)>,
     waiting_bytes: u64,
@@ -64,7 +70,8 @@ impl Staging {
         let (folder, alive) = make_run_folder(&transactions)?;
         runs().start(&folder);
         let state = Mutex::new(State::default());
-        Ok(Self { store: store.clone(), folder, _alive: alive, state, moving: Mutex::new(()) })
+        let (written, moving) = Default::default();
+        Ok(Self { store: store.clone(), folder, _alive: alive, state, written, moving })
     }
 
     /// Returns the store that the objects go to.
@@ -74,14 +81,24 @@ impl Staging {
 
     /// Adds an object unless the store or this run has it.
     pub fn put(&self, hash: ObjectHash, kind: ObjectKind, stored: &[u8]) -> Result<(), StoreError> {
-        if !self.state().known.insert((hash, kind)) {
-            return Ok(());
+        {
+            let is_being_written = |state: &mut State| state.writing.contains(&(hash, kind));
+            let state = self.written.wait_while(self.state(), is_being_written);
+            let mut state = state.expect("no thread panics while it holds the list of objects");
+            if state.known.contains(&(hash, kind)) {
+                return Ok(());
+            }
+            state.writing.insert((hash, kind));
         }
-        // Until the object is there nobody may count on it, and when this fails another image may still need it.
         let added = self.add(hash, kind, stored);
-        if added.is_err() {
-            self.state().known.remove(&(hash, kind));
+        let mut state = self.state();
+        state.writing.remove(&(hash, kind));
+        if added.is_ok() {
+            state.known.insert((hash, kind));
+            state.lost.remove(&(hash, kind));
         }
+        drop(state);
+        self.written.notify_all();
         if added? { self.flush() } else { Ok(()) }
     }
 
@@ -143,8 +160,11 @@ impl Staging {
         Ok(is_there)
     }
 
-    /// Returns an object that was in the store when this run found it there, and now is not.
+    /// Returns an object that was in the store when this run found it there, or that this run wrote, and that now is not.
     pub fn first_vanished(&self) -> Result<Option<ObjectHash>, StoreError> {
+        if let Some((hash, _)) = self.state().lost.iter().next() {
+            return Ok(Some(*hash));
+        }
         let relied_on: Vec<_> = self.state().relied_on.iter().copied().collect();
         for (hash, kind) in relied_on {
             if !self.store.renew(hash, kind)? {
@@ -156,9 +176,15 @@ impl Staging {
 
     /// Returns the content of an object that is a zlib stream, in the store or on its way there.
     pub fn read_decoded(&self, hash: ObjectHash, kind: ObjectKind, limit: u64) -> Result<Vec<u8>, StoreError> {
-        let is_waiting = self.state().waiting.contains(&(hash, kind));
+        let (is_waiting, is_ours) = {
+            let state = self.state();
+            (state.waiting.contains(&(hash, kind)), state.known.contains(&(hash, kind)))
+        };
         if is_waiting {
             self.flush()?;
+        } else if is_ours {
+            // Another thread may be moving it right now.
+            drop(self.moving.lock().expect("no thread panics while it moves a batch"));
         }
         self.store.read_decoded(hash, kind, limit)
     }
@@ -179,8 +205,12 @@ impl Staging {
         let moved = self.move_batch(&batch);
         if moved.is_err() {
             // What has its name by now is found in the store; the rest is to be written again.
-            let lost: HashSet<_> = batch.iter().copied().collect();
-            self.state().known.retain(|object| !lost.contains(object));
+            let mut state = self.state();
+            for object in &batch {
+                state.known.remove(object);
+                state.lost.insert(*object);
+            }
+            drop(state);
             batch.iter().for_each(|&(hash, kind)| drop(fs::remove_file(self.staged_path(hash, kind))));
         }
         moved
@@ -351,9 +381,30 @@ mod tests {
         assert!(staging.flush().is_err());
         assert!(!staging.has(hash, ObjectKind::File).unwrap());
         fs::create_dir(&folder).unwrap();
+        staging.flush().unwrap();
+        assert_eq!(staging.first_vanished().unwrap(), Some(hash), "somebody may have counted on it");
         staging.put(hash, ObjectKind::File, b"stored").unwrap();
         staging.flush().unwrap();
+        assert_eq!(staging.first_vanished().unwrap(), None);
         assert_eq!(store.read(hash, ObjectKind::File).unwrap(), b"stored");
+    }
+
+    #[test]
+    fn threads_that_add_the_same_object_count_on_it_only_when_it_is_there() {
+        let (_folder, store) = store();
+        let staging = Staging::start(&store).unwrap();
+        let bytes = vec![7; 1 << 20];
+        let hash = ObjectHash::of(&bytes);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    staging.put(hash, ObjectKind::Catalog, &bytes).unwrap();
+                    staging.flush().unwrap();
+                    assert_eq!(store.read(hash, ObjectKind::Catalog).unwrap(), bytes);
+                });
+            }
+        });
+        assert_eq!(staging.written().objects, 1);
     }
 
     #[test]

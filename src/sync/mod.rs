@@ -190,7 +190,15 @@ fn attempt(
     if options.prune && !failures.is_empty() {
         tracing::warn!("nothing is removed, as not everything could be listed");
     }
-    let workshop = Workshop { run: &run, survey: &survey, images: &images, options, quarantine: &quarantine, observer };
+    let workshop = Workshop {
+        run: &run,
+        survey: &survey,
+        head: Mutex::new(head.clone()),
+        images: &images,
+        options,
+        quarantine: &quarantine,
+        observer,
+    };
     let (states, revisions) = workshop.work(findings, &wishlist.name, &wishes, rng)?;
     let images = images.into_iter().zip(states).collect();
     Ok(Report { images, failures, removed: wishes.removed, revisions, written: run.written() })

@@ -19,6 +19,7 @@ use crate::image::Digest;
 use crate::message::causes;
 use crate::progress::Progress;
 use crate::publish::Revision;
+use crate::repository::Repository;
 use crate::threads::STACK_BYTES;
 use crate::wishlist::WantedImage;
 
@@ -26,6 +27,8 @@ use crate::wishlist::WantedImage;
 pub(super) struct Workshop<'a> {
     pub(super) run: &'a Run,
     pub(super) survey: &'a Survey<'a>,
+    /// The head as this round last saw or made it.
+    pub(super) head: Mutex<Repository>,
     pub(super) images: &'a [WantedImage],
     pub(super) options: &'a Options,
     pub(super) quarantine: &'a Quarantine<'a>,
@@ -145,7 +148,7 @@ impl Workshop<'_> {
         progress.set_stage("asking for the manifest".to_owned());
         self.observer.note(Event::Started(image, &progress));
         let resolved = self.run.resolve(&request)?;
-        let head = self.run.head()?;
+        let head = self.head();
         let mut made = HashSet::new();
         for image in resolved.images() {
             made.insert(image.config.digest);
@@ -158,7 +161,7 @@ impl Workshop<'_> {
         progress.set_stage("waiting for an image that has the same layers".to_owned());
         let _claim = ticket.claim(made);
         // Whoever had the claim before may have published.
-        let head = self.run.head()?;
+        let head = self.head();
         let staged = self.run.stage(resolved, &head, &progress)?;
         if staged.iter().any(StagedImage::is_foreign)
             && let Some(published) = foreign_manifest(&head, image.name())?
@@ -166,6 +169,10 @@ impl Workshop<'_> {
             self.run.state().add_seen(&image.name().to_string(), published, &digest.to_string())?;
         }
         Ok(staged)
+    }
+
+    fn head(&self) -> Repository {
+        self.head.lock().expect("no thread panics while it holds the head").clone()
     }
 
     /// Publishes what becomes ready, from time to time and at the end.
@@ -243,6 +250,7 @@ impl Workshop<'_> {
         let revision = self.run.publish(&changes, rng)?;
         let images: Vec<&WantedImage> = indexes.iter().map(|&index| &self.images[index]).collect();
         if let Some(revision) = revision {
+            *self.head.lock().expect("no thread panics while it holds the head") = self.run.head()?;
             self.observer.note(Event::Published(revision, &images));
             publications.revisions.push(revision);
         }
