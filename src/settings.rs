@@ -152,6 +152,8 @@ const REGISTRY_EXAMPLE: &str = r#"# A registry that needs more than its name, on
 #ca = "registry-ca.pem"
 # How many requests it gets at a time: 1 to 256.
 #connections = 8
+# How long it may keep silent before a connection is given up: 1s to 1h.
+#stall_timeout = "60s"
 "#;
 
 impl Settings {
@@ -289,7 +291,7 @@ mod tests {
     fn every_line_of_the_example_of_a_registry_is_a_setting() {
         let lines = uncommented(&Settings::new("a.example.org".parse().unwrap()));
         let example: Vec<String> = lines.into_iter().skip_while(|line| !line.contains("registries")).collect();
-        assert_eq!(example.len(), 9);
+        assert_eq!(example.len(), 10);
         for left_out in ["password =", "password_file ="] {
             let lines: Vec<&str> =
                 example.iter().map(String::as_str).filter(|line| !line.starts_with(left_out)).collect();

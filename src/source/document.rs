@@ -132,6 +132,18 @@ struct Outline {
     fs_layers: Option<IgnoredAny>,
 }
 
+impl Outline {
+    fn is_schema_1(&self) -> bool {
+        self.schema_version == Some(1) || self.fs_layers.is_some()
+    }
+}
+
+/// Tells whether a document is of the form that [`kind`] refuses as [`SourceError::Schema1`]. Its digest is not that of
+/// all its bytes, but of what its signatures are for.
+pub(super) fn is_schema_1(bytes: &[u8]) -> bool {
+    parse_object::<Outline>(bytes).is_ok_and(|outline| outline.is_schema_1())
+}
+
 /// Tells whether a document is an index or a manifest.
 ///
 /// The members decide, and no media type may contradict them, the document's own or the one it was found under. One
@@ -139,7 +151,7 @@ struct Outline {
 pub(super) fn kind(path: &Path, name: &str, bytes: &[u8], media_type: &str) -> Result<DocumentKind, SourceError> {
     let outline: Outline = parse(path, name, bytes)?;
     let refuse = |reason| SourceError::NotAManifest { document: name.to_owned(), reason };
-    if outline.schema_version == Some(1) || outline.fs_layers.is_some() {
+    if outline.is_schema_1() {
         return Err(SourceError::Schema1 { document: name.to_owned() });
     }
     if outline.schema_version.is_some_and(|version| version != 2) {

@@ -1,82 +1,97 @@
-//! Images come from registries as they come from layouts.
+//! Images come from registries as they come from layouts, whatever happens on the way.
 
-use std::fs;
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+mod access;
+mod faults;
+mod images;
+mod transfer;
 
-use crate::support::fuse::wait_until;
-use crate::support::{TestImage, TestRepository, need};
+use crate::support::{FaultProxy, Run, TestImage, TestRegistry, TestRepository};
 
-/// Docker's own registry, with nothing in it. It ends with the test.
-struct TestRegistry {
-    process: Child,
-    address: String,
-    folder: tempfile::TempDir,
+/// Where images lie at the registry where the test does not care.
+const PLACE: &str = "team/image";
+
+/// A registry that holds an image, a proxy before it, and a repository that holds nothing.
+struct Pull {
+    image: TestImage,
+    registry: TestRegistry,
+    proxy: FaultProxy,
+    repository: TestRepository,
 }
 
-impl TestRegistry {
-    /// Starts one, unless the programs for it are missing.
+impl Pull {
+    /// Pushes an image; none where there is no registry.
     #[track_caller]
-    fn start() -> Option<Self> {
-        if !need("docker-registry") || !need("skopeo") {
-            return None;
-        }
-        let folder = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let address = format!("127.0.0.1:{port}");
-        let settings = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n",
-            folder.path().join("storage").display()
-        );
-        fs::write(folder.path().join("config.yml"), settings).unwrap();
-        let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(folder.path().join("config.yml")).stdout(Stdio::null()).stderr(Stdio::null());
-        let process = command.spawn().unwrap();
-        let registry = Self { process, address, folder };
-        wait_until("the registry answers", || TcpStream::connect(&registry.address).is_ok());
-        Some(registry)
+    fn of(image: TestImage) -> Option<Self> {
+        let registry = TestRegistry::start()?;
+        registry.push_tags(&image, PLACE, ["1"]);
+        let proxy = FaultProxy::start(registry.port());
+        Some(Self { image, registry, proxy, repository: TestRepository::new() })
     }
 
-    /// Pushes an image with skopeo, and returns its name.
-    fn push(&self, image: &TestImage, name: &str) -> String {
-        let layout = tempfile::tempdir_in(self.folder.path()).unwrap();
-        image.write_oci_layout(layout.path(), "x");
-        let target = format!("{}/{name}", self.address);
-        let run = Command::new("skopeo")
-            .args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"])
-            .arg(format!("oci:{}:x", layout.path().display()))
-            .arg(format!("docker://{target}"))
-            .output()
-            .unwrap();
-        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-        target
+    /// Returns the argument that names the image at the proxy.
+    fn argument(&self) -> String {
+        format!("http://{}/{PLACE}:1", self.proxy.host())
+    }
+
+    /// Converts the image from the proxy.
+    fn convert(&self) -> Run {
+        self.repository.run(["convert", &self.argument()])
+    }
+
+    /// Panics unless the image can be converted, and is then what it is from a layout.
+    #[track_caller]
+    fn assert_published(&self) {
+        self.convert().expect_code(0);
+        assert_published(&self.repository, &self.image);
+    }
+
+    /// Panics unless the image cannot be converted for a reason that says `words`, and nothing has come of trying.
+    #[track_caller]
+    fn assert_refused(&self, words: &[&str]) -> Run {
+        let run = self.repository.refuse(["convert", &self.argument()], 1, words);
+        self.repository.run(["check"]).expect_code(0);
+        run
     }
 }
 
-impl Drop for TestRegistry {
-    fn drop(&mut self) {
-        self.process.kill().ok();
-        self.process.wait().ok();
-    }
+/// Panics unless a repository holds an image as it is from a layout, and nothing is wrong with it.
+#[track_caller]
+fn assert_published(repository: &TestRepository, image: &TestImage) {
+    let expected = TestRepository::publish(image);
+    assert!(repository.flat(image) == expected.flat(image), "the flat tree is another");
+    assert!(repository.chain(image) == expected.chain(image), "the chain is another");
+    repository.run(["check"]).expect_code(0);
 }
 
-#[test]
-fn image_of_a_registry_is_published_under_its_name_there() {
-    let Some(registry) = TestRegistry::start() else { return };
-    let image = TestImage::new()
-        .layer(|layer| layer.file("etc/old", "lower"))
-        .layer(|layer| layer.file("etc/new", "upper").whiteout("etc/old"));
-    let name = registry.push(&image, "team/image:1");
-    let repository = TestRepository::new();
-    // This machine is first asked with encryption, which the registry does not know.
-    repository.run(["convert", &format!("docker://{name}")]).expect_code(0);
-    assert_eq!(repository.flat(&image), TestRepository::publish(&image).flat(&image));
-    assert!(repository.has(&name));
-    assert_eq!(repository.json(&format!(".metadata/{name}/strata.json"))["manifest"], image.manifest_digest());
-    repository.run(["verify", &format!("http://{name}")]).expect_code(0);
-    let by_digest = format!("http://{}/team/image@{}", registry.address, image.manifest_digest());
-    let run = repository.run(["convert", &by_digest, "--dry-run"]).expect_code(0);
-    assert!(run.stdout().contains(&image.manifest_digest()), "{}", run.stdout());
-    let absent = format!("{}/team/image:2", registry.address);
-    repository.refuse(["convert", &absent], 1, &["MANIFEST_UNKNOWN", &absent]);
+/// An image of three layers, so that there are several blobs to ask for.
+fn image() -> TestImage {
+    TestImage::new()
+        .layer(|layer| layer.file("etc/old", "lower").file("bin/tool", "#!/bin/sh\n").mode(0o4755))
+        .layer(|layer| layer.file("etc/new", "upper").whiteout("etc/old"))
+        .layer(|layer| layer.file("etc/newest", "top"))
+}
+
+/// An image of one layer of about `size` bytes, however it is packed.
+fn noise(size: usize) -> TestImage {
+    add_noise(TestImage::new(), size)
+}
+
+/// An image with a layer of about `size` bytes, however it is packed, above a small one.
+fn large_image(size: usize) -> TestImage {
+    add_noise(TestImage::new().layer(|layer| layer.file("small", "x")), size)
+}
+
+fn add_noise(image: TestImage, size: usize) -> TestImage {
+    let mut state = 1_u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    });
+    let noise: Vec<u8> = noise.take(size).collect();
+    image.layer(|layer| layer.file("noise", noise))
+}
+
+/// Returns the digest of the topmost layer of an image.
+fn top(image: &TestImage) -> String {
+    image.layer_digests().pop().expect("the image has layers")
 }

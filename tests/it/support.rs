@@ -18,7 +18,7 @@ pub use http::{Delivery, Reply, Request};
 pub use image::{Damage, TestImage, write_oci_index};
 pub use layer::{Compression, DeviceKind, TestLayer};
 pub use mount::TestMount;
-pub use proxy::{FaultProxy, Served, challenge};
+pub use proxy::{FaultProxy, challenge};
 pub use registry::{PASSWORD, TestRegistry, USER, run};
 pub use repository::{FQRN, NAME, Run, TestRepository, Tree, chain_path, flat_path, layer_path};
 

@@ -1,5 +1,7 @@
 //! The builders of test images write what other programs read.
 
+mod registry;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;

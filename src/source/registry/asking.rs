@@ -79,6 +79,16 @@ struct Exchange<'a> {
     deadline: Instant,
 }
 
+/// What a registry is shown.
+struct Authorization {
+    header: HeaderValue,
+    /// Whether it was fetched for this very request. Otherwise another request may have used it up.
+    is_own: bool,
+}
+
+/// So many times a request that was refused is tried with what others have fetched.
+const MOST_SHOWN: u32 = 4;
+
 impl Shared {
     /// Asks once, with what credentials it takes, and returns an answer that is none of an error. While the permit is
     /// held, one request less may be under way to the same host.
@@ -101,17 +111,22 @@ impl Shared {
 }
 
 impl Exchange<'_> {
-    /// Sends the request, once more if the registry asks for credentials.
+    /// Sends the request, and again if the registry asks for credentials: until it has seen some that were fetched for it.
     fn answer(&self, url: &Url) -> Result<Answer, RegistryError> {
-        let shown = self.known_authorization()?;
-        let answer = self.send(url, shown.clone())?;
-        if answer.status() != 401 || !answer.is_of_origin {
-            return Ok(answer);
+        let mut shown = self.known_authorization()?;
+        let mut answer = self.send(url, shown.clone())?;
+        for _ in 0..MOST_SHOWN {
+            if answer.status() != 401 || !answer.is_of_origin {
+                break;
+            }
+            let Some(authorization) = self.authorize(&answer, shown.as_ref())? else { break };
+            answer = self.send(url, Some(authorization.header.clone()))?;
+            if authorization.is_own {
+                break;
+            }
+            shown = Some(authorization.header);
         }
-        match self.authorize(&answer, shown.as_ref())? {
-            Some(authorization) => self.send(url, Some(authorization)),
-            None => Ok(answer),
-        }
+        Ok(answer)
     }
 
     /// Sends the request as it is. A server on this machine may turn out to know no encryption.
@@ -148,20 +163,25 @@ impl Exchange<'_> {
     }
 
     /// Returns what an answer of status 401 asks for: none if there is nothing to show, or nothing but what it refused.
-    fn authorize(&self, answer: &Answer, refused: Option<&HeaderValue>) -> Result<Option<HeaderValue>, RegistryError> {
+    fn authorize(
+        &self,
+        answer: &Answer,
+        refused: Option<&HeaderValue>,
+    ) -> Result<Option<Authorization>, RegistryError> {
+        let own = |header| Authorization { header, is_own: true };
         let mut slot = lock(&self.slot);
         // Another thread may have been faster.
         if let Some(fresh) = slot.fresh(self.shared.clock.now()).filter(|&fresh| Some(fresh) != refused) {
-            return Ok(Some(fresh.clone()));
+            return Ok(Some(Authorization { header: fresh.clone(), is_own: false }));
         }
         match challenges(answer.headers()).into_iter().next() {
-            Some(Challenge::Bearer(service)) => self.fetch(&mut slot, service).map(Some),
+            Some(Challenge::Bearer(service)) => self.fetch(&mut slot, service).map(|token| Some(own(token))),
             Some(Challenge::Basic) => {
                 let basic = self.find()?.credentials.and_then(|credentials| credentials.basic());
                 match basic.filter(|basic| Some(basic) != refused) {
                     Some(basic) => {
                         slot.keep(Challenge::Basic, basic.clone(), None);
-                        Ok(Some(basic))
+                        Ok(Some(own(basic)))
                     }
                     None => {
                         slot.clear();

@@ -46,14 +46,22 @@ pub(super) struct Proxies {
     pub(super) none_for: String,
 }
 
-/// Asks hosts, each with the certificates that it is to be trusted by.
+/// What is special about a host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(super) struct Terms {
+    /// A file of own certificates that it is trusted by.
+    pub(super) certificates: Option<PathBuf>,
+    /// How long it may keep silent.
+    pub(super) stall: Option<Duration>,
+}
+
+/// Asks hosts, each on its own terms.
 pub(super) struct Http {
     limits: TimeLimits,
     proxies: Proxies,
-    /// Own certificates by the host that they are for.
-    certificates: HashMap<String, PathBuf>,
-    /// Clients by the file of their own certificates, made when they are needed.
-    clients: Mutex<HashMap<Option<PathBuf>, Client>>,
+    terms: HashMap<String, Terms>,
+    /// Clients by the terms that they are for, made when they are needed.
+    clients: Mutex<HashMap<Terms, Client>>,
 }
 
 /// One request, before redirects.
@@ -83,9 +91,9 @@ impl Request {
 }
 
 impl Http {
-    /// Prepares clients; `certificates` are files of own certificates by host.
-    pub(super) fn new(limits: TimeLimits, proxies: Proxies, certificates: HashMap<String, PathBuf>) -> Self {
-        Self { limits, proxies, certificates, clients: Mutex::default() }
+    /// Prepares clients; `terms` are by host.
+    pub(super) fn new(limits: TimeLimits, proxies: Proxies, terms: HashMap<String, Terms>) -> Self {
+        Self { limits, proxies, terms, clients: Mutex::default() }
     }
 
     /// Sends a request and follows its redirects. Any status is an answer.
@@ -103,7 +111,7 @@ impl Http {
     }
 
     fn send_once(&self, request: &Request, url: &Url, with_authorization: bool) -> Result<Response, RegistryError> {
-        let client = self.client(&authority(url))?;
+        let client = self.client(&authority(&request.url), &authority(url))?;
         let mut sent = client.request(request.method.clone(), url.clone()).headers(request.headers.clone());
         if let Some(authorization) = request.authorization.clone().filter(|_| with_authorization) {
             sent = sent.header(AUTHORIZATION, authorization);
@@ -114,29 +122,31 @@ impl Http {
         sent.send().map_err(|error| unreachable(url, error))
     }
 
-    fn client(&self, authority: &str) -> Result<Client, RegistryError> {
-        let certificates = self.certificates.get(authority);
+    /// Returns the client for a host that `origin` has led to, or is. It may keep silent for as long as `origin`.
+    fn client(&self, origin: &str, host: &str) -> Result<Client, RegistryError> {
+        let terms = |host| self.terms.get(host).cloned().unwrap_or_default();
+        let terms = Terms { stall: terms(origin).stall, ..terms(host) };
         let mut clients = lock(&self.clients);
-        if let Some(client) = clients.get(&certificates.cloned()) {
+        if let Some(client) = clients.get(&terms) {
             return Ok(client.clone());
         }
-        let client = self.build(certificates.map(PathBuf::as_path))?;
-        clients.insert(certificates.cloned(), client.clone());
+        let client = self.build(&terms)?;
+        clients.insert(terms, client.clone());
         Ok(client)
     }
 
-    fn build(&self, certificates: Option<&Path>) -> Result<Client, RegistryError> {
+    fn build(&self, terms: &Terms) -> Result<Client, RegistryError> {
         let mut headers = HeaderMap::new();
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("strata/", env!("CARGO_PKG_VERSION"))));
         // What is packed on its way would have another digest.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let mut builder = Client::builder()
-            .tls_backend_preconfigured(tls(certificates)?)
+            .tls_backend_preconfigured(tls(terms.certificates.as_deref())?)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .connect_timeout(self.limits.connect)
             // Of the blocking client, it is the time limit of the head, and then of each single read.
-            .timeout(self.limits.stall)
+            .timeout(terms.stall.unwrap_or(self.limits.stall))
             .http1_only()
             .default_headers(headers)
             .no_proxy();

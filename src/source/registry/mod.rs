@@ -35,14 +35,14 @@ use reqwest::{Method, Url};
 use serde::Deserialize;
 
 use super::ImageArgument;
-use super::document::{Document, MAX_DOCUMENT};
+use super::document::{Document, MAX_DOCUMENT, is_schema_1};
 use crate::image::{Digest, ImageName, ImageReference, is_repository, is_tag};
 use asking::Call;
 use clock::{Clock, SystemClock};
 use credentials::CredentialPlaces;
 use ducc::DuccRegistry;
 use endpoint::{Endpoint, asked_authority, asked_repository, endpoints};
-use http::{Answer, Http, Proxies, shown};
+use http::{Answer, Http, Proxies, Terms, shown};
 use limits::{Hosts, Permit};
 use token::Tokens;
 use transfer::{OpenedBlob, Retryable};
@@ -213,8 +213,8 @@ impl Registries {
             }
         }
         let ducc = ducc::registries(environment)?;
-        let certificates = certificates(&settings);
-        let http = Http::new(limits, proxies(environment), certificates);
+        let terms = terms(&settings);
+        let http = Http::new(limits, proxies(environment), terms);
         let places = CredentialPlaces::new(settings.clone(), ducc.clone(), environment);
         let (hosts, tokens) = (Hosts::default(), Tokens::default());
         let shared = Shared { http, hosts, tokens, places, settings, ducc, clock };
@@ -327,7 +327,8 @@ impl Registries {
             let (url, media_type, claimed) = (shown(&answer.url), answer.media_type(), content_digest(&answer));
             let document = Document::new(document(answer)?);
             let actual = document.digest;
-            match expected.into_iter().chain(claimed).find(|&promised| promised != actual) {
+            let mut promised = expected.into_iter().chain(claimed);
+            match promised.find(|&promised| promised != actual && !is_schema_1(&document.bytes)) {
                 Some(expected) => Err(RegistryError::WrongDigest { url, expected, actual }),
                 None => Ok((document, media_type)),
             }
@@ -467,10 +468,13 @@ fn manifest_call(repository: &str, what: String) -> Call<'_> {
     Call { accept: Some(MANIFEST_TYPES), is_manifest: true, ..Call::pull(repository, what) }
 }
 
-/// Returns the files of own certificates by the host and port that they are for.
-fn certificates(settings: &RegistriesSettings) -> HashMap<String, std::path::PathBuf> {
-    let files = settings.hosts.iter().filter_map(|(host, registry)| Some((host, registry.ca.as_ref()?)));
-    files.map(|(host, file)| (asked_authority(host), settings.folder.join(file))).collect()
+/// Returns on what terms each host and port is asked for which something is set.
+fn terms(settings: &RegistriesSettings) -> HashMap<String, Terms> {
+    let terms = settings.hosts.iter().map(|(host, registry)| {
+        let certificates = registry.ca.as_ref().map(|file| settings.folder.join(file));
+        (asked_authority(host), Terms { certificates, stall: registry.stall_timeout })
+    });
+    terms.collect()
 }
 
 fn proxies(environment: Environment<'_>) -> Proxies {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use reqwest::Url;
 use serde::de::{self, Visitor};
@@ -12,6 +14,8 @@ use serde::{Deserialize, Deserializer};
 pub const DEFAULT_CONNECTIONS: usize = 8;
 /// How many it can be set to.
 const MOST_CONNECTIONS: usize = 256;
+/// How long one can be set to be waited for without a byte.
+const STALL_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60 * 60);
 
 /// A password or token. It shows itself to nobody but [`Secret::reveal`].
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -98,6 +102,15 @@ pub struct RegistrySettings {
     pub ca: Option<PathBuf>,
     /// How many requests it gets at a time: 1 to 256.
     pub connections: Option<usize>,
+    /// How long it may keep silent before a connection is given up: 1 second to 1 hour.
+    #[serde(deserialize_with = "duration")]
+    pub stall_timeout: Option<Duration>,
+}
+
+/// Reads a length of time such as `90s` or `2m`.
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text).map(Some).map_err(|_| de::Error::custom("a length of time is as in \"90s\""))
 }
 
 impl RegistrySettings {
@@ -121,6 +134,9 @@ impl RegistrySettings {
         }
         if self.connections.is_some_and(|connections| !(1..=MOST_CONNECTIONS).contains(&connections)) {
             return Some("connections is not between 1 and 256");
+        }
+        if self.stall_timeout.is_some_and(|timeout| !STALL_TIMEOUTS.contains(&timeout)) {
+            return Some("stall_timeout is not between 1s and 1h");
         }
         None
     }
@@ -168,6 +184,8 @@ mod tests {
             "mirrors = [\"https://m.org/a\", \"http://localhost:5000\"]\nmirrors_only = true",
             "connections = 1",
             "connections = 256",
+            "stall_timeout = \"1s\"",
+            "stall_timeout = \"60m\"",
         ] {
             assert_eq!(fault(right), None, "{right}");
         }
@@ -182,8 +200,17 @@ mod tests {
             "mirrors_only = true",
             "connections = 0",
             "connections = 257",
+            "stall_timeout = \"999ms\"",
+            "stall_timeout = \"61m\"",
         ] {
             assert!(fault(wrong).is_some(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn length_of_time_has_a_unit() {
+        for wrong in ["60", "\"60\"", "\"\"", "true"] {
+            assert!(parse(&format!("stall_timeout = {wrong}")).is_err(), "{wrong}");
         }
     }
 

@@ -195,13 +195,13 @@ impl Reply {
         self.headers.set("connection", "close");
         let mut head = format!("HTTP/1.1 {} Test\r\n", self.status);
         self.headers.write(&mut head);
-        stream.write_all(head.as_bytes())?;
-        let (Delivery::Cut(most) | Delivery::Stall(most)) = self.delivery else {
-            let body = if is_head { &[] } else { self.body.as_slice() };
-            return stream.write_all(body).map(|()| body.len());
+        let most = match self.delivery {
+            Delivery::Cut(most) | Delivery::Stall(most) => most,
+            Delivery::Whole => usize::MAX,
         };
-        let body = &self.body[..most.min(self.body.len())];
-        stream.write_all(body)?;
+        let body = if is_head { &[] } else { &self.body[..most.min(self.body.len())] };
+        // Two small packets would wait for one another.
+        stream.write_all(&[head.as_bytes(), body].concat())?;
         if matches!(self.delivery, Delivery::Stall(_)) {
             let client = stream.try_clone()?;
             // Nothing more is asked: this ends when the client has had enough.

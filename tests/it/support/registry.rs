@@ -114,6 +114,13 @@ impl TestRegistry {
         run(command.arg(format!("docker://{}/{name}", self.host())));
     }
 
+    /// Stores an image that skopeo finds at `source` in another format, `oci` or `v2s2`.
+    pub fn push_as(&self, format: &str, source: &str, name: &str) {
+        let mut command = Command::new("skopeo");
+        command.args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", "--format", format, source]);
+        run(command.arg(format!("docker://{}/{name}", self.host())));
+    }
+
     /// Stores an image under each of some tags of a repository, quickly.
     pub fn push_tags<T: AsRef<str>>(&self, image: &TestImage, repository: &str, tags: impl IntoIterator<Item = T>) {
         image.blobs().iter().for_each(|(digest, bytes)| self.put_blob(repository, digest, bytes));

@@ -1,0 +1,197 @@
+//! Whoever may read an image can convert it, and nobody learns a secret who should not.
+
+use std::fs;
+use std::process::Command;
+
+use strata::source::registry::{Registries, RegistriesSettings, Transport};
+
+use super::{PLACE, Pull, assert_published, image, noise, top};
+use crate::support::{
+    Delivery, FaultProxy, PASSWORD, Reply, Run, TestImage, TestRegistry, TestRepository, USER, challenge,
+};
+
+#[test]
+fn token_is_fetched_when_the_registry_asks_and_again_when_it_is_old() {
+    for uses in [1000, 2, 1] {
+        // Of several layers, each would use up the others' tokens.
+        let Some(pull) = Pull::of(TestImage::new().layer(|layer| layer.file("etc/one", "layer"))) else { return };
+        pull.proxy.demand_tokens(uses);
+        pull.convert().expect_code(0);
+        assert_published(&pull.repository, &pull.image);
+        let served = pull.proxy.served();
+        let tokens: Vec<_> = served.iter().filter(|served| served.path.starts_with("/token")).collect();
+        // A manifest, a config, and a layer.
+        assert_eq!(tokens.len(), 3_usize.div_ceil(uses));
+        let scope = format!("repository%3A{}%3Apull", PLACE.replace('/', "%2F"));
+        assert!(tokens.iter().all(|token| token.path.contains(&scope)), "{tokens:?}");
+        assert!(tokens.iter().all(|token| token.authorization.is_none()), "{tokens:?}");
+    }
+}
+
+#[test]
+fn token_that_runs_out_within_a_layer_is_renewed() {
+    // Of several layers, each would use up the others' tokens.
+    let Some(pull) = Pull::of(noise(500_000)) else { return };
+    let behind = FaultProxy::start(pull.registry.port());
+    behind.at("/blobs/", |request, _| request.forward().delivery(Delivery::Cut(100_000)));
+    let front = FaultProxy::start(behind.port());
+    front.demand_tokens(1);
+    let argument = format!("http://{}/{PLACE}:1", front.host());
+    pull.repository.run(["convert", &argument]).expect_code(0);
+    assert_published(&pull.repository, &pull.image);
+    assert!(behind.blobs().iter().filter(|&digest| *digest == top(&pull.image)).count() >= 5);
+}
+
+#[test]
+fn registry_that_takes_no_token_is_not_asked_for_ever() {
+    let Some(pull) = Pull::of(image()) else { return };
+    pull.proxy.demand_tokens(0);
+    let run = pull.assert_refused(&["unauthorized", &format!("{PLACE}:1")]);
+    assert!(!run.stderr().contains("token-"), "{}", run.stderr());
+    assert!(pull.proxy.served().len() <= 4, "{:?}", pull.proxy.served());
+}
+
+#[test]
+fn other_host_that_a_redirect_leads_to_learns_nothing() {
+    let Some(pull) = Pull::of(image()) else { return };
+    let storage = FaultProxy::start(pull.registry.port());
+    let host = storage.host();
+    let behind = FaultProxy::start(pull.registry.port());
+    behind.at("/blobs/", move |request, _| Reply::redirect(format!("http://{host}{}?signature=x", request.path)));
+    let front = FaultProxy::start(behind.port());
+    front.demand_tokens(1000);
+    pull.repository.run(["convert", &format!("http://{}/{PLACE}:1", front.host())]).expect_code(0);
+    assert_published(&pull.repository, &pull.image);
+    assert_eq!(storage.served().len(), 4);
+    assert!(storage.served().iter().all(|served| served.authorization.is_none()), "{:?}", storage.served());
+}
+
+#[test]
+fn challenge_of_the_other_host_gets_no_answer() {
+    let Some(pull) = Pull::of(image()) else { return };
+    let storage = FaultProxy::start(pull.registry.port());
+    storage.at("/", |_, _| challenge("Basic realm=\"give me a password\""));
+    let host = storage.host();
+    pull.proxy.at("/blobs/", move |request, _| Reply::redirect(format!("http://{host}{}", request.path)));
+    let settings = format!("[registries.\"{}\"]\nusername = \"{USER}\"\npassword = \"{PASSWORD}\"", pull.proxy.host());
+    pull.repository.set(&settings);
+    pull.assert_refused(&["unauthorized"]);
+    assert!(storage.served().iter().all(|served| served.authorization.is_none()), "{:?}", storage.served());
+}
+
+/// A registry that wants a password, with an image, and a repository.
+fn locked() -> Option<(TestRegistry, TestRepository, String)> {
+    let registry = TestRegistry::with_password()?;
+    registry.push_tags(&image(), PLACE, ["1"]);
+    let argument = format!("http://{}/{PLACE}:1", registry.host());
+    Some((registry, TestRepository::new(), argument))
+}
+
+#[test]
+fn password_is_taken_from_the_settings() {
+    let Some((registry, repository, argument)) = locked() else { return };
+    let section = format!("[registries.\"{}\"]\nusername = \"{USER}\"", registry.host());
+    repository.set(&format!("{section}\npassword_file = \"secret\""));
+    fs::write(repository.folder().join("secret"), format!("{PASSWORD}\n")).unwrap();
+    repository.run(["convert", &argument]).expect_code(0);
+    assert_published(&repository, &image());
+    let other = TestRepository::with_settings(&format!("{section}\npassword = \"{PASSWORD}\""));
+    other.run(["convert", &argument]).expect_code(0);
+}
+
+#[test]
+fn password_is_taken_from_the_variables_of_ducc() {
+    let Some((registry, repository, argument)) = locked() else { return };
+    let host = registry.host();
+    let variables = [("AUTH_REGISTRIES", "T"), ("T_IDENT", &host), ("T_USER", USER), ("T_PASS", PASSWORD)];
+    let mut command = repository.command(["convert", &argument]);
+    Run::of(command.envs(variables.map(|(name, value)| (format!("DUCC_{name}"), value)))).expect_code(0);
+    assert_published(&repository, &image());
+}
+
+#[test]
+fn password_is_taken_from_where_docker_keeps_it() {
+    let Some((registry, repository, argument)) = locked() else { return };
+    let folder = repository.beside("docker");
+    fs::create_dir(&folder).unwrap();
+    let auths = serde_json::json!({ "auths": { registry.host(): { "auth": "dXNlcjpzZWNyZXQgd29yZA==" } } });
+    fs::write(folder.join("config.json"), auths.to_string()).unwrap();
+    Run::of(repository.command(["convert", &argument]).env("DOCKER_CONFIG", &folder)).expect_code(0);
+    assert_published(&repository, &image());
+}
+
+#[test]
+fn wrong_password_is_an_error_that_does_not_show_it() {
+    let Some((registry, repository, argument)) = locked() else { return };
+    repository.refuse(["convert", &argument], 1, &["unauthorized", "no credentials"]);
+    let secret = "not the right one";
+    repository.set(&format!("[registries.\"{}\"]\nusername = \"{USER}\"\npassword = \"{secret}\"", registry.host()));
+    let run = repository.refuse(["convert", &argument], 1, &["unauthorized", "the settings"]);
+    let run_loudly = repository.run(["convert", &argument, "--verbose"]).expect_code(1);
+    for said in [run.stderr(), run_loudly.stderr()] {
+        assert!(!said.contains(secret) && !said.to_lowercase().contains("basic "), "{said}");
+    }
+}
+
+#[test]
+fn registry_with_its_own_certificate_is_trusted_where_the_settings_say_so() {
+    let Some(registry) = TestRegistry::with_certificate() else { return };
+    registry.push(&image(), &format!("{PLACE}:1"));
+    let (repository, host) = (TestRepository::new(), registry.host());
+    let argument = format!("docker://{host}/{PLACE}:1");
+    repository.refuse(["convert", &argument], 1, &["certificate", &host]);
+    repository.set(&format!("[registries.\"{host}\"]\nca = \"{}\"", registry.certificate().display()));
+    repository.run(["convert", &argument]).expect_code(0);
+    assert_published(&repository, &image());
+}
+
+#[test]
+fn registry_without_encryption_is_found_out_on_this_machine_only() {
+    let Some(pull) = Pull::of(image()) else { return };
+    pull.repository.run(["convert", &format!("docker://{}/{PLACE}:1", pull.registry.host())]).expect_code(0);
+    assert_published(&pull.repository, &pull.image);
+}
+
+#[test]
+fn all_pages_of_a_list_are_read() {
+    let Some(registry) = TestRegistry::start() else { return };
+    let tags: Vec<String> = (0..1000).map(|number| format!("v{number:04}")).collect();
+    registry.push_tags(&image(), PLACE, &tags);
+    let proxy = FaultProxy::start(registry.port());
+    proxy.page_tags(99);
+    let registries = Registries::new(RegistriesSettings::default(), &|_| None).unwrap();
+    assert_eq!(registries.tags(&proxy.host(), PLACE, Transport::Plain).unwrap(), tags);
+    assert_eq!(proxy.served().len(), 11);
+    assert_eq!(registries.tags(&registry.host(), PLACE, Transport::Plain).unwrap(), tags);
+}
+
+#[test]
+fn list_that_leads_in_a_circle_or_elsewhere_has_an_end() {
+    let Some(registry) = TestRegistry::start() else { return };
+    registry.push_tags(&image(), PLACE, ["1"]);
+    let registries = Registries::new(RegistriesSettings::default(), &|_| None).unwrap();
+    let other = FaultProxy::start(registry.port());
+    let elsewhere = format!("<http://{}/v2/{PLACE}/tags/list>; rel=\"next\"", other.host());
+    for link in [format!("</v2/{PLACE}/tags/list?n=1000>; rel=\"next\""), elsewhere] {
+        let proxy = FaultProxy::start(registry.port());
+        proxy.at("/tags/list", move |request, _| request.forward().with("link", &link));
+        assert!(registries.tags(&proxy.host(), PLACE, Transport::Plain).is_err());
+        assert!(proxy.served().len() < 5);
+    }
+    assert_eq!(other.served().len(), 0);
+}
+
+#[test]
+fn program_that_keeps_passwords_is_asked() {
+    let Some((_registry, repository, argument)) = locked() else { return };
+    let folder = repository.beside("docker");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("config.json"), "{\"credsStore\":\"test\"}").unwrap();
+    let helper = folder.join("docker-credential-test");
+    fs::write(&helper, format!("#!/bin/sh\necho '{{\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'\n")).unwrap();
+    crate::support::run(Command::new("chmod").arg("755").arg(&helper));
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    let mut command = repository.command(["convert", &argument]);
+    Run::of(command.env("DOCKER_CONFIG", &folder).env("PATH", path)).expect_code(0);
+    assert_published(&repository, &image());
+}
