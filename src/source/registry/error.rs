@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::super::error::quoted;
+use super::http::is_distrust;
 use crate::image::Digest;
 
 /// Why a registry did not give what it was asked for.
@@ -219,10 +220,12 @@ impl RegistryError {
         }
     }
 
-    /// Tells whether the same request may well succeed later: there was no answer, or one of status 408, 429 or 5xx.
+    /// Tells whether the same request may well succeed later: there was no answer, or one of status 408, 429 or 5xx. A
+    /// server whose certificate is not trusted has answered.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Parked { .. } => true,
+            Self::Unreachable { source, .. } => !is_distrust(source.as_ref()),
+            Self::Parked { .. } => true,
             Self::Status { status, .. } => *status == 408 || *status >= 500,
             _ => false,
         }

@@ -249,13 +249,22 @@ fn unreachable(url: &Url, error: reqwest::Error) -> RegistryError {
 /// something else.
 pub(super) fn speaks_no_tls(error: &RegistryError) -> bool {
     let RegistryError::Unreachable { source, .. } = error else { return false };
-    let first: Option<&(dyn Error + 'static)> = Some(source.as_ref());
-    std::iter::successors(first, |&error| cause(error)).any(|error| {
+    chain(source.as_ref()).any(|error| {
         let ends = error
             .downcast_ref::<io::Error>()
             .is_some_and(|error| matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset));
         ends || matches!(error.downcast_ref(), Some(rustls::Error::InvalidMessage(_)))
     })
+}
+
+/// Tells whether the other side was reached, but its certificate is not trusted.
+pub(super) fn is_distrust(error: &(dyn Error + 'static)) -> bool {
+    chain(error).any(|error| matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))))
+}
+
+/// Returns an error and its causes, the outermost first.
+fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| cause(error))
 }
 
 /// Returns the cause of an error. An I/O error that wraps another one names that one's cause as its own.

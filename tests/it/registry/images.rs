@@ -137,7 +137,8 @@ fn index_has_an_image_for_each_platform() {
         assert_published(&repository, image);
         let mut expected = vec![image.config_digest(), top(image)];
         let mut asked = proxy.blobs();
-        (expected.sort(), asked.sort());
+        expected.sort();
+        asked.sort();
         assert_eq!(asked, expected, "{platform}");
         let manifests = proxy.served().iter().filter(|served| served.path.contains("/manifests/")).count();
         assert_eq!(manifests, 2, "{platform}");
