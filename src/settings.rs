@@ -150,7 +150,7 @@ const REGISTRY_EXAMPLE: &str = r#"# A registry that needs more than its name, on
 #plain_http = false
 # Certificates that it is trusted by, beside those of the system.
 #ca = "registry-ca.pem"
-# How many requests it gets at a time: 1 to 256.
+# How many downloads it is asked for at a time, and how many small requests: 1 to 256.
 #connections = 8
 # How long it may keep silent before a connection is given up: 1s to 1h.
 #stall_timeout = "60s"

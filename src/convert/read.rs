@@ -60,8 +60,9 @@ impl Run {
 fn layer_to_read<'s>(layer: &'s ImageLayer, source: &'s dyn Source, progress: &'s Progress) -> LayerToRead<'s> {
     let expected = ExpectedLayer { digest: layer.digest, size: layer.size, diff_id: Some(layer.diff_id) };
     let open = move || {
-        let (reader, is_ready) = source.open_layer(layer)?.into_parts();
-        Ok(LayerBlob::remote(progress.counted(reader), is_ready))
+        let Some(blob) = source.try_open_layer(layer)? else { return Ok(None) };
+        let (reader, is_ready) = blob.into_parts();
+        Ok(Some(LayerBlob::remote(progress.counted(reader), is_ready)))
     };
     LayerToRead { open: Box::new(open), is_remote: source.is_remote(), expected }
 }

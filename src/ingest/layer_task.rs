@@ -4,9 +4,10 @@ use std::collections::HashSet;
 use std::io::Read;
 use std::mem;
 use std::ops::Range;
+use std::time::Instant;
 
 use super::pieces::{Job, Piece, PieceContent, PieceStore};
-use super::{IngestError, IngestedLayer, LayerToRead};
+use super::{ARRIVAL_PAUSE, IngestError, IngestedLayer, LayerToRead};
 use crate::layer::{
     self, EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, LayerSummary, Limits, NodeKind,
 };
@@ -23,6 +24,8 @@ const BATCH_FILES: usize = 512;
 pub(super) struct LayerTask<'a> {
     pub(super) index: usize,
     pub(super) is_remote: bool,
+    /// When it pays to try again to open the blob.
+    pub(super) not_before: Instant,
     source: LayerSource<'a>,
     expected: ExpectedLayer,
     limits: Limits,
@@ -38,7 +41,7 @@ pub(super) struct LayerTask<'a> {
 
 /// Blobs are opened when their turn comes: an image may have more layers than there is memory for readers.
 enum LayerSource<'a> {
-    Closed(Box<dyn FnOnce() -> Result<LayerBlob, SourceError> + Send + 'a>),
+    Closed(Box<dyn FnMut() -> Result<Option<LayerBlob>, SourceError> + Send + 'a>),
     /// Open, and nothing was read of it.
     Open(LayerBlob),
     Reading(Box<LayerReader<BlobReader>>, Readiness),
@@ -64,8 +67,8 @@ struct LargeFile {
 
 /// What one step of reading gave.
 pub(super) enum Step {
-    /// The blob was opened, and may take some time to come.
-    Open,
+    /// The blob was opened and takes some time to come, or could not be opened yet.
+    Nothing,
     /// Content to store.
     Job(Job),
     /// The last content; the layer is at its end.
@@ -86,7 +89,21 @@ impl<'a> LayerTask<'a> {
         let source = LayerSource::Closed(open);
         let (entries, spans, hole_sizes) = Default::default();
         let batch = Job::new(index);
-        Self { index, is_remote, source, expected, limits, sizes, entries, spans, batch, large: None, hole_sizes }
+        let not_before = Instant::now();
+        Self {
+            index,
+            is_remote,
+            not_before,
+            source,
+            expected,
+            limits,
+            sizes,
+            entries,
+            spans,
+            batch,
+            large: None,
+            hole_sizes,
+        }
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -102,11 +119,15 @@ impl<'a> LayerTask<'a> {
         }
     }
 
-    /// Opens the blob, or starts to read it; tells whether there is more to it than that.
+    /// Opens the blob if that can be done, and starts to read it if it is there; tells whether both is done.
     fn prepare(&mut self) -> Result<bool, IngestError> {
         match mem::replace(&mut self.source, LayerSource::Gone) {
-            LayerSource::Closed(open) => {
-                let blob = open()?;
+            LayerSource::Closed(mut open) => {
+                let Some(blob) = open()? else {
+                    self.source = LayerSource::Closed(open);
+                    self.not_before = Instant::now() + ARRIVAL_PAUSE;
+                    return Ok(false);
+                };
                 let goes_on = blob.is_ready();
                 self.source = LayerSource::Open(blob);
                 Ok(goes_on && self.prepare()?)
@@ -127,7 +148,7 @@ impl<'a> LayerTask<'a> {
     /// Reads on until there is content to store: many small files, or one chunk of a large one.
     pub(super) fn step(&mut self) -> Result<Step, IngestError> {
         if !self.prepare()? {
-            return Ok(Step::Open);
+            return Ok(Step::Nothing);
         }
         let LayerSource::Reading(reader, _) = &mut self.source else { unreachable!("the layer was opened just now") };
         loop {

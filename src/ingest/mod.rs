@@ -10,6 +10,7 @@ mod pieces;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::index::{ContentIndex, IndexError};
 use crate::layer::{ExpectedLayer, LayerEntry, LayerError, LayerSummary, Limits};
@@ -22,8 +23,8 @@ use pieces::{Job, PieceStore};
 
 /// A layer to be read.
 pub struct LayerToRead<'a> {
-    /// Opens its blob when its turn has come.
-    pub open: Box<dyn FnOnce() -> Result<LayerBlob, SourceError> + Send + 'a>,
+    /// Opens its blob when its turn has come; nothing where that cannot be done yet.
+    pub open: Box<dyn FnMut() -> Result<Option<LayerBlob>, SourceError> + Send + 'a>,
     /// Whether the blob comes over a network, so that it pays to open it long before its turn to be read.
     pub is_remote: bool,
     /// What it should be.
@@ -83,6 +84,9 @@ pub struct Ingest<'a> {
 
 /// So many blobs come over the network at a time: enough to hide the pauses between them.
 const DOWNLOADS: usize = 6;
+
+/// How long to wait before looking again whether bytes have arrived.
+const ARRIVAL_PAUSE: Duration = Duration::from_millis(5);
 
 /// What the threads share.
 struct Shared<'a> {
@@ -191,9 +195,8 @@ impl<'a> Shared<'a> {
                 return Turn::Leave;
             }
             let has_room = state.in_flight == 0 || state.in_flight + self.step <= self.memory;
-            // Whoever would have to wait for the network stores content first, if there is any.
-            let may_wait = state.jobs.is_empty();
-            if has_room && let Some(task) = state.next_to_read(may_wait) {
+            // Nobody waits for the network while there is content to store, or another layer to read.
+            if has_room && let Some(task) = state.next_to_read() {
                 state.reading += 1;
                 state.in_flight += self.step;
                 return Turn::Read(task);
@@ -204,14 +207,16 @@ impl<'a> Shared<'a> {
             if state.idle.is_empty() && state.reading == 0 {
                 return Turn::Leave;
             }
-            state = self.changed.wait(state).expect("no thread panics while it holds the state");
+            // Nobody tells when bytes arrive.
+            let waited = self.changed.wait_timeout(state, ARRIVAL_PAUSE);
+            state = waited.expect("no thread panics while it holds the state").0;
         }
     }
 
     fn done_reading(&self, task: Box<LayerTask<'a>>, step: Result<Step, IngestError>, pieces: &PieceStore<'_>) {
         let layer = task.index;
         let (job, task) = match step {
-            Ok(Step::Open) => (None, Ok(task)),
+            Ok(Step::Nothing) => (None, Ok(task)),
             Ok(Step::Job(job)) => (Some(job), Ok(task)),
             // The end is verified before anybody learns of it, and outside of the lock: there may be much left to read.
             Ok(Step::End(job)) => (Some(job), Err(task.finish())),
@@ -226,7 +231,10 @@ impl<'a> Shared<'a> {
             state.jobs.push_back(job);
         }
         match task {
-            Ok(task) => state.put_back(task),
+            Ok(task) => {
+                state.open -= usize::from(!task.is_open());
+                state.put_back(task);
+            }
             Err(Ok(read)) => {
                 state.open -= 1;
                 state.read.push(read);
@@ -268,14 +276,14 @@ impl<'a> Shared<'a> {
 
 impl<'a> State<'a> {
     /// Takes the layer to read on in: the first that will not have to wait. Downloads are begun before that, as many as may
-    /// run; and if one `may_wait`, the first layer is better than none.
-    fn next_to_read(&mut self, may_wait: bool) -> Option<Box<LayerTask<'a>>> {
-        let to_download = |task: &Box<LayerTask<'a>>| task.is_remote && !task.is_open();
+    /// run.
+    fn next_to_read(&mut self) -> Option<Box<LayerTask<'a>>> {
+        let now = Instant::now();
+        let to_download = |task: &Box<LayerTask<'a>>| task.is_remote && !task.is_open() && task.not_before <= now;
         let is_ready = |task: &Box<LayerTask<'a>>| if task.is_open() { task.is_ready() } else { !task.is_remote };
         let download = self.idle.iter().position(to_download).filter(|_| self.open < DOWNLOADS);
         let ready = || self.idle.iter().position(is_ready);
-        let waiting = || self.idle.iter().position(|task| task.is_open()).filter(|_| may_wait);
-        let position = download.or_else(ready).or_else(waiting)?;
+        let position = download.or_else(ready)?;
         let task = self.idle.remove(position);
         self.open += usize::from(!task.is_open());
         Some(task)

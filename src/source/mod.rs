@@ -51,6 +51,11 @@ pub trait Source: Send + Sync {
     /// Neither size nor digest has been checked.
     fn open_layer(&self, layer: &ImageLayer) -> Result<LayerBlob, SourceError>;
 
+    /// Opens the bytes of a layer if that can be done now: a registry gives so many at a time.
+    fn try_open_layer(&self, layer: &ImageLayer) -> Result<Option<LayerBlob>, SourceError> {
+        self.open_layer(layer).map(Some)
+    }
+
     /// Tells whether layers come over a network: then several are opened at a time, and none twice if that can be helped.
     fn is_remote(&self) -> bool {
         false

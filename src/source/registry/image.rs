@@ -1,11 +1,13 @@
 //! An image at a registry, as a [`Source`].
 
-use std::io::Cursor;
+use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::super::document::{Blob, Blobs};
 use super::super::resolve::Resolver;
 use super::super::{Image, ImageLayer, LayerBlob, PlatformRequest, Source, SourceError};
+use super::limits::Permit;
 use super::transfer::{Download, Policy};
 use super::{Registries, RegistryImagePlace};
 use crate::image::{Digest, Platform};
@@ -42,16 +44,40 @@ impl Source for RegistryImage {
     }
 
     fn open_layer(&self, layer: &ImageLayer) -> Result<LayerBlob, SourceError> {
-        let (registries, place) = (self.registries.clone(), self.place.clone());
-        let (digest, urls) = (layer.digest, layer.urls.clone());
-        let open = move |offset| registries.open_blob(&place, &digest, &urls, offset);
-        let download = Download::start(open, layer.size, Policy::default());
-        let arrival = download.arrival();
-        Ok(LayerBlob::remote(download, move || arrival.is_ready()))
+        Ok(self.download(layer, self.registries.host_of(&self.place).download()))
+    }
+
+    fn try_open_layer(&self, layer: &ImageLayer) -> Result<Option<LayerBlob>, SourceError> {
+        let permit = self.registries.host_of(&self.place).try_download();
+        Ok(permit.map(|permit| self.download(layer, permit)))
     }
 
     fn is_remote(&self) -> bool {
         true
+    }
+}
+
+impl RegistryImage {
+    fn download(&self, layer: &ImageLayer, permit: Permit) -> LayerBlob {
+        // A download waits by itself for a registry that asks for it, unless nobody wants it any more.
+        let (registries, place) = (self.registries.with_patience(Duration::ZERO), self.place.clone());
+        let (digest, urls) = (layer.digest, layer.urls.clone());
+        let open = move |offset| registries.open_blob(&place, &digest, &urls, offset);
+        let download = Download::start(open, layer.size, Policy::default());
+        let arrival = download.arrival();
+        LayerBlob::remote(Counted { download, _permit: permit }, move || arrival.is_ready())
+    }
+}
+
+/// A download that counts as one until it is dropped.
+struct Counted {
+    download: Download,
+    _permit: Permit,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.download.read(buffer)
     }
 }
 

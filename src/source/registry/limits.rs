@@ -71,8 +71,8 @@ impl Hosts {
 pub(super) struct Host {
     name: String,
     parking: Mutex<Parking>,
-    free: Mutex<usize>,
-    freed: Condvar,
+    requests: Arc<Slots>,
+    downloads: Arc<Slots>,
     speaks_plain_http: Mutex<bool>,
 }
 
@@ -89,8 +89,8 @@ impl Host {
         Self {
             name: name.to_owned(),
             parking: Mutex::default(),
-            free: Mutex::new(connections.max(1)),
-            freed: Condvar::new(),
+            requests: Slots::new(connections),
+            downloads: Slots::new(connections),
             speaks_plain_http: Mutex::default(),
         }
     }
@@ -156,17 +156,53 @@ impl Host {
     }
 
     /// Waits until fewer than the most requests are under way, and counts one until the permit is dropped.
-    pub(super) fn permit(self: &Arc<Self>) -> Permit {
+    pub(super) fn permit(&self) -> Permit {
+        self.requests.wait()
+    }
+
+    /// Waits until fewer than the most downloads are under way, and counts one until the permit is dropped.
+    ///
+    /// Downloads are counted apart from small requests, and whole, however many connections one takes: so none that is
+    /// under way ever waits for another, which may wait to be read itself.
+    pub(super) fn download(&self) -> Permit {
+        self.downloads.wait()
+    }
+
+    /// Counts one download more, unless there are as many as there may be.
+    pub(super) fn try_download(&self) -> Option<Permit> {
+        self.downloads.take()
+    }
+}
+
+/// So many of something may be under way.
+#[derive(Debug)]
+struct Slots {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// Counts one request or download that is under way.
+#[derive(Debug)]
+pub(super) struct Permit(Arc<Slots>);
+
+impl Slots {
+    fn new(count: usize) -> Arc<Self> {
+        Arc::new(Self { free: Mutex::new(count.max(1)), freed: Condvar::new() })
+    }
+
+    fn wait(self: &Arc<Self>) -> Permit {
         let free = lock(&self.free);
         let mut free = self.freed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
         *free -= 1;
         Permit(Arc::clone(self))
     }
-}
 
-/// Counts one request that is under way.
-#[derive(Debug)]
-pub(super) struct Permit(Arc<Host>);
+    fn take(self: &Arc<Self>) -> Option<Permit> {
+        let mut free = lock(&self.free);
+        *free = free.checked_sub(1)?;
+        Some(Permit(Arc::clone(self)))
+    }
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {
@@ -262,9 +298,9 @@ mod tests {
         let hosts = Hosts::default();
         let host = hosts.get("h.org", 2);
         let (first, _second) = (host.permit(), hosts.get("h.org", 9).permit());
-        assert_eq!(*lock(&host.free), 0);
+        assert!(host.requests.take().is_none() && host.try_download().is_some());
         drop(first);
         let _third = host.permit();
-        assert_eq!(*lock(&host.free), 0);
+        assert!(host.requests.take().is_none() && host.try_download().is_some());
     }
 }

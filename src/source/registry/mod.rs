@@ -26,7 +26,6 @@ mod transfer;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,7 +42,7 @@ use credentials::CredentialPlaces;
 use ducc::DuccRegistry;
 use endpoint::{Endpoint, asked_authority, asked_repository, endpoints};
 use http::{Answer, Http, Proxies, Terms, shown};
-use limits::{Hosts, Permit};
+use limits::{Host, Hosts};
 use token::Tokens;
 use transfer::{OpenedBlob, Retryable};
 
@@ -342,6 +341,13 @@ impl Registries {
         self.small(place, &call, &format!("blobs/{digest}"), document)
     }
 
+    /// Returns the host whose downloads those of a place count as, whichever server they come from.
+    fn host_of(&self, place: &RegistryImagePlace) -> Arc<Host> {
+        let name = place.name.host();
+        let connections = self.shared.settings.hosts.get(name).and_then(|registry| registry.connections);
+        self.shared.hosts.get(name, connections.unwrap_or(DEFAULT_CONNECTIONS))
+    }
+
     /// Begins to read a blob at byte `offset`, or at its start if the server cannot do otherwise.
     ///
     /// `urls` are asked first, without credentials. There is one attempt for each server; the digest is left to the reader.
@@ -365,8 +371,9 @@ impl Registries {
             (endpoint, url)
         });
         self.first_of(foreign.chain(own).collect(), |endpoint, url, deadline, _| {
-            let (answer, permit) = self.shared.exchange(endpoint, url, &call, deadline)?;
-            opened(answer, permit, offset)
+            // The download is counted as a whole.
+            let (answer, _permit) = self.shared.exchange(endpoint, url, &call, deadline)?;
+            opened(answer, offset)
         })
     }
 
@@ -514,7 +521,7 @@ fn json(answer: Answer) -> Result<serde_json::Value, RegistryError> {
 }
 
 /// Makes a body of an answer, after a look at where it begins.
-fn opened(answer: Answer, permit: Permit, offset: u64) -> Result<OpenedBlob, RegistryError> {
+fn opened(answer: Answer, offset: u64) -> Result<OpenedBlob, RegistryError> {
     refuse_web_page(&answer)?;
     let length = answer.header(CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
     let unusable = |reason: &str| RegistryError::Answer { url: shown(&answer.url), reason: reason.to_owned() };
@@ -528,7 +535,7 @@ fn opened(answer: Answer, permit: Permit, offset: u64) -> Result<OpenedBlob, Reg
         200 => 0,
         status => return Err(unusable(&format!("it has no content, but status {status}"))),
     };
-    Ok(OpenedBlob { start, length, body: Box::new(Body { response: answer.response, _permit: permit }) })
+    Ok(OpenedBlob { start, length, body: Box::new(answer.response) })
 }
 
 /// Returns the first byte of `bytes 5-9/10`.
@@ -546,17 +553,5 @@ impl Retryable for RegistryError {
 
     fn parked_until(&self) -> Option<Instant> {
         Self::parked_until(self)
-    }
-}
-
-/// A body that counts as a request under way until it is dropped.
-struct Body {
-    response: reqwest::blocking::Response,
-    _permit: Permit,
-}
-
-impl Read for Body {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.response.read(buffer)
     }
 }

@@ -331,7 +331,7 @@ fn redirect_to_another_origin_carries_no_authorization() {
     let client = client_with(&[(&server.address, user("robot"))]);
     let opened = client.registries.open_blob(&server.place(":1"), &Digest::of(b"layer"), &[], 0).unwrap();
     assert_eq!((opened.start, opened.length), (0, Some(5)));
-    assert_eq!(io::read_to_string(opened.body).unwrap(), "layer");
+    assert_eq!(std::io::read_to_string(opened.body).unwrap(), "layer");
     assert_eq!(cdn.asked()[0].authorization(), None);
     assert_eq!(server.asked()[2].target, "/within");
     assert!(server.asked()[2].authorization().is_some());
@@ -459,7 +459,7 @@ fn layer_of_other_urls_is_fetched_there_first_and_without_credentials() {
         |path: &str| vec!["ftp://x.org/".to_owned(), "no url".to_owned(), format!("http://{}{path}", other.address)];
     let read = |path: &str| {
         let opened = client.registries.open_blob(&server.place(":1"), &Digest::of(b"layer"), &urls(path), 0).unwrap();
-        io::read_to_string(opened.body).unwrap()
+        std::io::read_to_string(opened.body).unwrap()
     };
     assert_eq!(read("/there"), "layer");
     assert_eq!(server.asked().len(), 0);
