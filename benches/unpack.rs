@@ -4,17 +4,15 @@
 //! system is made with mmdebstrap (which needs root and a Debian mirror). The two programs take turns, each into an
 //! empty folder; what is printed are the medians and their ratio.
 
-use std::env;
-use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+mod side_by_side;
 
-/// Runs of each program.
-const RUNS: usize = 5;
+use std::process::Command;
+
+use side_by_side::{RUNS, convert, image, init, median, time};
 
 fn main() {
     let folder = tempfile::tempdir().expect("there is room for a benchmark");
-    let image = env::var("STRATA_BENCH_IMAGE").unwrap_or_else(|_| make_debian(folder.path()));
+    let image = image(folder.path());
     let layout = image.strip_prefix("oci:").expect("STRATA_BENCH_IMAGE is oci:DIR:TAG");
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for run in 0..RUNS {
@@ -31,43 +29,4 @@ fn main() {
     println!("strata convert  {:.2} s", ours.as_secs_f64());
     println!("umoci unpack    {:.2} s", theirs.as_secs_f64());
     println!("ratio           {:.2}", ours.as_secs_f64() / theirs.as_secs_f64());
-}
-
-fn strata() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_strata"))
-}
-
-fn convert(repository: &Path) -> Command {
-    let mut command = strata();
-    command.args(["convert", "--quiet", "--repo"]).arg(repository);
-    command
-}
-
-fn init(repository: &Path) {
-    time(strata().args(["init", "bench.example.org", "--repo"]).arg(repository));
-}
-
-/// Makes the image of a Debian base system.
-fn make_debian(folder: &Path) -> String {
-    let (tar, layout) = (folder.join("base.tar"), folder.join("layout"));
-    let image = format!("{}:base", layout.display());
-    time(Command::new("mmdebstrap").args(["--variant=minbase", "bookworm"]).arg(&tar));
-    time(Command::new("umoci").args(["init", "--layout"]).arg(&layout));
-    time(Command::new("umoci").args(["new", "--image", &image]));
-    time(Command::new("umoci").args(["raw", "add-layer", "--image", &image]).arg(&tar));
-    format!("oci:{image}")
-}
-
-/// Runs a command, which has to succeed, and returns how long it took.
-fn time(command: &mut Command) -> Duration {
-    let start = Instant::now();
-    let output = command.stdout(Stdio::null()).output();
-    let output = output.unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    start.elapsed()
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
 }

@@ -51,6 +51,18 @@ fn stalled_body_is_given_up_and_gone_on_with() {
 }
 
 #[test]
+fn many_layers_come_through_one_connection_that_breaks() {
+    let image = (0..20).fold(large_image(300_000), |image, number| {
+        image.layer(|layer| layer.file(format!("etc/{number}"), "x".repeat(100_000)))
+    });
+    let Some(pull) = Pull::of(image) else { return };
+    pull.repository.set(&format!("[registries.\"{}\"]\nconnections = 1", pull.proxy.host()));
+    pull.proxy.at("/blobs/", |request, _| request.forward().delivery(Delivery::Cut(60_000)));
+    pull.repository.run(["convert", &pull.argument(), "--threads", "1"]).expect_code(0);
+    super::assert_published(&pull.repository, &pull.image);
+}
+
+#[test]
 fn stalled_manifest_is_asked_for_again() {
     let Some(pull) = Pull::of(image()) else { return };
     pull.repository.set(&format!("[registries.\"{}\"]\nstall_timeout = \"1s\"", pull.proxy.host()));
