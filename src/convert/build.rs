@@ -46,7 +46,7 @@ impl Run {
             0 => (Directory::empty_root(), LossList::default()),
             length => self.base(chains[length - 1], head)?,
         };
-        for index in need.base..chains.len() {
+        for (index, &chain) in chains.iter().enumerate().skip(need.base) {
             let layer = staged.image.layers[index].clone();
             let content = match (read.remove(&index), need.known.get(&index)) {
                 (Some(ingested), _) => LayerContent::of_blob(ingested),
@@ -66,7 +66,7 @@ impl Run {
                 losses.add_unlisted(LossKind::LinkIntoOtherParents, links_with_other_inodes(&form, &tree));
             }
             if need.chains.contains(&(index + 1)) {
-                self.store_tree(&mut staged.ready, &builder, &tree, layout::chain_root(chains[index]), &losses)?;
+                self.store_tree(&mut staged.ready, &builder, &tree, layout::chain_root(chain), &losses)?;
             }
         }
         if need.flat {

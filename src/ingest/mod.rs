@@ -104,7 +104,7 @@ struct Shared<'a> {
 
 struct State<'a> {
     /// Layers that nobody is reading at the moment, by their place.
-    idle: Vec<Box<LayerTask<'a>>>,
+    idle: VecDeque<Box<LayerTask<'a>>>,
     /// Layers that some thread is reading.
     reading: usize,
     /// Layers whose blobs are open.
@@ -279,12 +279,12 @@ impl<'a> State<'a> {
     /// run.
     fn next_to_read(&mut self) -> Option<Box<LayerTask<'a>>> {
         let now = Instant::now();
-        let to_download = |task: &Box<LayerTask<'a>>| task.is_remote && !task.is_open() && task.not_before <= now;
-        let is_ready = |task: &Box<LayerTask<'a>>| if task.is_open() { task.is_ready() } else { !task.is_remote };
-        let download = self.idle.iter().position(to_download).filter(|_| self.open < DOWNLOADS);
-        let ready = || self.idle.iter().position(is_ready);
+        let to_download = |task: &LayerTask<'a>| task.is_remote && !task.is_open() && task.not_before <= now;
+        let is_ready = |task: &LayerTask<'a>| if task.is_open() { task.is_ready() } else { !task.is_remote };
+        let download = self.idle.iter().position(|task| to_download(task)).filter(|_| self.open < DOWNLOADS);
+        let ready = || self.idle.iter().position(|task| is_ready(task));
         let position = download.or_else(ready)?;
-        let task = self.idle.remove(position);
+        let task = self.idle.remove(position)?;
         self.open += usize::from(!task.is_open());
         Some(task)
     }

@@ -232,6 +232,20 @@ fn all_platforms_of_a_wish_are_published_and_looked_after_by_their_index() {
 }
 
 #[test]
+fn whole_project_of_a_plain_registry_is_a_wish() {
+    let Some(scene) = Scene::new() else { return };
+    for repository in ["team/one", "team/sub/two", "team/cache", "teamwork/three"] {
+        scene.registry.push_tags(&image(repository), repository, ["1.9", "1.10", "2.0-rc1"]);
+    }
+    let wish = "  - {project: HOST/team, api: catalog, repositories: {exclude: '*/cache'}, tags: {include: '1.*', newest: 1}}\n";
+    let run = scene.sync(&scene.wish("list.yaml", wish), &["--json"]).expect_code(0).json();
+    let names: Vec<&str> =
+        run["images"].as_array().unwrap().iter().filter_map(|image| image["name"].as_str()).collect();
+    let host = scene.proxy.host();
+    assert_eq!(names, [format!("{host}/team/one:1.10"), format!("{host}/team/sub/two:1.10")]);
+}
+
+#[test]
 fn options_of_a_wish_decide_what_is_published() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("a"), "app/a", ["1"]);
