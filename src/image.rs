@@ -38,6 +38,11 @@ pub enum NameError {
 /// Returns foreign text for a message: without control characters, and cut when it is very long.
 fn shown(text: &str) -> String {
     const LONGEST: usize = 200;
+    // What stands before a host may be a password.
+    let text = match text.split_once('@') {
+        Some((before, behind)) if before.contains(':') && !before.contains('/') => behind,
+        _ => text,
+    };
     let escaped = |text: &str| text.escape_debug().to_string();
     match text.char_indices().nth(LONGEST) {
         Some((end, _)) => escaped(&text[..end]) + "…",

@@ -201,7 +201,9 @@ impl Settings {
             let fault =
                 is_no_host.then_some("its name is not of the form host or host:port").or_else(|| registry.fault());
             if let Some(fault) = fault {
-                return Err(SettingsError::Registry { path: path(), host: host.clone(), fault });
+                // What stands before a host may be a password.
+                let host = host.rsplit('@').next().unwrap_or_default().to_owned();
+                return Err(SettingsError::Registry { path: path(), host, fault });
             }
         }
         Ok(Self {

@@ -41,7 +41,8 @@ impl Run {
             }
             edits.add_name(platforms)?;
         }
-        for name in changes.removed {
+        let held = edits.wished_by_others(changes)?;
+        for name in changes.removed.iter().filter(|name| !held.contains(name)) {
             edits.remove_name(name)?;
         }
         edits.add_aliases()?;
@@ -130,6 +131,15 @@ impl Edits<'_> {
             self.edits.insert(link, Edit::Remove);
         }
         Ok(())
+    }
+
+    /// Returns the names that other wishlists hold by now.
+    fn wished_by_others(&self, changes: &Changes<'_>) -> Result<BTreeSet<ImageName>, ConvertError> {
+        let Some((wishlist, _)) = changes.wished.filter(|_| !changes.removed.is_empty()) else {
+            return Ok(BTreeSet::new());
+        };
+        let json = self.head.read(&layout::wished_names(), FILE_LIMIT)?;
+        Ok(WishedNames::parse(json.as_deref().unwrap_or_default()).of_others(wishlist))
     }
 
     /// Takes a name away, with all its platforms.

@@ -308,6 +308,9 @@ impl WishedNames {
     /// Notes the names that a wishlist holds; tells whether they are others than before.
     pub fn replace(&mut self, wishlist: &str, names: &BTreeSet<ImageName>) -> bool {
         let names: BTreeSet<String> = names.iter().map(ToString::to_string).collect();
+        if names.is_empty() && !self.0.contains_key(wishlist) {
+            return false;
+        }
         let before = self.0.insert(wishlist.to_owned(), names);
         before.as_ref() != self.0.get(wishlist)
     }

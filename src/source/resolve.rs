@@ -170,6 +170,9 @@ impl<'a> Resolver<'a> {
         let has = |wanted: &Platform| found.iter().any(|(platform, _)| wanted.accepts(platform));
         let is_new = found.iter().all(|(platform, _)| platform != offered);
         self.note(offered);
+        if !is_publishable(offered) && offered.os == "linux" {
+            tracing::warn!("{}: platform {offered:?} is left out", self.blobs.path().display());
+        }
         is_publishable(offered)
             && is_new
             && wanted.is_none_or(|wanted| wanted.iter().any(|wanted| wanted.accepts(offered) && !has(wanted)))
@@ -277,6 +280,9 @@ impl<'a> Resolver<'a> {
     }
 }
 
+/// What machines call their architecture, and no index should: these are links to the folders of architectures.
+const MACHINE_NAMES: [&str; 6] = ["x86_64", "x86-64", "i386", "aarch64", "armhf", "armel"];
+
 /// Tells whether the images for a platform can have a folder: those of Linux, named by the characters that names consist of.
 fn is_publishable(platform: &Platform) -> bool {
     let is_plain = |text: &str| {
@@ -285,7 +291,10 @@ fn is_publishable(platform: &Platform) -> bool {
             && text.starts_with(|first: char| first.is_ascii_alphanumeric())
             && text.bytes().all(is_of_name)
     };
-    platform.os == "linux" && is_plain(&platform.architecture) && platform.variant.as_deref().is_none_or(is_plain)
+    platform.os == "linux"
+        && !MACHINE_NAMES.contains(&platform.architecture.as_str())
+        && is_plain(&platform.architecture)
+        && platform.variant.as_deref().is_none_or(is_plain)
 }
 
 /// Returns an image that stands alone, if that is what is wanted.
@@ -326,6 +335,12 @@ pub(super) fn check_layer_count(layers: usize, parsed: &ImageConfig, config: &Do
     Ok(())
 }
 
+/// Tells whether a layer of this type may lie elsewhere than at the registry (image-spec, layer.md, "Non-Distributable
+/// Layers").
+fn is_foreign(media_type: &str) -> bool {
+    media_type.contains(".foreign.") || media_type.contains(".nondistributable.")
+}
+
 /// Joins the layers of a manifest with the diff IDs of its config.
 fn layers(
     manifest: &ImageManifest,
@@ -345,7 +360,7 @@ fn layers(
             size: descriptor.size,
             diff_id,
             media_type: descriptor.media_type.clone(),
-            urls: descriptor.urls.clone(),
+            urls: if is_foreign(&descriptor.media_type) { descriptor.urls.clone() } else { Vec::new() },
         })
     };
     manifest.layers.iter().zip(&parsed.rootfs.diff_ids).map(layer).collect()
@@ -523,7 +538,8 @@ mod tests {
                 manifest["layers"][0]["mediaType"] = json!(right);
                 manifest["layers"][0]["urls"] = json!(["https://a.org/b"]);
             });
-            assert_eq!(resolve(&files, "linux/amd64").unwrap().layers[0].urls, ["https://a.org/b"], "{right}");
+            let urls = if is_foreign(right) { vec!["https://a.org/b"] } else { Vec::new() };
+            assert_eq!(resolve(&files, "linux/amd64").unwrap().layers[0].urls, urls, "{right}");
         }
         for wrong in ["application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "application/wasm", "text/html"] {
             let files = manifest_with(|manifest| manifest["layers"][0]["mediaType"] = json!(wrong));

@@ -32,6 +32,7 @@ use crate::source::registry::{Registries, RegistryError};
 use crate::store::Written;
 use crate::wishlist::{Expansion, Failure, Problem, WantedImage, Wishlist, expand_one};
 
+use prune::Wishes;
 use quarantine::Quarantine;
 use survey::Survey;
 use workshop::Workshop;
@@ -186,9 +187,10 @@ fn attempt(
     let survey = Survey { head: &head, state: run.state(), registries: &registries, now: run.now() };
     let findings = survey::survey(&survey, &images, &quarantine, observer);
     let names: BTreeSet<ImageName> = images.iter().map(|image| image.name().clone()).collect();
-    let wishes = prune::wishes(&head, &wishlist.name, names, options.prune && failures.is_empty())?;
-    if options.prune && !failures.is_empty() {
-        tracing::warn!("nothing is removed, as not everything could be listed");
+    let is_doubtful = !failures.is_empty() || !wishlist.problems.is_empty() || !problems.is_empty();
+    let wishes = Wishes::new(&head, &wishlist.name, names, options.prune && !is_doubtful)?;
+    if options.prune && is_doubtful {
+        tracing::warn!("nothing is removed, as not everything was found that the wishlist asks for");
     }
     let workshop = Workshop {
         run: &run,
@@ -199,7 +201,7 @@ fn attempt(
         quarantine: &quarantine,
         observer,
     };
-    let (states, revisions) = workshop.work(findings, &wishlist.name, &wishes, rng)?;
+    let (states, revisions) = workshop.work(findings, &wishes, rng)?;
     let images = images.into_iter().zip(states).collect();
     Ok(Report { images, failures, removed: wishes.removed, revisions, written: run.written() })
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rsa::rand_core::CryptoRng;
 
@@ -16,6 +16,7 @@ use super::turns::{Ticket, Turns};
 use super::{Event, ImageState, Observer, Options, SyncError};
 use crate::convert::{Changes, ConvertError, ImageOptions, Request, Run, StagedImage};
 use crate::image::Digest;
+use crate::ingest::IngestError;
 use crate::message::causes;
 use crate::progress::Progress;
 use crate::publish::Revision;
@@ -35,8 +36,19 @@ pub(super) struct Workshop<'a> {
     pub(super) observer: &'a dyn Observer,
 }
 
-/// An image by its place in the wishlist, and what its registry has under its name, if that is known.
-type Work = (usize, Option<Digest>);
+/// An image to be converted.
+#[derive(Clone, Copy)]
+struct Work {
+    /// Its place in the wishlist.
+    index: usize,
+    /// What its registry has under its name, if that is known.
+    digest: Option<Digest>,
+    /// How often its registry asked to wait.
+    waits: u32,
+}
+
+/// So often a registry may ask to wait before the image is given up.
+const MOST_WAITS: u32 = 20;
 
 /// An image by its place in the wishlist, and what came of it: nothing for one that is as it is published.
 type Staged = (usize, Result<Vec<StagedImage>, ConvertError>);
@@ -47,16 +59,17 @@ struct Publications<'a> {
     waiting: Vec<(usize, Vec<StagedImage>)>,
     revisions: Vec<Revision>,
     states: Vec<Option<ImageState>>,
-    wishlist: &'a str,
     wishes: &'a Wishes,
 }
+
+/// No clock counts on for ever.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Workshop<'_> {
     /// Converts the images that changed and publishes them; returns what became of each image, and the revisions.
     pub(super) fn work(
         &self,
         findings: Vec<Finding>,
-        wishlist: &str,
         wishes: &Wishes,
         rng: &mut (impl CryptoRng + Send),
     ) -> Result<(Vec<ImageState>, Vec<Revision>), SyncError> {
@@ -71,16 +84,16 @@ impl Workshop<'_> {
                 Finding::Quarantined(reason) => Some(ImageState::Failed(reason)),
                 Finding::Failed(error) => Some(self.failed(index, error)?),
                 Finding::Changed(digest) => {
-                    changed.push((index, Some(digest)));
+                    changed.push(Work { index, digest: Some(digest), waits: 0 });
                     None
                 }
                 Finding::Later(until) => {
-                    later.push((until, (index, None)));
+                    later.push((until, Work { index, digest: None, waits: 1 }));
                     None
                 }
             });
         }
-        let mut publications = Publications { waiting: Vec::new(), revisions: Vec::new(), states, wishlist, wishes };
+        let mut publications = Publications { waiting: Vec::new(), revisions: Vec::new(), states, wishes };
         let count = changed.len() + later.len();
         let (queue, turns, order) = (Queue::with_later(changed, later), Turns::default(), Mutex::new(()));
         let (sender, receiver) = mpsc::channel();
@@ -112,14 +125,15 @@ impl Workshop<'_> {
                 let Some(next) = queue.take() else { return };
                 (next, turns.line_up())
             };
-            let index = next.0;
+            let index = next.index;
             let result = self.stage(next, ticket);
             if let Err(error) = &result
                 && let Some(until) = parked_until(error)
+                && next.waits < MOST_WAITS
             {
                 let image = &self.images[index];
                 self.observer.note(Event::Waits(image, until.saturating_duration_since(Instant::now())));
-                queue.postpone(next, until);
+                queue.postpone(Work { waits: next.waits + 1, ..next }, until);
                 continue;
             }
             let is_wanted = sender.send((index, result)).is_ok();
@@ -130,7 +144,7 @@ impl Workshop<'_> {
         }
     }
 
-    fn stage(&self, (index, digest): Work, ticket: Ticket<'_>) -> Result<Vec<StagedImage>, ConvertError> {
+    fn stage(&self, Work { index, digest, .. }: Work, ticket: Ticket<'_>) -> Result<Vec<StagedImage>, ConvertError> {
         let image = &self.images[index];
         let digest = match digest {
             Some(digest) => digest,
@@ -183,7 +197,7 @@ impl Workshop<'_> {
         rng: &mut (impl CryptoRng + Send),
     ) -> Result<(), SyncError> {
         let every = self.options.publish_every;
-        let mut next = Instant::now() + every;
+        let mut next = Instant::now() + every.min(LONGEST);
         loop {
             let pause = next.saturating_duration_since(Instant::now());
             match receiver.recv_timeout(pause) {
@@ -193,7 +207,7 @@ impl Workshop<'_> {
             }
             if Instant::now() >= next {
                 self.publish(publications, false, rng)?;
-                next = Instant::now() + every;
+                next = Instant::now() + every.min(LONGEST);
             }
         }
     }
@@ -214,6 +228,12 @@ impl Workshop<'_> {
                 let outcomes: Vec<_> = staged.iter().map(|image| image.outcome.clone()).collect();
                 self.observer.note(Event::Ready(&self.images[index], &outcomes));
                 publications.waiting.push((index, staged));
+            }
+            // What went wrong here says nothing about the image.
+            Err(error) if is_local(&error) => {
+                let error = causes(&error);
+                self.observer.note(Event::Failed(&self.images[index], &error));
+                publications.states[index] = Some(ImageState::Failed(error));
             }
             Err(error) => publications.states[index] = Some(self.failed(index, causes(&error))?),
         }
@@ -242,10 +262,15 @@ impl Workshop<'_> {
         let (indexes, staged): (Vec<usize>, Vec<Vec<StagedImage>>) = waiting.into_iter().unzip();
         let staged: Vec<StagedImage> = staged.into_iter().flatten().collect();
         let wishes = publications.wishes;
+        let is_out =
+            |state: &Option<ImageState>| matches!(state, Some(ImageState::Unchanged | ImageState::Published(_)));
+        let out = publications.states.iter().enumerate().filter(|(_, state)| is_out(state)).map(|(index, _)| index);
+        let published = out.chain(indexes.iter().copied()).map(|index| self.images[index].name().clone()).collect();
+        let noted = wishes.noted(&published);
         let changes = Changes {
             images: &staged,
             removed: if is_last { &wishes.removed } else { &[] },
-            wished: is_last.then_some((publications.wishlist, &wishes.names)),
+            wished: is_last.then_some((wishes.wishlist.as_str(), &noted)),
         };
         let revision = self.run.publish(&changes, rng)?;
         let images: Vec<&WantedImage> = indexes.iter().map(|&index| &self.images[index]).collect();
@@ -260,6 +285,20 @@ impl Workshop<'_> {
             publications.states[index] = Some(ImageState::Published(outcomes));
         }
         Ok(())
+    }
+}
+
+/// Tells whether it was this machine that failed, and not an image or a registry.
+fn is_local(error: &ConvertError) -> bool {
+    match error {
+        ConvertError::Layer { source, .. } => !matches!(source, IngestError::Layer(_) | IngestError::Source(_)),
+        ConvertError::Source(_)
+        | ConvertError::Naming(_)
+        | ConvertError::Apply { .. }
+        | ConvertError::OtherDiffId { .. }
+        | ConvertError::Losses(_)
+        | ConvertError::SameName(_) => false,
+        _ => true,
     }
 }
 

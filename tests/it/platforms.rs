@@ -123,10 +123,11 @@ fn name_may_come_to_stand_for_one_image_and_for_several_again() {
 #[test]
 fn platform_that_no_folder_can_be_named_after_is_left_out() {
     let repository = TestRepository::new();
-    let source = index(&repository, "odd", &["amd64", "../../etc", ".hidden", "a:b"]);
+    let source = index(&repository, "odd", &["amd64", "../../etc", ".hidden", "a:b", "x86_64", "aarch64"]);
     repository.run(["convert", &source, "--name", NAME, "--platform", "all"]).expect_code(0);
     let names = repository.list("/.metadata/.multiarch");
     assert_eq!(names.iter().filter(|name| !name.starts_with(".cvmfs")).collect::<Vec<_>>(), ["amd64"]);
-    let source = index(&repository, "none", &["../../etc"]);
+    assert_eq!(stored_target(&repository, "/.multiarch/x86_64"), "amd64");
+    let source = index(&repository, "none", &["x86_64"]);
     repository.refuse(["convert", &source, "--name", NAME, "--platform", "all"], 1, &["linux"]);
 }

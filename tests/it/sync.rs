@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::{Child, Stdio};
 
+use serde_json::json;
+
 use crate::support::fuse::wait_until;
 use crate::support::{
     Delivery, FaultProxy, Reply, Run, TestImage, TestRegistry, TestRepository, layer_path, write_oci_index,
@@ -198,15 +200,39 @@ fn what_a_wishlist_holds_no_longer_goes_only_when_it_is_asked_for() {
 }
 
 #[test]
-fn nothing_goes_when_a_list_of_tags_fails() {
+fn nothing_goes_when_a_list_of_tags_fails_or_is_empty() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("a"), "app/a", ["1"]);
     let wishlist = scene.wish("list.yaml", "  - HOST/app/a:*\n");
     scene.sync(&wishlist, &["--prune"]).expect_code(0);
+    for (code, list) in
+        [(1, json!({"errors": [{"code": "DOWN"}]})), (0, json!({"tags": null})), (0, json!({"tags": []}))]
+    {
+        scene.proxy.at("/tags/list", move |_, _| Reply::json(200, &list));
+        let run = scene.sync(&wishlist, &["--prune"]).expect_code(code);
+        assert!(run.stderr().contains("nothing is removed"), "{}", run.stderr());
+        assert!(scene.has("app/a:1"));
+    }
     scene.proxy.at("/tags/list", |_, _| Reply::status(404));
     let run = scene.sync(&wishlist, &["--prune"]).expect_code(1);
     assert!(run.stderr().contains("app/a") && run.stderr().contains("nothing is removed"), "{}", run.stderr());
     assert!(scene.has("app/a:1"));
+    scene.write("list.yaml", "version: 1\ninput: [not an image]\n");
+    scene.sync(&wishlist, &["--prune"]).expect_code(0);
+    assert!(scene.has("app/a:1"));
+}
+
+#[test]
+fn image_that_somebody_else_published_does_not_go() {
+    let Some(scene) = Scene::new() else { return };
+    scene.registry.push_tags(&image("a"), "app/a", ["1"]);
+    let name = format!("{}/app/b:1", scene.proxy.host());
+    scene.repository.convert(&image("by hand"), &name, &[]).expect_code(0);
+    let wishlist = scene.wish("list.yaml", "  - HOST/app/a:1\n  - HOST/app/b:1\n");
+    scene.sync(&wishlist, &[]).expect_code(3);
+    scene.wish("list.yaml", "  - HOST/app/a:1\n");
+    scene.sync(&wishlist, &["--prune"]).expect_code(0);
+    assert!(scene.has("app/b:1"), "the wish for it always failed");
 }
 
 #[test]

@@ -78,7 +78,13 @@ fn fault(variable: &str, fault: &'static str) -> RegistryError {
 impl DuccRegistry {
     /// Tells whether the variables mean a repository at a host.
     pub(super) fn means(&self, host: &str, repository: &str) -> bool {
-        host.contains(&self.ident) || format!("https://{host}/v2/{repository}").contains(&self.ident)
+        // Whoever names a repository must not choose who gets the password: a text with a path is compared from the host on.
+        let ident = self.ident.trim_start_matches("https://").trim_start_matches("http://");
+        let starts = |place: String| place.starts_with(ident);
+        match ident.contains('/') {
+            true => starts(format!("{host}/{repository}")) || starts(format!("{host}/v2/{repository}")),
+            false => host.contains(ident),
+        }
     }
 
     /// Returns which variables these are.

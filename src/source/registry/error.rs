@@ -192,6 +192,16 @@ impl Said {
         let message = message.into_iter().find(|message| !message.is_empty()).unwrap_or_default();
         Self { code: text(&body.error), message }
     }
+
+    /// Blanks what was shown to the server: some repeat the whole request.
+    pub(super) fn without(mut self, authorization: Option<&str>) -> Self {
+        let secret = authorization.and_then(|authorization| authorization.split_once(' ')).map(|(_, secret)| secret);
+        if let Some(secret) = secret.filter(|secret| !secret.is_empty()) {
+            self.code = self.code.replace(secret, "…");
+            self.message = self.message.replace(secret, "…");
+        }
+        self
+    }
 }
 
 impl fmt::Display for Said {
@@ -238,6 +248,8 @@ mod tests {
 
     #[test]
     fn first_error_of_a_body_is_said() {
+        let echo = Said::parse(br#"{"errors":[{"code":"X","message":"you sent Basic c2VjcmV0"}]}"#);
+        assert!(!echo.without(Some("Basic c2VjcmV0")).to_string().contains("c2VjcmV0"));
         let said = |body: &str| Said::parse(body.as_bytes()).to_string();
         let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":{"Tag":"x"}},{}]}"#;
         assert_eq!(said(body), ": MANIFEST_UNKNOWN, manifest unknown");

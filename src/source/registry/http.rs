@@ -82,6 +82,8 @@ pub(super) struct Answer {
     pub(super) url: Url,
     /// Whether no redirect led away from the origin that was asked.
     pub(super) is_of_origin: bool,
+    /// What was shown to it, which may come back in what it says.
+    pub(super) shown: Option<HeaderValue>,
 }
 
 impl Request {
@@ -102,7 +104,7 @@ impl Http {
         for _ in 0..=MOST_REDIRECTS {
             let response = self.send_once(request, &url, is_of_origin)?;
             let Some(next) = redirect(request, &url, &response)? else {
-                return Ok(Answer { response, url, is_of_origin });
+                return Ok(Answer { response, url, is_of_origin, shown: request.authorization.clone() });
             };
             is_of_origin &= is_same_origin(&url, &next);
             url = next;
@@ -299,7 +301,7 @@ impl Answer {
     pub(super) fn said(self) -> Said {
         let mut body = Vec::new();
         match self.response.take(LONGEST_EXPLANATION).read_to_end(&mut body) {
-            Ok(_) => Said::parse(&body),
+            Ok(_) => Said::parse(&body).without(self.shown.as_ref().and_then(|shown| shown.to_str().ok())),
             Err(_) => Said::default(),
         }
     }

@@ -31,7 +31,8 @@ use std::time::{Duration, Instant};
 
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap};
 use reqwest::{Method, Url};
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 
 use super::ImageArgument;
 use super::document::{Document, MAX_DOCUMENT, is_schema_1};
@@ -59,6 +60,8 @@ const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json";
 /// The size up to which a page of a list is read, in bytes.
 const LARGEST_PAGE: u64 = 16 << 20;
+/// The size up to which a page of another interface is read, in bytes: it takes many times that in memory.
+const LARGEST_API_PAGE: u64 = 2 << 20;
 /// How often a small request is tried.
 const ATTEMPTS: u32 = 5;
 /// How long to wait before the second attempt. It doubles with each further one.
@@ -258,6 +261,7 @@ impl Registries {
     pub fn tags(&self, host: &str, repository: &str, transport: Transport) -> Result<Vec<String>, RegistryError> {
         #[derive(Deserialize)]
         struct Page {
+            #[serde(deserialize_with = "nullable")]
             tags: Option<Vec<String>>,
         }
         let asked = asked_repository(host, repository);
@@ -270,6 +274,7 @@ impl Registries {
     pub fn repositories(&self, host: &str, transport: Transport) -> Result<Vec<String>, RegistryError> {
         #[derive(Deserialize)]
         struct Page {
+            #[serde(deserialize_with = "nullable")]
             repositories: Option<Vec<String>>,
         }
         let what = format!("list of repositories at {host}");
@@ -304,7 +309,7 @@ impl Registries {
             let place = || Ok(found.map_or_else(|| "credentials are not shown to it".to_owned(), |found| found.place));
             let answer = self.shared.judged(answer, &host, &shown(&url), place)?;
             let (headers, next) = (answer.headers().clone(), paging::next_page(&url, answer.headers())?);
-            let body = json(answer)?;
+            let body = json(answer, LARGEST_API_PAGE)?;
             Ok(JsonPage { body, next: next.map(String::from), headers })
         })
     }
@@ -419,12 +424,10 @@ impl Registries {
             let page = |url: &Url| {
                 self.retried(attempts, deadline, || {
                     let (answer, _permit) = self.shared.exchange(endpoint, url, call, deadline)?;
-                    let (at, wrong) = (shown(url), "it is not the JSON of a list".to_owned());
                     // A redirect to elsewhere does not take the list there.
                     let base = if answer.is_of_origin { answer.url.clone() } else { url.clone() };
                     let next = paging::next_page(&base, answer.headers())?;
-                    let page = serde_json::from_value(json(answer)?);
-                    Ok((names(page.map_err(|_| RegistryError::Answer { url: at, reason: wrong })?), next))
+                    Ok((names(json(answer, LARGEST_PAGE)?), next))
                 })
             };
             paging::collect(url.clone(), page, is_right)
@@ -514,10 +517,15 @@ fn document(answer: Answer) -> Result<Vec<u8>, RegistryError> {
     answer.read(MAX_DOCUMENT)
 }
 
-fn json(answer: Answer) -> Result<serde_json::Value, RegistryError> {
+/// Takes `null` for nothing, as registries write it for an empty list; a member that is missing is an error all the same.
+fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    Option::deserialize(deserializer)
+}
+
+fn json<T: DeserializeOwned>(answer: Answer, limit: u64) -> Result<T, RegistryError> {
     refuse_web_page(&answer)?;
-    let (url, reason) = (shown(&answer.url), "it is not JSON".to_owned());
-    serde_json::from_slice(&answer.read(LARGEST_PAGE)?).map_err(|_| RegistryError::Answer { url, reason })
+    let (url, reason) = (shown(&answer.url), "it is not the JSON that was asked for".to_owned());
+    serde_json::from_slice(&answer.read(limit)?).map_err(|_| RegistryError::Answer { url, reason })
 }
 
 /// Makes a body of an answer, after a look at where it begins.
