@@ -1,7 +1,7 @@
 //! From a descriptor down to one image: through indexes, by platform, to a manifest and its config.
 
 use super::document::{self, Blobs, Document};
-use super::error::SourceError;
+use super::error::{SourceError, quoted};
 use super::{Image, ImageLayer, PlatformRequest};
 use crate::image::{Descriptor, Digest, DocumentKind, ImageConfig, ImageIndex, ImageManifest, Platform};
 
@@ -171,7 +171,8 @@ impl<'a> Resolver<'a> {
         let is_new = found.iter().all(|(platform, _)| platform != offered);
         self.note(offered);
         if !is_publishable(offered) && offered.os == "linux" {
-            tracing::warn!("{}: platform {offered:?} is left out", self.blobs.path().display());
+            let (path, offered) = (self.blobs.path().display(), offered.to_string());
+            tracing::warn!("{path}: there is no folder for the platform {}, which is left out", quoted(&offered));
         }
         is_publishable(offered)
             && is_new

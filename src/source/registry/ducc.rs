@@ -123,7 +123,7 @@ mod tests {
         assert!(found[0].access == proxy);
         assert!(found[1].access == Access::Credentials(Credentials::new("u", "p")));
         assert!(found[0].means("registry-1.docker.io", "a") && !found[0].means("h.org", "a"));
-        assert!(found[1].means("h.org", "gitlab/a"));
+        assert!(found[1].means("gitlab.h.org", "a") && !found[1].means("h.org", "gitlab/a"));
         assert!(!format!("{found:?}").contains("ignored"));
     }
 
