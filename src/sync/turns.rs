@@ -1,14 +1,14 @@
 //! Lets images be converted side by side as long as they share nothing that is still to be made.
 //!
-//! Images take their turns in the order of the wishlist, and each waits for those before it that make what it needs, too:
-//! a shared layer is fetched and stored once, and what is published does not depend on which thread was faster.
+//! Images line up in the order of the wishlist. Each waits for those before it that make what it needs, too, and passes the
+//! others: a shared layer is fetched and stored once, and what is published does not depend on which thread was faster.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Condvar, Mutex, MutexGuard};
 
 use crate::image::Digest;
 
-/// Who makes what at the moment.
+/// Who makes what at the moment, and who waits.
 #[derive(Default)]
 pub(super) struct Turns {
     state: Mutex<State>,
@@ -17,18 +17,17 @@ pub(super) struct Turns {
 
 #[derive(Default)]
 struct State {
-    /// The next number to be given out, and the number whose turn it is.
     issued: usize,
-    current: usize,
+    /// The tickets in the line, and what each is for, if that is known.
+    line: BTreeMap<usize, Option<HashSet<Digest>>>,
     /// What is being made.
     held: HashSet<Digest>,
 }
 
-/// A place in the line. Dropping it lets the next one pass.
+/// A place in the line, until it is dropped.
 pub(super) struct Ticket<'a> {
     turns: &'a Turns,
     number: usize,
-    has_passed: bool,
 }
 
 /// What one image makes, until it is dropped.
@@ -41,49 +40,50 @@ impl Turns {
     /// Lines up.
     pub(super) fn line_up(&self) -> Ticket<'_> {
         let mut state = self.lock();
+        let number = state.issued;
         state.issued += 1;
-        Ticket { turns: self, number: state.issued - 1, has_passed: false }
+        state.line.insert(number, None);
+        Ticket { turns: self, number }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no thread panics while it takes its turn")
     }
+}
 
-    fn wait(&self, until: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
-        let waiting = self.changed.wait_while(self.lock(), |state| !until(state));
-        waiting.expect("no thread panics while it takes its turn")
+impl State {
+    /// Tells whether a ticket has to wait for what is being made, or for one before it that may make the same.
+    fn has_to_wait(&self, number: usize, digests: &HashSet<Digest>) -> bool {
+        let may_make = |of: &Option<HashSet<Digest>>| of.as_ref().is_none_or(|of| !of.is_disjoint(digests));
+        !self.held.is_disjoint(digests) || self.line.range(..number).any(|(_, of)| may_make(of))
     }
 }
 
 impl<'a> Ticket<'a> {
-    /// Waits until it is this ticket's turn and nobody else makes any of `digests`.
-    pub(super) fn claim(mut self, digests: HashSet<Digest>) -> Claim<'a> {
-        let number = self.number;
-        let mut state = self.turns.wait(|state| state.current == number && state.held.is_disjoint(&digests));
+    /// Says what the ticket is for, and waits until nobody else makes any of it, nor will before.
+    pub(super) fn claim(self, digests: HashSet<Digest>) -> Claim<'a> {
+        let (turns, number) = (self.turns, self.number);
+        let mut state = turns.lock();
+        state.line.insert(number, Some(digests.clone()));
+        turns.changed.notify_all();
+        let waited = turns.changed.wait_while(state, |state| state.has_to_wait(number, &digests));
+        let mut state = waited.expect("no thread panics while it takes its turn");
         state.held.extend(&digests);
-        state.current += 1;
-        self.has_passed = true;
         drop(state);
-        self.turns.changed.notify_all();
-        Claim { turns: self.turns, digests }
+        Claim { turns, digests }
     }
 }
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        if !self.has_passed {
-            let number = self.number;
-            self.turns.wait(|state| state.current == number).current += 1;
-            self.turns.changed.notify_all();
-        }
+        self.turns.lock().line.remove(&self.number);
+        self.turns.changed.notify_all();
     }
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        let mut state = self.turns.lock();
-        state.held.retain(|digest| !self.digests.contains(digest));
-        drop(state);
+        self.turns.lock().held.retain(|digest| !self.digests.contains(digest));
         self.turns.changed.notify_all();
     }
 }
@@ -91,40 +91,52 @@ impl Drop for Claim<'_> {
 #[cfg(test)]
 mod tests {
     use std::thread;
+    use std::time::Duration;
 
     use super::*;
 
-    #[test]
-    fn who_needs_the_same_waits_and_who_does_not_passes_in_order() {
-        let turns = Turns::default();
-        let digest = |text: &str| HashSet::from([Digest::of(text.as_bytes())]);
-        let (first, second, third) = (turns.line_up(), turns.line_up(), turns.line_up());
-        let claim = first.claim(digest("base"));
-        let order = Mutex::new(Vec::new());
-        thread::scope(|scope| {
-            let order = &order;
-            scope.spawn(move || {
-                let _claim = third.claim(digest("other"));
-                order.lock().unwrap().push(3);
-            });
-            scope.spawn(move || {
-                let _claim = second.claim(digest("base"));
-                order.lock().unwrap().push(2);
-            });
-            order.lock().unwrap().push(1);
-            drop(claim);
-        });
-        assert_eq!(order.into_inner().unwrap()[0], 1);
-        assert!(turns.lock().held.is_empty());
-        assert_eq!(turns.lock().current, 3);
+    fn of<const N: usize>(texts: [&str; N]) -> HashSet<Digest> {
+        texts.map(|text| Digest::of(text.as_bytes())).into()
     }
 
     #[test]
-    fn ticket_that_is_given_up_lets_the_next_one_pass() {
+    fn who_needs_the_same_waits_and_the_others_pass() {
+        let turns = Turns::default();
+        let [first, second, third, fourth] = [(); 4].map(|()| turns.line_up());
+        let base = first.claim(of(["base", "first"]));
+        let order = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            let order = &order;
+            let waiting = scope.spawn(move || {
+                let claim = second.claim(of(["base", "second"]));
+                order.lock().unwrap().push(2);
+                claim
+            });
+            let behind = scope.spawn(move || {
+                drop(fourth.claim(of(["second"])));
+                order.lock().unwrap().push(4);
+            });
+            // It shares nothing with those before it.
+            drop(third.claim(of(["third"])));
+            order.lock().unwrap().push(3);
+            drop(base);
+            drop(waiting.join().unwrap());
+            behind.join().unwrap();
+        });
+        assert_eq!(order.into_inner().unwrap(), [3, 2, 4]);
+        assert!(turns.lock().held.is_empty() && turns.lock().line.is_empty());
+    }
+
+    #[test]
+    fn nobody_passes_one_that_has_not_said_what_it_makes() {
         let turns = Turns::default();
         let (first, second) = (turns.line_up(), turns.line_up());
-        drop(first);
-        drop(second.claim(HashSet::new()));
-        assert_eq!(turns.lock().current, 2);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(move || drop(second.claim(of(["any"]))));
+            thread::sleep(Duration::from_millis(5));
+            assert!(!waiting.is_finished());
+            drop(first);
+        });
+        assert!(turns.lock().line.is_empty());
     }
 }
