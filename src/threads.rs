@@ -15,6 +15,12 @@ pub struct ThreadsError {
 /// Trees may be 1,000 folders deep, and are gone through by recursion. Only what is used is ever touched.
 pub(crate) const STACK_BYTES: usize = 256 << 20;
 
+/// Starts `threads` threads, at least one, that wait for others most of the time, and go through no trees.
+pub(crate) fn waiting_pool(threads: usize) -> Result<ThreadPool, ThreadsError> {
+    let threads = threads.max(1);
+    ThreadPoolBuilder::new().num_threads(threads).build().map_err(|source| ThreadsError { threads, source })
+}
+
 /// Starts `threads` threads, at least one.
 pub(crate) fn pool(threads: usize) -> Result<ThreadPool, ThreadsError> {
     let threads = threads.max(1);

@@ -13,7 +13,8 @@ use crate::catalog::FACTS;
 use crate::image::Digest;
 use crate::layer::EntryPath;
 use crate::layout::{self, ImagePlace};
-use crate::repository::Repository;
+use crate::object::{ObjectHash, Pieces};
+use crate::repository::{Repository, RepositoryError};
 use crate::source::Image;
 
 /// Manifests are at most this long (distribution-spec, "Pushing Manifests").
@@ -79,15 +80,26 @@ impl Run {
     }
 }
 
-/// Returns the config and layers that another program noted for an image, as far as it did.
-fn kept_manifest(head: &Repository, place: &ImagePlace) -> Result<Option<(Digest, Vec<Digest>)>, ConvertError> {
+/// Returns the object of the manifest that another program published for an image, if one did.
+pub(crate) fn foreign_manifest(head: &Repository, place: &ImagePlace) -> Result<Option<ObjectHash>, RepositoryError> {
     let folder = place.metadata();
-    let path = folder.join(b"manifest.json");
-    let is_readable = head.get(&path)?.is_some_and(|entry| entry.size.cast_unsigned() <= MANIFEST_LIMIT);
-    if !is_readable || head.get(&folder.join(b"strata.json"))?.is_some() {
+    let manifest = head.get(&folder.join(b"manifest.json"))?;
+    let manifest = manifest.filter(|entry| entry.size.cast_unsigned() <= MANIFEST_LIMIT);
+    if manifest.is_none() || head.get(&folder.join(b"strata.json"))?.is_some() {
         return Ok(None);
     }
-    let json = head.read(&path, MANIFEST_LIMIT)?.unwrap_or_default();
+    Ok(manifest.and_then(|entry| entry.file_content()).and_then(|content| match content.pieces {
+        Pieces::Whole(hash) => Some(hash),
+        Pieces::Chunks(_) => None,
+    }))
+}
+
+/// Returns the config and layers that another program noted for an image, as far as it did.
+fn kept_manifest(head: &Repository, place: &ImagePlace) -> Result<Option<(Digest, Vec<Digest>)>, ConvertError> {
+    if foreign_manifest(head, place)?.is_none() {
+        return Ok(None);
+    }
+    let json = head.read(&place.metadata().join(b"manifest.json"), MANIFEST_LIMIT)?.unwrap_or_default();
     let manifest: Option<KeptManifest> = serde_json::from_slice(&json).ok();
     Ok(manifest.and_then(|manifest| manifest.digests()))
 }

@@ -37,6 +37,7 @@ use crate::tree::ApplyError;
 use crate::wishlist::{ChainOption, PlatformOption, WishOptions};
 
 pub(crate) use edits::Changes;
+pub(crate) use foreign::foreign_manifest;
 pub(crate) use run::Run;
 pub(crate) use stage::StagedImage;
 

@@ -16,7 +16,6 @@ mod workshop;
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Mutex;
-use std::thread;
 use std::time::Duration;
 
 use rsa::rand_core::CryptoRng;
@@ -28,9 +27,10 @@ use crate::image::ImageName;
 use crate::progress::Progress;
 use crate::publish::{PublishError, Revision};
 use crate::repository::RepositoryError;
-use crate::source::registry::{Registries, RegistryError};
+use crate::source::registry::RegistryError;
 use crate::store::Written;
-use crate::wishlist::{Expansion, Failure, Problem, WantedImage, Wishlist, expand_one};
+use crate::threads::{self, ThreadsError};
+use crate::wishlist::{self, Expansion, Failure, Problem, WantedImage, Wishlist};
 
 use prune::Wishes;
 use quarantine::Quarantine;
@@ -53,11 +53,11 @@ pub enum SyncError {
     #[error(transparent)]
     Registries(#[from] RegistryError),
     /// The machine refuses to start threads.
-    #[error("cannot start threads")]
-    Threads {
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Threads(#[from] ThreadsError),
+    /// The machine refuses to start a thread that converts.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
     /// Nothing can be converted or published.
     #[error(transparent)]
     Convert(#[from] ConvertError),
@@ -163,6 +163,9 @@ pub fn round(
     attempt(folder, wishlist, options, observer, rng)
 }
 
+/// So many lists are asked for at a time.
+const LISTS_AT_ONCE: usize = 8;
+
 /// How often a round begins anew when objects that it found in the store go away.
 const ATTEMPTS: usize = 3;
 
@@ -175,17 +178,20 @@ fn attempt(
 ) -> Result<Report, SyncError> {
     check_repository(folder, wishlist, options)?;
     let registries = folder.registries()?;
-    let Expansion { images, failures, problems } = expand(wishlist, registries);
+    let expand = || wishlist::expand(wishlist, registries);
+    let Expansion { images, failures, problems } = threads::waiting_pool(LISTS_AT_ONCE)?.install(expand);
     wishlist.problems.iter().chain(&problems).for_each(|problem| observer.note(Event::Problem(problem)));
     failures.iter().for_each(|failure| observer.note(Event::NotListed(failure)));
     observer.note(Event::Listed(images.len()));
     // Here a registry that asks to wait is waited for while others are asked.
     let registries = registries.with_patience(Duration::ZERO);
-    let run = Run::open(folder, &options.convert, &registries)?;
+    // Each image that is converted has its share.
+    let memory = options.convert.memory / options.side_by_side.max(1) as u64;
+    let run = Run::open(folder, &convert::Options { memory, ..options.convert.clone() }, &registries)?;
     let quarantine = Quarantine::open(run.state())?;
     let head = run.head()?;
     let survey = Survey { head: &head, state: run.state(), registries: &registries, now: run.now() };
-    let findings = survey::survey(&survey, &images, &quarantine, observer);
+    let findings = survey.look_at_all(&images, &quarantine, observer)?;
     let names: BTreeSet<ImageName> = images.iter().map(|image| image.name().clone()).collect();
     let is_doubtful = !failures.is_empty() || !wishlist.problems.is_empty() || !problems.is_empty();
     let wishes = Wishes::new(&head, &wishlist.name, names, options.prune && !is_doubtful)?;
@@ -218,28 +224,4 @@ fn check_repository(folder: &RepositoryFolder, wishlist: &Wishlist, options: &Op
         }
         _ => Ok(()),
     }
-}
-
-/// So many lists are asked for at a time.
-const LISTS_AT_ONCE: usize = 8;
-
-/// Expands all wishes, several at a time.
-fn expand(wishlist: &Wishlist, registries: &Registries) -> Expansion {
-    let queue = queue::Queue::new(0..wishlist.wishes.len());
-    let parts = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        let work = || {
-            while let Some(index) = queue.take() {
-                let part = expand_one(&wishlist.wishes[index], registries);
-                parts.lock().expect("no thread panics while it adds a part").push((index, part));
-                queue.done();
-            }
-        };
-        let spawn = |_| thread::Builder::new().spawn_scoped(scope, work);
-        let _helpers: Vec<_> = (1..LISTS_AT_ONCE).map_while(|number| spawn(number).ok()).collect();
-        work();
-    });
-    let mut parts = parts.into_inner().expect("no thread panics while it adds a part");
-    parts.sort_by_key(|(index, _)| *index);
-    Expansion::join(parts.into_iter().map(|(_, part)| part))
 }

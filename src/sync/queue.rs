@@ -18,12 +18,8 @@ struct State<T> {
 }
 
 impl<T> Queue<T> {
-    pub(super) fn new(items: impl IntoIterator<Item = T>) -> Self {
-        Self::with_later(items, Vec::new())
-    }
-
-    /// Starts with some items that cannot be done before a certain time.
-    pub(super) fn with_later(items: impl IntoIterator<Item = T>, later: Vec<(Instant, T)>) -> Self {
+    /// Starts with items that can be done now, and with others, each with the time before which it cannot.
+    pub(super) fn new(items: impl IntoIterator<Item = T>, later: Vec<(Instant, T)>) -> Self {
         let state = State { ready: items.into_iter().collect(), later, taken: 0 };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
@@ -90,7 +86,7 @@ mod tests {
 
     #[test]
     fn items_come_in_order_and_postponed_ones_when_their_time_has_come() {
-        let queue = Queue::new([1, 2, 3]);
+        let queue = Queue::new([1, 2, 3], Vec::new());
         assert_eq!(queue.take(), Some(1));
         queue.postpone(1, Instant::now() + Duration::from_millis(5));
         assert_eq!(queue.take(), Some(2));
@@ -106,7 +102,7 @@ mod tests {
 
     #[test]
     fn waiting_ends_when_the_last_item_is_done() {
-        let queue = Queue::new([1]);
+        let queue = Queue::new([1], Vec::new());
         assert_eq!(queue.take(), Some(1));
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| queue.take());

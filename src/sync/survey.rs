@@ -1,23 +1,21 @@
 //! Finds out which images are not as their registries have them, with one small request for each.
 
-use std::sync::Mutex;
-use std::thread;
 use std::time::{Duration, Instant};
 
+use rayon::prelude::*;
+
 use super::quarantine::Quarantine;
-use super::queue::Queue;
 use super::{Event, Observer};
 use crate::catalog::StateDatabase;
-use crate::convert::{Chains, ConvertError, ImageOptions};
+use crate::convert::{Chains, ConvertError, ImageOptions, foreign_manifest};
 use crate::image::{Digest, ImageName};
 use crate::inventory;
 use crate::layout::{self, ImagePlace, ImageRecord};
-use crate::message::causes;
 use crate::metadata::Timestamp;
-use crate::object::{ObjectHash, Pieces};
 use crate::repository::{Repository, RepositoryError};
 use crate::source::registry::{Registries, RegistryImagePlace};
 use crate::source::{Platforms, SourceError};
+use crate::threads::{self, ThreadsError};
 use crate::wishlist::WantedImage;
 
 /// So many images are asked for at a time; how many of one registry, its own limit says.
@@ -39,55 +37,9 @@ pub(super) enum Finding {
     /// Its registry says nothing before then.
     Later(Instant),
     /// Nothing can be said about it.
-    Failed(String),
+    Failed(ConvertError),
     /// It failed in an earlier round, and nobody asked for it.
     Quarantined(String),
-}
-
-/// Looks at every image and returns the findings in the order of the images.
-pub(super) fn survey(
-    survey: &Survey<'_>,
-    images: &[WantedImage],
-    quarantine: &Quarantine<'_>,
-    observer: &dyn Observer,
-) -> Vec<Finding> {
-    let queue = Queue::new(0..images.len());
-    let findings = Mutex::new(Vec::new());
-    let look = |image: &WantedImage| {
-        if let Some(reason) = quarantine.holds(image.name(), survey.now) {
-            observer.note(Event::Quarantined(image, &reason));
-            return Finding::Quarantined(reason);
-        }
-        match survey.look(image) {
-            Ok(None) => {
-                observer.note(Event::Unchanged(image));
-                Finding::Unchanged
-            }
-            Ok(Some(digest)) => Finding::Changed(digest),
-            Err(error) => match parked_until(&error) {
-                Some(until) => {
-                    observer.note(Event::Waits(image, until.saturating_duration_since(Instant::now())));
-                    Finding::Later(until)
-                }
-                None => Finding::Failed(causes(&error)),
-            },
-        }
-    };
-    thread::scope(|scope| {
-        let work = || {
-            while let Some(index) = queue.take() {
-                let finding = look(&images[index]);
-                findings.lock().expect("no thread panics while it adds a finding").push((index, finding));
-                queue.done();
-            }
-        };
-        let spawn = |_| thread::Builder::new().spawn_scoped(scope, work);
-        let _helpers: Vec<_> = (1..AT_ONCE.min(images.len())).map_while(|number| spawn(number).ok()).collect();
-        work();
-    });
-    let mut findings = findings.into_inner().expect("no thread panics while it adds a finding");
-    findings.sort_by_key(|(index, _)| *index);
-    findings.into_iter().map(|(_, finding)| finding).collect()
 }
 
 /// Returns until when the registry of a failed image wants to be left alone, if that is worth waiting for.
@@ -111,6 +63,37 @@ pub(super) struct Survey<'a> {
 }
 
 impl Survey<'_> {
+    /// Looks at every image, many at a time, and returns the findings in the order of the images.
+    pub(super) fn look_at_all(
+        &self,
+        images: &[WantedImage],
+        quarantine: &Quarantine<'_>,
+        observer: &dyn Observer,
+    ) -> Result<Vec<Finding>, ThreadsError> {
+        let find = |image: &WantedImage| {
+            if let Some(reason) = quarantine.holds(image.name(), self.now) {
+                observer.note(Event::Quarantined(image, &reason));
+                return Finding::Quarantined(reason);
+            }
+            match self.look(image) {
+                Ok(None) => {
+                    observer.note(Event::Unchanged(image));
+                    Finding::Unchanged
+                }
+                Ok(Some(digest)) => Finding::Changed(digest),
+                Err(error) => match parked_until(&error) {
+                    Some(until) => {
+                        observer.note(Event::Waits(image, until.saturating_duration_since(Instant::now())));
+                        Finding::Later(until)
+                    }
+                    None => Finding::Failed(error),
+                },
+            }
+        };
+        let pool = threads::waiting_pool(AT_ONCE.min(images.len()))?;
+        Ok(pool.install(|| images.par_iter().map(find).collect()))
+    }
+
     /// Returns what a registry has under the name of an image, unless that is what is published.
     pub(super) fn look(&self, image: &WantedImage) -> Result<Option<Digest>, ConvertError> {
         let place = RegistryImagePlace::of(&image.argument).expect("wishes name images at registries only");
@@ -164,22 +147,10 @@ impl Survey<'_> {
 
     /// Tells whether another program's image under this name was found to be what has this digest.
     fn was_seen(&self, name: &ImageName, digest: Digest) -> Result<bool, ConvertError> {
-        let Some(published) = foreign_manifest(self.head, name)? else { return Ok(false) };
+        let place = ImagePlace { name: name.clone(), platform: None };
+        let Some(published) = foreign_manifest(self.head, &place)? else { return Ok(false) };
         Ok(self.state.seen(&name.to_string(), published)?.as_deref() == Some(&digest.to_string()))
     }
-}
-
-/// Returns the object of the manifest that another program published for an image.
-pub(super) fn foreign_manifest(head: &Repository, name: &ImageName) -> Result<Option<ObjectHash>, RepositoryError> {
-    let folder = ImagePlace { name: name.clone(), platform: None }.metadata();
-    if head.get(&folder.join(b"strata.json"))?.is_some() {
-        return Ok(None);
-    }
-    let content = head.get(&folder.join(b"manifest.json"))?.and_then(|entry| entry.file_content());
-    Ok(content.and_then(|content| match content.pieces {
-        Pieces::Whole(hash) => Some(hash),
-        Pieces::Chunks(_) => None,
-    }))
 }
 
 /// Tells whether a record names every kind of tree that is wanted.

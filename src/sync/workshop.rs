@@ -11,10 +11,10 @@ use rsa::rand_core::CryptoRng;
 use super::prune::Wishes;
 use super::quarantine::Quarantine;
 use super::queue::Queue;
-use super::survey::{Finding, Survey, foreign_manifest, parked_until};
+use super::survey::{Finding, Survey, parked_until};
 use super::turns::{Ticket, Turns};
 use super::{Event, ImageState, Observer, Options, SyncError};
-use crate::convert::{Changes, ConvertError, ImageOptions, Request, Run, StagedImage};
+use crate::convert::{Changes, ConvertError, ImageOptions, Request, Run, StagedImage, foreign_manifest};
 use crate::image::Digest;
 use crate::ingest::IngestError;
 use crate::message::causes;
@@ -82,7 +82,7 @@ impl Workshop<'_> {
                     Some(ImageState::Unchanged)
                 }
                 Finding::Quarantined(reason) => Some(ImageState::Failed(reason)),
-                Finding::Failed(error) => Some(self.failed(index, error)?),
+                Finding::Failed(error) => Some(self.failed(index, &error)?),
                 Finding::Changed(digest) => {
                     changed.push(Work { index, digest: Some(digest), waits: 0 });
                     None
@@ -95,7 +95,7 @@ impl Workshop<'_> {
         }
         let mut publications = Publications { waiting: Vec::new(), revisions: Vec::new(), states, wishes };
         let count = changed.len() + later.len();
-        let (queue, turns, order) = (Queue::with_later(changed, later), Turns::default(), Mutex::new(()));
+        let (queue, turns, order) = (Queue::new(changed, later), Turns::default(), Mutex::new(()));
         let (sender, receiver) = mpsc::channel();
         let published = thread::scope(|scope| {
             for _ in 0..self.options.side_by_side.clamp(1, count.max(1)) {
@@ -103,7 +103,7 @@ impl Workshop<'_> {
                 let work = move || self.stage_images(queue, turns, order, &sender);
                 // With fewer threads it takes longer; with none at all there is this error.
                 let spawned = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work);
-                spawned.map_err(|source| SyncError::Threads { source })?;
+                spawned.map_err(SyncError::Thread)?;
             }
             drop(sender);
             let published = self.publish_all(&receiver, &mut publications, rng);
@@ -178,7 +178,7 @@ impl Workshop<'_> {
         let head = self.head();
         let staged = self.run.stage(resolved, &head, &progress)?;
         if staged.iter().any(StagedImage::is_foreign)
-            && let Some(published) = foreign_manifest(&head, image.name())?
+            && let Some(published) = foreign_manifest(&head, &staged[0].outcome.place)?
         {
             self.run.state().add_seen(&image.name().to_string(), published, &digest.to_string())?;
         }
@@ -229,22 +229,19 @@ impl Workshop<'_> {
                 self.observer.note(Event::Ready(&self.images[index], &outcomes));
                 publications.waiting.push((index, staged));
             }
-            // What went wrong here says nothing about the image.
-            Err(error) if is_local(&error) => {
-                let error = causes(&error);
-                self.observer.note(Event::Failed(&self.images[index], &error));
-                publications.states[index] = Some(ImageState::Failed(error));
-            }
-            Err(error) => publications.states[index] = Some(self.failed(index, causes(&error))?),
+            Err(error) => publications.states[index] = Some(self.failed(index, &error)?),
         }
         Ok(())
     }
 
-    fn failed(&self, index: usize, error: String) -> Result<ImageState, SyncError> {
-        let image = &self.images[index];
-        self.observer.note(Event::Failed(image, &error));
-        self.quarantine.note_failure(image.name(), &error, self.run.now())?;
-        Ok(ImageState::Failed(error))
+    fn failed(&self, index: usize, error: &ConvertError) -> Result<ImageState, SyncError> {
+        let (image, reason) = (&self.images[index], causes(error));
+        self.observer.note(Event::Failed(image, &reason));
+        // What went wrong here says nothing about the image.
+        if !is_local(error) {
+            self.quarantine.note_failure(image.name(), &reason, self.run.now())?;
+        }
+        Ok(ImageState::Failed(reason))
     }
 
     /// Publishes what is ready. The last time, what the wishlist holds and what goes is published, too.

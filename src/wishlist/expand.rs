@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Mutex;
 
+use rayon::prelude::*;
+
 use crate::image::ImageName;
 use crate::source::ImageArgument;
 
@@ -66,21 +68,22 @@ pub struct Expansion {
     pub problems: Vec<Problem>,
 }
 
-/// Returns the images that a wishlist stands for at this moment. A list that fails spoils only the wish that needs it.
+/// Returns the images that a wishlist stands for at this moment. The lists are asked for by the threads of the pool it runs in. A list that fails spoils only the wish that needs it.
 pub fn expand(wishlist: &Wishlist, listing: &dyn Listing) -> Expansion {
     let listing = ListedOnce::new(listing);
-    Expansion::join(wishlist.wishes.iter().map(|wish| expand_one(wish, &listing)))
+    let parts: Vec<Expansion> = wishlist.wishes.par_iter().map(|wish| expand_one(wish, &listing)).collect();
+    Expansion::join(parts)
 }
 
 /// Remembers the tags of repositories, since wishlists often have several patterns for one.
-pub struct ListedOnce<'l> {
+struct ListedOnce<'l> {
     listing: &'l dyn Listing,
     tags: Mutex<HashMap<ImageRepository, Vec<String>>>,
 }
 
 impl<'l> ListedOnce<'l> {
     /// Returns a listing that asks `listing` for what it has not asked before. What failed is asked for again.
-    pub fn new(listing: &'l dyn Listing) -> Self {
+    fn new(listing: &'l dyn Listing) -> Self {
         Self { listing, tags: Mutex::default() }
     }
 }
@@ -106,7 +109,7 @@ impl Listing for ListedOnce<'_> {
 }
 
 /// Returns the images that one wish stands for; [`Expansion::join`] makes one list of those of several wishes.
-pub fn expand_one(wish: &Wish, listing: &dyn Listing) -> Expansion {
+fn expand_one(wish: &Wish, listing: &dyn Listing) -> Expansion {
     let mut expanding = Expanding { wish, listing, result: Expansion::default() };
     match &wish.what {
         Wanted::Image(argument) => expanding.add(argument.clone()),
@@ -122,7 +125,7 @@ pub fn expand_one(wish: &Wish, listing: &dyn Listing) -> Expansion {
 
 impl Expansion {
     /// Joins what wishes came to, in the order of the wishlist. Of two wishes for one name, the first counts.
-    pub fn join(parts: impl IntoIterator<Item = Self>) -> Self {
+    fn join(parts: impl IntoIterator<Item = Self>) -> Self {
         let mut whole = Self::default();
         let mut known: HashMap<ImageName, usize> = HashMap::new();
         for part in parts {
