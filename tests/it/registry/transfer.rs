@@ -1,7 +1,9 @@
 //! Layers arrive whole and right, or not at all.
 
+use std::time::Duration;
+
 use super::{Pull, image, large_image, noise, top};
-use crate::support::{Delivery, FaultProxy, Reply};
+use crate::support::{Delivery, FaultProxy, Reply, Run};
 
 #[test]
 fn connection_that_is_lost_again_and_again_delays_and_no_more() {
@@ -58,7 +60,8 @@ fn many_layers_come_through_one_connection_that_breaks() {
     let Some(pull) = Pull::of(image) else { return };
     pull.repository.set(&format!("[registries.\"{}\"]\nconnections = 1", pull.proxy.host()));
     pull.proxy.at("/blobs/", |request, _| request.forward().delivery(Delivery::Cut(60_000)));
-    pull.repository.run(["convert", &pull.argument(), "--threads", "1"]).expect_code(0);
+    let mut command = pull.repository.command(["convert", &pull.argument(), "--threads", "1"]);
+    Run::within(Duration::from_secs(60), &mut command).expect_code(0);
     super::assert_published(&pull.repository, &pull.image);
 }
 
