@@ -125,6 +125,14 @@ pub struct Convert {
     /// Fail images that CVMFS cannot hold all of
     #[arg(long)]
     pub strict: bool,
+    /// With what it works
+    #[command(flatten)]
+    pub effort: Effort,
+}
+
+/// With what images are converted.
+#[derive(Debug, Args)]
+pub struct Effort {
     /// How many threads work [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
@@ -134,6 +142,19 @@ pub struct Convert {
     /// How long to wait for another publisher
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     pub wait: Duration,
+}
+
+impl Effort {
+    /// Returns how images are converted and published with it.
+    pub fn options(&self) -> anyhow::Result<Options> {
+        Ok(Options {
+            publish: true,
+            threads: threads(self.threads)?,
+            memory: self.memory.as_u64(),
+            wait: self.wait,
+            ..default_options()?
+        })
+    }
 }
 
 /// Brings the repository in step with a wishlist.
@@ -154,15 +175,9 @@ pub struct Sync {
     /// Tell other programs what happens, in a file in the form of DUCC's, one line of JSON each
     #[arg(short, long, value_name = "FILE")]
     pub notification_file: Option<PathBuf>,
-    /// How many threads work [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    pub threads: Option<u16>,
-    /// How much content may be in flight
-    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
-    pub memory: ByteSize,
-    /// How long to wait for another publisher
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
-    pub wait: Duration,
+    /// With what it works
+    #[command(flatten)]
+    pub effort: Effort,
 }
 
 /// Which chains to publish.

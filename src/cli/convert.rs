@@ -9,14 +9,13 @@ use bytesize::ByteSize;
 use serde_json::{Value, json};
 use strata::convert::{Chains, ImageOptions, ImageReport, Options, Outcome, Progress, Report, Request, convert};
 use strata::folder::RepositoryFolder;
-use strata::layer::Limits;
 use strata::layout::LossList;
 use strata::manifest::RepositoryName;
 use strata::message::causes;
 use strata::settings::Settings;
 use strata::source::ImageArgument;
 
-use super::arguments::{self, Arguments, Convert, randomness, threads, time_of_publication};
+use super::arguments::{self, Arguments, Convert, randomness};
 use super::failure::{FAILED, PARTLY, UsageError};
 use super::progress::Display;
 use super::{complain, print, print_line};
@@ -29,7 +28,7 @@ pub fn run(arguments: &Arguments, command: &Convert) -> anyhow::Result<ExitCode>
     if command.name.is_some() && command.images.len() > 1 {
         return Err(UsageError("--name needs exactly one image".to_owned()).into());
     }
-    let options = options(command)?;
+    let options = Options { dry_run: command.dry_run, ..command.effort.options()? };
     super::interrupt::watch()?;
     let folder = open_or_create(arguments)?;
     let name = command.name.clone();
@@ -90,18 +89,6 @@ fn image_options(command: &Convert) -> ImageOptions {
         force: command.force,
         strict: command.strict,
     }
-}
-
-fn options(command: &Convert) -> anyhow::Result<Options> {
-    Ok(Options {
-        dry_run: command.dry_run,
-        publish: true,
-        threads: threads(command.threads)?,
-        memory: command.memory.as_u64(),
-        wait: command.wait,
-        limits: Limits::default(),
-        now: time_of_publication()?,
-    })
 }
 
 fn to_text(folder: &RepositoryFolder, report: &Report, dry_run: bool) -> String {

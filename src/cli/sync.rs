@@ -7,15 +7,14 @@ use std::thread;
 use anyhow::Context as _;
 use bytesize::ByteSize;
 use serde_json::{Value, json};
-use strata::convert::{self, Outcome};
+use strata::convert::Outcome;
 use strata::folder::RepositoryFolder;
-use strata::layer::Limits;
 use strata::message::on_one_line;
 use strata::notification::Notifications;
 use strata::sync::{Event, ImageState, Observer, Options, Report, round};
 use strata::wishlist::{WantedImage, Wishlist};
 
-use super::arguments::{Arguments, Sync, randomness, threads, time_of_publication};
+use super::arguments::{Arguments, Sync, randomness};
 use super::failure::{FAILED, PARTLY};
 use super::notify::Notifier;
 use super::progress::Display;
@@ -53,15 +52,7 @@ fn once(
 ) -> anyhow::Result<ExitCode> {
     let wishlist = Wishlist::open(&command.wishlist)?;
     let options = Options {
-        convert: convert::Options {
-            dry_run: false,
-            publish: true,
-            threads: threads(command.threads)?,
-            memory: command.memory.as_u64(),
-            wait: command.wait,
-            limits: Limits::default(),
-            now: time_of_publication()?,
-        },
+        convert: command.effort.options()?,
         prune: command.prune,
         publish_every: folder.settings().publish_every,
         side_by_side: SIDE_BY_SIDE,

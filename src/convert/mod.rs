@@ -28,6 +28,7 @@ use crate::ingest::IngestError;
 use crate::layer::Limits;
 use crate::layout::{ImagePlace, LossList};
 use crate::metadata::Timestamp;
+use crate::object::ObjectHash;
 use crate::publish::{PublishError, Revision};
 use crate::repository::RepositoryError;
 use crate::source::{ImageArgument, NamingError, PlatformRequest, Platforms, SourceError};
@@ -110,6 +111,16 @@ pub enum ConvertError {
     /// The machine refuses to start threads.
     #[error(transparent)]
     Threads(#[from] ThreadsError),
+}
+
+impl ConvertError {
+    /// Returns the object that went away while the run relied on it, if that is the error.
+    pub(crate) fn vanished(&self) -> Option<ObjectHash> {
+        match self {
+            Self::Publish(PublishError::Vanished(hash)) => Some(*hash),
+            _ => None,
+        }
+    }
 }
 
 /// Which chains of an image are published.
@@ -252,20 +263,25 @@ pub fn convert(
     progress: &Progress,
     rng: &mut (impl CryptoRng + Send),
 ) -> Result<Report, ConvertError> {
-    for _ in 1..ATTEMPTS {
-        match attempt(folder, requests, options, progress, rng) {
-            // Somebody collected what this run found in the store. What is missing is made anew.
-            Err(ConvertError::Publish(PublishError::Vanished(hash))) => {
-                tracing::warn!("object {hash} was deleted while this run relied on it; trying again");
-            }
-            result => return result,
-        }
-    }
-    attempt(folder, requests, options, progress, rng)
+    despite_collection(|| attempt(folder, requests, options, progress, rng), ConvertError::vanished)
 }
 
 /// How often a run begins anew when objects that it found in the store go away.
 const ATTEMPTS: usize = 3;
+
+/// Begins a run anew when somebody collected what it found in the store, which is the object that `vanished` returns for
+/// an error. What is missing is then made.
+pub(crate) fn despite_collection<T, E>(
+    mut run: impl FnMut() -> Result<T, E>,
+    vanished: impl Fn(&E) -> Option<ObjectHash>,
+) -> Result<T, E> {
+    for _ in 1..ATTEMPTS {
+        let result = run();
+        let Some(hash) = result.as_ref().err().and_then(&vanished) else { return result };
+        tracing::warn!("object {hash} was deleted while this run relied on it; trying again");
+    }
+    run()
+}
 
 fn attempt(
     folder: &RepositoryFolder,

@@ -21,11 +21,11 @@ use std::time::Duration;
 use rsa::rand_core::CryptoRng;
 
 use crate::catalog::StateError;
-use crate::convert::{self, ConvertError, Outcome, Run};
+use crate::convert::{self, ConvertError, Outcome, Run, despite_collection};
 use crate::folder::{FolderError, RepositoryFolder};
 use crate::image::ImageName;
 use crate::progress::Progress;
-use crate::publish::{PublishError, Revision};
+use crate::publish::Revision;
 use crate::repository::RepositoryError;
 use crate::source::registry::RegistryError;
 use crate::store::Written;
@@ -151,23 +151,17 @@ pub fn round(
     observer: &dyn Observer,
     rng: &mut (impl CryptoRng + Send),
 ) -> Result<Report, SyncError> {
-    for _ in 1..ATTEMPTS {
-        match attempt(folder, wishlist, options, observer, rng) {
-            // Somebody collected what this round found in the store. What is missing is made anew.
-            Err(SyncError::Convert(ConvertError::Publish(PublishError::Vanished(hash)))) => {
-                tracing::warn!("object {hash} was deleted while this run relied on it; trying again");
-            }
-            result => return result,
-        }
-    }
-    attempt(folder, wishlist, options, observer, rng)
+    despite_collection(
+        || attempt(folder, wishlist, options, observer, rng),
+        |error| match error {
+            SyncError::Convert(error) => error.vanished(),
+            _ => None,
+        },
+    )
 }
 
 /// So many lists are asked for at a time.
 const LISTS_AT_ONCE: usize = 8;
-
-/// How often a round begins anew when objects that it found in the store go away.
-const ATTEMPTS: usize = 3;
 
 fn attempt(
     folder: &RepositoryFolder,
