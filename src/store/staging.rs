@@ -67,8 +67,11 @@ impl Staging {
     pub fn start(store: &DirectoryStore) -> Result<Self, StoreError> {
         let transactions = store.root().join("data/txn");
         delete_leftovers(&transactions)?;
+        // Whoever abandons the runs of this process either comes before the folder is made, or finds it in the list.
+        let mut runs = runs();
         let (folder, alive) = make_run_folder(&transactions)?;
-        runs().start(&folder);
+        runs.start(&folder);
+        drop(runs);
         let state = Mutex::new(State::default());
         let (written, moving) = Default::default();
         Ok(Self { store: store.clone(), folder, _alive: alive, state, written, moving })
