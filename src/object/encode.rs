@@ -9,6 +9,8 @@ use std::str::FromStr;
 
 use libdeflater::{CompressionLvl, Compressor};
 
+#[cfg(feature = "isal")]
+use super::igzip::Igzip;
 use super::zlib::StockZlib;
 
 /// How a repository's file content is compressed: a promise of size.
@@ -62,9 +64,21 @@ impl Compression {
         EncoderId(match self {
             Self::Exact => 1,
             Self::Balanced => 2,
+            Self::Fast if cfg!(feature = "isal") => 5,
             Self::Fast => 3,
             Self::None => 4,
         })
+    }
+
+    /// Returns the name of the library behind this mode, and its level.
+    pub fn encoder_name(self) -> &'static str {
+        match self {
+            Self::Exact => "zlib 6",
+            Self::Balanced => "libdeflate 6",
+            Self::Fast if cfg!(feature = "isal") => "ISA-L igzip 2",
+            Self::Fast => "libdeflate 1",
+            Self::None => "none",
+        }
     }
 }
 
@@ -74,80 +88,104 @@ const SAMPLED_FROM: usize = 128 << 10;
 const SAMPLE: usize = 16 << 10;
 
 /// Encodes pieces of content, one after the other, with state and buffers that are kept.
-pub struct Encoder(Method);
+pub struct Encoder {
+    method: Method,
+    out: Vec<u8>,
+}
 
 enum Method {
-    Stock { zlib: StockZlib, out: Vec<u8> },
-    Deflate(Box<Deflate>),
+    Exact(StockZlib),
+    Sampled { main: Engine, sampler: Engine, stored: Engine },
     Raw,
 }
 
-struct Deflate {
-    compressor: Compressor,
-    sampler: Compressor,
-    stored: Compressor,
-    out: Vec<u8>,
+/// A library that makes zlib streams.
+enum Engine {
+    Libdeflate(Compressor),
+    #[cfg(feature = "isal")]
+    Igzip(Igzip),
 }
 
 impl Encoder {
     /// Sets up an encoder for file content.
     pub fn new(compression: Compression) -> Self {
-        Self(match compression {
-            Compression::Exact => Method::Stock { zlib: StockZlib::new(), out: Vec::new() },
-            Compression::Balanced => Method::Deflate(Box::new(Deflate::new(6))),
-            Compression::Fast => Method::Deflate(Box::new(Deflate::new(1))),
+        let method = match compression {
+            Compression::Exact => Method::Exact(StockZlib::new()),
+            // Samples are taken with what every build has: which pieces are stored as they are is part of the bytes.
+            Compression::Balanced => Method::sampled(Engine::libdeflate(6), Engine::libdeflate(1)),
+            Compression::Fast => Method::sampled(Engine::fastest(), Engine::fastest()),
             Compression::None => Method::Raw,
-        })
+        };
+        Self { method, out: Vec::new() }
     }
 
     /// Sets up the encoder of catalogs and the other databases, whose readers demand zlib in every mode.
     pub fn of_databases() -> Self {
-        Self(Method::Deflate(Box::new(Deflate::new(1))))
+        Self { method: Method::sampled(Engine::libdeflate(1), Engine::libdeflate(1)), out: Vec::new() }
     }
 
     /// Returns the bytes that are stored for `plain`.
     pub fn encode<'a>(&'a mut self, plain: &'a [u8]) -> &'a [u8] {
-        match &mut self.0 {
-            Method::Stock { zlib, out } => {
-                zlib.compress(plain, out);
-                out
+        let out = &mut self.out;
+        let length = match &mut self.method {
+            Method::Exact(zlib) => zlib.compress(plain, out),
+            Method::Sampled { main, sampler, stored } => {
+                let shrinks = plain.len() < SAMPLED_FROM || sampler.shrinks(plain, out);
+                let packed = if shrinks { main.compress(plain, out) } else { None };
+                packed.or_else(|| stored.compress(plain, out)).expect("libdeflate never gives up")
             }
-            Method::Deflate(deflate) => deflate.encode(plain),
-            Method::Raw => plain,
-        }
+            Method::Raw => return plain,
+        };
+        &out[..length]
     }
 }
 
-impl Deflate {
-    fn new(level: i32) -> Self {
-        let compressor = |level| Compressor::new(CompressionLvl::new(level).expect("levels 0 to 12 exist"));
-        Self { compressor: compressor(level), sampler: compressor(1), stored: compressor(0), out: Vec::new() }
+impl Method {
+    fn sampled(main: Engine, sampler: Engine) -> Self {
+        Self::Sampled { main, sampler, stored: Engine::libdeflate(0) }
+    }
+}
+
+impl Engine {
+    fn libdeflate(level: i32) -> Self {
+        Self::Libdeflate(Compressor::new(CompressionLvl::new(level).expect("levels 0 to 12 exist")))
     }
 
-    fn encode(&mut self, plain: &[u8]) -> &[u8] {
-        let shrinks = plain.len() < SAMPLED_FROM || self.shrinks(plain);
-        let compressor = if shrinks { &mut self.compressor } else { &mut self.stored };
-        deflate_into(compressor, plain, &mut self.out)
+    /// Returns the fastest that this build has.
+    fn fastest() -> Self {
+        #[cfg(feature = "isal")]
+        return Self::Igzip(Igzip::new());
+        #[cfg(not(feature = "isal"))]
+        Self::libdeflate(1)
+    }
+
+    /// Compresses `plain` into `out`, which grows where it is too short, and returns how many bytes there are. Nothing where
+    /// the library gives up on content that does not shrink.
+    fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Option<usize> {
+        match self {
+            Self::Libdeflate(compressor) => {
+                let bound = compressor.zlib_compress_bound(plain.len());
+                grow(out, bound);
+                Some(compressor.zlib_compress(plain, out).expect("the bound is enough"))
+            }
+            #[cfg(feature = "isal")]
+            Self::Igzip(igzip) => igzip.compress(plain, out),
+        }
     }
 
     /// Tells by three samples whether compressing `plain` saves at least one part in 32.
-    fn shrinks(&mut self, plain: &[u8]) -> bool {
+    fn shrinks(&mut self, plain: &[u8], out: &mut Vec<u8>) -> bool {
         let last = plain.len() - SAMPLE;
-        let packed: usize = [0, last / 2, last]
-            .iter()
-            .map(|&start| deflate_into(&mut self.sampler, &plain[start..start + SAMPLE], &mut self.out).len())
-            .sum();
-        packed < 3 * SAMPLE / 32 * 31
+        let mut packed = |start| self.compress(&plain[start..start + SAMPLE], out).unwrap_or(SAMPLE);
+        [0, last / 2, last].into_iter().map(&mut packed).sum::<usize>() < 3 * SAMPLE / 32 * 31
     }
 }
 
-fn deflate_into<'a>(compressor: &mut Compressor, plain: &[u8], out: &'a mut Vec<u8>) -> &'a [u8] {
-    let bound = compressor.zlib_compress_bound(plain.len());
-    if out.len() < bound {
-        out.resize(bound, 0);
+/// Makes room for `length` bytes.
+pub(super) fn grow(out: &mut Vec<u8>, length: usize) {
+    if out.len() < length {
+        out.resize(length, 0);
     }
-    let length = compressor.zlib_compress(plain, out).expect("the bound is enough");
-    &out[..length]
 }
 
 /// Why stored bytes could not be read back.

@@ -7,6 +7,8 @@ mod chunk;
 mod content;
 mod encode;
 mod hash;
+#[cfg(feature = "isal")]
+mod igzip;
 mod zlib;
 
 pub use chunk::{ChunkSizes, Chunker};

@@ -9,6 +9,8 @@ use std::mem::{MaybeUninit, size_of};
 
 use libz_sys as z;
 
+use super::encode::grow;
+
 /// A compressor that is set up once and reset for each object.
 pub(super) struct StockZlib {
     /// Boxed, because zlib's inner state points back at it.
@@ -31,15 +33,14 @@ impl StockZlib {
         Self { stream }
     }
 
-    /// Compresses `plain` into `out`, whose content is replaced.
-    pub(super) fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) {
+    /// Compresses `plain` into `out`, which grows where it is too short, and returns how many bytes there are.
+    pub(super) fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> usize {
         // SAFETY: the stream was initialised by `new` and is never moved out of its box.
         let bound = unsafe {
             z::deflateReset(&mut *self.stream);
             z::deflateBound(&mut *self.stream, plain.len() as z::uLong)
         };
-        out.clear();
-        out.resize(usize::try_from(bound).expect("objects are smaller than memory"), 0);
+        grow(out, usize::try_from(bound).expect("objects are smaller than memory"));
         self.stream.next_in = plain.as_ptr().cast_mut();
         self.stream.avail_in = c_uint::try_from(plain.len()).expect("pieces are smaller than 4 GiB");
         self.stream.next_out = out.as_mut_ptr();
@@ -47,7 +48,7 @@ impl StockZlib {
         // SAFETY: `next_in` and `next_out` point to live buffers of the lengths given, and zlib only reads the former.
         let result = unsafe { z::deflate(&mut *self.stream, z::Z_FINISH) };
         assert_eq!(result, z::Z_STREAM_END, "deflateBound promises that one call is enough");
-        out.truncate(usize::try_from(self.stream.total_out).expect("objects are smaller than memory"));
+        usize::try_from(self.stream.total_out).expect("objects are smaller than memory")
     }
 }
 
