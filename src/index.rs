@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::catalog::{ContentKey, StateDatabase, StateError};
 use crate::object::{ObjectHash, ObjectKind};
+use crate::stage::stage;
 use crate::store::{Staging, StoreError};
 
 /// Why the index could not be asked.
@@ -50,6 +51,7 @@ impl ContentIndex {
 
     /// Returns the object that holds a piece of content, if the store has it.
     pub fn find(&self, key: &ContentKey, staging: &Staging) -> Result<Option<ObjectHash>, IndexError> {
+        let _looking = stage!("index");
         let fresh = self.fresh().objects.get(key).copied();
         let found = match fresh {
             None if self.has_past => self.state.object(key)?,
@@ -67,6 +69,7 @@ impl ContentIndex {
 
     /// Notes which object holds a piece of content.
     pub fn add(&self, key: ContentKey, hash: ObjectHash) -> Result<(), IndexError> {
+        let _noting = stage!("index");
         let batch = {
             let mut fresh = self.fresh();
             fresh.objects.insert(key, hash);
@@ -81,6 +84,7 @@ impl ContentIndex {
 
     /// Writes down what this run added.
     pub fn save(&self) -> Result<(), IndexError> {
+        let _noting = stage!("index");
         let batch = std::mem::take(&mut self.fresh().unsaved);
         Ok(self.state.add_objects(&batch)?)
     }

@@ -40,6 +40,7 @@ pub mod publish;
 pub mod repository;
 pub mod settings;
 pub mod source;
+pub mod stage;
 pub mod store;
 pub mod sync;
 pub mod threads;

@@ -7,17 +7,23 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use cli::arguments::{Arguments, Command};
 use cli::failure;
+use cli::timings::{Timings, is_stage};
 use strata::mount::MountPoint;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    start_logging(&arguments);
+    let timings = Timings::default();
+    start_logging(&arguments, &timings);
     let result = match &arguments.command {
         Command::Init(init) => cli::init::run(&arguments, init),
-        Command::Convert(convert) => cli::convert::run(&arguments, convert),
+        Command::Convert(convert) => cli::convert::run(&arguments, convert, &timings),
         Command::Sync(sync) => cli::sync::run(&arguments, sync),
         Command::Info(info) => cli::show::info(&arguments, info),
         Command::List => cli::show::list(&arguments),
@@ -34,17 +40,19 @@ fn main() -> ExitCode {
     })
 }
 
-fn start_logging(arguments: &Arguments) {
+fn start_logging(arguments: &Arguments, timings: &Timings) {
     let level = match (arguments.quiet, arguments.verbose) {
         (true, _) => LevelFilter::ERROR,
         (false, false) => LevelFilter::INFO,
         (false, true) => LevelFilter::DEBUG,
     };
-    tracing_subscriber::fmt()
-        .with_max_level(level)
+    let messages = tracing_subscriber::fmt::layer()
         .with_writer(cli::progress::LogWriter::new)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .without_time()
-        .init();
+        .with_filter(level);
+    let is_timed = matches!(&arguments.command, Command::Convert(convert) if convert.timings);
+    let stages = is_timed.then(|| timings.recorder().with_filter(filter_fn(is_stage)));
+    tracing_subscriber::registry().with(messages).with(stages).init();
 }

@@ -22,6 +22,7 @@ use crate::metadata::{Metadata, Timestamp};
 use crate::object::{Content, ObjectHash, ObjectKind};
 use crate::repository::{DATABASE_LIMIT, Repository, RepositoryError};
 use crate::settings::Settings;
+use crate::stage::stage;
 use crate::store::{DirectoryStore, LocalServer, Staging, StoreError};
 
 /// Why nothing was published.
@@ -124,6 +125,7 @@ impl Publisher<'_> {
         rng: &mut impl CryptoRng,
         prepare: impl FnOnce(&Repository) -> Result<Vec<(EntryPath, Edit)>, E>,
     ) -> Result<Option<Revision>, PublishError> {
+        let _publishing = stage!("publish");
         let store = self.staging.store();
         let start = Instant::now();
         let _lock = store.lock(self.wait)?;

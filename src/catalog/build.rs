@@ -15,6 +15,7 @@ use super::plan::{self, MARKER};
 use crate::layer::EntryPath;
 use crate::metadata::Metadata;
 use crate::object::{Compression, Content, ObjectKind};
+use crate::stage::{BYTES, stage};
 use crate::store::{Staging, StoreError};
 use crate::tree::{Directory, Leaf, Node};
 
@@ -77,7 +78,10 @@ impl<'a> CatalogBuilder<'a> {
         facts: Option<&str>,
     ) -> Result<StoredTree, BuildError> {
         let mut rows = Rows { cuts, draft: Draft::new(root.clone()), below: BTreeMap::new(), link_groups: 0 };
-        rows.add_root(folder, &self.nothing);
+        {
+            let _gathering = stage!("catalogs");
+            rows.add_root(folder, &self.nothing);
+        }
         let Rows { mut draft, below, .. } = rows;
         let below: Vec<(EntryPath, StoredTree)> = below
             .into_par_iter()
@@ -97,7 +101,12 @@ impl<'a> CatalogBuilder<'a> {
 
 /// Stores a catalog.
 pub(super) fn store(staging: &Staging, draft: &Draft) -> Result<CatalogReference, BuildError> {
-    let bytes = draft.write()?;
+    let bytes = {
+        let writing = stage!("catalogs");
+        let bytes = draft.write()?;
+        writing.record(BYTES, bytes.len() as u64);
+        bytes
+    };
     let hash = staging.put_database(ObjectKind::Catalog, &bytes)?;
     Ok(CatalogReference { hash, size: bytes.len() as u64 })
 }

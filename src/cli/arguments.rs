@@ -125,6 +125,9 @@ pub struct Convert {
     /// Fail images that CVMFS cannot hold all of
     #[arg(long)]
     pub strict: bool,
+    /// Print where the time went
+    #[arg(long)]
+    pub timings: bool,
     /// With what it works
     #[command(flatten)]
     pub effort: Effort,

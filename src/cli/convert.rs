@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
@@ -18,13 +19,15 @@ use strata::source::ImageArgument;
 use super::arguments::{self, Arguments, Convert, randomness};
 use super::failure::{FAILED, PARTLY, UsageError};
 use super::progress::Display;
+use super::timings::Timings;
 use super::{complain, print, print_line};
 
 /// So many paths of each kind of loss are printed.
 const PRINTED_LOSSES: usize = 20;
 
 /// Converts images and publishes them.
-pub fn run(arguments: &Arguments, command: &Convert) -> anyhow::Result<ExitCode> {
+pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyhow::Result<ExitCode> {
+    let start = Instant::now();
     if command.name.is_some() && command.images.len() > 1 {
         return Err(UsageError("--name needs exactly one image".to_owned()).into());
     }
@@ -41,10 +44,18 @@ pub fn run(arguments: &Arguments, command: &Convert) -> anyhow::Result<ExitCode>
     let report = convert(&folder, &requests, &options, &progress, &mut randomness());
     drop(display);
     let report = report?;
+    let wall = start.elapsed();
     if arguments.json {
-        print_line(format_args!("{}", to_json(&folder, &report, command.dry_run)))?;
+        let mut json = to_json(&folder, &report, command.dry_run);
+        if command.timings {
+            json["timings"] = timings.to_json(wall, options.threads);
+        }
+        print_line(format_args!("{json}"))?;
     } else {
         print(format_args!("{}", to_text(&folder, &report, command.dry_run)))?;
+        if command.timings {
+            print(format_args!("{}", timings.to_text(wall, options.threads)))?;
+        }
         if report.revision.is_some() && !arguments.quiet {
             print(format_args!("{}", how_to_mount(&folder)))?;
         }

@@ -14,6 +14,7 @@ pub mod preview;
 pub mod progress;
 pub mod show;
 pub mod sync;
+pub mod timings;
 pub mod verify;
 
 use std::fmt;

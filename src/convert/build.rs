@@ -16,6 +16,7 @@ use crate::layout::{self, LayerRecord, LossList, TreeFacts, flat_tree};
 use crate::object::Content;
 use crate::repository::Repository;
 use crate::source::ImageLayer;
+use crate::stage::stage;
 use crate::tree::{Directory, LayerForm, Node, apply, join_links, layer_entries, links_across_folders};
 
 /// What a layer says, and what was left out of it.
@@ -57,6 +58,7 @@ impl Run {
             if need.layers.contains(&index) {
                 self.store_layer(&mut staged.ready, &builder, &tree, &layer, &content)?;
             }
+            let _applying = stage!("layers");
             let applied = apply(&tree, &content.entries)
                 .map_err(|source| ConvertError::Apply { digest: layer.digest, source })?;
             let (kept, stray) = without_stray_markers(&applied);

@@ -8,6 +8,7 @@ use crate::layout::{self, ImagePlace, LossList};
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::source::{self, Image, Source};
+use crate::stage::stage;
 
 /// An image that was found, and of which nothing was read but what describes it.
 pub(crate) struct ResolvedImage {
@@ -112,6 +113,7 @@ impl Run {
         image: Image,
         head: &Repository,
     ) -> Result<(StagedImage, Need), ConvertError> {
+        let _planning = stage!("plan");
         let (chains, options) = (image.chains(), request.image.clone());
         let is_foreign = !options.force && Self::is_foreign(head, &place, &image)?;
         let (need, ready) = match is_foreign {

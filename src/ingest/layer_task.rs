@@ -13,6 +13,7 @@ use crate::layer::{
 };
 use crate::object::{Chunk, ChunkSizes, Chunker, Content, Pieces};
 use crate::source::{LayerBlob, Readiness, SourceError};
+use crate::stage::stage;
 
 /// Content of small files gathers to this before it becomes a job.
 pub(super) const BATCH_BYTES: u64 = 1 << 20;
@@ -147,6 +148,7 @@ impl<'a> LayerTask<'a> {
 
     /// Reads on until there is content to store: many small files, or one chunk of a large one.
     pub(super) fn step(&mut self) -> Result<Step, IngestError> {
+        let _parsing = stage!("parse");
         if !self.prepare()? {
             return Ok(Step::Nothing);
         }

@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 use super::{Ingest, IngestError};
 use crate::catalog::ContentKey;
 use crate::object::{Encoder, ObjectHash, ObjectKind};
+use crate::stage::stage;
 
 /// Content of one layer that one thread stores.
 pub(super) struct Job {
@@ -85,17 +86,20 @@ impl<'a> PieceStore<'a> {
 
     fn store_bytes(&self, plain: &[u8], is_chunk: bool, encoder: &mut Encoder) -> Result<ObjectHash, IngestError> {
         let Ingest { staging, index, compression, .. } = *self.ingest;
-        let key = ContentKey {
-            blake3: *blake3::hash(plain).as_bytes(),
-            size: plain.len() as u64,
-            is_chunk,
-            encoder: compression.encoder_id().0,
+        let blake3 = {
+            let _identifying = stage!("content hash", plain.len());
+            *blake3::hash(plain).as_bytes()
         };
+        let key = ContentKey { blake3, size: plain.len() as u64, is_chunk, encoder: compression.encoder_id().0 };
         if let Some(hash) = index.find(&key, staging)? {
             return Ok(hash);
         }
+        let stored = {
+            let _compressing = stage!("compress", plain.len());
+            encoder.encode(plain)
+        };
         let kind = if is_chunk { ObjectKind::Chunk } else { ObjectKind::File };
-        let hash = staging.put_stored(kind, encoder.encode(plain))?;
+        let hash = staging.put_stored(kind, stored)?;
         index.add(key, hash)?;
         Ok(hash)
     }

@@ -14,6 +14,7 @@ use std::sync::{Condvar, Mutex};
 use super::runs::runs;
 use super::{DirectoryStore, StoreError};
 use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, Pieces};
+use crate::stage::stage;
 
 /// Bytes that gather before they are synced and moved to their names.
 const BATCH_BYTES: u64 = 256 << 20;
@@ -112,6 +113,7 @@ impl Staging {
             return Ok(false);
         }
         let path = self.staged_path(hash, kind);
+        let _writing = stage!("write", stored.len());
         if let Err(error) = write_new(&path, stored) {
             fs::remove_file(&path).ok();
             return Err(error);
@@ -126,7 +128,10 @@ impl Staging {
 
     /// Adds an object of bytes that are stored as they are and returns its name.
     pub fn put_stored(&self, kind: ObjectKind, stored: &[u8]) -> Result<ObjectHash, StoreError> {
-        let hash = ObjectHash::of(stored);
+        let hash = {
+            let _hashing = stage!("object hash", stored.len());
+            ObjectHash::of(stored)
+        };
         self.put(hash, kind, stored)?;
         Ok(hash)
     }
@@ -146,7 +151,11 @@ impl Staging {
             ObjectKind::Certificate | ObjectKind::MetaInfo => Encoder::new(Compression::Exact),
             _ => Encoder::of_databases(),
         };
-        self.put_stored(kind, encoder.encode(plain))
+        let stored = {
+            let _compressing = stage!("compress", plain.len());
+            encoder.encode(plain)
+        };
+        self.put_stored(kind, stored)
     }
 
     /// Tells whether an object is in the store or on its way there; where it is in the store, its time is renewed.
@@ -220,7 +229,11 @@ impl Staging {
     }
 
     fn move_batch(&self, batch: &[(ObjectHash, ObjectKind)]) -> Result<(), StoreError> {
-        self.store.sync()?;
+        {
+            let _syncing = stage!("sync");
+            self.store.sync()?;
+        }
+        let _naming = stage!("rename");
         for &(hash, kind) in batch {
             let path = self.store.object_path(hash, kind);
             fs::rename(self.staged_path(hash, kind), &path).map_err(StoreError::io("create", &path))?;

@@ -1,0 +1,118 @@
+//! What the work of a conversion costs at least: its bare kernels, with the libraries that strata uses, and nothing else.
+//!
+//! Each layer is read, hashed, inflated and hashed again; each file in it is hashed, compressed, hashed and written, unless
+//! the same content was before. Nothing is parsed, scheduled, verified or remembered, no catalog is made, and how the
+//! archives are divided into files is found out beforehand.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use flate2::read::MultiGzDecoder;
+use sha2::{Digest as _, Sha256};
+use strata::object::{Compression, Encoder, ObjectHash};
+
+/// Where content lies in the archive of a layer.
+pub struct Cuts(Vec<Vec<Range<u64>>>);
+
+/// Large files are cut like this, as chunks are on average.
+const CHUNK: u64 = 8 << 20;
+
+impl Cuts {
+    /// Finds the files in the archives of layers.
+    pub fn find(layers: &[PathBuf]) -> Self {
+        Self(layers.iter().map(|layer| cuts(layer)).collect())
+    }
+}
+
+fn cuts(layer: &Path) -> Vec<Range<u64>> {
+    let mut archive = tar::Archive::new(MultiGzDecoder::new(File::open(layer).expect("the layer is there")));
+    let mut cuts = Vec::new();
+    for entry in archive.entries().expect("layers are archives") {
+        let entry = entry.expect("layers are archives");
+        if entry.header().entry_type().is_file() {
+            let (mut start, end) = (entry.raw_file_position(), entry.raw_file_position() + entry.size());
+            while end - start > CHUNK {
+                cuts.push(start..start + CHUNK);
+                start += CHUNK;
+            }
+            cuts.push(start..end);
+        }
+    }
+    cuts
+}
+
+/// Does the work for all layers, on all threads, into the empty folder `objects`, and returns the least time that it could
+/// have taken: what all threads were busy, divided by their number.
+pub fn run(layers: &[PathBuf], cuts: &Cuts, compression: Compression, threads: usize, objects: &Path) -> Duration {
+    (0..256).for_each(|number| fs::create_dir(objects.join(format!("{number:02x}"))).expect("the folder is empty"));
+    let known = Mutex::new(HashSet::new());
+    // The largest come first, so that threads are busy side by side for as long as possible.
+    let mut order: Vec<usize> = (0..layers.len()).collect();
+    order.sort_by_key(|&layer| fs::metadata(&layers[layer]).expect("the layer is there").len());
+    let order = Mutex::new(order);
+    let next = || order.lock().expect("no thread panics").pop();
+    let work = || {
+        let start = Instant::now();
+        let mut encoder = Encoder::new(compression);
+        while let Some(layer) = next() {
+            store(&layers[layer], &cuts.0[layer], &mut encoder, &known, objects);
+        }
+        start.elapsed()
+    };
+    let busy: Duration = thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("kernels do not fail")).sum()
+    });
+    let start = Instant::now();
+    rustix::fs::syncfs(File::open(objects).expect("the folder is there")).expect("files can be synced");
+    busy / u32::try_from(threads).expect("threads are few") + start.elapsed()
+}
+
+fn store(
+    layer: &Path,
+    cuts: &[Range<u64>],
+    encoder: &mut Encoder,
+    known: &Mutex<HashSet<blake3::Hash>>,
+    objects: &Path,
+) {
+    let blob = Hashed { inner: File::open(layer).expect("the layer is there"), hasher: Sha256::new() };
+    let mut tar =
+        Hashed { inner: MultiGzDecoder::new(io::BufReader::with_capacity(256 << 10, blob)), hasher: Sha256::new() };
+    let (mut position, mut piece) = (0, Vec::new());
+    for cut in cuts {
+        // What lies between files is short, but at the end of the archive.
+        read_exactly(&mut tar, cut.start - position, &mut piece);
+        read_exactly(&mut tar, cut.end - cut.start, &mut piece);
+        position = cut.end;
+        if known.lock().expect("no thread panics").insert(blake3::hash(&piece)) {
+            let stored = encoder.encode(&piece);
+            let name = ObjectHash::of(stored).to_string();
+            fs::write(objects.join(&name[..2]).join(&name[2..]), stored).expect("there is room for objects");
+        }
+    }
+    io::copy(&mut tar, &mut io::sink()).expect("the layer is whole");
+}
+
+fn read_exactly(tar: &mut impl Read, length: u64, to: &mut Vec<u8>) {
+    to.resize(usize::try_from(length).expect("pieces are small"), 0);
+    tar.read_exact(to).expect("the layer is whole");
+}
+
+struct Hashed<R> {
+    inner: R,
+    hasher: Sha256,
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(out)?;
+        self.hasher.update(&out[..length]);
+        Ok(length)
+    }
+}
