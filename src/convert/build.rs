@@ -1,14 +1,14 @@
 //! The trees of one image, from what its layers say.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::ConvertError;
-use super::need::{Need, Ready};
+use super::need::Need;
 use super::run::Run;
 use super::stage::StagedImage;
 use super::trees::KnownLayer;
-use crate::catalog::{BuildError, CatalogBuilder, without_stray_markers};
+use crate::catalog::{BuildError, CatalogBuilder, StoredTree, without_stray_markers};
 use crate::image::{ChainId, Digest};
 use crate::ingest::IngestedLayer;
 use crate::layer::{EntryKind, EntryPath, LayerEntry, LayerSummary, Loss, LossKind, Losses};
@@ -29,9 +29,17 @@ struct LayerContent {
     form: Option<LayerForm>,
 }
 
+/// A tree that was stored.
+enum Made {
+    Layer(Digest, StoredTree, Box<LayerRecord>),
+    Tree(EntryPath, StoredTree),
+}
+
 impl Run {
     /// Applies the layers above the base one by one, and stores each tree that is needed. Those that were `read` are given; the
     /// others are read back.
+    ///
+    /// Trees are stored side by side in rayon's current pool, while the next layers are applied.
     pub(super) fn build(
         &self,
         staged: &mut StagedImage,
@@ -43,46 +51,74 @@ impl Run {
         let settings = self.folder.settings();
         let builder = CatalogBuilder::new(&self.staging, settings.compression, settings.catalog_entries)
             .map_err(BuildError::from)?;
+        let builder = &builder;
         let (mut tree, mut losses) = match need.base {
             0 => (Directory::empty_root(), LossList::default()),
             length => self.base(chains[length - 1], head)?,
         };
-        for (index, &chain) in chains.iter().enumerate().skip(need.base) {
-            let layer = staged.image.layers[index].clone();
-            let content = match (read.remove(&index), need.known.get(&index)) {
-                (Some(ingested), _) => LayerContent::of_blob(ingested),
-                (None, Some(known)) => self.recall_layer(layer.digest, known)?,
-                (None, None) => unreachable!("a layer is known or was read"),
+        let (image, made) = (&staged.image, Mutex::new(Vec::new()));
+        let add = |result| made.lock().expect("no thread panics while it adds a tree").push(result);
+        rayon::scope(|scope| -> Result<(), ConvertError> {
+            let store_tree = |tree: &Arc<Directory>, path, losses: &LossList| {
+                let (tree, losses) = (Arc::clone(tree), losses.clone());
+                scope.spawn(move |_| add(self.store_tree(builder, &tree, path, losses)));
             };
-            losses.extend(&content.losses);
-            if need.layers.contains(&index) {
-                self.store_layer(&mut staged.ready, &builder, &tree, &layer, &content)?;
+            for (index, &chain) in chains.iter().enumerate().skip(need.base) {
+                let layer = &image.layers[index];
+                let content = match (read.remove(&index), need.known.get(&index)) {
+                    (Some(ingested), _) => LayerContent::of_blob(ingested),
+                    (None, Some(known)) => self.recall_layer(layer.digest, known)?,
+                    (None, None) => unreachable!("a layer is known or was read"),
+                };
+                let (lower, content, is_new) = (tree, Arc::new(content), need.layers.contains(&index));
+                tree = self.apply(&lower, layer, &content, is_new, &mut losses, head)?;
+                if is_new {
+                    scope.spawn(move |_| add(self.store_layer(builder, &lower, layer, &content)));
+                }
+                if need.chains.contains(&(index + 1)) {
+                    store_tree(&tree, layout::chain_root(chain), &losses);
+                }
             }
-            let _applying = stage!("layers");
-            let applied = apply(&tree, &content.entries)
-                .map_err(|source| ConvertError::Apply { digest: layer.digest, source })?;
-            let (kept, stray) = without_stray_markers(&applied);
-            losses.add_unlisted(LossKind::StrayMarker, stray);
-            tree = kept;
-            if let Some(form) = self.published_form(&content, need.layers.contains(&index), layer.digest, head)? {
-                losses.add_unlisted(LossKind::LinkIntoOtherParents, links_with_other_inodes(&form, &tree));
+            if need.flat {
+                let store = |bytes: &[u8]| self.staging.put_file(settings.compression, bytes);
+                let flat = flat_tree(&tree, &image.parsed_config.config, settings.modes, store)?;
+                store_tree(&flat, layout::flat_root(image.config.digest), &losses);
             }
-            if need.chains.contains(&(index + 1)) {
-                self.store_tree(&mut staged.ready, &builder, &tree, layout::chain_root(chain), &losses)?;
+            Ok(())
+        })?;
+        for result in made.into_inner().expect("no thread panics while it adds a tree") {
+            match result? {
+                Made::Layer(digest, stored, record) => drop(staged.ready.layers.insert(digest, (stored, *record))),
+                Made::Tree(path, stored) => drop(staged.ready.trees.insert(path, stored)),
             }
-        }
-        if need.flat {
-            let config = &staged.image.parsed_config.config;
-            let store = |bytes: &[u8]| self.staging.put_file(settings.compression, bytes);
-            let flat = flat_tree(&tree, config, settings.modes, store)?;
-            let path = layout::flat_root(staged.image.config.digest);
-            self.store_tree(&mut staged.ready, &builder, &flat, path, &losses)?;
         }
         staged.outcome.losses = losses;
         if let Some(kept) = &self.kept {
             staged.image.layers.iter().for_each(|layer| kept.forget(layer.digest));
         }
         Ok(())
+    }
+
+    /// Lays a layer over a tree, and adds what CVMFS cannot hold of the result.
+    fn apply(
+        &self,
+        lower: &Arc<Directory>,
+        layer: &ImageLayer,
+        content: &LayerContent,
+        is_new: bool,
+        losses: &mut LossList,
+        head: &Repository,
+    ) -> Result<Arc<Directory>, ConvertError> {
+        let _applying = stage!("trees");
+        losses.extend(&content.losses);
+        let applied =
+            apply(lower, &content.entries).map_err(|source| ConvertError::Apply { digest: layer.digest, source })?;
+        let (tree, stray) = without_stray_markers(&applied);
+        losses.add_unlisted(LossKind::StrayMarker, stray);
+        if let Some(form) = self.published_form(content, is_new, layer.digest, head)? {
+            losses.add_unlisted(LossKind::LinkIntoOtherParents, links_with_other_inodes(&form, &tree));
+        }
+        Ok(tree)
     }
 
     /// Reads the chain that an image starts from, and what was lost on the way there.
@@ -119,12 +155,12 @@ impl Run {
     /// Stores a layer by itself.
     fn store_layer(
         &self,
-        ready: &mut Ready,
         builder: &CatalogBuilder<'_>,
         lower: &Arc<Directory>,
         layer: &ImageLayer,
         content: &LayerContent,
-    ) -> Result<(), ConvertError> {
+    ) -> Result<Made, ConvertError> {
+        let _forming = stage!("trees");
         let failed = |source| ConvertError::Apply { digest: layer.digest, source };
         let form = LayerForm::build(lower, &content.entries).map_err(failed)?;
         let path = layout::layer_root(layer.digest);
@@ -138,25 +174,23 @@ impl Run {
         let summary = content.summary.as_ref().expect("a layer that is to be stored was read from its blob");
         let record = LayerRecord::new(summary, &form, losses, is_complete);
         self.note(&path, &stored, &record.write())?;
-        ready.layers.insert(layer.digest, (stored, record));
-        Ok(())
+        Ok(Made::Layer(layer.digest, stored, Box::new(record)))
     }
 
     /// Stores a chain or root file system, of which CVMFS cannot hold `losses`.
     fn store_tree(
         &self,
-        ready: &mut Ready,
         builder: &CatalogBuilder<'_>,
         tree: &Arc<Directory>,
         path: EntryPath,
-        losses: &LossList,
-    ) -> Result<(), ConvertError> {
-        let facts = TreeFacts { losses: losses.clone(), links_across_folders: links_across_folders(tree) };
+        losses: LossList,
+    ) -> Result<Made, ConvertError> {
+        let _forming = stage!("trees");
+        let facts = TreeFacts { losses, links_across_folders: links_across_folders(tree) };
         // Even where there are none: they say who made the tree.
         let stored = builder.build(tree, &path, Some(&facts.write()))?;
         self.note(&path, &stored, b"")?;
-        ready.trees.push((path, stored));
-        Ok(())
+        Ok(Made::Tree(path, stored))
     }
 }
 

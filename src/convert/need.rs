@@ -49,7 +49,7 @@ pub(super) struct Ready {
     /// Layers, with what is published beside them.
     pub(super) layers: BTreeMap<Digest, (StoredTree, LayerRecord)>,
     /// Chains and root file system.
-    pub(super) trees: Vec<(EntryPath, StoredTree)>,
+    pub(super) trees: BTreeMap<EntryPath, StoredTree>,
 }
 
 impl Run {
