@@ -285,6 +285,10 @@ impl LargeFile {
                 self.hole -= sizes.maximum;
                 return Ok(Some(LargeContent::Zeros(sizes.maximum)));
             }
+            if self.chunk.capacity() == 0 {
+                let most = sizes.maximum.min(self.size - self.start);
+                self.chunk.reserve_exact(usize::try_from(most).expect("a chunk fits into memory"));
+            }
             let was_cut = if !self.rest.is_empty() {
                 let rest = mem::take(&mut self.rest);
                 self.take(&rest)

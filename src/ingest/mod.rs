@@ -16,6 +16,7 @@ use crate::index::{ContentIndex, IndexError};
 use crate::layer::{ExpectedLayer, LayerEntry, LayerError, LayerSummary, Limits};
 use crate::object::{ChunkSizes, Compression, Content};
 use crate::source::{LayerBlob, SourceError};
+use crate::stage::stage;
 use crate::store::{Staging, StoreError};
 
 use layer_task::{BATCH_BYTES, LayerTask, ReadLayer, Step};
@@ -82,6 +83,10 @@ pub struct Ingest<'a> {
     pub limits: Limits,
 }
 
+/// For each thread, so much content waits to be stored. More would only fill memory and push what is to be compressed next
+/// out of the processor's caches.
+const JOBS_AHEAD: usize = 4;
+
 /// So many blobs come over the network at a time: enough to hide the pauses between them.
 const DOWNLOADS: usize = 6;
 
@@ -96,6 +101,8 @@ struct Shared<'a> {
     memory: u64,
     /// Bytes that one step of reading may bring.
     step: u64,
+    /// So much content may wait to be stored before reading on makes nobody faster.
+    jobs_ahead: usize,
     /// Whether content is stored as it is.
     raw: bool,
     results: Mutex<Vec<Result<IngestedLayer, IngestError>>>,
@@ -150,6 +157,7 @@ impl Ingest<'_> {
             changed: Condvar::new(),
             memory: self.memory,
             step: self.chunk_sizes.maximum + BATCH_BYTES,
+            jobs_ahead: JOBS_AHEAD * self.threads,
             raw: self.compression == Compression::None,
             results: Mutex::new((0..count).map(|_| Err(IngestError::GivenUp)).collect()),
             on_layer,
@@ -194,7 +202,8 @@ impl<'a> Shared<'a> {
             if !state.errors.is_empty() {
                 return Turn::Leave;
             }
-            let has_room = state.in_flight == 0 || state.in_flight + self.step <= self.memory;
+            let has_room = state.in_flight == 0
+                || state.in_flight + self.step <= self.memory && state.jobs.len() < self.jobs_ahead;
             // Nobody waits for the network while there is content to store, or another layer to read.
             if has_room && let Some(task) = state.next_to_read() {
                 state.reading += 1;
@@ -208,6 +217,7 @@ impl<'a> Shared<'a> {
                 return Turn::Leave;
             }
             // Nobody tells when bytes arrive.
+            let _idle = stage!("idle");
             let waited = self.changed.wait_timeout(state, ARRIVAL_PAUSE);
             state = waited.expect("no thread panics while it holds the state").0;
         }
@@ -219,7 +229,10 @@ impl<'a> Shared<'a> {
             Ok(Step::Nothing) => (None, Ok(task)),
             Ok(Step::Job(job)) => (Some(job), Ok(task)),
             // The end is verified before anybody learns of it, and outside of the lock: there may be much left to read.
-            Ok(Step::End(job)) => (Some(job), Err(task.finish())),
+            Ok(Step::End(job)) => {
+                let _parsing = stage!("parse");
+                (Some(job), Err(task.finish()))
+            }
             Err(error) => (None, Err(Err(error))),
         };
         let mut state = self.lock();
@@ -264,6 +277,7 @@ impl<'a> Shared<'a> {
     fn complete(&self, read: Option<ReadLayer>, pieces: &PieceStore<'_>) {
         let Some(read) = read else { return };
         let index = read.index;
+        let _completing = stage!("trees");
         let layer = read.with_content(pieces, self.raw);
         (self.on_layer)(index, &layer);
         self.results.lock().expect("no thread panics while it adds a result")[index] = Ok(layer);
