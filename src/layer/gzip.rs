@@ -1,14 +1,22 @@
 //! A gzip stream of any number of members (RFC 1952), with or without zeros after the last one.
 //!
-//! The frame is read here and only the deflate stream inside is left to the library: it can then be reset between
-//! members, so that a blob of a million tiny members costs no million allocations.
+//! The header is read here and only what follows it is left to the library: it can then be reset between members, so that
+//! a blob of a million tiny members costs no million allocations.
+
+#[cfg(feature = "isal")]
+mod igzip;
+#[cfg(any(test, not(feature = "isal")))]
+mod zlib_rs;
 
 use std::io::Read;
 
-use flate2::{Crc, Decompress, FlushDecompress, Status};
-
 use super::blob::Blob;
 use super::{Compression, LayerError};
+
+#[cfg(feature = "isal")]
+use igzip::Member;
+#[cfg(not(feature = "isal"))]
+use zlib_rs::Member;
 
 // Bits of a member's flags (RFC 1952, 2.3.1).
 const HEADER_CHECKSUM: u8 = 0x02;
@@ -19,8 +27,7 @@ const RESERVED: u8 = 0xe0;
 
 /// Unpacks the members of one blob.
 pub(super) struct Gzip {
-    inflate: Decompress,
-    crc: Crc,
+    member: Member,
     state: State,
 }
 
@@ -31,9 +38,25 @@ enum State {
     AtEnd,
 }
 
+/// How far unpacking a member went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Progress {
+    /// Bytes of the input that were used.
+    used: usize,
+    /// Bytes that were unpacked.
+    made: usize,
+    /// Whether the member, with its checksum and size, is at its end.
+    is_end: bool,
+}
+
+/// Why a member is damaged.
+type Damage = String;
+
+const WRONG_CHECKSUM: &str = "a member's checksum or size is wrong";
+
 impl Gzip {
     pub(super) fn new() -> Self {
-        Self { inflate: Decompress::new(false), crc: Crc::new(), state: State::BetweenMembers }
+        Self { member: Member::new(), state: State::BetweenMembers }
     }
 
     /// Unpacks bytes to `out`, which must not be empty. Returns 0 only at the end of the blob.
@@ -54,39 +77,19 @@ impl Gzip {
 
     fn inflate<R: Read>(&mut self, blob: &mut Blob<R>, out: &mut [u8]) -> Result<usize, LayerError> {
         let input = blob.available()?;
-        if input.is_empty() {
-            return Err(truncated(blob));
-        }
-        let (before_in, before_out) = (self.inflate.total_in(), self.inflate.total_out());
-        let status = match self.inflate.decompress(input, out, FlushDecompress::None) {
-            Ok(status) => status,
-            Err(error) => return Err(damaged(blob, error.message().unwrap_or("it is not a deflate stream"))),
+        let at_end = input.is_empty();
+        let Progress { used, made, is_end } = match self.member.inflate(input, out) {
+            Ok(progress) => progress,
+            Err(reason) => return Err(damaged(blob, &reason)),
         };
-        let used = (self.inflate.total_in() - before_in) as usize;
-        let made = (self.inflate.total_out() - before_out) as usize;
         blob.consume(used);
-        self.crc.update(&out[..made]);
-        if status == Status::StreamEnd {
-            self.end_member(blob)?;
+        if is_end {
+            self.member.reset();
+            self.state = State::BetweenMembers;
         } else if used == 0 && made == 0 {
-            return Err(damaged(blob, "it does not go on"));
+            return Err(if at_end { truncated(blob) } else { damaged(blob, "it does not go on") });
         }
         Ok(made)
-    }
-
-    fn end_member<R: Read>(&mut self, blob: &mut Blob<R>) -> Result<(), LayerError> {
-        let [a, b, c, d, size @ ..]: [u8; 8] = blob.array()?.ok_or_else(|| truncated(blob))?;
-        if u32::from_le_bytes([a, b, c, d]) != self.crc.sum() {
-            return Err(damaged(blob, "a member's checksum is wrong"));
-        }
-        // The size is kept modulo 2^32.
-        if u32::from_le_bytes(size) != self.inflate.total_out() as u32 {
-            return Err(damaged(blob, "a member's size is wrong"));
-        }
-        self.inflate.reset(false);
-        self.crc.reset();
-        self.state = State::BetweenMembers;
-        Ok(())
     }
 
     fn next_member<R: Read>(&mut self, blob: &mut Blob<R>) -> Result<State, LayerError> {
@@ -177,4 +180,78 @@ fn truncated<R: Read>(blob: &Blob<R>) -> LayerError {
 
 fn damaged<R: Read>(blob: &Blob<R>, reason: &str) -> LayerError {
     LayerError::Damaged { compression: Compression::Gzip, offset: blob.offset(), reason: reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use flate2::write::GzEncoder;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Returns what follows the header of a member.
+    fn member(plain: &[u8], level: u32) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::new(level));
+        encoder.write_all(plain).unwrap();
+        encoder.finish().unwrap().split_off(10)
+    }
+
+    /// Unpacks a member from pieces of `step` bytes to pieces of `room` bytes; returns the content and how much was used.
+    fn unpack(
+        mut inflate: impl FnMut(&[u8], &mut [u8]) -> Result<Progress, Damage>,
+        blob: &[u8],
+        step: usize,
+        room: usize,
+    ) -> Result<(Vec<u8>, usize), Damage> {
+        let (mut plain, mut out, mut position) = (Vec::new(), vec![0; room], 0);
+        loop {
+            let input = &blob[position..blob.len().min(position + step)];
+            let Progress { used, made, is_end } = inflate(input, &mut out)?;
+            position += used;
+            plain.extend_from_slice(&out[..made]);
+            if is_end {
+                return Ok((plain, position));
+            }
+            if used + made == 0 {
+                return Err("cut off".to_owned());
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_library_unpacks_the_same(
+            words in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40), 1..40),
+            order in prop::collection::vec(any::<prop::sample::Index>(), 0..3000),
+            level in 0_u32..10,
+            step in 1_usize..3000,
+            room in 1_usize..9000,
+            damage in prop::option::of((any::<prop::sample::Index>(), 1_u8..)),
+        ) {
+            let plain: Vec<u8> = order.iter().flat_map(|index| index.get(&words).clone()).collect();
+            let mut blob = member(&plain, level);
+            let length = blob.len();
+            if let Some((place, bits)) = damage {
+                blob[place.index(length)] ^= bits;
+            }
+            blob.extend_from_slice(b"the next member");
+            let (mut chosen, mut other) = (Member::new(), zlib_rs::Member::new());
+            let first = unpack(|input, out| chosen.inflate(input, out), &blob, step, room);
+            let second = unpack(|input, out| other.inflate(input, out), &blob, step, room);
+            if damage.is_none() {
+                prop_assert_eq!(&first, &Ok((plain, length)));
+            }
+            // They may say different things of what is damaged.
+            prop_assert_eq!(first.ok(), second.ok());
+            chosen.reset();
+            other.reset();
+            let (again, expected) = (member(b"again", 6), b"again".to_vec());
+            let first = unpack(|input, out| chosen.inflate(input, out), &again, step, room);
+            let second = unpack(|input, out| other.inflate(input, out), &again, step, room);
+            prop_assert_eq!(&first, &Ok((expected, again.len())));
+            prop_assert_eq!(first, second);
+        }
+    }
 }

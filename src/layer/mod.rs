@@ -31,7 +31,7 @@ mod tests;
 mod xattrs;
 
 pub use archive::Piece;
-pub use decompress::Compression;
+pub use decompress::{Compression, unpack};
 pub use entry::{DeviceNumber, EntryKind, EntryPath, LayerEntry, NodeKind, PathError};
 pub use error::{EntryError, LayerError};
 pub use limits::{Limit, LimitExceeded, Limits};

@@ -1,0 +1,62 @@
+//! The deflate stream of a gzip member, unpacked by zlib-rs.
+
+use flate2::{Crc, Decompress, FlushDecompress, Status};
+
+use super::{Damage, Progress, WRONG_CHECKSUM};
+
+/// A checksum and a size, of four bytes each.
+const TRAILER_SIZE: usize = 8;
+
+/// What follows the header of a member. It is used for one member after the other.
+pub(super) struct Member {
+    inflate: Decompress,
+    crc: Crc,
+    /// What was read behind the deflate stream, once that is at its end.
+    trailer: Option<Vec<u8>>,
+}
+
+impl Member {
+    pub(super) fn new() -> Self {
+        Self { inflate: Decompress::new(false), crc: Crc::new(), trailer: None }
+    }
+
+    /// Makes this ready for the next member.
+    pub(super) fn reset(&mut self) {
+        self.inflate.reset(false);
+        self.crc.reset();
+        self.trailer = None;
+    }
+
+    /// Unpacks from `input` to `out`. Empty input says that no more will come.
+    pub(super) fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<Progress, Damage> {
+        if self.trailer.is_some() {
+            return self.end(input, Progress { used: 0, made: 0, is_end: false });
+        }
+        let (before_in, before_out) = (self.inflate.total_in(), self.inflate.total_out());
+        let status = self.inflate.decompress(input, out, FlushDecompress::None);
+        let status = status.map_err(|error| error.message().unwrap_or("it is not a deflate stream").to_owned())?;
+        let used = (self.inflate.total_in() - before_in) as usize;
+        let made = (self.inflate.total_out() - before_out) as usize;
+        self.crc.update(&out[..made]);
+        let progress = Progress { used, made, is_end: false };
+        if status != Status::StreamEnd {
+            return Ok(progress);
+        }
+        self.trailer = Some(Vec::with_capacity(TRAILER_SIZE));
+        self.end(&input[used..], progress)
+    }
+
+    /// Reads on behind the deflate stream, after `progress` was made.
+    fn end(&mut self, input: &[u8], progress: Progress) -> Result<Progress, Damage> {
+        let trailer = self.trailer.as_mut().expect("the deflate stream is at its end");
+        let count = input.len().min(TRAILER_SIZE - trailer.len());
+        trailer.extend_from_slice(&input[..count]);
+        let is_end = trailer.len() == TRAILER_SIZE;
+        // The size is kept modulo 2^32.
+        let expected = [self.crc.sum().to_le_bytes(), (self.inflate.total_out() as u32).to_le_bytes()].concat();
+        if is_end && *trailer != expected {
+            return Err(WRONG_CHECKSUM.to_owned());
+        }
+        Ok(Progress { used: progress.used + count, is_end, ..progress })
+    }
+}
