@@ -1,5 +1,7 @@
 //! One image, up to the point where all that belongs to it lies in the store.
 
+use std::thread;
+
 use super::need::{Need, Ready};
 use super::run::Run;
 use super::{ConvertError, ImageOptions, Outcome, Request};
@@ -96,9 +98,13 @@ impl Run {
             let Outcome { place, plan, .. } = &staged.outcome;
             progress.set_stage(format!("reading {place}"));
             tracing::info!("{place}: reading {} of {} layers", plan.layers_to_read, plan.layers);
-            let read = self.read_layers(&staged.image, &mut need, source, progress)?;
-            progress.set_stage(format!("storing the trees of {}", staged.outcome.place));
-            self.pool.install(|| self.build(&mut staged, &need, read, head))?;
+            thread::scope(|scope| {
+                let mover = self.staging.move_aside(scope);
+                let read = self.read_layers(&staged.image, &mut need, source, progress)?;
+                mover.hurry();
+                progress.set_stage(format!("storing the trees of {}", staged.outcome.place));
+                self.pool.install(|| self.build(&mut staged, &need, read, head))
+            })?;
         }
         staged.outcome.new_layers = staged.ready.layers.keys().copied().collect();
         check_losses(&staged)?;

@@ -14,4 +14,4 @@ pub use directory::{DirectoryStore, Lock, StoreError};
 pub(crate) use directory::{open_regular, read_regular};
 pub use local_server::{LocalServer, ServerLock};
 pub use runs::abandon_runs;
-pub use staging::{Staging, Written};
+pub use staging::{Mover, Staging, Written};

@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex};
+use std::thread::{self, Scope};
 
 use super::runs::runs;
 use super::{DirectoryStore, StoreError};
@@ -34,6 +35,8 @@ pub struct Staging {
     state: Mutex<State>,
     /// Told when an object was written, or could not be.
     written: Condvar,
+    /// Told when a batch is full, or nobody shall wait for one any more.
+    full: Condvar,
     /// Held while a batch moves.
     moving: Mutex<()>,
 }
@@ -49,9 +52,38 @@ struct State {
     /// Those that wait to be moved.
     waiting: Vec<(ObjectHash, ObjectKind)>,
     waiting_bytes: u64,
+    /// Whether a thread of its own moves batches.
+    has_mover: bool,
+    /// Whether it is to move what there is, even if that is no full batch.
+    is_hurried: bool,
+    /// Why that thread could not move one.
+    failure: Option<StoreError>,
     /// Objects that were in the store already and that this run counts on.
     relied_on: HashSet<(ObjectHash, ObjectKind)>,
     written: Written,
+}
+
+/// Lets a thread of its own move full batches, until it is dropped.
+#[derive(Debug)]
+pub struct Mover<'s>(Option<&'s Staging>);
+
+impl Mover<'_> {
+    /// Has what was added so far moved, as what comes next takes long.
+    pub fn hurry(&self) {
+        if let Some(staging) = self.0 {
+            staging.state().is_hurried = true;
+            staging.full.notify_all();
+        }
+    }
+}
+
+impl Drop for Mover<'_> {
+    fn drop(&mut self) {
+        if let Some(staging) = self.0 {
+            staging.state().has_mover = false;
+            staging.full.notify_all();
+        }
+    }
 }
 
 /// How much a run added to its store.
@@ -73,9 +105,43 @@ impl Staging {
         let (folder, alive) = make_run_folder(&transactions)?;
         runs.start(&folder);
         drop(runs);
+        // Threads that make files in one folder wait for one another.
+        for digit in 0..16 {
+            let path = folder.join(format!("{digit:x}"));
+            fs::create_dir(&path).map_err(StoreError::io("create", &path))?;
+        }
         let state = Mutex::new(State::default());
-        let (written, moving) = Default::default();
-        Ok(Self { store: store.clone(), folder, _alive: alive, state, written, moving })
+        let (written, full, moving) = Default::default();
+        Ok(Self { store: store.clone(), folder, _alive: alive, state, written, full, moving })
+    }
+
+    /// Starts a thread that moves batches as they become full, so that those who add objects need not wait for the disk. One
+    /// such thread is enough for all; where no thread can be had, they wait.
+    pub fn move_aside<'s>(&'s self, scope: &'s Scope<'s, '_>) -> Mover<'s> {
+        if std::mem::replace(&mut self.state().has_mover, true) {
+            return Mover(None);
+        }
+        let mover = Mover(Some(self));
+        match thread::Builder::new().spawn_scoped(scope, || self.move_full_batches()) {
+            Ok(_) => mover,
+            Err(_) => Mover(None),
+        }
+    }
+
+    fn move_full_batches(&self) {
+        loop {
+            let is_idle = |state: &mut State| state.has_mover && !state.is_hurried && state.waiting_bytes < BATCH_BYTES;
+            let state = self.full.wait_while(self.state(), is_idle);
+            let mut state = state.expect("no thread panics while it holds the list of objects");
+            if !state.has_mover {
+                return;
+            }
+            state.is_hurried = false;
+            drop(state);
+            if let Err(error) = self.flush() {
+                self.state().failure = Some(error);
+            }
+        }
     }
 
     /// Returns the store that the objects go to.
@@ -101,16 +167,27 @@ impl Staging {
             state.known.insert((hash, kind));
             state.lost.remove(&(hash, kind));
         }
+        let failure = state.failure.take();
+        // A thread that moves batches and does not keep up with those who add objects slows them down.
+        let is_full = state.waiting_bytes >= if state.has_mover { 2 * BATCH_BYTES } else { BATCH_BYTES };
+        if state.waiting_bytes >= BATCH_BYTES {
+            self.full.notify_all();
+        }
         drop(state);
         self.written.notify_all();
-        if added? { self.flush() } else { Ok(()) }
+        added?;
+        match failure {
+            Some(failure) => Err(failure),
+            None if is_full => self.flush(),
+            None => Ok(()),
+        }
     }
 
-    /// Writes an object that this run has not added before; tells whether a batch is full.
-    fn add(&self, hash: ObjectHash, kind: ObjectKind, stored: &[u8]) -> Result<bool, StoreError> {
+    /// Writes an object that this run has not added before.
+    fn add(&self, hash: ObjectHash, kind: ObjectKind, stored: &[u8]) -> Result<(), StoreError> {
         if self.store.renew(hash, kind)? {
             self.state().relied_on.insert((hash, kind));
-            return Ok(false);
+            return Ok(());
         }
         let path = self.staged_path(hash, kind);
         let _writing = stage!("write", stored.len());
@@ -123,7 +200,7 @@ impl Staging {
         state.waiting_bytes += stored.len() as u64;
         state.written.objects += 1;
         state.written.bytes += stored.len() as u64;
-        Ok(state.waiting_bytes >= BATCH_BYTES)
+        Ok(())
     }
 
     /// Adds an object of bytes that are stored as they are and returns its name.
@@ -208,6 +285,9 @@ impl Staging {
         let _moving = self.moving.lock().expect("no thread panics while it moves a batch");
         let batch = {
             let mut state = self.state();
+            if let Some(failure) = state.failure.take() {
+                return Err(failure);
+            }
             state.waiting_bytes = 0;
             std::mem::take(&mut state.waiting)
         };
@@ -272,7 +352,8 @@ impl Staging {
     }
 
     fn staged_path(&self, hash: ObjectHash, kind: ObjectKind) -> PathBuf {
-        self.folder.join(format!("{hash}{}", kind.suffix()))
+        let name = hash.to_string();
+        self.folder.join(&name[..1]).join(format!("{name}{}", kind.suffix()))
     }
 }
 
