@@ -25,6 +25,8 @@ const BATCH_FILES: usize = 512;
 pub(super) struct LayerTask<'a> {
     pub(super) index: usize,
     pub(super) is_remote: bool,
+    /// Whether another thread unpacks ahead.
+    is_ahead: bool,
     /// When it pays to try again to open the blob.
     pub(super) not_before: Instant,
     source: LayerSource<'a>,
@@ -85,8 +87,16 @@ pub(super) struct ReadLayer {
 }
 
 impl<'a> LayerTask<'a> {
-    pub(super) fn new(index: usize, layer: LayerToRead<'a>, sizes: ChunkSizes, limits: Limits) -> Self {
+    pub(super) fn new(
+        index: usize,
+        layer: LayerToRead<'a>,
+        sizes: ChunkSizes,
+        limits: Limits,
+        has_spare_threads: bool,
+    ) -> Self {
         let LayerToRead { open, is_remote, expected } = layer;
+        // What comes over a network is waited for by nobody, as long as there is something else to do.
+        let is_ahead = has_spare_threads && !is_remote;
         let source = LayerSource::Closed(open);
         let (entries, spans, hole_sizes) = Default::default();
         let batch = Job::new(index);
@@ -94,6 +104,7 @@ impl<'a> LayerTask<'a> {
         Self {
             index,
             is_remote,
+            is_ahead,
             not_before,
             source,
             expected,
@@ -135,7 +146,10 @@ impl<'a> LayerTask<'a> {
             }
             LayerSource::Open(blob) => {
                 let (reader, is_ready) = blob.into_parts();
-                let reader = LayerReader::new(reader, self.expected, self.limits)?;
+                let reader = match self.is_ahead {
+                    true => LayerReader::ahead(reader, self.expected, self.limits)?,
+                    false => LayerReader::new(reader, self.expected, self.limits)?,
+                };
                 self.source = LayerSource::Reading(Box::new(reader), is_ready);
                 Ok(true)
             }

@@ -87,6 +87,10 @@ pub struct Ingest<'a> {
 /// out of the processor's caches.
 const JOBS_AHEAD: usize = 4;
 
+/// From so many threads on, and where there are two for each layer, a layer is unpacked on a thread of its own: then what takes
+/// longest is to read the largest layer, whose bytes come one after the other.
+const SPARE_THREADS: usize = 8;
+
 /// So many blobs come over the network at a time: enough to hide the pauses between them.
 const DOWNLOADS: usize = 6;
 
@@ -140,7 +144,9 @@ impl Ingest<'_> {
     /// After the first error nothing more is read. Content that was stored by then stays, and harms nobody.
     pub fn run(&self, layers: Vec<LayerToRead<'_>>, on_layer: OnLayer<'_>) -> Vec<Result<IngestedLayer, IngestError>> {
         let count = layers.len();
-        let task = |(index, layer)| Box::new(LayerTask::new(index, layer, self.chunk_sizes, self.limits));
+        let has_spare_threads = self.threads >= SPARE_THREADS && self.threads >= 2 * count;
+        let task =
+            |(index, layer)| Box::new(LayerTask::new(index, layer, self.chunk_sizes, self.limits, has_spare_threads));
         let state = State {
             idle: layers.into_iter().enumerate().map(task).collect(),
             reading: 0,
