@@ -48,13 +48,13 @@ pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyho
     if arguments.json {
         let mut json = to_json(&folder, &report, command.dry_run);
         if command.timings {
-            json["timings"] = timings.to_json(wall, options.threads);
+            json["timings"] = timings.to_json(wall, options.threads, report.index_hits);
         }
         print_line(format_args!("{json}"))?;
     } else {
         print(format_args!("{}", to_text(&folder, &report, command.dry_run)))?;
         if command.timings {
-            print(format_args!("{}", timings.to_text(wall, options.threads)))?;
+            print(format_args!("{}", timings.to_text(wall, options.threads, report.index_hits)))?;
         }
         if report.revision.is_some() && !arguments.quiet {
             print(format_args!("{}", how_to_mount(&folder)))?;

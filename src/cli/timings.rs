@@ -61,8 +61,8 @@ impl Timings {
         (stages, (wall * u32::try_from(threads).unwrap_or(u32::MAX)).saturating_sub(busy))
     }
 
-    /// Returns a table of the stages of a run of so many threads that took `wall`.
-    pub fn to_text(&self, wall: Duration, threads: usize) -> String {
+    /// Returns a table of the stages of a run of so many threads that took `wall` and found so much content in the index.
+    pub fn to_text(&self, wall: Duration, threads: usize, index_hits: u64) -> String {
         let (stages, waiting) = self.stages(wall, threads);
         let all = wall.as_secs_f64() * threads as f64;
         let mut text =
@@ -84,12 +84,12 @@ impl Timings {
         if let Some(peak) = peak_memory() {
             write!(text, ", at most {} of memory", ByteSize(peak)).expect("strings take everything");
         }
-        text.push('\n');
+        writeln!(text, "; {index_hits} index hits").expect("strings take everything");
         text
     }
 
     /// Returns the same as JSON: seconds and bytes.
-    pub fn to_json(&self, wall: Duration, threads: usize) -> Value {
+    pub fn to_json(&self, wall: Duration, threads: usize, index_hits: u64) -> Value {
         let (stages, waiting) = self.stages(wall, threads);
         let stage = |(name, stage): (&str, Stage)| {
             let Stage { busy, bytes, count } = stage;
@@ -98,9 +98,10 @@ impl Timings {
         json!({
             "seconds": wall.as_secs_f64(),
             "threads": threads,
-            "peak_memory": peak_memory(),
+            "index-hits": index_hits,
+            "peak-memory": peak_memory(),
             "stages": stages.into_iter().map(stage).collect::<Vec<_>>(),
-            "waiting_seconds": waiting.as_secs_f64(),
+            "waiting-seconds": waiting.as_secs_f64(),
         })
     }
 }

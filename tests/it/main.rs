@@ -23,5 +23,6 @@ mod strict_selftest;
 mod support;
 mod support_selftest;
 mod sync;
+mod timings;
 mod verification;
 mod verify;
