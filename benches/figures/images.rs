@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::thread;
 
 use flate2::write::GzEncoder;
@@ -12,6 +13,12 @@ use sha2::{Digest as _, Sha256};
 
 /// An OCI layout with the images of one kind.
 pub struct Layout(PathBuf);
+
+/// An OCI layout that is being made.
+struct Draft {
+    folder: PathBuf,
+    manifests: Mutex<Vec<Value>>,
+}
 
 /// A layer in a layout: what a manifest and a config say of it.
 #[derive(Clone)]
@@ -54,17 +61,30 @@ impl Layout {
 
     /// Returns the files of the layers of an image, in order.
     pub fn layers(&self, tag: &str) -> Vec<PathBuf> {
-        let parse = |path: PathBuf| -> Value {
-            serde_json::from_slice(&fs::read(path).expect("layouts are whole")).expect("layouts are JSON")
-        };
-        let blob = |digest: &Value| self.0.join("blobs/sha256").join(&digest.as_str().expect("digests are text")[7..]);
-        let index = parse(self.0.join("index.json"));
+        let manifest: Value = serde_json::from_slice(&self.manifest(tag)).expect("manifests are JSON");
+        let layers = manifest["layers"].as_array().expect("a manifest lists layers");
+        layers.iter().map(|layer| self.blob(layer["digest"].as_str().expect("digests are text"))).collect()
+    }
+
+    /// Returns the manifest of an image.
+    pub fn manifest(&self, tag: &str) -> Vec<u8> {
+        let index = fs::read(self.0.join("index.json")).expect("layouts are whole");
+        let index: Value = serde_json::from_slice(&index).expect("an index is JSON");
         let manifests = index["manifests"].as_array().expect("an index lists manifests");
         let named = |entry: &&Value| entry["annotations"]["org.opencontainers.image.ref.name"] == tag;
-        let manifest = parse(blob(&manifests.iter().find(named).expect("the image was made")["digest"]));
-        let layers = manifest["layers"].as_array().expect("a manifest lists layers");
-        layers.iter().map(|layer| blob(&layer["digest"])).collect()
+        let digest = &manifests.iter().find(named).expect("the image was made")["digest"];
+        fs::read(self.blob(digest.as_str().expect("digests are text"))).expect("layouts are whole")
     }
+
+    /// Returns the file of a blob.
+    pub fn blob(&self, digest: &str) -> PathBuf {
+        blob(&self.0, digest)
+    }
+}
+
+/// Returns the file of a blob in a layout.
+fn blob(folder: &Path, digest: &str) -> PathBuf {
+    folder.join("blobs/sha256").join(&digest["sha256:".len()..])
 }
 
 /// Makes `hep`, `user` and `rebuild`, unless they are there.
@@ -81,22 +101,59 @@ pub fn hep(folder: &Path) -> Layout {
             &|tar| pip(LIBRARIES, "opt/cuda", tar),
             &|tar| data(tar),
         ];
-        let tar = |number: usize| scratch.join(format!("{number}.tar"));
-        let make = |number: usize| {
-            builders[number](&tar(number));
-            layout.add_layer(&mut File::open(tar(number)).expect("the archive was made"))
-        };
-        let layers = in_pairs(builders.len(), &make);
-        layout.add_image("hep", &layers);
-        pip(USER, "home/user/lib", &tar(6));
-        let own = layout.add_layer(&mut File::open(tar(6)).expect("the archive was made"));
-        layout.add_image("user", &[layers.as_slice(), &[own]].concat());
-        let rebuild = |number: usize| {
-            let changed = scratch.join(format!("{number}.rebuilt.tar"));
-            change(&tar(number), &changed);
-            layout.add_layer(&mut File::open(changed).expect("the archive was made"))
-        };
-        layout.add_image("rebuild", &in_pairs(layers.len(), &rebuild));
+        let layers = make_with_rebuild("hep", &builders, layout, scratch);
+        let tar = scratch.join("user.tar");
+        pip(USER, "home/user/lib", &tar);
+        layout.add_image("user", &[layers.as_slice(), &[layout.add_layer_of(&tar)]].concat());
+    })
+}
+
+/// Makes `base`, a Debian base system, and `rebuild`, the same with 5 % of its files changed, unless they are there.
+pub fn base(folder: &Path) -> Layout {
+    make_once(&folder.join("base"), |layout, scratch| {
+        make_with_rebuild("base", &[&|tar| mmdebstrap("minbase", "", tar)], layout, scratch);
+    })
+}
+
+/// Makes an image of layers, and `rebuild` of changed ones; returns the former's layers.
+fn make_with_rebuild(tag: &str, builders: &[&(dyn Fn(&Path) + Sync)], layout: &Draft, scratch: &Path) -> Vec<Layer> {
+    let tar = |number: usize| scratch.join(format!("{number}.tar"));
+    let layers = in_pairs(builders.len(), &|number| {
+        builders[number](&tar(number));
+        layout.add_layer_of(&tar(number))
+    });
+    layout.add_image(tag, &layers);
+    let rebuilt = in_pairs(builders.len(), &|number| {
+        let changed = scratch.join(format!("{number}.rebuilt.tar"));
+        change(&tar(number), &changed);
+        layout.add_layer_of(&changed)
+    });
+    layout.add_image("rebuild", &rebuilt);
+    layers
+}
+
+/// Makes `count` images of one host that share a layer of `shared` small files and have one of ten each, unless they are
+/// there. Their tags are full names.
+pub fn synthetic(folder: &Path, name: &str, count: usize, shared: usize) -> Layout {
+    make_once(&folder.join(name), |layout, _| {
+        let common = layout.add_files("common", shared);
+        for number in 0..count {
+            let own = layout.add_files(&format!("image-{number}"), 10);
+            layout.add_image(&synthetic_name(number), &[common.clone(), own]);
+        }
+    })
+}
+
+/// Returns the name of one of many images.
+pub fn synthetic_name(number: usize) -> String {
+    format!("bench.example.org/project-{}/image:{number}", number % 100)
+}
+
+/// Makes `files`, one layer of so many small files, unless it is there.
+pub fn small_files(folder: &Path, count: usize) -> Layout {
+    make_once(&folder.join(format!("files-{count}")), |layout, _| {
+        let layer = layout.add_files("many", count);
+        layout.add_image("files", &[layer]);
     })
 }
 
@@ -113,29 +170,51 @@ fn in_pairs(count: usize, work: &(dyn Fn(usize) -> Layer + Sync)) -> Vec<Layer> 
 }
 
 /// Lets `fill` make a layout, unless it is there as a whole.
-fn make_once(folder: &Path, fill: impl FnOnce(&Layout, &Path)) -> Layout {
+fn make_once(folder: &Path, fill: impl FnOnce(&Draft, &Path)) -> Layout {
     if !folder.exists() {
         eprintln!("making the images in {} ...", folder.display());
         let unfinished = folder.with_extension("unfinished");
         fs::remove_dir_all(&unfinished).ok();
-        let layout = Layout(unfinished.join("layout"));
+        let layout = Draft { folder: unfinished.join("layout"), manifests: Mutex::default() };
         let scratch = unfinished.join("scratch");
-        [layout.0.join("blobs/sha256"), scratch.clone()].iter().for_each(|folder| {
+        [layout.folder.join("blobs/sha256"), scratch.clone()].iter().for_each(|folder| {
             fs::create_dir_all(folder).expect("there is room for images");
         });
-        layout.write("oci-layout", &json!({"imageLayoutVersion": "1.0.0"}));
-        layout.write("index.json", &json!({"schemaVersion": 2, "manifests": []}));
         fill(&layout, &scratch);
-        fs::rename(&layout.0, folder).expect("an image can be renamed");
+        layout.write("oci-layout", &json!({"imageLayoutVersion": "1.0.0"}));
+        let manifests = layout.manifests.into_inner().expect("no thread panics");
+        let index = json!({"schemaVersion": 2, "manifests": manifests}).to_string();
+        fs::write(layout.folder.join("index.json"), index).expect("there is room for an index");
+        fs::rename(&layout.folder, folder).expect("an image can be renamed");
         fs::remove_dir_all(unfinished).expect("what was made can be deleted");
     }
     Layout(folder.to_owned())
 }
 
-impl Layout {
+impl Draft {
+    /// Adds the gzip of an archive that lies in a file.
+    fn add_layer_of(&self, tar: &Path) -> Layer {
+        self.add_layer(&mut File::open(tar).expect("the archive was made"))
+    }
+
+    /// Adds a layer of so many small files in folders of a hundred, with content that is their own.
+    fn add_files(&self, name: &str, count: usize) -> Layer {
+        let mut archive = tar::Builder::new(Vec::new());
+        for number in 0..count {
+            let content = format!("{name} {number}\n").repeat(1 + number % 16);
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            header.set_mtime(1_700_000_000);
+            let path = format!("opt/{name}/{}/{number}", number / 100);
+            archive.append_data(&mut header, path, content.as_bytes()).expect("memory takes everything");
+        }
+        self.add_layer(&mut io::Cursor::new(archive.into_inner().expect("memory takes everything")))
+    }
+
     /// Adds the gzip of an archive.
     fn add_layer(&self, tar: &mut dyn Read) -> Layer {
-        let scratch = tempfile::NamedTempFile::new_in(&self.0).expect("there is room for a layer");
+        let scratch = tempfile::NamedTempFile::new_in(&self.folder).expect("there is room for a layer");
         let mut gzip = GzEncoder::new(Hashed::new(BufWriter::new(scratch)), flate2::Compression::default());
         let mut plain = Hashed::new(&mut gzip);
         io::copy(tar, &mut plain).expect("an archive can be compressed");
@@ -177,10 +256,7 @@ impl Layout {
             }),
         );
         manifest["annotations"] = json!({"org.opencontainers.image.ref.name": tag});
-        let index = fs::read(self.0.join("index.json")).expect("the layout has an index");
-        let mut index: Value = serde_json::from_slice(&index).expect("an index is JSON");
-        index["manifests"].as_array_mut().expect("an index lists manifests").push(manifest);
-        self.write("index.json", &index);
+        self.manifests.lock().expect("no thread panics").push(manifest);
     }
 
     fn add_json(&self, media_type: &str, document: &Value) -> Value {
@@ -191,11 +267,11 @@ impl Layout {
     }
 
     fn blob(&self, digest: &str) -> PathBuf {
-        self.0.join("blobs/sha256").join(&digest["sha256:".len()..])
+        blob(&self.folder, digest)
     }
 
     fn write(&self, name: &str, document: &Value) {
-        fs::write(self.0.join(name), document.to_string()).expect("there is room for a document");
+        fs::write(self.folder.join(name), document.to_string()).expect("there is room for a document");
     }
 }
 

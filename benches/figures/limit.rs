@@ -15,10 +15,14 @@ use std::time::{Duration, Instant};
 
 use flate2::read::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
+use strata::layer::unpack;
 use strata::object::{Compression, Encoder, ObjectHash};
 
 /// Where content lies in the archive of a layer.
-pub struct Cuts(Vec<Vec<Range<u64>>>);
+pub struct Cuts {
+    layers: Vec<Vec<Range<u64>>>,
+    size: u64,
+}
 
 /// Large files are cut like this, as chunks are on average.
 const CHUNK: u64 = 8 << 20;
@@ -26,12 +30,36 @@ const CHUNK: u64 = 8 << 20;
 impl Cuts {
     /// Finds the files in the archives of layers.
     pub fn find(layers: &[PathBuf]) -> Self {
-        Self(layers.iter().map(|layer| cuts(layer)).collect())
+        let (layers, sizes): (Vec<_>, Vec<u64>) = layers.iter().map(|layer| cuts(layer)).unzip();
+        Self { layers, size: sizes.iter().sum() }
+    }
+
+    /// Reads one in `step` of the pieces of layers.
+    pub fn sample(&self, layers: &[PathBuf], step: usize) -> Vec<Vec<u8>> {
+        let mut sample = Vec::new();
+        for (layer, cuts) in layers.iter().zip(&self.layers) {
+            let (mut tar, mut position) = (open(layer), 0);
+            for cut in cuts.iter().step_by(step) {
+                let mut piece = Vec::new();
+                io::copy(&mut (&mut tar).take(cut.start - position), &mut io::sink()).expect("the layer is whole");
+                read_exactly(&mut tar, cut.end - cut.start, &mut piece);
+                position = cut.end;
+                sample.push(piece);
+            }
+        }
+        sample
+    }
+
+    /// Returns how large all archives are.
+    pub fn size(&self) -> u64 {
+        self.size
     }
 }
 
-fn cuts(layer: &Path) -> Vec<Range<u64>> {
-    let mut archive = tar::Archive::new(MultiGzDecoder::new(File::open(layer).expect("the layer is there")));
+/// Returns where content lies in an archive, and how large that is.
+fn cuts(layer: &Path) -> (Vec<Range<u64>>, u64) {
+    let stream = MultiGzDecoder::new(io::BufReader::new(File::open(layer).expect("the layer is there")));
+    let mut archive = tar::Archive::new(Counted { inner: stream, position: 0 });
     let mut cuts = Vec::new();
     for entry in archive.entries().expect("layers are archives") {
         let entry = entry.expect("layers are archives");
@@ -44,7 +72,9 @@ fn cuts(layer: &Path) -> Vec<Range<u64>> {
             cuts.push(start..end);
         }
     }
-    cuts
+    let mut stream = archive.into_inner();
+    io::copy(&mut stream, &mut io::sink()).expect("the layer is whole");
+    (cuts, stream.position)
 }
 
 /// Does the work for all layers, on all threads, into the empty folder `objects`, and returns the least time that it could
@@ -61,7 +91,7 @@ pub fn run(layers: &[PathBuf], cuts: &Cuts, compression: Compression, threads: u
         let start = Instant::now();
         let mut encoder = Encoder::new(compression);
         while let Some(layer) = next() {
-            store(&layers[layer], &cuts.0[layer], &mut encoder, &known, objects);
+            store(&layers[layer], &cuts.layers[layer], &mut encoder, &known, objects);
         }
         start.elapsed()
     };
@@ -81,9 +111,7 @@ fn store(
     known: &Mutex<HashSet<blake3::Hash>>,
     objects: &Path,
 ) {
-    let blob = Hashed { inner: File::open(layer).expect("the layer is there"), hasher: Sha256::new() };
-    let mut tar =
-        Hashed { inner: MultiGzDecoder::new(io::BufReader::with_capacity(256 << 10, blob)), hasher: Sha256::new() };
+    let mut tar = Hashed { inner: open(layer), hasher: Sha256::new() };
     let (mut position, mut piece) = (0, Vec::new());
     for cut in cuts {
         // What lies between files is short, but at the end of the archive.
@@ -99,9 +127,29 @@ fn store(
     io::copy(&mut tar, &mut io::sink()).expect("the layer is whole");
 }
 
+/// Unpacks a layer.
+fn open(layer: &Path) -> impl Read {
+    let blob = File::open(layer).expect("the layer is there");
+    let size = blob.metadata().expect("the layer is there").len();
+    unpack(blob, size).expect("the layer is whole")
+}
+
 fn read_exactly(tar: &mut impl Read, length: u64, to: &mut Vec<u8>) {
     to.resize(usize::try_from(length).expect("pieces are small"), 0);
     tar.read_exact(to).expect("the layer is whole");
+}
+
+struct Counted<R> {
+    inner: R,
+    position: u64,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(out)?;
+        self.position += length as u64;
+        Ok(length)
+    }
 }
 
 struct Hashed<R> {

@@ -1,0 +1,158 @@
+//! The reference image, beside the bare work, other programs, and itself.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use strata::object::Compression;
+
+use super::commands::{Conversion, Scratch, convert, median, settle, time};
+use super::images::{self, Layout};
+use super::limit::{self, Cuts};
+use super::table::{Promise, Table, plot};
+
+use Promise::{AtLeast, AtMost};
+
+const MODES: [Compression; 3] = [Compression::Balanced, Compression::Fast, Compression::Exact];
+const MIB: u64 = 1 << 20;
+
+/// How much of the time of the bare work a conversion may take.
+const LIMIT: f64 = 1.15;
+
+/// How the image compares where everything is as it should be: on a machine that does nothing else.
+struct Promises {
+    /// Of the time of the bare work.
+    limit: f64,
+    /// How many times as fast two threads are as one.
+    threads: f64,
+    /// How many times as fast the image is when it was built again.
+    rebuild: f64,
+}
+
+/// Measures with a small image what changes of the code may not make worse. The promises leave room for a machine that does
+/// something else.
+pub fn quick(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
+    let layout = images::base(folder);
+    let promises = Promises { limit: 1.6, threads: 1.3, rebuild: 1.5 };
+    let ours = compare(&layout, "base", &promises, 3, scratch, table);
+    let theirs = median((0..3).map(|_| unpack(&layout, "base", scratch)).collect());
+    table.time("`convert`, balanced", ours[0], "`umoci unpack`", theirs, AtMost(1.3));
+}
+
+/// Measures the reference image, and draws how fast it is.
+pub fn full(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
+    let layout = images::hep(folder);
+    let size = Cuts::find(&layout.layers("hep")).size();
+    let promises = Promises { limit: LIMIT, threads: 1.9, rebuild: 4.0 };
+    let ours = compare(&layout, "hep", &promises, 1, scratch, table);
+    let minute_per_gb = Duration::from_secs_f64(60.0 * size as f64 / 1e9);
+    let fast = if cfg!(feature = "isal") { 12.0 } else { 8.0 };
+    for ((mode, ours), least) in MODES.iter().zip(&ours).zip([5.5, fast, 3.0]) {
+        table.speed(&format!("`convert`, {mode}"), *ours, "a minute per GB", minute_per_gb, AtLeast(least));
+    }
+    let theirs = unpack(&layout, "hep", scratch);
+    for (mode, ours) in MODES.iter().zip(&ours).take(2) {
+        table.time(&format!("`convert`, {mode}"), *ours, "`umoci unpack`", theirs, AtMost(1.0));
+    }
+    layer_more(&layout, scratch, table);
+    let per_minute = |time: Duration| size as f64 / 1e9 / (time.as_secs_f64() / 60.0);
+    let mut speeds = vec![("a minute per GB".to_owned(), 1.0), ("umoci unpack".to_owned(), per_minute(theirs))];
+    let strata =
+        [(2, "exact"), (0, "balanced"), (1, "fast")].map(|(mode, name)| (mode, format!("strata convert, {name}")));
+    speeds.extend(strata.map(|(mode, name)| (name, per_minute(ours[mode]))));
+    plot(Path::new("benches/figures.svg"), "GB of layers in a minute, on 2 cores (more is better)", &speeds);
+}
+
+/// Measures the reference image beside the bare work only.
+pub fn limit(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
+    beside_limit(&images::hep(folder), "hep", LIMIT, 1, scratch, table);
+}
+
+/// Compares `convert` in each mode with the bare work, one thread with two, and the image with itself and its rebuild.
+/// Returns how long each mode takes.
+fn compare(
+    layout: &Layout,
+    tag: &str,
+    promises: &Promises,
+    runs: usize,
+    scratch: &mut Scratch,
+    table: &mut Table,
+) -> Vec<Duration> {
+    let modes = beside_limit(layout, tag, promises.limit, runs, scratch, table);
+    let one = |scratch: &mut Scratch| {
+        convert(&scratch.repository(Compression::Balanced), &layout.image(tag), "image:1", &["--threads", "1"])
+    };
+    let one = median((0..runs).map(|_| one(scratch).time).collect());
+    table.speed("2 threads", modes[0], "1 thread", one, AtLeast(promises.threads));
+    again(layout, tag, promises, scratch, table);
+    modes
+}
+
+/// Compares `convert` in each mode with the bare work. Returns how long each mode takes.
+fn beside_limit(
+    layout: &Layout,
+    tag: &str,
+    promise: f64,
+    runs: usize,
+    scratch: &mut Scratch,
+    table: &mut Table,
+) -> Vec<Duration> {
+    let (image, layers) = (layout.image(tag), layout.layers(tag));
+    let cuts = Cuts::find(&layers);
+    let mut modes = Vec::new();
+    for mode in MODES {
+        let (mut ours, mut bare) = (Vec::new(), Vec::new());
+        for _ in 0..runs {
+            let objects = scratch.path("objects");
+            fs::create_dir(&objects).expect("there is room for objects");
+            settle();
+            bare.push(limit::run(&layers, &cuts, mode, 2, &objects));
+            ours.push(convert(&scratch.repository(mode), &image, "image:1", &[]).time);
+        }
+        let (ours, bare) = (median(ours), median(bare));
+        table.time(&format!("`convert`, {mode}"), ours, "its bare kernels", bare, AtMost(promise));
+        modes.push(ours);
+    }
+    modes
+}
+
+/// Converts an image once more into its repository: under another name, and built anew.
+fn again(layout: &Layout, tag: &str, promises: &Promises, scratch: &mut Scratch, table: &mut Table) {
+    let repository = scratch.repository(Compression::Balanced);
+    let first = convert(&repository, &layout.image(tag), "image:1", &[]).time;
+    let other = convert(&repository, &layout.image(tag), "image:2", &[]).time;
+    table.time("the same image under another name", other, "half a second", Duration::from_millis(500), AtMost(1.0));
+    let rebuild = convert(&repository, &layout.image("rebuild"), "image:3", &[]).time;
+    table.speed("the image built again, 5 % changed", rebuild, "the image at first", first, AtLeast(promises.rebuild));
+}
+
+/// Converts an image with one more layer than one that is there.
+fn layer_more(layout: &Layout, scratch: &mut Scratch, table: &mut Table) {
+    let repository = scratch.repository(Compression::Balanced);
+    convert(&repository, &layout.image("hep"), "image:1", &[]);
+    let both = convert(&repository, &layout.image("user"), "image:2", &[]).time;
+    table.time("one more layer of 20 MB", both, "1.5 s, and the layer", Duration::from_millis(1500), AtMost(1.5));
+}
+
+/// Measures how much memory the reference image and a layer of a million files take.
+pub fn memory(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
+    let hep = images::hep(folder).image("hep");
+    let most = |scratch: &mut Scratch, image: &str, options: &[&str]| -> Conversion {
+        convert(&scratch.repository(Compression::Balanced), image, "image:1", options)
+    };
+    let default = most(scratch, &hep, &[]);
+    table.bytes("memory for the reference image", default.memory, "the most", 512 * MIB, AtMost(1.0));
+    let little = most(scratch, &hep, &["--memory", "64M"]);
+    table.bytes("the same with `--memory 64M`", little.memory, "with 256M", default.memory, AtMost(1.0));
+    let files = images::small_files(folder, 1_000_000).image("files");
+    let million = most(scratch, &files, &[]);
+    table.bytes("memory for a layer of 1,000,000 files", million.memory, "the most", 1024 * MIB, AtMost(1.0));
+}
+
+/// Unpacks an image with umoci.
+fn unpack(layout: &Layout, tag: &str, scratch: &mut Scratch) -> Duration {
+    let image = layout.image(tag);
+    let bundle: PathBuf = scratch.path("bundle");
+    time(Command::new("umoci").args(["unpack", "--image", image.trim_start_matches("oci:")]).arg(bundle))
+}

@@ -1,0 +1,97 @@
+//! Many images: what one more costs in a repository that is large, and what a long wishlist takes.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use strata::object::Compression;
+
+use super::commands::{Conversion, Scratch, convert, median, run, strata, time, watch};
+use super::images;
+use super::registry::Registry;
+use super::table::{Promise, Table};
+
+use Promise::AtMost;
+
+/// Images of the large repository. Each has two trees of [`SHARED`] files and folders, so that there are 50 million entries.
+const IMAGES: usize = 10_000;
+const SHARED: usize = 2_450;
+
+/// So many images are named on one command line.
+const AT_ONCE: usize = 500;
+
+const RUNS: usize = 5;
+
+/// Measures what one more image costs in a repository of 10,000 and in an empty one.
+pub fn large_repository(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
+    let layout = images::synthetic(folder, "synthetic", IMAGES, SHARED);
+    let (large, small) = (scratch.repository(Compression::Balanced), scratch.repository(Compression::Balanced));
+    let names: Vec<String> = (0..IMAGES).map(|number| layout.image(&images::synthetic_name(number))).collect();
+    for names in names.chunks(AT_ONCE) {
+        run(strata(&large).arg("convert").args(names));
+    }
+    let one_more = images::base(folder).image("base");
+    let (mut in_large, mut in_small) = (Vec::new(), Vec::new());
+    for run in 0..RUNS {
+        // With `--force` the image is read anew; what it is stored as is known in both.
+        let options: &[&str] = if run == 0 { &[] } else { &["--force"] };
+        in_large.push(convert(&large, &one_more, "one-more:1", options));
+        in_small.push(convert(&small, &one_more, "one-more:1", options));
+    }
+    let memory = |conversions: &[Conversion]| conversions.iter().map(|one| one.memory).max();
+    let memory = [&in_large, &in_small].map(|conversions| memory(conversions).expect("it ran"));
+    let [first_in_large, first_in_small] = [&in_large, &in_small].map(|conversions| conversions[0].time);
+    table.time(
+        "a base system, into 10,000 images",
+        first_in_large,
+        "into an empty repository",
+        first_in_small,
+        AtMost(1.5),
+    );
+    let [again_in_large, again_in_small] =
+        [in_large, in_small].map(|all| median(all[1..].iter().map(|one| one.time).collect()));
+    table.time("the same again, by force", again_in_large, "in an empty repository", again_in_small, AtMost(1.5));
+    table.bytes("its memory, in 10,000 images", memory[0], "in an empty repository", memory[1], AtMost(1.5));
+    let command =
+        |repository: &Path, name: &str| median((0..RUNS).map(|_| time(strata(repository).arg(name))).collect());
+    table.time("`info` of 10,000 images", command(&large, "info"), "of one", command(&small, "info"), AtMost(1.5));
+    let one = command(&small, "list");
+    let each = Duration::from_millis(1) * u32::try_from(IMAGES).expect("there are few images");
+    table.time("`list` of 10,000 images", command(&large, "list"), "a millisecond each", one + each, AtMost(1.0));
+    let mounted =
+        |repository: &Path, scratch: &mut Scratch| median((0..RUNS).map(|_| mount(repository, scratch)).collect());
+    let [in_large, in_small] = [&large, &small].map(|repository| mounted(repository, scratch));
+    table.time("mounting 10,000 images", in_large, "mounting one", in_small, AtMost(1.5));
+}
+
+/// Returns how long it takes from the start of a mount until its first listing is there.
+fn mount(repository: &Path, scratch: &mut Scratch) -> Duration {
+    let mountpoint = scratch.path("mount");
+    std::fs::create_dir(&mountpoint).expect("there is room for a folder");
+    let start = std::time::Instant::now();
+    let mut mount = strata(repository).arg("mount").arg(&mountpoint).spawn().expect("strata can be run");
+    let is_there = || std::fs::read_dir(&mountpoint).is_ok_and(|mut entries| entries.next().is_some());
+    while !is_there() {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    let time = start.elapsed();
+    run(Command::new("umount").arg(&mountpoint));
+    mount.wait().expect("strata ends when its mount does");
+    time
+}
+
+/// Measures a wishlist of 1,000 images that share a base, from a registry: the time for each and the memory for all.
+pub fn wishlist(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
+    const MANY: usize = 1000;
+    let layout = images::synthetic(folder, "many", MANY, 2_000);
+    let registry = Registry::start(&scratch.path("registry"));
+    for number in 0..MANY {
+        registry.push(&layout, &images::synthetic_name(number), "many/image", &number.to_string());
+    }
+    let repository = scratch.repository(Compression::Balanced);
+    let wishlist = registry.wishlist(scratch, &["many/image:*"]);
+    let all = watch(strata(&repository).arg("sync").arg(&wishlist));
+    table.bytes("memory for a wishlist of 1,000 images", all.memory, "the most", 512 << 20, AtMost(1.0));
+    let unchanged = time(strata(&repository).arg("sync").arg(&wishlist));
+    table.time("the wishlist when nothing changed", unchanged, "at first", all.time, AtMost(0.1));
+}
