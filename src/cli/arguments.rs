@@ -18,9 +18,16 @@ use strata::source::{ImageArgument, Platforms};
 
 use super::failure::UsageError;
 
+/// The version, and which of the libraries that are optional this build has.
+const LONG_VERSION: &str = if cfg!(feature = "isal") {
+    concat!(env!("CARGO_PKG_VERSION"), " with ISA-L")
+} else {
+    concat!(env!("CARGO_PKG_VERSION"), " without ISA-L: the mode fast and reading gzip are slower")
+};
+
 /// Publishes container images in the CernVM file system.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, max_term_width = 100)]
+#[command(version, long_version = LONG_VERSION, propagate_version = true, max_term_width = 100)]
 pub struct Arguments {
     /// Folder of the repository [default: the current folder]
     #[arg(long, global = true, env = "STRATA_REPO", value_name = "DIR")]

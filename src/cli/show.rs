@@ -56,7 +56,8 @@ fn repository_info(arguments: &Arguments, folder: &RepositoryFolder, repository:
     print_line(format_args!("root catalog  {}", manifest.root_catalog))?;
     print_line(format_args!("entries       {} in {} catalogs", totals.entries(), totals.nested() + 1))?;
     print_line(format_args!("files         {} (each name counted)", ByteSize(totals.file_size().cast_unsigned())))?;
-    print_line(format_args!("compression   {}", folder.settings().compression))?;
+    let compression = folder.settings().compression;
+    print_line(format_args!("compression   {compression} ({})", compression.encoder_name()))?;
     print_line(format_args!("storage       {}", folder.storage_path().display()))?;
     print_line(format_args!("public key    {}", folder.public_key_path().display()))?;
     Ok(())

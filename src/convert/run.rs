@@ -51,6 +51,9 @@ impl Run {
         options: &Options,
         registries: &Registries,
     ) -> Result<Self, ConvertError> {
+        if let Some(lack) = folder.settings().compression.lack() {
+            tracing::info!("{lack}");
+        }
         // Whatever is missing is missed before the work.
         let publishing = Publishing { keys: folder.keys()?, server: folder.local_server()? };
         let run = Self::over(folder, &folder.store()?, folder.state()?, options, registries)?;

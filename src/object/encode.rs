@@ -70,6 +70,12 @@ impl Compression {
         })
     }
 
+    /// Says what this build lacks that would make this mode faster, if it lacks anything.
+    pub fn lack(self) -> Option<&'static str> {
+        let is_slower = self == Self::Fast && cfg!(not(feature = "isal"));
+        is_slower.then_some("this strata is built without ISA-L (the feature isal), with which the mode fast is faster")
+    }
+
     /// Returns the name of the library behind this mode, and its level.
     pub fn encoder_name(self) -> &'static str {
         match self {

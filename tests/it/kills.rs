@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -123,9 +124,9 @@ fn run_that_was_killed_when_it_was_to_publish_is_not_done_again() {
     lock.lock().unwrap();
     let mut child = start(&mut repository.command(["convert", &source, "--name", NAME]));
     wait_until(&mut child, || {
-        let unfinished = fs::read_dir(repository.storage().join("data/txn")).unwrap();
-        let is_flushed = unfinished.map(|run| run.unwrap().path()).all(|run| fs::read_dir(run).unwrap().count() == 0);
-        is_flushed && repository.objects().len() == stored
+        let entries = |folder: &Path| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let mut folders = entries(&repository.storage().join("data/txn")).flat_map(|run| entries(&run));
+        folders.all(|folder| entries(&folder).count() == 0) && repository.objects().len() == stored
     });
     child.kill().unwrap();
     child.wait().unwrap();
