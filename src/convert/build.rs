@@ -17,7 +17,7 @@ use crate::object::Content;
 use crate::repository::Repository;
 use crate::source::ImageLayer;
 use crate::stage::stage;
-use crate::tree::{Directory, LayerForm, Node, apply, join_links, layer_entries, links_across_folders};
+use crate::tree::{Directory, LayerForm, ParentDifferences, apply, join_links, layer_entries, links_across_folders};
 
 /// What a layer says, and what was left out of it.
 struct LayerContent {
@@ -111,12 +111,16 @@ impl Run {
     ) -> Result<Arc<Directory>, ConvertError> {
         let _applying = stage!("trees");
         losses.extend(&content.losses);
-        let applied =
-            apply(lower, &content.entries).map_err(|source| ConvertError::Apply { digest: layer.digest, source })?;
+        let failed = |source| ConvertError::Apply { digest: layer.digest, source };
+        let applied = apply(lower, &content.entries).map_err(failed)?;
         let (tree, stray) = without_stray_markers(&applied);
         losses.add_unlisted(LossKind::StrayMarker, stray);
-        if let Some(form) = self.published_form(content, is_new, layer.digest, head)? {
-            losses.add_unlisted(LossKind::LinkIntoOtherParents, links_with_other_inodes(&form, &tree));
+        if let Some(published) = self.published_form(content, is_new, layer.digest, head)? {
+            let mut form = LayerForm::build(lower, &content.entries).map_err(failed)?;
+            form.tree = without_stray_markers(&form.tree).0;
+            let differences = ParentDifferences::between(&form, &published);
+            losses.add_unlisted(LossKind::LinkIntoOtherParents, differences.links);
+            losses.add_unlisted(LossKind::LayerOfOtherParents, differences.marks);
         }
         Ok(tree)
     }
@@ -206,13 +210,4 @@ impl LayerContent {
         }
         Self { losses: LossList::from(&losses), entries: ingested.entries, summary: Some(ingested.summary), form: None }
     }
-}
-
-/// Returns the hard links into lower layers that a layer, stored above other parents, shows with another inode than `tree`.
-fn links_with_other_inodes(form: &LayerForm, tree: &Directory) -> Vec<EntryPath> {
-    let is_other = |path: &&EntryPath| match (form.tree.get(path), tree.get(path)) {
-        (Some(Node::Leaf(stored)), Some(Node::Leaf(real))) => stored != real,
-        _ => true,
-    };
-    form.links_below.keys().filter(is_other).cloned().collect()
 }

@@ -40,6 +40,9 @@ pub enum LossKind {
     LinkAcrossFolders,
     /// A hard link into lower layers, where the published layer shows what it is above another image's.
     LinkIntoOtherParents,
+    /// A folder that a layer does not name, or something that it hides, where the published layer is as it is above
+    /// another image's.
+    LayerOfOtherParents,
     /// Something named `.cvmfscatalog` that cannot mark a nested catalog, or one too many that could.
     StrayMarker,
 }

@@ -4,10 +4,12 @@
 
 mod layer_form;
 mod node;
+mod other_parents;
 mod overlay;
 #[cfg(test)]
 mod tests;
 
 pub use layer_form::{LayerForm, OPAQUE_XATTRS, layer_entries};
 pub use node::{Directory, Leaf, LeafKind, Node, join_links, links_across_folders};
+pub use other_parents::ParentDifferences;
 pub use overlay::{ApplyError, apply, find_folder};

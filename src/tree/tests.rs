@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{Directory, LayerForm, Leaf, LeafKind, Node, OPAQUE_XATTRS, apply, layer_entries};
+use super::{Directory, LayerForm, Leaf, LeafKind, Node, OPAQUE_XATTRS, ParentDifferences, apply, layer_entries};
 use crate::layer::{DeviceNumber, EntryKind, EntryPath, LayerEntry, NodeKind};
 use crate::metadata::Metadata;
 use crate::object::{Content, ObjectHash, Pieces};
@@ -126,6 +126,37 @@ proptest! {
     }
 
     #[test]
+    fn what_other_parents_change_in_a_layer_is_listed(image in image(), left_out in any::<prop::sample::Index>()) {
+        let mut layers = with_content(&image);
+        let layer = layers.pop().unwrap();
+        let lower = |layers: &[Vec<LayerEntry<Content>>]| {
+            layers.iter().try_fold(Directory::empty_root(), |tree, layer| apply(&tree, layer)).ok()
+        };
+        let one = lower(&layers);
+        if !layers.is_empty() {
+            layers.remove(left_out.index(layers.len()));
+        }
+        let (Some(one), Some(other)) = (one, lower(&layers)) else { return Ok(()) };
+        let forms = [one, other].map(|lower| LayerForm::build(&lower, &layer));
+        let [Ok(one), Ok(other)] = forms else { return Ok(()) };
+        prop_assert_eq!(ParentDifferences::between(&one, &one), ParentDifferences::default());
+        let listed = ParentDifferences::between(&one, &other);
+        let left_open = LeftOpen {
+            implied: one.implied.union(&other.implied).cloned().collect(),
+            links: one.links_below.keys().chain(other.links_below.keys()).cloned().collect(),
+        };
+        let (one, other) = (left_open.flat(&one.tree), left_open.flat(&other.tree));
+        let paths: BTreeSet<&EntryPath> = one.keys().chain(other.keys()).collect();
+        for path in paths.into_iter().filter(|path| one.get(path) != other.get(path)) {
+            let is_listed = |path: &EntryPath| listed.marks.contains(path) || listed.links.contains(path);
+            prop_assert!(is_listed(path) || path.ancestors().any(|folder| is_listed(&folder)), "{}", path);
+        }
+        for path in listed.marks.iter().chain(&listed.links) {
+            prop_assert!(one.get(path) != other.get(path), "{}", path);
+        }
+    }
+
+    #[test]
     fn stacked_layer_forms_mount_as_the_merged_tree(image in image()) {
         let mut tree = Directory::empty_root();
         let mut forms: Vec<MountedTree<Content>> = Vec::new();
@@ -146,6 +177,36 @@ proptest! {
                 mounted.into_iter().filter(|(path, (_, kind))| merged.contains_key(path) || *kind != NodeKind::Directory).collect();
             prop_assert_eq!(shown, merged);
         }
+    }
+}
+
+/// What the archive of a layer leaves to the layers below.
+struct LeftOpen {
+    implied: BTreeSet<EntryPath>,
+    links: BTreeSet<EntryPath>,
+}
+
+impl LeftOpen {
+    /// Returns what is at each path, but for the times of folders that no layer names; with hard links into lower layers,
+    /// also which of them are one inode.
+    fn flat(&self, tree: &Directory) -> BTreeMap<EntryPath, (Metadata, NodeKind<Content>, BTreeSet<EntryPath>)> {
+        let flat = flat(tree);
+        let names = |inode: usize| -> BTreeSet<EntryPath> {
+            self.links
+                .iter()
+                .filter(|link| flat.get(*link).is_some_and(|(.., other)| *other == inode))
+                .cloned()
+                .collect()
+        };
+        let value = |(path, (metadata, kind, inode)): (&EntryPath, &(Metadata, NodeKind<Content>, usize))| {
+            let mut metadata = metadata.clone();
+            if self.implied.contains(path) {
+                metadata.mtime = crate::metadata::Timestamp::default();
+            }
+            let names = if self.links.contains(path) { names(*inode) } else { BTreeSet::new() };
+            (path.clone(), (metadata, kind.clone(), names))
+        };
+        flat.iter().map(value).collect()
     }
 }
 

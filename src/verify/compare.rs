@@ -102,15 +102,11 @@ impl<'r> Comparison<'r> {
         self.findings.into_iter().collect()
     }
 
-    /// Returns those of `paths` about which something was found.
-    pub(super) fn found_at(&self, paths: &BTreeSet<EntryPath>) -> BTreeSet<EntryPath> {
-        let found = self.findings.iter().filter(|finding| paths.contains(&finding.path));
-        found.map(|finding| finding.path.clone()).collect()
-    }
-
-    /// Takes back what was found at these paths.
-    pub(super) fn forgive(&mut self, paths: &BTreeSet<EntryPath>) {
-        self.findings.retain(|finding| !paths.contains(&finding.path));
+    /// Takes back those findings that `is_wanted`, and returns them.
+    pub(super) fn take(&mut self, mut is_wanted: impl FnMut(&Finding) -> bool) -> Vec<Finding> {
+        let (taken, left) = std::mem::take(&mut self.findings).into_iter().partition(|finding| is_wanted(finding));
+        self.findings = left;
+        BTreeSet::into_iter(taken).collect()
     }
 
     /// Compares the tree that is published at `root`; content is only noted, for [`Self::compare_contents`].

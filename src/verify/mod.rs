@@ -12,6 +12,7 @@ mod content;
 mod finding;
 mod naive_layer;
 mod naive_tree;
+mod other_parents;
 mod published;
 mod records;
 mod root;

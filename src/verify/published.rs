@@ -6,17 +6,21 @@ use super::compare::Comparison;
 use super::content::ContentDigest;
 use super::naive_layer::NaiveLayer;
 use super::naive_tree::NaiveTree;
+use super::other_parents::OtherParents;
 use super::records::{ExpectedLosses, compare_facts, compare_layer_record, links_across_folders};
 use super::root::{root_file_system, take_stray_markers};
 use super::{ApplyError, ReadLayer, VerifyError};
 use crate::image::{ChainId, Digest};
-use crate::layer::{EntryPath, LossKind};
-use crate::layout::{self, ImagePlace, ImageRecord, LossList};
+use crate::layer::EntryPath;
+use crate::layout::{self, ImagePlace, ImageRecord, LayerRecord, LossList};
 use crate::message::causes;
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::settings::Modes;
 use crate::source::Image;
+
+/// No record of a layer is read that is longer.
+const RECORD_LIMIT: u64 = 256 << 20;
 
 /// An image and what the repository says that it has of it.
 pub(super) struct Published<'a> {
@@ -25,15 +29,6 @@ pub(super) struct Published<'a> {
     pub(super) place: &'a ImagePlace,
     pub(super) record: ImageRecord,
     pub(super) modes: Modes,
-}
-
-/// Hard links into lower layers, which a published layer may show as they are above another image's.
-#[derive(Default)]
-struct LinksBelow {
-    /// In layers that were compared, by their paths in the repository.
-    compared: BTreeSet<EntryPath>,
-    /// In layers that were not, by their paths in the image.
-    others: BTreeSet<EntryPath>,
 }
 
 impl Published<'_> {
@@ -47,13 +42,14 @@ impl Published<'_> {
         self.compare_record(comparison);
         self.compare_documents(comparison);
         let mut tree = NaiveTree::new();
-        let (mut losses, mut links) = (ExpectedLosses::default(), LinksBelow::default());
+        let listed = self.listed_losses(comparison);
+        let (mut losses, mut parents) = (ExpectedLosses::default(), OtherParents::new(&listed));
         for (number, (layer, chain)) in layers.iter().zip(self.image.chains()).enumerate() {
             let failed = |source| VerifyError::Apply { digest: layer.digest, source };
             // A layer that an image has twice is published as it is above those below its first place.
             let is_first = layers[..number].iter().all(|other| other.digest != layer.digest);
             let is_compared = is_first && self.record.layers.contains(&layer.digest);
-            compare_layer(layer, &tree, is_compared, &mut links, comparison).map_err(failed)?;
+            self.compare_layer(layer, &tree, is_compared, &mut parents, comparison).map_err(failed)?;
             tree.apply(&layer.entries).map_err(failed)?;
             losses.add_layer(&layer.summary.losses, take_stray_markers(&mut tree));
             self.compare_chain(chain, &tree, &losses, comparison);
@@ -62,8 +58,7 @@ impl Published<'_> {
             self.compare_flat(&tree, &losses, comparison);
         }
         comparison.compare_contents(progress);
-        let listed = self.listed_losses(comparison);
-        allow_other_parents(&listed, &links, &mut losses, comparison);
+        parents.forgive(&mut losses, comparison);
         losses.compare(&self.metadata(b"losses.json"), &listed, comparison);
         Ok(losses.total())
     }
@@ -157,55 +152,39 @@ impl Published<'_> {
             LossList::default()
         })
     }
-}
 
-/// Compares a layer by itself and its record, or only notes its links into lower layers.
-fn compare_layer(
-    layer: &ReadLayer,
-    lower: &NaiveTree<ContentDigest>,
-    is_compared: bool,
-    links: &mut LinksBelow,
-    comparison: &mut Comparison<'_>,
-) -> Result<(), ApplyError> {
-    let mut form = NaiveLayer::of(lower, &layer.entries)?;
-    if !is_compared {
-        links.others.extend(form.linked_below);
-        return Ok(());
+    /// Compares a layer by itself and its record, or only finds out what of it depends on the layers below.
+    fn compare_layer(
+        &self,
+        layer: &ReadLayer,
+        lower: &NaiveTree<ContentDigest>,
+        is_compared: bool,
+        parents: &mut OtherParents,
+        comparison: &mut Comparison<'_>,
+    ) -> Result<(), ApplyError> {
+        let mut form = NaiveLayer::of(lower, &layer.entries)?;
+        let groups = links_across_folders(&form.tree);
+        let stray = take_stray_markers(&mut form.tree);
+        let root = layout::layer_root(layer.digest);
+        let record = self.layer_record(layer.digest);
+        parents.add_implied(&root, &form, record.as_ref());
+        if is_compared {
+            comparison.tree(&root, &form.tree);
+            parents.add_compared(&root, &form);
+            compare_layer_record(layer, lower, &form, &groups, stray, parents, comparison);
+        } else {
+            let mut aside = Comparison::new(self.repository);
+            if parents.is_listed() && matches!(self.repository.get(&root), Ok(Some(_))) {
+                aside.tree(&root, &form.tree);
+            }
+            parents.add_other(&form, &aside.into_findings());
+        }
+        Ok(())
     }
-    let groups = links_across_folders(&form.tree);
-    let stray = take_stray_markers(&mut form.tree);
-    let root = layout::layer_root(layer.digest);
-    comparison.tree(&root, &form.tree);
-    links.compared.extend(form.linked_below.iter().map(|path| join(&root, path)));
-    compare_layer_record(layer, lower, &form, &groups, stray, comparison);
-    Ok(())
-}
 
-/// Forgives differences at hard links into lower layers that are listed as losses, and expects them to be listed.
-fn allow_other_parents(
-    listed: &LossList,
-    links: &LinksBelow,
-    losses: &mut ExpectedLosses,
-    comparison: &mut Comparison<'_>,
-) {
-    let of_kind = |(kind, _): &(LossKind, _)| *kind == LossKind::LinkIntoOtherParents;
-    let listed = listed.kinds().find(of_kind).map(|(_, losses)| losses.paths.as_slice()).unwrap_or_default();
-    let is_listed = |path: &EntryPath| listed.iter().any(|listed| is_below_layer(path, listed));
-    let different = comparison.found_at(&links.compared);
-    let forgiven: BTreeSet<EntryPath> = different.into_iter().filter(is_listed).collect();
-    comparison.forgive(&forgiven);
-    let is_true = |path: &&EntryPath| {
-        links.others.contains(*path) || forgiven.iter().any(|forgiven| is_below_layer(forgiven, path))
-    };
-    losses.add_links_into_other_parents(listed.iter().filter(is_true).cloned());
-}
-
-/// Tells whether `path` of the repository is `inside` of a layer.
-fn is_below_layer(path: &EntryPath, inside: &EntryPath) -> bool {
-    // `.layers`, the first digits, the digest and `layerfs` stand before.
-    path.components().skip(4).eq(inside.components())
-}
-
-fn join(root: &EntryPath, path: &EntryPath) -> EntryPath {
-    path.components().fold(root.clone(), |path, name| path.join(name))
+    fn layer_record(&self, digest: Digest) -> Option<LayerRecord> {
+        // One that cannot be read is found where it is compared.
+        let json = self.repository.read(&layout::layer_record(digest), RECORD_LIMIT).ok().flatten();
+        json.and_then(|json| LayerRecord::parse(&json))
+    }
 }

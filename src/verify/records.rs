@@ -6,6 +6,7 @@ use super::compare::Comparison;
 use super::content::ContentDigest;
 use super::naive_layer::NaiveLayer;
 use super::naive_tree::NaiveTree;
+use super::other_parents::OtherParents;
 use super::source::ReadLayer;
 use crate::catalog::FACTS;
 use crate::layer::{EntryPath, LossKind, Losses, NodeKind};
@@ -33,9 +34,9 @@ impl ExpectedLosses {
         self.add_once(LossKind::StrayMarker, stray);
     }
 
-    /// Adds links that a published layer shows as they are above other layers.
-    pub(super) fn add_links_into_other_parents(&mut self, links: impl IntoIterator<Item = EntryPath>) {
-        self.add_once(LossKind::LinkIntoOtherParents, links);
+    /// Adds losses of one kind at paths that are not listed yet.
+    pub(super) fn add_unlisted(&mut self, kind: LossKind, paths: impl IntoIterator<Item = EntryPath>) {
+        self.add_once(kind, paths);
     }
 
     /// Returns how many losses there are.
@@ -109,8 +110,9 @@ pub(super) fn compare_facts(
     };
     let facts = catalog.property(FACTS).map_or_else(|| Some(TreeFacts::default()), TreeFacts::parse);
     let Some(facts) = facts else { return comparison.note(root, "facts", "facts about a tree", "something else") };
-    // Links that a published layer shows as they are above other layers are lost to that layer, and not to this tree.
-    losses.compare(root, &facts.losses.without(LossKind::LinkIntoOtherParents), comparison);
+    // What a published layer shows as it is above other layers is lost to that layer, and not to this tree.
+    let of_tree = facts.losses.without(LossKind::LinkIntoOtherParents).without(LossKind::LayerOfOtherParents);
+    losses.compare(root, &of_tree, comparison);
     compare_links(root, &links_across_folders(tree), &facts.links_across_folders, comparison);
 }
 
@@ -132,6 +134,7 @@ pub(super) fn compare_layer_record(
     form: &NaiveLayer<ContentDigest>,
     groups: &BTreeSet<Vec<EntryPath>>,
     stray: Vec<EntryPath>,
+    parents: &OtherParents,
     comparison: &mut Comparison<'_>,
 ) {
     let path = layout::layer_record(layer.digest);
@@ -143,18 +146,24 @@ pub(super) fn compare_layer_record(
     comparison.require(&path, "diff-id", summary.diff_id, record.diff_id);
     comparison.require(&path, "blob-size", summary.blob_size, record.blob_size);
     comparison.require(&path, "unpacked-size", summary.unpacked_size, record.unpacked_size);
-    comparison.require_set(&path, "implied-folders", &form.implied, &record.implied_folders);
+    let [expected, found] = [&form.implied, &record.implied_folders].map(|folders| parents.without_marks(folders));
+    comparison.require_set(&path, "implied-folders", &expected, &found);
     comparison.require_set(&path, "whiteouts", &form.whiteouts, &record.whiteouts);
     comparison.require_set(&path, "opaque-folders", &form.opaque_folders, &record.opaque_folders);
     let links: BTreeSet<EntryPath> = record.links_into_lower_layers.keys().cloned().collect();
     comparison.require_set(&path, "links-into-lower-layers", &form.linked_below, &links);
     for (link, target) in &record.links_into_lower_layers {
         let is_true = form.tree.linked(link).map(|node| node.inode) == lower.linked(target).map(|node| node.inode);
-        if !is_true {
+        if !is_true && !parents.has_link(link) {
             comparison.note(&path, "links-into-lower-layers", format_args!("what {link} is"), target);
         }
     }
-    compare_links(&path, groups, &record.links_across_folders, comparison);
+    let [expected, found] = [groups.iter().collect(), record.links_across_folders.iter().collect::<Vec<_>>()].map(
+        |groups: Vec<&Vec<EntryPath>>| {
+            groups.into_iter().filter(|names| !names.iter().any(|name| parents.has_link(name))).cloned()
+        },
+    );
+    compare_links(&path, &expected.collect(), &found.collect::<Vec<_>>(), comparison);
     // A whiteout of a marker cannot be held in the layer, but the record has it.
     let stray: Vec<EntryPath> = stray.into_iter().filter(|path| !form.whiteouts.contains(path)).collect();
     let is_folder = |target| form.tree.get(target).is_some_and(|node| matches!(node.kind, NodeKind::Directory));

@@ -221,6 +221,126 @@ fn links_above_other_parents_are_no_findings_where_they_are_listed_as_losses() {
     }
 }
 
+/// A layer that leaves to those below it what a folder is like and where a mark belongs.
+fn depends_on_parents(layer: TestLayer) -> TestLayer {
+    layer.file("implied/own", "own").dir("named").file("named/own", "own").whiteout("lib/gone").opaque("folder")
+}
+
+/// One image of two that share all layers but the lowest. The highest has an opaque root.
+fn above_parents(is_first: bool) -> TestImage {
+    let first = |layer: TestLayer| {
+        let layer = layer.dir("implied").mode(0o1777).file("usr/lib/gone", "").symlink("lib", "usr/lib");
+        layer.file("only in first", "")
+    };
+    let second = |layer: TestLayer| {
+        layer.dir("implied").mode(0o750).file("lib/gone", "").file("lib/kept", "").file("only in second", "")
+    };
+    let lowest = |layer: TestLayer| {
+        let layer = layer.dir("named").file("folder/old", "");
+        if is_first { first(layer) } else { second(layer) }
+    };
+    TestImage::new().layer(lowest).layer(depends_on_parents).layer(|layer| layer.opaque("").file("top", ""))
+}
+
+#[test]
+fn layer_above_other_parents_is_no_finding_where_losses_list_what_differs() {
+    let repository = TestRepository::new();
+    repository.convert(&above_parents(true), OTHER, &[]).expect_code(0);
+    let run = repository.convert(&above_parents(false), NAME, &[]).expect_code(0);
+    assert!(run.stdout().contains("x layer-of-other-parents"), "{}", run.stdout());
+    let losses = repository.losses();
+    let (count, paths) = &losses["layer-of-other-parents"];
+    assert_eq!(paths, &["implied", "lib", "usr", "only in first", "only in second"]);
+    assert_eq!(*count, 5);
+    assert_verified(&repository, &above_parents(true), OTHER);
+    assert_verified(&repository, &above_parents(false), NAME);
+    // Nor are they forgotten when the image is converted again, whatever is known of it by then.
+    for options in [&[][..], &["--force"], &["--skip-layers", "--force"]] {
+        repository.convert(&above_parents(false), NAME, options).expect_code(0);
+        assert_eq!(repository.losses(), losses, "{options:?}");
+        assert_verified(&repository, &above_parents(false), NAME);
+    }
+    repository.convert(&above_parents(true), OTHER, &["--force"]).expect_code(0);
+    assert!(!repository.list(&format!(".metadata/{OTHER}")).contains(&"losses.json".to_owned()));
+}
+
+#[test]
+fn strict_refuses_a_layer_above_other_parents() {
+    let repository = TestRepository::new();
+    repository.convert(&above_parents(true), OTHER, &[]).expect_code(0);
+    let source = repository.source(&above_parents(false));
+    repository.refuse(["convert", &source, "--name", NAME, "--strict"], 1, &["layer-of-other-parents"]);
+}
+
+#[test]
+fn times_that_no_layer_sets_are_no_loss() {
+    let image = |time: i64| {
+        let image = TestImage::new().layer(|layer| layer.dir("implied").mtime(time, 0).dir(".").mtime(time, 0));
+        image.layer(|layer| layer.file("implied/own", "own"))
+    };
+    let repository = TestRepository::new();
+    repository.convert(&image(1), OTHER, &[]).expect_code(0);
+    repository.convert(&image(2), NAME, &["--strict"]).expect_code(0);
+    assert_verified(&repository, &image(2), NAME);
+    assert_eq!(repository.flat(&image(2)).get("implied").mtime, (2, 0));
+}
+
+#[test]
+fn layer_that_an_image_has_twice_is_compared_with_both_of_its_places() {
+    let twice = |layer: TestLayer| layer.file("implied/own", "own");
+    let image = TestImage::new()
+        .layer(|layer| layer.dir("implied").mode(0o700))
+        .layer(twice)
+        .layer(|layer| layer.dir("implied").mode(0o750))
+        .layer(twice);
+    let repository = TestRepository::publish(&image);
+    assert_eq!(repository.losses()["layer-of-other-parents"], (1, vec!["implied".to_owned()]));
+    assert_verified(&repository, &image, NAME);
+}
+
+#[test]
+fn losses_excuse_nothing_but_what_depends_on_other_layers() {
+    let repository = TestRepository::new();
+    repository.convert(&above_parents(true), OTHER, &[]).expect_code(0);
+    repository.convert(&above_parents(false), NAME, &[]).expect_code(0);
+    let source = repository.source(&above_parents(false));
+    let layer = format!("/{}", layer_path(&above_parents(false), 1));
+    let faults = [
+        ("UPDATE catalog SET mode = mode & ~1 WHERE name = 'named'", "/named", "mode: expected"),
+        ("UPDATE catalog SET mode = 33188 WHERE name = 'implied'", "/implied", "type: expected a folder, found a file"),
+        ("UPDATE catalog SET xattr = x'01010601757365722e6163' WHERE name = 'own'", "/named/own", "xattr: "),
+        (
+            "UPDATE catalog SET xattr = NULL WHERE name = 'folder'",
+            "/folder",
+            "xattr: expected 'user.overlay.opaque'='y'",
+        ),
+    ];
+    for (sql, path, words) in faults {
+        let planted = Planted::copy_of(&repository);
+        planted.change(&layer, sql);
+        assert_found(&planted, &source, sql, &format!("{layer}{path}"), words);
+    }
+    let list = format!("/.metadata/{NAME}/losses.json");
+    let without = |word: &str, other: &str| {
+        let text = String::from_utf8(repository.reader().read(&list[1..])).unwrap();
+        assert!(text.contains(word), "{text}");
+        text.replace(word, other).into_bytes()
+    };
+    for (word, other, path, words) in [
+        ("\"implied\"", "\"named\"", format!("{layer}/implied"), "mode: expected 0750, found 1777"),
+        (
+            "\"only in first\"",
+            "\"named\"",
+            list.clone(),
+            "losses: expected nothing, found layer-of-other-parents at /named",
+        ),
+    ] {
+        let planted = Planted::copy_of(&repository);
+        planted.replace(&Place::Metadata.path(), "losses.json", &without(word, other));
+        assert_found(&planted, &source, word, &path, words);
+    }
+}
+
 /// What a fault is planted in.
 enum Place {
     Flat,

@@ -1,0 +1,151 @@
+//! What a published layer may show as it is above the layers of another image, where `losses.json` says so.
+//!
+//! A layer is published once, above the layers of the image that brought it. What its archive leaves to those is all that
+//! may differ: what hard links into lower layers stand for, attributes of folders that the archive does not name, and
+//! where its marks stand. Everything else is compared as strictly as ever, whatever is listed.
+
+use std::collections::BTreeSet;
+
+use super::compare::Comparison;
+use super::content::ContentDigest;
+use super::finding::Finding;
+use super::naive_layer::NaiveLayer;
+use super::records::ExpectedLosses;
+use crate::layer::{EntryPath, LossKind};
+use crate::layout::{LayerRecord, LossList};
+
+/// What the layers of an image leave to those below them, and what is listed of it. Paths are those in the image where
+/// nothing else is said.
+#[derive(Default)]
+pub(super) struct OtherParents {
+    listed_links: BTreeSet<EntryPath>,
+    listed_marks: BTreeSet<EntryPath>,
+    /// Roots of the layers that were compared, by their paths in the repository.
+    roots: Vec<EntryPath>,
+    /// Hard links into lower layers in those, by their paths in the repository.
+    links: BTreeSet<EntryPath>,
+    /// Folders that an archive does not name, here or above the other layers, by their paths in the repository.
+    implied: BTreeSet<EntryPath>,
+    /// Hard links into lower layers, in layers that were not compared.
+    other_links: BTreeSet<EntryPath>,
+    /// Where the layers that were not compared show other marks.
+    other_marks: BTreeSet<EntryPath>,
+}
+
+impl OtherParents {
+    /// Starts with what is listed.
+    pub(super) fn new(listed: &LossList) -> Self {
+        let of_kind = |kind| -> BTreeSet<EntryPath> {
+            listed.kinds().filter(|(other, _)| *other == kind).flat_map(|(_, losses)| losses.paths.clone()).collect()
+        };
+        Self {
+            listed_links: of_kind(LossKind::LinkIntoOtherParents),
+            listed_marks: of_kind(LossKind::LayerOfOtherParents),
+            ..Self::default()
+        }
+    }
+
+    /// Tells whether anything is listed but links.
+    pub(super) fn is_listed(&self) -> bool {
+        !self.listed_marks.is_empty()
+    }
+
+    /// Tells whether a hard link is listed.
+    pub(super) fn has_link(&self, link: &EntryPath) -> bool {
+        self.listed_links.contains(link)
+    }
+
+    /// Returns those of `folders` that are neither listed nor lie in one that is, in which nothing is listed.
+    pub(super) fn without_marks(&self, folders: &BTreeSet<EntryPath>) -> BTreeSet<EntryPath> {
+        let is_listed = |path: &EntryPath| {
+            self.listed_marks.contains(path)
+                || path.ancestors().any(|folder| !folder.is_root() && self.listed_marks.contains(&folder))
+        };
+        folders.iter().filter(|path| !is_listed(path)).cloned().collect()
+    }
+
+    /// Notes which folders the archive of a layer does not name.
+    pub(super) fn add_implied(
+        &mut self,
+        root: &EntryPath,
+        form: &NaiveLayer<ContentDigest>,
+        published: Option<&LayerRecord>,
+    ) {
+        let published = published.iter().flat_map(|record| &record.implied_folders);
+        self.implied.extend(form.implied.iter().chain(published).map(|path| join(root, path)));
+    }
+
+    /// Notes a layer that is compared.
+    pub(super) fn add_compared(&mut self, root: &EntryPath, form: &NaiveLayer<ContentDigest>) {
+        self.roots.push(root.clone());
+        self.links.extend(form.linked_below.iter().map(|path| join(root, path)));
+    }
+
+    /// Notes a layer that is not compared, and what would be found if it were.
+    pub(super) fn add_other(&mut self, form: &NaiveLayer<ContentDigest>, findings: &[Finding]) {
+        self.other_links.extend(form.linked_below.iter().cloned());
+        let marks = findings.iter().filter(|finding| self.is_left_to_parents(finding));
+        let marks: Vec<EntryPath> = marks.map(|finding| in_image(&finding.path)).collect();
+        self.other_marks.extend(marks);
+    }
+
+    /// Forgives what is listed and true, and expects that and nothing more to be listed.
+    pub(super) fn forgive(&self, losses: &mut ExpectedLosses, comparison: &mut Comparison<'_>) {
+        let of_links = comparison
+            .take(|finding| self.links.contains(&finding.path) && self.listed_links.contains(&in_image(&finding.path)));
+        let of_marks = comparison.take(|finding| {
+            self.is_in_layer(finding)
+                && self.is_left_to_parents(finding)
+                && self.listed_marks.contains(&in_image(&finding.path))
+        });
+        // Times that nobody set are no loss, and a folder that one form lacks is one link less of the folder above.
+        let folders: BTreeSet<EntryPath> =
+            of_marks.iter().filter_map(|finding| Some(finding.path.split()?.0)).collect();
+        comparison.take(|finding| match finding.attribute {
+            "time" => self.implied.contains(&finding.path) && self.is_in_layer(finding),
+            "link count" => folders.contains(&finding.path),
+            _ => false,
+        });
+        let mut expect = |kind, listed: &BTreeSet<EntryPath>, forgiven: Vec<Finding>, others: &BTreeSet<EntryPath>| {
+            let forgiven: BTreeSet<EntryPath> = forgiven.iter().map(|finding| in_image(&finding.path)).collect();
+            losses.add_unlisted(
+                kind,
+                listed.iter().filter(|path| forgiven.contains(path) || others.contains(path)).cloned(),
+            );
+        };
+        expect(LossKind::LinkIntoOtherParents, &self.listed_links, of_links, &self.other_links);
+        expect(LossKind::LayerOfOtherParents, &self.listed_marks, of_marks, &self.other_marks);
+    }
+
+    fn is_in_layer(&self, finding: &Finding) -> bool {
+        self.roots.iter().any(|root| finding.path.is_in(root))
+    }
+
+    /// Tells whether a finding is about something that the archive of a layer leaves to the layers below.
+    fn is_left_to_parents(&self, finding: &Finding) -> bool {
+        let is_implied = self.implied.contains(&finding.path);
+        let is_mark = |what: &String| {
+            matches!(what.as_str(), "nothing" | "a whiteout") || is_implied && what.as_str() == "a folder"
+        };
+        let is_opaque = |what: &String| OPAQUE_MARKS.iter().any(|mark| what == mark);
+        match finding.attribute {
+            "mode" | "owner" | "group" => is_implied,
+            "xattr" => is_implied || is_opaque(&finding.expected) || is_opaque(&finding.found),
+            "path" | "type" => [&finding.expected, &finding.found].into_iter().all(is_mark),
+            _ => false,
+        }
+    }
+}
+
+/// The marks of a folder that hides all of lower layers, as findings show them.
+const OPAQUE_MARKS: [&str; 2] = ["'trusted.overlay.opaque'='y'", "'user.overlay.opaque'='y'"];
+
+/// Returns where in its image something is that lies in a published layer.
+fn in_image(path: &EntryPath) -> EntryPath {
+    // `.layers`, the first digits, the digest and `layerfs` stand before.
+    path.components().skip(4).fold(EntryPath::ROOT, |path, name| path.join(name))
+}
+
+fn join(root: &EntryPath, path: &EntryPath) -> EntryPath {
+    path.components().fold(root.clone(), |path, name| path.join(name))
+}
