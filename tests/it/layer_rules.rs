@@ -3,7 +3,7 @@
 //! Each rule is checked in the root file system (`.flat`) and, where it differs, in the layer by itself (`.layers`).
 
 mod attributes;
-mod generated;
+pub mod generated;
 
 use std::collections::BTreeMap;
 

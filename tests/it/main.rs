@@ -14,6 +14,7 @@ mod layer_rules;
 mod local_server;
 mod mount;
 mod odd_input;
+mod overlay_mounts;
 mod platforms;
 mod preview;
 mod publish;

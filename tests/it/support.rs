@@ -1,5 +1,6 @@
 //! What the tests share: running the program, asking for outside programs, and images made to order.
 
+pub mod client;
 pub mod fuse;
 mod http;
 mod image;
@@ -10,14 +11,16 @@ mod registry;
 mod repository;
 
 use std::ffi::OsStr;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::{env, fs};
 
 pub use http::{Delivery, Reply, Request};
 pub use image::{Damage, TestImage, write_oci_index};
 pub use layer::{Compression, DeviceKind, TestLayer};
-pub use mount::TestMount;
+pub use mount::{MountNamespace, TestMount};
 pub use proxy::{FaultProxy, challenge};
 pub use registry::{PASSWORD, TestRegistry, USER, run};
 pub use repository::{FQRN, NAME, Run, TestRepository, Tree, chain_path, flat_path, layer_path};
@@ -70,6 +73,19 @@ pub fn need_fuse() -> bool {
         skip("/dev/fuse cannot be opened");
     }
     can_open && need("fusermount3")
+}
+
+/// Prints why the test skips, even where the output of tests is not shown: for what no package registry has.
+pub fn skip_loudly(reason: &str) {
+    // Unlike what is printed, this is not captured.
+    writeln!(std::io::stderr(), "\nSKIPPED: {reason}").expect("stderr can be written to");
+}
+
+/// Returns the program of this name, from `variable` or `PATH`.
+pub fn find_program(name: &str, variable: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let there = env::split_paths(&path).map(|folder| folder.join(name)).find(|program| program.is_file());
+    env::var_os(variable).map(PathBuf::from).or(there)
 }
 
 /// Prints why the test skips. With `STRATA_TEST_ALL=1`, that fails it.

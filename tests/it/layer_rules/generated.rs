@@ -118,20 +118,29 @@ fn leads_through_link(model: &Model, layer: &[(String, Said)]) -> bool {
     })
 }
 
-fn written(layer: &[(String, Said)]) -> impl Fn(TestLayer) -> TestLayer + '_ {
-    |empty| {
+fn written(layer: &[(String, Said)], owner: u32) -> impl Fn(TestLayer) -> TestLayer + '_ {
+    move |empty| {
         layer.iter().fold(empty, |written, (path, said)| match said {
-            Said::Is(Node::Folder { mode }) => written.dir(path).mode(*mode),
-            Said::Is(Node::File { mode, content }) => written.file(path, content).mode(*mode),
-            Said::Is(Node::Link(target)) => written.symlink(path, target),
+            Said::Is(Node::Folder { mode }) => written.dir(path).mode(*mode).owner(owner, owner),
+            Said::Is(Node::File { mode, content }) => written.file(path, content).mode(*mode).owner(owner, owner),
+            Said::Is(Node::Link(target)) => written.symlink(path, target).owner(owner, owner),
             Said::Whiteout => written.whiteout(path),
             Said::Opaque => written.opaque(path),
         })
     }
 }
 
+/// Makes up an image in which everything is one user's.
+pub fn made_up_image_of(owner: u32, seed: u64) -> TestImage {
+    made_up(seed, owner).0
+}
+
 /// Makes up an image and says what its file system is.
 fn made_up_image(seed: u64) -> (TestImage, Model) {
+    made_up(seed, 0)
+}
+
+fn made_up(seed: u64, owner: u32) -> (TestImage, Model) {
     let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15 ^ (seed << 20 | seed));
     let (mut image, mut model) = (TestImage::new().env("SEED", &seed.to_string()), Model::new());
     for _ in 0..1 + numbers.below(4) {
@@ -140,7 +149,7 @@ fn made_up_image(seed: u64) -> (TestImage, Model) {
             continue;
         }
         lay(&mut model, &layer);
-        image = image.layer(written(&layer));
+        image = image.layer(written(&layer, owner));
     }
     (image.layer(|layer| layer.file("last", seed.to_string())), {
         model.insert("last".to_owned(), Node::File { mode: 0o644, content: seed.to_string() });

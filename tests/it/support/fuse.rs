@@ -102,12 +102,26 @@ pub fn is_mounted(folder: &Path) -> bool {
 
 /// Lists a mounted tree as the strict reader lists a published one.
 pub fn walk(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
+    walk_what(root, &|place| Some(fs::symlink_metadata(place).unwrap()))
+}
+
+/// Lists what an overlay mount shows.
+///
+/// It also lists the names of whiteouts that hide nothing, in folders that only one layer has, and then has nothing there.
+pub fn walk_overlay(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
+    walk_what(root, &|place| match fs::symlink_metadata(place) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        metadata => Some(metadata.unwrap_or_else(|error| panic!("{place:?}: {error}"))),
+    })
+}
+
+fn walk_what(root: &Path, metadata: &dyn Fn(&Path) -> Option<fs::Metadata>) -> BTreeMap<Vec<u8>, Entry> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![(Vec::new(), root.to_owned())];
     while let Some((path, place)) = waiting.pop() {
-        let metadata = fs::symlink_metadata(&place).unwrap();
+        let Some(metadata) = metadata(&place) else { continue };
         if metadata.is_dir() {
-            for child in fs::read_dir(&place).unwrap() {
+            for child in fs::read_dir(&place).unwrap_or_else(|error| panic!("{place:?}: {error}")) {
                 let name = child.unwrap().file_name();
                 let below = if path.is_empty() { Vec::new() } else { [&path, &b"/"[..]].concat() };
                 waiting.push(([below, name.as_bytes().to_vec()].concat(), place.join(name)));
@@ -139,10 +153,14 @@ fn xattrs(place: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let length = rustix::fs::llistxattr(place, &mut names[..]).unwrap();
     let names = names[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty());
     names
-        .map(|name| {
+        .filter_map(|name| {
             let mut value = vec![0; 256];
-            let length = rustix::fs::lgetxattr(place, name, &mut value[..]).unwrap();
-            (name.to_vec(), value[..length].to_vec())
+            match rustix::fs::lgetxattr(place, name, &mut value[..]) {
+                Ok(length) => Some((name.to_vec(), value[..length].to_vec())),
+                // An overlay mount of a user namespace lists these for root, and reads them as that user.
+                Err(rustix::io::Errno::NODATA) if name.starts_with(b"trusted.") => None,
+                Err(error) => panic!("{place:?}: {}: {error}", name.escape_ascii()),
+            }
         })
         .collect()
 }

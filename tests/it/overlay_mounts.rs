@@ -1,0 +1,210 @@
+//! The kernel's overlay file system, over the published layers of an image, shows its root file system.
+//!
+//! It is mounted as containerd and podman do it, over a mount of the repository: by root, and with `userxattr` by another
+//! user in a user namespace. What only removes something from a folder that no lower layer has may show that folder.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::layer_rules::generated::made_up_image_of;
+use crate::strict::Entry;
+use crate::support::client::mount_with_client;
+use crate::support::fuse::{Mount, walk, walk_overlay};
+use crate::support::{
+    DeviceKind, MountNamespace, TestImage, TestLayer, TestRepository, flat_path, layer_path, need_fuse, skip,
+};
+
+/// How many images are made up.
+const IMAGES: u64 = 60;
+
+/// The user whose namespace it is where the test is root's: nobody.
+const NOBODY: u32 = 65_534;
+
+/// How deep marks are tried.
+const DEPTH: usize = 10;
+
+type Tree = BTreeMap<Vec<u8>, Entry>;
+
+/// Who mounts the layers over one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mounter {
+    Root,
+    UserNamespace,
+}
+
+impl Mounter {
+    /// Returns namespaces to mount in; none where the machine forbids them.
+    fn namespace(self) -> Option<MountNamespace> {
+        let is_root = rustix::process::geteuid().is_root();
+        match self {
+            Self::Root if !is_root => None,
+            Self::Root => MountNamespace::new("-m", None),
+            Self::UserNamespace => MountNamespace::new("-Urm", is_root.then_some(NOBODY)),
+        }
+    }
+
+    /// Returns who owns what can only be read by its owner.
+    fn owner(self) -> u32 {
+        match self {
+            Self::UserNamespace if rustix::process::geteuid().is_root() => NOBODY,
+            _ => rustix::process::geteuid().as_raw(),
+        }
+    }
+
+    fn options(self) -> &'static str {
+        match self {
+            Self::Root => "ro",
+            Self::UserNamespace => "ro,userxattr",
+        }
+    }
+}
+
+/// Marks of every kind, at every depth: below each folder of a chain the same happens to the same names.
+fn marked_at_every_depth(owner: u32) -> TestImage {
+    let folders = || (0..DEPTH).map(|depth| "x/".repeat(depth));
+    let each = |layer: TestLayer, say: &dyn Fn(TestLayer, &str) -> TestLayer| {
+        folders().fold(layer, |layer, folder| say(layer, &folder))
+    };
+    let lowest = |layer: TestLayer, at: &str| {
+        let layer = layer.dir(format!("{at}folder")).mode(0o700).owner(owner, owner);
+        let layer = ["gone", "back", "kept", "opaque/old", "replaced/old", "folder/old", "typed"]
+            .iter()
+            .fold(layer, |layer, name| layer.file(format!("{at}{name}"), "lowest").owner(owner, owner));
+        layer.dir(format!("{at}emptied")).mode(0o1777).file(format!("{at}emptied/only"), "")
+    };
+    let middle = |layer: TestLayer, at: &str| {
+        let layer = layer.whiteout(format!("{at}gone")).whiteout(format!("{at}back")).whiteout(format!("{at}folder"));
+        let layer = layer.opaque(format!("{at}opaque")).file(format!("{at}opaque/new"), "middle");
+        let layer = layer.whiteout(format!("{at}replaced")).file(format!("{at}replaced/new"), "middle");
+        let layer = layer.whiteout(format!("{at}emptied/only")).dir(format!("{at}typed")).mode(0o711);
+        layer.file(format!("{at}typed/inside"), "middle").whiteout(format!("{at}never was"))
+    };
+    let highest = |layer: TestLayer, at: &str| {
+        let layer = layer.file(format!("{at}back"), "highest").file(format!("{at}folder/newest"), "highest");
+        layer.whiteout(format!("{at}replaced/new")).symlink(format!("{at}typed"), "kept").opaque(format!("{at}opaque"))
+    };
+    TestImage::new()
+        .layer(|layer| each(layer, &lowest))
+        .layer(|layer| each(layer, &middle))
+        .layer(|layer| each(layer, &highest))
+}
+
+/// An opaque root, links into lower layers, and a bit of everything else.
+fn motley() -> TestImage {
+    TestImage::new()
+        .layer(|layer| layer.file("a/x", "x").mode(0o4755).file("b", "b").file("c/y", "y").symlink("l", "a/x"))
+        .layer(|layer| layer.hardlink("a/link", "a/x").hardlink("far/link", "b").file("c/z", "z"))
+        .layer(|layer| layer.opaque("").hardlink("kept", "a/x").file("c/new", "new").dir("b").mode(0o1777))
+        .layer(|layer| {
+            layer.device("null", DeviceKind::Character, 1, 3).fifo("pipe").file("x", "x").xattr("user.a", "b")
+        })
+}
+
+fn images(owner: u32) -> Vec<(String, TestImage)> {
+    let made_up = (1..=IMAGES).map(|seed| made_up_image_of(owner, seed));
+    let images = made_up.chain([marked_at_every_depth(owner), motley()]);
+    // Linux does not mount a folder twice over one another, which is what a layer that an image has twice would be.
+    let has_each_layer_once = |image: &TestImage| {
+        let digests = image.layer_digests();
+        digests.iter().collect::<BTreeSet<_>>().len() == digests.len()
+    };
+    let images = images.filter(has_each_layer_once);
+    images.enumerate().map(|(number, image)| (format!("h.example.org/image:{number}"), image)).collect()
+}
+
+/// Publishes images in a folder that every user may enter, though nobody else may list it.
+fn publish(images: &[(String, TestImage)]) -> TestRepository {
+    let repository = TestRepository::new();
+    fs::set_permissions(repository.beside(""), fs::Permissions::from_mode(0o711)).unwrap();
+    let named: Vec<(&str, &TestImage)> = images.iter().map(|(name, image)| (name.as_str(), image)).collect();
+    repository.convert_together(&named, &[]).expect_code(0);
+    repository
+}
+
+/// Returns what containers see of a tree: without marks, and without counts that overlay mounts do not keep.
+fn seen(mut tree: Tree) -> Tree {
+    for entry in tree.values_mut() {
+        entry.xattrs.retain(|name, _| !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay."));
+        (entry.linkcount, entry.link_group) = (0, None);
+    }
+    tree
+}
+
+/// Returns the root file system of an image, as it is mounted, without what Apptainer needs.
+fn without_apptainer(mount: &Path, repository: &TestRepository, image: &TestImage) -> Tree {
+    let mut flat = walk(&mount.join(flat_path(image)));
+    let chain = repository.chain(image);
+    flat.retain(|path, _| chain.has(path));
+    assert_eq!(flat.len(), chain.entries().len());
+    seen(flat)
+}
+
+/// Panics unless the layers of each image, mounted over one another, show what the image is.
+///
+/// The real client needs a folder of this machine among the layers: otherwise it has no longest name to tell.
+fn assert_mounts(mount: &Path, repository: &TestRepository, images: &[(String, TestImage)], by: Mounter, local: bool) {
+    let Some(mut namespace) = by.namespace() else {
+        return skip(&format!("{by:?} cannot have a mount namespace here"));
+    };
+    let [point, empty] = ["merged", "empty"].map(|name| {
+        let folder = repository.beside(name);
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    });
+    for (name, image) in images {
+        let layers = (0..image.layer_digests().len()).rev().map(|number| mount.join(layer_path(image, number)));
+        let mut layers: Vec<PathBuf> = layers.collect();
+        if local || layers.len() == 1 {
+            layers.push(empty.clone());
+        }
+        let lower: Vec<&str> = layers.iter().map(|layer| layer.to_str().unwrap()).collect();
+        let options = format!("{},lowerdir={}", by.options(), lower.join(":"));
+        namespace
+            .run(&format!("mount -t overlay -o '{options}' overlay '{}'", point.display()))
+            .unwrap_or_else(|error| panic!("{name}: {options}: {error}"));
+        let mut found = seen(walk_overlay(&namespace.path(&point)));
+        let expected = without_apptainer(mount, repository, image);
+        let is_folder = |entry: &Entry| entry.mode & 0o170_000 == 0o040_000;
+        found.retain(|path, entry| expected.contains_key(path) || !is_folder(entry));
+        for (path, entry) in &expected {
+            assert_eq!(found.get(path), Some(entry), "{name} at '{}', mounted by {by:?}", path.escape_ascii());
+        }
+        let paths = |tree: &Tree| tree.keys().map(|path| path.escape_ascii().to_string()).collect::<Vec<_>>();
+        assert_eq!(paths(&found), paths(&expected), "{name}, mounted by {by:?}");
+        namespace.run(&format!("umount '{}'", point.display())).unwrap();
+    }
+}
+
+fn assert_mounts_by(by: Mounter) {
+    if !need_fuse() {
+        return;
+    }
+    let images = images(by.owner());
+    let repository = publish(&images);
+    // Those who are not root may not let others in, and need not.
+    let options: &[&str] = if rustix::process::geteuid().is_root() { &["--allow-other"] } else { &[] };
+    let mount = Mount::start(&repository, options);
+    assert_mounts(&mount.folder, &repository, &images, by, false);
+}
+
+#[test]
+fn layers_mounted_by_root_show_the_root_file_system() {
+    assert_mounts_by(Mounter::Root);
+}
+
+#[test]
+fn layers_mounted_in_a_user_namespace_show_the_root_file_system() {
+    assert_mounts_by(Mounter::UserNamespace);
+}
+
+#[test]
+fn layers_from_the_cvmfs_client_show_the_root_file_system() {
+    for by in [Mounter::Root, Mounter::UserNamespace] {
+        let images = images(by.owner());
+        let repository = publish(&images);
+        let Some(mount) = mount_with_client(&repository) else { return };
+        assert_mounts(&mount.folder, &repository, &images, by, true);
+    }
+}

@@ -1,0 +1,41 @@
+//! The CVMFS client itself, where it is installed.
+
+use std::fs;
+use std::process::Command;
+
+use super::fuse::Mount;
+use super::{FQRN, TestRepository, find_program, skip_loudly};
+
+/// Mounts a repository with `cvmfs2`, from `STRATA_TEST_CVMFS2` or `PATH`. Only root can let other users in.
+///
+/// No package registry has the client, so that it is missing nearly everywhere: the test then says so and skips.
+pub fn mount_with_client(repository: &TestRepository) -> Option<Mount> {
+    let program = find_program("cvmfs2", "STRATA_TEST_CVMFS2").filter(|_| rustix::process::geteuid().is_root());
+    let Some(program) = program else {
+        skip_loudly(
+            "no mount of the CVMFS client is tried: cvmfs2 is neither in STRATA_TEST_CVMFS2 nor in PATH, or we are not root",
+        );
+        return None;
+    };
+    let [folder, state] = ["client-mount", "client-state"].map(|name| repository.beside(name));
+    fs::create_dir(&folder).unwrap();
+    ["cache", "sockets"].iter().for_each(|name| fs::create_dir_all(state.join(name)).unwrap());
+    let settings = [
+        ("SERVER_URL", format!("file://{}", repository.storage().display())),
+        ("PUBLIC_KEY", repository.folder().join(format!("keys/{FQRN}.pub")).display().to_string()),
+        ("HTTP_PROXY", "DIRECT".to_owned()),
+        ("CACHE_BASE", state.join("cache").display().to_string()),
+        ("RELOAD_SOCKETS", state.join("sockets").display().to_string()),
+        ("SHARED_CACHE", "no".to_owned()),
+        ("CLAIM_OWNERSHIP", "no".to_owned()),
+        ("CHECK_PERMISSIONS", "yes".to_owned()),
+        ("USE_GEOAPI", "no".to_owned()),
+        ("USYSLOG", state.join("log").display().to_string()),
+    ];
+    let settings: String = settings.iter().map(|(name, value)| format!("CVMFS_{name}={value}\n")).collect();
+    fs::write(state.join("client.conf"), settings).unwrap();
+    let mut command = Command::new(program);
+    command.args(["-f", "-o", &format!("config={},allow_other", state.join("client.conf").display()), FQRN]);
+    command.arg(&folder);
+    Some(Mount::of(command, folder, state.join("output")))
+}
