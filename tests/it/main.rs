@@ -1,5 +1,6 @@
 //! The integration tests: one binary, a file for each promise.
 
+mod apptainer;
 mod bad_input;
 mod catalogs;
 mod chains;
