@@ -6,6 +6,7 @@ mod catalogs;
 mod chains;
 mod check;
 mod compression;
+mod containerd;
 mod convert;
 mod determinism;
 mod diff;

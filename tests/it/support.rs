@@ -1,7 +1,9 @@
 //! What the tests share: running the program, asking for outside programs, and images made to order.
 
 pub mod client;
+pub mod containerd;
 pub mod fuse;
+mod grpc;
 mod http;
 mod image;
 mod layer;
