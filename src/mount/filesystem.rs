@@ -15,17 +15,19 @@ use fuser::{
     ReplyAttr, ReplyData, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
+use super::links::Links;
 use super::shown::Shown;
 use super::view::{AnswerError, View};
 use crate::catalog::CatalogEntry;
 use crate::message::causes;
 use crate::metadata::Metadata;
-use crate::repository::{NamedRow, client_variable};
+use crate::repository::NamedRow;
 
 /// The face of a view that the kernel sees.
 #[derive(Debug)]
 pub(super) struct Filesystem<S: Shown> {
     pub(super) view: Arc<View<S>>,
+    pub(super) links: Links,
     /// Told when it is unmounted.
     pub(super) end: Sender<()>,
 }
@@ -40,6 +42,7 @@ impl<S: Shown> Filesystem<S> {
         let (listing, start) = self.view.listing(number, offset)?;
         let mut nodes = self.view.nodes();
         let parent = nodes.parent(number).unwrap_or(number);
+        let attributes = |number, entry: &_| self.attributes(number, entry);
         for (index, own, name) in [(0, number, "."), (1, parent, "..")] {
             let row = nodes.row(own).ok_or(AnswerError::Nothing)?;
             let attributes = attributes(own, &row.entry);
@@ -65,6 +68,33 @@ impl<S: Shown> Filesystem<S> {
         Ok(())
     }
 
+    fn attributes(&self, number: u64, entry: &CatalogEntry) -> FileAttr {
+        let kind = kind(entry);
+        let size = match kind {
+            FileType::RegularFile | FileType::Directory => entry.size.max(0).cast_unsigned(),
+            FileType::Symlink => self.links.target(entry).len() as u64,
+            _ => 0,
+        };
+        let time = time(entry);
+        FileAttr {
+            ino: INodeNo(number),
+            size,
+            blocks: size.div_ceil(512),
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: time,
+            kind,
+            perm: (entry.mode & 0o7777) as u16,
+            nlink: entry.link_count,
+            uid: entry.uid,
+            gid: entry.gid,
+            rdev: entry.device_number(),
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+
     /// Says what went wrong, if it is not just that nothing is there, and returns the kernel's word for it.
     fn refuse(&self, number: u64, error: &AnswerError) -> Errno {
         if !matches!(error, AnswerError::Nothing | AnswerError::NoFolder) {
@@ -81,33 +111,6 @@ impl AnswerError {
             Self::NoFolder => Errno::ENOTDIR,
             Self::Repository(_) | Self::Content(_) | Self::Foreign => Errno::EIO,
         }
-    }
-}
-
-fn attributes(number: u64, entry: &CatalogEntry) -> FileAttr {
-    let kind = kind(entry);
-    let size = match kind {
-        FileType::RegularFile | FileType::Directory => entry.size.max(0).cast_unsigned(),
-        FileType::Symlink => target(entry).len() as u64,
-        _ => 0,
-    };
-    let time = time(entry);
-    FileAttr {
-        ino: INodeNo(number),
-        size,
-        blocks: size.div_ceil(512),
-        atime: time,
-        mtime: time,
-        ctime: time,
-        crtime: time,
-        kind,
-        perm: (entry.mode & 0o7777) as u16,
-        nlink: entry.link_count,
-        uid: entry.uid,
-        gid: entry.gid,
-        rdev: entry.device_number(),
-        blksize: 4096,
-        flags: 0,
     }
 }
 
@@ -131,11 +134,6 @@ fn time(entry: &CatalogEntry) -> SystemTime {
     };
     let nanoseconds = Duration::from_nanos(entry.mtime_nanoseconds.unwrap_or(0).into());
     second.and_then(|second| second.checked_add(nanoseconds)).unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-/// Returns a link's target. Variables have the values that CVMFS's client on this machine gives them.
-fn target(entry: &CatalogEntry) -> Vec<u8> {
-    entry.expanded_target(client_variable)
 }
 
 impl<S: Shown> fuser::Filesystem for Filesystem<S> {
@@ -168,12 +166,12 @@ impl<S: Shown> fuser::Filesystem for Filesystem<S> {
         let _steady = self.view.steady();
         match self.view.find(parent.0, name.as_bytes()) {
             Ok(Some(found)) => {
-                reply.entry(&LIFETIME, &attributes(found.number, &found.entry), Generation(0));
+                reply.entry(&LIFETIME, &self.attributes(found.number, &found.entry), Generation(0));
             }
             Ok(None) => {
                 // Number 0 tells the kernel that it may remember that nothing is there.
                 let nothing = CatalogEntry::of_symlink(&Metadata::of_implied_folder(), b"");
-                reply.entry(&LIFETIME, &attributes(0, &nothing), Generation(0));
+                reply.entry(&LIFETIME, &self.attributes(0, &nothing), Generation(0));
             }
             Err(error) => reply.error(self.refuse(parent.0, &error)),
         }
@@ -186,14 +184,14 @@ impl<S: Shown> fuser::Filesystem for Filesystem<S> {
     fn getattr(&self, _request: &Request, number: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let _steady = self.view.steady();
         match self.view.entry(number.0) {
-            Ok(entry) => reply.attr(&LIFETIME, &attributes(number.0, &entry)),
+            Ok(entry) => reply.attr(&LIFETIME, &self.attributes(number.0, &entry)),
             Err(error) => reply.error(self.refuse(number.0, &error)),
         }
     }
 
     fn readlink(&self, _request: &Request, number: INodeNo, reply: ReplyData) {
         match self.view.entry(number.0) {
-            Ok(entry) if entry.is_symlink() => reply.data(&target(&entry)),
+            Ok(entry) if entry.is_symlink() => reply.data(&self.links.target(&entry)),
             Ok(_) => reply.error(Errno::EINVAL),
             Err(error) => reply.error(self.refuse(number.0, &error)),
         }

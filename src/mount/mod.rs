@@ -6,6 +6,7 @@
 mod content;
 mod filesystem;
 mod follow;
+mod links;
 mod nodes;
 mod shown;
 mod view;
@@ -27,6 +28,7 @@ use crate::layer::EntryPath;
 use crate::message::causes;
 use crate::repository::{Repository, RepositoryError};
 use filesystem::Filesystem;
+use links::Links;
 use view::View;
 
 pub(crate) use content::ContentReader;
@@ -109,9 +111,10 @@ impl Mount {
         let content = Arc::new(ContentReader::new(repository.store().clone(), folder));
         let totals = repository.root()?.total_counters();
         let extent = Extent { entries: totals.entries().cast_unsigned(), bytes: totals.file_size().cast_unsigned() };
-        let name = repository.manifest().name.to_string();
+        let name = &repository.manifest().name;
+        let links = |point: &Path| Links::of(name.clone(), path, point.to_owned());
         let view = View::new(repository.clone(), root, content, extent);
-        let (mount, shown) = Self::of_view(view, name, mountpoint, options)?;
+        let (mount, shown) = Self::of_view(view, links, name.to_string(), mountpoint, options)?;
         if options.follow {
             thread::spawn(move || follow::follow(shown.view, repository, shown.notifier));
         }
@@ -129,11 +132,13 @@ impl Mount {
     ) -> Result<(Self, Showing<S>), MountError> {
         let root = tree.row(&EntryPath::ROOT)?.filter(|row| row.folder.is_some());
         let root = root.ok_or_else(|| MountError::NoFolder(EntryPath::ROOT))?;
-        Self::of_view(View::new(tree, root, content, extent), name, mountpoint, options)
+        let view = View::new(tree, root, content, extent);
+        Self::of_view(view, |_| Links::of_no_repository(), name, mountpoint, options)
     }
 
     fn of_view<S: Shown>(
         view: View<S>,
+        links: impl FnOnce(&Path) -> Links,
         name: String,
         mountpoint: &Path,
         options: &MountOptions,
@@ -146,7 +151,7 @@ impl Mount {
         }
         let view = Arc::new(view);
         let (end, ended) = mpsc::channel();
-        let filesystem = Filesystem { view: Arc::clone(&view), end };
+        let filesystem = Filesystem { view: Arc::clone(&view), links: links(&mountpoint), end };
         let session =
             Session::new(filesystem, &mountpoint, &config(name, options)).map_err(|error| failed(tidy(error)))?;
         let point = MountPoint { id: mount_id(&mountpoint).map_err(failed)?, path: mountpoint.clone() };

@@ -274,7 +274,7 @@ impl Repository {
 
     /// Follows all links in `path`, and returns where it leads and what is there.
     ///
-    /// Absolute links do not stay in the repository, wherever that is mounted.
+    /// Absolute links do not stay in the repository, wherever that is mounted, unless they say so by a variable.
     pub fn follow(&self, path: &EntryPath) -> Result<(EntryPath, CatalogEntry), RepositoryError> {
         let nowhere = || RepositoryError::Nowhere { path: path.clone() };
         let mut waiting: Vec<Vec<u8>> = path.components().rev().map(<[u8]>::to_vec).collect();
@@ -292,7 +292,13 @@ impl Repository {
                 continue;
             }
             links += 1;
-            let target = entry.expanded_target(client_variable);
+            let target = match self.target_below_mount(&entry) {
+                Some(path) => {
+                    at = EntryPath::ROOT;
+                    path
+                }
+                None => entry.expanded_target(client_variable),
+            };
             if links > MAXIMUM_LINKS || target.starts_with(b"/") {
                 return Err(nowhere());
             }
@@ -301,6 +307,12 @@ impl Repository {
         }
         let entry = self.get(&at)?.ok_or_else(nowhere)?;
         Ok((at, entry))
+    }
+
+    /// Returns the path below the repository's mount point, wherever that is, that the target of a link names by
+    /// [`MOUNT_VARIABLE`] and the repository's name.
+    pub(crate) fn target_below_mount(&self, link: &CatalogEntry) -> Option<Vec<u8>> {
+        below_mount(&self.manifest.name, link)
     }
 
     /// Returns what is at `path`; links are not followed.
@@ -334,6 +346,21 @@ impl Repository {
         let Some((parent, _)) = path.split() else { return Ok(None) };
         Ok(self.catalog_of(&parent)?.nested(path)?)
     }
+}
+
+/// The variable in which clients say where repositories are mounted.
+pub const MOUNT_VARIABLE: &str = "CVMFS_MOUNT_DIR";
+
+/// Returns the path below the mount point of a repository that the target of a link names by [`MOUNT_VARIABLE`].
+pub(crate) fn below_mount(repository: &RepositoryName, link: &CatalogEntry) -> Option<Vec<u8>> {
+    // No target holds a NUL.
+    let target = link.expanded_target(|name| match name {
+        name if name == MOUNT_VARIABLE.as_bytes() => Some(vec![0]),
+        name => client_variable(name),
+    });
+    let path = target.strip_prefix(b"\0/")?.strip_prefix(repository.as_str().as_bytes())?;
+    let is_whole = path.is_empty() || path[0] == b'/';
+    is_whole.then(|| path.strip_prefix(b"/").unwrap_or(path).to_vec())
 }
 
 /// Returns the value of a variable in the target of a link, as CVMFS clients on this machine have it: that of the environment,
