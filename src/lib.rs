@@ -11,7 +11,7 @@
 //! [`publish`] makes them a revision, and [`store`] is where it all lies. [`convert`] joins them. Whatever reads a
 //! published repository goes through [`repository`], but for [`check`], which believes nothing and looks at the files
 //! themselves. [`mount`] shows it to the kernel, [`preview`] what is not published yet, [`diff`] tells two of its revisions
-//! apart, and [`verify`] proves an image right.
+//! apart, and [`verify`] proves an image right. [`podman`] knows the store that podman reads.
 //!
 //! Everything is public that the `strata` program uses, so that other programs can do what it does; the interface is not
 //! stable yet.
@@ -34,6 +34,7 @@ pub mod metadata;
 pub mod mount;
 pub mod notification;
 pub mod object;
+pub mod podman;
 pub mod preview;
 pub mod progress;
 pub mod publish;

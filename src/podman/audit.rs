@@ -1,0 +1,144 @@
+//! Looks whether podman finds all that an entry of the store promises.
+
+use super::image::{LONGEST_DOCUMENT, StoreImage};
+use super::place;
+use super::store::{Entry, PodmanStore};
+use super::{Flaw, STORE};
+use crate::catalog::CatalogEntry;
+use crate::image::Digest;
+use crate::layer::EntryPath;
+use crate::layout;
+use crate::repository::{CatalogPlace, Repository, RepositoryError};
+
+/// The manifest and the config of an image in the store.
+pub type Documents = (Vec<u8>, Vec<u8>);
+
+/// What a look at an image of the store shows.
+#[derive(Debug)]
+pub struct Audit {
+    /// What podman stumbles over.
+    pub flaws: Vec<Flaw>,
+    /// Manifest and config, where both are there and the config is the one that its ID names.
+    pub documents: Option<Documents>,
+}
+
+/// Looks whether podman finds all that an image of the store promises.
+pub fn audit_image(repository: &Repository, store: &PodmanStore, entry: &Entry) -> Result<Audit, RepositoryError> {
+    let mut flaws = Vec::new();
+    let documents = match read_documents(repository, entry.config)? {
+        Err(flaw) => {
+            flaws.push(flaw);
+            None
+        }
+        Ok(documents) => {
+            if let Err(refusal) = StoreImage::new(&documents.0, &documents.1, 0) {
+                let path = place::image_folder(entry.config);
+                flaws.push(Flaw::new(path, "documents that podman takes", refusal.to_string()));
+            }
+            Some(documents)
+        }
+    };
+    flaws.extend(flaws_of_layers(repository, store, entry)?);
+    Ok(Audit { flaws, documents })
+}
+
+fn flaws_of_layers(repository: &Repository, store: &PodmanStore, entry: &Entry) -> Result<Vec<Flaw>, RepositoryError> {
+    let mut flaws = Vec::new();
+    let no_layer = |found| Flaw::new(place::layers_list(), format!("the layers of {}", entry.config.hex()), found);
+    let Some(top) = entry.layer else {
+        return Ok(vec![no_layer("no topmost layer".to_owned())]);
+    };
+    if let Err(found) = store.layers_below(top) {
+        flaws.push(no_layer(found));
+    }
+    for layer in &entry.mapped_layers {
+        let found = format!("a layer {} with other owners", layer.escape_debug());
+        flaws.push(Flaw::new(place::images_list(), "images that podman can read", found));
+    }
+    flaws.extend(flaws_of_layer(repository, top)?);
+    Ok(flaws)
+}
+
+/// Reads the documents of an image, and makes sure that the config is the one that its ID names.
+fn read_documents(repository: &Repository, config: Digest) -> Result<Result<Documents, Flaw>, RepositoryError> {
+    let path = place::document(config, "manifest");
+    let manifest = match read(repository, &path)? {
+        Ok(bytes) => bytes,
+        Err(found) => return Ok(Err(Flaw::new(path, "a manifest", found))),
+    };
+    let path = place::document(config, &config.to_string());
+    Ok(match read(repository, &path)? {
+        Ok(bytes) if Digest::of(&bytes) == config => Ok((manifest, bytes)),
+        Ok(bytes) => Err(Flaw::new(path, config.to_string(), Digest::of(&bytes).to_string())),
+        Err(found) => Err(Flaw::new(path, "a config", found)),
+    })
+}
+
+/// Reads a file, over links if need be, or says what is there instead.
+fn read(repository: &Repository, path: &EntryPath) -> Result<Result<Vec<u8>, String>, RepositoryError> {
+    let bytes = repository.follow(path).and_then(|(at, _)| repository.read(&at, LONGEST_DOCUMENT as u64));
+    match bytes {
+        Ok(bytes) => Ok(bytes.ok_or_else(|| "nothing".to_owned())),
+        Err(RepositoryError::Nowhere { .. }) => Ok(Err("nothing".to_owned())),
+        Err(RepositoryError::Unreadable { fault, .. }) => Ok(Err(fault.to_owned())),
+        Err(error) => Err(error),
+    }
+}
+
+/// Looks whether a layer can be mounted.
+fn flaws_of_layer(repository: &Repository, layer: Digest) -> Result<Vec<Flaw>, RepositoryError> {
+    let mut flaws = Vec::new();
+    let diff = place::layer_diff(layer);
+    if !leads_to_folder(repository, &diff)? {
+        flaws.push(Flaw::new(diff, "a link to a folder", "none"));
+    }
+    let path = place::layer_link(layer);
+    match read(repository, &path)? {
+        Err(found) => flaws.push(Flaw::new(path, "a short name", found)),
+        Ok(name) => {
+            let link = place::short_link(&String::from_utf8_lossy(&name));
+            if !is_link_to(repository, &link, &place::short_link_target(layer))? {
+                flaws.push(Flaw::new(link, format!("a link to layer {}", layer.hex()), "none"));
+            }
+        }
+    }
+    let lower = place::layer_lower(layer);
+    if repository.get(&lower)?.is_some() {
+        let names = read(repository, &lower)?.unwrap_or_default();
+        let overlay = EntryPath::ROOT.join(STORE.as_bytes()).join(b"overlay");
+        for name in names.split(|&byte| byte == b':') {
+            let path = EntryPath::normalise(&[overlay.as_bytes(), b"/", name].concat());
+            let is_there = path.is_ok_and(|path| matches!(repository.get(&path), Ok(Some(_))));
+            if !is_there {
+                let found = format!("'{}'", name.escape_ascii());
+                flaws.push(Flaw::new(lower.clone(), "short names of layers", found));
+            }
+        }
+    }
+    Ok(flaws)
+}
+
+fn is_link_to(repository: &Repository, link: &EntryPath, target: &str) -> Result<bool, RepositoryError> {
+    Ok(repository.get(link)?.is_some_and(|entry| entry.is_symlink() && entry.target() == target.as_bytes()))
+}
+
+/// Tells whether a link leads to a folder. Of what lies outside of the repository nothing is known.
+fn leads_to_folder(repository: &Repository, link: &EntryPath) -> Result<bool, RepositoryError> {
+    match repository.follow(link) {
+        Ok((_, entry)) => Ok(entry.is_directory()),
+        Err(RepositoryError::Nowhere { .. }) => {
+            Ok(repository.get(link)?.is_some_and(|entry| entry.is_symlink() && entry.target().starts_with(b"/")))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns the bytes of all files of a root file system that is published, each name counted; `None` where it is not.
+pub fn flat_size(repository: &Repository, config: Digest) -> Result<Option<u64>, RepositoryError> {
+    let root = layout::flat_root(config);
+    if let Some(reference) = repository.nested_catalog(&root)? {
+        let catalog = repository.open_catalog(&CatalogPlace { root, reference })?;
+        return Ok(Some(catalog.total_counters().file_size().cast_unsigned()));
+    }
+    Ok(repository.get(&root)?.filter(CatalogEntry::is_directory).map(|_| 0))
+}

@@ -1,0 +1,129 @@
+//! One image as the store needs it, or the reason why podman must not see it.
+
+use serde_json::Value;
+
+use super::name::store_name;
+use super::place::FlatLayers;
+use super::shape::{self, compare, member};
+use crate::image::{Digest, ImageName};
+
+/// The most bytes of a document that podman reads: 4 MiB.
+pub const LONGEST_DOCUMENT: usize = 4 << 20;
+
+/// When images were made that do not say it.
+const UNKNOWN_TIME: &str = "1970-01-01T00:00:00Z";
+
+/// Why an image is kept out of the store: podman would list none of the others with it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("podman would list no image beside it: {0}")]
+pub struct Refusal(String);
+
+/// An image that podman can list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreImage {
+    /// The digest of its config.
+    pub config: Digest,
+    /// Bytes of the config.
+    pub config_size: u64,
+    /// The digest of its manifest; `None` for one that another program wrote in its own words.
+    pub manifest: Option<Digest>,
+    /// Bytes of the manifest.
+    pub manifest_size: u64,
+    /// Its layers as podman sees them.
+    pub layers: FlatLayers,
+    /// When it was made.
+    pub created: String,
+    /// Bytes of its root file system.
+    pub size: u64,
+}
+
+impl StoreImage {
+    /// Makes sure that podman takes an image under its name, too.
+    pub fn named(name: &ImageName, manifest: &[u8], config: &[u8], size: u64) -> Result<Self, Refusal> {
+        let name = name.to_string();
+        if store_name(&name).as_ref() != Some(&name) {
+            return Err(Refusal(format!("'{name}' is no name for podman")));
+        }
+        Self::new(manifest, config, size)
+    }
+
+    /// Makes sure that podman takes an image with these documents and a root file system of so many bytes.
+    pub fn new(manifest: &[u8], config: &[u8], size: u64) -> Result<Self, Refusal> {
+        let parsed = parse(config, "config")?;
+        compare(&parsed, shape::CONFIG).map_err(|fault| Refusal(format!("in its config, {fault}")))?;
+        let (digest, parsed_manifest) = (Digest::of(config), parse(manifest, "manifest")?);
+        check_manifest(&parsed_manifest, digest).map_err(|fault| Refusal(format!("in its manifest, {fault}")))?;
+        let diff_ids = member(&parsed, "rootfs").and_then(|rootfs| member(rootfs, "diff_ids"));
+        let layers = diff_ids.and_then(Value::as_array).map_or(0, Vec::len);
+        if layers == 0 {
+            return Err(Refusal("it has no layers".to_owned()));
+        }
+        let created = member(&parsed, "created").and_then(Value::as_str).unwrap_or(UNKNOWN_TIME);
+        Ok(Self {
+            config: digest,
+            config_size: config.len() as u64,
+            // DUCC's keys are capitalised, and it keeps only some.
+            manifest: parsed_manifest.get("SchemaVersion").is_none().then(|| Digest::of(manifest)),
+            manifest_size: manifest.len() as u64,
+            layers: FlatLayers::of(digest, layers),
+            created: created.to_owned(),
+            size,
+        })
+    }
+
+    /// Returns the topmost layer.
+    pub fn top(&self) -> Digest {
+        self.layers.top().expect("an image without layers is refused").id
+    }
+}
+
+fn parse(bytes: &[u8], what: &str) -> Result<Value, Refusal> {
+    if bytes.len() > LONGEST_DOCUMENT {
+        return Err(Refusal(format!("its {what} has {} bytes, and 4 MiB are read", bytes.len())));
+    }
+    serde_json::from_slice(bytes).map_err(|error| Refusal(format!("its {what} is no JSON: {error}")))
+}
+
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const DOCKER_LAYERS: [&str; 4] = [
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+];
+
+/// Makes sure that podman takes a manifest for that of the image with this config.
+fn check_manifest(manifest: &Value, config: Digest) -> Result<(), String> {
+    compare(manifest, shape::MANIFEST)?;
+    // Each belongs to another kind of document, and podman does not choose.
+    if let Some(foreign) = ["manifests", "fsLayers", "history"].into_iter().find(|name| has(manifest, name)) {
+        return Err(format!("'{foreign}' belongs to another kind of document"));
+    }
+    let of = |value: &Value, name: &str| member(value, name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let descriptor = member(manifest, "config").cloned().unwrap_or_default();
+    if of(&descriptor, "digest") != config.to_string() {
+        return Err(format!("'config.digest' is not {config}"));
+    }
+    match (of(manifest, "mediaType").as_str(), of(&descriptor, "mediaType").as_str()) {
+        (DOCKER_MANIFEST, _) => {
+            let layers = member(manifest, "layers").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+            let mut types = layers.iter().map(|layer| of(layer, "mediaType"));
+            let odd = types.find(|layer| !DOCKER_LAYERS.contains(&layer.as_str()));
+            odd.map_or(Ok(()), |odd| Err(format!("'{}' is no type of Docker's layers", odd.escape_debug())))
+        }
+        (OCI_MANIFEST, OCI_CONFIG) => Ok(()),
+        ("", OCI_CONFIG) if member(manifest, "schemaVersion").and_then(Value::as_i64) == Some(2) => Ok(()),
+        ("", OCI_CONFIG) => Err("nothing says of which kind it is".to_owned()),
+        ("" | OCI_MANIFEST, other) => Err(format!("'{}' is no type of a config", other.escape_debug())),
+        (other, _) => Err(format!("'{}' is no type of a manifest", other.escape_debug())),
+    }
+}
+
+fn has(object: &Value, name: &str) -> bool {
+    object.as_object().is_some_and(|members| members.keys().any(|key| key.eq_ignore_ascii_case(name)))
+}
+
+#[cfg(test)]
+mod tests;

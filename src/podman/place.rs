@@ -1,0 +1,236 @@
+//! What things are called in the store, and where they lie.
+
+use sha2::{Digest as _, Sha256};
+
+use crate::image::{Digest, hex};
+use crate::layer::EntryPath;
+use crate::manifest::RepositoryName;
+use crate::repository::MOUNT_VARIABLE;
+
+/// The folder of the store.
+pub const STORE: &str = "podmanStore";
+
+/// The layers that podman sees of one image, from the lowest up.
+///
+/// There are as many as the image has, since builds count them, but none of them is one of the image's: podman would take
+/// such a one for the real layer when it pulls another image. Only the topmost has a folder, which is the whole root file
+/// system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlatLayers(Vec<FlatLayer>);
+
+/// One of these layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlatLayer {
+    /// What podman calls it, with all that lies below it.
+    pub id: Digest,
+    /// What stands for its diff ID.
+    pub diff: Digest,
+}
+
+impl FlatLayers {
+    /// Returns the layers of the image with this config, which has `count` of them.
+    pub fn of(config: Digest, count: usize) -> Self {
+        let mut layers: Vec<FlatLayer> = Vec::with_capacity(count);
+        for number in 1..=count {
+            let diff = match number {
+                1 => Digest::of(format!("cvmfs-flat-layer:{}", config.hex()).as_bytes()),
+                _ => Digest::of(format!("cvmfs-flat-layer:{}:{number}", config.hex()).as_bytes()),
+            };
+            // As containers/storage names a layer by what it lies on.
+            let id = match layers.last() {
+                Some(below) => Digest::of(format!("{}+{}", below.id.hex(), diff.hex()).as_bytes()),
+                None => diff,
+            };
+            layers.push(FlatLayer { id, diff });
+        }
+        Self(layers)
+    }
+
+    /// Returns the layers, from the lowest up.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &FlatLayer> {
+        self.0.iter()
+    }
+
+    /// Returns the topmost one, if the image has any.
+    pub fn top(&self) -> Option<FlatLayer> {
+        self.0.last().copied()
+    }
+}
+
+/// Returns the short name by which mounts refer to a layer.
+///
+/// It stays for ever: containers that were made before know it.
+pub fn link_id(layer: Digest) -> String {
+    const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+    let hash: [u8; 32] = Sha256::digest(format!("cvmfs-link:{}", layer.hex())).into();
+    let bits = u128::from_be_bytes(*hash.first_chunk().expect("a hash has 32 bytes"));
+    // The last two digits of 130 bits are zeros.
+    let digit = |place: u32| ALPHABET[((bits.rotate_left(5 * place + 5)) & 31) as usize];
+    (0..25).map(digit).chain([ALPHABET[((bits & 7) << 2) as usize]]).map(char::from).collect()
+}
+
+/// Returns the 64 bytes that tell podman which content of a file it has read.
+pub fn lock_token(json: &[u8]) -> String {
+    hex(&Sha256::digest(json))
+}
+
+/// Returns the target of a layer's link to the root file system. Clients expand it to an absolute path.
+///
+/// With a relative one containers run, but nothing can be built from the image.
+pub fn diff_target(repository: &RepositoryName, config: Digest) -> String {
+    let flat = crate::layout::flat_root(config);
+    format!("$({MOUNT_VARIABLE}:-/cvmfs)/{repository}{flat}")
+}
+
+fn store(folder: &str) -> EntryPath {
+    EntryPath::ROOT.join(STORE.as_bytes()).join(folder.as_bytes())
+}
+
+/// Returns the folder of images.
+pub fn images() -> EntryPath {
+    store("overlay-images")
+}
+
+/// Returns the list of images.
+pub fn images_list() -> EntryPath {
+    images().join(b"images.json")
+}
+
+/// Returns what tells whether the list of images has changed.
+pub fn images_lock() -> EntryPath {
+    images().join(b"images.lock")
+}
+
+/// Returns the folder with what podman knows about layers.
+pub fn layers() -> EntryPath {
+    store("overlay-layers")
+}
+
+/// Returns the list of layers.
+pub fn layers_list() -> EntryPath {
+    layers().join(b"layers.json")
+}
+
+/// Returns what tells whether the list of layers has changed.
+pub fn layers_lock() -> EntryPath {
+    layers().join(b"layers.lock")
+}
+
+/// Returns the folder of an image's documents.
+pub fn image_folder(config: Digest) -> EntryPath {
+    images().join(config.hex().as_bytes())
+}
+
+/// Returns the file that holds an image's document of that key.
+pub fn document(config: Digest, key: &str) -> EntryPath {
+    let is_plain = key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.');
+    let name = if is_plain { key.to_owned() } else { format!("={}", base64(key)) };
+    image_folder(config).join(name.as_bytes())
+}
+
+fn base64(text: &str) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(text)
+}
+
+/// Returns the key of an image's manifest by its digest.
+pub fn manifest_key(manifest: Digest) -> String {
+    format!("manifest-{manifest}")
+}
+
+/// Returns the folder of a layer.
+pub fn layer_folder(layer: Digest) -> EntryPath {
+    store("overlay").join(layer.hex().as_bytes())
+}
+
+/// Returns the link of a layer to its content.
+pub fn layer_diff(layer: Digest) -> EntryPath {
+    layer_folder(layer).join(b"diff")
+}
+
+/// Returns the file that holds the short name of a layer.
+pub fn layer_link(layer: Digest) -> EntryPath {
+    layer_folder(layer).join(b"link")
+}
+
+/// Returns the file with the short names of the layers below a layer.
+pub fn layer_lower(layer: Digest) -> EntryPath {
+    layer_folder(layer).join(b"lower")
+}
+
+/// Returns the link of that short name.
+pub fn short_link(link: &str) -> EntryPath {
+    store("overlay").join(b"l").join(link.as_bytes())
+}
+
+/// Returns the target of a layer's link of a short name.
+pub fn short_link_target(layer: Digest) -> String {
+    format!("../{}/diff", layer.hex())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_of_one_layer_has_the_layer_that_ducc_gives_it() {
+        let config = Digest::of(b"config");
+        let layers = FlatLayers::of(config, 1);
+        let expected = Digest::of(format!("cvmfs-flat-layer:{}", config.hex()).as_bytes());
+        assert_eq!(layers.0, [FlatLayer { id: expected, diff: expected }]);
+        assert_eq!(FlatLayers::of(config, 0).top(), None);
+    }
+
+    #[test]
+    fn layers_are_named_as_containers_storage_names_a_stack() {
+        let config: Digest = format!("sha256:{}", "0123456789abcdef".repeat(4)).parse().unwrap();
+        let layers = FlatLayers::of(config, 3);
+        // Computed with sha256sum.
+        let ids = [
+            "b6920e012af547bba80d9dd31930c99d97f7b8042a6d30b22efdddc6e1bef8ba",
+            "2a99300519b2d346b6fc8e6ceeb6510686d99acaa525bdbb919a5debd6710411",
+            "1d302db26e84bf9f5975d0bb61bc2c98bcc4035fefcff2223f6e12b51b26a08f",
+        ];
+        assert_eq!(layers.iter().map(|layer| layer.id.hex()).collect::<Vec<_>>(), ids);
+        let mut below: Option<Digest> = None;
+        for layer in layers.iter() {
+            if let Some(below) = below {
+                assert_eq!(layer.id, Digest::of(format!("{}+{}", below.hex(), layer.diff.hex()).as_bytes()));
+            }
+            below = Some(layer.id);
+        }
+        assert_eq!(FlatLayers::of(config, 2).0, layers.0[..2]);
+    }
+
+    #[test]
+    fn link_id_is_base32_of_a_hash() {
+        let layer: Digest = format!("sha256:{}", "0123456789abcdef".repeat(4)).parse().unwrap();
+        assert_eq!(link_id(layer), "KZAZ7B3S5WF2JUUZTUWOUGDNHY");
+        assert_ne!(link_id(layer), link_id(Digest::of(b"other")));
+    }
+
+    #[test]
+    fn documents_are_named_as_containers_storage_names_them() {
+        let config = Digest::of(b"");
+        let name = |key| String::from_utf8(document(config, key).split().unwrap().1.to_vec()).unwrap();
+        assert_eq!(name("manifest"), "manifest");
+        let key = format!("sha256:{}", "0".repeat(64));
+        assert_eq!(
+            name(&key),
+            "=c2hhMjU2OjAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA="
+        );
+    }
+
+    #[test]
+    fn target_of_a_layer_is_expanded_by_clients() {
+        let target = diff_target(&"unpacked.example.org".parse().unwrap(), Digest::of(b""));
+        let hex = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(target, format!("$(CVMFS_MOUNT_DIR:-/cvmfs)/unpacked.example.org/.flat/e3/{hex}"));
+    }
+
+    #[test]
+    fn token_has_64_bytes_and_changes_with_the_content() {
+        assert_eq!(lock_token(b"[]").len(), 64);
+        assert_ne!(lock_token(b"[]"), lock_token(b"[{}]"));
+    }
+}

@@ -1,0 +1,67 @@
+//! The store of a revision.
+
+use super::place::{images_list, images_lock, layers_list, layers_lock, lock_token};
+use super::{Flaw, PodmanStore, STORE};
+use crate::layer::EntryPath;
+use crate::repository::{Repository, RepositoryError};
+
+/// No list is read that is longer.
+const LIST_LIMIT: u64 = 256 << 20;
+
+/// Bytes of a lock that podman reads.
+const TOKEN_BYTES: usize = 64;
+
+/// The store as a revision has it.
+#[derive(Debug, Default)]
+pub struct PublishedStore {
+    /// The lists, without what podman stumbles over.
+    pub store: PodmanStore,
+    /// What podman stumbles over in them.
+    pub flaws: Vec<Flaw>,
+    /// What makes podman slow, or blind to changes.
+    pub warnings: Vec<Flaw>,
+    /// Whether strata was the last to write both lists, so that every entry is as strata writes it.
+    pub is_ours: bool,
+}
+
+impl PublishedStore {
+    /// Reads the store of a revision, which may have none.
+    pub fn read(repository: &Repository) -> Result<Option<Self>, RepositoryError> {
+        if repository.get(&EntryPath::ROOT.join(STORE.as_bytes()))?.is_none() {
+            return Ok(None);
+        }
+        let mut published = Self { is_ours: true, ..Self::default() };
+        let images = published.read_list(repository, images_list(), images_lock())?;
+        let layers = published.read_list(repository, layers_list(), layers_lock())?;
+        let (store, flaws) = PodmanStore::parse(&images, &layers, published.is_ours);
+        published.store = store;
+        published.flaws.extend(flaws);
+        Ok(Some(published))
+    }
+
+    /// Reads a list, and compares it with its lock.
+    fn read_list(
+        &mut self,
+        repository: &Repository,
+        list: EntryPath,
+        lock: EntryPath,
+    ) -> Result<Vec<u8>, RepositoryError> {
+        let json = repository.read(&list, LIST_LIMIT)?.unwrap_or_default();
+        let token = repository.read(&lock, LIST_LIMIT)?;
+        let expected = lock_token(&json);
+        self.is_ours &= token.as_deref() == Some(expected.as_bytes());
+        match token {
+            None => self.flaws.push(Flaw::new(lock, "a file", "nothing")),
+            Some(token) if token.len() < TOKEN_BYTES => {
+                let found = format!("{}, so that podman reads the list again and again", token.len());
+                self.warnings.push(Flaw::new(lock, format!("{TOKEN_BYTES} bytes"), found));
+            }
+            Some(token) if token != expected.as_bytes() => {
+                let found = "those of another list, so that podman may not see what has changed";
+                self.warnings.push(Flaw::new(lock, "the bytes that strata gives the list", found));
+            }
+            Some(_) => {}
+        }
+        Ok(json)
+    }
+}

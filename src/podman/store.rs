@@ -1,0 +1,482 @@
+//! The two lists of the store: images and layers.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::Flaw;
+use super::image::StoreImage;
+use super::name::{is_digest, is_hex, store_name};
+use super::place::{self, FlatLayers, manifest_key};
+use super::raw::{RawObject, elements, write_list};
+use super::shape::{self, compare};
+use crate::image::Digest;
+
+/// The lists as podman has to find them.
+///
+/// Whatever is read is brought into a form that podman takes: what would make it refuse the store is changed or left out,
+/// and told as a [`Flaw`]. A list that is no JSON is an empty one, as podman sees it.
+#[derive(Debug, Default)]
+pub struct PodmanStore {
+    images: Vec<Entry>,
+    layers: Vec<Row>,
+    by_id: HashMap<Digest, usize>,
+    by_name: HashMap<String, usize>,
+    rows: HashMap<Digest, usize>,
+    are_images_changed: bool,
+    are_layers_changed: bool,
+}
+
+/// One image in the list.
+#[derive(Debug)]
+pub struct Entry {
+    text: Box<RawValue>,
+    /// The digest of its config, which is its ID.
+    pub config: Digest,
+    /// Its names as podman knows them.
+    pub names: Vec<String>,
+    /// Its topmost layer; `None` where no layer has such an ID.
+    pub layer: Option<Digest>,
+    /// Layers that are the topmost one with other owners.
+    pub mapped_layers: Vec<String>,
+    /// The digest of its manifest, if the entry has one.
+    pub digest: Option<String>,
+    documents: HashSet<String>,
+    is_changed: bool,
+    is_gone: bool,
+}
+
+/// One layer in the list.
+#[derive(Debug)]
+struct Row {
+    text: Box<RawValue>,
+    parent: Option<String>,
+    has_diff_digest: bool,
+    is_gone: bool,
+}
+
+/// What is read of an image, the names as podman writes them.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct KnownImage {
+    id: String,
+    #[serde(default)]
+    names: Option<Vec<Option<String>>>,
+    #[serde(default)]
+    layer: Option<String>,
+    #[serde(default)]
+    mapped_layers: Option<Vec<Option<String>>>,
+    #[serde(default)]
+    digest: Option<String>,
+    #[serde(default)]
+    big_data_names: Option<Vec<Option<String>>>,
+}
+
+/// What is read of a layer.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct KnownLayer {
+    id: String,
+    #[serde(default)]
+    parent: Option<String>,
+    #[serde(default)]
+    diff_digest: Option<String>,
+}
+
+impl PodmanStore {
+    /// Reads the lists, and tells what of them podman stumbles over. Of lists that strata wrote, types are not compared.
+    pub fn parse(images: &[u8], layers: &[u8], is_ours: bool) -> (Self, Vec<Flaw>) {
+        let (mut store, mut flaws) = (Self::default(), Vec::new());
+        let list = |json, path, flaws: &mut Vec<Flaw>| {
+            elements(json, is_ours).unwrap_or_else(|fault| {
+                flaws.push(Flaw::new(path, "a list in JSON", fault));
+                Vec::new()
+            })
+        };
+        for text in list(layers, place::layers_list(), &mut flaws) {
+            if let Err(flaw) = store.read_layer(text, is_ours) {
+                flaws.push(flaw);
+                store.are_layers_changed = true;
+            }
+        }
+        for text in list(images, place::images_list(), &mut flaws) {
+            if let Err(flaw) = store.read_image(text, is_ours, &mut flaws) {
+                flaws.push(flaw);
+                store.are_images_changed = true;
+            }
+        }
+        store.are_images_changed |= !flaws.is_empty();
+        store.are_layers_changed |= !flaws.is_empty();
+        (store, flaws)
+    }
+
+    fn read_layer(&mut self, text: Box<RawValue>, is_ours: bool) -> Result<(), Flaw> {
+        let fault = |fault| Flaw::new(place::layers_list(), "layers that podman can read", fault);
+        let known: KnownLayer = known(&text, shape::LAYER, is_ours).map_err(fault)?;
+        let id = id_of(&known.id).ok_or_else(|| fault(format!("'{}' as an ID", known.id.escape_debug())))?;
+        let parent = known.parent.filter(|parent| !parent.is_empty());
+        let row =
+            Row { text, parent, has_diff_digest: known.diff_digest.is_some_and(|d| is_digest(&d)), is_gone: false };
+        match self.rows.get(&id) {
+            // DUCC writes a layer once for each conversion. The last one counts for podman.
+            Some(&place) => {
+                self.layers[place] = row;
+                self.are_layers_changed = true;
+            }
+            None => {
+                self.rows.insert(id, self.layers.len());
+                self.layers.push(row);
+            }
+        }
+        Ok(())
+    }
+
+    fn read_image(&mut self, text: Box<RawValue>, is_ours: bool, flaws: &mut Vec<Flaw>) -> Result<(), Flaw> {
+        let path = place::images_list;
+        let fault = |fault| Flaw::new(path(), "images that podman can read", fault);
+        let known: KnownImage = known(&text, shape::IMAGE, is_ours).map_err(fault)?;
+        let config = id_of(&known.id).ok_or_else(|| fault(format!("'{}' as an ID", known.id.escape_debug())))?;
+        let mut entry = Entry {
+            text,
+            config,
+            names: Vec::new(),
+            layer: known.layer.as_deref().and_then(id_of),
+            mapped_layers: known.mapped_layers.into_iter().flatten().flatten().collect(),
+            digest: known.digest.filter(|digest| !digest.is_empty()),
+            documents: known.big_data_names.into_iter().flatten().flatten().collect(),
+            is_changed: false,
+            is_gone: false,
+        };
+        if let Some(digest) = entry.digest.take_if(|digest| !is_digest(digest)) {
+            flaws.push(Flaw::new(path(), format!("a digest of image {}", config.hex()), shown(&digest)));
+            entry.set("digest", &Value::Null);
+        }
+        let at = self.add_entry(entry);
+        for name in known.names.into_iter().flatten().flatten() {
+            match store_name(&name) {
+                Some(valid) => {
+                    if valid != name {
+                        flaws.push(Flaw::new(path(), format!("the name {valid}"), shown(&name)));
+                        self.images[at].is_changed = true;
+                    }
+                    if let Some(other) = self.by_name.get(&valid).copied().filter(|&other| other != at) {
+                        flaws.push(Flaw::new(path(), format!("the name {valid} once"), "it is there twice"));
+                        self.images[other].remove_name(&valid);
+                    }
+                    self.give_name(at, &valid, false);
+                }
+                None => {
+                    flaws.push(Flaw::new(path(), "names that podman takes", shown(&name)));
+                    self.images[at].is_changed = true;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds an entry; one of the same image gives way, as for podman, but for its names.
+    fn add_entry(&mut self, mut entry: Entry) -> usize {
+        let config = entry.config;
+        match self.by_id.get(&config) {
+            Some(&at) => {
+                entry.names.append(&mut self.images[at].names);
+                entry.is_changed = true;
+                self.are_images_changed = true;
+                self.images[at] = entry;
+                at
+            }
+            None => {
+                self.images.push(entry);
+                self.by_id.insert(config, self.images.len() - 1);
+                self.images.len() - 1
+            }
+        }
+    }
+
+    fn give_name(&mut self, at: usize, name: &str, is_new: bool) {
+        self.by_name.insert(name.to_owned(), at);
+        let entry = &mut self.images[at];
+        if !entry.names.iter().any(|known| known == name) {
+            entry.names.push(name.to_owned());
+            entry.is_changed |= is_new;
+        }
+    }
+
+    /// Returns how many images there are.
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Tells whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
+    /// Returns the images.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.images.iter().filter(|entry| !entry.is_gone)
+    }
+
+    /// Returns an image.
+    pub fn entry(&self, config: Digest) -> Option<&Entry> {
+        self.by_id.get(&config).map(|&at| &self.images[at])
+    }
+
+    /// Returns the image that has a name.
+    pub fn named(&self, name: &str) -> Option<&Entry> {
+        self.by_name.get(name).map(|&at| &self.images[at])
+    }
+
+    /// Returns the layers that podman finds from `top` down, or what is wrong with them.
+    pub fn layers_below(&self, top: Digest) -> Result<Vec<Digest>, String> {
+        let mut found = Vec::new();
+        let mut next = Some(top);
+        while let Some(id) = next {
+            let row = self.rows.get(&id).map(|&at| &self.layers[at]);
+            let row = row.ok_or_else(|| format!("no layer {}", id.hex()))?;
+            if !row.has_diff_digest {
+                return Err(format!("layer {} without a digest", id.hex()));
+            }
+            // Podman goes round in it for ever.
+            if found.contains(&id) {
+                return Err(format!("layer {} below itself", id.hex()));
+            }
+            found.push(id);
+            next = match &row.parent {
+                Some(parent) => Some(id_of(parent).ok_or_else(|| format!("no layer {}", shown(parent)))?),
+                None => None,
+            };
+        }
+        Ok(found)
+    }
+
+    /// Lists an image, under a name if one is given, which leaves the image that had it.
+    ///
+    /// An image that is listed keeps its entry. A manifest that it did not come with is added to that.
+    pub fn put(&mut self, image: &StoreImage, name: Option<&str>) {
+        let at = match self.by_id.get(&image.config) {
+            Some(&at) => {
+                self.images[at].add_manifest(image);
+                at
+            }
+            None => self.add_entry(Entry::of(image)),
+        };
+        if self.images[at].layer == Some(image.top()) {
+            self.put_layers(image);
+        }
+        if let Some(name) = name {
+            if self.named(name).is_some_and(|entry| entry.config != image.config) {
+                self.remove_name(name);
+            }
+            self.give_name(at, name, true);
+        }
+    }
+
+    /// Lists an image anew, with the names that it has.
+    pub fn replace(&mut self, image: &StoreImage) {
+        let Some(&at) = self.by_id.get(&image.config) else { return };
+        let names = std::mem::take(&mut self.images[at].names);
+        self.images[at] = Entry { names, ..Entry::of(image) };
+        self.put_layers(image);
+    }
+
+    fn put_layers(&mut self, image: &StoreImage) {
+        let mut parent: Option<Digest> = None;
+        for layer in image.layers.iter() {
+            let is_top = layer.id == image.top();
+            let row = Row::of(image, *layer, parent, if is_top { image.size } else { 0 });
+            match self.rows.get(&layer.id).map(|&at| &mut self.layers[at]) {
+                Some(there) if there.has_diff_digest && there.parent == row.parent => {}
+                Some(there) => {
+                    *there = row;
+                    self.are_layers_changed = true;
+                }
+                None => {
+                    self.rows.insert(layer.id, self.layers.len());
+                    self.layers.push(row);
+                    self.are_layers_changed = true;
+                }
+            }
+            parent = Some(layer.id);
+        }
+    }
+
+    /// Takes a name away; the image that had it stays, and runs by its ID.
+    pub fn remove_name(&mut self, name: &str) {
+        if let Some(at) = self.by_name.remove(name) {
+            self.images[at].remove_name(name);
+        }
+    }
+
+    /// Takes an image away. Its layers stay where they are not those that `layers` says to be its alone.
+    pub fn remove(&mut self, config: Digest, layers: impl IntoIterator<Item = Digest>) {
+        let Some(at) = self.by_id.remove(&config) else { return };
+        let entry = &mut self.images[at];
+        entry.is_gone = true;
+        self.are_images_changed = true;
+        for name in &entry.names {
+            self.by_name.remove(name);
+        }
+        for layer in layers {
+            if let Some(at) = self.rows.remove(&layer) {
+                self.layers[at].is_gone = true;
+                self.are_layers_changed = true;
+            }
+        }
+    }
+
+    /// Returns the layers of an image, from the topmost down, that are no other's: those that strata gives it.
+    pub fn own_layers(&self, entry: &Entry) -> Vec<Digest> {
+        let found = entry.layer.and_then(|top| self.layers_below(top).ok()).unwrap_or_default();
+        let own: Vec<Digest> = FlatLayers::of(entry.config, found.len()).iter().rev().map(|layer| layer.id).collect();
+        if own == found { own } else { Vec::new() }
+    }
+
+    /// Has both lists written, whether they change or not.
+    pub fn write_anew(&mut self) {
+        (self.are_images_changed, self.are_layers_changed) = (true, true);
+    }
+
+    /// Returns the text of the list of images, if that has changed.
+    pub fn write_images(&self) -> Option<Vec<u8>> {
+        let is_changed = self.are_images_changed || self.images.iter().any(|entry| entry.is_changed);
+        is_changed.then(|| write_list(self.entries().map(Entry::write)))
+    }
+
+    /// Returns the text of the list of layers, if that has changed.
+    pub fn write_layers(&self) -> Option<Vec<u8>> {
+        let rows = self.layers.iter().filter(|row| !row.is_gone);
+        self.are_layers_changed.then(|| write_list(rows.map(|row| Cow::Borrowed(&*row.text))))
+    }
+}
+
+impl Entry {
+    fn of(image: &StoreImage) -> Self {
+        let config = image.config.to_string();
+        let keys = image.manifest.map(|manifest| (manifest_key(manifest), manifest.to_string()));
+        let mut entry = json!({"id": image.config.hex()});
+        if let Some((_, digest)) = &keys {
+            entry["digest"] = json!(digest);
+        }
+        let (mut names, mut sizes, mut digests) = (vec!["manifest".to_owned()], json!({}), json!({}));
+        sizes["manifest"] = json!(image.manifest_size);
+        if let Some((key, digest)) = &keys {
+            names.push(key.clone());
+            sizes[key] = json!(image.manifest_size);
+            digests["manifest"] = json!(digest);
+            digests[key] = json!(digest);
+        }
+        names.push(config.clone());
+        sizes[&config] = json!(image.config_size);
+        digests[&config] = json!(config);
+        let rest = [
+            ("names", json!([])),
+            ("layer", json!(image.top().hex())),
+            ("metadata", json!("{}")),
+            ("big-data-names", json!(names)),
+            ("big-data-sizes", sizes),
+            ("big-data-digests", digests),
+            ("created", json!(image.created)),
+        ];
+        rest.into_iter().for_each(|(name, value)| entry[name] = value);
+        Self {
+            text: serde_json::value::to_raw_value(&entry).expect("values are JSON"),
+            config: image.config,
+            names: Vec::new(),
+            layer: Some(image.top()),
+            mapped_layers: Vec::new(),
+            digest: keys.map(|(_, digest)| digest),
+            documents: names.into_iter().collect(),
+            is_changed: true,
+            is_gone: false,
+        }
+    }
+
+    /// Tells whether podman finds the image by this manifest.
+    pub fn has_manifest(&self, manifest: Digest) -> bool {
+        self.documents.contains(&manifest_key(manifest))
+    }
+
+    /// Adds the manifest of an image that has the same config.
+    fn add_manifest(&mut self, image: &StoreImage) {
+        let Some(manifest) = image.manifest.filter(|&manifest| !self.has_manifest(manifest)) else { return };
+        let key = manifest_key(manifest);
+        let before: Value = serde_json::from_str(self.text.get()).expect("it was read before");
+        let of = |name| shape::member(&before, name).cloned();
+        let mut names = of("big-data-names").unwrap_or_else(|| json!([]));
+        let mut sizes = of("big-data-sizes").unwrap_or_else(|| json!({}));
+        let mut digests = of("big-data-digests").unwrap_or_else(|| json!({}));
+        names.as_array_mut().expect("its shape was compared").push(json!(key));
+        sizes[&key] = json!(image.manifest_size);
+        digests[&key] = json!(manifest);
+        self.set("big-data-names", &names);
+        self.set("big-data-sizes", &sizes);
+        self.set("big-data-digests", &digests);
+        self.documents.insert(key);
+    }
+
+    fn remove_name(&mut self, name: &str) {
+        self.names.retain(|known| known != name);
+        self.is_changed = true;
+    }
+
+    fn set(&mut self, name: &str, value: &Value) {
+        let mut object = RawObject::parse(self.text.get()).expect("it was read before");
+        object.set(name, value);
+        self.text = object.write();
+        self.is_changed = true;
+    }
+
+    /// Returns the text of the entry, with the names as they are now.
+    fn write(&self) -> Cow<'_, RawValue> {
+        if !self.is_changed {
+            return Cow::Borrowed(&self.text);
+        }
+        let mut object = RawObject::parse(self.text.get()).expect("it was read before");
+        object.set("names", &json!(self.names));
+        Cow::Owned(object.write())
+    }
+}
+
+impl Row {
+    fn of(image: &StoreImage, layer: place::FlatLayer, parent: Option<Digest>, size: u64) -> Self {
+        let parent = parent.map(|parent| parent.hex());
+        let mut row = json!({"id": layer.id.hex()});
+        if let Some(parent) = &parent {
+            row["parent"] = json!(parent);
+        }
+        row["created"] = json!(image.created);
+        row["diff-digest"] = json!(layer.diff);
+        row["diff-size"] = json!(size);
+        let text = serde_json::value::to_raw_value(&row).expect("values are JSON");
+        Self { text, parent, has_diff_digest: true, is_gone: false }
+    }
+}
+
+/// Reads an element of a list, if podman can read it, too.
+fn known<'t, T: Deserialize<'t>>(
+    text: &'t RawValue,
+    members: &'static [shape::Member],
+    is_ours: bool,
+) -> Result<T, String> {
+    if !is_ours {
+        let value: Value = serde_json::from_str(text.get()).map_err(|error| error.to_string())?;
+        compare(&value, members)?;
+    }
+    serde_json::from_str(text.get()).map_err(|error| error.to_string())
+}
+
+/// Reads an ID: 64 hexadecimal digits.
+fn id_of(text: &str) -> Option<Digest> {
+    is_hex(text, 64).then(|| format!("sha256:{text}").parse().expect("these are the digits of a digest"))
+}
+
+fn shown(text: &str) -> String {
+    format!("'{}'", text.chars().take(200).collect::<String>().escape_debug())
+}
+
+#[cfg(test)]
+mod tests;
