@@ -6,9 +6,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::image::ImageName;
 use crate::manifest::{RepositoryName, RepositoryNameError};
 use crate::object::Compression;
 use crate::source::registry::RegistrySettings;
+use crate::wishlist::Glob;
 
 /// Why the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +82,8 @@ pub struct Settings {
     pub catalog_entries: usize,
     /// How much time passes at least between two revisions of one synchronisation with a wishlist.
     pub publish_every: Duration,
+    /// Which images podman sees, by patterns for their names.
+    pub podman_images: Vec<Glob>,
     /// How registries are asked, by their host and port.
     pub registries: BTreeMap<String, RegistrySettings>,
 }
@@ -114,6 +118,8 @@ struct File {
     #[serde(default)]
     publish: PublishSection,
     #[serde(default)]
+    podman: PodmanSection,
+    #[serde(default)]
     registries: BTreeMap<String, RegistrySettings>,
 }
 
@@ -127,6 +133,12 @@ struct CatalogSection {
 #[serde(deny_unknown_fields)]
 struct PublishSection {
     every: Option<String>,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PodmanSection {
+    images: Option<Vec<String>>,
 }
 
 /// How much time passes at least between two revisions where nothing else is set.
@@ -171,6 +183,7 @@ impl Settings {
             modes: Modes::default(),
             catalog_entries: DEFAULT_CATALOG_ENTRIES,
             publish_every: DEFAULT_PUBLISH_EVERY,
+            podman_images: vec![Glob::new("*")],
             registries: BTreeMap::new(),
         }
     }
@@ -196,6 +209,8 @@ impl Settings {
             path: path(),
             fault: "publish.every is no time such as \"1m\" or \"90s\"",
         })?;
+        let podman_images =
+            file.podman.images.map(|patterns| patterns.iter().map(|pattern| Glob::new(pattern)).collect());
         for (host, registry) in &file.registries {
             let is_no_host = host.is_empty() || host.contains('/');
             let fault =
@@ -214,9 +229,16 @@ impl Settings {
             modes: file.modes,
             catalog_entries,
             publish_every: publish_every.unwrap_or(defaults.publish_every),
+            podman_images: podman_images.unwrap_or(defaults.podman_images),
             registries: file.registries,
             repository: defaults.repository,
         })
+    }
+
+    /// Tells whether podman is to see the image of that name.
+    pub fn lists_for_podman(&self, name: &ImageName) -> bool {
+        let name = name.to_string();
+        self.podman_images.iter().any(|pattern| pattern.matches(&name))
     }
 
     /// Returns the text of the file: what differs from the defaults, and every default as a comment.
@@ -243,7 +265,11 @@ impl Settings {
              #entries = {DEFAULT_CATALOG_ENTRIES}\n\n\
              [publish]\n\
              # How much time passes at least between two revisions while \"strata sync\" works.\n\
-             #every = \"1m\"\n\n{REGISTRY_EXAMPLE}",
+             #every = \"1m\"\n\n\
+             [podman]\n\
+             # Which images podman sees, by patterns for their names in which * and ? have a meaning. Its own time to list them\n\
+             # grows with the square of their number: above 1000 images it takes seconds.\n\
+             #images = [\"*\"]\n\n{REGISTRY_EXAMPLE}",
             self.repository,
             path("storage", &self.storage, &defaults.storage),
             path("keys", &self.keys, &defaults.keys),
@@ -286,7 +312,7 @@ mod tests {
         let defaults: Vec<&str> =
             lines.iter().map(String::as_str).take_while(|line| !line.starts_with("[registries")).collect();
         assert_eq!(parse(&format!("repository = \"a.example.org\"\n{}", defaults.join("\n"))).unwrap(), settings);
-        assert_eq!(defaults.len(), 9);
+        assert_eq!(defaults.len(), 11);
     }
 
     #[test]
@@ -312,6 +338,16 @@ mod tests {
         let is_setting =
             |line: &&str| (line.contains(" = ") || line.starts_with('[')) && !line.starts_with("repository");
         text.lines().filter(is_setting).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn patterns_choose_what_podman_sees() {
+        let lists = |text: &str, name: &str| parse(text).unwrap().lists_for_podman(&name.parse().unwrap());
+        assert!(lists("repository = \"a.b\"", "h.org/a:1"));
+        let some = "repository = \"a.b\"\n[podman]\nimages = [\"h.org/atlas/*\", \"*:v?\"]";
+        assert!(lists(some, "h.org/atlas/a/b:1") && lists(some, "i.org/a:v2"));
+        assert!(!lists(some, "h.org/cms/a:1") && !lists(some, "i.org/a:v20"));
+        assert!(!lists("repository = \"a.b\"\n[podman]\nimages = []", "h.org/a:1"));
     }
 
     #[test]

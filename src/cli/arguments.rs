@@ -117,9 +117,12 @@ pub struct Convert {
     /// Do not publish the single layers
     #[arg(long)]
     pub skip_layers: bool,
-    /// Do not publish the root file system and the public link
+    /// Do not publish the root file system and the public link, nor show the images to podman
     #[arg(long)]
     pub skip_flat: bool,
+    /// Do not show the images to podman
+    #[arg(long)]
+    pub skip_podman: bool,
     /// Which chains to publish
     #[arg(long, value_enum, default_value_t = Chains::Final)]
     pub chains: Chains,

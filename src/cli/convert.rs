@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
-use strata::convert::{Chains, ImageOptions, ImageReport, Options, Outcome, Progress, Report, Request, convert};
+use strata::convert::{
+    Chains, ImageOptions, ImageReport, Options, Outcome, PodmanListing, Progress, Report, Request, convert,
+};
 use strata::folder::RepositoryFolder;
 use strata::layout::LossList;
 use strata::manifest::RepositoryName;
@@ -92,6 +94,7 @@ fn image_options(command: &Convert) -> ImageOptions {
         platforms: command.platform.clone().unwrap_or_default(),
         skip_layers: command.skip_layers,
         skip_flat: command.skip_flat,
+        skip_podman: command.skip_podman,
         chains: match command.chains {
             arguments::Chains::Final => Chains::Final,
             arguments::Chains::All => Chains::All,
@@ -190,7 +193,11 @@ fn to_json(folder: &RepositoryFolder, report: &Report, dry_run: bool) -> Value {
             "layers-read": outcome.plan.layers_to_read,
             "bytes-read": outcome.plan.bytes_to_read,
             "losses": outcome.losses,
+            "podman": outcome.podman == PodmanListing::Listed,
         });
+        if let PodmanListing::Refused(refusal) = &outcome.podman {
+            json["podman-refusal"] = refusal.to_string().into();
+        }
         if let Some(platform) = &outcome.place.platform {
             json["platform"] = platform.to_string().into();
         }

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::podman::Shown;
 use super::run::Run;
 use super::stage::StagedImage;
-use super::{Chains, ConvertError};
+use super::{Chains, ConvertError, PodmanListing};
 use crate::catalog::StoredTree;
 use crate::image::ImageName;
 use crate::inventory::places;
@@ -29,12 +30,12 @@ pub(crate) struct Changes<'a> {
 
 impl Run {
     /// Returns the edits that bring `head` to what is wanted; none where that is so already.
-    pub(super) fn edits(
-        &self,
-        head: &Repository,
-        changes: &Changes<'_>,
+    pub(super) fn edits<'a>(
+        &'a self,
+        head: &'a Repository,
+        changes: &'a Changes<'_>,
     ) -> Result<Vec<(EntryPath, Edit)>, ConvertError> {
-        let mut edits = Edits { run: self, head, edits: BTreeMap::new(), left: BTreeMap::new(), kept: BTreeSet::new() };
+        let mut edits = Edits::new(self, head);
         for platforms in changes.images.chunk_by(|a, b| a.outcome.place.name == b.outcome.place.name) {
             for image in platforms {
                 edits.add_image(image)?;
@@ -53,17 +54,24 @@ impl Run {
     }
 }
 
-struct Edits<'a> {
-    run: &'a Run,
-    head: &'a Repository,
+pub(super) struct Edits<'a> {
+    pub(super) run: &'a Run,
+    pub(super) head: &'a Repository,
     /// By path, so that folders come before what lies in them.
-    edits: BTreeMap<EntryPath, Edit>,
+    pub(super) edits: BTreeMap<EntryPath, Edit>,
+    /// What podman is to find under each name.
+    pub(super) podman: BTreeMap<String, Shown<'a>>,
     /// Trees that a tag no longer names, with the image.
     left: BTreeMap<EntryPath, String>,
     kept: BTreeSet<EntryPath>,
 }
 
-impl Edits<'_> {
+impl<'a> Edits<'a> {
+    fn new(run: &'a Run, head: &'a Repository) -> Self {
+        let (edits, podman) = (BTreeMap::new(), BTreeMap::new());
+        Self { run, head, edits, podman, left: BTreeMap::new(), kept: BTreeSet::new() }
+    }
+
     fn add_image(&mut self, staged: &StagedImage) -> Result<(), ConvertError> {
         if staged.is_foreign {
             return Ok(());
@@ -87,7 +95,7 @@ impl Edits<'_> {
         self.add_metadata(staged)
     }
 
-    fn add_link(&mut self, link: EntryPath, target: &[u8]) -> Result<(), ConvertError> {
+    pub(super) fn add_link(&mut self, link: EntryPath, target: &[u8]) -> Result<(), ConvertError> {
         let is_there = self.head.get(&link)?.is_some_and(|entry| entry.is_symlink() && entry.target() == target);
         if !is_there {
             self.edits.insert(link, Edit::Symlink(target.to_vec()));
@@ -96,7 +104,7 @@ impl Edits<'_> {
     }
 
     /// Makes a name stand for these images and no others: for one image, or for platforms side by side.
-    fn add_name(&mut self, images: &[StagedImage]) -> Result<(), ConvertError> {
+    fn add_name(&mut self, images: &'a [StagedImage]) -> Result<(), ConvertError> {
         if images.iter().any(|image| image.is_foreign) {
             return Ok(());
         }
@@ -112,6 +120,7 @@ impl Edits<'_> {
         for place in places(self.head, name)?.iter().filter(|place| !wanted.contains(place)) {
             self.remove_place(place)?;
         }
+        self.show_to_podman(images);
         Ok(())
     }
 
@@ -151,6 +160,7 @@ impl Edits<'_> {
         if self.head.get(&link)?.is_some_and(|entry| entry.is_symlink()) {
             self.edits.insert(link, Edit::Remove);
         }
+        self.podman.insert(name.to_string(), Shown::Nothing);
         Ok(())
     }
 
@@ -201,7 +211,8 @@ impl Edits<'_> {
             record.keep_trees_of(before);
         }
         let index = staged.image.index.as_ref().map(|index| index.bytes.as_slice());
-        let mut is_new = before.as_ref().is_none_or(|before| before.trees() != record.trees());
+        let is_as_before = |before: &ImageRecord| before.trees() == record.trees() && before.podman == record.podman;
+        let mut is_new = !before.as_ref().is_some_and(is_as_before);
         is_new |= self.put_file(folder.join(b"manifest.json"), Some(&staged.image.manifest.bytes))?;
         is_new |= self.put_file(folder.join(b"config.json"), Some(&staged.image.config.bytes))?;
         is_new |= self.put_file(folder.join(b"index.json"), index)?;
@@ -241,6 +252,7 @@ impl Edits<'_> {
             layers: layers.filter(|_| !options.skip_layers).collect(),
             chains,
             flat: !options.skip_flat,
+            podman: staged.outcome.podman == PodmanListing::Listed,
             published: self.run.options.now.seconds,
             revision: self.head.manifest().revision + 1,
         }
@@ -249,7 +261,7 @@ impl Edits<'_> {
     /// Adds a file if the head has another one there, or takes it away; tells whether anything changes.
     ///
     /// The files are compared by their objects, so that a large one need not be read.
-    fn put_file(&mut self, path: EntryPath, bytes: Option<&[u8]>) -> Result<bool, ConvertError> {
+    pub(super) fn put_file(&mut self, path: EntryPath, bytes: Option<&[u8]>) -> Result<bool, ConvertError> {
         let before = self.head.get(&path)?;
         let Some(bytes) = bytes else {
             if before.is_some() {
@@ -271,7 +283,7 @@ impl Edits<'_> {
         Ok(true)
     }
 
-    fn add_file(&mut self, path: EntryPath, bytes: &[u8]) -> Result<(), ConvertError> {
+    pub(super) fn add_file(&mut self, path: EntryPath, bytes: &[u8]) -> Result<(), ConvertError> {
         let content = self.run.staging.put_file(self.run.folder.settings().compression, bytes)?;
         self.edits.insert(path, Edit::File { size: bytes.len() as u64, content });
         Ok(())
@@ -283,6 +295,7 @@ impl Edits<'_> {
 
     /// Adds the list of trees that tags left, and the catalogs that everything lies in.
     fn finish(mut self) -> Result<Vec<(EntryPath, Edit)>, ConvertError> {
+        self.update_podman_store()?;
         if self.edits.is_empty() {
             return Ok(Vec::new());
         }

@@ -9,6 +9,7 @@ mod edits;
 mod foreign;
 mod kept;
 mod need;
+mod podman;
 mod read;
 mod rehearse;
 mod run;
@@ -29,6 +30,7 @@ use crate::layer::Limits;
 use crate::layout::{ImagePlace, LossList};
 use crate::metadata::Timestamp;
 use crate::object::ObjectHash;
+use crate::podman::Refusal;
 use crate::publish::{PublishError, Revision};
 use crate::repository::RepositoryError;
 use crate::source::{ImageArgument, NamingError, PlatformRequest, Platforms, SourceError};
@@ -39,6 +41,7 @@ use crate::wishlist::{ChainOption, PlatformOption, WishOptions};
 
 pub(crate) use edits::Changes;
 pub(crate) use foreign::foreign_manifest;
+pub(crate) use podman::{is_asked_for, shown_platform};
 pub(crate) use run::Run;
 pub(crate) use stage::StagedImage;
 
@@ -166,6 +169,8 @@ pub struct ImageOptions {
     pub skip_layers: bool,
     /// Do not publish the root file system and the public link.
     pub skip_flat: bool,
+    /// Do not show the image to podman. It does not see images without a root file system anyway.
+    pub skip_podman: bool,
     /// Which chains to publish.
     pub chains: Chains,
     /// Read everything anew and publish it again, but for layers, which never change.
@@ -190,8 +195,15 @@ impl ImageOptions {
             ChainOption::All => Chains::All,
             ChainOption::None => Chains::None,
         };
-        let (skip_layers, skip_flat) = (!wish.layers, !wish.flat);
-        Self { platforms, skip_layers, skip_flat, chains, force: false, strict: wish.strict }
+        Self {
+            platforms,
+            skip_layers: !wish.layers,
+            skip_flat: !wish.flat,
+            skip_podman: !wish.podman,
+            chains,
+            force: false,
+            strict: wish.strict,
+        }
     }
 }
 
@@ -236,8 +248,22 @@ pub struct Outcome {
     pub plan: Plan,
     /// What CVMFS cannot hold.
     pub losses: LossList,
+    /// Whether podman sees it.
+    pub podman: PodmanListing,
     /// Layers that were not published before.
     pub new_layers: Vec<Digest>,
+}
+
+/// Whether podman sees an image.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum PodmanListing {
+    /// Nobody asked for that, or it sees another platform of the same name.
+    #[default]
+    NotAsked,
+    /// It is in the store.
+    Listed,
+    /// It is kept out of the store, which would be of no use with it.
+    Refused(Refusal),
 }
 
 /// What a run did.

@@ -4,7 +4,7 @@ use std::thread;
 
 use super::need::{Need, Ready};
 use super::run::Run;
-use super::{ConvertError, ImageOptions, Outcome, Request};
+use super::{ConvertError, ImageOptions, Outcome, PodmanListing, Request};
 use crate::image::{ChainId, ImageName};
 use crate::layout::{self, ImagePlace, LossList};
 use crate::progress::Progress;
@@ -77,6 +77,7 @@ impl Run {
             staged.push(self.stage_image(&request, place, image, &*source, head, progress)?);
             self.index.save()?;
         }
+        self.decide_for_podman(&mut staged);
         Ok(staged)
     }
 
@@ -132,7 +133,8 @@ impl Run {
         };
         let plan = need.plan(&image);
         let (manifest, config) = (image.manifest.digest, image.config.digest);
-        let outcome = Outcome { place, manifest, config, plan, losses, new_layers: Vec::new() };
+        let (podman, new_layers) = (PodmanListing::NotAsked, Vec::new());
+        let outcome = Outcome { place, manifest, config, plan, losses, podman, new_layers };
         let source = request.argument.to_string();
         Ok((StagedImage { source, options, ready, outcome, image, is_foreign }, need))
     }

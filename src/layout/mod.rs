@@ -10,6 +10,7 @@ mod record;
 
 use crate::image::{ChainId, Digest, ImageName};
 use crate::layer::EntryPath;
+use crate::podman::STORE;
 
 pub use flat::flat_tree;
 pub use place::{ALIASES, ImagePlace, PLATFORMS, platform_of_folder, variant_link_target};
@@ -45,6 +46,13 @@ pub fn flat_root(config: Digest) -> EntryPath {
     below(".flat", config)
 }
 
+/// Returns the config of the image whose root file system is at `path`, if one is to be there.
+pub fn config_of_flat(path: &EntryPath) -> Option<Digest> {
+    let (_, name) = path.split()?;
+    let config: Digest = format!("sha256:{}", std::str::from_utf8(name).ok()?).parse().ok()?;
+    (flat_root(config) == *path).then_some(config)
+}
+
 fn below(top: &str, digest: Digest) -> EntryPath {
     let hex = digest.hex();
     path(&format!("{top}/{}/{hex}", &hex[..2]))
@@ -67,9 +75,10 @@ pub fn wished_names() -> EntryPath {
 
 /// Returns the folders above `path` that are nested catalogs, from the root down.
 ///
-/// They are the first folder of a path and, below the folders with a dot, the second.
+/// They are the first folder of a path and, below podman's store and the folders with a dot, the second.
 pub fn catalogs_above(path: &EntryPath) -> Vec<EntryPath> {
-    let depth = if path.as_bytes().starts_with(b".") { 2 } else { 1 };
+    let is_own = path.as_bytes().starts_with(b".") || path.components().next() == Some(STORE.as_bytes());
+    let depth = if is_own { 2 } else { 1 };
     let mut catalogs = Vec::new();
     let mut at = EntryPath::ROOT;
     let above = path.components().count().saturating_sub(1);
@@ -101,5 +110,16 @@ mod tests {
         assert_eq!(catalogs(".metadata/host/name:tag/manifest.json"), ["/.metadata", "/.metadata/host"]);
         assert_eq!(catalogs(".metadata/unused.json"), ["/.metadata"]);
         assert_eq!(catalogs("host/a/b:tag"), ["/host"]);
+        let overlay = ["/podmanStore", "/podmanStore/overlay"];
+        assert_eq!(catalogs("podmanStore/overlay/l/A"), overlay);
+    }
+
+    #[test]
+    fn root_file_systems_are_recognised_by_their_paths() {
+        let config = Digest::of(b"");
+        assert_eq!(config_of_flat(&flat_root(config)), Some(config));
+        assert_eq!(config_of_flat(&chain_root(ChainId(config))), None);
+        assert_eq!(config_of_flat(&flat_root(config).join(b"etc")), None);
+        assert_eq!(config_of_flat(&EntryPath::ROOT), None);
     }
 }

@@ -201,6 +201,9 @@ pub struct ImageRecord {
     pub chains: Vec<ChainId>,
     /// Whether the root file system was published.
     pub flat: bool,
+    /// Whether podman was to see it under its name.
+    #[serde(default)]
+    pub podman: bool,
     /// When, in seconds since 1970.
     pub published: i64,
     /// The revision that brought it.
@@ -218,7 +221,7 @@ impl ImageRecord {
         write_json(self)
     }
 
-    /// Takes over the trees that are published for the same image by another record.
+    /// Takes over what is published for the same image by another record.
     pub fn keep_trees_of(&mut self, other: &Self) {
         let add = |digest: &Digest| !self.layers.contains(digest);
         let layers: Vec<Digest> = other.layers.iter().copied().filter(add).collect();
@@ -227,6 +230,7 @@ impl ImageRecord {
         let chains: Vec<ChainId> = other.chains.iter().copied().filter(add).collect();
         self.chains.extend(chains);
         self.flat |= other.flat;
+        self.podman |= other.podman;
     }
 
     /// Returns the folders of all trees that were published for the image.

@@ -24,6 +24,7 @@ use crate::catalog::StateError;
 use crate::convert::{self, ConvertError, Outcome, Run, despite_collection};
 use crate::folder::{FolderError, RepositoryFolder};
 use crate::image::ImageName;
+use crate::podman::PublishedStore;
 use crate::progress::Progress;
 use crate::publish::Revision;
 use crate::repository::RepositoryError;
@@ -184,7 +185,14 @@ fn attempt(
     let run = Run::open(folder, &convert::Options { memory, ..options.convert.clone() }, &registries)?;
     let quarantine = Quarantine::open(run.state())?;
     let head = run.head()?;
-    let survey = Survey { head: &head, state: run.state(), registries: &registries, now: run.now() };
+    let survey = Survey {
+        settings: folder.settings(),
+        head: &head,
+        podman: PublishedStore::read(&head)?.map(|published| published.store),
+        state: run.state(),
+        registries: &registries,
+        now: run.now(),
+    };
     let findings = survey.look_at_all(&images, &quarantine, observer)?;
     let names: BTreeSet<ImageName> = images.iter().map(|image| image.name().clone()).collect();
     let is_doubtful = !failures.is_empty() || !wishlist.problems.is_empty() || !problems.is_empty();

@@ -7,12 +7,14 @@ use rayon::prelude::*;
 use super::quarantine::Quarantine;
 use super::{Event, Observer};
 use crate::catalog::StateDatabase;
-use crate::convert::{Chains, ConvertError, ImageOptions, foreign_manifest};
+use crate::convert::{Chains, ConvertError, ImageOptions, foreign_manifest, is_asked_for, shown_platform};
 use crate::image::{Digest, ImageName};
 use crate::inventory;
 use crate::layout::{self, ImagePlace, ImageRecord};
 use crate::metadata::Timestamp;
+use crate::podman::{PodmanStore, StoreImage};
 use crate::repository::{Repository, RepositoryError};
+use crate::settings::Settings;
 use crate::source::registry::{Registries, RegistryImagePlace};
 use crate::source::{Platforms, SourceError};
 use crate::threads::{self, ThreadsError};
@@ -26,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// No record is read that is longer.
 const RECORD_LIMIT: u64 = 64 << 20;
+
+/// No image has longer documents.
+const DOCUMENT_LIMIT: u64 = 64 << 20;
 
 /// What the survey says about an image.
 #[derive(Debug)]
@@ -56,7 +61,10 @@ fn is_soon(time: Instant) -> bool {
 
 /// Knows what is published, and asks registries what they have.
 pub(super) struct Survey<'a> {
+    pub(super) settings: &'a Settings,
     pub(super) head: &'a Repository,
+    /// The store that podman reads, if there is one.
+    pub(super) podman: Option<PodmanStore>,
     pub(super) state: &'a StateDatabase,
     pub(super) registries: &'a Registries,
     pub(super) now: Timestamp,
@@ -120,7 +128,31 @@ impl Survey<'_> {
                 return Ok(false);
             }
         }
-        Ok(!places.is_empty() && (is_single || options.skip_flat || self.is_variant(name)?))
+        Ok(!places.is_empty()
+            && (is_single || options.skip_flat || self.is_variant(name)?)
+            && self.is_shown_to_podman(name, options, &places)?)
+    }
+
+    /// Tells whether podman finds under a name what it is to find, or would refuse that.
+    fn is_shown_to_podman(
+        &self,
+        name: &ImageName,
+        options: &ImageOptions,
+        places: &[ImagePlace],
+    ) -> Result<bool, ConvertError> {
+        if !is_asked_for(self.settings, name, options) {
+            return Ok(true);
+        }
+        let place = &places[shown_platform(places.iter())];
+        let Some(record) = self.record(place)? else { return Ok(false) };
+        let listed = self.podman.as_ref().and_then(|store| store.named(&name.to_string()));
+        if listed.is_some_and(|entry| entry.config == record.config && entry.has_manifest(record.manifest)) {
+            return Ok(true);
+        }
+        let document = |file: &[u8]| self.head.read(&place.metadata().join(file), DOCUMENT_LIMIT);
+        let (manifest, config) = (document(b"manifest.json")?, document(b"config.json")?);
+        let image = manifest.zip(config).map(|(manifest, config)| StoreImage::named(name, &manifest, &config, 0));
+        Ok(image.is_some_and(|image| image.is_err()))
     }
 
     fn record(&self, place: &ImagePlace) -> Result<Option<ImageRecord>, RepositoryError> {

@@ -12,6 +12,8 @@ pub struct WishOptions {
     pub layers: bool,
     /// Whether the root file system and the public link are published.
     pub flat: bool,
+    /// Whether podman sees the images, where the settings of the repository choose them.
+    pub podman: bool,
     /// Which chains are published.
     pub chains: ChainOption,
     /// Whether images fail that CVMFS cannot hold all of.
@@ -50,6 +52,7 @@ impl Default for WishOptions {
             platforms: PlatformOption::default(),
             layers: true,
             flat: true,
+            podman: true,
             chains: ChainOption::default(),
             strict: false,
             name: None,
@@ -59,12 +62,17 @@ impl Default for WishOptions {
 
 impl WishOptions {
     /// The keys of a wish that [`WishOptions::read`] reads.
-    pub(super) const KEYS: [&str; 5] = ["platforms", "layers", "flat", "chains", "strict"];
+    pub(super) const KEYS: [&str; 6] = ["platforms", "layers", "flat", "podman", "chains", "strict"];
 
     /// Reads the options among the keys of `node`; those that it does not name are as they are here.
     pub(super) fn read(&self, node: &Node) -> Result<Self, Fault> {
         let mut options = self.clone();
-        let flags = [("layers", &mut options.layers), ("flat", &mut options.flat), ("strict", &mut options.strict)];
+        let flags = [
+            ("layers", &mut options.layers),
+            ("flat", &mut options.flat),
+            ("podman", &mut options.podman),
+            ("strict", &mut options.strict),
+        ];
         for (key, flag) in flags {
             if let Some(value) = node.get(key) {
                 *flag = value.flag()?;

@@ -234,6 +234,7 @@ images:
   - image: ghcr.io/org/tool
     tags: {include: 'v*', regex: '^v[0-9]', exclude: ['*-rc*'], semver: '>=1.2, <3', newest: 5}
     layers: false
+    podman: false
     platforms: all
     chains: all
   - image: docker.io/library/debian:12
@@ -246,7 +247,7 @@ images:
         let wishlist = parse(text).unwrap();
         assert_eq!((wishlist.name.as_str(), wishlist.repository.as_deref()), ("hep", Some("unpacked.example.org")));
         let lines: Vec<usize> = wishlist.wishes.iter().map(|wish| wish.line).collect();
-        assert_eq!(lines, [6, 7, 10, 15, 17]);
+        assert_eq!(lines, [6, 7, 10, 16, 18]);
         let options: Vec<&WishOptions> = wishlist.wishes.iter().map(|wish| &wish.options).collect();
         let amd64: crate::image::Platform = "linux/amd64".parse().unwrap();
         assert_eq!(options[0].platforms, PlatformOption::Listed(vec![amd64.clone()]));
@@ -254,6 +255,7 @@ images:
         let arm64 = "linux/arm64/v8".parse().unwrap();
         assert_eq!(options[1].platforms, PlatformOption::Listed(vec![amd64, arm64]));
         assert_eq!((options[1].chains, options[2].chains), (ChainOption::None, ChainOption::All));
+        assert!(options[1].podman && !options[2].podman);
         assert!(!options[2].layers && options[2].platforms == PlatformOption::All);
         assert_eq!(options[3].name.as_ref().unwrap().to_string(), "example.org/base/debian:12");
         let Wanted::Tags { filter, .. } = &wishlist.wishes[1].what else { panic!("is no rule for tags") };

@@ -75,6 +75,10 @@ fn markers_are_hidden_in_images_and_shown_in_folders_of_the_repository() {
         "/.layers".to_owned(),
         "/.metadata".to_owned(),
         "/.metadata/registry.example.org".to_owned(),
+        "/podmanStore".to_owned(),
+        "/podmanStore/overlay".to_owned(),
+        "/podmanStore/overlay-images".to_owned(),
+        "/podmanStore/overlay-layers".to_owned(),
         "/registry.example.org".to_owned(),
         prefix(flat_path(&image)),
         prefix(chain_path(&image, 1)),
@@ -108,8 +112,8 @@ fn catalogs_of_other_images_are_not_written_again() {
     assert!(changed.iter().all(|mountpoint| is_above(mountpoint)), "{changed:?}");
     assert!(!changed.contains("/.metadata/h5.example.org"), "{changed:?}");
     let new = repository.objects().into_keys().filter(|path| path.ends_with('C') && !objects.contains_key(path));
-    // Two layers, chain and flat tree; those above them; the root; the host's folder and its metadata.
-    assert!(new.count() <= 4 + 3 + 4 + 1 + 3, "{changed:?}");
+    // Two layers, chain and flat tree; those above them; the root; the host's folder and its metadata; podman's store.
+    assert!(new.count() <= 4 + 3 + 4 + 1 + 3 + 4, "{changed:?}");
 }
 
 #[test]

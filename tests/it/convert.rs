@@ -344,10 +344,10 @@ fn unused(repository: &TestRepository) -> Vec<String> {
 fn skipped_trees_are_not_published() {
     let image = two_layers();
     for (options, folders) in [
-        (&[][..], [".chains", ".flat", ".layers", ".metadata", "registry.example.org"].as_slice()),
-        (&["--skip-layers"], &[".chains", ".flat", ".metadata", "registry.example.org"]),
+        (&[][..], [".chains", ".flat", ".layers", ".metadata", "podmanStore", "registry.example.org"].as_slice()),
+        (&["--skip-layers", "--skip-podman"], &[".chains", ".flat", ".metadata", "registry.example.org"]),
         (&["--skip-flat"], &[".chains", ".layers", ".metadata"]),
-        (&["--chains", "none"], &[".flat", ".layers", ".metadata", "registry.example.org"]),
+        (&["--chains", "none"], &[".flat", ".layers", ".metadata", "podmanStore", "registry.example.org"]),
         (&["--chains", "none", "--skip-flat"], &[".layers", ".metadata"]),
     ] {
         let repository = TestRepository::new();
@@ -473,6 +473,7 @@ fn json_tells_what_was_done() {
         "layers-read": 2,
         "bytes-read": json["images"][0]["bytes-read"],
         "losses": {},
+        "podman": true,
     });
     assert_eq!(json["images"], json!([expected]));
 }

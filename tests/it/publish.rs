@@ -228,7 +228,8 @@ fn known_content_is_not_stored_again() {
     let new: Vec<String> = repository.objects().into_keys().filter(|path| !before.contains_key(path)).collect();
     assert_eq!(run["new-objects"], new.len());
     let files = new.iter().filter(|path| !path.ends_with(['C', 'H', 'X', 'M'])).count();
-    assert_eq!(files, 4, "records of image and layer, manifest and config: {new:?}");
+    // Records of image and layer, manifest and config; podman's two lists with their locks, and a name of the layer.
+    assert_eq!(files, 4 + 5, "{new:?}");
 }
 
 #[test]
@@ -240,12 +241,14 @@ fn object_that_the_index_remembers_and_the_store_lost_is_stored_again() {
     };
     let lost = lost(repository.objects());
     assert!(lost.iter().any(|path| path.ends_with('P')));
-    // What strata itself wrote about the image is not the image's content and is read before anything is stored.
+    // What strata itself wrote about the image and for podman is not the image's content and is read before anything is stored.
     let reader = repository.reader();
     let own: Vec<Vec<u8>> = [format!(".metadata/{NAME}/strata.json"), format!(".metadata/{NAME}/manifest.json")]
         .iter()
         .chain([format!(".metadata/{NAME}/config.json")].iter())
         .map(|path| reader.read(path))
+        .chain(["images.json", "images.lock"].map(|name| reader.read(&format!("podmanStore/overlay-images/{name}"))))
+        .chain(["layers.json", "layers.lock"].map(|name| reader.read(&format!("podmanStore/overlay-layers/{name}"))))
         .collect();
     for path in lost {
         let file = repository.storage().join(&path);
