@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::image::{ImageName, NameError, Platform};
 use crate::layer::EntryPath;
 use crate::layout::{self, ImagePlace, ImageRecord, LayerRecord, LossList};
+use crate::podman::{PublishedStore, Refusal, StoreImage};
 use crate::repository::{Repository, RepositoryError};
 
 /// No file of strata's own is read that is longer.
@@ -127,6 +128,8 @@ pub struct ImageDetails {
     pub layers: Vec<(Option<LayerRecord>, usize)>,
     /// Other images with the same root file system.
     pub same_flat: Vec<ImagePlace>,
+    /// Whether podman sees it under its name, or why it would see nothing with it; `None` where nobody asked for that.
+    pub podman: Option<Result<(), Refusal>>,
 }
 
 /// Returns what the repository says about one image, and what that image shares with others.
@@ -149,5 +152,21 @@ pub fn describe(repository: &Repository, place: &ImagePlace) -> Result<ImageDeta
         let json = repository.read(&layout::layer_record(*layer), FILE_LIMIT)?;
         layers.push((json.and_then(|json| LayerRecord::parse(&json)), users.get(layer).copied().unwrap_or(0)));
     }
-    Ok(ImageDetails { record, losses, layers, same_flat })
+    let podman = podman_sees(repository, place, &record)?;
+    Ok(ImageDetails { record, losses, layers, same_flat, podman })
+}
+
+fn podman_sees(
+    repository: &Repository,
+    place: &ImagePlace,
+    record: &ImageRecord,
+) -> Result<Option<Result<(), Refusal>>, InventoryError> {
+    let published = PublishedStore::read(repository)?.unwrap_or_default();
+    if published.store.named(&place.name.to_string()).is_some_and(|entry| entry.config == record.config) {
+        return Ok(Some(Ok(())));
+    }
+    let document = |file: &[u8]| repository.read(&place.metadata().join(file), FILE_LIMIT);
+    let documents = document(b"manifest.json")?.zip(document(b"config.json")?);
+    let image = documents.map(|(manifest, config)| StoreImage::named(&place.name, &manifest, &config, 0));
+    Ok(image.and_then(Result::err).map(Err))
 }

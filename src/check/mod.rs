@@ -13,6 +13,7 @@ mod front;
 mod layout;
 mod name;
 mod objects;
+mod podman;
 mod reader;
 mod reference;
 mod reflog;
@@ -172,6 +173,7 @@ impl Check<'_> {
         let tree = self.walk([head].into_iter().chain(tagged), &scope, &references);
         self.compare_with_manifest(&manifest, &tree);
         self.compare_with_tags(&tags, &tree);
+        self.check_podman_store(&scope);
         (report.catalogs, report.entries) = tree.counts();
         let totals = self.check_objects(&references, &tree, scope.is_everything());
         (report.objects, report.bytes) = (totals.objects, totals.bytes);

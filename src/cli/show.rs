@@ -78,6 +78,7 @@ fn image_info(arguments: &Arguments, place: &ImagePlace, details: &ImageDetails)
     for other in &details.same_flat {
         print_line(format_args!("           also {other}"))?;
     }
+    print_line(format_args!("podman     {}", podman_text(details)))?;
     for (digest, (layer, users)) in record.layers.iter().zip(&details.layers) {
         let size = layer.as_ref().map_or_else(
             || "published by another program".to_owned(),
@@ -89,6 +90,14 @@ fn image_info(arguments: &Arguments, place: &ImagePlace, details: &ImageDetails)
         print_line(format_args!("losses     {} x {kind}", losses.count))?;
     }
     Ok(())
+}
+
+fn podman_text(details: &ImageDetails) -> String {
+    match &details.podman {
+        Some(Ok(())) => "yes".to_owned(),
+        Some(Err(refusal)) => format!("no: {refusal}"),
+        None => "no".to_owned(),
+    }
 }
 
 fn image_json(place: &ImagePlace, details: &ImageDetails) -> Value {
@@ -107,6 +116,8 @@ fn image_json(place: &ImagePlace, details: &ImageDetails) -> Value {
         "record": details.record,
         "layers": layers.collect::<Vec<_>>(),
         "same-flat": same_flat,
+        "podman": details.podman == Some(Ok(())),
+        "podman-refusal": details.podman.as_ref().and_then(|podman| podman.as_ref().err()).map(ToString::to_string),
         "losses": details.losses,
     })
 }

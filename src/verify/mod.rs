@@ -13,6 +13,7 @@ mod finding;
 mod naive_layer;
 mod naive_tree;
 mod other_parents;
+mod podman;
 mod published;
 mod records;
 mod root;

@@ -57,6 +57,9 @@ impl Published<'_> {
         if self.record.flat {
             self.compare_flat(&tree, &losses, comparison);
         }
+        if self.record.podman {
+            self.compare_podman_store(comparison);
+        }
         comparison.compare_contents(progress);
         parents.forgive(&mut losses, comparison);
         losses.compare(&self.metadata(b"losses.json"), &listed, comparison);
