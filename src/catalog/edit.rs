@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use rayon::prelude::*;
+
 use super::build::{BuildError, StoredTree, marker, store};
 use super::counters::Counters;
 use super::database::{Catalog, Draft, MAXIMUM_CATALOG_BYTES};
@@ -300,9 +302,12 @@ impl Loaded {
 
     /// Stores this catalog and those below it, if they changed.
     fn write(mut self, staging: &Staging, now: Timestamp, revision: Option<u64>) -> Result<StoredTree, BuildError> {
-        for (path, child) in std::mem::take(&mut self.below) {
+        let below: Vec<_> = std::mem::take(&mut self.below).into_iter().collect();
+        let written = below.into_par_iter().map(|(path, child)| {
             let before = child.origin.map(|(_, totals)| totals).unwrap_or_default();
-            let stored = child.write(staging, now, None)?;
+            child.write(staging, now, None).map(|stored| (path, before, stored))
+        });
+        for (path, before, stored) in written.collect::<Result<Vec<_>, _>>()? {
             if self.draft.nested.insert(path.clone(), stored.reference) != Some(stored.reference) {
                 self.is_changed = true;
                 self.draft.below -= before;

@@ -130,7 +130,8 @@ impl<'a> Edits<'a> {
         ];
         for (json, list, lock) in lists {
             if let Some(json) = json {
-                self.add_file(list, &json)?;
+                let content = self.run.staging.put_changing_file(&json)?;
+                self.edits.insert(list, Edit::File { size: json.len() as u64, content });
                 self.add_file(lock, podman::lock_token(&json).as_bytes())?;
             }
         }

@@ -219,6 +219,12 @@ impl Staging {
         Ok(Content { raw: compression == Compression::None, pieces: Pieces::Whole(hash) })
     }
 
+    /// Adds a file of strata's own that changes with nearly every revision: it is packed fast, whatever file content is.
+    pub fn put_changing_file(&self, plain: &[u8]) -> Result<Content, StoreError> {
+        let hash = self.put_stored(ObjectKind::File, Encoder::of_databases().encode(plain))?;
+        Ok(Content { raw: false, pieces: Pieces::Whole(hash) })
+    }
+
     /// Adds a database, certificate or description, which is a zlib stream whatever file content is.
     ///
     /// Replicas do not copy certificates and descriptions: they compress them anew, as stock zlib does, and expect that to
