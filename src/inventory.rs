@@ -112,6 +112,11 @@ pub fn places(repository: &Repository, name: &ImageName) -> Result<Vec<ImagePlac
     Ok(there)
 }
 
+/// Returns what is known about the image at a place; nothing where another program published it.
+pub fn record(repository: &Repository, place: &ImagePlace) -> Result<Option<ImageRecord>, InventoryError> {
+    read_record(repository, &place.metadata())
+}
+
 fn read_record(repository: &Repository, folder: &EntryPath) -> Result<Option<ImageRecord>, InventoryError> {
     let json = repository.read(&folder.join(b"strata.json"), FILE_LIMIT)?;
     Ok(json.and_then(|json| ImageRecord::parse(&json)))

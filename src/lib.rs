@@ -11,11 +11,12 @@
 //! [`publish`] makes them a revision, and [`store`] is where it all lies. [`convert`] joins them. Whatever reads a
 //! published repository goes through [`repository`], but for [`check`], which believes nothing and looks at the files
 //! themselves. [`mount`] shows it to the kernel, [`preview`] what is not published yet, [`diff`] tells two of its revisions
-//! apart, and [`verify`] proves an image right. [`podman`] knows the store that podman reads.
+//! apart, [`verify`] proves an image right, and [`bundle`] has runtimes run it. [`podman`] knows the store that podman reads.
 //!
 //! Everything is public that the `strata` program uses, so that other programs can do what it does; the interface is not
 //! stable yet.
 
+pub mod bundle;
 mod cache;
 pub mod catalog;
 pub mod check;

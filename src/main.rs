@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Command::Diff(diff) => cli::diff::run(&arguments, diff),
         Command::Mount(mount) => cli::mount::run(&arguments, mount),
         Command::Preview(preview) => cli::preview::run(&arguments, preview),
+        Command::Bundle(bundle) => cli::bundle::run(&arguments, bundle),
         Command::GuardMount { mountpoint, id } => cli::mount::guard_mount(&MountPoint::new(mountpoint.clone(), *id)),
     };
     result.unwrap_or_else(|error| {

@@ -17,6 +17,7 @@ use strata::repository::Point;
 use strata::source::{ImageArgument, Platforms};
 
 use super::failure::UsageError;
+use super::published::PublishedImage;
 
 /// The version, and which of the libraries that are optional this build has.
 const LONG_VERSION: &str = if cfg!(feature = "isal") {
@@ -69,6 +70,8 @@ pub enum Command {
     Mount(Mount),
     /// Mount an image as it would be published, and publish nothing
     Preview(Preview),
+    /// Write a bundle with which OCI runtimes such as runc run an image of the repository
+    Bundle(Bundle),
     /// Unmount when the process that mounted was killed
     #[command(hide = true)]
     GuardMount {
@@ -208,7 +211,7 @@ pub enum Chains {
 #[derive(Debug, Args)]
 pub struct Info {
     /// Image, as host/name:tag
-    pub image: Option<ImageName>,
+    pub image: Option<PublishedImage>,
 }
 
 /// Checks the repository.
@@ -303,6 +306,50 @@ pub struct Preview {
     /// Where the content is kept while it is mounted [default: the folder of temporary files]
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
+}
+
+/// Writes a bundle for OCI runtimes.
+#[derive(Debug, Args)]
+pub struct Bundle {
+    /// Image of the repository, as host/name:tag
+    #[arg(value_name = "IMAGE")]
+    pub image: PublishedImage,
+    /// Folder of the bundle: it is made, or empty
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Where the repository is mounted [default: /cvmfs/ and its name]
+    #[arg(long, value_name = "DIR")]
+    pub mountpoint: Option<PathBuf>,
+    /// Which platform to take, where the name stands for several [default: the one for this machine]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<Platform>,
+    /// Run as whoever calls this, without root, and with the network of the host
+    #[arg(long)]
+    pub rootless: bool,
+    /// Use the network of the host, and its names
+    #[arg(long)]
+    pub host_network: bool,
+    /// Give the program a terminal
+    #[arg(long)]
+    pub terminal: bool,
+    /// What the container is called [default: the first digits of the image's config]
+    #[arg(long, value_name = "NAME", value_parser = hostname)]
+    pub hostname: Option<String>,
+    /// Who runs the program, by name or number [default: whom the image names]
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Arguments for the image's entry point, or the program if it has none, in place of the image's own
+    #[arg(last = true, value_name = "ARGUMENT")]
+    pub arguments: Vec<String>,
+}
+
+/// Takes what Linux and all programs take for the name of a machine.
+fn hostname(text: &str) -> Result<String, &'static str> {
+    let is_right = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    match (1..=64).contains(&text.len()) && text.bytes().all(is_right) && !text.starts_with(['-', '.']) {
+        true => Ok(text.to_owned()),
+        false => Err("it is not up to 64 letters, digits, '-' and '.'"),
+    }
 }
 
 impl Arguments {

@@ -1,6 +1,7 @@
 //! The commands, one module each, and what they share.
 
 pub mod arguments;
+pub mod bundle;
 pub mod check;
 pub mod convert;
 pub mod diff;
@@ -12,6 +13,7 @@ pub mod mount;
 pub mod notify;
 pub mod preview;
 pub mod progress;
+pub mod published;
 pub mod show;
 pub mod sync;
 pub mod timings;

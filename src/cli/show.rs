@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 use strata::folder::RepositoryFolder;
-use strata::inventory::{self, ImageDetails, InventoryError, ListedImage};
+use strata::inventory::{self, ImageDetails, ListedImage};
 use strata::layout::ImagePlace;
 use strata::message::on_one_line;
 use strata::metadata::Timestamp;
@@ -20,12 +20,8 @@ pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
     let repository = Repository::open(&folder.store()?, folder.name())?;
     match &info.image {
         None => repository_info(arguments, &folder, &repository)?,
-        Some(name) => {
-            let places = inventory::places(&repository, name)?;
-            if places.is_empty() {
-                return Err(InventoryError::NoImage(name.clone()).into());
-            }
-            for place in places {
+        Some(image) => {
+            for place in image.places(&repository)? {
                 image_info(arguments, &place, &inventory::describe(&repository, &place)?)?;
             }
         }

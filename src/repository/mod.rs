@@ -3,6 +3,7 @@
 //! Nothing is believed unseen: the manifest is verified with its certificate, and every catalog and object with the hash
 //! that names it.
 
+mod inside;
 mod pieces;
 mod rows;
 mod trees;
@@ -12,6 +13,7 @@ use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -219,6 +221,11 @@ impl Repository {
     /// Returns the store that the repository lies in.
     pub fn store(&self) -> &DirectoryStore {
         &self.store
+    }
+
+    /// Returns where clients mount the repository, unless they are set otherwise.
+    pub fn client_mountpoint(&self) -> PathBuf {
+        Path::new("/cvmfs").join(self.manifest.name.as_str())
     }
 
     /// Returns the manifest of the head.

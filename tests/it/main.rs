@@ -2,6 +2,7 @@
 
 mod apptainer;
 mod bad_input;
+mod bundle;
 mod catalogs;
 mod chains;
 mod check;

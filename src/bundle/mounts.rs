@@ -1,0 +1,213 @@
+//! What is mounted in a container, and the folder that its program starts in.
+//!
+//! The root is read-only, so a runtime can make no mount point in it: each has to be there already, or lie in what is mounted
+//! before it.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::BundleOptions;
+use super::root::{Holds, Root};
+use crate::layer::EntryPath;
+use crate::message::on_one_line;
+use crate::repository::RepositoryError;
+
+/// One mount of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mount {
+    /// Where, from the container's root.
+    pub(super) target: String,
+    /// The type of the file system.
+    pub(super) kind: &'static str,
+    source: &'static str,
+    options: Vec<&'static str>,
+}
+
+/// The mounts of a container, in order, and what is to be said about them.
+#[derive(Debug, Default)]
+pub(super) struct Mounts {
+    pub(super) mounts: Vec<Mount>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Folders that need to be folders of the image itself: runtimes refuse links there, as those may lead anywhere.
+const SYSTEM_FOLDERS: [&str; 3] = ["/proc", "/dev", "/sys"];
+
+/// Folders that programs write to wherever they run. (Before 1.2, runc gives them the image's permissions in place of these.)
+const WRITABLE_FOLDERS: [(&str, &str); 2] = [("/tmp", "mode=1777"), ("/run", "mode=755")];
+
+/// Files of the host that tell who is called what in its network.
+const NETWORK_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
+
+const SAFE: [&str; 3] = ["nosuid", "noexec", "nodev"];
+
+impl Mount {
+    fn new(target: &str, kind: &'static str, source: &'static str, options: &[&[&'static str]]) -> Self {
+        Self { target: target.to_owned(), kind, source, options: options.concat() }
+    }
+
+    /// Returns the mount as the runtime specification has it.
+    pub(super) fn to_json(&self) -> Value {
+        json!({"destination": self.target, "type": self.kind, "source": self.source, "options": self.options})
+    }
+
+    /// Returns those of every container, as `runc spec` has them. With `rootless`, the ones of a user namespace that
+    /// belongs to the host's network.
+    fn usual(rootless: bool) -> Vec<Self> {
+        // A user namespace of one user has no group `tty`.
+        let tty: &[&str] = if rootless { &[] } else { &["gid=5"] };
+        let sys = match rootless {
+            true => Self::new("/sys", "none", "/sys", &[&["rbind"], &SAFE, &["ro"]]),
+            false => Self::new("/sys", "sysfs", "sysfs", &[&SAFE, &["ro"]]),
+        };
+        let terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
+        vec![
+            Self::new("/proc", "proc", "proc", &[]),
+            Self::new("/dev", "tmpfs", "tmpfs", &[&["nosuid", "strictatime", "mode=755", "size=65536k"]]),
+            Self::new("/dev/pts", "devpts", "devpts", &[&terminals, tty]),
+            Self::new("/dev/shm", "tmpfs", "shm", &[&SAFE, &["mode=1777", "size=65536k"]]),
+            Self::new("/dev/mqueue", "mqueue", "mqueue", &[&SAFE]),
+            sys,
+            Self::new("/sys/fs/cgroup", "cgroup", "cgroup", &[&SAFE, &["relatime", "ro"]]),
+        ]
+    }
+}
+
+impl Mounts {
+    /// Returns what is mounted over the root.
+    pub(super) fn plan(root: &dyn Root, options: &BundleOptions) -> Result<Self, RepositoryError> {
+        let mut plan = Self::default();
+        plan.add_usual(root, options.is_rootless())?;
+        for (folder, mode) in WRITABLE_FOLDERS {
+            plan.add_writable(root, folder, mode, options.is_rootless())?;
+        }
+        if options.shares_network() {
+            plan.add_network_files(root)?;
+        }
+        Ok(plan)
+    }
+
+    fn add_usual(&mut self, root: &dyn Root, rootless: bool) -> Result<(), RepositoryError> {
+        let mut missing = Vec::new();
+        for folder in SYSTEM_FOLDERS {
+            if root.folder(folder.as_bytes())?.is_none_or(|found| shown(&found).as_deref() != Some(folder)) {
+                self.warn(format!("the image has no folder '{folder}' of its own, so nothing is mounted there"));
+                missing.push(Path::new(folder));
+            }
+        }
+        let usual = Mount::usual(rootless).into_iter();
+        self.mounts
+            .extend(usual.filter(|mount| !missing.iter().any(|folder| Path::new(&mount.target).starts_with(folder))));
+        Ok(())
+    }
+
+    /// Adds a file system in memory where the image has the folder.
+    fn add_writable(
+        &mut self,
+        root: &dyn Root,
+        folder: &str,
+        mode: &'static str,
+        rootless: bool,
+    ) -> Result<(), RepositoryError> {
+        let Some(found) = root.folder(folder.as_bytes())? else { return Ok(()) };
+        let Some(target) = shown(&found).filter(|target| target != "/" && !self.is_mounted(target)) else {
+            return Ok(());
+        };
+        let holds = root.holds(&found)?;
+        let mut mount = Mount::new(&target, "tmpfs", "tmpfs", &[&["nosuid", "nodev", mode]]);
+        match (holds, rootless) {
+            (Holds::Nothing, _) | (Holds::EmptyFolders, true) => {}
+            // Runtimes take this for "with a copy of what was there". It needs all owners that there are.
+            (_, false) => mount.options.push("tmpcopyup"),
+            (Holds::Something, true) => {
+                self.warn(format!("what the image has in '{target}' is hidden by the folder for new files there"));
+            }
+        }
+        self.mounts.push(mount);
+        Ok(())
+    }
+
+    fn add_network_files(&mut self, root: &dyn Root) -> Result<(), RepositoryError> {
+        for file in NETWORK_FILES {
+            let target = root.file(file.as_bytes())?.and_then(|found| shown(&found));
+            if let Some(target) = target.filter(|target| !self.is_mounted(target) && Path::new(file).is_file()) {
+                self.mounts.push(Mount::new(&target, "bind", file, &[&["bind", "ro"], &SAFE]));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the folder to start in. Where the image lacks the one that it names, and no memory can be mounted in its
+    /// place, that is the root.
+    pub(super) fn start_in(&mut self, root: &dyn Root, wanted: &str) -> Result<String, RepositoryError> {
+        let folder = cleaned(wanted);
+        if root.folder(folder.as_bytes())?.is_some() || self.makes(&folder) {
+            return Ok(folder);
+        }
+        let said = on_one_line(&folder);
+        if !root.has(folder.as_bytes())?
+            && let Some((above, below)) = self.empty_folder_above(root, &folder)?
+        {
+            self.warn(format!(
+                "the image has no folder '{said}' to start in: it is made in memory, mounted at '{above}'"
+            ));
+            self.mounts.push(Mount::new(&above, "tmpfs", "tmpfs", &[&["nosuid", "nodev", "mode=755"]]));
+            return Ok(format!("{above}{below}"));
+        }
+        self.warn(format!("the image has no folder '{said}' to start in: it starts in '/'"));
+        Ok("/".to_owned())
+    }
+
+    /// Returns the lowest folder above `folder` that is there, if it holds nothing, and what comes after it.
+    fn empty_folder_above<'f>(
+        &self,
+        root: &dyn Root,
+        folder: &'f str,
+    ) -> Result<Option<(String, &'f str)>, RepositoryError> {
+        for (slash, _) in folder.rmatch_indices('/').filter(|(slash, _)| *slash > 0) {
+            let (above, below) = folder.split_at(slash);
+            let Some(found) = root.folder(above.as_bytes())? else { continue };
+            let target = shown(&found).filter(|target| target != "/" && !self.is_mounted(target));
+            let is_empty = root.holds(&found)? == Holds::Nothing;
+            return Ok(target.filter(|_| is_empty && !folder.contains('\0')).map(|target| (target, below)));
+        }
+        Ok(None)
+    }
+
+    /// Tells whether a path lies in what is mounted.
+    fn is_mounted(&self, path: &str) -> bool {
+        self.mounts.iter().any(|mount| Path::new(path).starts_with(&mount.target))
+    }
+
+    /// Tells whether runtimes make a folder of this path: they do in what is mounted and can be written to.
+    fn makes(&self, folder: &str) -> bool {
+        let below = |mount: &&Mount| Path::new(folder).starts_with(&mount.target);
+        let lowest = self.mounts.iter().filter(below).max_by_key(|mount| mount.target.len());
+        lowest.is_some_and(|mount| mount.kind == "tmpfs") && !folder.contains('\0')
+    }
+
+    fn warn(&mut self, text: String) {
+        self.warnings.push(text);
+    }
+}
+
+/// Returns a path of the image as the bundle has it; none for one that JSON cannot hold.
+fn shown(path: &EntryPath) -> Option<String> {
+    Some(format!("/{}", std::str::from_utf8(path.as_bytes()).ok()?))
+}
+
+/// Returns a path from the root, without what leads nowhere. What leads upwards is taken by its text, as Docker does.
+fn cleaned(path: &str) -> String {
+    let mut names = Vec::new();
+    for name in path.split('/').filter(|name| !matches!(*name, "" | ".")) {
+        match name {
+            ".." => drop(names.pop()),
+            name => names.push(name),
+        }
+    }
+    format!("/{}", names.join("/"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,56 @@
+//! `strata bundle`.
+
+use std::process::ExitCode;
+
+use serde_json::json;
+use strata::bundle::{Bundle as RuntimeBundle, BundleOptions};
+use strata::message::on_one_line;
+use strata::repository::Repository;
+
+use super::arguments::{Arguments, Bundle};
+use super::print_line;
+
+/// Writes a bundle for an OCI runtime.
+pub fn run(arguments: &Arguments, command: &Bundle) -> anyhow::Result<ExitCode> {
+    let folder = arguments.folder()?;
+    let repository = Repository::open(&folder.store()?, folder.name())?;
+    let place = command.image.place(&repository, command.platform.as_ref())?;
+    let ids = || (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let options = BundleOptions {
+        mountpoint: command.mountpoint.clone(),
+        rootless: command.rootless.then(ids),
+        host_network: command.host_network,
+        terminal: command.terminal,
+        hostname: command.hostname.clone(),
+        user: command.user.clone(),
+        arguments: command.arguments.clone(),
+    };
+    let bundle = RuntimeBundle::of(&repository, &place, &options)?;
+    bundle.write(&command.folder)?;
+    bundle.warnings.iter().for_each(|warning| tracing::warn!("{place}: {warning}"));
+    let RuntimeBundle { image, root, arguments: words, folder, user, warnings, .. } = &bundle;
+    if arguments.json {
+        let value = json!({
+            "name": place.name.to_string(),
+            "platform": place.platform.as_ref().map(ToString::to_string),
+            "config": image,
+            "bundle": command.folder,
+            "root": root,
+            "args": words,
+            "cwd": folder,
+            "user": {"uid": user.uid, "gid": user.gid, "groups": user.groups},
+            "warnings": warnings,
+        });
+        print_line(format_args!("{value}"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let bundle = command.folder.display();
+    let words = on_one_line(&words.join(" "));
+    print_line(format_args!(
+        "{bundle} runs '{words}' as {}:{} in '{}' of {root}",
+        user.uid,
+        user.gid,
+        on_one_line(folder)
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}

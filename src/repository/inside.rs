@@ -1,0 +1,53 @@
+//! Paths inside a root file system that lies in the repository: where a process leads them whose root it is.
+
+use super::{MAXIMUM_LINKS, Repository, RepositoryError, client_variable};
+use crate::catalog::CatalogEntry;
+use crate::layer::EntryPath;
+
+impl Repository {
+    /// Follows a path in the root file system at `root`, all links included, and returns where in it that leads, and what is
+    /// there. Nothing leads out of it: `/` in a link is the root, and so is what lies above the root.
+    pub fn follow_inside(
+        &self,
+        root: &EntryPath,
+        path: &[u8],
+    ) -> Result<Option<(EntryPath, CatalogEntry)>, RepositoryError> {
+        let whole = |at: &EntryPath| at.components().fold(root.clone(), |path, name| path.join(name));
+        let Some(top) = self.get(root)? else { return Ok(None) };
+        let mut waiting = names_backwards(path);
+        // Where the path has led so far: each folder with its row.
+        let mut at = vec![(EntryPath::ROOT, top)];
+        let mut links = 0;
+        while let Some(name) = waiting.pop() {
+            let (folder, entry) = at.last().expect("the root never leaves");
+            if !entry.is_directory() || name.contains(&0) {
+                return Ok(None);
+            }
+            if name == b".." {
+                at.truncate((at.len() - 1).max(1));
+                continue;
+            }
+            let next = folder.join(&name);
+            let Some(entry) = self.get(&whole(&next))? else { return Ok(None) };
+            if !entry.is_symlink() {
+                at.push((next, entry));
+                continue;
+            }
+            links += 1;
+            if links > MAXIMUM_LINKS {
+                return Ok(None);
+            }
+            let target = entry.expanded_target(client_variable);
+            if target.starts_with(b"/") {
+                at.truncate(1);
+            }
+            waiting.append(&mut names_backwards(&target));
+        }
+        Ok(at.pop())
+    }
+}
+
+fn names_backwards(path: &[u8]) -> Vec<Vec<u8>> {
+    let names = path.split(|&byte| byte == b'/').filter(|name| !name.is_empty() && *name != b".");
+    names.rev().map(<[u8]>::to_vec).collect()
+}

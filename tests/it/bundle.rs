@@ -1,0 +1,340 @@
+//! A bundle runs a published image in an OCI runtime, as the image wants to be run.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+use strata::bundle::{Bundle, BundleOptions};
+use strata::folder::RepositoryFolder;
+use strata::layout::ImagePlace;
+use strata::repository::Repository;
+
+use crate::support::fuse::Mount;
+use crate::support::{
+    FQRN, NAME, TestImage, TestLayer, TestRepository, flat_path, need, need_fuse, run, skip, write_oci_index,
+};
+
+/// Prints all that a container shows of how it runs.
+const TELL: &str = "id -u; id -g; id -G; pwd; grep CapEff /proc/self/status; grep CapAmb /proc/self/status; hostname";
+
+/// A repository that is mounted for everybody, and containers that run from there.
+struct Scene {
+    mount: Mount,
+    repository: TestRepository,
+}
+
+/// What a container printed.
+struct Said {
+    stdout: String,
+    stderr: String,
+}
+
+impl Scene {
+    /// Publishes an image and mounts the repository; none where nothing can be mounted or run.
+    #[track_caller]
+    fn new(image: &TestImage) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            skip("only root starts containers and lets others into a mount");
+            return None;
+        }
+        (need("runc") && need_fuse()).then_some(())?;
+        let repository = TestRepository::publish(image);
+        let home = repository.folder().parent().unwrap().to_owned();
+        fs::set_permissions(home, fs::Permissions::from_mode(0o755)).unwrap();
+        let mount = Mount::start(&repository, &["--allow-other"]);
+        Some(Self { mount, repository })
+    }
+
+    fn bundle_command(&self, name: &str, options: &[&str]) -> (Command, PathBuf) {
+        let folder = self.repository.beside(name);
+        let mut command = self.repository.command(["bundle".as_ref(), NAME.as_ref(), folder.as_os_str()]);
+        command.arg("--mountpoint").arg(&self.mount.folder).args(options);
+        (command, folder)
+    }
+
+    /// Writes a bundle and runs it, and returns what it printed and what strata warned of.
+    #[track_caller]
+    fn run(&self, name: &str, options: &[&str], arguments: &[&str]) -> (Said, String) {
+        let (mut command, folder) = self.bundle_command(name, options);
+        if !arguments.is_empty() {
+            command.arg("--").args(arguments);
+        }
+        let made = said(command.output().unwrap());
+        (self.run_bundle(name, &folder, &[]), made.stderr)
+    }
+
+    /// Runs a bundle, with a prefix before the command.
+    #[track_caller]
+    fn run_bundle(&self, name: &str, folder: &Path, prefix: &[&str]) -> Said {
+        let state = self.repository.beside(&format!("{name}.state"));
+        fs::create_dir(&state).unwrap();
+        fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
+        let words = [prefix, &["runc", "--root", state.to_str().unwrap(), "run", "--bundle"]].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(folder).arg(format!("strata-test-{}-{name}", std::process::id()));
+        said(command.env("XDG_RUNTIME_DIR", &state).output().unwrap())
+    }
+}
+
+#[track_caller]
+fn said(output: Output) -> Said {
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    assert!(output.status.success(), "{stdout}{stderr}");
+    Said { stdout, stderr }
+}
+
+/// Adds a shell and the programs that the tests call.
+fn with_shell(layer: TestLayer) -> TestLayer {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let busybox = std::env::split_paths(&path).find_map(|folder| fs::read(folder.join("busybox")).ok());
+    let layer = layer.file("bin/busybox", busybox.expect("busybox is installed")).mode(0o755);
+    let programs = ["cat", "env", "grep", "hostname", "id", "ls", "pwd", "sh", "touch"];
+    programs.iter().fold(layer, |layer, program| layer.symlink(format!("bin/{program}"), "busybox"))
+}
+
+/// An image of a shell, two users and a folder to work in.
+fn image() -> TestImage {
+    let passwd = "root:x:0:0::/root:/bin/sh\napp:x:1000:100::/home/app:/bin/sh\n";
+    TestImage::new().layer(with_shell).layer(|layer| {
+        let layer = layer.file("etc/passwd", passwd).file("etc/group", "root:x:0:\nextra:x:1234:app\n");
+        layer.dir("work").file("work/here", "x").dir("run").dir("run/lock").mode(0o1777).dir("tmp").mode(0o1777)
+    })
+}
+
+fn shell(image: TestImage, script: &str) -> TestImage {
+    image.entrypoint(["/bin/sh", "-c"]).cmd([script])
+}
+
+fn config(folder: &Path) -> Value {
+    serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn image_runs_as_its_user_in_its_folder_with_nothing_but_what_it_may_do() {
+    if !need("busybox") {
+        return;
+    }
+    let script = format!("{TELL}; env; ls; touch /x || touch /tmp/x /dev/shm/x && echo only there; ls /run /etc");
+    let image = shell(image(), &script).setting("User", json!("app")).setting("WorkingDir", json!("/work"));
+    let Some(scene) = Scene::new(&image.env("A", "b c").env("NUMBER", "1=2")) else { return };
+    let (said, warnings) = scene.run("plain", &["--hostname", "node-1.example.org"], &[]);
+    let lines: Vec<&str> = said.stdout.lines().collect();
+    let nothing = ["CapEff:\t0000000000000000", "CapAmb:\t0000000000000000"];
+    assert_eq!(lines[..7], ["1000", "100", "100 1234", "/work", nothing[0], nothing[1], "node-1.example.org"]);
+    for line in ["A=b c", "NUMBER=1=2", "HOME=/home/app", "here", "only there", "passwd"] {
+        assert!(lines.contains(&line), "{line}: {}", said.stdout);
+    }
+    assert!(lines.iter().any(|line| line.starts_with("PATH=/usr/local/sbin:")), "{}", said.stdout);
+    assert!(said.stderr.contains("/x: Read-only file system"), "{}", said.stderr);
+    assert_eq!(warnings, "");
+    let (said, _) = scene.run("root", &["--user", "0:1234"], &[&format!("{TELL}; touch /run/x; ls /run")]);
+    let lines: Vec<&str> = said.stdout.lines().collect();
+    assert_eq!(lines[..6], ["0", "1234", "1234", "/work", "CapEff:\t00000000a80425fb", nothing[1]]);
+    assert_eq!(lines[6].len(), 12, "{}", said.stdout);
+    assert_eq!(lines[7..], ["lock", "x"], "what the image has in it is there, too");
+}
+
+#[test]
+fn words_reach_the_program_as_they_are() {
+    if !need("busybox") {
+        return;
+    }
+    let odd = ["", "two words", "a\nb\t", "\"q\" 'q' \\", "$HOME `id` $(id)", "é\u{1f600}", "%s"];
+    let image = image().entrypoint(["/bin/busybox", "printf", "[%s]"]).env("ODD", odd[3]).env("LINES", odd[2]).cmd(odd);
+    let Some(scene) = Scene::new(&image) else { return };
+    let expected = |words: &[&str]| words.iter().map(|word| format!("[{word}]")).collect::<String>();
+    assert_eq!(scene.run("image", &[], &[]).0.stdout, expected(&odd));
+    assert_eq!(scene.run("given", &[], &["--", "-x"]).0.stdout, expected(&["--", "-x"]));
+    let folder = scene.repository.beside("image");
+    let env = config(&folder)["process"]["env"].clone();
+    assert!(env.as_array().unwrap().contains(&json!("LINES=a\nb\t")), "{env}");
+    assert!(env.as_array().unwrap().contains(&json!(format!("ODD={}", odd[3]))), "{env}");
+    let root = config(&folder)["root"].clone();
+    assert!(root["path"].as_str().unwrap().ends_with(&flat_path(&image)), "{root}");
+    assert_eq!(root["readonly"], true);
+}
+
+#[test]
+fn folder_that_no_layer_has_is_made_in_memory_or_is_the_root() {
+    if !need("busybox") {
+        return;
+    }
+    for (folder, there, warned) in [
+        ("/home/app/work", "/home/app/work", "mounted at '/home'"),
+        ("/tmp/some/where", "/tmp/some/where", ""),
+        ("/nowhere/at/all", "/", "it starts in '/'"),
+        ("/etc/passwd", "/", "it starts in '/'"),
+    ] {
+        let image = shell(image(), "pwd; touch x 2>/dev/null || true").setting("WorkingDir", json!(folder));
+        let Some(scene) = Scene::new(&image) else { return };
+        let (said, warnings) = scene.run("run", &[], &[]);
+        assert_eq!(said.stdout, format!("{there}\n"));
+        assert!(warnings.contains(warned) && warnings.is_empty() == warned.is_empty(), "{warnings}");
+    }
+}
+
+#[test]
+fn accounts_are_looked_up_where_links_of_the_image_lead() {
+    if !need("busybox") {
+        return;
+    }
+    let image = TestImage::new().layer(with_shell).layer(|layer| {
+        let layer = layer.symlink("etc", "/../usr/etc").symlink("usr/etc/passwd", "../../share/passwd");
+        let layer =
+            layer.symlink("usr/etc/group", "/share/group").symlink("tmp", "share/tmp").dir("share/tmp").mode(0o1777);
+        layer.file("share/passwd", "app:x:7:8::/:\n").file("share/group", "staff:x:9:app\n")
+    });
+    let image = shell(image, "id -u; id -G; touch /tmp/x; ls /share/tmp").setting("User", json!("app"));
+    let Some(scene) = Scene::new(&image) else { return };
+    assert_eq!(scene.run("run", &[], &[]).0.stdout, "7\n8 9\nx\n");
+    let (mut command, folder) = scene.bundle_command("nobody", &["--user", "app:bob"]);
+    scene.repository.refuse_command(&mut command, 1, &["bob", "/etc/group", NAME]);
+    assert!(!folder.exists());
+}
+
+#[test]
+fn network_of_the_host_comes_with_its_names() {
+    if !need("busybox") {
+        return;
+    }
+    let Some(scene) = Scene::new(&shell(image(), "ls /sys/class/net; cat /etc/hosts")) else { return };
+    let (alone, _) = scene.run("alone", &[], &[]);
+    assert_eq!(alone.stdout, "lo\n");
+    let (shared, _) = scene.run("shared", &["--host-network"], &[]);
+    let mut names: Vec<String> = fs::read_dir("/sys/class/net")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(shared.stdout, format!("{}\n{}", names.join("\n"), fs::read_to_string("/etc/hosts").unwrap()));
+}
+
+/// A user who may do nothing of note.
+const SOMEBODY: u32 = 54_321;
+
+#[test]
+fn user_who_is_not_root_runs_a_bundle_as_the_only_user_there_is() {
+    if !(need("busybox") && need("setpriv")) {
+        return;
+    }
+    let script = "id -u; id -G; cat /proc/self/uid_map; pwd; touch /x || touch /run/x && ls /run";
+    let image = shell(image(), script).setting("User", json!("app")).setting("WorkingDir", json!("/work"));
+    let Some(scene) = Scene::new(&image) else { return };
+    let id = SOMEBODY.to_string();
+    let user = ["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups"];
+    let allowed = [&user[..], &["unshare", "--user", "--map-root-user", "--mount", "true"]].concat();
+    if !Command::new(allowed[0]).args(&allowed[1..]).status().unwrap().success() {
+        return skip("users may not make namespaces here");
+    }
+    let folder = RepositoryFolder::open(&scene.repository.folder()).unwrap();
+    let repository = Repository::open(&folder.store().unwrap(), folder.name()).unwrap();
+    let place = ImagePlace { name: NAME.parse().unwrap(), platform: None };
+    let rootless = Some((SOMEBODY, SOMEBODY));
+    let options = BundleOptions { mountpoint: Some(scene.mount.folder.clone()), rootless, ..Default::default() };
+    let bundle = Bundle::of(&repository, &place, &options).unwrap();
+    assert!(
+        bundle.warnings.iter().any(|warning| warning.contains("as user 1000 of the image")),
+        "{:?}",
+        bundle.warnings
+    );
+    let folder = scene.repository.beside("theirs");
+    bundle.write(&folder).unwrap();
+    chown(&folder, Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+    let said = scene.run_bundle("theirs", &folder, &user);
+    let lines: Vec<Vec<&str>> = said.stdout.lines().map(|line| line.split_ascii_whitespace().collect()).collect();
+    assert_eq!(lines, [vec!["0"], vec!["0"], vec!["0", &id, "1"], vec!["/work"], vec!["x"]]);
+    assert!(said.stderr.contains("/x: Read-only file system"), "{}", said.stderr);
+    let (said, warnings) = scene.run("mine", &["--rootless"], &[]);
+    assert!(said.stdout.starts_with("0\n0\n"), "{}", said.stdout);
+    assert!(warnings.contains("as user 1000 of the image"), "{warnings}");
+}
+
+#[test]
+fn bundle_leads_to_the_place_that_every_client_has() {
+    let image = image().cmd(["/bin/sh"]);
+    let repository = TestRepository::publish(&image);
+    let folder = repository.beside("bundle");
+    for name in [NAME.to_owned(), format!("docker://{NAME}"), format!("https://{NAME}@{}", image.manifest_digest())] {
+        let run = repository.run(["bundle".as_ref(), name.as_ref(), folder.as_os_str(), "--json".as_ref()]);
+        let json = run.expect_code(0).json();
+        let root = format!("/cvmfs/{FQRN}/{}", flat_path(&image));
+        assert_eq!((&json["root"], &json["args"], &json["name"]), (&json!(root), &json!(["/bin/sh"]), &json!(NAME)));
+        assert_eq!(config(&folder)["root"]["path"], root);
+        assert_eq!(config(&folder)["ociVersion"], "1.0.2");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}
+
+#[test]
+fn nothing_is_written_where_there_is_no_bundle() {
+    let repository = TestRepository::publish(&image().cmd(["x"]));
+    repository.convert(&image(), "h.org/bare:1", &[]).expect_code(0);
+    repository.convert(&image().cmd(["/bin/sh"]), "h.org/layers:1", &["--skip-flat"]).expect_code(0);
+    repository.convert(&image().cmd(["a\0b"]), "h.org/nul:1", &[]).expect_code(0);
+    repository.convert(&image().cmd(["a"]).setting("User", json!("bob\n")), "h.org/user:1", &[]).expect_code(0);
+    let folder = repository.beside("bundle");
+    let target = folder.to_str().unwrap();
+    let other = format!("{NAME}@{}", image().config_digest());
+    let elsewhere = repository.folder().display().to_string();
+    for (code, arguments, words) in [
+        (1, vec!["h.org/bare:1", target], &["names no program", "'--'"][..]),
+        (1, vec!["h.org/none:1", target], &["'h.org/none:1' is not in the repository"]),
+        (1, vec!["h.org/layers:1", target], &["h.org/layers:1", "--skip-flat"]),
+        (1, vec!["h.org/nul:1", target], &["NUL"]),
+        (1, vec!["h.org/user:1", target], &["h.org/user:1", "bob", "/etc/passwd"]),
+        (1, vec![&other, target], &[&image().config_digest()]),
+        (1, vec![NAME, target, "--mountpoint", "/nonexistent"], &["/nonexistent"]),
+        (1, vec![NAME, target, "--mountpoint", &elsewhere], &["mounted", &elsewhere]),
+        (1, vec![NAME, "/nonexistent/bundle"], &["/nonexistent/bundle"]),
+        (1, vec![NAME, &elsewhere], &[&elsewhere, "no empty folder"]),
+        (2, vec![NAME, target, "--platform", "linux/amd64"], &["--platform"]),
+    ] {
+        repository.refuse([&["bundle"], &arguments[..]].concat(), code, words);
+        assert!(!folder.exists(), "{arguments:?}");
+    }
+    for arguments in [vec!["oci:dir", target], vec![NAME, target, "--hostname", "a b"], vec![NAME], vec!["a", target]] {
+        repository.run([&["bundle"], &arguments[..]].concat()).expect_code(2);
+        assert!(!folder.exists(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn links_on_the_way_to_the_mount_are_resolved() {
+    if !need_fuse() {
+        return;
+    }
+    let repository = TestRepository::publish(&image().cmd(["/bin/sh"]));
+    let mount = Mount::start(&repository, &[]);
+    let (link, folder) = (repository.beside("link"), repository.beside("bundle"));
+    symlink(&mount.folder, &link).unwrap();
+    let mut command = repository.command(["bundle".as_ref(), NAME.as_ref(), folder.as_os_str()]);
+    run(command.arg("--mountpoint").arg(&link));
+    let root = config(&folder)["root"]["path"].as_str().unwrap().to_owned();
+    assert_eq!(fs::canonicalize(&root).unwrap(), Path::new(&root));
+    assert!(Path::new(&root).join("bin/busybox").is_file());
+}
+
+#[test]
+fn of_several_platforms_one_is_run() {
+    let repository = TestRepository::new();
+    let images = ["amd64", "arm64", "s390x"]
+        .map(|name| TestImage::new().layer(|layer| layer.file("name", name)).cmd([name]).platform("linux", name));
+    let layout = repository.beside("layout");
+    write_oci_index(&images, &layout, "latest");
+    let source = format!("oci:{}:latest", layout.display());
+    repository.run(["convert", &source, "--name", NAME, "--platform", "all"]).expect_code(0);
+    let bundle = |options: &[&str]| {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().to_str().unwrap();
+        repository.run([&["bundle", NAME, target, "--json"], options].concat()).expect_code(0).json()
+    };
+    let own = bundle(&[]);
+    assert_eq!(own["args"], json!([own["platform"].as_str().unwrap().trim_start_matches("linux/")]));
+    let other = bundle(&["--platform", "linux/s390x"]);
+    assert_eq!((&other["args"], &other["config"]), (&json!(["s390x"]), &json!(images[2].config_digest())));
+    let target = repository.beside("none").display().to_string();
+    let words = ["linux/amd64, linux/arm64, linux/s390x", "linux/riscv64"];
+    repository.refuse(["bundle", NAME, &target, "--platform", "linux/riscv64"], 1, &words);
+}
