@@ -40,6 +40,7 @@ pub mod preview;
 pub mod progress;
 pub mod publish;
 pub mod repository;
+pub mod runtimes;
 pub mod settings;
 pub mod source;
 pub mod stage;

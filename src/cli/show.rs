@@ -1,5 +1,6 @@
 //! `strata info` and `strata list`.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use bytesize::ByteSize;
@@ -10,6 +11,7 @@ use strata::layout::ImagePlace;
 use strata::message::on_one_line;
 use strata::metadata::Timestamp;
 use strata::repository::Repository;
+use strata::runtimes::{self, Runtime};
 
 use super::arguments::{Arguments, Info};
 use super::print_line;
@@ -22,7 +24,9 @@ pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
         None => repository_info(arguments, &folder, &repository)?,
         Some(image) => {
             for place in image.places(&repository)? {
-                image_info(arguments, &place, &inventory::describe(&repository, &place)?)?;
+                let details = inventory::describe(&repository, &place)?;
+                let commands = runtimes::commands(&repository, &place, &details.record)?;
+                image_info(arguments, &place, &details, &commands)?;
             }
         }
     }
@@ -59,10 +63,15 @@ fn repository_info(arguments: &Arguments, folder: &RepositoryFolder, repository:
     Ok(())
 }
 
-fn image_info(arguments: &Arguments, place: &ImagePlace, details: &ImageDetails) -> anyhow::Result<()> {
+fn image_info(
+    arguments: &Arguments,
+    place: &ImagePlace,
+    details: &ImageDetails,
+    commands: &[(Runtime, String)],
+) -> anyhow::Result<()> {
     let record = &details.record;
     if arguments.json {
-        return print_line(format_args!("{}", image_json(place, details)));
+        return print_line(format_args!("{}", image_json(place, details, commands)));
     }
     let published = Timestamp { seconds: record.published, nanoseconds: 0 };
     print_line(format_args!("image      {place}"))?;
@@ -85,6 +94,9 @@ fn image_info(arguments: &Arguments, place: &ImagePlace, details: &ImageDetails)
     for (kind, losses) in details.losses.kinds() {
         print_line(format_args!("losses     {} x {kind}", losses.count))?;
     }
+    for (runtime, command) in commands {
+        print_line(format_args!("{runtime:<11}{command}"))?;
+    }
     Ok(())
 }
 
@@ -96,7 +108,7 @@ fn podman_text(details: &ImageDetails) -> String {
     }
 }
 
-fn image_json(place: &ImagePlace, details: &ImageDetails) -> Value {
+fn image_json(place: &ImagePlace, details: &ImageDetails, commands: &[(Runtime, String)]) -> Value {
     let layers = details.record.layers.iter().zip(&details.layers).map(|(digest, (layer, users))| {
         json!({
             "digest": digest,
@@ -115,6 +127,7 @@ fn image_json(place: &ImagePlace, details: &ImageDetails) -> Value {
         "podman": details.podman == Some(Ok(())),
         "podman-refusal": details.podman.as_ref().and_then(|podman| podman.as_ref().err()).map(ToString::to_string),
         "losses": details.losses,
+        "commands": commands.iter().map(|(runtime, command)| (runtime.to_string(), command)).collect::<BTreeMap<_, _>>(),
     })
 }
 

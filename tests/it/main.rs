@@ -22,6 +22,7 @@ mod platforms;
 mod preview;
 mod publish;
 mod registry;
+mod runtimes;
 mod strict;
 mod strict_selftest;
 mod support;

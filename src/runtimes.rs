@@ -1,0 +1,84 @@
+//! Which container runtimes run an image right from the repository, and by what command.
+//!
+//! Each needs trees of its own, and is named only where those are published. The commands are for the machines that mount the
+//! repository below `/cvmfs`.
+
+use std::fmt;
+
+use crate::image::ImageName;
+use crate::layout::{self, ImagePlace, ImageRecord};
+use crate::podman;
+use crate::repository::{Repository, RepositoryError};
+use crate::source::ImageArgument;
+
+/// A program that runs containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Runtime {
+    /// Apptainer, or Singularity: from the root file system.
+    Apptainer,
+    /// Podman: from its additional image store.
+    Podman,
+    /// containerd with the snapshotter for CVMFS: from the layers.
+    Containerd,
+    /// runc, crun and other OCI runtimes: from the root file system.
+    Runc,
+}
+
+impl fmt::Display for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Apptainer => "apptainer",
+            Self::Podman => "podman",
+            Self::Containerd => "containerd",
+            Self::Runc => "runc",
+        })
+    }
+}
+
+/// Returns the runtimes that run an image, with the command for each.
+pub fn commands(
+    repository: &Repository,
+    place: &ImagePlace,
+    record: &ImageRecord,
+) -> Result<Vec<(Runtime, String)>, RepositoryError> {
+    let mountpoint = repository.client_mountpoint().display().to_string();
+    let has = |path| Ok::<_, RepositoryError>(repository.get(&path)?.is_some());
+    let mut commands = Vec::new();
+    let has_root = has(layout::flat_root(record.config))?;
+    if has_root && has(place.link())? {
+        commands.push((Runtime::Apptainer, format!("apptainer run {mountpoint}{}", place.link())));
+    }
+    if has(podman::image_folder(record.config))? {
+        let store = format!("--storage-opt additionalimagestore={mountpoint}/{}", podman::STORE);
+        commands.push((Runtime::Podman, format!("podman {store} run {}", place.name)));
+    }
+    if has_all_layers(repository, record)? {
+        let run = format!("nerdctl --snapshotter cvmfs-snapshotter run {}", pulled_name(place, record));
+        let setting = format!("repository = \"{}\"", repository.manifest().name);
+        commands.push((Runtime::Containerd, format!("{run}  # with {setting} in the settings of the snapshotter")));
+    }
+    if has_root && has(place.metadata().join(b"config.json"))? {
+        let platform = place.platform.iter().map(|platform| format!(" --platform {platform}")).collect::<String>();
+        let make = format!("strata bundle {} bundle{platform}", place.name);
+        commands.push((Runtime::Runc, format!("{make} && runc run --bundle bundle container")));
+    }
+    Ok(commands)
+}
+
+/// Tells whether every layer is published. An image whose layers were left out has none in its record.
+fn has_all_layers(repository: &Repository, record: &ImageRecord) -> Result<bool, RepositoryError> {
+    for &layer in &record.layers {
+        if repository.get(&layout::layer_root(layer))?.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(!record.layers.is_empty())
+}
+
+/// Returns the name by which the image is pulled: containerd takes all but the layers from where the image came from.
+fn pulled_name(place: &ImagePlace, record: &ImageRecord) -> ImageName {
+    match record.source.parse() {
+        Ok(ImageArgument::Registry { name, .. }) => name,
+        _ => place.name.clone(),
+    }
+}
