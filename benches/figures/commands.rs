@@ -25,11 +25,7 @@ pub struct Conversion {
 impl Scratch {
     pub fn start(folder: &Path) -> Self {
         let folder = folder.join("scratch");
-        if fs::remove_dir_all(&folder).is_ok() {
-            rustix::fs::sync();
-            eprintln!("waiting for a minute after earlier results were deleted ...");
-            thread::sleep(Duration::from_secs(60));
-        }
+        delete(&folder);
         fs::create_dir_all(&folder).expect("there is room for a benchmark");
         Self { folder, repositories: 0 }
     }
@@ -48,6 +44,15 @@ impl Scratch {
         let text = fs::read_to_string(&settings).expect("a repository has settings");
         fs::write(settings, format!("compression = \"{compression}\"\n{text}")).expect("settings can be changed");
         path
+    }
+}
+
+/// Deletes a folder, if it is there, and waits until the file system has forgotten it.
+pub fn delete(folder: &Path) {
+    if fs::remove_dir_all(folder).is_ok() {
+        rustix::fs::sync();
+        eprintln!("waiting for a minute, as '{}' was deleted ...", folder.display());
+        thread::sleep(Duration::from_secs(60));
     }
 }
 
@@ -112,8 +117,7 @@ pub fn run(command: &mut Command) -> Vec<u8> {
     output.stdout
 }
 
-/// Returns the time in the middle.
-pub fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
+/// Returns the shortest of several times, which whatever else the machine did has changed least.
+pub fn best(times: impl IntoIterator<Item = Duration>) -> Duration {
+    times.into_iter().min().expect("something was measured")
 }

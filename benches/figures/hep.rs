@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use strata::object::Compression;
 
-use super::commands::{Conversion, Scratch, convert, median, settle, time};
+use super::commands::{Conversion, Scratch, best, convert, settle, time};
 use super::images::{self, Layout};
 use super::limit::{self, Cuts};
 use super::table::{Promise, Table, plot};
@@ -36,7 +36,7 @@ pub fn quick(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
     let layout = images::base(folder);
     let promises = Promises { limit: 1.6, threads: 1.3, rebuild: 1.5 };
     let ours = compare(&layout, "base", &promises, 3, scratch, table);
-    let theirs = median((0..3).map(|_| unpack(&layout, "base", scratch)).collect());
+    let theirs = best((0..3).map(|_| unpack(&layout, "base", scratch)));
     table.time("`convert`, balanced", ours[0], "`umoci unpack`", theirs, AtMost(1.3));
 }
 
@@ -45,7 +45,7 @@ pub fn full(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
     let layout = images::hep(folder);
     let size = Cuts::find(&layout.layers("hep")).size();
     let promises = Promises { limit: LIMIT, threads: 1.9, rebuild: 4.0 };
-    let ours = compare(&layout, "hep", &promises, 1, scratch, table);
+    let ours = compare(&layout, "hep", &promises, 2, scratch, table);
     let minute_per_gb = Duration::from_secs_f64(60.0 * size as f64 / 1e9);
     let fast = if cfg!(feature = "isal") { 12.0 } else { 8.0 };
     for ((mode, ours), least) in MODES.iter().zip(&ours).zip([5.5, fast, 3.0]) {
@@ -66,7 +66,7 @@ pub fn full(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
 
 /// Measures the reference image beside the bare work only.
 pub fn limit(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
-    beside_limit(&images::hep(folder), "hep", LIMIT, 1, scratch, table);
+    beside_limit(&images::hep(folder), "hep", LIMIT, 2, scratch, table);
 }
 
 /// Compares `convert` in each mode with the bare work, one thread with two, and the image with itself and its rebuild.
@@ -83,7 +83,7 @@ fn compare(
     let one = |scratch: &mut Scratch| {
         convert(&scratch.repository(Compression::Balanced), &layout.image(tag), "image:1", &["--threads", "1"])
     };
-    let one = median((0..runs).map(|_| one(scratch).time).collect());
+    let one = best((0..runs).map(|_| one(scratch).time));
     table.speed("2 threads", modes[0], "1 thread", one, AtLeast(promises.threads));
     again(layout, tag, promises, scratch, table);
     modes
@@ -110,7 +110,7 @@ fn beside_limit(
             bare.push(limit::run(&layers, &cuts, mode, 2, &objects));
             ours.push(convert(&scratch.repository(mode), &image, "image:1", &[]).time);
         }
-        let (ours, bare) = (median(ours), median(bare));
+        let (ours, bare) = (best(ours), best(bare));
         table.time(&format!("`convert`, {mode}"), ours, "its bare kernels", bare, AtMost(promise));
         modes.push(ours);
     }

@@ -11,6 +11,8 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::commands::delete;
+
 /// An OCI layout with the images of one kind.
 pub struct Layout(PathBuf);
 
@@ -186,7 +188,7 @@ fn make_once(folder: &Path, fill: impl FnOnce(&Draft, &Path)) -> Layout {
         let index = json!({"schemaVersion": 2, "manifests": manifests}).to_string();
         fs::write(layout.folder.join("index.json"), index).expect("there is room for an index");
         fs::rename(&layout.folder, folder).expect("an image can be renamed");
-        fs::remove_dir_all(unfinished).expect("what was made can be deleted");
+        delete(&unfinished);
     }
     Layout(folder.to_owned())
 }

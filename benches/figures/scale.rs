@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use strata::object::Compression;
 
-use super::commands::{Conversion, Scratch, convert, median, run, strata, time, watch};
+use super::commands::{Conversion, Scratch, best, convert, run, strata, time, watch};
 use super::images;
 use super::registry::Registry;
 use super::table::{Promise, Table};
@@ -48,18 +48,15 @@ pub fn large_repository(folder: &Path, scratch: &mut Scratch, table: &mut Table)
         first_in_small,
         AtMost(1.5),
     );
-    let [again_in_large, again_in_small] =
-        [in_large, in_small].map(|all| median(all[1..].iter().map(|one| one.time).collect()));
+    let [again_in_large, again_in_small] = [in_large, in_small].map(|all| best(all[1..].iter().map(|one| one.time)));
     table.time("the same again, by force", again_in_large, "in an empty repository", again_in_small, AtMost(1.5));
     table.bytes("its memory, in 10,000 images", memory[0], "in an empty repository", memory[1], AtMost(1.5));
-    let command =
-        |repository: &Path, name: &str| median((0..RUNS).map(|_| time(strata(repository).arg(name))).collect());
+    let command = |repository: &Path, name: &str| best((0..RUNS).map(|_| time(strata(repository).arg(name))));
     table.time("`info` of 10,000 images", command(&large, "info"), "of one", command(&small, "info"), AtMost(1.5));
     let one = command(&small, "list");
     let each = Duration::from_millis(1) * u32::try_from(IMAGES).expect("there are few images");
     table.time("`list` of 10,000 images", command(&large, "list"), "a millisecond each", one + each, AtMost(1.0));
-    let mounted =
-        |repository: &Path, scratch: &mut Scratch| median((0..RUNS).map(|_| mount(repository, scratch)).collect());
+    let mounted = |repository: &Path, scratch: &mut Scratch| best((0..RUNS).map(|_| mount(repository, scratch)));
     let [in_large, in_small] = [&large, &small].map(|repository| mounted(repository, scratch));
     table.time("mounting 10,000 images", in_large, "mounting one", in_small, AtMost(1.5));
 }
