@@ -116,13 +116,14 @@ const SCRIPTS: [(&str, &str); 11] = [
 ///
 /// Files below `.singularity.d` that the image brings, as one does that was made from a container of Apptainer's, are
 /// replaced where they have a name of ours: DUCC does so, and scripts of another image's start would run the wrong
-/// program. Others (`test`, `Singularity`, `env/91-environment.sh`) stay.
+/// program. Others (`test`, `Singularity`, `env/91-environment.sh`) stay. As Apptainer does it, a link in the place of one of
+/// ours is replaced too, wherever it leads, and anything else in its place stays.
 pub fn additions(config: &ExecutionConfig) -> Vec<Addition> {
     let directories = DIRECTORIES.map(|name| Addition::Directory { path: path(name), mode: 0o755 });
     let symlinks = SYMLINKS.map(|(name, target)| Addition::Symlink {
         path: path(name),
         target: target.as_bytes().to_vec(),
-        rule: Rule::IfAbsent,
+        rule: Rule::IfAbsentOrLink,
     });
     let bind_targets = BIND_TARGETS.map(|name| file(name, 0o644, Vec::new(), Rule::IfAbsentOrLink));
     let scripts = SCRIPTS.map(|(name, text)| script(name, text));

@@ -303,9 +303,12 @@ fn what_the_image_has_stays_and_links_are_followed_inside_the_root_only() {
             .file("data/etc/resolv.conf", "own")
             .mode(0o600)
             .symlink("environment", "x")
+            .file("singularity", "own")
     });
     let flat = TestRepository::publish(&image).flat(&image);
-    assert_eq!([flat.target("home"), flat.target("tmp"), flat.target("environment")], ["/data/home", "nowhere", "x"]);
+    assert_eq!([flat.target("home"), flat.target("tmp")], ["/data/home", "nowhere"]);
+    assert_eq!(flat.target("environment"), ".singularity.d/env/90-environment.sh", "links of ours are put right");
+    assert_eq!(flat.text("singularity"), "own");
     assert_eq!((flat.get("root").mode & 0o7777, flat.get("data/var").mode & 0o7777), (0o700, 0o711));
     assert_eq!((flat.text("dev").as_str(), flat.get("data/var/tmp").mode & 0o7777), ("no folder", 0o755));
     assert_eq!((flat.text("data/etc/hosts").as_str(), flat.get("data/etc/hosts").mode & 0o7777), ("", 0o644));
