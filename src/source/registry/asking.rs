@@ -11,7 +11,7 @@ use super::challenge::{Challenge, TokenService, challenges};
 use super::credentials::{Credentials, Found};
 use super::endpoint::Endpoint;
 use super::error::RegistryError;
-use super::http::{Answer, Request, authority, shown, speaks_no_tls};
+use super::http::{Answer, Body, Request, authority, shown, speaks_no_tls};
 use super::limits::{Host, Permit, exhausted, lock, retry_after};
 use super::token::{SharedSlot, Slot, TokenAnswer};
 
@@ -32,6 +32,8 @@ pub(super) struct Call<'a> {
     /// The first byte that is asked for.
     pub(super) offset: u64,
     pub(super) is_manifest: bool,
+    /// What is sent along.
+    pub(super) body: Option<Body>,
     /// What it is, for messages.
     pub(super) what: String,
 }
@@ -46,6 +48,7 @@ impl<'a> Call<'a> {
             accept: None,
             offset: 0,
             is_manifest: false,
+            body: None,
             what,
         }
     }
@@ -64,7 +67,7 @@ impl<'a> Call<'a> {
             let range = HeaderValue::from_str(&format!("bytes={}-", self.offset));
             headers.insert(RANGE, range.expect("digits are a right header"));
         }
-        Request { method: self.method.clone(), headers, ..Request::get(url) }
+        Request { method: self.method.clone(), headers, body: self.body.clone(), ..Request::get(url) }
     }
 }
 
@@ -238,8 +241,9 @@ impl Exchange<'_> {
             pairs.append_pair("service", service.service.as_deref().unwrap_or_default()).append_pair("scope", scope);
             pairs.append_pair("refresh_token", token.reveal());
             drop(pairs);
-            let form = form.query().map(str::to_owned);
-            return Ok(Request { method: Method::POST, form, ..Request::get(url) });
+            let bytes = form.query().unwrap_or_default().as_bytes().to_vec();
+            let body = Some(Body { media_type: "application/x-www-form-urlencoded", bytes });
+            return Ok(Request { method: Method::POST, body, ..Request::get(url) });
         }
         let mut pairs = url.query_pairs_mut();
         pairs.extend_pairs(service.service.iter().map(|service| ("service", service)));

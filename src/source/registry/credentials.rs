@@ -91,15 +91,25 @@ pub(super) struct CredentialPlaces {
     files: Vec<PathBuf>,
     /// Where programs are looked for.
     path: Option<OsString>,
+    /// What is shown to every registry, and where it is from.
+    login: Option<(Credentials, &'static str)>,
 }
 
 impl CredentialPlaces {
     pub(super) fn new(settings: RegistriesSettings, ducc: Vec<DuccRegistry>, environment: Environment<'_>) -> Self {
-        Self { settings, ducc, files: files(environment), path: environment("PATH") }
+        Self { settings, ducc, files: files(environment), path: environment("PATH"), login: None }
+    }
+
+    /// Shows the same credentials to every registry from now on.
+    pub(super) fn set_login(&mut self, credentials: Credentials, place: &'static str) {
+        self.login = Some((credentials, place));
     }
 
     /// Looks for credentials for a repository at a host; without a repository, for those of the host as a whole.
     pub(super) fn find(&self, host: &str, repository: &str) -> Result<Found, RegistryError> {
+        if let Some((credentials, place)) = &self.login {
+            return Ok(found(credentials.clone(), place));
+        }
         if let Some(credentials) = self.of_settings(host)? {
             return Ok(found(credentials, "the settings"));
         }

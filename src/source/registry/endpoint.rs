@@ -108,6 +108,17 @@ pub(super) fn endpoints(
     Ok(endpoints)
 }
 
+/// Returns the registry itself, for what no mirror or cache can do.
+pub(super) fn origin(
+    host: &str,
+    repository: &str,
+    transport: Transport,
+    settings: &RegistriesSettings,
+) -> Result<Endpoint, RegistryError> {
+    let registry = registry(host, repository, transport, settings_of(settings, host), &[]);
+    registry.ok_or_else(|| RegistryError::Url(host.to_owned()))
+}
+
 fn mirror_endpoint(mirror: &str, settings: &RegistriesSettings) -> Option<Endpoint> {
     let url = mirror_url(mirror)?;
     let host = authority(&url);

@@ -71,8 +71,15 @@ pub(super) struct Request {
     pub(super) headers: HeaderMap,
     /// For the origin of the URL, and nobody else.
     pub(super) authorization: Option<HeaderValue>,
-    /// What is posted, as a form.
-    pub(super) form: Option<String>,
+    /// What is sent along. Such a request follows no redirect.
+    pub(super) body: Option<Body>,
+}
+
+/// What is sent along with a request.
+#[derive(Clone)]
+pub(super) struct Body {
+    pub(super) media_type: &'static str,
+    pub(super) bytes: Vec<u8>,
 }
 
 /// What came back, perhaps after redirects.
@@ -88,7 +95,7 @@ pub(super) struct Answer {
 
 impl Request {
     pub(super) fn get(url: Url) -> Self {
-        Self { method: Method::GET, url, headers: HeaderMap::new(), authorization: None, form: None }
+        Self { method: Method::GET, url, headers: HeaderMap::new(), authorization: None, body: None }
     }
 }
 
@@ -118,8 +125,8 @@ impl Http {
         if let Some(authorization) = request.authorization.clone().filter(|_| with_authorization) {
             sent = sent.header(AUTHORIZATION, authorization);
         }
-        if let Some(form) = &request.form {
-            sent = sent.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form.clone());
+        if let Some(body) = &request.body {
+            sent = sent.header(CONTENT_TYPE, body.media_type).body(body.bytes.clone());
         }
         sent.send().map_err(|error| unreachable(url, error))
     }
@@ -205,7 +212,7 @@ fn add_certificates(roots: &mut rustls::RootCertStore, path: &Path) -> Result<()
 /// Returns where an answer leads to, if it leads anywhere.
 fn redirect(request: &Request, url: &Url, response: &Response) -> Result<Option<Url>, RegistryError> {
     let location = response.headers().get(LOCATION);
-    let (true, Some(location), None) = (is_redirect(response.status().as_u16()), location, &request.form) else {
+    let (true, Some(location), None) = (is_redirect(response.status().as_u16()), location, &request.body) else {
         return Ok(None);
     };
     let refuse = |reason| RegistryError::Redirect { url: shown(url), reason };
@@ -218,7 +225,7 @@ fn is_redirect(status: u16) -> bool {
 }
 
 /// Returns the URL that `location` stands for, or why it is not followed.
-fn redirect_target(url: &Url, location: &str) -> Result<Url, &'static str> {
+pub(super) fn redirect_target(url: &Url, location: &str) -> Result<Url, &'static str> {
     let next = url.join(location).map_err(|_| "its target is not a URL")?;
     match (url.scheme(), next.scheme()) {
         ("https", "http") => Err("its target is not encrypted"),

@@ -17,6 +17,7 @@ mod http;
 mod image;
 mod limits;
 mod paging;
+mod push;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -39,7 +40,7 @@ use super::document::{Document, MAX_DOCUMENT, is_schema_1};
 use crate::image::{Digest, ImageName, ImageReference, is_repository, is_tag};
 use asking::Call;
 use clock::{Clock, SystemClock};
-use credentials::CredentialPlaces;
+use credentials::{CredentialPlaces, Credentials};
 use ducc::DuccRegistry;
 use endpoint::{Endpoint, asked_authority, asked_repository, endpoints};
 use http::{Answer, Http, Proxies, Terms, shown};
@@ -51,6 +52,7 @@ pub use ducc::Environment;
 pub use error::{RegistryError, Said};
 pub use http::TimeLimits;
 pub use image::RegistryImage;
+pub use push::{Pushed, PushedImage};
 pub use settings::{DEFAULT_CONNECTIONS, RegistriesSettings, RegistrySettings, Secret};
 
 /// What manifests are taken: one header, since some registries look at the first only.
@@ -227,6 +229,14 @@ impl Registries {
     /// error says until when (see [`RegistryError::parked_until`]). Mirrors are not waited for.
     pub fn with_patience(&self, patience: Duration) -> Self {
         Self { patience, ..self.clone() }
+    }
+
+    /// Returns the same registries, none of which anybody has asked yet, with the same credentials for each.
+    fn with_login(mut self, credentials: Credentials, place: &'static str) -> Self {
+        let shared =
+            Arc::get_mut(&mut self.shared).expect("registries that nobody has asked are in nobody else's hands");
+        shared.places.set_login(credentials, place);
+        self
     }
 
     /// Returns the image at a place, without asking for it yet.

@@ -1,5 +1,6 @@
 //! Protocol edges, against a server that answers what a test has it answer.
 
+mod push;
 mod server;
 
 use std::net::TcpListener;

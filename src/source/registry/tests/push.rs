@@ -1,0 +1,127 @@
+//! Pushing: what is sent where, and who is shown what.
+
+use super::super::push::{Pushed, PushedImage};
+use super::*;
+
+fn image() -> PushedImage {
+    let blobs = vec![b"config".to_vec(), b"layer".to_vec()];
+    PushedImage { manifest: b"{}".to_vec(), media_type: "application/x-manifest", blobs }
+}
+
+/// A registry that has nothing, and wants uploads to be sent to `place`.
+fn registry(place: impl Fn() -> String + Send + Sync + 'static) -> Server {
+    Server::start(move |asked| match asked.method.as_str() {
+        "HEAD" => Reply::error(404, "UNKNOWN"),
+        "POST" => Reply::of(202, "").with("location", place()),
+        _ => Reply::of(201, ""),
+    })
+}
+
+fn push(client: &Client, server: &Server) -> Result<Pushed, RegistryError> {
+    client.registries.push(&server.place(":1").name, Transport::Plain, &image())
+}
+
+#[test]
+fn blobs_are_sent_where_the_registry_says_and_the_manifest_last() {
+    let server = registry(|| "/upload?state=x".to_owned());
+    assert_eq!(push(&client(), &server).unwrap(), Pushed::New);
+    let [config, layer] = [&b"config"[..], b"layer"].map(|bytes| Digest::of(bytes).to_string());
+    let upload = |digest: &str| format!("PUT /upload?state=x&digest={}", digest.replace(':', "%3A"));
+    let expected = [
+        "HEAD /v2/team/image/manifests/1".to_owned(),
+        format!("HEAD /v2/team/image/blobs/{config}"),
+        "POST /v2/team/image/blobs/uploads/".to_owned(),
+        upload(&config),
+        format!("HEAD /v2/team/image/blobs/{layer}"),
+        "POST /v2/team/image/blobs/uploads/".to_owned(),
+        upload(&layer),
+        "PUT /v2/team/image/manifests/1".to_owned(),
+    ];
+    assert_eq!(server.targets(), expected);
+    let asked = server.asked();
+    assert_eq!((asked[3].body.as_str(), asked[6].body.as_str(), asked[7].body.as_str()), ("config", "layer", "{}"));
+    assert_eq!(asked[7].headers["content-type"], "application/x-manifest");
+    assert_eq!(asked[2].headers["content-length"], "0");
+}
+
+#[test]
+fn what_is_there_is_not_sent_again() {
+    let digest = Digest::of(b"{}").to_string();
+    let server = Server::start(move |_| Reply::of(200, "").with("docker-content-digest", &digest));
+    assert_eq!(push(&client(), &server).unwrap(), Pushed::WasThere);
+    assert_eq!(server.targets(), ["HEAD /v2/team/image/manifests/1"]);
+    let other = Digest::of(b"other").to_string();
+    let server = Server::start(move |asked| match asked.method.as_str() {
+        "HEAD" => Reply::of(200, "").with("docker-content-digest", &other),
+        _ => Reply::of(201, ""),
+    });
+    assert_eq!(push(&client(), &server).unwrap(), Pushed::New);
+    assert_eq!(server.targets().len(), 4, "the tag has moved, and the blobs are there: {:?}", server.targets());
+}
+
+#[test]
+fn credentials_for_pushing_are_shown_to_the_registry_only() {
+    let elsewhere = Server::start(|_| Reply::of(201, ""));
+    let place = format!("http://{}/upload", elsewhere.address);
+    let server = Server::start(move |asked| match (asked.method.as_str(), asked.authorization()) {
+        (_, None) => Reply::of(401, "").with("www-authenticate", "Basic realm=\"r\""),
+        ("HEAD", _) => Reply::error(404, "UNKNOWN"),
+        ("POST", _) => Reply::of(202, "").with("location", &place),
+        _ => Reply::of(201, ""),
+    });
+    let environment = |name: &str| (name == "DUCC_OUTPUT_REGISTRY_PASS").then(|| "hunter2".into());
+    let name = server.place(":1").name;
+    let push = |user| {
+        let registries = Registries::for_pushing(RegistriesSettings::default(), &environment, user).unwrap();
+        registries.push(&name, Transport::Plain, &image())
+    };
+    assert_eq!(push(Some("robot")).unwrap(), Pushed::New);
+    let shown = |server: &Server| -> Vec<Option<String>> {
+        server.asked().iter().map(|asked| asked.authorization().map(str::to_owned)).collect()
+    };
+    assert!(shown(&server)[1..].iter().all(|shown| *shown == Some(basic("robot"))), "{:?}", shown(&server));
+    assert_eq!(shown(&elsewhere), [None, None]);
+    let error = push(None).unwrap_err();
+    assert!(matches!(error, RegistryError::Unauthorized { status: 401, .. }), "{error}");
+}
+
+#[test]
+fn upload_that_breaks_off_begins_anew() {
+    let failed = Mutex::new(false);
+    let server = Server::start(move |asked| match asked.method.as_str() {
+        "HEAD" => Reply::error(404, "UNKNOWN"),
+        "POST" => Reply::of(202, "").with("location", "/upload"),
+        _ if asked.target.starts_with("/upload") && !std::mem::replace(&mut *failed.lock().unwrap(), true) => {
+            Reply::of(502, "")
+        }
+        _ => Reply::of(201, ""),
+    });
+    assert_eq!(push(&client(), &server).unwrap(), Pushed::New);
+    let begun = server.targets().iter().filter(|target| target.starts_with("POST")).count();
+    assert_eq!(begun, 3);
+}
+
+#[test]
+fn answers_that_no_registry_gives_are_errors() {
+    for (place, words) in [("", "where to upload"), ("file:///etc/passwd", "not at an HTTP server")] {
+        let server = Server::start(move |asked| match (asked.method.as_str(), place) {
+            ("HEAD", _) => Reply::error(404, "UNKNOWN"),
+            ("POST", "") => Reply::of(202, ""),
+            _ => Reply::of(202, "").with("location", place),
+        });
+        let error = push(&client(), &server).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+        assert!(server.targets().iter().all(|target| !target.starts_with("PUT")));
+    }
+    let other = Digest::of(b"other").to_string();
+    let server = Server::start(move |asked| match asked.method.as_str() {
+        "HEAD" if asked.target.contains("blobs") => Reply::of(200, ""),
+        "HEAD" => Reply::error(404, "UNKNOWN"),
+        _ => Reply::of(201, "").with("docker-content-digest", &other),
+    });
+    assert!(matches!(push(&client(), &server), Err(RegistryError::WrongDigest { .. })));
+    let server = registry(|| "/upload".to_owned());
+    let name = server.place(&format!("@{}", Digest::of(b""))).name;
+    assert!(client().registries.push(&name, Transport::Plain, &image()).is_err());
+    assert!(server.targets().is_empty());
+}
