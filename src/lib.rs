@@ -46,6 +46,7 @@ pub mod source;
 pub mod stage;
 pub mod store;
 pub mod sync;
+pub mod thin;
 pub mod threads;
 pub mod tree;
 pub mod verify;

@@ -188,6 +188,9 @@ pub struct Sync {
     /// Remove what the wishlist held once and holds no longer
     #[arg(long)]
     pub prune: bool,
+    /// Push the thin images of a recipe of version 1, for Docker with the graph driver for CVMFS
+    #[arg(long)]
+    pub thin_images: bool,
     /// Tell other programs what happens, in a file in the form of DUCC's, one line of JSON each
     #[arg(short, long, value_name = "FILE")]
     pub notification_file: Option<PathBuf>,

@@ -11,11 +11,11 @@ use strata::convert::Outcome;
 use strata::folder::RepositoryFolder;
 use strata::message::on_one_line;
 use strata::notification::Notifications;
-use strata::sync::{Event, ImageState, Observer, Options, Report, round};
+use strata::sync::{Event, ImageState, Observer, Options, Report, ThinOutcome, ThinState, push_thin_images, round};
 use strata::wishlist::{WantedImage, Wishlist};
 
 use super::arguments::{Arguments, Sync, randomness};
-use super::failure::{FAILED, PARTLY};
+use super::failure::{FAILED, PARTLY, UsageError};
 use super::notify::Notifier;
 use super::progress::Display;
 use super::{print, print_line};
@@ -51,6 +51,12 @@ fn once(
     notifier: &Notifier,
 ) -> anyhow::Result<ExitCode> {
     let wishlist = Wishlist::open(&command.wishlist)?;
+    let thin = wishlist.thin.as_ref().filter(|_| command.thin_images);
+    if command.thin_images && thin.is_none() {
+        return Err(
+            UsageError("--thin-images is for recipes of version 1, which say how they are named".to_owned()).into()
+        );
+    }
     let options = Options {
         convert: command.effort.options()?,
         prune: command.prune,
@@ -60,13 +66,16 @@ fn once(
     let reporter = Reporter::new(Display::start_empty(arguments.quiet), notifier);
     let report = round(folder, &wishlist, &options, &reporter, &mut randomness())?;
     drop(reporter);
+    let thin = thin.map(|thin| push_thin_images(folder, thin, &report)).transpose()?.unwrap_or_default();
+    thin.iter().for_each(report_thin);
     if arguments.json {
-        print_line(format_args!("{}", to_json(folder, &report)))?;
+        print_line(format_args!("{}", to_json(folder, &report, &thin)))?;
     } else {
-        print(format_args!("{}", to_text(folder, &report)))?;
+        print(format_args!("{}", to_text(folder, &report, &thin)))?;
     }
+    let thin_failed = thin.iter().filter(|thin| matches!(thin.state, ThinState::Failed(_))).count();
     let failed = report.images.iter().filter(|(_, state)| matches!(state, ImageState::Failed(_))).count();
-    Ok(match failed + report.failures.len() {
+    Ok(match failed + report.failures.len() + thin_failed {
         0 => ExitCode::SUCCESS,
         _ if failed == report.images.len() => ExitCode::from(FAILED),
         _ => ExitCode::from(PARTLY),
@@ -155,7 +164,17 @@ impl Observer for Reporter<'_> {
     }
 }
 
-fn to_text(folder: &RepositoryFolder, report: &Report) -> String {
+/// Says what became of a thin image, unless that is in the results.
+fn report_thin(thin: &ThinOutcome) {
+    match &thin.state {
+        ThinState::Pushed => {}
+        ThinState::Unchanged => tracing::debug!("{} is unchanged", thin.name),
+        ThinState::LeftOut(reason) => tracing::warn!("there is no thin image of {}: {reason}", thin.image),
+        ThinState::Failed(error) => tracing::error!("{}: {error}", thin.image),
+    }
+}
+
+fn to_text(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome]) -> String {
     let mut text = String::new();
     let mut counts = [0_usize; 3];
     for (_, state) in &report.images {
@@ -172,6 +191,10 @@ fn to_text(folder: &RepositoryFolder, report: &Report) -> String {
     }
     for name in &report.removed {
         text += &format!("{name}  removed\n");
+    }
+    let is_pushed = |thin: &&ThinOutcome| thin.state == ThinState::Pushed;
+    for ThinOutcome { image, name, .. } in thin.iter().filter(is_pushed) {
+        text += &format!("{name}  pushed, thin image of {image}\n");
     }
     let [unchanged, published, failed] = counts;
     text += &format!("{} images: {unchanged} unchanged, {published} published, {failed} failed", report.images.len());
@@ -190,7 +213,7 @@ fn to_text(folder: &RepositoryFolder, report: &Report) -> String {
     text + "\n"
 }
 
-fn to_json(folder: &RepositoryFolder, report: &Report) -> Value {
+fn to_json(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome]) -> Value {
     let image = |(image, state): &(WantedImage, ImageState)| {
         let mut json = json!({"image": image.argument.to_string(), "name": image.name().to_string()});
         match state {
@@ -229,5 +252,16 @@ fn to_json(folder: &RepositoryFolder, report: &Report) -> Value {
         "removed": report.removed.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "not-listed": report.failures.iter().map(failure).collect::<Vec<_>>(),
         "images": report.images.iter().map(image).collect::<Vec<_>>(),
+        "thin-images": thin.iter().map(thin_json).collect::<Vec<_>>(),
     })
+}
+
+fn thin_json(thin: &ThinOutcome) -> Value {
+    let (state, reason) = match &thin.state {
+        ThinState::Pushed => ("pushed", None),
+        ThinState::Unchanged => ("unchanged", None),
+        ThinState::LeftOut(reason) => ("left-out", Some(reason)),
+        ThinState::Failed(error) => ("failed", Some(error)),
+    };
+    json!({"name": thin.name, "image": thin.image.to_string(), "state": state, "reason": reason})
 }

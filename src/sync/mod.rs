@@ -10,6 +10,7 @@ mod prune;
 mod quarantine;
 mod queue;
 mod survey;
+mod thin;
 mod turns;
 mod workshop;
 
@@ -32,6 +33,8 @@ use crate::source::registry::RegistryError;
 use crate::store::Written;
 use crate::threads::{self, ThreadsError};
 use crate::wishlist::{self, Expansion, Failure, Problem, WantedImage, Wishlist};
+
+pub use thin::{ThinOutcome, ThinState, push_thin_images};
 
 use prune::Wishes;
 use quarantine::Quarantine;

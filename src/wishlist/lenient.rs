@@ -4,7 +4,7 @@ use super::filter::{Glob, TagFilter};
 use super::node::{Fault, Node, Value};
 use super::options::WishOptions;
 use super::place::Reference;
-use super::thin::OutputFormat;
+use super::thin::{OutputFormat, ThinImages};
 use super::{Problem, Wanted, Wish, Wishlist};
 
 const KEYS: [&str; 5] = ["version", "user", "cvmfs_repo", "output_format", "input"];
@@ -29,7 +29,8 @@ pub(super) fn read(document: &Node, name: String) -> Result<Wishlist, Fault> {
         }
     }
     let text_of = |key: &str| document.get(key).filter(|node| !is_empty(node)).map(Node::text).transpose();
-    let thin = text_of("output_format")?.map(OutputFormat::new).unwrap_or_default();
+    let format = text_of("output_format")?.map(OutputFormat::new).unwrap_or_default();
+    let thin = ThinImages { format, user: text_of("user")?.map(str::to_owned) };
     let repository = text_of("cvmfs_repo")?.map(str::to_owned);
     Ok(Wishlist { name, repository, wishes, problems, thin: Some(thin) })
 }
@@ -114,8 +115,10 @@ input:
             panic!("is no image");
         };
         assert!(*plain_http && digest.is_some());
+        let thin = wishlist.thin.unwrap();
+        assert_eq!(thin.user.as_deref(), Some("cvmfsunpacker"));
         assert_eq!(
-            wishlist.thin.unwrap().thin_name(image).unwrap().trim(),
+            thin.format.thin_name(image).unwrap().trim(),
             "https://gitlab-registry.cern.ch/unpacked/sync/library/fedora:latest"
         );
     }

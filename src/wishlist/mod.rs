@@ -30,7 +30,7 @@ pub use filter::{Glob, NameFilter, TagFilter, is_referrers_tag};
 pub use options::{ChainOption, PlatformOption, WishOptions};
 pub use place::ImageRepository;
 pub use project::{JsonPage, Listing, ListingError, Project, ProjectApi, ProjectError};
-pub use thin::OutputFormat;
+pub use thin::{OutputFormat, ThinImages};
 pub use version::compare_tags;
 
 use node::{Fault, Node};
@@ -80,8 +80,8 @@ pub struct Wishlist {
     pub wishes: Vec<Wish>,
     /// What is wrong with the file, but does not stop the rest of it.
     pub problems: Vec<Problem>,
-    /// How thin images are named. Wishlists of version 2 have none.
-    pub thin: Option<OutputFormat>,
+    /// What is said of thin images. Wishlists of version 2 say nothing.
+    pub thin: Option<ThinImages>,
 }
 
 /// One wish: an image, or a rule that stands for several.

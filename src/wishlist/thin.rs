@@ -1,10 +1,19 @@
-//! How a recipe of version 1 names thin images.
+//! What a recipe of version 1 says of thin images.
 
 use crate::image::ImageReference;
 use crate::source::ImageArgument;
 
 /// How often one variable is replaced, as in the converter whose recipes these are.
 const REPLACEMENTS: usize = 5;
+
+/// What a recipe says of thin images.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ThinImages {
+    /// How they are named.
+    pub format: OutputFormat,
+    /// Who pushes them.
+    pub user: Option<String>,
+}
 
 /// The `output_format` of a recipe: a text with variables such as `$(image)`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 mod ducc;
 mod recipe;
+mod thin;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
