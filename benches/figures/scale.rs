@@ -34,7 +34,7 @@ pub fn large_repository(folder: &Path, scratch: &mut Scratch, table: &mut Table)
     let (mut in_large, mut in_small) = (Vec::new(), Vec::new());
     for run in 0..RUNS {
         // With `--force` the image is read anew; what it is stored as is known in both.
-        let options: &[&str] = if run == 0 { &[] } else { &["--force"] };
+        let options: &[&str] = if run == 0 { &["--skip-podman"] } else { &["--skip-podman", "--force"] };
         in_large.push(convert(&large, &one_more, "one-more:1", options));
         in_small.push(convert(&small, &one_more, "one-more:1", options));
     }

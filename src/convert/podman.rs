@@ -149,9 +149,8 @@ impl<'a> Edits<'a> {
     fn put_image(&mut self, staged: &StagedImage) -> Result<StoreImage, ConvertError> {
         let (image, config) = (&staged.image, staged.outcome.config);
         let flat = layout::flat_root(config);
-        let ready = staged.ready.trees.iter().find(|(path, _)| *path == flat);
-        let size = match ready {
-            Some((_, stored)) => stored.totals.file_size().cast_unsigned(),
+        let size = match staged.ready.trees.get(&flat) {
+            Some(stored) => stored.totals.file_size().cast_unsigned(),
             None => podman::flat_size(self.head, config)?.unwrap_or(0),
         };
         let shown = staged.for_podman(size).expect("only an image that podman takes is listed");
