@@ -19,6 +19,7 @@ mod mount;
 mod odd_input;
 mod overlay_mounts;
 mod platforms;
+mod podman;
 mod preview;
 mod publish;
 mod registry;
