@@ -1,9 +1,9 @@
 //! The reference image, beside the bare work, other programs, and itself.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use std::{env, fs};
 
 use strata::object::Compression;
 
@@ -30,6 +30,11 @@ struct Promises {
     rebuild: f64,
 }
 
+/// Returns how often the reference image is converted for a figure.
+fn runs() -> usize {
+    env::var("STRATA_BENCH_RUNS").map_or(2, |runs| runs.parse().expect("STRATA_BENCH_RUNS is a number"))
+}
+
 /// Measures with a small image what changes of the code may not make worse. The promises leave room for a machine that does
 /// something else.
 pub fn quick(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
@@ -45,7 +50,7 @@ pub fn full(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
     let layout = images::hep(folder);
     let size = Cuts::find(&layout.layers("hep")).size();
     let promises = Promises { limit: LIMIT, threads: 1.9, rebuild: 4.0 };
-    let ours = compare(&layout, "hep", &promises, 2, scratch, table);
+    let ours = compare(&layout, "hep", &promises, runs(), scratch, table);
     let minute_per_gb = Duration::from_secs_f64(60.0 * size as f64 / 1e9);
     let fast = if cfg!(feature = "isal") { 12.0 } else { 8.0 };
     for ((mode, ours), least) in MODES.iter().zip(&ours).zip([5.5, fast, 3.0]) {
@@ -66,7 +71,7 @@ pub fn full(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
 
 /// Measures the reference image beside the bare work only.
 pub fn limit(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
-    beside_limit(&images::hep(folder), "hep", LIMIT, 2, scratch, table);
+    beside_limit(&images::hep(folder), "hep", LIMIT, runs(), scratch, table);
 }
 
 /// Compares `convert` in each mode with the bare work, one thread with two, and the image with itself and its rebuild.

@@ -1,10 +1,14 @@
 //! Every figure of the README, measured in one run: `cargo bench`.
 //!
-//! `cargo bench -- GROUP…` measures some groups only: `quick` (a Debian base system), `hep` (the reference image, 7 GB),
-//! `limit` (that part of `hep` that compares it with the bare work), `memory`, `scale` (a repository of 10,000 images), `many` (1,000 images from a registry), `registry` and
-//! `libraries` (what could compress instead). Without a name it is all but the first and the third, which takes an hour and 60 GB; `quick` takes a minute, and fails where a ratio is not as promised.
-//! Everything is made and kept in `STRATA_BENCH_DIR` (default `target/figures`). It takes root, and the Debian packages
-//! mmdebstrap, umoci, skopeo and docker-registry.
+//! `cargo bench -- GROUP…` measures some groups only:
+//! - `quick`: a Debian base system; takes two minutes, and fails where a ratio is not as promised;
+//! - `hep`: the reference image, 7 GB; `limit`: that part of it that compares it with the bare work;
+//! - `memory`; `scale`: a repository of 10,000 images; `many`: 1,000 images from a registry; `registry`;
+//! - `libraries`: what could compress instead.
+//!
+//! Without a name it is all but `quick` and `limit`, which takes an hour or two and 60 GB. The reference image is converted
+//! `STRATA_BENCH_RUNS` (2) times for each figure, and everything is made and kept in `STRATA_BENCH_DIR` (`target/figures`).
+//! It takes root, and the Debian packages mmdebstrap, umoci and docker-registry.
 
 mod commands;
 mod hep;

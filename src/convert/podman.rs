@@ -7,6 +7,7 @@ use super::{ConvertError, ImageOptions, PodmanListing};
 use crate::catalog::CatalogEntry;
 use crate::image::{Digest, ImageName};
 use crate::layout::{self, ImagePlace};
+use crate::message::causes;
 use crate::podman::{self, Audit, MANY_IMAGES, PodmanStore, PublishedStore, Refusal, StoreImage};
 use crate::publish::Edit;
 use crate::settings::Settings;
@@ -175,16 +176,20 @@ impl<'a> Edits<'a> {
         if !self.head.get(&diff)?.is_some_and(is_there) {
             self.edits.insert(diff, Edit::VariantLink(target.into_bytes()));
         }
-        let link = self.link_of(layer)?;
+        let link = self.link_of(layer);
         self.put_file(podman::layer_link(layer), Some(link.as_bytes()))?;
         self.add_link(podman::short_link(&link), podman::short_link_target(layer).as_bytes())
     }
 
-    /// Returns the short name of a layer. One that another program gave it stays: containers know it.
-    fn link_of(&self, layer: Digest) -> Result<String, ConvertError> {
-        let before = self.head.read(&podman::layer_link(layer), podman::LONGEST_DOCUMENT as u64)?;
+    /// Returns the short name of a layer. One that another program gave it stays, unless it is lost: containers know it.
+    fn link_of(&self, layer: Digest) -> String {
+        let before = self.head.read(&podman::layer_link(layer), podman::LONGEST_DOCUMENT as u64);
+        let before = before.unwrap_or_else(|error| {
+            tracing::warn!("repairing podman's store: {}", causes(&error));
+            None
+        });
         let before = before.and_then(|name| String::from_utf8(name).ok()).filter(|name| is_link_id(name));
-        Ok(before.unwrap_or_else(|| podman::link_id(layer)))
+        before.unwrap_or_else(|| podman::link_id(layer))
     }
 
     /// Brings a store that another program wrote last into a form that podman takes, and tells what was wrong with it.
@@ -250,7 +255,7 @@ impl<'a> Edits<'a> {
         let Some(entry) = store.entry(config) else { return Ok(()) };
         let layers = store.own_layers(entry);
         if let Some(&top) = layers.first() {
-            let link = podman::short_link(&self.link_of(top)?);
+            let link = podman::short_link(&self.link_of(top));
             self.edits.extend([(podman::layer_folder(top), Edit::Remove), (link, Edit::Remove)]);
         }
         self.edits.insert(podman::image_folder(config), Edit::Remove);
