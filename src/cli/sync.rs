@@ -9,7 +9,7 @@ use bytesize::ByteSize;
 use serde_json::{Value, json};
 use strata::convert::Outcome;
 use strata::folder::RepositoryFolder;
-use strata::message::on_one_line;
+use strata::message::{causes, on_one_line};
 use strata::notification::Notifications;
 use strata::sync::{Event, ImageState, Observer, Options, Report, ThinOutcome, ThinState, push_thin_images, round};
 use strata::wishlist::{WantedImage, Wishlist};
@@ -66,7 +66,14 @@ fn once(
     let reporter = Reporter::new(Display::start_empty(arguments.quiet), notifier);
     let report = round(folder, &wishlist, &options, &reporter, &mut randomness())?;
     drop(reporter);
-    let thin = thin.map(|thin| push_thin_images(folder, thin, &report)).transpose()?.unwrap_or_default();
+    // The images are published by now, so this is no reason to say that nothing was.
+    let thin = thin.map(|thin| push_thin_images(folder, thin, &report)).transpose();
+    let thin_is_lost = thin.is_err();
+    let thin = thin.unwrap_or_else(|error| {
+        tracing::error!("no thin image is pushed: {}", causes(&error));
+        None
+    });
+    let thin = thin.unwrap_or_default();
     thin.iter().for_each(report_thin);
     if arguments.json {
         print_line(format_args!("{}", to_json(folder, &report, &thin)))?;
@@ -75,7 +82,7 @@ fn once(
     }
     let thin_failed = thin.iter().filter(|thin| matches!(thin.state, ThinState::Failed(_))).count();
     let failed = report.images.iter().filter(|(_, state)| matches!(state, ImageState::Failed(_))).count();
-    Ok(match failed + report.failures.len() + thin_failed {
+    Ok(match failed + report.failures.len() + thin_failed + usize::from(thin_is_lost) {
         0 => ExitCode::SUCCESS,
         _ if failed == report.images.len() => ExitCode::from(FAILED),
         _ => ExitCode::from(PARTLY),

@@ -37,8 +37,10 @@ impl Igzip {
     /// Compresses `plain` into `out`, which grows where it is too short, and returns how many bytes there are: nothing where
     /// that would be more than `plain` has.
     pub(super) fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Option<usize> {
-        // Room for header, checksum, and what is written eight bytes at a time.
-        grow(out, plain.len() + 64);
+        // Room for header, checksum, and what is written eight bytes at a time. Never more, however large the buffer is by now:
+        // what ISA-L writes depends on it.
+        let room = plain.len() + 64;
+        grow(out, room);
         let stream = &mut *self.stream;
         // SAFETY: `new` made the stream valid; this makes it as new.
         unsafe { z::isal_deflate_init(stream) };
@@ -50,7 +52,7 @@ impl Igzip {
         stream.next_in = plain.as_ptr().cast_mut();
         stream.avail_in = u32::try_from(plain.len()).expect("pieces are smaller than 4 GiB");
         stream.next_out = out.as_mut_ptr();
-        stream.avail_out = u32::try_from(out.len()).expect("pieces are smaller than 4 GiB");
+        stream.avail_out = u32::try_from(room).expect("pieces are smaller than 4 GiB");
         // SAFETY: input, output and level buffer live as long as the call, are as long as is said, and ISA-L only reads the
         // first of them.
         let result = unsafe { z::isal_deflate(stream) };

@@ -15,7 +15,7 @@ use crate::source::ImageArgument;
 use crate::source::registry::{Pushed, PushedImage, Registries, RegistriesSettings, RegistryError, Transport};
 use crate::thin::thin_image;
 use crate::threads;
-use crate::wishlist::{ThinImages, WantedImage};
+use crate::wishlist::{OutputFormat, ThinImages, WantedImage};
 
 /// So many are pushed at a time; how many to one registry, its own limit says.
 const AT_ONCE: usize = 16;
@@ -63,7 +63,9 @@ pub fn push_thin_images(
     report: &Report,
 ) -> Result<Vec<ThinOutcome>, SyncError> {
     let settings = RegistriesSettings { folder: folder.path().to_owned(), hosts: folder.settings().registries.clone() };
-    let registries = Registries::for_pushing(settings, &|name| std::env::var_os(name), thin.user.as_deref())?;
+    // The password is for the registry that the recipe names, never for those that its images come from.
+    let login = thin.format.host().zip(thin.user.as_deref());
+    let registries = Registries::for_pushing(settings, &|name| std::env::var_os(name), login)?;
     let head = Repository::open(&folder.store()?, folder.name())?;
     let (mut outcomes, mut works) = (Vec::new(), Vec::new());
     let mut taken: HashMap<String, &ImageName> = HashMap::new();
@@ -71,7 +73,10 @@ pub fn push_thin_images(
         let text = thin.format.thin_name(&image.argument).unwrap_or_default().trim().to_owned();
         let left_out =
             |reason| ThinOutcome { image: image.name().clone(), name: text.clone(), state: ThinState::LeftOut(reason) };
-        match place(&text) {
+        match place(&text, &thin.format) {
+            Ok((name, _)) if report.images.iter().any(|(image, _)| *image.name() == name) => {
+                outcomes.push(left_out("it would replace an image of the recipe".to_owned()));
+            }
             Ok((name, transport)) => match taken.entry(name.to_string()) {
                 Entry::Occupied(other) => {
                     outcomes.push(left_out(format!("that of '{}' has the same name", other.get())));
@@ -84,19 +89,23 @@ pub fn push_thin_images(
             Err(reason) => outcomes.push(left_out(reason)),
         }
     }
-    let push = |work: &Work<'_>| work.push(&head, &registries);
     let pool = threads::waiting_pool(AT_ONCE.min(works.len()))?;
-    let pushed: Result<Vec<_>, _> =
-        pool.install(|| works.par_iter().filter_map(|work| push(work).transpose()).collect());
-    outcomes.extend(pushed?);
+    let pushed: Vec<_> =
+        pool.install(|| works.par_iter().filter_map(|work| work.push(&head, &registries)).collect());
+    outcomes.extend(pushed);
     Ok(outcomes)
 }
 
 /// Returns where a thin image goes that a recipe gives this name.
-fn place(text: &str) -> Result<(ImageName, Transport), String> {
+///
+/// How an image was read says nothing of a registry that the recipe names itself.
+fn place(text: &str, format: &OutputFormat) -> Result<(ImageName, Transport), String> {
     match text.parse() {
         Ok(ImageArgument::Registry { name, plain_http, .. }) => match name.reference() {
-            ImageReference::Tag(_) => Ok((name, Transport::of(plain_http))),
+            ImageReference::Tag(_) => {
+                let is_plain = if format.host().is_some() { format.is_plain() } else { plain_http };
+                Ok((name, Transport::of(is_plain)))
+            }
             ImageReference::Digest(_) => Err("it would have the digest of another image for a name".to_owned()),
         },
         Ok(_) => Err("its name is none at a registry".to_owned()),
@@ -106,17 +115,18 @@ fn place(text: &str) -> Result<(ImageName, Transport), String> {
 
 impl Work<'_> {
     /// Pushes it; nothing where there is nothing to push.
-    fn push(&self, head: &Repository, registries: &Registries) -> Result<Option<ThinOutcome>, RepositoryError> {
-        let state = match self.make(head)? {
-            Made::Nothing => return Ok(None),
-            Made::LeftOut(reason) => ThinState::LeftOut(reason.to_owned()),
-            Made::Image(image) => match registries.push(&self.name, self.transport, &image) {
+    fn push(&self, head: &Repository, registries: &Registries) -> Option<ThinOutcome> {
+        let state = match self.make(head) {
+            Err(error) => ThinState::Failed(causes(&error)),
+            Ok(Made::Nothing) => return None,
+            Ok(Made::LeftOut(reason)) => ThinState::LeftOut(reason.to_owned()),
+            Ok(Made::Image(image)) => match registries.push(&self.name, self.transport, &image) {
                 Ok(Pushed::New) => ThinState::Pushed,
                 Ok(Pushed::WasThere) => ThinState::Unchanged,
                 Err(error) => ThinState::Failed(self.told(&error)),
             },
         };
-        Ok(Some(ThinOutcome { image: self.image.name().clone(), name: self.name.to_string(), state }))
+        Some(ThinOutcome { image: self.image.name().clone(), name: self.name.to_string(), state })
     }
 
     fn told(&self, error: &RegistryError) -> String {

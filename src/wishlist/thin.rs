@@ -31,6 +31,18 @@ impl OutputFormat {
         Self(text.to_owned())
     }
 
+    /// Returns the host that all thin images go to, if the format names one.
+    pub fn host(&self) -> Option<&str> {
+        let (_, rest) = self.0.split_once("://")?;
+        let host = rest.split('/').next().unwrap_or_default();
+        (!host.is_empty() && !host.contains("$(")).then_some(host)
+    }
+
+    /// Tells whether the format itself, and not some image, asks for no encryption.
+    pub fn is_plain(&self) -> bool {
+        self.0.starts_with("http://")
+    }
+
     /// Returns the name of the thin image of an image at a registry; images at other places have none.
     ///
     /// `$(reference)` is the tag with its colon, the digest with its `@`, or both, and `$(image)` is the repository with
@@ -81,6 +93,15 @@ mod tests {
         assert_eq!(thin("$(repository)$(reference)|$(digest)|$(image", image), "atlas/athena:21.0||$(image");
         let image = format!("h.org/a@{digest}");
         assert_eq!(thin("$(image) '$(tag)'", &image), format!("a@{digest} ''"));
+    }
+
+    #[test]
+    fn format_names_one_host_or_leaves_it_to_the_images() {
+        let host = |format: &str| OutputFormat::new(format).host().map(str::to_owned);
+        assert_eq!(host("$(scheme)://r.org:5000/thin/$(image)").as_deref(), Some("r.org:5000"));
+        assert_eq!(OutputFormat::default().host(), None);
+        assert_eq!((host("https://r.$(tag)/a"), host("https:///a"), host("r.org/a")), (None, None, None));
+        assert!(OutputFormat::new("http://r.org/a").is_plain() && !OutputFormat::default().is_plain());
     }
 
     #[test]

@@ -92,7 +92,14 @@ pub(super) struct CredentialPlaces {
     /// Where programs are looked for.
     path: Option<OsString>,
     /// What is shown to every registry, and where it is from.
-    login: Option<(Credentials, &'static str)>,
+    login: Option<Login>,
+}
+
+/// Credentials for one host.
+struct Login {
+    host: String,
+    credentials: Credentials,
+    place: &'static str,
 }
 
 impl CredentialPlaces {
@@ -100,15 +107,15 @@ impl CredentialPlaces {
         Self { settings, ducc, files: files(environment), path: environment("PATH"), login: None }
     }
 
-    /// Shows the same credentials to every registry from now on.
-    pub(super) fn set_login(&mut self, credentials: Credentials, place: &'static str) {
-        self.login = Some((credentials, place));
+    /// Shows credentials to one host from now on, whatever others there are for it.
+    pub(super) fn set_login(&mut self, host: &str, credentials: Credentials, place: &'static str) {
+        self.login = Some(Login { host: host.to_owned(), credentials, place });
     }
 
     /// Looks for credentials for a repository at a host; without a repository, for those of the host as a whole.
     pub(super) fn find(&self, host: &str, repository: &str) -> Result<Found, RegistryError> {
-        if let Some((credentials, place)) = &self.login {
-            return Ok(found(credentials.clone(), place));
+        if let Some(login) = self.login.as_ref().filter(|login| login.host == host) {
+            return Ok(found(login.credentials.clone(), login.place));
         }
         if let Some(credentials) = self.of_settings(host)? {
             return Ok(found(credentials, "the settings"));

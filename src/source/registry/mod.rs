@@ -231,11 +231,11 @@ impl Registries {
         Self { patience, ..self.clone() }
     }
 
-    /// Returns the same registries, none of which anybody has asked yet, with the same credentials for each.
-    fn with_login(mut self, credentials: Credentials, place: &'static str) -> Self {
+    /// Returns the same registries, none of which anybody has asked yet, with these credentials for one host.
+    fn with_login(mut self, host: &str, credentials: Credentials, place: &'static str) -> Self {
         let shared =
             Arc::get_mut(&mut self.shared).expect("registries that nobody has asked are in nobody else's hands");
-        shared.places.set_login(credentials, place);
+        shared.places.set_login(host, credentials, place);
         self
     }
 

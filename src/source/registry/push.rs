@@ -48,20 +48,22 @@ struct Push<'a> {
 }
 
 impl Registries {
-    /// Prepares to push as `user`, with the password of `DUCC_OUTPUT_REGISTRY_PASS`. Where one of the two is missing,
-    /// credentials are looked for where those for reading are.
+    /// Prepares to push, to a host as a user, with the password of `DUCC_OUTPUT_REGISTRY_PASS`. For other hosts, and where user
+    /// or password are missing, credentials are looked for where those for reading are.
     pub fn for_pushing(
         settings: RegistriesSettings,
         environment: Environment<'_>,
-        user: Option<&str>,
+        login: Option<(&str, &str)>,
     ) -> Result<Self, RegistryError> {
         let registries = Self::new(settings, environment)?;
         let password = environment(PASSWORD).filter(|password| !password.is_empty()).map(|password| {
             let fault = "is not text";
             password.into_string().map_err(|_| RegistryError::Variable { variable: PASSWORD.to_owned(), fault })
         });
-        Ok(match (user, password.transpose()?) {
-            (Some(user), Some(password)) => registries.with_login(Credentials::new(user, &password), PASSWORD),
+        Ok(match (login, password.transpose()?) {
+            (Some((host, user)), Some(password)) => {
+                registries.with_login(host, Credentials::new(user, &password), PASSWORD)
+            }
             _ => registries,
         })
     }
