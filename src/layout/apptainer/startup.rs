@@ -52,9 +52,10 @@ fn split(variable: &str) -> (&str, Option<&str>) {
 
 /// Returns the lines that export one variable; without a value of the image it is exported as it is, empty if unset.
 ///
-/// Nothing is assigned to a variable that has a value: to `UID` and a few others bash refuses it, and ends.
+/// Nothing is assigned to a variable that has a value: to `UID` and a few others bash refuses it, and ends. Apptainer reads
+/// the file with a shell of its own (mvdan.cc/sh), of which older versions (3.6) lose backslashes in double quotes.
 fn export(name: &str, value: Option<&str>) -> String {
-    let quoted = double_quoted(value.unwrap_or_default());
+    let quoted = single_quoted(value.unwrap_or_default());
     match (name, value) {
         ("PATH", Some(_)) => format!("export PATH={quoted}\n"),
         _ => format!("[ -n \"${{{name}:-}}\" ] || {name}={quoted}\nexport {name}\n"),
@@ -239,7 +240,7 @@ mod tests {
     fn nul_is_dropped_from_arguments_and_values() {
         let config = config(&with_reporter(&strings(["a\0b"])), &[], &strings(["A=b\0c"]));
         assert!(!runscript(&config).contains('\0'));
-        assert!(environment(&config).contains("A=\"bc\"\n"));
+        assert!(environment(&config).contains("A='bc'\n"));
     }
 
     /// Returns the exported variables after sourcing the file that `env` makes, started with `before`.
