@@ -35,11 +35,12 @@ impl fmt::Display for Runtime {
     }
 }
 
-/// Returns the runtimes that run an image, with the command for each.
+/// Returns the runtimes that run an image, with the command for each. Whether podman finds the image under its name is given.
 pub fn commands(
     repository: &Repository,
     place: &ImagePlace,
     record: &ImageRecord,
+    podman_finds_it: bool,
 ) -> Result<Vec<(Runtime, String)>, RepositoryError> {
     let mountpoint = repository.client_mountpoint().display().to_string();
     let has = |path| Ok::<_, RepositoryError>(repository.get(&path)?.is_some());
@@ -48,7 +49,7 @@ pub fn commands(
     if has_root && has(place.link())? {
         commands.push((Runtime::Apptainer, format!("apptainer run {mountpoint}{}", place.link())));
     }
-    if has(podman::image_folder(record.config))? {
+    if podman_finds_it {
         let store = format!("--storage-opt additionalimagestore={mountpoint}/{}", podman::STORE);
         commands.push((Runtime::Podman, format!("podman {store} run {}", place.name)));
     }

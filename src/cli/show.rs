@@ -25,7 +25,8 @@ pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
         Some(image) => {
             for place in image.places(&repository)? {
                 let details = inventory::describe(&repository, &place)?;
-                let commands = runtimes::commands(&repository, &place, &details.record)?;
+                let podman_finds_it = details.podman == Some(Ok(()));
+                let commands = runtimes::commands(&repository, &place, &details.record, podman_finds_it)?;
                 image_info(arguments, &place, &details, &commands)?;
             }
         }

@@ -72,7 +72,11 @@ impl Run {
                 };
                 let (lower, content, is_new) = (tree, Arc::new(content), need.layers.contains(&index));
                 tree = self.apply(&lower, layer, &content, is_new, &mut losses, head)?;
-                if is_new {
+                let comes_again = || image.layers[index + 1..].iter().any(|other| other.digest == layer.digest);
+                if is_new && comes_again() {
+                    // It is compared with what is stored now.
+                    add(self.store_layer(builder, &lower, layer, &content));
+                } else if is_new {
                     scope.spawn(move |_| add(self.store_layer(builder, &lower, layer, &content)));
                 }
                 if need.chains.contains(&(index + 1)) {

@@ -38,7 +38,8 @@ impl Run {
         let mut edits = Edits::new(self, head);
         for platforms in changes.images.chunk_by(|a, b| a.outcome.place.name == b.outcome.place.name) {
             for image in platforms {
-                edits.add_image(image)?;
+                let is_other = |other: &StagedImage| other.outcome.place != image.outcome.place && other.is_listed();
+                edits.add_image(image, platforms.iter().any(is_other))?;
             }
             edits.add_name(platforms)?;
         }
@@ -72,7 +73,8 @@ impl<'a> Edits<'a> {
         Self { run, head, edits, podman, left: BTreeMap::new(), kept: BTreeSet::new() }
     }
 
-    fn add_image(&mut self, staged: &StagedImage) -> Result<(), ConvertError> {
+    /// Adds an image. Whether podman sees that for another platform under its name is given.
+    fn add_image(&mut self, staged: &StagedImage, another_is_listed: bool) -> Result<(), ConvertError> {
         if staged.is_foreign {
             return Ok(());
         }
@@ -92,7 +94,7 @@ impl<'a> Edits<'a> {
             let place = &staged.outcome.place;
             self.add_link(place.link(), &place.link_target(staged.outcome.config))?;
         }
-        self.add_metadata(staged)
+        self.add_metadata(staged, another_is_listed)
     }
 
     pub(super) fn add_link(&mut self, link: EntryPath, target: &[u8]) -> Result<(), ConvertError> {
@@ -201,7 +203,7 @@ impl<'a> Edits<'a> {
     }
 
     /// Adds what is known about an image, if any of it or any of the image's trees is new.
-    fn add_metadata(&mut self, staged: &StagedImage) -> Result<(), ConvertError> {
+    fn add_metadata(&mut self, staged: &StagedImage, another_is_listed: bool) -> Result<(), ConvertError> {
         let folder = staged.outcome.place.metadata();
         let (record_path, losses_path) = (folder.join(b"strata.json"), folder.join(b"losses.json"));
         let before = self.head.read(&record_path, FILE_LIMIT)?.and_then(|json| ImageRecord::parse(&json));
@@ -209,6 +211,8 @@ impl<'a> Edits<'a> {
         if let Some(before) = before.as_ref().filter(|before| before.manifest == record.manifest) {
             // What an earlier run published for the same image and this one was not asked for stays the image's.
             record.keep_trees_of(before);
+            // Podman knows one image by each name.
+            record.podman &= !another_is_listed;
         }
         let index = staged.image.index.as_ref().map(|index| index.bytes.as_slice());
         let is_as_before = |before: &ImageRecord| before.trees() == record.trees() && before.podman == record.podman;

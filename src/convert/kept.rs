@@ -132,7 +132,7 @@ fn write(folder: &Path, staging: &Staging, wishes: &Receiver<(Digest, Wish)>) {
     while let Ok(first) = wishes.recv() {
         // Of several wishes for one layer the last one counts.
         let gathered: BTreeMap<Digest, Wish> = std::iter::once(first).chain(wishes.try_iter()).collect();
-        let is_durable = gathered.values().all(|wish| matches!(wish, Wish::Forget)) || staging.flush().is_ok();
+        let is_durable = gathered.values().all(|wish| matches!(wish, Wish::Forget)) || staging.try_flush().is_ok();
         for (digest, wish) in gathered {
             let path = path(folder, digest);
             match wish {

@@ -61,7 +61,7 @@ impl StagedImage {
         StoreImage::named(name, &self.image.manifest.bytes, &self.image.config.bytes, size)
     }
 
-    fn is_listed(&self) -> bool {
+    pub(super) fn is_listed(&self) -> bool {
         self.outcome.podman == PodmanListing::Listed
     }
 }
@@ -110,7 +110,8 @@ impl<'a> Edits<'a> {
         for (name, shown) in &wanted {
             match shown {
                 Shown::Image(staged) => {
-                    let image = self.put_image(staged)?;
+                    let is_listed = store.entry(staged.outcome.config).is_some();
+                    let image = self.put_image(staged, is_listed)?;
                     store.put(&image, Some(name));
                     self.put_layer(&image)?;
                 }
@@ -146,8 +147,8 @@ impl<'a> Edits<'a> {
         Ok(())
     }
 
-    /// Adds the documents of an image to the store.
-    fn put_image(&mut self, staged: &StagedImage) -> Result<StoreImage, ConvertError> {
+    /// Adds the documents of an image to the store, which may have it already.
+    fn put_image(&mut self, staged: &StagedImage, is_listed: bool) -> Result<StoreImage, ConvertError> {
         let (image, config) = (&staged.image, staged.outcome.config);
         let flat = layout::flat_root(config);
         let size = match staged.ready.trees.get(&flat) {
@@ -155,10 +156,11 @@ impl<'a> Edits<'a> {
             None => podman::flat_size(self.head, config)?.unwrap_or(0),
         };
         let shown = staged.for_podman(size).expect("only an image that podman takes is listed");
-        // A manifest that the image came with before stays the first one.
-        let is_known = self.head.get(&podman::document(config, "manifest"))?.is_some_and(|there| !there.is_symlink());
-        if !is_known {
-            self.put_file(podman::document(config, "manifest"), Some(&image.manifest.bytes))?;
+        // A manifest that the image came with before stays the first one. What no entry goes with may be anything.
+        let first = podman::document(config, "manifest");
+        let is_there = self.head.get(&first)?.is_some_and(|there| !there.is_symlink());
+        if !(is_listed && (is_there || self.edits.contains_key(&first))) {
+            self.put_file(first, Some(&image.manifest.bytes))?;
         }
         self.put_file(
             podman::document(config, &podman::manifest_key(image.manifest.digest)),

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::name::store_name;
 use super::place::FlatLayers;
+use super::raw::Unique;
 use super::shape::{self, compare, member};
 use crate::image::{Digest, ImageName};
 
@@ -81,7 +82,9 @@ fn parse(bytes: &[u8], what: &str) -> Result<Value, Refusal> {
     if bytes.len() > LONGEST_DOCUMENT {
         return Err(Refusal(format!("its {what} has {} bytes, and 4 MiB are read", bytes.len())));
     }
-    serde_json::from_slice(bytes).map_err(|error| Refusal(format!("its {what} is no JSON: {error}")))
+    let refusal = |error| Refusal(format!("its {what} is no JSON that podman takes: {error}"));
+    serde_json::from_slice::<Unique>(bytes).map_err(refusal)?;
+    serde_json::from_slice(bytes).map_err(refusal)
 }
 
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -122,7 +125,7 @@ fn check_manifest(manifest: &Value, config: Digest) -> Result<(), String> {
 }
 
 fn has(object: &Value, name: &str) -> bool {
-    object.as_object().is_some_and(|members| members.keys().any(|key| key.eq_ignore_ascii_case(name)))
+    object.as_object().is_some_and(|members| members.keys().any(|key| shape::is_named(key, name)))
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use super::{Flaw, PodmanStore, STORE};
 use crate::layer::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 
-/// No list is read that is longer.
-const LIST_LIMIT: u64 = 256 << 20;
+/// No list is read that is longer: 64 MiB, of which 10,000 images take a fifth.
+const LIST_LIMIT: u64 = 64 << 20;
 
 /// Bytes of a lock that podman reads.
 const TOKEN_BYTES: usize = 64;
@@ -39,6 +39,18 @@ impl PublishedStore {
         Ok(Some(published))
     }
 
+    /// Reads a file. Something else in its place, or a file that is too long, is nothing, and is to be replaced.
+    fn read_file(&mut self, repository: &Repository, path: &EntryPath) -> Result<Option<Vec<u8>>, RepositoryError> {
+        match repository.read(path, LIST_LIMIT) {
+            Err(RepositoryError::Unreadable { fault, .. }) => {
+                self.is_ours = false;
+                self.flaws.push(Flaw::new(path.clone(), "a file that podman reads", fault));
+                Ok(None)
+            }
+            read => read,
+        }
+    }
+
     /// Reads a list, and compares it with its lock.
     fn read_list(
         &mut self,
@@ -46,8 +58,8 @@ impl PublishedStore {
         list: EntryPath,
         lock: EntryPath,
     ) -> Result<Vec<u8>, RepositoryError> {
-        let json = repository.read(&list, LIST_LIMIT)?.unwrap_or_default();
-        let token = repository.read(&lock, LIST_LIMIT)?;
+        let json = self.read_file(repository, &list)?.unwrap_or_default();
+        let token = self.read_file(repository, &lock)?;
         let expected = lock_token(&json);
         self.is_ours &= token.as_deref() == Some(expected.as_bytes());
         match token {

@@ -1,12 +1,15 @@
 //! JSON that others may have written: what is not changed keeps its text, known or not.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 
-use serde::de::{MapAccess, Visitor};
+use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+
+use super::shape::is_named;
 
 /// An object whose members keep their order and their text.
 pub(super) struct RawObject(Vec<(String, Box<RawValue>)>);
@@ -20,10 +23,10 @@ impl RawObject {
     /// Gives a member another value, or adds it; `null` takes it away.
     pub(super) fn set(&mut self, name: &str, value: &Value) {
         if value.is_null() {
-            return self.0.retain(|(key, _)| !key.eq_ignore_ascii_case(name));
+            return self.0.retain(|(key, _)| !is_named(key, name));
         }
         let value = serde_json::value::to_raw_value(value).expect("values are JSON");
-        match self.0.iter_mut().rfind(|(key, _)| key.eq_ignore_ascii_case(name)) {
+        match self.0.iter_mut().rfind(|(key, _)| is_named(key, name)) {
             Some((_, before)) => *before = value,
             None => self.0.push((name.to_owned(), value)),
         }
@@ -56,6 +59,63 @@ impl<'de> Deserialize<'de> for RawObject {
             }
         }
         deserializer.deserialize_map(Members)
+    }
+}
+
+/// JSON in which no object has a member twice. Go reads each of them, and fails on any; what parses it here keeps the last.
+pub(super) struct Unique;
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Unique {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self, A::Error> {
+        while list.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
+        let mut keys = HashSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            map.next_value::<Self>()?;
+            if let Some(key) = keys.replace(key) {
+                return Err(de::Error::custom(format!("'{}' stands twice", key.escape_debug())));
+            }
+        }
+        Ok(self)
     }
 }
 

@@ -120,6 +120,17 @@ const DESCRIPTOR: &[Member] = &[
     ("size", Shape::Number),
     ("urls", Shape::Texts),
     ("annotations", Shape::TextMap),
+    ("platform", Shape::Object(PLATFORM)),
+    ("artifactType", Shape::Text),
+];
+
+const PLATFORM: &[Member] = &[
+    ("architecture", Shape::Text),
+    ("os", Shape::Text),
+    ("os.version", Shape::Text),
+    ("os.features", Shape::Texts),
+    ("variant", Shape::Text),
+    ("features", Shape::Texts),
 ];
 
 /// What podman has to read of an entry in the list of images.
@@ -158,9 +169,19 @@ pub(super) const LAYER: &[Member] = &[
     ("gidmap", Shape::List),
 ];
 
+/// Tells whether Go takes a key for this name: it looks at no case, and for two letters not at the alphabet.
+pub(super) fn is_named(key: &str, name: &str) -> bool {
+    let fold = |letter: char| match letter {
+        'ſ' => 's',
+        '\u{212a}' => 'k',
+        _ => letter.to_ascii_lowercase(),
+    };
+    key.chars().map(fold).eq(name.chars().map(fold))
+}
+
 /// Returns the member of an object that podman reads under a name: of several that differ in case, the last one.
 pub(super) fn member<'v>(object: &'v Value, name: &str) -> Option<&'v Value> {
-    let is_meant = |(key, value): &(&String, &Value)| key.eq_ignore_ascii_case(name) && !value.is_null();
+    let is_meant = |(key, value): &(&String, &Value)| is_named(key, name) && !value.is_null();
     object.as_object()?.iter().rfind(is_meant).map(|(_, value)| value)
 }
 
@@ -174,7 +195,7 @@ pub(super) fn compare(document: &Value, members: &'static [Member]) -> Result<()
 
 fn compare_members(object: &Map<String, Value>, members: &'static [Member], above: &str) -> Result<(), String> {
     for (key, value) in object {
-        for (name, shape) in members.iter().filter(|(name, _)| name.eq_ignore_ascii_case(key)) {
+        for (name, shape) in members.iter().filter(|(name, _)| is_named(key, name)) {
             shape.compare(value, &format!("{above}{name}"))?;
         }
     }
@@ -232,5 +253,5 @@ impl Shape {
 }
 
 fn is_whole(value: &Value) -> bool {
-    value.is_i64() || value.is_u64()
+    value.is_i64()
 }

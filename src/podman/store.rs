@@ -232,7 +232,7 @@ impl PodmanStore {
 
     /// Returns the layers that podman finds from `top` down, or what is wrong with them.
     pub fn layers_below(&self, top: Digest) -> Result<Vec<Digest>, String> {
-        let mut found = Vec::new();
+        let (mut found, mut seen) = (Vec::new(), HashSet::new());
         let mut next = Some(top);
         while let Some(id) = next {
             let row = self.rows.get(&id).map(|&at| &self.layers[at]);
@@ -241,7 +241,7 @@ impl PodmanStore {
                 return Err(format!("layer {} without a digest", id.hex()));
             }
             // Podman goes round in it for ever.
-            if found.contains(&id) {
+            if !seen.insert(id) {
                 return Err(format!("layer {} below itself", id.hex()));
             }
             found.push(id);

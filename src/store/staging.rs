@@ -9,7 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread::{self, Scope};
 
 use super::runs::runs;
@@ -52,11 +52,13 @@ struct State {
     /// Those that wait to be moved.
     waiting: Vec<(ObjectHash, ObjectKind)>,
     waiting_bytes: u64,
-    /// Whether a thread of its own moves batches.
-    has_mover: bool,
+    /// The thread that moves batches, if there is one, by its number.
+    mover: Option<u64>,
+    /// How many such threads there were.
+    movers: u64,
     /// Whether it is to move what there is, even if that is no full batch.
     is_hurried: bool,
-    /// Why that thread could not move one.
+    /// Why such a thread could not move one.
     failure: Option<StoreError>,
     /// Objects that were in the store already and that this run counts on.
     relied_on: HashSet<(ObjectHash, ObjectKind)>,
@@ -65,12 +67,12 @@ struct State {
 
 /// Lets a thread of its own move full batches, until it is dropped.
 #[derive(Debug)]
-pub struct Mover<'s>(Option<&'s Staging>);
+pub struct Mover<'s>(Option<(&'s Staging, u64)>);
 
 impl Mover<'_> {
     /// Has what was added so far moved, as what comes next takes long.
     pub fn hurry(&self) {
-        if let Some(staging) = self.0 {
+        if let Some((staging, _)) = self.0 {
             staging.state().is_hurried = true;
             staging.full.notify_all();
         }
@@ -79,8 +81,8 @@ impl Mover<'_> {
 
 impl Drop for Mover<'_> {
     fn drop(&mut self) {
-        if let Some(staging) = self.0 {
-            staging.state().has_mover = false;
+        if let Some((staging, own)) = self.0 {
+            staging.state().mover.take_if(|mover| *mover == own);
             staging.full.notify_all();
         }
     }
@@ -118,27 +120,38 @@ impl Staging {
     /// Starts a thread that moves batches as they become full, so that those who add objects need not wait for the disk. One
     /// such thread is enough for all; where no thread can be had, they wait.
     pub fn move_aside<'s>(&'s self, scope: &'s Scope<'s, '_>) -> Mover<'s> {
-        if std::mem::replace(&mut self.state().has_mover, true) {
-            return Mover(None);
-        }
-        let mover = Mover(Some(self));
-        match thread::Builder::new().spawn_scoped(scope, || self.move_full_batches()) {
+        let own = {
+            let mut state = self.state();
+            if state.mover.is_some() {
+                return Mover(None);
+            }
+            state.movers += 1;
+            let own = state.movers;
+            state.mover = Some(own);
+            own
+        };
+        let mover = Mover(Some((self, own)));
+        match thread::Builder::new().spawn_scoped(scope, move || self.move_full_batches(own)) {
             Ok(_) => mover,
             Err(_) => Mover(None),
         }
     }
 
-    fn move_full_batches(&self) {
+    /// Moves batches until this thread, which has a number of its own, is no longer the one to do so.
+    fn move_full_batches(&self, own: u64) {
         loop {
-            let is_idle = |state: &mut State| state.has_mover && !state.is_hurried && state.waiting_bytes < BATCH_BYTES;
+            let is_idle = |state: &mut State| {
+                state.mover == Some(own) && !state.is_hurried && state.waiting_bytes < BATCH_BYTES
+            };
             let state = self.full.wait_while(self.state(), is_idle);
             let mut state = state.expect("no thread panics while it holds the list of objects");
-            if !state.has_mover {
+            if state.mover != Some(own) {
                 return;
             }
             state.is_hurried = false;
             drop(state);
-            if let Err(error) = self.flush() {
+            let moving = self.moving();
+            if let Err(error) = self.move_waiting(&moving) {
                 self.state().failure = Some(error);
             }
         }
@@ -169,7 +182,7 @@ impl Staging {
         }
         let failure = state.failure.take();
         // A thread that moves batches and does not keep up with those who add objects slows them down.
-        let is_full = state.waiting_bytes >= if state.has_mover { 2 * BATCH_BYTES } else { BATCH_BYTES };
+        let is_full = state.waiting_bytes >= if state.mover.is_some() { 2 * BATCH_BYTES } else { BATCH_BYTES };
         if state.waiting_bytes >= BATCH_BYTES {
             self.full.notify_all();
         }
@@ -276,10 +289,10 @@ impl Staging {
             (state.waiting.contains(&(hash, kind)), state.known.contains(&(hash, kind)))
         };
         if is_waiting {
-            self.flush()?;
+            self.try_flush()?;
         } else if is_ours {
             // Another thread may be moving it right now.
-            drop(self.moving.lock().expect("no thread panics while it moves a batch"));
+            drop(self.moving());
         }
         self.store.read_decoded(hash, kind, limit)
     }
@@ -288,12 +301,22 @@ impl Staging {
     ///
     /// The new names themselves are durable after the next [`DirectoryStore::sync`].
     pub fn flush(&self) -> Result<(), StoreError> {
-        let _moving = self.moving.lock().expect("no thread panics while it moves a batch");
+        self.try_flush()?;
+        self.state().failure.take().map_or(Ok(()), Err)
+    }
+
+    /// Does the same, and leaves it to the next [`Self::flush`] to tell what failed before.
+    pub fn try_flush(&self) -> Result<(), StoreError> {
+        self.move_waiting(&self.moving())
+    }
+
+    fn moving(&self) -> MutexGuard<'_, ()> {
+        self.moving.lock().expect("no thread panics while it moves a batch")
+    }
+
+    fn move_waiting(&self, _moving: &MutexGuard<'_, ()>) -> Result<(), StoreError> {
         let batch = {
             let mut state = self.state();
-            if let Some(failure) = state.failure.take() {
-                return Err(failure);
-            }
             state.waiting_bytes = 0;
             std::mem::take(&mut state.waiting)
         };
@@ -353,7 +376,7 @@ impl Staging {
         self.state().written
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no thread panics while it holds the list of objects")
     }
 

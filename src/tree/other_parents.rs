@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::layer_form::LayerForm;
-use super::node::{Directory, Leaf, Node};
+use super::node::{Directory, Leaf, LeafKind, Node};
 use crate::layer::EntryPath;
 use crate::metadata::Metadata;
 
@@ -23,7 +23,7 @@ pub struct ParentDifferences {
 }
 
 impl ParentDifferences {
-    /// Compares two forms of one layer.
+    /// Compares two forms of one layer, whose content may be encoded in two ways.
     ///
     /// The times of folders that the archive does not name are nothing that it says, and are not compared.
     pub fn between(one: &LayerForm, other: &LayerForm) -> Self {
@@ -80,10 +80,20 @@ impl Walk<'_> {
             let path = path.join(name);
             match (one.children.get(name), other.children.get(name)) {
                 (Some(Node::Directory(one)), Some(Node::Directory(other))) => self.compare(&path, one, other, marks),
-                (Some(Node::Leaf(one)), Some(Node::Leaf(other))) if one == other || self.links.contains(&path) => {}
+                (Some(Node::Leaf(one)), Some(Node::Leaf(other))) if is_same(one, other) || self.links.contains(&path) => {}
                 _ => marks.push(path),
             }
         }
+    }
+}
+
+/// Tells whether an archive says the same of two files: the content that it brings is one, in whatever objects it is stored.
+fn is_same(one: &Leaf, other: &Leaf) -> bool {
+    match (&one.kind, &other.kind) {
+        (LeafKind::File { size: one_size, .. }, LeafKind::File { size: other_size, .. }) => {
+            one_size == other_size && one.metadata == other.metadata
+        }
+        _ => one == other,
     }
 }
 
