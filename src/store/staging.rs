@@ -140,9 +140,8 @@ impl Staging {
     /// Moves batches until this thread, which has a number of its own, is no longer the one to do so.
     fn move_full_batches(&self, own: u64) {
         loop {
-            let is_idle = |state: &mut State| {
-                state.mover == Some(own) && !state.is_hurried && state.waiting_bytes < BATCH_BYTES
-            };
+            let is_idle =
+                |state: &mut State| state.mover == Some(own) && !state.is_hurried && state.waiting_bytes < BATCH_BYTES;
             let state = self.full.wait_while(self.state(), is_idle);
             let mut state = state.expect("no thread panics while it holds the list of objects");
             if state.mover != Some(own) {

@@ -90,8 +90,7 @@ pub fn push_thin_images(
         }
     }
     let pool = threads::waiting_pool(AT_ONCE.min(works.len()))?;
-    let pushed: Vec<_> =
-        pool.install(|| works.par_iter().filter_map(|work| work.push(&head, &registries)).collect());
+    let pushed: Vec<_> = pool.install(|| works.par_iter().filter_map(|work| work.push(&head, &registries)).collect());
     outcomes.extend(pushed);
     Ok(outcomes)
 }
@@ -172,12 +171,27 @@ mod tests {
     #[test]
     fn thin_image_goes_to_a_tag() {
         let digest = Digest::of(b"");
+        let place = |text: &str| place(text, &OutputFormat::default());
         let (name, transport) = place("http://h.org:5000/thin/a:1").unwrap();
         assert_eq!((name.to_string().as_str(), transport), ("h.org:5000/thin/a:1", Transport::Plain));
         let (name, transport) = place(&format!("https://h.org/a:1@{digest}")).unwrap();
         assert_eq!((name.to_string().as_str(), transport), ("h.org/a:1", Transport::Secure));
         for wrong in [&format!("https://h.org/a@{digest}"), "https://h.org/a_thin:", "", "oci:dir", "h.org/a"] {
             assert!(place(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn registry_that_the_recipe_names_is_spoken_to_as_the_recipe_says() {
+        for (format, expected) in [
+            ("$(scheme)://r.org/$(image)", Transport::Secure),
+            ("https://r.org/$(image)", Transport::Secure),
+            ("http://r.org/$(image)", Transport::Plain),
+        ] {
+            let format = OutputFormat::new(format);
+            let name = format.thin_name(&"http://h.org/a:1".parse().unwrap()).unwrap();
+            let (name, transport) = place(&name, &format).unwrap();
+            assert_eq!((name.to_string().as_str(), transport), ("r.org/a:1", expected));
         }
     }
 }

@@ -80,7 +80,8 @@ impl Walk<'_> {
             let path = path.join(name);
             match (one.children.get(name), other.children.get(name)) {
                 (Some(Node::Directory(one)), Some(Node::Directory(other))) => self.compare(&path, one, other, marks),
-                (Some(Node::Leaf(one)), Some(Node::Leaf(other))) if is_same(one, other) || self.links.contains(&path) => {}
+                (Some(Node::Leaf(one)), Some(Node::Leaf(other)))
+                    if is_same(one, other) || self.links.contains(&path) => {}
                 _ => marks.push(path),
             }
         }

@@ -198,3 +198,25 @@ fn image_without_layers_or_with_an_odd_name_is_refused() {
     config["rootfs"]["diff_ids"] = json!([]);
     assert!(image(&config, &manifest(&config)).unwrap_err().to_string().contains("no layers"));
 }
+
+#[test]
+fn what_only_go_reads_in_a_config_is_refused() {
+    let text = config().to_string();
+    let image = |more: &str| {
+        let text = format!("{},{more}}}", text.strip_suffix('}').unwrap());
+        let manifest = manifest(&serde_json::from_str(&text).unwrap());
+        let digest = json!(Digest::of(text.as_bytes()));
+        let mut manifest = manifest.clone();
+        manifest["config"]["digest"] = digest;
+        StoreImage::new(manifest.to_string().as_bytes(), text.as_bytes(), 0)
+    };
+    assert!(image(r#""x":[{"a":1}]"#).is_ok());
+    for hostile in
+        [r#""author":5,"author":"x""#, r#""x":[{"a":1,"a":2}]"#, "\"o\u{17f}\":5", "\"\u{212a}\":1,\"\u{212a}\":2"]
+    {
+        assert!(image(hostile).is_err(), "{hostile}");
+    }
+    let mut config = config();
+    config["config"]["StopTimeout"] = json!(u64::MAX);
+    assert!(StoreImage::new(manifest(&config).to_string().as_bytes(), config.to_string().as_bytes(), 0).is_err());
+}

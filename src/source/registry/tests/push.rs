@@ -60,7 +60,7 @@ fn what_is_there_is_not_sent_again() {
 }
 
 #[test]
-fn credentials_for_pushing_are_shown_to_the_registry_only() {
+fn credentials_for_pushing_are_shown_to_their_registry_only() {
     let elsewhere = Server::start(|_| Reply::of(201, ""));
     let place = format!("http://{}/upload", elsewhere.address);
     let server = Server::start(move |asked| match (asked.method.as_str(), asked.authorization()) {
@@ -71,17 +71,18 @@ fn credentials_for_pushing_are_shown_to_the_registry_only() {
     });
     let environment = |name: &str| (name == "DUCC_OUTPUT_REGISTRY_PASS").then(|| "hunter2".into());
     let name = server.place(":1").name;
-    let push = |user| {
-        let registries = Registries::for_pushing(RegistriesSettings::default(), &environment, user).unwrap();
+    let push = |host: &str| {
+        let login = Some((host, "robot"));
+        let registries = Registries::for_pushing(RegistriesSettings::default(), &environment, login).unwrap();
         registries.push(&name, Transport::Plain, &image())
     };
-    assert_eq!(push(Some("robot")).unwrap(), Pushed::New);
+    assert_eq!(push(name.host()).unwrap(), Pushed::New);
     let shown = |server: &Server| -> Vec<Option<String>> {
         server.asked().iter().map(|asked| asked.authorization().map(str::to_owned)).collect()
     };
     assert!(shown(&server)[1..].iter().all(|shown| *shown == Some(basic("robot"))), "{:?}", shown(&server));
     assert_eq!(shown(&elsewhere), [None, None]);
-    let error = push(None).unwrap_err();
+    let error = push("registry.example.org").unwrap_err();
     assert!(matches!(error, RegistryError::Unauthorized { status: 401, .. }), "{error}");
 }
 
