@@ -8,7 +8,7 @@ use crate::catalog::CatalogEntry;
 use crate::image::{Digest, ImageName};
 use crate::layout::{self, ImagePlace};
 use crate::message::causes;
-use crate::podman::{self, Audit, MANY_IMAGES, PodmanStore, PublishedStore, Refusal, StoreImage};
+use crate::podman::{self, Audit, Entry, MANY_IMAGES, PodmanStore, PublishedStore, Refusal, StoreImage};
 use crate::publish::Edit;
 use crate::settings::Settings;
 
@@ -110,8 +110,7 @@ impl<'a> Edits<'a> {
         for (name, shown) in &wanted {
             match shown {
                 Shown::Image(staged) => {
-                    let is_listed = store.entry(staged.outcome.config).is_some();
-                    let image = self.put_image(staged, is_listed)?;
+                    let image = self.put_image(&store, staged)?;
                     store.put(&image, Some(name));
                     self.put_layer(&image)?;
                 }
@@ -147,8 +146,8 @@ impl<'a> Edits<'a> {
         Ok(())
     }
 
-    /// Adds the documents of an image to the store, which may have it already.
-    fn put_image(&mut self, staged: &StagedImage, is_listed: bool) -> Result<StoreImage, ConvertError> {
+    /// Adds the documents of an image to the store.
+    fn put_image(&mut self, store: &PodmanStore, staged: &StagedImage) -> Result<StoreImage, ConvertError> {
         let (image, config) = (&staged.image, staged.outcome.config);
         let flat = layout::flat_root(config);
         let size = match staged.ready.trees.get(&flat) {
@@ -156,11 +155,10 @@ impl<'a> Edits<'a> {
             None => podman::flat_size(self.head, config)?.unwrap_or(0),
         };
         let shown = staged.for_podman(size).expect("only an image that podman takes is listed");
-        // A manifest that the image came with before stays the first one. What no entry goes with may be anything.
-        let first = podman::document(config, "manifest");
-        let is_there = self.head.get(&first)?.is_some_and(|there| !there.is_symlink());
-        if !(is_listed && (is_there || self.edits.contains_key(&first))) {
-            self.put_file(first, Some(&image.manifest.bytes))?;
+        // A manifest that the image came with before stays the first one.
+        let first = store.entry(config).and_then(|entry| entry.digest.as_ref());
+        if first.is_none_or(|first| *first == image.manifest.digest.to_string()) {
+            self.put_file(podman::document(config, "manifest"), Some(&image.manifest.bytes))?;
         }
         self.put_file(
             podman::document(config, &podman::manifest_key(image.manifest.digest)),
@@ -207,8 +205,11 @@ impl<'a> Edits<'a> {
             let entry = store.entry(config).expect("it was listed just now");
             let Audit { flaws, documents } = podman::audit_image(self.head, store, entry)?;
             let is_listed = match (flaws.first(), &documents) {
-                (None, Some((manifest, _))) => {
+                (None, Some((manifest, bytes))) => {
                     self.keep_manifest(config, manifest)?;
+                    if is_cut_short(entry, manifest, bytes) {
+                        self.list_anew(store, manifest, bytes)?;
+                    }
                     continue;
                 }
                 (_, Some((manifest, config))) => self.list_anew(store, manifest, config)?,
@@ -271,14 +272,20 @@ fn is_as_wanted(store: &PodmanStore, name: &str, shown: &Shown<'_>) -> bool {
     let there = store.named(name);
     match shown {
         Shown::Image(staged) => {
-            let is_same = |entry: &podman::Entry| {
-                entry.config == staged.outcome.config && entry.has_manifest(staged.outcome.manifest)
-            };
+            let is_same =
+                |entry: &Entry| entry.config == staged.outcome.config && entry.has_manifest(staged.outcome.manifest);
             !staged.options.force && there.is_some_and(is_same)
         }
         Shown::Only(config) => there.is_none_or(|entry| entry.config == *config),
         Shown::Nothing => there.is_none(),
     }
+}
+
+/// Tells whether an entry of strata's lacks what podman finds the image by: DUCC keeps only what it knows of an entry.
+fn is_cut_short(entry: &Entry, manifest: &[u8], config: &[u8]) -> bool {
+    StoreImage::new(manifest, config, 0).is_ok_and(|image| {
+        entry.layer == Some(image.top()) && image.manifest.is_some_and(|manifest| !entry.has_manifest(manifest))
+    })
 }
 
 /// Tells whether a text is a short name as containers/storage makes them.

@@ -44,6 +44,7 @@ pub struct Entry {
     pub mapped_layers: Vec<String>,
     /// The digest of its manifest, if the entry has one.
     pub digest: Option<String>,
+    /// The keys of the documents that podman looks for by their digests.
     documents: HashSet<String>,
     is_changed: bool,
     is_gone: bool,
@@ -73,6 +74,8 @@ struct KnownImage {
     digest: Option<String>,
     #[serde(default)]
     big_data_names: Option<Vec<Option<String>>>,
+    #[serde(default)]
+    big_data_digests: Option<HashMap<String, Option<String>>>,
 }
 
 /// What is read of a layer.
@@ -139,6 +142,8 @@ impl PodmanStore {
         let fault = |fault| Flaw::new(path(), "images that podman can read", fault);
         let known: KnownImage = known(&text, shape::IMAGE, is_ours).map_err(fault)?;
         let config = id_of(&known.id).ok_or_else(|| fault(format!("'{}' as an ID", known.id.escape_debug())))?;
+        let digests = known.big_data_digests.unwrap_or_default();
+        let documents = known.big_data_names.into_iter().flatten().flatten();
         let mut entry = Entry {
             text,
             config,
@@ -146,7 +151,7 @@ impl PodmanStore {
             layer: known.layer.as_deref().and_then(id_of),
             mapped_layers: known.mapped_layers.into_iter().flatten().flatten().collect(),
             digest: known.digest.filter(|digest| !digest.is_empty()),
-            documents: known.big_data_names.into_iter().flatten().flatten().collect(),
+            documents: documents.filter(|key| digests.contains_key(key)).collect(),
             is_changed: false,
             is_gone: false,
         };
@@ -409,7 +414,10 @@ impl Entry {
         let mut names = of("big-data-names").unwrap_or_else(|| json!([]));
         let mut sizes = of("big-data-sizes").unwrap_or_else(|| json!({}));
         let mut digests = of("big-data-digests").unwrap_or_else(|| json!({}));
-        names.as_array_mut().expect("its shape was compared").push(json!(key));
+        let names_of_documents = names.as_array_mut().expect("its shape was compared");
+        if !names_of_documents.contains(&json!(key)) {
+            names_of_documents.push(json!(key));
+        }
         sizes[&key] = json!(image.manifest_size);
         digests[&key] = json!(manifest);
         self.set("big-data-names", &names);

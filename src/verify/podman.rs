@@ -13,6 +13,9 @@ const IMAGES: &str = "podmanStore/overlay-images";
 const LAYERS: &str = "podmanStore/overlay-layers";
 const OVERLAY: &str = "podmanStore/overlay";
 
+/// What stands for the time of an image that has none.
+const NO_TIME: &str = "1970-01-01T00:00:00Z";
+
 /// Bytes of a lock that podman compares.
 const TOKEN_BYTES: usize = 64;
 
@@ -28,6 +31,8 @@ impl Published<'_> {
         comparison.require(&path(&format!("{LAYERS}/layers.json")), "layers", count, rows.len());
         // Another program may have listed the image before, with layers of its own.
         if top == self.top_layer() {
+            let created = self.image.parsed_config.created.as_deref().unwrap_or(NO_TIME);
+            comparison.require(&path(&format!("{IMAGES}/images.json")), "created", created, text(&entry, "created"));
             self.compare_layers(&rows, comparison);
             self.compare_folder(top, comparison);
         }
