@@ -20,6 +20,7 @@ mod odd_input;
 mod overlay_mounts;
 mod platforms;
 mod podman;
+mod podman_store;
 mod preview;
 mod publish;
 mod registry;

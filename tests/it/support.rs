@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod containerd;
+mod edits;
 pub mod fuse;
 mod grpc;
 mod http;
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::{env, fs};
 
+pub use edits::{Foreign, publish_edits, publish_foreign};
 pub use http::{Delivery, Reply, Request};
 pub use image::{Damage, TestImage, write_oci_index};
 pub use layer::{Compression, DeviceKind, TestLayer};

@@ -1,6 +1,7 @@
 //! A repository in step with a wishlist.
 
 mod ducc;
+mod podman;
 mod recipe;
 mod thin;
 

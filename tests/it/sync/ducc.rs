@@ -1,23 +1,19 @@
 //! Repositories that DUCC has filled.
 
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::json;
 use strata::catalog::CatalogBuilder;
-use strata::folder::RepositoryFolder;
 use strata::image::{Digest, ImageName};
 use strata::layer::EntryPath;
 use strata::layout::{ImagePlace, flat_root, layer_root};
-use strata::metadata::{Metadata, Timestamp};
+use strata::metadata::Metadata;
 use strata::object::Compression;
-use strata::publish::{Edit, Publisher};
-use strata::store::Staging;
+use strata::publish::Edit;
 use strata::tree::{Directory, Leaf, LeafKind, Node};
 
 use super::{Scene, asked};
-use crate::support::{TestImage, TestRepository, layer_path};
+use crate::support::{TestImage, TestRepository, layer_path, publish_edits};
 
 fn image(content: &str) -> TestImage {
     let base = |layer: crate::support::TestLayer| layer.file("etc/base", "base").file("bin/su", "su").whiteout("gone");
@@ -27,25 +23,9 @@ fn image(content: &str) -> TestImage {
 /// Publishes an image as DUCC does: a manifest with capitalised keys and nothing else in `.metadata`, `.wh.` files in
 /// layers, and neither owners nor modes as the image has them.
 fn publish_as_ducc_does(repository: &TestRepository, image: &TestImage, name: &str, layers: &[String]) {
-    let folder = RepositoryFolder::open(&repository.folder()).unwrap();
-    let store = folder.store().unwrap();
-    let staging = Staging::start(&store).unwrap();
-    let keys = folder.keys().unwrap();
-    let settings = folder.settings();
-    let builder = CatalogBuilder::new(&staging, Compression::Exact, 25_000).unwrap();
-    let digest = |text: &str| text.parse::<Digest>().unwrap();
-    let tree = |files: &[&str], path: &EntryPath| {
-        let mut root = Directory::new(Metadata::of_implied_folder());
-        for name in files {
-            let content = staging.put_file(Compression::Exact, b"of DUCC").unwrap();
-            let metadata = Metadata { uid: 4242, mode: 0o600, ..Metadata::of_implied_folder() };
-            let leaf = Leaf { metadata, kind: LeafKind::File { size: 7, content } };
-            root.children.insert(name.as_bytes().into(), Node::Leaf(Arc::new(leaf)));
-        }
-        (path.clone(), Edit::Tree(Box::new(builder.build(&root, path, None).unwrap())))
-    };
     let name: ImageName = name.parse().unwrap();
     let place = ImagePlace { name, platform: None };
+    let digest = |text: &str| text.parse::<Digest>().unwrap();
     let config = digest(&image.config_digest());
     let descriptor = |digest: &String| json!({"MediaType": "", "Size": 1, "Digest": digest});
     let manifest = json!({
@@ -55,16 +35,25 @@ fn publish_as_ducc_does(repository: &TestRepository, image: &TestImage, name: &s
         "Layers": image.layer_digests().iter().map(descriptor).collect::<Vec<_>>(),
     });
     let manifest = manifest.to_string();
-    let content = staging.put_file(Compression::Exact, manifest.as_bytes()).unwrap();
-    let mut edits = vec![tree(&["of-ducc"], &flat_root(config))];
-    edits.extend(layers.iter().map(|layer| tree(&["of-ducc", ".wh.gone"], &layer_root(digest(layer)))));
-    edits.push((place.link(), Edit::Symlink(place.link_target(config))));
-    edits.push((place.metadata().join(b"manifest.json"), Edit::File { size: manifest.len() as u64, content }));
-    edits.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let (now, wait) = (Timestamp::now(), Duration::ZERO);
-    let publisher = Publisher { staging: &staging, server: None, keys: &keys, settings, now, wait };
-    let mut rng = rsa::rand_core::UnwrapErr(getrandom::SysRng);
-    publisher.commit(&mut rng, |_| Ok::<_, Infallible>(edits)).unwrap();
+    publish_edits(repository, |staging| {
+        let builder = CatalogBuilder::new(staging, Compression::Exact, 25_000).unwrap();
+        let tree = |files: &[&str], path: &EntryPath| {
+            let mut root = Directory::new(Metadata::of_implied_folder());
+            for name in files {
+                let content = staging.put_file(Compression::Exact, b"of DUCC").unwrap();
+                let metadata = Metadata { uid: 4242, mode: 0o600, ..Metadata::of_implied_folder() };
+                let leaf = Leaf { metadata, kind: LeafKind::File { size: 7, content } };
+                root.children.insert(name.as_bytes().into(), Node::Leaf(Arc::new(leaf)));
+            }
+            (path.clone(), Edit::Tree(Box::new(builder.build(&root, path, None).unwrap())))
+        };
+        let content = staging.put_file(Compression::Exact, manifest.as_bytes()).unwrap();
+        let mut edits = vec![tree(&["of-ducc"], &flat_root(config))];
+        edits.extend(layers.iter().map(|layer| tree(&["of-ducc", ".wh.gone"], &layer_root(digest(layer)))));
+        edits.push((place.link(), Edit::Symlink(place.link_target(config))));
+        edits.push((place.metadata().join(b"manifest.json"), Edit::File { size: manifest.len() as u64, content }));
+        edits
+    });
 }
 
 fn of_ducc(scene: &Scene, path: &str) -> bool {

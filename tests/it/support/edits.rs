@@ -1,0 +1,54 @@
+//! Revisions that another program might have published.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use strata::folder::RepositoryFolder;
+use strata::layer::EntryPath;
+use strata::metadata::Timestamp;
+use strata::object::Compression;
+use strata::publish::{Edit, Publisher};
+use strata::store::Staging;
+
+use super::TestRepository;
+
+/// What another program puts at a path.
+pub enum Foreign {
+    /// A file with this content.
+    File(Vec<u8>),
+    /// A symbolic link.
+    Link(String),
+    /// Nothing.
+    Gone,
+}
+
+/// Publishes a revision with these files and links.
+pub fn publish_foreign(repository: &TestRepository, entries: impl IntoIterator<Item = (String, Foreign)>) {
+    publish_edits(repository, |staging| {
+        let edit = |(path, foreign): (String, Foreign)| {
+            let edit = match foreign {
+                Foreign::File(bytes) => {
+                    let content = staging.put_file(Compression::Exact, &bytes).unwrap();
+                    Edit::File { size: bytes.len() as u64, content }
+                }
+                Foreign::Link(target) => Edit::Symlink(target.into_bytes()),
+                Foreign::Gone => Edit::Remove,
+            };
+            (EntryPath::normalise(path.as_bytes()).unwrap(), edit)
+        };
+        entries.into_iter().map(edit).collect()
+    });
+}
+
+/// Publishes a revision with the edits that `make` returns.
+pub fn publish_edits(repository: &TestRepository, make: impl FnOnce(&Staging) -> Vec<(EntryPath, Edit)>) {
+    let folder = RepositoryFolder::open(&repository.folder()).unwrap();
+    let staging = Staging::start(&folder.store().unwrap()).unwrap();
+    let mut edits = make(&staging);
+    edits.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let (keys, settings) = (folder.keys().unwrap(), folder.settings());
+    let (now, wait) = (Timestamp::now(), Duration::ZERO);
+    let publisher = Publisher { staging: &staging, server: None, keys: &keys, settings, now, wait };
+    let mut rng = rsa::rand_core::UnwrapErr(getrandom::SysRng);
+    publisher.commit(&mut rng, |_| Ok::<_, Infallible>(edits)).unwrap();
+}
