@@ -39,10 +39,10 @@ fn runs() -> usize {
 /// the promises are half of what is usual.
 pub fn quick(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
     let layout = images::base(folder);
-    let promises = Promises { limit: 2.5, threads: 1.05, rebuild: 1.3 };
+    let promises = Promises { limit: 3.0, threads: 1.05, rebuild: 1.2 };
     let ours = compare(&layout, "base", &promises, 3, scratch, table);
     let theirs = best((0..3).map(|_| unpack(&layout, "base", scratch)));
-    table.time("`convert`, balanced", ours[0], "`umoci unpack`", theirs, AtMost(1.6));
+    table.time("`convert`, balanced", ours[0], "`umoci unpack`", theirs, AtMost(2.0));
 }
 
 /// Measures the reference image, and draws how fast it is.
