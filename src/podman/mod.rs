@@ -34,7 +34,7 @@ pub use place::{
 pub use published::PublishedStore;
 pub use store::{Entry, PodmanStore};
 
-/// Podman takes a second and more to list more images than this: the time grows with the square of their number.
+/// Podman takes seconds to list more images than this: the time grows with the square of their number.
 pub const MANY_IMAGES: usize = 1_000;
 
 /// Something in the store that podman stumbles over.
