@@ -48,6 +48,10 @@ pub fn large_repository(folder: &Path, scratch: &mut Scratch, table: &mut Table)
     let [again_in_large, again_in_small] = [in_large, in_small].map(|all| best(all[1..].iter().map(|one| one.time)));
     table.time("the same again, by force", again_in_large, "in an empty repository", again_in_small, AtMost(1.5));
     table.bytes("its memory, in 10,000 images", memory[0], "in an empty repository", memory[1], AtMost(1.5));
+    let [in_large, in_small] =
+        [&large, &small].map(|repository| convert(repository, &one_more, "one-more:2", &[]).time);
+    let most = in_small + Duration::from_millis(500);
+    table.time("its entry in the podman store of 10,000", in_large, "in one of none, and 0.5 s", most, AtMost(1.0));
     let command = |repository: &Path, name: &str| best((0..RUNS).map(|_| time(strata(repository).arg(name))));
     table.time("`info` of 10,000 images", command(&large, "info"), "of one", command(&small, "info"), AtMost(1.5));
     let one = command(&small, "list");
