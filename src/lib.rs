@@ -16,6 +16,8 @@
 //! Everything is public that the `strata` program uses, so that other programs can do what it does; the interface is not
 //! stable yet.
 
+#[cfg(feature = "isal")]
+mod avx;
 pub mod bundle;
 mod cache;
 pub mod catalog;

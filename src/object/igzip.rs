@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use isal_sys::igzip_lib as z;
 
 use super::encode::grow;
+use crate::avx::clear_upper_halves;
 
 const LEVEL: u32 = 2;
 
@@ -56,6 +57,7 @@ impl Igzip {
         // SAFETY: input, output and level buffer live as long as the call, are as long as is said, and ISA-L only reads the
         // first of them.
         let result = unsafe { z::isal_deflate(stream) };
+        clear_upper_halves();
         assert_eq!(result, z::COMP_OK as i32, "level and buffers are as ISA-L wants them");
         let is_complete = stream.internal_state.state == z::isal_zstate_state_ZSTATE_END;
         is_complete.then_some(stream.total_out as usize)

@@ -5,6 +5,8 @@ use std::mem::MaybeUninit;
 
 use isal_sys::igzip_lib as z;
 
+use crate::avx::clear_upper_halves;
+
 use super::{Damage, Progress, WRONG_CHECKSUM};
 
 /// What follows the header of a member. It is used for one member after the other.
@@ -46,6 +48,7 @@ impl Member {
         state.avail_out = u32::try_from(out.len()).expect("buffers are smaller than 4 GiB");
         // SAFETY: input and output live as long as the call, are as long as is said, and ISA-L only reads the former.
         let result = unsafe { z::isal_inflate(state) };
+        clear_upper_halves();
         let used = input.len() - state.avail_in as usize;
         let made = out.len() - state.avail_out as usize;
         match result {
