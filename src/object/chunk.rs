@@ -24,6 +24,10 @@ impl Default for ChunkSizes {
 /// Bytes that the running value depends on: each shifts out of its 32 bits after as many more.
 const WINDOW: u64 = 32;
 
+/// So many bytes are looked at together, in so many parts.
+const BLOCK: usize = 4096;
+const PARTS: usize = 4;
+
 /// Finds the cuts of one file, buffer by buffer (CVMFS's `Xor32Detector`).
 #[derive(Debug, Clone)]
 pub struct Chunker {
@@ -61,12 +65,9 @@ impl Chunker {
         }
         let room = usize::try_from(self.sizes.maximum - self.position).unwrap_or(usize::MAX);
         let end = data.len().min(next.saturating_add(room));
-        for (offset, &byte) in data[next..end].iter().enumerate() {
-            self.feed(byte);
-            if (self.value as i32).wrapping_sub(i32::MAX).wrapping_abs() < self.threshold {
-                self.start_chunk();
-                return Some(next + offset);
-            }
+        if let Some(offset) = self.find_end(&data[next..end]) {
+            self.start_chunk();
+            return Some(next + offset);
         }
         self.position += (end - next) as u64;
         if end < data.len() {
@@ -74,6 +75,40 @@ impl Chunker {
             return Some(end);
         }
         None
+    }
+
+    /// Takes bytes up to the first that a chunk may end before, and returns its place.
+    fn find_end(&mut self, data: &[u8]) -> Option<usize> {
+        let (blocks, rest) = data.as_chunks::<BLOCK>();
+        for (number, block) in blocks.iter().enumerate() {
+            if self.has_end(block) {
+                return self.find_end_bytewise(block).map(|offset| number * BLOCK + offset);
+            }
+            self.value = value_after(block);
+        }
+        self.find_end_bytewise(rest).map(|offset| blocks.len() * BLOCK + offset)
+    }
+
+    fn find_end_bytewise(&mut self, data: &[u8]) -> Option<usize> {
+        data.iter().position(|&byte| {
+            self.feed(byte);
+            is_end(self.value, self.threshold)
+        })
+    }
+
+    /// Tells whether a chunk may end in a block. Looks at its parts side by side, as each byte has to wait for the one before.
+    fn has_end(&self, block: &[u8; BLOCK]) -> bool {
+        let (parts, _) = block.as_chunks::<{ BLOCK / PARTS }>();
+        let mut values = [self.value; PARTS];
+        (1..PARTS).for_each(|part| values[part] = value_after(&parts[part - 1]));
+        let mut has_end = false;
+        for index in 0..BLOCK / PARTS {
+            for (value, part) in values.iter_mut().zip(parts) {
+                *value = (*value << 1) ^ u32::from(part[index]);
+                has_end |= is_end(*value, self.threshold);
+            }
+        }
+        has_end
     }
 
     /// Tells whether the next byte is the first of a chunk.
@@ -91,6 +126,15 @@ impl Chunker {
         self.position = 0;
         self.value = 0;
     }
+}
+
+/// Returns the running value behind at least [`WINDOW`] bytes.
+fn value_after(data: &[u8]) -> u32 {
+    data[data.len() - WINDOW as usize..].iter().fold(0, |value, &byte| (value << 1) ^ u32::from(byte))
+}
+
+fn is_end(value: u32, threshold: i32) -> bool {
+    (value as i32).wrapping_sub(i32::MAX).wrapping_abs() < threshold
 }
 
 #[cfg(test)]
