@@ -152,21 +152,23 @@ impl DirectoryStore {
         self.seen_path(&hash.path(kind)).is_file()
     }
 
-    /// Tells whether an object is there, and renews its time, which spares it from garbage collection for a while.
+    /// Tells whether an object is there, and renews its time, which spares it from garbage collection for days. A time of
+    /// within the last hour is left as it is.
     ///
     /// An empty file counts as missing: no object but that of an empty file stored as it is has no bytes, and a crash of
     /// other tools leaves such.
     pub fn renew(&self, hash: ObjectHash, kind: ObjectKind) -> Result<bool, StoreError> {
         let path = self.seen_path(&hash.path(kind));
-        let is_there = match fs::metadata(&path) {
-            Ok(metadata) => metadata.len() > 0 || hash == ObjectHash::of(b""),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        let metadata = match fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(StoreError::io("read", &path)(error)),
         };
-        if !is_there {
+        if metadata.len() == 0 && hash != ObjectHash::of(b"") {
             return Ok(false);
         }
-        if !path.starts_with(&self.root) {
+        let age = metadata.modified().ok().and_then(|time| time.elapsed().ok());
+        if age.is_some_and(|age| age < RENEWED_FOR) || !path.starts_with(&self.root) {
             return Ok(true);
         }
         let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
@@ -235,6 +237,9 @@ impl DirectoryStore {
         rustix::fs::syncfs(&folder).map_err(|error| StoreError::io("sync", &self.root)(error.into()))
     }
 }
+
+/// An object's time is renewed when it is older than this.
+const RENEWED_FOR: Duration = Duration::from_secs(60 * 60);
 
 /// Bytes that every file beside the objects keeps below, but the log of references.
 const SMALL_FILE: u64 = 64 << 10;

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread::{self, Scope};
 
+use rayon::prelude::*;
+
 use super::runs::runs;
 use super::{DirectoryStore, StoreError};
 use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, Pieces};
@@ -273,12 +275,12 @@ impl Staging {
             return Ok(Some(*hash));
         }
         let relied_on: Vec<_> = self.state().relied_on.iter().copied().collect();
-        for (hash, kind) in relied_on {
-            if !self.store.renew(hash, kind)? {
-                return Ok(Some(hash));
-            }
-        }
-        Ok(None)
+        let vanished = |&(hash, kind): &(ObjectHash, ObjectKind)| match self.store.renew(hash, kind) {
+            Ok(true) => None,
+            Ok(false) => Some(Ok(hash)),
+            Err(error) => Some(Err(error)),
+        };
+        relied_on.par_iter().find_map_any(vanished).transpose()
     }
 
     /// Returns the content of an object that is a zlib stream, in the store or on its way there.
