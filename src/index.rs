@@ -49,14 +49,22 @@ impl ContentIndex {
         Ok(Self { state, has_past, fresh: Mutex::default(), hits: AtomicU64::new(0) })
     }
 
-    /// Returns the object that holds a piece of content, if the store has it.
-    pub fn find(&self, key: &ContentKey, staging: &Staging) -> Result<Option<ObjectHash>, IndexError> {
+    /// Returns the objects that held pieces of content when this run began. Whether they still do is for [`Self::find`] to say.
+    pub fn recall(&self, keys: &[ContentKey]) -> Result<Vec<Option<ObjectHash>>, IndexError> {
+        let _looking = stage!("index");
+        if self.has_past { Ok(self.state.objects(keys)?) } else { Ok(vec![None; keys.len()]) }
+    }
+
+    /// Returns the object that holds a piece of content, if the store has it: one of this run, or the one that was recalled.
+    pub fn find(
+        &self,
+        key: &ContentKey,
+        recalled: Option<ObjectHash>,
+        staging: &Staging,
+    ) -> Result<Option<ObjectHash>, IndexError> {
         let _looking = stage!("index");
         let fresh = self.fresh().objects.get(key).copied();
-        let found = match fresh {
-            None if self.has_past => self.state.object(key)?,
-            known => known,
-        };
+        let found = fresh.or(recalled);
         let kind = if key.is_chunk { ObjectKind::Chunk } else { ObjectKind::File };
         match found {
             Some(hash) if staging.has(hash, kind)? => {

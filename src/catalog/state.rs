@@ -92,15 +92,18 @@ impl StateDatabase {
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), is_fixed: true })
     }
 
-    /// Returns the object that a piece of content went to before.
-    pub fn object(&self, key: &ContentKey) -> Result<Option<ObjectHash>, StateError> {
+    /// Returns the object that each piece of content went to before.
+    pub fn objects(&self, keys: &[ContentKey]) -> Result<Vec<Option<ObjectHash>>, StateError> {
         self.with(|connection| {
-            connection
-                .prepare_cached("SELECT object FROM content WHERE key = ? AND size = ? AND kind = ? AND encoder = ?")?
-                .query_row(params![key.blake3, key.size, key.is_chunk, key.encoder], |row| row.get::<_, [u8; 20]>(0))
-                .optional()
+            let transaction = connection.transaction()?;
+            let mut select = transaction
+                .prepare_cached("SELECT object FROM content WHERE key = ? AND size = ? AND kind = ? AND encoder = ?")?;
+            let mut object = |key: &ContentKey| {
+                let key = params![key.blake3, key.size, key.is_chunk, key.encoder];
+                select.query_row(key, |row| row.get::<_, [u8; 20]>(0)).optional()
+            };
+            keys.iter().map(|key| Ok(object(key)?.map(ObjectHash::from))).collect()
         })
-        .map(|found| found.map(ObjectHash::from))
     }
 
     /// Tells whether no content is known at all.
@@ -227,9 +230,8 @@ mod tests {
         drop(state);
         let state = StateDatabase::open(&path).unwrap();
         assert!(!state.is_empty().unwrap());
-        assert_eq!(state.object(&key).unwrap(), Some(ObjectHash::of(b"o")));
-        assert_eq!(state.object(&ContentKey { is_chunk: true, ..key }).unwrap(), None);
-        assert_eq!(state.object(&ContentKey { size: 6, ..key }).unwrap(), None);
+        let keys = [ContentKey { size: 6, ..key }, key, ContentKey { is_chunk: true, ..key }];
+        assert_eq!(state.objects(&keys).unwrap(), [None, Some(ObjectHash::of(b"o")), None]);
         assert_eq!(state.tree("/a", "x").unwrap(), Some(note));
         assert_eq!(state.tree("/a", "y").unwrap(), None);
     }

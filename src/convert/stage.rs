@@ -75,7 +75,6 @@ impl Run {
         let mut staged = Vec::new();
         for (place, image) in images {
             staged.push(self.stage_image(&request, place, image, &*source, head, progress)?);
-            self.index.save()?;
         }
         self.decide_for_podman(&mut staged);
         Ok(staged)
@@ -104,7 +103,10 @@ impl Run {
                 let read = self.read_layers(&staged.image, &mut need, source, progress)?;
                 mover.hurry();
                 progress.set_stage(format!("storing the trees of {}", staged.outcome.place));
-                self.pool.install(|| self.build(&mut staged, &need, read, head))
+                let build = || self.build(&mut staged, &need, read, head);
+                let (built, saved) = self.pool.install(|| rayon::join(build, || self.index.save()));
+                saved?;
+                built
             })?;
         }
         staged.outcome.new_layers = staged.ready.layers.keys().copied().collect();

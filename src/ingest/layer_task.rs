@@ -6,6 +6,7 @@ use std::mem;
 use std::ops::Range;
 use std::time::Instant;
 
+use super::buffers::Buffers;
 use super::pieces::{Job, Piece, PieceContent, PieceStore};
 use super::{ARRIVAL_PAUSE, IngestError, IngestedLayer, LayerToRead};
 use crate::layer::{
@@ -118,6 +119,12 @@ impl<'a> LayerTask<'a> {
         }
     }
 
+    /// Returns how many bytes of the blob are still to be read.
+    pub(super) fn left(&self) -> u64 {
+        let read = if let LayerSource::Reading(reader, _) = &self.source { reader.blob_read() } else { 0 };
+        self.expected.size.saturating_sub(read)
+    }
+
     pub(super) fn is_open(&self) -> bool {
         !matches!(self.source, LayerSource::Closed(_))
     }
@@ -161,7 +168,7 @@ impl<'a> LayerTask<'a> {
     }
 
     /// Reads on until there is content to store: many small files, or one chunk of a large one.
-    pub(super) fn step(&mut self) -> Result<Step, IngestError> {
+    pub(super) fn step(&mut self, buffers: &Buffers) -> Result<Step, IngestError> {
         let _parsing = stage!("parse");
         if !self.prepare()? {
             return Ok(Step::Nothing);
@@ -169,7 +176,7 @@ impl<'a> LayerTask<'a> {
         let LayerSource::Reading(reader, _) = &mut self.source else { unreachable!("the layer was opened just now") };
         loop {
             if let Some(file) = &mut self.large {
-                let Some(content) = file.next_chunk(reader, &self.sizes)? else {
+                let Some(content) = file.next_chunk(reader, &self.sizes, buffers)? else {
                     self.large = None;
                     continue;
                 };
@@ -188,6 +195,9 @@ impl<'a> LayerTask<'a> {
                 Some(size) if size > self.sizes.minimum => self.large = Some(LargeFile::new(size, self.sizes)),
                 Some(size) => {
                     self.spans.push((0, size));
+                    if self.batch.buffer.capacity() == 0 {
+                        self.batch.buffer = buffers.take(BATCH_BYTES as usize);
+                    }
                     self.batch.read_small_file(reader, first, size, &mut self.hole_sizes)?;
                 }
                 None => {}
@@ -293,6 +303,7 @@ impl LargeFile {
         &mut self,
         reader: &mut LayerReader<BlobReader>,
         sizes: &ChunkSizes,
+        buffers: &Buffers,
     ) -> Result<Option<LargeContent>, LayerError> {
         loop {
             if self.chunker.is_at_chunk_start() && self.rest.is_empty() && self.hole >= sizes.maximum {
@@ -301,7 +312,7 @@ impl LargeFile {
             }
             if self.chunk.capacity() == 0 {
                 let most = sizes.maximum.min(self.size - self.start);
-                self.chunk.reserve_exact(usize::try_from(most).expect("a chunk fits into memory"));
+                self.chunk = buffers.take(usize::try_from(most).expect("a chunk fits into memory"));
             }
             let was_cut = if !self.rest.is_empty() {
                 let rest = mem::take(&mut self.rest);

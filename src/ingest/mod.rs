@@ -1,12 +1,14 @@
 //! Streams the content of layers into the store, on all threads, in bounded memory.
 //!
-//! Every thread does whatever is next: it reads on in a layer, or it compresses what was read. Reading has precedence as
-//! long as there is room, because within one layer nothing else can go on without it. So one slow layer, many small ones,
-//! and a single thread all keep every core busy, and no thread ever waits for one that waits for it.
+//! Every thread does whatever is next: it compresses what was read, or, where nothing waits for that, it reads on in a layer. So
+//! one slow layer, many small ones, and a single thread all keep every core busy, and no thread ever waits for one that
+//! waits for it.
 
+mod buffers;
 mod layer_task;
 mod pieces;
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread;
@@ -19,6 +21,7 @@ use crate::source::{LayerBlob, SourceError};
 use crate::stage::stage;
 use crate::store::{Staging, StoreError};
 
+use buffers::Buffers;
 use layer_task::{BATCH_BYTES, LayerTask, ReadLayer, Step};
 use pieces::{Job, PieceStore};
 
@@ -83,13 +86,19 @@ pub struct Ingest<'a> {
     pub limits: Limits,
 }
 
-/// For each thread, so much content waits to be stored. More would only fill memory and push what is to be compressed next
-/// out of the processor's caches.
-const JOBS_AHEAD: usize = 4;
+/// So much content waits to be stored before threads store rather than read on. More would only fill memory, and push what is to
+/// be hashed and compressed next out of the processor's caches.
+const JOBS_AHEAD: usize = 1;
 
 /// From so many threads on, and where there are two for each layer, a layer is unpacked on a thread of its own: then what takes
 /// longest is to read the largest layer, whose bytes come one after the other.
 const SPARE_THREADS: usize = 8;
+
+/// As long as less than so many bytes of blobs make the difference, a thread goes on in the layer that it has in its caches.
+const ALIKE: u64 = 16 << 20;
+
+/// So many more layers are open than there are threads, at most: each has buffers.
+const SPARE_LAYERS: usize = 4;
 
 /// So many blobs come over the network at a time: enough to hide the pauses between them.
 const DOWNLOADS: usize = 6;
@@ -105,10 +114,9 @@ struct Shared<'a> {
     memory: u64,
     /// Bytes that one step of reading may bring.
     step: u64,
-    /// So much content may wait to be stored before reading on makes nobody faster.
-    jobs_ahead: usize,
     /// Whether content is stored as it is.
     raw: bool,
+    buffers: Buffers,
     results: Mutex<Vec<Result<IngestedLayer, IngestError>>>,
     on_layer: OnLayer<'a>,
 }
@@ -120,6 +128,8 @@ struct State<'a> {
     reading: usize,
     /// Layers whose blobs are open.
     open: usize,
+    /// So many may be, where they are not fetched.
+    most_open: usize,
     /// By layer: content that waits to be stored or is being stored.
     unstored: Vec<usize>,
     /// Layers that were read to their ends, while content of theirs is still to be stored.
@@ -147,24 +157,26 @@ impl Ingest<'_> {
         let has_spare_threads = self.threads >= SPARE_THREADS && self.threads >= 2 * count;
         let task =
             |(index, layer)| Box::new(LayerTask::new(index, layer, self.chunk_sizes, self.limits, has_spare_threads));
-        let state = State {
-            idle: layers.into_iter().enumerate().map(task).collect(),
+        let mut state = State {
+            idle: VecDeque::with_capacity(count),
             reading: 0,
             open: 0,
+            most_open: self.threads + SPARE_LAYERS,
             unstored: vec![0; count],
             read: Vec::new(),
             jobs: VecDeque::new(),
             in_flight: 0,
             errors: Vec::new(),
         };
+        layers.into_iter().enumerate().map(task).for_each(|task| state.put_back(task));
         let pieces = PieceStore::new(self, count);
         let shared = Shared {
             state: Mutex::new(state),
             changed: Condvar::new(),
             memory: self.memory,
             step: self.chunk_sizes.maximum + BATCH_BYTES,
-            jobs_ahead: JOBS_AHEAD * self.threads,
             raw: self.compression == Compression::None,
+            buffers: Buffers::default(),
             results: Mutex::new((0..count).map(|_| Err(IngestError::GivenUp)).collect()),
             on_layer,
         };
@@ -189,13 +201,12 @@ impl<'a> Shared<'a> {
         loop {
             match self.next_turn() {
                 Turn::Read(mut task) => {
-                    let step = task.step();
+                    let step = task.step(&self.buffers);
                     self.done_reading(task, step, pieces);
                 }
                 Turn::Store(job) => {
-                    let (layer, bytes) = (job.layer, job.bytes());
-                    let result = pieces.store(job, &mut encoder);
-                    self.done_storing(layer, bytes, result, pieces);
+                    let result = pieces.store(&job, &mut encoder);
+                    self.done_storing(job, result, pieces);
                 }
                 Turn::Leave => return,
             }
@@ -208,8 +219,8 @@ impl<'a> Shared<'a> {
             if !state.errors.is_empty() {
                 return Turn::Leave;
             }
-            let has_room = state.in_flight == 0
-                || state.in_flight + self.step <= self.memory && state.jobs.len() < self.jobs_ahead;
+            let has_room =
+                state.in_flight == 0 || state.in_flight + self.step <= self.memory && state.jobs.len() < JOBS_AHEAD;
             // Nobody waits for the network while there is content to store, or another layer to read.
             if has_room && let Some(task) = state.next_to_read() {
                 state.reading += 1;
@@ -266,15 +277,18 @@ impl<'a> Shared<'a> {
         self.complete(complete, pieces);
     }
 
-    fn done_storing(&self, layer: usize, bytes: u64, result: Result<(), IngestError>, pieces: &PieceStore<'_>) {
+    fn done_storing(&self, job: Job, result: Result<(), IngestError>, pieces: &PieceStore<'_>) {
+        let layer = job.layer;
         let mut state = self.lock();
-        state.in_flight -= bytes;
+        state.in_flight -= job.bytes();
         state.unstored[layer] -= 1;
         if let Err(error) = result {
             state.errors.push((layer, error));
         }
         let complete = state.take_complete(layer);
+        let unused = self.memory.saturating_sub(state.in_flight);
         drop(state);
+        self.buffers.give_back(job.buffer, unused);
         self.changed.notify_all();
         self.complete(complete, pieces);
     }
@@ -295,12 +309,14 @@ impl<'a> Shared<'a> {
 }
 
 impl<'a> State<'a> {
-    /// Takes the layer to read on in: the first that will not have to wait. Downloads are begun before that, as many as may
-    /// run.
+    /// Takes the layer to read on in: that of which most is left, among those that will not have to wait. Downloads are begun
+    /// before that, as many as may run.
     fn next_to_read(&mut self) -> Option<Box<LayerTask<'a>>> {
         let now = Instant::now();
         let to_download = |task: &LayerTask<'a>| task.is_remote && !task.is_open() && task.not_before <= now;
-        let is_ready = |task: &LayerTask<'a>| if task.is_open() { task.is_ready() } else { !task.is_remote };
+        let may_open = self.open < self.most_open;
+        let is_ready =
+            |task: &LayerTask<'a>| if task.is_open() { task.is_ready() } else { !task.is_remote && may_open };
         let download = self.idle.iter().position(|task| to_download(task)).filter(|_| self.open < DOWNLOADS);
         let ready = || self.idle.iter().position(|task| is_ready(task));
         let position = download.or_else(ready)?;
@@ -309,9 +325,11 @@ impl<'a> State<'a> {
         Some(task)
     }
 
-    /// The layer that comes first goes on first: the others wait for it anyway.
+    /// Layers of which most is left come first. So all come to their ends at about the same time, and no thread is left alone
+    /// with one.
     fn put_back(&mut self, task: Box<LayerTask<'a>>) {
-        let position = self.idle.partition_point(|other| other.index < task.index);
+        let place = |task: &LayerTask<'a>| (Reverse(task.left() / ALIKE), task.index);
+        let position = self.idle.partition_point(|other| place(other) < place(&task));
         self.idle.insert(position, task);
     }
 

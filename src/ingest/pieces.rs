@@ -61,14 +61,21 @@ impl<'a> PieceStore<'a> {
     }
 
     /// Stores the pieces of a job.
-    pub(super) fn store(&self, job: Job, encoder: &mut Encoder) -> Result<(), IngestError> {
+    pub(super) fn store(&self, job: &Job, encoder: &mut Encoder) -> Result<(), IngestError> {
         let mut stored = Vec::with_capacity(job.pieces.len());
+        let mut content = Vec::with_capacity(job.pieces.len());
         for piece in &job.pieces {
-            let hash = match &piece.content {
-                PieceContent::Bytes(range) => self.store_bytes(&job.buffer[range.clone()], piece.is_chunk, encoder)?,
-                PieceContent::Zeros(length) => self.store_zeros(*length, piece.is_chunk, encoder)?,
-            };
-            stored.push((piece.id, hash));
+            match &piece.content {
+                PieceContent::Bytes(range) => content.push((piece, &job.buffer[range.clone()])),
+                PieceContent::Zeros(length) => {
+                    stored.push((piece.id, self.store_zeros(*length, piece.is_chunk, encoder)?));
+                }
+            }
+        }
+        let keys: Vec<_> = content.iter().map(|(piece, plain)| self.key(plain, piece.is_chunk)).collect();
+        let recalled = self.ingest.index.recall(&keys)?;
+        for (((piece, plain), key), recalled) in content.into_iter().zip(keys).zip(recalled) {
+            stored.push((piece.id, self.store_bytes(plain, key, recalled, encoder)?));
         }
         let mut hashes = self.hashes(job.layer);
         for (id, hash) in stored {
@@ -84,21 +91,28 @@ impl<'a> PieceStore<'a> {
         self.hashes[layer].lock().expect("no thread panics while it notes a hash")
     }
 
-    fn store_bytes(&self, plain: &[u8], is_chunk: bool, encoder: &mut Encoder) -> Result<ObjectHash, IngestError> {
-        let Ingest { staging, index, compression, .. } = *self.ingest;
-        let blake3 = {
-            let _identifying = stage!("content hash", plain.len());
-            *blake3::hash(plain).as_bytes()
-        };
-        let key = ContentKey { blake3, size: plain.len() as u64, is_chunk, encoder: compression.encoder_id().0 };
-        if let Some(hash) = index.find(&key, staging)? {
+    fn key(&self, plain: &[u8], is_chunk: bool) -> ContentKey {
+        let _identifying = stage!("content hash", plain.len());
+        let encoder = self.ingest.compression.encoder_id().0;
+        ContentKey { blake3: *blake3::hash(plain).as_bytes(), size: plain.len() as u64, is_chunk, encoder }
+    }
+
+    fn store_bytes(
+        &self,
+        plain: &[u8],
+        key: ContentKey,
+        recalled: Option<ObjectHash>,
+        encoder: &mut Encoder,
+    ) -> Result<ObjectHash, IngestError> {
+        let Ingest { staging, index, .. } = *self.ingest;
+        if let Some(hash) = index.find(&key, recalled, staging)? {
             return Ok(hash);
         }
         let stored = {
             let _compressing = stage!("compress", plain.len());
             encoder.encode(plain)
         };
-        let kind = if is_chunk { ObjectKind::Chunk } else { ObjectKind::File };
+        let kind = if key.is_chunk { ObjectKind::Chunk } else { ObjectKind::File };
         let hash = staging.put_stored(kind, stored)?;
         index.add(key, hash)?;
         Ok(hash)
@@ -110,7 +124,9 @@ impl<'a> PieceStore<'a> {
             return Ok(hash);
         }
         let plain = vec![0; usize::try_from(length).expect("a chunk fits into memory")];
-        let hash = self.store_bytes(&plain, is_chunk, encoder)?;
+        let key = self.key(&plain, is_chunk);
+        let recalled = self.ingest.index.recall(&[key])?.pop().flatten();
+        let hash = self.store_bytes(&plain, key, recalled, encoder)?;
         zeros().insert((length, is_chunk), hash);
         Ok(hash)
     }

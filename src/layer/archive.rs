@@ -213,6 +213,11 @@ impl<R: Read> Archive<R> {
         if extensions.is_empty() { Ok(None) } else { Err(self.failed(EntryError::NothingExtended)) }
     }
 
+    /// Returns how many bytes of the blob were read for what was unpacked so far.
+    pub(super) fn blob_read(&self) -> u64 {
+        self.stream.blob_read()
+    }
+
     /// Returns the bytes of all global headers, which go into every member.
     pub(super) fn size_of_globals(&self) -> u64 {
         self.globals_size

@@ -100,6 +100,11 @@ impl<R: Read> LayerReader<R> {
         self.archive.next_piece()
     }
 
+    /// Returns how many bytes of the blob were read for what was unpacked so far.
+    pub fn blob_read(&self) -> u64 {
+        self.archive.blob_read()
+    }
+
     /// Counts zeros of a hole in the current file that the caller writes out.
     pub fn fill_hole(&mut self, length: u64) -> Result<(), LayerError> {
         self.filled_holes += length;

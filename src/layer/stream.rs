@@ -85,6 +85,11 @@ impl<R: Read> TarStream<R> {
         }
     }
 
+    /// Returns how many bytes of the blob were read for what was unpacked so far.
+    pub(super) fn blob_read(&self) -> u64 {
+        self.feed.blob_size()
+    }
+
     /// Returns the size and the digest of what was read of the blob, and how that is compressed.
     pub(super) fn blob(&self) -> (u64, Digest, Compression) {
         (self.feed.blob_size(), self.feed.blob_digest(), self.feed.compression())

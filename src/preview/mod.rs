@@ -308,8 +308,8 @@ impl Known {
             is_chunk: false,
             encoder: compression.encoder_id().0,
         };
-        let found = self.state.object(&key).map_err(FolderError::from)?;
-        let found = found.filter(|&hash| self.head.store().has(hash, ObjectKind::File));
+        let found = self.state.objects(&[key]).map_err(FolderError::from)?;
+        let found = found[0].filter(|&hash| self.head.store().has(hash, ObjectKind::File));
         Ok(found.map(|hash| Content { raw: compression == Compression::None, pieces: Pieces::Whole(hash) }))
     }
 }
