@@ -95,12 +95,13 @@ impl<'a> CatalogBuilder<'a> {
         draft.properties.extend(facts.map(|facts| (FACTS.to_owned(), facts.to_owned())));
         let mut totals = draft.own_counters();
         totals += draft.below;
-        Ok(StoredTree { reference: store(self.staging, &draft)?, transition_point: draft.transition_point(), totals })
+        let transition_point = draft.transition_point();
+        Ok(StoredTree { reference: store(self.staging, draft)?, transition_point, totals })
     }
 }
 
 /// Stores a catalog.
-pub(super) fn store(staging: &Staging, draft: &Draft) -> Result<CatalogReference, BuildError> {
+pub(super) fn store(staging: &Staging, draft: Draft) -> Result<CatalogReference, BuildError> {
     let bytes = {
         let writing = stage!("catalogs");
         let bytes = draft.write()?;

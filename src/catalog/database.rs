@@ -58,10 +58,6 @@ pub fn key_of(spelt: &[u8]) -> PathKey {
     (half(0), half(8))
 }
 
-fn parent_key(path: &EntryPath) -> PathKey {
-    path.split().map_or((0, 0), |(parent, _)| key(&parent))
-}
-
 /// Bytes that SQLite shall take as text, whatever they are: names need not be UTF-8.
 struct Text<'a>(&'a [u8]);
 
@@ -421,68 +417,22 @@ impl Draft {
     }
 
     /// Returns the bytes of the SQLite file.
-    pub(super) fn write(&self) -> Result<Vec<u8>, CatalogError> {
-        self.write_database().map_err(|source| CatalogError::Database { path: self.root.clone(), source })
+    pub(super) fn write(self) -> Result<Vec<u8>, CatalogError> {
+        let path = self.root.clone();
+        self.write_database().map_err(|source| CatalogError::Database { path, source })
     }
 
-    fn write_database(&self) -> rusqlite::Result<Vec<u8>> {
+    fn write_database(self) -> rusqlite::Result<Vec<u8>> {
         let connection = create_database(include_str!("../../catalog-schema/catalog.sql"))?;
         connection.execute_batch("BEGIN")?;
-        self.write_entries(&connection)?;
         write_references(&connection, "nested_catalogs", &self.nested)?;
         write_references(&connection, "bind_mountpoints", &self.bound)?;
         self.write_statistics(&connection)?;
         self.write_properties(&connection)?;
+        write_entries(&connection, self.entries)?;
         connection.execute_batch(include_str!("../../catalog-schema/catalog-index.sql"))?;
         connection.execute_batch("COMMIT")?;
         database_bytes(connection)
-    }
-
-    fn write_entries(&self, connection: &Connection) -> rusqlite::Result<()> {
-        let mut insert = connection.prepare(
-            "INSERT INTO catalog (md5path_1, md5path_2, parent_1, parent_2, hardlinks, hash, size, mode, mtime, mtimens, \
-             flags, name, symlink, uid, gid, xattr) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        )?;
-        let mut insert_chunk = connection
-            .prepare("INSERT INTO chunks (md5path_1, md5path_2, offset, size, hash) VALUES (?, ?, ?, ?, ?)")?;
-        for (path, entry) in &self.entries {
-            let ((first, second), (parent_first, parent_second)) = (key(path), parent_key(path));
-            let name = path.split().map_or(&b""[..], |(_, name)| name);
-            let hash = match &entry.content {
-                Some(Pieces::Whole(hash)) => Some(&hash.as_bytes()[..]),
-                _ => None,
-            };
-            insert.execute(params![
-                first,
-                second,
-                parent_first,
-                parent_second,
-                i64::from(entry.link_group) << 32 | i64::from(entry.link_count),
-                hash,
-                entry.size,
-                entry.mode,
-                entry.mtime,
-                entry.mtime_nanoseconds,
-                entry.flags,
-                Text(name),
-                Text(&entry.symlink),
-                entry.uid,
-                entry.gid,
-                entry.xattr,
-            ])?;
-            if let Some(Pieces::Chunks(chunks)) = &entry.content {
-                for chunk in &**chunks {
-                    insert_chunk.execute(params![
-                        first,
-                        second,
-                        chunk.offset,
-                        chunk.size,
-                        &chunk.hash.as_bytes()[..]
-                    ])?;
-                }
-            }
-        }
-        Ok(())
     }
 
     fn write_statistics(&self, connection: &Connection) -> rusqlite::Result<()> {
@@ -513,6 +463,57 @@ impl Draft {
     pub(super) fn transition_point(&self) -> CatalogEntry {
         self.entries[&self.root].clone().with_nesting(Nesting::TransitionPoint)
     }
+}
+
+/// Writes rows in the order of their paths, and forgets each: there may be many.
+fn write_entries(connection: &Connection, entries: BTreeMap<EntryPath, CatalogEntry>) -> rusqlite::Result<()> {
+    let mut insert = connection.prepare(
+        "INSERT INTO catalog (md5path_1, md5path_2, parent_1, parent_2, hardlinks, hash, size, mode, mtime, mtimens, \
+         flags, name, symlink, uid, gid, xattr) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )?;
+    let mut insert_chunk =
+        connection.prepare("INSERT INTO chunks (md5path_1, md5path_2, offset, size, hash) VALUES (?, ?, ?, ?, ?)")?;
+    let mut last_folder = (EntryPath::ROOT, key(&EntryPath::ROOT));
+    for (path, entry) in entries {
+        let (first, second) = key(&path);
+        let ((parent_first, parent_second), name) = match path.split() {
+            None => ((0, 0), &b""[..]),
+            Some((folder, name)) => {
+                if folder != last_folder.0 {
+                    last_folder = (folder.clone(), key(&folder));
+                }
+                (last_folder.1, name)
+            }
+        };
+        let hash = match &entry.content {
+            Some(Pieces::Whole(hash)) => Some(&hash.as_bytes()[..]),
+            _ => None,
+        };
+        insert.execute(params![
+            first,
+            second,
+            parent_first,
+            parent_second,
+            i64::from(entry.link_group) << 32 | i64::from(entry.link_count),
+            hash,
+            entry.size,
+            entry.mode,
+            entry.mtime,
+            entry.mtime_nanoseconds,
+            entry.flags,
+            Text(name),
+            Text(&entry.symlink),
+            entry.uid,
+            entry.gid,
+            entry.xattr,
+        ])?;
+        if let Some(Pieces::Chunks(chunks)) = &entry.content {
+            for chunk in &**chunks {
+                insert_chunk.execute(params![first, second, chunk.offset, chunk.size, &chunk.hash.as_bytes()[..]])?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn write_references(
@@ -558,7 +559,7 @@ mod tests {
     #[test]
     fn a_catalog_reads_back_as_it_was_written() {
         let draft = draft();
-        let bytes = draft.write().unwrap();
+        let bytes = draft.clone().write().unwrap();
         let catalog = Catalog::parse(&bytes, &path("a")).unwrap();
         assert_eq!(catalog.rows().unwrap(), draft.entries);
         assert_eq!(catalog.own_counters(), draft.own_counters());

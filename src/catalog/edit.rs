@@ -322,7 +322,7 @@ impl Loaded {
             Some((reference, _)) if !self.is_changed => reference,
             _ => {
                 self.date(now, revision);
-                store(staging, &self.draft)?
+                store(staging, self.draft)?
             }
         };
         Ok(StoredTree { reference, transition_point, totals })
