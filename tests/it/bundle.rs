@@ -11,6 +11,7 @@ use strata::folder::RepositoryFolder;
 use strata::layout::ImagePlace;
 use strata::repository::Repository;
 
+use crate::support::client::mount_with_client;
 use crate::support::fuse::Mount;
 use crate::support::{
     FQRN, NAME, TestImage, TestLayer, TestRepository, flat_path, need, need_fuse, run, skip, write_oci_index,
@@ -35,6 +36,11 @@ impl Scene {
     /// Publishes an image and mounts the repository; none where nothing can be mounted or run.
     #[track_caller]
     fn new(image: &TestImage) -> Option<Self> {
+        Self::over(image, |repository| Some(Mount::start(repository, &["--allow-other"])))
+    }
+
+    #[track_caller]
+    fn over(image: &TestImage, mount: fn(&TestRepository) -> Option<Mount>) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             skip("only root starts containers and lets others into a mount");
             return None;
@@ -43,8 +49,7 @@ impl Scene {
         let repository = TestRepository::publish(image);
         let home = repository.folder().parent().unwrap().to_owned();
         fs::set_permissions(home, fs::Permissions::from_mode(0o755)).unwrap();
-        let mount = Mount::start(&repository, &["--allow-other"]);
-        Some(Self { mount, repository })
+        Some(Self { mount: mount(&repository)?, repository })
     }
 
     fn bundle_command(&self, name: &str, options: &[&str]) -> (Command, PathBuf) {
@@ -113,12 +118,21 @@ fn config(folder: &Path) -> Value {
 
 #[test]
 fn image_runs_as_its_user_in_its_folder_with_nothing_but_what_it_may_do() {
+    run_as_user(Scene::new);
+}
+
+#[test]
+fn image_runs_as_its_user_in_its_folder_from_the_cvmfs_client() {
+    run_as_user(|image| Scene::over(image, mount_with_client));
+}
+
+fn run_as_user(scene: fn(&TestImage) -> Option<Scene>) {
     if !need("busybox") {
         return;
     }
     let script = format!("{TELL}; env; ls; touch /x || touch /tmp/x /dev/shm/x && echo only there; ls /run /etc");
     let image = shell(image(), &script).setting("User", json!("app")).setting("WorkingDir", json!("/work"));
-    let Some(scene) = Scene::new(&image.env("A", "b c").env("NUMBER", "1=2")) else { return };
+    let Some(scene) = scene(&image.env("A", "b c").env("NUMBER", "1=2")) else { return };
     let (said, warnings) = scene.run("plain", &["--hostname", "node-1.example.org"], &[]);
     let lines: Vec<&str> = said.stdout.lines().collect();
     let nothing = ["CapEff:\t0000000000000000", "CapAmb:\t0000000000000000"];

@@ -1,14 +1,18 @@
-//! What podman makes of the store: the real one, with runc, over a mount of strata's.
+//! What podman makes of the store: the real one, with runc, over a mount of strata's and of the CVMFS client.
 
 use std::time::Instant;
 
 use serde_json::json;
 
+use crate::support::client::see_news;
 use crate::support::fuse::wait_until;
 use crate::support::{NAME, Podman, TestImage, TestLayer, TestRepository, busybox};
 
 /// So long podman may take to list 500 images: it takes 0.7 s, and 38 s where it reads the lists again and again.
 const LISTING_LIMIT: f64 = 5.0;
+
+/// Mounts a repository and makes a storage over its store, where that is possible.
+type Over = fn(&TestRepository) -> Option<Podman>;
 
 /// An image, what it is run with, and what it has to print.
 type Case<'c> = (&'c str, TestImage, &'c [&'c str], &'c str);
@@ -53,6 +57,15 @@ fn base(busybox: impl Fn(TestLayer) -> TestLayer) -> TestImage {
 
 #[test]
 fn images_run_with_every_sort_of_entry_point_and_are_found_by_every_name() {
+    run_images(Podman::over);
+}
+
+#[test]
+fn images_run_with_every_sort_of_entry_point_and_are_found_by_every_name_over_the_cvmfs_client() {
+    run_images(Podman::over_client);
+}
+
+fn run_images(over: Over) {
     let Some(busybox) = busybox() else { return };
     let base = base(busybox);
     let cases = cases(&base);
@@ -71,7 +84,7 @@ fn images_run_with_every_sort_of_entry_point_and_are_found_by_every_name() {
     base.clone().cmd(["echo", "archive"]).write_docker_archive(&archive, "h.org/t/archive:1");
     repository.run(["convert", &format!("docker-archive:{}", archive.display())]).expect_code(0);
 
-    let Some(podman) = Podman::over(&repository) else { return };
+    let Some(podman) = over(&repository) else { return };
     let names = podman.names();
     let mut expected: Vec<&str> = images.iter().map(|(name, _)| *name).collect();
     expected.extend(["h.org/t/archive:1", "localhost:5000/other:2"]);
@@ -94,12 +107,21 @@ fn images_run_with_every_sort_of_entry_point_and_are_found_by_every_name() {
 
 #[test]
 fn images_are_built_and_committed_from_images_of_one_layer_and_of_many() {
+    build_and_commit(Podman::over);
+}
+
+#[test]
+fn images_are_built_and_committed_from_images_of_one_layer_and_of_many_over_the_cvmfs_client() {
+    build_and_commit(Podman::over_client);
+}
+
+fn build_and_commit(over: Over) {
     let Some(busybox) = busybox() else { return };
     let one = base(busybox);
     let many = one.clone().layer(|layer| layer.file("etc/two", "2")).layer(|layer| layer.file("etc/three", "3"));
     let repository = TestRepository::new();
     repository.convert_together(&[("h.org/one:1", &one), ("h.org/many:1", &many)], &[]).expect_code(0);
-    let Some(podman) = Podman::over(&repository) else { return };
+    let Some(podman) = over(&repository) else { return };
     for name in ["h.org/one:1", "h.org/many:1"] {
         let built = podman.build(&format!("FROM {name}\nRUN echo built > /etc/built\nCMD [\"cat\", \"/etc/built\"]\n"));
         assert_eq!(podman.run(&built, &[]), "built", "{name}");
@@ -115,10 +137,19 @@ fn images_are_built_and_committed_from_images_of_one_layer_and_of_many() {
 
 #[test]
 fn users_run_images_with_fuse_overlayfs() {
+    run_as_user(Podman::over);
+}
+
+#[test]
+fn users_run_images_with_fuse_overlayfs_over_the_cvmfs_client() {
+    run_as_user(Podman::over_client);
+}
+
+fn run_as_user(over: Over) {
     let Some(busybox) = busybox() else { return };
     let many = base(busybox).layer(|layer| layer.file("etc/two", "2").owner(7, 7)).cmd(["cat", "/etc/two"]);
     let repository = TestRepository::publish(&many);
-    let Some(podman) = Podman::over(&repository) else { return };
+    let Some(podman) = over(&repository) else { return };
     let programs = ["fuse-overlayfs", "newuidmap", "setpriv", "unshare"];
     if !programs.iter().all(|program| crate::support::need(program)) {
         return;
@@ -153,19 +184,29 @@ fn five_hundred_images_are_listed_in_a_moment() {
 
 #[test]
 fn service_sees_a_tag_that_moves_and_containers_made_before_start() {
+    serve_while_a_tag_moves(Podman::over, |_| ());
+}
+
+#[test]
+fn service_sees_a_tag_that_moves_and_containers_made_before_start_over_the_cvmfs_client() {
+    serve_while_a_tag_moves(Podman::over_client, see_news);
+}
+
+fn serve_while_a_tag_moves(over: Over, see_news: fn(&TestRepository)) {
     let Some(busybox) = busybox() else { return };
     let base = base(busybox);
     let image = |word: &str| base.clone().layer(|layer| layer.file("word", word)).cmd(["cat", "/word"]);
     let (old, new) = (image("old"), image("new"));
     let id = |image: &TestImage| image.config_digest().replace("sha256:", "");
     let repository = TestRepository::publish(&old);
-    let Some(mut podman) = Podman::over(&repository) else { return };
+    let Some(mut podman) = over(&repository) else { return };
     podman.serve();
     assert_eq!(podman.ask_id(NAME), id(&old));
     let (stopped, never_started) = (podman.create(NAME, &[]), podman.create(NAME, &[]));
     assert_eq!(podman.say(["start", "--attach", &stopped]), "old");
 
     repository.convert(&new, NAME, &[]).expect_code(0);
+    see_news(&repository);
     wait_until("the service sees the new image", || podman.ask_id(NAME) == id(&new));
     assert_eq!(podman.id(NAME), id(&new));
     assert_eq!(podman.run(NAME, &[]), "new");
@@ -176,6 +217,7 @@ fn service_sees_a_tag_that_moves_and_containers_made_before_start() {
     assert_eq!(podman.names(), ["<none>:<none>", NAME]);
 
     repository.convert(&old, NAME, &[]).expect_code(0);
+    see_news(&repository);
     wait_until("the service sees the old image again", || podman.ask_id(NAME) == id(&old));
     assert_eq!(podman.run(NAME, &[]), "old");
 }

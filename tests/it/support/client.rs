@@ -1,6 +1,8 @@
 //! The CVMFS client itself, where it is installed.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use super::fuse::Mount;
@@ -17,13 +19,15 @@ pub fn mount_with_client(repository: &TestRepository) -> Option<Mount> {
         );
         return None;
     };
-    let [folder, state] = ["client-mount", "client-state"].map(|name| repository.beside(name));
-    fs::create_dir(&folder).unwrap();
+    let [mounts, state] = ["client-mount", "client-state"].map(|name| repository.beside(name));
+    let folder = mounts.join(FQRN);
+    fs::create_dir_all(&folder).unwrap();
     ["cache", "sockets"].iter().for_each(|name| fs::create_dir_all(state.join(name)).unwrap());
     let settings = [
         ("SERVER_URL", format!("file://{}", repository.storage().display())),
         ("PUBLIC_KEY", repository.folder().join(format!("keys/{FQRN}.pub")).display().to_string()),
         ("HTTP_PROXY", "DIRECT".to_owned()),
+        ("MOUNT_DIR", mounts.display().to_string()),
         ("CACHE_BASE", state.join("cache").display().to_string()),
         ("RELOAD_SOCKETS", state.join("sockets").display().to_string()),
         ("SHARED_CACHE", "no".to_owned()),
@@ -38,4 +42,14 @@ pub fn mount_with_client(repository: &TestRepository) -> Option<Mount> {
     command.args(["-f", "-o", &format!("config={},allow_other", state.join("client.conf").display()), FQRN]);
     command.arg(&folder);
     Some(Mount::of(command, folder, state.join("output")))
+}
+
+/// Has the client look for a new revision at once.
+pub fn see_news(repository: &TestRepository) {
+    let socket = repository.beside("client-state/cache").join(FQRN).join(format!("cvmfs_io.{FQRN}"));
+    let mut client = UnixStream::connect(socket).unwrap();
+    client.write_all(b"remount sync").unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("OK") || answer.contains("up to date"), "{answer}");
 }

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::geteuid;
 use tempfile::TempDir;
 
+use super::client::mount_with_client;
 use super::fuse::{Mount, wait_until};
 use super::{Run, TestLayer, TestRepository, need, need_fuse, skip};
 
@@ -35,11 +36,24 @@ impl Podman {
     /// Mounts a repository and makes a storage over its store. Where that is not possible the test skips.
     #[track_caller]
     pub fn over(repository: &TestRepository) -> Option<Self> {
-        (need_fuse() && need("podman") && need("runc") && need_root()).then_some(())?;
-        let mount = Mount::start(repository, &["--allow-other"]);
+        Self::can_run().then(|| Self::of(Mount::start(repository, &["--allow-other"])))
+    }
+
+    /// Does the same with the CVMFS client, where it is installed.
+    #[track_caller]
+    pub fn over_client(repository: &TestRepository) -> Option<Self> {
+        Self::can_run().then(|| mount_with_client(repository)).flatten().map(Self::of)
+    }
+
+    #[track_caller]
+    fn can_run() -> bool {
+        need_fuse() && need("podman") && need("runc") && need_root()
+    }
+
+    fn of(mount: Mount) -> Self {
         let podman = Self { home: tempfile::tempdir().unwrap(), mount, service: None };
         podman.configure("root", "");
-        Some(podman)
+        podman
     }
 
     /// Writes a configuration for a storage in the folder `name`, and returns its path.
