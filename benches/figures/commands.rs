@@ -70,6 +70,13 @@ pub fn convert(repository: &Path, image: &str, name: &str, options: &[&str]) -> 
     watch(command.args(options))
 }
 
+/// Converts an image with one thread, which has the first core to itself, and no other.
+pub fn convert_on_one_core(repository: &Path, image: &str, name: &str) -> Conversion {
+    let mut command = Command::new("taskset");
+    command.args(["--cpu-list", "0", env!("CARGO_BIN_EXE_strata"), "--quiet", "--repo"]).arg(repository);
+    watch(command.args(["convert", image, "--name", &format!("bench.example.org/{name}"), "--threads", "1"]))
+}
+
 /// Runs a command, which has to succeed, and watches its memory.
 pub fn watch(command: &mut Command) -> Conversion {
     settle();
