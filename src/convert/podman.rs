@@ -219,7 +219,7 @@ impl<'a> Edits<'a> {
             let why = flaws.first().map(ToString::to_string).unwrap_or_default();
             tracing::warn!("repairing podman's store: image {} {what}: {why}", config.hex());
             if !is_listed {
-                store.remove(config, []);
+                store.remove(config, None);
             }
         }
         Ok(())
@@ -256,13 +256,13 @@ impl<'a> Edits<'a> {
     /// Takes an image out of the store, together with its root file system.
     fn remove_image(&mut self, store: &mut PodmanStore, config: Digest) -> Result<(), ConvertError> {
         let Some(entry) = store.entry(config) else { return Ok(()) };
-        let layers = store.own_layers(entry);
-        if let Some(&top) = layers.first() {
-            let link = podman::short_link(&self.link_of(top));
-            self.edits.extend([(podman::layer_folder(top), Edit::Remove), (link, Edit::Remove)]);
+        let layer = store.own_layer(entry);
+        if let Some(layer) = layer {
+            let link = podman::short_link(&self.link_of(layer));
+            self.edits.extend([(podman::layer_folder(layer), Edit::Remove), (link, Edit::Remove)]);
         }
         self.edits.insert(podman::image_folder(config), Edit::Remove);
-        store.remove(config, layers);
+        store.remove(config, layer);
         Ok(())
     }
 }

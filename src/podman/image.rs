@@ -12,7 +12,7 @@ use crate::image::{Digest, ImageName};
 pub const LONGEST_DOCUMENT: usize = 4 << 20;
 
 /// When images were made that do not say it.
-const UNKNOWN_TIME: &str = "1970-01-01T00:00:00Z";
+pub(super) const UNKNOWN_TIME: &str = "1970-01-01T00:00:00Z";
 
 /// Why an image is kept out of the store: podman would list none of the others with it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -13,8 +13,8 @@ pub const STORE: &str = "podmanStore";
 /// The layers that podman sees of one image, from the lowest up.
 ///
 /// There are as many as the image has, since builds count them, but none of them is one of the image's: podman would take
-/// such a one for the real layer when it pulls another image. Only the topmost has a folder, which is the whole root file
-/// system.
+/// such a one for the real layer when it pulls another image. The topmost is the whole root file system, and the only one that
+/// has a folder. Those below are empty and the same for all images: for each image podman goes through all layers there are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FlatLayers(Vec<FlatLayer>);
 
@@ -32,10 +32,8 @@ impl FlatLayers {
     pub fn of(config: Digest, count: usize) -> Self {
         let mut layers: Vec<FlatLayer> = Vec::with_capacity(count);
         for number in 1..=count {
-            let diff = match number {
-                1 => Digest::of(format!("cvmfs-flat-layer:{}", config.hex()).as_bytes()),
-                _ => Digest::of(format!("cvmfs-flat-layer:{}:{number}", config.hex()).as_bytes()),
-            };
+            let of = if number == count { config.hex() } else { number.to_string() };
+            let diff = Digest::of(format!("cvmfs-flat-layer:{of}").as_bytes());
             // As containers/storage names a layer by what it lies on.
             let id = match layers.last() {
                 Some(below) => Digest::of(format!("{}+{}", below.id.hex(), diff.hex()).as_bytes()),
@@ -187,9 +185,9 @@ mod tests {
         let layers = FlatLayers::of(config, 3);
         // Computed with sha256sum.
         let ids = [
-            "b6920e012af547bba80d9dd31930c99d97f7b8042a6d30b22efdddc6e1bef8ba",
-            "2a99300519b2d346b6fc8e6ceeb6510686d99acaa525bdbb919a5debd6710411",
-            "1d302db26e84bf9f5975d0bb61bc2c98bcc4035fefcff2223f6e12b51b26a08f",
+            "29c0d856987057afaeffe31cc4b7c15cd49ae8706b2417ed198e851f05defda2",
+            "a0807f553198a397c000bfc1ae3419dcbe948b7c66521f6457b1c4d5686d267e",
+            "2566f43be1648d9474962eece8ff98bb5ffd7d9e2b59e554976df42489509c5c",
         ];
         assert_eq!(layers.iter().map(|layer| layer.id.hex()).collect::<Vec<_>>(), ids);
         let mut below: Option<Digest> = None;
@@ -199,7 +197,7 @@ mod tests {
             }
             below = Some(layer.id);
         }
-        assert_eq!(FlatLayers::of(config, 2).0, layers.0[..2]);
+        assert_eq!(FlatLayers::of(Digest::of(b"other"), 3).0[..2], layers.0[..2]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::Flaw;
-use super::image::StoreImage;
+use super::image::{StoreImage, UNKNOWN_TIME};
 use super::name::{is_digest, is_hex, store_name};
 use super::place::{self, FlatLayers, manifest_key};
 use super::raw::{RawObject, elements, write_list};
@@ -291,8 +291,10 @@ impl PodmanStore {
     fn put_layers(&mut self, image: &StoreImage) {
         let mut parent: Option<Digest> = None;
         for layer in image.layers.iter() {
-            let is_top = layer.id == image.top();
-            let row = Row::of(image, *layer, parent, if is_top { image.size } else { 0 });
+            let row = match layer.id == image.top() {
+                true => Row::of(*layer, parent, &image.created, image.size),
+                false => Row::of(*layer, parent, UNKNOWN_TIME, 0),
+            };
             match self.rows.get(&layer.id).map(|&at| &mut self.layers[at]) {
                 Some(there) if there.has_diff_digest && there.parent == row.parent => {}
                 Some(there) => {
@@ -316,8 +318,8 @@ impl PodmanStore {
         }
     }
 
-    /// Takes an image away. Its layers stay where they are not those that `layers` says to be its alone.
-    pub fn remove(&mut self, config: Digest, layers: impl IntoIterator<Item = Digest>) {
+    /// Takes an image away, and a layer that is its alone.
+    pub fn remove(&mut self, config: Digest, own_layer: Option<Digest>) {
         let Some(at) = self.by_id.remove(&config) else { return };
         let entry = &mut self.images[at];
         entry.is_gone = true;
@@ -325,19 +327,17 @@ impl PodmanStore {
         for name in &entry.names {
             self.by_name.remove(name);
         }
-        for layer in layers {
-            if let Some(at) = self.rows.remove(&layer) {
-                self.layers[at].is_gone = true;
-                self.are_layers_changed = true;
-            }
+        if let Some(at) = own_layer.and_then(|layer| self.rows.remove(&layer)) {
+            self.layers[at].is_gone = true;
+            self.are_layers_changed = true;
         }
     }
 
-    /// Returns the layers of an image, from the topmost down, that are no other's: those that strata gives it.
-    pub fn own_layers(&self, entry: &Entry) -> Vec<Digest> {
-        let found = entry.layer.and_then(|top| self.layers_below(top).ok()).unwrap_or_default();
-        let own: Vec<Digest> = FlatLayers::of(entry.config, found.len()).iter().rev().map(|layer| layer.id).collect();
-        if own == found { own } else { Vec::new() }
+    /// Returns the topmost layer of an image, if strata gave it that: then it is no other's.
+    pub fn own_layer(&self, entry: &Entry) -> Option<Digest> {
+        let top = entry.layer?;
+        let count = self.layers_below(top).ok()?.len();
+        (FlatLayers::of(entry.config, count).top()?.id == top).then_some(top)
     }
 
     /// Has both lists written, whether they change or not.
@@ -450,13 +450,13 @@ impl Entry {
 }
 
 impl Row {
-    fn of(image: &StoreImage, layer: place::FlatLayer, parent: Option<Digest>, size: u64) -> Self {
+    fn of(layer: place::FlatLayer, parent: Option<Digest>, created: &str, size: u64) -> Self {
         let parent = parent.map(|parent| parent.hex());
         let mut row = json!({"id": layer.id.hex()});
         if let Some(parent) = &parent {
             row["parent"] = json!(parent);
         }
-        row["created"] = json!(image.created);
+        row["created"] = json!(created);
         row["diff-digest"] = json!(layer.diff);
         row["diff-size"] = json!(size);
         let text = serde_json::value::to_raw_value(&row).expect("values are JSON");

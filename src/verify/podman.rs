@@ -97,9 +97,10 @@ impl Published<'_> {
     fn top_layer(&self) -> String {
         let config = self.image.config.digest.hex();
         let mut below = String::new();
-        for number in 1..=self.image.layers.len() {
-            let suffix = if number == 1 { String::new() } else { format!(":{number}") };
-            let diff = sha256(&format!("cvmfs-flat-layer:{config}{suffix}"));
+        let count = self.image.layers.len();
+        for number in 1..=count {
+            let of = if number == count { config.clone() } else { number.to_string() };
+            let diff = sha256(&format!("cvmfs-flat-layer:{of}"));
             below = if number == 1 { diff } else { sha256(&format!("{below}+{diff}")) };
         }
         below

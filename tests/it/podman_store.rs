@@ -40,6 +40,11 @@ fn entry(image: &TestImage, names: &[&str]) -> (String, Vec<String>) {
     (hex(&image.config_digest()).to_owned(), names.iter().map(|name| (*name).to_owned()).collect())
 }
 
+/// Returns what stands for the diff IDs of an image of two layers: one that all images share, and one of its own.
+fn diffs(image: &TestImage) -> [String; 2] {
+    ["1", hex(&image.config_digest())].map(|of| sha256(&format!("cvmfs-flat-layer:{of}")))
+}
+
 /// Returns the file that holds a document of an image.
 fn document(image: &TestImage, key: &str) -> String {
     format!("{IMAGES}/{}/={}", hex(&image.config_digest()), STANDARD.encode(key))
@@ -55,8 +60,7 @@ fn image_is_in_the_store_in_the_revision_that_brings_it() {
     let repository = TestRepository::publish(&image);
     assert_eq!(repository.reader().revision(), 2);
     let (config, manifest) = (image.config_digest(), image.manifest_digest());
-    let d1 = sha256(&format!("cvmfs-flat-layer:{}", hex(&config)));
-    let d2 = sha256(&format!("cvmfs-flat-layer:{}:2", hex(&config)));
+    let [d1, d2] = diffs(&image);
     let top = sha256(&format!("{d1}+{d2}"));
 
     let tree = repository.tree("podmanStore");
@@ -84,9 +88,9 @@ fn image_is_in_the_store_in_the_revision_that_brings_it() {
     assert_eq!(images, [expected]);
     let layers = list(&repository, &format!("{LAYERS}/layers.json"));
     let size = layers[1]["diff-size"].as_u64().unwrap();
-    let time = "2017-07-14T02:40:00Z";
+    let (unknown, time) = ("1970-01-01T00:00:00Z", "2017-07-14T02:40:00Z");
     let expected = [
-        json!({"id": d1, "created": time, "diff-digest": format!("sha256:{d1}"), "diff-size": 0}),
+        json!({"id": d1, "created": unknown, "diff-digest": format!("sha256:{d1}"), "diff-size": 0}),
         json!({"id": top, "parent": d1, "created": time, "diff-digest": format!("sha256:{d2}"), "diff-size": size}),
     ];
     assert_eq!(layers, expected);

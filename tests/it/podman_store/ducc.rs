@@ -153,8 +153,7 @@ fn what_makes_podman_fail_is_repaired_with_the_first_revision() {
     ];
     assert_eq!(entries(&repository), expected);
     findings(&repository, 0);
-    let d1 = sha256(&format!("cvmfs-flat-layer:{}", hex(&rowless.config_digest())));
-    let d2 = sha256(&format!("cvmfs-flat-layer:{}:2", hex(&rowless.config_digest())));
+    let [d1, d2] = super::diffs(&rowless);
     let listed = &list(&repository, &format!("{IMAGES}/images.json"))[0];
     assert_eq!(listed["layer"], sha256(&format!("{d1}+{d2}")));
     // What was left out comes back when it is asked for.

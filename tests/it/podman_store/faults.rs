@@ -2,12 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::{IMAGES, LAYERS, OVERLAY, document, hex, image, list, sha256};
+use super::{IMAGES, LAYERS, OVERLAY, diffs, document, hex, image, list, sha256};
 use crate::support::{Foreign, NAME, TestImage, TestRepository, publish_foreign};
 
 fn top(image: &TestImage) -> String {
-    let d1 = sha256(&format!("cvmfs-flat-layer:{}", hex(&image.config_digest())));
-    let d2 = sha256(&format!("cvmfs-flat-layer:{}:2", hex(&image.config_digest())));
+    let [d1, d2] = diffs(image);
     sha256(&format!("{d1}+{d2}"))
 }
 
