@@ -3,6 +3,7 @@
 //! Each needs trees of its own, and is named only where those are published. The commands are for the machines that mount the
 //! repository below `/cvmfs`.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use crate::image::ImageName;
@@ -53,7 +54,7 @@ pub fn commands(
         let store = format!("--storage-opt additionalimagestore={mountpoint}/{}", podman::STORE);
         commands.push((Runtime::Podman, format!("podman {store} run {}", place.name)));
     }
-    if has_all_layers(repository, record)? {
+    if can_mount_layers(repository, record)? {
         let run = format!("nerdctl --snapshotter cvmfs-snapshotter run {}", pulled_name(place, record));
         let setting = format!("repository = \"{}\"", repository.manifest().name);
         commands.push((Runtime::Containerd, format!("{run}  # with {setting} in the settings of the snapshotter")));
@@ -66,10 +67,13 @@ pub fn commands(
     Ok(commands)
 }
 
-/// Tells whether every layer is published. An image whose layers were left out has none in its record.
-fn has_all_layers(repository: &Repository, record: &ImageRecord) -> Result<bool, RepositoryError> {
+/// Tells whether every layer is published, and can be mounted over those below it, which no folder can that is among them.
+///
+/// An image whose layers were left out has none in its record.
+fn can_mount_layers(repository: &Repository, record: &ImageRecord) -> Result<bool, RepositoryError> {
+    let mut below = HashSet::new();
     for &layer in &record.layers {
-        if repository.get(&layout::layer_root(layer))?.is_none() {
+        if !below.insert(layer) || repository.get(&layout::layer_root(layer))?.is_none() {
             return Ok(false);
         }
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::support::{FQRN, NAME, TestImage, TestRepository, flat_path, write_oci_index};
+use crate::support::{FQRN, NAME, TestImage, TestLayer, TestRepository, flat_path, write_oci_index};
 
 #[test]
 fn info_names_the_command_of_each_runtime_that_finds_what_it_needs() {
@@ -58,4 +58,13 @@ fn each_platform_has_commands_of_its_own() {
     let info = repository.run(["info", &format!("{NAME}@{digest}")]).expect_code(0).stdout();
     assert!(info.contains("linux/arm64") && !info.contains("linux/amd64"), "{info}");
     repository.refuse(["info", &format!("{NAME}@{}", images[1].config_digest())], 1, &[&images[1].config_digest()]);
+}
+
+#[test]
+fn containerd_is_not_named_for_an_image_that_it_cannot_mount() {
+    let layer = |layer: TestLayer| layer.file("again", "");
+    let repository = TestRepository::publish(&TestImage::new().layer(layer).layer(layer));
+    let info = repository.run(["info", "--json", NAME]).expect_code(0).json();
+    let names: Vec<&String> = info["commands"].as_object().unwrap().keys().collect();
+    assert_eq!(names, ["apptainer", "podman", "runc"]);
 }
