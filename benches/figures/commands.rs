@@ -70,10 +70,13 @@ pub fn convert(repository: &Path, image: &str, name: &str, options: &[&str]) -> 
     watch(command.args(options))
 }
 
-/// Converts an image with one thread, which has the first core to itself, and no other.
+/// Converts an image with one thread, on one core.
 pub fn convert_on_one_core(repository: &Path, image: &str, name: &str) -> Conversion {
+    let status = fs::read_to_string("/proc/self/status").expect("Linux tells which cores there are");
+    let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("Linux tells that");
+    let first = cores.trim().split(['-', ',']).next().expect("there is a core");
     let mut command = Command::new("taskset");
-    command.args(["--cpu-list", "0", env!("CARGO_BIN_EXE_strata"), "--quiet", "--repo"]).arg(repository);
+    command.args(["--cpu-list", first, env!("CARGO_BIN_EXE_strata"), "--quiet", "--repo"]).arg(repository);
     watch(command.args(["convert", image, "--name", &format!("bench.example.org/{name}"), "--threads", "1"]))
 }
 
