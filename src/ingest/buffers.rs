@@ -30,3 +30,23 @@ impl Buffers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_used_again_where_they_fit() {
+        let buffers = Buffers::default();
+        let mut buffer = buffers.take(1000);
+        buffer.extend([7; 1000]);
+        let (place, room) = (buffer.as_ptr(), buffer.capacity());
+        buffers.give_back(buffer, room as u64);
+        let others = [buffers.take(room + 1), buffers.take(room / 8)];
+        assert!(others.iter().all(|other| other.as_ptr() != place), "one is too small, and one too large");
+        let again = buffers.take(room / 2);
+        assert_eq!((again.as_ptr(), again.len(), again.capacity()), (place, 0, room));
+        buffers.give_back(again, room as u64 - 1);
+        assert!(buffers.0.lock().unwrap().is_empty(), "more than shall be kept");
+    }
+}

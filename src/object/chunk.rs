@@ -204,6 +204,19 @@ mod tests {
     }
 
     #[test]
+    fn cuts_in_blocks_are_those_of_the_definition() {
+        // Larger than a block, so that ends fall into each of its parts.
+        let sizes = ChunkSizes { minimum: 1000, average: 30_000, maximum: 100_000 };
+        let data = noise(4_000_000);
+        let expected = cuts_by_definition(&data, sizes);
+        let is_found = |cut: usize, last: usize| cut - last > 1000 + BLOCK && cut - last < 100_000;
+        assert!(expected.windows(2).filter(|pair| is_found(pair[1], pair[0])).count() > 30);
+        for buffer in [BLOCK - 1, BLOCK, 50_001, 262_144, 4_000_000] {
+            assert_eq!(cuts_in_buffers(&data, sizes, buffer), expected, "in buffers of {buffer}");
+        }
+    }
+
+    #[test]
     fn zeros_are_cut_at_the_maximum_only() {
         assert_eq!(cuts_in_buffers(&[0; 1000], SMALL, 1000), [256, 512, 768]);
         assert_eq!(cuts_in_buffers(&[0; 256], SMALL, 100), [0; 0]);

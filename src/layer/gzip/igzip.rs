@@ -5,9 +5,8 @@ use std::mem::MaybeUninit;
 
 use isal_sys::igzip_lib as z;
 
-use crate::avx::clear_upper_halves;
-
 use super::{Damage, Progress, WRONG_CHECKSUM};
+use crate::avx::clear_upper_halves;
 
 /// What follows the header of a member. It is used for one member after the other.
 pub(super) struct Member {
