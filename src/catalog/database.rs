@@ -480,7 +480,8 @@ fn write_entries(connection: &Connection, entries: BTreeMap<EntryPath, CatalogEn
             None => ((0, 0), &b""[..]),
             Some((folder, name)) => {
                 if folder != last_folder.0 {
-                    last_folder = (folder.clone(), key(&folder));
+                    let key = key(&folder);
+                    last_folder = (folder, key);
                 }
                 (last_folder.1, name)
             }
