@@ -24,12 +24,8 @@ pub struct Refusal(String);
 pub struct StoreImage {
     /// The digest of its config.
     pub config: Digest,
-    /// Bytes of the config.
-    pub config_size: u64,
     /// The digest of its manifest; `None` for one that another program wrote in its own words.
     pub manifest: Option<Digest>,
-    /// Bytes of the manifest.
-    pub manifest_size: u64,
     /// Its layers as podman sees them.
     pub layers: FlatLayers,
     /// When it was made.
@@ -62,10 +58,8 @@ impl StoreImage {
         let created = member(&parsed, "created").and_then(Value::as_str).unwrap_or(UNKNOWN_TIME);
         Ok(Self {
             config: digest,
-            config_size: config.len() as u64,
             // DUCC's keys are capitalised, and it keeps only some.
             manifest: parsed_manifest.get("SchemaVersion").is_none().then(|| Digest::of(manifest)),
-            manifest_size: manifest.len() as u64,
             layers: FlatLayers::of(digest, layers),
             created: created.to_owned(),
             size,
