@@ -87,13 +87,19 @@ impl ContentIndex {
             }
             std::mem::take(&mut fresh.unsaved)
         };
-        Ok(self.state.add_objects(&batch)?)
+        self.write(batch)
     }
 
     /// Writes down what this run added.
     pub fn save(&self) -> Result<(), IndexError> {
         let _noting = stage!("index");
         let batch = std::mem::take(&mut self.fresh().unsaved);
+        self.write(batch)
+    }
+
+    fn write(&self, mut batch: Vec<(ContentKey, ObjectHash)>) -> Result<(), IndexError> {
+        // In the order of the table, each of its pages is changed once.
+        batch.sort_unstable_by_key(|(key, _)| key.blake3);
         Ok(self.state.add_objects(&batch)?)
     }
 

@@ -118,11 +118,14 @@ pub struct Publisher<'a> {
 impl Publisher<'_> {
     /// Publishes the edits that `prepare` returns for the head as it is then, as one revision, in their order.
     ///
+    /// `known` is any revision of the repository, with what was read of it.
+    ///
     /// Nothing is published and `None` returned where there are none. While `prepare` runs no other publisher can
     /// change the head.
     pub fn commit<E: std::error::Error + Send + Sync + 'static>(
         &self,
         rng: &mut impl CryptoRng,
+        known: &Repository,
         prepare: impl FnOnce(&Repository) -> Result<Vec<(EntryPath, Edit)>, E>,
     ) -> Result<Option<Revision>, PublishError> {
         let _publishing = stage!("publish");
@@ -132,7 +135,7 @@ impl Publisher<'_> {
         let left = self.wait.saturating_sub(start.elapsed());
         let _server_lock = self.server.map(|server| server.lock(left)).transpose()?;
         self.check_whitelist(store)?;
-        let head = Repository::open(store, &self.settings.repository)?;
+        let head = known.open_head()?;
         let edits = prepare(&head).map_err(|error| PublishError::Prepare(Box::new(error)))?;
         if edits.is_empty() {
             return Ok(None);

@@ -100,15 +100,17 @@ impl<'a> CatalogBuilder<'a> {
     }
 }
 
+fn store(staging: &Staging, draft: Draft) -> Result<CatalogReference, BuildError> {
+    let writing = stage!("catalogs");
+    let bytes = draft.write()?;
+    writing.record(BYTES, bytes.len() as u64);
+    drop(writing);
+    put_catalog(staging, &bytes)
+}
+
 /// Stores a catalog.
-pub(super) fn store(staging: &Staging, draft: Draft) -> Result<CatalogReference, BuildError> {
-    let bytes = {
-        let writing = stage!("catalogs");
-        let bytes = draft.write()?;
-        writing.record(BYTES, bytes.len() as u64);
-        bytes
-    };
-    let hash = staging.put_database(ObjectKind::Catalog, &bytes)?;
+pub(super) fn put_catalog(staging: &Staging, bytes: &[u8]) -> Result<CatalogReference, BuildError> {
+    let hash = staging.put_database(ObjectKind::Catalog, bytes)?;
     Ok(CatalogReference { hash, size: bytes.len() as u64 })
 }
 

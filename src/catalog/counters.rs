@@ -71,17 +71,19 @@ impl Counters {
     }
 
     /// Counts one row.
-    pub fn add_entry(&mut self, entry: &CatalogEntry) {
-        self.0[Self::XATTR] += i64::from(entry.xattr.is_some());
+    pub fn of_entry(entry: &CatalogEntry) -> Self {
+        let mut counters = Self::default();
+        counters.0[Self::XATTR] += i64::from(entry.xattr.is_some());
         if entry.is_directory() {
-            self.0[Self::DIR] += 1;
+            counters.0[Self::DIR] += 1;
         } else if entry.is_symlink() {
-            self.0[Self::SYMLINK] += 1;
+            counters.0[Self::SYMLINK] += 1;
         } else if entry.is_special() {
-            self.0[Self::SPECIAL] += 1;
+            counters.0[Self::SPECIAL] += 1;
         } else {
-            self.add_regular(entry);
+            counters.add_regular(entry);
         }
+        counters
     }
 
     fn add_regular(&mut self, entry: &CatalogEntry) {
@@ -103,8 +105,10 @@ impl Counters {
     }
 
     /// Counts nested catalogs.
-    pub fn add_nested(&mut self, nested: usize) {
-        self.0[Self::NESTED] += i64::try_from(nested).expect("catalogs are counted in memory");
+    pub fn of_nested(nested: usize) -> Self {
+        let mut counters = Self::default();
+        counters.0[Self::NESTED] += i64::try_from(nested).expect("catalogs are counted in memory");
+        counters
     }
 }
 

@@ -1,24 +1,26 @@
 //! Changes an existing repository: loads the catalogs on the paths that change, and writes those anew.
 //!
-//! What it costs depends on what changes and on the size of those few catalogs, never on the size of the repository:
+//! What it costs depends on what changes and on the bytes of those few catalogs, never on the size of the repository:
 //! finished trees are hung in by their reference, and nothing below them is looked at.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use rayon::prelude::*;
 
-use super::build::{BuildError, StoredTree, marker, store};
+use super::build::{BuildError, StoredTree, marker, put_catalog};
 use super::counters::Counters;
-use super::database::{Catalog, Draft, MAXIMUM_CATALOG_BYTES};
+use super::database::{Catalog, MAXIMUM_CATALOG_BYTES, References, WritableCatalog};
 use super::entry::{CatalogEntry, CatalogReference, Nesting};
 use super::plan::MARKER;
 use crate::layer::EntryPath;
 use crate::metadata::{Metadata, Timestamp};
 use crate::object::{Compression, Content, ObjectKind};
+use crate::stage::{BYTES, stage};
 use crate::store::Staging;
 
 /// A catalog of folders that strata keeps itself is cut one level deeper once it has more entries than this.
-pub const MAXIMUM_STRUCTURAL_ENTRIES: usize = 50_000;
+pub const MAXIMUM_STRUCTURAL_ENTRIES: i64 = 50_000;
 
 /// Folders below this stay where they are when the catalog around them is cut.
 const WORTH_CUTTING: usize = 1_000;
@@ -31,13 +33,14 @@ pub struct Editor<'a> {
     now: Timestamp,
     nothing: Content,
     root: Loaded,
-    maximum_entries: usize,
+    maximum_entries: i64,
+    worth_cutting: usize,
 }
 
 /// A catalog that was loaded, with those below it that were.
 #[derive(Debug)]
 struct Loaded {
-    draft: Draft,
+    catalog: WritableCatalog,
     /// Where it came from; `None` for a new one.
     origin: Option<(CatalogReference, Counters)>,
     below: BTreeMap<EntryPath, Loaded>,
@@ -56,31 +59,35 @@ impl<'a> Editor<'a> {
     ) -> Result<Self, BuildError> {
         let root = Loaded::open(staging, &EntryPath::ROOT, root)?;
         let nothing = staging.put_file(compression, b"").map_err(BuildError::from)?;
-        Ok(Self { staging, now, nothing, root, maximum_entries: MAXIMUM_STRUCTURAL_ENTRIES })
+        Ok(Self::of(staging, now, nothing, root))
     }
 
     /// Starts a repository that has nothing but its root.
     pub fn create(staging: &'a Staging, compression: Compression, now: Timestamp) -> Result<Self, BuildError> {
-        let mut draft = Draft::new(EntryPath::ROOT);
-        draft.properties.insert("TTL".to_owned(), DEFAULT_TTL.to_string());
-        draft.entries.insert(EntryPath::ROOT, CatalogEntry::of_directory(&own_metadata(0o755, now), 0));
-        let root = Loaded { draft, origin: None, below: BTreeMap::new(), is_changed: true };
+        let mut root = Loaded::create(&EntryPath::ROOT)?;
+        root.catalog.set_property("TTL", &DEFAULT_TTL.to_string())?;
+        root.catalog.put(&EntryPath::ROOT, &CatalogEntry::of_directory(&own_metadata(0o755, now), 0))?;
         let nothing = staging.put_file(compression, b"").map_err(BuildError::from)?;
-        Ok(Self { staging, now, nothing, root, maximum_entries: MAXIMUM_STRUCTURAL_ENTRIES })
+        Ok(Self::of(staging, now, nothing, root))
+    }
+
+    fn of(staging: &'a Staging, now: Timestamp, nothing: Content, root: Loaded) -> Self {
+        let (maximum_entries, worth_cutting) = (MAXIMUM_STRUCTURAL_ENTRIES, WORTH_CUTTING);
+        Self { staging, now, nothing, root, maximum_entries, worth_cutting }
     }
 
     /// Returns what is at `path`.
-    pub fn get(&mut self, path: &EntryPath) -> Result<Option<&CatalogEntry>, BuildError> {
-        Ok(self.root.catalog_of(self.staging, path)?.draft.entries.get(path))
+    pub fn get(&mut self, path: &EntryPath) -> Result<Option<CatalogEntry>, BuildError> {
+        Ok(self.root.catalog_of(self.staging, path)?.catalog.get(path)?)
     }
 
     /// Hangs a finished tree in at `path`, in the place of whatever is there.
     pub fn put_tree(&mut self, path: &EntryPath, tree: &StoredTree) -> Result<(), BuildError> {
         self.put(path, tree.transition_point.clone())?;
         let (parent, _) = path.split().expect("a tree is not the root of the repository");
-        let catalog = self.root.catalog_of(self.staging, &parent)?;
-        catalog.draft.nested.insert(path.clone(), tree.reference);
-        catalog.draft.below += tree.totals;
+        let Loaded { catalog, .. } = self.root.catalog_of(self.staging, &parent)?;
+        catalog.put_reference(References::Nested, path, tree.reference)?;
+        *catalog.below() += tree.totals;
         Ok(())
     }
 
@@ -94,14 +101,13 @@ impl<'a> Editor<'a> {
         self.remove(path)?;
         let (parent, _) = path.split().expect("the root of the repository stays a folder");
         self.make_folder(&parent)?;
-        let (is_folder, now) = (entry.is_directory(), self.now);
-        let catalog = self.root.catalog_of(self.staging, &parent)?;
-        catalog.is_changed = true;
-        catalog.draft.entries.insert(path.clone(), entry);
-        let folder = catalog.draft.entries.get_mut(&parent).expect("was made just now");
-        folder.link_count += u32::from(is_folder);
-        touch(folder, now);
-        Ok(())
+        let Loaded { catalog, is_changed, .. } = self.root.catalog_of(self.staging, &parent)?;
+        *is_changed = true;
+        catalog.put(path, &entry)?;
+        let mut folder = catalog.folder(&parent)?;
+        folder.link_count += u32::from(entry.is_directory());
+        touch(&mut folder, self.now);
+        Ok(catalog.put(&parent, &folder)?)
     }
 
     /// Makes sure that `path` and the folders above it are there.
@@ -118,10 +124,7 @@ impl<'a> Editor<'a> {
         let (marker, staging) = (marker(&own_metadata(0o644, self.now), &self.nothing), self.staging);
         let (parent, _) = path.split().expect("the root of the repository is a catalog already");
         let catalog = self.root.catalog_of(staging, &parent)?;
-        if catalog.draft.nested.contains_key(path) || catalog.below.contains_key(path) {
-            return Ok(());
-        }
-        catalog.split(staging, path, marker)
+        if catalog.has_below(path)? { Ok(()) } else { catalog.split(staging, path, &marker) }
     }
 
     /// Removes whatever is at `path`; tells whether there was something.
@@ -129,14 +132,14 @@ impl<'a> Editor<'a> {
         let Some((parent, _)) = path.split() else { return Ok(false) };
         let (staging, now) = (self.staging, self.now);
         let catalog = self.root.catalog_of(staging, &parent)?;
-        let Some(entry) = catalog.draft.entries.get(path).cloned() else { return Ok(false) };
+        let Some(entry) = catalog.catalog.get(path)? else { return Ok(false) };
         catalog.is_changed = true;
-        catalog.drop_below(staging, path)?;
-        catalog.draft.entries.remove(path);
-        catalog.leave_link_group(&parent, &entry);
-        let folder = catalog.draft.entries.get_mut(&parent).expect("an entry lies in a folder");
+        catalog.drop_from(staging, path)?;
+        catalog.leave_link_group(&parent, &entry)?;
+        let mut folder = catalog.catalog.folder(&parent)?;
         folder.link_count -= u32::from(entry.is_directory());
-        touch(folder, now);
+        touch(&mut folder, now);
+        catalog.catalog.put(&parent, &folder)?;
         Ok(true)
     }
 
@@ -146,7 +149,7 @@ impl<'a> Editor<'a> {
     pub fn write(mut self, revision: u64) -> Result<CatalogReference, BuildError> {
         let marker = marker(&own_metadata(0o644, self.now), &self.nothing);
         for child in self.root.below.values_mut() {
-            child.cut(self.staging, self.maximum_entries, &marker)?;
+            child.cut(self.staging, (self.maximum_entries, self.worth_cutting), &marker)?;
         }
         self.root.is_changed = true;
         let written = self.root.write(self.staging, self.now, Some(revision))?;
@@ -167,137 +170,142 @@ fn touch(entry: &mut CatalogEntry, now: Timestamp) {
 }
 
 impl Loaded {
+    /// Starts a catalog without a row.
+    fn create(path: &EntryPath) -> Result<Self, BuildError> {
+        let catalog = WritableCatalog::create(path)?;
+        Ok(Self { catalog, origin: None, below: BTreeMap::new(), is_changed: true })
+    }
+
     fn open(staging: &Staging, path: &EntryPath, reference: CatalogReference) -> Result<Self, BuildError> {
-        let catalog = open_catalog(staging, path, reference)?;
-        Ok(Self {
-            draft: Draft::load(&catalog)?,
-            origin: Some((reference, catalog.total_counters())),
-            below: BTreeMap::new(),
-            is_changed: false,
-        })
+        let mut catalog = WritableCatalog::open(&read_catalog(staging, reference)?, path)?;
+        let mut totals = catalog.own_counters();
+        totals += *catalog.below();
+        Ok(Self { catalog, origin: Some((reference, totals)), below: BTreeMap::new(), is_changed: false })
     }
 
     /// Returns the catalog that holds what lies in or at `path`: of a transition point the one below it.
     fn catalog_of(&mut self, staging: &Staging, path: &EntryPath) -> Result<&mut Self, BuildError> {
-        match self.next_below(path) {
+        match self.next_below(path)? {
             Some(next) => self.load(staging, &next)?.catalog_of(staging, path),
             None => Ok(self),
         }
     }
 
     /// Returns the transition point of this catalog on the way to `path`.
-    fn next_below(&self, path: &EntryPath) -> Option<EntryPath> {
+    fn next_below(&self, path: &EntryPath) -> Result<Option<EntryPath>, BuildError> {
         let mut at = Some(path.clone());
-        while let Some(here) = at.filter(|here| *here != self.draft.root) {
-            if self.draft.nested.contains_key(&here) || self.below.contains_key(&here) {
-                return Some(here);
+        while let Some(here) = at.filter(|here| here != self.catalog.root()) {
+            if self.has_below(&here)? {
+                return Ok(Some(here));
             }
             at = here.split().map(|(parent, _)| parent);
         }
-        None
+        Ok(None)
+    }
+
+    /// Tells whether `path` is a transition point of this catalog.
+    fn has_below(&self, path: &EntryPath) -> Result<bool, BuildError> {
+        Ok(self.below.contains_key(path) || self.catalog.nested(path)?.is_some())
     }
 
     fn load(&mut self, staging: &Staging, path: &EntryPath) -> Result<&mut Self, BuildError> {
-        if !self.below.contains_key(path) {
-            let child = Self::open(staging, path, self.draft.nested[path])?;
-            self.below.insert(path.clone(), child);
-        }
-        Ok(self.below.get_mut(path).expect("was inserted just now"))
+        Ok(match self.below.entry(path.clone()) {
+            Entry::Occupied(loaded) => loaded.into_mut(),
+            Entry::Vacant(place) => {
+                let reference = self.catalog.nested(path)?.expect("is a transition point");
+                place.insert(Self::open(staging, path, reference)?)
+            }
+        })
     }
 
-    /// Takes out everything below `path`, nested catalogs included.
-    fn drop_below(&mut self, staging: &Staging, path: &EntryPath) -> Result<(), BuildError> {
-        for nested in paths_from(&self.draft.nested, path) {
-            let reference = self.draft.nested.remove(&nested).expect("was listed just now");
-            self.draft.below -= match self.below.remove(&nested) {
-                Some(child) => child.origin.map(|(_, totals)| totals).unwrap_or_default(),
-                None => open_catalog(staging, &nested, reference)?.total_counters(),
-            };
+    /// Takes out everything at and below `path`, nested catalogs included.
+    fn drop_from(&mut self, staging: &Staging, path: &EntryPath) -> Result<(), BuildError> {
+        self.take_nested(staging, path)?;
+        self.below.retain(|inner, _| !inner.is_in(path));
+        for (inner, _) in self.catalog.references_from(References::Bound, path)? {
+            self.catalog.remove_reference(References::Bound, &inner)?;
         }
-        for inner in paths_from(&self.below, path) {
-            self.below.remove(&inner);
-        }
-        for inner in paths_from(&self.draft.entries, path).into_iter().filter(|inner| inner != path) {
-            self.draft.entries.remove(&inner);
-        }
-        for bound in paths_from(&self.draft.bound, path) {
-            self.draft.bound.remove(&bound);
+        for (inner, entry) in self.catalog.rows_from(path)? {
+            self.catalog.remove(&inner, &entry)?;
         }
         Ok(())
     }
 
-    /// Tells the other names of a hard link in `folder` that one of them is gone.
-    fn leave_link_group(&mut self, folder: &EntryPath, gone: &CatalogEntry) {
-        if gone.link_group == 0 || gone.is_directory() {
-            return;
+    /// Takes out the nested catalogs at and below `path`, and returns them with what they count.
+    fn take_nested(
+        &mut self,
+        staging: &Staging,
+        path: &EntryPath,
+    ) -> Result<Vec<(EntryPath, CatalogReference, Counters)>, BuildError> {
+        let mut taken = Vec::new();
+        for (nested, reference) in self.catalog.references_from(References::Nested, path)? {
+            let totals = match self.below.get(&nested) {
+                Some(loaded) => loaded.origin.map(|(_, totals)| totals).unwrap_or_default(),
+                None => Catalog::parse(&read_catalog(staging, reference)?, &nested)?.total_counters(),
+            };
+            self.catalog.remove_reference(References::Nested, &nested)?;
+            *self.catalog.below() -= totals;
+            taken.push((nested, reference, totals));
         }
-        let is_sibling = |path: &EntryPath| path.split().is_some_and(|(parent, _)| parent == *folder);
-        for (path, entry) in self.draft.entries.range_mut(folder..) {
-            if entry.link_group == gone.link_group && is_sibling(path) {
+        Ok(taken)
+    }
+
+    /// Tells the other names of a hard link in `folder` that one of them is gone.
+    fn leave_link_group(&mut self, folder: &EntryPath, gone: &CatalogEntry) -> Result<(), BuildError> {
+        if gone.link_group == 0 || gone.is_directory() {
+            return Ok(());
+        }
+        for (name, mut entry) in self.catalog.list(folder)? {
+            if entry.link_group == gone.link_group {
                 entry.link_count -= 1;
                 if entry.link_count == 1 {
                     entry.link_group = 0;
                 }
+                self.catalog.put(&folder.join(&name), &entry)?;
             }
         }
+        Ok(())
     }
 
     /// Makes the plain folder `path` a catalog of its own.
-    fn split(&mut self, staging: &Staging, path: &EntryPath, marker: CatalogEntry) -> Result<(), BuildError> {
-        let mut child =
-            Self { draft: Draft::new(path.clone()), origin: None, below: BTreeMap::new(), is_changed: true };
-        for inner in paths_from(&self.draft.entries, path) {
-            let entry = self.draft.entries.remove(&inner).expect("was listed just now");
-            child.draft.entries.insert(inner, entry);
+    fn split(&mut self, staging: &Staging, path: &EntryPath, marker: &CatalogEntry) -> Result<(), BuildError> {
+        let mut child = Self::create(path)?;
+        for (inner, reference, totals) in self.take_nested(staging, path)? {
+            child.catalog.put_reference(References::Nested, &inner, reference)?;
+            *child.catalog.below() += totals;
         }
-        for inner in paths_from(&self.draft.nested, path) {
-            let reference = self.draft.nested.remove(&inner).expect("was listed just now");
-            let totals = match self.below.get(&inner) {
-                Some(loaded) => loaded.origin.map(|(_, totals)| totals).unwrap_or_default(),
-                None => open_catalog(staging, &inner, reference)?.total_counters(),
-            };
-            child.draft.nested.insert(inner, reference);
-            child.draft.below += totals;
-            self.draft.below -= totals;
+        for (inner, reference) in self.catalog.references_from(References::Bound, path)? {
+            self.catalog.remove_reference(References::Bound, &inner)?;
+            child.catalog.put_reference(References::Bound, &inner, reference)?;
         }
-        for inner in paths_from(&self.below, path) {
-            let loaded = self.below.remove(&inner).expect("was listed just now");
-            child.below.insert(inner, loaded);
+        let loaded = std::mem::take(&mut self.below).into_iter();
+        (child.below, self.below) = loaded.partition(|(inner, _)| inner.is_in(path));
+        for (inner, entry) in self.catalog.rows_from(path)? {
+            self.catalog.remove(&inner, &entry)?;
+            child.catalog.put(&inner, &if inner == *path { entry.with_nesting(Nesting::Root) } else { entry })?;
         }
-        for inner in paths_from(&self.draft.bound, path) {
-            let reference = self.draft.bound.remove(&inner).expect("was listed just now");
-            child.draft.bound.insert(inner, reference);
+        if child.catalog.get(&path.join(MARKER))?.is_none() {
+            child.catalog.put(&path.join(MARKER), marker)?;
         }
-        self.draft.entries.insert(path.clone(), child.draft.transition_point());
-        let root = child.draft.entries.get_mut(path).expect("the folder was moved with its entries");
-        *root = root.clone().with_nesting(Nesting::Root);
-        child.draft.entries.entry(path.join(MARKER)).or_insert(marker);
+        self.catalog.put(path, &child.catalog.transition_point()?)?;
         self.below.insert(path.clone(), child);
         self.is_changed = true;
         Ok(())
     }
 
-    /// Cuts off the folders of a catalog that has grown too large.
-    fn cut(&mut self, staging: &Staging, maximum: usize, marker: &CatalogEntry) -> Result<(), BuildError> {
-        if self.is_changed && self.draft.entries.len() > maximum {
-            for path in self.heavy_folders() {
-                self.split(staging, &path, marker.clone())?;
+    /// Cuts off the folders of a catalog that has grown too large, if they hold so much that it is worth it.
+    fn cut(
+        &mut self,
+        staging: &Staging,
+        (maximum, worth_cutting): (i64, usize),
+        marker: &CatalogEntry,
+    ) -> Result<(), BuildError> {
+        if self.is_changed && self.catalog.own_counters().entries() > maximum {
+            for path in self.catalog.heavy_folders(worth_cutting)? {
+                self.split(staging, &path, marker)?;
             }
         }
-        self.below.values_mut().try_for_each(|child| child.cut(staging, maximum, marker))
-    }
-
-    /// Returns the folders right below this catalog's own that hold many entries.
-    fn heavy_folders(&self) -> Vec<EntryPath> {
-        let mut weights: BTreeMap<EntryPath, usize> = BTreeMap::new();
-        let depth = self.draft.root.components().count() + 1;
-        for path in self.draft.entries.keys() {
-            if path.components().count() > depth {
-                let folder = path.components().take(depth).fold(EntryPath::ROOT, |folder, name| folder.join(name));
-                *weights.entry(folder).or_default() += 1;
-            }
-        }
-        weights.into_iter().filter(|(_, weight)| *weight >= WORTH_CUTTING).map(|(folder, _)| folder).collect()
+        self.below.values_mut().try_for_each(|child| child.cut(staging, (maximum, worth_cutting), marker))
     }
 
     /// Stores this catalog and those below it, if they changed.
@@ -308,47 +316,47 @@ impl Loaded {
             child.write(staging, now, None).map(|stored| (path, before, stored))
         });
         for (path, before, stored) in written.collect::<Result<Vec<_>, _>>()? {
-            if self.draft.nested.insert(path.clone(), stored.reference) != Some(stored.reference) {
+            if self.catalog.nested(&path)? != Some(stored.reference) {
                 self.is_changed = true;
-                self.draft.below -= before;
-                self.draft.below += stored.totals;
-                self.draft.entries.insert(path, stored.transition_point);
+                self.catalog.put_reference(References::Nested, &path, stored.reference)?;
+                self.catalog.put(&path, &stored.transition_point)?;
+                *self.catalog.below() -= before;
+                *self.catalog.below() += stored.totals;
             }
         }
-        let mut totals = self.draft.own_counters();
-        totals += self.draft.below;
-        let transition_point = self.draft.transition_point();
+        let mut totals = self.catalog.own_counters();
+        totals += *self.catalog.below();
+        let transition_point = self.catalog.transition_point()?;
         let reference = match self.origin {
             Some((reference, _)) if !self.is_changed => reference,
             _ => {
-                self.date(now, revision);
-                store(staging, self.draft)?
+                self.date(now, revision)?;
+                let writing = stage!("catalogs");
+                self.catalog.write(|bytes| {
+                    writing.record(BYTES, bytes.len() as u64);
+                    drop(writing);
+                    put_catalog(staging, bytes)
+                })??
             }
         };
         Ok(StoredTree { reference, transition_point, totals })
     }
 
     /// Sets what a catalog says about its own version.
-    fn date(&mut self, now: Timestamp, revision: Option<u64>) {
-        let properties = &mut self.draft.properties;
-        let last = properties.get("revision").and_then(|text| text.parse().ok()).unwrap_or(0_u64);
-        let mut set = |name: &str, value: String| properties.insert(name.to_owned(), value);
-        set("revision", revision.unwrap_or(last + 1).to_string());
-        set("last_modified", now.seconds.to_string());
+    fn date(&mut self, now: Timestamp, revision: Option<u64>) -> Result<(), BuildError> {
+        let catalog = &mut self.catalog;
+        let last = catalog.property("revision").and_then(|text| text.parse().ok()).unwrap_or(0_u64);
+        catalog.set_property("revision", &revision.unwrap_or(last + 1).to_string())?;
+        catalog.set_property("last_modified", &now.seconds.to_string())?;
         if let Some((reference, _)) = self.origin {
-            set("previous_revision", reference.hash.to_string());
+            catalog.set_property("previous_revision", &reference.hash.to_string())?;
         }
+        Ok(())
     }
 }
 
-fn open_catalog(staging: &Staging, path: &EntryPath, reference: CatalogReference) -> Result<Catalog, BuildError> {
-    let bytes = staging.read_decoded(reference.hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES)?;
-    Ok(Catalog::parse(&bytes, path)?)
-}
-
-/// Returns the keys at and below `path`, which lie side by side in the order of paths.
-fn paths_from<V>(map: &BTreeMap<EntryPath, V>, path: &EntryPath) -> Vec<EntryPath> {
-    map.range(path..).map(|(key, _)| key).take_while(|key| key.is_in(path)).cloned().collect()
+fn read_catalog(staging: &Staging, reference: CatalogReference) -> Result<Vec<u8>, BuildError> {
+    Ok(staging.read_decoded(reference.hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES)?)
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ pub(super) struct Edits<'a> {
     /// By path, so that folders come before what lies in them.
     pub(super) edits: BTreeMap<EntryPath, Edit>,
     /// What podman is to find under each name.
-    pub(super) podman: BTreeMap<String, Shown<'a>>,
+    pub(super) podman: BTreeMap<ImageName, Shown<'a>>,
     /// Trees that a tag no longer names, with the image.
     left: BTreeMap<EntryPath, String>,
     kept: BTreeSet<EntryPath>,
@@ -126,10 +126,15 @@ impl<'a> Edits<'a> {
         Ok(())
     }
 
+    /// Returns what the head says about the image at a place; nothing where another program published it.
+    pub(super) fn published_record(&self, place: &ImagePlace) -> Result<Option<ImageRecord>, ConvertError> {
+        let json = self.head.read(&place.metadata().join(b"strata.json"), FILE_LIMIT)?;
+        Ok(json.and_then(|json| ImageRecord::parse(&json)))
+    }
+
     /// Takes away what is published for one image, but for the trees.
     fn remove_place(&mut self, place: &ImagePlace) -> Result<(), ConvertError> {
-        let record = self.head.read(&place.metadata().join(b"strata.json"), FILE_LIMIT)?;
-        let trees = match record.and_then(|json| ImageRecord::parse(&json)) {
+        let trees = match self.published_record(place)? {
             Some(record) => record.trees(),
             None => self.run.foreign_trees(self.head, place)?,
         };
@@ -162,7 +167,7 @@ impl<'a> Edits<'a> {
         if self.head.get(&link)?.is_some_and(|entry| entry.is_symlink()) {
             self.edits.insert(link, Edit::Remove);
         }
-        self.podman.insert(name.to_string(), Shown::Nothing);
+        self.podman.insert(name.clone(), Shown::Nothing);
         Ok(())
     }
 
@@ -206,7 +211,7 @@ impl<'a> Edits<'a> {
     fn add_metadata(&mut self, staged: &StagedImage, another_is_listed: bool) -> Result<(), ConvertError> {
         let folder = staged.outcome.place.metadata();
         let (record_path, losses_path) = (folder.join(b"strata.json"), folder.join(b"losses.json"));
-        let before = self.head.read(&record_path, FILE_LIMIT)?.and_then(|json| ImageRecord::parse(&json));
+        let before = self.published_record(&staged.outcome.place)?;
         let mut record = self.record(staged);
         if let Some(before) = before.as_ref().filter(|before| before.manifest == record.manifest) {
             // What an earlier run published for the same image and this one was not asked for stays the image's.

@@ -1,11 +1,14 @@
 //! What podman sees of the images that were staged, and what becomes of a store that another program wrote.
 
+use std::collections::BTreeMap;
+
 use super::edits::Edits;
 use super::run::Run;
 use super::stage::StagedImage;
 use super::{ConvertError, ImageOptions, PodmanListing};
 use crate::catalog::CatalogEntry;
 use crate::image::{Digest, ImageName};
+use crate::inventory::places;
 use crate::layout::{self, ImagePlace};
 use crate::message::causes;
 use crate::podman::{self, Audit, Entry, MANY_IMAGES, PodmanStore, PublishedStore, Refusal, StoreImage};
@@ -83,7 +86,7 @@ impl<'a> Edits<'a> {
                     Shown::Only(images[shown_platform(images.iter().map(|image| &image.outcome.place))].outcome.config)
                 }
             };
-            self.podman.insert(name.to_string(), shown);
+            self.podman.insert(name.clone(), shown);
         }
     }
 
@@ -91,15 +94,17 @@ impl<'a> Edits<'a> {
     ///
     /// A store that another program wrote is left alone until there is something to publish.
     pub(super) fn update_podman_store(&mut self) -> Result<(), ConvertError> {
-        let wanted = std::mem::take(&mut self.podman);
+        let (wanted, gone) = (std::mem::take(&mut self.podman), self.root_file_systems_that_go());
+        if gone.is_empty() && !self.concern_podman(&wanted)? {
+            return Ok(());
+        }
         let published = PublishedStore::read(self.head)?;
         if published.is_none() && !wanted.values().any(|shown| matches!(shown, Shown::Image(_))) {
             return Ok(());
         }
         let mut published = published.unwrap_or(PublishedStore { is_ours: true, ..PublishedStore::default() });
-        let gone = self.root_file_systems_that_go();
-        let is_as_wanted =
-            gone.is_empty() && wanted.iter().all(|(name, shown)| is_as_wanted(&published.store, name, shown));
+        let is_as_wanted = gone.is_empty()
+            && wanted.iter().all(|(name, shown)| is_as_wanted(&published.store, &name.to_string(), shown));
         if is_as_wanted && (published.is_ours || self.edits.is_empty()) {
             return Ok(());
         }
@@ -108,6 +113,7 @@ impl<'a> Edits<'a> {
         }
         let mut store = published.store;
         for (name, shown) in &wanted {
+            let name = &name.to_string();
             match shown {
                 Shown::Image(staged) => {
                     let image = self.put_image(&store, staged)?;
@@ -122,6 +128,27 @@ impl<'a> Edits<'a> {
             self.remove_image(&mut store, config)?;
         }
         self.write_lists(&store)
+    }
+
+    /// Tells whether podman is to see an image, or may see one under a name that no longer leads to it.
+    ///
+    /// The lists grow with the repository, so they are not read for what says itself that it is in none.
+    fn concern_podman(&self, wanted: &BTreeMap<ImageName, Shown<'_>>) -> Result<bool, ConvertError> {
+        for (name, shown) in wanted {
+            if matches!(shown, Shown::Image(_)) || self.may_be_listed(name)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn may_be_listed(&self, name: &ImageName) -> Result<bool, ConvertError> {
+        for place in places(self.head, name)? {
+            if self.published_record(&place)?.is_none_or(|record| record.podman) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn write_lists(&mut self, store: &PodmanStore) -> Result<(), ConvertError> {

@@ -31,6 +31,8 @@ pub(crate) struct Run {
     pub(super) index: ContentIndex,
     pub(super) state: Arc<StateDatabase>,
     pub(super) pool: ThreadPool,
+    /// The head as it was opened last.
+    head: Mutex<Option<Repository>>,
     /// Trees that were looked for among those stored earlier, and what was found.
     pub(super) noted: Mutex<HashMap<EntryPath, Option<StoredTreeNote>>>,
     /// Layers that earlier runs read; nothing is kept of a run that publishes nothing.
@@ -79,6 +81,7 @@ impl Run {
             index: ContentIndex::open(Arc::clone(&state))?,
             state,
             pool: threads::pool(options.threads)?,
+            head: Mutex::default(),
             noted: Mutex::default(),
             kept: None,
             publishing: None,
@@ -100,9 +103,14 @@ impl Run {
         self.staging.written()
     }
 
-    /// Opens the head of the repository as it is now.
+    /// Opens the head of the repository as it is now. Catalogs that were opened stay so.
     pub(crate) fn head(&self) -> Result<Repository, ConvertError> {
-        Ok(Repository::open(self.staging.store(), self.folder.name())?)
+        let mut last = self.head.lock().expect("no thread panics while it opens a head");
+        let head = match &*last {
+            Some(last) => last.open_head()?,
+            None => Repository::open(self.staging.store(), self.folder.name())?,
+        };
+        Ok(last.insert(head).clone())
     }
 
     /// Publishes changes on top of whatever the head is by then, as one revision; `None` where nothing changes.
@@ -120,6 +128,7 @@ impl Run {
             now: self.options.now,
             wait: self.options.wait,
         };
-        Ok(self.pool.install(|| publisher.commit(rng, |head| self.edits(head, changes)))?)
+        let known = self.head()?;
+        Ok(self.pool.install(|| publisher.commit(rng, &known, |head| self.edits(head, changes)))?)
     }
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::catalog::{Catalog, CatalogBuilder};
+use crate::catalog::CatalogBuilder;
 use crate::object::{Compression, ObjectHash, Pieces};
 use crate::store::DirectoryStore;
 use crate::tree::{Directory, Leaf, LeafKind, Node};
@@ -68,29 +68,35 @@ fn apply(editor: &mut Editor<'_>, staging: &Staging, change: &Change) -> Result<
     }
 }
 
+fn read(staging: &Staging, path: &EntryPath, reference: CatalogReference) -> Catalog {
+    Catalog::parse(&read_catalog(staging, reference).unwrap(), path).unwrap()
+}
+
 /// Walks a repository, checks every catalog on the way, and returns what all of them count.
 fn recount(staging: &Staging, path: &EntryPath, reference: CatalogReference) -> Counters {
-    let catalog = open_catalog(staging, path, reference).unwrap();
-    let draft = Draft::load(&catalog).unwrap();
-    assert_eq!(catalog.own_counters(), draft.own_counters(), "in {path}");
-    for (folder, entry) in draft.entries.iter().filter(|(_, entry)| entry.is_directory()) {
-        if !draft.nested.contains_key(folder) {
+    let catalog = WritableCatalog::open(&read_catalog(staging, reference).unwrap(), path).unwrap();
+    let rows = BTreeMap::from_iter(catalog.rows_from(path).unwrap());
+    let nested = read(staging, path, reference).all_nested().unwrap();
+    let mut own = Counters::of_nested(nested.len());
+    rows.values().for_each(|row| own += Counters::of_entry(row));
+    assert_eq!(catalog.own_counters(), own, "in {path}");
+    for (folder, entry) in rows.iter().filter(|(_, entry)| entry.is_directory()) {
+        if !nested.contains_key(folder) {
             let is_child = |path: &EntryPath| path.split().is_some_and(|(parent, _)| parent == *folder);
-            let folders = draft.entries.iter().filter(|(path, entry)| entry.is_directory() && is_child(path)).count();
+            let folders = rows.iter().filter(|(path, entry)| entry.is_directory() && is_child(path)).count();
             assert_eq!(entry.link_count as usize, folders + 2, "links of {folder}");
         }
     }
-    assert_eq!(draft.entries.contains_key(&path.join(MARKER)), !path.is_root(), "marker of {path}");
+    assert_eq!(rows.contains_key(&path.join(MARKER)), !path.is_root(), "marker of {path}");
     let mut below = Counters::default();
-    for (nested, reference) in &draft.nested {
-        let child = open_catalog(staging, nested, *reference).unwrap();
-        let root = child.get(nested).unwrap().unwrap();
-        assert_eq!(draft.entries[nested], root.with_nesting(Nesting::TransitionPoint), "transition point {nested}");
+    for (nested, reference) in &nested {
+        let root = read(staging, nested, *reference).get(nested).unwrap().unwrap();
+        assert_eq!(rows[nested], root.with_nesting(Nesting::TransitionPoint), "transition point {nested}");
         below += recount(staging, nested, *reference);
     }
-    let mut total = draft.own_counters();
+    let mut total = own;
     total += below;
-    assert_eq!(catalog.total_counters(), total, "below {path}");
+    assert_eq!(read(staging, path, reference).total_counters(), total, "below {path}");
     total
 }
 
@@ -110,7 +116,7 @@ proptest! {
         let mut root = Editor::create(&staging, Compression::Fast, NOW).unwrap().write(1).unwrap();
         for (number, changes) in (2..).zip(&revisions) {
             let mut editor = Editor::open(&staging, Compression::Fast, root, NOW).unwrap();
-            editor.maximum_entries = 5;
+            (editor.maximum_entries, editor.worth_cutting) = (5, 2);
             for change in changes {
                 match apply(&mut editor, &staging, change) {
                     Ok(()) | Err(BuildError::Occupied(_)) => {}
@@ -148,10 +154,10 @@ fn catalogs_that_did_not_change_keep_their_hash() {
     let mut editor = Editor::open(&staging, Compression::Fast, first, NOW).unwrap();
     editor.put(&path("a/x"), CatalogEntry::of_file(&Metadata::of_implied_folder(), 7, &content())).unwrap();
     let second = editor.write(2).unwrap();
-    let nested = |root| open_catalog(&staging, &EntryPath::ROOT, root).unwrap().all_nested().unwrap();
+    let nested = |root| read(&staging, &EntryPath::ROOT, root).all_nested().unwrap();
     assert_eq!(nested(first)[&path("b")], nested(second)[&path("b")]);
     assert_ne!(nested(first)[&path("a")], nested(second)[&path("a")]);
-    let root: Catalog = open_catalog(&staging, &EntryPath::ROOT, second).unwrap();
+    let root = read(&staging, &EntryPath::ROOT, second);
     assert_eq!(root.property("revision"), Some("2"));
     assert_eq!(root.property("previous_revision"), Some(first.hash.to_string().as_str()));
 }

@@ -8,6 +8,7 @@ use strata::layer::EntryPath;
 use strata::metadata::Timestamp;
 use strata::object::Compression;
 use strata::publish::{Edit, Publisher};
+use strata::repository::Repository;
 use strata::store::Staging;
 
 use super::TestRepository;
@@ -50,5 +51,6 @@ pub fn publish_edits(repository: &TestRepository, make: impl FnOnce(&Staging) ->
     let (now, wait) = (Timestamp::now(), Duration::ZERO);
     let publisher = Publisher { staging: &staging, server: None, keys: &keys, settings, now, wait };
     let mut rng = rsa::rand_core::UnwrapErr(getrandom::SysRng);
-    publisher.commit(&mut rng, |_| Ok::<_, Infallible>(edits)).unwrap();
+    let head = Repository::open(staging.store(), &settings.repository).unwrap();
+    publisher.commit(&mut rng, &head, |_| Ok::<_, Infallible>(edits)).unwrap();
 }

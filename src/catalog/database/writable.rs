@@ -1,0 +1,396 @@
+//! A catalog that is changed in place, so that the cost is that of the change and of copying the file.
+
+use std::collections::{BTreeMap, HashMap};
+use std::iter;
+
+use rusqlite::{Connection, Row, params};
+
+use super::{
+    Catalog, CatalogError, INSERT_CHUNK, INSERT_ROW, NO_PARENT, PathKey, Text, create_database, insert_chunks,
+    insert_row, key, read_reference_with_path, spelt, write_counters, write_form,
+};
+use crate::catalog::counters::Counters;
+use crate::catalog::entry::{CatalogEntry, CatalogReference, Nesting};
+use crate::layer::EntryPath;
+
+/// A catalog of which every row may change.
+///
+/// Rows keep their places, that of the root the first, and new ones follow the last.
+#[derive(Debug)]
+pub(in crate::catalog) struct WritableCatalog(Catalog);
+
+/// A table of references to other catalogs.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::catalog) enum References {
+    /// What lies below a transition point.
+    Nested,
+    /// What is shown at a second place; only other programs make them.
+    Bound,
+}
+
+impl References {
+    fn table(self) -> &'static str {
+        match self {
+            Self::Nested => "nested_catalogs",
+            Self::Bound => "bind_mountpoints",
+        }
+    }
+}
+
+/// Where more than one page in so many is free, the file is packed.
+const FREE_PAGES: i64 = 5;
+
+/// No path has so many names in it.
+const MAXIMUM_DEPTH: usize = 2048;
+
+/// What makes an insertion put a row in the place of one that is there.
+const INSTEAD: &str = "ON CONFLICT (md5path_1, md5path_2) DO UPDATE SET hardlinks = excluded.hardlinks, \
+     hash = excluded.hash, size = excluded.size, mode = excluded.mode, mtime = excluded.mtime, \
+     mtimens = excluded.mtimens, flags = excluded.flags, symlink = excluded.symlink, uid = excluded.uid, \
+     gid = excluded.gid, xattr = excluded.xattr";
+
+impl WritableCatalog {
+    /// Starts a catalog for the folder `root`, without a row.
+    pub(in crate::catalog) fn create(root: &EntryPath) -> Result<Self, CatalogError> {
+        let database = |source| CatalogError::Database { path: root.clone(), source };
+        let connection = create_database(include_str!("../../../catalog-schema/catalog.sql")).map_err(database)?;
+        let fill = || {
+            connection.execute_batch(include_str!("../../../catalog-schema/catalog-index.sql"))?;
+            write_form(&connection, root)?;
+            write_counters(&connection, Counters::default(), Counters::default())
+        };
+        fill().map_err(database)?;
+        Catalog::of(connection, 0, root).and_then(Self::begin)
+    }
+
+    /// Opens the catalog of the folder `root` from the bytes of its SQLite file.
+    pub(in crate::catalog) fn open(bytes: &[u8], root: &EntryPath) -> Result<Self, CatalogError> {
+        let catalog = Catalog::open(bytes, root, false)?;
+        let upgrade = || {
+            if !catalog.has_nanoseconds() {
+                catalog.connection().execute_batch("ALTER TABLE catalog ADD mtimens INTEGER")?;
+            }
+            catalog.connection().execute_batch("PRAGMA journal_mode = OFF")
+        };
+        upgrade().map_err(|source| catalog.database_error(source))?;
+        let mut writable = Self::begin(catalog)?;
+        writable.set_property("schema_revision", "7")?;
+        Ok(writable)
+    }
+
+    fn begin(catalog: Catalog) -> Result<Self, CatalogError> {
+        let begun = catalog.connection().execute_batch("BEGIN");
+        begun.map_err(|source| catalog.database_error(source))?;
+        Ok(Self(catalog))
+    }
+
+    fn run<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, CatalogError> {
+        let done = work(&self.0.connection());
+        done.map_err(|source| self.0.database_error(source))
+    }
+
+    /// Returns the folder that the catalog describes.
+    pub(in crate::catalog) fn root(&self) -> &EntryPath {
+        self.0.root()
+    }
+
+    /// Returns a property.
+    pub(in crate::catalog) fn property(&self, name: &str) -> Option<&str> {
+        self.0.property(name)
+    }
+
+    /// Returns what the catalog counts in itself.
+    pub(in crate::catalog) fn own_counters(&self) -> Counters {
+        self.0.own
+    }
+
+    /// Returns what all catalogs below count together, to be changed with them.
+    pub(in crate::catalog) fn below(&mut self) -> &mut Counters {
+        &mut self.0.below
+    }
+
+    /// Returns the row of `path`.
+    pub(in crate::catalog) fn get(&self, path: &EntryPath) -> Result<Option<CatalogEntry>, CatalogError> {
+        self.0.get(path)
+    }
+
+    /// Returns the row of a folder that is known to be there.
+    pub(in crate::catalog) fn folder(&self, path: &EntryPath) -> Result<CatalogEntry, CatalogError> {
+        self.get(path)?.ok_or_else(|| self.0.invalid(format!("it has no row for {path}")))
+    }
+
+    /// Returns the row of the catalog's own folder as it stands in the catalog above.
+    pub(in crate::catalog) fn transition_point(&self) -> Result<CatalogEntry, CatalogError> {
+        Ok(self.folder(self.0.root())?.with_nesting(Nesting::TransitionPoint))
+    }
+
+    /// Returns the rows of everything in the folder `path`, by name.
+    pub(in crate::catalog) fn list(&self, path: &EntryPath) -> Result<BTreeMap<Vec<u8>, CatalogEntry>, CatalogError> {
+        self.0.list(path)
+    }
+
+    /// Returns the rows at and below `path`, each folder before what lies in it.
+    pub(in crate::catalog) fn rows_from(
+        &self,
+        path: &EntryPath,
+    ) -> Result<Vec<(EntryPath, CatalogEntry)>, CatalogError> {
+        let mut rows = Vec::new();
+        let mut left: Vec<_> = self.get(path)?.map(|entry| (path.clone(), entry)).into_iter().collect();
+        while let Some((path, entry)) = left.pop() {
+            if entry.is_directory() {
+                left.extend(self.0.list(&path)?.into_iter().rev().map(|(name, entry)| (path.join(&name), entry)));
+            }
+            rows.push((path, entry));
+        }
+        Ok(rows)
+    }
+
+    /// Puts a row at `path`, in the place of the one that is there.
+    pub(in crate::catalog) fn put(&mut self, path: &EntryPath, entry: &CatalogEntry) -> Result<(), CatalogError> {
+        let (before, at) = (self.get(path)?, key(path));
+        self.run(|connection| {
+            if before.as_ref().is_some_and(CatalogEntry::is_chunked) {
+                delete("chunks", at, connection)?;
+            }
+            let (parent, name) = match path.split() {
+                Some((folder, name)) => (key(&folder), name),
+                None => (NO_PARENT, &b""[..]),
+            };
+            let mut insert = connection.prepare_cached(&format!("{INSERT_ROW} {INSTEAD}"))?;
+            insert_row(&mut insert, at, parent, name, entry)?;
+            let mut insert = connection.prepare_cached(INSERT_CHUNK)?;
+            insert_chunks(&mut insert, at, entry)
+        })?;
+        self.0.own += Counters::of_entry(entry);
+        self.0.own -= before.as_ref().map(Counters::of_entry).unwrap_or_default();
+        Ok(())
+    }
+
+    /// Takes out the row of `path`.
+    pub(in crate::catalog) fn remove(&mut self, path: &EntryPath, entry: &CatalogEntry) -> Result<(), CatalogError> {
+        self.run(|connection| {
+            if entry.is_chunked() {
+                delete("chunks", key(path), connection)?;
+            }
+            delete("catalog", key(path), connection)
+        })?;
+        self.0.own -= Counters::of_entry(entry);
+        Ok(())
+    }
+
+    /// Returns the nested catalog whose transition point is `path`.
+    pub(in crate::catalog) fn nested(&self, path: &EntryPath) -> Result<Option<CatalogReference>, CatalogError> {
+        self.0.nested(path)
+    }
+
+    /// Returns the references of a table at and below `path`, which is not the root of the repository.
+    pub(in crate::catalog) fn references_from(
+        &self,
+        table: References,
+        path: &EntryPath,
+    ) -> Result<Vec<(EntryPath, CatalogReference)>, CatalogError> {
+        let [from, to] = [b'/', b'/' + 1].map(|end| [spelt(path), vec![end]].concat());
+        let found: Vec<_> = self.run(|connection| {
+            let table = table.table();
+            let sql = format!("SELECT sha1, size, path FROM {table} WHERE path = ?1 OR path > ?2 AND path < ?3");
+            let mut select = connection.prepare_cached(&sql)?;
+            let range = params![Text(&spelt(path)), Text(&from), Text(&to)];
+            select.query_map(range, read_reference_with_path)?.collect()
+        })?;
+        found.into_iter().map(|row| self.0.reference(row)).collect()
+    }
+
+    /// Puts a reference at `path`, in the place of the one that is there.
+    pub(in crate::catalog) fn put_reference(
+        &mut self,
+        table: References,
+        path: &EntryPath,
+        reference: CatalogReference,
+    ) -> Result<(), CatalogError> {
+        self.remove_reference(table, path)?;
+        let sql = format!("INSERT INTO {} (path, sha1, size) VALUES (?, ?, ?)", table.table());
+        let values = params![Text(&spelt(path)), reference.hash.to_string(), reference.size];
+        self.run(|connection| connection.prepare_cached(&sql)?.execute(values))?;
+        self.0.own += Counters::of_nested(usize::from(matches!(table, References::Nested)));
+        Ok(())
+    }
+
+    /// Takes out the reference at `path`, if there is one.
+    pub(in crate::catalog) fn remove_reference(
+        &mut self,
+        table: References,
+        path: &EntryPath,
+    ) -> Result<(), CatalogError> {
+        let sql = format!("DELETE FROM {} WHERE path = ?", table.table());
+        let removed = self.run(|connection| connection.prepare_cached(&sql)?.execute([Text(&spelt(path))]))?;
+        if matches!(table, References::Nested) {
+            self.0.own -= Counters::of_nested(removed);
+        }
+        Ok(())
+    }
+
+    /// Sets a property.
+    pub(in crate::catalog) fn set_property(&mut self, name: &str, value: &str) -> Result<(), CatalogError> {
+        let sql = "INSERT OR REPLACE INTO properties (key, value) VALUES (?, ?)";
+        self.run(|connection| connection.prepare_cached(sql)?.execute([name, value]))?;
+        self.0.properties.insert(name.to_owned(), value.to_owned());
+        Ok(())
+    }
+
+    /// Returns the folders right below the catalog's own that hold at least `least` rows.
+    pub(in crate::catalog) fn heavy_folders(&self, least: usize) -> Result<Vec<EntryPath>, CatalogError> {
+        // Each folder that holds something, with the folder above it.
+        let folders: HashMap<PathKey, (PathKey, usize)> = self.run(|connection| {
+            let sql = "SELECT md5path_1, md5path_2, ifnull(catalog.parent_1, 0), ifnull(catalog.parent_2, 0), rows \
+                 FROM catalog JOIN \
+                 (SELECT parent_1, parent_2, count(*) AS rows FROM catalog GROUP BY parent_1, parent_2) AS inside \
+                 ON md5path_1 = inside.parent_1 AND md5path_2 = inside.parent_2";
+            let read = |row: &Row<'_>| Ok(((row.get(0)?, row.get(1)?), ((row.get(2)?, row.get(3)?), row.get(4)?)));
+            connection.prepare(sql)?.query_map([], read)?.collect()
+        })?;
+        let root = key(self.0.root());
+        let mut weights: HashMap<PathKey, usize> = HashMap::new();
+        for (&folder, &(_, rows)) in &folders {
+            let above = |at: &PathKey| folders.get(at).map(|&(above, _)| above).filter(|&above| above != root);
+            // No path has more folders, so that keys that lead in a circle lead nowhere.
+            let top = iter::successors(Some(folder), above).take(MAXIMUM_DEPTH).last();
+            *weights.entry(top.expect("begins with the folder")).or_default() += rows;
+        }
+        let children = self.0.list(self.0.root())?;
+        let paths = children.into_keys().map(|name| self.0.root().join(&name));
+        Ok(paths.filter(|path| weights.get(&key(path)).is_some_and(|&rows| rows >= least)).collect())
+    }
+
+    /// Lets `read` have the bytes of the SQLite file.
+    pub(in crate::catalog) fn write<T>(self, read: impl FnOnce(&[u8]) -> T) -> Result<T, CatalogError> {
+        let path = self.0.root().clone();
+        let Catalog { connection, own, below, .. } = self.0;
+        let mut connection = connection.into_inner().expect("no thread panics while it changes a catalog");
+        let write = || {
+            write_counters(&connection, own, below)?;
+            connection.execute_batch("COMMIT")?;
+            let number = |pragma: &str| connection.query_row(pragma, [], |row| row.get::<_, i64>(0));
+            if number("PRAGMA freelist_count")? * FREE_PAGES > number("PRAGMA page_count")? {
+                connection.execute_batch("VACUUM")?;
+            }
+            connection.serialize("main").map(|bytes| read(&bytes))
+        };
+        write().map_err(|source| CatalogError::Database { path, source })
+    }
+}
+
+fn delete(table: &str, (first, second): PathKey, connection: &Connection) -> rusqlite::Result<()> {
+    let sql = format!("DELETE FROM {table} WHERE md5path_1 = ? AND md5path_2 = ?");
+    connection.prepare_cached(&sql)?.execute([first, second]).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::Metadata;
+    use crate::object::{Chunk, Content, ObjectHash, Pieces};
+
+    fn path(text: &str) -> EntryPath {
+        EntryPath::normalise(text.as_bytes()).unwrap()
+    }
+
+    fn folder() -> CatalogEntry {
+        CatalogEntry::of_directory(&Metadata::of_implied_folder(), 0)
+    }
+
+    fn chunked(offsets: &[u64]) -> CatalogEntry {
+        let chunk = |&offset| Chunk { offset, size: 5, hash: ObjectHash::of(b"x") };
+        let pieces = Pieces::Chunks(offsets.iter().map(chunk).collect());
+        CatalogEntry::of_file(&Metadata::of_implied_folder(), 10, &Content { raw: false, pieces })
+    }
+
+    fn bytes(catalog: WritableCatalog) -> Vec<u8> {
+        catalog.write(<[u8]>::to_vec).unwrap()
+    }
+
+    /// Writes a catalog with so many folders, whose rows take a page for every few.
+    fn filled(folders: usize) -> WritableCatalog {
+        let mut catalog = WritableCatalog::create(&path("a")).unwrap();
+        catalog.put(&path("a"), &folder()).unwrap();
+        for number in 0..folders {
+            catalog.put(&path(&format!("a/{number}-{}", "x".repeat(200))), &folder()).unwrap();
+        }
+        catalog
+    }
+
+    #[test]
+    fn first_row_stays_that_of_the_root() {
+        let mut catalog = filled(3);
+        let root = CatalogEntry { link_count: 7, ..folder() };
+        catalog.put(&path("a"), &root).unwrap();
+        let mut catalog = WritableCatalog::open(&bytes(catalog), &path("a")).unwrap();
+        catalog.put(&path("a"), &root).unwrap();
+        catalog.put(&path("a/b"), &folder()).unwrap();
+        let first = "SELECT hardlinks FROM catalog ORDER BY rowid LIMIT 1";
+        assert_eq!(catalog.run(|connection| connection.query_row(first, [], |row| row.get::<_, i64>(0))).unwrap(), 7);
+        assert_eq!(catalog.own_counters().entries(), 5);
+    }
+
+    #[test]
+    fn file_is_packed_when_much_of_it_is_free() {
+        let full = bytes(filled(500));
+        let mut catalog = WritableCatalog::open(&full, &path("a")).unwrap();
+        let rows = catalog.rows_from(&path("a")).unwrap();
+        for (path, entry) in rows.iter().skip(11) {
+            catalog.remove(path, entry).unwrap();
+        }
+        let packed = bytes(catalog);
+        assert!(packed.len() * 3 < full.len(), "{} of {}", packed.len(), full.len());
+        let catalog = WritableCatalog::open(&packed, &path("a")).unwrap();
+        assert_eq!(catalog.rows_from(&path("a")).unwrap(), rows[..11]);
+        assert_eq!(catalog.own_counters().entries(), 11);
+    }
+
+    #[test]
+    fn chunks_change_with_their_row() {
+        let mut catalog = filled(0);
+        let chunks = |catalog: &WritableCatalog| {
+            let count = "SELECT count(*) FROM chunks";
+            catalog.run(|connection| connection.query_row(count, [], |row| row.get::<_, i64>(0))).unwrap()
+        };
+        catalog.put(&path("a/f"), &chunked(&[0, 5])).unwrap();
+        catalog.put(&path("a/f"), &chunked(&[0, 3, 6])).unwrap();
+        assert_eq!((catalog.get(&path("a/f")).unwrap(), chunks(&catalog)), (Some(chunked(&[0, 3, 6])), 3));
+        catalog.remove(&path("a/f"), &chunked(&[0, 3, 6])).unwrap();
+        assert_eq!((catalog.get(&path("a/f")).unwrap(), chunks(&catalog)), (None, 0));
+        assert_eq!(catalog.own_counters(), Counters::of_entry(&folder()));
+    }
+
+    #[test]
+    fn catalog_of_an_older_cvmfs_becomes_one_of_this() {
+        let older = filled(1);
+        let form =
+            "UPDATE properties SET value = 6 WHERE key = 'schema_revision'; ALTER TABLE catalog DROP COLUMN mtimens";
+        older.run(|connection| connection.execute_batch(form)).unwrap();
+        let mut catalog = WritableCatalog::open(&bytes(older), &path("a")).unwrap();
+        catalog.put(&path("a/b"), &folder()).unwrap();
+        let catalog = Catalog::parse(&bytes(catalog), &path("a")).unwrap();
+        assert_eq!(catalog.property("schema_revision"), Some("7"));
+        assert_eq!(catalog.get(&path("a/b")).unwrap(), Some(folder()));
+        assert_eq!(catalog.get(&path("a")).unwrap(), Some(CatalogEntry { mtime_nanoseconds: None, ..folder() }));
+    }
+
+    #[test]
+    fn references_are_found_below_a_path_and_not_beside_it() {
+        let mut catalog = filled(0);
+        let reference = CatalogReference { hash: ObjectHash::of(b"x"), size: 5 };
+        let paths = ["a/b", "a/b/c", "a/b-", "a/b0", "a/bc"].map(path);
+        for table in [References::Nested, References::Bound] {
+            for at in &paths {
+                catalog.put_reference(table, at, reference).unwrap();
+                catalog.put_reference(table, at, reference).unwrap();
+            }
+            let found = catalog.references_from(table, &path("a/b")).unwrap();
+            assert_eq!(found, [(path("a/b"), reference), (path("a/b/c"), reference)]);
+        }
+        assert_eq!(catalog.own_counters().nested(), 5);
+        catalog.remove_reference(References::Nested, &path("a/b")).unwrap();
+        catalog.remove_reference(References::Bound, &path("a/b/c")).unwrap();
+        assert_eq!(catalog.own_counters().nested(), 4);
+    }
+}
