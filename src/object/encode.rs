@@ -4,9 +4,10 @@
 //! index's key, because the same content under another encoder is another object.
 
 use std::fmt;
+use std::io::{self, Read};
 use std::str::FromStr;
 
-use libdeflater::{CompressionLvl, Compressor, DecompressionError, Decompressor};
+use libdeflater::{CompressionLvl, Compressor, Decompressor};
 
 #[cfg(feature = "isal")]
 use super::igzip::Igzip;
@@ -198,7 +199,7 @@ pub(super) fn grow(out: &mut Vec<u8>, length: usize) {
 pub enum DecodeError {
     /// The bytes are not a zlib stream, or a damaged one.
     #[error("not a whole zlib stream")]
-    Damaged(#[source] DecompressionError),
+    Damaged(#[source] io::Error),
     /// There is more in it than the reader is ready to take.
     #[error("unpacks to more than {limit} bytes")]
     TooLarge {
@@ -209,30 +210,24 @@ pub enum DecodeError {
 
 /// Unpacks a zlib stream of at most `limit` bytes of content.
 pub fn decode(stored: &[u8], limit: u64) -> Result<Vec<u8>, DecodeError> {
-    // One byte more would tell that there is too much.
-    let most = limit.saturating_add(1).min(stored.len() as u64 * HIGHEST_RATIO) as usize;
-    let mut room = most.min(SAMPLE + stored.len() * USUAL_RATIO);
-    let mut decompressor = Decompressor::new();
-    loop {
-        let mut plain = vec![0; room];
-        match decompressor.zlib_decompress(stored, &mut plain) {
-            Ok(length) if length as u64 <= limit => {
-                plain.truncate(length);
-                plain.shrink_to_fit();
-                return Ok(plain);
-            }
-            Err(DecompressionError::InsufficientSpace) if room < most => room = most.min(room * 2),
-            Ok(_) | Err(DecompressionError::InsufficientSpace) => return Err(DecodeError::TooLarge { limit }),
-            Err(source) => return Err(DecodeError::Damaged(source)),
-        }
+    let mut plain = vec![0; limit.min((SAMPLE + stored.len() * DATABASE_RATIO) as u64) as usize];
+    if let Ok(length) = Decompressor::new().zlib_decompress(stored, &mut plain) {
+        plain.truncate(length);
+        plain.shrink_to_fit();
+        return Ok(plain);
     }
+    // There is more in it, or it is damaged: what unpacks at one go cannot tell which.
+    plain.clear();
+    let mut stream = flate2::read::ZlibDecoder::new(stored).take(limit.saturating_add(1));
+    stream.read_to_end(&mut plain).map_err(DecodeError::Damaged)?;
+    if plain.len() as u64 > limit {
+        return Err(DecodeError::TooLarge { limit });
+    }
+    Ok(plain)
 }
 
-/// What deflate gains at most, more or less.
-const HIGHEST_RATIO: u64 = 1040;
-
-/// What is gained for catalogs and other databases, and seldom more.
-const USUAL_RATIO: usize = 4;
+/// Catalogs gain less than this: a third of a row are hashes.
+const DATABASE_RATIO: usize = 4;
 
 #[cfg(test)]
 mod tests {
