@@ -39,8 +39,8 @@ struct Fresh {
     unsaved: Vec<(ContentKey, ObjectHash)>,
 }
 
-/// New pieces gather up to this number before they are written: one transaction costs about as much as 100 rows.
-const BATCH: usize = 10_000;
+/// New pieces gather up to this number before they are written, which changes most pages of the table.
+const BATCH: usize = 50_000;
 
 impl ContentIndex {
     /// Opens the index.
@@ -90,11 +90,12 @@ impl ContentIndex {
         self.write(batch)
     }
 
-    /// Writes down what this run added.
+    /// Writes down what this run added, and frees the memory that looking things up took.
     pub fn save(&self) -> Result<(), IndexError> {
         let _noting = stage!("index");
         let batch = std::mem::take(&mut self.fresh().unsaved);
-        self.write(batch)
+        self.write(batch)?;
+        Ok(self.state.free_memory()?)
     }
 
     fn write(&self, mut batch: Vec<(ContentKey, ObjectHash)>) -> Result<(), IndexError> {

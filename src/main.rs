@@ -18,6 +18,7 @@ use cli::timings::{Timings, is_stage};
 use strata::mount::MountPoint;
 
 fn main() -> ExitCode {
+    give_large_blocks_back();
     let arguments = Arguments::parse();
     let timings = Timings::default();
     start_logging(&arguments, &timings);
@@ -40,6 +41,21 @@ fn main() -> ExitCode {
         failure::exit_code(&error)
     })
 }
+
+/// Has the system get back what is freed in large blocks. Left to itself, glibc comes to keep blocks of up to 32 MiB, each
+/// thread its own.
+#[allow(unsafe_code)]
+fn give_large_blocks_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BLOCK);
+    }
+}
+
+/// Bytes of a block that is large.
+#[cfg(target_env = "gnu")]
+const LARGE_BLOCK: i32 = 1 << 20;
 
 fn start_logging(arguments: &Arguments, timings: &Timings) {
     let level = match (arguments.quiet, arguments.verbose) {

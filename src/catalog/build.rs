@@ -133,11 +133,10 @@ impl<'t> Rows<'t> {
     fn add_root(&mut self, folder: &'t Directory, nothing: &Content) {
         let root = self.draft.root.clone();
         let row = CatalogEntry::of_directory(&folder.metadata, folder.subdirectories()).with_nesting(Nesting::Root);
-        self.draft.entries.insert(root.clone(), row);
+        self.draft.push(root.clone(), row);
         self.add_children(folder, &root);
         // Hidden, so that a container sees what its image holds and nothing else.
-        let add = || marker(&folder.metadata, nothing).hidden();
-        self.draft.entries.entry(root.join(MARKER)).or_insert_with(add);
+        self.draft.add_missing(root.join(MARKER), marker(&folder.metadata, nothing).hidden());
     }
 
     fn add_children(&mut self, folder: &'t Directory, path: &EntryPath) {
@@ -150,15 +149,15 @@ impl<'t> Rows<'t> {
                     if let Some((group, count)) = links.get(leaf, &mut self.link_groups) {
                         (row.link_group, row.link_count) = (group, count);
                     }
-                    self.draft.entries.insert(path, row);
+                    self.draft.push(path, row);
                 }
                 Node::Directory(child) => {
                     let row = CatalogEntry::of_directory(&child.metadata, child.subdirectories());
                     if self.cuts.contains(&path) {
-                        self.draft.entries.insert(path.clone(), row.with_nesting(Nesting::TransitionPoint));
+                        self.draft.push(path.clone(), row.with_nesting(Nesting::TransitionPoint));
                         self.below.insert(path, child);
                     } else {
-                        self.draft.entries.insert(path.clone(), row);
+                        self.draft.push(path.clone(), row);
                         self.add_children(child, &path);
                     }
                 }
@@ -177,16 +176,16 @@ struct LinkGroups {
 
 impl LinkGroups {
     fn of(folder: &Directory) -> Self {
-        let mut names = HashMap::new();
-        for node in folder.children.values() {
+        let shared = folder.children.values().filter_map(|node| match node {
             // An inode that nothing else refers to has one name; most are sorted out here.
-            if let Node::Leaf(leaf) = node
-                && Arc::strong_count(leaf) > 1
-            {
-                *names.entry(Arc::as_ptr(leaf)).or_insert(0) += 1;
-            }
-        }
-        names.retain(|_, count| *count > 1);
+            Node::Leaf(leaf) if Arc::strong_count(leaf) > 1 => Some(Arc::as_ptr(leaf)),
+            _ => None,
+        });
+        let mut inodes: Vec<*const Leaf> = shared.collect();
+        inodes.sort_unstable();
+        let linked = inodes.chunk_by(|a, b| a == b).filter(|names| names.len() > 1);
+        let names =
+            linked.map(|names| (names[0], u32::try_from(names.len()).expect("a folder is in memory"))).collect();
         Self { names, groups: HashMap::new() }
     }
 

@@ -73,17 +73,22 @@ impl Counters {
     /// Counts one row.
     pub fn of_entry(entry: &CatalogEntry) -> Self {
         let mut counters = Self::default();
-        counters.0[Self::XATTR] += i64::from(entry.xattr.is_some());
-        if entry.is_directory() {
-            counters.0[Self::DIR] += 1;
-        } else if entry.is_symlink() {
-            counters.0[Self::SYMLINK] += 1;
-        } else if entry.is_special() {
-            counters.0[Self::SPECIAL] += 1;
-        } else {
-            counters.add_regular(entry);
-        }
+        counters.add_entry(entry);
         counters
+    }
+
+    /// Counts one row more.
+    pub fn add_entry(&mut self, entry: &CatalogEntry) {
+        self.0[Self::XATTR] += i64::from(entry.xattr.is_some());
+        if entry.is_directory() {
+            self.0[Self::DIR] += 1;
+        } else if entry.is_symlink() {
+            self.0[Self::SYMLINK] += 1;
+        } else if entry.is_special() {
+            self.0[Self::SPECIAL] += 1;
+        } else {
+            self.add_regular(entry);
+        }
     }
 
     fn add_regular(&mut self, entry: &CatalogEntry) {

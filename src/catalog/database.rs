@@ -78,10 +78,14 @@ pub(crate) fn open_database(bytes: &[u8], read_only: bool) -> rusqlite::Result<C
     Ok(connection)
 }
 
+/// Sets up a database in memory that is written once: nothing is ever rolled back, and rows are not checked twice.
+const UNJOURNALED: &str = "PRAGMA journal_mode = OFF; PRAGMA foreign_keys = OFF;";
+
 /// Creates an empty database in memory whose file has pages of 4 KiB.
 pub(crate) fn create_database(schema: &str) -> rusqlite::Result<Connection> {
     let connection = Connection::open_in_memory()?;
-    connection.execute_batch("PRAGMA page_size = 4096; PRAGMA journal_mode = OFF; PRAGMA foreign_keys = OFF;")?;
+    connection.execute_batch("PRAGMA page_size = 4096")?;
+    connection.execute_batch(UNJOURNALED)?;
     connection.execute_batch(schema)?;
     Ok(connection)
 }
@@ -341,7 +345,10 @@ pub(super) struct Draft {
     pub(super) root: EntryPath,
     /// Everything that is not set while writing.
     pub(super) properties: BTreeMap<String, String>,
-    pub(super) entries: BTreeMap<EntryPath, CatalogEntry>,
+    /// By path: the row of the folder itself is the first.
+    entries: Vec<(EntryPath, CatalogEntry)>,
+    /// What the rows count.
+    counted: Counters,
     pub(super) nested: BTreeMap<EntryPath, CatalogReference>,
     /// What all catalogs below count together.
     pub(super) below: Counters,
@@ -353,16 +360,32 @@ impl Draft {
         Self {
             root,
             properties: BTreeMap::new(),
-            entries: BTreeMap::new(),
+            entries: Vec::new(),
+            counted: Counters::default(),
             nested: BTreeMap::new(),
             below: Counters::default(),
+        }
+    }
+
+    /// Adds a row, whose path comes behind those of all others.
+    pub(super) fn push(&mut self, path: EntryPath, entry: CatalogEntry) {
+        debug_assert!(self.entries.last().is_none_or(|(last, _)| *last < path), "{path} is out of order");
+        self.counted.add_entry(&entry);
+        self.entries.push((path, entry));
+    }
+
+    /// Adds a row at its place, unless there is one of this path.
+    pub(super) fn add_missing(&mut self, path: EntryPath, entry: CatalogEntry) {
+        if let Err(place) = self.entries.binary_search_by(|(other, _)| other.cmp(&path)) {
+            self.counted.add_entry(&entry);
+            self.entries.insert(place, (path, entry));
         }
     }
 
     /// Returns what the catalog counts in itself.
     pub(super) fn own_counters(&self) -> Counters {
         let mut counters = Counters::of_nested(self.nested.len());
-        self.entries.values().for_each(|entry| counters += Counters::of_entry(entry));
+        counters += self.counted;
         counters
     }
 
@@ -394,29 +417,31 @@ impl Draft {
 
     /// Returns the row of the catalog's own folder as it stands in the catalog above.
     pub(super) fn transition_point(&self) -> CatalogEntry {
-        self.entries[&self.root].clone().with_nesting(Nesting::TransitionPoint)
+        self.entries[0].1.clone().with_nesting(Nesting::TransitionPoint)
     }
 }
 
 /// Writes rows in the order of their paths, and forgets each: there may be many.
-fn write_entries(connection: &Connection, entries: BTreeMap<EntryPath, CatalogEntry>) -> rusqlite::Result<()> {
+fn write_entries(connection: &Connection, entries: Vec<(EntryPath, CatalogEntry)>) -> rusqlite::Result<()> {
     let mut insert = connection.prepare(INSERT_ROW)?;
     let mut insert_chunk = connection.prepare(INSERT_CHUNK)?;
-    let mut last_folder = (EntryPath::ROOT, key(&EntryPath::ROOT));
+    // The folders around a row, with their keys.
+    let mut around: Vec<(EntryPath, PathKey)> = Vec::new();
     for (path, entry) in entries {
-        let key_of_path = key(&path);
-        let (parent, name) = match path.split() {
-            None => (NO_PARENT, &b""[..]),
-            Some((folder, name)) => {
-                if folder != last_folder.0 {
-                    let key = key(&folder);
-                    last_folder = (folder, key);
-                }
-                (last_folder.1, name)
-            }
+        let own_key = key(&path);
+        while around.last().is_some_and(|(folder, _)| !path.is_in(folder)) {
+            around.pop();
+        }
+        let parent = match around.last() {
+            Some(&(_, key)) => key,
+            None => path.split().map_or(NO_PARENT, |(folder, _)| key(&folder)),
         };
-        insert_row(&mut insert, key_of_path, parent, name, &entry)?;
-        insert_chunks(&mut insert_chunk, key_of_path, &entry)?;
+        let name = path.components().next_back().unwrap_or_default();
+        insert_row(&mut insert, own_key, parent, name, &entry)?;
+        insert_chunks(&mut insert_chunk, own_key, &entry)?;
+        if entry.is_directory() {
+            around.push((path, own_key));
+        }
     }
     Ok(())
 }
@@ -522,11 +547,11 @@ mod tests {
         let mut draft = Draft::new(path("a"));
         let chunk = |offset| Chunk { offset, size: 5, hash: ObjectHash::of(b"x") };
         let chunks = crate::object::Content { raw: false, pieces: Pieces::Chunks([chunk(0), chunk(5)].into()) };
-        draft.entries.insert(path("a"), CatalogEntry::of_directory(&metadata, 1).with_nesting(Nesting::Root));
-        draft.entries.insert(path("a/sub"), CatalogEntry::of_directory(&metadata, 0));
-        draft.entries.insert(path("a/sub/big"), CatalogEntry::of_file(&metadata, 10, &chunks));
+        draft.push(path("a"), CatalogEntry::of_directory(&metadata, 1).with_nesting(Nesting::Root));
+        draft.push(path("a/sub"), CatalogEntry::of_directory(&metadata, 0));
+        draft.push(path("a/sub/big"), CatalogEntry::of_file(&metadata, 10, &chunks));
         let odd_name = EntryPath::normalise(b"a/\xff\n").unwrap();
-        draft.entries.insert(odd_name, CatalogEntry::of_symlink(&metadata, b"\xfe$(HOME)"));
+        draft.push(odd_name, CatalogEntry::of_symlink(&metadata, b"\xfe$(HOME)"));
         draft
     }
 
@@ -536,11 +561,11 @@ mod tests {
         let bytes = draft.clone().write().unwrap();
         let catalog = Catalog::parse(&bytes, &path("a")).unwrap();
         let rows = WritableCatalog::open(&bytes, &path("a")).unwrap().rows_from(&path("a")).unwrap();
-        assert_eq!(BTreeMap::from_iter(rows), draft.entries);
+        assert_eq!(rows, draft.entries);
         assert_eq!(catalog.own_counters(), draft.own_counters());
         assert_eq!(catalog.own_counters().entries(), 4);
         assert_eq!(catalog.list(&path("a/sub")).unwrap().keys().collect::<Vec<_>>(), [b"big"]);
-        assert_eq!(catalog.get(&path("a/sub/big")).unwrap().as_ref(), draft.entries.get(&path("a/sub/big")));
+        assert_eq!(catalog.get(&path("a/sub/big")).unwrap().as_ref(), Some(&draft.entries[2].1));
         assert_eq!(catalog.get(&path("a/none")).unwrap(), None);
     }
 

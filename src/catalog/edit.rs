@@ -1,4 +1,4 @@
-//! Changes an existing repository: loads the catalogs on the paths that change, and writes those anew.
+//! Changes an existing repository: loads the catalogs on the paths that change, and changes their rows.
 //!
 //! What it costs depends on what changes and on the bytes of those few catalogs, never on the size of the repository:
 //! finished trees are hung in by their reference, and nothing below them is looked at.

@@ -60,6 +60,9 @@ pub struct StateDatabase {
     is_fixed: bool,
 }
 
+/// Memory for pages: content is looked up all over its table.
+const CACHE_KIB: i32 = 16 << 10;
+
 impl StateDatabase {
     /// Opens the database, or creates it.
     pub fn open(path: &Path) -> Result<Self, StateError> {
@@ -68,6 +71,7 @@ impl StateDatabase {
             connection.busy_timeout(Duration::from_secs(60))?;
             // A lost entry costs time, not truth: nothing here is believed without a look at the store.
             connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;")?;
+            connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
             connection.execute_batch(include_str!("../../catalog-schema/state.sql"))?;
             Ok(connection)
         };
@@ -128,6 +132,11 @@ impl StateDatabase {
             }
             transaction.commit()
         })
+    }
+
+    /// Frees the memory that pages take. They are read again when they are needed.
+    pub fn free_memory(&self) -> Result<(), StateError> {
+        self.with(|connection| connection.execute_batch("PRAGMA shrink_memory"))
     }
 
     /// Returns the tree that was stored for `path` with `options`.

@@ -59,8 +59,8 @@ impl ObjectHash {
 
     /// Returns the object's path below the repository root, `data/3f/c8…a1C` for a catalog.
     pub fn path(self, kind: ObjectKind) -> String {
-        let hex = self.to_string();
-        format!("data/{}/{}{}", &hex[..2], &hex[2..], kind.suffix())
+        let hex = hex(&self.0);
+        ["data/", &hex[..2], "/", &hex[2..], kind.suffix()].concat()
     }
 }
 

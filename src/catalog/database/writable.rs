@@ -6,8 +6,8 @@ use std::iter;
 use rusqlite::{Connection, Row, params};
 
 use super::{
-    Catalog, CatalogError, INSERT_CHUNK, INSERT_ROW, NO_PARENT, PathKey, Text, create_database, insert_chunks,
-    insert_row, key, read_reference_with_path, spelt, write_counters, write_form,
+    Catalog, CatalogError, INSERT_CHUNK, INSERT_ROW, NO_PARENT, PathKey, Text, UNJOURNALED, create_database,
+    insert_chunks, insert_row, key, read_reference_with_path, spelt, write_counters, write_form,
 };
 use crate::catalog::counters::Counters;
 use crate::catalog::entry::{CatalogEntry, CatalogReference, Nesting};
@@ -70,7 +70,7 @@ impl WritableCatalog {
             if !catalog.has_nanoseconds() {
                 catalog.connection().execute_batch("ALTER TABLE catalog ADD mtimens INTEGER")?;
             }
-            catalog.connection().execute_batch("PRAGMA journal_mode = OFF")
+            catalog.connection().execute_batch(UNJOURNALED)
         };
         upgrade().map_err(|source| catalog.database_error(source))?;
         let mut writable = Self::begin(catalog)?;
