@@ -25,29 +25,30 @@ const RUNS: usize = 5;
 
 /// Measures what one more image costs in a repository of 10,000 and in an empty one.
 pub fn large_repository(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
-    let (large, small) = (scratch.path("large"), scratch.repository(Compression::Balanced));
-    copy(&make_large(folder), &large);
-    let one_more = images::small_files(folder, 10_000).image("files");
+    let (made, one_more) = (make_large(folder), images::small_files(folder, 10_000).image("files"));
+    // With `--force` the image is read anew, whether what it holds is known or not.
+    let add = |repository: &Path| convert(repository, &one_more, "one-more:1", &["--skip-podman", "--force"]);
+    let (mut large, mut small) = (PathBuf::new(), PathBuf::new());
     let (mut in_large, mut in_small) = (Vec::new(), Vec::new());
-    for run in 0..RUNS {
-        // With `--force` the image is read anew; what it is stored as is known in both.
-        let options: &[&str] = if run == 0 { &["--skip-podman"] } else { &["--skip-podman", "--force"] };
-        in_large.push(convert(&large, &one_more, "one-more:1", options));
-        in_small.push(convert(&small, &one_more, "one-more:1", options));
+    for _ in 0..RUNS {
+        (large, small) = (scratch.path("large"), scratch.repository(Compression::Balanced));
+        copy(&made, &large);
+        in_large.push(add(&large));
+        in_small.push(add(&small));
     }
-    let memory = |conversions: &[Conversion]| conversions.iter().map(|one| one.memory).max();
-    let memory = [&in_large, &in_small].map(|conversions| memory(conversions).expect("it ran"));
-    let [first_in_large, first_in_small] = [&in_large, &in_small].map(|conversions| conversions[0].time);
-    table.time(
-        "10,000 small files, into 10,000 images",
-        first_in_large,
-        "into an empty repository",
-        first_in_small,
-        AtMost(1.5),
-    );
-    let [again_in_large, again_in_small] = [in_large, in_small].map(|all| best(all[1..].iter().map(|one| one.time)));
-    table.time("the same again, by force", again_in_large, "in an empty repository", again_in_small, AtMost(1.5));
-    table.bytes("its memory, in 10,000 images", memory[0], "in an empty repository", memory[1], AtMost(1.5));
+    let again = |repository: &Path| (0..RUNS).map(|_| add(repository)).collect::<Vec<Conversion>>();
+    let (again_in_large, again_in_small) = (again(&large), again(&small));
+    let time_of = |all: &[Conversion]| best(all.iter().map(|one| one.time));
+    for (what, large, small) in [
+        ("10,000 small files, into 10,000 images", &in_large, &in_small),
+        ("the same files once more", &again_in_large, &again_in_small),
+    ] {
+        table.time(what, time_of(large), "into an empty repository", time_of(small), AtMost(1.5));
+    }
+    let memory_of = |all: &[Conversion]| all.iter().map(|one| one.memory).max().expect("it ran");
+    let [in_large, in_small] = [[in_large, again_in_large], [in_small, again_in_small]]
+        .map(|all| memory_of(&all.into_iter().flatten().collect::<Vec<_>>()));
+    table.bytes("its memory, in 10,000 images", in_large, "in an empty repository", in_small, AtMost(1.5));
     let [in_large, in_small] =
         [&large, &small].map(|repository| convert(repository, &one_more, "one-more:2", &[]).time);
     let most = in_small + Duration::from_millis(500);

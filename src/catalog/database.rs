@@ -280,8 +280,12 @@ struct StoredRow {
 
 impl StoredRow {
     fn with_chunks(mut self, chunks: impl FnOnce(PathKey) -> Arc<[Chunk]>) -> CatalogEntry {
-        if self.entry.is_chunked() && self.entry.content.is_none() {
-            self.entry.content = Some(Pieces::Chunks(chunks(self.key)));
+        if self.entry.is_chunked() {
+            let chunks = chunks(self.key);
+            // Another program may have stored the file in one piece, too.
+            if !chunks.is_empty() || self.entry.content.is_none() {
+                self.entry.content = Some(Pieces::Chunks(chunks));
+            }
         }
         self.entry
     }

@@ -95,15 +95,22 @@ impl<'a> Editor<'a> {
     ///
     /// A folder takes the place of nothing but a folder, and a file or link of nothing but those.
     pub fn put(&mut self, path: &EntryPath, entry: CatalogEntry) -> Result<(), BuildError> {
-        if self.get(path)?.is_some_and(|there| there.is_directory() != entry.is_directory()) {
+        let before = self.get(path)?;
+        if before.as_ref().is_some_and(|there| there.is_directory() != entry.is_directory()) {
             return Err(BuildError::Occupied(path.clone()));
         }
-        self.remove(path)?;
+        if entry.is_directory() {
+            self.remove(path)?;
+        }
         let (parent, _) = path.split().expect("the root of the repository stays a folder");
         self.make_folder(&parent)?;
-        let Loaded { catalog, is_changed, .. } = self.root.catalog_of(self.staging, &parent)?;
-        *is_changed = true;
-        catalog.put(path, &entry)?;
+        let loaded = self.root.catalog_of(self.staging, &parent)?;
+        loaded.is_changed = true;
+        loaded.catalog.put(path, &entry)?;
+        if let Some(before) = before {
+            loaded.leave_link_group(&parent, &before)?;
+        }
+        let catalog = &mut loaded.catalog;
         let mut folder = catalog.folder(&parent)?;
         folder.link_count += u32::from(entry.is_directory());
         touch(&mut folder, self.now);

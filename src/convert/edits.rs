@@ -127,7 +127,7 @@ impl<'a> Edits<'a> {
     }
 
     /// Returns what the head says about the image at a place; nothing where another program published it.
-    pub(super) fn published_record(&self, place: &ImagePlace) -> Result<Option<ImageRecord>, ConvertError> {
+    fn published_record(&self, place: &ImagePlace) -> Result<Option<ImageRecord>, ConvertError> {
         let json = self.head.read(&place.metadata().join(b"strata.json"), FILE_LIMIT)?;
         Ok(json.and_then(|json| ImageRecord::parse(&json)))
     }

@@ -92,7 +92,7 @@ impl<'a> Edits<'a> {
 
     /// Brings the store that podman reads in step with what is published.
     ///
-    /// A store that another program wrote is left alone until there is something to publish.
+    /// A store that another program wrote is left alone until podman is to see something new.
     pub(super) fn update_podman_store(&mut self) -> Result<(), ConvertError> {
         let (wanted, gone) = (std::mem::take(&mut self.podman), self.root_file_systems_that_go());
         if gone.is_empty() && !self.concern_podman(&wanted)? {
@@ -130,21 +130,12 @@ impl<'a> Edits<'a> {
         self.write_lists(&store)
     }
 
-    /// Tells whether podman is to see an image, or may see one under a name that no longer leads to it.
+    /// Tells whether podman is to see an image, or may see one under a name that was published before.
     ///
-    /// The lists grow with the repository, so they are not read for what says itself that it is in none.
+    /// The lists grow with the repository, so they are not read where a name is new and podman is not to see it.
     fn concern_podman(&self, wanted: &BTreeMap<ImageName, Shown<'_>>) -> Result<bool, ConvertError> {
         for (name, shown) in wanted {
-            if matches!(shown, Shown::Image(_)) || self.may_be_listed(name)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    fn may_be_listed(&self, name: &ImageName) -> Result<bool, ConvertError> {
-        for place in places(self.head, name)? {
-            if self.published_record(&place)?.is_none_or(|record| record.podman) {
+            if matches!(shown, Shown::Image(_)) || !places(self.head, name)?.is_empty() {
                 return Ok(true);
             }
         }

@@ -15,7 +15,8 @@ use crate::layer::EntryPath;
 
 /// A catalog of which every row may change.
 ///
-/// Rows keep their places, that of the root the first, and new ones follow the last.
+/// Rows keep their order, that of the root the first, and new ones follow the last. SQLite lets the file grow to 1 GiB, from
+/// which on CVMFS warns of catalogs.
 #[derive(Debug)]
 pub(in crate::catalog) struct WritableCatalog(Catalog);
 
@@ -37,8 +38,12 @@ impl References {
     }
 }
 
-/// Where more than one page in so many is free, the file is packed.
-const FREE_PAGES: i64 = 5;
+/// Where more than one page or row number in so many is free, the file is packed.
+const FREE: i64 = 5;
+
+/// Numbers the rows anew, in their order: clients set so many inodes aside as the last number says.
+const NUMBER_ROWS: &str = "CREATE TEMP TABLE rows AS SELECT * FROM catalog ORDER BY rowid; DELETE FROM catalog; \
+     INSERT INTO catalog SELECT * FROM rows ORDER BY rowid; DROP TABLE rows;";
 
 /// No path has so many names in it.
 const MAXIMUM_DEPTH: usize = 2048;
@@ -261,6 +266,12 @@ impl WritableCatalog {
         Ok(paths.filter(|path| weights.get(&key(path)).is_some_and(|&rows| rows >= least)).collect())
     }
 
+    /// Returns the number that a query gives.
+    #[cfg(test)]
+    pub(in crate::catalog) fn number(&self, sql: &str) -> i64 {
+        self.run(|connection| connection.query_row(sql, [], |row| row.get(0))).unwrap()
+    }
+
     /// Lets `read` have the bytes of the SQLite file.
     pub(in crate::catalog) fn write<T>(self, read: impl FnOnce(&[u8]) -> T) -> Result<T, CatalogError> {
         let path = self.0.root().clone();
@@ -268,9 +279,14 @@ impl WritableCatalog {
         let mut connection = connection.into_inner().expect("no thread panics while it changes a catalog");
         let write = || {
             write_counters(&connection, own, below)?;
+            let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+            let last_row = number("SELECT max(rowid) FROM catalog")?;
+            let has_free_rows = (last_row - own.entries()) * FREE > last_row;
+            if has_free_rows {
+                connection.execute_batch(NUMBER_ROWS)?;
+            }
             connection.execute_batch("COMMIT")?;
-            let number = |pragma: &str| connection.query_row(pragma, [], |row| row.get::<_, i64>(0));
-            if number("PRAGMA freelist_count")? * FREE_PAGES > number("PRAGMA page_count")? {
+            if has_free_rows || number("PRAGMA freelist_count")? * FREE > number("PRAGMA page_count")? {
                 connection.execute_batch("VACUUM")?;
             }
             connection.serialize("main").map(|bytes| read(&bytes))
@@ -326,8 +342,7 @@ mod tests {
         let mut catalog = WritableCatalog::open(&bytes(catalog), &path("a")).unwrap();
         catalog.put(&path("a"), &root).unwrap();
         catalog.put(&path("a/b"), &folder()).unwrap();
-        let first = "SELECT hardlinks FROM catalog ORDER BY rowid LIMIT 1";
-        assert_eq!(catalog.run(|connection| connection.query_row(first, [], |row| row.get::<_, i64>(0))).unwrap(), 7);
+        assert_eq!(catalog.number("SELECT hardlinks FROM catalog ORDER BY rowid LIMIT 1"), 7);
         assert_eq!(catalog.own_counters().entries(), 5);
     }
 
@@ -347,18 +362,40 @@ mod tests {
     }
 
     #[test]
+    fn rows_are_numbered_anew_when_many_numbers_are_free() {
+        let mut catalog = filled(20);
+        for _ in 0..20 {
+            catalog = WritableCatalog::open(&bytes(catalog), &path("a")).unwrap();
+            let last = catalog.number("SELECT max(rowid) FROM catalog");
+            assert!((21..=26).contains(&last), "{last}");
+            assert_eq!(catalog.number("SELECT min(rowid) FROM catalog"), 1);
+            let rows = catalog.rows_from(&path("a")).unwrap();
+            for (path, entry) in &rows[4..8] {
+                catalog.remove(path, entry).unwrap();
+                catalog.put(path, entry).unwrap();
+            }
+            assert_eq!(catalog.rows_from(&path("a")).unwrap(), rows);
+        }
+        assert_eq!(catalog.get(&path("a")).unwrap(), Some(folder()));
+    }
+
+    #[test]
     fn chunks_change_with_their_row() {
         let mut catalog = filled(0);
-        let chunks = |catalog: &WritableCatalog| {
-            let count = "SELECT count(*) FROM chunks";
-            catalog.run(|connection| connection.query_row(count, [], |row| row.get::<_, i64>(0))).unwrap()
-        };
+        let chunks = |catalog: &WritableCatalog| catalog.number("SELECT count(*) FROM chunks");
         catalog.put(&path("a/f"), &chunked(&[0, 5])).unwrap();
         catalog.put(&path("a/f"), &chunked(&[0, 3, 6])).unwrap();
         assert_eq!((catalog.get(&path("a/f")).unwrap(), chunks(&catalog)), (Some(chunked(&[0, 3, 6])), 3));
         catalog.remove(&path("a/f"), &chunked(&[0, 3, 6])).unwrap();
         assert_eq!((catalog.get(&path("a/f")).unwrap(), chunks(&catalog)), (None, 0));
         assert_eq!(catalog.own_counters(), Counters::of_entry(&folder()));
+        // CVMFS can be set to store a large file in one piece, too.
+        catalog.put(&path("a/f"), &chunked(&[0, 5])).unwrap();
+        let with_whole = "UPDATE catalog SET hash = zeroblob(20) WHERE name = 'f'";
+        catalog.run(|connection| connection.execute_batch(with_whole)).unwrap();
+        let entry = catalog.get(&path("a/f")).unwrap().unwrap();
+        catalog.remove(&path("a/f"), &entry).unwrap();
+        assert_eq!((catalog.own_counters(), chunks(&catalog)), (Counters::of_entry(&folder()), 0));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::catalog::CatalogBuilder;
-use crate::object::{Compression, ObjectHash, Pieces};
+use crate::object::{Chunk, Compression, ObjectHash, Pieces};
 use crate::store::DirectoryStore;
 use crate::tree::{Directory, Leaf, LeafKind, Node};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ const NOW: Timestamp = Timestamp { seconds: 1_000_000, nanoseconds: 5 };
 #[derive(Debug, Clone)]
 enum Change {
     File(EntryPath),
+    LargeFile(EntryPath, u64),
     Tree(EntryPath, usize),
     Catalog(EntryPath),
     Remove(EntryPath),
@@ -26,7 +27,8 @@ fn path() -> impl Strategy<Value = EntryPath> {
 
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
-        4 => path().prop_map(Change::File),
+        3 => path().prop_map(Change::File),
+        2 => (path(), 0_u64..4).prop_map(|(path, chunks)| Change::LargeFile(path, chunks)),
         3 => (path(), 0_usize..4).prop_map(|(path, files)| Change::Tree(path, files)),
         2 => path().prop_map(Change::Catalog),
         2 => path().prop_map(Change::Remove),
@@ -58,6 +60,11 @@ fn tree(files: usize) -> Arc<Directory> {
 fn apply(editor: &mut Editor<'_>, staging: &Staging, change: &Change) -> Result<(), BuildError> {
     match change {
         Change::File(path) => editor.put(path, CatalogEntry::of_file(&Metadata::of_implied_folder(), 7, &content())),
+        Change::LargeFile(path, chunks) => {
+            let chunk = |number| Chunk { offset: 7 * number, size: 7, hash: ObjectHash::of(b"chunk") };
+            let content = Content { raw: false, pieces: Pieces::Chunks((0..*chunks).map(chunk).collect()) };
+            editor.put(path, CatalogEntry::of_file(&Metadata::of_implied_folder(), 7 * chunks, &content))
+        }
         Change::Tree(path, files) => {
             let builder = CatalogBuilder::new(staging, Compression::Fast, 1000)?;
             let stored = builder.build(&tree(*files), path, None)?;
@@ -80,6 +87,11 @@ fn recount(staging: &Staging, path: &EntryPath, reference: CatalogReference) -> 
     let mut own = Counters::of_nested(nested.len());
     rows.values().for_each(|row| own += Counters::of_entry(row));
     assert_eq!(catalog.own_counters(), own, "in {path}");
+    assert_eq!(catalog.number("SELECT count(*) FROM catalog"), own.entries(), "in {path}");
+    let chunks = own.named().find(|(name, _)| *name == "chunks");
+    assert_eq!(Some(("chunks", catalog.number("SELECT count(*) FROM chunks"))), chunks, "in {path}");
+    let first = catalog.number("SELECT flags & 32 OR name = '' FROM catalog WHERE rowid = 1");
+    assert_eq!(first, 1, "the first row of {path}");
     for (folder, entry) in rows.iter().filter(|(_, entry)| entry.is_directory()) {
         if !nested.contains_key(folder) {
             let is_child = |path: &EntryPath| path.split().is_some_and(|(parent, _)| parent == *folder);
@@ -139,6 +151,41 @@ fn a_folder_is_never_replaced_by_a_file_nor_a_file_by_a_folder() {
     editor.put(&path("a/b"), file()).unwrap();
     assert!(matches!(editor.put(&path("a"), file()), Err(BuildError::Occupied(at)) if at == path("a")));
     assert!(matches!(editor.put(&path("a/b/c"), file()), Err(BuildError::Occupied(at)) if at == path("a/b")));
+}
+
+#[test]
+fn hard_links_and_bound_catalogs_of_other_programs_are_kept_in_order() {
+    let (_folder, store) = store();
+    let staging = Staging::start(&store).unwrap();
+    let path = |text: &str| EntryPath::normalise(text.as_bytes()).unwrap();
+    let mut editor = Editor::create(&staging, Compression::Fast, NOW).unwrap();
+    let file = CatalogEntry::of_file(&Metadata::of_implied_folder(), 7, &content());
+    let linked = CatalogEntry { link_group: 9, link_count: 3, ..file.clone() };
+    for name in ["a/x", "a/y", "a/z"] {
+        editor.put(&path(name), linked.clone()).unwrap();
+    }
+    let elsewhere = CatalogReference { hash: ObjectHash::of(b"elsewhere"), size: 7 };
+    for bound in ["a/b", "a/c", "d"] {
+        editor.root.catalog.put_reference(References::Bound, &path(bound), elsewhere).unwrap();
+    }
+    let links = |editor: &mut Editor<'_>, name: &str| {
+        let entry = editor.get(&path(name)).unwrap().unwrap();
+        (entry.link_group, entry.link_count)
+    };
+    editor.put(&path("a/x"), file).unwrap();
+    assert_eq!([links(&mut editor, "a/x"), links(&mut editor, "a/y")], [(0, 1), (9, 2)]);
+    editor.remove(&path("a/y")).unwrap();
+    assert_eq!(links(&mut editor, "a/z"), (0, 1));
+    editor.make_catalog(&path("a")).unwrap();
+    let bound = |loaded: &Loaded, at: &str| loaded.catalog.references_from(References::Bound, &path(at)).unwrap();
+    let below = &editor.root.below[&path("a")];
+    assert_eq!(bound(below, "a"), [(path("a/b"), elsewhere), (path("a/c"), elsewhere)]);
+    assert_eq!((bound(&editor.root, "a"), bound(&editor.root, "d").len()), (vec![], 1));
+    let root = editor.write(2).unwrap();
+    recount(&staging, &EntryPath::ROOT, root);
+    let mut editor = Editor::open(&staging, Compression::Fast, root, NOW).unwrap();
+    editor.remove(&path("a")).unwrap();
+    assert_eq!((bound(&editor.root, "a"), bound(&editor.root, "d").len()), (vec![], 1));
 }
 
 #[test]
