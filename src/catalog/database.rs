@@ -441,7 +441,7 @@ fn write_entries(connection: &Connection, entries: Vec<(EntryPath, CatalogEntry)
             None => path.split().map_or(NO_PARENT, |(folder, _)| key(&folder)),
         };
         let name = path.components().next_back().unwrap_or_default();
-        insert_row(&mut insert, own_key, parent, name, &entry)?;
+        insert_row(&mut insert, None, own_key, parent, name, &entry)?;
         insert_chunks(&mut insert_chunk, own_key, &entry)?;
         if entry.is_directory() {
             around.push((path, own_key));
@@ -453,15 +453,18 @@ fn write_entries(connection: &Connection, entries: Vec<(EntryPath, CatalogEntry)
 /// What the row of a repository's root has for the key of its parent.
 const NO_PARENT: PathKey = (0, 0);
 
-const INSERT_ROW: &str = "INSERT INTO catalog (md5path_1, md5path_2, parent_1, parent_2, hardlinks, hash, size, mode, \
-     mtime, mtimens, flags, name, symlink, uid, gid, xattr) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+const INSERT_ROW: &str = "INSERT INTO catalog (rowid, md5path_1, md5path_2, parent_1, parent_2, hardlinks, hash, size, \
+     mode, mtime, mtimens, flags, name, symlink, uid, gid, xattr) \
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
 
 const INSERT_CHUNK: &str = "INSERT INTO chunks (md5path_1, md5path_2, offset, size, hash) VALUES (?, ?, ?, ?, ?)";
 
 const INSERT_PROPERTY: &str = "INSERT INTO properties (key, value) VALUES (?, ?)";
 
+/// Inserts a row under a number, or behind the last.
 fn insert_row(
     insert: &mut Statement<'_>,
+    number: Option<i64>,
     key: PathKey,
     parent: PathKey,
     name: &[u8],
@@ -472,6 +475,7 @@ fn insert_row(
         _ => None,
     };
     insert.execute(params![
+        number,
         key.0,
         key.1,
         parent.0,

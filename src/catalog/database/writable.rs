@@ -15,10 +15,14 @@ use crate::layer::EntryPath;
 
 /// A catalog of which every row may change.
 ///
-/// Rows keep their order, that of the root the first, and new ones follow the last. SQLite lets the file grow to 1 GiB, from
-/// which on CVMFS warns of catalogs.
+/// Rows keep their places, that of the root the first, and new ones take those that are free: clients set as many inodes aside
+/// as the number of the last row says. SQLite lets the file grow to 1 GiB, from which on CVMFS warns of catalogs.
 #[derive(Debug)]
-pub(in crate::catalog) struct WritableCatalog(Catalog);
+pub(in crate::catalog) struct WritableCatalog {
+    catalog: Catalog,
+    /// Numbers of rows that were taken out.
+    free: Vec<i64>,
+}
 
 /// A table of references to other catalogs.
 #[derive(Debug, Clone, Copy)]
@@ -38,10 +42,10 @@ impl References {
     }
 }
 
-/// Where more than one page or row number in so many is free, the file is packed.
-const FREE: i64 = 5;
+/// Where more than one page in so many is free, the file is packed.
+const FREE_PAGES: i64 = 5;
 
-/// Numbers the rows anew, in their order: clients set so many inodes aside as the last number says.
+/// Numbers the rows anew, in their order.
 const NUMBER_ROWS: &str = "CREATE TEMP TABLE rows AS SELECT * FROM catalog ORDER BY rowid; DELETE FROM catalog; \
      INSERT INTO catalog SELECT * FROM rows ORDER BY rowid; DROP TABLE rows;";
 
@@ -86,52 +90,52 @@ impl WritableCatalog {
     fn begin(catalog: Catalog) -> Result<Self, CatalogError> {
         let begun = catalog.connection().execute_batch("BEGIN");
         begun.map_err(|source| catalog.database_error(source))?;
-        Ok(Self(catalog))
+        Ok(Self { catalog, free: Vec::new() })
     }
 
     fn run<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, CatalogError> {
-        let done = work(&self.0.connection());
-        done.map_err(|source| self.0.database_error(source))
+        let done = work(&self.catalog.connection());
+        done.map_err(|source| self.catalog.database_error(source))
     }
 
     /// Returns the folder that the catalog describes.
     pub(in crate::catalog) fn root(&self) -> &EntryPath {
-        self.0.root()
+        self.catalog.root()
     }
 
     /// Returns a property.
     pub(in crate::catalog) fn property(&self, name: &str) -> Option<&str> {
-        self.0.property(name)
+        self.catalog.property(name)
     }
 
     /// Returns what the catalog counts in itself.
     pub(in crate::catalog) fn own_counters(&self) -> Counters {
-        self.0.own
+        self.catalog.own
     }
 
     /// Returns what all catalogs below count together, to be changed with them.
     pub(in crate::catalog) fn below(&mut self) -> &mut Counters {
-        &mut self.0.below
+        &mut self.catalog.below
     }
 
     /// Returns the row of `path`.
     pub(in crate::catalog) fn get(&self, path: &EntryPath) -> Result<Option<CatalogEntry>, CatalogError> {
-        self.0.get(path)
+        self.catalog.get(path)
     }
 
     /// Returns the row of a folder that is known to be there.
     pub(in crate::catalog) fn folder(&self, path: &EntryPath) -> Result<CatalogEntry, CatalogError> {
-        self.get(path)?.ok_or_else(|| self.0.invalid(format!("it has no row for {path}")))
+        self.get(path)?.ok_or_else(|| self.catalog.invalid(format!("it has no row for {path}")))
     }
 
     /// Returns the row of the catalog's own folder as it stands in the catalog above.
     pub(in crate::catalog) fn transition_point(&self) -> Result<CatalogEntry, CatalogError> {
-        Ok(self.folder(self.0.root())?.with_nesting(Nesting::TransitionPoint))
+        Ok(self.folder(self.catalog.root())?.with_nesting(Nesting::TransitionPoint))
     }
 
     /// Returns the rows of everything in the folder `path`, by name.
     pub(in crate::catalog) fn list(&self, path: &EntryPath) -> Result<BTreeMap<Vec<u8>, CatalogEntry>, CatalogError> {
-        self.0.list(path)
+        self.catalog.list(path)
     }
 
     /// Returns the rows at and below `path`, each folder before what lies in it.
@@ -143,7 +147,7 @@ impl WritableCatalog {
         let mut left: Vec<_> = self.get(path)?.map(|entry| (path.clone(), entry)).into_iter().collect();
         while let Some((path, entry)) = left.pop() {
             if entry.is_directory() {
-                left.extend(self.0.list(&path)?.into_iter().rev().map(|(name, entry)| (path.join(&name), entry)));
+                left.extend(self.catalog.list(&path)?.into_iter().rev().map(|(name, entry)| (path.join(&name), entry)));
             }
             rows.push((path, entry));
         }
@@ -153,39 +157,43 @@ impl WritableCatalog {
     /// Puts a row at `path`, in the place of the one that is there.
     pub(in crate::catalog) fn put(&mut self, path: &EntryPath, entry: &CatalogEntry) -> Result<(), CatalogError> {
         let (before, at) = (self.get(path)?, key(path));
+        let number = if before.is_none() { self.free.pop() } else { None };
         self.run(|connection| {
             if before.as_ref().is_some_and(CatalogEntry::is_chunked) {
-                delete("chunks", at, connection)?;
+                delete_chunks(at, connection)?;
             }
             let (parent, name) = match path.split() {
                 Some((folder, name)) => (key(&folder), name),
                 None => (NO_PARENT, &b""[..]),
             };
             let mut insert = connection.prepare_cached(&format!("{INSERT_ROW} {INSTEAD}"))?;
-            insert_row(&mut insert, at, parent, name, entry)?;
+            insert_row(&mut insert, number, at, parent, name, entry)?;
             let mut insert = connection.prepare_cached(INSERT_CHUNK)?;
             insert_chunks(&mut insert, at, entry)
         })?;
-        self.0.own += Counters::of_entry(entry);
-        self.0.own -= before.as_ref().map(Counters::of_entry).unwrap_or_default();
+        self.catalog.own += Counters::of_entry(entry);
+        self.catalog.own -= before.as_ref().map(Counters::of_entry).unwrap_or_default();
         Ok(())
     }
 
     /// Takes out the row of `path`.
     pub(in crate::catalog) fn remove(&mut self, path: &EntryPath, entry: &CatalogEntry) -> Result<(), CatalogError> {
-        self.run(|connection| {
+        let (first, second) = key(path);
+        let number = self.run(|connection| {
             if entry.is_chunked() {
-                delete("chunks", key(path), connection)?;
+                delete_chunks((first, second), connection)?;
             }
-            delete("catalog", key(path), connection)
+            let sql = "DELETE FROM catalog WHERE md5path_1 = ? AND md5path_2 = ? RETURNING rowid";
+            connection.prepare_cached(sql)?.query_row([first, second], |row| row.get(0))
         })?;
-        self.0.own -= Counters::of_entry(entry);
+        self.free.push(number);
+        self.catalog.own -= Counters::of_entry(entry);
         Ok(())
     }
 
     /// Returns the nested catalog whose transition point is `path`.
     pub(in crate::catalog) fn nested(&self, path: &EntryPath) -> Result<Option<CatalogReference>, CatalogError> {
-        self.0.nested(path)
+        self.catalog.nested(path)
     }
 
     /// Returns the references of a table at and below `path`, which is not the root of the repository.
@@ -202,7 +210,7 @@ impl WritableCatalog {
             let range = params![Text(&spelt(path)), Text(&from), Text(&to)];
             select.query_map(range, read_reference_with_path)?.collect()
         })?;
-        found.into_iter().map(|row| self.0.reference(row)).collect()
+        found.into_iter().map(|row| self.catalog.reference(row)).collect()
     }
 
     /// Puts a reference at `path`, in the place of the one that is there.
@@ -216,7 +224,7 @@ impl WritableCatalog {
         let sql = format!("INSERT INTO {} (path, sha1, size) VALUES (?, ?, ?)", table.table());
         let values = params![Text(&spelt(path)), reference.hash.to_string(), reference.size];
         self.run(|connection| connection.prepare_cached(&sql)?.execute(values))?;
-        self.0.own += Counters::of_nested(usize::from(matches!(table, References::Nested)));
+        self.catalog.own += Counters::of_nested(usize::from(matches!(table, References::Nested)));
         Ok(())
     }
 
@@ -229,7 +237,7 @@ impl WritableCatalog {
         let sql = format!("DELETE FROM {} WHERE path = ?", table.table());
         let removed = self.run(|connection| connection.prepare_cached(&sql)?.execute([Text(&spelt(path))]))?;
         if matches!(table, References::Nested) {
-            self.0.own -= Counters::of_nested(removed);
+            self.catalog.own -= Counters::of_nested(removed);
         }
         Ok(())
     }
@@ -238,7 +246,7 @@ impl WritableCatalog {
     pub(in crate::catalog) fn set_property(&mut self, name: &str, value: &str) -> Result<(), CatalogError> {
         let sql = "INSERT OR REPLACE INTO properties (key, value) VALUES (?, ?)";
         self.run(|connection| connection.prepare_cached(sql)?.execute([name, value]))?;
-        self.0.properties.insert(name.to_owned(), value.to_owned());
+        self.catalog.properties.insert(name.to_owned(), value.to_owned());
         Ok(())
     }
 
@@ -253,7 +261,7 @@ impl WritableCatalog {
             let read = |row: &Row<'_>| Ok(((row.get(0)?, row.get(1)?), ((row.get(2)?, row.get(3)?), row.get(4)?)));
             connection.prepare(sql)?.query_map([], read)?.collect()
         })?;
-        let root = key(self.0.root());
+        let root = key(self.catalog.root());
         let mut weights: HashMap<PathKey, usize> = HashMap::new();
         for (&folder, &(_, rows)) in &folders {
             let above = |at: &PathKey| folders.get(at).map(|&(above, _)| above).filter(|&above| above != root);
@@ -261,8 +269,8 @@ impl WritableCatalog {
             let top = iter::successors(Some(folder), above).take(MAXIMUM_DEPTH).last();
             *weights.entry(top.expect("begins with the folder")).or_default() += rows;
         }
-        let children = self.0.list(self.0.root())?;
-        let paths = children.into_keys().map(|name| self.0.root().join(&name));
+        let children = self.catalog.list(self.catalog.root())?;
+        let paths = children.into_keys().map(|name| self.catalog.root().join(&name));
         Ok(paths.filter(|path| weights.get(&key(path)).is_some_and(|&rows| rows >= least)).collect())
     }
 
@@ -274,19 +282,15 @@ impl WritableCatalog {
 
     /// Lets `read` have the bytes of the SQLite file.
     pub(in crate::catalog) fn write<T>(self, read: impl FnOnce(&[u8]) -> T) -> Result<T, CatalogError> {
-        let path = self.0.root().clone();
-        let Catalog { connection, own, below, .. } = self.0;
+        let path = self.catalog.root().clone();
+        let Self { catalog: Catalog { connection, own, below, .. }, free } = self;
         let mut connection = connection.into_inner().expect("no thread panics while it changes a catalog");
         let write = || {
             write_counters(&connection, own, below)?;
-            let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
-            let last_row = number("SELECT max(rowid) FROM catalog")?;
-            let has_free_rows = (last_row - own.entries()) * FREE > last_row;
-            if has_free_rows {
-                connection.execute_batch(NUMBER_ROWS)?;
-            }
+            let is_new = close_gaps(&connection, free, own.entries())?;
             connection.execute_batch("COMMIT")?;
-            if has_free_rows || number("PRAGMA freelist_count")? * FREE > number("PRAGMA page_count")? {
+            let number = |pragma: &str| connection.query_row(pragma, [], |row| row.get::<_, i64>(0));
+            if is_new || number("PRAGMA freelist_count")? * FREE_PAGES > number("PRAGMA page_count")? {
                 connection.execute_batch("VACUUM")?;
             }
             connection.serialize("main").map(|bytes| read(&bytes))
@@ -295,9 +299,28 @@ impl WritableCatalog {
     }
 }
 
-fn delete(table: &str, (first, second): PathKey, connection: &Connection) -> rusqlite::Result<()> {
-    let sql = format!("DELETE FROM {table} WHERE md5path_1 = ? AND md5path_2 = ?");
-    connection.prepare_cached(&sql)?.execute([first, second]).map(drop)
+fn delete_chunks((first, second): PathKey, connection: &Connection) -> rusqlite::Result<()> {
+    let sql = "DELETE FROM chunks WHERE md5path_1 = ? AND md5path_2 = ?";
+    connection.prepare_cached(sql)?.execute([first, second]).map(drop)
+}
+
+/// Closes the gaps in the numbers of `rows` rows; tells whether all were numbered anew for that.
+fn close_gaps(connection: &Connection, mut free: Vec<i64>, rows: i64) -> rusqlite::Result<bool> {
+    let last = || connection.query_row("SELECT max(rowid) FROM catalog", [], |row| row.get::<_, i64>(0));
+    free.sort_unstable();
+    for number in free {
+        let last = last()?;
+        if number > last {
+            break;
+        }
+        connection.execute("UPDATE catalog SET rowid = ? WHERE rowid = ?", [number, last])?;
+    }
+    // Another program may have left others.
+    let has_gaps = last()? != rows;
+    if has_gaps {
+        connection.execute_batch(NUMBER_ROWS)?;
+    }
+    Ok(has_gaps)
 }
 
 #[cfg(test)]
@@ -362,21 +385,33 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_numbered_anew_when_many_numbers_are_free() {
+    fn rows_have_numbers_without_gaps() {
+        let is_dense = |catalog: &WritableCatalog| {
+            let numbers = ["min(rowid)", "max(rowid)", "count(*)"];
+            let [first, last, count] = numbers.map(|sql| catalog.number(&format!("SELECT {sql} FROM catalog")));
+            (first, last) == (1, count) && count == catalog.own_counters().entries()
+        };
         let mut catalog = filled(20);
-        for _ in 0..20 {
-            catalog = WritableCatalog::open(&bytes(catalog), &path("a")).unwrap();
-            let last = catalog.number("SELECT max(rowid) FROM catalog");
-            assert!((21..=26).contains(&last), "{last}");
-            assert_eq!(catalog.number("SELECT min(rowid) FROM catalog"), 1);
+        for (removed, added) in [(0, 0), (4, 4), (7, 2), (3, 9), (1, 0)] {
             let rows = catalog.rows_from(&path("a")).unwrap();
-            for (path, entry) in &rows[4..8] {
+            for (path, entry) in rows.iter().skip(3).take(removed) {
                 catalog.remove(path, entry).unwrap();
-                catalog.put(path, entry).unwrap();
             }
-            assert_eq!(catalog.rows_from(&path("a")).unwrap(), rows);
+            for number in 0..added {
+                catalog.put(&path(&format!("a/{removed}-{number}")), &folder()).unwrap();
+            }
+            let expected = catalog.rows_from(&path("a")).unwrap();
+            assert_eq!(expected.len(), rows.len() + added - removed);
+            catalog = WritableCatalog::open(&bytes(catalog), &path("a")).unwrap();
+            assert!(is_dense(&catalog), "{removed} {added}");
+            assert_eq!(catalog.rows_from(&path("a")).unwrap(), expected);
         }
-        assert_eq!(catalog.get(&path("a")).unwrap(), Some(folder()));
+        let with_gaps = "UPDATE catalog SET rowid = rowid + 1000 WHERE rowid > 1";
+        catalog.run(|connection| connection.execute_batch(with_gaps)).unwrap();
+        let expected = catalog.rows_from(&path("a")).unwrap();
+        let catalog = WritableCatalog::open(&bytes(catalog), &path("a")).unwrap();
+        assert!(is_dense(&catalog));
+        assert_eq!(catalog.rows_from(&path("a")).unwrap(), expected);
     }
 
     #[test]
