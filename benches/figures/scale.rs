@@ -27,21 +27,23 @@ const RUNS: usize = 5;
 pub fn large_repository(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
     let (made, one_more) = (make_large(folder), images::small_files(folder, 10_000).image("files"));
     // With `--force` the image is read anew, whether what it holds is known or not.
-    let add = |repository: &Path| convert(repository, &one_more, "one-more:1", &["--skip-podman", "--force"]);
+    let add = |repository: &Path, tag: usize| {
+        convert(repository, &one_more, &format!("added:{tag}"), &["--skip-podman", "--force"])
+    };
     let (mut large, mut small) = (PathBuf::new(), PathBuf::new());
     let (mut in_large, mut in_small) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
         (large, small) = (scratch.path("large"), scratch.repository(Compression::Balanced));
         copy(&made, &large);
-        in_large.push(add(&large));
-        in_small.push(add(&small));
+        in_large.push(add(&large, 0));
+        in_small.push(add(&small, 0));
     }
-    let again = |repository: &Path| (0..RUNS).map(|_| add(repository)).collect::<Vec<Conversion>>();
+    let again = |repository: &Path| (1..=RUNS).map(|tag| add(repository, tag)).collect::<Vec<Conversion>>();
     let (again_in_large, again_in_small) = (again(&large), again(&small));
     let time_of = |all: &[Conversion]| best(all.iter().map(|one| one.time));
     for (what, large, small) in [
         ("10,000 small files, into 10,000 images", &in_large, &in_small),
-        ("the same files once more", &again_in_large, &again_in_small),
+        ("the same files under more names", &again_in_large, &again_in_small),
     ] {
         table.time(what, time_of(large), "into an empty repository", time_of(small), AtMost(1.5));
     }
@@ -49,8 +51,7 @@ pub fn large_repository(folder: &Path, scratch: &mut Scratch, table: &mut Table)
     let [in_large, in_small] = [[in_large, again_in_large], [in_small, again_in_small]]
         .map(|all| memory_of(&all.into_iter().flatten().collect::<Vec<_>>()));
     table.bytes("its memory, in 10,000 images", in_large, "in an empty repository", in_small, AtMost(1.5));
-    let [in_large, in_small] =
-        [&large, &small].map(|repository| convert(repository, &one_more, "one-more:2", &[]).time);
+    let [in_large, in_small] = [&large, &small].map(|repository| convert(repository, &one_more, "shown:1", &[]).time);
     let most = in_small + Duration::from_millis(500);
     table.time("its entry in the podman store of 10,000", in_large, "in one of none, and 0.5 s", most, AtMost(1.0));
     let command = |repository: &Path, name: &str| best((0..RUNS).map(|_| time(strata(repository).arg(name))));
