@@ -384,11 +384,7 @@ fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(des
 /// Writes bytes as lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = String::with_capacity(2 * bytes.len());
-    for &b in bytes {
-        text.extend([DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]].map(char::from));
-    }
-    text
+    bytes.iter().flat_map(|&b| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]]).map(char::from).collect()
 }
 
 /// Reads exactly `N` bytes from lower-case hexadecimal digits.
