@@ -11,6 +11,9 @@ use crate::repository::{Repository, RepositoryError};
 /// No file of strata's own is read that is longer.
 const FILE_LIMIT: u64 = 256 << 20;
 
+/// No record is read that is longer.
+const RECORD_LIMIT: u64 = 64 << 20;
+
 /// Why images could not be listed.
 #[derive(Debug, thiserror::Error)]
 pub enum InventoryError {
@@ -113,12 +116,12 @@ pub fn places(repository: &Repository, name: &ImageName) -> Result<Vec<ImagePlac
 }
 
 /// Returns what is known about the image at a place; nothing where another program published it.
-pub fn record(repository: &Repository, place: &ImagePlace) -> Result<Option<ImageRecord>, InventoryError> {
+pub fn record(repository: &Repository, place: &ImagePlace) -> Result<Option<ImageRecord>, RepositoryError> {
     read_record(repository, &place.metadata())
 }
 
-fn read_record(repository: &Repository, folder: &EntryPath) -> Result<Option<ImageRecord>, InventoryError> {
-    let json = repository.read(&folder.join(b"strata.json"), FILE_LIMIT)?;
+fn read_record(repository: &Repository, folder: &EntryPath) -> Result<Option<ImageRecord>, RepositoryError> {
+    let json = repository.read(&folder.join(b"strata.json"), RECORD_LIMIT)?;
     Ok(json.and_then(|json| ImageRecord::parse(&json)))
 }
 

@@ -8,7 +8,7 @@ use super::stage::StagedImage;
 use super::{Chains, ConvertError, PodmanListing};
 use crate::catalog::StoredTree;
 use crate::image::ImageName;
-use crate::inventory::places;
+use crate::inventory::{places, record};
 use crate::layer::EntryPath;
 use crate::layout::{self, ALIASES, ImagePlace, ImageRecord, PLATFORMS, Stamp, UnusedTrees, WishedNames};
 use crate::publish::Edit;
@@ -126,15 +126,9 @@ impl<'a> Edits<'a> {
         Ok(())
     }
 
-    /// Returns what the head says about the image at a place; nothing where another program published it.
-    fn published_record(&self, place: &ImagePlace) -> Result<Option<ImageRecord>, ConvertError> {
-        let json = self.head.read(&place.metadata().join(b"strata.json"), FILE_LIMIT)?;
-        Ok(json.and_then(|json| ImageRecord::parse(&json)))
-    }
-
     /// Takes away what is published for one image, but for the trees.
     fn remove_place(&mut self, place: &ImagePlace) -> Result<(), ConvertError> {
-        let trees = match self.published_record(place)? {
+        let trees = match record(self.head, place)? {
             Some(record) => record.trees(),
             None => self.run.foreign_trees(self.head, place)?,
         };
@@ -211,7 +205,7 @@ impl<'a> Edits<'a> {
     fn add_metadata(&mut self, staged: &StagedImage, another_is_listed: bool) -> Result<(), ConvertError> {
         let folder = staged.outcome.place.metadata();
         let (record_path, losses_path) = (folder.join(b"strata.json"), folder.join(b"losses.json"));
-        let before = self.published_record(&staged.outcome.place)?;
+        let before = record(self.head, &staged.outcome.place)?;
         let mut record = self.record(staged);
         if let Some(before) = before.as_ref().filter(|before| before.manifest == record.manifest) {
             // What an earlier run published for the same image and this one was not asked for stays the image's.
