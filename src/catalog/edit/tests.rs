@@ -35,6 +35,10 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
+fn at(text: &str) -> EntryPath {
+    EntryPath::normalise(text.as_bytes()).unwrap()
+}
+
 fn content() -> Content {
     Content { raw: false, pieces: Pieces::Whole(ObjectHash::of(b"content")) }
 }
@@ -148,45 +152,43 @@ fn a_folder_is_never_replaced_by_a_file_nor_a_file_by_a_folder() {
     let (_folder, store) = store();
     let staging = Staging::start(&store).unwrap();
     let mut editor = Editor::create(&staging, Compression::Fast, NOW).unwrap();
-    let path = |text: &str| EntryPath::normalise(text.as_bytes()).unwrap();
     let file = || CatalogEntry::of_file(&Metadata::of_implied_folder(), 7, &content());
-    editor.put(&path("a/b"), file()).unwrap();
-    assert!(matches!(editor.put(&path("a"), file()), Err(BuildError::Occupied(at)) if at == path("a")));
-    assert!(matches!(editor.put(&path("a/b/c"), file()), Err(BuildError::Occupied(at)) if at == path("a/b")));
+    editor.put(&at("a/b"), file()).unwrap();
+    assert!(matches!(editor.put(&at("a"), file()), Err(BuildError::Occupied(path)) if path == at("a")));
+    assert!(matches!(editor.put(&at("a/b/c"), file()), Err(BuildError::Occupied(path)) if path == at("a/b")));
 }
 
 #[test]
 fn hard_links_and_bound_catalogs_of_other_programs_are_kept_in_order() {
     let (_folder, store) = store();
     let staging = Staging::start(&store).unwrap();
-    let path = |text: &str| EntryPath::normalise(text.as_bytes()).unwrap();
     let mut editor = Editor::create(&staging, Compression::Fast, NOW).unwrap();
     let file = CatalogEntry::of_file(&Metadata::of_implied_folder(), 7, &content());
     let linked = CatalogEntry { link_group: 9, link_count: 3, ..file.clone() };
     for name in ["a/x", "a/y", "a/z"] {
-        editor.put(&path(name), linked.clone()).unwrap();
+        editor.put(&at(name), linked.clone()).unwrap();
     }
     let elsewhere = CatalogReference { hash: ObjectHash::of(b"elsewhere"), size: 7 };
     for bound in ["a/b", "a/c", "d"] {
-        editor.root.catalog.put_reference(References::Bound, &path(bound), elsewhere).unwrap();
+        editor.root.catalog.put_reference(References::Bound, &at(bound), elsewhere).unwrap();
     }
     let links = |editor: &mut Editor<'_>, name: &str| {
-        let entry = editor.get(&path(name)).unwrap().unwrap();
+        let entry = editor.get(&at(name)).unwrap().unwrap();
         (entry.link_group, entry.link_count)
     };
-    editor.put(&path("a/x"), file).unwrap();
+    editor.put(&at("a/x"), file).unwrap();
     assert_eq!([links(&mut editor, "a/x"), links(&mut editor, "a/y")], [(0, 1), (9, 2)]);
-    editor.remove(&path("a/y")).unwrap();
+    editor.remove(&at("a/y")).unwrap();
     assert_eq!(links(&mut editor, "a/z"), (0, 1));
-    editor.make_catalog(&path("a")).unwrap();
-    let bound = |loaded: &Loaded, at: &str| loaded.catalog.references_from(References::Bound, &path(at)).unwrap();
-    let below = &editor.root.below[&path("a")];
-    assert_eq!(bound(below, "a"), [(path("a/b"), elsewhere), (path("a/c"), elsewhere)]);
+    editor.make_catalog(&at("a")).unwrap();
+    let bound = |loaded: &Loaded, place: &str| loaded.catalog.references_from(References::Bound, &at(place)).unwrap();
+    let below = &editor.root.below[&at("a")];
+    assert_eq!(bound(below, "a"), [(at("a/b"), elsewhere), (at("a/c"), elsewhere)]);
     assert_eq!((bound(&editor.root, "a"), bound(&editor.root, "d").len()), (vec![], 1));
     let root = editor.write(2).unwrap();
     recount(&staging, &EntryPath::ROOT, root);
     let mut editor = Editor::open(&staging, Compression::Fast, root, NOW).unwrap();
-    editor.remove(&path("a")).unwrap();
+    editor.remove(&at("a")).unwrap();
     assert_eq!((bound(&editor.root, "a"), bound(&editor.root, "d").len()), (vec![], 1));
 }
 
@@ -194,18 +196,17 @@ fn hard_links_and_bound_catalogs_of_other_programs_are_kept_in_order() {
 fn catalogs_that_did_not_change_keep_their_hash() {
     let (_folder, store) = store();
     let staging = Staging::start(&store).unwrap();
-    let path = |text: &str| EntryPath::normalise(text.as_bytes()).unwrap();
     let mut editor = Editor::create(&staging, Compression::Fast, NOW).unwrap();
     for name in ["a", "b"] {
-        editor.make_catalog(&path(name)).unwrap();
+        editor.make_catalog(&at(name)).unwrap();
     }
     let first = editor.write(1).unwrap();
     let mut editor = Editor::open(&staging, Compression::Fast, first, NOW).unwrap();
-    editor.put(&path("a/x"), CatalogEntry::of_file(&Metadata::of_implied_folder(), 7, &content())).unwrap();
+    editor.put(&at("a/x"), CatalogEntry::of_file(&Metadata::of_implied_folder(), 7, &content())).unwrap();
     let second = editor.write(2).unwrap();
     let nested = |root| read(&staging, &EntryPath::ROOT, root).all_nested().unwrap();
-    assert_eq!(nested(first)[&path("b")], nested(second)[&path("b")]);
-    assert_ne!(nested(first)[&path("a")], nested(second)[&path("a")]);
+    assert_eq!(nested(first)[&at("b")], nested(second)[&at("b")]);
+    assert_ne!(nested(first)[&at("a")], nested(second)[&at("a")]);
     let root = read(&staging, &EntryPath::ROOT, second);
     assert_eq!(root.property("revision"), Some("2"));
     assert_eq!(root.property("previous_revision"), Some(first.hash.to_string().as_str()));
