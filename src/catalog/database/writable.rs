@@ -287,10 +287,10 @@ impl WritableCatalog {
         let mut connection = connection.into_inner().expect("no thread panics while it changes a catalog");
         let write = || {
             write_counters(&connection, own, below)?;
-            let is_new = close_gaps(&connection, free, own.entries())?;
+            let has_new_numbers = close_gaps(&connection, free, own.entries())?;
             connection.execute_batch("COMMIT")?;
             let number = |pragma: &str| connection.query_row(pragma, [], |row| row.get::<_, i64>(0));
-            if is_new || number("PRAGMA freelist_count")? * FREE_PAGES > number("PRAGMA page_count")? {
+            if has_new_numbers || number("PRAGMA freelist_count")? * FREE_PAGES > number("PRAGMA page_count")? {
                 connection.execute_batch("VACUUM")?;
             }
             connection.serialize("main").map(|bytes| read(&bytes))
