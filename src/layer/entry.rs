@@ -86,6 +86,21 @@ impl EntryPath {
         Some((parent, &self.0[slash.map_or(0, |slash| slash + 1)..]))
     }
 
+    /// Returns the last component, empty for the root.
+    pub fn name(&self) -> &[u8] {
+        &self.0[self.0.len() - self.name_length()..]
+    }
+
+    /// Tells whether this lies in the same folder as another path. The root lies in none.
+    pub fn is_sibling_of(&self, other: &Self) -> bool {
+        let folder = |path: &Self| path.0.len() - path.name_length();
+        self.is_root() == other.is_root() && self.0[..folder(self)] == other.0[..folder(other)]
+    }
+
+    fn name_length(&self) -> usize {
+        self.0.iter().rev().take_while(|&&byte| byte != b'/').count()
+    }
+
     /// Tells whether this is `folder` or lies somewhere below it.
     pub fn is_in(&self, folder: &Self) -> bool {
         match self.0.strip_prefix(folder.0.as_slice()) {
@@ -300,6 +315,23 @@ mod tests {
         assert_eq!(serde_json::to_string(&EntryPath::normalise(b"\xff\\").unwrap()).unwrap(), r#""\\xff\\\\""#);
         for wrong in [r#""\\""#, r#""\\x4""#, r#""\\xg0""#, r#""..""#, "7"] {
             assert!(serde_json::from_str::<EntryPath>(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn siblings_lie_in_one_folder() {
+        let path = |text: &str| EntryPath::normalise(text.as_bytes()).unwrap();
+        let paths = ["", "a", "bc", "a/b", "a/cd", "a/b/c", "ab/c"].map(path);
+        let siblings = [(0, 0), (1, 2), (3, 4)];
+        for (i, one) in paths.iter().enumerate() {
+            assert_eq!(one.split().map_or(&b""[..], |(_, name)| name), one.name());
+            for (k, other) in paths.iter().enumerate() {
+                assert_eq!(
+                    one.is_sibling_of(other),
+                    i == k || siblings.contains(&(i.min(k), i.max(k))),
+                    "{one} {other}"
+                );
+            }
         }
     }
 

@@ -65,7 +65,7 @@ pub fn apply(lower: &Arc<Directory>, entries: &[LayerEntry<Content>]) -> Result<
 pub(super) struct Layer<'a> {
     pub(super) whiteouts: Vec<&'a EntryPath>,
     pub(super) opaques: Vec<&'a EntryPath>,
-    nodes: Vec<(&'a EntryPath, &'a Metadata, &'a NodeKind<Content>)>,
+    nodes: Vec<NewNode<'a>>,
     links: Vec<(&'a EntryPath, &'a EntryPath)>,
     /// Folders that the layer names, rather than implies.
     pub(super) named: HashSet<&'a EntryPath>,
@@ -268,57 +268,25 @@ impl<'a> Overlay<'a> {
     }
 
     pub(super) fn add_nodes(&mut self, layer: &Layer<'_>) -> Result<(), ApplyError> {
-        for &(path, metadata, kind) in &layer.nodes {
-            let leaf = |kind| Node::Leaf(Arc::new(Leaf { metadata: metadata.clone(), kind }));
-            let node = match kind {
-                NodeKind::Directory => {
-                    self.put_directory(path, metadata, &layer.named)?;
-                    continue;
-                }
-                NodeKind::File { size, content } => leaf(LeafKind::File { size: *size, content: content.clone() }),
-                NodeKind::Symlink(target) => leaf(LeafKind::Symlink(target.clone())),
-                NodeKind::CharacterDevice(number) => leaf(LeafKind::CharacterDevice(*number)),
-                NodeKind::BlockDevice(number) => leaf(LeafKind::BlockDevice(*number)),
-                NodeKind::Fifo => leaf(LeafKind::Fifo),
+        // Archives name what lies in one folder in a row, so that it is looked up once for all of that.
+        for siblings in layer.nodes.chunk_by(|(one, ..), (other, ..)| one.is_sibling_of(other)) {
+            let Some((parent, _)) = siblings[0].0.split() else {
+                let (_, metadata, _) = siblings[siblings.len() - 1];
+                Arc::make_mut(&mut self.tree).metadata = metadata.clone();
+                continue;
             };
-            self.put(path, node, &layer.named)?;
-        }
-        Ok(())
-    }
-
-    fn put(&mut self, path: &EntryPath, node: Node, named: &HashSet<&EntryPath>) -> Result<(), ApplyError> {
-        let (parent, name) = path.split().ok_or(ApplyError::RootIsNoFolder)?;
-        let place = self.make_folder(&parent, path, named)?;
-        self.folder_mut(&place).children.insert(name.into(), node);
-        Ok(())
-    }
-
-    fn put_directory(
-        &mut self,
-        path: &EntryPath,
-        metadata: &Metadata,
-        named: &HashSet<&EntryPath>,
-    ) -> Result<(), ApplyError> {
-        let Some((parent, name)) = path.split() else {
-            Arc::make_mut(&mut self.tree).metadata = metadata.clone();
-            return Ok(());
-        };
-        let place = self.make_folder(&parent, path, named)?;
-        if !self.implied.is_empty() {
-            self.implied.remove(&path_of(&place).join(name));
-        }
-        match self.folder_mut(&place).children.get_mut(name) {
-            Some(Node::Directory(folder)) => Arc::make_mut(folder).metadata = metadata.clone(),
-            _ => {
-                let folder = Node::Directory(Arc::new(Directory::new(metadata.clone())));
-                self.folder_mut(&place).children.insert(name.into(), folder);
+            match Arc::make_mut(&mut self.tree).directory_mut(parent.components()) {
+                Some(folder) => siblings.iter().for_each(|new| add_node(folder, &parent, &mut self.implied, new)),
+                // Each may change where the next one's links lead.
+                None => siblings.iter().try_for_each(|new| {
+                    let place = self.make_folder(&parent, new.0, &layer.named)?;
+                    let folder = folder_mut(&mut self.tree, &place);
+                    add_node(folder, &path_of(&place), &mut self.implied, new);
+                    Ok(())
+                })?,
             }
         }
         Ok(())
-    }
-
-    fn folder_mut(&mut self, place: &Place) -> &mut Directory {
-        Arc::make_mut(&mut self.tree).directory_mut(names(place)).expect("the folder was found or made just now")
     }
 
     /// Returns where the folder `parent` of `path` really lies, after making what is missing on the way.
@@ -363,7 +331,7 @@ impl<'a> Overlay<'a> {
         let below = self.inherit.and_then(|lower| lower.directory(names(parent).chain([name])));
         let metadata = below.map_or_else(Metadata::of_implied_folder, |folder| folder.metadata.clone());
         let folder = Node::Directory(Arc::new(Directory::new(metadata)));
-        self.folder_mut(parent).children.insert(name.into(), folder);
+        folder_mut(&mut self.tree, parent).children.insert(name.into(), folder);
         self.implied.insert(path_of(parent).join(name));
     }
 
@@ -431,9 +399,50 @@ impl<'a> Overlay<'a> {
         if target.is_root() || matches!(found, Node::Directory(_)) {
             return Err(ApplyError::HardLinkToFolder { path: path.clone(), target: target.clone() });
         }
-        self.put(path, found, &layer.named)?;
+        let (parent, name) = path.split().expect("no layer has a link at the root");
+        let place = self.make_folder(&parent, path, &layer.named)?;
+        folder_mut(&mut self.tree, &place).children.insert(name.into(), found);
         Ok(true)
     }
+}
+
+/// A folder or inode that a layer names itself.
+type NewNode<'a> = (&'a EntryPath, &'a Metadata, &'a NodeKind<Content>);
+
+/// Puts what a layer names into its folder, which really lies at `parent`.
+fn add_node(
+    folder: &mut Directory,
+    parent: &EntryPath,
+    implied: &mut BTreeSet<EntryPath>,
+    (path, metadata, kind): &NewNode<'_>,
+) {
+    let name = path.name();
+    let kind = match kind {
+        NodeKind::Directory => {
+            if !implied.is_empty() {
+                implied.remove(&parent.join(name));
+            }
+            match folder.children.get_mut(name) {
+                Some(Node::Directory(there)) => Arc::make_mut(there).metadata = (*metadata).clone(),
+                _ => {
+                    let new = Node::Directory(Arc::new(Directory::new((*metadata).clone())));
+                    folder.children.insert(name.into(), new);
+                }
+            }
+            return;
+        }
+        NodeKind::File { size, content } => LeafKind::File { size: *size, content: content.clone() },
+        NodeKind::Symlink(target) => LeafKind::Symlink(target.clone()),
+        NodeKind::CharacterDevice(number) => LeafKind::CharacterDevice(*number),
+        NodeKind::BlockDevice(number) => LeafKind::BlockDevice(*number),
+        NodeKind::Fifo => LeafKind::Fifo,
+    };
+    let leaf = Node::Leaf(Arc::new(Leaf { metadata: (*metadata).clone(), kind }));
+    folder.children.insert(name.into(), leaf);
+}
+
+fn folder_mut<'t>(tree: &'t mut Arc<Directory>, place: &Place) -> &'t mut Directory {
+    Arc::make_mut(tree).directory_mut(names(place)).expect("the folder was found or made just now")
 }
 
 pub(super) fn path_of(place: &Place) -> EntryPath {
