@@ -44,9 +44,9 @@ impl<K: Eq + Hash + Clone, V: Kept> ByteCache<K, V> {
         self.0.insert(key, value);
     }
 
-    /// Forgets the value of `key`.
-    pub(crate) fn remove(&self, key: &K) {
-        self.0.remove(key);
+    /// Forgets the value of `key`, and returns it if it was there.
+    pub(crate) fn remove(&self, key: &K) -> Option<V> {
+        self.0.remove(key).map(|(_, value)| value)
     }
 }
 

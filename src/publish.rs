@@ -223,7 +223,8 @@ pub(crate) fn write_catalogs(
     head: &Repository,
     edits: Vec<(EntryPath, Edit)>,
 ) -> Result<(u64, CatalogReference), PublishError> {
-    let mut editor = Editor::open(staging, settings.compression, head.root_reference(), now)?;
+    let take = |path: &EntryPath, reference| head.take_catalog(path, reference);
+    let mut editor = Editor::open(staging, settings.compression, head.root_reference(), &take, now)?;
     for (path, edit) in edits {
         apply(&mut editor, &path, edit, now)?;
     }

@@ -109,12 +109,9 @@ pub struct Catalog {
 impl Catalog {
     /// Opens the catalog of the folder `root` from the bytes of its SQLite file.
     pub fn parse(bytes: &[u8], root: &EntryPath) -> Result<Self, CatalogError> {
-        Self::open(bytes, root, true)
-    }
-
-    fn open(bytes: &[u8], root: &EntryPath, read_only: bool) -> Result<Self, CatalogError> {
         let database = |source| CatalogError::Database { path: root.clone(), source };
-        Self::of(open_database(bytes, read_only).map_err(database)?, bytes.len() as u64, root)
+        // Whoever has the catalog for itself may come to change it.
+        Self::of(open_database(bytes, false).map_err(database)?, bytes.len() as u64, root)
     }
 
     /// Makes sure that the database is the catalog of the folder `root`.
@@ -568,7 +565,8 @@ mod tests {
         let draft = draft();
         let bytes = draft.clone().write().unwrap();
         let catalog = Catalog::parse(&bytes, &path("a")).unwrap();
-        let rows = WritableCatalog::open(&bytes, &path("a")).unwrap().rows_from(&path("a")).unwrap();
+        let writable = WritableCatalog::of(Catalog::parse(&bytes, &path("a")).unwrap()).unwrap();
+        let rows = writable.rows_from(&path("a")).unwrap();
         assert_eq!(rows, draft.entries);
         assert_eq!(catalog.own_counters(), draft.own_counters());
         assert_eq!(catalog.own_counters().entries(), 4);

@@ -25,10 +25,19 @@ pub const MAXIMUM_STRUCTURAL_ENTRIES: i64 = 50_000;
 /// Folders below this stay where they are when the catalog around them is cut.
 const WORTH_CUTTING: usize = 1_000;
 
-/// The catalogs of a repository, about to be changed.
-#[derive(Debug)]
-pub struct Editor<'a> {
+/// Gives away a catalog that somebody has read already and that nobody else uses.
+pub type TakeCatalog<'a> = &'a dyn Fn(&EntryPath, CatalogReference) -> Option<Catalog>;
+
+/// Where the catalogs of a repository come from.
+#[derive(Clone, Copy)]
+struct Source<'a> {
     staging: &'a Staging,
+    take: TakeCatalog<'a>,
+}
+
+/// The catalogs of a repository, about to be changed.
+pub struct Editor<'a> {
+    source: Source<'a>,
     /// The time of everything that strata itself makes.
     now: Timestamp,
     nothing: Content,
@@ -50,16 +59,18 @@ struct Loaded {
 impl<'a> Editor<'a> {
     /// Opens the repository whose root catalog is `root`.
     ///
-    /// `now` becomes the time of what is changed.
+    /// `now` becomes the time of what is changed. What `take` does not have is read.
     pub fn open(
         staging: &'a Staging,
         compression: Compression,
         root: CatalogReference,
+        take: TakeCatalog<'a>,
         now: Timestamp,
     ) -> Result<Self, BuildError> {
-        let root = Loaded::open(staging, &EntryPath::ROOT, root)?;
+        let source = Source { staging, take };
+        let root = Loaded::open(source, &EntryPath::ROOT, root)?;
         let nothing = staging.put_file(compression, b"").map_err(BuildError::from)?;
-        Ok(Self::of(staging, now, nothing, root))
+        Ok(Self::of(source, now, nothing, root))
     }
 
     /// Starts a repository that has nothing but its root.
@@ -68,24 +79,24 @@ impl<'a> Editor<'a> {
         root.catalog.set_property("TTL", &DEFAULT_TTL.to_string())?;
         root.catalog.put(&EntryPath::ROOT, &CatalogEntry::of_directory(&own_metadata(0o755, now), 0))?;
         let nothing = staging.put_file(compression, b"").map_err(BuildError::from)?;
-        Ok(Self::of(staging, now, nothing, root))
+        Ok(Self::of(Source { staging, take: &|_, _| None }, now, nothing, root))
     }
 
-    fn of(staging: &'a Staging, now: Timestamp, nothing: Content, root: Loaded) -> Self {
+    fn of(source: Source<'a>, now: Timestamp, nothing: Content, root: Loaded) -> Self {
         let (maximum_entries, worth_cutting) = (MAXIMUM_STRUCTURAL_ENTRIES, WORTH_CUTTING);
-        Self { staging, now, nothing, root, maximum_entries, worth_cutting }
+        Self { source, now, nothing, root, maximum_entries, worth_cutting }
     }
 
     /// Returns what is at `path`.
     pub fn get(&mut self, path: &EntryPath) -> Result<Option<CatalogEntry>, BuildError> {
-        Ok(self.root.catalog_of(self.staging, path)?.catalog.get(path)?)
+        Ok(self.root.catalog_of(self.source, path)?.catalog.get(path)?)
     }
 
     /// Hangs a finished tree in at `path`, in the place of whatever is there.
     pub fn put_tree(&mut self, path: &EntryPath, tree: &StoredTree) -> Result<(), BuildError> {
         self.put(path, tree.transition_point.clone())?;
         let (parent, _) = path.split().expect("a tree is not the root of the repository");
-        let Loaded { catalog, .. } = self.root.catalog_of(self.staging, &parent)?;
+        let Loaded { catalog, .. } = self.root.catalog_of(self.source, &parent)?;
         catalog.put_reference(References::Nested, path, tree.reference)?;
         *catalog.below() += tree.totals;
         Ok(())
@@ -104,7 +115,7 @@ impl<'a> Editor<'a> {
         }
         let (parent, _) = path.split().expect("the root of the repository stays a folder");
         self.make_folder(&parent)?;
-        let loaded = self.root.catalog_of(self.staging, &parent)?;
+        let loaded = self.root.catalog_of(self.source, &parent)?;
         loaded.is_changed = true;
         loaded.catalog.put(path, &entry)?;
         if let Some(before) = before {
@@ -128,20 +139,20 @@ impl<'a> Editor<'a> {
     /// Makes sure that `path` is there and is a nested catalog.
     pub fn make_catalog(&mut self, path: &EntryPath) -> Result<(), BuildError> {
         self.make_folder(path)?;
-        let (marker, staging) = (marker(&own_metadata(0o644, self.now), &self.nothing), self.staging);
+        let (marker, source) = (marker(&own_metadata(0o644, self.now), &self.nothing), self.source);
         let (parent, _) = path.split().expect("the root of the repository is a catalog already");
-        let catalog = self.root.catalog_of(staging, &parent)?;
-        if catalog.has_below(path)? { Ok(()) } else { catalog.split(staging, path, &marker) }
+        let catalog = self.root.catalog_of(source, &parent)?;
+        if catalog.has_below(path)? { Ok(()) } else { catalog.split(source, path, &marker) }
     }
 
     /// Removes whatever is at `path`; tells whether there was something.
     pub fn remove(&mut self, path: &EntryPath) -> Result<bool, BuildError> {
         let Some((parent, _)) = path.split() else { return Ok(false) };
-        let (staging, now) = (self.staging, self.now);
-        let catalog = self.root.catalog_of(staging, &parent)?;
+        let (source, now) = (self.source, self.now);
+        let catalog = self.root.catalog_of(source, &parent)?;
         let Some(entry) = catalog.catalog.get(path)? else { return Ok(false) };
         catalog.is_changed = true;
-        catalog.drop_from(staging, path)?;
+        catalog.drop_from(source, path)?;
         catalog.leave_link_group(&parent, &entry)?;
         let mut folder = catalog.catalog.folder(&parent)?;
         folder.link_count -= u32::from(entry.is_directory());
@@ -156,10 +167,10 @@ impl<'a> Editor<'a> {
     pub fn write(mut self, revision: u64) -> Result<CatalogReference, BuildError> {
         let marker = marker(&own_metadata(0o644, self.now), &self.nothing);
         for child in self.root.below.values_mut() {
-            child.cut(self.staging, (self.maximum_entries, self.worth_cutting), &marker)?;
+            child.cut(self.source, (self.maximum_entries, self.worth_cutting), &marker)?;
         }
         self.root.is_changed = true;
-        let written = self.root.write(self.staging, self.now, Some(revision))?;
+        let written = self.root.write(self.source.staging, self.now, Some(revision))?;
         Ok(written.reference)
     }
 }
@@ -183,17 +194,17 @@ impl Loaded {
         Ok(Self { catalog, origin: None, below: BTreeMap::new(), is_changed: true })
     }
 
-    fn open(staging: &Staging, path: &EntryPath, reference: CatalogReference) -> Result<Self, BuildError> {
-        let mut catalog = WritableCatalog::open(&read_catalog(staging, reference)?, path)?;
+    fn open(source: Source<'_>, path: &EntryPath, reference: CatalogReference) -> Result<Self, BuildError> {
+        let mut catalog = WritableCatalog::of(source.catalog(path, reference)?)?;
         let mut totals = catalog.own_counters();
         totals += *catalog.below();
         Ok(Self { catalog, origin: Some((reference, totals)), below: BTreeMap::new(), is_changed: false })
     }
 
     /// Returns the catalog that holds what lies in or at `path`: of a transition point the one below it.
-    fn catalog_of(&mut self, staging: &Staging, path: &EntryPath) -> Result<&mut Self, BuildError> {
+    fn catalog_of(&mut self, source: Source<'_>, path: &EntryPath) -> Result<&mut Self, BuildError> {
         match self.next_below(path)? {
-            Some(next) => self.load(staging, &next)?.catalog_of(staging, path),
+            Some(next) => self.load(source, &next)?.catalog_of(source, path),
             None => Ok(self),
         }
     }
@@ -215,19 +226,19 @@ impl Loaded {
         Ok(self.below.contains_key(path) || self.catalog.nested(path)?.is_some())
     }
 
-    fn load(&mut self, staging: &Staging, path: &EntryPath) -> Result<&mut Self, BuildError> {
+    fn load(&mut self, source: Source<'_>, path: &EntryPath) -> Result<&mut Self, BuildError> {
         Ok(match self.below.entry(path.clone()) {
             Entry::Occupied(loaded) => loaded.into_mut(),
             Entry::Vacant(place) => {
                 let reference = self.catalog.nested(path)?.expect("is a transition point");
-                place.insert(Self::open(staging, path, reference)?)
+                place.insert(Self::open(source, path, reference)?)
             }
         })
     }
 
     /// Takes out everything at and below `path`, nested catalogs included.
-    fn drop_from(&mut self, staging: &Staging, path: &EntryPath) -> Result<(), BuildError> {
-        self.take_nested(staging, path)?;
+    fn drop_from(&mut self, source: Source<'_>, path: &EntryPath) -> Result<(), BuildError> {
+        self.take_nested(source, path)?;
         self.below.retain(|inner, _| !inner.is_in(path));
         for (inner, _) in self.catalog.references_from(References::Bound, path)? {
             self.catalog.remove_reference(References::Bound, &inner)?;
@@ -241,14 +252,14 @@ impl Loaded {
     /// Takes out the nested catalogs at and below `path`, and returns them with what they count.
     fn take_nested(
         &mut self,
-        staging: &Staging,
+        source: Source<'_>,
         path: &EntryPath,
     ) -> Result<Vec<(EntryPath, CatalogReference, Counters)>, BuildError> {
         let mut taken = Vec::new();
         for (nested, reference) in self.catalog.references_from(References::Nested, path)? {
             let totals = match self.below.get(&nested) {
                 Some(loaded) => loaded.origin.map(|(_, totals)| totals).unwrap_or_default(),
-                None => Catalog::parse(&read_catalog(staging, reference)?, &nested)?.total_counters(),
+                None => source.catalog(&nested, reference)?.total_counters(),
             };
             self.catalog.remove_reference(References::Nested, &nested)?;
             *self.catalog.below() -= totals;
@@ -275,9 +286,9 @@ impl Loaded {
     }
 
     /// Makes the plain folder `path` a catalog of its own.
-    fn split(&mut self, staging: &Staging, path: &EntryPath, marker: &CatalogEntry) -> Result<(), BuildError> {
+    fn split(&mut self, source: Source<'_>, path: &EntryPath, marker: &CatalogEntry) -> Result<(), BuildError> {
         let mut child = Self::create(path)?;
-        for (inner, reference, totals) in self.take_nested(staging, path)? {
+        for (inner, reference, totals) in self.take_nested(source, path)? {
             child.catalog.put_reference(References::Nested, &inner, reference)?;
             *child.catalog.below() += totals;
         }
@@ -303,16 +314,16 @@ impl Loaded {
     /// Cuts off the folders of a catalog that has grown too large, if they hold so much that it is worth it.
     fn cut(
         &mut self,
-        staging: &Staging,
+        source: Source<'_>,
         (maximum, worth_cutting): (i64, usize),
         marker: &CatalogEntry,
     ) -> Result<(), BuildError> {
         if self.is_changed && self.catalog.own_counters().entries() > maximum {
             for path in self.catalog.heavy_folders(worth_cutting)? {
-                self.split(staging, &path, marker)?;
+                self.split(source, &path, marker)?;
             }
         }
-        self.below.values_mut().try_for_each(|child| child.cut(staging, (maximum, worth_cutting), marker))
+        self.below.values_mut().try_for_each(|child| child.cut(source, (maximum, worth_cutting), marker))
     }
 
     /// Stores this catalog and those below it, if they changed.
@@ -362,8 +373,18 @@ impl Loaded {
     }
 }
 
-fn read_catalog(staging: &Staging, reference: CatalogReference) -> Result<Vec<u8>, BuildError> {
-    Ok(staging.read_decoded(reference.hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES)?)
+impl Source<'_> {
+    fn catalog(self, path: &EntryPath, reference: CatalogReference) -> Result<Catalog, BuildError> {
+        match (self.take)(path, reference) {
+            Some(catalog) => Ok(catalog),
+            None => read_catalog(self.staging, path, reference),
+        }
+    }
+}
+
+fn read_catalog(staging: &Staging, path: &EntryPath, reference: CatalogReference) -> Result<Catalog, BuildError> {
+    let bytes = staging.read_decoded(reference.hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES)?;
+    Ok(Catalog::parse(&bytes, path)?)
 }
 
 #[cfg(test)]

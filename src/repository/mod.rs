@@ -261,6 +261,11 @@ impl Repository {
         })
     }
 
+    /// Gives away the catalog of the folder `root`, if it was opened and nobody uses it.
+    pub(crate) fn take_catalog(&self, root: &EntryPath, reference: CatalogReference) -> Option<Catalog> {
+        self.catalogs.remove(&CatalogPlace { root: root.clone(), reference }).and_then(Arc::into_inner)
+    }
+
     /// Returns the catalog that holds the row of `path` and of what lies in it: of a transition point the lower one.
     pub fn catalog_of(&self, path: &EntryPath) -> Result<Arc<Catalog>, RepositoryError> {
         self.open_catalog(&self.place_of(path)?)

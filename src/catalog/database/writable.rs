@@ -72,9 +72,8 @@ impl WritableCatalog {
         Catalog::of(connection, 0, root).and_then(Self::begin)
     }
 
-    /// Opens the catalog of the folder `root` from the bytes of its SQLite file.
-    pub(in crate::catalog) fn open(bytes: &[u8], root: &EntryPath) -> Result<Self, CatalogError> {
-        let catalog = Catalog::open(bytes, root, false)?;
+    /// Makes a catalog one that can be changed.
+    pub(in crate::catalog) fn of(catalog: Catalog) -> Result<Self, CatalogError> {
         let upgrade = || {
             if !catalog.has_nanoseconds() {
                 catalog.connection().execute_batch("ALTER TABLE catalog ADD mtimens INTEGER")?;
@@ -347,6 +346,10 @@ mod tests {
         catalog.write(<[u8]>::to_vec).unwrap()
     }
 
+    fn opened(bytes: &[u8]) -> WritableCatalog {
+        WritableCatalog::of(Catalog::parse(bytes, &path("a")).unwrap()).unwrap()
+    }
+
     /// Writes a catalog with so many folders, whose rows take a page for every few.
     fn filled(folders: usize) -> WritableCatalog {
         let mut catalog = WritableCatalog::create(&path("a")).unwrap();
@@ -362,7 +365,7 @@ mod tests {
         let mut catalog = filled(3);
         let root = CatalogEntry { link_count: 7, ..folder() };
         catalog.put(&path("a"), &root).unwrap();
-        let mut catalog = WritableCatalog::open(&bytes(catalog), &path("a")).unwrap();
+        let mut catalog = opened(&bytes(catalog));
         catalog.put(&path("a"), &root).unwrap();
         catalog.put(&path("a/b"), &folder()).unwrap();
         assert_eq!(catalog.number("SELECT hardlinks FROM catalog ORDER BY rowid LIMIT 1"), 7);
@@ -372,14 +375,14 @@ mod tests {
     #[test]
     fn file_is_packed_when_much_of_it_is_free() {
         let full = bytes(filled(500));
-        let mut catalog = WritableCatalog::open(&full, &path("a")).unwrap();
+        let mut catalog = opened(&full);
         let rows = catalog.rows_from(&path("a")).unwrap();
         for (path, entry) in rows.iter().skip(11) {
             catalog.remove(path, entry).unwrap();
         }
         let packed = bytes(catalog);
         assert!(packed.len() * 3 < full.len(), "{} of {}", packed.len(), full.len());
-        let catalog = WritableCatalog::open(&packed, &path("a")).unwrap();
+        let catalog = opened(&packed);
         assert_eq!(catalog.rows_from(&path("a")).unwrap(), rows[..11]);
         assert_eq!(catalog.own_counters().entries(), 11);
     }
@@ -402,14 +405,14 @@ mod tests {
             }
             let expected = catalog.rows_from(&path("a")).unwrap();
             assert_eq!(expected.len(), rows.len() + added - removed);
-            catalog = WritableCatalog::open(&bytes(catalog), &path("a")).unwrap();
+            catalog = opened(&bytes(catalog));
             assert!(is_dense(&catalog), "{removed} {added}");
             assert_eq!(catalog.rows_from(&path("a")).unwrap(), expected);
         }
         let with_gaps = "UPDATE catalog SET rowid = rowid + 1000 WHERE rowid > 1";
         catalog.run(|connection| connection.execute_batch(with_gaps)).unwrap();
         let expected = catalog.rows_from(&path("a")).unwrap();
-        let catalog = WritableCatalog::open(&bytes(catalog), &path("a")).unwrap();
+        let catalog = opened(&bytes(catalog));
         assert!(is_dense(&catalog));
         assert_eq!(catalog.rows_from(&path("a")).unwrap(), expected);
     }
@@ -439,7 +442,7 @@ mod tests {
         let form =
             "UPDATE properties SET value = 6 WHERE key = 'schema_revision'; ALTER TABLE catalog DROP COLUMN mtimens";
         older.run(|connection| connection.execute_batch(form)).unwrap();
-        let mut catalog = WritableCatalog::open(&bytes(older), &path("a")).unwrap();
+        let mut catalog = opened(&bytes(older));
         catalog.put(&path("a/b"), &folder()).unwrap();
         let catalog = Catalog::parse(&bytes(catalog), &path("a")).unwrap();
         assert_eq!(catalog.property("schema_revision"), Some("7"));

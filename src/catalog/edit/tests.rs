@@ -80,12 +80,12 @@ fn apply(editor: &mut Editor<'_>, staging: &Staging, change: &Change) -> Result<
 }
 
 fn read(staging: &Staging, path: &EntryPath, reference: CatalogReference) -> Catalog {
-    Catalog::parse(&read_catalog(staging, reference).unwrap(), path).unwrap()
+    read_catalog(staging, path, reference).unwrap()
 }
 
 /// Walks a repository, checks every catalog on the way, and returns what all of them count.
 fn recount(staging: &Staging, path: &EntryPath, reference: CatalogReference) -> Counters {
-    let catalog = WritableCatalog::open(&read_catalog(staging, reference).unwrap(), path).unwrap();
+    let catalog = WritableCatalog::of(read_catalog(staging, path, reference).unwrap()).unwrap();
     let rows = BTreeMap::from_iter(catalog.rows_from(path).unwrap());
     let nested = read(staging, path, reference).all_nested().unwrap();
     let mut own = Counters::of_nested(nested.len());
@@ -133,7 +133,7 @@ proptest! {
         let staging = Staging::start(&store).unwrap();
         let mut root = Editor::create(&staging, Compression::Fast, NOW).unwrap().write(1).unwrap();
         for (number, changes) in (2..).zip(&revisions) {
-            let mut editor = Editor::open(&staging, Compression::Fast, root, NOW).unwrap();
+            let mut editor = Editor::open(&staging, Compression::Fast, root, &|_, _| None, NOW).unwrap();
             (editor.maximum_entries, editor.worth_cutting) = (5, 2);
             for change in changes {
                 match apply(&mut editor, &staging, change) {
@@ -187,7 +187,7 @@ fn hard_links_and_bound_catalogs_of_other_programs_are_kept_in_order() {
     assert_eq!((bound(&editor.root, "a"), bound(&editor.root, "d").len()), (vec![], 1));
     let root = editor.write(2).unwrap();
     recount(&staging, &EntryPath::ROOT, root);
-    let mut editor = Editor::open(&staging, Compression::Fast, root, NOW).unwrap();
+    let mut editor = Editor::open(&staging, Compression::Fast, root, &|_, _| None, NOW).unwrap();
     editor.remove(&at("a")).unwrap();
     assert_eq!((bound(&editor.root, "a"), bound(&editor.root, "d").len()), (vec![], 1));
 }
@@ -201,7 +201,7 @@ fn catalogs_that_did_not_change_keep_their_hash() {
         editor.make_catalog(&at(name)).unwrap();
     }
     let first = editor.write(1).unwrap();
-    let mut editor = Editor::open(&staging, Compression::Fast, first, NOW).unwrap();
+    let mut editor = Editor::open(&staging, Compression::Fast, first, &|_, _| None, NOW).unwrap();
     editor.put(&at("a/x"), CatalogEntry::of_file(&Metadata::of_implied_folder(), 7, &content())).unwrap();
     let second = editor.write(2).unwrap();
     let nested = |root| read(&staging, &EntryPath::ROOT, root).all_nested().unwrap();
