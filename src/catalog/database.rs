@@ -4,8 +4,10 @@
 //! path, so that it depends on nothing but its rows.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::Read as _;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use flate2::read::ZlibDecoder;
 use md5::{Digest as _, Md5};
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, Statement, ToSql, params};
@@ -78,6 +80,20 @@ pub(crate) fn open_database(bytes: &[u8], read_only: bool) -> rusqlite::Result<C
     Ok(connection)
 }
 
+/// Opens a zlib stream of the bytes of an SQLite file, which are `size`, as a database in memory.
+fn unpack_database(stored: &[u8], size: u64) -> Option<Connection> {
+    let size =
+        usize::try_from(size).ok().filter(|size| (1..stored.len().saturating_mul(MAXIMUM_RATIO)).contains(size))?;
+    let mut stream = ZlibDecoder::new(stored);
+    let mut connection = Connection::open_in_memory().ok()?;
+    connection.deserialize_read_exact("main", &mut stream, size, false).ok()?;
+    let is_at_end = stream.read(&mut [0]).is_ok_and(|length| length == 0);
+    is_at_end.then_some(connection)
+}
+
+/// No zlib stream unpacks to more than so many times its length.
+const MAXIMUM_RATIO: usize = 1032;
+
 /// Sets up a database in memory that is written once: nothing is ever rolled back, and rows are not checked twice.
 const UNJOURNALED: &str = "PRAGMA journal_mode = OFF; PRAGMA foreign_keys = OFF;";
 
@@ -112,6 +128,15 @@ impl Catalog {
         let database = |source| CatalogError::Database { path: root.clone(), source };
         // Whoever has the catalog for itself may come to change it.
         Self::of(open_database(bytes, false).map_err(database)?, bytes.len() as u64, root)
+    }
+
+    /// Opens the catalog of the folder `root` from its object, which unpacks to `size` bytes, or returns `None` where it does
+    /// not.
+    ///
+    /// This takes less memory than [`Self::parse`], as nothing but SQLite holds the bytes of the file.
+    pub fn unpack(stored: &[u8], size: u64, root: &EntryPath) -> Result<Option<Self>, CatalogError> {
+        let Some(connection) = unpack_database(stored, size) else { return Ok(None) };
+        Self::of(connection, size, root).map(Some)
     }
 
     /// Makes sure that the database is the catalog of the folder `root`.
@@ -536,6 +561,7 @@ fn write_form(connection: &Connection, root: &EntryPath) -> rusqlite::Result<()>
 mod tests {
     use super::*;
     use crate::metadata::Metadata;
+    use crate::object::Encoder;
 
     fn path(text: &str) -> EntryPath {
         EntryPath::normalise(text.as_bytes()).unwrap()
@@ -578,6 +604,16 @@ mod tests {
     #[test]
     fn equal_rows_give_equal_bytes() {
         assert_eq!(draft().write().unwrap(), draft().write().unwrap());
+    }
+
+    #[test]
+    fn a_catalog_unpacks_from_its_object_whose_size_is_known() {
+        let bytes = draft().write().unwrap();
+        let (stored, size) = (Encoder::of_databases().encode(&bytes).to_vec(), bytes.len() as u64);
+        let unpacked = |stored: &[u8], size| Catalog::unpack(stored, size, &path("a")).unwrap();
+        assert_eq!(unpacked(&stored, size).unwrap().own_counters(), draft().own_counters());
+        assert!([0, 1, size - 1, size + 1, u64::MAX].into_iter().all(|size| unpacked(&stored, size).is_none()));
+        assert!(unpacked(&stored[..stored.len() - 1], size).is_none(), "its checksum is cut off");
     }
 
     #[test]
