@@ -127,7 +127,7 @@ impl Encoder {
 
     /// Sets up the encoder of catalogs and the other databases, whose readers demand zlib in every mode.
     pub fn of_databases() -> Self {
-        Self { method: Method::sampled(Engine::libdeflate(1), Engine::libdeflate(1)), out: Vec::new() }
+        Self { method: Method::sampled(Engine::fastest(), Engine::fastest()), out: Vec::new() }
     }
 
     /// Returns the bytes that are stored for `plain`.
