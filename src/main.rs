@@ -15,7 +15,6 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use cli::arguments::{Arguments, Command};
 use cli::failure;
 use cli::timings::{Timings, is_stage};
-use strata::allocator::give_large_blocks_back;
 use strata::mount::MountPoint;
 
 fn main() -> ExitCode {
@@ -42,6 +41,21 @@ fn main() -> ExitCode {
         failure::exit_code(&error)
     })
 }
+
+/// Has the system get back what is freed in large blocks. Left to itself, glibc comes to keep blocks of up to 32 MiB, each
+/// thread its own.
+#[allow(unsafe_code)]
+fn give_large_blocks_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BLOCK);
+    }
+}
+
+/// Bytes of a block that is large.
+#[cfg(target_env = "gnu")]
+const LARGE_BLOCK: i32 = 1 << 20;
 
 fn start_logging(arguments: &Arguments, timings: &Timings) {
     let level = match (arguments.quiet, arguments.verbose) {

@@ -275,15 +275,18 @@ impl<'a> Overlay<'a> {
                 Arc::make_mut(&mut self.tree).metadata = metadata.clone();
                 continue;
             };
-            match Arc::make_mut(&mut self.tree).directory_mut(parent.components()) {
-                Some(folder) => siblings.iter().for_each(|new| add_node(folder, &parent, &mut self.implied, new)),
-                // Each may change where the next one's links lead.
-                None => siblings.iter().try_for_each(|new| {
-                    let place = self.make_folder(&parent, new.0, &layer.named)?;
-                    let folder = folder_mut(&mut self.tree, &place);
-                    add_node(folder, &path_of(&place), &mut self.implied, new);
-                    Ok(())
-                })?,
+            let mut left = siblings.iter();
+            // Links may lead elsewhere after each of them, but a real folder stays where it is.
+            while self.tree.directory(parent.components()).is_none()
+                && let Some(new) = left.next()
+            {
+                let place = self.make_folder(&parent, new.0, &layer.named)?;
+                add_node(folder_mut(&mut self.tree, &place), &mut self.implied, || path_of(&place), new);
+            }
+            if left.len() > 0 {
+                let folder = Arc::make_mut(&mut self.tree).directory_mut(parent.components());
+                let folder = folder.expect("it was seen just now");
+                left.for_each(|new| add_node(folder, &mut self.implied, || parent.clone(), new));
             }
         }
         Ok(())
@@ -409,18 +412,18 @@ impl<'a> Overlay<'a> {
 /// A folder or inode that a layer names itself.
 type NewNode<'a> = (&'a EntryPath, &'a Metadata, &'a NodeKind<Content>);
 
-/// Puts what a layer names into its folder, which really lies at `parent`.
+/// Puts what a layer names into its folder; `place` tells where that really lies.
 fn add_node(
     folder: &mut Directory,
-    parent: &EntryPath,
     implied: &mut BTreeSet<EntryPath>,
+    place: impl FnOnce() -> EntryPath,
     (path, metadata, kind): &NewNode<'_>,
 ) {
     let name = path.name();
     let kind = match kind {
         NodeKind::Directory => {
             if !implied.is_empty() {
-                implied.remove(&parent.join(name));
+                implied.remove(&place().join(name));
             }
             match folder.children.get_mut(name) {
                 Some(Node::Directory(there)) => Arc::make_mut(there).metadata = (*metadata).clone(),
