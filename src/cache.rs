@@ -44,9 +44,14 @@ impl<K: Eq + Hash + Clone, V: Kept> ByteCache<K, V> {
         self.0.insert(key, value);
     }
 
-    /// Forgets the value of `key`, and returns it if it was there.
-    pub(crate) fn remove(&self, key: &K) -> Option<V> {
-        self.0.remove(key).map(|(_, value)| value)
+    /// Forgets the value of `key`.
+    pub(crate) fn remove(&self, key: &K) {
+        self.0.remove(key);
+    }
+
+    /// Takes the value of `key` out, if it is there and `may_go`.
+    pub(crate) fn take(&self, key: &K, may_go: impl FnOnce(&V) -> bool) -> Option<V> {
+        self.0.remove_if(key, may_go).map(|(_, value)| value)
     }
 }
 

@@ -16,7 +16,7 @@
 //! Everything is public that the `strata` program uses, so that other programs can do what it does; the interface is not
 //! stable yet.
 
-pub mod allocator;
+mod allocator;
 #[cfg(feature = "isal")]
 mod avx;
 pub mod bundle;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rsa::rand_core::CryptoRng;
 
+use crate::allocator;
 use crate::catalog::{
     BuildError, CatalogEntry, CatalogReference, Editor, HistoryError, ReferenceKind, StoredTree, TaggedRevision,
     next_history, next_reflog,
@@ -140,6 +141,8 @@ impl Publisher<'_> {
         if edits.is_empty() {
             return Ok(None);
         }
+        // The trees of what is published were freed, and catalogs come.
+        allocator::give_back();
         let (number, root) = write_catalogs(self.staging, self.settings, self.now, &head, edits)?;
         let manifest = RepositoryManifest {
             root_catalog: root.hash,

@@ -1,24 +1,23 @@
-//! Catalogs as SQLite files: reading one row by row, and writing one anew.
-//!
-//! A new catalog has the root's row first (clients give the first row the inode number of the root) and then the others by
-//! path, so that it depends on nothing but its rows.
+//! Catalogs as SQLite files: reading one row by row, writing one anew, and changing one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read as _;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use flate2::read::ZlibDecoder;
+use flate2::bufread::ZlibDecoder;
 use md5::{Digest as _, Md5};
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, Statement, ToSql, params};
 
 use super::counters::Counters;
-use super::entry::{CatalogEntry, CatalogReference, Nesting};
+use super::entry::{CatalogEntry, CatalogReference};
 use crate::layer::EntryPath;
 use crate::object::{Chunk, ObjectHash, ObjectKind, Pieces};
 
+mod draft;
 mod writable;
 
+pub(super) use draft::Draft;
 pub(super) use writable::{References, WritableCatalog};
 
 /// No catalog is read that unpacks to more: CVMFS itself warns from 1 GiB on.
@@ -82,17 +81,17 @@ pub(crate) fn open_database(bytes: &[u8], read_only: bool) -> rusqlite::Result<C
 
 /// Opens a zlib stream of the bytes of an SQLite file, which are `size`, as a database in memory.
 fn unpack_database(stored: &[u8], size: u64) -> Option<Connection> {
-    let size =
-        usize::try_from(size).ok().filter(|size| (1..stored.len().saturating_mul(MAXIMUM_RATIO)).contains(size))?;
+    let most = MAXIMUM_CATALOG_BYTES.min(stored.len() as u64 * MAXIMUM_RATIO);
+    let length = usize::try_from(size).ok().filter(|_| (1..=most).contains(&size))?;
     let mut stream = ZlibDecoder::new(stored);
     let mut connection = Connection::open_in_memory().ok()?;
-    connection.deserialize_read_exact("main", &mut stream, size, false).ok()?;
+    connection.deserialize_read_exact("main", &mut stream, length, false).ok()?;
     let is_at_end = stream.read(&mut [0]).is_ok_and(|length| length == 0);
     is_at_end.then_some(connection)
 }
 
 /// No zlib stream unpacks to more than so many times its length.
-const MAXIMUM_RATIO: usize = 1032;
+const MAXIMUM_RATIO: u64 = 1032;
 
 /// Sets up a database in memory that is written once: nothing is ever rolled back, and rows are not checked twice.
 const UNJOURNALED: &str = "PRAGMA journal_mode = OFF; PRAGMA foreign_keys = OFF;";
@@ -111,7 +110,7 @@ pub(crate) fn database_bytes(mut connection: Connection) -> rusqlite::Result<Vec
     Ok(connection.serialize("main")?.to_vec())
 }
 
-/// One catalog, read only.
+/// One catalog, of which nothing changes.
 #[derive(Debug)]
 pub struct Catalog {
     root: EntryPath,
@@ -365,113 +364,6 @@ fn read_statistics(connection: &Connection) -> rusqlite::Result<HashMap<String, 
     statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-/// A new catalog, of which all is known before it is written.
-#[derive(Debug, Clone)]
-pub(super) struct Draft {
-    pub(super) root: EntryPath,
-    /// Everything that is not set while writing.
-    pub(super) properties: BTreeMap<String, String>,
-    /// By path: the row of the folder itself is the first.
-    entries: Vec<(EntryPath, CatalogEntry)>,
-    /// What the rows count.
-    counted: Counters,
-    pub(super) nested: BTreeMap<EntryPath, CatalogReference>,
-    /// What all catalogs below count together.
-    pub(super) below: Counters,
-}
-
-impl Draft {
-    /// Starts a catalog for the folder `root`.
-    pub(super) fn new(root: EntryPath) -> Self {
-        Self {
-            root,
-            properties: BTreeMap::new(),
-            entries: Vec::new(),
-            counted: Counters::default(),
-            nested: BTreeMap::new(),
-            below: Counters::default(),
-        }
-    }
-
-    /// Adds a row, whose path comes behind those of all others.
-    pub(super) fn push(&mut self, path: EntryPath, entry: CatalogEntry) {
-        debug_assert!(self.entries.last().is_none_or(|(last, _)| *last < path), "{path} is out of order");
-        self.counted.add_entry(&entry);
-        self.entries.push((path, entry));
-    }
-
-    /// Adds a row at its place, unless there is one of this path.
-    pub(super) fn add_missing(&mut self, path: EntryPath, entry: CatalogEntry) {
-        if let Err(place) = self.entries.binary_search_by(|(other, _)| other.cmp(&path)) {
-            self.counted.add_entry(&entry);
-            self.entries.insert(place, (path, entry));
-        }
-    }
-
-    /// Returns what the catalog counts in itself.
-    pub(super) fn own_counters(&self) -> Counters {
-        let mut counters = Counters::of_nested(self.nested.len());
-        counters += self.counted;
-        counters
-    }
-
-    /// Returns the bytes of the SQLite file.
-    pub(super) fn write(self) -> Result<Vec<u8>, CatalogError> {
-        let path = self.root.clone();
-        self.write_database().map_err(|source| CatalogError::Database { path, source })
-    }
-
-    fn write_database(self) -> rusqlite::Result<Vec<u8>> {
-        let connection = create_database(include_str!("../../catalog-schema/catalog.sql"))?;
-        connection.execute_batch("BEGIN")?;
-        write_nested(&connection, &self.nested)?;
-        write_counters(&connection, self.own_counters(), self.below)?;
-        self.write_properties(&connection)?;
-        write_entries(&connection, self.entries)?;
-        connection.execute_batch(include_str!("../../catalog-schema/catalog-index.sql"))?;
-        connection.execute_batch("COMMIT")?;
-        database_bytes(connection)
-    }
-
-    fn write_properties(&self, connection: &Connection) -> rusqlite::Result<()> {
-        let mut insert = connection.prepare(INSERT_PROPERTY)?;
-        for (name, value) in &self.properties {
-            insert.execute([name, value])?;
-        }
-        write_form(connection, &self.root)
-    }
-
-    /// Returns the row of the catalog's own folder as it stands in the catalog above.
-    pub(super) fn transition_point(&self) -> CatalogEntry {
-        self.entries[0].1.clone().with_nesting(Nesting::TransitionPoint)
-    }
-}
-
-/// Writes rows in the order of their paths, and forgets each: there may be many.
-fn write_entries(connection: &Connection, entries: Vec<(EntryPath, CatalogEntry)>) -> rusqlite::Result<()> {
-    let mut insert = connection.prepare(INSERT_ROW)?;
-    let mut insert_chunk = connection.prepare(INSERT_CHUNK)?;
-    // The folders around a row, with their keys.
-    let mut around: Vec<(EntryPath, PathKey)> = Vec::new();
-    for (path, entry) in entries {
-        let own_key = key(&path);
-        while around.last().is_some_and(|(folder, _)| !path.is_in(folder)) {
-            around.pop();
-        }
-        let parent = match around.last() {
-            Some(&(_, key)) => key,
-            None => path.split().map_or(NO_PARENT, |(folder, _)| key(&folder)),
-        };
-        let name = path.components().next_back().unwrap_or_default();
-        insert_row(&mut insert, None, own_key, parent, name, &entry)?;
-        insert_chunks(&mut insert_chunk, own_key, &entry)?;
-        if entry.is_directory() {
-            around.push((path, own_key));
-        }
-    }
-    Ok(())
-}
-
 /// What the row of a repository's root has for the key of its parent.
 const NO_PARENT: PathKey = (0, 0);
 
@@ -527,14 +419,6 @@ fn insert_chunks(insert: &mut Statement<'_>, key: PathKey, entry: &CatalogEntry)
     Ok(())
 }
 
-fn write_nested(connection: &Connection, nested: &BTreeMap<EntryPath, CatalogReference>) -> rusqlite::Result<()> {
-    let mut insert = connection.prepare("INSERT INTO nested_catalogs (path, sha1, size) VALUES (?, ?, ?)")?;
-    for (path, reference) in nested {
-        insert.execute(params![Text(&spelt(path)), reference.hash.to_string(), reference.size])?;
-    }
-    Ok(())
-}
-
 /// Writes what a catalog counts in itself and below, in the place of what it counted.
 fn write_counters(connection: &Connection, own: Counters, below: Counters) -> rusqlite::Result<()> {
     let mut insert = connection.prepare("INSERT OR REPLACE INTO statistics (counter, value) VALUES (?, ?)")?;
@@ -560,8 +444,6 @@ fn write_form(connection: &Connection, root: &EntryPath) -> rusqlite::Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metadata::Metadata;
-    use crate::object::Encoder;
 
     fn path(text: &str) -> EntryPath {
         EntryPath::normalise(text.as_bytes()).unwrap()
@@ -571,56 +453,5 @@ mod tests {
     fn paths_have_the_keys_that_clients_compute() {
         assert_eq!(key(&EntryPath::ROOT), (338_333_539_836_370_388, 9_098_107_892_288_553_193));
         assert_eq!(key(&path("/a")), (-2_906_336_618_250_618_618, -744_252_105_585_281_751));
-    }
-
-    fn draft() -> Draft {
-        let metadata = Metadata::of_implied_folder();
-        let mut draft = Draft::new(path("a"));
-        let chunk = |offset| Chunk { offset, size: 5, hash: ObjectHash::of(b"x") };
-        let chunks = crate::object::Content { raw: false, pieces: Pieces::Chunks([chunk(0), chunk(5)].into()) };
-        draft.push(path("a"), CatalogEntry::of_directory(&metadata, 1).with_nesting(Nesting::Root));
-        draft.push(path("a/sub"), CatalogEntry::of_directory(&metadata, 0));
-        draft.push(path("a/sub/big"), CatalogEntry::of_file(&metadata, 10, &chunks));
-        let odd_name = EntryPath::normalise(b"a/\xff\n").unwrap();
-        draft.push(odd_name, CatalogEntry::of_symlink(&metadata, b"\xfe$(HOME)"));
-        draft
-    }
-
-    #[test]
-    fn a_catalog_reads_back_as_it_was_written() {
-        let draft = draft();
-        let bytes = draft.clone().write().unwrap();
-        let catalog = Catalog::parse(&bytes, &path("a")).unwrap();
-        let writable = WritableCatalog::of(Catalog::parse(&bytes, &path("a")).unwrap()).unwrap();
-        let rows = writable.rows_from(&path("a")).unwrap();
-        assert_eq!(rows, draft.entries);
-        assert_eq!(catalog.own_counters(), draft.own_counters());
-        assert_eq!(catalog.own_counters().entries(), 4);
-        assert_eq!(catalog.list(&path("a/sub")).unwrap().keys().collect::<Vec<_>>(), [b"big"]);
-        assert_eq!(catalog.get(&path("a/sub/big")).unwrap().as_ref(), Some(&draft.entries[2].1));
-        assert_eq!(catalog.get(&path("a/none")).unwrap(), None);
-    }
-
-    #[test]
-    fn equal_rows_give_equal_bytes() {
-        assert_eq!(draft().write().unwrap(), draft().write().unwrap());
-    }
-
-    #[test]
-    fn a_catalog_unpacks_from_its_object_whose_size_is_known() {
-        let bytes = draft().write().unwrap();
-        let (stored, size) = (Encoder::of_databases().encode(&bytes).to_vec(), bytes.len() as u64);
-        let unpacked = |stored: &[u8], size| Catalog::unpack(stored, size, &path("a")).unwrap();
-        assert_eq!(unpacked(&stored, size).unwrap().own_counters(), draft().own_counters());
-        assert!([0, 1, size - 1, size + 1, u64::MAX].into_iter().all(|size| unpacked(&stored, size).is_none()));
-        assert!(unpacked(&stored[..stored.len() - 1], size).is_none(), "its checksum is cut off");
-    }
-
-    #[test]
-    fn a_catalog_of_another_folder_is_refused() {
-        let bytes = draft().write().unwrap();
-        assert!(matches!(Catalog::parse(&bytes, &path("b")), Err(CatalogError::Invalid { .. })));
-        assert!(Catalog::parse(&bytes[..4096], &path("a")).is_err());
-        assert!(Catalog::parse(b"no database", &path("a")).is_err());
     }
 }

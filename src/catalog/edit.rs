@@ -30,14 +30,14 @@ pub type TakeCatalog<'a> = &'a dyn Fn(&EntryPath, CatalogReference) -> Option<Ca
 
 /// Where the catalogs of a repository come from.
 #[derive(Clone, Copy)]
-struct Source<'a> {
+struct Catalogs<'a> {
     staging: &'a Staging,
     take: TakeCatalog<'a>,
 }
 
 /// The catalogs of a repository, about to be changed.
 pub struct Editor<'a> {
-    source: Source<'a>,
+    catalogs: Catalogs<'a>,
     /// The time of everything that strata itself makes.
     now: Timestamp,
     nothing: Content,
@@ -67,10 +67,10 @@ impl<'a> Editor<'a> {
         take: TakeCatalog<'a>,
         now: Timestamp,
     ) -> Result<Self, BuildError> {
-        let source = Source { staging, take };
-        let root = Loaded::open(source, &EntryPath::ROOT, root)?;
+        let catalogs = Catalogs { staging, take };
+        let root = Loaded::open(catalogs, &EntryPath::ROOT, root)?;
         let nothing = staging.put_file(compression, b"").map_err(BuildError::from)?;
-        Ok(Self::of(source, now, nothing, root))
+        Ok(Self::of(catalogs, now, nothing, root))
     }
 
     /// Starts a repository that has nothing but its root.
@@ -79,24 +79,24 @@ impl<'a> Editor<'a> {
         root.catalog.set_property("TTL", &DEFAULT_TTL.to_string())?;
         root.catalog.put(&EntryPath::ROOT, &CatalogEntry::of_directory(&own_metadata(0o755, now), 0))?;
         let nothing = staging.put_file(compression, b"").map_err(BuildError::from)?;
-        Ok(Self::of(Source { staging, take: &|_, _| None }, now, nothing, root))
+        Ok(Self::of(Catalogs { staging, take: &|_, _| None }, now, nothing, root))
     }
 
-    fn of(source: Source<'a>, now: Timestamp, nothing: Content, root: Loaded) -> Self {
+    fn of(catalogs: Catalogs<'a>, now: Timestamp, nothing: Content, root: Loaded) -> Self {
         let (maximum_entries, worth_cutting) = (MAXIMUM_STRUCTURAL_ENTRIES, WORTH_CUTTING);
-        Self { source, now, nothing, root, maximum_entries, worth_cutting }
+        Self { catalogs, now, nothing, root, maximum_entries, worth_cutting }
     }
 
     /// Returns what is at `path`.
     pub fn get(&mut self, path: &EntryPath) -> Result<Option<CatalogEntry>, BuildError> {
-        Ok(self.root.catalog_of(self.source, path)?.catalog.get(path)?)
+        Ok(self.root.catalog_of(self.catalogs, path)?.catalog.get(path)?)
     }
 
     /// Hangs a finished tree in at `path`, in the place of whatever is there.
     pub fn put_tree(&mut self, path: &EntryPath, tree: &StoredTree) -> Result<(), BuildError> {
         self.put(path, tree.transition_point.clone())?;
         let (parent, _) = path.split().expect("a tree is not the root of the repository");
-        let Loaded { catalog, .. } = self.root.catalog_of(self.source, &parent)?;
+        let Loaded { catalog, .. } = self.root.catalog_of(self.catalogs, &parent)?;
         catalog.put_reference(References::Nested, path, tree.reference)?;
         *catalog.below() += tree.totals;
         Ok(())
@@ -115,7 +115,7 @@ impl<'a> Editor<'a> {
         }
         let (parent, _) = path.split().expect("the root of the repository stays a folder");
         self.make_folder(&parent)?;
-        let loaded = self.root.catalog_of(self.source, &parent)?;
+        let loaded = self.root.catalog_of(self.catalogs, &parent)?;
         loaded.is_changed = true;
         loaded.catalog.put(path, &entry)?;
         if let Some(before) = before {
@@ -139,20 +139,20 @@ impl<'a> Editor<'a> {
     /// Makes sure that `path` is there and is a nested catalog.
     pub fn make_catalog(&mut self, path: &EntryPath) -> Result<(), BuildError> {
         self.make_folder(path)?;
-        let (marker, source) = (marker(&own_metadata(0o644, self.now), &self.nothing), self.source);
+        let (marker, catalogs) = (marker(&own_metadata(0o644, self.now), &self.nothing), self.catalogs);
         let (parent, _) = path.split().expect("the root of the repository is a catalog already");
-        let catalog = self.root.catalog_of(source, &parent)?;
-        if catalog.has_below(path)? { Ok(()) } else { catalog.split(source, path, &marker) }
+        let catalog = self.root.catalog_of(catalogs, &parent)?;
+        if catalog.has_below(path)? { Ok(()) } else { catalog.split(catalogs, path, &marker) }
     }
 
     /// Removes whatever is at `path`; tells whether there was something.
     pub fn remove(&mut self, path: &EntryPath) -> Result<bool, BuildError> {
         let Some((parent, _)) = path.split() else { return Ok(false) };
-        let (source, now) = (self.source, self.now);
-        let catalog = self.root.catalog_of(source, &parent)?;
+        let (catalogs, now) = (self.catalogs, self.now);
+        let catalog = self.root.catalog_of(catalogs, &parent)?;
         let Some(entry) = catalog.catalog.get(path)? else { return Ok(false) };
         catalog.is_changed = true;
-        catalog.drop_from(source, path)?;
+        catalog.drop_from(catalogs, path)?;
         catalog.leave_link_group(&parent, &entry)?;
         let mut folder = catalog.catalog.folder(&parent)?;
         folder.link_count -= u32::from(entry.is_directory());
@@ -167,10 +167,10 @@ impl<'a> Editor<'a> {
     pub fn write(mut self, revision: u64) -> Result<CatalogReference, BuildError> {
         let marker = marker(&own_metadata(0o644, self.now), &self.nothing);
         for child in self.root.below.values_mut() {
-            child.cut(self.source, (self.maximum_entries, self.worth_cutting), &marker)?;
+            child.cut(self.catalogs, (self.maximum_entries, self.worth_cutting), &marker)?;
         }
         self.root.is_changed = true;
-        let written = self.root.write(self.source.staging, self.now, Some(revision))?;
+        let written = self.root.write(self.catalogs.staging, self.now, Some(revision))?;
         Ok(written.reference)
     }
 }
@@ -194,17 +194,17 @@ impl Loaded {
         Ok(Self { catalog, origin: None, below: BTreeMap::new(), is_changed: true })
     }
 
-    fn open(source: Source<'_>, path: &EntryPath, reference: CatalogReference) -> Result<Self, BuildError> {
-        let mut catalog = WritableCatalog::of(source.catalog(path, reference)?)?;
+    fn open(catalogs: Catalogs<'_>, path: &EntryPath, reference: CatalogReference) -> Result<Self, BuildError> {
+        let mut catalog = WritableCatalog::of(catalogs.get(path, reference)?)?;
         let mut totals = catalog.own_counters();
         totals += *catalog.below();
         Ok(Self { catalog, origin: Some((reference, totals)), below: BTreeMap::new(), is_changed: false })
     }
 
     /// Returns the catalog that holds what lies in or at `path`: of a transition point the one below it.
-    fn catalog_of(&mut self, source: Source<'_>, path: &EntryPath) -> Result<&mut Self, BuildError> {
+    fn catalog_of(&mut self, catalogs: Catalogs<'_>, path: &EntryPath) -> Result<&mut Self, BuildError> {
         match self.next_below(path)? {
-            Some(next) => self.load(source, &next)?.catalog_of(source, path),
+            Some(next) => self.load(catalogs, &next)?.catalog_of(catalogs, path),
             None => Ok(self),
         }
     }
@@ -226,19 +226,19 @@ impl Loaded {
         Ok(self.below.contains_key(path) || self.catalog.nested(path)?.is_some())
     }
 
-    fn load(&mut self, source: Source<'_>, path: &EntryPath) -> Result<&mut Self, BuildError> {
+    fn load(&mut self, catalogs: Catalogs<'_>, path: &EntryPath) -> Result<&mut Self, BuildError> {
         Ok(match self.below.entry(path.clone()) {
             Entry::Occupied(loaded) => loaded.into_mut(),
             Entry::Vacant(place) => {
                 let reference = self.catalog.nested(path)?.expect("is a transition point");
-                place.insert(Self::open(source, path, reference)?)
+                place.insert(Self::open(catalogs, path, reference)?)
             }
         })
     }
 
     /// Takes out everything at and below `path`, nested catalogs included.
-    fn drop_from(&mut self, source: Source<'_>, path: &EntryPath) -> Result<(), BuildError> {
-        self.take_nested(source, path)?;
+    fn drop_from(&mut self, catalogs: Catalogs<'_>, path: &EntryPath) -> Result<(), BuildError> {
+        self.take_nested(catalogs, path)?;
         self.below.retain(|inner, _| !inner.is_in(path));
         for (inner, _) in self.catalog.references_from(References::Bound, path)? {
             self.catalog.remove_reference(References::Bound, &inner)?;
@@ -252,14 +252,14 @@ impl Loaded {
     /// Takes out the nested catalogs at and below `path`, and returns them with what they count.
     fn take_nested(
         &mut self,
-        source: Source<'_>,
+        catalogs: Catalogs<'_>,
         path: &EntryPath,
     ) -> Result<Vec<(EntryPath, CatalogReference, Counters)>, BuildError> {
         let mut taken = Vec::new();
         for (nested, reference) in self.catalog.references_from(References::Nested, path)? {
             let totals = match self.below.get(&nested) {
                 Some(loaded) => loaded.origin.map(|(_, totals)| totals).unwrap_or_default(),
-                None => source.catalog(&nested, reference)?.total_counters(),
+                None => catalogs.get(&nested, reference)?.total_counters(),
             };
             self.catalog.remove_reference(References::Nested, &nested)?;
             *self.catalog.below() -= totals;
@@ -286,9 +286,9 @@ impl Loaded {
     }
 
     /// Makes the plain folder `path` a catalog of its own.
-    fn split(&mut self, source: Source<'_>, path: &EntryPath, marker: &CatalogEntry) -> Result<(), BuildError> {
+    fn split(&mut self, catalogs: Catalogs<'_>, path: &EntryPath, marker: &CatalogEntry) -> Result<(), BuildError> {
         let mut child = Self::create(path)?;
-        for (inner, reference, totals) in self.take_nested(source, path)? {
+        for (inner, reference, totals) in self.take_nested(catalogs, path)? {
             child.catalog.put_reference(References::Nested, &inner, reference)?;
             *child.catalog.below() += totals;
         }
@@ -314,16 +314,16 @@ impl Loaded {
     /// Cuts off the folders of a catalog that has grown too large, if they hold so much that it is worth it.
     fn cut(
         &mut self,
-        source: Source<'_>,
+        catalogs: Catalogs<'_>,
         (maximum, worth_cutting): (i64, usize),
         marker: &CatalogEntry,
     ) -> Result<(), BuildError> {
         if self.is_changed && self.catalog.own_counters().entries() > maximum {
             for path in self.catalog.heavy_folders(worth_cutting)? {
-                self.split(source, &path, marker)?;
+                self.split(catalogs, &path, marker)?;
             }
         }
-        self.below.values_mut().try_for_each(|child| child.cut(source, (maximum, worth_cutting), marker))
+        self.below.values_mut().try_for_each(|child| child.cut(catalogs, (maximum, worth_cutting), marker))
     }
 
     /// Stores this catalog and those below it, if they changed.
@@ -373,8 +373,8 @@ impl Loaded {
     }
 }
 
-impl Source<'_> {
-    fn catalog(self, path: &EntryPath, reference: CatalogReference) -> Result<Catalog, BuildError> {
+impl Catalogs<'_> {
+    fn get(self, path: &EntryPath, reference: CatalogReference) -> Result<Catalog, BuildError> {
         match (self.take)(path, reference) {
             Some(catalog) => Ok(catalog),
             None => read_catalog(self.staging, path, reference),

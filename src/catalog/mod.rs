@@ -19,7 +19,7 @@ pub use build::{BuildError, CatalogBuilder, FACTS, StoredTree};
 pub use counters::Counters;
 pub(crate) use database::key_of;
 pub use database::{Catalog, CatalogError, MAXIMUM_CATALOG_BYTES};
-pub use edit::{Editor, MAXIMUM_STRUCTURAL_ENTRIES};
+pub use edit::{Editor, MAXIMUM_STRUCTURAL_ENTRIES, TakeCatalog};
 pub use entry::{CatalogEntry, CatalogReference, Nesting};
 pub use history::{HistoryError, ReferenceKind, Tag, TaggedRevision, next_history, next_reflog, read_tags};
 pub use plan::{MARKER, MAXIMUM_ENTRIES, without_stray_markers};

@@ -9,7 +9,6 @@ use rsa::rand_core::CryptoRng;
 use super::edits::Changes;
 use super::kept::KeptLayers;
 use super::{ConvertError, Options};
-use crate::allocator;
 use crate::catalog::{StateDatabase, StoredTreeNote};
 use crate::folder::RepositoryFolder;
 use crate::index::ContentIndex;
@@ -130,8 +129,6 @@ impl Run {
             wait: self.options.wait,
         };
         let known = self.head()?;
-        // The trees of the images are gone, and catalogs come.
-        allocator::give_back();
         Ok(self.pool.install(|| publisher.commit(rng, &known, |head| self.edits(head, changes)))?)
     }
 }

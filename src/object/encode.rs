@@ -125,7 +125,8 @@ impl Encoder {
         Self { method, out: Vec::new() }
     }
 
-    /// Sets up the encoder of catalogs and the other databases, whose readers demand zlib in every mode.
+    /// Sets up the encoder of catalogs and the other databases, whose readers demand zlib in every mode. Builds with ISA-L and
+    /// without give other bytes.
     pub fn of_databases() -> Self {
         Self { method: Method::sampled(Engine::fastest(), Engine::fastest()), out: Vec::new() }
     }

@@ -261,7 +261,7 @@ impl Repository {
             if let Some(catalog) = Catalog::unpack(&stored, *size, root)? {
                 return Ok(Arc::new(catalog));
             }
-            // Its size is not known, or it is damaged.
+            // Its size is not known, or wrong, or the object is damaged.
             let bytes = self.store.read_decoded(*hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES)?;
             Ok(Arc::new(Catalog::parse(&bytes, root)?))
         })
@@ -269,7 +269,8 @@ impl Repository {
 
     /// Gives away the catalog of the folder `root`, if it was opened and nobody uses it.
     pub(crate) fn take_catalog(&self, root: &EntryPath, reference: CatalogReference) -> Option<Catalog> {
-        self.catalogs.remove(&CatalogPlace { root: root.clone(), reference }).and_then(Arc::into_inner)
+        let place = CatalogPlace { root: root.clone(), reference };
+        self.catalogs.take(&place, |catalog| Arc::strong_count(catalog) == 1).and_then(Arc::into_inner)
     }
 
     /// Returns the catalog that holds the row of `path` and of what lies in it: of a transition point the lower one.

@@ -1,0 +1,194 @@
+//! A new catalog.
+//!
+//! It has the root's row first (clients give the first row the inode number of the root) and then the others by path, so
+//! that it depends on nothing but its rows.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, params};
+
+use super::{
+    CatalogError, INSERT_CHUNK, INSERT_PROPERTY, INSERT_ROW, NO_PARENT, PathKey, Text, create_database, database_bytes,
+    insert_chunks, insert_row, key, spelt, write_counters, write_form,
+};
+use crate::catalog::counters::Counters;
+use crate::catalog::entry::{CatalogEntry, CatalogReference, Nesting};
+use crate::layer::EntryPath;
+
+/// A new catalog, of which all is known before it is written.
+#[derive(Debug, Clone)]
+pub(in crate::catalog) struct Draft {
+    pub(in crate::catalog) root: EntryPath,
+    /// Everything that is not set while writing.
+    pub(in crate::catalog) properties: BTreeMap<String, String>,
+    /// By path: the row of the folder itself is the first.
+    entries: Vec<(EntryPath, CatalogEntry)>,
+    /// What the rows count.
+    counted: Counters,
+    pub(in crate::catalog) nested: BTreeMap<EntryPath, CatalogReference>,
+    /// What all catalogs below count together.
+    pub(in crate::catalog) below: Counters,
+}
+
+impl Draft {
+    /// Starts a catalog for the folder `root`.
+    pub(in crate::catalog) fn new(root: EntryPath) -> Self {
+        Self {
+            root,
+            properties: BTreeMap::new(),
+            entries: Vec::new(),
+            counted: Counters::default(),
+            nested: BTreeMap::new(),
+            below: Counters::default(),
+        }
+    }
+
+    /// Adds a row, whose path comes behind those of all others.
+    pub(in crate::catalog) fn push(&mut self, path: EntryPath, entry: CatalogEntry) {
+        debug_assert!(self.entries.last().is_none_or(|(last, _)| *last < path), "{path} is out of order");
+        self.counted.add_entry(&entry);
+        self.entries.push((path, entry));
+    }
+
+    /// Adds a row at its place, unless there is one of this path.
+    pub(in crate::catalog) fn add_missing(&mut self, path: EntryPath, entry: CatalogEntry) {
+        if let Err(place) = self.entries.binary_search_by(|(other, _)| other.cmp(&path)) {
+            self.counted.add_entry(&entry);
+            self.entries.insert(place, (path, entry));
+        }
+    }
+
+    /// Returns what the catalog counts in itself.
+    pub(in crate::catalog) fn own_counters(&self) -> Counters {
+        let mut counters = Counters::of_nested(self.nested.len());
+        counters += self.counted;
+        counters
+    }
+
+    /// Returns the bytes of the SQLite file.
+    pub(in crate::catalog) fn write(self) -> Result<Vec<u8>, CatalogError> {
+        let path = self.root.clone();
+        self.write_database().map_err(|source| CatalogError::Database { path, source })
+    }
+
+    fn write_database(self) -> rusqlite::Result<Vec<u8>> {
+        let connection = create_database(include_str!("../../../catalog-schema/catalog.sql"))?;
+        connection.execute_batch("BEGIN")?;
+        write_nested(&connection, &self.nested)?;
+        write_counters(&connection, self.own_counters(), self.below)?;
+        self.write_properties(&connection)?;
+        write_entries(&connection, self.entries)?;
+        connection.execute_batch(include_str!("../../../catalog-schema/catalog-index.sql"))?;
+        connection.execute_batch("COMMIT")?;
+        database_bytes(connection)
+    }
+
+    fn write_properties(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let mut insert = connection.prepare(INSERT_PROPERTY)?;
+        for (name, value) in &self.properties {
+            insert.execute([name, value])?;
+        }
+        write_form(connection, &self.root)
+    }
+
+    /// Returns the row of the catalog's own folder as it stands in the catalog above.
+    pub(in crate::catalog) fn transition_point(&self) -> CatalogEntry {
+        self.entries[0].1.clone().with_nesting(Nesting::TransitionPoint)
+    }
+}
+
+/// Writes rows in the order of their paths, and forgets each: there may be many.
+fn write_entries(connection: &Connection, entries: Vec<(EntryPath, CatalogEntry)>) -> rusqlite::Result<()> {
+    let mut insert = connection.prepare(INSERT_ROW)?;
+    let mut insert_chunk = connection.prepare(INSERT_CHUNK)?;
+    // The folders around a row, with their keys.
+    let mut around: Vec<(EntryPath, PathKey)> = Vec::new();
+    for (path, entry) in entries {
+        let own_key = key(&path);
+        while around.last().is_some_and(|(folder, _)| !path.is_in(folder)) {
+            around.pop();
+        }
+        let parent = match around.last() {
+            Some(&(_, key)) => key,
+            None => path.split().map_or(NO_PARENT, |(folder, _)| key(&folder)),
+        };
+        let name = path.components().next_back().unwrap_or_default();
+        insert_row(&mut insert, None, own_key, parent, name, &entry)?;
+        insert_chunks(&mut insert_chunk, own_key, &entry)?;
+        if entry.is_directory() {
+            around.push((path, own_key));
+        }
+    }
+    Ok(())
+}
+
+fn write_nested(connection: &Connection, nested: &BTreeMap<EntryPath, CatalogReference>) -> rusqlite::Result<()> {
+    let mut insert = connection.prepare("INSERT INTO nested_catalogs (path, sha1, size) VALUES (?, ?, ?)")?;
+    for (path, reference) in nested {
+        insert.execute(params![Text(&spelt(path)), reference.hash.to_string(), reference.size])?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::database::{Catalog, WritableCatalog};
+    use crate::metadata::Metadata;
+    use crate::object::{Chunk, Content, Encoder, ObjectHash, Pieces};
+
+    fn path(text: &str) -> EntryPath {
+        EntryPath::normalise(text.as_bytes()).unwrap()
+    }
+
+    fn draft() -> Draft {
+        let metadata = Metadata::of_implied_folder();
+        let mut draft = Draft::new(path("a"));
+        let chunk = |offset| Chunk { offset, size: 5, hash: ObjectHash::of(b"x") };
+        let chunks = Content { raw: false, pieces: Pieces::Chunks([chunk(0), chunk(5)].into()) };
+        draft.push(path("a"), CatalogEntry::of_directory(&metadata, 1).with_nesting(Nesting::Root));
+        draft.push(path("a/sub"), CatalogEntry::of_directory(&metadata, 0));
+        draft.push(path("a/sub/big"), CatalogEntry::of_file(&metadata, 10, &chunks));
+        let odd_name = EntryPath::normalise(b"a/\xff\n").unwrap();
+        draft.push(odd_name, CatalogEntry::of_symlink(&metadata, b"\xfe$(HOME)"));
+        draft
+    }
+
+    #[test]
+    fn a_catalog_reads_back_as_it_was_written() {
+        let draft = draft();
+        let bytes = draft.clone().write().unwrap();
+        let catalog = Catalog::parse(&bytes, &path("a")).unwrap();
+        let writable = WritableCatalog::of(Catalog::parse(&bytes, &path("a")).unwrap()).unwrap();
+        let rows = writable.rows_from(&path("a")).unwrap();
+        assert_eq!(rows, draft.entries);
+        assert_eq!(catalog.own_counters(), draft.own_counters());
+        assert_eq!(catalog.own_counters().entries(), 4);
+        assert_eq!(catalog.list(&path("a/sub")).unwrap().keys().collect::<Vec<_>>(), [b"big"]);
+        assert_eq!(catalog.get(&path("a/sub/big")).unwrap().as_ref(), Some(&draft.entries[2].1));
+        assert_eq!(catalog.get(&path("a/none")).unwrap(), None);
+    }
+
+    #[test]
+    fn equal_rows_give_equal_bytes() {
+        assert_eq!(draft().write().unwrap(), draft().write().unwrap());
+    }
+
+    #[test]
+    fn a_catalog_unpacks_from_its_object_whose_size_is_known() {
+        let bytes = draft().write().unwrap();
+        let (stored, size) = (Encoder::of_databases().encode(&bytes).to_vec(), bytes.len() as u64);
+        let unpacked = |stored: &[u8], size| Catalog::unpack(stored, size, &path("a")).unwrap();
+        assert_eq!(unpacked(&stored, size).unwrap().own_counters(), draft().own_counters());
+        assert!([0, 1, size - 1, size + 1, u64::MAX].into_iter().all(|size| unpacked(&stored, size).is_none()));
+        assert!(unpacked(&stored[..stored.len() - 1], size).is_none(), "its checksum is cut off");
+    }
+
+    #[test]
+    fn a_catalog_of_another_folder_is_refused() {
+        let bytes = draft().write().unwrap();
+        assert!(matches!(Catalog::parse(&bytes, &path("b")), Err(CatalogError::Invalid { .. })));
+        assert!(Catalog::parse(&bytes[..4096], &path("a")).is_err());
+        assert!(Catalog::parse(b"no database", &path("a")).is_err());
+    }
+}
