@@ -136,13 +136,13 @@ impl Publisher<'_> {
         let left = self.wait.saturating_sub(start.elapsed());
         let _server_lock = self.server.map(|server| server.lock(left)).transpose()?;
         self.check_whitelist(store)?;
+        // The trees of what is to be published were freed, and the catalogs of the head come.
+        allocator::give_back();
         let head = known.open_head()?;
         let edits = prepare(&head).map_err(|error| PublishError::Prepare(Box::new(error)))?;
         if edits.is_empty() {
             return Ok(None);
         }
-        // The trees of what is published were freed, and catalogs come.
-        allocator::give_back();
         let (number, root) = write_catalogs(self.staging, self.settings, self.now, &head, edits)?;
         let manifest = RepositoryManifest {
             root_catalog: root.hash,
