@@ -1,10 +1,8 @@
 //! Catalogs as SQLite files: reading one row by row, writing one anew, and changing one.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Read as _;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use flate2::bufread::ZlibDecoder;
 use md5::{Digest as _, Md5};
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, Statement, ToSql, params};
@@ -79,20 +77,6 @@ pub(crate) fn open_database(bytes: &[u8], read_only: bool) -> rusqlite::Result<C
     Ok(connection)
 }
 
-/// Opens a zlib stream of the bytes of an SQLite file, which are `size`, as a database in memory.
-fn unpack_database(stored: &[u8], size: u64) -> Option<Connection> {
-    let most = MAXIMUM_CATALOG_BYTES.min(stored.len() as u64 * MAXIMUM_RATIO);
-    let length = usize::try_from(size).ok().filter(|_| (1..=most).contains(&size))?;
-    let mut stream = ZlibDecoder::new(stored);
-    let mut connection = Connection::open_in_memory().ok()?;
-    connection.deserialize_read_exact("main", &mut stream, length, false).ok()?;
-    let is_at_end = stream.read(&mut [0]).is_ok_and(|length| length == 0);
-    is_at_end.then_some(connection)
-}
-
-/// No zlib stream unpacks to more than so many times its length.
-const MAXIMUM_RATIO: u64 = 1032;
-
 /// Sets up a database in memory that is written once: nothing is ever rolled back, and rows are not checked twice.
 const UNJOURNALED: &str = "PRAGMA journal_mode = OFF; PRAGMA foreign_keys = OFF;";
 
@@ -127,15 +111,6 @@ impl Catalog {
         let database = |source| CatalogError::Database { path: root.clone(), source };
         // Whoever has the catalog for itself may come to change it.
         Self::of(open_database(bytes, false).map_err(database)?, bytes.len() as u64, root)
-    }
-
-    /// Opens the catalog of the folder `root` from its object, which unpacks to `size` bytes, or returns `None` where it does
-    /// not.
-    ///
-    /// This takes less memory than [`Self::parse`], as nothing but SQLite holds the bytes of the file.
-    pub fn unpack(stored: &[u8], size: u64, root: &EntryPath) -> Result<Option<Self>, CatalogError> {
-        let Some(connection) = unpack_database(stored, size) else { return Ok(None) };
-        Self::of(connection, size, root).map(Some)
     }
 
     /// Makes sure that the database is the catalog of the folder `root`.

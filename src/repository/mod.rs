@@ -256,14 +256,8 @@ impl Repository {
     /// Returns the catalog at `place`, of this or any other revision.
     pub fn open_catalog(&self, place: &CatalogPlace) -> Result<Arc<Catalog>, RepositoryError> {
         self.catalogs.get(place, || {
-            let CatalogPlace { root, reference: CatalogReference { hash, size } } = place;
-            let stored = self.store.read(*hash, ObjectKind::Catalog)?;
-            if let Some(catalog) = Catalog::unpack(&stored, *size, root)? {
-                return Ok(Arc::new(catalog));
-            }
-            // Its size is not known, or wrong, or the object is damaged.
-            let bytes = self.store.read_decoded(*hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES)?;
-            Ok(Arc::new(Catalog::parse(&bytes, root)?))
+            let bytes = self.store.read_decoded(place.reference.hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES)?;
+            Ok(Arc::new(Catalog::parse(&bytes, &place.root)?))
         })
     }
 
