@@ -77,8 +77,7 @@ impl Plan {
 pub fn without_stray_markers(tree: &Arc<Directory>) -> (Arc<Directory>, Vec<EntryPath>) {
     let (mut stray, mut markers) = (Vec::new(), 0);
     tree.walk(&EntryPath::ROOT, &mut |path, node| {
-        let (_, name) = path.split().expect("a walk never visits the root");
-        if name == MARKER {
+        if path.name() == MARKER {
             markers += 1;
             let is_file = matches!(node, Node::Leaf(leaf) if matches!(leaf.kind, LeafKind::File { .. }));
             if !is_file || markers > MAXIMUM_PAYLOAD_MARKERS {

@@ -78,27 +78,26 @@ impl EntryPath {
 
     /// Returns the folder that the path lies in and its own name, or `None` for the root.
     pub fn split(&self) -> Option<(EntryPath, &[u8])> {
-        if self.is_root() {
-            return None;
-        }
-        let slash = self.0.iter().rposition(|&b| b == b'/');
-        let parent = Self(self.0[..slash.unwrap_or(0)].to_vec());
-        Some((parent, &self.0[slash.map_or(0, |slash| slash + 1)..]))
+        let (folder, name) = self.halves();
+        (!self.is_root()).then(|| (Self(folder.to_vec()), name))
     }
 
     /// Returns the last component, empty for the root.
     pub fn name(&self) -> &[u8] {
-        &self.0[self.0.len() - self.name_length()..]
+        self.halves().1
     }
 
-    /// Tells whether this lies in the same folder as another path. The root lies in none.
+    /// Tells whether this lies in the same folder as another path. The root is nobody's sibling but its own.
     pub fn is_sibling_of(&self, other: &Self) -> bool {
-        let folder = |path: &Self| path.0.len() - path.name_length();
-        self.is_root() == other.is_root() && self.0[..folder(self)] == other.0[..folder(other)]
+        self.is_root() == other.is_root() && self.halves().0 == other.halves().0
     }
 
-    fn name_length(&self) -> usize {
-        self.0.iter().rev().take_while(|&&byte| byte != b'/').count()
+    /// Returns the bytes of the folder's path and of the name.
+    fn halves(&self) -> (&[u8], &[u8]) {
+        match self.0.iter().rposition(|&b| b == b'/') {
+            Some(slash) => (&self.0[..slash], &self.0[slash + 1..]),
+            None => (b"", &self.0),
+        }
     }
 
     /// Tells whether this is `folder` or lies somewhere below it.
@@ -321,17 +320,21 @@ mod tests {
     #[test]
     fn siblings_lie_in_one_folder() {
         let path = |text: &str| EntryPath::normalise(text.as_bytes()).unwrap();
-        let paths = ["", "a", "bc", "a/b", "a/cd", "a/b/c", "ab/c"].map(path);
-        let siblings = [(0, 0), (1, 2), (3, 4)];
-        for (i, one) in paths.iter().enumerate() {
-            assert_eq!(one.split().map_or(&b""[..], |(_, name)| name), one.name());
-            for (k, other) in paths.iter().enumerate() {
-                assert_eq!(
-                    one.is_sibling_of(other),
-                    i == k || siblings.contains(&(i.min(k), i.max(k))),
-                    "{one} {other}"
-                );
+        let folders: [&[&str]; 5] = [&[""], &["a", "bc"], &["a/b", "a/cd"], &["a/b/c"], &["ab/c"]];
+        let all = || {
+            folders.iter().enumerate().flat_map(|(folder, paths)| paths.iter().map(move |text| (folder, path(text))))
+        };
+        for (one_folder, one) in all() {
+            for (other_folder, other) in all() {
+                assert_eq!(one.is_sibling_of(&other), one_folder == other_folder, "{one} {other}");
             }
+        }
+    }
+
+    #[test]
+    fn name_is_the_last_component() {
+        for (text, name) in [("", ""), ("a", "a"), ("a/bc", "bc"), ("a/b/c", "c")] {
+            assert_eq!(EntryPath::normalise(text.as_bytes()).unwrap().name(), name.as_bytes());
         }
     }
 

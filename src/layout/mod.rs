@@ -48,8 +48,7 @@ pub fn flat_root(config: Digest) -> EntryPath {
 
 /// Returns the config of the image whose root file system is at `path`, if one is to be there.
 pub fn config_of_flat(path: &EntryPath) -> Option<Digest> {
-    let (_, name) = path.split()?;
-    let config: Digest = format!("sha256:{}", std::str::from_utf8(name).ok()?).parse().ok()?;
+    let config: Digest = format!("sha256:{}", std::str::from_utf8(path.name()).ok()?).parse().ok()?;
     (flat_root(config) == *path).then_some(config)
 }
 

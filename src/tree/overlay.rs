@@ -271,8 +271,7 @@ impl<'a> Overlay<'a> {
         // Archives name what lies in one folder in a row, so that it is looked up once for all of that.
         for siblings in layer.nodes.chunk_by(|(one, ..), (other, ..)| one.is_sibling_of(other)) {
             let Some((parent, _)) = siblings[0].0.split() else {
-                let (_, metadata, _) = siblings[siblings.len() - 1];
-                Arc::make_mut(&mut self.tree).metadata = metadata.clone();
+                Arc::make_mut(&mut self.tree).metadata = siblings[0].1.clone();
                 continue;
             };
             let mut left = siblings.iter();

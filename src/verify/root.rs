@@ -15,8 +15,7 @@ const MOST_MARKERS: usize = 1_000;
 
 /// Takes out of a tree what has the name of a marker and cannot be one, and returns its paths.
 pub(super) fn take_stray_markers<C: Clone>(tree: &mut NaiveTree<C>) -> Vec<EntryPath> {
-    let is_marker = |path: &EntryPath| path.split().is_some_and(|(_, name)| name == MARKER);
-    let markers = tree.entries().filter(|(path, _)| is_marker(path)).enumerate();
+    let markers = tree.entries().filter(|(path, _)| path.name() == MARKER).enumerate();
     let stray: Vec<EntryPath> = markers
         .filter(|(number, (_, node))| *number >= MOST_MARKERS || !matches!(node.kind, NodeKind::File { .. }))
         .map(|(_, (path, _))| path.clone())

@@ -112,8 +112,7 @@ fn write_entries(connection: &Connection, entries: Vec<(EntryPath, CatalogEntry)
             Some(&(_, key)) => key,
             None => path.split().map_or(NO_PARENT, |(folder, _)| key(&folder)),
         };
-        let name = path.components().next_back().unwrap_or_default();
-        insert_row(&mut insert, None, own_key, parent, name, &entry)?;
+        insert_row(&mut insert, None, own_key, parent, path.name(), &entry)?;
         insert_chunks(&mut insert_chunk, own_key, &entry)?;
         if entry.is_directory() {
             around.push((path, own_key));
