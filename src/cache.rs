@@ -66,3 +66,27 @@ impl<K, V: Kept> Weighter<K, V> for Bytes {
         value.bytes().clamp(1, self.most.max(1))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+
+    use super::*;
+
+    impl Kept for Arc<u64> {
+        fn bytes(&self) -> u64 {
+            **self
+        }
+    }
+
+    #[test]
+    fn what_is_in_use_is_not_taken() {
+        let cache: ByteCache<&str, Arc<u64>> = ByteCache::new(100);
+        let used = cache.get(&"a", || Ok::<_, Infallible>(Arc::new(7))).unwrap();
+        let take = || cache.take(&"a", |value| Arc::strong_count(value) == 1);
+        assert_eq!(take(), None);
+        assert_eq!(cache.peek(&"a"), Some(used));
+        assert_eq!((take().map(Arc::into_inner), cache.peek(&"a")), (Some(Some(7)), None));
+    }
+}

@@ -211,3 +211,29 @@ fn catalogs_that_did_not_change_keep_their_hash() {
     assert_eq!(root.property("revision"), Some("2"));
     assert_eq!(root.property("previous_revision"), Some(first.hash.to_string().as_str()));
 }
+
+#[test]
+fn catalogs_that_were_read_before_change_like_those_that_are_read_now() {
+    let (_folder, store) = store();
+    let staging = Staging::start(&store).unwrap();
+    let mut editor = Editor::create(&staging, Compression::Fast, NOW).unwrap();
+    for name in ["a", "b"] {
+        editor.make_catalog(&at(name)).unwrap();
+    }
+    let first = editor.write(1).unwrap();
+    let change = |take: TakeCatalog<'_>| {
+        let mut editor = Editor::open(&staging, Compression::Fast, first, take, NOW).unwrap();
+        editor.put(&at("a/x"), CatalogEntry::of_file(&Metadata::of_implied_folder(), 7, &content())).unwrap();
+        editor.write(2).unwrap()
+    };
+    let asked = std::cell::RefCell::new(Vec::new());
+    let take = |path: &EntryPath, reference: CatalogReference| {
+        asked.borrow_mut().push(path.clone());
+        let catalog = read(&staging, path, reference);
+        // Whoever reads a catalog leaves statements behind.
+        catalog.list(path).unwrap();
+        Some(catalog)
+    };
+    assert_eq!(change(&take), change(&|_, _| None));
+    assert_eq!(asked.into_inner(), [EntryPath::ROOT, at("a")]);
+}
