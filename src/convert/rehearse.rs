@@ -98,8 +98,8 @@ pub fn rehearse(
             run.pool.install(|| write_catalogs(&run.staging, folder.settings(), options.now, &head, edits))?;
         next = head.open_root(&layered, root);
     }
-    let written = run.staging.written();
     run.staging.flush()?;
+    let written = run.staging.written();
     let link = staged.outcome.place.link();
     let before = flat_of(&head, &link)?;
     let after = flat_of(&next, &link)?;

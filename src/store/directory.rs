@@ -111,6 +111,11 @@ impl DirectoryStore {
         Ok(Self { below: Some(self.root.clone()), ..Self::create(root)? })
     }
 
+    /// Tells whether another store is seen where this one has nothing.
+    pub(super) fn is_layered(&self) -> bool {
+        self.below.is_some()
+    }
+
     /// Returns the folder that the store lies in.
     pub fn root(&self) -> &Path {
         &self.root

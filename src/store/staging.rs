@@ -13,6 +13,8 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread::{self, Scope};
 
 use rayon::prelude::*;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 use super::runs::runs;
 use super::{DirectoryStore, StoreError};
@@ -21,6 +23,12 @@ use crate::stage::stage;
 
 /// Bytes that gather before they are synced and moved to their names.
 const BATCH_BYTES: u64 = 256 << 20;
+
+/// So many objects are looked for in the store before they are written, at first.
+const FIRST_LOOKS: u64 = 256;
+
+/// For each object that was found there, so many more are looked for.
+const LOOKS_FOR_A_FIND: u64 = 64;
 
 const FOLDER_PREFIX: &str = "strata-";
 
@@ -64,6 +72,9 @@ struct State {
     failure: Option<StoreError>,
     /// Objects that were in the store already and that this run counts on.
     relied_on: HashSet<(ObjectHash, ObjectKind)>,
+    /// How many more objects are looked for in the store before they are written. The content index knows most of what is
+    /// there, so that looking seldom pays; others are found when they are moved, at the price of writing them.
+    looks: u64,
     written: Written,
 }
 
@@ -90,13 +101,28 @@ impl Drop for Mover<'_> {
     }
 }
 
-/// How much a run added to its store.
+/// How much a run added to its store. What waits to be moved counts, and may turn out to be there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Written {
     /// Objects that were not there before.
     pub objects: u64,
     /// Their bytes, as stored.
     pub bytes: u64,
+}
+
+impl State {
+    /// Tells whether to look for an object in the store before it is written.
+    fn take_look(&mut self) -> bool {
+        let is_left = self.looks > 0;
+        self.looks = self.looks.saturating_sub(1);
+        is_left
+    }
+
+    /// Notes an object that the store had already.
+    fn find(&mut self, hash: ObjectHash, kind: ObjectKind) {
+        self.relied_on.insert((hash, kind));
+        self.looks = self.looks.saturating_add(LOOKS_FOR_A_FIND);
+    }
 }
 
 impl Staging {
@@ -114,7 +140,9 @@ impl Staging {
             let path = folder.join(format!("{digit:x}"));
             fs::create_dir(&path).map_err(StoreError::io("create", &path))?;
         }
-        let state = Mutex::new(State::default());
+        // What a store below has is not in the way when an object is moved.
+        let looks = if store.is_layered() { u64::MAX } else { FIRST_LOOKS };
+        let state = Mutex::new(State { looks, ..State::default() });
         let (written, full, moving) = Default::default();
         Ok(Self { store: store.clone(), folder, _alive: alive, state, written, full, moving })
     }
@@ -163,7 +191,7 @@ impl Staging {
         &self.store
     }
 
-    /// Adds an object unless the store or this run has it.
+    /// Adds an object unless the store or this run has it. That the store has it may be found out only when it is moved.
     pub fn put(&self, hash: ObjectHash, kind: ObjectKind, stored: &[u8]) -> Result<(), StoreError> {
         {
             let is_being_written = |state: &mut State| state.writing.contains(&(hash, kind));
@@ -199,8 +227,9 @@ impl Staging {
 
     /// Writes an object that this run has not added before.
     fn add(&self, hash: ObjectHash, kind: ObjectKind, stored: &[u8]) -> Result<(), StoreError> {
-        if self.store.renew(hash, kind)? {
-            self.state().relied_on.insert((hash, kind));
+        let looks = self.state().take_look();
+        if looks && self.store.renew(hash, kind)? {
+            self.state().find(hash, kind);
             return Ok(());
         }
         let path = self.staged_path(hash, kind);
@@ -344,11 +373,28 @@ impl Staging {
             self.store.sync()?;
         }
         let _naming = stage!("rename");
-        for &(hash, kind) in batch {
-            let path = self.store.object_path(hash, kind);
-            fs::rename(self.staged_path(hash, kind), &path).map_err(StoreError::io("create", &path))?;
+        batch.iter().try_for_each(|&(hash, kind)| self.move_object(hash, kind))
+    }
+
+    /// Gives an object its name, or leaves it to the one that has it already.
+    fn move_object(&self, hash: ObjectHash, kind: ObjectKind) -> Result<(), StoreError> {
+        let (staged, path) = (self.staged_path(hash, kind), self.store.object_path(hash, kind));
+        match renameat_with(CWD, &staged, CWD, &path, RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(()),
+            Err(Errno::EXIST) if self.store.renew(hash, kind)? => {
+                let size = fs::metadata(&staged).map_err(StoreError::io("read", &staged))?.len();
+                fs::remove_file(&staged).map_err(StoreError::io("delete", &staged))?;
+                let mut state = self.state();
+                state.find(hash, kind);
+                state.written.objects -= 1;
+                state.written.bytes -= size;
+                return Ok(());
+            }
+            Err(Errno::EXIST) => {}
+            // Many file systems of networks can only replace, so that nobody learns what was there.
+            Err(_) => self.state().looks = u64::MAX,
         }
-        Ok(())
+        fs::rename(&staged, &path).map_err(StoreError::io("create", &path))
     }
 
     /// Replaces files beside the objects, such as `.cvmfspublished`, each in one step and in the order given.
@@ -447,6 +493,8 @@ fn delete_leftovers(transactions: &Path) -> Result<(), StoreError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
 
     fn store() -> (tempfile::TempDir, DirectoryStore) {
@@ -481,6 +529,51 @@ mod tests {
         let second = Staging::start(&store).unwrap();
         second.put_stored(ObjectKind::File, b"stored").unwrap();
         assert_eq!((first.written().objects, second.written().objects), (1, 0));
+    }
+
+    /// Adds objects that the store does not have until nobody looks for them any more.
+    fn put_until_nobody_looks(staging: &Staging) {
+        for number in 0..FIRST_LOOKS {
+            staging.put_stored(ObjectKind::File, &number.to_le_bytes()).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_the_store_has_is_found_by_those_who_did_not_look() {
+        let (_folder, store) = store();
+        let first = Staging::start(&store).unwrap();
+        let hash = first.put_stored(ObjectKind::File, b"stored").unwrap();
+        first.flush().unwrap();
+        let path = store.object_path(hash, ObjectKind::File);
+        let inode = fs::metadata(&path).unwrap().ino();
+        let second = Staging::start(&store).unwrap();
+        put_until_nobody_looks(&second);
+        let before = second.written();
+        second.put_stored(ObjectKind::File, b"stored").unwrap();
+        assert_eq!(second.written().objects, before.objects + 1, "it is written, for all that is known");
+        second.flush().unwrap();
+        assert_eq!(second.written(), before);
+        assert_eq!(fs::metadata(&path).unwrap().ino(), inode, "the one that was there stays");
+        assert!(second.state().take_look(), "it pays to look again");
+        fs::remove_file(&path).unwrap();
+        assert_eq!(second.first_vanished().unwrap(), Some(hash), "it is counted on");
+    }
+
+    #[test]
+    fn an_empty_file_is_replaced_by_the_object_whose_name_it_has() {
+        let (_folder, store) = store();
+        for looks in [true, false] {
+            let staging = Staging::start(&store).unwrap();
+            if !looks {
+                put_until_nobody_looks(&staging);
+            }
+            let bytes = [u8::from(looks); 9];
+            let hash = ObjectHash::of(&bytes);
+            fs::write(store.object_path(hash, ObjectKind::File), b"").unwrap();
+            staging.put(hash, ObjectKind::File, &bytes).unwrap();
+            staging.flush().unwrap();
+            assert_eq!(store.read(hash, ObjectKind::File).unwrap(), bytes);
+        }
     }
 
     #[test]
