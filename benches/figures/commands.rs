@@ -1,6 +1,6 @@
 //! The programs that are measured.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use strata::object::Compression;
 
-/// Where a benchmark keeps what it makes. What earlier ones left is deleted first, and nothing in between: ext4 looks longer
-/// for room for new files where others were deleted within the last minute.
+/// Where a benchmark keeps what it makes. What earlier ones left is deleted first, and nothing in between: see [`FORGETTING`].
 pub struct Scratch {
     folder: PathBuf,
     repositories: usize,
@@ -24,8 +23,12 @@ pub struct Conversion {
 
 impl Scratch {
     pub fn start(folder: &Path) -> Self {
+        let entries =
+            fs::read_dir(folder).expect("the folder was made").map(|entry| entry.expect("it can be listed").path());
         let folder = folder.join("scratch");
-        delete(&folder);
+        delete(
+            entries.filter(|path| *path == folder || path.extension().is_some_and(|extension| extension == UNFINISHED)),
+        );
         fs::create_dir_all(&folder).expect("there is room for a benchmark");
         Self { folder, repositories: 0 }
     }
@@ -47,12 +50,39 @@ impl Scratch {
     }
 }
 
-/// Deletes a folder, if it is there, and waits until the file system has forgotten it.
-pub fn delete(folder: &Path) {
-    if fs::remove_dir_all(folder).is_ok() {
-        rustix::fs::sync();
-        eprintln!("waiting for a minute, as '{}' was deleted ...", folder.display());
-        thread::sleep(Duration::from_secs(60));
+/// What the names of folders end in that the next benchmark deletes.
+pub const UNFINISHED: &str = "unfinished";
+
+/// How long ext4 may remember files that were deleted. It gives their places to no others, and whoever makes files beside
+/// them looks longer for room.
+const FORGETTING: Duration = Duration::from_secs(6 * 60);
+
+/// Deletes folders and, if there are any, waits until the file system has forgotten what was in them.
+fn delete(folders: impl Iterator<Item = PathBuf>) {
+    let deleted = folders.map(|folder| fs::remove_dir_all(folder).expect("folders can be deleted")).count();
+    if deleted > 0 {
+        forget("old folders");
+    }
+}
+
+/// Waits until the file system has forgotten `what` was deleted.
+pub fn forget(what: &str) {
+    rustix::fs::sync();
+    eprintln!("waiting for {} minutes, as {what} were deleted ...", FORGETTING.as_secs() / 60);
+    thread::sleep(FORGETTING);
+}
+
+/// Gives back the room of what is not needed any more and shares no file with anything. The files stay, and are empty, since
+/// deleting them has a price.
+pub fn empty(folder: &Path) {
+    for entry in fs::read_dir(folder).expect("what was made can be listed") {
+        let entry = entry.expect("what was made can be listed");
+        let kind = entry.file_type().expect("what was made is there");
+        if kind.is_dir() {
+            empty(&entry.path());
+        } else if kind.is_file() {
+            File::options().write(true).truncate(true).open(entry.path()).expect("what was made can be changed");
+        }
     }
 }
 
@@ -70,11 +100,38 @@ pub fn convert(repository: &Path, image: &str, name: &str, options: &[&str]) -> 
     watch(command.args(options))
 }
 
-/// Converts an image with one thread, on one core.
+/// Where Linux says on which cores it writes back what programs wrote: a mask in hexadecimal.
+const WRITE_BACK: &str = "/sys/devices/virtual/workqueue/writeback/cpumask";
+
+/// Has the kernel write back on one core, as long as this lives. Where it does not let us say so, it goes on as before.
+struct WriteBackOnOneCore {
+    before: Option<String>,
+}
+
+impl WriteBackOnOneCore {
+    fn start(core: u32) -> Self {
+        let before = fs::read_to_string(WRITE_BACK).ok();
+        if let Some(mask) = 1_u32.checked_shl(core) {
+            fs::write(WRITE_BACK, format!("{mask:x}")).ok();
+        }
+        Self { before }
+    }
+}
+
+impl Drop for WriteBackOnOneCore {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            fs::write(WRITE_BACK, before).ok();
+        }
+    }
+}
+
+/// Converts an image with one thread, on one core. What the kernel writes meanwhile is its work, too, and no gift of the others.
 pub fn convert_on_one_core(repository: &Path, image: &str, name: &str) -> Conversion {
     let status = fs::read_to_string("/proc/self/status").expect("Linux tells which cores there are");
     let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("Linux tells that");
     let first = cores.trim().split(['-', ',']).next().expect("there is a core");
+    let _writes_back = WriteBackOnOneCore::start(first.parse().expect("cores are numbers"));
     let mut command = Command::new("taskset");
     command.args(["--cpu-list", first, env!("CARGO_BIN_EXE_strata"), "--quiet", "--repo"]).arg(repository);
     watch(command.args(["convert", image, "--name", &format!("bench.example.org/{name}"), "--threads", "1"]))

@@ -8,7 +8,7 @@ use std::{env, fs, io};
 
 use strata::object::Compression;
 
-use super::commands::{Conversion, Scratch, best, convert, convert_on_one_core, settle, time};
+use super::commands::{Conversion, Scratch, best, convert, convert_on_one_core, empty, settle, time};
 use super::images::{self, Layout};
 use super::limit::{self, Cuts};
 use super::table::{Promise, Table, plot};
@@ -33,7 +33,7 @@ struct Promises {
 
 /// Returns how often the reference image is converted for a figure.
 fn runs() -> usize {
-    env::var("STRATA_BENCH_RUNS").map_or(2, |runs| runs.parse().expect("STRATA_BENCH_RUNS is a number"))
+    env::var("STRATA_BENCH_RUNS").map_or(3, |runs| runs.parse().expect("STRATA_BENCH_RUNS is a number"))
 }
 
 /// Measures with a small image what changes of the code may not make much worse. How long a second of work takes has much to
@@ -93,6 +93,7 @@ fn compare(
         warm(&layers);
         two.push(convert(&for_two, &image, "image:1", &[]).time);
         one.push(convert_on_one_core(&for_one, &image, "image:1").time);
+        [for_two, for_one].iter().for_each(|repository| empty(repository));
     }
     table.speed("2 threads", best(two), "1 thread, on one core", best(one), AtLeast(promises.threads));
     again(layout, tag, promises, runs, scratch, table);
@@ -125,6 +126,7 @@ fn beside_limit(
                     false => ours.push(convert(&repository, &image, "image:1", &[]).time),
                 }
             }
+            [objects, repository].iter().for_each(|folder| empty(folder));
         }
         let (ours, bare) = (best(ours), best(bare));
         table.time(&format!("`convert`, {mode}"), ours, "its bare kernels", bare, AtMost(promise));
@@ -143,6 +145,7 @@ fn again(layout: &Layout, tag: &str, promises: &Promises, runs: usize, scratch: 
         other.push(convert(&repository, &layout.image(tag), "image:2", &[]).time);
         warm(&layout.layers("rebuild"));
         rebuilt.push(convert(&repository, &layout.image("rebuild"), "image:3", &[]).time);
+        empty(&repository);
     }
     let (first, other, rebuilt) = (best(first), best(other), best(rebuilt));
     table.time("the same image under another name", other, "half a second", Duration::from_millis(500), AtMost(1.0));

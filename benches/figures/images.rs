@@ -11,7 +11,7 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::commands::delete;
+use super::commands::{UNFINISHED, forget};
 
 /// An OCI layout with the images of one kind.
 pub struct Layout(PathBuf);
@@ -107,6 +107,7 @@ pub fn hep(folder: &Path) -> Layout {
         let tar = scratch.join("user.tar");
         pip(USER, "home/user/lib", &tar);
         layout.add_image("user", &[layers.as_slice(), &[layout.add_layer_of(&tar)]].concat());
+        forget("files that images were made from");
     })
 }
 
@@ -175,8 +176,7 @@ fn in_pairs(count: usize, work: &(dyn Fn(usize) -> Layer + Sync)) -> Vec<Layer> 
 fn make_once(folder: &Path, fill: impl FnOnce(&Draft, &Path)) -> Layout {
     if !folder.exists() {
         eprintln!("making the images in {} ...", folder.display());
-        let unfinished = folder.with_extension("unfinished");
-        fs::remove_dir_all(&unfinished).ok();
+        let unfinished = folder.with_extension(UNFINISHED);
         let layout = Draft { folder: unfinished.join("layout"), manifests: Mutex::default() };
         let scratch = unfinished.join("scratch");
         [layout.folder.join("blobs/sha256"), scratch.clone()].iter().for_each(|folder| {
@@ -188,7 +188,6 @@ fn make_once(folder: &Path, fill: impl FnOnce(&Draft, &Path)) -> Layout {
         let index = json!({"schemaVersion": 2, "manifests": manifests}).to_string();
         fs::write(layout.folder.join("index.json"), index).expect("there is room for an index");
         fs::rename(&layout.folder, folder).expect("an image can be renamed");
-        delete(&unfinished);
     }
     Layout(folder.to_owned())
 }

@@ -6,8 +6,8 @@
 //! - `memory`; `scale`: a repository of 10,000 images; `many`: 1,000 images from a registry; `registry`;
 //! - `libraries`: what could compress instead.
 //!
-//! Without a name it is all but `quick` and `limit`, which takes an hour or two and 60 GB. The reference image is converted
-//! `STRATA_BENCH_RUNS` (2) times for each figure, and everything is made and kept in `STRATA_BENCH_DIR` (`target/figures`).
+//! Without a name it is all but `quick` and `limit`, which takes two hours and 60 GB. The reference image is converted
+//! `STRATA_BENCH_RUNS` (3) times for each figure, and everything is made and kept in `STRATA_BENCH_DIR` (`target/figures`).
 //! It takes root, and the Debian packages mmdebstrap, umoci and docker-registry.
 
 mod commands;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use strata::object::Compression;
 
-use super::commands::{Conversion, Scratch, best, convert, delete, run, strata, time, watch};
+use super::commands::{Conversion, Scratch, UNFINISHED, best, convert, run, strata, time, watch};
 use super::images;
 use super::registry::Registry;
 use super::table::{Promise, Table};
@@ -66,11 +66,11 @@ pub fn large_repository(folder: &Path, scratch: &mut Scratch, table: &mut Table)
 
 /// Makes a repository of 10,000 images, unless it is there: that takes a quarter of an hour.
 fn make_large(folder: &Path) -> PathBuf {
-    let (large, unfinished) = (folder.join("large.example.org"), folder.join("unfinished.example.org"));
+    let large = folder.join("large.example.org");
+    let unfinished = large.with_extension(UNFINISHED);
     if !large.exists() {
         eprintln!("making the repository {} ...", large.display());
         let layout = images::synthetic(folder, "synthetic", IMAGES, SHARED);
-        delete(&unfinished);
         run(strata(&unfinished).args(["init", "bench.example.org"]));
         let names: Vec<String> = (0..IMAGES).map(|number| layout.image(&images::synthetic_name(number))).collect();
         for names in names.chunks(AT_ONCE) {
