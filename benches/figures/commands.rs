@@ -103,7 +103,8 @@ pub fn convert(repository: &Path, image: &str, name: &str, options: &[&str]) -> 
 /// Where Linux says on which cores it writes back what programs wrote: a mask in hexadecimal.
 const WRITE_BACK: &str = "/sys/devices/virtual/workqueue/writeback/cpumask";
 
-/// Has the kernel write back on one core, as long as this lives. Where it does not let us say so, it goes on as before.
+/// Has the kernel write back on one core, as long as this lives. Where it does not let us say so, it goes on as before. Who kills the
+/// benchmark meanwhile leaves it so until the machine starts again.
 struct WriteBackOnOneCore {
     before: Option<String>,
 }

@@ -1,7 +1,8 @@
 //! Every figure of the README, measured in one run: `cargo bench`.
 //!
 //! `cargo bench -- GROUP…` measures some groups only:
-//! - `quick`: a Debian base system; takes two minutes, and fails where a ratio is not as promised;
+//! - `quick`: a Debian base system; takes two minutes (six more where an earlier run left anything), and fails where a
+//!   ratio is not as promised;
 //! - `hep`: the reference image, 7 GB; `limit`: that part of it that compares it with the bare work;
 //! - `memory`; `scale`: a repository of 10,000 images; `many`: 1,000 images from a registry; `registry`;
 //! - `libraries`: what could compress instead.
