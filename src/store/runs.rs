@@ -1,8 +1,14 @@
-//! The runs of this process, for the case that it is told to end.
+//! The folders of runs, and what this process has under way, for the case that it is told to end.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
+
+use super::StoreError;
+
+/// What the names of the folders of runs begin with, in `data/txn`.
+const FOLDER_PREFIX: &str = "strata-";
 
 /// What this process has under way.
 #[derive(Debug)]
@@ -65,4 +71,44 @@ pub fn abandon_runs() -> bool {
     let published = runs.published;
     std::mem::forget(runs);
     published
+}
+
+/// Makes a folder for a run of this process, and holds it locked.
+pub(super) fn make_run_folder(transactions: &Path) -> Result<(PathBuf, File), StoreError> {
+    let process = std::process::id();
+    for number in 0_u32.. {
+        let folder = transactions.join(format!("{FOLDER_PREFIX}{process}-{number}"));
+        match fs::create_dir(&folder) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(error) => return Err(StoreError::io("create", &folder)(error)),
+        }
+        // Another run may take the folder for a dead one's before it is locked; then the next number has its turn.
+        let Ok(alive) = File::open(&folder) else { continue };
+        match alive.try_lock() {
+            Ok(()) if folder.exists() => return Ok((folder, alive)),
+            Ok(()) | Err(fs::TryLockError::WouldBlock) => {}
+            Err(fs::TryLockError::Error(error)) => {
+                fs::remove_dir(&folder).ok();
+                return Err(StoreError::io("lock", &folder)(error));
+            }
+        }
+    }
+    unreachable!("there are more numbers than folders")
+}
+
+/// Deletes the folders of runs that no longer live.
+pub(super) fn delete_leftovers(transactions: &Path) -> Result<(), StoreError> {
+    for entry in fs::read_dir(transactions).map_err(StoreError::io("list", transactions))? {
+        let path = entry.map_err(StoreError::io("list", transactions))?.path();
+        let is_ours =
+            path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(FOLDER_PREFIX.as_bytes()));
+        let is_dead = || File::open(&path).is_ok_and(|folder| folder.try_lock().is_ok());
+        if is_ours && is_dead() {
+            tracing::info!("deleting what a dead run left in '{}'", path.display());
+            let deleted = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            deleted.map_err(StoreError::io("delete", &path))?;
+        }
+    }
+    Ok(())
 }

@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use super::runs::runs;
+use super::runs::{delete_leftovers, make_run_folder, runs};
 use super::{DirectoryStore, StoreError};
 use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, Pieces};
 use crate::stage::stage;
@@ -29,8 +29,6 @@ const FIRST_LOOKS: u64 = 256;
 
 /// For each object that was found there, so many more are looked for.
 const LOOKS_FOR_A_FIND: u64 = 64;
-
-const FOLDER_PREFIX: &str = "strata-";
 
 /// The new objects of one run, in `data/txn/strata-<process>-<number>/` until they are durable.
 ///
@@ -450,45 +448,6 @@ fn write_new(path: &Path, bytes: &[u8]) -> Result<File, StoreError> {
     let mut file = file.map_err(StoreError::io("create", path))?;
     file.write_all(bytes).map_err(StoreError::io("write", path))?;
     Ok(file)
-}
-
-fn make_run_folder(transactions: &Path) -> Result<(PathBuf, File), StoreError> {
-    let process = std::process::id();
-    for number in 0_u32.. {
-        let folder = transactions.join(format!("{FOLDER_PREFIX}{process}-{number}"));
-        match fs::create_dir(&folder) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-            Err(error) => return Err(StoreError::io("create", &folder)(error)),
-        }
-        // Another run may take the folder for a dead one's before it is locked; then the next number has its turn.
-        let Ok(alive) = File::open(&folder) else { continue };
-        match alive.try_lock() {
-            Ok(()) if folder.exists() => return Ok((folder, alive)),
-            Ok(()) | Err(fs::TryLockError::WouldBlock) => {}
-            Err(fs::TryLockError::Error(error)) => {
-                fs::remove_dir(&folder).ok();
-                return Err(StoreError::io("lock", &folder)(error));
-            }
-        }
-    }
-    unreachable!("there are more numbers than folders")
-}
-
-/// Deletes the folders of runs that no longer live.
-fn delete_leftovers(transactions: &Path) -> Result<(), StoreError> {
-    for entry in fs::read_dir(transactions).map_err(StoreError::io("list", transactions))? {
-        let path = entry.map_err(StoreError::io("list", transactions))?.path();
-        let is_ours =
-            path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(FOLDER_PREFIX.as_bytes()));
-        let is_dead = || File::open(&path).is_ok_and(|folder| folder.try_lock().is_ok());
-        if is_ours && is_dead() {
-            tracing::info!("deleting what a dead run left in '{}'", path.display());
-            let deleted = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            deleted.map_err(StoreError::io("delete", &path))?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
