@@ -59,8 +59,12 @@ const FORGETTING: Duration = Duration::from_secs(6 * 60);
 
 /// Deletes folders and, if there are any, waits until the file system has forgotten what was in them.
 fn delete(folders: impl Iterator<Item = PathBuf>) {
-    let deleted = folders.map(|folder| fs::remove_dir_all(folder).expect("folders can be deleted")).count();
-    if deleted > 0 {
+    let mut is_any = false;
+    for folder in folders {
+        fs::remove_dir_all(folder).expect("folders can be deleted");
+        is_any = true;
+    }
+    if is_any {
         forget("old folders");
     }
 }
