@@ -37,6 +37,17 @@ pub enum ContentError {
     Hole(u64),
 }
 
+impl ContentError {
+    /// Tells whether an object is missing or has other bytes than its name or catalog promises.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_damage(),
+            Self::Unpack { .. } | Self::WrongSize { .. } => true,
+            Self::Hole(_) => false,
+        }
+    }
+}
+
 /// One object of a file, as a catalog describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Piece {
@@ -96,6 +107,14 @@ impl DirectoryStore {
             size if size == piece.size => Ok(()),
             _ => Err(piece.wrong_size()),
         }
+    }
+
+    /// Tells whether the bytes of an object are those that its name promises. Bytes that cannot be read are not.
+    pub(super) fn is_intact(&self, hash: ObjectHash, kind: ObjectKind) -> bool {
+        let Ok(file) = self.open_object(hash, kind) else { return false };
+        let mut stored = Hashing { file, sha1: Sha1::new() };
+        let is_read = io::copy(&mut stored, &mut io::sink()).is_ok();
+        is_read && ObjectHash::from(<[u8; 20]>::from(stored.sha1.finalize())) == hash
     }
 }
 

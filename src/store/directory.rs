@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::marks::Marks;
 use crate::object::{DecodeError, ObjectHash, ObjectKind, decode};
 
 /// Why the store could not do what was asked.
@@ -65,6 +66,15 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Tells whether an object is missing or has other bytes than its name promises.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::WrongHash { .. } | Self::Undecodable { .. } => true,
+            _ => false,
+        }
+    }
+
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, path: path.to_owned(), source }
     }
@@ -157,32 +167,45 @@ impl DirectoryStore {
         self.seen_path(&hash.path(kind)).is_file()
     }
 
-    /// Tells whether an object is there, and renews its time, which spares it from garbage collection for days. A time of
-    /// within the last hour is left as it is.
+    /// Returns how many bytes an object has as it is stored, or `None` where it is not there.
     ///
     /// An empty file counts as missing: no object but that of an empty file stored as it is has no bytes, and a crash of
     /// other tools leaves such.
-    pub fn renew(&self, hash: ObjectHash, kind: ObjectKind) -> Result<bool, StoreError> {
-        let path = self.seen_path(&hash.path(kind));
-        let metadata = match fs::metadata(&path) {
-            Ok(metadata) => metadata,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(StoreError::io("read", &path)(error)),
-        };
-        if metadata.len() == 0 && hash != ObjectHash::of(b"") {
-            return Ok(false);
-        }
+    pub fn look(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Option<u64>, StoreError> {
+        Ok(self.find(hash, kind)?.map(|(_, metadata)| metadata.len()))
+    }
+
+    /// Does the same, and renews the object's time, which spares it from garbage collection for days. A time of within the
+    /// last hour is left as it is.
+    pub fn renew(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Option<u64>, StoreError> {
+        let Some((path, metadata)) = self.find(hash, kind)? else { return Ok(None) };
         let age = metadata.modified().ok().and_then(|time| time.elapsed().ok());
         if age.is_some_and(|age| age < RENEWED_FOR) || !path.starts_with(&self.root) {
-            return Ok(true);
+            return Ok(Some(metadata.len()));
         }
         let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
         let times = rustix::fs::Timestamps { last_access: now, last_modification: now };
         match rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty()) {
-            Ok(()) => Ok(true),
-            Err(rustix::io::Errno::NOENT) => Ok(false),
+            Ok(()) => Ok(Some(metadata.len())),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
             Err(error) => Err(StoreError::io("renew", &path)(error.into())),
         }
+    }
+
+    fn find(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Option<(PathBuf, fs::Metadata)>, StoreError> {
+        let path = self.seen_path(&hash.path(kind));
+        let metadata = match fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io("read", &path)(error)),
+        };
+        let is_object = metadata.is_file() && (metadata.len() > 0 || hash == ObjectHash::of(b""));
+        Ok(is_object.then_some((path, metadata)))
+    }
+
+    /// Returns the states of the directories of objects, in the store below where there is one.
+    pub(super) fn marks(&self) -> Marks {
+        Marks::read(self.below.as_deref().unwrap_or(&self.root))
     }
 
     /// Returns how many bytes an object has as it is stored.

@@ -5,6 +5,7 @@
 mod content;
 mod directory;
 mod local_server;
+mod marks;
 mod runs;
 mod staging;
 
@@ -13,5 +14,6 @@ pub(crate) use content::Piece;
 pub use directory::{DirectoryStore, Lock, StoreError};
 pub(crate) use directory::{open_regular, read_regular};
 pub use local_server::{LocalServer, ServerLock};
+pub use marks::Marks;
 pub use runs::abandon_runs;
 pub use staging::{Mover, Staging, Written};

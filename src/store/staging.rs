@@ -4,11 +4,12 @@
 //! To spare an `fsync` per file, objects gather in a folder of the run and move in batches, each behind one `syncfs`. What
 //! replaces files beside the objects is made in that folder, too, so that a killed run leaves nothing anywhere else.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread::{self, Scope};
 
@@ -16,6 +17,7 @@ use rayon::prelude::*;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
+use super::marks::Marks;
 use super::runs::{delete_leftovers, make_run_folder, runs};
 use super::{DirectoryStore, StoreError};
 use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, Pieces};
@@ -46,12 +48,23 @@ pub struct Staging {
     /// Told when a batch is full, or nobody shall wait for one any more.
     full: Condvar,
     /// Held while a batch moves.
-    moving: Mutex<()>,
+    moving: Mutex<Moving>,
+    /// Whether objects that are there already are read and compared with their names.
+    compares_bytes: AtomicBool,
+}
+
+/// What those who move batches tell one another.
+#[derive(Debug)]
+struct Moving {
+    /// The directories of objects as this run found them, or left them.
+    marks: Marks,
+    /// Whether another program has changed one of them since the run began.
+    is_disturbed: bool,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Every object that this run wrote or saw in the store.
+    /// Every object that this run wrote, or saw in the store with the length or bytes that it must have.
     known: HashSet<(ObjectHash, ObjectKind)>,
     /// Those that some thread is writing. Nobody counts on them before they are there.
     writing: HashSet<(ObjectHash, ObjectKind)>,
@@ -141,8 +154,36 @@ impl Staging {
         // What a store below has is not in the way when an object is moved.
         let looks = if store.is_layered() { u64::MAX } else { FIRST_LOOKS };
         let state = Mutex::new(State { looks, ..State::default() });
-        let (written, full, moving) = Default::default();
-        Ok(Self { store: store.clone(), folder, _alive: alive, state, written, full, moving })
+        let moving = Mutex::new(Moving { marks: store.marks(), is_disturbed: false });
+        let (written, full, compares_bytes) = Default::default();
+        Ok(Self { store: store.clone(), folder, _alive: alive, state, written, full, moving, compares_bytes })
+    }
+
+    /// Has every object that is found in the store read and compared with its name from now on. A damaged one counts as
+    /// missing, and is replaced when it is added.
+    pub fn compare_bytes(&self) {
+        self.compares_bytes.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells whether objects that are found in the store are read and compared with their names.
+    pub fn compares_bytes(&self) -> bool {
+        self.compares_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Returns the states of the directories of objects as this run found them or left them.
+    pub fn marks(&self) -> Marks {
+        self.moving().marks.clone()
+    }
+
+    /// Returns the same, or `None` where another program has changed one of them meanwhile. The next change that follows
+    /// will show.
+    pub fn final_marks(&self) -> Option<Marks> {
+        let moving = self.moving();
+        let is_as_left = !moving.is_disturbed && self.store.marks() == moving.marks;
+        is_as_left.then(|| {
+            moving.marks.wait_for_tick();
+            moving.marks.clone()
+        })
     }
 
     /// Starts a thread that moves batches as they become full, so that those who add objects need not wait for the disk. One
@@ -177,8 +218,8 @@ impl Staging {
             }
             state.is_hurried = false;
             drop(state);
-            let moving = self.moving();
-            if let Err(error) = self.move_waiting(&moving) {
+            let mut moving = self.moving();
+            if let Err(error) = self.move_waiting(&mut moving) {
                 self.state().failure = Some(error);
             }
         }
@@ -225,8 +266,12 @@ impl Staging {
 
     /// Writes an object that this run has not added before.
     fn add(&self, hash: ObjectHash, kind: ObjectKind, stored: &[u8]) -> Result<(), StoreError> {
-        let looks = self.state().take_look();
-        if looks && self.store.renew(hash, kind)? {
+        let looks = {
+            let mut state = self.state();
+            // Of what was seen there, only the length is not known to be right.
+            state.take_look() || state.relied_on.contains(&(hash, kind)) || self.compares_bytes()
+        };
+        if looks && self.is_right(hash, kind, Some(stored.len() as u64))? {
             self.state().find(hash, kind);
             return Ok(());
         }
@@ -284,16 +329,35 @@ impl Staging {
 
     /// Tells whether an object is in the store or on its way there; where it is in the store, its time is renewed.
     pub fn has(&self, hash: ObjectHash, kind: ObjectKind) -> Result<bool, StoreError> {
-        if self.state().known.contains(&(hash, kind)) {
-            return Ok(true);
+        self.has_of_length(hash, kind, None)
+    }
+
+    /// Does the same for an object whose length may be known: an object of another length counts as missing, and is replaced
+    /// when it is added.
+    pub fn has_of_length(&self, hash: ObjectHash, kind: ObjectKind, length: Option<u64>) -> Result<bool, StoreError> {
+        {
+            let state = self.state();
+            let is_known = state.known.contains(&(hash, kind));
+            if is_known || length.is_none() && state.relied_on.contains(&(hash, kind)) {
+                return Ok(true);
+            }
         }
-        let is_there = self.store.renew(hash, kind)?;
-        if is_there {
+        let is_right = self.is_right(hash, kind, length)?;
+        if is_right {
             let mut state = self.state();
-            state.known.insert((hash, kind));
             state.relied_on.insert((hash, kind));
+            if length.is_some() || self.compares_bytes() {
+                state.known.insert((hash, kind));
+            }
         }
-        Ok(is_there)
+        Ok(is_right)
+    }
+
+    /// Tells whether the store has an object, as far as that is to be looked at; its time is renewed.
+    fn is_right(&self, hash: ObjectHash, kind: ObjectKind, length: Option<u64>) -> Result<bool, StoreError> {
+        let Some(actual) = self.store.renew(hash, kind)? else { return Ok(false) };
+        let is_as_long = length.is_none_or(|length| length == actual);
+        Ok(is_as_long && (!self.compares_bytes() || self.store.is_intact(hash, kind)))
     }
 
     /// Returns an object that was in the store when this run found it there, or that this run wrote, and that now is not.
@@ -303,8 +367,8 @@ impl Staging {
         }
         let relied_on: Vec<_> = self.state().relied_on.iter().copied().collect();
         let vanished = |&(hash, kind): &(ObjectHash, ObjectKind)| match self.store.renew(hash, kind) {
-            Ok(true) => None,
-            Ok(false) => Some(Ok(hash)),
+            Ok(Some(_)) => None,
+            Ok(None) => Some(Ok(hash)),
             Err(error) => Some(Err(error)),
         };
         relied_on.par_iter().find_map_any(vanished).transpose()
@@ -335,14 +399,14 @@ impl Staging {
 
     /// Does the same, and leaves it to the next [`Self::flush`] to tell what failed before.
     pub fn try_flush(&self) -> Result<(), StoreError> {
-        self.move_waiting(&self.moving())
+        self.move_waiting(&mut self.moving())
     }
 
-    fn moving(&self) -> MutexGuard<'_, ()> {
+    fn moving(&self) -> MutexGuard<'_, Moving> {
         self.moving.lock().expect("no thread panics while it moves a batch")
     }
 
-    fn move_waiting(&self, _moving: &MutexGuard<'_, ()>) -> Result<(), StoreError> {
+    fn move_waiting(&self, moving: &mut Moving) -> Result<(), StoreError> {
         let batch = {
             let mut state = self.state();
             state.waiting_bytes = 0;
@@ -351,7 +415,7 @@ impl Staging {
         if batch.is_empty() {
             return Ok(());
         }
-        let moved = self.move_batch(&batch);
+        let moved = self.move_batch(&batch, moving);
         if moved.is_err() {
             // What has its name by now is found in the store; the rest is to be written again.
             let mut state = self.state();
@@ -365,30 +429,38 @@ impl Staging {
         moved
     }
 
-    fn move_batch(&self, batch: &[(ObjectHash, ObjectKind)]) -> Result<(), StoreError> {
+    fn move_batch(&self, batch: &[(ObjectHash, ObjectKind)], moving: &mut Moving) -> Result<(), StoreError> {
         {
             let _syncing = stage!("sync");
             self.store.sync()?;
         }
         let _naming = stage!("rename");
-        batch.iter().try_for_each(|&(hash, kind)| self.move_object(hash, kind))
+        let directories: BTreeSet<u8> = batch.iter().map(|(hash, _)| hash.as_bytes()[0]).collect();
+        let mut found = moving.marks.clone();
+        found.read_again(self.store.root(), directories.iter().copied());
+        moving.is_disturbed |= found != moving.marks;
+        let moved = batch.iter().try_for_each(|&(hash, kind)| self.move_object(hash, kind));
+        moving.marks.read_again(self.store.root(), directories.into_iter());
+        moved
     }
 
-    /// Gives an object its name, or leaves it to the one that has it already.
+    /// Gives an object its name, or leaves it to the one that has it already, if that can be the same.
     fn move_object(&self, hash: ObjectHash, kind: ObjectKind) -> Result<(), StoreError> {
         let (staged, path) = (self.staged_path(hash, kind), self.store.object_path(hash, kind));
         match renameat_with(CWD, &staged, CWD, &path, RenameFlags::NOREPLACE) {
             Ok(()) => return Ok(()),
-            Err(Errno::EXIST) if self.store.renew(hash, kind)? => {
+            Err(Errno::EXIST) => {
                 let size = fs::metadata(&staged).map_err(StoreError::io("read", &staged))?.len();
-                fs::remove_file(&staged).map_err(StoreError::io("delete", &staged))?;
-                let mut state = self.state();
-                state.find(hash, kind);
-                state.written.objects -= 1;
-                state.written.bytes -= size;
-                return Ok(());
+                if self.is_right(hash, kind, Some(size))? {
+                    fs::remove_file(&staged).map_err(StoreError::io("delete", &staged))?;
+                    let mut state = self.state();
+                    state.find(hash, kind);
+                    state.written.objects -= 1;
+                    state.written.bytes -= size;
+                    return Ok(());
+                }
+                tracing::warn!("'{}' is damaged, and is replaced", path.display());
             }
-            Err(Errno::EXIST) => {}
             // Many file systems of networks can only replace, so that nobody learns what was there.
             Err(_) => self.state().looks = u64::MAX,
         }

@@ -28,7 +28,7 @@ fn an_object_has_its_name_after_the_flush_only() {
     let staging = Staging::start(&store).unwrap();
     let hash = staging.put_stored(ObjectKind::File, b"stored").unwrap();
     assert!(staging.has(hash, ObjectKind::File).unwrap());
-    assert!(!store.renew(hash, ObjectKind::File).unwrap());
+    assert_eq!(store.renew(hash, ObjectKind::File).unwrap(), None);
     staging.flush().unwrap();
     assert_eq!(store.read(hash, ObjectKind::File).unwrap(), b"stored");
     assert!(store.read(hash, ObjectKind::Chunk).is_err(), "a chunk is another object");
@@ -183,4 +183,70 @@ fn damage_is_noticed_when_an_object_is_read() {
     staging.flush().unwrap();
     fs::write(store.object_path(hash, ObjectKind::File), b"damaged").unwrap();
     assert!(matches!(store.read(hash, ObjectKind::File), Err(StoreError::WrongHash { .. })));
+}
+
+#[test]
+fn an_object_of_another_length_is_replaced_when_it_is_added() {
+    let (_folder, store) = store();
+    for looks in [true, false] {
+        let staging = Staging::start(&store).unwrap();
+        if !looks {
+            put_until_nobody_looks(&staging);
+        }
+        let bytes = [u8::from(looks); 9];
+        let hash = ObjectHash::of(&bytes);
+        fs::write(store.object_path(hash, ObjectKind::File), b"cut").unwrap();
+        assert!(!staging.has_of_length(hash, ObjectKind::File, Some(9)).unwrap());
+        // Where nobody knows the length, what is there counts, and is compared all the same when it is added.
+        assert!(staging.has(hash, ObjectKind::File).unwrap());
+        staging.put(hash, ObjectKind::File, &bytes).unwrap();
+        staging.flush().unwrap();
+        assert_eq!(store.read(hash, ObjectKind::File).unwrap(), bytes);
+        assert!(staging.has_of_length(hash, ObjectKind::File, Some(9)).unwrap());
+    }
+}
+
+#[test]
+fn an_object_with_other_bytes_is_replaced_where_bytes_are_compared() {
+    let (_folder, store) = store();
+    let hash = put_before(&store);
+    let path = store.object_path(hash, ObjectKind::File);
+    for compares in [false, true] {
+        fs::write(&path, b"STORED").unwrap();
+        let staging = Staging::start(&store).unwrap();
+        if compares {
+            staging.compare_bytes();
+        }
+        assert_eq!(staging.has(hash, ObjectKind::File).unwrap(), !compares);
+        staging.put(hash, ObjectKind::File, b"stored").unwrap();
+        staging.flush().unwrap();
+        assert_eq!(store.read(hash, ObjectKind::File).is_ok(), compares);
+        assert_eq!(staging.written().objects, u64::from(compares));
+    }
+}
+
+#[test]
+fn what_another_program_does_to_the_directories_of_objects_is_noticed() {
+    let (_folder, store) = store();
+    let other = store.root().join("data/ab/of-another-program");
+    for is_meanwhile in [true, false] {
+        let staging = Staging::start(&store).unwrap();
+        let before = staging.marks();
+        staging.put_stored(ObjectKind::File, &[u8::from(is_meanwhile)]).unwrap();
+        staging.flush().unwrap();
+        let after = staging.final_marks().unwrap();
+        assert_ne!(after, before);
+        assert_eq!(Staging::start(&store).unwrap().marks(), after);
+        fs::write(&other, "").unwrap();
+        fs::remove_file(&other).unwrap();
+        if is_meanwhile {
+            // Not even where this run goes on to change the same directories.
+            for number in 0_u16..1000 {
+                staging.put_stored(ObjectKind::File, &number.to_le_bytes()).unwrap();
+            }
+            staging.flush().unwrap();
+        }
+        assert_eq!(staging.final_marks(), None);
+        assert_ne!(Staging::start(&store).unwrap().marks(), after);
+    }
 }
