@@ -1,10 +1,11 @@
 -- What strata remembers between runs, in state/state.db. May be deleted at no loss but time.
 
 -- Which object holds a piece of content. `key` is the BLAKE3 hash of the plain bytes; `kind` is 0 for a whole file and
--- 1 for a chunk; `encoder` names encoder, version and level.
+-- 1 for a chunk; `encoder` names encoder, version and level; `length` is the length of the object, NULL in rows of versions
+-- that did not note it.
 CREATE TABLE IF NOT EXISTS content (
     key BLOB NOT NULL, size INTEGER NOT NULL, kind INTEGER NOT NULL, encoder INTEGER NOT NULL,
-    object BLOB NOT NULL,
+    object BLOB NOT NULL, length INTEGER,
     PRIMARY KEY (key, size, kind, encoder)
 ) WITHOUT ROWID;
 
@@ -28,4 +29,24 @@ CREATE TABLE IF NOT EXISTS failure (
 CREATE TABLE IF NOT EXISTS seen (
     image TEXT PRIMARY KEY,
     published TEXT NOT NULL, digest TEXT NOT NULL
+) WITHOUT ROWID;
+
+-- Blobs of layers that were read to their ends, with the size and diff ID that they were found to have.
+CREATE TABLE IF NOT EXISTS blob (
+    digest TEXT PRIMARY KEY,
+    size INTEGER NOT NULL, diff_id TEXT NOT NULL
+) WITHOUT ROWID;
+
+-- The directories of objects as the last run left them, in one row. `marks` says when each changed last; `epoch` is one higher
+-- whenever another program has changed one of them, because that program may have deleted objects.
+CREATE TABLE IF NOT EXISTS store (
+    id INTEGER PRIMARY KEY CHECK (id = 0),
+    epoch INTEGER NOT NULL, marks BLOB NOT NULL
+);
+
+-- Published trees of which every catalog and object was in the store in an epoch: this repository directory published them
+-- then, or looked at each of their objects.
+CREATE TABLE IF NOT EXISTS whole (
+    path TEXT PRIMARY KEY,
+    catalog TEXT NOT NULL, epoch INTEGER NOT NULL
 ) WITHOUT ROWID;

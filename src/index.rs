@@ -1,13 +1,13 @@
 //! The content index: which object holds a piece of content that was compressed before.
 //!
 //! Objects are named by their compressed bytes, so without it a file would have to be compressed to learn that it is in
-//! the store already. A hit counts only when the object is seen there.
+//! the store already. A hit counts only when the object is seen there, with the length that it had when it was stored.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::catalog::{ContentKey, StateDatabase, StateError};
+use crate::catalog::{ContentKey, KnownObject, StateDatabase, StateError};
 use crate::object::{ObjectHash, ObjectKind};
 use crate::stage::stage;
 use crate::store::{Staging, StoreError};
@@ -35,8 +35,8 @@ pub struct ContentIndex {
 
 #[derive(Debug, Default)]
 struct Fresh {
-    objects: HashMap<ContentKey, ObjectHash>,
-    unsaved: Vec<(ContentKey, ObjectHash)>,
+    objects: HashMap<ContentKey, KnownObject>,
+    unsaved: Vec<(ContentKey, KnownObject)>,
 }
 
 /// New pieces gather up to this number before they are written, which changes most pages of the table.
@@ -50,16 +50,17 @@ impl ContentIndex {
     }
 
     /// Returns the objects that held pieces of content when this run began. Whether they still do is for [`Self::find`] to say.
-    pub fn recall(&self, keys: &[ContentKey]) -> Result<Vec<Option<ObjectHash>>, IndexError> {
+    pub fn recall(&self, keys: &[ContentKey]) -> Result<Vec<Option<KnownObject>>, IndexError> {
         let _looking = stage!("index");
         if self.has_past { Ok(self.state.objects(keys)?) } else { Ok(vec![None; keys.len()]) }
     }
 
-    /// Returns the object that holds a piece of content, if the store has it: one of this run, or the one that was recalled.
+    /// Returns the object that holds a piece of content, if the store has it, and of the right length: one of this run, or
+    /// the one that was recalled.
     pub fn find(
         &self,
         key: &ContentKey,
-        recalled: Option<ObjectHash>,
+        recalled: Option<KnownObject>,
         staging: &Staging,
     ) -> Result<Option<ObjectHash>, IndexError> {
         let _looking = stage!("index");
@@ -67,21 +68,21 @@ impl ContentIndex {
         let found = fresh.or(recalled);
         let kind = if key.is_chunk { ObjectKind::Chunk } else { ObjectKind::File };
         match found {
-            Some(hash) if staging.has(hash, kind)? => {
+            Some(object) if staging.has_of_length(object.hash, kind, object.length())? => {
                 self.hits.fetch_add(1, Ordering::Relaxed);
-                Ok(Some(hash))
+                Ok(Some(object.hash))
             }
             _ => Ok(None),
         }
     }
 
     /// Notes which object holds a piece of content.
-    pub fn add(&self, key: ContentKey, hash: ObjectHash) -> Result<(), IndexError> {
+    pub fn add(&self, key: ContentKey, object: KnownObject) -> Result<(), IndexError> {
         let _noting = stage!("index");
         let batch = {
             let mut fresh = self.fresh();
-            fresh.objects.insert(key, hash);
-            fresh.unsaved.push((key, hash));
+            fresh.objects.insert(key, object);
+            fresh.unsaved.push((key, object));
             if fresh.unsaved.len() < BATCH {
                 return Ok(());
             }
@@ -98,7 +99,7 @@ impl ContentIndex {
         Ok(self.state.free_memory()?)
     }
 
-    fn write(&self, mut batch: Vec<(ContentKey, ObjectHash)>) -> Result<(), IndexError> {
+    fn write(&self, mut batch: Vec<(ContentKey, KnownObject)>) -> Result<(), IndexError> {
         // In the order of the table, each of its pages is changed once.
         batch.sort_unstable_by_key(|(key, _)| key.blake3);
         Ok(self.state.add_objects(&batch)?)

@@ -1,13 +1,15 @@
 //! The database of what strata remembers between runs.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 
 use super::entry::CatalogReference;
+use crate::image::{DiffId, Digest};
 use crate::object::ObjectHash;
 
 /// The database of what was done before cannot be used; it may be deleted while no strata runs.
@@ -31,6 +33,38 @@ pub struct ContentKey {
     pub encoder: u8,
 }
 
+/// The object that a piece of content became.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KnownObject {
+    /// Its name.
+    pub hash: ObjectHash,
+    /// How many bytes it has as it is stored, if that is known.
+    length: Option<NonZeroU32>,
+}
+
+impl KnownObject {
+    /// Describes an object of so many bytes.
+    pub fn new(hash: ObjectHash, length: usize) -> Self {
+        Self { hash, length: u32::try_from(length).ok().and_then(NonZeroU32::new) }
+    }
+
+    /// Returns how many bytes it has as it is stored, if that is known.
+    pub fn length(&self) -> Option<u64> {
+        self.length.map(|length| length.get().into())
+    }
+}
+
+/// What the blob of a layer was found to be when it was read to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VerifiedBlob {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its bytes.
+    pub size: u64,
+    /// The digest of the tar stream in it.
+    pub diff_id: DiffId,
+}
+
 /// A tree whose catalogs are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredTreeNote {
@@ -49,6 +83,13 @@ pub struct ImageFailure {
     pub retry_at: i64,
     /// Why it failed the last time.
     pub error: String,
+}
+
+const SCHEMA: &str = include_str!("../../catalog-schema/state.sql");
+
+/// Tells whether the tables are as this version makes them.
+fn is_current(connection: &Connection) -> bool {
+    connection.prepare("SELECT length, epoch FROM content, whole").is_ok()
 }
 
 /// `state/state.db`, shared by all runs on one repository.
@@ -72,7 +113,12 @@ impl StateDatabase {
             // A lost entry costs time, not truth: nothing here is believed without a look at the store.
             connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;")?;
             connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
-            connection.execute_batch(include_str!("../../catalog-schema/state.sql"))?;
+            connection.execute_batch(SCHEMA)?;
+            if !is_current(&connection) {
+                // Another process may have done so meanwhile.
+                let added = connection.execute_batch("ALTER TABLE content ADD COLUMN length INTEGER");
+                added.or_else(|error| if is_current(&connection) { Ok(()) } else { Err(error) })?;
+            }
             Ok(connection)
         };
         let connection = open().map_err(|source| StateError { path: path.to_owned(), source })?;
@@ -83,13 +129,17 @@ impl StateDatabase {
     pub fn open_fixed(path: &Path) -> Result<Self, StateError> {
         let open = || {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            let is_there = path.exists();
-            let connection =
-                if is_there { Connection::open_with_flags(path, flags)? } else { Connection::open_in_memory()? };
-            connection.busy_timeout(Duration::from_secs(60))?;
-            if !is_there {
-                connection.execute_batch(include_str!("../../catalog-schema/state.sql"))?;
+            if path.exists() {
+                let connection = Connection::open_with_flags(path, flags)?;
+                connection.busy_timeout(Duration::from_secs(60))?;
+                // A file that is no database is an error. What an earlier version left cannot be read, and not be changed here.
+                connection.query_row("SELECT COUNT(*) FROM sqlite_schema", [], |_| Ok(()))?;
+                if is_current(&connection) {
+                    return Ok(connection);
+                }
             }
+            let connection = Connection::open_in_memory()?;
+            connection.execute_batch(SCHEMA)?;
             Ok(connection)
         };
         let connection = open().map_err(|source| StateError { path: path.to_owned(), source })?;
@@ -97,16 +147,20 @@ impl StateDatabase {
     }
 
     /// Returns the object that each piece of content went to before.
-    pub fn objects(&self, keys: &[ContentKey]) -> Result<Vec<Option<ObjectHash>>, StateError> {
+    pub fn objects(&self, keys: &[ContentKey]) -> Result<Vec<Option<KnownObject>>, StateError> {
         self.with(|connection| {
             let transaction = connection.transaction()?;
-            let mut select = transaction
-                .prepare_cached("SELECT object FROM content WHERE key = ? AND size = ? AND kind = ? AND encoder = ?")?;
-            let mut object = |key: &ContentKey| {
-                let key = params![key.blake3, key.size, key.is_chunk, key.encoder];
-                select.query_row(key, |row| row.get::<_, [u8; 20]>(0)).optional()
+            let mut select = transaction.prepare_cached(
+                "SELECT object, length FROM content WHERE key = ? AND size = ? AND kind = ? AND encoder = ?",
+            )?;
+            let object = |row: &Row<'_>| {
+                let length: Option<u32> = row.get(1)?;
+                Ok(KnownObject { hash: row.get::<_, [u8; 20]>(0)?.into(), length: length.and_then(NonZeroU32::new) })
             };
-            keys.iter().map(|key| Ok(object(key)?.map(ObjectHash::from))).collect()
+            let mut find = |key: &ContentKey| {
+                select.query_row(params![key.blake3, key.size, key.is_chunk, key.encoder], object).optional()
+            };
+            keys.iter().map(&mut find).collect()
         })
     }
 
@@ -116,7 +170,7 @@ impl StateDatabase {
     }
 
     /// Remembers where pieces of content went.
-    pub fn add_objects(&self, objects: &[(ContentKey, ObjectHash)]) -> Result<(), StateError> {
+    pub fn add_objects(&self, objects: &[(ContentKey, KnownObject)]) -> Result<(), StateError> {
         if self.is_fixed {
             return Ok(());
         }
@@ -124,10 +178,11 @@ impl StateDatabase {
             let transaction = connection.transaction()?;
             {
                 let mut insert = transaction.prepare_cached(
-                    "INSERT OR REPLACE INTO content (key, size, kind, encoder, object) VALUES (?, ?, ?, ?, ?)",
+                    "INSERT OR REPLACE INTO content (key, size, kind, encoder, object, length) VALUES (?, ?, ?, ?, ?, ?)",
                 )?;
                 for (key, object) in objects {
-                    insert.execute(params![key.blake3, key.size, key.is_chunk, key.encoder, object.as_bytes()])?;
+                    let (hash, length) = (object.hash.as_bytes(), object.length());
+                    insert.execute(params![key.blake3, key.size, key.is_chunk, key.encoder, hash, length])?;
                 }
             }
             transaction.commit()
@@ -166,6 +221,102 @@ impl StateDatabase {
             )
         })
         .map(drop)
+    }
+
+    /// Returns what the blob of a layer was found to be when it was read, if it was.
+    pub fn blob(&self, digest: Digest) -> Result<Option<VerifiedBlob>, StateError> {
+        let found: Option<(u64, String)> = self.with(|connection| {
+            connection
+                .prepare_cached("SELECT size, diff_id FROM blob WHERE digest = ?")?
+                .query_row([digest.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()
+        })?;
+        Ok(found.and_then(|(size, diff_id)| Some(VerifiedBlob { digest, size, diff_id: diff_id.parse().ok()? })))
+    }
+
+    /// Remembers what blobs were found to be.
+    pub fn add_blobs(&self, blobs: &[VerifiedBlob]) -> Result<(), StateError> {
+        if self.is_fixed || blobs.is_empty() {
+            return Ok(());
+        }
+        self.with(|connection| {
+            let transaction = connection.transaction()?;
+            for blob in blobs {
+                transaction
+                    .prepare_cached("INSERT OR REPLACE INTO blob (digest, size, diff_id) VALUES (?, ?, ?)")?
+                    .execute(params![blob.digest.to_string(), blob.size, blob.diff_id.to_string()])?;
+            }
+            transaction.commit()
+        })
+    }
+
+    /// Compares the directories of objects with what the last run left, and returns the epoch that holds for this run.
+    ///
+    /// Where another program has changed them since, a new epoch begins. `None` where nothing new can be remembered.
+    pub fn begin_epoch(&self, marks: &[u8]) -> Result<Option<i64>, StateError> {
+        self.with(|connection| {
+            let transaction = connection.transaction_with_behavior(self.behavior())?;
+            let last = transaction
+                .query_row("SELECT epoch, marks FROM store", [], |row| {
+                    Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?))
+                })
+                .optional()?;
+            let epoch = match last {
+                Some((epoch, before)) if before == marks => return Ok(Some(epoch)),
+                _ if self.is_fixed => return Ok(None),
+                last => last.map_or(0, |(epoch, _)| epoch) + 1,
+            };
+            transaction
+                .execute("INSERT OR REPLACE INTO store (id, epoch, marks) VALUES (0, ?, ?)", params![epoch, marks])?;
+            transaction.commit()?;
+            Ok(Some(epoch))
+        })
+    }
+
+    /// Remembers the directories of objects as a run leaves them. Without `marks` another program has changed them while
+    /// the run went on, and a new epoch begins.
+    pub fn end_epoch(&self, marks: Option<&[u8]>) -> Result<(), StateError> {
+        if self.is_fixed {
+            return Ok(());
+        }
+        self.with(|connection| match marks {
+            Some(marks) => connection.execute("UPDATE store SET marks = ?", [marks]),
+            None => connection.execute("UPDATE store SET epoch = epoch + 1, marks = x''", []),
+        })
+        .map(drop)
+    }
+
+    /// Tells whether every object of a published tree was in the store in the epoch that holds now.
+    pub fn is_whole(&self, path: &str, catalog: ObjectHash, epoch: i64) -> Result<bool, StateError> {
+        self.with(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM whole JOIN store USING (epoch) WHERE path = ? AND catalog = ? AND epoch = ?)",
+                )?
+                .query_row(params![path, catalog.to_string(), epoch], |row| row.get(0))
+        })
+    }
+
+    /// Remembers that every object of published trees was in the store in an epoch. Trees are given by path, with the root
+    /// catalog.
+    pub fn add_whole(&self, trees: &[(String, ObjectHash)], epoch: i64) -> Result<(), StateError> {
+        if self.is_fixed || trees.is_empty() {
+            return Ok(());
+        }
+        self.with(|connection| {
+            let transaction = connection.transaction()?;
+            for (path, catalog) in trees {
+                transaction
+                    .prepare_cached("INSERT OR REPLACE INTO whole (path, catalog, epoch) VALUES (?, ?, ?)")?
+                    .execute(params![path, catalog.to_string(), epoch])?;
+            }
+            transaction.commit()
+        })
+    }
+
+    /// Returns how to begin a transaction that may write.
+    fn behavior(&self) -> TransactionBehavior {
+        if self.is_fixed { TransactionBehavior::Deferred } else { TransactionBehavior::Immediate }
     }
 
     /// Returns the images that failed the last time, by name.
@@ -220,64 +371,4 @@ impl StateDatabase {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn content_and_trees_are_found_by_all_that_names_them() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state.db");
-        let key = ContentKey { blake3: [7; 32], size: 5, is_chunk: false, encoder: 2 };
-        let note = StoredTreeNote {
-            catalog: CatalogReference { hash: ObjectHash::of(b"c"), size: 9 },
-            facts: "{}".to_owned(),
-        };
-        let state = StateDatabase::open(&path).unwrap();
-        assert!(state.is_empty().unwrap());
-        state.add_objects(&[(key, ObjectHash::of(b"o"))]).unwrap();
-        state.add_tree("/a", "x", &note).unwrap();
-        drop(state);
-        let state = StateDatabase::open(&path).unwrap();
-        assert!(!state.is_empty().unwrap());
-        let keys = [ContentKey { size: 6, ..key }, key, ContentKey { is_chunk: true, ..key }];
-        assert_eq!(state.objects(&keys).unwrap(), [None, Some(ObjectHash::of(b"o")), None]);
-        assert_eq!(state.tree("/a", "x").unwrap(), Some(note));
-        assert_eq!(state.tree("/a", "y").unwrap(), None);
-    }
-
-    #[test]
-    fn failures_are_remembered_until_they_are_forgotten() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state.db");
-        let failure = ImageFailure { failures: 2, retry_at: 7, error: "no".to_owned() };
-        let state = StateDatabase::open(&path).unwrap();
-        state.set_failure("h.org/a:1", Some(&ImageFailure { failures: 1, ..failure.clone() })).unwrap();
-        state.set_failure("h.org/a:1", Some(&failure)).unwrap();
-        drop(state);
-        let state = StateDatabase::open(&path).unwrap();
-        assert_eq!(state.failures().unwrap(), [("h.org/a:1".to_owned(), failure)].into());
-        state.set_failure("h.org/a:1", None).unwrap();
-        assert!(state.failures().unwrap().is_empty());
-    }
-
-    #[test]
-    fn what_was_seen_holds_for_what_was_published_then() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateDatabase::open(&folder.path().join("state.db")).unwrap();
-        let (one, other) = (ObjectHash::of(b"1"), ObjectHash::of(b"2"));
-        state.add_seen("h.org/a:1", one, "sha256:1").unwrap();
-        assert_eq!(state.seen("h.org/a:1", one).unwrap().as_deref(), Some("sha256:1"));
-        assert_eq!(state.seen("h.org/a:1", other).unwrap(), None);
-        state.add_seen("h.org/a:1", other, "sha256:2").unwrap();
-        assert_eq!(state.seen("h.org/a:1", one).unwrap(), None);
-    }
-
-    #[test]
-    fn a_damaged_database_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state.db");
-        std::fs::write(&path, [7; 5000]).unwrap();
-        let error = StateDatabase::open(&path).unwrap_err();
-        assert!(error.to_string().contains("state.db"));
-    }
-}
+mod tests;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 
 use super::{Ingest, IngestError};
-use crate::catalog::ContentKey;
+use crate::catalog::{ContentKey, KnownObject};
 use crate::object::{Encoder, ObjectHash, ObjectKind};
 use crate::stage::stage;
 
@@ -101,7 +101,7 @@ impl<'a> PieceStore<'a> {
         &self,
         plain: &[u8],
         key: ContentKey,
-        recalled: Option<ObjectHash>,
+        recalled: Option<KnownObject>,
         encoder: &mut Encoder,
     ) -> Result<ObjectHash, IngestError> {
         let Ingest { staging, index, .. } = *self.ingest;
@@ -113,8 +113,9 @@ impl<'a> PieceStore<'a> {
             encoder.encode(plain)
         };
         let kind = if key.is_chunk { ObjectKind::Chunk } else { ObjectKind::File };
+        let length = stored.len();
         let hash = staging.put_stored(kind, stored)?;
-        index.add(key, hash)?;
+        index.add(key, KnownObject::new(hash, length))?;
         Ok(hash)
     }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{chain_root, flat_root, layer_folder};
+use crate::catalog::VerifiedBlob;
 use crate::image::{ChainId, DiffId, Digest, ImageName};
 use crate::layer::{EntryPath, LayerSummary, LossKind, Losses};
 use crate::tree::{LayerForm, links_across_folders};
@@ -78,6 +79,11 @@ impl LayerRecord {
     /// Parses a record; `None` for one of another form.
     pub fn parse(json: &[u8]) -> Option<Self> {
         serde_json::from_slice(json).ok().filter(|record: &Self| record.stamp.format == FORMAT)
+    }
+
+    /// Returns what the blob of the layer, which has this digest, was found to be.
+    pub fn blob(&self, digest: Digest) -> VerifiedBlob {
+        VerifiedBlob { digest, size: self.blob_size, diff_id: self.diff_id }
     }
 
     /// Returns the text of the file.

@@ -18,7 +18,7 @@ use crate::convert::trees::{published_layer, read_layer};
 use crate::folder::{FolderError, RepositoryFolder};
 use crate::image::{Digest, Platform};
 use crate::layer::{EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, Limits, NodeKind, Piece};
-use crate::layout::flat_tree;
+use crate::layout::{LayerRecord, flat_tree};
 use crate::metadata::Metadata;
 use crate::mount::{ContentReader, Extent, Mount, MountError, MountOptions, Showing, unpacking_folder};
 use crate::object::{ChunkSizes, Compression, Content, ObjectKind, Pieces};
@@ -284,7 +284,8 @@ impl Preview {
     fn recall_layer(&self, layer: &ImageLayer) -> Result<Option<LayerContent>, PreviewError> {
         let Some(Known { head, .. }) = &self.known else { return Ok(None) };
         let known = published_layer(head, layer.digest)?;
-        let known = known.filter(|known| known.record.is_complete && known.record.diff_id == layer.diff_id);
+        let is_right = |record: &LayerRecord| record.diff_id == layer.diff_id && record.blob_size == layer.size;
+        let known = known.filter(|known| known.record.is_complete && is_right(&known.record));
         let Some(known) = known else { return Ok(None) };
         let limit = crate::catalog::MAXIMUM_CATALOG_BYTES;
         let read = |hash| head.store().read_decoded(hash, ObjectKind::Catalog, limit);
@@ -309,8 +310,11 @@ impl Known {
             encoder: compression.encoder_id().0,
         };
         let found = self.state.objects(&[key]).map_err(FolderError::from)?;
-        let found = found[0].filter(|&hash| self.head.store().has(hash, ObjectKind::File));
-        Ok(found.map(|hash| Content { raw: compression == Compression::None, pieces: Pieces::Whole(hash) }))
+        let Some(found) = found[0] else { return Ok(None) };
+        let actual = self.head.store().look(found.hash, ObjectKind::File).map_err(FolderError::from)?;
+        let is_there = actual.is_some_and(|actual| found.length().is_none_or(|length| length == actual));
+        let hash = found.hash;
+        Ok(is_there.then(|| Content { raw: compression == Compression::None, pieces: Pieces::Whole(hash) }))
     }
 }
 

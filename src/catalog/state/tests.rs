@@ -1,0 +1,115 @@
+//! What is remembered, and found again.
+
+use super::*;
+
+#[test]
+fn content_and_trees_are_found_by_all_that_names_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.db");
+    let key = ContentKey { blake3: [7; 32], size: 5, is_chunk: false, encoder: 2 };
+    let note =
+        StoredTreeNote { catalog: CatalogReference { hash: ObjectHash::of(b"c"), size: 9 }, facts: "{}".to_owned() };
+    let state = StateDatabase::open(&path).unwrap();
+    assert!(state.is_empty().unwrap());
+    let object = KnownObject::new(ObjectHash::of(b"o"), 3);
+    state.add_objects(&[(key, object)]).unwrap();
+    state.add_tree("/a", "x", &note).unwrap();
+    drop(state);
+    let state = StateDatabase::open(&path).unwrap();
+    assert!(!state.is_empty().unwrap());
+    let keys = [ContentKey { size: 6, ..key }, key, ContentKey { is_chunk: true, ..key }];
+    assert_eq!(state.objects(&keys).unwrap(), [None, Some(object), None]);
+    assert_eq!(state.tree("/a", "x").unwrap(), Some(note));
+    assert_eq!(state.tree("/a", "y").unwrap(), None);
+}
+
+#[test]
+fn failures_are_remembered_until_they_are_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.db");
+    let failure = ImageFailure { failures: 2, retry_at: 7, error: "no".to_owned() };
+    let state = StateDatabase::open(&path).unwrap();
+    state.set_failure("h.org/a:1", Some(&ImageFailure { failures: 1, ..failure.clone() })).unwrap();
+    state.set_failure("h.org/a:1", Some(&failure)).unwrap();
+    drop(state);
+    let state = StateDatabase::open(&path).unwrap();
+    assert_eq!(state.failures().unwrap(), [("h.org/a:1".to_owned(), failure)].into());
+    state.set_failure("h.org/a:1", None).unwrap();
+    assert!(state.failures().unwrap().is_empty());
+}
+
+#[test]
+fn what_was_seen_holds_for_what_was_published_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = StateDatabase::open(&folder.path().join("state.db")).unwrap();
+    let (one, other) = (ObjectHash::of(b"1"), ObjectHash::of(b"2"));
+    state.add_seen("h.org/a:1", one, "sha256:1").unwrap();
+    assert_eq!(state.seen("h.org/a:1", one).unwrap().as_deref(), Some("sha256:1"));
+    assert_eq!(state.seen("h.org/a:1", other).unwrap(), None);
+    state.add_seen("h.org/a:1", other, "sha256:2").unwrap();
+    assert_eq!(state.seen("h.org/a:1", one).unwrap(), None);
+}
+
+#[test]
+fn a_damaged_database_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.db");
+    std::fs::write(&path, [7; 5000]).unwrap();
+    let error = StateDatabase::open(&path).unwrap_err();
+    assert!(error.to_string().contains("state.db"));
+}
+
+#[test]
+fn database_of_an_earlier_version_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.db");
+    let key = ContentKey { blake3: [7; 32], size: 5, is_chunk: false, encoder: 2 };
+    let connection = Connection::open(&path).unwrap();
+    let table = "CREATE TABLE content (key BLOB NOT NULL, size INTEGER NOT NULL, kind INTEGER NOT NULL, \
+                 encoder INTEGER NOT NULL, object BLOB NOT NULL, PRIMARY KEY (key, size, kind, encoder)) WITHOUT ROWID";
+    connection.execute_batch(table).unwrap();
+    let object = ObjectHash::of(b"o");
+    let row = params![key.blake3, key.size, key.is_chunk, key.encoder, object.as_bytes()];
+    connection.execute("INSERT INTO content VALUES (?, ?, ?, ?, ?)", row).unwrap();
+    drop(connection);
+    let fixed = StateDatabase::open_fixed(&path).unwrap();
+    assert_eq!(fixed.objects(&[key]).unwrap(), [None], "nothing is remembered that cannot be read");
+    let known = StateDatabase::open(&path).unwrap().objects(&[key]).unwrap()[0].unwrap();
+    assert_eq!((known.hash, known.length()), (object, None));
+    assert_eq!(StateDatabase::open_fixed(&path).unwrap().objects(&[key]).unwrap(), [Some(known)]);
+}
+
+#[test]
+fn blobs_are_what_they_were_found_to_be() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDatabase::open(&directory.path().join("state.db")).unwrap();
+    let blob = VerifiedBlob { digest: Digest::of(b"blob"), size: 7, diff_id: DiffId(Digest::of(b"diff")) };
+    assert_eq!(state.blob(blob.digest).unwrap(), None);
+    state.add_blobs(&[blob]).unwrap();
+    assert_eq!(state.blob(blob.digest).unwrap(), Some(blob));
+}
+
+#[test]
+fn tree_counts_as_whole_until_another_program_changes_the_directories_of_objects() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.db");
+    let state = StateDatabase::open(&path).unwrap();
+    let (one, other) = (ObjectHash::of(b"1"), ObjectHash::of(b"2"));
+    let epoch = state.begin_epoch(b"first").unwrap().unwrap();
+    state.add_whole(&[("/a".to_owned(), one)], epoch).unwrap();
+    assert!(state.is_whole("/a", one, epoch).unwrap());
+    assert!(!state.is_whole("/a", other, epoch).unwrap());
+    state.end_epoch(Some(b"second")).unwrap();
+    assert_eq!(state.begin_epoch(b"second").unwrap(), Some(epoch));
+    assert!(state.is_whole("/a", one, epoch).unwrap());
+    let fixed = StateDatabase::open_fixed(&path).unwrap();
+    assert_eq!(fixed.begin_epoch(b"second").unwrap(), Some(epoch));
+    assert_eq!(fixed.begin_epoch(b"deleted").unwrap(), None);
+    let next = state.begin_epoch(b"deleted").unwrap().unwrap();
+    assert!(!state.is_whole("/a", one, epoch).unwrap(), "another run began a new epoch");
+    assert!(!state.is_whole("/a", one, next).unwrap());
+    state.add_whole(&[("/a".to_owned(), one)], next).unwrap();
+    state.end_epoch(None).unwrap();
+    let last = state.begin_epoch(b"deleted").unwrap().unwrap();
+    assert!(!state.is_whole("/a", one, last).unwrap(), "it was changed while the run went on");
+}
