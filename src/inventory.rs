@@ -120,6 +120,15 @@ pub fn record(repository: &Repository, place: &ImagePlace) -> Result<Option<Imag
     read_record(repository, &place.metadata())
 }
 
+/// Does the same; a record that is lost or damaged counts as none.
+pub(crate) fn intact_record(
+    repository: &Repository,
+    place: &ImagePlace,
+) -> Result<Option<ImageRecord>, RepositoryError> {
+    let json = repository.read_if_intact(&place.metadata().join(b"strata.json"), RECORD_LIMIT)?;
+    Ok(json.and_then(|json| ImageRecord::parse(&json)))
+}
+
 fn read_record(repository: &Repository, folder: &EntryPath) -> Result<Option<ImageRecord>, RepositoryError> {
     let json = repository.read(&folder.join(b"strata.json"), RECORD_LIMIT)?;
     Ok(json.and_then(|json| ImageRecord::parse(&json)))

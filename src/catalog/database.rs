@@ -42,6 +42,9 @@ pub enum CatalogError {
     },
 }
 
+/// An object by name and kind, with how many bytes it has as it is stored, if that is known.
+pub type StoredObject = (ObjectHash, ObjectKind, Option<u64>);
+
 /// Key of a path in all tables: the two halves of its MD5 hash, as CVMFS's code reads them from memory.
 pub type PathKey = (i64, i64);
 
@@ -216,14 +219,22 @@ impl Catalog {
 
     /// Returns the objects of all files, with repetitions. Those that are not ours to read are left out.
     pub fn objects(&self) -> Result<Vec<(ObjectHash, ObjectKind)>, CatalogError> {
+        Ok(self.stored_objects()?.into_iter().map(|(hash, kind, _)| (hash, kind)).collect())
+    }
+
+    /// Returns the same, with how many bytes each has as it is stored, as far as the catalog says so.
+    pub fn stored_objects(&self) -> Result<Vec<StoredObject>, CatalogError> {
         let connection = self.connection();
-        let read = |sql: &str, kind| -> rusqlite::Result<Vec<(ObjectHash, ObjectKind)>> {
+        let read = |sql: &str, kind| -> rusqlite::Result<Vec<StoredObject>> {
             let mut statement = connection.prepare(sql)?;
-            statement.query_map([], |row| Ok((row.get::<_, [u8; 20]>(0)?.into(), kind)))?.collect()
+            statement.query_map([], |row| Ok((row.get::<_, [u8; 20]>(0)?.into(), kind, row.get(1)?)))?.collect()
         };
-        // Regular files alone have objects, but for those outside of the repository (128), and SHA-1 has no bit of 0x700.
-        let whole = "SELECT hash FROM catalog WHERE hash IS NOT NULL AND flags & 0x780 = 0";
-        let chunks = "SELECT chunks.hash FROM chunks JOIN catalog USING (md5path_1, md5path_2) WHERE flags & 0x780 = 0";
+        // Regular files alone have objects, but for those outside of the repository (128), and SHA-1 has no bit of 0x700. What has
+        // bit 0x800 is stored as it is.
+        let whole = "SELECT hash, CASE WHEN flags & 0x800 THEN size END FROM catalog \
+             WHERE hash IS NOT NULL AND flags & 0x780 = 0";
+        let chunks = "SELECT chunks.hash, CASE WHEN flags & 0x800 THEN chunks.size END FROM chunks \
+             JOIN catalog USING (md5path_1, md5path_2) WHERE flags & 0x780 = 0";
         let both =
             read(whole, ObjectKind::File).and_then(|files| Ok([files, read(chunks, ObjectKind::Chunk)?].concat()));
         both.map_err(|source| self.database_error(source))

@@ -106,14 +106,15 @@ impl<'a> Editor<'a> {
     ///
     /// A folder takes the place of nothing but a folder, and a file or link of nothing but those.
     pub fn put(&mut self, path: &EntryPath, entry: CatalogEntry) -> Result<(), BuildError> {
-        let before = self.get(path)?;
+        let (parent, _) = path.split().expect("the root of the repository stays a folder");
+        // What takes the place of a tree does not need that tree's own catalog, which may be lost.
+        let before = self.root.catalog_of(self.catalogs, &parent)?.catalog.get(path)?;
         if before.as_ref().is_some_and(|there| there.is_directory() != entry.is_directory()) {
             return Err(BuildError::Occupied(path.clone()));
         }
         if entry.is_directory() {
             self.remove(path)?;
         }
-        let (parent, _) = path.split().expect("the root of the repository stays a folder");
         self.make_folder(&parent)?;
         let loaded = self.root.catalog_of(self.catalogs, &parent)?;
         loaded.is_changed = true;
@@ -256,16 +257,41 @@ impl Loaded {
         path: &EntryPath,
     ) -> Result<Vec<(EntryPath, CatalogReference, Counters)>, BuildError> {
         let mut taken = Vec::new();
+        let mut is_one_lost = false;
         for (nested, reference) in self.catalog.references_from(References::Nested, path)? {
-            let totals = match self.below.get(&nested) {
-                Some(loaded) => loaded.origin.map(|(_, totals)| totals).unwrap_or_default(),
-                None => catalogs.get(&nested, reference)?.total_counters(),
+            let totals = match self.totals_below(catalogs, &nested, reference) {
+                Err(BuildError::Store(error)) if error.is_damage() => {
+                    is_one_lost = true;
+                    Counters::default()
+                }
+                totals => totals?,
             };
             self.catalog.remove_reference(References::Nested, &nested)?;
             *self.catalog.below() -= totals;
             taken.push((nested, reference, totals));
         }
+        if is_one_lost {
+            // What it counted is what the others do not.
+            let mut below = Counters::default();
+            for (nested, reference) in self.catalog.references_from(References::Nested, &self.catalog.root().clone())? {
+                below += self.totals_below(catalogs, &nested, reference)?;
+            }
+            *self.catalog.below() = below;
+        }
         Ok(taken)
+    }
+
+    /// Returns what a nested catalog of this one and those below it counted before they were changed.
+    fn totals_below(
+        &self,
+        catalogs: Catalogs<'_>,
+        nested: &EntryPath,
+        reference: CatalogReference,
+    ) -> Result<Counters, BuildError> {
+        match self.below.get(nested) {
+            Some(loaded) => Ok(loaded.origin.map(|(_, totals)| totals).unwrap_or_default()),
+            None => Ok(catalogs.get(nested, reference)?.total_counters()),
+        }
     }
 
     /// Tells the other names of a hard link in `folder` that one of them is gone.

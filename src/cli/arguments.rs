@@ -132,7 +132,7 @@ pub struct Convert {
     /// Only say what there is to do
     #[arg(long)]
     pub dry_run: bool,
-    /// Read everything anew and publish it again (layers never change once they are published)
+    /// Read everything anew, publish it again (but for layers, which never change), and repair what is damaged
     #[arg(long)]
     pub force: bool,
     /// Fail images that CVMFS cannot hold all of

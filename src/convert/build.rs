@@ -97,9 +97,6 @@ impl Run {
             }
         }
         staged.outcome.losses = losses;
-        if let Some(kept) = &self.kept {
-            staged.image.layers.iter().for_each(|layer| kept.forget(layer.digest));
-        }
         Ok(())
     }
 
@@ -156,7 +153,7 @@ impl Run {
         if is_new || content.form.is_some() {
             return Ok(content.form.clone());
         }
-        let known = self.known_layer(head, digest)?;
+        let known = self.described_layer(head, digest)?;
         known.map(|known| self.read_layer(digest, &known)).transpose()
     }
 

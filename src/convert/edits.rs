@@ -8,7 +8,7 @@ use super::stage::StagedImage;
 use super::{Chains, ConvertError, PodmanListing};
 use crate::catalog::StoredTree;
 use crate::image::ImageName;
-use crate::inventory::{places, record};
+use crate::inventory::{intact_record, places};
 use crate::layer::EntryPath;
 use crate::layout::{self, ALIASES, ImagePlace, ImageRecord, PLATFORMS, Stamp, UnusedTrees, WishedNames};
 use crate::publish::Edit;
@@ -79,14 +79,20 @@ impl<'a> Edits<'a> {
             return Ok(());
         }
         for (digest, (stored, record)) in &staged.ready.layers {
-            // A layer never changes once it is published, whoever published it.
-            if self.head.get(&layout::layer_root(*digest))?.is_none() {
-                self.add_tree(layout::layer_root(*digest), stored);
-                self.add_file(layout::layer_record(*digest), &record.write())?;
+            let (root, record_path) = (layout::layer_root(*digest), layout::layer_record(*digest));
+            // A layer never changes once it is published, whoever published it, unless a part of it is lost.
+            if !self.head.has(&root)? {
+                self.add_tree(root, stored);
+                self.add_file(record_path, &record.write())?;
+            } else if staged.ready.replaced.contains(&root) {
+                self.replace_tree(root, stored)?;
+                self.put_file(record_path, Some(&record.write()))?;
             }
         }
         for (path, stored) in &staged.ready.trees {
-            if staged.options.force || !Run::is_our_tree(self.head, path)? {
+            if staged.ready.replaced.contains(path) {
+                self.replace_tree(path.clone(), stored)?;
+            } else if staged.options.force || Run::our_tree(self.head, path)?.is_none() {
                 self.add_tree(path.clone(), stored);
             }
         }
@@ -128,7 +134,7 @@ impl<'a> Edits<'a> {
 
     /// Takes away what is published for one image, but for the trees.
     fn remove_place(&mut self, place: &ImagePlace) -> Result<(), ConvertError> {
-        let trees = match record(self.head, place)? {
+        let trees = match intact_record(self.head, place)? {
             Some(record) => record.trees(),
             None => self.run.foreign_trees(self.head, place)?,
         };
@@ -205,7 +211,7 @@ impl<'a> Edits<'a> {
     fn add_metadata(&mut self, staged: &StagedImage, another_is_listed: bool) -> Result<(), ConvertError> {
         let folder = staged.outcome.place.metadata();
         let (record_path, losses_path) = (folder.join(b"strata.json"), folder.join(b"losses.json"));
-        let before = record(self.head, &staged.outcome.place)?;
+        let before = intact_record(self.head, &staged.outcome.place)?;
         let mut record = self.record(staged);
         if let Some(before) = before.as_ref().filter(|before| before.manifest == record.manifest) {
             // What an earlier run published for the same image and this one was not asked for stays the image's.
@@ -277,7 +283,7 @@ impl<'a> Edits<'a> {
             let is_same_size = before.size == bytes.len() as i64;
             // Other objects may hold the same content, if the setting of compression has changed since.
             if before.file_content().as_ref() == Some(&content)
-                || is_same_size && self.head.read(&path, bytes.len() as u64)?.as_deref() == Some(bytes)
+                || is_same_size && self.head.read_if_intact(&path, bytes.len() as u64)?.as_deref() == Some(bytes)
             {
                 return Ok(false);
             }
@@ -294,6 +300,14 @@ impl<'a> Edits<'a> {
 
     fn add_tree(&mut self, path: EntryPath, stored: &StoredTree) {
         self.edits.insert(path, Edit::Tree(Box::new(stored.clone())));
+    }
+
+    /// Puts a tree in the place of one that lacks something, unless storing the tree anew has brought that back.
+    fn replace_tree(&mut self, path: EntryPath, stored: &StoredTree) -> Result<(), ConvertError> {
+        if self.head.nested_catalog(&path)? != Some(stored.reference) {
+            self.add_tree(path, stored);
+        }
+        Ok(())
     }
 
     /// Adds the list of trees that tags left, and the catalogs that everything lies in.

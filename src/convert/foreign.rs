@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::ConvertError;
 use super::run::Run;
-use crate::catalog::FACTS;
+use crate::catalog::{CatalogReference, FACTS};
 use crate::image::Digest;
 use crate::layer::EntryPath;
 use crate::layout::{self, ImagePlace};
@@ -72,11 +72,11 @@ impl Run {
         Ok(layers.chain([layout::flat_root(config)]).collect())
     }
 
-    /// Tells whether a chain or root file system is published, and was made here.
-    pub(super) fn is_our_tree(head: &Repository, path: &EntryPath) -> Result<bool, ConvertError> {
-        let Some(reference) = head.nested_catalog(path)? else { return Ok(false) };
+    /// Returns the root catalog of a chain or root file system that is published and was made here.
+    pub(super) fn our_tree(head: &Repository, path: &EntryPath) -> Result<Option<CatalogReference>, ConvertError> {
+        let Some(reference) = head.nested_catalog(path)? else { return Ok(None) };
         let place = crate::repository::CatalogPlace { root: path.clone(), reference };
-        Ok(head.open_catalog(&place)?.property(FACTS).is_some())
+        Ok(head.open_catalog(&place)?.property(FACTS).map(|_| reference))
     }
 }
 

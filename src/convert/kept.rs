@@ -13,6 +13,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
+use rayon::prelude::*;
+
 use super::ConvertError;
 use crate::image::Digest;
 use crate::ingest::IngestedLayer;
@@ -84,15 +86,18 @@ impl KeptLayers {
     pub(super) fn recall(&self, layer: &ImageLayer) -> Result<Option<IngestedLayer>, ConvertError> {
         let Ok(bytes) = fs::read(path(&self.folder, layer.digest)) else { return Ok(None) };
         let Some(kept) = self.parse(&bytes) else { return Ok(None) };
-        let is_right = kept.summary.diff_id == layer.diff_id && kept.summary.blob_size == layer.size;
-        for entry in kept.entries.iter().filter(|_| is_right) {
-            if let EntryKind::Node(_, NodeKind::File { content, .. }) = &entry.kind
-                && !self.has(content)?
-            {
-                return Ok(None);
-            }
+        if kept.summary.diff_id != layer.diff_id || kept.summary.blob_size != layer.size {
+            return Ok(None);
         }
-        Ok(Some(kept).filter(|_| is_right))
+        let is_missing = |content: &&Content| self.has(content).map_or(true, |is_there| !is_there);
+        let content = kept.entries.par_iter().filter_map(|entry| match &entry.kind {
+            EntryKind::Node(_, NodeKind::File { content, .. }) => Some(content),
+            _ => None,
+        });
+        let missing = content.find_any(is_missing).cloned();
+        // An object that cannot be looked at is an error.
+        let is_whole = missing.map_or(Ok(true), |content| self.has(&content))?;
+        Ok(is_whole.then_some(kept))
     }
 
     fn parse(&self, bytes: &[u8]) -> Option<IngestedLayer> {
@@ -226,6 +231,7 @@ mod tests {
         assert_eq!((recalled.entries, &recalled.summary), (layer.entries, &layer.summary));
         assert!(recall("exact", &image_layer).is_none());
         assert!(recall("fast", &ImageLayer { diff_id: DiffId(Digest::of(b"other")), ..image_layer.clone() }).is_none());
+        assert!(recall("fast", &ImageLayer { size: 4, ..image_layer.clone() }).is_none());
         for objects in fs::read_dir(folder.path().join("storage/data")).unwrap() {
             let objects = objects.unwrap().path();
             fs::remove_dir_all(&objects).unwrap();

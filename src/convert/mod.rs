@@ -15,6 +15,7 @@ mod rehearse;
 mod run;
 mod stage;
 pub(crate) mod trees;
+mod whole;
 
 use std::ops::Range;
 use std::time::Duration;
@@ -75,7 +76,7 @@ pub enum ConvertError {
         source: ApplyError,
     },
     /// A record of an earlier run is of another layer.
-    #[error("the published layer {digest} has diff ID {actual}, but the image config promises {expected}")]
+    #[error("layer {digest} has diff ID {actual}, but the image config promises {expected}")]
     OtherDiffId {
         /// The layer's digest.
         digest: Digest,
@@ -83,6 +84,16 @@ pub enum ConvertError {
         expected: DiffId,
         /// What the record says.
         actual: DiffId,
+    },
+    /// A record of an earlier run is of a blob of another size.
+    #[error("layer {digest} has {actual} bytes, but the image manifest promises {expected}")]
+    OtherSize {
+        /// The layer's digest.
+        digest: Digest,
+        /// What the image manifest says.
+        expected: u64,
+        /// What the record says.
+        actual: u64,
     },
     /// With `strict`, losses are errors.
     #[error("CVMFS cannot hold all of the image: {0}")]
@@ -317,6 +328,9 @@ fn attempt(
     rng: &mut (impl CryptoRng + Send),
 ) -> Result<Report, ConvertError> {
     let run = Run::open(folder, options, folder.registries()?)?;
+    if requests.iter().any(|request| request.image.force) {
+        run.staging.compare_bytes();
+    }
     let head = run.head()?;
     let (mut images, mut staged) = (Vec::new(), Vec::<StagedImage>::new());
     for request in requests {

@@ -1,17 +1,18 @@
 //! Finds out what of an image is neither published nor stored, and what its trees can start from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::run::Run;
-use super::trees::KnownLayer;
+use super::trees::{KnownLayer, published_record};
+use super::whole::Holes;
 use super::{ConvertError, ImageOptions};
-use crate::catalog::StoredTree;
+use crate::catalog::{StoredTree, VerifiedBlob};
 use crate::image::{ChainId, Digest};
 use crate::ingest::IngestedLayer;
 use crate::layer::EntryPath;
 use crate::layout::{self, LayerRecord};
 use crate::repository::Repository;
-use crate::source::Image;
+use crate::source::{Image, ImageLayer};
 
 /// What there is to do for an image.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -41,6 +42,32 @@ pub(super) struct Need {
     pub(super) known: BTreeMap<usize, KnownLayer>,
     /// Layers above the base that were read from their blobs already.
     pub(super) kept: BTreeMap<usize, IngestedLayer>,
+    /// Layers that nobody vouches for, so that their blobs are read whatever else is known.
+    pub(super) unverified: BTreeSet<usize>,
+    /// Published trees that lack something. They are among those to be stored until that is there.
+    pub(super) holes: Vec<(Part, Holes)>,
+}
+
+/// A tree of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// A layer, by its place in the image.
+    Layer(usize),
+    /// A chain, by the number of its layers.
+    Chain(usize),
+    /// The root file system.
+    Flat,
+}
+
+impl Part {
+    /// Returns where it is published.
+    pub(super) fn path(self, image: &Image, chains: &[ChainId]) -> EntryPath {
+        match self {
+            Self::Layer(index) => layout::layer_root(image.layers[index].digest),
+            Self::Chain(length) => layout::chain_root(chains[length - 1]),
+            Self::Flat => layout::flat_root(image.config.digest),
+        }
+    }
 }
 
 /// Trees of an image that are stored and wait to be published.
@@ -50,6 +77,8 @@ pub(super) struct Ready {
     pub(super) layers: BTreeMap<Digest, (StoredTree, LayerRecord)>,
     /// Chains and root file system.
     pub(super) trees: BTreeMap<EntryPath, StoredTree>,
+    /// Those of them that take the place of published ones, which lack something that cannot be made again.
+    pub(super) replaced: BTreeSet<EntryPath>,
 }
 
 impl Run {
@@ -61,18 +90,17 @@ impl Run {
         options: &ImageOptions,
         head: &Repository,
     ) -> Result<(Need, Ready), ConvertError> {
-        let mut ready = Ready::default();
-        let layers = self.needed_layers(image, options, head, &mut ready)?;
-        let mut needed_chains = Vec::new();
+        let (mut need, mut ready) = (Need::default(), Ready::default());
+        need.unverified = self.unverified_layers(image, options, head)?;
+        self.find_needed_layers(&mut need, image, options, head, &mut ready)?;
         for index in options.chains.of(chains.len()) {
-            if self.is_needed(layout::chain_root(chains[index]), options, head, &mut ready)? {
-                needed_chains.push(index + 1);
+            let part = Part::Chain(index + 1);
+            if self.is_needed(&mut need, part, part.path(image, chains), options, head, &mut ready)? {
+                need.chains.push(index + 1);
             }
         }
-        let flat = layout::flat_root(image.config.digest);
-        let flat = !options.skip_flat && self.is_needed(flat, options, head, &mut ready)?;
-        let mut need =
-            Need { layers, chains: needed_chains, flat, base: 0, known: BTreeMap::new(), kept: BTreeMap::new() };
+        let path = Part::Flat.path(image, chains);
+        need.flat = !options.skip_flat && self.is_needed(&mut need, Part::Flat, path, options, head, &mut ready)?;
         if need.is_anything() && !options.force {
             self.find_base(&mut need, chains, head)?;
             self.find_known_layers(&mut need, image, head)?;
@@ -80,42 +108,89 @@ impl Run {
         Ok((need, ready))
     }
 
-    /// Returns the layers that have to be stored; those that an earlier run stored become ready.
-    fn needed_layers(
+    /// Compares each layer with what is known of its blob; returns those of which nothing is.
+    fn unverified_layers(
         &self,
         image: &Image,
         options: &ImageOptions,
         head: &Repository,
+    ) -> Result<BTreeSet<usize>, ConvertError> {
+        let mut unverified = BTreeSet::new();
+        for (index, layer) in image.layers.iter().enumerate() {
+            if options.force || !self.is_vouched_for(layer, head)? {
+                unverified.insert(index);
+            }
+        }
+        Ok(unverified)
+    }
+
+    /// Tells whether a layer's blob is known to be what the image says; an error where it is known to be something else.
+    fn is_vouched_for(&self, layer: &ImageLayer, head: &Repository) -> Result<bool, ConvertError> {
+        if let Some(blob) = self.state.blob(layer.digest)? {
+            return compare(layer, &blob).map(|()| true);
+        }
+        let Some(record) = published_record(head, layer.digest)? else { return Ok(false) };
+        let blob = record.blob(layer.digest);
+        self.state.add_blobs(&[blob])?;
+        compare(layer, &blob).map(|()| true)
+    }
+
+    /// Finds the layers that have to be stored; those that an earlier run stored become ready.
+    fn find_needed_layers(
+        &self,
+        need: &mut Need,
+        image: &Image,
+        options: &ImageOptions,
+        head: &Repository,
         ready: &mut Ready,
-    ) -> Result<Vec<usize>, ConvertError> {
-        let mut needed = Vec::new();
+    ) -> Result<(), ConvertError> {
         for (index, layer) in image.layers.iter().enumerate() {
             let is_repeated = image.layers[..index].iter().any(|other| other.digest == layer.digest);
-            if options.skip_layers || is_repeated || Self::is_layer_published(head, layer.digest)? {
+            if options.skip_layers || is_repeated {
                 continue;
             }
             let path = layout::layer_root(layer.digest);
+            // A catalog that is lost is repaired or an error.
+            let is_published = if options.force { head.has(&path)? } else { head.get(&path)?.is_some() };
+            if is_published {
+                let holes = self.holes_of_layer(head, layer.digest)?;
+                if !holes.is_empty() {
+                    need.layers.push(index);
+                    need.holes.push((Part::Layer(index), holes));
+                }
+                continue;
+            }
             match self.recall(&path, options)? {
                 Some((stored, facts)) if LayerRecord::parse(facts.as_bytes()).is_some() => {
                     let record = LayerRecord::parse(facts.as_bytes()).expect("it was parsed just now");
+                    compare(layer, &record.blob(layer.digest))?;
                     ready.layers.insert(layer.digest, (stored, record));
                 }
-                _ => needed.push(index),
+                _ => need.layers.push(index),
             }
         }
-        Ok(needed)
+        Ok(())
     }
 
-    /// Tells whether the chain or root file system at `path` has to be built; one that an earlier run stored becomes ready.
+    /// Tells whether a chain or root file system has to be built; one that an earlier run stored becomes ready.
     fn is_needed(
         &self,
+        need: &mut Need,
+        part: Part,
         path: EntryPath,
         options: &ImageOptions,
         head: &Repository,
         ready: &mut Ready,
     ) -> Result<bool, ConvertError> {
-        if !options.force && Self::is_our_tree(head, &path)? {
-            return Ok(false);
+        if !options.force
+            && let Some(reference) = Self::our_tree(head, &path)?
+        {
+            let holes = self.holes(&path, reference)?;
+            let is_needed = !holes.is_empty();
+            if is_needed {
+                need.holes.push((part, holes));
+            }
+            return Ok(is_needed);
         }
         let stored = self.recall(&path, options)?;
         let is_needed = stored.is_none();
@@ -138,20 +213,64 @@ impl Run {
 
     fn find_known_layers(&self, need: &mut Need, image: &Image, head: &Repository) -> Result<(), ConvertError> {
         for (index, layer) in image.layers.iter().enumerate().skip(need.base) {
-            let known = self.known_layer(head, layer.digest)?.filter(|known| known.record.is_complete);
-            let Some(known) = known else {
+            let is_to_be_stored = need.layers.contains(&index);
+            let known = if is_to_be_stored { None } else { self.known_layer(head, layer.digest)? };
+            let Some(known) = known.filter(|known| known.record.is_complete) else {
                 let kept = self.kept.as_ref().map(|kept| kept.recall(layer)).transpose()?.flatten();
-                need.kept.extend(kept.map(|kept| (index, kept)));
+                if let Some(kept) = kept {
+                    need.kept.insert(index, kept);
+                    need.unverified.remove(&index);
+                }
                 continue;
             };
-            if known.record.diff_id != layer.diff_id {
-                let (expected, actual) = (layer.diff_id, known.record.diff_id);
-                return Err(ConvertError::OtherDiffId { digest: layer.digest, expected, actual });
-            }
+            compare(layer, &known.record.blob(layer.digest))?;
             need.known.insert(index, known);
+            need.unverified.remove(&index);
         }
         Ok(())
     }
+
+    /// Takes published trees off the list once the content of the layers that were read fills their holes.
+    pub(super) fn fill_holes(
+        &self,
+        need: &mut Need,
+        image: &Image,
+        chains: &[ChainId],
+        head: &Repository,
+        ready: &mut Ready,
+    ) -> Result<(), ConvertError> {
+        if need.holes.is_empty() {
+            return Ok(());
+        }
+        // That of markers is in no layer.
+        self.staging.put_file(self.folder.settings().compression, b"")?;
+        for (part, holes) in std::mem::take(&mut need.holes) {
+            let path = part.path(image, chains);
+            if !self.are_filled(&holes)? {
+                ready.replaced.insert(path);
+                continue;
+            }
+            self.count_as_whole(head, path)?;
+            match part {
+                Part::Layer(index) => need.layers.retain(|other| *other != index),
+                Part::Chain(length) => need.chains.retain(|other| *other != length),
+                Part::Flat => need.flat = false,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes sure that an image says of a layer what its blob was found to be.
+fn compare(layer: &ImageLayer, blob: &VerifiedBlob) -> Result<(), ConvertError> {
+    let digest = layer.digest;
+    if blob.size != layer.size {
+        return Err(ConvertError::OtherSize { digest, expected: layer.size, actual: blob.size });
+    }
+    if blob.diff_id != layer.diff_id {
+        return Err(ConvertError::OtherDiffId { digest, expected: layer.diff_id, actual: blob.diff_id });
+    }
+    Ok(())
 }
 
 impl Need {
@@ -167,8 +286,12 @@ impl Need {
 
     /// Returns the layers that have to be read from their blobs.
     pub(super) fn to_read(&self, image: &Image) -> impl Iterator<Item = usize> {
-        (self.untouched(image)..image.layers.len())
-            .filter(|index| !self.known.contains_key(index) && !self.kept.contains_key(index))
+        (0..image.layers.len()).filter(|index| self.is_read(*index, image))
+    }
+
+    fn is_read(&self, index: usize, image: &Image) -> bool {
+        let is_known = self.known.contains_key(&index) || self.kept.contains_key(&index);
+        self.unverified.contains(&index) || index >= self.untouched(image) && !is_known
     }
 
     /// Returns the need in numbers.

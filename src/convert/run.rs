@@ -1,6 +1,6 @@
 //! What stays the same for all images of a run: where they go, and what is known of earlier ones.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use rayon::ThreadPool;
@@ -14,9 +14,10 @@ use crate::folder::RepositoryFolder;
 use crate::index::ContentIndex;
 use crate::layer::EntryPath;
 use crate::manifest::Keys;
+use crate::message::causes;
 use crate::metadata::Timestamp;
-use crate::object::ChunkSizes;
-use crate::publish::{Publisher, Revision};
+use crate::object::{ChunkSizes, ObjectHash};
+use crate::publish::{Edit, Publisher, Revision};
 use crate::repository::Repository;
 use crate::source::registry::Registries;
 use crate::store::{DirectoryStore, LocalServer, Staging, Written};
@@ -30,11 +31,15 @@ pub(crate) struct Run {
     pub(super) staging: Arc<Staging>,
     pub(super) index: ContentIndex,
     pub(super) state: Arc<StateDatabase>,
+    /// The epoch of the directories of objects that holds for this run; nothing where nothing is known of them.
+    pub(super) epoch: Option<i64>,
     pub(super) pool: ThreadPool,
     /// The head as it was opened last.
     head: Mutex<Option<Repository>>,
     /// Trees that were looked for among those stored earlier, and what was found.
     pub(super) noted: Mutex<HashMap<EntryPath, Option<StoredTreeNote>>>,
+    /// Published trees that this run has looked at and found whole, by path and root catalog.
+    pub(super) whole: Mutex<HashSet<(EntryPath, ObjectHash)>>,
     /// Layers that earlier runs read; nothing is kept of a run that publishes nothing.
     pub(super) kept: Option<KeptLayers>,
     /// What publishing takes; nothing for a run that publishes nothing.
@@ -58,10 +63,12 @@ impl Run {
         }
         // Whatever is missing is missed before the work.
         let publishing = Publishing { keys: folder.keys()?, server: folder.local_server()? };
-        let run = Self::over(folder, &folder.store()?, folder.state()?, options, registries)?;
+        let mut run = Self::over(folder, &folder.store()?, folder.state()?, options, registries)?;
         let form = format!("{} {:?}", folder.settings().compression, ChunkSizes::default());
         let kept = KeptLayers::open(folder.path().join("state/layers"), &form, &run.staging);
-        Ok(Self { kept: Some(kept), publishing: Some(publishing), ..run })
+        run.kept = Some(kept);
+        run.publishing = Some(publishing);
+        Ok(run)
     }
 
     /// Starts a run that stores what it makes in `store` and publishes nothing.
@@ -72,17 +79,19 @@ impl Run {
         options: &Options,
         registries: &Registries,
     ) -> Result<Self, ConvertError> {
-        let state = Arc::new(state);
+        let (state, staging) = (Arc::new(state), Arc::new(Staging::start(store)?));
         Ok(Self {
             folder: folder.clone(),
             options: options.clone(),
             registries: registries.clone(),
-            staging: Arc::new(Staging::start(store)?),
             index: ContentIndex::open(Arc::clone(&state))?,
+            epoch: state.begin_epoch(&staging.marks().to_bytes())?,
+            staging,
             state,
             pool: threads::pool(options.threads)?,
             head: Mutex::default(),
             noted: Mutex::default(),
+            whole: Mutex::default(),
             kept: None,
             publishing: None,
         })
@@ -129,6 +138,36 @@ impl Run {
             wait: self.options.wait,
         };
         let known = self.head()?;
-        Ok(self.pool.install(|| publisher.commit(rng, &known, |head| self.edits(head, changes)))?)
+        let mut trees = Vec::new();
+        let prepare = |head: &Repository| {
+            let edits = self.edits(head, changes)?;
+            trees.extend(edits.iter().filter_map(|(path, edit)| match edit {
+                Edit::Tree(tree) => Some((path.to_string(), tree.reference.hash)),
+                _ => None,
+            }));
+            Ok::<_, ConvertError>(edits)
+        };
+        let revision = self.pool.install(|| publisher.commit(rng, &known, prepare))?;
+        if revision.is_none() {
+            // What was lost and is stored again changes nothing of the head.
+            self.staging.flush()?;
+        }
+        // The revision is out by now, so this is no reason to fail.
+        if let (Some(_), Err(error)) = (revision, self.note_whole(trees)) {
+            tracing::warn!("{}", causes(&error));
+        }
+        Ok(revision)
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // A run that only rehearses leaves nothing, and of one that panicked nothing is believed.
+        if self.publishing.is_some() && !std::thread::panicking() {
+            let marks = self.staging.final_marks().map(|marks| marks.to_bytes());
+            if let Err(error) = self.state.end_epoch(marks.as_deref()) {
+                tracing::debug!("{}", causes(&error));
+            }
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! One image, up to the point where all that belongs to it lies in the store.
 
+use std::collections::BTreeMap;
 use std::thread;
 
 use super::need::{Need, Ready};
 use super::run::Run;
 use super::{ConvertError, ImageOptions, Outcome, PodmanListing, Request};
-use crate::image::{ChainId, ImageName};
+use crate::image::{ChainId, Digest, ImageName};
+use crate::ingest::IngestedLayer;
 use crate::layout::{self, ImagePlace, LossList};
 use crate::progress::Progress;
 use crate::repository::Repository;
@@ -94,7 +96,7 @@ impl Run {
         if self.options.dry_run {
             return Ok(staged);
         }
-        if need.is_anything() {
+        if need.is_anything() || need.to_read(&staged.image).next().is_some() {
             let Outcome { place, plan, .. } = &staged.outcome;
             progress.set_stage(format!("reading {place}"));
             tracing::info!("{place}: reading {} of {} layers", plan.layers_to_read, plan.layers);
@@ -103,15 +105,36 @@ impl Run {
                 let read = self.read_layers(&staged.image, &mut need, source, progress)?;
                 mover.hurry();
                 progress.set_stage(format!("storing the trees of {}", staged.outcome.place));
-                let build = || self.build(&mut staged, &need, read, head);
+                let build = || self.build_what_is_missing(&mut staged, &mut need, read, head);
                 let (built, saved) = self.pool.install(|| rayon::join(build, || self.index.save()));
                 saved?;
                 built
             })?;
+            if let Some(kept) = &self.kept {
+                staged.image.layers.iter().for_each(|layer| kept.forget(layer.digest));
+            }
         }
-        staged.outcome.new_layers = staged.ready.layers.keys().copied().collect();
+        let is_new = |digest: &&Digest| !staged.ready.replaced.contains(&layout::layer_root(**digest));
+        staged.outcome.new_layers = staged.ready.layers.keys().filter(is_new).copied().collect();
         check_losses(&staged)?;
         Ok(staged)
+    }
+
+    /// Builds the trees that are missing, but for those that only missed content which was read now.
+    fn build_what_is_missing(
+        &self,
+        staged: &mut StagedImage,
+        need: &mut Need,
+        read: BTreeMap<usize, IngestedLayer>,
+        head: &Repository,
+    ) -> Result<(), ConvertError> {
+        let chains = staged.image.chains();
+        self.fill_holes(need, &staged.image, &chains, head, &mut staged.ready)?;
+        if need.is_anything() {
+            return self.build(staged, need, read, head);
+        }
+        staged.outcome.losses = self.known_losses(&staged.image, &chains, head)?;
+        Ok(())
     }
 
     /// Finds out what there is to do for an image.
@@ -151,7 +174,7 @@ impl Run {
         }
         let mut losses = LossList::default();
         for layer in &image.layers {
-            if let Some(known) = self.known_layer(head, layer.digest)? {
+            if let Some(known) = self.described_layer(head, layer.digest)? {
                 losses.extend(&known.record.losses);
             }
         }

@@ -6,10 +6,10 @@ use crate::catalog::{Catalog, CatalogReference, FACTS, MAXIMUM_CATALOG_BYTES, St
 use crate::image::Digest;
 use crate::layer::EntryPath;
 use crate::layout::{self, LayerRecord, TreeFacts};
-use crate::object::{ObjectHash, ObjectKind, Pieces};
+use crate::object::{ObjectHash, ObjectKind};
 use crate::repository::{ReadTree, Repository, RepositoryError, read_tree};
 use crate::store::StoreError;
-use crate::tree::{LayerForm, LeafKind, Node, join_links};
+use crate::tree::{LayerForm, join_links};
 
 /// No record is read that is longer.
 const RECORD_LIMIT: u64 = 256 << 20;
@@ -29,11 +29,29 @@ impl Run {
         format!("1 {} {} {:?}", settings.compression, settings.catalog_entries, settings.modes)
     }
 
-    /// Finds a layer that is published with its record, or that was stored for that by an earlier run.
+    /// Finds a layer that is published with its record and whole, or that was stored for that by an earlier run.
     pub(super) fn known_layer(&self, head: &Repository, digest: Digest) -> Result<Option<KnownLayer>, ConvertError> {
-        if let Some(published) = published_layer(head, digest)? {
+        if let Some(published) = published_layer(head, digest)?
+            && self.holes_of_layer(head, digest)?.is_empty()
+        {
             return Ok(Some(published));
         }
+        self.noted_layer(digest)
+    }
+
+    /// Finds a layer that is published with its record, or else one that was stored by an earlier run, for what its catalogs say.
+    pub(super) fn described_layer(
+        &self,
+        head: &Repository,
+        digest: Digest,
+    ) -> Result<Option<KnownLayer>, ConvertError> {
+        match published_layer(head, digest)? {
+            Some(published) => Ok(Some(published)),
+            None => self.noted_layer(digest),
+        }
+    }
+
+    fn noted_layer(&self, digest: Digest) -> Result<Option<KnownLayer>, ConvertError> {
         let Some(note) = self.noted(&layout::layer_root(digest))? else { return Ok(None) };
         let record = LayerRecord::parse(note.facts.as_bytes());
         Ok(record.map(|record| KnownLayer { catalog: note.catalog, record }))
@@ -44,14 +62,14 @@ impl Run {
         Ok(head.get(&layout::layer_root(digest))?.is_some())
     }
 
-    /// Finds a tree that is published, or that was stored for that by an earlier run.
+    /// Finds a tree that is published and whole, or that was stored for that by an earlier run.
     pub(super) fn known_tree(
         &self,
         head: &Repository,
         path: &EntryPath,
     ) -> Result<Option<CatalogReference>, ConvertError> {
-        match head.nested_catalog(path)? {
-            Some(catalog) if Self::is_our_tree(head, path)? => Ok(Some(catalog)),
+        match Self::our_tree(head, path)? {
+            Some(catalog) if self.holes(path, catalog)?.is_empty() => Ok(Some(catalog)),
             _ => Ok(self.noted(path)?.map(|note| note.catalog)),
         }
     }
@@ -97,28 +115,6 @@ impl Run {
         Ok(())
     }
 
-    /// Tells whether every catalog and object of a stored tree is in the store.
-    fn is_complete(&self, path: &EntryPath, catalog: CatalogReference) -> Result<bool, ConvertError> {
-        // Catalogs are read whole here, so a missing one shows; any failure only costs the work to be done again.
-        let Ok(read) = self.read_tree(path, catalog) else { return Ok(false) };
-        let (mut is_complete, mut failure) = (true, None);
-        let mut look = |hash: ObjectHash, kind| match self.staging.has(hash, kind) {
-            Ok(is_there) => is_complete &= is_there,
-            Err(error) => failure = Some(error),
-        };
-        read.tree.walk(&EntryPath::ROOT, &mut |_, node| {
-            if let Node::Leaf(leaf) = node
-                && let LeafKind::File { content, .. } = &leaf.kind
-            {
-                match &content.pieces {
-                    Pieces::Whole(hash) => look(*hash, ObjectKind::File),
-                    Pieces::Chunks(chunks) => chunks.iter().for_each(|chunk| look(chunk.hash, ObjectKind::Chunk)),
-                }
-            }
-        });
-        failure.map_or(Ok(is_complete), |error| Err(error.into()))
-    }
-
     /// Reads a tree back from its catalogs.
     pub(super) fn read_tree(&self, path: &EntryPath, catalog: CatalogReference) -> Result<ReadTree, ConvertError> {
         Ok(read_tree(&|hash| self.read_catalog(hash), path, catalog)?)
@@ -147,17 +143,23 @@ impl Run {
 
 /// Finds a layer that is published with its record.
 pub(crate) fn published_layer(head: &Repository, digest: Digest) -> Result<Option<KnownLayer>, RepositoryError> {
-    let record = layout::layer_record(digest);
-    // A layer whose record is too long to be read is read from its blob.
-    let is_readable = head.get(&record)?.is_some_and(|entry| entry.size.cast_unsigned() <= RECORD_LIMIT);
-    if is_readable
-        && let Some(json) = head.read(&record, RECORD_LIMIT)?
-        && let Some(record) = LayerRecord::parse(&json)
+    if let Some(record) = published_record(head, digest)?
         && let Some(catalog) = head.nested_catalog(&layout::layer_root(digest))?
     {
         return Ok(Some(KnownLayer { catalog, record }));
     }
     Ok(None)
+}
+
+/// Returns the record of a published layer, if it has one that can be read.
+pub(super) fn published_record(head: &Repository, digest: Digest) -> Result<Option<LayerRecord>, RepositoryError> {
+    let path = layout::layer_record(digest);
+    // A layer whose record is too long to be read is read from its blob.
+    let is_readable = head.get(&path)?.is_some_and(|entry| entry.size.cast_unsigned() <= RECORD_LIMIT);
+    if !is_readable {
+        return Ok(None);
+    }
+    Ok(head.read_if_intact(&path, RECORD_LIMIT)?.and_then(|json| LayerRecord::parse(&json)))
 }
 
 /// Reads a layer back in overlay form, with what the form does not say. `read` returns the SQLite file of a catalog.

@@ -19,6 +19,9 @@ use crate::stage::stage;
 /// Content of small files gathers to this before it becomes a job.
 pub(super) const BATCH_BYTES: u64 = 1 << 20;
 
+/// A tar archive has at least one header of this many bytes for each entry.
+const PASSED_FOR_ENTRY: u64 = 512;
+
 /// Not more than this many small files become one job.
 const BATCH_FILES: usize = 512;
 
@@ -26,6 +29,7 @@ const BATCH_FILES: usize = 512;
 pub(super) struct LayerTask<'a> {
     pub(super) index: usize,
     pub(super) is_remote: bool,
+    is_verified_only: bool,
     /// Whether another thread unpacks ahead.
     is_ahead: bool,
     /// When it pays to try again to open the blob.
@@ -95,7 +99,7 @@ impl<'a> LayerTask<'a> {
         limits: Limits,
         has_spare_threads: bool,
     ) -> Self {
-        let LayerToRead { open, is_remote, expected } = layer;
+        let LayerToRead { open, is_remote, is_verified_only, expected } = layer;
         // What comes over a network is waited for by nobody, as long as there is something else to do.
         let is_ahead = has_spare_threads && !is_remote;
         let source = LayerSource::Closed(open);
@@ -105,6 +109,7 @@ impl<'a> LayerTask<'a> {
         Self {
             index,
             is_remote,
+            is_verified_only,
             is_ahead,
             not_before,
             source,
@@ -174,6 +179,9 @@ impl<'a> LayerTask<'a> {
             return Ok(Step::Nothing);
         }
         let LayerSource::Reading(reader, _) = &mut self.source else { unreachable!("the layer was opened just now") };
+        if self.is_verified_only {
+            return Ok(if pass_over(reader)? { Step::End(self.take_batch()) } else { Step::Nothing });
+        }
         loop {
             if let Some(file) = &mut self.large {
                 let Some(content) = file.next_chunk(reader, &self.sizes, buffers)? else {
@@ -243,6 +251,22 @@ impl<'a> LayerTask<'a> {
         let summary = reader.finish()?;
         Ok(ReadLayer { index: self.index, entries: self.entries, spans: self.spans, summary })
     }
+}
+
+/// Reads on a little without keeping anything; tells whether the last entry was reached.
+fn pass_over(reader: &mut LayerReader<BlobReader>) -> Result<bool, LayerError> {
+    let mut passed = 0;
+    while passed < BATCH_BYTES {
+        if let Some(piece) = reader.next_piece()? {
+            passed += if let layer::Piece::Data(data) = piece { data.len() as u64 } else { 0 };
+            continue;
+        }
+        if reader.next_entry()?.is_none() {
+            return Ok(true);
+        }
+        passed += PASSED_FOR_ENTRY;
+    }
+    Ok(false)
 }
 
 impl Job {

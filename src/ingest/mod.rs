@@ -31,6 +31,8 @@ pub struct LayerToRead<'a> {
     pub open: Box<dyn FnMut() -> Result<Option<LayerBlob>, SourceError> + Send + 'a>,
     /// Whether the blob comes over a network, so that it pays to open it long before its turn to be read.
     pub is_remote: bool,
+    /// Whether it is only verified: then nothing is stored, and no entries are returned.
+    pub is_verified_only: bool,
     /// What it should be.
     pub expected: ExpectedLayer,
 }

@@ -57,6 +57,16 @@ fn below(top: &str, digest: Digest) -> EntryPath {
     path(&format!("{top}/{}/{hex}", &hex[..2]))
 }
 
+/// Tells whether `path` is the root of a layer, chain or root file system, or lies in one.
+pub fn is_in_tree(path: &EntryPath) -> bool {
+    let depth = path.components().count();
+    match path.components().next() {
+        Some(b".layers") => depth >= 4 && path.components().nth(3) == Some(b"layerfs"),
+        Some(b".chains" | b".flat") => depth >= 3,
+        _ => false,
+    }
+}
+
 /// Returns the public link of an image.
 pub fn public_link(name: &ImageName) -> EntryPath {
     path(&name.public_path())
@@ -111,6 +121,20 @@ mod tests {
         assert_eq!(catalogs("host/a/b:tag"), ["/host"]);
         let overlay = ["/podmanStore", "/podmanStore/overlay"];
         assert_eq!(catalogs("podmanStore/overlay/l/A"), overlay);
+    }
+
+    #[test]
+    fn trees_are_told_from_what_holds_them() {
+        for inside in
+            [".layers/e3/e3b0/layerfs", ".layers/e3/e3b0/layerfs/a", ".chains/e3/e3b0", ".flat/e3/e3b0/usr/lib"]
+        {
+            assert!(is_in_tree(&path(inside)), "{inside}");
+        }
+        for outside in [".layers", ".layers/e3/e3b0/.metadata/strata.json", ".chains/e3", "host/a:1", ".metadata/host"]
+        {
+            assert!(!is_in_tree(&path(outside)), "{outside}");
+        }
+        assert!(!is_in_tree(&EntryPath::ROOT));
     }
 
     #[test]

@@ -22,9 +22,11 @@ use crate::catalog::{
     Catalog, CatalogEntry, CatalogError, CatalogReference, HistoryError, MAXIMUM_CATALOG_BYTES, Tag, read_tags,
 };
 use crate::layer::EntryPath;
+use crate::layout;
 use crate::manifest::{
     Certificate, ManifestError, RepositoryManifest, RepositoryName, certificate::CertificateError, letter::LetterError,
 };
+use crate::message::causes;
 use crate::object::{ObjectHash, ObjectKind};
 use crate::store::{ContentError, DirectoryStore, StoreError};
 
@@ -60,6 +62,14 @@ pub enum RepositoryError {
     /// The manifest was not signed with the certificate's key.
     #[error("manifest of '{0}' is not signed by its certificate")]
     Signature(RepositoryName, #[source] LetterError),
+    /// A catalog is missing, or its bytes are not those that its name promises.
+    #[error("cannot read the catalog of {path}; to repair it, {}", repair(path))]
+    BrokenCatalog {
+        /// The directory that the catalog describes.
+        path: EntryPath,
+        /// What is wrong with its object.
+        source: StoreError,
+    },
     /// The tag database cannot be used.
     #[error(transparent)]
     History(#[from] HistoryError),
@@ -93,6 +103,25 @@ pub enum RepositoryError {
         /// Why.
         source: ContentError,
     },
+}
+
+impl RepositoryError {
+    /// Returns why the catalog of the directory `path` cannot be read.
+    pub(crate) fn of_catalog(path: &EntryPath, error: StoreError) -> Self {
+        match error.is_damage() {
+            true => Self::BrokenCatalog { path: path.clone(), source: error },
+            false => error.into(),
+        }
+    }
+}
+
+/// Returns what brings the catalog of the directory `path` back.
+fn repair(path: &EntryPath) -> &'static str {
+    if layout::is_in_tree(path) {
+        "run 'strata convert --force' for an image that this tree belongs to, or copy the object from a replica"
+    } else {
+        "copy the object from a replica or a backup of the repository"
+    }
 }
 
 /// Names one of the revisions that a repository keeps: by number, by tag, or as the one that clients see.
@@ -202,9 +231,7 @@ impl Repository {
         for _ in number..=self.manifest.revision {
             let place = CatalogPlace { root: EntryPath::ROOT, reference };
             let catalog = match self.open_catalog(&place) {
-                Err(RepositoryError::Store(StoreError::Io { source, .. }))
-                    if source.kind() == std::io::ErrorKind::NotFound =>
-                {
+                Err(RepositoryError::BrokenCatalog { source: StoreError::Io { .. }, .. }) => {
                     return Ok(None);
                 }
                 catalog => catalog?,
@@ -256,7 +283,8 @@ impl Repository {
     /// Returns the catalog at `place`, of this or any other revision.
     pub fn open_catalog(&self, place: &CatalogPlace) -> Result<Arc<Catalog>, RepositoryError> {
         self.catalogs.get(place, || {
-            let bytes = self.store.read_decoded(place.reference.hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES)?;
+            let bytes = self.store.read_decoded(place.reference.hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES);
+            let bytes = bytes.map_err(|error| RepositoryError::of_catalog(&place.root, error))?;
             Ok(Arc::new(Catalog::parse(&bytes, &place.root)?))
         })
     }
@@ -333,6 +361,12 @@ impl Repository {
         Ok(self.catalog_of(path)?.get(path)?)
     }
 
+    /// Tells whether something is at `path`. The catalog of a transition point is not read for that.
+    pub fn has(&self, path: &EntryPath) -> Result<bool, RepositoryError> {
+        let Some((parent, _)) = path.split() else { return Ok(true) };
+        Ok(self.catalog_of(&parent)?.get(path)?.is_some())
+    }
+
     /// Returns what lies in the folder `path`, hidden entries included, by name.
     pub fn list(&self, path: &EntryPath) -> Result<BTreeMap<Vec<u8>, CatalogEntry>, RepositoryError> {
         Ok(self.catalog_of(path)?.list(path)?)
@@ -352,6 +386,17 @@ impl Repository {
             bytes.append(&mut self.store.read_piece(piece).map_err(failed)?);
         }
         Ok(Some(bytes))
+    }
+
+    /// Does the same; content that is lost or damaged counts as none, with a warning.
+    pub(crate) fn read_if_intact(&self, path: &EntryPath, limit: u64) -> Result<Option<Vec<u8>>, RepositoryError> {
+        match self.read(path, limit) {
+            Err(RepositoryError::Content { path, source }) if source.is_damage() => {
+                tracing::warn!("cannot read {path}: {}", causes(&source));
+                Ok(None)
+            }
+            read => read,
+        }
     }
 
     /// Returns where the catalog of the transition point `path` lies, or `None` where nothing or something else is.

@@ -29,7 +29,7 @@ pub fn read_tree(
     path: &EntryPath,
     reference: CatalogReference,
 ) -> Result<ReadTree, RepositoryError> {
-    let catalog = Catalog::parse(&read(reference.hash)?, path)?;
+    let catalog = read_catalog(read, path, reference.hash)?;
     let fault = "it is no folder";
     let root = catalog.get(path)?.ok_or_else(|| RepositoryError::Unreadable { path: path.clone(), fault })?;
     let folder = root.directory().ok_or_else(|| RepositoryError::Unreadable { path: path.clone(), fault })?;
@@ -37,6 +37,15 @@ pub fn read_tree(
     let stored = StoredTree { reference, transition_point, totals: catalog.total_counters() };
     let facts = catalog.property(FACTS).map(str::to_owned);
     Ok(ReadTree { tree: read_folder(read, &catalog, path, folder)?, stored, facts })
+}
+
+fn read_catalog(
+    read: &dyn Fn(ObjectHash) -> Result<Vec<u8>, StoreError>,
+    path: &EntryPath,
+    hash: ObjectHash,
+) -> Result<Catalog, RepositoryError> {
+    let bytes = read(hash).map_err(|error| RepositoryError::of_catalog(path, error))?;
+    Ok(Catalog::parse(&bytes, path)?)
 }
 
 fn read_folder(
@@ -51,7 +60,7 @@ fn read_folder(
         let node = if let Some(child) = entry.directory() {
             Node::Directory(match catalog.nested(&path)? {
                 Some(reference) => {
-                    let below = Catalog::parse(&read(reference.hash)?, &path)?;
+                    let below = read_catalog(read, &path, reference.hash)?;
                     read_folder(read, &below, &path, child)?
                 }
                 None => read_folder(read, catalog, &path, child)?,

@@ -26,9 +26,6 @@ const AT_ONCE: usize = 32;
 /// A registry that asks to wait longer than this fails the image.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// No record is read that is longer.
-const RECORD_LIMIT: u64 = 64 << 20;
-
 /// No image has longer documents.
 const DOCUMENT_LIMIT: u64 = 64 << 20;
 
@@ -156,8 +153,7 @@ impl Survey<'_> {
     }
 
     fn record(&self, place: &ImagePlace) -> Result<Option<ImageRecord>, RepositoryError> {
-        let json = self.head.read(&place.metadata().join(b"strata.json"), RECORD_LIMIT)?;
-        Ok(json.and_then(|json| ImageRecord::parse(&json)))
+        inventory::intact_record(self.head, place)
     }
 
     fn is_linked(

@@ -293,6 +293,7 @@ fn is_local(error: &ConvertError) -> bool {
         | ConvertError::Naming(_)
         | ConvertError::Apply { .. }
         | ConvertError::OtherDiffId { .. }
+        | ConvertError::OtherSize { .. }
         | ConvertError::Losses(_)
         | ConvertError::SameName(_) => false,
         _ => true,
