@@ -24,6 +24,7 @@ mod podman_store;
 mod preview;
 mod publish;
 mod registry;
+mod reuse;
 mod runtimes;
 mod strict;
 mod strict_selftest;

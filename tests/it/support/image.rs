@@ -41,6 +41,8 @@ pub struct TestImage {
     settings: BTreeMap<&'static str, Value>,
     platform: (String, String),
     damage: BTreeSet<Damage>,
+    /// The diff IDs in the config, if they are not those of the layers.
+    claimed_diff_ids: Option<Vec<String>>,
 }
 
 /// The documents and blobs of an image, by digest.
@@ -59,7 +61,8 @@ impl TestImage {
             other => other,
         };
         let (layers, settings, damage) = Default::default();
-        Self { layers, settings, platform: ("linux".to_owned(), architecture.to_owned()), damage }
+        let platform = ("linux".to_owned(), architecture.to_owned());
+        Self { layers, settings, platform, damage, claimed_diff_ids: None }
     }
 
     /// Puts a layer on top.
@@ -107,9 +110,16 @@ impl TestImage {
         self
     }
 
+    /// Has the config claim that the layers are those of another image.
+    pub fn claim_to_be(mut self, other: &Self) -> Self {
+        self.claimed_diff_ids = Some(other.diff_ids());
+        self
+    }
+
     /// Returns the diff IDs as the config has them, from the lowest layer up.
     pub fn diff_ids(&self) -> Vec<String> {
-        let mut diff_ids: Vec<String> = self.layers.iter().map(TestLayer::diff_id).collect();
+        let own = || self.layers.iter().map(TestLayer::diff_id).collect();
+        let mut diff_ids: Vec<String> = self.claimed_diff_ids.clone().unwrap_or_else(own);
         for damage in &self.damage {
             match *damage {
                 Damage::WrongDiffId(layer) => diff_ids[layer] = WRONG_DIGEST.to_owned(),
