@@ -50,3 +50,10 @@ CREATE TABLE IF NOT EXISTS whole (
     path TEXT PRIMARY KEY,
     catalog TEXT NOT NULL, epoch INTEGER NOT NULL
 ) WITHOUT ROWID;
+
+-- What a registry had under a name when it was found to be no image: the type of the artifact. `wanted` is its digest and the
+-- platforms that were asked for, `writer` the version of the program, as for others it may be an image.
+CREATE TABLE IF NOT EXISTS artifact (
+    name TEXT PRIMARY KEY,
+    wanted TEXT NOT NULL, type TEXT NOT NULL, writer TEXT NOT NULL
+) WITHOUT ROWID;

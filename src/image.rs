@@ -5,6 +5,8 @@
 
 mod config;
 mod manifest;
+mod name;
+mod platform;
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,6 +17,9 @@ use sha2::{Digest as _, Sha256};
 
 pub use config::{ExecutionConfig, HistoryEntry, ImageConfig, RootFs};
 pub use manifest::{Descriptor, DescriptorPlatform, DocumentKind, ImageIndex, ImageManifest};
+pub use name::{FullName, ImageName, ImageReference};
+pub(crate) use name::{is_repository, is_tag};
+pub use platform::{Platform, Suitability};
 
 /// Why a text is not a digest, an image name or a platform.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -168,206 +173,6 @@ macro_rules! text_form_of_digest {
 text_form_of_digest!(DiffId);
 text_form_of_digest!(ChainId);
 
-/// What an image is called in public: `host/repository:tag`, or `host/repository@sha256:…`.
-///
-/// The host is kept as it was spelt: `registry.hub.docker.com` and `docker.io` are two names. A name never leads out of
-/// the folder it is published in, nor into one of the folders that the repository keeps for itself.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ImageName {
-    host: String,
-    repository: String,
-    reference: ImageReference,
-}
-
-/// The part of an image name that picks one image of a repository.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ImageReference {
-    /// A name that its owner may move to another image.
-    Tag(String),
-    /// The digest of one manifest.
-    Digest(Digest),
-}
-
-impl ImageName {
-    /// Returns the registry's host, with its port if the name has one.
-    pub fn host(&self) -> &str {
-        &self.host
-    }
-
-    /// Returns the repository at the registry, such as `library/debian`.
-    pub fn repository(&self) -> &str {
-        &self.repository
-    }
-
-    /// Returns the tag or digest.
-    pub fn reference(&self) -> &ImageReference {
-        &self.reference
-    }
-
-    /// Returns the path of the public link below the root of the CVMFS repository, without a leading slash.
-    ///
-    /// A digest is joined with a colon, `host/name:sha256:<hex>`, as consumers expect.
-    pub fn public_path(&self) -> String {
-        match &self.reference {
-            ImageReference::Tag(tag) => format!("{}/{}:{tag}", self.host, self.repository),
-            ImageReference::Digest(digest) => format!("{}/{}:{digest}", self.host, self.repository),
-        }
-    }
-}
-
-impl fmt::Display for ImageName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.reference {
-            ImageReference::Tag(tag) => write!(f, "{}/{}:{tag}", self.host, self.repository),
-            ImageReference::Digest(digest) => write!(f, "{}/{}@{digest}", self.host, self.repository),
-        }
-    }
-}
-
-impl FromStr for ImageName {
-    type Err = NameError;
-
-    /// Parses `host[:port]/repository[:tag][@digest]`. A tag wins over a digest, as in the paths that consumers know.
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        let wrong = |reason| NameError::Image { name: text.to_owned(), reason };
-        let (host, rest) = text.split_once('/').ok_or_else(|| wrong("it needs a host, as in host/name:tag"))?;
-        if !is_host(host) {
-            return Err(wrong("its host may hold letters, digits, '.', '-' and a port, and does not begin with a dot"));
-        }
-        let (rest, digest) = match rest.split_once('@') {
-            Some((rest, digest)) => (rest, Some(digest.parse::<Digest>()?)),
-            None => (rest, None),
-        };
-        let (repository, tag) = match rest.split_once(':') {
-            Some((repository, tag)) => (repository, Some(tag)),
-            None => (rest, None),
-        };
-        if !is_repository(repository) {
-            return Err(wrong("its repository is not lower-case words joined by '.', '_', '-' and '/'"));
-        }
-        let reference = match (tag, digest) {
-            (Some(tag), _) if is_tag(tag) => ImageReference::Tag(tag.to_owned()),
-            (Some(_), _) => return Err(wrong("its tag is not up to 128 letters, digits, '.', '_' and '-'")),
-            (None, Some(digest)) => ImageReference::Digest(digest),
-            (None, None) => return Err(wrong("it needs a tag or a digest, as in host/name:tag")),
-        };
-        let name = Self { host: host.to_owned(), repository: repository.to_owned(), reference };
-        match name.public_path().split('/').all(|component| component.len() <= 255) {
-            true => Ok(name),
-            false => Err(wrong("its last part and its tag have more than 255 characters together")),
-        }
-    }
-}
-
-/// Tells whether `host` may stand at the root of the repository beside the folders that strata keeps there.
-fn is_host(host: &str) -> bool {
-    let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
-    let name_is_right = !name.is_empty()
-        && name.len() <= 240
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
-        && name.as_bytes()[0].is_ascii_alphanumeric();
-    name_is_right && name != "podmanStore" && port.is_none_or(|port| port.parse::<u16>().is_ok())
-}
-
-/// Tells whether `text` is the name of a repository at a registry.
-pub(crate) fn is_repository(text: &str) -> bool {
-    text.len() <= 255 && text.split('/').all(is_repository_component)
-}
-
-/// Tells whether `text` is one path component of a repository name (distribution-spec, "Pulling manifests").
-fn is_repository_component(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    let is_word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    !bytes.is_empty()
-        && is_word(bytes[0])
-        && is_word(bytes[bytes.len() - 1])
-        && bytes.iter().all(|&b| is_word(b) || matches!(b, b'.' | b'_' | b'-'))
-}
-
-/// Tells whether `text` is a tag (distribution-spec, "Pulling manifests").
-pub(crate) fn is_tag(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    let is_word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    !bytes.is_empty()
-        && bytes.len() <= 128
-        && is_word(bytes[0])
-        && bytes.iter().all(|&b| is_word(b) || matches!(b, b'.' | b'-'))
-}
-
-/// What a program was built for, as image indexes name it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Platform {
-    /// Operating system, in Go's spelling (`linux`).
-    pub os: String,
-    /// Processor architecture, in Go's spelling (`amd64`).
-    pub architecture: String,
-    /// Variant of the architecture (`v7`).
-    pub variant: Option<String>,
-}
-
-impl Platform {
-    /// Returns the platform of the machine that this program runs on.
-    pub fn of_this_machine() -> Self {
-        let (architecture, variant) = match std::env::consts::ARCH {
-            "x86_64" => ("amd64", None),
-            "x86" => ("386", None),
-            "aarch64" => ("arm64", None),
-            "arm" => ("arm", Some("v7")),
-            "powerpc64" => ("ppc64le", None),
-            other => (other, None),
-        };
-        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: variant.map(str::to_owned) }
-    }
-
-    /// Returns the platform that an image document spells in parts, if it names at least the first two.
-    fn from_parts(os: &str, architecture: &str, variant: Option<&str>) -> Option<Self> {
-        let variant = variant.filter(|variant| !variant.is_empty()).map(str::to_owned);
-        (!os.is_empty() && !architecture.is_empty()).then(|| Self {
-            os: os.to_owned(),
-            architecture: architecture.to_owned(),
-            variant,
-        })
-    }
-
-    /// Tells whether an image for `offered` runs where this platform was asked for.
-    ///
-    /// A variant that is not asked for may be any, and `arm64` without one is `arm64/v8`.
-    pub fn accepts(&self, offered: &Platform) -> bool {
-        let variant = |platform: &Platform| match (&platform.variant, platform.architecture.as_str()) {
-            (None, "arm64") => Some("v8".to_owned()),
-            (variant, _) => variant.clone(),
-        };
-        self.os == offered.os
-            && self.architecture == offered.architecture
-            && (self.variant.is_none() || variant(self) == variant(offered))
-    }
-}
-
-impl fmt::Display for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        self.variant.iter().try_for_each(|variant| write!(f, "/{variant}"))
-    }
-}
-
-impl FromStr for Platform {
-    type Err = NameError;
-
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        let parts: Vec<&str> = text.split('/').collect();
-        match parts.as_slice() {
-            [os, architecture, variant @ ..] if variant.len() <= 1 && parts.iter().all(|part| !part.is_empty()) => {
-                Ok(Self {
-                    os: (*os).to_owned(),
-                    architecture: (*architecture).to_owned(),
-                    variant: variant.first().map(|&variant| variant.to_owned()),
-                })
-            }
-            _ => Err(NameError::Platform(text.to_owned())),
-        }
-    }
-}
-
 /// Parses a JSON object; serde alone would also take a list of its members' values.
 pub(crate) fn parse_object<T: DeserializeOwned>(json: &[u8]) -> Result<T, serde_json::Error> {
     match json.trim_ascii_start().first() {
@@ -425,53 +230,5 @@ mod tests {
         let expected = Digest::of(format!("{a} {b}").as_bytes());
         assert_eq!(ChainId::all(&[a, b]), [ChainId(a.0), ChainId(expected)]);
         assert_eq!(ChainId::all(&[]), []);
-    }
-
-    #[test]
-    fn image_name_keeps_its_host_and_joins_a_digest_with_a_colon() {
-        let name: ImageName = "registry.hub.docker.com/library/debian:12".parse().unwrap();
-        assert_eq!(name.public_path(), "registry.hub.docker.com/library/debian:12");
-        let name: ImageName = format!("localhost:5000/a@{EMPTY}").parse().unwrap();
-        assert_eq!(name.public_path(), format!("localhost:5000/a:{EMPTY}"));
-        assert_eq!(name.to_string(), format!("localhost:5000/a@{EMPTY}"));
-        let name: ImageName = format!("h/a/b:t@{EMPTY}").parse().unwrap();
-        assert_eq!(name.public_path(), "h/a/b:t");
-    }
-
-    #[test]
-    fn image_name_cannot_leave_its_place() {
-        for wrong in [
-            "debian:12",
-            "/a:t",
-            ".flat/a:t",
-            "podmanStore/a:t",
-            "../a:t",
-            "h/../a:t",
-            "h/a",
-            "h//a:t",
-            "h/A:t",
-            "h/a:",
-            "h/a:t:u",
-            "h/a:.t",
-            "h:x/a:t",
-            "h:70000/a:t",
-            "h/a\n:t",
-            "h/a@sha256:0",
-        ] {
-            assert!(wrong.parse::<ImageName>().is_err(), "{wrong:?} was taken");
-        }
-        let long = |length: usize| format!("h/{}:{}", "a".repeat(length - 129), "t".repeat(128)).parse::<ImageName>();
-        assert!(long(255).is_ok() && long(256).is_err());
-    }
-
-    #[test]
-    fn platform_without_variant_accepts_any() {
-        let platform = |text: &str| text.parse::<Platform>().unwrap();
-        assert!(platform("linux/arm64").accepts(&platform("linux/arm64/v8")));
-        assert!(platform("linux/arm64/v8").accepts(&platform("linux/arm64")));
-        assert!(!platform("linux/arm/v6").accepts(&platform("linux/arm/v7")));
-        assert!(!platform("linux/amd64").accepts(&platform("linux/arm64")));
-        assert!("linux".parse::<Platform>().is_err() && "a/b/c/d".parse::<Platform>().is_err());
-        assert!("linux//v7".parse::<Platform>().is_err());
     }
 }

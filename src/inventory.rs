@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::image::{ImageName, NameError, Platform};
+use crate::image::{ImageConfig, ImageIndex, ImageName, NameError, Platform};
 use crate::layer::EntryPath;
 use crate::layout::{self, ImagePlace, ImageRecord, LayerRecord, LossList};
 use crate::podman::{PublishedStore, Refusal, StoreImage};
@@ -139,6 +139,10 @@ fn read_record(repository: &Repository, folder: &EntryPath) -> Result<Option<Ima
 pub struct ImageDetails {
     /// What was published for it.
     pub record: ImageRecord,
+    /// What it is for, if anything says it: the place, the index, or else the config.
+    pub platform: Option<Platform>,
+    /// What its config says that it is for.
+    pub config_platform: Option<Platform>,
     /// What CVMFS cannot hold of it.
     pub losses: LossList,
     /// Its layers, from the lowest up: what is known about each, and how many other images have it.
@@ -170,7 +174,24 @@ pub fn describe(repository: &Repository, place: &ImagePlace) -> Result<ImageDeta
         layers.push((json.and_then(|json| LayerRecord::parse(&json)), users.get(layer).copied().unwrap_or(0)));
     }
     let podman = podman_sees(repository, place, &record)?;
-    Ok(ImageDetails { record, losses, layers, same_flat, podman })
+    let config = repository.read(&folder.join(b"config.json"), FILE_LIMIT)?;
+    let config_platform = config.and_then(|config| ImageConfig::parse(&config).ok()?.platform());
+    let in_index = platform_in_index(repository, &folder, &record)?;
+    let platform = place.platform.clone().or(in_index).or_else(|| config_platform.clone());
+    Ok(ImageDetails { record, platform, config_platform, losses, layers, same_flat, podman })
+}
+
+/// Returns what the index of an image says that it is for, if there is one that lists it.
+fn platform_in_index(
+    repository: &Repository,
+    folder: &EntryPath,
+    record: &ImageRecord,
+) -> Result<Option<Platform>, InventoryError> {
+    let index = repository.read(&folder.join(b"index.json"), FILE_LIMIT)?;
+    let index: Option<ImageIndex> = index.and_then(|index| serde_json::from_slice(&index).ok());
+    let entries = index.into_iter().flat_map(|index| index.manifests);
+    let mut entry = entries.filter(|entry| entry.digest == record.manifest.to_string());
+    Ok(entry.find_map(|entry| entry.platform()))
 }
 
 fn podman_sees(

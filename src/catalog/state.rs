@@ -364,6 +364,27 @@ impl StateDatabase {
         .map(drop)
     }
 
+    /// Returns the type of the artifact that a name stood for, if what is `wanted` of it is the same as then.
+    pub fn artifact(&self, name: &str, wanted: &str) -> Result<Option<String>, StateError> {
+        self.with(|connection| {
+            connection
+                .prepare_cached("SELECT type FROM artifact WHERE name = ? AND wanted = ? AND writer = ?")?
+                .query_row(params![name, wanted, env!("CARGO_PKG_VERSION")], |row| row.get(0))
+                .optional()
+        })
+    }
+
+    /// Remembers that what is `wanted` of a name is an artifact of a type.
+    pub fn add_artifact(&self, name: &str, wanted: &str, artifact_type: &str) -> Result<(), StateError> {
+        self.with(|connection| {
+            connection.execute(
+                "INSERT OR REPLACE INTO artifact (name, wanted, type, writer) VALUES (?, ?, ?, ?)",
+                params![name, wanted, artifact_type, env!("CARGO_PKG_VERSION")],
+            )
+        })
+        .map(drop)
+    }
+
     fn with<T>(&self, run: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StateError> {
         let mut connection = self.connection.lock().expect("no thread panics while it uses the database");
         run(&mut connection).map_err(|source| StateError { path: self.path.clone(), source })

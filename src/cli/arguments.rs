@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use strata::convert::Options;
 use strata::folder::{FolderError, RepositoryFolder};
-use strata::image::{ImageName, Platform};
+use strata::image::{FullName, Platform};
 use strata::layer::Limits;
 use strata::metadata::Timestamp;
 use strata::repository::Point;
@@ -111,9 +111,9 @@ pub struct Convert {
     /// Images: docker://HOST/NAME:TAG (or http://…), oci:DIR[:REF], oci-archive:FILE[:REF], docker-archive:FILE[:REF]
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<ImageArgument>,
-    /// Name to publish the image under, as host/name:tag; only with one image
+    /// Name to publish the image under, as host/name:tag or with the digest it has to have; only with one image
     #[arg(long, value_name = "REF")]
-    pub name: Option<ImageName>,
+    pub name: Option<FullName>,
     /// Which image of an index to take, or "all", side by side [default: the one for this machine]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]|all")]
     pub platform: Option<Platforms>,
@@ -238,7 +238,7 @@ pub struct Verify {
     pub image: ImageArgument,
     /// Name that the image is published under, as host/name:tag
     #[arg(long, value_name = "REF")]
-    pub name: Option<ImageName>,
+    pub name: Option<FullName>,
     /// Which image of an index to take [default: the one for this machine]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     pub platform: Option<Platform>,
@@ -258,7 +258,7 @@ pub struct Diff {
     pub to: Option<Point>,
     /// Name that the image would be published under, as host/name:tag
     #[arg(long, value_name = "REF", conflicts_with = "to")]
-    pub name: Option<ImageName>,
+    pub name: Option<FullName>,
     /// Which image of an index to take [default: the one for this machine]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", conflicts_with = "to")]
     pub platform: Option<Platform>,

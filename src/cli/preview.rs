@@ -14,7 +14,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 use strata::convert::{ImageOptions, Request, convert};
 use strata::folder::RepositoryFolder;
-use strata::image::ImageName;
+use strata::image::FullName;
 use strata::layer::Limits;
 use strata::mount::MountOptions;
 use strata::preview::{Preview, PreviewOptions};
@@ -107,7 +107,7 @@ fn read(
 fn keep(command: &PreviewArguments, folder: &RepositoryFolder, progress: &Arc<Progress>) -> anyhow::Result<()> {
     let platforms = Platforms::One(PlatformRequest::new(command.platform.clone()));
     // Nothing gets the name, but there has to be one.
-    let name: ImageName = "preview.invalid/image:preview".parse().context("the name is right")?;
+    let name: FullName = "preview.invalid/image:preview".parse().context("the name is right")?;
     let image = ImageOptions { platforms, ..ImageOptions::default() };
     let request = Request { argument: command.image.clone(), name: Some(name), image };
     let report = convert(folder, &[request], &default_options()?, progress, &mut randomness())?;

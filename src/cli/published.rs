@@ -74,13 +74,12 @@ impl PublishedImage {
             }
             (_, platform) => {
                 let wanted = platform.cloned().unwrap_or_else(Platform::of_this_machine);
-                let is_meant =
-                    |place: &&ImagePlace| place.platform.as_ref().is_some_and(|offered| wanted.accepts(offered));
+                let suits = |place: &ImagePlace| Some((wanted.suits(place.platform.as_ref()?)?, place.clone()));
                 let there: Vec<String> =
                     places.iter().flat_map(|place| &place.platform).map(ToString::to_string).collect();
                 let missing =
                     || anyhow::anyhow!("'{}' is there for {}, but not for {wanted}", self.name, there.join(", "));
-                places.iter().find(is_meant).cloned().ok_or_else(missing)
+                places.iter().filter_map(suits).min().map(|(_, place)| place).ok_or_else(missing)
             }
         }
     }

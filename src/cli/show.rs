@@ -77,6 +77,10 @@ fn image_info(
     let published = Timestamp { seconds: record.published, nanoseconds: 0 };
     print_line(format_args!("image      {place}"))?;
     print_line(format_args!("source     {}", on_one_line(&record.source)))?;
+    print_line(format_args!("platform   {}", platform_text(details)))?;
+    if let Some(digest) = record.digest {
+        print_line(format_args!("digest     {digest}"))?;
+    }
     print_line(format_args!("manifest   {}", record.manifest))?;
     print_line(format_args!("config     {}", record.config))?;
     print_line(format_args!("published  {published}, revision {}", record.revision))?;
@@ -101,6 +105,16 @@ fn image_info(
     Ok(())
 }
 
+fn platform_text(details: &ImageDetails) -> String {
+    match (&details.platform, &details.config_platform) {
+        (Some(platform), Some(config)) if platform.is_contradicted_by(config) => {
+            on_one_line(&format!("{platform} (its config says {config})"))
+        }
+        (Some(platform), _) => on_one_line(&platform.to_string()),
+        (None, _) => "unknown".to_owned(),
+    }
+}
+
 fn podman_text(details: &ImageDetails) -> String {
     match &details.podman {
         Some(Ok(())) => "yes".to_owned(),
@@ -121,7 +135,7 @@ fn image_json(place: &ImagePlace, details: &ImageDetails, commands: &[(Runtime, 
     let same_flat: Vec<String> = details.same_flat.iter().map(ToString::to_string).collect();
     json!({
         "name": place.name.to_string(),
-        "platform": place.platform.as_ref().map(ToString::to_string),
+        "platform": details.platform.as_ref().map(ToString::to_string),
         "record": details.record,
         "layers": layers.collect::<Vec<_>>(),
         "same-flat": same_flat,

@@ -142,6 +142,15 @@ impl Observer for Reporter<'_> {
                 tracing::debug!("{} is unchanged", image.name());
                 add(&self.counts.unchanged, 1);
             }
+            Event::Artifact(image, artifact_type) => {
+                self.display.remove(&image.name().to_string());
+                let artifact_type = on_one_line(artifact_type);
+                tracing::info!(
+                    "{} is no image but an artifact of the type {artifact_type}, and is skipped",
+                    image.name()
+                );
+                self.counts.all.fetch_sub(1, Ordering::Relaxed);
+            }
             Event::Quarantined(image, reason) => {
                 tracing::warn!("{}: {reason}", image.name());
                 add(&self.counts.failed, 1);
@@ -194,6 +203,7 @@ fn to_text(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome]) -> 
                 }
             }
             ImageState::Failed(_) => counts[2] += 1,
+            ImageState::Artifact(_) => {}
         }
     }
     for name in &report.removed {
@@ -207,6 +217,9 @@ fn to_text(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome]) -> 
     text += &format!("{} images: {unchanged} unchanged, {published} published, {failed} failed", report.images.len());
     if !report.removed.is_empty() {
         text += &format!(", {} removed", report.removed.len());
+    }
+    if !report.artifacts.is_empty() {
+        text += &format!("; {} artifacts skipped", report.artifacts.len());
     }
     if !report.failures.is_empty() {
         text += &format!("; {} lists failed", report.failures.len());
@@ -244,9 +257,14 @@ fn to_json(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome]) -> 
                 json["state"] = "failed".into();
                 json["error"] = error.as_str().into();
             }
+            ImageState::Artifact(artifact_type) => {
+                json["state"] = "artifact".into();
+                json["type"] = artifact_type.as_str().into();
+            }
         }
         json
     };
+    let artifact = |(image, artifact_type): &(WantedImage, String)| json!({"image": image.argument.to_string(), "name": image.name().to_string(), "type": artifact_type});
     let failure = |failure: &strata::wishlist::Failure| {
         json!({"line": failure.line, "host": failure.host, "what": failure.what,
             "error": on_one_line(&strata::message::causes(&*failure.error))})
@@ -259,6 +277,7 @@ fn to_json(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome]) -> 
         "removed": report.removed.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "not-listed": report.failures.iter().map(failure).collect::<Vec<_>>(),
         "images": report.images.iter().map(image).collect::<Vec<_>>(),
+        "artifacts": report.artifacts.iter().map(artifact).collect::<Vec<_>>(),
         "thin-images": thin.iter().map(thin_json).collect::<Vec<_>>(),
     })
 }

@@ -220,7 +220,9 @@ impl<'a> Edits<'a> {
             record.podman &= !another_is_listed;
         }
         let index = staged.image.index.as_ref().map(|index| index.bytes.as_slice());
-        let is_as_before = |before: &ImageRecord| before.trees() == record.trees() && before.podman == record.podman;
+        let is_as_before = |before: &ImageRecord| {
+            before.trees() == record.trees() && before.podman == record.podman && before.digest == record.digest
+        };
         let mut is_new = !before.as_ref().is_some_and(is_as_before);
         is_new |= self.put_file(folder.join(b"manifest.json"), Some(&staged.image.manifest.bytes))?;
         is_new |= self.put_file(folder.join(b"config.json"), Some(&staged.image.config.bytes))?;
@@ -254,6 +256,7 @@ impl<'a> Edits<'a> {
             stamp: Stamp::default(),
             source: staged.source.clone(),
             platform: options.platforms.asked(),
+            digest: staged.digest,
             index: image.index.as_ref().map(|index| index.digest),
             manifest: image.manifest.digest,
             manifest_is_made: image.manifest_is_made,

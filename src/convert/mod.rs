@@ -24,7 +24,7 @@ use rsa::rand_core::CryptoRng;
 
 use crate::catalog::{BuildError, StateError};
 use crate::folder::{FolderError, RepositoryFolder};
-use crate::image::{DiffId, Digest, ImageName};
+use crate::image::{DiffId, Digest, FullName, ImageName, ImageReference};
 use crate::index::IndexError;
 use crate::ingest::IngestError;
 use crate::layer::Limits;
@@ -165,10 +165,18 @@ impl Chains {
 pub struct Request {
     /// Where it is.
     pub argument: ImageArgument,
-    /// The name to publish it under, if not the one that it carries.
-    pub name: Option<ImageName>,
+    /// The name to publish it under, if not the one that it carries. A digest in it has to be the image's.
+    pub name: Option<FullName>,
     /// What is published of it.
     pub image: ImageOptions,
+}
+
+impl Request {
+    /// Returns the digest that stands beside the tag in the name to publish under, which would be lost otherwise.
+    fn digest_beside_tag(&self) -> Option<Digest> {
+        let has_tag = |name: &&FullName| matches!(name.name.reference(), ImageReference::Tag(_));
+        self.name.as_ref().filter(has_tag).and_then(|name| name.digest)
+    }
 }
 
 /// What is published of an image.

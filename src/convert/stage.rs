@@ -40,6 +40,8 @@ pub(crate) struct StagedImage {
     pub(super) options: ImageOptions,
     /// The image as it was named.
     pub(super) source: String,
+    /// The digest that stands beside the tag in the name that was asked for.
+    pub(super) digest: Option<Digest>,
     /// What the head did not have.
     pub(super) ready: Ready,
     pub(crate) outcome: Outcome,
@@ -160,8 +162,8 @@ impl Run {
         let (manifest, config) = (image.manifest.digest, image.config.digest);
         let (podman, new_layers) = (PodmanListing::NotAsked, Vec::new());
         let outcome = Outcome { place, manifest, config, plan, losses, podman, new_layers };
-        let source = request.argument.to_string();
-        Ok((StagedImage { source, options, ready, outcome, image, is_foreign }, need))
+        let (source, digest) = (request.argument.to_string(), request.digest_beside_tag());
+        Ok((StagedImage { source, digest, options, ready, outcome, image, is_foreign }, need))
     }
 
     /// Returns what was left out of an image that needs nothing built: as its trees say it, or else its layers.

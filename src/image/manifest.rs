@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::{Digest, NameError, Platform, null_as_default};
 
@@ -10,7 +10,7 @@ use super::{Digest, NameError, Platform, null_as_default};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageManifest {
-    /// What this is when it is no image.
+    /// What this is beside an image, or instead.
     #[serde(default, deserialize_with = "null_as_default")]
     pub artifact_type: String,
     /// The image config.
@@ -22,7 +22,11 @@ pub struct ImageManifest {
 
 /// A list of manifests, in general one image for several platforms (image-spec, image-index.md).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ImageIndex {
+    /// What this is beside an index of images, or instead.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub artifact_type: String,
     /// Manifests or further indexes, the preferred ones first.
     #[serde(default, deserialize_with = "null_as_default")]
     pub manifests: Vec<Descriptor>,
@@ -44,7 +48,7 @@ pub struct Descriptor {
     /// Where else the blob may be.
     #[serde(default, deserialize_with = "null_as_default")]
     pub urls: Vec<String>,
-    /// What the blob is when it is no image.
+    /// What the blob is beside an image, or instead.
     #[serde(default, deserialize_with = "null_as_default")]
     pub artifact_type: String,
     /// What the image is for.
@@ -67,7 +71,25 @@ pub struct DescriptorPlatform {
     pub architecture: String,
     /// Variant of the architecture.
     pub variant: Option<String>,
+    /// Whether the image needs features of the operating system that not every runtime has.
+    #[serde(rename = "os.features", deserialize_with = "is_filled")]
+    pub needs_os_features: bool,
+    /// Whether the image needs features of the processor beside the variant (Docker's manifest lists).
+    #[serde(rename = "features", deserialize_with = "is_filled")]
+    pub needs_features: bool,
 }
+
+/// Tells whether a list holds anything, whatever form it has.
+fn is_filled<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    Ok(match serde_json::Value::deserialize(deserializer)? {
+        serde_json::Value::Array(items) => !items.is_empty(),
+        serde_json::Value::String(text) => !text.is_empty(),
+        _ => false,
+    })
+}
+
+/// What BuildKit's attestations say of themselves beside the platform `unknown/unknown`.
+const ATTESTATION: (&str, &str) = ("vnd.docker.reference.type", "attestation-manifest");
 
 impl Descriptor {
     /// Returns the digest of the blob.
@@ -77,7 +99,7 @@ impl Descriptor {
 
     /// Returns what the image is for, if the descriptor says it.
     pub fn platform(&self) -> Option<Platform> {
-        let DescriptorPlatform { os, architecture, variant } = &self.platform;
+        let DescriptorPlatform { os, architecture, variant, .. } = &self.platform;
         Platform::from_parts(os, architecture, variant.as_deref())
     }
 
@@ -86,33 +108,63 @@ impl Descriptor {
         self.annotations.get(key)?.as_deref()
     }
 
-    /// Tells whether this may be an image, or an index of images, rather than an attestation or another artifact.
+    /// Tells whether this may be an image, or an index of images, as far as that shows without a look at it.
+    ///
+    /// The type of an artifact is no proof: an image may have one beside its config.
     pub fn may_be_image(&self) -> bool {
         // BuildKit marks its attestations with the platform unknown/unknown, so that runtimes pass them by.
         self.platform.os != "unknown"
-            && (self.artifact_type.is_empty() || is_config_media_type(&self.artifact_type))
+            && self.platform.architecture != "unknown"
+            && self.annotation(ATTESTATION.0) != Some(ATTESTATION.1)
             && (self.media_type.is_empty() || DocumentKind::of_media_type(&self.media_type).is_some())
+    }
+
+    /// Returns the type of the artifact that this is said to be, if that is not an image's.
+    pub fn foreign_type(&self) -> Option<&str> {
+        Some(self.artifact_type.as_str()).filter(|artifact_type| !is_config_media_type(artifact_type))
     }
 }
 
 impl ImageManifest {
     /// Returns the type of the artifact that this manifest holds, if that is not an image.
+    ///
+    /// The config decides (image-spec, manifest.md, "Guidelines for Artifact Usage"). Only where its type may be anything's,
+    /// the type of the artifact does; and what has layers, but none of an image's kind, is no image: signatures of cosign and
+    /// attestations of BuildKit have the config of one.
     pub fn foreign_type(&self) -> Option<&str> {
-        [&self.artifact_type, &self.config.media_type]
-            .into_iter()
-            .map(String::as_str)
-            .find(|media_type| !is_config_media_type(media_type))
+        let named = Some(self.artifact_type.as_str()).filter(|artifact_type| !is_config_media_type(artifact_type));
+        let config_type = self.config.media_type.as_str();
+        if !is_config_media_type(config_type) {
+            return named.or(Some(config_type));
+        }
+        if !is_image_config(config_type) && named.is_some() {
+            return named;
+        }
+        let types = || self.layers.iter().map(|layer| layer.media_type.as_str());
+        if types().any(is_of_image_layers) {
+            return None;
+        }
+        types().next().and(named).or_else(|| types().find(|media_type| *media_type != "application/octet-stream"))
     }
+}
+
+/// Tells whether `media_type` is that of an image config and of nothing else.
+fn is_image_config(media_type: &str) -> bool {
+    matches!(media_type, "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json")
 }
 
 /// Tells whether `media_type` is one under which image configs are found.
 fn is_config_media_type(media_type: &str) -> bool {
-    matches!(
-        media_type,
-        "" | "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
-        // Early registries and builders wrote these, and Docker still takes them for images (docker/distribution#1621).
-        | "application/octet-stream" | "application/json" | "text/html"
-    )
+    // Early registries and builders wrote these, and Docker still takes them for images (docker/distribution#1621).
+    is_image_config(media_type)
+        || matches!(media_type, "" | "application/octet-stream" | "application/json" | "text/html")
+}
+
+/// Tells whether `media_type` is of layers of images, known or not: encrypted ones, too.
+fn is_of_image_layers(media_type: &str) -> bool {
+    media_type.is_empty()
+        || media_type.starts_with("application/vnd.oci.image.layer.")
+        || media_type.starts_with("application/vnd.docker.image.rootfs.")
 }
 
 /// The two kinds of documents that an image name can lead to.
@@ -159,16 +211,87 @@ mod tests {
     }
 
     #[test]
+    fn config_and_layers_tell_an_image_from_an_artifact() {
+        const OCI: &str = "application/vnd.oci.image.config.v1+json";
+        const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+        const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+        for (artifact_type, config, layers, expected) in [
+            ("", OCI, &[LAYER][..], None),
+            ("application/vnd.example.model", OCI, &[LAYER], None),
+            ("application/vnd.example.model", OCI, &[], None),
+            ("application/vnd.example.model", "application/vnd.docker.container.image.v1+json", &[LAYER], None),
+            ("application/spdx+json", EMPTY, &["application/spdx+json"], Some("application/spdx+json")),
+            ("application/spdx+json", "", &[LAYER], Some("application/spdx+json")),
+            ("", EMPTY, &[EMPTY], Some(EMPTY)),
+            (
+                "",
+                "application/vnd.cncf.helm.config.v1+json",
+                &["application/vnd.cncf.helm.chart.content.v1.tar+gzip"],
+                Some("application/vnd.cncf.helm.config.v1+json"),
+            ),
+            (
+                "",
+                "application/vnd.wasm.config.v0+json",
+                &["application/wasm"],
+                Some("application/vnd.wasm.config.v0+json"),
+            ),
+            (
+                "",
+                OCI,
+                &["application/vnd.dev.cosign.simplesigning.v1+json"],
+                Some("application/vnd.dev.cosign.simplesigning.v1+json"),
+            ),
+            ("", OCI, &["application/vnd.in-toto+json"; 2], Some("application/vnd.in-toto+json")),
+            ("", OCI, &["application/wasm"], Some("application/wasm")),
+            ("", OCI, &[LAYER, "application/wasm"], None),
+            ("", OCI, &["application/octet-stream"], None),
+            (
+                "application/vnd.example.model",
+                OCI,
+                &["application/octet-stream"],
+                Some("application/vnd.example.model"),
+            ),
+            ("", OCI, &["application/vnd.oci.image.layer.v1.tar+gzip+encrypted"], None),
+            ("", "", &[""], None),
+        ] {
+            let descriptor =
+                |media_type: &str| Descriptor { media_type: media_type.to_owned(), ..Descriptor::default() };
+            let manifest = ImageManifest {
+                artifact_type: artifact_type.to_owned(),
+                config: descriptor(config),
+                layers: layers.iter().map(|layer| descriptor(layer)).collect(),
+            };
+            assert_eq!(manifest.foreign_type(), expected, "{artifact_type} {config} {layers:?}");
+        }
+    }
+
+    #[test]
+    fn features_of_a_platform_are_seen_in_any_form() {
+        for (features, is_needed) in
+            [("[]", false), ("null", false), (r#"["sse4"]"#, true), (r#""sse4""#, true), ("{}", false)]
+        {
+            let json =
+                format!(r#"{{"os":"linux","architecture":"amd64","os.features":{features},"features":{features}}}"#);
+            let platform: DescriptorPlatform = serde_json::from_str(&json).unwrap();
+            assert_eq!((platform.needs_os_features, platform.needs_features), (is_needed, is_needed), "{features}");
+        }
+    }
+
+    #[test]
     fn descriptor_of_something_else_is_no_image() {
         let may_be_image = |members: &str| {
-            let json = format!(r#"{{"digest":"d","size":1,"annotations":null,"platform":null{members}}}"#);
-            let json = if members.contains("platform") { json.replace(r#","platform":null"#, "") } else { json };
+            let json = format!(r#"{{"digest":"d","size":1,"urls":null,"mediaType":null{members}}}"#);
+            let json = if members.contains("mediaType") { json.replace(r#","mediaType":null"#, "") } else { json };
             serde_json::from_str::<Descriptor>(&json).unwrap().may_be_image()
         };
         assert!(may_be_image(""));
         assert!(may_be_image(r#","mediaType":"application/vnd.docker.distribution.manifest.list.v2+json""#));
+        assert!(may_be_image(r#","artifactType":"application/vnd.example.model""#));
         assert!(!may_be_image(r#","platform":{"os":"unknown","architecture":"unknown"}"#));
-        assert!(!may_be_image(r#","artifactType":"application/spdx+json""#));
+        assert!(!may_be_image(r#","platform":{"os":"linux","architecture":"unknown"}"#));
+        assert!(!may_be_image(
+            r#","annotations":{"vnd.docker.reference.type":"attestation-manifest"},"platform":{"os":"linux"}"#
+        ));
         assert!(!may_be_image(r#","mediaType":"application/xml""#));
     }
 

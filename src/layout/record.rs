@@ -193,6 +193,9 @@ pub struct ImageRecord {
     pub source: String,
     /// The platform that was asked for, if one was.
     pub platform: Option<String>,
+    /// The digest that was given beside the tag of its name, if one was: of the index or of the manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
     /// The digest of the index that the name stood for, if it stood for one.
     pub index: Option<Digest>,
     /// The digest of the image manifest.
@@ -227,7 +230,7 @@ impl ImageRecord {
         write_json(self)
     }
 
-    /// Takes over what is published for the same image by another record.
+    /// Takes over what is published for the same image by another record, and the digest of its name.
     pub fn keep_trees_of(&mut self, other: &Self) {
         let add = |digest: &Digest| !self.layers.contains(digest);
         let layers: Vec<Digest> = other.layers.iter().copied().filter(add).collect();
@@ -237,6 +240,7 @@ impl ImageRecord {
         self.chains.extend(chains);
         self.flat |= other.flat;
         self.podman |= other.podman;
+        self.digest = self.digest.or(other.digest);
     }
 
     /// Returns the folders of all trees that were published for the image.

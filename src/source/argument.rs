@@ -158,6 +158,10 @@ mod tests {
             "docker-archive:file:a:b".to_owned(),
             "docker://localhost:5000/a/b:tag".to_owned(),
             "http://h.org/a:tag".to_owned(),
+            "docker://[::1]:5000/a/b:tag".to_owned(),
+            "http://[2001:db8::1]/a:tag".to_owned(),
+            format!("docker://[::1]:5000/a@{digest}"),
+            format!("docker://[::1]:5000/a:tag@{digest}"),
             format!("docker://h.org/a@{digest}"),
             format!("docker://h.org/a:tag@{digest}"),
         ] {
@@ -170,6 +174,7 @@ mod tests {
         let plain = parse("h.org/a:tag").unwrap();
         assert_eq!(plain, parse("docker://h.org/a:tag").unwrap());
         assert_eq!(plain, parse("https://h.org/a:tag").unwrap());
+        assert_eq!(parse("[::1]:5000/a:tag"), parse("docker://[::1]:5000/a:tag"));
         let name = "h.org/a:tag".parse().unwrap();
         assert_eq!(parse("http://h.org/a:tag"), Ok(ImageArgument::Registry { name, digest: None, plain_http: true }));
     }

@@ -116,6 +116,7 @@ impl Source for DockerArchive {
             index: None,
             manifest: make_manifest(&self.config, &layers),
             manifest_is_made: true,
+            platform: self.parsed_config.platform(),
             config: self.config.clone(),
             parsed_config: self.parsed_config.clone(),
             layers,

@@ -56,6 +56,9 @@ pub(super) trait Blobs {
     }
 }
 
+/// What artifacts were for some time, before they took the form of images (image-spec 1.1.0-rc2).
+const ARTIFACT_MANIFEST: &str = "application/vnd.oci.artifact.manifest.v1+json";
+
 /// Opens what a digest names.
 type Open<'a> = &'a dyn Fn(&Digest) -> Result<Blob, SourceError>;
 
@@ -130,6 +133,7 @@ struct Outline {
     layers: Option<IgnoredAny>,
     config: Option<IgnoredAny>,
     fs_layers: Option<IgnoredAny>,
+    artifact_type: Option<String>,
 }
 
 impl Outline {
@@ -153,6 +157,10 @@ pub(super) fn kind(path: &Path, name: &str, bytes: &[u8], media_type: &str) -> R
     let refuse = |reason| SourceError::NotAManifest { document: name.to_owned(), reason };
     if outline.is_schema_1() {
         return Err(SourceError::Schema1 { document: name.to_owned() });
+    }
+    if outline.media_type.as_deref().unwrap_or(media_type) == ARTIFACT_MANIFEST {
+        let artifact_type = outline.artifact_type.unwrap_or_else(|| ARTIFACT_MANIFEST.to_owned());
+        return Err(SourceError::Artifact { manifest: Digest::of(bytes), artifact_type });
     }
     if outline.schema_version.is_some_and(|version| version != 2) {
         return Err(refuse("its schemaVersion is not 2"));

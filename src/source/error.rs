@@ -128,6 +128,14 @@ pub enum SourceError {
         /// The platforms there are.
         offered: Vec<String>,
     },
+    /// An index has only what not every machine of the architecture runs.
+    #[error("there is no image for every {requested}, but only for {}: name the variant that is wanted", list(offered))]
+    VariantNeeded {
+        /// The platform that was asked for, without a variant.
+        requested: String,
+        /// The platforms of its architecture.
+        offered: Vec<String>,
+    },
     /// The only image is for another platform than the one that was asked for.
     #[error("image {digest} is for {}, not for {requested}", quoted(actual))]
     OtherPlatform {

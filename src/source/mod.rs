@@ -31,7 +31,7 @@ pub use oci_layout::OciLayout;
 
 use registry::{Registries, RegistryImagePlace, Transport};
 
-use crate::image::{ChainId, DiffId, Digest, ImageConfig, ImageName, NameError, Platform};
+use crate::image::{ChainId, DiffId, Digest, FullName, ImageConfig, ImageName, NameError, Platform};
 
 /// One image at some place, for one or several platforms.
 pub trait Source: Send + Sync {
@@ -198,13 +198,15 @@ impl fmt::Display for Platforms {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Image {
     /// The full names that the place itself gives the image: host, repository and tag. Often there is none.
-    pub names: Vec<ImageName>,
+    pub names: Vec<FullName>,
     /// The index that the reference named, if it named one.
     pub index: Option<Document>,
     /// The image manifest.
     pub manifest: Document,
     /// Whether the manifest was made here, because the place has none.
     pub manifest_is_made: bool,
+    /// What the image is for, if anything says it: the index, or else the config.
+    pub platform: Option<Platform>,
     /// The image config.
     pub config: Document,
     /// What the config says.
@@ -227,18 +229,42 @@ pub enum NamingError {
         /// The names that it carries.
         names: Vec<String>,
     },
+    /// The name is that of another image.
+    #[error("'{argument}' cannot be published as '{name}': its digest is {}", digests(found))]
+    OtherDigest {
+        /// The image as it was named.
+        argument: Box<ImageArgument>,
+        /// The name, with a digest.
+        name: Box<FullName>,
+        /// The digests of its index, if it has one, and of its manifest.
+        found: Vec<Digest>,
+    },
+}
+
+/// Lists the digests that an image goes by.
+fn digests(found: &[Digest]) -> String {
+    found.iter().map(ToString::to_string).collect::<Vec<_>>().join(" (its index) or ")
 }
 
 impl Image {
     /// Returns the name to publish the image under: the one that is `asked` for, or the only one that it carries.
-    pub fn name(&self, asked: Option<&ImageName>, argument: &ImageArgument) -> Result<ImageName, NamingError> {
-        match (asked, self.names.as_slice()) {
-            (Some(name), _) | (None, [name]) => Ok(name.clone()),
-            (None, []) => Err(NamingError::NoName(argument.clone())),
+    ///
+    /// A digest in it has to be that of the image's manifest, or of the index that it was found by.
+    pub fn name(&self, asked: Option<&FullName>, argument: &ImageArgument) -> Result<ImageName, NamingError> {
+        let name = match (asked, self.names.as_slice()) {
+            (Some(name), _) | (None, [name]) => name,
+            (None, []) => return Err(NamingError::NoName(argument.clone())),
             (None, names) => {
                 let names = names.iter().map(ToString::to_string).collect();
-                Err(NamingError::SeveralNames { argument: argument.clone(), names })
+                return Err(NamingError::SeveralNames { argument: argument.clone(), names });
             }
+        };
+        let found: Vec<Digest> = self.index.iter().chain([&self.manifest]).map(|document| document.digest).collect();
+        match name.digest {
+            Some(digest) if !found.contains(&digest) => {
+                Err(NamingError::OtherDigest { argument: argument.clone().into(), name: name.clone().into(), found })
+            }
+            _ => Ok(name.name.clone()),
         }
     }
 
@@ -278,15 +304,15 @@ impl fmt::Debug for Image {
 /// Parses a name that a layout or an archive carries, if it is a full one.
 ///
 /// `bitnami/nginx:1` means a repository at Docker Hub to those who wrote it, not a host named `bitnami`.
-fn full_name(text: &str) -> Option<ImageName> {
-    let name: ImageName = text.parse().ok()?;
-    let host = name.host();
+fn full_name(text: &str) -> Option<FullName> {
+    let name: FullName = text.parse().ok()?;
+    let host = name.name.host();
     (host.contains(['.', ':']) || host == "localhost").then_some(name)
 }
 
 /// Parses the full names among `texts`, each once.
-fn full_names<'t>(texts: impl IntoIterator<Item = &'t str>) -> Vec<ImageName> {
-    let mut names: Vec<ImageName> = texts.into_iter().filter_map(full_name).collect();
+fn full_names<'t>(texts: impl IntoIterator<Item = &'t str>) -> Vec<FullName> {
+    let mut names: Vec<FullName> = texts.into_iter().filter_map(full_name).collect();
     names.sort();
     names.dedup();
     names

@@ -15,7 +15,7 @@ use super::error::SourceError;
 use super::resolve::Resolver;
 use super::tar_index::TarArchive;
 use super::{Image, ImageLayer, LayerBlob, PlatformRequest, Source, full_names};
-use crate::image::{Descriptor, Digest, DocumentKind, ImageIndex, ImageName, Platform};
+use crate::image::{Descriptor, Digest, DocumentKind, FullName, ImageIndex, ImageManifest, Platform};
 
 /// The tag or name of an entry in `index.json`, as nearly every tool writes it.
 const REFERENCE_NAME: &str = "org.opencontainers.image.ref.name";
@@ -94,9 +94,9 @@ impl OciLayout {
             let reason = "its index.json is not an index";
             return Err(SourceError::NotALayout { path: self.path().to_owned(), reason });
         }
-        let ImageIndex { manifests } = document::parse(self.path(), "index.json", &json)?;
+        let ImageIndex { manifests, .. } = document::parse(self.path(), "index.json", &json)?;
         let Some(reference) = &self.reference else {
-            return Ok(manifests.into_iter().filter(Descriptor::may_be_image).collect());
+            return Ok(self.images_among(manifests));
         };
         let (mut meant, others): (Vec<_>, Vec<_>) = manifests.into_iter().partition(|entry| is_named(entry, reference));
         if meant.is_empty() {
@@ -104,9 +104,36 @@ impl OciLayout {
             return Err(SourceError::UnknownReference { path, reference, names });
         }
         if meant.len() > 1 {
-            meant.retain(Descriptor::may_be_image);
+            meant = self.images_among(meant);
         }
         Ok(meant)
+    }
+
+    /// Returns the entries that may be images. Signatures and the like may lie beside an image, which shows in their
+    /// manifests only; where there is nothing else, they are left to be named.
+    fn images_among(&self, mut entries: Vec<Descriptor>) -> Vec<Descriptor> {
+        entries.retain(Descriptor::may_be_image);
+        let is_one = entries.iter().all(|entry| entry.digest == entries[0].digest);
+        let images: Vec<Descriptor> = if is_one {
+            Vec::new()
+        } else {
+            entries.iter().filter(|entry| !self.is_artifact(entry)).cloned().collect()
+        };
+        if images.is_empty() { entries } else { images }
+    }
+
+    /// Tells whether an entry leads to a manifest that is not an image's. One that cannot be read may be.
+    fn is_artifact(&self, entry: &Descriptor) -> bool {
+        let Ok(document) = document::read_manifest(self, entry, "index.json") else { return false };
+        let name = document.digest.to_string();
+        match document::kind(self.path(), &name, &document.bytes, &entry.media_type) {
+            Ok(DocumentKind::Manifest) => {
+                let manifest = document::parse::<ImageManifest>(self.path(), &name, &document.bytes);
+                manifest.is_ok_and(|manifest| manifest.foreign_type().is_some())
+            }
+            Err(SourceError::Artifact { .. }) => true,
+            Ok(DocumentKind::Index) | Err(_) => false,
+        }
     }
 }
 
@@ -127,7 +154,7 @@ impl OciLayout {
 }
 
 /// Returns the full names that entries of one image carry.
-fn names(entries: &[Descriptor]) -> Vec<ImageName> {
+fn names(entries: &[Descriptor]) -> Vec<FullName> {
     let names = entries.iter().flat_map(|entry| [entry.annotation(CONTAINERD_NAME), reference_name(entry)]);
     full_names(names.flatten())
 }

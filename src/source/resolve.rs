@@ -1,5 +1,6 @@
 //! From a descriptor down to one image: through indexes, by platform, to a manifest and its config.
 
+mod candidates;
 mod platforms;
 
 use super::document::{self, Blobs, Document};
@@ -21,12 +22,20 @@ pub(super) struct Resolver<'a> {
     blobs: &'a dyn Blobs,
     request: &'a PlatformRequest,
     documents_read: usize,
-    offered: Vec<String>,
+    /// The platforms that were seen, for a message.
+    offered: Vec<Platform>,
+    /// The first thing that was seen and is no image: its manifest, and what it is.
+    artifact: Option<(Digest, String)>,
+    /// The first such thing that is for a platform that was asked for.
+    wanted_artifact: Option<(Digest, String)>,
+    /// The index that is searched.
+    index: Option<Digest>,
 }
 
 impl<'a> Resolver<'a> {
     pub(super) fn new(blobs: &'a dyn Blobs, request: &'a PlatformRequest) -> Self {
-        Self { blobs, request, documents_read: 0, offered: Vec::new() }
+        let (artifact, wanted_artifact, index) = (None, None, None);
+        Self { blobs, request, documents_read: 0, offered: Vec::new(), artifact, wanted_artifact, index }
     }
 
     /// Returns the image that a name stands for: `descriptor` points to its manifest or to an index.
@@ -54,79 +63,72 @@ impl<'a> Resolver<'a> {
             }
             DocumentKind::Index => {
                 let index = self.index(&document)?;
+                self.note_index(&document, &index);
                 let image = self.choose(&index.manifests, 1)?;
-                image.map(|image| Image { index: Some(document), ..image }).ok_or_else(|| self.no_such_platform())
+                Ok(Image { index: Some(document), ..image })
             }
         }
     }
 
     /// Returns the image for the wanted platform among descriptors of one image.
     pub(super) fn among(mut self, descriptors: &[Descriptor]) -> Result<Image, SourceError> {
-        self.choose(descriptors, 0)?.ok_or_else(|| self.no_such_platform())
+        self.choose(descriptors, 0)
     }
 
-    /// Finds the first image for the wanted platform, in the order of the index, below `depth` indexes.
-    fn choose(&mut self, descriptors: &[Descriptor], depth: usize) -> Result<Option<Image>, SourceError> {
-        for descriptor in descriptors.iter().filter(|descriptor| descriptor.may_be_image()) {
-            let platform = descriptor.platform();
-            if platform.as_ref().is_some_and(|platform| !self.accepts(platform)) {
-                continue;
-            }
-            let found = match self.candidate(descriptor, platform.is_some(), depth) {
-                // Nobody said that it is an image.
-                Err(SourceError::Artifact { .. }) if platform.is_none() => None,
-                found => found?,
-            };
-            if found.is_some() {
-                return Ok(found);
-            }
-        }
-        Ok(None)
-    }
-
-    /// Looks at one entry of an index: its own platform, if it has one, was found to be right.
-    fn candidate(
-        &mut self,
-        descriptor: &Descriptor,
-        platform_is_right: bool,
-        depth: usize,
-    ) -> Result<Option<Image>, SourceError> {
-        let (document, kind) = self.read(descriptor)?;
-        match kind {
-            DocumentKind::Index if depth == MAX_DEPTH => {
-                Err(SourceError::NestedTooDeep { digest: document.digest, limit: MAX_DEPTH })
-            }
-            DocumentKind::Index => {
-                let index = self.index(&document)?;
-                self.choose(&index.manifests, depth + 1)
-            }
-            DocumentKind::Manifest => {
-                let image = self.image(document)?;
-                let is_right =
-                    platform_is_right || image.parsed_config.platform().is_some_and(|platform| self.accepts(&platform));
-                Ok(is_right.then_some(image))
-            }
+    /// Notes which index is searched, and that it says that it is an artifact, in case that there is nothing else in it.
+    fn note_index(&mut self, document: &Document, index: &ImageIndex) {
+        self.index = Some(document.digest);
+        if !index.artifact_type.is_empty() {
+            self.artifact = Some((document.digest, index.artifact_type.clone()));
         }
     }
 
-    /// Tells whether an image for `offered` will do, and notes it for a message if not.
-    fn accepts(&mut self, offered: &Platform) -> bool {
-        if self.request.platform.accepts(offered) {
-            return true;
+    /// Notes an entry of an index that is no image.
+    fn note_artifact(&mut self, descriptor: &Descriptor) {
+        let told = match DocumentKind::of_media_type(&descriptor.media_type) {
+            _ if !descriptor.artifact_type.is_empty() => descriptor.artifact_type.as_str(),
+            // All but this are known by other types.
+            Some(_) => "attestation",
+            None => descriptor.media_type.as_str(),
+        };
+        if let Ok(digest) = descriptor.digest() {
+            self.artifact.get_or_insert((digest, told.to_owned()));
         }
-        self.note(offered);
-        false
     }
 
+    /// Notes a platform that there is an image for.
     fn note(&mut self, offered: &Platform) {
-        let offered = offered.to_string();
-        if self.offered.len() < MAX_OFFERED && !self.offered.contains(&offered) {
-            self.offered.push(offered);
+        if self.offered.len() < MAX_OFFERED && !self.offered.contains(offered) {
+            self.offered.push(offered.clone());
         }
     }
 
-    fn no_such_platform(&self) -> SourceError {
-        SourceError::NoSuchPlatform { requested: self.request.platform.to_string(), offered: self.offered.clone() }
+    /// Says why there is no image for a platform.
+    fn nothing_for(&self, asked: &Platform) -> SourceError {
+        let kin: Vec<String> =
+            self.offered.iter().filter(|offered| offered.is_kin_of(asked)).map(ToString::to_string).collect();
+        if asked.variant.is_none() && !kin.is_empty() {
+            return SourceError::VariantNeeded { requested: asked.to_string(), offered: kin };
+        }
+        self.nothing(asked.to_string())
+    }
+
+    /// Says why there is no image for what was asked for.
+    fn nothing(&self, requested: String) -> SourceError {
+        let is_wasm = |platform: &Platform| platform.architecture.starts_with("wasm");
+        let artifact = match (&self.wanted_artifact, &self.artifact, self.offered.first()) {
+            (Some(wanted), ..) => Some(wanted.clone()),
+            (None, Some(artifact), None) => Some(artifact.clone()),
+            (None, _, Some(first)) if self.offered.iter().all(is_wasm) => self.index.zip(Some(first.to_string())),
+            _ => None,
+        };
+        match artifact {
+            Some((manifest, artifact_type)) => SourceError::Artifact { manifest, artifact_type },
+            None => {
+                let offered = self.offered.iter().map(ToString::to_string).collect();
+                SourceError::NoSuchPlatform { requested, offered }
+            }
+        }
     }
 
     /// Reads a manifest or an index.
@@ -154,12 +156,18 @@ impl<'a> Resolver<'a> {
         }
         let config = document::read_verified(self.blobs, &manifest.config, &name)?;
         let parsed_config: ImageConfig = document::parse(path, &config.digest.to_string(), &config.bytes)?;
+        if !manifest.artifact_type.is_empty() && !manifest.layers.is_empty() && parsed_config.rootfs.diff_ids.is_empty()
+        {
+            // It only has the type of an image's config.
+            return Err(SourceError::Artifact { manifest: document.digest, artifact_type: manifest.artifact_type });
+        }
         let layers = layers(&manifest, &name, &parsed_config, &config)?;
         Ok(Image {
             names: Vec::new(),
             index: None,
             manifest: document,
             manifest_is_made: false,
+            platform: parsed_config.platform(),
             config,
             parsed_config,
             layers,
@@ -270,16 +278,15 @@ mod tests {
     }
 
     #[test]
-    fn index_gives_the_first_image_for_the_platform() {
+    fn index_gives_the_image_for_the_platform_and_is_kept() {
         let mut files = Files::layout();
         let manifests = json!([
             on(files.image("linux/arm64", &["arm"]), "linux/arm64"),
-            on(files.image("linux/amd64", &["first"]), "linux/amd64"),
-            on(files.image("linux/amd64", &["second"]), "linux/amd64"),
+            on(files.image("linux/amd64", &["amd"]), "linux/amd64"),
         ]);
         let files = index_of(files, manifests);
         let image = resolve(&files, "linux/amd64").unwrap();
-        assert_eq!(image.layers[0].digest, Digest::of(b"first"));
+        assert_eq!(image.layers[0].digest, Digest::of(b"amd"));
         let index = image.index.unwrap();
         assert_eq!(files.0[&blob_name(&index.digest)], index.bytes);
         assert_eq!(resolve(&files, "?linux/arm64").unwrap().layers[0].digest, Digest::of(b"arm"));
@@ -393,7 +400,9 @@ mod tests {
             let urls = if is_foreign(right) { vec!["https://a.org/b"] } else { Vec::new() };
             assert_eq!(resolve(&files, "linux/amd64").unwrap().layers[0].urls, urls, "{right}");
         }
-        for wrong in ["application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "application/wasm", "text/html"] {
+        for wrong in
+            ["application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "application/vnd.oci.image.layer.nydus.blob.v1"]
+        {
             let files = manifest_with(|manifest| manifest["layers"][0]["mediaType"] = json!(wrong));
             let error = resolve(&files, "linux/amd64").unwrap_err();
             assert!(matches!(&error, SourceError::LayerType { media_type, .. } if media_type == wrong), "{error}");
@@ -402,13 +411,48 @@ mod tests {
 
     #[test]
     fn artifact_is_refused_by_its_type() {
-        for member in ["artifactType", "config"] {
-            let files = manifest_with(|manifest| match member {
-                "config" => manifest["config"]["mediaType"] = json!("application/vnd.oci.empty.v1+json"),
-                _ => manifest["artifactType"] = json!("application/spdx+json"),
-            });
-            assert!(matches!(resolve(&files, "linux/amd64"), Err(SourceError::Artifact { .. })), "{member}");
-        }
+        let of_type = |files: &Files| match resolve(files, "linux/amd64") {
+            Err(SourceError::Artifact { artifact_type, .. }) => artifact_type,
+            other => panic!("{other:?}"),
+        };
+        const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+        const SPDX: &str = "application/spdx+json";
+        let files = manifest_with(|manifest| manifest["config"]["mediaType"] = json!(EMPTY));
+        assert_eq!(of_type(&files), EMPTY);
+        let files = manifest_with(|manifest| {
+            manifest["config"]["mediaType"] = json!(EMPTY);
+            manifest["artifactType"] = json!(SPDX);
+        });
+        assert_eq!(of_type(&files), SPDX);
+        let signature = "application/vnd.dev.cosign.simplesigning.v1+json";
+        let files = manifest_with(|manifest| manifest["layers"][0]["mediaType"] = json!(signature));
+        assert_eq!(of_type(&files), signature);
+        let mut files = Files::layout();
+        let former = json!({
+            "mediaType": "application/vnd.oci.artifact.manifest.v1+json", "artifactType": SPDX, "blobs": [],
+        });
+        let entry = with(files.json("", &former), "mediaType", Value::Null);
+        assert_eq!(of_type(&files.index(json!([entry]))), SPDX);
+    }
+
+    #[test]
+    fn image_with_the_type_of_an_artifact_is_an_image() {
+        let model = json!("application/vnd.example.model");
+        let files = manifest_with(|manifest| manifest["artifactType"] = model.clone());
+        assert_eq!(resolve(&files, "linux/amd64").unwrap().layers[0].digest, Digest::of(b"a"));
+        let mut files = Files::layout();
+        let manifest = json!({"schemaVersion": 2, "artifactType": model, "layers": [],
+            "config": files.blob(CONFIG, config("linux/amd64", &[]).to_string().as_bytes())});
+        let entry = with(files.json(MANIFEST, &manifest), "artifactType", model.clone());
+        assert_eq!(resolve(&files.index(json!([entry])), "linux/amd64").unwrap().layers, []);
+        // Only the type of its config is that of an image.
+        let mut emptied = Files::layout();
+        let descriptor = emptied.blob(CONFIG, b"{}");
+        let layer = emptied.blob(LAYER, b"a");
+        let manifest = json!({"schemaVersion": 2, "artifactType": model, "config": descriptor, "layers": [layer]});
+        let entry = emptied.json(MANIFEST, &manifest);
+        let result = resolve(&emptied.index(json!([entry])), "linux/amd64");
+        assert!(matches!(result, Err(SourceError::Artifact { .. })), "{result:?}");
     }
 
     #[test]

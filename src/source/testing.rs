@@ -83,9 +83,14 @@ fn header(kind: tar::EntryType, size: u64) -> tar::Header {
 
 /// Returns a config for `platform` over layers that hold `layers`.
 pub(super) fn config(platform: &str, layers: &[&str]) -> Value {
-    let (os, architecture) = platform.split_once('/').unwrap();
+    let crate::image::Platform { os, architecture, variant } = platform.parse().unwrap();
     let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer.as_bytes()).to_string()).collect();
-    json!({"os": os, "architecture": architecture, "rootfs": {"type": "layers", "diff_ids": diff_ids}})
+    let mut config =
+        json!({"os": os, "architecture": architecture, "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+    if let Some(variant) = variant {
+        config["variant"] = variant.into();
+    }
+    config
 }
 
 /// Files of a layout or an archive, by name.
@@ -174,8 +179,9 @@ pub(super) fn with(mut object: Value, key: &str, value: Value) -> Value {
 
 /// Gives a descriptor a platform.
 pub(super) fn on(descriptor: Value, platform: &str) -> Value {
-    let (os, architecture) = platform.split_once('/').unwrap();
-    with(descriptor, "platform", json!({"os": os, "architecture": architecture}))
+    let platform: crate::image::Platform = platform.parse().unwrap();
+    let (os, architecture, variant) = (platform.os, platform.architecture, platform.variant);
+    with(descriptor, "platform", json!({"os": os, "architecture": architecture, "variant": variant}))
 }
 
 /// Gives a descriptor of `index.json` a name.

@@ -5,6 +5,7 @@
 //! published together, at most every so often and at the end. Whatever fails is reported, is not tried again for a while,
 //! and holds up nothing else.
 
+mod artifacts;
 mod listing;
 mod prune;
 mod quarantine;
@@ -36,6 +37,7 @@ use crate::wishlist::{self, Expansion, Failure, Problem, WantedImage, Wishlist};
 
 pub use thin::{ThinOutcome, ThinState, push_thin_images};
 
+use artifacts::{Sorted, Sorter};
 use prune::Wishes;
 use quarantine::Quarantine;
 use survey::Survey;
@@ -99,6 +101,8 @@ pub enum Event<'a> {
     NotListed(&'a Failure),
     /// An image is as it is published.
     Unchanged(&'a WantedImage),
+    /// What a rule found is no image, but an artifact of a type, and is left out.
+    Artifact(&'a WantedImage, &'a str),
     /// An image failed before and is not tried yet.
     Quarantined(&'a WantedImage, &'a str),
     /// An image is converted; `Progress` tells how far that is.
@@ -128,6 +132,8 @@ pub enum ImageState {
     Published(Vec<Outcome>),
     /// It failed, now or before.
     Failed(String),
+    /// It is none, but an artifact of this type. No [`Report`] counts it among the images.
+    Artifact(String),
 }
 
 /// What a round did.
@@ -135,6 +141,8 @@ pub enum ImageState {
 pub struct Report {
     /// Each image, in the order of the wishlist.
     pub images: Vec<(WantedImage, ImageState)>,
+    /// What rules found that is no image, and the types of these artifacts.
+    pub artifacts: Vec<(WantedImage, String)>,
     /// What could not be listed.
     pub failures: Vec<Failure>,
     /// Names that were removed.
@@ -177,7 +185,7 @@ fn attempt(
     check_repository(folder, wishlist, options)?;
     let registries = folder.registries()?;
     let expand = || wishlist::expand(wishlist, registries);
-    let Expansion { images, failures, problems } = threads::waiting_pool(LISTS_AT_ONCE)?.install(expand);
+    let Expansion { images, newest, failures, problems } = threads::waiting_pool(LISTS_AT_ONCE)?.install(expand);
     wishlist.problems.iter().chain(&problems).for_each(|problem| observer.note(Event::Problem(problem)));
     failures.iter().for_each(|failure| observer.note(Event::NotListed(failure)));
     observer.note(Event::Listed(images.len()));
@@ -196,8 +204,10 @@ fn attempt(
         registries: &registries,
         now: run.now(),
     };
-    let findings = survey.look_at_all(&images, &quarantine, observer)?;
-    let names: BTreeSet<ImageName> = images.iter().map(|image| image.name().clone()).collect();
+    let sorter = Sorter { run: &run, survey: &survey, quarantine: &quarantine, observer };
+    let Sorted { images, findings, mut artifacts, spared } = sorter.sort(images, newest)?;
+    let listed = images.iter().chain(artifacts.iter().map(|(image, _)| image));
+    let names: BTreeSet<ImageName> = listed.map(|image| image.name().clone()).chain(spared).collect();
     let is_doubtful = !failures.is_empty() || !wishlist.problems.is_empty() || !problems.is_empty();
     let wishes = Wishes::new(&head, &wishlist.name, names, options.prune && !is_doubtful)?;
     if options.prune && is_doubtful {
@@ -213,8 +223,14 @@ fn attempt(
         observer,
     };
     let (states, revisions) = workshop.work(findings, &wishes, rng)?;
-    let images = images.into_iter().zip(states).collect();
-    Ok(Report { images, failures, removed: wishes.removed, revisions, written: run.written() })
+    let mut reported = Vec::new();
+    for (image, state) in images.into_iter().zip(states) {
+        match state {
+            ImageState::Artifact(artifact_type) => artifacts.push((image, artifact_type)),
+            state => reported.push((image, state)),
+        }
+    }
+    Ok(Report { images: reported, artifacts, failures, removed: wishes.removed, revisions, written: run.written() })
 }
 
 fn check_repository(folder: &RepositoryFolder, wishlist: &Wishlist, options: &Options) -> Result<(), SyncError> {

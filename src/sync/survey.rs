@@ -8,7 +8,7 @@ use super::quarantine::Quarantine;
 use super::{Event, Observer};
 use crate::catalog::StateDatabase;
 use crate::convert::{Chains, ConvertError, ImageOptions, foreign_manifest, is_asked_for, shown_platform};
-use crate::image::{Digest, ImageName};
+use crate::image::{Digest, ImageManifest, ImageName};
 use crate::inventory;
 use crate::layout::{self, ImagePlace, ImageRecord};
 use crate::metadata::Timestamp;
@@ -121,7 +121,7 @@ impl Survey<'_> {
             let is_same = place.platform.is_none() == is_single
                 && record.index.unwrap_or(record.manifest) == digest
                 && record.platform == options.platforms.asked();
-            if !is_same || !holds_all(&record, options) || !self.is_linked(place, &record, options)? {
+            if !is_same || !self.holds_all(place, &record, options)? || !self.is_linked(place, &record, options)? {
                 return Ok(false);
             }
         }
@@ -150,6 +150,28 @@ impl Survey<'_> {
         let (manifest, config) = (document(b"manifest.json")?, document(b"config.json")?);
         let image = manifest.zip(config).map(|(manifest, config)| StoreImage::named(name, &manifest, &config, 0));
         Ok(image.is_some_and(|image| image.is_err()))
+    }
+
+    /// Tells whether a record names every kind of tree that is wanted of an image and that it can have.
+    fn holds_all(
+        &self,
+        place: &ImagePlace,
+        record: &ImageRecord,
+        options: &ImageOptions,
+    ) -> Result<bool, RepositoryError> {
+        // A record without layers is of an image without them, or of one whose layers were not wanted.
+        let layers = match record.layers.len() {
+            0 => self.layers(place)?,
+            layers => Some(layers),
+        };
+        Ok(layers.is_some_and(|layers| holds_all(record, layers, options)))
+    }
+
+    /// Returns how many layers a published image has, if its manifest can be read.
+    fn layers(&self, place: &ImagePlace) -> Result<Option<usize>, RepositoryError> {
+        let json = self.head.read(&place.metadata().join(b"manifest.json"), DOCUMENT_LIMIT)?;
+        let manifest: Option<ImageManifest> = json.and_then(|json| serde_json::from_slice(&json).ok());
+        Ok(manifest.map(|manifest| manifest.layers.len()))
     }
 
     fn record(&self, place: &ImagePlace) -> Result<Option<ImageRecord>, RepositoryError> {
@@ -181,13 +203,13 @@ impl Survey<'_> {
     }
 }
 
-/// Tells whether a record names every kind of tree that is wanted.
-fn holds_all(record: &ImageRecord, options: &ImageOptions) -> bool {
+/// Tells whether a record names every kind of tree that is wanted of an image of so many layers.
+fn holds_all(record: &ImageRecord, layers: usize, options: &ImageOptions) -> bool {
     let chains = match options.chains {
-        Chains::None => true,
-        Chains::Final => !record.chains.is_empty(),
-        // An image may have the same layer twice.
-        Chains::All => record.chains.len() >= record.layers.len().max(1),
+        Chains::None => 0,
+        Chains::Final => layers.min(1),
+        Chains::All => layers,
     };
-    chains && (options.skip_layers || !record.layers.is_empty()) && (options.skip_flat || record.flat)
+    let has_layers = options.skip_layers || layers == 0 || !record.layers.is_empty();
+    record.chains.len() >= chains && has_layers && (options.skip_flat || record.flat)
 }

@@ -69,7 +69,9 @@ pub fn push_thin_images(
     let head = Repository::open(&folder.store()?, folder.name())?;
     let (mut outcomes, mut works) = (Vec::new(), Vec::new());
     let mut taken: HashMap<String, &ImageName> = HashMap::new();
-    for (image, _) in report.images.iter().filter(|(_, state)| !matches!(state, ImageState::Failed(_))) {
+    for (image, _) in
+        report.images.iter().filter(|(_, state)| !matches!(state, ImageState::Failed(_) | ImageState::Artifact(_)))
+    {
         let text = thin.format.thin_name(&image.argument).unwrap_or_default().trim().to_owned();
         let left_out =
             |reason| ThinOutcome { image: image.name().clone(), name: text.clone(), state: ThinState::LeftOut(reason) };

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use rsa::rand_core::CryptoRng;
 
+use super::artifacts::{artifact_type, note_artifact, request};
 use super::prune::Wishes;
 use super::quarantine::Quarantine;
 use super::queue::Queue;
 use super::survey::{Finding, Survey, parked_until};
 use super::turns::{Ticket, Turns};
 use super::{Event, ImageState, Observer, Options, SyncError};
-use crate::convert::{Changes, ConvertError, ImageOptions, Request, Run, StagedImage, foreign_manifest};
+use crate::convert::{Changes, ConvertError, Run, StagedImage, foreign_manifest};
 use crate::image::Digest;
 use crate::ingest::IngestError;
 use crate::message::causes;
@@ -82,7 +83,7 @@ impl Workshop<'_> {
                     Some(ImageState::Unchanged)
                 }
                 Finding::Quarantined(reason) => Some(ImageState::Failed(reason)),
-                Finding::Failed(error) => Some(self.failed(index, &error)?),
+                Finding::Failed(error) => Some(self.not_converted(index, &error)?),
                 Finding::Changed(digest) => {
                     changed.push(Work { index, digest: Some(digest), waits: 0 });
                     None
@@ -153,15 +154,14 @@ impl Workshop<'_> {
                 None => return Ok(Vec::new()),
             },
         };
-        let request = Request {
-            argument: image.argument.clone(),
-            name: image.options.name.clone(),
-            image: ImageOptions::of(&image.options),
-        };
         let progress = Arc::new(Progress::default());
         progress.set_stage("asking for the manifest".to_owned());
         self.observer.note(Event::Started(image, &progress));
-        let resolved = self.run.resolve(&request)?;
+        let resolved = self.run.resolve(&request(image));
+        if let Some(artifact_type) = resolved.as_ref().err().and_then(|error| artifact_type(image, error)) {
+            note_artifact(self.run.state(), image, digest, artifact_type)?;
+        }
+        let resolved = resolved?;
         let head = self.head();
         let mut made = HashSet::new();
         for image in resolved.images() {
@@ -229,9 +229,18 @@ impl Workshop<'_> {
                 self.observer.note(Event::Ready(&self.images[index], &outcomes));
                 publications.waiting.push((index, staged));
             }
-            Err(error) => publications.states[index] = Some(self.failed(index, &error)?),
+            Err(error) => publications.states[index] = Some(self.not_converted(index, &error)?),
         }
         Ok(())
+    }
+
+    /// Takes note of an image that was not converted: one that failed, or that is none.
+    fn not_converted(&self, index: usize, error: &ConvertError) -> Result<ImageState, SyncError> {
+        let image = &self.images[index];
+        let Some(artifact_type) = artifact_type(image, error) else { return self.failed(index, error) };
+        self.observer.note(Event::Artifact(image, artifact_type));
+        self.quarantine.note_success(image.name())?;
+        Ok(ImageState::Artifact(artifact_type.to_owned()))
     }
 
     fn failed(&self, index: usize, error: &ConvertError) -> Result<ImageState, SyncError> {

@@ -22,7 +22,7 @@ mod source;
 use std::sync::atomic::Ordering;
 
 use crate::folder::{FolderError, RepositoryFolder};
-use crate::image::{Digest, ImageName, Platform};
+use crate::image::{Digest, FullName, ImageName, Platform};
 use crate::inventory;
 use crate::layer::{LayerError, Limits};
 use crate::layout::{ImagePlace, ImageRecord};
@@ -93,7 +93,7 @@ pub struct Request {
     /// Where it is.
     pub argument: ImageArgument,
     /// The name that it is published under, if not the one that it carries.
-    pub name: Option<ImageName>,
+    pub name: Option<FullName>,
     /// The platform that is asked for; this machine's is preferred without.
     pub platform: Option<Platform>,
 }
@@ -175,10 +175,9 @@ fn verify_here(
 
 /// Finds where the image is published: under its name alone, or for its platform beside others.
 fn find_place(repository: &Repository, name: ImageName, image: &Image) -> Result<ImagePlace, RepositoryError> {
-    let platform = image.parsed_config.platform();
     let is_of_image = |place: &ImagePlace| {
-        place.platform.is_some()
-            && place.platform.as_ref().is_some_and(|of| platform.as_ref().is_some_and(|is| of.accepts(is)))
+        let platforms = place.platform.as_ref().zip(image.platform.as_ref());
+        platforms.is_some_and(|(place, image)| place.is_same_as(image))
     };
     let place = inventory::places(repository, &name)?.into_iter().find(is_of_image);
     Ok(place.unwrap_or(ImagePlace { name, platform: None }))

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-use crate::image::ImageName;
+use crate::image::{FullName, ImageName};
 use crate::source::ImageArgument;
 
 use super::options::WishOptions;
@@ -26,13 +26,24 @@ pub struct WantedImage {
     pub argument: ImageArgument,
     /// How it is published.
     pub options: WishOptions,
+    /// Whether a rule found it, and no wish names it: then it may turn out to be no image at all.
+    pub is_found: bool,
+}
+
+/// The newest images of a repository, of which a wish wants so many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Newest {
+    /// The names of those that are wanted, if all of them are images.
+    pub names: Vec<ImageName>,
+    /// Those that come next, the newest first.
+    pub older: Vec<WantedImage>,
 }
 
 impl WantedImage {
     /// Returns the name that the image is published under.
     pub fn name(&self) -> &ImageName {
         match (&self.options.name, &self.argument) {
-            (Some(name), _) | (None, ImageArgument::Registry { name, .. }) => name,
+            (Some(FullName { name, .. }), _) | (None, ImageArgument::Registry { name, .. }) => name,
             _ => unreachable!("wishes name images at registries only"),
         }
     }
@@ -62,6 +73,8 @@ impl fmt::Display for Failure {
 pub struct Expansion {
     /// The images, each name once.
     pub images: Vec<WantedImage>,
+    /// Which of them are the newest of a repository, and what takes their place if they are no images.
+    pub newest: Vec<Newest>,
     /// What could not be listed. Images that were wanted before may be missing because of that.
     pub failures: Vec<Failure>,
     /// What looks like a mistake.
@@ -131,9 +144,13 @@ impl Expansion {
         for part in parts {
             whole.failures.extend(part.failures);
             whole.problems.extend(part.problems);
+            whole.newest.extend(part.newest);
             for image in part.images {
                 match known.get(image.name()) {
-                    Some(&first) => whole.problems.extend(conflict(&whole.images[first], &image)),
+                    Some(&first) => {
+                        whole.problems.extend(conflict(&whole.images[first], &image));
+                        whole.images[first].is_found &= image.is_found;
+                    }
                     None => {
                         known.insert(image.name().clone(), whole.images.len());
                         whole.images.push(image);
@@ -166,7 +183,13 @@ struct Expanding<'w> {
 
 impl Expanding<'_> {
     fn add(&mut self, argument: ImageArgument) {
-        self.result.images.push(WantedImage { line: self.wish.line, argument, options: self.wish.options.clone() });
+        let image = self.image(argument);
+        self.result.images.push(image);
+    }
+
+    fn image(&self, argument: ImageArgument) -> WantedImage {
+        let is_found = !matches!(self.wish.what, Wanted::Image(_));
+        WantedImage { line: self.wish.line, argument, options: self.wish.options.clone(), is_found }
     }
 
     fn add_tags(&mut self, place: &ImageRepository, filter: &TagFilter) {
@@ -174,8 +197,15 @@ impl Expanding<'_> {
             // Invalid tags go before the newest are chosen, so that they take no place among these.
             Ok(tags) => {
                 let tags = self.valid(tags, "tag", |tag| place.image(tag).is_ok());
-                let images = filter.select(&tags).into_iter().filter_map(|tag| place.image(&tag).ok());
-                images.for_each(|image| self.add(image));
+                let image = |tag: String| place.image(&tag).ok().map(|image| self.image(image));
+                let (older, wanted) = filter.split(&tags);
+                let wanted: Vec<WantedImage> = wanted.into_iter().filter_map(&image).collect();
+                if filter.newest.is_some() {
+                    let names = wanted.iter().map(|image| image.name().clone()).collect();
+                    let older = older.into_iter().rev().filter_map(image).collect();
+                    self.result.newest.push(Newest { names, older });
+                }
+                self.result.images.extend(wanted);
             }
             Err(error) => self.fail(&place.host, &place.repository, error),
         }
@@ -346,6 +376,36 @@ pub(super) mod tests {
         let expansion = expand_text("input:\n- 'h.org/a:2.*'\n- 'h.org/a:1.*'\n", &registries);
         assert_eq!(names(&expansion), ["h.org/a:2.0", "h.org/a:1.0"]);
         assert_eq!(registries.asked.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn older_images_stand_ready_for_those_of_the_newest_that_are_none() {
+        let text = "version: 2\nimages:\n- h.org/a:3\n- {image: h.org/a, tags: {newest: 2}}\n- {image: h.org/b, tags: {newest: 9}}\n- 'h.org/c:*'\n";
+        let registries = Registries::default()
+            .tags("h.org/a", &["1", "2", "3", "4"])
+            .tags("h.org/b", &["1"])
+            .tags("h.org/c", &["1", "2"]);
+        let expansion = expand_text(text, &registries);
+        assert_eq!(names(&expansion), ["h.org/a:3", "h.org/a:4", "h.org/b:1", "h.org/c:1", "h.org/c:2"]);
+        let text_of = |names: &[ImageName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let newest: Vec<(Vec<String>, Vec<String>)> = expansion
+            .newest
+            .iter()
+            .map(|newest| {
+                let older: Vec<ImageName> = newest.older.iter().map(|image| image.name().clone()).collect();
+                (text_of(&newest.names), text_of(&older))
+            })
+            .collect();
+        let texts = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+        assert_eq!(
+            newest,
+            [
+                (texts(&["h.org/a:3", "h.org/a:4"]), texts(&["h.org/a:2", "h.org/a:1"])),
+                (texts(&["h.org/b:1"]), Vec::new())
+            ]
+        );
+        let is_found: Vec<bool> = expansion.images.iter().map(|image| image.is_found).collect();
+        assert_eq!(is_found, [false, true, true, true, true]);
     }
 
     #[test]

@@ -130,11 +130,19 @@ impl TagFilter {
 
     /// Returns the tags that are wanted of those that there are: each once, the oldest version first.
     pub fn select(&self, tags: &[String]) -> Vec<String> {
+        self.split(tags).1
+    }
+
+    /// Returns the tags that are not among the newest of those that are wanted, and the tags that are wanted: each once, the
+    /// oldest version first.
+    pub fn split(&self, tags: &[String]) -> (Vec<String>, Vec<String>) {
         let mut wanted: Vec<_> = tags.iter().filter(|tag| self.wants(tag)).map(|tag| version::sort_key(tag)).collect();
         wanted.sort();
         wanted.dedup();
         let left_out = self.newest.map_or(0, |newest| wanted.len().saturating_sub(newest.get()));
-        wanted[left_out..].iter().map(|key| key.tag.to_owned()).collect()
+        let mut older: Vec<String> = wanted.iter().map(|key| key.tag.to_owned()).collect();
+        let newest = older.split_off(left_out);
+        (older, newest)
     }
 
     /// Tells whether a tag is wanted, however many newer ones there may be.

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use crate::source::ImageArgument;
 
-pub use expand::{Expansion, Failure, WantedImage, expand};
+pub use expand::{Expansion, Failure, Newest, WantedImage, expand};
 pub use filter::{Glob, NameFilter, TagFilter, is_referrers_tag};
 pub use options::{ChainOption, PlatformOption, WishOptions};
 pub use place::ImageRepository;

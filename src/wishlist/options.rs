@@ -1,7 +1,7 @@
 //! How the images of a wish are published.
 
 use super::node::{Fault, Node, Value};
-use crate::image::{ImageName, Platform};
+use crate::image::{FullName, Platform};
 
 /// How the images of a wish are published.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct WishOptions {
     /// Whether images fail that CVMFS cannot hold all of.
     pub strict: bool,
     /// The name to publish the image under, if not its own. Only a wish for a single image has one.
-    pub name: Option<ImageName>,
+    pub name: Option<FullName>,
 }
 
 /// For which platforms an image is published.

@@ -115,6 +115,16 @@ mod tests {
     }
 
     #[test]
+    fn host_may_be_an_ipv6_address() {
+        let text = "http://[::1]:5000/a/b:t";
+        let reference = Reference::parse(text).unwrap();
+        assert_eq!((reference.place.host.as_str(), reference.place.repository.as_str()), ("[::1]:5000", "a/b"));
+        assert_eq!(reference.image().unwrap(), text.parse().unwrap());
+        assert_eq!(Reference::parse("[2001:db8::1]/a:v*").unwrap().tag, Some("v*"));
+        assert!(is_host("[::1]") && is_host("[::1]:5000") && !is_host("[::1") && !is_host("::1"));
+    }
+
+    #[test]
     fn what_is_no_reference_is_refused() {
         for wrong in [
             "",
@@ -129,6 +139,8 @@ mod tests {
             "h.org/a@sha256:0",
             "oci:dir",
             "h.org/../a:*",
+            "[::1/a:t",
+            "::1/a:t",
         ] {
             let parsed = Reference::parse(wrong);
             assert!(parsed.is_err(), "{wrong:?}");

@@ -16,6 +16,7 @@ mod kills;
 mod layer_rules;
 mod local_server;
 mod mount;
+mod names;
 mod odd_input;
 mod overlay_mounts;
 mod platforms;

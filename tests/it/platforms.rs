@@ -1,8 +1,10 @@
 //! A name that stands for several platforms is a link that each client expands for itself.
 
+use std::fs;
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::support::{NAME, TestImage, TestRepository, need_fuse, write_oci_index};
 
@@ -131,4 +133,104 @@ fn platform_that_no_folder_can_be_named_after_is_left_out() {
     let source = index(&repository, "none", &["x86_64"]);
     let run = repository.run(["convert", &source, "--name", NAME, "--platform", "all"]).expect_code(1);
     assert!(run.stderr().contains("there is no image for linux"), "{}", run.stderr());
+}
+
+/// Returns images for amd64 that say in a file for which variant they were built.
+fn variants(names: &[&str]) -> Vec<TestImage> {
+    let image = |name: &&str| {
+        let image = TestImage::new().layer(|layer| layer.file("etc/variant", *name)).platform("linux", "amd64");
+        if *name == "plain" { image } else { image.variant(name) }
+    };
+    names.iter().map(image).collect()
+}
+
+#[test]
+fn plain_image_is_chosen_before_higher_variants_in_any_order() {
+    for order in [["v3", "v2", "plain"], ["plain", "v3", "v2"], ["v2", "plain", "v3"], ["v3", "v2", "v1"]] {
+        let repository = TestRepository::new();
+        let folder = repository.beside("index");
+        let images = variants(&order);
+        write_oci_index(&images, &folder, "latest");
+        let source = format!("oci:{}:latest", folder.display());
+        let chosen = |platform: &[&str]| {
+            let name = ["convert", &source, "--name", NAME];
+            repository.run([&name[..], platform].concat()).expect_code(0);
+            let info = repository.run(["info", "--json", NAME]).expect_code(0).json();
+            let platform = info["platform"].as_str().unwrap().to_owned();
+            let manifest = &info["record"]["manifest"];
+            let image = images.iter().find(|image| *manifest == image.manifest_digest()).unwrap();
+            let text = repository.run(["info", NAME]).expect_code(0).stdout();
+            assert!(text.contains(&format!("\nplatform   {platform}\n")), "{text}");
+            (repository.flat(image).text("etc/variant"), platform)
+        };
+        let lowest = *order.iter().find(|name| matches!(**name, "plain" | "v1")).unwrap();
+        let spelt = if lowest == "plain" { "linux/amd64" } else { "linux/amd64/v1" };
+        if std::env::consts::ARCH == "x86_64" {
+            assert_eq!(chosen(&[]), (lowest.to_owned(), spelt.to_owned()), "{order:?}");
+        }
+        for asked in ["linux/amd64", "linux/amd64/v1"] {
+            assert_eq!(chosen(&["--platform", asked]), (lowest.to_owned(), spelt.to_owned()), "{order:?}");
+        }
+        for (asked, name) in [("v2", "v2"), ("v3", "v3"), ("v4", "v3")] {
+            let platform = format!("linux/amd64/{name}");
+            let asked = format!("linux/amd64/{asked}");
+            assert_eq!(chosen(&["--platform", &asked]), (name.to_owned(), platform), "{order:?}");
+        }
+        repository.run(["convert", &source, "--name", NAME, "--platform", "all"]).expect_code(0);
+        let folders = repository.list("/.multiarch");
+        let folders: Vec<&String> = folders.iter().filter(|name| name.starts_with("amd64")).collect();
+        assert_eq!(folders, ["amd64", "amd64:v2", "amd64:v3"]);
+        assert!(repository.has(&format!("/.multiarch/amd64/{NAME}")));
+        for (platform, name) in [("linux/amd64", lowest), ("linux/amd64/v3", "v3")] {
+            let run = repository.run(["verify", &source, "--name", NAME, "--platform", platform]).expect_code(0);
+            let image = &images[order.iter().position(|other| *other == name).unwrap()];
+            assert!(run.stdout().contains(&image.manifest_digest()), "{}", run.stdout());
+        }
+    }
+}
+
+#[test]
+fn only_higher_variants_have_to_be_asked_for_by_name() {
+    let repository = TestRepository::new();
+    let folder = repository.beside("index");
+    write_oci_index(&variants(&["v3", "v2"]), &folder, "latest");
+    let source = format!("oci:{}:latest", folder.display());
+    let words = ["linux/amd64/v2", "linux/amd64/v3", "variant"];
+    repository.refuse(["convert", &source, "--name", NAME, "--platform", "linux/amd64"], 1, &words);
+    if std::env::consts::ARCH == "x86_64" {
+        repository.refuse(["convert", &source, "--name", NAME], 1, &words);
+    }
+    repository.run(["convert", &source, "--name", NAME, "--platform", "linux/amd64/v2"]).expect_code(0);
+}
+
+/// Changes the architecture that the only index of a layout names for its image.
+fn relabel(folder: &Path, from: &str, to: &str) {
+    let path = folder.join("index.json");
+    let mut layout: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let blob = |digest: &str| folder.join("blobs/sha256").join(digest.replace("sha256:", ""));
+    let entry = &mut layout["manifests"][0];
+    let index = fs::read_to_string(blob(entry["digest"].as_str().unwrap())).unwrap();
+    let index = index.replace(&format!("\"{from}\""), &format!("\"{to}\""));
+    let digest: String = Sha256::digest(&index).iter().map(|byte| format!("{byte:02x}")).collect();
+    entry["digest"] = json!(format!("sha256:{digest}"));
+    entry["size"] = json!(index.len());
+    fs::write(blob(&digest), index).unwrap();
+    fs::write(&path, layout.to_string()).unwrap();
+}
+
+#[test]
+fn config_that_contradicts_the_index_is_told() {
+    let repository = TestRepository::new();
+    let folder = repository.beside("index");
+    write_oci_index(&[image("amd64")], &folder, "latest");
+    relabel(&folder, "amd64", "arm64");
+    let source = format!("oci:{}", folder.display());
+    let run = repository.run(["convert", &source, "--name", NAME, "--platform", "linux/arm64"]).expect_code(0);
+    let warnings: Vec<String> = run.stderr().lines().filter(|line| line.contains("WARN")).map(str::to_owned).collect();
+    assert_eq!(warnings.len(), 1, "{}", run.stderr());
+    for word in ["linux/arm64", "linux/amd64", &image("amd64").manifest_digest()] {
+        assert!(warnings[0].contains(word), "{warnings:?}");
+    }
+    let info = repository.run(["info", NAME]).expect_code(0).stdout();
+    assert!(info.contains("\nplatform   linux/arm64 (its config says linux/amd64)\n"), "{info}");
 }

@@ -125,14 +125,15 @@ fn names_of_one_image_share_an_entry_and_a_name_that_moves_leaves_it() {
     let expected = [entry(&old, &["h.org/other:2", &by_digest]), entry(&new, &[NAME])];
     assert_eq!(entries(&repository), expected);
     repository.convert(&new, "h.org/other:2", &[]).expect_code(0);
-    repository.convert(&new, &by_digest, &[]).expect_code(0);
-    assert_eq!(entries(&repository), [entry(&old, &[]), entry(&new, &[NAME, "h.org/other:2", &by_digest])]);
+    // A digest stays that of its image.
+    repository.convert(&new, &by_digest, &[]).expect_code(1);
+    assert_eq!(entries(&repository), [entry(&old, &[&by_digest]), entry(&new, &[NAME, "h.org/other:2"])]);
     // It stays as long as its root file system, for containers that were made from it.
     let root = repository.list(&format!("podmanStore/overlay-images/{}", hex(&old.config_digest())));
     assert_eq!(root.len(), 3);
     assert!(repository.has(&crate::support::flat_path(&old)));
     repository.convert(&old, NAME, &[]).expect_code(0);
-    assert_eq!(entries(&repository), [entry(&old, &[NAME]), entry(&new, &["h.org/other:2", &by_digest])]);
+    assert_eq!(entries(&repository), [entry(&old, &[&by_digest, NAME]), entry(&new, &["h.org/other:2"])]);
     assert!(is_nothing(&repository.convert(&old, NAME, &[]).expect_code(0)));
     repository.run(["check"]).expect_code(0);
 }

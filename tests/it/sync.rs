@@ -1,5 +1,6 @@
 //! A repository in step with a wishlist.
 
+mod artifacts;
 mod ducc;
 mod podman;
 mod recipe;

@@ -113,3 +113,15 @@ fn tree_counts_as_whole_until_another_program_changes_the_directories_of_objects
     let last = state.begin_epoch(b"deleted").unwrap().unwrap();
     assert!(!state.is_whole("/a", one, last).unwrap(), "it was changed while the run went on");
 }
+
+#[test]
+fn artifact_is_known_by_its_name_and_what_was_wanted_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = StateDatabase::open(&folder.path().join("state.db")).unwrap();
+    state.add_artifact("h.org/a:1", "sha256:1", "application/wasm").unwrap();
+    assert_eq!(state.artifact("h.org/a:1", "sha256:1").unwrap().as_deref(), Some("application/wasm"));
+    assert_eq!(state.artifact("h.org/a:1", "sha256:2").unwrap(), None);
+    assert_eq!(state.artifact("h.org/a:2", "sha256:1").unwrap(), None);
+    state.add_artifact("h.org/a:1", "sha256:2", "application/wasm").unwrap();
+    assert_eq!(state.artifact("h.org/a:1", "sha256:1").unwrap(), None);
+}

@@ -2,7 +2,7 @@
 //!
 //! Nothing of this ever shows in the name that an image is published under.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use reqwest::Url;
 
@@ -165,8 +165,11 @@ pub(super) fn settings_of<'s>(settings: &'s RegistriesSettings, host: &str) -> O
 
 /// Tells whether a host is this machine, whatever its port.
 fn is_loopback(host: &str) -> bool {
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    name == "localhost" || name == "[::1]" || name.parse().is_ok_and(|address: Ipv4Addr| address.is_loopback())
+    if let Some((address, _)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        return address.parse().is_ok_and(|address: Ipv6Addr| address.to_canonical().is_loopback());
+    }
+    let name = host.split(':').next().unwrap_or_default();
+    name == "localhost" || name.parse().is_ok_and(|address: Ipv4Addr| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -197,6 +200,10 @@ mod tests {
         assert_eq!(asked("h.org", Transport::Plain, &nothing), [one(url, "h.org")]);
         let plain = set("h.org", RegistrySettings { plain_http: true, ..Default::default() });
         assert_eq!(asked("h.org", Transport::Secure, &plain), [one(url, "h.org")]);
+        let url = "https://[2001:db8::1]:5000/v2/a/b/manifests/t";
+        assert_eq!(asked("[2001:db8::1]:5000", Transport::Secure, &nothing), [one(url, "[2001:db8::1]:5000")]);
+        let url = "http://[::1]/v2/a/b/manifests/t";
+        assert_eq!(asked("[::1]", Transport::Plain, &nothing), [one(url, "[::1]")]);
     }
 
     #[test]
@@ -205,8 +212,8 @@ mod tests {
             let url = "https://registry-1.docker.io/v2/a/b/manifests/t";
             assert_eq!(asked(host, Transport::Secure, &RegistriesSettings::default()), [one(url, host)]);
         }
-        let authorities = ["docker.io", "H.org:443", "h.org:5000"].map(asked_authority);
-        assert_eq!(authorities, ["registry-1.docker.io", "h.org", "h.org:5000"]);
+        let authorities = ["docker.io", "H.org:443", "h.org:5000", "[2001:DB8:0::1]:5000"].map(asked_authority);
+        assert_eq!(authorities, ["registry-1.docker.io", "h.org", "h.org:5000", "[2001:db8::1]:5000"]);
         assert_eq!(asked_repository("docker.io", "alpine"), "library/alpine");
         assert_eq!(asked_repository("docker.io", "a/b"), "a/b");
         assert_eq!(asked_repository("h.org", "alpine"), "alpine");
@@ -245,11 +252,22 @@ mod tests {
         let may = |host: &str, transport| {
             endpoints(host, "a", transport, &RegistriesSettings::default(), &[]).unwrap()[0].may_be_plain
         };
-        for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.9.9.9"] {
+        for host in [
+            "localhost",
+            "localhost:5000",
+            "127.0.0.1:5000",
+            "127.9.9.9",
+            "[::1]",
+            "[::1]:5000",
+            "[0:0:0:0:0:0:0:1]:5000",
+            "[::ffff:127.0.0.1]:5000",
+        ] {
             assert!(may(host, Transport::Secure), "{host}");
             assert!(!may(host, Transport::Plain), "{host}");
         }
-        for host in ["h.org", "localhost.evil.org", "128.0.0.1", "127.0.0.1.evil.org:5000"] {
+        for host in
+            ["h.org", "localhost.evil.org", "128.0.0.1", "127.0.0.1.evil.org:5000", "[::2]", "[2001:db8::1]:5000"]
+        {
             assert!(!may(host, Transport::Secure), "{host}");
         }
     }

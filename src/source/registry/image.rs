@@ -32,14 +32,14 @@ impl Source for RegistryImage {
     fn resolve(&self, request: &PlatformRequest) -> Result<Image, SourceError> {
         let (document, media_type) = self.registries.manifest(&self.place, None)?;
         let image = Resolver::new(self, request).found(document, &media_type)?;
-        Ok(Image { names: vec![self.place.name.clone()], ..image })
+        Ok(Image { names: vec![self.place.name.clone().into()], ..image })
     }
 
     fn resolve_each(&self, wanted: Option<&[Platform]>) -> Result<Vec<(Platform, Image)>, SourceError> {
         let (document, media_type) = self.registries.manifest(&self.place, None)?;
         let request = PlatformRequest::new(None);
         let images = Resolver::new(self, &request).each_found(document, &media_type, wanted)?;
-        let named = |(platform, image)| (platform, Image { names: vec![self.place.name.clone()], ..image });
+        let named = |(platform, image)| (platform, Image { names: vec![self.place.name.clone().into()], ..image });
         Ok(images.into_iter().map(named).collect())
     }
 

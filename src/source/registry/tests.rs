@@ -94,7 +94,7 @@ fn image_is_found_by_tag_and_by_digest_and_its_layers_are_read() {
     let client = client();
     let place = server.place(":1");
     let image = resolve(&client, &place).unwrap();
-    assert_eq!(image.names, std::slice::from_ref(&place.name));
+    assert_eq!(image.names, [place.name.clone().into()]);
     assert_eq!(image.index.as_ref().map(|index| index.digest), Some(digest));
     assert_eq!(keeps_its_promises(&client.registries.image(&place), &image), [b"lower", b"upper"]);
     assert!(server.targets()[0].ends_with("/manifests/1"));

@@ -3,7 +3,8 @@
 use super::super::Image;
 use super::super::document::{self, Document};
 use super::super::error::{SourceError, quoted};
-use super::{MAX_DEPTH, Resolver};
+use super::Resolver;
+use super::candidates::by_suitability;
 use crate::image::{Descriptor, DocumentKind, Platform};
 
 impl Resolver<'_> {
@@ -41,6 +42,7 @@ impl Resolver<'_> {
             DocumentKind::Manifest => single(self.image(document)?, wanted),
             DocumentKind::Index => {
                 let index = self.index(&document)?;
+                self.note_index(&document, &index);
                 let images = self.each(&index.manifests, 1, wanted)?;
                 let with_index = |(platform, image)| (platform, Image { index: Some(document.clone()), ..image });
                 Ok(images.into_iter().map(with_index).collect())
@@ -63,67 +65,63 @@ impl Resolver<'_> {
         depth: usize,
         wanted: Option<&[Platform]>,
     ) -> Result<Vec<(Platform, Image)>, SourceError> {
-        let mut found = Vec::new();
-        self.gather(descriptors, depth, wanted, &mut found)?;
-        let missing = |wanted: &&Platform| !found.iter().any(|(platform, _)| wanted.accepts(platform));
-        let requested = match wanted {
-            Some(wanted) => wanted.iter().find(missing).map(ToString::to_string),
-            None => found.is_empty().then(|| "linux".to_owned()),
+        let is_wanted = |offered: &Platform| {
+            is_publishable(offered) && wanted.is_none_or(|wanted| wanted.iter().any(|wanted| wanted.accepts(offered)))
         };
-        match requested {
-            Some(requested) => Err(SourceError::NoSuchPlatform { requested, offered: self.offered.clone() }),
-            None => Ok(found),
-        }
-    }
-
-    /// Adds the images that are wanted and not found yet, below `depth` indexes.
-    fn gather(
-        &mut self,
-        descriptors: &[Descriptor],
-        depth: usize,
-        wanted: Option<&[Platform]>,
-        found: &mut Vec<(Platform, Image)>,
-    ) -> Result<(), SourceError> {
-        for descriptor in descriptors.iter().filter(|descriptor| descriptor.may_be_image()) {
-            let named = descriptor.platform();
-            if named.as_ref().is_some_and(|platform| !self.is_wanted(platform, wanted, found)) {
-                continue;
-            }
-            let (document, kind) = self.read(descriptor)?;
-            if kind == DocumentKind::Index {
-                if depth == MAX_DEPTH {
-                    return Err(SourceError::NestedTooDeep { digest: document.digest, limit: MAX_DEPTH });
+        let mut candidates = self.gather(descriptors, depth, &is_wanted)?;
+        self.tell_left_out();
+        let asked: Vec<Platform> = match wanted {
+            Some(wanted) => wanted.to_vec(),
+            None => distinct(candidates.iter().map(|candidate| &candidate.platform)),
+        };
+        let mut chosen: Vec<usize> = Vec::new();
+        for platform in &asked {
+            let mut suitable = by_suitability(&candidates, platform);
+            suitable.retain(|&place| wanted.is_some() || platform.is_same_as(&candidates[place].platform));
+            match self.first_image(&mut candidates, &suitable)? {
+                Some(found) => {
+                    let is_same = |place: &usize| candidates[*place].platform.is_same_as(&candidates[found].platform);
+                    if !chosen.iter().any(is_same) {
+                        chosen.push(found);
+                    }
                 }
-                let index = self.index(&document)?;
-                self.gather(&index.manifests, depth + 1, wanted, found)?;
-                continue;
-            }
-            let image = match self.image(document) {
-                // Nobody said that it is an image.
-                Err(SourceError::Artifact { .. }) if named.is_none() => continue,
-                image => image?,
-            };
-            let platform = named.or_else(|| image.parsed_config.platform());
-            if let Some(platform) = platform.filter(|platform| self.is_wanted(platform, wanted, found)) {
-                found.push((platform, image));
+                None if wanted.is_some() => return Err(self.nothing_for(platform)),
+                None => {}
             }
         }
-        Ok(())
+        if chosen.is_empty() {
+            return Err(self.nothing("linux".to_owned()));
+        }
+        let images = candidates.into_iter().enumerate().filter(|(place, _)| chosen.contains(place));
+        let images = images.filter_map(|(_, candidate)| candidate.into_image());
+        Ok(images.map(|(platform, image)| (folder_platform(platform), image)).collect())
     }
 
-    /// Tells whether an image for `offered` is wanted beside those that were `found`, and notes the platform for a message.
-    fn is_wanted(&mut self, offered: &Platform, wanted: Option<&[Platform]>, found: &[(Platform, Image)]) -> bool {
-        let has = |wanted: &Platform| found.iter().any(|(platform, _)| wanted.accepts(platform));
-        let is_new = found.iter().all(|(platform, _)| platform != offered);
-        self.note(offered);
-        if !is_publishable(offered) && offered.os == "linux" {
+    /// Tells which platforms of Linux no folder can be named after.
+    fn tell_left_out(&self) {
+        for offered in self.offered.iter().filter(|offered| offered.os == "linux" && !is_publishable(offered)) {
             let (path, offered) = (self.blobs.path().display(), offered.to_string());
             tracing::warn!("{path}: there is no folder for the platform {}, which is left out", quoted(&offered));
         }
-        is_publishable(offered)
-            && is_new
-            && wanted.is_none_or(|wanted| wanted.iter().any(|wanted| wanted.accepts(offered) && !has(wanted)))
     }
+}
+
+/// Returns each platform once: of several spellings the first in order, which is the one without a variant.
+fn distinct<'p>(platforms: impl Iterator<Item = &'p Platform>) -> Vec<Platform> {
+    platforms.fold(Vec::new(), |mut distinct: Vec<Platform>, platform| {
+        match distinct.iter_mut().find(|other| other.is_same_as(platform)) {
+            Some(other) => *other = other.clone().min(platform.clone()),
+            None => distinct.push(platform.clone()),
+        }
+        distinct
+    })
+}
+
+/// Returns the platform by which an image is published beside others. Clients that say nothing of their machine are led to
+/// `amd64`, which may be spelt `amd64/v1` in an index.
+fn folder_platform(platform: Platform) -> Platform {
+    let plain = Platform { variant: None, ..platform.clone() };
+    if plain.architecture == "amd64" && plain.is_same_as(&platform) { plain } else { platform }
 }
 
 /// What machines call their architecture, and no index should: these are links to the folders of architectures.
@@ -153,7 +151,7 @@ pub(in crate::source) fn single(
         is_publishable(platform) && wanted.is_none_or(|wanted| wanted.iter().all(|wanted| wanted.accepts(platform)))
     };
     match platform {
-        Some(platform) if is_wanted(&platform) => Ok(vec![(platform, image)]),
+        Some(platform) if is_wanted(&platform) => Ok(vec![(folder_platform(platform), image)]),
         other => {
             let names =
                 |platforms: &[Platform]| platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");

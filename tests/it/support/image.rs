@@ -40,6 +40,7 @@ pub struct TestImage {
     layers: Vec<TestLayer>,
     settings: BTreeMap<&'static str, Value>,
     platform: (String, String),
+    variant: Option<String>,
     damage: BTreeSet<Damage>,
     /// The diff IDs in the config, if they are not those of the layers.
     claimed_diff_ids: Option<Vec<String>>,
@@ -62,7 +63,7 @@ impl TestImage {
         };
         let (layers, settings, damage) = Default::default();
         let platform = ("linux".to_owned(), architecture.to_owned());
-        Self { layers, settings, platform, damage, claimed_diff_ids: None }
+        Self { layers, settings, platform, variant: None, damage, claimed_diff_ids: None }
     }
 
     /// Puts a layer on top.
@@ -104,6 +105,12 @@ impl TestImage {
         self
     }
 
+    /// Says for which variant of the architecture the image was built.
+    pub fn variant(mut self, variant: &str) -> Self {
+        self.variant = Some(variant.to_owned());
+        self
+    }
+
     /// Damages the image when it is written.
     pub fn damage(mut self, damage: Damage) -> Self {
         self.damage.insert(damage);
@@ -142,7 +149,7 @@ impl TestImage {
     /// Returns the bytes of the image config.
     pub fn config(&self) -> Vec<u8> {
         let history: Vec<Value> = self.layers.iter().map(|_| json!({ "created_by": "test" })).collect();
-        let config = json!({
+        let mut config = json!({
             "created": "2017-07-14T02:40:00Z",
             "architecture": self.platform.1,
             "os": self.platform.0,
@@ -150,6 +157,9 @@ impl TestImage {
             "rootfs": { "type": "layers", "diff_ids": self.diff_ids() },
             "history": history,
         });
+        if let Some(variant) = &self.variant {
+            config["variant"] = json!(variant);
+        }
         config.to_string().into_bytes()
     }
 
@@ -275,6 +285,9 @@ pub fn write_oci_index(images: &[TestImage], folder: &Path, reference: &str) -> 
         let built = image.build();
         let mut descriptor = descriptor(MANIFEST_TYPE, &built.manifest);
         descriptor["platform"] = json!({ "architecture": image.platform.1, "os": image.platform.0 });
+        if let Some(variant) = &image.variant {
+            descriptor["platform"]["variant"] = json!(variant);
+        }
         manifests.push(descriptor);
         write_blobs(folder, &built);
     }

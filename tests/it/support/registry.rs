@@ -190,7 +190,7 @@ fn port_of(server: &mut Child) -> u16 {
 fn make_certificate(folder: &Path) {
     let mut command = Command::new("openssl");
     command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]);
-    command.args(["-subj", "/CN=registry of a test", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]);
+    command.args(["-subj", "/CN=registry of a test", "-addext", "subjectAltName=IP:127.0.0.1,IP:::1,DNS:localhost"]);
     command.args(["-addext", "basicConstraints=critical,CA:FALSE", "-addext", "extendedKeyUsage=serverAuth"]);
     command.arg("-keyout").arg(folder.join("registry.key")).arg("-out").arg(folder.join("registry.crt"));
     run(&mut command);

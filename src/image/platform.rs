@@ -1,0 +1,241 @@
+//! What programs are built for, and which of several builds suits a machine best.
+//!
+//! Variants of an architecture form a ladder: a machine of one runs what was built for those below it, and nothing above.
+//! An architecture without a variant means a fixed rung of its ladder, as for containerd (`platforms`, "Normalize").
+
+use std::cmp::Reverse;
+use std::fmt;
+use std::str::FromStr;
+
+use super::NameError;
+
+/// What a program was built for, as image indexes name it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Platform {
+    /// Operating system, in Go's spelling (`linux`).
+    pub os: String,
+    /// Processor architecture, in Go's spelling (`amd64`).
+    pub architecture: String,
+    /// Variant of the architecture (`v7`).
+    pub variant: Option<String>,
+}
+
+/// How well a build suits a machine that runs it: the lesser, the better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Suitability(Reverse<Level>);
+
+/// A rung of an architecture's ladder: its number, and the one behind a point (`v8.2`).
+type Level = (u32, u32);
+
+/// The variants of an architecture, whose numbers rise with what is needed of a machine.
+struct Ladder {
+    /// What stands before the number.
+    prefix: &'static str,
+    /// What stands behind it.
+    suffix: &'static str,
+    /// The rung that an architecture without a variant means.
+    default: u32,
+}
+
+impl Ladder {
+    fn of(architecture: &str) -> Option<Self> {
+        let (prefix, suffix, default) = match architecture {
+            "amd64" => ("v", "", 1),
+            "arm" => ("v", "", 7),
+            "arm64" => ("v", "", 8),
+            "ppc64" | "ppc64le" => ("power", "", 8),
+            "riscv64" => ("rva", "u64", 20),
+            _ => return None,
+        };
+        Some(Self { prefix, suffix, default })
+    }
+
+    fn level(&self, variant: Option<&str>) -> Option<Level> {
+        let Some(variant) = variant else { return Some((self.default, 0)) };
+        // Some write the number alone.
+        let number = variant.strip_prefix(self.prefix).unwrap_or(variant);
+        let number = number.strip_suffix(self.suffix).unwrap_or(number);
+        let (major, minor) = number.split_once('.').unwrap_or((number, "0"));
+        let parse = |text: &str| text.parse().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+        Some((parse(major)?, parse(minor)?))
+    }
+}
+
+impl Platform {
+    /// Returns the platform of the machine that this program runs on.
+    pub fn of_this_machine() -> Self {
+        let (architecture, variant) = match std::env::consts::ARCH {
+            "x86_64" => ("amd64", None),
+            "x86" => ("386", None),
+            "aarch64" => ("arm64", None),
+            "arm" => ("arm", Some("v7")),
+            "powerpc64" => ("ppc64le", None),
+            other => (other, None),
+        };
+        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: variant.map(str::to_owned) }
+    }
+
+    /// Returns the platform that an image document spells in parts, if it names at least the first two.
+    pub(super) fn from_parts(os: &str, architecture: &str, variant: Option<&str>) -> Option<Self> {
+        let variant = variant.filter(|variant| !variant.is_empty()).map(str::to_owned);
+        (!os.is_empty() && !architecture.is_empty()).then(|| Self {
+            os: os.to_owned(),
+            architecture: architecture.to_owned(),
+            variant,
+        })
+    }
+
+    /// Returns how well an image for `offered` suits where this platform was asked for; `None` where it does not run.
+    ///
+    /// The highest variant that is not above the one asked for suits best. A platform without a variant asks for that
+    /// which every machine of its architecture runs: `amd64` for `v1`, `arm` for `v7`, `arm64` for `v8`.
+    pub fn suits(&self, offered: &Self) -> Option<Suitability> {
+        if !self.is_kin_of(offered) {
+            return None;
+        }
+        match (self.level(), offered.level()) {
+            (Some(asked), Some(offered)) => (offered <= asked).then_some(Suitability(Reverse(offered))),
+            // Nothing is known of such variants but their names.
+            _ => (self.variant == offered.variant).then_some(Suitability(Reverse((0, 0)))),
+        }
+    }
+
+    /// Tells whether an image for `offered` runs where this platform was asked for.
+    pub fn accepts(&self, offered: &Self) -> bool {
+        self.suits(offered).is_some()
+    }
+
+    /// Tells whether both mean the same, however they spell it: `amd64` is `amd64/v1`.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let is_same_variant = match (self.level(), other.level()) {
+            (Some(level), Some(other)) => level == other,
+            _ => self.variant == other.variant,
+        };
+        self.is_kin_of(other) && is_same_variant
+    }
+
+    /// Tells whether both have the same operating system and architecture.
+    pub fn is_kin_of(&self, other: &Self) -> bool {
+        self.os == other.os && self.architecture == other.architecture
+    }
+
+    /// Tells whether a config says something else than this platform, which an index names. Most configs say nothing of
+    /// variants.
+    pub fn is_contradicted_by(&self, config: &Self) -> bool {
+        !self.is_kin_of(config) || config.variant.is_some() && !self.is_same_as(config)
+    }
+
+    fn level(&self) -> Option<Level> {
+        Ladder::of(&self.architecture)?.level(self.variant.as_deref())
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        self.variant.iter().try_for_each(|variant| write!(f, "/{variant}"))
+    }
+}
+
+impl FromStr for Platform {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let parts: Vec<&str> = text.split('/').collect();
+        match parts.as_slice() {
+            [os, architecture, variant @ ..] if variant.len() <= 1 && parts.iter().all(|part| !part.is_empty()) => {
+                Ok(Self {
+                    os: (*os).to_owned(),
+                    architecture: (*architecture).to_owned(),
+                    variant: variant.first().map(|&variant| variant.to_owned()),
+                })
+            }
+            _ => Err(NameError::Platform(text.to_owned())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn platform(text: &str) -> Platform {
+        text.parse().unwrap()
+    }
+
+    /// Returns those of `offered` that suit `asked`, the best first.
+    fn suitable<'t>(asked: &str, offered: &[&'t str]) -> Vec<&'t str> {
+        let suits = |text: &&'t str| Some((platform(asked).suits(&platform(text))?, *text));
+        let mut suitable: Vec<_> = offered.iter().filter_map(suits).collect();
+        suitable.sort();
+        suitable.into_iter().map(|(_, text)| text).collect()
+    }
+
+    #[test]
+    fn variant_above_the_one_asked_for_never_suits_and_the_highest_below_is_best() {
+        let amd64 =
+            ["linux/amd64/v3", "linux/amd64/v2", "linux/amd64", "linux/amd64/v4", "linux/arm64", "windows/amd64"];
+        assert_eq!(suitable("linux/amd64", &amd64), ["linux/amd64"]);
+        assert_eq!(suitable("linux/amd64/v1", &amd64), ["linux/amd64"]);
+        assert_eq!(suitable("linux/amd64/v2", &amd64), ["linux/amd64/v2", "linux/amd64"]);
+        assert_eq!(suitable("linux/amd64/v3", &amd64), ["linux/amd64/v3", "linux/amd64/v2", "linux/amd64"]);
+        assert_eq!(suitable("linux/amd64", &["linux/amd64/v1"]), ["linux/amd64/v1"]);
+        let arm = ["linux/arm/v5", "linux/arm/v6", "linux/arm/v7", "linux/arm/v8", "linux/arm64"];
+        assert_eq!(suitable("linux/arm", &arm), ["linux/arm/v7", "linux/arm/v6", "linux/arm/v5"]);
+        assert_eq!(suitable("linux/arm/v8", &arm), ["linux/arm/v8", "linux/arm/v7", "linux/arm/v6", "linux/arm/v5"]);
+        assert_eq!(suitable("linux/arm/v6", &arm), ["linux/arm/v6", "linux/arm/v5"]);
+        assert_eq!(suitable("linux/arm/v6", &["linux/arm"]), [""; 0]);
+        assert_eq!(suitable("linux/arm/v7", &["linux/arm"]), ["linux/arm"]);
+        let arm64 = ["linux/arm64/v9", "linux/arm64/v8.2", "linux/arm64/v8", "linux/arm"];
+        assert_eq!(suitable("linux/arm64", &arm64), ["linux/arm64/v8"]);
+        assert_eq!(suitable("linux/arm64/v9", &arm64), ["linux/arm64/v9", "linux/arm64/v8.2", "linux/arm64/v8"]);
+        assert_eq!(suitable("linux/ppc64le", &["linux/ppc64le/power9", "linux/ppc64le"]), ["linux/ppc64le"]);
+        assert_eq!(suitable("linux/riscv64", &["linux/riscv64/rva23u64", "linux/riscv64/rva20u64"]).len(), 1);
+    }
+
+    #[test]
+    fn variant_of_no_ladder_is_that_very_one() {
+        assert_eq!(suitable("linux/386", &["linux/386/softfloat", "linux/386"]), ["linux/386"]);
+        assert_eq!(suitable("linux/386/softfloat", &["linux/386", "linux/386/softfloat"]), ["linux/386/softfloat"]);
+        assert_eq!(suitable("linux/amd64", &["linux/amd64/fast", "linux/amd64/v", "linux/amd64/v+1"]), [""; 0]);
+        assert_eq!(suitable("linux/amd64/fast", &["linux/amd64/fast", "linux/amd64"]), ["linux/amd64/fast"]);
+    }
+
+    #[test]
+    fn same_platform_may_be_spelt_in_several_ways() {
+        for (one, other, is_same) in [
+            ("linux/amd64", "linux/amd64/v1", true),
+            ("linux/arm64/v8", "linux/arm64", true),
+            ("linux/arm", "linux/arm/v7", true),
+            ("linux/arm/7", "linux/arm/v7", true),
+            ("linux/amd64", "linux/amd64/v2", false),
+            ("linux/arm/v6", "linux/arm", false),
+            ("linux/amd64", "windows/amd64", false),
+            ("linux/386", "linux/386/softfloat", false),
+        ] {
+            assert_eq!(platform(one).is_same_as(&platform(other)), is_same, "{one} {other}");
+            assert_eq!(platform(other).is_same_as(&platform(one)), is_same, "{other} {one}");
+        }
+    }
+
+    #[test]
+    fn config_without_variant_contradicts_no_variant() {
+        for (named, config, is_contradicted) in [
+            ("linux/arm/v6", "linux/arm", false),
+            ("linux/amd64/v3", "linux/amd64", false),
+            ("linux/amd64", "linux/amd64/v1", false),
+            ("linux/amd64", "linux/amd64/v3", true),
+            ("linux/arm64", "linux/amd64", true),
+            ("linux/amd64", "windows/amd64", true),
+        ] {
+            assert_eq!(platform(named).is_contradicted_by(&platform(config)), is_contradicted, "{named} {config}");
+        }
+    }
+
+    #[test]
+    fn platform_has_two_or_three_parts() {
+        assert!("linux".parse::<Platform>().is_err() && "a/b/c/d".parse::<Platform>().is_err());
+        assert!("linux//v7".parse::<Platform>().is_err());
+        assert_eq!(platform("linux/arm/v7").to_string(), "linux/arm/v7");
+    }
+}
