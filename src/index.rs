@@ -3,7 +3,7 @@
 //! Objects are named by their compressed bytes, so without it a file would have to be compressed to learn that it is in
 //! the store already. A hit counts only when the object is seen there, with the length that it had when it was stored.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -33,11 +33,17 @@ pub struct ContentIndex {
     hits: AtomicU64,
 }
 
+/// What this run added. A layer may bring millions of pieces, so those that the database has are looked up there.
 #[derive(Debug, Default)]
 struct Fresh {
-    objects: HashMap<ContentKey, KnownObject>,
-    unsaved: Vec<(ContentKey, KnownObject)>,
+    unsaved: Objects,
+    /// Batches that threads are writing to the database.
+    saving: Vec<Arc<Objects>>,
+    /// Parts of the keys that this run has written, so that few others are looked up in vain.
+    saved: HashSet<u64>,
 }
+
+type Objects = HashMap<ContentKey, KnownObject>;
 
 /// New pieces gather up to this number before they are written, which changes most pages of the table.
 const BATCH: usize = 50_000;
@@ -52,7 +58,19 @@ impl ContentIndex {
     /// Returns the objects that held pieces of content when this run began. Whether they still do is for [`Self::find`] to say.
     pub fn recall(&self, keys: &[ContentKey]) -> Result<Vec<Option<KnownObject>>, IndexError> {
         let _looking = stage!("index");
-        if self.has_past { Ok(self.state.objects(keys)?) } else { Ok(vec![None; keys.len()]) }
+        if self.has_past {
+            return Ok(self.state.objects(keys)?);
+        }
+        let saved: Vec<usize> = {
+            let fresh = self.fresh();
+            (0..keys.len()).filter(|&index| fresh.saved.contains(&part_of(&keys[index]))).collect()
+        };
+        let mut found = vec![None; keys.len()];
+        if !saved.is_empty() {
+            let keys: Vec<ContentKey> = saved.iter().map(|&index| keys[index]).collect();
+            saved.into_iter().zip(self.state.objects(&keys)?).for_each(|(index, object)| found[index] = object);
+        }
+        Ok(found)
     }
 
     /// Returns the object that holds a piece of content, if the store has it, and of the right length: one of this run, or
@@ -64,8 +82,10 @@ impl ContentIndex {
         staging: &Staging,
     ) -> Result<Option<ObjectHash>, IndexError> {
         let _looking = stage!("index");
-        let fresh = self.fresh().objects.get(key).copied();
-        let found = fresh.or(recalled);
+        let found = match self.find_fresh(key)? {
+            Some(fresh) => Some(fresh),
+            None => recalled,
+        };
         let kind = if key.is_chunk { ObjectKind::Chunk } else { ObjectKind::File };
         match found {
             Some(object) if staging.has_of_length(object.hash, kind, object.length())? => {
@@ -76,33 +96,56 @@ impl ContentIndex {
         }
     }
 
+    /// Returns the object that this run noted for a piece of content.
+    fn find_fresh(&self, key: &ContentKey) -> Result<Option<KnownObject>, IndexError> {
+        let fresh = self.fresh();
+        let unsaved = fresh.unsaved.get(key).or_else(|| fresh.saving.iter().find_map(|batch| batch.get(key)));
+        if unsaved.is_some() || !fresh.saved.contains(&part_of(key)) {
+            return Ok(unsaved.copied());
+        }
+        drop(fresh);
+        Ok(self.state.objects(&[*key])?[0])
+    }
+
     /// Notes which object holds a piece of content.
     pub fn add(&self, key: ContentKey, object: KnownObject) -> Result<(), IndexError> {
         let _noting = stage!("index");
-        let batch = {
+        {
             let mut fresh = self.fresh();
-            fresh.objects.insert(key, object);
-            fresh.unsaved.push((key, object));
-            if fresh.unsaved.len() < BATCH {
+            fresh.unsaved.insert(key, object);
+            // What a database that does not change is given would be lost.
+            if fresh.unsaved.len() < BATCH || self.state.is_fixed() {
                 return Ok(());
             }
-            std::mem::take(&mut fresh.unsaved)
-        };
-        self.write(batch)
+        }
+        self.write()
     }
 
     /// Writes down what this run added, and frees the memory that looking things up took.
     pub fn save(&self) -> Result<(), IndexError> {
         let _noting = stage!("index");
-        let batch = std::mem::take(&mut self.fresh().unsaved);
-        self.write(batch)?;
+        if !self.state.is_fixed() {
+            self.write()?;
+        }
         Ok(self.state.free_memory()?)
     }
 
-    fn write(&self, mut batch: Vec<(ContentKey, KnownObject)>) -> Result<(), IndexError> {
+    /// Writes what is unsaved to the database. Until it is there, others find it here.
+    fn write(&self) -> Result<(), IndexError> {
+        let batch = {
+            let mut fresh = self.fresh();
+            let batch = Arc::new(std::mem::take(&mut fresh.unsaved));
+            fresh.saving.push(Arc::clone(&batch));
+            batch
+        };
+        let mut objects: Vec<(ContentKey, KnownObject)> = batch.iter().map(|(key, object)| (*key, *object)).collect();
         // In the order of the table, each of its pages is changed once.
-        batch.sort_unstable_by_key(|(key, _)| key.blake3);
-        Ok(self.state.add_objects(&batch)?)
+        objects.sort_unstable_by_key(|(key, _)| key.blake3);
+        self.state.add_objects(&objects)?;
+        let mut fresh = self.fresh();
+        fresh.saving.retain(|other| !Arc::ptr_eq(other, &batch));
+        fresh.saved.extend(batch.keys().map(part_of));
+        Ok(())
     }
 
     /// Returns how often a piece of content was known.
@@ -110,7 +153,53 @@ impl ContentIndex {
         self.hits.load(Ordering::Relaxed)
     }
 
+    #[cfg(test)]
+    fn in_memory(&self) -> usize {
+        self.fresh().unsaved.len()
+    }
+
     fn fresh(&self) -> std::sync::MutexGuard<'_, Fresh> {
         self.fresh.lock().expect("no thread panics while it holds the index")
+    }
+}
+
+/// Returns the first bytes of a key's hash.
+fn part_of(key: &ContentKey) -> u64 {
+    u64::from_le_bytes(*key.blake3.first_chunk().expect("32 bytes begin with 8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::DirectoryStore;
+
+    fn key(number: u64) -> ContentKey {
+        let blake3 = *blake3::hash(&number.to_le_bytes()).as_bytes();
+        ContentKey { blake3, size: 8, is_chunk: false, encoder: 1 }
+    }
+
+    #[test]
+    fn pieces_are_found_whether_they_are_still_in_memory_or_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::create(&folder.path().join("storage")).unwrap();
+        let staging = Staging::start(&store).unwrap();
+        let hash = staging.put_stored(ObjectKind::File, b"stored").unwrap();
+        for has_past in [false, true] {
+            let state = Arc::new(StateDatabase::open(&folder.path().join("state.db")).unwrap());
+            let index = ContentIndex::open(state).unwrap();
+            assert_eq!(index.has_past, has_past);
+            let first = if has_past { BATCH as u64 * 3 } else { 0 };
+            let last = first + 2 * BATCH as u64 + 10;
+            let object = KnownObject::new(hash, b"stored".len());
+            (first..last).for_each(|number| index.add(key(number), object).unwrap());
+            assert_eq!(index.in_memory(), 10, "what was written is in memory no more");
+            for number in [first, first + 1, first + BATCH as u64, last - 1] {
+                let recalled = index.recall(&[key(number)]).unwrap()[0];
+                assert_eq!(index.find(&key(number), recalled, &staging).unwrap(), Some(hash), "{number}");
+            }
+            assert_eq!(index.recall(&[key(u64::MAX)]).unwrap(), [None]);
+            assert_eq!(index.find(&key(u64::MAX), None, &staging).unwrap(), None);
+            index.save().unwrap();
+        }
     }
 }

@@ -20,8 +20,8 @@ use crate::manifest::letter::SignError;
 use crate::manifest::{Fingerprint, KeyError, Keys, MetaInfo, RepositoryManifest, Whitelist, WhitelistError};
 use crate::message::causes;
 use crate::metadata::{Metadata, Timestamp};
-use crate::object::{Content, ObjectHash, ObjectKind};
-use crate::repository::{DATABASE_LIMIT, Repository, RepositoryError};
+use crate::object::{Content, ObjectHash, ObjectKind, SizeLimit};
+use crate::repository::{REFLOG_LIMIT, Repository, RepositoryError};
 use crate::settings::Settings;
 use crate::stage::stage;
 use crate::store::{DirectoryStore, LocalServer, Staging, StoreError};
@@ -183,7 +183,7 @@ impl Publisher<'_> {
         let put = |kind, bytes: &[u8]| self.staging.put_database(kind, bytes);
         manifest.certificate = put(ObjectKind::Certificate, self.keys.certificate().pem())?;
         let before = match manifest.history {
-            Some(hash) => Some((store.read_decoded(hash, ObjectKind::History, DATABASE_LIMIT)?, hash)),
+            Some(hash) => Some((store.read_decoded(hash, ObjectKind::History, SizeLimit::of_database(None))?, hash)),
             None => None,
         };
         let before = before.as_ref().map(|(bytes, hash)| (bytes.as_slice(), *hash));
@@ -197,7 +197,7 @@ impl Publisher<'_> {
             (history, ReferenceKind::History),
         ];
         references.extend(manifest.meta_info.map(|hash| (hash, ReferenceKind::MetaInfo)));
-        let reflog = store.read_file_of_up_to(DATABASE_LIMIT, REFLOG)?;
+        let reflog = store.read_file_of_up_to(REFLOG_LIMIT, REFLOG)?;
         let reflog = next_reflog(reflog.as_deref(), &manifest.name, &references, timestamp)?;
         manifest.reflog = Some(ObjectHash::of(&reflog));
         let signed = self.keys.sign_manifest(&manifest, rng)?;

@@ -5,6 +5,7 @@
 //!   ratio is not as promised;
 //! - `hep`: the reference image, 7 GB; `limit`: that part of it that compares it with the bare work;
 //! - `memory`; `scale`: a repository of 10,000 images; `many`: 1,000 images from a registry; `registry`;
+//! - `check`: a quick check beside that of `cvmfs_swissknife`, which has to be installed;
 //! - `libraries`: what could compress instead.
 //!
 //! Without a name it is all but `quick` and `limit`, which takes two hours and 60 GB. The reference image is converted
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
     std::fs::create_dir_all(&folder).expect("there is room for images");
     let mut groups: Vec<String> = env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     if groups.is_empty() {
-        groups = ["hep", "memory", "scale", "many", "registry", "libraries"].map(str::to_owned).into();
+        groups = ["hep", "memory", "scale", "many", "check", "registry", "libraries"].map(str::to_owned).into();
     }
     let (mut table, mut scratch) = (Table::default(), Scratch::start(&folder));
     for group in &groups {
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
             "scale" => scale::large_repository(&folder, &mut scratch, &mut table),
             "many" => scale::wishlist(&folder, &mut scratch, &mut table),
             "libraries" => libraries::compare(&folder),
+            "check" => scale::check(&folder, &mut scratch, &mut table),
             "registry" => registry::beside_a_layout(&folder, &mut scratch, &mut table),
             _ => panic!("there is no group '{group}'"),
         }

@@ -64,6 +64,34 @@ pub fn large_repository(folder: &Path, scratch: &mut Scratch, table: &mut Table)
     table.time("mounting 10,000 images", in_large, "mounting one", in_small, AtMost(1.5));
 }
 
+/// Images of the repositories that are checked: about 490,000 entries, of which most are in several trees.
+const CHECKED_IMAGES: usize = 99;
+
+/// Files of the image that is checked, none of which has the content of another, in three trees.
+const CHECKED_FILES: usize = 160_000;
+
+/// Measures a quick check beside that of CVMFS, which looks for the same objects: in a repository whose trees share their files,
+/// and in one that has an object for every third entry.
+pub fn check(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
+    let shared = images::synthetic(folder, "checked", CHECKED_IMAGES, SHARED);
+    let names: Vec<String> = (0..CHECKED_IMAGES).map(|number| shared.image(&images::synthetic_name(number))).collect();
+    let files = images::small_files(folder, CHECKED_FILES);
+    let single = [files.image("files"), "--name".to_owned(), "bench.example.org/files:1".to_owned()];
+    for (what, arguments) in [("of shared files", &names[..]), ("of one large image", &single[..])] {
+        let repository = scratch.repository(Compression::Balanced);
+        run(strata(&repository).arg("convert").args(arguments));
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..RUNS {
+            ours.push(time(strata(&repository).args(["check", "--quick"])));
+            let mut swissknife = Command::new("cvmfs_swissknife");
+            swissknife.args(["check", "-c", "-t"]).arg(folder).arg("-r").arg(repository.join("storage"));
+            theirs.push(time(&mut swissknife));
+        }
+        let what = format!("`check --quick` of 490,000 entries, {what}");
+        table.time(&what, best(ours), "`cvmfs_swissknife check -c`", best(theirs), AtMost(0.5));
+    }
+}
+
 /// Makes a repository of 10,000 images, unless it is there: that takes a quarter of an hour.
 fn make_large(folder: &Path) -> PathBuf {
     let large = folder.join("large.example.org");

@@ -119,12 +119,12 @@ impl Counters {
 
 impl AddAssign for Counters {
     fn add_assign(&mut self, other: Self) {
-        self.0.iter_mut().zip(other.0).for_each(|(number, more)| *number += more);
+        self.0.iter_mut().zip(other.0).for_each(|(number, more)| *number = number.saturating_add(more));
     }
 }
 
 impl SubAssign for Counters {
     fn sub_assign(&mut self, other: Self) {
-        self.0.iter_mut().zip(other.0).for_each(|(number, less)| *number -= less);
+        self.0.iter_mut().zip(other.0).for_each(|(number, less)| *number = number.saturating_sub(less));
     }
 }

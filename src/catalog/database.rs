@@ -4,22 +4,55 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use md5::{Digest as _, Md5};
-use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::types::{ToSqlOutput, Type, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, Statement, ToSql, params};
 
 use super::counters::Counters;
 use super::entry::{CatalogEntry, CatalogReference};
+use super::guarded::{Access, GuardedDatabase, Table, explain, text, wrong_value};
 use crate::layer::EntryPath;
 use crate::object::{Chunk, ObjectHash, ObjectKind, Pieces};
 
 mod draft;
+mod sound;
 mod writable;
 
 pub(super) use draft::Draft;
 pub(super) use writable::{References, WritableCatalog};
 
-/// No catalog is read that unpacks to more: CVMFS itself warns from 1 GiB on.
-pub const MAXIMUM_CATALOG_BYTES: u64 = 4 << 30;
+/// Folders that may lie in one another: the 1,000 of an image and those above it. Walks are recursive, and stacks are small.
+const MAXIMUM_DEPTH: usize = 1_100;
+
+/// Since this schema revision there are nanoseconds.
+pub(super) const WITH_NANOSECONDS: u32 = 7;
+
+/// Columns that every catalog has, of whatever revision.
+pub(super) const ROW_COLUMNS: [&str; 15] = [
+    "md5path_1",
+    "md5path_2",
+    "parent_1",
+    "parent_2",
+    "hardlinks",
+    "hash",
+    "size",
+    "mode",
+    "mtime",
+    "flags",
+    "name",
+    "symlink",
+    "uid",
+    "gid",
+    "xattr",
+];
+
+/// Tables that every catalog has, of whatever revision.
+const TABLES: &[Table] = &[
+    ("catalog", &ROW_COLUMNS),
+    ("chunks", &["md5path_1", "md5path_2", "offset", "size", "hash"]),
+    ("nested_catalogs", &["path", "sha1", "size"]),
+    ("statistics", &["counter", "value"]),
+    ("properties", &["key", "value"]),
+];
 
 /// Why a catalog could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -59,9 +92,13 @@ fn key(path: &EntryPath) -> PathKey {
 
 /// Returns the key of a path as catalogs spell it.
 pub fn key_of(spelt: &[u8]) -> PathKey {
-    let digest: [u8; 16] = Md5::digest(spelt).into();
-    let half = |at: usize| i64::from_le_bytes(*digest[at..].first_chunk().expect("16 bytes have two halves of 8"));
-    (half(0), half(8))
+    key_of_hash(Md5::digest(spelt).into())
+}
+
+/// Returns the key of the path that has this MD5 hash.
+pub fn key_of_hash(digest: [u8; 16]) -> PathKey {
+    let digest = u128::from_le_bytes(digest);
+    (digest as i64, (digest >> 64) as i64)
 }
 
 /// Bytes that SQLite shall take as text, whatever they are: names need not be UTF-8.
@@ -73,15 +110,8 @@ impl ToSql for Text<'_> {
     }
 }
 
-/// Opens the bytes of an SQLite file as a database in memory.
-pub(crate) fn open_database(bytes: &[u8], read_only: bool) -> rusqlite::Result<Connection> {
-    let mut connection = Connection::open_in_memory()?;
-    connection.deserialize_read_exact("main", bytes, bytes.len(), read_only)?;
-    Ok(connection)
-}
-
 /// Sets up a database in memory that is written once: nothing is ever rolled back, and rows are not checked twice.
-const UNJOURNALED: &str = "PRAGMA journal_mode = OFF; PRAGMA foreign_keys = OFF;";
+pub(super) const UNJOURNALED: &str = "PRAGMA journal_mode = OFF; PRAGMA foreign_keys = OFF;";
 
 /// Creates an empty database in memory whose file has pages of 4 KiB.
 pub(crate) fn create_database(schema: &str) -> rusqlite::Result<Connection> {
@@ -102,7 +132,7 @@ pub(crate) fn database_bytes(mut connection: Connection) -> rusqlite::Result<Vec
 pub struct Catalog {
     root: EntryPath,
     size: u64,
-    connection: Mutex<Connection>,
+    database: Mutex<GuardedDatabase>,
     properties: BTreeMap<String, String>,
     own: Counters,
     below: Counters,
@@ -111,16 +141,18 @@ pub struct Catalog {
 impl Catalog {
     /// Opens the catalog of the folder `root` from the bytes of its SQLite file.
     pub fn parse(bytes: &[u8], root: &EntryPath) -> Result<Self, CatalogError> {
-        let database = |source| CatalogError::Database { path: root.clone(), source };
         // Whoever has the catalog for itself may come to change it.
-        Self::of(open_database(bytes, false).map_err(database)?, bytes.len() as u64, root)
+        let database = GuardedDatabase::open(bytes, Access::Writable);
+        let database = database.map_err(|source| CatalogError::Database { path: root.clone(), source })?;
+        Self::of(database, bytes.len() as u64, root)
     }
 
     /// Makes sure that the database is the catalog of the folder `root`.
-    fn of(connection: Connection, size: u64, root: &EntryPath) -> Result<Self, CatalogError> {
-        let database = |source| CatalogError::Database { path: root.clone(), source };
+    fn of(database: GuardedDatabase, size: u64, root: &EntryPath) -> Result<Self, CatalogError> {
+        let failed = |source| CatalogError::Database { path: root.clone(), source: explain(source) };
         let invalid = |fault| CatalogError::Invalid { path: root.clone(), fault };
-        let properties = read_properties(&connection).map_err(database)?;
+        let schema = database.require(TABLES).map_err(failed)?;
+        let properties = read_properties(&database).map_err(failed)?;
         if properties.get("schema").map(String::as_str) != Some("2.5") {
             return Err(invalid(format!("its schema is {:?} instead of 2.5", properties.get("schema"))));
         }
@@ -128,13 +160,17 @@ impl Catalog {
         if prefix.as_bytes() != spelt(root) {
             return Err(invalid(format!("it was made for '{prefix}'")));
         }
-        let statistics = read_statistics(&connection).map_err(database)?;
+        let revision = properties.get("schema_revision").and_then(|text| text.parse().ok()).unwrap_or(0);
+        if revision >= WITH_NANOSECONDS && !schema.missing("catalog", &["mtimens"]).is_empty() {
+            return Err(invalid("it has no table catalog with the column mtimens".to_owned()));
+        }
+        let statistics = read_statistics(&database).map_err(failed)?;
         let counters = |prefix: &str| {
             Counters::from_named(|name| statistics.get(&format!("{prefix}_{name}")).copied())
                 .map_err(|name| invalid(format!("it has no counter {prefix}_{name}")))
         };
         let (own, below) = (counters("self")?, counters("subtree")?);
-        Ok(Self { root: root.clone(), size, connection: Mutex::new(connection), properties, own, below })
+        Ok(Self { root: root.clone(), size, database: Mutex::new(database), properties, own, below })
     }
 
     /// Returns the folder that the catalog describes.
@@ -172,41 +208,55 @@ impl Catalog {
     /// Returns the row of `path`.
     pub fn get(&self, path: &EntryPath) -> Result<Option<CatalogEntry>, CatalogError> {
         let (first, second) = key(path);
-        let connection = self.connection();
+        let database = self.database();
         let sql = format!("SELECT {} FROM catalog WHERE md5path_1 = ?1 AND md5path_2 = ?2", self.columns());
-        let read = || connection.prepare_cached(&sql)?.query_row([first, second], read_row).optional();
+        let read = || database.connection().prepare_cached(&sql)?.query_row([first, second], read_row).optional();
         let found = read().map_err(|source| self.database_error(source))?;
-        found.map(|row| self.complete(&connection, row)).transpose().map(|entry| entry.map(|(_, entry)| entry))
+        found.map(|row| self.complete(&database, row)).transpose().map(|entry| entry.map(|(_, entry)| entry))
     }
 
     /// Returns the rows of everything in the folder `path`, by name; hidden ones too.
     pub fn list(&self, path: &EntryPath) -> Result<BTreeMap<Vec<u8>, CatalogEntry>, CatalogError> {
+        if path.components().count() > MAXIMUM_DEPTH {
+            return Err(self.invalid(format!("{} lies in more than {MAXIMUM_DEPTH} folders", path.shown())));
+        }
         let (first, second) = key(path);
-        let connection = self.connection();
+        let database = self.database();
         let sql = format!("SELECT {} FROM catalog WHERE parent_1 = ?1 AND parent_2 = ?2", self.columns());
-        let read = || -> rusqlite::Result<Vec<StoredRow>> {
-            connection.prepare_cached(&sql)?.query_map([first, second], read_row)?.collect()
+        let rows = database.rows(&sql, [first, second], read_row).map_err(|source| self.database_error(source))?;
+        let complete = |row: StoredRow| {
+            self.require_child(path, &row)?;
+            self.complete(&database, row)
         };
-        let rows = read().map_err(|source| self.database_error(source))?;
-        rows.into_iter().map(|row| self.complete(&connection, row)).collect()
+        rows.into_iter().map(complete).collect()
+    }
+
+    /// Refuses a row that cannot lie in the folder `path`: without a name it would be the folder itself, or one above it.
+    fn require_child(&self, path: &EntryPath, row: &StoredRow) -> Result<(), CatalogError> {
+        let shown = || format!("'{}' in {}", row.name.escape_ascii(), path.shown());
+        if !is_component(&row.name) {
+            return Err(self.invalid(format!("a row has the name {}, which is no component of a path", shown())));
+        }
+        if row.key != key(&path.join(&row.name)) {
+            return Err(self.invalid(format!("the row {} has the key of another path", shown())));
+        }
+        Ok(())
     }
 
     /// Returns the nested catalog whose transition point is `path`.
     pub fn nested(&self, path: &EntryPath) -> Result<Option<CatalogReference>, CatalogError> {
-        let connection = self.connection();
+        let database = self.database();
         let sql = "SELECT sha1, size FROM nested_catalogs WHERE path = ?1";
-        let read = || connection.prepare_cached(sql)?.query_row([Text(&spelt(path))], read_reference).optional();
+        let read =
+            || database.connection().prepare_cached(sql)?.query_row([Text(&spelt(path))], read_reference).optional();
         read().map_err(|source| self.database_error(source))
     }
 
     /// Returns all nested catalogs directly below this one, by transition point.
     pub fn all_nested(&self) -> Result<BTreeMap<EntryPath, CatalogReference>, CatalogError> {
-        let connection = self.connection();
-        let read = || -> rusqlite::Result<Vec<(Vec<u8>, CatalogReference)>> {
-            let mut statement = connection.prepare("SELECT sha1, size, path FROM nested_catalogs")?;
-            statement.query_map([], read_reference_with_path)?.collect()
-        };
-        let rows = read().map_err(|source| self.database_error(source))?;
+        let sql = "SELECT sha1, size, path FROM nested_catalogs";
+        let rows = self.database().rows(sql, [], read_reference_with_path);
+        let rows = rows.map_err(|source| self.database_error(source))?;
         rows.into_iter().map(|row| self.reference(row)).collect()
     }
 
@@ -224,11 +274,9 @@ impl Catalog {
 
     /// Returns the same, with how many bytes each has as it is stored, as far as the catalog says so.
     pub fn stored_objects(&self) -> Result<Vec<StoredObject>, CatalogError> {
-        let connection = self.connection();
-        let read = |sql: &str, kind| -> rusqlite::Result<Vec<StoredObject>> {
-            let mut statement = connection.prepare(sql)?;
-            statement.query_map([], |row| Ok((row.get::<_, [u8; 20]>(0)?.into(), kind, row.get(1)?)))?.collect()
-        };
+        let database = self.database();
+        let read =
+            |sql: &str, kind| database.rows(sql, [], |row| Ok((row.get::<_, [u8; 20]>(0)?.into(), kind, row.get(1)?)));
         // Regular files alone have objects, but for those outside of the repository (128), and SHA-1 has no bit of 0x700. What has
         // bit 0x800 is stored as it is.
         let whole = "SELECT hash, CASE WHEN flags & 0x800 THEN size END FROM catalog \
@@ -241,20 +289,19 @@ impl Catalog {
     }
 
     /// Adds what lies in another table to a row, and takes its name off.
-    fn complete(&self, connection: &Connection, row: StoredRow) -> Result<(Vec<u8>, CatalogEntry), CatalogError> {
+    fn complete(&self, database: &GuardedDatabase, row: StoredRow) -> Result<(Vec<u8>, CatalogEntry), CatalogError> {
         let mut failure = None;
         let name = row.name.clone();
         let entry = row.with_chunks(|(first, second)| {
             let sql = "SELECT offset, size, hash FROM chunks WHERE md5path_1 = ?1 AND md5path_2 = ?2 ORDER BY offset";
-            let read = || connection.prepare_cached(sql)?.query_map([first, second], read_chunk)?.collect();
-            let chunks: rusqlite::Result<Vec<Chunk>> = read();
+            let chunks = database.rows(sql, [first, second], read_chunk);
             chunks.map_err(|error| failure = Some(error)).unwrap_or_default().into()
         });
         failure.map_or(Ok((name, entry)), |source| Err(self.database_error(source)))
     }
 
     fn has_nanoseconds(&self) -> bool {
-        self.property("schema_revision").and_then(|text| text.parse().ok()).unwrap_or(0) >= 7
+        self.property("schema_revision").and_then(|text| text.parse().ok()).unwrap_or(0) >= WITH_NANOSECONDS
     }
 
     fn columns(&self) -> &'static str {
@@ -265,12 +312,12 @@ impl Catalog {
         }
     }
 
-    fn connection(&self) -> MutexGuard<'_, Connection> {
-        self.connection.lock().expect("no thread panics while it reads a catalog")
+    fn database(&self) -> MutexGuard<'_, GuardedDatabase> {
+        self.database.lock().expect("no thread panics while it reads a catalog")
     }
 
     fn database_error(&self, source: rusqlite::Error) -> CatalogError {
-        CatalogError::Database { path: self.root.clone(), source }
+        CatalogError::Database { path: self.root.clone(), source: explain(source) }
     }
 
     fn invalid(&self, fault: String) -> CatalogError {
@@ -309,13 +356,21 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<StoredRow> {
         mode: row.get(5)?,
         mtime: row.get(6)?,
         flags: row.get(7)?,
-        symlink: bytes(row, 9)?,
+        symlink: text(row, 9)?.to_vec(),
         uid: row.get(10)?,
         gid: row.get(11)?,
         xattr: row.get(12)?,
         mtime_nanoseconds: row.get(13)?,
     };
-    Ok(StoredRow { key: (row.get(0)?, row.get(1)?), name: bytes(row, 8)?, entry })
+    if let Some(fault) = entry.fault() {
+        return Err(wrong_value(5, Type::Integer, fault));
+    }
+    Ok(StoredRow { key: (row.get(0)?, row.get(1)?), name: text(row, 8)?.to_vec(), entry })
+}
+
+/// Tells whether a name is one component of a path.
+fn is_component(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..") && name.len() <= 255 && !name.iter().any(|byte| b"/\0".contains(byte))
 }
 
 fn read_chunk(row: &Row<'_>) -> rusqlite::Result<Chunk> {
@@ -324,30 +379,24 @@ fn read_chunk(row: &Row<'_>) -> rusqlite::Result<Chunk> {
 }
 
 fn read_reference_with_path(row: &Row<'_>) -> rusqlite::Result<(Vec<u8>, CatalogReference)> {
-    Ok((bytes(row, 2)?, read_reference(row)?))
+    Ok((text(row, 2)?.to_vec(), read_reference(row)?))
 }
 
 pub(super) fn read_reference(row: &Row<'_>) -> rusqlite::Result<CatalogReference> {
     let text: String = row.get(0)?;
-    let hash = text
-        .parse::<ObjectHash>()
-        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error)))?;
-    Ok(CatalogReference { hash, size: row.get(1)? })
+    let hash = text.parse::<ObjectHash>().map_err(|error| wrong_value(0, Type::Text, error.to_string()))?;
+    // Old catalogs do not say it.
+    Ok(CatalogReference { hash, size: row.get::<_, Option<u64>>(1)?.unwrap_or(0) })
 }
 
-fn bytes(row: &Row<'_>, column: usize) -> rusqlite::Result<Vec<u8>> {
-    Ok(row.get_ref(column)?.as_bytes()?.to_vec())
+fn read_properties(database: &GuardedDatabase) -> rusqlite::Result<BTreeMap<String, String>> {
+    let sql = "SELECT key, CAST(value AS TEXT) FROM properties WHERE value IS NOT NULL";
+    Ok(database.rows(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect())
 }
 
-fn read_properties(connection: &Connection) -> rusqlite::Result<BTreeMap<String, String>> {
-    let mut statement =
-        connection.prepare("SELECT key, CAST(value AS TEXT) FROM properties WHERE value IS NOT NULL")?;
-    statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
-}
-
-fn read_statistics(connection: &Connection) -> rusqlite::Result<HashMap<String, i64>> {
-    let mut statement = connection.prepare("SELECT counter, value FROM statistics")?;
-    statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+fn read_statistics(database: &GuardedDatabase) -> rusqlite::Result<HashMap<String, i64>> {
+    let sql = "SELECT counter, value FROM statistics";
+    Ok(database.rows(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect())
 }
 
 /// What the row of a repository's root has for the key of its parent.

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::build::{BuildError, StoredTree, marker, put_catalog};
 use super::counters::Counters;
-use super::database::{Catalog, MAXIMUM_CATALOG_BYTES, References, WritableCatalog};
+use super::database::{Catalog, References, WritableCatalog};
 use super::entry::{CatalogEntry, CatalogReference, Nesting};
 use super::plan::MARKER;
 use crate::layer::EntryPath;
@@ -409,7 +409,7 @@ impl Catalogs<'_> {
 }
 
 fn read_catalog(staging: &Staging, path: &EntryPath, reference: CatalogReference) -> Result<Catalog, BuildError> {
-    let bytes = staging.read_decoded(reference.hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES)?;
+    let bytes = staging.read_decoded(reference.hash, ObjectKind::Catalog, reference.limit())?;
     Ok(Catalog::parse(&bytes, path)?)
 }
 

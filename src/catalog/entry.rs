@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use super::bits::{
     CHUNKED, DIRECTORY, EXTERNAL, FILE, HASH_ALGORITHM, HIDDEN, NESTED_ROOT, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO,
-    S_IFLNK, S_IFMT, S_IFREG, SPECIAL, SYMLINK, TRANSITION_POINT, UNCOMPRESSED,
+    S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, SPECIAL, SYMLINK, TRANSITION_POINT, UNCOMPRESSED,
 };
 use super::xattr;
 use crate::layer::DeviceNumber;
 use crate::metadata::{Metadata, Timestamp, Xattrs};
-use crate::object::{Content, ObjectHash, ObjectKind, Pieces};
+use crate::object::{Content, ObjectHash, ObjectKind, Pieces, SizeLimit};
 use crate::tree::{Directory, Leaf, LeafKind};
 
 /// A catalog as the one above it, or the manifest, refers to it.
@@ -17,8 +17,15 @@ use crate::tree::{Directory, Leaf, LeafKind};
 pub struct CatalogReference {
     /// The object that holds it.
     pub hash: ObjectHash,
-    /// Bytes of the SQLite file, unpacked.
+    /// Bytes of the SQLite file, unpacked; 0 where nothing states it.
     pub size: u64,
+}
+
+impl CatalogReference {
+    /// Returns how much the object may unpack to.
+    pub fn limit(&self) -> SizeLimit {
+        SizeLimit::of_database(Some(self.size))
+    }
 }
 
 /// What part a folder has in the nesting of catalogs.
@@ -142,6 +149,17 @@ impl CatalogEntry {
     /// Tells whether listings leave the row out.
     pub fn is_hidden(&self) -> bool {
         self.flags & HIDDEN != 0
+    }
+
+    /// Says what makes the row one that no writer of catalogs writes, and that no reader can show.
+    pub(super) fn fault(&self) -> Option<String> {
+        let is_known =
+            matches!(self.mode & S_IFMT, S_IFDIR | S_IFREG | S_IFLNK | S_IFCHR | S_IFBLK | S_IFIFO | S_IFSOCK);
+        if !is_known || self.mode & !(S_IFMT | 0o7777) != 0 {
+            return Some(format!("{:o} is no mode that a file can have", self.mode));
+        }
+        let has_size = matches!(self.mode & S_IFMT, S_IFDIR | S_IFREG);
+        (has_size && self.size < 0).then(|| format!("{} is no size that a file can have", self.size))
     }
 
     /// Tells whether the row is a folder.

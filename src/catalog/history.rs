@@ -2,8 +2,9 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::database::{create_database, database_bytes, open_database, read_reference};
+use super::database::{create_database, database_bytes, read_reference};
 use super::entry::CatalogReference;
+use super::guarded::{Access, GuardedDatabase, Table, explain};
 use crate::manifest::RepositoryName;
 use crate::object::ObjectHash;
 
@@ -21,7 +22,7 @@ pub struct HistoryError {
 
 impl HistoryError {
     fn of(database: &'static str, repository: &RepositoryName) -> impl FnOnce(rusqlite::Error) -> Self {
-        move |source| Self { database, repository: repository.clone(), source }
+        move |source| Self { database, repository: repository.clone(), source: explain(source) }
     }
 }
 
@@ -47,13 +48,54 @@ pub struct Tag {
     pub root: CatalogReference,
 }
 
+/// A table, and what each of its rows holds.
+type Condition = (Table, &'static str);
+
+const PROPERTIES: Condition = (("properties", &["key", "value"]), "typeof(key) = 'text'");
+
+const HISTORY: &[Condition] = &[
+    (
+        ("tags", &["name", "hash", "revision", "timestamp", "channel", "description", "size", "branch"]),
+        "typeof(name) = 'text' AND typeof(hash) = 'text' AND length(hash) >= 40 \
+         AND typeof(revision) = 'integer' AND revision >= 0 AND typeof(timestamp) = 'integer' \
+         AND typeof(channel) IN ('integer', 'null') AND typeof(description) IN ('text', 'null') \
+         AND (size IS NULL OR typeof(size) = 'integer' AND size >= 0) AND typeof(branch) = 'text'",
+    ),
+    (
+        ("branches", &["branch", "parent", "initial_revision"]),
+        "typeof(branch) = 'text' AND typeof(parent) IN ('text', 'null') AND typeof(initial_revision) = 'integer'",
+    ),
+    PROPERTIES,
+];
+
+const REFLOG: &[Condition] = &[
+    (
+        ("refs", &["hash", "type", "timestamp"]),
+        "typeof(hash) = 'text' AND length(hash) >= 40 AND typeof(type) = 'integer' AND type >= 0 \
+         AND typeof(timestamp) IN ('integer', 'null')",
+    ),
+    PROPERTIES,
+];
+
+/// Opens a database to change it, after all of its rows were found to be what they may be.
+fn open_sound(bytes: &[u8], conditions: &[Condition]) -> rusqlite::Result<Connection> {
+    let mut database = GuardedDatabase::open(bytes, Access::Writable)?;
+    database.require(&conditions.iter().map(|(table, _)| *table).collect::<Vec<_>>())?;
+    database.require_whole()?;
+    for ((table, _), condition) in conditions {
+        database.require_rows(table, condition)?;
+    }
+    database.allow_changes()?;
+    Ok(database.into_connection())
+}
+
 /// Returns the named revisions in a tag database, by name.
 pub fn read_tags(bytes: &[u8], repository: &RepositoryName) -> Result<Vec<Tag>, HistoryError> {
     let read = || -> rusqlite::Result<Vec<Tag>> {
-        let connection = open_database(bytes, true)?;
-        let mut statement = connection.prepare("SELECT hash, size, name, revision FROM tags ORDER BY name")?;
+        let database = GuardedDatabase::open(bytes, Access::ReadOnly)?;
+        database.require(&[("tags", &["hash", "size", "name", "revision"])])?;
         let tag = |row: &Row<'_>| Ok(Tag { root: read_reference(row)?, name: row.get(2)?, revision: row.get(3)? });
-        statement.query_map([], tag)?.collect()
+        database.rows("SELECT hash, size, name, revision FROM tags ORDER BY name", [], tag)
     };
     read().map_err(HistoryError::of("tag database", repository))
 }
@@ -68,7 +110,7 @@ pub fn next_history(
 ) -> Result<Vec<u8>, HistoryError> {
     let write = || -> rusqlite::Result<Vec<u8>> {
         let connection = match before {
-            Some((bytes, _)) => open_database(bytes, false)?,
+            Some((bytes, _)) => open_sound(bytes, HISTORY)?,
             None => create_database(include_str!("../../catalog-schema/history.sql"))?,
         };
         let previous = before.map_or_else(|| "0".repeat(40), |(_, hash)| hash.to_string());
@@ -118,7 +160,7 @@ pub fn next_reflog(
 ) -> Result<Vec<u8>, HistoryError> {
     let write = || -> rusqlite::Result<Vec<u8>> {
         let connection = match before {
-            Some(bytes) => open_database(bytes, false)?,
+            Some(bytes) => open_sound(bytes, REFLOG)?,
             None => create_database(include_str!("../../catalog-schema/reflog.sql"))?,
         };
         set_properties(&connection, &[("schema", "1.0"), ("schema_revision", "0"), ("fqrn", repository.as_str())])?;
@@ -154,9 +196,9 @@ mod tests {
     }
 
     fn tags(bytes: &[u8]) -> Vec<(String, u64)> {
-        let connection = open_database(bytes, true).unwrap();
-        let mut statement = connection.prepare("SELECT name, revision FROM tags ORDER BY name").unwrap();
-        statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect()
+        let database = GuardedDatabase::open(bytes, Access::ReadOnly).unwrap();
+        let sql = "SELECT name, revision FROM tags ORDER BY name";
+        database.rows(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
     }
 
     #[test]
@@ -177,9 +219,46 @@ mod tests {
         let (a, b) = (ObjectHash::of(b"a"), ObjectHash::of(b"b"));
         let first = next_reflog(None, &name, &[(a, ReferenceKind::Catalog)], 1).unwrap();
         let second = next_reflog(Some(&first), &name, &[(b, ReferenceKind::History), (a, ReferenceKind::Catalog)], 2);
-        let connection = open_database(&second.unwrap(), true).unwrap();
-        let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+        let database = GuardedDatabase::open(&second.unwrap(), Access::ReadOnly).unwrap();
+        let count = |sql: &str| database.connection().query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
         assert_eq!(count("SELECT count(*) FROM refs"), 2);
         assert_eq!(count("SELECT count(*) FROM refs WHERE type = 2 AND timestamp = 2"), 1);
+    }
+    /// Returns a database that was changed by SQL.
+    fn changed(bytes: &[u8], sql: &str) -> Vec<u8> {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.deserialize_read_exact("main", bytes, bytes.len(), false).unwrap();
+        connection.execute_batch(sql).unwrap();
+        connection.serialize("main").unwrap().to_vec()
+    }
+
+    #[test]
+    fn rows_of_wrong_types_views_and_triggers_are_never_taken_over() {
+        let name = RepositoryName::for_new_repository("types.example.org").unwrap();
+        let history = next_history(None, &name, revision(1)).unwrap();
+        let reflog = next_reflog(None, &name, &[(ObjectHash::of(b"a"), ReferenceKind::Catalog)], 1).unwrap();
+        for sql in [
+            "UPDATE tags SET revision = 'x'",
+            "UPDATE tags SET hash = x'00'",
+            "UPDATE tags SET size = -1",
+            "UPDATE tags SET name = x'41'",
+            "UPDATE branches SET initial_revision = 'x'",
+            "INSERT INTO properties VALUES (x'00', 'x')",
+            "CREATE TRIGGER t AFTER INSERT ON tags BEGIN DELETE FROM tags; END",
+            "ALTER TABLE tags RENAME TO others; CREATE VIEW tags AS SELECT * FROM others",
+        ] {
+            let history = changed(&history, sql);
+            assert!(next_history(Some((&history, ObjectHash::of(b""))), &name, revision(2)).is_err(), "{sql}");
+        }
+        for sql in [
+            "UPDATE refs SET type = 'x'",
+            "UPDATE refs SET hash = 7",
+            "CREATE TRIGGER t AFTER INSERT ON refs BEGIN DELETE FROM refs; END",
+            "ALTER TABLE refs RENAME TO others; CREATE VIEW refs AS SELECT * FROM others",
+        ] {
+            assert!(next_reflog(Some(&changed(&reflog, sql)), &name, &[], 2).is_err(), "{sql}");
+        }
+        let view = "ALTER TABLE tags RENAME TO others; CREATE VIEW tags AS SELECT * FROM others";
+        assert!(read_tags(&changed(&history, view), &name).is_err());
     }
 }

@@ -10,6 +10,7 @@ mod counters;
 mod database;
 mod edit;
 mod entry;
+mod guarded;
 mod history;
 mod plan;
 mod state;
@@ -17,8 +18,8 @@ mod xattr;
 
 pub use build::{BuildError, CatalogBuilder, FACTS, StoredTree};
 pub use counters::Counters;
-pub(crate) use database::key_of;
-pub use database::{Catalog, CatalogError, MAXIMUM_CATALOG_BYTES, StoredObject};
+pub use database::{Catalog, CatalogError, StoredObject};
+pub(crate) use database::{PathKey, key_of, key_of_hash};
 pub use edit::{Editor, MAXIMUM_STRUCTURAL_ENTRIES, TakeCatalog};
 pub use entry::{CatalogEntry, CatalogReference, Nesting};
 pub use history::{HistoryError, ReferenceKind, Tag, TaggedRevision, next_history, next_reflog, read_tags};

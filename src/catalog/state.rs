@@ -9,6 +9,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 
 use super::entry::CatalogReference;
+use super::guarded::forbid_execution;
 use crate::image::{DiffId, Digest};
 use crate::object::ObjectHash;
 
@@ -109,6 +110,7 @@ impl StateDatabase {
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let open = || {
             let connection = Connection::open(path)?;
+            forbid_execution(&connection)?;
             connection.busy_timeout(Duration::from_secs(60))?;
             // A lost entry costs time, not truth: nothing here is believed without a look at the store.
             connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;")?;
@@ -131,6 +133,8 @@ impl StateDatabase {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             if path.exists() {
                 let connection = Connection::open_with_flags(path, flags)?;
+                forbid_execution(&connection)?;
+                connection.pragma_update(None, "query_only", true)?;
                 connection.busy_timeout(Duration::from_secs(60))?;
                 // A file that is no database is an error. What an earlier version left cannot be read, and not be changed here.
                 connection.query_row("SELECT COUNT(*) FROM sqlite_schema", [], |_| Ok(()))?;
@@ -162,6 +166,11 @@ impl StateDatabase {
             };
             keys.iter().map(&mut find).collect()
         })
+    }
+
+    /// Tells whether what is to be remembered is forgotten.
+    pub fn is_fixed(&self) -> bool {
+        self.is_fixed
     }
 
     /// Tells whether no content is known at all.

@@ -11,7 +11,7 @@ use super::reader::NOTHING;
 use super::reference::{Reference, References};
 use crate::manifest::{Certificate, RepositoryManifest, SignedManifest, Whitelist, WhitelistError};
 use crate::message::causes;
-use crate::object::{ObjectHash, ObjectKind};
+use crate::object::{ObjectHash, ObjectKind, SizeLimit};
 
 /// Clients read a local manifest into a buffer of this many bytes.
 const MANIFEST_BUFFER: usize = 4096;
@@ -20,13 +20,16 @@ const MANIFEST_BUFFER: usize = 4096;
 const RENEWAL: i64 = 7 * 24 * 60 * 60;
 
 /// No certificate or description is read that unpacks to more bytes.
-const SMALL_OBJECT: u64 = 16 << 20;
+const SMALL_OBJECT: SizeLimit = SizeLimit::of(16 << 20);
+
+/// No manifest or whitelist is read that has more bytes.
+const FRONT_FILE: u64 = 16 << 20;
 
 impl Check<'_> {
     /// Checks everything that leads from the master key to the root catalog, and returns the manifest if it says which
     /// that is, trusted or not.
     pub(super) fn check_front_page(&self, references: &References) -> Option<RepositoryManifest> {
-        let bytes = self.read_file(".cvmfspublished");
+        let bytes = self.read_file(".cvmfspublished", FRONT_FILE);
         let signed = bytes.as_deref().and_then(|bytes| self.parse_manifest(bytes));
         let certificate = signed.as_ref().and_then(|signed| {
             self.check_manifest(signed);
@@ -74,7 +77,7 @@ impl Check<'_> {
 
     fn check_whitelist(&self, certificate: Option<&Certificate>) {
         let place = Place::file(".cvmfswhitelist");
-        let Some(bytes) = self.read_file(".cvmfswhitelist") else { return };
+        let Some(bytes) = self.read_file(".cvmfswhitelist", FRONT_FILE) else { return };
         let signed = match Whitelist::parse(&bytes) {
             Ok(signed) => signed,
             Err(error) => return self.findings.note(&place, "a signed whitelist", causes(&error)),

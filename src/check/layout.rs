@@ -6,6 +6,9 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
 use super::Check;
 use super::finding::{Place, escape};
 use super::name::ObjectName;
@@ -51,24 +54,51 @@ impl Check<'_> {
     pub(super) fn list_objects(&self, folder: u8) -> Vec<StoredObject> {
         let path = format!("data/{folder:02x}");
         let Ok(own) = fs::metadata(self.store.root().join(&path)) else { return Vec::new() };
-        let readers = own.permissions().mode() & 0o444;
         let mut objects = Vec::new();
-        for (file, metadata) in self.list(&path) {
-            let place = || Place::file(format!("{path}/{}", escape(file.as_bytes())));
-            let name = file.to_str().and_then(|file| ObjectName::of_file(folder, file));
-            let Some(name) = name.filter(|_| metadata.is_file()) else {
+        if let Err(error) = self.visit_objects(folder, &path, own.permissions().mode() & 0o444, &mut objects) {
+            self.findings.note(&Place::file(path), "a folder that can be listed", read_failure(&error.into()));
+        }
+        objects.sort_unstable();
+        objects
+    }
+
+    /// Adds the objects in an open folder: there may be thousands, so each costs one question and no memory of its own.
+    fn visit_objects(
+        &self,
+        folder: u8,
+        path: &str,
+        readers: u32,
+        objects: &mut Vec<StoredObject>,
+    ) -> Result<(), Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(self.store.root().join(path), flags, Mode::empty())?;
+        let mut entries = Dir::read_from(&opened)?;
+        while let Some(entry) = entries.read() {
+            let entry = entry?;
+            let file = entry.file_name();
+            if matches!(file.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let stat = match rustix::fs::statat(&opened, file, AtFlags::SYMLINK_NOFOLLOW) {
+                // Moved or collected meanwhile.
+                Err(Errno::NOENT) => continue,
+                stat => stat?,
+            };
+            let place = || Place::file(format!("{path}/{}", escape(file.to_bytes())));
+            let name = file.to_str().ok().and_then(|file| ObjectName::of_file(folder, file));
+            let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+            let Some(name) = name.filter(|_| is_file) else {
                 self.findings.note(&place(), "a file that is named by a hash", "another entry");
                 continue;
             };
-            let mode = metadata.permissions().mode() & 0o7777;
+            let mode = stat.st_mode & 0o7777;
             if mode & readers != readers {
                 let expected = format!("a file that all may read who may list its folder ({readers:03o})");
                 self.findings.note(&place(), expected, format_args!("mode {mode:03o}"));
             }
-            objects.push(StoredObject { name, bytes: metadata.len() });
+            objects.push(StoredObject { name, bytes: stat.st_size.max(0).cast_unsigned() });
         }
-        objects.sort_unstable();
-        objects
+        Ok(())
     }
 
     fn list(&self, path: &str) -> Vec<(OsString, Metadata)> {

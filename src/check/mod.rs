@@ -28,6 +28,7 @@ use std::sync::Mutex;
 
 use rsa::PublicKey;
 
+use crate::catalog::CatalogReference;
 use crate::folder::{FolderError, RepositoryFolder};
 use crate::manifest::{KeyError, RepositoryManifest, RepositoryName};
 use crate::metadata::Timestamp;
@@ -159,17 +160,22 @@ impl Check<'_> {
         let tags = manifest.history.map(|hash| self.check_tags(hash, &manifest, &references)).unwrap_or_default();
         self.check_reflog(&manifest, folder);
         let scope = match &self.options.path {
-            Some(path) => self.resolve(path, manifest.root_catalog)?,
+            Some(path) => {
+                let size = manifest.catalog_size.unwrap_or(0);
+                self.resolve(path, CatalogReference { hash: manifest.root_catalog, size })?
+            }
             None => Scope::everything(),
         };
         let head = Root {
             name: ObjectName::of(manifest.root_catalog, ObjectKind::Catalog),
+            size: manifest.catalog_size,
             referrer: ".cvmfspublished".to_owned(),
         };
-        let tagged = tags
-            .iter()
-            .filter(|_| scope.is_everything())
-            .map(|tag| Root { name: tag.name, referrer: tag.referrer.clone() });
+        let tagged = tags.iter().filter(|_| scope.is_everything()).map(|tag| Root {
+            name: tag.name,
+            size: tag.size,
+            referrer: tag.referrer.clone(),
+        });
         let tree = self.walk([head].into_iter().chain(tagged), &scope, &references);
         self.compare_with_manifest(&manifest, &tree);
         self.compare_with_tags(&tags, &tree);

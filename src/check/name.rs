@@ -64,7 +64,8 @@ impl ObjectName {
     pub(super) fn of_file(folder: u8, file: &str) -> Option<Self> {
         let letter = file.bytes().last().filter(|letter| LETTERS.contains(letter));
         let (digits, algorithm) = split(&file[..file.len() - usize::from(letter.is_some())])?;
-        let digest = unhex(format!("{folder:02x}{digits}").as_bytes())?;
+        let mut digest = [folder; 20];
+        digest[1..].copy_from_slice(&unhex::<19>(digits.as_bytes())?);
         Some(Self { digest, algorithm, letter: letter.unwrap_or(0) })
     }
 

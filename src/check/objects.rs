@@ -76,24 +76,37 @@ impl Check<'_> {
     }
 
     fn check_folder(&self, references: &[Reference], stored: &[StoredObject], faults: &Mutex<Vec<Fault>>) -> Totals {
-        let groups: Vec<&[Reference]> = references.chunk_by(|a, b| a.name == b.name).collect();
-        let find = |name| stored.binary_search_by_key(&name, |object| object.name).ok().map(|index| stored[index]);
-        let mut totals = Totals::default();
-        for object in groups.iter().filter_map(|group| find(group[0].name)) {
-            totals.objects += 1;
-            totals.bytes += object.bytes;
+        // Both are in the order of their names.
+        let (mut groups, mut left, mut totals) = (Vec::new(), stored, Totals::default());
+        for group in references.chunk_by(|a, b| a.name == b.name) {
+            let skipped = left.iter().take_while(|object| object.name < group[0].name).count();
+            left = &left[skipped..];
+            let object = left.first().copied().filter(|object| object.name == group[0].name);
+            totals.objects += u64::from(object.is_some());
+            totals.bytes += object.map_or(0, |object| object.bytes);
+            groups.push((group, object));
         }
         totals.unreferenced.objects = stored.len() as u64 - totals.objects;
         totals.unreferenced.bytes = stored.iter().map(|object| object.bytes).sum::<u64>() - totals.bytes;
         if !self.options.quick {
             self.progress.expected.fetch_add(totals.bytes, Ordering::Relaxed);
         }
-        groups.into_par_iter().for_each_init(Examiner::new, |examiner, group| {
+        let check = |examiner: &mut Examiner, (group, object): (&[Reference], Option<StoredObject>)| {
             if group[0].form != Form::Known {
-                let found = self.check_object(group, find(group[0].name), examiner);
-                faults.lock().expect("no thread panics while it adds a fault").extend(found);
+                let found = self.check_object(group, object, examiner);
+                if !found.is_empty() {
+                    faults.lock().expect("no thread panics while it adds a fault").extend(found);
+                }
             }
-        });
+        };
+        match self.options.quick {
+            // Nothing is read, so that there is too little to do to share it.
+            true => {
+                let mut examiner = Examiner::new();
+                groups.into_iter().for_each(|group| check(&mut examiner, group));
+            }
+            false => groups.into_par_iter().for_each_init(Examiner::new, check),
+        }
         totals
     }
 
@@ -146,9 +159,9 @@ impl Check<'_> {
         let mut by_catalog: BTreeMap<u32, Vec<Fault>> = BTreeMap::new();
         faults.into_iter().for_each(|fault| by_catalog.entry(fault.reference.catalog).or_default().push(fault));
         by_catalog.into_par_iter().for_each(|(catalog, faults)| {
-            let (name, mountpoint) = tree.catalog(catalog);
+            let (name, mountpoint, size) = tree.catalog(catalog);
             let rows: Vec<i64> = faults.iter().map(|fault| fault.reference.row).collect();
-            let paths = self.reread_catalog(name).map(|bytes| paths_of_rows(bytes, mountpoint, &rows));
+            let paths = self.reread_catalog(name, size).map(|bytes| paths_of_rows(bytes, mountpoint, &rows));
             let paths = paths.unwrap_or_else(|| vec![None; rows.len()]);
             for (fault, path) in faults.into_iter().zip(paths) {
                 let place = Place::file(fault.reference.name.to_string()).referred_to_by(name.to_string());

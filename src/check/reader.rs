@@ -4,15 +4,15 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::sync::atomic::Ordering;
 
-use flate2::bufread::ZlibDecoder;
 use flate2::{Decompress, FlushDecompress, Status};
 use sha1::{Digest as _, Sha1};
 
 use super::Check;
 use super::finding::Place;
 use super::name::{Algorithm, ObjectName};
-use crate::object::ObjectHash;
-use crate::store::read_regular;
+use crate::message::causes;
+use crate::object::{DecodeError, ObjectHash, SizeLimit, decode_alone};
+use crate::store::read_regular_up_to;
 
 /// What an object should be, in findings.
 pub(super) const ITS_HASH: &str = "bytes that hash to its name";
@@ -23,25 +23,22 @@ pub(super) const NOTHING: &str = "nothing";
 
 impl Check<'_> {
     /// Returns a file beside the objects, or notes that it cannot be read.
-    pub(super) fn read_file(&self, name: &str) -> Option<Vec<u8>> {
-        match read_regular(&self.store.root().join(name)) {
-            Ok(bytes) => Some(bytes),
-            Err(error) => {
-                self.findings.note(&Place::file(name), "a readable file", read_failure(&error));
-                None
-            }
+    pub(super) fn read_file(&self, name: &str, limit: u64) -> Option<Vec<u8>> {
+        self.read_stored(&Place::file(name), name, "a readable file", limit)
+    }
+
+    fn read_stored(&self, place: &Place, name: &str, what: &str, limit: u64) -> Option<Vec<u8>> {
+        match read_regular_up_to(limit, &self.store.root().join(name)) {
+            Ok(Some(bytes)) => return Some(bytes),
+            Ok(None) => self.findings.note(place, format_args!("{what} of at most {limit} bytes"), "more"),
+            Err(error) => self.findings.note(place, what, read_failure(&error)),
         }
+        None
     }
 
     /// Returns the content of an object, or notes at `place` why it has none. It is read whole.
-    pub(super) fn read_object(&self, name: ObjectName, place: &Place, limit: u64) -> Option<Vec<u8>> {
-        let stored = match read_regular(&self.store.root().join(name.to_string())) {
-            Ok(stored) => stored,
-            Err(error) => {
-                self.findings.note(place, "a readable object", read_failure(&error));
-                return None;
-            }
-        };
+    pub(super) fn read_object(&self, name: ObjectName, place: &Place, limit: SizeLimit) -> Option<Vec<u8>> {
+        let stored = self.read_stored(place, &name.to_string(), "a readable object", limit.stored())?;
         self.progress.read.fetch_add(stored.len() as u64, Ordering::Relaxed);
         self.warn_of_algorithm(name.algorithm);
         let actual = ObjectHash::of(&stored);
@@ -49,7 +46,17 @@ impl Check<'_> {
             self.findings.note(place, ITS_HASH, actual);
             return None;
         }
-        unpack(&stored, limit).map_err(|found| self.findings.note(place, WHOLE_STREAM, found)).ok()
+        match decode_alone(&stored, limit) {
+            Ok(content) => return Some(content),
+            Err(DecodeError::TooLarge { limit }) => {
+                self.findings.note(place, format_args!("at most {limit} bytes of content"), "more");
+            }
+            Err(DecodeError::Damaged(_)) if stored.is_empty() => {
+                self.findings.note(place, WHOLE_STREAM, "an empty file");
+            }
+            Err(error) => self.findings.note(place, WHOLE_STREAM, causes(&error)),
+        }
+        None
     }
 
     /// Says once that objects of an algorithm cannot be verified.
@@ -64,20 +71,6 @@ impl Check<'_> {
 /// Returns how findings call the reason that a file cannot be read.
 pub(super) fn read_failure(error: &io::Error) -> String {
     if error.kind() == io::ErrorKind::NotFound { NOTHING.to_owned() } else { error.to_string() }
-}
-
-fn unpack(stored: &[u8], limit: u64) -> Result<Vec<u8>, String> {
-    let mut content = Vec::new();
-    let mut stream = ZlibDecoder::new(stored).take(limit.saturating_add(1));
-    stream.read_to_end(&mut content).map_err(|error| error.to_string())?;
-    if content.len() as u64 > limit {
-        return Err(format!("more than {limit} bytes of content"));
-    }
-    match stored.len() as u64 - stream.into_inner().total_in() {
-        0 if !stored.is_empty() => Ok(content),
-        0 => Err("an empty file".to_owned()),
-        behind => Err(format!("{behind} bytes behind the stream")),
-    }
 }
 
 /// What an object's bytes are, after all of them were read.
@@ -191,7 +184,6 @@ mod tests {
             assert_eq!(examine(&[&stored]), Ok(length as u64));
             let (a, b) = stored.split_at(stored.len() / 2);
             assert_eq!(examine(&[a, b]), Ok(length as u64));
-            assert_eq!(unpack(&stored, length as u64).as_ref(), Ok(&plain));
         }
     }
 
@@ -200,10 +192,8 @@ mod tests {
         let stored = Encoder::new(Compression::Fast).encode(&[7; 1000]).to_vec();
         let longer = [&stored[..], b"xy"].concat();
         assert_eq!(examine(&[&longer]), Err("2 bytes behind the stream".to_owned()));
-        assert_eq!(unpack(&longer, 1000), Err("2 bytes behind the stream".to_owned()));
         for bad in [&stored[..stored.len() - 1], &stored[1..], b"", b"\x1f\x8b\x08"] {
-            assert!(examine(&[bad]).is_err() && unpack(bad, 1000).is_err(), "{bad:?}");
+            assert!(examine(&[bad]).is_err(), "{bad:?}");
         }
-        assert!(unpack(&stored, 999).is_err());
     }
 }

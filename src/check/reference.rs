@@ -55,7 +55,7 @@ impl References {
 
     /// Adds many, with few locks.
     pub(super) fn extend(&self, mut references: Vec<Reference>) {
-        references.sort_unstable();
+        references.sort_unstable_by_key(|reference| reference.name.folder());
         for of_folder in references.chunk_by(|a, b| a.name.folder() == b.name.folder()) {
             self.folder(of_folder[0].name.folder()).extend_from_slice(of_folder);
         }

@@ -7,13 +7,14 @@ use crate::catalog::audit::AuditedReflog;
 use crate::folder::RepositoryFolder;
 use crate::manifest::RepositoryManifest;
 use crate::object::ObjectHash;
+use crate::repository::REFLOG_LIMIT;
 
 const REFLOG: &str = ".cvmfsreflog";
 
 impl Check<'_> {
     /// Checks that the log is whole and holds what the manifest refers to.
     pub(super) fn check_reflog(&self, manifest: &RepositoryManifest, folder: &RepositoryFolder) {
-        let Some(bytes) = self.read_file(REFLOG) else { return };
+        let Some(bytes) = self.read_file(REFLOG, REFLOG_LIMIT) else { return };
         self.compare_reflog(ObjectHash::of(&bytes), manifest, folder);
         let place = Place::file(REFLOG);
         let reflog = match AuditedReflog::read(bytes) {

@@ -1,11 +1,13 @@
 //! What one row must be like by itself.
 
+use std::fmt;
+
 use super::finding::{Findings, Place, escape};
 use super::name::Algorithm;
-use crate::catalog::audit::AuditedRow;
+use crate::catalog::audit::{AuditedCatalog, AuditedRow};
 use crate::catalog::bits::{
     BIND_MOUNTPOINT, CHUNKED, DIRECT_IO, DIRECTORY, EXTERNAL, FILE, HASH_ALGORITHM, HIDDEN, NESTED_ROOT, S_IFBLK,
-    S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, SPECIAL, SYMLINK, TRANSITION_POINT, UNCOMPRESSED,
+    S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, S_IFSOCK, SPECIAL, SYMLINK, TRANSITION_POINT, UNCOMPRESSED,
 };
 
 /// The kinds that a mode can name.
@@ -19,9 +21,9 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// Reads the kind off the type bits of a mode.
+    /// Reads the kind off a mode: its type, and nothing beside that and the permissions.
     pub(super) fn of(row: &AuditedRow) -> Option<Self> {
-        match row.mode & S_IFMT {
+        match row.mode & !0o7777 {
             S_IFDIR => Some(Self::Directory),
             S_IFREG => Some(Self::Regular),
             S_IFLNK => Some(Self::Symlink),
@@ -45,29 +47,49 @@ pub(super) struct Surroundings {
     pub(super) has_chunks: bool,
 }
 
+/// Takes what is wrong with one row. Its place is made only when something is.
+pub(super) struct RowFindings<'f> {
+    pub(super) findings: &'f Findings,
+    /// The object that holds the catalog.
+    pub(super) file: &'f str,
+    pub(super) path: &'f [u8],
+}
+
+impl RowFindings<'_> {
+    pub(super) fn note(&self, expected: impl fmt::Display, found: impl fmt::Display) {
+        self.findings.note(&Place::file(self.file).at(self.path), expected, found);
+    }
+}
+
 /// Checks everything about a row that needs neither other rows nor objects.
-pub(super) fn check_row(place: &Place, row: &AuditedRow, surroundings: Surroundings, findings: &Findings) {
+pub(super) fn check_row(
+    catalog: &AuditedCatalog,
+    row: &AuditedRow,
+    surroundings: Surroundings,
+    findings: &RowFindings<'_>,
+) {
     let Some(kind) = Kind::of(row) else {
-        findings.note(place, "a mode with a known file type", format_args!("mode {:o}", row.mode));
+        findings.note("a mode with a known file type and permissions only", format_args!("mode {:o}", row.mode));
         return;
     };
     let flags = expected_flags(row, kind, surroundings);
     if row.flags != flags {
-        findings.note(place, format_args!("flags {flags:#x}"), format_args!("{:#x}", row.flags));
+        findings.note(format_args!("flags {flags:#x}"), format_args!("{:#x}", row.flags));
     }
-    check_hash(place, row, kind, findings);
-    check_size(place, row, kind, findings);
-    check_links(place, row, kind, findings);
-    if kind == Kind::Symlink && row.symlink.is_empty() {
-        findings.note(place, "a link target", "none");
-    } else if kind != Kind::Symlink && !row.symlink.is_empty() {
-        findings.note(place, "no link target", format_args!("'{}'", escape(&row.symlink)));
+    let symlink = catalog.symlink(row);
+    check_hash(catalog.hash(row), row, kind, findings);
+    check_size(symlink, row, kind, findings);
+    check_links(row, kind, findings);
+    if kind == Kind::Symlink && symlink.is_empty() {
+        findings.note("a link target", "none");
+    } else if kind != Kind::Symlink && !symlink.is_empty() {
+        findings.note("no link target", format_args!("'{}'", escape(symlink)));
     }
     if row.mtime_nanoseconds.is_some_and(|nanoseconds| !(0..1_000_000_000).contains(&nanoseconds)) {
-        findings.note(place, "mtimens below a second", row.mtime_nanoseconds.unwrap_or_default());
+        findings.note("mtimens below a second", row.mtime_nanoseconds.unwrap_or_default());
     }
-    if let Some(Err(found)) = row.xattr.as_deref().map(check_xattrs) {
-        findings.note(place, "extended attributes that clients can read", found);
+    if let Some(Err(found)) = catalog.xattr(row).map(check_xattrs) {
+        findings.note("extended attributes that clients can read", found);
     }
 }
 
@@ -92,56 +114,56 @@ fn expected_flags(row: &AuditedRow, kind: Kind, surroundings: Surroundings) -> u
     demanded | (row.flags & choices)
 }
 
-fn check_hash(place: &Place, row: &AuditedRow, kind: Kind, findings: &Findings) {
-    match (row.hash.as_deref(), kind) {
+fn check_hash(hash: Option<&[u8]>, row: &AuditedRow, kind: Kind, findings: &RowFindings<'_>) {
+    match (hash, kind) {
         (Some(hash), Kind::Regular) if hash.len() == 20 && hash.iter().any(|&byte| byte != 0) => {}
         (Some(hash), Kind::Regular) => {
-            findings.note(place, "a hash of 20 bytes that are not all 0", format_args!("{hash:02x?}"));
+            findings.note("a hash of 20 bytes that are not all 0", format_args!("{hash:02x?}"));
         }
         (None, Kind::Regular) if row.flags & (CHUNKED | EXTERNAL) == 0 => {
-            findings.note(place, "the hash of a regular file", "none");
+            findings.note("the hash of a regular file", "none");
         }
-        (Some(_), _) => findings.note(place, "no hash for what is no regular file", "one"),
+        (Some(_), _) => findings.note("no hash for what is no regular file", "one"),
         (None, _) => {}
     }
     if kind == Kind::Regular && Algorithm::of_flags(row.flags).is_none() {
-        findings.note(place, "a known hash algorithm in the flags", format_args!("{}", row.flags >> 8 & 7));
+        findings.note("a known hash algorithm in the flags", format_args!("{}", row.flags >> 8 & 7));
     }
 }
 
-fn check_size(place: &Place, row: &AuditedRow, kind: Kind, findings: &Findings) {
+fn check_size(symlink: &[u8], row: &AuditedRow, kind: Kind, findings: &RowFindings<'_>) {
     match kind {
         // Readers take the length of the target; some writers leave the size out.
-        Kind::Symlink if row.size != 0 && row.size != row.symlink.len() as i64 => {
-            findings.note(place, format_args!("the size {} of the link target", row.symlink.len()), row.size);
+        Kind::Symlink if row.size != 0 && row.size != symlink.len() as i64 => {
+            findings.note(format_args!("the size {} of the link target", symlink.len()), row.size);
         }
-        Kind::FifoOrSocket if row.size != 0 => findings.note(place, "size 0", row.size),
+        Kind::FifoOrSocket if row.size != 0 => findings.note("size 0", row.size),
         // Clients pass 12 bits of the major and 20 bits of the minor number on.
         Kind::Device if u32::try_from(row.size).is_err() => {
-            findings.note(place, "a device number of 32 bits", row.size);
+            findings.note("a device number of 32 bits", row.size);
         }
-        Kind::Directory | Kind::Regular if row.size < 0 => findings.note(place, "a size", row.size),
+        Kind::Directory | Kind::Regular if row.size < 0 => findings.note("a size", row.size),
         _ => {}
     }
 }
 
-fn check_links(place: &Place, row: &AuditedRow, kind: Kind, findings: &Findings) {
+fn check_links(row: &AuditedRow, kind: Kind, findings: &RowFindings<'_>) {
     let is_lawful = match kind {
         Kind::Directory => row.link_count >= 2 && row.link_group == 0,
         _ => row.link_count == 1 || row.link_count > 1 && row.link_group > 0,
     };
     if !is_lawful {
         let found = format!("link count {} in group {}", row.link_count, row.link_group);
-        findings.note(place, "a hard link group where, and only where, a file has several links", found);
+        findings.note("a hard link group where, and only where, a file has several links", found);
     }
 }
 
 /// Checks a row's own name. Only the root of the repository has, and must have, the empty one.
-pub(super) fn check_name(place: &Place, name: &[u8], is_repository_root: bool, findings: &Findings) {
+pub(super) fn check_name(name: &[u8], is_repository_root: bool, findings: &RowFindings<'_>) {
     let is_component = !matches!(name, b"" | b"." | b"..") && !name.iter().any(|b| b"/\0".contains(b));
     if is_repository_root != name.is_empty() || !(name.is_empty() || is_component) {
         let expected = if is_repository_root { "an empty name" } else { "a name that is one component of a path" };
-        findings.note(place, expected, format_args!("'{}'", escape(name)));
+        findings.note(expected, format_args!("'{}'", escape(name)));
     }
 }
 

@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 
 use super::name::ObjectName;
 use super::{Check, CheckError};
-use crate::catalog::{Catalog, CatalogEntry, MAXIMUM_CATALOG_BYTES};
+use crate::catalog::{Catalog, CatalogEntry, CatalogReference};
 use crate::image::ImageName;
 use crate::layer::EntryPath;
-use crate::object::{ObjectHash, ObjectKind};
+use crate::object::{ObjectKind, SizeLimit, decode};
 use crate::repository::client_variable;
+use crate::store::read_regular_up_to;
 
 /// No more links are followed in one path: what has more goes round in circles, as for Linux.
 const MAXIMUM_LINKS: usize = 40;
@@ -54,7 +55,7 @@ enum Looked {
 
 impl Check<'_> {
     /// Finds what a user names: a path, or an image. Links are followed, and are part of what is checked.
-    pub(super) fn resolve(&self, text: &str, root: ObjectHash) -> Result<Scope, CheckError> {
+    pub(super) fn resolve(&self, text: &str, root: CatalogReference) -> Result<Scope, CheckError> {
         if let Some(scope) = self.follow(text, root)? {
             return Ok(scope);
         }
@@ -65,7 +66,7 @@ impl Check<'_> {
         }
     }
 
-    fn follow(&self, text: &str, root: ObjectHash) -> Result<Option<Scope>, CheckError> {
+    fn follow(&self, text: &str, root: CatalogReference) -> Result<Option<Scope>, CheckError> {
         let elsewhere = || CheckError::Elsewhere(text.to_owned());
         let (mut targets, mut at) = (Vec::new(), EntryPath::ROOT);
         let mut ahead: VecDeque<Vec<u8>> = components(text.as_bytes()).collect();
@@ -104,14 +105,14 @@ impl Check<'_> {
         Ok(Some(Scope { targets: Some(targets) }))
     }
 
-    fn look(&self, path: &EntryPath, root: ObjectHash) -> Looked {
+    fn look(&self, path: &EntryPath, root: CatalogReference) -> Looked {
         let look = || -> Option<Option<CatalogEntry>> {
             let mut catalog = self.open_catalog(root, &EntryPath::ROOT)?;
             let mut at = EntryPath::ROOT;
             for name in path.components() {
                 at = at.join(name);
                 if let Some(nested) = catalog.nested(&at).ok()? {
-                    catalog = self.open_catalog(nested.hash, &at)?;
+                    catalog = self.open_catalog(nested, &at)?;
                 }
             }
             catalog.get(path).ok()
@@ -119,15 +120,16 @@ impl Check<'_> {
         look().map_or(Looked::Stuck, |entry| entry.map_or(Looked::Nothing, |entry| Looked::Entry(Box::new(entry))))
     }
 
-    fn open_catalog(&self, hash: ObjectHash, path: &EntryPath) -> Option<Catalog> {
-        let bytes = self.store.read_decoded(hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES).ok()?;
+    fn open_catalog(&self, reference: CatalogReference, path: &EntryPath) -> Option<Catalog> {
+        let bytes = self.store.read_decoded(reference.hash, ObjectKind::Catalog, reference.limit()).ok()?;
         Catalog::parse(&bytes, path).ok()
     }
 
-    /// Returns the content of a catalog that was read before; `None` if it is gone since.
-    pub(super) fn reread_catalog(&self, name: ObjectName) -> Option<Vec<u8>> {
-        let stored = crate::store::read_regular(&self.store.root().join(name.to_string())).ok()?;
-        crate::object::decode(&stored, MAXIMUM_CATALOG_BYTES).ok()
+    /// Returns the content of a catalog of `size` bytes that was read before; `None` if it is gone since.
+    pub(super) fn reread_catalog(&self, name: ObjectName, size: u64) -> Option<Vec<u8>> {
+        let limit = SizeLimit::of(size);
+        let stored = read_regular_up_to(limit.stored(), &self.store.root().join(name.to_string())).ok()??;
+        decode(&stored, limit).ok()
     }
 }
 

@@ -1,19 +1,22 @@
 //! The tag database, and what its tags keep alive.
 
+use std::collections::{HashMap, HashSet};
+
 use super::Check;
-use super::finding::{Place, escape};
+use super::finding::{Findings, Place, escape};
 use super::name::ObjectName;
 use super::reference::{Reference, References};
 use super::tree::Tree;
-use crate::catalog::MAXIMUM_CATALOG_BYTES;
 use crate::catalog::audit::{AuditedHistory, AuditedTag};
 use crate::manifest::RepositoryManifest;
-use crate::object::{ObjectHash, ObjectKind};
+use crate::object::{ObjectHash, ObjectKind, SizeLimit};
 
 /// A tag whose root catalog has a name.
 pub(super) struct Tag {
     row: AuditedTag,
     pub(super) name: ObjectName,
+    /// Bytes of its root catalog, unpacked, as the tag says.
+    pub(super) size: Option<u64>,
     /// The tag database.
     pub(super) referrer: String,
 }
@@ -29,7 +32,7 @@ impl Check<'_> {
         let name = ObjectName::of(hash, ObjectKind::History);
         references.add(Reference::known(name));
         let place = Place::file(name.to_string()).referred_to_by(".cvmfspublished");
-        let Some(bytes) = self.read_object(name, &place, MAXIMUM_CATALOG_BYTES) else { return Vec::new() };
+        let Some(bytes) = self.read_object(name, &place, SizeLimit::of_database(None)) else { return Vec::new() };
         let history = match AuditedHistory::read(bytes) {
             Ok(history) => history,
             Err(fault) => {
@@ -64,6 +67,7 @@ impl Check<'_> {
                 self.findings.note(place, format_args!("a tag on branch '{shown}'"), "none");
             }
         }
+        check_ancestors(place, history, &self.findings);
         for tag in &history.tags {
             let shown = escape(tag.name.as_bytes());
             match history.branches.iter().find(|branch| branch.name == tag.branch) {
@@ -87,7 +91,8 @@ impl Check<'_> {
         if name.is_none() {
             self.findings.note(place, format_args!("the hash of a root catalog in tag '{shown}'"), &row.hash);
         }
-        Some(Tag { row, name: name?, referrer: history.to_string() })
+        let size = u64::try_from(row.size).ok();
+        Some(Tag { row, name: name?, size, referrer: history.to_string() })
     }
 
     /// Compares tags with the root catalogs that they name.
@@ -101,6 +106,30 @@ impl Check<'_> {
             let revision = root.revision.as_deref().unwrap_or("0");
             let found = tag.row.revision.to_string();
             self.findings.require(&place, &format!("revision of the root catalog of tag '{shown}',"), revision, &found);
+        }
+    }
+}
+
+/// Every branch leads to the default one: from parent to parent, and never back to itself.
+fn check_ancestors(place: &Place, history: &AuditedHistory, findings: &Findings) {
+    let parents: HashMap<&str, &str> =
+        history.branches.iter().filter_map(|branch| Some((branch.name.as_str(), branch.parent.as_deref()?))).collect();
+    // Branches that are known to lead there, so that each is followed once.
+    let mut good = HashSet::from([""]);
+    for &branch in parents.keys() {
+        let (mut at, mut way) = (branch, Vec::new());
+        while !good.contains(at) && way.len() <= parents.len() {
+            way.push(at);
+            match parents.get(at) {
+                Some(parent) => at = parent,
+                None => break,
+            }
+        }
+        if good.contains(at) {
+            good.extend(way);
+        } else {
+            let shown = escape(branch.as_bytes());
+            findings.note(place, format_args!("branch '{shown}' to come from the default branch"), "another ancestry");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Trees of catalogs: the head, and what each tag keeps alive.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use rayon::prelude::*;
 
@@ -12,12 +12,14 @@ use super::scope::Scope;
 use super::walk::Walk;
 use crate::catalog::audit::{AuditedCatalog, AuditedRow};
 use crate::catalog::bits::{NESTED_ROOT, TRANSITION_POINT};
-use crate::catalog::{Counters, MAXIMUM_CATALOG_BYTES, key_of};
-use crate::object::ObjectKind;
+use crate::catalog::{Counters, PathKey, key_of};
+use crate::object::{ObjectKind, SizeLimit};
 
 /// A root catalog to start from.
 pub(super) struct Root {
     pub(super) name: ObjectName,
+    /// Bytes of the catalog, unpacked, if the file that names it says so.
+    pub(super) size: Option<u64>,
     /// The file that names it.
     pub(super) referrer: String,
 }
@@ -32,6 +34,8 @@ pub(super) struct Tree {
 struct Node {
     name: ObjectName,
     mountpoint: Box<[u8]>,
+    /// Most bytes of it, unpacked, that anything that refers to it states.
+    size: Option<u64>,
     /// The file that first referred to it.
     referrer: String,
     /// What it is; `None` when it cannot be read.
@@ -45,7 +49,7 @@ pub(super) struct Summary {
     /// The property `revision`.
     pub(super) revision: Option<String>,
     entries: u64,
-    root: AuditedRow,
+    root: FolderRow,
     own: Counters,
     stated: BTreeMap<String, i64>,
     nested: Vec<Nested>,
@@ -58,7 +62,7 @@ struct Nested {
     mountpoint: Box<[u8]>,
     name: ObjectName,
     size: i64,
-    transition_point: Option<AuditedRow>,
+    transition_point: Option<FolderRow>,
     /// Its place in the tree, once it has one.
     number: u32,
 }
@@ -70,10 +74,10 @@ impl Tree {
         self.nodes[number as usize].summary.as_ref()
     }
 
-    /// Returns what a number stands for, and the folder that it is mounted on.
-    pub(super) fn catalog(&self, number: u32) -> (ObjectName, &[u8]) {
+    /// Returns the catalog of a number, the folder that it is mounted on, and its bytes.
+    pub(super) fn catalog(&self, number: u32) -> (ObjectName, &[u8], u64) {
         let node = &self.nodes[number as usize];
-        (node.name, &node.mountpoint)
+        (node.name, &node.mountpoint, node.summary.as_ref().map_or(0, |summary| summary.size))
     }
 
     /// Tells whether every catalog could be read.
@@ -88,13 +92,22 @@ impl Tree {
     }
 
     /// Adds a catalog unless it is there, and returns its number.
-    fn add(&mut self, name: ObjectName, mountpoint: Box<[u8]>, referrer: impl FnOnce() -> String) -> u32 {
-        *self.numbers.entry((name, mountpoint)).or_insert_with_key(|(name, mountpoint)| {
+    fn add(
+        &mut self,
+        name: ObjectName,
+        mountpoint: Box<[u8]>,
+        size: Option<u64>,
+        referrer: impl FnOnce() -> String,
+    ) -> u32 {
+        let number = *self.numbers.entry((name, mountpoint)).or_insert_with_key(|(name, mountpoint)| {
             let number = u32::try_from(self.nodes.len()).expect("catalogs fit in memory");
             let (name, mountpoint) = (*name, mountpoint.clone());
-            self.nodes.push(Node { name, mountpoint, referrer: referrer(), summary: None });
+            self.nodes.push(Node { name, mountpoint, size, referrer: referrer(), summary: None });
             number
-        })
+        });
+        let node = &mut self.nodes[number as usize];
+        node.size = node.size.max(size);
+        number
     }
 }
 
@@ -103,7 +116,7 @@ impl Check<'_> {
     pub(super) fn walk(&self, roots: impl Iterator<Item = Root>, scope: &Scope, references: &References) -> Tree {
         let mut tree = Tree::default();
         for root in roots {
-            tree.add(root.name, Box::default(), || root.referrer);
+            tree.add(root.name, Box::default(), root.size, || root.referrer);
         }
         let mut start = 0;
         while start < tree.nodes.len() {
@@ -116,7 +129,8 @@ impl Check<'_> {
             for (index, mut summary) in (start..end).zip(summaries) {
                 for nested in summary.iter_mut().flat_map(|summary| &mut summary.nested) {
                     let referrer = tree.nodes[index].name;
-                    nested.number = tree.add(nested.name, nested.mountpoint.clone(), || referrer.to_string());
+                    let size = u64::try_from(nested.size).ok().filter(|&size| size > 0);
+                    nested.number = tree.add(nested.name, nested.mountpoint.clone(), size, || referrer.to_string());
                 }
                 tree.nodes[index].summary = summary;
             }
@@ -131,7 +145,7 @@ impl Check<'_> {
         references.add(Reference::known(node.name));
         let file = node.name.to_string();
         let place = Place::file(file.clone()).at(&node.mountpoint).referred_to_by(node.referrer.clone());
-        let bytes = self.read_object(node.name, &place, MAXIMUM_CATALOG_BYTES)?;
+        let bytes = self.read_object(node.name, &place, limit_of(node.size))?;
         let catalog = match AuditedCatalog::read(bytes) {
             Ok(catalog) => catalog,
             Err(fault) => {
@@ -148,21 +162,20 @@ impl Check<'_> {
         }
         self.check_properties(&own_place, &node.mountpoint, &catalog);
         let key = key_of(&node.mountpoint);
-        let Some(root) = catalog.rows.iter().find(|row| row.key == key) else {
+        let Some(root) = catalog.rows.iter().position(|row| row.key == key) else {
             self.findings.note(&own_place.at(&node.mountpoint), "a root entry", "none");
             return None;
         };
         let walk = Walk { check: self, scope, catalog: &catalog, mountpoint: &node.mountpoint, file: &file, number };
         let walked = walk.run(root);
         references.extend(walked.references);
-        let own = Counters::from_named(|name| Some(walked.own.get(name).copied().unwrap_or(0)));
         let nested = self.nested_catalogs(&own_place, &node.mountpoint, &catalog, scope);
         Some(Summary {
             size: catalog.size,
             revision: catalog.properties.get("revision").cloned(),
             entries: catalog.rows.len() as u64,
-            root: root.clone(),
-            own: own.expect("every name has a number"),
+            root: FolderRow::of(&catalog, &catalog.rows[root]),
+            own: walked.own,
             has_all_nested: nested.len() == catalog.nested.len(),
             nested,
             stated: catalog.statistics,
@@ -199,7 +212,7 @@ impl Check<'_> {
         catalog: &AuditedCatalog,
         scope: &Scope,
     ) -> Vec<Nested> {
-        let by_key: HashMap<_, _> = catalog.rows.iter().map(|row| (row.key, row)).collect();
+        let transition_points = transition_points(catalog);
         let read = |(path, reference): (&Vec<u8>, _)| {
             let reference: &crate::catalog::audit::AuditedReference = reference;
             let place = place.clone().at(path);
@@ -211,7 +224,7 @@ impl Check<'_> {
             if !is_below {
                 self.findings.note(&place, "a nested catalog below the one that refers to it", "another place");
             }
-            let transition_point = by_key.get(&key_of(path)).map(|&row| row.clone());
+            let transition_point = transition_points.get(&key_of(path)).map(|row| FolderRow::of(catalog, row));
             let name = name.filter(|_| is_below && scope.leads_through(path))?;
             Some(Nested { mountpoint: path.as_slice().into(), name, size: reference.size, transition_point, number: 0 })
         };
@@ -281,23 +294,64 @@ impl Check<'_> {
     }
 }
 
+/// Returns how much a catalog may unpack to. A size that is stated wrongly by a little is told better after a look at what is there.
+fn limit_of(stated: Option<u64>) -> SizeLimit {
+    SizeLimit::of_database(stated).at_least(LENIENT_BYTES)
+}
+
+/// Catalogs are read up to this size even where another is stated.
+const LENIENT_BYTES: u64 = 16 << 20;
+
+/// Returns the rows of the folders that nested catalogs are mounted on, by key.
+fn transition_points(catalog: &AuditedCatalog) -> HashMap<PathKey, &AuditedRow> {
+    let keys: HashSet<PathKey> = catalog.nested.keys().map(|path| key_of(path)).collect();
+    match keys.is_empty() {
+        true => HashMap::new(),
+        false => catalog.rows.iter().filter(|row| keys.contains(&row.key)).map(|row| (row.key, row)).collect(),
+    }
+}
+
+/// The row of a folder, by itself.
+#[derive(Debug)]
+struct FolderRow {
+    row: AuditedRow,
+    name: Box<[u8]>,
+    symlink: Box<[u8]>,
+    hash: Option<Box<[u8]>>,
+    xattr: Option<Box<[u8]>>,
+}
+
+impl FolderRow {
+    fn of(catalog: &AuditedCatalog, row: &AuditedRow) -> Self {
+        Self {
+            row: *row,
+            name: catalog.name(row).into(),
+            symlink: catalog.symlink(row).into(),
+            hash: catalog.hash(row).map(Into::into),
+            xattr: catalog.xattr(row).map(Into::into),
+        }
+    }
+}
+
 /// Returns the first attribute in which a transition point and the root of its catalog differ, as it is in either.
-fn difference(above: &AuditedRow, below: &AuditedRow) -> Option<(String, String)> {
+fn difference(above: &FolderRow, below: &FolderRow) -> Option<(String, String)> {
     const NESTING: u32 = TRANSITION_POINT | NESTED_ROOT;
-    let attributes = |row: &AuditedRow| {
+    let attributes = |folder: &FolderRow| {
+        let row = &folder.row;
         [
-            format!("name {:?}", String::from_utf8_lossy(&row.name)),
+            format!("name {:?}", String::from_utf8_lossy(&folder.name)),
             format!("link count {} and group {}", row.link_count, row.link_group),
             format!("mode {:o}", row.mode),
             format!("size {}", row.size),
             format!("flags {:#x}", row.flags & !NESTING),
             format!("uid {} and gid {}", row.uid, row.gid),
             format!("mtime {}", row.mtime),
-            format!("hash {:02x?} and link target {:?}", row.hash, row.symlink),
-            format!("extended attributes {:02x?}", row.xattr),
+            format!("hash {:02x?} and link target {:?}", folder.hash, folder.symlink),
+            format!("extended attributes {:02x?}", folder.xattr),
         ]
     };
-    let nanoseconds = above.mtime_nanoseconds.zip(below.mtime_nanoseconds).filter(|(above, below)| above != below);
+    let nanoseconds = above.row.mtime_nanoseconds.zip(below.row.mtime_nanoseconds);
+    let nanoseconds = nanoseconds.filter(|(above, below)| above != below);
     let nanoseconds = nanoseconds.map(|(above, below)| (format!("mtimens {above}"), below.to_string()));
     attributes(above).into_iter().zip(attributes(below)).find(|(above, below)| above != below).or(nanoseconds)
 }

@@ -1,22 +1,26 @@
 //! The walk over the rows of one catalog, from its root entry down.
+//!
+//! Most of the time of a quick check is spent here, once for each row: nothing is allocated for a row that is right.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+
+use md5::{Digest as _, Md5};
 
 use super::Check;
 use super::finding::{Place, escape, show};
 use super::name::{Algorithm, ObjectName};
 use super::reference::{Form, Reference};
-use super::rules::{self, Kind, Surroundings};
+use super::rules::{self, Kind, RowFindings, Surroundings};
 use super::scope::Scope;
 use crate::catalog::audit::{AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, Fault};
 use crate::catalog::bits::{BIND_MOUNTPOINT, CHUNKED, EXTERNAL, TRANSITION_POINT, UNCOMPRESSED};
-use crate::catalog::key_of;
+use crate::catalog::{Counters, key_of, key_of_hash};
 use crate::object::ObjectKind;
 
 /// What a walk leads to.
 pub(super) struct Walked {
-    /// The catalog's own counters, by name.
-    pub(super) own: BTreeMap<&'static str, i64>,
+    /// The catalog's own counters.
+    pub(super) own: Counters,
     /// The objects of its rows.
     pub(super) references: Vec<Reference>,
 }
@@ -35,13 +39,13 @@ pub(super) struct Walk<'w> {
 }
 
 /// What a walk has seen so far.
-#[derive(Default)]
 struct Seen<'w> {
-    walked: Option<Walked>,
-    /// Rows by the folder that they lie in.
-    children: HashMap<(i64, i64), Vec<&'w AuditedRow>>,
-    /// Numbers of rows that the root entry leads to.
-    reached: BTreeSet<i64>,
+    own: Tally,
+    references: Vec<Reference>,
+    /// Rows by the folder that they lie in, as indices.
+    children: Vec<u32>,
+    /// Rows that the root entry leads to, by index.
+    reached: Vec<bool>,
     /// Paths whose rows say that another catalog begins there.
     mountpoints: BTreeSet<Vec<u8>>,
     /// The folder that each hard link group was seen in.
@@ -50,33 +54,35 @@ struct Seen<'w> {
     faults: BTreeMap<i64, Vec<&'w Fault>>,
 }
 
-impl Seen<'_> {
-    fn walked(&mut self) -> &mut Walked {
-        self.walked.get_or_insert_with(|| Walked { own: BTreeMap::new(), references: Vec::new() })
-    }
-}
+/// A folder that is still to be walked: its path, and the index of its row.
+type Ahead = (Vec<u8>, u32);
 
 impl<'w> Walk<'w> {
-    /// Checks all rows that `root`, the root entry, leads to, and that there are no others.
-    pub(super) fn run(&self, root: &'w AuditedRow) -> Walked {
-        let mut seen = Seen::default();
-        for row in &self.catalog.rows {
-            seen.children.entry(row.parent).or_default().push(row);
-        }
+    /// Checks all rows that `root`, the index of the root entry, leads to, and that there are no others.
+    pub(super) fn run(&self, root: usize) -> Walked {
+        let rows = &self.catalog.rows;
+        let mut children: Vec<u32> = (0..u32::try_from(rows.len()).expect("a catalog has at most 4 GiB")).collect();
+        // The sort is stable: rows of one folder stay in the order of their numbers.
+        children.sort_by_key(|&index| rows[index as usize].parent);
+        let mut seen = Seen {
+            own: Tally::default(),
+            references: Vec::with_capacity(rows.len()),
+            children,
+            reached: vec![false; rows.len()],
+            mountpoints: BTreeSet::new(),
+            groups: BTreeMap::new(),
+            faults: BTreeMap::new(),
+        };
         for (number, fault) in self.catalog.faults.iter().filter_map(|fault| Some((fault.row?, fault))) {
             seen.faults.entry(number).or_default().push(fault);
         }
         self.check_root(root, &mut seen);
-        let mut folders = vec![(self.mountpoint.to_vec(), root)];
-        while let Some((path, folder)) = folders.pop() {
-            self.check_folder(&path, folder, &mut seen, &mut folders);
+        let mut ahead: Vec<Ahead> = vec![(self.mountpoint.to_vec(), root as u32)];
+        while let Some((path, folder)) = ahead.pop() {
+            self.check_folder(path, &self.catalog.rows[folder as usize], &mut seen, &mut ahead);
         }
         self.check_leftovers(&seen);
-        let nested = self.catalog.nested.len() as i64;
-        let chunks = self.catalog.chunks.values().map(Vec::len).sum::<usize>() as i64;
-        let walked = seen.walked();
-        walked.own.extend([("nested", nested), ("chunks", chunks)]);
-        seen.walked.take().expect("it was just made")
+        Walked { own: seen.own.counters(self.catalog), references: seen.references }
     }
 
     fn place(&self, path: &[u8]) -> Place {
@@ -87,68 +93,79 @@ impl<'w> Walk<'w> {
         self.check.findings.note(&self.place(path), expected, found);
     }
 
-    fn check_root(&self, root: &'w AuditedRow, seen: &mut Seen<'w>) {
+    fn check_root(&self, root: usize, seen: &mut Seen<'w>) {
+        let row = &self.catalog.rows[root];
         let slash = self.mountpoint.iter().rposition(|&b| b == b'/');
-        if root.parent != slash.map_or((0, 0), |slash| key_of(&self.mountpoint[..slash])) {
-            self.note(self.mountpoint, "the key of the folder above as parent", format_args!("{:?}", root.parent));
+        if row.parent != slash.map_or((0, 0), |slash| key_of(&self.mountpoint[..slash])) {
+            self.note(self.mountpoint, "the key of the folder above as parent", format_args!("{:?}", row.parent));
         }
-        if Kind::of(root) != Some(Kind::Directory) {
-            self.note(self.mountpoint, "a folder as root entry", format_args!("mode {:o}", root.mode));
+        if Kind::of(row) != Some(Kind::Directory) {
+            self.note(self.mountpoint, "a folder as root entry", format_args!("mode {:o}", row.mode));
         }
         // Clients give the first row the inode of the root.
-        if self.mountpoint.is_empty() && root.rowid != 1 {
-            self.note(self.mountpoint, "the root entry in row 1", format_args!("row {}", root.rowid));
+        if self.mountpoint.is_empty() && row.rowid != 1 {
+            self.note(self.mountpoint, "the root entry in row 1", format_args!("row {}", row.rowid));
         }
-        let name = slash.map_or(&b""[..], |slash| &self.mountpoint[slash + 1..]);
-        if *root.name != *name {
-            self.note(
-                self.mountpoint,
-                format_args!("name '{}'", escape(name)),
-                format_args!("'{}'", escape(&root.name)),
-            );
+        let (name, found) = (slash.map_or(&b""[..], |slash| &self.mountpoint[slash + 1..]), self.catalog.name(row));
+        if found != name {
+            let expected = format!("name '{}'", escape(name));
+            self.note(self.mountpoint, expected, format_args!("'{}'", escape(found)));
         }
-        self.check_row(self.mountpoint, root, seen);
+        self.check_row(self.mountpoint, key_of(self.mountpoint), root, seen);
+    }
+
+    /// Returns the part of the sorted rows that lies in the folder of this key.
+    fn children(&self, seen: &Seen<'_>, key: (i64, i64)) -> std::ops::Range<usize> {
+        let parent = |index: &u32| self.catalog.rows[*index as usize].parent;
+        let start = seen.children.partition_point(|index| parent(index) < key);
+        let count = seen.children[start..].iter().take_while(|index| parent(index) == key).count();
+        start..start + count
     }
 
     /// Checks what lies in one folder, and adds its own folders to those to be checked.
-    fn check_folder(
-        &self,
-        path: &[u8],
-        folder: &AuditedRow,
-        seen: &mut Seen<'w>,
-        ahead: &mut Vec<(Vec<u8>, &'w AuditedRow)>,
-    ) {
+    fn check_folder(&self, mut path: Vec<u8>, folder: &AuditedRow, seen: &mut Seen<'w>, ahead: &mut Vec<Ahead>) {
         let (mut folders, mut links, mut has_marker) = (0, BTreeMap::<u32, Vec<&AuditedRow>>::new(), false);
-        for row in seen.children.remove(&key_of(path)).unwrap_or_default() {
-            if !seen.reached.insert(row.rowid) {
+        let children = self.children(seen, key_of(&path));
+        let length = path.len();
+        path.push(b'/');
+        // The keys of all rows in the folder begin with its own path.
+        let hash = Md5::new_with_prefix(&path);
+        for position in children {
+            let index = seen.children[position] as usize;
+            if std::mem::replace(&mut seen.reached[index], true) {
                 continue;
             }
-            let path = [path, b"/", &row.name].concat();
-            self.check_row(&path, row, seen);
-            has_marker |= *row.name == *b".cvmfscatalog";
+            let row = &self.catalog.rows[index];
+            let name = self.catalog.name(row);
+            path.truncate(length + 1);
+            path.extend_from_slice(name);
+            let key = key_of_hash(hash.clone().chain_update(name).finalize().into());
+            self.check_row(&path, key, index, seen);
+            has_marker |= name == b".cvmfscatalog";
             match Kind::of(row) {
                 Some(Kind::Directory) => {
                     folders += 1;
                     if self.is_mountpoint(&path, row) {
-                        self.check_mountpoint(&path, seen);
+                        self.check_mountpoint(&path, key, seen);
                     } else {
-                        ahead.push((path, row));
+                        ahead.push((path.clone(), index as u32));
                     }
                 }
                 _ if row.link_group > 0 => links.entry(row.link_group).or_default().push(row),
                 _ => {}
             }
         }
+        path.truncate(length);
         if folder.link_count != folders + 2 {
             let expected = format!("link count {} of a folder with {folders} others in it", folders + 2);
-            self.note(path, expected, folder.link_count);
+            self.note(&path, expected, folder.link_count);
         }
         if has_marker != (path == self.mountpoint) && !path.is_empty() {
             let found = if has_marker { "one elsewhere" } else { "none" };
-            self.note(path, ".cvmfscatalog at the top of each nested catalog, and only there", found);
+            self.note(&path, ".cvmfscatalog at the top of each nested catalog, and only there", found);
         }
         for (group, links) in links {
-            self.check_link_group(path, group, &links, seen);
+            self.check_link_group(&path, group, &links, seen);
         }
     }
 
@@ -156,8 +173,8 @@ impl<'w> Walk<'w> {
         row.flags & (TRANSITION_POINT | BIND_MOUNTPOINT) != 0 || self.catalog.nested.contains_key(path)
     }
 
-    fn check_mountpoint(&self, path: &[u8], seen: &mut Seen<'w>) {
-        if seen.children.contains_key(&key_of(path)) {
+    fn check_mountpoint(&self, path: &[u8], key: (i64, i64), seen: &mut Seen<'w>) {
+        if !self.children(seen, key).is_empty() {
             self.note(path, "nothing below a transition point in the same catalog", "rows");
         }
         if self.catalog.nested.contains_key(path) && self.catalog.bound.contains_key(path) {
@@ -166,28 +183,33 @@ impl<'w> Walk<'w> {
         seen.mountpoints.insert(path.to_vec());
     }
 
-    fn check_row(&self, path: &[u8], row: &'w AuditedRow, seen: &mut Seen<'w>) {
-        seen.reached.insert(row.rowid);
-        let (place, findings, key) = (self.place(path), &self.check.findings, key_of(path));
+    fn check_row(&self, path: &[u8], key: (i64, i64), index: usize, seen: &mut Seen<'w>) {
+        seen.reached[index] = true;
+        let row = &self.catalog.rows[index];
+        let findings = RowFindings { findings: &self.check.findings, file: self.file, path };
         if row.key != key {
-            findings.note(&place, format_args!("the key {key:?} of the path"), format_args!("{:?}", row.key));
+            findings.note(format_args!("the key {key:?} of the path"), format_args!("{:?}", row.key));
         }
-        for fault in seen.faults.remove(&row.rowid).unwrap_or_default() {
-            findings.note(&place, &fault.expected, &fault.found);
+        if !seen.faults.is_empty() {
+            for fault in seen.faults.remove(&row.rowid).unwrap_or_default() {
+                findings.note(&fault.expected, &fault.found);
+            }
         }
+        let (kind, bound) = (Kind::of(row), self.catalog.bound.get(path));
+        let chunks = if self.catalog.chunks.is_empty() { &[][..] } else { self.catalog.chunks_of(key) };
         let surroundings = Surroundings {
             is_nested_root: path == self.mountpoint && !path.is_empty(),
-            is_transition_point: self.catalog.nested.contains_key(path),
-            is_bind_mountpoint: self.catalog.bound.contains_key(path),
-            has_chunks: self.catalog.chunks.contains_key(&key),
+            is_transition_point: kind == Some(Kind::Directory) && self.catalog.nested.contains_key(path),
+            is_bind_mountpoint: bound.is_some(),
+            has_chunks: !chunks.is_empty(),
         };
-        rules::check_name(&place, &row.name, path.is_empty(), findings);
-        rules::check_row(&place, row, surroundings, findings);
-        count(&mut seen.walked().own, row);
-        if let Some(bound) = self.catalog.bound.get(path) {
-            seen.walked().references.extend(self.bound_catalog(path, row, bound));
+        rules::check_name(self.catalog.name(row), path.is_empty(), &findings);
+        rules::check_row(self.catalog, row, surroundings, &findings);
+        seen.own.add(row, kind, self.catalog.xattr(row).is_some());
+        if let Some(bound) = bound {
+            seen.references.extend(self.bound_catalog(path, row, bound));
         }
-        if Kind::of(row) == Some(Kind::Regular) {
+        if kind == Some(Kind::Regular) {
             self.check_content(path, row, seen);
         }
     }
@@ -203,8 +225,8 @@ impl<'w> Walk<'w> {
         Some(Reference { name, form: Form::Packed, size, catalog, row })
     }
 
-    fn check_content(&self, path: &[u8], row: &'w AuditedRow, seen: &mut Seen<'w>) {
-        let chunks = self.catalog.chunks.get(&row.key).map_or(&[][..], Vec::as_slice);
+    fn check_content(&self, path: &[u8], row: &AuditedRow, seen: &mut Seen<'w>) {
+        let chunks = if self.catalog.chunks.is_empty() { &[][..] } else { self.catalog.chunks_of(row.key) };
         if row.flags & CHUNKED != 0 {
             self.check_chunks(path, row, chunks);
         }
@@ -213,15 +235,14 @@ impl<'w> Walk<'w> {
             return;
         }
         let form = if row.flags & UNCOMPRESSED != 0 { Form::Raw } else { Form::Packed };
-        let refer = |hash: &Option<Box<[u8]>>, size: i64, kind| {
-            let digest: [u8; 20] = hash.as_deref()?.try_into().ok()?;
-            let name = ObjectName::new(digest, algorithm, kind);
+        let refer = |hash: Option<&[u8]>, size: i64, kind| {
+            let name = ObjectName::new(hash?.try_into().ok()?, algorithm, kind);
             Some(Reference { name, form, size: size.cast_unsigned(), catalog: self.number, row: row.rowid })
         };
-        let references = &mut seen.walked().references;
-        references.extend(refer(&row.hash, row.size, ObjectKind::File).filter(|_| row.size >= 0));
+        let references = &mut seen.references;
+        references.extend(refer(self.catalog.hash(row), row.size, ObjectKind::File).filter(|_| row.size >= 0));
         let chunks = chunks.iter().filter(|chunk| chunk.size >= 0);
-        references.extend(chunks.filter_map(|chunk| refer(&chunk.hash, chunk.size, ObjectKind::Chunk)));
+        references.extend(chunks.filter_map(|chunk| refer(chunk.hash.as_deref(), chunk.size, ObjectKind::Chunk)));
     }
 
     fn check_chunks(&self, path: &[u8], row: &AuditedRow, chunks: &[AuditedChunk]) {
@@ -249,12 +270,8 @@ impl<'w> Walk<'w> {
             let expected = format!("link count {} in group {group}", links.len());
             self.note(folder, expected, links[0].link_count);
         }
-        let bare = |row: &AuditedRow| {
-            let chunks = self.catalog.chunks.get(&row.key);
-            (AuditedRow { rowid: 0, key: (0, 0), name: Box::default(), ..row.clone() }, chunks)
-        };
-        for link in links.iter().filter(|link| bare(link) != bare(links[0])) {
-            let found = format!("other attributes for '{}'", escape(&link.name));
+        for link in links.iter().filter(|link| !self.catalog.are_alike(link, links[0])) {
+            let found = format!("other attributes for '{}'", escape(self.catalog.name(link)));
             self.note(folder, format_args!("links of group {group} that differ only in their names"), found);
         }
         if let Some(other) = seen.groups.insert(group, folder.to_vec()) {
@@ -269,15 +286,22 @@ impl<'w> Walk<'w> {
     /// Looks for what the root entry does not lead to.
     fn check_leftovers(&self, seen: &Seen<'w>) {
         let (findings, place) = (&self.check.findings, Place::file(self.file));
-        for row in self.catalog.rows.iter().filter(|row| !seen.reached.contains(&row.rowid)) {
-            let found = format!("row {} with name '{}'", row.rowid, escape(&row.name));
+        let rows = self.catalog.rows.iter().zip(&seen.reached);
+        for (row, _) in rows.filter(|(_, is_reached)| !**is_reached) {
+            let found = format!("row {} with name '{}'", row.rowid, escape(self.catalog.name(row)));
             findings.note(&place, "only rows that the root entry leads to", found);
         }
         let leftover: Vec<Fault> = seen.faults.values().flatten().map(|&fault| fault.clone()).collect();
         findings.add_faults(&place, &leftover);
-        let with_chunks: BTreeSet<_> =
-            self.catalog.rows.iter().filter(|row| row.flags & CHUNKED != 0).map(|row| row.key).collect();
-        let stray: BTreeSet<_> = self.catalog.chunks.keys().filter(|key| !with_chunks.contains(*key)).collect();
+        let stray: BTreeSet<_> = match self.catalog.chunks.is_empty() {
+            true => BTreeSet::new(),
+            false => {
+                let chunked = self.catalog.rows.iter().filter(|row| row.flags & CHUNKED != 0);
+                let with_chunks: BTreeSet<_> = chunked.map(|row| row.key).collect();
+                let keys = self.catalog.chunks.iter().map(|chunk| chunk.key);
+                keys.filter(|key| !with_chunks.contains(key)).collect()
+            }
+        };
         for key in stray {
             findings.note(&place, "chunks of chunked files only", format_args!("some for the path with key {key:?}"));
         }
@@ -290,31 +314,64 @@ impl<'w> Walk<'w> {
     }
 }
 
-/// Counts one row.
-fn count(own: &mut BTreeMap<&'static str, i64>, row: &AuditedRow) {
-    let mut add = |name, count: i64| {
-        let counter: &mut i64 = own.entry(name).or_default();
-        *counter = counter.saturating_add(count);
-    };
-    if row.xattr.is_some() {
-        add("xattr", 1);
-    }
-    match Kind::of(row) {
-        Some(Kind::Directory) => add("dir", 1),
-        Some(Kind::Symlink) => add("symlink", 1),
-        Some(Kind::Device | Kind::FifoOrSocket) => add("special", 1),
-        Some(Kind::Regular) => {
-            add("regular", 1);
-            add("file_size", row.size);
-            for (flag, files, bytes) in
-                [(CHUNKED, "chunked", "chunked_size"), (EXTERNAL, "external", "external_file_size")]
-            {
-                if row.flags & flag != 0 {
-                    add(files, 1);
-                    add(bytes, row.size);
-                }
-            }
+/// Counts of rows, which hostile sizes may not overflow.
+#[derive(Default)]
+struct Tally {
+    regular: i64,
+    symlink: i64,
+    special: i64,
+    dir: i64,
+    chunked: i64,
+    file_size: i64,
+    chunked_size: i64,
+    xattr: i64,
+    external: i64,
+    external_file_size: i64,
+}
+
+impl Tally {
+    fn add(&mut self, row: &AuditedRow, kind: Option<Kind>, has_xattr: bool) {
+        self.xattr += i64::from(has_xattr);
+        match kind {
+            Some(Kind::Directory) => self.dir += 1,
+            Some(Kind::Symlink) => self.symlink += 1,
+            Some(Kind::Device | Kind::FifoOrSocket) => self.special += 1,
+            Some(Kind::Regular) => self.add_regular(row),
+            None => {}
         }
-        None => {}
+    }
+
+    fn add_regular(&mut self, row: &AuditedRow) {
+        self.regular += 1;
+        self.file_size = self.file_size.saturating_add(row.size);
+        if row.flags & CHUNKED != 0 {
+            self.chunked += 1;
+            self.chunked_size = self.chunked_size.saturating_add(row.size);
+        }
+        if row.flags & EXTERNAL != 0 {
+            self.external += 1;
+            self.external_file_size = self.external_file_size.saturating_add(row.size);
+        }
+    }
+
+    fn counters(&self, catalog: &AuditedCatalog) -> Counters {
+        let value = |name| {
+            Some(match name {
+                "regular" => self.regular,
+                "symlink" => self.symlink,
+                "special" => self.special,
+                "dir" => self.dir,
+                "nested" => catalog.nested.len() as i64,
+                "chunked" => self.chunked,
+                "chunks" => catalog.chunks.len() as i64,
+                "file_size" => self.file_size,
+                "chunked_size" => self.chunked_size,
+                "xattr" => self.xattr,
+                "external" => self.external,
+                "external_file_size" => self.external_file_size,
+                _ => return None,
+            })
+        };
+        Counters::from_named(value).expect("every counter has a number")
     }
 }

@@ -12,6 +12,7 @@ use strata::convert::{
     Chains, ImageOptions, ImageReport, Options, Outcome, PodmanListing, Progress, Report, Request, convert,
 };
 use strata::folder::RepositoryFolder;
+use strata::layer::LossKind;
 use strata::layout::LossList;
 use strata::manifest::RepositoryName;
 use strata::message::causes;
@@ -23,6 +24,11 @@ use super::failure::{FAILED, PARTLY, UsageError};
 use super::progress::Display;
 use super::timings::Timings;
 use super::{complain, print, print_line};
+
+/// What a masked link means to whoever runs the image.
+const MASKED_LINK: &str = "    A layer has entries below these symbolic links and no entry for a directory in their place. containerd and podman \
+     unpack such a layer with a directory that hides the link, and so it is in .layers: programs that need what the link leads to \
+     may not start there. The root file system in .flat and podmanStore follows the link.\n";
 
 /// So many paths of each kind of loss are printed.
 const PRINTED_LOSSES: usize = 20;
@@ -149,6 +155,9 @@ fn losses_text(losses: &LossList) -> String {
     let mut text = String::new();
     for (kind, losses) in losses.kinds() {
         writeln!(text, "  cannot be held: {} x {kind}", losses.count).expect("strings take everything");
+        if kind == LossKind::MaskedLink {
+            text.push_str(MASKED_LINK);
+        }
         for path in losses.paths.iter().take(PRINTED_LOSSES) {
             writeln!(text, "    {path}").expect("strings take everything");
         }

@@ -1,6 +1,6 @@
 //! The trees of one image, from what its layers say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 use super::ConvertError;
@@ -11,13 +11,15 @@ use super::trees::KnownLayer;
 use crate::catalog::{BuildError, CatalogBuilder, StoredTree, without_stray_markers};
 use crate::image::{ChainId, Digest};
 use crate::ingest::IngestedLayer;
-use crate::layer::{EntryKind, EntryPath, LayerEntry, LayerSummary, Loss, LossKind, Losses};
+use crate::layer::{EntryKind, EntryPath, LayerEntry, LayerSummary, Loss, LossKind, Losses, is_bookkeeping};
 use crate::layout::{self, LayerRecord, LossList, TreeFacts, flat_tree};
 use crate::object::Content;
 use crate::repository::Repository;
 use crate::source::ImageLayer;
 use crate::stage::stage;
-use crate::tree::{Directory, LayerForm, ParentDifferences, apply, join_links, layer_entries, links_across_folders};
+use crate::tree::{
+    Applied, Directory, LayerForm, ParentDifferences, apply, join_links, layer_entries, links_across_folders,
+};
 
 /// What a layer says, and what was left out of it.
 struct LayerContent {
@@ -70,14 +72,19 @@ impl Run {
                     (None, Some(known)) => self.recall_layer(layer.digest, known)?,
                     (None, None) => unreachable!("a layer is known or was read"),
                 };
-                let (lower, content, is_new) = (tree, Arc::new(content), need.layers.contains(&index));
-                tree = self.apply(&lower, layer, &content, is_new, &mut losses, head)?;
+                let is_new = need.layers.contains(&index);
+                let applied = self.apply(&tree, layer, &content, is_new, &mut losses, head)?;
+                tree = applied.tree;
                 let comes_again = || image.layers[index + 1..].iter().any(|other| other.digest == layer.digest);
+                let (form, can_be_read_back) = (applied.form, applied.can_be_read_back);
+                // What the layer says is not needed while its catalogs are written.
+                let (summary, lost) = (content.summary, content.losses);
+                let store = move || self.store_layer(builder, layer, form, can_be_read_back, summary, lost);
                 if is_new && comes_again() {
                     // It is compared with what is stored now.
-                    add(self.store_layer(builder, &lower, layer, &content));
+                    add(store());
                 } else if is_new {
-                    scope.spawn(move |_| add(self.store_layer(builder, &lower, layer, &content)));
+                    scope.spawn(move |_| add(store()));
                 }
                 if need.chains.contains(&(index + 1)) {
                     store_tree(&tree, layout::chain_root(chain), &losses);
@@ -100,7 +107,7 @@ impl Run {
         Ok(())
     }
 
-    /// Lays a layer over a tree, and adds what CVMFS cannot hold of the result.
+    /// Applies a layer to a tree, and adds what CVMFS cannot hold of the result.
     fn apply(
         &self,
         lower: &Arc<Directory>,
@@ -109,21 +116,23 @@ impl Run {
         is_new: bool,
         losses: &mut LossList,
         head: &Repository,
-    ) -> Result<Arc<Directory>, ConvertError> {
+    ) -> Result<Applied, ConvertError> {
         let _applying = stage!("trees");
         losses.extend(&content.losses);
         let failed = |source| ConvertError::Apply { digest: layer.digest, source };
-        let applied = apply(lower, &content.entries).map_err(failed)?;
-        let (tree, stray) = without_stray_markers(&applied);
+        let mut applied = apply(lower, &content.entries).map_err(failed)?;
+        let (tree, stray) = without_stray_markers(&applied.tree);
+        applied.tree = tree;
         losses.add_unlisted(LossKind::StrayMarker, stray);
+        losses.add_unlisted(LossKind::MaskedLink, applied.masked_links.keys().cloned());
         if let Some(published) = self.published_form(content, is_new, layer.digest, head)? {
-            let mut form = LayerForm::build(lower, &content.entries).map_err(failed)?;
+            let mut form = applied.form.clone();
             form.tree = without_stray_markers(&form.tree).0;
             let differences = ParentDifferences::between(&form, &published);
             losses.add_unlisted(LossKind::LinkIntoOtherParents, differences.links);
             losses.add_unlisted(LossKind::LayerOfOtherParents, differences.marks);
         }
-        Ok(tree)
+        Ok(applied)
     }
 
     /// Reads the chain that an image starts from, and what was lost on the way there.
@@ -161,23 +170,23 @@ impl Run {
     fn store_layer(
         &self,
         builder: &CatalogBuilder<'_>,
-        lower: &Arc<Directory>,
         layer: &ImageLayer,
-        content: &LayerContent,
+        form: LayerForm,
+        can_be_read_back: bool,
+        summary: Option<LayerSummary>,
+        mut losses: LossList,
     ) -> Result<Made, ConvertError> {
         let _forming = stage!("trees");
-        let failed = |source| ConvertError::Apply { digest: layer.digest, source };
-        let form = LayerForm::build(lower, &content.entries).map_err(failed)?;
         let path = layout::layer_root(layer.digest);
         let (tree, stray) = without_stray_markers(&form.tree);
         let stored = builder.build(&tree, &path, None)?;
         // Whiteouts of markers cannot be stored, but are recorded.
         let is_whiteout = |path: &EntryPath| form.whiteouts.contains(path);
         let stray: Vec<EntryPath> = stray.into_iter().filter(|path| !is_whiteout(path)).collect();
-        let (mut losses, is_complete) = (content.losses.clone(), stray.is_empty() && form.can_be_read_back());
+        let is_complete = stray.is_empty() && can_be_read_back;
         losses.add_unlisted(LossKind::StrayMarker, stray);
-        let summary = content.summary.as_ref().expect("a layer that is to be stored was read from its blob");
-        let record = LayerRecord::new(summary, &form, losses, is_complete);
+        let summary = summary.expect("a layer that is to be stored was read from its blob");
+        let record = LayerRecord::new(&summary, &form, losses, is_complete);
         self.note(&path, &stored, &record.write())?;
         Ok(Made::Layer(layer.digest, stored, Box::new(record)))
     }
@@ -202,11 +211,17 @@ impl Run {
 impl LayerContent {
     fn of_blob(ingested: IngestedLayer) -> Self {
         let mut losses: Losses = ingested.summary.losses.clone();
+        // The first link to one of AUFS's own files is published as the file.
+        let mut published: HashMap<&EntryPath, &EntryPath> = HashMap::new();
         for entry in &ingested.entries {
             if let EntryKind::HardLink(target) = &entry.kind
-                && entry.path.split().map(|(parent, _)| parent) != target.split().map(|(parent, _)| parent)
+                && !is_bookkeeping(&entry.path)
             {
-                losses.add(Loss { path: entry.path.clone(), kind: LossKind::LinkAcrossFolders });
+                let is_hidden = is_bookkeeping(target);
+                let other = if is_hidden { *published.entry(target).or_insert(&entry.path) } else { target };
+                if !entry.path.is_sibling_of(other) {
+                    losses.add(Loss { path: entry.path.clone(), kind: LossKind::LinkAcrossFolders });
+                }
             }
         }
         Self { losses: LossList::from(&losses), entries: ingested.entries, summary: Some(ingested.summary), form: None }

@@ -50,7 +50,7 @@ impl KeptLayers {
     /// Opens the layers in `folder` that were written down in this `form`, and starts the thread that writes.
     pub(super) fn open(folder: PathBuf, form: &str, staging: &Arc<Staging>) -> Self {
         delete_old(&folder);
-        let form = format!("layer 1 {} {form}\n", env!("CARGO_PKG_VERSION"));
+        let form = format!("layer 2 {} {form}\n", env!("CARGO_PKG_VERSION"));
         let (sender, receiver) = mpsc::channel();
         let (place, store) = (folder.clone(), Arc::clone(staging));
         let thread = thread::Builder::new().spawn(move || write(&place, &store, &receiver)).ok();

@@ -8,11 +8,16 @@ use super::run::Run;
 use super::{ConvertError, ImageOptions, Outcome, PodmanListing, Request};
 use crate::image::{ChainId, Digest, ImageName};
 use crate::ingest::IngestedLayer;
+use crate::inventory;
+use crate::layer::LossKind;
 use crate::layout::{self, ImagePlace, LossList};
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::source::{self, Image, Source};
 use crate::stage::stage;
+
+/// Bytes of the longest list of losses that is read.
+const LOSSES_LIMIT: u64 = 256 << 20;
 
 /// An image that was found, and of which nothing was read but what describes it.
 pub(crate) struct ResolvedImage {
@@ -118,6 +123,10 @@ impl Run {
         }
         let is_new = |digest: &&Digest| !staged.ready.replaced.contains(&layout::layer_root(**digest));
         staged.outcome.new_layers = staged.ready.layers.keys().filter(is_new).copied().collect();
+        if staged.options.skip_layers {
+            let losses = &mut staged.outcome.losses;
+            *losses = losses.without(LossKind::MaskedLink);
+        }
         check_losses(&staged)?;
         Ok(staged)
     }
@@ -135,7 +144,7 @@ impl Run {
         if need.is_anything() {
             return self.build(staged, need, read, head);
         }
-        staged.outcome.losses = self.known_losses(&staged.image, &chains, head)?;
+        staged.outcome.losses = self.known_losses(&staged.image, &staged.outcome.place, &chains, head)?;
         Ok(())
     }
 
@@ -156,7 +165,7 @@ impl Run {
         };
         let losses = match need.is_anything() || is_foreign {
             true => LossList::default(),
-            false => self.known_losses(&image, &chains, head)?,
+            false => self.known_losses(&image, &place, &chains, head)?,
         };
         let plan = need.plan(&image);
         let (manifest, config) = (image.manifest.digest, image.config.digest);
@@ -166,13 +175,24 @@ impl Run {
         Ok((StagedImage { source, digest, options, ready, outcome, image, is_foreign }, need))
     }
 
-    /// Returns what was left out of an image that needs nothing built: as its trees say it, or else its layers.
-    fn known_losses(&self, image: &Image, chains: &[ChainId], head: &Repository) -> Result<LossList, ConvertError> {
+    /// Returns what was left out of an image that needs nothing built: as its trees say it, or what is published of it, or else as
+    /// its layers say it.
+    fn known_losses(
+        &self,
+        image: &Image,
+        place: &ImagePlace,
+        chains: &[ChainId],
+        head: &Repository,
+    ) -> Result<LossList, ConvertError> {
         let flat = layout::flat_root(image.config.digest);
         for path in chains.last().map(|&chain| layout::chain_root(chain)).into_iter().chain([flat]) {
             if let Some(catalog) = self.known_tree(head, &path)? {
                 return Ok(self.facts(&path, catalog)?.unwrap_or_default().losses);
             }
+        }
+        if inventory::record(head, place)?.is_some_and(|record| record.manifest == image.manifest.digest) {
+            let json = head.read(&place.metadata().join(b"losses.json"), LOSSES_LIMIT)?;
+            return Ok(json.and_then(|json| LossList::parse(&json)).unwrap_or_default());
         }
         let mut losses = LossList::default();
         for layer in &image.layers {

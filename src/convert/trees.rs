@@ -2,12 +2,12 @@
 
 use super::run::Run;
 use super::{ConvertError, ImageOptions};
-use crate::catalog::{Catalog, CatalogReference, FACTS, MAXIMUM_CATALOG_BYTES, StoredTree, StoredTreeNote};
+use crate::catalog::{Catalog, CatalogReference, FACTS, StoredTree, StoredTreeNote};
 use crate::image::Digest;
 use crate::layer::EntryPath;
 use crate::layout::{self, LayerRecord, TreeFacts};
-use crate::object::{ObjectHash, ObjectKind};
-use crate::repository::{ReadTree, Repository, RepositoryError, read_tree};
+use crate::object::ObjectKind;
+use crate::repository::{ReadCatalog, ReadTree, Repository, RepositoryError, read_tree};
 use crate::store::StoreError;
 use crate::tree::{LayerForm, join_links};
 
@@ -117,11 +117,11 @@ impl Run {
 
     /// Reads a tree back from its catalogs.
     pub(super) fn read_tree(&self, path: &EntryPath, catalog: CatalogReference) -> Result<ReadTree, ConvertError> {
-        Ok(read_tree(&|hash| self.read_catalog(hash), path, catalog)?)
+        Ok(read_tree(&|reference| self.read_catalog(reference), path, catalog)?)
     }
 
-    fn read_catalog(&self, hash: ObjectHash) -> Result<Vec<u8>, StoreError> {
-        self.staging.read_decoded(hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES)
+    fn read_catalog(&self, reference: CatalogReference) -> Result<Vec<u8>, StoreError> {
+        self.staging.read_decoded(reference.hash, ObjectKind::Catalog, reference.limit())
     }
 
     /// Reads what the catalogs of a chain or root file system do not say.
@@ -130,14 +130,14 @@ impl Run {
         path: &EntryPath,
         reference: CatalogReference,
     ) -> Result<Option<TreeFacts>, ConvertError> {
-        let bytes = self.staging.read_decoded(reference.hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES)?;
+        let bytes = self.read_catalog(reference)?;
         let catalog = Catalog::parse(&bytes, path).map_err(RepositoryError::from)?;
         Ok(catalog.property(FACTS).and_then(TreeFacts::parse))
     }
 
     /// Reads a layer back in overlay form, with what the form does not say.
     pub(super) fn read_layer(&self, digest: Digest, known: &KnownLayer) -> Result<LayerForm, ConvertError> {
-        Ok(read_layer(&|hash| self.read_catalog(hash), digest, known)?)
+        Ok(read_layer(&|reference| self.read_catalog(reference), digest, known)?)
     }
 }
 
@@ -162,9 +162,9 @@ pub(super) fn published_record(head: &Repository, digest: Digest) -> Result<Opti
     Ok(head.read_if_intact(&path, RECORD_LIMIT)?.and_then(|json| LayerRecord::parse(&json)))
 }
 
-/// Reads a layer back in overlay form, with what the form does not say. `read` returns the SQLite file of a catalog.
+/// Reads a layer back in overlay form, with what the form does not say.
 pub(crate) fn read_layer(
-    read: &dyn Fn(ObjectHash) -> Result<Vec<u8>, StoreError>,
+    read: ReadCatalog<'_>,
     digest: Digest,
     known: &KnownLayer,
 ) -> Result<LayerForm, RepositoryError> {

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::ConvertError;
 use super::run::Run;
-use crate::catalog::{Catalog, CatalogReference, MAXIMUM_CATALOG_BYTES, StoredObject};
+use crate::catalog::{Catalog, CatalogReference, StoredObject};
 use crate::image::Digest;
 use crate::layer::EntryPath;
 use crate::layout;
@@ -39,7 +39,7 @@ struct Look<'a> {
     /// Tells whether the store has an object.
     has: &'a (dyn Fn(StoredObject) -> Result<bool, StoreError> + Sync),
     /// Returns the SQLite file of a catalog.
-    read: &'a (dyn Fn(ObjectHash) -> Result<Vec<u8>, StoreError> + Sync),
+    read: &'a (dyn Fn(CatalogReference) -> Result<Vec<u8>, StoreError> + Sync),
     holes: Mutex<Holes>,
 }
 
@@ -89,7 +89,8 @@ impl Run {
             // What the head leads to is not collected, so it need not be renewed.
             false => Ok(store.look(hash, kind)?.is_some_and(|actual| length.is_none_or(|length| length == actual))),
         };
-        let read = |hash| store.read_decoded(hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES);
+        let read =
+            |reference: CatalogReference| store.read_decoded(reference.hash, ObjectKind::Catalog, reference.limit());
         let look = Look { has: &has, read: &read, holes: Mutex::default() };
         match look.at_catalog(path, reference) {
             Err(RepositoryError::BrokenCatalog { .. }) if is_repairing => look.holes().has_lost_catalog = true,
@@ -158,9 +159,9 @@ impl Run {
     /// them once more.
     pub(super) fn is_complete(&self, path: &EntryPath, catalog: CatalogReference) -> Result<bool, ConvertError> {
         let has = |(hash, kind, length)| self.staging.has_of_length(hash, kind, length);
-        let read = |hash| {
-            self.staging.has(hash, ObjectKind::Catalog)?;
-            self.staging.read_decoded(hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES)
+        let read = |reference: CatalogReference| {
+            self.staging.has(reference.hash, ObjectKind::Catalog)?;
+            self.staging.read_decoded(reference.hash, ObjectKind::Catalog, reference.limit())
         };
         let look = Look { has: &has, read: &read, holes: Mutex::default() };
         // Any failure only costs the work to be done again.
@@ -176,7 +177,7 @@ impl Run {
 
 impl Look<'_> {
     fn at_catalog(&self, path: &EntryPath, reference: CatalogReference) -> Result<(), RepositoryError> {
-        let bytes = (self.read)(reference.hash).map_err(|error| RepositoryError::of_catalog(path, error))?;
+        let bytes = (self.read)(reference).map_err(|error| RepositoryError::of_catalog(path, error))?;
         let catalog = Catalog::parse(&bytes, path)?;
         drop(bytes);
         let missing: Vec<StoredObject> = catalog

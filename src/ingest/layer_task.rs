@@ -1,6 +1,6 @@
 //! A layer that is being read, a little at a time.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::mem;
 use std::ops::Range;
@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::buffers::Buffers;
 use super::pieces::{Job, Piece, PieceContent, PieceStore};
+use super::segments::Segments;
 use super::{ARRIVAL_PAUSE, IngestError, IngestedLayer, LayerToRead};
 use crate::layer::{
     self, EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, LayerSummary, Limits, NodeKind,
@@ -38,9 +39,11 @@ pub(super) struct LayerTask<'a> {
     expected: ExpectedLayer,
     limits: Limits,
     sizes: ChunkSizes,
-    entries: Vec<LayerEntry<Range<usize>>>,
-    /// Where each piece begins in its file, and how long it is.
-    spans: Vec<(u64, u64)>,
+    entries: Segments<LayerEntry<Range<usize>>>,
+    /// Pieces so far.
+    pieces: usize,
+    /// Where each piece of a large file begins, and how long it is.
+    spans: HashMap<usize, (u64, u64)>,
     batch: Job,
     large: Option<LargeFile>,
     /// Sizes of small files that are nothing but holes: each is written out once.
@@ -86,8 +89,8 @@ pub(super) enum Step {
 /// A layer that was read to its end, while its content may still be on the way.
 pub(super) struct ReadLayer {
     pub(super) index: usize,
-    entries: Vec<LayerEntry<Range<usize>>>,
-    spans: Vec<(u64, u64)>,
+    entries: Segments<LayerEntry<Range<usize>>>,
+    spans: HashMap<usize, (u64, u64)>,
     summary: LayerSummary,
 }
 
@@ -117,6 +120,7 @@ impl<'a> LayerTask<'a> {
             limits,
             sizes,
             entries,
+            pieces: 0,
             spans,
             batch,
             large: None,
@@ -198,11 +202,11 @@ impl<'a> LayerTask<'a> {
                 EntryKind::Node(_, NodeKind::File { size, .. }) => Some(*size),
                 _ => None,
             };
-            let first = self.spans.len();
+            let first = self.pieces;
             match file_size {
                 Some(size) if size > self.sizes.minimum => self.large = Some(LargeFile::new(size, self.sizes)),
                 Some(size) => {
-                    self.spans.push((0, size));
+                    self.pieces += 1;
                     if self.batch.buffer.capacity() == 0 {
                         self.batch.buffer = buffers.take(BATCH_BYTES as usize);
                     }
@@ -220,8 +224,9 @@ impl<'a> LayerTask<'a> {
     }
 
     fn piece_of_large_file(&mut self, start: u64, content: LargeContent, is_chunk: bool) -> Job {
-        let id = self.spans.len();
-        self.spans.push((start, content.len()));
+        let id = self.pieces;
+        self.pieces += 1;
+        self.spans.insert(id, (start, content.len()));
         if let Some(EntryKind::Node(_, NodeKind::File { content, .. })) =
             self.entries.last_mut().map(|entry| &mut entry.kind)
         {
@@ -390,18 +395,23 @@ fn extend_with_zeros(buffer: &mut Vec<u8>, length: u64) {
 impl ReadLayer {
     /// Puts the names of the stored objects into the entries.
     pub(super) fn with_content(self, store: &PieceStore<'_>, raw: bool) -> IngestedLayer {
-        let hashes = store.hashes(self.index);
+        let hashes = mem::take(&mut *store.hashes(self.index));
         let spans = self.spans;
         let content = |range: Range<usize>| {
             let hash = |id: usize| hashes[id].expect("every piece was stored before the layer was finished");
-            let chunk = |id: usize| Chunk { offset: spans[id].0, size: spans[id].1, hash: hash(id) };
+            let chunk = |id: usize| {
+                let (offset, size) = spans[&id];
+                Chunk { offset, size, hash: hash(id) }
+            };
             let pieces = match range.len() {
                 1 => Pieces::Whole(hash(range.start)),
                 _ => Pieces::Chunks(range.map(chunk).collect()),
             };
             Content { raw, pieces }
         };
-        let entries = self.entries.into_iter().map(|entry| entry.map_content(content)).collect();
+        // With room for as many as there are, and no more: there may be millions.
+        let mut entries = Vec::with_capacity(self.entries.len());
+        entries.extend(self.entries.into_iter().map(|entry| entry.map_content(content)));
         IngestedLayer { entries, summary: self.summary }
     }
 }

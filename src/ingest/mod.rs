@@ -7,6 +7,7 @@
 mod buffers;
 mod layer_task;
 mod pieces;
+mod segments;
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;

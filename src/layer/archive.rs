@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::error::shown;
 use super::header::{self, Header};
-use super::pax::Extended;
+use super::pax::{self, Extended};
 use super::sparse::{self, MapPlace, MapReader, Segment};
 use super::stream::{BLOCK_SIZE, TarStream};
 use super::{EntryError, LayerError, Limit, Limits};
@@ -98,9 +98,6 @@ impl Extensions {
 pub(super) struct Archive<R> {
     stream: TarStream<R>,
     limits: Limits,
-    globals: Extended,
-    /// Bytes of all global headers so far.
-    globals_size: u64,
     /// The path of the last header, for error messages.
     path: Vec<u8>,
     headers: u64,
@@ -172,8 +169,6 @@ impl<R: Read> Archive<R> {
         Self {
             stream,
             limits,
-            globals: Extended::default(),
-            globals_size: 0,
             path: Vec::new(),
             headers: 0,
             content_size: 0,
@@ -201,11 +196,11 @@ impl<R: Read> Archive<R> {
                     self.extend(&mut extensions.extended, extended, "PAX headers")?;
                 }
                 b'g' => {
+                    // Go's reader, and so every container engine, ignores what a global header says of later members, and with it
+                    // the extensions that stand before the global header.
                     let records = self.extension_data(&header)?;
-                    self.globals_size += records.len() as u64;
-                    let allowed = self.limits.extended_header_size;
-                    Limit::ExtendedHeaderSize.check(self.globals_size, allowed).map_err(|limit| self.failed(limit))?;
-                    self.globals.apply_to_all(&records).map_err(|problem| self.failed(problem))?;
+                    pax::check_records(&records).map_err(|problem| self.failed(problem))?;
+                    extensions = Extensions::default();
                 }
                 _ => return self.member(header, extensions).map(Some),
             }
@@ -216,11 +211,6 @@ impl<R: Read> Archive<R> {
     /// Returns how many bytes of the blob were read for what was unpacked so far.
     pub(super) fn blob_read(&self) -> u64 {
         self.stream.blob_read()
-    }
-
-    /// Returns the bytes of all global headers, which go into every member.
-    pub(super) fn size_of_globals(&self) -> u64 {
-        self.globals_size
     }
 
     /// Lets [`Self::next_piece`] find nothing in the current member, whatever the archive holds of it.
@@ -310,7 +300,7 @@ impl<R: Read> Archive<R> {
 
     fn extended(&mut self, header: &Header) -> Result<Extended, LayerError> {
         let records = self.extension_data(header)?;
-        let mut extended = self.globals.clone();
+        let mut extended = Extended::default();
         extended.apply(&records).map_err(|problem| self.failed(problem))?;
         Ok(extended)
     }
@@ -330,7 +320,7 @@ impl<R: Read> Archive<R> {
     }
 
     fn member(&mut self, header: Header, extensions: Extensions) -> Result<Member, LayerError> {
-        let extended = extensions.extended.unwrap_or_else(|| self.globals.clone());
+        let extended = extensions.extended.unwrap_or_default();
         self.name(extensions.long_path, &extended)?;
         let mut member = Member {
             kind: MemberKind::of(header.type_flag()),

@@ -20,9 +20,6 @@ pub struct EntryPath(Vec<u8>);
 /// Why a path of an archive is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// A `..` could lead out of the image.
-    #[error("path '{}' has a '..' in it", .0.shown())]
-    DotDot(EntryPath),
     /// CVMFS and Linux hold up to 255 bytes.
     #[error("path '{}' has a name of more than 255 bytes", .0.shown())]
     NameTooLong(EntryPath),
@@ -31,29 +28,47 @@ pub enum PathError {
     Nul(EntryPath),
 }
 
+/// Bytes of the longest name that Linux and CVMFS hold.
+pub(super) const LONGEST_NAME: usize = 255;
+
 impl EntryPath {
     /// The root of the image.
     pub const ROOT: Self = Self(Vec::new());
 
-    /// Brings a path of an archive into its one form: without `./`, leading, repeated and trailing slashes.
+    /// Brings a path of an archive into its one form: without `./`, leading, repeated and trailing slashes, and without `..`.
+    ///
+    /// A `..` removes the component before it, by the text alone; at the root it removes nothing. umoci, podman and containerd
+    /// do the same (Go's `filepath.Clean("/" + path)`), so that no path leaves the root.
     pub fn normalise(raw: &[u8]) -> Result<Self, PathError> {
+        Self::clean(raw).checked()
+    }
+
+    /// Normalises a path whose components may still be too long or have a NUL byte.
+    pub(super) fn clean(raw: &[u8]) -> Self {
         let mut path = Vec::with_capacity(raw.len());
         for name in raw.split(|&b| b == b'/').filter(|name| !name.is_empty() && *name != b".") {
             if name == b".." {
-                return Err(PathError::DotDot(Self(raw.to_vec())));
-            }
-            if name.len() > 255 {
-                return Err(PathError::NameTooLong(Self(raw.to_vec())));
-            }
-            if name.contains(&0) {
-                return Err(PathError::Nul(Self(raw.to_vec())));
+                let parent = path.iter().rposition(|&b| b == b'/').unwrap_or(0);
+                path.truncate(parent);
+                continue;
             }
             if !path.is_empty() {
                 path.push(b'/');
             }
             path.extend_from_slice(name);
         }
-        Ok(Self(path))
+        Self(path)
+    }
+
+    /// Returns the path if every component can be the name of a file.
+    pub(super) fn checked(self) -> Result<Self, PathError> {
+        if self.components().any(|name| name.len() > LONGEST_NAME) {
+            Err(PathError::NameTooLong(self))
+        } else if self.0.contains(&0) {
+            Err(PathError::Nul(self))
+        } else {
+            Ok(self)
+        }
     }
 
     /// Returns the bytes of the path.
@@ -157,7 +172,8 @@ impl<'de> Deserialize<'de> for EntryPath {
                 rest = behind;
             }
         }
-        Self::normalise(&raw).map_err(D::Error::custom)
+        let path = Self::normalise(&raw).map_err(D::Error::custom)?;
+        if path.0 == raw { Ok(path) } else { Err(wrong()) }
     }
 }
 
@@ -210,6 +226,7 @@ impl<C> LayerEntry<C> {
         let kind = match self.kind {
             EntryKind::Node(metadata, kind) => EntryKind::Node(metadata, kind.map_content(content)),
             EntryKind::HardLink(target) => EntryKind::HardLink(target),
+            EntryKind::Unpublished => EntryKind::Unpublished,
             EntryKind::Whiteout => EntryKind::Whiteout,
             EntryKind::Opaque => EntryKind::Opaque,
         };
@@ -224,6 +241,9 @@ pub enum EntryKind<C = ()> {
     Node(Metadata, NodeKind<C>),
     /// The path is another name for what is at the path held here. The archive's metadata of a link counts for nothing.
     HardLink(EntryPath),
+    /// Something is at the path that CVMFS cannot hold. It hides and replaces what is there as any entry does, but nothing is
+    /// published in its place.
+    Unpublished,
     /// Hides the path of lower layers (`.wh.NAME`).
     Whiteout,
     /// Hides everything that lower layers have in the folder (`.wh..wh..opq`).
@@ -286,8 +306,29 @@ mod tests {
     }
 
     #[test]
+    fn parent_components_are_removed_by_the_text_alone_and_never_leave_the_root() {
+        for (raw, expected) in [
+            ("./../ext/x.jar", "ext/x.jar"),
+            ("a/../b", "b"),
+            ("../../b", "b"),
+            ("a/b/../../../c", "c"),
+            ("a/b/..", "a"),
+            ("..", ""),
+            ("/../", ""),
+            ("a/..b/..", "a"),
+        ] {
+            assert_eq!(EntryPath::normalise(raw.as_bytes()).unwrap().as_bytes(), expected.as_bytes(), "{raw}");
+        }
+        let too_long = [b"a/", &[b'x'; 256][..], b"/../b"].concat();
+        assert_eq!(
+            EntryPath::normalise(&too_long).unwrap().as_bytes(),
+            b"a/b",
+            "a component that is removed may be long"
+        );
+    }
+
+    #[test]
     fn paths_that_no_image_may_hold_are_refused() {
-        assert!(matches!(EntryPath::normalise(b"a/../b"), Err(PathError::DotDot(_))));
         assert!(matches!(EntryPath::normalise(b"a\0b"), Err(PathError::Nul(_))));
         assert!(EntryPath::normalise(&[b'x'; 255]).is_ok());
         assert!(matches!(EntryPath::normalise(&[b'x'; 256]), Err(PathError::NameTooLong(_))));
@@ -312,7 +353,7 @@ mod tests {
             assert_eq!(serde_json::from_str::<EntryPath>(&json).unwrap(), path, "{json}");
         }
         assert_eq!(serde_json::to_string(&EntryPath::normalise(b"\xff\\").unwrap()).unwrap(), r#""\\xff\\\\""#);
-        for wrong in [r#""\\""#, r#""\\x4""#, r#""\\xg0""#, r#""..""#, "7"] {
+        for wrong in [r#""\\""#, r#""\\x4""#, r#""\\xg0""#, r#""..""#, r#""a//b""#, r#""/a""#, "7"] {
             assert!(serde_json::from_str::<EntryPath>(wrong).is_err(), "{wrong}");
         }
     }

@@ -122,7 +122,7 @@ pub enum EntryError {
     /// The map of a sparse file contradicts itself or the file.
     #[error("sparse file is malformed: {0}")]
     Sparse(&'static str),
-    /// The path could lead out of the image, or no file system holds it.
+    /// No file system holds the path.
     #[error(transparent)]
     Path(#[from] PathError),
     /// A whiteout that hides no name.
@@ -140,8 +140,8 @@ pub enum EntryError {
     /// Linux takes no such link.
     #[error("link target has a NUL byte in it")]
     TargetWithNul,
-    /// CVMFS holds 32 bits.
-    #[error("{field} is {value}, but CVMFS holds 0 to 4294967295")]
+    /// CVMFS holds 32 bits, and Linux has no user or group of the largest number.
+    #[error("{field} is {value}, but only 0 to 4294967294 can be published")]
     Id {
         /// `uid` or `gid`.
         field: &'static str,

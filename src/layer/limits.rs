@@ -27,8 +27,7 @@ pub struct Limits {
     pub extended_header_size: u64,
     /// Pieces of data in one sparse file. Default: one million, which take 16 MB while the file is read.
     pub sparse_pieces: u64,
-    /// Bytes of all paths, link targets and extended attributes together, which stay in memory until the layer is stored;
-    /// those of all global PAX headers may be as many as in one header, and count for every entry that they hold for.
+    /// Bytes of all paths, link targets and extended attributes together, which stay in memory until the layer is stored.
     /// Default: 512 MiB, as of five million files.
     pub metadata_size: u64,
     /// Bytes of a path. Default: 4,096.

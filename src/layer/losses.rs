@@ -43,6 +43,10 @@ pub enum LossKind {
     /// A folder that a layer does not name, or something that it hides, where the published layer is as it is above
     /// another image's.
     LayerOfOtherParents,
+    /// A symbolic link to a directory that a layer puts entries below without an entry of its own for it. In the published layer
+    /// a directory is in its place, as containerd and podman unpack it too, so that the link is hidden in containers that mount
+    /// the layers over each other.
+    MaskedLink,
     /// Something named `.cvmfscatalog` that cannot mark a nested catalog, or one too many that could.
     StrayMarker,
 }

@@ -5,7 +5,7 @@ use super::{DeviceNumber, EntryError, EntryPath, Limit, Limits, NodeKind};
 use crate::metadata::{Metadata, Timestamp};
 
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
-const BOOK_KEEPING_PREFIX: &[u8] = b".wh..wh.";
+const BOOKKEEPING_PREFIX: &[u8] = b".wh..wh.";
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 
 /// Linux reads a link's target into a page, together with a NUL.
@@ -20,36 +20,37 @@ pub(super) enum Subject {
     Hidden(EntryPath),
     /// All that lower layers have in the folder.
     HiddenChildren(EntryPath),
-    /// Nothing: AUFS, which old versions of Docker ran on, kept its own files there.
-    BookKeeping,
+    /// A file that AUFS, which old versions of Docker ran on, kept for itself. It is never published, but hard links of its
+    /// layer may name it.
+    Bookkeeping(EntryPath),
 }
 
 impl Subject {
     /// Reads the path of a member. Whiteouts are known by their names alone, whatever type the member has.
+    ///
+    /// The limits of names and paths hold for what is hidden, not for the name of the marker.
     pub(super) fn of(raw: &[u8], limits: &Limits) -> Result<Self, EntryError> {
-        let path = EntryPath::normalise(raw)?;
+        let path = EntryPath::clean(raw);
+        let subject = match path.split().filter(|_| path.components().any(is_whiteout)) {
+            None => Self::Path(path.checked()?),
+            Some(_) if is_bookkeeping(&path) => Self::Bookkeeping(path.checked()?),
+            Some((directory, _)) if directory.components().any(is_whiteout) => return Err(EntryError::InsideWhiteout),
+            Some((directory, OPAQUE_MARKER)) => Self::HiddenChildren(directory.checked()?),
+            Some((directory, name)) => match &name[WHITEOUT_PREFIX.len()..] {
+                b"" | b"." | b".." => return Err(EntryError::BadWhiteout),
+                hidden => Self::Hidden(directory.join(hidden).checked()?),
+            },
+        };
+        let (Self::Path(path) | Self::Hidden(path) | Self::HiddenChildren(path) | Self::Bookkeeping(path)) = &subject;
         Limit::PathLength.check(path.as_bytes().len() as u64, limits.path_length)?;
         Limit::PathDepth.check(path.components().count() as u64, limits.path_depth)?;
-        let Some(name) = path.components().next_back().filter(|_| path.components().any(is_whiteout)) else {
-            return Ok(Self::Path(path));
-        };
-        let mut folders = path.components().rev().skip(1);
-        let is_book_keeping = |name: &[u8]| name.starts_with(BOOK_KEEPING_PREFIX) && name != OPAQUE_MARKER;
-        if path.components().any(is_book_keeping) {
-            return Ok(Self::BookKeeping);
-        }
-        if folders.any(is_whiteout) {
-            return Err(EntryError::InsideWhiteout);
-        }
-        let (folder, _) = path.split().expect("a path with a component is not the root");
-        if name == OPAQUE_MARKER {
-            return Ok(Self::HiddenChildren(folder));
-        }
-        match &name[WHITEOUT_PREFIX.len()..] {
-            b"" | b"." | b".." => Err(EntryError::BadWhiteout),
-            hidden => Ok(Self::Hidden(folder.join(hidden))),
-        }
+        Ok(subject)
     }
+}
+
+/// Tells whether a path is one of AUFS's own files, or lies in a directory of them (`.wh..wh.aufs`, `.wh..wh.plnk`, …).
+pub(crate) fn is_bookkeeping(path: &EntryPath) -> bool {
+    path.components().any(|name| name.starts_with(BOOKKEEPING_PREFIX) && name != OPAQUE_MARKER)
 }
 
 fn is_whiteout(name: &[u8]) -> bool {
@@ -94,7 +95,8 @@ pub(super) fn metadata(member: &Member) -> Result<Metadata, EntryError> {
 }
 
 fn id(field: &'static str, value: i64) -> Result<u32, EntryError> {
-    u32::try_from(value).map_err(|_| EntryError::Id { field, value })
+    // The largest number is no user or group: `chown` takes it for "leave as it is", and Linux shows the overflow ID instead.
+    u32::try_from(value).ok().filter(|&id| id != u32::MAX).ok_or(EntryError::Id { field, value })
 }
 
 fn symlink_target(member: &Member) -> Result<&[u8], EntryError> {
@@ -122,6 +124,7 @@ fn device(member: &Member) -> Result<DeviceNumber, EntryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::PathError;
 
     fn subject(raw: &str) -> Result<Subject, EntryError> {
         Subject::of(raw.as_bytes(), &Limits::default())
@@ -145,9 +148,11 @@ mod tests {
             (".wh....", Subject::Hidden(path("..."))),
             ("a/.wh..wh..opq", Subject::HiddenChildren(path("a"))),
             (".wh..wh..opq", Subject::HiddenChildren(EntryPath::ROOT)),
-            (".wh..wh.aufs", Subject::BookKeeping),
-            (".wh..wh.plnk/1.2", Subject::BookKeeping),
-            ("a/.wh..wh.orph/.wh.b", Subject::BookKeeping),
+            ("a/../.wh.b", Subject::Hidden(path("b"))),
+            (".wh.a/../b", Subject::Path(path("b"))),
+            (".wh..wh.aufs", Subject::Bookkeeping(path(".wh..wh.aufs"))),
+            (".wh..wh.plnk/1.2", Subject::Bookkeeping(path(".wh..wh.plnk/1.2"))),
+            ("a/.wh..wh.orph/.wh.b", Subject::Bookkeeping(path("a/.wh..wh.orph/.wh.b"))),
         ] {
             assert_eq!(subject(raw), Ok(expected), "{raw}");
         }
@@ -160,6 +165,29 @@ mod tests {
         }
         for raw in ["a/.wh.b/c", ".wh./a", ".wh.b/.wh..wh..opq", ".wh..wh..opq/a"] {
             assert_eq!(subject(raw), Err(EntryError::InsideWhiteout), "{raw}");
+        }
+    }
+
+    #[test]
+    fn limits_of_names_hold_for_what_a_whiteout_hides() {
+        let name = |length: usize| "n".repeat(length);
+        assert_eq!(subject(&format!("a/.wh.{}", name(255))), Ok(Subject::Hidden(path(&format!("a/{}", name(255))))));
+        assert!(matches!(subject(&format!("a/.wh.{}", name(256))), Err(EntryError::Path(PathError::NameTooLong(_)))));
+        assert!(matches!(subject(&format!("{}/.wh.a", name(256))), Err(EntryError::Path(PathError::NameTooLong(_)))));
+        let limits = Limits { path_length: 3, path_depth: 2, ..Limits::default() };
+        for raw in ["abc", "a/.wh.b", "a/b/.wh..wh..opq", ".wh.abc"] {
+            assert!(Subject::of(raw.as_bytes(), &limits).is_ok(), "{raw}");
+        }
+        for raw in ["abcd", "a/.wh.bc", "a/b/c/.wh..wh..opq", ".wh.abcd"] {
+            assert!(Subject::of(raw.as_bytes(), &limits).is_err(), "{raw}");
+        }
+    }
+
+    #[test]
+    fn largest_32_bit_id_is_refused() {
+        assert_eq!(id("uid", 4_294_967_294), Ok(4_294_967_294));
+        for value in [4_294_967_295, 4_294_967_296, -1] {
+            assert_eq!(id("gid", value), Err(EntryError::Id { field: "gid", value }));
         }
     }
 

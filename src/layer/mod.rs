@@ -36,4 +36,5 @@ pub use entry::{DeviceNumber, EntryKind, EntryPath, LayerEntry, NodeKind, PathEr
 pub use error::{EntryError, LayerError};
 pub use limits::{Limit, LimitExceeded, Limits};
 pub use losses::{Loss, LossKind, Losses};
+pub(crate) use mapping::is_bookkeeping;
 pub use reader::{ExpectedLayer, LayerReader, LayerSummary};

@@ -33,19 +33,6 @@ impl Extended {
         Ok(())
     }
 
-    /// Takes the records of a `g` header, which hold for all entries from here on.
-    ///
-    /// Those that can describe only one file are left out: container engines ignore global headers altogether, so an
-    /// archive that tried to move or resize other entries this way would look different there.
-    pub(super) fn apply_to_all(&mut self, records: &[u8]) -> Result<(), EntryError> {
-        self.apply(records)?;
-        self.path = None;
-        self.link_target = None;
-        self.size = None;
-        self.sparse = SparseRecords::default();
-        Ok(())
-    }
-
     /// Takes the extended attributes out, with their full names. `SCHILY` ones, which every program writes, win.
     pub(super) fn take_xattrs(&mut self) -> Xattrs {
         let mut xattrs = std::mem::take(&mut self.libarchive_xattrs);
@@ -82,6 +69,15 @@ impl Extended {
         }
         Ok(())
     }
+}
+
+/// Refuses malformed records, whatever they say.
+pub(super) fn check_records(records: &[u8]) -> Result<(), EntryError> {
+    let mut rest = records;
+    while !rest.is_empty() {
+        (_, _, rest) = split_record(rest).ok_or(EntryError::Record)?;
+    }
+    Ok(())
 }
 
 /// Splits off the first record, `LENGTH KEY=VALUE\n`, where the length counts all of it.

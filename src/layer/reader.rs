@@ -1,5 +1,6 @@
 //! The face of the layer room.
 
+use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -58,6 +59,8 @@ pub struct LayerReader<R> {
     /// Zeros that were written out so far.
     filled_holes: u64,
     losses: Losses,
+    /// Paths whose last entry cannot be published, and why.
+    unpublished: HashMap<EntryPath, LossKind>,
     /// The attributes last seen. Whole images carry the same security label on every file.
     last_xattrs: Option<Arc<Xattrs>>,
 }
@@ -71,8 +74,8 @@ impl<R: Read> LayerReader<R> {
 
     fn of_feed(feed: Feed<R>, expected: ExpectedLayer, limits: Limits) -> Self {
         let archive = Archive::new(TarStream::new(feed, limits), limits);
-        let (metadata_size, filled_holes, losses) = Default::default();
-        Self { archive, expected, limits, metadata_size, filled_holes, losses, last_xattrs: None }
+        let (metadata_size, filled_holes, losses, unpublished) = Default::default();
+        Self { archive, expected, limits, metadata_size, filled_holes, losses, unpublished, last_xattrs: None }
     }
 
     /// Returns the next entry, or `None` after the last. Content of the one before that was not read is skipped.
@@ -80,7 +83,7 @@ impl<R: Read> LayerReader<R> {
         while let Some(member) = self.archive.next_member()? {
             let entry = self.entry(member).map_err(|problem| self.archive.failed(problem))?;
             let allowed = self.limits.metadata_size;
-            self.metadata_size += self.archive.size_of_globals() + entry.as_ref().map_or(0, size_of_metadata);
+            self.metadata_size += entry.as_ref().map_or(0, size_of_metadata);
             Limit::MetadataSize.check(self.metadata_size, allowed).map_err(|limit| self.archive.failed(limit))?;
             if !entry.as_ref().is_some_and(is_file) {
                 self.archive.hide_content();
@@ -126,29 +129,46 @@ impl<R: Read> LayerReader<R> {
 
     fn entry(&mut self, member: Member) -> Result<Option<LayerEntry>, EntryError> {
         match Subject::of(&member.path, &self.limits)? {
-            Subject::BookKeeping => Ok(None),
             Subject::Hidden(path) => Ok(Some(LayerEntry { path, kind: EntryKind::Whiteout })),
             Subject::HiddenChildren(path) => Ok(Some(LayerEntry { path, kind: EntryKind::Opaque })),
-            Subject::Path(path) if member.kind == MemberKind::HardLink => {
-                let target = mapping::hard_link_target(&member)?;
-                Ok(Some(LayerEntry { path, kind: EntryKind::HardLink(target) }))
-            }
-            Subject::Path(path) => self.node(path, member),
+            Subject::Path(path) if member.kind == MemberKind::HardLink => self.hard_link(path, &member).map(Some),
+            Subject::Path(path) => self.node(path, member).map(Some),
+            // Only the content of these files matters, and only where other names are linked to it.
+            Subject::Bookkeeping(path) => match member.kind {
+                MemberKind::HardLink => self.hard_link(path, &member).map(Some),
+                MemberKind::File => self.node(path, member).map(Some),
+                _ => Ok(None),
+            },
         }
     }
 
-    fn node(&mut self, path: EntryPath, member: Member) -> Result<Option<LayerEntry>, EntryError> {
+    /// Returns the entry of a hard link. A link to something that cannot be published cannot be published either.
+    fn hard_link(&mut self, path: EntryPath, member: &Member) -> Result<LayerEntry, EntryError> {
+        let target = mapping::hard_link_target(member)?;
+        if let Some(&kind) = self.unpublished.get(&target) {
+            return Ok(self.leave_out(path, kind));
+        }
+        self.unpublished.remove(&path);
+        Ok(LayerEntry { path, kind: EntryKind::HardLink(target) })
+    }
+
+    fn node(&mut self, path: EntryPath, member: Member) -> Result<LayerEntry, EntryError> {
         let Some(kind) = mapping::node_kind(&member)? else {
-            self.lose(path, LossKind::UnknownType);
-            return Ok(None);
+            return Ok(self.leave_out(path, LossKind::UnknownType));
         };
         if kind == NodeKind::CharacterDevice(DeviceNumber { major: 0, minor: 0 }) {
-            self.lose(path, LossKind::OverlayDevice);
-            return Ok(None);
+            return Ok(self.leave_out(path, LossKind::OverlayDevice));
         }
+        self.unpublished.remove(&path);
         let metadata = mapping::metadata(&member)?;
         let xattrs = self.xattrs(&path, member);
-        Ok(Some(LayerEntry { path, kind: EntryKind::Node(Metadata { xattrs, ..metadata }, kind) }))
+        Ok(LayerEntry { path, kind: EntryKind::Node(Metadata { xattrs, ..metadata }, kind) })
+    }
+
+    fn leave_out(&mut self, path: EntryPath, kind: LossKind) -> LayerEntry {
+        self.lose(path.clone(), kind);
+        self.unpublished.insert(path.clone(), kind);
+        LayerEntry { path, kind: EntryKind::Unpublished }
     }
 
     fn xattrs(&mut self, path: &EntryPath, mut member: Member) -> Option<Arc<Xattrs>> {
@@ -191,7 +211,7 @@ fn size_of_metadata(entry: &LayerEntry) -> u64 {
     let own = match &entry.kind {
         EntryKind::Node(metadata, kind) => of_node(metadata, kind),
         EntryKind::HardLink(target) => target.as_bytes().len(),
-        EntryKind::Whiteout | EntryKind::Opaque => 0,
+        EntryKind::Unpublished | EntryKind::Whiteout | EntryKind::Opaque => 0,
     };
     (entry.path.as_bytes().len() + own) as u64
 }

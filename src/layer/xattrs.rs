@@ -77,7 +77,7 @@ pub(super) fn take_unfit(xattrs: &mut Xattrs) -> Vec<LossKind> {
 fn why_unfit(name: &[u8], value: &[u8]) -> Option<LossKind> {
     if name.is_empty() || name.len() > MOST || name.contains(&0) {
         Some(LossKind::XattrName)
-    } else if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
+    } else if is_overlay_mark(name) {
         Some(LossKind::OverlayXattr)
     } else if is_magic(name) {
         Some(LossKind::MagicXattr)
@@ -86,6 +86,14 @@ fn why_unfit(name: &[u8], value: &[u8]) -> Option<LossKind> {
     } else {
         None
     }
+}
+
+/// Tells whether an overlay file system would obey the attribute in a lower directory instead of showing it: the kernel's, or
+/// fuse-overlayfs, which reads attributes of its own in several namespaces and file modes that podman stored as attributes.
+fn is_overlay_mark(name: &[u8]) -> bool {
+    let Some(dot) = name.iter().position(|&b| b == b'.') else { return false };
+    let name = &name[dot + 1..];
+    name.starts_with(b"overlay.") || name.starts_with(b"fuseoverlayfs.") || name == b"containers.override_stat"
 }
 
 /// Tells whether a client would not look the name up in the catalog. With `@` or `~` it asks for a page of such a name.
@@ -121,6 +129,27 @@ mod tests {
         ]);
         assert_eq!(take_unfit(&mut all), [LossKind::MagicXattr, LossKind::XattrName, LossKind::OverlayXattr]);
         assert_eq!(all, xattrs([("user.kept", "")]));
+    }
+
+    #[test]
+    fn marks_of_every_overlay_file_system_are_lost() {
+        for name in [
+            "trusted.overlay.opaque",
+            "user.overlay.redirect",
+            "trusted.overlay.overlay.opaque",
+            "user.fuseoverlayfs.opaque",
+            "user.fuseoverlayfs.origin",
+            "trusted.fuseoverlayfs.redirect",
+            "security.fuseoverlayfs.override_stat",
+            "user.containers.override_stat",
+            "security.containers.override_stat",
+        ] {
+            assert_eq!(take_unfit(&mut xattrs([(name, "y")])), [LossKind::OverlayXattr], "{name}");
+        }
+        for name in ["user.overlay", "user.overlayfs.a", "user.containers.other", "user.my.overlay.opaque", "overlay."]
+        {
+            assert_eq!(take_unfit(&mut xattrs([(name, "y")])), [], "{name}");
+        }
     }
 
     #[test]

@@ -7,10 +7,12 @@ use std::fmt;
 use std::io::{self, Read};
 use std::str::FromStr;
 
-use libdeflater::{CompressionLvl, Compressor, Decompressor};
+use libdeflater::{CompressionLvl, Compressor};
 
 #[cfg(feature = "isal")]
 use super::igzip::Igzip;
+use super::inflate::{Inflated, Inflater};
+use super::size_limit::SizeLimit;
 use super::zlib::StockZlib;
 
 /// How a repository's file content is compressed: a promise of size.
@@ -207,28 +209,55 @@ pub enum DecodeError {
         /// The limit that was passed.
         limit: u64,
     },
+    /// The stream ends before the bytes do.
+    #[error("{0} bytes behind the stream")]
+    MoreBehind(u64),
 }
 
-/// Unpacks a zlib stream of at most `limit` bytes of content.
-pub fn decode(stored: &[u8], limit: u64) -> Result<Vec<u8>, DecodeError> {
-    let mut plain = vec![0; limit.min((SAMPLE + stored.len() * DATABASE_RATIO) as u64) as usize];
-    if let Ok(length) = Decompressor::new().zlib_decompress(stored, &mut plain) {
-        plain.truncate(length);
+/// Unpacks the zlib stream that `stored` begins with.
+pub fn decode(stored: &[u8], limit: SizeLimit) -> Result<Vec<u8>, DecodeError> {
+    Ok(unpack(stored, limit)?.0)
+}
+
+/// Unpacks a zlib stream with nothing behind it.
+pub fn decode_alone(stored: &[u8], limit: SizeLimit) -> Result<Vec<u8>, DecodeError> {
+    match unpack(stored, limit)? {
+        (plain, read) if read == stored.len() as u64 => Ok(plain),
+        (_, read) => Err(DecodeError::MoreBehind(stored.len() as u64 - read)),
+    }
+}
+
+/// Returns the content of a zlib stream, and the bytes of the stream.
+fn unpack(stored: &[u8], limit: SizeLimit) -> Result<(Vec<u8>, u64), DecodeError> {
+    let (stated, limit) = (limit.stated(), limit.unpacked(stored.len() as u64));
+    // What is never written to takes no memory, but a false size shall not ask for more than there is.
+    let believed = stated.unwrap_or(0).min((stored.len() as u64).saturating_mul(BELIEVED_RATIO));
+    let usual = (SAMPLE + stored.len().saturating_mul(DATABASE_RATIO)) as u64;
+    let mut plain = vec![0; limit.min(believed.max(usual)) as usize];
+    if let Ok(Inflated { read, written }) = Inflater::new().inflate(stored, &mut plain) {
+        plain.truncate(written);
         plain.shrink_to_fit();
-        return Ok(plain);
+        return Ok((plain, read as u64));
     }
     // There is more in it, or it is damaged: what unpacks at one go cannot tell which.
-    plain.clear();
-    let mut stream = flate2::read::ZlibDecoder::new(stored).take(limit.saturating_add(1));
+    plain = Vec::new();
+    let mut stream = flate2::bufread::ZlibDecoder::new(stored).take(limit.saturating_add(1));
     stream.read_to_end(&mut plain).map_err(DecodeError::Damaged)?;
     if plain.len() as u64 > limit {
         return Err(DecodeError::TooLarge { limit });
     }
-    Ok(plain)
+    // A stream that is cut off within its head has no content and no error.
+    match stream.into_inner().total_in() {
+        0 => Err(DecodeError::Damaged(io::ErrorKind::UnexpectedEof.into())),
+        read => Ok((plain, read)),
+    }
 }
 
 /// Catalogs gain less than this: a third of a row are hashes.
 const DATABASE_RATIO: usize = 4;
+
+/// Up to this ratio, memory is set aside for the size that is stated. Most others are stated for files and not for databases.
+const BELIEVED_RATIO: u64 = 64;
 
 #[cfg(test)]
 mod tests {
@@ -252,7 +281,7 @@ mod tests {
             let mut encoder = Encoder::new(mode);
             for plain in [vec![], vec![7], text(100_000), noise(SAMPLED_FROM), text(SAMPLED_FROM + 1), noise(1 << 20)] {
                 let stored = encoder.encode(&plain).to_vec();
-                assert_eq!(decode(&stored, plain.len() as u64).unwrap(), plain, "in mode {mode}");
+                assert_eq!(decode(&stored, SizeLimit::of(plain.len() as u64)).unwrap(), plain, "in mode {mode}");
             }
         }
         assert_eq!(Encoder::new(Compression::None).encode(b"as it is"), b"as it is");
@@ -285,9 +314,27 @@ mod tests {
     #[test]
     fn decode_stops_at_its_limit_and_refuses_damage() {
         let stored = Encoder::new(Compression::Fast).encode(&text(1000)).to_vec();
-        assert!(matches!(decode(&stored, 999), Err(DecodeError::TooLarge { limit: 999 })));
-        assert_eq!(decode(&stored, 1000).unwrap().len(), 1000);
-        assert!(matches!(decode(&stored[..stored.len() - 1], 1000), Err(DecodeError::Damaged(_))));
+        let limit = SizeLimit::of;
+        assert!(matches!(decode(&stored, limit(999)), Err(DecodeError::TooLarge { limit: 999 })));
+        assert_eq!(decode(&stored, limit(1000)).unwrap().len(), 1000);
+        let more = [&stored[..], b"xy"].concat();
+        assert_eq!(decode(&more, limit(1000)).unwrap().len(), 1000);
+        assert!(matches!(decode_alone(&more, limit(1000)), Err(DecodeError::MoreBehind(2))));
+        assert_eq!(decode_alone(&stored, limit(u64::MAX)).unwrap().len(), 1000);
+        for bad in [&stored[..stored.len() - 1], &stored[1..], b"", b"\x1f\x8b\x08"] {
+            assert!(matches!(decode(bad, limit(1000)), Err(DecodeError::Damaged(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn little_that_unpacks_to_much_is_not_unpacked() {
+        let bomb = Encoder::new(Compression::Exact).encode(&vec![0; 100 << 20]).to_vec();
+        assert!(matches!(decode(&bomb, SizeLimit::of_database(None)), Err(DecodeError::TooLarge { .. })));
+        assert!(matches!(
+            decode(&bomb, SizeLimit::of_database(Some(8192))),
+            Err(DecodeError::TooLarge { limit: 8192 })
+        ));
+        assert_eq!(decode(&bomb, SizeLimit::of_database(Some(100 << 20))).unwrap().len(), 100 << 20);
     }
 
     #[test]

@@ -9,9 +9,12 @@ mod encode;
 mod hash;
 #[cfg(feature = "isal")]
 mod igzip;
+mod inflate;
+mod size_limit;
 mod zlib;
 
 pub use chunk::{ChunkSizes, Chunker};
 pub use content::{Chunk, Content, Pieces};
-pub use encode::{Compression, DecodeError, Encoder, EncoderId, decode};
+pub use encode::{Compression, DecodeError, Encoder, EncoderId, decode, decode_alone};
 pub use hash::{ObjectHash, ObjectKind, ParseHashError};
+pub use size_limit::SizeLimit;

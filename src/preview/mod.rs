@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use crate::catalog::{ContentKey, StateDatabase, without_stray_markers};
+use crate::catalog::{CatalogReference, ContentKey, StateDatabase, without_stray_markers};
 use crate::convert::trees::{published_layer, read_layer};
 use crate::folder::{FolderError, RepositoryFolder};
 use crate::image::{Digest, Platform};
@@ -201,12 +201,9 @@ impl Preview {
             while let Some(content) = read.get_mut(trees.chains.len()).and_then(Option::take) {
                 let layer = &self.image.layers[trees.chains.len()];
                 let failed = |source| PreviewError::Apply { digest: layer.digest, source };
-                let form = match content.form {
-                    Some(form) => form,
-                    None => LayerForm::build(&tree, &content.entries).map_err(failed)?,
-                };
                 let applied = apply(&tree, &content.entries).map_err(failed)?;
-                tree = without_stray_markers(&applied).0;
+                let form = content.form.unwrap_or(applied.form);
+                tree = without_stray_markers(&applied.tree).0;
                 trees.layers.push(without_stray_markers(&form.tree).0);
                 trees.chains.push(Arc::clone(&tree));
                 self.show(&trees)?;
@@ -287,8 +284,9 @@ impl Preview {
         let is_right = |record: &LayerRecord| record.diff_id == layer.diff_id && record.blob_size == layer.size;
         let known = known.filter(|known| known.record.is_complete && is_right(&known.record));
         let Some(known) = known else { return Ok(None) };
-        let limit = crate::catalog::MAXIMUM_CATALOG_BYTES;
-        let read = |hash| head.store().read_decoded(hash, ObjectKind::Catalog, limit);
+        let read = |reference: CatalogReference| {
+            head.store().read_decoded(reference.hash, ObjectKind::Catalog, reference.limit())
+        };
         let form = read_layer(&read, layer.digest, &known)?;
         Ok(Some(LayerContent { entries: layer_entries(&form), form: Some(form) }))
     }

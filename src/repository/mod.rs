@@ -18,20 +18,18 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::cache::{ByteCache, Kept};
-use crate::catalog::{
-    Catalog, CatalogEntry, CatalogError, CatalogReference, HistoryError, MAXIMUM_CATALOG_BYTES, Tag, read_tags,
-};
+use crate::catalog::{Catalog, CatalogEntry, CatalogError, CatalogReference, HistoryError, Tag, read_tags};
 use crate::layer::EntryPath;
 use crate::layout;
 use crate::manifest::{
     Certificate, ManifestError, RepositoryManifest, RepositoryName, certificate::CertificateError, letter::LetterError,
 };
 use crate::message::causes;
-use crate::object::{ObjectHash, ObjectKind};
+use crate::object::{ObjectHash, ObjectKind, SizeLimit};
 use crate::store::{ContentError, DirectoryStore, StoreError};
 
 pub use rows::{Folder, NamedRow, Row};
-pub use trees::{ReadTree, read_tree};
+pub use trees::{ReadCatalog, ReadTree, read_tree};
 
 /// Why a repository could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -218,7 +216,7 @@ impl Repository {
     /// Returns the named revisions.
     pub fn tags(&self) -> Result<Vec<Tag>, RepositoryError> {
         let Some(hash) = self.manifest.history else { return Ok(Vec::new()) };
-        let bytes = self.store.read_decoded(hash, ObjectKind::History, DATABASE_LIMIT)?;
+        let bytes = self.store.read_decoded(hash, ObjectKind::History, SizeLimit::of_database(None))?;
         Ok(read_tags(&bytes, &self.manifest.name)?)
     }
 
@@ -283,7 +281,7 @@ impl Repository {
     /// Returns the catalog at `place`, of this or any other revision.
     pub fn open_catalog(&self, place: &CatalogPlace) -> Result<Arc<Catalog>, RepositoryError> {
         self.catalogs.get(place, || {
-            let bytes = self.store.read_decoded(place.reference.hash, ObjectKind::Catalog, MAXIMUM_CATALOG_BYTES);
+            let bytes = self.store.read_decoded(place.reference.hash, ObjectKind::Catalog, place.reference.limit());
             let bytes = bytes.map_err(|error| RepositoryError::of_catalog(&place.root, error))?;
             Ok(Arc::new(Catalog::parse(&bytes, &place.root)?))
         })
@@ -451,10 +449,10 @@ fn read_manifest(store: &DirectoryStore, name: &RepositoryName) -> Result<Reposi
 }
 
 /// No certificate is read that unpacks to more.
-const CERTIFICATE_LIMIT: u64 = 1 << 20;
+const CERTIFICATE_LIMIT: SizeLimit = SizeLimit::of(1 << 20);
 
-/// No tag database or log of references is read that has more bytes.
-pub(crate) const DATABASE_LIMIT: u64 = 1 << 30;
+/// No log of references is read that has more bytes.
+pub(crate) const REFLOG_LIMIT: u64 = 1 << 30;
 
 /// Bytes of catalogs that stay in memory.
 const CATALOG_CACHE: u64 = 128 << 20;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use super::RepositoryError;
 use crate::catalog::{Catalog, CatalogReference, FACTS, MARKER, Nesting, StoredTree};
 use crate::layer::EntryPath;
-use crate::object::ObjectHash;
 use crate::store::StoreError;
 use crate::tree::{Directory, Leaf, Node};
 
@@ -21,15 +20,16 @@ pub struct ReadTree {
     pub facts: Option<String>,
 }
 
+/// Returns the SQLite file of a catalog.
+pub type ReadCatalog<'r> = &'r dyn Fn(CatalogReference) -> Result<Vec<u8>, StoreError>;
+
 /// Reads the tree whose root catalog is `reference`, published at `path` or stored for it.
-///
-/// `read` returns the SQLite file of a catalog.
 pub fn read_tree(
-    read: &dyn Fn(ObjectHash) -> Result<Vec<u8>, StoreError>,
+    read: ReadCatalog<'_>,
     path: &EntryPath,
     reference: CatalogReference,
 ) -> Result<ReadTree, RepositoryError> {
-    let catalog = read_catalog(read, path, reference.hash)?;
+    let catalog = read_catalog(read, path, reference)?;
     let fault = "it is no folder";
     let root = catalog.get(path)?.ok_or_else(|| RepositoryError::Unreadable { path: path.clone(), fault })?;
     let folder = root.directory().ok_or_else(|| RepositoryError::Unreadable { path: path.clone(), fault })?;
@@ -40,16 +40,16 @@ pub fn read_tree(
 }
 
 fn read_catalog(
-    read: &dyn Fn(ObjectHash) -> Result<Vec<u8>, StoreError>,
+    read: ReadCatalog<'_>,
     path: &EntryPath,
-    hash: ObjectHash,
+    reference: CatalogReference,
 ) -> Result<Catalog, RepositoryError> {
-    let bytes = read(hash).map_err(|error| RepositoryError::of_catalog(path, error))?;
+    let bytes = read(reference).map_err(|error| RepositoryError::of_catalog(path, error))?;
     Ok(Catalog::parse(&bytes, path)?)
 }
 
 fn read_folder(
-    read: &dyn Fn(ObjectHash) -> Result<Vec<u8>, StoreError>,
+    read: ReadCatalog<'_>,
     catalog: &Catalog,
     path: &EntryPath,
     mut folder: Directory,
@@ -60,7 +60,7 @@ fn read_folder(
         let node = if let Some(child) = entry.directory() {
             Node::Directory(match catalog.nested(&path)? {
                 Some(reference) => {
-                    let below = read_catalog(read, &path, reference.hash)?;
+                    let below = read_catalog(read, &path, reference)?;
                     read_folder(read, &below, &path, child)?
                 }
                 None => read_folder(read, catalog, &path, child)?,

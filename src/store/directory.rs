@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::marks::Marks;
-use crate::object::{DecodeError, ObjectHash, ObjectKind, decode};
+use crate::object::{DecodeError, ObjectHash, ObjectKind, SizeLimit, decode};
 
 /// Why the store could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -152,14 +152,12 @@ impl DirectoryStore {
     /// Returns a file beside the objects that has up to `limit` bytes, or `None` where there is none.
     pub fn read_file_of_up_to(&self, limit: u64, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let path = self.seen_path(name);
-        let file = match open_regular(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(StoreError::io("read", &path)(error)),
-        };
-        let mut bytes = Vec::new();
-        file.take(limit + 1).read_to_end(&mut bytes).map_err(StoreError::io("read", &path))?;
-        if bytes.len() as u64 > limit { Err(StoreError::TooLarge { path, limit }) } else { Ok(Some(bytes)) }
+        match read_regular_up_to(limit, &path) {
+            Ok(Some(bytes)) => Ok(Some(bytes)),
+            Ok(None) => Err(StoreError::TooLarge { path, limit }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("read", &path)(error)),
+        }
     }
 
     /// Tells whether an object is there.
@@ -227,18 +225,25 @@ impl DirectoryStore {
 
     /// Returns an object's bytes as they are stored, after comparing them with its name.
     pub fn read(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Vec<u8>, StoreError> {
+        self.read_up_to(u64::MAX, hash, kind)
+    }
+
+    fn read_up_to(&self, limit: u64, hash: ObjectHash, kind: ObjectKind) -> Result<Vec<u8>, StoreError> {
         let path = self.seen_path(&hash.path(kind));
-        let bytes = read_regular(&path).map_err(StoreError::io("read", &path))?;
+        let bytes = match read_regular_up_to(limit, &path).map_err(StoreError::io("read", &path))? {
+            Some(bytes) => bytes,
+            None => return Err(StoreError::TooLarge { path, limit }),
+        };
         match ObjectHash::of(&bytes) {
             actual if actual == hash => Ok(bytes),
             actual => Err(StoreError::WrongHash { path, actual }),
         }
     }
 
-    /// Returns the content of an object that is a zlib stream of at most `limit` bytes of content.
-    pub fn read_decoded(&self, hash: ObjectHash, kind: ObjectKind, limit: u64) -> Result<Vec<u8>, StoreError> {
+    /// Returns the content of an object that is a zlib stream.
+    pub fn read_decoded(&self, hash: ObjectHash, kind: ObjectKind, limit: SizeLimit) -> Result<Vec<u8>, StoreError> {
         let undecodable = |source| StoreError::Undecodable { path: self.object_path(hash, kind), source };
-        decode(&self.read(hash, kind)?, limit).map_err(undecodable)
+        decode(&self.read_up_to(limit.stored(), hash, kind)?, limit).map_err(undecodable)
     }
 
     /// Locks the repository against other publishers, waiting up to `wait` for one that is at it.
@@ -279,12 +284,19 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
 }
 
-/// Reads the whole of a regular file.
-pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
-    let mut file = open_regular(path)?;
-    let mut bytes = Vec::with_capacity(usize::try_from(file.metadata()?.len()).unwrap_or(0));
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
+/// Reads the whole of a regular file; `None` where it has more bytes than `limit`.
+pub(crate) fn read_regular_up_to(limit: u64, path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let file = open_regular(path)?;
+    let length = file.metadata()?.len();
+    if length > limit {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    // A file may say that it has more bytes than there is memory.
+    bytes.try_reserve_exact(usize::try_from(length).unwrap_or(usize::MAX)).map_err(io::Error::from)?;
+    // It may grow meanwhile.
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= limit).then_some(bytes))
 }
 
 /// How often a waiting publisher looks whether the other one is done.

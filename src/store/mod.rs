@@ -12,7 +12,7 @@ mod staging;
 pub use content::ContentError;
 pub(crate) use content::Piece;
 pub use directory::{DirectoryStore, Lock, StoreError};
-pub(crate) use directory::{open_regular, read_regular};
+pub(crate) use directory::{open_regular, read_regular_up_to};
 pub use local_server::{LocalServer, ServerLock};
 pub use marks::Marks;
 pub use runs::abandon_runs;

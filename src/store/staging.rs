@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use super::marks::Marks;
 use super::runs::{delete_leftovers, make_run_folder, runs};
 use super::{DirectoryStore, StoreError};
-use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, Pieces};
+use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, Pieces, SizeLimit};
 use crate::stage::stage;
 
 /// Bytes that gather before they are synced and moved to their names.
@@ -375,7 +375,7 @@ impl Staging {
     }
 
     /// Returns the content of an object that is a zlib stream, in the store or on its way there.
-    pub fn read_decoded(&self, hash: ObjectHash, kind: ObjectKind, limit: u64) -> Result<Vec<u8>, StoreError> {
+    pub fn read_decoded(&self, hash: ObjectHash, kind: ObjectKind, limit: SizeLimit) -> Result<Vec<u8>, StoreError> {
         let (is_waiting, is_ours) = {
             let state = self.state();
             (state.waiting.contains(&(hash, kind)), state.known.contains(&(hash, kind)))

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::node::{Directory, Leaf, LeafKind, Node};
-use super::overlay::{ApplyError, Layer, Overlay, names, path_of, without_removed};
+use super::overlay::{ApplyError, Replaced, make_directory};
+use super::walk::look_up;
 use crate::layer::{DeviceNumber, EntryKind, EntryPath, LayerEntry, NodeKind};
 use crate::metadata::{Metadata, Timestamp, Xattrs};
 use crate::object::Content;
@@ -33,101 +34,279 @@ pub struct LayerForm {
     pub opaques: BTreeSet<EntryPath>,
 }
 
-impl LayerForm {
-    /// Tells whether [`layer_entries`] says all that the layer does.
-    ///
-    /// It does not where the target of a link into lower layers is a folder in this one: that link would lead to the folder.
-    pub fn can_be_read_back(&self) -> bool {
-        !self.links_below.values().any(|target| matches!(self.tree.get(target), Some(Node::Directory(_))))
+/// A layer by itself while it is being applied. Its paths are literal: only symbolic links of its own are followed.
+pub(super) struct OwnLayer {
+    pub(super) tree: Arc<Directory>,
+    pub(super) notes: OwnNotes,
+    /// Hard links whose inode lies in lower layers: where they are, where the inode is below, and the inode.
+    pub(super) links_below: Vec<(EntryPath, EntryPath, Arc<Leaf>)>,
+    pub(super) whiteouts: BTreeSet<EntryPath>,
+    opaques: BTreeSet<EntryPath>,
+    /// Symbolic links of the merged tree that the layer has a directory in place of, with the places that were changed through them.
+    pub(super) masked_links: BTreeMap<EntryPath, BTreeSet<EntryPath>>,
+    /// Directories that whiteouts and opaque markers stand in, and what the layer had on the way there at that point.
+    marked: Vec<(EntryPath, Vec<OnTheWay>)>,
+}
+
+/// What an archive says beyond the state that it leaves.
+pub(super) struct OwnNotes {
+    /// Directories that no entry named, so far.
+    implied: BTreeSet<EntryPath>,
+    /// Whether entries in another order than the archive's may say something else.
+    pub(super) is_irregular: bool,
+}
+
+impl OwnNotes {
+    pub(super) fn note_if(&mut self, is_irregular: bool) {
+        self.is_irregular |= is_irregular;
     }
 
-    /// Builds the overlay form of a layer that is laid over `lower`.
-    ///
-    /// `lower` gives implied folders their attributes and hard links into lower layers their content.
-    pub fn build(lower: &Arc<Directory>, entries: &[LayerEntry<Content>]) -> Result<Self, ApplyError> {
-        let layer = Layer::sort(entries)?;
-        let remaining = without_removed(lower, &layer);
-        let root = Arc::new(Directory::new(lower.metadata.clone()));
-        let mut overlay = Overlay::new(root, Some(&remaining));
-        overlay.add_nodes(&layer)?;
-        overlay.add_links(&layer, lower)?;
-        // From the root down: what is hidden as a whole needs no marks in it, and an opaque folder hides all by itself.
-        let opaques: BTreeSet<&EntryPath> = layer.opaques.iter().copied().collect();
-        let is_in_opaque = |path: &EntryPath| path.ancestors().any(|folder| opaques.contains(&folder));
-        let whiteouts: BTreeSet<&EntryPath> = layer.whiteouts.iter().copied().collect();
-        for path in whiteouts.into_iter().filter(|path| !is_in_opaque(path)) {
-            add_whiteout(&mut overlay, path, &layer, lower)?;
+    /// Notes directories that had to be created, and what each replaced.
+    pub(super) fn note_implied(&mut self, created: Vec<(EntryPath, Replaced)>) {
+        for (directory, replaced) in created {
+            self.note_if(replaced == Replaced::Leaf);
+            self.implied.insert(directory);
         }
-        for path in &opaques {
-            add_opaque(&mut overlay, path, &layer, lower)?;
-        }
-        let is_folder = |path: &EntryPath| overlay.tree.directory(path.components()).is_some();
-        let mut implied: BTreeSet<EntryPath> = overlay.implied.iter().filter(|path| is_folder(path)).cloned().collect();
-        if !layer.named.contains(&EntryPath::ROOT) {
-            implied.insert(EntryPath::ROOT);
-        }
-        Ok(Self {
-            implied,
-            links_below: overlay.links_below.into_iter().collect(),
-            whiteouts: layer.whiteouts.iter().map(|&path| path.clone()).collect(),
-            opaques: opaques.into_iter().cloned().collect(),
-            tree: overlay.tree,
-        })
+    }
+
+    /// Notes a directory that an entry names.
+    pub(super) fn note_directory(&mut self, path: &EntryPath, replaced: Replaced) {
+        let was_implied = !self.implied.is_empty() && self.implied.remove(path);
+        self.note_if(was_implied || replaced == Replaced::Leaf);
+    }
+
+    pub(super) fn note_leaf(&mut self, replaced: Replaced) {
+        self.note_if(replaced == Replaced::Directory);
     }
 }
 
-/// Hides `path` of lower layers. A folder that the layer itself has there becomes opaque instead.
-fn add_whiteout(
-    overlay: &mut Overlay<'_>,
-    path: &EntryPath,
-    layer: &Layer<'_>,
-    lower: &Directory,
-) -> Result<(), ApplyError> {
-    let (parent, name) = path.split().expect("no whiteout hides the root");
-    let Some(parent) = hiding_folder(&parent, &overlay.tree, layer, lower) else { return Ok(()) };
-    let place = overlay.make_folder(&parent, path, &layer.named)?;
-    let folder = Arc::make_mut(&mut overlay.tree).directory_mut(names(&place)).expect("was made just now");
-    match folder.children.get_mut(name) {
-        None => drop(folder.children.insert(name.into(), whiteout())),
-        Some(Node::Leaf(_)) => {}
-        Some(Node::Directory(own)) => mark_opaque(&mut Arc::make_mut(own).metadata),
-    }
-    Ok(())
+/// What a layer has at one name on the way to a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnTheWay {
+    /// Nothing that an entry says.
+    Nothing,
+    Directory,
+    Leaf,
 }
 
-fn add_opaque(
-    overlay: &mut Overlay<'_>,
-    path: &EntryPath,
-    layer: &Layer<'_>,
-    lower: &Directory,
-) -> Result<(), ApplyError> {
-    let Some(folder) = hiding_folder(path, &overlay.tree, layer, lower) else { return Ok(()) };
-    let place = overlay.make_folder(&folder, path, &layer.named)?;
-    let folder = Arc::make_mut(&mut overlay.tree).directory_mut(names(&place)).expect("was made just now");
-    mark_opaque(&mut folder.metadata);
-    if place.is_empty() {
-        // Overlay mounts never ask whether the root of a layer is opaque.
-        for name in lower.children.keys() {
-            match folder.children.entry(name.clone()).or_insert_with(whiteout) {
-                Node::Directory(own) => mark_opaque(&mut Arc::make_mut(own).metadata),
-                Node::Leaf(_) => {}
+impl OwnLayer {
+    pub(super) fn new(root: Metadata) -> Self {
+        Self {
+            tree: Arc::new(Directory::new(root)),
+            notes: OwnNotes { implied: BTreeSet::from([EntryPath::ROOT]), is_irregular: false },
+            links_below: Vec::new(),
+            whiteouts: BTreeSet::new(),
+            opaques: BTreeSet::new(),
+            masked_links: BTreeMap::new(),
+            marked: Vec::new(),
+        }
+    }
+
+    pub(super) fn name_root(&mut self, metadata: &Metadata) {
+        Arc::make_mut(&mut self.tree).metadata = metadata.clone();
+        // Nothing can be in the place of the root, so that it does not matter when it is named.
+        self.notes.implied.remove(&EntryPath::ROOT);
+    }
+
+    /// Returns a directory that is known to be there, unless the notes are all there is, and the notes.
+    pub(super) fn parts(&mut self, path: &EntryPath, notes_alone: bool) -> (Option<&mut Directory>, &mut OwnNotes) {
+        if notes_alone {
+            return (None, &mut self.notes);
+        }
+        let directory = Arc::make_mut(&mut self.tree).directory_mut(path.components());
+        (Some(directory.expect("the directory was found or created just now")), &mut self.notes)
+    }
+
+    /// Returns where the directory `parent` of `path` is, after creating what is missing. `merged` is the merged tree.
+    pub(super) fn make_directory(
+        &mut self,
+        parent: &EntryPath,
+        path: &EntryPath,
+        merged: &Directory,
+    ) -> Result<EntryPath, ApplyError> {
+        let mut created = Vec::new();
+        let note = |directory, replaced| created.push((directory, replaced));
+        let place = make_directory(&mut self.tree, parent, path, note)?;
+        // Above other lower layers, what a symbolic link of this one leads to may lead on to somewhere else.
+        self.notes.note_if(place != *parent);
+        for (directory, _) in &created {
+            if let Ok(Some((_, Node::Leaf(leaf)))) = look_up(merged, directory)
+                && let LeafKind::Symlink(_) = leaf.kind
+            {
+                self.masked_links.entry(directory.clone()).or_default();
             }
         }
+        self.notes.note_implied(created);
+        Ok(place)
     }
-    Ok(())
+
+    /// Notes that an entry which is in a directory of this layer is at another place in the merged tree: behind the link that the
+    /// directory, or the first one above it, masks.
+    pub(super) fn note_elsewhere(&mut self, directory: &EntryPath, changed: &EntryPath) {
+        let above = std::iter::once(directory.clone()).chain(directory.ancestors());
+        let masked = above.filter(|path| self.masked_links.contains_key(path)).last();
+        self.masked_links.entry(masked.unwrap_or_else(|| directory.clone())).or_default().insert(changed.clone());
+    }
+
+    /// Notes that what is in a directory may not have it created again.
+    pub(super) fn note_if_implied(&mut self, directory: &EntryPath) {
+        self.notes.note_if(!directory.is_root() && self.notes.implied.contains(directory));
+    }
+
+    pub(super) fn note_whiteout(&mut self, path: &EntryPath) {
+        let (parent, _) = path.split().expect("no whiteout hides the root");
+        self.note_mark(parent, path, self.tree.get(path).is_some());
+        self.whiteouts.insert(path.clone());
+    }
+
+    pub(super) fn note_opaque(&mut self, path: &EntryPath) {
+        let directory = self.tree.directory(path.components());
+        self.note_mark(path.clone(), path, directory.is_some_and(|directory| !directory.children.is_empty()));
+        self.opaques.insert(path.clone());
+    }
+
+    /// Notes a mark at `path` that stands in a directory, before or after the layer's own entries there.
+    fn note_mark(&mut self, directory: EntryPath, path: &EntryPath, has_own: bool) {
+        let on_the_way = self.on_the_way(&directory);
+        let follows_one_below =
+            |marks: &BTreeSet<EntryPath>| marks.range(path..).next().is_some_and(|mark| mark.is_in(path));
+        let is_late = follows_one_below(&self.whiteouts) || follows_one_below(&self.opaques);
+        self.notes.note_if(has_own || is_late || on_the_way.contains(&OnTheWay::Leaf));
+        self.marked.push((directory, on_the_way));
+    }
+
+    /// Returns what the layer has at each name on the way to a directory.
+    fn on_the_way(&self, path: &EntryPath) -> Vec<OnTheWay> {
+        let (mut directory, mut at) = (Some(&*self.tree), EntryPath::ROOT);
+        let mut step = |name: &[u8]| {
+            at = at.join(name);
+            let node = directory.and_then(|directory| directory.children.get(name));
+            directory = None;
+            match node {
+                Some(Node::Directory(child)) => {
+                    directory = Some(child);
+                    if self.notes.implied.contains(&at) { OnTheWay::Nothing } else { OnTheWay::Directory }
+                }
+                Some(Node::Leaf(_)) => OnTheWay::Leaf,
+                None => OnTheWay::Nothing,
+            }
+        };
+        path.components().map(&mut step).collect()
+    }
+
+    /// Tells whether [`layer_entries`] of the form says all that the archive does, above any lower layers.
+    pub(super) fn can_be_read_back(&self) -> bool {
+        // A later entry at the target of a link would be its target above layers that have none.
+        let is_only_below = |(_, below, _): &(EntryPath, EntryPath, Arc<Leaf>)| self.tree.get(below).is_none();
+        let is_as_before = |(directory, before): &(EntryPath, Vec<OnTheWay>)| self.on_the_way(directory) == *before;
+        !self.notes.is_irregular
+            && self.links_below.iter().all(is_only_below)
+            && self.marked.iter().all(is_as_before)
+            // What is behind such a link and at the place that it leads to would have to come in the archive's order.
+            && self.masked_links.is_empty()
+    }
+
+    /// Returns the layer with its marks. `hidden` and `emptied` are the real paths at which, and directories in which, it hides
+    /// what `lower` has; `merged` is the two together.
+    pub(super) fn into_form(
+        mut self,
+        lower: &Directory,
+        merged: &Directory,
+        hidden: &BTreeSet<EntryPath>,
+        emptied: &BTreeSet<EntryPath>,
+    ) -> LayerForm {
+        let tree = &mut self.tree;
+        let mut implied = self.notes.implied;
+        implied.retain(|path| tree.directory(path.components()).is_some());
+        for path in implied.iter().filter(|path| !path.is_root()) {
+            let metadata = metadata_in(merged, path);
+            if tree.directory(path.components()).is_some_and(|directory| directory.metadata != metadata) {
+                let directory = Arc::make_mut(tree).directory_mut(path.components());
+                directory.expect("it was seen just now").metadata = metadata;
+            }
+        }
+        let mut marks = Marks { tree, implied: &mut implied, lower, merged };
+        // From the root down: what is hidden as a whole needs no marks in it, and an opaque directory hides all by itself.
+        hidden
+            .iter()
+            .filter(|path| path.ancestors().all(|above| !emptied.contains(&above)))
+            .for_each(|path| marks.hide(path));
+        emptied.iter().for_each(|path| marks.hide_all_in(path));
+        let is_left = |place: &EntryPath, leaf: &Arc<Leaf>| matches!(self.tree.get(place), Some(Node::Leaf(there)) if Arc::ptr_eq(there, leaf));
+        let links_below = self.links_below.into_iter().filter(|(place, _, leaf)| is_left(place, leaf));
+        LayerForm {
+            links_below: links_below.map(|(place, below, _)| (place, below)).collect(),
+            implied,
+            whiteouts: self.whiteouts,
+            opaques: self.opaques,
+            tree: self.tree,
+        }
+    }
 }
 
-/// Returns the folder in which a mark hides what lower layers have in `folder`, or `None` where nothing needs hiding.
+/// Returns the attributes that a directory has in a tree; those of a new one where there is none.
+fn metadata_in(tree: &Directory, path: &EntryPath) -> Metadata {
+    tree.directory(path.components()).map_or_else(Metadata::of_implied_folder, |directory| directory.metadata.clone())
+}
+
+/// Puts marks into a layer.
 ///
-/// A mark behind a link of lower layers goes where the link leads: a folder in the place of the link would hide that. Below
-/// something that is no folder there is nothing to hide, nor in a folder that hides all of its own.
-fn hiding_folder(folder: &EntryPath, own: &Directory, layer: &Layer<'_>, lower: &Directory) -> Option<EntryPath> {
-    let folder = match layer.find_below(lower, folder) {
-        Some(place) => path_of(&place),
-        None if is_blocked(lower, folder) => return None,
-        None => folder.clone(),
-    };
-    (!is_blocked(own, &folder) && !is_in_opaque(own, &folder)).then_some(folder)
+/// A mark stands where it hides something: behind a symbolic link of lower layers it goes where the link leads. Where lower layers
+/// have no such directory there is nothing to hide, and Linux would list a whiteout in a directory that only one layer has.
+struct Marks<'a> {
+    tree: &'a mut Arc<Directory>,
+    implied: &'a mut BTreeSet<EntryPath>,
+    lower: &'a Directory,
+    merged: &'a Directory,
+}
+
+impl Marks<'_> {
+    /// Hides what lower layers have at a real path. A directory that the layer has there becomes opaque instead.
+    fn hide(&mut self, path: &EntryPath) {
+        let (parent, name) = path.split().expect("the root is never hidden");
+        if self.lower.directory(parent.components()).is_none() || !self.can_be_marked(&parent) {
+            return;
+        }
+        match self.directory(&parent).children.get_mut(name) {
+            None => drop(self.directory(&parent).children.insert(name.into(), whiteout())),
+            Some(Node::Leaf(_)) => {}
+            Some(Node::Directory(own)) => mark_opaque(&mut Arc::make_mut(own).metadata),
+        }
+    }
+
+    /// Hides all that lower layers have in a real directory.
+    fn hide_all_in(&mut self, path: &EntryPath) {
+        let is_there = |tree: &Directory| tree.directory(path.components()).is_some();
+        if !(is_there(self.lower) || is_there(self.tree)) || !self.can_be_marked(path) {
+            return;
+        }
+        mark_opaque(&mut self.directory(path).metadata);
+        if path.is_root() {
+            // Overlay mounts never ask whether the root of a layer is opaque.
+            let names: Vec<Box<[u8]>> = self.lower.children.keys().cloned().collect();
+            names.iter().for_each(|name| self.hide(&EntryPath::ROOT.join(name)));
+        }
+    }
+
+    /// Tells whether marks in a directory of the layer would be obeyed, and are needed.
+    fn can_be_marked(&self, path: &EntryPath) -> bool {
+        !is_blocked(self.tree, path) && !is_in_opaque(self.tree, path)
+    }
+
+    /// Returns a directory of the layer, after creating what is missing.
+    fn directory(&mut self, path: &EntryPath) -> &mut Directory {
+        let (mut directory, mut at) = (Arc::make_mut(self.tree), EntryPath::ROOT);
+        for name in path.components() {
+            at = at.join(name);
+            let child = directory.children.entry(name.into()).or_insert_with(|| {
+                self.implied.insert(at.clone());
+                Node::Directory(Arc::new(Directory::new(metadata_in(self.merged, &at))))
+            });
+            let Node::Directory(child) = child else { unreachable!("nothing else is on the way") };
+            directory = Arc::make_mut(child);
+        }
+        directory
+    }
 }
 
 /// Tells whether a folder of the layer or one above it is marked as opaque. The root's mark is not obeyed by mounts.
@@ -167,32 +346,64 @@ fn mark_opaque(metadata: &mut Metadata) {
 }
 
 /// Returns the entries of a layer that was read back in overlay form: applied, they give what the archive gave.
+///
+/// As in archives, a directory comes before what it hides, and that before what is in it.
 pub fn layer_entries(form: &LayerForm) -> Vec<LayerEntry<Content>> {
-    let mark = |kind: EntryKind<Content>| move |path: &EntryPath| LayerEntry { path: path.clone(), kind: kind.clone() };
-    let whiteouts = form.whiteouts.iter().map(mark(EntryKind::Whiteout));
-    let mut entries: Vec<_> = whiteouts.chain(form.opaques.iter().map(mark(EntryKind::Opaque))).collect();
-    push_folder(&mut entries, form, &EntryPath::ROOT, &form.tree);
-    let mut first_names: HashMap<*const Leaf, EntryPath> = HashMap::new();
+    let mut marks: HashMap<EntryPath, Vec<(&EntryPath, EntryKind<Content>)>> = HashMap::new();
+    let whiteouts = form.whiteouts.iter().map(|path| (path, EntryKind::Whiteout));
+    for mark in whiteouts.chain(form.opaques.iter().map(|path| (path, EntryKind::Opaque))) {
+        // It comes with the directory that it stands in, or the nearest one above that the layer has.
+        let is_own = |path: &EntryPath| form.tree.directory(path.components()).is_some();
+        let place = std::iter::once(mark.0.clone()).filter(|_| mark.1 == EntryKind::Opaque).chain(mark.0.ancestors());
+        let anchor = { place }.find(is_own).unwrap_or_default();
+        marks.entry(anchor).or_default().push(mark);
+    }
+    marks.values_mut().for_each(|marks| marks.sort_by_key(|(path, _)| *path));
+    let mut reading = ReadingBack { form, marks, first_names: HashMap::new(), entries: Vec::new() };
+    reading.push_directory(&EntryPath::ROOT, &form.tree);
     form.tree.walk(&EntryPath::ROOT, &mut |path, node| match node {
-        Node::Directory(folder) => push_folder(&mut entries, form, path, folder),
-        Node::Leaf(leaf) => {
-            let kind = match (form.links_below.get(path), first_names.get(&Arc::as_ptr(leaf))) {
-                (Some(target), _) | (None, Some(target)) => Some(EntryKind::HardLink(target.clone())),
-                (None, None) => {
-                    first_names.insert(Arc::as_ptr(leaf), path.clone());
-                    leaf_entry(leaf)
-                }
-            };
-            entries.extend(kind.map(|kind| LayerEntry { path: path.clone(), kind }));
-        }
+        Node::Directory(directory) => reading.push_directory(path, directory),
+        Node::Leaf(leaf) => reading.push_leaf(path, leaf),
     });
-    entries
+    reading.entries
 }
 
-fn push_folder(entries: &mut Vec<LayerEntry<Content>>, form: &LayerForm, path: &EntryPath, folder: &Directory) {
-    if !form.implied.contains(path) {
-        let metadata = without_mark(&folder.metadata).0;
-        entries.push(LayerEntry { path: path.clone(), kind: EntryKind::Node(metadata, NodeKind::Directory) });
+struct ReadingBack<'f> {
+    form: &'f LayerForm,
+    /// What comes right after a directory.
+    marks: HashMap<EntryPath, Vec<(&'f EntryPath, EntryKind<Content>)>>,
+    /// The first name of each inode.
+    first_names: HashMap<*const Leaf, EntryPath>,
+    entries: Vec<LayerEntry<Content>>,
+}
+
+impl ReadingBack<'_> {
+    fn push(&mut self, path: &EntryPath, kind: EntryKind<Content>) {
+        self.entries.push(LayerEntry { path: path.clone(), kind });
+    }
+
+    /// Adds a directory, if the archive named it, and what is hidden in it.
+    fn push_directory(&mut self, path: &EntryPath, directory: &Directory) {
+        if !self.form.implied.contains(path) {
+            let metadata = without_mark(&directory.metadata).0;
+            self.push(path, EntryKind::Node(metadata, NodeKind::Directory));
+        }
+        for (path, kind) in self.marks.remove(path).into_iter().flatten() {
+            self.push(path, kind);
+        }
+    }
+
+    fn push_leaf(&mut self, path: &EntryPath, leaf: &Arc<Leaf>) {
+        if let Some(target) = self.form.links_below.get(path) {
+            self.push(path, EntryKind::HardLink(target.clone()));
+        } else if let Some(first) = self.first_names.get(&Arc::as_ptr(leaf)).cloned() {
+            self.push(path, EntryKind::HardLink(first));
+        } else if let Some(kind) = leaf_entry(leaf) {
+            if Arc::strong_count(leaf) > 1 {
+                self.first_names.insert(Arc::as_ptr(leaf), path.clone());
+            }
+            self.push(path, kind);
+        }
     }
 }
 

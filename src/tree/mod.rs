@@ -8,8 +8,10 @@ mod other_parents;
 mod overlay;
 #[cfg(test)]
 mod tests;
+mod walk;
 
 pub use layer_form::{LayerForm, OPAQUE_XATTRS, layer_entries};
 pub use node::{Directory, Leaf, LeafKind, Node, join_links, links_across_folders};
 pub use other_parents::ParentDifferences;
-pub use overlay::{ApplyError, apply, find_folder};
+pub use overlay::{Applied, ApplyError, apply};
+pub use walk::find_folder;

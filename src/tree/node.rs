@@ -110,20 +110,40 @@ impl Directory {
 
 /// Returns the names of each inode of a tree that has some in several folders, which catalogs cannot hold.
 pub fn links_across_folders(tree: &Directory) -> Vec<Vec<EntryPath>> {
-    let mut names: HashMap<*const Leaf, Vec<EntryPath>> = HashMap::new();
-    tree.walk(&EntryPath::ROOT, &mut |path, node| {
-        // An inode that nothing else refers to has one name.
-        if let Node::Leaf(leaf) = node
-            && Arc::strong_count(leaf) > 1
-        {
-            names.entry(Arc::as_ptr(leaf)).or_default().push(path.clone());
+    // Other trees may refer to an inode that has one name in this one, so that the paths of few are needed.
+    let mut referred = Vec::new();
+    visit_leaves(tree, &mut |leaf| {
+        if Arc::strong_count(leaf) > 1 {
+            referred.push(Arc::as_ptr(leaf));
         }
     });
+    referred.sort_unstable();
+    let linked = referred.chunk_by(|one, other| one == other).filter(|names| names.len() > 1);
+    let mut names: HashMap<*const Leaf, Vec<EntryPath>> = linked.map(|names| (names[0], Vec::new())).collect();
+    drop(referred);
+    if !names.is_empty() {
+        tree.walk(&EntryPath::ROOT, &mut |path, node| {
+            if let Node::Leaf(leaf) = node
+                && let Some(names) = names.get_mut(&Arc::as_ptr(leaf))
+            {
+                names.push(path.clone());
+            }
+        });
+    }
     let folder = |path: &EntryPath| path.split().map(|(parent, _)| parent);
     let is_across = |names: &Vec<EntryPath>| names.iter().any(|name| folder(name) != folder(&names[0]));
     let mut groups: Vec<Vec<EntryPath>> = names.into_values().filter(is_across).collect();
     groups.sort();
     groups
+}
+
+fn visit_leaves(folder: &Directory, visit: &mut impl FnMut(&Arc<Leaf>)) {
+    for node in folder.children.values() {
+        match node {
+            Node::Directory(folder) => visit_leaves(folder, visit),
+            Node::Leaf(leaf) => visit(leaf),
+        }
+    }
 }
 
 /// Makes the names in each group one inode again, after the tree was read from catalogs.

@@ -1,26 +1,31 @@
-//! Lays one layer over the tree below it, by the OCI rules for change sets (image-spec, layer.md).
+//! Applies one layer to the tree below it, by the OCI rules for change sets (image-spec, layer.md).
 //!
-//! A whiteout hides what lower layers brought, never what its own layer brings, and the archive may carry the two in
-//! either order. So a layer is laid in rounds: removals, all looked up in the tree below as it was; then additions in the
-//! order of the archive; then hard links, which may name targets that come later.
+//! Entries are applied one by one in the order of the archive, as umoci does it on disk, so that each sees what the ones before it
+//! left: a path is resolved through the symbolic links that are there at that point, and a hard link takes what is at its target
+//! at that point. Two things do not depend on the order. A whiteout hides what lower layers brought and never what its own layer
+//! brings, wherever it stands. And a hard link whose target is not there takes what the lower layers had there before any
+//! whiteout of this layer, else what a later entry of the layer puts there.
 //!
-//! Where the specification is silent: of several entries for one path the last counts. A folder that the layer names
-//! itself replaces a link in its place; one that it merely implies is looked up through links, inside the root. What
-//! stands in the way of an implied folder gives way. A folder's attributes never change by what happens inside it.
+//! Where umoci refuses an archive: what stands in the way of an implied directory is replaced. A directory's attributes never
+//! change by what happens inside it.
+//!
+//! The same pass builds the layer by itself ([`LayerForm`]), in which paths are taken literally.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use super::layer_form::{LayerForm, OwnLayer};
 use super::node::{Directory, Leaf, LeafKind, Node};
-use crate::layer::{EntryKind, EntryPath, LayerEntry, NodeKind};
+use super::walk::{MAXIMUM_LINKS, Place, TooManyLinks, look_up, names, path_of, resolve};
+use crate::layer::{EntryKind, EntryPath, LayerEntry, NodeKind, is_bookkeeping};
 use crate::metadata::Metadata;
 use crate::object::Content;
 
-/// Why a layer cannot be laid over the tree below it.
+/// Why a layer cannot be applied to the tree below it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
-    /// Folders cannot be linked.
-    #[error("hard link {} names the folder {}", path.shown(), target.shown())]
+    /// Directories cannot be linked.
+    #[error("hard link {} names the directory {}", path.shown(), target.shown())]
     HardLinkToFolder {
         /// The link.
         path: EntryPath,
@@ -35,418 +40,552 @@ pub enum ApplyError {
         /// What it names.
         target: EntryPath,
     },
-    /// As Linux does it, 40 links are followed for one path.
-    #[error("more than 40 symbolic links on the way to {}", .0.shown())]
+    /// The symbolic links on the way to an entry, or to the target of a hard link, lead in a circle or are too many.
+    #[error("more than {MAXIMUM_LINKS} symbolic links on the way to {}", .0.shown())]
     TooManyLinks(EntryPath),
-    /// Links led deeper than any path may.
-    #[error("{} would lie below more than {MAXIMUM_DEPTH} folders", .0.shown())]
+    /// Symbolic links lead deeper than any path may.
+    #[error("{} would lie below more than {MAXIMUM_DEPTH} directories", .0.shown())]
     TooDeep(EntryPath),
-    /// Nobody writes hard links to hard links to hard links…
-    #[error("hard link {} waits for a chain of more than {MAXIMUM_ROUNDS} others", .0.shown())]
-    LongLinkChain(EntryPath),
-    /// A link on the way has a target that no folder can have as its name.
-    #[error("a symbolic link on the way to {} has a name of more than 255 bytes in its target", .0.shown())]
+    /// A symbolic link on the way has a target that cannot be the name of a directory.
+    #[error("a symbolic link on the way to {} has a name in its target that is longer than 255 bytes or has a NUL", .0.shown())]
     UnusableName(EntryPath),
-    /// The root of an image is a folder.
-    #[error("the layer has something else than a folder at the root")]
+    /// The root of an image is a directory.
+    #[error("the layer has something other than a directory at the root")]
     RootIsNoFolder,
 }
 
-/// Lays the entries of one layer over `lower` and returns the tree with both.
-pub fn apply(lower: &Arc<Directory>, entries: &[LayerEntry<Content>]) -> Result<Arc<Directory>, ApplyError> {
-    let layer = Layer::sort(entries)?;
-    let mut overlay = Overlay::new(without_removed(lower, &layer), None);
-    overlay.add_nodes(&layer)?;
-    overlay.add_links(&layer, lower)?;
-    Ok(overlay.tree)
+/// A layer that was applied.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// The lower layers with this one on top.
+    pub tree: Arc<Directory>,
+    /// The layer by itself.
+    pub form: LayerForm,
+    /// Symbolic links that the layer by itself has a directory in place of, though no entry of the layer names it, and the places in
+    /// the tree that the layer changes through each of them.
+    pub masked_links: BTreeMap<EntryPath, BTreeSet<EntryPath>>,
+    /// Whether [`super::layer_entries`] of the form says all that the archive does, above any lower layers.
+    pub can_be_read_back: bool,
 }
 
-/// The entries of a layer, one a path, by the round that they have their turn in.
-pub(super) struct Layer<'a> {
-    pub(super) whiteouts: Vec<&'a EntryPath>,
-    pub(super) opaques: Vec<&'a EntryPath>,
-    nodes: Vec<NewNode<'a>>,
-    links: Vec<(&'a EntryPath, &'a EntryPath)>,
-    /// Folders that the layer names, rather than implies.
-    pub(super) named: HashSet<&'a EntryPath>,
-}
+/// Maximum number of directories that lie in one another: as many as an archive may name, wherever symbolic links lead.
+pub(super) const MAXIMUM_DEPTH: usize = 1_000;
 
-impl<'a> Layer<'a> {
-    pub(super) fn sort(entries: &'a [LayerEntry<Content>]) -> Result<Self, ApplyError> {
-        let mut last = HashMap::with_capacity(entries.len());
-        for (index, entry) in entries.iter().enumerate() {
-            if matches!(entry.kind, EntryKind::Node(..) | EntryKind::HardLink(_)) {
-                last.insert(&entry.path, index);
-            }
-        }
-        let mut layer =
-            Self { whiteouts: vec![], opaques: vec![], nodes: vec![], links: vec![], named: HashSet::default() };
-        for (index, entry) in entries.iter().enumerate() {
-            let path = &entry.path;
-            match &entry.kind {
-                EntryKind::Whiteout => layer.whiteouts.push(path),
-                EntryKind::Opaque => layer.opaques.push(path),
-                _ if last[path] != index => {}
-                EntryKind::Node(metadata, kind) => {
-                    if *kind == NodeKind::Directory {
-                        layer.named.insert(path);
-                    } else if path.is_root() {
-                        return Err(ApplyError::RootIsNoFolder);
-                    }
-                    layer.nodes.push((path, metadata, kind));
-                }
-                EntryKind::HardLink(_) if path.is_root() => return Err(ApplyError::RootIsNoFolder),
-                EntryKind::HardLink(target) => layer.links.push((path, target)),
-            }
-        }
-        Ok(layer)
+/// Applies the entries of one layer, in the order of its archive, to `lower`.
+pub fn apply(lower: &Arc<Directory>, entries: &[LayerEntry<Content>]) -> Result<Applied, ApplyError> {
+    let mut application = Application::new(lower, entries);
+    // Archives have the entries of one directory in a row, so that it is looked up once for all of them.
+    let is_node = |entry: &LayerEntry<Content>| matches!(entry.kind, EntryKind::Node(..));
+    for run in entries.chunk_by(|one, other| is_node(one) && is_node(other) && one.path.is_sibling_of(&other.path)) {
+        application.add_siblings(run)?;
     }
-
-    /// Returns where a folder of lower layers really lies that this layer hides things in.
-    pub(super) fn find_below(&self, lower: &Directory, folder: &EntryPath) -> Option<Place> {
-        Walk::new(folder).follow(lower, Some(&self.named)).ok().flatten()
-    }
+    application.finish()
 }
 
-/// Returns `lower` without what the layer's whiteouts and opaque markers hide.
-pub(super) fn without_removed(lower: &Arc<Directory>, layer: &Layer<'_>) -> Arc<Directory> {
-    let mut tree = Arc::clone(lower);
-    let look_up = |path: &EntryPath| layer.find_below(lower, path);
-    for &path in &layer.whiteouts {
-        let (parent, name) = path.split().expect("no whiteout hides the root");
-        if let Some(place) = look_up(&parent)
-            && lower.directory(names(&place)).is_some_and(|folder| folder.children.contains_key(name))
-            && let Some(folder) = Arc::make_mut(&mut tree).directory_mut(names(&place))
-        {
-            folder.children.remove(name);
-        }
-    }
-    for &path in &layer.opaques {
-        if let Some(place) = look_up(path)
-            && let Some(folder) = Arc::make_mut(&mut tree).directory_mut(names(&place))
-        {
-            folder.children.clear();
-        }
-    }
-    tree
-}
-
-/// A place in a tree: the names of real folders from the root down.
-pub(super) type Place = Vec<Box<[u8]>>;
-
-pub(super) fn names(place: &Place) -> impl Iterator<Item = &[u8]> {
-    place.iter().map(|name| &**name)
-}
-
-/// How many folders may lie in one another: as many as the archive may name, however links lead there.
-const MAXIMUM_DEPTH: usize = 1_000;
-
-/// How many hard links may wait for one another. Archives link all names to one, so that none waits.
-const MAXIMUM_ROUNDS: usize = 100;
-
-/// How many links are followed for one path, as in Linux (`MAXSYMLINKS`).
-const MAXIMUM_LINKS: usize = 40;
-
-/// The way to one folder, through links, inside the root.
-struct Walk<'p> {
-    path: &'p EntryPath,
-    /// What is still to be walked, the next step last.
-    steps: Vec<Step>,
-    at: Place,
-    links: usize,
-}
-
-struct Step {
-    name: Box<[u8]>,
-    /// Where the step is one of the path's own and not of a link's target: the path up to here.
-    prefix: Option<EntryPath>,
-}
-
-impl<'p> Walk<'p> {
-    fn new(path: &'p EntryPath) -> Self {
-        Self::of(path, path)
-    }
-
-    /// Starts on the way to `folder`, for the sake of `path`.
-    fn of(folder: &EntryPath, path: &'p EntryPath) -> Self {
-        let mut prefix = EntryPath::ROOT;
-        let mut steps: Vec<Step> = folder
-            .components()
-            .map(|name| {
-                prefix = prefix.join(name);
-                Step { name: name.into(), prefix: Some(prefix.clone()) }
-            })
-            .collect();
-        steps.reverse();
-        Self { path, steps, at: Place::new(), links: 0 }
-    }
-
-    /// Takes the next step that has a name, going up where the path says so.
-    fn next(&mut self) -> Option<Step> {
-        while let Some(step) = self.steps.pop() {
-            match &*step.name {
-                b"" | b"." => {}
-                b".." => drop(self.at.pop()),
-                _ => return Some(step),
-            }
-        }
-        None
-    }
-
-    /// Goes on at the target of a link.
-    fn enter_link(&mut self, target: &[u8]) -> Result<(), ApplyError> {
-        self.links += 1;
-        if self.links > MAXIMUM_LINKS {
-            return Err(ApplyError::TooManyLinks(self.path.clone()));
-        }
-        if target.first() == Some(&b'/') {
-            self.at.clear();
-        }
-        self.steps.extend(target.split(|&b| b == b'/').rev().map(|name| Step { name: name.into(), prefix: None }));
-        Ok(())
-    }
-
-    /// Returns the folder in `tree` that the path leads to, or `None` where there is none.
-    ///
-    /// A link in the place of one of the `named` folders is not followed: the layer is going to replace it.
-    fn follow(mut self, tree: &Directory, named: Option<&HashSet<&EntryPath>>) -> Result<Option<Place>, ApplyError> {
-        // The folders on the way, so that going on from one costs nothing.
-        let mut folders = vec![tree];
-        while let Some(step) = self.next() {
-            folders.truncate(self.at.len() + 1);
-            match folders[self.at.len()].children.get(&step.name) {
-                Some(Node::Directory(child)) => {
-                    self.at.push(step.name);
-                    folders.push(child);
-                }
-                Some(Node::Leaf(leaf)) => match &leaf.kind {
-                    LeafKind::Symlink(target) if !is_named(&step, named) => self.enter_link(target)?,
-                    _ => return Ok(None),
-                },
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(self.at))
-    }
-}
-
-/// Returns where the folder at `path` really lies, following links inside the root; `None` where there is none.
-pub fn find_folder(tree: &Directory, path: &EntryPath) -> Option<EntryPath> {
-    Walk::new(path).follow(tree, None).ok().flatten().map(|place| path_of(&place))
-}
-
-fn is_named(step: &Step, named: Option<&HashSet<&EntryPath>>) -> bool {
-    step.prefix.as_ref().is_some_and(|prefix| named.is_some_and(|named| named.contains(prefix)))
-}
-
-/// Returns what is at `path` in `tree`, following links up to its last name but not there.
-fn look_up<'t>(tree: &'t Directory, path: &EntryPath) -> Result<Option<&'t Node>, ApplyError> {
-    let Some((parent, name)) = path.split() else { return Ok(None) };
-    let place = match tree.directory(parent.components()) {
-        Some(folder) => return Ok(folder.children.get(name)),
-        None => Walk::new(&parent).follow(tree, None).map_err(|_| ApplyError::TooManyLinks(path.clone()))?,
-    };
-    Ok(place.and_then(|place| tree.directory(names(&place))).and_then(|folder| folder.children.get(name)))
-}
-
-/// A tree that entries are being added to.
-pub(super) struct Overlay<'a> {
-    pub(super) tree: Arc<Directory>,
-    /// Where implied folders take their attributes from, if there is something at the same place.
-    inherit: Option<&'a Directory>,
-    /// Folders that were implied and not named since.
-    pub(super) implied: BTreeSet<EntryPath>,
-    /// Hard links whose inode lies in the tree below, however many links lead there, with its path in that tree.
-    pub(super) links_below: Vec<(EntryPath, EntryPath)>,
-    /// Those inodes, with their paths.
+/// A layer that is being applied.
+struct Application<'a> {
+    lower: &'a Arc<Directory>,
+    tree: Arc<Directory>,
+    own: OwnLayer,
+    /// Whether the layer by itself is what it gives, because nothing is below and it only adds: then one tree is both, and
+    /// [`Self::own`] has its notes alone until the end.
+    is_lowest: bool,
+    /// Real paths that the layer brought or put something below. Of leaves, only those that cannot be told from the lower layers'
+    /// by their inode. `None` for a layer that only adds, where nothing asks.
+    touched: Option<HashSet<EntryPath>>,
+    /// Real paths at which the layer hides what lower layers have.
+    hidden: BTreeSet<EntryPath>,
+    /// Real paths of directories in which the layer hides all that lower layers have.
+    emptied: BTreeSet<EntryPath>,
+    /// Files that AUFS kept for itself, by their literal paths.
+    bookkeeping: HashMap<EntryPath, Arc<Leaf>>,
+    pending: Vec<PendingLink>,
+    /// Inodes of lower layers that the layer links to, with their paths there.
     inodes_below: HashMap<*const Leaf, EntryPath>,
 }
 
-impl<'a> Overlay<'a> {
-    pub(super) fn new(tree: Arc<Directory>, inherit: Option<&'a Directory>) -> Self {
-        Self { tree, inherit, implied: BTreeSet::new(), links_below: Vec::new(), inodes_below: HashMap::new() }
+/// A hard link whose target is still to come.
+struct PendingLink {
+    path: EntryPath,
+    target: EntryPath,
+    /// Stands in the trees for the inode.
+    placeholder: Arc<Leaf>,
+    /// Where the placeholder was put: in the tree, and in the layer by itself.
+    places: Vec<(EntryPath, EntryPath)>,
+}
+
+impl<'a> Application<'a> {
+    fn new(lower: &'a Arc<Directory>, entries: &[LayerEntry<Content>]) -> Self {
+        let removes = |entry: &LayerEntry<Content>| {
+            matches!(entry.kind, EntryKind::Whiteout | EntryKind::Opaque | EntryKind::Unpublished)
+        };
+        let only_adds = !entries.iter().any(removes);
+        Self {
+            lower,
+            is_lowest: only_adds && lower.children.is_empty(),
+            tree: Arc::clone(lower),
+            own: OwnLayer::new(lower.metadata.clone()),
+            touched: (!only_adds).then(HashSet::new),
+            hidden: BTreeSet::new(),
+            emptied: BTreeSet::new(),
+            bookkeeping: HashMap::new(),
+            pending: Vec::new(),
+            inodes_below: HashMap::new(),
+        }
     }
 
-    pub(super) fn add_nodes(&mut self, layer: &Layer<'_>) -> Result<(), ApplyError> {
-        // Archives name what lies in one folder in a row, so that it is looked up once for all of that.
-        for siblings in layer.nodes.chunk_by(|(one, ..), (other, ..)| one.is_sibling_of(other)) {
-            let Some((parent, _)) = siblings[0].0.split() else {
-                Arc::make_mut(&mut self.tree).metadata = siblings[0].1.clone();
-                continue;
-            };
-            let mut left = siblings.iter();
-            // Links may lead elsewhere after each of them, but a real folder stays where it is.
-            while self.tree.directory(parent.components()).is_none()
-                && let Some(new) = left.next()
-            {
-                let place = self.make_folder(&parent, new.0, &layer.named)?;
-                add_node(folder_mut(&mut self.tree, &place), &mut self.implied, || path_of(&place), new);
+    /// Adds entries that lie in one directory if there are several.
+    fn add_siblings(&mut self, mut entries: &[LayerEntry<Content>]) -> Result<(), ApplyError> {
+        while let Some((entry, others)) = entries.split_first() {
+            // Only a real directory stays where it is while entries are added to it.
+            if !others.is_empty() && self.add_to_real_directory(entries) {
+                return Ok(());
             }
-            if left.len() > 0 {
-                let folder = Arc::make_mut(&mut self.tree).directory_mut(parent.components());
-                let folder = folder.expect("it was seen just now");
-                left.for_each(|new| add_node(folder, &mut self.implied, || parent.clone(), new));
+            self.add(entry)?;
+            entries = others;
+        }
+        Ok(())
+    }
+
+    /// Adds files, directories and the like to the directory that they lie in, if that is a real one in both trees.
+    fn add_to_real_directory(&mut self, entries: &[LayerEntry<Content>]) -> bool {
+        let Some((parent, _)) = entries[0].path.split() else { return false };
+        let is_real = |tree: &Directory| tree.directory(parent.components()).is_some();
+        let is_real_in_both = is_real(&self.tree) && (self.is_lowest || is_real(&self.own.tree));
+        if !self.pending.is_empty() || is_bookkeeping(&parent) || !is_real_in_both {
+            return false;
+        }
+        if entries.iter().any(|entry| is_bookkeeping(&entry.path)) {
+            return false;
+        }
+        self.touch(&parent);
+        let tree = directory_mut(&mut self.tree, &parent);
+        let (mut own, notes) = self.own.parts(&parent, self.is_lowest);
+        for entry in entries {
+            let EntryKind::Node(metadata, kind) = &entry.kind else { unreachable!("only nodes come in a row") };
+            let name = entry.path.name();
+            if let NodeKind::Directory = kind {
+                if let Some(touched) = &mut self.touched {
+                    touched.insert(entry.path.clone());
+                }
+                let replaced = put_directory(tree, name, metadata);
+                let replaced = own.as_deref_mut().map_or(replaced, |own| put_directory(own, name, metadata));
+                notes.note_directory(&entry.path, replaced);
+            } else {
+                let leaf = Arc::new(Leaf { metadata: metadata.clone(), kind: leaf_kind(kind) });
+                let replaced = put_leaf(tree, name, Arc::clone(&leaf));
+                if replaced == Replaced::Directory {
+                    self.hidden.insert(entry.path.clone());
+                }
+                notes.note_leaf(own.as_deref_mut().map_or(replaced, |own| put_leaf(own, name, leaf)));
+            }
+        }
+        true
+    }
+
+    fn add(&mut self, entry: &LayerEntry<Content>) -> Result<(), ApplyError> {
+        let path = &entry.path;
+        match &entry.kind {
+            EntryKind::Whiteout => self.hide(path),
+            EntryKind::Opaque => self.hide_all_in(path),
+            EntryKind::Node(metadata, NodeKind::Directory) if path.is_root() => {
+                Arc::make_mut(&mut self.tree).metadata = metadata.clone();
+                self.own.name_root(metadata);
+            }
+            _ if path.is_root() => return Err(ApplyError::RootIsNoFolder),
+            EntryKind::Node(metadata, NodeKind::Directory) => self.add_directory(path, metadata)?,
+            EntryKind::Node(metadata, kind) => {
+                let leaf = Arc::new(Leaf { metadata: metadata.clone(), kind: leaf_kind(kind) });
+                self.add_leaf(path, leaf)?;
+            }
+            EntryKind::HardLink(target) => self.add_hard_link(path, target)?,
+            EntryKind::Unpublished => self.add_unpublished(path)?,
+        }
+        self.link_pending_to(path)
+    }
+
+    fn add_directory(&mut self, path: &EntryPath, metadata: &Metadata) -> Result<(), ApplyError> {
+        let (parent, own_parent) = self.make_parents(path)?;
+        let place = parent.join(path.name());
+        if let Some(touched) = &mut self.touched {
+            touched.insert(place);
+        }
+        let replaced = put_directory(directory_mut(&mut self.tree, &parent), path.name(), metadata);
+        let (own, notes) = self.own.parts(&own_parent, self.is_lowest);
+        let replaced = own.map_or(replaced, |own| put_directory(own, path.name(), metadata));
+        notes.note_directory(&own_parent.join(path.name()), replaced);
+        Ok(())
+    }
+
+    /// Puts an inode at a path.
+    fn add_leaf(&mut self, path: &EntryPath, leaf: Arc<Leaf>) -> Result<(), ApplyError> {
+        if is_bookkeeping(path) {
+            self.bookkeeping.insert(path.clone(), leaf);
+            return Ok(());
+        }
+        let (parent, own_parent) = self.make_parents(path)?;
+        let (place, own_place) = (parent.join(path.name()), own_parent.join(path.name()));
+        let below = self.inodes_below.get(&Arc::as_ptr(&leaf)).cloned();
+        if let Some(touched) = self.touched.as_mut().filter(|_| below.is_some()) {
+            touched.insert(place.clone());
+        }
+        if let Some(pending) = self.pending.iter_mut().find(|pending| Arc::ptr_eq(&pending.placeholder, &leaf)) {
+            pending.places.push((place.clone(), own_place.clone()));
+        }
+        let replaced = put_leaf(directory_mut(&mut self.tree, &parent), path.name(), Arc::clone(&leaf));
+        if replaced == Replaced::Directory {
+            self.hidden.insert(place);
+        }
+        if let Some(below) = below {
+            self.own.links_below.push((own_place, below, Arc::clone(&leaf)));
+        }
+        let (own, notes) = self.own.parts(&own_parent, self.is_lowest);
+        notes.note_leaf(own.map_or(replaced, |own| put_leaf(own, path.name(), leaf)));
+        Ok(())
+    }
+
+    fn add_hard_link(&mut self, path: &EntryPath, target: &EntryPath) -> Result<(), ApplyError> {
+        let leaf = match self.find_target(path, target)? {
+            Some(leaf) => leaf,
+            None => {
+                self.own.notes.is_irregular = true;
+                let kind = LeafKind::Fifo;
+                let placeholder = Arc::new(Leaf { metadata: Metadata::of_implied_folder(), kind });
+                let link = PendingLink {
+                    path: path.clone(),
+                    target: target.clone(),
+                    placeholder: Arc::clone(&placeholder),
+                    places: Vec::new(),
+                };
+                self.pending.push(link);
+                placeholder
+            }
+        };
+        self.add_leaf(path, leaf)
+    }
+
+    /// Returns the inode that a hard link takes now; `None` where its target is still to come.
+    fn find_target(&mut self, path: &EntryPath, target: &EntryPath) -> Result<Option<Arc<Leaf>>, ApplyError> {
+        if let Some(leaf) = self.bookkeeping.get(target) {
+            return Ok(Some(Arc::clone(leaf)));
+        }
+        match look_up(&self.tree, target).map_err(|_| ApplyError::TooManyLinks(path.clone()))? {
+            _ if target.is_root() => Err(link_to_directory(path, target)),
+            Some((_, Node::Directory(_))) => Err(link_to_directory(path, target)),
+            Some((place, Node::Leaf(leaf))) => {
+                let leaf = Arc::clone(leaf);
+                self.note_target(&place, target, &leaf);
+                Ok(Some(leaf))
+            }
+            None => self.leaf_below(path, target),
+        }
+    }
+
+    /// Notes where the inode of a hard link comes from.
+    fn note_target(&mut self, place: &EntryPath, target: &EntryPath, leaf: &Arc<Leaf>) {
+        let is_at =
+            |tree: &Directory, path| matches!(tree.get(path), Some(Node::Leaf(there)) if Arc::ptr_eq(there, leaf));
+        if is_at(self.lower, place) {
+            // Above other lower layers, the links on the way may lead elsewhere.
+            self.own.notes.note_if(place != target);
+            self.inodes_below.insert(Arc::as_ptr(leaf), place.clone());
+        } else if !self.inodes_below.contains_key(&Arc::as_ptr(leaf)) {
+            let own = if self.is_lowest { &self.tree } else { &self.own.tree };
+            self.own.notes.note_if(!is_at(own, target));
+        }
+    }
+
+    /// Returns what the lower layers had at the target of a hard link.
+    fn leaf_below(&mut self, path: &EntryPath, target: &EntryPath) -> Result<Option<Arc<Leaf>>, ApplyError> {
+        match look_up(self.lower, target).map_err(|_| ApplyError::TooManyLinks(path.clone()))? {
+            None => Ok(None),
+            Some((_, Node::Directory(_))) => Err(link_to_directory(path, target)),
+            Some((place, Node::Leaf(leaf))) => {
+                self.own.notes.note_if(place != *target);
+                self.inodes_below.insert(Arc::as_ptr(leaf), place);
+                Ok(Some(Arc::clone(leaf)))
+            }
+        }
+    }
+
+    /// Gives the pending links to `path`, at which an entry was put just now, their inodes.
+    fn link_pending_to(&mut self, path: &EntryPath) -> Result<(), ApplyError> {
+        for index in (0..self.pending.len()).rev() {
+            if self.pending[index].target.name() == path.name() {
+                self.link_pending(index)?;
             }
         }
         Ok(())
     }
 
-    /// Returns where the folder `parent` of `path` really lies, after making what is missing on the way.
-    pub(super) fn make_folder(
-        &mut self,
-        parent: &EntryPath,
-        path: &EntryPath,
-        named: &HashSet<&EntryPath>,
-    ) -> Result<Place, ApplyError> {
-        if self.tree.directory(parent.components()).is_some() {
-            return Ok(parent.components().map(Into::into).collect());
-        }
-        if let Some(place) = Walk::of(parent, path).follow(&self.tree, Some(named))? {
-            return Ok(place);
-        }
-        let mut walk = Walk::of(parent, path);
-        while let Some(step) = walk.next() {
-            let folder = self.tree.directory(names(&walk.at)).expect("the walk stands on a folder");
-            match folder.children.get(&step.name) {
-                Some(Node::Directory(_)) => {}
-                Some(Node::Leaf(leaf)) => match &leaf.kind {
-                    LeafKind::Symlink(target) if !is_named(&step, Some(named)) => {
-                        let target = target.clone();
-                        walk.enter_link(&target)?;
-                        continue;
-                    }
-                    _ => self.imply(&walk.at, &step.name),
-                },
-                None if walk.at.len() >= MAXIMUM_DEPTH => return Err(ApplyError::TooDeep(path.clone())),
-                None if step.name.len() > 255 || step.name.contains(&0) => {
-                    return Err(ApplyError::UnusableName(path.clone()));
-                }
-                None => self.imply(&walk.at, &step.name),
-            }
-            walk.at.push(step.name);
-        }
-        Ok(walk.at)
-    }
-
-    /// Puts a folder that no entry names in the place of whatever is there.
-    fn imply(&mut self, parent: &Place, name: &[u8]) {
-        let below = self.inherit.and_then(|lower| lower.directory(names(parent).chain([name])));
-        let metadata = below.map_or_else(Metadata::of_implied_folder, |folder| folder.metadata.clone());
-        let folder = Node::Directory(Arc::new(Directory::new(metadata)));
-        folder_mut(&mut self.tree, parent).children.insert(name.into(), folder);
-        self.implied.insert(path_of(parent).join(name));
-    }
-
-    /// Adds the layer's hard links: each once its target is there, whatever order they come in.
-    ///
-    /// A link to another link waits for it; a circle of links is broken at its first. What the tree lacks is taken from
-    /// `lower`, the tree below before anything was removed from it.
-    pub(super) fn add_links(&mut self, layer: &Layer<'_>, lower: &Directory) -> Result<(), ApplyError> {
-        let mut waiting = layer.links.clone();
-        for round in 0.. {
-            if waiting.is_empty() {
-                break;
-            }
-            if round == MAXIMUM_ROUNDS {
-                return Err(ApplyError::LongLinkChain(waiting[0].0.clone()));
-            }
-            let paths: HashSet<&EntryPath> = waiting.iter().map(|&(path, _)| path).collect();
-            let mut done: HashSet<&EntryPath> = HashSet::new();
-            let mut held = None;
-            for &(path, target) in &waiting {
-                if target != path && paths.contains(target) && !done.contains(target) {
-                    held = held.or(Some((path, target)));
-                } else if self.add_link(path, target, layer, lower)? {
-                    done.insert(path);
-                }
-            }
-            if done.is_empty() {
-                let (path, target) = held.unwrap_or(waiting[0]);
-                if !self.add_link(path, target, layer, lower)? {
-                    let (path, target) = (waiting[0].0.clone(), waiting[0].1.clone());
-                    return Err(ApplyError::MissingHardLinkTarget { path, target });
-                }
-                done.insert(path);
-            }
-            waiting.retain(|(path, _)| !done.contains(path));
-        }
-        Ok(())
-    }
-
-    /// Adds one hard link and tells whether its target was there.
-    fn add_link(
-        &mut self,
-        path: &EntryPath,
-        target: &EntryPath,
-        layer: &Layer<'_>,
-        lower: &Directory,
-    ) -> Result<bool, ApplyError> {
-        let too_many = |_| ApplyError::TooManyLinks(path.clone());
-        let found = match look_up(&self.tree, target).map_err(too_many)? {
-            Some(node) => node.clone(),
-            None => match look_up(lower, target).map_err(too_many)? {
-                Some(Node::Leaf(leaf)) => {
-                    self.inodes_below.insert(Arc::as_ptr(leaf), target.clone());
-                    Node::Leaf(Arc::clone(leaf))
-                }
-                Some(node) => node.clone(),
-                None => return Ok(false),
+    /// Gives a pending link its inode if its target is there by now.
+    fn link_pending(&mut self, index: usize) -> Result<(), ApplyError> {
+        let PendingLink { path, target, placeholder, .. } = &self.pending[index];
+        let found = match self.bookkeeping.get(target) {
+            Some(leaf) => Some((target.clone(), leaf)),
+            None => match look_up(&self.tree, target).map_err(|_| ApplyError::TooManyLinks(path.clone()))? {
+                Some((_, Node::Directory(_))) => return Err(link_to_directory(path, target)),
+                Some((place, Node::Leaf(leaf))) => Some((place, leaf)),
+                None => None,
             },
         };
-        if let Node::Leaf(leaf) = &found
-            && let Some(below) = self.inodes_below.get(&Arc::as_ptr(leaf))
+        let Some((place, leaf)) = found.filter(|(_, leaf)| !Arc::ptr_eq(leaf, placeholder)) else { return Ok(()) };
+        let leaf = Arc::clone(leaf);
+        let link = self.pending.remove(index);
+        self.note_target(&place, &link.target, &leaf);
+        self.replace_placeholder(link, &leaf);
+        Ok(())
+    }
+
+    fn replace_placeholder(&mut self, link: PendingLink, leaf: &Arc<Leaf>) {
+        for kept in self.bookkeeping.values_mut().filter(|kept| Arc::ptr_eq(kept, &link.placeholder)) {
+            *kept = Arc::clone(leaf);
+        }
+        let below = self.inodes_below.get(&Arc::as_ptr(leaf));
+        for (place, own_place) in &link.places {
+            replace_leaf(&mut self.tree, place, &link.placeholder, leaf);
+            if !self.is_lowest {
+                replace_leaf(&mut self.own.tree, own_place, &link.placeholder, leaf);
+            }
+            if let Some(below) = below {
+                self.own.links_below.push((own_place.clone(), below.clone(), Arc::clone(leaf)));
+                self.touched.iter_mut().for_each(|touched| touched.extend([place.clone()]));
+            }
+        }
+        if let Some(other) = self.pending.iter_mut().find(|pending| Arc::ptr_eq(&pending.placeholder, leaf)) {
+            other.places.extend(link.places);
+        }
+    }
+
+    /// Removes whatever is at the path of an entry that cannot be published.
+    fn add_unpublished(&mut self, path: &EntryPath) -> Result<(), ApplyError> {
+        let (parent, own_parent) = self.make_parents(path)?;
+        directory_mut(&mut self.tree, &parent).children.remove(path.name());
+        self.hidden.insert(parent.join(path.name()));
+        // Read back, it is a whiteout, which creates no directories and removes nothing of its own layer.
+        self.own.note_if_implied(&own_parent);
+        self.own.notes.note_if(self.is_touched(&parent.join(path.name())));
+        let (own, notes) = self.own.parts(&own_parent, false);
+        notes.note_if(own.is_some_and(|own| own.children.remove(path.name()).is_some()));
+        self.own.whiteouts.insert(path.clone());
+        Ok(())
+    }
+
+    /// Hides what lower layers have at a path, and nothing of this layer.
+    fn hide(&mut self, path: &EntryPath) {
+        self.own.note_whiteout(path);
+        let (parent, name) = path.split().expect("no whiteout hides the root");
+        let Ok(parent) = resolve(&self.tree, &parent) else { return };
+        let place = path_of(&parent).join(name);
+        self.own.notes.note_if(place != *path || self.is_touched(&place));
+        let node = self.tree.directory(names(&parent)).and_then(|directory| directory.children.get(name)).cloned();
+        if let Some(node) = node {
+            let left = self.without_lower(&place, node);
+            let directory = Arc::make_mut(&mut self.tree).directory_mut(names(&parent));
+            let children = &mut directory.expect("the directory was seen just now").children;
+            match left {
+                Some(node) => drop(children.insert(name.into(), node)),
+                None => drop(children.remove(name)),
+            }
+        }
+        self.hidden.insert(place);
+    }
+
+    /// Hides what lower layers have in a directory, and nothing of this layer.
+    fn hide_all_in(&mut self, path: &EntryPath) {
+        self.own.note_opaque(path);
+        let Ok(place) = resolve(&self.tree, path) else { return };
+        let place = path_of(&place);
+        self.own.notes.note_if(place != *path);
+        if let Some(directory) = self.tree.directory(place.components()) {
+            let left = self.children_without_lower(&place, directory);
+            self.own.notes.note_if(!left.is_empty());
+            directory_mut(&mut self.tree, &place).children = left;
+        }
+        self.emptied.insert(place);
+    }
+
+    /// Returns what this layer has at a real path, of what is there: `None` where that is nothing.
+    fn without_lower(&self, place: &EntryPath, node: Node) -> Option<Node> {
+        let is_touched = self.is_touched(place);
+        match node {
+            Node::Directory(_) if !is_touched => None,
+            Node::Directory(directory) => {
+                let children = self.children_without_lower(place, &directory);
+                Some(Node::Directory(Arc::new(Directory { metadata: directory.metadata.clone(), children })))
+            }
+            Node::Leaf(leaf) => {
+                let is_of_lower = matches!(self.lower.get(place), Some(Node::Leaf(there)) if Arc::ptr_eq(there, &leaf));
+                (is_touched || !is_of_lower).then_some(Node::Leaf(leaf))
+            }
+        }
+    }
+
+    fn children_without_lower(&self, place: &EntryPath, directory: &Directory) -> BTreeMap<Box<[u8]>, Node> {
+        let mut left = BTreeMap::new();
+        for (name, node) in &directory.children {
+            if let Some(node) = self.without_lower(&place.join(name), node.clone()) {
+                left.insert(name.clone(), node);
+            }
+        }
+        left
+    }
+
+    /// Returns where the directory of `path` is in the tree and in the layer by itself, after creating what is missing.
+    fn make_parents(&mut self, path: &EntryPath) -> Result<(EntryPath, EntryPath), ApplyError> {
+        let (parent, _) = path.split().expect("the root has no parent");
+        let mut created = Vec::new();
+        let place =
+            make_directory(&mut self.tree, &parent, path, |directory, replaced| created.push((directory, replaced)))?;
+        self.touch(&place);
+        if self.is_lowest {
+            self.own.notes.note_if(place != parent);
+            self.own.notes.note_implied(created);
+            return Ok((place.clone(), place));
+        }
+        let first = created.first().map(|(directory, _)| directory);
+        let own_place = self.own.make_directory(&parent, path, &self.tree)?;
+        if own_place != place {
+            let changed = first.filter(|created| place.is_in(created)).unwrap_or(&place);
+            self.own.note_elsewhere(&own_place, changed);
+        }
+        Ok((place, own_place))
+    }
+
+    fn is_touched(&self, place: &EntryPath) -> bool {
+        self.touched.as_ref().is_some_and(|touched| touched.contains(place))
+    }
+
+    /// Notes that the layer has something in a directory.
+    fn touch(&mut self, directory: &EntryPath) {
+        if let Some(touched) = &mut self.touched
+            && touched.insert(directory.clone())
         {
-            self.links_below.push((path.clone(), below.clone()));
+            for above in directory.ancestors() {
+                if !touched.insert(above) {
+                    break;
+                }
+            }
         }
-        if target.is_root() || matches!(found, Node::Directory(_)) {
-            return Err(ApplyError::HardLinkToFolder { path: path.clone(), target: target.clone() });
+    }
+
+    fn finish(mut self) -> Result<Applied, ApplyError> {
+        // A symbolic link may have made a target reachable since, which may be the target of another link.
+        let mut waiting = usize::MAX;
+        while self.pending.len() < waiting {
+            waiting = self.pending.len();
+            for index in (0..waiting).rev() {
+                self.link_pending(index)?;
+            }
         }
-        let (parent, name) = path.split().expect("no layer has a link at the root");
-        let place = self.make_folder(&parent, path, &layer.named)?;
-        folder_mut(&mut self.tree, &place).children.insert(name.into(), found);
-        Ok(true)
+        for PendingLink { path, target, placeholder, places } in &self.pending {
+            let is_left = |place: &EntryPath| matches!(self.tree.get(place), Some(Node::Leaf(there)) if Arc::ptr_eq(there, placeholder));
+            if places.iter().any(|(place, _)| is_left(place)) {
+                return Err(missing_target(path, target));
+            }
+        }
+        if self.is_lowest {
+            self.own.tree = Arc::clone(&self.tree);
+        }
+        let masked_links = self.own.masked_links.clone();
+        let can_be_read_back = self.own.can_be_read_back();
+        let form = self.own.into_form(self.lower, &self.tree, &self.hidden, &self.emptied);
+        Ok(Applied { tree: self.tree, form, masked_links, can_be_read_back })
     }
 }
 
-/// A folder or inode that a layer names itself.
-type NewNode<'a> = (&'a EntryPath, &'a Metadata, &'a NodeKind<Content>);
+/// What an entry took the place of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Replaced {
+    Nothing,
+    Leaf,
+    Directory,
+}
 
-/// Puts what a layer names into its folder; `place` tells where that really lies.
-fn add_node(
-    folder: &mut Directory,
-    implied: &mut BTreeSet<EntryPath>,
-    place: impl FnOnce() -> EntryPath,
-    (path, metadata, kind): &NewNode<'_>,
-) {
-    let name = path.name();
-    let kind = match kind {
-        NodeKind::Directory => {
-            if !implied.is_empty() {
-                implied.remove(&place().join(name));
-            }
-            match folder.children.get_mut(name) {
-                Some(Node::Directory(there)) => Arc::make_mut(there).metadata = (*metadata).clone(),
-                _ => {
-                    let new = Node::Directory(Arc::new(Directory::new((*metadata).clone())));
-                    folder.children.insert(name.into(), new);
-                }
-            }
-            return;
+/// Puts a directory into another one, or gives the one that is there new attributes.
+fn put_directory(parent: &mut Directory, name: &[u8], metadata: &Metadata) -> Replaced {
+    match parent.children.get_mut(name) {
+        Some(Node::Directory(there)) => {
+            Arc::make_mut(there).metadata = metadata.clone();
+            Replaced::Directory
         }
+        _ => {
+            let new = Node::Directory(Arc::new(Directory::new(metadata.clone())));
+            if parent.children.insert(name.into(), new).is_some() { Replaced::Leaf } else { Replaced::Nothing }
+        }
+    }
+}
+
+fn put_leaf(parent: &mut Directory, name: &[u8], leaf: Arc<Leaf>) -> Replaced {
+    match parent.children.insert(name.into(), Node::Leaf(leaf)) {
+        None => Replaced::Nothing,
+        Some(Node::Leaf(_)) => Replaced::Leaf,
+        Some(Node::Directory(_)) => Replaced::Directory,
+    }
+}
+
+fn leaf_kind(kind: &NodeKind<Content>) -> LeafKind {
+    match kind {
+        NodeKind::Directory => unreachable!("directories are no leaves"),
         NodeKind::File { size, content } => LeafKind::File { size: *size, content: content.clone() },
         NodeKind::Symlink(target) => LeafKind::Symlink(target.clone()),
         NodeKind::CharacterDevice(number) => LeafKind::CharacterDevice(*number),
         NodeKind::BlockDevice(number) => LeafKind::BlockDevice(*number),
         NodeKind::Fifo => LeafKind::Fifo,
-    };
-    let leaf = Node::Leaf(Arc::new(Leaf { metadata: (*metadata).clone(), kind }));
-    folder.children.insert(name.into(), leaf);
+    }
 }
 
-fn folder_mut<'t>(tree: &'t mut Arc<Directory>, place: &Place) -> &'t mut Directory {
-    Arc::make_mut(tree).directory_mut(names(place)).expect("the folder was found or made just now")
+/// Puts `new` at a real path if `old` is still there.
+fn replace_leaf(tree: &mut Arc<Directory>, path: &EntryPath, old: &Arc<Leaf>, new: &Arc<Leaf>) {
+    if matches!(tree.get(path), Some(Node::Leaf(there)) if Arc::ptr_eq(there, old)) {
+        let (parent, name) = path.split().expect("a leaf is not the root");
+        directory_mut(tree, &parent).children.insert(name.into(), Node::Leaf(Arc::clone(new)));
+    }
 }
 
-pub(super) fn path_of(place: &Place) -> EntryPath {
-    names(place).fold(EntryPath::ROOT, |path, name| path.join(name))
+/// Returns a directory of `tree` that is known to be there.
+fn directory_mut<'t>(tree: &'t mut Arc<Directory>, path: &EntryPath) -> &'t mut Directory {
+    Arc::make_mut(tree).directory_mut(path.components()).expect("the directory was found or created just now")
+}
+
+/// Returns where the directory `parent` of `path` really is in `tree`, after creating what is missing; `note` is told of each
+/// directory that is created, and what it replaced.
+///
+/// Anything else than a directory in the way is replaced.
+pub(super) fn make_directory(
+    tree: &mut Arc<Directory>,
+    parent: &EntryPath,
+    path: &EntryPath,
+    mut note: impl FnMut(EntryPath, Replaced),
+) -> Result<EntryPath, ApplyError> {
+    if tree.directory(parent.components()).is_some() {
+        return Ok(parent.clone());
+    }
+    let place: Place = resolve(tree, parent).map_err(|TooManyLinks| ApplyError::TooManyLinks(path.clone()))?;
+    if place.len() > MAXIMUM_DEPTH {
+        return Err(ApplyError::TooDeep(path.clone()));
+    }
+    if place.iter().any(|name| name.len() > 255 || name.contains(&0)) {
+        return Err(ApplyError::UnusableName(path.clone()));
+    }
+    let (mut directory, mut at) = (Arc::make_mut(tree), EntryPath::ROOT);
+    for name in &place {
+        at = at.join(name);
+        if !matches!(directory.children.get(name), Some(Node::Directory(_))) {
+            note(at.clone(), put_directory(directory, name, &Metadata::of_implied_folder()));
+        }
+        let Some(Node::Directory(child)) = directory.children.get_mut(name) else {
+            unreachable!("it was made one just now")
+        };
+        directory = Arc::make_mut(child);
+    }
+    Ok(at)
+}
+
+fn missing_target(path: &EntryPath, target: &EntryPath) -> ApplyError {
+    ApplyError::MissingHardLinkTarget { path: path.clone(), target: target.clone() }
+}
+
+fn link_to_directory(path: &EntryPath, target: &EntryPath) -> ApplyError {
+    ApplyError::HardLinkToFolder { path: path.clone(), target: target.clone() }
 }

@@ -1,8 +1,8 @@
 //! Proves that what is published for an image is what the image says, in a second way that shares nothing with the first.
 //!
-//! Every blob is read anew from the image's source, whatever earlier runs remember. [`NaiveTree`] lays the layers over one
+//! Every blob is read anew from the image's source, whatever earlier runs remember. [`NaiveTree`] applies the layers to one
 //! another, [`NaiveLayer`] brings each into the form of overlay mounts, and every attribute and every byte is compared
-//! with what the head of the repository shows. The rules in those two know neither `tree` nor `ingest` nor `convert`.
+//! with what the head of the repository shows. A model of overlay mounts tells whether the layers together show the root file system. The rules in those two know neither `tree` nor `ingest` nor `convert`.
 //!
 //! An error means that nothing can be said: the image cannot be read, or there is no repository. Whatever is published and
 //! is not what it should be, unreadable objects among it, is a [`Finding`].
@@ -10,9 +10,11 @@
 mod compare;
 mod content;
 mod finding;
+mod layer_stack;
 mod naive_layer;
 mod naive_tree;
 mod other_parents;
+pub(crate) mod overlay_model;
 mod podman;
 mod published;
 mod records;
@@ -198,5 +200,3 @@ fn find_record(comparison: &mut Comparison<'_>, image: &Image, place: &ImagePlac
 
 #[cfg(test)]
 pub(crate) mod tests_generate;
-#[cfg(test)]
-pub(crate) mod tests_overlay_model;

@@ -1,18 +1,17 @@
-//! One layer by itself as overlay mounts take it, made naively to judge what is published below `.layers`.
+//! Applies a layer a second time, naively: to the layers below it, and by itself in the form that overlay mounts take.
 //!
-//! A whiteout is a character device 0:0, and a folder that hides all of lower layers carries two attributes. Where lower
-//! layers have a link on the way to what is hidden, the mark stands where the link leads; where they have no folder
-//! there, nothing needs hiding and there is no mark. Mounts do not obey a mark at the root, so that there each name of
-//! lower layers is hidden by itself.
+//! Entries are applied one by one, in the order of the archive, to two flat maps. In the merged one, paths follow symbolic links
+//! as umoci follows them on disk; in the layer's own, paths are literal. Every path that the layer touches is noted, so that its
+//! whiteouts spare what it brings.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::naive_tree::{ApplyError, NaiveTree, Statements, folders_above, is_folder};
-use crate::layer::{DeviceNumber, EntryPath, LayerEntry, NodeKind};
+use super::naive_tree::{ApplyError, NaiveNode, NaiveTree, folders_above, is_folder};
+use crate::layer::{DeviceNumber, EntryKind, EntryPath, LayerEntry, NodeKind, is_bookkeeping};
 use crate::metadata::{Metadata, Timestamp};
 
-/// What marks an opaque folder: for mounts of root, and for those of user namespaces.
+/// What marks an opaque directory: for mounts of root, and for those of user namespaces.
 const OPAQUE_MARKS: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaque"];
 
 /// A layer as it is to be published, and what the record beside it has to say.
@@ -20,73 +19,314 @@ const OPAQUE_MARKS: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaq
 pub struct NaiveLayer<C> {
     /// The layer itself.
     pub tree: NaiveTree<C>,
-    /// Folders that the archive never names.
+    /// Directories that the archive never names.
     pub implied: BTreeSet<EntryPath>,
     /// Hard links to what lower layers have.
     pub linked_below: BTreeSet<EntryPath>,
     /// What the archive hides, by its own words.
     pub whiteouts: BTreeSet<EntryPath>,
-    /// Folders in which the archive hides everything.
+    /// Directories in which the archive hides everything.
     pub opaque_folders: BTreeSet<EntryPath>,
 }
 
 impl<C: Clone> NaiveLayer<C> {
     /// Returns the form of `layer`, whose entries are in the order of its archive, above `lower`.
     pub fn of(lower: &NaiveTree<C>, layer: &[LayerEntry<C>]) -> Result<Self, ApplyError> {
-        let layer = Statements::of(layer)?;
-        let mut form = Form { own: lower.layer_alone(&layer)?, lower, layer: &layer };
-        let whiteouts: BTreeSet<EntryPath> = layer.whiteouts.iter().map(|&path| path.clone()).collect();
-        let opaque_folders: BTreeSet<EntryPath> = layer.opaque_folders.iter().map(|&path| path.clone()).collect();
-        // Folders come before what lies in them, and hide it.
-        for path in &whiteouts {
-            if !folders_above(path).any(|folder| opaque_folders.contains(&folder)) {
-                form.hide(path);
+        Ok(lay(lower, layer)?.layer)
+    }
+}
+
+/// A layer that was applied.
+pub(super) struct Laid<C> {
+    /// The lower layers and this one.
+    pub(super) merged: NaiveTree<C>,
+    pub(super) layer: NaiveLayer<C>,
+    /// Symbolic links that the layer by itself has a directory in place of, and the places that it changes through them.
+    pub(super) masked: BTreeMap<EntryPath, BTreeSet<EntryPath>>,
+}
+
+/// Applies `layer` to `lower`.
+pub(super) fn lay<C: Clone>(lower: &NaiveTree<C>, layer: &[LayerEntry<C>]) -> Result<Laid<C>, ApplyError> {
+    let mut laying = Laying::new(lower);
+    for entry in layer {
+        laying.add(entry)?;
+        laying.settle(|waiting| waiting.target.name() == entry.path.name())?;
+    }
+    laying.settle_rest()?;
+    Ok(laying.finish())
+}
+
+struct Laying<'l, C> {
+    lower: &'l NaiveTree<C>,
+    merged: NaiveTree<C>,
+    own: NaiveTree<C>,
+    /// Real paths of all that the layer put somewhere, and of the directories above that.
+    touched: BTreeSet<EntryPath>,
+    /// Real paths where the layer hides what is below.
+    hidden: BTreeSet<EntryPath>,
+    /// Real paths of directories in which the layer hides all that is below.
+    emptied: BTreeSet<EntryPath>,
+    implied: BTreeSet<EntryPath>,
+    whiteouts: BTreeSet<EntryPath>,
+    opaque_folders: BTreeSet<EntryPath>,
+    masked: BTreeMap<EntryPath, BTreeSet<EntryPath>>,
+    bookkeeping: BTreeMap<EntryPath, NaiveNode<C>>,
+    waiting: Vec<Waiting>,
+}
+
+/// A hard link whose target is still to come. A named pipe of its own inode is in its place.
+struct Waiting {
+    path: EntryPath,
+    target: EntryPath,
+    inode: usize,
+}
+
+impl<'l, C: Clone> Laying<'l, C> {
+    fn new(lower: &'l NaiveTree<C>) -> Self {
+        let root = lower.get(&EntryPath::ROOT).expect("every tree has a root");
+        let mut merged = lower.clone();
+        let own = NaiveTree::with_root(root.metadata.clone(), merged.next_inode);
+        merged.next_inode += 1;
+        Self {
+            lower,
+            merged,
+            own,
+            touched: BTreeSet::new(),
+            hidden: BTreeSet::new(),
+            emptied: BTreeSet::new(),
+            implied: BTreeSet::from([EntryPath::ROOT]),
+            whiteouts: BTreeSet::new(),
+            opaque_folders: BTreeSet::new(),
+            masked: BTreeMap::new(),
+            bookkeeping: BTreeMap::new(),
+            waiting: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, LayerEntry { path, kind }: &LayerEntry<C>) -> Result<(), ApplyError> {
+        match kind {
+            EntryKind::Whiteout => self.hide(path),
+            EntryKind::Opaque => self.hide_all_in(path),
+            EntryKind::Node(metadata, NodeKind::Directory) => self.add_folder(path, metadata)?,
+            _ if path.is_root() => return Err(ApplyError::RootIsNoFolder),
+            EntryKind::Node(metadata, kind) => {
+                let node = self.new_node(metadata.clone(), kind.clone());
+                self.add_node(path, node)?;
+            }
+            EntryKind::HardLink(target) => {
+                let node = match self.target_of(path, target)? {
+                    Some(node) => node,
+                    None => self.wait(path, target),
+                };
+                self.add_node(path, node)?;
+            }
+            EntryKind::Unpublished => {
+                let (place, own_place) = self.make_parents(path)?;
+                self.merged.take_out(&place);
+                self.own.take_out(&own_place);
+                self.hidden.insert(place);
+                self.whiteouts.insert(path.clone());
             }
         }
-        opaque_folders.iter().for_each(|folder| form.hide_all_in(folder));
-        let tree = form.own;
-        let is_there = |path: &EntryPath| tree.get(path).is_some_and(|node| is_folder(&node.kind));
-        let mut implied: BTreeSet<EntryPath> = tree.implied.iter().filter(|path| is_there(path)).cloned().collect();
-        if !layer.named_folders.contains(&EntryPath::ROOT) {
-            implied.insert(EntryPath::ROOT);
-        }
-        Ok(Self { linked_below: tree.linked_below.clone(), tree, implied, whiteouts, opaque_folders })
+        Ok(())
     }
-}
 
-/// A layer that is getting its marks.
-struct Form<'l, C> {
-    own: NaiveTree<C>,
-    lower: &'l NaiveTree<C>,
-    layer: &'l Statements<'l, C>,
-}
+    fn new_node(&mut self, metadata: Metadata, kind: NodeKind<C>) -> NaiveNode<C> {
+        self.merged.next_inode += 1;
+        NaiveNode { inode: self.merged.next_inode - 1, metadata, kind }
+    }
 
-impl<C: Clone> Form<'_, C> {
-    /// Hides `path` of lower layers.
+    fn add_folder(&mut self, path: &EntryPath, metadata: &Metadata) -> Result<(), ApplyError> {
+        let (place, own_place) = self.make_parents(path)?;
+        self.touched.insert(place.clone());
+        self.implied.remove(&own_place);
+        let node = self.new_node(metadata.clone(), NodeKind::Directory);
+        for (tree, place) in [(&mut self.merged, place), (&mut self.own, own_place)] {
+            if tree.is_folder(&place) {
+                tree.change(&place, |there| there.metadata = metadata.clone());
+            } else {
+                tree.put(place, node.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn add_node(&mut self, path: &EntryPath, node: NaiveNode<C>) -> Result<(), ApplyError> {
+        if is_bookkeeping(path) {
+            self.bookkeeping.insert(path.clone(), node);
+            return Ok(());
+        }
+        let (place, own_place) = self.make_parents(path)?;
+        self.touched.insert(place.clone());
+        if self.merged.is_folder(&place) {
+            self.hidden.insert(place.clone());
+        }
+        self.merged.put(place, node.clone());
+        self.own.put(own_place, node);
+        Ok(())
+    }
+
+    /// Returns where `path` is in both trees, after creating the directories that it lies in.
+    fn make_parents(&mut self, path: &EntryPath) -> Result<(EntryPath, EntryPath), ApplyError> {
+        let mut created_there = Vec::new();
+        let folder = self.merged.make_parent(path, &mut created_there)?;
+        let place = folder.join(path.name());
+        self.touched.insert(folder.clone());
+        self.touched.extend(folders_above(&place));
+        let mut created = Vec::new();
+        self.own.next_inode = self.merged.next_inode;
+        let own_folder = self.own.make_parent(path, &mut created)?;
+        self.merged.next_inode = self.own.next_inode;
+        for folder in created {
+            if let Some(NodeKind::Symlink(_)) = self.merged.linked(&folder).map(|node| &node.kind) {
+                self.masked.entry(folder.clone()).or_default();
+            }
+            self.implied.insert(folder);
+        }
+        if path.is_root() {
+            return Ok((EntryPath::ROOT, EntryPath::ROOT));
+        }
+        if own_folder != folder {
+            let mut links = std::iter::once(own_folder.clone()).chain(folders_above(&own_folder)).collect::<Vec<_>>();
+            links.retain(|path| self.masked.contains_key(path));
+            let link = links.pop().unwrap_or_else(|| own_folder.clone());
+            let changed = created_there.into_iter().next().filter(|created| folder.is_in(created)).unwrap_or(folder);
+            self.masked.entry(link).or_default().insert(changed);
+        }
+        Ok((place, own_folder.join(path.name())))
+    }
+
     fn hide(&mut self, path: &EntryPath) {
+        self.whiteouts.insert(path.clone());
         let Some((folder, name)) = path.split() else { return };
-        let Some(folder) = self.where_to_hide(&folder) else { return };
-        self.make_folder(&folder);
-        self.mark(folder.join(name));
+        let Ok(folder) = self.merged.resolve(&folder) else { return };
+        let place = folder.join(name);
+        let touched = &self.touched;
+        self.merged.remove(|path| path.is_in(&place) && !touched.contains(path));
+        self.hidden.insert(place);
     }
 
-    /// Hides everything that lower layers have in `folder`.
-    fn hide_all_in(&mut self, folder: &EntryPath) {
-        let Some(folder) = self.where_to_hide(folder) else { return };
-        self.make_folder(&folder);
-        self.mark(folder.clone());
-        if folder.is_root() {
-            let at_the_root = |path: &&EntryPath| path.components().count() == 1;
-            let paths: Vec<EntryPath> =
-                self.lower.entries().map(|(path, _)| path).filter(at_the_root).cloned().collect();
-            paths.into_iter().for_each(|path| self.mark(path));
+    fn hide_all_in(&mut self, path: &EntryPath) {
+        self.opaque_folders.insert(path.clone());
+        let Ok(place) = self.merged.resolve(path) else { return };
+        let touched = &self.touched;
+        self.merged.remove(|path| path.is_in(&place) && *path != place && !touched.contains(path));
+        self.emptied.insert(place);
+    }
+
+    /// Returns what a hard link takes now.
+    fn target_of(&self, path: &EntryPath, target: &EntryPath) -> Result<Option<NaiveNode<C>>, ApplyError> {
+        match self.target_in_layer(path, target)? {
+            Some(node) => Ok(Some(node)),
+            None => find(self.lower, path, target),
         }
     }
 
-    /// Puts a mark at `path`: a folder becomes opaque, nothing a whiteout, and anything else hides by itself.
-    fn mark(&mut self, path: EntryPath) {
-        match self.own.get(&path).map(|node| is_folder(&node.kind)) {
-            Some(true) => self.own.change(&path, |node| {
+    fn target_in_layer(&self, path: &EntryPath, target: &EntryPath) -> Result<Option<NaiveNode<C>>, ApplyError> {
+        match self.bookkeeping.get(target) {
+            Some(node) => Ok(Some(node.clone())),
+            None => find(&self.merged, path, target),
+        }
+    }
+
+    fn wait(&mut self, path: &EntryPath, target: &EntryPath) -> NaiveNode<C> {
+        let node = self.new_node(Metadata::of_implied_folder(), NodeKind::Fifo);
+        self.waiting.push(Waiting { path: path.clone(), target: target.clone(), inode: node.inode });
+        node
+    }
+
+    /// Gives hard links that wait, the last one first, what is at their targets by now.
+    fn settle(&mut self, is_wanted: impl Fn(&Waiting) -> bool) -> Result<(), ApplyError> {
+        for index in (0..self.waiting.len()).rev() {
+            let Waiting { path, target, inode } = &self.waiting[index];
+            if is_wanted(&self.waiting[index])
+                && let Some(node) = self.target_in_layer(path, target)?
+                && node.inode != *inode
+            {
+                self.merged.replace_inode(*inode, &node);
+                self.own.replace_inode(*inode, &node);
+                self.bookkeeping.values_mut().filter(|kept| kept.inode == *inode).for_each(|kept| *kept = node.clone());
+                self.waiting.remove(index);
+            }
+        }
+        Ok(())
+    }
+
+    fn settle_rest(&mut self) -> Result<(), ApplyError> {
+        loop {
+            let before = self.waiting.len();
+            self.settle(|_| true)?;
+            if self.waiting.len() == before {
+                break;
+            }
+        }
+        for Waiting { path, target, inode } in &self.waiting {
+            if self.merged.entries().any(|(_, node)| node.inode == *inode) {
+                return Err(ApplyError::MissingHardLinkTarget { path: path.clone(), target: target.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Laid<C> {
+        self.own.next_inode = self.merged.next_inode;
+        let own = &self.own;
+        self.implied.retain(|path| own.is_folder(path));
+        let implied: Vec<EntryPath> = self.implied.iter().filter(|path| !path.is_root()).cloned().collect();
+        implied.iter().for_each(|path| self.take_attributes(path));
+        // Directories come before what is in them, and hide it.
+        for path in self.hidden.clone() {
+            let folder = folders_above(&path).next().unwrap_or_default();
+            if folders_above(&path).all(|folder| !self.emptied.contains(&folder)) && self.lower.is_folder(&folder) {
+                self.mark_in(&folder, &path);
+            }
+        }
+        for folder in self.emptied.clone() {
+            if self.lower.is_folder(&folder) || self.own.is_folder(&folder) {
+                self.mark_in(&folder, &folder);
+                if folder.is_root() {
+                    self.mark_all_at_the_root();
+                }
+            }
+        }
+        let linked_below = self.own.paths_of_inodes_below(self.lower.next_inode);
+        let Self { own, implied, whiteouts, opaque_folders, .. } = self;
+        let layer = NaiveLayer { tree: own, implied, linked_below, whiteouts, opaque_folders };
+        Laid { merged: self.merged, layer, masked: self.masked }
+    }
+
+    /// Gives a directory that nothing names the attributes that it has in the merged tree.
+    fn take_attributes(&mut self, path: &EntryPath) {
+        let there = self.merged.get(path).filter(|node| is_folder(&node.kind));
+        let metadata = there.map_or_else(Metadata::of_implied_folder, |node| node.metadata.clone());
+        self.own.change(path, |node| node.metadata = metadata);
+    }
+
+    fn mark_all_at_the_root(&mut self) {
+        let at_the_root = |path: &&EntryPath| path.components().count() == 1;
+        let paths: Vec<EntryPath> = self.lower.entries().map(|(path, _)| path).filter(at_the_root).cloned().collect();
+        paths.into_iter().for_each(|path| self.mark_in(&EntryPath::ROOT, &path));
+    }
+
+    /// Puts a mark at `path`, which is in `folder` or that itself, unless marks in there have no effect or are not needed.
+    fn mark_in(&mut self, folder: &EntryPath, path: &EntryPath) {
+        let with_above = || std::iter::once(folder.clone()).chain(folders_above(folder));
+        let is_blocked = with_above().any(|path| self.own.get(&path).is_some_and(|node| !is_folder(&node.kind)));
+        let is_hidden = with_above().any(|path| !path.is_root() && self.is_opaque(&path));
+        if is_blocked || is_hidden {
+            return;
+        }
+        let mut created = Vec::new();
+        self.own.make(folder, &mut created);
+        created.iter().for_each(|path| self.take_attributes(path));
+        self.implied.extend(created);
+        self.mark(path);
+    }
+
+    /// Puts a mark at `path`: a directory becomes opaque, nothing a whiteout, and anything else hides by itself.
+    fn mark(&mut self, path: &EntryPath) {
+        match self.own.get(path).map(|node| is_folder(&node.kind)) {
+            Some(true) => self.own.change(path, |node| {
                 let xattrs = Arc::make_mut(node.metadata.xattrs.get_or_insert_default());
                 xattrs.extend(OPAQUE_MARKS.map(|name| (name.into(), b"y".as_slice().into())));
             }),
@@ -94,21 +334,9 @@ impl<C: Clone> Form<'_, C> {
             None => {
                 let metadata = Metadata { mode: 0, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: None };
                 let number = DeviceNumber { major: 0, minor: 0 };
-                self.own.put_new(path, metadata, NodeKind::CharacterDevice(number));
+                self.own.put_new(path.clone(), metadata, NodeKind::CharacterDevice(number));
             }
         }
-    }
-
-    /// Returns the folder of the layer in which marks hide what `folder` has in lower layers, if marks are needed.
-    fn where_to_hide(&self, folder: &EntryPath) -> Option<EntryPath> {
-        let below = self.lower.resolve(folder, &self.layer.named_folders).ok().flatten();
-        let folder = match below {
-            Some(real) => real,
-            None if is_blocked(self.lower, folder) => return None,
-            None => folder.clone(),
-        };
-        let is_hidden = || with_folders_above(&folder).any(|path| !path.is_root() && self.is_opaque(&path));
-        (!is_blocked(&self.own, &folder) && !is_hidden()).then_some(folder)
     }
 
     fn is_opaque(&self, path: &EntryPath) -> bool {
@@ -116,24 +344,17 @@ impl<C: Clone> Form<'_, C> {
             self.own.get(path).filter(|node| is_folder(&node.kind)).and_then(|node| node.metadata.xattrs.as_ref());
         xattrs.is_some_and(|xattrs| OPAQUE_MARKS.iter().any(|&name| xattrs.contains_key(name)))
     }
+}
 
-    /// Makes the folder and those above it, where they are missing.
-    fn make_folder(&mut self, folder: &EntryPath) {
-        let mut folders: Vec<EntryPath> = with_folders_above(folder).collect();
-        folders.reverse();
-        for folder in folders {
-            if self.own.get(&folder).is_none() {
-                self.own.imply(folder);
-            }
-        }
+/// Returns what is at the target of a hard link in a tree, following links in the directories that it lies in.
+fn find<C: Clone>(
+    tree: &NaiveTree<C>,
+    path: &EntryPath,
+    target: &EntryPath,
+) -> Result<Option<NaiveNode<C>>, ApplyError> {
+    let node = tree.look_up(target).map_err(|_| ApplyError::TooManyLinks(path.clone()))?;
+    if node.is_some_and(|node| is_folder(&node.kind)) {
+        return Err(ApplyError::HardLinkToFolder { path: path.clone(), target: target.clone() });
     }
-}
-
-fn with_folders_above(path: &EntryPath) -> impl Iterator<Item = EntryPath> {
-    std::iter::once(path.clone()).chain(folders_above(path))
-}
-
-/// Tells whether something other than a folder is at `path` or above.
-fn is_blocked<C: Clone>(tree: &NaiveTree<C>, path: &EntryPath) -> bool {
-    with_folders_above(path).any(|path| tree.get(&path).is_some_and(|node| !is_folder(&node.kind)))
+    Ok(node.cloned())
 }

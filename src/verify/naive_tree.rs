@@ -1,27 +1,25 @@
-//! Lays layers over each other a second time, naively, to judge what the rest of the program makes of them.
+//! File systems as flat maps from path to node, to judge what the rest of the program makes of layers.
 //!
-//! A file system is a flat map from path to node here; paths are followed name by name through that map, and removing a
-//! folder is a scan over all of it. Nothing is shared with `tree`, which obeys the same rules in another way.
-//!
-//! A layer is laid in three rounds: removals, all of them looked up in what was there before any; then nodes, in the
-//! order of the archive; then hard links, whose targets may lie anywhere in the archive or in lower layers.
+//! Paths are followed name by name through that map, and removing a directory is a scan over all of it. Nothing is shared with
+//! `tree`, which obeys the same rules in another way.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use crate::layer::{EntryKind, EntryPath, LayerEntry, NodeKind};
+use super::naive_layer::lay;
+use crate::layer::{EntryPath, LayerEntry, NodeKind};
 use crate::metadata::Metadata;
 
-/// How many symbolic links one path may lead through, as in Linux.
-const MOST_LINKS: usize = 40;
+/// Maximum number of symbolic links that one path may lead through, as in umoci.
+const MAXIMUM_LINKS: usize = 255;
 
-/// The longest name, in bytes, that Linux and CVMFS hold.
+/// Bytes of the longest name that Linux and CVMFS hold.
 const LONGEST_NAME: usize = 255;
 
-/// Why a layer cannot be laid over a tree.
+/// Why a layer cannot be applied to a tree.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
-    /// No file system here has two names for a folder.
-    #[error("hard link '{path}' leads to '{target}', which is a folder")]
+    /// No file system here has two names for a directory.
+    #[error("hard link '{path}' leads to '{target}', which is a directory")]
     HardLinkToFolder {
         /// Where the link was to be.
         path: EntryPath,
@@ -36,14 +34,14 @@ pub enum ApplyError {
         /// What it leads to.
         target: EntryPath,
     },
-    /// The symbolic links in the folders of an entry, or of the target of a hard link, go round in circles.
-    #[error("entry '{0}' leads through more than {MOST_LINKS} symbolic links")]
+    /// The symbolic links on the way to an entry, or to the target of a hard link, lead in a circle or are too many.
+    #[error("entry '{0}' leads through more than {MAXIMUM_LINKS} symbolic links")]
     TooManyLinks(EntryPath),
-    /// A symbolic link in the folders of an entry leads to a missing folder that cannot be made.
-    #[error("entry '{0}' leads through a symbolic link to a folder whose name is too long or has a NUL byte in it")]
+    /// A symbolic link on the way to an entry leads to a missing directory that cannot be created.
+    #[error("entry '{0}' leads through a symbolic link to a directory whose name is too long or has a NUL byte in it")]
     UnusableName(EntryPath),
     /// The entry of the root is a file, a link or a device.
-    #[error("the layer has something other than a folder at '/'")]
+    #[error("the layer has something other than a directory at '/'")]
     RootIsNoFolder,
 }
 
@@ -60,51 +58,27 @@ pub struct NaiveNode<C> {
 
 /// The file system that a stack of layers gives, as a flat map from path to what is there.
 ///
-/// The root is always in it, and the parent of every path is in it and a folder. Two trees are equal when every path
-/// has the same metadata and kind in both, and the same paths are hard links to each other; inode numbers may differ.
+/// The root is always in it, and the parent of every path is in it and a directory. Two trees are equal when every path has the
+/// same metadata and kind in both, and the same paths are hard links to each other; inode numbers may differ.
 #[derive(Debug, Clone)]
 pub struct NaiveTree<C> {
     paths: BTreeMap<EntryPath, NaiveNode<C>>,
-    next_inode: usize,
-    /// Nodes with smaller numbers are those of the layers below, where this tree is a layer by itself.
-    first_inode: usize,
-    /// The attributes that folders take which nobody names, where they are not those of a new folder.
-    inherited: BTreeMap<EntryPath, Metadata>,
-    /// Folders that were made because something lies in them, and were not named since.
-    pub(super) implied: BTreeSet<EntryPath>,
-    /// Hard links to nodes of the layers below, by the words of their layer.
-    pub(super) linked_below: BTreeSet<EntryPath>,
+    pub(super) next_inode: usize,
 }
 
 impl<C: Clone> NaiveTree<C> {
     /// Returns the tree of no layer at all: the root alone.
     pub fn new() -> Self {
-        Self::with_root(Metadata::of_implied_folder(), 0, BTreeMap::new())
+        Self::with_root(Metadata::of_implied_folder(), 0)
     }
 
-    fn with_root(root: Metadata, first_inode: usize, inherited: BTreeMap<EntryPath, Metadata>) -> Self {
-        let (paths, implied, linked_below) = Default::default();
-        let mut tree = Self { paths, next_inode: first_inode, first_inode, inherited, implied, linked_below };
-        tree.put_new(EntryPath::ROOT, root, NodeKind::Directory);
-        tree
+    /// Returns a tree of the root alone, whose inode has the number that is given.
+    pub(super) fn with_root(metadata: Metadata, inode: usize) -> Self {
+        let root = NaiveNode { inode, metadata, kind: NodeKind::Directory };
+        Self { paths: BTreeMap::from([(EntryPath::ROOT, root)]), next_inode: inode + 1 }
     }
 
-    /// Returns what `layer` itself brings, without anything of this tree that it is laid over.
-    ///
-    /// Folders that it does not name have the attributes that they have in this tree, and hard links into this tree its
-    /// nodes.
-    pub(super) fn layer_alone(&self, layer: &Statements<C>) -> Result<Self, ApplyError> {
-        let mut below = self.clone();
-        below.remove(layer);
-        let folders = below.paths.into_iter().filter(|(_, node)| is_folder(&node.kind));
-        let inherited = folders.map(|(path, node)| (path, node.metadata)).collect();
-        let mut alone = Self::with_root(self.paths[&EntryPath::ROOT].metadata.clone(), self.next_inode, inherited);
-        alone.add(layer)?;
-        alone.link(layer, self)?;
-        Ok(alone)
-    }
-
-    /// Returns every path with what is there, sorted by the bytes of the path, the root first.
+    /// Returns every path with what is there, in the order of [`EntryPath`], the root first.
     pub fn entries(&self) -> impl Iterator<Item = (&EntryPath, &NaiveNode<C>)> {
         self.paths.iter()
     }
@@ -114,33 +88,96 @@ impl<C: Clone> NaiveTree<C> {
         self.paths.get(path)
     }
 
-    /// Lays `layer`, whose entries are in the order of its archive, over this tree.
+    /// Applies `layer`, whose entries are in the order of its archive, to this tree.
     ///
     /// After an error the tree is as it was.
     pub fn apply(&mut self, layer: &[LayerEntry<C>]) -> Result<(), ApplyError> {
-        let layer = Statements::of(layer)?;
-        let mut upper = self.clone();
-        upper.remove(&layer);
-        upper.add(&layer)?;
-        upper.link(&layer, self)?;
-        *self = upper;
+        *self = lay(self, layer)?.merged;
         Ok(())
     }
 
-    /// Returns the node that a hard link's target stands for, following links in the folders that it lies in.
+    /// Returns the node that a hard link's target stands for, following links in the directories that it lies in.
     pub(super) fn linked(&self, target: &EntryPath) -> Option<&NaiveNode<C>> {
-        let (folder, name) = target.split()?;
-        self.paths.get(&self.folder(&folder)?.join(name))
+        self.look_up(target).ok().flatten()
     }
 
-    /// Returns the folder that `path` leads to, following links inside the root.
+    /// Returns what is at `path`, following links in the directories that it lies in.
+    pub(super) fn look_up(&self, path: &EntryPath) -> Result<Option<&NaiveNode<C>>, TooManyLinks> {
+        let Some((parent, name)) = path.split() else { return Ok(self.paths.get(path)) };
+        Ok(self.paths.get(&self.resolve(&parent)?.join(name)))
+    }
+
+    /// Returns the directory that `path` leads to, following links inside the root.
     pub(super) fn folder(&self, path: &EntryPath) -> Option<EntryPath> {
-        self.resolve(path, &HashSet::new()).ok().flatten()
+        self.resolve(path).ok().filter(|place| self.is_folder(place))
+    }
+
+    /// Returns where `path` leads to when all links are followed; what is missing is taken as it stands.
+    pub(super) fn resolve(&self, path: &EntryPath) -> Result<EntryPath, TooManyLinks> {
+        let mut ahead: VecDeque<Vec<u8>> = path.components().map(<[u8]>::to_vec).collect();
+        let (mut place, mut links) = (EntryPath::ROOT, 0);
+        while let Some(name) = ahead.pop_front() {
+            match name.as_slice() {
+                b"" | b"." => continue,
+                b".." => {
+                    place = parent(&place).unwrap_or_default();
+                    continue;
+                }
+                _ => place = place.join(&name),
+            }
+            if let Some(NodeKind::Symlink(target)) = self.paths.get(&place).map(|node| &node.kind) {
+                links += 1;
+                if links > MAXIMUM_LINKS {
+                    return Err(TooManyLinks);
+                }
+                place = if target.starts_with(b"/") { EntryPath::ROOT } else { parent(&place).unwrap_or_default() };
+                target.split(|&b| b == b'/').rev().for_each(|name| ahead.push_front(name.to_vec()));
+            }
+        }
+        Ok(place)
+    }
+
+    /// Returns where the directory of `path` really is, after creating what is missing; each directory that is created is added
+    /// to `created`.
+    pub(super) fn make_parent(
+        &mut self,
+        path: &EntryPath,
+        created: &mut Vec<EntryPath>,
+    ) -> Result<EntryPath, ApplyError> {
+        let parent = parent(path).unwrap_or_default();
+        let place = self.resolve(&parent).map_err(|_| ApplyError::TooManyLinks(path.clone()))?;
+        let is_unusable = |name: &[u8]| name.len() > LONGEST_NAME || name.contains(&0);
+        if place.components().any(is_unusable) {
+            return Err(ApplyError::UnusableName(path.clone()));
+        }
+        self.make(&place, created);
+        Ok(place)
+    }
+
+    /// Creates the directory at `path` and those above it, where there are none.
+    pub(super) fn make(&mut self, path: &EntryPath, created: &mut Vec<EntryPath>) {
+        let mut place = EntryPath::ROOT;
+        for name in path.components() {
+            place = place.join(name);
+            if !self.is_folder(&place) {
+                self.put_new(place.clone(), Metadata::of_implied_folder(), NodeKind::Directory);
+                created.push(place.clone());
+            }
+        }
+    }
+
+    pub(super) fn is_folder(&self, path: &EntryPath) -> bool {
+        self.paths.get(path).is_some_and(|node| is_folder(&node.kind))
     }
 
     /// Removes what is at `path` and below.
     pub(super) fn take_out(&mut self, path: &EntryPath) {
         self.paths.retain(|other, _| !other.is_in(path));
+    }
+
+    /// Removes all paths for which `is_gone`.
+    pub(super) fn remove(&mut self, is_gone: impl Fn(&EntryPath) -> bool) {
+        self.paths.retain(|path, _| !is_gone(path));
     }
 
     /// Changes what is at `path`, if anything is.
@@ -150,153 +187,9 @@ impl<C: Clone> NaiveTree<C> {
         }
     }
 
-    /// Makes a folder that nobody names.
-    pub(super) fn imply(&mut self, path: EntryPath) {
-        let metadata = self.inherited.get(&path).cloned().unwrap_or_else(Metadata::of_implied_folder);
-        self.put_new(path.clone(), metadata, NodeKind::Directory);
-        self.implied.insert(path);
-    }
-
-    /// Removes what the layer's whiteouts and opaque markers hide.
-    fn remove(&mut self, layer: &Statements<C>) {
-        let hidden: HashSet<EntryPath> =
-            layer.whiteouts.iter().filter_map(|path| self.hidden_by(path, layer)).collect();
-        let emptied: HashSet<EntryPath> = layer
-            .opaque_folders
-            .iter()
-            .filter_map(|folder| self.resolve(folder, &layer.named_folders).ok().flatten())
-            .collect();
-        self.paths.retain(|path, _| {
-            let is_gone = hidden.contains(path)
-                || folders_above(path).any(|folder| hidden.contains(&folder) || emptied.contains(&folder));
-            !is_gone
-        });
-    }
-
-    /// Returns where the path that a whiteout names really is, if the folder that it lies in is there.
-    fn hidden_by(&self, whiteout: &EntryPath, layer: &Statements<C>) -> Option<EntryPath> {
-        let (folder, name) = whiteout.split()?;
-        let folder = self.resolve(&folder, &layer.named_folders).ok()??;
-        Some(folder.join(name))
-    }
-
-    /// Puts the layer's own nodes in their places.
-    fn add(&mut self, layer: &Statements<C>) -> Result<(), ApplyError> {
-        for &(path, metadata, kind) in &layer.nodes {
-            let place = self.find_or_make_place(path, layer)?;
-            match self.paths.get_mut(&place) {
-                Some(there) if is_folder(&there.kind) && is_folder(kind) => {
-                    there.metadata = metadata.clone();
-                    self.implied.remove(&place);
-                }
-                _ => self.put_new(place, metadata.clone(), kind.clone()),
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives the layer's hard links the nodes of their targets, in rounds, until none is left.
-    fn link(&mut self, layer: &Statements<C>, lower: &Self) -> Result<(), ApplyError> {
-        let mut links = layer.links.clone();
-        while !links.is_empty() {
-            let before = links.len();
-            links = self.link_one_round(links, layer, lower)?;
-            if links.len() == before {
-                // Some links may wait for each other, so the first that waits does so no longer.
-                let undone = links.iter().map(|link| link.path).collect();
-                match links.iter().position(|link| link.waits_for_one_of(&undone)) {
-                    Some(first) if self.link_one(links[first], layer, lower)? => links.remove(first),
-                    _ => return Err(links[0].without_target()),
-                };
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes those of `links` that do not wait for others and whose targets are there. Returns the rest.
-    fn link_one_round<'l>(
-        &mut self,
-        links: Vec<HardLink<'l>>,
-        layer: &Statements<C>,
-        lower: &Self,
-    ) -> Result<Vec<HardLink<'l>>, ApplyError> {
-        let mut undone = links.iter().map(|link| link.path).collect();
-        let mut rest = Vec::new();
-        for link in links {
-            if !link.waits_for_one_of(&undone) && self.link_one(link, layer, lower)? {
-                undone.remove(link.path);
-            } else {
-                rest.push(link);
-            }
-        }
-        Ok(rest)
-    }
-
-    /// Puts the target's node at the link's path too. Returns whether there is such a target, here or in `lower`.
-    fn link_one(&mut self, link: HardLink, layer: &Statements<C>, lower: &Self) -> Result<bool, ApplyError> {
-        let node = match self.target_of(link)? {
-            Some(node) => node,
-            None => match lower.target_of(link)? {
-                Some(node) => node,
-                None => return Ok(false),
-            },
-        };
-        if is_folder(&node.kind) {
-            return Err(link.to_folder());
-        }
-        if node.inode < self.first_inode {
-            self.linked_below.insert(link.path.clone());
-        }
-        let place = self.find_or_make_place(link.path, layer)?;
-        if self.paths.get(&place).is_none_or(|there| there.inode != node.inode) {
-            self.put(place, node);
-        }
-        Ok(true)
-    }
-
-    /// Returns what is at the target of `link`, following links in the folders that it lies in.
-    fn target_of(&self, link: HardLink) -> Result<Option<NaiveNode<C>>, ApplyError> {
-        let place = match link.target.split() {
-            None => Some(EntryPath::ROOT),
-            Some((folder, name)) => {
-                let folder = self.resolve(&folder, &HashSet::new());
-                folder.map_err(|_| ApplyError::TooManyLinks(link.path.clone()))?.map(|folder| folder.join(name))
-            }
-        };
-        Ok(place.and_then(|place| self.paths.get(&place).cloned()))
-    }
-
-    /// Returns the folder that `path` leads to, if there is one. Links at the paths in `not_followed` lead nowhere.
-    pub(super) fn resolve(
-        &self,
-        path: &EntryPath,
-        not_followed: &HashSet<&EntryPath>,
-    ) -> Result<Option<EntryPath>, TooManyLinks> {
-        let mut walk = Walk::along(path, not_followed);
-        Ok(match walk.go_on(self)? {
-            Stop::AtTheEnd => Some(walk.folder),
-            Stop::NoFolder(_) => None,
-        })
-    }
-
-    /// Returns where an entry's path really is, after making folders of whatever is on the way and is none.
-    fn find_or_make_place(&mut self, path: &EntryPath, layer: &Statements<C>) -> Result<EntryPath, ApplyError> {
-        let Some((folder, name)) = path.split() else {
-            return Ok(EntryPath::ROOT);
-        };
-        let mut walk = Walk::along(&folder, &layer.named_folders);
-        loop {
-            match walk.go_on(self).map_err(|_| ApplyError::TooManyLinks(path.clone()))? {
-                Stop::AtTheEnd => return Ok(walk.folder.join(name)),
-                Stop::NoFolder(missing) if missing.len() > LONGEST_NAME || missing.contains(&0) => {
-                    return Err(ApplyError::UnusableName(path.clone()));
-                }
-                Stop::NoFolder(missing) => {
-                    walk.folder = walk.folder.join(&missing);
-                    self.imply(walk.folder.clone());
-                }
-            }
-        }
+    /// Gives every path of the inode `old` another node.
+    pub(super) fn replace_inode(&mut self, old: usize, new: &NaiveNode<C>) {
+        self.paths.values_mut().filter(|node| node.inode == old).for_each(|node| *node = new.clone());
     }
 
     /// Puts a node that there has not been yet at `path`, in place of whatever is there.
@@ -307,11 +200,10 @@ impl<C: Clone> NaiveTree<C> {
     }
 
     /// Puts `node` at `path`, in place of whatever is there and below.
-    fn put(&mut self, path: EntryPath, node: NaiveNode<C>) {
-        if self.paths.get(&path).is_some_and(|there| is_folder(&there.kind)) {
-            self.paths.retain(|other, _| folders_above(other).all(|folder| folder != path));
+    pub(super) fn put(&mut self, path: EntryPath, node: NaiveNode<C>) {
+        if self.is_folder(&path) {
+            self.take_out(&path);
         }
-        self.implied.remove(&path);
         self.paths.insert(path, node);
     }
 }
@@ -340,149 +232,28 @@ impl<C: Clone> NaiveTree<C> {
     fn first_names(&self) -> HashMap<usize, &EntryPath> {
         self.paths.iter().rev().map(|(path, node)| (node.inode, path)).collect()
     }
-}
 
-/// What a layer says, with one statement a path.
-pub(super) struct Statements<'l, C> {
-    pub(super) whiteouts: Vec<&'l EntryPath>,
-    pub(super) opaque_folders: Vec<&'l EntryPath>,
-    nodes: Vec<(&'l EntryPath, &'l Metadata, &'l NodeKind<C>)>,
-    links: Vec<HardLink<'l>>,
-    /// Where the layer says itself that there is a folder: a symbolic link there is replaced, not followed.
-    pub(super) named_folders: HashSet<&'l EntryPath>,
-}
-
-impl<'l, C> Statements<'l, C> {
-    /// Sorts the entries of a layer by what they do. Of several nodes and hard links at one path the last counts.
-    pub(super) fn of(layer: &'l [LayerEntry<C>]) -> Result<Self, ApplyError> {
-        let is_mark = |kind: &EntryKind<C>| matches!(kind, EntryKind::Whiteout | EntryKind::Opaque);
-        let positions = layer.iter().enumerate().filter(|(_, entry)| !is_mark(&entry.kind));
-        let last: HashMap<&EntryPath, usize> = positions.map(|(position, entry)| (&entry.path, position)).collect();
-
-        let (mut whiteouts, mut opaque_folders, mut nodes, mut links) = (vec![], vec![], vec![], vec![]);
-        for (position, LayerEntry { path, kind }) in layer.iter().enumerate() {
-            let counts = last.get(path) == Some(&position);
-            match kind {
-                EntryKind::Whiteout => whiteouts.push(path),
-                EntryKind::Opaque => opaque_folders.push(path),
-                EntryKind::Node(metadata, kind) if counts => nodes.push((path, metadata, kind)),
-                EntryKind::HardLink(target) if counts => links.push(HardLink { path, target }),
-                EntryKind::Node(..) | EntryKind::HardLink(_) => {}
-            }
-        }
-        let root_is_folder = nodes.iter().all(|(path, _, kind)| !path.is_root() || is_folder(kind))
-            && links.iter().all(|link| !link.path.is_root());
-        if !root_is_folder {
-            return Err(ApplyError::RootIsNoFolder);
-        }
-        let named_folders = nodes.iter().filter(|(_, _, kind)| is_folder(kind)).map(|(path, ..)| *path).collect();
-        Ok(Self { whiteouts, opaque_folders, nodes, links, named_folders })
+    /// Returns the paths of everything but directories whose inode has a smaller number.
+    pub(super) fn paths_of_inodes_below(&self, inode: usize) -> BTreeSet<EntryPath> {
+        let is_below = |node: &NaiveNode<C>| node.inode < inode && !is_folder(&node.kind);
+        self.paths.iter().filter(|(_, node)| is_below(node)).map(|(path, _)| path.clone()).collect()
     }
 }
 
-/// A path that is to be another name for what is at its target.
-#[derive(Clone, Copy)]
-struct HardLink<'l> {
-    path: &'l EntryPath,
-    target: &'l EntryPath,
-}
-
-impl HardLink<'_> {
-    /// Tells whether the target is itself a hard link that is still to be made.
-    fn waits_for_one_of(self, undone: &HashSet<&EntryPath>) -> bool {
-        self.target != self.path && undone.contains(self.target)
-    }
-
-    fn without_target(self) -> ApplyError {
-        ApplyError::MissingHardLinkTarget { path: self.path.clone(), target: self.target.clone() }
-    }
-
-    fn to_folder(self) -> ApplyError {
-        ApplyError::HardLinkToFolder { path: self.path.clone(), target: self.target.clone() }
-    }
-}
-
-/// A walk from the root along a path, name by name and through symbolic links.
-struct Walk {
-    /// Where the walk has come to: a path without links in it.
-    folder: EntryPath,
-    ahead: VecDeque<Step>,
-    links: usize,
-}
-
-/// One name of a path to walk along.
-struct Step {
-    name: Vec<u8>,
-    follows_link: bool,
-}
-
-/// Where a walk stops.
-enum Stop {
-    /// The whole path leads to a folder.
-    AtTheEnd,
-    /// There is no folder of this name to go into. The walk may go on in another folder.
-    NoFolder(Vec<u8>),
-}
-
-/// A walk led through too many links.
+/// A path leads through too many links.
+#[derive(Debug)]
 pub(super) struct TooManyLinks;
-
-impl Walk {
-    /// Returns a walk that starts at the root. It follows no link at the paths in `not_followed`.
-    fn along(path: &EntryPath, not_followed: &HashSet<&EntryPath>) -> Self {
-        let mut prefix = EntryPath::ROOT;
-        let mut ahead = VecDeque::new();
-        for name in path.components() {
-            prefix = prefix.join(name);
-            ahead.push_back(Step { name: name.to_vec(), follows_link: !not_followed.contains(&prefix) });
-        }
-        Self { folder: EntryPath::ROOT, ahead, links: 0 }
-    }
-
-    /// Walks on as far as there are folders.
-    fn go_on<C>(&mut self, tree: &NaiveTree<C>) -> Result<Stop, TooManyLinks> {
-        while let Some(step) = self.ahead.pop_front() {
-            match step.name.as_slice() {
-                b"" | b"." => continue,
-                b".." => {
-                    self.folder = self.folder.split().map_or(EntryPath::ROOT, |(above, _)| above);
-                    continue;
-                }
-                _ => {}
-            }
-            let next = self.folder.join(&step.name);
-            match tree.paths.get(&next).map(|node| &node.kind) {
-                Some(NodeKind::Directory) => self.folder = next,
-                Some(NodeKind::Symlink(target)) if step.follows_link => self.follow(target)?,
-                _ => return Ok(Stop::NoFolder(step.name)),
-            }
-        }
-        Ok(Stop::AtTheEnd)
-    }
-
-    /// Puts the names of a link's target before those that are still ahead.
-    fn follow(&mut self, target: &[u8]) -> Result<(), TooManyLinks> {
-        self.links += 1;
-        if self.links > MOST_LINKS {
-            return Err(TooManyLinks);
-        }
-        if target.starts_with(b"/") {
-            self.folder = EntryPath::ROOT;
-        }
-        for name in target.split(|&b| b == b'/').rev() {
-            self.ahead.push_front(Step { name: name.to_vec(), follows_link: true });
-        }
-        Ok(())
-    }
-}
 
 pub(super) fn is_folder<C>(kind: &NodeKind<C>) -> bool {
     matches!(kind, NodeKind::Directory)
 }
 
-/// Returns the folders that `path` lies in, from its own folder up to the root.
+fn parent(path: &EntryPath) -> Option<EntryPath> {
+    path.split().map(|(parent, _)| parent)
+}
+
+/// Returns the directories that `path` lies in, from its own up to the root.
 pub(super) fn folders_above(path: &EntryPath) -> impl Iterator<Item = EntryPath> {
-    let parent = |path: &EntryPath| path.split().map(|(folder, _)| folder);
     std::iter::successors(parent(path), parent)
 }
 

@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 
 use super::compare::Comparison;
 use super::content::ContentDigest;
-use super::naive_layer::NaiveLayer;
+use super::layer_stack::LayerStack;
+use super::naive_layer::{Laid, NaiveLayer, lay};
 use super::naive_tree::NaiveTree;
 use super::other_parents::OtherParents;
 use super::records::{ExpectedLosses, compare_facts, compare_layer_record, links_across_folders};
 use super::root::{root_file_system, take_stray_markers};
-use super::{ApplyError, ReadLayer, VerifyError};
+use super::{ReadLayer, VerifyError};
 use crate::image::{ChainId, Digest};
-use crate::layer::EntryPath;
+use crate::layer::{EntryPath, LossKind};
 use crate::layout::{self, ImagePlace, ImageRecord, LayerRecord, LossList};
 use crate::message::causes;
 use crate::progress::Progress;
@@ -44,15 +45,22 @@ impl Published<'_> {
         let mut tree = NaiveTree::new();
         let listed = self.listed_losses(comparison);
         let (mut losses, mut parents) = (ExpectedLosses::default(), OtherParents::new(&listed));
+        let mut stack = LayerStack::default();
         for (number, (layer, chain)) in layers.iter().zip(self.image.chains()).enumerate() {
             let failed = |source| VerifyError::Apply { digest: layer.digest, source };
             // A layer that an image has twice is published as it is above those below its first place.
             let is_first = layers[..number].iter().all(|other| other.digest != layer.digest);
             let is_compared = is_first && self.record.layers.contains(&layer.digest);
-            self.compare_layer(layer, &tree, is_compared, &mut parents, comparison).map_err(failed)?;
-            tree.apply(&layer.entries).map_err(failed)?;
-            losses.add_layer(&layer.summary.losses, take_stray_markers(&mut tree));
+            let Laid { mut merged, layer: form, masked } = lay(&tree, &layer.entries).map_err(failed)?;
+            let form = self.compare_layer(layer, &tree, form, is_compared, &mut parents, comparison);
+            losses.add_layer(&layer.summary.losses, take_stray_markers(&mut merged));
+            losses.add_unlisted(LossKind::MaskedLink, masked.keys().cloned());
+            stack.add(&form, masked);
+            tree = merged;
             self.compare_chain(chain, &tree, &losses, comparison);
+        }
+        if !self.record.layers.is_empty() {
+            stack.compare(&tree, &self.root_of_stack(), comparison);
         }
         if self.record.flat {
             self.compare_flat(&tree, &losses, comparison);
@@ -62,6 +70,10 @@ impl Published<'_> {
         }
         comparison.compare_contents(progress);
         parents.forgive(&mut losses, comparison);
+        if self.record.layers.is_empty() {
+            // No published layer masks anything.
+            losses.forget(LossKind::MaskedLink);
+        }
         losses.compare(&self.metadata(b"losses.json"), &listed, comparison);
         Ok(losses.total())
     }
@@ -156,16 +168,17 @@ impl Published<'_> {
         })
     }
 
-    /// Compares a layer by itself and its record, or only finds out what of it depends on the layers below.
+    /// Compares a layer by itself and its record, or only finds out what of it depends on the layers below. Returns the layer as it
+    /// is published where nothing of it is left to other layers.
     fn compare_layer(
         &self,
         layer: &ReadLayer,
         lower: &NaiveTree<ContentDigest>,
+        mut form: NaiveLayer<ContentDigest>,
         is_compared: bool,
         parents: &mut OtherParents,
         comparison: &mut Comparison<'_>,
-    ) -> Result<(), ApplyError> {
-        let mut form = NaiveLayer::of(lower, &layer.entries)?;
+    ) -> NaiveLayer<ContentDigest> {
         let groups = links_across_folders(&form.tree);
         let stray = take_stray_markers(&mut form.tree);
         let root = layout::layer_root(layer.digest);
@@ -182,7 +195,15 @@ impl Published<'_> {
             }
             parents.add_other(&form, &aside.into_findings());
         }
-        Ok(())
+        form
+    }
+
+    /// Returns the published root whose tree an overlay mount of the layers has to show.
+    fn root_of_stack(&self) -> EntryPath {
+        match self.image.chains().last() {
+            Some(&chain) if !self.record.flat => layout::chain_root(chain),
+            _ => layout::flat_root(self.image.config.digest),
+        }
     }
 
     fn layer_record(&self, digest: Digest) -> Option<LayerRecord> {

@@ -1,5 +1,6 @@
 //! The layers of an image, read anew from where the image is.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 
 use rayon::prelude::*;
@@ -8,8 +9,8 @@ use super::VerifyError;
 use super::content::{ContentDigest, ContentHasher};
 use crate::image::Digest;
 use crate::layer::{
-    EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, LayerSummary, Limits, Loss, LossKind, NodeKind,
-    Piece,
+    EntryKind, EntryPath, ExpectedLayer, LayerEntry, LayerError, LayerReader, LayerSummary, Limits, Loss, LossKind,
+    NodeKind, Piece, is_bookkeeping,
 };
 use crate::progress::Progress;
 use crate::source::{Image, ImageLayer, Source};
@@ -44,14 +45,28 @@ fn read_layer(
     let expected = ExpectedLayer { digest, size: layer.size, diff_id: Some(layer.diff_id) };
     let (entries, mut summary) = read_entries(progress.counted(blob), expected, limits)
         .map_err(|source| VerifyError::ReadLayer { digest, source })?;
-    for entry in &entries {
-        if let EntryKind::HardLink(target) = &entry.kind
-            && entry.path.split().map(|(folder, _)| folder) != target.split().map(|(folder, _)| folder)
-        {
-            summary.losses.add(Loss { path: entry.path.clone(), kind: LossKind::LinkAcrossFolders });
-        }
+    for path in links_across_folders(&entries) {
+        summary.losses.add(Loss { path, kind: LossKind::LinkAcrossFolders });
     }
     Ok(ReadLayer { digest, entries, summary })
+}
+
+/// Returns the hard links whose target is in another directory. Of those to one of AUFS's own files, the first is published in its
+/// place.
+fn links_across_folders<C>(entries: &[LayerEntry<C>]) -> Vec<EntryPath> {
+    let mut stand_ins: BTreeMap<EntryPath, EntryPath> = BTreeMap::new();
+    let mut across = Vec::new();
+    for LayerEntry { path, kind } in entries.iter().filter(|entry| !is_bookkeeping(&entry.path)) {
+        let EntryKind::HardLink(target) = kind else { continue };
+        let target = match is_bookkeeping(target) {
+            true => stand_ins.entry(target.clone()).or_insert_with(|| path.clone()).clone(),
+            false => target.clone(),
+        };
+        if path.split().map(|(folder, _)| folder) != target.split().map(|(folder, _)| folder) {
+            across.push(path.clone());
+        }
+    }
+    across
 }
 
 fn read_entries(

@@ -50,6 +50,11 @@ pub fn whiteout(at: &str) -> LayerEntry<u8> {
     LayerEntry { path: path(at), kind: EntryKind::Whiteout }
 }
 
+/// Returns an entry that cannot be published.
+pub fn unpublished<C>(at: &str) -> LayerEntry<C> {
+    LayerEntry { path: path(at), kind: EntryKind::Unpublished }
+}
+
 /// Returns an opaque marker in the folder `at`.
 pub fn opaque(at: &str) -> LayerEntry<u8> {
     LayerEntry { path: path(at), kind: EntryKind::Opaque }
@@ -179,6 +184,7 @@ fn draft() -> impl Strategy<Value = Draft> {
         // Mostly where there may be something to hide.
         70 => (any_place(1, 5), is_whiteout.clone()).prop_map(draft),
         30 => (any_place(1, 5), is_opaque()).prop_map(draft),
+        15 => (any_place(1, 3), Just(DraftKind::Is(EntryKind::Unpublished))).prop_map(draft),
         30 => (below_symlink(), is_whiteout).prop_map(draft),
         15 => (any::<Index>().prop_map(Place::Symlink), is_opaque()).prop_map(draft),
         3 => (Just(Place::Root), is_opaque()).prop_map(draft),

@@ -74,7 +74,7 @@ fn path_of_a_million_folders_is_refused() {
     let image = TestImage::new()
         .layer(|layer| layer.dir(&deep).symlink("link", &deep))
         .layer(|layer| layer.dir(format!("link/{deep}")));
-    repository.refuse(["convert", &repository.source(&image), "--name", OTHER], 1, &["folders", "…"]);
+    repository.refuse(["convert", &repository.source(&image), "--name", OTHER], 1, &["directories", "…"]);
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn foreign_text_cannot_draw_on_the_terminal_or_add_lines() {
     }
     let missing = format!("oci:{}", repository.beside(EVIL).display());
     repository.refuse(["convert", &missing, "--name", OTHER], 1, &[r"\u{1b}[2J"]);
-    let image = TestImage::new().layer(|layer| layer.file("f", "").record("path", format!("{EVIL}/..")));
+    let image = TestImage::new().layer(|layer| layer.file("f", "").record("path", format!("{EVIL}/.wh.")));
     repository.refuse(["convert", &repository.source(&image), "--name", OTHER], 1, &[r"\x1b[2J"]);
     let image = TestImage::new().layer(|layer| layer.hardlink("l", EVIL));
     repository.refuse(["convert", &repository.source(&image), "--name", OTHER], 1, &[r"\x1b[2J"]);

@@ -4,6 +4,8 @@
 
 mod attributes;
 pub mod generated;
+mod order;
+mod stacks;
 
 use std::collections::BTreeMap;
 

@@ -9,6 +9,7 @@ mod check;
 mod compression;
 mod containerd;
 mod convert;
+mod databases;
 mod determinism;
 mod diff;
 mod independent;

@@ -29,7 +29,7 @@ pub use mount::{MountNamespace, TestMount};
 pub use podman::{Podman, busybox};
 pub use proxy::{FaultProxy, challenge};
 pub use registry::{PASSWORD, TestRegistry, USER, run};
-pub use repository::{FQRN, NAME, Run, TestRepository, Tree, chain_path, flat_path, layer_path};
+pub use repository::{FQRN, NAME, Run, TestRepository, Tree, chain_path, flat_path, layer_path, losses_of};
 
 /// Runs strata and waits for it. Settings of whoever runs the tests do not reach it.
 pub fn strata<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Output {

@@ -1,6 +1,6 @@
 //! `verify` proves that what is published is what the image says, and names whatever is not.
 
-mod plant;
+pub mod plant;
 
 use std::fs;
 

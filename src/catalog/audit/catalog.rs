@@ -1,14 +1,16 @@
 //! A catalog, whole, as it stands.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use rusqlite::OptionalExtension;
+use rusqlite::{OptionalExtension, Row};
 
 use super::database::{Cells, Database, Fault};
-use crate::catalog::database::{PathKey, key_of};
+use super::{indexes, sound};
+use crate::catalog::database::{PathKey, ROW_COLUMNS, WITH_NANOSECONDS, key_of};
+use crate::catalog::guarded::unusable;
 
-/// A row of the table `catalog`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A row of the table `catalog`. Many are in memory together, so texts and blobs lie in the catalog's own buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AuditedRow {
     /// Its number, from which clients make the inode.
     pub rowid: i64,
@@ -20,33 +22,51 @@ pub struct AuditedRow {
     pub link_group: u32,
     /// Link count.
     pub link_count: u32,
-    /// The object of a whole file.
-    pub hash: Option<Box<[u8]>>,
     /// Size, or device number.
     pub size: i64,
-    /// Type and permissions.
-    pub mode: u32,
     /// Seconds of the modification time.
     pub mtime: i64,
     /// Nanoseconds of it.
     pub mtime_nanoseconds: Option<i64>,
+    /// Type and permissions.
+    pub mode: u32,
     /// What the row is.
     pub flags: u32,
-    /// Last component of the path.
-    pub name: Box<[u8]>,
-    /// Target of a link.
-    pub symlink: Box<[u8]>,
     /// Owner.
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Packed extended attributes.
-    pub xattr: Option<Box<[u8]>>,
+    pub(super) name: Span,
+    pub(super) symlink: Span,
+    pub(super) hash: Span,
+    pub(super) xattr: Span,
 }
 
-/// A row of the table `chunks`, without its key.
+/// Where bytes lie in the buffer of a catalog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Span {
+    start: u32,
+    /// [`Span::NULL`] where there is no value.
+    length: u32,
+}
+
+impl Span {
+    const NULL: u32 = u32::MAX;
+
+    /// Adds bytes to the buffer of a catalog. None has more than 32 bits of them.
+    pub(super) fn add(buffer: &mut Vec<u8>, bytes: Option<&[u8]>) -> Self {
+        let start = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
+        let length = bytes.map_or(Self::NULL, |bytes| bytes.len() as u32);
+        buffer.extend_from_slice(bytes.unwrap_or_default());
+        Self { start, length }
+    }
+}
+
+/// A row of the table `chunks`, with the key of the file that it is part of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditedChunk {
+    /// Key of the file's path.
+    pub key: PathKey,
     /// Where it begins.
     pub offset: i64,
     /// Bytes of content.
@@ -71,8 +91,10 @@ pub struct AuditedCatalog {
     pub size: u64,
     /// Rows in the order of their numbers.
     pub rows: Vec<AuditedRow>,
+    /// Texts and blobs of the rows.
+    pub(super) buffer: Vec<u8>,
     /// Chunks by file, in order.
-    pub chunks: HashMap<PathKey, Vec<AuditedChunk>>,
+    pub chunks: Vec<AuditedChunk>,
     /// Nested catalogs by path.
     pub nested: BTreeMap<Vec<u8>, AuditedReference>,
     /// Catalogs that are shown a second time, by path.
@@ -87,38 +109,33 @@ pub struct AuditedCatalog {
     pub is_damaged: bool,
 }
 
-/// Since this schema revision there are nanoseconds.
-const WITH_NANOSECONDS: u32 = 7;
+/// Catalogs of up to this size are checked by SQLite alone: that takes less time than to prepare something faster.
+const SMALL: u64 = 64 << 10;
+
 /// Since this schema revision there are bind mountpoints.
 const WITH_BIND_MOUNTPOINTS: u32 = 4;
-
-const COLUMNS: [&str; 15] = [
-    "md5path_1",
-    "md5path_2",
-    "parent_1",
-    "parent_2",
-    "hardlinks",
-    "hash",
-    "size",
-    "mode",
-    "mtime",
-    "flags",
-    "name",
-    "symlink",
-    "uid",
-    "gid",
-    "xattr",
-];
 
 impl AuditedCatalog {
     /// Reads a catalog's file; fails only where nothing at all can be read.
     pub fn read(bytes: Vec<u8>) -> Result<Self, Fault> {
+        match sound::read(&bytes) {
+            Some(sound) => Ok(sound),
+            None => Self::read_with_sqlite(bytes),
+        }
+    }
+
+    /// Lets SQLite read it, which knows what is wrong with a file, and how to read on.
+    pub(super) fn read_with_sqlite(bytes: Vec<u8>) -> Result<Self, Fault> {
         let size = bytes.len() as u64;
         let mut database = Database::open(bytes)?;
+        let has_whole_pages = size > SMALL && database.has_whole_pages();
+        if !has_whole_pages {
+            database.check_integrity();
+        }
         let properties = database.properties();
         let revision = properties.get("schema_revision").and_then(|text| text.parse().ok()).unwrap_or(WITH_NANOSECONDS);
         require_index(&mut database);
-        let rows = read_rows(&mut database, revision);
+        let (rows, buffer) = read_rows(&mut database, revision);
         let chunks = read_chunks(&mut database);
         let nested = read_references(&mut database, "nested_catalogs");
         let bound = match revision >= WITH_BIND_MOUNTPOINTS || !database.columns("bind_mountpoints").is_empty() {
@@ -126,9 +143,13 @@ impl AuditedCatalog {
             false => BTreeMap::new(),
         };
         let statistics = read_statistics(&mut database);
+        if has_whole_pages {
+            indexes::check(&mut database, &rows);
+        }
         Ok(Self {
             size,
             rows,
+            buffer,
             chunks,
             nested,
             bound,
@@ -138,9 +159,60 @@ impl AuditedCatalog {
             is_damaged: database.is_damaged,
         })
     }
+
+    fn bytes(&self, span: Span) -> Option<&[u8]> {
+        let start = span.start as usize;
+        (span.length != Span::NULL).then(|| &self.buffer[start..start + span.length as usize])
+    }
+
+    /// Returns the last component of a row's path.
+    pub fn name(&self, row: &AuditedRow) -> &[u8] {
+        self.bytes(row.name).unwrap_or_default()
+    }
+
+    /// Returns the target of a link.
+    pub fn symlink(&self, row: &AuditedRow) -> &[u8] {
+        self.bytes(row.symlink).unwrap_or_default()
+    }
+
+    /// Returns the hash of the object of a whole file.
+    pub fn hash(&self, row: &AuditedRow) -> Option<&[u8]> {
+        self.bytes(row.hash)
+    }
+
+    /// Returns a row's packed extended attributes.
+    pub fn xattr(&self, row: &AuditedRow) -> Option<&[u8]> {
+        self.bytes(row.xattr)
+    }
+
+    /// Returns the chunks of the file whose path has this key, in order.
+    pub fn chunks_of(&self, key: PathKey) -> &[AuditedChunk] {
+        let start = self.chunks.partition_point(|chunk| chunk.key < key);
+        let count = self.chunks[start..].iter().take_while(|chunk| chunk.key == key).count();
+        &self.chunks[start..start + count]
+    }
+
+    /// Tells whether two rows differ in nothing but their numbers, keys, and names.
+    pub fn are_alike(&self, one: &AuditedRow, other: &AuditedRow) -> bool {
+        let bare = |row: &AuditedRow| {
+            let (name, symlink, hash, xattr) = Default::default();
+            AuditedRow { rowid: 0, key: (0, 0), name, symlink, hash, xattr, ..*row }
+        };
+        bare(one) == bare(other)
+            && (self.symlink(one), self.hash(one), self.xattr(one))
+                == (self.symlink(other), self.hash(other), self.xattr(other))
+            && self.chunks_of(one.key).iter().map(without_key).eq(self.chunks_of(other.key).iter().map(without_key))
+    }
+}
+
+fn without_key(chunk: &AuditedChunk) -> (i64, i64, &Option<Box<[u8]>>) {
+    (chunk.offset, chunk.size, &chunk.hash)
 }
 
 fn require_index(database: &mut Database) {
+    if database.schema.is_own_catalog {
+        return;
+    }
     let sql = "SELECT group_concat(name) FROM pragma_index_info('idx_catalog_parent')";
     let columns: Vec<Option<String>> = database.rows(sql, |row, _| row.get(0));
     if columns != [Some("parent_1,parent_2".to_owned())] {
@@ -149,55 +221,69 @@ fn require_index(database: &mut Database) {
     }
 }
 
-fn read_rows(database: &mut Database, revision: u32) -> Vec<AuditedRow> {
+fn read_rows(database: &mut Database, revision: u32) -> (Vec<AuditedRow>, Vec<u8>) {
     let has_nanoseconds = database.columns("catalog").iter().any(|column| column == "mtimens");
-    let mut needed = COLUMNS.to_vec();
+    let mut needed = ROW_COLUMNS.to_vec();
     if revision >= WITH_NANOSECONDS {
         needed.push("mtimens");
     }
+    let (mut rows, mut buffer) = (Vec::new(), Vec::new());
     if !database.requires("catalog", &needed) {
-        return Vec::new();
+        return (rows, buffer);
     }
-    let nanoseconds = if has_nanoseconds { "mtimens" } else { "NULL AS mtimens" };
-    let sql = format!("SELECT rowid AS number, {}, {nanoseconds} FROM catalog ORDER BY rowid", COLUMNS.join(", "));
-    database.rows(&sql, |row, faults| {
-        let number: i64 = row.get(0)?;
-        let mut cells = Cells { row, number: Some(number), faults };
-        let hardlinks = cells.integer("hardlinks");
-        Ok(AuditedRow {
-            rowid: number,
-            key: (cells.integer("md5path_1"), cells.integer("md5path_2")),
-            parent: (cells.optional_integer("parent_1").unwrap_or(0), cells.optional_integer("parent_2").unwrap_or(0)),
-            link_group: (hardlinks >> 32) as u32,
-            link_count: hardlinks as u32,
-            hash: cells.blob("hash"),
-            size: cells.integer("size"),
-            mode: cells.unsigned("mode"),
-            mtime: cells.integer("mtime"),
-            mtime_nanoseconds: cells.optional_integer("mtimens"),
-            flags: cells.unsigned("flags"),
-            name: cells.text("name"),
-            symlink: cells.text("symlink"),
-            uid: cells.unsigned("uid"),
-            gid: cells.unsigned("gid"),
-            xattr: cells.blob("xattr"),
-        })
+    let nanoseconds = if has_nanoseconds { "mtimens" } else { "NULL" };
+    let sql = format!("SELECT {}, {nanoseconds}, rowid FROM catalog ORDER BY rowid", ROW_COLUMNS.join(", "));
+    let most = database.size();
+    database.visit(&sql, |row, faults| {
+        rows.push(read_row(row, faults, &mut buffer)?);
+        // Pages that refer to one another in a circle give more than the file holds.
+        if buffer.len() as u64 > most { Err(unusable("its rows hold more than the file".to_owned())) } else { Ok(()) }
+    });
+    (rows, buffer)
+}
+
+/// Reads a row whose columns are [`ROW_COLUMNS`], nanoseconds and number.
+fn read_row(row: &Row<'_>, faults: &mut Vec<Fault>, buffer: &mut Vec<u8>) -> rusqlite::Result<AuditedRow> {
+    let number: i64 = row.get(16)?;
+    let mut cells = Cells { row, number: Some(number), faults };
+    let hardlinks = cells.integer(4, "hardlinks");
+    let mut keep = |bytes: Option<&[u8]>| Span::add(buffer, bytes);
+    Ok(AuditedRow {
+        rowid: number,
+        key: (cells.integer(0, "md5path_1"), cells.integer(1, "md5path_2")),
+        parent: (
+            cells.optional_integer(2, "parent_1").unwrap_or(0),
+            cells.optional_integer(3, "parent_2").unwrap_or(0),
+        ),
+        link_group: (hardlinks >> 32) as u32,
+        link_count: hardlinks as u32,
+        hash: keep(cells.blob(5, "hash")),
+        size: cells.integer(6, "size"),
+        mode: cells.unsigned(7, "mode"),
+        mtime: cells.integer(8, "mtime"),
+        flags: cells.unsigned(9, "flags"),
+        name: keep(Some(cells.text(10, "name"))),
+        symlink: keep(Some(cells.text(11, "symlink"))),
+        uid: cells.unsigned(12, "uid"),
+        gid: cells.unsigned(13, "gid"),
+        xattr: keep(cells.blob(14, "xattr")),
+        mtime_nanoseconds: cells.optional_integer(15, "mtimens"),
     })
 }
 
-fn read_chunks(database: &mut Database) -> HashMap<PathKey, Vec<AuditedChunk>> {
-    let mut chunks: HashMap<PathKey, Vec<AuditedChunk>> = HashMap::new();
+fn read_chunks(database: &mut Database) -> Vec<AuditedChunk> {
     if !database.requires("chunks", &["md5path_1", "md5path_2", "offset", "size", "hash"]) {
-        return chunks;
+        return Vec::new();
     }
     let sql = "SELECT md5path_1, md5path_2, offset, size, hash FROM chunks ORDER BY md5path_1, md5path_2, offset, size";
-    let rows = database.rows(sql, |row, faults| {
+    let mut chunks = database.rows(sql, |row, faults| {
         let mut cells = Cells { row, number: None, faults };
-        let key = (cells.integer("md5path_1"), cells.integer("md5path_2"));
-        let (offset, size, hash) = (cells.integer("offset"), cells.integer("size"), cells.blob("hash"));
-        Ok((key, AuditedChunk { offset, size, hash }))
+        let key = (cells.integer(0, "md5path_1"), cells.integer(1, "md5path_2"));
+        let (offset, size, hash) = (cells.integer(2, "offset"), cells.integer(3, "size"), cells.blob(4, "hash"));
+        Ok(AuditedChunk { key, offset, size, hash: hash.map(Into::into) })
     });
-    rows.into_iter().for_each(|(key, chunk)| chunks.entry(key).or_default().push(chunk));
+    // Cells of a wrong type are read as 0 and sorted otherwise.
+    chunks.sort_by_key(|chunk| (chunk.key, chunk.offset, chunk.size));
     chunks
 }
 
@@ -207,8 +293,8 @@ fn read_references(database: &mut Database, table: &str) -> BTreeMap<Vec<u8>, Au
     }
     let rows = database.rows(&format!("SELECT path, sha1, size FROM {table}"), |row, faults| {
         let mut cells = Cells { row, number: None, faults };
-        let (path, hash) = (cells.text("path").into_vec(), cells.string("sha1"));
-        Ok((path, AuditedReference { hash, size: cells.optional_integer("size").unwrap_or(0) }))
+        let (path, hash) = (cells.text(0, "path").to_vec(), cells.string(1, "sha1"));
+        Ok((path, AuditedReference { hash, size: cells.optional_integer(2, "size").unwrap_or(0) }))
     });
     rows.into_iter().collect()
 }
@@ -219,7 +305,7 @@ fn read_statistics(database: &mut Database) -> BTreeMap<String, i64> {
     }
     let rows = database.rows("SELECT counter, value FROM statistics", |row, faults| {
         let mut cells = Cells { row, number: None, faults };
-        Ok((cells.string("counter"), cells.integer("value")))
+        Ok((cells.string(0, "counter"), cells.integer(1, "value")))
     });
     rows.into_iter().collect()
 }

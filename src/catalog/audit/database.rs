@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::sync::Arc;
 
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 
-use crate::catalog::database::open_database;
+use crate::catalog::guarded::{Access, GuardedDatabase, Schema, explain};
 
 /// Something that is not as the format demands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +28,8 @@ impl Fault {
 
 /// A database, and what is wrong with it so far.
 pub(super) struct Database {
-    connection: Connection,
+    database: GuardedDatabase,
+    pub(super) schema: Arc<Schema>,
     pub(super) faults: Vec<Fault>,
     /// Whether something could not be read at all.
     pub(super) is_damaged: bool,
@@ -42,8 +44,13 @@ const ENCODING: std::ops::Range<usize> = 56..60;
 /// Bytes of the header.
 const HEADER: usize = 100;
 
+/// No more faults of pages and indexes are told than these.
+const MOST_FAULTS: usize = 10;
+
 impl Database {
-    /// Opens the bytes of an SQLite file and lets SQLite look for damage.
+    /// Opens the bytes of an SQLite file, and looks for whatever is no ordinary table or index.
+    ///
+    /// Whether its pages are whole is for [`Self::check_pages`] or [`Self::check_integrity`] to find out.
     pub(super) fn open(mut bytes: Vec<u8>) -> Result<Self, Fault> {
         let mut faults = Vec::new();
         if bytes.len() < HEADER || !bytes.starts_with(b"SQLite format 3\0") {
@@ -58,29 +65,59 @@ impl Database {
         if bytes[ENCODING] != [0, 0, 0, 1] {
             faults.push(Fault::new("texts in UTF-8", format_args!("encoding {:?}", &bytes[ENCODING])));
         }
-        let unreadable = |error: rusqlite::Error| Fault::new("a readable database", error);
-        let connection = open_database(&bytes, true).map_err(unreadable)?;
-        let mut database = Self { connection, faults, is_damaged: false };
-        for verdict in database.rows("PRAGMA integrity_check(10)", |row, _| row.get::<_, String>(0)) {
-            if verdict != "ok" {
-                database.faults.push(Fault::new("a database without damage", verdict.replace('\n', "; ")));
-            }
+        let open = || {
+            let database = GuardedDatabase::open(&bytes, Access::ReadOnly)?;
+            let schema = database.schema()?;
+            Ok((database, schema))
+        };
+        let unreadable = |error: rusqlite::Error| Fault::new("a readable database", explain(error));
+        let (database, schema) = open().map_err(unreadable)?;
+        for other in schema.others.iter().take(MOST_FAULTS) {
+            faults.push(Fault::new("nothing but tables and indexes", other));
         }
-        Ok(database)
+        Ok(Self { database, schema, faults, is_damaged: false })
     }
 
-    /// Returns the columns of a table, none where it is not there.
-    pub(super) fn columns(&mut self, table: &str) -> Vec<String> {
-        self.rows(&format!("SELECT name FROM pragma_table_info('{table}')"), |row, _| row.get(0))
+    /// Lets SQLite look for all damage: in pages, in records, and between tables and their indexes.
+    pub(super) fn check_integrity(&mut self) {
+        self.check(&format!("PRAGMA integrity_check({MOST_FAULTS})"));
+    }
+
+    /// Does the same for one table and its indexes.
+    pub(super) fn check_integrity_of(&mut self, table: &str) {
+        self.check(&format!("PRAGMA integrity_check({table})"));
+    }
+
+    /// Lets SQLite look for damage in pages and records; tells whether there is none. Indexes are not compared with tables.
+    pub(super) fn has_whole_pages(&mut self) -> bool {
+        let verdicts = self.database.rows("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
+        verdicts.is_ok_and(|verdicts| verdicts == ["ok"])
+    }
+
+    fn check(&mut self, pragma: &str) {
+        for verdict in self.rows(pragma, |row, _| row.get::<_, String>(0)) {
+            if verdict != "ok" && self.faults.len() < MOST_FAULTS {
+                self.faults.push(Fault::new("a database without damage", verdict.replace('\n', "; ")));
+            }
+        }
+    }
+
+    /// Returns the bytes of the file.
+    pub(super) fn size(&self) -> u64 {
+        self.database.budget().bytes
+    }
+
+    /// Returns the columns of a table whose values are stored, none where the table is not there.
+    pub(super) fn columns(&self, table: &str) -> &[String] {
+        self.schema.columns(table)
     }
 
     /// Tells whether a table has all of `columns`; what it lacks becomes a fault.
     pub(super) fn requires(&mut self, table: &str, columns: &[&str]) -> bool {
-        let found = self.columns(table);
-        let missing: Vec<&str> =
-            columns.iter().copied().filter(|column| !found.iter().any(|name| name == column)).collect();
+        let missing = self.schema.missing(table, columns);
         if !missing.is_empty() {
             let expected = format!("columns {} in table {table}", missing.join(", "));
+            let found = self.schema.columns(table);
             let found = if found.is_empty() { "no such table".to_owned() } else { found.join(", ") };
             self.faults.push(Fault::new(expected, found));
         }
@@ -93,21 +130,35 @@ impl Database {
         sql: &str,
         mut read: impl FnMut(&Row<'_>, &mut Vec<Fault>) -> rusqlite::Result<T>,
     ) -> Vec<T> {
-        let mut found = Vec::new();
-        let faults = &mut self.faults;
+        let (mut found, mut budget) = (Vec::new(), self.database.budget());
+        self.visit(sql, |row, faults| {
+            budget.take(row)?;
+            found.push(read(row, faults)?);
+            Ok(())
+        });
+        found
+    }
+
+    /// Calls `visit` for each row up to the first that cannot be read. How many bytes it keeps is its own to limit.
+    pub(super) fn visit(
+        &mut self,
+        sql: &str,
+        mut visit: impl FnMut(&Row<'_>, &mut Vec<Fault>) -> rusqlite::Result<()>,
+    ) {
+        let (faults, mut budget) = (&mut self.faults, self.database.budget());
         let mut run = || -> rusqlite::Result<()> {
-            let mut statement = self.connection.prepare(sql)?;
+            let mut statement = self.database.connection().prepare(sql)?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
-                found.push(read(row, faults)?);
+                budget.take_bytes(0)?;
+                visit(row, faults)?;
             }
             Ok(())
         };
         if let Err(error) = run() {
-            self.faults.push(Fault::new("a readable database", error));
+            self.faults.push(Fault::new("a readable database", explain(error)));
             self.is_damaged = true;
         }
-        found
     }
 
     /// Returns the table `properties`; numbers as text.
@@ -115,24 +166,21 @@ impl Database {
         if !self.requires("properties", &["key", "value"]) {
             return BTreeMap::new();
         }
-        let pairs = self.rows("SELECT key, CAST(value AS TEXT) FROM properties", |row, _| {
-            Ok((bytes_of(row.get_ref(0)?), row.get_ref(1)?.as_bytes_or_null()?.map(<[u8]>::to_vec)))
+        let pairs = self.rows("SELECT key, CAST(value AS TEXT) FROM properties", |row, faults| {
+            let key = Cells { row, number: None, faults }.string(0, "key");
+            Ok((key, row.get_ref(1)?.as_bytes_or_null()?.map(<[u8]>::to_vec)))
         });
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        pairs.into_iter().filter_map(|(key, value)| Some((text(key), text(value?)))).collect()
+        pairs.into_iter().filter_map(|(key, value)| Some((key, text(value?)))).collect()
     }
 
     /// Borrows the database for questions of another form.
     pub(super) fn connection(&self) -> &Connection {
-        &self.connection
+        self.database.connection()
     }
 }
 
-fn bytes_of(value: ValueRef<'_>) -> Vec<u8> {
-    value.as_bytes().map(<[u8]>::to_vec).unwrap_or_default()
-}
-
-/// Reads the cells of one row. One of a wrong type becomes a fault, and is read as nothing.
+/// Reads the cells of one row by the numbers of their columns. One of a wrong type becomes a fault, and is read as nothing.
 pub(super) struct Cells<'r, 's> {
     pub(super) row: &'r Row<'s>,
     /// Its number in the table `catalog`, if it is one of those.
@@ -140,41 +188,44 @@ pub(super) struct Cells<'r, 's> {
     pub(super) faults: &'r mut Vec<Fault>,
 }
 
-impl Cells<'_, '_> {
-    pub(super) fn integer(&mut self, column: &str) -> i64 {
-        self.optional_integer(column).unwrap_or_else(|| self.wrong(column, "an integer", "NULL"))
+impl<'r> Cells<'r, '_> {
+    pub(super) fn integer(&mut self, column: usize, name: &str) -> i64 {
+        self.optional_integer(column, name).unwrap_or_else(|| self.wrong(name, "an integer", "NULL"))
     }
 
-    pub(super) fn optional_integer(&mut self, column: &str) -> Option<i64> {
+    pub(super) fn optional_integer(&mut self, column: usize, name: &str) -> Option<i64> {
         match self.row.get_ref(column) {
             Ok(ValueRef::Integer(number)) => Some(number),
             Ok(ValueRef::Null) => None,
-            other => self.wrong(column, "an integer", &type_name(other)),
+            other => {
+                self.wrong::<()>(name, "an integer", &type_name(other));
+                Some(0)
+            }
         }
     }
 
     /// Reads an integer that readers take for one of 32 bits.
-    pub(super) fn unsigned(&mut self, column: &str) -> u32 {
-        let number = self.integer(column);
-        u32::try_from(number).unwrap_or_else(|_| self.wrong(column, "a number of 32 bits", &number.to_string()))
+    pub(super) fn unsigned(&mut self, column: usize, name: &str) -> u32 {
+        let number = self.integer(column, name);
+        u32::try_from(number).unwrap_or_else(|_| self.wrong(name, "a number of 32 bits", &number.to_string()))
     }
 
-    pub(super) fn text(&mut self, column: &str) -> Box<[u8]> {
+    pub(super) fn text(&mut self, column: usize, name: &str) -> &'r [u8] {
         match self.row.get_ref(column) {
-            Ok(ValueRef::Text(bytes)) => bytes.into(),
-            other => self.wrong(column, "a text", &type_name(other)),
+            Ok(ValueRef::Text(bytes)) => bytes,
+            other => self.wrong(name, "a text", &type_name(other)),
         }
     }
 
-    pub(super) fn string(&mut self, column: &str) -> String {
-        String::from_utf8_lossy(&self.text(column)).into_owned()
+    pub(super) fn string(&mut self, column: usize, name: &str) -> String {
+        String::from_utf8_lossy(self.text(column, name)).into_owned()
     }
 
-    pub(super) fn blob(&mut self, column: &str) -> Option<Box<[u8]>> {
+    pub(super) fn blob(&mut self, column: usize, name: &str) -> Option<&'r [u8]> {
         match self.row.get_ref(column) {
-            Ok(ValueRef::Blob(bytes)) => Some(bytes.into()),
+            Ok(ValueRef::Blob(bytes)) => Some(bytes),
             Ok(ValueRef::Null) => None,
-            other => self.wrong(column, "a blob", &type_name(other)),
+            other => self.wrong(name, "a blob", &type_name(other)),
         }
     }
 

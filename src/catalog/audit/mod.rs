@@ -5,7 +5,10 @@
 
 mod catalog;
 mod database;
+mod indexes;
+mod pages;
 mod references;
+mod sound;
 
 pub use catalog::{AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, paths_of_rows};
 pub use database::Fault;

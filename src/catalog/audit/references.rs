@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rusqlite::types::ValueRef;
+
 use super::database::{Cells, Database, Fault};
 
 /// A row of the table `tags`.
@@ -47,6 +49,7 @@ impl AuditedHistory {
     /// Reads a tag database's file; fails only where nothing at all can be read.
     pub fn read(bytes: Vec<u8>) -> Result<Self, Fault> {
         let mut database = Database::open(bytes)?;
+        database.check_integrity();
         let properties = database.properties();
         database.requires("recycle_bin", &["hash", "flags"]);
         let (branches, tags) = (read_branches(&mut database), read_tags(&mut database));
@@ -58,11 +61,18 @@ fn read_branches(database: &mut Database) -> Vec<AuditedBranch> {
     if !database.requires("branches", &["branch", "parent", "initial_revision"]) {
         return Vec::new();
     }
-    let sql = "SELECT branch, CAST(parent AS TEXT) AS parent, initial_revision FROM branches ORDER BY branch";
+    let sql = "SELECT branch, parent, initial_revision FROM branches ORDER BY branch";
     database.rows(sql, |row, faults| {
-        let parent = row.get::<_, Option<String>>(1)?;
         let mut cells = Cells { row, number: None, faults };
-        Ok(AuditedBranch { name: cells.string("branch"), parent, initial_revision: cells.integer("initial_revision") })
+        let parent = match row.get_ref(1)? {
+            ValueRef::Null => None,
+            _ => Some(cells.string(1, "parent")),
+        };
+        Ok(AuditedBranch {
+            name: cells.string(0, "branch"),
+            parent,
+            initial_revision: cells.integer(2, "initial_revision"),
+        })
     })
 }
 
@@ -73,14 +83,15 @@ fn read_tags(database: &mut Database) -> Vec<AuditedTag> {
     }
     database.rows(&format!("SELECT {} FROM tags ORDER BY name", columns.join(", ")), |row, faults| {
         let mut cells = Cells { row, number: None, faults };
-        cells.integer("timestamp");
-        cells.text("description");
+        cells.integer(3, "timestamp");
+        cells.optional_integer(4, "channel");
+        cells.text(5, "description");
         Ok(AuditedTag {
-            name: cells.string("name"),
-            hash: cells.string("hash"),
-            revision: cells.integer("revision"),
-            size: cells.integer("size"),
-            branch: cells.string("branch"),
+            name: cells.string(0, "name"),
+            hash: cells.string(1, "hash"),
+            revision: cells.integer(2, "revision"),
+            size: cells.integer(6, "size"),
+            branch: cells.string(7, "branch"),
         })
     })
 }
@@ -100,11 +111,13 @@ impl AuditedReflog {
     /// Reads a reflog; fails only where nothing at all can be read.
     pub fn read(bytes: Vec<u8>) -> Result<Self, Fault> {
         let mut database = Database::open(bytes)?;
+        database.check_integrity();
         let properties = database.properties();
         let references = match database.requires("refs", &["hash", "type", "timestamp"]) {
-            true => database.rows("SELECT hash, type FROM refs", |row, faults| {
+            true => database.rows("SELECT hash, type, timestamp FROM refs", |row, faults| {
                 let mut cells = Cells { row, number: None, faults };
-                Ok((cells.string("hash"), cells.integer("type")))
+                cells.optional_integer(2, "timestamp");
+                Ok((cells.string(0, "hash"), cells.integer(1, "type")))
             }),
             false => Vec::new(),
         };

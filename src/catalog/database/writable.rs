@@ -5,8 +5,9 @@ use std::iter;
 
 use rusqlite::{Connection, Row, params};
 
+use super::sound::require_sound;
 use super::{
-    Catalog, CatalogError, INSERT_CHUNK, INSERT_ROW, NO_PARENT, PathKey, Text, UNJOURNALED, create_database,
+    Catalog, CatalogError, GuardedDatabase, INSERT_CHUNK, INSERT_ROW, NO_PARENT, PathKey, Text, create_database,
     insert_chunks, insert_row, key, read_reference_with_path, spelt, write_counters, write_form,
 };
 use crate::catalog::counters::Counters;
@@ -69,16 +70,18 @@ impl WritableCatalog {
             write_counters(&connection, Counters::default(), Counters::default())
         };
         fill().map_err(database)?;
-        Catalog::of(connection, 0, root).and_then(Self::begin)
+        Catalog::of(GuardedDatabase::created(connection), 0, root).and_then(Self::begin)
     }
 
-    /// Makes a catalog one that can be changed.
+    /// Makes a catalog one that can be changed, if all of it is sound: what is signed next has its other rows, too.
     pub(in crate::catalog) fn of(catalog: Catalog) -> Result<Self, CatalogError> {
+        require_sound(&catalog)?;
         let upgrade = || {
-            if !catalog.has_nanoseconds() {
-                catalog.connection().execute_batch("ALTER TABLE catalog ADD mtimens INTEGER")?;
+            catalog.database().allow_changes()?;
+            match catalog.has_nanoseconds() {
+                true => Ok(()),
+                false => catalog.database().connection().execute_batch("ALTER TABLE catalog ADD mtimens INTEGER"),
             }
-            catalog.connection().execute_batch(UNJOURNALED)
         };
         upgrade().map_err(|source| catalog.database_error(source))?;
         let mut writable = Self::begin(catalog)?;
@@ -87,13 +90,13 @@ impl WritableCatalog {
     }
 
     fn begin(catalog: Catalog) -> Result<Self, CatalogError> {
-        let begun = catalog.connection().execute_batch("BEGIN");
+        let begun = catalog.database().connection().execute_batch("BEGIN");
         begun.map_err(|source| catalog.database_error(source))?;
         Ok(Self { catalog, free: Vec::new() })
     }
 
     fn run<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, CatalogError> {
-        let done = work(&self.catalog.connection());
+        let done = work(self.catalog.database().connection());
         done.map_err(|source| self.catalog.database_error(source))
     }
 
@@ -207,7 +210,7 @@ impl WritableCatalog {
             let sql = format!("SELECT sha1, size, path FROM {table} WHERE path = ?1 OR path > ?2 AND path < ?3");
             let mut select = connection.prepare_cached(&sql)?;
             let range = params![Text(&spelt(path)), Text(&from), Text(&to)];
-            select.query_map(range, read_reference_with_path)?.collect()
+            select.query_map(range, read_reference_with_path)?.collect::<rusqlite::Result<_>>()
         })?;
         found.into_iter().map(|row| self.catalog.reference(row)).collect()
     }
@@ -282,8 +285,9 @@ impl WritableCatalog {
     /// Lets `read` have the bytes of the SQLite file.
     pub(in crate::catalog) fn write<T>(self, read: impl FnOnce(&[u8]) -> T) -> Result<T, CatalogError> {
         let path = self.catalog.root().clone();
-        let Self { catalog: Catalog { connection, own, below, .. }, free } = self;
-        let mut connection = connection.into_inner().expect("no thread panics while it changes a catalog");
+        let Self { catalog: Catalog { database, own, below, .. }, free } = self;
+        let mut connection =
+            database.into_inner().expect("no thread panics while it changes a catalog").into_connection();
         let write = || {
             write_counters(&connection, own, below)?;
             let has_new_numbers = close_gaps(&connection, free, own.entries())?;

@@ -125,3 +125,21 @@ fn artifact_is_known_by_its_name_and_what_was_wanted_of_it() {
     state.add_artifact("h.org/a:1", "sha256:2", "application/wasm").unwrap();
     assert_eq!(state.artifact("h.org/a:1", "sha256:1").unwrap(), None);
 }
+
+#[test]
+fn nothing_that_somebody_put_into_the_database_is_executed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.db");
+    let key = ContentKey { blake3: [7; 32], size: 5, is_chunk: false, encoder: 2 };
+    let add = || StateDatabase::open(&path)?.add_objects(&[(key, KnownObject::new(ObjectHash::of(b"o"), 1))]);
+    let change = |sql: &str| Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+    add().unwrap();
+    change("CREATE TRIGGER t AFTER INSERT ON content BEGIN DELETE FROM content; END");
+    add().unwrap();
+    assert!(!StateDatabase::open(&path).unwrap().is_empty().unwrap());
+    change("DROP TRIGGER t; ALTER TABLE content RENAME TO c; CREATE VIEW content AS SELECT * FROM c");
+    assert!(add().is_err());
+    // A database in which something else has the name of a table is taken for an earlier version's, of which nothing is read.
+    let found = StateDatabase::open_fixed(&path).and_then(|state| state.objects(&[key]));
+    assert!(found.is_err() || found.is_ok_and(|found| found == [None]));
+}

@@ -1,6 +1,5 @@
 use super::sample::gzip;
 use super::*;
-use crate::metadata::Timestamp;
 
 const LONG: &str =
     "a-folder-with-a-long-name/another-folder-with-a-long-name/and-one-more-folder-with-a-long-name/file";
@@ -33,41 +32,43 @@ fn extension_holds_for_one_entry_only() {
 }
 
 #[test]
-fn global_records_are_defaults_for_all_that_follow() {
-    let tar = Tar::default()
-        .file("a", "")
-        .extended(b'g', &[("uid", "7"), ("gid", "8"), ("mtime", "9.5"), ("SCHILY.xattr.user.a", "v")])
-        .file("b", "")
-        .pax(&[("uid", "70"), ("gid", "")])
-        .file("c", "")
-        .extended(b'g', &[("uid", "")])
-        .file("d", "");
-    let entries = entries(tar);
-    let ids: Vec<_> = entries.iter().map(|(entry, _)| (metadata(entry).uid, metadata(entry).gid)).collect();
-    assert_eq!(ids, [(0, 0), (7, 8), (70, 0), (0, 8)]);
-    assert_eq!(metadata(&entries[3].0).mtime, Timestamp { seconds: 9, nanoseconds: 500_000_000 });
-    assert!(metadata(&entries[0].0).xattrs.is_none() && metadata(&entries[1].0).xattrs.is_some());
+fn global_records_say_nothing_of_any_entry() {
+    let global = [
+        ("uid", "7"),
+        ("gid", "8"),
+        ("mtime", "9.5"),
+        ("path", "x"),
+        ("linkpath", "x"),
+        ("size", "0"),
+        ("GNU.sparse.size", "9"),
+        ("SCHILY.xattr.user.a", "v"),
+        ("SCHILY.acl.access", "user::rwx"),
+        ("comment", "0123456789abcdef"),
+    ];
+    let tar = || Tar::default().file("a", "content").pax(&[("uid", "70")]).file("b", "").file("c", "");
+    let with_global = Tar::default().extended(b'g', &global).file("a", "content");
+    let with_global = with_global.pax(&[("uid", "70")]).file("b", "").extended(b'g', &global).file("c", "");
+    assert_eq!(entries(with_global), entries(tar()));
 }
 
 #[test]
-fn global_records_neither_move_nor_resize_entries() {
-    let global = [("path", "x"), ("linkpath", "x"), ("size", "0"), ("GNU.sparse.size", "9")];
-    let tar = Tar::default().extended(b'g', &global).file("a", "content").file("b", "");
-    let entries = entries(tar);
-    assert_eq!((&entries[0].0.path, &entries[0].1[..]), (&path("a"), &b"content"[..]));
-    assert_eq!(entries[1].0.path, path("b"));
+fn global_header_ends_what_extends_the_next_entry() {
+    let tar = Tar::default().pax(&[("path", "x")]).extended(b'g', &[("comment", "a")]).file("a", "");
+    assert_eq!(entries(tar)[0].0.path, path("a"), "as Go reads it");
+    let malformed = Tar::default().entry(Head::new(b'g', "PaxHeaders/0"), "9 patha\n\n").file("a", "");
+    assert_eq!(problem(malformed).1, EntryError::Record);
 }
 
 #[test]
 fn numbers_may_be_large_or_negative() {
     let tar = Tar::default()
         .head(Head::file("a").base_256(108, 8, 4_000_000_000).base_256(116, 8, 3_000_000_000).base_256(136, 12, -5))
-        .pax(&[("uid", "4294967295"), ("gid", "4294967294"), ("mtime", "-1.25")])
+        .pax(&[("uid", "4294967294"), ("gid", "4294967293"), ("mtime", "-1.25")])
         .file("b", "");
     let entries = entries(tar);
     let (a, b) = (metadata(&entries[0].0), metadata(&entries[1].0));
     assert_eq!((a.uid, a.gid, a.mtime.seconds, a.mtime.nanoseconds), (4_000_000_000, 3_000_000_000, -5, 0));
-    assert_eq!((b.uid, b.gid), (u32::MAX, u32::MAX - 1));
+    assert_eq!((b.uid, b.gid), (u32::MAX - 1, u32::MAX - 2));
     assert_eq!((b.mtime.seconds, b.mtime.nanoseconds), (-2, 750_000_000));
 }
 

@@ -57,16 +57,6 @@ fn number_of_sparse_pieces_is_limited_in_every_form() {
 }
 
 #[test]
-fn global_header_counts_for_every_entry() {
-    let tar = || Tar::default().extended(b'g', &[("comment", "1234")]).file("a", "").file("b", "").end();
-    // Two names, and the record of 16 bytes for each.
-    for (size, limit) in [(34, None), (33, Some(Limit::MetadataSize))] {
-        let limits = Limits { metadata_size: size, ..Limits::default() };
-        assert_eq!(exceeded(read_within(&tar(), limits)), limit);
-    }
-}
-
-#[test]
 fn holes_that_are_filled_are_limited() {
     let tar = Tar::default().file("a", "").end();
     let limits = Limits { filled_holes: 5, ..Limits::default() };

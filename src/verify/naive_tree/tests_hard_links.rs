@@ -19,8 +19,50 @@ fn hard_link_shares_the_inode_of_its_target_before_or_after_it_in_the_archive() 
 fn hard_link_finds_its_target_in_lower_layers() {
     let lower = || vec![file("a", 1)];
     assert_eq!(list(&[lower(), vec![], vec![hard_link("b/c", "a")]]), ["a=1", "b/", "b/c==a"]);
-    assert_eq!(list(&[lower(), vec![hard_link("b", "a"), file("a", 2)]]), ["a=2", "b==a"]);
     assert_eq!(list(&[lower(), vec![hard_link("b", "a")], vec![file("a", 2)]]), ["a=2", "b=1"]);
+}
+
+#[test]
+fn hard_link_takes_what_is_at_its_target_at_that_point_of_the_archive() {
+    let lower = || vec![file("a", 1)];
+    assert_eq!(list(&[lower(), vec![hard_link("b", "a"), file("a", 2)]]), ["a=2", "b=1"]);
+    assert_eq!(list(&[vec![file("a", 1), hard_link("b", "a"), file("a", 2)]]), ["a=2", "b=1"]);
+    assert_eq!(list(&[lower(), vec![file("a", 2), hard_link("b", "a"), whiteout("a")]]), ["a=2", "b==a"]);
+    let moved = vec![file("lib/a", 1), hard_link("usr/a", "lib/a"), symlink("lib/a", "../usr/a")];
+    assert_eq!(list(&[moved]), ["lib/", "lib/a->../usr/a", "usr/", "usr/a=1"]);
+    assert_eq!(list(&[vec![file("a", 1), hard_link("b", "a"), folder("a", 0o700)]]), ["a/ 0700", "b=1"]);
+    let through_link = vec![symlink("l", "d"), file("d/a", 1), hard_link("b", "l/a"), file("d/a", 2)];
+    assert_eq!(list(&[through_link]), ["b=1", "d/", "d/a=2", "l->d"]);
+    assert_eq!(list(&[lower(), vec![whiteout("a"), hard_link("b", "a"), file("a", 2)]]), ["a=2", "b=1"]);
+}
+
+#[test]
+fn hard_link_takes_the_next_later_entry_where_nothing_was_before() {
+    assert_eq!(list(&[vec![hard_link("b", "a"), file("a", 1), file("a", 2)]]), ["a=2", "b=1"]);
+    assert_eq!(list(&[vec![hard_link("b", "a"), file("b", 3), file("a", 1)]]), ["a=1", "b=3"]);
+    assert_eq!(
+        list(&[vec![hard_link("b", "a"), hard_link("c", "b"), file("b", 3), file("a", 1)]]),
+        ["a=1", "b=3", "c==a"]
+    );
+    assert_eq!(
+        list(&[vec![hard_link("b", "l/a"), file("d/a", 1), symlink("l", "d")]]),
+        ["b=1", "d/", "d/a==b", "l->d"]
+    );
+    let to_folder = ApplyError::HardLinkToFolder { path: path("b"), target: path("a") };
+    assert_eq!(error(&[vec![hard_link("b", "a"), folder("a", 0o700)]]), to_folder);
+}
+
+#[test]
+fn hard_link_to_a_file_of_aufs_takes_its_content() {
+    let hidden = file(".wh..wh.plnk/1.2", 1);
+    let links = [hard_link("a", ".wh..wh.plnk/1.2"), hard_link("b/c", ".wh..wh.plnk/1.2")];
+    let expected = ["a=1", "b/", "b/c==a"];
+    assert_eq!(list(&[[vec![hidden.clone()], links.to_vec()].concat()]), expected);
+    assert_eq!(list(&[[links.to_vec(), vec![hidden]].concat()]), expected);
+    let of_file = vec![hard_link(".wh..wh.plnk/1.2", "a"), hard_link("b", ".wh..wh.plnk/1.2"), file("a", 1)];
+    assert_eq!(list(&[of_file]), ["a=1", "b==a"]);
+    let missing = ApplyError::MissingHardLinkTarget { path: path("a"), target: path(".wh..wh.plnk/1.2") };
+    assert_eq!(error(&[vec![file(".wh..wh.plnk/1.2", 1)], vec![links[0].clone()]]), missing);
 }
 
 #[test]
@@ -54,7 +96,7 @@ fn hard_links_in_a_circle_are_what_lower_layers_have() {
     assert_eq!(list(&[lower(), vec![hard_link("b", "a"), hard_link("a", "b")]]), ["a=1", "b==a"]);
     let of_three = vec![hard_link("c", "b"), hard_link("b", "a"), hard_link("a", "c")];
     assert_eq!(list(&[vec![file("b", 1)], of_three]), ["a=1", "b==a", "c==a"]);
-    // The first in the archive is made without waiting, and only that one.
+    // The first in the archive replaces what is at the target of the second.
     let missing = ApplyError::MissingHardLinkTarget { path: path("a"), target: path("b") };
     assert_eq!(error(&[lower(), vec![hard_link("a", "b"), hard_link("b", "a")]]), missing);
 }

@@ -1,11 +1,11 @@
-//! The rules for laying a layer but for its hard links, each with a small example and the result written out by hand.
+//! The rules for applying a layer but for its hard links, each with a small example and the result written out by hand.
 
 use std::sync::Arc;
 
 use super::*;
-use crate::layer::DeviceNumber;
+use crate::layer::{DeviceNumber, EntryKind};
 use crate::metadata::{Timestamp, Xattrs};
-use crate::verify::tests_generate::{file, folder, hard_link, node, opaque, path, symlink, whiteout};
+use crate::verify::tests_generate::{file, folder, hard_link, node, opaque, path, symlink, unpublished, whiteout};
 
 type Layer = Vec<LayerEntry<u8>>;
 
@@ -40,8 +40,6 @@ pub(super) fn error(layers: &[Layer]) -> ApplyError {
     tree_of(layers).unwrap_err()
 }
 
-const NOTHING: [&str; 0] = [];
-
 // Whiteouts and opaque markers.
 
 #[test]
@@ -70,9 +68,10 @@ fn whiteout_of_a_folder_that_the_layer_brings_is_an_opaque_marker() {
 }
 
 #[test]
-fn whiteout_takes_the_attributes_of_a_folder_that_its_layer_only_implies() {
+fn whiteout_takes_the_attributes_of_a_directory_that_its_layer_implies_later() {
     let lower = vec![folder("a", 0o700), file("a/old", 1)];
-    assert_eq!(list(&[lower, vec![file("a/new", 2), whiteout("a")]]), ["a/", "a/new=2"]);
+    assert_eq!(list(&[lower.clone(), vec![whiteout("a"), file("a/new", 2)]]), ["a/", "a/new=2"]);
+    assert_eq!(list(&[lower, vec![file("a/new", 2), whiteout("a")]]), ["a/ 0700", "a/new=2"]);
 }
 
 #[test]
@@ -108,9 +107,10 @@ fn whiteout_of_what_is_not_there_is_harmless() {
 }
 
 #[test]
-fn removals_are_looked_up_before_any_is_made() {
+fn removals_are_looked_up_in_what_the_ones_before_left() {
     let lower = vec![symlink("l", "a"), file("a/b", 1), file("a/c", 1)];
-    assert_eq!(list(&[lower.clone(), vec![whiteout("l"), whiteout("l/b")]]), ["a/", "a/c=1"]);
+    assert_eq!(list(&[lower.clone(), vec![whiteout("l"), whiteout("l/b")]]), ["a/", "a/b=1", "a/c=1"]);
+    assert_eq!(list(&[lower.clone(), vec![whiteout("l/b"), whiteout("l")]]), ["a/", "a/c=1"]);
     assert_eq!(list(&[lower, vec![whiteout("a"), whiteout("a/b")]]), ["l->a"]);
 }
 
@@ -129,11 +129,13 @@ fn removals_follow_symbolic_links_but_for_the_name_of_a_whiteout() {
 }
 
 #[test]
-fn removals_do_not_follow_a_link_that_their_layer_replaces_with_a_folder() {
+fn removals_follow_a_link_until_their_layer_replaces_it() {
     let lower = vec![symlink("lib", "usr"), file("usr/a", 1)];
     for mark in [whiteout("lib/a"), opaque("lib")] {
-        let upper = vec![mark, folder("lib", 0o700)];
-        assert_eq!(list(&[lower.clone(), upper]), ["lib/ 0700", "usr/", "usr/a=1"]);
+        let after = vec![folder("lib", 0o700), mark.clone()];
+        assert_eq!(list(&[lower.clone(), after]), ["lib/ 0700", "usr/", "usr/a=1"]);
+        let before = vec![mark, folder("lib", 0o700)];
+        assert_eq!(list(&[lower.clone(), before]), ["lib/ 0700", "usr/"]);
     }
 }
 
@@ -204,19 +206,20 @@ fn folder_that_the_archive_names_replaces_a_link() {
     let lower = vec![symlink("lib", "usr/lib"), file("usr/lib/a", 1)];
     let expected = ["lib/ 0700", "lib/x=2", "usr/", "usr/lib/", "usr/lib/a=1"];
     assert_eq!(list(&[lower.clone(), vec![folder("lib", 0o700), file("lib/x", 2)]]), expected);
-    assert_eq!(list(&[lower.clone(), vec![file("lib/x", 2), folder("lib", 0o700)]]), expected);
-    // A folder that is overridden is not named.
+    let through_link = ["lib/ 0700", "usr/", "usr/lib/", "usr/lib/a=1", "usr/lib/x=2"];
+    assert_eq!(list(&[lower.clone(), vec![file("lib/x", 2), folder("lib", 0o700)]]), through_link);
     let upper = vec![folder("lib", 0o700), file("lib/x", 2), symlink("lib", "z")];
-    assert_eq!(list(&[lower, upper]), ["lib->z", "usr/", "usr/lib/", "usr/lib/a=1", "usr/lib/x=2"]);
+    assert_eq!(list(&[lower, upper]), ["lib->z", "usr/", "usr/lib/", "usr/lib/a=1"]);
 }
 
 #[test]
-fn named_folder_below_a_link_is_known_by_the_path_that_the_layer_uses() {
+fn directory_below_a_link_replaces_the_link_in_it() {
     let lower = vec![symlink("lib", "usr"), symlink("usr/l", "/d"), file("d/a", 1)];
-    let through_link = vec![file("lib/l/x", 2), folder("lib/l", 0o700)];
-    assert_eq!(list(&[lower.clone(), through_link]), ["d/", "d/a=1", "lib->usr", "usr/", "usr/l/ 0700", "usr/l/x=2"]);
-    let otherwise = vec![file("lib/l/x", 2), folder("usr/l", 0o700)];
-    assert_eq!(list(&[lower, otherwise]), ["d/", "d/a=1", "d/x=2", "lib->usr", "usr/", "usr/l/ 0700"]);
+    for replacing in ["lib/l", "usr/l"] {
+        let upper = vec![file("lib/l/x", 2), folder(replacing, 0o700), file("lib/l/y", 2)];
+        let expected = ["d/", "d/a=1", "d/x=2", "lib->usr", "usr/", "usr/l/ 0700", "usr/l/y=2"];
+        assert_eq!(list(&[lower.clone(), upper]), expected);
+    }
 }
 
 #[test]
@@ -244,8 +247,10 @@ fn what_a_link_leads_to_is_made_where_it_is_missing_or_no_folder() {
         list(&[lower, vec![file("run/a", 2)]]),
         ["run->/var/run/x", "var/", "var/run/", "var/run/x/", "var/run/x/a=2"]
     );
-    let made_on_the_way = vec![symlink("l", "new/../d"), file("l/a", 1)];
-    assert_eq!(list(&[made_on_the_way]), ["d/", "d/a=1", "l->new/../d", "new/"]);
+    let taken_back = vec![symlink("l", "new/../d"), file("l/a", 1)];
+    assert_eq!(list(&[taken_back]), ["d/", "d/a=1", "l->new/../d"], "what a '..' takes back is not made");
+    let over_a_file = vec![file("f", 1), symlink("l", "f/../d"), file("l/a", 1)];
+    assert_eq!(list(&[over_a_file]), ["d/", "d/a=1", "f=1", "l->f/../d"]);
 }
 
 /// Returns links from `l1` to `l2` and so on, the last one to the folder `d`.
@@ -255,17 +260,17 @@ fn chain_of_links(length: usize) -> Layer {
 }
 
 #[test]
-fn path_may_lead_through_forty_links() {
-    for length in [39, 40] {
+fn path_may_lead_through_255_links() {
+    for length in [254, 255] {
         assert!(tree_of(&[chain_of_links(length), vec![file("l1/b", 1)]]).unwrap().get(&path("d/b")).is_some());
         assert!(tree_of(&[chain_of_links(length), vec![hard_link("b", "l1/a")]]).is_ok());
         assert!(tree_of(&[chain_of_links(length), vec![whiteout("l1/a")]]).unwrap().get(&path("d/a")).is_none());
     }
     let too_many = ApplyError::TooManyLinks(path("l1/b"));
-    assert_eq!(error(&[chain_of_links(41), vec![file("l1/b", 1)]]), too_many);
-    assert_eq!(error(&[chain_of_links(41), vec![hard_link("l1/b", "d/a")]]), too_many);
-    assert_eq!(error(&[chain_of_links(41), vec![hard_link("b", "l1/a")]]), ApplyError::TooManyLinks(path("b")));
-    assert!(tree_of(&[chain_of_links(41), vec![whiteout("l1/a")]]).unwrap().get(&path("d/a")).is_some());
+    assert_eq!(error(&[chain_of_links(256), vec![file("l1/b", 1)]]), too_many);
+    assert_eq!(error(&[chain_of_links(256), vec![hard_link("l1/b", "d/a")]]), too_many);
+    assert_eq!(error(&[chain_of_links(256), vec![hard_link("b", "l1/a")]]), ApplyError::TooManyLinks(path("b")));
+    assert!(tree_of(&[chain_of_links(256), vec![whiteout("l1/a")]]).unwrap().get(&path("d/a")).is_some());
 }
 
 #[test]
@@ -322,6 +327,29 @@ fn last_of_several_statements_about_a_path_counts() {
 }
 
 #[test]
+fn what_an_entry_replaced_does_not_come_back() {
+    let lower = vec![folder("a", 0o700), file("a/old", 1)];
+    for between in [file("a", 2), symlink("a", "x"), unpublished("a")] {
+        let upper = vec![between.clone(), folder("a", 0o711)];
+        assert_eq!(list(&[lower.clone(), upper]), ["a/ 0711"]);
+    }
+    for between in [file("a", 2), unpublished("a")] {
+        let implied = vec![between, file("a/new", 2)];
+        assert_eq!(list(&[lower.clone(), implied]), ["a/", "a/new=2"]);
+    }
+}
+
+#[test]
+fn entry_that_cannot_be_published_hides_what_is_there() {
+    let lower = || vec![file("p/gone", 1), file("p/dir/f", 1), file("p/kept", 1)];
+    assert_eq!(list(&[lower(), vec![unpublished("p/gone"), unpublished("p/dir")]]), ["p/", "p/kept=1"]);
+    let own = vec![file("p/gone", 2), unpublished("p/gone"), unpublished("p/dir"), file("p/dir/new", 2)];
+    assert_eq!(list(&[lower(), own]), ["p/", "p/dir/", "p/dir/new=2", "p/kept=1"]);
+    assert_eq!(list(&[lower(), vec![unpublished("p/gone"), file("p/gone", 3)]])[3], "p/gone=3");
+    assert_eq!(error(&[vec![unpublished("")]]), ApplyError::RootIsNoFolder);
+}
+
+#[test]
 fn special_files_and_names_that_mean_something_elsewhere_are_kept() {
     let [null, disk] = [(1, 3), (8, 0)].map(|(major, minor)| DeviceNumber { major, minor });
     let layer = vec![
@@ -353,7 +381,7 @@ fn root_is_a_folder() {
     assert_eq!((tree.get(&EntryPath::ROOT).unwrap().metadata.mode, list(&layers)), (0o711, vec!["a=1".to_owned()]));
     assert_eq!(error(&[vec![file("", 1)]]), ApplyError::RootIsNoFolder);
     assert_eq!(error(&[vec![file("a", 1), hard_link("", "a")]]), ApplyError::RootIsNoFolder);
-    assert_eq!(list(&[vec![file("", 1), folder("", 0o700)]]), NOTHING);
+    assert_eq!(error(&[vec![file("", 1), folder("", 0o700)]]), ApplyError::RootIsNoFolder);
 }
 
 #[test]

@@ -100,26 +100,12 @@ pub fn is_mounted(folder: &Path) -> bool {
     mounts.lines().any(|line| line.split(' ').nth(1) == folder.to_str())
 }
 
-/// Lists a mounted tree as the strict reader lists a published one.
+/// Lists a mounted tree, or any other directory, as the strict reader lists a published one. Whatever is listed has to be there.
 pub fn walk(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
-    walk_what(root, &|place| Some(fs::symlink_metadata(place).unwrap()))
-}
-
-/// Lists what an overlay mount shows.
-///
-/// It also lists the names of whiteouts that hide nothing, in folders that only one layer has, and then has nothing there.
-pub fn walk_overlay(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
-    walk_what(root, &|place| match fs::symlink_metadata(place) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        metadata => Some(metadata.unwrap_or_else(|error| panic!("{place:?}: {error}"))),
-    })
-}
-
-fn walk_what(root: &Path, metadata: &dyn Fn(&Path) -> Option<fs::Metadata>) -> BTreeMap<Vec<u8>, Entry> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![(Vec::new(), root.to_owned())];
     while let Some((path, place)) = waiting.pop() {
-        let Some(metadata) = metadata(&place) else { continue };
+        let metadata = fs::symlink_metadata(&place).unwrap_or_else(|error| panic!("{place:?} is listed: {error}"));
         if metadata.is_dir() {
             for child in fs::read_dir(&place).unwrap_or_else(|error| panic!("{place:?}: {error}")) {
                 let name = child.unwrap().file_name();

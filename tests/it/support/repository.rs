@@ -314,6 +314,11 @@ impl Run {
         run
     }
 
+    /// Returns the code that the command ended with; none where a signal ended it.
+    pub fn exit_code(&self) -> Option<i32> {
+        self.0.status.code()
+    }
+
     /// Returns what it printed.
     pub fn stdout(&self) -> String {
         String::from_utf8(self.0.stdout.clone()).unwrap()

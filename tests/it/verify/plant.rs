@@ -1,8 +1,10 @@
 //! Published repositories with a fault planted in them, signed as if it were none.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use flate2::read::ZlibDecoder;
 use rsa::pkcs8::DecodePrivateKey as _;
@@ -36,15 +38,66 @@ impl Planted {
 
     /// Changes the catalog of the folder `path`, and publishes that.
     pub fn change(&self, path: &str, sql: &str) {
+        let (hash, size) = self.change_catalog(&self.field('C'), path, sql, false);
+        self.publish(&[('C', hash), ('B', size.to_string())]);
+    }
+
+    /// Does the same, while what refers to the catalog goes on stating its size of before.
+    pub fn change_and_hide_size(&self, path: &str, sql: &str) {
+        let (hash, size) = self.change_catalog(&self.field('C'), path, sql, true);
+        let size = if path.is_empty() { self.field('B') } else { size.to_string() };
+        self.publish(&[('C', hash), ('B', size)]);
+    }
+
+    /// Changes the tag database, and publishes that.
+    pub fn change_history(&self, sql: &str) {
+        let hash = self.field('H');
+        let stored = fs::File::open(self.storage().join(format!("data/{}/{}H", &hash[..2], &hash[2..]))).unwrap();
+        let mut plain = Vec::new();
+        ZlibDecoder::new(stored).read_to_end(&mut plain).unwrap();
+        let changed = change_database(&plain, |database| database.execute_batch(sql).unwrap());
+        self.publish(&[('H', put(&self.storage(), &deflate(&changed), "H"))]);
+    }
+
+    /// Changes the log of references.
+    pub fn change_log(&self, sql: &str) {
+        let path = self.storage().join(".cvmfsreflog");
+        let changed = change_database(&fs::read(&path).unwrap(), |database| database.execute_batch(sql).unwrap());
+        fs::write(path, changed).unwrap();
+    }
+
+    /// Prepares a command on the repository.
+    pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
+        let repository: [OsString; 2] = ["--repo".into(), self.folder().into()];
+        strata_command(arguments.into_iter().map(|argument| argument.as_ref().to_owned()).chain(repository))
+    }
+
+    /// Returns the files that a publisher replaces.
+    pub fn front_page(&self) -> [Vec<u8>; 2] {
+        [".cvmfspublished", ".cvmfsreflog"].map(|name| fs::read(self.storage().join(name)).unwrap())
+    }
+
+    /// Returns a path beside the repository.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    fn fields(&self) -> String {
         let manifest = fs::read(self.storage().join(".cvmfspublished")).unwrap();
         let end = manifest.windows(4).position(|window| window == b"\n--\n").unwrap() + 1;
-        let fields = String::from_utf8(manifest[..end].to_vec()).unwrap();
-        let root = fields.lines().find_map(|line| line.strip_prefix('C')).unwrap();
-        let (hash, size) = self.change_catalog(root, path, sql);
-        let changed = fields.lines().map(|line| match line.as_bytes()[0] {
-            b'C' => format!("C{hash}\n"),
-            b'B' => format!("B{size}\n"),
-            _ => format!("{line}\n"),
+        String::from_utf8(manifest[..end].to_vec()).unwrap()
+    }
+
+    fn field(&self, letter: char) -> String {
+        self.fields().lines().find_map(|line| line.strip_prefix(letter)).unwrap().to_owned()
+    }
+
+    /// Signs the manifest with other fields.
+    fn publish(&self, others: &[(char, String)]) {
+        let fields = self.fields();
+        let changed = fields.lines().map(|line| match others.iter().find(|(letter, _)| line.starts_with(*letter)) {
+            Some((letter, value)) => format!("{letter}{value}\n"),
+            None => format!("{line}\n"),
         });
         self.sign(&changed.collect::<String>());
     }
@@ -70,31 +123,31 @@ impl Planted {
     }
 
     /// Changes the catalog of `path`, which is in or below the one named, and returns the new name and size of that one.
-    fn change_catalog(&self, hash: &str, path: &str, sql: &str) -> (String, usize) {
+    ///
+    /// Where the size is hidden, the catalog above that one goes on stating what it stated before.
+    fn change_catalog(&self, hash: &str, path: &str, sql: &str, hides_size: bool) -> (String, usize) {
         let stored = fs::File::open(self.storage().join(format!("data/{}/{}C", &hash[..2], &hash[2..]))).unwrap();
         let mut plain = Vec::new();
         ZlibDecoder::new(stored).read_to_end(&mut plain).unwrap();
-        let mut file = NamedTempFile::new().unwrap();
-        file.write_all(&plain).unwrap();
-        let catalog = Connection::open(file.path()).unwrap();
-        let next =
-            "SELECT path, sha1 FROM nested_catalogs WHERE ?1 = path OR substr(?1, 1, length(path) + 1) = path || '/'";
-        let below: Option<(String, String)> =
-            catalog.query_row(next, [path], |row| Ok((row.get(0)?, row.get(1)?))).optional().unwrap();
-        match below {
-            Some((below, hash)) => {
-                let (hash, size) = self.change_catalog(&hash, path, sql);
-                let update = "UPDATE nested_catalogs SET sha1 = ?1, size = ?2 WHERE path = ?3";
-                catalog.execute(update, params![hash, size, below]).unwrap();
+        let bytes = change_database(&plain, |catalog| {
+            let next = "SELECT path, sha1, size FROM nested_catalogs
+                WHERE ?1 = path OR substr(?1, 1, length(path) + 1) = path || '/'";
+            let below: Option<(String, String, usize)> =
+                catalog.query_row(next, [path], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional().unwrap();
+            match below {
+                Some((below, hash, before)) => {
+                    let (hash, size) = self.change_catalog(&hash, path, sql, hides_size);
+                    let size = if hides_size && below == path { before } else { size };
+                    let update = "UPDATE nested_catalogs SET sha1 = ?1, size = ?2 WHERE path = ?3";
+                    catalog.execute(update, params![hash, size, below]).unwrap();
+                }
+                None => {
+                    let before = catalog.total_changes();
+                    catalog.execute_batch(sql).unwrap();
+                    assert!(catalog.total_changes() > before, "nothing changes: {sql}");
+                }
             }
-            None => {
-                let before = catalog.total_changes();
-                catalog.execute_batch(sql).unwrap();
-                assert!(catalog.total_changes() > before, "nothing changes: {sql}");
-            }
-        }
-        drop(catalog);
-        let bytes = fs::read(file.path()).unwrap();
+        });
         (put(&self.storage(), &deflate(&bytes), "C"), bytes.len())
     }
 
@@ -106,6 +159,18 @@ impl Planted {
         let signed = [format!("{fields}--\n{hash}\n").as_bytes(), &signature].concat();
         fs::write(self.storage().join(".cvmfspublished"), signed).unwrap();
     }
+}
+
+/// Returns the bytes of a database after a change.
+fn change_database(bytes: &[u8], change: impl FnOnce(&Connection)) -> Vec<u8> {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(bytes).unwrap();
+    let database = Connection::open(file.path()).unwrap();
+    // Who plants faults is not to be kept from it.
+    database.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
+    change(&database);
+    drop(database);
+    fs::read(file.path()).unwrap()
 }
 
 fn copy(from: &Path, to: &Path) {

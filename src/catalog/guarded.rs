@@ -1,0 +1,454 @@
+//! SQLite databases that came with a repository, opened so that nothing in them is executed.
+//!
+//! Whoever made the file chose its schema as well as its rows: a table may be a view, a row may run a trigger, and pages
+//! may refer to one another so that a scan never ends. So only ordinary tables and their indexes are accepted, every
+//! statement has a time limit, and no more rows or bytes are returned than the file can hold.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use rusqlite::config::DbConfig;
+use rusqlite::ffi;
+use rusqlite::limits::Limit;
+use rusqlite::types::{Type, ValueRef};
+use rusqlite::{Connection, Row};
+
+use super::database::create_database;
+
+/// What may be done with a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Rows are read.
+    ReadOnly,
+    /// Rows are read, and [`GuardedDatabase::allow_changes`] may follow.
+    Writable,
+}
+
+/// A database from a repository.
+#[derive(Debug)]
+pub(crate) struct GuardedDatabase {
+    connection: Connection,
+    clock: Arc<Clock>,
+    budget: Budget,
+}
+
+/// Time that every database has for one piece of work, however small it is.
+const LEAST_TIME: Duration = Duration::from_secs(10);
+
+/// Time that is added for each MiB of the file. SQLite checks the integrity of a catalog at 100 MiB/s and more.
+const TIME_PER_MIB: Duration = Duration::from_millis(100);
+
+/// Instructions of SQLite's virtual machine between two looks at the clock: less than a millisecond of work.
+const INSTRUCTIONS: i32 = 50_000;
+
+/// Fewest bytes of a file that a row takes: a cell of four, and two that point to it.
+const LEAST_ROW_BYTES: u64 = 6;
+
+/// Bytes that a row may have beyond the size of the file that it is added to: more than any row of a catalog.
+const ADDED_ROW_BYTES: u64 = 16 << 20;
+
+impl GuardedDatabase {
+    /// Opens the bytes of an SQLite file.
+    pub(crate) fn open(bytes: &[u8], access: Access) -> rusqlite::Result<Self> {
+        let mut connection = Connection::open_in_memory()?;
+        connection.deserialize_read_exact("main", bytes, bytes.len(), access == Access::ReadOnly)?;
+        forbid_execution(&connection)?;
+        // Page offsets of cells are compared with the page before they are followed.
+        connection.pragma_update(None, "cell_size_check", true)?;
+        connection.pragma_update(None, "query_only", true)?;
+        let size = bytes.len() as u64;
+        // No text, blob or row of the file is longer than the file, whatever its header says.
+        set_longest_value(&connection, size)?;
+        let clock = Arc::new(Clock::new(LEAST_TIME + TIME_PER_MIB * (size >> 20) as u32));
+        let handler = Arc::clone(&clock);
+        connection.progress_handler(INSTRUCTIONS, Some(move || handler.is_over()))?;
+        Ok(Self { connection, clock, budget: Budget { rows: size / LEAST_ROW_BYTES, bytes: size } })
+    }
+
+    /// Wraps a database that this process has just created.
+    pub(crate) fn created(connection: Connection) -> Self {
+        let clock = Arc::new(Clock::new(Duration::MAX));
+        Self { connection, clock, budget: Budget::UNLIMITED }
+    }
+
+    /// Returns the connection for the next piece of work, whose time begins now.
+    pub(crate) fn connection(&self) -> &Connection {
+        self.clock.restart();
+        &self.connection
+    }
+
+    /// Lets rows be changed, after the whole database was found to be sound.
+    pub(crate) fn allow_changes(&mut self) -> rusqlite::Result<()> {
+        self.connection.pragma_update(None, "query_only", false)?;
+        let size = self.budget.bytes;
+        set_longest_value(&self.connection, size.saturating_add(ADDED_ROW_BYTES))?;
+        self.budget = Budget::UNLIMITED;
+        // The defence also forbids to do without a journal, which nothing in the file can bring about by itself.
+        self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, false)?;
+        self.connection.execute_batch(super::database::UNJOURNALED)?;
+        self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+        Ok(())
+    }
+
+    /// Returns how much a query may return.
+    pub(crate) fn budget(&self) -> Budget {
+        self.budget
+    }
+
+    /// Returns the connection for good, with its limits.
+    pub(crate) fn into_connection(self) -> Connection {
+        self.clock.restart();
+        self.connection
+    }
+
+    /// Returns all rows of a query as `read` returns them, within the budget.
+    pub(crate) fn rows<T>(
+        &self,
+        sql: &str,
+        parameters: impl rusqlite::Params,
+        mut read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<Vec<T>> {
+        let (mut found, mut budget) = (Vec::new(), self.budget);
+        let mut statement = self.connection().prepare_cached(sql)?;
+        let mut rows = statement.query(parameters)?;
+        while let Some(row) = rows.next()? {
+            budget.take(row)?;
+            found.push(read(row)?);
+        }
+        Ok(found)
+    }
+
+    /// Returns the tables, and whatever else is in the schema.
+    pub(crate) fn schema(&self) -> rusqlite::Result<Arc<Schema>> {
+        let objects = self.objects()?;
+        // Asking for the columns of each table takes longer than most catalogs take otherwise.
+        match own_catalog() {
+            Some(own) if own.objects == objects => Ok(Arc::clone(&own.schema)),
+            _ => self.describe(&objects).map(Arc::new),
+        }
+    }
+
+    fn objects(&self) -> rusqlite::Result<Vec<Object>> {
+        // A virtual table has no page of its own.
+        let sql = "SELECT type, name, type IN ('table', 'index') AND rootpage > 0, sql FROM sqlite_schema";
+        self.rows(sql, [], |row| {
+            // NULL is no ordinary page either.
+            let is_ordinary = row.get::<_, Option<bool>>(2)? == Some(true);
+            let kind = row.get::<_, Option<String>>(0)?.unwrap_or_default();
+            let name = row.get::<_, Option<String>>(1)?.unwrap_or_default();
+            Ok(Object { kind, name, is_ordinary, sql: row.get(3)? })
+        })
+    }
+
+    fn describe(&self, objects: &[Object]) -> rusqlite::Result<Schema> {
+        let others = objects.iter().filter(|object| !object.is_ordinary);
+        let others = others.map(|object| format!("{} '{}'", object.kind, object.name.escape_debug()));
+        let mut schema = Schema { others: others.collect(), ..Schema::default() };
+        // Columns whose values are computed are not among these.
+        let sql = "SELECT tables.name, columns.name FROM sqlite_schema AS tables, pragma_table_info(tables.name) AS columns \
+             WHERE tables.type = 'table' AND tables.rootpage > 0";
+        for (table, column) in self.rows(sql, [], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))? {
+            schema.columns.entry(table).or_default().push(column);
+        }
+        Ok(schema)
+    }
+
+    /// Refuses a database that holds more than ordinary tables and indexes, or lacks columns of `tables`.
+    pub(crate) fn require(&self, tables: &[Table]) -> rusqlite::Result<Arc<Schema>> {
+        let schema = self.schema()?;
+        if let Some(object) = schema.others.first() {
+            return Err(unusable(format!("it has the {object}, and may have nothing but tables and indexes")));
+        }
+        for (table, columns) in tables {
+            let missing = schema.missing(table, columns);
+            if !missing.is_empty() {
+                return Err(unusable(format!("it has no table {table} with the columns {}", missing.join(", "))));
+            }
+        }
+        Ok(schema)
+    }
+
+    /// Refuses a database whose pages or records are damaged.
+    pub(crate) fn require_whole(&self) -> rusqlite::Result<()> {
+        let verdict = self.connection().query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))?;
+        if verdict == "ok" { Ok(()) } else { Err(unusable(verdict.replace('\n', "; "))) }
+    }
+
+    /// Refuses a table with rows for which `condition`, in SQL, does not hold. NULL does not hold either.
+    pub(crate) fn require_rows(&self, table: &str, condition: &str) -> rusqlite::Result<()> {
+        let sql = format!("SELECT count(*) FROM {table} WHERE ({condition}) IS NOT TRUE");
+        match self.connection().query_row(&sql, [], |row| row.get::<_, i64>(0))? {
+            0 => Ok(()),
+            rows => Err(unusable(format!("{rows} rows of the table {table} hold values that they may not hold"))),
+        }
+    }
+}
+
+/// A table that must be there: its name and the columns that are used.
+pub(crate) type Table = (&'static str, &'static [&'static str]);
+
+/// A table, index, or whatever else a schema defines.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Object {
+    /// `table`, `index`, `view` or `trigger`.
+    pub(super) kind: String,
+    pub(super) name: String,
+    /// Whether it is a table or index that has pages.
+    pub(super) is_ordinary: bool,
+    /// The text that defines it; none for indexes that come with a table.
+    pub(super) sql: Option<String>,
+}
+
+/// Tells whether a schema is, to the letter, that of the catalogs that are written here.
+pub(super) fn is_own_catalog(objects: &[Object]) -> bool {
+    own_catalog().is_some_and(|own| own.objects == objects)
+}
+
+/// The schema of the catalogs that are written here.
+struct OwnCatalog {
+    objects: Vec<Object>,
+    schema: Arc<Schema>,
+}
+
+/// Returns the schema of the catalogs that are written here, in the order in which it is written.
+fn own_catalog() -> Option<&'static OwnCatalog> {
+    static OWN: LazyLock<Option<OwnCatalog>> = LazyLock::new(|| {
+        let create = || -> rusqlite::Result<OwnCatalog> {
+            let connection = create_database(include_str!("../../catalog-schema/catalog.sql"))?;
+            connection.execute_batch(include_str!("../../catalog-schema/catalog-index.sql"))?;
+            let database = GuardedDatabase::created(connection);
+            let objects = database.objects()?;
+            let schema = Schema { is_own_catalog: true, ..database.describe(&objects)? };
+            Ok(OwnCatalog { objects, schema: Arc::new(schema) })
+        };
+        create().ok()
+    });
+    OWN.as_ref()
+}
+
+/// What the schema of a database defines.
+#[derive(Debug, Default)]
+pub(crate) struct Schema {
+    /// Whether it is, to the letter, that of the catalogs that are written here.
+    pub(crate) is_own_catalog: bool,
+    /// Columns that are stored, by table.
+    columns: HashMap<String, Vec<String>>,
+    /// Views, triggers, virtual tables and whatever else is no ordinary table or index.
+    pub(crate) others: Vec<String>,
+}
+
+impl Schema {
+    /// Returns the columns of a table; none where it is not there.
+    pub(crate) fn columns(&self, table: &str) -> &[String] {
+        self.columns.get(table).map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns the `columns` that a table lacks.
+    pub(crate) fn missing<'c>(&self, table: &str, columns: &[&'c str]) -> Vec<&'c str> {
+        let found = self.columns(table);
+        columns.iter().copied().filter(|column| !found.iter().any(|name| name == column)).collect()
+    }
+}
+
+/// How much a query may return: no more than the file can hold, even if its pages refer to one another in a circle.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Budget {
+    rows: u64,
+    pub(super) bytes: u64,
+}
+
+impl Budget {
+    const UNLIMITED: Self = Self { rows: u64::MAX, bytes: u64::MAX };
+
+    /// Takes a row out of the budget.
+    pub(crate) fn take(&mut self, row: &Row<'_>) -> rusqlite::Result<()> {
+        let columns = row.as_ref().column_count();
+        let mut bytes = 0;
+        for column in 0..columns {
+            if let ValueRef::Text(value) | ValueRef::Blob(value) = row.get_ref(column)? {
+                bytes += value.len() as u64;
+            }
+        }
+        self.take_bytes(bytes)
+    }
+
+    /// Takes a row with so many bytes of texts and blobs out of the budget.
+    pub(crate) fn take_bytes(&mut self, bytes: u64) -> rusqlite::Result<()> {
+        match (self.rows.checked_sub(1), self.bytes.checked_sub(bytes)) {
+            (Some(rows), Some(bytes)) => {
+                *self = Self { rows, bytes };
+                Ok(())
+            }
+            _ => Err(unusable("it returns more rows than the file can hold".to_owned())),
+        }
+    }
+}
+
+/// Keeps SQLite from running anything that a schema defines.
+pub(crate) fn forbid_execution(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    for allowed in [
+        DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA,
+        DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW,
+        DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER,
+        DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY,
+    ] {
+        connection.set_db_config(allowed, false)?;
+    }
+    Ok(())
+}
+
+fn set_longest_value(connection: &Connection, bytes: u64) -> rusqlite::Result<()> {
+    connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, i32::try_from(bytes).unwrap_or(i32::MAX)).map(drop)
+}
+
+/// Returns the error that says why a database is not used.
+pub(crate) fn unusable(fault: String) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), Some(fault))
+}
+
+/// Says why a statement was interrupted, which SQLite does not know.
+pub(crate) fn explain(error: rusqlite::Error) -> rusqlite::Error {
+    match error.sqlite_error_code() {
+        Some(ffi::ErrorCode::OperationInterrupted) => {
+            unusable("a query takes longer than any query of a database of its size".to_owned())
+        }
+        _ => error,
+    }
+}
+
+/// Returns the bytes of a text; a value of another type is an error.
+pub(crate) fn text<'r>(row: &'r Row<'_>, column: usize) -> rusqlite::Result<&'r [u8]> {
+    match row.get_ref(column)? {
+        ValueRef::Text(bytes) => Ok(bytes),
+        other => Err(rusqlite::Error::InvalidColumnType(column, column_name(row, column), other.data_type())),
+    }
+}
+
+/// Returns an error that says what is wrong with the value of a column.
+pub(crate) fn wrong_value(column: usize, kind: Type, fault: String) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, kind, fault.into())
+}
+
+fn column_name(row: &Row<'_>, column: usize) -> String {
+    row.as_ref().column_name(column).unwrap_or("?").to_owned()
+}
+
+/// When the work that is being done has to end.
+#[derive(Debug)]
+struct Clock {
+    start: Instant,
+    allowance: Duration,
+    /// Milliseconds after the start.
+    deadline: AtomicU64,
+}
+
+impl Clock {
+    fn new(allowance: Duration) -> Self {
+        let clock = Self { start: Instant::now(), allowance, deadline: AtomicU64::new(0) };
+        clock.restart();
+        clock
+    }
+
+    fn restart(&self) {
+        let deadline = self.start.elapsed().saturating_add(self.allowance).as_millis();
+        self.deadline.store(u64::try_from(deadline).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn is_over(&self) -> bool {
+        self.start.elapsed().as_millis() > u128::from(self.deadline.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(sql: &str) -> Vec<u8> {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(sql).unwrap();
+        connection.serialize("main").unwrap().to_vec()
+    }
+
+    fn open(sql: &str) -> GuardedDatabase {
+        GuardedDatabase::open(&file(sql), Access::Writable).unwrap()
+    }
+
+    const T: &[Table] = &[("t", &["a", "b"])];
+
+    #[test]
+    fn only_ordinary_tables_with_stored_columns_are_accepted() {
+        let good =
+            "CREATE TABLE t (a, b, c); CREATE INDEX i ON t (a); CREATE TABLE other (x PRIMARY KEY) WITHOUT ROWID";
+        assert!(open(good).require(T).is_ok());
+        for (bad, word) in [
+            ("CREATE TABLE s (a, b); CREATE VIEW t AS SELECT * FROM s", "view 't'"),
+            ("CREATE TABLE t (a, b); CREATE VIEW v AS SELECT 1", "view 'v'"),
+            ("CREATE TABLE t (a, b); CREATE TRIGGER r AFTER INSERT ON t BEGIN DELETE FROM t; END", "trigger 'r'"),
+            ("CREATE VIRTUAL TABLE t USING fts5 (a, b)", "table 't'"),
+            ("CREATE TABLE t (a, b AS (a + 1))", "columns b"),
+            ("CREATE TABLE t (a, b AS (a + 1) STORED)", "columns b"),
+            ("CREATE TABLE t (a)", "columns b"),
+            ("CREATE TABLE s (a, b)", "table t"),
+        ] {
+            let refused = open(bad).require(T).map(drop);
+            assert!(refused.as_ref().is_err_and(|fault| fault.to_string().contains(word)), "{bad}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_in_a_schema_is_executed() {
+        let sql = "CREATE TABLE t (a, b); CREATE VIEW v AS SELECT 1;
+            CREATE TRIGGER r AFTER INSERT ON t BEGIN INSERT INTO t VALUES (7, 7); END";
+        let mut database = open(sql);
+        let denied = |sql: &str| database.connection().execute_batch(sql).unwrap_err().to_string();
+        assert!(denied("SELECT * FROM v").contains("prohibited"));
+        assert!(denied("INSERT INTO t VALUES (1, 1)").contains("readonly"));
+        database.allow_changes().unwrap();
+        let connection = database.connection();
+        connection.execute_batch("INSERT INTO t VALUES (1, 1)").unwrap();
+        let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+        assert_eq!(number("SELECT count(*) FROM t"), 1);
+        connection.execute_batch("PRAGMA writable_schema = ON").unwrap();
+        assert!(connection.execute_batch("DELETE FROM sqlite_schema").is_err());
+        let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
+        assert_eq!(mode, "off");
+        assert_eq!(number("PRAGMA trusted_schema"), 0);
+    }
+
+    #[test]
+    fn statement_without_end_is_interrupted_and_the_next_one_has_its_own_time() {
+        let mut database = open("CREATE TABLE t (a, b)");
+        let clock = Arc::new(Clock::new(Duration::from_millis(50)));
+        let handler = Arc::clone(&clock);
+        database.connection.progress_handler(INSTRUCTIONS, Some(move || handler.is_over())).unwrap();
+        database.clock = clock;
+        let endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+        for _ in 0..2 {
+            let start = Instant::now();
+            let error = database.connection().query_row(endless, [], |_| Ok(())).unwrap_err();
+            assert!(explain(error).to_string().contains("longer than any query"));
+            assert!(start.elapsed() >= Duration::from_millis(50) && start.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(60));
+            assert_eq!(database.rows("SELECT 1", [], |row| row.get::<_, i64>(0)).unwrap(), [1]);
+        }
+    }
+
+    #[test]
+    fn queries_return_no_more_than_the_file_can_hold() {
+        let database = open("CREATE TABLE t (a, b)");
+        let rows = |count: i64, bytes: i64| {
+            let sql = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1) \
+                 SELECT zeroblob(?2) FROM n";
+            database.rows(sql, [count, bytes], |_| Ok(())).map(|rows| rows.len() as i64)
+        };
+        let size = database.budget().bytes as i64;
+        assert_eq!((rows(size / 6, 0), rows(2, size / 2)), (Ok(size / 6), Ok(2)));
+        for result in [rows(size / 6 + 1, 0), rows(2, size / 2 + 1)] {
+            assert!(result.unwrap_err().to_string().contains("more rows than the file can hold"));
+        }
+        assert!(rows(1, size + 1).is_err(), "a value longer than the file");
+    }
+}

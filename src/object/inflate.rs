@@ -1,0 +1,67 @@
+//! Unpacks a zlib stream at one go, and tells where it ends, which libdeflater does not.
+#![allow(unsafe_code)]
+
+use std::ptr::NonNull;
+
+use libdeflate_sys as z;
+
+/// A decompressor that is set up once.
+pub(super) struct Inflater(NonNull<z::libdeflate_decompressor>);
+
+// SAFETY: the decompressor belongs to this value alone, and libdeflate keeps no thread-local state.
+unsafe impl Send for Inflater {}
+
+/// How far a stream was unpacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Inflated {
+    /// Bytes of the stream; what follows is not part of it.
+    pub(super) read: usize,
+    /// Bytes of content.
+    pub(super) written: usize,
+}
+
+/// Why a stream was not unpacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum InflateError {
+    /// It is damaged, cut off, or no zlib stream.
+    Damaged,
+    /// The content does not fit.
+    NoRoom,
+}
+
+impl Inflater {
+    pub(super) fn new() -> Self {
+        // SAFETY: the function takes nothing and returns a new value or null.
+        let decompressor = unsafe { z::libdeflate_alloc_decompressor() };
+        Self(NonNull::new(decompressor).expect("libdeflate lacks memory"))
+    }
+
+    /// Unpacks the stream that `stored` begins with.
+    pub(super) fn inflate(&mut self, stored: &[u8], plain: &mut [u8]) -> Result<Inflated, InflateError> {
+        let mut inflated = Inflated { read: 0, written: 0 };
+        // SAFETY: both pointers are to live buffers of the lengths given, of which libdeflate writes to the second only.
+        let result = unsafe {
+            z::libdeflate_zlib_decompress_ex(
+                self.0.as_ptr(),
+                stored.as_ptr().cast(),
+                stored.len(),
+                plain.as_mut_ptr().cast(),
+                plain.len(),
+                &raw mut inflated.read,
+                &raw mut inflated.written,
+            )
+        };
+        match result {
+            z::libdeflate_result_LIBDEFLATE_SUCCESS => Ok(inflated),
+            z::libdeflate_result_LIBDEFLATE_INSUFFICIENT_SPACE => Err(InflateError::NoRoom),
+            _ => Err(InflateError::Damaged),
+        }
+    }
+}
+
+impl Drop for Inflater {
+    fn drop(&mut self) {
+        // SAFETY: the decompressor was allocated by `new` and is freed once.
+        unsafe { z::libdeflate_free_decompressor(self.0.as_ptr()) };
+    }
+}

@@ -1,0 +1,77 @@
+//! How much an object may unpack to.
+
+/// How many bytes an object may unpack to: a few MB may hold gigabytes of zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SizeLimit {
+    bytes: u64,
+    /// How many bytes it probably has. Where nothing states that, the limit also depends on the stored bytes.
+    stated: Option<u64>,
+}
+
+/// No database is read that unpacks to more, whatever is stated: CVMFS itself warns of catalogs from 1 GiB on.
+const MAXIMUM_DATABASE: u64 = 4 << 30;
+
+/// Bytes that any database may unpack to.
+const GUESS: u64 = 64 << 20;
+
+/// Bytes that a database may unpack to for each stored one, where nothing states its size. Real ones reach 5: most of a row are
+/// hashes.
+const GUESSED_RATIO: u64 = 32;
+
+/// Bytes that a zlib stream may have beyond its content, and beyond a part in 256 of it.
+const SLACK: u64 = 64 << 10;
+
+impl SizeLimit {
+    /// Returns the limit for what has at most so many bytes.
+    pub const fn of(bytes: u64) -> Self {
+        Self { bytes, stated: Some(bytes) }
+    }
+
+    /// Returns the limit for a database whose size a manifest or another catalog states; old ones do not.
+    pub fn of_database(stated: Option<u64>) -> Self {
+        match stated.filter(|&size| size > 0) {
+            Some(size) => Self::of(size.min(MAXIMUM_DATABASE)),
+            None => Self { bytes: MAXIMUM_DATABASE, stated: None },
+        }
+    }
+
+    /// Returns the limit for what may have so many bytes even where less is stated.
+    pub fn at_least(self, bytes: u64) -> Self {
+        Self { bytes: self.bytes.max(bytes), ..self }
+    }
+
+    /// Returns how many bytes the object probably unpacks to.
+    pub(super) fn stated(self) -> Option<u64> {
+        self.stated
+    }
+
+    /// Returns how many stored bytes are read at most.
+    pub fn stored(self) -> u64 {
+        self.bytes.saturating_add(self.bytes / 256).saturating_add(SLACK)
+    }
+
+    /// Returns how many bytes an object of so many stored ones may unpack to.
+    pub fn unpacked(self, stored: u64) -> u64 {
+        match self.stated {
+            Some(_) => self.bytes,
+            None => self.bytes.min(stored.saturating_mul(GUESSED_RATIO).saturating_add(GUESS)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stated_size_is_the_limit_and_without_one_the_stored_bytes_say_it() {
+        let (stated, unknown) = (SizeLimit::of_database(Some(5000)), SizeLimit::of_database(None));
+        assert_eq!((stated.unpacked(10), stated.unpacked(1 << 40)), (5000, 5000));
+        assert_eq!(SizeLimit::of_database(Some(u64::MAX)).unpacked(1), MAXIMUM_DATABASE);
+        assert_eq!(SizeLimit::of_database(Some(0)), unknown);
+        assert_eq!((stated.at_least(7000).unpacked(10), stated.at_least(7).unpacked(10)), (7000, 5000));
+        assert_eq!(unknown.unpacked(6_800_000), (64 << 20) + 32 * 6_800_000);
+        assert_eq!(unknown.unpacked(u64::MAX), MAXIMUM_DATABASE);
+        assert!(stated.stored() > 5000 && stated.stored() < 100_000);
+    }
+}

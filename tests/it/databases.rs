@@ -1,0 +1,217 @@
+//! Databases of a repository are data. Nothing in them is executed, no more is read than others state, rows that lie in
+//! themselves lead nowhere, and what no writer writes is never signed again.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::support::fuse::Mount;
+use crate::support::{NAME, Run, TestImage, TestRepository, need_fuse};
+use crate::verify::plant::Planted;
+
+/// How long a command may take that takes a moment.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn repository() -> TestRepository {
+    TestRepository::publish(&TestImage::new().layer(|layer| layer.dir("etc").file("etc/passwd", "root").file("a", "x")))
+}
+
+/// Runs a command on a planted repository.
+fn run(planted: &Planted, arguments: &[&str]) -> Run {
+    Run::within(PATIENCE, &mut planted.command(arguments))
+}
+
+/// Fails unless a check has a finding, and converting another image fails and publishes nothing.
+#[track_caller]
+fn assert_never_signed(planted: &Planted, image: &str, fault: &str) {
+    let before = planted.front_page();
+    let check = run(planted, &["check", "--quick"]);
+    assert_eq!(check.exit_code(), Some(4), "{fault} is no finding: {check:?}");
+    let convert = run(planted, &["convert", image, "--name", "registry.example.org/test/next:1"]);
+    assert_eq!(convert.exit_code(), Some(1), "signed on top of {fault}: {convert:?}");
+    assert_eq!(planted.front_page(), before, "{fault}");
+}
+
+/// SQL that exchanges a table for something that is executed when it is read or written.
+const EXECUTED: [&str; 5] = [
+    "ALTER TABLE statistics RENAME TO s; CREATE VIEW statistics AS SELECT * FROM s",
+    "ALTER TABLE nested_catalogs RENAME TO n; CREATE VIEW nested_catalogs AS SELECT * FROM n",
+    "CREATE TRIGGER t AFTER INSERT ON catalog BEGIN UPDATE catalog SET uid = 77; END",
+    "CREATE TRIGGER t AFTER UPDATE ON properties BEGIN DELETE FROM nested_catalogs; END",
+    "DROP TABLE bind_mountpoints; CREATE VIRTUAL TABLE bind_mountpoints USING fts5 (path, sha1, size)",
+];
+
+/// SQL that changes a row in some way, so that the planter sees that something changed.
+const TOUCH: &str = "UPDATE properties SET value = value;";
+
+#[test]
+fn views_triggers_and_virtual_tables_are_findings_and_never_signed() {
+    let repository = repository();
+    let image = repository.source(&TestImage::new().layer(|layer| layer.file("next", "y")));
+    for sql in EXECUTED {
+        for path in ["", "/.layers"] {
+            let planted = Planted::copy_of(&repository);
+            planted.change(path, &format!("{TOUCH}{sql}"));
+            assert_never_signed(&planted, &image, sql);
+            let list = run(&planted, &["list"]);
+            assert!(!list.stdout().contains("77"), "{sql}: {list:?}");
+        }
+    }
+}
+
+#[test]
+fn views_and_triggers_in_tags_and_the_log_of_references_are_findings_and_never_signed() {
+    let repository = repository();
+    let image = repository.source(&TestImage::new().layer(|layer| layer.file("next", "y")));
+    for sql in [
+        "CREATE TRIGGER t AFTER INSERT ON tags BEGIN DELETE FROM tags; END",
+        "ALTER TABLE tags RENAME TO t; CREATE VIEW tags AS SELECT * FROM t",
+        "UPDATE tags SET revision = 'two'",
+        "UPDATE tags SET timestamp = x'00'",
+        "UPDATE branches SET initial_revision = 0.5",
+    ] {
+        let planted = Planted::copy_of(&repository);
+        planted.change_history(sql);
+        assert_never_signed(&planted, &image, sql);
+    }
+    for sql in [
+        "CREATE TRIGGER t AFTER INSERT ON refs BEGIN DELETE FROM refs; END",
+        "ALTER TABLE refs RENAME TO r; CREATE VIEW refs AS SELECT * FROM r",
+        "UPDATE refs SET type = 'catalog' WHERE type = 1",
+    ] {
+        let planted = Planted::copy_of(&repository);
+        planted.change_log(sql);
+        assert_never_signed(&planted, &image, sql);
+    }
+}
+
+#[test]
+fn rows_of_wrong_types_and_impossible_modes_are_findings_and_never_signed() {
+    let repository = repository();
+    let image = repository.source(&TestImage::new().layer(|layer| layer.file("next", "y")));
+    for set in [
+        "mode = 'x'",
+        "mode = NULL",
+        "mode = 0",
+        "mode = 33188 | 65536",
+        "mode = 61440",
+        "mode = 1 << 40",
+        "size = 'large'",
+        "size = 0.5",
+        "mtime = x'00'",
+        "uid = -1",
+        "flags = 'file'",
+        "hardlinks = NULL",
+        "symlink = x'41'",
+        "hash = 'text'",
+        "xattr = 7",
+    ] {
+        for (path, name) in [("", ".layers"), ("/.flat", ".cvmfscatalog")] {
+            let planted = Planted::copy_of(&repository);
+            planted.change(path, &format!("UPDATE catalog SET {set} WHERE name = '{name}'"));
+            assert_never_signed(&planted, &image, &format!("{set} in '{path}'"));
+        }
+    }
+    for sql in [
+        "INSERT INTO chunks VALUES ('a', 'b', 'c', 'd', 'e')",
+        "UPDATE nested_catalogs SET size = 'large' WHERE path = '/.flat'",
+        "UPDATE statistics SET value = 'many' WHERE counter = 'self_dir'",
+    ] {
+        let planted = Planted::copy_of(&repository);
+        planted.change("", sql);
+        assert_never_signed(&planted, &image, sql);
+    }
+}
+
+/// SQL that makes rows lie in themselves, or in what lies in them.
+fn circles() -> Vec<String> {
+    let into = |name: &str, other: &str| {
+        format!(
+            "UPDATE catalog SET parent_1 = o.md5path_1, parent_2 = o.md5path_2 FROM catalog o
+             WHERE catalog.name = '{name}' AND o.name = '{other}';"
+        )
+    };
+    vec![
+        into("", ""),
+        into("", "")
+            + "UPDATE catalog SET flags = flags | 2 WHERE name = '';
+            INSERT INTO nested_catalogs SELECT '', sha1, size FROM nested_catalogs LIMIT 1",
+        into("", ".layers"),
+        into(".layers", ".layers"),
+        into(".layers", ".flat") + &into(".flat", ".layers"),
+        into(".layers", "") + "UPDATE catalog SET name = '' WHERE name = '.layers'",
+        "UPDATE catalog SET name = '.' WHERE name = '.layers'".to_owned(),
+        "UPDATE catalog SET name = '..' WHERE name = '.layers'".to_owned(),
+    ]
+}
+
+#[test]
+fn row_that_is_its_own_ancestor_loops_nowhere_and_is_never_signed() {
+    let repository = repository();
+    let image = repository.source(&TestImage::new().layer(|layer| layer.file("next", "y")));
+    let can_mount = need_fuse();
+    for sql in circles() {
+        let planted = Planted::copy_of(&repository);
+        planted.change("", &sql);
+        assert_never_signed(&planted, &image, &sql);
+        for arguments in [
+            &["diff", "1", "head"][..],
+            &["diff", "head", "1"],
+            &["list"],
+            &["info"],
+            &["check", "/.layers"],
+            &["diff", &image, "--name", NAME],
+        ] {
+            let run = run(&planted, arguments);
+            assert!(run.exit_code().is_some(), "{sql}: {arguments:?} {run:?}");
+        }
+        if can_mount {
+            let folder = planted.beside("mount");
+            fs::create_dir(&folder).unwrap();
+            let command = planted.command(["mount".as_ref(), folder.as_os_str()]);
+            let mount = Mount::of(command, folder, planted.beside("mount.log"));
+            assert!(count_entries(&mount.folder, 0) < 10_000, "{sql}");
+        }
+    }
+}
+
+/// Counts what lies below a folder, as far as it can be listed.
+fn count_entries(folder: &std::path::Path, depth: usize) -> usize {
+    assert!(depth < 100, "{} goes round in circles", folder.display());
+    let entries = fs::read_dir(folder).into_iter().flatten().take(10_000).map_while(Result::ok);
+    let count = |entry: fs::DirEntry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => 1 + count_entries(&entry.path(), depth + 1),
+        _ => 1,
+    };
+    entries.map(count).sum()
+}
+
+#[test]
+fn branch_that_is_its_own_ancestor_is_a_finding() {
+    let repository = repository();
+    for branches in ["('x', 'x', 0)", "('x', 'y', 0), ('y', 'x', 0)", "('x', 'gone', 0)"] {
+        let planted = Planted::copy_of(&repository);
+        planted.change_history(&format!("INSERT INTO branches VALUES {branches}"));
+        let check = run(&planted, &["check", "--quick"]).expect_code(4);
+        assert!(check.stdout().contains("branch 'x' to come from the default branch"), "{branches}: {check:?}");
+    }
+}
+
+#[test]
+fn catalog_that_unpacks_to_more_than_the_manifest_or_the_catalog_above_states_is_not_read() {
+    let repository = repository();
+    let image = repository.source(&TestImage::new().layer(|layer| layer.file("next", "y")));
+    // 20 MB of zeros pack to 20 KB.
+    let large = "CREATE TABLE large (x); INSERT INTO large VALUES (zeroblob(20000000)), (1)";
+    for path in ["", "/.layers"] {
+        let planted = Planted::copy_of(&repository);
+        planted.change_and_hide_size(path, large);
+        assert_never_signed(&planted, &image, path);
+        let check = run(&planted, &["check", "--quick"]);
+        assert!(check.stdout().contains("bytes of content"), "{check:?}");
+        let stated = run(&planted, &["diff", "head", "1"]).expect_code(1);
+        assert!(stated.stderr().contains("unpacks to more than"), "{stated:?}");
+    }
+    let planted = Planted::copy_of(&repository);
+    planted.change("", large);
+    run(&planted, &["list"]).expect_code(0);
+}

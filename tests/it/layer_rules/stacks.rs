@@ -1,0 +1,312 @@
+//! Generated stacks of layers, with umoci and the kernel's overlay file system as judges.
+//!
+//! Entries are in any order: duplicate names, hard links to earlier and later entries and into lower layers, whiteouts and opaque
+//! markers before and after what they hide, entries below symbolic links. Where umoci unpacks a stack, `.flat` has to be the same;
+//! for every stack that is published, a mount of `.layers` has to show `.flat`, less the masked links that are listed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use super::{FOLDER, TYPE};
+use crate::strict::Entry;
+use crate::support::fuse::{Mount, walk};
+use crate::support::{MountNamespace, TestImage, TestLayer, TestRepository, layer_path, need, need_fuse, skip};
+
+/// Stacks in a run with `STRATA_TEST_LONG=1`.
+const ALL: u64 = 5_000;
+
+/// Stacks in any other run: a twentieth, always the same.
+const SHARE: u64 = ALL / 20;
+
+/// Stacks that one repository holds.
+const BATCH: u64 = 50;
+
+type Listing = BTreeMap<Vec<u8>, Entry>;
+
+/// Numbers that look random and are the same in every run (xorshift).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % end
+    }
+
+    fn one_of<'t, T: ?Sized>(&mut self, choices: &[&'t T]) -> &'t T {
+        choices[self.below(choices.len())]
+    }
+
+    /// Returns a directory: mostly one that entries of their own may name, sometimes a symbolic link to one.
+    fn directory(&mut self) -> String {
+        let depth = self.below(3);
+        let names: Vec<&str> = (0..depth).map(|_| self.one_of(&["a", "a", "b", "b", "a", "b", "l"])).collect();
+        names.iter().map(|name| format!("{name}/")).collect()
+    }
+
+    /// Returns the path of something whose usual names are given. Now and then it has the name of another kind.
+    fn path(&mut self, names: &[&str]) -> String {
+        let name = if self.below(12) == 0 { self.one_of(&["a", "b", "f", "g", "l", "m"]) } else { self.one_of(names) };
+        format!("{}{name}", self.directory())
+    }
+}
+
+/// The paths of files and links that a stack has named so far.
+#[derive(Default)]
+struct Named(Vec<String>);
+
+impl Named {
+    /// Chooses the target of a hard link: mostly something that was named lately.
+    fn target(&self, numbers: &mut Numbers) -> String {
+        match self.0.len() {
+            0 => numbers.path(&["f", "g"]),
+            length if numbers.below(6) > 0 => self.0[length - 1 - numbers.below(length.min(2))].clone(),
+            length => self.0[numbers.below(length)].clone(),
+        }
+    }
+}
+
+/// Adds one entry to a layer.
+fn add(layer: TestLayer, numbers: &mut Numbers, named: &mut Named, owner: u32) -> TestLayer {
+    let owned = |layer: TestLayer| layer.owner(owner, owner);
+    match numbers.below(24) {
+        0..8 => {
+            let path = numbers.path(&["f", "g", "h"]);
+            named.0.push(path.clone());
+            let mode = [0o644, 0o755, 0o4755][numbers.below(3)];
+            owned(layer.file(path, numbers.below(5).to_string())).mode(mode)
+        }
+        8..12 => {
+            let mode = [0o755, 0o700, 0o1777][numbers.below(3)];
+            owned(layer.dir(numbers.path(&["a", "b"]))).mode(mode).mtime(1_400_000_000, 0)
+        }
+        12..14 => {
+            let path = numbers.path(&["l", "m"]);
+            let up = numbers.one_of(&["", "/", "../", "/"]);
+            let target = format!("{up}{}", numbers.path(&["a", "b", "a", "b", "f"]));
+            owned(layer.symlink(path, target))
+        }
+        14..17 if !named.0.is_empty() => {
+            let (path, target) = (numbers.path(&["f", "g", "h"]), named.target(numbers));
+            named.0.push(path.clone());
+            owned(layer.hardlink(path, target))
+        }
+        17..22 => layer.whiteout(numbers.path(&["a", "b", "f", "g", "h", "l"])),
+        22 => layer.opaque(numbers.directory().trim_end_matches('/')),
+        _ => owned(layer.fifo(numbers.path(&["g", "h"]))),
+    }
+}
+
+fn stack(seed: u64, owner: u32) -> TestImage {
+    let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15 ^ (seed << 24 | seed << 3 | 5));
+    let mut named = Named::default();
+    let mut image = TestImage::new().env("SEED", &seed.to_string());
+    for _ in 0..2 + numbers.below(3) {
+        image = image.layer(|mut layer| {
+            for _ in 0..1 + numbers.below(9) {
+                layer = add(layer, &mut numbers, &mut named, owner);
+            }
+            layer
+        });
+    }
+    image
+}
+
+/// Unpacks an image with umoci; `None` where umoci refuses it.
+fn unpacked(folder: &Path, seed: u64) -> Option<PathBuf> {
+    let root = folder.join(format!("umoci-{seed}"));
+    let image = format!("{}:{seed}", folder.join("layout").display());
+    let mut command = Command::new("umoci");
+    command.args(["raw", "unpack", "--image", &image]);
+    if !rustix::process::geteuid().is_root() {
+        command.arg("--rootless");
+    }
+    command.arg(&root).output().unwrap().status.success().then_some(root)
+}
+
+/// Compares `.flat` with what umoci has made. Times that umoci invents are not compared.
+fn assert_as_umoci(flat: &Listing, unpacked: &Listing, start: i64, seed: u64) {
+    let paths = |tree: &Listing| tree.keys().map(|path| path.escape_ascii().to_string()).collect::<Vec<_>>();
+    assert_eq!(paths(flat), paths(unpacked), "seed {seed}: paths in .flat and of umoci");
+    for (path, theirs) in unpacked {
+        let mut ours = flat[path].clone();
+        let is_folder = theirs.mode & TYPE == FOLDER;
+        if is_folder && (theirs.mtime.0 >= start || path.is_empty()) {
+            ours.mtime = theirs.mtime;
+        }
+        if is_folder && ours.mtime == (0, 0) {
+            ours.mtime = theirs.mtime;
+        }
+        // How many names there are in other directories is nothing that CVMFS holds.
+        (ours.linkcount, ours.link_group) = (theirs.linkcount, None);
+        (ours.size, ours.hidden) = (theirs.size, false);
+        assert_eq!(ours, *theirs, "seed {seed}: '{}' in .flat and of umoci", path.escape_ascii());
+    }
+}
+
+/// Returns what is seen of a tree through overlay mounts, which keep no link counts.
+fn seen(mut tree: Listing) -> Listing {
+    for entry in tree.values_mut() {
+        entry.xattrs.retain(|name, _| !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay."));
+        (entry.linkcount, entry.link_group, entry.hidden) = (0, None, false);
+    }
+    tree
+}
+
+/// Returns where a path leads in a tree when all symbolic links are followed.
+fn resolve(tree: &Listing, path: &[u8]) -> Vec<u8> {
+    let mut ahead: Vec<Vec<u8>> = path.split(|&b| b == b'/').rev().map(<[u8]>::to_vec).collect();
+    let mut at: Vec<Vec<u8>> = Vec::new();
+    let mut left = 300;
+    while let Some(name) = ahead.pop() {
+        match name.as_slice() {
+            b"" | b"." => {}
+            b".." => drop(at.pop()),
+            _ => {
+                at.push(name);
+                if let Some(target) = tree.get(&at.join(&b'/')).and_then(|entry| entry.target.as_ref()) {
+                    left -= 1;
+                    if left == 0 {
+                        break;
+                    }
+                    at.pop();
+                    if target.starts_with(b"/") {
+                        at.clear();
+                    }
+                    ahead.extend(target.split(|&b| b == b'/').rev().map(<[u8]>::to_vec));
+                }
+            }
+        }
+    }
+    at.join(&b'/')
+}
+
+/// Returns where listed losses explain that a mount shows something else: at masked links and at what they lead to, or what had to
+/// be created on the way there.
+fn explained(repository: &TestRepository, image: &TestImage, losses: &Value) -> BTreeSet<Vec<u8>> {
+    let links = losses["masked-link"]["paths"].as_array().into_iter().flatten();
+    let links: Vec<Vec<u8>> = links.map(|path| path.as_str().unwrap().as_bytes().to_vec()).collect();
+    let mut explained: BTreeSet<Vec<u8>> = links.iter().cloned().collect();
+    for length in 1..=image.layer_digests().len() {
+        let chain = repository.tree(&crate::support::chain_path(image, length));
+        for link in &links {
+            let target = resolve(chain.entries(), link);
+            let slashes = (0..target.len()).filter(|&at| target[at] == b'/');
+            let is_missing = |path: &[u8]| chain.entries().get(path).is_none_or(|entry| entry.mode & TYPE != FOLDER);
+            let missing = slashes.map(|slash| &target[..slash]).find(|above| is_missing(above));
+            explained.insert(missing.unwrap_or(&target).to_vec());
+        }
+    }
+    explained
+}
+
+fn is_in(path: &[u8], folder: &[u8]) -> bool {
+    path.strip_prefix(folder).is_some_and(|rest| folder.is_empty() || rest.is_empty() || rest[0] == b'/')
+}
+
+/// What came of some stacks.
+#[derive(Debug, Default)]
+struct Tally {
+    published: u64,
+    unpacked_by_umoci: u64,
+    mounted: u64,
+    with_masked_links: u64,
+}
+
+fn try_batch(seeds: impl Iterator<Item = u64>, tally: &mut Tally) {
+    let owner = rustix::process::geteuid().as_raw();
+    let repository = TestRepository::new();
+    let images: Vec<(u64, String, TestImage)> =
+        seeds.map(|seed| (seed, format!("h.example.org/stack:{seed}"), stack(seed, owner))).collect();
+    let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
+    let folder = repository.beside("umoci");
+    for (seed, _, image) in &images {
+        image.write_oci_layout(&folder.join("layout"), &seed.to_string());
+    }
+    let named: Vec<(&str, &TestImage)> = images.iter().map(|(_, name, image)| (name.as_str(), image)).collect();
+    let report = repository.convert_together(&named, &["--chains", "all", "--skip-podman", "--json"]).json();
+    let outcomes = report["images"].as_array().unwrap();
+    let mount = Mount::start(&repository, &[]);
+    let mut namespace = MountNamespace::new("-m", None);
+    for (seed, name, image) in &images {
+        let outcome = outcomes.iter().find(|outcome| outcome["name"] == **name && outcome["manifest"].is_string());
+        let root = unpacked(&folder, *seed);
+        let Some(outcome) = outcome else {
+            assert!(root.is_none(), "seed {seed}: umoci unpacks what strata refuses: {report}");
+            continue;
+        };
+        tally.published += 1;
+        let flat = repository.chain(image);
+        if let Some(root) = root {
+            assert_as_umoci(flat.entries(), &walk(&root), start, *seed);
+            tally.unpacked_by_umoci += 1;
+            fs::remove_dir_all(root).unwrap();
+        }
+        let digests = image.layer_digests();
+        let is_mountable = digests.iter().collect::<BTreeSet<_>>().len() == digests.len();
+        if let Some(namespace) = namespace.as_mut().filter(|_| is_mountable) {
+            let explained = explained(&repository, image, &outcome["losses"]);
+            tally.with_masked_links += u64::from(!explained.is_empty());
+            assert_mounts_as(namespace, &mount.folder, &repository, image, &explained, *seed);
+            tally.mounted += 1;
+        }
+    }
+}
+
+/// Mounts the layers of an image over each other and compares what that shows with its root file system.
+fn assert_mounts_as(
+    namespace: &mut MountNamespace,
+    mount: &Path,
+    repository: &TestRepository,
+    image: &TestImage,
+    explained: &BTreeSet<Vec<u8>>,
+    seed: u64,
+) {
+    let [point, empty] = ["merged", "empty"].map(|name| repository.beside(name));
+    fs::create_dir_all(&point).unwrap();
+    fs::create_dir_all(&empty).unwrap();
+    let layers = (0..image.layer_digests().len()).rev().map(|number| mount.join(layer_path(image, number)));
+    let lower: Vec<String> = layers.map(|layer| layer.display().to_string()).collect();
+    let options = format!("ro,lowerdir={}", lower.join(":"));
+    namespace.run(&format!("mount -t overlay -o '{options}' overlay '{}'", point.display())).unwrap();
+    let mut found = seen(walk(&namespace.path(&point)));
+    let mut expected = seen(repository.chain(image).entries().clone());
+    for tree in [&mut found, &mut expected] {
+        let is_explained =
+            |path: &[u8]| explained.iter().any(|at| is_in(path, at) || !path.is_empty() && is_in(at, path));
+        tree.retain(|path, _| !is_explained(path));
+    }
+    let paths = |tree: &Listing| tree.keys().map(|path| path.escape_ascii().to_string()).collect::<Vec<_>>();
+    assert_eq!(paths(&found), paths(&expected), "seed {seed}: paths in the mount and in .flat");
+    for (path, entry) in &expected {
+        assert_eq!(found[path], *entry, "seed {seed}: '{}' in the mount and in .flat", path.escape_ascii());
+    }
+    namespace.run(&format!("umount '{}'", point.display())).unwrap();
+}
+
+#[test]
+fn umoci_and_overlay_mounts_agree_on_generated_stacks() {
+    if !need("umoci") || !need_fuse() {
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        skip("only root may mount layers here");
+    }
+    let count = if std::env::var_os("STRATA_TEST_LONG").is_some() { ALL } else { SHARE };
+    let first = std::env::var("STRATA_TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let mut tally = Tally::default();
+    for batch in (first..first + count).step_by(BATCH as usize) {
+        try_batch(batch..(batch + BATCH).min(first + count), &mut tally);
+    }
+    println!("{count} stacks: {tally:?}");
+    assert!(
+        tally.published > count / 2 && tally.unpacked_by_umoci > count / 4 && tally.with_masked_links > 0,
+        "{tally:?}"
+    );
+}
