@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 
 use super::entry::CatalogReference;
 use super::guarded::forbid_execution;
@@ -105,6 +106,24 @@ pub struct StateDatabase {
 /// Memory for pages: content is looked up all over its table.
 const CACHE_KIB: i32 = 16 << 10;
 
+/// Repeats what SQLite refuses because the database is locked: it does not wait by itself where processes create one at once.
+fn patiently<T>(mut attempt: impl FnMut() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && start.elapsed() < LOCK_PATIENCE =>
+            {
+                thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// How long a database may be locked by others.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+
 impl StateDatabase {
     /// Opens the database, or creates it.
     pub fn open(path: &Path) -> Result<Self, StateError> {
@@ -123,7 +142,7 @@ impl StateDatabase {
             }
             Ok(connection)
         };
-        let connection = open().map_err(|source| StateError { path: path.to_owned(), source })?;
+        let connection = patiently(open).map_err(|source| StateError { path: path.to_owned(), source })?;
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), is_fixed: false })
     }
 

@@ -420,12 +420,7 @@ const FAULTS: &[(Place, &str, &str, &str)] = &[
     ),
     (Place::Flat, "DELETE FROM catalog WHERE name = 'pipe'", "/pipe", "path: expected a named pipe, found nothing"),
     (Place::Flat, "DELETE FROM catalog WHERE name = 'bin'", "/bin", "path: expected a folder, found nothing"),
-    (
-        Place::Flat,
-        "UPDATE catalog SET name = 'extra' WHERE name = 'pipe'",
-        "/extra",
-        "path: expected nothing, found a named pipe",
-    ),
+    (Place::Flat, "UPDATE catalog SET name = 'extra' WHERE name = 'pipe'", "", "the row 'extra' in"),
     (Place::Layer(1), "DELETE FROM catalog WHERE name = 'gone'", "/gone", "path: expected a whiteout, found nothing"),
     (
         Place::Layer(0),
@@ -536,19 +531,24 @@ const FAULTS: &[(Place, &str, &str, &str)] = &[
     (Place::Flat, "DELETE FROM properties WHERE key = 'strata_facts'", "", "losses: expected 1 x acl, found 0 x acl"),
 ];
 
+/// Returns what was found instead, unless a line names the path and says the words.
+fn missed(planted: &Planted, source: &str, fault: &str, path: &str, words: &str) -> Option<String> {
+    let run = planted.verify(source).expect_code(4);
+    let is_found = |line: &str| line.starts_with(&format!("{path}: ")) && line.contains(words);
+    let is_missed = !run.stdout().lines().any(is_found);
+    is_missed.then(|| format!("{fault}\n{path}: {words}\n{}", run.stdout()))
+}
+
 #[track_caller]
 fn assert_found(planted: &Planted, source: &str, fault: &str, path: &str, words: &str) {
-    let run = planted.verify(source).expect_code(4);
-    let is_found = |line: &str| {
-        line.starts_with(&format!("{path}: {words}")) || line.starts_with(&format!("{path}: ")) && line.contains(words)
-    };
-    assert!(run.stdout().lines().any(is_found), "{fault}\n{path}: {words}\n{}", run.stdout());
+    assert_eq!(missed(planted, source, fault, path, words), None);
 }
 
 #[test]
 fn every_fault_of_a_published_row_is_found_by_its_name() {
     let repository = TestRepository::publish(&motley());
     let source = repository.source(&motley());
+    let mut all_missed = Vec::new();
     for (place, sql, path, words) in FAULTS {
         let planted = Planted::copy_of(&repository);
         planted.change(&place.path(), sql);
@@ -557,8 +557,9 @@ fn every_fault_of_a_published_row_is_found_by_its_name() {
             Place::Metadata => format!("/.metadata/{NAME}"),
             place => place.path(),
         };
-        assert_found(&planted, &source, sql, &format!("{folder}{path}"), words);
+        all_missed.extend(missed(&planted, &source, sql, &format!("{folder}{path}"), words));
     }
+    assert!(all_missed.is_empty(), "{}", all_missed.join("\n"));
 }
 
 #[test]
