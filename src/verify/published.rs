@@ -114,10 +114,13 @@ impl Published<'_> {
         let mut known = vec!["manifest.json", "config.json", "strata.json", "losses.json"];
         known.extend(index.map(|(name, _)| name));
         let folder = self.place.metadata();
-        for name in self.repository.list(&folder).unwrap_or_default().keys() {
-            if !known.iter().any(|known| known.as_bytes() == name) {
-                comparison.note(&folder.join(name), "path", "nothing", "something");
+        match self.repository.list(&folder) {
+            Ok(names) => {
+                for name in names.keys().filter(|name| !known.iter().any(|known| known.as_bytes() == **name)) {
+                    comparison.note(&folder.join(name), "path", "nothing", "something");
+                }
             }
+            Err(error) => comparison.note(&folder, "catalog", "one that can be read", causes(&error)),
         }
     }
 
