@@ -13,10 +13,14 @@ use super::arguments::{Arguments, Check, threads};
 use super::findings::{self, count};
 use super::print_line;
 use super::progress::Display;
+use super::published::PublishedImage;
 
 /// Checks the repository, or a part of it.
 pub fn run(arguments: &Arguments, command: &Check) -> anyhow::Result<ExitCode> {
     let folder = arguments.folder()?;
+    if let Some(image) = command.path.as_ref().and_then(|path| path.parse::<PublishedImage>().ok()) {
+        image.compare_digest(&folder)?;
+    }
     let options = Options {
         path: command.path.clone(),
         quick: command.quick,

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::bail;
+use strata::folder::RepositoryFolder;
 use strata::image::{Digest, ImageName, ImageReference, Platform};
 use strata::inventory::{self, InventoryError};
 use strata::layout::ImagePlace;
@@ -48,8 +49,7 @@ impl PublishedImage {
         if places.is_empty() {
             return Err(InventoryError::NoImage(self.name.clone()).into());
         }
-        let digest = self.digest.filter(|_| matches!(self.name.reference(), ImageReference::Tag(_)));
-        let Some(digest) = digest else { return Ok(places) };
+        let Some(digest) = self.digest_beside_tag() else { return Ok(places) };
         let mut found = Vec::new();
         for place in places {
             let record = inventory::record(repository, &place)?;
@@ -61,6 +61,19 @@ impl PublishedImage {
             true => bail!("'{}' is in the repository, but not as {digest}", self.name),
             false => Ok(found),
         }
+    }
+
+    /// Refuses an image that is published with another digest than the one beside its tag.
+    pub fn compare_digest(&self, folder: &RepositoryFolder) -> anyhow::Result<()> {
+        if self.digest_beside_tag().is_some() {
+            self.places(&Repository::open(&folder.store()?, folder.name())?)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the digest that is no part of the path which the image is published at.
+    fn digest_beside_tag(&self) -> Option<Digest> {
+        self.digest.filter(|_| matches!(self.name.reference(), ImageReference::Tag(_)))
     }
 
     /// Returns the one place for a platform: that which is asked for, or that of this machine where there are several.

@@ -257,10 +257,7 @@ fn to_json(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome]) -> 
                 json["state"] = "failed".into();
                 json["error"] = error.as_str().into();
             }
-            ImageState::Artifact(artifact_type) => {
-                json["state"] = "artifact".into();
-                json["type"] = artifact_type.as_str().into();
-            }
+            ImageState::Artifact(_) => {}
         }
         json
     };

@@ -72,6 +72,16 @@ enum Outdated {
     List(u64),
 }
 
+impl Outdated {
+    /// Returns whether programs read this file to find out whether they have to read others again, as podman does.
+    ///
+    /// The kernel is told of such files last. A program that saw a new lock file beside an old list would keep the old list
+    /// until the lock file changes again.
+    fn is_lock_file(&self) -> bool {
+        matches!(self, Self::Name(_, name) if name.ends_with(b".lock"))
+    }
+}
+
 /// Puts another tree in the place of the one that is mounted.
 pub(super) fn show<S: Shown>(view: &View<S>, head: &S, notifier: &Notifier) -> Result<(), RepositoryError> {
     let outdated = change(view, head)?;
@@ -109,6 +119,7 @@ fn change<S: Shown>(view: &View<S>, head: &S) -> Result<Vec<Outdated>, Repositor
         }
         outdated.extend(changes.into_iter().map(|(name, is)| outdated_by(&mut nodes, number, name, is)));
     }
+    outdated.sort_by_key(Outdated::is_lock_file);
     Ok(outdated)
 }
 

@@ -1,14 +1,18 @@
 //! `strata mount` shows what is published, follows the head, and is gone without a trace.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::thread;
+use std::time::Instant;
 
 use rustix::process::Signal;
+use sha2::{Digest as _, Sha256};
 
-use crate::support::fuse::{Mount, assert_same, is_mounted, motley_image, wait_until, walk};
+use crate::strict_selftest::forge::hex;
+use crate::support::fuse::{Mount, PATIENCE, assert_same, is_mounted, motley_image, wait_until, walk};
 use crate::support::{FQRN, NAME, TestImage, TestRepository, flat_path, need_fuse};
 
 #[test]
@@ -283,6 +287,41 @@ fn head_whose_objects_come_late_is_followed_when_they_are_there() {
     wait_until("it goes on by itself", || word() == "new");
     assert_eq!(mount.said().matches("cannot follow").count(), 1, "{}", mount.said());
     fs::write(&manifest, before).unwrap();
+}
+
+#[test]
+fn program_that_sees_a_new_lock_file_sees_the_list_that_belongs_to_it() {
+    if !need_fuse() {
+        return;
+    }
+    let repository = TestRepository::new();
+    let publish = |round: usize| {
+        let image = |number: usize| TestImage::new().layer(|layer| layer.file("a", format!("{round} {number}")));
+        let images: Vec<(String, TestImage)> =
+            (0..50).map(|number| (format!("h.org/round-{round}:{number}"), image(number))).collect();
+        let named: Vec<(&str, &TestImage)> = images.iter().map(|(name, image)| (name.as_str(), image)).collect();
+        repository.convert_together(&named, &[]).expect_code(0);
+    };
+    publish(0);
+    let mount = Mount::start(&repository, &[]);
+    let folder = mount.folder.join("podmanStore/overlay-images");
+    let mut seen = HashSet::new();
+    for round in 1..=6 {
+        publish(round);
+        let published = format!("h.org/round-{round}:49");
+        let start = Instant::now();
+        // Without a pause: it is about the moment in which the mount changes.
+        loop {
+            let lock = fs::read_to_string(folder.join("images.lock")).unwrap();
+            let list = fs::read_to_string(folder.join("images.json")).unwrap();
+            seen.insert(hex(&Sha256::digest(&list)));
+            assert!(seen.contains(&lock), "round {round}: the lock file is new and the list is old");
+            if list.contains(&published) {
+                break;
+            }
+            assert!(start.elapsed() < PATIENCE, "round {round}: the mount does not show the head");
+        }
+    }
 }
 
 #[test]

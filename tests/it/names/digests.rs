@@ -54,6 +54,8 @@ fn name_with_the_digest_of_the_image_is_taken_and_the_digest_kept() {
     }
     repository.refuse(["info", &format!("h.org/x:1@{WRONG}")], 1, &[WRONG]);
     repository.refuse(["bundle", &format!("h.org/x:1@{WRONG}"), "bundle"], 1, &[WRONG]);
+    repository.refuse(["check", &format!("h.org/x:1@{WRONG}")], 1, &[WRONG]);
+    repository.run(["check", &name]).expect_code(0);
     repository.run(["verify", &source, "--name", &name]).expect_code(0);
     let again = repository.run(["convert", &source, "--name", &name]).expect_code(0);
     assert!(again.stdout().contains("nothing to do"), "{}", again.stdout());

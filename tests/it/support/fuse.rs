@@ -15,7 +15,7 @@ use super::{DeviceKind, TestImage, TestRepository};
 use crate::strict::{Content, Entry};
 
 /// How long anything may take that takes a moment.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits until something is so.
 #[track_caller]
