@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{FOLDER, TYPE};
 use crate::strict::Entry;
-use crate::support::fuse::{Mount, walk};
+use crate::support::fuse::{Mount, walk, walk_less};
 use crate::support::{MountNamespace, TestImage, TestLayer, TestRepository, layer_path, need, need_fuse, skip};
 
 /// Stacks in a run with `STRATA_TEST_LONG=1`.
@@ -275,11 +275,11 @@ fn assert_mounts_as(
     let lower: Vec<String> = layers.map(|layer| layer.display().to_string()).collect();
     let options = format!("ro,lowerdir={}", lower.join(":"));
     namespace.run(&format!("mount -t overlay -o '{options}' overlay '{}'", point.display())).unwrap();
-    let mut found = seen(walk(&namespace.path(&point)));
+    let is_explained = |path: &[u8]| explained.iter().any(|at| is_in(path, at) || !path.is_empty() && is_in(at, path));
+    // A whiteout in a directory that was created through a masked link is alone there, and then Linux lists it.
+    let mut found = seen(walk_less(&namespace.path(&point), is_explained));
     let mut expected = seen(repository.chain(image).entries().clone());
     for tree in [&mut found, &mut expected] {
-        let is_explained =
-            |path: &[u8]| explained.iter().any(|at| is_in(path, at) || !path.is_empty() && is_in(at, path));
         tree.retain(|path, _| !is_explained(path));
     }
     let paths = |tree: &Listing| tree.keys().map(|path| path.escape_ascii().to_string()).collect::<Vec<_>>();

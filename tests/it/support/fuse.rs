@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -102,10 +103,19 @@ pub fn is_mounted(folder: &Path) -> bool {
 
 /// Lists a mounted tree, or any other directory, as the strict reader lists a published one. Whatever is listed has to be there.
 pub fn walk(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
+    walk_less(root, |_| false)
+}
+
+/// Does the same, but at some places what is listed may be missing. There it is left out.
+pub fn walk_less(root: &Path, may_be_missing: impl Fn(&[u8]) -> bool) -> BTreeMap<Vec<u8>, Entry> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![(Vec::new(), root.to_owned())];
     while let Some((path, place)) = waiting.pop() {
-        let metadata = fs::symlink_metadata(&place).unwrap_or_else(|error| panic!("{place:?} is listed: {error}"));
+        let metadata = match fs::symlink_metadata(&place) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == ErrorKind::NotFound && may_be_missing(&path) => continue,
+            Err(error) => panic!("{place:?} is listed: {error}"),
+        };
         if metadata.is_dir() {
             for child in fs::read_dir(&place).unwrap_or_else(|error| panic!("{place:?}: {error}")) {
                 let name = child.unwrap().file_name();
