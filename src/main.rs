@@ -2,10 +2,8 @@
 
 mod cli;
 
-use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::filter_fn;
@@ -19,7 +17,7 @@ use strata::mount::MountPoint;
 
 fn main() -> ExitCode {
     give_large_blocks_back();
-    let arguments = Arguments::parse();
+    let arguments = Arguments::read();
     let timings = Timings::default();
     start_logging(&arguments, &timings);
     let result = match &arguments.command {
@@ -65,7 +63,7 @@ fn start_logging(arguments: &Arguments, timings: &Timings) {
     };
     let messages = tracing_subscriber::fmt::layer()
         .with_writer(cli::progress::LogWriter::new)
-        .with_ansi(io::stderr().is_terminal())
+        .with_ansi(cli::terminal::has_colours())
         .with_target(false)
         .without_time()
         .with_filter(level);

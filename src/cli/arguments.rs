@@ -30,8 +30,8 @@ const LONG_VERSION: &str = if cfg!(feature = "isal") {
 #[derive(Debug, Parser)]
 #[command(version, long_version = LONG_VERSION, propagate_version = true, max_term_width = 100)]
 pub struct Arguments {
-    /// Folder of the repository [default: the current folder]
-    #[arg(long, global = true, env = "STRATA_REPO", value_name = "DIR")]
+    /// Folder of the repository [env: STRATA_REPO] [default: the current folder]
+    #[arg(long, global = true, value_name = "DIR")]
     pub repo: Option<PathBuf>,
     /// Print results as JSON
     #[arg(long, global = true)]
@@ -129,6 +129,9 @@ pub struct Convert {
     /// Which chains to publish
     #[arg(long, value_enum, default_value_t = Chains::Final)]
     pub chains: Chains,
+    /// Create the repository if its folder is missing: its name is the last component of the folder's path
+    #[arg(long, conflicts_with = "dry_run")]
+    pub create: bool,
     /// Only say what there is to do
     #[arg(long)]
     pub dry_run: bool,
@@ -153,7 +156,7 @@ pub struct Effort {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
     /// How much content may be in flight
-    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory)]
     pub memory: ByteSize,
     /// How long to wait for another publisher
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
@@ -346,6 +349,20 @@ pub struct Bundle {
     pub arguments: Vec<String>,
 }
 
+/// The least memory that `--memory` may grant: one buffer for content, and room for what waits beside it.
+const LEAST_MEMORY: ByteSize = ByteSize::mib(1);
+
+/// Takes a size that content can be handled in. A number without a unit is bytes, which is hardly ever meant.
+fn memory(text: &str) -> Result<ByteSize, String> {
+    match text.parse::<ByteSize>()? {
+        size if size < LEAST_MEMORY => Err(format!(
+            "it is {} bytes, less than the least size of {LEAST_MEMORY}: is a unit missing, as in 256MiB?",
+            size.as_u64()
+        )),
+        size => Ok(size),
+    }
+}
+
 /// Takes what Linux and all programs take for the name of a machine.
 fn hostname(text: &str) -> Result<String, &'static str> {
     let is_right = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
@@ -356,6 +373,15 @@ fn hostname(text: &str) -> Result<String, &'static str> {
 }
 
 impl Arguments {
+    /// Reads the command line, and the environment where the command line says nothing.
+    pub fn read() -> Self {
+        let mut arguments = Self::parse();
+        // An empty variable is an unset one: scripts write `STRATA_REPO= strata …`. clap would refuse it.
+        let from_environment = || std::env::var_os("STRATA_REPO").filter(|path| !path.is_empty());
+        arguments.repo = arguments.repo.or_else(|| from_environment().map(PathBuf::from));
+        arguments
+    }
+
     /// Returns the folder of the repository.
     pub fn folder_path(&self) -> &Path {
         self.repo.as_deref().unwrap_or(Path::new("."))

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use strata::convert::{
     Chains, ImageOptions, ImageReport, Options, Outcome, PodmanListing, Progress, Report, Request, convert,
 };
-use strata::folder::RepositoryFolder;
+use strata::folder::{FolderError, RepositoryFolder};
 use strata::layer::LossKind;
 use strata::layout::LossList;
 use strata::manifest::RepositoryName;
@@ -41,7 +41,7 @@ pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyho
     }
     let options = Options { dry_run: command.dry_run, ..command.effort.options()? };
     super::interrupt::watch()?;
-    let folder = open_or_create(arguments)?;
+    let folder = open_or_create(arguments, command.create)?;
     let name = command.name.clone();
     let image = image_options(command);
     let request =
@@ -64,9 +64,6 @@ pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyho
         if command.timings {
             print(format_args!("{}", timings.to_text(wall, options.threads, report.index_hits)))?;
         }
-        if report.revision.is_some() && !arguments.quiet {
-            print(format_args!("{}", how_to_mount(&folder)))?;
-        }
     }
     for image in &report.images {
         if let Err(error) = &image.outcomes {
@@ -81,18 +78,30 @@ pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyho
     })
 }
 
-/// Opens the repository's folder; one that is missing and named like a repository is made.
-fn open_or_create(arguments: &Arguments) -> anyhow::Result<RepositoryFolder> {
-    let path = arguments.folder_path();
-    let name = path.file_name().and_then(|name| name.to_str());
-    match name.and_then(|name| RepositoryName::for_new_repository(name).ok()) {
-        Some(name) if arguments.repo.is_some() && !path.exists() => {
-            let folder = super::init::create(path, Settings::new(name))?;
-            tracing::info!("created {} in {}", folder.name(), path.display());
-            Ok(folder)
+/// Opens the repository's folder. One that is missing is only made when that is asked for: a misspelt path must not become
+/// a new repository with new keys.
+fn open_or_create(arguments: &Arguments, create: bool) -> anyhow::Result<RepositoryFolder> {
+    match arguments.folder() {
+        Err(FolderError::NoFolder(path)) if create => create_at(&path),
+        Err(error @ FolderError::NoFolder(_)) => {
+            let hint = "'strata init', or 'convert' with --create, creates a repository";
+            Err(UsageError(format!("{error}; {hint}")).into())
         }
-        _ => Ok(arguments.folder()?),
+        opened => Ok(opened?),
     }
+}
+
+/// Creates the repository that the last component of a path names.
+fn create_at(path: &Path) -> anyhow::Result<RepositoryFolder> {
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
+        UsageError("--create needs --repo DIR, whose last component is the name of the repository".to_owned())
+    })?;
+    let name = RepositoryName::for_new_repository(name).map_err(|error| {
+        UsageError(format!("--create names the repository after the last component of '{}': {error}", path.display()))
+    })?;
+    let folder = super::init::create(path, Settings::new(name))?;
+    tracing::info!("created {} in {}; 'strata info' says how to mount it", folder.name(), path.display());
+    Ok(folder)
 }
 
 fn image_options(command: &Convert) -> ImageOptions {
@@ -167,28 +176,6 @@ fn losses_text(losses: &LossList) -> String {
         }
     }
     text
-}
-
-/// Returns the commands that mount the repository on this machine.
-fn how_to_mount(folder: &RepositoryFolder) -> String {
-    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string();
-    let (name, storage) = (folder.name(), absolute(&folder.storage_path()));
-    let (key, repository) = (absolute(&folder.public_key_path()), absolute(folder.path()));
-    format!(
-        "\nTo look at it here:\n\
-         \x20 mkdir -p mnt && strata --repo {repository} mount mnt\n\
-         To mount it here with the CVMFS client:\n\
-         \x20 cat > client.conf <<END\n\
-         \x20 CVMFS_SERVER_URL=file://{storage}\n\
-         \x20 CVMFS_PUBLIC_KEY={key}\n\
-         \x20 CVMFS_HTTP_PROXY=DIRECT\n\
-         \x20 CVMFS_CACHE_BASE=/var/tmp/cvmfs-{name}\n\
-         \x20 CVMFS_RELOAD_SOCKETS=/var/tmp\n\
-         \x20 CVMFS_CLAIM_OWNERSHIP=no\n\
-         \x20 END\n\
-         \x20 mkdir -p mnt && cvmfs2 -o config=client.conf {name} \"$PWD/mnt\"\n\
-         Elsewhere: serve {storage} over HTTP, and give clients its URL and {name}.pub.\n"
-    )
 }
 
 fn to_json(folder: &RepositoryFolder, report: &Report, dry_run: bool) -> Value {

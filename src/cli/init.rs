@@ -12,7 +12,8 @@ use strata::settings::Settings;
 
 use super::arguments::{Arguments, Init, randomness, time_of_publication};
 use super::failure::UsageError;
-use super::print_line;
+use super::hint::how_to_mount;
+use super::{print, print_line};
 
 /// Creates a repository.
 pub fn run(arguments: &Arguments, init: &Init) -> anyhow::Result<ExitCode> {
@@ -33,6 +34,9 @@ pub fn run(arguments: &Arguments, init: &Init) -> anyhow::Result<ExitCode> {
         ))?;
     } else {
         print_line(format_args!("created {} in {}", folder.name(), folder.path().display()))?;
+        if !arguments.quiet {
+            print(format_args!("\n{}", how_to_mount(&folder)))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

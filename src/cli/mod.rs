@@ -7,6 +7,7 @@ pub mod convert;
 pub mod diff;
 pub mod failure;
 pub mod findings;
+pub mod hint;
 pub mod init;
 pub mod interrupt;
 pub mod mount;
@@ -16,6 +17,7 @@ pub mod progress;
 pub mod published;
 pub mod show;
 pub mod sync;
+pub mod terminal;
 pub mod timings;
 pub mod verify;
 

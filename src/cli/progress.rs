@@ -1,7 +1,7 @@
 //! Progress on a terminal, and log lines that do not tear it apart.
 
 use std::collections::HashMap;
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -11,6 +11,8 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use strata::message::on_one_line;
 use strata::progress::Progress;
 
+use super::terminal::can_be_redrawn;
+
 /// The bars that are shown now, if any are.
 static SHOWN: Mutex<Option<MultiProgress>> = Mutex::new(None);
 
@@ -18,7 +20,8 @@ fn shown() -> MutexGuard<'static, Option<MultiProgress>> {
     SHOWN.lock().expect("no thread panics while it draws")
 }
 
-/// Shows how far one or several pieces of work are, until it is dropped; nothing where standard error is no terminal.
+/// Shows how far one or several pieces of work are, until it is dropped; nothing where standard error is not a
+/// terminal that can be redrawn.
 pub struct Display {
     board: Option<Arc<Board>>,
     thread: Option<JoinHandle<()>>,
@@ -43,7 +46,7 @@ impl Display {
 
     /// Starts to show nothing yet.
     pub fn start_empty(quiet: bool) -> Self {
-        if quiet || !io::stderr().is_terminal() {
+        if quiet || !can_be_redrawn() {
             return Self { board: None, thread: None };
         }
         let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());

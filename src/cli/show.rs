@@ -14,7 +14,8 @@ use strata::repository::Repository;
 use strata::runtimes::{self, Runtime};
 
 use super::arguments::{Arguments, Info};
-use super::print_line;
+use super::hint::how_to_mount;
+use super::{print, print_line};
 
 /// Shows what is known about the repository, or about one image.
 pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
@@ -61,6 +62,9 @@ fn repository_info(arguments: &Arguments, folder: &RepositoryFolder, repository:
     print_line(format_args!("compression   {compression} ({})", compression.encoder_name()))?;
     print_line(format_args!("storage       {}", folder.storage_path().display()))?;
     print_line(format_args!("public key    {}", folder.public_key_path().display()))?;
+    if !arguments.quiet {
+        print(format_args!("\n{}", how_to_mount(folder)))?;
+    }
     Ok(())
 }
 

@@ -2,12 +2,10 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::Path;
 
 use flate2::write::GzEncoder;
 use serde_json::json;
 
-use crate::strict::{self, Reader};
 use crate::support::{
     Compression, FQRN, NAME, Run, TestImage, TestLayer, TestRepository, chain_path, flat_path, layer_path,
     strata_command, write_oci_index,
@@ -232,24 +230,6 @@ fn current_folder_is_the_repository_where_none_is_named() {
     assert!(repository.has(NAME));
     let run = Run::of(strata_command(["list"]).env("STRATA_REPO", repository.folder())).expect_code(0);
     assert_eq!(run.stdout(), format!("{NAME}  {}\n", image_of("x").manifest_digest()));
-}
-
-#[test]
-fn missing_folder_that_is_named_like_a_repository_is_made() {
-    let other = TestRepository::new();
-    let source = other.source(&image_of("x"));
-    let (folder, undotted) = (other.beside("new.example.org"), other.beside("undotted"));
-    let convert = |folder: &Path| {
-        let folder = folder.to_str().unwrap();
-        Run::of(&mut strata_command(["convert", &source, "--name", NAME, "--repo", folder]))
-    };
-    let run = convert(&folder).expect_code(0);
-    assert!(run.stderr().contains("new.example.org"), "{}", run.stderr());
-    let report = strict::check(&folder.join("storage"), "new.example.org");
-    report.assert_good();
-    assert!(Reader::open(&folder.join("storage")).list("").contains(&"registry.example.org".to_owned()));
-    convert(&undotted).expect_code(2);
-    assert!(!undotted.exists());
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod bundle;
 mod catalogs;
 mod chains;
 mod check;
+mod commands;
 mod compression;
 mod containerd;
 mod convert;

@@ -1,0 +1,27 @@
+//! How the repository is mounted, in commands to be copied.
+
+use std::path::Path;
+
+use strata::folder::RepositoryFolder;
+
+/// Returns the commands that mount the repository on this machine.
+pub fn how_to_mount(folder: &RepositoryFolder) -> String {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string();
+    let (name, storage) = (folder.name(), absolute(&folder.storage_path()));
+    let (key, repository) = (absolute(&folder.public_key_path()), absolute(folder.path()));
+    format!(
+        "To look at it here:\n\
+         \x20 mkdir -p mnt && strata --repo {repository} mount mnt\n\
+         To mount it here with the CVMFS client:\n\
+         \x20 cat > client.conf <<END\n\
+         \x20 CVMFS_SERVER_URL=file://{storage}\n\
+         \x20 CVMFS_PUBLIC_KEY={key}\n\
+         \x20 CVMFS_HTTP_PROXY=DIRECT\n\
+         \x20 CVMFS_CACHE_BASE=/var/tmp/cvmfs-{name}\n\
+         \x20 CVMFS_RELOAD_SOCKETS=/var/tmp\n\
+         \x20 CVMFS_CLAIM_OWNERSHIP=no\n\
+         \x20 END\n\
+         \x20 mkdir -p mnt && cvmfs2 -o config=client.conf {name} \"$PWD/mnt\"\n\
+         Elsewhere: serve {storage} over HTTP, and give clients its URL and {name}.pub.\n"
+    )
+}

@@ -1,0 +1,165 @@
+//! What the command line takes and refuses, and what it prints where.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::strict::{self, Reader};
+use crate::support::{FQRN, NAME, Run, TestImage, TestRepository, need, strata_command};
+
+fn image_of(word: &str) -> TestImage {
+    TestImage::new().layer(|layer| layer.file("word", word))
+}
+
+#[test]
+fn missing_directory_becomes_a_repository_only_where_that_is_asked_for() {
+    let other = TestRepository::new();
+    let source = other.source(&image_of("x"));
+    let [folder, undotted, empty] = ["new.example.org", "undotted", "empty.example.org"].map(|name| other.beside(name));
+    fs::create_dir(&empty).unwrap();
+    let convert = |folder: &Path, options: &[&str]| {
+        let folder = folder.to_str().unwrap();
+        let arguments = [&["convert", &source, "--name", NAME, "--repo", folder], options].concat();
+        Run::of(&mut strata_command(arguments))
+    };
+    for folder in [&folder, &undotted] {
+        convert(folder, &[]).expect_one_line(2, &[folder.to_str().unwrap(), "strata init", "--create"]);
+        assert!(!folder.exists());
+    }
+    let arguments = ["convert", &source, "--name", NAME];
+    let run = Run::of(strata_command(arguments).env("STRATA_REPO", &folder));
+    run.expect_one_line(2, &["--create"]);
+    convert(&folder, &["--create", "--dry-run"]).expect_code(2);
+    assert!(!folder.exists());
+    convert(&undotted, &["--create"]).expect_one_line(2, &["undotted", "--create"]);
+    assert!(!undotted.exists());
+    for folder in [&folder, &empty] {
+        let run = convert(folder, &["--create"]).expect_code(0);
+        assert!(run.stderr().contains(&format!("created {}", folder.file_name().unwrap().to_str().unwrap())));
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        strict::check(&folder.join("storage"), name).assert_good();
+        assert!(Reader::open(&folder.join("storage")).list("").contains(&"registry.example.org".to_owned()));
+    }
+    let keys = fs::read(folder.join("keys/new.example.org.pub")).unwrap();
+    let again = convert(&folder, &["--create"]).expect_code(0);
+    assert!(!again.stderr().contains("created") && again.stdout().contains("nothing to do"), "{}", again.stderr());
+    assert_eq!(fs::read(folder.join("keys/new.example.org.pub")).unwrap(), keys);
+}
+
+#[test]
+fn create_needs_a_directory_that_says_the_name() {
+    let other = TestRepository::new();
+    let source = other.source(&image_of("x"));
+    let here = other.beside("here");
+    fs::create_dir(&here).unwrap();
+    let mut command = strata_command(["convert", &source, "--name", NAME, "--create"]);
+    Run::of(command.current_dir(&here)).expect_one_line(2, &["--create needs --repo"]);
+    assert_eq!(fs::read_dir(&here).unwrap().count(), 0);
+}
+
+#[test]
+fn first_command_of_the_readme_makes_a_repository() {
+    let readme = fs::read_to_string("README.md").unwrap();
+    let command = readme.lines().find_map(|line| line.strip_prefix("$ cargo run --release -- ")).unwrap();
+    assert!(command.contains(" --create"), "{command}");
+    let home = tempfile::tempdir().unwrap();
+    fs::create_dir(home.path().join("examples")).unwrap();
+    std::os::unix::fs::symlink(Path::new("examples/hello").canonicalize().unwrap(), home.path().join("examples/hello"))
+        .unwrap();
+    Run::of(strata_command(command.split(' ')).current_dir(home.path())).expect_code(0);
+    strict::check(&home.path().join("demo.example.org/storage"), "demo.example.org").assert_good();
+    let info = Run::of(strata_command(["info", "--repo", "demo.example.org"]).current_dir(home.path())).expect_code(0);
+    assert!(info.stdout().contains("demo.example.org mount mnt"), "{}", info.stdout());
+}
+
+#[test]
+fn init_and_info_say_how_to_mount_and_convert_does_not() {
+    let home = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| Run::of(strata_command(arguments).current_dir(home.path())).expect_code(0).stdout();
+    let is_said = |said: &str| said.contains("cvmfs2 -o config=client.conf") && said.contains("mount mnt");
+    assert!(is_said(&run(&["init", FQRN])));
+    assert!(!is_said(&run(&["init", "quiet.example.org", "-q"])));
+    assert!(is_said(&run(&["info", "--repo", FQRN])));
+    assert!(!is_said(&run(&["info", "--repo", FQRN, "-q"])));
+    assert!(!is_said(&run(&["info", "--repo", FQRN, "--json"])));
+    let source = format!("oci:{}", home.path().join("image").display());
+    image_of("x").write_oci_layout(&home.path().join("image"), "latest");
+    let converted = run(&["convert", &source, "--name", NAME, "--repo", FQRN]);
+    assert!(!converted.contains("mount") && converted.contains("published revision 2"), "{converted}");
+}
+
+#[test]
+fn too_little_memory_is_refused() {
+    let repository = TestRepository::new();
+    let source = repository.source(&image_of("x"));
+    let list = repository.beside("list.yaml");
+    fs::write(&list, "version: 1\ninput: []\n").unwrap();
+    for memory in ["5", "0", "512", "5B", "1000000", "1023KiB", "much"] {
+        let run = repository.run(["convert", &source, "--name", NAME, "--memory", memory]).expect_code(2);
+        assert!(run.stderr().contains("--memory"), "{}", run.stderr());
+        repository.run(["sync", list.to_str().unwrap(), "--memory", memory]).expect_code(2);
+    }
+    let five = repository.run(["convert", &source, "--name", NAME, "--memory", "5"]).expect_code(2);
+    assert!(five.stderr().contains("5 bytes") && five.stderr().contains("unit"), "{}", five.stderr());
+    for memory in ["1MiB", "1048576", "64M"] {
+        repository.run(["convert", &source, "--name", NAME, "--memory", memory]).expect_code(0);
+    }
+}
+
+#[test]
+fn empty_variable_for_the_directory_counts_as_unset() {
+    let repository = TestRepository::publish(&image_of("x"));
+    for arguments in [&["list"][..], &["info"], &["check"], &["list", "--json"]] {
+        let mut command = strata_command(arguments);
+        Run::of(command.env("STRATA_REPO", "").current_dir(repository.folder())).expect_code(0);
+    }
+    let elsewhere = repository.beside("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let mut command = strata_command(["init", "new.example.org"]);
+    Run::of(command.env("STRATA_REPO", "").current_dir(&elsewhere)).expect_code(0);
+    assert!(elsewhere.join("new.example.org/strata.toml").is_file());
+    Run::of(strata_command(["list"]).env("STRATA_REPO", "").current_dir(&elsewhere)).expect_code(2);
+    // Whoever writes it on the command line means something by it.
+    Run::of(strata_command(["list", "--repo", ""]).current_dir(repository.folder())).expect_code(2);
+    // What the command line says goes before the variable.
+    let mut command = repository.command(["list"]);
+    Run::of(command.env("STRATA_REPO", &elsewhere)).expect_code(0);
+}
+
+/// Runs a command on a terminal, and returns all that comes out there.
+fn on_a_terminal(command: &Command, variables: &[(&str, &str)]) -> String {
+    let quoted = |word: &OsStr| format!("'{}'", word.to_str().unwrap());
+    let words: Vec<String> = [command.get_program()].into_iter().chain(command.get_args()).map(quoted).collect();
+    let mut script = Command::new("script");
+    script.args(["-qec", &words.join(" "), "/dev/null"]).env_remove("NO_COLOR").envs(variables.iter().copied());
+    String::from_utf8_lossy(&script.output().unwrap().stdout).into_owned()
+}
+
+/// Tells whether a text has a code for a colour or another form of letters.
+fn has_colours(text: &str) -> bool {
+    text.split("\x1b[")
+        .skip(1)
+        .any(|code| code.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m'))
+}
+
+#[test]
+fn no_color_and_dumb_terminals_are_obeyed() {
+    if !need("script") {
+        return;
+    }
+    let repository = TestRepository::new();
+    let source = repository.source(&image_of("x"));
+    let convert = repository.command(["convert", &source, "--name", NAME, "--force"]);
+    let wrong = strata_command(["frobnicate"]);
+    for command in [&convert, &wrong] {
+        for variables in [&[("TERM", "xterm-256color")][..], &[("TERM", "xterm-256color"), ("NO_COLOR", "")]] {
+            let said = on_a_terminal(command, variables);
+            assert!(has_colours(&said), "{said:?}");
+        }
+        let said = on_a_terminal(command, &[("TERM", "xterm-256color"), ("NO_COLOR", "1")]);
+        assert!(!has_colours(&said) && said.contains(if std::ptr::eq(command, &convert) { "INFO" } else { "error" }));
+        let said = on_a_terminal(command, &[("TERM", "dumb")]);
+        assert!(!said.contains('\x1b') && !said.is_empty(), "{said:?}");
+    }
+}
