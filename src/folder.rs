@@ -10,7 +10,8 @@ use rsa::PublicKey;
 
 use crate::catalog::{StateDatabase, StateError};
 use crate::manifest::keys::read_public_key;
-use crate::manifest::{KeyError, Keys, RepositoryName};
+use crate::manifest::{KeyError, Keys, RepositoryName, Urgency, Whitelist, WhitelistError};
+use crate::metadata::Timestamp;
 use crate::settings::{Settings, SettingsError};
 use crate::source::registry::{Registries, RegistriesSettings, RegistryError};
 use crate::store::{DirectoryStore, LocalServer, StoreError};
@@ -43,6 +44,9 @@ pub enum FolderError {
     /// The storage cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The whitelist cannot be read.
+    #[error("'{WHITELIST}' cannot be read")]
+    Whitelist(#[from] WhitelistError),
     /// Registries cannot be asked as the settings or the environment have it.
     #[error(transparent)]
     Registries(#[from] RegistryError),
@@ -50,6 +54,9 @@ pub enum FolderError {
     #[error(transparent)]
     State(#[from] StateError),
 }
+
+/// Where the whitelist lies, below the storage.
+const WHITELIST: &str = ".cvmfswhitelist";
 
 /// The folder of one repository.
 #[derive(Debug, Clone)]
@@ -137,6 +144,34 @@ impl RepositoryFolder {
     /// Opens the keys.
     pub fn keys(&self) -> Result<Keys, FolderError> {
         Ok(Keys::open(&self.keys_path(), &self.settings.repository)?)
+    }
+
+    /// Reads the whitelist, whose signature is not verified; `None` where there is none.
+    pub fn whitelist(&self) -> Result<Option<Whitelist>, FolderError> {
+        let bytes = self.store()?.read_file(WHITELIST)?;
+        Ok(bytes.map(|bytes| Whitelist::parse(&bytes).map(|signed| signed.whitelist)).transpose()?)
+    }
+
+    /// Returns what to do about the whitelist if it expires soon, or has expired. A whitelist that cannot be read is for
+    /// others to report: who publishes needs it.
+    pub fn whitelist_warning(&self, now: Timestamp) -> Option<String> {
+        let list = self.whitelist().ok()??;
+        let expires = Timestamp { seconds: list.expires(), nanoseconds: 0 };
+        let state = match list.urgency(now) {
+            Urgency::None => return None,
+            Urgency::Soon { days, hours } => {
+                format!("expires at {expires}, in {days} days and {hours} hours: then clients refuse")
+            }
+            Urgency::Expired => format!("expired at {expires}: clients refuse"),
+        };
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        let (name, storage) = (self.name(), absolute(self.storage_path()));
+        Some(format!(
+            "the whitelist {state} {name} until it is renewed, as root, by 'cvmfs_server resign -w {} {name}' with the same keys: \
+             those of '{}', in /etc/cvmfs/keys",
+            storage.join(WHITELIST).display(),
+            absolute(self.keys_path()).display(),
+        ))
     }
 
     /// Opens what earlier runs remembered, without remembering anything new.

@@ -9,15 +9,12 @@ use super::finding::Place;
 use super::name::ObjectName;
 use super::reader::NOTHING;
 use super::reference::{Reference, References};
-use crate::manifest::{Certificate, RepositoryManifest, SignedManifest, Whitelist, WhitelistError};
+use crate::manifest::{Certificate, RepositoryManifest, SignedManifest, Urgency, Whitelist, WhitelistError};
 use crate::message::causes;
 use crate::object::{ObjectHash, ObjectKind, SizeLimit};
 
 /// Clients read a local manifest into a buffer of this many bytes.
 const MANIFEST_BUFFER: usize = 4096;
-
-/// A whitelist that expires within this many seconds is worth a warning: 7 days.
-const RENEWAL: i64 = 7 * 24 * 60 * 60;
 
 /// No certificate or description is read that unpacks to more bytes.
 const SMALL_OBJECT: SizeLimit = SizeLimit::of(16 << 20);
@@ -100,16 +97,16 @@ impl Check<'_> {
     }
 
     fn check_expiry(&self, list: &Whitelist) {
-        let left = list.expires() - self.options.now.seconds;
-        if left <= 0 {
-            let found = format!("one that expired {} hours ago", -left / 3600);
-            self.findings.note(&Place::file(".cvmfswhitelist"), "a whitelist that holds", found);
-        } else if left <= RENEWAL {
-            self.warn(format!(
-                ".cvmfswhitelist expires in {} days and {} hours: then no client mounts the repository any more",
-                left / 86_400,
-                left % 86_400 / 3600
-            ));
+        match list.urgency(self.options.now) {
+            Urgency::None => {}
+            Urgency::Soon { days, hours } => self.warn(format!(
+                ".cvmfswhitelist expires in {days} days and {hours} hours: then no client mounts the repository any more"
+            )),
+            Urgency::Expired => {
+                let ago = (self.options.now.seconds - list.expires()) / 3600;
+                let found = format!("one that expired {ago} hours ago");
+                self.findings.note(&Place::file(".cvmfswhitelist"), "a whitelist that holds", found);
+            }
         }
     }
 

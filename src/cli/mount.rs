@@ -9,8 +9,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use strata::folder::RepositoryFolder;
 use strata::layer::EntryPath;
 use strata::message::causes;
+use strata::metadata::Timestamp;
 use strata::mount::{Mount, MountOptions, MountPoint, Unmounted};
 use strata::repository::{Point, Repository};
 
@@ -45,9 +47,31 @@ pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<Exit
         folder.name(),
         point.path().display()
     );
+    warn_of_expiry(folder);
     thread::spawn(move || signals.forever().for_each(|_| end(&point)));
     mounted.wait();
     Ok(ExitCode::SUCCESS)
+}
+
+/// How often a mount looks at the whitelist.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Warns of a whitelist that expires soon, now and every day as long as the program runs: a mount may stay for months.
+fn warn_of_expiry(folder: RepositoryFolder) {
+    let warn = |folder: &RepositoryFolder| {
+        if let Some(warning) = folder.whitelist_warning(Timestamp::now()) {
+            tracing::warn!("{warning}");
+        }
+    };
+    warn(&folder);
+    let warn_daily = move || {
+        loop {
+            thread::sleep(DAY);
+            warn(&folder);
+        }
+    };
+    // Without a thread there is no further warning, which is no reason not to mount.
+    thread::Builder::new().spawn(warn_daily).ok();
 }
 
 /// Returns how many threads answer the kernel: some wait for the disk, and each may have two large objects in memory.

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use strata::folder::RepositoryFolder;
 use strata::inventory::{self, ImageDetails, ListedImage};
 use strata::layout::ImagePlace;
-use strata::message::on_one_line;
+use strata::manifest::Whitelist;
+use strata::message::{causes, on_one_line};
 use strata::metadata::Timestamp;
 use strata::repository::Repository;
 use strata::runtimes::{self, Runtime};
@@ -22,7 +23,12 @@ pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
     let folder = arguments.folder()?;
     let repository = Repository::open(&folder.store()?, folder.name())?;
     match &info.image {
-        None => repository_info(arguments, &folder, &repository)?,
+        None => {
+            if let Some(warning) = folder.whitelist_warning(Timestamp::now()) {
+                tracing::warn!("{warning}");
+            }
+            repository_info(arguments, &folder, &repository)?;
+        }
         Some(image) => {
             for place in image.places(&repository)? {
                 let details = inventory::describe(&repository, &place)?;
@@ -35,10 +41,14 @@ pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Prints what is known about the repository.
 fn repository_info(arguments: &Arguments, folder: &RepositoryFolder, repository: &Repository) -> anyhow::Result<()> {
     let (manifest, root) = (repository.manifest(), repository.root()?);
     let totals = root.total_counters();
     let published = Timestamp { seconds: manifest.published.unwrap_or(0), nanoseconds: 0 };
+    // What is wrong with the whitelist hides nothing of the rest.
+    let list = folder.whitelist();
+    let expiry = |list: &Whitelist| Timestamp { seconds: list.expires(), nanoseconds: 0 }.to_string();
     if arguments.json {
         let value = json!({
             "repository": manifest.name.as_str(),
@@ -49,6 +59,7 @@ fn repository_info(arguments: &Arguments, folder: &RepositoryFolder, repository:
             "file-bytes": totals.file_size(),
             "catalogs": totals.nested() + 1,
             "compression": folder.settings().compression.to_string(),
+            "whitelist-expires": list.ok().flatten().as_ref().map(expiry),
         });
         print_line(format_args!("{value}"))?;
         return Ok(());
@@ -60,6 +71,12 @@ fn repository_info(arguments: &Arguments, folder: &RepositoryFolder, repository:
     print_line(format_args!("files         {} (each name counted)", ByteSize(totals.file_size().cast_unsigned())))?;
     let compression = folder.settings().compression;
     print_line(format_args!("compression   {compression} ({})", compression.encoder_name()))?;
+    let whitelist = match list {
+        Ok(Some(list)) => format!("expires at {}", expiry(&list)),
+        Ok(None) => "missing: clients refuse the repository".to_owned(),
+        Err(error) => on_one_line(&causes(&error)),
+    };
+    print_line(format_args!("whitelist     {whitelist}"))?;
     print_line(format_args!("storage       {}", folder.storage_path().display()))?;
     print_line(format_args!("public key    {}", folder.public_key_path().display()))?;
     if !arguments.quiet {

@@ -61,6 +61,10 @@ impl Run {
         if let Some(lack) = folder.settings().compression.lack() {
             tracing::info!("{lack}");
         }
+        // By the real time, whatever publications are dated.
+        if let Some(warning) = folder.whitelist_warning(Timestamp::now()) {
+            tracing::warn!("{warning}");
+        }
         // Whatever is missing is missed before the work.
         let publishing = Publishing { keys: folder.keys()?, server: folder.local_server()? };
         let mut run = Self::over(folder, &folder.store()?, folder.state()?, options, registries)?;

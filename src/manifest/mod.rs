@@ -24,4 +24,4 @@ pub use keys::{KeyError, Keys};
 pub use meta_info::MetaInfo;
 pub use name::{RepositoryName, RepositoryNameError};
 pub use repository_manifest::{ManifestError, RepositoryManifest, SignedManifest};
-pub use whitelist::{SignedWhitelist, Whitelist, WhitelistError};
+pub use whitelist::{SignedWhitelist, Urgency, Whitelist, WhitelistError};

@@ -30,6 +30,22 @@ pub struct SignedWhitelist<'a> {
     letter: Letter<'a>,
 }
 
+/// How urgent it is to renew a whitelist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// It holds for longer than [`Whitelist::RENEWAL`].
+    None,
+    /// It expires after this time.
+    Soon {
+        /// Whole days.
+        days: u64,
+        /// Hours beside them.
+        hours: u64,
+    },
+    /// Clients refuse the repository already.
+    Expired,
+}
+
 /// What a whitelist asks of those who verify it, beyond an RSA signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Demand {
@@ -97,6 +113,9 @@ impl Whitelist {
     /// How long a new list holds: 30 days, as `cvmfs_server` makes it.
     pub const VALIDITY: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
+    /// A list that expires within this time is worth a warning.
+    pub const RENEWAL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
     /// Makes a list that holds from `now` on for [`Self::VALIDITY`].
     pub fn new(name: RepositoryName, fingerprints: Vec<Fingerprint>, now: Timestamp) -> Result<Self, WhitelistError> {
         let validity = i64::try_from(Self::VALIDITY.as_secs()).expect("30 days fit");
@@ -156,6 +175,18 @@ impl Whitelist {
     /// Returns whether clients refuse the list at `now`.
     pub fn is_expired(&self, now: Timestamp) -> bool {
         now.seconds >= self.expires()
+    }
+
+    /// Returns how urgent it is at `now` to renew the list.
+    pub fn urgency(&self, now: Timestamp) -> Urgency {
+        let left = self.expires().saturating_sub(now.seconds);
+        match u64::try_from(left) {
+            Err(_) | Ok(0) => Urgency::Expired,
+            Ok(left) if left <= Self::RENEWAL.as_secs() => {
+                Urgency::Soon { days: left / 86_400, hours: left % 86_400 / 3600 }
+            }
+            Ok(_) => Urgency::None,
+        }
     }
 
     fn expiry_hour(&self) -> DateTime {
@@ -277,6 +308,19 @@ mod tests {
         assert!(!list.is_expired(at(list.expires() - 1)) && list.is_expired(at(list.expires())));
         assert!(matches!(Whitelist::new(fixtures::name(), Vec::new(), at(-1)), Err(WhitelistError::Clock(-1))));
         assert!(Whitelist::new(fixtures::name(), Vec::new(), at(i64::MAX)).is_err());
+    }
+
+    #[test]
+    fn renewal_is_urgent_from_seven_days_before_the_end() {
+        let list = Whitelist::new(fixtures::name(), Vec::new(), at(1_833_840_000)).unwrap();
+        let before = |seconds: i64| list.urgency(at(list.expires() - seconds));
+        let days = 86_400;
+        assert_eq!(before(7 * days + 1), Urgency::None);
+        assert_eq!(before(7 * days), Urgency::Soon { days: 7, hours: 0 });
+        assert_eq!(before(3 * days + 7200), Urgency::Soon { days: 3, hours: 2 });
+        assert_eq!(before(1), Urgency::Soon { days: 0, hours: 0 });
+        assert_eq!((before(0), before(-1)), (Urgency::Expired, Urgency::Expired));
+        assert_eq!(list.urgency(at(i64::MIN)), Urgency::None);
     }
 
     #[test]

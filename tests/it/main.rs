@@ -37,3 +37,4 @@ mod sync;
 mod timings;
 mod verification;
 mod verify;
+mod whitelist;

@@ -1,0 +1,100 @@
+//! A whitelist that expires is noticed in time.
+
+use std::fs;
+
+use strata::folder::RepositoryFolder;
+use strata::manifest::Whitelist;
+use strata::metadata::Timestamp;
+
+use crate::support::fuse::{Mount, wait_until};
+use crate::support::{FQRN, NAME, Run, TestImage, TestRepository, need_fuse};
+
+const HOUR: i64 = 3600;
+
+fn image_of(word: &str) -> TestImage {
+    TestImage::new().layer(|layer| layer.file("word", word))
+}
+
+/// Replaces the whitelist by one that expires after so many hours, and returns when that is.
+fn expire_in(repository: &TestRepository, hours: i64) -> Timestamp {
+    let folder = RepositoryFolder::open(&repository.folder()).unwrap();
+    let keys = folder.keys().unwrap();
+    let whole = Timestamp::now().seconds / HOUR * HOUR;
+    let validity = i64::try_from(Whitelist::VALIDITY.as_secs()).unwrap();
+    let issued = Timestamp { seconds: whole + hours * HOUR - validity, nanoseconds: 0 };
+    let list = Whitelist::new(folder.name().clone(), vec![keys.certificate().fingerprint()], issued).unwrap();
+    let mut rng = rsa::rand_core::UnwrapErr(getrandom::SysRng);
+    fs::write(repository.storage().join(".cvmfswhitelist"), keys.sign_whitelist(&list, &mut rng).unwrap()).unwrap();
+    Timestamp { seconds: list.expires(), nanoseconds: 0 }
+}
+
+/// Runs every command that publishes, with and without anything to publish.
+fn publish(repository: &TestRepository, word: &str) -> Vec<Run> {
+    let list = repository.beside("list.yaml");
+    fs::write(&list, "version: 1\ninput: []\n").unwrap();
+    let image = image_of(word);
+    vec![
+        repository.convert(&image, NAME, &[]).expect_code(0),
+        repository.convert(&image, NAME, &[]).expect_code(0),
+        repository.run(["sync", list.to_str().unwrap()]).expect_code(0),
+    ]
+}
+
+#[test]
+fn publishing_commands_warn_from_seven_days_before_the_end_and_say_what_to_do() {
+    let repository = TestRepository::publish(&image_of("x"));
+    for (hours, is_warned) in
+        [(30 * 24, false), (7 * 24 + 2, false), (7 * 24, true), (30, true), (0, true), (-50, true)]
+    {
+        let expires = expire_in(&repository, hours);
+        for run in publish(&repository, &hours.to_string()) {
+            let said = run.stderr();
+            assert_eq!(said.contains("WARN") && said.contains("whitelist"), is_warned, "{hours} hours: {said}");
+            let keys = repository.folder().join("keys");
+            let what_to_do = [&expires.to_string(), "cvmfs_server resign", FQRN, keys.to_str().unwrap()];
+            assert!(!is_warned || what_to_do.iter().all(|word| said.contains(word)), "{said}");
+            assert!(!is_warned || said.contains("expired") == (hours <= 0), "{said}");
+        }
+        assert!(repository.has(NAME), "it is no reason to publish nothing");
+    }
+}
+
+#[test]
+fn info_shows_the_day_on_which_the_whitelist_expires() {
+    let repository = TestRepository::new();
+    for hours in [30 * 24, 50, -3] {
+        let expires = expire_in(&repository, hours).to_string();
+        let run = repository.run(["info"]).expect_code(0);
+        assert!(run.stdout().contains(&format!("whitelist     expires at {expires}\n")), "{}", run.stdout());
+        assert_eq!(run.stderr().contains("cvmfs_server resign"), hours < 7 * 24, "{}", run.stderr());
+        let json = repository.run(["info", "--json"]).expect_code(0).json();
+        assert_eq!(json["whitelist-expires"], expires);
+    }
+    // What is wrong with it hides nothing else.
+    let path = repository.storage().join(".cvmfswhitelist");
+    let good = fs::read(&path).unwrap();
+    fs::write(&path, "no whitelist").unwrap();
+    let run = repository.run(["info"]).expect_code(0);
+    assert!(run.stdout().contains("'.cvmfswhitelist' cannot be read"), "{}", run.stdout());
+    fs::remove_file(&path).unwrap();
+    assert!(repository.run(["info"]).expect_code(0).stdout().contains("whitelist     missing"));
+    assert!(repository.run(["info", "--json"]).expect_code(0).json()["whitelist-expires"].is_null());
+    fs::write(&path, good).unwrap();
+}
+
+#[test]
+fn mount_warns_of_a_whitelist_that_expires_soon() {
+    if !need_fuse() {
+        return;
+    }
+    let repository = TestRepository::publish(&image_of("x"));
+    for (hours, is_warned) in [(8 * 24, false), (24, true), (-24, true)] {
+        expire_in(&repository, hours);
+        let mut mount = Mount::start(&repository, &[]);
+        wait_until("it is mounted", || mount.said().contains("is mounted at"));
+        // The warning comes before the end.
+        mount.signal(rustix::process::Signal::TERM);
+        mount.wait();
+        assert_eq!(mount.said().contains("cvmfs_server resign"), is_warned, "{hours} hours: {}", mount.said());
+    }
+}
