@@ -57,3 +57,7 @@ CREATE TABLE IF NOT EXISTS artifact (
     name TEXT PRIMARY KEY,
     wanted TEXT NOT NULL, type TEXT NOT NULL, writer TEXT NOT NULL
 ) WITHOUT ROWID;
+
+-- Trees that no name leads to and that no publication noted, and when a look at all names first found that (in seconds since
+-- 1970). One that is in use again is deleted here.
+CREATE TABLE IF NOT EXISTS unused (path TEXT PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID;

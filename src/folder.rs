@@ -174,6 +174,11 @@ impl RepositoryFolder {
         ))
     }
 
+    /// Tells whether earlier runs remembered anything.
+    pub fn has_state(&self) -> bool {
+        self.path.join("state/state.db").exists()
+    }
+
     /// Opens what earlier runs remembered, without remembering anything new.
     pub fn state_unchanged(&self) -> Result<StateDatabase, FolderError> {
         Ok(StateDatabase::open_fixed(&self.path.join("state/state.db"))?)

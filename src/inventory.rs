@@ -62,7 +62,7 @@ pub fn list(repository: &Repository) -> Result<Vec<ListedImage>, InventoryError>
 }
 
 /// Returns the names of the folders in `folder`, which may not be there.
-fn folders(repository: &Repository, folder: &EntryPath) -> Result<Vec<Vec<u8>>, InventoryError> {
+pub(crate) fn folders(repository: &Repository, folder: &EntryPath) -> Result<Vec<Vec<u8>>, RepositoryError> {
     if !repository.get(folder)?.is_some_and(|entry| entry.is_directory()) {
         return Ok(Vec::new());
     }

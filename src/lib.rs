@@ -52,5 +52,6 @@ pub mod sync;
 pub mod thin;
 pub mod threads;
 pub mod tree;
+pub mod unused;
 pub mod verify;
 pub mod wishlist;

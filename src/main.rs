@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         Command::Convert(convert) => cli::convert::run(&arguments, convert, &timings),
         Command::Sync(sync) => cli::sync::run(&arguments, sync),
         Command::Info(info) => cli::show::info(&arguments, info),
-        Command::List => cli::show::list(&arguments),
+        Command::List(list) => cli::list::run(&arguments, list),
         Command::Check(check) => cli::check::run(&arguments, check),
         Command::Verify(verify) => cli::verify::run(&arguments, verify),
         Command::Diff(diff) => cli::diff::run(&arguments, diff),

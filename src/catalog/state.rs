@@ -413,6 +413,28 @@ impl StateDatabase {
         .map(drop)
     }
 
+    /// Returns since when each of these trees has been unused, in seconds since 1970, and remembers `now` for those that are
+    /// new. Trees that are not among them any more are forgotten: they are in use again.
+    pub fn unused_since(&self, trees: &[String], now: i64) -> Result<BTreeMap<String, i64>, StateError> {
+        self.with(|connection| {
+            let transaction = connection.transaction()?;
+            let known: BTreeMap<String, i64> = transaction
+                .prepare("SELECT path, since FROM unused")?
+                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect::<rusqlite::Result<_>>()?;
+            let since = |tree: &String| (tree.clone(), known.get(tree).copied().unwrap_or(now));
+            let unused: BTreeMap<String, i64> = trees.iter().map(since).collect();
+            for tree in known.keys().filter(|tree| !unused.contains_key(*tree)) {
+                transaction.execute("DELETE FROM unused WHERE path = ?", [tree])?;
+            }
+            for (tree, since) in unused.iter().filter(|(tree, _)| !known.contains_key(*tree)) {
+                transaction.execute("INSERT INTO unused (path, since) VALUES (?, ?)", params![tree, since])?;
+            }
+            transaction.commit()?;
+            Ok(unused)
+        })
+    }
+
     fn with<T>(&self, run: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StateError> {
         let mut connection = self.connection.lock().expect("no thread panics while it uses the database");
         run(&mut connection).map_err(|source| StateError { path: self.path.clone(), source })

@@ -58,8 +58,8 @@ pub enum Command {
     Sync(Sync),
     /// Show what is known about the repository or about one image
     Info(Info),
-    /// List the images of the repository
-    List,
+    /// List the images of the repository, or the trees that no image uses
+    List(List),
     /// Check the repository: signatures, and every catalog, counter and object
     Check(Check),
     /// Prove that what is published for an image is what the image says, read anew from its source
@@ -218,6 +218,14 @@ pub enum Chains {
 pub struct Info {
     /// Image, as host/name:tag
     pub image: Option<PublishedImage>,
+}
+
+/// Lists images or unused trees.
+#[derive(Debug, Args)]
+pub struct List {
+    /// List the trees (layers, chains, root file systems) that no name leads to, and since when. This reads every name
+    #[arg(long)]
+    pub unused: bool,
 }
 
 /// Checks the repository.

@@ -10,6 +10,7 @@ pub mod findings;
 pub mod hint;
 pub mod init;
 pub mod interrupt;
+pub mod list;
 pub mod mount;
 pub mod notify;
 pub mod preview;

@@ -1,4 +1,4 @@
-//! `strata info` and `strata list`.
+//! `strata info`.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 use strata::folder::RepositoryFolder;
-use strata::inventory::{self, ImageDetails, ListedImage};
+use strata::inventory::{self, ImageDetails};
 use strata::layout::ImagePlace;
 use strata::manifest::Whitelist;
 use strata::message::{causes, on_one_line};
@@ -165,26 +165,4 @@ fn image_json(place: &ImagePlace, details: &ImageDetails, commands: &[(Runtime, 
         "losses": details.losses,
         "commands": commands.iter().map(|(runtime, command)| (runtime.to_string(), command)).collect::<BTreeMap<_, _>>(),
     })
-}
-
-/// Lists the images of the repository.
-pub fn list(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let folder = arguments.folder()?;
-    let repository = Repository::open(&folder.store()?, folder.name())?;
-    let images = inventory::list(&repository)?;
-    if arguments.json {
-        let image = |image: &ListedImage| {
-            let platform = image.place.platform.as_ref().map(ToString::to_string);
-            json!({"name": image.place.name.to_string(), "platform": platform, "record": image.record})
-        };
-        print_line(format_args!("{}", Value::Array(images.iter().map(image).collect())))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    for image in images {
-        match &image.record {
-            Some(record) => print_line(format_args!("{}  {}", image.place, record.manifest))?,
-            None => print_line(format_args!("{}  (published by another program)", image.place))?,
-        }
-    }
-    Ok(ExitCode::SUCCESS)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::foreign::foreign_trees;
 use super::podman::Shown;
 use super::run::Run;
 use super::stage::StagedImage;
@@ -10,9 +11,10 @@ use crate::catalog::StoredTree;
 use crate::image::ImageName;
 use crate::inventory::{intact_record, places};
 use crate::layer::EntryPath;
-use crate::layout::{self, ALIASES, ImagePlace, ImageRecord, PLATFORMS, Stamp, UnusedTrees, WishedNames};
+use crate::layout::{self, ALIASES, ImagePlace, ImageRecord, PLATFORMS, Stamp, WishedNames};
 use crate::publish::Edit;
 use crate::repository::Repository;
+use crate::unused::candidates;
 
 /// No file of strata's own is read that is longer.
 const FILE_LIMIT: u64 = 64 << 20;
@@ -136,7 +138,7 @@ impl<'a> Edits<'a> {
     fn remove_place(&mut self, place: &ImagePlace) -> Result<(), ConvertError> {
         let trees = match intact_record(self.head, place)? {
             Some(record) => record.trees(),
-            None => self.run.foreign_trees(self.head, place)?,
+            None => foreign_trees(self.head, place)?,
         };
         let name = place.to_string();
         self.left.extend(trees.into_iter().map(|tree| (tree, name.clone())));
@@ -235,7 +237,7 @@ impl<'a> Edits<'a> {
             let name = staged.outcome.place.to_string();
             let former = match before {
                 Some(before) => before.trees(),
-                None => self.run.foreign_trees(self.head, &staged.outcome.place)?,
+                None => foreign_trees(self.head, &staged.outcome.place)?,
             };
             self.left.extend(former.difference(&trees).map(|tree| (tree.clone(), name.clone())));
         }
@@ -313,22 +315,27 @@ impl<'a> Edits<'a> {
         Ok(())
     }
 
-    /// Adds the list of trees that tags left, and the catalogs that everything lies in.
+    /// Adds the list of trees that names left. A list under the former name is taken over.
+    fn note_candidates(&mut self) -> Result<(), ConvertError> {
+        let (path, former) = (layout::candidate_trees(), layout::former_candidate_trees());
+        let mut candidates = candidates(self.head)?;
+        for (tree, image) in &self.left {
+            candidates.leave([tree.clone()], image, self.run.options.now.seconds);
+        }
+        candidates.keep(&self.kept);
+        if !candidates.is_empty() || self.head.get(&path)?.is_some() {
+            self.put_file(path, Some(&candidates.write()))?;
+        }
+        self.put_file(former, None).map(drop)
+    }
+
+    /// Adds the list of trees that names left, and the catalogs that everything lies in.
     fn finish(mut self) -> Result<Vec<(EntryPath, Edit)>, ConvertError> {
         self.update_podman_store()?;
         if self.edits.is_empty() {
             return Ok(Vec::new());
         }
-        let path = layout::unused_trees();
-        let before = self.head.read(&path, FILE_LIMIT)?;
-        let mut unused = UnusedTrees::parse(before.as_deref().unwrap_or_default());
-        for (tree, image) in &self.left {
-            unused.leave([tree.clone()], image, self.run.options.now.seconds);
-        }
-        unused.keep(&self.kept);
-        if unused.paths().next().is_some() || before.is_some() {
-            self.put_file(path, Some(&unused.write()))?;
-        }
+        self.note_candidates()?;
         let catalogs: BTreeSet<EntryPath> = self.edits.keys().flat_map(layout::catalogs_above).collect();
         let catalogs = catalogs.into_iter().map(|path| (path, Edit::Catalog));
         Ok(catalogs.chain(self.edits).collect())

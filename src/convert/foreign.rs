@@ -61,17 +61,6 @@ impl Run {
         Ok(leads_there && head.get(&layout::flat_root(config))?.is_some())
     }
 
-    /// Returns the trees of an image that another program published.
-    pub(super) fn foreign_trees(
-        &self,
-        head: &Repository,
-        place: &ImagePlace,
-    ) -> Result<BTreeSet<EntryPath>, ConvertError> {
-        let Some((config, layers)) = kept_manifest(head, place)? else { return Ok(BTreeSet::new()) };
-        let layers = layers.into_iter().map(layout::layer_folder);
-        Ok(layers.chain([layout::flat_root(config)]).collect())
-    }
-
     /// Returns the root catalog of a chain or root file system that is published and was made here.
     pub(super) fn our_tree(head: &Repository, path: &EntryPath) -> Result<Option<CatalogReference>, ConvertError> {
         let Some(reference) = head.nested_catalog(path)? else { return Ok(None) };
@@ -94,8 +83,15 @@ pub(crate) fn foreign_manifest(head: &Repository, place: &ImagePlace) -> Result<
     }))
 }
 
+/// Returns the trees of an image that another program published.
+pub(crate) fn foreign_trees(head: &Repository, place: &ImagePlace) -> Result<BTreeSet<EntryPath>, RepositoryError> {
+    let Some((config, layers)) = kept_manifest(head, place)? else { return Ok(BTreeSet::new()) };
+    let layers = layers.into_iter().map(layout::layer_folder);
+    Ok(layers.chain([layout::flat_root(config)]).collect())
+}
+
 /// Returns the config and layers that another program noted for an image, as far as it did.
-fn kept_manifest(head: &Repository, place: &ImagePlace) -> Result<Option<(Digest, Vec<Digest>)>, ConvertError> {
+fn kept_manifest(head: &Repository, place: &ImagePlace) -> Result<Option<(Digest, Vec<Digest>)>, RepositoryError> {
     if foreign_manifest(head, place)?.is_none() {
         return Ok(None);
     }

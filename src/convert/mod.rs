@@ -41,7 +41,7 @@ use crate::tree::ApplyError;
 use crate::wishlist::{ChainOption, PlatformOption, WishOptions};
 
 pub(crate) use edits::Changes;
-pub(crate) use foreign::foreign_manifest;
+pub(crate) use foreign::{foreign_manifest, foreign_trees};
 pub(crate) use podman::{is_asked_for, shown_platform};
 pub(crate) use run::Run;
 pub(crate) use stage::StagedImage;

@@ -14,7 +14,7 @@ use crate::podman::STORE;
 
 pub use flat::flat_tree;
 pub use place::{ALIASES, ImagePlace, PLATFORMS, platform_of_folder, variant_link_target};
-pub use record::{ImageRecord, LayerRecord, LossList, Stamp, TreeFacts, UnusedTrees, WishedNames};
+pub use record::{CandidateTrees, ImageRecord, LayerRecord, Left, LossList, Stamp, TreeFacts, WishedNames};
 
 /// Parses a path that strata itself composes.
 fn path(text: &str) -> EntryPath {
@@ -72,9 +72,28 @@ pub fn public_link(name: &ImageName) -> EntryPath {
     path(&name.public_path())
 }
 
-/// Returns the list of trees that an image left when its tag moved.
-pub fn unused_trees() -> EntryPath {
+/// Returns the list of trees that names left.
+pub fn candidate_trees() -> EntryPath {
+    path(".metadata/candidates.json")
+}
+
+/// Returns where the list of trees that names left was once.
+pub fn former_candidate_trees() -> EntryPath {
     path(".metadata/unused.json")
+}
+
+/// Returns the folders that hold trees: layers, chains and root file systems.
+pub fn tree_directories() -> [EntryPath; 3] {
+    [".layers", ".chains", ".flat"].map(path)
+}
+
+/// Returns the tree that a path lies in or leads to: the first three components of one below a folder of trees.
+pub fn tree_of(path: &EntryPath) -> Option<EntryPath> {
+    let mut components = path.components();
+    let top = EntryPath::ROOT.join(components.next()?);
+    let is_top = tree_directories().contains(&top);
+    let tree = top.join(components.next()?).join(components.next()?);
+    is_top.then_some(tree)
 }
 
 /// Returns the list of names that wishlists hold.
@@ -117,7 +136,7 @@ mod tests {
         let catalogs = |text: &str| catalogs_above(&path(text)).iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(catalogs(".layers/e3/e3b0/layerfs"), ["/.layers", "/.layers/e3"]);
         assert_eq!(catalogs(".metadata/host/name:tag/manifest.json"), ["/.metadata", "/.metadata/host"]);
-        assert_eq!(catalogs(".metadata/unused.json"), ["/.metadata"]);
+        assert_eq!(catalogs(".metadata/candidates.json"), ["/.metadata"]);
         assert_eq!(catalogs("host/a/b:tag"), ["/host"]);
         let overlay = ["/podmanStore", "/podmanStore/overlay"];
         assert_eq!(catalogs("podmanStore/overlay/l/A"), overlay);
@@ -135,6 +154,16 @@ mod tests {
             assert!(!is_in_tree(&path(outside)), "{outside}");
         }
         assert!(!is_in_tree(&EntryPath::ROOT));
+    }
+
+    #[test]
+    fn tree_is_found_by_any_path_in_it() {
+        let tree = |text: &str| tree_of(&path(text)).map(|tree| tree.to_string());
+        assert_eq!(tree(".flat/ab/abc"), Some("/.flat/ab/abc".to_owned()));
+        assert_eq!(tree(".layers/ab/abc/layerfs/etc"), Some("/.layers/ab/abc".to_owned()));
+        for outside in [".flat/ab", "host/a/b", ".metadata/a/b"] {
+            assert_eq!(tree(outside), None, "{outside}");
+        }
     }
 
     #[test]

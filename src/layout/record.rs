@@ -252,42 +252,77 @@ impl ImageRecord {
     }
 }
 
-/// `.metadata/unused.json`: trees that a tag left, and when.
+/// `.metadata/candidates.json`: trees that a name left, and when.
 ///
-/// Another image may still use them: whoever deletes looks. What is published again is taken off the list.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct UnusedTrees(BTreeMap<EntryPath, Left>);
+/// They are candidates for removal and no more: other images may use them. What is published again is taken off the list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CandidateTrees {
+    /// Tells a reader of the file what it is.
+    about: String,
+    trees: BTreeMap<EntryPath, Left>,
+}
+
+/// What the list of candidates says of itself.
+const ABOUT_CANDIDATES: &str = "Candidates for removal: a name led to each of these trees and went elsewhere. Other images may \
+                                use them; 'strata list --unused' finds out which trees no name leads to.";
 
 /// When a tree was left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Left {
+pub struct Left {
     /// Seconds since 1970.
-    since: i64,
-    /// The image whose tag moved.
-    by: String,
+    pub since: i64,
+    /// The image whose name went elsewhere.
+    pub by: String,
 }
 
-impl UnusedTrees {
+impl Default for CandidateTrees {
+    fn default() -> Self {
+        Self { about: ABOUT_CANDIDATES.to_owned(), trees: BTreeMap::new() }
+    }
+}
+
+impl CandidateTrees {
     /// Parses the file; an unreadable one counts as empty, which only postpones what is deleted.
     pub fn parse(json: &[u8]) -> Self {
-        serde_json::from_slice(json).unwrap_or_default()
+        let parsed: Option<Self> = serde_json::from_slice(json).ok();
+        Self { trees: parsed.map(|parsed| parsed.trees).unwrap_or_default(), ..Self::default() }
     }
 
-    /// Notes that `image` left `trees` at the time `now`, in seconds since 1970. Earlier notes stay.
+    /// Parses the file in its former form, which had the trees alone.
+    pub fn parse_former(json: &[u8]) -> Self {
+        Self { trees: serde_json::from_slice(json).unwrap_or_default(), ..Self::default() }
+    }
+
+    /// Adds what another list has. Of two times for a tree the later one holds: a name led to it until then.
+    pub fn merge(&mut self, other: Self) {
+        for (tree, left) in other.trees {
+            if self.trees.get(&tree).is_none_or(|ours| ours.since < left.since) {
+                self.trees.insert(tree, left);
+            }
+        }
+    }
+
+    /// Notes that `image` left `trees` at the time `now`, in seconds since 1970. It used them until then, so an earlier note
+    /// holds no longer.
     pub fn leave(&mut self, trees: impl IntoIterator<Item = EntryPath>, image: &str, now: i64) {
         for tree in trees {
-            self.0.entry(tree).or_insert_with(|| Left { since: now, by: image.to_owned() });
+            self.trees.insert(tree, Left { since: now, by: image.to_owned() });
         }
     }
 
     /// Takes trees that are in use off the list.
     pub fn keep<'a>(&mut self, trees: impl IntoIterator<Item = &'a EntryPath>) {
-        trees.into_iter().for_each(|tree| drop(self.0.remove(tree)));
+        trees.into_iter().for_each(|tree| drop(self.trees.remove(tree)));
     }
 
-    /// Returns the trees on the list.
-    pub fn paths(&self) -> impl Iterator<Item = &EntryPath> {
-        self.0.keys()
+    /// Tells whether there is no tree on the list.
+    pub fn is_empty(&self) -> bool {
+        self.trees.is_empty()
+    }
+
+    /// Returns when a tree was left, if it is on the list.
+    pub fn get(&self, tree: &EntryPath) -> Option<&Left> {
+        self.trees.get(tree)
     }
 
     /// Returns the text of the file.
@@ -339,4 +374,45 @@ fn write_json(value: &impl Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec_pretty(value).expect("these types have text keys and no failing parts");
     text.push(b'\n');
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(text: &str) -> EntryPath {
+        EntryPath::normalise(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn list_of_candidates_says_what_it_is_and_is_read_back() {
+        let mut list = CandidateTrees::default();
+        list.leave([tree(".flat/ab/abc")], "h.org/a:1", 7);
+        let text = String::from_utf8(list.write()).unwrap();
+        assert!(text.contains("Candidates for removal") && text.contains("strata list --unused"), "{text}");
+        assert_eq!(CandidateTrees::parse(text.as_bytes()), list);
+        assert!(CandidateTrees::parse(b"no JSON").is_empty());
+    }
+
+    #[test]
+    fn list_of_the_former_form_is_read() {
+        let list = CandidateTrees::parse_former(br#"{".flat/ab/abc": {"since": 7, "by": "h.org/a:1"}}"#);
+        assert_eq!(list.get(&tree(".flat/ab/abc")), Some(&Left { since: 7, by: "h.org/a:1".to_owned() }));
+        assert!(CandidateTrees::parse_former(b"no JSON").is_empty());
+    }
+
+    #[test]
+    fn tree_counts_from_when_the_last_name_left_it() {
+        let mut list = CandidateTrees::default();
+        list.leave([tree("a"), tree("b")], "h.org/a:1", 7);
+        list.leave([tree("a")], "h.org/b:1", 9);
+        let mut former = CandidateTrees::default();
+        former.leave([tree("a")], "h.org/c:1", 8);
+        former.leave([tree("b"), tree("c")], "h.org/c:1", 8);
+        list.merge(former);
+        let left = |path: &str| list.get(&tree(path)).map(|left| (left.since, left.by.clone()));
+        assert_eq!(left("a"), Some((9, "h.org/b:1".to_owned())));
+        assert_eq!(left("b"), Some((8, "h.org/c:1".to_owned())));
+        assert_eq!(left("c"), Some((8, "h.org/c:1".to_owned())));
+    }
 }

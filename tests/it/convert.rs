@@ -288,18 +288,18 @@ fn assert_second_run_changes_nothing(image: &TestImage, options: &[&str]) {
 }
 
 #[test]
-fn tag_that_moves_leaves_its_trees_on_the_list_of_the_unused() {
+fn tag_that_moves_leaves_its_trees_on_the_list_of_candidates() {
     let (old, new) = (image_of("old"), image_of("new"));
     let repository = TestRepository::publish(&old);
     repository.convert(&new, NAME, &[]).expect_code(0);
     assert!(repository.tree(NAME).target("").ends_with(&flat_path(&new)));
     assert_eq!(repository.reader().read(&format!(".metadata/{NAME}/manifest.json")), new.manifest());
-    let unused = unused(&repository);
+    let candidates = candidates(&repository);
     let layer = layer_path(&old, 0);
     let mut expected = [layer.trim_end_matches("/layerfs"), &chain_path(&old, 1), &flat_path(&old)].map(str::to_owned);
     expected.sort();
-    assert_eq!(unused, expected);
-    assert_eq!(repository.flat(&old).text("word"), "old", "what is unused stays for now");
+    assert_eq!(candidates, expected);
+    assert_eq!(repository.flat(&old).text("word"), "old", "what no name leads to stays for now");
 }
 
 #[test]
@@ -309,15 +309,15 @@ fn tag_that_moves_back_takes_its_trees_off_the_list() {
     repository.convert(&new, NAME, &[]).expect_code(0);
     repository.convert(&old, NAME, &[]).expect_code(0);
     assert!(repository.tree(NAME).target("").ends_with(&flat_path(&old)));
-    let unused = unused(&repository);
-    assert!(unused.contains(&flat_path(&new)) && !unused.contains(&flat_path(&old)), "{unused:?}");
-    assert_eq!(unused.len(), 3);
+    let candidates = candidates(&repository);
+    assert!(candidates.contains(&flat_path(&new)) && !candidates.contains(&flat_path(&old)), "{candidates:?}");
+    assert_eq!(candidates.len(), 3);
 }
 
-/// Returns the trees that no tag names, sorted, without a leading slash.
-fn unused(repository: &TestRepository) -> Vec<String> {
-    let list = repository.json(".metadata/unused.json");
-    list.as_object().unwrap().keys().map(|path| path.trim_start_matches('/').to_owned()).collect()
+/// Returns the trees that a name left, sorted, without a leading slash.
+fn candidates(repository: &TestRepository) -> Vec<String> {
+    let list = repository.json(".metadata/candidates.json");
+    list["trees"].as_object().unwrap().keys().map(|path| path.trim_start_matches('/').to_owned()).collect()
 }
 
 #[test]

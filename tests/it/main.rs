@@ -35,6 +35,7 @@ mod support;
 mod support_selftest;
 mod sync;
 mod timings;
+mod unused;
 mod verification;
 mod verify;
 mod whitelist;

@@ -114,7 +114,7 @@ fn name_may_come_to_stand_for_one_image_and_for_several_again() {
     assert!(repository.has(&format!("/.multiarch/arm64/{name}")));
     assert!(!repository.has(&format!("/.multiarch/amd64/{name}")));
     let amd64 = image("amd64").config_digest().replace("sha256:", "");
-    let unused = repository.json("/.metadata/unused.json");
+    let unused = &repository.json("/.metadata/candidates.json")["trees"];
     assert!(unused.get(format!(".flat/{}/{amd64}", &amd64[..2])).is_some(), "{unused}");
     convert("linux/amd64", &source);
     assert!(stored_target(&repository, &format!("/{name}")).ends_with(&amd64));

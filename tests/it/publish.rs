@@ -132,7 +132,7 @@ fn tags_follow_the_head_and_the_one_before() {
     }
     let previous = crate::strict::Reader::open_tag(&repository.storage(), "trunk-previous");
     assert_eq!(previous.root_hash(), roots[1]);
-    assert!(!previous.walk_without_content(".metadata").contains_key(&b"unused.json"[..]));
+    assert!(!previous.walk_without_content(".metadata").contains_key(&b"candidates.json"[..]));
 }
 
 #[test]

@@ -195,7 +195,7 @@ fn what_a_wishlist_holds_no_longer_goes_only_when_it_is_asked_for() {
     assert!(!scene.repository.has(&format!("/.metadata{}", scene.public("app/b:1"))));
     assert!(scene.has("app/b:2"), "another wishlist holds it");
     assert!(scene.repository.has("/registry.example.org/by/hand:1"));
-    let unused = scene.repository.json("/.metadata/unused.json").to_string();
+    let unused = scene.repository.json("/.metadata/candidates.json").to_string();
     assert!(unused.contains(&image("b").layer_digests()[0].replace("sha256:", "")), "{unused}");
     scene.repository.run(["check"]).expect_code(0);
     let again = scene.sync(&both, &["--prune"]).expect_code(0);

@@ -51,6 +51,21 @@ fn what_was_seen_holds_for_what_was_published_then() {
 }
 
 #[test]
+fn unused_trees_count_from_when_they_were_seen_first_and_anew_after_they_were_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.db");
+    let trees = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let since = |names: &[&str], now| {
+        let since = StateDatabase::open(&path).unwrap().unused_since(&trees(names), now).unwrap();
+        since.into_iter().map(|(tree, since)| format!("{tree} {since}")).collect::<Vec<_>>()
+    };
+    assert_eq!(since(&["a", "b"], 1), ["a 1", "b 1"]);
+    assert_eq!(since(&["a", "c"], 2), ["a 1", "c 2"]);
+    assert_eq!(since(&["a", "b"], 3), ["a 1", "b 3"]);
+    assert_eq!(since(&[], 4), [""; 0]);
+}
+
+#[test]
 fn a_damaged_database_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.db");

@@ -89,7 +89,7 @@ fn image_of_ducc_stays_until_its_manifest_changes() {
     assert_eq!(scene.repository.flat(&new).entries(), straight.flat(&new).entries());
     assert_eq!(scene.repository.layer(&new, 1).entries(), straight.layer(&new, 1).entries());
     assert!(of_ducc(&scene, &layer_path(&old, 0)) && of_ducc(&scene, &flat(&old)));
-    let unused = scene.repository.json("/.metadata/unused.json").to_string();
+    let unused = scene.repository.json("/.metadata/candidates.json").to_string();
     assert!(unused.contains(&old.config_digest().replace("sha256:", "")), "{unused}");
     scene.repository.run(["check"]).expect_code(0);
 }

@@ -1,0 +1,84 @@
+//! `strata list`.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+use strata::folder::RepositoryFolder;
+use strata::inventory::{self, ListedImage};
+use strata::message::{causes, on_one_line};
+use strata::metadata::Timestamp;
+use strata::repository::Repository;
+use strata::unused::{UnusedTree, unused_trees};
+
+use super::arguments::{Arguments, List};
+use super::print_line;
+
+/// Lists the images of the repository, or the trees that no name leads to.
+pub fn run(arguments: &Arguments, list: &List) -> anyhow::Result<ExitCode> {
+    let folder = arguments.folder()?;
+    let repository = Repository::open(&folder.store()?, folder.name())?;
+    match list.unused {
+        true => unused(arguments, &folder, &repository)?,
+        false => images(arguments, &repository)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn images(arguments: &Arguments, repository: &Repository) -> anyhow::Result<()> {
+    let images = inventory::list(repository)?;
+    if arguments.json {
+        let image = |image: &ListedImage| {
+            let platform = image.place.platform.as_ref().map(ToString::to_string);
+            json!({"name": image.place.name.to_string(), "platform": platform, "record": image.record})
+        };
+        return print_line(format_args!("{}", Value::Array(images.iter().map(image).collect())));
+    }
+    for image in images {
+        match &image.record {
+            Some(record) => print_line(format_args!("{}  {}", image.place, record.manifest))?,
+            None => print_line(format_args!("{}  (published by another program)", image.place))?,
+        }
+    }
+    Ok(())
+}
+
+fn unused(arguments: &Arguments, folder: &RepositoryFolder, repository: &Repository) -> anyhow::Result<()> {
+    let trees = unused_trees(repository)?;
+    let seen = first_seen(folder, &trees);
+    let since = |tree: &UnusedTree| match &tree.left {
+        Some(left) => left.since,
+        None => seen[&tree.path.to_string()],
+    };
+    let time = |tree: &UnusedTree| Timestamp { seconds: since(tree), nanoseconds: 0 }.to_string();
+    let by = |tree: &UnusedTree| tree.left.as_ref().map(|left| left.by.clone());
+    if arguments.json {
+        let tree = |tree: &UnusedTree| json!({"path": tree.path.to_string(), "since": time(tree), "left-by": by(tree)});
+        return print_line(format_args!("{}", Value::Array(trees.iter().map(tree).collect())));
+    }
+    for tree in &trees {
+        let how = by(tree)
+            .map_or_else(|| "first seen unused then".to_owned(), |image| format!("left by {}", on_one_line(&image)));
+        print_line(format_args!("{}  since {}, {how}", tree.path, time(tree)))?;
+    }
+    Ok(())
+}
+
+/// Returns when the trees that no publication noted were first seen to be unused: now, or at an earlier look that the state
+/// remembers.
+fn first_seen(folder: &RepositoryFolder, trees: &[UnusedTree]) -> BTreeMap<String, i64> {
+    let unnoted = trees.iter().filter(|tree| tree.left.is_none()).map(|tree| tree.path.to_string());
+    let (unnoted, now): (Vec<String>, i64) = (unnoted.collect(), Timestamp::now().seconds);
+    // What is remembered has to be brought up to date even then, but nothing has to be made for it.
+    if unnoted.is_empty() && !folder.has_state() {
+        return BTreeMap::new();
+    }
+    let remembered = match folder.state() {
+        Ok(state) => state.unused_since(&unnoted, now).map_err(|error| causes(&error)),
+        Err(error) => Err(causes(&error)),
+    };
+    remembered.unwrap_or_else(|error| {
+        tracing::warn!("it is not remembered which trees were seen to be unused today: {error}");
+        unnoted.into_iter().map(|tree| (tree, now)).collect()
+    })
+}

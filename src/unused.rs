@@ -1,0 +1,130 @@
+//! Trees that no name leads to.
+//!
+//! A publication notes which trees a name left, as *candidates*: it cannot afford to look whether other names lead to them.
+//! This does look. It reads every name, and whatever it cannot read is an error: a tree must not count as unused because the
+//! record of the image that uses it is damaged.
+
+use std::collections::BTreeSet;
+
+use crate::convert::foreign_trees;
+use crate::image::Digest;
+use crate::inventory::{self, InventoryError, ListedImage};
+use crate::layer::EntryPath;
+use crate::layout::{self, CandidateTrees, Left, PLATFORMS};
+use crate::podman::STORE;
+use crate::repository::{Repository, RepositoryError};
+
+/// No list of candidates is read that is longer.
+const LIST_LIMIT: u64 = 64 << 20;
+
+/// Why it cannot be told which trees are unused.
+#[derive(Debug, thiserror::Error)]
+pub enum UnusedError {
+    /// The repository cannot be read.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// The images cannot be listed.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
+    /// An image does not say what it consists of.
+    #[error("'{directory}' does not say which trees the image uses, so that nothing can be called unused")]
+    UnknownTrees {
+        /// The directory of what is known about the image.
+        directory: EntryPath,
+    },
+}
+
+/// A tree that no name leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnusedTree {
+    /// Where it is.
+    pub path: EntryPath,
+    /// When the last name left it, as far as a publication noted that.
+    pub left: Option<Left>,
+}
+
+/// Returns the trees that no name leads to, by path.
+pub fn unused_trees(repository: &Repository) -> Result<Vec<UnusedTree>, UnusedError> {
+    let mut used = BTreeSet::new();
+    for image in inventory::list(repository)? {
+        used.extend(trees_of(repository, &image)?);
+    }
+    add_linked(repository, &mut used)?;
+    let candidates = candidates(repository)?;
+    let unused = all_trees(repository)?.into_iter().filter(|tree| !used.contains(tree));
+    Ok(unused.map(|path| UnusedTree { left: candidates.get(&path).cloned(), path }).collect())
+}
+
+/// Returns the list of candidates of a revision, under its name or its former name.
+pub(crate) fn candidates(head: &Repository) -> Result<CandidateTrees, RepositoryError> {
+    let read = |path: EntryPath| head.read(&path, LIST_LIMIT);
+    let mut candidates = CandidateTrees::parse(&read(layout::candidate_trees())?.unwrap_or_default());
+    if let Some(former) = read(layout::former_candidate_trees())? {
+        candidates.merge(CandidateTrees::parse_former(&former));
+    }
+    Ok(candidates)
+}
+
+/// Returns the trees of an image, whoever published it.
+fn trees_of(repository: &Repository, image: &ListedImage) -> Result<BTreeSet<EntryPath>, UnusedError> {
+    if let Some(record) = &image.record {
+        return Ok(record.trees());
+    }
+    let trees = foreign_trees(repository, &image.place)?;
+    // Every image has at least a root file system. What says nothing of one is damaged, or of a form to come.
+    let unknown = || UnusedError::UnknownTrees { directory: image.place.metadata() };
+    if trees.is_empty() { Err(unknown()) } else { Ok(trees) }
+}
+
+/// Adds the trees that links in public directories lead to, as far as those are not hidden: another program need not note its
+/// images anywhere else.
+fn add_linked(repository: &Repository, used: &mut BTreeSet<EntryPath>) -> Result<(), RepositoryError> {
+    let is_public = |name: &[u8]| name == PLATFORMS.as_bytes() || !name.starts_with(b".") && name != STORE.as_bytes();
+    let mut waiting = vec![EntryPath::ROOT];
+    while let Some(folder) = waiting.pop() {
+        for (name, entry) in repository.list(&folder)? {
+            let path = folder.join(&name);
+            if folder.is_root() && !is_public(&name) {
+                continue;
+            }
+            if entry.is_directory() {
+                waiting.push(path);
+            } else if entry.is_symlink() {
+                used.extend(target(repository, &folder, &entry.target()).as_ref().and_then(layout::tree_of));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns where a link in `folder` leads, by its text alone; nothing for one that leads out of the repository.
+fn target(repository: &Repository, folder: &EntryPath, target: &[u8]) -> Option<EntryPath> {
+    let mut path = folder.clone();
+    let mut relative = target;
+    if target.starts_with(b"/") {
+        let root = repository.client_mountpoint();
+        relative = target.strip_prefix(root.as_os_str().as_encoded_bytes())?.strip_prefix(b"/")?;
+        path = EntryPath::ROOT;
+    }
+    for name in relative.split(|&byte| byte == b'/').filter(|name| !name.is_empty() && *name != b".") {
+        path = if name == b".." { path.split()?.0 } else { path.join(name) };
+    }
+    Some(path)
+}
+
+/// Returns every layer, chain and root file system.
+fn all_trees(repository: &Repository) -> Result<BTreeSet<EntryPath>, RepositoryError> {
+    let mut trees = BTreeSet::new();
+    for top in layout::tree_directories() {
+        for folder in inventory::folders(repository, &top)? {
+            let folder = top.join(&folder);
+            let names = inventory::folders(repository, &folder)?.into_iter().filter(|name| is_hex_digest(name));
+            trees.extend(names.map(|name| folder.join(&name)));
+        }
+    }
+    Ok(trees)
+}
+
+fn is_hex_digest(name: &[u8]) -> bool {
+    std::str::from_utf8(name).is_ok_and(|name| format!("sha256:{name}").parse::<Digest>().is_ok())
+}
