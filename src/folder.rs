@@ -86,6 +86,12 @@ impl RepositoryFolder {
         Ok(Self { path: path.to_owned(), settings, registries: Arc::default() })
     }
 
+    /// Returns the same directory after it was moved.
+    pub(crate) fn at(self, path: &Path) -> Self {
+        // What was made with the former path is made anew.
+        Self { path: path.to_owned(), settings: self.settings, registries: Arc::default() }
+    }
+
     /// Returns where it is.
     pub fn path(&self) -> &Path {
         &self.path

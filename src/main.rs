@@ -13,6 +13,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use cli::arguments::{Arguments, Command};
 use cli::failure;
 use cli::timings::{Timings, is_stage};
+use strata::message::causes;
 use strata::mount::MountPoint;
 
 fn main() -> ExitCode {
@@ -34,10 +35,12 @@ fn main() -> ExitCode {
         Command::Bundle(bundle) => cli::bundle::run(&arguments, bundle),
         Command::GuardMount { mountpoint, id } => cli::mount::guard_mount(&MountPoint::new(mountpoint.clone(), *id)),
     };
-    result.unwrap_or_else(|error| {
-        cli::complain(format_args!("{error:#}"));
+    let code = result.unwrap_or_else(|error| {
+        cli::complain(format_args!("{}", causes(error.as_ref())));
         failure::exit_code(&error)
-    })
+    });
+    cli::interrupt::wait_if_ending();
+    code
 }
 
 /// Has the system get back what is freed in large blocks. Left to itself, glibc comes to keep blocks of up to 32 MiB, each

@@ -17,14 +17,13 @@ use crate::catalog::{
 use crate::folder::{FolderError, RepositoryFolder};
 use crate::layer::EntryPath;
 use crate::manifest::letter::SignError;
-use crate::manifest::{Fingerprint, KeyError, Keys, MetaInfo, RepositoryManifest, Whitelist, WhitelistError};
-use crate::message::causes;
+use crate::manifest::{Fingerprint, KeyError, Keys, MetaInfo, NewKeys, RepositoryManifest, Whitelist, WhitelistError};
 use crate::metadata::{Metadata, Timestamp};
 use crate::object::{Content, ObjectHash, ObjectKind, SizeLimit};
 use crate::repository::{REFLOG_LIMIT, Repository, RepositoryError};
 use crate::settings::Settings;
 use crate::stage::stage;
-use crate::store::{DirectoryStore, LocalServer, Staging, StoreError};
+use crate::store::{DirectoryStore, LocalServer, Making, ServerLock, Staging, StoreError, Unfinished};
 
 /// Why nothing was published.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +99,42 @@ pub struct Revision {
     pub root: CatalogReference,
 }
 
+/// A revision that clients see, whatever happened afterwards.
+#[derive(Debug)]
+#[must_use = "what failed afterwards has to be told"]
+pub struct Publication {
+    /// The revision.
+    pub revision: Revision,
+    /// What failed once it was out.
+    pub late: Vec<StoreError>,
+}
+
+/// Something failed after revisions were published.
+///
+/// It is told apart from errors that mean that nothing was published, so it must stay visible in the chain of causes: it is
+/// wrapped as a source, never transparently.
+#[derive(Debug, thiserror::Error)]
+#[error("{published}, but a later step failed")]
+pub struct AfterPublication {
+    published: String,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl AfterPublication {
+    /// Names the revisions, of which there is at least one, and what failed.
+    pub fn new(
+        revisions: impl IntoIterator<Item = u64>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        let numbers: Vec<String> = revisions.into_iter().map(|number| number.to_string()).collect();
+        let published = match numbers.as_slice() {
+            [number] => format!("revision {number} is published"),
+            numbers => format!("revisions {} are published", numbers.join(", ")),
+        };
+        Self { published, source: source.into() }
+    }
+}
+
 /// Publishes to one repository.
 pub struct Publisher<'a> {
     /// Where new objects are, which must be of this repository's store.
@@ -128,13 +163,13 @@ impl Publisher<'_> {
         rng: &mut impl CryptoRng,
         known: &Repository,
         prepare: impl FnOnce(&Repository) -> Result<Vec<(EntryPath, Edit)>, E>,
-    ) -> Result<Option<Revision>, PublishError> {
+    ) -> Result<Option<Publication>, PublishError> {
         let _publishing = stage!("publish");
         let store = self.staging.store();
         let start = Instant::now();
         let _lock = store.lock(self.wait)?;
         let left = self.wait.saturating_sub(start.elapsed());
-        let _server_lock = self.server.map(|server| server.lock(left)).transpose()?;
+        let server_lock = self.server.map(|server| server.lock(left)).transpose()?;
         self.check_whitelist(store)?;
         // The trees of what is to be published were freed, and the catalogs of the head come.
         allocator::give_back();
@@ -151,8 +186,9 @@ impl Publisher<'_> {
             published: Some(self.now.seconds.max(head.manifest().published.unwrap_or(1)).max(1)),
             ..head.manifest().clone()
         };
-        self.put_in_front(manifest, root, rng)?;
-        Ok(Some(Revision { number, root }))
+        let mut late = self.put_in_front(manifest, root, Some(number), rng)?;
+        late.extend(server_lock.map(ServerLock::release).unwrap_or_default());
+        Ok(Some(Publication { revision: Revision { number, root }, late }))
     }
 
     /// Makes sure that clients will take the signature of this publisher's key.
@@ -170,13 +206,15 @@ impl Publisher<'_> {
         Ok(())
     }
 
-    /// Stores what goes with a root catalog, makes everything durable, and replaces the manifest.
+    /// Stores what goes with a root catalog, makes everything durable, and replaces the manifest. From then on the revision
+    /// is out, so that what fails is no error any more: it is returned.
     fn put_in_front(
         &self,
         mut manifest: RepositoryManifest,
         root: CatalogReference,
+        seen_as: Option<u64>,
         rng: &mut impl CryptoRng,
-    ) -> Result<(), PublishError> {
+    ) -> Result<Vec<StoreError>, PublishError> {
         let store = self.staging.store();
         let put = |kind, bytes: &[u8]| self.staging.put_database(kind, bytes);
         manifest.certificate = put(ObjectKind::Certificate, self.keys.certificate().pem())?;
@@ -204,13 +242,12 @@ impl Publisher<'_> {
             return Err(PublishError::Vanished(hash));
         }
         store.sync()?;
-        self.staging.replace_files(&[(REFLOG, &reflog), (".cvmfspublished", &signed)])?;
-        // The revision is out by now, so this is no reason to fail.
+        let mut late = self.staging.replace_files(&[(REFLOG, &reflog), (MANIFEST, &signed)], seen_as)?;
         if let Some(Err(error)) = self.server.map(|server| server.write_reflog_checksum(ObjectHash::of(&reflog))) {
-            let error = causes(&error);
-            tracing::warn!("{error}; cvmfs_server publishes nothing more before 'cvmfs_server check -r'");
+            tracing::warn!("cvmfs_server publishes nothing more before 'cvmfs_server check -r'");
+            late.push(error);
         }
-        Ok(())
+        Ok(late)
     }
 }
 
@@ -246,7 +283,9 @@ fn apply(editor: &mut Editor<'_>, path: &EntryPath, edit: Edit, now: Timestamp) 
     Ok(())
 }
 
+const MANIFEST: &str = ".cvmfspublished";
 const REFLOG: &str = ".cvmfsreflog";
+const MASTER_REPLICA_FILE: &str = ".cvmfs_master_replica";
 const WHITELIST: &str = ".cvmfswhitelist";
 
 /// Seconds for which clients need not look for a new revision, as `cvmfs_server` sets it.
@@ -255,10 +294,13 @@ const DEFAULT_TTL: u32 = 240;
 /// What a Stratum 1 server looks for before it copies a repository.
 const MASTER_REPLICA: &str = "This file marks the repository as replication source, which other servers may copy.\n";
 
+/// The first revision of a repository.
+const FIRST_REVISION: u64 = 1;
+
 /// Creates a repository that holds nothing, in a folder of its own.
 ///
 /// The folder appears complete or not at all: it is made beside `path` and renamed last. Storage and keys that lie
-/// elsewhere are made first.
+/// elsewhere are made first. Nothing of all this is left when it fails or the process is interrupted.
 pub fn create_repository(
     path: &Path,
     settings: Settings,
@@ -266,28 +308,38 @@ pub fn create_repository(
     started: Timestamp,
     rng: &mut impl CryptoRng,
 ) -> Result<RepositoryFolder, PublishError> {
+    if std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) || path.is_file() {
+        return Err(FolderError::Exists(path.to_owned()).into());
+    }
+    let unfinished = Unfinished::start();
+    let folder = unfinished.make(|making| make_directory(making, path, settings))?;
+    publish_nothing(&folder, &unfinished, now, started, rng)?;
+    let built = folder.path().to_owned();
+    unfinished.finish(FIRST_REVISION, || match std::fs::rename(&built, path) {
+        // The system may report an error although it did it.
+        Err(_) if !built.exists() && path.join(Settings::FILE_NAME).is_file() => Ok(()),
+        renamed => renamed.map_err(|source| FolderError::Io { action: "create", path: path.to_owned(), source }),
+    })?;
+    Ok(folder.at(path))
+}
+
+/// Makes a directory with its settings beside `path`.
+fn make_directory(making: &mut Making<'_>, path: &Path, settings: Settings) -> Result<RepositoryFolder, FolderError> {
     let failed = |action, path: &Path| {
         let path = path.to_owned();
         move |source| FolderError::Io { action, path, source }
     };
-    if std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) || path.is_file() {
-        return Err(FolderError::Exists(path.to_owned()).into());
-    }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    making.directories_above(path);
     std::fs::create_dir_all(parent).map_err(failed("create", parent))?;
     let building = tempfile::Builder::new()
         .prefix(".strata-init-")
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
         .tempdir_in(parent)
         .map_err(failed("create a folder in", parent))?;
-    let folder = RepositoryFolder::create(building.path(), settings)?;
-    publish_nothing(&folder, now, started, rng)?;
-    let built = building.keep();
-    if let Err(error) = std::fs::rename(&built, path) {
-        std::fs::remove_dir_all(&built).ok();
-        return Err(failed("create", path)(error).into());
-    }
-    Ok(RepositoryFolder::open(path)?)
+    let building = building.keep();
+    making.made(&building);
+    RepositoryFolder::create(&building, settings)
 }
 
 /// Makes keys, whitelist and the first revision of a repository.
@@ -295,25 +347,39 @@ pub fn create_repository(
 /// `started` is the real time, for the certificate and the whitelist, which expire.
 fn publish_nothing(
     folder: &RepositoryFolder,
+    unfinished: &Unfinished,
     now: Timestamp,
     started: Timestamp,
     rng: &mut impl CryptoRng,
 ) -> Result<(), PublishError> {
     let settings = folder.settings();
-    let keys = Keys::create(&folder.keys_path(), folder.name(), started, rng)?;
-    let store = DirectoryStore::create(&folder.storage_path())?;
+    let keys = NewKeys::generate(&folder.keys_path(), folder.name(), started, rng)?;
+    let keys = unfinished.make(|making| {
+        making.whole(&folder.keys_path());
+        keys.paths().into_iter().for_each(|path| making.whole(path));
+        keys.write()
+    })?;
+    let storage = folder.storage_path();
+    let store = unfinished.make(|making| {
+        making.directories_above(&storage);
+        making.whole(&storage);
+        let names = ["data", WHITELIST, MASTER_REPLICA_FILE, REFLOG, MANIFEST];
+        names.into_iter().for_each(|name| making.whole(&storage.join(name)));
+        DirectoryStore::create(&storage)
+    })?;
     let whitelist = Whitelist::new(folder.name().clone(), vec![keys.certificate().fingerprint()], started)?;
     let whitelist = keys.sign_whitelist(&whitelist, rng)?;
     let staging = Staging::start(&store)?;
-    staging.replace_files(&[(WHITELIST, &whitelist), (".cvmfs_master_replica", MASTER_REPLICA.as_bytes())])?;
-    let root = Editor::create(&staging, settings.compression, now)?.write(1)?;
+    let files: [(&str, &[u8]); 2] = [(WHITELIST, &whitelist), (MASTER_REPLICA_FILE, MASTER_REPLICA.as_bytes())];
+    all_is_well(staging.replace_files(&files, None)?)?;
+    let root = Editor::create(&staging, settings.compression, now)?.write(FIRST_REVISION)?;
     let meta_info = MetaInfo::default().write();
     let meta_info = staging.put_database(ObjectKind::MetaInfo, &meta_info)?;
     let manifest = RepositoryManifest {
         root_catalog: root.hash,
         catalog_size: Some(root.size),
         ttl: DEFAULT_TTL,
-        revision: 1,
+        revision: FIRST_REVISION,
         garbage_collectable: true,
         alternative_path: false,
         name: folder.name().clone(),
@@ -325,5 +391,11 @@ fn publish_nothing(
         reflog: None,
     };
     let publisher = Publisher { staging: &staging, server: None, keys: &keys, settings, now, wait: Duration::ZERO };
-    publisher.put_in_front(manifest, root, rng)
+    // Nobody sees the directory yet.
+    all_is_well(publisher.put_in_front(manifest, root, None, rng)?)
+}
+
+/// Takes what failed after files were replaced for an error, where no client can see them.
+fn all_is_well(late: Vec<StoreError>) -> Result<(), PublishError> {
+    late.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
 }

@@ -30,7 +30,7 @@ const LONG_VERSION: &str = if cfg!(feature = "isal") {
 #[derive(Debug, Parser)]
 #[command(version, long_version = LONG_VERSION, propagate_version = true, max_term_width = 100)]
 pub struct Arguments {
-    /// Folder of the repository [env: STRATA_REPO] [default: the current folder]
+    /// Directory of the repository [env: STRATA_REPO] [default: the current directory]
     #[arg(long, global = true, value_name = "DIR")]
     pub repo: Option<PathBuf>,
     /// Print results as JSON
@@ -129,7 +129,7 @@ pub struct Convert {
     /// Which chains to publish
     #[arg(long, value_enum, default_value_t = Chains::Final)]
     pub chains: Chains,
-    /// Create the repository if its folder is missing: its name is the last component of the folder's path
+    /// Create the repository if its directory is missing: its name is the last component of the directory's path
     #[arg(long, conflicts_with = "dry_run")]
     pub create: bool,
     /// Only say what there is to do
@@ -188,9 +188,16 @@ pub struct Sync {
     /// How long to wait between two rounds
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration, requires = "watch")]
     pub every: Duration,
-    /// Remove what the wishlist held once and holds no longer
+    /// Remove what the wishlist held once and holds no longer. Nothing is removed if the wishlist became empty, or lost more
+    /// than a quarter and more than four of its images
     #[arg(long)]
     pub prune: bool,
+    /// Remove all that the wishlist held once and holds no longer, however much that is
+    #[arg(long)]
+    pub prune_all: bool,
+    /// Only say what there is to do, and what --prune would remove
+    #[arg(long, conflicts_with_all = ["watch", "thin_images"])]
+    pub dry_run: bool,
     /// Push the thin images of a recipe of version 1, for Docker with the graph driver for CVMFS
     #[arg(long)]
     pub thin_images: bool,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use strata::settings::Settings;
 use strata::source::ImageArgument;
 
 use super::arguments::{self, Arguments, Convert, randomness};
-use super::failure::{FAILED, PARTLY, UsageError};
+use super::failure::{FAILED, LATE, PARTLY, UsageError, after, complain_late};
 use super::progress::Display;
 use super::timings::Timings;
 use super::{complain, print, print_line};
@@ -52,33 +52,52 @@ pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyho
     let report = convert(&folder, &requests, &options, &progress, &mut randomness());
     drop(display);
     let report = report?;
-    let wall = start.elapsed();
-    if arguments.json {
-        let mut json = to_json(&folder, &report, command.dry_run);
-        if command.timings {
-            json["timings"] = timings.to_json(wall, options.threads, report.index_hits);
-        }
-        print_line(format_args!("{json}"))?;
-    } else {
-        print(format_args!("{}", to_text(&folder, &report, command.dry_run)))?;
-        if command.timings {
-            print(format_args!("{}", timings.to_text(wall, options.threads, report.index_hits)))?;
-        }
-    }
+    let stages = command.timings.then(|| (timings, start.elapsed(), options.threads));
+    let printed = print_report(arguments, &folder, &report, command.dry_run, stages);
     for image in &report.images {
         if let Err(error) = &image.outcomes {
             complain(format_args!("{}: {}", image.argument, causes(error)));
         }
     }
-    let failed = report.images.iter().filter(|image| image.outcomes.is_err()).count();
-    Ok(match failed {
-        0 => ExitCode::SUCCESS,
-        _ if failed == report.images.len() => ExitCode::from(FAILED),
-        _ => ExitCode::from(PARTLY),
-    })
+    complain_late(&report.late);
+    after(report.revision.map(|revision| revision.number), printed)?;
+    Ok(ExitCode::from(exit_code(&report)))
 }
 
-/// Opens the repository's folder. One that is missing is only made when that is asked for: a misspelt path must not become
+/// Returns the exit code of a run that came to its end.
+fn exit_code(report: &Report) -> u8 {
+    let failed = report.images.iter().filter(|image| image.outcomes.is_err()).count();
+    match failed {
+        _ if !report.late.is_empty() => LATE,
+        0 => 0,
+        _ if failed == report.images.len() => FAILED,
+        _ => PARTLY,
+    }
+}
+
+/// Prints what a run did, and where the time went if that is asked for: the stages, the whole time, the threads.
+fn print_report(
+    arguments: &Arguments,
+    folder: &RepositoryFolder,
+    report: &Report,
+    dry_run: bool,
+    stages: Option<(&Timings, Duration, usize)>,
+) -> anyhow::Result<()> {
+    if arguments.json {
+        let mut json = to_json(folder, report, dry_run);
+        if let Some((timings, wall, threads)) = stages {
+            json["timings"] = timings.to_json(wall, threads, report.index_hits);
+        }
+        return print_line(format_args!("{json}"));
+    }
+    print(format_args!("{}", to_text(folder, report, dry_run)))?;
+    if let Some((timings, wall, threads)) = stages {
+        print(format_args!("{}", timings.to_text(wall, threads, report.index_hits)))?;
+    }
+    Ok(())
+}
+
+/// Opens the repository's directory. One that is missing is only made when that is asked for: a misspelt path must not become
 /// a new repository with new keys.
 fn open_or_create(arguments: &Arguments, create: bool) -> anyhow::Result<RepositoryFolder> {
     match arguments.folder() {

@@ -50,6 +50,7 @@ fn revisions(arguments: &Arguments, folder: &RepositoryFolder, from: &str, to: &
 
 /// Shows what converting an image would change.
 fn image(arguments: &Arguments, folder: &RepositoryFolder, command: &Diff) -> anyhow::Result<bool> {
+    super::interrupt::watch()?;
     let argument: ImageArgument = command.what.parse().map_err(|error: ArgumentError| UsageError(error.to_string()))?;
     let platforms = Platforms::One(PlatformRequest::new(command.platform.clone()));
     let image = ImageOptions { platforms, ..ImageOptions::default() };

@@ -2,10 +2,12 @@
 
 use std::process::ExitCode;
 
-use strata::convert::ConvertError;
 use strata::folder::FolderError;
-use strata::publish::PublishError;
-use strata::store::StoreError;
+use strata::message::causes;
+use strata::publish::AfterPublication;
+use strata::store::{Held, StoreError};
+
+use super::complain;
 
 /// Nothing was published because of an error.
 pub const FAILED: u8 = 1;
@@ -17,6 +19,8 @@ pub const PARTLY: u8 = 3;
 pub const FINDINGS: u8 = 4;
 /// Another publisher holds the repository.
 pub const HELD: u8 = 5;
+/// A revision is published, but a later step failed.
+pub const LATE: u8 = 6;
 
 /// A command that makes no sense as it was given.
 #[derive(Debug, thiserror::Error)]
@@ -24,13 +28,92 @@ pub const HELD: u8 = 5;
 pub struct UsageError(pub String);
 
 /// Returns the exit code for an error that ended a command.
+///
+/// What decides on it may lie anywhere in the chain of causes: what is looked for here is a last cause, or is wrapped as a
+/// source. An error that is wrapped transparently would not show in the chain.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    let is_usage = error.is::<UsageError>() || matches!(error.downcast_ref(), Some(FolderError::NoFolder(_)));
-    let is_held =
-        matches!(error.downcast_ref(), Some(ConvertError::Publish(PublishError::Store(StoreError::Held { .. }))));
-    ExitCode::from(match (is_usage, is_held) {
-        (true, _) => USAGE,
-        (_, true) => HELD,
+    let is_usage = error.chain().any(|cause| {
+        cause.is::<UsageError>() || matches!(cause.downcast_ref::<FolderError>(), Some(FolderError::NoFolder(_)))
+    });
+    let is_held = error.chain().any(|cause| cause.is::<Held>());
+    let is_late = error.chain().any(|cause| cause.is::<AfterPublication>());
+    // The promise of the code for another publisher names no exception, so it goes before that for a later step.
+    ExitCode::from(match (is_usage, is_held, is_late) {
+        (true, ..) => USAGE,
+        (_, true, _) => HELD,
+        (_, _, true) => LATE,
         _ => FAILED,
     })
+}
+
+/// Makes an error tell that these revisions were published before it, if any were.
+pub fn after<T>(revisions: impl IntoIterator<Item = u64>, result: anyhow::Result<T>) -> anyhow::Result<T> {
+    let mut revisions = revisions.into_iter().peekable();
+    result.map_err(|error| match revisions.peek() {
+        Some(_) => AfterPublication::new(revisions, error).into(),
+        None => error,
+    })
+}
+
+/// Says what failed after a revision was published.
+pub fn complain_late(late: &[StoreError]) {
+    for error in late {
+        complain(format_args!("the revision is published, but a later step failed: {}", causes(error)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use strata::convert::ConvertError;
+    use strata::publish::PublishError;
+    use strata::sync::SyncError;
+
+    use super::*;
+
+    fn held() -> StoreError {
+        StoreError::Held(Held { path: PathBuf::from("storage"), waited: Duration::ZERO })
+    }
+
+    #[track_caller]
+    fn assert_code(error: impl Into<anyhow::Error>, code: u8) {
+        let error = error.into();
+        assert_eq!(exit_code(&error), ExitCode::from(code), "{error:?}");
+        assert_eq!(exit_code(&error.context("while something else was done")), ExitCode::from(code));
+    }
+
+    #[test]
+    fn another_publisher_is_found_however_the_error_is_wrapped() {
+        let publish = || PublishError::from(held());
+        let convert = || ConvertError::from(publish());
+        assert_code(held(), HELD);
+        assert_code(publish(), HELD);
+        assert_code(convert(), HELD);
+        assert_code(ConvertError::from(held()), HELD);
+        assert_code(SyncError::from(convert()), HELD);
+        assert_code(FolderError::from(held()), HELD);
+        assert_code(PublishError::Prepare(Box::new(convert())), HELD);
+    }
+
+    #[test]
+    fn error_after_a_publication_is_told_from_one_before_and_from_another_publisher() {
+        let lost = || ConvertError::Publish(PublishError::NoWhitelist);
+        assert_code(lost(), FAILED);
+        assert_code(AfterPublication::new([2], lost()), LATE);
+        assert_code(SyncError::from(AfterPublication::new([2], lost())), LATE);
+        assert_code(SyncError::from(AfterPublication::new([2], SyncError::from(ConvertError::from(held())))), HELD);
+        let full = || Err::<(), _>(anyhow::anyhow!("disk full"));
+        assert_code(after([2, 3], full()).unwrap_err(), LATE);
+        assert_code(after([], full()).unwrap_err(), FAILED);
+        let text = causes(after([2, 3], full()).unwrap_err().as_ref());
+        assert_eq!(text, "revisions 2, 3 are published, but a later step failed: disk full");
+    }
+
+    #[test]
+    fn directory_that_is_no_repository_is_wrong_usage() {
+        assert_code(FolderError::NoFolder(PathBuf::from("typo.example.org")), USAGE);
+        assert_code(UsageError("no".to_owned()), USAGE);
+    }
 }

@@ -11,7 +11,7 @@ use strata::publish::create_repository;
 use strata::settings::Settings;
 
 use super::arguments::{Arguments, Init, randomness, time_of_publication};
-use super::failure::UsageError;
+use super::failure::{UsageError, after};
 use super::hint::how_to_mount;
 use super::{print, print_line};
 
@@ -26,19 +26,22 @@ pub fn run(arguments: &Arguments, init: &Init) -> anyhow::Result<ExitCode> {
     if let Some(keys) = &init.keys {
         settings.keys = std::path::absolute(keys)?;
     }
+    super::interrupt::watch()?;
     let folder = create(&path, settings)?;
-    if arguments.json {
-        print_line(format_args!(
-            "{}",
-            json!({"repository": folder.name().as_str(), "folder": folder.path(), "revision": 1})
-        ))?;
-    } else {
-        print_line(format_args!("created {} in {}", folder.name(), folder.path().display()))?;
-        if !arguments.quiet {
-            print(format_args!("\n{}", how_to_mount(&folder)))?;
-        }
-    }
+    after([1], print_created(arguments, &folder))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn print_created(arguments: &Arguments, folder: &RepositoryFolder) -> anyhow::Result<()> {
+    if arguments.json {
+        let json = json!({"repository": folder.name().as_str(), "folder": folder.path(), "revision": 1});
+        return print_line(format_args!("{json}"));
+    }
+    print_line(format_args!("created {} in {}", folder.name(), folder.path().display()))?;
+    if !arguments.quiet {
+        print(format_args!("\n{}", how_to_mount(folder)))?;
+    }
+    Ok(())
 }
 
 /// Creates a repository in the folder `path`.

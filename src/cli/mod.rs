@@ -29,8 +29,11 @@ use strata::message::on_one_line;
 
 /// Prints results. Whoever reads them may stop at any time.
 pub fn print(text: fmt::Arguments<'_>) -> anyhow::Result<()> {
+    interrupt::wait_if_ending();
     match io::stdout().write_fmt(text) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(anyhow::Error::new(error).context("cannot write the results to standard output"))
+        }
         _ => Ok(()),
     }
 }
@@ -42,5 +45,6 @@ pub fn print_line(text: fmt::Arguments<'_>) -> anyhow::Result<()> {
 
 /// Says what went wrong, in one line, if anybody listens.
 pub fn complain(text: fmt::Arguments<'_>) {
+    interrupt::wait_if_ending();
     writeln!(io::stderr(), "strata: {}", on_one_line(&text.to_string())).ok();
 }

@@ -3,6 +3,7 @@
 use std::io::{self, Read as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use strata::repository::{Point, Repository};
 
 use super::arguments::{Arguments, Mount as MountArguments};
 use super::failure::UsageError;
+use super::interrupt::say;
 
 /// Mounts the repository until it is unmounted or a signal ends it.
 pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<ExitCode> {
@@ -80,19 +82,37 @@ pub fn answering_threads() -> usize {
 }
 
 /// How long those who still use a mount that was ended may go on with it.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_millis(1500);
+
+/// Whether the mount is gone for all but those who use it still.
+static IS_DETACHED: AtomicBool = AtomicBool::new(false);
+
+/// Unmounts because of a signal, and says so at once. Who still uses the mount has a moment to finish, which a second signal
+/// ends.
+pub fn end(point: &MountPoint) {
+    let path = point.path().display();
+    if IS_DETACHED.load(Ordering::SeqCst) {
+        std::process::exit(0);
+    }
+    say(&format!("interrupted: unmounting '{path}'"));
+    unmount(point);
+}
 
 /// Unmounts. Who still uses the mount has a moment to finish.
-pub fn end(point: &MountPoint) {
+pub fn unmount(point: &MountPoint) {
     match point.unmount() {
         Ok(Unmounted::AtOnce) => {}
         Ok(Unmounted::WhileBusy) => {
-            let path = point.path().display();
-            tracing::warn!("'{path}' was in use: it is unmounted, and gone for its users in {GRACE:?}");
-            thread::spawn(|| {
+            IS_DETACHED.store(true, Ordering::SeqCst);
+            let end_later = || {
                 thread::sleep(GRACE);
                 std::process::exit(0);
-            });
+            };
+            if thread::Builder::new().spawn(end_later).is_err() {
+                std::process::exit(0);
+            }
+            let path = point.path().display();
+            tracing::warn!("'{path}' was in use: it is unmounted, and gone for its users in {GRACE:?}");
         }
         Err(error) => tracing::error!("{}", causes(&error)),
     }

@@ -4,27 +4,25 @@ use std::ffi::OsStr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use anyhow::Context as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use signal_hook::low_level::emulate_default_handler;
 use strata::convert::{ImageOptions, Request, convert};
 use strata::folder::RepositoryFolder;
 use strata::image::FullName;
 use strata::layer::Limits;
-use strata::mount::MountOptions;
+use strata::mount::{MountOptions, MountPoint};
 use strata::preview::{Preview, PreviewOptions};
 use strata::progress::Progress;
 use strata::source::{PlatformRequest, Platforms};
-use strata::store::abandon_runs;
 
 use super::arguments::{Arguments, Preview as PreviewArguments, default_options, randomness, threads};
 use super::failure::UsageError;
-use super::mount::{answering_threads, end, guard};
+use super::interrupt::Ending;
+use super::mount::{answering_threads, end, guard, unmount};
 use super::progress::Display;
 
 /// What commands find the mount point in.
@@ -48,33 +46,54 @@ pub fn run(arguments: &Arguments, command: &PreviewArguments) -> anyhow::Result<
         threads: threads(None)?,
         mount,
     };
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
+    let stage = watch_for_signals()?;
     let (preview, mounted) = Preview::start(&command.image, folder.as_ref(), &command.mountpoint, options)?;
     let point = mounted.point().clone();
     let _guard = guard(&point)?;
-    let (ending, is_read) = (point.clone(), Arc::new(AtomicBool::new(false)));
-    let is_done = Arc::clone(&is_read);
-    thread::spawn(move || {
-        signals.forever().for_each(|signal| {
-            end(&ending);
-            if !is_done.load(Ordering::Relaxed) {
-                // Nobody needs the rest.
-                abandon_runs();
-                emulate_default_handler(signal).ok();
-            }
-        });
-    });
+    stage.lock().expect(UNPOISONED).mounted = Some(point.clone());
     let result = read(arguments, command, folder.as_ref(), &preview, point.path());
-    is_read.store(true, Ordering::Relaxed);
+    stage.lock().expect(UNPOISONED).is_read = true;
     let result = result.and_then(|()| match &command.command {
         Some(command) => run_command(command, point.path()),
         None => Ok(ExitCode::SUCCESS),
     });
     if command.command.is_some() || result.is_err() {
-        end(&point);
+        unmount(&point);
     }
     mounted.wait();
     result
+}
+
+/// How far a preview is.
+#[derive(Default)]
+struct Stage {
+    mounted: Option<MountPoint>,
+    is_read: bool,
+}
+
+const UNPOISONED: &str = "no thread panics while it notes how far the preview is";
+
+/// Has signals unmount the preview, and end the program unless the whole image is read: then it ends by itself.
+fn watch_for_signals() -> anyhow::Result<Arc<Mutex<Stage>>> {
+    let stage = Arc::<Mutex<Stage>>::default();
+    let watched = Arc::clone(&stage);
+    let ending = Ending::prepare().context("cannot wait for signals")?;
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
+    let watch = move || {
+        signals.forever().for_each(|signal| {
+            let (mounted, is_read) = {
+                let stage = watched.lock().expect(UNPOISONED);
+                (stage.mounted.clone(), stage.is_read)
+            };
+            mounted.iter().for_each(end);
+            if !is_read {
+                // Nobody needs the rest.
+                ending.end(signal);
+            }
+        });
+    };
+    thread::Builder::new().spawn(watch).context("cannot start a thread that waits for signals")?;
+    Ok(stage)
 }
 
 /// Reads the image, and stores it if it is to be kept.

@@ -56,6 +56,7 @@ impl Display {
         let drawn = Arc::clone(&board);
         let thread = thread::spawn(move || {
             while !drawn.done.load(Ordering::Relaxed) {
+                super::interrupt::wait_if_ending();
                 drawn.draw();
                 thread::park_timeout(Duration::from_millis(100));
             }
@@ -140,6 +141,7 @@ impl LogWriter {
 impl Write for LogWriter {
     /// Writes one line. Its own colours were escaped in what it quotes, so that only line breaks are left to be tamed.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        super::interrupt::wait_if_ending();
         let text = String::from_utf8_lossy(line);
         let parts: Vec<String> = text.trim_end_matches('\n').split('\x1b').map(on_one_line).collect();
         let tamed = parts.join("\x1b") + "\n";

@@ -9,16 +9,19 @@ use bytesize::ByteSize;
 use serde_json::{Value, json};
 use strata::convert::Outcome;
 use strata::folder::RepositoryFolder;
+use strata::image::ImageName;
 use strata::message::{causes, on_one_line};
 use strata::notification::Notifications;
-use strata::sync::{Event, ImageState, Observer, Options, Report, ThinOutcome, ThinState, push_thin_images, round};
+use strata::sync::{
+    Event, ImageState, Observer, Options, Prune, Report, ThinOutcome, ThinState, push_thin_images, round,
+};
 use strata::wishlist::{WantedImage, Wishlist};
 
 use super::arguments::{Arguments, Sync, randomness};
-use super::failure::{FAILED, PARTLY, UsageError};
+use super::failure::{FAILED, LATE, PARTLY, UsageError, after, complain_late};
 use super::notify::Notifier;
 use super::progress::Display;
-use super::{print, print_line};
+use super::{complain, print, print_line};
 
 /// So many images are converted side by side: enough to hide the pauses of registries.
 const SIDE_BY_SIDE: usize = 4;
@@ -28,6 +31,8 @@ pub fn run(arguments: &Arguments, command: &Sync) -> anyhow::Result<ExitCode> {
     let folder = arguments.folder()?;
     super::interrupt::watch()?;
     let notifications = match &command.notification_file {
+        // Nothing happens in a dry run.
+        Some(_) if command.dry_run => Notifications::none(),
         Some(path) => Notifications::open(path).with_context(|| format!("cannot write '{}'", path.display()))?,
         None => Notifications::none(),
     };
@@ -37,7 +42,7 @@ pub fn run(arguments: &Arguments, command: &Sync) -> anyhow::Result<ExitCode> {
     }
     loop {
         if let Err(error) = once(arguments, command, &folder, &notifier) {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", causes(error.as_ref()));
         }
         tracing::info!("the next round begins in {}", humantime::format_duration(command.every));
         thread::sleep(command.every);
@@ -58,8 +63,8 @@ fn once(
         );
     }
     let options = Options {
-        convert: command.effort.options()?,
-        prune: command.prune,
+        convert: strata::convert::Options { dry_run: command.dry_run, ..command.effort.options()? },
+        prune: prune(command),
         publish_every: folder.settings().publish_every,
         side_by_side: SIDE_BY_SIDE,
     };
@@ -67,26 +72,78 @@ fn once(
     let report = round(folder, &wishlist, &options, &reporter, &mut randomness())?;
     drop(reporter);
     // The images are published by now, so this is no reason to say that nothing was.
-    let thin = thin.map(|thin| push_thin_images(folder, thin, &report)).transpose();
-    let thin_is_lost = thin.is_err();
-    let thin = thin.unwrap_or_else(|error| {
+    let pushed = thin.map(|thin| push_thin_images(folder, thin, &report)).transpose();
+    let thin_is_lost = pushed.is_err();
+    let thin = pushed.unwrap_or_else(|error| {
         tracing::error!("no thin image is pushed: {}", causes(&error));
         None
     });
-    let thin = thin.unwrap_or_default();
+    conclude(arguments, command, folder, &report, &thin.unwrap_or_default(), thin_is_lost)
+}
+
+/// Says what became of a round, and returns its exit code.
+fn conclude(
+    arguments: &Arguments,
+    command: &Sync,
+    folder: &RepositoryFolder,
+    report: &Report,
+    thin: &[ThinOutcome],
+    thin_is_lost: bool,
+) -> anyhow::Result<ExitCode> {
     thin.iter().for_each(report_thin);
-    if arguments.json {
-        print_line(format_args!("{}", to_json(folder, &report, &thin)))?;
-    } else {
-        print(format_args!("{}", to_text(folder, &report, &thin)))?;
+    let printed = match arguments.json {
+        true => print_line(format_args!("{}", to_json(folder, report, thin, command.dry_run))),
+        false => print(format_args!("{}", to_text(folder, report, thin, command.dry_run))),
+    };
+    let refused = report.suspicion.filter(|_| prune(command) == Prune::Usual);
+    if let Some(loss) = refused {
+        complain(format_args!("nothing is removed: {loss}; if that is meant, --prune-all removes them"));
     }
-    let thin_failed = thin.iter().filter(|thin| matches!(thin.state, ThinState::Failed(_))).count();
-    let failed = report.images.iter().filter(|(_, state)| matches!(state, ImageState::Failed(_))).count();
-    Ok(match failed + report.failures.len() + thin_failed + usize::from(thin_is_lost) {
-        0 => ExitCode::SUCCESS,
-        _ if failed == report.images.len() => ExitCode::from(FAILED),
-        _ => ExitCode::from(PARTLY),
-    })
+    complain_late(&report.late);
+    after(report.revisions.iter().map(|revision| revision.number), printed)?;
+    let outcomes = Outcomes {
+        images: report.images.len(),
+        failed: report.images.iter().filter(|(_, state)| matches!(state, ImageState::Failed(_))).count(),
+        not_listed: report.failures.len(),
+        thin_failed: thin.iter().filter(|thin| matches!(thin.state, ThinState::Failed(_))).count(),
+        is_prune_refused: refused.is_some(),
+        has_published: !report.revisions.is_empty(),
+        has_late_failure: !report.late.is_empty() || thin_is_lost,
+    };
+    Ok(ExitCode::from(outcomes.exit_code()))
+}
+
+fn prune(command: &Sync) -> Prune {
+    match (command.prune_all, command.prune) {
+        (true, _) => Prune::All,
+        (false, true) => Prune::Usual,
+        (false, false) => Prune::Nothing,
+    }
+}
+
+/// What of a round decides on the exit code.
+#[derive(Debug, Clone, Copy, Default)]
+struct Outcomes {
+    images: usize,
+    failed: usize,
+    not_listed: usize,
+    thin_failed: usize,
+    is_prune_refused: bool,
+    has_published: bool,
+    has_late_failure: bool,
+}
+
+impl Outcomes {
+    fn exit_code(self) -> u8 {
+        let is_all_well = self.failed + self.not_listed + self.thin_failed == 0 && !self.is_prune_refused;
+        match self.has_published {
+            true if self.has_late_failure => LATE,
+            _ if is_all_well && !self.has_late_failure => 0,
+            // Whatever was published, if only removals, is more than nothing.
+            false if self.failed == self.images && self.failed + self.not_listed > 0 => FAILED,
+            _ => PARTLY,
+        }
+    }
 }
 
 /// Tells what happens while it happens: on the terminal, in the log, and in the notification file.
@@ -166,6 +223,11 @@ impl Observer for Reporter<'_> {
                 tracing::info!("{} is ready to be published", image.name());
                 add(&self.counts.ready, 1);
             }
+            Event::Planned(image) => {
+                self.display.remove(&image.name().to_string());
+                tracing::debug!("{} would be converted", image.name());
+                add(&self.counts.ready, 1);
+            }
             Event::Failed(image, error) => {
                 self.display.remove(&image.name().to_string());
                 tracing::error!("{}: {error}", image.name());
@@ -190,7 +252,17 @@ fn report_thin(thin: &ThinOutcome) {
     }
 }
 
-fn to_text(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome]) -> String {
+/// Returns what is said of a name that goes, or would.
+fn removal(report: &Report, name: &ImageName, dry_run: bool) -> &'static str {
+    match (dry_run, report.removed.contains(name), report.suspicion) {
+        (false, ..) => "removed",
+        (true, true, _) => "to be removed",
+        (true, false, None) => "would be removed with --prune",
+        (true, false, Some(_)) => "would be removed with --prune-all only",
+    }
+}
+
+fn to_text(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome], dry_run: bool) -> String {
     let mut text = String::new();
     let mut counts = [0_usize; 3];
     for (_, state) in &report.images {
@@ -202,21 +274,31 @@ fn to_text(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome]) -> 
                     text += &format!("{place}  {manifest}\n");
                 }
             }
+            ImageState::Planned(outcomes) => {
+                counts[1] += 1;
+                for Outcome { place, manifest, plan, .. } in outcomes {
+                    let (read, layers, bytes) = (plan.layers_to_read, plan.layers, ByteSize(plan.bytes_to_read));
+                    text += &format!("{place}  {manifest}  {layers} layers, {read} to read ({bytes})\n");
+                }
+            }
             ImageState::Failed(_) => counts[2] += 1,
             ImageState::Artifact(_) => {}
         }
     }
-    for name in &report.removed {
-        text += &format!("{name}  removed\n");
+    let going = if dry_run { &report.prunable } else { &report.removed };
+    for name in going {
+        text += &format!("{name}  {}\n", removal(report, name, dry_run));
     }
     let is_pushed = |thin: &&ThinOutcome| thin.state == ThinState::Pushed;
     for ThinOutcome { image, name, .. } in thin.iter().filter(is_pushed) {
         text += &format!("{name}  pushed, thin image of {image}\n");
     }
     let [unchanged, published, failed] = counts;
-    text += &format!("{} images: {unchanged} unchanged, {published} published, {failed} failed", report.images.len());
+    let [published_word, removed_word] = if dry_run { ["to publish", "to remove"] } else { ["published", "removed"] };
+    let images = report.images.len();
+    text += &format!("{images} images: {unchanged} unchanged, {published} {published_word}, {failed} failed");
     if !report.removed.is_empty() {
-        text += &format!(", {} removed", report.removed.len());
+        text += &format!(", {} {removed_word}", report.removed.len());
     }
     if !report.artifacts.is_empty() {
         text += &format!("; {} artifacts skipped", report.artifacts.len());
@@ -233,13 +315,14 @@ fn to_text(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome]) -> 
     text + "\n"
 }
 
-fn to_json(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome]) -> Value {
+fn to_json(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome], dry_run: bool) -> Value {
     let image = |(image, state): &(WantedImage, ImageState)| {
         let mut json = json!({"image": image.argument.to_string(), "name": image.name().to_string()});
         match state {
             ImageState::Unchanged => json["state"] = "unchanged".into(),
-            ImageState::Published(outcomes) => {
-                json["state"] = "published".into();
+            ImageState::Published(outcomes) | ImageState::Planned(outcomes) => {
+                let is_planned = matches!(state, ImageState::Planned(_));
+                json["state"] = if is_planned { "planned" } else { "published" }.into();
                 let platform = |outcome: &Outcome| {
                     json!({
                         "platform": outcome.place.platform.as_ref().map(ToString::to_string),
@@ -266,12 +349,15 @@ fn to_json(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome]) -> 
         json!({"line": failure.line, "host": failure.host, "what": failure.what,
             "error": on_one_line(&strata::message::causes(&*failure.error))})
     };
+    let names = |names: &[ImageName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
     json!({
         "repository": folder.name().as_str(),
+        "dry-run": dry_run,
         "revisions": report.revisions.iter().map(|revision| revision.number).collect::<Vec<_>>(),
         "new-objects": report.written.objects,
         "new-bytes": report.written.bytes,
-        "removed": report.removed.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "removed": names(&report.removed),
+        "prunable": names(&report.prunable),
         "not-listed": report.failures.iter().map(failure).collect::<Vec<_>>(),
         "images": report.images.iter().map(image).collect::<Vec<_>>(),
         "artifacts": report.artifacts.iter().map(artifact).collect::<Vec<_>>(),
@@ -287,4 +373,34 @@ fn thin_json(thin: &ThinOutcome) -> Value {
         ThinState::Failed(error) => ("failed", Some(error)),
     };
     json!({"name": thin.name, "image": thin.image.to_string(), "state": state, "reason": reason})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_code_says_nothing_was_published_only_where_that_is_so() {
+        let none = Outcomes { images: 2, ..Outcomes::default() };
+        let all_failed = Outcomes { failed: 2, ..none };
+        let lists_failed = Outcomes { images: 0, not_listed: 1, ..none };
+        for (outcomes, code) in [
+            (none, 0),
+            (Outcomes { has_published: true, ..none }, 0),
+            (Outcomes { failed: 1, ..none }, PARTLY),
+            (Outcomes { thin_failed: 2, ..none }, PARTLY),
+            (Outcomes { not_listed: 1, ..none }, PARTLY),
+            (all_failed, FAILED),
+            (lists_failed, FAILED),
+            (Outcomes { has_published: true, ..all_failed }, PARTLY),
+            (Outcomes { has_published: true, ..lists_failed }, PARTLY),
+            (Outcomes { is_prune_refused: true, ..none }, PARTLY),
+            (Outcomes { images: 0, is_prune_refused: true, ..none }, PARTLY),
+            (Outcomes { has_late_failure: true, ..none }, PARTLY),
+            (Outcomes { has_late_failure: true, has_published: true, ..none }, LATE),
+            (Outcomes { has_late_failure: true, has_published: true, ..all_failed }, LATE),
+        ] {
+            assert_eq!(outcomes.exit_code(), code, "{outcomes:?}");
+        }
+    }
 }

@@ -22,7 +22,7 @@ use crate::layer::{EntryKind, LayerEntry, LayerSummary, NodeKind};
 use crate::message::causes;
 use crate::object::{Content, ObjectKind, Pieces};
 use crate::source::ImageLayer;
-use crate::store::Staging;
+use crate::store::{Staging, uninterrupted};
 
 /// Nobody comes back for a layer after this time.
 const LONGEST: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -155,10 +155,13 @@ fn write(folder: &Path, staging: &Staging, wishes: &Receiver<(Digest, Wish)>) {
 
 fn write_file(folder: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(bytes)?;
-    file.persist(path)?;
-    Ok(())
+    // A temporary file must not stay behind.
+    uninterrupted(|| {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(bytes)?;
+        file.persist(path)?;
+        Ok(())
+    })
 }
 
 fn path(folder: &Path, digest: Digest) -> PathBuf {

@@ -292,6 +292,8 @@ pub struct Report {
     pub images: Vec<ImageReport>,
     /// The revision that was published, unless everything was there already or everything failed.
     pub revision: Option<Revision>,
+    /// What failed once it was published.
+    pub late: Vec<StoreError>,
     /// What was added to the store.
     pub written: Written,
     /// Pieces of content that were known and therefore not compressed again.
@@ -359,7 +361,9 @@ fn attempt(
     // What was stored is kept, even if nothing of it comes to be published now.
     run.staging.flush()?;
     let is_to_be_published = !options.dry_run && options.publish && !staged.is_empty();
-    let revision =
+    let publication =
         if is_to_be_published { run.publish(&Changes { images: &staged, ..Changes::default() }, rng)? } else { None };
-    Ok(Report { images, revision, written: run.staging.written(), index_hits: run.index.hits() })
+    let (revision, late) = publication.map(|publication| (publication.revision, publication.late)).unzip();
+    let (written, index_hits) = (run.staging.written(), run.index.hits());
+    Ok(Report { images, revision, late: late.unwrap_or_default(), written, index_hits })
 }

@@ -18,7 +18,7 @@ use crate::object::{ObjectHash, ObjectKind};
 use crate::progress::Progress;
 use crate::publish::write_catalogs;
 use crate::repository::{Repository, RepositoryError, Row};
-use crate::store::{DirectoryStore, StoreError, Written};
+use crate::store::{DirectoryStore, StoreError, Unfinished, Written};
 
 /// What a conversion would do.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub struct Rehearsal {
     /// The layers, from the lowest up.
     pub layers: Vec<LayerCost>,
     /// Where the new objects are, locked as long as this process lives.
-    _folder: (tempfile::TempDir, File),
+    _folder: (Unfinished, File),
 }
 
 /// What a layer brings.
@@ -83,9 +83,15 @@ pub fn rehearse(
     let store = folder.store()?;
     let failed = |source| StoreError::Io { action: "create a folder in", path: std::env::temp_dir(), source };
     delete_leftovers(&std::env::temp_dir());
-    let home = tempfile::Builder::new().prefix(FOLDER_PREFIX).tempdir().map_err(failed)?;
-    let alive = File::open(home.path()).and_then(|folder| folder.lock().map(|()| folder)).map_err(failed)?;
-    let layered = store.layered(&home.path().join("storage"))?;
+    // It goes when this ends, however that is, or else with the next run.
+    let unfinished = Unfinished::start();
+    let home = unfinished.make(|making| {
+        let home = tempfile::Builder::new().prefix(FOLDER_PREFIX).tempdir().map_err(failed)?.keep();
+        making.made(&home);
+        Ok::<_, StoreError>(home)
+    })?;
+    let alive = File::open(&home).and_then(|folder| folder.lock().map(|()| folder)).map_err(failed)?;
+    let layered = unfinished.make(|_| store.layered(&home.join("storage")))?;
     let run = Run::over(folder, &layered, folder.state_unchanged()?, options, folder.registries()?)?;
     let head = Repository::open(&store, folder.name())?;
     let staged = run.stage(run.resolve(request)?, &head, progress)?.remove(0);
@@ -105,9 +111,20 @@ pub fn rehearse(
     let after = flat_of(&next, &link)?;
     let digests = staged.image.layers.iter().map(|layer| layer.digest);
     let layers = layer_costs(digests, &head, &next, &store, &layered)?;
-    let catalogs = new_catalogs(&home.path().join("storage"));
+    let catalogs = new_catalogs(&home.join("storage"));
     let outcome = staged.outcome;
-    Ok(Rehearsal { outcome, before, after, head, next, changes, written, catalogs, layers, _folder: (home, alive) })
+    Ok(Rehearsal {
+        outcome,
+        before,
+        after,
+        head,
+        next,
+        changes,
+        written,
+        catalogs,
+        layers,
+        _folder: (unfinished, alive),
+    })
 }
 
 /// What the names of the folders begin with.

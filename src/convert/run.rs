@@ -17,7 +17,7 @@ use crate::manifest::Keys;
 use crate::message::causes;
 use crate::metadata::Timestamp;
 use crate::object::{ChunkSizes, ObjectHash};
-use crate::publish::{Edit, Publisher, Revision};
+use crate::publish::{Edit, Publication, Publisher};
 use crate::repository::Repository;
 use crate::source::registry::Registries;
 use crate::store::{DirectoryStore, LocalServer, Staging, Written};
@@ -131,7 +131,7 @@ impl Run {
         &self,
         changes: &Changes<'_>,
         rng: &mut (impl CryptoRng + Send),
-    ) -> Result<Option<Revision>, ConvertError> {
+    ) -> Result<Option<Publication>, ConvertError> {
         let Publishing { keys, server } = self.publishing.as_ref().expect("this run was started to publish");
         let publisher = Publisher {
             staging: &self.staging,
@@ -151,16 +151,16 @@ impl Run {
             }));
             Ok::<_, ConvertError>(edits)
         };
-        let revision = self.pool.install(|| publisher.commit(rng, &known, prepare))?;
-        if revision.is_none() {
+        let publication = self.pool.install(|| publisher.commit(rng, &known, prepare))?;
+        if publication.is_none() {
             // What was lost and is stored again changes nothing of the head.
             self.staging.flush()?;
         }
         // The revision is out by now, so this is no reason to fail.
-        if let (Some(_), Err(error)) = (revision, self.note_whole(trees)) {
+        if let (Some(_), Err(error)) = (&publication, self.note_whole(trees)) {
             tracing::warn!("{}", causes(&error));
         }
-        Ok(revision)
+        Ok(publication)
     }
 }
 

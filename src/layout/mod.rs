@@ -82,12 +82,12 @@ pub fn former_candidate_trees() -> EntryPath {
     path(".metadata/unused.json")
 }
 
-/// Returns the folders that hold trees: layers, chains and root file systems.
+/// Returns the directories that hold trees: layers, chains and root file systems.
 pub fn tree_directories() -> [EntryPath; 3] {
     [".layers", ".chains", ".flat"].map(path)
 }
 
-/// Returns the tree that a path lies in or leads to: the first three components of one below a folder of trees.
+/// Returns the tree that a path lies in or leads to: the first three components of one below a directory of trees.
 pub fn tree_of(path: &EntryPath) -> Option<EntryPath> {
     let mut components = path.components();
     let top = EntryPath::ROOT.join(components.next()?);

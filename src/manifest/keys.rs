@@ -109,6 +109,47 @@ pub enum KeyError {
     Sign(#[from] SignError),
 }
 
+/// New keys, which are in memory only until they are written: to generate them takes seconds, to write them does not.
+pub struct NewKeys {
+    folder: PathBuf,
+    files: KeyFiles,
+    master: PrivateKey,
+    repository: PrivateKey,
+    certificate: Certificate,
+}
+
+impl NewKeys {
+    /// Generates keys for four files in `folder`, none of which may exist.
+    pub fn generate(
+        folder: &Path,
+        name: &RepositoryName,
+        now: Timestamp,
+        rng: &mut impl CryptoRng,
+    ) -> Result<Self, KeyError> {
+        let files = KeyFiles::new(folder, name);
+        files.refuse_existing()?;
+        let master = PrivateKey::new(rng, KEY_BITS).map_err(KeyError::Generate)?;
+        let repository = PrivateKey::new(rng, KEY_BITS).map_err(KeyError::Generate)?;
+        let certificate = Certificate::create(name, &repository, now, rng).map_err(KeyError::Certify)?;
+        Ok(Self { folder: folder.to_owned(), files, master, repository, certificate })
+    }
+
+    /// Returns the files that are to be written.
+    pub fn paths(&self) -> [&Path; 4] {
+        [&self.files.master, &self.files.master_public, &self.files.repository, &self.files.certificate]
+            .map(PathBuf::as_path)
+    }
+
+    /// Writes the files into their directory, which is made when it is missing, with mode 0700.
+    ///
+    /// Refuses to touch any file that exists. A failure leaves none of the new files; a crash may leave some.
+    pub fn write(self) -> Result<Keys, KeyError> {
+        let Self { folder, files, master, repository, certificate } = self;
+        files.write(&folder, &master, &repository, &certificate)?;
+        Ok(Keys { files, master_public: master.to_public_key(), repository, certificate })
+    }
+}
+
 /// The keys of a repository: what is needed to publish, and where the master key may lie.
 pub struct Keys {
     files: KeyFiles,
@@ -127,13 +168,7 @@ impl Keys {
         now: Timestamp,
         rng: &mut impl CryptoRng,
     ) -> Result<Self, KeyError> {
-        let files = KeyFiles::new(folder, name);
-        files.refuse_existing()?;
-        let master = PrivateKey::new(rng, KEY_BITS).map_err(KeyError::Generate)?;
-        let repository = PrivateKey::new(rng, KEY_BITS).map_err(KeyError::Generate)?;
-        let certificate = Certificate::create(name, &repository, now, rng).map_err(KeyError::Certify)?;
-        files.write(folder, &master, &repository, &certificate)?;
-        Ok(Self { files, master_public: master.to_public_key(), repository, certificate })
+        NewKeys::generate(folder, name, now, rng)?.write()
     }
 
     /// Reads the public master key, the repository key and its certificate, which must belong together.

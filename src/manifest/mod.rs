@@ -20,7 +20,7 @@ mod fixtures;
 
 pub use certificate::{Certificate, Fingerprint};
 pub use front_page::{FrontPage, FrontPageError};
-pub use keys::{KeyError, Keys};
+pub use keys::{KeyError, Keys, NewKeys};
 pub use meta_info::MetaInfo;
 pub use name::{RepositoryName, RepositoryNameError};
 pub use repository_manifest::{ManifestError, RepositoryManifest, SignedManifest};

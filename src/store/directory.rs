@@ -56,13 +56,29 @@ pub enum StoreError {
         source: DecodeError,
     },
     /// Somebody else publishes.
-    #[error("another publisher has held '{}' for {} s; --wait sets how long to wait for it", path.display(), waited.as_secs())]
-    Held {
-        /// What both want to lock.
+    #[error("{0}")]
+    Held(#[source] Held),
+    /// A file was to be replaced, that failed, and whether it failed cannot be found out.
+    #[error("cannot tell whether '{}' was replaced, as it cannot be read", path.display())]
+    Unknown {
+        /// The file.
         path: PathBuf,
-        /// For how long this one waited.
-        waited: Duration,
+        /// Why it cannot be read.
+        source: io::Error,
     },
+}
+
+/// Another publisher holds the repository.
+///
+/// This is the last cause of every error that comes of it. So it is found in the chain of causes however the others wrap it,
+/// which an error that wraps another one transparently would hide.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("another publisher has held '{}' for {} s; --wait sets how long to wait for it", path.display(), waited.as_secs())]
+pub struct Held {
+    /// What both want to lock.
+    pub path: PathBuf,
+    /// For how long this one waited.
+    pub waited: Duration,
 }
 
 impl StoreError {
@@ -257,7 +273,7 @@ impl DirectoryStore {
                 Ok(()) => return Ok(Lock { _folder: folder }),
                 Err(fs::TryLockError::WouldBlock) if start.elapsed() < wait => thread::sleep(RETRY),
                 Err(fs::TryLockError::WouldBlock) => {
-                    return Err(StoreError::Held { path: self.root.clone(), waited: start.elapsed() });
+                    return Err(StoreError::Held(Held { path: self.root.clone(), waited: start.elapsed() }));
                 }
                 Err(fs::TryLockError::Error(error)) => return Err(StoreError::io("lock", &self.root)(error)),
             }

@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 use crate::manifest::RepositoryName;
 use crate::object::ObjectHash;
 
-use super::StoreError;
 use super::directory::RETRY;
-use super::runs::runs;
+use super::runs::{runs, uninterrupted};
+use super::{Held, StoreError};
+use crate::message::causes;
 
 /// A `cvmfs_server` that manages the same storage.
 #[derive(Debug)]
@@ -55,16 +56,15 @@ impl LocalServer {
         {
             let path = self.spool.join(format!("{name}.lock"));
             let file = loop {
-                match take(&path)? {
+                match take_noted(take, &path)? {
                     Some(file) => break file,
                     None if start.elapsed() < wait => thread::sleep(RETRY),
-                    None => return Err(StoreError::Held { path, waited: start.elapsed() }),
+                    None => return Err(StoreError::Held(Held { path, waited: start.elapsed() })),
                 }
             };
-            runs().lock(&path);
-            held.push(Held { path, _file: file });
+            held.push(HeldFile { path, _file: file, is_given_back: false });
         }
-        Ok(ServerLock { _held: held })
+        Ok(ServerLock { held })
     }
 
     /// Returns which reflog the server takes for the right one, if it says so.
@@ -76,14 +76,15 @@ impl LocalServer {
     pub fn write_reflog_checksum(&self, reflog: ObjectHash) -> Result<(), StoreError> {
         let path = self.spool.join("reflog.chksum");
         let owner = fs::metadata(&self.spool).map_err(StoreError::io("read", &self.spool))?;
-        let written = (|| {
+        // A temporary file must not stay behind.
+        let written = uninterrupted(|| {
             let mut temporary = temporary_in(&self.spool)?;
             writeln!(temporary, "{reflog}")?;
             temporary.as_file().sync_all()?;
             // The server writes to the file itself, as the owner of the folder.
             std::os::unix::fs::chown(temporary.path(), Some(owner.uid()), Some(owner.gid()))?;
             temporary.persist(&path).map_err(|error| error.error)
-        })();
+        });
         written.map(drop).map_err(StoreError::io("replace", &path))
     }
 }
@@ -92,23 +93,55 @@ impl LocalServer {
 #[derive(Debug)]
 #[must_use = "the locks are given back when they are dropped"]
 pub struct ServerLock {
-    _held: Vec<Held>,
+    held: Vec<HeldFile>,
+}
+
+impl ServerLock {
+    /// Gives the locks back, and returns why one still keeps the server out.
+    pub fn release(self) -> Vec<StoreError> {
+        self.held.into_iter().filter_map(|mut held| held.give_back().err()).collect()
+    }
 }
 
 #[derive(Debug)]
-struct Held {
+struct HeldFile {
     path: PathBuf,
     _file: File,
+    is_given_back: bool,
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        runs().unlock(&self.path);
-        // As the server does, and before the lock on the file goes: a file of ours could be closed to the server's user.
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!("cannot remove '{}', which keeps cvmfs_server out: {error}", self.path.display());
+impl HeldFile {
+    /// Removes the file, as the server does, before the lock on it goes: a file of ours could be closed to the server's user.
+    fn give_back(&mut self) -> Result<(), StoreError> {
+        self.is_given_back = true;
+        let mut runs = runs();
+        runs.unlock(&self.path);
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", &self.path)(error)),
+            _ => Ok(()),
         }
     }
+}
+
+impl Drop for HeldFile {
+    fn drop(&mut self) {
+        if self.is_given_back {
+            return;
+        }
+        if let Err(error) = self.give_back() {
+            tracing::warn!("{}, which keeps cvmfs_server out", causes(&error));
+        }
+    }
+}
+
+/// Tries to take a file and notes that it has to go with the process, in one step: an interruption finds both or neither.
+fn take_noted(take: Take, path: &Path) -> Result<Option<File>, StoreError> {
+    let mut runs = runs();
+    let taken = take(path)?;
+    if taken.is_some() {
+        runs.lock(path);
+    }
+    Ok(taken)
 }
 
 /// Tries to take what `path` stands for; `None` where somebody else has it.

@@ -11,9 +11,10 @@ mod staging;
 
 pub use content::ContentError;
 pub(crate) use content::Piece;
-pub use directory::{DirectoryStore, Lock, StoreError};
+pub use directory::{DirectoryStore, Held, Lock, StoreError};
 pub(crate) use directory::{open_regular, read_regular_up_to};
 pub use local_server::{LocalServer, ServerLock};
 pub use marks::Marks;
-pub use runs::abandon_runs;
+pub(crate) use runs::uninterrupted;
+pub use runs::{Making, Unfinished, abandon_runs};
 pub use staging::{Mover, Staging, Written};

@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::StoreError;
 
@@ -15,27 +17,47 @@ const FOLDER_PREFIX: &str = "strata-";
 pub(super) struct Runs {
     /// Folders that go when the process does.
     folders: Vec<PathBuf>,
+    /// What goes unless it is finished, in the order in which it was made, each with the number of its [`Unfinished`].
+    unfinished: Vec<(u64, Leftover)>,
+    /// How many values of [`Unfinished`] there were.
+    makers: u64,
     /// Files that keep a `cvmfs_server` out as long as they are there.
     locks: Vec<PathBuf>,
-    /// Whether the run that was started last has replaced files that clients see.
-    published: bool,
+    /// The revision that clients saw last, of those that this process has published.
+    published: Option<u64>,
 }
 
-static RUNS: Mutex<Runs> = Mutex::new(Runs { folders: Vec::new(), locks: Vec::new(), published: false });
+/// What is left of something that is not finished.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Leftover {
+    /// All of it goes.
+    Whole(PathBuf),
+    /// It goes unless somebody put something into it.
+    IfEmpty(PathBuf),
+}
 
-/// Returns the runs, locked: while it holds this, a run is not abandoned.
+static RUNS: Mutex<Runs> =
+    Mutex::new(Runs { folders: Vec::new(), unfinished: Vec::new(), makers: 0, locks: Vec::new(), published: None });
+
+/// Returns the runs, locked: as long as the lock is held, an interruption waits. So it is held for short steps only.
 pub(super) fn runs() -> MutexGuard<'static, Runs> {
     RUNS.lock().expect("no thread panics while it holds the list of runs")
+}
+
+/// Takes a short step that leaves something behind if the process ends in the middle of it: an interruption waits for it.
+pub(crate) fn uninterrupted<T>(step: impl FnOnce() -> T) -> T {
+    let _runs = runs();
+    step()
 }
 
 impl Runs {
     pub(super) fn start(&mut self, folder: &Path) {
         self.folders.push(folder.to_owned());
-        self.published = false;
     }
 
-    pub(super) fn publish(&mut self) {
-        self.published = true;
+    /// Notes that clients see a revision.
+    pub(super) fn publish(&mut self, revision: u64) {
+        self.published = Some(revision);
     }
 
     pub(super) fn end(&mut self, folder: &Path) {
@@ -49,25 +71,153 @@ impl Runs {
     pub(super) fn unlock(&mut self, file: &Path) {
         self.locks.retain(|other| other != file);
     }
+
+    fn take_unfinished(&mut self, maker: u64) -> Vec<Leftover> {
+        let taken = self.unfinished.extract_if(.., |(of, _)| *of == maker);
+        taken.map(|(_, leftover)| leftover).collect()
+    }
 }
 
-/// Deletes what the runs of this process have not finished and the locks that they hold, and tells whether the last one has published its revision.
-///
-/// This is for a process that is about to end: runs find their folders gone, and whoever is about to publish or to clean up
-/// waits forever.
-pub fn abandon_runs() -> bool {
-    let runs = runs();
-    for folder in &runs.folders {
-        // Under another name nobody adds to the folder while it is emptied. The next run takes it for a dead one's, too.
-        let mut abandoned = folder.clone().into_os_string();
-        abandoned.push("-abandoned");
-        if fs::rename(folder, &abandoned).is_ok() {
-            fs::remove_dir_all(&abandoned).ok();
+/// Files and directories outside of any run that are of no use until all of them are there: they go if this is dropped or the
+/// process interrupted before.
+#[derive(Debug)]
+#[must_use = "what is made goes when this is dropped"]
+pub struct Unfinished {
+    number: u64,
+}
+
+/// Takes note of what a step makes.
+pub struct Making<'r> {
+    runs: &'r mut Runs,
+    maker: u64,
+}
+
+impl Making<'_> {
+    /// Notes a file or directory that is made, unless there is something at its path already.
+    pub fn whole(&mut self, path: &Path) {
+        if is_missing(path) {
+            self.note(Leftover::Whole(path.to_owned()));
         }
     }
+
+    /// Notes those of the directories above `path` that are missing.
+    pub fn directories_above(&mut self, path: &Path) {
+        let missing: Vec<&Path> = path.ancestors().skip(1).take_while(|above| is_missing(above)).collect();
+        missing.into_iter().rev().for_each(|above| self.note(Leftover::IfEmpty(above.to_owned())));
+    }
+
+    /// Notes a directory that was just made.
+    pub fn made(&mut self, path: &Path) {
+        self.note(Leftover::Whole(path.to_owned()));
+    }
+
+    fn note(&mut self, leftover: Leftover) {
+        self.runs.unfinished.push((self.maker, leftover));
+    }
+}
+
+/// Tells whether there is nothing at a path. The empty path is the current directory.
+fn is_missing(path: &Path) -> bool {
+    let metadata = path.symlink_metadata();
+    !path.as_os_str().is_empty() && metadata.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+impl Unfinished {
+    /// Starts with nothing made.
+    pub fn start() -> Self {
+        let mut runs = runs();
+        runs.makers += 1;
+        Self { number: runs.makers }
+    }
+
+    /// Takes a step that makes something, and that an interruption waits for.
+    pub fn make<T>(&self, step: impl FnOnce(&mut Making<'_>) -> T) -> T {
+        let mut runs = runs();
+        step(&mut Making { runs: &mut runs, maker: self.number })
+    }
+
+    /// Takes the last step. If that succeeds all of it stays, and is the given revision of a repository.
+    pub fn finish<E>(self, revision: u64, step: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let mut runs = runs();
+        let finished = step();
+        if finished.is_ok() {
+            runs.take_unfinished(self.number);
+            runs.publish(revision);
+        }
+        drop(runs);
+        finished
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let leftovers = runs().take_unfinished(self.number);
+        leftovers.iter().rev().for_each(|leftover| leftover.delete(None));
+    }
+}
+
+impl Leftover {
+    /// Deletes it, as far as that gets until the deadline.
+    fn delete(&self, deadline: Option<Instant>) {
+        // Best effort: the error that led here, or the interruption, says more than one from cleaning up.
+        match self {
+            Self::Whole(path) if path.symlink_metadata().is_ok_and(|found| found.is_dir()) => match deadline {
+                Some(deadline) => delete_until(path, deadline),
+                None => drop(fs::remove_dir_all(path)),
+            },
+            Self::Whole(path) => drop(fs::remove_file(path)),
+            Self::IfEmpty(path) => drop(fs::remove_dir(path)),
+        }
+    }
+}
+
+/// Deletes a directory and what lies in it, as far as that gets until the deadline.
+fn delete_until(directory: &Path, deadline: Instant) {
+    while Instant::now() < deadline && directory.exists() {
+        delete_content(directory, deadline);
+        if fs::remove_dir(directory).is_err() {
+            // A thread that had found its way into the directory before made something there meanwhile.
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn delete_content(directory: &Path, deadline: Instant) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if Instant::now() >= deadline {
+            return;
+        }
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            delete_content(&entry.path(), deadline);
+            fs::remove_dir(entry.path()).ok();
+        } else {
+            fs::remove_file(entry.path()).ok();
+        }
+    }
+}
+
+/// Deletes what this process has not finished and the locks that it holds, and returns the revision that clients saw last, of
+/// those that it has published. What is not deleted after `patience` is left to the next run.
+///
+/// This is for a process that is about to end: runs find their directories gone, and whoever is about to publish, to make
+/// something or to clean up waits forever.
+pub fn abandon_runs(patience: Duration) -> Option<u64> {
+    let deadline = Instant::now() + patience;
+    let runs = runs();
     for lock in &runs.locks {
         fs::remove_file(lock).ok();
     }
+    // Under other names nobody adds to the directories while they are emptied. The next run takes them for a dead one's, too.
+    let abandoned = runs.folders.iter().filter_map(|folder| {
+        let mut abandoned = folder.clone().into_os_string();
+        abandoned.push("-abandoned");
+        fs::rename(folder, &abandoned).is_ok().then_some(abandoned)
+    });
+    let abandoned: Vec<_> = abandoned.collect();
+    for (_, leftover) in runs.unfinished.iter().rev() {
+        leftover.delete(Some(deadline));
+    }
+    abandoned.iter().for_each(|folder| delete_until(Path::new(folder), deadline));
     let published = runs.published;
     std::mem::forget(runs);
     published
@@ -111,4 +261,54 @@ pub(super) fn delete_leftovers(transactions: &Path) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_deleted_in_time_is_deleted_by_the_next_run() {
+        let transactions = tempfile::tempdir().unwrap();
+        let (folder, alive) = make_run_folder(transactions.path()).unwrap();
+        fs::create_dir(folder.join("0")).unwrap();
+        fs::write(folder.join("0/object"), "bytes").unwrap();
+        delete_until(&folder, Instant::now());
+        assert!(folder.join("0/object").exists(), "there was no time");
+        drop(alive);
+        delete_leftovers(transactions.path()).unwrap();
+        assert_eq!(fs::read_dir(transactions.path()).unwrap().count(), 0);
+        let (folder, _alive) = make_run_folder(transactions.path()).unwrap();
+        fs::create_dir(folder.join("0")).unwrap();
+        fs::write(folder.join("0/object"), "bytes").unwrap();
+        delete_until(&folder, Instant::now() + Duration::from_secs(60));
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn what_is_not_finished_goes_and_nothing_else() {
+        let home = tempfile::tempdir().unwrap();
+        let path = |name: &str| home.path().join(name);
+        fs::write(path("before"), "").unwrap();
+        let make = |unfinished: &Unfinished| {
+            unfinished.make(|making| {
+                making.whole(&path("before"));
+                making.directories_above(&path("a/b/file"));
+                making.whole(&path("a/b/file"));
+                fs::create_dir_all(path("a/b")).unwrap();
+                fs::write(path("a/b/file"), "").unwrap();
+            });
+        };
+        let unfinished = Unfinished::start();
+        make(&unfinished);
+        fs::write(path("a/other"), "").unwrap();
+        drop(unfinished);
+        assert!(path("before").exists() && path("a/other").exists() && !path("a/b").exists());
+        fs::remove_file(path("a/other")).unwrap();
+        fs::remove_dir(path("a")).unwrap();
+        let unfinished = Unfinished::start();
+        make(&unfinished);
+        unfinished.finish(1, || Ok::<_, io::Error>(())).unwrap();
+        assert!(path("a/b/file").exists());
+    }
 }

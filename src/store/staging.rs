@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,7 @@ use rustix::io::Errno;
 
 use super::marks::Marks;
 use super::runs::{delete_leftovers, make_run_folder, runs};
-use super::{DirectoryStore, StoreError};
+use super::{DirectoryStore, StoreError, read_regular_up_to};
 use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, Pieces, SizeLimit};
 use crate::stage::stage;
 
@@ -470,22 +470,31 @@ impl Staging {
     /// Replaces files beside the objects, such as `.cvmfspublished`, each in one step and in the order given.
     ///
     /// All are written and on disk before the first is replaced, so that after an error, too, each file has its old content
-    /// or its new, and a crash can only fall between two renames.
-    pub fn replace_files(&self, files: &[(&str, &[u8])]) -> Result<(), StoreError> {
+    /// or its new, and a crash can only fall between two renames. With the last file clients see the `revision`, unless the
+    /// whole store is still out of their sight. What fails from then on is no error: it is returned.
+    pub fn replace_files(&self, files: &[(&str, &[u8])], revision: Option<u64>) -> Result<Vec<StoreError>, StoreError> {
         for (name, bytes) in files {
             let path = self.folder.join(name);
             let written = write_new(&path, bytes)?;
             written.sync_all().map_err(StoreError::io("sync", &path))?;
         }
         let root = self.store.root();
-        let mut runs = runs();
-        for (name, _) in files {
-            let path = root.join(name);
-            fs::rename(self.folder.join(name), &path).map_err(StoreError::io("replace", &path))?;
-        }
-        runs.publish();
+        // Before the first rename: a process may have no file left to open.
         let folder = File::open(root).map_err(StoreError::io("open", root))?;
-        folder.sync_all().map_err(StoreError::io("sync", root))
+        let mut late = Vec::new();
+        {
+            let mut runs = runs();
+            for (number, (name, bytes)) in files.iter().enumerate() {
+                let path = root.join(name);
+                if let Err(error) = fs::rename(self.folder.join(name), &path) {
+                    let is_last = number + 1 == files.len();
+                    late = despite_failure(&path, bytes, error, is_last)?;
+                }
+            }
+            revision.into_iter().for_each(|revision| runs.publish(revision));
+        }
+        late.extend(folder.sync_all().map_err(StoreError::io("sync", root)).err());
+        Ok(late)
     }
 
     /// Returns how much this run has added so far.
@@ -505,13 +514,27 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        let mut runs = runs();
+        // An interruption does not wait for this, which may take long: it deletes what is left.
         let removed = fs::remove_dir_all(&self.folder);
-        runs.end(&self.folder);
-        drop(runs);
+        runs().end(&self.folder);
         if let Err(error) = removed {
             tracing::warn!("cannot delete '{}': {error}", self.folder.display());
         }
+    }
+}
+
+/// Finds out whether a file was replaced although the system reported an error, as file systems of networks may do when an
+/// answer is lost. Returns what to tell if the file has its new content, or may have it.
+///
+/// For a file that is not the last one it makes no difference: the last one is not touched.
+fn despite_failure(path: &Path, bytes: &[u8], error: io::Error, is_last: bool) -> Result<Vec<StoreError>, StoreError> {
+    let error = StoreError::io("replace", path)(error);
+    match read_regular_up_to(bytes.len() as u64, path) {
+        Ok(Some(content)) if is_last && content == bytes => Ok(vec![error]),
+        Err(source) if is_last && source.kind() != io::ErrorKind::NotFound => {
+            Ok(vec![error, StoreError::Unknown { path: path.to_owned(), source }])
+        }
+        _ => Err(error),
     }
 }
 

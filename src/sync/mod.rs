@@ -28,13 +28,14 @@ use crate::folder::{FolderError, RepositoryFolder};
 use crate::image::ImageName;
 use crate::podman::PublishedStore;
 use crate::progress::Progress;
-use crate::publish::Revision;
+use crate::publish::{AfterPublication, Revision};
 use crate::repository::RepositoryError;
 use crate::source::registry::RegistryError;
-use crate::store::Written;
+use crate::store::{StoreError, Written};
 use crate::threads::{self, ThreadsError};
 use crate::wishlist::{self, Expansion, Failure, Problem, WantedImage, Wishlist};
 
+pub use prune::{Loss, Prune};
 pub use thin::{ThinOutcome, ThinState, push_thin_images};
 
 use artifacts::{Sorted, Sorter};
@@ -67,6 +68,9 @@ pub enum SyncError {
     /// Nothing can be converted or published.
     #[error(transparent)]
     Convert(#[from] ConvertError),
+    /// The round failed after it had published.
+    #[error("{0}")]
+    AfterPublication(#[from] AfterPublication),
     /// With `prune`, a wishlist has to be for this repository.
     #[error("the wishlist is for '{wanted}', and nothing of '{actual}' is removed for it")]
     OtherRepository {
@@ -82,8 +86,8 @@ pub enum SyncError {
 pub struct Options {
     /// How images are converted. The memory is for all of them together.
     pub convert: convert::Options,
-    /// Remove what the wishlist held once and holds no longer.
-    pub prune: bool,
+    /// What is removed of what the wishlist held once and holds no longer.
+    pub prune: Prune,
     /// How much time passes at least between two revisions.
     pub publish_every: Duration,
     /// How many images are converted side by side.
@@ -111,6 +115,8 @@ pub enum Event<'a> {
     Waits(&'a WantedImage, Duration),
     /// An image is stored, and waits to be published.
     Ready(&'a WantedImage, &'a [Outcome]),
+    /// An image would be converted: this was only asked for.
+    Planned(&'a WantedImage),
     /// An image failed.
     Failed(&'a WantedImage, &'a str),
     /// A revision is out that has these images.
@@ -130,6 +136,8 @@ pub enum ImageState {
     Unchanged,
     /// It was converted and published, for each platform.
     Published(Vec<Outcome>),
+    /// It would be converted, for each platform: this was only asked for.
+    Planned(Vec<Outcome>),
     /// It failed, now or before.
     Failed(String),
     /// It is none, but an artifact of this type. No [`Report`] counts it among the images.
@@ -145,17 +153,24 @@ pub struct Report {
     pub artifacts: Vec<(WantedImage, String)>,
     /// What could not be listed.
     pub failures: Vec<Failure>,
-    /// Names that were removed.
+    /// Names that were removed, or would be.
     pub removed: Vec<ImageName>,
+    /// Names that the wishlist held once and that no wishlist holds any longer; none where not everything was found that the
+    /// wishlist asks for.
+    pub prunable: Vec<ImageName>,
+    /// What makes the wishlist look like a mistake, so that only [`Prune::All`] removes anything.
+    pub suspicion: Option<Loss>,
     /// The revisions that were published.
     pub revisions: Vec<Revision>,
+    /// What failed once they were.
+    pub late: Vec<StoreError>,
     /// What was added to the store.
     pub written: Written,
 }
 
 /// Brings the repository in step with the wishlist, once.
 ///
-/// An error means that the round ended early; what was published by then stays.
+/// An error means that the round ended early; what was published by then stays, and the error tells of it.
 pub fn round(
     folder: &RepositoryFolder,
     wishlist: &Wishlist,
@@ -163,14 +178,29 @@ pub fn round(
     observer: &dyn Observer,
     rng: &mut (impl CryptoRng + Send),
 ) -> Result<Report, SyncError> {
-    despite_collection(
-        || attempt(folder, wishlist, options, observer, rng),
+    let published = Mutex::default();
+    let result = despite_collection(
+        || attempt(folder, wishlist, options, observer, &published, rng),
         |error| match error {
             SyncError::Convert(error) => error.vanished(),
             _ => None,
         },
-    )
+    );
+    result.map_err(|error| match published.into_inner().expect(UNPOISONED).revisions {
+        revisions if revisions.is_empty() => error,
+        revisions => AfterPublication::new(revisions.iter().map(|revision| revision.number), error).into(),
+    })
 }
+
+/// What a round has published so far, in all of its attempts.
+#[derive(Debug, Default)]
+struct Published {
+    revisions: Vec<Revision>,
+    /// What failed once they were out.
+    late: Vec<StoreError>,
+}
+
+const UNPOISONED: &str = "no thread panics while it notes a revision";
 
 /// So many lists are asked for at a time.
 const LISTS_AT_ONCE: usize = 8;
@@ -180,6 +210,7 @@ fn attempt(
     wishlist: &Wishlist,
     options: &Options,
     observer: &dyn Observer,
+    published: &Mutex<Published>,
     rng: &mut (impl CryptoRng + Send),
 ) -> Result<Report, SyncError> {
     check_repository(folder, wishlist, options)?;
@@ -209,8 +240,9 @@ fn attempt(
     let listed = images.iter().chain(artifacts.iter().map(|(image, _)| image));
     let names: BTreeSet<ImageName> = listed.map(|image| image.name().clone()).chain(spared).collect();
     let is_doubtful = !failures.is_empty() || !wishlist.problems.is_empty() || !problems.is_empty();
-    let wishes = Wishes::new(&head, &wishlist.name, names, options.prune && !is_doubtful)?;
-    if options.prune && is_doubtful {
+    let prune = if is_doubtful { Prune::Nothing } else { options.prune };
+    let wishes = Wishes::new(&head, &wishlist.name, names, prune)?;
+    if prune != options.prune {
         tracing::warn!("nothing is removed, as not everything was found that the wishlist asks for");
     }
     let workshop = Workshop {
@@ -221,8 +253,9 @@ fn attempt(
         options,
         quarantine: &quarantine,
         observer,
+        published,
     };
-    let (states, revisions) = workshop.work(findings, &wishes, rng)?;
+    let states = workshop.work(findings, &wishes, rng)?;
     let mut reported = Vec::new();
     for (image, state) in images.into_iter().zip(states) {
         match state {
@@ -230,13 +263,17 @@ fn attempt(
             state => reported.push((image, state)),
         }
     }
-    Ok(Report { images: reported, artifacts, failures, removed: wishes.removed, revisions, written: run.written() })
+    let Published { revisions, late } = std::mem::take(&mut *published.lock().expect(UNPOISONED));
+    let removed = wishes.removed().to_vec();
+    let (prunable, suspicion) = if is_doubtful { (Vec::new(), None) } else { (wishes.prunable, wishes.suspicion) };
+    let written = run.written();
+    Ok(Report { images: reported, artifacts, failures, removed, prunable, suspicion, revisions, late, written })
 }
 
 fn check_repository(folder: &RepositoryFolder, wishlist: &Wishlist, options: &Options) -> Result<(), SyncError> {
     let actual = folder.name().as_str();
     match &wishlist.repository {
-        Some(wanted) if wanted != actual && options.prune => {
+        Some(wanted) if wanted != actual && options.prune != Prune::Nothing => {
             Err(SyncError::OtherRepository { wanted: wanted.clone(), actual: actual.to_owned() })
         }
         Some(wanted) if wanted != actual => {

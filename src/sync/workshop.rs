@@ -14,13 +14,13 @@ use super::quarantine::Quarantine;
 use super::queue::Queue;
 use super::survey::{Finding, Survey, parked_until};
 use super::turns::{Ticket, Turns};
-use super::{Event, ImageState, Observer, Options, SyncError};
+use super::{Event, ImageState, Observer, Options, Published, SyncError, UNPOISONED};
 use crate::convert::{Changes, ConvertError, Run, StagedImage, foreign_manifest};
 use crate::image::Digest;
 use crate::ingest::IngestError;
 use crate::message::causes;
 use crate::progress::Progress;
-use crate::publish::Revision;
+use crate::publish::Publication;
 use crate::repository::Repository;
 use crate::threads::STACK_BYTES;
 use crate::wishlist::WantedImage;
@@ -35,6 +35,7 @@ pub(super) struct Workshop<'a> {
     pub(super) options: &'a Options,
     pub(super) quarantine: &'a Quarantine<'a>,
     pub(super) observer: &'a dyn Observer,
+    pub(super) published: &'a Mutex<Published>,
 }
 
 /// An image to be converted.
@@ -58,7 +59,6 @@ type Staged = (usize, Result<Vec<StagedImage>, ConvertError>);
 struct Publications<'a> {
     /// Images that wait to be published.
     waiting: Vec<(usize, Vec<StagedImage>)>,
-    revisions: Vec<Revision>,
     states: Vec<Option<ImageState>>,
     wishes: &'a Wishes,
 }
@@ -67,19 +67,19 @@ struct Publications<'a> {
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Workshop<'_> {
-    /// Converts the images that changed and publishes them; returns what became of each image, and the revisions.
+    /// Converts the images that changed and publishes them; returns what became of each image.
     pub(super) fn work(
         &self,
         findings: Vec<Finding>,
         wishes: &Wishes,
         rng: &mut (impl CryptoRng + Send),
-    ) -> Result<(Vec<ImageState>, Vec<Revision>), SyncError> {
+    ) -> Result<Vec<ImageState>, SyncError> {
         let (mut changed, mut later) = (Vec::new(), Vec::new());
         let mut states = Vec::new();
         for (index, finding) in findings.into_iter().enumerate() {
             states.push(match finding {
                 Finding::Unchanged => {
-                    self.quarantine.note_success(self.images[index].name())?;
+                    self.note_success(index)?;
                     Some(ImageState::Unchanged)
                 }
                 Finding::Quarantined(reason) => Some(ImageState::Failed(reason)),
@@ -94,7 +94,7 @@ impl Workshop<'_> {
                 }
             });
         }
-        let mut publications = Publications { waiting: Vec::new(), revisions: Vec::new(), states, wishes };
+        let mut publications = Publications { waiting: Vec::new(), states, wishes };
         let count = changed.len() + later.len();
         let (queue, turns, order) = (Queue::new(changed, later), Turns::default(), Mutex::new(()));
         let (sender, receiver) = mpsc::channel();
@@ -113,8 +113,7 @@ impl Workshop<'_> {
         });
         published?;
         let states = publications.states.into_iter();
-        let states = states.map(|state| state.expect("every image that changed was converted, or failed")).collect();
-        Ok((states, publications.revisions))
+        Ok(states.map(|state| state.expect("every image that changed was converted, or failed")).collect())
     }
 
     /// Converts image after image until none is left.
@@ -221,12 +220,16 @@ impl Workshop<'_> {
         match result {
             Ok(staged) if staged.iter().all(StagedImage::is_foreign) => {
                 self.observer.note(Event::Unchanged(&self.images[index]));
-                self.quarantine.note_success(self.images[index].name())?;
+                self.note_success(index)?;
                 publications.states[index] = Some(ImageState::Unchanged);
             }
             Ok(staged) => {
                 let outcomes: Vec<_> = staged.iter().map(|image| image.outcome.clone()).collect();
-                self.observer.note(Event::Ready(&self.images[index], &outcomes));
+                let image = &self.images[index];
+                self.observer.note(match self.options.convert.dry_run {
+                    true => Event::Planned(image),
+                    false => Event::Ready(image, &outcomes),
+                });
                 publications.waiting.push((index, staged));
             }
             Err(error) => publications.states[index] = Some(self.not_converted(index, &error)?),
@@ -239,7 +242,7 @@ impl Workshop<'_> {
         let image = &self.images[index];
         let Some(artifact_type) = artifact_type(image, error) else { return self.failed(index, error) };
         self.observer.note(Event::Artifact(image, artifact_type));
-        self.quarantine.note_success(image.name())?;
+        self.note_success(index)?;
         Ok(ImageState::Artifact(artifact_type.to_owned()))
     }
 
@@ -247,10 +250,17 @@ impl Workshop<'_> {
         let (image, reason) = (&self.images[index], causes(error));
         self.observer.note(Event::Failed(image, &reason));
         // What went wrong here says nothing about the image.
-        if !is_local(error) {
+        if !is_local(error) && !self.options.convert.dry_run {
             self.quarantine.note_failure(image.name(), &reason, self.run.now())?;
         }
         Ok(ImageState::Failed(reason))
+    }
+
+    fn note_success(&self, index: usize) -> Result<(), SyncError> {
+        if !self.options.convert.dry_run {
+            self.quarantine.note_success(self.images[index].name())?;
+        }
+        Ok(())
     }
 
     /// Publishes what is ready. The last time, what the wishlist holds and what goes is published, too.
@@ -264,6 +274,13 @@ impl Workshop<'_> {
         if waiting.is_empty() && !is_last {
             return Ok(());
         }
+        if self.options.convert.dry_run {
+            for (index, platforms) in waiting {
+                let outcomes = platforms.into_iter().map(|image| image.outcome).collect();
+                publications.states[index] = Some(ImageState::Planned(outcomes));
+            }
+            return Ok(());
+        }
         waiting.sort_by_key(|(index, _)| *index);
         let (indexes, staged): (Vec<usize>, Vec<Vec<StagedImage>>) = waiting.into_iter().unzip();
         let staged: Vec<StagedImage> = staged.into_iter().flatten().collect();
@@ -275,18 +292,22 @@ impl Workshop<'_> {
         let noted = wishes.noted(&published);
         let changes = Changes {
             images: &staged,
-            removed: if is_last { &wishes.removed } else { &[] },
+            removed: if is_last { wishes.removed() } else { &[] },
             wished: is_last.then_some((wishes.wishlist.as_str(), &noted)),
         };
-        let revision = self.run.publish(&changes, rng)?;
+        let publication = self.run.publish(&changes, rng)?;
         let images: Vec<&WantedImage> = indexes.iter().map(|&index| &self.images[index]).collect();
-        if let Some(revision) = revision {
-            *self.head.lock().expect("no thread panics while it holds the head") = self.run.head()?;
+        if let Some(Publication { revision, late }) = publication {
+            // Before anything else can fail: nobody may be told that nothing was published.
+            let mut published = self.published.lock().expect(UNPOISONED);
+            published.revisions.push(revision);
+            published.late.extend(late);
+            drop(published);
             self.observer.note(Event::Published(revision, &images));
-            publications.revisions.push(revision);
+            *self.head.lock().expect("no thread panics while it holds the head") = self.run.head()?;
         }
         for (index, platforms) in indexes.into_iter().zip(platforms(&staged)) {
-            self.quarantine.note_success(self.images[index].name())?;
+            self.note_success(index)?;
             let outcomes = platforms.iter().map(|image| image.outcome.clone()).collect();
             publications.states[index] = Some(ImageState::Published(outcomes));
         }

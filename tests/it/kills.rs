@@ -151,7 +151,9 @@ fn interrupted_run_says_so_and_leaves_nothing() {
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.signal(), Some(number));
         let run = Run::ended(output);
-        assert_eq!(run.stderr(), "strata: interrupted before anything was published\n");
+        let said = "strata: interrupted: cleaning up; press again to stop now\n\
+                    strata: interrupted before anything was published\n";
+        assert_eq!(run.stderr(), said);
         assert_eq!((leftovers(&repository), run.stdout()), (0, String::new()));
         assert_eq!(repository.front_page(), before);
         drop(lock);

@@ -3,6 +3,7 @@
 pub mod client;
 pub mod containerd;
 mod edits;
+pub mod faulty;
 pub mod fuse;
 mod grpc;
 mod http;

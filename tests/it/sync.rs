@@ -3,6 +3,7 @@
 mod artifacts;
 mod ducc;
 mod podman;
+mod prune;
 mod recipe;
 mod thin;
 

@@ -31,7 +31,7 @@ fn name_that_is_pruned_goes_and_its_image_stays() {
     scene.sync(&one, &["--prune"]).expect_code(0);
     assert_eq!(scene.podman_names(), [[scene.full("app/tool:2")]]);
     let none = scene.write("list.yaml", "version: 2\nimages: []\n");
-    scene.sync(&none, &["--prune"]).expect_code(0);
+    scene.sync(&none, &["--prune-all"]).expect_code(0);
     assert_eq!(scene.podman_names(), [Vec::<String>::new()]);
     scene.repository.run(["check"]).expect_code(0);
 }

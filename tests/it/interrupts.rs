@@ -1,0 +1,255 @@
+//! Ctrl-C and SIGTERM: the program says at once what happens, is gone soon, and leaves nothing.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::fuse::{Mount, wait_until};
+use crate::support::{
+    Delivery, FQRN, FaultProxy, NAME, Run, TestImage, TestRegistry, TestRepository, need_fuse, strata_command,
+};
+
+/// How long the program may take to end, and what a loaded machine takes to notice.
+const SOON: Duration = Duration::from_secs(3);
+
+const CLEANING: &str = "strata: interrupted: cleaning up; press again to stop now\n";
+
+fn image_of(word: &str) -> TestImage {
+    TestImage::new().layer(|layer| layer.file("word", word))
+}
+
+fn start(command: &mut Command) -> Child {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn send(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+/// Waits for the end of a program and returns what it said.
+#[track_caller]
+fn ended(child: Child, signal: Option<i32>) -> Run {
+    let begin = Instant::now();
+    let output = child.wait_with_output().unwrap();
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+    assert_eq!(output.status.signal(), signal, "{output:?}");
+    Run::ended(output)
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// A run that waits for another publisher, and the lock that it waits for.
+fn waiting_run(repository: &TestRepository, command: &mut Command) -> (File, Child) {
+    let lock = File::open(repository.storage()).unwrap();
+    lock.lock().unwrap();
+    let child = command.spawn().unwrap();
+    let runs = repository.storage().join("data/txn");
+    wait_until("it runs", || names(&runs).len() == 1);
+    (lock, child)
+}
+
+#[test]
+fn run_that_was_interrupted_after_it_published_says_so() {
+    let repository = TestRepository::publish(&image_of("x"));
+    let list = repository.beside("list.yaml");
+    let Some(registry) = TestRegistry::start() else { return };
+    registry.push_tags(&image_of("synced"), "app/tool", ["1"]);
+    fs::write(&list, format!("version: 2\nimages:\n  - {}/app/tool:1\n", registry.host())).unwrap();
+    let mut command = repository.command(["sync", list.to_str().unwrap(), "--watch", "--every", "20ms"]);
+    let log = repository.beside("log");
+    let child = command.stdout(Stdio::null()).stderr(File::create(&log).unwrap()).spawn().unwrap();
+    let rounds = || fs::read_to_string(&log).unwrap().matches("the next round begins").count();
+    // The first round publishes; those after it find nothing to do.
+    wait_until("two more rounds have passed", || rounds() >= 3);
+    send(&child, Signal::INT);
+    ended(child, Some(2));
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.ends_with(&format!("{CLEANING}strata: interrupted after revision 3 was published\n")), "{said}");
+    assert_eq!(repository.reader().revision(), 3);
+}
+
+#[test]
+fn run_ends_soon_even_if_nobody_reads_what_it_says() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let repository = TestRepository::new();
+        let source = repository.source(&image_of("x"));
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let full = writer.try_clone().unwrap();
+        let filling = thread::spawn(move || {
+            // The pipe takes what it can hold; the rest is written when the test ends.
+            while writer.write_all(&[b'x'; 4096]).is_ok() {}
+        });
+        let mut command = repository.command(["convert", &source, "--name", NAME, "--quiet"]);
+        let (lock, child) = waiting_run(&repository, command.stdout(Stdio::null()).stderr(full));
+        // It is full by now, or will be before the program has much to say.
+        thread::park_timeout(Duration::from_millis(300));
+        send(&child, signal);
+        ended(child, Some(signal.as_raw()));
+        assert_eq!(names(&repository.storage().join("data/txn")), [""; 0], "it cleans up all the same");
+        drop((reader, lock, command));
+        filling.join().unwrap();
+        repository.run(["convert", &source, "--name", NAME]).expect_code(0);
+    }
+}
+
+#[test]
+fn second_signal_ends_the_program_at_once() {
+    let repository = TestRepository::new();
+    let source = repository.source(&image_of("x"));
+    let mut command = repository.command(["convert", &source, "--name", NAME, "--quiet"]);
+    let (lock, child) = waiting_run(&repository, command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    for signal in [Signal::INT, Signal::TERM] {
+        send(&child, signal);
+    }
+    let output = child.wait_with_output().unwrap();
+    assert!(matches!(output.status.signal(), Some(2 | 15)), "{output:?}");
+    drop(lock);
+    repository.run(["convert", &source, "--name", NAME]).expect_code(0);
+}
+
+#[test]
+fn interrupted_init_leaves_nothing_or_a_repository() {
+    let init = |home: &Path| {
+        let mut command = strata_command(["init", FQRN, "--repo", "a/b/repository"]);
+        command.args(["--storage", "www/new/storage", "--keys", "secret"]).current_dir(home);
+        command
+    };
+    let begin = Instant::now();
+    let home = tempfile::tempdir().unwrap();
+    Run::of(&mut init(home.path())).expect_code(0);
+    let duration = begin.elapsed();
+    let (mut interrupted, mut made) = (0, 0);
+    for number in 0..24 {
+        let home = tempfile::tempdir().unwrap();
+        let signal = if number % 2 == 0 { Signal::INT } else { Signal::TERM };
+        let child = start(&mut init(home.path()));
+        thread::park_timeout(duration.mul_f64(f64::from(number) / 20.0));
+        send(&child, signal);
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr.clone()).unwrap();
+        let is_there = home.path().join("a/b/repository").exists();
+        if is_there {
+            assert!(said.is_empty() || said.ends_with("after revision 1 was published\n"), "{said}");
+            crate::strict::check(&home.path().join("www/new/storage"), FQRN).assert_good();
+            made += 1;
+        } else {
+            assert_eq!(output.status.signal(), Some(signal.as_raw()), "{output:?}");
+            // A signal that comes before the program has begun ends it without a word.
+            let expected = format!("{CLEANING}strata: interrupted before anything was published\n");
+            assert!(said.is_empty() || said == expected, "{said}");
+            assert_eq!(names(home.path()), [""; 0], "{said}");
+            interrupted += u32::from(!said.is_empty());
+        }
+    }
+    println!("{interrupted} were interrupted, {made} were done");
+    assert!(interrupted > 5, "{interrupted}");
+}
+
+#[test]
+fn failed_init_leaves_nothing_and_what_was_there_stays() {
+    let home = tempfile::tempdir().unwrap();
+    let path = |name: &str| home.path().join(name);
+    fs::create_dir(path("www")).unwrap();
+    fs::write(path("www/index.html"), "mine").unwrap();
+    // Something in the way that is found late: the storage is made after the keys.
+    fs::write(path("www/data"), "mine").unwrap();
+    let mut command = strata_command(["init", FQRN, "--storage", "www", "--keys", "secret"]);
+    Run::of(command.current_dir(home.path())).expect_code(1);
+    assert_eq!(names(home.path()), ["www"]);
+    assert_eq!(names(&path("www")), ["data", "index.html"]);
+    fs::remove_file(path("www/data")).unwrap();
+    Run::of(command.current_dir(home.path())).expect_code(0);
+    assert_eq!(fs::read(path("www/index.html")).unwrap(), b"mine");
+}
+
+#[test]
+fn interrupted_diff_leaves_nothing() {
+    let repository = TestRepository::new();
+    let temporary = repository.beside("temporary");
+    fs::create_dir(&temporary).unwrap();
+    let source = repository.source(&image_of("x"));
+    let mut command = repository.command(["diff", &source, "--name", NAME, "--quiet"]);
+    let mut child = start(command.env("TMPDIR", &temporary));
+    let mut is_caught = false;
+    let begin = Instant::now();
+    while !is_caught && child.try_wait().unwrap().is_none() && begin.elapsed() < SOON {
+        is_caught = !names(&temporary).is_empty();
+    }
+    send(&child, Signal::INT);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(names(&temporary), [""; 0], "{output:?}");
+    assert!(output.status.signal() == Some(2) || output.status.code().is_some(), "{output:?}");
+    if output.status.signal().is_some() {
+        assert!(String::from_utf8_lossy(&output.stderr).starts_with(CLEANING), "{output:?}");
+    }
+}
+
+#[test]
+fn mount_that_is_in_use_says_at_once_that_it_is_unmounted_and_ends_soon() {
+    if !need_fuse() {
+        return;
+    }
+    let repository = TestRepository::publish(&image_of("x"));
+    let mut mount = Mount::start(&repository, &["--quiet"]);
+    let open = File::open(mount.folder.join(NAME).join("word")).unwrap();
+    let begin = Instant::now();
+    mount.signal(Signal::INT);
+    assert_eq!(mount.wait(), Some(0));
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+    assert!(mount.said().starts_with("strata: interrupted: unmounting '"), "{}", mount.said());
+    drop(open);
+}
+
+#[test]
+fn preview_ends_soon_though_its_registry_says_nothing() {
+    let Some(registry) = TestRegistry::start() else { return };
+    registry.push_tags(&image_of("x"), "app/tool", ["1"]);
+    let proxy = FaultProxy::start(registry.port());
+    let is_asked = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&is_asked);
+    proxy.at("/manifests/", move |request, _| {
+        asked.store(true, Ordering::SeqCst);
+        request.forward().delivery(Delivery::Stall(0))
+    });
+    let point = tempfile::tempdir().unwrap();
+    let image = format!("http://{}/app/tool:1", proxy.host());
+    let child = start(&mut strata_command(["preview", &image, point.path().to_str().unwrap(), "--quiet"]));
+    wait_until("the registry is asked", || is_asked.load(Ordering::SeqCst));
+    send(&child, Signal::TERM);
+    let run = ended(child, Some(15));
+    assert_eq!(run.stderr(), format!("{CLEANING}strata: interrupted before anything was published\n"));
+}
+
+#[test]
+fn interrupted_run_keeps_no_server_out() {
+    let repository = TestRepository::new();
+    let [settings, spool] = ["repositories.d", "spool"].map(|name| repository.beside(name));
+    fs::create_dir_all(settings.join(FQRN)).unwrap();
+    fs::create_dir(&spool).unwrap();
+    let storage = repository.storage();
+    let (shown, spool_shown) = (storage.display(), spool.display());
+    let text = format!("CVMFS_SPOOL_DIR={spool_shown}\nCVMFS_UPSTREAM_STORAGE=local,{shown}/data/txn,{shown}\n");
+    fs::write(settings.join(FQRN).join("server.conf"), text).unwrap();
+    repository.set(&format!("server_settings = {settings:?}"));
+    let publishing = File::create(spool.join("is_publishing.lock")).unwrap();
+    publishing.lock().unwrap();
+    let source = repository.source(&image_of("x"));
+    let child = start(&mut repository.command(["convert", &source, "--name", NAME, "--quiet"]));
+    wait_until("it holds the first lock", || spool.join("in_transaction.lock").exists());
+    send(&child, Signal::INT);
+    ended(child, Some(2));
+    assert_eq!(names(&spool), ["is_publishing.lock"]);
+}
