@@ -11,6 +11,7 @@ use rsa::PublicKey;
 use crate::catalog::{StateDatabase, StateError};
 use crate::manifest::keys::read_public_key;
 use crate::manifest::{KeyError, Keys, RepositoryName, Urgency, Whitelist, WhitelistError};
+use crate::message::shell_word;
 use crate::metadata::Timestamp;
 use crate::settings::{Settings, SettingsError};
 use crate::source::registry::{Registries, RegistriesSettings, RegistryError};
@@ -175,7 +176,7 @@ impl RepositoryFolder {
         Some(format!(
             "the whitelist {state} {name} until it is renewed, as root, by 'cvmfs_server resign -w {} {name}' with the same keys: \
              those of '{}', in /etc/cvmfs/keys",
-            storage.join(WHITELIST).display(),
+            shell_word(&storage.join(WHITELIST).display().to_string()),
             absolute(self.keys_path()).display(),
         ))
     }

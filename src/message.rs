@@ -20,6 +20,16 @@ pub fn on_one_line(text: &str) -> String {
     line
 }
 
+/// Returns a word as shells take it: in quotes if it has a character that means something to them, such as the brackets
+/// around an IPv6 address.
+pub fn shell_word(word: &str) -> String {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b':' | b'.' | b'_' | b'-' | b'@' | b'+');
+    match word.bytes().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,5 +48,16 @@ mod tests {
     #[test]
     fn control_characters_are_escaped_and_all_else_stays() {
         assert_eq!(on_one_line("a\nb\x1b[31m\u{85} é 'c'\\"), "a\\nb\\u{1b}[31m\\u{85} é 'c'\\");
+    }
+    #[test]
+    fn word_is_quoted_only_where_a_shell_would_read_more_into_it() {
+        for (word, expected) in [
+            ("h.org:5000/a/b:1", "h.org:5000/a/b:1"),
+            ("/cvmfs/a.b/h.org/a:sha256:00", "/cvmfs/a.b/h.org/a:sha256:00"),
+            ("[::1]:5000/a:1", "'[::1]:5000/a:1'"),
+            ("it's", r"'it'\''s'"),
+        ] {
+            assert_eq!(shell_word(word), expected);
+        }
     }
 }

@@ -23,7 +23,7 @@ use crate::object::{Content, ObjectHash, ObjectKind, SizeLimit};
 use crate::repository::{REFLOG_LIMIT, Repository, RepositoryError};
 use crate::settings::Settings;
 use crate::stage::stage;
-use crate::store::{DirectoryStore, LocalServer, Making, ServerLock, Staging, StoreError, Unfinished};
+use crate::store::{DirectoryStore, LocalServer, Making, ServerLock, Staging, StoreError, Unfinished, syncing};
 
 /// Why nothing was published.
 #[derive(Debug, thiserror::Error)]
@@ -357,7 +357,8 @@ fn publish_nothing(
     let keys = unfinished.make(|making| {
         making.whole(&folder.keys_path());
         keys.paths().into_iter().for_each(|path| making.whole(path));
-        keys.write()
+        // Each key is on disk before the next is written.
+        syncing(|| keys.write())
     })?;
     let storage = folder.storage_path();
     let store = unfinished.make(|making| {

@@ -8,6 +8,7 @@ use std::fmt;
 
 use crate::image::FullName;
 use crate::layout::{self, ImagePlace, ImageRecord};
+use crate::message::shell_word;
 use crate::podman;
 use crate::repository::{Repository, RepositoryError};
 use crate::source::ImageArgument;
@@ -48,35 +49,27 @@ pub fn commands(
     let mut commands = Vec::new();
     let has_root = has(layout::flat_root(record.config))?;
     if has_root && has(place.link())? {
-        commands
-            .push((Runtime::Apptainer, format!("apptainer run {}", quoted(&format!("{mountpoint}{}", place.link())))));
+        commands.push((
+            Runtime::Apptainer,
+            format!("apptainer run {}", shell_word(&format!("{mountpoint}{}", place.link()))),
+        ));
     }
     if podman_finds_it {
         let store = format!("--storage-opt additionalimagestore={mountpoint}/{}", podman::STORE);
-        commands.push((Runtime::Podman, format!("podman {store} run {}", quoted(&place.name.to_string()))));
+        commands.push((Runtime::Podman, format!("podman {store} run {}", shell_word(&place.name.to_string()))));
     }
     if can_mount_layers(repository, record)? {
         let name = pulled_name(place, record).to_string();
-        let run = format!("nerdctl --snapshotter cvmfs-snapshotter run {}", quoted(&name));
+        let run = format!("nerdctl --snapshotter cvmfs-snapshotter run {}", shell_word(&name));
         let setting = format!("repository = \"{}\"", repository.manifest().name);
         commands.push((Runtime::Containerd, format!("{run}  # with {setting} in the settings of the snapshotter")));
     }
     if has_root && has(place.metadata().join(b"config.json"))? {
         let platform = place.platform.iter().map(|platform| format!(" --platform {platform}")).collect::<String>();
-        let make = format!("strata bundle {} bundle{platform}", quoted(&place.name.to_string()));
+        let make = format!("strata bundle {} bundle{platform}", shell_word(&place.name.to_string()));
         commands.push((Runtime::Runc, format!("{make} && runc run --bundle bundle container")));
     }
     Ok(commands)
-}
-
-/// Returns a word as shells take it: with quotes where it has a character that means something to them, such as the brackets
-/// around an IPv6 address.
-fn quoted(word: &str) -> String {
-    let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b':' | b'.' | b'_' | b'-' | b'@' | b'+');
-    match word.bytes().all(is_plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
 }
 
 /// Tells whether every layer is published, and can be mounted over those below it, which no folder can that is among them.
@@ -97,22 +90,5 @@ fn pulled_name(place: &ImagePlace, record: &ImageRecord) -> FullName {
     match record.source.parse() {
         Ok(ImageArgument::Registry { name, digest, .. }) => FullName { name, digest },
         _ => FullName::from(place.name.clone()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn word_is_quoted_only_where_a_shell_would_read_more_into_it() {
-        for (word, expected) in [
-            ("h.org:5000/a/b:1", "h.org:5000/a/b:1"),
-            ("/cvmfs/a.b/h.org/a:sha256:00", "/cvmfs/a.b/h.org/a:sha256:00"),
-            ("[::1]:5000/a:1", "'[::1]:5000/a:1'"),
-            ("it's", r"'it'\''s'"),
-        ] {
-            assert_eq!(quoted(word), expected);
-        }
     }
 }

@@ -3,17 +3,18 @@
 use std::path::Path;
 
 use strata::folder::RepositoryFolder;
+use strata::message::shell_word;
 
 /// Returns the commands that mount the repository on this machine.
 pub fn how_to_mount(folder: &RepositoryFolder) -> String {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string();
     let (name, storage) = (folder.name(), absolute(&folder.storage_path()));
-    let (key, repository) = (absolute(&folder.public_key_path()), absolute(folder.path()));
+    let (key, repository) = (absolute(&folder.public_key_path()), shell_word(&absolute(folder.path())));
     format!(
         "To look at it here:\n\
          \x20 mkdir -p mnt && strata --repo {repository} mount mnt\n\
          To mount it here with the CVMFS client:\n\
-         \x20 cat > client.conf <<END\n\
+         \x20 cat > client.conf <<'END'\n\
          \x20 CVMFS_SERVER_URL=file://{storage}\n\
          \x20 CVMFS_PUBLIC_KEY={key}\n\
          \x20 CVMFS_HTTP_PROXY=DIRECT\n\

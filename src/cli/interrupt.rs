@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
-use strata::store::abandon_runs;
+use strata::store::{Deadline, abandon_runs};
 
 use super::terminal::can_be_redrawn;
 
@@ -21,10 +21,10 @@ use super::terminal::can_be_redrawn;
 const MOMENT: Duration = Duration::from_millis(100);
 
 /// How long cleaning up may take. What is left then is deleted by the next run.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// When the program ends, whatever keeps it from cleaning up and from saying so.
-const LATEST: Duration = Duration::from_millis(1500);
+/// When the program ends, whatever but a sync keeps it from cleaning up and from saying so.
+const LATEST: Duration = Duration::from_millis(1700);
 
 /// Whether a signal is ending the program.
 static IS_ENDING: AtomicBool = AtomicBool::new(false);
@@ -82,7 +82,10 @@ fn start_alarm() -> io::Result<Sender<i32>> {
     let (sender, receiver) = mpsc::channel();
     thread::Builder::new().spawn(move || {
         if let Ok(signal) = receiver.recv() {
-            thread::sleep(LATEST);
+            let deadline = Deadline::after(LATEST);
+            while !deadline.is_over() {
+                thread::sleep(Duration::from_millis(10));
+            }
             emulate_default_handler(signal).ok();
         }
     })?;

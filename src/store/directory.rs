@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::marks::Marks;
+use super::runs::syncing;
 use crate::object::{DecodeError, ObjectHash, ObjectKind, SizeLimit, decode};
 
 /// Why the store could not do what was asked.
@@ -283,7 +284,7 @@ impl DirectoryStore {
     /// Waits until everything that was written so far is on disk.
     pub fn sync(&self) -> Result<(), StoreError> {
         let folder = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
-        rustix::fs::syncfs(&folder).map_err(|error| StoreError::io("sync", &self.root)(error.into()))
+        syncing(|| rustix::fs::syncfs(&folder)).map_err(|error| StoreError::io("sync", &self.root)(error.into()))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::manifest::RepositoryName;
 use crate::object::ObjectHash;
 
 use super::directory::RETRY;
-use super::runs::{runs, uninterrupted};
+use super::runs::{runs, syncing, uninterrupted};
 use super::{Held, StoreError};
 use crate::message::causes;
 
@@ -80,7 +80,7 @@ impl LocalServer {
         let written = uninterrupted(|| {
             let mut temporary = temporary_in(&self.spool)?;
             writeln!(temporary, "{reflog}")?;
-            temporary.as_file().sync_all()?;
+            syncing(|| temporary.as_file().sync_all())?;
             // The server writes to the file itself, as the owner of the folder.
             std::os::unix::fs::chown(temporary.path(), Some(owner.uid()), Some(owner.gid()))?;
             temporary.persist(&path).map_err(|error| error.error)

@@ -15,6 +15,6 @@ pub use directory::{DirectoryStore, Held, Lock, StoreError};
 pub(crate) use directory::{open_regular, read_regular_up_to};
 pub use local_server::{LocalServer, ServerLock};
 pub use marks::Marks;
-pub(crate) use runs::uninterrupted;
-pub use runs::{Making, Unfinished, abandon_runs};
+pub use runs::{Deadline, Making, Unfinished, abandon_runs};
+pub(crate) use runs::{syncing, uninterrupted};
 pub use staging::{Mover, Staging, Written};

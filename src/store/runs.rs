@@ -36,6 +36,9 @@ enum Leftover {
     IfEmpty(PathBuf),
 }
 
+/// How many threads of this process are inside a sync, and when the last one left one.
+static SYNCS: Mutex<(usize, Option<Instant>)> = Mutex::new((0, None));
+
 static RUNS: Mutex<Runs> =
     Mutex::new(Runs { folders: Vec::new(), unfinished: Vec::new(), makers: 0, locks: Vec::new(), published: None });
 
@@ -48,6 +51,44 @@ pub(super) fn runs() -> MutexGuard<'static, Runs> {
 pub(crate) fn uninterrupted<T>(step: impl FnOnce() -> T) -> T {
     let _runs = runs();
     step()
+}
+
+fn syncs() -> MutexGuard<'static, (usize, Option<Instant>)> {
+    SYNCS.lock().expect("no thread panics while it counts syncs")
+}
+
+/// Runs a sync, which may keep the kernel for long. An interruption waits for it: a process cannot end inside one anyway.
+pub(crate) fn syncing<T>(sync: impl FnOnce() -> T) -> T {
+    syncs().0 += 1;
+    let result = sync();
+    let mut syncs = syncs();
+    *syncs = (syncs.0 - 1, Some(Instant::now()));
+    result
+}
+
+/// Until when something may last. Where the kernel was inside a sync of this process, it has the same time anew from then on:
+/// everything else that has to do with the disk hangs meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline {
+    end: Instant,
+    patience: Duration,
+}
+
+impl Deadline {
+    /// Returns the deadline after this time.
+    pub fn after(patience: Duration) -> Self {
+        Self { end: Instant::now() + patience, patience }
+    }
+
+    /// Tells whether it is over.
+    pub fn is_over(self) -> bool {
+        let now = Instant::now();
+        let last_sync = match *syncs() {
+            (0, last) => last,
+            _ => Some(now),
+        };
+        now >= last_sync.map_or(self.end, |sync| self.end.max(sync + self.patience))
+    }
 }
 
 impl Runs {
@@ -158,7 +199,7 @@ impl Drop for Unfinished {
 
 impl Leftover {
     /// Deletes it, as far as that gets until the deadline.
-    fn delete(&self, deadline: Option<Instant>) {
+    fn delete(&self, deadline: Option<Deadline>) {
         // Best effort: the error that led here, or the interruption, says more than one from cleaning up.
         match self {
             Self::Whole(path) if path.symlink_metadata().is_ok_and(|found| found.is_dir()) => match deadline {
@@ -172,8 +213,8 @@ impl Leftover {
 }
 
 /// Deletes a directory and what lies in it, as far as that gets until the deadline.
-fn delete_until(directory: &Path, deadline: Instant) {
-    while Instant::now() < deadline && directory.exists() {
+fn delete_until(directory: &Path, deadline: Deadline) {
+    while !deadline.is_over() && directory.exists() {
         delete_content(directory, deadline);
         if fs::remove_dir(directory).is_err() {
             // A thread that had found its way into the directory before made something there meanwhile.
@@ -182,9 +223,9 @@ fn delete_until(directory: &Path, deadline: Instant) {
     }
 }
 
-fn delete_content(directory: &Path, deadline: Instant) {
+fn delete_content(directory: &Path, deadline: Deadline) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if Instant::now() >= deadline {
+        if deadline.is_over() {
             return;
         }
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -202,8 +243,9 @@ fn delete_content(directory: &Path, deadline: Instant) {
 /// This is for a process that is about to end: runs find their directories gone, and whoever is about to publish, to make
 /// something or to clean up waits forever.
 pub fn abandon_runs(patience: Duration) -> Option<u64> {
-    let deadline = Instant::now() + patience;
     let runs = runs();
+    // Only now, as whoever had the lock may have been inside a sync.
+    let deadline = Deadline::after(patience);
     for lock in &runs.locks {
         fs::remove_file(lock).ok();
     }
@@ -273,7 +315,7 @@ mod tests {
         let (folder, alive) = make_run_folder(transactions.path()).unwrap();
         fs::create_dir(folder.join("0")).unwrap();
         fs::write(folder.join("0/object"), "bytes").unwrap();
-        delete_until(&folder, Instant::now());
+        delete_until(&folder, Deadline::after(Duration::ZERO));
         assert!(folder.join("0/object").exists(), "there was no time");
         drop(alive);
         delete_leftovers(transactions.path()).unwrap();
@@ -281,8 +323,22 @@ mod tests {
         let (folder, _alive) = make_run_folder(transactions.path()).unwrap();
         fs::create_dir(folder.join("0")).unwrap();
         fs::write(folder.join("0/object"), "bytes").unwrap();
-        delete_until(&folder, Instant::now() + Duration::from_secs(60));
+        delete_until(&folder, Deadline::after(Duration::from_secs(60)));
         assert!(!folder.exists());
+    }
+
+    #[test]
+    fn deadline_begins_anew_after_a_sync() {
+        let deadline = Deadline::after(Duration::from_millis(1));
+        let hour = Deadline { end: deadline.end, patience: Duration::from_secs(3600) };
+        syncing(|| {
+            while deadline.end > Instant::now() {
+                thread::yield_now();
+            }
+            assert!(!deadline.is_over() && !hour.is_over());
+        });
+        assert!(!hour.is_over());
+        assert!(Deadline::after(Duration::ZERO).is_over());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::marks::Marks;
-use super::runs::{delete_leftovers, make_run_folder, runs};
+use super::runs::{delete_leftovers, make_run_folder, runs, syncing};
 use super::{DirectoryStore, StoreError, read_regular_up_to};
 use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, Pieces, SizeLimit};
 use crate::stage::stage;
@@ -476,7 +476,7 @@ impl Staging {
         for (name, bytes) in files {
             let path = self.folder.join(name);
             let written = write_new(&path, bytes)?;
-            written.sync_all().map_err(StoreError::io("sync", &path))?;
+            syncing(|| written.sync_all()).map_err(StoreError::io("sync", &path))?;
         }
         let root = self.store.root();
         // Before the first rename: a process may have no file left to open.
@@ -493,7 +493,7 @@ impl Staging {
             }
             revision.into_iter().for_each(|revision| runs.publish(revision));
         }
-        late.extend(folder.sync_all().map_err(StoreError::io("sync", root)).err());
+        late.extend(syncing(|| folder.sync_all()).map_err(StoreError::io("sync", root)).err());
         Ok(late)
     }
 

@@ -90,6 +90,17 @@ fn init_and_info_say_how_to_mount_and_convert_does_not() {
 }
 
 #[test]
+fn mount_hint_can_be_copied_from_a_directory_whose_name_means_something_to_shells() {
+    let home = tempfile::tempdir().unwrap();
+    let directory = home.path().join("it's $HOME");
+    let init = Run::of(strata_command(["init", FQRN, "--repo"]).arg(&directory)).expect_code(0).stdout();
+    let line = init.lines().find(|line| line.contains("strata --repo ")).unwrap();
+    let word = line.split_once("--repo ").unwrap().1.strip_suffix(" mount mnt").unwrap();
+    let echo = Command::new("sh").args(["-c", &format!("printf %s {word}")]).output().unwrap();
+    assert_eq!(String::from_utf8(echo.stdout).unwrap(), directory.to_str().unwrap());
+}
+
+#[test]
 fn too_little_memory_is_refused() {
     let repository = TestRepository::new();
     let source = repository.source(&image_of("x"));
