@@ -222,7 +222,7 @@ struct Tally {
     published: u64,
     unpacked_by_umoci: u64,
     mounted: u64,
-    with_listed_losses: u64,
+    with_masked_links: u64,
 }
 
 fn try_batch(seeds: impl Iterator<Item = u64>, tally: &mut Tally) {
@@ -257,9 +257,9 @@ fn try_batch(seeds: impl Iterator<Item = u64>, tally: &mut Tally) {
         let digests = image.layer_digests();
         let is_mountable = digests.iter().collect::<BTreeSet<_>>().len() == digests.len();
         if let Some(namespace) = namespace.as_mut().filter(|_| is_mountable) {
-            let explained = explained(&repository, image, &outcome["losses"]);
-            tally.with_listed_losses += u64::from(!explained.is_empty());
-            assert_mounts_as(namespace, &mount.folder, &repository, image, &explained, *seed);
+            let losses = &outcome["losses"];
+            tally.with_masked_links += u64::from(losses["masked-link"].is_object());
+            assert_mounts_as(namespace, &mount.folder, &repository, image, losses, *seed);
             tally.mounted += 1;
         }
     }
@@ -271,7 +271,7 @@ fn assert_mounts_as(
     mount: &Path,
     repository: &TestRepository,
     image: &TestImage,
-    explained: &BTreeSet<Vec<u8>>,
+    losses: &Value,
     seed: u64,
 ) {
     let [point, empty] = ["merged", "empty"].map(|name| repository.beside(name));
@@ -281,9 +281,10 @@ fn assert_mounts_as(
     let lower: Vec<String> = layers.map(|layer| layer.display().to_string()).collect();
     let options = format!("ro,lowerdir={}", lower.join(":"));
     namespace.run(&format!("mount -t overlay -o '{options}' overlay '{}'", point.display())).unwrap();
+    let explained = explained(repository, image, losses);
     let is_explained = |path: &[u8]| explained.iter().any(|at| is_in(path, at) || !path.is_empty() && is_in(at, path));
-    // A whiteout in a directory that was created through a masked link is alone there, and then Linux lists it.
-    let mut found = seen(walk_less(&namespace.path(&point), is_explained));
+    // Directories that were created through masked links are in no lower layer, and Linux lists whiteouts in those of one layer.
+    let mut found = seen(walk_less(&namespace.path(&point), |_| losses["masked-link"].is_object()));
     let mut expected = seen(repository.chain(image).entries().clone());
     for tree in [&mut found, &mut expected] {
         tree.retain(|path, _| !is_explained(path));
@@ -312,7 +313,7 @@ fn umoci_and_overlay_mounts_agree_on_generated_stacks() {
     }
     println!("{count} stacks: {tally:?}");
     assert!(
-        tally.published > count / 2 && tally.unpacked_by_umoci > count / 4 && tally.with_listed_losses > 0,
+        tally.published > count / 2 && tally.unpacked_by_umoci > count / 4 && tally.with_masked_links > 0,
         "{tally:?}"
     );
 }
