@@ -14,7 +14,7 @@ use crate::manifest::{KeyError, Keys, RepositoryName, Urgency, Whitelist, Whitel
 use crate::message::shell_word;
 use crate::metadata::Timestamp;
 use crate::settings::{Settings, SettingsError};
-use crate::source::registry::{Registries, RegistriesSettings, RegistryError};
+use crate::source::registry::{Registries, RegistryError};
 use crate::store::{DirectoryStore, LocalServer, StoreError};
 
 /// Why a repository folder cannot be used.
@@ -133,7 +133,7 @@ impl RepositoryFolder {
         if let Some(registries) = self.registries.get() {
             return Ok(registries);
         }
-        let settings = RegistriesSettings { folder: self.path.clone(), hosts: self.settings.registries.clone() };
+        let settings = self.settings.registries_in(&self.path);
         let registries = Registries::new(settings, &|name| std::env::var_os(name))?;
         Ok(self.registries.get_or_init(|| registries))
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::image::ImageName;
 use crate::manifest::{RepositoryName, RepositoryNameError};
 use crate::object::Compression;
-use crate::source::registry::RegistrySettings;
+use crate::source::registry::{RegistriesSettings, RegistrySettings, RequestSettings};
 use crate::wishlist::Glob;
 
 /// Why the settings cannot be used.
@@ -84,6 +84,8 @@ pub struct Settings {
     pub publish_every: Duration,
     /// Which images podman sees, by patterns for their names.
     pub podman_images: Vec<Glob>,
+    /// Which limits requests to registries have.
+    pub requests: RequestSettings,
     /// How registries are asked, by their host and port.
     pub registries: BTreeMap<String, RegistrySettings>,
 }
@@ -120,6 +122,8 @@ struct File {
     #[serde(default)]
     podman: PodmanSection,
     #[serde(default)]
+    requests: RequestSettings,
+    #[serde(default)]
     registries: BTreeMap<String, RegistrySettings>,
 }
 
@@ -147,6 +151,19 @@ pub const DEFAULT_PUBLISH_EVERY: Duration = Duration::from_secs(60);
 /// About how many entries a catalog inside an image has where nothing else is set.
 pub const DEFAULT_CATALOG_ENTRIES: usize = 25_000;
 
+/// What the file says of requests to registries, in a new repository.
+const REQUEST_DEFAULTS: &str = r#"[requests]
+# How long a small request to a registry (a manifest, a list of tags, a token, an upload of a thin image) may take in all: 1s to
+# 1h. One attempt may take half of it; what is left is for another.
+#timeout = "1m"
+# How many bytes a second a layer has to bring, on average over the registry's stall_timeout. A slower connection is replaced
+# by another, and the layer given up if that is as slow; "0B" is for no limit.
+#minimum_rate = "4KiB"
+# How long a round of "strata sync" waits for a registry that asks to wait; then the round goes on without it: 0s to 24h.
+#patience = "2m"
+
+"#;
+
 /// What the file says of registries, none of which is set in a new repository.
 const REGISTRY_EXAMPLE: &str = r#"# A registry that needs more than its name, one section for each. Credentials are also taken from the variables of
 # DUCC, and from where podman and docker keep theirs. Files are relative to this folder.
@@ -166,6 +183,9 @@ const REGISTRY_EXAMPLE: &str = r#"# A registry that needs more than its name, on
 #connections = 8
 # How long it may keep silent before a connection is given up: 1s to 1h.
 #stall_timeout = "60s"
+# As in [requests], for this registry.
+#request_timeout = "1m"
+#minimum_rate = "4KiB"
 "#;
 
 impl Settings {
@@ -184,6 +204,7 @@ impl Settings {
             catalog_entries: DEFAULT_CATALOG_ENTRIES,
             publish_every: DEFAULT_PUBLISH_EVERY,
             podman_images: vec![Glob::new("*")],
+            requests: RequestSettings::default(),
             registries: BTreeMap::new(),
         }
     }
@@ -211,6 +232,9 @@ impl Settings {
         })?;
         let podman_images =
             file.podman.images.map(|patterns| patterns.iter().map(|pattern| Glob::new(pattern)).collect());
+        if let Some(fault) = file.requests.fault() {
+            return Err(SettingsError::Range { path: path(), fault });
+        }
         for (host, registry) in &file.registries {
             let is_no_host = host.is_empty() || host.contains('/');
             let fault =
@@ -230,9 +254,15 @@ impl Settings {
             catalog_entries,
             publish_every: publish_every.unwrap_or(defaults.publish_every),
             podman_images: podman_images.unwrap_or(defaults.podman_images),
+            requests: file.requests,
             registries: file.registries,
             repository: defaults.repository,
         })
+    }
+
+    /// Returns how registries are asked; `folder` is the repository's.
+    pub fn registries_in(&self, folder: &Path) -> RegistriesSettings {
+        RegistriesSettings { folder: folder.to_owned(), hosts: self.registries.clone(), requests: self.requests }
     }
 
     /// Tells whether podman is to see the image of that name.
@@ -269,7 +299,7 @@ impl Settings {
              [podman]\n\
              # Which images podman sees, by patterns for their names in which * and ? have a meaning. Its own time to list them\n\
              # grows with the square of their number: above 1000 images it takes seconds.\n\
-             #images = [\"*\"]\n\n{REGISTRY_EXAMPLE}",
+             #images = [\"*\"]\n\n{REQUEST_DEFAULTS}{REGISTRY_EXAMPLE}",
             self.repository,
             path("storage", &self.storage, &defaults.storage),
             path("keys", &self.keys, &defaults.keys),
@@ -292,6 +322,8 @@ fn parse_error(error: &toml::de::Error, text: &str, path: &Path) -> SettingsErro
 mod tests {
     use super::*;
 
+    use crate::source::registry::{DEFAULT_MINIMUM_RATE, DEFAULT_PATIENCE, DEFAULT_REQUEST_TIMEOUT};
+
     fn parse(text: &str) -> Result<Settings, SettingsError> {
         Settings::parse(text, Path::new("strata.toml"))
     }
@@ -311,15 +343,21 @@ mod tests {
         let lines = uncommented(&settings);
         let defaults: Vec<&str> =
             lines.iter().map(String::as_str).take_while(|line| !line.starts_with("[registries")).collect();
-        assert_eq!(parse(&format!("repository = \"a.example.org\"\n{}", defaults.join("\n"))).unwrap(), settings);
-        assert_eq!(defaults.len(), 11);
+        let requests = RequestSettings {
+            timeout: Some(DEFAULT_REQUEST_TIMEOUT),
+            minimum_rate: Some(DEFAULT_MINIMUM_RATE),
+            patience: Some(DEFAULT_PATIENCE),
+        };
+        let parsed = parse(&format!("repository = \"a.example.org\"\n{}", defaults.join("\n"))).unwrap();
+        assert_eq!(parsed, Settings { requests, ..settings });
+        assert_eq!(defaults.len(), 15);
     }
 
     #[test]
     fn every_line_of_the_example_of_a_registry_is_a_setting() {
         let lines = uncommented(&Settings::new("a.example.org".parse().unwrap()));
         let example: Vec<String> = lines.into_iter().skip_while(|line| !line.contains("registries")).collect();
-        assert_eq!(example.len(), 10);
+        assert_eq!(example.len(), 12);
         for left_out in ["password =", "password_file ="] {
             let lines: Vec<&str> =
                 example.iter().map(String::as_str).filter(|line| !line.starts_with(left_out)).collect();
@@ -327,6 +365,8 @@ mod tests {
             let registry = &settings.registries["registry.example.org"];
             assert_eq!(registry.username.as_deref(), Some("robot"));
             assert_eq!(registry.connections, Some(crate::source::registry::DEFAULT_CONNECTIONS));
+            assert_eq!(registry.request_timeout, Some(DEFAULT_REQUEST_TIMEOUT));
+            assert_eq!(registry.minimum_rate, Some(DEFAULT_MINIMUM_RATE));
         }
         let error = parse(&format!("repository = \"a.b\"\n{}", example.join("\n"))).unwrap_err();
         assert!(error.to_string().contains("registry.example.org: password and password_file"), "{error}");
@@ -369,6 +409,8 @@ mod tests {
         assert!(matches!(parse("repository = \"a/b\""), Err(SettingsError::Name { .. })));
         assert!(matches!(parse("repository = \"a.b\"\n[catalog]\nentries = 999"), Err(SettingsError::Range { .. })));
         assert!(parse("repository = \"a.b\"\n[catalog]\nentries = 1000").is_ok());
+        let limits = parse("repository = \"a.b\"\n[requests]\ntimeout = \"0s\"");
+        assert!(matches!(limits, Err(SettingsError::Range { .. })));
         for wrong in ["[registries.\"https://h.org\"]", "[registries.\"h.org\"]\nconnections = 0"] {
             let error = parse(&format!("repository = \"a.b\"\n{wrong}")).unwrap_err();
             assert!(matches!(&error, SettingsError::Registry { .. }), "{error}");

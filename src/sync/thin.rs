@@ -12,7 +12,7 @@ use crate::layout::{self, ImagePlace};
 use crate::message::causes;
 use crate::repository::{Repository, RepositoryError};
 use crate::source::ImageArgument;
-use crate::source::registry::{Pushed, PushedImage, Registries, RegistriesSettings, RegistryError, Transport};
+use crate::source::registry::{Pushed, PushedImage, Registries, RegistryError, Transport};
 use crate::thin::thin_image;
 use crate::threads;
 use crate::wishlist::{OutputFormat, ThinImages, WantedImage};
@@ -62,7 +62,7 @@ pub fn push_thin_images(
     thin: &ThinImages,
     report: &Report,
 ) -> Result<Vec<ThinOutcome>, SyncError> {
-    let settings = RegistriesSettings { folder: folder.path().to_owned(), hosts: folder.settings().registries.clone() };
+    let settings = folder.settings().registries_in(folder.path());
     // The password is for the registry that the recipe names, never for those that its images come from.
     let login = thin.format.host().zip(thin.user.as_deref());
     let registries = Registries::for_pushing(settings, &|name| std::env::var_os(name), login)?;

@@ -1,17 +1,18 @@
 //! One request to one server: parking, credentials, redirects, and what the status means.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, Url};
 
 use super::Shared;
+use super::allowance::Allowance;
 use super::challenge::{Challenge, TokenService, challenges};
 use super::credentials::{Credentials, Found};
 use super::endpoint::Endpoint;
 use super::error::RegistryError;
-use super::http::{Answer, Body, Request, authority, shown, speaks_no_tls};
+use super::http::{Answer, AnswerBy, Body, Request, authority, shown, speaks_no_tls};
 use super::limits::{Host, Permit, exhausted, lock, retry_after};
 use super::token::{SharedSlot, Slot, TokenAnswer};
 
@@ -79,18 +80,24 @@ struct Exchange<'a> {
     host: Arc<Host>,
     /// What is known of the token for the call.
     slot: SharedSlot,
-    deadline: Instant,
+    allowance: &'a Allowance,
+    /// When all of the answer has to be there, tokens and all.
+    answer_by: Option<AnswerBy>,
 }
 
-/// What a registry is shown.
-struct Authorization {
-    header: HeaderValue,
-    /// Whether it was fetched for this very request. Otherwise another request may have used it up.
-    is_own: bool,
+/// What a request has shown to the registry that was got for it. Each way is tried once.
+#[derive(Default)]
+struct Tried {
+    token: bool,
+    basic: bool,
+    /// Whether the registry has ever offered to take user and password.
+    basic_is_offered: bool,
+    /// Why there is no token.
+    failure: Option<RegistryError>,
 }
 
-/// So many times a request that was refused is tried with what others have fetched.
-const MOST_SHOWN: u32 = 4;
+/// So many times a request that was refused is tried: with what others have fetched, and with what was got for it.
+const MOST_SHOWN: u32 = 6;
 
 impl Shared {
     /// Asks once, with what credentials it takes, and returns an answer that is none of an error. While the permit is
@@ -100,41 +107,40 @@ impl Shared {
         endpoint: &Endpoint,
         url: &Url,
         call: &Call<'_>,
-        deadline: Instant,
+        allowance: &Allowance,
     ) -> Result<(Answer, Permit), RegistryError> {
         let authority = endpoint.authority();
         let host = self.hosts.get(&authority, endpoint.connections);
-        let permit = host.permit();
-        host.wait(&*self.clock, deadline, call.counts_as_manifest())?;
+        let permit = host.admit(&*self.clock, allowance, call.counts_as_manifest(), &call.what)?;
         let slot = self.tokens.slot(&authority, &call.scope);
-        let exchange = Exchange { shared: self, endpoint, call, host, slot, deadline };
+        let answer_by = allowance.begin();
+        let exchange = Exchange { shared: self, endpoint, call, host, slot, allowance, answer_by };
         let answer = exchange.judged(exchange.answer(url)?)?;
         Ok((answer, permit))
     }
 }
 
 impl Exchange<'_> {
-    /// Sends the request, and again if the registry asks for credentials: until it has seen some that were fetched for it.
+    /// Sends the request, and again if the registry asks for credentials: until it has seen all that it asks for.
     fn answer(&self, url: &Url) -> Result<Answer, RegistryError> {
         let mut shown = self.known_authorization()?;
         let mut answer = self.send(url, shown.clone())?;
+        let mut tried = Tried::default();
         for _ in 0..MOST_SHOWN {
             if answer.status() != 401 || !answer.is_of_origin {
                 break;
             }
-            let Some(authorization) = self.authorize(&answer, shown.as_ref())? else { break };
-            answer = self.send(url, Some(authorization.header.clone()))?;
-            if authorization.is_own {
-                break;
-            }
-            shown = Some(authorization.header);
+            let Some(authorization) = self.authorize(&answer, shown.as_ref(), &mut tried)? else { break };
+            answer = self.send(url, Some(authorization.clone()))?;
+            shown = Some(authorization);
         }
         Ok(answer)
     }
 
     /// Sends the request as it is. A server on this machine may turn out to know no encryption.
     fn send(&self, url: &Url, authorization: Option<HeaderValue>) -> Result<Answer, RegistryError> {
-        let mut request = Request { authorization, ..self.call.request(url.clone()) };
+        let answer_by = self.answer_by;
+        let mut request = Request { authorization, answer_by, ..self.call.request(url.clone()) };
         if self.endpoint.may_be_plain && self.host.speaks_plain_http() {
             request.url.set_scheme("http").ok();
         }
@@ -165,35 +171,61 @@ impl Exchange<'_> {
         }
     }
 
-    /// Returns what an answer of status 401 asks for: none if there is nothing to show, or nothing but what it refused.
+    /// Returns what an answer of status 401 asks for: none if there is nothing to show, or nothing but what was refused.
+    ///
+    /// Some registries take a token for some requests, and user and password for others, and say so only after they have seen
+    /// the token. So user and password come next where they were offered.
     fn authorize(
         &self,
         answer: &Answer,
         refused: Option<&HeaderValue>,
-    ) -> Result<Option<Authorization>, RegistryError> {
-        let own = |header| Authorization { header, is_own: true };
+        tried: &mut Tried,
+    ) -> Result<Option<HeaderValue>, RegistryError> {
         let mut slot = lock(&self.slot);
         // Another thread may have been faster.
         if let Some(fresh) = slot.fresh(self.shared.clock.now()).filter(|&fresh| Some(fresh) != refused) {
-            return Ok(Some(Authorization { header: fresh.clone(), is_own: false }));
+            return Ok(Some(fresh.clone()));
         }
-        match challenges(answer.headers()).into_iter().next() {
-            Some(Challenge::Bearer(service)) => self.fetch(&mut slot, service).map(|token| Some(own(token))),
-            Some(Challenge::Basic) => {
-                let basic = self.find()?.credentials.and_then(|credentials| credentials.basic());
-                match basic.filter(|basic| Some(basic) != refused) {
-                    Some(basic) => {
-                        slot.keep(Challenge::Basic, basic.clone(), None);
-                        Ok(Some(own(basic)))
-                    }
-                    None => {
-                        slot.clear();
-                        Ok(None)
-                    }
+        let offered = challenges(answer.headers());
+        tried.basic_is_offered |= offered.contains(&Challenge::Basic);
+        for challenge in offered {
+            if let Challenge::Bearer(service) = challenge
+                && !std::mem::replace(&mut tried.token, true)
+            {
+                match self.fetch(&mut slot, service) {
+                    Ok(token) => return Ok(Some(token)),
+                    Err(error) => tried.failure = Some(error),
                 }
             }
+        }
+        if let Some(basic) = self.basic(&mut slot, refused, tried)? {
+            return Ok(Some(basic));
+        }
+        // Who wants a token and gets none hardly knows the password.
+        match tried.failure.take() {
+            Some(error) => Err(error),
             None => Ok(None),
         }
+    }
+
+    /// Returns user and password, where they were offered, are known, and were not refused.
+    fn basic(
+        &self,
+        slot: &mut Slot,
+        refused: Option<&HeaderValue>,
+        tried: &mut Tried,
+    ) -> Result<Option<HeaderValue>, RegistryError> {
+        if !tried.basic_is_offered || std::mem::replace(&mut tried.basic, true) {
+            slot.forget(refused);
+            return Ok(None);
+        }
+        let basic = self.find()?.credentials.and_then(|credentials| credentials.basic());
+        let basic = basic.filter(|basic| Some(basic) != refused);
+        match &basic {
+            Some(basic) => slot.keep(Challenge::Basic, basic.clone(), None),
+            None => slot.forget(refused),
+        }
+        Ok(basic)
     }
 
     fn find(&self) -> Result<Found, RegistryError> {
@@ -209,10 +241,12 @@ impl Exchange<'_> {
         let request = self.token_request(&service, found.credentials.as_ref())?;
         let connections = Endpoint::of_url(&request.url, &self.shared.settings).connections;
         let realm = self.shared.hosts.get(&authority(&request.url), connections);
-        realm.wait(&*self.shared.clock, self.deadline, false)?;
-        let answer = self.shared.http.send(&request)?;
         let what = format!("a token for {} from {}", self.call.what, shown(&request.url));
-        let answer = self.shared.judged(answer, &realm, &what, || Ok(found.place))?;
+        realm.refuse_while_parked(self.shared.clock.now(), self.allowance, &what)?;
+        let request = Request { answer_by: self.token_by(&request.url), ..request };
+        let answer = self.shared.http.send(&request)?;
+        let asked = Asked { what: &what, mirror: self.endpoint.mirror.as_deref() };
+        let answer = self.shared.judged(answer, &realm, asked, || Ok(found.place))?;
         let url = shown(&answer.url);
         let unusable = |reason: &str| RegistryError::Answer { url: url.clone(), reason: reason.to_owned() };
         let token: TokenAnswer = serde_json::from_slice(&answer.read(LARGEST_TOKEN)?)
@@ -221,6 +255,14 @@ impl Exchange<'_> {
         let renew = self.shared.clock.now() + token.use_for(self.shared.clock.time_of_day());
         slot.keep(Challenge::Bearer(service), value.clone(), Some(renew));
         Ok(value)
+    }
+
+    /// Returns when a token has to be there. One for what may be large is small all the same.
+    fn token_by(&self, url: &Url) -> Option<AnswerBy> {
+        self.answer_by.or_else(|| {
+            let limits = self.shared.http.limits_of(&authority(url));
+            Allowance::small(self.shared.clock.now(), Duration::ZERO, limits.request, limits).begin()
+        })
     }
 
     /// Returns the request for a token: with credentials if there are some, and never by a less safe way than the
@@ -266,8 +308,17 @@ impl Exchange<'_> {
         if answer.status() == 416 && self.call.offset > 0 {
             return Err(RegistryError::Range { url: shown(&answer.url), offset: self.call.offset });
         }
-        self.shared.judged(answer, &self.host, &self.call.what, || Ok(self.find()?.place))
+        let asked = Asked { what: &self.call.what, mirror: self.endpoint.mirror.as_deref() };
+        self.shared.judged(answer, &self.host, asked, || Ok(self.find()?.place))
     }
+}
+
+/// What was asked for, and of whom, for messages.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) what: &'a str,
+    /// The mirror that was asked, if it was not the registry itself.
+    pub(super) mirror: Option<&'a str>,
 }
 
 impl Shared {
@@ -276,10 +327,11 @@ impl Shared {
         &self,
         answer: Answer,
         host: &Host,
-        what: &str,
+        asked: Asked<'_>,
         place: impl FnOnce() -> Result<String, RegistryError>,
     ) -> Result<Answer, RegistryError> {
-        let (status, url, what) = (answer.status(), shown(&answer.url), what.to_owned());
+        let (status, url) = (answer.status(), shown(&answer.url));
+        let (what, mirror) = (asked.what.to_owned(), asked.mirror.map(str::to_owned));
         let wait = retry_after(answer.headers(), self.clock.time_of_day());
         match status {
             429 => Err(host.park(wait, self.clock.now())),
@@ -288,8 +340,11 @@ impl Shared {
                 host.answered();
                 Ok(answer)
             }
-            404 => Err(RegistryError::NotFound { what, said: answer.said() }),
-            401 | 403 => Err(RegistryError::Unauthorized { what, status, credentials: place()?, said: answer.said() }),
+            404 => Err(RegistryError::NotFound { what, mirror, said: answer.said() }),
+            401 | 403 => {
+                let credentials = place()?;
+                Err(RegistryError::Unauthorized { what, mirror, status, credentials, said: answer.said() })
+            }
             _ => Err(RegistryError::Status { url, status, said: answer.said() }),
         }
     }

@@ -31,6 +31,8 @@ pub(super) struct Endpoint {
     pub(super) connections: usize,
     /// Whether to try without encryption when it does not know any.
     pub(super) may_be_plain: bool,
+    /// The mirror that it is, as the settings name it.
+    pub(super) mirror: Option<String>,
 }
 
 impl Endpoint {
@@ -65,6 +67,7 @@ impl Endpoint {
             connections: connections(own),
             credentials_of: may_see.then_some(host),
             may_be_plain: false,
+            mirror: None,
         }
     }
 
@@ -127,6 +130,7 @@ fn mirror_endpoint(mirror: &str, settings: &RegistriesSettings) -> Option<Endpoi
         connections: connections(settings_of(settings, &host)),
         credentials_of: Some(host),
         may_be_plain: false,
+        mirror: Some(mirror.to_owned()),
         base: url.join("/").ok()?,
     })
 }
@@ -149,7 +153,7 @@ fn registry(
     };
     let base = format!("{scheme}://{asked}/").parse().ok()?;
     let may_be_plain = !is_plain && is_loopback(asked);
-    Some(Endpoint { base, prefix, credentials_of, connections: connections(own), may_be_plain })
+    Some(Endpoint { base, prefix, credentials_of, connections: connections(own), may_be_plain, mirror: None })
 }
 
 fn connections(settings: Option<&RegistrySettings>) -> usize {

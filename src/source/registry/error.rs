@@ -69,6 +69,22 @@ pub enum RegistryError {
         /// Why.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// A small request was not answered in full in the time that it may take.
+    #[error("{url} gave no complete answer within {}", humantime::format_duration(*.limit))]
+    TooSlow {
+        /// What was asked.
+        url: String,
+        /// How long it may take.
+        limit: std::time::Duration,
+    },
+    /// The registry left several requests in a row without an answer, and is left alone for a while.
+    #[error("{host} is not asked for now: it left {failures} requests in a row without an answer")]
+    GivenUp {
+        /// The registry.
+        host: String,
+        /// How many requests had no answer.
+        failures: u32,
+    },
     /// The answer leads somewhere else in a way that is not followed.
     #[error("{url} leads elsewhere in a way that is not followed: {reason}")]
     Redirect {
@@ -78,18 +94,26 @@ pub enum RegistryError {
         reason: &'static str,
     },
     /// The registry does not have it, or hides it.
-    #[error("registry has no {what}{said}")]
+    #[error("{} has no {what}{said}", mirror.as_ref().map_or("registry".to_owned(), |mirror| format!("mirror {mirror}")))]
     NotFound {
         /// What was asked for.
         what: String,
+        /// The mirror that was asked, if it was not the registry itself.
+        mirror: Option<String>,
         /// What the registry says.
         said: Said,
     },
     /// The registry does not give it to whoever asks.
-    #[error("{}: {what}{said} ({credentials})", if *status == 403 { "denied" } else { "unauthorized" })]
+    #[error(
+        "{}: {what}{}{said} ({credentials})",
+        if *status == 403 { "denied" } else { "unauthorized" },
+        mirror.as_ref().map(|mirror| format!(" at mirror {mirror}")).unwrap_or_default()
+    )]
     Unauthorized {
         /// What was asked for.
         what: String,
+        /// The mirror that was asked, if it was not the registry itself.
+        mirror: Option<String>,
         /// The status: 401 or 403.
         status: u16,
         /// What the registry says.
@@ -230,12 +254,36 @@ impl RegistryError {
         }
     }
 
+    /// Tells whether it comes from what a server answered, or that it did not, so that it may do better when it is asked in
+    /// another way.
+    pub(super) fn is_of_answer(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::TooSlow { .. } | Self::Redirect { .. } | Self::NotFound { .. } => true,
+            Self::Unauthorized { .. } | Self::Challenge { .. } | Self::Status { .. } | Self::Answer { .. } => true,
+            Self::TooLarge { .. } | Self::WrongDigest { .. } | Self::Range { .. } => true,
+            Self::Settings { .. } | Self::Read { .. } | Self::Invalid { .. } | Self::Variable { .. } => false,
+            Self::Helper { .. } | Self::Client(_) | Self::Url(_) => false,
+            Self::Parked { .. } | Self::GivenUp { .. } => false,
+        }
+    }
+
+    /// Tells whether there was no answer, or not all of one.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(self, Self::TooSlow { .. } | Self::Unreachable { .. }) && self.is_transient()
+    }
+
+    /// Tells whether the registry wants no requests now, or is left alone because it does not answer any. That says
+    /// nothing about what was asked for.
+    pub fn is_postponed(&self) -> bool {
+        matches!(self, Self::Parked { .. } | Self::GivenUp { .. })
+    }
+
     /// Tells whether the same request may well succeed later: there was no answer, or one of status 408, 429 or 5xx. A
     /// server whose certificate is not trusted has answered.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { source, .. } => !is_distrust(source.as_ref()),
-            Self::Parked { .. } => true,
+            Self::Parked { .. } | Self::TooSlow { .. } | Self::GivenUp { .. } => true,
             Self::Status { status, .. } => *status == 408 || *status >= 500,
             _ => false,
         }

@@ -5,7 +5,7 @@ use std::error::Error;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::blocking::{Client, Response};
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, USER_AGENT};
@@ -15,26 +15,41 @@ use rustls::pki_types::pem::PemObject as _;
 
 use super::error::{RegistryError, Said};
 use super::limits::lock;
+use super::settings::{DEFAULT_MINIMUM_RATE, DEFAULT_REQUEST_TIMEOUT};
 
 /// How many redirects are followed for one request.
 const MOST_REDIRECTS: usize = 10;
 /// How much is read of the body that explains an error.
 const LONGEST_EXPLANATION: u64 = 64 << 10;
+/// How long the body that explains an error is read. A read that is under way then ends by itself.
+const EXPLANATION_TIME: Duration = Duration::from_secs(5);
+/// Bytes that are read of a body at once.
+const PIECE: usize = 64 << 10;
 /// What nobody needs a proxy for.
 const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
 
-/// How long a peer may keep silent. There is no limit for a whole answer: layers may take hours.
+/// Time limits where the settings of a registry say nothing else. A small request is limited as a whole. A layer, which may take
+/// hours, has to bring a minimum of bytes instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TimeLimits {
     /// Until there is a connection.
     pub connect: Duration,
     /// Without a single byte.
     pub stall: Duration,
+    /// For a small request, with all of its attempts.
+    pub request: Duration,
+    /// Bytes a second that a layer has to bring, on average over `stall`.
+    pub minimum_rate: u64,
 }
 
 impl Default for TimeLimits {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(15), stall: Duration::from_secs(60) }
+        Self {
+            connect: Duration::from_secs(15),
+            stall: Duration::from_secs(60),
+            request: DEFAULT_REQUEST_TIMEOUT,
+            minimum_rate: DEFAULT_MINIMUM_RATE,
+        }
     }
 }
 
@@ -55,11 +70,24 @@ pub(super) struct Terms {
     pub(super) stall: Option<Duration>,
 }
 
+/// How long one host may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct HostLimits {
+    /// For a small request, with all of its attempts.
+    pub(super) request: Duration,
+    /// Without a single byte.
+    pub(super) stall: Duration,
+    /// Bytes a second that a layer has to bring, on average over `stall`.
+    pub(super) minimum_rate: u64,
+}
+
 /// Asks hosts, each on its own terms.
 pub(super) struct Http {
     limits: TimeLimits,
     proxies: Proxies,
     terms: HashMap<String, Terms>,
+    /// The limits of hosts that have their own.
+    host_limits: HashMap<String, HostLimits>,
     /// Clients by the terms that they are for, made when they are needed.
     clients: Mutex<HashMap<Terms, Client>>,
 }
@@ -73,6 +101,28 @@ pub(super) struct Request {
     pub(super) authorization: Option<HeaderValue>,
     /// What is sent along. Such a request follows no redirect.
     pub(super) body: Option<Body>,
+    /// When all of the answer has to be there; only what may be large has no such limit.
+    pub(super) answer_by: Option<AnswerBy>,
+}
+
+/// When all of an answer has to be there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AnswerBy {
+    pub(super) until: Instant,
+    /// How long that was from the start, for messages.
+    pub(super) limit: Duration,
+}
+
+impl AnswerBy {
+    /// Returns how much time is left, or the error to give.
+    fn left(&self, url: &Url) -> Result<Duration, RegistryError> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(self.too_slow(url)) } else { Ok(left) }
+    }
+
+    fn too_slow(&self, url: &Url) -> RegistryError {
+        RegistryError::TooSlow { url: shown(url), limit: self.limit }
+    }
 }
 
 /// What is sent along with a request.
@@ -91,18 +141,31 @@ pub(super) struct Answer {
     pub(super) is_of_origin: bool,
     /// What was shown to it, which may come back in what it says.
     pub(super) shown: Option<HeaderValue>,
+    /// When all of it has to be there.
+    pub(super) answer_by: Option<AnswerBy>,
 }
 
 impl Request {
     pub(super) fn get(url: Url) -> Self {
-        Self { method: Method::GET, url, headers: HeaderMap::new(), authorization: None, body: None }
+        Self { method: Method::GET, url, headers: HeaderMap::new(), authorization: None, body: None, answer_by: None }
     }
 }
 
 impl Http {
-    /// Prepares clients; `terms` are by host.
-    pub(super) fn new(limits: TimeLimits, proxies: Proxies, terms: HashMap<String, Terms>) -> Self {
-        Self { limits, proxies, terms, clients: Mutex::default() }
+    /// Prepares clients; `terms` and `host_limits` are by host.
+    pub(super) fn new(
+        limits: TimeLimits,
+        proxies: Proxies,
+        terms: HashMap<String, Terms>,
+        host_limits: HashMap<String, HostLimits>,
+    ) -> Self {
+        Self { limits, proxies, terms, host_limits, clients: Mutex::default() }
+    }
+
+    /// Returns how long a host may take.
+    pub(super) fn limits_of(&self, host: &str) -> HostLimits {
+        let TimeLimits { stall, request, minimum_rate, .. } = self.limits;
+        self.host_limits.get(host).copied().unwrap_or(HostLimits { request, stall, minimum_rate })
     }
 
     /// Sends a request and follows its redirects. Any status is an answer.
@@ -111,7 +174,8 @@ impl Http {
         for _ in 0..=MOST_REDIRECTS {
             let response = self.send_once(request, &url, is_of_origin)?;
             let Some(next) = redirect(request, &url, &response)? else {
-                return Ok(Answer { response, url, is_of_origin, shown: request.authorization.clone() });
+                let (shown, answer_by) = (request.authorization.clone(), request.answer_by);
+                return Ok(Answer { response, url, is_of_origin, shown, answer_by });
             };
             is_of_origin &= is_same_origin(&url, &next);
             url = next;
@@ -128,7 +192,14 @@ impl Http {
         if let Some(body) = &request.body {
             sent = sent.header(CONTENT_TYPE, body.media_type).body(body.bytes.clone());
         }
-        sent.send().map_err(|error| unreachable(url, error))
+        if let Some(answer_by) = request.answer_by {
+            // Of a single request, it is the time limit of all of the answer.
+            sent = sent.timeout(answer_by.left(url)?);
+        }
+        sent.send().map_err(|error| match request.answer_by {
+            Some(answer_by) if error.is_timeout() && !error.is_connect() => answer_by.too_slow(url),
+            _ => unreachable(url, error),
+        })
     }
 
     /// Returns the client for a host that `origin` has led to, or is. It may keep silent for as long as `origin`.
@@ -306,9 +377,9 @@ impl Answer {
 
     /// Reads the body of an answer that is an error.
     pub(super) fn said(self) -> Said {
-        let mut body = Vec::new();
-        match self.response.take(LONGEST_EXPLANATION).read_to_end(&mut body) {
-            Ok(_) => Said::parse(&body).without(self.shown.as_ref().and_then(|shown| shown.to_str().ok())),
+        let until = Instant::now() + EXPLANATION_TIME;
+        match read_until(self.response.take(LONGEST_EXPLANATION), until) {
+            Ok(body) => Said::parse(&body).without(self.shown.as_ref().and_then(|shown| shown.to_str().ok())),
             Err(_) => Said::default(),
         }
     }
@@ -318,10 +389,29 @@ impl Answer {
         let mut body = Vec::new();
         let url = self.url;
         let read = self.response.take(limit + 1).read_to_end(&mut body);
-        read.map_err(|source| RegistryError::Unreachable { url: shown(&url), source: source.into() })?;
+        read.map_err(|source| match self.answer_by.map(|answer_by| (answer_by, answer_by.left(&url))) {
+            Some((answer_by, Err(_))) => answer_by.too_slow(&url),
+            _ => RegistryError::Unreachable { url: shown(&url), source: source.into() },
+        })?;
         match body.len() as u64 > limit {
             true => Err(RegistryError::TooLarge { url: shown(&url), limit }),
             false => Ok(body),
+        }
+    }
+}
+
+/// Reads a body to its end, or fails when it is not there at `until`.
+fn read_until(mut body: impl Read, until: Instant) -> io::Result<Vec<u8>> {
+    let (mut bytes, mut piece) = (Vec::new(), vec![0; PIECE]);
+    loop {
+        match body.read(&mut piece) {
+            Ok(0) => return Ok(bytes),
+            Ok(count) => bytes.extend_from_slice(&piece[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if Instant::now() >= until {
+            return Err(io::ErrorKind::TimedOut.into());
         }
     }
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 use super::super::document::{Blob, Blobs};
 use super::super::resolve::Resolver;
 use super::super::{Image, ImageLayer, LayerBlob, PlatformRequest, Source, SourceError};
+use super::effort::Effort;
 use super::limits::Permit;
-use super::transfer::{Download, Policy};
+use super::transfer::Download;
 use super::{Registries, RegistryImagePlace};
 use crate::image::{Digest, Platform};
 
@@ -30,13 +31,13 @@ impl RegistryImage {
 
 impl Source for RegistryImage {
     fn resolve(&self, request: &PlatformRequest) -> Result<Image, SourceError> {
-        let (document, media_type) = self.registries.manifest(&self.place, None)?;
+        let (document, media_type) = self.registries.manifest(&self.place, None, Effort::Whole)?;
         let image = Resolver::new(self, request).found(document, &media_type)?;
         Ok(Image { names: vec![self.place.name.clone().into()], ..image })
     }
 
     fn resolve_each(&self, wanted: Option<&[Platform]>) -> Result<Vec<(Platform, Image)>, SourceError> {
-        let (document, media_type) = self.registries.manifest(&self.place, None)?;
+        let (document, media_type) = self.registries.manifest(&self.place, None, Effort::Whole)?;
         let request = PlatformRequest::new(None);
         let images = Resolver::new(self, &request).each_found(document, &media_type, wanted)?;
         let named = |(platform, image)| (platform, Image { names: vec![self.place.name.clone().into()], ..image });
@@ -63,7 +64,7 @@ impl RegistryImage {
         let (registries, place) = (self.registries.with_patience(Duration::ZERO), self.place.clone());
         let (digest, urls) = (layer.digest, layer.urls.clone());
         let open = move |offset| registries.open_blob(&place, &digest, &urls, offset);
-        let download = Download::start(open, layer.size, Policy::default());
+        let download = Download::start(open, layer.size, self.registries.policy(&self.place));
         let arrival = download.arrival();
         LayerBlob::remote(Counted { download, _permit: permit }, move || arrival.is_ready())
     }
@@ -91,7 +92,7 @@ impl Blobs for RegistryImage {
     }
 
     fn open_manifest(&self, digest: &Digest) -> Result<Blob, SourceError> {
-        Ok(blob(self.registries.manifest(&self.place, Some(digest))?.0.bytes))
+        Ok(blob(self.registries.manifest(&self.place, Some(digest), Effort::Whole)?.0.bytes))
     }
 }
 

@@ -6,13 +6,21 @@ use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 
+use super::allowance::Allowance;
 use super::clock::Clock;
 use super::error::RegistryError;
+use crate::message::causes;
 
 /// What no header can ask for more than.
 const LONGEST_PARKING: Duration = Duration::from_secs(24 * 60 * 60);
 /// What even a registry in a hurry is left alone for.
 const SHORTEST_PARKING: Duration = Duration::from_secs(1);
+/// How many requests in a row may be left without an answer before a registry is left alone.
+const MOST_UNANSWERED: u32 = 3;
+/// How long it is left alone then.
+const GIVEN_UP: Duration = Duration::from_secs(60);
+/// How long nothing more is said of a registry that asks to wait.
+const TOLD: Duration = Duration::from_secs(600);
 /// How long one is left alone that does not say how long, at first and at most.
 const UNSAID_PARKING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
@@ -74,10 +82,26 @@ pub(super) struct Host {
     requests: Arc<Slots>,
     downloads: Arc<Slots>,
     speaks_plain_http: Mutex<bool>,
+    silence: Mutex<Silence>,
+}
+
+/// What is known of a host that does not answer.
+#[derive(Debug, Default)]
+struct Silence {
+    /// How many requests in a row it left without an answer.
+    unanswered: u32,
+    /// Until when it is left alone for that.
+    until: Option<Instant>,
+    /// Whether it was said that something else is asked in its place.
+    is_told: bool,
 }
 
 #[derive(Debug, Default)]
 struct Parking {
+    /// When it asked to wait for the first time since its last answer.
+    since: Option<Instant>,
+    /// When it was said last that it asks to wait.
+    told: Option<Instant>,
     everything: Option<Instant>,
     manifests: Option<Instant>,
     /// How many answers in a row asked to wait without saying how long.
@@ -92,6 +116,39 @@ impl Host {
             requests: Slots::new(connections),
             downloads: Slots::new(connections),
             speaks_plain_http: Mutex::default(),
+            silence: Mutex::default(),
+        }
+    }
+
+    /// Fails while the host is left alone because it does not answer.
+    pub(super) fn check_answers(&self, now: Instant) -> Result<(), RegistryError> {
+        let silence = lock(&self.silence);
+        match silence.until {
+            Some(until) if now < until => {
+                Err(RegistryError::GivenUp { host: self.name.clone(), failures: silence.unanswered })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes that the host left a request without an answer, after all attempts.
+    pub(super) fn left_unanswered(&self, now: Instant) {
+        let mut silence = lock(&self.silence);
+        silence.unanswered = silence.unanswered.saturating_add(1);
+        if silence.unanswered >= MOST_UNANSWERED {
+            silence.until = Some(now + GIVEN_UP);
+        }
+    }
+
+    /// Notes that the host gave an answer from its first byte to its last.
+    pub(super) fn answered_in_full(&self) {
+        *lock(&self.silence) = Silence::default();
+    }
+
+    /// Says once what is asked elsewhere, until the host answers.
+    pub(super) fn tell_failure(&self, error: &RegistryError) {
+        if !std::mem::replace(&mut lock(&self.silence).is_told, true) {
+            tracing::info!("asking elsewhere than at {}: {}", self.name, causes(error));
         }
     }
 
@@ -105,15 +162,73 @@ impl Host {
         *lock(&self.speaks_plain_http) = true;
     }
 
-    /// Waits while the host is parked, unless that goes on after `deadline`; manifests may be parked for longer.
-    pub(super) fn wait(&self, clock: &dyn Clock, deadline: Instant, for_manifest: bool) -> Result<(), RegistryError> {
+    /// Waits until the host is not parked and fewer than the most requests are under way, and counts one until the permit is
+    /// dropped. What waits for a parked host takes no place from what need not.
+    pub(super) fn admit(
+        &self,
+        clock: &dyn Clock,
+        allowance: &Allowance,
+        for_manifest: bool,
+        what: &str,
+    ) -> Result<Permit, RegistryError> {
+        loop {
+            self.wait(clock, allowance, for_manifest, what)?;
+            let permit = self.requests.wait();
+            if self.parked_until(clock.now(), for_manifest).is_none() {
+                return Ok(permit);
+            }
+        }
+    }
+
+    /// Waits while the host is parked, unless that takes longer than is allowed, for this request or since the host's last
+    /// answer; manifests may be parked for longer. `what` waits, for a message.
+    pub(super) fn wait(
+        &self,
+        clock: &dyn Clock,
+        allowance: &Allowance,
+        for_manifest: bool,
+        what: &str,
+    ) -> Result<(), RegistryError> {
         loop {
             let now = clock.now();
             let Some(until) = self.parked_until(now, for_manifest) else { return Ok(()) };
+            let since = lock(&self.parking).since;
+            let deadline = since.map_or(allowance.deadline, |since| allowance.deadline.min(since + allowance.patience));
             if until > deadline {
                 return Err(self.parked(until, now));
             }
+            self.tell(until, now, what);
             clock.sleep(until - now);
+        }
+    }
+
+    /// Fails while the host is parked, for a caller who holds what others wait for.
+    pub(super) fn refuse_while_parked(
+        &self,
+        now: Instant,
+        allowance: &Allowance,
+        what: &str,
+    ) -> Result<(), RegistryError> {
+        let Some(until) = self.parked_until(now, false) else { return Ok(()) };
+        if until <= allowance.deadline {
+            self.tell(until, now, what);
+        }
+        Err(self.parked(until, now))
+    }
+
+    /// Returns host and port.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Says once that the host asks to wait.
+    fn tell(&self, until: Instant, now: Instant, what: &str) {
+        let mut parking = lock(&self.parking);
+        if parking.told.is_none_or(|told| now.saturating_duration_since(told) > TOLD) {
+            parking.told = Some(now);
+            let seconds = Duration::from_secs(seconds(until, now));
+            let (host, pause) = (&self.name, humantime::format_duration(seconds));
+            tracing::info!("{host} asks to wait {pause}: {what} waits, and whatever else it is asked");
         }
     }
 
@@ -124,22 +239,25 @@ impl Host {
     }
 
     fn parked(&self, until: Instant, now: Instant) -> RegistryError {
-        let seconds = until.saturating_duration_since(now).as_secs_f64().ceil() as u64;
-        RegistryError::Parked { host: self.name.clone(), until, seconds }
+        RegistryError::Parked { host: self.name.clone(), until, seconds: seconds(until, now) }
     }
 
     /// Parks the host for as long as it asks, or for longer each time when it does not say. Returns the error to give.
     pub(super) fn park(&self, asked: Option<Duration>, now: Instant) -> RegistryError {
         let mut parking = lock(&self.parking);
-        let length = asked.unwrap_or_else(|| {
-            let (first, longest) = UNSAID_PARKING;
-            let length = first.saturating_mul(1 << parking.unsaid.min(16)).min(longest);
-            parking.unsaid += 1;
-            length
-        });
-        let until = now + length;
+        let until = match (asked, parking.everything.filter(|&until| until > now)) {
+            (Some(length), _) => now + length,
+            // It says so to all requests that are under way. That is one time.
+            (None, Some(until)) => until,
+            (None, None) => {
+                let (first, longest) = UNSAID_PARKING;
+                parking.unsaid += 1;
+                now + first.saturating_mul(1 << (parking.unsaid - 1).min(16)).min(longest)
+            }
+        };
+        parking.since.get_or_insert(now);
         parking.everything = parking.everything.max(Some(until));
-        tracing::debug!("{} asks to wait {length:?}", self.name);
+        tracing::debug!("{} asks to wait {:?}", self.name, until - now);
         self.parked(until, now)
     }
 
@@ -152,12 +270,8 @@ impl Host {
 
     /// Notes that the host answers.
     pub(super) fn answered(&self) {
-        lock(&self.parking).unsaid = 0;
-    }
-
-    /// Waits until fewer than the most requests are under way, and counts one until the permit is dropped.
-    pub(super) fn permit(&self) -> Permit {
-        self.requests.wait()
+        let mut parking = lock(&self.parking);
+        (parking.unsaid, parking.since) = (0, None);
     }
 
     /// Waits until fewer than the most downloads are under way, and counts one until the permit is dropped.
@@ -172,6 +286,11 @@ impl Host {
     pub(super) fn try_download(&self) -> Option<Permit> {
         self.downloads.take()
     }
+}
+
+/// Returns the seconds until a time, rounded up.
+fn seconds(until: Instant, now: Instant) -> u64 {
+    until.saturating_duration_since(now).as_secs_f64().ceil() as u64
 }
 
 /// So many of something may be under way.
@@ -265,11 +384,51 @@ mod tests {
         let begin = clock.now();
         let error = host.park(Some(Duration::from_secs(10)), begin);
         assert_eq!(error.parked_until(), Some(begin + Duration::from_secs(10)));
-        let refused = host.wait(&clock, begin + Duration::from_secs(9), false).unwrap_err();
+        let wait = |seconds| {
+            let allowance = Allowance::large(begin, Duration::from_secs(seconds));
+            host.wait(&clock, &allowance, false, "manifest of h.org/a:1")
+        };
+        let refused = wait(9).unwrap_err();
         assert_eq!(refused.to_string(), "h.org asks to wait 10s");
         assert_eq!(clock.now(), begin);
-        host.wait(&clock, begin + Duration::from_secs(10), false).unwrap();
+        wait(10).unwrap();
         assert_eq!(clock.now(), begin + Duration::from_secs(10));
+    }
+
+    #[test]
+    fn host_that_only_asks_to_wait_is_waited_for_no_longer_than_from_the_first_time() {
+        let clock = HandClock::default();
+        let host = Host::new("h.org", 1);
+        let wait = || host.wait(&clock, &Allowance::large(clock.now(), Duration::from_secs(20)), false, "all");
+        for seconds in [8, 8] {
+            host.park(Some(Duration::from_secs(seconds)), clock.now());
+            wait().unwrap();
+        }
+        host.park(Some(Duration::from_secs(8)), clock.now());
+        assert!(wait().is_err(), "24 seconds are more than 20, although each request waits for 8 only");
+        host.answered();
+        wait().unwrap();
+    }
+
+    #[test]
+    fn host_that_leaves_three_requests_without_an_answer_is_left_alone_for_a_minute() {
+        let clock = HandClock::default();
+        let host = Host::new("h.org", 1);
+        let is_asked = || host.check_answers(clock.now()).is_ok();
+        host.left_unanswered(clock.now());
+        host.left_unanswered(clock.now());
+        host.answered_in_full();
+        (0..2).for_each(|_| host.left_unanswered(clock.now()));
+        assert!(is_asked());
+        host.left_unanswered(clock.now());
+        let error = host.check_answers(clock.now()).unwrap_err();
+        assert!(error.to_string().contains("h.org") && error.to_string().contains("3 requests"), "{error}");
+        clock.sleep(GIVEN_UP);
+        assert!(is_asked());
+        host.left_unanswered(clock.now());
+        assert!(!is_asked(), "one more is enough as long as it never answers");
+        host.answered_in_full();
+        assert!(is_asked());
     }
 
     #[test]
@@ -277,15 +436,23 @@ mod tests {
         let clock = HandClock::default();
         let host = Host::new("h.org", 1);
         host.park_manifests(Duration::from_secs(216), clock.now());
-        assert!(host.wait(&clock, clock.now(), false).is_ok());
-        assert!(host.wait(&clock, clock.now(), true).is_err());
+        let wait = |for_manifest| {
+            host.wait(&clock, &Allowance::large(clock.now(), Duration::ZERO), for_manifest, "manifest of h.org/a:1")
+        };
+        assert!(wait(false).is_ok() && wait(true).is_err());
     }
 
     #[test]
     fn parking_without_a_length_grows_until_there_is_an_answer() {
         let clock = HandClock::default();
         let host = Host::new("h.org", 1);
-        let park = || host.park(None, clock.now()).parked_until().unwrap() - clock.now();
+        let park = || {
+            let length = host.park(None, clock.now()).parked_until().unwrap() - clock.now();
+            let again = host.park(None, clock.now()).parked_until().unwrap() - clock.now();
+            assert_eq!(length, again, "requests that were under way together are told once");
+            clock.sleep(length);
+            length
+        };
         assert_eq!([park(), park(), park()].map(|length| length.as_secs()), [1, 2, 4]);
         assert!((0..100).all(|_| park().as_secs() <= 300));
         assert_eq!(park().as_secs(), 300);
@@ -297,10 +464,14 @@ mod tests {
     fn permits_are_as_many_as_connections() {
         let hosts = Hosts::default();
         let host = hosts.get("h.org", 2);
-        let (first, _second) = (host.permit(), hosts.get("h.org", 9).permit());
+        let clock = HandClock::default();
+        let admit = |host: &Host| {
+            host.admit(&clock, &Allowance::large(clock.now(), Duration::ZERO), false, "manifest of h.org/a:1").unwrap()
+        };
+        let (first, _second) = (admit(&host), admit(&hosts.get("h.org", 9)));
         assert!(host.requests.take().is_none() && host.try_download().is_some());
         drop(first);
-        let _third = host.permit();
+        let _third = admit(&host);
         assert!(host.requests.take().is_none() && host.try_download().is_some());
     }
 }

@@ -1,15 +1,17 @@
 //! Images at registries that speak the OCI distribution protocol, and the lists of what they have.
 //!
 //! All threads of a run share one [`Registries`]: its tokens, how many requests each host gets at a time, and until when a
-//! host wants none. Small requests are tried again after failures that may pass. A layer is asked for once; whoever reads
-//! it knows best where to go on.
+//! host wants none. Small requests are tried again after failures that may pass, and are limited in time as a whole. A layer is
+//! asked for once; whoever reads it knows best where to go on.
 
+mod allowance;
 mod asking;
 mod auth_file;
 mod challenge;
 mod clock;
 mod credentials;
 mod ducc;
+mod effort;
 mod endpoint;
 mod error;
 mod helper;
@@ -38,44 +40,37 @@ use serde::{Deserialize, Deserializer};
 use super::ImageArgument;
 use super::document::{Document, MAX_DOCUMENT, is_schema_1};
 use crate::image::{Digest, ImageName, ImageReference, is_repository, is_tag};
-use asking::Call;
+use allowance::Allowance;
+use asking::{Asked, Call};
 use clock::{Clock, SystemClock};
 use credentials::{CredentialPlaces, Credentials};
 use ducc::DuccRegistry;
+use effort::Effort;
 use endpoint::{Endpoint, asked_authority, asked_repository, endpoints};
-use http::{Answer, Http, Proxies, Terms, shown};
+use http::{Answer, HostLimits, Http, Proxies, Terms, shown};
 use limits::{Host, Hosts};
 use token::Tokens;
-use transfer::{OpenedBlob, Retryable};
+use transfer::{OpenedBlob, Policy, Retryable};
 
 pub use ducc::Environment;
 pub use error::{RegistryError, Said};
 pub use http::TimeLimits;
 pub use image::RegistryImage;
 pub use push::{Pushed, PushedImage};
-pub use settings::{DEFAULT_CONNECTIONS, RegistriesSettings, RegistrySettings, Secret};
+pub use settings::{
+    DEFAULT_CONNECTIONS, DEFAULT_MINIMUM_RATE, DEFAULT_PATIENCE, DEFAULT_REQUEST_TIMEOUT, RegistriesSettings,
+    RegistrySettings, RequestSettings, Secret,
+};
 
 /// What manifests are taken: one header, since some registries look at the first only.
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json";
-/// The size up to which a page of a list is read, in bytes.
-const LARGEST_PAGE: u64 = 16 << 20;
 /// The size up to which a page of another interface is read, in bytes: it takes many times that in memory.
 const LARGEST_API_PAGE: u64 = 2 << 20;
-/// How often a small request is tried.
-const ATTEMPTS: u32 = 5;
-/// How long to wait before the second attempt. It doubles with each further one.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// How long to wait at most.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// How often a request is told to wait before it is given up.
-const MOST_PARKINGS: u32 = 20;
 /// How long a request waits for a registry that asks to wait, where nothing else is said.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// How many names a page of a list is asked to have.
-const PAGE: &str = "1000";
 
 /// How a registry is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -217,8 +212,12 @@ impl Registries {
             }
         }
         let ducc = ducc::registries(environment)?;
-        let terms = terms(&settings);
-        let http = Http::new(limits, proxies(environment), terms);
+        let limits = TimeLimits {
+            request: settings.requests.timeout.unwrap_or(limits.request),
+            minimum_rate: settings.requests.minimum_rate.unwrap_or(limits.minimum_rate),
+            ..limits
+        };
+        let http = Http::new(limits, proxies(environment), terms(&settings), host_limits(&settings, limits));
         let places = CredentialPlaces::new(settings.clone(), ducc.clone(), environment);
         let (hosts, tokens) = (Hosts::default(), Tokens::default());
         let shared = Shared { http, hosts, tokens, places, settings, ducc, clock };
@@ -245,12 +244,15 @@ impl Registries {
     }
 
     /// Returns the digest of what a name stands for, without fetching it if the registry allows for that.
+    ///
+    /// Registries and what lies before them answer this question in many wrong ways, so that no failure counts before one
+    /// request for the manifest itself has failed, too.
     pub fn head(&self, place: &RegistryImagePlace) -> Result<Digest, RegistryError> {
         let repository = asked_repository(place.name.host(), place.name.repository());
         let what = format!("manifest of {place}");
         let call = Call { method: Method::HEAD, ..manifest_call(&repository, what) };
         let path = format!("manifests/{}", place.reference());
-        let found = self.small(place, &call, &path, |answer| match content_digest(&answer) {
+        let found = self.small(place, &call, &path, Effort::First, |answer| match content_digest(&answer) {
             Some(actual) => match place.digest().filter(|&expected| expected != actual) {
                 Some(expected) => Err(RegistryError::WrongDigest { url: shown(&answer.url), expected, actual }),
                 None => Ok(Some(actual)),
@@ -259,11 +261,16 @@ impl Registries {
         });
         match found {
             Ok(Some(digest)) => Ok(digest),
-            // Some registries do not know the method, or not the header.
-            Ok(None) | Err(RegistryError::Status { status: 400 | 405 | 501, .. }) => {
-                Ok(self.manifest(place, None)?.0.digest)
+            // Some registries do not know the header.
+            Ok(None) => Ok(self.manifest(place, None, Effort::Whole)?.0.digest),
+            Err(error) if !error.is_of_answer() => Err(error),
+            Err(error) => {
+                let effort = if error.is_transient() { Effort::Once } else { Effort::Second };
+                match self.manifest(place, None, effort) {
+                    Err(RegistryError::GivenUp { .. }) => Err(error),
+                    result => Ok(result?.0.digest),
+                }
             }
-            Err(error) => Err(error),
         }
     }
 
@@ -304,20 +311,19 @@ impl Registries {
         }
         let endpoint = Endpoint::of_url(&url, &self.shared.settings);
         let host = self.shared.hosts.get(&endpoint.authority(), endpoint.connections);
-        let deadline = self.shared.clock.now() + self.patience;
-        self.retried(ATTEMPTS, deadline, || {
-            let _permit = host.permit();
-            host.wait(&*self.shared.clock, deadline, false)?;
+        self.asked(&endpoint, Effort::Whole, self.patience, |allowance| {
+            let _permit = host.admit(&*self.shared.clock, allowance, false, &shown(&url))?;
+            let answer_by = allowance.begin();
             let found = endpoint.credentials_of.as_ref().map(|host| self.shared.places.find(host, "")).transpose()?;
             let shown_credentials = found.as_ref().and_then(|found| found.credentials.as_ref());
             let authorization = shown_credentials.and_then(|shown| match credentials {
                 ShownAs::Password => shown.basic(),
                 ShownAs::Token => shown.bearer(),
             });
-            let request = http::Request { authorization, ..http::Request::get(url.clone()) };
+            let request = http::Request { authorization, answer_by, ..http::Request::get(url.clone()) };
             let answer = self.shared.http.send(&request)?;
             let place = || Ok(found.map_or_else(|| "credentials are not shown to it".to_owned(), |found| found.place));
-            let answer = self.shared.judged(answer, &host, &shown(&url), place)?;
+            let answer = self.shared.judged(answer, &host, Asked { what: &shown(&url), mirror: None }, place)?;
             let (headers, next) = (answer.headers().clone(), paging::next_page(&url, answer.headers())?);
             let body = json(answer, LARGEST_API_PAGE)?;
             Ok(JsonPage { body, next: next.map(String::from), headers })
@@ -329,6 +335,7 @@ impl Registries {
         &self,
         place: &RegistryImagePlace,
         digest: Option<&Digest>,
+        effort: Effort,
     ) -> Result<(Document, String), RegistryError> {
         let repository = asked_repository(place.name.host(), place.name.repository());
         let expected = digest.copied().or_else(|| place.digest());
@@ -337,7 +344,8 @@ impl Registries {
             Some(digest) => format!("manifest {digest} of {place}"),
             None => format!("manifest of {place}"),
         };
-        self.small(place, &manifest_call(&repository, what), &format!("manifests/{reference}"), |answer| {
+        let path = format!("manifests/{reference}");
+        self.small(place, &manifest_call(&repository, what), &path, effort, |answer| {
             let (url, media_type, claimed) = (shown(&answer.url), answer.media_type(), content_digest(&answer));
             let document = Document::new(document(answer)?);
             let actual = document.digest;
@@ -353,7 +361,7 @@ impl Registries {
     fn small_blob(&self, place: &RegistryImagePlace, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
         let repository = asked_repository(place.name.host(), place.name.repository());
         let call = Call::pull(&repository, format!("blob {digest} of {place}"));
-        self.small(place, &call, &format!("blobs/{digest}"), document)
+        self.small(place, &call, &format!("blobs/{digest}"), Effort::Whole, document)
     }
 
     /// Returns the host whose downloads those of a place count as, whichever server they come from.
@@ -361,6 +369,13 @@ impl Registries {
         let name = place.name.host();
         let connections = self.shared.settings.hosts.get(name).and_then(|registry| registry.connections);
         self.shared.hosts.get(name, connections.unwrap_or(DEFAULT_CONNECTIONS))
+    }
+
+    /// Returns how hard layers of a place are tried for.
+    fn policy(&self, place: &RegistryImagePlace) -> Policy {
+        let limits = self.shared.http.limits_of(&asked_authority(place.name.host()));
+        let (minimum_rate, rate_window) = (limits.minimum_rate, limits.stall);
+        Policy { park_limit: self.patience, minimum_rate, rate_window, ..Policy::default() }
     }
 
     /// Begins to read a blob at byte `offset`, or at its start if the server cannot do otherwise.
@@ -385,102 +400,12 @@ impl Registries {
             let url = endpoint.url(&repository, &format!("blobs/{digest}"));
             (endpoint, url)
         });
-        self.first_of(foreign.chain(own).collect(), |endpoint, url, deadline, _| {
+        self.first_of(foreign.chain(own).collect(), |endpoint, url, patience| {
+            let allowance = Allowance::large(self.shared.clock.now(), patience.unwrap_or_default());
             // The download is counted as a whole.
-            let (answer, _permit) = self.shared.exchange(endpoint, url, &call, deadline)?;
+            let (answer, _permit) = self.shared.exchange(endpoint, url, &call, &allowance)?;
             opened(answer, offset)
         })
-    }
-
-    /// Asks for something small of an image: mirrors once each, and then the registry until it answers.
-    fn small<T>(
-        &self,
-        place: &RegistryImagePlace,
-        call: &Call<'_>,
-        path: &str,
-        read: impl Fn(Answer) -> Result<T, RegistryError>,
-    ) -> Result<T, RegistryError> {
-        let (settings, ducc) = (&self.shared.settings, &self.shared.ducc);
-        let endpoints = endpoints(place.name.host(), call.repository, place.transport, settings, ducc)?;
-        let asked = endpoints.into_iter().map(|endpoint| {
-            let url = endpoint.url(call.repository, path);
-            (endpoint, url)
-        });
-        self.first_of(asked.collect(), |endpoint, url, deadline, attempts| {
-            self.retried(attempts, deadline, || {
-                let (answer, _permit) = self.shared.exchange(endpoint, url, call, deadline)?;
-                read(answer)
-            })
-        })
-    }
-
-    /// Reads a list page by page from the first server that gives it.
-    fn list<P: for<'de> Deserialize<'de>>(
-        &self,
-        host: &str,
-        transport: Transport,
-        call: &Call<'_>,
-        first: impl Fn(&Endpoint) -> Url,
-        names: impl Fn(P) -> Vec<String>,
-        is_right: fn(&str) -> bool,
-    ) -> Result<Vec<String>, RegistryError> {
-        let endpoints = endpoints(host, call.repository, transport, &self.shared.settings, &self.shared.ducc)?;
-        let asked = endpoints.into_iter().map(|endpoint| {
-            let mut url = first(&endpoint);
-            url.query_pairs_mut().append_pair("n", PAGE);
-            (endpoint, url)
-        });
-        self.first_of(asked.collect(), |endpoint, url, deadline, attempts| {
-            let page = |url: &Url| {
-                self.retried(attempts, deadline, || {
-                    let (answer, _permit) = self.shared.exchange(endpoint, url, call, deadline)?;
-                    // A redirect to elsewhere does not take the list there.
-                    let base = if answer.is_of_origin { answer.url.clone() } else { url.clone() };
-                    let next = paging::next_page(&base, answer.headers())?;
-                    Ok((names(json(answer, LARGEST_PAGE)?), next))
-                })
-            };
-            paging::collect(url.clone(), page, is_right)
-        })
-    }
-
-    /// Asks one server after the other, and returns the last one's error if all fail. Only the last is waited for, and
-    /// asked several times.
-    fn first_of<T>(
-        &self,
-        mut asked: Vec<(Endpoint, Url)>,
-        ask: impl Fn(&Endpoint, &Url, Instant, u32) -> Result<T, RegistryError>,
-    ) -> Result<T, RegistryError> {
-        let (last, last_url) = asked.pop().expect("settings with mirrors_only have mirrors");
-        for (endpoint, url) in &asked {
-            match ask(endpoint, url, self.shared.clock.now(), 1) {
-                Ok(found) => return Ok(found),
-                Err(error) => tracing::debug!("asking elsewhere: {error}"),
-            }
-        }
-        ask(&last, &last_url, self.shared.clock.now() + self.patience, ATTEMPTS)
-    }
-
-    /// Tries until there is an answer, or a failure that does not pass. Being told to wait is no failed attempt.
-    fn retried<T>(
-        &self,
-        attempts: u32,
-        deadline: Instant,
-        mut attempt: impl FnMut() -> Result<T, RegistryError>,
-    ) -> Result<T, RegistryError> {
-        let (mut failed, mut parked) = (1, 0);
-        loop {
-            match attempt() {
-                Err(RegistryError::Parked { until, .. }) if until <= deadline && parked < MOST_PARKINGS => parked += 1,
-                Err(error) if failed < attempts && error.is_transient() && error.parked_until().is_none() => {
-                    let pause = FIRST_PAUSE.saturating_mul(1 << (failed - 1)).min(LONGEST_PAUSE);
-                    tracing::debug!("trying again: {error}");
-                    self.shared.clock.sleep(self.shared.clock.jittered(pause));
-                    failed += 1;
-                }
-                result => return result,
-            }
-        }
     }
 }
 
@@ -495,6 +420,19 @@ fn terms(settings: &RegistriesSettings) -> HashMap<String, Terms> {
         (asked_authority(host), Terms { certificates, stall: registry.stall_timeout })
     });
     terms.collect()
+}
+
+/// Returns the limits of each host and port for which some are set.
+fn host_limits(settings: &RegistriesSettings, defaults: TimeLimits) -> HashMap<String, HostLimits> {
+    let limits = settings.hosts.iter().map(|(host, registry)| {
+        let limits = HostLimits {
+            request: registry.request_timeout.unwrap_or(defaults.request),
+            stall: registry.stall_timeout.unwrap_or(defaults.stall),
+            minimum_rate: registry.minimum_rate.unwrap_or(defaults.minimum_rate),
+        };
+        (asked_authority(host), limits)
+    });
+    limits.collect()
 }
 
 fn proxies(environment: Environment<'_>) -> Proxies {

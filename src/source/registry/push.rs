@@ -2,17 +2,18 @@
 //!
 //! Mirrors and caches are for reading: what is pushed goes to the registry itself.
 
-use std::time::Instant;
-
 use reqwest::header::LOCATION;
 use reqwest::{Method, Url};
 
+use super::allowance::Allowance;
 use super::asking::Call;
 use super::credentials::Credentials;
 use super::ducc::Environment;
 use super::endpoint::{Endpoint, asked_repository, origin};
 use super::http::{Answer, Body, is_same_origin, redirect_target, shown};
-use super::{ATTEMPTS, MANIFEST_TYPES, Registries, RegistriesSettings, RegistryError, Transport, content_digest};
+use super::{
+    Effort, MANIFEST_TYPES, Registries, RegistriesSettings, RegistryError, Transport, content_digest, document,
+};
 use crate::image::{Digest, ImageName, ImageReference};
 
 /// The password for the registry that images are pushed to, as DUCC has it.
@@ -96,7 +97,7 @@ impl Push<'_> {
         }
         let body = Body { media_type: image.media_type, bytes: image.manifest.clone() };
         let call = self.call(Method::PUT, Some(body), format!("manifest of {} to be pushed", self.name));
-        let answer = self.retried(&self.endpoint.url(&self.repository, &place), &call)?;
+        let answer = self.asked(&self.endpoint.url(&self.repository, &place), &call, Effort::Whole)?;
         match content_digest(&answer).filter(|&actual| actual != digest) {
             Some(actual) => Err(RegistryError::WrongDigest { url: shown(&answer.url), expected: digest, actual }),
             None => Ok(Pushed::New),
@@ -107,10 +108,19 @@ impl Push<'_> {
     fn found(&self, place: &str, is_manifest: bool) -> Result<Option<Option<Digest>>, RegistryError> {
         let what = format!("{place} of {}", self.name);
         let call = Call { accept: is_manifest.then_some(MANIFEST_TYPES), ..self.call(Method::HEAD, None, what) };
-        match self.retried(&self.endpoint.url(&self.repository, place), &call) {
+        let url = self.endpoint.url(&self.repository, place);
+        match self.asked(&url, &call, Effort::First) {
             Ok(answer) => Ok(Some(content_digest(&answer))),
             Err(RegistryError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error),
+            Err(error) if !error.is_of_answer() => Err(error),
+            // Some registries do not know this question.
+            Err(error) => match self.asked(&url, &Call { method: Method::GET, ..call }, Effort::Once) {
+                Ok(answer) if is_manifest => Ok(Some(Some(Digest::of(&document(answer)?)))),
+                Ok(answer) => Ok(Some(content_digest(&answer))),
+                Err(RegistryError::NotFound { .. }) => Ok(None),
+                Err(RegistryError::GivenUp { .. }) => Err(error),
+                Err(error) => Err(error),
+            },
         }
     }
 
@@ -121,15 +131,14 @@ impl Push<'_> {
         let begin = self.call(Method::POST, body(b""), what.clone());
         let send = self.call(Method::PUT, body(bytes), what);
         let url = self.endpoint.url(&self.repository, "blobs/uploads/");
-        let deadline = self.deadline();
-        self.registries.retried(ATTEMPTS, deadline, || {
-            let begun = self.ask(&self.endpoint, &url, &begin, deadline)?;
+        self.registries.asked(&self.endpoint, Effort::Whole, self.registries.patience, |allowance| {
+            let begun = self.ask(&self.endpoint, &url, &begin, allowance)?;
             let mut place = upload_place(&begun)?;
             place.query_pairs_mut().append_pair("digest", &digest.to_string());
             // Nobody but the registry is shown credentials.
             let elsewhere = Endpoint::of_url(&place, &self.registries.shared.settings).without_credentials();
             let endpoint = if is_same_origin(&begun.url, &place) { &self.endpoint } else { &elsewhere };
-            self.ask(endpoint, &place, &send, deadline).map(drop)
+            self.ask(endpoint, &place, &send, allowance).map(drop)
         })
     }
 
@@ -138,18 +147,21 @@ impl Push<'_> {
         Call { method, scope, body, ..Call::pull(&self.repository, what) }
     }
 
-    fn retried(&self, url: &Url, call: &Call<'_>) -> Result<Answer, RegistryError> {
-        let deadline = self.deadline();
-        self.registries.retried(ATTEMPTS, deadline, || self.ask(&self.endpoint, url, call, deadline))
+    fn asked(&self, url: &Url, call: &Call<'_>, effort: Effort) -> Result<Answer, RegistryError> {
+        let patience = self.registries.patience;
+        self.registries
+            .asked(&self.endpoint, effort, patience, |allowance| self.ask(&self.endpoint, url, call, allowance))
     }
 
-    fn ask(&self, endpoint: &Endpoint, url: &Url, call: &Call<'_>, deadline: Instant) -> Result<Answer, RegistryError> {
-        let (answer, _permit) = self.registries.shared.exchange(endpoint, url, call, deadline)?;
+    fn ask(
+        &self,
+        endpoint: &Endpoint,
+        url: &Url,
+        call: &Call<'_>,
+        allowance: &Allowance,
+    ) -> Result<Answer, RegistryError> {
+        let (answer, _permit) = self.registries.shared.exchange(endpoint, url, call, allowance)?;
         Ok(answer)
-    }
-
-    fn deadline(&self) -> Instant {
-        self.registries.shared.clock.now() + self.registries.patience
     }
 }
 

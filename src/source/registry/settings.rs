@@ -14,8 +14,16 @@ use serde::{Deserialize, Deserializer};
 pub const DEFAULT_CONNECTIONS: usize = 8;
 /// How many it can be set to.
 const MOST_CONNECTIONS: usize = 256;
-/// How long one can be set to be waited for without a byte.
-const STALL_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60 * 60);
+/// Range of the time limits of connections and requests.
+const TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60 * 60);
+/// The longest time that a registry can be waited for that asks to wait.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long a small request may take where nothing else is set.
+pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// How many bytes a second a layer has to bring where nothing else is set.
+pub const DEFAULT_MINIMUM_RATE: u64 = 4 << 10;
+/// How long one round of a synchronisation waits for a registry that asks to wait, where nothing else is set.
+pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(120);
 
 /// A password or token. It shows itself to nobody but [`Secret::reveal`].
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -105,6 +113,52 @@ pub struct RegistrySettings {
     /// How long it may keep silent before a connection is given up: 1 second to 1 hour.
     #[serde(deserialize_with = "duration")]
     pub stall_timeout: Option<Duration>,
+    /// How long a small request may take in all: 1 second to 1 hour.
+    #[serde(deserialize_with = "duration")]
+    pub request_timeout: Option<Duration>,
+    /// How many bytes a second a layer has to bring; 0 stands for no limit.
+    #[serde(deserialize_with = "size")]
+    pub minimum_rate: Option<u64>,
+}
+
+/// What is set for requests to all registries: `[requests]` in `strata.toml`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RequestSettings {
+    /// How long a small request may take in all, where the registry's own settings do not say it.
+    #[serde(deserialize_with = "duration")]
+    pub timeout: Option<Duration>,
+    /// How many bytes a second a layer has to bring, where the registry's own settings do not say it.
+    #[serde(deserialize_with = "size")]
+    pub minimum_rate: Option<u64>,
+    /// How long one round of a synchronisation waits for a registry that asks to wait.
+    #[serde(deserialize_with = "duration")]
+    pub patience: Option<Duration>,
+}
+
+impl RequestSettings {
+    /// Returns what is wrong with the settings, if anything is.
+    pub fn fault(&self) -> Option<&'static str> {
+        if self.timeout.is_some_and(|timeout| !TIMEOUTS.contains(&timeout)) {
+            return Some("requests.timeout is not between 1s and 1h");
+        }
+        if self.patience.is_some_and(|patience| patience > LONGEST_PATIENCE) {
+            return Some("requests.patience is more than 24h");
+        }
+        None
+    }
+
+    /// Returns how long one round of a synchronisation waits for a registry that asks to wait.
+    pub fn patience(&self) -> Duration {
+        self.patience.unwrap_or(DEFAULT_PATIENCE)
+    }
+}
+
+/// Reads a number of bytes such as `4KiB`.
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let size: Result<bytesize::ByteSize, _> = text.parse();
+    size.map(|size| Some(size.0)).map_err(|_| de::Error::custom("a number of bytes is as in \"4KiB\""))
 }
 
 /// Reads a length of time such as `90s` or `2m`.
@@ -135,8 +189,11 @@ impl RegistrySettings {
         if self.connections.is_some_and(|connections| !(1..=MOST_CONNECTIONS).contains(&connections)) {
             return Some("connections is not between 1 and 256");
         }
-        if self.stall_timeout.is_some_and(|timeout| !STALL_TIMEOUTS.contains(&timeout)) {
+        if self.stall_timeout.is_some_and(|timeout| !TIMEOUTS.contains(&timeout)) {
             return Some("stall_timeout is not between 1s and 1h");
+        }
+        if self.request_timeout.is_some_and(|timeout| !TIMEOUTS.contains(&timeout)) {
+            return Some("request_timeout is not between 1s and 1h");
         }
         None
     }
@@ -161,6 +218,8 @@ pub struct RegistriesSettings {
     pub folder: PathBuf,
     /// The settings, by host and port as images are named with them.
     pub hosts: BTreeMap<String, RegistrySettings>,
+    /// What holds for those of which nothing else is set.
+    pub requests: RequestSettings,
 }
 
 #[cfg(test)]
@@ -186,6 +245,8 @@ mod tests {
             "connections = 256",
             "stall_timeout = \"1s\"",
             "stall_timeout = \"60m\"",
+            "request_timeout = \"1s\"\nminimum_rate = \"0B\"",
+            "request_timeout = \"60m\"\nminimum_rate = \"1MiB\"",
         ] {
             assert_eq!(fault(right), None, "{right}");
         }
@@ -202,8 +263,25 @@ mod tests {
             "connections = 257",
             "stall_timeout = \"999ms\"",
             "stall_timeout = \"61m\"",
+            "request_timeout = \"999ms\"",
+            "request_timeout = \"61m\"",
         ] {
             assert!(fault(wrong).is_some(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn limits_of_all_requests_have_units_and_ranges() {
+        let parse = |text: &str| toml::from_str::<RequestSettings>(text);
+        let settings = parse("timeout = \"90s\"\nminimum_rate = \"1KiB\"\npatience = \"0s\"").unwrap();
+        assert_eq!((settings.timeout, settings.minimum_rate), (Some(Duration::from_secs(90)), Some(1024)));
+        assert_eq!((settings.patience(), settings.fault()), (Duration::ZERO, None));
+        assert_eq!(parse("").unwrap().patience(), DEFAULT_PATIENCE);
+        for wrong in ["timeout = 60", "minimum_rate = \"much\"", "minimum_rate = 1", "minimum_rat = \"1KiB\""] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["timeout = \"0s\"", "timeout = \"61m\"", "patience = \"25h\""] {
+            assert!(parse(wrong).unwrap().fault().is_some(), "{wrong}");
         }
     }
 

@@ -1,7 +1,9 @@
 //! Protocol edges, against a server that answers what a test has it answer.
 
+mod confirmed;
 mod push;
 mod server;
+mod slow;
 
 use std::net::TcpListener;
 use std::sync::{Condvar, Mutex};
@@ -13,7 +15,7 @@ use super::super::testing::{CONFIG, Files, INDEX, MANIFEST, blob_name, keeps_its
 use super::super::{PlatformRequest, Source as _, SourceError};
 use super::clock::tests::HandClock;
 use super::*;
-use server::{Asked, Reply, Server};
+use server::{Asked, Drip, Reply, Server};
 
 struct Client {
     registries: Registries,
@@ -22,10 +24,14 @@ struct Client {
 
 /// A client with credentials for the hosts, on a machine without any.
 fn client_with(hosts: &[(&str, RegistrySettings)]) -> Client {
+    let stall = Duration::from_millis(500);
+    client_within(hosts, TimeLimits { connect: Duration::from_secs(5), stall, ..TimeLimits::default() })
+}
+
+fn client_within(hosts: &[(&str, RegistrySettings)], limits: TimeLimits) -> Client {
     let hosts = hosts.iter().map(|(host, registry)| ((*host).to_owned(), registry.clone())).collect();
     let settings = RegistriesSettings { hosts, ..RegistriesSettings::default() };
     let clock = Arc::new(HandClock::default());
-    let limits = TimeLimits { connect: Duration::from_secs(5), stall: Duration::from_millis(500) };
     let registries = Registries::with_clock(settings, &|_| None, limits, Arc::clone(&clock) as Arc<dyn Clock>).unwrap();
     Client { registries, clock }
 }
@@ -197,7 +203,7 @@ fn guarded(wanted: Option<&'static str>, life: u64) -> Server {
 }
 
 fn fetch(client: &Client, server: &Server) -> Result<Digest, RegistryError> {
-    Ok(client.registries.manifest(&server.place(":1"), None)?.0.digest)
+    Ok(client.registries.manifest(&server.place(":1"), None, Effort::Whole)?.0.digest)
 }
 
 #[test]
@@ -421,7 +427,7 @@ fn failures_that_pass_are_tried_again_with_growing_pauses() {
     for (tag, attempts, seconds) in [(":gone", 1, 0.0), (":down", 5, 7.5), (":broken", 5, 7.5)] {
         let client = client();
         let before = server.asked().len();
-        client.registries.manifest(&server.place(tag), None).unwrap_err();
+        client.registries.manifest(&server.place(tag), None, Effort::Whole).unwrap_err();
         assert_eq!(server.asked().len() - before, attempts, "{tag}");
         assert_eq!(client.clock.passed().as_secs_f64(), seconds, "{tag}");
     }
@@ -566,7 +572,8 @@ fn as_many_requests_are_under_way_as_are_allowed() {
 fn server_that_falls_silent_is_given_up() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let limits = TimeLimits { connect: Duration::from_secs(5), stall: Duration::from_millis(5) };
+    let stall = Duration::from_millis(5);
+    let limits = TimeLimits { connect: Duration::from_secs(5), stall, ..TimeLimits::default() };
     let clock = Arc::new(HandClock::default());
     let registries = Registries::with_clock(RegistriesSettings::default(), &|_| None, limits, clock).unwrap();
     let name = format!("{address}/a:1").parse().unwrap();

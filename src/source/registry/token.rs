@@ -57,9 +57,11 @@ impl Slot {
         self.shown = Some(Shown { value, renew });
     }
 
-    /// Forgets everything, for lack of credentials.
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
+    /// Forgets what was `refused` and how it was got, unless there is something else to show by now.
+    pub(super) fn forget(&mut self, refused: Option<&HeaderValue>) {
+        if self.shown.as_ref().map(|shown| &shown.value) == refused {
+            *self = Self::default();
+        }
     }
 }
 

@@ -49,6 +49,10 @@ pub(super) struct Policy {
     pub longest_pause: Duration,
     /// How long to wait, in all and without a single byte, for a registry that asks for it.
     pub park_limit: Duration,
+    /// How many bytes a second have to come, on average over `rate_window`; 0 stands for no limit.
+    pub minimum_rate: u64,
+    /// Over how much time, spent in waiting for the registry, that is measured.
+    pub rate_window: Duration,
     /// How many bytes may lie in memory, at least twice [`PIECE`].
     pub ahead: usize,
     /// How many bytes are worth a reader's while.
@@ -62,6 +66,8 @@ impl Default for Policy {
             first_pause: Duration::from_millis(500),
             longest_pause: Duration::from_secs(30),
             park_limit: Duration::from_secs(600),
+            minimum_rate: 0,
+            rate_window: Duration::from_secs(60),
             ahead: 4 << 20,
             useful: 1 << 20,
         }
@@ -160,6 +166,10 @@ impl Surroundings for Reality {
 
     fn is_wanted(&self) -> bool {
         !self.0.is_abandoned()
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
     }
 
     fn chance(&mut self) -> f64 {

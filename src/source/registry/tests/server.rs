@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -31,11 +32,27 @@ pub(super) struct Reply {
     status: u16,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
+    drip: Option<Drip>,
 }
+
+/// From where on an answer comes byte by byte, until the client has had enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Drip {
+    Head,
+    Body,
+}
+
+/// The pause after each byte that drips.
+const DRIP_PAUSE: Duration = Duration::from_millis(20);
 
 impl Reply {
     pub(super) fn of(status: u16, body: impl AsRef<[u8]>) -> Self {
-        Self { status, headers: Vec::new(), body: body.as_ref().to_vec() }
+        Self { status, headers: Vec::new(), body: body.as_ref().to_vec(), drip: None }
+    }
+
+    pub(super) fn dripping(mut self, from: Drip) -> Self {
+        self.drip = Some(from);
+        self
     }
 
     pub(super) fn json(body: serde_json::Value) -> Self {
@@ -115,9 +132,22 @@ fn serve(stream: TcpStream, noted: &Mutex<Vec<Asked>>, answering: &Answering) ->
     }
     reply.headers.iter().for_each(|(name, value)| text.push_str(&format!("{name}: {value}\r\n")));
     let mut stream = reader.into_inner();
-    stream.write_all(format!("{text}\r\n").as_bytes()).ok()?;
-    if asked.method != "HEAD" {
-        stream.write_all(&reply.body).ok()?;
+    let head = format!("{text}\r\n").into_bytes();
+    let body = if asked.method == "HEAD" { Vec::new() } else { reply.body };
+    match reply.drip {
+        None => stream.write_all(&[head, body].concat()).ok(),
+        Some(Drip::Body) => {
+            stream.write_all(&head).ok()?;
+            drip(&mut stream, &body)
+        }
+        Some(Drip::Head) => drip(&mut stream, &[head, body].concat()),
+    }
+}
+
+fn drip(stream: &mut TcpStream, bytes: &[u8]) -> Option<()> {
+    for byte in bytes {
+        thread::sleep(DRIP_PAUSE);
+        stream.write_all(&[*byte]).ok()?;
     }
     Some(())
 }

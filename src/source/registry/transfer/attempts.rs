@@ -13,6 +13,9 @@ const PAUSE_AFTER_PROGRESS: Duration = Duration::from_millis(1);
 /// How long to wait at least for a registry that asks for it.
 const SHORTEST_PARK: Duration = Duration::from_secs(1);
 
+/// So many times in a row a blob may come too slowly. After the first, another connection may do better.
+const MOST_SLOW: u32 = 2;
+
 /// What attempts need of the world around them; in tests, no time passes.
 pub(super) trait Surroundings: Send {
     /// Waits, but not after nobody wants the blob any more.
@@ -20,6 +23,9 @@ pub(super) trait Surroundings: Send {
 
     /// Tells whether anybody still wants the blob.
     fn is_wanted(&self) -> bool;
+
+    /// Returns the time.
+    fn now(&self) -> Instant;
 
     /// Returns a number between 0 and 1.
     fn chance(&mut self) -> f64;
@@ -54,6 +60,11 @@ enum WrongAnswer {
     TooLong { size: u64 },
     #[error("the connection ended early")]
     EndedEarly,
+    #[error(
+        "only {bytes} bytes came in {}, and at least {minimum_rate} a second should (minimum_rate in strata.toml)",
+        humantime::format_duration(Duration::from_secs(*.seconds))
+    )]
+    TooSlow { bytes: u64, seconds: u64, minimum_rate: u64 },
     #[error("nobody wants the blob any more")]
     Unwanted,
 }
@@ -69,6 +80,16 @@ enum Remedy {
     TryAgain,
     /// Trying again, but not before then.
     Wait(Instant),
+}
+
+/// Measures how fast bytes come, while they are waited for, over all connections: one that is lost again and again may be slow,
+/// too.
+#[derive(Default)]
+struct Pace {
+    waited: Duration,
+    bytes: u64,
+    /// How many times in a row it was too slow.
+    slow: u32,
 }
 
 type Open = Box<dyn FnMut(u64) -> Result<OpenedBlob, Failure> + Send>;
@@ -87,6 +108,7 @@ pub(super) struct Attempts {
     /// How long the registry was waited for since the last byte.
     parked: Duration,
     is_at_end: bool,
+    pace: Pace,
     policy: Policy,
     surroundings: Box<dyn Surroundings>,
 }
@@ -107,6 +129,7 @@ impl Attempts {
             failures: 0,
             parked: Duration::ZERO,
             is_at_end: false,
+            pace: Pace::default(),
             policy,
             surroundings,
         }
@@ -118,11 +141,46 @@ impl Attempts {
             return Ok(0);
         }
         loop {
-            match self.attempt(buffer) {
+            let begun = self.surroundings.now();
+            let result = self.attempt(buffer);
+            let waited = self.surroundings.now().saturating_duration_since(begun);
+            match self.measured(result, waited) {
                 Ok(count) => return Ok(count),
                 Err(failure) => self.recover(failure)?,
             }
         }
+    }
+
+    /// Turns what one attempt brought into a failure if less and less comes.
+    fn measured(&mut self, result: Result<usize, Failure>, waited: Duration) -> Result<usize, Failure> {
+        self.pace.waited += waited;
+        self.pace.bytes += *result.as_ref().unwrap_or(&0) as u64;
+        let Policy { minimum_rate, rate_window, .. } = self.policy;
+        if self.pace.waited < rate_window {
+            return result;
+        }
+        let (bytes, seconds) = (self.pace.bytes, self.pace.waited.as_secs().max(1));
+        (self.pace.waited, self.pace.bytes) = (Duration::ZERO, 0);
+        if bytes / seconds >= minimum_rate || self.is_at_end {
+            self.pace.slow = 0;
+            return result;
+        }
+        self.pace.slow += 1;
+        match result {
+            // What came is handed out, and then it is the next attempt's turn.
+            Ok(count) if self.pace.slow < MOST_SLOW => {
+                self.body = None;
+                self.note_slow(bytes, seconds);
+                Ok(count)
+            }
+            Err(failure) if self.pace.slow < MOST_SLOW => Err(failure),
+            _ => Err(WrongAnswer::TooSlow { bytes, seconds, minimum_rate }.into()),
+        }
+    }
+
+    fn note_slow(&self, bytes: u64, seconds: u64) {
+        let (reached, size) = (self.reached, self.size);
+        tracing::info!("got {reached} of {size} bytes of a blob, the last {bytes} in {seconds}s: asking again");
     }
 
     fn attempt(&mut self, buffer: &mut [u8]) -> Result<usize, Failure> {
@@ -156,14 +214,27 @@ impl Attempts {
         Ok(body)
     }
 
-    fn skip(&self, body: &mut dyn Read, mut count: u64) -> Result<(), Failure> {
+    fn skip(&mut self, body: &mut dyn Read, mut count: u64) -> Result<(), Failure> {
+        if count == 0 {
+            return Ok(());
+        }
         let mut piece = vec![0; PIECE.min(usize::try_from(count).unwrap_or(PIECE))];
+        let Policy { minimum_rate, rate_window, .. } = self.policy;
+        let (begun, all) = (self.surroundings.now(), count);
         while count > 0 {
             if !self.surroundings.is_wanted() {
                 return Err(WrongAnswer::Unwanted.into());
             }
             let wanted = piece.len().min(usize::try_from(count).unwrap_or(usize::MAX));
-            count -= read_some(body, &mut piece[..wanted])? as u64;
+            let read = read_some(body, &mut piece[..wanted])? as u64;
+            // They are of no use, but they came.
+            self.pace.bytes += read;
+            count -= read;
+            let waited = self.surroundings.now().saturating_duration_since(begun);
+            let (bytes, seconds) = (all - count, waited.as_secs().max(1));
+            if waited >= rate_window && bytes / seconds < minimum_rate {
+                return Err(WrongAnswer::TooSlow { bytes, seconds, minimum_rate }.into());
+            }
         }
         Ok(())
     }
@@ -192,6 +263,8 @@ impl Attempts {
         let (reached, size, cause) = (self.reached, self.size, causes(&*failure.cause));
         match pause {
             PAUSE_AFTER_PROGRESS => tracing::debug!("got {reached} of {size} bytes of a blob, going on: {cause}"),
+            // It was said that the registry asks to wait.
+            _ if matches!(failure.remedy, Remedy::Wait(_)) => tracing::debug!("a blob waits {pause:?}: {cause}"),
             _ => tracing::info!(
                 "got {reached} of {size} bytes of a blob, going on in {:.1}s: {cause}",
                 pause.as_secs_f32()

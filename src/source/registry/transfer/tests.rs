@@ -124,9 +124,113 @@ impl Surroundings for NoTime {
         true
     }
 
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
     fn chance(&mut self) -> f64 {
         self.chance
     }
+}
+
+/// A world in which each look at the clock takes a second.
+struct Ticking(Mutex<Instant>);
+
+impl Surroundings for Ticking {
+    fn pause(&mut self, _: Duration) {}
+
+    fn is_wanted(&self) -> bool {
+        true
+    }
+
+    fn now(&self) -> Instant {
+        let mut now = self.0.lock().unwrap();
+        *now += Duration::from_secs(1);
+        *now
+    }
+
+    fn chance(&mut self) -> f64 {
+        0.5
+    }
+}
+
+/// A body that gives so many bytes at a time, and breaks after so many reads.
+struct Drops {
+    rest: u64,
+    at_once: u64,
+    reads: u32,
+}
+
+impl Read for Drops {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.reads = self.reads.checked_sub(1).ok_or(io::ErrorKind::ConnectionReset)?;
+        let count = self.at_once.min(self.rest).min(buffer.len() as u64);
+        self.rest -= count;
+        Ok(count as usize)
+    }
+}
+
+/// Reads a blob of 100,000 bytes that comes in drops; returns from where it was asked for, and how that ended.
+fn read_drops(at_once: u64, reads: u32) -> (Vec<u64>, Result<u64, String>) {
+    read_answers(move |offset, _| (offset, at_once, reads))
+}
+
+/// Reads a blob of 100,000 bytes. `answer` says from where each answer starts, how many bytes it gives at once, and after how
+/// many reads it breaks.
+fn read_answers(answer: impl Fn(u64, usize) -> (u64, u64, u32) + Send + 'static) -> (Vec<u64>, Result<u64, String>) {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&asked);
+    let size = 100_000;
+    let open = move |offset| -> Result<OpenedBlob, Refusal> {
+        let mut noted = noted.lock().unwrap();
+        let (start, at_once, reads) = answer(offset, noted.len());
+        noted.push(offset);
+        let body = Box::new(Drops { rest: size - start, at_once, reads });
+        Ok(OpenedBlob { start, length: Some(size - start), body })
+    };
+    let policy = Policy { minimum_rate: 100, rate_window: Duration::from_secs(10), ..Policy::default() };
+    let surroundings = Box::new(Ticking(Mutex::new(Instant::now())));
+    let mut attempts = Attempts::new(open, size, policy, surroundings);
+    let mut buffer = [0; 4096];
+    let mut read = 0;
+    let result = loop {
+        match attempts.read(&mut buffer) {
+            Ok(0) => break Ok(read),
+            Ok(count) => read += count as u64,
+            Err(error) => break Err(causes(&error)),
+        }
+    };
+    let asked = asked.lock().unwrap().clone();
+    (asked, result)
+}
+
+#[test]
+fn blob_that_drips_is_asked_for_once_more_and_given_up() {
+    let (asked, result) = read_drops(1, u32::MAX);
+    let error = result.unwrap_err();
+    assert!(error.contains("10 bytes came in 10s") && error.contains("minimum_rate"), "{error}");
+    assert_eq!(asked, [0, 10]);
+}
+
+#[test]
+fn blob_is_as_slow_when_its_connection_is_lost_after_each_byte() {
+    let (asked, result) = read_drops(1, 1);
+    assert!(result.unwrap_err().contains("minimum_rate"));
+    assert!(asked.len() <= 20, "{asked:?}");
+}
+
+#[test]
+fn bytes_that_are_read_over_count_as_long_as_they_come_fast_enough() {
+    let (asked, result) = read_answers(|_, number| if number == 0 { (0, 1000, 40) } else { (0, 1000, u32::MAX) });
+    assert_eq!((asked, result), (vec![0, 40_000], Ok(100_000)));
+    let (asked, result) = read_answers(|_, number| if number == 0 { (0, 1000, 40) } else { (0, 1, u32::MAX) });
+    let error = result.unwrap_err();
+    assert!(error.contains("minimum_rate") && asked.len() == 2, "{asked:?}: {error}");
+}
+
+#[test]
+fn blob_that_comes_as_fast_as_it_has_to_is_read_through_one_connection() {
+    assert_eq!(read_drops(100, u32::MAX), (vec![0], Ok(100_000)));
 }
 
 fn blob(size: usize) -> Arc<[u8]> {
