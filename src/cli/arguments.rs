@@ -198,6 +198,9 @@ pub struct Sync {
     /// Only say what there is to do, and what --prune would remove
     #[arg(long, conflicts_with_all = ["watch", "thin_images"])]
     pub dry_run: bool,
+    /// Do nothing at all while a line of the wishlist is wrong
+    #[arg(long)]
+    pub strict: bool,
     /// Push the thin images of a recipe of version 1, for Docker with the graph driver for CVMFS
     #[arg(long)]
     pub thin_images: bool,

@@ -1,5 +1,6 @@
 //! `strata sync`.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -15,7 +16,7 @@ use strata::notification::Notifications;
 use strata::sync::{
     Event, ImageState, Observer, Options, Prune, Report, ThinOutcome, ThinState, push_thin_images, round,
 };
-use strata::wishlist::{WantedImage, Wishlist};
+use strata::wishlist::{Problem, WantedImage, Wishlist};
 
 use super::arguments::{Arguments, Sync, randomness};
 use super::failure::{FAILED, LATE, PARTLY, UsageError, after, complain_late};
@@ -56,8 +57,9 @@ fn once(
     notifier: &Notifier,
 ) -> anyhow::Result<ExitCode> {
     let wishlist = Wishlist::open(&command.wishlist)?;
+    refuse_bad_lines(command, &wishlist)?;
     let thin = wishlist.thin.as_ref().filter(|_| command.thin_images);
-    if command.thin_images && thin.is_none() {
+    if command.thin_images && thin.is_none() && wishlist.bad_lines().next().is_none() {
         return Err(
             UsageError("--thin-images is for recipes of version 1, which say how they are named".to_owned()).into()
         );
@@ -68,7 +70,7 @@ fn once(
         publish_every: folder.settings().publish_every,
         side_by_side: SIDE_BY_SIDE,
     };
-    let reporter = Reporter::new(Display::start_empty(arguments.quiet), notifier);
+    let reporter = Reporter::new(Display::start_empty(arguments.quiet), notifier, &command.wishlist);
     let report = round(folder, &wishlist, &options, &reporter, &mut randomness())?;
     drop(reporter);
     // The images are published by now, so this is no reason to say that nothing was.
@@ -78,7 +80,7 @@ fn once(
         tracing::error!("no thin image is pushed: {}", causes(&error));
         None
     });
-    conclude(arguments, command, folder, &report, &thin.unwrap_or_default(), thin_is_lost)
+    conclude(arguments, command, folder, &wishlist, &report, &thin.unwrap_or_default(), thin_is_lost)
 }
 
 /// Says what became of a round, and returns its exit code.
@@ -86,14 +88,15 @@ fn conclude(
     arguments: &Arguments,
     command: &Sync,
     folder: &RepositoryFolder,
+    wishlist: &Wishlist,
     report: &Report,
     thin: &[ThinOutcome],
     thin_is_lost: bool,
 ) -> anyhow::Result<ExitCode> {
     thin.iter().for_each(report_thin);
     let printed = match arguments.json {
-        true => print_line(format_args!("{}", to_json(folder, report, thin, command.dry_run))),
-        false => print(format_args!("{}", to_text(folder, report, thin, command.dry_run))),
+        true => print_line(format_args!("{}", to_json(folder, wishlist, report, thin, command.dry_run))),
+        false => print(format_args!("{}", to_text(folder, wishlist, report, thin, command.dry_run))),
     };
     let refused = report.suspicion.filter(|_| prune(command) == Prune::Usual);
     if let Some(loss) = refused {
@@ -105,6 +108,7 @@ fn conclude(
         images: report.images.len(),
         failed: report.images.iter().filter(|(_, state)| matches!(state, ImageState::Failed(_))).count(),
         not_listed: report.failures.len(),
+        bad_lines: wishlist.bad_lines().count(),
         thin_failed: thin.iter().filter(|thin| matches!(thin.state, ThinState::Failed(_))).count(),
         is_prune_refused: refused.is_some(),
         has_published: !report.revisions.is_empty(),
@@ -127,6 +131,7 @@ struct Outcomes {
     images: usize,
     failed: usize,
     not_listed: usize,
+    bad_lines: usize,
     thin_failed: usize,
     is_prune_refused: bool,
     has_published: bool,
@@ -135,7 +140,8 @@ struct Outcomes {
 
 impl Outcomes {
     fn exit_code(self) -> u8 {
-        let is_all_well = self.failed + self.not_listed + self.thin_failed == 0 && !self.is_prune_refused;
+        let failures = self.failed + self.not_listed + self.thin_failed + self.bad_lines;
+        let is_all_well = failures == 0 && !self.is_prune_refused;
         match self.has_published {
             true if self.has_late_failure => LATE,
             _ if is_all_well && !self.has_late_failure => 0,
@@ -146,10 +152,27 @@ impl Outcomes {
     }
 }
 
+/// Fails with every bad line of a wishlist, where there is nothing else to do, or nothing else is to be done.
+fn refuse_bad_lines(command: &Sync, wishlist: &Wishlist) -> anyhow::Result<()> {
+    let path = command.wishlist.display();
+    let bad: Vec<String> = wishlist.bad_lines().map(|problem| format!("'{path}', {problem}")).collect();
+    if bad.is_empty() || !(command.strict || wishlist.wishes.is_empty()) {
+        return Ok(());
+    }
+    let reason =
+        if command.strict { "nothing is done, because of --strict" } else { "there is nothing else in the file" };
+    if let [line] = &bad[..] {
+        anyhow::bail!("{line}; {reason}");
+    }
+    bad.iter().for_each(|line| tracing::error!("{line}"));
+    anyhow::bail!("'{path}' is wrong at {} places; {reason}", bad.len());
+}
+
 /// Tells what happens while it happens: on the terminal, in the log, and in the notification file.
 struct Reporter<'a> {
     display: Display,
     notifier: &'a Notifier,
+    wishlist: &'a Path,
     counts: Counts,
 }
 
@@ -163,9 +186,9 @@ struct Counts {
 }
 
 impl<'a> Reporter<'a> {
-    fn new(display: Display, notifier: &'a Notifier) -> Self {
+    fn new(display: Display, notifier: &'a Notifier, wishlist: &'a Path) -> Self {
         display.summarise("listing tags".to_owned());
-        Self { display, notifier, counts: Counts::default() }
+        Self { display, notifier, wishlist, counts: Counts::default() }
     }
 
     fn summarise(&self) {
@@ -190,6 +213,9 @@ impl Observer for Reporter<'_> {
         self.notifier.note(&event);
         match event {
             Event::Listed(number) => add(&self.counts.all, number),
+            Event::Problem(problem) if problem.is_bad => {
+                tracing::error!("'{}', {problem}", self.wishlist.display());
+            }
             Event::Problem(problem) => tracing::warn!("{problem}"),
             Event::NotListed(failure) => {
                 tracing::error!("{failure}: {}", strata::message::causes(&*failure.error));
@@ -262,7 +288,7 @@ fn removal(report: &Report, name: &ImageName, dry_run: bool) -> &'static str {
     }
 }
 
-fn to_text(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome], dry_run: bool) -> String {
+fn to_text(folder: &RepositoryFolder, wishlist: &Wishlist, report: &Report, thin: &[ThinOutcome], dry_run: bool) -> String {
     let mut text = String::new();
     let mut counts = [0_usize; 3];
     for (_, state) in &report.images {
@@ -306,6 +332,10 @@ fn to_text(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome], dry
     if !report.failures.is_empty() {
         text += &format!("; {} lists failed", report.failures.len());
     }
+    let bad_lines = wishlist.bad_lines().count();
+    if bad_lines > 0 {
+        text += &format!("; {bad_lines} mistakes in the wishlist");
+    }
     let revisions: Vec<String> = report.revisions.iter().map(|revision| revision.number.to_string()).collect();
     if !revisions.is_empty() {
         let (objects, bytes) = (report.written.objects, ByteSize(report.written.bytes));
@@ -315,7 +345,7 @@ fn to_text(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome], dry
     text + "\n"
 }
 
-fn to_json(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome], dry_run: bool) -> Value {
+fn to_json(folder: &RepositoryFolder, wishlist: &Wishlist, report: &Report, thin: &[ThinOutcome], dry_run: bool) -> Value {
     let image = |(image, state): &(WantedImage, ImageState)| {
         let mut json = json!({"image": image.argument.to_string(), "name": image.name().to_string()});
         match state {
@@ -350,6 +380,7 @@ fn to_json(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome], dry
             "error": on_one_line(&strata::message::causes(&*failure.error))})
     };
     let names = |names: &[ImageName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let bad_line = |problem: &Problem| json!({"line": problem.line, "column": problem.column, "error": on_one_line(&problem.text)});
     json!({
         "repository": folder.name().as_str(),
         "dry-run": dry_run,
@@ -359,6 +390,7 @@ fn to_json(folder: &RepositoryFolder, report: &Report, thin: &[ThinOutcome], dry
         "removed": names(&report.removed),
         "prunable": names(&report.prunable),
         "not-listed": report.failures.iter().map(failure).collect::<Vec<_>>(),
+        "bad-lines": wishlist.bad_lines().map(bad_line).collect::<Vec<_>>(),
         "images": report.images.iter().map(image).collect::<Vec<_>>(),
         "artifacts": report.artifacts.iter().map(artifact).collect::<Vec<_>>(),
         "thin-images": thin.iter().map(thin_json).collect::<Vec<_>>(),

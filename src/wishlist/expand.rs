@@ -131,7 +131,7 @@ fn expand_one(wish: &Wish, listing: &dyn Listing) -> Expansion {
     }
     let Expanding { mut result, .. } = expanding;
     if result.images.is_empty() && result.failures.is_empty() {
-        result.problems.push(Problem { line: wish.line, text: "no image matches".to_owned() });
+        result.problems.push(Problem::hint(wish.line, "no image matches".to_owned()));
     }
     result
 }
@@ -172,7 +172,7 @@ fn conflict(first: &WantedImage, second: &WantedImage) -> Option<Problem> {
         return None;
     };
     let text = format!("'{}' is wanted {matter} already at line {}, which counts", second.name(), first.line);
-    Some(Problem { line: second.line, text })
+    Some(Problem::hint(second.line, text))
 }
 
 struct Expanding<'w> {
@@ -241,7 +241,7 @@ impl Expanding<'_> {
             let shown: Vec<String> =
                 invalid.iter().take(SHOWN_NAMES).map(|name| format!("{:?}", shortened(name))).collect();
             let text = format!("the registry lists what is no {kind}, {} times: {}", invalid.len(), shown.join(", "));
-            self.result.problems.push(Problem { line: self.wish.line, text });
+            self.result.problems.push(Problem::hint(self.wish.line, text));
         }
         valid
     }

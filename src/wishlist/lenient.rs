@@ -9,14 +9,16 @@ use super::{Problem, Wanted, Wish, Wishlist};
 
 const KEYS: [&str; 5] = ["version", "user", "cvmfs_repo", "output_format", "input"];
 
-/// Reads a recipe; what cannot be used of its input becomes a problem.
+/// Reads a recipe; what cannot be used of it becomes a problem.
 pub(super) fn read(document: &Node, name: String) -> Result<Wishlist, Fault> {
-    let mut problems = Vec::new();
+    let mut problems: Vec<Problem> = document.repeated_keys().into_iter().map(Problem::bad).collect();
     for (key, _) in document.map()? {
-        if let Ok(text) = key.text()
-            && !KEYS.contains(&text)
-        {
-            problems.push(Problem { line: key.line, text: format!("unknown key {text:?} is ignored") });
+        match key.text() {
+            Ok(text) if !KEYS.contains(&text) => {
+                problems.push(Problem::hint(key.line, format!("unknown key {text:?} is ignored")));
+            }
+            Ok(_) => {}
+            Err(fault) => problems.push(Problem::bad(fault)),
         }
     }
     // Without a list at all, the file is hardly a wishlist, and taking it for an empty one could remove every image.
@@ -25,14 +27,19 @@ pub(super) fn read(document: &Node, name: String) -> Result<Wishlist, Fault> {
     for item in items(input)? {
         match wish(item, &mut problems) {
             Ok(wish) => wishes.push(wish),
-            Err(text) => problems.push(Problem { line: item.line, text: format!("skipped: {text}") }),
+            Err(text) => problems.push(Problem::bad(item.fault(format!("skipped: {text}")))),
         }
     }
     let text_of = |key: &str| document.get(key).filter(|node| !is_empty(node)).map(Node::text).transpose();
-    let format = text_of("output_format")?.map(OutputFormat::new).unwrap_or_default();
-    let thin = ThinImages { format, user: text_of("user")?.map(str::to_owned) };
     let repository = text_of("cvmfs_repo")?.map(str::to_owned);
-    Ok(Wishlist { name, repository, wishes, problems, thin: Some(thin) })
+    // Under other names than the recipe means, or as somebody else, no thin image is pushed.
+    let thin = text_of("output_format").and_then(|format| {
+        let format = format.map(OutputFormat::new).unwrap_or_default();
+        Ok(ThinImages { format, user: text_of("user")?.map(str::to_owned) })
+    });
+    let thin = thin.map_err(|fault| problems.push(Problem::bad(fault))).ok();
+    problems.sort_by_key(|problem| (problem.line, problem.column));
+    Ok(Wishlist { name, repository, wishes, problems, thin })
 }
 
 /// Returns the items of the list; an `input:` whose items are all commented out has none.
@@ -62,7 +69,7 @@ fn wish(item: &Node, problems: &mut Vec<Problem>) -> Result<Wish, String> {
             }
             if let Some(sign) = tag.chars().find(|&c| !is_of_tags(c)) {
                 let text = format!("{text:?} matches nothing: {sign:?} stands for itself, and no tag has one");
-                problems.push(Problem { line: item.line, text });
+                problems.push(Problem::hint(item.line, text));
             }
             Wanted::Tags { place: reference.place, filter: TagFilter::including(vec![Glob::of_stars(tag)]) }
         }
@@ -131,6 +138,8 @@ input:
         assert_eq!(lines, [1, 4, 5, 6, 7, 8]);
         assert_eq!(wishlist.problems[0].to_string(), "line 1: unknown key \"maintainer\" is ignored");
         assert_eq!(wishlist.problems[1].text, "skipped: \"h.org/b\": it has neither tag nor digest");
+        assert_eq!(wishlist.problems[1].column, Some(3));
+        assert_eq!(wishlist.problems.iter().filter(|problem| problem.is_bad).count(), 5);
         let lines: Vec<usize> = wishlist.wishes.iter().map(|wish| wish.line).collect();
         assert_eq!(lines, [3, 9]);
     }
@@ -144,6 +153,15 @@ input:
         let Wanted::Tags { filter, .. } = &wishlist.wishes[2].what else { panic!("has no wildcard") };
         let tags = ["1.5", "1x5", "11.5"].map(str::to_owned);
         assert_eq!(filter.select(&tags), ["1.5"]);
+    }
+
+    #[test]
+    fn mistakes_beside_the_input_are_told_and_the_input_is_followed() {
+        let wishlist = parse("input: [h.org/a:1]\ninput: [h.org/b:1]\n? [x]\n: y\noutput_format: [z]\n").unwrap();
+        let lines: Vec<usize> = wishlist.problems.iter().map(|problem| problem.line).collect();
+        assert_eq!((lines, wishlist.wishes.len()), (vec![2, 3, 5], 1));
+        assert!(wishlist.problems.iter().all(|problem| problem.is_bad) && wishlist.thin.is_none());
+        assert!(parse("input: []\ncvmfs_repo: [a]\n").is_err(), "nobody knows which repository it is for");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Wishlists: which images a repository should hold.
 //!
-//! There are two versions of the file. Version 1 is DUCC's recipe as people have it: it is read leniently, and what
-//! cannot be used is skipped with a [`Problem`], so that one bad line does not stop the others. Version 2 is strata's own:
-//! a mistake in it is an error, since a misspelt option would quietly do something else.
+//! There are two versions of the file. Version 1 is DUCC's recipe as people have it: it is read leniently. Version 2 is
+//! strata's own: a misspelt option in it would quietly do something else, so that each mistake spoils its wish. In both, what
+//! cannot be used is skipped with a [`Problem`] that says where it stands, so that one bad line does not stop the others.
 //!
 //! A wish may stand for many images. [`expand`] asks registries, through a [`Listing`], what there is, and answers with
 //! the exact images, always in the same order: that of the file, and within a wish by repository and version.
@@ -123,17 +123,41 @@ pub enum Wanted {
 pub struct Problem {
     /// The line, from 1.
     pub line: usize,
+    /// The character in the line, from 1, if that is known.
+    pub column: Option<usize>,
     /// What is the matter.
     pub text: String,
+    /// Whether something is not followed for it. Otherwise it only looks like a mistake.
+    pub is_bad: bool,
+}
+
+impl Problem {
+    /// Tells that something looks like a mistake.
+    fn hint(line: usize, text: String) -> Self {
+        Self { line, column: None, text, is_bad: false }
+    }
+
+    /// Tells that something is not followed, as it is wrong.
+    fn bad(Fault { line, column, text }: Fault) -> Self {
+        Self { line, column: Some(column), text, is_bad: true }
+    }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}: {}", self.line, self.text)
+        match self.column {
+            Some(column) => write!(f, "line {}, column {column}: {}", self.line, self.text),
+            None => write!(f, "line {}: {}", self.line, self.text),
+        }
     }
 }
 
 impl Wishlist {
+    /// Returns what of the file is not followed, as it is wrong.
+    pub fn bad_lines(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.iter().filter(|problem| problem.is_bad)
+    }
+
     /// Reads the wishlist at `path`.
     pub fn open(path: &Path) -> Result<Self, WishlistError> {
         let read_error = |source| WishlistError::Read { path: path.to_owned(), source };

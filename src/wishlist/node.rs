@@ -2,6 +2,7 @@
 //!
 //! Scalars stay texts as they are written: YAML would take the tag `22.10` for a number and lose its zero.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -27,6 +28,33 @@ pub(super) struct Fault {
     pub text: String,
 }
 
+/// Collects what is wrong with the parts of a document, so that all of it is told at once.
+#[derive(Debug, Default)]
+pub(super) struct Faults(Vec<Fault>);
+
+impl Faults {
+    /// Adds a fault.
+    pub fn add(&mut self, fault: Fault) {
+        self.0.push(fault);
+    }
+
+    /// Returns a value, or keeps what is wrong.
+    pub fn take<T>(&mut self, result: Result<T, Fault>) -> Option<T> {
+        result.map_err(|fault| self.add(fault)).ok()
+    }
+
+    /// Returns how many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Returns the faults in the order of the document.
+    pub fn sorted(mut self) -> Vec<Fault> {
+        self.0.sort_by_key(|fault| (fault.line, fault.column));
+        self.0
+    }
+}
+
 /// A part of a document.
 #[derive(Debug)]
 pub(super) struct Node {
@@ -43,8 +71,10 @@ pub(super) enum Value {
     /// Nothing stands there, or `null`.
     Nothing,
     Text(String),
+    /// A text that is too long to keep, and its length in bytes.
+    TooLong(usize),
     List(Vec<Node>),
-    /// In the order of the document; no text is twice a key.
+    /// In the order of the document. A key may be anything, and stand there twice.
     Map(Vec<(Node, Node)>),
 }
 
@@ -62,9 +92,10 @@ impl Node {
             },
             alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MOST_REPEATED },
             with_snippet: false,
+            duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::PassThrough,
         };
         let raw: RawNode = serde_saphyr::from_str_with_options(text, options).map_err(|error| syntax_fault(&error))?;
-        raw.settle(text)
+        Ok(raw.settle(text))
     }
 
     /// Returns a fault of this part.
@@ -77,16 +108,26 @@ impl Node {
         match &self.value {
             Value::Text(text) if text.is_empty() => Err(self.fault("an empty text says nothing")),
             Value::Text(text) => Ok(text),
+            Value::TooLong(length) => {
+                Err(self.fault(format!("a text of {length} bytes is longer than the {LONGEST_TEXT} that are read")))
+            }
             _ => Err(self.fault(format!("a text belongs here, not {}", self.kind()))),
         }
     }
 
-    /// Returns the texts that this part lists, or the only one that it is; there is at least one.
-    pub fn texts(&self) -> Result<Vec<(&Node, &str)>, Fault> {
+    /// Returns the texts that this part lists, or the only one that it is; there is at least one, or a fault.
+    pub fn texts(&self, faults: &mut Faults) -> Vec<(&Node, &str)> {
+        let mut text = |node: &'_ Node| -> Option<()> { faults.take(node.text().map(drop)) };
         match &self.value {
-            Value::List(items) if items.is_empty() => Err(self.fault("an empty list says nothing")),
-            Value::List(items) => items.iter().map(|item| Ok((item, item.text()?))).collect(),
-            _ => Ok(vec![(self, self.text()?)]),
+            Value::List(items) if items.is_empty() => {
+                faults.add(self.fault("an empty list says nothing"));
+                Vec::new()
+            }
+            Value::List(items) => {
+                let right = items.iter().filter(|item| text(item).is_some());
+                right.filter_map(|item| Some((item, item.text().ok()?))).collect()
+            }
+            _ => text(self).and_then(|()| Some(vec![(self, self.text().ok()?)])).unwrap_or_default(),
         }
     }
 
@@ -112,14 +153,31 @@ impl Node {
         }
     }
 
-    /// Returns the map that this part is, after seeing that it has none but the `known` keys.
-    pub fn map_of(&self, known: &[&str]) -> Result<&Self, Fault> {
-        for (key, _) in self.map()? {
-            if !known.contains(&key.text()?) {
-                return Err(key.fault(format!("unknown key {:?}; known here: {}", key.text()?, known.join(", "))));
+    /// Returns what is wrong with this part as a map of the `known` keys, whatever their values are.
+    pub fn check_keys(&self, known: &[&str], faults: &mut Faults) {
+        let entries = match self.map() {
+            Ok(entries) => entries,
+            Err(fault) => return faults.add(fault),
+        };
+        for (key, _) in entries {
+            match key.text() {
+                Ok(text) if !known.contains(&text) => {
+                    faults.add(key.fault(format!("unknown key {text:?}; known here: {}", known.join(", "))));
+                }
+                Ok(_) => {}
+                Err(fault) => faults.add(fault),
             }
         }
-        Ok(self)
+        self.repeated_keys().into_iter().for_each(|fault| faults.add(fault));
+    }
+
+    /// Returns a fault for each key that is there a second time; the first one's value counts.
+    pub fn repeated_keys(&self) -> Vec<Fault> {
+        let Value::Map(entries) = &self.value else { return Vec::new() };
+        let mut seen = HashSet::new();
+        let texts = entries.iter().filter_map(|(key, _)| Some((key, key.text().ok()?)));
+        let repeated = texts.filter(|(_, text)| !seen.insert(*text));
+        repeated.map(|(key, text)| key.fault(format!("the key {text:?} is there twice"))).collect()
     }
 
     /// Returns the value of a key, if this part is a map that has it.
@@ -135,6 +193,7 @@ impl Node {
         match &self.value {
             Value::Nothing => "nothing",
             Value::Text(_) => "a text",
+            Value::TooLong(_) => "a text that is too long",
             Value::List(_) => "a list",
             Value::Map(_) => "keys with values",
         }
@@ -171,33 +230,21 @@ enum RawValue {
 
 impl RawNode {
     /// Returns the part with its texts as `document` has them.
-    fn settle(self, document: &str) -> Result<Node, Fault> {
+    fn settle(self, document: &str) -> Node {
         let (line, column) = place(self.0.referenced);
-        let fault = |text: String| Err(Fault { line, column, text });
         let span = self.0.defined.span();
         let value = match self.0.value {
             RawValue::Nothing => Value::Nothing,
             RawValue::Text(text) => Value::Text(text),
             RawValue::Bare(text) => Value::Text(written(document, span).unwrap_or(text)),
-            RawValue::TooLong(length) => {
-                return fault(format!("a text of {length} bytes is longer than the {LONGEST_TEXT} that are read"));
-            }
-            RawValue::List(items) => {
-                Value::List(items.into_iter().map(|item| item.settle(document)).collect::<Result<_, _>>()?)
-            }
+            RawValue::TooLong(length) => Value::TooLong(length),
+            RawValue::List(items) => Value::List(items.into_iter().map(|item| item.settle(document)).collect()),
             RawValue::Map(entries) => {
-                Value::Map(entries.into_iter().map(|entry| settle_entry(entry, document)).collect::<Result<_, _>>()?)
+                let settled = |(key, value): (Self, Self)| (key.settle(document), value.settle(document));
+                Value::Map(entries.into_iter().map(settled).collect())
             }
         };
-        Ok(Node { line, column, value })
-    }
-}
-
-fn settle_entry((key, value): (RawNode, RawNode), document: &str) -> Result<(Node, Node), Fault> {
-    let key = key.settle(document)?;
-    match key.value {
-        Value::Text(_) => Ok((key, value.settle(document)?)),
-        _ => Err(key.fault(format!("a key is a text, not {}", key.kind()))),
+        Node { line, column, value }
     }
 }
 
@@ -286,7 +333,7 @@ mod tests {
     #[test]
     fn scalars_stay_as_they_are_written() {
         let node = Node::parse("[22.10, 007, yes, 1e3, \"q\", 0x10, 3_000, -1]").unwrap();
-        let texts: Vec<&str> = node.texts().unwrap().into_iter().map(|(_, text)| text).collect();
+        let texts: Vec<&str> = node.texts(&mut Faults::default()).into_iter().map(|(_, text)| text).collect();
         assert_eq!(texts, ["22.10", "007", "yes", "1e3", "q", "0x10", "3_000", "-1"]);
     }
 
@@ -315,20 +362,28 @@ mod tests {
     fn depth_and_length_are_bounded() {
         assert!(Node::parse(&"[".repeat(100_000)).is_err());
         assert!(Node::parse(&"- ".repeat(100_000)).is_err());
-        assert!(Node::parse(&"a".repeat(LONGEST_TEXT)).is_ok());
-        assert!(Node::parse(&"a".repeat(LONGEST_TEXT + 1)).is_err());
+        assert!(Node::parse(&"a".repeat(LONGEST_TEXT)).unwrap().text().is_ok());
+        let fault = Node::parse(&"a".repeat(LONGEST_TEXT + 1)).unwrap().text().unwrap_err();
+        assert!(fault.text.contains("4097 bytes"), "{fault:?}");
         assert!(Node::parse(&"- \n".repeat(MOST_NODES + 1)).is_err());
     }
 
     #[test]
+    fn keys_that_are_unknown_repeated_or_no_texts_are_placed_all_at_once() {
+        let node = Node::parse("a: 1\n? [x]\n: 2\nb: 3\na: 4\nc: 5\n").unwrap();
+        let mut faults = Faults::default();
+        node.check_keys(&["a", "c"], &mut faults);
+        let faults: Vec<(usize, String)> = faults.sorted().into_iter().map(|fault| (fault.line, fault.text)).collect();
+        assert_eq!(faults.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [2, 4, 5]);
+        assert!(faults[1].1.contains("unknown key \"b\"") && faults[2].1.contains("twice"), "{faults:?}");
+        assert_eq!(node.get("a").unwrap().text().unwrap(), "1");
+    }
+
+    #[test]
     fn mistakes_of_form_are_placed() {
-        for (text, line, part) in [
-            ("a: 1\nb: [\n", 2, "bracket"),
-            ("a: 1\na: 2\n", 2, "a"),
-            ("a: 1\n\tb: 2\n", 1, "tab"),
-            ("a: 1\n---\nb: 2\n", 2, ""),
-            ("a: 1\n? [x]\n: 2\n", 2, "key"),
-        ] {
+        for (text, line, part) in
+            [("a: 1\nb: [\n", 2, "bracket"), ("a: 1\n\tb: 2\n", 1, "tab"), ("a: 1\n---\nb: 2\n", 2, "")]
+        {
             let fault = Node::parse(text).unwrap_err();
             assert!(
                 fault.line == line && fault.text.contains(part) && !fault.text.contains('\n'),

@@ -1,6 +1,6 @@
 //! How the images of a wish are published.
 
-use super::node::{Fault, Node, Value};
+use super::node::{Fault, Faults, Node, Value};
 use crate::image::{FullName, Platform};
 
 /// How the images of a wish are published.
@@ -64,46 +64,52 @@ impl WishOptions {
     /// The keys of a wish that [`WishOptions::read`] reads.
     pub(super) const KEYS: [&str; 6] = ["platforms", "layers", "flat", "podman", "chains", "strict"];
 
-    /// Reads the options among the keys of `node`; those that it does not name are as they are here.
-    pub(super) fn read(&self, node: &Node) -> Result<Self, Fault> {
+    /// Reads the options among the keys of `node`; those that it does not name, or names wrongly, are as they are here.
+    pub(super) fn read(&self, node: &Node, faults: &mut Faults) -> Self {
         let mut options = self.clone();
-        let flags = [
-            ("layers", &mut options.layers),
-            ("flat", &mut options.flat),
-            ("podman", &mut options.podman),
-            ("strict", &mut options.strict),
-        ];
-        for (key, flag) in flags {
+        for key in Self::KEYS {
             if let Some(value) = node.get(key) {
-                *flag = value.flag()?;
+                options.set(key, value, faults);
             }
         }
-        if let Some(value) = node.get("platforms") {
-            options.platforms = platforms(value)?;
-        }
-        if let Some(value) = node.get("chains") {
-            options.chains = chains(value)?;
-        }
-        Ok(options)
+        options
+    }
+
+    /// Sets one of the [`KEYS`](Self::KEYS).
+    pub(super) fn set(&mut self, key: &str, value: &Node, faults: &mut Faults) {
+        let flag = match key {
+            "layers" => &mut self.layers,
+            "flat" => &mut self.flat,
+            "podman" => &mut self.podman,
+            "strict" => &mut self.strict,
+            "platforms" => {
+                self.platforms = platforms(value, faults);
+                return;
+            }
+            _ => {
+                self.chains = faults.take(chains(value)).unwrap_or_default();
+                return;
+            }
+        };
+        *flag = faults.take(value.flag()).unwrap_or(*flag);
     }
 }
 
-fn platforms(node: &Node) -> Result<PlatformOption, Fault> {
+fn platforms(node: &Node, faults: &mut Faults) -> PlatformOption {
     if matches!(&node.value, Value::Text(text) if text == "all") {
-        return Ok(PlatformOption::All);
+        return PlatformOption::All;
     }
     let mut platforms = Vec::new();
-    for (item, text) in node.texts()? {
-        let platform: Platform = item.parsed()?;
+    for (item, text) in node.texts(faults) {
         let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'_' | b'-');
-        if !text.bytes().all(is_plain) {
-            return Err(item.fault(format!("{text:?} is no platform")));
-        }
-        if !platforms.contains(&platform) {
-            platforms.push(platform);
+        match item.parsed::<Platform>() {
+            Ok(_) if !text.bytes().all(is_plain) => faults.add(item.fault(format!("{text:?} is no platform"))),
+            Ok(platform) if !platforms.contains(&platform) => platforms.push(platform),
+            Ok(_) => {}
+            Err(fault) => faults.add(fault),
         }
     }
-    Ok(PlatformOption::Listed(platforms))
+    PlatformOption::Listed(platforms)
 }
 
 fn chains(node: &Node) -> Result<ChainOption, Fault> {

@@ -1,16 +1,16 @@
-//! Version 2 of the file: strata's own. Every mistake is an error.
+//! Version 2 of the file: strata's own. A wish with a mistake is not followed.
 
 use std::num::NonZeroUsize;
 
-use regex::RegexBuilder;
+use regex::{Regex, RegexBuilder};
 
 use super::filter::{Glob, NameFilter, TagFilter};
-use super::node::{Fault, Node, Value};
+use super::node::{Fault, Faults, Node, Value};
 use super::options::WishOptions;
 use super::place::{Reference, is_host, without_scheme};
 use super::project::{Project, ProjectApi};
 use super::version;
-use super::{Wanted, Wish, Wishlist};
+use super::{Problem, Wanted, Wish, Wishlist};
 
 /// The longest pattern in bytes: more than the longest repository name, 255.
 const LONGEST_PATTERN: usize = 300;
@@ -19,76 +19,130 @@ const LONGEST_PATTERN: usize = 300;
 const REGEX_SIZE: usize = 1 << 20;
 
 /// Reads a wishlist; `name` is what it is called where it does not say so.
+///
+/// A wish with a mistake is not followed, since a misspelt option would quietly do something else, and the others are. What
+/// says which wishlist it is cannot be guessed: a mistake there is an error.
 pub(super) fn read(document: &Node, name: String) -> Result<Wishlist, Fault> {
-    document.map_of(&["version", "name", "repository", "defaults", "images"])?;
+    let mut faults = Faults::default();
+    document.check_keys(&["version", "name", "repository", "defaults", "images"], &mut faults);
     let text_of = |key: &str| document.get(key).map(|node| node.text().map(str::to_owned)).transpose();
-    let defaults = match document.get("defaults") {
-        Some(node) => WishOptions::default().read(node.map_of(&WishOptions::KEYS)?)?,
-        None => WishOptions::default(),
-    };
+    let (name, repository) = (text_of("name")?.unwrap_or(name), text_of("repository")?);
     let images = document.get("images").ok_or_else(|| document.fault("there is no 'images', the list of wishes"))?;
     let Value::List(items) = &images.value else {
         return Err(images.fault("'images' is not a list; one without wishes is written []"));
     };
-    let wishes = items.iter().map(|item| wish(item, &defaults)).collect::<Result<_, _>>()?;
-    let (name, repository) = (text_of("name")?.unwrap_or(name), text_of("repository")?);
-    Ok(Wishlist { name, repository, wishes, problems: Vec::new(), thin: None })
+    let defaults = document.get("defaults").map(|node| Defaults::read(node, &mut faults)).unwrap_or_default();
+    let (mut wishes, mut unclear) = (Vec::new(), 0);
+    for item in items {
+        let before = faults.count();
+        let wish = wish(item, &defaults.options, &mut faults).filter(|_| faults.count() == before);
+        match wish {
+            Some(wish) if defaults.are_clear_for(item) => wishes.push(wish),
+            Some(_) => unclear += 1,
+            None => {}
+        }
+    }
+    if let (Some(node), 1..) = (document.get("defaults"), unclear) {
+        faults.add(node.fault(format!("{unclear} wishes are not followed, which rely on what is wrong in 'defaults'")));
+    }
+    let problems = faults.sorted().into_iter().map(Problem::bad).collect();
+    Ok(Wishlist { name, repository, wishes, problems, thin: None })
 }
 
-fn wish(item: &Node, defaults: &WishOptions) -> Result<Wish, Fault> {
+/// What holds for wishes that say nothing else.
+#[derive(Default)]
+struct Defaults {
+    options: WishOptions,
+    /// The options that are set wrongly.
+    wrong: Vec<&'static str>,
+    /// Whether something else is wrong, so that it is not clear what was meant.
+    is_unclear: bool,
+}
+
+impl Defaults {
+    fn read(node: &Node, faults: &mut Faults) -> Self {
+        let before = faults.count();
+        node.check_keys(&WishOptions::KEYS, faults);
+        let mut defaults = Self { is_unclear: faults.count() > before, ..Self::default() };
+        for key in WishOptions::KEYS {
+            let before = faults.count();
+            if let Some(value) = node.get(key) {
+                defaults.options.set(key, value, faults);
+            }
+            if faults.count() > before {
+                defaults.wrong.push(key);
+            }
+        }
+        defaults
+    }
+
+    /// Tells whether a wish relies on nothing that is wrong.
+    fn are_clear_for(&self, item: &Node) -> bool {
+        !self.is_unclear && self.wrong.iter().all(|key| item.get(key).is_some())
+    }
+}
+
+fn wish(item: &Node, defaults: &WishOptions, faults: &mut Faults) -> Option<Wish> {
     match &item.value {
         Value::Text(text) => {
-            let what = image_or_tags(item, text, None)?;
-            Ok(Wish { line: item.line, what, options: defaults.clone() })
+            let what = image_or_tags(item, text, None, faults)?;
+            Some(Wish { line: item.line, what, options: defaults.clone() })
         }
-        Value::Map(_) if item.get("project").is_some() => project_wish(item, defaults),
-        Value::Map(_) if item.get("image").is_some() => image_wish(item, defaults),
-        _ => Err(item.fault("a wish is an image name, or has the key 'image' or 'project'")),
+        Value::Map(_) if item.get("project").is_some() => project_wish(item, defaults, faults),
+        Value::Map(_) if item.get("image").is_some() => image_wish(item, defaults, faults),
+        Value::TooLong(_) => faults.take(item.text().map(drop)).and(None),
+        _ => {
+            faults.add(item.fault("a wish is an image name, or has the key 'image' or 'project'"));
+            None
+        }
     }
 }
 
-fn image_wish(item: &Node, defaults: &WishOptions) -> Result<Wish, Fault> {
-    item.map_of(&[&["image", "tags", "name"][..], &WishOptions::KEYS].concat())?;
-    let mut options = defaults.read(item)?;
-    let image = item.get("image").ok_or_else(|| item.fault("there is no 'image'"))?;
-    let what = image_or_tags(image, image.text()?, item.get("tags"))?;
+fn image_wish(item: &Node, defaults: &WishOptions, faults: &mut Faults) -> Option<Wish> {
+    item.check_keys(&[&["image", "tags", "name"][..], &WishOptions::KEYS].concat(), faults);
+    let mut options = defaults.read(item, faults);
+    let image = item.get("image")?;
+    let text = faults.take(image.text());
+    let what = text.and_then(|text| image_or_tags(image, text, item.get("tags"), faults));
     if let Some(name) = item.get("name") {
-        if !matches!(what, Wanted::Image(_)) {
-            return Err(name.fault("'name' is for a wish for one image, and this one may stand for several"));
+        if matches!(what, Some(Wanted::Tags { .. } | Wanted::Project { .. })) {
+            faults.add(name.fault("'name' is for a wish for one image, and this one may stand for several"));
         }
-        options.name = Some(name.parsed()?);
+        options.name = faults.take(name.parsed());
     }
-    Ok(Wish { line: item.line, what, options })
+    Some(Wish { line: item.line, what: what?, options })
 }
 
 /// Reads what `text` names, with the filter for its tags if there is one beside it.
-fn image_or_tags(node: &Node, text: &str, tags: Option<&Node>) -> Result<Wanted, Fault> {
-    let reference = Reference::parse(text).map_err(|error| node.fault(error))?;
-    match (reference.tag, tags) {
+fn image_or_tags(node: &Node, text: &str, tags: Option<&Node>, faults: &mut Faults) -> Option<Wanted> {
+    // What is wrong with the tags is told, whatever is wrong with the name.
+    let filter = tags.map(|tags| tag_filter(tags, faults));
+    let reference = faults.take(Reference::parse(text).map_err(|error| node.fault(error)))?;
+    let what = match (reference.tag, tags.zip(filter)) {
         (None, None) if reference.digest.is_none() => {
             Err(node.fault(format!("{text:?} has neither tag nor digest, and there is no 'tags'")))
         }
-        (None, Some(tags)) if reference.digest.is_none() => {
-            Ok(Wanted::Tags { place: reference.place, filter: tag_filter(tags)? })
+        (None, Some((_, filter))) if reference.digest.is_none() => Ok(Wanted::Tags { place: reference.place, filter }),
+        (_, Some((tags, _))) => {
+            Err(tags.fault(format!("{text:?} already says which image: leave its tag or 'tags' out")))
         }
-        (_, Some(tags)) => Err(tags.fault(format!("{text:?} already says which image: leave its tag or 'tags' out"))),
-        (Some(tag), None) if tag.contains('*') => {
-            if reference.digest.is_some() {
-                return Err(node.fault(format!("{text:?} has both a wildcard and a digest")));
-            }
-            Ok(Wanted::Tags { place: reference.place, filter: TagFilter::including(vec![glob(node, tag)?]) })
+        (Some(tag), None) if tag.contains('*') && reference.digest.is_some() => {
+            Err(node.fault(format!("{text:?} has both a wildcard and a digest")))
         }
+        (Some(tag), None) if tag.contains('*') => glob(node, tag)
+            .map(|glob| Wanted::Tags { place: reference.place, filter: TagFilter::including(vec![glob]) }),
         (_, None) => reference.image().map(Wanted::Image).map_err(|error| node.fault(error)),
-    }
+    };
+    faults.take(what)
 }
 
-fn project_wish(item: &Node, defaults: &WishOptions) -> Result<Wish, Fault> {
-    item.map_of(&[&["project", "api", "api_url", "repositories", "tags"][..], &WishOptions::KEYS].concat())?;
-    let options = defaults.read(item)?;
-    let project = project(item)?;
-    let repositories = item.get("repositories").map(name_filter).transpose()?.unwrap_or_default();
-    let tags = item.get("tags").map(tag_filter).transpose()?.unwrap_or_default();
-    Ok(Wish { line: item.line, what: Wanted::Project { project, repositories, tags }, options })
+fn project_wish(item: &Node, defaults: &WishOptions, faults: &mut Faults) -> Option<Wish> {
+    item.check_keys(&[&["project", "api", "api_url", "repositories", "tags"][..], &WishOptions::KEYS].concat(), faults);
+    let options = defaults.read(item, faults);
+    let project = faults.take(project(item));
+    let repositories = item.get("repositories").map(|node| name_filter(node, faults)).unwrap_or_default();
+    let tags = item.get("tags").map(|node| tag_filter(node, faults)).unwrap_or_default();
+    Some(Wish { line: item.line, what: Wanted::Project { project: project?, repositories, tags }, options })
 }
 
 fn project(item: &Node) -> Result<Project, Fault> {
@@ -144,52 +198,57 @@ fn gitlab(api: &Node, url: Option<&Node>, host: &str) -> Result<ProjectApi, Faul
     Ok(ProjectApi::GitLab { api_url: text.to_owned() })
 }
 
-fn name_filter(node: &Node) -> Result<NameFilter, Fault> {
+fn name_filter(node: &Node, faults: &mut Faults) -> NameFilter {
     if !matches!(node.value, Value::Map(_)) {
-        return Ok(NameFilter { include: globs(node)?, ..NameFilter::default() });
+        return NameFilter { include: globs(node, faults), ..NameFilter::default() };
     }
-    node.map_of(&["include", "exclude"])?;
+    node.check_keys(&["include", "exclude"], faults);
     let mut filter = NameFilter::default();
     if let Some(include) = node.get("include") {
-        filter.include = globs(include)?;
+        filter.include = globs(include, faults);
     }
     if let Some(exclude) = node.get("exclude") {
-        filter.exclude = globs(exclude)?;
+        filter.exclude = globs(exclude, faults);
     }
-    Ok(filter)
+    filter
 }
 
-fn tag_filter(node: &Node) -> Result<TagFilter, Fault> {
+fn tag_filter(node: &Node, faults: &mut Faults) -> TagFilter {
     if !matches!(node.value, Value::Map(_)) {
-        return Ok(TagFilter::including(globs(node)?));
+        return TagFilter::including(globs(node, faults));
     }
-    node.map_of(&["include", "exclude", "regex", "semver", "newest"])?;
+    node.check_keys(&["include", "exclude", "regex", "semver", "newest"], faults);
     let mut filter = TagFilter::default();
     if let Some(include) = node.get("include") {
-        filter.include = globs(include)?;
+        filter.include = globs(include, faults);
     }
     if let Some(exclude) = node.get("exclude") {
-        filter.exclude = globs(exclude)?;
+        filter.exclude = globs(exclude, faults);
     }
-    if let Some(pattern) = node.get("regex") {
-        let regex = RegexBuilder::new(pattern.text()?).size_limit(REGEX_SIZE).dfa_size_limit(REGEX_SIZE).build();
-        // The first lines of the message draw the pattern.
-        let last_line = |error: &regex::Error| error.to_string().lines().last().unwrap_or_default().to_owned();
-        filter.regex = Some(regex.map_err(|error| pattern.fault(format!("invalid regex: {}", last_line(&error))))?);
-    }
-    if let Some(requirement) = node.get("semver") {
-        let parsed = version::parse_requirement(requirement.text()?);
-        filter.semver = Some(parsed.map_err(|error| requirement.fault(format!("invalid semver: {error}")))?);
-    }
-    if let Some(newest) = node.get("newest") {
-        let number: Option<NonZeroUsize> = newest.text()?.parse().ok();
-        filter.newest = Some(number.ok_or_else(|| newest.fault("'newest' is a number from 1"))?);
-    }
-    Ok(filter)
+    filter.regex = node.get("regex").and_then(|pattern| faults.take(regex(pattern)));
+    filter.semver = node.get("semver").and_then(|requirement| {
+        let parsed = requirement.text().and_then(|text| {
+            version::parse_requirement(text).map_err(|error| requirement.fault(format!("invalid semver: {error}")))
+        });
+        faults.take(parsed)
+    });
+    filter.newest = node.get("newest").and_then(|newest| {
+        let number = newest.text().map(|text| text.parse::<NonZeroUsize>().ok());
+        faults.take(number.and_then(|number| number.ok_or_else(|| newest.fault("'newest' is a number from 1"))))
+    });
+    filter
 }
 
-fn globs(node: &Node) -> Result<Vec<Glob>, Fault> {
-    node.texts()?.into_iter().map(|(item, text)| glob(item, text)).collect()
+fn regex(pattern: &Node) -> Result<Regex, Fault> {
+    let regex = RegexBuilder::new(pattern.text()?).size_limit(REGEX_SIZE).dfa_size_limit(REGEX_SIZE).build();
+    // The first lines of the message draw the pattern.
+    let last_line = |error: &regex::Error| error.to_string().lines().last().unwrap_or_default().to_owned();
+    regex.map_err(|error| pattern.fault(format!("invalid regex: {}", last_line(&error))))
+}
+
+fn globs(node: &Node, faults: &mut Faults) -> Vec<Glob> {
+    let texts = node.texts(faults);
+    texts.into_iter().filter_map(|(item, text)| faults.take(glob(item, text))).collect()
 }
 
 fn glob(node: &Node, pattern: &str) -> Result<Glob, Fault> {
@@ -215,8 +274,11 @@ mod tests {
         parse(&format!("version: 2\nimages:\n{images}")).unwrap().wishes
     }
 
+    /// Returns what is wrong with the one wish that the list has.
     fn message(images: &str) -> String {
-        parse(&format!("version: 2\nimages:\n{images}")).unwrap_err().to_string()
+        let wishlist = parse(&format!("version: 2\nimages:\n{images}")).unwrap();
+        assert!(wishlist.wishes.is_empty() && wishlist.problems[0].is_bad, "{images}");
+        wishlist.problems[0].to_string()
     }
 
     #[test]
@@ -271,8 +333,8 @@ images:
     #[test]
     fn unknown_keys_are_errors_that_name_key_and_line() {
         let text = "version: 2\nimages:\n- image: h.org/a:1\n  platfroms: all\n";
-        let message = parse(text).unwrap_err().to_string();
-        assert!(message.starts_with("'lists/hep.yaml', line 4, column 3: unknown key \"platfroms\""), "{message}");
+        let message = parse(text).unwrap().problems[0].to_string();
+        assert!(message.starts_with("line 4, column 3: unknown key \"platfroms\""), "{message}");
         for text in [
             "version: 2\nimage: []\nimages: []",
             "version: 2\ndefaults: {name: h.org/a:1}\nimages: []",
@@ -281,7 +343,8 @@ images:
             "version: 2\nimages:\n- {project: h.org/a, api: harbor, name: h.org/a:b}",
             "version: 2\nimages:\n- {project: h.org/a, api: harbor, repositories: {regex: a}}",
         ] {
-            assert!(parse(text).unwrap_err().to_string().contains("unknown key"), "{text}");
+            let problems = parse(text).unwrap().problems;
+            assert!(problems[0].is_bad && problems[0].text.contains("unknown key"), "{text}");
         }
     }
 
@@ -323,8 +386,59 @@ images:
         ] {
             let message = message(image);
             let line = 2 + image.lines().count();
-            let is_placed = message.contains(&format!(", line {line}, ")) || message.contains(", line 3, ");
+            let is_placed = [line, 3].iter().any(|line| message.starts_with(&format!("line {line}, column ")));
             assert!(is_placed && message.contains(part) && !message.contains('\n'), "{image}: {message}");
+        }
+    }
+
+    #[test]
+    fn all_mistakes_are_told_and_the_other_wishes_are_followed() {
+        let text = "\
+version: 2
+repositroy: x
+images:
+  - h.org/a:1
+  - h.org/b
+  - image: h.org/c
+    platfroms: all
+    layers: perhaps
+    platforms: [linux/amd64, linux, linux/\u{fc}]
+    tags: {semver: '>>1', newest: 0, include: ['v*', 'v[0-9]', '']}
+    name: x
+  - h.org/d:1
+  - h.org/d:1: 5
+  - {image: h.org/e:1, image: h.org/f:1}
+  - {project: h.org, api: harbor, repositories: {regex: a}, tags: {newest: x}, chains: some}
+  - h.org/g:2
+";
+        let wishlist = parse(text).unwrap();
+        assert_eq!(wishlist.wishes.iter().map(|wish| wish.line).collect::<Vec<_>>(), [4, 12, 16]);
+        let lines: Vec<usize> = wishlist.problems.iter().map(|problem| problem.line).collect();
+        assert_eq!(
+            lines,
+            [2, 5, 7, 8, 9, 9, 10, 10, 10, 10, 11, 11, 13, 14, 15, 15, 15, 15],
+            "{:?}",
+            wishlist.problems
+        );
+        assert!(wishlist.problems.iter().all(|problem| problem.is_bad && problem.column.is_some()));
+    }
+
+    #[test]
+    fn wish_that_relies_on_a_wrong_default_is_not_followed() {
+        let images = "images: [h.org/a:1, {image: h.org/b:1, flat: true}]";
+        let wishlist = parse(&format!("version: 2\ndefaults: {{flat: fasle, layers: false}}\n{images}\n")).unwrap();
+        assert_eq!(wishlist.wishes.len(), 1);
+        assert!(wishlist.wishes[0].options.flat && !wishlist.wishes[0].options.layers);
+        assert!(wishlist.problems.iter().any(|problem| problem.text.contains("1 wishes are not followed")));
+        let wishlist = parse(&format!("version: 2\ndefaults: {{falt: false}}\n{images}\n")).unwrap();
+        assert_eq!((wishlist.wishes.len(), wishlist.problems.len()), (0, 2));
+    }
+
+    #[test]
+    fn name_and_repository_of_a_wishlist_are_not_guessed() {
+        for wrong in ["name: [a]", "name: ''", "repository: {a: b}", "images: h.org/a:1", "images: {}"] {
+            let images = if wrong.starts_with("images") { "" } else { "images: []" };
+            assert!(parse(&format!("version: 2\n{wrong}\n{images}\n")).is_err(), "{wrong}");
         }
     }
 

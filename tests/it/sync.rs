@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod ducc;
+mod lines;
 mod podman;
 mod prune;
 mod recipe;
@@ -222,7 +223,7 @@ fn nothing_goes_when_a_list_of_tags_fails_or_is_empty() {
     assert!(run.stderr().contains("app/a") && run.stderr().contains("nothing is removed"), "{}", run.stderr());
     assert!(scene.has("app/a:1"));
     scene.write("list.yaml", "version: 1\ninput: [not an image]\n");
-    scene.sync(&wishlist, &["--prune"]).expect_code(0);
+    scene.sync(&wishlist, &["--prune"]).expect_code(1);
     assert!(scene.has("app/a:1"));
 }
 

@@ -36,7 +36,7 @@ fn recipe_is_read_as_people_have_it() {
             "this is no image",
         ],
     );
-    let run = scene.sync(&recipe, &[]).expect_code(0);
+    let run = scene.sync(&recipe, &[]).expect_code(3);
     assert!(run.stderr().contains("line 9") && run.stderr().contains("line 10"), "{}", run.stderr());
     assert!(run.stdout().contains("4 images: 0 unchanged, 4 published, 0 failed"), "{}", run.stdout());
     assert!(scene.has("atlas/athena:21.0.1") && scene.has("atlas/athena:21.0.2"));
@@ -45,7 +45,7 @@ fn recipe_is_read_as_people_have_it() {
     let pages = scene.proxy.served().iter().filter(|served| served.path.contains("/tags/list")).count();
     assert_eq!(pages, 3);
     let before = scene.proxy.served().len();
-    scene.sync(&recipe, &[]).expect_code(0);
+    scene.sync(&recipe, &[]).expect_code(3);
     let heads = scene.asked_since(before).get("HEAD manifests").copied();
     assert_eq!(heads, Some(3), "a digest never changes");
 }
