@@ -37,7 +37,7 @@ impl Notifier {
     pub fn note(&self, event: &Event<'_>) {
         match event {
             Event::Started(image, _) => self.start_image(image),
-            Event::Waits(image, _) | Event::Unchanged(image) | Event::Artifact(image, _) => {
+            Event::Unchanged(image) | Event::Artifact(image, _) => {
                 drop(self.images().remove(&image.name().to_string()));
             }
             Event::Ready(image, outcomes) => {

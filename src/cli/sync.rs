@@ -239,10 +239,9 @@ impl Observer for Reporter<'_> {
                 add(&self.counts.failed, 1);
             }
             Event::Started(image, progress) => self.display.add(&image.name().to_string(), progress),
-            Event::Waits(image, pause) => {
-                self.display.remove(&image.name().to_string());
-                let pause = humantime::format_duration(std::time::Duration::from_secs(pause.as_secs() + 1));
-                tracing::info!("{} waits {pause}, as its registry asks for", image.name());
+            Event::WaitsFor(hosts) => {
+                let hosts: Vec<String> = hosts.iter().map(|(host, count)| format!("{host} ({count} left)")).collect();
+                tracing::info!("all else is done; waiting for {}", hosts.join(", "));
             }
             Event::Ready(image, _) => {
                 self.display.remove(&image.name().to_string());

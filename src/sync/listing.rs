@@ -1,5 +1,7 @@
 //! What registries list, for wishlists.
 
+use std::time::{Duration, Instant};
+
 use crate::source::registry::{Registries, ShownAs, Transport};
 use crate::wishlist::{ImageRepository, JsonPage, Listing, ListingError, ProjectApi};
 
@@ -26,5 +28,37 @@ impl Listing for Registries {
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// Limits the time of the pages of one project: many pages, each of which takes long, would hold up a round for hours.
+pub(super) struct TimedListing<'l> {
+    listing: &'l dyn Listing,
+    begun: Instant,
+    limit: Duration,
+}
+
+impl<'l> TimedListing<'l> {
+    /// Returns a listing that gives no further page after `limit`.
+    pub(super) fn new(listing: &'l dyn Listing, limit: Duration) -> Self {
+        Self { listing, begun: Instant::now(), limit }
+    }
+}
+
+impl Listing for TimedListing<'_> {
+    fn tags(&self, place: &ImageRepository) -> Result<Vec<String>, ListingError> {
+        self.listing.tags(place)
+    }
+
+    fn repositories(&self, host: &str, plain_http: bool) -> Result<Vec<String>, ListingError> {
+        self.listing.repositories(host, plain_http)
+    }
+
+    fn json(&self, url: &str, api: &ProjectApi) -> Result<Option<JsonPage>, ListingError> {
+        if self.begun.elapsed() > self.limit {
+            let limit = humantime::format_duration(self.limit);
+            return Err(format!("the pages of the list did not come within {limit}").into());
+        }
+        self.listing.json(url, api)
     }
 }

@@ -1,21 +1,22 @@
 //! Brings a repository in step with a wishlist.
 //!
-//! One round has three parts. The wishes are *expanded* to images; a *survey* asks registries what each name stands for by
-//! now, with one small request each; and what has changed is *converted*, several images side by side. All that is ready is
-//! published together, at most every so often and at the end. Whatever fails is reported, is not tried again for a while,
-//! and holds up nothing else.
+//! One round does four things at the same time. The wishes are *expanded* to images; a *survey* asks registries what each name
+//! stands for by now, with one small request each; what has changed is *converted*, several images side by side; and what is
+//! ready is published together, at most every so often and at the end. Whatever fails is reported, is not tried again for
+//! a while, and holds up nothing else; and a registry that is slow delays its own images only.
 
 mod artifacts;
+mod lanes;
 mod listing;
 mod prune;
 mod quarantine;
-mod queue;
+mod round;
 mod survey;
 mod thin;
 mod turns;
 mod workshop;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -32,16 +33,17 @@ use crate::publish::{AfterPublication, Revision};
 use crate::repository::RepositoryError;
 use crate::source::registry::RegistryError;
 use crate::store::{StoreError, Written};
-use crate::threads::{self, ThreadsError};
-use crate::wishlist::{self, Expansion, Failure, Problem, WantedImage, Wishlist};
+use crate::threads::ThreadsError;
+use crate::wishlist::{Failure, Problem, WantedImage, Wishlist};
 
 pub use prune::{Loss, Prune};
 pub use thin::{ThinOutcome, ThinState, push_thin_images};
 
-use artifacts::{Sorted, Sorter};
-use prune::Wishes;
+use lanes::Lanes;
 use quarantine::Quarantine;
+use round::{Finished, Round};
 use survey::Survey;
+use turns::Turns;
 use workshop::Workshop;
 
 /// Why a round could not be brought to its end.
@@ -97,7 +99,7 @@ pub struct Options {
 /// What happens in a round, as it happens.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// The wishes come to so many images.
+    /// The wishes come to so many images more.
     Listed(usize),
     /// Something in the wishlist looks like a mistake.
     Problem(&'a Problem),
@@ -111,8 +113,8 @@ pub enum Event<'a> {
     Quarantined(&'a WantedImage, &'a str),
     /// An image is converted; `Progress` tells how far that is.
     Started(&'a WantedImage, &'a std::sync::Arc<Progress>),
-    /// A registry wants to be left alone for so long, and the image waits for that.
-    Waits(&'a WantedImage, Duration),
+    /// All that is left to do waits for these registries: the number of images and lists that wait for each. Told once.
+    WaitsFor(&'a BTreeMap<String, usize>),
     /// An image is stored, and waits to be published.
     Ready(&'a WantedImage, &'a [Outcome]),
     /// An image would be converted: this was only asked for.
@@ -202,9 +204,6 @@ struct Published {
 
 const UNPOISONED: &str = "no thread panics while it notes a revision";
 
-/// So many lists are asked for at a time.
-const LISTS_AT_ONCE: usize = 8;
-
 fn attempt(
     folder: &RepositoryFolder,
     wishlist: &Wishlist,
@@ -214,60 +213,51 @@ fn attempt(
     rng: &mut (impl CryptoRng + Send),
 ) -> Result<Report, SyncError> {
     check_repository(folder, wishlist, options)?;
-    let registries = folder.registries()?;
-    let expand = || wishlist::expand(wishlist, registries);
-    let Expansion { images, newest, failures, problems } = threads::waiting_pool(LISTS_AT_ONCE)?.install(expand);
-    wishlist.problems.iter().chain(&problems).for_each(|problem| observer.note(Event::Problem(problem)));
-    failures.iter().for_each(|failure| observer.note(Event::NotListed(failure)));
-    observer.note(Event::Listed(images.len()));
-    // Here a registry that asks to wait is waited for while others are asked.
-    let registries = registries.with_patience(Duration::ZERO);
+    wishlist.problems.iter().for_each(|problem| observer.note(Event::Problem(problem)));
+    let settings = folder.settings();
+    let registries = folder.registries()?.with_patience(settings.requests.patience());
     // Each image that is converted has its share.
     let memory = options.convert.memory / options.side_by_side.max(1) as u64;
     let run = Run::open(folder, &convert::Options { memory, ..options.convert.clone() }, &registries)?;
     let quarantine = Quarantine::open(run.state())?;
     let head = run.head()?;
     let survey = Survey {
-        settings: folder.settings(),
+        settings,
         head: &head,
         podman: PublishedStore::read(&head)?.map(|published| published.store),
         state: run.state(),
         registries: &registries,
         now: run.now(),
     };
-    let sorter = Sorter { run: &run, survey: &survey, quarantine: &quarantine, observer };
-    let Sorted { images, findings, mut artifacts, spared } = sorter.sort(images, newest)?;
-    let listed = images.iter().chain(artifacts.iter().map(|(image, _)| image));
-    let names: BTreeSet<ImageName> = listed.map(|image| image.name().clone()).chain(spared).collect();
-    let is_doubtful = !failures.is_empty() || !wishlist.problems.is_empty() || !problems.is_empty();
-    let prune = if is_doubtful { Prune::Nothing } else { options.prune };
-    let wishes = Wishes::new(&head, &wishlist.name, names, prune)?;
-    if prune != options.prune {
-        tracing::warn!("nothing is removed, as not everything was found that the wishlist asks for");
-    }
     let workshop = Workshop {
         run: &run,
         survey: &survey,
         head: Mutex::new(head.clone()),
-        images: &images,
         options,
         quarantine: &quarantine,
         observer,
         published,
+        works: Lanes::new(options.side_by_side.max(1)),
+        turns: Turns::default(),
+        order: Mutex::default(),
+        running: Mutex::new(HashMap::new()),
     };
-    let states = workshop.work(findings, &wishes, rng)?;
-    let mut reported = Vec::new();
-    for (image, state) in images.into_iter().zip(states) {
-        match state {
+    let round = Round { workshop: &workshop, wishlist, listing: &registries, settings };
+    let Finished { mut publications, failures, wishes, is_doubtful } = round.run(options.prune, rng)?;
+    publications.items.sort_by_key(|item| item.order);
+    let (mut images, mut artifacts) = (Vec::new(), Vec::new());
+    for item in publications.items {
+        let image = WantedImage::clone(&item.image);
+        match item.state.expect("every image was found as it should be, was converted, or failed") {
             ImageState::Artifact(artifact_type) => artifacts.push((image, artifact_type)),
-            state => reported.push((image, state)),
+            state => images.push((image, state)),
         }
     }
     let Published { revisions, late } = std::mem::take(&mut *published.lock().expect(UNPOISONED));
     let removed = wishes.removed().to_vec();
     let (prunable, suspicion) = if is_doubtful { (Vec::new(), None) } else { (wishes.prunable, wishes.suspicion) };
     let written = run.written();
-    Ok(Report { images: reported, artifacts, failures, removed, prunable, suspicion, revisions, late, written })
+    Ok(Report { images, artifacts, failures, removed, prunable, suspicion, revisions, late, written })
 }
 
 fn check_repository(folder: &RepositoryFolder, wishlist: &Wishlist, options: &Options) -> Result<(), SyncError> {

@@ -1,9 +1,6 @@
 //! Finds out which images are not as their registries have them, with one small request for each.
 
-use std::time::{Duration, Instant};
-
-use rayon::prelude::*;
-
+use super::artifacts::noted_artifact;
 use super::quarantine::Quarantine;
 use super::{Event, Observer};
 use crate::catalog::StateDatabase;
@@ -17,14 +14,7 @@ use crate::repository::{Repository, RepositoryError};
 use crate::settings::Settings;
 use crate::source::registry::{Registries, RegistryImagePlace};
 use crate::source::{Platforms, SourceError};
-use crate::threads::{self, ThreadsError};
 use crate::wishlist::WantedImage;
-
-/// So many images are asked for at a time; how many of one registry, its own limit says.
-const AT_ONCE: usize = 32;
-
-/// A registry that asks to wait longer than this fails the image.
-const PATIENCE: Duration = Duration::from_secs(600);
 
 /// No image has longer documents.
 const DOCUMENT_LIMIT: u64 = 64 << 20;
@@ -36,24 +26,12 @@ pub(super) enum Finding {
     Unchanged,
     /// It is something else by now, or it is not published: what its registry has under its name.
     Changed(Digest),
-    /// Its registry says nothing before then.
-    Later(Instant),
+    /// It is none, as was found before, but an artifact of this type.
+    Artifact(String),
     /// Nothing can be said about it.
     Failed(ConvertError),
     /// It failed in an earlier round, and nobody asked for it.
     Quarantined(String),
-}
-
-/// Returns until when the registry of a failed image wants to be left alone, if that is worth waiting for.
-pub(super) fn parked_until(error: &ConvertError) -> Option<Instant> {
-    match error {
-        ConvertError::Source(SourceError::Registry(error)) => error.parked_until().filter(|&until| is_soon(until)),
-        _ => None,
-    }
-}
-
-fn is_soon(time: Instant) -> bool {
-    time.saturating_duration_since(Instant::now()) <= PATIENCE
 }
 
 /// Knows what is published, and asks registries what they have.
@@ -68,39 +46,30 @@ pub(super) struct Survey<'a> {
 }
 
 impl Survey<'_> {
-    /// Looks at every image, many at a time, and returns the findings in the order of the images.
-    pub(super) fn look_at_all(
-        &self,
-        images: &[WantedImage],
-        quarantine: &Quarantine<'_>,
-        observer: &dyn Observer,
-    ) -> Result<Vec<Finding>, ThreadsError> {
-        let find = |image: &WantedImage| {
-            if let Some(reason) = quarantine.holds(image.name(), self.now) {
-                observer.note(Event::Quarantined(image, &reason));
-                return Finding::Quarantined(reason);
+    /// Looks at an image, unless it failed before and is not to be looked at yet.
+    pub(super) fn find(&self, image: &WantedImage, quarantine: &Quarantine<'_>, observer: &dyn Observer) -> Finding {
+        if let Some(reason) = quarantine.holds(image.name(), self.now) {
+            observer.note(Event::Quarantined(image, &reason));
+            return Finding::Quarantined(reason);
+        }
+        match self.look(image) {
+            Ok(None) => {
+                observer.note(Event::Unchanged(image));
+                Finding::Unchanged
             }
-            match self.look(image) {
-                Ok(None) => {
-                    observer.note(Event::Unchanged(image));
-                    Finding::Unchanged
-                }
-                Ok(Some(digest)) => Finding::Changed(digest),
-                Err(error) => match parked_until(&error) {
-                    Some(until) => {
-                        observer.note(Event::Waits(image, until.saturating_duration_since(Instant::now())));
-                        Finding::Later(until)
-                    }
-                    None => Finding::Failed(error),
-                },
-            }
-        };
-        let pool = threads::waiting_pool(AT_ONCE.min(images.len()))?;
-        Ok(pool.install(|| images.par_iter().map(find).collect()))
+            // What a wish names is tried, and then fails.
+            Ok(Some(digest)) if image.is_found => match noted_artifact(self.state, image, digest) {
+                Ok(None) => Finding::Changed(digest),
+                Ok(Some(artifact_type)) => Finding::Artifact(artifact_type),
+                Err(error) => Finding::Failed(error.into()),
+            },
+            Ok(Some(digest)) => Finding::Changed(digest),
+            Err(error) => Finding::Failed(error),
+        }
     }
 
     /// Returns what a registry has under the name of an image, unless that is what is published.
-    pub(super) fn look(&self, image: &WantedImage) -> Result<Option<Digest>, ConvertError> {
+    fn look(&self, image: &WantedImage) -> Result<Option<Digest>, ConvertError> {
         let place = RegistryImagePlace::of(&image.argument).expect("wishes name images at registries only");
         // What is named by its digest cannot change.
         let digest = match place.digest() {

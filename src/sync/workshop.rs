@@ -1,29 +1,28 @@
-//! Converts what has changed, several images side by side, and publishes what is ready.
+//! Converts images, several side by side, and publishes what is ready.
 
-use std::collections::HashSet;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use rsa::rand_core::CryptoRng;
 
 use super::artifacts::{artifact_type, note_artifact, request};
+use super::lanes::Lanes;
 use super::prune::Wishes;
 use super::quarantine::Quarantine;
-use super::queue::Queue;
-use super::survey::{Finding, Survey, parked_until};
+use super::survey::Survey;
 use super::turns::{Ticket, Turns};
 use super::{Event, ImageState, Observer, Options, Published, SyncError, UNPOISONED};
 use crate::convert::{Changes, ConvertError, Run, StagedImage, foreign_manifest};
-use crate::image::Digest;
+use crate::image::{Digest, ImageName};
 use crate::ingest::IngestError;
 use crate::message::causes;
 use crate::progress::Progress;
 use crate::publish::Publication;
 use crate::repository::Repository;
-use crate::threads::STACK_BYTES;
-use crate::wishlist::WantedImage;
+use crate::source::SourceError;
+use crate::wishlist::{Order, WantedImage};
 
 /// Everything that a round converts with.
 pub(super) struct Workshop<'a> {
@@ -31,134 +30,123 @@ pub(super) struct Workshop<'a> {
     pub(super) survey: &'a Survey<'a>,
     /// The head as this round last saw or made it.
     pub(super) head: Mutex<Repository>,
-    pub(super) images: &'a [WantedImage],
     pub(super) options: &'a Options,
     pub(super) quarantine: &'a Quarantine<'a>,
     pub(super) observer: &'a dyn Observer,
     pub(super) published: &'a Mutex<Published>,
+    /// Images to be converted.
+    pub(super) works: Lanes<Work>,
+    pub(super) turns: Turns,
+    /// Kept while an image is taken and lines up, so that the line is in the order in which images are taken.
+    pub(super) order: Mutex<()>,
+    /// Images that are being converted, by their numbers.
+    pub(super) running: Mutex<HashMap<usize, Running>>,
 }
 
 /// An image to be converted.
-#[derive(Clone, Copy)]
-struct Work {
-    /// Its place in the wishlist.
-    index: usize,
-    /// What its registry has under its name, if that is known.
-    digest: Option<Digest>,
-    /// How often its registry asked to wait.
-    waits: u32,
+pub(super) struct Work {
+    /// Its number in this round.
+    pub(super) number: usize,
+    pub(super) image: Arc<WantedImage>,
+    /// What its registry has under its name.
+    pub(super) digest: Digest,
 }
 
-/// So often a registry may ask to wait before the image is given up.
-const MOST_WAITS: u32 = 20;
+/// An image that is being converted.
+pub(super) struct Running {
+    phase: Phase,
+    /// When it was seen to move last.
+    moved: Instant,
+    host: String,
+    /// How many bytes were read then.
+    read: u64,
+    progress: Arc<Progress>,
+    ticket: usize,
+}
 
-/// An image by its place in the wishlist, and what came of it: nothing for one that is as it is published.
-type Staged = (usize, Result<Vec<StagedImage>, ConvertError>);
+/// What an image that is being converted waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Its manifest.
+    Asking,
+    /// Another image that makes the same.
+    Waiting,
+    /// The content of its layers, or this machine.
+    Reading,
+}
+
+/// The images that are being converted, as seen at one time.
+#[derive(Debug, Default)]
+pub(super) struct Lagging {
+    /// Tickets of those whose registries send nothing.
+    pub(super) tickets: HashSet<usize>,
+    /// Whether any other moves.
+    pub(super) any_moves: bool,
+}
+
+/// An image by its number, and what came of it.
+pub(super) type Staged = (usize, Result<Vec<StagedImage>, ConvertError>);
+
+/// An image of the round.
+pub(super) struct Item {
+    pub(super) image: Arc<WantedImage>,
+    /// Its place in the wishlist.
+    pub(super) order: Order,
+    /// What became of it, once that is known.
+    pub(super) state: Option<ImageState>,
+}
 
 /// What is ready and what is out.
-struct Publications<'a> {
+#[derive(Default)]
+pub(super) struct Publications {
+    pub(super) items: Vec<Item>,
     /// Images that wait to be published.
-    waiting: Vec<(usize, Vec<StagedImage>)>,
-    states: Vec<Option<ImageState>>,
-    wishes: &'a Wishes,
+    pub(super) waiting: Vec<(usize, Vec<StagedImage>)>,
 }
 
-/// No clock counts on for ever.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+impl Work {
+    fn host(&self) -> &str {
+        self.image.host()
+    }
+}
 
 impl Workshop<'_> {
-    /// Converts the images that changed and publishes them; returns what became of each image.
-    pub(super) fn work(
-        &self,
-        findings: Vec<Finding>,
-        wishes: &Wishes,
-        rng: &mut (impl CryptoRng + Send),
-    ) -> Result<Vec<ImageState>, SyncError> {
-        let (mut changed, mut later) = (Vec::new(), Vec::new());
-        let mut states = Vec::new();
-        for (index, finding) in findings.into_iter().enumerate() {
-            states.push(match finding {
-                Finding::Unchanged => {
-                    self.note_success(index)?;
-                    Some(ImageState::Unchanged)
-                }
-                Finding::Quarantined(reason) => Some(ImageState::Failed(reason)),
-                Finding::Failed(error) => Some(self.not_converted(index, &error)?),
-                Finding::Changed(digest) => {
-                    changed.push(Work { index, digest: Some(digest), waits: 0 });
-                    None
-                }
-                Finding::Later(until) => {
-                    later.push((until, Work { index, digest: None, waits: 1 }));
-                    None
-                }
-            });
-        }
-        let mut publications = Publications { waiting: Vec::new(), states, wishes };
-        let count = changed.len() + later.len();
-        let (queue, turns, order) = (Queue::new(changed, later), Turns::default(), Mutex::new(()));
-        let (sender, receiver) = mpsc::channel();
-        let published = thread::scope(|scope| {
-            for _ in 0..self.options.side_by_side.clamp(1, count.max(1)) {
-                let (queue, turns, order, sender) = (&queue, &turns, &order, sender.clone());
-                let work = move || self.stage_images(queue, turns, order, &sender);
-                // With fewer threads it takes longer; with none at all there is this error.
-                let spawned = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work);
-                spawned.map_err(SyncError::Thread)?;
-            }
-            drop(sender);
-            let published = self.publish_all(&receiver, &mut publications, rng);
-            queue.abandon();
-            published
-        });
-        published?;
-        let states = publications.states.into_iter();
-        Ok(states.map(|state| state.expect("every image that changed was converted, or failed")).collect())
+    /// Returns how many images are being converted.
+    pub(super) fn busy(&self) -> usize {
+        self.works.running()
     }
 
-    /// Converts image after image until none is left.
-    fn stage_images(&self, queue: &Queue<Work>, turns: &Turns, order: &Mutex<()>, sender: &Sender<Staged>) {
+    /// Converts image after image until there is no more work; `send` tells whether anybody still wants to know of it.
+    pub(super) fn stage_images(&self, send: &dyn Fn(Staged) -> bool) {
         loop {
-            let (next, ticket) = {
-                // The line is in the order of the queue.
-                let _order = order.lock().expect("no thread panics while it takes an image");
-                let Some(next) = queue.take() else { return };
-                (next, turns.line_up())
+            let (work, ticket) = {
+                let _order = self.order.lock().expect("no thread panics while it takes an image");
+                let Some(work) = self.works.take() else { return };
+                let ticket = self.turns.line_up(work.host());
+                (work, ticket)
             };
-            let index = next.index;
-            let result = self.stage(next, ticket);
-            if let Err(error) = &result
-                && let Some(until) = parked_until(error)
-                && next.waits < MOST_WAITS
-            {
-                let image = &self.images[index];
-                self.observer.note(Event::Waits(image, until.saturating_duration_since(Instant::now())));
-                queue.postpone(Work { waits: next.waits + 1, ..next }, until);
-                continue;
-            }
-            let is_wanted = sender.send((index, result)).is_ok();
-            queue.done();
+            let result = self.stage(&work, ticket);
+            // It counts as being converted until the news of it are there.
+            let is_wanted = send((work.number, result));
+            self.running().remove(&work.number);
             if !is_wanted {
                 return;
             }
         }
     }
 
-    fn stage(&self, Work { index, digest, .. }: Work, ticket: Ticket<'_>) -> Result<Vec<StagedImage>, ConvertError> {
-        let image = &self.images[index];
-        let digest = match digest {
-            Some(digest) => digest,
-            None => match self.survey.look(image)? {
-                Some(digest) => digest,
-                None => return Ok(Vec::new()),
-            },
-        };
+    fn stage(&self, work: &Work, ticket: Ticket<'_>) -> Result<Vec<StagedImage>, ConvertError> {
+        let image = &*work.image;
         let progress = Arc::new(Progress::default());
         progress.set_stage("asking for the manifest".to_owned());
+        let (phase, moved, ticket_number) = (Phase::Asking, Instant::now(), ticket.number());
+        let (host, read) = (work.host().to_owned(), 0);
+        let running = Running { phase, moved, host, read, progress: Arc::clone(&progress), ticket: ticket_number };
+        self.running().insert(work.number, running);
         self.observer.note(Event::Started(image, &progress));
         let resolved = self.run.resolve(&request(image));
-        if let Some(artifact_type) = resolved.as_ref().err().and_then(|error| artifact_type(image, error)) {
-            note_artifact(self.run.state(), image, digest, artifact_type)?;
+        if let Some(artifact_type) = resolved.as_ref().err().and_then(artifact_type) {
+            note_artifact(self.run.state(), image, work.digest, artifact_type)?;
         }
         let resolved = resolved?;
         let head = self.head();
@@ -172,131 +160,141 @@ impl Workshop<'_> {
             }
         }
         progress.set_stage("waiting for an image that has the same layers".to_owned());
+        self.enter(work.number, Phase::Waiting);
         let _claim = ticket.claim(made);
+        self.enter(work.number, Phase::Reading);
         // Whoever had the claim before may have published.
         let head = self.head();
         let staged = self.run.stage(resolved, &head, &progress)?;
         if staged.iter().any(StagedImage::is_foreign)
             && let Some(published) = foreign_manifest(&head, &staged[0].outcome.place)?
         {
-            self.run.state().add_seen(&image.name().to_string(), published, &digest.to_string())?;
+            self.run.state().add_seen(&image.name().to_string(), published, &work.digest.to_string())?;
         }
         Ok(staged)
     }
 
-    fn head(&self) -> Repository {
-        self.head.lock().expect("no thread panics while it holds the head").clone()
-    }
-
-    /// Publishes what becomes ready, from time to time and at the end.
-    fn publish_all(
-        &self,
-        receiver: &Receiver<Staged>,
-        publications: &mut Publications<'_>,
-        rng: &mut (impl CryptoRng + Send),
-    ) -> Result<(), SyncError> {
-        let every = self.options.publish_every;
-        let mut next = Instant::now() + every.min(LONGEST);
-        loop {
-            let pause = next.saturating_duration_since(Instant::now());
-            match receiver.recv_timeout(pause) {
-                Ok((index, result)) => self.take(index, result, publications)?,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return self.publish(publications, true, rng),
-            }
-            if Instant::now() >= next {
-                self.publish(publications, false, rng)?;
-                next = Instant::now() + every.min(LONGEST);
-            }
+    fn enter(&self, number: usize, phase: Phase) {
+        if let Some(running) = self.running().get_mut(&number) {
+            (running.phase, running.moved) = (phase, Instant::now());
         }
     }
 
-    fn take(
-        &self,
-        index: usize,
-        result: Result<Vec<StagedImage>, ConvertError>,
-        publications: &mut Publications<'_>,
-    ) -> Result<(), SyncError> {
+    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<usize, Running>> {
+        self.running.lock().expect("no thread panics while it notes what it does")
+    }
+
+    /// Looks which of the images that are being converted have not moved for `length`, and lends their places to others.
+    pub(super) fn look_who_lags(&self, length: Duration) -> Lagging {
+        let (mut found, mut running) = (Lagging::default(), self.running());
+        let mut hosts = HashSet::new();
+        for running in running.values_mut().filter_map(|running| running.lags(length).then_some(running)) {
+            found.tickets.insert(running.ticket);
+            hosts.insert(running.host.clone());
+        }
+        // What waits for another image of such a registry gets no further, either. Others wait for what moves.
+        let waiting = running.values().filter(|running| running.phase == Phase::Waiting);
+        found.tickets.extend(waiting.filter(|running| hosts.contains(&running.host)).map(|running| running.ticket));
+        drop(running);
+        // An image that is taken may not be among those that are looked at yet.
+        found.any_moves = found.tickets.len() < self.works.running();
+        self.works.lend(found.tickets.len());
+        self.turns.set_lagging(found.tickets.clone());
+        found
+    }
+
+    pub(super) fn head(&self) -> Repository {
+        self.head.lock().expect("no thread panics while it holds the head").clone()
+    }
+
+    /// Takes in what came of an image.
+    pub(super) fn take(&self, (number, result): Staged, publications: &mut Publications) -> Result<(), SyncError> {
+        let item = &mut publications.items[number];
         match result {
             Ok(staged) if staged.iter().all(StagedImage::is_foreign) => {
-                self.observer.note(Event::Unchanged(&self.images[index]));
-                self.note_success(index)?;
-                publications.states[index] = Some(ImageState::Unchanged);
+                self.observer.note(Event::Unchanged(&item.image));
+                self.note_success(&item.image)?;
+                item.state = Some(ImageState::Unchanged);
             }
             Ok(staged) => {
                 let outcomes: Vec<_> = staged.iter().map(|image| image.outcome.clone()).collect();
-                let image = &self.images[index];
                 self.observer.note(match self.options.convert.dry_run {
-                    true => Event::Planned(image),
-                    false => Event::Ready(image, &outcomes),
+                    true => Event::Planned(&item.image),
+                    false => Event::Ready(&item.image, &outcomes),
                 });
-                publications.waiting.push((index, staged));
+                publications.waiting.push((number, staged));
             }
-            Err(error) => publications.states[index] = Some(self.not_converted(index, &error)?),
+            Err(error) => item.state = Some(self.not_converted(&item.image, &error)?),
         }
         Ok(())
     }
 
-    /// Takes note of an image that was not converted: one that failed, or that is none.
-    fn not_converted(&self, index: usize, error: &ConvertError) -> Result<ImageState, SyncError> {
-        let image = &self.images[index];
-        let Some(artifact_type) = artifact_type(image, error) else { return self.failed(index, error) };
-        self.observer.note(Event::Artifact(image, artifact_type));
-        self.note_success(index)?;
-        Ok(ImageState::Artifact(artifact_type.to_owned()))
+    /// Notes that an image was not converted: one that failed, or that is none.
+    pub(super) fn not_converted(&self, image: &WantedImage, error: &ConvertError) -> Result<ImageState, SyncError> {
+        match artifact_type(error).filter(|_| image.is_found) {
+            Some(artifact_type) => self.skipped(image, artifact_type.to_owned()),
+            None => self.failed(image, error),
+        }
     }
 
-    fn failed(&self, index: usize, error: &ConvertError) -> Result<ImageState, SyncError> {
-        let (image, reason) = (&self.images[index], causes(error));
+    /// Notes that what a rule found is no image, but an artifact of a type.
+    pub(super) fn skipped(&self, image: &WantedImage, artifact_type: String) -> Result<ImageState, SyncError> {
+        self.observer.note(Event::Artifact(image, &artifact_type));
+        self.note_success(image)?;
+        Ok(ImageState::Artifact(artifact_type))
+    }
+
+    fn failed(&self, image: &WantedImage, error: &ConvertError) -> Result<ImageState, SyncError> {
+        let reason = causes(error);
         self.observer.note(Event::Failed(image, &reason));
-        // What went wrong here says nothing about the image.
-        if !is_local(error) && !self.options.convert.dry_run {
+        // What went wrong here says nothing about the image, nor does a registry that is left alone for now.
+        if !is_local(error) && !is_postponed(error) && !self.options.convert.dry_run {
             self.quarantine.note_failure(image.name(), &reason, self.run.now())?;
         }
         Ok(ImageState::Failed(reason))
     }
 
-    fn note_success(&self, index: usize) -> Result<(), SyncError> {
+    /// Notes that nothing is wrong with an image.
+    pub(super) fn note_success(&self, image: &WantedImage) -> Result<(), SyncError> {
         if !self.options.convert.dry_run {
-            self.quarantine.note_success(self.images[index].name())?;
+            self.quarantine.note_success(image.name())?;
         }
         Ok(())
     }
 
-    /// Publishes what is ready. The last time, what the wishlist holds and what goes is published, too.
-    fn publish(
+    /// Publishes what is ready. The last time, with `wishes`, what the wishlist holds and what goes is published, too.
+    pub(super) fn publish(
         &self,
-        publications: &mut Publications<'_>,
-        is_last: bool,
+        publications: &mut Publications,
+        wishes: Option<&Wishes>,
         rng: &mut (impl CryptoRng + Send),
     ) -> Result<(), SyncError> {
         let mut waiting = std::mem::take(&mut publications.waiting);
-        if waiting.is_empty() && !is_last {
+        if waiting.is_empty() && wishes.is_none() {
             return Ok(());
         }
+        let items = &mut publications.items;
         if self.options.convert.dry_run {
-            for (index, platforms) in waiting {
+            for (number, platforms) in waiting {
                 let outcomes = platforms.into_iter().map(|image| image.outcome).collect();
-                publications.states[index] = Some(ImageState::Planned(outcomes));
+                items[number].state = Some(ImageState::Planned(outcomes));
             }
             return Ok(());
         }
-        waiting.sort_by_key(|(index, _)| *index);
-        let (indexes, staged): (Vec<usize>, Vec<Vec<StagedImage>>) = waiting.into_iter().unzip();
+        waiting.sort_by_key(|(number, _)| items[*number].order);
+        let (numbers, staged): (Vec<usize>, Vec<Vec<StagedImage>>) = waiting.into_iter().unzip();
         let staged: Vec<StagedImage> = staged.into_iter().flatten().collect();
-        let wishes = publications.wishes;
-        let is_out =
-            |state: &Option<ImageState>| matches!(state, Some(ImageState::Unchanged | ImageState::Published(_)));
-        let out = publications.states.iter().enumerate().filter(|(_, state)| is_out(state)).map(|(index, _)| index);
-        let published = out.chain(indexes.iter().copied()).map(|index| self.images[index].name().clone()).collect();
-        let noted = wishes.noted(&published);
+        let is_out = |item: &&Item| matches!(item.state, Some(ImageState::Unchanged | ImageState::Published(_)));
+        let out = items.iter().filter(is_out).chain(numbers.iter().map(|&number| &items[number]));
+        let published: BTreeSet<ImageName> = out.map(|item| item.image.name().clone()).collect();
+        let noted = wishes.map(|wishes| wishes.noted(&published));
         let changes = Changes {
             images: &staged,
-            removed: if is_last { wishes.removed() } else { &[] },
-            wished: is_last.then_some((wishes.wishlist.as_str(), &noted)),
+            removed: wishes.map_or(&[], Wishes::removed),
+            wished: wishes.zip(noted.as_ref()).map(|(wishes, noted)| (wishes.wishlist.as_str(), noted)),
         };
         let publication = self.run.publish(&changes, rng)?;
-        let images: Vec<&WantedImage> = indexes.iter().map(|&index| &self.images[index]).collect();
+        let images: Vec<&WantedImage> = numbers.iter().map(|&number| &*items[number].image).collect();
         if let Some(Publication { revision, late }) = publication {
             // Before anything else can fail: nobody may be told that nothing was published.
             let mut published = self.published.lock().expect(UNPOISONED);
@@ -306,13 +304,37 @@ impl Workshop<'_> {
             self.observer.note(Event::Published(revision, &images));
             *self.head.lock().expect("no thread panics while it holds the head") = self.run.head()?;
         }
-        for (index, platforms) in indexes.into_iter().zip(platforms(&staged)) {
-            self.note_success(index)?;
+        for (number, platforms) in numbers.into_iter().zip(platforms(&staged)) {
+            let item = &mut items[number];
+            self.note_success(&item.image)?;
             let outcomes = platforms.iter().map(|image| image.outcome.clone()).collect();
-            publications.states[index] = Some(ImageState::Published(outcomes));
+            item.state = Some(ImageState::Published(outcomes));
         }
         Ok(())
     }
+}
+
+impl Running {
+    /// Tells whether the registry of the image has sent nothing for `length`.
+    fn lags(&mut self, length: Duration) -> bool {
+        let expected = self.progress.expected.load(Ordering::Relaxed);
+        let read = self.progress.read.load(Ordering::Relaxed);
+        if read != self.read {
+            (self.read, self.moved) = (read, Instant::now());
+        }
+        let waits_for_registry = match self.phase {
+            Phase::Asking => true,
+            Phase::Waiting => false,
+            // Otherwise this machine is at work.
+            Phase::Reading => read < expected,
+        };
+        waits_for_registry && self.moved.elapsed() >= length
+    }
+}
+
+/// Tells whether a registry wants to be left alone, or is left alone.
+fn is_postponed(error: &ConvertError) -> bool {
+    matches!(error, ConvertError::Source(SourceError::Registry(error)) if error.is_postponed())
 }
 
 /// Tells whether it was this machine that failed, and not an image or a registry.

@@ -1,10 +1,9 @@
 //! From wishes to images.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
-use std::sync::Mutex;
-
-use rayon::prelude::*;
+use std::sync::{Arc, Mutex};
 
 use crate::image::{FullName, ImageName};
 use crate::source::ImageArgument;
@@ -12,7 +11,7 @@ use crate::source::ImageArgument;
 use super::options::WishOptions;
 use super::place::ImageRepository;
 use super::project::{JsonPage, Listing, ListingError, Project, ProjectApi, shortened};
-use super::{NameFilter, Problem, TagFilter, Wanted, Wish, Wishlist};
+use super::{NameFilter, Problem, TagFilter, Wanted, Wish};
 
 /// How many names that are none a problem shows.
 const SHOWN_NAMES: usize = 3;
@@ -42,10 +41,26 @@ pub struct Newest {
 impl WantedImage {
     /// Returns the name that the image is published under.
     pub fn name(&self) -> &ImageName {
-        match (&self.options.name, &self.argument) {
-            (Some(FullName { name, .. }), _) | (None, ImageArgument::Registry { name, .. }) => name,
-            _ => unreachable!("wishes name images at registries only"),
-        }
+        name_of(&self.argument, &self.options)
+    }
+
+    /// Returns the registry that has the image.
+    pub(crate) fn host(&self) -> &str {
+        host_of(&self.argument)
+    }
+}
+
+fn name_of<'a>(argument: &'a ImageArgument, options: &'a WishOptions) -> &'a ImageName {
+    match (&options.name, argument) {
+        (Some(FullName { name, .. }), _) | (None, ImageArgument::Registry { name, .. }) => name,
+        _ => unreachable!("wishes name images at registries only"),
+    }
+}
+
+fn host_of(argument: &ImageArgument) -> &str {
+    match argument {
+        ImageArgument::Registry { name, .. } => name.host(),
+        _ => unreachable!("wishes name images at registries only"),
     }
 }
 
@@ -81,35 +96,30 @@ pub struct Expansion {
     pub problems: Vec<Problem>,
 }
 
-/// Returns the images that a wishlist stands for at this moment. The lists are asked for by the threads of the pool it runs in. A list that fails spoils only the wish that needs it.
-pub fn expand(wishlist: &Wishlist, listing: &dyn Listing) -> Expansion {
-    let listing = ListedOnce::new(listing);
-    let parts: Vec<Expansion> = wishlist.wishes.par_iter().map(|wish| expand_one(wish, &listing)).collect();
-    Expansion::join(parts)
+/// Remembers the tags of repositories, since wishlists often have several patterns for one.
+pub(crate) struct ListedOnce<'l> {
+    listing: &'l dyn Listing,
+    tags: Mutex<HashMap<ImageRepository, SharedTags>>,
 }
 
-/// Remembers the tags of repositories, since wishlists often have several patterns for one.
-struct ListedOnce<'l> {
-    listing: &'l dyn Listing,
-    tags: Mutex<HashMap<ImageRepository, Vec<String>>>,
-}
+/// The tags of a repository, once they are known. Whoever holds the lock may ask for them.
+type SharedTags = Arc<Mutex<Option<Vec<String>>>>;
 
 impl<'l> ListedOnce<'l> {
     /// Returns a listing that asks `listing` for what it has not asked before. What failed is asked for again.
-    fn new(listing: &'l dyn Listing) -> Self {
+    pub(crate) fn new(listing: &'l dyn Listing) -> Self {
         Self { listing, tags: Mutex::default() }
     }
 }
 
 impl Listing for ListedOnce<'_> {
     fn tags(&self, place: &ImageRepository) -> Result<Vec<String>, ListingError> {
-        let known = || self.tags.lock().expect("no thread panics while it holds the map");
-        if let Some(tags) = known().get(place) {
+        let known = Arc::clone(self.tags.lock().expect(UNPOISONED).entry(place.clone()).or_default());
+        let mut known = known.lock().expect(UNPOISONED);
+        if let Some(tags) = &*known {
             return Ok(tags.clone());
         }
-        let tags = self.listing.tags(place)?;
-        known().insert(place.clone(), tags.clone());
-        Ok(tags)
+        Ok(known.insert(self.listing.tags(place)?).clone())
     }
 
     fn repositories(&self, host: &str, plain_http: bool) -> Result<Vec<String>, ListingError> {
@@ -121,8 +131,10 @@ impl Listing for ListedOnce<'_> {
     }
 }
 
-/// Returns the images that one wish stands for; [`Expansion::join`] makes one list of those of several wishes.
-fn expand_one(wish: &Wish, listing: &dyn Listing) -> Expansion {
+const UNPOISONED: &str = "no thread panics while it lists tags";
+
+/// Returns the images that one wish stands for at this moment; [`GrowingExpansion`] makes one list of those of several wishes.
+pub(crate) fn expand_one(wish: &Wish, listing: &dyn Listing) -> Expansion {
     let mut expanding = Expanding { wish, listing, result: Expansion::default() };
     match &wish.what {
         Wanted::Image(argument) => expanding.add(argument.clone()),
@@ -134,6 +146,139 @@ fn expand_one(wish: &Wish, listing: &dyn Listing) -> Expansion {
         result.problems.push(Problem::hint(wish.line, "no image matches".to_owned()));
     }
     result
+}
+
+/// What the wishes of a wishlist come to, while registries are still asked for some of them.
+///
+/// Of two wishes for one name, the first in the wishlist counts. So an image is certain as soon as no earlier wish, of which
+/// it is not known yet what it comes to, may stand for its name: wishes for other repositories hold it up no longer. An older image
+/// that takes the place of an artifact comes after all wishes that may stand for its name themselves.
+pub(crate) struct GrowingExpansion<'w> {
+    wishes: &'w [Wish],
+    parts: Vec<Option<Expansion>>,
+    /// By host: the wishes of which it is not known what they come to.
+    open: HashMap<&'w str, BTreeSet<usize>>,
+    /// Names that wishes give, which no rule has to find.
+    named: HashSet<ImageName>,
+    certain: HashSet<ImageName>,
+    /// By host: images that an open wish may stand for, too.
+    doubtful: HashMap<String, BTreeMap<Order, WantedImage>>,
+}
+
+/// The place of an image in a wishlist: that of its wish, and its own among those of the wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Order {
+    wish: usize,
+    place: usize,
+    /// How many images were put before the place by then, this one included; 0 for the image that has the place itself.
+    added: Reverse<usize>,
+}
+
+impl Order {
+    /// Returns the place of an image that a wish stands for, both counted from 0.
+    pub(crate) fn new(wish: usize, place: usize) -> Self {
+        Self { wish, place, added: Reverse(0) }
+    }
+
+    /// Returns a place before that of an image, and before those of `added - 1` others that were put before it.
+    pub(crate) fn before((wish, place): (usize, usize), added: usize) -> Self {
+        Self { wish, place, added: Reverse(added) }
+    }
+
+    fn is_added(self) -> bool {
+        self.added.0 > 0
+    }
+}
+
+impl<'w> GrowingExpansion<'w> {
+    /// Begins with nothing known.
+    pub(crate) fn new(wishes: &'w [Wish]) -> Self {
+        let (mut open, mut named): (HashMap<&str, BTreeSet<usize>>, _) = (HashMap::new(), HashSet::new());
+        for (index, wish) in wishes.iter().enumerate() {
+            if let Some(host) = wish.listed_host() {
+                open.entry(host).or_default().insert(index);
+            }
+            if let Wanted::Image(argument) = &wish.what {
+                named.insert(name_of(argument, &wish.options).clone());
+            }
+        }
+        let parts = wishes.iter().map(|_| None).collect();
+        Self { wishes, parts, open, named, certain: HashSet::new(), doubtful: HashMap::new() }
+    }
+
+    /// Adds what a wish comes to. Returns the images that are certain now, each name once.
+    pub(crate) fn add(&mut self, wish: usize, part: Expansion) -> Vec<(Order, WantedImage)> {
+        let mut hosts: BTreeSet<String> = BTreeSet::new();
+        if let Some(host) = self.wishes[wish].listed_host() {
+            self.open.entry(host).or_default().remove(&wish);
+            hosts.insert(host.to_owned());
+        }
+        for (place, image) in part.images.iter().enumerate() {
+            let host = image.name().host().to_owned();
+            self.doubtful.entry(host.clone()).or_default().insert(Order::new(wish, place), image.clone());
+            hosts.insert(host);
+        }
+        self.parts[wish] = Some(part);
+        hosts.iter().flat_map(|host| self.decide(host)).collect()
+    }
+
+    /// Adds an older image in the place of an artifact. Returns it if it is certain now, and if no wish stands for its name.
+    pub(crate) fn add_older(&mut self, order: Order, image: WantedImage) -> Vec<(Order, WantedImage)> {
+        let host = image.name().host().to_owned();
+        self.doubtful.entry(host.clone()).or_default().insert(order, image);
+        self.decide(&host)
+    }
+
+    /// Returns the images of a host that have become certain.
+    fn decide(&mut self, host: &str) -> Vec<(Order, WantedImage)> {
+        let Some(doubtful) = self.doubtful.remove(host) else { return Vec::new() };
+        let (mut certain, mut left) = (Vec::new(), BTreeMap::new());
+        let (older, wanted): (Vec<_>, Vec<_>) = doubtful.into_iter().partition(|(order, _)| order.is_added());
+        for (order, mut image) in wanted.into_iter().chain(older) {
+            let end = if order.is_added() { usize::MAX } else { order.wish };
+            let mut before = self.open.get(host).into_iter().flat_map(|open| open.range(..end));
+            if before.any(|&wish| self.wishes[wish].may_stand_for(image.name())) {
+                left.insert(order, image);
+            } else if self.certain.insert(image.name().clone()) {
+                image.is_found &= !self.named.contains(image.name());
+                certain.push((order, image));
+            }
+        }
+        if !left.is_empty() {
+            self.doubtful.insert(host.to_owned(), left);
+        }
+        certain
+    }
+
+    /// Returns what all wishes come to, as far as it is known.
+    pub(crate) fn finish(self) -> Expansion {
+        Expansion::join(self.parts.into_iter().flatten())
+    }
+}
+
+impl Wish {
+    /// Returns the registry that has to be asked what the wish stands for, if one has to.
+    pub(crate) fn listed_host(&self) -> Option<&str> {
+        (!matches!(self.what, Wanted::Image(_))).then(|| self.host())
+    }
+
+    /// Returns the registry that is asked for what the wish stands for.
+    pub(crate) fn host(&self) -> &str {
+        match &self.what {
+            Wanted::Image(argument) => host_of(argument),
+            Wanted::Tags { place, .. } => &place.host,
+            Wanted::Project { project, .. } => &project.host,
+        }
+    }
+
+    /// Tells whether a list of the wish's registry may bring this name.
+    fn may_stand_for(&self, name: &ImageName) -> bool {
+        match &self.what {
+            Wanted::Image(_) => false,
+            Wanted::Tags { place, .. } => place.host == name.host() && place.repository == name.repository(),
+            Wanted::Project { project, .. } => project.host == name.host() && project.holds(name.repository()),
+        }
+    }
 }
 
 impl Expansion {
@@ -296,7 +441,12 @@ pub(super) mod tests {
     }
 
     fn expand_text(text: &str, registries: &Registries) -> Expansion {
-        expand(&parse(text).unwrap(), registries)
+        let (wishlist, listing) = (parse(text).unwrap(), ListedOnce::new(registries));
+        let mut growing = GrowingExpansion::new(&wishlist.wishes);
+        for (index, wish) in wishlist.wishes.iter().enumerate() {
+            growing.add(index, expand_one(wish, &listing));
+        }
+        growing.finish()
     }
 
     fn names(expansion: &Expansion) -> Vec<String> {
@@ -406,6 +556,28 @@ pub(super) mod tests {
         );
         let is_found: Vec<bool> = expansion.images.iter().map(|image| image.is_found).collect();
         assert_eq!(is_found, [false, true, true, true, true]);
+    }
+
+    #[test]
+    fn images_are_certain_before_the_lists_of_other_repositories_are_there() {
+        let text = "version: 2\nimages:\n- 'slow.org/a:*'\n- slow.org/a:1\n- slow.org/b:1\n- 'h.org/a:*'\n\
+                    - {image: h.org/x:1, name: 'slow.org/a:7'}\n- {project: slow.org/p, api: catalog}\n- slow.org/p/q:1\n\
+                    - slow.org/pq:1\n";
+        let mut registries = Registries::default().tags("slow.org/a", &["1", "2"]).tags("h.org/a", &["1"]);
+        registries.catalog("slow.org", &[]);
+        let wishlist = parse(text).unwrap();
+        let mut growing = GrowingExpansion::new(&wishlist.wishes);
+        let mut add = |wish: usize| -> Vec<String> {
+            let part = expand_one(&wishlist.wishes[wish], &registries);
+            growing.add(wish, part).into_iter().map(|(_, image)| image.name().to_string()).collect()
+        };
+        let certain: Vec<String> = [1, 2, 4, 6, 7, 3].into_iter().flat_map(&mut add).collect();
+        assert_eq!(certain, ["slow.org/b:1", "slow.org/pq:1", "h.org/a:1"]);
+        assert_eq!(add(0), ["slow.org/a:1", "slow.org/a:2", "slow.org/a:7"]);
+        assert_eq!(add(5), ["slow.org/p/q:1"]);
+        let expansion = growing.finish();
+        assert_eq!(names(&expansion)[..3], ["slow.org/a:1", "slow.org/a:2", "slow.org/b:1"]);
+        assert_eq!(expansion.images.len(), 7);
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! strata's own: a misspelt option in it would quietly do something else, so that each mistake spoils its wish. In both, what
 //! cannot be used is skipped with a [`Problem`] that says where it stands, so that one bad line does not stop the others.
 //!
-//! A wish may stand for many images. [`expand`] asks registries, through a [`Listing`], what there is, and answers with
-//! the exact images, always in the same order: that of the file, and within a wish by repository and version.
+//! A wish may stand for many images. Registries are asked, through a [`Listing`], what there is, and the answer is an
+//! [`Expansion`]: the exact images, always in the same order, that of the file, and within a wish by repository and version.
 
 mod expand;
 mod filter;
@@ -25,7 +25,8 @@ use std::path::{Path, PathBuf};
 
 use crate::source::ImageArgument;
 
-pub use expand::{Expansion, Failure, Newest, WantedImage, expand};
+pub use expand::{Expansion, Failure, Newest, WantedImage};
+pub(crate) use expand::{GrowingExpansion, ListedOnce, Order, expand_one};
 pub use filter::{Glob, NameFilter, TagFilter, is_referrers_tag};
 pub use options::{ChainOption, PlatformOption, WishOptions};
 pub use place::ImageRepository;

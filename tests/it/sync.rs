@@ -6,6 +6,7 @@ mod lines;
 mod podman;
 mod prune;
 mod recipe;
+mod slow;
 mod thin;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,6 +3,7 @@
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::thread;
+use std::time::Duration;
 
 /// How a reply reaches the client, if not as it should.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +14,10 @@ pub enum Delivery {
     Cut(usize),
     /// After so many bytes of the body nothing comes any more, and the connection stays.
     Stall(usize),
+    /// All of it, head and body, comes byte by byte, with a pause after each.
+    Drip(Duration),
+    /// The head comes at once, and the body byte by byte.
+    DripBody(Duration),
 }
 
 /// What a client asks, or asked.
@@ -197,11 +202,23 @@ impl Reply {
         self.headers.write(&mut head);
         let most = match self.delivery {
             Delivery::Cut(most) | Delivery::Stall(most) => most,
-            Delivery::Whole => usize::MAX,
+            Delivery::Whole | Delivery::Drip(_) | Delivery::DripBody(_) => usize::MAX,
         };
         let body = if is_head { &[] } else { &self.body[..most.min(self.body.len())] };
-        // Two small packets would wait for one another.
-        stream.write_all(&[head.as_bytes(), body].concat())?;
+        let (at_once, drops) = match self.delivery {
+            Delivery::Drip(pause) => (Vec::new(), Some(([head.as_bytes(), body].concat(), pause))),
+            Delivery::DripBody(pause) => (head.into_bytes(), Some((body.to_vec(), pause))),
+            // Two small packets would wait for one another.
+            _ => ([head.as_bytes(), body].concat(), None),
+        };
+        stream.write_all(&at_once)?;
+        for (byte, pause) in
+            drops.into_iter().flat_map(|(bytes, pause)| bytes.into_iter().map(move |byte| (byte, pause)))
+        {
+            // This ends when the client has had enough.
+            thread::sleep(pause);
+            stream.write_all(&[byte])?;
+        }
         if matches!(self.delivery, Delivery::Stall(_)) {
             let client = stream.try_clone()?;
             // Nothing more is asked: this ends when the client has had enough.

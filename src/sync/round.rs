@@ -1,0 +1,432 @@
+//! One round: asks, converts and publishes at the same time.
+//!
+//! Threads of their own ask registries, each registry in a lane of its own, and others convert what is known to have changed. The
+//! thread that began the round takes in what they find out, hands on what follows from it, and publishes. Nothing waits for
+//! a registry that is slow but what needs it.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+use rsa::rand_core::CryptoRng;
+
+use super::artifacts::{NewestRules, artifact_type};
+use super::lanes::Lanes;
+use super::listing::TimedListing;
+use super::prune::{Prune, Wishes};
+use super::survey::Finding;
+use super::workshop::{Item, Publications, Staged, Work, Workshop};
+use super::{Event, ImageState, SyncError};
+use crate::convert::ConvertError;
+use crate::image::ImageName;
+use crate::settings::Settings;
+use crate::source::registry::{DEFAULT_CONNECTIONS, DEFAULT_REQUEST_TIMEOUT};
+use crate::threads::STACK_BYTES;
+use crate::wishlist::{
+    Expansion, Failure, GrowingExpansion, ListedOnce, Listing, Order, WantedImage, Wishlist, expand_one,
+};
+
+/// A registry that has sent nothing for so long is not waited for before what is ready is published.
+const LAG: Duration = Duration::from_secs(1);
+/// How long nothing but slow registries is waited for before that is said.
+const TOLD_AFTER: Duration = Duration::from_secs(2);
+/// How often it is looked who lags.
+const TICK: Duration = Duration::from_millis(50);
+/// So many questions more than connections are dealt with for one registry, since answers are compared with what is published.
+const QUESTIONS_AHEAD: usize = 4;
+/// Maximum number of threads that ask registries.
+const MOST_ASKING: usize = 256;
+/// Maximum number of threads that convert, in multiples of the images that are converted side by side.
+const MOST_CONVERTING: usize = 16;
+/// The pages of a list may take this many times as long as a single request.
+const LIST_SHARE: u32 = 10;
+/// No clock counts on for ever.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// What a registry is asked.
+enum Question {
+    /// What a wish stands for.
+    List(usize),
+    /// Whether an image, by its number, has changed.
+    Look(usize, Arc<WantedImage>),
+}
+
+/// What threads find out.
+enum News {
+    Listed(usize, Expansion),
+    Found(usize, Finding),
+    Staged(Staged),
+}
+
+impl News {
+    /// Tells whether a registry gave no answer that is of use.
+    fn is_failure(&self) -> bool {
+        match self {
+            Self::Listed(_, part) => !part.failures.is_empty(),
+            Self::Found(_, finding) => matches!(finding, Finding::Failed(_)),
+            Self::Staged((_, result)) => result.is_err(),
+        }
+    }
+}
+
+/// A round under way.
+pub(super) struct Round<'a> {
+    pub(super) workshop: &'a Workshop<'a>,
+    pub(super) wishlist: &'a Wishlist,
+    pub(super) listing: &'a dyn Listing,
+    pub(super) settings: &'a Settings,
+}
+
+/// What came of a round.
+pub(super) struct Finished {
+    pub(super) publications: Publications,
+    pub(super) failures: Vec<Failure>,
+    pub(super) wishes: Wishes,
+    /// Whether not everything was found that the wishlist asks for.
+    pub(super) is_doubtful: bool,
+}
+
+/// What the thread that publishes knows.
+struct Desk<'a> {
+    round: &'a Round<'a>,
+    asks: &'a Lanes<Question>,
+    expansion: GrowingExpansion<'a>,
+    rules: NewestRules,
+    publications: Publications,
+    /// How many answers and conversions are still to come.
+    outstanding: usize,
+    /// When the next revision may be published.
+    next: Instant,
+    /// Whether nothing was published before the end yet.
+    is_first: bool,
+    /// Since when nothing but slow registries is waited for.
+    quiet_since: Option<Instant>,
+    is_told: bool,
+}
+
+impl Round<'_> {
+    /// Does all that the wishlist asks for. With `prune`, what it holds no longer goes, if it is clear what that is.
+    pub(super) fn run(&self, prune: Prune, rng: &mut (impl CryptoRng + Send)) -> Result<Finished, SyncError> {
+        let asks = Lanes::new(usize::MAX);
+        let listing = ListedOnce::new(self.listing);
+        let (sender, receiver) = mpsc::channel();
+        let mut desk = Desk::open(self, &asks);
+        let worked = thread::scope(|scope| {
+            let result = self.start_asking(scope, &asks, &listing, &sender).and_then(|asking| {
+                let sender = sender.clone();
+                let mut threads = Threads { scope, round: self, sender, asking, converting: Vec::new() };
+                desk.work(&receiver, &mut threads, rng)
+            });
+            // Whatever is under way ends by itself, within the time limits of requests.
+            asks.close();
+            self.workshop.works.close();
+            result
+        });
+        worked?;
+        desk.close(prune, rng)
+    }
+
+    fn start_asking<'s>(
+        &'s self,
+        scope: &'s Scope<'s, '_>,
+        asks: &'s Lanes<Question>,
+        listing: &'s ListedOnce<'s>,
+        sender: &Sender<News>,
+    ) -> Result<Vec<ScopedJoinHandle<'s, ()>>, SyncError> {
+        let (most, mut started) = (self.most_asking(), Vec::new());
+        while started.len() < most {
+            let sender = sender.clone();
+            let work = move || self.ask(asks, listing, &sender);
+            match thread::Builder::new().name("ask".to_owned()).spawn_scoped(scope, work) {
+                Ok(thread) => started.push(thread),
+                Err(error) if started.is_empty() => return Err(SyncError::Thread(error)),
+                Err(error) => {
+                    let count = started.len();
+                    tracing::warn!("only {count} of {most} threads that ask registries can be started: {error}");
+                    break;
+                }
+            }
+        }
+        Ok(started)
+    }
+
+    /// Returns how many threads ask, so that each registry has all that it may have.
+    fn most_asking(&self) -> usize {
+        let mut lanes: BTreeMap<&str, usize> = BTreeMap::new();
+        for wish in &self.wishlist.wishes {
+            match wish.listed_host() {
+                Some(host) => drop(lanes.insert(host, usize::MAX)),
+                None => {
+                    let questions = lanes.entry(wish.host()).or_default();
+                    *questions = questions.saturating_add(1);
+                }
+            }
+        }
+        let sum: usize = lanes.into_iter().map(|(host, questions)| questions.min(self.questions_of(host))).sum();
+        sum.min(MOST_ASKING)
+    }
+
+    /// Returns how many questions for one registry are dealt with at a time.
+    fn questions_of(&self, host: &str) -> usize {
+        let connections = self.settings.registries.get(host).and_then(|registry| registry.connections);
+        connections.unwrap_or(DEFAULT_CONNECTIONS) + QUESTIONS_AHEAD
+    }
+
+    /// Asks question after question until there are no more.
+    fn ask(&self, asks: &Lanes<Question>, listing: &ListedOnce<'_>, sender: &Sender<News>) {
+        while let Some(question) = asks.take() {
+            let news = match &*question {
+                Question::List(wish) => {
+                    let timeout = self.settings.requests.timeout.unwrap_or(DEFAULT_REQUEST_TIMEOUT);
+                    let listing = TimedListing::new(listing, timeout * LIST_SHARE);
+                    News::Listed(*wish, expand_one(&self.wishlist.wishes[*wish], &listing))
+                }
+                Question::Look(number, image) => {
+                    let Workshop { survey, quarantine, observer, .. } = self.workshop;
+                    News::Found(*number, survey.find(image, quarantine, *observer))
+                }
+            };
+            if !news.is_failure() {
+                question.note_success();
+            }
+            if sender.send(news).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The threads of a round, which go on until there is no more work.
+struct Threads<'s, 'e> {
+    scope: &'s Scope<'s, 'e>,
+    round: &'s Round<'s>,
+    sender: Sender<News>,
+    asking: Vec<ScopedJoinHandle<'s, ()>>,
+    converting: Vec<ScopedJoinHandle<'s, ()>>,
+}
+
+impl Threads<'_, '_> {
+    /// Tells whether a thread has panicked, which ends the round as soon as the others have ended.
+    fn are_broken(&self) -> bool {
+        self.asking.iter().chain(&self.converting).any(ScopedJoinHandle::is_finished)
+    }
+
+    /// Starts one more thread that converts, if there is work for it.
+    fn grow(&mut self) -> Result<(), SyncError> {
+        let workshop = self.round.workshop;
+        let most = workshop.options.side_by_side.max(1) * MOST_CONVERTING;
+        let count = self.converting.len();
+        if count >= most || workshop.busy() < count || !workshop.works.is_ready() {
+            return Ok(());
+        }
+        let sender = self.sender.clone();
+        let work = move || workshop.stage_images(&|staged| sender.send(News::Staged(staged)).is_ok());
+        match thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(self.scope, work) {
+            Ok(thread) => self.converting.push(thread),
+            Err(error) if count == 0 => return Err(SyncError::Thread(error)),
+            // With fewer threads it takes longer.
+            Err(error) => tracing::debug!("cannot start another thread that converts: {error}"),
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Desk<'a> {
+    fn open(round: &'a Round<'a>, asks: &'a Lanes<Question>) -> Self {
+        let every = round.workshop.options.publish_every.min(LONGEST);
+        Self {
+            round,
+            asks,
+            expansion: GrowingExpansion::new(&round.wishlist.wishes),
+            rules: NewestRules::default(),
+            publications: Publications::default(),
+            outstanding: 0,
+            next: Instant::now() + every,
+            is_first: true,
+            quiet_since: None,
+            is_told: false,
+        }
+    }
+
+    /// Takes in news until there is nothing more to come, and publishes from time to time.
+    fn work(
+        &mut self,
+        news: &Receiver<News>,
+        threads: &mut Threads<'_, '_>,
+        rng: &mut (impl CryptoRng + Send),
+    ) -> Result<(), SyncError> {
+        self.begin();
+        let mut looked = Instant::now();
+        while self.outstanding > 0 {
+            match news.recv_timeout(TICK) {
+                Ok(news) => self.take(news)?,
+                Err(_) if threads.are_broken() => return Ok(()),
+                Err(_) => {}
+            }
+            threads.grow()?;
+            if Instant::now() >= self.next {
+                self.publish(rng)?;
+            }
+            if looked.elapsed() >= TICK && self.outstanding > 0 {
+                looked = Instant::now();
+                self.look_who_lags(news, rng)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for everything that the wishlist names.
+    fn begin(&mut self) {
+        for (index, wish) in self.round.wishlist.wishes.iter().enumerate() {
+            match wish.listed_host() {
+                Some(host) => {
+                    self.outstanding += 1;
+                    self.asks.add(host, self.round.questions_of(host), Order::new(index, 0), Question::List(index));
+                }
+                None => {
+                    let part = expand_one(wish, self.round.listing);
+                    self.add(index, part);
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, news: News) -> Result<(), SyncError> {
+        self.outstanding -= 1;
+        match news {
+            News::Listed(wish, part) => {
+                let observer = self.round.workshop.observer;
+                part.failures.iter().for_each(|failure| observer.note(Event::NotListed(failure)));
+                self.add(wish, part);
+                Ok(())
+            }
+            News::Found(number, finding) => self.found(number, finding),
+            News::Staged(staged) => {
+                let (number, is_artifact) = (staged.0, staged.1.as_ref().err().is_some_and(is_artifact));
+                self.round.workshop.take(staged, &mut self.publications)?;
+                if is_artifact {
+                    self.replace(number);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Asks for the images that are certain after it is known what a wish comes to.
+    fn add(&mut self, wish: usize, mut part: Expansion) {
+        let newest = std::mem::take(&mut part.newest);
+        let older = self.rules.add(wish, &part.images, newest);
+        let certain = self.expansion.add(wish, part);
+        self.look_at(certain);
+        self.add_older(older);
+    }
+
+    /// Asks for the images that take the place of one that is found to be an artifact.
+    fn replace(&mut self, number: usize) {
+        let older = self.rules.note_artifact(self.publications.items[number].image.name());
+        self.add_older(older);
+    }
+
+    fn add_older(&mut self, older: Vec<(Order, WantedImage)>) {
+        for (order, image) in older {
+            let certain = self.expansion.add_older(order, image);
+            self.look_at(certain);
+        }
+    }
+
+    fn look_at(&mut self, certain: Vec<(Order, WantedImage)>) {
+        self.round.workshop.observer.note(Event::Listed(certain.len()));
+        for (order, image) in certain {
+            self.look(order, Arc::new(image));
+        }
+    }
+
+    fn look(&mut self, order: Order, image: Arc<WantedImage>) {
+        let number = self.publications.items.len();
+        let host = image.host().to_owned();
+        self.publications.items.push(Item { image: Arc::clone(&image), order, state: None });
+        self.outstanding += 1;
+        self.asks.add(&host, self.round.questions_of(&host), order, Question::Look(number, image));
+    }
+
+    fn found(&mut self, number: usize, finding: Finding) -> Result<(), SyncError> {
+        let workshop = self.round.workshop;
+        let item = &mut self.publications.items[number];
+        item.state = match finding {
+            Finding::Unchanged => {
+                workshop.note_success(&item.image)?;
+                Some(ImageState::Unchanged)
+            }
+            Finding::Quarantined(reason) => Some(ImageState::Failed(reason)),
+            Finding::Failed(error) => Some(workshop.not_converted(&item.image, &error)?),
+            Finding::Artifact(artifact_type) => Some(workshop.skipped(&item.image, artifact_type)?),
+            Finding::Changed(digest) => {
+                let work = Work { number, image: Arc::clone(&item.image), digest };
+                self.outstanding += 1;
+                workshop.works.add(item.image.host(), workshop.options.side_by_side, item.order, work);
+                None
+            }
+        };
+        if matches!(item.state, Some(ImageState::Artifact(_))) {
+            self.replace(number);
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, rng: &mut (impl CryptoRng + Send)) -> Result<(), SyncError> {
+        self.is_first &= self.publications.waiting.is_empty();
+        self.round.workshop.publish(&mut self.publications, None, rng)?;
+        self.next = Instant::now() + self.round.workshop.options.publish_every.min(LONGEST);
+        Ok(())
+    }
+
+    /// Publishes what is ready when nothing but slow registries is waited for, and says once what is waited for.
+    fn look_who_lags(&mut self, news: &Receiver<News>, rng: &mut (impl CryptoRng + Send)) -> Result<(), SyncError> {
+        let workshop = self.round.workshop;
+        let lagging = workshop.look_who_lags(LAG);
+        if lagging.any_moves || workshop.works.is_ready() || !self.asks.lags(LAG) {
+            self.quiet_since = None;
+            return Ok(());
+        }
+        // What was done by then is told by now.
+        if let Ok(news) = news.try_recv() {
+            return self.take(news);
+        }
+        if self.is_first && !self.publications.waiting.is_empty() {
+            self.publish(rng)?;
+        }
+        let quiet = self.quiet_since.get_or_insert_with(Instant::now).elapsed();
+        if quiet >= TOLD_AFTER && !std::mem::replace(&mut self.is_told, true) {
+            let mut busy = self.asks.busy();
+            workshop.works.busy().into_iter().for_each(|(host, count)| *busy.entry(host).or_default() += count);
+            workshop.observer.note(Event::WaitsFor(&busy));
+        }
+        Ok(())
+    }
+
+    /// Publishes the rest, and what the wishlist holds.
+    fn close(self, prune: Prune, rng: &mut (impl CryptoRng + Send)) -> Result<Finished, SyncError> {
+        let Self { round: Round { workshop, wishlist, .. }, expansion, rules, mut publications, .. } = self;
+        let Expansion { failures, problems, .. } = expansion.finish();
+        problems.iter().for_each(|problem| workshop.observer.note(Event::Problem(problem)));
+        let is_doubtful = !failures.is_empty() || !wishlist.problems.is_empty() || !problems.is_empty();
+        let allowed = if is_doubtful { Prune::Nothing } else { prune };
+        if allowed != prune {
+            tracing::warn!("nothing is removed, as not everything was found that the wishlist asks for");
+        }
+        let failed = |item: &&Item| matches!(item.state, Some(ImageState::Failed(_)));
+        let failed: HashSet<ImageName> =
+            publications.items.iter().filter(failed).map(|item| item.image.name().clone()).collect();
+        let listed = publications.items.iter().map(|item| item.image.name().clone());
+        let names = listed.chain(rules.spared(&failed)).collect();
+        let wishes = Wishes::new(workshop.survey.head, &wishlist.name, names, allowed)?;
+        workshop.publish(&mut publications, Some(&wishes), rng)?;
+        Ok(Finished { publications, failures, wishes, is_doubtful })
+    }
+}
+
+fn is_artifact(error: &ConvertError) -> bool {
+    artifact_type(error).is_some()
+}
