@@ -287,7 +287,13 @@ fn removal(report: &Report, name: &ImageName, dry_run: bool) -> &'static str {
     }
 }
 
-fn to_text(folder: &RepositoryFolder, wishlist: &Wishlist, report: &Report, thin: &[ThinOutcome], dry_run: bool) -> String {
+fn to_text(
+    folder: &RepositoryFolder,
+    wishlist: &Wishlist,
+    report: &Report,
+    thin: &[ThinOutcome],
+    dry_run: bool,
+) -> String {
     let mut text = String::new();
     let mut counts = [0_usize; 3];
     for (_, state) in &report.images {
@@ -344,7 +350,13 @@ fn to_text(folder: &RepositoryFolder, wishlist: &Wishlist, report: &Report, thin
     text + "\n"
 }
 
-fn to_json(folder: &RepositoryFolder, wishlist: &Wishlist, report: &Report, thin: &[ThinOutcome], dry_run: bool) -> Value {
+fn to_json(
+    folder: &RepositoryFolder,
+    wishlist: &Wishlist,
+    report: &Report,
+    thin: &[ThinOutcome],
+    dry_run: bool,
+) -> Value {
     let image = |(image, state): &(WantedImage, ImageState)| {
         let mut json = json!({"image": image.argument.to_string(), "name": image.name().to_string()});
         match state {

@@ -60,10 +60,12 @@ pub enum ConvertError {
     #[error(transparent)]
     Naming(#[from] NamingError),
     /// A layer cannot be read.
-    #[error("cannot read layer {digest}")]
+    #[error("cannot read layer {digest}{}", mirror.as_ref().map(|mirror| format!(" from mirror {mirror}")).unwrap_or_default())]
     Layer {
         /// The layer's digest.
         digest: Digest,
+        /// The mirror that it was read from, if it was not the registry itself.
+        mirror: Option<String>,
         /// Why.
         source: IngestError,
     },

@@ -62,8 +62,8 @@ impl Run {
             }
         }
         self.state.add_blobs(&verified)?;
-        if let Some((digest, source)) = failure {
-            return Err(ConvertError::Layer { digest, source });
+        if let Some((digest, error)) = failure {
+            return Err(ConvertError::Layer { digest, mirror: source.mirror_of(&digest), source: error });
         }
         Ok(read)
     }

@@ -60,6 +60,11 @@ pub trait Source: Send + Sync {
     fn is_remote(&self) -> bool {
         false
     }
+
+    /// Returns the mirror that a layer was read from last, if it was one.
+    fn mirror_of(&self, _layer: &Digest) -> Option<String> {
+        None
+    }
 }
 
 /// The bytes of a layer, unverified, as they come.

@@ -126,3 +126,43 @@ impl NewestRule {
         new
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wishlist::WishOptions;
+
+    fn image(tag: &str) -> WantedImage {
+        let argument = format!("h.org/a:{tag}").parse().unwrap();
+        WantedImage { line: 1, argument, options: WishOptions::default(), is_found: true }
+    }
+
+    fn name(tag: &str) -> ImageName {
+        image(tag).name().clone()
+    }
+
+    fn tags(images: Vec<(Order, WantedImage)>) -> Vec<String> {
+        images.into_iter().map(|(_, image)| image.name().to_string().replace("h.org/a:", "")).collect()
+    }
+
+    #[test]
+    fn artifacts_are_replaced_by_the_next_older_images_that_are_none() {
+        let mut rules = NewestRules::default();
+        let newest = || Newest { names: vec![name("6"), name("7")], older: ["5", "4", "3"].map(image).into() };
+        let images = [image("6"), image("7")];
+        assert!(rules.add(0, &images, vec![newest()]).is_empty());
+        assert!(rules.note_artifact(&name("1")).is_empty(), "it is not among the newest");
+        assert_eq!(tags(rules.note_artifact(&name("7"))), ["5"]);
+        assert_eq!(tags(rules.note_artifact(&name("5"))), ["4"]);
+        // Another wish for the same knows what is known by then.
+        assert_eq!(tags(rules.add(1, &images, vec![newest()])), ["4"]);
+        let spared = |unknown: &[&str]| -> Vec<ImageName> {
+            let mut rules = NewestRules::default();
+            rules.add(0, &images, vec![newest()]);
+            rules.spared(&unknown.iter().map(|tag| name(tag)).collect()).collect()
+        };
+        assert_eq!(spared(&[]), []);
+        assert_eq!(spared(&["2", "6"]), [name("5")]);
+        assert_eq!(spared(&["6", "7"]), [name("5"), name("4")]);
+    }
+}

@@ -28,8 +28,10 @@ use crate::wishlist::{
     Expansion, Failure, GrowingExpansion, ListedOnce, Listing, Order, WantedImage, Wishlist, expand_one,
 };
 
-/// A registry that has sent nothing for so long is not waited for before what is ready is published.
+/// An image whose registry has sent nothing for so long lends its place to others.
 const LAG: Duration = Duration::from_secs(1);
+/// A registry that has answered nothing for so long is not waited for before what is ready is published.
+const UNANSWERED: Duration = Duration::from_millis(500);
 /// How long nothing but slow registries is waited for before that is said.
 const TOLD_AFTER: Duration = Duration::from_secs(2);
 /// How often it is looked who lags.
@@ -386,7 +388,7 @@ impl<'a> Desk<'a> {
     fn look_who_lags(&mut self, news: &Receiver<News>, rng: &mut (impl CryptoRng + Send)) -> Result<(), SyncError> {
         let workshop = self.round.workshop;
         let lagging = workshop.look_who_lags(LAG);
-        if lagging.any_moves || workshop.works.is_ready() || !self.asks.lags(LAG) {
+        if lagging.any_moves || workshop.works.is_ready() || !self.asks.lags(UNANSWERED) {
             self.quiet_since = None;
             return Ok(());
         }

@@ -581,6 +581,29 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn older_image_comes_after_all_wishes_that_may_stand_for_its_name() {
+        let text = "version: 2\nimages:\n- {image: h.org/a, tags: {newest: 1}}\n- {image: 'h.org/a:2.*', flat: false}\n\
+                    - h.org/a:3\n- h.org/b:1\n";
+        let registries = Registries::default().tags("h.org/a", &["1.0", "2.0", "3", "4"]);
+        let wishlist = parse(text).unwrap();
+        let mut growing = GrowingExpansion::new(&wishlist.wishes);
+        let part = expand_one(&wishlist.wishes[0], &registries);
+        let older = part.newest[0].older.clone();
+        assert_eq!(growing.add(0, part).len(), 1);
+        growing.add(2, expand_one(&wishlist.wishes[2], &registries));
+        let mut add = |index: usize| growing.add_older(Order::before((0, 0), index + 1), older[index].clone());
+        assert_eq!(older[1].name().to_string(), "h.org/a:2.0");
+        assert!((0..3).all(|index| add(index).is_empty()), "the second wish may stand for all of them");
+        let certain = growing.add(1, expand_one(&wishlist.wishes[1], &registries));
+        let told: Vec<_> = certain.iter().map(|(_, image)| (image.name().to_string(), image.line)).collect();
+        let expected = [("h.org/a:2.0", 4), ("h.org/a:3", 5), ("h.org/a:1.0", 3)];
+        assert_eq!(told, expected.map(|(name, line)| (name.to_owned(), line)));
+        assert_eq!(certain.iter().map(|(_, image)| image.is_found).collect::<Vec<_>>(), [true, false, true]);
+        let order = [Order::before((0, 0), 2), Order::before((0, 0), 1), Order::new(0, 0), Order::new(0, 1)];
+        assert!(order.is_sorted());
+    }
+
+    #[test]
     fn rule_that_matches_nothing_is_told() {
         let expansion = expand_text("input:\n- 'h.org/a:v*'\n", &Registries::default().tags("h.org/a", &["1"]));
         assert_eq!(expansion.problems[0].to_string(), "line 2: no image matches");

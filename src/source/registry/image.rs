@@ -1,16 +1,18 @@
 //! An image at a registry, as a [`Source`].
 
+use std::collections::HashMap;
 use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::super::document::{Blob, Blobs};
 use super::super::resolve::Resolver;
 use super::super::{Image, ImageLayer, LayerBlob, PlatformRequest, Source, SourceError};
 use super::effort::Effort;
-use super::limits::Permit;
+use super::limits::{Permit, lock};
 use super::transfer::Download;
-use super::{Registries, RegistryImagePlace};
+use super::{Registries, RegistryError, RegistryImagePlace};
 use crate::image::{Digest, Platform};
 
 /// An image at a registry.
@@ -20,12 +22,14 @@ pub struct RegistryImage {
     place: RegistryImagePlace,
     /// The name in the form of a path, for messages.
     label: PathBuf,
+    /// The mirrors that layers come from, as far as these come from mirrors.
+    mirrors: Arc<Mutex<HashMap<Digest, String>>>,
 }
 
 impl RegistryImage {
     pub(super) fn new(registries: Registries, place: RegistryImagePlace) -> Self {
         let label = place.to_string().into();
-        Self { registries, place, label }
+        Self { registries, place, label, mirrors: Arc::default() }
     }
 }
 
@@ -56,6 +60,10 @@ impl Source for RegistryImage {
     fn is_remote(&self) -> bool {
         true
     }
+
+    fn mirror_of(&self, layer: &Digest) -> Option<String> {
+        lock(&self.mirrors).get(layer).cloned()
+    }
 }
 
 impl RegistryImage {
@@ -63,7 +71,15 @@ impl RegistryImage {
         // A download waits by itself for a registry that asks for it, unless nobody wants it any more.
         let (registries, place) = (self.registries.with_patience(Duration::ZERO), self.place.clone());
         let (digest, urls) = (layer.digest, layer.urls.clone());
-        let open = move |offset| registries.open_blob(&place, &digest, &urls, offset);
+        let mirrors = Arc::clone(&self.mirrors);
+        let open = move |offset| {
+            let opened = registries.open_blob(&place, &digest, &urls, offset)?;
+            match opened.mirror.clone() {
+                Some(mirror) => lock(&mirrors).insert(digest, mirror),
+                None => lock(&mirrors).remove(&digest),
+            };
+            Ok::<_, RegistryError>(opened)
+        };
         let download = Download::start(open, layer.size, self.registries.policy(&self.place));
         let arrival = download.arrival();
         LayerBlob::remote(Counted { download, _permit: permit }, move || arrival.is_ready())

@@ -357,11 +357,17 @@ impl Registries {
         })
     }
 
-    /// Fetches a blob that is no layer. Its digest is left to the reader.
+    /// Fetches a blob that is no layer.
     fn small_blob(&self, place: &RegistryImagePlace, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
         let repository = asked_repository(place.name.host(), place.name.repository());
         let call = Call::pull(&repository, format!("blob {digest} of {place}"));
-        self.small(place, &call, &format!("blobs/{digest}"), Effort::Whole, document)
+        self.small(place, &call, &format!("blobs/{digest}"), Effort::Whole, |answer| {
+            let (url, bytes) = (shown(&answer.url), document(answer)?);
+            match Digest::of(&bytes) {
+                actual if actual == *digest => Ok(bytes),
+                actual => Err(RegistryError::WrongDigest { url, expected: *digest, actual }),
+            }
+        })
     }
 
     /// Returns the host whose downloads those of a place count as, whichever server they come from.
@@ -404,7 +410,7 @@ impl Registries {
             let allowance = Allowance::large(self.shared.clock.now(), patience.unwrap_or_default());
             // The download is counted as a whole.
             let (answer, _permit) = self.shared.exchange(endpoint, url, &call, &allowance)?;
-            opened(answer, offset)
+            Ok(OpenedBlob { mirror: endpoint.mirror.clone(), ..opened(answer, offset)? })
         })
     }
 }
@@ -491,7 +497,7 @@ fn opened(answer: Answer, offset: u64) -> Result<OpenedBlob, RegistryError> {
         200 => 0,
         status => return Err(unusable(&format!("it has no content, but status {status}"))),
     };
-    Ok(OpenedBlob { start, length, body: Box::new(answer.response) })
+    Ok(OpenedBlob { start, length, mirror: None, body: Box::new(answer.response) })
 }
 
 /// Returns the first byte of `bytes 5-9/10`.

@@ -25,6 +25,8 @@ pub(super) struct OpenedBlob {
     pub start: u64,
     /// How many bytes follow, if the answer says it.
     pub length: Option<u64>,
+    /// The mirror that sends it, if it is not the registry itself.
+    pub mirror: Option<String>,
     /// The bytes. A body that stalls has to end in an error at some time.
     pub body: Box<dyn Read + Send>,
 }

@@ -49,6 +49,12 @@ impl Scene {
         self.registry.put_manifest(repository, tag, MANIFEST, manifest.to_string().as_bytes());
     }
 
+    /// Stores a chart under a tag.
+    pub(super) fn push_chart(&self, repository: &str, tag: &str) {
+        let (_, artifact, config, layer) = ARTIFACTS[0];
+        self.push_artifact(repository, tag, [artifact, config, layer]);
+    }
+
     /// Stores an image that has the type of an artifact, too.
     fn push_typed(&self, image: &TestImage, repository: &str, tag: &str) {
         image.blobs().iter().for_each(|(digest, bytes)| self.registry.put_blob(repository, digest, bytes));

@@ -142,6 +142,16 @@ fn error_at_a_mirror_names_the_mirror() {
         let error = client.registries.manifest(&place, None, Effort::Whole).unwrap_err().to_string();
         assert!(error.contains(&mirror.address), "{status}: {error}");
     }
+    let mirror = Server::start(|_| Reply::of(200, "wrong"));
+    let url = format!("http://{}/prefix", mirror.address);
+    let registry = Server::start(|_| Reply::of(200, "right"));
+    for (mirrors_only, is_found) in [(true, false), (false, true)] {
+        let settings = RegistrySettings { mirrors: vec![url.clone()], mirrors_only, ..Default::default() };
+        let client = client_with(&[(&registry.address, settings)]);
+        let blob = client.registries.small_blob(&registry.place(":1"), &Digest::of(b"right"));
+        assert_eq!(blob.as_ref().is_ok_and(|blob| blob == b"right"), is_found);
+        assert!(is_found || blob.unwrap_err().to_string().contains(&mirror.address));
+    }
     let mirror = Server::start(|_| Reply::of(404, ""));
     let url = format!("http://{}/prefix", mirror.address);
     let settings = RegistrySettings { mirrors: vec![url.clone()], mirrors_only: true, ..Default::default() };

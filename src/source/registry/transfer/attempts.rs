@@ -202,7 +202,7 @@ impl Attempts {
     /// Asks for what is missing, and reads over what is not.
     fn open(&mut self) -> Result<Box<dyn Read + Send>, Failure> {
         self.reached_before = self.reached;
-        let OpenedBlob { start, length, mut body } = (self.open)(self.reached)?;
+        let OpenedBlob { start, length, mut body, .. } = (self.open)(self.reached)?;
         if start != self.reached && start != 0 {
             return Err(WrongAnswer::Start { asked: self.reached, actual: start }.into());
         }

@@ -99,7 +99,7 @@ fn answer(blob: &Arc<[u8]>, offset: u64, answer: Answer) -> Result<OpenedBlob, R
     };
     let body = Body { blob: Arc::clone(blob), at: start as usize, end: end as usize, ending };
     let more = if let Answer::Longer(count) = answer { count } else { 0 };
-    Ok(OpenedBlob { start, length, body: Box::new(body.chain(io::repeat(7).take(more))) })
+    Ok(OpenedBlob { start, length, mirror: None, body: Box::new(body.chain(io::repeat(7).take(more))) })
 }
 
 /// What a download did: the bytes it was asked for, from which, and how long it waited each time.
@@ -186,7 +186,7 @@ fn read_answers(answer: impl Fn(u64, usize) -> (u64, u64, u32) + Send + 'static)
         let (start, at_once, reads) = answer(offset, noted.len());
         noted.push(offset);
         let body = Box::new(Drops { rest: size - start, at_once, reads });
-        Ok(OpenedBlob { start, length: Some(size - start), body })
+        Ok(OpenedBlob { start, length: Some(size - start), mirror: None, body })
     };
     let policy = Policy { minimum_rate: 100, rate_window: Duration::from_secs(10), ..Policy::default() };
     let surroundings = Box::new(Ticking(Mutex::new(Instant::now())));
@@ -448,7 +448,7 @@ fn fed(size: u64, policy: Policy) -> (Download, Sender<Vec<u8>>) {
     let (feed, fed) = channel();
     let mut body = Some(Box::new(Fed(fed)));
     let open = move |start| match body.take() {
-        Some(body) => Ok(OpenedBlob { start, length: None, body }),
+        Some(body) => Ok(OpenedBlob { start, length: None, mirror: None, body }),
         None => Err(UNKNOWN),
     };
     (Download::start(open, size, policy), feed)
@@ -546,8 +546,9 @@ fn speed() {
         }
     }
     let size = 16 << 30;
-    let open =
-        move |start| Ok::<_, Refusal>(OpenedBlob { start, length: None, body: Box::new(Zeros.take(size - start)) });
+    let open = move |start| {
+        Ok::<_, Refusal>(OpenedBlob { start, length: None, mirror: None, body: Box::new(Zeros.take(size - start)) })
+    };
     let mut download = Download::start(open, size, Policy::default());
     let (mut buffer, mut count, start) = (vec![0; PIECE], 0, Instant::now());
     while count < size {
