@@ -35,7 +35,7 @@ const UNANSWERED: Duration = Duration::from_millis(500);
 /// How long nothing but slow registries is waited for before that is said.
 const TOLD_AFTER: Duration = Duration::from_secs(2);
 /// How often it is looked who lags.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(10);
 /// So many questions more than connections are dealt with for one registry, since answers are compared with what is published.
 const QUESTIONS_AHEAD: usize = 4;
 /// Maximum number of threads that ask registries.
