@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 
 use super::{Digest, NameError, Platform, null_as_default};
 
@@ -81,9 +82,9 @@ pub struct DescriptorPlatform {
 
 /// Tells whether a list holds anything, whatever form it has.
 fn is_filled<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    Ok(match serde_json::Value::deserialize(deserializer)? {
-        serde_json::Value::Array(items) => !items.is_empty(),
-        serde_json::Value::String(text) => !text.is_empty(),
+    Ok(match Value::deserialize(deserializer)? {
+        Value::Array(items) => !items.is_empty(),
+        Value::String(text) => !text.is_empty(),
         _ => false,
     })
 }
@@ -140,12 +141,44 @@ impl ImageManifest {
         if !is_image_config(config_type) && named.is_some() {
             return named;
         }
-        let types = || self.layers.iter().map(|layer| layer.media_type.as_str());
-        if types().any(is_of_image_layers) {
+        if self.has_image_layers() {
             return None;
         }
-        types().next().and(named).or_else(|| types().find(|media_type| *media_type != "application/octet-stream"))
+        let mut types = self.layers.iter().map(|layer| layer.media_type.as_str());
+        self.layers.first().and(named).or_else(|| types.find(|media_type| *media_type != "application/octet-stream"))
     }
+
+    /// Does the same for a manifest whose config has been read, since that may only have the type of an image's.
+    ///
+    /// A config that lists no layers, beside layers none of which is an image's, describes no image: several tools push files
+    /// with `{}` or nothing as an image config. Beside layers of images it is a damaged image, which is not judged here.
+    pub fn foreign_type_beside(&self, config: &[u8]) -> Option<&str> {
+        if let Some(foreign) = self.foreign_type() {
+            return Some(foreign);
+        }
+        let named = Some(self.artifact_type.as_str()).filter(|artifact_type| !is_config_media_type(artifact_type));
+        let Some(layer) = self.layers.first() else {
+            return is_empty_config(config).then(|| named.unwrap_or("empty config"));
+        };
+        let is_foreign = (named.is_some() || !self.has_image_layers()) && !lists_layers(config);
+        is_foreign.then(|| named.unwrap_or(&layer.media_type))
+    }
+
+    fn has_image_layers(&self) -> bool {
+        self.layers.iter().any(|layer| is_of_image_layers(&layer.media_type))
+    }
+}
+
+/// Tells whether a config says nothing at all.
+fn is_empty_config(json: &[u8]) -> bool {
+    json.trim_ascii().is_empty()
+        || serde_json::from_slice(json).is_ok_and(|config: Map<String, Value>| config.is_empty())
+}
+
+/// Tells whether a config lists diff IDs, in whatever form.
+fn lists_layers(json: &[u8]) -> bool {
+    let config: Value = serde_json::from_slice(json).unwrap_or_default();
+    config["rootfs"]["diff_ids"].as_array().is_some_and(|diff_ids| !diff_ids.is_empty())
 }
 
 /// Tells whether `media_type` is that of an image config and of nothing else.
@@ -263,6 +296,53 @@ mod tests {
             };
             assert_eq!(manifest.foreign_type(), expected, "{artifact_type} {config} {layers:?}");
         }
+    }
+
+    #[test]
+    fn config_that_lists_no_layers_tells_files_from_a_damaged_image() {
+        const OCI: &str = "application/vnd.oci.image.config.v1+json";
+        const DOCKER: &str = "application/vnd.docker.container.image.v1+json";
+        const FILE: &str = "application/octet-stream";
+        const MODEL: &str = "application/vnd.example.model";
+        const LISTING: &str = r#"{"rootfs":{"type":"layers","diff_ids":["sha512:00"]}}"#;
+        let layer_types = [
+            "",
+            "application/vnd.oci.image.layer.v1.tar",
+            "application/vnd.oci.image.layer.v1.tar+gzip",
+            "application/vnd.oci.image.layer.v1.tar+zstd",
+            "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+            "application/vnd.docker.image.rootfs.diff.tar",
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        ];
+        let foreign = |artifact_type: &str, config: &str, layers: &[&str], json: &str| {
+            let descriptor =
+                |media_type: &str| Descriptor { media_type: media_type.to_owned(), ..Descriptor::default() };
+            let manifest = ImageManifest {
+                artifact_type: artifact_type.to_owned(),
+                config: descriptor(config),
+                layers: layers.iter().map(|layer| descriptor(layer)).collect(),
+            };
+            manifest.foreign_type_beside(json.as_bytes()).map(str::to_owned)
+        };
+        for config in [OCI, DOCKER, "", FILE] {
+            for json in ["{}", "", "[]", "some text", r#"{"rootfs":null}"#, r#"{"rootfs":{"diff_ids":[]}}"#] {
+                assert_eq!(foreign("", config, &[FILE], json).as_deref(), Some(FILE), "{config} {json}");
+                assert_eq!(foreign("", config, &[FILE, FILE], json).as_deref(), Some(FILE), "{config} {json}");
+                for layer in layer_types {
+                    assert_eq!(foreign("", config, &[layer], json), None, "{config} {json} {layer}");
+                    assert_eq!(foreign("", config, &[layer, FILE], json), None, "{config} {json} {layer}");
+                }
+            }
+            assert_eq!(foreign("", config, &[FILE], LISTING), None, "{config}");
+            assert_eq!(foreign("", config, &[], r#"{"os":"linux"}"#), None, "{config}");
+            assert_eq!(foreign("", config, &[], " { }").as_deref(), Some("empty config"), "{config}");
+        }
+        assert_eq!(foreign(MODEL, OCI, &[FILE], LISTING).as_deref(), Some(MODEL));
+        assert_eq!(foreign(MODEL, OCI, &[layer_types[1]], "{}").as_deref(), Some(MODEL));
+        assert_eq!(foreign(MODEL, OCI, &[layer_types[1]], LISTING), None);
+        assert_eq!(foreign(MODEL, OCI, &[], "{}").as_deref(), Some(MODEL));
     }
 
     #[test]

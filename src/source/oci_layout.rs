@@ -129,7 +129,11 @@ impl OciLayout {
         match document::kind(self.path(), &name, &document.bytes, &entry.media_type) {
             Ok(DocumentKind::Manifest) => {
                 let manifest = document::parse::<ImageManifest>(self.path(), &name, &document.bytes);
-                manifest.is_ok_and(|manifest| manifest.foreign_type().is_some())
+                manifest.is_ok_and(|manifest| {
+                    let config = || document::read_verified(self, &manifest.config, &name);
+                    manifest.foreign_type().is_some()
+                        || config().is_ok_and(|config| manifest.foreign_type_beside(&config.bytes).is_some())
+                })
             }
             Err(SourceError::Artifact { .. }) => true,
             Ok(DocumentKind::Index) | Err(_) => false,

@@ -155,12 +155,10 @@ impl<'a> Resolver<'a> {
             return Err(SourceError::Artifact { manifest: document.digest, artifact_type: artifact_type.to_owned() });
         }
         let config = document::read_verified(self.blobs, &manifest.config, &name)?;
-        let parsed_config: ImageConfig = document::parse(path, &config.digest.to_string(), &config.bytes)?;
-        if !manifest.artifact_type.is_empty() && !manifest.layers.is_empty() && parsed_config.rootfs.diff_ids.is_empty()
-        {
-            // It only has the type of an image's config.
-            return Err(SourceError::Artifact { manifest: document.digest, artifact_type: manifest.artifact_type });
+        if let Some(artifact_type) = manifest.foreign_type_beside(&config.bytes) {
+            return Err(SourceError::Artifact { manifest: document.digest, artifact_type: artifact_type.to_owned() });
         }
+        let parsed_config: ImageConfig = document::parse(path, &config.digest.to_string(), &config.bytes)?;
         let layers = layers(&manifest, &name, &parsed_config, &config)?;
         Ok(Image {
             names: Vec::new(),

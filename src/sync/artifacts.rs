@@ -5,7 +5,7 @@
 //! image: the next older image is converted in its place. What could not be converted may be an artifact, too, so that as many
 //! older images are not removed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::catalog::{StateDatabase, StateError};
 use crate::convert::{ConvertError, ImageOptions, Request};
@@ -100,12 +100,18 @@ impl NewestRules {
         self.rules.iter_mut().flat_map(|rule| rule.fill(&self.artifacts)).collect()
     }
 
-    /// Returns the names that come next where it is not known of some names what they stand for.
-    pub(super) fn spared(self, unknown: &HashSet<ImageName>) -> impl Iterator<Item = ImageName> {
-        self.rules.into_iter().flat_map(move |rule| {
+    /// Returns the names of images that come next where it is not known of some names what they stand for: for each of these the
+    /// next one that is `published`.
+    ///
+    /// What lies between is passed over, since it may be an artifact, too, and nothing of it can be removed.
+    pub(super) fn spared(&self, unknown: &HashSet<ImageName>, published: &BTreeSet<ImageName>) -> Vec<ImageName> {
+        let spared = |rule: &NewestRule| {
             let count = rule.names.iter().filter(|name| unknown.contains(name)).count();
-            rule.older.take(count).map(|image| image.name().clone())
-        })
+            let names = rule.older.as_slice().iter().map(WantedImage::name);
+            let images = names.filter(|name| published.contains(name) && !self.artifacts.contains(name));
+            images.take(count).cloned().collect::<Vec<_>>()
+        };
+        self.rules.iter().flat_map(spared).collect()
     }
 }
 
@@ -156,13 +162,25 @@ mod tests {
         assert_eq!(tags(rules.note_artifact(&name("5"))), ["4"]);
         // Another wish for the same knows what is known by then.
         assert_eq!(tags(rules.add(1, &images, vec![newest()])), ["4"]);
-        let spared = |unknown: &[&str]| -> Vec<ImageName> {
+    }
+
+    #[test]
+    fn next_published_image_is_spared_for_each_name_that_may_be_an_artifact() {
+        let newest = || Newest { names: vec![name("6"), name("7")], older: ["5", "4", "3"].map(image).into() };
+        let spared = |unknown: &[&str], published: &[&str], artifacts: &[&str]| {
             let mut rules = NewestRules::default();
-            rules.add(0, &images, vec![newest()]);
-            rules.spared(&unknown.iter().map(|tag| name(tag)).collect()).collect()
+            artifacts.iter().for_each(|tag| drop(rules.note_artifact(&name(tag))));
+            rules.add(0, &[image("6"), image("7")], vec![newest()]);
+            let unknown = unknown.iter().map(|tag| name(tag)).collect();
+            rules.spared(&unknown, &published.iter().map(|tag| name(tag)).collect())
         };
-        assert_eq!(spared(&[]), []);
-        assert_eq!(spared(&["2", "6"]), [name("5")]);
-        assert_eq!(spared(&["6", "7"]), [name("5"), name("4")]);
+        assert_eq!(spared(&[], &["5", "4", "3"], &[]), []);
+        assert_eq!(spared(&["2", "6"], &["5", "4", "3"], &[]), [name("5")]);
+        assert_eq!(spared(&["6", "7"], &["5", "4", "3"], &[]), [name("5"), name("4")]);
+        // Nobody knows what lies between: it was never published.
+        assert_eq!(spared(&["6"], &["3"], &[]), [name("3")]);
+        assert_eq!(spared(&["6"], &["4", "3"], &[]), [name("4")]);
+        // What was an image once may have become an artifact.
+        assert_eq!(spared(&["6"], &["5", "4", "3"], &["5"]), [name("4")]);
     }
 }

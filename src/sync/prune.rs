@@ -68,17 +68,17 @@ pub(super) struct Wishes {
 }
 
 impl Wishes {
-    /// Compares the names that a wishlist holds with those that it held before.
+    /// Compares the names that a wishlist holds with those that it held before, from which `names` returns the former.
     pub(super) fn new(
         head: &Repository,
         wishlist: &str,
-        names: BTreeSet<ImageName>,
+        names: impl FnOnce(&BTreeSet<ImageName>) -> BTreeSet<ImageName>,
         prune: Prune,
     ) -> Result<Self, RepositoryError> {
         let json = head.read(&layout::wished_names(), LIST_LIMIT)?;
         let noted = WishedNames::parse(json.as_deref().unwrap_or_default());
         let (former, others) = (noted.of(wishlist), noted.of_others(wishlist));
-        Ok(Self::compare(wishlist, names, former, &others, prune))
+        Ok(Self::compare(wishlist, names(&former), former, &others, prune))
     }
 
     fn compare(

@@ -4,7 +4,7 @@
 //! thread that began the round takes in what they find out, hands on what follows from it, and publishes. Nothing waits for
 //! a registry that is slow but what needs it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, Scope, ScopedJoinHandle};
@@ -422,7 +422,7 @@ impl<'a> Desk<'a> {
         let failed: HashSet<ImageName> =
             publications.items.iter().filter(failed).map(|item| item.image.name().clone()).collect();
         let listed = publications.items.iter().map(|item| item.image.name().clone());
-        let names = listed.chain(rules.spared(&failed)).collect();
+        let names = |published: &BTreeSet<ImageName>| listed.chain(rules.spared(&failed, published)).collect();
         let wishes = Wishes::new(workshop.survey.head, &wishlist.name, names, allowed)?;
         workshop.publish(&mut publications, Some(&wishes), rng)?;
         Ok(Finished { publications, failures, wishes, is_doubtful })
