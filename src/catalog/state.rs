@@ -402,6 +402,13 @@ impl StateDatabase {
         })
     }
 
+    /// Tells whether a name stood for an artifact once, whatever was wanted of it.
+    pub fn had_artifact(&self, name: &str) -> Result<bool, StateError> {
+        self.with(|connection| {
+            connection.prepare_cached("SELECT 1 FROM artifact WHERE name = ?")?.exists(params![name])
+        })
+    }
+
     /// Remembers that what is `wanted` of a name is an artifact of a type.
     pub fn add_artifact(&self, name: &str, wanted: &str, artifact_type: &str) -> Result<(), StateError> {
         self.with(|connection| {

@@ -165,13 +165,17 @@ pub(super) fn kind(path: &Path, name: &str, bytes: &[u8], media_type: &str) -> R
     if outline.schema_version.is_some_and(|version| version != 2) {
         return Err(refuse("its schemaVersion is not 2"));
     }
+    let own_type = outline.media_type.unwrap_or_default();
+    let is_called_index = DocumentKind::of_media_type(if own_type.is_empty() { media_type } else { &own_type })
+        == Some(DocumentKind::Index);
     let kind = match (outline.manifests.is_some(), outline.layers.is_some() || outline.config.is_some()) {
         (true, true) => return Err(refuse("it looks like an index and a manifest at once")),
         (true, false) => DocumentKind::Index,
         (false, true) => DocumentKind::Manifest,
+        // Go programs write `null` for an empty list.
+        (false, false) if is_called_index => DocumentKind::Index,
         (false, false) => return Err(refuse("it is neither a manifest nor an index")),
     };
-    let own_type = outline.media_type.unwrap_or_default();
     let contradicts = |claim: &str| DocumentKind::of_media_type(claim).is_some_and(|claimed| claimed != kind);
     if contradicts(&own_type) || contradicts(media_type) {
         return Err(refuse("its media type says index and its content manifest, or the reverse"));
@@ -197,6 +201,7 @@ mod tests {
         }
         assert_eq!(kind_of(r#"{"schemaVersion":2,"manifests":[]}"#, INDEX).unwrap(), DocumentKind::Index);
         assert_eq!(kind_of(r#"{"manifests":[],"layers":null}"#, "").unwrap(), DocumentKind::Index);
+        assert_eq!(kind_of(r#"{"schemaVersion":2,"manifests":null}"#, INDEX).unwrap(), DocumentKind::Index);
     }
 
     #[test]

@@ -81,6 +81,14 @@ impl<'a> Resolver<'a> {
         if !index.artifact_type.is_empty() {
             self.artifact = Some((document.digest, index.artifact_type.clone()));
         }
+        self.note_if_empty(document.digest, index);
+    }
+
+    /// Notes an index that lists nothing, which is no image either.
+    fn note_if_empty(&mut self, digest: Digest, index: &ImageIndex) {
+        if index.manifests.is_empty() {
+            self.artifact.get_or_insert_with(|| (digest, "empty index".to_owned()));
+        }
     }
 
     /// Notes an entry of an index that is no image.

@@ -356,6 +356,11 @@ impl<'a> Desk<'a> {
     fn found(&mut self, number: usize, finding: Finding) -> Result<(), SyncError> {
         let workshop = self.round.workshop;
         let item = &mut self.publications.items[number];
+        let is_artifact = match &finding {
+            Finding::Artifact(_) => true,
+            Finding::Failed(error) => is_artifact(error),
+            _ => false,
+        };
         item.state = match finding {
             Finding::Unchanged => {
                 workshop.note_success(&item.image)?;
@@ -371,7 +376,7 @@ impl<'a> Desk<'a> {
                 None
             }
         };
-        if matches!(item.state, Some(ImageState::Artifact(_))) {
+        if is_artifact {
             self.replace(number);
         }
         Ok(())

@@ -49,6 +49,9 @@ impl Survey<'_> {
     /// Looks at an image, unless it failed before and is not to be looked at yet.
     pub(super) fn find(&self, image: &WantedImage, quarantine: &Quarantine<'_>, observer: &dyn Observer) -> Finding {
         if let Some(reason) = quarantine.holds(image.name(), self.now) {
+            if let Some(artifact_type) = self.known_artifact(image) {
+                return Finding::Artifact(artifact_type);
+            }
             observer.note(Event::Quarantined(image, &reason));
             return Finding::Quarantined(reason);
         }
@@ -57,15 +60,27 @@ impl Survey<'_> {
                 observer.note(Event::Unchanged(image));
                 Finding::Unchanged
             }
-            // What a wish names is tried, and then fails.
-            Ok(Some(digest)) if image.is_found => match noted_artifact(self.state, image, digest) {
+            Ok(Some(digest)) => match noted_artifact(self.state, image, digest) {
                 Ok(None) => Finding::Changed(digest),
-                Ok(Some(artifact_type)) => Finding::Artifact(artifact_type),
+                Ok(Some(artifact_type)) if image.is_found => Finding::Artifact(artifact_type),
+                // A wish names it.
+                Ok(Some(artifact_type)) => {
+                    Finding::Failed(SourceError::Artifact { manifest: digest, artifact_type }.into())
+                }
                 Err(error) => Finding::Failed(error.into()),
             },
-            Ok(Some(digest)) => Finding::Changed(digest),
             Err(error) => Finding::Failed(error),
         }
+    }
+
+    /// Returns the type of the artifact that a rule found, if it failed for another reason since it was found to be one, and is
+    /// still the same.
+    fn known_artifact(&self, image: &WantedImage) -> Option<String> {
+        if !image.is_found || !self.state.had_artifact(&image.name().to_string()).ok()? {
+            return None;
+        }
+        // Whatever is wrong now, the image stays in quarantine for what was wrong before.
+        noted_artifact(self.state, image, self.look(image).ok()??).ok()?
     }
 
     /// Returns what a registry has under the name of an image, unless that is what is published.

@@ -247,8 +247,9 @@ impl Workshop<'_> {
     fn failed(&self, image: &WantedImage, error: &ConvertError) -> Result<ImageState, SyncError> {
         let reason = causes(error);
         self.observer.note(Event::Failed(image, &reason));
-        // What went wrong here says nothing about the image, nor does a registry that is left alone for now.
-        if !is_local(error) && !is_postponed(error) && !self.options.convert.dry_run {
+        // What went wrong here says nothing about the image, nor does a registry that is left alone for now. An artifact that a
+        // wish names is remembered as one, which spares its registry as much, and another wish for it may be a rule.
+        if !is_local(error) && !is_postponed(error) && artifact_type(error).is_none() && !self.options.convert.dry_run {
             self.quarantine.note_failure(image.name(), &reason, self.run.now())?;
         }
         Ok(ImageState::Failed(reason))

@@ -136,6 +136,7 @@ fn artifact_is_known_by_its_name_and_what_was_wanted_of_it() {
     state.add_artifact("h.org/a:1", "sha256:1", "application/wasm").unwrap();
     assert_eq!(state.artifact("h.org/a:1", "sha256:1").unwrap().as_deref(), Some("application/wasm"));
     assert_eq!(state.artifact("h.org/a:1", "sha256:2").unwrap(), None);
+    assert_eq!((state.had_artifact("h.org/a:1").unwrap(), state.had_artifact("h.org/a:2").unwrap()), (true, false));
     assert_eq!(state.artifact("h.org/a:2", "sha256:1").unwrap(), None);
     state.add_artifact("h.org/a:1", "sha256:2", "application/wasm").unwrap();
     assert_eq!(state.artifact("h.org/a:1", "sha256:1").unwrap(), None);

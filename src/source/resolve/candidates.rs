@@ -157,6 +157,7 @@ impl Resolver<'_> {
                     return Err(SourceError::NestedTooDeep { digest: document.digest, limit: MAX_DEPTH });
                 }
                 let index = self.index(&document)?;
+                self.note_if_empty(document.digest, &index);
                 candidates.extend(self.gather(&index.manifests, depth + 1, wanted)?);
                 continue;
             }

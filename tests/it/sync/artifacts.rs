@@ -8,6 +8,9 @@ use crate::support::TestImage;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const FILE: &str = "application/octet-stream";
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
 /// What people push beside images: a name for the tag, the types of artifact, config and layer.
@@ -30,17 +33,22 @@ fn digest(bytes: &[u8]) -> String {
 impl Scene {
     /// Stores an artifact under a tag.
     fn push_artifact(&self, repository: &str, tag: &str, [artifact, config, layer]: [&str; 3]) {
+        let diff_ids = json!([digest(tag.as_bytes())]);
+        let settings = json!({"architecture": "", "os": "", "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+        let settings = if config == CONFIG { settings } else { json!({}) };
+        self.push_files(repository, tag, [artifact, config, layer], settings.to_string().as_bytes());
+    }
+
+    /// Stores a manifest under a tag: of one layer, which holds the tag, and a config of these bytes.
+    fn push_files(&self, repository: &str, tag: &str, [artifact, config, layer]: [&str; 3], settings: &[u8]) {
         let blob = |media_type: &str, bytes: &[u8]| {
             self.registry.put_blob(repository, &digest(bytes), bytes);
             json!({"mediaType": media_type, "digest": digest(bytes), "size": bytes.len()})
         };
-        let diff_ids = json!([digest(tag.as_bytes())]);
-        let settings = json!({"architecture": "", "os": "", "rootfs": {"type": "layers", "diff_ids": diff_ids}});
-        let settings = if config == CONFIG { settings } else { json!({}) };
         let mut manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
-            "config": blob(config, settings.to_string().as_bytes()),
+            "config": blob(config, settings),
             "layers": [blob(layer, tag.as_bytes())],
         });
         if !artifact.is_empty() {
@@ -53,6 +61,12 @@ impl Scene {
     pub(super) fn push_chart(&self, repository: &str, tag: &str) {
         let (_, artifact, config, layer) = ARTIFACTS[0];
         self.push_artifact(repository, tag, [artifact, config, layer]);
+    }
+
+    /// Stores an index that lists nothing under a tag.
+    fn push_empty_index(&self, repository: &str, tag: &str) {
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}).to_string();
+        self.registry.put_manifest(repository, tag, INDEX, index.as_bytes());
     }
 
     /// Stores an image that has the type of an artifact, too.
@@ -175,6 +189,109 @@ fn nothing_is_removed_for_what_may_be_an_artifact() {
     scene.proxy.at("/manifests/2.0", |_, _| crate::support::Reply::status(404));
     scene.sync(&wishlist, &["--prune"]).expect_code(3);
     assert!(scene.has("app/tool:1.0") && scene.has("app/tool:1.1"));
+}
+
+#[test]
+fn files_under_an_image_config_that_says_nothing_take_the_place_of_no_image() {
+    let Some(scene) = Scene::new() else { return };
+    for tag in ["1.3", "1.5"] {
+        scene.registry.push_tags(&image(tag), "app/tool", [tag]);
+    }
+    let wishlist = scene.wish("list.yaml", "  - {image: HOST/app/tool, tags: {newest: 2}}\n");
+    scene.sync(&wishlist, &["--prune"]).expect_code(0);
+    scene.push_chart("app/tool", "1.4");
+    for (tag, config) in [("2.0", "{}"), ("2.1", ""), ("2.2", "some text"), ("2.3", r#"{"rootfs":{"diff_ids":[]}}"#)] {
+        scene.push_files("app/tool", tag, ["", CONFIG, FILE], config.as_bytes());
+    }
+    for _ in 0..2 {
+        let run = scene.sync(&wishlist, &["--prune"]).expect_code(0);
+        assert!(run.stdout().contains("2 images: 2 unchanged, 0 published, 0 failed; 5 artifacts"), "{}", run.stdout());
+        let lines = run.stderr().lines().filter(|line| line.contains("tool:2.0") && line.contains(FILE)).count();
+        assert_eq!(lines, 1, "{}", run.stderr());
+        assert!(scene.has("app/tool:1.3") && scene.has("app/tool:1.5"));
+    }
+}
+
+#[test]
+fn damaged_image_is_a_failure_and_removes_none_that_lies_below_an_artifact() {
+    let Some(scene) = Scene::new() else { return };
+    for tag in ["1.3", "1.5"] {
+        scene.registry.push_tags(&image(tag), "app/tool", [tag]);
+    }
+    let wishlist = scene.wish("list.yaml", "  - {image: HOST/app/tool, tags: {newest: 2}}\n");
+    scene.sync(&wishlist, &["--prune"]).expect_code(0);
+    scene.push_chart("app/tool", "1.4");
+    scene.push_files("app/tool", "2.0", ["", CONFIG, LAYER], b"{}");
+    // The first time it is tried, then it is left alone for a while.
+    for _ in 0..2 {
+        let run = scene.sync(&wishlist, &["--prune"]).expect_code(3);
+        assert!(run.stdout().contains("1 failed") && run.stderr().contains("manifest lists 1 layers"), "{run:?}");
+        assert!(scene.has("app/tool:1.3") && scene.has("app/tool:1.5"), "{}", run.stdout());
+    }
+    scene.registry.push_tags(&image("2"), "app/tool", ["2.0"]);
+    std::fs::remove_dir_all(scene.repository.folder().join("state")).unwrap();
+    scene.sync(&wishlist, &["--prune"]).expect_code(0);
+    assert_eq!(["1.3", "1.5", "2.0"].map(|tag| scene.has(&format!("app/tool:{tag}"))), [false, true, true]);
+}
+
+#[test]
+fn artifact_that_failed_elsewhere_is_skipped_by_a_rule() {
+    let Some(scene) = Scene::new() else { return };
+    scene.registry.push_tags(&image("1"), "app/tool", ["1.0"]);
+    scene.push_chart("app/tool", "chart");
+    let rule = scene.wish("rule.yaml", "  - HOST/app/tool:*\n");
+    let skips = || {
+        let run = scene.sync(&rule, &[]).expect_code(0);
+        assert!(run.stdout().contains("1 images:") && run.stdout().contains("1 artifacts skipped"), "{}", run.stdout());
+    };
+    // A wish that names it fails, in every round and with few questions.
+    for platforms in ["", ", platforms: linux/arm64"] {
+        let wish = format!("  - {{image: HOST/app/tool:chart{platforms}}}\n");
+        let named = scene.wish("named.yaml", &wish);
+        for round in 0..3 {
+            let before = scene.proxy.served().len();
+            scene.sync(&named, &[]).expect_code(1);
+            if round > 0 {
+                assert_eq!(scene.asked_since(before), asked([("HEAD manifests", 1)]));
+            }
+        }
+        skips();
+    }
+    // A registry that fails says nothing about what it is.
+    scene.proxy.at("/manifests/chart", |_, _| crate::support::Reply::status(404));
+    let run = scene.sync(&rule, &[]).expect_code(3);
+    assert!(run.stdout().contains("1 failed"), "{}", run.stdout());
+    scene.proxy.at("/manifests/chart", |request, _| request.forward());
+    skips();
+    // Another image under the name is left alone as long as that which failed.
+    scene.proxy.at("/manifests/chart", |_, _| crate::support::Reply::status(404));
+    scene.sync(&rule, &[]).expect_code(3);
+    scene.proxy.at("/manifests/chart", |request, _| request.forward());
+    scene.push_files("app/tool", "chart", ["", CONFIG, LAYER], b"{}");
+    let run = scene.sync(&rule, &[]).expect_code(3);
+    assert!(run.stderr().contains("failed 1 times"), "{}", run.stderr());
+}
+
+#[test]
+fn index_that_lists_nothing_is_skipped_with_one_line_and_not_counted() {
+    let Some(scene) = Scene::new() else { return };
+    for tag in ["1.0", "1.1"] {
+        scene.registry.push_tags(&image(tag), "app/tool", [tag]);
+    }
+    scene.push_empty_index("app/tool", "2.0");
+    for platforms in ["", ", platforms: all", ", platforms: linux/arm64"] {
+        let wish = format!("  - {{image: HOST/app/tool, tags: {{include: '*', newest: 2}}{platforms}}}\n");
+        let run = scene.sync(&scene.wish("list.yaml", &wish), &[]);
+        let lines: Vec<String> = run.stderr().lines().filter(|l| l.contains("tool:2.0")).map(str::to_owned).collect();
+        assert!(lines.len() == 1 && lines[0].contains("empty index"), "{lines:?}");
+        assert!(
+            run.stdout().contains("2 images: ") && run.stdout().contains("1 artifacts skipped"),
+            "{}",
+            run.stdout()
+        );
+    }
+    let name = format!("http://{}/app/tool:2.0", scene.proxy.host());
+    scene.repository.refuse(["convert", &name], 1, &["empty index"]);
 }
 
 #[test]
