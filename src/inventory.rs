@@ -139,7 +139,7 @@ fn read_record(repository: &Repository, folder: &EntryPath) -> Result<Option<Ima
 pub struct ImageDetails {
     /// What was published for it.
     pub record: ImageRecord,
-    /// What it is for, if anything says it: the place, the index, or else the config.
+    /// What it is for, if anything says it: the place, the index, the list of a layout, or else the config.
     pub platform: Option<Platform>,
     /// What its config says that it is for.
     pub config_platform: Option<Platform>,
@@ -177,7 +177,8 @@ pub fn describe(repository: &Repository, place: &ImagePlace) -> Result<ImageDeta
     let config = repository.read(&folder.join(b"config.json"), FILE_LIMIT)?;
     let config_platform = config.and_then(|config| ImageConfig::parse(&config).ok()?.platform());
     let in_index = platform_in_index(repository, &folder, &record)?;
-    let platform = place.platform.clone().or(in_index).or_else(|| config_platform.clone());
+    let listed = record.listed_platform.as_deref().and_then(|platform| platform.parse().ok());
+    let platform = place.platform.clone().or(in_index).or(listed).or_else(|| config_platform.clone());
     Ok(ImageDetails { record, platform, config_platform, losses, layers, same_flat, podman })
 }
 

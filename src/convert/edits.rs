@@ -223,7 +223,10 @@ impl<'a> Edits<'a> {
         }
         let index = staged.image.index.as_ref().map(|index| index.bytes.as_slice());
         let is_as_before = |before: &ImageRecord| {
-            before.trees() == record.trees() && before.podman == record.podman && before.digest == record.digest
+            before.trees() == record.trees()
+                && before.podman == record.podman
+                && before.digest == record.digest
+                && before.listed_platform == record.listed_platform
         };
         let mut is_new = !before.as_ref().is_some_and(is_as_before);
         is_new |= self.put_file(folder.join(b"manifest.json"), Some(&staged.image.manifest.bytes))?;
@@ -254,10 +257,16 @@ impl<'a> Edits<'a> {
             Chains::None => chains.clear(),
         }
         let layers = image.layers.iter().map(|layer| layer.digest);
+        let stands_alone = image.index.is_none() && staged.outcome.place.platform.is_none();
+        let listed = image
+            .platform
+            .as_ref()
+            .filter(|platform| stands_alone && Some(*platform) != image.parsed_config.platform().as_ref());
         ImageRecord {
             stamp: Stamp::default(),
             source: staged.source.clone(),
             platform: options.platforms.asked(),
+            listed_platform: listed.map(ToString::to_string),
             digest: staged.digest,
             index: image.index.as_ref().map(|index| index.digest),
             manifest: image.manifest.digest,

@@ -193,6 +193,9 @@ pub struct ImageRecord {
     pub source: String,
     /// The platform that was asked for, if one was.
     pub platform: Option<String>,
+    /// The platform that the list of a layout names for the image, where it stands in no index and its config says otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listed_platform: Option<String>,
     /// The digest that was given beside the tag of its name, if one was: of the index or of the manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,

@@ -142,15 +142,15 @@ impl OciLayout {
 }
 
 impl OciLayout {
-    /// Returns the entries that the reference means, and the one they are if they are one; several stand for platforms of
-    /// one image.
-    fn meant(&self) -> Result<(Vec<Descriptor>, Option<Descriptor>), SourceError> {
+    /// Returns the entries that the reference means, at least one, and whether all point to the same manifest or index; if not,
+    /// they stand for platforms of one image.
+    fn meant(&self) -> Result<(Vec<Descriptor>, bool), SourceError> {
         let entries = self.entries()?;
-        let first = entries.first().ok_or_else(|| SourceError::NoImage { path: self.path().to_owned() })?.clone();
+        let first = entries.first().ok_or_else(|| SourceError::NoImage { path: self.path().to_owned() })?;
         if entries.iter().all(|entry| entry.digest == first.digest) {
-            Ok((entries, Some(first)))
+            Ok((entries, true))
         } else if are_one_image(&entries) {
-            Ok((entries, None))
+            Ok((entries, false))
         } else {
             Err(SourceError::SeveralImages { path: self.path().to_owned(), names: labels(&entries) })
         }
@@ -165,22 +165,19 @@ fn names(entries: &[Descriptor]) -> Vec<FullName> {
 
 impl Source for OciLayout {
     fn resolve(&self, request: &PlatformRequest) -> Result<Image, SourceError> {
-        let (entries, single) = self.meant()?;
+        let (entries, are_one) = self.meant()?;
         let resolver = Resolver::new(self, request);
-        let image = match single {
-            Some(entry) => resolver.named(&entry)?,
-            None => resolver.among(&entries)?,
-        };
+        let image = if are_one { resolver.named(&entries)? } else { resolver.among(&entries)? };
         Ok(Image { names: names(&entries), ..image })
     }
 
     fn resolve_each(&self, wanted: Option<&[Platform]>) -> Result<Vec<(Platform, Image)>, SourceError> {
-        let (entries, single) = self.meant()?;
+        let (entries, are_one) = self.meant()?;
         let request = PlatformRequest::new(None);
         let resolver = Resolver::new(self, &request);
-        let images = match single {
-            Some(entry) => resolver.each_named(&entry, wanted)?,
-            None => resolver.each_among(&entries, wanted)?,
+        let images = match are_one {
+            true => resolver.each_named(&entries, wanted)?,
+            false => resolver.each_among(&entries, wanted)?,
         };
         let named = |(platform, image)| (platform, Image { names: names(&entries), ..image });
         Ok(images.into_iter().map(named).collect())

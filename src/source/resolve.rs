@@ -38,11 +38,15 @@ impl<'a> Resolver<'a> {
         Self { blobs, request, documents_read: 0, offered: Vec::new(), artifact, wanted_artifact, index }
     }
 
-    /// Returns the image that a name stands for: `descriptor` points to its manifest or to an index.
+    /// Returns the image that entries of a list stand for, all of which point to the same manifest or index.
     ///
-    /// A single manifest is taken for any platform unless one was asked for.
-    pub(super) fn named(mut self, descriptor: &Descriptor) -> Result<Image, SourceError> {
-        let (document, kind) = self.read(descriptor)?;
+    /// A single manifest is taken for any platform unless one was asked for, or unless the list says what it is for: then the
+    /// list is like any index.
+    pub(super) fn named(mut self, entries: &[Descriptor]) -> Result<Image, SourceError> {
+        let (document, kind) = self.read(&entries[0])?;
+        if kind == DocumentKind::Manifest && name_platforms(entries) {
+            return self.choose(entries, 0);
+        }
         self.of(document, kind)
     }
 
@@ -179,6 +183,11 @@ impl<'a> Resolver<'a> {
             layers,
         })
     }
+}
+
+/// Tells whether a list says what the images in it are for.
+fn name_platforms(entries: &[Descriptor]) -> bool {
+    entries.iter().any(|entry| entry.may_be_image() && entry.platform().is_some())
 }
 
 /// Refuses an image that stands alone and is not for the platform that was asked for.
@@ -459,6 +468,70 @@ mod tests {
         let entry = emptied.json(MANIFEST, &manifest);
         let result = resolve(&emptied.index(json!([entry])), "linux/amd64");
         assert!(matches!(result, Err(SourceError::Artifact { .. })), "{result:?}");
+    }
+
+    #[test]
+    fn files_under_an_empty_image_config_are_an_artifact_and_a_damaged_image_is_none() {
+        let under_empty_config = |media_type: &str| {
+            let mut files = Files::layout();
+            let (config, layer) = (files.blob(CONFIG, b"{}"), files.blob(media_type, b"a"));
+            let manifest = files.json(MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": [layer]}));
+            resolve(&files.index(json!([manifest])), "linux/amd64")
+        };
+        let result = under_empty_config("application/octet-stream");
+        assert!(
+            matches!(&result, Err(SourceError::Artifact { artifact_type, .. }) if artifact_type == "application/octet-stream"),
+            "{result:?}"
+        );
+        let result = under_empty_config(LAYER);
+        assert!(matches!(result, Err(SourceError::LayerCount { layers: 1, diff_ids: 0, .. })), "{result:?}");
+    }
+
+    #[test]
+    fn index_that_lists_nothing_is_no_image() {
+        let mut files = Files::layout();
+        let empty = files.nested(json!([]));
+        let nested = files.nested(json!([empty]));
+        let null = files.json(INDEX, &json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": null}));
+        for index in [empty, nested, null] {
+            let files = files.clone().index(json!([index]));
+            let folder = tempfile::tempdir().unwrap();
+            files.write(folder.path());
+            let source = OciLayout::open(folder.path(), None).unwrap();
+            for error in [resolve(&files, "?linux/amd64").unwrap_err(), source.resolve_each(None).unwrap_err()] {
+                assert!(error.to_string().contains("empty index"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn entry_of_a_layout_that_names_a_platform_is_like_one_of_an_index() {
+        let of = |listed: &str, config: &str| {
+            let mut files = Files::layout();
+            let image = on(files.image(config, &["a"]), listed);
+            files.index(json!([image]))
+        };
+        let mislabelled = of("linux/arm64", "linux/amd64");
+        let image = resolve(&mislabelled, "linux/arm64").unwrap();
+        assert_eq!(image.platform, Some("linux/arm64".parse().unwrap()));
+        assert!(matches!(resolve(&mislabelled, "linux/amd64"), Err(SourceError::NoSuchPlatform { .. })));
+        let high = of("linux/amd64/v3", "linux/amd64");
+        for asked in ["?linux/amd64", "linux/amd64"] {
+            let result = resolve(&high, asked);
+            assert!(matches!(result, Err(SourceError::VariantNeeded { .. })), "{asked}: {result:?}");
+        }
+        for asked in ["linux/amd64/v3", "linux/amd64/v4"] {
+            assert_eq!(resolve(&high, asked).unwrap().platform, Some("linux/amd64/v3".parse().unwrap()));
+        }
+        let folder = tempfile::tempdir().unwrap();
+        mislabelled.write(folder.path());
+        let images = OciLayout::open(folder.path(), None).unwrap().resolve_each(None).unwrap();
+        assert_eq!(images.iter().map(|(platform, _)| platform.to_string()).collect::<Vec<_>>(), ["linux/arm64"]);
+        // The same image under two names and for two platforms.
+        let mut files = Files::layout();
+        let image = files.image("linux/amd64", &["a"]);
+        let files = files.index(json!([on(image.clone(), "linux/amd64/v3"), on(image, "linux/amd64")]));
+        assert_eq!(resolve(&files, "?linux/amd64").unwrap().platform, Some("linux/amd64".parse().unwrap()));
     }
 
     #[test]

@@ -3,18 +3,22 @@
 use super::super::Image;
 use super::super::document::{self, Document};
 use super::super::error::{SourceError, quoted};
-use super::Resolver;
 use super::candidates::by_suitability;
+use super::{Resolver, name_platforms};
 use crate::image::{Descriptor, DocumentKind, Platform};
 
 impl Resolver<'_> {
-    /// Returns the images for each of the platforms `wanted`, or all, of what a name stands for.
+    /// Returns the images for each of the platforms `wanted`, or all, of what entries of a list stand for, all of which point
+    /// to the same manifest or index.
     pub(in crate::source) fn each_named(
         mut self,
-        descriptor: &Descriptor,
+        entries: &[Descriptor],
         wanted: Option<&[Platform]>,
     ) -> Result<Vec<(Platform, Image)>, SourceError> {
-        let (document, kind) = self.read(descriptor)?;
+        let (document, kind) = self.read(&entries[0])?;
+        if kind == DocumentKind::Manifest && name_platforms(entries) {
+            return self.each(entries, 0, wanted);
+        }
         self.each_of(document, kind, wanted)
     }
 
