@@ -7,7 +7,7 @@ use super::run::Run;
 use super::stage::StagedImage;
 use super::{ConvertError, ImageOptions, PodmanListing};
 use crate::catalog::CatalogEntry;
-use crate::image::{Digest, ImageName};
+use crate::image::{Digest, ImageName, Platform};
 use crate::inventory::places;
 use crate::layout::{self, ImagePlace};
 use crate::message::causes;
@@ -30,15 +30,43 @@ pub(crate) fn is_asked_for(settings: &Settings, name: &ImageName, options: &Imag
     !options.skip_flat && !options.skip_podman && settings.lists_for_podman(name)
 }
 
-/// Returns which of the places of a name, at least one, podman sees: it knows one image by each name.
+/// Returns which of the places of a name podman sees, if any: it knows one image by each name.
 ///
-/// It is what the name leads clients to that say nothing of their platform, or else the first one in order.
-pub(crate) fn shown_platform<'p>(places: impl Iterator<Item = &'p ImagePlace>) -> usize {
+/// It is what the name leads clients to that say nothing of their platform, or else the first one in order that every machine of
+/// its architecture runs.
+pub(crate) fn shown_platform<'p>(places: impl Iterator<Item = &'p ImagePlace>) -> Option<usize> {
     let is_default = |place: &ImagePlace| {
         place.platform.as_ref().is_some_and(|platform| platform.architecture == "amd64" && platform.variant.is_none())
     };
-    let best = places.enumerate().min_by_key(|(_, place)| (!is_default(place), &place.platform));
-    best.map_or(0, |(number, _)| number)
+    let runs_anywhere = |place: &ImagePlace| place.platform.as_ref().is_none_or(Platform::runs_without_a_variant);
+    let shown = places.enumerate().filter(|(_, place)| runs_anywhere(place));
+    shown.min_by_key(|(_, place)| (!is_default(place), &place.platform)).map(|(number, _)| number)
+}
+
+/// Tells for which architectures the name of these images, each for one platform, leads nowhere.
+pub(super) fn warn_of_high_variants(images: &[StagedImage]) {
+    for (plain, images) in high_variants(images.iter().map(|image| &image.outcome.place)) {
+        let name = &images[0].name;
+        let links: Vec<String> = images.iter().map(|place| place.link().to_string()).collect();
+        tracing::warn!(
+            "{name}: there is no image for every {plain}, and the name leads nowhere on such machines; there is {}",
+            links.join(", ")
+        );
+    }
+}
+
+/// Returns the architectures of which there are only variants that not every machine has, and the places of these.
+fn high_variants<'p>(places: impl Iterator<Item = &'p ImagePlace>) -> BTreeMap<Platform, Vec<&'p ImagePlace>> {
+    let mut architectures: BTreeMap<Platform, Vec<&ImagePlace>> = BTreeMap::new();
+    for place in places {
+        if let Some(platform) = &place.platform {
+            let plain = Platform { variant: None, ..platform.clone() };
+            architectures.entry(plain).or_default().push(place);
+        }
+    }
+    let runs = |place: &&ImagePlace| place.platform.as_ref().is_some_and(Platform::runs_without_a_variant);
+    architectures.retain(|_, places| !places.iter().any(runs));
+    architectures
 }
 
 impl Run {
@@ -49,7 +77,13 @@ impl Run {
         if !is_asked_for || images.iter().any(StagedImage::is_foreign) {
             return;
         }
-        let shown = shown_platform(images.iter().map(|image| &image.outcome.place));
+        let Some(shown) = shown_platform(images.iter().map(|image| &image.outcome.place)) else {
+            let name = &images[0].outcome.place.name;
+            tracing::warn!(
+                "{name}: podman does not see it, since no image of it runs on every machine of its architecture"
+            );
+            return;
+        };
         images[shown].outcome.podman = match images[shown].for_podman(0) {
             Ok(_) => PodmanListing::Listed,
             Err(refusal) => PodmanListing::Refused(refusal),
@@ -82,9 +116,10 @@ impl<'a> Edits<'a> {
         if !images[0].options.skip_flat {
             let shown = match images.iter().find(|image| image.is_listed()) {
                 Some(image) => Shown::Image(image),
-                None => {
-                    Shown::Only(images[shown_platform(images.iter().map(|image| &image.outcome.place))].outcome.config)
-                }
+                None => match shown_platform(images.iter().map(|image| &image.outcome.place)) {
+                    Some(shown) => Shown::Only(images[shown].outcome.config),
+                    None => Shown::Nothing,
+                },
             };
             self.podman.insert(name.clone(), shown);
         }
@@ -322,9 +357,31 @@ mod tests {
             let place = |text: &&str| ImagePlace { name: name.clone(), platform: text.parse().ok() };
             shown_platform(platforms.iter().map(place).collect::<Vec<_>>().iter())
         };
-        assert_eq!(shown(&["linux/arm64", "linux/amd64", "linux/arm/v7"]), 1);
-        assert_eq!(shown(&["linux/arm64", "linux/arm/v7"]), 1);
-        assert_eq!(shown(&["linux/arm/v7", "linux/arm64"]), 0);
-        assert_eq!(shown(&[""]), 0);
+        assert_eq!(shown(&["linux/arm64", "linux/amd64", "linux/arm/v7"]), Some(1));
+        assert_eq!(shown(&["linux/arm64", "linux/arm/v7"]), Some(1));
+        assert_eq!(shown(&["linux/arm/v7", "linux/arm64"]), Some(0));
+        assert_eq!(shown(&[""]), Some(0));
+        // A variant above that which the architecture means by itself is never what the plain name leads to.
+        assert_eq!(shown(&["linux/amd64/v3", "linux/amd64/v2", "linux/arm64"]), Some(2));
+        assert_eq!(shown(&["linux/arm/v8", "linux/arm/v6"]), Some(1));
+        assert_eq!(shown(&["linux/amd64/v3", "linux/amd64/v2"]), None);
+    }
+
+    #[test]
+    fn architectures_without_an_image_for_all_their_machines_are_found() {
+        let places = |platforms: &[&str]| -> Vec<ImagePlace> {
+            let name: ImageName = "h.org/a:1".parse().unwrap();
+            let place = |text: &&str| ImagePlace { name: name.clone(), platform: text.parse().ok() };
+            platforms.iter().map(place).collect()
+        };
+        let found = |platforms: &[&str]| -> Vec<(String, usize)> {
+            let places = places(platforms);
+            high_variants(places.iter()).into_iter().map(|(plain, of)| (plain.to_string(), of.len())).collect()
+        };
+        assert_eq!(found(&["linux/amd64/v2", "linux/amd64/v3"]), [("linux/amd64".to_owned(), 2)]);
+        assert_eq!(found(&["linux/arm64", "linux/amd64/v3"]), [("linux/amd64".to_owned(), 1)]);
+        assert_eq!(found(&["linux/amd64/v3", "linux/amd64", "linux/arm64/v8", "linux/arm/v7", "linux/386"]), []);
+        assert_eq!(found(&["linux/arm/v8"]), [("linux/arm".to_owned(), 1)]);
+        assert_eq!(found(&[""]), []);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::thread;
 
 use super::need::{Need, Ready};
+use super::podman::warn_of_high_variants;
 use super::run::Run;
 use super::{ConvertError, ImageOptions, Outcome, PodmanListing, Request};
 use crate::image::{ChainId, Digest, ImageName};
@@ -84,6 +85,9 @@ impl Run {
         let mut staged = Vec::new();
         for (place, image) in images {
             staged.push(self.stage_image(&request, place, image, &*source, head, progress)?);
+        }
+        if !request.image.skip_flat && !staged.iter().any(StagedImage::is_foreign) {
+            warn_of_high_variants(&staged);
         }
         self.decide_for_podman(&mut staged);
         Ok(staged)

@@ -105,6 +105,11 @@ impl Platform {
         self.suits(offered).is_some()
     }
 
+    /// Tells whether an image for this platform runs wherever one for its architecture without a variant does.
+    pub fn runs_without_a_variant(&self) -> bool {
+        Self { variant: None, ..self.clone() }.accepts(self)
+    }
+
     /// Tells whether both mean the same, however they spell it: `amd64` is `amd64/v1`.
     pub fn is_same_as(&self, other: &Self) -> bool {
         let is_same_variant = match (self.level(), other.level()) {

@@ -124,9 +124,10 @@ impl Survey<'_> {
         if !is_asked_for(self.settings, name, options) {
             return Ok(true);
         }
-        let place = &places[shown_platform(places.iter())];
-        let Some(record) = self.record(place)? else { return Ok(false) };
         let listed = self.podman.as_ref().and_then(|store| store.named(&name.to_string()));
+        let Some(shown) = shown_platform(places.iter()) else { return Ok(listed.is_none()) };
+        let place = &places[shown];
+        let Some(record) = self.record(place)? else { return Ok(false) };
         if listed.is_some_and(|entry| entry.config == record.config && entry.has_manifest(record.manifest)) {
             return Ok(true);
         }

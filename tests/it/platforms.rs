@@ -203,6 +203,102 @@ fn only_higher_variants_have_to_be_asked_for_by_name() {
     repository.run(["convert", &source, "--name", NAME, "--platform", "linux/amd64/v2"]).expect_code(0);
 }
 
+/// Says in the list of a layout what its only image is for, and returns the argument that names the image.
+fn list_for(repository: &TestRepository, name: &str, image: &TestImage, platform: Value) -> String {
+    let folder = repository.beside(name);
+    image.write_oci_layout(&folder, "latest");
+    let path = folder.join("index.json");
+    let mut layout: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    layout["manifests"][0]["platform"] = platform;
+    fs::write(&path, layout.to_string()).unwrap();
+    format!("oci:{}:latest", folder.display())
+}
+
+#[test]
+fn platform_in_the_list_of_a_layout_counts_like_one_in_an_index() {
+    let repository = TestRepository::new();
+    let source = list_for(&repository, "other", &image("amd64"), json!({"os": "linux", "architecture": "arm64"}));
+    let convert =
+        |platform: &'static str| ["convert", &source, "--name", NAME, "--platform", platform].map(str::to_owned);
+    repository.refuse(convert("linux/amd64"), 1, &["there is no image for linux/amd64", "linux/arm64"]);
+    let run = repository.run(convert("linux/arm64")).expect_code(0);
+    let warnings: Vec<String> = run.stderr().lines().filter(|line| line.contains("WARN")).map(str::to_owned).collect();
+    assert_eq!(warnings.len(), 1, "{}", run.stderr());
+    for word in ["linux/arm64", "linux/amd64", &image("amd64").manifest_digest()] {
+        assert!(warnings[0].contains(word), "{warnings:?}");
+    }
+    let info = repository.run(["info", NAME]).expect_code(0).stdout();
+    assert!(info.contains("\nplatform   linux/arm64 (its config says linux/amd64)\n"), "{info}");
+    let again = repository.run(convert("linux/arm64")).expect_code(0);
+    assert!(again.stdout().contains("nothing to do"), "{}", again.stdout());
+    repository.run(["verify", &source, "--name", NAME, "--platform", "linux/arm64"]).expect_code(0);
+    repository.run(["convert", &source, "--name", "h.org/all:1", "--platform", "all"]).expect_code(0);
+    assert!(repository.has("/.multiarch/arm64/h.org/all:1"));
+    // The list is corrected, and nothing else changes.
+    list_for(&repository, "other", &image("amd64"), json!({"os": "linux", "architecture": "amd64"}));
+    repository.run(convert("linux/amd64")).expect_code(0);
+    let info = repository.run(["info", NAME]).expect_code(0).stdout();
+    assert!(info.contains("\nplatform   linux/amd64\n"), "{info}");
+    repository.run(["check"]).expect_code(0);
+}
+
+#[test]
+fn higher_variant_in_the_list_of_a_layout_has_to_be_asked_for_by_name() {
+    let repository = TestRepository::new();
+    let platform = json!({"os": "linux", "architecture": "amd64", "variant": "v3"});
+    let source = list_for(&repository, "high", &image("amd64"), platform);
+    let words = ["linux/amd64/v3", "variant"];
+    repository.refuse(["convert", &source, "--name", NAME, "--platform", "linux/amd64"], 1, &words);
+    if std::env::consts::ARCH == "x86_64" {
+        repository.refuse(["convert", &source, "--name", NAME], 1, &words);
+    }
+    repository.run(["convert", &source, "--name", NAME, "--platform", "linux/amd64/v3"]).expect_code(0);
+    let info = repository.run(["info", "--json", NAME]).expect_code(0).json();
+    assert_eq!(info["platform"], "linux/amd64/v3");
+}
+
+#[test]
+fn name_that_leads_nowhere_without_a_variant_is_told_and_kept_from_podman() {
+    let repository = TestRepository::new();
+    let convert = |images: &[TestImage], name: &str| {
+        let folder = repository.beside("index");
+        let _ = fs::remove_dir_all(&folder);
+        write_oci_index(images, &folder, "latest");
+        let source = format!("oci:{}:latest", folder.display());
+        let run = repository.run(["convert", &source, "--name", name, "--platform", "all", "--json"]).expect_code(0);
+        let listed = |image: &Value| image["podman"] == true;
+        let listed = run.json()["images"].as_array().unwrap().iter().filter(|image| listed(image)).count();
+        let warnings = run.stderr().lines().filter(|line| line.contains("WARN")).map(str::to_owned).collect();
+        (warnings, listed)
+    };
+    for order in [["v3", "v2"], ["v2", "v3"]] {
+        let (warnings, listed): (Vec<String>, usize) = convert(&variants(&order), "h.org/high:1");
+        let told = warnings.iter().find(|line| line.contains("leads nowhere")).unwrap();
+        for word in ["h.org/high:1", "linux/amd64", "/.multiarch/amd64:v2/h.org/", "/.multiarch/amd64:v3/h.org/"] {
+            assert!(told.contains(word), "{warnings:?}");
+        }
+        assert!(warnings.iter().any(|line| line.contains("h.org/high:1") && line.contains("podman")), "{warnings:?}");
+        assert_eq!(listed, 0);
+    }
+    let images = [variants(&["v3"]), vec![image("arm64")]].concat();
+    let (warnings, listed) = convert(&images, "h.org/mixed:1");
+    assert!(warnings.len() == 1 && warnings[0].contains("amd64:v3") && !warnings[0].contains("arm64"), "{warnings:?}");
+    assert_eq!(listed, 1);
+    let store = repository.json("podmanStore/overlay-images/images.json");
+    let names: Vec<&Value> = store.as_array().unwrap().iter().map(|image| &image["names"]).collect();
+    assert_eq!(names, [&json!(["h.org/mixed:1"])]);
+    assert_eq!(store[0]["digest"], image("arm64").manifest_digest());
+    // A plain image comes, goes, and takes the name with it.
+    let (warnings, listed) = convert(&variants(&["v3", "plain"]), "h.org/high:1");
+    assert_eq!((warnings.len(), listed), (0, 1), "{warnings:?}");
+    let (_, listed) = convert(&variants(&["v3", "v2"]), "h.org/high:1");
+    assert_eq!(listed, 0);
+    let store = repository.json("podmanStore/overlay-images/images.json");
+    let is_named = |image: &Value| image["names"].as_array().unwrap().contains(&json!("h.org/high:1"));
+    assert!(!store.as_array().unwrap().iter().any(is_named), "{store}");
+    repository.run(["check"]).expect_code(0);
+}
+
 /// Changes the architecture that the only index of a layout names for its image.
 fn relabel(folder: &Path, from: &str, to: &str) {
     let path = folder.join("index.json");
