@@ -6,6 +6,8 @@
 use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::fmt;
+use std::num::NonZero;
+use std::thread;
 
 use rayon::prelude::*;
 
@@ -13,6 +15,7 @@ use crate::catalog::CatalogEntry;
 use crate::layer::EntryPath;
 use crate::object::{ObjectHash, ObjectKind};
 use crate::repository::{CatalogPlace, Folder, NamedRow, Repository, RepositoryError, Row};
+use crate::threads;
 
 /// What became of a path.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -125,7 +128,12 @@ pub fn diff_rows(
         _ => {}
     }
     let Walk { changes, objects, .. } = walk;
-    let known = if objects.is_empty() { HashSet::new() } else { those_of(old, &objects)? };
+    let known = if objects.is_empty() {
+        HashSet::new()
+    } else {
+        let threads = thread::available_parallelism().map_or(1, NonZero::get);
+        threads::pool(threads)?.install(|| those_of(old, &objects))?
+    };
     let (mut fresh, mut shared) = (Objects::default(), Objects::default());
     for (hash, kind) in objects {
         let count = if known.contains(&(hash, kind)) { &mut shared } else { &mut fresh };

@@ -1,8 +1,8 @@
 //! The folder that a repository is kept in: settings, storage, keys and state.
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -15,7 +15,7 @@ use crate::message::shell_word;
 use crate::metadata::Timestamp;
 use crate::settings::{Settings, SettingsError};
 use crate::source::registry::{Registries, RegistryError};
-use crate::store::{DirectoryStore, LocalServer, StoreError};
+use crate::store::{DirectoryStore, LocalServer, StoreError, is_absence, not_regular, open_regular};
 
 /// Why a repository folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -70,10 +70,13 @@ pub struct RepositoryFolder {
 impl RepositoryFolder {
     /// Opens an existing folder.
     pub fn open(path: &Path) -> Result<Self, FolderError> {
-        if !path.join(Settings::FILE_NAME).is_file() {
-            return Err(FolderError::NoFolder(path.to_owned()));
+        match Settings::open(path) {
+            Ok(settings) => Ok(Self { path: path.to_owned(), settings, registries: Arc::default() }),
+            Err(SettingsError::Read { source, .. }) if is_absence(&source) => {
+                Err(FolderError::NoFolder(path.to_owned()))
+            }
+            Err(error) => Err(error.into()),
         }
-        Ok(Self { path: path.to_owned(), settings: Settings::open(path)?, registries: Arc::default() })
     }
 
     /// Creates a folder with its settings. Nothing may be at `path` but an empty folder.
@@ -83,7 +86,11 @@ impl RepositoryFolder {
         if fs::read_dir(path).map_err(io_error("list"))?.next().is_some() {
             return Err(FolderError::Exists(path.to_owned()));
         }
-        fs::write(path.join(Settings::FILE_NAME), settings.write()).map_err(io_error("write the settings in"))?;
+        let written = fs::File::create(path.join(Settings::FILE_NAME)).and_then(|mut file| {
+            file.write_all(settings.write().as_bytes())?;
+            file.sync_all()
+        });
+        written.map_err(io_error("write the settings in"))?;
         Ok(Self { path: path.to_owned(), settings, registries: Arc::default() })
     }
 
@@ -188,7 +195,11 @@ impl RepositoryFolder {
 
     /// Opens what earlier runs remembered, without remembering anything new.
     pub fn state_unchanged(&self) -> Result<StateDatabase, FolderError> {
-        Ok(StateDatabase::open_fixed(&self.path.join("state/state.db"))?)
+        let path = self.path.join("state/state.db");
+        match open_regular(&path) {
+            Err(source) if !is_absence(&source) => Err(FolderError::Io { action: "read", path, source }),
+            _ => Ok(StateDatabase::open_fixed(&path)?),
+        }
     }
 
     /// Opens what earlier runs remembered.
@@ -198,9 +209,12 @@ impl RepositoryFolder {
         let created = builder.recursive(true).mode(0o700).create(&path);
         created.map_err(|source| FolderError::Io { action: "create", path: path.clone(), source })?;
         let path = path.join("state.db");
-        // SQLite cannot say why it may not write.
-        let opened = fs::OpenOptions::new().create(true).append(true).open(&path);
-        opened.map_err(|source| FolderError::Io { action: "write", path: path.clone(), source })?;
+        // SQLite cannot say why it may not write, and waits for ever for the other end of a pipe.
+        let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        let opened = fs::OpenOptions::new().create(true).read(true).append(true).custom_flags(flags).open(&path);
+        let is_file = opened.and_then(|file| Ok(file.metadata()?.is_file()));
+        let is_file = is_file.and_then(|is_file| if is_file { Ok(()) } else { Err(not_regular()) });
+        is_file.map_err(|source| FolderError::Io { action: "write", path: path.clone(), source })?;
         Ok(StateDatabase::open(&path)?)
     }
 }

@@ -19,6 +19,7 @@ use strata::mount::MountPoint;
 fn main() -> ExitCode {
     give_large_blocks_back();
     let arguments = Arguments::read();
+    cli::interrupt::survive_file_size_limit();
     let timings = Timings::default();
     start_logging(&arguments, &timings);
     let result = match &arguments.command {

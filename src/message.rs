@@ -1,12 +1,20 @@
 //! Texts for people: what went wrong and why, in one line that a terminal does not obey.
 
+use std::borrow::Cow;
 use std::error::Error;
 
-/// Returns an error and its causes, the outermost first. What repeats the one before it is left out.
+/// Characters of the longest text that is shown whole: more than any path has, whatever of it is escaped.
+const LONGEST: usize = 20_000;
+
+/// Characters of a longer text that are shown, from its beginning and from its end.
+const SHOWN: (usize, usize) = (2_000, 500);
+
+/// Returns an error and its causes, the outermost first. What repeats the one before it is left out, and so is the middle of a text
+/// that somebody made too long to be read.
 pub fn causes(error: &dyn Error) -> String {
     let first: Option<&dyn Error> = Some(error);
     let chain = std::iter::successors(first, |&error| error.source());
-    let mut texts: Vec<String> = chain.map(ToString::to_string).collect();
+    let mut texts: Vec<String> = chain.map(|error| shortened(&error.to_string()).into_owned()).collect();
     texts.dedup();
     texts.join(": ")
 }
@@ -30,9 +38,33 @@ pub fn shell_word(word: &str) -> String {
     }
 }
 
+/// Leaves out the middle of a text of more than 20,000 characters: it may quote what anybody wrote.
+pub fn shortened(text: &str) -> Cow<'_, str> {
+    if text.len() <= LONGEST {
+        return text.into();
+    }
+    let length = text.chars().count();
+    let (first, last) = SHOWN;
+    if length <= LONGEST {
+        return text.into();
+    }
+    let beginning: String = text.chars().take(first).collect();
+    let end: String = text.chars().skip(length - last).collect();
+    format!("{beginning} [{} characters are left out] {end}", length - first - last).into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn middle_of_a_long_text_is_left_out() {
+        let long = "é".repeat(3_000_000) + "end";
+        let text = shortened(&long);
+        assert!(text.len() < 6_000 && text.contains("é [2997503 characters are left out] é") && text.ends_with("éend"));
+        let path = r"\xff".repeat(4_096);
+        assert_eq!(shortened(&path), path);
+    }
 
     #[derive(Debug, thiserror::Error)]
     #[error("{0}")]

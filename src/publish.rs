@@ -24,6 +24,7 @@ use crate::repository::{REFLOG_LIMIT, Repository, RepositoryError};
 use crate::settings::Settings;
 use crate::stage::stage;
 use crate::store::{DirectoryStore, LocalServer, Making, ServerLock, Staging, StoreError, Unfinished, syncing};
+use crate::threads::{self, ThreadsError};
 
 /// Why nothing was published.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +61,20 @@ pub enum PublishError {
     /// There is no whitelist at all.
     #[error("there is no '{WHITELIST}', without which clients refuse the repository")]
     NoWhitelist,
+    /// The time would stay in the repository for good: no later revision may have an earlier one.
+    #[error(
+        "the clock says {now}, more than a year after the last revision, which is of {last}: with --accept-clock it is published \
+         all the same"
+    )]
+    Clock {
+        /// What the clock says.
+        now: Timestamp,
+        /// When the last revision was published.
+        last: Timestamp,
+    },
+    /// The machine starts no threads.
+    #[error(transparent)]
+    Threads(#[from] ThreadsError),
     /// An object went away while the run relied on it.
     #[error("object {0} was deleted while this run relied on it; run it again")]
     Vanished(ObjectHash),
@@ -149,6 +164,8 @@ pub struct Publisher<'a> {
     pub now: Timestamp,
     /// How long to wait for another publisher.
     pub wait: Duration,
+    /// Whether to publish although `now` is more than a year after the last revision.
+    pub accept_clock: bool,
 }
 
 impl Publisher<'_> {
@@ -174,6 +191,7 @@ impl Publisher<'_> {
         // The trees of what is to be published were freed, and the catalogs of the head come.
         allocator::give_back();
         let head = known.open_head()?;
+        check_clock(&head, self.now, self.accept_clock)?;
         let edits = prepare(&head).map_err(|error| PublishError::Prepare(Box::new(error)))?;
         if edits.is_empty() {
             return Ok(None);
@@ -251,6 +269,18 @@ impl Publisher<'_> {
     }
 }
 
+/// Refuses a clock that is probably wrong.
+pub(crate) fn check_clock(head: &Repository, now: Timestamp, is_accepted: bool) -> Result<(), PublishError> {
+    let last = head.manifest().published.map(|seconds| Timestamp { seconds, nanoseconds: 0 });
+    match last.filter(|last| !is_accepted && now.seconds.saturating_sub(last.seconds) > YEAR) {
+        Some(last) => Err(PublishError::Clock { now, last }),
+        None => Ok(()),
+    }
+}
+
+/// Seconds of the longest year.
+const YEAR: i64 = 366 * 24 * 3600;
+
 /// Makes the catalogs of a revision that has the edits, in their order, on top of `head`. Returns its number and root.
 ///
 /// Nobody sees it: a manifest would have to name it.
@@ -306,14 +336,24 @@ pub fn create_repository(
     settings: Settings,
     now: Timestamp,
     started: Timestamp,
-    rng: &mut impl CryptoRng,
+    rng: &mut (impl CryptoRng + Send),
 ) -> Result<RepositoryFolder, PublishError> {
-    if std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) || path.is_file() {
-        return Err(FolderError::Exists(path.to_owned()).into());
+    match std::fs::read_dir(path) {
+        Ok(mut entries) => {
+            if entries.next().is_some() {
+                return Err(FolderError::Exists(path.to_owned()).into());
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            return Err(FolderError::Exists(path.to_owned()).into());
+        }
+        Err(source) => return Err(FolderError::Io { action: "list", path: path.to_owned(), source }.into()),
     }
     let unfinished = Unfinished::start();
     let folder = unfinished.make(|making| make_directory(making, path, settings))?;
-    publish_nothing(&folder, &unfinished, now, started, rng)?;
+    // One thread does: there is nothing to share.
+    threads::pool(1)?.install(|| publish_nothing(&folder, &unfinished, now, started, rng))?;
     let built = folder.path().to_owned();
     unfinished.finish(FIRST_REVISION, || match std::fs::rename(&built, path) {
         // The system may report an error although it did it.
@@ -391,7 +431,15 @@ fn publish_nothing(
         meta_info: Some(meta_info),
         reflog: None,
     };
-    let publisher = Publisher { staging: &staging, server: None, keys: &keys, settings, now, wait: Duration::ZERO };
+    let publisher = Publisher {
+        staging: &staging,
+        server: None,
+        keys: &keys,
+        settings,
+        now,
+        wait: Duration::ZERO,
+        accept_clock: true,
+    };
     // Nobody sees the directory yet.
     all_is_well(publisher.put_in_front(manifest, root, None, rng)?)
 }

@@ -1,7 +1,6 @@
 //! `strata.toml`: what one repository is set to.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,6 +9,7 @@ use crate::image::ImageName;
 use crate::manifest::{RepositoryName, RepositoryNameError};
 use crate::object::Compression;
 use crate::source::registry::{RegistriesSettings, RegistrySettings, RequestSettings};
+use crate::store::read_regular_text;
 use crate::wishlist::Glob;
 
 /// Why the settings cannot be used.
@@ -212,7 +212,7 @@ impl Settings {
     /// Reads the settings in `folder`.
     pub fn open(folder: &Path) -> Result<Self, SettingsError> {
         let path = folder.join(Self::FILE_NAME);
-        let text = fs::read_to_string(&path).map_err(|source| SettingsError::Read { path: path.clone(), source })?;
+        let text = read_regular_text(&path).map_err(|source| SettingsError::Read { path: path.clone(), source })?;
         Self::parse(&text, &path)
     }
 

@@ -20,6 +20,7 @@ use serde_json::Value;
 use crate::image::{Digest, ImageConfig};
 use crate::layout::{self, ImagePlace};
 use crate::repository::{Repository, RepositoryError};
+use crate::store::is_absence;
 
 use mounts::Mounts;
 use process::Process;
@@ -205,8 +206,12 @@ fn root_path(repository: &Repository, image: Digest, mountpoint: Option<&Path>) 
                 source,
             })?;
             let root = real.join(below);
-            if !root.is_dir() {
-                return Err(BundleError::NotMounted { root, mountpoint: mountpoint.to_owned() });
+            match fs::metadata(&root) {
+                Ok(metadata) if metadata.is_dir() => {}
+                Err(source) if !is_absence(&source) => {
+                    return Err(BundleError::Io { action: "find", path: root, source });
+                }
+                _ => return Err(BundleError::NotMounted { root, mountpoint: mountpoint.to_owned() }),
             }
             root
         }

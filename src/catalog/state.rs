@@ -1,6 +1,7 @@
 //! The database of what strata remembers between runs.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -13,6 +14,7 @@ use super::entry::CatalogReference;
 use super::guarded::forbid_execution;
 use crate::image::{DiffId, Digest};
 use crate::object::ObjectHash;
+use crate::store::is_absence;
 
 /// The database of what was done before cannot be used; it may be deleted while no strata runs.
 #[derive(Debug, thiserror::Error)]
@@ -121,14 +123,30 @@ fn patiently<T>(mut attempt: impl FnMut() -> rusqlite::Result<T>) -> rusqlite::R
     }
 }
 
+/// Bytes of a path that SQLite does not take any more, all links in it resolved.
+const LONGEST_PATH: usize = 512;
+
+fn is_too_long(path: &Path) -> bool {
+    let directory = path.parent().unwrap_or(path);
+    let resolved = fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
+    resolved.join(path.file_name().unwrap_or_default()).as_os_str().len() >= LONGEST_PATH
+}
+
 /// How long a database may be locked by others.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 
 impl StateDatabase {
-    /// Opens the database, or creates it.
+    /// Opens the database, or creates it. Where its path is too long for SQLite, nothing is remembered between runs.
     pub fn open(path: &Path) -> Result<Self, StateError> {
+        let is_too_long = is_too_long(path);
+        if is_too_long {
+            tracing::warn!(
+                "nothing is remembered for the next run: SQLite takes no path of {LONGEST_PATH} bytes or more, such as that of '{}'",
+                path.display()
+            );
+        }
         let open = || {
-            let connection = Connection::open(path)?;
+            let connection = if is_too_long { Connection::open_in_memory()? } else { Connection::open(path)? };
             forbid_execution(&connection)?;
             connection.busy_timeout(Duration::from_secs(60))?;
             // A lost entry costs time, not truth: nothing here is believed without a look at the store.
@@ -148,9 +166,11 @@ impl StateDatabase {
 
     /// Opens the database, if there is one, to look things up in it. What is to be remembered is forgotten.
     pub fn open_fixed(path: &Path) -> Result<Self, StateError> {
+        // Where it cannot be looked at, SQLite says why.
+        let is_there = !is_too_long(path) && !fs::metadata(path).is_err_and(|error| is_absence(&error));
         let open = || {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            if path.exists() {
+            if is_there {
                 let connection = Connection::open_with_flags(path, flags)?;
                 forbid_execution(&connection)?;
                 connection.pragma_update(None, "query_only", true)?;

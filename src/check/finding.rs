@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use serde::Serialize;
 
 use crate::catalog::audit::Fault;
-use crate::message::on_one_line;
+use crate::message::{on_one_line, shortened};
 
 /// One thing that is not as it must be. Findings sort by file, and then by path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -70,7 +70,7 @@ impl Findings {
     /// Adds a finding.
     pub(super) fn note(&self, place: &Place, expected: impl fmt::Display, found: impl fmt::Display) {
         let Place { file, path, referrer } = place.clone();
-        let (expected, found) = (on_one_line(&expected.to_string()), on_one_line(&found.to_string()));
+        let (expected, found) = (text_of(&expected), text_of(&found));
         self.0.lock().expect("no thread panics while it adds a finding").push(Finding {
             file,
             path,
@@ -99,6 +99,10 @@ impl Findings {
         findings.dedup();
         findings
     }
+}
+
+fn text_of(part: &impl fmt::Display) -> String {
+    on_one_line(&shortened(&part.to_string()))
 }
 
 /// Returns a path of the repository for messages: `/` for the root, what is not printable escaped.

@@ -13,6 +13,7 @@ use super::Check;
 use super::finding::{Place, escape};
 use super::name::ObjectName;
 use super::reader::read_failure;
+use crate::store::is_absence;
 
 /// An object's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,24 +43,42 @@ impl Check<'_> {
     }
 
     fn count_leftovers(&self) -> u64 {
-        let entries = |path: &str| fs::read_dir(self.store.root().join(path)).into_iter().flatten().flatten();
+        let names = |path: &str| {
+            let listed = fs::read_dir(self.store.root().join(path)).and_then(|entries| {
+                let names = entries.map(|entry| Ok(entry?.file_name()));
+                names.collect::<io::Result<Vec<OsString>>>()
+            });
+            listed.unwrap_or_else(|error| {
+                // That a directory is missing is found elsewhere, where it has to be there.
+                if !is_absence(&error) {
+                    self.findings.note(&Place::file(path), "a folder that can be listed", read_failure(&error));
+                }
+                Vec::new()
+            })
+        };
         // The receiver of a gateway has a folder of its own there.
-        let unfinished = entries("data/txn").filter(|entry| entry.file_name() != "receiver").count()
-            + entries("data/txn/receiver").count();
-        let temporary = entries("").filter(|entry| entry.file_name().as_bytes().starts_with(b".strata-")).count();
+        let unfinished =
+            names("data/txn").iter().filter(|name| *name != "receiver").count() + names("data/txn/receiver").len();
+        let temporary = names("").iter().filter(|name| name.as_bytes().starts_with(b".strata-")).count();
         (unfinished + temporary) as u64
     }
 
-    /// Returns the objects in one of the 256 folders, in order, and notes what else lies there.
-    pub(super) fn list_objects(&self, folder: u8) -> Vec<StoredObject> {
+    /// Returns the objects in one of the 256 folders, in order, and notes what else lies there. `None` where it cannot be listed,
+    /// which is a finding.
+    pub(super) fn list_objects(&self, folder: u8) -> Option<Vec<StoredObject>> {
         let path = format!("data/{folder:02x}");
-        let Ok(own) = fs::metadata(self.store.root().join(&path)) else { return Vec::new() };
         let mut objects = Vec::new();
-        if let Err(error) = self.visit_objects(folder, &path, own.permissions().mode() & 0o444, &mut objects) {
-            self.findings.note(&Place::file(path), "a folder that can be listed", read_failure(&error.into()));
+        let listed = fs::metadata(self.store.root().join(&path))
+            .and_then(|own| Ok(self.visit_objects(folder, &path, own.permissions().mode() & 0o444, &mut objects)?));
+        match listed {
+            // That it is missing is found with the folders, and all that should be there with what refers to it.
+            Err(error) if !is_absence(&error) => {
+                self.findings.note(&Place::file(path), "a folder that can be listed", read_failure(&error));
+                return None;
+            }
+            _ => objects.sort_unstable(),
         }
-        objects.sort_unstable();
-        objects
+        Some(objects)
     }
 
     /// Adds the objects in an open folder: there may be thousands, so each costs one question and no memory of its own.

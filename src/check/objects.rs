@@ -11,13 +11,12 @@ use rayon::prelude::*;
 
 use super::finding::Place;
 use super::layout::StoredObject;
-use super::name::ObjectName;
 use super::reader::{Examiner, ITS_HASH, NOTHING, WHOLE_STREAM, read_failure};
 use super::reference::{Form, Reference, References};
 use super::tree::Tree;
 use super::{Check, Unreferenced};
 use crate::catalog::audit::paths_of_rows;
-use crate::store::open_regular;
+use crate::store::{is_absence, open_regular};
 
 /// What there is in the store.
 #[derive(Debug, Clone, Copy, Default)]
@@ -54,8 +53,11 @@ impl Check<'_> {
         let faults = Mutex::default();
         let totals = (0..=255u8).into_par_iter().map(|folder| {
             let references = references.take(folder);
-            let stored = if is_whole_store { self.list_objects(folder) } else { self.find_objects(&references) };
-            self.check_folder(&references, &stored, &faults)
+            let stored = match is_whole_store {
+                true => self.list_objects(folder),
+                false => self.find_objects(folder, &references),
+            };
+            stored.map_or_else(Totals::default, |stored| self.check_folder(&references, &stored, &faults))
         });
         let totals = totals.reduce(Totals::default, |mut sum, more| {
             sum += more;
@@ -65,14 +67,22 @@ impl Check<'_> {
         totals
     }
 
-    /// Looks for the objects that are referred to, without a look at others.
-    fn find_objects(&self, references: &[Reference]) -> Vec<StoredObject> {
-        let names = references.chunk_by(|a, b| a.name == b.name).map(|group| group[0].name);
-        let find = |name: ObjectName| {
-            let metadata = fs::metadata(self.store.root().join(name.to_string())).ok()?;
-            Some(StoredObject { name, bytes: metadata.len() })
-        };
-        names.filter_map(find).collect()
+    /// Looks for the objects that are referred to, without a look at others. `None` where nobody can tell whether they are there,
+    /// which is a finding.
+    fn find_objects(&self, folder: u8, references: &[Reference]) -> Option<Vec<StoredObject>> {
+        let mut found = Vec::new();
+        for name in references.chunk_by(|a, b| a.name == b.name).map(|group| group[0].name) {
+            match fs::metadata(self.store.root().join(name.to_string())) {
+                Ok(metadata) => found.push(StoredObject { name, bytes: metadata.len() }),
+                Err(error) if is_absence(&error) => {}
+                Err(error) => {
+                    let place = Place::file(format!("data/{folder:02x}"));
+                    self.findings.note(&place, "a folder whose files can be looked at", read_failure(&error));
+                    return None;
+                }
+            }
+        }
+        Some(found)
     }
 
     fn check_folder(&self, references: &[Reference], stored: &[StoredObject], faults: &Mutex<Vec<Fault>>) -> Totals {

@@ -6,6 +6,7 @@ use crate::catalog::ReferenceKind;
 use crate::catalog::audit::AuditedReflog;
 use crate::folder::RepositoryFolder;
 use crate::manifest::RepositoryManifest;
+use crate::message::causes;
 use crate::object::ObjectHash;
 use crate::repository::REFLOG_LIMIT;
 
@@ -50,7 +51,14 @@ impl Check<'_> {
                  was killed; the next publication heals it"
             ));
         }
-        let checksum = folder.local_server().ok().flatten().and_then(|server| server.reflog_checksum());
+        let checksum = folder.local_server().and_then(|server| match server {
+            Some(server) => Ok(server.reflog_checksum()?),
+            None => Ok(None),
+        });
+        let checksum = checksum.unwrap_or_else(|error| {
+            self.warn(format!("what cvmfs_server expects is not compared: {}", causes(&error)));
+            None
+        });
         if checksum.is_some_and(|stated| stated != actual) {
             self.warn(format!(
                 "{REFLOG} is not the one that cvmfs_server expects (reflog.chksum): the next publication heals it, or \

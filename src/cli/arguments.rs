@@ -161,6 +161,10 @@ pub struct Effort {
     /// How long to wait for another publisher
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     pub wait: Duration,
+    /// Publish although the clock says that the last revision is more than a year old. What is published with a wrong clock has its
+    /// time for good
+    #[arg(long)]
+    pub accept_clock: bool,
 }
 
 impl Effort {
@@ -171,6 +175,7 @@ impl Effort {
             threads: threads(self.threads)?,
             memory: self.memory.as_u64(),
             wait: self.wait,
+            accept_clock: self.accept_clock,
             ..default_options()?
         })
     }
@@ -431,6 +436,7 @@ pub fn default_options() -> anyhow::Result<Options> {
         threads: threads(None)?,
         memory: ByteSize::mib(256).as_u64(),
         wait: Duration::ZERO,
+        accept_clock: false,
         limits: Limits::default(),
         now: time_of_publication()?,
     })

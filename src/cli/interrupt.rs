@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
@@ -28,6 +28,14 @@ const LATEST: Duration = Duration::from_millis(1700);
 
 /// Whether a signal is ending the program.
 static IS_ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Makes a file that would become larger than the process may write (`ulimit -f`) an error of the write. Without this the kernel
+/// ends the process, and nothing is said.
+pub fn survive_file_size_limit() {
+    if let Err(error) = flag::register(SIGXFSZ, Arc::default()) {
+        tracing::debug!("signal SIGXFSZ ends the program: {error}");
+    }
+}
 
 /// Ends the program in good order on SIGINT and SIGTERM from now on: at once it says so, then it cleans up, says whether
 /// anything was published, and ends by the same signal. A second signal ends it at once.

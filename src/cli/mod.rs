@@ -25,7 +25,7 @@ pub mod verify;
 use std::fmt;
 use std::io::{self, Write as _};
 
-use strata::message::on_one_line;
+use strata::message::{on_one_line, shortened};
 
 /// Prints results. Whoever reads them may stop at any time.
 pub fn print(text: fmt::Arguments<'_>) -> anyhow::Result<()> {
@@ -46,5 +46,5 @@ pub fn print_line(text: fmt::Arguments<'_>) -> anyhow::Result<()> {
 /// Says what went wrong, in one line, if anybody listens.
 pub fn complain(text: fmt::Arguments<'_>) {
     interrupt::wait_if_ending();
-    writeln!(io::stderr(), "strata: {}", on_one_line(&text.to_string())).ok();
+    writeln!(io::stderr(), "strata: {}", on_one_line(&shortened(&text.to_string()))).ok();
 }

@@ -50,7 +50,8 @@ pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<Exit
         point.path().display()
     );
     warn_of_expiry(folder);
-    thread::spawn(move || signals.forever().for_each(|_| end(&point)));
+    let unmount = move || signals.forever().for_each(|_| end(&point));
+    thread::Builder::new().spawn(unmount).context("cannot start a thread that waits for signals")?;
     mounted.wait();
     Ok(ExitCode::SUCCESS)
 }

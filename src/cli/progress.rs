@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use strata::message::on_one_line;
+use strata::message::{on_one_line, shortened};
 use strata::progress::Progress;
 
 use super::terminal::can_be_redrawn;
@@ -54,7 +54,7 @@ impl Display {
         let board = Arc::new(Board { bars, summary, lines: Mutex::default(), done: AtomicBool::new(false) });
         *shown() = Some(board.bars.clone());
         let drawn = Arc::clone(&board);
-        let thread = thread::spawn(move || {
+        let draw = move || {
             while !drawn.done.load(Ordering::Relaxed) {
                 super::interrupt::wait_if_ending();
                 drawn.draw();
@@ -62,8 +62,15 @@ impl Display {
             }
             drawn.bars.clear().ok();
             *shown() = None;
-        });
-        Self { board: Some(board), thread: Some(thread) }
+        };
+        match thread::Builder::new().spawn(draw) {
+            Ok(thread) => Self { board: Some(board), thread: Some(thread) },
+            // Whoever cannot see how far the work is still wants it done.
+            Err(_) => {
+                *shown() = None;
+                Self { board: None, thread: None }
+            }
+        }
     }
 
     /// Shows a piece of work, too.
@@ -143,7 +150,7 @@ impl Write for LogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         super::interrupt::wait_if_ending();
         let text = String::from_utf8_lossy(line);
-        let parts: Vec<String> = text.trim_end_matches('\n').split('\x1b').map(on_one_line).collect();
+        let parts: Vec<String> = shortened(text.trim_end_matches('\n')).split('\x1b').map(on_one_line).collect();
         let tamed = parts.join("\x1b") + "\n";
         let bars = shown().clone();
         match bars {

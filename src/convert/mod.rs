@@ -241,6 +241,8 @@ pub struct Options {
     pub memory: u64,
     /// How long to wait for another publisher.
     pub wait: Duration,
+    /// Whether to publish although `now` is more than a year after the last revision.
+    pub accept_clock: bool,
     /// What hostile layers may not exceed.
     pub limits: Limits,
     /// The time of everything that strata itself makes.

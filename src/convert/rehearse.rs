@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 
 use super::edits::Changes;
@@ -111,7 +112,8 @@ pub fn rehearse(
     let after = flat_of(&next, &link)?;
     let digests = staged.image.layers.iter().map(|layer| layer.digest);
     let layers = layer_costs(digests, &head, &next, &store, &layered)?;
-    let catalogs = new_catalogs(&home.join("storage"));
+    let storage = home.join("storage");
+    let catalogs = new_catalogs(&storage).map_err(StoreError::io("list", &storage))?;
     let outcome = staged.outcome;
     Ok(Rehearsal {
         outcome,
@@ -167,7 +169,7 @@ fn layer_costs(
         let mut waiting: Vec<Row> = row.into_iter().collect();
         while let Some(row) = waiting.pop() {
             for object in row.entry.objects() {
-                if counted.insert(object) && !store.has(object.0, object.1) {
+                if counted.insert(object) && store.look(object.0, object.1)?.is_none() {
                     cost.new_objects += 1;
                     cost.new_bytes += layered.size(object.0, object.1)?;
                 }
@@ -182,8 +184,12 @@ fn layer_costs(
 }
 
 /// Counts the catalogs below a store's `data`.
-fn new_catalogs(storage: &Path) -> u64 {
-    let folders = fs::read_dir(storage.join("data")).into_iter().flatten().flatten();
-    let files = folders.flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten());
-    files.filter(|file| file.file_name().as_encoded_bytes().ends_with(b"C")).count() as u64
+fn new_catalogs(storage: &Path) -> io::Result<u64> {
+    let mut count = 0;
+    for folder in fs::read_dir(storage.join("data"))? {
+        for file in fs::read_dir(folder?.path())? {
+            count += u64::from(file?.file_name().as_encoded_bytes().ends_with(b"C"));
+        }
+    }
+    Ok(count)
 }

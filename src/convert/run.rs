@@ -140,6 +140,7 @@ impl Run {
             settings: self.folder.settings(),
             now: self.options.now,
             wait: self.options.wait,
+            accept_clock: self.options.accept_clock,
         };
         let known = self.head()?;
         let mut trees = Vec::new();

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::thread;
 
+use bytesize::ByteSize;
+
 use super::need::{Need, Ready};
 use super::podman::warn_of_high_variants;
 use super::run::Run;
@@ -13,6 +15,7 @@ use crate::inventory;
 use crate::layer::LossKind;
 use crate::layout::{self, ImagePlace, LossList};
 use crate::progress::Progress;
+use crate::publish::check_clock;
 use crate::repository::Repository;
 use crate::source::{self, Image, Source};
 use crate::stage::stage;
@@ -82,6 +85,9 @@ impl Run {
         progress: &Progress,
     ) -> Result<Vec<StagedImage>, ConvertError> {
         let ResolvedImage { request, source, images } = resolved;
+        if !self.options.dry_run {
+            check_clock(head, self.options.now, self.options.accept_clock)?;
+        }
         let mut staged = Vec::new();
         for (place, image) in images {
             staged.push(self.stage_image(&request, place, image, &*source, head, progress)?);
@@ -111,6 +117,13 @@ impl Run {
             let Outcome { place, plan, .. } = &staged.outcome;
             progress.set_stage(format!("reading {place}"));
             tracing::info!("{place}: reading {} of {} layers", plan.layers_to_read, plan.layers);
+            if let Some(left) = self.staging.store().bytes_left().filter(|left| *left < plan.bytes_to_read) {
+                let (left, needed) = (ByteSize(left), ByteSize(plan.bytes_to_read));
+                let storage = self.staging.store().root().display();
+                tracing::warn!(
+                    "{place}: there are {left} left for '{storage}', and the layers have {needed} as they are packed"
+                );
+            }
             thread::scope(|scope| {
                 let mover = self.staging.move_aside(scope);
                 let read = self.read_layers(&staged.image, &mut need, source, progress)?;

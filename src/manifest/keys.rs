@@ -21,6 +21,7 @@ use super::certificate::CertificateError;
 use super::letter::SignError;
 use super::{Certificate, RepositoryManifest, RepositoryName, Whitelist};
 use crate::metadata::Timestamp;
+use crate::store::open_regular;
 
 /// The length of new RSA keys.
 const KEY_BITS: usize = 2048;
@@ -252,7 +253,7 @@ fn read_certificate(path: &Path) -> Result<Certificate, KeyError> {
 /// Reads a whole file into memory that is wiped afterwards; it has room from the start, so no copy is left behind.
 fn read_text(path: &Path) -> Result<Zeroizing<String>, KeyError> {
     let mut text = Zeroizing::new(String::with_capacity(FILE_LIMIT + 1));
-    let file = File::open(path);
+    let file = open_regular(path);
     file.and_then(|file| file.take(FILE_LIMIT as u64 + 1).read_to_string(&mut text))
         .map_err(|source| KeyError::Read { path: path.to_owned(), source })?;
     if text.len() > FILE_LIMIT { Err(KeyError::TooLong { path: path.to_owned() }) } else { Ok(text) }

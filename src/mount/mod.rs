@@ -116,7 +116,9 @@ impl Mount {
         let view = View::new(repository.clone(), root, content, extent);
         let (mount, shown) = Self::of_view(view, links, name.to_string(), mountpoint, options)?;
         if options.follow {
-            thread::spawn(move || follow::follow(shown.view, repository, shown.notifier));
+            let follow = move || follow::follow(shown.view, repository, shown.notifier);
+            let path = mountpoint.to_owned();
+            thread::Builder::new().spawn(follow).map_err(|source| MountError::Mount { path, source })?;
         }
         Ok(mount)
     }
@@ -146,7 +148,7 @@ impl Mount {
         let failed = |source| MountError::Mount { path: mountpoint.to_owned(), source };
         clear_dead_mount(mountpoint)?;
         let mountpoint = mountpoint.canonicalize().map_err(failed)?;
-        if !mountpoint.is_dir() {
+        if !fs::metadata(&mountpoint).map_err(failed)?.is_dir() {
             return Err(failed(io::ErrorKind::NotADirectory.into()));
         }
         let view = Arc::new(view);

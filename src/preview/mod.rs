@@ -27,7 +27,7 @@ use crate::repository::{Repository, RepositoryError};
 use crate::settings::{Modes, Settings};
 use crate::source::registry::Registries;
 use crate::source::{self, Image, ImageArgument, ImageLayer, PlatformRequest, Source, SourceError};
-use crate::threads::STACK_BYTES;
+use crate::threads;
 use crate::tree::{ApplyError, Directory, LayerForm, Leaf, LeafKind, Node, apply, layer_entries};
 use pack::{PackWriter, Packs};
 use tree_view::TreeView;
@@ -164,15 +164,15 @@ impl Preview {
         let next = AtomicUsize::new(0);
         let (sender, receiver) = mpsc::channel();
         thread::scope(|scope| {
-            let spawned = || thread::Builder::new().stack_size(STACK_BYTES);
-            for _ in 0..self.options.threads.clamp(1, self.layers().max(1)) {
+            let applied = threads::spawn_in(scope, || self.apply(receiver)).map_err(PreviewError::Threads)?;
+            let spawned = threads::spawn_workers(scope, self.options.threads.clamp(1, self.layers().max(1)), || {
                 let (next, sender) = (&next, sender.clone());
-                let work = move || self.read_layers(next, &sender, progress);
-                spawned().spawn_scoped(scope, work).map_err(PreviewError::Threads)?;
-            }
+                move || self.read_layers(next, &sender, progress)
+            });
+            // Without any sender that is left, the other thread is at its end.
             drop(sender);
-            let applied = spawned().spawn_scoped(scope, || self.apply(receiver)).map_err(PreviewError::Threads)?;
             let result = applied.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            spawned.map_err(PreviewError::Threads)?;
             // Nobody needs what is not begun.
             next.store(self.layers(), Ordering::Relaxed);
             result

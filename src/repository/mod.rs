@@ -27,6 +27,7 @@ use crate::manifest::{
 use crate::message::causes;
 use crate::object::{ObjectHash, ObjectKind, SizeLimit};
 use crate::store::{ContentError, DirectoryStore, StoreError};
+use crate::threads::ThreadsError;
 
 pub use rows::{Folder, NamedRow, Row};
 pub use trees::{ReadCatalog, ReadTree, read_tree};
@@ -40,6 +41,9 @@ pub enum RepositoryError {
     /// A catalog cannot be used.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+    /// The machine starts no threads.
+    #[error(transparent)]
+    Threads(#[from] ThreadsError),
     /// There is no manifest.
     #[error("repository '{0}' has no manifest")]
     NoManifest(RepositoryName),

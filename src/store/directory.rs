@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::file_system::{is_synced_as_a_whole, sync_each};
 use super::marks::Marks;
 use super::runs::syncing;
 use crate::object::{DecodeError, ObjectHash, ObjectKind, SizeLimit, decode};
@@ -56,6 +57,16 @@ pub enum StoreError {
         /// Why.
         source: DecodeError,
     },
+    /// The file system does not do what publishing needs.
+    #[error("the file system of '{}' {fault}", path.display())]
+    Unfit {
+        /// A directory there.
+        path: PathBuf,
+        /// What it does not do.
+        fault: &'static str,
+        /// How that was noticed.
+        source: io::Error,
+    },
     /// Somebody else publishes.
     #[error("{0}")]
     Held(#[source] Held),
@@ -92,7 +103,7 @@ impl StoreError {
         }
     }
 
-    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, path: path.to_owned(), source }
     }
 }
@@ -111,9 +122,14 @@ impl DirectoryStore {
         fs::create_dir_all(root).map_err(StoreError::io("create", root))?;
         let data = root.join("data");
         fs::create_dir(&data).map_err(StoreError::io("create", &data))?;
+        let mut directories = vec![root.to_owned(), data.clone()];
         for name in (0..=255).map(|byte| format!("{byte:02x}")).chain(["txn".to_owned()]) {
             let path = data.join(name);
             fs::create_dir(&path).map_err(StoreError::io("create", &path))?;
+            directories.push(path);
+        }
+        if !is_synced_as_a_whole(root)? {
+            sync_each(&directories)?;
         }
         Ok(Self { root: root.to_owned(), below: None })
     }
@@ -121,8 +137,13 @@ impl DirectoryStore {
     /// Opens a store that holds a repository.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         for missing in [".cvmfspublished", "data", "data/txn"] {
-            if !root.join(missing).exists() {
-                return Err(StoreError::NoRepository { path: root.to_owned(), missing });
+            let path = root.join(missing);
+            match fs::metadata(&path) {
+                Ok(_) => {}
+                Err(error) if is_absence(&error) => {
+                    return Err(StoreError::NoRepository { path: root.to_owned(), missing });
+                }
+                Err(error) => return Err(StoreError::io("read", &path)(error)),
             }
         }
         Ok(Self { root: root.to_owned(), below: None })
@@ -156,7 +177,11 @@ impl DirectoryStore {
     fn seen_path(&self, name: &str) -> PathBuf {
         let path = self.root.join(name);
         match &self.below {
-            Some(below) if !path.exists() && below.join(name).exists() => below.join(name),
+            // What cannot be looked at here is not taken from there.
+            Some(below) if fs::metadata(&path).is_err_and(|error| is_absence(&error)) => {
+                let path_below = below.join(name);
+                if fs::metadata(&path_below).is_err_and(|error| is_absence(&error)) { path } else { path_below }
+            }
             _ => path,
         }
     }
@@ -175,11 +200,6 @@ impl DirectoryStore {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(StoreError::io("read", &path)(error)),
         }
-    }
-
-    /// Tells whether an object is there.
-    pub fn has(&self, hash: ObjectHash, kind: ObjectKind) -> bool {
-        self.seen_path(&hash.path(kind)).is_file()
     }
 
     /// Returns how many bytes an object has as it is stored, or `None` where it is not there.
@@ -281,7 +301,13 @@ impl DirectoryStore {
         }
     }
 
-    /// Waits until everything that was written so far is on disk.
+    /// Returns how many bytes may still be written, if the file system tells.
+    pub fn bytes_left(&self) -> Option<u64> {
+        let found = rustix::fs::statvfs(&self.root).ok()?;
+        found.f_bavail.checked_mul(found.f_frsize)
+    }
+
+    /// Waits until everything that was written so far is on disk. File systems of programs (FUSE) do nothing here.
     pub fn sync(&self) -> Result<(), StoreError> {
         let folder = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
         syncing(|| rustix::fs::syncfs(&folder)).map_err(|error| StoreError::io("sync", &self.root)(error.into()))
@@ -298,7 +324,22 @@ const SMALL_FILE: u64 = 64 << 10;
 pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = File::options().read(true).custom_flags(flags).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+    if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
+}
+
+/// Says that something is a pipe, a directory, or whatever else cannot be read or written as a file.
+pub(crate) fn not_regular() -> io::Error {
+    io::Error::other("it is no regular file")
+}
+
+/// Tells whether an error says that nothing is there. Any other error leaves open what is there.
+pub(crate) fn is_absence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// Reads a regular file as text.
+pub(crate) fn read_regular_text(path: &Path) -> io::Result<String> {
+    io::read_to_string(open_regular(path)?)
 }
 
 /// Reads the whole of a regular file; `None` where it has more bytes than `limit`.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::manifest::RepositoryName;
 use crate::object::ObjectHash;
 
-use super::directory::RETRY;
+use super::directory::{RETRY, is_absence, read_regular_text};
 use super::runs::{runs, syncing, uninterrupted};
 use super::{Held, StoreError};
 use crate::message::causes;
@@ -30,18 +30,22 @@ impl LocalServer {
     /// Looks whether the server whose settings lie in `settings`, as `<fqrn>/server.conf`, manages `storage`.
     pub fn find(settings: &Path, name: &RepositoryName, storage: &Path) -> Result<Option<Self>, StoreError> {
         let path = settings.join(name.to_string()).join("server.conf");
-        let text = match fs::read_to_string(&path) {
+        let text = match read_regular_text(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if is_absence(&error) => return Ok(None),
             Err(error) => return Err(StoreError::io("read", &path)(error)),
         };
         // Of the forms `local,<folder for unfinished files>,<storage>`, `S3,…` and `gw,…` only the first can be ours.
         let upstream = shell_value(&text, "CVMFS_UPSTREAM_STORAGE").unwrap_or_default();
         let managed = upstream.strip_prefix("local,").and_then(|rest| rest.rsplit(',').next()).map(Path::new);
-        let is_ours = managed.is_some_and(|managed| match (managed.canonicalize(), storage.canonicalize()) {
-            (Ok(managed), Ok(ours)) => managed == ours,
-            _ => false,
-        });
+        let is_ours = match managed {
+            Some(managed) => match managed.canonicalize() {
+                Ok(managed) => managed == storage.canonicalize().map_err(StoreError::io("find", storage))?,
+                Err(error) if is_absence(&error) => false,
+                Err(error) => return Err(StoreError::io("find", managed)(error)),
+            },
+            None => false,
+        };
         let spool = shell_value(&text, "CVMFS_SPOOL_DIR")
             .map_or_else(|| Path::new("/var/spool/cvmfs").join(name.to_string()), PathBuf::from);
         Ok(is_ours.then_some(Self { spool }))
@@ -68,8 +72,13 @@ impl LocalServer {
     }
 
     /// Returns which reflog the server takes for the right one, if it says so.
-    pub fn reflog_checksum(&self) -> Option<ObjectHash> {
-        fs::read_to_string(self.spool.join("reflog.chksum")).ok()?.trim().parse().ok()
+    pub fn reflog_checksum(&self) -> Result<Option<ObjectHash>, StoreError> {
+        let path = self.spool.join("reflog.chksum");
+        match read_regular_text(&path) {
+            Ok(text) => Ok(text.trim().parse().ok()),
+            Err(error) if is_absence(&error) => Ok(None),
+            Err(error) => Err(StoreError::io("read", &path)(error)),
+        }
     }
 
     /// Tells the server which reflog is the right one; it refuses any other.
@@ -148,11 +157,17 @@ fn take_noted(take: Take, path: &Path) -> Result<Option<File>, StoreError> {
 type Take = fn(&Path) -> Result<Option<File>, StoreError>;
 
 fn take_flag(path: &Path) -> Result<Option<File>, StoreError> {
-    if !path.exists() {
-        return create_flag(path);
+    match fs::symlink_metadata(path) {
+        Ok(_) => {}
+        Err(error) if is_absence(&error) => return create_flag(path),
+        Err(error) => return Err(StoreError::io("read", path)(error)),
     }
-    // Gone since, or a file of the server's user that is not for us to write to.
-    let Ok(file) = OpenOptions::new().read(true).write(true).open(path) else { return Ok(None) };
+    let file = match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) => file,
+        // Gone since, or a file of the server's user that is not for us to write to.
+        Err(error) if is_absence(&error) || error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+        Err(error) => return Err(StoreError::io("open", path)(error)),
+    };
     if !lock_file(&file, path)? {
         return Ok(None);
     }
@@ -201,7 +216,11 @@ fn lock_file(file: &File, path: &Path) -> Result<bool, StoreError> {
     }
     let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     let locked = file.metadata().map(identity).map_err(StoreError::io("read", path))?;
-    Ok(fs::metadata(path).is_ok_and(|named| identity(named) == locked))
+    match fs::metadata(path) {
+        Ok(named) => Ok(identity(named) == locked),
+        Err(error) if is_absence(&error) => Ok(false),
+        Err(error) => Err(StoreError::io("read", path)(error)),
+    }
 }
 
 /// What a flag of ours says; the server's own are empty.

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
+use super::file_system::{is_synced_as_a_whole, probe, sync_each};
 use super::marks::Marks;
 use super::runs::{delete_leftovers, make_run_folder, runs, syncing};
 use super::{DirectoryStore, StoreError, read_regular_up_to};
@@ -51,6 +52,8 @@ pub struct Staging {
     moving: Mutex<Moving>,
     /// Whether objects that are there already are read and compared with their names.
     compares_bytes: AtomicBool,
+    /// Whether one call makes all durable.
+    is_synced_as_a_whole: bool,
 }
 
 /// What those who move batches tell one another.
@@ -146,6 +149,12 @@ impl Staging {
         let (folder, alive) = make_run_folder(&transactions)?;
         runs.start(&folder);
         drop(runs);
+        if let Err(error) = probe(&folder) {
+            fs::remove_dir_all(&folder).ok();
+            super::runs::runs().end(&folder);
+            return Err(error);
+        }
+        let is_synced_as_a_whole = is_synced_as_a_whole(&folder)?;
         // Threads that make files in one folder wait for one another.
         for digit in 0..16 {
             let path = folder.join(format!("{digit:x}"));
@@ -156,7 +165,17 @@ impl Staging {
         let state = Mutex::new(State { looks, ..State::default() });
         let moving = Mutex::new(Moving { marks: store.marks(), is_disturbed: false });
         let (written, full, compares_bytes) = Default::default();
-        Ok(Self { store: store.clone(), folder, _alive: alive, state, written, full, moving, compares_bytes })
+        Ok(Self {
+            store: store.clone(),
+            folder,
+            _alive: alive,
+            state,
+            written,
+            full,
+            moving,
+            compares_bytes,
+            is_synced_as_a_whole,
+        })
     }
 
     /// Has every object that is found in the store read and compared with its name from now on. A damaged one counts as
@@ -391,7 +410,7 @@ impl Staging {
 
     /// Moves everything that was added before the call to its name; afterwards it is readable, and will stay.
     ///
-    /// The new names themselves are durable after the next [`DirectoryStore::sync`].
+    /// The new names themselves are durable after the next [`DirectoryStore::sync`], or already, where that does nothing.
     pub fn flush(&self) -> Result<(), StoreError> {
         self.try_flush()?;
         self.state().failure.take().map_or(Ok(()), Err)
@@ -432,7 +451,13 @@ impl Staging {
     fn move_batch(&self, batch: &[(ObjectHash, ObjectKind)], moving: &mut Moving) -> Result<(), StoreError> {
         {
             let _syncing = stage!("sync");
-            self.store.sync()?;
+            match self.is_synced_as_a_whole {
+                true => self.store.sync()?,
+                false => {
+                    let paths: Vec<PathBuf> = batch.iter().map(|&(hash, kind)| self.staged_path(hash, kind)).collect();
+                    sync_each(&paths)?;
+                }
+            }
         }
         let _naming = stage!("rename");
         let directories: BTreeSet<u8> = batch.iter().map(|(hash, _)| hash.as_bytes()[0]).collect();
@@ -440,8 +465,13 @@ impl Staging {
         found.read_again(self.store.root(), directories.iter().copied());
         moving.is_disturbed |= found != moving.marks;
         let moved = batch.iter().try_for_each(|&(hash, kind)| self.move_object(hash, kind));
-        moving.marks.read_again(self.store.root(), directories.into_iter());
-        moved
+        moving.marks.read_again(self.store.root(), directories.iter().copied());
+        moved?;
+        if !self.is_synced_as_a_whole {
+            let path = |byte| self.store.root().join(format!("data/{byte:02x}"));
+            sync_each(&directories.into_iter().map(path).collect::<Vec<_>>())?;
+        }
+        Ok(())
     }
 
     /// Gives an object its name, or leaves it to the one that has it already, if that can be the same.

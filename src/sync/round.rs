@@ -23,7 +23,7 @@ use crate::convert::ConvertError;
 use crate::image::ImageName;
 use crate::settings::Settings;
 use crate::source::registry::{DEFAULT_CONNECTIONS, DEFAULT_REQUEST_TIMEOUT};
-use crate::threads::STACK_BYTES;
+use crate::threads;
 use crate::wishlist::{
     Expansion, Failure, GrowingExpansion, ListedOnce, Listing, Order, WantedImage, Wishlist, expand_one,
 };
@@ -225,7 +225,7 @@ impl Threads<'_, '_> {
         }
         let sender = self.sender.clone();
         let work = move || workshop.stage_images(&|staged| sender.send(News::Staged(staged)).is_ok());
-        match thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(self.scope, work) {
+        match threads::spawn_in(self.scope, work) {
             Ok(thread) => self.converting.push(thread),
             Err(error) if count == 0 => return Err(SyncError::Thread(error)),
             // With fewer threads it takes longer.

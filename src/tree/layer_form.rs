@@ -196,8 +196,11 @@ impl OwnLayer {
 
     /// Tells whether [`layer_entries`] of the form says all that the archive does, above any lower layers.
     pub(super) fn can_be_read_back(&self) -> bool {
-        // A later entry at the target of a link would be its target above layers that have none.
-        let is_only_below = |(_, below, _): &(EntryPath, EntryPath, Arc<Leaf>)| self.tree.get(below).is_none();
+        // A later entry at the target of a link would be its target above layers that have none, and one above the target would
+        // be in the way to it.
+        let is_only_below = |(_, below, _): &(EntryPath, EntryPath, Arc<Leaf>)| {
+            self.tree.get(below).is_none() && !self.on_the_way(below).contains(&OnTheWay::Leaf)
+        };
         let is_as_before = |(directory, before): &(EntryPath, Vec<OnTheWay>)| self.on_the_way(directory) == *before;
         !self.notes.is_irregular
             && self.links_below.iter().all(is_only_below)

@@ -18,6 +18,7 @@ mod independent;
 mod interrupts;
 mod kills;
 mod layer_rules;
+mod limits;
 mod local_server;
 mod mount;
 mod names;

@@ -1,7 +1,6 @@
 //! Files of credentials that Docker and Podman write: `config.json` and `auth.json` (containers-auth.json(5)).
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -12,6 +11,7 @@ use serde::Deserialize;
 use super::credentials::Credentials;
 use super::error::RegistryError;
 use super::settings::Secret;
+use crate::store::open_regular;
 
 /// How much of a file is read, in bytes.
 const LARGEST_FILE: u64 = 1 << 20;
@@ -43,7 +43,7 @@ struct Entry {
 impl AuthFile {
     /// Reads a file, if it is there.
     pub(super) fn open(path: &Path) -> Result<Option<Self>, RegistryError> {
-        let file = match File::open(path) {
+        let file = match open_regular(path) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Ok(None);
             }

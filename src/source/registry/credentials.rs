@@ -4,7 +4,6 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +17,7 @@ use super::endpoint::{HUB_HOSTS, settings_of};
 use super::error::RegistryError;
 use super::helper;
 use super::settings::{RegistriesSettings, Secret};
+use crate::store::open_regular;
 
 /// The name of a user whose password is an identity token, as Docker's helpers have it.
 const TOKEN_USER: &str = "<token>";
@@ -194,7 +194,7 @@ fn keys(host: &str, repository: &str) -> Vec<String> {
 /// Reads a password from a file; a line end after it does not belong to it.
 fn read_password(path: &Path) -> Result<String, RegistryError> {
     let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(LONGEST_PASSWORD).read_to_end(&mut bytes));
+    let read = open_regular(path).and_then(|file| file.take(LONGEST_PASSWORD).read_to_end(&mut bytes));
     read.map_err(|source| RegistryError::Read { path: path.to_owned(), source })?;
     let fault = "it holds no password";
     let text = String::from_utf8(bytes).ok();

@@ -72,11 +72,14 @@ fn talk(child: &mut Child, server: &str, deadline: Instant) -> Result<(ExitStatu
     input.iter_mut().for_each(|input| drop(input.write_all(server.as_bytes())));
     drop(input);
     let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
+    let read = move || {
         let mut text = Vec::new();
         let read = output.map_or(Ok(0), |output| output.take(LARGEST_OUTPUT + 1).read_to_end(&mut text));
         sender.send(read.map(|_| text)).ok();
-    });
+    };
+    thread::Builder::new()
+        .spawn(read)
+        .map_err(|error| format!("cannot start a thread that reads its answer: {error}"))?;
     let left = || deadline.saturating_duration_since(Instant::now());
     let text = receiver.recv_timeout(left()).map_err(|_| too_slow())?.map_err(|error| error.to_string())?;
     if text.len() as u64 > LARGEST_OUTPUT {

@@ -15,6 +15,7 @@ use rustls::pki_types::pem::PemObject as _;
 
 use super::error::{RegistryError, Said};
 use super::limits::lock;
+use super::resolver::Resolver;
 use super::settings::{DEFAULT_MINIMUM_RATE, DEFAULT_REQUEST_TIMEOUT};
 
 /// How many redirects are followed for one request.
@@ -224,6 +225,7 @@ impl Http {
             .tls_backend_preconfigured(tls(terms.certificates.as_deref())?)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
+            .dns_resolver(Arc::new(Resolver))
             .connect_timeout(self.limits.connect)
             // Of the blocking client, it is the time limit of the head, and then of each single read.
             .timeout(terms.stall.unwrap_or(self.limits.stall))

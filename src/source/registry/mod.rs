@@ -20,6 +20,7 @@ mod image;
 mod limits;
 mod paging;
 mod push;
+mod resolver;
 mod settings;
 #[cfg(test)]
 mod tests;

@@ -49,7 +49,7 @@ pub fn publish_edits(repository: &TestRepository, make: impl FnOnce(&Staging) ->
     edits.sort_by(|(a, _), (b, _)| a.cmp(b));
     let (keys, settings) = (folder.keys().unwrap(), folder.settings());
     let (now, wait) = (Timestamp::now(), Duration::ZERO);
-    let publisher = Publisher { staging: &staging, server: None, keys: &keys, settings, now, wait };
+    let publisher = Publisher { staging: &staging, server: None, keys: &keys, settings, now, wait, accept_clock: true };
     let mut rng = rsa::rand_core::UnwrapErr(getrandom::SysRng);
     let head = Repository::open(staging.store(), &settings.repository).unwrap();
     publisher.commit(&mut rng, &head, |_| Ok::<_, Infallible>(edits)).unwrap();

@@ -24,6 +24,8 @@ pub enum Operation {
     Rename(PathBuf),
     /// A file is opened.
     Open(PathBuf),
+    /// A file's content is made durable.
+    SyncFile(PathBuf),
     /// A directory's names are made durable.
     SyncDirectory(PathBuf),
 }
@@ -374,8 +376,9 @@ impl Filesystem for Passing {
         reply.ok();
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
-        finish(reply, self.file(handle).and_then(|file| file.sync_all()).map_err(Errno::from));
+    fn fsync(&self, _: &Request, number: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
+        let synced = self.act(&Operation::SyncFile(self.path(number)), || self.file(handle)?.sync_all());
+        finish(reply, synced);
     }
 
     fn fsyncdir(&self, _: &Request, number: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {

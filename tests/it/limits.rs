@@ -1,0 +1,288 @@
+//! What the machine does not give: threads, space, locks, rights, files of any size, names of any length.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+use crate::support::faulty::{Fate, FaultyMount, Operation};
+use crate::support::{NAME, Run, TestImage, TestMount, TestRegistry, TestRepository, need, skip, strata_command};
+
+/// Users who run nothing else on this machine, one for each test, as limits hold for all that a user runs.
+static NEXT_USER: AtomicU32 = AtomicU32::new(54_321);
+
+/// So long any command of these tests may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn image() -> TestImage {
+    let base = TestImage::new().layer(|layer| layer.file("a/b", "b").file("c", "c"));
+    base.layer(|layer| layer.file("d", "d".repeat(100_000)))
+}
+
+/// A repository that belongs to a user without privileges, with a copy of the program, which may lie where no user comes.
+struct Scene {
+    repository: TestRepository,
+    program: PathBuf,
+    user: u32,
+}
+
+impl Scene {
+    /// Returns `None`, and the test skips, where commands cannot be run as another user.
+    fn new(repository: TestRepository) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            skip("only root may run commands as somebody else");
+        }
+        (rustix::process::geteuid().is_root() && need("prlimit") && need("setpriv")).then_some(())?;
+        let program = repository.beside("strata");
+        fs::copy(repository.command(["list"]).get_program(), &program).unwrap();
+        Some(Self { repository, program, user: NEXT_USER.fetch_add(1, Ordering::Relaxed) })
+    }
+
+    /// Makes a command run as the user, with limits for `prlimit`.
+    fn command(&self, command: &Command, limits: &[&str]) -> Command {
+        let home = self.repository.beside("");
+        fs::set_permissions(&home, fs::Permissions::from_mode(0o755)).unwrap();
+        give(&home, self.user);
+        let user = self.user.to_string();
+        let mut limited = Command::new("prlimit");
+        limited.args(limits).args(["setpriv", "--reuid", &user, "--regid", &user, "--clear-groups"]);
+        limited.arg(&self.program).args(command.get_args()).current_dir("/");
+        limited
+    }
+
+    /// Runs a command on the repository as the user.
+    fn run(&self, arguments: &[&str], limits: &[&str]) -> Run {
+        Run::within(PATIENCE, &mut self.command(&self.repository.command(arguments), limits))
+    }
+}
+
+/// Gives everything below a directory to a user.
+fn give(path: &Path, user: u32) {
+    chown(path, Some(user), Some(user)).unwrap();
+    if path.is_dir() && !path.is_symlink() {
+        fs::read_dir(path).unwrap().for_each(|entry| give(&entry.unwrap().path(), user));
+    }
+}
+
+#[test]
+fn with_few_threads_commands_are_slower_or_say_why_they_fail_and_never_panic() {
+    let Some(scene) = Scene::new(TestRepository::new()) else { return };
+    let Some(registry) = TestRegistry::start() else { return };
+    registry.push(&image(), "test/image:1");
+    let remote = format!("http://{}/test/image:1", registry.host());
+    let source = scene.repository.source(&image());
+    let list = scene.repository.beside("list.yaml");
+    fs::write(&list, format!("version: 1\ninput:\n  - {remote}\n")).unwrap();
+    let list = list.display().to_string();
+    let elsewhere = scene.repository.beside("new.example.org");
+    let commands: [&[&str]; 6] = [
+        &["convert", &source, "--name", NAME, "--threads", "8"],
+        &["convert", &remote, "--threads", "8"],
+        &["sync", &list],
+        &["check", "--threads", "8"],
+        &["verify", &source, "--name", NAME, "--threads", "8"],
+        &["diff", "1", "head"],
+    ];
+    let assert_told = |threads: u32, arguments: &[&str], run: &Run| {
+        let said = format!("{threads} threads, {arguments:?}: {}{}", run.stdout(), run.stderr());
+        assert!(!said.contains("panicked"), "{said}");
+        assert!(matches!(run.exit_code(), Some(0 | 1 | 3 | 4)), "{:?}: {said}", run.exit_code());
+    };
+    for threads in (1..=12).chain([16, 24]) {
+        let limit = format!("--nproc={threads}");
+        for arguments in commands {
+            assert_told(threads, arguments, &scene.run(arguments, &[&limit]));
+        }
+        fs::remove_dir_all(&elsewhere).ok();
+        let init = strata_command(["init", "new.example.org", "--repo", elsewhere.to_str().unwrap()]);
+        assert_told(threads, &["init"], &Run::within(PATIENCE, &mut scene.command(&init, &[&limit])));
+    }
+    for arguments in [commands[0], commands[3], commands[4]] {
+        scene.run(arguments, &["--nproc=24"]).expect_code(0);
+    }
+    let run = scene.run(&["check", "--threads", "64"], &["--nproc=8"]).expect_code(0);
+    assert!(run.stderr().contains("of 64 (see `ulimit -u`)"), "{}", run.stderr());
+}
+
+#[test]
+fn file_that_becomes_too_large_is_an_error_of_the_write() {
+    let Some(scene) = Scene::new(TestRepository::publish(&image())) else { return };
+    let noise: Vec<u8> = (0..300_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let source = scene.repository.source(&TestImage::new().layer(|layer| layer.file("noise", noise)));
+    let before = scene.repository.manifest_bytes();
+    let run = scene.run(&["convert", &source, "--name", NAME], &["--fsize=200000"]).expect_code(1);
+    assert!(run.stderr().contains("File too large"), "{}", run.stderr());
+    assert_eq!(scene.repository.manifest_bytes(), before);
+    scene.run(&["convert", &source, "--name", NAME], &[]).expect_code(0);
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_no_absence() {
+    let Some(scene) = Scene::new(TestRepository::publish(&image())) else { return };
+    let close = |path: &str, mode: u32| {
+        let path = scene.repository.folder().join(path);
+        chown(&path, Some(0), Some(0)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    // What is closed stays root's: the command is prepared before.
+    let run_with = |path: &str, arguments: &[&str]| {
+        let mut command = scene.command(&scene.repository.command(arguments), &[]);
+        let before = fs::metadata(scene.repository.folder().join(path)).unwrap().permissions().mode();
+        close(path, 0o700);
+        let run = Run::within(PATIENCE, &mut command);
+        close(path, before);
+        run
+    };
+    for arguments in [&["check"][..], &["check", "--quick"], &["check", NAME]] {
+        for path in ["storage/data/00", "storage/data/7f", "storage/data/txn"] {
+            let run = run_with(path, arguments);
+            let is_part = path == "storage/data/txn" || arguments != ["check", NAME];
+            if is_part {
+                run.expect_code(4);
+            }
+        }
+        assert!(matches!(run_with("storage/data", arguments).exit_code(), Some(1 | 4)));
+    }
+    for arguments in [&["check"][..], &["list"], &["info"], &["convert", "oci:none", "--name", NAME]] {
+        let run = run_with("strata.toml", arguments).expect_code(1);
+        assert!(run.stderr().contains("strata.toml': Permission denied"), "{}", run.stderr());
+        let run = run_with("storage", arguments);
+        assert!(matches!(run.exit_code(), Some(1 | 4)), "{}", run.stderr());
+        assert!(
+            run.stderr().contains("ermission denied") || run.stdout().contains("ermission denied"),
+            "{arguments:?}"
+        );
+    }
+    scene.repository.run(["check"]).expect_code(0);
+}
+
+#[test]
+fn pipes_in_the_place_of_files_hang_nobody() {
+    for path in ["state/state.db", "strata.toml", "keys/unpacked.example.org.key", "storage/.cvmfspublished"] {
+        let repository = TestRepository::publish(&image());
+        let place = repository.folder().join(path);
+        let content = fs::read(&place).unwrap();
+        fs::remove_file(&place).unwrap();
+        mknodat(CWD, &place, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        let source = repository.source(&image());
+        for arguments in [&["convert", &source, "--name", NAME][..], &["convert", &source, "--dry-run", "--name", NAME]]
+        {
+            let run = Run::within(PATIENCE, &mut repository.command(arguments));
+            if !(arguments.contains(&"--dry-run") && path.starts_with("keys")) {
+                let name = path.rsplit('/').next().unwrap();
+                run.expect_one_line(1, &[name, "it is no regular file"]);
+            }
+        }
+        fs::remove_file(&place).unwrap();
+        fs::write(&place, content).unwrap();
+    }
+}
+
+#[test]
+fn path_of_a_thousand_characters_is_as_good_as_any() {
+    let outer = TestRepository::new();
+    let long = (0..5).fold(outer.beside("long"), |path, _| path.join("x".repeat(200)));
+    fs::create_dir_all(long.parent().unwrap()).unwrap();
+    outer.move_to(&long);
+    let source = outer.source(&image());
+    let command =
+        |arguments: &[&str]| Run::of(&mut strata_command([arguments, &["--repo", long.to_str().unwrap()]].concat()));
+    let run = command(&["convert", &source, "--name", NAME]).expect_code(0);
+    assert!(run.stderr().contains("nothing is remembered for the next run"), "{}", run.stderr());
+    for arguments in [&["convert", &source, "--name", NAME][..], &["check"], &["list"], &["list", "--unused"]] {
+        command(arguments).expect_code(0);
+    }
+    command(&["verify", &source, "--name", NAME]).expect_code(0);
+    command(&["convert", &source, "--name", NAME, "--dry-run"]).expect_code(0);
+}
+
+#[test]
+fn clock_that_is_a_year_ahead_publishes_nothing_unless_it_is_accepted() {
+    let repository = TestRepository::publish(&image());
+    let next = repository.source(&TestImage::new().layer(|layer| layer.file("next", "x")));
+    let list = repository.beside("list.yaml");
+    fs::write(&list, "version: 1\ninput: []\n").unwrap();
+    let later =
+        |days: i64| (repository.reader().field('T').unwrap().parse::<i64>().unwrap() + days * 86_400).to_string();
+    let mut wrong = repository.command(["convert", &next, "--name", NAME]);
+    wrong.env("SOURCE_DATE_EPOCH", later(400));
+    repository.refuse_command(&mut wrong, 1, &["the clock says", "--accept-clock"]);
+    let mut right = repository.command(["convert", &next, "--name", NAME]);
+    Run::of(right.env("SOURCE_DATE_EPOCH", later(360))).expect_code(0);
+    let first = repository.source(&image());
+    let mut accepted = repository.command(["convert", &first, "--name", NAME, "--accept-clock"]);
+    Run::of(accepted.env("SOURCE_DATE_EPOCH", later(4_000))).expect_code(0);
+    // An earlier one is no fault: revisions never have an earlier time than those before.
+    repository.run(["convert", &next, "--name", NAME]).expect_code(0);
+}
+
+#[test]
+fn space_that_cannot_be_enough_is_told_before_layers_are_read() {
+    let repository = TestRepository::new();
+    let noise: Vec<u8> = (0..2_000_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let source = repository.source(&TestImage::new().layer(|layer| layer.file("noise", noise)));
+    let point = repository.beside("small");
+    fs::create_dir(&point).unwrap();
+    let Some(mount) = TestMount::new("4m", &point) else { return };
+    repository.move_to(&mount.path().join("repository"));
+    let folder = point.join("repository").display().to_string();
+    let run = Run::of(&mut mount.strata(["convert", &source, "--name", NAME, "--repo", &folder])).expect_code(1);
+    assert!(run.stderr().contains("left for") && run.stderr().contains("as they are packed"), "{}", run.stderr());
+    repository.move_to(&repository.beside("back"));
+}
+
+#[test]
+fn text_of_three_megabytes_is_told_in_a_line_that_can_be_read() {
+    let repository = TestRepository::new();
+    let folder = repository.beside("layout");
+    image().write_oci_layout(&folder, "latest");
+    let index = fs::read_to_string(folder.join("index.json")).unwrap();
+    let long = "x".repeat(3_000_000);
+    for (from, to) in [("application/vnd.oci.image.manifest.v1+json", long.as_str()), ("sha256:", &long)] {
+        fs::write(folder.join("index.json"), index.replacen(from, to, 1)).unwrap();
+        let run = repository.run(["convert", &format!("oci:{}", folder.display()), "--name", NAME]).expect_code(1);
+        assert!(run.stderr().len() < 10_000, "{} bytes", run.stderr().len());
+    }
+}
+
+#[test]
+fn everything_is_synced_by_itself_on_file_systems_of_programs() {
+    let repository = TestRepository::publish(&image());
+    let seen = Arc::<Mutex<Vec<Operation>>>::default();
+    let note = Arc::clone(&seen);
+    let mount = FaultyMount::start(&repository.storage(), repository.beside("seen"), move |operation| {
+        note.lock().unwrap().push(operation.clone());
+        Fate::Done
+    });
+    let Some(mount) = mount else { return };
+    repository.set(&format!("storage = {:?}", mount.path));
+    repository.convert(&TestImage::new().layer(|layer| layer.file("new", "new")), NAME, &[]).expect_code(0);
+    let seen = seen.lock().unwrap();
+    let place = |wanted: &Operation| seen.iter().rposition(|operation| operation == wanted);
+    let published = place(&Operation::Rename(PathBuf::from(".cvmfspublished"))).unwrap();
+    let (mut synced, mut objects) = (BTreeSet::new(), 0);
+    for (at, operation) in seen.iter().enumerate() {
+        match operation {
+            Operation::SyncFile(path) => drop(synced.insert(path.file_name().unwrap().to_owned())),
+            Operation::Rename(path) if path.starts_with("data") && !path.starts_with("data/txn") => {
+                let directory = path.parent().unwrap();
+                let name =
+                    format!("{}{}", directory.file_name().unwrap().display(), path.file_name().unwrap().display());
+                assert!(synced.contains(name.as_ref() as &std::ffi::OsStr), "{path:?} has a name before it is synced");
+                let names = place(&Operation::SyncDirectory(directory.to_owned()));
+                assert!(names.is_some_and(|names| at < names && names < published), "{directory:?} is not synced");
+                objects += 1;
+            }
+            _ => {}
+        }
+    }
+    assert!(objects >= 4, "{objects} objects");
+    drop(seen);
+    repository.set("");
+}
