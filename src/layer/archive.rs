@@ -2,7 +2,8 @@
 //!
 //! Where archives can be read in two ways, this is read as Go's `archive/tar` does, because every container engine
 //! does: links, folders and devices have no content whatever size their header states, and a zero block that is alone
-//! ends nothing. Where even that would leave a doubt about which entries there are, the archive is refused.
+//! ends nothing; of several extensions of one kind the last counts. Where two sizes would leave a doubt about which entries there
+//! are, the archive is refused.
 
 use std::io::Read;
 use std::ops::Range;
@@ -60,14 +61,9 @@ pub(super) struct Member {
 
 impl Member {
     /// Returns where a link points to.
-    pub(super) fn link_target(&self) -> Result<&[u8], EntryError> {
+    pub(super) fn link_target(&self) -> &[u8] {
         let (long, extended) = (self.long_link_target.as_deref(), self.extended.link_target.as_deref());
-        if let (Some(long), Some(extended)) = (long, extended)
-            && long != extended
-        {
-            return Err(EntryError::TwoNames("link targets"));
-        }
-        Ok(extended.or(long).unwrap_or_else(|| self.header.link_target()))
+        long.or(extended).unwrap_or_else(|| self.header.link_target())
     }
 }
 
@@ -80,18 +76,16 @@ pub enum Piece<'a> {
     Hole(u64),
 }
 
-/// What stands before a member and extends it.
+/// What stands before a member and extends it: of several headers of one kind the last, of which an empty name counts as none, as in
+/// Go's reader.
 #[derive(Default)]
 struct Extensions {
-    long_path: Option<Vec<u8>>,
-    long_link_target: Option<Vec<u8>>,
-    extended: Option<Extended>,
-}
-
-impl Extensions {
-    fn is_empty(&self) -> bool {
-        self.long_path.is_none() && self.long_link_target.is_none() && self.extended.is_none()
-    }
+    long_path: Vec<u8>,
+    long_link_target: Vec<u8>,
+    /// Records of a PAX header.
+    records: Vec<u8>,
+    /// Whether there was any such header.
+    are_there: bool,
 }
 
 /// Reads an archive member by member.
@@ -121,6 +115,11 @@ struct Content {
     stored: u64,
     /// Bytes between the stored ones and the next header.
     padding: u64,
+}
+
+/// Returns a name unless it is empty.
+fn filled(name: Vec<u8>) -> Option<Vec<u8>> {
+    (!name.is_empty()).then_some(name)
 }
 
 /// What comes next of a file.
@@ -183,29 +182,22 @@ impl<R: Read> Archive<R> {
         let mut extensions = Extensions::default();
         while let Some(header) = self.next_header()? {
             match header.type_flag() {
-                b'L' => {
-                    let path = self.long_name(&header)?;
-                    self.extend(&mut extensions.long_path, path, "GNU long names")?;
-                }
+                b'L' => extensions = Extensions { long_path: self.long_name(&header)?, are_there: true, ..extensions },
                 b'K' => {
-                    let target = self.long_name(&header)?;
-                    self.extend(&mut extensions.long_link_target, target, "GNU long link targets")?;
+                    extensions =
+                        Extensions { long_link_target: self.long_name(&header)?, are_there: true, ..extensions };
                 }
-                b'x' => {
-                    let extended = self.extended(&header)?;
-                    self.extend(&mut extensions.extended, extended, "PAX headers")?;
-                }
+                b'x' => extensions = Extensions { records: self.records(&header)?, are_there: true, ..extensions },
                 b'g' => {
                     // Go's reader, and so every container engine, ignores what a global header says of later members, and with it
                     // the extensions that stand before the global header.
-                    let records = self.extension_data(&header)?;
-                    pax::check_records(&records).map_err(|problem| self.failed(problem))?;
+                    self.records(&header)?;
                     extensions = Extensions::default();
                 }
                 _ => return self.member(header, extensions).map(Some),
             }
         }
-        if extensions.is_empty() { Ok(None) } else { Err(self.failed(EntryError::NothingExtended)) }
+        if extensions.are_there { Err(self.failed(EntryError::NothingExtended)) } else { Ok(None) }
     }
 
     /// Returns how many bytes of the blob were read for what was unpacked so far.
@@ -287,22 +279,15 @@ impl<R: Read> Archive<R> {
         LayerError::Header { offset, after: shown(&self.path), reason }
     }
 
-    fn extend<T>(&self, place: &mut Option<T>, value: T, name: &'static str) -> Result<(), LayerError> {
-        match place.replace(value) {
-            None => Ok(()),
-            Some(_) => Err(self.failed(EntryError::ExtendedTwice(name))),
-        }
-    }
-
     fn long_name(&mut self, header: &Header) -> Result<Vec<u8>, LayerError> {
         Ok(header::text(&self.extension_data(header)?).to_vec())
     }
 
-    fn extended(&mut self, header: &Header) -> Result<Extended, LayerError> {
+    /// Returns the records of a PAX header, which are well-formed, whatever they say.
+    fn records(&mut self, header: &Header) -> Result<Vec<u8>, LayerError> {
         let records = self.extension_data(header)?;
-        let mut extended = Extended::default();
-        extended.apply(&records).map_err(|problem| self.failed(problem))?;
-        Ok(extended)
+        pax::check_records(&records).map_err(|problem| self.failed(problem))?;
+        Ok(records)
     }
 
     fn extension_data(&mut self, header: &Header) -> Result<Vec<u8>, LayerError> {
@@ -320,31 +305,25 @@ impl<R: Read> Archive<R> {
     }
 
     fn member(&mut self, header: Header, extensions: Extensions) -> Result<Member, LayerError> {
-        let extended = extensions.extended.unwrap_or_default();
-        self.name(extensions.long_path, &extended)?;
+        let mut extended = Extended::default();
+        extended.apply(&extensions.records).map_err(|problem| self.failed(problem))?;
+        let long_path = filled(extensions.long_path);
+        // As in Go's reader, the name of a sparse file comes first, and GNU's long name before that of the PAX header.
+        if let Some(given) = extended.sparse.name.clone().or(long_path).or_else(|| extended.path.clone()) {
+            self.path = given;
+        }
         let mut member = Member {
             kind: MemberKind::of(header.type_flag()),
             path: self.path.clone(),
             size: 0,
             header,
             extended,
-            long_link_target: extensions.long_link_target,
+            long_link_target: filled(extensions.long_link_target),
         };
         self.start_content(&mut member)?;
         self.content_size = self.content_size.saturating_add(member.size);
         Limit::ContentSize.check(self.content_size, self.limits.content_size).map_err(|limit| self.failed(limit))?;
         Ok(member)
-    }
-
-    fn name(&mut self, long: Option<Vec<u8>>, extended: &Extended) -> Result<(), LayerError> {
-        if long.is_some() && extended.path.is_some() && long != extended.path {
-            return Err(self.failed(EntryError::TwoNames("paths")));
-        }
-        let given = extended.sparse.name.clone().or_else(|| extended.path.clone()).or(long);
-        if let Some(given) = given {
-            self.path = given;
-        }
-        Ok(())
     }
 
     /// Finds out how much of the archive belongs to the member, and which bytes of a file that is.

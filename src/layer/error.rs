@@ -99,12 +99,6 @@ pub enum EntryError {
     /// A name or PAX header stands at the end, with no entry after it.
     #[error("archive ends after the extended header, without the entry that it belongs to")]
     NothingExtended,
-    /// Two headers of one kind extend the same entry, and readers disagree which one counts.
-    #[error("entry has two {0}")]
-    ExtendedTwice(&'static str),
-    /// The name differs between two extensions, and readers disagree which one counts.
-    #[error("GNU long name and PAX header give the entry different {0}")]
-    TwoNames(&'static str),
     /// The size differs between header and extension: old readers would find other entries than new ones.
     #[error("size is {header} in the header, but {extended} in the PAX header")]
     TwoSizes {
@@ -128,9 +122,6 @@ pub enum EntryError {
     /// A whiteout that hides no name.
     #[error("whiteout has no name to hide")]
     BadWhiteout,
-    /// A path that leads through a whiteout.
-    #[error("path has a whiteout where a folder is needed")]
-    InsideWhiteout,
     /// A link to nowhere.
     #[error("link has no target")]
     NoTarget,

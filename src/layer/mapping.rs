@@ -26,15 +26,16 @@ pub(super) enum Subject {
 }
 
 impl Subject {
-    /// Reads the path of a member. Whiteouts are known by their names alone, whatever type the member has.
+    /// Reads the path of a member. Whiteouts are known by their own names alone, whatever type the member has: as for umoci, a
+    /// directory that is only on the way to a member may have any name.
     ///
     /// The limits of names and paths hold for what is hidden, not for the name of the marker.
     pub(super) fn of(raw: &[u8], limits: &Limits) -> Result<Self, EntryError> {
         let path = EntryPath::clean(raw);
-        let subject = match path.split().filter(|_| path.components().any(is_whiteout)) {
-            None => Self::Path(path.checked()?),
+        let subject = match path.split() {
             Some(_) if is_bookkeeping(&path) => Self::Bookkeeping(path.checked()?),
-            Some((directory, _)) if directory.components().any(is_whiteout) => return Err(EntryError::InsideWhiteout),
+            None => Self::Path(path),
+            Some((_, name)) if !name.starts_with(WHITEOUT_PREFIX) => Self::Path(path.checked()?),
             Some((directory, OPAQUE_MARKER)) => Self::HiddenChildren(directory.checked()?),
             Some((directory, name)) => match &name[WHITEOUT_PREFIX.len()..] {
                 b"" | b"." | b".." => return Err(EntryError::BadWhiteout),
@@ -53,10 +54,6 @@ pub(crate) fn is_bookkeeping(path: &EntryPath) -> bool {
     path.components().any(|name| name.starts_with(BOOKKEEPING_PREFIX) && name != OPAQUE_MARKER)
 }
 
-fn is_whiteout(name: &[u8]) -> bool {
-    name.starts_with(WHITEOUT_PREFIX)
-}
-
 /// Returns what the member is, or `None` where an image can have no such thing. Hard links are not for this function.
 pub(super) fn node_kind(member: &Member) -> Result<Option<NodeKind>, EntryError> {
     Ok(Some(match member.kind {
@@ -72,7 +69,7 @@ pub(super) fn node_kind(member: &Member) -> Result<Option<NodeKind>, EntryError>
 
 /// Returns the path that a hard link shares its content with.
 pub(super) fn hard_link_target(member: &Member) -> Result<EntryPath, EntryError> {
-    let target = member.link_target()?;
+    let target = member.link_target();
     if target.is_empty() {
         return Err(EntryError::NoTarget);
     }
@@ -100,7 +97,7 @@ fn id(field: &'static str, value: i64) -> Result<u32, EntryError> {
 }
 
 fn symlink_target(member: &Member) -> Result<&[u8], EntryError> {
-    let target = member.link_target()?;
+    let target = member.link_target();
     if target.is_empty() {
         Err(EntryError::NoTarget)
     } else if target.len() > LONGEST_TARGET {
@@ -159,12 +156,22 @@ mod tests {
     }
 
     #[test]
-    fn whiteout_needs_a_name_and_holds_nothing() {
+    fn whiteout_needs_a_name() {
         for raw in [".wh.", "a/.wh.", ".wh..", "a/.wh..."] {
             assert_eq!(subject(raw), Err(EntryError::BadWhiteout), "{raw}");
         }
-        for raw in ["a/.wh.b/c", ".wh./a", ".wh.b/.wh..wh..opq", ".wh..wh..opq/a"] {
-            assert_eq!(subject(raw), Err(EntryError::InsideWhiteout), "{raw}");
+    }
+
+    #[test]
+    fn directory_on_the_way_to_a_member_may_have_the_name_of_a_whiteout() {
+        for (raw, expected) in [
+            ("a/.wh.b/c", Subject::Path(path("a/.wh.b/c"))),
+            (".wh./a", Subject::Path(path(".wh./a"))),
+            (".wh.b/.wh.c", Subject::Hidden(path(".wh.b/c"))),
+            (".wh.b/.wh..wh..opq", Subject::HiddenChildren(path(".wh.b"))),
+            (".wh..wh..opq/a", Subject::Path(path(".wh..wh..opq/a"))),
+        ] {
+            assert_eq!(subject(raw), Ok(expected), "{raw}");
         }
     }
 

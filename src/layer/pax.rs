@@ -34,9 +34,12 @@ impl Extended {
     }
 
     /// Takes the extended attributes out, with their full names. `SCHILY` ones, which every program writes, win.
+    ///
+    /// An empty value stands for no attribute, as in any other record: Go's reader takes it so, and with it umoci and podman.
     pub(super) fn take_xattrs(&mut self) -> Xattrs {
         let mut xattrs = std::mem::take(&mut self.libarchive_xattrs);
         xattrs.append(&mut self.schily_xattrs);
+        xattrs.retain(|_, value| !value.is_empty());
         xattrs
     }
 
@@ -254,6 +257,15 @@ mod tests {
         ] {
             assert_eq!(base64_decoded(text).as_deref(), decoded, "{}", text.escape_ascii());
         }
+    }
+
+    #[test]
+    fn empty_value_is_no_attribute() {
+        let mut extended = applied(
+            b"24 SCHILY.xattr.user.a=\n25 SCHILY.xattr.user.b=1\n24 SCHILY.xattr.user.b=\n28 LIBARCHIVE.xattr.user.c=\n",
+        )
+        .unwrap();
+        assert!(extended.take_xattrs().is_empty());
     }
 
     #[test]

@@ -133,12 +133,31 @@ impl<R: Read> LayerReader<R> {
             Subject::HiddenChildren(path) => Ok(Some(LayerEntry { path, kind: EntryKind::Opaque })),
             Subject::Path(path) if member.kind == MemberKind::HardLink => self.hard_link(path, &member).map(Some),
             Subject::Path(path) => self.node(path, member).map(Some),
-            // Only the content of these files matters, and only where other names are linked to it.
-            Subject::Bookkeeping(path) => match member.kind {
-                MemberKind::HardLink => self.hard_link(path, &member).map(Some),
-                MemberKind::File => self.node(path, member).map(Some),
-                _ => Ok(None),
-            },
+            Subject::Bookkeeping(path) => self.bookkeeping(path, member),
+        }
+    }
+
+    /// Returns the entry of one of AUFS's own inodes, which matters where other names are linked to it. One that cannot be published
+    /// is no loss by itself, but its links are.
+    fn bookkeeping(&mut self, path: EntryPath, member: Member) -> Result<Option<LayerEntry>, EntryError> {
+        if member.kind == MemberKind::HardLink {
+            return match self.unpublished.get(&mapping::hard_link_target(&member)?).copied() {
+                None => self.hard_link(path, &member).map(Some),
+                Some(kind) => {
+                    self.unpublished.insert(path, kind);
+                    Ok(None)
+                }
+            };
+        }
+        if member.kind == MemberKind::Directory {
+            return Ok(None);
+        }
+        match why_unpublished(mapping::node_kind(&member)?.as_ref()) {
+            None => self.node(path, member).map(Some),
+            Some(kind) => {
+                self.unpublished.insert(path, kind);
+                Ok(None)
+            }
         }
     }
 
@@ -153,12 +172,11 @@ impl<R: Read> LayerReader<R> {
     }
 
     fn node(&mut self, path: EntryPath, member: Member) -> Result<LayerEntry, EntryError> {
-        let Some(kind) = mapping::node_kind(&member)? else {
-            return Ok(self.leave_out(path, LossKind::UnknownType));
-        };
-        if kind == NodeKind::CharacterDevice(DeviceNumber { major: 0, minor: 0 }) {
-            return Ok(self.leave_out(path, LossKind::OverlayDevice));
+        let kind = mapping::node_kind(&member)?;
+        if let Some(loss) = why_unpublished(kind.as_ref()) {
+            return Ok(self.leave_out(path, loss));
         }
+        let kind = kind.expect("what has no kind is not published");
         self.unpublished.remove(&path);
         let metadata = mapping::metadata(&member)?;
         let xattrs = self.xattrs(&path, member);
@@ -198,6 +216,15 @@ impl<R: Read + Send + 'static> LayerReader<R> {
     pub fn ahead(blob: R, expected: ExpectedLayer, limits: Limits) -> Result<Self, LayerError> {
         let unpacker = Unpacker::new(Blob::new(blob, expected.size))?;
         Ok(Self::of_feed(Feed::ahead(unpacker, BUFFER_SIZE), expected, limits))
+    }
+}
+
+/// Returns why something of a kind cannot be published.
+fn why_unpublished(kind: Option<&NodeKind>) -> Option<LossKind> {
+    match kind {
+        None => Some(LossKind::UnknownType),
+        Some(NodeKind::CharacterDevice(DeviceNumber { major: 0, minor: 0 })) => Some(LossKind::OverlayDevice),
+        Some(_) => None,
     }
 }
 

@@ -83,17 +83,33 @@ fn size_of_the_pax_header_counts_where_the_header_has_none() {
 }
 
 #[test]
-fn two_sizes_or_names_are_refused() {
+fn two_sizes_are_refused() {
     // Readers that ignore one of the two would find a hidden entry in the content.
     let hidden = Tar::default().file("hidden", "").0;
     let tar = Tar::default().pax(&[("size", "512")]).head(Head::file("a").size(1024)).content(&hidden).content(&hidden);
     assert_eq!(problem(tar), ("a".to_owned(), EntryError::TwoSizes { header: 1024, extended: 512 }));
-    let tar = Tar::default().long(b'L', "b").pax(&[("path", "c")]).file("a", "");
-    assert_eq!(problem(tar), ("a".to_owned(), EntryError::TwoNames("paths")));
-    let tar = Tar::default().long(b'K', "b").pax(&[("linkpath", "c")]).head(Head::new(b'2', "a").link("b"));
-    assert_eq!(problem(tar), ("a".to_owned(), EntryError::TwoNames("link targets")));
-    let tar = Tar::default().pax(&[("uid", "1")]).pax(&[("uid", "2")]).file("a", "");
-    assert_eq!(problem(tar).1, EntryError::ExtendedTwice("PAX headers"));
+}
+
+#[test]
+fn gnu_long_name_counts_before_that_of_the_pax_header() {
+    let of_pax = |tar: Tar| tar.pax(&[("path", "c"), ("linkpath", "d")]);
+    let long = |tar: Tar| tar.long(b'L', "long").long(b'K', "target");
+    for tar in [of_pax(long(Tar::default())), long(of_pax(Tar::default()))] {
+        let (entry, _) = entry(tar.head(Head::new(b'1', "a").link("b")));
+        assert_eq!(entry, LayerEntry { path: path("long"), kind: EntryKind::HardLink(path("target")) });
+    }
+    let (entry, _) = entry(of_pax(Tar::default().long(b'L', "")).head(Head::new(b'1', "a").link("b")));
+    assert_eq!(entry.path, path("c"), "an empty long name is none");
+}
+
+#[test]
+fn of_two_extensions_of_one_kind_the_last_counts() {
+    let tar = Tar::default().pax(&[("uid", "no number"), ("path", "c")]).pax(&[("gid", "2")]);
+    let (entry, _) = entry(tar.long(b'L', "b").long(b'L', "long").file("a", ""));
+    let EntryKind::Node(metadata, _) = &entry.kind else { panic!("{entry:?}") };
+    assert_eq!((&entry.path, metadata.gid), (&path("long"), 2));
+    let tar = Tar::default().pax(&[("path", "c")]).pax(&[("gid", "2")]).file("a", "");
+    assert_eq!(self::entry(tar).0.path, path("a"), "a PAX header replaces the one before as a whole");
 }
 
 #[test]

@@ -65,10 +65,8 @@ fn extended_attributes_are_kept_in_both_spellings() {
         assert_eq!(value("ping", "security.capability"), Some(capability.to_vec()));
         assert_eq!(value("d", "user.d"), Some(b"of d".to_vec()));
         assert_eq!(value("bsd", "user.na me"), Some(b"value\0".to_vec()));
-        assert_eq!(
-            (value("edge", "user.full"), value("edge", "user.empty")),
-            (Some(vec![0xff; 255]), Some(Vec::new()))
-        );
+        // Go's reader, and so every container engine, takes an empty value for none.
+        assert_eq!((value("edge", "user.full"), value("edge", "user.empty")), (Some(vec![0xff; 255]), None));
     }
     assert_eq!(repository.losses(), BTreeMap::new());
 }
