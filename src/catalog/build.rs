@@ -3,8 +3,8 @@
 //! What is stored depends on the tree, its path and the settings alone: not on the time, the head of the repository, or
 //! the number of threads. So the catalogs of a tree can be stored as soon as the tree is complete.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -54,18 +54,21 @@ pub struct CatalogBuilder<'a> {
     /// The content of markers: nothing.
     nothing: Content,
     target: usize,
+    /// Held while a catalog beyond [`plan::MAXIMUM_ENTRIES`] is written, which takes several hundred bytes a row: the same directory
+    /// is in the layer, the chain and the root file system, and several such catalogs at once would multiply that.
+    large: Mutex<()>,
 }
 
 impl<'a> CatalogBuilder<'a> {
     /// Prepares to store trees with about `target` entries in each catalog.
     pub fn new(staging: &'a Staging, compression: Compression, target: usize) -> Result<Self, StoreError> {
-        Ok(Self { staging, nothing: staging.put_file(compression, b"")?, target })
+        Ok(Self { staging, nothing: staging.put_file(compression, b"")?, target, large: Mutex::new(()) })
     }
 
     /// Stores `tree` as the folder `root` of the repository, with `facts` that its rows cannot tell, in JSON.
     ///
     /// The tree must not hold stray markers. Nested catalogs are made side by side in rayon's current pool.
-    pub fn build(&self, tree: &Directory, root: &EntryPath, facts: Option<&str>) -> Result<StoredTree, BuildError> {
+    pub fn build(&self, tree: &Directory, root: &EntryPath, facts: Option<String>) -> Result<StoredTree, BuildError> {
         let cuts = plan::cuts(tree, root, self.target);
         self.build_catalog(tree, root, &cuts, facts)
     }
@@ -75,24 +78,29 @@ impl<'a> CatalogBuilder<'a> {
         folder: &Directory,
         root: &EntryPath,
         cuts: &BTreeSet<EntryPath>,
-        facts: Option<&str>,
+        facts: Option<String>,
     ) -> Result<StoredTree, BuildError> {
-        let mut rows = Rows { cuts, draft: Draft::new(root.clone()), below: BTreeMap::new(), link_groups: 0 };
-        {
-            let _gathering = stage!("catalogs");
-            rows.add_root(folder, &self.nothing);
-        }
-        let Rows { mut draft, below, .. } = rows;
+        let mut below = Vec::new();
+        find_cuts(folder, root, cuts, &mut below);
         let below: Vec<(EntryPath, StoredTree)> = below
             .into_par_iter()
             .map(|(path, folder)| self.build_catalog(folder, &path, cuts, None).map(|stored| (path, stored)))
             .collect::<Result<_, BuildError>>()?;
+        // Nothing below waits for rayon, whose threads could need the lock for other work.
+        let is_large = folder.children.len() > plan::MAXIMUM_ENTRIES;
+        let _alone = is_large.then(|| self.large.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut rows = Rows { cuts, draft: Draft::new(root.clone()), link_groups: 0 };
+        {
+            let _gathering = stage!("catalogs");
+            rows.add_root(folder, &self.nothing);
+        }
+        let mut draft = rows.draft;
         for (path, stored) in below {
             draft.nested.insert(path, stored.reference);
             draft.below += stored.totals;
         }
         draft.properties.insert("revision".to_owned(), "1".to_owned());
-        draft.properties.extend(facts.map(|facts| (FACTS.to_owned(), facts.to_owned())));
+        draft.properties.extend(facts.map(|facts| (FACTS.to_owned(), facts)));
         let mut totals = draft.own_counters();
         totals += draft.below;
         let transition_point = draft.transition_point();
@@ -120,17 +128,35 @@ pub(super) fn marker(metadata: &Metadata, nothing: &Content) -> CatalogEntry {
     CatalogEntry::of_file(&metadata, 0, nothing)
 }
 
-/// The rows of one catalog while they are gathered, and the folders that go into catalogs of their own.
+/// Finds the directories of one catalog that go into catalogs of their own.
+fn find_cuts<'t>(
+    directory: &'t Directory,
+    path: &EntryPath,
+    cuts: &BTreeSet<EntryPath>,
+    found: &mut Vec<(EntryPath, &'t Directory)>,
+) {
+    for (name, node) in &directory.children {
+        if let Node::Directory(child) = node {
+            let path = path.join(name);
+            if cuts.contains(&path) {
+                found.push((path, child));
+            } else {
+                find_cuts(child, &path, cuts, found);
+            }
+        }
+    }
+}
+
+/// The rows of one catalog while they are gathered.
 struct Rows<'t> {
     cuts: &'t BTreeSet<EntryPath>,
     draft: Draft,
-    below: BTreeMap<EntryPath, &'t Directory>,
     /// Hard link groups so far.
     link_groups: u32,
 }
 
-impl<'t> Rows<'t> {
-    fn add_root(&mut self, folder: &'t Directory, nothing: &Content) {
+impl Rows<'_> {
+    fn add_root(&mut self, folder: &Directory, nothing: &Content) {
         let root = self.draft.root.clone();
         let row = CatalogEntry::of_directory(&folder.metadata, folder.subdirectories()).with_nesting(Nesting::Root);
         self.draft.push(root.clone(), row);
@@ -139,7 +165,7 @@ impl<'t> Rows<'t> {
         self.draft.add_missing(root.join(MARKER), marker(&folder.metadata, nothing).hidden());
     }
 
-    fn add_children(&mut self, folder: &'t Directory, path: &EntryPath) {
+    fn add_children(&mut self, folder: &Directory, path: &EntryPath) {
         let mut links = LinkGroups::of(folder);
         for (name, node) in &folder.children {
             let path = path.join(name);
@@ -154,8 +180,7 @@ impl<'t> Rows<'t> {
                 Node::Directory(child) => {
                     let row = CatalogEntry::of_directory(&child.metadata, child.subdirectories());
                     if self.cuts.contains(&path) {
-                        self.draft.push(path.clone(), row.with_nesting(Nesting::TransitionPoint));
-                        self.below.insert(path, child);
+                        self.draft.push(path, row.with_nesting(Nesting::TransitionPoint));
                     } else {
                         self.draft.push(path.clone(), row);
                         self.add_children(child, &path);

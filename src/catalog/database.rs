@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use md5::{Digest as _, Md5};
+use rusqlite::serialize::Data;
 use rusqlite::types::{ToSqlOutput, Type, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, Statement, ToSql, params};
 
@@ -124,7 +125,13 @@ pub(crate) fn create_database(schema: &str) -> rusqlite::Result<Connection> {
 
 /// Returns the bytes of the file that a database in memory would be.
 pub(crate) fn database_bytes(mut connection: Connection) -> rusqlite::Result<Vec<u8>> {
-    Ok(connection.serialize("main")?.to_vec())
+    let bytes = match connection.serialize("main")? {
+        Data::Owned(bytes) => bytes,
+        Data::Shared(bytes) => return Ok(bytes.to_vec()),
+    };
+    // SQLite's copy is copied once more, so that the database itself goes first.
+    drop(connection);
+    Ok(bytes.to_vec())
 }
 
 /// One catalog, of which nothing changes.

@@ -200,9 +200,9 @@ impl Run {
         losses: LossList,
     ) -> Result<Made, ConvertError> {
         let _forming = stage!("trees");
-        let facts = TreeFacts { losses, links_across_folders: links_across_folders(tree) };
         // Even where there are none: they say who made the tree.
-        let stored = builder.build(tree, &path, Some(&facts.write()))?;
+        let facts = TreeFacts { losses, links_across_folders: links_across_folders(tree) }.write();
+        let stored = builder.build(tree, &path, Some(facts))?;
         self.note(&path, &stored, b"")?;
         Ok(Made::Tree(path, stored))
     }

@@ -37,3 +37,45 @@ fn a_run_that_nobody_times_prints_no_stages() {
     let again = repository.convert(&image, "registry.example.org/other:1", &["--timings"]).stdout();
     assert!(again.contains("plan") && again.contains("index hits"), "{again}");
 }
+
+/// Content that may be in flight in the runs whose memory is measured.
+const MEMORY: u64 = 16 << 20;
+
+/// Publishes a layer of one file and so many entries of a type. Panics if that takes more memory than `each` bytes an entry, and
+/// what is allowed besides.
+fn assert_memory(entries: u64, each: u64, type_flag: tar::EntryType, path: impl Fn(u64) -> String) {
+    let header = |path: &str, type_flag| {
+        let mut header = tar::Header::new_ustar();
+        header.set_path(path).unwrap();
+        header.set_entry_type(type_flag);
+        header.set_link_name("base").unwrap();
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(0);
+        header.set_cksum();
+        *header.as_bytes()
+    };
+    let mut tar = header("base", tar::EntryType::Regular).to_vec();
+    (0..entries).for_each(|number| tar.extend(header(&path(number), type_flag)));
+    let image = TestImage::new().layer(|layer| layer.raw_bytes(&tar));
+    let repository = TestRepository::new();
+    let options = ["--json", "--timings", "--threads", "2", "--memory", "16M"];
+    let timings = &repository.convert(&image, NAME, &options).json()["timings"];
+    let (peak, allowed) = (timings["peak-memory"].as_u64().unwrap(), MEMORY + each * entries + (64 << 20));
+    assert!(peak <= allowed, "{} MiB for {entries} entries, but {} are allowed", peak >> 20, allowed >> 20);
+}
+
+#[test]
+fn memory_for_a_large_directory_is_that_of_one_catalog_at_a_time() {
+    // One catalog holds the whole directory, and SQLite makes it in memory.
+    assert_memory(150_000, 600, tar::EntryType::Regular, |number| format!("f{number:07}"));
+}
+
+#[test]
+fn memory_for_hard_links_across_directories_is_that_of_entries() {
+    if std::env::var_os("STRATA_TEST_LONG").is_some() {
+        assert_memory(400_000, 300, tar::EntryType::Link, |number| format!("d{:03}/f{number:07}", number / 1000));
+    }
+}

@@ -97,13 +97,20 @@ impl Draft {
     }
 }
 
-/// Writes rows in the order of their paths, and forgets each: there may be many.
-fn write_entries(connection: &Connection, entries: Vec<(EntryPath, CatalogEntry)>) -> rusqlite::Result<()> {
+/// Rows after which the memory of those that are written is returned.
+const ROWS_AT_ONCE: usize = 1 << 15;
+
+/// Writes rows in the order of their paths, and forgets each: there may be many, while the database grows.
+fn write_entries(connection: &Connection, mut entries: Vec<(EntryPath, CatalogEntry)>) -> rusqlite::Result<()> {
     let mut insert = connection.prepare(INSERT_ROW)?;
     let mut insert_chunk = connection.prepare(INSERT_CHUNK)?;
     // The folders around a row, with their keys.
     let mut around: Vec<(EntryPath, PathKey)> = Vec::new();
-    for (path, entry) in entries {
+    entries.reverse();
+    while let Some((path, entry)) = entries.pop() {
+        if entries.len().is_multiple_of(ROWS_AT_ONCE) {
+            entries.shrink_to_fit();
+        }
         let own_key = key(&path);
         while around.last().is_some_and(|(folder, _)| !path.is_in(folder)) {
             around.pop();
