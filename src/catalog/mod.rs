@@ -23,5 +23,5 @@ pub(crate) use database::{PathKey, key_of, key_of_hash};
 pub use edit::{Editor, MAXIMUM_STRUCTURAL_ENTRIES, TakeCatalog};
 pub use entry::{CatalogEntry, CatalogReference, Nesting};
 pub use history::{HistoryError, ReferenceKind, Tag, TaggedRevision, next_history, next_reflog, read_tags};
-pub use plan::{MARKER, MAXIMUM_ENTRIES, without_stray_markers};
+pub use plan::{MARKER, MAXIMUM_ENTRIES, layer_without_stray_markers, without_stray_markers};
 pub use state::{ContentKey, ImageFailure, KnownObject, StateDatabase, StateError, StoredTreeNote, VerifiedBlob};

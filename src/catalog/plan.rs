@@ -6,8 +6,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::layer::EntryPath;
-use crate::tree::{Directory, LeafKind, Node};
+use crate::layer::{DeviceNumber, EntryPath};
+use crate::tree::{Directory, LeafKind, Node, needed_whiteout};
 
 /// The file whose presence makes a folder a nested catalog.
 pub const MARKER: &[u8] = b".cvmfscatalog";
@@ -75,30 +75,86 @@ impl Plan {
 ///
 /// A marker has to be a regular file, and a tree may have at most 1,000 below its root.
 pub fn without_stray_markers(tree: &Arc<Directory>) -> (Arc<Directory>, Vec<EntryPath>) {
-    let (mut stray, mut markers) = (Vec::new(), 0);
-    tree.walk(&EntryPath::ROOT, &mut |path, node| {
-        if path.name() == MARKER {
-            markers += 1;
-            let is_file = matches!(node, Node::Leaf(leaf) if matches!(leaf.kind, LeafKind::File { .. }));
-            if !is_file || markers > MAXIMUM_PAYLOAD_MARKERS {
-                stray.push(path.clone());
-            }
-        }
-    });
-    let mut tree = Arc::clone(tree);
-    for path in &stray {
-        let (parent, name) = path.split().expect("a walk never visits the root");
-        if let Some(folder) = Arc::make_mut(&mut tree).directory_mut(parent.components()) {
-            folder.children.remove(name);
+    let (mut left, mut stray) = (Arc::clone(tree), Vec::new());
+    for (number, (path, node)) in named_as_markers(tree).into_iter().enumerate() {
+        if !is_file(node) || number >= MAXIMUM_PAYLOAD_MARKERS {
+            replace(&mut left, &path, None);
+            stray.push(path);
         }
     }
-    (tree, stray)
+    (left, stray)
+}
+
+/// Does the same for a layer in overlay form above `lower`: what the layer hides there must stay hidden in mounts.
+///
+/// A whiteout of a file of `lower` that has the name of a marker is kept, and a whiteout replaces a stray marker above such a file:
+/// the checker asks for the name of a marker alone. A whiteout that hides nothing would cost a nested catalog, and is left out. At
+/// the root the catalog's own marker hides what lower layers have.
+pub fn layer_without_stray_markers(layer: &Arc<Directory>, lower: &Directory) -> (Arc<Directory>, Vec<EntryPath>) {
+    let (mut left, mut stray) = (Arc::clone(layer), Vec::new());
+    for (number, (path, node)) in named_as_markers(layer).into_iter().enumerate() {
+        let fits = number < MAXIMUM_PAYLOAD_MARKERS;
+        let is_at_the_root = path.components().count() == 1;
+        let whiteout = if is_at_the_root { None } else { needed_whiteout(layer, lower, &path) };
+        let is_needless = is_whiteout(node) && whiteout.is_none();
+        if fits && (is_file(node) || is_whiteout(node) && !is_needless) {
+            continue;
+        }
+        replace(&mut left, &path, whiteout.filter(|_| fits));
+        if !is_needless {
+            stray.push(path);
+        }
+    }
+    (left, stray)
+}
+
+/// Returns everything in a tree that has the name of a marker, by path.
+fn named_as_markers(tree: &Directory) -> Vec<(EntryPath, &Node)> {
+    fn search<'t>(directory: &'t Directory, at: &mut Vec<&'t [u8]>, found: &mut Vec<(EntryPath, &'t Node)>) {
+        for (name, node) in &directory.children {
+            at.push(name);
+            if **name == *MARKER {
+                found.push((at.iter().fold(EntryPath::ROOT, |path, name| path.join(name)), node));
+            }
+            if let Node::Directory(child) = node {
+                search(child, at, found);
+            }
+            at.pop();
+        }
+    }
+    let mut found = Vec::new();
+    search(tree, &mut Vec::new(), &mut found);
+    found
+}
+
+fn is_file(node: &Node) -> bool {
+    matches!(node, Node::Leaf(leaf) if matches!(leaf.kind, LeafKind::File { .. }))
+}
+
+fn is_whiteout(node: &Node) -> bool {
+    let number = DeviceNumber { major: 0, minor: 0 };
+    matches!(node, Node::Leaf(leaf) if leaf.kind == LeafKind::CharacterDevice(number))
+}
+
+/// Puts something else at a path. What is in a stray directory is gone already.
+fn replace(tree: &mut Arc<Directory>, path: &EntryPath, new: Option<Node>) {
+    let (parent, name) = path.split().expect("the root has no name");
+    if tree.directory(parent.components()).is_none() {
+        return;
+    }
+    if let Some(directory) = Arc::make_mut(tree).directory_mut(parent.components()) {
+        match new {
+            Some(node) => drop(directory.children.insert(name.into(), node)),
+            None => drop(directory.children.remove(name)),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::metadata::Metadata;
+    use crate::object::{Content, ObjectHash, Pieces};
     use crate::tree::Leaf;
 
     fn folder(files: usize, folders: Vec<(&str, Directory)>) -> Directory {
@@ -158,5 +214,66 @@ mod tests {
         let (kept, stray) = without_stray_markers(&tree);
         assert_eq!(stray.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/m/.cvmfscatalog"]);
         assert!(kept.get(&stray[0]).is_none() && tree.get(&stray[0]).is_some());
+    }
+
+    fn leaf(kind: LeafKind) -> Node {
+        Node::Leaf(Arc::new(Leaf { metadata: Metadata::of_implied_folder(), kind }))
+    }
+
+    /// Returns a tree with something of the name of a marker, at the root and in directories.
+    fn with_markers(directories: &[&str], marker: &Node) -> Arc<Directory> {
+        let mut tree = folder(0, vec![]);
+        for name in directories {
+            let mut marked = folder(1, vec![]);
+            marked.children.insert(MARKER.into(), marker.clone());
+            tree.children.insert(name.as_bytes().into(), Node::Directory(Arc::new(marked)));
+        }
+        tree.children.insert(MARKER.into(), marker.clone());
+        Arc::new(tree)
+    }
+
+    fn file() -> Node {
+        let content = Content { raw: false, pieces: Pieces::Whole(ObjectHash::of(b"")) };
+        leaf(LeafKind::File { size: 0, content })
+    }
+
+    fn whiteout() -> Node {
+        leaf(LeafKind::CharacterDevice(DeviceNumber { major: 0, minor: 0 }))
+    }
+
+    fn at<'t>(tree: &'t Directory, path: &str) -> Option<&'t Node> {
+        tree.get(&EntryPath::normalise(path.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn whiteout_of_a_marker_is_kept_where_it_hides_one_below_the_root() {
+        let lower = with_markers(&["hides"], &file());
+        let layer = with_markers(&["hides", "useless"], &whiteout());
+        let (kept, stray) = layer_without_stray_markers(&layer, &lower);
+        assert_eq!(stray, []);
+        assert!(at(&kept, "hides/.cvmfscatalog").is_some_and(is_whiteout));
+        assert!(at(&kept, "useless/.cvmfscatalog").is_none() && at(&kept, ".cvmfscatalog").is_none());
+    }
+
+    #[test]
+    fn stray_marker_of_a_layer_becomes_a_whiteout_where_it_hides_something() {
+        let lower = with_markers(&["a"], &file());
+        let (kept, stray) = layer_without_stray_markers(&with_markers(&["a", "b"], &fifo()), &lower);
+        let stray: Vec<String> = stray.iter().map(ToString::to_string).collect();
+        assert_eq!(stray, ["/.cvmfscatalog", "/a/.cvmfscatalog", "/b/.cvmfscatalog"]);
+        assert!(at(&kept, "a/.cvmfscatalog").is_some_and(is_whiteout));
+        assert!(at(&kept, "b/.cvmfscatalog").is_none() && at(&kept, ".cvmfscatalog").is_none());
+    }
+
+    #[test]
+    fn whiteouts_count_among_the_markers_that_a_tree_may_have() {
+        let names: Vec<String> = (0..=MAXIMUM_PAYLOAD_MARKERS).map(|number| format!("d{number:04}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let lower = with_markers(&names, &file());
+        let mut layer = with_markers(&names, &whiteout());
+        Arc::make_mut(&mut layer).children.remove(MARKER);
+        let (kept, stray) = layer_without_stray_markers(&layer, &lower);
+        assert_eq!(stray.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/d1000/.cvmfscatalog"]);
+        assert!(at(&kept, "d0999/.cvmfscatalog").is_some() && at(&kept, "d1000/.cvmfscatalog").is_none());
     }
 }

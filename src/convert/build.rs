@@ -8,7 +8,7 @@ use super::need::Need;
 use super::run::Run;
 use super::stage::StagedImage;
 use super::trees::KnownLayer;
-use crate::catalog::{BuildError, CatalogBuilder, StoredTree, without_stray_markers};
+use crate::catalog::{BuildError, CatalogBuilder, StoredTree, layer_without_stray_markers, without_stray_markers};
 use crate::image::{ChainId, Digest};
 use crate::ingest::IngestedLayer;
 use crate::layer::{EntryKind, EntryPath, LayerEntry, LayerSummary, Loss, LossKind, Losses, is_bookkeeping};
@@ -73,13 +73,14 @@ impl Run {
                     (None, None) => unreachable!("a layer is known or was read"),
                 };
                 let is_new = need.layers.contains(&index);
-                let applied = self.apply(&tree, layer, &content, is_new, &mut losses, head)?;
+                let (applied, stray) = self.apply(&tree, layer, &content, is_new, &mut losses, head)?;
                 tree = applied.tree;
                 let comes_again = || image.layers[index + 1..].iter().any(|other| other.digest == layer.digest);
-                let (form, can_be_read_back) = (applied.form, applied.can_be_read_back);
+                let (form, is_complete) = (applied.form, applied.can_be_read_back && stray.is_empty());
                 // What the layer says is not needed while its catalogs are written.
-                let (summary, lost) = (content.summary, content.losses);
-                let store = move || self.store_layer(builder, layer, form, can_be_read_back, summary, lost);
+                let (summary, mut lost) = (content.summary, content.losses);
+                lost.add_unlisted(LossKind::StrayMarker, stray);
+                let store = move || self.store_layer(builder, layer, form, is_complete, summary, lost);
                 if is_new && comes_again() {
                     // It is compared with what is stored now.
                     add(store());
@@ -107,7 +108,7 @@ impl Run {
         Ok(())
     }
 
-    /// Applies a layer to a tree, and adds what CVMFS cannot hold of the result.
+    /// Applies a layer to a tree, and adds what CVMFS cannot hold of the result. Returns the stray markers of the layer by itself, too.
     fn apply(
         &self,
         lower: &Arc<Directory>,
@@ -116,7 +117,7 @@ impl Run {
         is_new: bool,
         losses: &mut LossList,
         head: &Repository,
-    ) -> Result<Applied, ConvertError> {
+    ) -> Result<(Applied, Vec<EntryPath>), ConvertError> {
         let _applying = stage!("trees");
         losses.extend(&content.losses);
         let failed = |source| ConvertError::Apply { digest: layer.digest, source };
@@ -124,15 +125,16 @@ impl Run {
         let (tree, stray) = without_stray_markers(&applied.tree);
         applied.tree = tree;
         losses.add_unlisted(LossKind::StrayMarker, stray);
+        let (tree, stray) = layer_without_stray_markers(&applied.form.tree, lower);
+        applied.form.tree = tree;
+        losses.add_unlisted(LossKind::StrayMarker, stray.iter().cloned());
         losses.add_unlisted(LossKind::MaskedLink, applied.masked_links.keys().cloned());
         if let Some(published) = self.published_form(content, is_new, layer.digest, head)? {
-            let mut form = applied.form.clone();
-            form.tree = without_stray_markers(&form.tree).0;
-            let differences = ParentDifferences::between(&form, &published);
+            let differences = ParentDifferences::between(&applied.form, &published);
             losses.add_unlisted(LossKind::LinkIntoOtherParents, differences.links);
             losses.add_unlisted(LossKind::LayerOfOtherParents, differences.marks);
         }
-        Ok(applied)
+        Ok((applied, stray))
     }
 
     /// Reads the chain that an image starts from, and what was lost on the way there.
@@ -172,19 +174,13 @@ impl Run {
         builder: &CatalogBuilder<'_>,
         layer: &ImageLayer,
         form: LayerForm,
-        can_be_read_back: bool,
+        is_complete: bool,
         summary: Option<LayerSummary>,
-        mut losses: LossList,
+        losses: LossList,
     ) -> Result<Made, ConvertError> {
         let _forming = stage!("trees");
         let path = layout::layer_root(layer.digest);
-        let (tree, stray) = without_stray_markers(&form.tree);
-        let stored = builder.build(&tree, &path, None)?;
-        // Whiteouts of markers cannot be stored, but are recorded.
-        let is_whiteout = |path: &EntryPath| form.whiteouts.contains(path);
-        let stray: Vec<EntryPath> = stray.into_iter().filter(|path| !is_whiteout(path)).collect();
-        let is_complete = stray.is_empty() && can_be_read_back;
-        losses.add_unlisted(LossKind::StrayMarker, stray);
+        let stored = builder.build(&form.tree, &path, None)?;
         let summary = summary.expect("a layer that is to be stored was read from its blob");
         let record = LayerRecord::new(&summary, &form, losses, is_complete);
         self.note(&path, &stored, &record.write())?;

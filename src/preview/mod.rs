@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use crate::catalog::{CatalogReference, ContentKey, StateDatabase, without_stray_markers};
+use crate::catalog::{CatalogReference, ContentKey, StateDatabase, layer_without_stray_markers, without_stray_markers};
 use crate::convert::trees::{published_layer, read_layer};
 use crate::folder::{FolderError, RepositoryFolder};
 use crate::image::{Digest, Platform};
@@ -202,9 +202,13 @@ impl Preview {
                 let layer = &self.image.layers[trees.chains.len()];
                 let failed = |source| PreviewError::Apply { digest: layer.digest, source };
                 let applied = apply(&tree, &content.entries).map_err(failed)?;
-                let form = content.form.unwrap_or(applied.form);
+                let layer = match content.form {
+                    // A layer that is published is shown as it is.
+                    Some(form) => form.tree,
+                    None => layer_without_stray_markers(&applied.form.tree, &tree).0,
+                };
+                trees.layers.push(layer);
                 tree = without_stray_markers(&applied.tree).0;
-                trees.layers.push(without_stray_markers(&form.tree).0);
                 trees.chains.push(Arc::clone(&tree));
                 self.show(&trees)?;
             }

@@ -312,6 +312,13 @@ impl Marks<'_> {
     }
 }
 
+/// Returns the whiteout that a layer needs at a path where it shows nothing, so that mounts do not show what `lower` has there;
+/// `None` where mounts show nothing of `lower`.
+pub fn needed_whiteout(own: &Directory, lower: &Directory, path: &EntryPath) -> Option<Node> {
+    let (parent, _) = path.split()?;
+    (lower.get(path).is_some() && !is_in_opaque(own, &parent)).then(whiteout)
+}
+
 /// Tells whether a folder of the layer or one above it is marked as opaque. The root's mark is not obeyed by mounts.
 fn is_in_opaque(own: &Directory, path: &EntryPath) -> bool {
     let mut folder = own;

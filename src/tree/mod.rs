@@ -10,7 +10,7 @@ mod overlay;
 mod tests;
 mod walk;
 
-pub use layer_form::{LayerForm, OPAQUE_XATTRS, layer_entries};
+pub use layer_form::{LayerForm, OPAQUE_XATTRS, layer_entries, needed_whiteout};
 pub use node::{Directory, Leaf, LeafKind, Node, join_links, links_across_folders};
 pub use other_parents::ParentDifferences;
 pub use overlay::{Applied, ApplyError, apply};

@@ -29,30 +29,108 @@ impl LayerStack {
         self.explained.extend(masked.into_iter().flat_map(|(link, places)| std::iter::once(link).chain(places)));
     }
 
+    /// Adds places at which a listed loss explains differences.
+    pub(super) fn explain(&mut self, places: impl IntoIterator<Item = EntryPath>) {
+        self.explained.extend(places);
+    }
+
     /// Compares what a mount of the layers shows with the merged tree, whose root is published at `root`.
     pub(super) fn compare(self, merged: &NaiveTree<ContentDigest>, root: &EntryPath, comparison: &mut Comparison<'_>) {
+        for Difference { path, merged, mounted } in self.differences(merged) {
+            let path = path.components().fold(root.clone(), |path, name| path.join(name));
+            comparison.note(&path, "overlay mount of the layers", merged, mounted);
+        }
+    }
+
+    /// Returns the differences that no listed loss explains.
+    fn differences(&self, merged: &NaiveTree<ContentDigest>) -> Vec<Difference> {
         // An image without layers has nothing to mount.
         if self.layers.is_empty() {
-            return;
+            return Vec::new();
         }
         let (mounted, merged) = (overlay_mount(&self.layers), without_inodes(merged));
         let paths: BTreeSet<&EntryPath> = mounted.keys().chain(merged.keys()).collect();
-        for path in paths.into_iter().filter(|path| mounted.get(path) != merged.get(path)) {
-            // What has the name of a marker and is none cannot be published, nor can a whiteout of it.
-            let is_explained = path.components().any(|name| name == MARKER)
-                || self.explained.iter().any(|place| path.is_in(place) || !path.is_root() && place.is_in(path));
-            if !is_explained {
+        let differ = paths.into_iter().filter(|path| mounted.get(path) != merged.get(path));
+        differ
+            .filter(|path| !self.is_explained(path))
+            .map(|path| {
                 let show = |tree: &MountedTree<ContentDigest>| {
                     tree.get(path)
                         .map_or_else(|| "nothing".to_owned(), |(metadata, kind)| format!("{kind:?} {metadata:?}"))
                 };
-                let path = path.components().fold(root.clone(), |path, name| path.join(name));
-                comparison.note(&path, "overlay mount of the layers", show(&merged), show(&mounted));
-            }
-        }
+                Difference { path: path.clone(), merged: show(&merged), mounted: show(&mounted) }
+            })
+            .collect()
     }
+
+    fn is_explained(&self, path: &EntryPath) -> bool {
+        // At the root, the marker of each published tree is in the place of whatever has its name.
+        path.components().next() == Some(MARKER)
+            || self.explained.iter().any(|place| path.is_in(place) || !path.is_root() && place.is_in(path))
+    }
+}
+
+/// A path at which a mount of the layers shows something else than the merged tree has.
+#[derive(Debug, PartialEq, Eq)]
+struct Difference {
+    path: EntryPath,
+    merged: String,
+    mounted: String,
 }
 
 fn without_inodes(tree: &NaiveTree<ContentDigest>) -> MountedTree<ContentDigest> {
     tree.entries().map(|(path, node)| (path.clone(), (node.metadata.clone(), node.kind.clone()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::{EntryKind, LayerEntry, NodeKind};
+    use crate::metadata::Metadata;
+    use crate::verify::naive_layer::{Laid, lay};
+    use crate::verify::root::{take_stray_markers, take_stray_markers_of_layer};
+
+    fn path(text: &str) -> EntryPath {
+        EntryPath::normalise(text.as_bytes()).unwrap()
+    }
+
+    fn entry(text: &str, kind: EntryKind<ContentDigest>) -> LayerEntry<ContentDigest> {
+        LayerEntry { path: path(text), kind }
+    }
+
+    fn file(text: &str) -> LayerEntry<ContentDigest> {
+        let kind = NodeKind::File { size: 1, content: ContentDigest::of(b"x") };
+        entry(text, EntryKind::Node(Metadata::of_implied_folder(), kind))
+    }
+
+    /// Returns the paths at which a mount of layers differs, after `damage` to the uppermost.
+    fn differences(
+        layers: &[Vec<LayerEntry<ContentDigest>>],
+        damage: impl Fn(&mut NaiveLayer<ContentDigest>),
+    ) -> Vec<String> {
+        let (mut tree, mut stack) = (NaiveTree::new(), LayerStack::default());
+        for (number, entries) in layers.iter().enumerate() {
+            let Laid { mut merged, mut layer, masked } = lay(&tree, entries).unwrap();
+            take_stray_markers_of_layer(&mut layer.tree, &tree);
+            take_stray_markers(&mut merged);
+            if number + 1 == layers.len() {
+                damage(&mut layer);
+            }
+            stack.add(&layer, masked);
+            tree = merged;
+        }
+        stack.differences(&tree).iter().map(|difference| difference.path.to_string()).collect()
+    }
+
+    #[test]
+    fn missing_whiteout_of_a_payload_marker_is_seen() {
+        let lower = || vec![file("d/.cvmfscatalog"), file("d/x"), file(".cvmfscatalog")];
+        let symlink = EntryKind::Node(Metadata::of_implied_folder(), NodeKind::Symlink((*b"x").into()));
+        for upper in [EntryKind::Whiteout, EntryKind::Unpublished, symlink] {
+            let layers = [lower(), vec![entry("d/.cvmfscatalog", upper.clone()), entry(".cvmfscatalog", upper)]];
+            assert_eq!(differences(&layers, |_| {}), [""; 0]);
+            let removed = differences(&layers, |layer| layer.tree.take_out(&path("d/.cvmfscatalog")));
+            assert_eq!(removed, ["/d/.cvmfscatalog"]);
+        }
+    }
 }

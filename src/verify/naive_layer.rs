@@ -331,19 +331,26 @@ impl<'l, C: Clone> Laying<'l, C> {
                 xattrs.extend(OPAQUE_MARKS.map(|name| (name.into(), b"y".as_slice().into())));
             }),
             Some(false) => {}
-            None => {
-                let metadata = Metadata { mode: 0, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: None };
-                let number = DeviceNumber { major: 0, minor: 0 };
-                self.own.put_new(path.clone(), metadata, NodeKind::CharacterDevice(number));
-            }
+            None => put_whiteout(&mut self.own, path),
         }
     }
 
     fn is_opaque(&self, path: &EntryPath) -> bool {
-        let xattrs =
-            self.own.get(path).filter(|node| is_folder(&node.kind)).and_then(|node| node.metadata.xattrs.as_ref());
-        xattrs.is_some_and(|xattrs| OPAQUE_MARKS.iter().any(|&name| xattrs.contains_key(name)))
+        is_opaque(&self.own, path)
     }
+}
+
+/// Puts a whiteout at a path of a layer in overlay form.
+pub(super) fn put_whiteout<C: Clone>(layer: &mut NaiveTree<C>, path: &EntryPath) {
+    let metadata = Metadata { mode: 0, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: None };
+    let number = DeviceNumber { major: 0, minor: 0 };
+    layer.put_new(path.clone(), metadata, NodeKind::CharacterDevice(number));
+}
+
+/// Tells whether a layer in overlay form has an opaque directory at a path.
+pub(super) fn is_opaque<C: Clone>(layer: &NaiveTree<C>, path: &EntryPath) -> bool {
+    let xattrs = layer.get(path).filter(|node| is_folder(&node.kind)).and_then(|node| node.metadata.xattrs.as_ref());
+    xattrs.is_some_and(|xattrs| OPAQUE_MARKS.iter().any(|&name| xattrs.contains_key(name)))
 }
 
 /// Returns what is at the target of a hard link in a tree, following links in the directories that it lies in.

@@ -9,7 +9,7 @@ use super::naive_layer::{Laid, NaiveLayer, lay};
 use super::naive_tree::NaiveTree;
 use super::other_parents::OtherParents;
 use super::records::{ExpectedLosses, compare_facts, compare_layer_record, links_across_folders};
-use super::root::{root_file_system, take_stray_markers};
+use super::root::{StrayMarkers, root_file_system, take_stray_markers, take_stray_markers_of_layer};
 use super::{ReadLayer, VerifyError};
 use crate::image::{ChainId, Digest};
 use crate::layer::{EntryPath, LossKind};
@@ -52,10 +52,13 @@ impl Published<'_> {
             let is_first = layers[..number].iter().all(|other| other.digest != layer.digest);
             let is_compared = is_first && self.record.layers.contains(&layer.digest);
             let Laid { mut merged, layer: form, masked } = lay(&tree, &layer.entries).map_err(failed)?;
-            let form = self.compare_layer(layer, &tree, form, is_compared, &mut parents, comparison);
-            losses.add_layer(&layer.summary.losses, take_stray_markers(&mut merged));
+            let (form, stray_of_layer) = self.compare_layer(layer, &tree, form, is_compared, &mut parents, comparison);
+            let stray = take_stray_markers(&mut merged);
+            losses.add_layer(&layer.summary.losses, stray.paths);
+            losses.add_unlisted(LossKind::StrayMarker, stray_of_layer.paths);
             losses.add_unlisted(LossKind::MaskedLink, masked.keys().cloned());
             stack.add(&form, masked);
+            stack.explain(stray.too_many.into_iter().chain(stray_of_layer.too_many));
             tree = merged;
             self.compare_chain(chain, &tree, &losses, comparison);
         }
@@ -172,7 +175,7 @@ impl Published<'_> {
     }
 
     /// Compares a layer by itself and its record, or only finds out what of it depends on the layers below. Returns the layer as it
-    /// is published where nothing of it is left to other layers.
+    /// is published where nothing of it is left to other layers, and the stray markers that were taken out of it.
     fn compare_layer(
         &self,
         layer: &ReadLayer,
@@ -181,16 +184,16 @@ impl Published<'_> {
         is_compared: bool,
         parents: &mut OtherParents,
         comparison: &mut Comparison<'_>,
-    ) -> NaiveLayer<ContentDigest> {
+    ) -> (NaiveLayer<ContentDigest>, StrayMarkers) {
         let groups = links_across_folders(&form.tree);
-        let stray = take_stray_markers(&mut form.tree);
+        let stray = take_stray_markers_of_layer(&mut form.tree, lower);
         let root = layout::layer_root(layer.digest);
         let record = self.layer_record(layer.digest);
         parents.add_implied(&root, &form, record.as_ref());
         if is_compared {
             comparison.tree(&root, &form.tree);
             parents.add_compared(&root, &form);
-            compare_layer_record(layer, lower, &form, &groups, stray, parents, comparison);
+            compare_layer_record(layer, lower, &form, &groups, &stray.paths, parents, comparison);
         } else {
             let mut aside = Comparison::new(self.repository);
             if parents.is_listed() && matches!(self.repository.get(&root), Ok(Some(_))) {
@@ -198,7 +201,7 @@ impl Published<'_> {
             }
             parents.add_other(&form, &aside.into_findings());
         }
-        form
+        (form, stray)
     }
 
     /// Returns the published root whose tree an overlay mount of the layers has to show.

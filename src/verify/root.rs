@@ -2,7 +2,9 @@
 //! system that Apptainer runs.
 
 use super::content::ContentDigest;
-use super::naive_tree::{NaiveTree, is_folder};
+use super::naive_layer::{is_opaque, put_whiteout};
+use super::naive_tree::{NaiveTree, folders_above, is_folder};
+use super::overlay_model::is_whiteout;
 use crate::catalog::MARKER;
 use crate::image::ExecutionConfig;
 use crate::layer::{EntryPath, NodeKind};
@@ -13,15 +15,59 @@ use crate::settings::Modes;
 /// How many markers of nested catalogs a tree may bring.
 const MOST_MARKERS: usize = 1_000;
 
-/// Takes out of a tree what has the name of a marker and cannot be one, and returns its paths.
-pub(super) fn take_stray_markers<C: Clone>(tree: &mut NaiveTree<C>) -> Vec<EntryPath> {
-    let markers = tree.entries().filter(|(path, _)| path.name() == MARKER).enumerate();
-    let stray: Vec<EntryPath> = markers
-        .filter(|(number, (_, node))| *number >= MOST_MARKERS || !matches!(node.kind, NodeKind::File { .. }))
-        .map(|(_, (path, _))| path.clone())
-        .collect();
-    stray.iter().for_each(|path| tree.take_out(path));
+/// What has the name of a marker, cannot be one, and was taken out of a tree.
+#[derive(Debug, Default)]
+pub(super) struct StrayMarkers {
+    pub(super) paths: Vec<EntryPath>,
+    /// Those of them beyond the maximum number, in whose place no whiteout can be either.
+    pub(super) too_many: Vec<EntryPath>,
+}
+
+/// Takes out of a tree what has the name of a marker and cannot be one.
+pub(super) fn take_stray_markers<C: Clone>(tree: &mut NaiveTree<C>) -> StrayMarkers {
+    let mut stray = StrayMarkers::default();
+    for (number, (path, kind)) in named_as_markers(tree).into_iter().enumerate() {
+        if number >= MOST_MARKERS || !is_file(&kind) {
+            tree.take_out(&path);
+            stray.too_many.extend((number >= MOST_MARKERS).then(|| path.clone()));
+            stray.paths.push(path);
+        }
+    }
     stray
+}
+
+/// Does the same for a layer in overlay form. Below the root, whiteouts stay or come in its place where `lower` has something that
+/// the layer hides; other whiteouts go, and are not stray.
+pub(super) fn take_stray_markers_of_layer<C: Clone>(layer: &mut NaiveTree<C>, lower: &NaiveTree<C>) -> StrayMarkers {
+    let (mut stray, named) = (StrayMarkers::default(), named_as_markers(layer));
+    for (number, (path, kind)) in named.into_iter().enumerate() {
+        let fits = number < MOST_MARKERS;
+        let hides = path.components().count() > 1
+            && lower.get(&path).is_some()
+            && !folders_above(&path).any(|folder| !folder.is_root() && is_opaque(layer, &folder));
+        if fits && (is_file(&kind) || is_whiteout(&kind) && hides) {
+            continue;
+        }
+        layer.take_out(&path);
+        if hides && fits {
+            put_whiteout(layer, &path);
+        }
+        if hides || !is_whiteout(&kind) {
+            stray.too_many.extend((!fits).then(|| path.clone()));
+            stray.paths.push(path);
+        }
+    }
+    stray
+}
+
+/// Returns everything that has the name of a marker, by path.
+fn named_as_markers<C: Clone>(tree: &NaiveTree<C>) -> Vec<(EntryPath, NodeKind<C>)> {
+    let named = tree.entries().filter(|(path, _)| path.name() == MARKER);
+    named.map(|(path, node)| (path.clone(), node.kind.clone())).collect()
+}
+
+fn is_file<C>(kind: &NodeKind<C>) -> bool {
+    matches!(kind, NodeKind::File { .. })
 }
 
 /// Returns the root file system of an image whose layers give `chain`.

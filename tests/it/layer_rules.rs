@@ -10,7 +10,7 @@ mod stacks;
 use std::collections::BTreeMap;
 
 use crate::strict::Entry;
-use crate::support::{DeviceKind, TestImage, TestLayer, TestRepository, Tree, chain_path, flat_path, layer_path};
+use crate::support::{DeviceKind, NAME, TestImage, TestLayer, TestRepository, Tree, chain_path, flat_path, layer_path};
 
 const FILE: u32 = 0o100_000;
 const FOLDER: u32 = 0o040_000;
@@ -354,6 +354,51 @@ fn marker_that_is_no_file_is_a_loss() {
     assert_eq!(tree.paths(), ["", "d", "d/a", "e"]);
     let expected = ["d/.cvmfscatalog", "e/.cvmfscatalog"].map(str::to_owned).to_vec();
     assert_eq!(repository.losses()["stray-marker"], (2, expected));
+}
+
+#[test]
+fn payload_marker_that_a_layer_hides_is_hidden_in_mounts_of_the_layers() {
+    let lower = |layer: TestLayer| layer.file("d/.cvmfscatalog", "hey").file("d/x", "");
+    let upper: [(&str, &dyn Fn(TestLayer) -> TestLayer); 4] = [
+        ("", &|layer| layer.whiteout("d/.cvmfscatalog")),
+        ("overlay-device", &|layer| layer.device("d/.cvmfscatalog", DeviceKind::Character, 0, 0)),
+        ("stray-marker", &|layer| layer.symlink("d/.cvmfscatalog", "x")),
+        ("stray-marker", &|layer| layer.file("d/.cvmfscatalog/y", "")),
+    ];
+    for (loss, upper) in upper {
+        let image = TestImage::new().layer(lower).layer(upper);
+        let (repository, tree) = published(&image);
+        assert_eq!(tree.paths(), ["", "d", "d/x"], "{loss}");
+        let layer = repository.layer(&image, 1);
+        assert!(is_whiteout(layer.get("d/.cvmfscatalog")), "{loss}");
+        let losses: Vec<String> = repository.losses().into_keys().collect();
+        assert_eq!(losses, if loss.is_empty() { vec![] } else { vec![loss.to_owned()] });
+        let catalogs = repository.reader().catalog_hashes();
+        assert!(
+            catalogs.contains_key(&format!("/{}/d", layer_path(&image, 1))),
+            "the checker asks for a nested catalog"
+        );
+        repository.run(["check"]).expect_code(0);
+        let source = repository.source(&image);
+        repository.run(["verify", &source, "--name", NAME]).expect_code(0);
+    }
+}
+
+#[test]
+fn whiteout_of_a_marker_that_no_lower_layer_has_costs_no_catalog() {
+    let image = TestImage::new()
+        .layer(|layer| layer.file("d/x", ""))
+        .layer(|layer| layer.whiteout("d/.cvmfscatalog").whiteout(".cvmfscatalog").file("d/y", ""));
+    let (repository, _) = published(&image);
+    assert_eq!(repository.layer(&image, 1).paths(), ["", "d", "d/y"]);
+    assert!(!repository.reader().catalog_hashes().contains_key(&format!("/{}/d", layer_path(&image, 1))));
+    assert_eq!(repository.losses(), BTreeMap::new());
+}
+
+#[test]
+fn directory_on_the_way_to_a_file_may_have_the_name_of_a_whiteout() {
+    let image = TestImage::new().layer(|layer| layer.file("b", "b")).layer(|layer| layer.file("a/.wh.b/c", "c"));
+    assert_eq!(tree_of(&image).paths(), ["", "a", "a/.wh.b", "a/.wh.b/c", "b"]);
 }
 
 #[test]

@@ -102,9 +102,22 @@ fn motley() -> TestImage {
         })
 }
 
+/// Files of the image's own that mark nested catalogs for CVMFS, and what hides them.
+fn markers_of_catalogs(owner: u32) -> TestImage {
+    let names = ["whiteout", "device", "link", "opaque", "file"];
+    let marker = |name: &str| format!("{name}/.cvmfscatalog");
+    TestImage::new()
+        .layer(|layer| names.iter().fold(layer, |layer, name| layer.file(marker(name), "lower").owner(owner, owner)))
+        .layer(|layer| {
+            let layer = layer.whiteout(marker("whiteout")).device(marker("device"), DeviceKind::Character, 0, 0);
+            let layer = layer.symlink(marker("link"), "x").opaque("opaque");
+            layer.file(marker("file"), "upper").owner(owner, owner)
+        })
+}
+
 fn images(owner: u32) -> Vec<(String, TestImage)> {
     let made_up = (1..=IMAGES).map(|seed| made_up_image_of(owner, seed));
-    let images = made_up.chain([marked_at_every_depth(owner), motley()]);
+    let images = made_up.chain([marked_at_every_depth(owner), motley(), markers_of_catalogs(owner)]);
     // Linux does not mount a folder twice over one another, which is what a layer that an image has twice would be.
     let has_each_layer_once = |image: &TestImage| {
         let digests = image.layer_digests();
