@@ -256,6 +256,10 @@ fn metadata_in(tree: &Directory, path: &EntryPath) -> Metadata {
 ///
 /// A mark stands where it hides something: behind a symbolic link of lower layers it goes where the link leads. Where lower layers
 /// have no such directory there is nothing to hide, and Linux would list a whiteout in a directory that only one layer has.
+///
+/// It may still do so where the merged lower layers have a directory that exists only behind a masked link: the layers by themselves
+/// have it at the link. Nothing tells such directories in a tree that is read back from its catalogs, and the whiteouts of a layer may
+/// not depend on whether its lower layers were read or reused. The link is a listed loss of the image.
 struct Marks<'a> {
     tree: &'a mut Arc<Directory>,
     implied: &'a mut BTreeSet<EntryPath>,
