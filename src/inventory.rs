@@ -44,18 +44,30 @@ pub struct ListedImage {
 
 /// Returns every image, by name; then those of names that stand for several platforms. This reads one small file for each.
 pub fn list(repository: &Repository) -> Result<Vec<ListedImage>, InventoryError> {
+    list_with(repository, read_record)
+}
+
+/// Does the same; a record that is lost or damaged counts as none.
+pub(crate) fn list_intact(repository: &Repository) -> Result<Vec<ListedImage>, InventoryError> {
+    list_with(repository, read_intact_record)
+}
+
+/// Reads the record in the directory of an image.
+type ReadRecord = fn(&Repository, &EntryPath) -> Result<Option<ImageRecord>, RepositoryError>;
+
+fn list_with(repository: &Repository, read: ReadRecord) -> Result<Vec<ListedImage>, InventoryError> {
     let mut images = Vec::new();
     let root = EntryPath::ROOT.join(b".metadata");
     for name in folders(repository, &root)? {
         if name != layout::PLATFORMS.as_bytes() {
-            list_below(repository, &root, &root.join(&name), None, &mut images)?;
+            list_below(repository, read, &root, &root.join(&name), None, &mut images)?;
         }
     }
     let root = root.join(layout::PLATFORMS.as_bytes());
     for name in folders(repository, &root)? {
         let root = root.join(&name);
         if let Some(platform) = layout::platform_of_folder(&name) {
-            list_below(repository, &root, &root, Some(&platform), &mut images)?;
+            list_below(repository, read, &root, &root, Some(&platform), &mut images)?;
         }
     }
     Ok(images)
@@ -73,6 +85,7 @@ pub(crate) fn folders(repository: &Repository, folder: &EntryPath) -> Result<Vec
 /// Adds the images in `folder`, whose names are their paths below `root`.
 fn list_below(
     repository: &Repository,
+    read: ReadRecord,
     root: &EntryPath,
     folder: &EntryPath,
     platform: Option<&Platform>,
@@ -85,12 +98,12 @@ fn list_below(
         let text = String::from_utf8_lossy(below.as_bytes()).replace(":sha256:", "@sha256:");
         let name = text.parse().map_err(|source| InventoryError::Name { path: folder.clone(), source })?;
         let place = ImagePlace { name, platform: platform.cloned() };
-        images.push(ListedImage { place, record: read_record(repository, folder)? });
+        images.push(ListedImage { place, record: read(repository, folder)? });
         return Ok(());
     }
     for (name, entry) in children {
         if entry.is_directory() {
-            list_below(repository, root, &folder.join(&name), platform, images)?;
+            list_below(repository, read, root, &folder.join(&name), platform, images)?;
         }
     }
     Ok(())
@@ -125,7 +138,11 @@ pub(crate) fn intact_record(
     repository: &Repository,
     place: &ImagePlace,
 ) -> Result<Option<ImageRecord>, RepositoryError> {
-    let json = repository.read_if_intact(&place.metadata().join(b"strata.json"), RECORD_LIMIT)?;
+    read_intact_record(repository, &place.metadata())
+}
+
+fn read_intact_record(repository: &Repository, folder: &EntryPath) -> Result<Option<ImageRecord>, RepositoryError> {
+    let json = repository.read_if_intact(&folder.join(b"strata.json"), RECORD_LIMIT)?;
     Ok(json.and_then(|json| ImageRecord::parse(&json)))
 }
 

@@ -28,6 +28,21 @@ pub fn on_one_line(text: &str) -> String {
     line
 }
 
+/// Returns a path of the repository for messages: `/` for the root, what is not printable escaped.
+pub fn show(path: &[u8]) -> String {
+    if path.is_empty() { "/".to_owned() } else { escape(path) }
+}
+
+/// Returns bytes as text: control characters, backslashes and what is not UTF-8 escaped.
+pub fn escape(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for part in bytes.utf8_chunks() {
+        text.push_str(&on_one_line(&part.valid().replace('\\', "\\\\")));
+        part.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
+    }
+    text
+}
+
 /// Returns a word as shells take it: in quotes if it has a character that means something to them, such as the brackets
 /// around an IPv6 address.
 pub fn shell_word(word: &str) -> String {
@@ -81,6 +96,14 @@ mod tests {
     fn control_characters_are_escaped_and_all_else_stays() {
         assert_eq!(on_one_line("a\nb\x1b[31m\u{85} é 'c'\\"), "a\\nb\\u{1b}[31m\\u{85} é 'c'\\");
     }
+
+    #[test]
+    fn paths_are_shown_in_one_line_that_can_be_read_back() {
+        assert_eq!(show(b""), "/");
+        assert_eq!(show("/é b".as_bytes()), "/é b");
+        assert_eq!(show(b"/a\nb\\\xff\x1b"), "/a\\nb\\\\\\xff\\u{1b}");
+    }
+
     #[test]
     fn word_is_quoted_only_where_a_shell_would_read_more_into_it() {
         for (word, expected) in [

@@ -19,7 +19,7 @@ use crate::layer::EntryPath;
 use crate::manifest::letter::SignError;
 use crate::manifest::{Fingerprint, KeyError, Keys, MetaInfo, NewKeys, RepositoryManifest, Whitelist, WhitelistError};
 use crate::metadata::{Metadata, Timestamp};
-use crate::object::{Content, ObjectHash, ObjectKind, SizeLimit};
+use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, SizeLimit};
 use crate::repository::{REFLOG_LIMIT, Repository, RepositoryError};
 use crate::settings::Settings;
 use crate::stage::stage;
@@ -236,10 +236,15 @@ impl Publisher<'_> {
         let store = self.staging.store();
         let put = |kind, bytes: &[u8]| self.staging.put_database(kind, bytes);
         manifest.certificate = put(ObjectKind::Certificate, self.keys.certificate().pem())?;
-        let before = match manifest.history {
-            Some(hash) => Some((store.read_decoded(hash, ObjectKind::History, SizeLimit::of_database(None))?, hash)),
-            None => None,
+        if let Some(hash) = manifest.meta_info {
+            let read = self.staging.read_decoded(hash, ObjectKind::MetaInfo, META_INFO_LIMIT);
+            read.map_err(RepositoryError::of_front("meta info"))?;
+        }
+        let read = |hash| {
+            let bytes = store.read_decoded(hash, ObjectKind::History, SizeLimit::of_database(None));
+            Ok::<_, RepositoryError>((bytes.map_err(RepositoryError::of_front("tag database"))?, hash))
         };
+        let before = manifest.history.map(read).transpose()?;
         let before = before.as_ref().map(|(bytes, hash)| (bytes.as_slice(), *hash));
         let timestamp = self.now.seconds;
         let head = TaggedRevision { root, revision: manifest.revision, timestamp };
@@ -281,6 +286,29 @@ pub(crate) fn check_clock(head: &Repository, now: Timestamp, is_accepted: bool) 
 /// Seconds of the longest year.
 const YEAR: i64 = 366 * 24 * 3600;
 
+/// Stores the certificate and the meta info of the head again, where they are missing or damaged and their bytes are known: those
+/// of the keys, and those that every new repository has.
+pub(crate) fn repair_front(staging: &Staging, keys: &Keys) -> Result<(), StoreError> {
+    let store = staging.store();
+    let bytes = store.read_file(MANIFEST)?.unwrap_or_default();
+    // The head that cannot be read is told when it is opened.
+    let Ok(manifest) = RepositoryManifest::parse(&bytes).map(|signed| signed.manifest) else { return Ok(()) };
+    let meta_info = MetaInfo::default().write();
+    for (hash, kind, bytes) in [
+        (Some(manifest.certificate), ObjectKind::Certificate, keys.certificate().pem()),
+        (manifest.meta_info, ObjectKind::MetaInfo, meta_info.as_slice()),
+    ] {
+        let mut encoder = Encoder::new(Compression::Exact);
+        let stored = encoder.encode(bytes);
+        if hash == Some(ObjectHash::of(stored)) && !store.is_intact(ObjectHash::of(stored), kind) {
+            tracing::warn!("'{}' is missing or damaged, and is written again", ObjectHash::of(stored).path(kind));
+            staging.put_stored(kind, stored)?;
+            staging.flush()?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes the catalogs of a revision that has the edits, in their order, on top of `head`. Returns its number and root.
 ///
 /// Nobody sees it: a manifest would have to name it.
@@ -315,6 +343,8 @@ fn apply(editor: &mut Editor<'_>, path: &EntryPath, edit: Edit, now: Timestamp) 
 
 const MANIFEST: &str = ".cvmfspublished";
 const REFLOG: &str = ".cvmfsreflog";
+/// No meta info is read that unpacks to more: it is a small document.
+const META_INFO_LIMIT: SizeLimit = SizeLimit::of(16 << 20);
 const MASTER_REPLICA_FILE: &str = ".cvmfs_master_replica";
 const WHITELIST: &str = ".cvmfswhitelist";
 

@@ -149,9 +149,22 @@ impl Catalog {
     /// Opens the catalog of the folder `root` from the bytes of its SQLite file.
     pub fn parse(bytes: &[u8], root: &EntryPath) -> Result<Self, CatalogError> {
         // Whoever has the catalog for itself may come to change it.
-        let database = GuardedDatabase::open(bytes, Access::Writable);
+        Self::opened(GuardedDatabase::open(bytes, Access::Writable), bytes.len(), root)
+    }
+
+    /// Does the same, and frees the bytes on the way: a large catalog is not in memory twice.
+    pub fn parse_owned(bytes: Vec<u8>, root: &EntryPath) -> Result<Self, CatalogError> {
+        let size = bytes.len();
+        Self::opened(GuardedDatabase::open_owned(bytes, Access::Writable), size, root)
+    }
+
+    fn opened(
+        database: rusqlite::Result<GuardedDatabase>,
+        size: usize,
+        root: &EntryPath,
+    ) -> Result<Self, CatalogError> {
         let database = database.map_err(|source| CatalogError::Database { path: root.clone(), source })?;
-        Self::of(database, bytes.len() as u64, root)
+        Self::of(database, size as u64, root)
     }
 
     /// Makes sure that the database is the catalog of the folder `root`.

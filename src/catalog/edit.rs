@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::build::{BuildError, StoredTree, marker, put_catalog};
 use super::counters::Counters;
-use super::database::{Catalog, References, WritableCatalog};
+use super::database::{Catalog, CatalogError, References, WritableCatalog};
 use super::entry::{CatalogEntry, CatalogReference, Nesting};
 use super::plan::MARKER;
 use crate::layer::EntryPath;
@@ -156,7 +156,8 @@ impl<'a> Editor<'a> {
         catalog.drop_from(catalogs, path)?;
         catalog.leave_link_group(&parent, &entry)?;
         let mut folder = catalog.catalog.folder(&parent)?;
-        folder.link_count -= u32::from(entry.is_directory());
+        // Another program may have counted them wrongly.
+        folder.link_count = folder.link_count.saturating_sub(u32::from(entry.is_directory())).max(2);
         touch(&mut folder, now);
         catalog.catalog.put(&parent, &folder)?;
         Ok(true)
@@ -196,7 +197,13 @@ impl Loaded {
     }
 
     fn open(catalogs: Catalogs<'_>, path: &EntryPath, reference: CatalogReference) -> Result<Self, BuildError> {
-        let mut catalog = WritableCatalog::of(catalogs.get(path, reference)?)?;
+        let catalog = catalogs.get(path, reference)?;
+        // What states the size is signed again together with the catalog. Old catalogs state none.
+        if reference.size != 0 && reference.size != catalog.size() {
+            let fault = format!("it has {} bytes, but {} are stated", catalog.size(), reference.size);
+            return Err(CatalogError::Invalid { path: path.clone(), fault }.into());
+        }
+        let mut catalog = WritableCatalog::of(catalog)?;
         let mut totals = catalog.own_counters();
         totals += *catalog.below();
         Ok(Self { catalog, origin: Some((reference, totals)), below: BTreeMap::new(), is_changed: false })
@@ -410,7 +417,7 @@ impl Catalogs<'_> {
 
 fn read_catalog(staging: &Staging, path: &EntryPath, reference: CatalogReference) -> Result<Catalog, BuildError> {
     let bytes = staging.read_decoded(reference.hash, ObjectKind::Catalog, reference.limit())?;
-    Ok(Catalog::parse(&bytes, path)?)
+    Ok(Catalog::parse_owned(bytes, path)?)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! statement has a time limit, and no more rows or bytes are returned than the file can hold.
 
 use std::collections::HashMap;
+use std::io::{self, Cursor, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -49,16 +50,58 @@ const LEAST_ROW_BYTES: u64 = 6;
 /// Bytes that a row may have beyond the size of the file that it is added to: more than any row of a catalog.
 const ADDED_ROW_BYTES: u64 = 16 << 20;
 
+/// Bytes that are freed together. The system gets back at once what is larger than 32 MiB.
+const PIECE: usize = 40 << 20;
+
+/// Bytes that are freed as they are read. The last piece is the one that is read next.
+struct FreedPieces(Vec<Cursor<Vec<u8>>>);
+
+impl FreedPieces {
+    fn of(mut bytes: Vec<u8>) -> Self {
+        let mut pieces = Vec::with_capacity(bytes.len() / PIECE + 1);
+        while bytes.len() > PIECE {
+            let last = (bytes.len() - 1) / PIECE * PIECE;
+            pieces.push(Cursor::new(bytes.split_off(last)));
+            bytes.shrink_to_fit();
+        }
+        pieces.push(Cursor::new(bytes));
+        Self(pieces)
+    }
+}
+
+impl Read for FreedPieces {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(piece) = self.0.last_mut() {
+            let length = piece.read(buffer)?;
+            if length > 0 || buffer.is_empty() {
+                return Ok(length);
+            }
+            self.0.pop();
+        }
+        Ok(0)
+    }
+}
+
 impl GuardedDatabase {
     /// Opens the bytes of an SQLite file.
     pub(crate) fn open(bytes: &[u8], access: Access) -> rusqlite::Result<Self> {
+        Self::read(bytes, bytes.len(), access)
+    }
+
+    /// Does the same, and frees the bytes while SQLite copies them: a large file is not in memory twice.
+    pub(crate) fn open_owned(bytes: Vec<u8>, access: Access) -> rusqlite::Result<Self> {
+        let size = bytes.len();
+        if size < 2 * PIECE { Self::open(&bytes, access) } else { Self::read(FreedPieces::of(bytes), size, access) }
+    }
+
+    fn read(bytes: impl Read, length: usize, access: Access) -> rusqlite::Result<Self> {
         let mut connection = Connection::open_in_memory()?;
-        connection.deserialize_read_exact("main", bytes, bytes.len(), access == Access::ReadOnly)?;
+        connection.deserialize_read_exact("main", bytes, length, access == Access::ReadOnly)?;
         forbid_execution(&connection)?;
         // Page offsets of cells are compared with the page before they are followed.
         connection.pragma_update(None, "cell_size_check", true)?;
         connection.pragma_update(None, "query_only", true)?;
-        let size = bytes.len() as u64;
+        let size = length as u64;
         // No text, blob or row of the file is longer than the file, whatever its header says.
         set_longest_value(&connection, size)?;
         let clock = Arc::new(Clock::new(LEAST_TIME + TIME_PER_MIB * (size >> 20) as u32));
@@ -168,6 +211,12 @@ impl GuardedDatabase {
             }
         }
         Ok(schema)
+    }
+
+    /// Lets `read` have the bytes of the file, without a copy of them as long as it was not changed.
+    pub(crate) fn with_bytes<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> rusqlite::Result<T> {
+        self.clock.restart();
+        self.connection.serialize("main").map(|bytes| read(&bytes))
     }
 
     /// Refuses a database whose pages or records are damaged.
@@ -396,6 +445,19 @@ mod tests {
             let refused = open(bad).require(T).map(drop);
             assert!(refused.as_ref().is_err_and(|fault| fault.to_string().contains(word)), "{bad}: {refused:?}");
         }
+    }
+
+    #[test]
+    fn large_file_is_opened_piece_by_piece() {
+        let large = file("CREATE TABLE t (a, b); INSERT INTO t VALUES (zeroblob(130000000), 7)");
+        let mut pieces = FreedPieces::of(large.clone());
+        let lengths: Vec<usize> = pieces.0.iter().map(|piece| piece.get_ref().len()).collect();
+        assert!(lengths.len() > 2 && lengths.iter().all(|&length| length <= PIECE), "{lengths:?}");
+        let mut read = Vec::new();
+        pieces.read_to_end(&mut read).unwrap();
+        assert!(read == large && pieces.0.is_empty());
+        let database = GuardedDatabase::open_owned(large, Access::ReadOnly).unwrap();
+        assert_eq!(database.rows("SELECT b FROM t", [], |row| row.get::<_, i64>(0)).unwrap(), [7]);
     }
 
     #[test]

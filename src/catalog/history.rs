@@ -10,21 +10,30 @@ use crate::object::ObjectHash;
 
 /// A database of tags or the reflog cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("the {database} of '{repository}' is not a usable database")]
+#[error("the {database} of '{repository}' is not a usable database; to repair it, {repair}")]
 pub struct HistoryError {
     /// Which of the two.
     database: &'static str,
     /// Whose it is.
     repository: RepositoryName,
+    /// What brings it back.
+    repair: &'static str,
     /// What SQLite says.
     source: rusqlite::Error,
 }
 
 impl HistoryError {
     fn of(database: &'static str, repository: &RepositoryName) -> impl FnOnce(rusqlite::Error) -> Self {
-        move |source| Self { database, repository: repository.clone(), source: explain(source) }
+        let repair = match database {
+            REFLOG_DATABASE => "copy '.cvmfsreflog' from a backup, or let 'cvmfs_server check -r' write it anew",
+            _ => "publish an earlier revision again, or copy the repository from a replica or a backup",
+        };
+        move |source| Self { database, repository: repository.clone(), repair, source: explain(source) }
     }
 }
+
+/// What the reflog is called in messages.
+const REFLOG_DATABASE: &str = "reflog";
 
 /// A revision as the tag database names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +66,7 @@ const HISTORY: &[Condition] = &[
     (
         ("tags", &["name", "hash", "revision", "timestamp", "channel", "description", "size", "branch"]),
         "typeof(name) = 'text' AND typeof(hash) = 'text' AND length(hash) >= 40 \
-         AND typeof(revision) = 'integer' AND revision >= 0 AND typeof(timestamp) = 'integer' \
+         AND substr(hash, 1, 40) NOT GLOB '*[^0-9a-f]*' AND typeof(revision) = 'integer' AND revision >= 0 AND typeof(timestamp) = 'integer' \
          AND typeof(channel) IN ('integer', 'null') AND typeof(description) IN ('text', 'null') \
          AND (size IS NULL OR typeof(size) = 'integer' AND size >= 0) AND typeof(branch) = 'text'",
     ),
@@ -71,7 +80,7 @@ const HISTORY: &[Condition] = &[
 const REFLOG: &[Condition] = &[
     (
         ("refs", &["hash", "type", "timestamp"]),
-        "typeof(hash) = 'text' AND length(hash) >= 40 AND typeof(type) = 'integer' AND type >= 0 \
+        "typeof(hash) = 'text' AND length(hash) >= 40 AND substr(hash, 1, 40) NOT GLOB '*[^0-9a-f]*' AND typeof(type) = 'integer' AND type >= 0 \
          AND typeof(timestamp) IN ('integer', 'null')",
     ),
     PROPERTIES,
@@ -171,7 +180,7 @@ pub fn next_reflog(
         drop(insert);
         database_bytes(connection)
     };
-    write().map_err(HistoryError::of("reflog", repository))
+    write().map_err(HistoryError::of(REFLOG_DATABASE, repository))
 }
 
 fn set_properties(connection: &Connection, properties: &[(&str, &str)]) -> rusqlite::Result<()> {
@@ -240,6 +249,7 @@ mod tests {
         for sql in [
             "UPDATE tags SET revision = 'x'",
             "UPDATE tags SET hash = x'00'",
+            "UPDATE tags SET hash = replace(hash, substr(hash, 1, 1), 'g')",
             "UPDATE tags SET size = -1",
             "UPDATE tags SET name = x'41'",
             "UPDATE branches SET initial_revision = 'x'",
@@ -253,6 +263,7 @@ mod tests {
         for sql in [
             "UPDATE refs SET type = 'x'",
             "UPDATE refs SET hash = 7",
+            "UPDATE refs SET hash = upper(hash) || 'x'",
             "CREATE TRIGGER t AFTER INSERT ON refs BEGIN DELETE FROM refs; END",
             "ALTER TABLE refs RENAME TO others; CREATE VIEW refs AS SELECT * FROM others",
         ] {

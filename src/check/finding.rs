@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::catalog::audit::Fault;
 use crate::message::{on_one_line, shortened};
+pub(super) use crate::message::{escape, show};
 
 /// One thing that is not as it must be. Findings sort by file, and then by path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -101,35 +102,14 @@ impl Findings {
     }
 }
 
+
 fn text_of(part: &impl fmt::Display) -> String {
     on_one_line(&shortened(&part.to_string()))
-}
-
-/// Returns a path of the repository for messages: `/` for the root, what is not printable escaped.
-pub(super) fn show(path: &[u8]) -> String {
-    if path.is_empty() { "/".to_owned() } else { escape(path) }
-}
-
-/// Returns bytes as text: control characters, backslashes and what is not UTF-8 escaped.
-pub(super) fn escape(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len());
-    for part in bytes.utf8_chunks() {
-        text.push_str(&on_one_line(&part.valid().replace('\\', "\\\\")));
-        part.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
-    }
-    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_are_shown_in_one_line_that_can_be_read_back() {
-        assert_eq!(show(b""), "/");
-        assert_eq!(show("/é b".as_bytes()), "/é b");
-        assert_eq!(show(b"/a\nb\\\xff\x1b"), "/a\\nb\\\\\\xff\\u{1b}");
-    }
 
     #[test]
     fn finding_is_one_line_with_file_path_and_both_sides() {

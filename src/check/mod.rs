@@ -17,7 +17,6 @@ mod podman;
 mod reader;
 mod reference;
 mod reflog;
-mod rules;
 mod scope;
 mod tags;
 mod tree;

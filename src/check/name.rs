@@ -2,34 +2,9 @@
 
 use std::fmt;
 
+use crate::catalog::audit::{Algorithm, split_hash};
 use crate::image::{hex, unhex};
 use crate::object::{ObjectHash, ObjectKind};
-
-/// How the 20 bytes of a name came about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Algorithm {
-    Sha1,
-    Ripemd160,
-    Shake128,
-}
-
-impl Algorithm {
-    const ALL: [Self; 3] = [Self::Sha1, Self::Ripemd160, Self::Shake128];
-
-    /// Returns what follows the digits, which also is what options call it.
-    pub(super) fn suffix(self) -> &'static str {
-        match self {
-            Self::Sha1 => "",
-            Self::Ripemd160 => "-rmd160",
-            Self::Shake128 => "-shake128",
-        }
-    }
-
-    /// Reads bits 8 to 10 of a row's flags.
-    pub(super) fn of_flags(flags: u32) -> Option<Self> {
-        Self::ALL.get((flags >> 8 & 7) as usize).copied()
-    }
-}
 
 /// The name of an object, of any algorithm and kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,14 +31,14 @@ impl ObjectName {
 
     /// Reads the text of a hash, which never has the letter.
     pub(super) fn of_text(text: &str, kind: ObjectKind) -> Option<Self> {
-        let (digits, algorithm) = split(text)?;
+        let (digits, algorithm) = split_hash(text)?;
         Some(Self::new(unhex(digits.as_bytes())?, algorithm, kind))
     }
 
     /// Reads the name of a file in the folder `data/<folder>`.
     pub(super) fn of_file(folder: u8, file: &str) -> Option<Self> {
         let letter = file.bytes().last().filter(|letter| LETTERS.contains(letter));
-        let (digits, algorithm) = split(&file[..file.len() - usize::from(letter.is_some())])?;
+        let (digits, algorithm) = split_hash(&file[..file.len() - usize::from(letter.is_some())])?;
         let mut digest = [folder; 20];
         digest[1..].copy_from_slice(&unhex::<19>(digits.as_bytes())?);
         Some(Self { digest, algorithm, letter: letter.unwrap_or(0) })
@@ -78,12 +53,6 @@ impl ObjectName {
     pub(super) fn hash(self) -> Option<ObjectHash> {
         (self.algorithm == Algorithm::Sha1).then(|| self.digest.into())
     }
-}
-
-fn split(text: &str) -> Option<(&str, Algorithm)> {
-    let foreign = [Algorithm::Ripemd160, Algorithm::Shake128];
-    let found = foreign.into_iter().find_map(|algorithm| Some((text.strip_suffix(algorithm.suffix())?, algorithm)));
-    found.or(Some((text, Algorithm::Sha1)))
 }
 
 /// Shows the object's path below the storage folder.

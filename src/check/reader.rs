@@ -9,7 +9,8 @@ use sha1::{Digest as _, Sha1};
 
 use super::Check;
 use super::finding::Place;
-use super::name::{Algorithm, ObjectName};
+use super::name::ObjectName;
+use crate::catalog::audit::Algorithm;
 use crate::message::causes;
 use crate::object::{DecodeError, ObjectHash, SizeLimit, decode_alone};
 use crate::store::read_regular_up_to;

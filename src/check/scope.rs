@@ -122,7 +122,7 @@ impl Check<'_> {
 
     fn open_catalog(&self, reference: CatalogReference, path: &EntryPath) -> Option<Catalog> {
         let bytes = self.store.read_decoded(reference.hash, ObjectKind::Catalog, reference.limit()).ok()?;
-        Catalog::parse(&bytes, path).ok()
+        Catalog::parse_owned(bytes, path).ok()
     }
 
     /// Returns the content of a catalog of `size` bytes that was read before; `None` if it is gone since.

@@ -1,5 +1,6 @@
 //! Trees of catalogs: the head, and what each tag keeps alive.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use rayon::prelude::*;
@@ -9,8 +10,8 @@ use super::finding::Place;
 use super::name::ObjectName;
 use super::reference::{Reference, References};
 use super::scope::Scope;
-use super::walk::Walk;
-use crate::catalog::audit::{AuditedCatalog, AuditedRow};
+use super::walk::CheckedRows;
+use crate::catalog::audit::{AuditedCatalog, AuditedReference, AuditedRow};
 use crate::catalog::bits::{NESTED_ROOT, TRANSITION_POINT};
 use crate::catalog::{Counters, PathKey, key_of};
 use crate::object::{ObjectKind, SizeLimit};
@@ -166,16 +167,17 @@ impl Check<'_> {
             self.findings.note(&own_place.at(&node.mountpoint), "a root entry", "none");
             return None;
         };
-        let walk = Walk { check: self, scope, catalog: &catalog, mountpoint: &node.mountpoint, file: &file, number };
-        let walked = walk.run(root);
-        references.extend(walked.references);
-        let nested = self.nested_catalogs(&own_place, &node.mountpoint, &catalog, scope);
+        let found = RefCell::new(Vec::with_capacity(catalog.rows.len()));
+        let rows = CheckedRows { check: self, scope, catalog: &catalog, file: &file, number, references: found };
+        let own = rows.walk(root, &node.mountpoint);
+        references.extend(rows.references.into_inner());
+        let nested = nested_catalogs(&node.mountpoint, &catalog, scope);
         Some(Summary {
             size: catalog.size,
             revision: catalog.properties.get("revision").cloned(),
             entries: catalog.rows.len() as u64,
             root: FolderRow::of(&catalog, &catalog.rows[root]),
-            own: walked.own,
+            own,
             has_all_nested: nested.len() == catalog.nested.len(),
             nested,
             stated: catalog.statistics,
@@ -202,33 +204,6 @@ impl Check<'_> {
             b"" => property("root_prefix", "nothing in a root catalog", &|text| text.is_none()),
             _ => property("root_prefix", &format!("'{prefix}'"), &|text| text == Some(&prefix)),
         }
-    }
-
-    /// Returns the nested catalogs in the scope that have a name and lie where they may.
-    fn nested_catalogs(
-        &self,
-        place: &Place,
-        mountpoint: &[u8],
-        catalog: &AuditedCatalog,
-        scope: &Scope,
-    ) -> Vec<Nested> {
-        let transition_points = transition_points(catalog);
-        let read = |(path, reference): (&Vec<u8>, _)| {
-            let reference: &crate::catalog::audit::AuditedReference = reference;
-            let place = place.clone().at(path);
-            let name = ObjectName::of_text(&reference.hash, ObjectKind::Catalog);
-            if name.is_none() {
-                self.findings.note(&place, "a hash in nested_catalogs", &reference.hash);
-            }
-            let is_below = path.strip_prefix(mountpoint).is_some_and(|rest| rest.len() > 1 && rest[0] == b'/');
-            if !is_below {
-                self.findings.note(&place, "a nested catalog below the one that refers to it", "another place");
-            }
-            let transition_point = transition_points.get(&key_of(path)).map(|row| FolderRow::of(catalog, row));
-            let name = name.filter(|_| is_below && scope.leads_through(path))?;
-            Some(Nested { mountpoint: path.as_slice().into(), name, size: reference.size, transition_point, number: 0 })
-        };
-        catalog.nested.iter().filter_map(read).collect()
     }
 
     /// Compares nested catalogs with what the catalogs above say of them.
@@ -292,6 +267,20 @@ impl Check<'_> {
             }
         }
     }
+}
+
+/// Returns the nested catalogs in the scope that have a name and lie where they may.
+fn nested_catalogs(mountpoint: &[u8], catalog: &AuditedCatalog, scope: &Scope) -> Vec<Nested> {
+    let transition_points = transition_points(catalog);
+    let read = |(path, reference): (&Vec<u8>, &AuditedReference)| {
+        let name = ObjectName::of_text(&reference.hash, ObjectKind::Catalog)?;
+        let is_below = path.strip_prefix(mountpoint).is_some_and(|rest| rest.len() > 1 && rest[0] == b'/');
+        let transition_point = transition_points.get(&key_of(path)).map(|row| FolderRow::of(catalog, row));
+        let nested =
+            Nested { mountpoint: path.as_slice().into(), name, size: reference.size, transition_point, number: 0 };
+        (is_below && scope.leads_through(path)).then_some(nested)
+    };
+    catalog.nested.iter().filter_map(read).collect()
 }
 
 /// Returns how much a catalog may unpack to. A size that is stated wrongly by a little is told better after a look at what is there.

@@ -1,235 +1,64 @@
-//! The walk over the rows of one catalog, from its root entry down.
-//!
-//! Most of the time of a quick check is spent here, once for each row: nothing is allocated for a row that is right.
+//! What a check does with the rows of one catalog: it notes findings, and collects the objects that they refer to.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use md5::{Digest as _, Md5};
+use std::cell::RefCell;
+use std::fmt::Display;
 
 use super::Check;
-use super::finding::{Place, escape, show};
-use super::name::{Algorithm, ObjectName};
+use super::finding::Place;
+use super::name::ObjectName;
 use super::reference::{Form, Reference};
-use super::rules::{self, Kind, RowFindings, Surroundings};
 use super::scope::Scope;
-use crate::catalog::audit::{AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, Fault};
-use crate::catalog::bits::{BIND_MOUNTPOINT, CHUNKED, EXTERNAL, TRANSITION_POINT, UNCOMPRESSED};
-use crate::catalog::{Counters, key_of, key_of_hash};
+use crate::catalog::Counters;
+use crate::catalog::audit::{
+    Algorithm, AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, Gravity, Kind, RowVisitor, Walk,
+};
+use crate::catalog::bits::{EXTERNAL, UNCOMPRESSED};
 use crate::object::ObjectKind;
 
-/// What a walk leads to.
-pub(super) struct Walked {
-    /// The catalog's own counters.
-    pub(super) own: Counters,
-    /// The objects of its rows.
-    pub(super) references: Vec<Reference>,
-}
-
-/// A catalog being walked.
-pub(super) struct Walk<'w> {
+/// A catalog being checked.
+pub(super) struct CheckedRows<'w> {
     pub(super) check: &'w Check<'w>,
     pub(super) scope: &'w Scope,
     pub(super) catalog: &'w AuditedCatalog,
-    /// The folder that the catalog is mounted on, as catalogs spell it.
-    pub(super) mountpoint: &'w [u8],
     /// The object that holds it.
     pub(super) file: &'w str,
     /// Its number.
     pub(super) number: u32,
+    /// The objects of its rows.
+    pub(super) references: RefCell<Vec<Reference>>,
 }
 
-/// What a walk has seen so far.
-struct Seen<'w> {
-    own: Tally,
-    references: Vec<Reference>,
-    /// Rows by the folder that they lie in, as indices.
-    children: Vec<u32>,
-    /// Rows that the root entry leads to, by index.
-    reached: Vec<bool>,
-    /// Paths whose rows say that another catalog begins there.
-    mountpoints: BTreeSet<Vec<u8>>,
-    /// The folder that each hard link group was seen in.
-    groups: BTreeMap<u32, Vec<u8>>,
-    /// What is wrong with single cells, by row.
-    faults: BTreeMap<i64, Vec<&'w Fault>>,
-}
-
-/// A folder that is still to be walked: its path, and the index of its row.
-type Ahead = (Vec<u8>, u32);
-
-impl<'w> Walk<'w> {
-    /// Checks all rows that `root`, the index of the root entry, leads to, and that there are no others.
-    pub(super) fn run(&self, root: usize) -> Walked {
-        let rows = &self.catalog.rows;
-        let mut children: Vec<u32> = (0..u32::try_from(rows.len()).expect("a catalog has at most 4 GiB")).collect();
-        // The sort is stable: rows of one folder stay in the order of their numbers.
-        children.sort_by_key(|&index| rows[index as usize].parent);
-        let mut seen = Seen {
-            own: Tally::default(),
-            references: Vec::with_capacity(rows.len()),
-            children,
-            reached: vec![false; rows.len()],
-            mountpoints: BTreeSet::new(),
-            groups: BTreeMap::new(),
-            faults: BTreeMap::new(),
-        };
-        for (number, fault) in self.catalog.faults.iter().filter_map(|fault| Some((fault.row?, fault))) {
-            seen.faults.entry(number).or_default().push(fault);
-        }
-        self.check_root(root, &mut seen);
-        let mut ahead: Vec<Ahead> = vec![(self.mountpoint.to_vec(), root as u32)];
-        while let Some((path, folder)) = ahead.pop() {
-            self.check_folder(path, &self.catalog.rows[folder as usize], &mut seen, &mut ahead);
-        }
-        self.check_leftovers(&seen);
-        Walked { own: seen.own.counters(self.catalog), references: seen.references }
+impl RowVisitor for CheckedRows<'_> {
+    fn note(&self, path: Option<&[u8]>, _: Gravity, expected: &dyn Display, found: &dyn Display) {
+        let file = Place::file(self.file);
+        self.check.findings.note(&path.map_or(file.clone(), |path| file.at(path)), expected, found);
     }
 
-    fn place(&self, path: &[u8]) -> Place {
-        Place::file(self.file).at(path)
-    }
-
-    fn note(&self, path: &[u8], expected: impl std::fmt::Display, found: impl std::fmt::Display) {
-        self.check.findings.note(&self.place(path), expected, found);
-    }
-
-    fn check_root(&self, root: usize, seen: &mut Seen<'w>) {
-        let row = &self.catalog.rows[root];
-        let slash = self.mountpoint.iter().rposition(|&b| b == b'/');
-        if row.parent != slash.map_or((0, 0), |slash| key_of(&self.mountpoint[..slash])) {
-            self.note(self.mountpoint, "the key of the folder above as parent", format_args!("{:?}", row.parent));
-        }
-        if Kind::of(row) != Some(Kind::Directory) {
-            self.note(self.mountpoint, "a folder as root entry", format_args!("mode {:o}", row.mode));
-        }
-        // Clients give the first row the inode of the root.
-        if self.mountpoint.is_empty() && row.rowid != 1 {
-            self.note(self.mountpoint, "the root entry in row 1", format_args!("row {}", row.rowid));
-        }
-        let (name, found) = (slash.map_or(&b""[..], |slash| &self.mountpoint[slash + 1..]), self.catalog.name(row));
-        if found != name {
-            let expected = format!("name '{}'", escape(name));
-            self.note(self.mountpoint, expected, format_args!("'{}'", escape(found)));
-        }
-        self.check_row(self.mountpoint, key_of(self.mountpoint), root, seen);
-    }
-
-    /// Returns the part of the sorted rows that lies in the folder of this key.
-    fn children(&self, seen: &Seen<'_>, key: (i64, i64)) -> std::ops::Range<usize> {
-        let parent = |index: &u32| self.catalog.rows[*index as usize].parent;
-        let start = seen.children.partition_point(|index| parent(index) < key);
-        let count = seen.children[start..].iter().take_while(|index| parent(index) == key).count();
-        start..start + count
-    }
-
-    /// Checks what lies in one folder, and adds its own folders to those to be checked.
-    fn check_folder(&self, mut path: Vec<u8>, folder: &AuditedRow, seen: &mut Seen<'w>, ahead: &mut Vec<Ahead>) {
-        let (mut folders, mut links, mut has_marker) = (0, BTreeMap::<u32, Vec<&AuditedRow>>::new(), false);
-        let children = self.children(seen, key_of(&path));
-        let length = path.len();
-        path.push(b'/');
-        // The keys of all rows in the folder begin with its own path.
-        let hash = Md5::new_with_prefix(&path);
-        for position in children {
-            let index = seen.children[position] as usize;
-            if std::mem::replace(&mut seen.reached[index], true) {
-                continue;
-            }
-            let row = &self.catalog.rows[index];
-            let name = self.catalog.name(row);
-            path.truncate(length + 1);
-            path.extend_from_slice(name);
-            let key = key_of_hash(hash.clone().chain_update(name).finalize().into());
-            self.check_row(&path, key, index, seen);
-            has_marker |= name == b".cvmfscatalog";
-            match Kind::of(row) {
-                Some(Kind::Directory) => {
-                    folders += 1;
-                    if self.is_mountpoint(&path, row) {
-                        self.check_mountpoint(&path, key, seen);
-                    } else {
-                        ahead.push((path.clone(), index as u32));
-                    }
-                }
-                _ if row.link_group > 0 => links.entry(row.link_group).or_default().push(row),
-                _ => {}
-            }
-        }
-        path.truncate(length);
-        if folder.link_count != folders + 2 {
-            let expected = format!("link count {} of a folder with {folders} others in it", folders + 2);
-            self.note(&path, expected, folder.link_count);
-        }
-        if has_marker != (path == self.mountpoint) && !path.is_empty() {
-            let found = if has_marker { "one elsewhere" } else { "none" };
-            self.note(&path, ".cvmfscatalog at the top of each nested catalog, and only there", found);
-        }
-        for (group, links) in links {
-            self.check_link_group(&path, group, &links, seen);
-        }
-    }
-
-    fn is_mountpoint(&self, path: &[u8], row: &AuditedRow) -> bool {
-        row.flags & (TRANSITION_POINT | BIND_MOUNTPOINT) != 0 || self.catalog.nested.contains_key(path)
-    }
-
-    fn check_mountpoint(&self, path: &[u8], key: (i64, i64), seen: &mut Seen<'w>) {
-        if !self.children(seen, key).is_empty() {
-            self.note(path, "nothing below a transition point in the same catalog", "rows");
-        }
-        if self.catalog.nested.contains_key(path) && self.catalog.bound.contains_key(path) {
-            self.note(path, "a row in one of nested_catalogs and bind_mountpoints", "both");
-        }
-        seen.mountpoints.insert(path.to_vec());
-    }
-
-    fn check_row(&self, path: &[u8], key: (i64, i64), index: usize, seen: &mut Seen<'w>) {
-        seen.reached[index] = true;
-        let row = &self.catalog.rows[index];
-        let findings = RowFindings { findings: &self.check.findings, file: self.file, path };
-        if row.key != key {
-            findings.note(format_args!("the key {key:?} of the path"), format_args!("{:?}", row.key));
-        }
-        if !seen.faults.is_empty() {
-            for fault in seen.faults.remove(&row.rowid).unwrap_or_default() {
-                findings.note(&fault.expected, &fault.found);
-            }
-        }
-        let (kind, bound) = (Kind::of(row), self.catalog.bound.get(path));
-        let chunks = if self.catalog.chunks.is_empty() { &[][..] } else { self.catalog.chunks_of(key) };
-        let surroundings = Surroundings {
-            is_nested_root: path == self.mountpoint && !path.is_empty(),
-            is_transition_point: kind == Some(Kind::Directory) && self.catalog.nested.contains_key(path),
-            is_bind_mountpoint: bound.is_some(),
-            has_chunks: !chunks.is_empty(),
-        };
-        rules::check_name(self.catalog.name(row), path.is_empty(), &findings);
-        rules::check_row(self.catalog, row, surroundings, &findings);
-        seen.own.add(row, kind, self.catalog.xattr(row).is_some());
+    fn visit(&self, path: &[u8], row: &AuditedRow, chunks: &[AuditedChunk], bound: Option<&AuditedReference>) {
         if let Some(bound) = bound {
-            seen.references.extend(self.bound_catalog(path, row, bound));
+            self.references.borrow_mut().extend(self.bound_catalog(path, row, bound));
         }
-        if kind == Some(Kind::Regular) {
-            self.check_content(path, row, seen);
+        if Kind::of(row) == Some(Kind::Regular) {
+            self.add_content(path, row, chunks);
         }
+    }
+}
+
+impl CheckedRows<'_> {
+    /// Checks all rows that `root`, the index of the root entry, leads to, and returns the catalog's own counters.
+    pub(super) fn walk(&self, root: usize, mountpoint: &[u8]) -> Counters {
+        Walk { catalog: self.catalog, mountpoint, visitor: self }.run(root)
     }
 
     /// Returns the reference to a catalog that is shown here a second time. What lies in it is not checked here.
     fn bound_catalog(&self, path: &[u8], row: &AuditedRow, bound: &AuditedReference) -> Option<Reference> {
         let name = ObjectName::of_text(&bound.hash, ObjectKind::Catalog);
-        if name.is_none() {
-            self.note(path, "a hash in bind_mountpoints", &bound.hash);
-        }
         let size = u64::try_from(bound.size).ok().filter(|&size| size > 0).unwrap_or(Reference::ANY_SIZE);
         let (name, catalog, row) = (name.filter(|_| self.scope.holds(path))?, self.number, row.rowid);
         Some(Reference { name, form: Form::Packed, size, catalog, row })
     }
 
-    fn check_content(&self, path: &[u8], row: &AuditedRow, seen: &mut Seen<'w>) {
-        let chunks = if self.catalog.chunks.is_empty() { &[][..] } else { self.catalog.chunks_of(row.key) };
-        if row.flags & CHUNKED != 0 {
-            self.check_chunks(path, row, chunks);
-        }
+    fn add_content(&self, path: &[u8], row: &AuditedRow, chunks: &[AuditedChunk]) {
         let Some(algorithm) = Algorithm::of_flags(row.flags) else { return };
         if row.flags & EXTERNAL != 0 || !self.scope.holds(path) {
             return;
@@ -239,139 +68,9 @@ impl<'w> Walk<'w> {
             let name = ObjectName::new(hash?.try_into().ok()?, algorithm, kind);
             Some(Reference { name, form, size: size.cast_unsigned(), catalog: self.number, row: row.rowid })
         };
-        let references = &mut seen.references;
+        let mut references = self.references.borrow_mut();
         references.extend(refer(self.catalog.hash(row), row.size, ObjectKind::File).filter(|_| row.size >= 0));
         let chunks = chunks.iter().filter(|chunk| chunk.size >= 0);
         references.extend(chunks.filter_map(|chunk| refer(chunk.hash.as_deref(), chunk.size, ObjectKind::Chunk)));
-    }
-
-    fn check_chunks(&self, path: &[u8], row: &AuditedRow, chunks: &[AuditedChunk]) {
-        let mut end = 0;
-        for chunk in chunks {
-            if chunk.offset != end {
-                self.note(path, format_args!("a chunk at offset {end}"), chunk.offset);
-            }
-            if chunk.size <= 0 && row.size > 0 {
-                self.note(path, "chunks of at least one byte", chunk.size);
-            }
-            if chunk.hash.as_ref().is_none_or(|hash| hash.len() != 20) {
-                self.note(path, "a hash of 20 bytes for each chunk", format_args!("{:02x?}", chunk.hash));
-            }
-            end = chunk.offset.saturating_add(chunk.size);
-        }
-        if end != row.size || chunks.is_empty() {
-            self.note(path, format_args!("chunks up to the end of the file at {}", row.size), end);
-        }
-    }
-
-    /// All links of a group lie in one folder and differ in nothing but their names.
-    fn check_link_group(&self, folder: &[u8], group: u32, links: &[&AuditedRow], seen: &mut Seen<'w>) {
-        if links[0].link_count as usize != links.len() {
-            let expected = format!("link count {} in group {group}", links.len());
-            self.note(folder, expected, links[0].link_count);
-        }
-        for link in links.iter().filter(|link| !self.catalog.are_alike(link, links[0])) {
-            let found = format!("other attributes for '{}'", escape(self.catalog.name(link)));
-            self.note(folder, format_args!("links of group {group} that differ only in their names"), found);
-        }
-        if let Some(other) = seen.groups.insert(group, folder.to_vec()) {
-            self.note(
-                folder,
-                format_args!("hard link group {group} in one folder"),
-                format_args!("it in {} too", show(&other)),
-            );
-        }
-    }
-
-    /// Looks for what the root entry does not lead to.
-    fn check_leftovers(&self, seen: &Seen<'w>) {
-        let (findings, place) = (&self.check.findings, Place::file(self.file));
-        let rows = self.catalog.rows.iter().zip(&seen.reached);
-        for (row, _) in rows.filter(|(_, is_reached)| !**is_reached) {
-            let found = format!("row {} with name '{}'", row.rowid, escape(self.catalog.name(row)));
-            findings.note(&place, "only rows that the root entry leads to", found);
-        }
-        let leftover: Vec<Fault> = seen.faults.values().flatten().map(|&fault| fault.clone()).collect();
-        findings.add_faults(&place, &leftover);
-        let stray: BTreeSet<_> = match self.catalog.chunks.is_empty() {
-            true => BTreeSet::new(),
-            false => {
-                let chunked = self.catalog.rows.iter().filter(|row| row.flags & CHUNKED != 0);
-                let with_chunks: BTreeSet<_> = chunked.map(|row| row.key).collect();
-                let keys = self.catalog.chunks.iter().map(|chunk| chunk.key);
-                keys.filter(|key| !with_chunks.contains(key)).collect()
-            }
-        };
-        for key in stray {
-            findings.note(&place, "chunks of chunked files only", format_args!("some for the path with key {key:?}"));
-        }
-        let registered: BTreeSet<Vec<u8>> =
-            self.catalog.nested.keys().chain(self.catalog.bound.keys()).cloned().collect();
-        for path in registered.symmetric_difference(&seen.mountpoints) {
-            let found = if registered.contains(path) { "a reference alone" } else { "a transition point alone" };
-            self.note(path, "a transition point and a reference to its catalog", found);
-        }
-    }
-}
-
-/// Counts of rows, which hostile sizes may not overflow.
-#[derive(Default)]
-struct Tally {
-    regular: i64,
-    symlink: i64,
-    special: i64,
-    dir: i64,
-    chunked: i64,
-    file_size: i64,
-    chunked_size: i64,
-    xattr: i64,
-    external: i64,
-    external_file_size: i64,
-}
-
-impl Tally {
-    fn add(&mut self, row: &AuditedRow, kind: Option<Kind>, has_xattr: bool) {
-        self.xattr += i64::from(has_xattr);
-        match kind {
-            Some(Kind::Directory) => self.dir += 1,
-            Some(Kind::Symlink) => self.symlink += 1,
-            Some(Kind::Device | Kind::FifoOrSocket) => self.special += 1,
-            Some(Kind::Regular) => self.add_regular(row),
-            None => {}
-        }
-    }
-
-    fn add_regular(&mut self, row: &AuditedRow) {
-        self.regular += 1;
-        self.file_size = self.file_size.saturating_add(row.size);
-        if row.flags & CHUNKED != 0 {
-            self.chunked += 1;
-            self.chunked_size = self.chunked_size.saturating_add(row.size);
-        }
-        if row.flags & EXTERNAL != 0 {
-            self.external += 1;
-            self.external_file_size = self.external_file_size.saturating_add(row.size);
-        }
-    }
-
-    fn counters(&self, catalog: &AuditedCatalog) -> Counters {
-        let value = |name| {
-            Some(match name {
-                "regular" => self.regular,
-                "symlink" => self.symlink,
-                "special" => self.special,
-                "dir" => self.dir,
-                "nested" => catalog.nested.len() as i64,
-                "chunked" => self.chunked,
-                "chunks" => catalog.chunks.len() as i64,
-                "file_size" => self.file_size,
-                "chunked_size" => self.chunked_size,
-                "xattr" => self.xattr,
-                "external" => self.external,
-                "external_file_size" => self.external_file_size,
-                _ => return None,
-            })
-        };
-        Counters::from_named(value).expect("every counter has a number")
     }
 }

@@ -91,7 +91,10 @@ pub(crate) fn foreign_trees(head: &Repository, place: &ImagePlace) -> Result<BTr
 }
 
 /// Returns the config and layers that another program noted for an image, as far as it did.
-fn kept_manifest(head: &Repository, place: &ImagePlace) -> Result<Option<(Digest, Vec<Digest>)>, RepositoryError> {
+pub(super) fn kept_manifest(
+    head: &Repository,
+    place: &ImagePlace,
+) -> Result<Option<(Digest, Vec<Digest>)>, RepositoryError> {
     if foreign_manifest(head, place)?.is_none() {
         return Ok(None);
     }

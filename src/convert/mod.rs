@@ -27,6 +27,7 @@ use crate::folder::{FolderError, RepositoryFolder};
 use crate::image::{DiffId, Digest, FullName, ImageName, ImageReference};
 use crate::index::IndexError;
 use crate::ingest::IngestError;
+use crate::inventory::InventoryError;
 use crate::layer::Limits;
 use crate::layout::{ImagePlace, LossList};
 use crate::metadata::Timestamp;
@@ -109,6 +110,9 @@ pub enum ConvertError {
     /// The repository cannot be read.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
+    /// The images of the repository cannot be listed.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
     /// The repository folder cannot be used.
     #[error(transparent)]
     Folder(#[from] FolderError),

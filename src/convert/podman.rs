@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 
 use super::edits::Edits;
+use super::foreign::kept_manifest;
 use super::run::Run;
 use super::stage::StagedImage;
 use super::{ConvertError, ImageOptions, PodmanListing};
 use crate::catalog::CatalogEntry;
 use crate::image::{Digest, ImageName, Platform};
-use crate::inventory::places;
+use crate::inventory::{folders, list_intact, places};
 use crate::layout::{self, ImagePlace};
 use crate::message::causes;
-use crate::podman::{self, Audit, Entry, MANY_IMAGES, PodmanStore, PublishedStore, Refusal, StoreImage};
+use crate::podman::{self, Audit, Entry, MANY_IMAGES, PodmanStore, PublishedStore, Refusal, StoreImage, store_name};
 use crate::publish::Edit;
+use crate::repository::RepositoryError;
 use crate::settings::Settings;
 
 /// What podman is to find under a name.
@@ -133,7 +135,11 @@ impl<'a> Edits<'a> {
         if gone.is_empty() && !self.concern_podman(&wanted)? {
             return Ok(());
         }
-        let published = PublishedStore::read(self.head)?;
+        let repairs = wanted.values().any(|shown| matches!(shown, Shown::Image(staged) if staged.options.force));
+        let published = match repairs {
+            true => PublishedStore::read_to_repair(self.head)?,
+            false => PublishedStore::read(self.head)?,
+        };
         if published.is_none() && !wanted.values().any(|shown| matches!(shown, Shown::Image(_))) {
             return Ok(());
         }
@@ -253,10 +259,19 @@ impl<'a> Edits<'a> {
         published.flaws.iter().for_each(|flaw| tracing::warn!("repairing podman's store: {flaw}"));
         let store = &mut published.store;
         store.write_anew();
+        if published.has_lost_images {
+            self.list_all_anew(store)?;
+        }
         let images: Vec<Digest> = store.entries().map(|entry| entry.config).collect();
         for config in images {
             let entry = store.entry(config).expect("it was listed just now");
-            let Audit { flaws, documents } = podman::audit_image(self.head, store, entry)?;
+            let Audit { flaws, documents } = match podman::audit_image(self.head, store, entry) {
+                Err(RepositoryError::Content { path, source }) if source.is_damage() => {
+                    tracing::warn!("repairing podman's store: cannot read {path}: {}", causes(&source));
+                    Audit { flaws: Vec::new(), documents: None }
+                }
+                audit => audit?,
+            };
             let is_listed = match (flaws.first(), &documents) {
                 (None, Some((manifest, bytes))) => {
                     self.keep_manifest(config, manifest)?;
@@ -273,6 +288,39 @@ impl<'a> Edits<'a> {
             tracing::warn!("repairing podman's store: image {} {what}: {why}", config.hex());
             if !is_listed {
                 store.remove(config, None);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists every image whose documents and root file system are published, under the names that the records give it: the list
+    /// that said so is lost.
+    fn list_all_anew(&mut self, store: &mut PodmanStore) -> Result<(), ConvertError> {
+        for name in folders(self.head, &podman::images())? {
+            let config = String::from_utf8(name).ok().and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
+            let Some(config) = config else { continue };
+            let documents = match podman::read_documents(self.head, config) {
+                Err(RepositoryError::Content { path, source }) if source.is_damage() => {
+                    tracing::warn!("repairing podman's store: cannot read {path}: {}", causes(&source));
+                    continue;
+                }
+                documents => documents?,
+            };
+            let (Ok((manifest, bytes)), Some(size)) = (documents, podman::flat_size(self.head, config)?) else {
+                continue;
+            };
+            if let Ok(image) = StoreImage::new(&manifest, &bytes, size) {
+                store.put(&image, None);
+            }
+        }
+        for listed in list_intact(self.head)? {
+            let config = match listed.record {
+                Some(record) => record.podman.then_some(record.config),
+                // Another program lists each of its images.
+                None => kept_manifest(self.head, &listed.place)?.map(|(config, _)| config),
+            };
+            if let (Some(config), Some(name)) = (config, store_name(&listed.place.name.to_string())) {
+                store.add_name(config, &name);
             }
         }
         Ok(())

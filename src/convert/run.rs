@@ -17,7 +17,7 @@ use crate::manifest::Keys;
 use crate::message::causes;
 use crate::metadata::Timestamp;
 use crate::object::{ChunkSizes, ObjectHash};
-use crate::publish::{Edit, Publication, Publisher};
+use crate::publish::{Edit, Publication, Publisher, repair_front};
 use crate::repository::Repository;
 use crate::source::registry::Registries;
 use crate::store::{DirectoryStore, LocalServer, Staging, Written};
@@ -71,6 +71,8 @@ impl Run {
         let form = format!("{} {:?}", folder.settings().compression, ChunkSizes::default());
         let kept = KeptLayers::open(folder.path().join("state/layers"), &form, &run.staging);
         run.kept = Some(kept);
+        // Without them the head cannot be read, and no revision is sound.
+        repair_front(&run.staging, &publishing.keys)?;
         run.publishing = Some(publishing);
         Ok(run)
     }

@@ -207,9 +207,13 @@ impl Run {
                 return Ok(self.facts(&path, catalog)?.unwrap_or_default().losses);
             }
         }
-        if inventory::record(head, place)?.is_some_and(|record| record.manifest == image.manifest.digest) {
-            let json = head.read(&place.metadata().join(b"losses.json"), LOSSES_LIMIT)?;
-            return Ok(json.and_then(|json| LossList::parse(&json)).unwrap_or_default());
+        if inventory::intact_record(head, place)?.is_some_and(|record| record.manifest == image.manifest.digest) {
+            let path = place.metadata().join(b"losses.json");
+            let json = head.read_if_intact(&path, LOSSES_LIMIT)?;
+            // A list that is lost is put together again from the layers.
+            if json.is_some() || !head.has(&path)? {
+                return Ok(json.and_then(|json| LossList::parse(&json)).unwrap_or_default());
+            }
         }
         let mut losses = LossList::default();
         for layer in &image.layers {

@@ -131,7 +131,7 @@ impl Run {
         reference: CatalogReference,
     ) -> Result<Option<TreeFacts>, ConvertError> {
         let bytes = self.read_catalog(reference)?;
-        let catalog = Catalog::parse(&bytes, path).map_err(RepositoryError::from)?;
+        let catalog = Catalog::parse_owned(bytes, path).map_err(RepositoryError::from)?;
         Ok(catalog.property(FACTS).and_then(TreeFacts::parse))
     }
 

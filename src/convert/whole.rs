@@ -178,8 +178,7 @@ impl Run {
 impl Look<'_> {
     fn at_catalog(&self, path: &EntryPath, reference: CatalogReference) -> Result<(), RepositoryError> {
         let bytes = (self.read)(reference).map_err(|error| RepositoryError::of_catalog(path, error))?;
-        let catalog = Catalog::parse(&bytes, path)?;
-        drop(bytes);
+        let catalog = Catalog::parse_owned(bytes, path)?;
         let missing: Vec<StoredObject> = catalog
             .stored_objects()?
             .into_par_iter()

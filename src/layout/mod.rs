@@ -16,6 +16,14 @@ pub use flat::flat_tree;
 pub use place::{ALIASES, ImagePlace, PLATFORMS, platform_of_folder, variant_link_target};
 pub use record::{CandidateTrees, ImageRecord, LayerRecord, Left, LossList, Stamp, TreeFacts, WishedNames};
 
+/// Tells whether a path is that of a file that a conversion writes for the images it belongs to, and writes again if it is lost.
+pub(crate) fn is_written_for_images(path: &EntryPath) -> bool {
+    let is_list = [wished_names(), candidate_trees(), former_candidate_trees()].contains(path);
+    let first = path.components().next().unwrap_or_default();
+    let is_ours = matches!(first, b".metadata" | b".layers" | b".chains" | b".flat") || first == STORE.as_bytes();
+    is_ours && !is_list
+}
+
 /// Parses a path that strata itself composes.
 fn path(text: &str) -> EntryPath {
     EntryPath::normalise(text.as_bytes()).expect("digests, image names and fixed words make valid paths")

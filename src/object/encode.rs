@@ -246,6 +246,7 @@ fn unpack(stored: &[u8], limit: SizeLimit) -> Result<(Vec<u8>, u64), DecodeError
     if plain.len() as u64 > limit {
         return Err(DecodeError::TooLarge { limit });
     }
+    plain.shrink_to_fit();
     // A stream that is cut off within its head has no content and no error.
     match stream.into_inner().total_in() {
         0 => Err(DecodeError::Damaged(io::ErrorKind::UnexpectedEof.into())),

@@ -60,7 +60,7 @@ fn flaws_of_layers(repository: &Repository, store: &PodmanStore, entry: &Entry) 
 }
 
 /// Reads the documents of an image, and makes sure that the config is the one that its ID names.
-fn read_documents(repository: &Repository, config: Digest) -> Result<Result<Documents, Flaw>, RepositoryError> {
+pub fn read_documents(repository: &Repository, config: Digest) -> Result<Result<Documents, Flaw>, RepositoryError> {
     let path = place::document(config, "manifest");
     let manifest = match read(repository, &path)? {
         Ok(bytes) => bytes,

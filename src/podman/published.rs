@@ -3,6 +3,7 @@
 use super::place::{images_list, images_lock, layers_list, layers_lock, lock_token};
 use super::{Flaw, PodmanStore, STORE};
 use crate::layer::EntryPath;
+use crate::message::causes;
 use crate::repository::{Repository, RepositoryError};
 
 /// No list is read that is longer: 64 MiB, of which 10,000 images take a fifth.
@@ -22,17 +23,30 @@ pub struct PublishedStore {
     pub warnings: Vec<Flaw>,
     /// Whether strata was the last to write both lists, so that every entry is as strata writes it.
     pub is_ours: bool,
+    /// Whether the list of images, or its content, is lost, so that images are missing in it.
+    pub has_lost_images: bool,
 }
 
 impl PublishedStore {
     /// Reads the store of a revision, which may have none.
     pub fn read(repository: &Repository) -> Result<Option<Self>, RepositoryError> {
+        Self::read_with(repository, false)
+    }
+
+    /// Does the same to repair it: a list whose content is lost or damaged counts as empty.
+    pub fn read_to_repair(repository: &Repository) -> Result<Option<Self>, RepositoryError> {
+        Self::read_with(repository, true)
+    }
+
+    fn read_with(repository: &Repository, repairs: bool) -> Result<Option<Self>, RepositoryError> {
         if repository.get(&EntryPath::ROOT.join(STORE.as_bytes()))?.is_none() {
             return Ok(None);
         }
         let mut published = Self { is_ours: true, ..Self::default() };
-        let images = published.read_list(repository, images_list(), images_lock())?;
-        let layers = published.read_list(repository, layers_list(), layers_lock())?;
+        let images = published.read_list(repository, repairs, images_list(), images_lock())?;
+        published.has_lost_images = images.is_none();
+        let layers = published.read_list(repository, repairs, layers_list(), layers_lock())?;
+        let (images, layers) = (images.unwrap_or_default(), layers.unwrap_or_default());
         let (store, flaws) = PodmanStore::parse(&images, &layers, published.is_ours);
         published.store = store;
         published.flaws.extend(flaws);
@@ -40,27 +54,33 @@ impl PublishedStore {
     }
 
     /// Reads a file. Something else in its place, or a file that is too long, is nothing, and is to be replaced.
-    fn read_file(&mut self, repository: &Repository, path: &EntryPath) -> Result<Option<Vec<u8>>, RepositoryError> {
-        match repository.read(path, LIST_LIMIT) {
-            Err(RepositoryError::Unreadable { fault, .. }) => {
-                self.is_ours = false;
-                self.flaws.push(Flaw::new(path.clone(), "a file that podman reads", fault));
-                Ok(None)
-            }
-            read => read,
-        }
+    fn read_file(
+        &mut self,
+        repository: &Repository,
+        repairs: bool,
+        path: &EntryPath,
+    ) -> Result<Option<Vec<u8>>, RepositoryError> {
+        let fault = match repository.read(path, LIST_LIMIT) {
+            Err(RepositoryError::Unreadable { fault, .. }) => fault.to_owned(),
+            Err(RepositoryError::Content { source, .. }) if repairs && source.is_damage() => causes(&source),
+            read => return read,
+        };
+        self.is_ours = false;
+        self.flaws.push(Flaw::new(path.clone(), "a file that podman reads", fault));
+        Ok(None)
     }
 
     /// Reads a list, and compares it with its lock.
     fn read_list(
         &mut self,
         repository: &Repository,
+        repairs: bool,
         list: EntryPath,
         lock: EntryPath,
-    ) -> Result<Vec<u8>, RepositoryError> {
-        let json = self.read_file(repository, &list)?.unwrap_or_default();
-        let token = self.read_file(repository, &lock)?;
-        let expected = lock_token(&json);
+    ) -> Result<Option<Vec<u8>>, RepositoryError> {
+        let json = self.read_file(repository, repairs, &list)?;
+        let token = self.read_file(repository, repairs, &lock)?;
+        let expected = lock_token(json.as_deref().unwrap_or_default());
         self.is_ours &= token.as_deref() == Some(expected.as_bytes());
         match token {
             None => self.flaws.push(Flaw::new(lock, "a file", "nothing")),

@@ -276,6 +276,15 @@ impl PodmanStore {
         }
     }
 
+    /// Gives an image that is listed a name, which leaves the image that had it.
+    pub fn add_name(&mut self, config: Digest, name: &str) {
+        let Some(&at) = self.by_id.get(&config) else { return };
+        if self.named(name).is_some_and(|entry| entry.config != config) {
+            self.remove_name(name);
+        }
+        self.give_name(at, name, true);
+    }
+
     /// Lists an image anew, with the names that it has.
     pub fn replace(&mut self, image: &StoreImage) {
         let Some(&at) = self.by_id.get(&image.config) else { return };

@@ -72,6 +72,14 @@ pub enum RepositoryError {
         /// What is wrong with its object.
         source: StoreError,
     },
+    /// What every revision needs beside the catalogs is missing or damaged.
+    #[error("cannot read the {what} of the repository; to repair it, {COPY}")]
+    BrokenFront {
+        /// What its object holds.
+        what: &'static str,
+        /// What is wrong with the object.
+        source: StoreError,
+    },
     /// The tag database cannot be used.
     #[error(transparent)]
     History(#[from] HistoryError),
@@ -98,7 +106,7 @@ pub enum RepositoryError {
         fault: &'static str,
     },
     /// The content of a file cannot be read.
-    #[error("cannot read {path}")]
+    #[error("cannot read {path}{}", repair_of_file(path, source))]
     Content {
         /// The file.
         path: EntryPath,
@@ -115,15 +123,38 @@ impl RepositoryError {
             false => error.into(),
         }
     }
+
+    /// Returns why an object that every revision needs cannot be read.
+    pub(crate) fn of_front(what: &'static str) -> impl FnOnce(StoreError) -> Self {
+        move |error| match error.is_damage() {
+            true => Self::BrokenFront { what, source: error },
+            false => error.into(),
+        }
+    }
 }
+
+/// What brings an object back that nothing else holds.
+const COPY: &str = "copy the object from a replica or a backup of the repository";
 
 /// Returns what brings the catalog of the directory `path` back.
 fn repair(path: &EntryPath) -> &'static str {
     if layout::is_in_tree(path) {
         "run 'strata convert --force' for an image that this tree belongs to, or copy the object from a replica"
     } else {
-        "copy the object from a replica or a backup of the repository"
+        COPY
     }
+}
+
+/// Returns what brings the content of a file back, if it is lost, as the end of a sentence.
+fn repair_of_file(path: &EntryPath, error: &ContentError) -> String {
+    let how = if !error.is_damage() {
+        return String::new();
+    } else if layout::is_written_for_images(path) {
+        "run 'strata convert --force' for an image that this file belongs to, or copy the object from a replica"
+    } else {
+        COPY
+    };
+    format!("; to repair it, {how}")
 }
 
 /// Names one of the revisions that a repository keeps: by number, by tag, or as the one that clients see.
@@ -220,7 +251,8 @@ impl Repository {
     /// Returns the named revisions.
     pub fn tags(&self) -> Result<Vec<Tag>, RepositoryError> {
         let Some(hash) = self.manifest.history else { return Ok(Vec::new()) };
-        let bytes = self.store.read_decoded(hash, ObjectKind::History, SizeLimit::of_database(None))?;
+        let bytes = self.store.read_decoded(hash, ObjectKind::History, SizeLimit::of_database(None));
+        let bytes = bytes.map_err(RepositoryError::of_front("tag database"))?;
         Ok(read_tags(&bytes, &self.manifest.name)?)
     }
 
@@ -287,7 +319,7 @@ impl Repository {
         self.catalogs.get(place, || {
             let bytes = self.store.read_decoded(place.reference.hash, ObjectKind::Catalog, place.reference.limit());
             let bytes = bytes.map_err(|error| RepositoryError::of_catalog(&place.root, error))?;
-            Ok(Arc::new(Catalog::parse(&bytes, &place.root)?))
+            Ok(Arc::new(Catalog::parse_owned(bytes, &place.root)?))
         })
     }
 
@@ -446,7 +478,8 @@ fn read_manifest(store: &DirectoryStore, name: &RepositoryName) -> Result<Reposi
         return Err(RepositoryError::WrongName { expected: name.clone(), actual: signed.manifest.name });
     }
     let certificate = signed.manifest.certificate;
-    let pem = store.read_decoded(certificate, ObjectKind::Certificate, CERTIFICATE_LIMIT)?;
+    let pem = store.read_decoded(certificate, ObjectKind::Certificate, CERTIFICATE_LIMIT);
+    let pem = pem.map_err(RepositoryError::of_front("certificate"))?;
     let certificate = Certificate::parse(&pem).map_err(|error| RepositoryError::Certificate(certificate, error))?;
     signed.verify(&certificate).map_err(|error| RepositoryError::Signature(name.clone(), error))?;
     Ok(signed.manifest)

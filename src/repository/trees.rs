@@ -45,7 +45,7 @@ fn read_catalog(
     reference: CatalogReference,
 ) -> Result<Catalog, RepositoryError> {
     let bytes = read(reference).map_err(|error| RepositoryError::of_catalog(path, error))?;
-    Ok(Catalog::parse(&bytes, path)?)
+    Ok(Catalog::parse_owned(bytes, path)?)
 }
 
 fn read_folder(

@@ -110,7 +110,7 @@ impl DirectoryStore {
     }
 
     /// Tells whether the bytes of an object are those that its name promises. Bytes that cannot be read are not.
-    pub(super) fn is_intact(&self, hash: ObjectHash, kind: ObjectKind) -> bool {
+    pub(crate) fn is_intact(&self, hash: ObjectHash, kind: ObjectKind) -> bool {
         let Ok(file) = self.open_object(hash, kind) else { return false };
         let mut stored = Hashing { file, sha1: Sha1::new() };
         let is_read = io::copy(&mut stored, &mut io::sink()).is_ok();

@@ -105,20 +105,69 @@ fn rows_of_wrong_types_and_impossible_modes_are_findings_and_never_signed() {
         "hash = 'text'",
         "xattr = 7",
     ] {
-        for (path, name) in [("", ".layers"), ("/.flat", ".cvmfscatalog")] {
-            let planted = Planted::copy_of(&repository);
-            planted.change(path, &format!("UPDATE catalog SET {set} WHERE name = '{name}'"));
-            assert_never_signed(&planted, &image, &format!("{set} in '{path}'"));
-        }
+        assert_row_is_never_signed(&repository, &image, ("", ".layers"), set);
+        assert_row_is_never_signed(&repository, &image, ("/.flat", ".cvmfscatalog"), set);
     }
     for sql in [
         "INSERT INTO chunks VALUES ('a', 'b', 'c', 'd', 'e')",
         "UPDATE nested_catalogs SET size = 'large' WHERE path = '/.flat'",
         "UPDATE statistics SET value = 'many' WHERE counter = 'self_dir'",
+        "UPDATE statistics SET value = value + 1 WHERE counter = 'self_dir'",
+        "UPDATE nested_catalogs SET path = '/../x' WHERE path = '/.flat'",
+        "INSERT INTO nested_catalogs SELECT '/.flat/x', sha1, size FROM nested_catalogs WHERE path = '/.flat'",
+        "INSERT INTO bind_mountpoints SELECT '/etc', sha1, size FROM nested_catalogs WHERE path = '/.flat'",
     ] {
         let planted = Planted::copy_of(&repository);
         planted.change("", sql);
         assert_never_signed(&planted, &image, sql);
+    }
+}
+
+/// Plants a row that no writer writes, and fails unless it is a finding and never signed.
+#[track_caller]
+fn assert_row_is_never_signed(repository: &TestRepository, image: &str, (path, name): (&str, &str), set: &str) {
+    let planted = Planted::copy_of(repository);
+    planted.change(path, &format!("UPDATE catalog SET {set} WHERE name = '{name}'"));
+    assert_never_signed(&planted, image, &format!("{set} for {name} in '{path}'"));
+}
+
+#[test]
+fn rows_that_contradict_themselves_are_findings_and_never_signed() {
+    let repository = repository();
+    let image = repository.source(&TestImage::new().layer(|layer| layer.file("next", "y")));
+    let of_any = [
+        "flags = 0",
+        "flags = flags | 64",
+        "uid = 4294967295",
+        "gid = 4294967295",
+        "hardlinks = -1",
+        "mtimens = 2000000000",
+        "mode = 41471",
+        "xattr = x'01ffffff'",
+        "xattr = zeroblob(70000)",
+        "symlink = printf('%.100000c', 'n')",
+        "size = 9223372036854775807",
+    ];
+    let of_files = ["mode = 16877", "flags = 1", "hash = NULL", "hash = zeroblob(20)"];
+    let of_directories = ["mode = 33188", "flags = 4", "hardlinks = 1"];
+    let host = "registry.example.org";
+    for at in [("/.layers", ".cvmfscatalog"), ("/podmanStore/overlay-images", "images.json")] {
+        of_any.iter().chain(&of_files).for_each(|set| assert_row_is_never_signed(&repository, &image, at, set));
+    }
+    for at in [("", ".flat"), ("", host), ("/podmanStore", "overlay")] {
+        of_any.iter().chain(&of_directories).for_each(|set| assert_row_is_never_signed(&repository, &image, at, set));
+    }
+}
+
+#[test]
+fn unsound_catalog_is_refused_with_its_name_the_path_and_the_fault() {
+    let repository = repository();
+    let image = repository.source(&TestImage::new().layer(|layer| layer.file("next", "y")));
+    let planted = Planted::copy_of(&repository);
+    planted.change("/.flat", "UPDATE catalog SET flags = 1 WHERE name = '.cvmfscatalog'");
+    let convert = run(&planted, &["convert", &image, "--name", "registry.example.org/test/next:1"]).expect_code(1);
+    for word in ["catalog of /.flat", "/.flat/.cvmfscatalog: expected flags 0x4, found 0x1", "strata check"] {
+        assert!(convert.stderr().contains(word), "{convert:?}");
     }
 }
 
@@ -194,6 +243,57 @@ fn branch_that_is_its_own_ancestor_is_a_finding() {
         let check = run(&planted, &["check", "--quick"]).expect_code(4);
         assert!(check.stdout().contains("branch 'x' to come from the default branch"), "{branches}: {check:?}");
     }
+}
+
+#[test]
+fn catalog_of_another_size_than_is_stated_is_never_signed() {
+    let repository = repository();
+    let image = repository.source(&TestImage::new().layer(|layer| layer.file("next", "y")));
+    for path in ["", "/.flat"] {
+        let planted = Planted::copy_of(&repository);
+        planted.change_and_hide_size(path, "CREATE TABLE more (x); INSERT INTO more VALUES (zeroblob(5000))");
+        assert_never_signed(&planted, &image, path);
+    }
+    for size in ["size + 1", "size - 4096", "1", "9223372036854775807", "5000000000", "-5"] {
+        let planted = Planted::copy_of(&repository);
+        planted.change("", &format!("UPDATE nested_catalogs SET size = {size} WHERE path = '/.flat'"));
+        assert_never_signed(&planted, &image, size);
+    }
+    // Old catalogs do not state it.
+    for size in ["0", "NULL"] {
+        let planted = Planted::copy_of(&repository);
+        planted.change("", &format!("UPDATE nested_catalogs SET size = {size} WHERE path = '/.flat'"));
+        run(&planted, &["convert", &image, "--name", "registry.example.org/test/next:1"]).expect_code(0);
+        run(&planted, &["check", "--quick"]).expect_code(0);
+    }
+}
+
+#[test]
+fn large_catalog_is_in_memory_once() {
+    const BYTES: u64 = 300_000_000;
+    let repository = repository();
+    let image = repository.source(&TestImage::new().layer(|layer| layer.file("next", "y")));
+    let planted = Planted::copy_of(&repository);
+    planted.change("/.flat", &format!("CREATE TABLE large (x); INSERT INTO large VALUES (zeroblob({BYTES})), (1)"));
+    let arguments = ["convert", &image, "--name", "registry.example.org/test/next:1", "--json", "--timings"];
+    let timings = run(&planted, &arguments).expect_code(0).json()["timings"].clone();
+    let peak = timings["peak-memory"].as_u64().unwrap();
+    assert!(peak < BYTES * 3 / 2, "{timings}");
+}
+
+#[test]
+fn catalog_whose_stated_size_cannot_be_true_is_unpacked_no_further_than_one_without_a_size() {
+    let repository = repository();
+    let image = repository.source(&TestImage::new().layer(|layer| layer.file("next", "y")));
+    let planted = Planted::copy_of(&repository);
+    // 120 MB of zeros pack to 120 KB.
+    planted.change("/.flat", "CREATE TABLE large (x); INSERT INTO large VALUES (zeroblob(120000000)), (1)");
+    planted.change("", "UPDATE nested_catalogs SET size = 9223372036854775807 WHERE path = '/.flat'");
+    assert_never_signed(&planted, &image, "a lie");
+    let info = run(&planted, &["info", NAME]).expect_code(1);
+    assert!(info.stderr().contains("unpacks to more than"), "{info:?}");
+    let check = run(&planted, &["check", "--quick"]).expect_code(4);
+    assert!(check.stdout().contains("bytes of content, found more"), "{check:?}");
 }
 
 #[test]

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use rusqlite::{OptionalExtension, Row};
 
-use super::database::{Cells, Database, Fault};
+use super::database::{Cells, Database, Fault, unreadable};
 use super::{indexes, sound};
 use crate::catalog::database::{PathKey, ROW_COLUMNS, WITH_NANOSECONDS, key_of};
-use crate::catalog::guarded::unusable;
+use crate::catalog::guarded::{GuardedDatabase, unusable};
 
 /// A row of the table `catalog`. Many are in memory together, so texts and blobs lie in the catalog's own buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,10 +124,22 @@ impl AuditedCatalog {
         }
     }
 
+    /// Reads a catalog that is open, without a copy of it.
+    pub(crate) fn read_open(database: &mut GuardedDatabase) -> Result<Self, Fault> {
+        match database.with_bytes(|bytes| (bytes.len() as u64, sound::read(bytes))) {
+            Ok((_, Some(sound))) => Ok(sound),
+            Ok((size, None)) => Ok(Self::of_database(Database::over(database)?, size)),
+            Err(error) => Err(unreadable(error)),
+        }
+    }
+
     /// Lets SQLite read it, which knows what is wrong with a file, and how to read on.
     pub(super) fn read_with_sqlite(bytes: Vec<u8>) -> Result<Self, Fault> {
         let size = bytes.len() as u64;
-        let mut database = Database::open(bytes)?;
+        Ok(Self::of_database(Database::open(bytes)?, size))
+    }
+
+    fn of_database(mut database: Database<'_>, size: u64) -> Self {
         let has_whole_pages = size > SMALL && database.has_whole_pages();
         if !has_whole_pages {
             database.check_integrity();
@@ -146,7 +158,7 @@ impl AuditedCatalog {
         if has_whole_pages {
             indexes::check(&mut database, &rows);
         }
-        Ok(Self {
+        Self {
             size,
             rows,
             buffer,
@@ -157,7 +169,7 @@ impl AuditedCatalog {
             properties,
             faults: database.faults,
             is_damaged: database.is_damaged,
-        })
+        }
     }
 
     fn bytes(&self, span: Span) -> Option<&[u8]> {
@@ -209,7 +221,7 @@ fn without_key(chunk: &AuditedChunk) -> (i64, i64, &Option<Box<[u8]>>) {
     (chunk.offset, chunk.size, &chunk.hash)
 }
 
-fn require_index(database: &mut Database) {
+fn require_index(database: &mut Database<'_>) {
     if database.schema.is_own_catalog {
         return;
     }
@@ -221,7 +233,7 @@ fn require_index(database: &mut Database) {
     }
 }
 
-fn read_rows(database: &mut Database, revision: u32) -> (Vec<AuditedRow>, Vec<u8>) {
+fn read_rows(database: &mut Database<'_>, revision: u32) -> (Vec<AuditedRow>, Vec<u8>) {
     let has_nanoseconds = database.columns("catalog").iter().any(|column| column == "mtimens");
     let mut needed = ROW_COLUMNS.to_vec();
     if revision >= WITH_NANOSECONDS {
@@ -271,7 +283,7 @@ fn read_row(row: &Row<'_>, faults: &mut Vec<Fault>, buffer: &mut Vec<u8>) -> rus
     })
 }
 
-fn read_chunks(database: &mut Database) -> Vec<AuditedChunk> {
+fn read_chunks(database: &mut Database<'_>) -> Vec<AuditedChunk> {
     if !database.requires("chunks", &["md5path_1", "md5path_2", "offset", "size", "hash"]) {
         return Vec::new();
     }
@@ -287,7 +299,7 @@ fn read_chunks(database: &mut Database) -> Vec<AuditedChunk> {
     chunks
 }
 
-fn read_references(database: &mut Database, table: &str) -> BTreeMap<Vec<u8>, AuditedReference> {
+fn read_references(database: &mut Database<'_>, table: &str) -> BTreeMap<Vec<u8>, AuditedReference> {
     if !database.requires(table, &["path", "sha1", "size"]) {
         return BTreeMap::new();
     }
@@ -299,7 +311,7 @@ fn read_references(database: &mut Database, table: &str) -> BTreeMap<Vec<u8>, Au
     rows.into_iter().collect()
 }
 
-fn read_statistics(database: &mut Database) -> BTreeMap<String, i64> {
+fn read_statistics(database: &mut Database<'_>) -> BTreeMap<String, i64> {
     if !database.requires("statistics", &["counter", "value"]) {
         return BTreeMap::new();
     }
@@ -319,7 +331,7 @@ pub fn paths_of_rows(bytes: Vec<u8>, root: &[u8], rows: &[i64]) -> Vec<Option<Ve
     rows.iter().map(|&row| path_of_row(&database, root, row)).collect()
 }
 
-fn path_of_row(database: &Database, root: &[u8], row: i64) -> Option<Vec<u8>> {
+fn path_of_row(database: &Database<'_>, root: &[u8], row: i64) -> Option<Vec<u8>> {
     type Found = (PathKey, PathKey, Vec<u8>);
     let find = |column: &str, values: &[i64]| -> Option<Found> {
         let sql = format!("SELECT md5path_1, md5path_2, parent_1, parent_2, name FROM catalog WHERE {column}");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use rusqlite::types::ValueRef;
@@ -27,12 +28,29 @@ impl Fault {
 }
 
 /// A database, and what is wrong with it so far.
-pub(super) struct Database {
-    database: GuardedDatabase,
+pub(super) struct Database<'d> {
+    database: Holder<'d>,
     pub(super) schema: Arc<Schema>,
     pub(super) faults: Vec<Fault>,
     /// Whether something could not be read at all.
     pub(super) is_damaged: bool,
+}
+
+/// A database that was opened to be looked at, or that another value goes on using.
+enum Holder<'d> {
+    Own(GuardedDatabase),
+    Borrowed(&'d GuardedDatabase),
+}
+
+impl Deref for Holder<'_> {
+    type Target = GuardedDatabase;
+
+    fn deref(&self) -> &GuardedDatabase {
+        match self {
+            Self::Own(database) => database,
+            Self::Borrowed(database) => database,
+        }
+    }
 }
 
 /// Where the header of an SQLite file says whether it is in WAL mode: 2 and 2 if it is.
@@ -47,7 +65,7 @@ const HEADER: usize = 100;
 /// No more faults of pages and indexes are told than these.
 const MOST_FAULTS: usize = 10;
 
-impl Database {
+impl<'d> Database<'d> {
     /// Opens the bytes of an SQLite file, and looks for whatever is no ordinary table or index.
     ///
     /// Whether its pages are whole is for [`Self::check_pages`] or [`Self::check_integrity`] to find out.
@@ -65,13 +83,20 @@ impl Database {
         if bytes[ENCODING] != [0, 0, 0, 1] {
             faults.push(Fault::new("texts in UTF-8", format_args!("encoding {:?}", &bytes[ENCODING])));
         }
-        let open = || {
-            let database = GuardedDatabase::open(&bytes, Access::ReadOnly)?;
-            let schema = database.schema()?;
-            Ok((database, schema))
-        };
-        let unreadable = |error: rusqlite::Error| Fault::new("a readable database", explain(error));
-        let (database, schema) = open().map_err(unreadable)?;
+        let database = GuardedDatabase::open_owned(bytes, Access::ReadOnly).map_err(unreadable)?;
+        Self::of(Holder::Own(database), faults)
+    }
+
+    /// Looks at a database that is open already.
+    pub(super) fn over(database: &'d GuardedDatabase) -> Result<Self, Fault> {
+        let encoding = database.connection().pragma_query_value(None, "encoding", |row| row.get::<_, String>(0));
+        let encoding = encoding.map_err(unreadable)?;
+        let faults = if encoding == "UTF-8" { Vec::new() } else { vec![Fault::new("texts in UTF-8", encoding)] };
+        Self::of(Holder::Borrowed(database), faults)
+    }
+
+    fn of(database: Holder<'d>, mut faults: Vec<Fault>) -> Result<Self, Fault> {
+        let schema = database.schema().map_err(unreadable)?;
         for other in schema.others.iter().take(MOST_FAULTS) {
             faults.push(Fault::new("nothing but tables and indexes", other));
         }
@@ -234,6 +259,11 @@ impl<'r> Cells<'r, '_> {
         self.faults.push(Fault { row: self.number, ..fault });
         T::default()
     }
+}
+
+/// Returns the fault of a database that cannot be read.
+pub(super) fn unreadable(error: rusqlite::Error) -> Fault {
+    Fault::new("a readable database", explain(error))
 }
 
 fn type_name(value: rusqlite::Result<ValueRef<'_>>) -> String {

@@ -19,7 +19,7 @@ const DESCRIBE: &str = "SELECT group_concat(line) FROM (SELECT concat_ws(' ', li
      FROM pragma_index_list('catalog') AS list, pragma_index_xinfo(list.name) AS columns ORDER BY list.name, columns.seqno)";
 
 /// Compares the indexes of a catalog, whose pages are whole, with its tables.
-pub(super) fn check(database: &mut Database, rows: &[AuditedRow]) {
+pub(super) fn check(database: &mut Database<'_>, rows: &[AuditedRow]) {
     if !are_usual(database) || !agree(database, rows) {
         database.check_integrity_of("catalog");
     }
@@ -31,7 +31,7 @@ pub(super) fn check(database: &mut Database, rows: &[AuditedRow]) {
 }
 
 /// Tells whether the table `catalog` has the indexes that every writer gives it, and no other.
-fn are_usual(database: &Database) -> bool {
+fn are_usual(database: &Database<'_>) -> bool {
     if database.schema.is_own_catalog {
         return true;
     }
@@ -40,7 +40,7 @@ fn are_usual(database: &Database) -> bool {
     described.is_ok_and(|text| text.as_deref() == Some(INDEXES))
 }
 
-fn agree(database: &Database, rows: &[AuditedRow]) -> bool {
+fn agree(database: &Database<'_>, rows: &[AuditedRow]) -> bool {
     let by_parent = "SELECT parent_1, parent_2, rowid FROM catalog INDEXED BY idx_catalog_parent";
     let by_key = "SELECT md5path_1, md5path_2, rowid FROM catalog INDEXED BY sqlite_autoindex_catalog_1";
     agrees(database, by_parent, rows, |row| row.parent, false).unwrap_or(false)
@@ -49,7 +49,7 @@ fn agree(database: &Database, rows: &[AuditedRow]) -> bool {
 
 /// Tells whether an index has one entry for each row, with the row's values, in order.
 fn agrees(
-    database: &Database,
+    database: &Database<'_>,
     sql: &str,
     rows: &[AuditedRow],
     value: impl Fn(&AuditedRow) -> PathKey,

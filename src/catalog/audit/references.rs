@@ -57,7 +57,7 @@ impl AuditedHistory {
     }
 }
 
-fn read_branches(database: &mut Database) -> Vec<AuditedBranch> {
+fn read_branches(database: &mut Database<'_>) -> Vec<AuditedBranch> {
     if !database.requires("branches", &["branch", "parent", "initial_revision"]) {
         return Vec::new();
     }
@@ -76,7 +76,7 @@ fn read_branches(database: &mut Database) -> Vec<AuditedBranch> {
     })
 }
 
-fn read_tags(database: &mut Database) -> Vec<AuditedTag> {
+fn read_tags(database: &mut Database<'_>) -> Vec<AuditedTag> {
     let columns = ["name", "hash", "revision", "timestamp", "channel", "description", "size", "branch"];
     if !database.requires("tags", &columns) {
         return Vec::new();

@@ -1,90 +1,68 @@
 //! Whether a catalog may be the base of the next revision.
 //!
 //! A catalog is changed in place and signed as a whole, so rows that nobody looked at are vouched for as well. Therefore
-//! every row is looked at before the first one changes: its types, its mode, and whether it lies where its key says.
+//! every row is looked at before the first one changes, by the rules of a check: what a check would find in it afterwards is not
+//! signed again.
 
-use rusqlite::Row;
+use std::cell::RefCell;
+use std::fmt::Display;
 
-use super::{Catalog, CatalogError, PathKey, StoredRow, is_component, key_of, read_row, spelt};
-use crate::catalog::entry::CatalogEntry;
+use super::{Catalog, CatalogError, key_of, spelt};
+use crate::catalog::audit::{
+    AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, Fault, Gravity, RowVisitor, Walk,
+};
+use crate::message::show;
 
-/// Rows of the tables beside `catalog` hold what these conditions say.
-const CONDITIONS: [(&str, &str); 3] = [
-    (
-        "chunks",
-        "typeof(md5path_1) = 'integer' AND typeof(md5path_2) = 'integer' AND typeof(offset) = 'integer' \
-         AND typeof(size) = 'integer' AND offset >= 0 AND size >= 0 AND typeof(hash) = 'blob' AND length(hash) = 20",
-    ),
-    ("nested_catalogs", REFERENCE),
-    ("statistics", "typeof(counter) = 'text' AND typeof(value) = 'integer'"),
-];
-
-/// What a reference to another catalog holds. Old catalogs do not say its size.
-const REFERENCE: &str = "typeof(path) = 'text' AND path LIKE '/_%' AND typeof(sha1) = 'text' AND length(sha1) >= 40 \
-     AND (size IS NULL OR typeof(size) = 'integer' AND size >= 0)";
-
-/// What the walk needs of a row.
-struct Link {
-    parent: PathKey,
-    key: PathKey,
-    name: Vec<u8>,
-    is_directory: bool,
-}
-
-/// Refuses a catalog that holds rows of wrong types, with impossible modes, or outside of the tree below its root.
+/// Refuses a catalog that is damaged, or holds what no writer of catalogs writes.
 pub(super) fn require_sound(catalog: &Catalog) -> Result<(), CatalogError> {
-    let read = || {
-        let database = catalog.database();
-        database.require_whole()?;
-        for (table, condition) in CONDITIONS {
-            database.require_rows(table, condition)?;
+    let audited = AuditedCatalog::read_open(&mut catalog.database());
+    match audited.map_or_else(|fault| Some(told(&fault)), |audited| first_fault(&audited, &spelt(&catalog.root))) {
+        Some(fault) => {
+            Err(catalog.invalid(format!("{fault}; it is not signed again ('strata check' lists all that is wrong)")))
         }
-        if !database.schema()?.columns("bind_mountpoints").is_empty() {
-            database.require_rows("bind_mountpoints", REFERENCE)?;
-        }
-        let sql = format!("SELECT {}, parent_1, parent_2 FROM catalog", catalog.columns());
-        database.rows(&sql, [], read_link)
+        None => Ok(()),
+    }
+}
+
+fn told(Fault { expected, found, .. }: &Fault) -> String {
+    format!("expected {expected}, found {found}")
+}
+
+/// Returns the first thing that no writer writes into the catalog of the directory `root`.
+fn first_fault(catalog: &AuditedCatalog, root: &[u8]) -> Option<String> {
+    if let Some(fault) = catalog.faults.iter().find(|fault| fault.row.is_none()) {
+        return Some(told(fault));
+    }
+    if let Some((name, value)) = catalog.statistics.iter().find(|(_, value)| **value < 0) {
+        return Some(format!("expected counter {name} of at least 0, found {value}"));
+    }
+    let root_key = key_of(root);
+    let Some(root_row) = catalog.rows.iter().position(|row| row.key == root_key) else {
+        return Some("it has no row for its own directory".to_owned());
     };
-    let links = read().map_err(|source| catalog.database_error(source))?;
-    require_tree(catalog, links)
+    let first = FirstFault::default();
+    let own = Walk { catalog, mountpoint: root, visitor: &first }.run(root_row);
+    let wrong_counter = || {
+        let stated = |name: &str| catalog.statistics.get(&format!("self_{name}")).copied();
+        let (name, count) = own.named().find(|&(name, count)| stated(name) != Some(count))?;
+        Some(format!("expected counter self_{name} {count}, found {}", stated(name).unwrap_or_default()))
+    };
+    first.0.into_inner().or_else(wrong_counter)
 }
 
-fn read_link(row: &Row<'_>) -> rusqlite::Result<Link> {
-    let StoredRow { key, name, entry } = read_row(row)?;
-    let parent = (row.get::<_, Option<i64>>(14)?.unwrap_or(0), row.get::<_, Option<i64>>(15)?.unwrap_or(0));
-    Ok(Link { parent, key, name, is_directory: CatalogEntry::is_directory(&entry) })
-}
+/// Keeps the first thing that makes a catalog unsound.
+#[derive(Default)]
+struct FirstFault(RefCell<Option<String>>);
 
-/// Refuses rows that the root does not lead to, such as those that lie in themselves.
-fn require_tree(catalog: &Catalog, mut links: Vec<Link>) -> Result<(), CatalogError> {
-    links.sort_unstable_by_key(|link| link.parent);
-    let root = spelt(&catalog.root);
-    let root_key = key_of(&root);
-    if !links.iter().any(|link| link.key == root_key && link.is_directory) {
-        return Err(catalog.invalid("it has no row for its own folder".to_owned()));
-    }
-    let (mut ahead, mut reached) = (vec![(root, root_key)], 1);
-    while let Some((folder, key)) = ahead.pop() {
-        let start = links.partition_point(|link| link.parent < key);
-        for link in links[start..].iter().take_while(|link| link.parent == key) {
-            let path = [&folder, &b"/"[..], &link.name].concat();
-            if !is_component(&link.name) || link.key != key_of(&path) {
-                return Err(catalog.invalid(format!("it has a row that cannot be that of '{}'", path.escape_ascii())));
-            }
-            reached += 1;
-            if link.is_directory {
-                ahead.push((path, link.key));
-            }
-        }
-        // Only an index that does not match its table lets a key appear twice.
-        if reached > links.len() {
-            break;
+impl RowVisitor for FirstFault {
+    fn note(&self, path: Option<&[u8]>, gravity: Gravity, expected: &dyn Display, found: &dyn Display) {
+        if gravity == Gravity::Unsound {
+            let place = path.map_or_else(String::new, |path| format!("{}: ", show(path)));
+            self.0.borrow_mut().get_or_insert_with(|| format!("{place}expected {expected}, found {found}"));
         }
     }
-    match links.len() == reached {
-        true => Ok(()),
-        false => Err(catalog.invalid("it has rows that its own folder does not lead to".to_owned())),
-    }
+
+    fn visit(&self, _: &[u8], _: &AuditedRow, _: &[AuditedChunk], _: Option<&AuditedReference>) {}
 }
 
 #[cfg(test)]
@@ -93,7 +71,7 @@ mod tests {
 
     use super::*;
     use crate::catalog::database::{Draft, WritableCatalog};
-    use crate::catalog::entry::Nesting;
+    use crate::catalog::entry::{CatalogEntry, Nesting};
     use crate::layer::EntryPath;
     use crate::metadata::Metadata;
     use crate::object::{Chunk, Content, ObjectHash, Pieces};
@@ -155,10 +133,92 @@ mod tests {
     }
 
     #[test]
-    fn catalog_with_an_impossible_mode_or_size_is_never_changed() {
-        for set in ["mode = 420", "mode = 0", "mode = 33188 | 65536", "mode = 61440", "mode = -1", "size = -1"] {
-            assert!(open(&format!("UPDATE catalog SET {set} WHERE name = 'f'")).is_err(), "{set}");
+    fn catalog_with_an_impossible_row_is_never_changed_and_the_row_is_named() {
+        let of_each = [
+            "mode = 420",
+            "mode = 0",
+            "mode = 33188 | 65536",
+            "mode = 61440",
+            "mode = -1",
+            "size = -1",
+            "flags = 0",
+            "flags = flags | 2",
+            "flags = flags | 32",
+            "flags = flags | 0x20000",
+            "uid = 4294967295",
+            "gid = 4294967295",
+            "mtimens = -1",
+            "mtimens = 1000000000",
+            "hardlinks = 0",
+            "hardlinks = -1",
+            "xattr = x''",
+            "xattr = x'01ffffff'",
+            "xattr = zeroblob(70000)",
+            "hash = zeroblob(20)",
+        ];
+        let of_one = [
+            ("f", "hardlinks = 2"),
+            ("l", "hardlinks = 2"),
+            ("f", "mode = 41471"),
+            ("f", "mode = 16877"),
+            ("f", "flags = flags & ~64"),
+            ("f", "symlink = 'x'"),
+            ("f", "symlink = printf('%.100000c', 'n')"),
+            ("f", "size = 6"),
+            ("f", "size = 9223372036854775807"),
+            ("d", "mode = 41471"),
+            ("d", "mode = 33188"),
+            ("d", "flags = 4"),
+            ("d", "flags = flags | 0x4000"),
+            ("d", "symlink = 'x'"),
+            ("d", "size = 9223372036854775807"),
+            ("d", "hardlinks = 1"),
+            ("l", "mode = 33188"),
+            ("l", "mode = 16877"),
+            ("l", "flags = 4"),
+            ("l", "flags = flags | 128"),
+            ("l", "flags = flags | 64"),
+            ("l", "symlink = ''"),
+            ("l", "size = 5"),
+            ("l", "size = 100000, symlink = printf('%.100000c', 'n')"),
+        ];
+        let of_each = ["f", "d", "l"].into_iter().flat_map(|name| of_each.map(|set| (name, set)));
+        for (name, set) in of_each.chain(of_one) {
+            let error = open(&format!("UPDATE catalog SET {set} WHERE name = '{name}'")).unwrap_err();
+            let text = crate::message::causes(&error);
+            assert!(text.contains(" /a") && text.len() < 500, "{name} {set}: {text}");
         }
+    }
+
+    #[test]
+    fn catalog_with_references_that_no_row_has_or_counters_that_are_wrong_is_never_changed() {
+        const HASH: &str = "0123456789012345678901234567890123456789";
+        let refer = |table: &str, path: &str| format!("INSERT INTO {table} VALUES ('{path}', '{HASH}', 4096)");
+        let transition = "UPDATE catalog SET flags = flags | 2 WHERE name = 'd'; DELETE FROM catalog WHERE name = 'f';
+             DELETE FROM chunks; UPDATE statistics SET value = 0 WHERE counter IN ('self_regular', 'self_chunked',
+             'self_chunks', 'self_file_size', 'self_chunked_size');
+             UPDATE statistics SET value = 1 WHERE counter = 'self_nested';";
+        open(&format!("{transition}{}", refer("nested_catalogs", "/a/d"))).unwrap();
+        for sql in [
+            transition.to_owned(),
+            format!("{transition}{}", refer("nested_catalogs", "/a/../d")),
+            format!("{transition}{}", refer("nested_catalogs", "/d")),
+            format!("{transition}{}", refer("nested_catalogs", "/a/d").replace(HASH, &HASH.replace('0', "g"))),
+            refer("nested_catalogs", "/a/x"),
+            refer("nested_catalogs", "/a/d"),
+            refer("bind_mountpoints", "/a/x"),
+            refer("bind_mountpoints", "/etc"),
+            "UPDATE statistics SET value = -1 WHERE counter = 'subtree_dir'".to_owned(),
+            "UPDATE statistics SET value = value + 1 WHERE counter = 'self_dir'".to_owned(),
+            "INSERT INTO chunks VALUES (1, 2, 0, 5, zeroblob(20))".to_owned(),
+        ] {
+            assert!(open(&sql).is_err(), "{sql}");
+        }
+    }
+
+    #[test]
+    fn link_counts_of_directories_and_markers_may_be_what_other_programs_wrote() {
+        open("UPDATE catalog SET hardlinks = 7 WHERE name = 'd'").unwrap();
     }
 
     #[test]

@@ -329,6 +329,7 @@ fn close_gaps(connection: &Connection, mut free: Vec<i64>, rows: i64) -> rusqlit
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::entry::Nesting;
     use crate::metadata::Metadata;
     use crate::object::{Chunk, Content, ObjectHash, Pieces};
 
@@ -338,6 +339,10 @@ mod tests {
 
     fn folder() -> CatalogEntry {
         CatalogEntry::of_directory(&Metadata::of_implied_folder(), 0)
+    }
+
+    fn root() -> CatalogEntry {
+        folder().with_nesting(Nesting::Root)
     }
 
     fn chunked(offsets: &[u64]) -> CatalogEntry {
@@ -357,7 +362,7 @@ mod tests {
     /// Writes a catalog with so many folders, whose rows take a page for every few.
     fn filled(folders: usize) -> WritableCatalog {
         let mut catalog = WritableCatalog::create(&path("a")).unwrap();
-        catalog.put(&path("a"), &folder()).unwrap();
+        catalog.put(&path("a"), &root()).unwrap();
         for number in 0..folders {
             catalog.put(&path(&format!("a/{number}-{}", "x".repeat(200))), &folder()).unwrap();
         }
@@ -367,7 +372,7 @@ mod tests {
     #[test]
     fn first_row_stays_that_of_the_root() {
         let mut catalog = filled(3);
-        let root = CatalogEntry { link_count: 7, ..folder() };
+        let root = CatalogEntry { link_count: 7, ..root() };
         catalog.put(&path("a"), &root).unwrap();
         let mut catalog = opened(&bytes(catalog));
         catalog.put(&path("a"), &root).unwrap();
@@ -451,7 +456,7 @@ mod tests {
         let catalog = Catalog::parse(&bytes(catalog), &path("a")).unwrap();
         assert_eq!(catalog.property("schema_revision"), Some("7"));
         assert_eq!(catalog.get(&path("a/b")).unwrap(), Some(folder()));
-        assert_eq!(catalog.get(&path("a")).unwrap(), Some(CatalogEntry { mtime_nanoseconds: None, ..folder() }));
+        assert_eq!(catalog.get(&path("a")).unwrap(), Some(CatalogEntry { mtime_nanoseconds: None, ..root() }));
     }
 
     #[test]

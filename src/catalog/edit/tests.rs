@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::catalog::CatalogBuilder;
+use crate::catalog::bits::BIND_MOUNTPOINT;
 use crate::object::{Chunk, Compression, ObjectHash, Pieces};
 use crate::store::DirectoryStore;
 use crate::tree::{Directory, Leaf, LeafKind, Node};
@@ -28,7 +29,7 @@ fn path() -> impl Strategy<Value = EntryPath> {
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         3 => path().prop_map(Change::File),
-        2 => (path(), 0_u64..4).prop_map(|(path, chunks)| Change::LargeFile(path, chunks)),
+        2 => (path(), 1_u64..4).prop_map(|(path, chunks)| Change::LargeFile(path, chunks)),
         3 => (path(), 0_usize..4).prop_map(|(path, files)| Change::Tree(path, files)),
         2 => path().prop_map(Change::Catalog),
         2 => path().prop_map(Change::Remove),
@@ -170,6 +171,8 @@ fn hard_links_and_bound_catalogs_of_other_programs_are_kept_in_order() {
     }
     let elsewhere = CatalogReference { hash: ObjectHash::of(b"elsewhere"), size: 7 };
     for bound in ["a/b", "a/c", "d"] {
+        let row = CatalogEntry::of_directory(&Metadata::of_implied_folder(), 0);
+        editor.put(&at(bound), CatalogEntry { flags: row.flags | BIND_MOUNTPOINT, ..row }).unwrap();
         editor.root.catalog.put_reference(References::Bound, &at(bound), elsewhere).unwrap();
     }
     let links = |editor: &mut Editor<'_>, name: &str| {

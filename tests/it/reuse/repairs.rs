@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use strata::object::{Compression, Encoder, ObjectHash, ObjectKind};
+
 use super::objects::{assert_good, catalogs_of, cut, damage, object_of, record};
 use super::{OTHER, forget};
 use crate::support::{NAME, TestImage, TestLayer, TestRepository, chain_path, flat_path, layer_path};
@@ -163,4 +165,126 @@ fn tree_with_a_lost_catalog_that_cannot_be_made_again_is_replaced_by_force() {
         // The revision before has lost it for good.
         catalogs.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
     }
+}
+
+/// Returns the object that the field `letter` of the manifest names.
+fn front_object(repository: &TestRepository, letter: char) -> PathBuf {
+    let manifest = repository.manifest_bytes();
+    let fields = String::from_utf8_lossy(&manifest);
+    let hash = fields.lines().find_map(|line| line.strip_prefix(letter)).unwrap().to_owned();
+    repository.storage().join(format!("data/{}/{}{letter}", &hash[..2], &hash[2..]))
+}
+
+#[test]
+fn certificate_and_meta_info_are_written_again_where_their_bytes_are_known() {
+    for letter in ['X', 'M'] {
+        for spoil in SPOILERS {
+            for options in [&[][..], &["--force"]] {
+                let repository = TestRepository::publish(&image());
+                let object = front_object(&repository, letter);
+                let bytes = fs::read(&object).unwrap();
+                spoil(&object);
+                repository.convert(&sharing(), OTHER, options).expect_code(0);
+                assert_eq!(fs::read(&object).unwrap(), bytes, "{letter} {options:?}");
+                assert_good(&repository);
+            }
+        }
+    }
+}
+
+#[test]
+fn lost_tag_database_is_an_error_that_says_how_to_repair_it() {
+    for spoil in SPOILERS {
+        let repository = TestRepository::publish(&image());
+        let object = front_object(&repository, 'H');
+        spoil(&object);
+        let before = repository.manifest_bytes();
+        let name = object.strip_prefix(repository.storage()).unwrap().to_str().unwrap();
+        let words = [name, "tag database", "copy the object from a replica or a backup"];
+        let source = repository.source(&sharing());
+        repository.refuse(["convert", &source, "--name", OTHER, "--force"], 1, &words);
+        assert_eq!(repository.manifest_bytes(), before);
+    }
+}
+
+#[test]
+fn damaged_log_of_references_is_an_error_that_says_how_to_repair_it() {
+    for spoil in [cut, |path: &Path| fs::write(path, "no database").unwrap()] {
+        let repository = TestRepository::publish(&image());
+        spoil(&repository.storage().join(".cvmfsreflog"));
+        let source = repository.source(&sharing());
+        let words = ["reflog", "'.cvmfsreflog' from a backup", "cvmfs_server check -r"];
+        repository.refuse(["convert", &source, "--name", OTHER, "--force"], 1, &words);
+    }
+}
+
+/// Files of podman's store that each publication reads.
+const LISTS: [&str; 4] = [
+    "overlay-images/images.json",
+    "overlay-images/images.lock",
+    "overlay-layers/layers.json",
+    "overlay-layers/layers.lock",
+];
+
+/// Returns the object of a list or lock of podman's store.
+fn list_object(repository: &TestRepository, file: &str) -> PathBuf {
+    let content = repository.reader().read(&format!("podmanStore/{file}"));
+    let changes = file.ends_with(".json");
+    let mut encoder = if changes { Encoder::of_databases() } else { Encoder::new(Compression::Balanced) };
+    let stored = encoder.encode(&content).to_vec();
+    let path = repository.storage().join(ObjectHash::of(&stored).path(ObjectKind::File));
+    assert!(path.is_file(), "{} is not there", path.display());
+    path
+}
+
+/// Returns the images in podman's list: of each the ID and the names, in order.
+fn listed(repository: &TestRepository) -> Vec<String> {
+    let list = repository.json("podmanStore/overlay-images/images.json");
+    let mut images: Vec<String> =
+        list.as_array().unwrap().iter().map(|image| format!("{} {}", image["id"], image["names"])).collect();
+    images.sort();
+    images
+}
+
+#[test]
+fn lists_of_podmans_store_are_made_again_by_force() {
+    let unnamed = TestImage::new().layer(|layer| layer.file("former", "text"));
+    for lost in [&LISTS[..1], &LISTS[1..2], &LISTS[2..3], &LISTS[3..], &LISTS] {
+        for spoil in SPOILERS {
+            let repository = TestRepository::publish(&unnamed);
+            repository.convert(&image(), NAME, &[]).expect_code(0);
+            repository.convert(&sharing(), OTHER, &[]).expect_code(0);
+            let before = listed(&repository);
+            assert_eq!(before.len(), 3);
+            let objects: Vec<PathBuf> = lost.iter().map(|file| list_object(&repository, file)).collect();
+            objects.iter().for_each(|object| spoil(object));
+            let next = TestImage::new().layer(|layer| layer.file("next", "text"));
+            let source = repository.source(&next);
+            let words = [&lost[0][..14], "strata convert --force"];
+            repository.refuse(["convert", &source, "--name", "registry.example.org/next:1"], 1, &words);
+            repository.convert(&image(), NAME, &["--force"]).expect_code(0);
+            assert_eq!(listed(&repository), before, "{lost:?}");
+            repository.run(["check", "--quick"]).expect_code(0);
+            repository.run(["verify", &repository.source(&sharing()), "--name", OTHER]).expect_code(0);
+            repository.convert(&next, "registry.example.org/next:1", &[]).expect_code(0);
+        }
+    }
+}
+
+#[test]
+fn lost_lists_of_losses_and_candidates_cost_no_publication() {
+    let lossy = TestImage::new().layer(|layer| layer.file("a", "text").xattr("user.long", "v".repeat(256)));
+    let repository = TestRepository::new();
+    repository.convert(&lossy, NAME, &[]).expect_code(0);
+    repository.convert(&lossy, OTHER, &[]).expect_code(0);
+    let losses = repository.losses();
+    repository.convert(&image(), OTHER, &[]).expect_code(0);
+    for path in [format!(".metadata/{NAME}/losses.json"), ".metadata/candidates.json".to_owned()] {
+        let content = String::from_utf8(repository.reader().read(&path)).unwrap();
+        remove(&object_of(&repository, &content));
+    }
+    repository.convert(&lossy, NAME, &["--force"]).expect_code(0);
+    repository.convert(&sharing(), OTHER, &["--force"]).expect_code(0);
+    assert_eq!(repository.losses(), losses);
+    repository.run(["check", "--quick"]).expect_code(0);
 }

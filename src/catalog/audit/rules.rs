@@ -2,17 +2,34 @@
 
 use std::fmt;
 
-use super::finding::{Findings, Place, escape};
-use super::name::Algorithm;
-use crate::catalog::audit::{AuditedCatalog, AuditedRow};
+use super::algorithm::Algorithm;
+use super::walk::{Gravity, RowVisitor};
+use super::{AuditedCatalog, AuditedRow};
 use crate::catalog::bits::{
     BIND_MOUNTPOINT, CHUNKED, DIRECT_IO, DIRECTORY, EXTERNAL, FILE, HASH_ALGORITHM, HIDDEN, NESTED_ROOT, S_IFBLK,
     S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, S_IFSOCK, SPECIAL, SYMLINK, TRANSITION_POINT, UNCOMPRESSED,
 };
+use crate::message::escape;
+
+/// Bytes of the longest link target that Linux reads.
+const LONGEST_TARGET: usize = 4095;
+
+/// Bytes of the longest name that Linux and CVMFS hold.
+const LONGEST_NAME: usize = 255;
+
+/// No file or directory is larger: a writer that hashes 10 GB/s takes three months for as much. Sums of many such sizes
+/// would not fit into the counters.
+const LARGEST_SIZE: i64 = 1 << 56;
+
+/// Chown takes this owner for "leave it", and clients show it as another.
+const NO_OWNER: u32 = u32::MAX;
+
+/// Bytes of a text that a finding quotes.
+const QUOTED: usize = 100;
 
 /// The kinds that a mode can name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Directory,
     Regular,
     Symlink,
@@ -22,7 +39,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// Reads the kind off a mode: its type, and nothing beside that and the permissions.
-    pub(super) fn of(row: &AuditedRow) -> Option<Self> {
+    pub(crate) fn of(row: &AuditedRow) -> Option<Self> {
         match row.mode & !0o7777 {
             S_IFDIR => Some(Self::Directory),
             S_IFREG => Some(Self::Regular),
@@ -47,17 +64,15 @@ pub(super) struct Surroundings {
     pub(super) has_chunks: bool,
 }
 
-/// Takes what is wrong with one row. Its place is made only when something is.
+/// Takes what is wrong with one row.
 pub(super) struct RowFindings<'f> {
-    pub(super) findings: &'f Findings,
-    /// The object that holds the catalog.
-    pub(super) file: &'f str,
+    pub(super) visitor: &'f dyn RowVisitor,
     pub(super) path: &'f [u8],
 }
 
 impl RowFindings<'_> {
     pub(super) fn note(&self, expected: impl fmt::Display, found: impl fmt::Display) {
-        self.findings.note(&Place::file(self.file).at(self.path), expected, found);
+        self.visitor.note(Some(self.path), Gravity::Unsound, &expected, &found);
     }
 }
 
@@ -80,10 +95,15 @@ pub(super) fn check_row(
     check_hash(catalog.hash(row), row, kind, findings);
     check_size(symlink, row, kind, findings);
     check_links(row, kind, findings);
-    if kind == Kind::Symlink && symlink.is_empty() {
-        findings.note("a link target", "none");
-    } else if kind != Kind::Symlink && !symlink.is_empty() {
-        findings.note("no link target", format_args!("'{}'", escape(symlink)));
+    match (kind, symlink.len()) {
+        (Kind::Symlink, 0) => findings.note("a link target", "none"),
+        (Kind::Symlink, 1..=LONGEST_TARGET) | (_, 0) => {}
+        (Kind::Symlink, length) => findings.note("a link target of up to 4095 bytes", length),
+        _ => findings.note("no link target", quoted(symlink)),
+    }
+    if row.uid == NO_OWNER || row.gid == NO_OWNER {
+        let found = format_args!("uid {} and gid {}", row.uid, row.gid);
+        findings.note(format_args!("owners below {NO_OWNER}"), found);
     }
     if row.mtime_nanoseconds.is_some_and(|nanoseconds| !(0..1_000_000_000).contains(&nanoseconds)) {
         findings.note("mtimens below a second", row.mtime_nanoseconds.unwrap_or_default());
@@ -143,6 +163,9 @@ fn check_size(symlink: &[u8], row: &AuditedRow, kind: Kind, findings: &RowFindin
             findings.note("a device number of 32 bits", row.size);
         }
         Kind::Directory | Kind::Regular if row.size < 0 => findings.note("a size", row.size),
+        Kind::Directory | Kind::Regular if row.size > LARGEST_SIZE => {
+            findings.note(format_args!("a size of up to {LARGEST_SIZE} bytes"), row.size);
+        }
         _ => {}
     }
 }
@@ -160,10 +183,19 @@ fn check_links(row: &AuditedRow, kind: Kind, findings: &RowFindings<'_>) {
 
 /// Checks a row's own name. Only the root of the repository has, and must have, the empty one.
 pub(super) fn check_name(name: &[u8], is_repository_root: bool, findings: &RowFindings<'_>) {
-    let is_component = !matches!(name, b"" | b"." | b"..") && !name.iter().any(|b| b"/\0".contains(b));
+    let is_component =
+        !matches!(name, b"" | b"." | b"..") && name.len() <= LONGEST_NAME && !name.iter().any(|b| b"/\0".contains(b));
     if is_repository_root != name.is_empty() || !(name.is_empty() || is_component) {
         let expected = if is_repository_root { "an empty name" } else { "a name that is one component of a path" };
-        findings.note(expected, format_args!("'{}'", escape(name)));
+        findings.note(expected, quoted(name));
+    }
+}
+
+/// Returns the beginning of a text, in quotes, with its length where that is not all of it.
+fn quoted(text: &[u8]) -> String {
+    match text.get(..QUOTED) {
+        Some(start) if text.len() > QUOTED => format!("'{}…' of {} bytes", escape(start), text.len()),
+        _ => format!("'{}'", escape(text)),
     }
 }
 

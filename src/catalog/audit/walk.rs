@@ -1,0 +1,374 @@
+//! The walk over the rows of one catalog, from its root entry down.
+//!
+//! A check reports everything that is not as it must be. An edit refuses a catalog that is [unsound](Gravity::Unsound), because
+//! it signs all rows again, also those that it does not change. Most of the time of a quick check is spent here, once for each
+//! row: nothing is allocated for a row that is right.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+
+use md5::{Digest as _, Md5};
+
+use super::algorithm::is_hash;
+use super::rules::{self, Kind, RowFindings, Surroundings};
+use super::{AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, Fault};
+use crate::catalog::bits::{BIND_MOUNTPOINT, CHUNKED, EXTERNAL, TRANSITION_POINT};
+use crate::catalog::{Counters, key_of, key_of_hash};
+use crate::message::{escape, show};
+
+/// No catalog is larger: CVMFS warns of those from 1 GiB on.
+const LARGEST_CATALOG: i64 = 4 << 30;
+
+/// What follows from something that is not as it must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gravity {
+    /// No writer writes it: the catalog is never signed again.
+    Unsound,
+    /// Other programs have written it, and clients read the catalog all the same.
+    Untidy,
+}
+
+/// Takes what a walk comes across.
+pub(crate) trait RowVisitor {
+    /// Takes something that is not as it must be. Without a path it concerns the catalog as a whole.
+    fn note(&self, path: Option<&[u8]>, gravity: Gravity, expected: &dyn Display, found: &dyn Display);
+
+    /// Takes a row, with its chunks and what `bind_mountpoints` says of it.
+    fn visit(&self, path: &[u8], row: &AuditedRow, chunks: &[AuditedChunk], bound: Option<&AuditedReference>);
+}
+
+/// A catalog being walked.
+pub(crate) struct Walk<'w> {
+    pub(crate) catalog: &'w AuditedCatalog,
+    /// The directory that the catalog is mounted on, as catalogs spell it.
+    pub(crate) mountpoint: &'w [u8],
+    pub(crate) visitor: &'w dyn RowVisitor,
+}
+
+/// What a walk has seen so far.
+struct Seen<'w> {
+    own: Tally,
+    /// Rows by the folder that they lie in, as indices.
+    children: Vec<u32>,
+    /// Rows that the root entry leads to, by index.
+    reached: Vec<bool>,
+    /// Paths whose rows say that another catalog begins there.
+    mountpoints: BTreeSet<Vec<u8>>,
+    /// The folder that each hard link group was seen in.
+    groups: BTreeMap<u32, Vec<u8>>,
+    /// What is wrong with single cells, by row.
+    faults: BTreeMap<i64, Vec<&'w Fault>>,
+}
+
+/// A folder that is still to be walked: its path, and the index of its row.
+type Ahead = (Vec<u8>, u32);
+
+impl<'w> Walk<'w> {
+    /// Walks over all rows that `root`, the index of the root entry, leads to, looks for others, and returns the catalog's own
+    /// counters.
+    pub(crate) fn run(&self, root: usize) -> Counters {
+        let rows = &self.catalog.rows;
+        let mut children: Vec<u32> = (0..u32::try_from(rows.len()).expect("a catalog has at most 4 GiB")).collect();
+        // The sort is stable: rows of one folder stay in the order of their numbers.
+        children.sort_by_key(|&index| rows[index as usize].parent);
+        let mut seen = Seen {
+            own: Tally::default(),
+            children,
+            reached: vec![false; rows.len()],
+            mountpoints: BTreeSet::new(),
+            groups: BTreeMap::new(),
+            faults: BTreeMap::new(),
+        };
+        for (number, fault) in self.catalog.faults.iter().filter_map(|fault| Some((fault.row?, fault))) {
+            seen.faults.entry(number).or_default().push(fault);
+        }
+        self.check_root(root, &mut seen);
+        let mut ahead: Vec<Ahead> = vec![(self.mountpoint.to_vec(), root as u32)];
+        while let Some((path, folder)) = ahead.pop() {
+            self.check_folder(path, &self.catalog.rows[folder as usize], &mut seen, &mut ahead);
+        }
+        self.check_leftovers(&seen);
+        self.check_references();
+        seen.own.counters(self.catalog)
+    }
+
+    fn note(&self, path: &[u8], expected: impl Display, found: impl Display) {
+        self.visitor.note(Some(path), Gravity::Unsound, &expected, &found);
+    }
+
+    fn note_untidy(&self, path: &[u8], expected: impl Display, found: impl Display) {
+        self.visitor.note(Some(path), Gravity::Untidy, &expected, &found);
+    }
+
+    fn note_of_catalog(&self, expected: impl Display, found: impl Display) {
+        self.visitor.note(None, Gravity::Unsound, &expected, &found);
+    }
+
+    fn check_root(&self, root: usize, seen: &mut Seen<'w>) {
+        let row = &self.catalog.rows[root];
+        let slash = self.mountpoint.iter().rposition(|&b| b == b'/');
+        if row.parent != slash.map_or((0, 0), |slash| key_of(&self.mountpoint[..slash])) {
+            self.note(self.mountpoint, "the key of the folder above as parent", format_args!("{:?}", row.parent));
+        }
+        if Kind::of(row) != Some(Kind::Directory) {
+            self.note(self.mountpoint, "a folder as root entry", format_args!("mode {:o}", row.mode));
+        }
+        // Clients give the first row the inode of the root.
+        if self.mountpoint.is_empty() && row.rowid != 1 {
+            self.note(self.mountpoint, "the root entry in row 1", format_args!("row {}", row.rowid));
+        }
+        let (name, found) = (slash.map_or(&b""[..], |slash| &self.mountpoint[slash + 1..]), self.catalog.name(row));
+        if found != name {
+            let expected = format!("name '{}'", escape(name));
+            self.note(self.mountpoint, expected, format_args!("'{}'", escape(found)));
+        }
+        self.check_row(self.mountpoint, key_of(self.mountpoint), root, seen);
+    }
+
+    /// Returns the part of the sorted rows that lies in the folder of this key.
+    fn children(&self, seen: &Seen<'_>, key: (i64, i64)) -> std::ops::Range<usize> {
+        let parent = |index: &u32| self.catalog.rows[*index as usize].parent;
+        let start = seen.children.partition_point(|index| parent(index) < key);
+        let count = seen.children[start..].iter().take_while(|index| parent(index) == key).count();
+        start..start + count
+    }
+
+    /// Checks what lies in one folder, and adds its own folders to those to be checked.
+    fn check_folder(&self, mut path: Vec<u8>, folder: &AuditedRow, seen: &mut Seen<'w>, ahead: &mut Vec<Ahead>) {
+        let (mut folders, mut links, mut has_marker) = (0, BTreeMap::<u32, Vec<&AuditedRow>>::new(), false);
+        let children = self.children(seen, key_of(&path));
+        let length = path.len();
+        path.push(b'/');
+        // The keys of all rows in the folder begin with its own path.
+        let hash = Md5::new_with_prefix(&path);
+        for position in children {
+            let index = seen.children[position] as usize;
+            if std::mem::replace(&mut seen.reached[index], true) {
+                continue;
+            }
+            let row = &self.catalog.rows[index];
+            let name = self.catalog.name(row);
+            path.truncate(length + 1);
+            path.extend_from_slice(name);
+            let key = key_of_hash(hash.clone().chain_update(name).finalize().into());
+            self.check_row(&path, key, index, seen);
+            has_marker |= name == b".cvmfscatalog";
+            match Kind::of(row) {
+                Some(Kind::Directory) => {
+                    folders += 1;
+                    if self.is_mountpoint(&path, row) {
+                        self.check_mountpoint(&path, key, seen);
+                    } else {
+                        ahead.push((path.clone(), index as u32));
+                    }
+                }
+                _ if row.link_group > 0 => links.entry(row.link_group).or_default().push(row),
+                _ => {}
+            }
+        }
+        path.truncate(length);
+        if folder.link_count != folders + 2 {
+            let expected = format!("link count {} of a folder with {folders} others in it", folders + 2);
+            self.note_untidy(&path, expected, folder.link_count);
+        }
+        if has_marker != (path == self.mountpoint) && !path.is_empty() {
+            let found = if has_marker { "one elsewhere" } else { "none" };
+            self.note_untidy(&path, ".cvmfscatalog at the top of each nested catalog, and only there", found);
+        }
+        for (group, links) in links {
+            self.check_link_group(&path, group, &links, seen);
+        }
+    }
+
+    fn is_mountpoint(&self, path: &[u8], row: &AuditedRow) -> bool {
+        row.flags & (TRANSITION_POINT | BIND_MOUNTPOINT) != 0 || self.catalog.nested.contains_key(path)
+    }
+
+    fn check_mountpoint(&self, path: &[u8], key: (i64, i64), seen: &mut Seen<'w>) {
+        if !self.children(seen, key).is_empty() {
+            self.note(path, "nothing below a transition point in the same catalog", "rows");
+        }
+        if self.catalog.nested.contains_key(path) && self.catalog.bound.contains_key(path) {
+            self.note(path, "a row in one of nested_catalogs and bind_mountpoints", "both");
+        }
+        seen.mountpoints.insert(path.to_vec());
+    }
+
+    fn check_row(&self, path: &[u8], key: (i64, i64), index: usize, seen: &mut Seen<'w>) {
+        seen.reached[index] = true;
+        let row = &self.catalog.rows[index];
+        let findings = RowFindings { visitor: self.visitor, path };
+        if row.key != key {
+            findings.note(format_args!("the key {key:?} of the path"), format_args!("{:?}", row.key));
+        }
+        if !seen.faults.is_empty() {
+            for fault in seen.faults.remove(&row.rowid).unwrap_or_default() {
+                findings.note(&fault.expected, &fault.found);
+            }
+        }
+        let (kind, bound) = (Kind::of(row), self.catalog.bound.get(path));
+        let chunks = if self.catalog.chunks.is_empty() { &[][..] } else { self.catalog.chunks_of(key) };
+        let surroundings = Surroundings {
+            is_nested_root: path == self.mountpoint && !path.is_empty(),
+            is_transition_point: kind == Some(Kind::Directory) && self.catalog.nested.contains_key(path),
+            is_bind_mountpoint: bound.is_some(),
+            has_chunks: !chunks.is_empty(),
+        };
+        rules::check_name(self.catalog.name(row), path.is_empty(), &findings);
+        rules::check_row(self.catalog, row, surroundings, &findings);
+        seen.own.add(row, kind, self.catalog.xattr(row).is_some());
+        if kind == Some(Kind::Regular) && row.flags & CHUNKED != 0 {
+            self.check_chunks(path, row, chunks);
+        }
+        self.visitor.visit(path, row, chunks, bound);
+    }
+
+    fn check_chunks(&self, path: &[u8], row: &AuditedRow, chunks: &[AuditedChunk]) {
+        let mut end = 0;
+        for chunk in chunks {
+            if chunk.offset != end {
+                self.note(path, format_args!("a chunk at offset {end}"), chunk.offset);
+            }
+            if chunk.size < 0 || chunk.size == 0 && row.size > 0 {
+                self.note(path, "chunks of at least one byte", chunk.size);
+            }
+            if chunk.hash.as_ref().is_none_or(|hash| hash.len() != 20) {
+                self.note(path, "a hash of 20 bytes for each chunk", format_args!("{:02x?}", chunk.hash));
+            }
+            end = chunk.offset.saturating_add(chunk.size);
+        }
+        if end != row.size || chunks.is_empty() {
+            self.note(path, format_args!("chunks up to the end of the file at {}", row.size), end);
+        }
+    }
+
+    /// All links of a group lie in one folder and differ in nothing but their names.
+    fn check_link_group(&self, folder: &[u8], group: u32, links: &[&AuditedRow], seen: &mut Seen<'w>) {
+        if links[0].link_count as usize != links.len() {
+            let expected = format!("link count {} in group {group}", links.len());
+            self.note(folder, expected, links[0].link_count);
+        }
+        for link in links.iter().filter(|link| !self.catalog.are_alike(link, links[0])) {
+            let found = format!("other attributes for '{}'", escape(self.catalog.name(link)));
+            self.note(folder, format_args!("links of group {group} that differ only in their names"), found);
+        }
+        if let Some(other) = seen.groups.insert(group, folder.to_vec()) {
+            self.note(
+                folder,
+                format_args!("hard link group {group} in one folder"),
+                format_args!("it in {} too", show(&other)),
+            );
+        }
+    }
+
+    /// Looks for what the root entry does not lead to.
+    fn check_leftovers(&self, seen: &Seen<'w>) {
+        let rows = self.catalog.rows.iter().zip(&seen.reached);
+        for (row, _) in rows.filter(|(_, is_reached)| !**is_reached) {
+            let found = format!("row {} with name '{}'", row.rowid, escape(self.catalog.name(row)));
+            self.note_of_catalog("only rows that the root entry leads to", found);
+        }
+        for fault in seen.faults.values().flatten() {
+            self.note_of_catalog(&fault.expected, &fault.found);
+        }
+        let stray: BTreeSet<_> = match self.catalog.chunks.is_empty() {
+            true => BTreeSet::new(),
+            false => {
+                let chunked = self.catalog.rows.iter().filter(|row| row.flags & CHUNKED != 0);
+                let with_chunks: BTreeSet<_> = chunked.map(|row| row.key).collect();
+                let keys = self.catalog.chunks.iter().map(|chunk| chunk.key);
+                keys.filter(|key| !with_chunks.contains(key)).collect()
+            }
+        };
+        for key in stray {
+            self.note_of_catalog("chunks of chunked files only", format_args!("some for the path with key {key:?}"));
+        }
+        let registered: BTreeSet<Vec<u8>> =
+            self.catalog.nested.keys().chain(self.catalog.bound.keys()).cloned().collect();
+        for path in registered.symmetric_difference(&seen.mountpoints) {
+            let found = if registered.contains(path) { "a reference alone" } else { "a transition point alone" };
+            self.note(path, "a transition point and a reference to its catalog", found);
+        }
+    }
+
+    /// Looks for references that name no catalog, or one that does not lie below this.
+    fn check_references(&self) {
+        for (table, references) in
+            [("nested_catalogs", &self.catalog.nested), ("bind_mountpoints", &self.catalog.bound)]
+        {
+            for (path, reference) in references {
+                if !is_hash(&reference.hash) {
+                    self.note(path, format_args!("a hash in {table}"), &reference.hash);
+                }
+                if !path.strip_prefix(self.mountpoint).is_some_and(|rest| rest.len() > 1 && rest[0] == b'/') {
+                    self.note(path, "a nested catalog below the one that refers to it", "another place");
+                }
+                if !(0..=LARGEST_CATALOG).contains(&reference.size) {
+                    self.note(path, format_args!("a size of up to {LARGEST_CATALOG} in {table}"), reference.size);
+                }
+            }
+        }
+    }
+}
+
+/// Counts of rows, which hostile sizes may not overflow.
+#[derive(Default)]
+struct Tally {
+    regular: i64,
+    symlink: i64,
+    special: i64,
+    dir: i64,
+    chunked: i64,
+    file_size: i64,
+    chunked_size: i64,
+    xattr: i64,
+    external: i64,
+    external_file_size: i64,
+}
+
+impl Tally {
+    fn add(&mut self, row: &AuditedRow, kind: Option<Kind>, has_xattr: bool) {
+        self.xattr += i64::from(has_xattr);
+        match kind {
+            Some(Kind::Directory) => self.dir += 1,
+            Some(Kind::Symlink) => self.symlink += 1,
+            Some(Kind::Device | Kind::FifoOrSocket) => self.special += 1,
+            Some(Kind::Regular) => self.add_regular(row),
+            None => {}
+        }
+    }
+
+    fn add_regular(&mut self, row: &AuditedRow) {
+        self.regular += 1;
+        self.file_size = self.file_size.saturating_add(row.size);
+        if row.flags & CHUNKED != 0 {
+            self.chunked += 1;
+            self.chunked_size = self.chunked_size.saturating_add(row.size);
+        }
+        if row.flags & EXTERNAL != 0 {
+            self.external += 1;
+            self.external_file_size = self.external_file_size.saturating_add(row.size);
+        }
+    }
+
+    fn counters(&self, catalog: &AuditedCatalog) -> Counters {
+        let value = |name| {
+            Some(match name {
+                "regular" => self.regular,
+                "symlink" => self.symlink,
+                "special" => self.special,
+                "dir" => self.dir,
+                "nested" => catalog.nested.len() as i64,
+                "chunked" => self.chunked,
+                "chunks" => catalog.chunks.len() as i64,
+                "file_size" => self.file_size,
+                "chunked_size" => self.chunked_size,
+                "xattr" => self.xattr,
+                "external" => self.external,
+                "external_file_size" => self.external_file_size,
+                _ => return None,
+            })
+        };
+        Counters::from_named(value).expect("every counter has a number")
+    }
+}
