@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use serde::Serialize;
 
 use crate::catalog::audit::Fault;
-use crate::message::{on_one_line, shortened};
 pub(super) use crate::message::{escape, show};
+use crate::message::{on_one_line, shortened};
 
 /// One thing that is not as it must be. Findings sort by file, and then by path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -101,7 +101,6 @@ impl Findings {
         findings
     }
 }
-
 
 fn text_of(part: &impl fmt::Display) -> String {
     on_one_line(&shortened(&part.to_string()))
