@@ -322,6 +322,18 @@ impl FolderRow {
     }
 }
 
+/// Returns bytes as text. What is long is told by its beginning, its length and its MD5, so that other bytes give another text.
+fn shortened(bytes: Option<&[u8]>) -> String {
+    const QUOTED: usize = 256;
+    match bytes {
+        Some(bytes) if bytes.len() > QUOTED => {
+            let (start, (first, second)) = (&bytes[..QUOTED], key_of(bytes));
+            format!("{start:02x?} and so on, {} bytes with MD5 key {first:x} {second:x}", bytes.len())
+        }
+        bytes => format!("{bytes:02x?}"),
+    }
+}
+
 /// Returns the first attribute in which a transition point and the root of its catalog differ, as it is in either.
 fn difference(above: &FolderRow, below: &FolderRow) -> Option<(String, String)> {
     const NESTING: u32 = TRANSITION_POINT | NESTED_ROOT;
@@ -335,8 +347,8 @@ fn difference(above: &FolderRow, below: &FolderRow) -> Option<(String, String)> 
             format!("flags {:#x}", row.flags & !NESTING),
             format!("uid {} and gid {}", row.uid, row.gid),
             format!("mtime {}", row.mtime),
-            format!("hash {:02x?} and link target {:?}", folder.hash, folder.symlink),
-            format!("extended attributes {:02x?}", folder.xattr),
+            format!("hash {} and link target {}", shortened(folder.hash.as_deref()), shortened(Some(&folder.symlink))),
+            format!("extended attributes {}", shortened(folder.xattr.as_deref())),
         ]
     };
     let nanoseconds = above.row.mtime_nanoseconds.zip(below.row.mtime_nanoseconds);

@@ -192,18 +192,28 @@ fn certificate_and_meta_info_are_written_again_where_their_bytes_are_known() {
     }
 }
 
+/// Fails unless an image is not published under a new name, by an error that says all of `words`.
+#[track_caller]
+fn assert_not_published(repository: &TestRepository, image: &TestImage, options: &[&str], words: &[&str]) {
+    let before = repository.manifest_bytes();
+    let run = repository.convert(image, "registry.example.org/new:1", options).expect_code(1);
+    for word in words {
+        assert!(run.stderr().contains(word), "{word}: {}", run.stderr());
+    }
+    assert_eq!(repository.manifest_bytes(), before);
+}
+
 #[test]
 fn lost_tag_database_is_an_error_that_says_how_to_repair_it() {
     for spoil in SPOILERS {
         let repository = TestRepository::publish(&image());
         let object = front_object(&repository, 'H');
+        let bytes = fs::read(&object).unwrap();
         spoil(&object);
-        let before = repository.manifest_bytes();
         let name = object.strip_prefix(repository.storage()).unwrap().to_str().unwrap();
         let words = [name, "tag database", "copy the object from a replica or a backup"];
-        let source = repository.source(&sharing());
-        repository.refuse(["convert", &source, "--name", OTHER, "--force"], 1, &words);
-        assert_eq!(repository.manifest_bytes(), before);
+        assert_not_published(&repository, &sharing(), &["--force"], &words);
+        fs::write(&object, bytes).unwrap();
     }
 }
 
@@ -211,10 +221,12 @@ fn lost_tag_database_is_an_error_that_says_how_to_repair_it() {
 fn damaged_log_of_references_is_an_error_that_says_how_to_repair_it() {
     for spoil in [cut, |path: &Path| fs::write(path, "no database").unwrap()] {
         let repository = TestRepository::publish(&image());
-        spoil(&repository.storage().join(".cvmfsreflog"));
-        let source = repository.source(&sharing());
+        let log = repository.storage().join(".cvmfsreflog");
+        let bytes = fs::read(&log).unwrap();
+        spoil(&log);
         let words = ["reflog", "'.cvmfsreflog' from a backup", "cvmfs_server check -r"];
-        repository.refuse(["convert", &source, "--name", OTHER, "--force"], 1, &words);
+        assert_not_published(&repository, &sharing(), &["--force"], &words);
+        fs::write(&log, bytes).unwrap();
     }
 }
 
@@ -256,15 +268,19 @@ fn lists_of_podmans_store_are_made_again_by_force() {
             repository.convert(&sharing(), OTHER, &[]).expect_code(0);
             let before = listed(&repository);
             assert_eq!(before.len(), 3);
-            let objects: Vec<PathBuf> = lost.iter().map(|file| list_object(&repository, file)).collect();
-            objects.iter().for_each(|object| spoil(object));
+            let objects: Vec<(PathBuf, Vec<u8>)> = lost
+                .iter()
+                .map(|file| list_object(&repository, file))
+                .map(|object| (object.clone(), fs::read(object).unwrap()))
+                .collect();
+            objects.iter().for_each(|(object, _)| spoil(object));
             let next = TestImage::new().layer(|layer| layer.file("next", "text"));
-            let source = repository.source(&next);
-            let words = [&lost[0][..14], "strata convert --force"];
-            repository.refuse(["convert", &source, "--name", "registry.example.org/next:1"], 1, &words);
+            assert_not_published(&repository, &next, &[], &[&lost[0][..14], "strata convert --force"]);
             repository.convert(&image(), NAME, &["--force"]).expect_code(0);
             assert_eq!(listed(&repository), before, "{lost:?}");
-            repository.run(["check", "--quick"]).expect_code(0);
+            repository.run(["check", "/podmanStore"]).expect_code(0);
+            // The revision before has lost them for good.
+            objects.iter().for_each(|(object, bytes)| fs::write(object, bytes).unwrap());
             repository.run(["verify", &repository.source(&sharing()), "--name", OTHER]).expect_code(0);
             repository.convert(&next, "registry.example.org/next:1", &[]).expect_code(0);
         }
