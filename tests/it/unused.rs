@@ -68,7 +68,7 @@ fn tree_counts_from_when_the_last_of_its_names_left_it() {
     repository.convert(&old, OTHER, &[]).expect_code(0);
     let leave = |name: &str, epoch: &str| {
         let source = repository.source(&new);
-        let mut command = repository.command(["convert", &source, "--name", name]);
+        let mut command = repository.command(["convert", &source, "--name", name, "--accept-clock"]);
         Run::of(command.env("SOURCE_DATE_EPOCH", epoch)).expect_code(0);
     };
     leave(NAME, "2000000000");
