@@ -304,7 +304,7 @@ fn registry_that_asks_to_wait_holds_up_its_own_images_only() {
         scene.registry.push_tags(&image(name), name, ["1"]);
     }
     scene.proxy.at("/v2/app/slow/manifests/", |request, number| match number {
-        0 => Reply::status(429).with("retry-after", 2),
+        0 => Reply::status(429).with("retry-after", 6),
         _ => request.forward(),
     });
     let wishes = format!("  - HOST/app/slow:1\n  - {}/app/fast:1\n", other.host());
