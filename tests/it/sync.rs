@@ -303,9 +303,11 @@ fn registry_that_asks_to_wait_holds_up_its_own_images_only() {
     for name in ["app/slow", "app/fast"] {
         scene.registry.push_tags(&image(name), name, ["1"]);
     }
-    scene.proxy.at("/v2/app/slow/manifests/", |request, number| match number {
-        0 => Reply::status(429).with("retry-after", 6),
-        _ => request.forward(),
+    // The registry asks to wait until a revision is published, which can only be that of the other image.
+    let (manifest, before) = (scene.repository.storage().join(".cvmfspublished"), scene.repository.manifest_bytes());
+    scene.proxy.at("/v2/app/slow/manifests/", move |request, _| match fs::read(&manifest).unwrap() == before {
+        true => Reply::status(429).with("retry-after", 1),
+        false => request.forward(),
     });
     let wishes = format!("  - HOST/app/slow:1\n  - {}/app/fast:1\n", other.host());
     let wishlist = scene.wish("list.yaml", &wishes);
