@@ -323,7 +323,7 @@ impl FolderRow {
 }
 
 /// Returns bytes as text. What is long is told by its beginning, its length and its MD5, so that other bytes give another text.
-fn shortened(bytes: Option<&[u8]>) -> String {
+fn quoted(bytes: Option<&[u8]>) -> String {
     const QUOTED: usize = 256;
     match bytes {
         Some(bytes) if bytes.len() > QUOTED => {
@@ -347,8 +347,8 @@ fn difference(above: &FolderRow, below: &FolderRow) -> Option<(String, String)> 
             format!("flags {:#x}", row.flags & !NESTING),
             format!("uid {} and gid {}", row.uid, row.gid),
             format!("mtime {}", row.mtime),
-            format!("hash {} and link target {}", shortened(folder.hash.as_deref()), shortened(Some(&folder.symlink))),
-            format!("extended attributes {}", shortened(folder.xattr.as_deref())),
+            format!("hash {} and link target {}", quoted(folder.hash.as_deref()), quoted(Some(&folder.symlink))),
+            format!("extended attributes {}", quoted(folder.xattr.as_deref())),
         ]
     };
     let nanoseconds = above.row.mtime_nanoseconds.zip(below.row.mtime_nanoseconds);

@@ -3,17 +3,16 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, Mutex};
 
 use crate::image::{FullName, ImageName};
 use crate::source::ImageArgument;
 
 use super::options::WishOptions;
 use super::place::ImageRepository;
-use super::project::{JsonPage, Listing, ListingError, Project, ProjectApi, shortened};
+use super::project::{Listing, ListingError, Project, beginning_of};
 use super::{NameFilter, Problem, TagFilter, Wanted, Wish};
 
-/// How many names that are none a problem shows.
+/// Maximum number of invalid names that a problem lists.
 const SHOWN_NAMES: usize = 3;
 
 /// One image that is wanted.
@@ -29,7 +28,7 @@ pub struct WantedImage {
     pub is_found: bool,
 }
 
-/// The newest images of a repository, of which a wish wants so many.
+/// The newest images of a repository, for a wish with `newest`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Newest {
     /// The names of those that are wanted, if all of them are images.
@@ -95,43 +94,6 @@ pub struct Expansion {
     /// What looks like a mistake.
     pub problems: Vec<Problem>,
 }
-
-/// Remembers the tags of repositories, since wishlists often have several patterns for one.
-pub(crate) struct ListedOnce<'l> {
-    listing: &'l dyn Listing,
-    tags: Mutex<HashMap<ImageRepository, SharedTags>>,
-}
-
-/// The tags of a repository, once they are known. Whoever holds the lock may ask for them.
-type SharedTags = Arc<Mutex<Option<Vec<String>>>>;
-
-impl<'l> ListedOnce<'l> {
-    /// Returns a listing that asks `listing` for what it has not asked before. What failed is asked for again.
-    pub(crate) fn new(listing: &'l dyn Listing) -> Self {
-        Self { listing, tags: Mutex::default() }
-    }
-}
-
-impl Listing for ListedOnce<'_> {
-    fn tags(&self, place: &ImageRepository) -> Result<Vec<String>, ListingError> {
-        let known = Arc::clone(self.tags.lock().expect(UNPOISONED).entry(place.clone()).or_default());
-        let mut known = known.lock().expect(UNPOISONED);
-        if let Some(tags) = &*known {
-            return Ok(tags.clone());
-        }
-        Ok(known.insert(self.listing.tags(place)?).clone())
-    }
-
-    fn repositories(&self, host: &str, plain_http: bool) -> Result<Vec<String>, ListingError> {
-        self.listing.repositories(host, plain_http)
-    }
-
-    fn json(&self, url: &str, api: &ProjectApi) -> Result<Option<JsonPage>, ListingError> {
-        self.listing.json(url, api)
-    }
-}
-
-const UNPOISONED: &str = "no thread panics while it lists tags";
 
 /// Returns the images that one wish stands for at this moment; [`GrowingExpansion`] makes one list of those of several wishes.
 pub(crate) fn expand_one(wish: &Wish, listing: &dyn Listing) -> Expansion {
@@ -384,7 +346,7 @@ impl Expanding<'_> {
         let (valid, invalid): (Vec<String>, Vec<String>) = names.into_iter().partition(|name| is_valid(name));
         if !invalid.is_empty() {
             let shown: Vec<String> =
-                invalid.iter().take(SHOWN_NAMES).map(|name| format!("{:?}", shortened(name))).collect();
+                invalid.iter().take(SHOWN_NAMES).map(|name| format!("{:?}", beginning_of(name))).collect();
             let text = format!("the registry lists what is no {kind}, {} times: {}", invalid.len(), shown.join(", "));
             self.result.problems.push(Problem::hint(self.wish.line, text));
         }
@@ -396,6 +358,8 @@ impl Expanding<'_> {
 pub(super) mod tests {
     use super::super::tests::parse;
     use super::*;
+    use crate::wishlist::ListedOnce;
+    use crate::wishlist::project::{JsonPage, ProjectApi};
 
     use std::sync::atomic::{AtomicUsize, Ordering};
 

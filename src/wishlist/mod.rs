@@ -10,6 +10,7 @@
 mod expand;
 mod filter;
 mod lenient;
+mod listed_once;
 mod node;
 mod options;
 mod place;
@@ -26,8 +27,9 @@ use std::path::{Path, PathBuf};
 use crate::source::ImageArgument;
 
 pub use expand::{Expansion, Failure, Newest, WantedImage};
-pub(crate) use expand::{GrowingExpansion, ListedOnce, Order, expand_one};
+pub(crate) use expand::{GrowingExpansion, Order, expand_one};
 pub use filter::{Glob, NameFilter, TagFilter, is_referrers_tag};
+pub(crate) use listed_once::ListedOnce;
 pub use options::{ChainOption, PlatformOption, WishOptions};
 pub use place::ImageRepository;
 pub use project::{JsonPage, Listing, ListingError, Project, ProjectApi, ProjectError};

@@ -223,8 +223,8 @@ impl Project {
         match item.get("location").and_then(Value::as_str) {
             Some(location) if location != format!("{}/{path}", self.host) => Err(ProjectError::OtherRegistry {
                 url: url.to_owned(),
-                path: shortened(path),
-                location: shortened(location),
+                path: beginning_of(path),
+                location: beginning_of(location),
                 host: self.host.clone(),
             }),
             _ => Ok(path.to_owned()),
@@ -323,12 +323,12 @@ fn same_server(origin: &str, url: &str, next: &str) -> Result<String, ProjectErr
     let is_clean = whole.bytes().all(|b| b.is_ascii_graphic() && b != b'\\');
     match whole.strip_prefix(origin) {
         Some(rest) if rest.starts_with('/') && is_clean => Ok(whole),
-        _ => Err(ProjectError::Elsewhere { url: url.to_owned(), next: shortened(next) }),
+        _ => Err(ProjectError::Elsewhere { url: url.to_owned(), next: beginning_of(next) }),
     }
 }
 
 /// Returns what a registry wrote, cut to a length that fits a message.
-pub(super) fn shortened(text: &str) -> String {
+pub(super) fn beginning_of(text: &str) -> String {
     text.chars().take(SHOWN).collect()
 }
 
