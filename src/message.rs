@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::error::Error;
 
-/// Characters of the longest text that is shown whole: more than any path has, whatever of it is escaped.
+/// Characters of the longest text that is shown whole. A path of 4,096 bytes that are all escaped is shorter.
 const LONGEST: usize = 20_000;
 
 /// Characters of a longer text that are shown, from its beginning and from its end.

@@ -114,7 +114,7 @@ pub struct Revision {
     pub root: CatalogReference,
 }
 
-/// A revision that clients see, whatever happened afterwards.
+/// A revision that clients see, also if a later step failed.
 #[derive(Debug)]
 #[must_use = "what failed afterwards has to be told"]
 pub struct Publication {
@@ -470,7 +470,7 @@ fn publish_nothing(
         wait: Duration::ZERO,
         accept_clock: true,
     };
-    // Nobody sees the directory yet.
+    // The directory is not visible to clients yet.
     all_is_well(publisher.put_in_front(manifest, root, None, rng)?)
 }
 

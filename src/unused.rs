@@ -66,7 +66,7 @@ pub(crate) fn candidates(head: &Repository) -> Result<CandidateTrees, Repository
     Ok(candidates)
 }
 
-/// Returns the trees of an image, whoever published it.
+/// Returns the trees of an image that strata or DUCC published.
 fn trees_of(repository: &Repository, image: &ListedImage) -> Result<BTreeSet<EntryPath>, UnusedError> {
     if let Some(record) = &image.record {
         return Ok(record.trees());

@@ -27,7 +27,7 @@ const MAXIMUM_DEPTH: usize = 1_100;
 /// Since this schema revision there are nanoseconds.
 pub(super) const WITH_NANOSECONDS: u32 = 7;
 
-/// Columns that every catalog has, of whatever revision.
+/// Columns that catalogs of every schema revision have.
 pub(super) const ROW_COLUMNS: [&str; 15] = [
     "md5path_1",
     "md5path_2",
@@ -46,7 +46,7 @@ pub(super) const ROW_COLUMNS: [&str; 15] = [
     "xattr",
 ];
 
-/// Tables that every catalog has, of whatever revision.
+/// Tables that catalogs of every schema revision have.
 const TABLES: &[Table] = &[
     ("catalog", &ROW_COLUMNS),
     ("chunks", &["md5path_1", "md5path_2", "offset", "size", "hash"]),

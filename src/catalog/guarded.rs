@@ -1,6 +1,6 @@
 //! SQLite databases that came with a repository, opened so that nothing in them is executed.
 //!
-//! Whoever made the file chose its schema as well as its rows: a table may be a view, a row may run a trigger, and pages
+//! The author of the file chose its schema as well as its rows: a table may be a view, a row may run a trigger, and pages
 //! may refer to one another so that a scan never ends. So only ordinary tables and their indexes are accepted, every
 //! statement has a time limit, and no more rows or bytes are returned than the file can hold.
 
@@ -102,7 +102,7 @@ impl GuardedDatabase {
         connection.pragma_update(None, "cell_size_check", true)?;
         connection.pragma_update(None, "query_only", true)?;
         let size = length as u64;
-        // No text, blob or row of the file is longer than the file, whatever its header says.
+        // No text, blob or row of the file is longer than the file, even if its header says so.
         set_longest_value(&connection, size)?;
         let clock = Arc::new(Clock::new(LEAST_TIME + TIME_PER_MIB * (size >> 20) as u32));
         let handler = Arc::clone(&clock);
@@ -163,7 +163,7 @@ impl GuardedDatabase {
         Ok(found)
     }
 
-    /// Returns the tables, and whatever else is in the schema.
+    /// Returns the tables and all other objects of the schema.
     pub(crate) fn schema(&self) -> rusqlite::Result<Arc<Schema>> {
         let objects = self.objects()?;
         // Asking for the columns of each table takes longer than most catalogs take otherwise.
@@ -238,7 +238,7 @@ impl GuardedDatabase {
 /// A table that must be there: its name and the columns that are used.
 pub(crate) type Table = (&'static str, &'static [&'static str]);
 
-/// A table, index, or whatever else a schema defines.
+/// An object of a schema: a table, an index, a view or a trigger.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Object {
     /// `table`, `index`, `view` or `trigger`.
@@ -284,7 +284,7 @@ pub(crate) struct Schema {
     pub(crate) is_own_catalog: bool,
     /// Columns that are stored, by table.
     columns: HashMap<String, Vec<String>>,
-    /// Views, triggers, virtual tables and whatever else is no ordinary table or index.
+    /// Views, triggers, virtual tables and all other objects that are no ordinary tables or indexes.
     pub(crate) others: Vec<String>,
 }
 
@@ -323,7 +323,7 @@ impl Budget {
         self.take_bytes(bytes)
     }
 
-    /// Takes a row with so many bytes of texts and blobs out of the budget.
+    /// Subtracts a row from the budget, given the bytes of its texts and blobs.
     pub(crate) fn take_bytes(&mut self, bytes: u64) -> rusqlite::Result<()> {
         match (self.rows.checked_sub(1), self.bytes.checked_sub(bytes)) {
             (Some(rows), Some(bytes)) => {

@@ -422,7 +422,7 @@ impl StateDatabase {
         })
     }
 
-    /// Tells whether a name stood for an artifact once, whatever was wanted of it.
+    /// Tells whether a name stood for an artifact once, for any set of platforms.
     pub fn had_artifact(&self, name: &str) -> Result<bool, StateError> {
         self.with(|connection| {
             connection.prepare_cached("SELECT 1 FROM artifact WHERE name = ?")?.exists(params![name])

@@ -25,7 +25,7 @@ use super::progress::Display;
 use super::timings::Timings;
 use super::{complain, print, print_line};
 
-/// What a masked link means to whoever runs the image.
+/// What a masked link means to users of the image.
 const MASKED_LINK: &str = "    A layer has entries below these symbolic links and no entry for a directory in their place. containerd and podman \
      unpack such a layer with a directory that hides the link, and so it is in .layers: programs that need what the link leads to \
      may not start there. The root file system in .flat and podmanStore follows the link.\n";

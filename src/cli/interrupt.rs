@@ -23,7 +23,7 @@ const MOMENT: Duration = Duration::from_millis(100);
 /// How long cleaning up may take. What is left then is deleted by the next run.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// When the program ends, whatever but a sync keeps it from cleaning up and from saying so.
+/// When the program ends, unless the kernel is inside a sync, even if it has not cleaned up or reported by then.
 const LATEST: Duration = Duration::from_millis(1700);
 
 /// Whether a signal is ending the program.
@@ -61,7 +61,7 @@ pub struct Ending {
 }
 
 impl Ending {
-    /// Prepares for a signal that whoever calls this waits for.
+    /// Prepares for a signal that the caller waits for.
     pub fn prepare() -> io::Result<Self> {
         let has_begun = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {

@@ -87,7 +87,7 @@ fn watch_for_signals() -> anyhow::Result<Arc<Mutex<Stage>>> {
             };
             mounted.iter().for_each(end);
             if !is_read {
-                // Nobody needs the rest.
+                // The layers that are still missing are not needed.
                 ending.end(signal);
             }
         });

@@ -65,7 +65,7 @@ impl Display {
         };
         match thread::Builder::new().spawn(draw) {
             Ok(thread) => Self { board: Some(board), thread: Some(thread) },
-            // Whoever cannot see how far the work is still wants it done.
+            // Without a thread the work goes on, and its progress is not displayed.
             Err(_) => {
                 *shown() = None;
                 Self { board: None, thread: None }

@@ -145,7 +145,7 @@ impl Outcomes {
         match self.has_published {
             true if self.has_late_failure => LATE,
             _ if is_all_well && !self.has_late_failure => 0,
-            // Whatever was published, if only removals, is more than nothing.
+            // A revision that only removes images counts as published, too.
             false if self.failed == self.images && self.failed + self.not_listed > 0 => FAILED,
             _ => PARTLY,
         }

@@ -61,7 +61,7 @@ impl Run {
         if let Some(lack) = folder.settings().compression.lack() {
             tracing::info!("{lack}");
         }
-        // By the real time, whatever publications are dated.
+        // By the real time, as publications may be dated otherwise.
         if let Some(warning) = folder.whitelist_warning(Timestamp::now()) {
             tracing::warn!("{warning}");
         }

@@ -80,7 +80,7 @@ pub struct DescriptorPlatform {
     pub needs_features: bool,
 }
 
-/// Tells whether a list holds anything, whatever form it has.
+/// Tells whether a JSON value is a list or a text that is not empty.
 fn is_filled<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
         Value::Array(items) => !items.is_empty(),
@@ -175,7 +175,7 @@ fn is_empty_config(json: &[u8]) -> bool {
         || serde_json::from_slice(json).is_ok_and(|config: Map<String, Value>| config.is_empty())
 }
 
-/// Tells whether a config lists diff IDs, in whatever form.
+/// Tells whether a config lists diff IDs, valid or not.
 fn lists_layers(json: &[u8]) -> bool {
     let config: Value = serde_json::from_slice(json).unwrap_or_default();
     config["rootfs"]["diff_ids"].as_array().is_some_and(|diff_ids| !diff_ids.is_empty())

@@ -283,7 +283,7 @@ impl<R: Read> Archive<R> {
         Ok(header::text(&self.extension_data(header)?).to_vec())
     }
 
-    /// Returns the records of a PAX header, which are well-formed, whatever they say.
+    /// Returns the records of a PAX header. They are well-formed; their values are not checked.
     fn records(&mut self, header: &Header) -> Result<Vec<u8>, LayerError> {
         let records = self.extension_data(header)?;
         pax::check_records(&records).map_err(|problem| self.failed(problem))?;

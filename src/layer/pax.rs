@@ -74,7 +74,7 @@ impl Extended {
     }
 }
 
-/// Refuses malformed records, whatever they say.
+/// Refuses malformed records, also those with keys that are ignored.
 pub(super) fn check_records(records: &[u8]) -> Result<(), EntryError> {
     let mut rest = records;
     while !rest.is_empty() {

@@ -10,7 +10,7 @@ pub struct SizeLimit {
     is_of_database: bool,
 }
 
-/// No database is read that unpacks to more, whatever is stated: CVMFS itself warns of catalogs from 1 GiB on.
+/// Maximum unpacked size of a database, even if more is stated. CVMFS itself warns of catalogs from 1 GiB on.
 const MAXIMUM_DATABASE: u64 = 4 << 30;
 
 /// Bytes that any database may unpack to.
@@ -27,7 +27,7 @@ const LARGEST_RATIO: u64 = 1032;
 const SLACK: u64 = 64 << 10;
 
 impl SizeLimit {
-    /// Returns the limit for what has at most so many bytes.
+    /// Returns the limit for content of at most `bytes` bytes.
     pub const fn of(bytes: u64) -> Self {
         Self { bytes, stated: Some(bytes), is_of_database: false }
     }
@@ -55,7 +55,7 @@ impl SizeLimit {
         self.bytes.saturating_add(self.bytes / 256).saturating_add(SLACK)
     }
 
-    /// Returns how many bytes an object of so many stored ones may unpack to.
+    /// Returns the maximum unpacked size of an object, given the bytes that it has as stored.
     pub fn unpacked(self, stored: u64) -> u64 {
         let is_possible =
             |&size: &u64| !self.is_of_database || size <= stored.saturating_mul(LARGEST_RATIO).saturating_add(SLACK);

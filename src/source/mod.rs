@@ -122,8 +122,8 @@ pub fn open(argument: &ImageArgument, registries: &Registries) -> Result<Box<dyn
 pub struct PlatformRequest {
     /// What the image should run on.
     pub platform: Platform,
-    /// Whether somebody asked for it. If not, the platform only chooses between several images: a single one for which no list
-    /// names a platform is taken whatever it was built for.
+    /// Whether the user asked for it. If not, the platform only chooses between several images: a single image is accepted for
+    /// every platform, unless an index names one for it.
     pub explicit: bool,
 }
 

@@ -327,7 +327,7 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
 }
 
-/// Says that something is a pipe, a directory, or whatever else cannot be read or written as a file.
+/// Returns the error for a pipe, a directory, or another file that is not a regular one.
 pub(crate) fn not_regular() -> io::Error {
     io::Error::other("it is no regular file")
 }

@@ -244,12 +244,12 @@ fn delete_content(directory: &Path, deadline: Deadline) {
 /// something or to clean up waits forever.
 pub fn abandon_runs(patience: Duration) -> Option<u64> {
     let runs = runs();
-    // Only now, as whoever had the lock may have been inside a sync.
+    // Only now, as the thread that had the lock may have been inside a sync.
     let deadline = Deadline::after(patience);
     for lock in &runs.locks {
         fs::remove_file(lock).ok();
     }
-    // Under other names nobody adds to the directories while they are emptied. The next run takes them for a dead one's, too.
+    // Under other names, no thread adds to the directories while they are emptied. The next run takes them for a dead one's, too.
     let abandoned = runs.folders.iter().filter_map(|folder| {
         let mut abandoned = folder.clone().into_os_string();
         abandoned.push("-abandoned");

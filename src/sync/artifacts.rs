@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(spared(&[], &["5", "4", "3"], &[]), []);
         assert_eq!(spared(&["2", "6"], &["5", "4", "3"], &[]), [name("5")]);
         assert_eq!(spared(&["6", "7"], &["5", "4", "3"], &[]), [name("5"), name("4")]);
-        // Nobody knows what lies between: it was never published.
+        // What lies between is not known: it was never published.
         assert_eq!(spared(&["6"], &["3"], &[]), [name("3")]);
         assert_eq!(spared(&["6"], &["4", "3"], &[]), [name("4")]);
         // What was an image once may have become an artifact.

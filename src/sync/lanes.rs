@@ -23,7 +23,7 @@ struct State<T> {
 }
 
 struct Lane<T> {
-    /// Items that nobody works on, by their place in the wishlist.
+    /// Items that no thread works on, by their place in the wishlist.
     waiting: BTreeMap<Order, T>,
     /// How many items are worked on.
     running: usize,

@@ -99,7 +99,7 @@ pub struct Options {
 /// What happens in a round, as it happens.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// The wishes come to so many images more.
+    /// This number of further images was found to be wanted.
     Listed(usize),
     /// Something in the wishlist looks like a mistake.
     Problem(&'a Problem),
@@ -142,7 +142,7 @@ pub enum ImageState {
     Planned(Vec<Outcome>),
     /// It failed, now or before.
     Failed(String),
-    /// It is none, but an artifact of this type. No [`Report`] counts it among the images.
+    /// The name stands for an artifact of this type, not for an image. No [`Report`] counts it among the images.
     Artifact(String),
 }
 

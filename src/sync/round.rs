@@ -36,7 +36,7 @@ const UNANSWERED: Duration = Duration::from_millis(500);
 const TOLD_AFTER: Duration = Duration::from_secs(2);
 /// How often it is looked who lags.
 const TICK: Duration = Duration::from_millis(10);
-/// So many questions more than connections are dealt with for one registry, since answers are compared with what is published.
+/// Number of questions per registry in progress beyond its connections, as answers are compared with what is published.
 const QUESTIONS_AHEAD: usize = 4;
 /// Maximum number of threads that ask registries.
 const MOST_ASKING: usize = 256;
@@ -121,7 +121,7 @@ impl Round<'_> {
                 let mut threads = Threads { scope, round: self, sender, asking, converting: Vec::new() };
                 desk.work(&receiver, &mut threads, rng)
             });
-            // Whatever is under way ends by itself, within the time limits of requests.
+            // Requests in progress end by themselves, within their time limits.
             asks.close();
             self.workshop.works.close();
             result

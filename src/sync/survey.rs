@@ -26,7 +26,7 @@ pub(super) enum Finding {
     Unchanged,
     /// It is something else by now, or it is not published: what its registry has under its name.
     Changed(Digest),
-    /// It is none, as was found before, but an artifact of this type.
+    /// The name stands for an artifact of this type, as was found before.
     Artifact(String),
     /// Nothing can be said about it.
     Failed(ConvertError),
@@ -79,7 +79,7 @@ impl Survey<'_> {
         if !image.is_found || !self.state.had_artifact(&image.name().to_string()).ok()? {
             return None;
         }
-        // Whatever is wrong now, the image stays in quarantine for what was wrong before.
+        // The image stays in quarantine for its earlier error, even if it fails for another one now.
         noted_artifact(self.state, image, self.look(image).ok()??).ok()?
     }
 
@@ -188,7 +188,7 @@ impl Survey<'_> {
     }
 }
 
-/// Tells whether a record names every kind of tree that is wanted of an image of so many layers.
+/// Tells whether a record names every kind of tree that is wanted of an image with this number of layers.
 fn holds_all(record: &ImageRecord, layers: usize, options: &ImageOptions) -> bool {
     let chains = match options.chains {
         Chains::None => 0,

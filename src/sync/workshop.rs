@@ -229,7 +229,7 @@ impl Workshop<'_> {
         Ok(())
     }
 
-    /// Notes that an image was not converted: one that failed, or that is none.
+    /// Notes that an image failed, or that it was found to be an artifact.
     pub(super) fn not_converted(&self, image: &WantedImage, error: &ConvertError) -> Result<ImageState, SyncError> {
         match artifact_type(error).filter(|_| image.is_found) {
             Some(artifact_type) => self.skipped(image, artifact_type.to_owned()),
@@ -297,7 +297,7 @@ impl Workshop<'_> {
         let publication = self.run.publish(&changes, rng)?;
         let images: Vec<&WantedImage> = numbers.iter().map(|&number| &*items[number].image).collect();
         if let Some(Publication { revision, late }) = publication {
-            // Before anything else can fail: nobody may be told that nothing was published.
+            // Before anything else can fail: an error must not report that nothing was published.
             let mut published = self.published.lock().expect(UNPOISONED);
             published.revisions.push(revision);
             published.late.extend(late);

@@ -247,7 +247,7 @@ impl OwnLayer {
     }
 }
 
-/// Returns the attributes that a directory has in a tree; those of a new one where there is none.
+/// Returns the attributes that a directory has in a tree, or those of a new directory where the tree has no such directory.
 fn metadata_in(tree: &Directory, path: &EntryPath) -> Metadata {
     tree.directory(path.components()).map_or_else(Metadata::of_implied_folder, |directory| directory.metadata.clone())
 }

@@ -357,7 +357,7 @@ impl<'a> Application<'a> {
         }
     }
 
-    /// Removes whatever is at the path of an entry that cannot be published.
+    /// Removes any existing node at the path of an entry that cannot be published.
     fn add_unpublished(&mut self, path: &EntryPath) -> Result<(), ApplyError> {
         let (parent, own_parent) = self.make_parents(path)?;
         directory_mut(&mut self.tree, &parent).children.remove(path.name());

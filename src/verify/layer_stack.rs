@@ -64,7 +64,7 @@ impl LayerStack {
     }
 
     fn is_explained(&self, path: &EntryPath) -> bool {
-        // At the root, the marker of each published tree is in the place of whatever has its name.
+        // At the root, the marker of each published tree replaces any file of the same name.
         path.components().next() == Some(MARKER)
             || self.explained.iter().any(|place| path.is_in(place) || !path.is_root() && place.is_in(path))
     }

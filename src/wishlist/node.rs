@@ -153,7 +153,7 @@ impl Node {
         }
     }
 
-    /// Returns what is wrong with this part as a map of the `known` keys, whatever their values are.
+    /// Returns what is wrong with this part as a map of the `known` keys. Values are not looked at.
     pub fn check_keys(&self, known: &[&str], faults: &mut Faults) {
         let entries = match self.map() {
             Ok(entries) => entries,

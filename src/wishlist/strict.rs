@@ -115,7 +115,7 @@ fn image_wish(item: &Node, defaults: &WishOptions, faults: &mut Faults) -> Optio
 
 /// Reads what `text` names, with the filter for its tags if there is one beside it.
 fn image_or_tags(node: &Node, text: &str, tags: Option<&Node>, faults: &mut Faults) -> Option<Wanted> {
-    // What is wrong with the tags is told, whatever is wrong with the name.
+    // Errors of the tags are reported even if the name is wrong, too.
     let filter = tags.map(|tags| tag_filter(tags, faults));
     let reference = faults.take(Reference::parse(text).map_err(|error| node.fault(error)))?;
     let what = match (reference.tag, tags.zip(filter)) {

@@ -66,7 +66,7 @@ const HEADER: usize = 100;
 const MOST_FAULTS: usize = 10;
 
 impl<'d> Database<'d> {
-    /// Opens the bytes of an SQLite file, and looks for whatever is no ordinary table or index.
+    /// Opens the bytes of an SQLite file, and looks for anything in the schema but ordinary tables and indexes.
     ///
     /// Whether its pages are whole is for [`Self::check_pages`] or [`Self::check_integrity`] to find out.
     pub(super) fn open(mut bytes: Vec<u8>) -> Result<Self, Fault> {

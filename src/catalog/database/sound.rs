@@ -1,6 +1,6 @@
 //! Whether a catalog may be the base of the next revision.
 //!
-//! A catalog is changed in place and signed as a whole, so rows that nobody looked at are vouched for as well. Therefore
+//! A catalog is changed in place and signed as a whole, so the signature covers rows that were never read, too. Therefore
 //! every row is looked at before the first one changes, by the rules of a check: what a check would find in it afterwards is not
 //! signed again.
 

@@ -99,7 +99,7 @@ fn gnu_long_name_counts_before_that_of_the_pax_header() {
         assert_eq!(entry, LayerEntry { path: path("long"), kind: EntryKind::HardLink(path("target")) });
     }
     let (entry, _) = entry(of_pax(Tar::default().long(b'L', "")).head(Head::new(b'1', "a").link("b")));
-    assert_eq!(entry.path, path("c"), "an empty long name is none");
+    assert_eq!(entry.path, path("c"), "an empty long name does not count");
 }
 
 #[test]

@@ -96,7 +96,7 @@ struct Tried {
     failure: Option<RegistryError>,
 }
 
-/// So many times a request that was refused is tried: with what others have fetched, and with what was got for it.
+/// Maximum number of attempts for a request that is refused: with the token that another request has fetched, and with its own.
 const MOST_SHOWN: u32 = 6;
 
 impl Shared {

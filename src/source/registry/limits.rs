@@ -228,7 +228,7 @@ impl Host {
             parking.told = Some(now);
             let seconds = Duration::from_secs(seconds(until, now));
             let (host, pause) = (&self.name, humantime::format_duration(seconds));
-            tracing::info!("{host} asks to wait {pause}: {what} waits, and whatever else it is asked");
+            tracing::info!("{host} asks to wait {pause}: {what} waits, like every other request to it");
         }
     }
 

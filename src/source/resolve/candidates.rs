@@ -1,4 +1,4 @@
-//! The images of an index, and which of them suits a platform best: whatever their order.
+//! The images of an index, and which of them suits a platform best. Their order does not matter.
 
 use std::cmp::Ordering;
 
@@ -173,7 +173,7 @@ impl Resolver<'_> {
         Ok(())
     }
 
-    /// Notes an artifact, which nobody said to be an image, and returns anything else as it is.
+    /// Notes an artifact that the index does not declare to be an image, and returns anything else as it is.
     fn unless_artifact<T>(&mut self, result: Result<T, SourceError>) -> Result<Option<T>, SourceError> {
         match result {
             Err(SourceError::Artifact { manifest, artifact_type }) => {

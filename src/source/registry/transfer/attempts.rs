@@ -13,7 +13,7 @@ const PAUSE_AFTER_PROGRESS: Duration = Duration::from_millis(1);
 /// How long to wait at least for a registry that asks for it.
 const SHORTEST_PARK: Duration = Duration::from_secs(1);
 
-/// So many times in a row a blob may come too slowly. After the first, another connection may do better.
+/// Maximum number of consecutive attempts in which a blob may come too slowly. After the first, another connection may do better.
 const MOST_SLOW: u32 = 2;
 
 /// What attempts need of the world around them; in tests, no time passes.

@@ -154,7 +154,7 @@ impl Surroundings for Ticking {
     }
 }
 
-/// A body that gives so many bytes at a time, and breaks after so many reads.
+/// A body that returns a fixed number of bytes per read, and fails after a fixed number of reads.
 struct Drops {
     rest: u64,
     at_once: u64,
