@@ -229,6 +229,16 @@ impl DocumentKind {
 mod tests {
     use super::*;
 
+    /// Returns a manifest with these media types.
+    fn manifest_of(artifact_type: &str, config: &str, layers: &[&str]) -> ImageManifest {
+        let descriptor = |media_type: &str| Descriptor { media_type: media_type.to_owned(), ..Descriptor::default() };
+        ImageManifest {
+            artifact_type: artifact_type.to_owned(),
+            config: descriptor(config),
+            layers: layers.iter().map(|layer| descriptor(layer)).collect(),
+        }
+    }
+
     #[test]
     fn manifest_takes_docker_and_missing_media_types_for_an_image() {
         for config_type in ["application/vnd.docker.container.image.v1+json", "", "application/octet-stream"] {
@@ -287,13 +297,7 @@ mod tests {
             ("", OCI, &["application/vnd.oci.image.layer.v1.tar+gzip+encrypted"], None),
             ("", "", &[""], None),
         ] {
-            let descriptor =
-                |media_type: &str| Descriptor { media_type: media_type.to_owned(), ..Descriptor::default() };
-            let manifest = ImageManifest {
-                artifact_type: artifact_type.to_owned(),
-                config: descriptor(config),
-                layers: layers.iter().map(|layer| descriptor(layer)).collect(),
-            };
+            let manifest = manifest_of(artifact_type, config, layers);
             assert_eq!(manifest.foreign_type(), expected, "{artifact_type} {config} {layers:?}");
         }
     }
@@ -317,13 +321,7 @@ mod tests {
             "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
         ];
         let foreign = |artifact_type: &str, config: &str, layers: &[&str], json: &str| {
-            let descriptor =
-                |media_type: &str| Descriptor { media_type: media_type.to_owned(), ..Descriptor::default() };
-            let manifest = ImageManifest {
-                artifact_type: artifact_type.to_owned(),
-                config: descriptor(config),
-                layers: layers.iter().map(|layer| descriptor(layer)).collect(),
-            };
+            let manifest = manifest_of(artifact_type, config, layers);
             manifest.foreign_type_beside(json.as_bytes()).map(str::to_owned)
         };
         for config in [OCI, DOCKER, "", FILE] {

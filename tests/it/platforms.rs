@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::support::{NAME, TestImage, TestRepository, need_fuse, write_oci_index};
+use crate::support::{NAME, Run, TestImage, TestRepository, need_fuse, write_oci_index};
 
 fn image(architecture: &str) -> TestImage {
     TestImage::new()
@@ -214,6 +214,18 @@ fn list_for(repository: &TestRepository, name: &str, image: &TestImage, platform
     format!("oci:{}:latest", folder.display())
 }
 
+/// Panics unless a conversion warned once that the config of an image for arm64 says amd64, and `info` prints both.
+#[track_caller]
+fn assert_contradiction_is_told(repository: &TestRepository, run: &Run) {
+    let warnings: Vec<String> = run.stderr().lines().filter(|line| line.contains("WARN")).map(str::to_owned).collect();
+    assert_eq!(warnings.len(), 1, "{}", run.stderr());
+    for word in ["linux/arm64", "linux/amd64", &image("amd64").manifest_digest()] {
+        assert!(warnings[0].contains(word), "{warnings:?}");
+    }
+    let info = repository.run(["info", NAME]).expect_code(0).stdout();
+    assert!(info.contains("\nplatform   linux/arm64 (its config says linux/amd64)\n"), "{info}");
+}
+
 #[test]
 fn platform_in_the_list_of_a_layout_counts_like_one_in_an_index() {
     let repository = TestRepository::new();
@@ -222,13 +234,7 @@ fn platform_in_the_list_of_a_layout_counts_like_one_in_an_index() {
         |platform: &'static str| ["convert", &source, "--name", NAME, "--platform", platform].map(str::to_owned);
     repository.refuse(convert("linux/amd64"), 1, &["there is no image for linux/amd64", "linux/arm64"]);
     let run = repository.run(convert("linux/arm64")).expect_code(0);
-    let warnings: Vec<String> = run.stderr().lines().filter(|line| line.contains("WARN")).map(str::to_owned).collect();
-    assert_eq!(warnings.len(), 1, "{}", run.stderr());
-    for word in ["linux/arm64", "linux/amd64", &image("amd64").manifest_digest()] {
-        assert!(warnings[0].contains(word), "{warnings:?}");
-    }
-    let info = repository.run(["info", NAME]).expect_code(0).stdout();
-    assert!(info.contains("\nplatform   linux/arm64 (its config says linux/amd64)\n"), "{info}");
+    assert_contradiction_is_told(&repository, &run);
     let again = repository.run(convert("linux/arm64")).expect_code(0);
     assert!(again.stdout().contains("nothing to do"), "{}", again.stdout());
     repository.run(["verify", &source, "--name", NAME, "--platform", "linux/arm64"]).expect_code(0);
@@ -322,11 +328,5 @@ fn config_that_contradicts_the_index_is_told() {
     relabel(&folder, "amd64", "arm64");
     let source = format!("oci:{}", folder.display());
     let run = repository.run(["convert", &source, "--name", NAME, "--platform", "linux/arm64"]).expect_code(0);
-    let warnings: Vec<String> = run.stderr().lines().filter(|line| line.contains("WARN")).map(str::to_owned).collect();
-    assert_eq!(warnings.len(), 1, "{}", run.stderr());
-    for word in ["linux/arm64", "linux/amd64", &image("amd64").manifest_digest()] {
-        assert!(warnings[0].contains(word), "{warnings:?}");
-    }
-    let info = repository.run(["info", NAME]).expect_code(0).stdout();
-    assert!(info.contains("\nplatform   linux/arm64 (its config says linux/amd64)\n"), "{info}");
+    assert_contradiction_is_told(&repository, &run);
 }

@@ -176,13 +176,17 @@ fn index_that_has_an_artifact_for_one_platform_may_have_an_image_for_another() {
     assert!(scene.has("app/tool:both"));
 }
 
+/// Returns a registry with an image for each tag, and a wishlist that wants the newest two.
+fn newest_of(tags: [&str; 2]) -> Option<(Scene, String)> {
+    let scene = Scene::new()?;
+    tags.into_iter().for_each(|tag| scene.registry.push_tags(&image(tag), "app/tool", [tag]));
+    let wishlist = scene.wish("list.yaml", "  - {image: HOST/app/tool, tags: {newest: 2}}\n");
+    Some((scene, wishlist))
+}
+
 #[test]
 fn nothing_is_removed_for_what_may_be_an_artifact() {
-    let Some(scene) = Scene::new() else { return };
-    for tag in ["1.0", "1.1"] {
-        scene.registry.push_tags(&image(tag), "app/tool", [tag]);
-    }
-    let wishlist = scene.wish("list.yaml", "  - {image: HOST/app/tool, tags: {newest: 2}}\n");
+    let Some((scene, wishlist)) = newest_of(["1.0", "1.1"]) else { return };
     scene.sync(&wishlist, &[]).expect_code(0);
     let (_, artifact, config, layer) = ARTIFACTS[0];
     scene.push_artifact("app/tool", "2.0", [artifact, config, layer]);
@@ -193,11 +197,7 @@ fn nothing_is_removed_for_what_may_be_an_artifact() {
 
 #[test]
 fn files_under_an_image_config_that_says_nothing_take_the_place_of_no_image() {
-    let Some(scene) = Scene::new() else { return };
-    for tag in ["1.3", "1.5"] {
-        scene.registry.push_tags(&image(tag), "app/tool", [tag]);
-    }
-    let wishlist = scene.wish("list.yaml", "  - {image: HOST/app/tool, tags: {newest: 2}}\n");
+    let Some((scene, wishlist)) = newest_of(["1.3", "1.5"]) else { return };
     scene.sync(&wishlist, &["--prune"]).expect_code(0);
     scene.push_chart("app/tool", "1.4");
     for (tag, config) in [("2.0", "{}"), ("2.1", ""), ("2.2", "some text"), ("2.3", r#"{"rootfs":{"diff_ids":[]}}"#)] {
@@ -214,11 +214,7 @@ fn files_under_an_image_config_that_says_nothing_take_the_place_of_no_image() {
 
 #[test]
 fn damaged_image_is_a_failure_and_removes_none_that_lies_below_an_artifact() {
-    let Some(scene) = Scene::new() else { return };
-    for tag in ["1.3", "1.5"] {
-        scene.registry.push_tags(&image(tag), "app/tool", [tag]);
-    }
-    let wishlist = scene.wish("list.yaml", "  - {image: HOST/app/tool, tags: {newest: 2}}\n");
+    let Some((scene, wishlist)) = newest_of(["1.3", "1.5"]) else { return };
     scene.sync(&wishlist, &["--prune"]).expect_code(0);
     scene.push_chart("app/tool", "1.4");
     scene.push_files("app/tool", "2.0", ["", CONFIG, LAYER], b"{}");
