@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use strata::convert::Options;
 use strata::folder::{FolderError, RepositoryFolder};
 use strata::image::{FullName, Platform};
@@ -18,6 +18,7 @@ use strata::source::{ImageArgument, Platforms};
 
 use super::failure::UsageError;
 use super::published::PublishedImage;
+use super::terminal;
 
 /// The version, and which of the libraries that are optional this build has.
 const LONG_VERSION: &str = if cfg!(feature = "isal") {
@@ -398,7 +399,7 @@ fn hostname(text: &str) -> Result<String, &'static str> {
 impl Arguments {
     /// Reads the command line, and the environment where the command line says nothing.
     pub fn read() -> Self {
-        let mut arguments = Self::parse();
+        let mut arguments = Self::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
         // An empty variable is an unset one: scripts write `STRATA_REPO= strata …`. clap would refuse it.
         let from_environment = || std::env::var_os("STRATA_REPO").filter(|path| !path.is_empty());
         arguments.repo = arguments.repo.or_else(|| from_environment().map(PathBuf::from));
@@ -414,6 +415,14 @@ impl Arguments {
     pub fn folder(&self) -> Result<RepositoryFolder, FolderError> {
         RepositoryFolder::open(self.folder_path())
     }
+}
+
+/// Returns the command line's grammar.
+///
+/// Left to itself, clap colours its messages on a dumb terminal where `CI` is set.
+fn command() -> clap::Command {
+    let colours = if terminal::colours_are_allowed() { ColorChoice::Auto } else { ColorChoice::Never };
+    Arguments::command().color(colours)
 }
 
 /// More threads than any machine has use for, and few enough for every machine to start.

@@ -3,13 +3,22 @@
 use std::env;
 use std::io::{self, IsTerminal as _};
 
-/// Tells whether lines on standard error may have colours: on a terminal that knows them, unless `NO_COLOR` is set to
-/// anything (<https://no-color.org>).
+/// Returns whether lines on standard error may have colours: on a terminal, where the environment allows them.
 pub fn has_colours() -> bool {
-    can_be_redrawn() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    io::stderr().is_terminal() && colours_are_allowed()
 }
 
-/// Tells whether lines on standard error may be written over: on a terminal that is not a dumb one.
+/// Returns whether the environment allows colours: `NO_COLOR` is unset or empty (<https://no-color.org>), and the terminal
+/// is not a dumb one.
+pub fn colours_are_allowed() -> bool {
+    !is_dumb() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Returns whether lines on standard error may be written over: on a terminal that is not a dumb one.
 pub fn can_be_redrawn() -> bool {
-    io::stderr().is_terminal() && env::var_os("TERM").is_none_or(|terminal| terminal != "dumb")
+    io::stderr().is_terminal() && !is_dumb()
+}
+
+fn is_dumb() -> bool {
+    env::var_os("TERM").is_some_and(|terminal| terminal == "dumb")
 }

@@ -143,7 +143,11 @@ fn on_a_terminal(command: &Command, variables: &[(&str, &str)]) -> String {
     let quoted = |word: &OsStr| format!("'{}'", word.to_str().unwrap());
     let words: Vec<String> = [command.get_program()].into_iter().chain(command.get_args()).map(quoted).collect();
     let mut script = Command::new("script");
-    script.args(["-qec", &words.join(" "), "/dev/null"]).env_remove("NO_COLOR").envs(variables.iter().copied());
+    script.args(["-qec", &words.join(" "), "/dev/null"]);
+    for variable in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
+        script.env_remove(variable);
+    }
+    script.envs(variables.iter().copied());
     String::from_utf8_lossy(&script.output().unwrap().stdout).into_owned()
 }
 
@@ -170,7 +174,9 @@ fn no_color_and_dumb_terminals_are_obeyed() {
         }
         let said = on_a_terminal(command, &[("TERM", "xterm-256color"), ("NO_COLOR", "1")]);
         assert!(!has_colours(&said) && said.contains(if std::ptr::eq(command, &convert) { "INFO" } else { "error" }));
-        let said = on_a_terminal(command, &[("TERM", "dumb")]);
-        assert!(!said.contains('\x1b') && !said.is_empty(), "{said:?}");
+        for variables in [&[("TERM", "dumb")][..], &[("TERM", "dumb"), ("CI", "true")]] {
+            let said = on_a_terminal(command, variables);
+            assert!(!said.contains('\x1b') && !said.is_empty(), "{said:?}");
+        }
     }
 }
