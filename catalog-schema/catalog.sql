@@ -1,4 +1,4 @@
--- One catalog: the metadata of the files below one folder of the repository (schema 2.5, revision 7).
+-- One catalog: the metadata of the files below one directory of the repository (schema 2.5, revision 7).
 CREATE TABLE catalog (
     md5path_1 INTEGER, md5path_2 INTEGER,
     parent_1 INTEGER, parent_2 INTEGER,

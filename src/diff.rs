@@ -1,6 +1,6 @@
 //! What differs between two revisions of a repository.
 //!
-//! Folders whose catalogs are the same object are not looked into, so the walk costs what changed. Only what became of the
+//! Directories whose catalogs are the same object are not looked into, so the walk costs what changed. Only what became of the
 //! bytes is told by every catalog of the older revision: an object that any of its paths has is none that is new.
 
 use std::cmp::Ordering;
@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use crate::catalog::CatalogEntry;
 use crate::layer::EntryPath;
 use crate::object::{ObjectHash, ObjectKind};
-use crate::repository::{CatalogPlace, Folder, NamedRow, Repository, RepositoryError, Row};
+use crate::repository::{CatalogPlace, NamedRow, PlacedDirectory, Repository, RepositoryError, Row};
 use crate::threads;
 
 /// What became of a path.
@@ -33,7 +33,7 @@ pub enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Attribute {
-    /// File, folder, link, device…
+    /// File, directory, link, device…
     Type,
     /// Permissions.
     Mode,
@@ -47,7 +47,7 @@ pub enum Attribute {
     Target,
     /// Extended attributes.
     Xattrs,
-    /// Names of the inode; of a folder, how many lie in it.
+    /// Names of the inode; of a directory, how many lie in it.
     Links,
 }
 
@@ -66,7 +66,7 @@ impl fmt::Display for Attribute {
     }
 }
 
-/// A path that differs. Of a folder that was added or removed, what lies in it is counted and not named.
+/// A path that differs. Of a directory that was added or removed, what lies in it is counted and not named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// The path.
@@ -91,7 +91,7 @@ pub struct Objects {
 /// What differs between two revisions.
 #[derive(Debug, Clone, Default)]
 pub struct Difference {
-    /// The paths, each folder before what lies in it.
+    /// The paths, each directory before what lies in it.
     pub changes: Vec<Change>,
     /// Objects at added and changed paths that the older revision has nowhere, and catalogs that it has not.
     pub new: Objects,
@@ -114,15 +114,15 @@ pub fn diff_rows(
     after: Option<&Row>,
 ) -> Result<Difference, RepositoryError> {
     let mut walk = Walk { old, new, changes: Vec::new(), objects: HashSet::new() };
-    match (before, after, after.and_then(|row| row.folder.as_ref())) {
-        (Some(before), Some(after), folder) => {
-            let path = folder.map_or(EntryPath::ROOT, |folder| folder.path.clone());
+    match (before, after, after.and_then(|row| row.directory.as_ref())) {
+        (Some(before), Some(after), directory) => {
+            let path = directory.map_or(EntryPath::ROOT, |directory| directory.path.clone());
             walk.compare(&path, before, after)?;
         }
-        (None, Some(_), Some(folder)) => {
-            walk.add_catalog(folder);
-            for NamedRow { name, row } in listed(new, folder)? {
-                walk.whole(&folder.path.join(&name), &row, Kind::Added)?;
+        (None, Some(_), Some(directory)) => {
+            walk.add_catalog(directory);
+            for NamedRow { name, row } in listed(new, directory)? {
+                walk.whole(&directory.path.join(&name), &row, Kind::Added)?;
             }
         }
         _ => {}
@@ -156,7 +156,7 @@ struct Walk<'r> {
 impl Walk<'_> {
     fn compare(&mut self, path: &EntryPath, before: &Row, after: &Row) -> Result<(), RepositoryError> {
         let attributes = differing(&before.entry, &after.entry);
-        if attributes.contains(&Attribute::Type) && (before.folder.is_some() || after.folder.is_some()) {
+        if attributes.contains(&Attribute::Type) && (before.directory.is_some() || after.directory.is_some()) {
             self.whole(path, before, Kind::Removed)?;
             return self.whole(path, after, Kind::Added);
         }
@@ -167,13 +167,17 @@ impl Walk<'_> {
             let bytes = size(&after.entry);
             self.changes.push(Change { path: path.clone(), kind: Kind::Changed(attributes), entries: 1, bytes });
         }
-        match (&before.folder, &after.folder) {
-            (Some(before), Some(after)) if before.place != after.place => self.compare_folders(before, after),
+        match (&before.directory, &after.directory) {
+            (Some(before), Some(after)) if before.place != after.place => self.compare_directories(before, after),
             _ => Ok(()),
         }
     }
 
-    fn compare_folders(&mut self, before: &Folder, after: &Folder) -> Result<(), RepositoryError> {
+    fn compare_directories(
+        &mut self,
+        before: &PlacedDirectory,
+        after: &PlacedDirectory,
+    ) -> Result<(), RepositoryError> {
         self.add_catalog(after);
         let mut old = listed(self.old, before)?.into_iter().peekable();
         let mut new = listed(self.new, after)?.into_iter().peekable();
@@ -195,10 +199,10 @@ impl Walk<'_> {
         }
     }
 
-    /// Counts the catalog of a folder that is at the top of one.
-    fn add_catalog(&mut self, folder: &Folder) {
-        if folder.place.root == folder.path {
-            self.objects.insert((folder.place.reference.hash, ObjectKind::Catalog));
+    /// Counts the catalog of a directory that is at the top of one.
+    fn add_catalog(&mut self, directory: &PlacedDirectory) {
+        if directory.place.root == directory.path {
+            self.objects.insert((directory.place.reference.hash, ObjectKind::Catalog));
         }
     }
 
@@ -213,21 +217,21 @@ impl Walk<'_> {
             if is_added {
                 self.objects.extend(row.entry.objects());
             }
-            let Some(folder) = row.folder else { continue };
+            let Some(directory) = row.directory else { continue };
             let repository = if is_added { self.new } else { self.old };
             if is_added {
-                self.add_catalog(&folder);
+                self.add_catalog(&directory);
             }
-            waiting.extend(listed(repository, &folder)?.into_iter().map(|named| named.row));
+            waiting.extend(listed(repository, &directory)?.into_iter().map(|named| named.row));
         }
         self.changes.push(Change { path: path.clone(), kind, entries, bytes });
         Ok(())
     }
 }
 
-/// Returns what clients list in a folder.
-fn listed(repository: &Repository, folder: &Folder) -> Result<Vec<NamedRow>, RepositoryError> {
-    let mut rows = repository.rows(folder)?;
+/// Returns what clients list in a directory.
+fn listed(repository: &Repository, directory: &PlacedDirectory) -> Result<Vec<NamedRow>, RepositoryError> {
+    let mut rows = repository.rows(directory)?;
     rows.retain(|row| !row.row.entry.is_hidden());
     Ok(rows)
 }

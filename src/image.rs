@@ -66,7 +66,7 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
-    /// Returns the 64 hexadecimal digits alone, as folders in the repository are named.
+    /// Returns the 64 hexadecimal digits alone, as directories in the repository are named.
     pub fn hex(&self) -> String {
         hex(&self.0)
     }

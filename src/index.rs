@@ -180,12 +180,12 @@ mod tests {
 
     #[test]
     fn pieces_are_found_whether_they_are_still_in_memory_or_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = DirectoryStore::create(&folder.path().join("storage")).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::create(&directory.path().join("storage")).unwrap();
         let staging = Staging::start(&store).unwrap();
         let hash = staging.put_stored(ObjectKind::File, b"stored").unwrap();
         for has_past in [false, true] {
-            let state = Arc::new(StateDatabase::open(&folder.path().join("state.db")).unwrap());
+            let state = Arc::new(StateDatabase::open(&directory.path().join("state.db")).unwrap());
             let index = ContentIndex::open(state).unwrap();
             assert_eq!(index.has_past, has_past);
             let first = if has_past { BATCH as u64 * 3 } else { 0 };

@@ -23,7 +23,7 @@ pub enum InventoryError {
     /// Something below `.metadata` has a name that no image has.
     #[error("'{path}' is not named after an image")]
     Name {
-        /// The folder.
+        /// The directory.
         path: EntryPath,
         /// Why.
         source: NameError,
@@ -58,52 +58,52 @@ type ReadRecord = fn(&Repository, &EntryPath) -> Result<Option<ImageRecord>, Rep
 fn list_with(repository: &Repository, read: ReadRecord) -> Result<Vec<ListedImage>, InventoryError> {
     let mut images = Vec::new();
     let root = EntryPath::ROOT.join(b".metadata");
-    for name in folders(repository, &root)? {
+    for name in directories(repository, &root)? {
         if name != layout::PLATFORMS.as_bytes() {
             list_below(repository, read, &root, &root.join(&name), None, &mut images)?;
         }
     }
     let root = root.join(layout::PLATFORMS.as_bytes());
-    for name in folders(repository, &root)? {
+    for name in directories(repository, &root)? {
         let root = root.join(&name);
-        if let Some(platform) = layout::platform_of_folder(&name) {
+        if let Some(platform) = layout::platform_of_directory(&name) {
             list_below(repository, read, &root, &root, Some(&platform), &mut images)?;
         }
     }
     Ok(images)
 }
 
-/// Returns the names of the folders in `folder`, which may not be there.
-pub(crate) fn folders(repository: &Repository, folder: &EntryPath) -> Result<Vec<Vec<u8>>, RepositoryError> {
-    if !repository.get(folder)?.is_some_and(|entry| entry.is_directory()) {
+/// Returns the names of the directories in `directory`, which may not be there.
+pub(crate) fn directories(repository: &Repository, directory: &EntryPath) -> Result<Vec<Vec<u8>>, RepositoryError> {
+    if !repository.get(directory)?.is_some_and(|entry| entry.is_directory()) {
         return Ok(Vec::new());
     }
-    let children = repository.list(folder)?.into_iter().filter(|(_, entry)| entry.is_directory());
+    let children = repository.list(directory)?.into_iter().filter(|(_, entry)| entry.is_directory());
     Ok(children.map(|(name, _)| name).collect())
 }
 
-/// Adds the images in `folder`, whose names are their paths below `root`.
+/// Adds the images in `directory`, whose names are their paths below `root`.
 fn list_below(
     repository: &Repository,
     read: ReadRecord,
     root: &EntryPath,
-    folder: &EntryPath,
+    directory: &EntryPath,
     platform: Option<&Platform>,
     images: &mut Vec<ListedImage>,
 ) -> Result<(), InventoryError> {
-    let children = repository.list(folder)?;
+    let children = repository.list(directory)?;
     if children.contains_key(&b"manifest.json"[..]) {
-        let below = folder.components().skip(root.components().count());
+        let below = directory.components().skip(root.components().count());
         let below = below.fold(EntryPath::ROOT, |path, name| path.join(name));
         let text = String::from_utf8_lossy(below.as_bytes()).replace(":sha256:", "@sha256:");
-        let name = text.parse().map_err(|source| InventoryError::Name { path: folder.clone(), source })?;
+        let name = text.parse().map_err(|source| InventoryError::Name { path: directory.clone(), source })?;
         let place = ImagePlace { name, platform: platform.cloned() };
-        images.push(ListedImage { place, record: read(repository, folder)? });
+        images.push(ListedImage { place, record: read(repository, directory)? });
         return Ok(());
     }
     for (name, entry) in children {
         if entry.is_directory() {
-            list_below(repository, read, root, &folder.join(&name), platform, images)?;
+            list_below(repository, read, root, &directory.join(&name), platform, images)?;
         }
     }
     Ok(())
@@ -112,11 +112,11 @@ fn list_below(
 /// Returns where a name has images: one place, or several if it stands for platforms side by side.
 pub fn places(repository: &Repository, name: &ImageName) -> Result<Vec<ImagePlace>, RepositoryError> {
     let mut places = vec![ImagePlace { name: name.clone(), platform: None }];
-    let folder = EntryPath::ROOT.join(layout::PLATFORMS.as_bytes());
-    if repository.get(&folder)?.is_some_and(|entry| entry.is_directory()) {
-        let platforms = repository.list(&folder)?;
+    let directory = EntryPath::ROOT.join(layout::PLATFORMS.as_bytes());
+    if repository.get(&directory)?.is_some_and(|entry| entry.is_directory()) {
+        let platforms = repository.list(&directory)?;
         let platforms = platforms.iter().filter(|(_, entry)| entry.is_directory());
-        let platforms = platforms.filter_map(|(folder, _)| layout::platform_of_folder(folder));
+        let platforms = platforms.filter_map(|(directory, _)| layout::platform_of_directory(directory));
         places.extend(platforms.map(|platform| ImagePlace { name: name.clone(), platform: Some(platform) }));
     }
     let mut there = Vec::new();
@@ -141,13 +141,13 @@ pub(crate) fn intact_record(
     read_intact_record(repository, &place.metadata())
 }
 
-fn read_intact_record(repository: &Repository, folder: &EntryPath) -> Result<Option<ImageRecord>, RepositoryError> {
-    let json = repository.read_if_intact(&folder.join(b"strata.json"), RECORD_LIMIT)?;
+fn read_intact_record(repository: &Repository, directory: &EntryPath) -> Result<Option<ImageRecord>, RepositoryError> {
+    let json = repository.read_if_intact(&directory.join(b"strata.json"), RECORD_LIMIT)?;
     Ok(json.and_then(|json| ImageRecord::parse(&json)))
 }
 
-fn read_record(repository: &Repository, folder: &EntryPath) -> Result<Option<ImageRecord>, RepositoryError> {
-    let json = repository.read(&folder.join(b"strata.json"), RECORD_LIMIT)?;
+fn read_record(repository: &Repository, directory: &EntryPath) -> Result<Option<ImageRecord>, RepositoryError> {
+    let json = repository.read(&directory.join(b"strata.json"), RECORD_LIMIT)?;
     Ok(json.and_then(|json| ImageRecord::parse(&json)))
 }
 
@@ -172,9 +172,9 @@ pub struct ImageDetails {
 
 /// Returns what the repository says about one image, and what that image shares with others.
 pub fn describe(repository: &Repository, place: &ImagePlace) -> Result<ImageDetails, InventoryError> {
-    let folder = place.metadata();
-    let record = read_record(repository, &folder)?.ok_or_else(|| InventoryError::NoImage(place.name.clone()))?;
-    let losses = repository.read(&folder.join(b"losses.json"), FILE_LIMIT)?;
+    let directory = place.metadata();
+    let record = read_record(repository, &directory)?.ok_or_else(|| InventoryError::NoImage(place.name.clone()))?;
+    let losses = repository.read(&directory.join(b"losses.json"), FILE_LIMIT)?;
     let losses = losses.and_then(|json| LossList::parse(&json)).unwrap_or_default();
     let mut users = BTreeMap::new();
     let mut same_flat = Vec::new();
@@ -191,9 +191,9 @@ pub fn describe(repository: &Repository, place: &ImagePlace) -> Result<ImageDeta
         layers.push((json.and_then(|json| LayerRecord::parse(&json)), users.get(layer).copied().unwrap_or(0)));
     }
     let podman = podman_sees(repository, place, &record)?;
-    let config = repository.read(&folder.join(b"config.json"), FILE_LIMIT)?;
+    let config = repository.read(&directory.join(b"config.json"), FILE_LIMIT)?;
     let config_platform = config.and_then(|config| ImageConfig::parse(&config).ok()?.platform());
-    let in_index = platform_in_index(repository, &folder, &record)?;
+    let in_index = platform_in_index(repository, &directory, &record)?;
     let listed = record.listed_platform.as_deref().and_then(|platform| platform.parse().ok());
     let platform = place.platform.clone().or(in_index).or(listed).or_else(|| config_platform.clone());
     Ok(ImageDetails { record, platform, config_platform, losses, layers, same_flat, podman })
@@ -202,10 +202,10 @@ pub fn describe(repository: &Repository, place: &ImagePlace) -> Result<ImageDeta
 /// Returns what the index of an image says that it is for, if there is one that lists it.
 fn platform_in_index(
     repository: &Repository,
-    folder: &EntryPath,
+    directory: &EntryPath,
     record: &ImageRecord,
 ) -> Result<Option<Platform>, InventoryError> {
-    let index = repository.read(&folder.join(b"index.json"), FILE_LIMIT)?;
+    let index = repository.read(&directory.join(b"index.json"), FILE_LIMIT)?;
     let index: Option<ImageIndex> = index.and_then(|index| serde_json::from_slice(&index).ok());
     let entries = index.into_iter().flat_map(|index| index.manifests);
     let mut entry = entries.filter(|entry| entry.digest == record.manifest.to_string());

@@ -25,7 +25,7 @@ pub mod catalog;
 pub mod check;
 pub mod convert;
 pub mod diff;
-pub mod folder;
+pub mod directory;
 pub mod image;
 pub mod index;
 pub mod ingest;

@@ -55,8 +55,8 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// Returns what a folder has that no archive ever named: `root`'s, mode 0755, of 1970.
-    pub fn of_implied_folder() -> Self {
+    /// Returns what a directory has that no archive ever named: `root`'s, mode 0755, of 1970.
+    pub fn of_implied_directory() -> Self {
         Self { mode: 0o755, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: None }
     }
 }

@@ -185,8 +185,8 @@ mod tests {
     const LAYER: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
     fn told(events: impl FnOnce(&Notifications)) -> Vec<String> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("notifications");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notifications");
         events(&Notifications::open(&path).unwrap());
         fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect()
     }
@@ -277,8 +277,8 @@ mod tests {
 
     #[test]
     fn file_is_appended_to_and_group_may_write() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("notifications");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notifications");
         for _ in 0..2 {
             let notifications = Notifications::open(&path).unwrap();
             notifications.end_run(notifications.start_run());

@@ -14,7 +14,7 @@ use crate::catalog::{
     BuildError, CatalogEntry, CatalogReference, Editor, HistoryError, ReferenceKind, StoredTree, TaggedRevision,
     next_history, next_reflog,
 };
-use crate::folder::{FolderError, RepositoryFolder};
+use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::layer::EntryPath;
 use crate::manifest::letter::SignError;
 use crate::manifest::{Fingerprint, KeyError, Keys, MetaInfo, NewKeys, RepositoryManifest, Whitelist, WhitelistError};
@@ -50,9 +50,9 @@ pub enum PublishError {
     /// The whitelist could not be made.
     #[error(transparent)]
     Whitelist(#[from] WhitelistError),
-    /// The folder could not be made.
+    /// The directory could not be made.
     #[error(transparent)]
-    Folder(#[from] FolderError),
+    Directory(#[from] DirectoryError),
     /// Clients would refuse what is signed with these keys.
     #[error(
         "clients would refuse a manifest that is signed with this key: '{WHITELIST}' does not list its certificate {0}"
@@ -86,7 +86,7 @@ pub enum PublishError {
 /// One change to the head, at a path.
 #[derive(Debug, Clone)]
 pub enum Edit {
-    /// The folder is a nested catalog; made if need be.
+    /// The directory is a nested catalog; made if need be.
     Catalog,
     /// A tree whose catalogs are stored.
     Tree(Box<StoredTree>),
@@ -357,9 +357,9 @@ const MASTER_REPLICA: &str = "This file marks the repository as replication sour
 /// The first revision of a repository.
 const FIRST_REVISION: u64 = 1;
 
-/// Creates a repository that holds nothing, in a folder of its own.
+/// Creates a repository that holds nothing, in a directory of its own.
 ///
-/// The folder appears complete or not at all: it is made beside `path` and renamed last. Storage and keys that lie
+/// The directory appears complete or not at all: it is made beside `path` and renamed last. Storage and keys that lie
 /// elsewhere are made first. Nothing of all this is left when it fails or the process is interrupted.
 pub fn create_repository(
     path: &Path,
@@ -367,37 +367,41 @@ pub fn create_repository(
     now: Timestamp,
     started: Timestamp,
     rng: &mut (impl CryptoRng + Send),
-) -> Result<RepositoryFolder, PublishError> {
+) -> Result<RepositoryDirectory, PublishError> {
     match std::fs::read_dir(path) {
         Ok(mut entries) => {
             if entries.next().is_some() {
-                return Err(FolderError::Exists(path.to_owned()).into());
+                return Err(DirectoryError::Exists(path.to_owned()).into());
             }
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
-            return Err(FolderError::Exists(path.to_owned()).into());
+            return Err(DirectoryError::Exists(path.to_owned()).into());
         }
-        Err(source) => return Err(FolderError::Io { action: "list", path: path.to_owned(), source }.into()),
+        Err(source) => return Err(DirectoryError::Io { action: "list", path: path.to_owned(), source }.into()),
     }
     let unfinished = Unfinished::start();
-    let folder = unfinished.make(|making| make_directory(making, path, settings))?;
+    let directory = unfinished.make(|making| make_directory(making, path, settings))?;
     // One thread does: there is nothing to share.
-    threads::pool(1)?.install(|| publish_nothing(&folder, &unfinished, now, started, rng))?;
-    let built = folder.path().to_owned();
+    threads::pool(1)?.install(|| publish_nothing(&directory, &unfinished, now, started, rng))?;
+    let built = directory.path().to_owned();
     unfinished.finish(FIRST_REVISION, || match std::fs::rename(&built, path) {
         // The system may report an error although it did it.
         Err(_) if !built.exists() && path.join(Settings::FILE_NAME).is_file() => Ok(()),
-        renamed => renamed.map_err(|source| FolderError::Io { action: "create", path: path.to_owned(), source }),
+        renamed => renamed.map_err(|source| DirectoryError::Io { action: "create", path: path.to_owned(), source }),
     })?;
-    Ok(folder.at(path))
+    Ok(directory.at(path))
 }
 
 /// Makes a directory with its settings beside `path`.
-fn make_directory(making: &mut Making<'_>, path: &Path, settings: Settings) -> Result<RepositoryFolder, FolderError> {
+fn make_directory(
+    making: &mut Making<'_>,
+    path: &Path,
+    settings: Settings,
+) -> Result<RepositoryDirectory, DirectoryError> {
     let failed = |action, path: &Path| {
         let path = path.to_owned();
-        move |source| FolderError::Io { action, path, source }
+        move |source| DirectoryError::Io { action, path, source }
     };
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     making.directories_above(path);
@@ -406,31 +410,31 @@ fn make_directory(making: &mut Making<'_>, path: &Path, settings: Settings) -> R
         .prefix(".strata-init-")
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
         .tempdir_in(parent)
-        .map_err(failed("create a folder in", parent))?;
+        .map_err(failed("create a directory in", parent))?;
     let building = building.keep();
     making.made(&building);
-    RepositoryFolder::create(&building, settings)
+    RepositoryDirectory::create(&building, settings)
 }
 
 /// Makes keys, whitelist and the first revision of a repository.
 ///
 /// `started` is the real time, for the certificate and the whitelist, which expire.
 fn publish_nothing(
-    folder: &RepositoryFolder,
+    directory: &RepositoryDirectory,
     unfinished: &Unfinished,
     now: Timestamp,
     started: Timestamp,
     rng: &mut impl CryptoRng,
 ) -> Result<(), PublishError> {
-    let settings = folder.settings();
-    let keys = NewKeys::generate(&folder.keys_path(), folder.name(), started, rng)?;
+    let settings = directory.settings();
+    let keys = NewKeys::generate(&directory.keys_path(), directory.name(), started, rng)?;
     let keys = unfinished.make(|making| {
-        making.whole(&folder.keys_path());
+        making.whole(&directory.keys_path());
         keys.paths().into_iter().for_each(|path| making.whole(path));
         // Each key is on disk before the next is written.
         syncing(|| keys.write())
     })?;
-    let storage = folder.storage_path();
+    let storage = directory.storage_path();
     let store = unfinished.make(|making| {
         making.directories_above(&storage);
         making.whole(&storage);
@@ -438,7 +442,7 @@ fn publish_nothing(
         names.into_iter().for_each(|name| making.whole(&storage.join(name)));
         DirectoryStore::create(&storage)
     })?;
-    let whitelist = Whitelist::new(folder.name().clone(), vec![keys.certificate().fingerprint()], started)?;
+    let whitelist = Whitelist::new(directory.name().clone(), vec![keys.certificate().fingerprint()], started)?;
     let whitelist = keys.sign_whitelist(&whitelist, rng)?;
     let staging = Staging::start(&store)?;
     let files: [(&str, &[u8]); 2] = [(WHITELIST, &whitelist), (MASTER_REPLICA_FILE, MASTER_REPLICA.as_bytes())];
@@ -453,7 +457,7 @@ fn publish_nothing(
         revision: FIRST_REVISION,
         garbage_collectable: true,
         alternative_path: false,
-        name: folder.name().clone(),
+        name: directory.name().clone(),
         // Filled in when the certificate is stored.
         certificate: root.hash,
         history: None,

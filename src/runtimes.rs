@@ -72,7 +72,7 @@ pub fn commands(
     Ok(commands)
 }
 
-/// Tells whether every layer is published, and can be mounted over those below it, which no folder can that is among them.
+/// Tells whether every layer is published, and can be mounted over those below it, which no directory can that is among them.
 ///
 /// An image whose layers were left out has none in its record.
 fn can_mount_layers(repository: &Repository, record: &ImageRecord) -> Result<bool, RepositoryError> {

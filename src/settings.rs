@@ -68,9 +68,9 @@ pub enum SettingsError {
 pub struct Settings {
     /// The repository's fully qualified name.
     pub repository: RepositoryName,
-    /// Where the storage lies, relative to the repository folder.
+    /// Where the storage lies, relative to the repository directory.
     pub storage: PathBuf,
-    /// Where the keys lie, relative to the repository folder.
+    /// Where the keys lie, relative to the repository directory.
     pub keys: PathBuf,
     /// Where a `cvmfs_server` on this machine keeps its settings of repositories.
     pub server_settings: PathBuf,
@@ -97,7 +97,7 @@ pub enum Modes {
     /// As the image has them.
     #[default]
     Exact,
-    /// The owner may read every file, and read and enter every folder, as in trees that DUCC made.
+    /// The owner may read every file, and read and enter every directory, as in trees that DUCC made.
     Widened,
 }
 
@@ -166,7 +166,7 @@ const REQUEST_DEFAULTS: &str = r#"[requests]
 
 /// What the file says of registries, none of which is set in a new repository.
 const REGISTRY_EXAMPLE: &str = r#"# A registry that needs more than its name, one section for each. Credentials are also taken from the variables of
-# DUCC, and from where podman and docker keep theirs. Files are relative to this folder.
+# DUCC, and from where podman and docker keep theirs. Files are relative to this directory.
 #[registries."registry.example.org"]
 #username = "robot"
 # The password, or a file that holds it.
@@ -189,7 +189,7 @@ const REGISTRY_EXAMPLE: &str = r#"# A registry that needs more than its name, on
 "#;
 
 impl Settings {
-    /// The file's name in the repository folder.
+    /// The file's name in the repository directory.
     pub const FILE_NAME: &str = "strata.toml";
 
     /// Returns the settings of a new repository.
@@ -209,9 +209,9 @@ impl Settings {
         }
     }
 
-    /// Reads the settings in `folder`.
-    pub fn open(folder: &Path) -> Result<Self, SettingsError> {
-        let path = folder.join(Self::FILE_NAME);
+    /// Reads the settings in `directory`.
+    pub fn open(directory: &Path) -> Result<Self, SettingsError> {
+        let path = directory.join(Self::FILE_NAME);
         let text = read_regular_text(&path).map_err(|source| SettingsError::Read { path: path.clone(), source })?;
         Self::parse(&text, &path)
     }
@@ -260,9 +260,9 @@ impl Settings {
         })
     }
 
-    /// Returns how registries are asked; `folder` is the repository's.
-    pub fn registries_in(&self, folder: &Path) -> RegistriesSettings {
-        RegistriesSettings { folder: folder.to_owned(), hosts: self.registries.clone(), requests: self.requests }
+    /// Returns how registries are asked; `directory` is the repository's.
+    pub fn registries_in(&self, directory: &Path) -> RegistriesSettings {
+        RegistriesSettings { directory: directory.to_owned(), hosts: self.registries.clone(), requests: self.requests }
     }
 
     /// Tells whether podman is to see the image of that name.
@@ -283,7 +283,7 @@ impl Settings {
             "# Settings of a CVMFS repository that strata writes. What is commented out is the default.\n\n\
              # The repository's fully qualified name; clients mount it as /cvmfs/<name>.\n\
              repository = \"{}\"\n\n\
-             # What web servers serve to clients, and the keys; relative to this folder.\n{}{}\n\
+             # What web servers serve to clients, and the keys; relative to this directory.\n{}{}\n\
              # Where a cvmfs_server on this machine keeps its settings. If it manages this repository, too, strata takes its\n\
              # locks, and the two publish in turn.\n{}\n\
              # How new file content is compressed: \"exact\" (bit-equal to cvmfs_server's), \"balanced\" (as small, and\n\

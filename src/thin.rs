@@ -2,7 +2,7 @@
 //!
 //! Such an image has one layer, which holds one file: `thin.json` says where in which repository the real layers are. That
 //! layer is DUCC's to the byte. The config is what the real image wants, since Docker never sees that one's: DUCC leaves out
-//! the entry point, user and folder, so that another program runs than the image's, or as somebody else.
+//! the entry point, user and directory, so that another program runs than the image's, or as somebody else.
 
 use std::io::Write as _;
 

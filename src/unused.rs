@@ -82,25 +82,25 @@ fn trees_of(repository: &Repository, image: &ListedImage) -> Result<BTreeSet<Ent
 fn add_linked(repository: &Repository, used: &mut BTreeSet<EntryPath>) -> Result<(), RepositoryError> {
     let is_public = |name: &[u8]| name == PLATFORMS.as_bytes() || !name.starts_with(b".") && name != STORE.as_bytes();
     let mut waiting = vec![EntryPath::ROOT];
-    while let Some(folder) = waiting.pop() {
-        for (name, entry) in repository.list(&folder)? {
-            let path = folder.join(&name);
-            if folder.is_root() && !is_public(&name) {
+    while let Some(directory) = waiting.pop() {
+        for (name, entry) in repository.list(&directory)? {
+            let path = directory.join(&name);
+            if directory.is_root() && !is_public(&name) {
                 continue;
             }
             if entry.is_directory() {
                 waiting.push(path);
             } else if entry.is_symlink() {
-                used.extend(target(repository, &folder, &entry.target()).as_ref().and_then(layout::tree_of));
+                used.extend(target(repository, &directory, &entry.target()).as_ref().and_then(layout::tree_of));
             }
         }
     }
     Ok(())
 }
 
-/// Returns where a link in `folder` leads, by its text alone; nothing for one that leads out of the repository.
-fn target(repository: &Repository, folder: &EntryPath, target: &[u8]) -> Option<EntryPath> {
-    let mut path = folder.clone();
+/// Returns where a link in `directory` leads, by its text alone; nothing for one that leads out of the repository.
+fn target(repository: &Repository, directory: &EntryPath, target: &[u8]) -> Option<EntryPath> {
+    let mut path = directory.clone();
     let mut relative = target;
     if target.starts_with(b"/") {
         let root = repository.client_mountpoint();
@@ -117,10 +117,10 @@ fn target(repository: &Repository, folder: &EntryPath, target: &[u8]) -> Option<
 fn all_trees(repository: &Repository) -> Result<BTreeSet<EntryPath>, RepositoryError> {
     let mut trees = BTreeSet::new();
     for top in layout::tree_directories() {
-        for folder in inventory::folders(repository, &top)? {
-            let folder = top.join(&folder);
-            let names = inventory::folders(repository, &folder)?.into_iter().filter(|name| is_hex_digest(name));
-            trees.extend(names.map(|name| folder.join(&name)));
+        for directory in inventory::directories(repository, &top)? {
+            let directory = top.join(&directory);
+            let names = inventory::directories(repository, &directory)?.into_iter().filter(|name| is_hex_digest(name));
+            trees.extend(names.map(|name| directory.join(&name)));
         }
     }
     Ok(trees)

@@ -10,7 +10,7 @@ use strata::object::Compression;
 
 /// Where a benchmark keeps what it makes. What earlier ones left is deleted first, and nothing in between: see [`FORGETTING`].
 pub struct Scratch {
-    folder: PathBuf,
+    directory: PathBuf,
     repositories: usize,
 }
 
@@ -22,21 +22,23 @@ pub struct Conversion {
 }
 
 impl Scratch {
-    pub fn start(folder: &Path) -> Self {
-        let entries =
-            fs::read_dir(folder).expect("the folder was made").map(|entry| entry.expect("it can be listed").path());
-        let folder = folder.join("scratch");
+    pub fn start(directory: &Path) -> Self {
+        let entries = fs::read_dir(directory)
+            .expect("the directory was made")
+            .map(|entry| entry.expect("it can be listed").path());
+        let directory = directory.join("scratch");
         delete(
-            entries.filter(|path| *path == folder || path.extension().is_some_and(|extension| extension == UNFINISHED)),
+            entries
+                .filter(|path| *path == directory || path.extension().is_some_and(|extension| extension == UNFINISHED)),
         );
-        fs::create_dir_all(&folder).expect("there is room for a benchmark");
-        Self { folder, repositories: 0 }
+        fs::create_dir_all(&directory).expect("there is room for a benchmark");
+        Self { directory, repositories: 0 }
     }
 
     /// Returns a path where nothing is.
     pub fn path(&mut self, name: &str) -> PathBuf {
         self.repositories += 1;
-        self.folder.join(format!("{}-{name}.example.org", self.repositories))
+        self.directory.join(format!("{}-{name}.example.org", self.repositories))
     }
 
     /// Makes a repository that holds nothing.
@@ -50,22 +52,22 @@ impl Scratch {
     }
 }
 
-/// What the names of folders end in that the next benchmark deletes.
+/// What the names of directories end in that the next benchmark deletes.
 pub const UNFINISHED: &str = "unfinished";
 
 /// How long ext4 may remember files that were deleted. It gives their places to no others, and whoever makes files beside
 /// them looks longer for room.
 const FORGETTING: Duration = Duration::from_secs(6 * 60);
 
-/// Deletes folders and, if there are any, waits until the file system has forgotten what was in them.
-fn delete(folders: impl Iterator<Item = PathBuf>) {
+/// Deletes directories and, if there are any, waits until the file system has forgotten what was in them.
+fn delete(directories: impl Iterator<Item = PathBuf>) {
     let mut is_any = false;
-    for folder in folders {
-        fs::remove_dir_all(folder).expect("folders can be deleted");
+    for directory in directories {
+        fs::remove_dir_all(directory).expect("directories can be deleted");
         is_any = true;
     }
     if is_any {
-        forget("old folders");
+        forget("old directories");
     }
 }
 
@@ -78,8 +80,8 @@ pub fn forget(what: &str) {
 
 /// Gives back the room of what is not needed any more and shares no file with anything. The files stay, and are empty, since
 /// deleting them has a price.
-pub fn empty(folder: &Path) {
-    for entry in fs::read_dir(folder).expect("what was made can be listed") {
+pub fn empty(directory: &Path) {
+    for entry in fs::read_dir(directory).expect("what was made can be listed") {
         let entry = entry.expect("what was made can be listed");
         let kind = entry.file_type().expect("what was made is there");
         if kind.is_dir() {

@@ -38,8 +38,8 @@ fn runs() -> usize {
 
 /// Measures with a small image what changes of the code may not make much worse. How long a second of work takes has much to
 /// do with chance, so the promises are far from what is usual: 1.3 times the bare work, 1.6, and 2.2.
-pub fn quick(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
-    let layout = images::base(folder);
+pub fn quick(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
+    let layout = images::base(directory);
     let promises = Promises { limit: 3.0, threads: 1.05, rebuild: 1.2 };
     let ours = compare(&layout, "base", &promises, 3, scratch, table);
     let theirs = best((0..3).map(|_| unpack(&layout, "base", scratch)));
@@ -47,8 +47,8 @@ pub fn quick(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
 }
 
 /// Measures the reference image, and draws how fast it is.
-pub fn full(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
-    let layout = images::hep(folder);
+pub fn full(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
+    let layout = images::hep(directory);
     let size = Cuts::find(&layout.layers("hep")).size();
     let promises = Promises { limit: LIMIT, threads: 1.9, rebuild: 4.0 };
     let ours = compare(&layout, "hep", &promises, runs(), scratch, table);
@@ -71,8 +71,8 @@ pub fn full(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
 }
 
 /// Measures the reference image beside the bare work only.
-pub fn limit(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
-    beside_limit(&images::hep(folder), "hep", LIMIT, runs(), scratch, table);
+pub fn limit(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
+    beside_limit(&images::hep(directory), "hep", LIMIT, runs(), scratch, table);
 }
 
 /// Compares `convert` in each mode with the bare work, one thread with two, and the image with itself and its rebuild.
@@ -126,7 +126,7 @@ fn beside_limit(
                     false => ours.push(convert(&repository, &image, "image:1", &[]).time),
                 }
             }
-            [objects, repository].iter().for_each(|folder| empty(folder));
+            [objects, repository].iter().for_each(|directory| empty(directory));
         }
         let (ours, bare) = (best(ours), best(bare));
         table.time(&format!("`convert`, {mode}"), ours, "its bare kernels", bare, AtMost(promise));
@@ -175,8 +175,8 @@ const ENTRY: u64 = 300;
 const BASE: u64 = 64 * MIB;
 
 /// Measures how much memory the reference image and layers of many files take.
-pub fn memory(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
-    let hep = images::hep(folder).image("hep");
+pub fn memory(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
+    let hep = images::hep(directory).image("hep");
     let most = |scratch: &mut Scratch, image: &str, options: &[&str]| -> Conversion {
         convert(&scratch.repository(Compression::Balanced), image, "image:1", options)
     };
@@ -185,7 +185,7 @@ pub fn memory(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
     let little = most(scratch, &hep, &["--memory", "64M"]);
     table.bytes("the same with `--memory 64M`", little.memory, "with 256M", default.memory, AtMost(1.0));
     for (count, what) in [(1_000_000, "1,000,000"), (2_000_000, "2,000,000")] {
-        let files = images::small_files(folder, count).image("files");
+        let files = images::small_files(directory, count).image("files");
         let taken = most(scratch, &files, &[]).memory;
         let limit = 256 * MIB + ENTRY * count as u64 + BASE;
         table.bytes(&format!("memory for a layer of {what} files"), taken, "the most", limit, AtMost(1.0));

@@ -18,7 +18,7 @@ pub struct Layout(PathBuf);
 
 /// An OCI layout that is being made.
 struct Draft {
-    folder: PathBuf,
+    directory: PathBuf,
     manifests: Mutex<Vec<Value>>,
 }
 
@@ -85,16 +85,16 @@ impl Layout {
 }
 
 /// Returns the file of a blob in a layout.
-fn blob(folder: &Path, digest: &str) -> PathBuf {
-    folder.join("blobs/sha256").join(&digest["sha256:".len()..])
+fn blob(directory: &Path, digest: &str) -> PathBuf {
+    directory.join("blobs/sha256").join(&digest["sha256:".len()..])
 }
 
 /// Makes `hep`, `user` and `rebuild`, unless they are there.
 ///
 /// `hep` has about 7 GB and 160,000 entries in six layers; `user` one more layer of 20 MB; `rebuild` is `hep` with 5 % of
 /// its files changed and with other layers throughout.
-pub fn hep(folder: &Path) -> Layout {
-    make_once(&folder.join("hep"), |layout, scratch| {
+pub fn hep(directory: &Path) -> Layout {
+    make_once(&directory.join("hep"), |layout, scratch| {
         let builders: [&(dyn Fn(&Path) + Sync); 6] = [
             &|tar| mmdebstrap("minbase", "", tar),
             &|tar| mmdebstrap("extract", COMPILERS, tar),
@@ -112,8 +112,8 @@ pub fn hep(folder: &Path) -> Layout {
 }
 
 /// Makes `base`, a Debian base system, and `rebuild`, the same with 5 % of its files changed, unless they are there.
-pub fn base(folder: &Path) -> Layout {
-    make_once(&folder.join("base"), |layout, scratch| {
+pub fn base(directory: &Path) -> Layout {
+    make_once(&directory.join("base"), |layout, scratch| {
         make_with_rebuild("base", &[&|tar| mmdebstrap("minbase", "", tar)], layout, scratch);
     })
 }
@@ -137,8 +137,8 @@ fn make_with_rebuild(tag: &str, builders: &[&(dyn Fn(&Path) + Sync)], layout: &D
 
 /// Makes `count` images of one host that share a layer of `shared` small files and have one of ten each, unless they are
 /// there. Their tags are full names.
-pub fn synthetic(folder: &Path, name: &str, count: usize, shared: usize) -> Layout {
-    make_once(&folder.join(name), |layout, _| {
+pub fn synthetic(directory: &Path, name: &str, count: usize, shared: usize) -> Layout {
+    make_once(&directory.join(name), |layout, _| {
         let common = layout.add_files("common", shared);
         for number in 0..count {
             let own = layout.add_files(&format!("image-{number}"), 10);
@@ -153,8 +153,8 @@ pub fn synthetic_name(number: usize) -> String {
 }
 
 /// Makes `files`, one layer of so many small files, unless it is there.
-pub fn small_files(folder: &Path, count: usize) -> Layout {
-    make_once(&folder.join(format!("files-{count}")), |layout, _| {
+pub fn small_files(directory: &Path, count: usize) -> Layout {
+    make_once(&directory.join(format!("files-{count}")), |layout, _| {
         let layer = layout.add_files("many", count);
         layout.add_image("files", &[layer]);
     })
@@ -173,23 +173,23 @@ fn in_pairs(count: usize, work: &(dyn Fn(usize) -> Layer + Sync)) -> Vec<Layer> 
 }
 
 /// Lets `fill` make a layout, unless it is there as a whole.
-fn make_once(folder: &Path, fill: impl FnOnce(&Draft, &Path)) -> Layout {
-    if !folder.exists() {
-        eprintln!("making the images in {} ...", folder.display());
-        let unfinished = folder.with_extension(UNFINISHED);
-        let layout = Draft { folder: unfinished.join("layout"), manifests: Mutex::default() };
+fn make_once(directory: &Path, fill: impl FnOnce(&Draft, &Path)) -> Layout {
+    if !directory.exists() {
+        eprintln!("making the images in {} ...", directory.display());
+        let unfinished = directory.with_extension(UNFINISHED);
+        let layout = Draft { directory: unfinished.join("layout"), manifests: Mutex::default() };
         let scratch = unfinished.join("scratch");
-        [layout.folder.join("blobs/sha256"), scratch.clone()].iter().for_each(|folder| {
-            fs::create_dir_all(folder).expect("there is room for images");
+        [layout.directory.join("blobs/sha256"), scratch.clone()].iter().for_each(|directory| {
+            fs::create_dir_all(directory).expect("there is room for images");
         });
         fill(&layout, &scratch);
         layout.write("oci-layout", &json!({"imageLayoutVersion": "1.0.0"}));
         let manifests = layout.manifests.into_inner().expect("no thread panics");
         let index = json!({"schemaVersion": 2, "manifests": manifests}).to_string();
-        fs::write(layout.folder.join("index.json"), index).expect("there is room for an index");
-        fs::rename(&layout.folder, folder).expect("an image can be renamed");
+        fs::write(layout.directory.join("index.json"), index).expect("there is room for an index");
+        fs::rename(&layout.directory, directory).expect("an image can be renamed");
     }
-    Layout(folder.to_owned())
+    Layout(directory.to_owned())
 }
 
 impl Draft {
@@ -198,7 +198,7 @@ impl Draft {
         self.add_layer(&mut File::open(tar).expect("the archive was made"))
     }
 
-    /// Adds a layer of so many small files in folders of a hundred, with content that is their own.
+    /// Adds a layer of so many small files in directories of a hundred, with content that is their own.
     fn add_files(&self, name: &str, count: usize) -> Layer {
         let mut archive = tar::Builder::new(Vec::new());
         for number in 0..count {
@@ -215,7 +215,7 @@ impl Draft {
 
     /// Adds the gzip of an archive.
     fn add_layer(&self, tar: &mut dyn Read) -> Layer {
-        let scratch = tempfile::NamedTempFile::new_in(&self.folder).expect("there is room for a layer");
+        let scratch = tempfile::NamedTempFile::new_in(&self.directory).expect("there is room for a layer");
         let mut gzip = GzEncoder::new(Hashed::new(BufWriter::new(scratch)), flate2::Compression::default());
         let mut plain = Hashed::new(&mut gzip);
         io::copy(tar, &mut plain).expect("an archive can be compressed");
@@ -268,11 +268,11 @@ impl Draft {
     }
 
     fn blob(&self, digest: &str) -> PathBuf {
-        blob(&self.folder, digest)
+        blob(&self.directory, digest)
     }
 
     fn write(&self, name: &str, document: &Value) {
-        fs::write(self.folder.join(name), document.to_string()).expect("there is room for a document");
+        fs::write(self.directory.join(name), document.to_string()).expect("there is room for a document");
     }
 }
 
@@ -317,9 +317,9 @@ fn mmdebstrap(variant: &str, packages: &str, tar: &Path) {
     run(&mut command);
 }
 
-/// Writes an archive of PyPI packages below a folder.
+/// Writes an archive of PyPI packages below a directory.
 fn pip(packages: &[&str], below: &str, tar: &Path) {
-    let root = tempfile::tempdir_in(tar.parent().expect("an archive lies in a folder")).expect("there is room");
+    let root = tempfile::tempdir_in(tar.parent().expect("an archive lies in a directory")).expect("there is room");
     let mut install = Command::new("pip");
     install.args(["install", "--quiet", "--root-user-action=ignore", "--target"]).arg(root.path().join(below));
     run(install.args(packages));

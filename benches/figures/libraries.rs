@@ -20,8 +20,8 @@ const SAMPLED: usize = 12;
 type Pack = Box<dyn FnMut(&[u8]) -> usize>;
 
 /// Prints a table of libraries and levels, of those that this build has.
-pub fn compare(folder: &Path) {
-    let layers = images::hep(folder).layers("hep");
+pub fn compare(directory: &Path) {
+    let layers = images::hep(directory).layers("hep");
     let pieces = Cuts::find(&layers).sample(&layers, SAMPLED);
     let size: usize = pieces.iter().map(Vec::len).sum();
     println!("{} pieces of {:.0} MB in all", pieces.len(), size as f64 / 1e6);

@@ -77,10 +77,10 @@ fn cuts(layer: &Path) -> (Vec<Range<u64>>, u64) {
     (cuts, stream.position)
 }
 
-/// Does the work for all layers, on all threads, into the empty folder `objects`, and returns the least time that it could
+/// Does the work for all layers, on all threads, into the empty directory `objects`, and returns the least time that it could
 /// have taken: what all threads were busy, divided by their number.
 pub fn run(layers: &[PathBuf], cuts: &Cuts, compression: Compression, threads: usize, objects: &Path) -> Duration {
-    (0..256).for_each(|number| fs::create_dir(objects.join(format!("{number:02x}"))).expect("the folder is empty"));
+    (0..256).for_each(|number| fs::create_dir(objects.join(format!("{number:02x}"))).expect("the directory is empty"));
     let known = Mutex::new(HashSet::new());
     // The largest come first, so that threads are busy side by side for as long as possible.
     let mut order: Vec<usize> = (0..layers.len()).collect();
@@ -100,7 +100,7 @@ pub fn run(layers: &[PathBuf], cuts: &Cuts, compression: Compression, threads: u
         threads.into_iter().map(|thread| thread.join().expect("kernels do not fail")).sum()
     });
     let start = Instant::now();
-    rustix::fs::syncfs(File::open(objects).expect("the folder is there")).expect("files can be synced");
+    rustix::fs::syncfs(File::open(objects).expect("the directory is there")).expect("files can be synced");
     busy / u32::try_from(threads).expect("threads are few") + start.elapsed()
 }
 

@@ -29,24 +29,24 @@ use commands::Scratch;
 use table::Table;
 
 fn main() -> ExitCode {
-    let folder = env::var_os("STRATA_BENCH_DIR").map_or_else(|| PathBuf::from("target/figures"), PathBuf::from);
-    std::fs::create_dir_all(&folder).expect("there is room for images");
+    let directory = env::var_os("STRATA_BENCH_DIR").map_or_else(|| PathBuf::from("target/figures"), PathBuf::from);
+    std::fs::create_dir_all(&directory).expect("there is room for images");
     let mut groups: Vec<String> = env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     if groups.is_empty() {
         groups = ["hep", "memory", "scale", "many", "check", "registry", "libraries"].map(str::to_owned).into();
     }
-    let (mut table, mut scratch) = (Table::default(), Scratch::start(&folder));
+    let (mut table, mut scratch) = (Table::default(), Scratch::start(&directory));
     for group in &groups {
         match group.as_str() {
-            "quick" => hep::quick(&folder, &mut scratch, &mut table),
-            "limit" => hep::limit(&folder, &mut scratch, &mut table),
-            "hep" => hep::full(&folder, &mut scratch, &mut table),
-            "memory" => hep::memory(&folder, &mut scratch, &mut table),
-            "scale" => scale::large_repository(&folder, &mut scratch, &mut table),
-            "many" => scale::wishlist(&folder, &mut scratch, &mut table),
-            "libraries" => libraries::compare(&folder),
-            "check" => scale::check(&folder, &mut scratch, &mut table),
-            "registry" => registry::beside_a_layout(&folder, &mut scratch, &mut table),
+            "quick" => hep::quick(&directory, &mut scratch, &mut table),
+            "limit" => hep::limit(&directory, &mut scratch, &mut table),
+            "hep" => hep::full(&directory, &mut scratch, &mut table),
+            "memory" => hep::memory(&directory, &mut scratch, &mut table),
+            "scale" => scale::large_repository(&directory, &mut scratch, &mut table),
+            "many" => scale::wishlist(&directory, &mut scratch, &mut table),
+            "libraries" => libraries::compare(&directory),
+            "check" => scale::check(&directory, &mut scratch, &mut table),
+            "registry" => registry::beside_a_layout(&directory, &mut scratch, &mut table),
             _ => panic!("there is no group '{group}'"),
         }
     }

@@ -24,8 +24,8 @@ const TAGS: usize = 1000;
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// Measures a Debian base system from a registry and from a layout, and 1,000 tags that have not changed.
-pub fn beside_a_layout(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
-    let layout = images::base(folder);
+pub fn beside_a_layout(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
+    let layout = images::base(directory);
     let registry = Registry::start(&scratch.path("registry"));
     registry.push(&layout, "base", "bench/image", "0");
     let pushed = format!("docker://{}/bench/image:0", registry.address);
@@ -55,16 +55,16 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Starts a registry that keeps what it has in a folder, which must not be there yet.
-    pub fn start(folder: &Path) -> Self {
-        fs::create_dir(folder).expect("there is room for a registry");
+    /// Starts a registry that keeps what it has in a directory, which must not be there yet.
+    pub fn start(directory: &Path) -> Self {
+        fs::create_dir(directory).expect("there is room for a registry");
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
         let address = free.expect("this machine has a free port").to_string();
         let settings = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n",
-            folder.display()
+            directory.display()
         );
-        let file = folder.join("registry.yml");
+        let file = directory.join("registry.yml");
         fs::write(&file, settings).expect("there is room for settings");
         let mut command = Command::new("docker-registry");
         command.arg("serve").arg(file).stdout(Stdio::null()).stderr(Stdio::null());

@@ -14,7 +14,7 @@ use super::table::{Promise, Table};
 
 use Promise::AtMost;
 
-/// Images of the large repository. Each has two trees of [`SHARED`] files and folders, so that there are 50 million entries.
+/// Images of the large repository. Each has two trees of [`SHARED`] files and directories, so that there are 50 million entries.
 const IMAGES: usize = 10_000;
 const SHARED: usize = 2_450;
 
@@ -24,8 +24,8 @@ const AT_ONCE: usize = 500;
 const RUNS: usize = 5;
 
 /// Measures what one more image costs in a repository of 10,000 and in an empty one.
-pub fn large_repository(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
-    let (made, one_more) = (make_large(folder), images::small_files(folder, 10_000).image("files"));
+pub fn large_repository(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
+    let (made, one_more) = (make_large(directory), images::small_files(directory, 10_000).image("files"));
     // With `--force` the image is read anew, whether what it holds is known or not.
     let add = |repository: &Path, tag: usize| {
         convert(repository, &one_more, &format!("added:{tag}"), &["--skip-podman", "--force"])
@@ -72,10 +72,10 @@ const CHECKED_FILES: usize = 160_000;
 
 /// Measures a quick check beside that of CVMFS, which looks for the same objects: in a repository whose trees share their files,
 /// and in one that has an object for every third entry.
-pub fn check(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
-    let shared = images::synthetic(folder, "checked", CHECKED_IMAGES, SHARED);
+pub fn check(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
+    let shared = images::synthetic(directory, "checked", CHECKED_IMAGES, SHARED);
     let names: Vec<String> = (0..CHECKED_IMAGES).map(|number| shared.image(&images::synthetic_name(number))).collect();
-    let files = images::small_files(folder, CHECKED_FILES);
+    let files = images::small_files(directory, CHECKED_FILES);
     let single = [files.image("files"), "--name".to_owned(), "bench.example.org/files:1".to_owned()];
     for (what, arguments) in [("of shared files", &names[..]), ("of one large image", &single[..])] {
         let repository = scratch.repository(Compression::Balanced);
@@ -84,7 +84,7 @@ pub fn check(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
         for _ in 0..RUNS {
             ours.push(time(strata(&repository).args(["check", "--quick"])));
             let mut swissknife = Command::new("cvmfs_swissknife");
-            swissknife.args(["check", "-c", "-t"]).arg(folder).arg("-r").arg(repository.join("storage"));
+            swissknife.args(["check", "-c", "-t"]).arg(directory).arg("-r").arg(repository.join("storage"));
             theirs.push(time(&mut swissknife));
         }
         let what = format!("`check --quick` of 490,000 entries, {what}");
@@ -93,12 +93,12 @@ pub fn check(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
 }
 
 /// Makes a repository of 10,000 images, unless it is there: that takes a quarter of an hour.
-fn make_large(folder: &Path) -> PathBuf {
-    let large = folder.join("large.example.org");
+fn make_large(directory: &Path) -> PathBuf {
+    let large = directory.join("large.example.org");
     let unfinished = large.with_extension(UNFINISHED);
     if !large.exists() {
         eprintln!("making the repository {} ...", large.display());
-        let layout = images::synthetic(folder, "synthetic", IMAGES, SHARED);
+        let layout = images::synthetic(directory, "synthetic", IMAGES, SHARED);
         run(strata(&unfinished).args(["init", "bench.example.org"]));
         let names: Vec<String> = (0..IMAGES).map(|number| layout.image(&images::synthetic_name(number))).collect();
         for names in names.chunks(AT_ONCE) {
@@ -121,7 +121,7 @@ fn copy(from: &Path, to: &Path) {
 /// Returns how long it takes from the start of a mount until its first listing is there.
 fn mount(repository: &Path, scratch: &mut Scratch) -> Duration {
     let mountpoint = scratch.path("mount");
-    std::fs::create_dir(&mountpoint).expect("there is room for a folder");
+    std::fs::create_dir(&mountpoint).expect("there is room for a directory");
     let start = std::time::Instant::now();
     let mut mount = strata(repository).arg("mount").arg(&mountpoint).spawn().expect("strata can be run");
     let is_there = || std::fs::read_dir(&mountpoint).is_ok_and(|mut entries| entries.next().is_some());
@@ -135,9 +135,9 @@ fn mount(repository: &Path, scratch: &mut Scratch) -> Duration {
 }
 
 /// Measures a wishlist of 1,000 images that share a base, from a registry: the time for each and the memory for all.
-pub fn wishlist(folder: &Path, scratch: &mut Scratch, table: &mut Table) {
+pub fn wishlist(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
     const MANY: usize = 1000;
-    let layout = images::synthetic(folder, "many", MANY, 2_000);
+    let layout = images::synthetic(directory, "many", MANY, 2_000);
     let registry = Registry::start(&scratch.path("registry"));
     for number in 0..MANY {
         registry.push(&layout, &images::synthetic_name(number), "many/image", &number.to_string());

@@ -1,6 +1,6 @@
-//! Bundles for OCI runtimes: a folder with a `config.json` that runs a published image right from where it is mounted.
+//! Bundles for OCI runtimes: a directory with a `config.json` that runs a published image right from where it is mounted.
 //!
-//! The root is the image's `.flat` tree and read-only. Whatever a runtime would have to make in it, a mount point or the folder
+//! The root is the image's `.flat` tree and read-only. Whatever a runtime would have to make in it, a mount point or the directory
 //! to start in, is looked for in the repository first. All of this is for runtimes that read the runtime specification 1.0.2, as
 //! runc and crun do; what an image wants is what Docker makes of its config.
 
@@ -76,8 +76,8 @@ pub enum BundleError {
     /// JSON cannot hold the path.
     #[error("the path '{}' is not text, as a bundle needs it", .0.display())]
     Path(PathBuf),
-    /// The folder for the bundle holds something.
-    #[error("'{}' is there already, and is no empty folder", .0.display())]
+    /// The directory for the bundle holds something.
+    #[error("'{}' is there already, and is no empty directory", .0.display())]
     Exists(PathBuf),
     /// The bundle cannot be written.
     #[error("cannot {action} '{}'", path.display())]
@@ -131,7 +131,7 @@ pub struct Bundle {
     /// The program and its arguments.
     pub arguments: Vec<String>,
     /// Where it starts.
-    pub folder: String,
+    pub directory: String,
     /// Who it runs as.
     pub user: User,
     /// What is not as the image has it.
@@ -148,15 +148,15 @@ impl Bundle {
             ImageConfig::parse(&json).map_err(|source| BundleError::Config { place: place.clone(), source })?;
         let image = Digest::of(&json);
         let root = PublishedRoot { repository, path: layout::flat_root(image) };
-        if root.folder(b"")?.is_none() {
+        if root.directory(b"")?.is_none() {
             return Err(BundleError::NoRoot(place.clone()));
         }
         let path = root_path(repository, image, options.mountpoint.as_deref())?;
         let mut mounts = Mounts::plan(&root, options)?;
         let process = Process::plan(&root, place, &config.config, &mut mounts, options)?;
         let config = spec::config(&path, image, &config, &process, &mounts, options);
-        let Process { arguments, folder, user, .. } = process;
-        Ok(Self { image, root: path, arguments, folder, user, warnings: mounts.warnings, config })
+        let Process { arguments, directory, user, .. } = process;
+        Ok(Self { image, root: path, arguments, directory, user, warnings: mounts.warnings, config })
     }
 
     /// Returns the text of `config.json`.
@@ -164,32 +164,33 @@ impl Bundle {
         format!("{:#}\n", self.config)
     }
 
-    /// Writes the bundle into `folder`, which is made, or is there and empty. What fails leaves nothing behind.
-    pub fn write(&self, folder: &Path) -> Result<(), BundleError> {
-        let io_error = |action| move |source| BundleError::Io { action, path: folder.to_owned(), source };
-        let is_new = match fs::create_dir(folder) {
+    /// Writes the bundle into `directory`, which is made, or is there and empty. What fails leaves nothing behind.
+    pub fn write(&self, directory: &Path) -> Result<(), BundleError> {
+        let io_error = |action| move |source| BundleError::Io { action, path: directory.to_owned(), source };
+        let is_new = match fs::create_dir(directory) {
             Ok(()) => true,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let is_empty = folder.is_dir() && fs::read_dir(folder).map_err(io_error("list"))?.next().is_none();
+                let is_empty =
+                    directory.is_dir() && fs::read_dir(directory).map_err(io_error("list"))?.next().is_none();
                 if !is_empty {
-                    return Err(BundleError::Exists(folder.to_owned()));
+                    return Err(BundleError::Exists(directory.to_owned()));
                 }
                 false
             }
             Err(error) => return Err(io_error("create")(error)),
         };
-        let written = self.write_config(folder).map_err(io_error("write into"));
+        let written = self.write_config(directory).map_err(io_error("write into"));
         if written.is_err() && is_new {
-            fs::remove_dir(folder).ok();
+            fs::remove_dir(directory).ok();
         }
         written
     }
 
-    fn write_config(&self, folder: &Path) -> io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    fn write_config(&self, directory: &Path) -> io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(directory)?;
         file.write_all(self.config_json().as_bytes())?;
         file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-        file.persist_noclobber(folder.join("config.json"))?;
+        file.persist_noclobber(directory.join("config.json"))?;
         Ok(())
     }
 }
@@ -230,13 +231,13 @@ mod tests {
 
     fn bundle() -> Bundle {
         let user = User::find("", b"", b"").unwrap();
-        let (root, folder) = ("/cvmfs/a.b/.flat/00/00".to_owned(), "/".to_owned());
+        let (root, directory) = ("/cvmfs/a.b/.flat/00/00".to_owned(), "/".to_owned());
         let (arguments, config) = (vec!["a\nb".to_owned()], serde_json::json!({"args": ["a\nb", "\"", "é"]}));
-        Bundle { image: Digest::of(b""), root, arguments, folder, user, warnings: Vec::new(), config }
+        Bundle { image: Digest::of(b""), root, arguments, directory, user, warnings: Vec::new(), config }
     }
 
     #[test]
-    fn bundle_goes_into_a_folder_that_is_not_there_or_empty() {
+    fn bundle_goes_into_a_directory_that_is_not_there_or_empty() {
         let home = tempfile::tempdir().unwrap();
         let bundle = bundle();
         let new = home.path().join("new");

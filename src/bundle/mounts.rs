@@ -1,4 +1,4 @@
-//! What is mounted in a container, and the folder that its program starts in.
+//! What is mounted in a container, and the directory that its program starts in.
 //!
 //! The root is read-only, so a runtime can make no mount point in it: each has to be there already, or lie in what is mounted
 //! before it.
@@ -31,11 +31,11 @@ pub(super) struct Mounts {
     pub(super) warnings: Vec<String>,
 }
 
-/// Folders that need to be folders of the image itself: runtimes refuse links there, as those may lead anywhere.
-const SYSTEM_FOLDERS: [&str; 3] = ["/proc", "/dev", "/sys"];
+/// Directories that need to be directories of the image itself: runtimes refuse links there, as those may lead anywhere.
+const SYSTEM_DIRECTORIES: [&str; 3] = ["/proc", "/dev", "/sys"];
 
-/// Folders that programs write to wherever they run. (Before 1.2, runc gives them the image's permissions in place of these.)
-const WRITABLE_FOLDERS: [(&str, &str); 2] = [("/tmp", "mode=1777"), ("/run", "mode=755")];
+/// Directories that programs write to wherever they run. (Before 1.2, runc gives them the image's permissions in place of these.)
+const WRITABLE_DIRECTORIES: [(&str, &str); 2] = [("/tmp", "mode=1777"), ("/run", "mode=755")];
 
 /// Files of the host that tell who is called what in its network.
 const NETWORK_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
@@ -79,8 +79,8 @@ impl Mounts {
     pub(super) fn plan(root: &dyn Root, options: &BundleOptions) -> Result<Self, RepositoryError> {
         let mut plan = Self::default();
         plan.add_usual(root, options.is_rootless())?;
-        for (folder, mode) in WRITABLE_FOLDERS {
-            plan.add_writable(root, folder, mode, options.is_rootless())?;
+        for (directory, mode) in WRITABLE_DIRECTORIES {
+            plan.add_writable(root, directory, mode, options.is_rootless())?;
         }
         if options.shares_network() {
             plan.add_network_files(root)?;
@@ -90,38 +90,39 @@ impl Mounts {
 
     fn add_usual(&mut self, root: &dyn Root, rootless: bool) -> Result<(), RepositoryError> {
         let mut missing = Vec::new();
-        for folder in SYSTEM_FOLDERS {
-            if root.folder(folder.as_bytes())?.is_none_or(|found| shown(&found).as_deref() != Some(folder)) {
-                self.warn(format!("the image has no folder '{folder}' of its own, so nothing is mounted there"));
-                missing.push(Path::new(folder));
+        for directory in SYSTEM_DIRECTORIES {
+            if root.directory(directory.as_bytes())?.is_none_or(|found| shown(&found).as_deref() != Some(directory)) {
+                self.warn(format!("the image has no directory '{directory}' of its own, so nothing is mounted there"));
+                missing.push(Path::new(directory));
             }
         }
         let usual = Mount::usual(rootless).into_iter();
-        self.mounts
-            .extend(usual.filter(|mount| !missing.iter().any(|folder| Path::new(&mount.target).starts_with(folder))));
+        self.mounts.extend(
+            usual.filter(|mount| !missing.iter().any(|directory| Path::new(&mount.target).starts_with(directory))),
+        );
         Ok(())
     }
 
-    /// Adds a file system in memory where the image has the folder.
+    /// Adds a file system in memory where the image has the directory.
     fn add_writable(
         &mut self,
         root: &dyn Root,
-        folder: &str,
+        directory: &str,
         mode: &'static str,
         rootless: bool,
     ) -> Result<(), RepositoryError> {
-        let Some(found) = root.folder(folder.as_bytes())? else { return Ok(()) };
+        let Some(found) = root.directory(directory.as_bytes())? else { return Ok(()) };
         let Some(target) = shown(&found).filter(|target| target != "/" && !self.is_mounted(target)) else {
             return Ok(());
         };
         let holds = root.holds(&found)?;
         let mut mount = Mount::new(&target, "tmpfs", "tmpfs", &[&["nosuid", "nodev", mode]]);
         match (holds, rootless) {
-            (Holds::Nothing, _) | (Holds::EmptyFolders, true) => {}
+            (Holds::Nothing, _) | (Holds::EmptyDirectories, true) => {}
             // Runtimes take this for "with a copy of what was there". It needs all owners that there are.
             (_, false) => mount.options.push("tmpcopyup"),
             (Holds::Something, true) => {
-                self.warn(format!("what the image has in '{target}' is hidden by the folder for new files there"));
+                self.warn(format!("what the image has in '{target}' is hidden by the directory for new files there"));
             }
         }
         self.mounts.push(mount);
@@ -138,39 +139,39 @@ impl Mounts {
         Ok(())
     }
 
-    /// Returns the folder to start in. Where the image lacks the one that it names, and no memory can be mounted in its
+    /// Returns the directory to start in. Where the image lacks the one that it names, and no memory can be mounted in its
     /// place, that is the root.
     pub(super) fn start_in(&mut self, root: &dyn Root, wanted: &str) -> Result<String, RepositoryError> {
-        let folder = cleaned(wanted);
-        if root.folder(folder.as_bytes())?.is_some() || self.makes(&folder) {
-            return Ok(folder);
+        let directory = cleaned(wanted);
+        if root.directory(directory.as_bytes())?.is_some() || self.makes(&directory) {
+            return Ok(directory);
         }
-        let said = on_one_line(&folder);
-        if !root.has(folder.as_bytes())?
-            && let Some((above, below)) = self.empty_folder_above(root, &folder)?
+        let said = on_one_line(&directory);
+        if !root.has(directory.as_bytes())?
+            && let Some((above, below)) = self.empty_directory_above(root, &directory)?
         {
             self.warn(format!(
-                "the image has no folder '{said}' to start in: it is made in memory, mounted at '{above}'"
+                "the image has no directory '{said}' to start in: it is made in memory, mounted at '{above}'"
             ));
             self.mounts.push(Mount::new(&above, "tmpfs", "tmpfs", &[&["nosuid", "nodev", "mode=755"]]));
             return Ok(format!("{above}{below}"));
         }
-        self.warn(format!("the image has no folder '{said}' to start in: it starts in '/'"));
+        self.warn(format!("the image has no directory '{said}' to start in: it starts in '/'"));
         Ok("/".to_owned())
     }
 
-    /// Returns the lowest folder above `folder` that is there, if it holds nothing, and what comes after it.
-    fn empty_folder_above<'f>(
+    /// Returns the lowest directory above `directory` that is there, if it holds nothing, and what comes after it.
+    fn empty_directory_above<'f>(
         &self,
         root: &dyn Root,
-        folder: &'f str,
+        directory: &'f str,
     ) -> Result<Option<(String, &'f str)>, RepositoryError> {
-        for (slash, _) in folder.rmatch_indices('/').filter(|(slash, _)| *slash > 0) {
-            let (above, below) = folder.split_at(slash);
-            let Some(found) = root.folder(above.as_bytes())? else { continue };
+        for (slash, _) in directory.rmatch_indices('/').filter(|(slash, _)| *slash > 0) {
+            let (above, below) = directory.split_at(slash);
+            let Some(found) = root.directory(above.as_bytes())? else { continue };
             let target = shown(&found).filter(|target| target != "/" && !self.is_mounted(target));
             let is_empty = root.holds(&found)? == Holds::Nothing;
-            return Ok(target.filter(|_| is_empty && !folder.contains('\0')).map(|target| (target, below)));
+            return Ok(target.filter(|_| is_empty && !directory.contains('\0')).map(|target| (target, below)));
         }
         Ok(None)
     }
@@ -180,11 +181,11 @@ impl Mounts {
         self.mounts.iter().any(|mount| Path::new(path).starts_with(&mount.target))
     }
 
-    /// Tells whether runtimes make a folder of this path: they do in what is mounted and can be written to.
-    fn makes(&self, folder: &str) -> bool {
-        let below = |mount: &&Mount| Path::new(folder).starts_with(&mount.target);
+    /// Tells whether runtimes make a directory of this path: they do in what is mounted and can be written to.
+    fn makes(&self, directory: &str) -> bool {
+        let below = |mount: &&Mount| Path::new(directory).starts_with(&mount.target);
         let lowest = self.mounts.iter().filter(below).max_by_key(|mount| mount.target.len());
-        lowest.is_some_and(|mount| mount.kind == "tmpfs") && !folder.contains('\0')
+        lowest.is_some_and(|mount| mount.kind == "tmpfs") && !directory.contains('\0')
     }
 
     fn warn(&mut self, text: String) {

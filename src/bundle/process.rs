@@ -17,13 +17,13 @@ pub(super) struct Process {
     /// `NAME=value`, each name once.
     pub(super) environment: Vec<String>,
     /// Where it starts.
-    pub(super) folder: String,
+    pub(super) directory: String,
     /// Whom the image names.
     pub(super) user: User,
 }
 
 impl Process {
-    /// Finds out what runs. A folder to start in may take one more mount.
+    /// Finds out what runs. A directory to start in may take one more mount.
     pub(super) fn plan(
         root: &dyn Root,
         place: &ImagePlace,
@@ -43,8 +43,8 @@ impl Process {
             .map_err(|source| BundleError::User { place: place.clone(), source })?;
         let user = if options.is_rootless() { alone(user, &mut mounts.warnings) } else { user };
         let environment = environment(config, user.home.as_deref(), options.terminal, &mut mounts.warnings);
-        let folder = mounts.start_in(root, &config.working_dir)?;
-        Ok(Self { arguments, environment, folder, user })
+        let directory = mounts.start_in(root, &config.working_dir)?;
+        Ok(Self { arguments, environment, directory, user })
     }
 }
 

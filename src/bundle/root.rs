@@ -6,21 +6,21 @@ use crate::repository::{Repository, RepositoryError};
 /// No file of accounts is read that has more bytes.
 const LARGEST_FILE: u64 = 16 << 20;
 
-/// What a folder holds.
+/// What a directory holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Holds {
     /// Nothing.
     Nothing,
-    /// Nothing but folders that hold nothing.
-    EmptyFolders,
+    /// Nothing but directories that hold nothing.
+    EmptyDirectories,
     /// Something else.
     Something,
 }
 
 /// The root file system of a container. Paths are followed in it as processes of the container see them.
 pub(super) trait Root {
-    /// Returns where a path leads, if it leads to a folder.
-    fn folder(&self, path: &[u8]) -> Result<Option<EntryPath>, RepositoryError>;
+    /// Returns where a path leads, if it leads to a directory.
+    fn directory(&self, path: &[u8]) -> Result<Option<EntryPath>, RepositoryError>;
 
     /// Returns where a path leads, if it leads to a regular file.
     fn file(&self, path: &[u8]) -> Result<Option<EntryPath>, RepositoryError>;
@@ -28,8 +28,8 @@ pub(super) trait Root {
     /// Tells whether a path leads to anything.
     fn has(&self, path: &[u8]) -> Result<bool, RepositoryError>;
 
-    /// Returns what a folder holds.
-    fn holds(&self, folder: &EntryPath) -> Result<Holds, RepositoryError>;
+    /// Returns what a directory holds.
+    fn holds(&self, directory: &EntryPath) -> Result<Holds, RepositoryError>;
 
     /// Returns the content of a regular file; nothing where there is none.
     fn read(&self, path: &[u8]) -> Result<Vec<u8>, RepositoryError>;
@@ -48,14 +48,15 @@ impl PublishedRoot<'_> {
         path.components().fold(self.path.clone(), |path, name| path.join(name))
     }
 
-    fn children(&self, folder: &EntryPath) -> Result<Vec<(EntryPath, bool)>, RepositoryError> {
-        let children = self.repository.list(&self.whole(folder))?.into_iter().filter(|(_, entry)| !entry.is_hidden());
-        Ok(children.map(|(name, entry)| (folder.join(&name), entry.is_directory())).collect())
+    fn children(&self, directory: &EntryPath) -> Result<Vec<(EntryPath, bool)>, RepositoryError> {
+        let children =
+            self.repository.list(&self.whole(directory))?.into_iter().filter(|(_, entry)| !entry.is_hidden());
+        Ok(children.map(|(name, entry)| (directory.join(&name), entry.is_directory())).collect())
     }
 }
 
 impl Root for PublishedRoot<'_> {
-    fn folder(&self, path: &[u8]) -> Result<Option<EntryPath>, RepositoryError> {
+    fn directory(&self, path: &[u8]) -> Result<Option<EntryPath>, RepositoryError> {
         let found = self.repository.follow_inside(&self.path, path)?;
         Ok(found.filter(|(_, entry)| entry.is_directory()).map(|(path, _)| path))
     }
@@ -69,14 +70,14 @@ impl Root for PublishedRoot<'_> {
         Ok(self.repository.follow_inside(&self.path, path)?.is_some())
     }
 
-    fn holds(&self, folder: &EntryPath) -> Result<Holds, RepositoryError> {
-        let children = self.children(folder)?;
-        for (child, is_folder) in &children {
-            if !is_folder || !self.children(child)?.is_empty() {
+    fn holds(&self, directory: &EntryPath) -> Result<Holds, RepositoryError> {
+        let children = self.children(directory)?;
+        for (child, is_directory) in &children {
+            if !is_directory || !self.children(child)?.is_empty() {
                 return Ok(Holds::Something);
             }
         }
-        Ok(if children.is_empty() { Holds::Nothing } else { Holds::EmptyFolders })
+        Ok(if children.is_empty() { Holds::Nothing } else { Holds::EmptyDirectories })
     }
 
     fn read(&self, path: &[u8]) -> Result<Vec<u8>, RepositoryError> {

@@ -85,7 +85,7 @@ fn process_json(process: &Process, terminal: bool) -> Value {
         "user": ids,
         "args": process.arguments,
         "env": process.environment,
-        "cwd": process.folder,
+        "cwd": process.directory,
         "capabilities": {
             "bounding": CAPABILITIES, "effective": held, "permitted": held, "inheritable": [], "ambient": [],
         },
@@ -137,7 +137,7 @@ mod tests {
 
     fn process(uid: u32, groups: &[u32]) -> Process {
         let user = User { uid, gid: 7, groups: groups.to_vec(), home: None };
-        Process { arguments: vec!["a".to_owned()], environment: Vec::new(), folder: "/".to_owned(), user }
+        Process { arguments: vec!["a".to_owned()], environment: Vec::new(), directory: "/".to_owned(), user }
     }
 
     fn kinds(options: &BundleOptions, has_one_hierarchy: bool) -> Vec<String> {

@@ -35,7 +35,7 @@ pub struct User {
     pub gid: u32,
     /// All groups, the first one included: whoever is refused something as a member of it stays refused.
     pub groups: Vec<u32>,
-    /// The home folder, if the image says one.
+    /// The home directory, if the image says one.
     pub home: Option<String>,
 }
 

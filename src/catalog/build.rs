@@ -29,7 +29,7 @@ pub enum BuildError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Something that strata did not put there is in the way.
-    #[error("{0} is in the way: it is a folder where a file or link should be, or the other way round")]
+    #[error("{0} is in the way: it is a directory where a file or link should be, or the other way round")]
     Occupied(EntryPath),
 }
 
@@ -65,7 +65,7 @@ impl<'a> CatalogBuilder<'a> {
         Ok(Self { staging, nothing: staging.put_file(compression, b"")?, target, large: Mutex::new(()) })
     }
 
-    /// Stores `tree` as the folder `root` of the repository, with `facts` that its rows cannot tell, in JSON.
+    /// Stores `tree` as the directory `root` of the repository, with `facts` that its rows cannot tell, in JSON.
     ///
     /// The tree must not hold stray markers. Nested catalogs are made side by side in rayon's current pool.
     pub fn build(&self, tree: &Directory, root: &EntryPath, facts: Option<String>) -> Result<StoredTree, BuildError> {
@@ -75,24 +75,24 @@ impl<'a> CatalogBuilder<'a> {
 
     fn build_catalog(
         &self,
-        folder: &Directory,
+        directory: &Directory,
         root: &EntryPath,
         cuts: &BTreeSet<EntryPath>,
         facts: Option<String>,
     ) -> Result<StoredTree, BuildError> {
         let mut below = Vec::new();
-        find_cuts(folder, root, cuts, &mut below);
+        find_cuts(directory, root, cuts, &mut below);
         let below: Vec<(EntryPath, StoredTree)> = below
             .into_par_iter()
-            .map(|(path, folder)| self.build_catalog(folder, &path, cuts, None).map(|stored| (path, stored)))
+            .map(|(path, directory)| self.build_catalog(directory, &path, cuts, None).map(|stored| (path, stored)))
             .collect::<Result<_, BuildError>>()?;
         // Nothing below waits for rayon, whose threads could need the lock for other work.
-        let is_large = folder.children.len() > plan::MAXIMUM_ENTRIES;
+        let is_large = directory.children.len() > plan::MAXIMUM_ENTRIES;
         let _alone = is_large.then(|| self.large.lock().unwrap_or_else(PoisonError::into_inner));
         let mut rows = Rows { cuts, draft: Draft::new(root.clone()), link_groups: 0 };
         {
             let _gathering = stage!("catalogs");
-            rows.add_root(folder, &self.nothing);
+            rows.add_root(directory, &self.nothing);
         }
         let mut draft = rows.draft;
         for (path, stored) in below {
@@ -156,18 +156,19 @@ struct Rows<'t> {
 }
 
 impl Rows<'_> {
-    fn add_root(&mut self, folder: &Directory, nothing: &Content) {
+    fn add_root(&mut self, directory: &Directory, nothing: &Content) {
         let root = self.draft.root.clone();
-        let row = CatalogEntry::of_directory(&folder.metadata, folder.subdirectories()).with_nesting(Nesting::Root);
+        let row =
+            CatalogEntry::of_directory(&directory.metadata, directory.subdirectories()).with_nesting(Nesting::Root);
         self.draft.push(root.clone(), row);
-        self.add_children(folder, &root);
+        self.add_children(directory, &root);
         // Hidden, so that a container sees what its image holds and nothing else.
-        self.draft.add_missing(root.join(MARKER), marker(&folder.metadata, nothing).hidden());
+        self.draft.add_missing(root.join(MARKER), marker(&directory.metadata, nothing).hidden());
     }
 
-    fn add_children(&mut self, folder: &Directory, path: &EntryPath) {
-        let mut links = LinkGroups::of(folder);
-        for (name, node) in &folder.children {
+    fn add_children(&mut self, directory: &Directory, path: &EntryPath) {
+        let mut links = LinkGroups::of(directory);
+        for (name, node) in &directory.children {
             let path = path.join(name);
             match node {
                 Node::Leaf(leaf) => {
@@ -191,17 +192,17 @@ impl Rows<'_> {
     }
 }
 
-/// The inodes of one folder that have several names there.
+/// The inodes of one directory that have several names there.
 ///
-/// Links across folders are not among them: CVMFS holds those as independent entries.
+/// Links across directories are not among them: CVMFS holds those as independent entries.
 struct LinkGroups {
     names: HashMap<*const Leaf, u32>,
     groups: HashMap<*const Leaf, u32>,
 }
 
 impl LinkGroups {
-    fn of(folder: &Directory) -> Self {
-        let shared = folder.children.values().filter_map(|node| match node {
+    fn of(directory: &Directory) -> Self {
+        let shared = directory.children.values().filter_map(|node| match node {
             // An inode that nothing else refers to has one name; most are sorted out here.
             Node::Leaf(leaf) if Arc::strong_count(leaf) > 1 => Some(Arc::as_ptr(leaf)),
             _ => None,
@@ -210,7 +211,7 @@ impl LinkGroups {
         inodes.sort_unstable();
         let linked = inodes.chunk_by(|a, b| a == b).filter(|names| names.len() > 1);
         let names =
-            linked.map(|names| (names[0], u32::try_from(names.len()).expect("a folder is in memory"))).collect();
+            linked.map(|names| (names[0], u32::try_from(names.len()).expect("a directory is in memory"))).collect();
         Self { names, groups: HashMap::new() }
     }
 

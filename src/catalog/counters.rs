@@ -7,7 +7,7 @@ use crate::object::Pieces;
 
 /// The twelve numbers of one catalog, or of all catalogs below one.
 ///
-/// A nested catalog's folder counts in the catalog above (its transition point) and in its own (its root).
+/// A nested catalog's directory counts in the catalog above (its transition point) and in its own (its root).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters([i64; 12]);
 

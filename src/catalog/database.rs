@@ -21,7 +21,7 @@ mod writable;
 pub(super) use draft::Draft;
 pub(super) use writable::{References, WritableCatalog};
 
-/// Folders that may lie in one another: the 1,000 of an image and those above it. Walks are recursive, and stacks are small.
+/// Directories that may lie in one another: the 1,000 of an image and those above it. Walks are recursive, and stacks are small.
 const MAXIMUM_DEPTH: usize = 1_100;
 
 /// Since this schema revision there are nanoseconds.
@@ -61,7 +61,7 @@ pub enum CatalogError {
     /// SQLite refused something.
     #[error("catalog of {path} is not a usable database")]
     Database {
-        /// The folder that the catalog describes.
+        /// The directory that the catalog describes.
         path: EntryPath,
         /// What SQLite says.
         source: rusqlite::Error,
@@ -69,7 +69,7 @@ pub enum CatalogError {
     /// Something is in the file that the format does not allow, or not in it that it demands.
     #[error("catalog of {path} is not valid: {fault}")]
     Invalid {
-        /// The folder that the catalog describes.
+        /// The directory that the catalog describes.
         path: EntryPath,
         /// What is wrong.
         fault: String,
@@ -146,7 +146,7 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Opens the catalog of the folder `root` from the bytes of its SQLite file.
+    /// Opens the catalog of the directory `root` from the bytes of its SQLite file.
     pub fn parse(bytes: &[u8], root: &EntryPath) -> Result<Self, CatalogError> {
         // Whoever has the catalog for itself may come to change it.
         Self::opened(GuardedDatabase::open(bytes, Access::Writable), bytes.len(), root)
@@ -167,7 +167,7 @@ impl Catalog {
         Self::of(database, size as u64, root)
     }
 
-    /// Makes sure that the database is the catalog of the folder `root`.
+    /// Makes sure that the database is the catalog of the directory `root`.
     fn of(database: GuardedDatabase, size: u64, root: &EntryPath) -> Result<Self, CatalogError> {
         let failed = |source| CatalogError::Database { path: root.clone(), source: explain(source) };
         let invalid = |fault| CatalogError::Invalid { path: root.clone(), fault };
@@ -193,7 +193,7 @@ impl Catalog {
         Ok(Self { root: root.clone(), size, database: Mutex::new(database), properties, own, below })
     }
 
-    /// Returns the folder that the catalog describes.
+    /// Returns the directory that the catalog describes.
     pub fn root(&self) -> &EntryPath {
         &self.root
     }
@@ -235,10 +235,10 @@ impl Catalog {
         found.map(|row| self.complete(&database, row)).transpose().map(|entry| entry.map(|(_, entry)| entry))
     }
 
-    /// Returns the rows of everything in the folder `path`, by name; hidden ones too.
+    /// Returns the rows of everything in the directory `path`, by name; hidden ones too.
     pub fn list(&self, path: &EntryPath) -> Result<BTreeMap<Vec<u8>, CatalogEntry>, CatalogError> {
         if path.components().count() > MAXIMUM_DEPTH {
-            return Err(self.invalid(format!("{} lies in more than {MAXIMUM_DEPTH} folders", path.shown())));
+            return Err(self.invalid(format!("{} lies in more than {MAXIMUM_DEPTH} directories", path.shown())));
         }
         let (first, second) = key(path);
         let database = self.database();
@@ -251,7 +251,7 @@ impl Catalog {
         rows.into_iter().map(complete).collect()
     }
 
-    /// Refuses a row that cannot lie in the folder `path`: without a name it would be the folder itself, or one above it.
+    /// Refuses a row that cannot lie in the directory `path`: without a name it would be the directory itself, or one above it.
     fn require_child(&self, path: &EntryPath, row: &StoredRow) -> Result<(), CatalogError> {
         let shown = || format!("'{}' in {}", row.name.escape_ascii(), path.shown());
         if !is_component(&row.name) {

@@ -19,10 +19,10 @@ use crate::object::{Compression, Content, ObjectKind};
 use crate::stage::{BYTES, stage};
 use crate::store::Staging;
 
-/// A catalog of folders that strata keeps itself is cut one level deeper once it has more entries than this.
+/// A catalog of directories that strata keeps itself is cut one level deeper once it has more entries than this.
 pub const MAXIMUM_STRUCTURAL_ENTRIES: i64 = 50_000;
 
-/// Folders below this stay where they are when the catalog around them is cut.
+/// Directories below this stay where they are when the catalog around them is cut.
 const WORTH_CUTTING: usize = 1_000;
 
 /// Gives away a catalog that somebody has read already and that nobody else uses.
@@ -102,11 +102,11 @@ impl<'a> Editor<'a> {
         Ok(())
     }
 
-    /// Puts an entry at `path`, in the place of whatever is there. Missing folders are made.
+    /// Puts an entry at `path`, in the place of whatever is there. Missing directories are made.
     ///
-    /// A folder takes the place of nothing but a folder, and a file or link of nothing but those.
+    /// A directory takes the place of nothing but a directory, and a file or link of nothing but those.
     pub fn put(&mut self, path: &EntryPath, entry: CatalogEntry) -> Result<(), BuildError> {
-        let (parent, _) = path.split().expect("the root of the repository stays a folder");
+        let (parent, _) = path.split().expect("the root of the repository stays a directory");
         // What takes the place of a tree does not need that tree's own catalog, which may be lost.
         let before = self.root.catalog_of(self.catalogs, &parent)?.catalog.get(path)?;
         if before.as_ref().is_some_and(|there| there.is_directory() != entry.is_directory()) {
@@ -115,7 +115,7 @@ impl<'a> Editor<'a> {
         if entry.is_directory() {
             self.remove(path)?;
         }
-        self.make_folder(&parent)?;
+        self.make_directory(&parent)?;
         let loaded = self.root.catalog_of(self.catalogs, &parent)?;
         loaded.is_changed = true;
         loaded.catalog.put(path, &entry)?;
@@ -123,14 +123,14 @@ impl<'a> Editor<'a> {
             loaded.leave_link_group(&parent, &before)?;
         }
         let catalog = &mut loaded.catalog;
-        let mut folder = catalog.folder(&parent)?;
-        folder.link_count += u32::from(entry.is_directory());
-        touch(&mut folder, self.now);
-        Ok(catalog.put(&parent, &folder)?)
+        let mut directory = catalog.directory(&parent)?;
+        directory.link_count += u32::from(entry.is_directory());
+        touch(&mut directory, self.now);
+        Ok(catalog.put(&parent, &directory)?)
     }
 
-    /// Makes sure that `path` and the folders above it are there.
-    pub fn make_folder(&mut self, path: &EntryPath) -> Result<(), BuildError> {
+    /// Makes sure that `path` and the directories above it are there.
+    pub fn make_directory(&mut self, path: &EntryPath) -> Result<(), BuildError> {
         match self.get(path)? {
             Some(entry) if entry.is_directory() => Ok(()),
             _ => self.put(path, CatalogEntry::of_directory(&own_metadata(0o755, self.now), 0)),
@@ -139,7 +139,7 @@ impl<'a> Editor<'a> {
 
     /// Makes sure that `path` is there and is a nested catalog.
     pub fn make_catalog(&mut self, path: &EntryPath) -> Result<(), BuildError> {
-        self.make_folder(path)?;
+        self.make_directory(path)?;
         let (marker, catalogs) = (marker(&own_metadata(0o644, self.now), &self.nothing), self.catalogs);
         let (parent, _) = path.split().expect("the root of the repository is a catalog already");
         let catalog = self.root.catalog_of(catalogs, &parent)?;
@@ -155,11 +155,11 @@ impl<'a> Editor<'a> {
         catalog.is_changed = true;
         catalog.drop_from(catalogs, path)?;
         catalog.leave_link_group(&parent, &entry)?;
-        let mut folder = catalog.catalog.folder(&parent)?;
+        let mut directory = catalog.catalog.directory(&parent)?;
         // Another program may have counted them wrongly.
-        folder.link_count = folder.link_count.saturating_sub(u32::from(entry.is_directory())).max(2);
-        touch(&mut folder, now);
-        catalog.catalog.put(&parent, &folder)?;
+        directory.link_count = directory.link_count.saturating_sub(u32::from(entry.is_directory())).max(2);
+        touch(&mut directory, now);
+        catalog.catalog.put(&parent, &directory)?;
         Ok(true)
     }
 
@@ -301,24 +301,24 @@ impl Loaded {
         }
     }
 
-    /// Tells the other names of a hard link in `folder` that one of them is gone.
-    fn leave_link_group(&mut self, folder: &EntryPath, gone: &CatalogEntry) -> Result<(), BuildError> {
+    /// Tells the other names of a hard link in `directory` that one of them is gone.
+    fn leave_link_group(&mut self, directory: &EntryPath, gone: &CatalogEntry) -> Result<(), BuildError> {
         if gone.link_group == 0 || gone.is_directory() {
             return Ok(());
         }
-        for (name, mut entry) in self.catalog.list(folder)? {
+        for (name, mut entry) in self.catalog.list(directory)? {
             if entry.link_group == gone.link_group {
                 entry.link_count -= 1;
                 if entry.link_count == 1 {
                     entry.link_group = 0;
                 }
-                self.catalog.put(&folder.join(&name), &entry)?;
+                self.catalog.put(&directory.join(&name), &entry)?;
             }
         }
         Ok(())
     }
 
-    /// Makes the plain folder `path` a catalog of its own.
+    /// Makes the plain directory `path` a catalog of its own.
     fn split(&mut self, catalogs: Catalogs<'_>, path: &EntryPath, marker: &CatalogEntry) -> Result<(), BuildError> {
         let mut child = Self::create(path)?;
         for (inner, reference, totals) in self.take_nested(catalogs, path)? {
@@ -344,7 +344,7 @@ impl Loaded {
         Ok(())
     }
 
-    /// Cuts off the folders of a catalog that has grown too large, if they hold so much that it is worth it.
+    /// Cuts off the directories of a catalog that has grown too large, if they hold so much that it is worth it.
     fn cut(
         &mut self,
         catalogs: Catalogs<'_>,
@@ -352,7 +352,7 @@ impl Loaded {
         marker: &CatalogEntry,
     ) -> Result<(), BuildError> {
         if self.is_changed && self.catalog.own_counters().entries() > maximum {
-            for path in self.catalog.heavy_folders(worth_cutting)? {
+            for path in self.catalog.heavy_directories(worth_cutting)? {
                 self.split(catalogs, &path, marker)?;
             }
         }

@@ -28,7 +28,7 @@ impl CatalogReference {
     }
 }
 
-/// What part a folder has in the nesting of catalogs.
+/// What part a directory has in the nesting of catalogs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Nesting {
     /// None.
@@ -46,7 +46,7 @@ pub enum Nesting {
 pub struct CatalogEntry {
     /// Number of the hard link group in this catalog, 0 for none.
     pub link_group: u32,
-    /// Names of the inode in its folder; for a folder 2 and one for each folder in it.
+    /// Names of the inode in its directory; for a directory 2 and one for each directory in it.
     pub link_count: u32,
     /// The objects of a regular file.
     pub content: Option<Pieces>,
@@ -88,10 +88,10 @@ impl CatalogEntry {
         }
     }
 
-    /// Returns the row of a folder that holds `subdirectories` others.
+    /// Returns the row of a directory that holds `subdirectories` others.
     pub fn of_directory(metadata: &Metadata, subdirectories: usize) -> Self {
-        let link_count = 2 + u32::try_from(subdirectories).expect("folders are counted in memory");
-        // The size that most file systems show for a folder.
+        let link_count = 2 + u32::try_from(subdirectories).expect("directories are counted in memory");
+        // The size that most file systems show for a directory.
         Self { link_count, size: 4096, ..Self::new(metadata, S_IFDIR, DIRECTORY) }
     }
 
@@ -117,7 +117,7 @@ impl CatalogEntry {
         Self { size: symlink.len() as i64, symlink, ..Self::new(metadata, S_IFLNK, FILE | SYMLINK) }
     }
 
-    /// Returns the row of an inode that is no folder.
+    /// Returns the row of an inode that is no directory.
     pub fn of_leaf(leaf: &Leaf) -> Self {
         let special = |format, size| Self { size, ..Self::new(&leaf.metadata, format, FILE | SPECIAL) };
         match &leaf.kind {
@@ -162,12 +162,12 @@ impl CatalogEntry {
         (has_size && self.size < 0).then(|| format!("{} is no size that a file can have", self.size))
     }
 
-    /// Tells whether the row is a folder.
+    /// Tells whether the row is a directory.
     pub fn is_directory(&self) -> bool {
         self.mode & S_IFMT == S_IFDIR
     }
 
-    /// Tells whether what lies in the folder is in a catalog of its own.
+    /// Tells whether what lies in the directory is in a catalog of its own.
     pub fn is_transition_point(&self) -> bool {
         self.flags & TRANSITION_POINT != 0
     }
@@ -263,7 +263,7 @@ impl CatalogEntry {
         }
     }
 
-    /// Returns the inode that the row describes, or `None` for a folder and for what images do not hold.
+    /// Returns the inode that the row describes, or `None` for a directory and for what images do not hold.
     pub fn leaf(&self) -> Option<Leaf> {
         let kind = match self.mode & S_IFMT {
             S_IFREG => LeafKind::File { size: self.size.cast_unsigned(), content: self.file_content()? },
@@ -276,7 +276,7 @@ impl CatalogEntry {
         Some(Leaf { metadata: self.metadata(), kind })
     }
 
-    /// Returns the folder that the row describes, empty, or `None` when it is none.
+    /// Returns the directory that the row describes, empty, or `None` when it is none.
     pub fn directory(&self) -> Option<Directory> {
         self.is_directory().then(|| Directory::new(self.metadata()))
     }
@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn flags_have_the_values_that_readers_know() {
-        let metadata = Metadata::of_implied_folder();
+        let metadata = Metadata::of_implied_directory();
         let directory = CatalogEntry::of_directory(&metadata, 3);
         assert_eq!((directory.flags, directory.mode, directory.link_count), (1, 0o40755, 5));
         assert_eq!(directory.clone().with_nesting(Nesting::TransitionPoint).flags, 3);
@@ -357,7 +357,7 @@ mod tests {
     #[test]
     fn variables_in_link_targets_are_expanded_as_clients_do() {
         let expanded = |symlink: &[u8]| {
-            let entry = CatalogEntry::of_symlink(&Metadata::of_implied_folder(), b"");
+            let entry = CatalogEntry::of_symlink(&Metadata::of_implied_directory(), b"");
             let entry = CatalogEntry { symlink: symlink.to_vec(), ..entry };
             entry.expanded_target(|name| (name == b"HOST").then(|| b"here".to_vec()))
         };

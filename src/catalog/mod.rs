@@ -1,7 +1,7 @@
 //! Catalogs: the SQLite databases in which clients look up every path, one below the other.
 //!
 //! A *root catalog* holds the root of the repository; a *nested catalog* holds what lies below a *transition point*, a
-//! folder that has a row in both. Their numbers must agree to the last one, or clients refuse to attach the file.
+//! directory that has a row in both. Their numbers must agree to the last one, or clients refuse to attach the file.
 
 pub mod audit;
 pub(crate) mod bits;

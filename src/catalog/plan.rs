@@ -1,6 +1,6 @@
 //! Where a tree is cut into nested catalogs.
 //!
-//! A client loads the catalogs of the folders that it enters. So the heaviest folders become catalogs of their own until
+//! A client loads the catalogs of the directories that it enters. So the heaviest directories become catalogs of their own until
 //! what is left above them is small, which keeps the parts that programs use side by side in one catalog each.
 
 use std::collections::BTreeSet;
@@ -9,22 +9,22 @@ use std::sync::Arc;
 use crate::layer::{DeviceNumber, EntryPath};
 use crate::tree::{Directory, LeafKind, Node, needed_whiteout};
 
-/// The file whose presence makes a folder a nested catalog.
+/// The file whose presence makes a directory a nested catalog.
 pub const MARKER: &[u8] = b".cvmfscatalog";
 
-/// No catalog of a tree has more entries, but for one whose folder alone has more.
+/// No catalog of a tree has more entries, but for one whose directory alone has more.
 pub const MAXIMUM_ENTRIES: usize = 100_000;
 
-/// Folders below this are cut off only where [`MAXIMUM_ENTRIES`] demands it: each catalog costs clients a request.
+/// Directories below this are cut off only where [`MAXIMUM_ENTRIES`] demands it: each catalog costs clients a request.
 const WORTH_A_CATALOG: usize = 1_000;
 
 /// How many markers of its own one tree may bring.
 const MAXIMUM_PAYLOAD_MARKERS: usize = 1_000;
 
-/// Returns the folders of a tree that become nested catalogs, its root among them, so that each has about `target`
+/// Returns the directories of a tree that become nested catalogs, its root among them, so that each has about `target`
 /// entries.
 ///
-/// A folder that holds a marker of the image's own is always one of them.
+/// A directory that holds a marker of the image's own is always one of them.
 pub(super) fn cuts(tree: &Directory, root: &EntryPath, target: usize) -> BTreeSet<EntryPath> {
     let mut plan = Plan { target, cuts: BTreeSet::from([root.clone()]) };
     plan.weigh(tree, root);
@@ -37,11 +37,11 @@ struct Plan {
 }
 
 impl Plan {
-    /// Returns how many entries the catalog around `folder` has to hold for it, after cutting below it.
-    fn weigh(&mut self, folder: &Directory, path: &EntryPath) -> usize {
+    /// Returns how many entries the catalog around `directory` has to hold for it, after cutting below it.
+    fn weigh(&mut self, directory: &Directory, path: &EntryPath) -> usize {
         let mut weights = Vec::new();
-        let mut total = folder.children.len() + 1;
-        for (name, node) in &folder.children {
+        let mut total = directory.children.len() + 1;
+        for (name, node) in &directory.children {
             if let Node::Directory(child) = node {
                 let path = path.join(name);
                 let weight = self.weigh(child, &path);
@@ -157,19 +157,19 @@ mod tests {
     use crate::object::{Content, ObjectHash, Pieces};
     use crate::tree::Leaf;
 
-    fn folder(files: usize, folders: Vec<(&str, Directory)>) -> Directory {
-        let mut folder = Directory::new(Metadata::of_implied_folder());
+    fn directory(files: usize, directories: Vec<(&str, Directory)>) -> Directory {
+        let mut directory = Directory::new(Metadata::of_implied_directory());
         for number in 0..files {
-            folder.children.insert(format!("file{number}").into_bytes().into(), fifo());
+            directory.children.insert(format!("file{number}").into_bytes().into(), fifo());
         }
-        for (name, child) in folders {
-            folder.children.insert(name.as_bytes().into(), Node::Directory(Arc::new(child)));
+        for (name, child) in directories {
+            directory.children.insert(name.as_bytes().into(), Node::Directory(Arc::new(child)));
         }
-        folder
+        directory
     }
 
     fn fifo() -> Node {
-        Node::Leaf(Arc::new(Leaf { metadata: Metadata::of_implied_folder(), kind: LeafKind::Fifo }))
+        Node::Leaf(Arc::new(Leaf { metadata: Metadata::of_implied_directory(), kind: LeafKind::Fifo }))
     }
 
     fn cut_names(tree: &Directory, target: usize) -> Vec<String> {
@@ -178,53 +178,55 @@ mod tests {
 
     #[test]
     fn a_tree_of_the_target_size_is_one_catalog() {
-        assert_eq!(cut_names(&folder(1998, vec![("a", folder(0, vec![]))]), 2000), ["/"]);
+        assert_eq!(cut_names(&directory(1998, vec![("a", directory(0, vec![]))]), 2000), ["/"]);
     }
 
     #[test]
-    fn the_heaviest_folders_are_cut_first_and_no_more_than_needed() {
-        let tree =
-            folder(0, vec![("a", folder(1200, vec![])), ("b", folder(1300, vec![])), ("c", folder(1100, vec![]))]);
+    fn the_heaviest_directories_are_cut_first_and_no_more_than_needed() {
+        let tree = directory(
+            0,
+            vec![("a", directory(1200, vec![])), ("b", directory(1300, vec![])), ("c", directory(1100, vec![]))],
+        );
         assert_eq!(cut_names(&tree, 2400), ["/", "/b"]);
         assert_eq!(cut_names(&tree, 1200), ["/", "/a", "/b"]);
     }
 
     #[test]
-    fn small_folders_are_cut_only_at_the_hard_limit() {
-        let children = || (0..120).map(|number| (format!("d{number:03}"), folder(900, vec![])));
+    fn small_directories_are_cut_only_at_the_hard_limit() {
+        let children = || (0..120).map(|number| (format!("d{number:03}"), directory(900, vec![])));
         let named: Vec<(String, Directory)> = children().collect();
-        let tree = folder(0, named.iter().map(|(name, child)| (name.as_str(), child.clone())).collect());
+        let tree = directory(0, named.iter().map(|(name, child)| (name.as_str(), child.clone())).collect());
         let cuts = cut_names(&tree, 2000);
         assert_eq!(cuts.len() - 1, (120 * 901 + 1 - MAXIMUM_ENTRIES).div_ceil(900));
         assert_eq!(cuts[1], "/d000");
     }
 
     #[test]
-    fn a_folder_with_its_own_marker_is_a_catalog() {
-        let mut marked = folder(1, vec![]);
+    fn a_directory_with_its_own_marker_is_a_catalog() {
+        let mut marked = directory(1, vec![]);
         marked.children.insert(MARKER.into(), fifo());
-        assert_eq!(cut_names(&folder(0, vec![("m", marked)]), 2000), ["/", "/m"]);
+        assert_eq!(cut_names(&directory(0, vec![("m", marked)]), 2000), ["/", "/m"]);
     }
 
     #[test]
     fn a_marker_that_is_no_regular_file_is_left_out() {
-        let mut marked = folder(1, vec![]);
+        let mut marked = directory(1, vec![]);
         marked.children.insert(MARKER.into(), fifo());
-        let tree = Arc::new(folder(0, vec![("m", marked)]));
+        let tree = Arc::new(directory(0, vec![("m", marked)]));
         let (kept, stray) = without_stray_markers(&tree);
         assert_eq!(stray.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/m/.cvmfscatalog"]);
         assert!(kept.get(&stray[0]).is_none() && tree.get(&stray[0]).is_some());
     }
 
     fn leaf(kind: LeafKind) -> Node {
-        Node::Leaf(Arc::new(Leaf { metadata: Metadata::of_implied_folder(), kind }))
+        Node::Leaf(Arc::new(Leaf { metadata: Metadata::of_implied_directory(), kind }))
     }
 
     /// Returns a tree with something of the name of a marker, at the root and in directories.
     fn with_markers(directories: &[&str], marker: &Node) -> Arc<Directory> {
-        let mut tree = folder(0, vec![]);
+        let mut tree = directory(0, vec![]);
         for name in directories {
-            let mut marked = folder(1, vec![]);
+            let mut marked = directory(1, vec![]);
             marked.children.insert(MARKER.into(), marker.clone());
             tree.children.insert(name.as_bytes().into(), Node::Directory(Arc::new(marked)));
         }

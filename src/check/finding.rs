@@ -12,7 +12,7 @@ use crate::message::{on_one_line, shortened};
 /// One thing that is not as it must be. Findings sort by file, and then by path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
-    /// The file below the storage folder, such as `data/3f/c8…C`.
+    /// The file below the storage directory, such as `data/3f/c8…C`.
     pub file: String,
     /// The path in the repository that the file is for, or that stands in it; odd bytes escaped.
     pub path: Option<String>,
@@ -45,7 +45,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Names a file below the storage folder.
+    /// Names a file below the storage directory.
     pub(super) fn file(file: impl Into<String>) -> Self {
         Self { file: file.into(), path: None, referrer: None }
     }

@@ -5,7 +5,7 @@
 //! collection leaves behind is told, but harms nobody.
 //!
 //! Catalogs are walked level by level, one in memory for each thread. What they refer to is noted in few bytes, sorted by
-//! object, and then compared with the store folder by folder; which path referred to an object is looked up again only
+//! object, and then compared with the store directory by directory; which path referred to an object is looked up again only
 //! when something is wrong with it.
 
 mod finding;
@@ -28,7 +28,7 @@ use std::sync::Mutex;
 use rsa::PublicKey;
 
 use crate::catalog::CatalogReference;
-use crate::folder::{FolderError, RepositoryFolder};
+use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::manifest::{KeyError, RepositoryManifest, RepositoryName};
 use crate::metadata::Timestamp;
 use crate::object::ObjectKind;
@@ -47,9 +47,9 @@ use tree::{Root, Tree};
 /// Why a repository could not be checked. That it has no manifest is a finding instead.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// The folder, or the public key in it, cannot be used.
+    /// The directory, or the public key in it, cannot be used.
     #[error(transparent)]
-    Folder(#[from] FolderError),
+    Directory(#[from] DirectoryError),
     /// Nothing is at the path that was to be checked.
     #[error("nothing is at '{0}' in the repository")]
     NoSuchPath(String),
@@ -104,30 +104,32 @@ pub struct Report {
     pub leftovers: u64,
 }
 
-/// Checks the repository in `folder`.
+/// Checks the repository in `directory`.
 ///
 /// Nothing is changed, and no private key is read. What other programs publish meanwhile is not looked at: the head is
 /// what the manifest says at the start.
-pub fn check(folder: &RepositoryFolder, options: &Options, progress: &Progress) -> Result<Report, CheckError> {
+pub fn check(directory: &RepositoryDirectory, options: &Options, progress: &Progress) -> Result<Report, CheckError> {
     let mut check = Check {
-        store: DirectoryStore::at(&folder.storage_path()),
-        name: folder.name(),
+        store: DirectoryStore::at(&directory.storage_path()),
+        name: directory.name(),
         master_key: None,
         options,
         progress,
         findings: Findings::default(),
         warnings: Mutex::default(),
     };
-    match folder.public_key() {
+    match directory.public_key() {
         Ok(key) => check.master_key = Some(key),
-        Err(FolderError::Keys(KeyError::Read { source, .. })) if source.kind() == io::ErrorKind::PermissionDenied => {
-            let key = folder.public_key_path();
+        Err(DirectoryError::Keys(KeyError::Read { source, .. }))
+            if source.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            let key = directory.public_key_path();
             check.warn(format!("'{}' is not for this user: who signed the whitelist is not checked", key.display()));
         }
         Err(error) => return Err(error.into()),
     }
     let threads = threads::pool(options.threads)?;
-    let mut report = threads.install(|| check.run(folder))?;
+    let mut report = threads.install(|| check.run(directory))?;
     report.warnings = check.warnings.into_inner().expect("no thread panics while it warns");
     report.warnings.sort();
     report.warnings.dedup();
@@ -148,7 +150,7 @@ struct Check<'c> {
 }
 
 impl Check<'_> {
-    fn run(&self, folder: &RepositoryFolder) -> Result<Report, CheckError> {
+    fn run(&self, directory: &RepositoryDirectory) -> Result<Report, CheckError> {
         self.progress.set_stage("checking the front page".to_owned());
         let mut report = Report { leftovers: self.check_layout(), ..Report::default() };
         let references = References::default();
@@ -157,7 +159,7 @@ impl Check<'_> {
             return Ok(report);
         };
         let tags = manifest.history.map(|hash| self.check_tags(hash, &manifest, &references)).unwrap_or_default();
-        self.check_reflog(&manifest, folder);
+        self.check_reflog(&manifest, directory);
         let scope = match &self.options.path {
             Some(path) => {
                 let size = manifest.catalog_size.unwrap_or(0);

@@ -35,17 +35,17 @@ impl ObjectName {
         Some(Self::new(unhex(digits.as_bytes())?, algorithm, kind))
     }
 
-    /// Reads the name of a file in the folder `data/<folder>`.
-    pub(super) fn of_file(folder: u8, file: &str) -> Option<Self> {
+    /// Reads the name of a file in the directory `data/<directory>`.
+    pub(super) fn of_file(directory: u8, file: &str) -> Option<Self> {
         let letter = file.bytes().last().filter(|letter| LETTERS.contains(letter));
         let (digits, algorithm) = split_hash(&file[..file.len() - usize::from(letter.is_some())])?;
-        let mut digest = [folder; 20];
+        let mut digest = [directory; 20];
         digest[1..].copy_from_slice(&unhex::<19>(digits.as_bytes())?);
         Some(Self { digest, algorithm, letter: letter.unwrap_or(0) })
     }
 
-    /// Returns the number of the folder below `data/` that it lies in.
-    pub(super) fn folder(self) -> u8 {
+    /// Returns the number of the directory below `data/` that it lies in.
+    pub(super) fn directory(self) -> u8 {
         self.digest[0]
     }
 
@@ -55,7 +55,7 @@ impl ObjectName {
     }
 }
 
-/// Shows the object's path below the storage folder.
+/// Shows the object's path below the storage directory.
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = hex(&self.digest);
@@ -74,7 +74,7 @@ mod tests {
         for end in ["", "C", "P", "-shake128", "-rmd160H"] {
             let file = format!("{digits}{end}");
             let name = ObjectName::of_file(0xda, &file).unwrap_or_else(|| panic!("{file}"));
-            assert_eq!((name.to_string(), name.folder()), (format!("data/da/{file}"), 0xda));
+            assert_eq!((name.to_string(), name.directory()), (format!("data/da/{file}"), 0xda));
         }
         for file in
             ["", "C", "tmp", &digits[1..], &format!("{digits}CC"), &format!("{digits}Z"), &digits.to_uppercase()]

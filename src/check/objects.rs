@@ -51,13 +51,13 @@ impl Check<'_> {
     pub(super) fn check_objects(&self, references: &References, tree: &Tree, is_whole_store: bool) -> Totals {
         self.progress.set_stage("checking objects".to_owned());
         let faults = Mutex::default();
-        let totals = (0..=255u8).into_par_iter().map(|folder| {
-            let references = references.take(folder);
+        let totals = (0..=255u8).into_par_iter().map(|directory| {
+            let references = references.take(directory);
             let stored = match is_whole_store {
-                true => self.list_objects(folder),
-                false => self.find_objects(folder, &references),
+                true => self.list_objects(directory),
+                false => self.find_objects(directory, &references),
             };
-            stored.map_or_else(Totals::default, |stored| self.check_folder(&references, &stored, &faults))
+            stored.map_or_else(Totals::default, |stored| self.check_directory(&references, &stored, &faults))
         });
         let totals = totals.reduce(Totals::default, |mut sum, more| {
             sum += more;
@@ -69,15 +69,15 @@ impl Check<'_> {
 
     /// Looks for the objects that are referred to, without a look at others. `None` where nobody can tell whether they are there,
     /// which is a finding.
-    fn find_objects(&self, folder: u8, references: &[Reference]) -> Option<Vec<StoredObject>> {
+    fn find_objects(&self, directory: u8, references: &[Reference]) -> Option<Vec<StoredObject>> {
         let mut found = Vec::new();
         for name in references.chunk_by(|a, b| a.name == b.name).map(|group| group[0].name) {
             match fs::metadata(self.store.root().join(name.to_string())) {
                 Ok(metadata) => found.push(StoredObject { name, bytes: metadata.len() }),
                 Err(error) if is_absence(&error) => {}
                 Err(error) => {
-                    let place = Place::file(format!("data/{folder:02x}"));
-                    self.findings.note(&place, "a folder whose files can be looked at", read_failure(&error));
+                    let place = Place::file(format!("data/{directory:02x}"));
+                    self.findings.note(&place, "a directory whose files can be looked at", read_failure(&error));
                     return None;
                 }
             }
@@ -85,7 +85,7 @@ impl Check<'_> {
         Some(found)
     }
 
-    fn check_folder(&self, references: &[Reference], stored: &[StoredObject], faults: &Mutex<Vec<Fault>>) -> Totals {
+    fn check_directory(&self, references: &[Reference], stored: &[StoredObject], faults: &Mutex<Vec<Fault>>) -> Totals {
         // Both are in the order of their names.
         let (mut groups, mut left, mut totals) = (Vec::new(), stored, Totals::default());
         for group in references.chunk_by(|a, b| a.name == b.name) {

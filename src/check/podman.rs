@@ -39,6 +39,6 @@ impl Check<'_> {
 
 /// Returns the catalog that has the row of a path, or would have it.
 fn file_of(repository: &Repository, path: &EntryPath) -> Result<String, RepositoryError> {
-    let folder = path.split().map_or(EntryPath::ROOT, |(folder, _)| folder);
-    Ok(repository.place_of(&folder)?.reference.hash.path(ObjectKind::Catalog))
+    let directory = path.split().map_or(EntryPath::ROOT, |(directory, _)| directory);
+    Ok(repository.place_of(&directory)?.reference.hash.path(ObjectKind::Catalog))
 }

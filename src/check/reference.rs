@@ -39,7 +39,7 @@ impl Reference {
     }
 }
 
-/// References by the folder that their objects lie in.
+/// References by the directory that their objects lie in.
 pub(super) struct References(Vec<Mutex<Vec<Reference>>>);
 
 impl Default for References {
@@ -50,25 +50,25 @@ impl Default for References {
 
 impl References {
     pub(super) fn add(&self, reference: Reference) {
-        self.folder(reference.name.folder()).push(reference);
+        self.directory(reference.name.directory()).push(reference);
     }
 
     /// Adds many, with few locks.
     pub(super) fn extend(&self, mut references: Vec<Reference>) {
-        references.sort_unstable_by_key(|reference| reference.name.folder());
-        for of_folder in references.chunk_by(|a, b| a.name.folder() == b.name.folder()) {
-            self.folder(of_folder[0].name.folder()).extend_from_slice(of_folder);
+        references.sort_unstable_by_key(|reference| reference.name.directory());
+        for of_directory in references.chunk_by(|a, b| a.name.directory() == b.name.directory()) {
+            self.directory(of_directory[0].name.directory()).extend_from_slice(of_directory);
         }
     }
 
-    /// Takes those of one folder, in order.
-    pub(super) fn take(&self, folder: u8) -> Vec<Reference> {
-        let mut references = std::mem::take(&mut *self.folder(folder));
+    /// Takes those of one directory, in order.
+    pub(super) fn take(&self, directory: u8) -> Vec<Reference> {
+        let mut references = std::mem::take(&mut *self.directory(directory));
         references.sort_unstable();
         references
     }
 
-    fn folder(&self, folder: u8) -> std::sync::MutexGuard<'_, Vec<Reference>> {
-        self.0[usize::from(folder)].lock().expect("no thread panics while it adds references")
+    fn directory(&self, directory: u8) -> std::sync::MutexGuard<'_, Vec<Reference>> {
+        self.0[usize::from(directory)].lock().expect("no thread panics while it adds references")
     }
 }

@@ -4,7 +4,7 @@ use super::Check;
 use super::finding::Place;
 use crate::catalog::ReferenceKind;
 use crate::catalog::audit::AuditedReflog;
-use crate::folder::RepositoryFolder;
+use crate::directory::RepositoryDirectory;
 use crate::manifest::RepositoryManifest;
 use crate::message::causes;
 use crate::object::ObjectHash;
@@ -14,9 +14,9 @@ const REFLOG: &str = ".cvmfsreflog";
 
 impl Check<'_> {
     /// Checks that the log is whole and holds what the manifest refers to.
-    pub(super) fn check_reflog(&self, manifest: &RepositoryManifest, folder: &RepositoryFolder) {
+    pub(super) fn check_reflog(&self, manifest: &RepositoryManifest, directory: &RepositoryDirectory) {
         let Some(bytes) = self.read_file(REFLOG, REFLOG_LIMIT) else { return };
-        self.compare_reflog(ObjectHash::of(&bytes), manifest, folder);
+        self.compare_reflog(ObjectHash::of(&bytes), manifest, directory);
         let place = Place::file(REFLOG);
         let reflog = match AuditedReflog::read(bytes) {
             Ok(reflog) => reflog,
@@ -44,14 +44,14 @@ impl Check<'_> {
 
     /// Compares the log with what others say of it. They may lawfully be behind, so a difference is worth no more than a
     /// warning.
-    fn compare_reflog(&self, actual: ObjectHash, manifest: &RepositoryManifest, folder: &RepositoryFolder) {
+    fn compare_reflog(&self, actual: ObjectHash, manifest: &RepositoryManifest, directory: &RepositoryDirectory) {
         if manifest.reflog.is_some_and(|stated| stated != actual) {
             self.warn(format!(
                 "{REFLOG} is not the one that the manifest states (field Y): a garbage collection rewrote it, or a publisher \
                  was killed; the next publication heals it"
             ));
         }
-        let checksum = folder.local_server().and_then(|server| match server {
+        let checksum = directory.local_server().and_then(|server| match server {
             Some(server) => Ok(server.reflog_checksum()?),
             None => Ok(None),
         });

@@ -34,15 +34,15 @@ impl Scope {
         self.targets.as_ref().is_none_or(|targets| targets.iter().any(|target| lies_in(path, target)))
     }
 
-    /// Tells whether the catalog of a folder is to be read, since what is checked lies in it, or the folder itself is.
-    pub(super) fn leads_through(&self, folder: &[u8]) -> bool {
-        let is_on_the_way = |target: &Vec<u8>| lies_in(target, folder);
-        self.holds(folder) || self.targets.as_ref().is_some_and(|targets| targets.iter().any(is_on_the_way))
+    /// Tells whether the catalog of a directory is to be read, since what is checked lies in it, or the directory itself is.
+    pub(super) fn leads_through(&self, directory: &[u8]) -> bool {
+        let is_on_the_way = |target: &Vec<u8>| lies_in(target, directory);
+        self.holds(directory) || self.targets.as_ref().is_some_and(|targets| targets.iter().any(is_on_the_way))
     }
 }
 
-fn lies_in(path: &[u8], folder: &[u8]) -> bool {
-    path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+fn lies_in(path: &[u8], directory: &[u8]) -> bool {
+    path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
 
 /// What a look at a path may end with.

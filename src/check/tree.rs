@@ -50,7 +50,7 @@ pub(super) struct Summary {
     /// The property `revision`.
     pub(super) revision: Option<String>,
     entries: u64,
-    root: FolderRow,
+    root: DirectoryRow,
     own: Counters,
     stated: BTreeMap<String, i64>,
     nested: Vec<Nested>,
@@ -63,7 +63,7 @@ struct Nested {
     mountpoint: Box<[u8]>,
     name: ObjectName,
     size: i64,
-    transition_point: Option<FolderRow>,
+    transition_point: Option<DirectoryRow>,
     /// Its place in the tree, once it has one.
     number: u32,
 }
@@ -75,7 +75,7 @@ impl Tree {
         self.nodes[number as usize].summary.as_ref()
     }
 
-    /// Returns the catalog of a number, the folder that it is mounted on, and its bytes.
+    /// Returns the catalog of a number, the directory that it is mounted on, and its bytes.
     pub(super) fn catalog(&self, number: u32) -> (ObjectName, &[u8], u64) {
         let node = &self.nodes[number as usize];
         (node.name, &node.mountpoint, node.summary.as_ref().map_or(0, |summary| summary.size))
@@ -176,7 +176,7 @@ impl Check<'_> {
             size: catalog.size,
             revision: catalog.properties.get("revision").cloned(),
             entries: catalog.rows.len() as u64,
-            root: FolderRow::of(&catalog, &catalog.rows[root]),
+            root: DirectoryRow::of(&catalog, &catalog.rows[root]),
             own,
             has_all_nested: nested.len() == catalog.nested.len(),
             nested,
@@ -275,7 +275,7 @@ fn nested_catalogs(mountpoint: &[u8], catalog: &AuditedCatalog, scope: &Scope) -
     let read = |(path, reference): (&Vec<u8>, &AuditedReference)| {
         let name = ObjectName::of_text(&reference.hash, ObjectKind::Catalog)?;
         let is_below = path.strip_prefix(mountpoint).is_some_and(|rest| rest.len() > 1 && rest[0] == b'/');
-        let transition_point = transition_points.get(&key_of(path)).map(|row| FolderRow::of(catalog, row));
+        let transition_point = transition_points.get(&key_of(path)).map(|row| DirectoryRow::of(catalog, row));
         let nested =
             Nested { mountpoint: path.as_slice().into(), name, size: reference.size, transition_point, number: 0 };
         (is_below && scope.leads_through(path)).then_some(nested)
@@ -291,7 +291,7 @@ fn limit_of(stated: Option<u64>) -> SizeLimit {
 /// Catalogs are read up to this size even where another is stated.
 const LENIENT_BYTES: u64 = 16 << 20;
 
-/// Returns the rows of the folders that nested catalogs are mounted on, by key.
+/// Returns the rows of the directories that nested catalogs are mounted on, by key.
 fn transition_points(catalog: &AuditedCatalog) -> HashMap<PathKey, &AuditedRow> {
     let keys: HashSet<PathKey> = catalog.nested.keys().map(|path| key_of(path)).collect();
     match keys.is_empty() {
@@ -300,9 +300,9 @@ fn transition_points(catalog: &AuditedCatalog) -> HashMap<PathKey, &AuditedRow> 
     }
 }
 
-/// The row of a folder, by itself.
+/// The row of a directory, by itself.
 #[derive(Debug)]
-struct FolderRow {
+struct DirectoryRow {
     row: AuditedRow,
     name: Box<[u8]>,
     symlink: Box<[u8]>,
@@ -310,7 +310,7 @@ struct FolderRow {
     xattr: Option<Box<[u8]>>,
 }
 
-impl FolderRow {
+impl DirectoryRow {
     fn of(catalog: &AuditedCatalog, row: &AuditedRow) -> Self {
         Self {
             row: *row,
@@ -335,20 +335,20 @@ fn quoted(bytes: Option<&[u8]>) -> String {
 }
 
 /// Returns the first attribute in which a transition point and the root of its catalog differ, as it is in either.
-fn difference(above: &FolderRow, below: &FolderRow) -> Option<(String, String)> {
+fn difference(above: &DirectoryRow, below: &DirectoryRow) -> Option<(String, String)> {
     const NESTING: u32 = TRANSITION_POINT | NESTED_ROOT;
-    let attributes = |folder: &FolderRow| {
-        let row = &folder.row;
+    let attributes = |directory: &DirectoryRow| {
+        let row = &directory.row;
         [
-            format!("name {:?}", String::from_utf8_lossy(&folder.name)),
+            format!("name {:?}", String::from_utf8_lossy(&directory.name)),
             format!("link count {} and group {}", row.link_count, row.link_group),
             format!("mode {:o}", row.mode),
             format!("size {}", row.size),
             format!("flags {:#x}", row.flags & !NESTING),
             format!("uid {} and gid {}", row.uid, row.gid),
             format!("mtime {}", row.mtime),
-            format!("hash {} and link target {}", quoted(folder.hash.as_deref()), quoted(Some(&folder.symlink))),
-            format!("extended attributes {}", quoted(folder.xattr.as_deref())),
+            format!("hash {} and link target {}", quoted(directory.hash.as_deref()), quoted(Some(&directory.symlink))),
+            format!("extended attributes {}", quoted(directory.xattr.as_deref())),
         ]
     };
     let nanoseconds = above.row.mtime_nanoseconds.zip(below.row.mtime_nanoseconds);

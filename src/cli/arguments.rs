@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use bytesize::ByteSize;
 use clap::{Args, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use strata::convert::Options;
-use strata::folder::{FolderError, RepositoryFolder};
+use strata::directory::{DirectoryError, RepositoryDirectory};
 use strata::image::{FullName, Platform};
 use strata::layer::Limits;
 use strata::metadata::Timestamp;
@@ -51,7 +51,7 @@ pub struct Arguments {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Create a repository: folder, keys, a whitelist for 30 days, and an empty signed revision
+    /// Create a repository: directory, keys, a whitelist for 30 days, and an empty signed revision
     Init(Init),
     /// Convert images and publish them together, as one revision
     Convert(Convert),
@@ -67,7 +67,7 @@ pub enum Command {
     Verify(Verify),
     /// Show what converting an image would change, or what differs between two revisions
     Diff(Diff),
-    /// Mount the repository, or one folder of it, until it is unmounted or strata interrupted
+    /// Mount the repository, or one directory of it, until it is unmounted or strata interrupted
     Mount(Mount),
     /// Mount an image as it would be published, and publish nothing
     Preview(Preview),
@@ -88,10 +88,10 @@ pub enum Command {
 pub struct Init {
     /// Fully qualified name of the repository, such as unpacked.example.org
     pub fqrn: String,
-    /// Folder that clients are served from [default: storage in the repository's folder]
+    /// Directory that clients are served from [default: storage in the repository's directory]
     #[arg(long, value_name = "DIR")]
     pub storage: Option<String>,
-    /// Folder of the keys [default: keys in the repository's folder]
+    /// Directory of the keys [default: keys in the repository's directory]
     #[arg(long, value_name = "DIR")]
     pub keys: Option<PathBuf>,
     /// How objects are named
@@ -294,7 +294,7 @@ pub struct Diff {
 /// Mounts the repository.
 #[derive(Debug, Args)]
 pub struct Mount {
-    /// Folder to mount on
+    /// Directory to mount on
     pub mountpoint: PathBuf,
     /// Revision to mount, by its tag [default: the head, and each new one]
     #[arg(long, value_name = "TAG", conflicts_with = "revision")]
@@ -302,13 +302,13 @@ pub struct Mount {
     /// Revision to mount, by its number
     #[arg(long, value_name = "N")]
     pub revision: Option<u64>,
-    /// Folder of the repository to mount, such as an image's name [default: the root]
+    /// Directory of the repository to mount, such as an image's name [default: the root]
     #[arg(long, value_name = "PATH", default_value = "", hide_default_value = true)]
     pub path: OsString,
     /// Let other users in, as far as permissions allow
     #[arg(long)]
     pub allow_other: bool,
-    /// Where objects above 16 MiB are unpacked while they are read [default: the folder of temporary files]
+    /// Where objects above 16 MiB are unpacked while they are read [default: the directory of temporary files]
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
 }
@@ -319,7 +319,7 @@ pub struct Preview {
     /// Image: docker://HOST/NAME:TAG (or http://…), oci:DIR[:REF], oci-archive:FILE[:REF], docker-archive:FILE[:REF]
     #[arg(value_name = "IMAGE")]
     pub image: ImageArgument,
-    /// Folder to mount on
+    /// Directory to mount on
     pub mountpoint: PathBuf,
     /// Which image of an index to take [default: the one for this machine]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
@@ -333,7 +333,7 @@ pub struct Preview {
     /// Let other users in, as far as permissions allow
     #[arg(long)]
     pub allow_other: bool,
-    /// Where the content is kept while it is mounted [default: the folder of temporary files]
+    /// Where the content is kept while it is mounted [default: the directory of temporary files]
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
 }
@@ -344,9 +344,9 @@ pub struct Bundle {
     /// Image of the repository, as host/name:tag
     #[arg(value_name = "IMAGE")]
     pub image: PublishedImage,
-    /// Folder of the bundle: it is made, or empty
+    /// Directory of the bundle: it is made, or empty
     #[arg(value_name = "DIR")]
-    pub folder: PathBuf,
+    pub directory: PathBuf,
     /// Where the repository is mounted [default: /cvmfs/ and its name]
     #[arg(long, value_name = "DIR")]
     pub mountpoint: Option<PathBuf>,
@@ -406,14 +406,14 @@ impl Arguments {
         arguments
     }
 
-    /// Returns the folder of the repository.
-    pub fn folder_path(&self) -> &Path {
+    /// Returns the directory of the repository.
+    pub fn directory_path(&self) -> &Path {
         self.repo.as_deref().unwrap_or(Path::new("."))
     }
 
-    /// Opens the folder of the repository.
-    pub fn folder(&self) -> Result<RepositoryFolder, FolderError> {
-        RepositoryFolder::open(self.folder_path())
+    /// Opens the directory of the repository.
+    pub fn directory(&self) -> Result<RepositoryDirectory, DirectoryError> {
+        RepositoryDirectory::open(self.directory_path())
     }
 }
 

@@ -12,8 +12,8 @@ use super::print_line;
 
 /// Writes a bundle for an OCI runtime.
 pub fn run(arguments: &Arguments, command: &Bundle) -> anyhow::Result<ExitCode> {
-    let folder = arguments.folder()?;
-    let repository = Repository::open(&folder.store()?, folder.name())?;
+    let directory = arguments.directory()?;
+    let repository = Repository::open(&directory.store()?, directory.name())?;
     let place = command.image.place(&repository, command.platform.as_ref())?;
     let ids = || (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let options = BundleOptions {
@@ -26,31 +26,31 @@ pub fn run(arguments: &Arguments, command: &Bundle) -> anyhow::Result<ExitCode> 
         arguments: command.arguments.clone(),
     };
     let bundle = RuntimeBundle::of(&repository, &place, &options)?;
-    bundle.write(&command.folder)?;
+    bundle.write(&command.directory)?;
     bundle.warnings.iter().for_each(|warning| tracing::warn!("{place}: {warning}"));
-    let RuntimeBundle { image, root, arguments: words, folder, user, warnings, .. } = &bundle;
+    let RuntimeBundle { image, root, arguments: words, directory, user, warnings, .. } = &bundle;
     if arguments.json {
         let value = json!({
             "name": place.name.to_string(),
             "platform": place.platform.as_ref().map(ToString::to_string),
             "config": image,
-            "bundle": command.folder,
+            "bundle": command.directory,
             "root": root,
             "args": words,
-            "cwd": folder,
+            "cwd": directory,
             "user": {"uid": user.uid, "gid": user.gid, "groups": user.groups},
             "warnings": warnings,
         });
         print_line(format_args!("{value}"))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let bundle = command.folder.display();
+    let bundle = command.directory.display();
     let words = on_one_line(&words.join(" "));
     print_line(format_args!(
         "{bundle} runs '{words}' as {}:{} in '{}' of {root}",
         user.uid,
         user.gid,
-        on_one_line(folder)
+        on_one_line(directory)
     ))?;
     Ok(ExitCode::SUCCESS)
 }

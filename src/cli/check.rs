@@ -17,9 +17,9 @@ use super::published::PublishedImage;
 
 /// Checks the repository, or a part of it.
 pub fn run(arguments: &Arguments, command: &Check) -> anyhow::Result<ExitCode> {
-    let folder = arguments.folder()?;
+    let directory = arguments.directory()?;
     if let Some(image) = command.path.as_ref().and_then(|path| path.parse::<PublishedImage>().ok()) {
-        image.compare_digest(&folder)?;
+        image.compare_digest(&directory)?;
     }
     let options = Options {
         path: command.path.clone(),
@@ -30,7 +30,7 @@ pub fn run(arguments: &Arguments, command: &Check) -> anyhow::Result<ExitCode> {
     };
     let progress = Arc::new(Progress::default());
     let display = Display::start(&progress, arguments.quiet);
-    let report = check(&folder, &options, &progress);
+    let report = check(&directory, &options, &progress);
     drop(display);
     let report = report?;
     report.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use strata::convert::{
     Chains, ImageOptions, ImageReport, Options, Outcome, PodmanListing, Progress, Report, Request, convert,
 };
-use strata::folder::{FolderError, RepositoryFolder};
+use strata::directory::{DirectoryError, RepositoryDirectory};
 use strata::layer::LossKind;
 use strata::layout::LossList;
 use strata::manifest::RepositoryName;
@@ -41,7 +41,7 @@ pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyho
     }
     let options = Options { dry_run: command.dry_run, ..command.effort.options()? };
     super::interrupt::watch()?;
-    let folder = open_or_create(arguments, command.create)?;
+    let directory = open_or_create(arguments, command.create)?;
     let name = command.name.clone();
     let image = image_options(command);
     let request =
@@ -49,11 +49,11 @@ pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyho
     let requests: Vec<Request> = command.images.iter().map(request).collect();
     let progress = Arc::new(Progress::default());
     let display = Display::start(&progress, arguments.quiet);
-    let report = convert(&folder, &requests, &options, &progress, &mut randomness());
+    let report = convert(&directory, &requests, &options, &progress, &mut randomness());
     drop(display);
     let report = report?;
     let stages = command.timings.then(|| (timings, start.elapsed(), options.threads));
-    let printed = print_report(arguments, &folder, &report, command.dry_run, stages);
+    let printed = print_report(arguments, &directory, &report, command.dry_run, stages);
     for image in &report.images {
         if let Err(error) = &image.outcomes {
             complain(format_args!("{}: {}", image.argument, causes(error)));
@@ -78,19 +78,19 @@ fn exit_code(report: &Report) -> u8 {
 /// Prints what a run did, and where the time went if that is asked for: the stages, the whole time, the threads.
 fn print_report(
     arguments: &Arguments,
-    folder: &RepositoryFolder,
+    directory: &RepositoryDirectory,
     report: &Report,
     dry_run: bool,
     stages: Option<(&Timings, Duration, usize)>,
 ) -> anyhow::Result<()> {
     if arguments.json {
-        let mut json = to_json(folder, report, dry_run);
+        let mut json = to_json(directory, report, dry_run);
         if let Some((timings, wall, threads)) = stages {
             json["timings"] = timings.to_json(wall, threads, report.index_hits);
         }
         return print_line(format_args!("{json}"));
     }
-    print(format_args!("{}", to_text(folder, report, dry_run)))?;
+    print(format_args!("{}", to_text(directory, report, dry_run)))?;
     if let Some((timings, wall, threads)) = stages {
         print(format_args!("{}", timings.to_text(wall, threads, report.index_hits)))?;
     }
@@ -99,10 +99,10 @@ fn print_report(
 
 /// Opens the repository's directory. One that is missing is only made when that is asked for: a misspelt path must not become
 /// a new repository with new keys.
-fn open_or_create(arguments: &Arguments, create: bool) -> anyhow::Result<RepositoryFolder> {
-    match arguments.folder() {
-        Err(FolderError::NoFolder(path)) if create => create_at(&path),
-        Err(error @ FolderError::NoFolder(_)) => {
+fn open_or_create(arguments: &Arguments, create: bool) -> anyhow::Result<RepositoryDirectory> {
+    match arguments.directory() {
+        Err(DirectoryError::NoDirectory(path)) if create => create_at(&path),
+        Err(error @ DirectoryError::NoDirectory(_)) => {
             let hint = "'strata init', or 'convert' with --create, creates a repository";
             Err(UsageError(format!("{error}; {hint}")).into())
         }
@@ -111,16 +111,16 @@ fn open_or_create(arguments: &Arguments, create: bool) -> anyhow::Result<Reposit
 }
 
 /// Creates the repository that the last component of a path names.
-fn create_at(path: &Path) -> anyhow::Result<RepositoryFolder> {
+fn create_at(path: &Path) -> anyhow::Result<RepositoryDirectory> {
     let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
         UsageError("--create needs --repo DIR, whose last component is the name of the repository".to_owned())
     })?;
     let name = RepositoryName::for_new_repository(name).map_err(|error| {
         UsageError(format!("--create names the repository after the last component of '{}': {error}", path.display()))
     })?;
-    let folder = super::init::create(path, Settings::new(name))?;
-    tracing::info!("created {} in {}; 'strata info' says how to mount it", folder.name(), path.display());
-    Ok(folder)
+    let directory = super::init::create(path, Settings::new(name))?;
+    tracing::info!("created {} in {}; 'strata info' says how to mount it", directory.name(), path.display());
+    Ok(directory)
 }
 
 fn image_options(command: &Convert) -> ImageOptions {
@@ -139,7 +139,7 @@ fn image_options(command: &Convert) -> ImageOptions {
     }
 }
 
-fn to_text(folder: &RepositoryFolder, report: &Report, dry_run: bool) -> String {
+fn to_text(directory: &RepositoryDirectory, report: &Report, dry_run: bool) -> String {
     let mut text = String::new();
     for outcome in report.images.iter().filter_map(|image| image.outcomes.as_ref().ok()).flatten() {
         writeln!(text, "{}", image_line(outcome, dry_run)).expect("strings take everything");
@@ -153,7 +153,7 @@ fn to_text(folder: &RepositoryFolder, report: &Report, dry_run: bool) -> String 
                 text,
                 "published revision {} of {}: {} new objects, {}; {} pieces of content were known",
                 revision.number,
-                folder.name(),
+                directory.name(),
                 written.objects,
                 ByteSize(written.bytes),
                 report.index_hits,
@@ -197,7 +197,7 @@ fn losses_text(losses: &LossList) -> String {
     text
 }
 
-fn to_json(folder: &RepositoryFolder, report: &Report, dry_run: bool) -> Value {
+fn to_json(directory: &RepositoryDirectory, report: &Report, dry_run: bool) -> Value {
     let outcome = |image: &ImageReport, outcome: &Outcome| {
         let mut json = json!({
             "image": image.argument.to_string(),
@@ -223,7 +223,7 @@ fn to_json(folder: &RepositoryFolder, report: &Report, dry_run: bool) -> Value {
         Err(error) => vec![json!({ "image": image.argument.to_string(), "error": causes(error) })],
     };
     json!({
-        "repository": folder.name().as_str(),
+        "repository": directory.name().as_str(),
         "dry-run": dry_run,
         "revision": report.revision.map(|revision| revision.number),
         "root-catalog": report.revision.map(|revision| revision.root.hash.to_string()),

@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use serde_json::{Value, json};
 use strata::convert::{ImageOptions, Rehearsal, Request, rehearse};
 use strata::diff::{Attribute, Change, Difference, Kind, diff, diff_rows};
-use strata::folder::RepositoryFolder;
+use strata::directory::RepositoryDirectory;
 use strata::image::Digest;
 use strata::layer::EntryPath;
 use strata::progress::Progress;
@@ -22,16 +22,16 @@ use super::{print, print_line};
 
 /// Shows what differs between two revisions, or what converting an image would change.
 pub fn run(arguments: &Arguments, command: &Diff) -> anyhow::Result<ExitCode> {
-    let folder = arguments.folder()?;
+    let directory = arguments.directory()?;
     let differs = match &command.to {
-        Some(to) => revisions(arguments, &folder, &command.what, to)?,
-        None => image(arguments, &folder, command)?,
+        Some(to) => revisions(arguments, &directory, &command.what, to)?,
+        None => image(arguments, &directory, command)?,
     };
     Ok(if differs { ExitCode::from(FINDINGS) } else { ExitCode::SUCCESS })
 }
 
-fn revisions(arguments: &Arguments, folder: &RepositoryFolder, from: &str, to: &Point) -> anyhow::Result<bool> {
-    let head = Repository::open(&folder.store()?, folder.name())?;
+fn revisions(arguments: &Arguments, directory: &RepositoryDirectory, from: &str, to: &Point) -> anyhow::Result<bool> {
+    let head = Repository::open(&directory.store()?, directory.name())?;
     let Ok(from) = from.parse::<Point>();
     let (old, new) = (head.open_at(&from)?, head.open_at(to)?);
     let (from, to) = (old.revision()?, new.revision()?);
@@ -49,7 +49,7 @@ fn revisions(arguments: &Arguments, folder: &RepositoryFolder, from: &str, to: &
 }
 
 /// Shows what converting an image would change.
-fn image(arguments: &Arguments, folder: &RepositoryFolder, command: &Diff) -> anyhow::Result<bool> {
+fn image(arguments: &Arguments, directory: &RepositoryDirectory, command: &Diff) -> anyhow::Result<bool> {
     super::interrupt::watch()?;
     let argument: ImageArgument = command.what.parse().map_err(|error: ArgumentError| UsageError(error.to_string()))?;
     let platforms = Platforms::One(PlatformRequest::new(command.platform.clone()));
@@ -58,11 +58,11 @@ fn image(arguments: &Arguments, folder: &RepositoryFolder, command: &Diff) -> an
     let options = default_options()?;
     let progress = Arc::new(Progress::default());
     let display = Display::start(&progress, arguments.quiet);
-    let rehearsal = rehearse(folder, &request, &options, &progress)?;
+    let rehearsal = rehearse(directory, &request, &options, &progress)?;
     let (before, after) = (rehearsal.before.as_ref(), rehearsal.after.as_ref());
     let difference = diff_rows(&rehearsal.head, &rehearsal.next, before, after)?;
     drop(display);
-    let root = after.and_then(|row| row.folder.as_ref()).map_or(EntryPath::ROOT, |folder| folder.path.clone());
+    let root = after.and_then(|row| row.directory.as_ref()).map_or(EntryPath::ROOT, |directory| directory.path.clone());
     let difference = below(difference, &root);
     let layers = difference.changes.iter().map(|change| rehearsal.layer_of(&change.path)).collect::<Result<_, _>>()?;
     if arguments.json {
@@ -93,8 +93,8 @@ fn image_text(rehearsal: &Rehearsal, difference: &Difference, layers: &[Option<D
     }
     let against = if rehearsal.before.is_some() { "its tag as published" } else { "nothing" };
     text += &format!("{} against {against}: {} paths differ\n", rehearsal.outcome.place.name, difference.changes.len());
-    for (folder, [added, removed, changed, bytes]) in folders(difference) {
-        text += &format!("  {folder}: {added} added, {removed} removed, {changed} changed; {}\n", ByteSize(bytes));
+    for (directory, [added, removed, changed, bytes]) in directories(difference) {
+        text += &format!("  {directory}: {added} added, {removed} removed, {changed} changed; {}\n", ByteSize(bytes));
     }
     for (number, layer) in rehearsal.layers.iter().enumerate() {
         let cost = match layer.is_published {
@@ -123,24 +123,24 @@ fn image_json(rehearsal: &Rehearsal, difference: &Difference, layers: Vec<Option
     for (number, digest) in layers.into_iter().enumerate() {
         json["changes"][number]["layer"] = json!(digest);
     }
-    let folder = |(path, [added, removed, changed, bytes]): (EntryPath, [u64; 4])| json!({"path": path, "added": added, "removed": removed, "changed": changed, "bytes": bytes});
+    let directory = |(path, [added, removed, changed, bytes]): (EntryPath, [u64; 4])| json!({"path": path, "added": added, "removed": removed, "changed": changed, "bytes": bytes});
     json["name"] = json!(rehearsal.outcome.place.name.to_string());
     json["manifest"] = json!(rehearsal.outcome.manifest);
     json["is-published"] = json!(rehearsal.before.is_some());
     json["would-change"] = json!(rehearsal.changes);
-    json["folders"] = folders(difference).into_iter().map(folder).collect();
+    json["folders"] = directories(difference).into_iter().map(directory).collect();
     json["layers"] = json!(rehearsal.layers);
     json["stored"] = json!({"objects": rehearsal.written.objects, "bytes": rehearsal.written.bytes});
     json["catalogs"] = json!(rehearsal.catalogs);
     json
 }
 
-/// Sums up what was added, removed and changed below each folder at the top, in entries, and the bytes of what is new.
-fn folders(difference: &Difference) -> BTreeMap<EntryPath, [u64; 4]> {
-    let mut folders: BTreeMap<EntryPath, [u64; 4]> = BTreeMap::new();
+/// Sums up what was added, removed and changed below each directory at the top, in entries, and the bytes of what is new.
+fn directories(difference: &Difference) -> BTreeMap<EntryPath, [u64; 4]> {
+    let mut directories: BTreeMap<EntryPath, [u64; 4]> = BTreeMap::new();
     for change in &difference.changes {
         let Some(top) = change.path.components().next() else { continue };
-        let [added, removed, changed, bytes] = folders.entry(EntryPath::ROOT.join(top)).or_default();
+        let [added, removed, changed, bytes] = directories.entry(EntryPath::ROOT.join(top)).or_default();
         match &change.kind {
             Kind::Added => (*added, *bytes) = (*added + change.entries, *bytes + change.bytes),
             Kind::Removed => *removed += change.entries,
@@ -150,7 +150,7 @@ fn folders(difference: &Difference) -> BTreeMap<EntryPath, [u64; 4]> {
             }
         }
     }
-    folders
+    directories
 }
 
 fn totals(difference: &Difference) -> String {

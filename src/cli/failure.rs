@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use strata::folder::FolderError;
+use strata::directory::DirectoryError;
 use strata::message::causes;
 use strata::publish::AfterPublication;
 use strata::store::{Held, StoreError};
@@ -33,7 +33,8 @@ pub struct UsageError(pub String);
 /// source. An error that is wrapped transparently would not show in the chain.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     let is_usage = error.chain().any(|cause| {
-        cause.is::<UsageError>() || matches!(cause.downcast_ref::<FolderError>(), Some(FolderError::NoFolder(_)))
+        cause.is::<UsageError>()
+            || matches!(cause.downcast_ref::<DirectoryError>(), Some(DirectoryError::NoDirectory(_)))
     });
     let is_held = error.chain().any(|cause| cause.is::<Held>());
     let is_late = error.chain().any(|cause| cause.is::<AfterPublication>());
@@ -93,7 +94,7 @@ mod tests {
         assert_code(convert(), HELD);
         assert_code(ConvertError::from(held()), HELD);
         assert_code(SyncError::from(convert()), HELD);
-        assert_code(FolderError::from(held()), HELD);
+        assert_code(DirectoryError::from(held()), HELD);
         assert_code(PublishError::Prepare(Box::new(convert())), HELD);
     }
 
@@ -113,7 +114,7 @@ mod tests {
 
     #[test]
     fn directory_that_is_no_repository_is_wrong_usage() {
-        assert_code(FolderError::NoFolder(PathBuf::from("typo.example.org")), USAGE);
+        assert_code(DirectoryError::NoDirectory(PathBuf::from("typo.example.org")), USAGE);
         assert_code(UsageError("no".to_owned()), USAGE);
     }
 }

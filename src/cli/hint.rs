@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use strata::folder::RepositoryFolder;
+use strata::directory::RepositoryDirectory;
 use strata::message::shell_word;
 
 /// Returns the commands that mount the repository on this machine.
-pub fn how_to_mount(folder: &RepositoryFolder) -> String {
+pub fn how_to_mount(directory: &RepositoryDirectory) -> String {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string();
-    let (name, storage) = (folder.name(), absolute(&folder.storage_path()));
-    let (key, repository) = (absolute(&folder.public_key_path()), shell_word(&absolute(folder.path())));
+    let (name, storage) = (directory.name(), absolute(&directory.storage_path()));
+    let (key, repository) = (absolute(&directory.public_key_path()), shell_word(&absolute(directory.path())));
     format!(
         "To look at it here:\n\
          \x20 mkdir -p mnt && strata --repo {repository} mount mnt\n\

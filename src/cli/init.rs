@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::json;
-use strata::folder::RepositoryFolder;
+use strata::directory::RepositoryDirectory;
 use strata::manifest::RepositoryName;
 use strata::metadata::Timestamp;
 use strata::publish::create_repository;
@@ -27,34 +27,34 @@ pub fn run(arguments: &Arguments, init: &Init) -> anyhow::Result<ExitCode> {
         settings.keys = std::path::absolute(keys)?;
     }
     super::interrupt::watch()?;
-    let folder = create(&path, settings)?;
-    after([1], print_created(arguments, &folder))?;
+    let directory = create(&path, settings)?;
+    after([1], print_created(arguments, &directory))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_created(arguments: &Arguments, folder: &RepositoryFolder) -> anyhow::Result<()> {
+fn print_created(arguments: &Arguments, directory: &RepositoryDirectory) -> anyhow::Result<()> {
     if arguments.json {
-        let json = json!({"repository": folder.name().as_str(), "folder": folder.path(), "revision": 1});
+        let json = json!({"repository": directory.name().as_str(), "directory": directory.path(), "revision": 1});
         return print_line(format_args!("{json}"));
     }
-    print_line(format_args!("created {} in {}", folder.name(), folder.path().display()))?;
+    print_line(format_args!("created {} in {}", directory.name(), directory.path().display()))?;
     if !arguments.quiet {
-        print(format_args!("\n{}", how_to_mount(folder)))?;
+        print(format_args!("\n{}", how_to_mount(directory)))?;
     }
     Ok(())
 }
 
-/// Creates a repository in the folder `path`.
-pub fn create(path: &Path, settings: Settings) -> anyhow::Result<RepositoryFolder> {
+/// Creates a repository in the directory `path`.
+pub fn create(path: &Path, settings: Settings) -> anyhow::Result<RepositoryDirectory> {
     let now = time_of_publication()?;
     Ok(create_repository(path, settings, now, Timestamp::now(), &mut randomness())?)
 }
 
-/// Returns the local folder that a storage URL names.
+/// Returns the local directory that a storage URL names.
 fn storage_path(url: &str) -> anyhow::Result<PathBuf> {
     let path = url.strip_prefix("file://").unwrap_or(url);
     if path.contains("://") {
-        return Err(UsageError(format!("'{url}' is no local folder; other storage is not supported yet")).into());
+        return Err(UsageError(format!("'{url}' is no local directory; other storage is not supported yet")).into());
     }
     Ok(std::path::absolute(path)?)
 }

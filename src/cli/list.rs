@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
-use strata::folder::RepositoryFolder;
+use strata::directory::RepositoryDirectory;
 use strata::inventory::{self, ListedImage};
 use strata::message::{causes, on_one_line};
 use strata::metadata::Timestamp;
@@ -16,10 +16,10 @@ use super::print_line;
 
 /// Lists the images of the repository, or the trees that no name leads to.
 pub fn run(arguments: &Arguments, list: &List) -> anyhow::Result<ExitCode> {
-    let folder = arguments.folder()?;
-    let repository = Repository::open(&folder.store()?, folder.name())?;
+    let directory = arguments.directory()?;
+    let repository = Repository::open(&directory.store()?, directory.name())?;
     match list.unused {
-        true => unused(arguments, &folder, &repository)?,
+        true => unused(arguments, &directory, &repository)?,
         false => images(arguments, &repository)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -43,9 +43,9 @@ fn images(arguments: &Arguments, repository: &Repository) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn unused(arguments: &Arguments, folder: &RepositoryFolder, repository: &Repository) -> anyhow::Result<()> {
+fn unused(arguments: &Arguments, directory: &RepositoryDirectory, repository: &Repository) -> anyhow::Result<()> {
     let trees = unused_trees(repository)?;
-    let seen = first_seen(folder, &trees);
+    let seen = first_seen(directory, &trees);
     let since = |tree: &UnusedTree| match &tree.left {
         Some(left) => left.since,
         None => seen[&tree.path.to_string()],
@@ -66,14 +66,14 @@ fn unused(arguments: &Arguments, folder: &RepositoryFolder, repository: &Reposit
 
 /// Returns when the trees that no publication noted were first seen to be unused: now, or at an earlier look that the state
 /// remembers.
-fn first_seen(folder: &RepositoryFolder, trees: &[UnusedTree]) -> BTreeMap<String, i64> {
+fn first_seen(directory: &RepositoryDirectory, trees: &[UnusedTree]) -> BTreeMap<String, i64> {
     let unnoted = trees.iter().filter(|tree| tree.left.is_none()).map(|tree| tree.path.to_string());
     let (unnoted, now): (Vec<String>, i64) = (unnoted.collect(), Timestamp::now().seconds);
     // What is remembered has to be brought up to date even then, but nothing has to be made for it.
-    if unnoted.is_empty() && !folder.has_state() {
+    if unnoted.is_empty() && !directory.has_state() {
         return BTreeMap::new();
     }
-    let remembered = match folder.state() {
+    let remembered = match directory.state() {
         Ok(state) => state.unused_since(&unnoted, now).map_err(|error| causes(&error)),
         Err(error) => Err(causes(&error)),
     };

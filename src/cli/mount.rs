@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use strata::folder::RepositoryFolder;
+use strata::directory::RepositoryDirectory;
 use strata::layer::EntryPath;
 use strata::message::causes;
 use strata::metadata::Timestamp;
@@ -23,13 +23,13 @@ use super::interrupt::say;
 
 /// Mounts the repository until it is unmounted or a signal ends it.
 pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<ExitCode> {
-    let folder = arguments.folder()?;
+    let directory = arguments.directory()?;
     let point = match (&mount.tag, mount.revision) {
         (Some(tag), _) => Point::Tag(tag.clone()),
         (_, Some(number)) => Point::Revision(number),
         _ => Point::Head,
     };
-    let head = Repository::open(&folder.store()?, folder.name())?;
+    let head = Repository::open(&directory.store()?, directory.name())?;
     let repository = head.open_at(&point)?;
     let path = EntryPath::normalise(mount.path.as_encoded_bytes()).map_err(|error| UsageError(error.to_string()))?;
     let options = MountOptions {
@@ -46,10 +46,10 @@ pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<Exit
     let _guard = guard(&point)?;
     tracing::info!(
         "revision {revision} of {} is mounted at '{}' until it is unmounted or strata interrupted",
-        folder.name(),
+        directory.name(),
         point.path().display()
     );
-    warn_of_expiry(folder);
+    warn_of_expiry(directory);
     let unmount = move || signals.forever().for_each(|_| end(&point));
     thread::Builder::new().spawn(unmount).context("cannot start a thread that waits for signals")?;
     mounted.wait();
@@ -60,17 +60,17 @@ pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<Exit
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Warns of a whitelist that expires soon, now and every day as long as the program runs: a mount may stay for months.
-fn warn_of_expiry(folder: RepositoryFolder) {
-    let warn = |folder: &RepositoryFolder| {
-        if let Some(warning) = folder.whitelist_warning(Timestamp::now()) {
+fn warn_of_expiry(directory: RepositoryDirectory) {
+    let warn = |directory: &RepositoryDirectory| {
+        if let Some(warning) = directory.whitelist_warning(Timestamp::now()) {
             tracing::warn!("{warning}");
         }
     };
-    warn(&folder);
+    warn(&directory);
     let warn_daily = move || {
         loop {
             thread::sleep(DAY);
-            warn(&folder);
+            warn(&directory);
         }
     };
     // Without a thread there is no further warning, which is no reason not to mount.

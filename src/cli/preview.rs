@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strata::convert::{ImageOptions, Request, convert};
-use strata::folder::RepositoryFolder;
+use strata::directory::RepositoryDirectory;
 use strata::image::FullName;
 use strata::layer::Limits;
 use strata::mount::{MountOptions, MountPoint};
@@ -30,8 +30,8 @@ const MOUNTPOINT_VARIABLE: &str = "STRATA_PREVIEW";
 
 /// Mounts an image as it would be published, until it is unmounted or a signal ends it.
 pub fn run(arguments: &Arguments, command: &PreviewArguments) -> anyhow::Result<ExitCode> {
-    let folder = arguments.repo.as_ref().map(|_| arguments.folder()).transpose()?;
-    if command.keep && folder.is_none() {
+    let directory = arguments.repo.as_ref().map(|_| arguments.directory()).transpose()?;
+    if command.keep && directory.is_none() {
         return Err(UsageError("--keep needs --repo, the repository to keep it in".to_owned()).into());
     }
     let mount = MountOptions {
@@ -47,11 +47,11 @@ pub fn run(arguments: &Arguments, command: &PreviewArguments) -> anyhow::Result<
         mount,
     };
     let stage = watch_for_signals()?;
-    let (preview, mounted) = Preview::start(&command.image, folder.as_ref(), &command.mountpoint, options)?;
+    let (preview, mounted) = Preview::start(&command.image, directory.as_ref(), &command.mountpoint, options)?;
     let point = mounted.point().clone();
     let _guard = guard(&point)?;
     stage.lock().expect(UNPOISONED).mounted = Some(point.clone());
-    let result = read(arguments, command, folder.as_ref(), &preview, point.path());
+    let result = read(arguments, command, directory.as_ref(), &preview, point.path());
     stage.lock().expect(UNPOISONED).is_read = true;
     let result = result.and_then(|()| match &command.command {
         Some(command) => run_command(command, point.path()),
@@ -100,7 +100,7 @@ fn watch_for_signals() -> anyhow::Result<Arc<Mutex<Stage>>> {
 fn read(
     arguments: &Arguments,
     command: &PreviewArguments,
-    folder: Option<&RepositoryFolder>,
+    directory: Option<&RepositoryDirectory>,
     preview: &Preview,
     mountpoint: &Path,
 ) -> anyhow::Result<()> {
@@ -108,9 +108,9 @@ fn read(
     let display = Display::start(&progress, arguments.quiet);
     tracing::info!("{} is read; what is ready shows at '{}'", command.image, mountpoint.display());
     preview.read(&progress)?;
-    if let Some(folder) = folder.filter(|_| command.keep) {
+    if let Some(directory) = directory.filter(|_| command.keep) {
         progress.set_stage("storing it in the repository".to_owned());
-        keep(command, folder, &progress)?;
+        keep(command, directory, &progress)?;
     }
     drop(display);
     tracing::info!(
@@ -123,13 +123,13 @@ fn read(
 }
 
 /// Stores the image in the repository without publishing it.
-fn keep(command: &PreviewArguments, folder: &RepositoryFolder, progress: &Arc<Progress>) -> anyhow::Result<()> {
+fn keep(command: &PreviewArguments, directory: &RepositoryDirectory, progress: &Arc<Progress>) -> anyhow::Result<()> {
     let platforms = Platforms::One(PlatformRequest::new(command.platform.clone()));
     // Nothing gets the name, but there has to be one.
     let name: FullName = "preview.invalid/image:preview".parse().context("the name is right")?;
     let image = ImageOptions { platforms, ..ImageOptions::default() };
     let request = Request { argument: command.image.clone(), name: Some(name), image };
-    let report = convert(folder, &[request], &default_options()?, progress, &mut randomness())?;
+    let report = convert(directory, &[request], &default_options()?, progress, &mut randomness())?;
     report.images.into_iter().try_for_each(|image| Ok(image.outcomes.map(drop)?))
 }
 

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::bail;
-use strata::folder::RepositoryFolder;
+use strata::directory::RepositoryDirectory;
 use strata::image::{Digest, ImageName, ImageReference, Platform};
 use strata::inventory::{self, InventoryError};
 use strata::layout::ImagePlace;
@@ -26,7 +26,7 @@ pub enum PublishedImageError {
     /// It names none at all.
     #[error(transparent)]
     Argument(#[from] ArgumentError),
-    /// It names a file or folder that an image can be read from.
+    /// It names a file or directory that an image can be read from.
     #[error("'{0}' is where an image can be read from: give the name that it is published under, as host/name:tag")]
     Place(String),
 }
@@ -64,9 +64,9 @@ impl PublishedImage {
     }
 
     /// Refuses an image that is published with another digest than the one beside its tag.
-    pub fn compare_digest(&self, folder: &RepositoryFolder) -> anyhow::Result<()> {
+    pub fn compare_digest(&self, directory: &RepositoryDirectory) -> anyhow::Result<()> {
         if self.digest_beside_tag().is_some() {
-            self.places(&Repository::open(&folder.store()?, folder.name())?)?;
+            self.places(&Repository::open(&directory.store()?, directory.name())?)?;
         }
         Ok(())
     }

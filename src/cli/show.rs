@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
-use strata::folder::RepositoryFolder;
+use strata::directory::RepositoryDirectory;
 use strata::inventory::{self, ImageDetails};
 use strata::layout::ImagePlace;
 use strata::manifest::Whitelist;
@@ -20,14 +20,14 @@ use super::{print, print_line};
 
 /// Shows what is known about the repository, or about one image.
 pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
-    let folder = arguments.folder()?;
-    let repository = Repository::open(&folder.store()?, folder.name())?;
+    let directory = arguments.directory()?;
+    let repository = Repository::open(&directory.store()?, directory.name())?;
     match &info.image {
         None => {
-            if let Some(warning) = folder.whitelist_warning(Timestamp::now()) {
+            if let Some(warning) = directory.whitelist_warning(Timestamp::now()) {
                 tracing::warn!("{warning}");
             }
-            repository_info(arguments, &folder, &repository)?;
+            repository_info(arguments, &directory, &repository)?;
         }
         Some(image) => {
             for place in image.places(&repository)? {
@@ -42,12 +42,16 @@ pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
 }
 
 /// Prints what is known about the repository.
-fn repository_info(arguments: &Arguments, folder: &RepositoryFolder, repository: &Repository) -> anyhow::Result<()> {
+fn repository_info(
+    arguments: &Arguments,
+    directory: &RepositoryDirectory,
+    repository: &Repository,
+) -> anyhow::Result<()> {
     let (manifest, root) = (repository.manifest(), repository.root()?);
     let totals = root.total_counters();
     let published = Timestamp { seconds: manifest.published.unwrap_or(0), nanoseconds: 0 };
     // What is wrong with the whitelist hides nothing of the rest.
-    let list = folder.whitelist();
+    let list = directory.whitelist();
     let expiry = |list: &Whitelist| Timestamp { seconds: list.expires(), nanoseconds: 0 }.to_string();
     if arguments.json {
         let value = json!({
@@ -58,7 +62,7 @@ fn repository_info(arguments: &Arguments, folder: &RepositoryFolder, repository:
             "entries": totals.entries(),
             "file-bytes": totals.file_size(),
             "catalogs": totals.nested() + 1,
-            "compression": folder.settings().compression.to_string(),
+            "compression": directory.settings().compression.to_string(),
             "whitelist-expires": list.ok().flatten().as_ref().map(expiry),
         });
         print_line(format_args!("{value}"))?;
@@ -69,7 +73,7 @@ fn repository_info(arguments: &Arguments, folder: &RepositoryFolder, repository:
     print_line(format_args!("root catalog  {}", manifest.root_catalog))?;
     print_line(format_args!("entries       {} in {} catalogs", totals.entries(), totals.nested() + 1))?;
     print_line(format_args!("files         {} (each name counted)", ByteSize(totals.file_size().cast_unsigned())))?;
-    let compression = folder.settings().compression;
+    let compression = directory.settings().compression;
     print_line(format_args!("compression   {compression} ({})", compression.encoder_name()))?;
     let whitelist = match list {
         Ok(Some(list)) => format!("expires at {}", expiry(&list)),
@@ -77,10 +81,10 @@ fn repository_info(arguments: &Arguments, folder: &RepositoryFolder, repository:
         Err(error) => on_one_line(&causes(&error)),
     };
     print_line(format_args!("whitelist     {whitelist}"))?;
-    print_line(format_args!("storage       {}", folder.storage_path().display()))?;
-    print_line(format_args!("public key    {}", folder.public_key_path().display()))?;
+    print_line(format_args!("storage       {}", directory.storage_path().display()))?;
+    print_line(format_args!("public key    {}", directory.public_key_path().display()))?;
     if !arguments.quiet {
-        print(format_args!("\n{}", how_to_mount(folder)))?;
+        print(format_args!("\n{}", how_to_mount(directory)))?;
     }
     Ok(())
 }

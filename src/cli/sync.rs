@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 use strata::convert::Outcome;
-use strata::folder::RepositoryFolder;
+use strata::directory::RepositoryDirectory;
 use strata::image::ImageName;
 use strata::message::{causes, on_one_line};
 use strata::notification::Notifications;
@@ -29,7 +29,7 @@ const SIDE_BY_SIDE: usize = 4;
 
 /// Brings the repository in step with a wishlist, once or for ever.
 pub fn run(arguments: &Arguments, command: &Sync) -> anyhow::Result<ExitCode> {
-    let folder = arguments.folder()?;
+    let directory = arguments.directory()?;
     super::interrupt::watch()?;
     let notifications = match &command.notification_file {
         // Nothing happens in a dry run.
@@ -39,10 +39,10 @@ pub fn run(arguments: &Arguments, command: &Sync) -> anyhow::Result<ExitCode> {
     };
     let notifier = Notifier::start(notifications);
     if !command.watch {
-        return once(arguments, command, &folder, &notifier);
+        return once(arguments, command, &directory, &notifier);
     }
     loop {
-        if let Err(error) = once(arguments, command, &folder, &notifier) {
+        if let Err(error) = once(arguments, command, &directory, &notifier) {
             tracing::error!("{}", causes(error.as_ref()));
         }
         tracing::info!("the next round begins in {}", humantime::format_duration(command.every));
@@ -53,7 +53,7 @@ pub fn run(arguments: &Arguments, command: &Sync) -> anyhow::Result<ExitCode> {
 fn once(
     arguments: &Arguments,
     command: &Sync,
-    folder: &RepositoryFolder,
+    directory: &RepositoryDirectory,
     notifier: &Notifier,
 ) -> anyhow::Result<ExitCode> {
     let wishlist = Wishlist::open(&command.wishlist)?;
@@ -67,27 +67,27 @@ fn once(
     let options = Options {
         convert: strata::convert::Options { dry_run: command.dry_run, ..command.effort.options()? },
         prune: prune(command),
-        publish_every: folder.settings().publish_every,
+        publish_every: directory.settings().publish_every,
         side_by_side: SIDE_BY_SIDE,
     };
     let reporter = Reporter::new(Display::start_empty(arguments.quiet), notifier, &command.wishlist);
-    let report = round(folder, &wishlist, &options, &reporter, &mut randomness())?;
+    let report = round(directory, &wishlist, &options, &reporter, &mut randomness())?;
     drop(reporter);
     // The images are published by now, so this is no reason to say that nothing was.
-    let pushed = thin.map(|thin| push_thin_images(folder, thin, &report)).transpose();
+    let pushed = thin.map(|thin| push_thin_images(directory, thin, &report)).transpose();
     let thin_is_lost = pushed.is_err();
     let thin = pushed.unwrap_or_else(|error| {
         tracing::error!("no thin image is pushed: {}", causes(&error));
         None
     });
-    conclude(arguments, command, folder, &wishlist, &report, &thin.unwrap_or_default(), thin_is_lost)
+    conclude(arguments, command, directory, &wishlist, &report, &thin.unwrap_or_default(), thin_is_lost)
 }
 
 /// Says what became of a round, and returns its exit code.
 fn conclude(
     arguments: &Arguments,
     command: &Sync,
-    folder: &RepositoryFolder,
+    directory: &RepositoryDirectory,
     wishlist: &Wishlist,
     report: &Report,
     thin: &[ThinOutcome],
@@ -95,8 +95,8 @@ fn conclude(
 ) -> anyhow::Result<ExitCode> {
     thin.iter().for_each(report_thin);
     let printed = match arguments.json {
-        true => print_line(format_args!("{}", to_json(folder, wishlist, report, thin, command.dry_run))),
-        false => print(format_args!("{}", to_text(folder, wishlist, report, thin, command.dry_run))),
+        true => print_line(format_args!("{}", to_json(directory, wishlist, report, thin, command.dry_run))),
+        false => print(format_args!("{}", to_text(directory, wishlist, report, thin, command.dry_run))),
     };
     let refused = report.suspicion.filter(|_| prune(command) == Prune::Usual);
     if let Some(loss) = refused {
@@ -288,7 +288,7 @@ fn removal(report: &Report, name: &ImageName, dry_run: bool) -> &'static str {
 }
 
 fn to_text(
-    folder: &RepositoryFolder,
+    directory: &RepositoryDirectory,
     wishlist: &Wishlist,
     report: &Report,
     thin: &[ThinOutcome],
@@ -345,13 +345,13 @@ fn to_text(
     if !revisions.is_empty() {
         let (objects, bytes) = (report.written.objects, ByteSize(report.written.bytes));
         let word = if revisions.len() == 1 { "revision" } else { "revisions" };
-        text += &format!("; {word} {} of {}: {objects} new objects, {bytes}", revisions.join(", "), folder.name());
+        text += &format!("; {word} {} of {}: {objects} new objects, {bytes}", revisions.join(", "), directory.name());
     }
     text + "\n"
 }
 
 fn to_json(
-    folder: &RepositoryFolder,
+    directory: &RepositoryDirectory,
     wishlist: &Wishlist,
     report: &Report,
     thin: &[ThinOutcome],
@@ -393,7 +393,7 @@ fn to_json(
     let names = |names: &[ImageName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
     let bad_line = |problem: &Problem| json!({"line": problem.line, "column": problem.column, "error": on_one_line(&problem.text)});
     json!({
-        "repository": folder.name().as_str(),
+        "repository": directory.name().as_str(),
         "dry-run": dry_run,
         "revisions": report.revisions.iter().map(|revision| revision.number).collect::<Vec<_>>(),
         "new-objects": report.written.objects,

@@ -16,13 +16,13 @@ use super::progress::Display;
 
 /// Compares what is published for an image with what the image says.
 pub fn run(arguments: &Arguments, command: &Verify) -> anyhow::Result<ExitCode> {
-    let folder = arguments.folder()?;
+    let directory = arguments.directory()?;
     let request =
         Request { argument: command.image.clone(), name: command.name.clone(), platform: command.platform.clone() };
     let options = Options { threads: threads(command.threads)?, limits: Limits::default() };
     let progress = Arc::new(Progress::default());
     let display = Display::start(&progress, arguments.quiet);
-    let report = verify(&folder, &request, &options, &progress);
+    let report = verify(&directory, &request, &options, &progress);
     drop(display);
     let report = report?;
     if arguments.json {

@@ -18,7 +18,7 @@ use crate::repository::Repository;
 use crate::source::ImageLayer;
 use crate::stage::stage;
 use crate::tree::{
-    Applied, Directory, LayerForm, ParentDifferences, apply, join_links, layer_entries, links_across_folders,
+    Applied, Directory, LayerForm, ParentDifferences, apply, join_links, layer_entries, links_across_directories,
 };
 
 /// What a layer says, and what was left out of it.
@@ -50,7 +50,7 @@ impl Run {
         head: &Repository,
     ) -> Result<(), ConvertError> {
         let chains = staged.image.chains();
-        let settings = self.folder.settings();
+        let settings = self.directory.settings();
         let builder = CatalogBuilder::new(&self.staging, settings.compression, settings.catalog_entries)
             .map_err(BuildError::from)?;
         let builder = &builder;
@@ -143,7 +143,7 @@ impl Run {
         let catalog = self.known_tree(head, &path)?.expect("the base was seen just now");
         let mut read = self.read_tree(&path, catalog)?;
         let facts = read.facts.as_deref().and_then(TreeFacts::parse).unwrap_or_default();
-        join_links(&mut read.tree, &facts.links_across_folders);
+        join_links(&mut read.tree, &facts.links_across_directories);
         Ok((read.tree, facts.losses))
     }
 
@@ -197,7 +197,7 @@ impl Run {
     ) -> Result<Made, ConvertError> {
         let _forming = stage!("trees");
         // Even where there are none: they say who made the tree.
-        let facts = TreeFacts { losses, links_across_folders: links_across_folders(tree) }.write();
+        let facts = TreeFacts { losses, links_across_directories: links_across_directories(tree) }.write();
         let stored = builder.build(tree, &path, Some(facts))?;
         self.note(&path, &stored, b"")?;
         Ok(Made::Tree(path, stored))
@@ -216,7 +216,7 @@ impl LayerContent {
                 let is_hidden = is_bookkeeping(target);
                 let other = if is_hidden { *published.entry(target).or_insert(&entry.path) } else { target };
                 if !entry.path.is_sibling_of(other) {
-                    losses.add(Loss { path: entry.path.clone(), kind: LossKind::LinkAcrossFolders });
+                    losses.add(Loss { path: entry.path.clone(), kind: LossKind::LinkAcrossDirectories });
                 }
             }
         }

@@ -60,7 +60,7 @@ impl Run {
 pub(super) struct Edits<'a> {
     pub(super) run: &'a Run,
     pub(super) head: &'a Repository,
-    /// By path, so that folders come before what lies in them.
+    /// By path, so that directories come before what lies in them.
     pub(super) edits: BTreeMap<EntryPath, Edit>,
     /// What podman is to find under each name.
     pub(super) podman: BTreeMap<ImageName, Shown<'a>>,
@@ -173,21 +173,21 @@ impl<'a> Edits<'a> {
         Ok(())
     }
 
-    /// Adds links from the names that machines give their architecture to the folders of platforms.
+    /// Adds links from the names that machines give their architecture to the directories of platforms.
     fn add_aliases(&mut self) -> Result<(), ConvertError> {
         let root = EntryPath::ROOT.join(PLATFORMS.as_bytes());
-        let folders: BTreeSet<Vec<u8>> = self.edits.keys().filter_map(|path| second_of(path, PLATFORMS)).collect();
-        if folders.is_empty() {
+        let directories: BTreeSet<Vec<u8>> = self.edits.keys().filter_map(|path| second_of(path, PLATFORMS)).collect();
+        if directories.is_empty() {
             return Ok(());
         }
         for (alias, candidates) in ALIASES {
             let link = root.join(alias.as_bytes());
             let before = self.head.get(&link)?;
-            if folders.contains(alias.as_bytes()) || before.as_ref().is_some_and(|entry| entry.is_directory()) {
+            if directories.contains(alias.as_bytes()) || before.as_ref().is_some_and(|entry| entry.is_directory()) {
                 continue;
             }
             for candidate in candidates {
-                let is_there = folders.contains(candidate.as_bytes())
+                let is_there = directories.contains(candidate.as_bytes())
                     || self.head.get(&root.join(candidate.as_bytes()))?.is_some_and(|entry| entry.is_directory());
                 if is_there {
                     self.add_link(link, candidate.as_bytes())?;
@@ -211,8 +211,8 @@ impl<'a> Edits<'a> {
 
     /// Adds what is known about an image, if any of it or any of the image's trees is new.
     fn add_metadata(&mut self, staged: &StagedImage, another_is_listed: bool) -> Result<(), ConvertError> {
-        let folder = staged.outcome.place.metadata();
-        let (record_path, losses_path) = (folder.join(b"strata.json"), folder.join(b"losses.json"));
+        let directory = staged.outcome.place.metadata();
+        let (record_path, losses_path) = (directory.join(b"strata.json"), directory.join(b"losses.json"));
         let before = intact_record(self.head, &staged.outcome.place)?;
         let mut record = self.record(staged);
         if let Some(before) = before.as_ref().filter(|before| before.manifest == record.manifest) {
@@ -229,9 +229,9 @@ impl<'a> Edits<'a> {
                 && before.listed_platform == record.listed_platform
         };
         let mut is_new = !before.as_ref().is_some_and(is_as_before);
-        is_new |= self.put_file(folder.join(b"manifest.json"), Some(&staged.image.manifest.bytes))?;
-        is_new |= self.put_file(folder.join(b"config.json"), Some(&staged.image.config.bytes))?;
-        is_new |= self.put_file(folder.join(b"index.json"), index)?;
+        is_new |= self.put_file(directory.join(b"manifest.json"), Some(&staged.image.manifest.bytes))?;
+        is_new |= self.put_file(directory.join(b"config.json"), Some(&staged.image.config.bytes))?;
+        is_new |= self.put_file(directory.join(b"index.json"), index)?;
         let losses = &staged.outcome.losses;
         is_new |= self.put_file(losses_path, (!losses.is_empty()).then(|| losses.write()).as_deref())?;
         let trees = record.trees();
@@ -292,7 +292,7 @@ impl<'a> Edits<'a> {
             }
             return Ok(before.is_some());
         };
-        let content = self.run.staging.put_file(self.run.folder.settings().compression, bytes)?;
+        let content = self.run.staging.put_file(self.run.directory.settings().compression, bytes)?;
         if let Some(before) = before {
             let is_same_size = before.size == bytes.len() as i64;
             // Other objects may hold the same content, if the setting of compression has changed since.
@@ -307,7 +307,7 @@ impl<'a> Edits<'a> {
     }
 
     pub(super) fn add_file(&mut self, path: EntryPath, bytes: &[u8]) -> Result<(), ConvertError> {
-        let content = self.run.staging.put_file(self.run.folder.settings().compression, bytes)?;
+        let content = self.run.staging.put_file(self.run.directory.settings().compression, bytes)?;
         self.edits.insert(path, Edit::File { size: bytes.len() as u64, content });
         Ok(())
     }

@@ -71,10 +71,10 @@ impl Run {
 
 /// Returns the object of the manifest that another program published for an image, if one did.
 pub(crate) fn foreign_manifest(head: &Repository, place: &ImagePlace) -> Result<Option<ObjectHash>, RepositoryError> {
-    let folder = place.metadata();
-    let manifest = head.get(&folder.join(b"manifest.json"))?;
+    let directory = place.metadata();
+    let manifest = head.get(&directory.join(b"manifest.json"))?;
     let manifest = manifest.filter(|entry| entry.size.cast_unsigned() <= MANIFEST_LIMIT);
-    if manifest.is_none() || head.get(&folder.join(b"strata.json"))?.is_some() {
+    if manifest.is_none() || head.get(&directory.join(b"strata.json"))?.is_some() {
         return Ok(None);
     }
     Ok(manifest.and_then(|entry| entry.file_content()).and_then(|content| match content.pieces {
@@ -86,7 +86,7 @@ pub(crate) fn foreign_manifest(head: &Repository, place: &ImagePlace) -> Result<
 /// Returns the trees of an image that another program published.
 pub(crate) fn foreign_trees(head: &Repository, place: &ImagePlace) -> Result<BTreeSet<EntryPath>, RepositoryError> {
     let Some((config, layers)) = kept_manifest(head, place)? else { return Ok(BTreeSet::new()) };
-    let layers = layers.into_iter().map(layout::layer_folder);
+    let layers = layers.into_iter().map(layout::layer_directory);
     Ok(layers.chain([layout::flat_root(config)]).collect())
 }
 

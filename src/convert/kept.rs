@@ -32,7 +32,7 @@ const ZSTD_LEVEL: i32 = 1;
 
 /// The layers of one repository that wait for the others of their images.
 pub(super) struct KeptLayers {
-    folder: PathBuf,
+    directory: PathBuf,
     /// What the files begin with: everything that their content depends on.
     form: String,
     staging: Arc<Staging>,
@@ -47,14 +47,20 @@ enum Wish {
 }
 
 impl KeptLayers {
-    /// Opens the layers in `folder` that were written down in this `form`, and starts the thread that writes.
-    pub(super) fn open(folder: PathBuf, form: &str, staging: &Arc<Staging>) -> Self {
-        delete_old(&folder);
+    /// Opens the layers in `directory` that were written down in this `form`, and starts the thread that writes.
+    pub(super) fn open(directory: PathBuf, form: &str, staging: &Arc<Staging>) -> Self {
+        delete_old(&directory);
         let form = format!("layer 2 {} {form}\n", env!("CARGO_PKG_VERSION"));
         let (sender, receiver) = mpsc::channel();
-        let (place, store) = (folder.clone(), Arc::clone(staging));
+        let (place, store) = (directory.clone(), Arc::clone(staging));
         let thread = thread::Builder::new().spawn(move || write(&place, &store, &receiver)).ok();
-        Self { folder, form, staging: Arc::clone(staging), sender: Some(sender).filter(|_| thread.is_some()), thread }
+        Self {
+            directory,
+            form,
+            staging: Arc::clone(staging),
+            sender: Some(sender).filter(|_| thread.is_some()),
+            thread,
+        }
     }
 
     /// Writes a layer down once all of its content is durable, and before that returns.
@@ -84,7 +90,7 @@ impl KeptLayers {
 
     /// Returns a layer that was kept, if all of its content is still there.
     pub(super) fn recall(&self, layer: &ImageLayer) -> Result<Option<IngestedLayer>, ConvertError> {
-        let Ok(bytes) = fs::read(path(&self.folder, layer.digest)) else { return Ok(None) };
+        let Ok(bytes) = fs::read(path(&self.directory, layer.digest)) else { return Ok(None) };
         let Some(kept) = self.parse(&bytes) else { return Ok(None) };
         if kept.summary.diff_id != layer.diff_id || kept.summary.blob_size != layer.size {
             return Ok(None);
@@ -133,16 +139,16 @@ impl Drop for KeptLayers {
 }
 
 /// Does what is asked for, until nobody asks any more. What has gathered meanwhile shares one flush.
-fn write(folder: &Path, staging: &Staging, wishes: &Receiver<(Digest, Wish)>) {
+fn write(directory: &Path, staging: &Staging, wishes: &Receiver<(Digest, Wish)>) {
     while let Ok(first) = wishes.recv() {
         // Of several wishes for one layer the last one counts.
         let gathered: BTreeMap<Digest, Wish> = std::iter::once(first).chain(wishes.try_iter()).collect();
         let is_durable = gathered.values().all(|wish| matches!(wish, Wish::Forget)) || staging.try_flush().is_ok();
         for (digest, wish) in gathered {
-            let path = path(folder, digest);
+            let path = path(directory, digest);
             match wish {
                 Wish::Keep(bytes) if is_durable => {
-                    if let Err(error) = write_file(folder, &path, &bytes) {
+                    if let Err(error) = write_file(directory, &path, &bytes) {
                         tracing::debug!("layer {digest} is not kept: {}", causes(&error));
                     }
                 }
@@ -153,24 +159,24 @@ fn write(folder: &Path, staging: &Staging, wishes: &Receiver<(Digest, Wish)>) {
     }
 }
 
-fn write_file(folder: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    fs::create_dir_all(folder)?;
+fn write_file(directory: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    fs::create_dir_all(directory)?;
     // A temporary file must not stay behind.
     uninterrupted(|| {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(directory)?;
         file.write_all(bytes)?;
         file.persist(path)?;
         Ok(())
     })
 }
 
-fn path(folder: &Path, digest: Digest) -> PathBuf {
-    folder.join(digest.hex())
+fn path(directory: &Path, digest: Digest) -> PathBuf {
+    directory.join(digest.hex())
 }
 
 /// Deletes what nobody came back for.
-fn delete_old(folder: &Path) {
-    for file in fs::read_dir(folder).into_iter().flatten().flatten() {
+fn delete_old(directory: &Path) {
+    for file in fs::read_dir(directory).into_iter().flatten().flatten() {
         let modified = file.metadata().and_then(|metadata| metadata.modified());
         let age = modified.ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
         if age.is_some_and(|age| age > LONGEST) {
@@ -189,7 +195,7 @@ mod tests {
 
     fn layer(staging: &Staging) -> IngestedLayer {
         let content = staging.put_file(crate::object::Compression::Fast, b"content").unwrap();
-        let mut metadata = Metadata::of_implied_folder();
+        let mut metadata = Metadata::of_implied_directory();
         metadata.xattrs = Some(Arc::new([(b"user.\xff"[..].into(), b"\0"[..].into())].into()));
         let path = EntryPath::normalise(b"a/\xfe").unwrap();
         let entry = |kind| LayerEntry { path: path.clone(), kind };
@@ -219,9 +225,9 @@ mod tests {
 
     #[test]
     fn layer_is_kept_for_the_next_run_as_long_as_its_objects_are_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = DirectoryStore::create(&folder.path().join("storage")).unwrap();
-        let (place, image_layer) = (folder.path().join("layers"), image_layer());
+        let directory = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::create(&directory.path().join("storage")).unwrap();
+        let (place, image_layer) = (directory.path().join("layers"), image_layer());
         let staging = Arc::new(Staging::start(&store).unwrap());
         let layer = layer(&staging);
         KeptLayers::open(place.clone(), "fast", &staging).keep(image_layer.digest, &layer);
@@ -235,7 +241,7 @@ mod tests {
         assert!(recall("exact", &image_layer).is_none());
         assert!(recall("fast", &ImageLayer { diff_id: DiffId(Digest::of(b"other")), ..image_layer.clone() }).is_none());
         assert!(recall("fast", &ImageLayer { size: 4, ..image_layer.clone() }).is_none());
-        for objects in fs::read_dir(folder.path().join("storage/data")).unwrap() {
+        for objects in fs::read_dir(directory.path().join("storage/data")).unwrap() {
             let objects = objects.unwrap().path();
             fs::remove_dir_all(&objects).unwrap();
             fs::create_dir(&objects).unwrap();
@@ -245,9 +251,9 @@ mod tests {
 
     #[test]
     fn layer_that_is_forgotten_is_gone() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = DirectoryStore::create(&folder.path().join("storage")).unwrap();
-        let (place, image_layer) = (folder.path().join("layers"), image_layer());
+        let directory = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::create(&directory.path().join("storage")).unwrap();
+        let (place, image_layer) = (directory.path().join("layers"), image_layer());
         let staging = Arc::new(Staging::start(&store).unwrap());
         let kept = KeptLayers::open(place.clone(), "fast", &staging);
         kept.keep(image_layer.digest, &layer(&staging));

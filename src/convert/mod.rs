@@ -23,7 +23,7 @@ use std::time::Duration;
 use rsa::rand_core::CryptoRng;
 
 use crate::catalog::{BuildError, StateError};
-use crate::folder::{FolderError, RepositoryFolder};
+use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::image::{DiffId, Digest, FullName, ImageName, ImageReference};
 use crate::index::IndexError;
 use crate::ingest::IngestError;
@@ -113,9 +113,9 @@ pub enum ConvertError {
     /// The images of the repository cannot be listed.
     #[error(transparent)]
     Inventory(#[from] InventoryError),
-    /// The repository folder cannot be used.
+    /// The repository directory cannot be used.
     #[error(transparent)]
-    Folder(#[from] FolderError),
+    Directory(#[from] DirectoryError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -312,13 +312,13 @@ pub struct Report {
 ///
 /// An image that fails is reported and does not hold up the others. An error means that nothing was published.
 pub fn convert(
-    folder: &RepositoryFolder,
+    directory: &RepositoryDirectory,
     requests: &[Request],
     options: &Options,
     progress: &Progress,
     rng: &mut (impl CryptoRng + Send),
 ) -> Result<Report, ConvertError> {
-    despite_collection(|| attempt(folder, requests, options, progress, rng), ConvertError::vanished)
+    despite_collection(|| attempt(directory, requests, options, progress, rng), ConvertError::vanished)
 }
 
 /// How often a run begins anew when objects that it found in the store go away.
@@ -339,13 +339,13 @@ pub(crate) fn despite_collection<T, E>(
 }
 
 fn attempt(
-    folder: &RepositoryFolder,
+    directory: &RepositoryDirectory,
     requests: &[Request],
     options: &Options,
     progress: &Progress,
     rng: &mut (impl CryptoRng + Send),
 ) -> Result<Report, ConvertError> {
-    let run = Run::open(folder, options, folder.registries()?)?;
+    let run = Run::open(directory, options, directory.registries()?)?;
     if requests.iter().any(|request| request.image.force) {
         run.staging.compare_bytes();
     }

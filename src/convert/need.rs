@@ -243,7 +243,7 @@ impl Run {
             return Ok(());
         }
         // That of markers is in no layer.
-        self.staging.put_file(self.folder.settings().compression, b"")?;
+        self.staging.put_file(self.directory.settings().compression, b"")?;
         for (part, holes) in std::mem::take(&mut need.holes) {
             let path = part.path(image, chains);
             if !self.are_filled(&holes)? {

@@ -9,7 +9,7 @@ use super::stage::StagedImage;
 use super::{ConvertError, ImageOptions, PodmanListing};
 use crate::catalog::CatalogEntry;
 use crate::image::{Digest, ImageName, Platform};
-use crate::inventory::{folders, list_intact, places};
+use crate::inventory::{directories, list_intact, places};
 use crate::layout::{self, ImagePlace};
 use crate::message::causes;
 use crate::podman::{self, Audit, Entry, MANY_IMAGES, PodmanStore, PublishedStore, Refusal, StoreImage, store_name};
@@ -75,7 +75,7 @@ impl Run {
     /// Decides which of the images of a name podman sees, if any.
     pub(super) fn decide_for_podman(&self, images: &mut [StagedImage]) {
         let Some(first) = images.first() else { return };
-        let is_asked_for = is_asked_for(self.folder.settings(), &first.outcome.place.name, &first.options);
+        let is_asked_for = is_asked_for(self.directory.settings(), &first.outcome.place.name, &first.options);
         if !is_asked_for || images.iter().any(StagedImage::is_foreign) {
             return;
         }
@@ -227,10 +227,10 @@ impl<'a> Edits<'a> {
         Ok(shown)
     }
 
-    /// Adds the folder of an image's topmost layer to the store.
+    /// Adds the directory of an image's topmost layer to the store.
     fn put_layer(&mut self, image: &StoreImage) -> Result<(), ConvertError> {
         let layer = image.top();
-        let (diff, target) = (podman::layer_diff(layer), podman::diff_target(self.run.folder.name(), image.config));
+        let (diff, target) = (podman::layer_diff(layer), podman::diff_target(self.run.directory.name(), image.config));
         let is_there = |entry: CatalogEntry| entry.is_symlink() && entry.symlink == target.as_bytes();
         if !self.head.get(&diff)?.is_some_and(is_there) {
             self.edits.insert(diff, Edit::VariantLink(target.into_bytes()));
@@ -296,7 +296,7 @@ impl<'a> Edits<'a> {
     /// Lists every image whose documents and root file system are published, under the names that the records give it: the list
     /// that said so is lost.
     fn list_all_anew(&mut self, store: &mut PodmanStore) -> Result<(), ConvertError> {
-        for name in folders(self.head, &podman::images())? {
+        for name in directories(self.head, &podman::images())? {
             let config = String::from_utf8(name).ok().and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
             let Some(config) = config else { continue };
             let documents = match podman::read_documents(self.head, config) {
@@ -360,9 +360,9 @@ impl<'a> Edits<'a> {
         let layer = store.own_layer(entry);
         if let Some(layer) = layer {
             let link = podman::short_link(&self.link_of(layer));
-            self.edits.extend([(podman::layer_folder(layer), Edit::Remove), (link, Edit::Remove)]);
+            self.edits.extend([(podman::layer_directory(layer), Edit::Remove), (link, Edit::Remove)]);
         }
-        self.edits.insert(podman::image_folder(config), Edit::Remove);
+        self.edits.insert(podman::image_directory(config), Edit::Remove);
         store.remove(config, layer);
         Ok(())
     }

@@ -29,7 +29,7 @@ impl Run {
         let ingest = Ingest {
             staging: &self.staging,
             index: &self.index,
-            compression: self.folder.settings().compression,
+            compression: self.directory.settings().compression,
             chunk_sizes: ChunkSizes::default(),
             threads: self.options.threads,
             memory: self.options.memory,

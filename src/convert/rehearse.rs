@@ -1,4 +1,4 @@
-//! A conversion that changes nothing: what it would store goes to a folder that is gone afterwards.
+//! A conversion that changes nothing: what it would store goes to a directory that is gone afterwards.
 //!
 //! It does all that a conversion does, compression included, so what it counts is what a conversion costs, to the byte.
 
@@ -11,7 +11,7 @@ use super::edits::Changes;
 use super::run::Run;
 use super::{ConvertError, Outcome, Request};
 use crate::catalog::CatalogReference;
-use crate::folder::RepositoryFolder;
+use crate::directory::RepositoryDirectory;
 use crate::image::Digest;
 use crate::layer::EntryPath;
 use crate::layout;
@@ -43,7 +43,7 @@ pub struct Rehearsal {
     /// The layers, from the lowest up.
     pub layers: Vec<LayerCost>,
     /// Where the new objects are, locked as long as this process lives.
-    _folder: (Unfinished, File),
+    _directory: (Unfinished, File),
 }
 
 /// What a layer brings.
@@ -62,7 +62,7 @@ pub struct LayerCost {
 
 impl Rehearsal {
     /// Returns the layer that says what is at a path of the root file system, or that hides what was there: the highest
-    /// that names it. What Apptainer needs and what an emptied folder held is of none.
+    /// that names it. What Apptainer needs and what an emptied directory held is of none.
     pub fn layer_of(&self, path: &EntryPath) -> Result<Option<Digest>, RepositoryError> {
         for layer in self.layers.iter().rev() {
             let inside = path.components().fold(layout::layer_root(layer.digest), |path, name| path.join(name));
@@ -76,25 +76,25 @@ impl Rehearsal {
 
 /// Finds out what converting an image would do, for one platform. The repository is only read.
 pub fn rehearse(
-    folder: &RepositoryFolder,
+    directory: &RepositoryDirectory,
     request: &Request,
     options: &super::Options,
     progress: &Progress,
 ) -> Result<Rehearsal, ConvertError> {
-    let store = folder.store()?;
-    let failed = |source| StoreError::Io { action: "create a folder in", path: std::env::temp_dir(), source };
+    let store = directory.store()?;
+    let failed = |source| StoreError::Io { action: "create a directory in", path: std::env::temp_dir(), source };
     delete_leftovers(&std::env::temp_dir());
     // It goes when this ends, however that is, or else with the next run.
     let unfinished = Unfinished::start();
     let home = unfinished.make(|making| {
-        let home = tempfile::Builder::new().prefix(FOLDER_PREFIX).tempdir().map_err(failed)?.keep();
+        let home = tempfile::Builder::new().prefix(DIRECTORY_PREFIX).tempdir().map_err(failed)?.keep();
         making.made(&home);
         Ok::<_, StoreError>(home)
     })?;
-    let alive = File::open(&home).and_then(|folder| folder.lock().map(|()| folder)).map_err(failed)?;
+    let alive = File::open(&home).and_then(|directory| directory.lock().map(|()| directory)).map_err(failed)?;
     let layered = unfinished.make(|_| store.layered(&home.join("storage")))?;
-    let run = Run::over(folder, &layered, folder.state_unchanged()?, options, folder.registries()?)?;
-    let head = Repository::open(&store, folder.name())?;
+    let run = Run::over(directory, &layered, directory.state_unchanged()?, options, directory.registries()?)?;
+    let head = Repository::open(&store, directory.name())?;
     let staged = run.stage(run.resolve(request)?, &head, progress)?.remove(0);
     let changes = Changes { images: std::slice::from_ref(&staged), ..Changes::default() };
     let edits = run.pool.install(|| run.edits(&head, &changes))?;
@@ -102,7 +102,7 @@ pub fn rehearse(
     let mut next = head.clone();
     if changes {
         let (_, root): (_, CatalogReference) =
-            run.pool.install(|| write_catalogs(&run.staging, folder.settings(), options.now, &head, edits))?;
+            run.pool.install(|| write_catalogs(&run.staging, directory.settings(), options.now, &head, edits))?;
         next = head.open_root(&layered, root);
     }
     run.staging.flush()?;
@@ -125,18 +125,18 @@ pub fn rehearse(
         written,
         catalogs,
         layers,
-        _folder: (unfinished, alive),
+        _directory: (unfinished, alive),
     })
 }
 
-/// What the names of the folders begin with.
-const FOLDER_PREFIX: &str = "strata-diff-";
+/// What the names of the directories begin with.
+const DIRECTORY_PREFIX: &str = "strata-diff-";
 
-/// Deletes the folders of runs that were killed, as far as they are this user's.
+/// Deletes the directories of runs that were killed, as far as they are this user's.
 fn delete_leftovers(temporary: &Path) {
     for entry in fs::read_dir(temporary).into_iter().flatten().flatten() {
-        let is_ours = entry.file_name().as_encoded_bytes().starts_with(FOLDER_PREFIX.as_bytes());
-        if is_ours && File::open(entry.path()).is_ok_and(|folder| folder.try_lock().is_ok()) {
+        let is_ours = entry.file_name().as_encoded_bytes().starts_with(DIRECTORY_PREFIX.as_bytes());
+        if is_ours && File::open(entry.path()).is_ok_and(|directory| directory.try_lock().is_ok()) {
             // Whatever is in the way of that is in nobody's way here.
             fs::remove_dir_all(entry.path()).ok();
         }
@@ -174,8 +174,8 @@ fn layer_costs(
                     cost.new_bytes += layered.size(object.0, object.1)?;
                 }
             }
-            if let Some(folder) = &row.folder {
-                waiting.extend(next.rows(folder)?.into_iter().map(|named| named.row));
+            if let Some(directory) = &row.directory {
+                waiting.extend(next.rows(directory)?.into_iter().map(|named| named.row));
             }
         }
         costs.push(cost);
@@ -186,8 +186,8 @@ fn layer_costs(
 /// Counts the catalogs below a store's `data`.
 fn new_catalogs(storage: &Path) -> io::Result<u64> {
     let mut count = 0;
-    for folder in fs::read_dir(storage.join("data"))? {
-        for file in fs::read_dir(folder?.path())? {
+    for directory in fs::read_dir(storage.join("data"))? {
+        for file in fs::read_dir(directory?.path())? {
             count += u64::from(file?.file_name().as_encoded_bytes().ends_with(b"C"));
         }
     }

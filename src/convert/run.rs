@@ -10,7 +10,7 @@ use super::edits::Changes;
 use super::kept::KeptLayers;
 use super::{ConvertError, Options};
 use crate::catalog::{StateDatabase, StoredTreeNote};
-use crate::folder::RepositoryFolder;
+use crate::directory::RepositoryDirectory;
 use crate::index::ContentIndex;
 use crate::layer::EntryPath;
 use crate::manifest::Keys;
@@ -25,7 +25,7 @@ use crate::threads;
 
 /// A run of conversions into one repository.
 pub(crate) struct Run {
-    pub(super) folder: RepositoryFolder,
+    pub(super) directory: RepositoryDirectory,
     pub(super) options: Options,
     pub(super) registries: Registries,
     pub(super) staging: Arc<Staging>,
@@ -54,22 +54,22 @@ struct Publishing {
 impl Run {
     /// Starts a run that may publish.
     pub(crate) fn open(
-        folder: &RepositoryFolder,
+        directory: &RepositoryDirectory,
         options: &Options,
         registries: &Registries,
     ) -> Result<Self, ConvertError> {
-        if let Some(lack) = folder.settings().compression.lack() {
+        if let Some(lack) = directory.settings().compression.lack() {
             tracing::info!("{lack}");
         }
         // By the real time, as publications may be dated otherwise.
-        if let Some(warning) = folder.whitelist_warning(Timestamp::now()) {
+        if let Some(warning) = directory.whitelist_warning(Timestamp::now()) {
             tracing::warn!("{warning}");
         }
         // Whatever is missing is missed before the work.
-        let publishing = Publishing { keys: folder.keys()?, server: folder.local_server()? };
-        let mut run = Self::over(folder, &folder.store()?, folder.state()?, options, registries)?;
-        let form = format!("{} {:?}", folder.settings().compression, ChunkSizes::default());
-        let kept = KeptLayers::open(folder.path().join("state/layers"), &form, &run.staging);
+        let publishing = Publishing { keys: directory.keys()?, server: directory.local_server()? };
+        let mut run = Self::over(directory, &directory.store()?, directory.state()?, options, registries)?;
+        let form = format!("{} {:?}", directory.settings().compression, ChunkSizes::default());
+        let kept = KeptLayers::open(directory.path().join("state/layers"), &form, &run.staging);
         run.kept = Some(kept);
         // Without them the head cannot be read, and no revision is sound.
         repair_front(&run.staging, &publishing.keys)?;
@@ -79,7 +79,7 @@ impl Run {
 
     /// Starts a run that stores what it makes in `store` and publishes nothing.
     pub(super) fn over(
-        folder: &RepositoryFolder,
+        directory: &RepositoryDirectory,
         store: &DirectoryStore,
         state: StateDatabase,
         options: &Options,
@@ -87,7 +87,7 @@ impl Run {
     ) -> Result<Self, ConvertError> {
         let (state, staging) = (Arc::new(state), Arc::new(Staging::start(store)?));
         Ok(Self {
-            folder: folder.clone(),
+            directory: directory.clone(),
             options: options.clone(),
             registries: registries.clone(),
             index: ContentIndex::open(Arc::clone(&state))?,
@@ -123,7 +123,7 @@ impl Run {
         let mut last = self.head.lock().expect("no thread panics while it opens a head");
         let head = match &*last {
             Some(last) => last.open_head()?,
-            None => Repository::open(self.staging.store(), self.folder.name())?,
+            None => Repository::open(self.staging.store(), self.directory.name())?,
         };
         Ok(last.insert(head).clone())
     }
@@ -139,7 +139,7 @@ impl Run {
             staging: &self.staging,
             server: server.as_ref(),
             keys,
-            settings: self.folder.settings(),
+            settings: self.directory.settings(),
             now: self.options.now,
             wait: self.options.wait,
             accept_clock: self.options.accept_clock,

@@ -25,7 +25,7 @@ pub(crate) struct KnownLayer {
 impl Run {
     /// Returns everything but a tree's path and content that its catalogs depend on.
     pub(super) fn tree_options(&self) -> String {
-        let settings = self.folder.settings();
+        let settings = self.directory.settings();
         format!("1 {} {} {:?}", settings.compression, settings.catalog_entries, settings.modes)
     }
 
@@ -169,12 +169,12 @@ pub(crate) fn read_layer(
     known: &KnownLayer,
 ) -> Result<LayerForm, RepositoryError> {
     let mut tree = read_tree(read, &layout::layer_root(digest), known.catalog)?.tree;
-    join_links(&mut tree, &known.record.links_across_folders);
+    join_links(&mut tree, &known.record.links_across_directories);
     Ok(LayerForm {
         tree,
-        implied: known.record.implied_folders.clone(),
+        implied: known.record.implied_directories.clone(),
         links_below: known.record.links_into_lower_layers.clone(),
         whiteouts: known.record.whiteouts.clone(),
-        opaques: known.record.opaque_folders.clone(),
+        opaques: known.record.opaque_directories.clone(),
     })
 }

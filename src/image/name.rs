@@ -12,7 +12,7 @@ const WRONG_HOST: &str = "its host may hold letters, digits, '.', '-' and a port
 /// What an image is called in public: `host/repository:tag`, or `host/repository@sha256:…`.
 ///
 /// The host is kept as it was spelt: `registry.hub.docker.com` and `docker.io` are two names. A name never leads out of
-/// the folder it is published in, nor into one of the folders that the repository keeps for itself.
+/// the directory it is published in, nor into one of the directories that the repository keeps for itself.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageName {
     host: String,
@@ -142,7 +142,7 @@ impl fmt::Display for FullName {
     }
 }
 
-/// Tells whether `host` may stand at the root of the repository beside the folders that strata keeps there.
+/// Tells whether `host` may stand at the root of the repository beside the directories that strata keeps there.
 ///
 /// It is a host name or an IPv4 address, or an IPv6 address in brackets (RFC 3986, "Host"), and perhaps a port. An address
 /// with a zone means something on one machine only.

@@ -1,7 +1,7 @@
 //! The members of a tar archive: headers with all that extends them, and the content of files.
 //!
 //! Where archives can be read in two ways, this is read as Go's `archive/tar` does, because every container engine
-//! does: links, folders and devices have no content whatever size their header states, and a zero block that is alone
+//! does: links, directories and devices have no content whatever size their header states, and a zero block that is alone
 //! ends nothing; of several extensions of one kind the last counts. Where two sizes would leave a doubt about which entries there
 //! are, the archive is refused.
 
@@ -329,7 +329,7 @@ impl<R: Read> Archive<R> {
     /// Finds out how much of the archive belongs to the member, and which bytes of a file that is.
     fn start_content(&mut self, member: &mut Member) -> Result<(), LayerError> {
         let stored = stored_size(member).map_err(|problem| self.failed(problem))?;
-        // Before there was a flag for folders, they were files with a slash at the end. One of today's files with such
+        // Before there was a flag for directories, they were files with a slash at the end. One of today's files with such
         // a name and with content is a file.
         if member.kind == MemberKind::File
             && member.path.ends_with(b"/")

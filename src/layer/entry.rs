@@ -12,7 +12,7 @@ use crate::metadata::Metadata;
 
 /// A path inside an image: components joined by `/`, without a slash at either end; the root is empty.
 ///
-/// Paths are bytes, not text, and sort so that a folder comes before what lies in it, and that before the folder's next
+/// Paths are bytes, not text, and sort so that a directory comes before what lies in it, and that before the directory's next
 /// sibling. No component is empty, `.` or `..`, longer than 255 bytes, or holds a NUL.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct EntryPath(Vec<u8>);
@@ -91,10 +91,10 @@ impl EntryPath {
         self.0.split(|&b| b == b'/').filter(|name| !name.is_empty())
     }
 
-    /// Returns the folder that the path lies in and its own name, or `None` for the root.
+    /// Returns the directory that the path lies in and its own name, or `None` for the root.
     pub fn split(&self) -> Option<(EntryPath, &[u8])> {
-        let (folder, name) = self.halves();
-        (!self.is_root()).then(|| (Self(folder.to_vec()), name))
+        let (directory, name) = self.halves();
+        (!self.is_root()).then(|| (Self(directory.to_vec()), name))
     }
 
     /// Returns the last component, empty for the root.
@@ -102,12 +102,12 @@ impl EntryPath {
         self.halves().1
     }
 
-    /// Tells whether this lies in the same folder as another path. The root is nobody's sibling but its own.
+    /// Tells whether this lies in the same directory as another path. The root is nobody's sibling but its own.
     pub fn is_sibling_of(&self, other: &Self) -> bool {
         self.is_root() == other.is_root() && self.halves().0 == other.halves().0
     }
 
-    /// Returns the bytes of the folder's path and of the name.
+    /// Returns the bytes of the directory's path and of the name.
     fn halves(&self) -> (&[u8], &[u8]) {
         match self.0.iter().rposition(|&b| b == b'/') {
             Some(slash) => (&self.0[..slash], &self.0[slash + 1..]),
@@ -115,20 +115,20 @@ impl EntryPath {
         }
     }
 
-    /// Tells whether this is `folder` or lies somewhere below it.
-    pub fn is_in(&self, folder: &Self) -> bool {
-        match self.0.strip_prefix(folder.0.as_slice()) {
-            Some(rest) => folder.is_root() || rest.is_empty() || rest[0] == b'/',
+    /// Tells whether this is `directory` or lies somewhere below it.
+    pub fn is_in(&self, directory: &Self) -> bool {
+        match self.0.strip_prefix(directory.0.as_slice()) {
+            Some(rest) => directory.is_root() || rest.is_empty() || rest[0] == b'/',
             None => false,
         }
     }
 
-    /// Returns the folders that the path lies in, from its own up to the root.
+    /// Returns the directories that the path lies in, from its own up to the root.
     pub fn ancestors(&self) -> impl Iterator<Item = EntryPath> {
         std::iter::successors(self.split().map(|(parent, _)| parent), |path| path.split().map(|(parent, _)| parent))
     }
 
-    /// Returns the path of `name` in this folder. `name` is one component.
+    /// Returns the path of `name` in this directory. `name` is one component.
     pub fn join(&self, name: &[u8]) -> Self {
         let mut path = Vec::with_capacity(self.0.len() + 1 + name.len());
         path.extend_from_slice(&self.0);
@@ -185,7 +185,7 @@ impl Ord for EntryPath {
         // Long paths often begin alike, and blocks are compared faster than bytes.
         let blocks = self.0.chunks_exact(BLOCK).zip(other.0.chunks_exact(BLOCK));
         let equal = blocks.take_while(|(a, b)| a == b).count() * BLOCK;
-        // No component holds a NUL, so with it for the slash every path sorts right behind the folder it lies in.
+        // No component holds a NUL, so with it for the slash every path sorts right behind the directory it lies in.
         let key = |&b: &u8| if b == b'/' { 0 } else { b };
         self.0[equal..].iter().map(key).cmp(other.0[equal..].iter().map(key))
     }
@@ -214,7 +214,7 @@ impl fmt::Display for EntryPath {
 /// `C` is what stands for the content of a regular file: nothing while the archive is read, a list of objects later.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerEntry<C = ()> {
-    /// What the statement is about. For a whiteout the path that it hides, for an opaque marker the folder it stands in.
+    /// What the statement is about. For a whiteout the path that it hides, for an opaque marker the directory it stands in.
     pub path: EntryPath,
     /// What is to be there, or to go.
     pub kind: EntryKind<C>,
@@ -246,14 +246,14 @@ pub enum EntryKind<C = ()> {
     Unpublished,
     /// Hides the path of lower layers (`.wh.NAME`).
     Whiteout,
-    /// Hides everything that lower layers have in the folder (`.wh..wh..opq`).
+    /// Hides everything that lower layers have in the directory (`.wh..wh..opq`).
     Opaque,
 }
 
 /// What kind of thing is at a path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeKind<C = ()> {
-    /// A folder.
+    /// A directory.
     Directory,
     /// A regular file.
     File {
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_sorts_right_before_what_lies_in_it() {
+    fn a_directory_sorts_right_before_what_lies_in_it() {
         let mut paths: Vec<EntryPath> = ["a.b", "a/z/y", "", "a-", "a/z", "a"]
             .iter()
             .map(|p| EntryPath::normalise(p.as_bytes()).unwrap())
@@ -359,15 +359,18 @@ mod tests {
     }
 
     #[test]
-    fn siblings_lie_in_one_folder() {
+    fn siblings_lie_in_one_directory() {
         let path = |text: &str| EntryPath::normalise(text.as_bytes()).unwrap();
-        let folders: [&[&str]; 5] = [&[""], &["a", "bc"], &["a/b", "a/cd"], &["a/b/c"], &["ab/c"]];
+        let directories: [&[&str]; 5] = [&[""], &["a", "bc"], &["a/b", "a/cd"], &["a/b/c"], &["ab/c"]];
         let all = || {
-            folders.iter().enumerate().flat_map(|(folder, paths)| paths.iter().map(move |text| (folder, path(text))))
+            directories
+                .iter()
+                .enumerate()
+                .flat_map(|(directory, paths)| paths.iter().map(move |text| (directory, path(text))))
         };
-        for (one_folder, one) in all() {
-            for (other_folder, other) in all() {
-                assert_eq!(one.is_sibling_of(&other), one_folder == other_folder, "{one} {other}");
+        for (one_directory, one) in all() {
+            for (other_directory, other) in all() {
+                assert_eq!(one.is_sibling_of(&other), one_directory == other_directory, "{one} {other}");
             }
         }
     }

@@ -36,11 +36,12 @@ pub enum LossKind {
     OverlayDevice,
     /// An entry of a type that has no meaning in an image, such as a socket.
     UnknownType,
-    /// A hard link to another folder, which becomes an entry of its own with the same objects.
-    LinkAcrossFolders,
+    /// A hard link to another directory, which becomes an entry of its own with the same objects.
+    #[serde(rename = "link-across-folders")]
+    LinkAcrossDirectories,
     /// A hard link into lower layers, where the published layer shows what it is above another image's.
     LinkIntoOtherParents,
-    /// A folder that a layer does not name, or something that it hides, where the published layer is as it is above
+    /// A directory that a layer does not name, or something that it hides, where the published layer is as it is above
     /// another image's.
     LayerOfOtherParents,
     /// A symbolic link to a directory that a layer puts entries below without an entry of its own for it. In the published layer

@@ -18,7 +18,7 @@ pub(super) enum Subject {
     Path(EntryPath),
     /// What lower layers have at the path.
     Hidden(EntryPath),
-    /// All that lower layers have in the folder.
+    /// All that lower layers have in the directory.
     HiddenChildren(EntryPath),
     /// A file that AUFS, which old versions of Docker ran on, kept for itself. It is never published, but hard links of its
     /// layer may name it.

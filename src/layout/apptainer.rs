@@ -1,6 +1,6 @@
 //! What a root file system gets on top of the image so that Singularity and Apptainer run it.
 //!
-//! This is a plan only: it knows the image's configuration, not its tree. The folders and files are DUCC's, with its
+//! This is a plan only: it knows the image's configuration, not its tree. The directories and files are DUCC's, with its
 //! mistakes in quoting mended, and `labels.json`. Apptainer from 1.0 on runs actions of its own and only reads `env/`,
 //! `runscript`, `startscript` and `labels.json`; Singularity 2 and early 3 run the image's `actions/`.
 
@@ -16,7 +16,7 @@ use crate::layer::EntryPath;
 /// Something to add to a root file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Addition {
-    /// A folder, made only where nothing is there: whatever is, a link that leads nowhere too, stays.
+    /// A directory, made only where nothing is there: whatever is, a link that leads nowhere too, stays.
     Directory {
         /// Where it goes.
         path: EntryPath,
@@ -61,11 +61,11 @@ pub enum Rule {
     IfAbsent,
     /// A link is replaced; anything else stays as it is.
     IfAbsentOrLink,
-    /// Whatever is there is replaced, a folder with all that it holds.
+    /// Whatever is there is replaced, a directory with all that it holds.
     Replace,
 }
 
-/// The folders, each after the one that it lies in. `libs` and those outside `.singularity.d` are bound over.
+/// The directories, each after the one that it lies in. `libs` and those outside `.singularity.d` are bound over.
 const DIRECTORIES: [&str; 13] = [
     ".singularity.d",
     ".singularity.d/actions",
@@ -109,9 +109,9 @@ const SCRIPTS: [(&str, &str); 11] = [
     (".singularity.d/startscript", "#!/bin/sh\n"),
 ];
 
-/// Returns what an image's root file system gets, each thing after the folder that it lies in.
+/// Returns what an image's root file system gets, each thing after the directory that it lies in.
 ///
-/// The folder of a path is looked up inside the root, links on the way included. Where it is then no folder, because
+/// The directory of a path is looked up inside the root, links on the way included. Where it is then no directory, because
 /// the image has a file or a link that leads nowhere in its place, the addition cannot be made and is left out.
 ///
 /// Files below `.singularity.d` that the image brings, as one does that was made from a container of Apptainer's, are

@@ -8,11 +8,11 @@ use crate::image::ExecutionConfig;
 use crate::metadata::{Metadata, Timestamp};
 use crate::object::Content;
 use crate::settings::Modes;
-use crate::tree::{Directory, Leaf, LeafKind, Node, find_folder};
+use crate::tree::{Directory, Leaf, LeafKind, Node, find_directory};
 
 /// Returns the flat tree of an image whose final chain is `chain`; `store` stores the content of small files.
 ///
-/// What would lie in something that is no folder is left out.
+/// What would lie in something that is no directory is left out.
 pub fn flat_tree<E>(
     chain: &Arc<Directory>,
     config: &ExecutionConfig,
@@ -25,11 +25,11 @@ pub fn flat_tree<E>(
     };
     for addition in additions(config) {
         let (parent, name) = addition.path().split().expect("nothing is added at the root itself");
-        let Some(parent) = find_folder(&tree, &parent) else { continue };
-        let there = tree.directory(parent.components()).and_then(|folder| folder.children.get(name));
+        let Some(parent) = find_directory(&tree, &parent) else { continue };
+        let there = tree.directory(parent.components()).and_then(|directory| directory.children.get(name));
         if let Some(node) = node(&addition, there, &mut store)? {
-            let folder = Arc::make_mut(&mut tree).directory_mut(parent.components());
-            folder.expect("the folder was found just now").children.insert(name.into(), node);
+            let directory = Arc::make_mut(&mut tree).directory_mut(parent.components());
+            directory.expect("the directory was found just now").children.insert(name.into(), node);
         }
     }
     Ok(tree)
@@ -67,11 +67,11 @@ fn metadata(mode: u16) -> Metadata {
     Metadata { mode, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: None }
 }
 
-/// Returns the tree with owners allowed to read every file and to use every folder. Hard links stay hard links.
-fn widened(folder: &Directory, leaves: &mut HashMap<*const Leaf, Arc<Leaf>>) -> Arc<Directory> {
-    let mut wide = Directory::new(folder.metadata.clone());
+/// Returns the tree with owners allowed to read every file and to use every directory. Hard links stay hard links.
+fn widened(directory: &Directory, leaves: &mut HashMap<*const Leaf, Arc<Leaf>>) -> Arc<Directory> {
+    let mut wide = Directory::new(directory.metadata.clone());
     wide.metadata.mode |= 0o700;
-    for (name, node) in &folder.children {
+    for (name, node) in &directory.children {
         let node = match node {
             Node::Directory(child) => Node::Directory(widened(child, leaves)),
             Node::Leaf(leaf) if matches!(leaf.kind, LeafKind::File { .. }) => {

@@ -13,7 +13,7 @@ use crate::layer::EntryPath;
 use crate::podman::STORE;
 
 pub use flat::flat_tree;
-pub use place::{ALIASES, ImagePlace, PLATFORMS, platform_of_folder, variant_link_target};
+pub use place::{ALIASES, ImagePlace, PLATFORMS, platform_of_directory, variant_link_target};
 pub use record::{CandidateTrees, ImageRecord, LayerRecord, Left, LossList, Stamp, TreeFacts, WishedNames};
 
 /// Tells whether a path is that of a file that a conversion writes for the images it belongs to, and writes again if it is lost.
@@ -29,19 +29,19 @@ fn path(text: &str) -> EntryPath {
     EntryPath::normalise(text.as_bytes()).expect("digests, image names and fixed words make valid paths")
 }
 
-/// Returns the folder of a layer, which holds `layerfs` and `.metadata`.
-pub fn layer_folder(digest: Digest) -> EntryPath {
+/// Returns the directory of a layer, which holds `layerfs` and `.metadata`.
+pub fn layer_directory(digest: Digest) -> EntryPath {
     below(".layers", digest)
 }
 
 /// Returns the root of a layer by itself, in the form that overlay mounts take.
 pub fn layer_root(digest: Digest) -> EntryPath {
-    layer_folder(digest).join(b"layerfs")
+    layer_directory(digest).join(b"layerfs")
 }
 
 /// Returns the file that says about a layer what its root cannot say.
 pub fn layer_record(digest: Digest) -> EntryPath {
-    layer_folder(digest).join(b".metadata").join(b"strata.json")
+    layer_directory(digest).join(b".metadata").join(b"strata.json")
 }
 
 /// Returns the root of a chain.
@@ -109,9 +109,9 @@ pub fn wished_names() -> EntryPath {
     path(".metadata/wishlists.json")
 }
 
-/// Returns the folders above `path` that are nested catalogs, from the root down.
+/// Returns the directories above `path` that are nested catalogs, from the root down.
 ///
-/// They are the first folder of a path and, below podman's store and the folders with a dot, the second.
+/// They are the first directory of a path and, below podman's store and the directories with a dot, the second.
 pub fn catalogs_above(path: &EntryPath) -> Vec<EntryPath> {
     let is_own = path.as_bytes().starts_with(b".") || path.components().next() == Some(STORE.as_bytes());
     let depth = if is_own { 2 } else { 1 };

@@ -1,7 +1,7 @@
 //! Where an image is published: under its name alone, or as one of several platforms of that name.
 //!
 //! A name that stands for several platforms is a link that every client expands for itself, by the variable `CVMFS_ARCH`,
-//! which clients since 2.11 set to what `uname -m` says. Below `.multiarch` each platform has a folder, named as image
+//! which clients since 2.11 set to what `uname -m` says. Below `.multiarch` each platform has a directory, named as image
 //! indexes name it, and links from the names that `uname -m` gives.
 
 use std::fmt;
@@ -10,10 +10,10 @@ use super::{flat_root, path};
 use crate::image::{Digest, ImageName, Platform};
 use crate::layer::EntryPath;
 
-/// The folder of the platforms of all images that have several.
+/// The directory of the platforms of all images that have several.
 pub const PLATFORMS: &str = ".multiarch";
 
-/// Names that machines give their architecture, and the folders that may be meant: the first that is there.
+/// Names that machines give their architecture, and the directories that may be meant: the first that is there.
 pub const ALIASES: [(&str, &[&str]); 7] = [
     ("x86_64", &["amd64"]),
     ("x86-64", &["amd64"]),
@@ -44,7 +44,7 @@ impl ImagePlace {
         relative(&self.link(), flat_root(config).as_bytes())
     }
 
-    /// Returns the folder of what is known about the image.
+    /// Returns the directory of what is known about the image.
     pub fn metadata(&self) -> EntryPath {
         path(&format!(".metadata/{}", self.link_path()))
     }
@@ -52,7 +52,7 @@ impl ImagePlace {
     fn link_path(&self) -> String {
         match &self.platform {
             None => self.name.public_path(),
-            Some(platform) => format!("{PLATFORMS}/{}/{}", platform_folder(platform), self.name.public_path()),
+            Some(platform) => format!("{PLATFORMS}/{}/{}", platform_directory(platform), self.name.public_path()),
         }
     }
 }
@@ -75,18 +75,18 @@ fn relative(link: &EntryPath, target: &[u8]) -> Vec<u8> {
     [b"../".repeat(depth).as_slice(), target].concat()
 }
 
-/// Returns the name of a platform's folder: its architecture and, behind a colon, the variant.
-fn platform_folder(platform: &Platform) -> String {
+/// Returns the name of a platform's directory: its architecture and, behind a colon, the variant.
+fn platform_directory(platform: &Platform) -> String {
     match &platform.variant {
         None => platform.architecture.clone(),
         Some(variant) => format!("{}:{variant}", platform.architecture),
     }
 }
 
-/// Returns the platform that a folder below [`PLATFORMS`] is of.
-pub fn platform_of_folder(folder: &[u8]) -> Option<Platform> {
-    let folder = std::str::from_utf8(folder).ok()?;
-    format!("linux/{}", folder.replace(':', "/")).parse().ok()
+/// Returns the platform that a directory below [`PLATFORMS`] is of.
+pub fn platform_of_directory(directory: &[u8]) -> Option<Platform> {
+    let directory = std::str::from_utf8(directory).ok()?;
+    format!("linux/{}", directory.replace(':', "/")).parse().ok()
 }
 
 #[cfg(test)]
@@ -110,8 +110,8 @@ mod tests {
             let place = place(platform);
             assert_eq!(place.link().to_string(), link);
             assert_eq!(place.metadata().to_string(), format!("/.metadata{link}"));
-            let platform = place.platform.as_ref().map(platform_folder);
-            assert_eq!(platform.and_then(|folder| platform_of_folder(folder.as_bytes())), place.platform);
+            let platform = place.platform.as_ref().map(platform_directory);
+            assert_eq!(platform.and_then(|directory| platform_of_directory(directory.as_bytes())), place.platform);
             let target = String::from_utf8(place.link_target(config)).unwrap();
             assert_eq!(target, format!("{up}.flat/e3/{hex}"));
         }

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{chain_root, flat_root, layer_folder};
+use super::{chain_root, flat_root, layer_directory};
 use crate::catalog::VerifiedBlob;
 use crate::image::{ChainId, DiffId, Digest, ImageName};
 use crate::layer::{EntryPath, LayerSummary, LossKind, Losses};
-use crate::tree::{LayerForm, links_across_folders};
+use crate::tree::{LayerForm, links_across_directories};
 
 /// The form of these files. Another one is not read.
 const FORMAT: u32 = 1;
@@ -42,18 +42,21 @@ pub struct LayerRecord {
     pub blob_size: u64,
     /// Bytes of the tar stream in it.
     pub unpacked_size: u64,
-    /// Folders that the archive never named.
-    pub implied_folders: BTreeSet<EntryPath>,
+    /// Directories that the archive never named.
+    #[serde(rename = "implied-folders")]
+    pub implied_directories: BTreeSet<EntryPath>,
     /// Hard links whose inode lies in lower layers, by path.
     pub links_into_lower_layers: BTreeMap<EntryPath, EntryPath>,
     /// What the archive hides of lower layers.
     pub whiteouts: BTreeSet<EntryPath>,
-    /// Folders in which the archive hides everything of lower layers.
-    pub opaque_folders: BTreeSet<EntryPath>,
+    /// Directories in which the archive hides everything of lower layers.
+    #[serde(rename = "opaque-folders")]
+    pub opaque_directories: BTreeSet<EntryPath>,
     /// Whether the published tree and this record say all that the archive says.
     pub is_complete: bool,
-    /// The names of each inode that has some in several folders.
-    pub links_across_folders: Vec<Vec<EntryPath>>,
+    /// The names of each inode that has some in several directories.
+    #[serde(rename = "links-across-folders")]
+    pub links_across_directories: Vec<Vec<EntryPath>>,
     /// What CVMFS cannot hold.
     pub losses: LossList,
 }
@@ -66,12 +69,12 @@ impl LayerRecord {
             diff_id: summary.diff_id,
             blob_size: summary.blob_size,
             unpacked_size: summary.unpacked_size,
-            implied_folders: form.implied.clone(),
+            implied_directories: form.implied.clone(),
             links_into_lower_layers: form.links_below.clone(),
             whiteouts: form.whiteouts.clone(),
-            opaque_folders: form.opaques.clone(),
+            opaque_directories: form.opaques.clone(),
             is_complete,
-            links_across_folders: links_across_folders(&form.tree),
+            links_across_directories: links_across_directories(&form.tree),
             losses,
         }
     }
@@ -166,8 +169,9 @@ impl From<&Losses> for LossList {
 pub struct TreeFacts {
     /// What CVMFS cannot hold of the tree.
     pub losses: LossList,
-    /// The names of each inode that has some in several folders.
-    pub links_across_folders: Vec<Vec<EntryPath>>,
+    /// The names of each inode that has some in several directories.
+    #[serde(rename = "links_across_folders")]
+    pub links_across_directories: Vec<Vec<EntryPath>>,
 }
 
 impl TreeFacts {
@@ -246,9 +250,9 @@ impl ImageRecord {
         self.digest = self.digest.or(other.digest);
     }
 
-    /// Returns the folders of all trees that were published for the image.
+    /// Returns the directories of all trees that were published for the image.
     pub fn trees(&self) -> BTreeSet<EntryPath> {
-        let layers = self.layers.iter().map(|&digest| layer_folder(digest));
+        let layers = self.layers.iter().map(|&digest| layer_directory(digest));
         let chains = self.chains.iter().map(|&chain| chain_root(chain));
         let flat = self.flat.then(|| flat_root(self.config));
         layers.chain(chains).chain(flat).collect()

@@ -123,7 +123,7 @@ impl Certificate {
         Self::parse(pem.as_bytes())
     }
 
-    /// Returns the PEM file, as it goes into the key folder and, compressed, into the store.
+    /// Returns the PEM file, as it goes into the key directory and, compressed, into the store.
     pub fn pem(&self) -> &[u8] {
         &self.pem
     }

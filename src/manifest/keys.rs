@@ -35,7 +35,7 @@ const PUBLIC: u32 = 0o444;
 /// Why key files cannot be read, made or used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// A file or folder could not be read.
+    /// A file or directory could not be read.
     #[error("cannot read '{}'", path.display())]
     Read {
         /// The file.
@@ -43,7 +43,7 @@ pub enum KeyError {
         /// What the system says.
         source: io::Error,
     },
-    /// A file or folder could not be made.
+    /// A file or directory could not be made.
     #[error("cannot write '{}'", path.display())]
     Write {
         /// The file.
@@ -112,7 +112,7 @@ pub enum KeyError {
 
 /// New keys, which are in memory only until they are written: to generate them takes seconds, to write them does not.
 pub struct NewKeys {
-    folder: PathBuf,
+    directory: PathBuf,
     files: KeyFiles,
     master: PrivateKey,
     repository: PrivateKey,
@@ -120,19 +120,19 @@ pub struct NewKeys {
 }
 
 impl NewKeys {
-    /// Generates keys for four files in `folder`, none of which may exist.
+    /// Generates keys for four files in `directory`, none of which may exist.
     pub fn generate(
-        folder: &Path,
+        directory: &Path,
         name: &RepositoryName,
         now: Timestamp,
         rng: &mut impl CryptoRng,
     ) -> Result<Self, KeyError> {
-        let files = KeyFiles::new(folder, name);
+        let files = KeyFiles::new(directory, name);
         files.refuse_existing()?;
         let master = PrivateKey::new(rng, KEY_BITS).map_err(KeyError::Generate)?;
         let repository = PrivateKey::new(rng, KEY_BITS).map_err(KeyError::Generate)?;
         let certificate = Certificate::create(name, &repository, now, rng).map_err(KeyError::Certify)?;
-        Ok(Self { folder: folder.to_owned(), files, master, repository, certificate })
+        Ok(Self { directory: directory.to_owned(), files, master, repository, certificate })
     }
 
     /// Returns the files that are to be written.
@@ -145,8 +145,8 @@ impl NewKeys {
     ///
     /// Refuses to touch any file that exists. A failure leaves none of the new files; a crash may leave some.
     pub fn write(self) -> Result<Keys, KeyError> {
-        let Self { folder, files, master, repository, certificate } = self;
-        files.write(&folder, &master, &repository, &certificate)?;
+        let Self { directory, files, master, repository, certificate } = self;
+        files.write(&directory, &master, &repository, &certificate)?;
         Ok(Keys { files, master_public: master.to_public_key(), repository, certificate })
     }
 }
@@ -160,21 +160,21 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Makes new keys and their four files in `folder`, which is made when it is missing, with mode 0700.
+    /// Makes new keys and their four files in `directory`, which is made when it is missing, with mode 0700.
     ///
     /// Refuses to touch any file that exists. A failure leaves none of the new files; a crash may leave some.
     pub fn create(
-        folder: &Path,
+        directory: &Path,
         name: &RepositoryName,
         now: Timestamp,
         rng: &mut impl CryptoRng,
     ) -> Result<Self, KeyError> {
-        NewKeys::generate(folder, name, now, rng)?.write()
+        NewKeys::generate(directory, name, now, rng)?.write()
     }
 
     /// Reads the public master key, the repository key and its certificate, which must belong together.
-    pub fn open(folder: &Path, name: &RepositoryName) -> Result<Self, KeyError> {
-        let files = KeyFiles::new(folder, name);
+    pub fn open(directory: &Path, name: &RepositoryName) -> Result<Self, KeyError> {
+        let files = KeyFiles::new(directory, name);
         let master_public = read_public_key(&files.master_public)?;
         let repository = read_private_key(&files.repository)?;
         let certificate = read_certificate(&files.certificate)?;
@@ -268,8 +268,8 @@ struct KeyFiles {
 }
 
 impl KeyFiles {
-    fn new(folder: &Path, name: &RepositoryName) -> Self {
-        let file = |suffix: &str| folder.join(format!("{name}.{suffix}"));
+    fn new(directory: &Path, name: &RepositoryName) -> Self {
+        let file = |suffix: &str| directory.join(format!("{name}.{suffix}"));
         Self {
             master: file("masterkey"),
             master_public: file("pub"),
@@ -293,7 +293,7 @@ impl KeyFiles {
 
     fn write(
         &self,
-        folder: &Path,
+        directory: &Path,
         master: &PrivateKey,
         repository: &PrivateKey,
         certificate: &Certificate,
@@ -304,12 +304,12 @@ impl KeyFiles {
             (&self.repository, SECRET, private_pem(repository)),
             (&self.certificate, PUBLIC, Zeroizing::new(certificate.pem().to_owned())),
         ];
-        create_folder(folder).map_err(|source| KeyError::Write { path: folder.to_owned(), source })?;
+        create_directory(directory).map_err(|source| KeyError::Write { path: directory.to_owned(), source })?;
         let mut made = NewFiles::default();
         for (path, mode, bytes) in &contents {
             made.create(path, *mode, bytes)?;
         }
-        sync_folder(folder).map_err(|source| KeyError::Write { path: folder.to_owned(), source })?;
+        sync_directory(directory).map_err(|source| KeyError::Write { path: directory.to_owned(), source })?;
         made.keep();
         Ok(())
     }
@@ -325,17 +325,17 @@ fn public_pem(key: &PublicKey) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(pem.into_bytes())
 }
 
-fn create_folder(folder: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(folder) {
-        Ok(()) => sync_folder(&folder.join("..")),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
+fn create_directory(directory: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Ok(()) => sync_directory(&directory.join("..")),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// Makes the names in `folder` durable.
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+/// Makes the names in `directory` durable.
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
 }
 
 /// Files made so far, which are removed again unless all of them could be made.
@@ -381,21 +381,21 @@ mod tests {
 
     const SUFFIXES: [&str; 4] = ["masterkey", "pub", "key", "crt"];
 
-    fn path(folder: &Path, suffix: &str) -> PathBuf {
-        folder.join(format!("{}.{suffix}", fixtures::name()))
+    fn path(directory: &Path, suffix: &str) -> PathBuf {
+        directory.join(format!("{}.{suffix}", fixtures::name()))
     }
 
-    fn stock_folder() -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
+    fn stock_directory() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
         let contents = [fixtures::MASTER_KEY, fixtures::PUBLIC_KEY, fixtures::REPOSITORY_KEY, fixtures::CERTIFICATE];
         for (suffix, text) in SUFFIXES.into_iter().zip(contents) {
-            std::fs::write(path(folder.path(), suffix), text).unwrap();
+            std::fs::write(path(directory.path(), suffix), text).unwrap();
         }
-        folder
+        directory
     }
 
-    fn open(folder: &Path) -> Result<Keys, KeyError> {
-        Keys::open(folder, &fixtures::name())
+    fn open(directory: &Path) -> Result<Keys, KeyError> {
+        Keys::open(directory, &fixtures::name())
     }
 
     fn whitelist(keys: &Keys) -> Whitelist {
@@ -403,16 +403,16 @@ mod tests {
     }
 
     #[test]
-    fn new_keys_lie_in_a_closed_folder_and_sign_after_reopening() {
+    fn new_keys_lie_in_a_closed_directory_and_sign_after_reopening() {
         let parent = tempfile::tempdir().unwrap();
-        let folder = parent.path().join("keys");
+        let directory = parent.path().join("keys");
         let mode_of = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o7777;
-        let made = Keys::create(&folder, &fixtures::name(), NOW, &mut fixtures::rng()).unwrap();
-        assert_eq!(mode_of(&folder), 0o700);
+        let made = Keys::create(&directory, &fixtures::name(), NOW, &mut fixtures::rng()).unwrap();
+        assert_eq!(mode_of(&directory), 0o700);
         for (suffix, mode) in SUFFIXES.into_iter().zip([0o400, 0o444, 0o400, 0o444]) {
-            assert_eq!(mode_of(&path(&folder, suffix)), mode, "{suffix}");
+            assert_eq!(mode_of(&path(&directory, suffix)), mode, "{suffix}");
         }
-        let opened = open(&folder).unwrap();
+        let opened = open(&directory).unwrap();
         assert_eq!(opened.certificate(), made.certificate());
         let list = opened.sign_whitelist(&whitelist(&opened), &mut fixtures::rng()).unwrap();
         let list = Whitelist::parse(&list).unwrap();
@@ -422,76 +422,76 @@ mod tests {
     #[test]
     fn any_existing_file_stops_the_creation_of_keys_and_stays() {
         for suffix in SUFFIXES {
-            let folder = tempfile::tempdir().unwrap();
-            let old = path(folder.path(), suffix);
+            let directory = tempfile::tempdir().unwrap();
+            let old = path(directory.path(), suffix);
             std::fs::write(&old, "old").unwrap();
-            let refused = Keys::create(folder.path(), &fixtures::name(), NOW, &mut fixtures::rng());
+            let refused = Keys::create(directory.path(), &fixtures::name(), NOW, &mut fixtures::rng());
             assert!(matches!(refused, Err(KeyError::Exists { path }) if path == old), "{suffix}");
             assert_eq!(std::fs::read_to_string(&old).unwrap(), "old");
-            assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+            assert_eq!(directory.path().read_dir().unwrap().count(), 1);
         }
     }
 
     #[test]
     fn failed_creation_removes_what_it_made() {
-        let folder = tempfile::tempdir().unwrap();
-        let files = KeyFiles::new(folder.path(), &fixtures::name());
+        let directory = tempfile::tempdir().unwrap();
+        let files = KeyFiles::new(directory.path(), &fixtures::name());
         std::fs::write(&files.certificate, "made by another in the meantime").unwrap();
         let certificate = Certificate::parse(fixtures::CERTIFICATE.as_bytes()).unwrap();
-        let refused = files.write(folder.path(), fixtures::master_key(), fixtures::repository_key(), &certificate);
+        let refused = files.write(directory.path(), fixtures::master_key(), fixtures::repository_key(), &certificate);
         assert!(matches!(refused, Err(KeyError::Exists { .. })));
-        assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+        assert_eq!(directory.path().read_dir().unwrap().count(), 1);
     }
 
     #[test]
     fn both_forms_of_private_keys_are_read() {
-        let folder = stock_folder();
-        let fingerprint = open(folder.path()).unwrap().certificate().fingerprint();
-        std::fs::write(path(folder.path(), "key"), fixtures::REPOSITORY_KEY_PKCS1).unwrap();
-        assert_eq!(open(folder.path()).unwrap().certificate().fingerprint(), fingerprint);
+        let directory = stock_directory();
+        let fingerprint = open(directory.path()).unwrap().certificate().fingerprint();
+        std::fs::write(path(directory.path(), "key"), fixtures::REPOSITORY_KEY_PKCS1).unwrap();
+        assert_eq!(open(directory.path()).unwrap().certificate().fingerprint(), fingerprint);
     }
 
     #[test]
     fn missing_and_damaged_files_are_named() {
         for suffix in &SUFFIXES[1..] {
-            let folder = stock_folder();
-            let damaged = path(folder.path(), suffix);
+            let directory = stock_directory();
+            let damaged = path(directory.path(), suffix);
             std::fs::write(&damaged, "-----BEGIN PRIVATE KEY-----\nnonsense\n").unwrap();
-            let message = open(folder.path()).unwrap_err().to_string();
+            let message = open(directory.path()).unwrap_err().to_string();
             assert!(message.contains(&format!("'{}'", damaged.display())), "{message}");
             std::fs::remove_file(&damaged).unwrap();
-            assert!(matches!(open(folder.path()), Err(KeyError::Read { path, .. }) if path == damaged));
+            assert!(matches!(open(directory.path()), Err(KeyError::Read { path, .. }) if path == damaged));
         }
     }
 
     #[test]
     fn encrypted_and_endless_keys_are_refused() {
-        let folder = stock_folder();
-        let key = path(folder.path(), "key");
+        let directory = stock_directory();
+        let key = path(directory.path(), "key");
         for head in ["-----BEGIN ENCRYPTED PRIVATE KEY-----", "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED"]
         {
             std::fs::write(&key, head).unwrap();
-            assert!(matches!(open(folder.path()), Err(KeyError::Encrypted { .. })), "{head}");
+            assert!(matches!(open(directory.path()), Err(KeyError::Encrypted { .. })), "{head}");
         }
         std::fs::write(&key, "x".repeat(FILE_LIMIT + 1)).unwrap();
-        assert!(matches!(open(folder.path()), Err(KeyError::TooLong { .. })));
+        assert!(matches!(open(directory.path()), Err(KeyError::TooLong { .. })));
         std::fs::write(&key, "x".repeat(FILE_LIMIT)).unwrap();
-        assert!(matches!(open(folder.path()), Err(KeyError::NotRsa { .. })));
+        assert!(matches!(open(directory.path()), Err(KeyError::NotRsa { .. })));
     }
 
     #[test]
     fn keys_that_do_not_belong_together_are_refused() {
-        let folder = stock_folder();
-        std::fs::write(path(folder.path(), "key"), fixtures::MASTER_KEY).unwrap();
-        assert!(matches!(open(folder.path()), Err(KeyError::Mismatch { .. })));
+        let directory = stock_directory();
+        std::fs::write(path(directory.path(), "key"), fixtures::MASTER_KEY).unwrap();
+        assert!(matches!(open(directory.path()), Err(KeyError::Mismatch { .. })));
     }
 
     #[test]
     fn master_key_is_needed_for_the_whitelist_only() {
-        let folder = stock_folder();
-        let master = path(folder.path(), "masterkey");
+        let directory = stock_directory();
+        let master = path(directory.path(), "masterkey");
         std::fs::remove_file(&master).unwrap();
-        let keys = open(folder.path()).unwrap();
+        let keys = open(directory.path()).unwrap();
         let refused = keys.sign_whitelist(&whitelist(&keys), &mut fixtures::rng());
         assert!(matches!(refused, Err(KeyError::NoMasterKey { path }) if path == master));
         std::fs::write(&master, fixtures::REPOSITORY_KEY).unwrap();
@@ -501,7 +501,7 @@ mod tests {
 
     #[test]
     fn debug_text_of_keys_shows_no_secret() {
-        let text = format!("{:?}", open(stock_folder().path()).unwrap());
+        let text = format!("{:?}", open(stock_directory().path()).unwrap());
         assert_eq!(text, format!("Keys {{ certificate: {}, .. }}", fixtures::FINGERPRINT));
     }
 }

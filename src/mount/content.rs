@@ -21,10 +21,10 @@ pub enum ShowError {
     #[error(transparent)]
     Content(#[from] ContentError),
     /// There is no place for what was unpacked, or it cannot be read back.
-    #[error("cannot keep content in '{}'", folder.display())]
+    #[error("cannot keep content in '{}'", directory.display())]
     Keep {
         /// Where it is kept.
-        folder: PathBuf,
+        directory: PathBuf,
         /// Why.
         source: io::Error,
     },
@@ -50,7 +50,7 @@ impl Kept for Unpacked {
 #[derive(Debug)]
 pub(crate) struct ContentReader {
     store: DirectoryStore,
-    folder: PathBuf,
+    directory: PathBuf,
     memory: ByteCache<Piece, Arc<[u8]>>,
     files: ByteCache<Piece, Unpacked>,
 }
@@ -65,9 +65,9 @@ const MEMORY_CACHE: u64 = 96 << 20;
 const FILE_CACHE: u64 = 32 << 30;
 
 impl ContentReader {
-    /// Makes a reader that unpacks large objects in `folder`.
-    pub(crate) fn new(store: DirectoryStore, folder: PathBuf) -> Self {
-        Self { store, folder, memory: ByteCache::new(MEMORY_CACHE), files: ByteCache::new(FILE_CACHE) }
+    /// Makes a reader that unpacks large objects in `directory`.
+    pub(crate) fn new(store: DirectoryStore, directory: PathBuf) -> Self {
+        Self { store, directory, memory: ByteCache::new(MEMORY_CACHE), files: ByteCache::new(FILE_CACHE) }
     }
 
     /// Fills `bytes` with what the object holds from `offset` on.
@@ -92,7 +92,7 @@ impl ContentReader {
 
     /// Unpacks a large object piece by piece.
     fn unpack_to_file(&self, piece: Piece) -> Result<Unpacked, ShowError> {
-        let mut file = tempfile::tempfile_in(&self.folder).map_err(|source| self.keep_error(source))?;
+        let mut file = tempfile::tempfile_in(&self.directory).map_err(|source| self.keep_error(source))?;
         let mut failure = None;
         let unpacked = self.store.stream_piece(piece, &mut |bytes| {
             // Told apart from what is wrong with the object.
@@ -109,7 +109,7 @@ impl ContentReader {
     }
 
     fn keep_error(&self, source: io::Error) -> ShowError {
-        ShowError::Keep { folder: self.folder.clone(), source }
+        ShowError::Keep { directory: self.directory.clone(), source }
     }
 }
 

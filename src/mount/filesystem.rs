@@ -1,6 +1,6 @@
 //! Answers the kernel.
 //!
-//! Folders and files are opened without asking us: the kernel keeps what it has read of a number, lists of folders, too,
+//! Directories and files are opened without asking us: the kernel keeps what it has read of a number, lists of directories, too,
 //! until it is told otherwise. So only what was never read costs a message.
 
 use std::ffi::OsStr;
@@ -36,8 +36,8 @@ pub(super) struct Filesystem<S: Shown> {
 const LIFETIME: Duration = Duration::from_secs(60 * 60);
 
 impl<S: Shown> Filesystem<S> {
-    /// Answers with what lies in a folder. `offset` says how far the kernel is: 1 and 2 are behind the two entries that every
-    /// folder has, and what follows is the view's.
+    /// Answers with what lies in a directory. `offset` says how far the kernel is: 1 and 2 are behind the two entries that every
+    /// directory has, and what follows is the view's.
     fn list_into(&self, number: u64, offset: u64, reply: &mut ReplyDirectoryPlus) -> Result<(), AnswerError> {
         let (listing, start) = self.view.listing(number, offset)?;
         let mut nodes = self.view.nodes();
@@ -51,8 +51,8 @@ impl<S: Shown> Filesystem<S> {
             }
         }
         for (index, NamedRow { name, row }) in listing.rows.iter().enumerate().skip(start) {
-            let Some(found) = nodes.add(number, &listing.folder, name, row) else {
-                // The folder changed in this very moment. An answer without entries would be the end of the list.
+            let Some(found) = nodes.add(number, &listing.directory, name, row) else {
+                // The directory changed in this very moment. An answer without entries would be the end of the list.
                 let is_empty = index == start && offset >= 2;
                 drop(nodes);
                 return if is_empty { self.list_into(number, offset, reply) } else { Ok(()) };
@@ -97,7 +97,7 @@ impl<S: Shown> Filesystem<S> {
 
     /// Says what went wrong, if it is not just that nothing is there, and returns the kernel's word for it.
     fn refuse(&self, number: u64, error: &AnswerError) -> Errno {
-        if !matches!(error, AnswerError::Nothing | AnswerError::NoFolder) {
+        if !matches!(error, AnswerError::Nothing | AnswerError::NoDirectory) {
             tracing::error!("cannot read {}: {}", self.view.nodes().path(number), causes(error));
         }
         error.number()
@@ -108,7 +108,7 @@ impl AnswerError {
     fn number(&self) -> Errno {
         match self {
             Self::Nothing => Errno::ENOENT,
-            Self::NoFolder => Errno::ENOTDIR,
+            Self::NoDirectory => Errno::ENOTDIR,
             Self::Repository(_) | Self::Content(_) | Self::Foreign => Errno::EIO,
         }
     }
@@ -170,7 +170,7 @@ impl<S: Shown> fuser::Filesystem for Filesystem<S> {
             }
             Ok(None) => {
                 // Number 0 tells the kernel that it may remember that nothing is there.
-                let nothing = CatalogEntry::of_symlink(&Metadata::of_implied_folder(), b"");
+                let nothing = CatalogEntry::of_symlink(&Metadata::of_implied_directory(), b"");
                 reply.entry(&LIFETIME, &self.attributes(0, &nothing), Generation(0));
             }
             Err(error) => reply.error(self.refuse(parent.0, &error)),

@@ -15,7 +15,7 @@ use super::nodes::{Nodes, ROOT};
 use super::shown::Shown;
 use super::view::View;
 use crate::message::causes;
-use crate::repository::{Folder, NamedRow, Repository, RepositoryError, Row};
+use crate::repository::{NamedRow, PlacedDirectory, Repository, RepositoryError, Row};
 
 /// How often the manifest is looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -66,9 +66,9 @@ fn show_head(
 enum Outdated {
     /// What a name leads to, or that it leads to nothing.
     Name(u64, Arc<[u8]>),
-    /// The attributes of a folder.
+    /// The attributes of a directory.
     Attributes(u64),
-    /// The list of a folder.
+    /// The list of a directory.
     List(u64),
 }
 
@@ -99,14 +99,14 @@ pub(super) fn show<S: Shown>(view: &View<S>, head: &S, notifier: &Notifier) -> R
     Ok(())
 }
 
-/// Changes all folders at once, and returns what the kernel has to forget.
+/// Changes all directories at once, and returns what the kernel has to forget.
 fn change<S: Shown>(view: &View<S>, head: &S) -> Result<Vec<Outdated>, RepositoryError> {
     let _changing = view.changing();
-    let folders = view.nodes().folders();
+    let directories = view.nodes().directories();
     let mut changed = Vec::new();
-    for (number, before) in folders {
+    for (number, before) in directories {
         let Some(row) = head.row(&before.path)? else { continue };
-        let Some(after) = row.folder.clone().filter(|after| after.place != before.place) else { continue };
+        let Some(after) = row.directory.clone().filter(|after| after.place != before.place) else { continue };
         changed.push((number, row, changes(head, &before, &after)?));
     }
     // Only now, so that a catalog that cannot be read leaves everything as it was.
@@ -123,13 +123,13 @@ fn change<S: Shown>(view: &View<S>, head: &S) -> Result<Vec<Outdated>, Repositor
     Ok(outdated)
 }
 
-/// The names in a folder whose rows are not what they were, with the rows that they have now.
+/// The names in a directory whose rows are not what they were, with the rows that they have now.
 type Changes<P> = HashMap<Arc<[u8]>, Option<Row<P>>>;
 
 fn changes<S: Shown>(
     head: &S,
-    before: &Folder<S::Place>,
-    after: &Folder<S::Place>,
+    before: &PlacedDirectory<S::Place>,
+    after: &PlacedDirectory<S::Place>,
 ) -> Result<Changes<S::Place>, RepositoryError> {
     let mut changes = Changes::new();
     let new = head.rows(after)?;
@@ -146,10 +146,10 @@ fn changes<S: Shown>(
 }
 
 fn outdated_by<P: Clone>(nodes: &mut Nodes<P>, parent: u64, name: Arc<[u8]>, is: Option<Row<P>>) -> Outdated {
-    let stays_folder = is.is_some_and(|row| row.folder.is_some());
+    let stays_directory = is.is_some_and(|row| row.directory.is_some());
     match nodes.known(parent, &name) {
         // Its row is changed when it is its turn.
-        Some(known) if known.entry.is_directory() && stays_folder => Outdated::Attributes(known.number),
+        Some(known) if known.entry.is_directory() && stays_directory => Outdated::Attributes(known.number),
         _ => {
             nodes.detach(parent, &name);
             Outdated::Name(parent, name)

@@ -18,8 +18,8 @@ pub(super) struct Links {
 #[derive(Debug)]
 struct Mounted {
     repository: RepositoryName,
-    /// The folder of the repository.
-    folder: EntryPath,
+    /// The directory of the repository.
+    directory: EntryPath,
     point: PathBuf,
 }
 
@@ -29,15 +29,15 @@ impl Links {
         Self { mounted: None }
     }
 
-    /// Makes the targets for a folder of a repository.
-    pub(super) fn of(repository: RepositoryName, folder: EntryPath, point: PathBuf) -> Self {
-        Self { mounted: Some(Mounted { repository, folder, point }) }
+    /// Makes the targets for a directory of a repository.
+    pub(super) fn of(repository: RepositoryName, directory: EntryPath, point: PathBuf) -> Self {
+        Self { mounted: Some(Mounted { repository, directory, point }) }
     }
 
     /// Returns a link's target. Variables have the values that CVMFS's client on this machine gives them, but what is to
     /// lie below the repository's mount point lies below this one.
     ///
-    /// Of a mounted folder that goes for what lies in it. Everything else is there only where a client mounts the
+    /// Of a mounted directory that goes for what lies in it. Everything else is there only where a client mounts the
     /// repository.
     pub(super) fn target(&self, link: &CatalogEntry) -> Vec<u8> {
         let here = self.mounted.as_ref().and_then(|mounted| mounted.target(link));
@@ -50,10 +50,10 @@ impl Mounted {
         // Most links are of another kind, and this is asked for each.
         link.symlink.starts_with(format!("$({MOUNT_VARIABLE}").as_bytes()).then_some(())?;
         let path = below_mount(&self.repository, link)?;
-        let below = match self.folder.is_root() {
+        let below = match self.directory.is_root() {
             true => path,
             false => {
-                let rest = path.strip_prefix(self.folder.as_bytes())?;
+                let rest = path.strip_prefix(self.directory.as_bytes())?;
                 rest.is_empty().then(Vec::new).or_else(|| rest.strip_prefix(b"/").map(<[u8]>::to_vec))?
             }
         };
@@ -68,10 +68,10 @@ mod tests {
     use super::*;
     use crate::metadata::Metadata;
 
-    fn target(folder: &str, symlink: &str) -> String {
-        let folder = EntryPath::normalise(folder.as_bytes()).unwrap();
-        let links = Links::of("a.example.org".parse().unwrap(), folder, "/mnt/here".into());
-        let link = CatalogEntry::of_variant_link(&Metadata::of_implied_folder(), symlink.as_bytes());
+    fn target(directory: &str, symlink: &str) -> String {
+        let directory = EntryPath::normalise(directory.as_bytes()).unwrap();
+        let links = Links::of("a.example.org".parse().unwrap(), directory, "/mnt/here".into());
+        let link = CatalogEntry::of_variant_link(&Metadata::of_implied_directory(), symlink.as_bytes());
         String::from_utf8(links.target(&link)).unwrap()
     }
 
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_mounted_folder_only_what_lies_in_it_is_here() {
+    fn of_a_mounted_directory_only_what_lies_in_it_is_here() {
         for (symlink, expected) in [
             ("$(CVMFS_MOUNT_DIR:-/cvmfs)/a.example.org/.flat/ab/c", "/mnt/here/c"),
             ("$(CVMFS_MOUNT_DIR:-/cvmfs)/a.example.org/.flat/ab", "/mnt/here"),

@@ -1,4 +1,4 @@
-//! A repository, one folder of it, or what is to become part of one, mounted by FUSE.
+//! A repository, one directory of it, or what is to become part of one, mounted by FUSE.
 //!
 //! A repository is read through [`Repository`], so what a reader gets was compared with its hash. Damage is an I/O error and a
 //! line in the log, never wrong bytes.
@@ -41,9 +41,9 @@ pub enum MountError {
     /// The repository cannot be read.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    /// What is to be mounted is no folder.
-    #[error("{0} is no folder of the repository")]
-    NoFolder(EntryPath),
+    /// What is to be mounted is no directory.
+    #[error("{0} is no directory of the repository")]
+    NoDirectory(EntryPath),
     /// The mount point is nothing to mount on.
     #[error("cannot mount on '{}'", path.display())]
     Mount {
@@ -63,15 +63,15 @@ pub enum MountError {
     /// Another file system is mounted over it.
     #[error("cannot unmount '{}': something else is mounted over it", .0.display())]
     Covered(PathBuf),
-    /// The folder for unpacked objects is none.
-    #[error("'{}', where large objects are to be unpacked, is no folder", .0.display())]
+    /// The directory for unpacked objects is none.
+    #[error("'{}', where large objects are to be unpacked, is no directory", .0.display())]
     NoCache(PathBuf),
 }
 
 /// How to mount.
 #[derive(Debug, Clone, Default)]
 pub struct MountOptions {
-    /// The folder to mount; links that lead to it are followed once.
+    /// The directory to mount; links that lead to it are followed once.
     pub path: EntryPath,
     /// Whether to go over to each new head.
     pub follow: bool,
@@ -100,15 +100,15 @@ pub struct MountPoint {
 }
 
 impl Mount {
-    /// Mounts a revision at `mountpoint`, a folder.
+    /// Mounts a revision at `mountpoint`, a directory.
     ///
     /// A mount whose process was killed is not in the way.
     pub fn start(repository: Repository, mountpoint: &Path, options: &MountOptions) -> Result<Self, MountError> {
-        let folder = unpacking_folder(options)?;
+        let directory = unpacking_directory(options)?;
         let (path, _) = repository.follow(&options.path)?;
-        let root = repository.row(&path)?.filter(|row| row.folder.is_some());
-        let root = root.ok_or_else(|| MountError::NoFolder(options.path.clone()))?;
-        let content = Arc::new(ContentReader::new(repository.store().clone(), folder));
+        let root = repository.row(&path)?.filter(|row| row.directory.is_some());
+        let root = root.ok_or_else(|| MountError::NoDirectory(options.path.clone()))?;
+        let content = Arc::new(ContentReader::new(repository.store().clone(), directory));
         let totals = repository.root()?.total_counters();
         let extent = Extent { entries: totals.entries().cast_unsigned(), bytes: totals.file_size().cast_unsigned() };
         let name = &repository.manifest().name;
@@ -132,8 +132,8 @@ impl Mount {
         mountpoint: &Path,
         options: &MountOptions,
     ) -> Result<(Self, Showing<S>), MountError> {
-        let root = tree.row(&EntryPath::ROOT)?.filter(|row| row.folder.is_some());
-        let root = root.ok_or_else(|| MountError::NoFolder(EntryPath::ROOT))?;
+        let root = tree.row(&EntryPath::ROOT)?.filter(|row| row.directory.is_some());
+        let root = root.ok_or_else(|| MountError::NoDirectory(EntryPath::ROOT))?;
         let view = View::new(tree, root, content, extent);
         Self::of_view(view, |_| Links::of_no_repository(), name, mountpoint, options)
     }
@@ -199,13 +199,13 @@ impl<S: Shown> Showing<S> {
     }
 }
 
-/// Returns the folder that large objects are unpacked in.
-pub(crate) fn unpacking_folder(options: &MountOptions) -> Result<PathBuf, MountError> {
-    let folder = options.cache.clone().unwrap_or_else(std::env::temp_dir);
-    if !folder.is_dir() {
-        return Err(MountError::NoCache(folder));
+/// Returns the directory that large objects are unpacked in.
+pub(crate) fn unpacking_directory(options: &MountOptions) -> Result<PathBuf, MountError> {
+    let directory = options.cache.clone().unwrap_or_else(std::env::temp_dir);
+    if !directory.is_dir() {
+        return Err(MountError::NoCache(directory));
     }
-    Ok(folder)
+    Ok(directory)
 }
 
 fn config(name: String, options: &MountOptions) -> Config {
@@ -230,7 +230,7 @@ pub enum Unmounted {
 }
 
 impl MountPoint {
-    /// Returns the folder.
+    /// Returns the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -1,6 +1,6 @@
 //! What the kernel knows: a number for every path that it has asked for and not yet forgotten.
 //!
-//! A folder keeps its number as long as its path is a folder, in whichever revision; anything else has a new one when it
+//! A directory keeps its number as long as its path is a directory, in whichever revision; anything else has a new one when it
 //! changes, so that the kernel may keep what it has read of a number for ever.
 
 use std::collections::HashMap;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::catalog::CatalogEntry;
 use crate::layer::EntryPath;
-use crate::repository::{Folder, Row};
+use crate::repository::{PlacedDirectory, Row};
 
 /// The number of the mount's root.
 pub(super) const ROOT: u64 = 1;
@@ -28,11 +28,11 @@ struct Node<P> {
     names: Vec<Arc<[u8]>>,
     /// How often the kernel was told the number and has not forgotten it since.
     lookups: u64,
-    /// What is known in the folder, if anything is.
+    /// What is known in the directory, if anything is.
     children: Option<Box<Children>>,
 }
 
-/// The known entries of a folder.
+/// The known entries of a directory.
 #[derive(Debug, Default)]
 struct Children {
     by_name: HashMap<Arc<[u8]>, u64>,
@@ -58,7 +58,7 @@ impl<P: Clone> Nodes<P> {
         Some(&self.nodes.get(&number)?.row)
     }
 
-    /// Returns the folder that a number lies in; the root lies in itself.
+    /// Returns the directory that a number lies in; the root lies in itself.
     pub(super) fn parent(&self, number: u64) -> Option<u64> {
         Some(self.nodes.get(&number)?.parent)
     }
@@ -66,10 +66,10 @@ impl<P: Clone> Nodes<P> {
     /// Returns one path of a number in the repository, for messages.
     pub(super) fn path(&self, number: u64) -> EntryPath {
         let Some(node) = self.nodes.get(&number) else { return EntryPath::ROOT };
-        let parent = self.nodes.get(&node.parent).and_then(|parent| parent.row.folder.as_ref());
-        match (&node.row.folder, parent, node.names.first()) {
-            (Some(folder), ..) => folder.path.clone(),
-            (None, Some(folder), Some(name)) => folder.path.join(name),
+        let parent = self.nodes.get(&node.parent).and_then(|parent| parent.row.directory.as_ref());
+        match (&node.row.directory, parent, node.names.first()) {
+            (Some(directory), ..) => directory.path.clone(),
+            (None, Some(directory), Some(name)) => directory.path.join(name),
             _ => EntryPath::ROOT,
         }
     }
@@ -80,15 +80,15 @@ impl<P: Clone> Nodes<P> {
         Some(Found { number, entry: Arc::clone(&self.nodes.get(&number)?.row.entry) })
     }
 
-    /// Gives what was read in `folder` a number, or the one that it has; `None` if the folder is another one by now.
+    /// Gives what was read in `directory` a number, or the one that it has; `None` if the directory is another one by now.
     pub(super) fn add(
         &mut self,
         parent: u64,
-        folder: &Arc<Folder<P>>,
+        directory: &Arc<PlacedDirectory<P>>,
         name: &Arc<[u8]>,
         row: &Row<P>,
     ) -> Option<Found> {
-        if !Arc::ptr_eq(self.nodes.get(&parent)?.row.folder.as_ref()?, folder) {
+        if !Arc::ptr_eq(self.nodes.get(&parent)?.row.directory.as_ref()?, directory) {
             return None;
         }
         if let Some(found) = self.known(parent, name) {
@@ -168,17 +168,17 @@ impl<P: Clone> Nodes<P> {
         }
     }
 
-    /// Returns the known folders, each before what lies in it.
-    pub(super) fn folders(&self) -> Vec<(u64, Arc<Folder<P>>)> {
+    /// Returns the known directories, each before what lies in it.
+    pub(super) fn directories(&self) -> Vec<(u64, Arc<PlacedDirectory<P>>)> {
         let attached = |number: &u64, node: &Node<P>| *number == ROOT || !node.names.is_empty();
-        let mut folders: Vec<_> = self
+        let mut directories: Vec<_> = self
             .nodes
             .iter()
             .filter(|(number, node)| attached(number, node))
-            .filter_map(|(number, node)| Some((*number, Arc::clone(node.row.folder.as_ref()?))))
+            .filter_map(|(number, node)| Some((*number, Arc::clone(node.row.directory.as_ref()?))))
             .collect();
-        folders.sort_by(|(_, a), (_, b)| a.path.cmp(&b.path));
-        folders
+        directories.sort_by(|(_, a), (_, b)| a.path.cmp(&b.path));
+        directories
     }
 }
 
@@ -190,32 +190,32 @@ mod tests {
     use crate::object::ObjectHash;
     use crate::repository::CatalogPlace;
 
-    fn folder(path: &str) -> Arc<Folder> {
+    fn directory(path: &str) -> Arc<PlacedDirectory> {
         let reference = CatalogReference { hash: ObjectHash::of(b""), size: 0 };
         let place = CatalogPlace { root: EntryPath::ROOT, reference };
-        Arc::new(Folder { path: EntryPath::normalise(path.as_bytes()).unwrap(), place })
+        Arc::new(PlacedDirectory { path: EntryPath::normalise(path.as_bytes()).unwrap(), place })
     }
 
-    fn folder_row(path: &str) -> Row {
-        let entry = CatalogEntry::of_directory(&Metadata::of_implied_folder(), 0);
-        Row { entry: Arc::new(entry), folder: Some(folder(path)) }
+    fn directory_row(path: &str) -> Row {
+        let entry = CatalogEntry::of_directory(&Metadata::of_implied_directory(), 0);
+        Row { entry: Arc::new(entry), directory: Some(directory(path)) }
     }
 
     fn link_row(group: u32) -> Row {
-        let entry = CatalogEntry::of_symlink(&Metadata::of_implied_folder(), b"target");
-        Row { entry: Arc::new(CatalogEntry { link_group: group, ..entry }), folder: None }
+        let entry = CatalogEntry::of_symlink(&Metadata::of_implied_directory(), b"target");
+        Row { entry: Arc::new(CatalogEntry { link_group: group, ..entry }), directory: None }
     }
 
     fn add(nodes: &mut Nodes<CatalogPlace>, parent: u64, name: &str, row: &Row) -> u64 {
-        let folder = nodes.row(parent).unwrap().folder.clone().unwrap();
-        let number = nodes.add(parent, &folder, &name.as_bytes().into(), row).unwrap().number;
+        let directory = nodes.row(parent).unwrap().directory.clone().unwrap();
+        let number = nodes.add(parent, &directory, &name.as_bytes().into(), row).unwrap().number;
         nodes.count_lookup(number);
         number
     }
 
     #[test]
     fn hard_links_have_one_number_until_all_are_forgotten() {
-        let mut nodes = Nodes::new(folder_row(""));
+        let mut nodes = Nodes::new(directory_row(""));
         let [a, b, other] =
             [("a", 7), ("b", 7), ("c", 8)].map(|(name, group)| add(&mut nodes, ROOT, name, &link_row(group)));
         assert!(a == b && a != other);
@@ -227,29 +227,29 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_in_a_folder_that_changed_meanwhile_gets_no_number() {
-        let mut nodes = Nodes::new(folder_row(""));
-        let before = nodes.row(ROOT).unwrap().folder.clone().unwrap();
-        nodes.replace(ROOT, folder_row(""));
+    fn what_was_read_in_a_directory_that_changed_meanwhile_gets_no_number() {
+        let mut nodes = Nodes::new(directory_row(""));
+        let before = nodes.row(ROOT).unwrap().directory.clone().unwrap();
+        nodes.replace(ROOT, directory_row(""));
         assert!(nodes.add(ROOT, &before, &Arc::from(*b"a"), &link_row(0)).is_none());
     }
 
     #[test]
     fn detached_number_stays_and_its_name_is_free() {
-        let mut nodes = Nodes::new(folder_row(""));
-        let a = add(&mut nodes, ROOT, "a", &folder_row("a"));
+        let mut nodes = Nodes::new(directory_row(""));
+        let a = add(&mut nodes, ROOT, "a", &directory_row("a"));
         nodes.detach(ROOT, b"a");
         assert!(nodes.row(a).is_some());
-        assert_eq!(nodes.folders().len(), 1);
-        assert_ne!(add(&mut nodes, ROOT, "a", &folder_row("a")), a);
+        assert_eq!(nodes.directories().len(), 1);
+        assert_ne!(add(&mut nodes, ROOT, "a", &directory_row("a")), a);
         nodes.forget(a, 1);
         assert!(nodes.row(a).is_none() && nodes.known(ROOT, b"a").is_some());
     }
 
     #[test]
     fn paths_are_known_for_messages() {
-        let mut nodes = Nodes::new(folder_row("images"));
-        let a = add(&mut nodes, ROOT, "a", &folder_row("images/a"));
+        let mut nodes = Nodes::new(directory_row("images"));
+        let a = add(&mut nodes, ROOT, "a", &directory_row("images/a"));
         let link = add(&mut nodes, a, "link", &link_row(0));
         assert_eq!(nodes.path(link).as_bytes(), b"images/a/link");
         assert_eq!(nodes.path(a).as_bytes(), b"images/a");

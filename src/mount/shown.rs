@@ -6,21 +6,25 @@ use std::sync::Arc;
 use super::content::ShowError;
 use crate::layer::EntryPath;
 use crate::object::Content;
-use crate::repository::{CatalogPlace, Folder, NamedRow, Repository, RepositoryError, Row};
+use crate::repository::{CatalogPlace, NamedRow, PlacedDirectory, Repository, RepositoryError, Row};
 
 /// A tree as it is at one moment. Clones are cheap and show the same.
 pub(crate) trait Shown: Debug + Send + Sync + 'static {
-    /// Where the rows of a folder stand. In equal places, they are the same.
+    /// Where the rows of a directory stand. In equal places, they are the same.
     type Place: Debug + Clone + PartialEq + Send + Sync;
 
     /// Returns what is at `path`; links are not followed.
     fn row(&self, path: &EntryPath) -> Result<Option<Row<Self::Place>>, RepositoryError>;
 
-    /// Returns what has the name in a folder, of this tree or of one before it.
-    fn row_in(&self, folder: &Folder<Self::Place>, name: &[u8]) -> Result<Option<Row<Self::Place>>, RepositoryError>;
+    /// Returns what has the name in a directory, of this tree or of one before it.
+    fn row_in(
+        &self,
+        directory: &PlacedDirectory<Self::Place>,
+        name: &[u8],
+    ) -> Result<Option<Row<Self::Place>>, RepositoryError>;
 
-    /// Returns everything that lies in a folder, of this tree or of one before it, by name; hidden rows, too.
-    fn rows(&self, folder: &Folder<Self::Place>) -> Result<Vec<NamedRow<Self::Place>>, RepositoryError>;
+    /// Returns everything that lies in a directory, of this tree or of one before it, by name; hidden rows, too.
+    fn rows(&self, directory: &PlacedDirectory<Self::Place>) -> Result<Vec<NamedRow<Self::Place>>, RepositoryError>;
 }
 
 impl Shown for Repository {
@@ -30,12 +34,12 @@ impl Shown for Repository {
         Self::row(self, path)
     }
 
-    fn row_in(&self, folder: &Folder, name: &[u8]) -> Result<Option<Row>, RepositoryError> {
-        Self::row_in(self, folder, name)
+    fn row_in(&self, directory: &PlacedDirectory, name: &[u8]) -> Result<Option<Row>, RepositoryError> {
+        Self::row_in(self, directory, name)
     }
 
-    fn rows(&self, folder: &Folder) -> Result<Vec<NamedRow>, RepositoryError> {
-        Self::rows(self, folder)
+    fn rows(&self, directory: &PlacedDirectory) -> Result<Vec<NamedRow>, RepositoryError> {
+        Self::rows(self, directory)
     }
 }
 

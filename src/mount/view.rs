@@ -8,7 +8,7 @@ use super::nodes::{Found, Nodes};
 use super::shown::{AnyContent, Extent, Shown};
 use crate::cache::{ByteCache, Kept};
 use crate::catalog::CatalogEntry;
-use crate::repository::{Folder, NamedRow, RepositoryError, Row};
+use crate::repository::{NamedRow, PlacedDirectory, RepositoryError, Row};
 
 /// Why the kernel's question cannot be answered.
 #[derive(Debug, thiserror::Error)]
@@ -16,9 +16,9 @@ pub(super) enum AnswerError {
     /// Nothing is there, or it is no longer known.
     #[error("nothing is there")]
     Nothing,
-    /// It is no folder.
-    #[error("it is no folder")]
-    NoFolder,
+    /// It is no directory.
+    #[error("it is no directory")]
+    NoDirectory,
     /// A catalog cannot be read.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
@@ -30,16 +30,16 @@ pub(super) enum AnswerError {
     Foreign,
 }
 
-/// A folder as it was listed, by name.
+/// A directory as it was listed, by name.
 #[derive(Debug)]
-pub(super) struct ListedFolder<P> {
-    /// Tells it from other lists of the same folder; never 0.
+pub(super) struct ListedDirectory<P> {
+    /// Tells it from other lists of the same directory; never 0.
     generation: u32,
-    pub(super) folder: Arc<Folder<P>>,
+    pub(super) directory: Arc<PlacedDirectory<P>>,
     pub(super) rows: Vec<NamedRow<P>>,
 }
 
-impl<P> ListedFolder<P> {
+impl<P> ListedDirectory<P> {
     /// Returns what stands for having seen the list up to the row of that index.
     pub(super) fn offset_behind(&self, index: usize) -> u64 {
         u64::from(self.generation) << 32 | (index as u64 + 3)
@@ -47,7 +47,7 @@ impl<P> ListedFolder<P> {
 }
 
 /// What is kept of it.
-type Listing<P> = Arc<ListedFolder<P>>;
+type Listing<P> = Arc<ListedDirectory<P>>;
 
 impl<P> Kept for Listing<P> {
     fn bytes(&self) -> u64 {
@@ -61,7 +61,7 @@ const LISTED_BYTES: u64 = 300;
 /// Bytes of listings that are kept.
 const LISTING_CACHE: u64 = 64 << 20;
 
-/// What lies below one folder of a tree, by the numbers that the kernel knows.
+/// What lies below one directory of a tree, by the numbers that the kernel knows.
 #[derive(Debug)]
 pub(super) struct View<S: Shown> {
     shown: S,
@@ -106,21 +106,21 @@ impl<S: Shown> View<S> {
         self.nodes.lock().expect("no thread panics while it holds the nodes")
     }
 
-    /// Looks a name up in a folder, and counts that the kernel is told its number.
+    /// Looks a name up in a directory, and counts that the kernel is told its number.
     pub(super) fn find(&self, parent: u64, name: &[u8]) -> Result<Option<Found>, AnswerError> {
         loop {
-            let folder = {
+            let directory = {
                 let mut nodes = self.nodes();
                 if let Some(found) = nodes.known(parent, name) {
                     nodes.count_lookup(found.number);
                     return Ok(Some(found));
                 }
                 let row = nodes.row(parent).ok_or(AnswerError::Nothing)?;
-                Arc::clone(row.folder.as_ref().ok_or(AnswerError::NoFolder)?)
+                Arc::clone(row.directory.as_ref().ok_or(AnswerError::NoDirectory)?)
             };
-            let Some(row) = self.shown.row_in(&folder, name)? else { return Ok(None) };
+            let Some(row) = self.shown.row_in(&directory, name)? else { return Ok(None) };
             let mut nodes = self.nodes();
-            if let Some(found) = nodes.add(parent, &folder, &name.into(), &row) {
+            if let Some(found) = nodes.add(parent, &directory, &name.into(), &row) {
                 nodes.count_lookup(found.number);
                 return Ok(Some(found));
             }
@@ -132,16 +132,18 @@ impl<S: Shown> View<S> {
         Ok(Arc::clone(&self.nodes().row(number).ok_or(AnswerError::Nothing)?.entry))
     }
 
-    /// Lists a folder, and returns the index of the first row behind `offset`.
+    /// Lists a directory, and returns the index of the first row behind `offset`.
     ///
-    /// Rows are sorted by name, so a list that was begun goes on in the right place if the folder changed meanwhile.
+    /// Rows are sorted by name, so a list that was begun goes on in the right place if the directory changed meanwhile.
     pub(super) fn listing(&self, number: u64, offset: u64) -> Result<(Listing<S::Place>, usize), AnswerError> {
-        let folder = {
+        let directory = {
             let nodes = self.nodes();
-            Arc::clone(nodes.row(number).ok_or(AnswerError::Nothing)?.folder.as_ref().ok_or(AnswerError::NoFolder)?)
+            Arc::clone(
+                nodes.row(number).ok_or(AnswerError::Nothing)?.directory.as_ref().ok_or(AnswerError::NoDirectory)?,
+            )
         };
         let (generation, passed) = ((offset >> 32) as u32, (offset as u32).saturating_sub(2) as usize);
-        let newest = self.newest_listing(number, &folder)?;
+        let newest = self.newest_listing(number, &directory)?;
         if generation == 0 || generation == newest.generation {
             return Ok((newest, passed));
         }
@@ -151,16 +153,20 @@ impl<S: Shown> View<S> {
         Ok((newest, next))
     }
 
-    fn newest_listing(&self, number: u64, folder: &Arc<Folder<S::Place>>) -> Result<Listing<S::Place>, AnswerError> {
+    fn newest_listing(
+        &self,
+        number: u64,
+        directory: &Arc<PlacedDirectory<S::Place>>,
+    ) -> Result<Listing<S::Place>, AnswerError> {
         let list = || -> Result<Listing<S::Place>, AnswerError> {
-            let rows = self.shown.rows(folder)?.into_iter().filter(|row| !row.row.entry.is_hidden()).collect();
+            let rows = self.shown.rows(directory)?.into_iter().filter(|row| !row.row.entry.is_hidden()).collect();
             let generation = self.generation.fetch_add(1, Ordering::Relaxed).max(1);
-            let listing = Arc::new(ListedFolder { generation, folder: Arc::clone(folder), rows });
+            let listing = Arc::new(ListedDirectory { generation, directory: Arc::clone(directory), rows });
             self.listings.insert((number, generation), Arc::clone(&listing));
             Ok(listing)
         };
         let newest = self.listings.get(&(number, 0), list)?;
-        if Arc::ptr_eq(&newest.folder, folder) {
+        if Arc::ptr_eq(&newest.directory, directory) {
             return Ok(newest);
         }
         self.listings.remove(&(number, 0));

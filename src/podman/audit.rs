@@ -32,7 +32,7 @@ pub fn audit_image(repository: &Repository, store: &PodmanStore, entry: &Entry) 
         }
         Ok(documents) => {
             if let Err(refusal) = StoreImage::new(&documents.0, &documents.1, 0) {
-                let path = place::image_folder(entry.config);
+                let path = place::image_directory(entry.config);
                 flaws.push(Flaw::new(path, "documents that podman takes", refusal.to_string()));
             }
             Some(documents)
@@ -89,8 +89,8 @@ fn read(repository: &Repository, path: &EntryPath) -> Result<Result<Vec<u8>, Str
 fn flaws_of_layer(repository: &Repository, layer: Digest) -> Result<Vec<Flaw>, RepositoryError> {
     let mut flaws = Vec::new();
     let diff = place::layer_diff(layer);
-    if !leads_to_folder(repository, &diff)? {
-        flaws.push(Flaw::new(diff, "a link to a folder", "none"));
+    if !leads_to_directory(repository, &diff)? {
+        flaws.push(Flaw::new(diff, "a link to a directory", "none"));
     }
     let path = place::layer_link(layer);
     match read(repository, &path)? {
@@ -122,8 +122,8 @@ fn is_link_to(repository: &Repository, link: &EntryPath, target: &str) -> Result
     Ok(repository.get(link)?.is_some_and(|entry| entry.is_symlink() && entry.target() == target.as_bytes()))
 }
 
-/// Tells whether a link leads to a folder. Of what lies outside of the repository nothing is known.
-fn leads_to_folder(repository: &Repository, link: &EntryPath) -> Result<bool, RepositoryError> {
+/// Tells whether a link leads to a directory. Of what lies outside of the repository nothing is known.
+fn leads_to_directory(repository: &Repository, link: &EntryPath) -> Result<bool, RepositoryError> {
     match repository.follow(link) {
         Ok((_, entry)) => Ok(entry.is_directory()),
         Err(RepositoryError::Nowhere { .. }) => {

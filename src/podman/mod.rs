@@ -1,7 +1,7 @@
 //! The store that podman runs images from: `additionalimagestores` of containers/storage.
 //!
 //! Each image has one entry with all of its names, as many layers as it really has, of which only the topmost has a
-//! folder, and that leads to the root file system in `.flat`. An entry whose names have moved on stays as long as its root
+//! directory, and that leads to the root file system in `.flat`. An entry whose names have moved on stays as long as its root
 //! file system: containers that were made from it go on, and it runs by its ID.
 //!
 //! The one thing to know is that podman is unforgiving: one name, type, file or row that it does not like, in one image, and
@@ -27,8 +27,8 @@ pub use audit::{Audit, Documents, audit_image, flat_size, read_documents};
 pub use image::{LONGEST_DOCUMENT, Refusal, StoreImage};
 pub use name::store_name;
 pub use place::{
-    FlatLayer, FlatLayers, STORE, diff_target, document, image_folder, images, images_list, images_lock, layer_diff,
-    layer_folder, layer_link, layers_list, layers_lock, link_id, lock_token, manifest_key, short_link,
+    FlatLayer, FlatLayers, STORE, diff_target, document, image_directory, images, images_list, images_lock, layer_diff,
+    layer_directory, layer_link, layers_list, layers_lock, link_id, lock_token, manifest_key, short_link,
     short_link_target,
 };
 pub use published::PublishedStore;

@@ -7,14 +7,14 @@ use crate::layer::EntryPath;
 use crate::manifest::RepositoryName;
 use crate::repository::MOUNT_VARIABLE;
 
-/// The folder of the store.
+/// The directory of the store.
 pub const STORE: &str = "podmanStore";
 
 /// The layers that podman sees of one image, from the lowest up.
 ///
 /// There are as many as the image has, since builds count them, but none of them is one of the image's: podman would take
 /// such a one for the real layer when it pulls another image. The topmost is the whole root file system, and the only one that
-/// has a folder. Those below are empty and the same for all images: for each image podman goes through all layers there are.
+/// has a directory. Those below are empty and the same for all images: for each image podman goes through all layers there are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FlatLayers(Vec<FlatLayer>);
 
@@ -80,11 +80,11 @@ pub fn diff_target(repository: &RepositoryName, config: Digest) -> String {
     format!("$({MOUNT_VARIABLE}:-/cvmfs)/{repository}{flat}")
 }
 
-fn store(folder: &str) -> EntryPath {
-    EntryPath::ROOT.join(STORE.as_bytes()).join(folder.as_bytes())
+fn store(directory: &str) -> EntryPath {
+    EntryPath::ROOT.join(STORE.as_bytes()).join(directory.as_bytes())
 }
 
-/// Returns the folder of images.
+/// Returns the directory of images.
 pub fn images() -> EntryPath {
     store("overlay-images")
 }
@@ -99,7 +99,7 @@ pub fn images_lock() -> EntryPath {
     images().join(b"images.lock")
 }
 
-/// Returns the folder with what podman knows about layers.
+/// Returns the directory with what podman knows about layers.
 pub fn layers() -> EntryPath {
     store("overlay-layers")
 }
@@ -114,8 +114,8 @@ pub fn layers_lock() -> EntryPath {
     layers().join(b"layers.lock")
 }
 
-/// Returns the folder of an image's documents.
-pub fn image_folder(config: Digest) -> EntryPath {
+/// Returns the directory of an image's documents.
+pub fn image_directory(config: Digest) -> EntryPath {
     images().join(config.hex().as_bytes())
 }
 
@@ -123,7 +123,7 @@ pub fn image_folder(config: Digest) -> EntryPath {
 pub fn document(config: Digest, key: &str) -> EntryPath {
     let is_plain = key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.');
     let name = if is_plain { key.to_owned() } else { format!("={}", base64(key)) };
-    image_folder(config).join(name.as_bytes())
+    image_directory(config).join(name.as_bytes())
 }
 
 fn base64(text: &str) -> String {
@@ -136,24 +136,24 @@ pub fn manifest_key(manifest: Digest) -> String {
     format!("manifest-{manifest}")
 }
 
-/// Returns the folder of a layer.
-pub fn layer_folder(layer: Digest) -> EntryPath {
+/// Returns the directory of a layer.
+pub fn layer_directory(layer: Digest) -> EntryPath {
     store("overlay").join(layer.hex().as_bytes())
 }
 
 /// Returns the link of a layer to its content.
 pub fn layer_diff(layer: Digest) -> EntryPath {
-    layer_folder(layer).join(b"diff")
+    layer_directory(layer).join(b"diff")
 }
 
 /// Returns the file that holds the short name of a layer.
 pub fn layer_link(layer: Digest) -> EntryPath {
-    layer_folder(layer).join(b"link")
+    layer_directory(layer).join(b"link")
 }
 
 /// Returns the file with the short names of the layers below a layer.
 pub fn layer_lower(layer: Digest) -> EntryPath {
-    layer_folder(layer).join(b"lower")
+    layer_directory(layer).join(b"lower")
 }
 
 /// Returns the link of that short name.

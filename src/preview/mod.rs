@@ -15,12 +15,12 @@ use std::thread;
 
 use crate::catalog::{CatalogReference, ContentKey, StateDatabase, layer_without_stray_markers, without_stray_markers};
 use crate::convert::trees::{published_layer, read_layer};
-use crate::folder::{FolderError, RepositoryFolder};
+use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::image::{Digest, Platform};
 use crate::layer::{EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, Limits, NodeKind, Piece};
 use crate::layout::{LayerRecord, flat_tree};
 use crate::metadata::Metadata;
-use crate::mount::{ContentReader, Extent, Mount, MountError, MountOptions, Showing, unpacking_folder};
+use crate::mount::{ContentReader, Extent, Mount, MountError, MountOptions, Showing, unpacking_directory};
 use crate::object::{ChunkSizes, Compression, Content, ObjectKind, Pieces};
 use crate::progress::Progress;
 use crate::repository::{Repository, RepositoryError};
@@ -55,16 +55,16 @@ pub enum PreviewError {
         source: ApplyError,
     },
     /// The content cannot be kept.
-    #[error("cannot keep content of the image in '{}'", folder.display())]
+    #[error("cannot keep content of the image in '{}'", directory.display())]
     Keep {
         /// Where it was to be kept.
-        folder: PathBuf,
+        directory: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// The repository's folder cannot be used.
+    /// The repository's directory cannot be used.
     #[error(transparent)]
-    Folder(#[from] FolderError),
+    Directory(#[from] DirectoryError),
     /// The repository cannot be read.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
@@ -95,7 +95,7 @@ pub struct Preview {
     source: Box<dyn Source>,
     known: Option<Known>,
     options: PreviewOptions,
-    folder: PathBuf,
+    directory: PathBuf,
     packs: Arc<Packs>,
     showing: Showing<TreeView>,
 }
@@ -129,26 +129,26 @@ impl Preview {
     /// `repository`, which is only read.
     pub fn start(
         argument: &ImageArgument,
-        repository: Option<&RepositoryFolder>,
+        repository: Option<&RepositoryDirectory>,
         mountpoint: &Path,
         options: PreviewOptions,
     ) -> Result<(Self, Mount), PreviewError> {
         let registries = match repository {
-            Some(folder) => folder.registries()?.clone(),
+            Some(directory) => directory.registries()?.clone(),
             None => Registries::from_environment().map_err(SourceError::from)?,
         };
         let source = source::open(argument, &registries)?;
         let image = source.resolve(&PlatformRequest::new(options.platform.clone()))?;
-        let folder = unpacking_folder(&options.mount)?;
+        let directory = unpacking_directory(&options.mount)?;
         let known = repository.map(Known::open).transpose()?;
-        let reader = known.as_ref().map(|known| ContentReader::new(known.head.store().clone(), folder.clone()));
+        let reader = known.as_ref().map(|known| ContentReader::new(known.head.store().clone(), directory.clone()));
         // One pack for each layer, and one for the files of Apptainer.
-        let packs = Arc::new(Packs::new(image.layers.len() + 1, &folder, reader));
+        let packs = Arc::new(Packs::new(image.layers.len() + 1, &directory, reader));
         let nothing = TreeView(top(&image, &Trees::default()));
         let (name, content) = (argument.to_string(), Arc::clone(&packs));
         let (mount, showing) =
             Mount::start_changing(nothing, content, Extent::default(), name, mountpoint, &options.mount)?;
-        Ok((Self { image, source, known, options, folder, packs, showing }, mount))
+        Ok((Self { image, source, known, options, directory, packs, showing }, mount))
     }
 
     /// Returns how many layers the image has.
@@ -219,8 +219,8 @@ impl Preview {
 
     fn flat(&self, chain: &Arc<Directory>) -> Result<Arc<Directory>, PreviewError> {
         let number = u32::try_from(self.layers()).expect("an image has thousands of layers at most");
-        let kept = |source| PreviewError::Keep { folder: self.folder.clone(), source };
-        let mut pack = PackWriter::start(number, &self.folder).map_err(kept)?;
+        let kept = |source| PreviewError::Keep { directory: self.directory.clone(), source };
+        let mut pack = PackWriter::start(number, &self.directory).map_err(kept)?;
         let modes = self.known.as_ref().map_or(Modes::default(), |known| known.settings.modes);
         let flat = flat_tree(chain, &self.image.parsed_config.config, modes, |bytes: &[u8]| {
             let content = pack.next();
@@ -241,12 +241,12 @@ impl Preview {
             return Ok(known);
         }
         let failed = |source| PreviewError::Layer { digest: layer.digest, source };
-        let kept = |source| PreviewError::Keep { folder: self.folder.clone(), source };
+        let kept = |source| PreviewError::Keep { directory: self.directory.clone(), source };
         let blob = progress.counted(self.source.open_layer(layer)?);
         let expected = ExpectedLayer { digest: layer.digest, size: layer.size, diff_id: Some(layer.diff_id) };
         let mut reader = LayerReader::ahead(blob, expected, self.options.limits).map_err(failed)?;
         let number = u32::try_from(index).expect("an image has thousands of layers at most");
-        let mut pack = PackWriter::start(number, &self.folder).map_err(kept)?;
+        let mut pack = PackWriter::start(number, &self.directory).map_err(kept)?;
         let mut entries = Vec::new();
         while let Some(entry) = reader.next_entry().map_err(failed)? {
             let mut content = pack.next();
@@ -297,9 +297,9 @@ impl Preview {
 }
 
 impl Known {
-    fn open(folder: &RepositoryFolder) -> Result<Self, PreviewError> {
-        let head = Repository::open(&folder.store()?, folder.name())?;
-        Ok(Self { head, state: folder.state_unchanged()?, settings: folder.settings().clone() })
+    fn open(directory: &RepositoryDirectory) -> Result<Self, PreviewError> {
+        let head = Repository::open(&directory.store()?, directory.name())?;
+        Ok(Self { head, state: directory.state_unchanged()?, settings: directory.settings().clone() })
     }
 
     /// Returns where the content of a small file lies in the repository, if it is known there.
@@ -311,9 +311,9 @@ impl Known {
             is_chunk: false,
             encoder: compression.encoder_id().0,
         };
-        let found = self.state.objects(&[key]).map_err(FolderError::from)?;
+        let found = self.state.objects(&[key]).map_err(DirectoryError::from)?;
         let Some(found) = found[0] else { return Ok(None) };
-        let actual = self.head.store().look(found.hash, ObjectKind::File).map_err(FolderError::from)?;
+        let actual = self.head.store().look(found.hash, ObjectKind::File).map_err(DirectoryError::from)?;
         let is_there = actual.is_some_and(|actual| found.length().is_none_or(|length| length == actual));
         let hash = found.hash;
         Ok(is_there.then(|| Content { raw: compression == Compression::None, pieces: Pieces::Whole(hash) }))
@@ -323,17 +323,17 @@ impl Known {
 /// Returns what is mounted: the trees by number, and links to them by digest.
 fn top(image: &Image, trees: &Trees) -> Arc<Directory> {
     let numbered = |trees: &[Arc<Directory>], names: Vec<String>| {
-        let mut folder = Directory::new(Metadata::of_implied_folder());
+        let mut directory = Directory::new(Metadata::of_implied_directory());
         for (index, (tree, name)) in trees.iter().zip(names).enumerate() {
             let number = (index + 1).to_string();
-            folder.children.insert(name.into_bytes().into(), link(&number));
-            folder.children.insert(number.into_bytes().into(), Node::Directory(Arc::clone(tree)));
+            directory.children.insert(name.into_bytes().into(), link(&number));
+            directory.children.insert(number.into_bytes().into(), Node::Directory(Arc::clone(tree)));
         }
-        Node::Directory(Arc::new(folder))
+        Node::Directory(Arc::new(directory))
     };
     let chains = image.chains().iter().map(ToString::to_string).collect();
     let layers = image.layers.iter().map(|layer| layer.digest.to_string()).collect();
-    let mut top = Directory::new(Metadata::of_implied_folder());
+    let mut top = Directory::new(Metadata::of_implied_directory());
     top.children.insert((*b"chains").into(), numbered(&trees.chains, chains));
     top.children.insert((*b"layers").into(), numbered(&trees.layers, layers));
     if let Some(flat) = &trees.flat {
@@ -344,6 +344,6 @@ fn top(image: &Image, trees: &Trees) -> Arc<Directory> {
 }
 
 fn link(target: &str) -> Node {
-    let metadata = Metadata { mode: 0o777, ..Metadata::of_implied_folder() };
+    let metadata = Metadata { mode: 0o777, ..Metadata::of_implied_directory() };
     Node::Leaf(Arc::new(Leaf { metadata, kind: LeafKind::Symlink(target.as_bytes().into()) }))
 }

@@ -25,9 +25,9 @@ pub(super) struct PackWriter {
 }
 
 impl PackWriter {
-    /// Starts the pack of that number in `folder`.
-    pub(super) fn start(number: u32, folder: &Path) -> io::Result<Self> {
-        Ok(Self { number, file: BufWriter::with_capacity(1 << 20, tempfile::tempfile_in(folder)?), end: 0 })
+    /// Starts the pack of that number in `directory`.
+    pub(super) fn start(number: u32, directory: &Path) -> io::Result<Self> {
+        Ok(Self { number, file: BufWriter::with_capacity(1 << 20, tempfile::tempfile_in(directory)?), end: 0 })
     }
 
     /// Returns the name of what is appended next.
@@ -63,16 +63,16 @@ impl PackWriter {
 /// Reads content of packs, and of the repository that known layers are from.
 #[derive(Debug)]
 pub(super) struct Packs {
-    folder: PathBuf,
+    directory: PathBuf,
     files: Vec<OnceLock<File>>,
     repository: Option<ContentReader>,
 }
 
 impl Packs {
     /// Makes room for `count` packs.
-    pub(super) fn new(count: usize, folder: &Path, repository: Option<ContentReader>) -> Self {
+    pub(super) fn new(count: usize, directory: &Path, repository: Option<ContentReader>) -> Self {
         let files = (0..count).map(|_| OnceLock::new()).collect();
-        Self { folder: folder.to_owned(), files, repository }
+        Self { directory: directory.to_owned(), files, repository }
     }
 
     /// Adds the file of a pack that is finished.
@@ -94,7 +94,7 @@ impl ContentSource for Packs {
             (Pieces::Whole(hash), _) if hash.as_bytes().starts_with(&MARK) => {
                 let mut bytes = vec![0; size.saturating_sub(offset).min(length as u64) as usize];
                 let read = self.read_pack(hash.as_bytes(), offset, &mut bytes);
-                read.map_err(|source| ShowError::Keep { folder: self.folder.clone(), source })?;
+                read.map_err(|source| ShowError::Keep { directory: self.directory.clone(), source })?;
                 Ok(bytes)
             }
             (_, Some(repository)) => repository.read(content, size, offset, length),
@@ -109,9 +109,9 @@ mod tests {
 
     #[test]
     fn content_reads_back_from_where_it_was_put_with_its_holes() {
-        let folder = tempfile::tempdir().unwrap();
-        let packs = Packs::new(2, folder.path(), None);
-        let mut writer = PackWriter::start(1, folder.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let packs = Packs::new(2, directory.path(), None);
+        let mut writer = PackWriter::start(1, directory.path()).unwrap();
         let first = writer.next();
         writer.append(b"first").unwrap();
         let sparse = writer.next();

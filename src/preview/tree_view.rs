@@ -7,14 +7,14 @@ use std::sync::Arc;
 use crate::catalog::CatalogEntry;
 use crate::layer::EntryPath;
 use crate::mount::Shown;
-use crate::repository::{Folder, NamedRow, RepositoryError, Row};
+use crate::repository::{NamedRow, PlacedDirectory, RepositoryError, Row};
 use crate::tree::{Directory, Leaf, Node};
 
 /// A tree in memory.
 #[derive(Debug)]
 pub(super) struct TreeView(pub(super) Arc<Directory>);
 
-/// A folder of it. Two are equal when they are the same in memory.
+/// A directory of it. Two are equal when they are the same in memory.
 #[derive(Clone)]
 pub(super) struct TreePlace(Arc<Directory>);
 
@@ -26,7 +26,7 @@ impl PartialEq for TreePlace {
 
 impl fmt::Debug for TreePlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a folder with {} entries", self.0.children.len())
+        write!(f, "a directory with {} entries", self.0.children.len())
     }
 }
 
@@ -35,30 +35,35 @@ impl Shown for TreeView {
 
     fn row(&self, path: &EntryPath) -> Result<Option<Row<TreePlace>>, RepositoryError> {
         let Some((parent, name)) = path.split() else {
-            return Ok(Some(folder_row(path.clone(), &self.0)));
+            return Ok(Some(directory_row(path.clone(), &self.0)));
         };
-        let folder = parent.components().try_fold(&self.0, |folder, name| match folder.children.get(name)? {
-            Node::Directory(child) => Some(child),
-            Node::Leaf(_) => None,
-        });
-        let node = folder.and_then(|folder| Some((folder, folder.children.get(name)?)));
-        Ok(node.map(|(folder, node)| row(path.clone(), node, group(folder, node))))
+        let directory =
+            parent.components().try_fold(&self.0, |directory, name| match directory.children.get(name)? {
+                Node::Directory(child) => Some(child),
+                Node::Leaf(_) => None,
+            });
+        let node = directory.and_then(|directory| Some((directory, directory.children.get(name)?)));
+        Ok(node.map(|(directory, node)| row(path.clone(), node, group(directory, node))))
     }
 
-    fn row_in(&self, folder: &Folder<TreePlace>, name: &[u8]) -> Result<Option<Row<TreePlace>>, RepositoryError> {
-        let node = folder.place.0.children.get(name);
-        Ok(node.map(|node| row(folder.path.join(name), node, group(&folder.place.0, node))))
+    fn row_in(
+        &self,
+        directory: &PlacedDirectory<TreePlace>,
+        name: &[u8],
+    ) -> Result<Option<Row<TreePlace>>, RepositoryError> {
+        let node = directory.place.0.children.get(name);
+        Ok(node.map(|node| row(directory.path.join(name), node, group(&directory.place.0, node))))
     }
 
-    fn rows(&self, folder: &Folder<TreePlace>) -> Result<Vec<NamedRow<TreePlace>>, RepositoryError> {
-        let children = &folder.place.0.children;
+    fn rows(&self, directory: &PlacedDirectory<TreePlace>) -> Result<Vec<NamedRow<TreePlace>>, RepositoryError> {
+        let children = &directory.place.0.children;
         let mut groups: HashMap<*const Leaf, (u32, u32)> = HashMap::new();
         for (place, leaf) in children.values().enumerate().filter_map(|(place, node)| Some((place, shared(node)?))) {
             groups.entry(Arc::as_ptr(leaf)).or_insert((place as u32 + 1, 0)).1 += 1;
         }
         let rows = children.iter().map(|(name, node)| {
             let group = shared(node).map_or((0, 1), |leaf| linked(groups[&Arc::as_ptr(leaf)]));
-            NamedRow { name: Arc::from(&**name), row: row(folder.path.join(name), node, group) }
+            NamedRow { name: Arc::from(&**name), row: row(directory.path.join(name), node, group) }
         });
         Ok(rows.collect())
     }
@@ -67,17 +72,20 @@ impl Shown for TreeView {
 /// Returns the row of a node with its hard link group, 0 for none, and the number of names that it has.
 fn row(path: EntryPath, node: &Node, (link_group, link_count): (u32, u32)) -> Row<TreePlace> {
     match node {
-        Node::Directory(child) => folder_row(path, child),
+        Node::Directory(child) => directory_row(path, child),
         Node::Leaf(leaf) => {
             let entry = CatalogEntry { link_group, link_count, ..CatalogEntry::of_leaf(leaf) };
-            Row { entry: Arc::new(entry), folder: None }
+            Row { entry: Arc::new(entry), directory: None }
         }
     }
 }
 
-fn folder_row(path: EntryPath, folder: &Arc<Directory>) -> Row<TreePlace> {
-    let entry = CatalogEntry::of_directory(&folder.metadata, folder.subdirectories());
-    Row { entry: Arc::new(entry), folder: Some(Arc::new(Folder { path, place: TreePlace(Arc::clone(folder)) })) }
+fn directory_row(path: EntryPath, directory: &Arc<Directory>) -> Row<TreePlace> {
+    let entry = CatalogEntry::of_directory(&directory.metadata, directory.subdirectories());
+    Row {
+        entry: Arc::new(entry),
+        directory: Some(Arc::new(PlacedDirectory { path, place: TreePlace(Arc::clone(directory)) })),
+    }
 }
 
 /// Returns the inode of a node that may have more names. One that nothing else refers to has none.
@@ -88,13 +96,13 @@ fn shared(node: &Node) -> Option<&Arc<Leaf>> {
     }
 }
 
-/// Returns the hard link group of a node in its folder: the place of its first name there, from 1.
+/// Returns the hard link group of a node in its directory: the place of its first name there, from 1.
 ///
-/// Names in other folders do not count: they are inodes of their own once they are published.
-fn group(folder: &Directory, node: &Node) -> (u32, u32) {
+/// Names in other directories do not count: they are inodes of their own once they are published.
+fn group(directory: &Directory, node: &Node) -> (u32, u32) {
     let Some(leaf) = shared(node) else { return (0, 1) };
     let is_link = |node: &Node| matches!(node, Node::Leaf(other) if Arc::ptr_eq(other, leaf));
-    let mut places = folder.children.values().enumerate().filter(|(_, node)| is_link(node)).map(|(place, _)| place);
+    let mut places = directory.children.values().enumerate().filter(|(_, node)| is_link(node)).map(|(place, _)| place);
     let first = places.next().map_or(0, |place| place as u32 + 1);
     linked((first, 1 + places.count() as u32))
 }

@@ -15,11 +15,11 @@ impl Repository {
         let whole = |at: &EntryPath| at.components().fold(root.clone(), |path, name| path.join(name));
         let Some(top) = self.get(root)? else { return Ok(None) };
         let mut waiting = names_backwards(path);
-        // Where the path has led so far: each folder with its row.
+        // Where the path has led so far: each directory with its row.
         let mut at = vec![(EntryPath::ROOT, top)];
         let mut links = 0;
         while let Some(name) = waiting.pop() {
-            let (folder, entry) = at.last().expect("the root never leaves");
+            let (directory, entry) = at.last().expect("the root never leaves");
             if !entry.is_directory() || name.contains(&0) {
                 return Ok(None);
             }
@@ -27,7 +27,7 @@ impl Repository {
                 at.truncate((at.len() - 1).max(1));
                 continue;
             }
-            let next = folder.join(&name);
+            let next = directory.join(&name);
             let Some(entry) = self.get(&whole(&next))? else { return Ok(None) };
             if !entry.is_symlink() {
                 at.push((next, entry));

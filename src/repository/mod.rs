@@ -29,7 +29,7 @@ use crate::object::{ObjectHash, ObjectKind, SizeLimit};
 use crate::store::{ContentError, DirectoryStore, StoreError};
 use crate::threads::ThreadsError;
 
-pub use rows::{Folder, NamedRow, Row};
+pub use rows::{NamedRow, PlacedDirectory, Row};
 pub use trees::{ReadCatalog, ReadTree, read_tree};
 
 /// Why a repository could not be read.
@@ -192,10 +192,10 @@ impl FromStr for Point {
     }
 }
 
-/// A catalog, in memory or not: the folder that it describes, and the object that holds it.
+/// A catalog, in memory or not: the directory that it describes, and the object that holds it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CatalogPlace {
-    /// The folder.
+    /// The directory.
     pub root: EntryPath,
     /// The object.
     pub reference: CatalogReference,
@@ -323,7 +323,7 @@ impl Repository {
         })
     }
 
-    /// Gives away the catalog of the folder `root`, if it was opened and nobody uses it.
+    /// Gives away the catalog of the directory `root`, if it was opened and nobody uses it.
     pub(crate) fn take_catalog(&self, root: &EntryPath, reference: CatalogReference) -> Option<Catalog> {
         let place = CatalogPlace { root: root.clone(), reference };
         self.catalogs.take(&place, |catalog| Arc::strong_count(catalog) == 1).and_then(Arc::into_inner)
@@ -401,7 +401,7 @@ impl Repository {
         Ok(self.catalog_of(&parent)?.get(path)?.is_some())
     }
 
-    /// Returns what lies in the folder `path`, hidden entries included, by name.
+    /// Returns what lies in the directory `path`, hidden entries included, by name.
     pub fn list(&self, path: &EntryPath) -> Result<BTreeMap<Vec<u8>, CatalogEntry>, RepositoryError> {
         Ok(self.catalog_of(path)?.list(path)?)
     }

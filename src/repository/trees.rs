@@ -30,13 +30,13 @@ pub fn read_tree(
     reference: CatalogReference,
 ) -> Result<ReadTree, RepositoryError> {
     let catalog = read_catalog(read, path, reference)?;
-    let fault = "it is no folder";
+    let fault = "it is no directory";
     let root = catalog.get(path)?.ok_or_else(|| RepositoryError::Unreadable { path: path.clone(), fault })?;
-    let folder = root.directory().ok_or_else(|| RepositoryError::Unreadable { path: path.clone(), fault })?;
+    let directory = root.directory().ok_or_else(|| RepositoryError::Unreadable { path: path.clone(), fault })?;
     let transition_point = root.with_nesting(Nesting::TransitionPoint);
     let stored = StoredTree { reference, transition_point, totals: catalog.total_counters() };
     let facts = catalog.property(FACTS).map(str::to_owned);
-    Ok(ReadTree { tree: read_folder(read, &catalog, path, folder)?, stored, facts })
+    Ok(ReadTree { tree: read_directory(read, &catalog, path, directory)?, stored, facts })
 }
 
 fn read_catalog(
@@ -48,11 +48,11 @@ fn read_catalog(
     Ok(Catalog::parse_owned(bytes, path)?)
 }
 
-fn read_folder(
+fn read_directory(
     read: ReadCatalog<'_>,
     catalog: &Catalog,
     path: &EntryPath,
-    mut folder: Directory,
+    mut directory: Directory,
 ) -> Result<Arc<Directory>, RepositoryError> {
     let mut groups: HashMap<u32, Arc<Leaf>> = HashMap::new();
     for (name, entry) in catalog.list(path)? {
@@ -61,9 +61,9 @@ fn read_folder(
             Node::Directory(match catalog.nested(&path)? {
                 Some(reference) => {
                     let below = read_catalog(read, &path, reference)?;
-                    read_folder(read, &below, &path, child)?
+                    read_directory(read, &below, &path, child)?
                 }
-                None => read_folder(read, catalog, &path, child)?,
+                None => read_directory(read, catalog, &path, child)?,
             })
         } else if name == MARKER && entry.is_hidden() {
             continue;
@@ -75,7 +75,7 @@ fn read_folder(
                 group => Arc::clone(groups.entry(group).or_insert_with(|| Arc::new(leaf))),
             })
         };
-        folder.children.insert(name.into(), node);
+        directory.children.insert(name.into(), node);
     }
-    Ok(Arc::new(folder))
+    Ok(Arc::new(directory))
 }

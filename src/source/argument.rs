@@ -12,14 +12,14 @@ const FOREIGN_SCHEMES: [&str; 6] = ["dir", "docker-daemon", "containers-storage"
 /// An image and the kind of place it lies at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageArgument {
-    /// `oci:DIR[:REF]`, a folder in the OCI image layout.
+    /// `oci:DIR[:REF]`, a directory in the OCI image layout.
     OciLayout {
-        /// The folder.
-        folder: PathBuf,
+        /// The directory.
+        directory: PathBuf,
         /// Which of its images.
         reference: Option<String>,
     },
-    /// `oci-archive:FILE[:REF]`, a tar file of such a folder.
+    /// `oci-archive:FILE[:REF]`, a tar file of such a directory.
     OciArchive {
         /// The tar file.
         file: PathBuf,
@@ -74,7 +74,7 @@ impl FromStr for ImageArgument {
     fn from_str(text: &str) -> Result<Self, ArgumentError> {
         match text.split_once(':') {
             Some(("oci", _)) => {
-                path_and_reference(text, "oci").map(|(folder, reference)| Self::OciLayout { folder, reference })
+                path_and_reference(text, "oci").map(|(directory, reference)| Self::OciLayout { directory, reference })
             }
             Some(("oci-archive", _)) => {
                 path_and_reference(text, "oci-archive").map(|(file, reference)| Self::OciArchive { file, reference })
@@ -113,7 +113,7 @@ fn registry(text: &str, plain_http: bool) -> Result<ImageArgument, ArgumentError
 impl fmt::Display for ImageArgument {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, path, reference) = match self {
-            Self::OciLayout { folder, reference } => ("oci", folder, reference),
+            Self::OciLayout { directory, reference } => ("oci", directory, reference),
             Self::OciArchive { file, reference } => ("oci-archive", file, reference),
             Self::DockerArchive { file, reference } => ("docker-archive", file, reference),
             Self::Registry { name, digest, plain_http } => {
@@ -139,8 +139,8 @@ mod tests {
     #[test]
     fn path_ends_at_the_first_colon_and_a_reference_holds_the_others() {
         let argument = parse("oci:a/b:docker.io/library/alpine:3").unwrap();
-        let (folder, reference) = (PathBuf::from("a/b"), Some("docker.io/library/alpine:3".to_owned()));
-        assert_eq!(argument, ImageArgument::OciLayout { folder, reference });
+        let (directory, reference) = (PathBuf::from("a/b"), Some("docker.io/library/alpine:3".to_owned()));
+        assert_eq!(argument, ImageArgument::OciLayout { directory, reference });
         let argument = parse("docker-archive:/x.tar").unwrap();
         assert_eq!(argument, ImageArgument::DockerArchive { file: PathBuf::from("/x.tar"), reference: None });
         let argument = parse("oci-archive:x y.tar:v1").unwrap();

@@ -44,7 +44,7 @@ pub(super) struct Blob {
 
 /// A place that holds blobs by digest.
 pub(super) trait Blobs {
-    /// Returns the folder or file, or the name of an image at a registry, for messages.
+    /// Returns the directory or file, or the name of an image at a registry, for messages.
     fn path(&self) -> &Path;
 
     /// Opens a blob; one that is absent is [`SourceError::MissingBlob`].

@@ -23,14 +23,14 @@ pub enum SourceError {
     /// A document cannot be read to its end.
     #[error("cannot read {document} of {path:?}")]
     ReadDocument {
-        /// The folder or archive.
+        /// The directory or archive.
         path: PathBuf,
         /// The file's name or digest.
         document: String,
         /// What the system or the decompressor says.
         source: io::Error,
     },
-    /// A folder, device or pipe lies where a file should.
+    /// A directory, device or pipe lies where a file should.
     #[error("{path:?} is not a regular file")]
     NotAFile {
         /// What lies there.
@@ -44,10 +44,10 @@ pub enum SourceError {
         /// What is wrong with it.
         source: ArchiveError,
     },
-    /// The folder or archive is not in the OCI image layout.
+    /// The directory or archive is not in the OCI image layout.
     #[error("{path:?} is not an OCI image layout: {reason}")]
     NotALayout {
-        /// The folder or archive.
+        /// The directory or archive.
         path: PathBuf,
         /// How that shows, and what it may be instead.
         reason: &'static str,
@@ -55,7 +55,7 @@ pub enum SourceError {
     /// The layout is of a version that is not known.
     #[error("{path:?} is an OCI image layout of version {}, and only version 1 can be read", quoted(version))]
     LayoutVersion {
-        /// The folder or archive.
+        /// The directory or archive.
         path: PathBuf,
         /// The version it claims.
         version: String,
@@ -99,7 +99,7 @@ pub enum SourceError {
     /// No image has this name or digest.
     #[error("{path:?} has no image {}; it has {}", quoted(reference), list(names))]
     UnknownReference {
-        /// The folder or archive.
+        /// The directory or archive.
         path: PathBuf,
         /// What was asked for.
         reference: String,
@@ -109,7 +109,7 @@ pub enum SourceError {
     /// Several images could be meant.
     #[error("{path:?} has several images, add one of these after a colon: {}", list(names))]
     SeveralImages {
-        /// The folder or archive.
+        /// The directory or archive.
         path: PathBuf,
         /// What there is.
         names: Vec<String>,
@@ -117,7 +117,7 @@ pub enum SourceError {
     /// There is nothing to choose from.
     #[error("{path:?} lists no image")]
     NoImage {
-        /// The folder or archive.
+        /// The directory or archive.
         path: PathBuf,
     },
     /// An index has nothing for the platform.
@@ -149,7 +149,7 @@ pub enum SourceError {
     /// A document is larger than any honest one.
     #[error("{document} of {path:?} is {size} bytes long, more than the {limit} that are read")]
     DocumentTooLarge {
-        /// The folder or archive.
+        /// The directory or archive.
         path: PathBuf,
         /// The file's name or digest.
         document: String,
@@ -161,7 +161,7 @@ pub enum SourceError {
     /// A document cannot be parsed.
     #[error("cannot parse {document} of {path:?}")]
     InvalidDocument {
-        /// The folder or archive.
+        /// The directory or archive.
         path: PathBuf,
         /// The file's name or digest.
         document: String,
@@ -187,7 +187,7 @@ pub enum SourceError {
     /// A blob is longer or shorter than promised.
     #[error("blob {digest} of {path:?} is {actual} bytes long, but its descriptor promises {expected}")]
     WrongSize {
-        /// The folder or archive.
+        /// The directory or archive.
         path: PathBuf,
         /// The blob.
         digest: Digest,
@@ -199,7 +199,7 @@ pub enum SourceError {
     /// A blob holds other bytes than its name promises.
     #[error("blob {expected} of {path:?} has the digest {actual}: it is damaged")]
     WrongDigest {
-        /// The folder or archive.
+        /// The directory or archive.
         path: PathBuf,
         /// The digest it should have.
         expected: Digest,

@@ -1,4 +1,4 @@
-//! Where images come from: a registry, a folder or an archive in the OCI image layout, or an archive of Docker's own kind.
+//! Where images come from: a registry, a directory or an archive in the OCI image layout, or an archive of Docker's own kind.
 //!
 //! A [`Source`] hands out two things: the documents that describe an image, small, verified and verbatim, and its layers
 //! as streams that nobody has verified yet. Who reads a layer checks its size and digests on the way.
@@ -107,7 +107,9 @@ impl Read for LayerBlob {
 /// Opens the place that an argument names. A registry is not asked yet.
 pub fn open(argument: &ImageArgument, registries: &Registries) -> Result<Box<dyn Source>, SourceError> {
     Ok(match argument {
-        ImageArgument::OciLayout { folder, reference } => Box::new(OciLayout::open(folder, reference.as_deref())?),
+        ImageArgument::OciLayout { directory, reference } => {
+            Box::new(OciLayout::open(directory, reference.as_deref())?)
+        }
         ImageArgument::OciArchive { file, reference } => Box::new(OciLayout::open_archive(file, reference.as_deref())?),
         ImageArgument::DockerArchive { file, reference } => Box::new(DockerArchive::open(file, reference.as_deref())?),
         ImageArgument::Registry { name, digest, plain_http } => {

@@ -1,4 +1,4 @@
-//! Images in an OCI image layout (image-spec, image-layout.md): a folder, or a tar file of such a folder.
+//! Images in an OCI image layout (image-spec, image-layout.md): a directory, or a tar file of such a directory.
 //!
 //! Of all that a layout says, only parsed digests ever become paths; a reference is compared with annotations and nothing
 //! else.
@@ -32,7 +32,7 @@ pub struct OciLayout {
 /// Where the files of a layout lie.
 #[derive(Debug)]
 enum Files {
-    Folder(PathBuf),
+    Directory(PathBuf),
     Archive(TarArchive),
 }
 
@@ -43,15 +43,15 @@ struct LayoutVersion {
 }
 
 impl OciLayout {
-    /// Opens a layout in a folder; without a `reference` it must hold one image.
-    pub fn open(folder: &Path, reference: Option<&str>) -> Result<Self, SourceError> {
-        let metadata = fs::metadata(folder);
-        let metadata = metadata.map_err(|source| SourceError::Read { path: folder.to_owned(), source })?;
+    /// Opens a layout in a directory; without a `reference` it must hold one image.
+    pub fn open(directory: &Path, reference: Option<&str>) -> Result<Self, SourceError> {
+        let metadata = fs::metadata(directory);
+        let metadata = metadata.map_err(|source| SourceError::Read { path: directory.to_owned(), source })?;
         if !metadata.is_dir() {
-            let reason = "it is not a folder; write oci-archive: or docker-archive: for a tar file";
-            return Err(SourceError::NotALayout { path: folder.to_owned(), reason });
+            let reason = "it is not a directory; write oci-archive: or docker-archive: for a tar file";
+            return Err(SourceError::NotALayout { path: directory.to_owned(), reason });
         }
-        Self::new(Files::Folder(folder.to_owned()), reference)
+        Self::new(Files::Directory(directory.to_owned()), reference)
     }
 
     /// Opens a layout in a tar file, which may be packed with gzip or zstd.
@@ -191,7 +191,7 @@ impl Source for OciLayout {
 impl Blobs for OciLayout {
     fn path(&self) -> &Path {
         match &self.files {
-            Files::Folder(folder) => folder,
+            Files::Directory(directory) => directory,
             Files::Archive(archive) => archive.path(),
         }
     }
@@ -200,7 +200,7 @@ impl Blobs for OciLayout {
         let blob = self.files.open(&format!("blobs/sha256/{}", digest.hex()))?;
         blob.ok_or_else(|| {
             let path = match &self.files {
-                Files::Folder(folder) => folder.join("blobs/sha256").join(digest.hex()),
+                Files::Directory(directory) => directory.join("blobs/sha256").join(digest.hex()),
                 Files::Archive(archive) => archive.path().to_owned(),
             };
             SourceError::MissingBlob { digest: *digest, path }
@@ -212,7 +212,7 @@ impl Files {
     /// Opens a file by its path inside the layout, if it is there.
     fn open(&self, name: &str) -> Result<Option<Blob>, SourceError> {
         match self {
-            Self::Folder(folder) => open_file(folder.join(name)),
+            Self::Directory(directory) => open_file(directory.join(name)),
             Self::Archive(archive) => {
                 let member = archive.find(name)?;
                 member.map(|member| archive.open_member(&member)).transpose()
@@ -270,16 +270,16 @@ mod tests {
     use super::super::testing::{Files, blob_name, gzip, keeps_its_promises, named, on, read_layer, with, zstd};
     use super::*;
 
-    /// Opens a layout as a folder, which goes with the returned guard.
+    /// Opens a layout as a directory, which goes with the returned guard.
     fn open(files: &Files, reference: Option<&str>) -> (tempfile::TempDir, Result<OciLayout, SourceError>) {
-        let folder = tempfile::tempdir().unwrap();
-        files.write(folder.path());
-        let layout = OciLayout::open(folder.path(), reference);
-        (folder, layout)
+        let directory = tempfile::tempdir().unwrap();
+        files.write(directory.path());
+        let layout = OciLayout::open(directory.path(), reference);
+        (directory, layout)
     }
 
     fn resolve(files: &Files, reference: Option<&str>) -> Result<Image, SourceError> {
-        let (_folder, layout) = open(files, reference);
+        let (_directory, layout) = open(files, reference);
         layout?.resolve(&PlatformRequest::new(Some("linux/amd64".parse().unwrap())))
     }
 
@@ -288,11 +288,11 @@ mod tests {
     }
 
     #[test]
-    fn folder_and_archives_give_the_same_image() {
+    fn directory_and_archives_give_the_same_image() {
         let mut files = Files::layout();
         let image = named(files.image("linux/amd64", &["lower", "upper"]), "h.org/a:1");
         let files = files.index(json!([image]));
-        let (_folder, layout) = open(&files, None);
+        let (_directory, layout) = open(&files, None);
         let layout = layout.unwrap();
         let request = PlatformRequest::new(None);
         let expected = layout.resolve(&request).unwrap();
@@ -402,12 +402,12 @@ mod tests {
         let mut files = Files::layout();
         let image = files.image("linux/amd64", &["gone", "there"]);
         let files = files.index(json!([image])).without(&blob_name(&Digest::of(b"gone")));
-        let (folder, layout) = open(&files, None);
+        let (directory, layout) = open(&files, None);
         let layout = layout.unwrap();
         let image = layout.resolve(&PlatformRequest::new(None)).unwrap();
         match read_layer(&layout, &image.layers[0]) {
             Err(SourceError::MissingBlob { digest, path }) => {
-                assert_eq!((digest, path), (Digest::of(b"gone"), folder.path().join(blob_name(&digest))));
+                assert_eq!((digest, path), (Digest::of(b"gone"), directory.path().join(blob_name(&digest))));
             }
             other => panic!("{other:?}"),
         }
@@ -415,12 +415,12 @@ mod tests {
     }
 
     #[test]
-    fn layer_that_is_a_folder_is_not_read() {
+    fn layer_that_is_a_directory_is_not_read() {
         let mut files = Files::layout();
         let image = files.image("linux/amd64", &["a"]);
         let name = blob_name(&Digest::of(b"a"));
         let files = files.index(json!([image])).without(&name).with(&format!("{name}/file"), "");
-        let (_folder, layout) = open(&files, None);
+        let (_directory, layout) = open(&files, None);
         let layout = layout.unwrap();
         let image = layout.resolve(&PlatformRequest::new(None)).unwrap();
         assert!(matches!(read_layer(&layout, &image.layers[0]), Err(SourceError::NotAFile { .. })));

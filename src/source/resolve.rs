@@ -265,11 +265,11 @@ mod tests {
 
     /// Resolves the image of a layout for `platform`; a question mark before it says that nobody asked for it.
     fn resolve(files: &Files, platform: &str) -> Result<Image, SourceError> {
-        let folder = tempfile::tempdir().unwrap();
-        files.write(folder.path());
+        let directory = tempfile::tempdir().unwrap();
+        files.write(directory.path());
         let explicit = !platform.starts_with('?');
         let platform = platform.trim_start_matches('?').parse().unwrap();
-        let source = OciLayout::open(folder.path(), None)?;
+        let source = OciLayout::open(directory.path(), None)?;
         let image = source.resolve(&PlatformRequest { platform, explicit })?;
         keeps_its_promises(&source, &image);
         Ok(image)
@@ -495,9 +495,9 @@ mod tests {
         let null = files.json(INDEX, &json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": null}));
         for index in [empty, nested, null] {
             let files = files.clone().index(json!([index]));
-            let folder = tempfile::tempdir().unwrap();
-            files.write(folder.path());
-            let source = OciLayout::open(folder.path(), None).unwrap();
+            let directory = tempfile::tempdir().unwrap();
+            files.write(directory.path());
+            let source = OciLayout::open(directory.path(), None).unwrap();
             for error in [resolve(&files, "?linux/amd64").unwrap_err(), source.resolve_each(None).unwrap_err()] {
                 assert!(error.to_string().contains("empty index"), "{error}");
             }
@@ -523,9 +523,9 @@ mod tests {
         for asked in ["linux/amd64/v3", "linux/amd64/v4"] {
             assert_eq!(resolve(&high, asked).unwrap().platform, Some("linux/amd64/v3".parse().unwrap()));
         }
-        let folder = tempfile::tempdir().unwrap();
-        mislabelled.write(folder.path());
-        let images = OciLayout::open(folder.path(), None).unwrap().resolve_each(None).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        mislabelled.write(directory.path());
+        let images = OciLayout::open(directory.path(), None).unwrap().resolve_each(None).unwrap();
         assert_eq!(images.iter().map(|(platform, _)| platform.to_string()).collect::<Vec<_>>(), ["linux/arm64"]);
         // The same image under two names and for two platforms.
         let mut files = Files::layout();

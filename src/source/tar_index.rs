@@ -183,7 +183,7 @@ impl Step {
             _ if is_sparse => Kind::Sparse,
             EntryType::Regular | EntryType::Continuous => Kind::File,
             EntryType::Link => Kind::Link(join(b"", target)),
-            EntryType::Symlink => Kind::Link(join(folder_of(name.as_deref().unwrap_or_default()), target)),
+            EntryType::Symlink => Kind::Link(join(directory_of(name.as_deref().unwrap_or_default()), target)),
             _ => Kind::Other,
         };
         // Some writers give links the size of what they lead to. Like Docker's own reader, this one finds no content.
@@ -250,18 +250,18 @@ impl Members {
     }
 }
 
-/// Returns the folder that `name` lies in.
-fn folder_of(name: &[u8]) -> &[u8] {
+/// Returns the directory that `name` lies in.
+fn directory_of(name: &[u8]) -> &[u8] {
     name.iter().rposition(|&byte| byte == b'/').map_or(b"", |slash| &name[..slash])
 }
 
-/// Joins `path` to `folder` and brings it into its one form: without `.`, `..` and superfluous slashes.
+/// Joins `path` to `directory` and brings it into its one form: without `.`, `..` and superfluous slashes.
 ///
 /// Returns nothing for a path that leads out of the archive; an absolute one starts at its root.
-fn join(folder: &[u8], path: &[u8]) -> Option<Vec<u8>> {
-    let folder = if path.starts_with(b"/") { b"" } else { folder };
+fn join(directory: &[u8], path: &[u8]) -> Option<Vec<u8>> {
+    let directory = if path.starts_with(b"/") { b"" } else { directory };
     let mut names: Vec<&[u8]> = Vec::new();
-    for name in folder.split(|&byte| byte == b'/').chain(path.split(|&byte| byte == b'/')) {
+    for name in directory.split(|&byte| byte == b'/').chain(path.split(|&byte| byte == b'/')) {
         match name {
             b"" | b"." => {}
             b".." => drop(names.pop()?),
@@ -301,7 +301,7 @@ mod tests {
     fn member_is_read_from_plain_and_packed_archives() {
         let long = format!("{}/{}", "d".repeat(120), "f".repeat(150));
         let big = vec![7; 100_000];
-        let tar = Tar::new().folder("a/").file("./a/one", b"1").file("/two", &big).file(&long, b"long").bytes();
+        let tar = Tar::new().directory("a/").file("./a/one", b"1").file("/two", &big).file(&long, b"long").bytes();
         for bytes in [tar.clone(), gzip(&tar), zstd(&tar)] {
             let archive = open(&bytes).unwrap();
             assert_eq!(read(&archive, "a/one").unwrap(), b"1");
@@ -347,7 +347,7 @@ mod tests {
     fn last_member_of_a_name_counts() {
         let archive = open(&Tar::new().file("a", b"first").file("a", b"second").bytes()).unwrap();
         assert_eq!(read(&archive, "a").unwrap(), b"second");
-        let archive = open(&Tar::new().file("a", b"first").folder("a").bytes()).unwrap();
+        let archive = open(&Tar::new().file("a", b"first").directory("a").bytes()).unwrap();
         assert_eq!(read(&archive, "a"), None);
     }
 
@@ -406,9 +406,9 @@ mod tests {
     fn garbage_is_no_archive() {
         assert!(matches!(problem(&[b'x'; 2000]), ArchiveError::Header { position: 0, .. }));
         assert!(matches!(problem(b"\xfd7zXZ\0"), ArchiveError::Read { .. }));
-        let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(TarArchive::open(folder.path()), Err(SourceError::NotAFile { .. })));
-        assert!(matches!(TarArchive::open(&folder.path().join("none")), Err(SourceError::Read { .. })));
+        let directory = tempfile::tempdir().unwrap();
+        assert!(matches!(TarArchive::open(directory.path()), Err(SourceError::NotAFile { .. })));
+        assert!(matches!(TarArchive::open(&directory.path().join("none")), Err(SourceError::Read { .. })));
     }
 
     #[test]

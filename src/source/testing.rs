@@ -46,7 +46,7 @@ impl Tar {
         self
     }
 
-    pub(super) fn folder(mut self, name: &str) -> Self {
+    pub(super) fn directory(mut self, name: &str) -> Self {
         self.0.append_data(&mut header(tar::EntryType::Directory, 0), name, &[][..]).unwrap();
         self
     }
@@ -152,10 +152,10 @@ impl Files {
         self.blob(media_type, document.to_string().as_bytes())
     }
 
-    /// Writes the files into a folder.
-    pub(super) fn write(&self, folder: &Path) {
+    /// Writes the files into a directory.
+    pub(super) fn write(&self, directory: &Path) {
         for (name, content) in &self.0 {
-            let path = folder.join(name);
+            let path = directory.join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }

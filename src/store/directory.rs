@@ -1,4 +1,4 @@
-//! A repository in a folder, exactly as web servers serve it to clients.
+//! A repository in a directory, exactly as web servers serve it to clients.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -25,10 +25,10 @@ pub enum StoreError {
         /// Why it failed.
         source: io::Error,
     },
-    /// The folder lacks what every repository has.
+    /// The directory lacks what every repository has.
     #[error("'{}' is not the storage of a CVMFS repository: it has no {missing}", path.display())]
     NoRepository {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
         /// What it lacks.
         missing: &'static str,
@@ -117,7 +117,7 @@ pub struct DirectoryStore {
 }
 
 impl DirectoryStore {
-    /// Creates the folders of an empty store. Nothing of an existing one may be in the way.
+    /// Creates the directories of an empty store. Nothing of an existing one may be in the way.
     pub fn create(root: &Path) -> Result<Self, StoreError> {
         fs::create_dir_all(root).map_err(StoreError::io("create", root))?;
         let data = root.join("data");
@@ -164,7 +164,7 @@ impl DirectoryStore {
         self.below.is_some()
     }
 
-    /// Returns the folder that the store lies in.
+    /// Returns the directory that the store lies in.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -287,11 +287,11 @@ impl DirectoryStore {
     ///
     /// The lock goes with the value, or with the process.
     pub fn lock(&self, wait: Duration) -> Result<Lock, StoreError> {
-        let folder = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
+        let directory = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
         let start = Instant::now();
         loop {
-            match folder.try_lock() {
-                Ok(()) => return Ok(Lock { _folder: folder }),
+            match directory.try_lock() {
+                Ok(()) => return Ok(Lock { _directory: directory }),
                 Err(fs::TryLockError::WouldBlock) if start.elapsed() < wait => thread::sleep(RETRY),
                 Err(fs::TryLockError::WouldBlock) => {
                     return Err(StoreError::Held(Held { path: self.root.clone(), waited: start.elapsed() }));
@@ -309,8 +309,8 @@ impl DirectoryStore {
 
     /// Waits until everything that was written so far is on disk. File systems of programs (FUSE) do nothing here.
     pub fn sync(&self) -> Result<(), StoreError> {
-        let folder = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
-        syncing(|| rustix::fs::syncfs(&folder)).map_err(|error| StoreError::io("sync", &self.root)(error.into()))
+        let directory = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
+        syncing(|| rustix::fs::syncfs(&directory)).map_err(|error| StoreError::io("sync", &self.root)(error.into()))
     }
 }
 
@@ -364,5 +364,5 @@ pub(super) const RETRY: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 #[must_use = "the lock is given back when it is dropped"]
 pub struct Lock {
-    _folder: File,
+    _directory: File,
 }

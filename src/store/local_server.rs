@@ -22,7 +22,7 @@ use crate::message::causes;
 /// A `cvmfs_server` that manages the same storage.
 #[derive(Debug)]
 pub struct LocalServer {
-    /// Its spool folder of this repository, `/var/spool/cvmfs/<fqrn>` as a rule.
+    /// Its spool directory of this repository, `/var/spool/cvmfs/<fqrn>` as a rule.
     spool: PathBuf,
 }
 
@@ -35,7 +35,7 @@ impl LocalServer {
             Err(error) if is_absence(&error) => return Ok(None),
             Err(error) => return Err(StoreError::io("read", &path)(error)),
         };
-        // Of the forms `local,<folder for unfinished files>,<storage>`, `S3,…` and `gw,…` only the first can be ours.
+        // Of the forms `local,<directory for unfinished files>,<storage>`, `S3,…` and `gw,…` only the first can be ours.
         let upstream = shell_value(&text, "CVMFS_UPSTREAM_STORAGE").unwrap_or_default();
         let managed = upstream.strip_prefix("local,").and_then(|rest| rest.rsplit(',').next()).map(Path::new);
         let is_ours = match managed {
@@ -90,7 +90,7 @@ impl LocalServer {
             let mut temporary = temporary_in(&self.spool)?;
             writeln!(temporary, "{reflog}")?;
             syncing(|| temporary.as_file().sync_all())?;
-            // The server writes to the file itself, as the owner of the folder.
+            // The server writes to the file itself, as the owner of the directory.
             std::os::unix::fs::chown(temporary.path(), Some(owner.uid()), Some(owner.gid()))?;
             temporary.persist(&path).map_err(|error| error.error)
         });

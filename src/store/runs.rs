@@ -1,4 +1,4 @@
-//! The folders of runs, and what this process has under way, for the case that it is told to end.
+//! The directories of runs, and what this process has under way, for the case that it is told to end.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use super::StoreError;
 
-/// What the names of the folders of runs begin with, in `data/txn`.
-const FOLDER_PREFIX: &str = "strata-";
+/// What the names of the directories of runs begin with, in `data/txn`.
+const DIRECTORY_PREFIX: &str = "strata-";
 
 /// What this process has under way.
 #[derive(Debug)]
 pub(super) struct Runs {
-    /// Folders that go when the process does.
-    folders: Vec<PathBuf>,
+    /// Directories that go when the process does.
+    directories: Vec<PathBuf>,
     /// What goes unless it is finished, in the order in which it was made, each with the number of its [`Unfinished`].
     unfinished: Vec<(u64, Leftover)>,
     /// How many values of [`Unfinished`] there were.
@@ -40,7 +40,7 @@ enum Leftover {
 static SYNCS: Mutex<(usize, Option<Instant>)> = Mutex::new((0, None));
 
 static RUNS: Mutex<Runs> =
-    Mutex::new(Runs { folders: Vec::new(), unfinished: Vec::new(), makers: 0, locks: Vec::new(), published: None });
+    Mutex::new(Runs { directories: Vec::new(), unfinished: Vec::new(), makers: 0, locks: Vec::new(), published: None });
 
 /// Returns the runs, locked: as long as the lock is held, an interruption waits. So it is held for short steps only.
 pub(super) fn runs() -> MutexGuard<'static, Runs> {
@@ -92,8 +92,8 @@ impl Deadline {
 }
 
 impl Runs {
-    pub(super) fn start(&mut self, folder: &Path) {
-        self.folders.push(folder.to_owned());
+    pub(super) fn start(&mut self, directory: &Path) {
+        self.directories.push(directory.to_owned());
     }
 
     /// Notes that clients see a revision.
@@ -101,8 +101,8 @@ impl Runs {
         self.published = Some(revision);
     }
 
-    pub(super) fn end(&mut self, folder: &Path) {
-        self.folders.retain(|other| other != folder);
+    pub(super) fn end(&mut self, directory: &Path) {
+        self.directories.retain(|other| other != directory);
     }
 
     pub(super) fn lock(&mut self, file: &Path) {
@@ -250,52 +250,52 @@ pub fn abandon_runs(patience: Duration) -> Option<u64> {
         fs::remove_file(lock).ok();
     }
     // Under other names, no thread adds to the directories while they are emptied. The next run takes them for a dead one's, too.
-    let abandoned = runs.folders.iter().filter_map(|folder| {
-        let mut abandoned = folder.clone().into_os_string();
+    let abandoned = runs.directories.iter().filter_map(|directory| {
+        let mut abandoned = directory.clone().into_os_string();
         abandoned.push("-abandoned");
-        fs::rename(folder, &abandoned).is_ok().then_some(abandoned)
+        fs::rename(directory, &abandoned).is_ok().then_some(abandoned)
     });
     let abandoned: Vec<_> = abandoned.collect();
     for (_, leftover) in runs.unfinished.iter().rev() {
         leftover.delete(Some(deadline));
     }
-    abandoned.iter().for_each(|folder| delete_until(Path::new(folder), deadline));
+    abandoned.iter().for_each(|directory| delete_until(Path::new(directory), deadline));
     let published = runs.published;
     std::mem::forget(runs);
     published
 }
 
-/// Makes a folder for a run of this process, and holds it locked.
-pub(super) fn make_run_folder(transactions: &Path) -> Result<(PathBuf, File), StoreError> {
+/// Makes a directory for a run of this process, and holds it locked.
+pub(super) fn make_run_directory(transactions: &Path) -> Result<(PathBuf, File), StoreError> {
     let process = std::process::id();
     for number in 0_u32.. {
-        let folder = transactions.join(format!("{FOLDER_PREFIX}{process}-{number}"));
-        match fs::create_dir(&folder) {
+        let directory = transactions.join(format!("{DIRECTORY_PREFIX}{process}-{number}"));
+        match fs::create_dir(&directory) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-            Err(error) => return Err(StoreError::io("create", &folder)(error)),
+            Err(error) => return Err(StoreError::io("create", &directory)(error)),
         }
-        // Another run may take the folder for a dead one's before it is locked; then the next number has its turn.
-        let Ok(alive) = File::open(&folder) else { continue };
+        // Another run may take the directory for a dead one's before it is locked; then the next number has its turn.
+        let Ok(alive) = File::open(&directory) else { continue };
         match alive.try_lock() {
-            Ok(()) if folder.exists() => return Ok((folder, alive)),
+            Ok(()) if directory.exists() => return Ok((directory, alive)),
             Ok(()) | Err(fs::TryLockError::WouldBlock) => {}
             Err(fs::TryLockError::Error(error)) => {
-                fs::remove_dir(&folder).ok();
-                return Err(StoreError::io("lock", &folder)(error));
+                fs::remove_dir(&directory).ok();
+                return Err(StoreError::io("lock", &directory)(error));
             }
         }
     }
-    unreachable!("there are more numbers than folders")
+    unreachable!("there are more numbers than directories")
 }
 
-/// Deletes the folders of runs that no longer live.
+/// Deletes the directories of runs that no longer live.
 pub(super) fn delete_leftovers(transactions: &Path) -> Result<(), StoreError> {
     for entry in fs::read_dir(transactions).map_err(StoreError::io("list", transactions))? {
         let path = entry.map_err(StoreError::io("list", transactions))?.path();
         let is_ours =
-            path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(FOLDER_PREFIX.as_bytes()));
-        let is_dead = || File::open(&path).is_ok_and(|folder| folder.try_lock().is_ok());
+            path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(DIRECTORY_PREFIX.as_bytes()));
+        let is_dead = || File::open(&path).is_ok_and(|directory| directory.try_lock().is_ok());
         if is_ours && is_dead() {
             tracing::info!("deleting what a dead run left in '{}'", path.display());
             let deleted = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
@@ -312,19 +312,19 @@ mod tests {
     #[test]
     fn what_was_not_deleted_in_time_is_deleted_by_the_next_run() {
         let transactions = tempfile::tempdir().unwrap();
-        let (folder, alive) = make_run_folder(transactions.path()).unwrap();
-        fs::create_dir(folder.join("0")).unwrap();
-        fs::write(folder.join("0/object"), "bytes").unwrap();
-        delete_until(&folder, Deadline::after(Duration::ZERO));
-        assert!(folder.join("0/object").exists(), "there was no time");
+        let (directory, alive) = make_run_directory(transactions.path()).unwrap();
+        fs::create_dir(directory.join("0")).unwrap();
+        fs::write(directory.join("0/object"), "bytes").unwrap();
+        delete_until(&directory, Deadline::after(Duration::ZERO));
+        assert!(directory.join("0/object").exists(), "there was no time");
         drop(alive);
         delete_leftovers(transactions.path()).unwrap();
         assert_eq!(fs::read_dir(transactions.path()).unwrap().count(), 0);
-        let (folder, _alive) = make_run_folder(transactions.path()).unwrap();
-        fs::create_dir(folder.join("0")).unwrap();
-        fs::write(folder.join("0/object"), "bytes").unwrap();
-        delete_until(&folder, Deadline::after(Duration::from_secs(60)));
-        assert!(!folder.exists());
+        let (directory, _alive) = make_run_directory(transactions.path()).unwrap();
+        fs::create_dir(directory.join("0")).unwrap();
+        fs::write(directory.join("0/object"), "bytes").unwrap();
+        delete_until(&directory, Deadline::after(Duration::from_secs(60)));
+        assert!(!directory.exists());
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! New objects on their way into a store.
 //!
 //! An object gets its name in `data/` only when its bytes are on disk, so that a crash never leaves a name without them.
-//! To spare an `fsync` per file, objects gather in a folder of the run and move in batches, each behind one `syncfs`. What
-//! replaces files beside the objects is made in that folder, too, so that a killed run leaves nothing anywhere else.
+//! To spare an `fsync` per file, objects gather in a directory of the run and move in batches, each behind one `syncfs`. What
+//! replaces files beside the objects is made in that directory, too, so that a killed run leaves nothing anywhere else.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -19,7 +19,7 @@ use rustix::io::Errno;
 
 use super::file_system::{is_synced_as_a_whole, probe, sync_each};
 use super::marks::Marks;
-use super::runs::{delete_leftovers, make_run_folder, runs, syncing};
+use super::runs::{delete_leftovers, make_run_directory, runs, syncing};
 use super::{DirectoryStore, StoreError, read_regular_up_to};
 use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, Pieces, SizeLimit};
 use crate::stage::stage;
@@ -36,11 +36,11 @@ const LOOKS_FOR_A_FIND: u64 = 64;
 /// The new objects of one run, in `data/txn/strata-<process>-<number>/` until they are durable.
 ///
 /// Threads add objects side by side. What was not flushed when the value is dropped is deleted; a run that was killed
-/// leaves its folder, which the next run deletes.
+/// leaves its directory, which the next run deletes.
 #[derive(Debug)]
 pub struct Staging {
     store: DirectoryStore,
-    folder: PathBuf,
+    directory: PathBuf,
     /// Held locked, which tells other runs that this one lives.
     _alive: File,
     state: Mutex<State>,
@@ -140,24 +140,24 @@ impl State {
 }
 
 impl Staging {
-    /// Starts a run: deletes what dead ones left in `data/txn` and makes a folder of its own.
+    /// Starts a run: deletes what dead ones left in `data/txn` and makes a directory of its own.
     pub fn start(store: &DirectoryStore) -> Result<Self, StoreError> {
         let transactions = store.root().join("data/txn");
         delete_leftovers(&transactions)?;
-        // Whoever abandons the runs of this process either comes before the folder is made, or finds it in the list.
+        // Whoever abandons the runs of this process either comes before the directory is made, or finds it in the list.
         let mut runs = runs();
-        let (folder, alive) = make_run_folder(&transactions)?;
-        runs.start(&folder);
+        let (directory, alive) = make_run_directory(&transactions)?;
+        runs.start(&directory);
         drop(runs);
-        if let Err(error) = probe(&folder) {
-            fs::remove_dir_all(&folder).ok();
-            super::runs::runs().end(&folder);
+        if let Err(error) = probe(&directory) {
+            fs::remove_dir_all(&directory).ok();
+            super::runs::runs().end(&directory);
             return Err(error);
         }
-        let is_synced_as_a_whole = is_synced_as_a_whole(&folder)?;
-        // Threads that make files in one folder wait for one another.
+        let is_synced_as_a_whole = is_synced_as_a_whole(&directory)?;
+        // Threads that make files in one directory wait for one another.
         for digit in 0..16 {
-            let path = folder.join(format!("{digit:x}"));
+            let path = directory.join(format!("{digit:x}"));
             fs::create_dir(&path).map_err(StoreError::io("create", &path))?;
         }
         // What a store below has is not in the way when an object is moved.
@@ -167,7 +167,7 @@ impl Staging {
         let (written, full, compares_bytes) = Default::default();
         Ok(Self {
             store: store.clone(),
-            folder,
+            directory,
             _alive: alive,
             state,
             written,
@@ -506,26 +506,26 @@ impl Staging {
     /// whole store is still out of their sight. What fails from then on is no error: it is returned.
     pub fn replace_files(&self, files: &[(&str, &[u8])], revision: Option<u64>) -> Result<Vec<StoreError>, StoreError> {
         for (name, bytes) in files {
-            let path = self.folder.join(name);
+            let path = self.directory.join(name);
             let written = write_new(&path, bytes)?;
             syncing(|| written.sync_all()).map_err(StoreError::io("sync", &path))?;
         }
         let root = self.store.root();
         // Before the first rename: a process may have no file left to open.
-        let folder = File::open(root).map_err(StoreError::io("open", root))?;
+        let directory = File::open(root).map_err(StoreError::io("open", root))?;
         let mut late = Vec::new();
         {
             let mut runs = runs();
             for (number, (name, bytes)) in files.iter().enumerate() {
                 let path = root.join(name);
-                if let Err(error) = fs::rename(self.folder.join(name), &path) {
+                if let Err(error) = fs::rename(self.directory.join(name), &path) {
                     let is_last = number + 1 == files.len();
                     late = despite_failure(&path, bytes, error, is_last)?;
                 }
             }
             revision.into_iter().for_each(|revision| runs.publish(revision));
         }
-        late.extend(syncing(|| folder.sync_all()).map_err(StoreError::io("sync", root)).err());
+        late.extend(syncing(|| directory.sync_all()).map_err(StoreError::io("sync", root)).err());
         Ok(late)
     }
 
@@ -540,17 +540,17 @@ impl Staging {
 
     fn staged_path(&self, hash: ObjectHash, kind: ObjectKind) -> PathBuf {
         let name = hash.to_string();
-        self.folder.join(&name[..1]).join(format!("{name}{}", kind.suffix()))
+        self.directory.join(&name[..1]).join(format!("{name}{}", kind.suffix()))
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
         // An interruption does not wait for this, which may take long: it deletes what is left.
-        let removed = fs::remove_dir_all(&self.folder);
-        runs().end(&self.folder);
+        let removed = fs::remove_dir_all(&self.directory);
+        runs().end(&self.directory);
         if let Err(error) = removed {
-            tracing::warn!("cannot delete '{}': {error}", self.folder.display());
+            tracing::warn!("cannot delete '{}': {error}", self.directory.display());
         }
     }
 }

@@ -25,7 +25,7 @@ use rsa::rand_core::CryptoRng;
 
 use crate::catalog::StateError;
 use crate::convert::{self, ConvertError, Outcome, Run, despite_collection};
-use crate::folder::{FolderError, RepositoryFolder};
+use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::image::ImageName;
 use crate::podman::PublishedStore;
 use crate::progress::Progress;
@@ -49,9 +49,9 @@ use workshop::Workshop;
 /// Why a round could not be brought to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
-    /// The repository folder cannot be used.
+    /// The repository directory cannot be used.
     #[error(transparent)]
-    Folder(#[from] FolderError),
+    Directory(#[from] DirectoryError),
     /// The repository cannot be read.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
@@ -174,7 +174,7 @@ pub struct Report {
 ///
 /// An error means that the round ended early; what was published by then stays, and the error tells of it.
 pub fn round(
-    folder: &RepositoryFolder,
+    directory: &RepositoryDirectory,
     wishlist: &Wishlist,
     options: &Options,
     observer: &dyn Observer,
@@ -182,7 +182,7 @@ pub fn round(
 ) -> Result<Report, SyncError> {
     let published = Mutex::default();
     let result = despite_collection(
-        || attempt(folder, wishlist, options, observer, &published, rng),
+        || attempt(directory, wishlist, options, observer, &published, rng),
         |error| match error {
             SyncError::Convert(error) => error.vanished(),
             _ => None,
@@ -205,20 +205,20 @@ struct Published {
 const UNPOISONED: &str = "no thread panics while it notes a revision";
 
 fn attempt(
-    folder: &RepositoryFolder,
+    directory: &RepositoryDirectory,
     wishlist: &Wishlist,
     options: &Options,
     observer: &dyn Observer,
     published: &Mutex<Published>,
     rng: &mut (impl CryptoRng + Send),
 ) -> Result<Report, SyncError> {
-    check_repository(folder, wishlist, options)?;
+    check_repository(directory, wishlist, options)?;
     wishlist.problems.iter().for_each(|problem| observer.note(Event::Problem(problem)));
-    let settings = folder.settings();
-    let registries = folder.registries()?.with_patience(settings.requests.patience());
+    let settings = directory.settings();
+    let registries = directory.registries()?.with_patience(settings.requests.patience());
     // Each image that is converted has its share.
     let memory = options.convert.memory / options.side_by_side.max(1) as u64;
-    let run = Run::open(folder, &convert::Options { memory, ..options.convert.clone() }, &registries)?;
+    let run = Run::open(directory, &convert::Options { memory, ..options.convert.clone() }, &registries)?;
     let quarantine = Quarantine::open(run.state())?;
     let head = run.head()?;
     let survey = Survey {
@@ -260,8 +260,8 @@ fn attempt(
     Ok(Report { images, artifacts, failures, removed, prunable, suspicion, revisions, late, written })
 }
 
-fn check_repository(folder: &RepositoryFolder, wishlist: &Wishlist, options: &Options) -> Result<(), SyncError> {
-    let actual = folder.name().as_str();
+fn check_repository(directory: &RepositoryDirectory, wishlist: &Wishlist, options: &Options) -> Result<(), SyncError> {
+    let actual = directory.name().as_str();
     match &wishlist.repository {
         Some(wanted) if wanted != actual && options.prune != Prune::Nothing => {
             Err(SyncError::OtherRepository { wanted: wanted.clone(), actual: actual.to_owned() })

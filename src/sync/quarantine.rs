@@ -60,8 +60,8 @@ mod tests {
 
     #[test]
     fn image_is_held_until_its_time_has_come() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateDatabase::open(&folder.path().join("state.db")).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDatabase::open(&directory.path().join("state.db")).unwrap();
         let name: ImageName = "h.org/a:1".parse().unwrap();
         let at = |seconds| Timestamp { seconds, nanoseconds: 0 };
         Quarantine::open(&state).unwrap().note_failure(&name, "no such blob", at(1000)).unwrap();

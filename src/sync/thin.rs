@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 use rayon::prelude::*;
 
 use super::{ImageState, Report, SyncError};
-use crate::folder::RepositoryFolder;
+use crate::directory::RepositoryDirectory;
 use crate::image::{Digest, ImageConfig, ImageManifest, ImageName, ImageReference};
 use crate::layout::{self, ImagePlace};
 use crate::message::causes;
@@ -58,15 +58,15 @@ struct Work<'a> {
 ///
 /// Of an image that another program published there is none: nothing here says how it is run.
 pub fn push_thin_images(
-    folder: &RepositoryFolder,
+    directory: &RepositoryDirectory,
     thin: &ThinImages,
     report: &Report,
 ) -> Result<Vec<ThinOutcome>, SyncError> {
-    let settings = folder.settings().registries_in(folder.path());
+    let settings = directory.settings().registries_in(directory.path());
     // The password is for the registry that the recipe names, never for those that its images come from.
     let login = thin.format.host().zip(thin.user.as_deref());
     let registries = Registries::for_pushing(settings, &|name| std::env::var_os(name), login)?;
-    let head = Repository::open(&folder.store()?, folder.name())?;
+    let head = Repository::open(&directory.store()?, directory.name())?;
     let (mut outcomes, mut works) = (Vec::new(), Vec::new());
     let mut taken: HashMap<String, &ImageName> = HashMap::new();
     for (image, _) in
@@ -135,8 +135,8 @@ impl Work<'_> {
     }
 
     fn make(&self, head: &Repository) -> Result<Made, RepositoryError> {
-        let folder = ImagePlace { name: self.image.name().clone(), platform: None }.metadata();
-        let read = |name: &[u8]| head.read(&folder.join(name), DOCUMENT_LIMIT);
+        let directory = ImagePlace { name: self.image.name().clone(), platform: None }.metadata();
+        let read = |name: &[u8]| head.read(&directory.join(name), DOCUMENT_LIMIT);
         let (Some(manifest), Some(config)) = (read(b"manifest.json")?, read(b"config.json")?) else {
             return Ok(Made::Nothing);
         };

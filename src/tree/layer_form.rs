@@ -1,6 +1,6 @@
-//! One layer by itself, as overlay mounts take it: whiteouts are character devices 0:0, opaque folders carry an attribute.
+//! One layer by itself, as overlay mounts take it: whiteouts are character devices 0:0, opaque directories carry an attribute.
 //!
-//! The form says less than the archive did: it cannot tell an implied folder from a named one, nor a hard link into lower
+//! The form says less than the archive did: it cannot tell an implied directory from a named one, nor a hard link into lower
 //! layers from a file, and where lower layers have links, its marks stand elsewhere. Only together with what else is in a
 //! [`LayerForm`], which is published beside the tree, can the layer be applied again without its blob.
 
@@ -14,7 +14,7 @@ use crate::layer::{DeviceNumber, EntryKind, EntryPath, LayerEntry, NodeKind};
 use crate::metadata::{Metadata, Timestamp, Xattrs};
 use crate::object::Content;
 
-/// What marks an opaque folder: overlay mounts of root read the first, those of user namespaces the second.
+/// What marks an opaque directory: overlay mounts of root read the first, those of user namespaces the second.
 pub const OPAQUE_XATTRS: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaque"];
 
 const WHITEOUT: DeviceNumber = DeviceNumber { major: 0, minor: 0 };
@@ -24,13 +24,13 @@ const WHITEOUT: DeviceNumber = DeviceNumber { major: 0, minor: 0 };
 pub struct LayerForm {
     /// The tree that is published.
     pub tree: Arc<Directory>,
-    /// Folders that the archive never named; their attributes come from the layers below.
+    /// Directories that the archive never named; their attributes come from the layers below.
     pub implied: BTreeSet<EntryPath>,
     /// Hard links whose inode lies in lower layers, by path.
     pub links_below: BTreeMap<EntryPath, EntryPath>,
     /// What the archive hides of lower layers, by its own words.
     pub whiteouts: BTreeSet<EntryPath>,
-    /// Folders in which the archive hides everything of lower layers.
+    /// Directories in which the archive hides everything of lower layers.
     pub opaques: BTreeSet<EntryPath>,
 }
 
@@ -249,7 +249,8 @@ impl OwnLayer {
 
 /// Returns the attributes that a directory has in a tree, or those of a new directory where the tree has no such directory.
 fn metadata_in(tree: &Directory, path: &EntryPath) -> Metadata {
-    tree.directory(path.components()).map_or_else(Metadata::of_implied_folder, |directory| directory.metadata.clone())
+    tree.directory(path.components())
+        .map_or_else(Metadata::of_implied_directory, |directory| directory.metadata.clone())
 }
 
 /// Puts marks into a layer.
@@ -323,25 +324,25 @@ pub fn needed_whiteout(own: &Directory, lower: &Directory, path: &EntryPath) -> 
     (lower.get(path).is_some() && !is_in_opaque(own, &parent)).then(whiteout)
 }
 
-/// Tells whether a folder of the layer or one above it is marked as opaque. The root's mark is not obeyed by mounts.
+/// Tells whether a directory of the layer or one above it is marked as opaque. The root's mark is not obeyed by mounts.
 fn is_in_opaque(own: &Directory, path: &EntryPath) -> bool {
-    let mut folder = own;
+    let mut directory = own;
     for name in path.components() {
-        match folder.children.get(name) {
+        match directory.children.get(name) {
             Some(Node::Directory(child)) if without_mark(&child.metadata).1 => return true,
-            Some(Node::Directory(child)) => folder = child,
+            Some(Node::Directory(child)) => directory = child,
             _ => return false,
         }
     }
     false
 }
 
-/// Tells whether a tree has something else than a folder on the way to one.
+/// Tells whether a tree has something else than a directory on the way to one.
 fn is_blocked(tree: &Directory, path: &EntryPath) -> bool {
-    let mut folder = tree;
+    let mut directory = tree;
     for name in path.components() {
-        match folder.children.get(name) {
-            Some(Node::Directory(child)) => folder = child,
+        match directory.children.get(name) {
+            Some(Node::Directory(child)) => directory = child,
             Some(Node::Leaf(_)) => return true,
             None => return false,
         }

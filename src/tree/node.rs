@@ -1,6 +1,6 @@
-//! Folders and what lies in them.
+//! Directories and what lies in them.
 //!
-//! A clone of a folder costs a counter: whoever changes one copies it first, and its parents up to the root, so that the
+//! A clone of a directory costs a counter: whoever changes one copies it first, and its parents up to the root, so that the
 //! trees before and after a layer share all that the layer left alone. Two names of one tree that hold the *same*
 //! [`Leaf`] (by address, not by value) are hard links to one inode.
 
@@ -11,25 +11,25 @@ use crate::layer::{DeviceNumber, EntryPath};
 use crate::metadata::Metadata;
 use crate::object::Content;
 
-/// A folder.
+/// A directory.
 #[derive(Debug, Clone)]
 pub struct Directory {
-    /// Attributes of the folder itself.
+    /// Attributes of the directory itself.
     pub metadata: Metadata,
     /// What lies in it, by name.
     pub children: BTreeMap<Box<[u8]>, Node>,
 }
 
-/// Something in a folder.
+/// Something in a directory.
 #[derive(Debug, Clone)]
 pub enum Node {
-    /// A folder.
+    /// A directory.
     Directory(Arc<Directory>),
     /// Anything else.
     Leaf(Arc<Leaf>),
 }
 
-/// An inode that is no folder.
+/// An inode that is no directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaf {
     /// Attributes of the inode.
@@ -38,7 +38,7 @@ pub struct Leaf {
     pub kind: LeafKind,
 }
 
-/// What an inode is that is no folder.
+/// What an inode is that is no directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LeafKind {
     /// A regular file.
@@ -59,57 +59,57 @@ pub enum LeafKind {
 }
 
 impl Directory {
-    /// Returns an empty folder.
+    /// Returns an empty directory.
     pub fn new(metadata: Metadata) -> Self {
         Self { metadata, children: BTreeMap::new() }
     }
 
-    /// Returns the tree that the lowest layer is laid on: a root folder that nobody named yet.
+    /// Returns the tree that the lowest layer is laid on: a root directory that nobody named yet.
     pub fn empty_root() -> Arc<Self> {
-        Arc::new(Self::new(Metadata::of_implied_folder()))
+        Arc::new(Self::new(Metadata::of_implied_directory()))
     }
 
-    /// Returns what is at `path` below this folder; links on the way are not followed.
+    /// Returns what is at `path` below this directory; links on the way are not followed.
     pub fn get(&self, path: &EntryPath) -> Option<&Node> {
         let (parent, name) = path.split()?;
         self.directory(parent.components())?.children.get(name)
     }
 
-    /// Returns the folder at the end of `names`; links on the way are not followed.
+    /// Returns the directory at the end of `names`; links on the way are not followed.
     pub fn directory<'a>(&self, names: impl IntoIterator<Item = &'a [u8]>) -> Option<&Directory> {
-        names.into_iter().try_fold(self, |folder, name| match folder.children.get(name)? {
+        names.into_iter().try_fold(self, |directory, name| match directory.children.get(name)? {
             Node::Directory(child) => Some(&**child),
             Node::Leaf(_) => None,
         })
     }
 
-    /// Returns the folder at the end of `names` to change it, copying those on the way that other trees share.
+    /// Returns the directory at the end of `names` to change it, copying those on the way that other trees share.
     pub fn directory_mut<'a>(&mut self, names: impl IntoIterator<Item = &'a [u8]>) -> Option<&mut Directory> {
-        names.into_iter().try_fold(self, |folder, name| match folder.children.get_mut(name)? {
+        names.into_iter().try_fold(self, |directory, name| match directory.children.get_mut(name)? {
             Node::Directory(child) => Some(Arc::make_mut(child)),
             Node::Leaf(_) => None,
         })
     }
 
-    /// Returns how many of its entries are folders.
+    /// Returns how many of its entries are directories.
     pub fn subdirectories(&self) -> usize {
         self.children.values().filter(|node| matches!(node, Node::Directory(_))).count()
     }
 
-    /// Calls `visit` for everything below this folder: a folder before what lies in it, by name.
+    /// Calls `visit` for everything below this directory: a directory before what lies in it, by name.
     pub fn walk<'a>(&'a self, path: &EntryPath, visit: &mut impl FnMut(&EntryPath, &'a Node)) {
         for (name, node) in &self.children {
             let path = path.join(name);
             visit(&path, node);
-            if let Node::Directory(folder) = node {
-                folder.walk(&path, visit);
+            if let Node::Directory(directory) = node {
+                directory.walk(&path, visit);
             }
         }
     }
 }
 
-/// Returns the names of each inode of a tree that has some in several folders, which catalogs cannot hold.
-pub fn links_across_folders(tree: &Directory) -> Vec<Vec<EntryPath>> {
+/// Returns the names of each inode of a tree that has some in several directories, which catalogs cannot hold.
+pub fn links_across_directories(tree: &Directory) -> Vec<Vec<EntryPath>> {
     // Other trees may refer to an inode that has one name in this one, so that the paths of few are needed.
     let mut referred = Vec::new();
     visit_leaves(tree, &mut |leaf| {
@@ -130,17 +130,17 @@ pub fn links_across_folders(tree: &Directory) -> Vec<Vec<EntryPath>> {
             }
         });
     }
-    let folder = |path: &EntryPath| path.split().map(|(parent, _)| parent);
-    let is_across = |names: &Vec<EntryPath>| names.iter().any(|name| folder(name) != folder(&names[0]));
+    let directory = |path: &EntryPath| path.split().map(|(parent, _)| parent);
+    let is_across = |names: &Vec<EntryPath>| names.iter().any(|name| directory(name) != directory(&names[0]));
     let mut groups: Vec<Vec<EntryPath>> = names.into_values().filter(is_across).collect();
     groups.sort();
     groups
 }
 
-fn visit_leaves(folder: &Directory, visit: &mut impl FnMut(&Arc<Leaf>)) {
-    for node in folder.children.values() {
+fn visit_leaves(directory: &Directory, visit: &mut impl FnMut(&Arc<Leaf>)) {
+    for node in directory.children.values() {
         match node {
-            Node::Directory(folder) => visit_leaves(folder, visit),
+            Node::Directory(directory) => visit_leaves(directory, visit),
             Node::Leaf(leaf) => visit(leaf),
         }
     }
@@ -153,8 +153,8 @@ pub fn join_links(tree: &mut Arc<Directory>, groups: &[Vec<EntryPath>]) {
         let Some(Node::Leaf(leaf)) = tree.get(first).cloned() else { continue };
         for path in others {
             let Some((parent, name)) = path.split() else { continue };
-            if let Some(folder) = Arc::make_mut(tree).directory_mut(parent.components())
-                && let Some(Node::Leaf(other)) = folder.children.get_mut(name)
+            if let Some(directory) = Arc::make_mut(tree).directory_mut(parent.components())
+                && let Some(Node::Leaf(other)) = directory.children.get_mut(name)
                 && **other == *leaf
             {
                 *other = Arc::clone(&leaf);

@@ -1,7 +1,7 @@
 //! What a published layer shows otherwise than the image that uses it says.
 //!
 //! A layer is published once, in the form that it has above the parents of the image that brought it. What its archive
-//! leaves to lower layers (attributes of folders that it does not name, where a mark belongs, what hard links into lower
+//! leaves to lower layers (attributes of directories that it does not name, where a mark belongs, what hard links into lower
 //! layers lead to) may be something else above other parents.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,15 +17,15 @@ use crate::metadata::Metadata;
 pub struct ParentDifferences {
     /// Hard links into lower layers that stand for other inodes.
     pub links: Vec<EntryPath>,
-    /// Folders that the archive does not name, with other attributes, and marks of what is hidden that only one form has.
-    /// What lies in a folder that only one form has is not listed.
+    /// Directories that the archive does not name, with other attributes, and marks of what is hidden that only one form has.
+    /// What lies in a directory that only one form has is not listed.
     pub marks: Vec<EntryPath>,
 }
 
 impl ParentDifferences {
     /// Compares two forms of one layer, whose content may be encoded in two ways.
     ///
-    /// The times of folders that the archive does not name are nothing that it says, and are not compared.
+    /// The times of directories that the archive does not name are nothing that it says, and are not compared.
     pub fn between(one: &LayerForm, other: &LayerForm) -> Self {
         let links: BTreeSet<&EntryPath> = one.links_below.keys().chain(other.links_below.keys()).collect();
         let inodes = [one, other].map(|form| Inodes::of(form, &links));

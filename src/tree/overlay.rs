@@ -26,7 +26,7 @@ use crate::object::Content;
 pub enum ApplyError {
     /// Directories cannot be linked.
     #[error("hard link {} names the directory {}", path.shown(), target.shown())]
-    HardLinkToFolder {
+    HardLinkToDirectory {
         /// The link.
         path: EntryPath,
         /// What it names.
@@ -51,7 +51,7 @@ pub enum ApplyError {
     UnusableName(EntryPath),
     /// The root of an image is a directory.
     #[error("the layer has something other than a directory at the root")]
-    RootIsNoFolder,
+    RootIsNoDirectory,
 }
 
 /// A layer that was applied.
@@ -192,7 +192,7 @@ impl<'a> Application<'a> {
                 Arc::make_mut(&mut self.tree).metadata = metadata.clone();
                 self.own.name_root(metadata);
             }
-            _ if path.is_root() => return Err(ApplyError::RootIsNoFolder),
+            _ if path.is_root() => return Err(ApplyError::RootIsNoDirectory),
             EntryKind::Node(metadata, NodeKind::Directory) => self.add_directory(path, metadata)?,
             EntryKind::Node(metadata, kind) => {
                 let leaf = Arc::new(Leaf { metadata: metadata.clone(), kind: leaf_kind(kind) });
@@ -250,7 +250,7 @@ impl<'a> Application<'a> {
             None => {
                 self.own.notes.is_irregular = true;
                 let kind = LeafKind::Fifo;
-                let placeholder = Arc::new(Leaf { metadata: Metadata::of_implied_folder(), kind });
+                let placeholder = Arc::new(Leaf { metadata: Metadata::of_implied_directory(), kind });
                 let link = PendingLink {
                     path: path.clone(),
                     target: target.clone(),
@@ -572,7 +572,7 @@ pub(super) fn make_directory(
     for name in &place {
         at = at.join(name);
         if !matches!(directory.children.get(name), Some(Node::Directory(_))) {
-            note(at.clone(), put_directory(directory, name, &Metadata::of_implied_folder()));
+            note(at.clone(), put_directory(directory, name, &Metadata::of_implied_directory()));
         }
         let Some(Node::Directory(child)) = directory.children.get_mut(name) else {
             unreachable!("it was made one just now")
@@ -587,5 +587,5 @@ fn missing_target(path: &EntryPath, target: &EntryPath) -> ApplyError {
 }
 
 fn link_to_directory(path: &EntryPath, target: &EntryPath) -> ApplyError {
-    ApplyError::HardLinkToFolder { path: path.clone(), target: target.clone() }
+    ApplyError::HardLinkToDirectory { path: path.clone(), target: target.clone() }
 }

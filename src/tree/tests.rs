@@ -39,7 +39,7 @@ fn flat(tree: &Directory) -> Flat {
     tree.walk(&EntryPath::ROOT, &mut |path, node| {
         let next = paths.len();
         let value = match node {
-            Node::Directory(folder) => (folder.metadata.clone(), NodeKind::Directory, next),
+            Node::Directory(directory) => (directory.metadata.clone(), NodeKind::Directory, next),
             Node::Leaf(leaf) => {
                 (leaf.metadata.clone(), kind_of(leaf), *inodes.entry(Arc::as_ptr(leaf)).or_insert(next))
             }
@@ -188,7 +188,7 @@ proptest! {
         let paths: BTreeSet<&EntryPath> = one.keys().chain(other.keys()).collect();
         for path in paths.into_iter().filter(|path| one.get(path) != other.get(path)) {
             let is_listed = |path: &EntryPath| listed.marks.contains(path) || listed.links.contains(path);
-            prop_assert!(is_listed(path) || path.ancestors().any(|folder| is_listed(&folder)), "{}", path);
+            prop_assert!(is_listed(path) || path.ancestors().any(|directory| is_listed(&directory)), "{}", path);
         }
         for path in listed.marks.iter().chain(&listed.links) {
             prop_assert!(one.get(path) != other.get(path), "{}", path);
@@ -226,7 +226,7 @@ struct LeftOpen {
 }
 
 impl LeftOpen {
-    /// Returns what is at each path, but for the times of folders that no layer names; with hard links into lower layers,
+    /// Returns what is at each path, but for the times of directories that no layer names; with hard links into lower layers,
     /// also which of them are one inode.
     fn flat(&self, tree: &Directory) -> BTreeMap<EntryPath, (Metadata, NodeKind<Content>, BTreeSet<EntryPath>)> {
         let flat = flat(tree);
@@ -257,14 +257,14 @@ fn path(text: &str) -> EntryPath {
     EntryPath::normalise(text.as_bytes()).unwrap()
 }
 
-fn folder(text: &str, mode: u16) -> LayerEntry<Content> {
-    let metadata = Metadata { mode, ..Metadata::of_implied_folder() };
+fn directory(text: &str, mode: u16) -> LayerEntry<Content> {
+    let metadata = Metadata { mode, ..Metadata::of_implied_directory() };
     LayerEntry { path: path(text), kind: EntryKind::Node(metadata, NodeKind::Directory) }
 }
 
 fn file(text: &str, byte: u8) -> LayerEntry<Content> {
     let content = Content { raw: false, pieces: Pieces::Whole(ObjectHash::of(&[byte])) };
-    let kind = EntryKind::Node(Metadata::of_implied_folder(), NodeKind::File { size: 1, content });
+    let kind = EntryKind::Node(Metadata::of_implied_directory(), NodeKind::File { size: 1, content });
     LayerEntry { path: path(text), kind }
 }
 
@@ -273,20 +273,20 @@ fn mark(text: &str, kind: EntryKind<Content>) -> LayerEntry<Content> {
 }
 
 #[test]
-fn folders_that_a_layer_does_not_touch_are_shared() {
+fn directories_that_a_layer_does_not_touch_are_shared() {
     let lower = apply(&Directory::empty_root(), &[file("a/x", 1), file("b/y", 1)]).unwrap();
     let upper = apply(&lower, &[file("a/z", 1)]).unwrap();
-    let folder = |tree: &Directory, name: &str| match &tree.children[name.as_bytes()] {
-        Node::Directory(folder) => Arc::as_ptr(folder),
-        Node::Leaf(_) => panic!("{name} is no folder"),
+    let directory = |tree: &Directory, name: &str| match &tree.children[name.as_bytes()] {
+        Node::Directory(directory) => Arc::as_ptr(directory),
+        Node::Leaf(_) => panic!("{name} is no directory"),
     };
-    assert_eq!(folder(&lower, "b"), folder(&upper, "b"));
-    assert_ne!(folder(&lower, "a"), folder(&upper, "a"));
+    assert_eq!(directory(&lower, "b"), directory(&upper, "b"));
+    assert_ne!(directory(&lower, "a"), directory(&upper, "a"));
 }
 
 #[test]
-fn layer_form_takes_attributes_of_implied_folders_and_content_of_links_from_below() {
-    let lower = apply(&Directory::empty_root(), &[folder("tmp", 0o1777), file("bin/tool", 7)]).unwrap();
+fn layer_form_takes_attributes_of_implied_directories_and_content_of_links_from_below() {
+    let lower = apply(&Directory::empty_root(), &[directory("tmp", 0o1777), file("bin/tool", 7)]).unwrap();
     let layer = [file("tmp/new", 1), mark("tmp/link", EntryKind::HardLink(path("bin/tool")))];
     let form = form_of(&lower, &layer).unwrap();
     assert_eq!(form.tree.directory([&b"tmp"[..]]).unwrap().metadata.mode, 0o1777);
@@ -314,15 +314,15 @@ fn layer_form_marks_what_it_hides() {
         _ => false,
     };
     let is_opaque = |name: &str| {
-        let folder = form.tree.directory([name.as_bytes()]).unwrap();
-        folder
+        let directory = form.tree.directory([name.as_bytes()]).unwrap();
+        directory
             .metadata
             .xattrs
             .as_ref()
             .is_some_and(|xattrs| OPAQUE_XATTRS.iter().all(|mark| xattrs.contains_key(*mark)))
     };
     assert!(is_whiteout("a/x") && is_opaque("b") && is_opaque("c") && !is_opaque("a"));
-    assert!(form.tree.get(&path("c/z")).is_none(), "a whiteout in an opaque folder shows as a name without a file");
+    assert!(form.tree.get(&path("c/z")).is_none(), "a whiteout in an opaque directory shows as a name without a file");
 }
 
 #[test]
@@ -331,5 +331,5 @@ fn an_opaque_root_hides_each_lower_name_because_overlay_mounts_do_not_ask() {
     let form = form_of(&lower, &[mark("", EntryKind::Opaque), file("b/new", 2)]).unwrap();
     assert!(matches!(form.tree.get(&path("a")), Some(Node::Leaf(_))));
     let own = form.tree.directory([&b"b"[..]]).unwrap();
-    assert!(own.metadata.xattrs.is_some(), "what the layer has itself hides the lower folder of that name");
+    assert!(own.metadata.xattrs.is_some(), "what the layer has itself hides the lower directory of that name");
 }

@@ -57,7 +57,7 @@ pub(super) fn resolve(tree: &Directory, path: &EntryPath) -> Result<Place, TooMa
 }
 
 /// Returns where the directory at `path` really lies; `None` where there is none.
-pub fn find_folder(tree: &Directory, path: &EntryPath) -> Option<EntryPath> {
+pub fn find_directory(tree: &Directory, path: &EntryPath) -> Option<EntryPath> {
     let place = resolve(tree, path).ok()?;
     tree.directory(names(&place)).map(|_| path_of(&place))
 }

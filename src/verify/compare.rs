@@ -9,21 +9,21 @@ use rayon::prelude::*;
 
 use super::content::{ContentDigest, ContentHasher};
 use super::finding::Finding;
-use super::naive_tree::{NaiveNode, NaiveTree, is_folder};
+use super::naive_tree::{NaiveNode, NaiveTree, is_directory};
 use crate::catalog::{CatalogEntry, MARKER};
 use crate::layer::{DeviceNumber, EntryPath, NodeKind};
 use crate::message::{causes, on_one_line};
 use crate::metadata::{Metadata, Timestamp};
 use crate::object::Content;
 use crate::progress::Progress;
-use crate::repository::{Folder, NamedRow, Repository, Row};
+use crate::repository::{NamedRow, PlacedDirectory, Repository, Row};
 
 /// No file of strata's own is read that has more bytes.
 const FILE_LIMIT: u64 = 256 << 20;
 
 type Node = NaiveNode<ContentDigest>;
 
-/// What lies in one folder, by name.
+/// What lies in one directory, by name.
 type Children<'t> = BTreeMap<&'t [u8], &'t Node>;
 
 /// A comparison that is under way.
@@ -114,9 +114,9 @@ impl<'r> Comparison<'r> {
         self.trees += 1;
         let mut children: HashMap<EntryPath, Children<'_>> = HashMap::new();
         for (path, node) in expected.entries() {
-            if let Some((folder, name)) = path.split() {
+            if let Some((directory, name)) = path.split() {
                 let name = &path.as_bytes()[path.as_bytes().len() - name.len()..];
-                children.entry(folder).or_default().insert(name, node);
+                children.entry(directory).or_default().insert(name, node);
             }
         }
         let node = expected.get(&EntryPath::ROOT).expect("every tree has a root");
@@ -131,41 +131,41 @@ impl<'r> Comparison<'r> {
         let none = Children::new();
         let of = |path: &EntryPath| children.get(path).unwrap_or(&none);
         self.compare_row(root, node, row, of(&EntryPath::ROOT));
-        let mut folders: Vec<(EntryPath, Arc<Folder>)> =
-            row.folder.iter().map(|folder| (EntryPath::ROOT, Arc::clone(folder))).collect();
-        while let Some((below, folder)) = folders.pop() {
-            let rows = match self.repository.rows(&folder) {
+        let mut directories: Vec<(EntryPath, Arc<PlacedDirectory>)> =
+            row.directory.iter().map(|directory| (EntryPath::ROOT, Arc::clone(directory))).collect();
+        while let Some((below, directory)) = directories.pop() {
+            let rows = match self.repository.rows(&directory) {
                 Ok(rows) => rows,
                 Err(error) => {
-                    self.note(&folder.path, "catalog", "one that can be read", causes(&error));
+                    self.note(&directory.path, "catalog", "one that can be read", causes(&error));
                     continue;
                 }
             };
             let expected = of(&below);
-            self.compare_names(&folder, expected, &rows);
-            self.compare_links(&folder.path, expected, &rows);
+            self.compare_names(&directory, expected, &rows);
+            self.compare_links(&directory.path, expected, &rows);
             for NamedRow { name, row } in &rows {
                 let Some(node) = expected.get(&**name) else { continue };
-                let (path, below) = (folder.path.join(name), below.join(name));
+                let (path, below) = (directory.path.join(name), below.join(name));
                 self.compare_row(&path, node, row, of(&below));
-                if let Some(folder) = row.folder.as_ref().filter(|_| is_folder(&node.kind)) {
-                    folders.push((below, Arc::clone(folder)));
+                if let Some(directory) = row.directory.as_ref().filter(|_| is_directory(&node.kind)) {
+                    directories.push((below, Arc::clone(directory)));
                 }
             }
         }
     }
 
-    /// Compares which names there are in a folder.
-    fn compare_names(&mut self, folder: &Folder, expected: &Children<'_>, rows: &[NamedRow]) {
+    /// Compares which names there are in a directory.
+    fn compare_names(&mut self, directory: &PlacedDirectory, expected: &Children<'_>, rows: &[NamedRow]) {
         let found: BTreeSet<&[u8]> = rows.iter().map(|row| &*row.name).collect();
         for (name, node) in expected.iter().filter(|(name, _)| !found.contains(*name)) {
-            self.note(&folder.path.join(name), "path", describe(&node.kind), "nothing");
+            self.note(&directory.path.join(name), "path", describe(&node.kind), "nothing");
         }
         for NamedRow { name, row } in rows {
-            let path = folder.path.join(name);
+            let path = directory.path.join(name);
             match expected.contains_key(&**name) {
                 true if row.entry.is_hidden() => self.note(&path, "listing", "shown", "hidden"),
-                false if !is_marker(folder, name, &row.entry) => {
+                false if !is_marker(directory, name, &row.entry) => {
                     self.note(&path, "path", "nothing", describe_row(&row.entry));
                 }
                 _ => {}
@@ -173,10 +173,10 @@ impl<'r> Comparison<'r> {
         }
     }
 
-    /// Compares which names of a folder are one inode.
-    fn compare_links(&mut self, folder: &EntryPath, expected: &Children<'_>, rows: &[NamedRow]) {
+    /// Compares which names of a directory are one inode.
+    fn compare_links(&mut self, directory: &EntryPath, expected: &Children<'_>, rows: &[NamedRow]) {
         let mut inodes: HashMap<usize, BTreeSet<&[u8]>> = HashMap::new();
-        for (name, node) in expected.iter().filter(|(_, node)| !is_folder(&node.kind)) {
+        for (name, node) in expected.iter().filter(|(_, node)| !is_directory(&node.kind)) {
             inodes.entry(node.inode).or_default().insert(name);
         }
         let mut groups: HashMap<u32, BTreeSet<&[u8]>> = HashMap::new();
@@ -184,8 +184,8 @@ impl<'r> Comparison<'r> {
             groups.entry(row.entry.link_group).or_default().insert(name);
         }
         for NamedRow { name, row } in rows.iter().filter(|named| !named.row.entry.is_directory()) {
-            let Some(node) = expected.get(&**name).filter(|node| !is_folder(&node.kind)) else { continue };
-            let (path, alone) = (folder.join(name), BTreeSet::from([&**name]));
+            let Some(node) = expected.get(&**name).filter(|node| !is_directory(&node.kind)) else { continue };
+            let (path, alone) = (directory.join(name), BTreeSet::from([&**name]));
             let found = groups.get(&row.entry.link_group).unwrap_or(&alone);
             let expected = &inodes[&node.inode];
             self.require(&path, "links", names(expected), names(found));
@@ -193,17 +193,19 @@ impl<'r> Comparison<'r> {
         }
     }
 
-    /// Compares one path; where a folder is the root of a nested catalog, both of its rows.
+    /// Compares one path; where a directory is the root of a nested catalog, both of its rows.
     fn compare_row(&mut self, path: &EntryPath, node: &Node, row: &Row, children: &Children<'_>) {
         self.entries += 1;
         self.compare_entry(path, node, &row.entry, children);
-        let Some(folder) = row.folder.as_ref().filter(|folder| folder.place.root == *path && !path.is_root()) else {
+        let Some(directory) =
+            row.directory.as_ref().filter(|directory| directory.place.root == *path && !path.is_root())
+        else {
             return;
         };
-        match self.repository.open_catalog(&folder.place).and_then(|catalog| Ok(catalog.get(path)?)) {
+        match self.repository.open_catalog(&directory.place).and_then(|catalog| Ok(catalog.get(path)?)) {
             Ok(Some(entry)) => self.compare_entry(path, node, &entry, children),
             Ok(None) => self.note(path, "catalog", "a root entry", "nothing"),
-            // Whoever lists the folder finds out.
+            // Whoever lists the directory finds out.
             Err(_) => {}
         }
     }
@@ -217,8 +219,8 @@ impl<'r> Comparison<'r> {
         self.compare_metadata(path, &node.metadata, entry);
         match &node.kind {
             NodeKind::Directory => {
-                let folders = children.values().filter(|node| is_folder(&node.kind)).count();
-                self.require(path, "link count", 2 + folders as u64, entry.link_count.into());
+                let directories = children.values().filter(|node| is_directory(&node.kind)).count();
+                self.require(path, "link count", 2 + directories as u64, entry.link_count.into());
             }
             NodeKind::Symlink(target) => {
                 self.require(path, "target", show(target), show(&entry.target()));
@@ -294,13 +296,17 @@ impl<'r> Comparison<'r> {
 }
 
 /// Tells whether a row is the marker that every nested catalog has and no image.
-fn is_marker(folder: &Folder, name: &[u8], entry: &CatalogEntry) -> bool {
-    name == MARKER && entry.is_hidden() && entry.is_regular() && entry.size == 0 && folder.place.root == folder.path
+fn is_marker(directory: &PlacedDirectory, name: &[u8], entry: &CatalogEntry) -> bool {
+    name == MARKER
+        && entry.is_hidden()
+        && entry.is_regular()
+        && entry.size == 0
+        && directory.place.root == directory.path
 }
 
 fn describe(kind: &NodeKind<ContentDigest>) -> &'static str {
     match kind {
-        NodeKind::Directory => "a folder",
+        NodeKind::Directory => "a directory",
         NodeKind::File { .. } => "a file",
         NodeKind::Symlink(_) => "a symbolic link",
         NodeKind::CharacterDevice(DeviceNumber { major: 0, minor: 0 }) => "a whiteout",
@@ -312,7 +318,7 @@ fn describe(kind: &NodeKind<ContentDigest>) -> &'static str {
 
 fn describe_row(entry: &CatalogEntry) -> &'static str {
     match entry.mode >> 12 {
-        0o04 => "a folder",
+        0o04 => "a directory",
         0o10 => "a file",
         0o12 => "a symbolic link",
         0o02 if entry.size == 0 => "a whiteout",

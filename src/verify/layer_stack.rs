@@ -100,7 +100,7 @@ mod tests {
 
     fn file(text: &str) -> LayerEntry<ContentDigest> {
         let kind = NodeKind::File { size: 1, content: ContentDigest::of(b"x") };
-        entry(text, EntryKind::Node(Metadata::of_implied_folder(), kind))
+        entry(text, EntryKind::Node(Metadata::of_implied_directory(), kind))
     }
 
     /// Returns the paths at which a mount of layers differs, after `damage` to the uppermost.
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn missing_whiteout_of_a_payload_marker_is_seen() {
         let lower = || vec![file("d/.cvmfscatalog"), file("d/x"), file(".cvmfscatalog")];
-        let symlink = EntryKind::Node(Metadata::of_implied_folder(), NodeKind::Symlink((*b"x").into()));
+        let symlink = EntryKind::Node(Metadata::of_implied_directory(), NodeKind::Symlink((*b"x").into()));
         for upper in [EntryKind::Whiteout, EntryKind::Unpublished, symlink] {
             let layers = [lower(), vec![entry("d/.cvmfscatalog", upper.clone()), entry(".cvmfscatalog", upper)]];
             assert_eq!(differences(&layers, |_| {}), [""; 0]);

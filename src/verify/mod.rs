@@ -23,7 +23,7 @@ mod source;
 
 use std::sync::atomic::Ordering;
 
-use crate::folder::{FolderError, RepositoryFolder};
+use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::image::{Digest, FullName, ImageName, Platform};
 use crate::inventory;
 use crate::layer::{LayerError, Limits};
@@ -78,9 +78,9 @@ pub enum VerifyError {
     /// The repository cannot be read at all.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    /// The repository folder cannot be used.
+    /// The repository directory cannot be used.
     #[error(transparent)]
-    Folder(#[from] FolderError),
+    Directory(#[from] DirectoryError),
     /// The storage cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -132,22 +132,22 @@ pub struct Report {
 
 /// Reads an image anew and compares it with what the head of the repository has under its name.
 pub fn verify(
-    folder: &RepositoryFolder,
+    directory: &RepositoryDirectory,
     request: &Request,
     options: &Options,
     progress: &Progress,
 ) -> Result<Report, VerifyError> {
-    threads::pool(options.threads)?.install(|| verify_here(folder, request, options, progress))
+    threads::pool(options.threads)?.install(|| verify_here(directory, request, options, progress))
 }
 
 fn verify_here(
-    folder: &RepositoryFolder,
+    directory: &RepositoryDirectory,
     request: &Request,
     options: &Options,
     progress: &Progress,
 ) -> Result<Report, VerifyError> {
-    let repository = Repository::open(&folder.store()?, folder.name())?;
-    let source = sources::open(&request.argument, folder.registries()?)?;
+    let repository = Repository::open(&directory.store()?, directory.name())?;
+    let source = sources::open(&request.argument, directory.registries()?)?;
     let image = source.resolve(&PlatformRequest::new(request.platform.clone()))?;
     let name = image.name(request.name.as_ref(), &request.argument)?;
     let place = find_place(&repository, name, &image)?;
@@ -163,7 +163,7 @@ fn verify_here(
                 image: &image,
                 place: &place,
                 record,
-                modes: folder.settings().modes,
+                modes: directory.settings().modes,
             };
             published.compare(&layers, &mut comparison, progress)?
         }

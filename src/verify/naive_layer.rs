@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::naive_tree::{ApplyError, NaiveNode, NaiveTree, folders_above, is_folder};
+use super::naive_tree::{ApplyError, NaiveNode, NaiveTree, directories_above, is_directory};
 use crate::layer::{DeviceNumber, EntryKind, EntryPath, LayerEntry, NodeKind, is_bookkeeping};
 use crate::metadata::{Metadata, Timestamp};
 
@@ -26,7 +26,7 @@ pub struct NaiveLayer<C> {
     /// What the archive hides, by its own words.
     pub whiteouts: BTreeSet<EntryPath>,
     /// Directories in which the archive hides everything.
-    pub opaque_folders: BTreeSet<EntryPath>,
+    pub opaque_directories: BTreeSet<EntryPath>,
 }
 
 impl<C: Clone> NaiveLayer<C> {
@@ -68,7 +68,7 @@ struct Laying<'l, C> {
     emptied: BTreeSet<EntryPath>,
     implied: BTreeSet<EntryPath>,
     whiteouts: BTreeSet<EntryPath>,
-    opaque_folders: BTreeSet<EntryPath>,
+    opaque_directories: BTreeSet<EntryPath>,
     masked: BTreeMap<EntryPath, BTreeSet<EntryPath>>,
     bookkeeping: BTreeMap<EntryPath, NaiveNode<C>>,
     waiting: Vec<Waiting>,
@@ -96,7 +96,7 @@ impl<'l, C: Clone> Laying<'l, C> {
             emptied: BTreeSet::new(),
             implied: BTreeSet::from([EntryPath::ROOT]),
             whiteouts: BTreeSet::new(),
-            opaque_folders: BTreeSet::new(),
+            opaque_directories: BTreeSet::new(),
             masked: BTreeMap::new(),
             bookkeeping: BTreeMap::new(),
             waiting: Vec::new(),
@@ -107,8 +107,8 @@ impl<'l, C: Clone> Laying<'l, C> {
         match kind {
             EntryKind::Whiteout => self.hide(path),
             EntryKind::Opaque => self.hide_all_in(path),
-            EntryKind::Node(metadata, NodeKind::Directory) => self.add_folder(path, metadata)?,
-            _ if path.is_root() => return Err(ApplyError::RootIsNoFolder),
+            EntryKind::Node(metadata, NodeKind::Directory) => self.add_directory(path, metadata)?,
+            _ if path.is_root() => return Err(ApplyError::RootIsNoDirectory),
             EntryKind::Node(metadata, kind) => {
                 let node = self.new_node(metadata.clone(), kind.clone());
                 self.add_node(path, node)?;
@@ -136,13 +136,13 @@ impl<'l, C: Clone> Laying<'l, C> {
         NaiveNode { inode: self.merged.next_inode - 1, metadata, kind }
     }
 
-    fn add_folder(&mut self, path: &EntryPath, metadata: &Metadata) -> Result<(), ApplyError> {
+    fn add_directory(&mut self, path: &EntryPath, metadata: &Metadata) -> Result<(), ApplyError> {
         let (place, own_place) = self.make_parents(path)?;
         self.touched.insert(place.clone());
         self.implied.remove(&own_place);
         let node = self.new_node(metadata.clone(), NodeKind::Directory);
         for (tree, place) in [(&mut self.merged, place), (&mut self.own, own_place)] {
-            if tree.is_folder(&place) {
+            if tree.is_directory(&place) {
                 tree.change(&place, |there| there.metadata = metadata.clone());
             } else {
                 tree.put(place, node.clone());
@@ -158,7 +158,7 @@ impl<'l, C: Clone> Laying<'l, C> {
         }
         let (place, own_place) = self.make_parents(path)?;
         self.touched.insert(place.clone());
-        if self.merged.is_folder(&place) {
+        if self.merged.is_directory(&place) {
             self.hidden.insert(place.clone());
         }
         self.merged.put(place, node.clone());
@@ -169,45 +169,47 @@ impl<'l, C: Clone> Laying<'l, C> {
     /// Returns where `path` is in both trees, after creating the directories that it lies in.
     fn make_parents(&mut self, path: &EntryPath) -> Result<(EntryPath, EntryPath), ApplyError> {
         let mut created_there = Vec::new();
-        let folder = self.merged.make_parent(path, &mut created_there)?;
-        let place = folder.join(path.name());
-        self.touched.insert(folder.clone());
-        self.touched.extend(folders_above(&place));
+        let directory = self.merged.make_parent(path, &mut created_there)?;
+        let place = directory.join(path.name());
+        self.touched.insert(directory.clone());
+        self.touched.extend(directories_above(&place));
         let mut created = Vec::new();
         self.own.next_inode = self.merged.next_inode;
-        let own_folder = self.own.make_parent(path, &mut created)?;
+        let own_directory = self.own.make_parent(path, &mut created)?;
         self.merged.next_inode = self.own.next_inode;
-        for folder in created {
-            if let Some(NodeKind::Symlink(_)) = self.merged.linked(&folder).map(|node| &node.kind) {
-                self.masked.entry(folder.clone()).or_default();
+        for directory in created {
+            if let Some(NodeKind::Symlink(_)) = self.merged.linked(&directory).map(|node| &node.kind) {
+                self.masked.entry(directory.clone()).or_default();
             }
-            self.implied.insert(folder);
+            self.implied.insert(directory);
         }
         if path.is_root() {
             return Ok((EntryPath::ROOT, EntryPath::ROOT));
         }
-        if own_folder != folder {
-            let mut links = std::iter::once(own_folder.clone()).chain(folders_above(&own_folder)).collect::<Vec<_>>();
+        if own_directory != directory {
+            let mut links =
+                std::iter::once(own_directory.clone()).chain(directories_above(&own_directory)).collect::<Vec<_>>();
             links.retain(|path| self.masked.contains_key(path));
-            let link = links.pop().unwrap_or_else(|| own_folder.clone());
-            let changed = created_there.into_iter().next().filter(|created| folder.is_in(created)).unwrap_or(folder);
+            let link = links.pop().unwrap_or_else(|| own_directory.clone());
+            let changed =
+                created_there.into_iter().next().filter(|created| directory.is_in(created)).unwrap_or(directory);
             self.masked.entry(link).or_default().insert(changed);
         }
-        Ok((place, own_folder.join(path.name())))
+        Ok((place, own_directory.join(path.name())))
     }
 
     fn hide(&mut self, path: &EntryPath) {
         self.whiteouts.insert(path.clone());
-        let Some((folder, name)) = path.split() else { return };
-        let Ok(folder) = self.merged.resolve(&folder) else { return };
-        let place = folder.join(name);
+        let Some((directory, name)) = path.split() else { return };
+        let Ok(directory) = self.merged.resolve(&directory) else { return };
+        let place = directory.join(name);
         let touched = &self.touched;
         self.merged.remove(|path| path.is_in(&place) && !touched.contains(path));
         self.hidden.insert(place);
     }
 
     fn hide_all_in(&mut self, path: &EntryPath) {
-        self.opaque_folders.insert(path.clone());
+        self.opaque_directories.insert(path.clone());
         let Ok(place) = self.merged.resolve(path) else { return };
         let touched = &self.touched;
         self.merged.remove(|path| path.is_in(&place) && *path != place && !touched.contains(path));
@@ -230,7 +232,7 @@ impl<'l, C: Clone> Laying<'l, C> {
     }
 
     fn wait(&mut self, path: &EntryPath, target: &EntryPath) -> NaiveNode<C> {
-        let node = self.new_node(Metadata::of_implied_folder(), NodeKind::Fifo);
+        let node = self.new_node(Metadata::of_implied_directory(), NodeKind::Fifo);
         self.waiting.push(Waiting { path: path.clone(), target: target.clone(), inode: node.inode });
         node
     }
@@ -271,34 +273,36 @@ impl<'l, C: Clone> Laying<'l, C> {
     fn finish(mut self) -> Laid<C> {
         self.own.next_inode = self.merged.next_inode;
         let own = &self.own;
-        self.implied.retain(|path| own.is_folder(path));
+        self.implied.retain(|path| own.is_directory(path));
         let implied: Vec<EntryPath> = self.implied.iter().filter(|path| !path.is_root()).cloned().collect();
         implied.iter().for_each(|path| self.take_attributes(path));
         // Directories come before what is in them, and hide it.
         for path in self.hidden.clone() {
-            let folder = folders_above(&path).next().unwrap_or_default();
-            if folders_above(&path).all(|folder| !self.emptied.contains(&folder)) && self.lower.is_folder(&folder) {
-                self.mark_in(&folder, &path);
+            let directory = directories_above(&path).next().unwrap_or_default();
+            if directories_above(&path).all(|directory| !self.emptied.contains(&directory))
+                && self.lower.is_directory(&directory)
+            {
+                self.mark_in(&directory, &path);
             }
         }
-        for folder in self.emptied.clone() {
-            if self.lower.is_folder(&folder) || self.own.is_folder(&folder) {
-                self.mark_in(&folder, &folder);
-                if folder.is_root() {
+        for directory in self.emptied.clone() {
+            if self.lower.is_directory(&directory) || self.own.is_directory(&directory) {
+                self.mark_in(&directory, &directory);
+                if directory.is_root() {
                     self.mark_all_at_the_root();
                 }
             }
         }
         let linked_below = self.own.paths_of_inodes_below(self.lower.next_inode);
-        let Self { own, implied, whiteouts, opaque_folders, .. } = self;
-        let layer = NaiveLayer { tree: own, implied, linked_below, whiteouts, opaque_folders };
+        let Self { own, implied, whiteouts, opaque_directories, .. } = self;
+        let layer = NaiveLayer { tree: own, implied, linked_below, whiteouts, opaque_directories };
         Laid { merged: self.merged, layer, masked: self.masked }
     }
 
     /// Gives a directory that nothing names the attributes that it has in the merged tree.
     fn take_attributes(&mut self, path: &EntryPath) {
-        let there = self.merged.get(path).filter(|node| is_folder(&node.kind));
-        let metadata = there.map_or_else(Metadata::of_implied_folder, |node| node.metadata.clone());
+        let there = self.merged.get(path).filter(|node| is_directory(&node.kind));
+        let metadata = there.map_or_else(Metadata::of_implied_directory, |node| node.metadata.clone());
         self.own.change(path, |node| node.metadata = metadata);
     }
 
@@ -308,16 +312,16 @@ impl<'l, C: Clone> Laying<'l, C> {
         paths.into_iter().for_each(|path| self.mark_in(&EntryPath::ROOT, &path));
     }
 
-    /// Puts a mark at `path`, which is in `folder` or that itself, unless marks in there have no effect or are not needed.
-    fn mark_in(&mut self, folder: &EntryPath, path: &EntryPath) {
-        let with_above = || std::iter::once(folder.clone()).chain(folders_above(folder));
-        let is_blocked = with_above().any(|path| self.own.get(&path).is_some_and(|node| !is_folder(&node.kind)));
+    /// Puts a mark at `path`, which is in `directory` or that itself, unless marks in there have no effect or are not needed.
+    fn mark_in(&mut self, directory: &EntryPath, path: &EntryPath) {
+        let with_above = || std::iter::once(directory.clone()).chain(directories_above(directory));
+        let is_blocked = with_above().any(|path| self.own.get(&path).is_some_and(|node| !is_directory(&node.kind)));
         let is_hidden = with_above().any(|path| !path.is_root() && self.is_opaque(&path));
         if is_blocked || is_hidden {
             return;
         }
         let mut created = Vec::new();
-        self.own.make(folder, &mut created);
+        self.own.make(directory, &mut created);
         created.iter().for_each(|path| self.take_attributes(path));
         self.implied.extend(created);
         self.mark(path);
@@ -325,7 +329,7 @@ impl<'l, C: Clone> Laying<'l, C> {
 
     /// Puts a mark at `path`: a directory becomes opaque, nothing a whiteout, and anything else hides by itself.
     fn mark(&mut self, path: &EntryPath) {
-        match self.own.get(path).map(|node| is_folder(&node.kind)) {
+        match self.own.get(path).map(|node| is_directory(&node.kind)) {
             Some(true) => self.own.change(path, |node| {
                 let xattrs = Arc::make_mut(node.metadata.xattrs.get_or_insert_default());
                 xattrs.extend(OPAQUE_MARKS.map(|name| (name.into(), b"y".as_slice().into())));
@@ -349,7 +353,7 @@ pub(super) fn put_whiteout<C: Clone>(layer: &mut NaiveTree<C>, path: &EntryPath)
 
 /// Tells whether a layer in overlay form has an opaque directory at a path.
 pub(super) fn is_opaque<C: Clone>(layer: &NaiveTree<C>, path: &EntryPath) -> bool {
-    let xattrs = layer.get(path).filter(|node| is_folder(&node.kind)).and_then(|node| node.metadata.xattrs.as_ref());
+    let xattrs = layer.get(path).filter(|node| is_directory(&node.kind)).and_then(|node| node.metadata.xattrs.as_ref());
     xattrs.is_some_and(|xattrs| OPAQUE_MARKS.iter().any(|&name| xattrs.contains_key(name)))
 }
 
@@ -360,8 +364,8 @@ fn find<C: Clone>(
     target: &EntryPath,
 ) -> Result<Option<NaiveNode<C>>, ApplyError> {
     let node = tree.look_up(target).map_err(|_| ApplyError::TooManyLinks(path.clone()))?;
-    if node.is_some_and(|node| is_folder(&node.kind)) {
-        return Err(ApplyError::HardLinkToFolder { path: path.clone(), target: target.clone() });
+    if node.is_some_and(|node| is_directory(&node.kind)) {
+        return Err(ApplyError::HardLinkToDirectory { path: path.clone(), target: target.clone() });
     }
     Ok(node.cloned())
 }

@@ -20,7 +20,7 @@ const LONGEST_NAME: usize = 255;
 pub enum ApplyError {
     /// No file system here has two names for a directory.
     #[error("hard link '{path}' leads to '{target}', which is a directory")]
-    HardLinkToFolder {
+    HardLinkToDirectory {
         /// Where the link was to be.
         path: EntryPath,
         /// What it leads to.
@@ -42,7 +42,7 @@ pub enum ApplyError {
     UnusableName(EntryPath),
     /// The entry of the root is a file, a link or a device.
     #[error("the layer has something other than a directory at '/'")]
-    RootIsNoFolder,
+    RootIsNoDirectory,
 }
 
 /// What is at a path.
@@ -69,7 +69,7 @@ pub struct NaiveTree<C> {
 impl<C: Clone> NaiveTree<C> {
     /// Returns the tree of no layer at all: the root alone.
     pub fn new() -> Self {
-        Self::with_root(Metadata::of_implied_folder(), 0)
+        Self::with_root(Metadata::of_implied_directory(), 0)
     }
 
     /// Returns a tree of the root alone, whose inode has the number that is given.
@@ -108,8 +108,8 @@ impl<C: Clone> NaiveTree<C> {
     }
 
     /// Returns the directory that `path` leads to, following links inside the root.
-    pub(super) fn folder(&self, path: &EntryPath) -> Option<EntryPath> {
-        self.resolve(path).ok().filter(|place| self.is_folder(place))
+    pub(super) fn directory(&self, path: &EntryPath) -> Option<EntryPath> {
+        self.resolve(path).ok().filter(|place| self.is_directory(place))
     }
 
     /// Returns where `path` leads to when all links are followed; what is missing is taken as it stands.
@@ -159,15 +159,15 @@ impl<C: Clone> NaiveTree<C> {
         let mut place = EntryPath::ROOT;
         for name in path.components() {
             place = place.join(name);
-            if !self.is_folder(&place) {
-                self.put_new(place.clone(), Metadata::of_implied_folder(), NodeKind::Directory);
+            if !self.is_directory(&place) {
+                self.put_new(place.clone(), Metadata::of_implied_directory(), NodeKind::Directory);
                 created.push(place.clone());
             }
         }
     }
 
-    pub(super) fn is_folder(&self, path: &EntryPath) -> bool {
-        self.paths.get(path).is_some_and(|node| is_folder(&node.kind))
+    pub(super) fn is_directory(&self, path: &EntryPath) -> bool {
+        self.paths.get(path).is_some_and(|node| is_directory(&node.kind))
     }
 
     /// Removes what is at `path` and below.
@@ -201,7 +201,7 @@ impl<C: Clone> NaiveTree<C> {
 
     /// Puts `node` at `path`, in place of whatever is there and below.
     pub(super) fn put(&mut self, path: EntryPath, node: NaiveNode<C>) {
-        if self.is_folder(&path) {
+        if self.is_directory(&path) {
             self.take_out(&path);
         }
         self.paths.insert(path, node);
@@ -235,7 +235,7 @@ impl<C: Clone> NaiveTree<C> {
 
     /// Returns the paths of everything but directories whose inode has a smaller number.
     pub(super) fn paths_of_inodes_below(&self, inode: usize) -> BTreeSet<EntryPath> {
-        let is_below = |node: &NaiveNode<C>| node.inode < inode && !is_folder(&node.kind);
+        let is_below = |node: &NaiveNode<C>| node.inode < inode && !is_directory(&node.kind);
         self.paths.iter().filter(|(_, node)| is_below(node)).map(|(path, _)| path.clone()).collect()
     }
 }
@@ -244,7 +244,7 @@ impl<C: Clone> NaiveTree<C> {
 #[derive(Debug)]
 pub(super) struct TooManyLinks;
 
-pub(super) fn is_folder<C>(kind: &NodeKind<C>) -> bool {
+pub(super) fn is_directory<C>(kind: &NodeKind<C>) -> bool {
     matches!(kind, NodeKind::Directory)
 }
 
@@ -253,7 +253,7 @@ fn parent(path: &EntryPath) -> Option<EntryPath> {
 }
 
 /// Returns the directories that `path` lies in, from its own up to the root.
-pub(super) fn folders_above(path: &EntryPath) -> impl Iterator<Item = EntryPath> {
+pub(super) fn directories_above(path: &EntryPath) -> impl Iterator<Item = EntryPath> {
     std::iter::successors(parent(path), parent)
 }
 

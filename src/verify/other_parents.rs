@@ -1,7 +1,7 @@
 //! What a published layer may show as it is above the layers of another image, where `losses.json` says so.
 //!
 //! A layer is published once, above the layers of the image that brought it. What its archive leaves to those is all that
-//! may differ: what hard links into lower layers stand for, attributes of folders that the archive does not name, and
+//! may differ: what hard links into lower layers stand for, attributes of directories that the archive does not name, and
 //! where its marks stand. Everything else is compared as strictly as ever, whatever is listed.
 
 use std::collections::BTreeSet;
@@ -24,7 +24,7 @@ pub(super) struct OtherParents {
     roots: Vec<EntryPath>,
     /// Hard links into lower layers in those, by their paths in the repository.
     links: BTreeSet<EntryPath>,
-    /// Folders that an archive does not name, here or above the other layers, by their paths in the repository.
+    /// Directories that an archive does not name, here or above the other layers, by their paths in the repository.
     implied: BTreeSet<EntryPath>,
     /// Hard links into lower layers, in layers that were not compared.
     other_links: BTreeSet<EntryPath>,
@@ -55,23 +55,23 @@ impl OtherParents {
         self.listed_links.contains(link)
     }
 
-    /// Returns those of `folders` that are neither listed nor lie in one that is, in which nothing is listed.
-    pub(super) fn without_marks(&self, folders: &BTreeSet<EntryPath>) -> BTreeSet<EntryPath> {
+    /// Returns those of `directories` that are neither listed nor lie in one that is, in which nothing is listed.
+    pub(super) fn without_marks(&self, directories: &BTreeSet<EntryPath>) -> BTreeSet<EntryPath> {
         let is_listed = |path: &EntryPath| {
             self.listed_marks.contains(path)
-                || path.ancestors().any(|folder| !folder.is_root() && self.listed_marks.contains(&folder))
+                || path.ancestors().any(|directory| !directory.is_root() && self.listed_marks.contains(&directory))
         };
-        folders.iter().filter(|path| !is_listed(path)).cloned().collect()
+        directories.iter().filter(|path| !is_listed(path)).cloned().collect()
     }
 
-    /// Notes which folders the archive of a layer does not name.
+    /// Notes which directories the archive of a layer does not name.
     pub(super) fn add_implied(
         &mut self,
         root: &EntryPath,
         form: &NaiveLayer<ContentDigest>,
         published: Option<&LayerRecord>,
     ) {
-        let published = published.iter().flat_map(|record| &record.implied_folders);
+        let published = published.iter().flat_map(|record| &record.implied_directories);
         self.implied.extend(form.implied.iter().chain(published).map(|path| join(root, path)));
     }
 
@@ -98,12 +98,12 @@ impl OtherParents {
                 && self.is_left_to_parents(finding)
                 && self.listed_marks.contains(&in_image(&finding.path))
         });
-        // Times that nobody set are no loss, and a folder that one form lacks is one link less of the folder above.
-        let folders: BTreeSet<EntryPath> =
+        // Times that nobody set are no loss, and a directory that one form lacks is one link less of the directory above.
+        let directories: BTreeSet<EntryPath> =
             of_marks.iter().filter_map(|finding| Some(finding.path.split()?.0)).collect();
         comparison.take(|finding| match finding.attribute {
             "time" => self.implied.contains(&finding.path) && self.is_in_layer(finding),
-            "link count" => folders.contains(&finding.path),
+            "link count" => directories.contains(&finding.path),
             _ => false,
         });
         let mut expect = |kind, listed: &BTreeSet<EntryPath>, forgiven: Vec<Finding>, others: &BTreeSet<EntryPath>| {
@@ -125,7 +125,7 @@ impl OtherParents {
     fn is_left_to_parents(&self, finding: &Finding) -> bool {
         let is_implied = self.implied.contains(&finding.path);
         let is_mark = |what: &String| {
-            matches!(what.as_str(), "nothing" | "a whiteout") || is_implied && what.as_str() == "a folder"
+            matches!(what.as_str(), "nothing" | "a whiteout") || is_implied && what.as_str() == "a directory"
         };
         let is_opaque = |what: &String| OPAQUE_MARKS.iter().any(|mark| what == mark);
         match finding.attribute {
@@ -137,7 +137,7 @@ impl OtherParents {
     }
 }
 
-/// The marks of a folder that hides all of lower layers, as findings show them.
+/// The marks of a directory that hides all of lower layers, as findings show them.
 const OPAQUE_MARKS: [&str; 2] = ["'trusted.overlay.opaque'='y'", "'user.overlay.opaque'='y'"];
 
 /// Returns where in its image something is that lies in a published layer.

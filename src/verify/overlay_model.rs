@@ -13,7 +13,7 @@ use crate::metadata::{Metadata, Xattrs};
 /// A whiteout as overlayfs knows it is a character device of this number.
 pub const WHITEOUT: DeviceNumber = DeviceNumber { major: 0, minor: 0 };
 
-/// The extended attribute of folders that hide what lower layers have in them, when its value is `y`.
+/// The extended attribute of directories that hide what lower layers have in them, when its value is `y`.
 pub const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 
 /// A published layer, or what a mount shows: every path, the root included, with what is there.
@@ -25,13 +25,13 @@ pub fn overlay_mount<C: Clone>(lower_to_upper: &[MountedTree<C>]) -> MountedTree
     let paths: BTreeSet<&EntryPath> = upper_to_lower.iter().flat_map(|layer| layer.keys()).collect();
     let mut mounted = MountedTree::new();
     let mut merged_from: HashMap<EntryPath, Vec<&MountedTree<C>>> = HashMap::new();
-    // A folder comes before what is in it.
+    // A directory comes before what is in it.
     for path in paths {
         let candidates = match path.split() {
             None => &upper_to_lower,
-            Some((folder, _)) => merged_from.entry(folder).or_default(),
+            Some((directory, _)) => merged_from.entry(directory).or_default(),
         };
-        let (folders, other) = look_up(path, candidates);
+        let (directories, other) = look_up(path, candidates);
         // Linux lists a directory that is merged with no other as it is. The root is always merged: with that of the container.
         let is_at_the_root = path.split().is_some_and(|(parent, _)| parent.is_root());
         let ghost = match candidates.as_slice() {
@@ -39,37 +39,37 @@ pub fn overlay_mount<C: Clone>(lower_to_upper: &[MountedTree<C>]) -> MountedTree
             _ => None,
         };
         let other = other.or(ghost);
-        if let Some((metadata, kind)) = other.or_else(|| folders.first().map(|layer| &layer[path])) {
+        if let Some((metadata, kind)) = other.or_else(|| directories.first().map(|layer| &layer[path])) {
             mounted.insert(path.clone(), (without_marks(metadata), kind.clone()));
         }
-        merged_from.insert(path.clone(), folders);
+        merged_from.insert(path.clone(), directories);
     }
     mounted
 }
 
-/// Returns the layers whose folders at `path` are merged, or what other thing the mount shows there.
+/// Returns the layers whose directories at `path` are merged, or what other thing the mount shows there.
 #[expect(clippy::type_complexity, reason = "a pair is all that the caller needs")]
 fn look_up<'l, C>(
     path: &EntryPath,
     upper_to_lower: &[&'l MountedTree<C>],
 ) -> (Vec<&'l MountedTree<C>>, Option<&'l (Metadata, NodeKind<C>)>) {
-    let mut folders = Vec::new();
+    let mut directories = Vec::new();
     for &layer in upper_to_lower {
         match layer.get(path) {
             None => {}
             Some((_, NodeKind::CharacterDevice(WHITEOUT))) => break,
             Some((metadata, NodeKind::Directory)) => {
-                folders.push(layer);
+                directories.push(layer);
                 // Linux does not look for the mark in the root of a layer.
                 if is_opaque(metadata) && !path.is_root() {
                     break;
                 }
             }
-            Some(other) if folders.is_empty() => return (folders, Some(other)),
+            Some(other) if directories.is_empty() => return (directories, Some(other)),
             Some(_) => break,
         }
     }
-    (folders, None)
+    (directories, None)
 }
 
 /// Tells whether something is a whiteout.
@@ -98,16 +98,17 @@ mod tests {
     use super::*;
     use crate::layer::{EntryKind, LayerEntry};
     use crate::verify::NaiveTree;
-    use crate::verify::tests_generate::{file, folder, image, node, opaque, path, whiteout};
+    use crate::verify::tests_generate::{directory, file, image, node, opaque, path, whiteout};
 
     #[test]
     fn whiteout_in_a_directory_of_one_layer_is_listed() {
-        let mounted = mount(&[vec![folder("", 0o755)], vec![folder("", 0o755), folder("a", 0o755), whiteout("a/b")]]);
+        let mounted =
+            mount(&[vec![directory("", 0o755)], vec![directory("", 0o755), directory("a", 0o755), whiteout("a/b")]]);
         assert_eq!(paths(&mounted), ["/", "/a", "/a/b"]);
         assert!(is_whiteout(&mounted[&path("a/b")].1));
     }
 
-    /// Publishes a layer the simple way that is open when it names each folder that it has something to say about.
+    /// Publishes a layer the simple way that is open when it names each directory that it has something to say about.
     fn published(layer: &[LayerEntry<u8>]) -> MountedTree<u8> {
         let mut tree = MountedTree::new();
         for entry in layer {
@@ -116,7 +117,7 @@ mod tests {
             }
         }
         for entry in layer {
-            let mark = (Metadata::of_implied_folder(), NodeKind::CharacterDevice(WHITEOUT));
+            let mark = (Metadata::of_implied_directory(), NodeKind::CharacterDevice(WHITEOUT));
             match (&entry.kind, tree.get_mut(&entry.path)) {
                 (EntryKind::Whiteout, None) => drop(tree.insert(entry.path.clone(), mark)),
                 (EntryKind::Whiteout | EntryKind::Opaque, Some((metadata, NodeKind::Directory))) => {
@@ -141,17 +142,17 @@ mod tests {
     #[test]
     fn whiteout_hides_what_is_below_it_and_is_not_seen() {
         let mounted = mount(&[
-            vec![folder("", 0o755), file("a", 1), folder("b", 0o700), file("b/a", 1), file("bb", 1)],
-            vec![folder("", 0o755), whiteout("a"), whiteout("b"), whiteout("ab")],
+            vec![directory("", 0o755), file("a", 1), directory("b", 0o700), file("b/a", 1), file("bb", 1)],
+            vec![directory("", 0o755), whiteout("a"), whiteout("b"), whiteout("ab")],
         ]);
         assert_eq!(paths(&mounted), ["/", "/bb"]);
     }
 
     #[test]
-    fn folders_are_merged_with_the_attributes_of_the_upper_one() {
+    fn directories_are_merged_with_the_attributes_of_the_upper_one() {
         let mounted = mount(&[
-            vec![folder("", 0o755), folder("a", 0o700), file("a/a", 1), file("a/b", 1)],
-            vec![folder("", 0o711), folder("a", 0o500), file("a/b", 2)],
+            vec![directory("", 0o755), directory("a", 0o700), file("a/a", 1), file("a/b", 1)],
+            vec![directory("", 0o711), directory("a", 0o500), file("a/b", 2)],
         ]);
         assert_eq!(paths(&mounted), ["/", "/a", "/a/a", "/a/b"]);
         assert_eq!([mounted[&path("")].0.mode, mounted[&path("a")].0.mode], [0o711, 0o500]);
@@ -159,37 +160,37 @@ mod tests {
     }
 
     #[test]
-    fn opaque_folder_hides_its_lower_content_and_shows_no_mark() {
-        let lower = || vec![folder("", 0o755), folder("a", 0o700), file("a/a", 1)];
-        let mounted = mount(&[lower(), vec![folder("", 0o755), folder("a", 0o500), opaque("a"), file("a/b", 2)]]);
+    fn opaque_directory_hides_its_lower_content_and_shows_no_mark() {
+        let lower = || vec![directory("", 0o755), directory("a", 0o700), file("a/a", 1)];
+        let mounted = mount(&[lower(), vec![directory("", 0o755), directory("a", 0o500), opaque("a"), file("a/b", 2)]]);
         assert_eq!(paths(&mounted), ["/", "/a", "/a/b"]);
-        assert_eq!(mounted[&path("a")].0, Metadata { mode: 0o500, ..Metadata::of_implied_folder() });
+        assert_eq!(mounted[&path("a")].0, Metadata { mode: 0o500, ..Metadata::of_implied_directory() });
     }
 
     #[test]
     fn opaque_mark_of_the_root_is_not_obeyed() {
-        let mounted = mount(&[vec![folder("", 0o755), file("a", 1)], vec![folder("", 0o755), opaque("")]]);
+        let mounted = mount(&[vec![directory("", 0o755), file("a", 1)], vec![directory("", 0o755), opaque("")]]);
         assert_eq!(paths(&mounted), ["/", "/a"]);
     }
 
     #[test]
-    fn folders_are_not_merged_across_a_file() {
-        let in_folder = |name| vec![folder("", 0o755), folder("a", 0o755), file(name, 1)];
-        let between = vec![folder("", 0o755), node("a", NodeKind::Fifo)];
-        assert_eq!(paths(&mount(&[in_folder("a/a"), between, in_folder("a/b")])), ["/", "/a", "/a/b"]);
+    fn directories_are_not_merged_across_a_file() {
+        let in_directory = |name| vec![directory("", 0o755), directory("a", 0o755), file(name, 1)];
+        let between = vec![directory("", 0o755), node("a", NodeKind::Fifo)];
+        assert_eq!(paths(&mount(&[in_directory("a/a"), between, in_directory("a/b")])), ["/", "/a", "/a/b"]);
     }
 
-    /// Makes a layer say the same to overlayfs and by our rules: it names all folders, once, and has no hard links.
+    /// Makes a layer say the same to overlayfs and by our rules: it names all directories, once, and has no hard links.
     fn made_plain(layer: Vec<LayerEntry<u8>>) -> Vec<LayerEntry<u8>> {
         let root_is_opaque = |entry: &LayerEntry<u8>| entry.path.is_root() && entry.kind == EntryKind::Opaque;
         let is_other = |entry: &LayerEntry<u8>| matches!(entry.kind, EntryKind::HardLink(_) | EntryKind::Unpublished);
         let layer: Vec<_> = layer.into_iter().filter(|entry| !root_is_opaque(entry) && !is_other(entry)).collect();
         let mut needed = BTreeSet::from([EntryPath::ROOT]);
         for entry in &layer {
-            needed.extend(crate::verify::naive_tree::folders_above(&entry.path));
+            needed.extend(crate::verify::naive_tree::directories_above(&entry.path));
             needed.extend((entry.kind == EntryKind::Opaque).then(|| entry.path.clone()));
         }
-        let mut plain: Vec<LayerEntry<u8>> = needed.iter().map(|path| folder(&path.to_string(), 0o711)).collect();
+        let mut plain: Vec<LayerEntry<u8>> = needed.iter().map(|path| directory(&path.to_string(), 0o711)).collect();
         let mut seen = HashSet::new();
         plain.extend(layer.into_iter().filter(|entry| match &entry.kind {
             EntryKind::Node(_, kind) if *kind != NodeKind::Directory && needed.contains(&entry.path) => false,

@@ -34,7 +34,7 @@ impl Published<'_> {
             let created = self.image.parsed_config.created.as_deref().unwrap_or(NO_TIME);
             comparison.require(&path(&format!("{IMAGES}/images.json")), "created", created, text(&entry, "created"));
             self.compare_layers(&rows, comparison);
-            self.compare_folder(top, comparison);
+            self.compare_directory(top, comparison);
         }
     }
 
@@ -73,8 +73,8 @@ impl Published<'_> {
     /// Compares the image's documents in the store, to the byte.
     fn compare_podman_documents(&self, comparison: &mut Comparison<'_>) {
         let (manifest, config) = (&self.image.manifest, &self.image.config);
-        let folder = format!("{IMAGES}/{}", config.digest.hex());
-        let name = |key: String| format!("{folder}/={}", STANDARD.encode(key));
+        let directory = format!("{IMAGES}/{}", config.digest.hex());
+        let name = |key: String| format!("{directory}/={}", STANDARD.encode(key));
         let documents =
             [(name(format!("manifest-{}", manifest.digest)), manifest), (name(config.digest.to_string()), config)];
         for (name, document) in documents {
@@ -84,7 +84,7 @@ impl Published<'_> {
             }
         }
         // The image may have come with another manifest first.
-        comparison.file(&path(&format!("{folder}/manifest")));
+        comparison.file(&path(&format!("{directory}/manifest")));
     }
 
     /// Returns the layer that stands for the image's topmost one.
@@ -113,8 +113,8 @@ impl Published<'_> {
         }
     }
 
-    /// Compares the folder of the topmost layer.
-    fn compare_folder(&self, layer: &str, comparison: &mut Comparison<'_>) {
+    /// Compares the directory of the topmost layer.
+    fn compare_directory(&self, layer: &str, comparison: &mut Comparison<'_>) {
         let (diff, config) = (path(&format!("{OVERLAY}/{layer}/diff")), self.image.config.digest.hex());
         let repository = &self.repository.manifest().name;
         let target = format!("$(CVMFS_MOUNT_DIR:-/cvmfs)/{repository}/.flat/{}/{config}", &config[..2]);
@@ -144,12 +144,12 @@ impl Published<'_> {
 }
 
 /// Reads a list, and its lock.
-fn list(folder: &str, name: &str, comparison: &mut Comparison<'_>) -> Option<Vec<Value>> {
-    let lock = path(&format!("podmanStore/{folder}/{name}.lock"));
+fn list(directory: &str, name: &str, comparison: &mut Comparison<'_>) -> Option<Vec<Value>> {
+    let lock = path(&format!("podmanStore/{directory}/{name}.lock"));
     if let Some(token) = comparison.file(&lock) {
         comparison.require(&lock, "size", TOKEN_BYTES, token.len());
     }
-    let file = path(&format!("podmanStore/{folder}/{name}.json"));
+    let file = path(&format!("podmanStore/{directory}/{name}.json"));
     let json = comparison.file(&file)?;
     let list: Option<Vec<Value>> = serde_json::from_slice(&json).ok();
     if list.is_none() {

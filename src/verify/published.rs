@@ -8,7 +8,7 @@ use super::layer_stack::LayerStack;
 use super::naive_layer::{Laid, NaiveLayer, lay};
 use super::naive_tree::NaiveTree;
 use super::other_parents::OtherParents;
-use super::records::{ExpectedLosses, compare_facts, compare_layer_record, links_across_folders};
+use super::records::{ExpectedLosses, compare_facts, compare_layer_record, links_across_directories};
 use super::root::{StrayMarkers, root_file_system, take_stray_markers, take_stray_markers_of_layer};
 use super::{ReadLayer, VerifyError};
 use crate::image::{ChainId, Digest};
@@ -116,14 +116,14 @@ impl Published<'_> {
         }
         let mut known = vec!["manifest.json", "config.json", "strata.json", "losses.json"];
         known.extend(index.map(|(name, _)| name));
-        let folder = self.place.metadata();
-        match self.repository.list(&folder) {
+        let directory = self.place.metadata();
+        match self.repository.list(&directory) {
             Ok(names) => {
                 for name in names.keys().filter(|name| !known.iter().any(|known| known.as_bytes() == **name)) {
-                    comparison.note(&folder.join(name), "path", "nothing", "something");
+                    comparison.note(&directory.join(name), "path", "nothing", "something");
                 }
             }
-            Err(error) => comparison.note(&folder, "catalog", "one that can be read", causes(&error)),
+            Err(error) => comparison.note(&directory, "catalog", "one that can be read", causes(&error)),
         }
     }
 
@@ -185,7 +185,7 @@ impl Published<'_> {
         parents: &mut OtherParents,
         comparison: &mut Comparison<'_>,
     ) -> (NaiveLayer<ContentDigest>, StrayMarkers) {
-        let groups = links_across_folders(&form.tree);
+        let groups = links_across_directories(&form.tree);
         let stray = take_stray_markers_of_layer(&mut form.tree, lower);
         let root = layout::layer_root(layer.digest);
         let record = self.layer_record(layer.digest);

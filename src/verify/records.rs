@@ -91,14 +91,14 @@ fn numbered(kind: LossKind, paths: &[EntryPath]) -> BTreeSet<String> {
     paths.iter().map(number).collect()
 }
 
-/// Returns the names of each inode that has some in several folders.
-pub(super) fn links_across_folders(tree: &NaiveTree<ContentDigest>) -> BTreeSet<Vec<EntryPath>> {
+/// Returns the names of each inode that has some in several directories.
+pub(super) fn links_across_directories(tree: &NaiveTree<ContentDigest>) -> BTreeSet<Vec<EntryPath>> {
     let mut names: HashMap<usize, Vec<EntryPath>> = HashMap::new();
     for (path, node) in tree.entries() {
         names.entry(node.inode).or_default().push(path.clone());
     }
-    let folder = |path: &EntryPath| path.split().map(|(folder, _)| folder);
-    names.into_values().filter(|names| names.iter().any(|name| folder(name) != folder(&names[0]))).collect()
+    let directory = |path: &EntryPath| path.split().map(|(directory, _)| directory);
+    names.into_values().filter(|names| names.iter().any(|name| directory(name) != directory(&names[0]))).collect()
 }
 
 /// Compares what the root catalog of a tree says that its rows cannot say.
@@ -118,7 +118,7 @@ pub(super) fn compare_facts(
     // What a published layer shows as it is above other layers is lost to that layer, and not to this tree.
     let of_tree = facts.losses.without(LossKind::LinkIntoOtherParents).without(LossKind::LayerOfOtherParents);
     losses.compare(root, &of_tree, comparison);
-    compare_links(root, &links_across_folders(tree), &facts.links_across_folders, comparison);
+    compare_links(root, &links_across_directories(tree), &facts.links_across_directories, comparison);
 }
 
 fn compare_links(
@@ -129,7 +129,7 @@ fn compare_links(
 ) {
     let show = |names: &Vec<EntryPath>| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" = ");
     let [expected, found] = [expected.iter().map(show).collect(), found.iter().map(show).collect()];
-    comparison.require_set(path, "links across folders", &expected, &found);
+    comparison.require_set(path, "links across directories", &expected, &found);
 }
 
 /// Compares the record beside a published layer. `stray` was taken out of its `form`, in which `groups` were linked.
@@ -151,10 +151,11 @@ pub(super) fn compare_layer_record(
     comparison.require(&path, "diff-id", summary.diff_id, record.diff_id);
     comparison.require(&path, "blob-size", summary.blob_size, record.blob_size);
     comparison.require(&path, "unpacked-size", summary.unpacked_size, record.unpacked_size);
-    let [expected, found] = [&form.implied, &record.implied_folders].map(|folders| parents.without_marks(folders));
+    let [expected, found] =
+        [&form.implied, &record.implied_directories].map(|directories| parents.without_marks(directories));
     comparison.require_set(&path, "implied-folders", &expected, &found);
     comparison.require_set(&path, "whiteouts", &form.whiteouts, &record.whiteouts);
-    comparison.require_set(&path, "opaque-folders", &form.opaque_folders, &record.opaque_folders);
+    comparison.require_set(&path, "opaque-folders", &form.opaque_directories, &record.opaque_directories);
     let links: BTreeSet<EntryPath> = record.links_into_lower_layers.keys().cloned().collect();
     comparison.require_set(&path, "links-into-lower-layers", &form.linked_below, &links);
     for (link, target) in &record.links_into_lower_layers {
@@ -163,7 +164,7 @@ pub(super) fn compare_layer_record(
             comparison.note(&path, "links-into-lower-layers", format_args!("what {link} is"), target);
         }
     }
-    let [expected, found] = [groups.iter().collect(), record.links_across_folders.iter().collect::<Vec<_>>()].map(
+    let [expected, found] = [groups.iter().collect(), record.links_across_directories.iter().collect::<Vec<_>>()].map(
         |groups: Vec<&Vec<EntryPath>>| {
             groups.into_iter().filter(|names| !names.iter().any(|name| parents.has_link(name))).cloned()
         },

@@ -3,7 +3,7 @@
 
 use super::content::ContentDigest;
 use super::naive_layer::{is_opaque, put_whiteout};
-use super::naive_tree::{NaiveTree, folders_above, is_folder};
+use super::naive_tree::{NaiveTree, directories_above, is_directory};
 use super::overlay_model::is_whiteout;
 use crate::catalog::MARKER;
 use crate::image::ExecutionConfig;
@@ -44,7 +44,7 @@ pub(super) fn take_stray_markers_of_layer<C: Clone>(layer: &mut NaiveTree<C>, lo
         let fits = number < MOST_MARKERS;
         let hides = path.components().count() > 1
             && lower.get(&path).is_some()
-            && !folders_above(&path).any(|folder| !folder.is_root() && is_opaque(layer, &folder));
+            && !directories_above(&path).any(|directory| !directory.is_root() && is_opaque(layer, &directory));
         if fits && (is_file(&kind) || is_whiteout(&kind) && hides) {
             continue;
         }
@@ -81,16 +81,16 @@ pub(super) fn root_file_system(
         widen(&mut tree);
     }
     for addition in additions(config) {
-        let (folder, name) = addition.path().split().expect("nothing is added at the root itself");
-        // Where there is no such folder, nothing can be added to it.
-        if let Some(folder) = tree.folder(&folder) {
-            add(&mut tree, folder.join(name), &addition);
+        let (directory, name) = addition.path().split().expect("nothing is added at the root itself");
+        // Where there is no such directory, nothing can be added to it.
+        if let Some(directory) = tree.directory(&directory) {
+            add(&mut tree, directory.join(name), &addition);
         }
     }
     tree
 }
 
-/// Gives owners what they need to read all files and to use all folders.
+/// Gives owners what they need to read all files and to use all directories.
 fn widen(tree: &mut NaiveTree<ContentDigest>) {
     let paths: Vec<EntryPath> = tree.entries().map(|(path, _)| path.clone()).collect();
     for path in paths {
@@ -114,7 +114,7 @@ fn add(tree: &mut NaiveTree<ContentDigest>, place: EntryPath, addition: &Additio
         Rule::IfAbsentOrLink => there.is_none_or(|kind| matches!(kind, NodeKind::Symlink(_))),
         Rule::Replace => true,
     };
-    debug_assert!(!(gives_way && is_folder(&kind) && there.is_some()), "a folder is only added where nothing is");
+    debug_assert!(!(gives_way && is_directory(&kind) && there.is_some()), "a directory is only added where nothing is");
     if gives_way {
         let metadata = Metadata { mode, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: None };
         tree.put_new(place, metadata, kind);

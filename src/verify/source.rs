@@ -45,15 +45,15 @@ fn read_layer(
     let expected = ExpectedLayer { digest, size: layer.size, diff_id: Some(layer.diff_id) };
     let (entries, mut summary) = read_entries(progress.counted(blob), expected, limits)
         .map_err(|source| VerifyError::ReadLayer { digest, source })?;
-    for path in links_across_folders(&entries) {
-        summary.losses.add(Loss { path, kind: LossKind::LinkAcrossFolders });
+    for path in links_across_directories(&entries) {
+        summary.losses.add(Loss { path, kind: LossKind::LinkAcrossDirectories });
     }
     Ok(ReadLayer { digest, entries, summary })
 }
 
 /// Returns the hard links whose target is in another directory. Of those to one of AUFS's own files, the first is published in its
 /// place.
-fn links_across_folders<C>(entries: &[LayerEntry<C>]) -> Vec<EntryPath> {
+fn links_across_directories<C>(entries: &[LayerEntry<C>]) -> Vec<EntryPath> {
     let mut stand_ins: BTreeMap<EntryPath, EntryPath> = BTreeMap::new();
     let mut across = Vec::new();
     for LayerEntry { path, kind } in entries.iter().filter(|entry| !is_bookkeeping(&entry.path)) {
@@ -62,7 +62,7 @@ fn links_across_folders<C>(entries: &[LayerEntry<C>]) -> Vec<EntryPath> {
             true => stand_ins.entry(target.clone()).or_insert_with(|| path.clone()).clone(),
             false => target.clone(),
         };
-        if path.split().map(|(folder, _)| folder) != target.split().map(|(folder, _)| folder) {
+        if path.split().map(|(directory, _)| directory) != target.split().map(|(directory, _)| directory) {
             across.push(path.clone());
         }
     }

@@ -1,6 +1,6 @@
 //! Layers for tests: entries written by hand, and whole images made up by proptest.
 //!
-//! Few short names, so that everything collides with everything: a path is a file in one layer, a folder in the next
+//! Few short names, so that everything collides with everything: a path is a file in one layer, a directory in the next
 //! and a link in the third, and entries lie below all of them.
 
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub fn path(text: &str) -> EntryPath {
 
 /// Returns an entry for a node of mode 0755 at `at`.
 pub fn node<C>(at: &str, kind: NodeKind<C>) -> LayerEntry<C> {
-    LayerEntry { path: path(at), kind: EntryKind::Node(Metadata::of_implied_folder(), kind) }
+    LayerEntry { path: path(at), kind: EntryKind::Node(Metadata::of_implied_directory(), kind) }
 }
 
 /// Returns an entry for a regular file.
@@ -29,9 +29,9 @@ pub fn file(at: &str, content: u8) -> LayerEntry<u8> {
     node(at, file_of(content))
 }
 
-/// Returns an entry for a folder with permissions.
-pub fn folder(at: &str, mode: u16) -> LayerEntry<u8> {
-    let metadata = Metadata { mode, ..Metadata::of_implied_folder() };
+/// Returns an entry for a directory with permissions.
+pub fn directory(at: &str, mode: u16) -> LayerEntry<u8> {
+    let metadata = Metadata { mode, ..Metadata::of_implied_directory() };
     LayerEntry { path: path(at), kind: EntryKind::Node(metadata, NodeKind::Directory) }
 }
 
@@ -55,7 +55,7 @@ pub fn unpublished<C>(at: &str) -> LayerEntry<C> {
     LayerEntry { path: path(at), kind: EntryKind::Unpublished }
 }
 
-/// Returns an opaque marker in the folder `at`.
+/// Returns an opaque marker in the directory `at`.
 pub fn opaque(at: &str) -> LayerEntry<u8> {
     LayerEntry { path: path(at), kind: EntryKind::Opaque }
 }
@@ -82,9 +82,9 @@ fn tame(image: &mut [Vec<LayerEntry<u8>>]) {
     for layer in image {
         while let Err(error) = tree.apply(layer) {
             let culprit = match error {
-                ApplyError::HardLinkToFolder { path, .. } | ApplyError::MissingHardLinkTarget { path, .. } => path,
+                ApplyError::HardLinkToDirectory { path, .. } | ApplyError::MissingHardLinkTarget { path, .. } => path,
                 ApplyError::TooManyLinks(path) | ApplyError::UnusableName(path) => path,
-                ApplyError::RootIsNoFolder => EntryPath::ROOT,
+                ApplyError::RootIsNoDirectory => EntryPath::ROOT,
             };
             let is_mark = |kind: &EntryKind<u8>| matches!(kind, EntryKind::Whiteout | EntryKind::Opaque);
             layer.retain(|entry| entry.path != culprit || is_mark(&entry.kind));
@@ -114,8 +114,8 @@ enum Place {
     At(EntryPath),
     /// At the path of one of them.
     Taken(Index),
-    /// Where one of them puts something other than a folder.
-    NoFolder(Index),
+    /// Where one of them puts something other than a directory.
+    NoDirectory(Index),
     /// Where one of them puts a symbolic link.
     Symlink(Index),
     /// Below such a path.
@@ -133,7 +133,7 @@ impl Place {
             Self::Root => EntryPath::ROOT,
             Self::At(path) => path.clone(),
             Self::Taken(index) => pick(index, &|_| true),
-            Self::NoFolder(index) => pick(index, &|kind| match kind {
+            Self::NoDirectory(index) => pick(index, &|kind| match kind {
                 EntryKind::Node(_, kind) => *kind != NodeKind::Directory,
                 kind => matches!(kind, EntryKind::HardLink(_)),
             }),
@@ -172,13 +172,13 @@ fn finish_layer(drafts: Vec<Draft>, below: &mut Vec<LayerEntry<u8>>) -> Vec<Laye
 
 fn draft() -> impl Strategy<Value = Draft> {
     let draft = |(place, kind)| Draft { place, kind };
-    let is_folder = || metadata().prop_map(|metadata| DraftKind::Is(EntryKind::Node(metadata, NodeKind::Directory)));
+    let is_directory = || metadata().prop_map(|metadata| DraftKind::Is(EntryKind::Node(metadata, NodeKind::Directory)));
     let is_whiteout = Just(DraftKind::Is(EntryKind::Whiteout));
     let is_opaque = || Just(DraftKind::Is(EntryKind::Opaque));
     prop_oneof![
         500 => (any_place(3, 2), node_draft()).prop_map(draft),
-        40 => (any::<Index>().prop_map(Place::Symlink), is_folder()).prop_map(draft),
-        15 => (Just(Place::Root), is_folder()).prop_map(draft),
+        40 => (any::<Index>().prop_map(Place::Symlink), is_directory()).prop_map(draft),
+        15 => (Just(Place::Root), is_directory()).prop_map(draft),
         1 => (Just(Place::Root), node_draft()).prop_map(draft),
         90 => (any_place(1, 1), hard_link_draft()).prop_map(draft),
         // Mostly where there may be something to hide.
@@ -195,7 +195,7 @@ fn any_place(new: u32, taken: u32) -> impl Strategy<Value = Place> {
     prop_oneof![
         6 * new => any_path().prop_map(Place::At),
         4 * taken => any::<Index>().prop_map(Place::Taken),
-        taken => any::<Index>().prop_map(Place::NoFolder),
+        taken => any::<Index>().prop_map(Place::NoDirectory),
         taken => below_symlink(),
     ]
 }
@@ -207,7 +207,7 @@ fn below_symlink() -> impl Strategy<Value = Place> {
 fn hard_link_draft() -> impl Strategy<Value = DraftKind> {
     let target = || {
         prop_oneof![
-            20 => any::<Index>().prop_map(Place::NoFolder),
+            20 => any::<Index>().prop_map(Place::NoDirectory),
             1 => any::<Index>().prop_map(Place::Taken),
             1 => any_path().prop_map(Place::At),
             1 => below_symlink(),
@@ -285,10 +285,10 @@ mod tests {
             let mut tree = NaiveTree::new();
             let outcome = match image.iter().try_for_each(|layer| tree.apply(layer)) {
                 Ok(()) => "applied",
-                Err(ApplyError::HardLinkToFolder { .. }) => "hard link to folder",
+                Err(ApplyError::HardLinkToDirectory { .. }) => "hard link to directory",
                 Err(ApplyError::MissingHardLinkTarget { .. }) => "missing hard link target",
                 Err(ApplyError::TooManyLinks(_)) => "too many links",
-                Err(ApplyError::RootIsNoFolder) => "root is no folder",
+                Err(ApplyError::RootIsNoDirectory) => "root is no directory",
                 Err(ApplyError::UnusableName(_)) => "unusable name",
             };
             *outcomes.entry(outcome).or_default() += 1;
@@ -301,7 +301,7 @@ mod tests {
         let outcomes = outcomes();
         println!("{outcomes:?}");
         assert!(outcomes["applied"] >= 1_400, "{outcomes:?}");
-        for error in ["hard link to folder", "missing hard link target", "too many links", "root is no folder"] {
+        for error in ["hard link to directory", "missing hard link target", "too many links", "root is no directory"] {
             assert!(outcomes.contains_key(error), "no image fails with '{error}': {outcomes:?}");
         }
     }

@@ -244,11 +244,11 @@ mod tests {
         let padded = |length: u64| format!("input: []{}", "\n".repeat(usize::try_from(length).unwrap() - 9));
         assert!(parse(&padded(LONGEST_WISHLIST)).is_ok());
         assert!(matches!(parse(&padded(LONGEST_WISHLIST + 1)), Err(WishlistError::TooLong { .. })));
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("long.yaml");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("long.yaml");
         std::fs::write(&path, padded(LONGEST_WISHLIST + 1)).unwrap();
         assert!(matches!(Wishlist::open(&path), Err(WishlistError::TooLong { .. })));
-        assert!(matches!(Wishlist::open(folder.path()), Err(WishlistError::Read { .. })));
+        assert!(matches!(Wishlist::open(directory.path()), Err(WishlistError::Read { .. })));
         std::fs::write(&path, b"input: ['\xff']").unwrap();
         assert!(matches!(Wishlist::open(&path), Err(WishlistError::Read { .. })));
     }

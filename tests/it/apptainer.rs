@@ -64,7 +64,7 @@ const SHELLS: [Shell; 2] = [Shell::Busybox, Shell::Dash];
 
 fn find(program: &str) -> PathBuf {
     let search = env::var_os("PATH").unwrap();
-    let found = env::split_paths(&search).map(|folder| folder.join(program)).find(|file| file.is_file());
+    let found = env::split_paths(&search).map(|directory| directory.join(program)).find(|file| file.is_file());
     found.unwrap_or_else(|| panic!("{program} was asked for"))
 }
 
@@ -114,7 +114,7 @@ impl Images {
 
     /// Runs a command at the root of an image, with these variables and no others.
     fn run(&self, image: usize, command: &[&str], variables: &[(&str, &str)], input: &str) -> Output {
-        let root = self.mount.folder.join(flat_path(&self.images[image]));
+        let root = self.mount.directory.join(flat_path(&self.images[image]));
         let mut unshare = Command::new(find("unshare"));
         unshare.args(["--user", "--map-root-user", "--root"]).arg(root).args(command);
         unshare.env_clear().envs(variables.iter().copied());
@@ -296,7 +296,7 @@ fn labels_are_those_of_the_image() {
 fn what_the_image_has_stays_and_links_are_followed_inside_the_root_only() {
     let image = TestImage::new().layer(|layer| {
         let layer = layer.symlink("home", "/data/home").symlink("tmp", "nowhere").dir("root").mode(0o700);
-        let layer = layer.symlink("var", "/data/var").dir("data/var").mode(0o711).file("dev", "no folder");
+        let layer = layer.symlink("var", "/data/var").dir("data/var").mode(0o711).file("dev", "no directory");
         let layer = layer.symlink("etc", "../../data/etc").dir("data/etc").symlink("data/etc/hosts", "/etc/hostname");
         layer
             .file("data/etc/hostname", "own")
@@ -310,11 +310,11 @@ fn what_the_image_has_stays_and_links_are_followed_inside_the_root_only() {
     assert_eq!(flat.target("environment"), ".singularity.d/env/90-environment.sh", "links of ours are put right");
     assert_eq!(flat.text("singularity"), "own");
     assert_eq!((flat.get("root").mode & 0o7777, flat.get("data/var").mode & 0o7777), (0o700, 0o711));
-    assert_eq!((flat.text("dev").as_str(), flat.get("data/var/tmp").mode & 0o7777), ("no folder", 0o755));
+    assert_eq!((flat.text("dev").as_str(), flat.get("data/var/tmp").mode & 0o7777), ("no directory", 0o755));
     assert_eq!((flat.text("data/etc/hosts").as_str(), flat.get("data/etc/hosts").mode & 0o7777), ("", 0o644));
     assert_eq!((flat.text("data/etc/hostname").as_str(), flat.text("data/etc/resolv.conf").as_str()), ("own", "own"));
     assert_eq!(flat.get("data/etc/resolv.conf").mode & 0o7777, 0o600);
-    for folder in ["proc", "sys", ".singularity.d/libs"] {
-        assert_eq!(flat.get(folder).mode, 0o040_755, "{folder}");
+    for directory in ["proc", "sys", ".singularity.d/libs"] {
+        assert_eq!(flat.get(directory).mode, 0o040_755, "{directory}");
     }
 }

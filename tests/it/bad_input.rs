@@ -27,8 +27,8 @@ fn published() -> TestRepository {
 
 /// Returns the file of a blob in the layout that `source` names.
 fn blob(source: &str, digest: &str) -> std::path::PathBuf {
-    let folder = source.strip_prefix("oci:").unwrap();
-    Path::new(folder).join("blobs/sha256").join(digest.strip_prefix("sha256:").unwrap())
+    let directory = source.strip_prefix("oci:").unwrap();
+    Path::new(directory).join("blobs/sha256").join(digest.strip_prefix("sha256:").unwrap())
 }
 
 /// Returns bytes that no compression makes smaller.
@@ -60,7 +60,7 @@ fn flipped_and_missing_bits_are_noticed_wherever_they_are() {
 }
 
 #[test]
-fn path_of_a_million_folders_is_refused() {
+fn path_of_a_million_directories_is_refused() {
     let repository = published();
     let long = |count: usize| "a/".repeat(count) + "f";
     // By the length of the header that holds it, of the path, and by its depth.
@@ -69,7 +69,7 @@ fn path_of_a_million_folders_is_refused() {
         let run = repository.refuse(["convert", &repository.source(&image), "--name", OTHER], 1, &["allowed"]);
         assert!(run.stderr().contains(&image.layer_digests()[0]));
     }
-    // A link leads 900 folders down, and each layer goes that far again from there.
+    // A link leads 900 directories down, and each layer goes that far again from there.
     let deep = "d/".repeat(900);
     let image = TestImage::new()
         .layer(|layer| layer.dir(&deep).symlink("link", &deep))
@@ -125,10 +125,10 @@ fn header_that_lies_about_its_size_is_refused() {
 #[test]
 fn index_without_the_platform_is_refused() {
     let repository = published();
-    let folder = repository.beside("index");
+    let directory = repository.beside("index");
     let image = |architecture: &str| image_of(architecture).platform("linux", architecture);
-    write_oci_index(&[image("s390x"), image("riscv64")], &folder, "latest");
-    let source = format!("oci:{}", folder.display());
+    write_oci_index(&[image("s390x"), image("riscv64")], &directory, "latest");
+    let source = format!("oci:{}", directory.display());
     repository.refuse(["convert", &source, "--name", OTHER], 1, &["s390x", "riscv64"]);
     let words = ["linux/mips", "linux/s390x"];
     repository.refuse(["convert", &source, "--name", OTHER, "--platform", "linux/mips"], 1, &words);
@@ -195,7 +195,7 @@ fn very_long_paths_are_cut_in_messages() {
 }
 
 #[test]
-fn folder_that_is_no_repository_is_refused() {
+fn directory_that_is_no_repository_is_refused() {
     let repository = published();
     let source = repository.source(&image_of("x"));
     let [empty, file] = ["empty", "file"].map(|name| repository.beside(name));
@@ -210,7 +210,7 @@ fn folder_that_is_no_repository_is_refused() {
     // It is one, but what it needs is gone.
     for missing in ["storage/.cvmfspublished", "storage/data", "keys", "storage/.cvmfswhitelist"] {
         let broken = repository.copy();
-        let (path, aside) = (broken.folder().join(missing), broken.beside("aside"));
+        let (path, aside) = (broken.directory().join(missing), broken.beside("aside"));
         fs::rename(&path, &aside).unwrap();
         let name = missing.rsplit('/').next().unwrap();
         broken.run(["convert", &source, "--name", OTHER]).expect_one_line(1, &[name]);
@@ -279,10 +279,10 @@ fn on_small_disk() -> Option<(TestMount, TestRepository, String)> {
 #[test]
 fn full_disk_loses_nothing_and_with_room_again_the_run_succeeds() {
     const PAGE: usize = 4096;
-    let Some((mut mount, repository, folder)) = on_small_disk() else { return };
+    let Some((mut mount, repository, directory)) = on_small_disk() else { return };
     let image = TestImage::new().layer(|layer| layer.file("a", noise(400_000)).file("b", noise(9000)));
     let source = repository.source(&image);
-    let arguments = ["convert", &source, "--name", OTHER, "--repo", &folder];
+    let arguments = ["convert", &source, "--name", OTHER, "--repo", &directory];
     let ballast = mount.path().join("ballast");
     let mut failures = 0;
     // From no room at all to nearly enough, so that every file in turn is the one that does not fit.
@@ -298,7 +298,7 @@ fn full_disk_loses_nothing_and_with_room_again_the_run_succeeds() {
         // Before that it may warn of the space that is left.
         let said = run.expect_code(1).stderr();
         let complaint = said.lines().last().unwrap();
-        assert!(complaint.starts_with("strata: ") && complaint.contains(&folder), "{said}");
+        assert!(complaint.starts_with("strata: ") && complaint.contains(&directory), "{said}");
         assert!(repository.front_page() == before, "with {free_pages} pages");
         crate::strict::check(&repository.storage(), FQRN).assert_good();
         failures += 1;
@@ -311,20 +311,20 @@ fn full_disk_loses_nothing_and_with_room_again_the_run_succeeds() {
 }
 
 #[test]
-fn read_only_folder_is_refused() {
-    let Some((mut mount, repository, folder)) = on_small_disk() else { return };
+fn read_only_directory_is_refused() {
+    let Some((mut mount, repository, directory)) = on_small_disk() else { return };
     let source = repository.source(&image_of("x"));
-    let arguments = ["convert", &source, "--name", OTHER, "--repo", &folder];
+    let arguments = ["convert", &source, "--name", OTHER, "--repo", &directory];
     mount.remount("ro");
-    repository.refuse_command(&mut mount.strata(arguments), 1, &[&folder, "Read-only file system"]);
-    Run::of(&mut mount.strata(["info", "--repo", &folder])).expect_code(0);
+    repository.refuse_command(&mut mount.strata(arguments), 1, &[&directory, "Read-only file system"]);
+    Run::of(&mut mount.strata(["info", "--repo", &directory])).expect_code(0);
     mount.remount("rw");
     Run::of(&mut mount.strata(arguments)).expect_code(0);
     repository.move_to(&repository.beside("back"));
 }
 
 #[test]
-fn second_publisher_is_told_which_folder_is_held() {
+fn second_publisher_is_told_which_directory_is_held() {
     let repository = published();
     let source = repository.source(&image_of("x"));
     let lock = fs::File::open(repository.storage()).unwrap();

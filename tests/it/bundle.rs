@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use strata::bundle::{Bundle, BundleOptions};
-use strata::folder::RepositoryFolder;
+use strata::directory::RepositoryDirectory;
 use strata::layout::ImagePlace;
 use strata::repository::Repository;
 
@@ -47,38 +47,38 @@ impl Scene {
         }
         (need("runc") && need_fuse()).then_some(())?;
         let repository = TestRepository::publish(image);
-        let home = repository.folder().parent().unwrap().to_owned();
+        let home = repository.directory().parent().unwrap().to_owned();
         fs::set_permissions(home, fs::Permissions::from_mode(0o755)).unwrap();
         Some(Self { mount: mount(&repository)?, repository })
     }
 
     fn bundle_command(&self, name: &str, options: &[&str]) -> (Command, PathBuf) {
-        let folder = self.repository.beside(name);
-        let mut command = self.repository.command(["bundle".as_ref(), NAME.as_ref(), folder.as_os_str()]);
-        command.arg("--mountpoint").arg(&self.mount.folder).args(options);
-        (command, folder)
+        let directory = self.repository.beside(name);
+        let mut command = self.repository.command(["bundle".as_ref(), NAME.as_ref(), directory.as_os_str()]);
+        command.arg("--mountpoint").arg(&self.mount.directory).args(options);
+        (command, directory)
     }
 
     /// Writes a bundle and runs it, and returns what it printed and what strata warned of.
     #[track_caller]
     fn run(&self, name: &str, options: &[&str], arguments: &[&str]) -> (Said, String) {
-        let (mut command, folder) = self.bundle_command(name, options);
+        let (mut command, directory) = self.bundle_command(name, options);
         if !arguments.is_empty() {
             command.arg("--").args(arguments);
         }
         let made = said(command.output().unwrap());
-        (self.run_bundle(name, &folder, &[]), made.stderr)
+        (self.run_bundle(name, &directory, &[]), made.stderr)
     }
 
     /// Runs a bundle, with a prefix before the command.
     #[track_caller]
-    fn run_bundle(&self, name: &str, folder: &Path, prefix: &[&str]) -> Said {
+    fn run_bundle(&self, name: &str, directory: &Path, prefix: &[&str]) -> Said {
         let state = self.repository.beside(&format!("{name}.state"));
         fs::create_dir(&state).unwrap();
         fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
         let words = [prefix, &["runc", "--root", state.to_str().unwrap(), "run", "--bundle"]].concat();
         let mut command = Command::new(words[0]);
-        command.args(&words[1..]).arg(folder).arg(format!("strata-test-{}-{name}", std::process::id()));
+        command.args(&words[1..]).arg(directory).arg(format!("strata-test-{}-{name}", std::process::id()));
         said(command.env("XDG_RUNTIME_DIR", &state).output().unwrap())
     }
 }
@@ -93,13 +93,13 @@ fn said(output: Output) -> Said {
 /// Adds a shell and the programs that the tests call.
 fn with_shell(layer: TestLayer) -> TestLayer {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let busybox = std::env::split_paths(&path).find_map(|folder| fs::read(folder.join("busybox")).ok());
+    let busybox = std::env::split_paths(&path).find_map(|directory| fs::read(directory.join("busybox")).ok());
     let layer = layer.file("bin/busybox", busybox.expect("busybox is installed")).mode(0o755);
     let programs = ["cat", "env", "grep", "hostname", "id", "ls", "pwd", "sh", "touch"];
     programs.iter().fold(layer, |layer, program| layer.symlink(format!("bin/{program}"), "busybox"))
 }
 
-/// An image of a shell, two users and a folder to work in.
+/// An image of a shell, two users and a directory to work in.
 fn image() -> TestImage {
     let passwd = "root:x:0:0::/root:/bin/sh\napp:x:1000:100::/home/app:/bin/sh\n";
     TestImage::new().layer(with_shell).layer(|layer| {
@@ -112,17 +112,17 @@ fn shell(image: TestImage, script: &str) -> TestImage {
     image.entrypoint(["/bin/sh", "-c"]).cmd([script])
 }
 
-fn config(folder: &Path) -> Value {
-    serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap()
+fn config(directory: &Path) -> Value {
+    serde_json::from_slice(&fs::read(directory.join("config.json")).unwrap()).unwrap()
 }
 
 #[test]
-fn image_runs_as_its_user_in_its_folder_with_nothing_but_what_it_may_do() {
+fn image_runs_as_its_user_in_its_directory_with_nothing_but_what_it_may_do() {
     run_as_user(Scene::new);
 }
 
 #[test]
-fn image_runs_as_its_user_in_its_folder_from_the_cvmfs_client() {
+fn image_runs_as_its_user_in_its_directory_from_the_cvmfs_client() {
     run_as_user(|image| Scene::over(image, mount_with_client));
 }
 
@@ -161,27 +161,27 @@ fn words_reach_the_program_as_they_are() {
     let expected = |words: &[&str]| words.iter().map(|word| format!("[{word}]")).collect::<String>();
     assert_eq!(scene.run("image", &[], &[]).0.stdout, expected(&odd));
     assert_eq!(scene.run("given", &[], &["--", "-x"]).0.stdout, expected(&["--", "-x"]));
-    let folder = scene.repository.beside("image");
-    let env = config(&folder)["process"]["env"].clone();
+    let directory = scene.repository.beside("image");
+    let env = config(&directory)["process"]["env"].clone();
     assert!(env.as_array().unwrap().contains(&json!("LINES=a\nb\t")), "{env}");
     assert!(env.as_array().unwrap().contains(&json!(format!("ODD={}", odd[3]))), "{env}");
-    let root = config(&folder)["root"].clone();
+    let root = config(&directory)["root"].clone();
     assert!(root["path"].as_str().unwrap().ends_with(&flat_path(&image)), "{root}");
     assert_eq!(root["readonly"], true);
 }
 
 #[test]
-fn folder_that_no_layer_has_is_made_in_memory_or_is_the_root() {
+fn directory_that_no_layer_has_is_made_in_memory_or_is_the_root() {
     if !need("busybox") {
         return;
     }
-    for (folder, there, warned) in [
+    for (directory, there, warned) in [
         ("/home/app/work", "/home/app/work", "mounted at '/home'"),
         ("/tmp/some/where", "/tmp/some/where", ""),
         ("/nowhere/at/all", "/", "it starts in '/'"),
         ("/etc/passwd", "/", "it starts in '/'"),
     ] {
-        let image = shell(image(), "pwd; touch x 2>/dev/null || true").setting("WorkingDir", json!(folder));
+        let image = shell(image(), "pwd; touch x 2>/dev/null || true").setting("WorkingDir", json!(directory));
         let Some(scene) = Scene::new(&image) else { return };
         let (said, warnings) = scene.run("run", &[], &[]);
         assert_eq!(said.stdout, format!("{there}\n"));
@@ -203,9 +203,9 @@ fn accounts_are_looked_up_where_links_of_the_image_lead() {
     let image = shell(image, "id -u; id -G; touch /tmp/x; ls /share/tmp").setting("User", json!("app"));
     let Some(scene) = Scene::new(&image) else { return };
     assert_eq!(scene.run("run", &[], &[]).0.stdout, "7\n8 9\nx\n");
-    let (mut command, folder) = scene.bundle_command("nobody", &["--user", "app:bob"]);
+    let (mut command, directory) = scene.bundle_command("nobody", &["--user", "app:bob"]);
     scene.repository.refuse_command(&mut command, 1, &["bob", "/etc/group", NAME]);
-    assert!(!folder.exists());
+    assert!(!directory.exists());
 }
 
 #[test]
@@ -242,21 +242,21 @@ fn user_who_is_not_root_runs_a_bundle_as_the_only_user_there_is() {
     if !Command::new(allowed[0]).args(&allowed[1..]).status().unwrap().success() {
         return skip("users may not make namespaces here");
     }
-    let folder = RepositoryFolder::open(&scene.repository.folder()).unwrap();
-    let repository = Repository::open(&folder.store().unwrap(), folder.name()).unwrap();
+    let directory = RepositoryDirectory::open(&scene.repository.directory()).unwrap();
+    let repository = Repository::open(&directory.store().unwrap(), directory.name()).unwrap();
     let place = ImagePlace { name: NAME.parse().unwrap(), platform: None };
     let rootless = Some((SOMEBODY, SOMEBODY));
-    let options = BundleOptions { mountpoint: Some(scene.mount.folder.clone()), rootless, ..Default::default() };
+    let options = BundleOptions { mountpoint: Some(scene.mount.directory.clone()), rootless, ..Default::default() };
     let bundle = Bundle::of(&repository, &place, &options).unwrap();
     assert!(
         bundle.warnings.iter().any(|warning| warning.contains("as user 1000 of the image")),
         "{:?}",
         bundle.warnings
     );
-    let folder = scene.repository.beside("theirs");
-    bundle.write(&folder).unwrap();
-    chown(&folder, Some(SOMEBODY), Some(SOMEBODY)).unwrap();
-    let said = scene.run_bundle("theirs", &folder, &user);
+    let directory = scene.repository.beside("theirs");
+    bundle.write(&directory).unwrap();
+    chown(&directory, Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+    let said = scene.run_bundle("theirs", &directory, &user);
     let lines: Vec<Vec<&str>> = said.stdout.lines().map(|line| line.split_ascii_whitespace().collect()).collect();
     assert_eq!(lines, [vec!["0"], vec!["0"], vec!["0", &id, "1"], vec!["/work"], vec!["x"]]);
     assert!(said.stderr.contains("/x: Read-only file system"), "{}", said.stderr);
@@ -269,15 +269,15 @@ fn user_who_is_not_root_runs_a_bundle_as_the_only_user_there_is() {
 fn bundle_leads_to_the_place_that_every_client_has() {
     let image = image().cmd(["/bin/sh"]);
     let repository = TestRepository::publish(&image);
-    let folder = repository.beside("bundle");
+    let directory = repository.beside("bundle");
     for name in [NAME.to_owned(), format!("docker://{NAME}"), format!("https://{NAME}@{}", image.manifest_digest())] {
-        let run = repository.run(["bundle".as_ref(), name.as_ref(), folder.as_os_str(), "--json".as_ref()]);
+        let run = repository.run(["bundle".as_ref(), name.as_ref(), directory.as_os_str(), "--json".as_ref()]);
         let json = run.expect_code(0).json();
         let root = format!("/cvmfs/{FQRN}/{}", flat_path(&image));
         assert_eq!((&json["root"], &json["args"], &json["name"]), (&json!(root), &json!(["/bin/sh"]), &json!(NAME)));
-        assert_eq!(config(&folder)["root"]["path"], root);
-        assert_eq!(config(&folder)["ociVersion"], "1.0.2");
-        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(config(&directory)["root"]["path"], root);
+        assert_eq!(config(&directory)["ociVersion"], "1.0.2");
+        fs::remove_dir_all(&directory).unwrap();
     }
 }
 
@@ -288,10 +288,10 @@ fn nothing_is_written_where_there_is_no_bundle() {
     repository.convert(&image().cmd(["/bin/sh"]), "h.org/layers:1", &["--skip-flat"]).expect_code(0);
     repository.convert(&image().cmd(["a\0b"]), "h.org/nul:1", &[]).expect_code(0);
     repository.convert(&image().cmd(["a"]).setting("User", json!("bob\n")), "h.org/user:1", &[]).expect_code(0);
-    let folder = repository.beside("bundle");
-    let target = folder.to_str().unwrap();
+    let directory = repository.beside("bundle");
+    let target = directory.to_str().unwrap();
     let other = format!("{NAME}@{}", image().config_digest());
-    let elsewhere = repository.folder().display().to_string();
+    let elsewhere = repository.directory().display().to_string();
     for (code, arguments, words) in [
         (1, vec!["h.org/bare:1", target], &["names no program", "'--'"][..]),
         (1, vec!["h.org/none:1", target], &["'h.org/none:1' is not in the repository"]),
@@ -302,15 +302,15 @@ fn nothing_is_written_where_there_is_no_bundle() {
         (1, vec![NAME, target, "--mountpoint", "/nonexistent"], &["/nonexistent"]),
         (1, vec![NAME, target, "--mountpoint", &elsewhere], &["mounted", &elsewhere]),
         (1, vec![NAME, "/nonexistent/bundle"], &["/nonexistent/bundle"]),
-        (1, vec![NAME, &elsewhere], &[&elsewhere, "no empty folder"]),
+        (1, vec![NAME, &elsewhere], &[&elsewhere, "no empty directory"]),
         (2, vec![NAME, target, "--platform", "linux/amd64"], &["--platform"]),
     ] {
         repository.refuse([&["bundle"], &arguments[..]].concat(), code, words);
-        assert!(!folder.exists(), "{arguments:?}");
+        assert!(!directory.exists(), "{arguments:?}");
     }
     for arguments in [vec!["oci:dir", target], vec![NAME, target, "--hostname", "a b"], vec![NAME], vec!["a", target]] {
         repository.run([&["bundle"], &arguments[..]].concat()).expect_code(2);
-        assert!(!folder.exists(), "{arguments:?}");
+        assert!(!directory.exists(), "{arguments:?}");
     }
 }
 
@@ -321,11 +321,11 @@ fn links_on_the_way_to_the_mount_are_resolved() {
     }
     let repository = TestRepository::publish(&image().cmd(["/bin/sh"]));
     let mount = Mount::start(&repository, &[]);
-    let (link, folder) = (repository.beside("link"), repository.beside("bundle"));
-    symlink(&mount.folder, &link).unwrap();
-    let mut command = repository.command(["bundle".as_ref(), NAME.as_ref(), folder.as_os_str()]);
+    let (link, directory) = (repository.beside("link"), repository.beside("bundle"));
+    symlink(&mount.directory, &link).unwrap();
+    let mut command = repository.command(["bundle".as_ref(), NAME.as_ref(), directory.as_os_str()]);
     run(command.arg("--mountpoint").arg(&link));
-    let root = config(&folder)["root"]["path"].as_str().unwrap().to_owned();
+    let root = config(&directory)["root"]["path"].as_str().unwrap().to_owned();
     assert_eq!(fs::canonicalize(&root).unwrap(), Path::new(&root));
     assert!(Path::new(&root).join("bin/busybox").is_file());
 }
@@ -340,8 +340,8 @@ fn of_several_platforms_one_is_run() {
     let source = format!("oci:{}:latest", layout.display());
     repository.run(["convert", &source, "--name", NAME, "--platform", "all"]).expect_code(0);
     let bundle = |options: &[&str]| {
-        let folder = tempfile::tempdir().unwrap();
-        let target = folder.path().to_str().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().to_str().unwrap();
         repository.run([&["bundle", NAME, target, "--json"], options].concat()).expect_code(0).json()
     };
     let own = bundle(&[]);

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use crate::strict::Reader;
 use crate::support::{Compression, NAME, TestImage, TestLayer, TestRepository, chain_path, flat_path, layer_path};
 
-/// No catalog has more entries, but for a single folder that is larger.
+/// No catalog has more entries, but for a single directory that is larger.
 const MAXIMUM: usize = 100_000;
 
-/// Adds so many empty files to a folder.
-fn files(layer: TestLayer, folder: &str, count: usize) -> TestLayer {
-    (0..count).fold(layer, |layer, number| layer.file(format!("{folder}/{number}"), ""))
+/// Adds so many empty files to a directory.
+fn files(layer: TestLayer, directory: &str, count: usize) -> TestLayer {
+    (0..count).fold(layer, |layer, number| layer.file(format!("{directory}/{number}"), ""))
 }
 
 /// Returns the catalogs at and below a path, as paths below it, with the number of their rows.
@@ -22,7 +22,7 @@ fn catalogs_below(reader: &Reader, root: &str) -> Vec<(String, usize)> {
 }
 
 #[test]
-fn image_of_more_than_a_hundred_thousand_entries_is_cut_and_a_huge_folder_is_published() {
+fn image_of_more_than_a_hundred_thousand_entries_is_cut_and_a_huge_directory_is_published() {
     let image = TestImage::new().layer(|layer| {
         let layer = (0..11).fold(layer, |layer, number| files(layer, &format!("d{number:02}"), 10_000));
         files(layer, "huge", 120_001).compression(Compression::Plain)
@@ -31,7 +31,7 @@ fn image_of_more_than_a_hundred_thousand_entries_is_cut_and_a_huge_folder_is_pub
     repository.convert(&image, NAME, &["--skip-layers", "--chains", "none"]).expect_code(0);
     let reader = repository.reader();
     let catalogs = catalogs_below(&reader, &flat_path(&image));
-    let huge = catalogs.iter().find(|(path, _)| path == "/huge").expect("the huge folder has a catalog of its own");
+    let huge = catalogs.iter().find(|(path, _)| path == "/huge").expect("the huge directory has a catalog of its own");
     assert_eq!(huge.1, 120_001 + 2, "its files, itself and its marker");
     assert!(catalogs.iter().all(|(path, rows)| path == "/huge" || *rows <= MAXIMUM), "{catalogs:?}");
     let rows: usize = catalogs.iter().map(|(_, rows)| rows).sum();
@@ -56,7 +56,7 @@ fn size_of_catalogs_is_a_setting() {
 }
 
 #[test]
-fn markers_are_hidden_in_images_and_shown_in_folders_of_the_repository() {
+fn markers_are_hidden_in_images_and_shown_in_directories_of_the_repository() {
     let image = TestImage::new().layer(|layer| files(files(layer, "a", 1200), "b", 1300));
     let repository = TestRepository::with_settings("[catalog]\nentries = 1000");
     repository.convert(&image, NAME, &[]).expect_code(0);
@@ -112,7 +112,7 @@ fn catalogs_of_other_images_are_not_written_again() {
     assert!(changed.iter().all(|mountpoint| is_above(mountpoint)), "{changed:?}");
     assert!(!changed.contains("/.metadata/h5.example.org"), "{changed:?}");
     let new = repository.objects().into_keys().filter(|path| path.ends_with('C') && !objects.contains_key(path));
-    // Two layers, chain and flat tree; those above them; the root; the host's folder and its metadata; podman's store.
+    // Two layers, chain and flat tree; those above them; the root; the host's directory and its metadata; podman's store.
     assert!(new.count() <= 4 + 3 + 4 + 1 + 3 + 4, "{changed:?}");
 }
 

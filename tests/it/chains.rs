@@ -80,7 +80,7 @@ fn published_layer_is_applied_above_other_layers_too() {
     let first = TestImage::new().layer(parents(0o1777)).layer(shared);
     repository.convert(&first, NAME, &["--chains", "none"]).expect_code(0);
     repository.convert(&without_blobs(second.clone(), 1..2), OTHER, &[]).expect_code(0);
-    assert_eq!(repository.flat(&second).get("d").mode & 0o7777, 0o700, "the layer never named the folder");
+    assert_eq!(repository.flat(&second).get("d").mode & 0o7777, 0o700, "the layer never named the directory");
     assert_eq!(repository.flat(&second), TestRepository::publish(&second).flat(&second));
 }
 
@@ -129,7 +129,7 @@ fn record_of_a_layer_does_not_stand_in_for_another_diff_id() {
 fn state_may_be_deleted_between_two_runs() {
     let whole = base().layer(upper);
     let repository = TestRepository::publish(&base());
-    std::fs::remove_dir_all(repository.folder().join("state")).unwrap();
+    std::fs::remove_dir_all(repository.directory().join("state")).unwrap();
     repository.convert(&whole, OTHER, &[]).expect_code(0);
     assert_same_catalogs(&repository, &TestRepository::publish(&whole), &flat_path(&whole));
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use strata::check::{Options, Report, check};
-use strata::folder::RepositoryFolder;
+use strata::directory::RepositoryDirectory;
 use strata::metadata::Timestamp;
 use strata::progress::Progress;
 
@@ -40,10 +40,10 @@ fn rich_repository() -> TestRepository {
 }
 
 /// Checks in this process, `days` from now.
-fn check_folder(folder: &Path, days: i64) -> Report {
+fn check_directory(directory: &Path, days: i64) -> Report {
     let now = Timestamp { seconds: Timestamp::now().seconds + days * 86_400, nanoseconds: 0 };
     let options = Options { path: None, quick: false, threads: 2, now };
-    check(&RepositoryFolder::open(folder).unwrap(), &options, &Progress::default()).unwrap()
+    check(&RepositoryDirectory::open(directory).unwrap(), &options, &Progress::default()).unwrap()
 }
 
 /// Tells whether one of the findings of a run with `--json` is about the file, and about a path that ends so.
@@ -97,7 +97,7 @@ fn repository_in_which_content_is_stored_as_it_is_has_no_findings() {
 fn private_keys_are_not_needed() {
     let repository = TestRepository::new();
     for end in ["masterkey", "key", "crt"] {
-        fs::remove_file(repository.folder().join(format!("keys/{}.{end}", crate::support::FQRN))).unwrap();
+        fs::remove_file(repository.directory().join(format!("keys/{}.{end}", crate::support::FQRN))).unwrap();
     }
     repository.run(["check"]).expect_code(0);
 }
@@ -106,7 +106,7 @@ fn private_keys_are_not_needed() {
 fn whitelist_that_expires_soon_is_a_warning_and_one_that_expired_a_finding() {
     let repository = TestRepository::new();
     for (days, warnings, findings) in [(20, 0, 0), (25, 1, 0), (31, 0, 1)] {
-        let report = check_folder(&repository.folder(), days);
+        let report = check_directory(&repository.directory(), days);
         assert_eq!((report.warnings.len(), report.findings.len()), (warnings, findings), "{days} days: {report:?}");
         assert!(report.findings.iter().all(|finding| finding.file == ".cvmfswhitelist"));
     }
@@ -144,9 +144,9 @@ fn what_nothing_refers_to_and_what_killed_runs_leave_is_counted_and_no_finding()
 }
 
 #[test]
-fn folder_that_is_no_repository_is_wrong_usage() {
-    let folder = tempfile::tempdir().unwrap();
-    let run = crate::support::strata([Path::new("check"), Path::new("--repo"), folder.path()]);
+fn directory_that_is_no_repository_is_wrong_usage() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = crate::support::strata([Path::new("check"), Path::new("--repo"), directory.path()]);
     assert_eq!(run.status.code(), Some(2));
 }
 

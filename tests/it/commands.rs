@@ -16,35 +16,36 @@ fn image_of(word: &str) -> TestImage {
 fn missing_directory_becomes_a_repository_only_where_that_is_asked_for() {
     let other = TestRepository::new();
     let source = other.source(&image_of("x"));
-    let [folder, undotted, empty] = ["new.example.org", "undotted", "empty.example.org"].map(|name| other.beside(name));
+    let [directory, undotted, empty] =
+        ["new.example.org", "undotted", "empty.example.org"].map(|name| other.beside(name));
     fs::create_dir(&empty).unwrap();
-    let convert = |folder: &Path, options: &[&str]| {
-        let folder = folder.to_str().unwrap();
-        let arguments = [&["convert", &source, "--name", NAME, "--repo", folder], options].concat();
+    let convert = |directory: &Path, options: &[&str]| {
+        let directory = directory.to_str().unwrap();
+        let arguments = [&["convert", &source, "--name", NAME, "--repo", directory], options].concat();
         Run::of(&mut strata_command(arguments))
     };
-    for folder in [&folder, &undotted] {
-        convert(folder, &[]).expect_one_line(2, &[folder.to_str().unwrap(), "strata init", "--create"]);
-        assert!(!folder.exists());
+    for directory in [&directory, &undotted] {
+        convert(directory, &[]).expect_one_line(2, &[directory.to_str().unwrap(), "strata init", "--create"]);
+        assert!(!directory.exists());
     }
     let arguments = ["convert", &source, "--name", NAME];
-    let run = Run::of(strata_command(arguments).env("STRATA_REPO", &folder));
+    let run = Run::of(strata_command(arguments).env("STRATA_REPO", &directory));
     run.expect_one_line(2, &["--create"]);
-    convert(&folder, &["--create", "--dry-run"]).expect_code(2);
-    assert!(!folder.exists());
+    convert(&directory, &["--create", "--dry-run"]).expect_code(2);
+    assert!(!directory.exists());
     convert(&undotted, &["--create"]).expect_one_line(2, &["undotted", "--create"]);
     assert!(!undotted.exists());
-    for folder in [&folder, &empty] {
-        let run = convert(folder, &["--create"]).expect_code(0);
-        assert!(run.stderr().contains(&format!("created {}", folder.file_name().unwrap().to_str().unwrap())));
-        let name = folder.file_name().unwrap().to_str().unwrap();
-        strict::check(&folder.join("storage"), name).assert_good();
-        assert!(Reader::open(&folder.join("storage")).list("").contains(&"registry.example.org".to_owned()));
+    for directory in [&directory, &empty] {
+        let run = convert(directory, &["--create"]).expect_code(0);
+        assert!(run.stderr().contains(&format!("created {}", directory.file_name().unwrap().to_str().unwrap())));
+        let name = directory.file_name().unwrap().to_str().unwrap();
+        strict::check(&directory.join("storage"), name).assert_good();
+        assert!(Reader::open(&directory.join("storage")).list("").contains(&"registry.example.org".to_owned()));
     }
-    let keys = fs::read(folder.join("keys/new.example.org.pub")).unwrap();
-    let again = convert(&folder, &["--create"]).expect_code(0);
+    let keys = fs::read(directory.join("keys/new.example.org.pub")).unwrap();
+    let again = convert(&directory, &["--create"]).expect_code(0);
     assert!(!again.stderr().contains("created") && again.stdout().contains("nothing to do"), "{}", again.stderr());
-    assert_eq!(fs::read(folder.join("keys/new.example.org.pub")).unwrap(), keys);
+    assert_eq!(fs::read(directory.join("keys/new.example.org.pub")).unwrap(), keys);
 }
 
 #[test]
@@ -123,7 +124,7 @@ fn empty_variable_for_the_directory_counts_as_unset() {
     let repository = TestRepository::publish(&image_of("x"));
     for arguments in [&["list"][..], &["info"], &["check"], &["list", "--json"]] {
         let mut command = strata_command(arguments);
-        Run::of(command.env("STRATA_REPO", "").current_dir(repository.folder())).expect_code(0);
+        Run::of(command.env("STRATA_REPO", "").current_dir(repository.directory())).expect_code(0);
     }
     let elsewhere = repository.beside("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
@@ -132,7 +133,7 @@ fn empty_variable_for_the_directory_counts_as_unset() {
     assert!(elsewhere.join("new.example.org/strata.toml").is_file());
     Run::of(strata_command(["list"]).env("STRATA_REPO", "").current_dir(&elsewhere)).expect_code(2);
     // Whoever writes it on the command line means something by it.
-    Run::of(strata_command(["list", "--repo", ""]).current_dir(repository.folder())).expect_code(2);
+    Run::of(strata_command(["list", "--repo", ""]).current_dir(repository.directory())).expect_code(2);
     // What the command line says goes before the variable.
     let mut command = repository.command(["list"]);
     Run::of(command.env("STRATA_REPO", &elsewhere)).expect_code(0);

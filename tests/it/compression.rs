@@ -150,7 +150,7 @@ fn sparse_file_of_a_tebibyte_takes_seconds_and_little_memory() {
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -v 700000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_strata"), "convert", &source]);
     command.args(["--name", NAME, "--threads", "1", "--skip-layers", "--chains", "none", "--repo"]);
-    command.arg(repository.folder());
+    command.arg(repository.directory());
     // Writing out and hashing so many zeros would take many minutes.
     Run::within(Duration::from_secs(45), &mut command).expect_code(0);
     let chunks = repository.reader().chunks(&format!("{}/f", flat_path(&image)));

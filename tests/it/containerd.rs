@@ -9,12 +9,12 @@ use crate::support::{FaultProxy, Reply, TestImage, TestRegistry, TestRepository,
 fn image() -> TestImage {
     with_busybox(TestImage::new())
         .layer(|layer| {
-            let layer = layer.file("data/gone", "").file("data/opaque/old", "").file("data/folder/old", "");
+            let layer = layer.file("data/gone", "").file("data/opaque/old", "").file("data/directory/old", "");
             layer.file("data/tool", "tool").mode(0o4755).owner(7, 70_000).dir("data/sticky").mode(0o1777)
         })
         .layer(|layer| {
             let layer = layer.whiteout("data/gone").opaque("data/opaque").file("data/opaque/new", "new");
-            layer.whiteout("data/folder").file("data/folder/new", "new").hardlink("data/link", "data/tool")
+            layer.whiteout("data/directory").file("data/directory/new", "new").hardlink("data/link", "data/tool")
         })
         .layer(|layer| layer.symlink("data/to", "tool").file("data/sticky/deep/er", "deep"))
         .env("GREETING", "hello")
@@ -37,7 +37,7 @@ fn registry_without_layers(images: &[(&str, &TestImage)]) -> Option<(TestRegistr
 /// Panics unless a container starts over a mounted repository, though no layer of its image can be had elsewhere.
 fn assert_starts(mount: &Mount, repository: &TestRepository, image: &TestImage) {
     let stranger = TestImage::new().layer(|layer| layer.file("not published", ""));
-    let Some(containerd) = Containerd::start(&mount.folder) else { return };
+    let Some(containerd) = Containerd::start(&mount.directory) else { return };
     let Some((_registry, proxy)) = registry_without_layers(&[("team/image", image), ("team/other", &stranger)]) else {
         return;
     };

@@ -199,7 +199,7 @@ fn wrong_usage_is_told_apart_from_failure() {
     let empty = repository.beside("empty");
     fs::create_dir(&empty).unwrap();
     let no_repository = ["--repo", empty.to_str().unwrap()];
-    let in_repository = ["--repo", &repository.folder().display().to_string()].map(str::to_owned);
+    let in_repository = ["--repo", &repository.directory().display().to_string()].map(str::to_owned);
     let in_repository = in_repository.each_ref().map(String::as_str);
     for arguments in [
         [&["convert", &source, "--name", NAME][..], &no_repository].concat(),
@@ -223,12 +223,12 @@ fn wrong_usage_is_told_apart_from_failure() {
 }
 
 #[test]
-fn current_folder_is_the_repository_where_none_is_named() {
+fn current_directory_is_the_repository_where_none_is_named() {
     let repository = TestRepository::new();
     let source = repository.source(&image_of("x"));
-    Run::of(strata_command(["convert", &source, "--name", NAME]).current_dir(repository.folder())).expect_code(0);
+    Run::of(strata_command(["convert", &source, "--name", NAME]).current_dir(repository.directory())).expect_code(0);
     assert!(repository.has(NAME));
-    let run = Run::of(strata_command(["list"]).env("STRATA_REPO", repository.folder())).expect_code(0);
+    let run = Run::of(strata_command(["list"]).env("STRATA_REPO", repository.directory())).expect_code(0);
     assert_eq!(run.stdout(), format!("{NAME}  {}\n", image_of("x").manifest_digest()));
 }
 
@@ -323,7 +323,7 @@ fn candidates(repository: &TestRepository) -> Vec<String> {
 #[test]
 fn skipped_trees_are_not_published() {
     let image = two_layers();
-    for (options, folders) in [
+    for (options, directories) in [
         (&[][..], [".chains", ".flat", ".layers", ".metadata", "podmanStore", "registry.example.org"].as_slice()),
         (&["--skip-layers", "--skip-podman"], &[".chains", ".flat", ".metadata", "registry.example.org"]),
         (&["--skip-flat"], &[".chains", ".layers", ".metadata"]),
@@ -334,7 +334,7 @@ fn skipped_trees_are_not_published() {
         repository.convert(&image, NAME, options).expect_code(0);
         let mut listed = repository.list("/");
         listed.retain(|name| name != ".cvmfscatalog");
-        assert_eq!(listed, folders, "{options:?}");
+        assert_eq!(listed, directories, "{options:?}");
     }
 }
 

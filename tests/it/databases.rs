@@ -214,19 +214,19 @@ fn row_that_is_its_own_ancestor_loops_nowhere_and_is_never_signed() {
             assert!(run.exit_code().is_some(), "{sql}: {arguments:?} {run:?}");
         }
         if can_mount {
-            let folder = planted.beside("mount");
-            fs::create_dir(&folder).unwrap();
-            let command = planted.command(["mount".as_ref(), folder.as_os_str()]);
-            let mount = Mount::of(command, folder, planted.beside("mount.log"));
-            assert!(count_entries(&mount.folder, 0) < 10_000, "{sql}");
+            let directory = planted.beside("mount");
+            fs::create_dir(&directory).unwrap();
+            let command = planted.command(["mount".as_ref(), directory.as_os_str()]);
+            let mount = Mount::of(command, directory, planted.beside("mount.log"));
+            assert!(count_entries(&mount.directory, 0) < 10_000, "{sql}");
         }
     }
 }
 
-/// Counts what lies below a folder, as far as it can be listed.
-fn count_entries(folder: &std::path::Path, depth: usize) -> usize {
-    assert!(depth < 100, "{} goes round in circles", folder.display());
-    let entries = fs::read_dir(folder).into_iter().flatten().take(10_000).map_while(Result::ok);
+/// Counts what lies below a directory, as far as it can be listed.
+fn count_entries(directory: &std::path::Path, depth: usize) -> usize {
+    assert!(depth < 100, "{} goes round in circles", directory.display());
+    let entries = fs::read_dir(directory).into_iter().flatten().take(10_000).map_while(Result::ok);
     let count = |entry: fs::DirEntry| match entry.file_type() {
         Ok(kind) if kind.is_dir() => 1 + count_entries(&entry.path(), depth + 1),
         _ => 1,

@@ -55,12 +55,12 @@ fn threads_and_memory_do_not_show_in_what_is_published() {
 #[test]
 fn two_images_in_one_command_give_the_same_with_any_number_of_threads() {
     let template = TestRepository::new();
-    let folder = template.beside("layout");
+    let directory = template.beside("layout");
     let image =
         |word: &str| TestImage::new().layer(|layer| layer.file("shared", "s")).layer(|layer| layer.file(word, ""));
-    image("a").write_oci_layout(&folder, "h.example.org/a:1");
-    image("b").write_oci_layout(&folder, "h.example.org/b:1");
-    let sources = ["a", "b"].map(|name| format!("oci:{}:h.example.org/{name}:1", folder.display()));
+    image("a").write_oci_layout(&directory, "h.example.org/a:1");
+    image("b").write_oci_layout(&directory, "h.example.org/b:1");
+    let sources = ["a", "b"].map(|name| format!("oci:{}:h.example.org/{name}:1", directory.display()));
     let objects = ["1", "2"].map(|threads| {
         let repository = template.copy();
         let mut command = repository.command(["convert", &sources[0], &sources[1], "--threads", threads]);

@@ -106,12 +106,12 @@ fn costs_of_a_new_image_are_what_converting_it_then_costs() {
     assert_eq!(json["stored"]["objects"], new.len() - 1, "{json}");
     assert_eq!(change(&json, "c").unwrap()["layer"], image.layer_digests()[1]);
     assert_eq!(change(&json, "b").unwrap()["layer"], image.layer_digests()[0]);
-    let top = json["folders"].as_array().unwrap().iter().find(|folder| folder["path"] == "c").unwrap();
+    let top = json["folders"].as_array().unwrap().iter().find(|directory| directory["path"] == "c").unwrap();
     assert_eq!((&top["added"], &top["bytes"]), (&1.into(), &3.into()));
 }
 
 #[test]
-fn folder_of_a_killed_run_goes_with_the_next() {
+fn directory_of_a_killed_run_goes_with_the_next() {
     let (repository, [old, _]) = two_revisions();
     let temporary = repository.beside("temporary");
     std::fs::create_dir_all(temporary.join("strata-diff-dead/storage")).unwrap();
@@ -126,6 +126,6 @@ fn what_is_no_image_is_wrong_usage() {
     let (repository, _) = two_revisions();
     let run = repository.run(["diff", "nonsense"]).expect_code(2);
     assert_eq!(run.stderr().lines().count(), 1, "{}", run.stderr());
-    let missing = repository.run(["diff", "oci:/no/such/folder", "--name", NAME]).expect_code(1);
-    assert!(missing.stderr().contains("/no/such/folder"), "{}", missing.stderr());
+    let missing = repository.run(["diff", "oci:/no/such/directory", "--name", NAME]).expect_code(1);
+    assert!(missing.stderr().contains("/no/such/directory"), "{}", missing.stderr());
 }

@@ -79,9 +79,9 @@ fn every_command_on_a_directory_that_is_no_repository_ends_with_2() {
     let mount = ["mount".to_owned(), empty.display().to_string()];
     let preview = ["preview", &scene.new, empty.to_str().unwrap(), "--keep"].map(str::to_owned);
     for command in scene.commands().into_iter().chain([mount.to_vec(), preview.to_vec()]) {
-        for folder in [&empty, &scene.repository.beside("missing")] {
-            let run = Run::of(strata_command(&command).arg("--repo").arg(folder));
-            assert!(run.stderr().contains(folder.to_str().unwrap()), "{command:?}: {}", run.stderr());
+        for directory in [&empty, &scene.repository.beside("missing")] {
+            let run = Run::of(strata_command(&command).arg("--repo").arg(directory));
+            assert!(run.stderr().contains(directory.to_str().unwrap()), "{command:?}: {}", run.stderr());
             run.expect_code(2);
         }
         Run::of(strata_command(&command).arg("--no-such-option")).expect_code(2);
@@ -162,9 +162,9 @@ fn image_that_fails_ends_with_3_beside_one_that_is_published_and_else_with_1() {
     let missing = format!("oci:{}", scene.repository.beside("nowhere").display());
     scene.repository.run(["convert", &missing]).expect_code(1);
     let image = image_of("named");
-    let folder = scene.repository.beside("named");
-    image.write_oci_layout(&folder, "h.example.org/named:1");
-    let named = format!("oci:{}:h.example.org/named:1", folder.display());
+    let directory = scene.repository.beside("named");
+    image.write_oci_layout(&directory, "h.example.org/named:1");
+    let named = format!("oci:{}:h.example.org/named:1", directory.display());
     scene.repository.run(["convert", &missing, &named]).expect_code(3);
     scene.repository.run(["convert", &missing, &named]).expect_code(3);
     let mut command = scene.repository.command(["convert", &missing, &named, "--force"]);
@@ -410,7 +410,7 @@ fn sync_that_published_only_removals_does_not_end_with_1() {
     assert!(run.stdout().contains("app/goes:1  removed"), "{}", run.stdout());
     assert_eq!(scene.repository.reader().revision(), before + 1);
     // With nothing to remove, nothing is published.
-    fs::remove_dir_all(scene.repository.folder().join("state")).unwrap();
+    fs::remove_dir_all(scene.repository.directory().join("state")).unwrap();
     scene.repository.run(["sync", &list, "--prune"]).expect_code(1);
 }
 

@@ -17,14 +17,14 @@ use crate::support::{TestImage, TestRepository, flat_path, need, need_fuse};
 /// How long the reader may take until it has mounted a small repository.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Serves the files below a folder over HTTP until the process ends; returns the address.
-fn serve(folder: PathBuf) -> io::Result<String> {
+/// Serves the files below a directory over HTTP until the process ends; returns the address.
+fn serve(directory: PathBuf) -> io::Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = format!("http://{}", listener.local_addr()?);
     thread::spawn(move || {
         for connection in listener.incoming().flatten() {
-            let folder = folder.clone();
-            thread::spawn(move || answer(&connection, &folder));
+            let directory = directory.clone();
+            thread::spawn(move || answer(&connection, &directory));
         }
     });
     Ok(address)
@@ -37,7 +37,7 @@ const FILES_OF_A_COPY: [&str; 2] = [".cvmfs_last_snapshot", ".cvmfs_is_snapshott
 const TIME_OF_A_COPY: &[u8] = b"Fri Jul 14 02:40:00 UTC 2017\n";
 
 /// Answers one request, and then closes the connection.
-fn answer(mut connection: &TcpStream, folder: &Path) -> io::Result<()> {
+fn answer(mut connection: &TcpStream, directory: &Path) -> io::Result<()> {
     let mut lines = BufReader::new(connection).lines();
     let request = lines.next().unwrap_or_else(|| Ok(String::new()))?;
     while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
@@ -46,7 +46,7 @@ fn answer(mut connection: &TcpStream, folder: &Path) -> io::Result<()> {
     let (status, body) = match path {
         Some(path) if FILES_OF_A_COPY.contains(&path) => ("200 OK", TIME_OF_A_COPY.to_vec()),
         path => path
-            .and_then(|path| fs::read(folder.join(path)).ok())
+            .and_then(|path| fs::read(directory.join(path)).ok())
             .map_or(("404 Not Found", Vec::new()), |body| ("200 OK", body)),
     };
     write!(connection, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
@@ -55,19 +55,19 @@ fn answer(mut connection: &TcpStream, folder: &Path) -> io::Result<()> {
 
 /// A mounted repository, which is unmounted when the value is dropped, however the test ends.
 struct Mount {
-    folder: PathBuf,
+    directory: PathBuf,
     reader: Child,
 }
 
 impl Mount {
-    fn start(program: &Path, url: &str, folder: PathBuf, cache: &Path) -> Self {
-        fs::create_dir(&folder).unwrap();
+    fn start(program: &Path, url: &str, directory: PathBuf, cache: &Path) -> Self {
+        fs::create_dir(&directory).unwrap();
         fs::create_dir(cache).unwrap();
         let mut command = Command::new(program);
-        let reader = command.arg(url).arg(&folder).arg(cache).stdout(Stdio::null()).spawn().unwrap();
-        let mut mount = Self { folder, reader };
+        let reader = command.arg(url).arg(&directory).arg(cache).stdout(Stdio::null()).spawn().unwrap();
+        let mut mount = Self { directory, reader };
         let (start, outside) = (Instant::now(), mount.device_of_parent());
-        while fs::metadata(&mount.folder).map_or(outside, |metadata| metadata.dev()) == outside {
+        while fs::metadata(&mount.directory).map_or(outside, |metadata| metadata.dev()) == outside {
             assert_eq!(mount.reader.try_wait().unwrap(), None, "the reader gave up");
             assert!(start.elapsed() < PATIENCE, "the reader does not mount");
             thread::park_timeout(Duration::from_millis(10));
@@ -76,13 +76,13 @@ impl Mount {
     }
 
     fn device_of_parent(&self) -> u64 {
-        fs::metadata(self.folder.parent().unwrap()).unwrap().dev()
+        fs::metadata(self.directory.parent().unwrap()).unwrap().dev()
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = Command::new("fusermount3").arg("-uz").arg(&self.folder).status();
+        let _ = Command::new("fusermount3").arg("-uz").arg(&self.directory).status();
         let _ = self.reader.kill();
         let _ = self.reader.wait();
     }
@@ -109,7 +109,7 @@ fn independent_reader_lists_and_reads_what_is_published() {
     let repository = TestRepository::publish(&image);
     let url = serve(repository.storage()).unwrap();
     let mount = Mount::start(&program, &url, repository.beside("mount"), &repository.beside("cache"));
-    let root = mount.folder.join(flat_path(&image));
+    let root = mount.directory.join(flat_path(&image));
 
     let mut names: Vec<String> = fs::read_dir(root.join("usr"))
         .unwrap()

@@ -44,9 +44,9 @@ fn ended(child: Child, signal: Option<i32>) -> Run {
     Run::ended(output)
 }
 
-fn names(folder: &Path) -> Vec<String> {
+fn names(directory: &Path) -> Vec<String> {
     let mut names: Vec<String> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -204,7 +204,7 @@ fn mount_that_is_in_use_says_at_once_that_it_is_unmounted_and_ends_soon() {
     }
     let repository = TestRepository::publish(&image_of("x"));
     let mut mount = Mount::start(&repository, &["--quiet"]);
-    let open = File::open(mount.folder.join(NAME).join("word")).unwrap();
+    let open = File::open(mount.directory.join(NAME).join("word")).unwrap();
     let begin = Instant::now();
     mount.signal(Signal::INT);
     assert_eq!(mount.wait(), Some(0));

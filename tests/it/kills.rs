@@ -14,9 +14,9 @@ use crate::support::{FQRN, NAME, Run, TestImage, TestRepository};
 const KILLS: u32 = 200;
 
 fn image_of(word: &str) -> TestImage {
-    let files = |layer, folder: &str| {
+    let files = |layer, directory: &str| {
         (0..20).fold(layer, |layer: crate::support::TestLayer, number| {
-            layer.file(format!("{folder}/{number}"), format!("{word} {folder} {number}").repeat(100))
+            layer.file(format!("{directory}/{number}"), format!("{word} {directory} {number}").repeat(100))
         })
     };
     TestImage::new().layer(|layer| files(layer, "lower")).layer(|layer| files(layer, "upper"))
@@ -124,9 +124,9 @@ fn run_that_was_killed_when_it_was_to_publish_is_not_done_again() {
     lock.lock().unwrap();
     let mut child = start(&mut repository.command(["convert", &source, "--name", NAME]));
     wait_until(&mut child, || {
-        let entries = |folder: &Path| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-        let mut folders = entries(&repository.storage().join("data/txn")).flat_map(|run| entries(&run));
-        folders.all(|folder| entries(&folder).count() == 0) && repository.objects().len() == stored
+        let entries = |directory: &Path| fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+        let mut directories = entries(&repository.storage().join("data/txn")).flat_map(|run| entries(&run));
+        directories.all(|directory| entries(&directory).count() == 0) && repository.objects().len() == stored
     });
     child.kill().unwrap();
     child.wait().unwrap();

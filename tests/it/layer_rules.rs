@@ -13,21 +13,21 @@ use crate::strict::Entry;
 use crate::support::{DeviceKind, NAME, TestImage, TestLayer, TestRepository, Tree, chain_path, flat_path, layer_path};
 
 const FILE: u32 = 0o100_000;
-const FOLDER: u32 = 0o040_000;
+const DIRECTORY: u32 = 0o040_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 const BLOCK_DEVICE: u32 = 0o060_000;
 const FIFO: u32 = 0o010_000;
 const TYPE: u32 = 0o170_000;
 
-/// What a folder has that no archive names: owner root, mode 0755, of 1970.
-const IMPLIED: (u32, (i64, u32)) = (FOLDER | 0o755, (0, 0));
+/// What a directory has that no archive names: owner root, mode 0755, of 1970.
+const IMPLIED: (u32, (i64, u32)) = (DIRECTORY | 0o755, (0, 0));
 
 /// Publishes an image and returns its final chain, after making sure that the root file system holds the same.
 fn published(image: &TestImage) -> (TestRepository, Tree) {
     let repository = TestRepository::publish(image);
     let (chain, flat) = (repository.chain(image), repository.flat(image));
     for (path, entry) in chain.entries() {
-        let is_root_or_added_to = entry.mode & TYPE == FOLDER;
+        let is_root_or_added_to = entry.mode & TYPE == DIRECTORY;
         let same = flat.get(path);
         if is_root_or_added_to {
             assert_eq!((same.mode, same.mtime, same.uid), (entry.mode, entry.mtime, entry.uid));
@@ -91,7 +91,7 @@ fn opaque_marker_hides_lower_entries_and_spares_those_of_its_own_layer() {
     });
     let (repository, tree) = published(&image);
     assert_eq!(tree.paths(), ["", "both", "both/f", "d", "d/new", "d/sub", "d/sub/new", "e", "e/new"]);
-    assert_eq!(tree.get("d").mode, FOLDER | 0o700);
+    assert_eq!(tree.get("d").mode, DIRECTORY | 0o700);
     let layer = repository.layer(&image, 1);
     assert!(is_opaque(layer.get("d")) && is_opaque(layer.get("e")) && layer.get("d/sub").xattrs.is_empty());
 }
@@ -142,7 +142,7 @@ fn book_keeping_of_aufs_is_no_whiteout() {
 }
 
 #[test]
-fn hard_links_in_one_folder_stay_one_inode() {
+fn hard_links_in_one_directory_stay_one_inode() {
     let image = TestImage::new()
         .layer(|layer| layer.dir("d").file("d/a", "text").mode(0o640).owner(1, 2).hardlink("d/b", "d/a"));
     let (repository, tree) = published(&image);
@@ -155,7 +155,7 @@ fn hard_links_in_one_folder_stay_one_inode() {
 }
 
 #[test]
-fn hard_links_across_folders_keep_their_content_and_are_losses() {
+fn hard_links_across_directories_keep_their_content_and_are_losses() {
     let image = TestImage::new().layer(|layer| layer.file("a/x", "text").hardlink("b/y", "a/x"));
     let (repository, tree) = published(&image);
     let (a, b) = (tree.get("a/x"), tree.get("b/y"));
@@ -210,15 +210,15 @@ fn layer_with_links_into_other_parents_gives_each_image_its_own_content() {
 }
 
 #[test]
-fn folder_that_no_archive_names_keeps_what_lower_layers_say() {
+fn directory_that_no_archive_names_keeps_what_lower_layers_say() {
     let image = TestImage::new()
         .layer(|layer| layer.dir("d").mode(0o1777).owner(3, 4).mtime(5, 6).xattr("user.a", "b"))
         .layer(|layer| layer.file("d/f", "").file("new/f", ""));
     let (repository, tree) = published(&image);
     for tree in [tree, repository.layer(&image, 1)] {
-        let folder = tree.get("d");
-        assert_eq!((folder.mode, folder.uid, folder.gid, folder.mtime), (FOLDER | 0o1777, 3, 4, (5, 6)));
-        assert_eq!(folder.xattrs.len(), 1);
+        let directory = tree.get("d");
+        assert_eq!((directory.mode, directory.uid, directory.gid, directory.mtime), (DIRECTORY | 0o1777, 3, 4, (5, 6)));
+        assert_eq!(directory.xattrs.len(), 1);
         assert_eq!((tree.get("new").mode, tree.get("new").mtime), IMPLIED);
     }
 }
@@ -231,7 +231,7 @@ fn root_has_the_attributes_that_the_image_gives_it() {
     let (repository, tree) = published(&image);
     for tree in [tree, repository.flat(&image), repository.layer(&image, 1)] {
         let root = tree.get("");
-        assert_eq!((root.mode, root.uid, root.gid, root.mtime), (FOLDER | 0o1750, 5, 6, (7, 8)));
+        assert_eq!((root.mode, root.uid, root.gid, root.mtime), (DIRECTORY | 0o1750, 5, 6, (7, 8)));
     }
 }
 
@@ -252,13 +252,13 @@ fn path_through_a_link_of_a_lower_layer_leads_where_the_link_leads() {
 }
 
 #[test]
-fn named_folder_replaces_a_link() {
+fn named_directory_replaces_a_link() {
     let image = TestImage::new()
         .layer(|layer| layer.dir("real").file("real/old", "").symlink("l", "real"))
         .layer(|layer| layer.dir("l").mode(0o700).file("l/new", ""));
     let tree = tree_of(&image);
     assert_eq!(tree.paths(), ["", "l", "l/new", "real", "real/old"]);
-    assert_eq!(tree.get("l").mode, FOLDER | 0o700);
+    assert_eq!(tree.get("l").mode, DIRECTORY | 0o700);
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn entry_of_another_type_takes_the_place_of_what_is_below() {
     type Put = fn(TestLayer) -> TestLayer;
     let kinds: [(&str, Put, u32); 6] = [
         ("file", |layer| layer.file("x", "new"), FILE),
-        ("folder", |layer| layer.dir("x").file("x/new", ""), FOLDER),
+        ("directory", |layer| layer.dir("x").file("x/new", ""), DIRECTORY),
         ("link", |layer| layer.symlink("x", "new"), 0o120_000),
         ("character device", |layer| layer.device("x", DeviceKind::Character, 1, 1), CHARACTER_DEVICE),
         ("block device", |layer| layer.device("x", DeviceKind::Block, 1, 1), BLOCK_DEVICE),
@@ -286,19 +286,19 @@ fn entry_of_another_type_takes_the_place_of_what_is_below() {
     for (name, image, kind) in &images {
         let tree = repository.chain(image);
         assert_eq!(tree.get("x").mode & TYPE, *kind, "{name}");
-        assert_eq!(tree.has("x/new"), *kind == FOLDER, "{name}");
+        assert_eq!(tree.has("x/new"), *kind == DIRECTORY, "{name}");
         assert!(tree.has("beside"));
     }
 }
 
 #[test]
-fn folder_over_folder_changes_attributes_only() {
+fn directory_over_directory_changes_attributes_only() {
     let image = TestImage::new()
         .layer(|layer| layer.dir("d").mode(0o700).xattr("user.a", "b").file("d/kept", ""))
         .layer(|layer| layer.dir("d").mode(0o755).owner(1, 1));
     let tree = tree_of(&image);
     assert!(tree.has("d/kept"));
-    assert_eq!((tree.get("d").mode, tree.get("d").uid, tree.get("d").xattrs.len()), (FOLDER | 0o755, 1, 0));
+    assert_eq!((tree.get("d").mode, tree.get("d").uid, tree.get("d").xattrs.len()), (DIRECTORY | 0o755, 1, 0));
 }
 
 #[test]
@@ -332,7 +332,7 @@ fn links_never_lead_out_of_the_image() {
 }
 
 #[test]
-fn payload_marker_makes_its_folder_a_catalog_and_keeps_what_it_is() {
+fn payload_marker_makes_its_directory_a_catalog_and_keeps_what_it_is() {
     let image = TestImage::new().layer(|layer| {
         layer.file("d/.cvmfscatalog", "payload").mode(0o600).owner(1, 2).file("d/a", "").file(".cvmfscatalog", "root")
     });
@@ -438,7 +438,7 @@ fn root_file_system_has_what_apptainer_needs_and_keeps_what_the_image_has() {
     let repository = TestRepository::publish(&image);
     let flat = repository.flat(&image);
     assert_eq!((flat.text("etc/hosts").as_str(), flat.text("etc/resolv.conf").as_str()), ("own", ""));
-    assert_eq!((flat.get("tmp").mode, flat.get("dev").mode), (FOLDER | 0o1777, FOLDER | 0o755));
+    assert_eq!((flat.get("tmp").mode, flat.get("dev").mode), (DIRECTORY | 0o1777, DIRECTORY | 0o755));
     assert_eq!(flat.target("singularity"), ".singularity.d/runscript");
     assert!(flat.text(".singularity.d/env/10-docker2singularity.sh").contains("GREETING"));
     assert_eq!(flat.get(".singularity.d/runscript").mode, FILE | 0o755);

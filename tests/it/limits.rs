@@ -126,14 +126,14 @@ fn file_that_becomes_too_large_is_an_error_of_the_write() {
 fn what_cannot_be_looked_at_is_no_absence() {
     let Some(scene) = Scene::new(TestRepository::publish(&image())) else { return };
     let close = |path: &str, mode: u32| {
-        let path = scene.repository.folder().join(path);
+        let path = scene.repository.directory().join(path);
         chown(&path, Some(0), Some(0)).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
     };
     // What is closed stays root's: the command is prepared before.
     let run_with = |path: &str, arguments: &[&str]| {
         let mut command = scene.command(&scene.repository.command(arguments), &[]);
-        let before = fs::metadata(scene.repository.folder().join(path)).unwrap().permissions().mode();
+        let before = fs::metadata(scene.repository.directory().join(path)).unwrap().permissions().mode();
         close(path, 0o700);
         let run = Run::within(PATIENCE, &mut command);
         close(path, before);
@@ -166,7 +166,7 @@ fn what_cannot_be_looked_at_is_no_absence() {
 fn pipes_in_the_place_of_files_hang_nobody() {
     for path in ["state/state.db", "strata.toml", "keys/unpacked.example.org.key", "storage/.cvmfspublished"] {
         let repository = TestRepository::publish(&image());
-        let place = repository.folder().join(path);
+        let place = repository.directory().join(path);
         let content = fs::read(&place).unwrap();
         fs::remove_file(&place).unwrap();
         mknodat(CWD, &place, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
@@ -231,8 +231,8 @@ fn space_that_cannot_be_enough_is_told_before_layers_are_read() {
     fs::create_dir(&point).unwrap();
     let Some(mount) = TestMount::new("4m", &point) else { return };
     repository.move_to(&mount.path().join("repository"));
-    let folder = point.join("repository").display().to_string();
-    let run = Run::of(&mut mount.strata(["convert", &source, "--name", NAME, "--repo", &folder])).expect_code(1);
+    let directory = point.join("repository").display().to_string();
+    let run = Run::of(&mut mount.strata(["convert", &source, "--name", NAME, "--repo", &directory])).expect_code(1);
     assert!(run.stderr().contains("left for") && run.stderr().contains("as they are packed"), "{}", run.stderr());
     repository.move_to(&repository.beside("back"));
 }
@@ -240,13 +240,13 @@ fn space_that_cannot_be_enough_is_told_before_layers_are_read() {
 #[test]
 fn text_of_three_megabytes_is_told_in_a_line_that_can_be_read() {
     let repository = TestRepository::new();
-    let folder = repository.beside("layout");
-    image().write_oci_layout(&folder, "latest");
-    let index = fs::read_to_string(folder.join("index.json")).unwrap();
+    let directory = repository.beside("layout");
+    image().write_oci_layout(&directory, "latest");
+    let index = fs::read_to_string(directory.join("index.json")).unwrap();
     let long = "x".repeat(3_000_000);
     for (from, to) in [("application/vnd.oci.image.manifest.v1+json", long.as_str()), ("sha256:", &long)] {
-        fs::write(folder.join("index.json"), index.replacen(from, to, 1)).unwrap();
-        let run = repository.run(["convert", &format!("oci:{}", folder.display()), "--name", NAME]).expect_code(1);
+        fs::write(directory.join("index.json"), index.replacen(from, to, 1)).unwrap();
+        let run = repository.run(["convert", &format!("oci:{}", directory.display()), "--name", NAME]).expect_code(1);
         assert!(run.stderr().len() < 10_000, "{} bytes", run.stderr().len());
     }
 }

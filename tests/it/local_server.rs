@@ -7,7 +7,7 @@ use sha1::{Digest as _, Sha1};
 
 use crate::support::{FQRN, NAME, TestImage, TestRepository};
 
-/// Writes the server's settings for a storage and returns its spool folder.
+/// Writes the server's settings for a storage and returns its spool directory.
 fn managed_by_a_server(repository: &TestRepository, storage: &str) -> PathBuf {
     let [settings, spool] = ["repositories.d", "spool"].map(|name| repository.beside(name));
     fs::create_dir_all(settings.join(FQRN)).unwrap();

@@ -23,8 +23,8 @@ fn everything_is_as_it_was_published() {
     let image = motley_image();
     let repository = TestRepository::publish(&image);
     let mount = Mount::start(&repository, &[]);
-    assert_same(&walk(&mount.folder.join(flat_path(&image))), repository.flat(&image).entries());
-    let number = |path: &str| fs::metadata(mount.folder.join(flat_path(&image)).join(path)).unwrap().ino();
+    assert_same(&walk(&mount.directory.join(flat_path(&image))), repository.flat(&image).entries());
+    let number = |path: &str| fs::metadata(mount.directory.join(flat_path(&image)).join(path)).unwrap().ino();
     assert_eq!(number("bin/tool"), number("bin/other"));
     assert_ne!(number("bin/tool"), number("empty"));
 }
@@ -36,12 +36,12 @@ fn file_system_is_read_only_and_has_names_of_255_bytes() {
     }
     let repository = TestRepository::publish(&TestImage::new().layer(|layer| layer.file("a", "x")));
     let mount = Mount::start(&repository, &[]);
-    let statistics = rustix::fs::statvfs(&mount.folder).unwrap();
+    let statistics = rustix::fs::statvfs(&mount.directory).unwrap();
     assert_eq!(statistics.f_namemax, 255);
     let error = |path: &Path| rustix::io::Errno::from_io_error(&File::open(path).unwrap_err()).unwrap();
-    assert_eq!(error(&mount.folder.join("n".repeat(256))), rustix::io::Errno::NAMETOOLONG);
-    assert_eq!(error(&mount.folder.join("n".repeat(255))), rustix::io::Errno::NOENT);
-    let written = rustix::io::Errno::from_io_error(&File::create(mount.folder.join("new")).unwrap_err());
+    assert_eq!(error(&mount.directory.join("n".repeat(256))), rustix::io::Errno::NAMETOOLONG);
+    assert_eq!(error(&mount.directory.join("n".repeat(255))), rustix::io::Errno::NOENT);
+    let written = rustix::io::Errno::from_io_error(&File::create(mount.directory.join("new")).unwrap_err());
     assert_eq!(written, Some(rustix::io::Errno::ROFS));
 }
 
@@ -53,7 +53,7 @@ fn large_files_are_read_at_any_offset_by_many_at_once() {
     let image = motley_image();
     let repository = TestRepository::publish(&image);
     let mount = Mount::start(&repository, &[]);
-    let path = mount.folder.join(flat_path(&image)).join("large");
+    let path = mount.directory.join(flat_path(&image)).join("large");
     let expected: Vec<u8> = (0..20_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     thread::scope(|scope| {
         for reader in 0..8_usize {
@@ -81,38 +81,38 @@ fn new_heads_are_followed_and_pinned_revisions_stay() {
     if !need_fuse() {
         return;
     }
-    let image = |word: &str| TestImage::new().layer(|layer| layer.file("word", word).dir("folder"));
+    let image = |word: &str| TestImage::new().layer(|layer| layer.file("word", word).dir("directory"));
     let (old, new) = (image("old"), image("new"));
     let repository = TestRepository::publish(&old);
-    let folder = |name: &str| {
-        let folder = repository.beside(name);
-        fs::create_dir(&folder).unwrap();
-        folder
+    let directory = |name: &str| {
+        let directory = repository.beside(name);
+        fs::create_dir(&directory).unwrap();
+        directory
     };
-    let follows = Mount::start_on(&repository, folder("follows"), &[]);
-    let pinned = Mount::start_on(&repository, folder("pinned"), &["--revision", "2"]);
-    let one = Mount::start_on(&repository, folder("one"), &["--path", NAME]);
+    let follows = Mount::start_on(&repository, directory("follows"), &[]);
+    let pinned = Mount::start_on(&repository, directory("pinned"), &["--revision", "2"]);
+    let one = Mount::start_on(&repository, directory("one"), &["--path", NAME]);
     let host = NAME.split('/').next().unwrap();
-    let word = |mount: &Mount| fs::read_to_string(mount.folder.join(NAME).join("word")).unwrap();
+    let word = |mount: &Mount| fs::read_to_string(mount.directory.join(NAME).join("word")).unwrap();
     assert_eq!((word(&follows), word(&pinned)), ("old".to_owned(), "old".to_owned()));
-    assert!(fs::symlink_metadata(follows.folder.join("other.example.org")).is_err());
-    let kept_open = File::open(follows.folder.join(NAME).join("word")).unwrap();
-    let number = fs::metadata(follows.folder.join(host)).unwrap().ino();
+    assert!(fs::symlink_metadata(follows.directory.join("other.example.org")).is_err());
+    let kept_open = File::open(follows.directory.join(NAME).join("word")).unwrap();
+    let number = fs::metadata(follows.directory.join(host)).unwrap().ino();
 
     repository.convert(&new, NAME, &[]).expect_code(0);
     wait_until("the tag moved", || word(&follows) == "new");
     repository.convert(&new, "other.example.org/x:1", &[]).expect_code(0);
     wait_until("a name that led to nothing leads to something", || {
-        follows.folder.join("other.example.org/x:1/word").exists()
+        follows.directory.join("other.example.org/x:1/word").exists()
     });
     assert!(follows.names("").contains(&"other.example.org".to_owned()));
-    assert_eq!(fs::metadata(follows.folder.join(host)).unwrap().ino(), number, "folders keep their numbers");
+    assert_eq!(fs::metadata(follows.directory.join(host)).unwrap().ino(), number, "directories keep their numbers");
     let mut bytes = [0; 3];
     kept_open.read_exact_at(&mut bytes, 0).unwrap();
     assert_eq!(&bytes, b"old");
     assert_eq!(word(&pinned), "old");
     assert_eq!(pinned.names(""), one_less(&follows.names("")));
-    assert_eq!(fs::read_to_string(one.folder.join("word")).unwrap(), "old");
+    assert_eq!(fs::read_to_string(one.directory.join("word")).unwrap(), "old");
 }
 
 fn one_less(names: &[String]) -> Vec<String> {
@@ -142,7 +142,7 @@ fn damaged_object_is_an_error_and_never_wrong_bytes() {
     for damaged in damages {
         fs::write(&path, damaged).unwrap();
         let mount = Mount::start(&repository, &[]);
-        let flat = mount.folder.join(flat_path(&image));
+        let flat = mount.directory.join(flat_path(&image));
         let error = fs::read(flat.join("bad")).unwrap_err();
         assert_eq!(rustix::io::Errno::from_io_error(&error), Some(rustix::io::Errno::IO));
         assert!(mount.said().contains(&object) && mount.said().contains("/bad"), "{}", mount.said());
@@ -162,7 +162,7 @@ fn signals_unmount_and_end() {
         let mut mount = Mount::start(&repository, &[]);
         mount.signal(signal);
         assert_eq!(mount.wait(), Some(0), "{}", mount.said());
-        assert!(!is_mounted(&mount.folder));
+        assert!(!is_mounted(&mount.directory));
     }
 }
 
@@ -174,9 +174,9 @@ fn unmounting_while_busy_frees_the_mount_point_and_ends() {
     let image = TestImage::new().layer(|layer| layer.file("a", "still there"));
     let repository = TestRepository::publish(&image);
     let mut mount = Mount::start(&repository, &[]);
-    let open = File::open(mount.folder.join(NAME).join("a")).unwrap();
+    let open = File::open(mount.directory.join(NAME).join("a")).unwrap();
     mount.signal(Signal::TERM);
-    wait_until("unmounted", || !is_mounted(&mount.folder));
+    wait_until("unmounted", || !is_mounted(&mount.directory));
     let mut bytes = [0; 11];
     open.read_exact_at(&mut bytes, 0).unwrap();
     assert_eq!(&bytes, b"still there");
@@ -194,10 +194,10 @@ fn killed_mount_is_in_nobodys_way() {
     mount.signal(Signal::KILL);
     mount.wait();
     let mut next = Mount::start(&repository, &[]);
-    wait_until("mounted again", || fs::read(next.folder.join(NAME).join("a")).is_ok_and(|content| content == b"x"));
+    wait_until("mounted again", || fs::read(next.directory.join(NAME).join("a")).is_ok_and(|content| content == b"x"));
     next.signal(Signal::KILL);
     next.wait();
-    wait_until("nothing is left of it", || !is_mounted(&next.folder) && fs::read_dir(&next.folder).is_ok());
+    wait_until("nothing is left of it", || !is_mounted(&next.directory) && fs::read_dir(&next.directory).is_ok());
 }
 
 #[test]
@@ -213,18 +213,18 @@ fn what_cannot_be_mounted_is_said_in_one_line() {
         (vec!["mount", here, "--tag", "none"], "'none'"),
         (vec!["mount", here, "--revision", "99"], "99"),
         (vec!["mount", here, "--path", "no/such"], "/no/such"),
-        (vec!["mount", here, "--path", &file], "is no folder"),
+        (vec!["mount", here, "--path", &file], "is no directory"),
         (vec!["mount", here, "--cache", nowhere], nowhere),
     ] {
         let run = repository.run(&arguments).expect_code(1);
         assert!(run.stderr().contains(expected), "{arguments:?}: {}", run.stderr());
         assert_eq!(run.stderr().lines().count(), 1, "{}", run.stderr());
     }
-    assert!(repository.has(NAME) && repository.folder().ends_with(FQRN));
+    assert!(repository.has(NAME) && repository.directory().ends_with(FQRN));
 }
 
 #[test]
-fn folder_of_many_files_is_listed_whole() {
+fn directory_of_many_files_is_listed_whole() {
     if !need_fuse() {
         return;
     }
@@ -233,13 +233,13 @@ fn folder_of_many_files_is_listed_whole() {
         .layer(|layer| (0..FILES).fold(layer, |layer, number| layer.file(format!("many/{number:06}"), "same")));
     let repository = TestRepository::publish(&image);
     let mount = Mount::start(&repository, &[]);
-    let folder = mount.folder.join(flat_path(&image)).join("many");
+    let directory = mount.directory.join(flat_path(&image)).join("many");
     for _ in 0..2 {
         let names: std::collections::BTreeSet<_> =
-            fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names.len(), FILES);
     }
-    assert_eq!(fs::read(folder.join("123456")).unwrap(), b"same");
+    assert_eq!(fs::read(directory.join("123456")).unwrap(), b"same");
 }
 
 #[test]
@@ -250,19 +250,19 @@ fn nothing_is_unmounted_but_what_was_mounted() {
     let repository = TestRepository::publish(&TestImage::new().layer(|layer| layer.file("a", "x")));
     let mut below = Mount::start(&repository, &["--revision", "1"]);
     let mut above = Mount::start(&repository, &[]);
-    wait_until("the second is mounted over the first", || above.folder.join(NAME).exists());
+    wait_until("the second is mounted over the first", || above.directory.join(NAME).exists());
     // What is covered cannot be unmounted, and stays.
     below.signal(Signal::TERM);
     wait_until("told", || {
         below.said().contains("something else is mounted over it") || above.said().contains("over it")
     });
-    assert!(above.folder.join(NAME).exists());
+    assert!(above.directory.join(NAME).exists());
     above.signal(Signal::TERM);
     assert_eq!(above.wait(), Some(0), "{}", above.said());
-    assert!(is_mounted(&below.folder) && !below.folder.join(NAME).exists());
+    assert!(is_mounted(&below.directory) && !below.directory.join(NAME).exists());
     below.signal(Signal::TERM);
     assert_eq!(below.wait(), Some(0), "{}", below.said());
-    assert!(!is_mounted(&below.folder));
+    assert!(!is_mounted(&below.directory));
 }
 
 #[test]
@@ -275,7 +275,7 @@ fn head_whose_objects_come_late_is_followed_when_they_are_there() {
     let mount = Mount::start(&repository, &[]);
     let manifest = repository.storage().join(".cvmfspublished");
     let before = fs::read(&manifest).unwrap();
-    let word = || fs::read_to_string(mount.folder.join(NAME).join("word")).unwrap();
+    let word = || fs::read_to_string(mount.directory.join(NAME).join("word")).unwrap();
     let ahead = repository.copy();
     ahead.convert(&image("new"), NAME, &[]).expect_code(0);
     fs::copy(ahead.storage().join(".cvmfspublished"), &manifest).unwrap();
@@ -304,7 +304,7 @@ fn program_that_sees_a_new_lock_file_sees_the_list_that_belongs_to_it() {
     };
     publish(0);
     let mount = Mount::start(&repository, &[]);
-    let folder = mount.folder.join("podmanStore/overlay-images");
+    let directory = mount.directory.join("podmanStore/overlay-images");
     let mut seen = HashSet::new();
     for round in 1..=6 {
         publish(round);
@@ -312,8 +312,8 @@ fn program_that_sees_a_new_lock_file_sees_the_list_that_belongs_to_it() {
         let start = Instant::now();
         // Without a pause: it is about the moment in which the mount changes.
         loop {
-            let lock = fs::read_to_string(folder.join("images.lock")).unwrap();
-            let list = fs::read_to_string(folder.join("images.json")).unwrap();
+            let lock = fs::read_to_string(directory.join("images.lock")).unwrap();
+            let list = fs::read_to_string(directory.join("images.json")).unwrap();
             seen.insert(hex(&Sha256::digest(&list)));
             assert!(seen.contains(&lock), "round {round}: the lock file is new and the list is old");
             if list.contains(&published) {
@@ -325,7 +325,7 @@ fn program_that_sees_a_new_lock_file_sees_the_list_that_belongs_to_it() {
 }
 
 #[test]
-fn list_that_was_begun_has_every_entry_once_though_the_folder_changes() {
+fn list_that_was_begun_has_every_entry_once_though_the_directory_changes() {
     if !need_fuse() {
         return;
     }
@@ -335,12 +335,12 @@ fn list_that_was_begun_has_every_entry_once_though_the_folder_changes() {
     let repository = TestRepository::new();
     repository.convert_together(&images, &[]).expect_code(0);
     let mount = Mount::start(&repository, &[]);
-    let folder = mount.folder.join("many.example.org");
+    let directory = mount.directory.join("many.example.org");
     let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
-    let mut begun = fs::read_dir(&folder).unwrap();
+    let mut begun = fs::read_dir(&directory).unwrap();
     let mut seen: Vec<String> = begun.by_ref().take(50).map(name).collect();
     repository.convert(&image, "many.example.org/000a:1", &[]).expect_code(0);
-    wait_until("the head is followed", || folder.join("000a:1").exists());
+    wait_until("the head is followed", || directory.join("000a:1").exists());
     assert_eq!(mount.names("many.example.org").len(), 302, "others list it anew");
     seen.extend(begun.map(name));
     seen.retain(|name| name != "000a:1" && !name.starts_with(".cvmfs"));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::support::{Compression, NAME, Run, TestImage, TestRepository, flat_path};
 
 #[test]
-fn folder_of_a_quarter_of_a_million_entries_is_published() {
+fn directory_of_a_quarter_of_a_million_entries_is_published() {
     const ENTRIES: usize = 250_001;
     let image = TestImage::new().layer(|layer| {
         let layer = (0..ENTRIES).fold(layer, |layer, number| layer.file(format!("huge/{number:06}"), ""));

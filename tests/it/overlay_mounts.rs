@@ -61,28 +61,29 @@ impl Mounter {
     }
 }
 
-/// Marks of every kind, at every depth: below each folder of a chain the same happens to the same names.
+/// Marks of every kind, at every depth: below each directory of a chain the same happens to the same names.
 fn marked_at_every_depth(owner: u32) -> TestImage {
-    let folders = || (0..DEPTH).map(|depth| "x/".repeat(depth));
+    let directories = || (0..DEPTH).map(|depth| "x/".repeat(depth));
     let each = |layer: TestLayer, say: &dyn Fn(TestLayer, &str) -> TestLayer| {
-        folders().fold(layer, |layer, folder| say(layer, &folder))
+        directories().fold(layer, |layer, directory| say(layer, &directory))
     };
     let lowest = |layer: TestLayer, at: &str| {
-        let layer = layer.dir(format!("{at}folder")).mode(0o700).owner(owner, owner);
-        let layer = ["gone", "back", "kept", "opaque/old", "replaced/old", "folder/old", "typed"]
+        let layer = layer.dir(format!("{at}directory")).mode(0o700).owner(owner, owner);
+        let layer = ["gone", "back", "kept", "opaque/old", "replaced/old", "directory/old", "typed"]
             .iter()
             .fold(layer, |layer, name| layer.file(format!("{at}{name}"), "lowest").owner(owner, owner));
         layer.dir(format!("{at}emptied")).mode(0o1777).file(format!("{at}emptied/only"), "")
     };
     let middle = |layer: TestLayer, at: &str| {
-        let layer = layer.whiteout(format!("{at}gone")).whiteout(format!("{at}back")).whiteout(format!("{at}folder"));
+        let layer =
+            layer.whiteout(format!("{at}gone")).whiteout(format!("{at}back")).whiteout(format!("{at}directory"));
         let layer = layer.opaque(format!("{at}opaque")).file(format!("{at}opaque/new"), "middle");
         let layer = layer.whiteout(format!("{at}replaced")).file(format!("{at}replaced/new"), "middle");
         let layer = layer.whiteout(format!("{at}emptied/only")).dir(format!("{at}typed")).mode(0o711);
         layer.file(format!("{at}typed/inside"), "middle").whiteout(format!("{at}never was"))
     };
     let highest = |layer: TestLayer, at: &str| {
-        let layer = layer.file(format!("{at}back"), "highest").file(format!("{at}folder/newest"), "highest");
+        let layer = layer.file(format!("{at}back"), "highest").file(format!("{at}directory/newest"), "highest");
         layer.whiteout(format!("{at}replaced/new")).symlink(format!("{at}typed"), "kept").opaque(format!("{at}opaque"))
     };
     TestImage::new()
@@ -118,7 +119,7 @@ fn markers_of_catalogs(owner: u32) -> TestImage {
 fn images(owner: u32) -> Vec<(String, TestImage)> {
     let made_up = (1..=IMAGES).map(|seed| made_up_image_of(owner, seed));
     let images = made_up.chain([marked_at_every_depth(owner), motley(), markers_of_catalogs(owner)]);
-    // Linux does not mount a folder twice over one another, which is what a layer that an image has twice would be.
+    // Linux does not mount a directory twice over one another, which is what a layer that an image has twice would be.
     let has_each_layer_once = |image: &TestImage| {
         let digests = image.layer_digests();
         digests.iter().collect::<BTreeSet<_>>().len() == digests.len()
@@ -127,7 +128,7 @@ fn images(owner: u32) -> Vec<(String, TestImage)> {
     images.enumerate().map(|(number, image)| (format!("h.example.org/image:{number}"), image)).collect()
 }
 
-/// Publishes images in a folder that every user may enter, though nobody else may list it.
+/// Publishes images in a directory that every user may enter, though nobody else may list it.
 fn publish(images: &[(String, TestImage)]) -> TestRepository {
     let repository = TestRepository::new();
     fs::set_permissions(repository.beside(""), fs::Permissions::from_mode(0o711)).unwrap();
@@ -156,15 +157,15 @@ fn without_apptainer(mount: &Path, repository: &TestRepository, image: &TestImag
 
 /// Panics unless the layers of each image, mounted over one another, show what the image is.
 ///
-/// The real client needs a folder of this machine among the layers: otherwise it has no longest name to tell.
+/// The real client needs a directory of this machine among the layers: otherwise it has no longest name to tell.
 fn assert_mounts(mount: &Path, repository: &TestRepository, images: &[(String, TestImage)], by: Mounter, local: bool) {
     let Some(mut namespace) = by.namespace() else {
         return skip(&format!("{by:?} cannot have a mount namespace here"));
     };
     let [point, empty] = ["merged", "empty"].map(|name| {
-        let folder = repository.beside(name);
-        fs::create_dir_all(&folder).unwrap();
-        folder
+        let directory = repository.beside(name);
+        fs::create_dir_all(&directory).unwrap();
+        directory
     });
     for (name, image) in images {
         let layers = (0..image.layer_digests().len()).rev().map(|number| mount.join(layer_path(image, number)));
@@ -197,7 +198,7 @@ fn assert_mounts_by(by: Mounter) {
     // Those who are not root may not let others in, and need not.
     let options: &[&str] = if rustix::process::geteuid().is_root() { &["--allow-other"] } else { &[] };
     let mount = Mount::start(&repository, options);
-    assert_mounts(&mount.folder, &repository, &images, by, false);
+    assert_mounts(&mount.directory, &repository, &images, by, false);
 }
 
 #[test]
@@ -216,6 +217,6 @@ fn layers_from_the_cvmfs_client_show_the_root_file_system() {
         let images = images(by.owner());
         let repository = publish(&images);
         let Some(mount) = mount_with_client(&repository) else { return };
-        assert_mounts(&mount.folder, &repository, &images, by, true);
+        assert_mounts(&mount.directory, &repository, &images, by, true);
     }
 }

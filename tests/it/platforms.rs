@@ -16,16 +16,16 @@ fn image(architecture: &str) -> TestImage {
 }
 
 /// Writes an index of images for these architectures and returns the argument that names it.
-fn index(repository: &TestRepository, folder: &str, architectures: &[&str]) -> String {
-    let folder = repository.beside(folder);
+fn index(repository: &TestRepository, directory: &str, architectures: &[&str]) -> String {
+    let directory = repository.beside(directory);
     let images: Vec<TestImage> = architectures.iter().map(|architecture| image(architecture)).collect();
-    write_oci_index(&images, &folder, "latest");
-    format!("oci:{}:latest", folder.display())
+    write_oci_index(&images, &directory, "latest");
+    format!("oci:{}:latest", directory.display())
 }
 
 fn stored_target(repository: &TestRepository, path: &str) -> String {
-    let (folder, name) = path.rsplit_once('/').unwrap();
-    repository.tree(folder).target(name)
+    let (directory, name) = path.rsplit_once('/').unwrap();
+    repository.tree(directory).target(name)
 }
 
 const VARIANT: &str = "../../.multiarch/$(CVMFS_ARCH:-amd64)/registry.example.org/app/tool:1";
@@ -123,7 +123,7 @@ fn name_may_come_to_stand_for_one_image_and_for_several_again() {
 }
 
 #[test]
-fn platform_that_no_folder_can_be_named_after_is_left_out() {
+fn platform_that_no_directory_can_be_named_after_is_left_out() {
     let repository = TestRepository::new();
     let source = index(&repository, "odd", &["amd64", "../../etc", ".hidden", "a:b", "x86_64", "aarch64"]);
     repository.run(["convert", &source, "--name", NAME, "--platform", "all"]).expect_code(0);
@@ -148,10 +148,10 @@ fn variants(names: &[&str]) -> Vec<TestImage> {
 fn plain_image_is_chosen_before_higher_variants_in_any_order() {
     for order in [["v3", "v2", "plain"], ["plain", "v3", "v2"], ["v2", "plain", "v3"], ["v3", "v2", "v1"]] {
         let repository = TestRepository::new();
-        let folder = repository.beside("index");
+        let directory = repository.beside("index");
         let images = variants(&order);
-        write_oci_index(&images, &folder, "latest");
-        let source = format!("oci:{}:latest", folder.display());
+        write_oci_index(&images, &directory, "latest");
+        let source = format!("oci:{}:latest", directory.display());
         let chosen = |platform: &[&str]| {
             let name = ["convert", &source, "--name", NAME];
             repository.run([&name[..], platform].concat()).expect_code(0);
@@ -177,9 +177,9 @@ fn plain_image_is_chosen_before_higher_variants_in_any_order() {
             assert_eq!(chosen(&["--platform", &asked]), (name.to_owned(), platform), "{order:?}");
         }
         repository.run(["convert", &source, "--name", NAME, "--platform", "all"]).expect_code(0);
-        let folders = repository.list("/.multiarch");
-        let folders: Vec<&String> = folders.iter().filter(|name| name.starts_with("amd64")).collect();
-        assert_eq!(folders, ["amd64", "amd64:v2", "amd64:v3"]);
+        let directories = repository.list("/.multiarch");
+        let directories: Vec<&String> = directories.iter().filter(|name| name.starts_with("amd64")).collect();
+        assert_eq!(directories, ["amd64", "amd64:v2", "amd64:v3"]);
         assert!(repository.has(&format!("/.multiarch/amd64/{NAME}")));
         for (platform, name) in [("linux/amd64", lowest), ("linux/amd64/v3", "v3")] {
             let run = repository.run(["verify", &source, "--name", NAME, "--platform", platform]).expect_code(0);
@@ -192,9 +192,9 @@ fn plain_image_is_chosen_before_higher_variants_in_any_order() {
 #[test]
 fn only_higher_variants_have_to_be_asked_for_by_name() {
     let repository = TestRepository::new();
-    let folder = repository.beside("index");
-    write_oci_index(&variants(&["v3", "v2"]), &folder, "latest");
-    let source = format!("oci:{}:latest", folder.display());
+    let directory = repository.beside("index");
+    write_oci_index(&variants(&["v3", "v2"]), &directory, "latest");
+    let source = format!("oci:{}:latest", directory.display());
     let words = ["linux/amd64/v2", "linux/amd64/v3", "variant"];
     repository.refuse(["convert", &source, "--name", NAME, "--platform", "linux/amd64"], 1, &words);
     if std::env::consts::ARCH == "x86_64" {
@@ -205,13 +205,13 @@ fn only_higher_variants_have_to_be_asked_for_by_name() {
 
 /// Says in the list of a layout what its only image is for, and returns the argument that names the image.
 fn list_for(repository: &TestRepository, name: &str, image: &TestImage, platform: Value) -> String {
-    let folder = repository.beside(name);
-    image.write_oci_layout(&folder, "latest");
-    let path = folder.join("index.json");
+    let directory = repository.beside(name);
+    image.write_oci_layout(&directory, "latest");
+    let path = directory.join("index.json");
     let mut layout: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     layout["manifests"][0]["platform"] = platform;
     fs::write(&path, layout.to_string()).unwrap();
-    format!("oci:{}:latest", folder.display())
+    format!("oci:{}:latest", directory.display())
 }
 
 /// Panics unless a conversion warned once that the config of an image for arm64 says amd64, and `info` prints both.
@@ -267,10 +267,10 @@ fn higher_variant_in_the_list_of_a_layout_has_to_be_asked_for_by_name() {
 fn name_that_leads_nowhere_without_a_variant_is_told_and_kept_from_podman() {
     let repository = TestRepository::new();
     let convert = |images: &[TestImage], name: &str| {
-        let folder = repository.beside("index");
-        let _ = fs::remove_dir_all(&folder);
-        write_oci_index(images, &folder, "latest");
-        let source = format!("oci:{}:latest", folder.display());
+        let directory = repository.beside("index");
+        let _ = fs::remove_dir_all(&directory);
+        write_oci_index(images, &directory, "latest");
+        let source = format!("oci:{}:latest", directory.display());
         let run = repository.run(["convert", &source, "--name", name, "--platform", "all", "--json"]).expect_code(0);
         let listed = |image: &Value| image["podman"] == true;
         let listed = run.json()["images"].as_array().unwrap().iter().filter(|image| listed(image)).count();
@@ -306,10 +306,10 @@ fn name_that_leads_nowhere_without_a_variant_is_told_and_kept_from_podman() {
 }
 
 /// Changes the architecture that the only index of a layout names for its image.
-fn relabel(folder: &Path, from: &str, to: &str) {
-    let path = folder.join("index.json");
+fn relabel(directory: &Path, from: &str, to: &str) {
+    let path = directory.join("index.json");
     let mut layout: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    let blob = |digest: &str| folder.join("blobs/sha256").join(digest.replace("sha256:", ""));
+    let blob = |digest: &str| directory.join("blobs/sha256").join(digest.replace("sha256:", ""));
     let entry = &mut layout["manifests"][0];
     let index = fs::read_to_string(blob(entry["digest"].as_str().unwrap())).unwrap();
     let index = index.replace(&format!("\"{from}\""), &format!("\"{to}\""));
@@ -323,10 +323,10 @@ fn relabel(folder: &Path, from: &str, to: &str) {
 #[test]
 fn config_that_contradicts_the_index_is_told() {
     let repository = TestRepository::new();
-    let folder = repository.beside("index");
-    write_oci_index(&[image("amd64")], &folder, "latest");
-    relabel(&folder, "amd64", "arm64");
-    let source = format!("oci:{}", folder.display());
+    let directory = repository.beside("index");
+    write_oci_index(&[image("amd64")], &directory, "latest");
+    relabel(&directory, "amd64", "arm64");
+    let source = format!("oci:{}", directory.display());
     let run = repository.run(["convert", &source, "--name", NAME, "--platform", "linux/arm64"]).expect_code(0);
     assert_contradiction_is_told(&repository, &run);
 }

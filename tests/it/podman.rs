@@ -36,7 +36,7 @@ fn cases<'c>(base: &TestImage) -> Vec<Case<'c>> {
             "ö \"$B\" 'c'",
         ),
         ("h.org/t/words:1", image().cmd(words), &[], "<>\n<a  b>\n<line\nbreak>\n<$HOME `id`>\n<é'\">"),
-        ("h.org/t/folder:1", image().cmd(["pwd"]).setting("WorkingDir", json!("/not/there")), &[], "/not/there"),
+        ("h.org/t/directory:1", image().cmd(["pwd"]).setting("WorkingDir", json!("/not/there")), &[], "/not/there"),
         ("h.org/t/user:1", image().cmd(["id", "-u"]).setting("User", json!("me")), &[], "1234"),
         ("h.org/t/user-and-group:1", image().cmd(["id", "-g"]).setting("User", json!("7:staff")), &[], "50"),
         (

@@ -69,11 +69,11 @@ fn image_is_in_the_store_in_the_revision_that_brings_it() {
     assert_eq!(tree.target(format!("overlay/l/{link}")), format!("../{top}/diff"));
     let target = format!("$(CVMFS_MOUNT_DIR:-/cvmfs)/{FQRN}/.flat/{}/{}", &hex(&config)[..2], hex(&config));
     assert_eq!(tree.target(format!("overlay/{top}/diff")), target);
-    let folder = format!("overlay-images/{}", hex(&config));
+    let directory = format!("overlay-images/{}", hex(&config));
     assert_eq!(repository.reader().read(&document(&image, &config)), image.config());
     assert_eq!(repository.reader().read(&document(&image, &format!("manifest-{manifest}"))), image.manifest());
-    assert_eq!(tree.text(format!("{folder}/manifest")).as_bytes(), image.manifest());
-    assert_eq!(repository.list(&format!("podmanStore/{folder}")).len(), 3);
+    assert_eq!(tree.text(format!("{directory}/manifest")).as_bytes(), image.manifest());
+    assert_eq!(repository.list(&format!("podmanStore/{directory}")).len(), 3);
 
     let images = list(&repository, &format!("{IMAGES}/images.json"));
     let key = format!("manifest-{manifest}");
@@ -206,11 +206,11 @@ fn settings_choose_which_images_podman_sees() {
 fn of_a_name_for_several_platforms_podman_sees_the_default_one() {
     let repository = TestRepository::new();
     let of = |architecture: &str| image(architecture).platform("linux", architecture);
-    let convert = |folder: &str, architectures: &[&str]| {
-        let folder = repository.beside(folder);
+    let convert = |directory: &str, architectures: &[&str]| {
+        let directory = repository.beside(directory);
         let images: Vec<TestImage> = architectures.iter().map(|architecture| of(architecture)).collect();
-        write_oci_index(&images, &folder, "latest");
-        let source = format!("oci:{}:latest", folder.display());
+        write_oci_index(&images, &directory, "latest");
+        let source = format!("oci:{}:latest", directory.display());
         let run = repository.run(["convert", &source, "--name", NAME, "--platform", "all", "--json"]).expect_code(0);
         assert!(is_nothing(&repository.run(["convert", &source, "--name", NAME, "--platform", "all"]).expect_code(0)));
         (source, run.json())

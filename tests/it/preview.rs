@@ -9,12 +9,12 @@ use rustix::process::Signal;
 use crate::support::fuse::{Mount, assert_same, is_mounted, motley_image, wait_until, walk};
 use crate::support::{NAME, Run, TestImage, TestRepository, need_fuse, strata_command};
 
-/// Prepares a preview on a folder of its own, with temporary files in another.
+/// Prepares a preview on a directory of its own, with temporary files in another.
 fn preview(repository: &TestRepository, image: &str, options: &[&str]) -> Command {
-    let folder = repository.beside("preview");
-    fs::create_dir_all(&folder).unwrap();
+    let directory = repository.beside("preview");
+    fs::create_dir_all(&directory).unwrap();
     fs::create_dir_all(repository.beside("temporary")).unwrap();
-    let mut command = strata_command(["preview", image, folder.to_str().unwrap()]);
+    let mut command = strata_command(["preview", image, directory.to_str().unwrap()]);
     command.env("TMPDIR", repository.beside("temporary")).args(options);
     command
 }
@@ -28,8 +28,8 @@ fn mount_preview(repository: &TestRepository, image: &str, options: &[&str]) -> 
 
 /// Returns where a layout keeps a blob.
 fn blob_path(layout: &str, digest: &str) -> PathBuf {
-    let folder = Path::new(layout.strip_prefix("oci:").unwrap());
-    folder.join("blobs").join(digest.replace(':', "/"))
+    let directory = Path::new(layout.strip_prefix("oci:").unwrap());
+    directory.join("blobs").join(digest.replace(':', "/"))
 }
 
 #[test]
@@ -43,17 +43,17 @@ fn everything_is_as_it_would_be_published() {
     let mount = mount_preview(&repository, &source, &[]);
     assert!(!repository.has(NAME));
     repository.convert(&image, NAME, &["--chains", "all"]).expect_code(0);
-    assert_same(&walk(&mount.folder.join("flat")), repository.flat(&image).entries());
+    assert_same(&walk(&mount.directory.join("flat")), repository.flat(&image).entries());
     for number in 1..=3 {
-        let layer = mount.folder.join("layers").join(number.to_string());
+        let layer = mount.directory.join("layers").join(number.to_string());
         assert_same(&walk(&layer), repository.layer(&image, number - 1).entries());
     }
-    assert_same(&walk(&mount.folder.join("chains/3")), repository.chain(&image).entries());
-    let links: Vec<_> = ["", "chains", "layers"].iter().flat_map(|folder| mount.names(folder)).collect();
+    assert_same(&walk(&mount.directory.join("chains/3")), repository.chain(&image).entries());
+    let links: Vec<_> = ["", "chains", "layers"].iter().flat_map(|directory| mount.names(directory)).collect();
     assert_eq!(links.iter().filter(|name| name.starts_with("sha256:")).count(), 7, "{links:?}");
     let by_digest = mount.names("layers").into_iter().filter(|name| name.starts_with("sha256:"));
     for name in by_digest {
-        assert!(fs::metadata(mount.folder.join("layers").join(name)).unwrap().is_dir());
+        assert!(fs::metadata(mount.directory.join("layers").join(name)).unwrap().is_dir());
     }
 }
 
@@ -85,9 +85,9 @@ fn known_layers_are_taken_from_the_repository_and_it_stays_as_it_is() {
     fs::remove_file(blob_path(&source, &digest)).unwrap();
     let missing = Run::of(&mut preview(&repository, &source, &["--command", "true"])).expect_code(1);
     assert!(missing.stderr().contains(&digest), "{}", missing.stderr());
-    let folder = repository.folder();
+    let directory = repository.directory();
     let script = "cd \"$STRATA_PREVIEW/flat\" && cat base same top && test same -ef base";
-    let options = ["--repo", folder.to_str().unwrap(), "--command", script];
+    let options = ["--repo", directory.to_str().unwrap(), "--command", script];
     let run = Run::of(&mut preview(&repository, &source, &options)).expect_code(0);
     assert_eq!(run.stdout(), "from belowfrom belowfrom above");
     repository.assert_unchanged(&before);
@@ -100,9 +100,9 @@ fn known_content_of_new_layers_is_read_from_the_repository() {
     }
     let repository = TestRepository::publish(&TestImage::new().layer(|layer| layer.file("a", "known content")));
     let image = TestImage::new().layer(|layer| layer.file("b", "known content").file("c", "new"));
-    let (source, folder) = (repository.source(&image), repository.folder());
-    let mount = mount_preview(&repository, &source, &["--repo", folder.to_str().unwrap()]);
-    assert_eq!(fs::read(mount.folder.join("flat/c")).unwrap(), b"new");
+    let (source, directory) = (repository.source(&image), repository.directory());
+    let mount = mount_preview(&repository, &source, &["--repo", directory.to_str().unwrap()]);
+    assert_eq!(fs::read(mount.directory.join("flat/c")).unwrap(), b"new");
     // Where it is read from shows when it is damaged.
     let objects = repository.objects().into_keys().map(|path| repository.storage().join(path));
     let mut saved = Vec::new();
@@ -110,9 +110,9 @@ fn known_content_of_new_layers_is_read_from_the_repository() {
         saved.push((path.clone(), fs::read(&path).unwrap()));
         fs::write(&path, "damaged").unwrap();
     }
-    assert!(fs::read(mount.folder.join("flat/b")).is_err());
+    assert!(fs::read(mount.directory.join("flat/b")).is_err());
     saved.into_iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
-    assert_eq!(fs::read(mount.folder.join("flat/b")).unwrap(), b"known content");
+    assert_eq!(fs::read(mount.directory.join("flat/b")).unwrap(), b"known content");
 }
 
 #[test]
@@ -123,8 +123,8 @@ fn what_was_kept_is_only_published_by_the_next_convert() {
     let image = motley_image();
     let repository = TestRepository::new();
     let source = repository.source(&image);
-    let folder = repository.folder();
-    let options = ["--keep", "--repo", folder.to_str().unwrap(), "--command", "true"];
+    let directory = repository.directory();
+    let options = ["--keep", "--repo", directory.to_str().unwrap(), "--command", "true"];
     Run::of(&mut preview(&repository, &source, &options)).expect_code(0);
     assert_eq!(repository.reader().revision(), 1);
     let json = repository.convert(&image, NAME, &["--json"]).expect_code(0).json();
@@ -164,7 +164,7 @@ fn killed_preview_leaves_nothing() {
     let mut mount = mount_preview(&repository, &source, &[]);
     mount.signal(Signal::KILL);
     mount.wait();
-    wait_until("unmounted", || !is_mounted(&mount.folder));
+    wait_until("unmounted", || !is_mounted(&mount.directory));
     assert_eq!(fs::read_dir(repository.beside("temporary")).unwrap().count(), 0);
     let mut mount = mount_preview(&repository, &source, &[]);
     mount.signal(Signal::INT);

@@ -20,29 +20,29 @@ fn init_makes_a_repository_that_holds_nothing() {
     let home = tempfile::tempdir().unwrap();
     let run = Run::of(strata_command(["init", FQRN]).current_dir(home.path())).expect_code(0);
     assert!(run.stdout().contains(FQRN));
-    let folder = home.path().join(FQRN);
-    crate::strict::check(&folder.join("storage"), FQRN).assert_good();
+    let directory = home.path().join(FQRN);
+    crate::strict::check(&directory.join("storage"), FQRN).assert_good();
     for name in ["strata.toml", "storage", "keys"] {
-        assert!(folder.join(name).exists(), "{name}");
+        assert!(directory.join(name).exists(), "{name}");
     }
     let again = Run::of(strata_command(["init", FQRN]).current_dir(home.path()));
     assert!(again.stderr().contains("not empty"), "{}", again.stderr());
     again.expect_code(1);
-    crate::strict::check(&folder.join("storage"), FQRN).assert_good();
+    crate::strict::check(&directory.join("storage"), FQRN).assert_good();
 }
 
 #[test]
 fn storage_and_keys_may_lie_elsewhere() {
     let other = TestRepository::new();
-    let [folder, storage, keys] = ["here", "www/storage", "secret"].map(|name| other.beside(name));
+    let [directory, storage, keys] = ["here", "www/storage", "secret"].map(|name| other.beside(name));
     fs::create_dir(other.beside("www")).unwrap();
     let text = |path: &Path| path.to_str().unwrap().to_owned();
-    let arguments = ["init", FQRN, "--repo", &text(&folder), "--storage", &text(&storage), "--keys", &text(&keys)];
+    let arguments = ["init", FQRN, "--repo", &text(&directory), "--storage", &text(&storage), "--keys", &text(&keys)];
     Run::of(&mut strata_command(arguments)).expect_code(0);
     let source = other.source(&image_of("x"));
-    Run::of(&mut strata_command(["convert", &source, "--name", NAME, "--repo", &text(&folder)])).expect_code(0);
+    Run::of(&mut strata_command(["convert", &source, "--name", NAME, "--repo", &text(&directory)])).expect_code(0);
     crate::strict::check(&storage, FQRN).assert_good();
-    assert!(keys.join(format!("{FQRN}.masterkey")).is_file() && !folder.join("keys").exists());
+    assert!(keys.join(format!("{FQRN}.masterkey")).is_file() && !directory.join("keys").exists());
     let remote = strata(["init", FQRN, "--repo", &text(&other.beside("remote")), "--storage", "s3://bucket"]);
     assert_eq!(remote.status.code(), Some(2));
 }
@@ -50,13 +50,13 @@ fn storage_and_keys_may_lie_elsewhere() {
 #[test]
 fn keys_are_for_their_owner_only_and_nothing_secret_is_served() {
     let repository = TestRepository::publish(&image_of("x"));
-    let keys = repository.folder().join("keys");
+    let keys = repository.directory().join("keys");
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     assert_eq!(mode(&keys), 0o700);
     for (suffix, expected) in [("masterkey", 0o400), ("key", 0o400), ("pub", 0o444), ("crt", 0o444)] {
         assert_eq!(mode(&keys.join(format!("{FQRN}.{suffix}"))), expected, "{suffix}");
     }
-    assert_eq!(mode(&repository.folder().join("state")), 0o700);
+    assert_eq!(mode(&repository.directory().join("state")), 0o700);
     for (path, stored) in repository.storage_files().contents() {
         let mut plain = Vec::new();
         // What is no zlib stream is looked at as it is.

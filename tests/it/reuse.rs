@@ -34,7 +34,7 @@ fn top(layer: TestLayer) -> TestLayer {
 
 /// Has a repository forget all that it remembers.
 fn forget(repository: &TestRepository) {
-    fs::remove_dir_all(repository.folder().join("state")).unwrap();
+    fs::remove_dir_all(repository.directory().join("state")).unwrap();
 }
 
 /// Returns how many layers of the only image were read.
@@ -162,8 +162,8 @@ fn publish_foreign_layer(repository: &TestRepository, image: &TestImage, text: &
     publish_edits(repository, |staging| {
         let path = |text: &str| EntryPath::normalise(text.as_bytes()).unwrap();
         let root = layer_path(image, 0);
-        let folders = root.match_indices('/').map(|(at, _)| root[..at].to_owned()).take(2).chain([root.clone()]);
-        let mut edits: Vec<_> = folders.map(|folder| (path(&folder), Edit::Catalog)).collect();
+        let directories = root.match_indices('/').map(|(at, _)| root[..at].to_owned()).take(2).chain([root.clone()]);
+        let mut edits: Vec<_> = directories.map(|directory| (path(&directory), Edit::Catalog)).collect();
         let content = staging.put_file(ObjectCompression::Exact, text.as_bytes()).unwrap();
         edits.push((path(&format!("{root}/a")), Edit::File { size: text.len() as u64, content }));
         edits

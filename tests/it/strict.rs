@@ -1,4 +1,4 @@
-//! Reads a published repository folder as strictly as the format allows. It shares no code with the crate.
+//! Reads a published repository directory as strictly as the format allows. It shares no code with the crate.
 //!
 //! [`check`] demands what the outside judges demand (`cvmfs_swissknife check -c`, `scrub`) and what they leave out but
 //! clients rely on: row order, flags, content sizes, owners of transition points. Signatures it leaves to the tests of
@@ -27,7 +27,7 @@ pub use reader::{Content, Entry, Reader};
 /// One thing that is not as it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// The file below the storage folder, or the path in the repository with its catalog.
+    /// The file below the storage directory, or the path in the repository with its catalog.
     pub place: String,
     /// What the format demands there.
     pub expected: String,
@@ -92,7 +92,7 @@ impl Report {
 pub fn check(storage: &Path, fqrn: &str) -> Report {
     let mut findings = Findings::default();
     let store = Store::new(storage);
-    store.check_top_folder(&mut findings);
+    store.check_top_directory(&mut findings);
     let objects = store.scan(&mut findings);
     let Some(manifest) = findings.keep(Manifest::read(storage)) else {
         return Report { findings: findings.0, unreachable: BTreeSet::new() };

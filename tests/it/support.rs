@@ -61,7 +61,7 @@ pub fn strata_command<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -
 #[track_caller]
 pub fn need(program: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
-    let is_installed = env::split_paths(&path).map(|folder| folder.join(program)).any(|file| {
+    let is_installed = env::split_paths(&path).map(|directory| directory.join(program)).any(|file| {
         fs::metadata(file).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
     });
     if !is_installed {
@@ -91,7 +91,7 @@ pub fn skip_loudly(reason: &str) {
 /// Returns the program of this name, from `variable` or `PATH`.
 pub fn find_program(name: &str, variable: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let there = env::split_paths(&path).map(|folder| folder.join(name)).find(|program| program.is_file());
+    let there = env::split_paths(&path).map(|directory| directory.join(name)).find(|program| program.is_file());
     env::var_os(variable).map(PathBuf::from).or(there)
 }
 

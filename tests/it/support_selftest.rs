@@ -122,7 +122,7 @@ fn raw_entries_go_into_the_stream_as_they_are() {
 
 #[test]
 fn layout_holds_the_image_under_its_digests() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let image = TestImage::new()
         .layer(|layer| layer.file("a", "1"))
         .layer(|layer| layer.file("b", "2").compression(Compression::Zstd))
@@ -133,18 +133,18 @@ fn layout_holds_the_image_under_its_digests() {
         .cmd(["true"])
         .label("a.b", "c")
         .setting("WorkingDir", "/tmp".into());
-    image.write_oci_layout(folder.path(), "one");
-    assert_eq!(json(&folder.path().join("oci-layout"))["imageLayoutVersion"], "1.0.0");
-    let descriptor = json(&folder.path().join("index.json"))["manifests"][0].clone();
+    image.write_oci_layout(directory.path(), "one");
+    assert_eq!(json(&directory.path().join("oci-layout"))["imageLayoutVersion"], "1.0.0");
+    let descriptor = json(&directory.path().join("index.json"))["manifests"][0].clone();
     assert_eq!(descriptor["annotations"]["org.opencontainers.image.ref.name"], "one");
     assert_eq!(descriptor["digest"], image.manifest_digest());
-    let manifest: Value = serde_json::from_slice(&blob(folder.path(), &image.manifest_digest())).unwrap();
+    let manifest: Value = serde_json::from_slice(&blob(directory.path(), &image.manifest_digest())).unwrap();
     assert_eq!(manifest["config"]["digest"], image.config_digest());
-    let config: Value = serde_json::from_slice(&blob(folder.path(), &image.config_digest())).unwrap();
+    let config: Value = serde_json::from_slice(&blob(directory.path(), &image.config_digest())).unwrap();
     assert_eq!(config["config"]["Env"], serde_json::json!(["PATH=/bin", "HOME=/"]));
     assert_eq!(config["config"]["Labels"]["a.b"], "c");
     for (number, digest) in image.layer_digests().iter().enumerate() {
-        let bytes = blob(folder.path(), digest);
+        let bytes = blob(directory.path(), digest);
         assert_eq!(manifest["layers"][number]["size"], bytes.len());
         let tar = match number {
             0 => gunzip(&bytes),
@@ -158,26 +158,26 @@ fn layout_holds_the_image_under_its_digests() {
 
 #[test]
 fn layout_takes_several_images_and_an_index_of_platforms() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let image = |content: &str| TestImage::new().layer(|layer| layer.file("a", content));
-    image("1").write_oci_layout(folder.path(), "one");
-    image("2").write_oci_layout(folder.path(), "two");
-    image("3").write_oci_layout(folder.path(), "one");
+    image("1").write_oci_layout(directory.path(), "one");
+    image("2").write_oci_layout(directory.path(), "two");
+    image("3").write_oci_layout(directory.path(), "one");
     let platforms = [image("4").platform("linux", "amd64"), image("5").platform("linux", "arm64")];
-    let digest = write_oci_index(&platforms, folder.path(), "many");
-    let manifests = json(&folder.path().join("index.json"))["manifests"].clone();
+    let digest = write_oci_index(&platforms, directory.path(), "many");
+    let manifests = json(&directory.path().join("index.json"))["manifests"].clone();
     let digests: Vec<&str> = manifests.as_array().unwrap().iter().map(|m| m["digest"].as_str().unwrap()).collect();
     assert_eq!(digests, [image("2").manifest_digest(), image("3").manifest_digest(), digest.clone()]);
-    let index: Value = serde_json::from_slice(&blob(folder.path(), &digest)).unwrap();
+    let index: Value = serde_json::from_slice(&blob(directory.path(), &digest)).unwrap();
     assert_eq!(index["manifests"][1]["platform"]["architecture"], "arm64");
     assert_eq!(index["manifests"][1]["digest"], platforms[1].manifest_digest());
 }
 
 #[test]
 fn archives_hold_the_image_and_the_same_calls_give_the_same_bytes() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let image = || TestImage::new().layer(|layer| layer.file("a", "1")).layer(|layer| layer.file("b", "2"));
-    let (one, two, docker) = (folder.path().join("1"), folder.path().join("2"), folder.path().join("docker"));
+    let (one, two, docker) = (directory.path().join("1"), directory.path().join("2"), directory.path().join("docker"));
     image().write_oci_archive(&one, "r");
     image().write_oci_archive(&two, "r");
     assert_eq!(fs::read(&one).unwrap(), fs::read(&two).unwrap());
@@ -197,23 +197,23 @@ fn archives_hold_the_image_and_the_same_calls_give_the_same_bytes() {
 fn damage_is_where_it_was_asked_for() {
     let whole = TestImage::new().layer(|layer| layer.file("a", "1")).layer(|layer| layer.file("b", "2"));
     let layout_of = |damage: Damage| {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let image = whole.clone().damage(damage);
-        image.write_oci_layout(folder.path(), "r");
+        image.write_oci_layout(directory.path(), "r");
         let manifest: Value = serde_json::from_slice(&image.manifest()).unwrap();
-        let blob = folder.path().join("blobs").join(image.layer_digests()[1].replace(':', "/"));
-        (image, manifest, fs::read(blob).ok(), folder)
+        let blob = directory.path().join("blobs").join(image.layer_digests()[1].replace(':', "/"));
+        (image, manifest, fs::read(blob).ok(), directory)
     };
     let right = whole.layer_digests();
-    let (image, _, blob, _folder) = layout_of(Damage::WrongDigest(1));
+    let (image, _, blob, _directory) = layout_of(Damage::WrongDigest(1));
     assert!(image.layer_digests()[1] != right[1] && image.diff_ids() == whole.diff_ids() && blob.is_some());
-    let (_, manifest, blob, _folder) = layout_of(Damage::WrongSize(1));
+    let (_, manifest, blob, _directory) = layout_of(Damage::WrongSize(1));
     assert_eq!(manifest["layers"][1]["size"], blob.unwrap().len() + 1);
-    let (image, _, blob, _folder) = layout_of(Damage::WrongDiffId(1));
+    let (image, _, blob, _directory) = layout_of(Damage::WrongDiffId(1));
     assert!(image.layer_digests() == right && image.diff_ids()[1] != whole.diff_ids()[1] && blob.is_some());
-    let (image, _, _, _folder) = layout_of(Damage::MissingDiffId);
+    let (image, _, _, _directory) = layout_of(Damage::MissingDiffId);
     assert_eq!(image.diff_ids(), whole.diff_ids()[..1]);
-    let (_, manifest, blob, _folder) = layout_of(Damage::Truncated(1));
+    let (_, manifest, blob, _directory) = layout_of(Damage::Truncated(1));
     assert!((blob.unwrap().len() as u64) < manifest["layers"][1]["size"].as_u64().unwrap());
     assert_eq!(layout_of(Damage::Omitted(1)).2, None);
 }
@@ -235,8 +235,8 @@ fn outside_programs_read_what_the_builders_write() {
     if !need("tar") {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("layer.tar");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("layer.tar");
     let layer = TestLayer::new().file("n".repeat(200), "x").mtime(1, 5).xattr("user.a", "b").symlink("l", "t");
     fs::write(&path, layer.tar()).unwrap();
     let output = Command::new("tar").arg("-tvf").arg(&path).output().unwrap();

@@ -168,13 +168,13 @@ fn image_that_fails_is_left_alone_for_a_while_and_holds_up_nobody() {
     assert_eq!(scene.asked_since(before), asked([("HEAD manifests", 1)]));
     assert_eq!(scene.revision(), revision);
     // What is remembered may be deleted; then all is tried again.
-    fs::remove_dir_all(scene.repository.folder().join("state")).unwrap();
+    fs::remove_dir_all(scene.repository.directory().join("state")).unwrap();
     scene.proxy.at(&wrong, |request, _| request.forward());
     scene.sync(&wishlist, &[]).expect_code(3);
     assert!(scene.has("app/bad:1"));
     scene.repository.run(["check"]).expect_code(0);
     let none = scene.wish("none.yaml", "  - HOST/app/missing:1\n");
-    fs::remove_dir_all(scene.repository.folder().join("state")).unwrap();
+    fs::remove_dir_all(scene.repository.directory().join("state")).unwrap();
     scene.sync(&none, &[]).expect_code(1);
 }
 
@@ -244,10 +244,10 @@ fn image_that_somebody_else_published_does_not_go() {
 #[test]
 fn all_platforms_of_a_wish_are_published_and_looked_after_by_their_index() {
     let Some(scene) = Scene::new() else { return };
-    let folder = scene.repository.beside("platforms");
+    let directory = scene.repository.beside("platforms");
     let platforms = ["amd64", "arm64", "riscv64", "s390x"].map(|name| image(name).platform("linux", name));
-    write_oci_index(&platforms, &folder, "latest");
-    scene.registry.push_from(&format!("oci:{}:latest", folder.display()), "app/tool:1");
+    write_oci_index(&platforms, &directory, "latest");
+    scene.registry.push_from(&format!("oci:{}:latest", directory.display()), "app/tool:1");
     let wishlist = scene.wish("list.yaml", "  - {image: HOST/app/tool:1, platforms: all}\n");
     scene.sync(&wishlist, &[]).expect_code(0);
     for platform in ["amd64", "arm64", "riscv64", "s390x"] {
@@ -355,7 +355,7 @@ fn killed_run_does_not_fetch_finished_layers_again() {
     let layers = image.layer_digests();
     scene.proxy.at(&layers[2], |request, _| request.forward().delivery(Delivery::Stall(100)));
     let name = format!("{}/app/tool:1", scene.proxy.host());
-    let kept = scene.repository.folder().join("state/layers");
+    let kept = scene.repository.directory().join("state/layers");
     for command in [["convert", name.as_str()], ["sync", &scene.wish("list.yaml", "  - HOST/app/tool:1\n")]] {
         let running = scene.start(&command);
         wait_until("two layers are kept", || fs::read_dir(&kept).is_ok_and(|files| files.count() == 2));
@@ -388,8 +388,8 @@ fn watching_brings_what_is_pushed_later() {
     scene.registry.push_tags(&image("3"), "app/tool", ["1"]);
     wait_until("the first tag has moved", || scene.revision() == 4);
     let flat = image("3").config_digest().replace("sha256:", "");
-    let (folder, name) = ("app", "tool:1");
-    let target = scene.repository.tree(&scene.public(folder)).target(name);
+    let (directory, name) = ("app", "tool:1");
+    let target = scene.repository.tree(&scene.public(directory)).target(name);
     assert!(target.ends_with(&flat), "{target}");
     running.end();
 }

@@ -14,7 +14,7 @@ fn image_of(word: &str) -> TestImage {
     TestImage::new().layer(|layer| layer.file("base", "shared")).layer(|layer| layer.file("word", word))
 }
 
-fn layer_folder(image: &TestImage, number: usize) -> String {
+fn layer_directory(image: &TestImage, number: usize) -> String {
     layer_path(image, number).trim_end_matches("/layerfs").to_owned()
 }
 
@@ -46,9 +46,9 @@ fn tree_that_another_image_uses_is_a_candidate_and_not_unused() {
     let repository = TestRepository::publish(&old);
     repository.convert(&other, OTHER, &[]).expect_code(0);
     repository.convert(&new, NAME, &[]).expect_code(0);
-    let shared = layer_folder(&old, 0);
-    assert_eq!(shared, layer_folder(&other, 0));
-    let own = [layer_folder(&old, 1), chain_path(&old, 2), flat_path(&old)];
+    let shared = layer_directory(&old, 0);
+    assert_eq!(shared, layer_directory(&other, 0));
+    let own = [layer_directory(&old, 1), chain_path(&old, 2), flat_path(&old)];
     let [layer, chain, flat] = own.clone();
     assert_eq!(candidates(&repository), sorted([shared.clone(), layer, chain, flat]));
     let unused = unused(&repository);
@@ -116,10 +116,10 @@ fn tree_that_another_program_orphaned_counts_from_when_it_was_seen_first() {
     assert_eq!(unused(&repository), BTreeMap::new());
     orphan(&repository, NAME);
     let first = unused(&repository);
-    let own = sorted([layer_folder(&image, 1), chain_path(&image, 2), flat_path(&image)]);
+    let own = sorted([layer_directory(&image, 1), chain_path(&image, 2), flat_path(&image)]);
     assert_eq!(first.keys().cloned().collect::<Vec<_>>(), own);
     assert!(first.values().all(|(_, by)| by.is_none()));
-    let database = rusqlite::Connection::open(repository.folder().join("state/state.db")).unwrap();
+    let database = rusqlite::Connection::open(repository.directory().join("state/state.db")).unwrap();
     assert_eq!(database.execute("UPDATE unused SET since = 86400", []).unwrap(), 3);
     drop(database);
     let later = unused(&repository);

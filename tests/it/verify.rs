@@ -44,7 +44,7 @@ fn lowest(layer: TestLayer) -> TestLayer {
         .xattr("trusted.overlay.redirect", "/etc")
         .device("mark", DeviceKind::Character, 0, 0)
         .file("gone", "gone")
-        .file("folder/old", "old")
+        .file("directory/old", "old")
         .dir("usr/lib")
         .symlink("lib", "usr/lib")
         .file("changed/below", "")
@@ -53,8 +53,8 @@ fn lowest(layer: TestLayer) -> TestLayer {
 fn middle(layer: TestLayer) -> TestLayer {
     layer
         .whiteout("gone")
-        .opaque("folder")
-        .file("folder/new", "new")
+        .opaque("directory")
+        .file("directory/new", "new")
         .hardlink("etc/name", "etc/passwd")
         .file("lib/x", "behind a link")
         .file("tmp/deep/file", "implied")
@@ -73,7 +73,7 @@ fn highest(layer: TestLayer) -> TestLayer {
         .whiteout("never/was")
         .whiteout("usr")
         .dir("usr")
-        .file("changed", "no folder any more")
+        .file("changed", "no directory any more")
         .file(".singularity.d/runscript", "of another image")
 }
 
@@ -141,9 +141,9 @@ fn every_kind_of_source_is_verified() {
     repository.run(["convert", &docker]).expect_code(0);
     repository.run(["verify", &docker]).expect_code(0);
 
-    let folder = repository.beside("index");
-    write_oci_index(&[small(), small().platform("linux", "other")], &folder, "latest");
-    let index = format!("oci:{}", folder.display());
+    let directory = repository.beside("index");
+    write_oci_index(&[small(), small().platform("linux", "other")], &directory, "latest");
+    let index = format!("oci:{}", directory.display());
     repository.run(["convert", &index, "--name", OTHER, "--platform", "linux/other"]).expect_code(0);
     repository.run(["verify", &index, "--name", OTHER, "--platform", "linux/other"]).expect_code(0);
     let run = repository.run(["verify", &index, "--name", OTHER]);
@@ -154,11 +154,11 @@ fn every_kind_of_source_is_verified() {
 #[test]
 fn nothing_that_earlier_runs_remember_is_used() {
     let repository = TestRepository::publish(&motley());
-    fs::remove_dir_all(repository.folder().join("state")).unwrap();
+    fs::remove_dir_all(repository.directory().join("state")).unwrap();
     let before = repository.storage_files();
     assert_verified(&repository, &motley(), NAME);
     repository.assert_unchanged(&before);
-    assert!(!repository.folder().join("state").exists());
+    assert!(!repository.directory().join("state").exists());
 }
 
 #[test]
@@ -221,9 +221,9 @@ fn links_above_other_parents_are_no_findings_where_they_are_listed_as_losses() {
     }
 }
 
-/// A layer that leaves to those below it what a folder is like and where a mark belongs.
+/// A layer that leaves to those below it what a directory is like and where a mark belongs.
 fn depends_on_parents(layer: TestLayer) -> TestLayer {
-    layer.file("implied/own", "own").dir("named").file("named/own", "own").whiteout("lib/gone").opaque("folder")
+    layer.file("implied/own", "own").dir("named").file("named/own", "own").whiteout("lib/gone").opaque("directory")
 }
 
 /// One image of two that share all layers but the lowest. The highest has an opaque root.
@@ -236,7 +236,7 @@ fn above_parents(is_first: bool) -> TestImage {
         layer.dir("implied").mode(0o750).file("lib/gone", "").file("lib/kept", "").file("only in second", "")
     };
     let lowest = |layer: TestLayer| {
-        let layer = layer.dir("named").file("folder/old", "");
+        let layer = layer.dir("named").file("directory/old", "");
         if is_first { first(layer) } else { second(layer) }
     };
     TestImage::new().layer(lowest).layer(depends_on_parents).layer(|layer| layer.opaque("").file("top", ""))
@@ -307,11 +307,15 @@ fn losses_excuse_nothing_but_what_depends_on_other_layers() {
     let layer = format!("/{}", layer_path(&above_parents(false), 1));
     let faults = [
         ("UPDATE catalog SET mode = mode & ~1 WHERE name = 'named'", "/named", "mode: expected"),
-        ("UPDATE catalog SET mode = 33188 WHERE name = 'implied'", "/implied", "type: expected a folder, found a file"),
+        (
+            "UPDATE catalog SET mode = 33188 WHERE name = 'implied'",
+            "/implied",
+            "type: expected a directory, found a file",
+        ),
         ("UPDATE catalog SET xattr = x'01010601757365722e6163' WHERE name = 'own'", "/named/own", "xattr: "),
         (
-            "UPDATE catalog SET xattr = NULL WHERE name = 'folder'",
-            "/folder",
+            "UPDATE catalog SET xattr = NULL WHERE name = 'directory'",
+            "/directory",
             "xattr: expected 'user.overlay.opaque'='y'",
         ),
     ];
@@ -419,7 +423,7 @@ const FAULTS: &[(Place, &str, &str, &str)] = &[
         "target: expected '$(HOME)/x', found '$(HOME)/xy'",
     ),
     (Place::Flat, "DELETE FROM catalog WHERE name = 'pipe'", "/pipe", "path: expected a named pipe, found nothing"),
-    (Place::Flat, "DELETE FROM catalog WHERE name = 'bin'", "/bin", "path: expected a folder, found nothing"),
+    (Place::Flat, "DELETE FROM catalog WHERE name = 'bin'", "/bin", "path: expected a directory, found nothing"),
     (Place::Flat, "UPDATE catalog SET name = 'extra' WHERE name = 'pipe'", "", "the row 'extra' in"),
     (Place::Layer(1), "DELETE FROM catalog WHERE name = 'gone'", "/gone", "path: expected a whiteout, found nothing"),
     (
@@ -431,8 +435,8 @@ const FAULTS: &[(Place, &str, &str, &str)] = &[
     (Place::Layer(1), "UPDATE catalog SET name = 'left' WHERE name = 'gone'", "", "the row 'left' in"),
     (
         Place::Layer(1),
-        "UPDATE catalog SET xattr = NULL WHERE name = 'folder'",
-        "/folder",
+        "UPDATE catalog SET xattr = NULL WHERE name = 'directory'",
+        "/directory",
         "xattr: expected 'trusted.overlay.opaque'='y'",
     ),
     (
@@ -516,7 +520,7 @@ const FAULTS: &[(Place, &str, &str, &str)] = &[
         Place::Chain,
         "UPDATE properties SET value = replace(value, 'sbin/far', 'sbin/fat') WHERE key = 'strata_facts'",
         "",
-        "links across folders",
+        "links across directories",
     ),
     (Place::Flat, "DELETE FROM properties WHERE key = 'strata_facts'", "", "losses: expected 1 x acl, found 0 x acl"),
 ];
@@ -546,12 +550,12 @@ fn every_fault_of_a_published_row_is_found_by_its_name() {
     for (place, sql, path, words) in FAULTS {
         let planted = Planted::copy_of(&repository);
         planted.change(&place.path(), sql);
-        let folder = match place {
+        let directory = match place {
             Place::Marked => Place::Flat.path(),
             Place::Metadata => format!("/.metadata/{NAME}"),
             place => place.path(),
         };
-        all_missed.extend(missed(&planted, &source, sql, &format!("{folder}{path}"), words));
+        all_missed.extend(missed(&planted, &source, sql, &format!("{directory}{path}"), words));
     }
     assert!(all_missed.is_empty(), "{}", all_missed.join("\n"));
 }
@@ -569,7 +573,7 @@ fn every_fault_of_published_content_is_found_by_its_name() {
         |bytes: Vec<u8>, word: &str, other: &str| String::from_utf8(bytes).unwrap().replace(word, other).into_bytes();
     let record = repository.reader().read(&layer_path(&motley(), 1).replace("layerfs", ".metadata/strata.json"));
     let layer = layer_path(&motley(), 1).replace("/layerfs", "");
-    let folder = format!(".metadata/{NAME}");
+    let directory = format!(".metadata/{NAME}");
     let faults = [
         (Place::Flat.path(), "passwd", b"roor".to_vec(), format!("{}/etc/passwd", Place::Flat.path()), "content: "),
         (Place::Layer(1).path(), "x", b"behind a lint".to_vec(), format!("{}/lib/x", Place::Layer(1).path()), ""),
@@ -584,28 +588,28 @@ fn every_fault_of_published_content_is_found_by_its_name() {
             Place::Metadata.path(),
             "manifest.json",
             flip(metadata("manifest.json"), 2),
-            format!("/{folder}/manifest.json"),
+            format!("/{directory}/manifest.json"),
             "content: ",
         ),
         (
             Place::Metadata.path(),
             "config.json",
             flip(metadata("config.json"), 2),
-            format!("/{folder}/config.json"),
+            format!("/{directory}/config.json"),
             "content: ",
         ),
         (
             Place::Metadata.path(),
             "losses.json",
             without(metadata("losses.json"), "\"sbin/far\"", ""),
-            format!("/{folder}/losses.json"),
+            format!("/{directory}/losses.json"),
             "losses: expected link-across-folders at /sbin/far, found nothing",
         ),
         (
             Place::Metadata.path(),
             "strata.json",
             without(metadata("strata.json"), &motley().layer_digests()[0], &motley().config_digest()),
-            format!("/{folder}/strata.json"),
+            format!("/{directory}/strata.json"),
             "layers: ",
         ),
         (

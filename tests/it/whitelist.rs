@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use strata::folder::RepositoryFolder;
+use strata::directory::RepositoryDirectory;
 use strata::manifest::Whitelist;
 use strata::metadata::Timestamp;
 
@@ -17,12 +17,12 @@ fn image_of(word: &str) -> TestImage {
 
 /// Replaces the whitelist by one that expires after so many hours, and returns when that is.
 fn expire_in(repository: &TestRepository, hours: i64) -> Timestamp {
-    let folder = RepositoryFolder::open(&repository.folder()).unwrap();
-    let keys = folder.keys().unwrap();
+    let directory = RepositoryDirectory::open(&repository.directory()).unwrap();
+    let keys = directory.keys().unwrap();
     let whole = Timestamp::now().seconds / HOUR * HOUR;
     let validity = i64::try_from(Whitelist::VALIDITY.as_secs()).unwrap();
     let issued = Timestamp { seconds: whole + hours * HOUR - validity, nanoseconds: 0 };
-    let list = Whitelist::new(folder.name().clone(), vec![keys.certificate().fingerprint()], issued).unwrap();
+    let list = Whitelist::new(directory.name().clone(), vec![keys.certificate().fingerprint()], issued).unwrap();
     let mut rng = rsa::rand_core::UnwrapErr(getrandom::SysRng);
     fs::write(repository.storage().join(".cvmfswhitelist"), keys.sign_whitelist(&list, &mut rng).unwrap()).unwrap();
     Timestamp { seconds: list.expires(), nanoseconds: 0 }
@@ -50,7 +50,7 @@ fn publishing_commands_warn_from_seven_days_before_the_end_and_say_what_to_do() 
         for run in publish(&repository, &hours.to_string()) {
             let said = run.stderr();
             assert_eq!(said.contains("WARN") && said.contains("whitelist"), is_warned, "{hours} hours: {said}");
-            let keys = repository.folder().join("keys");
+            let keys = repository.directory().join("keys");
             let what_to_do = [&expires.to_string(), "cvmfs_server resign", FQRN, keys.to_str().unwrap()];
             assert!(!is_warned || what_to_do.iter().all(|word| said.contains(word)), "{said}");
             assert!(!is_warned || said.contains("expired") == (hours <= 0), "{said}");

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 
-/// A root file system of folders, files (without a slash at the end) and links to folders (`from->to`).
+/// A root file system of directories, files (without a slash at the end) and links to directories (`from->to`).
 struct Sketch(BTreeSet<&'static str>);
 
 impl Sketch {
@@ -22,14 +22,14 @@ impl Sketch {
         path.to_owned()
     }
 
-    fn below(&self, folder: &str) -> Vec<&str> {
-        let prefix = format!("{folder}/");
+    fn below(&self, directory: &str) -> Vec<&str> {
+        let prefix = format!("{directory}/");
         self.0.iter().filter_map(|entry| entry.strip_prefix(&prefix)).filter(|rest| !rest.is_empty()).collect()
     }
 }
 
 impl Root for Sketch {
-    fn folder(&self, path: &[u8]) -> Result<Option<EntryPath>, RepositoryError> {
+    fn directory(&self, path: &[u8]) -> Result<Option<EntryPath>, RepositoryError> {
         let path = self.followed(path);
         let is_there = path.is_empty() || self.0.contains(format!("{path}/").as_str());
         Ok(is_there.then(|| EntryPath::normalise(path.as_bytes()).unwrap()))
@@ -41,14 +41,14 @@ impl Root for Sketch {
     }
 
     fn has(&self, path: &[u8]) -> Result<bool, RepositoryError> {
-        Ok(self.folder(path)?.is_some() || self.file(path)?.is_some())
+        Ok(self.directory(path)?.is_some() || self.file(path)?.is_some())
     }
 
-    fn holds(&self, folder: &EntryPath) -> Result<Holds, RepositoryError> {
-        let below = self.below(std::str::from_utf8(folder.as_bytes()).unwrap());
+    fn holds(&self, directory: &EntryPath) -> Result<Holds, RepositoryError> {
+        let below = self.below(std::str::from_utf8(directory.as_bytes()).unwrap());
         Ok(match below.iter().all(|entry| entry.ends_with('/') && entry.matches('/').count() == 1) {
             _ if below.is_empty() => Holds::Nothing,
-            true => Holds::EmptyFolders,
+            true => Holds::EmptyDirectories,
             false => Holds::Something,
         })
     }
@@ -90,7 +90,7 @@ fn nothing_is_mounted_where_nothing_is() {
 }
 
 #[test]
-fn writable_folders_keep_what_the_image_has_in_them_where_owners_can_be_kept() {
+fn writable_directories_keep_what_the_image_has_in_them_where_owners_can_be_kept() {
     let options = |mounts: &Mounts, target| find(mounts, target).unwrap().options.join(",");
     for (entries, as_root, by_user, warnings) in [
         (&["run/"][..], "", "", 0),
@@ -121,9 +121,9 @@ fn names_of_the_network_come_with_the_network() {
 }
 
 #[test]
-fn start_is_in_the_folder_of_the_image_or_in_memory_or_in_the_root() {
+fn start_is_in_the_directory_of_the_image_or_in_memory_or_in_the_root() {
     let entries = ["app/", "home/", "srv/", "srv/x", "opt->srv", "file", "mnt->home"];
-    for (wanted, folder, memory) in [
+    for (wanted, directory, memory) in [
         ("", "/", None),
         ("/", "/", None),
         ("app", "/app", None),
@@ -145,9 +145,9 @@ fn start_is_in_the_folder_of_the_image_or_in_memory_or_in_the_root() {
         let root = Sketch::new(&[&USUAL[..], &entries].concat());
         let mut mounts = Mounts::plan(&root, &BundleOptions::default()).unwrap();
         let before = mounts.mounts.len();
-        assert_eq!(mounts.start_in(&root, wanted).unwrap(), folder, "{wanted:?}");
+        assert_eq!(mounts.start_in(&root, wanted).unwrap(), directory, "{wanted:?}");
         assert_eq!(mounts.mounts[before..].first().map(|mount| mount.target.as_str()), memory, "{wanted:?}");
-        let is_as_wanted = memory.is_none() && (folder != "/" || matches!(wanted, "" | "/"));
+        let is_as_wanted = memory.is_none() && (directory != "/" || matches!(wanted, "" | "/"));
         assert_eq!(mounts.warnings.is_empty(), is_as_wanted, "{wanted:?}: {:?}", mounts.warnings);
     }
 }

@@ -16,7 +16,7 @@ pub struct AuditedRow {
     pub rowid: i64,
     /// Key of its path.
     pub key: PathKey,
-    /// Key of the folder around it; zeros for NULL.
+    /// Key of the directory around it; zeros for NULL.
     pub parent: PathKey,
     /// Hard link group, 0 for none.
     pub link_group: u32,
@@ -325,7 +325,7 @@ fn read_statistics(database: &mut Database<'_>) -> BTreeMap<String, i64> {
 /// No path has more components: what seems to have more goes round in circles.
 const MAXIMUM_DEPTH: usize = 10_000;
 
-/// Returns the paths of rows, by their numbers, in the catalog of the folder `root`; `None` for those that lie in no folder.
+/// Returns the paths of rows, by their numbers, in the catalog of the directory `root`; `None` for those that lie in no directory.
 pub fn paths_of_rows(bytes: Vec<u8>, root: &[u8], rows: &[i64]) -> Vec<Option<Vec<u8>>> {
     let Ok(database) = Database::open(bytes) else { return vec![None; rows.len()] };
     rows.iter().map(|&row| path_of_row(&database, root, row)).collect()

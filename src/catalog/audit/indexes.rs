@@ -102,10 +102,10 @@ mod tests {
     /// Returns a catalog that is large enough to be checked here.
     fn catalog() -> Vec<u8> {
         let mut draft = Draft::new(EntryPath::ROOT);
-        draft.push(EntryPath::ROOT, CatalogEntry::of_directory(&Metadata::of_implied_folder(), 0));
+        draft.push(EntryPath::ROOT, CatalogEntry::of_directory(&Metadata::of_implied_directory(), 0));
         for number in 0..900 {
             let path = EntryPath::ROOT.join(format!("{number:04}").as_bytes());
-            draft.push(path, CatalogEntry::of_symlink(&Metadata::of_implied_folder(), b"target"));
+            draft.push(path, CatalogEntry::of_symlink(&Metadata::of_implied_directory(), b"target"));
         }
         draft.write().unwrap()
     }

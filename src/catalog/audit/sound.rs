@@ -240,7 +240,7 @@ mod tests {
 
     /// Returns a catalog with everything in it, in trees of several levels, and with records that take several pages.
     fn catalog() -> Vec<u8> {
-        let metadata = Metadata::of_implied_folder();
+        let metadata = Metadata::of_implied_directory();
         let mut draft = Draft::new(EntryPath::ROOT);
         draft.push(EntryPath::ROOT, CatalogEntry::of_directory(&metadata, 0));
         let chunk = |offset| Chunk { offset, size: 5, hash: ObjectHash::of(b"x") };

@@ -48,19 +48,19 @@ pub(crate) struct Walk<'w> {
 /// What a walk has seen so far.
 struct Seen<'w> {
     own: Tally,
-    /// Rows by the folder that they lie in, as indices.
+    /// Rows by the directory that they lie in, as indices.
     children: Vec<u32>,
     /// Rows that the root entry leads to, by index.
     reached: Vec<bool>,
     /// Paths whose rows say that another catalog begins there.
     mountpoints: BTreeSet<Vec<u8>>,
-    /// The folder that each hard link group was seen in.
+    /// The directory that each hard link group was seen in.
     groups: BTreeMap<u32, Vec<u8>>,
     /// What is wrong with single cells, by row.
     faults: BTreeMap<i64, Vec<&'w Fault>>,
 }
 
-/// A folder that is still to be walked: its path, and the index of its row.
+/// A directory that is still to be walked: its path, and the index of its row.
 type Ahead = (Vec<u8>, u32);
 
 impl<'w> Walk<'w> {
@@ -69,7 +69,7 @@ impl<'w> Walk<'w> {
     pub(crate) fn run(&self, root: usize) -> Counters {
         let rows = &self.catalog.rows;
         let mut children: Vec<u32> = (0..u32::try_from(rows.len()).expect("a catalog has at most 4 GiB")).collect();
-        // The sort is stable: rows of one folder stay in the order of their numbers.
+        // The sort is stable: rows of one directory stay in the order of their numbers.
         children.sort_by_key(|&index| rows[index as usize].parent);
         let mut seen = Seen {
             own: Tally::default(),
@@ -84,8 +84,8 @@ impl<'w> Walk<'w> {
         }
         self.check_root(root, &mut seen);
         let mut ahead: Vec<Ahead> = vec![(self.mountpoint.to_vec(), root as u32)];
-        while let Some((path, folder)) = ahead.pop() {
-            self.check_folder(path, &self.catalog.rows[folder as usize], &mut seen, &mut ahead);
+        while let Some((path, directory)) = ahead.pop() {
+            self.check_directory(path, &self.catalog.rows[directory as usize], &mut seen, &mut ahead);
         }
         self.check_leftovers(&seen);
         self.check_references();
@@ -108,10 +108,10 @@ impl<'w> Walk<'w> {
         let row = &self.catalog.rows[root];
         let slash = self.mountpoint.iter().rposition(|&b| b == b'/');
         if row.parent != slash.map_or((0, 0), |slash| key_of(&self.mountpoint[..slash])) {
-            self.note(self.mountpoint, "the key of the folder above as parent", format_args!("{:?}", row.parent));
+            self.note(self.mountpoint, "the key of the directory above as parent", format_args!("{:?}", row.parent));
         }
         if Kind::of(row) != Some(Kind::Directory) {
-            self.note(self.mountpoint, "a folder as root entry", format_args!("mode {:o}", row.mode));
+            self.note(self.mountpoint, "a directory as root entry", format_args!("mode {:o}", row.mode));
         }
         // Clients give the first row the inode of the root.
         if self.mountpoint.is_empty() && row.rowid != 1 {
@@ -125,7 +125,7 @@ impl<'w> Walk<'w> {
         self.check_row(self.mountpoint, key_of(self.mountpoint), root, seen);
     }
 
-    /// Returns the part of the sorted rows that lies in the folder of this key.
+    /// Returns the part of the sorted rows that lies in the directory of this key.
     fn children(&self, seen: &Seen<'_>, key: (i64, i64)) -> std::ops::Range<usize> {
         let parent = |index: &u32| self.catalog.rows[*index as usize].parent;
         let start = seen.children.partition_point(|index| parent(index) < key);
@@ -133,13 +133,13 @@ impl<'w> Walk<'w> {
         start..start + count
     }
 
-    /// Checks what lies in one folder, and adds its own folders to those to be checked.
-    fn check_folder(&self, mut path: Vec<u8>, folder: &AuditedRow, seen: &mut Seen<'w>, ahead: &mut Vec<Ahead>) {
-        let (mut folders, mut links, mut has_marker) = (0, BTreeMap::<u32, Vec<&AuditedRow>>::new(), false);
+    /// Checks what lies in one directory, and adds its own directories to those to be checked.
+    fn check_directory(&self, mut path: Vec<u8>, directory: &AuditedRow, seen: &mut Seen<'w>, ahead: &mut Vec<Ahead>) {
+        let (mut directories, mut links, mut has_marker) = (0, BTreeMap::<u32, Vec<&AuditedRow>>::new(), false);
         let children = self.children(seen, key_of(&path));
         let length = path.len();
         path.push(b'/');
-        // The keys of all rows in the folder begin with its own path.
+        // The keys of all rows in the directory begin with its own path.
         let hash = Md5::new_with_prefix(&path);
         for position in children {
             let index = seen.children[position] as usize;
@@ -155,7 +155,7 @@ impl<'w> Walk<'w> {
             has_marker |= name == b".cvmfscatalog";
             match Kind::of(row) {
                 Some(Kind::Directory) => {
-                    folders += 1;
+                    directories += 1;
                     if self.is_mountpoint(&path, row) {
                         self.check_mountpoint(&path, key, seen);
                     } else {
@@ -167,9 +167,9 @@ impl<'w> Walk<'w> {
             }
         }
         path.truncate(length);
-        if folder.link_count != folders + 2 {
-            let expected = format!("link count {} of a folder with {folders} others in it", folders + 2);
-            self.note_untidy(&path, expected, folder.link_count);
+        if directory.link_count != directories + 2 {
+            let expected = format!("link count {} of a directory with {directories} others in it", directories + 2);
+            self.note_untidy(&path, expected, directory.link_count);
         }
         if has_marker != (path == self.mountpoint) && !path.is_empty() {
             let found = if has_marker { "one elsewhere" } else { "none" };
@@ -242,20 +242,20 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// All links of a group lie in one folder and differ in nothing but their names.
-    fn check_link_group(&self, folder: &[u8], group: u32, links: &[&AuditedRow], seen: &mut Seen<'w>) {
+    /// All links of a group lie in one directory and differ in nothing but their names.
+    fn check_link_group(&self, directory: &[u8], group: u32, links: &[&AuditedRow], seen: &mut Seen<'w>) {
         if links[0].link_count as usize != links.len() {
             let expected = format!("link count {} in group {group}", links.len());
-            self.note(folder, expected, links[0].link_count);
+            self.note(directory, expected, links[0].link_count);
         }
         for link in links.iter().filter(|link| !self.catalog.are_alike(link, links[0])) {
             let found = format!("other attributes for '{}'", escape(self.catalog.name(link)));
-            self.note(folder, format_args!("links of group {group} that differ only in their names"), found);
+            self.note(directory, format_args!("links of group {group} that differ only in their names"), found);
         }
-        if let Some(other) = seen.groups.insert(group, folder.to_vec()) {
+        if let Some(other) = seen.groups.insert(group, directory.to_vec()) {
             self.note(
-                folder,
-                format_args!("hard link group {group} in one folder"),
+                directory,
+                format_args!("hard link group {group} in one directory"),
                 format_args!("it in {} too", show(&other)),
             );
         }

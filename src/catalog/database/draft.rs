@@ -21,7 +21,7 @@ pub(in crate::catalog) struct Draft {
     pub(in crate::catalog) root: EntryPath,
     /// Everything that is not set while writing.
     pub(in crate::catalog) properties: BTreeMap<String, String>,
-    /// By path: the row of the folder itself is the first.
+    /// By path: the row of the directory itself is the first.
     entries: Vec<(EntryPath, CatalogEntry)>,
     /// What the rows count.
     counted: Counters,
@@ -31,7 +31,7 @@ pub(in crate::catalog) struct Draft {
 }
 
 impl Draft {
-    /// Starts a catalog for the folder `root`.
+    /// Starts a catalog for the directory `root`.
     pub(in crate::catalog) fn new(root: EntryPath) -> Self {
         Self {
             root,
@@ -91,7 +91,7 @@ impl Draft {
         write_form(connection, &self.root)
     }
 
-    /// Returns the row of the catalog's own folder as it stands in the catalog above.
+    /// Returns the row of the catalog's own directory as it stands in the catalog above.
     pub(in crate::catalog) fn transition_point(&self) -> CatalogEntry {
         self.entries[0].1.clone().with_nesting(Nesting::TransitionPoint)
     }
@@ -104,7 +104,7 @@ const ROWS_AT_ONCE: usize = 1 << 15;
 fn write_entries(connection: &Connection, mut entries: Vec<(EntryPath, CatalogEntry)>) -> rusqlite::Result<()> {
     let mut insert = connection.prepare(INSERT_ROW)?;
     let mut insert_chunk = connection.prepare(INSERT_CHUNK)?;
-    // The folders around a row, with their keys.
+    // The directories around a row, with their keys.
     let mut around: Vec<(EntryPath, PathKey)> = Vec::new();
     entries.reverse();
     while let Some((path, entry)) = entries.pop() {
@@ -112,12 +112,12 @@ fn write_entries(connection: &Connection, mut entries: Vec<(EntryPath, CatalogEn
             entries.shrink_to_fit();
         }
         let own_key = key(&path);
-        while around.last().is_some_and(|(folder, _)| !path.is_in(folder)) {
+        while around.last().is_some_and(|(directory, _)| !path.is_in(directory)) {
             around.pop();
         }
         let parent = match around.last() {
             Some(&(_, key)) => key,
-            None => path.split().map_or(NO_PARENT, |(folder, _)| key(&folder)),
+            None => path.split().map_or(NO_PARENT, |(directory, _)| key(&directory)),
         };
         insert_row(&mut insert, None, own_key, parent, path.name(), &entry)?;
         insert_chunks(&mut insert_chunk, own_key, &entry)?;
@@ -148,7 +148,7 @@ mod tests {
     }
 
     fn draft() -> Draft {
-        let metadata = Metadata::of_implied_folder();
+        let metadata = Metadata::of_implied_directory();
         let mut draft = Draft::new(path("a"));
         let chunk = |offset| Chunk { offset, size: 5, hash: ObjectHash::of(b"x") };
         let chunks = Content { raw: false, pieces: Pieces::Chunks([chunk(0), chunk(5)].into()) };
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_catalog_of_another_folder_is_refused() {
+    fn a_catalog_of_another_directory_is_refused() {
         let bytes = draft().write().unwrap();
         assert!(matches!(Catalog::parse(&bytes, &path("b")), Err(CatalogError::Invalid { .. })));
         assert!(Catalog::parse(&bytes[..4096], &path("a")).is_err());

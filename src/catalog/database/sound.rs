@@ -82,7 +82,7 @@ mod tests {
 
     /// Returns a catalog of `/a` that was changed by SQL.
     fn changed(sql: &str) -> Vec<u8> {
-        let metadata = Metadata::of_implied_folder();
+        let metadata = Metadata::of_implied_directory();
         let mut draft = Draft::new(path("a"));
         let chunk = Chunk { offset: 0, size: 5, hash: ObjectHash::of(b"x") };
         let content = Content { raw: false, pieces: Pieces::Chunks([chunk].into()) };

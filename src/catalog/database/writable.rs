@@ -60,7 +60,7 @@ const INSTEAD: &str = "ON CONFLICT (md5path_1, md5path_2) DO UPDATE SET hardlink
      gid = excluded.gid, xattr = excluded.xattr";
 
 impl WritableCatalog {
-    /// Starts a catalog for the folder `root`, without a row.
+    /// Starts a catalog for the directory `root`, without a row.
     pub(in crate::catalog) fn create(root: &EntryPath) -> Result<Self, CatalogError> {
         let database = |source| CatalogError::Database { path: root.clone(), source };
         let connection = create_database(include_str!("../../../catalog-schema/catalog.sql")).map_err(database)?;
@@ -100,7 +100,7 @@ impl WritableCatalog {
         done.map_err(|source| self.catalog.database_error(source))
     }
 
-    /// Returns the folder that the catalog describes.
+    /// Returns the directory that the catalog describes.
     pub(in crate::catalog) fn root(&self) -> &EntryPath {
         self.catalog.root()
     }
@@ -125,22 +125,22 @@ impl WritableCatalog {
         self.catalog.get(path)
     }
 
-    /// Returns the row of a folder that is known to be there.
-    pub(in crate::catalog) fn folder(&self, path: &EntryPath) -> Result<CatalogEntry, CatalogError> {
+    /// Returns the row of a directory that is known to be there.
+    pub(in crate::catalog) fn directory(&self, path: &EntryPath) -> Result<CatalogEntry, CatalogError> {
         self.get(path)?.ok_or_else(|| self.catalog.invalid(format!("it has no row for {path}")))
     }
 
-    /// Returns the row of the catalog's own folder as it stands in the catalog above.
+    /// Returns the row of the catalog's own directory as it stands in the catalog above.
     pub(in crate::catalog) fn transition_point(&self) -> Result<CatalogEntry, CatalogError> {
-        Ok(self.folder(self.catalog.root())?.with_nesting(Nesting::TransitionPoint))
+        Ok(self.directory(self.catalog.root())?.with_nesting(Nesting::TransitionPoint))
     }
 
-    /// Returns the rows of everything in the folder `path`, by name.
+    /// Returns the rows of everything in the directory `path`, by name.
     pub(in crate::catalog) fn list(&self, path: &EntryPath) -> Result<BTreeMap<Vec<u8>, CatalogEntry>, CatalogError> {
         self.catalog.list(path)
     }
 
-    /// Returns the rows at and below `path`, each folder before what lies in it.
+    /// Returns the rows at and below `path`, each directory before what lies in it.
     pub(in crate::catalog) fn rows_from(
         &self,
         path: &EntryPath,
@@ -165,7 +165,7 @@ impl WritableCatalog {
                 delete_chunks(at, connection)?;
             }
             let (parent, name) = match path.split() {
-                Some((folder, name)) => (key(&folder), name),
+                Some((directory, name)) => (key(&directory), name),
                 None => (NO_PARENT, &b""[..]),
             };
             let mut insert = connection.prepare_cached(&format!("{INSERT_ROW} {INSTEAD}"))?;
@@ -252,10 +252,10 @@ impl WritableCatalog {
         Ok(())
     }
 
-    /// Returns the folders right below the catalog's own that hold at least `least` rows.
-    pub(in crate::catalog) fn heavy_folders(&self, least: usize) -> Result<Vec<EntryPath>, CatalogError> {
-        // Each folder that holds something, with the folder above it.
-        let folders: HashMap<PathKey, (PathKey, usize)> = self.run(|connection| {
+    /// Returns the directories right below the catalog's own that hold at least `least` rows.
+    pub(in crate::catalog) fn heavy_directories(&self, least: usize) -> Result<Vec<EntryPath>, CatalogError> {
+        // Each directory that holds something, with the directory above it.
+        let directories: HashMap<PathKey, (PathKey, usize)> = self.run(|connection| {
             let sql = "SELECT md5path_1, md5path_2, ifnull(catalog.parent_1, 0), ifnull(catalog.parent_2, 0), rows \
                  FROM catalog JOIN \
                  (SELECT parent_1, parent_2, count(*) AS rows FROM catalog GROUP BY parent_1, parent_2) AS inside \
@@ -265,11 +265,11 @@ impl WritableCatalog {
         })?;
         let root = key(self.catalog.root());
         let mut weights: HashMap<PathKey, usize> = HashMap::new();
-        for (&folder, &(_, rows)) in &folders {
-            let above = |at: &PathKey| folders.get(at).map(|&(above, _)| above).filter(|&above| above != root);
-            // No path has more folders, so that keys that lead in a circle lead nowhere.
-            let top = iter::successors(Some(folder), above).take(MAXIMUM_DEPTH).last();
-            *weights.entry(top.expect("begins with the folder")).or_default() += rows;
+        for (&directory, &(_, rows)) in &directories {
+            let above = |at: &PathKey| directories.get(at).map(|&(above, _)| above).filter(|&above| above != root);
+            // No path has more directories, so that keys that lead in a circle lead nowhere.
+            let top = iter::successors(Some(directory), above).take(MAXIMUM_DEPTH).last();
+            *weights.entry(top.expect("begins with the directory")).or_default() += rows;
         }
         let children = self.catalog.list(self.catalog.root())?;
         let paths = children.into_keys().map(|name| self.catalog.root().join(&name));
@@ -337,18 +337,18 @@ mod tests {
         EntryPath::normalise(text.as_bytes()).unwrap()
     }
 
-    fn folder() -> CatalogEntry {
-        CatalogEntry::of_directory(&Metadata::of_implied_folder(), 0)
+    fn directory() -> CatalogEntry {
+        CatalogEntry::of_directory(&Metadata::of_implied_directory(), 0)
     }
 
     fn root() -> CatalogEntry {
-        folder().with_nesting(Nesting::Root)
+        directory().with_nesting(Nesting::Root)
     }
 
     fn chunked(offsets: &[u64]) -> CatalogEntry {
         let chunk = |&offset| Chunk { offset, size: 5, hash: ObjectHash::of(b"x") };
         let pieces = Pieces::Chunks(offsets.iter().map(chunk).collect());
-        CatalogEntry::of_file(&Metadata::of_implied_folder(), 10, &Content { raw: false, pieces })
+        CatalogEntry::of_file(&Metadata::of_implied_directory(), 10, &Content { raw: false, pieces })
     }
 
     fn bytes(catalog: WritableCatalog) -> Vec<u8> {
@@ -359,12 +359,12 @@ mod tests {
         WritableCatalog::of(Catalog::parse(bytes, &path("a")).unwrap()).unwrap()
     }
 
-    /// Writes a catalog with so many folders, whose rows take a page for every few.
-    fn filled(folders: usize) -> WritableCatalog {
+    /// Writes a catalog with so many directories, whose rows take a page for every few.
+    fn filled(directories: usize) -> WritableCatalog {
         let mut catalog = WritableCatalog::create(&path("a")).unwrap();
         catalog.put(&path("a"), &root()).unwrap();
-        for number in 0..folders {
-            catalog.put(&path(&format!("a/{number}-{}", "x".repeat(200))), &folder()).unwrap();
+        for number in 0..directories {
+            catalog.put(&path(&format!("a/{number}-{}", "x".repeat(200))), &directory()).unwrap();
         }
         catalog
     }
@@ -376,7 +376,7 @@ mod tests {
         catalog.put(&path("a"), &root).unwrap();
         let mut catalog = opened(&bytes(catalog));
         catalog.put(&path("a"), &root).unwrap();
-        catalog.put(&path("a/b"), &folder()).unwrap();
+        catalog.put(&path("a/b"), &directory()).unwrap();
         assert_eq!(catalog.number("SELECT hardlinks FROM catalog ORDER BY rowid LIMIT 1"), 7);
         assert_eq!(catalog.own_counters().entries(), 5);
     }
@@ -410,7 +410,7 @@ mod tests {
                 catalog.remove(path, entry).unwrap();
             }
             for number in 0..added {
-                catalog.put(&path(&format!("a/{removed}-{number}")), &folder()).unwrap();
+                catalog.put(&path(&format!("a/{removed}-{number}")), &directory()).unwrap();
             }
             let expected = catalog.rows_from(&path("a")).unwrap();
             assert_eq!(expected.len(), rows.len() + added - removed);
@@ -435,14 +435,14 @@ mod tests {
         assert_eq!((catalog.get(&path("a/f")).unwrap(), chunks(&catalog)), (Some(chunked(&[0, 3, 6])), 3));
         catalog.remove(&path("a/f"), &chunked(&[0, 3, 6])).unwrap();
         assert_eq!((catalog.get(&path("a/f")).unwrap(), chunks(&catalog)), (None, 0));
-        assert_eq!(catalog.own_counters(), Counters::of_entry(&folder()));
+        assert_eq!(catalog.own_counters(), Counters::of_entry(&directory()));
         // CVMFS can be set to store a large file in one piece, too.
         catalog.put(&path("a/f"), &chunked(&[0, 5])).unwrap();
         let with_whole = "UPDATE catalog SET hash = zeroblob(20) WHERE name = 'f'";
         catalog.run(|connection| connection.execute_batch(with_whole)).unwrap();
         let entry = catalog.get(&path("a/f")).unwrap().unwrap();
         catalog.remove(&path("a/f"), &entry).unwrap();
-        assert_eq!((catalog.own_counters(), chunks(&catalog)), (Counters::of_entry(&folder()), 0));
+        assert_eq!((catalog.own_counters(), chunks(&catalog)), (Counters::of_entry(&directory()), 0));
     }
 
     #[test]
@@ -452,10 +452,10 @@ mod tests {
             "UPDATE properties SET value = 6 WHERE key = 'schema_revision'; ALTER TABLE catalog DROP COLUMN mtimens";
         older.run(|connection| connection.execute_batch(form)).unwrap();
         let mut catalog = opened(&bytes(older));
-        catalog.put(&path("a/b"), &folder()).unwrap();
+        catalog.put(&path("a/b"), &directory()).unwrap();
         let catalog = Catalog::parse(&bytes(catalog), &path("a")).unwrap();
         assert_eq!(catalog.property("schema_revision"), Some("7"));
-        assert_eq!(catalog.get(&path("a/b")).unwrap(), Some(folder()));
+        assert_eq!(catalog.get(&path("a/b")).unwrap(), Some(directory()));
         assert_eq!(catalog.get(&path("a")).unwrap(), Some(CatalogEntry { mtime_nanoseconds: None, ..root() }));
     }
 

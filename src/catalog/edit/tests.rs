@@ -44,13 +44,16 @@ fn content() -> Content {
     Content { raw: false, pieces: Pieces::Whole(ObjectHash::of(b"content")) }
 }
 
-/// A tree with `files` files and a folder that has two hard links.
+/// A tree with `files` files and a directory that has two hard links.
 fn tree(files: usize) -> Arc<Directory> {
     let leaf = || {
-        Arc::new(Leaf { metadata: Metadata::of_implied_folder(), kind: LeafKind::File { size: 3, content: content() } })
+        Arc::new(Leaf {
+            metadata: Metadata::of_implied_directory(),
+            kind: LeafKind::File { size: 3, content: content() },
+        })
     };
-    let mut root = Directory::new(Metadata::of_implied_folder());
-    let mut inner = Directory::new(Metadata::of_implied_folder());
+    let mut root = Directory::new(Metadata::of_implied_directory());
+    let mut inner = Directory::new(Metadata::of_implied_directory());
     let linked = leaf();
     for name in [b"x", b"y"] {
         inner.children.insert(name.as_slice().into(), Node::Leaf(Arc::clone(&linked)));
@@ -64,11 +67,11 @@ fn tree(files: usize) -> Arc<Directory> {
 
 fn apply(editor: &mut Editor<'_>, staging: &Staging, change: &Change) -> Result<(), BuildError> {
     match change {
-        Change::File(path) => editor.put(path, CatalogEntry::of_file(&Metadata::of_implied_folder(), 7, &content())),
+        Change::File(path) => editor.put(path, CatalogEntry::of_file(&Metadata::of_implied_directory(), 7, &content())),
         Change::LargeFile(path, chunks) => {
             let chunk = |number| Chunk { offset: 7 * number, size: 7, hash: ObjectHash::of(b"chunk") };
             let content = Content { raw: false, pieces: Pieces::Chunks((0..*chunks).map(chunk).collect()) };
-            editor.put(path, CatalogEntry::of_file(&Metadata::of_implied_folder(), 7 * chunks, &content))
+            editor.put(path, CatalogEntry::of_file(&Metadata::of_implied_directory(), 7 * chunks, &content))
         }
         Change::Tree(path, files) => {
             let builder = CatalogBuilder::new(staging, Compression::Fast, 1000)?;
@@ -99,11 +102,11 @@ fn recount(staging: &Staging, path: &EntryPath, reference: CatalogReference) -> 
     assert_eq!(Some(("chunks", catalog.number("SELECT count(*) FROM chunks"))), chunks, "in {path}");
     let first = catalog.number("SELECT flags & 32 OR name = '' FROM catalog WHERE rowid = 1");
     assert_eq!(first, 1, "the first row of {path}");
-    for (folder, entry) in rows.iter().filter(|(_, entry)| entry.is_directory()) {
-        if !nested.contains_key(folder) {
-            let is_child = |path: &EntryPath| path.split().is_some_and(|(parent, _)| parent == *folder);
-            let folders = rows.iter().filter(|(path, entry)| entry.is_directory() && is_child(path)).count();
-            assert_eq!(entry.link_count as usize, folders + 2, "links of {folder}");
+    for (directory, entry) in rows.iter().filter(|(_, entry)| entry.is_directory()) {
+        if !nested.contains_key(directory) {
+            let is_child = |path: &EntryPath| path.split().is_some_and(|(parent, _)| parent == *directory);
+            let directories = rows.iter().filter(|(path, entry)| entry.is_directory() && is_child(path)).count();
+            assert_eq!(entry.link_count as usize, directories + 2, "links of {directory}");
         }
     }
     assert_eq!(rows.contains_key(&path.join(MARKER)), !path.is_root(), "marker of {path}");
@@ -120,9 +123,9 @@ fn recount(staging: &Staging, path: &EntryPath, reference: CatalogReference) -> 
 }
 
 fn store() -> (tempfile::TempDir, DirectoryStore) {
-    let folder = tempfile::tempdir().unwrap();
-    let store = DirectoryStore::create(&folder.path().join("storage")).unwrap();
-    (folder, store)
+    let directory = tempfile::tempdir().unwrap();
+    let store = DirectoryStore::create(&directory.path().join("storage")).unwrap();
+    (directory, store)
 }
 
 proptest! {
@@ -130,7 +133,7 @@ proptest! {
 
     #[test]
     fn counters_stay_exact(revisions in prop::collection::vec(prop::collection::vec(change(), 1..8), 1..4)) {
-        let (_folder, store) = store();
+        let (_directory, store) = store();
         let staging = Staging::start(&store).unwrap();
         let mut root = Editor::create(&staging, Compression::Fast, NOW).unwrap().write(1).unwrap();
         for (number, changes) in (2..).zip(&revisions) {
@@ -149,11 +152,11 @@ proptest! {
 }
 
 #[test]
-fn a_folder_is_never_replaced_by_a_file_nor_a_file_by_a_folder() {
-    let (_folder, store) = store();
+fn a_directory_is_never_replaced_by_a_file_nor_a_file_by_a_directory() {
+    let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let mut editor = Editor::create(&staging, Compression::Fast, NOW).unwrap();
-    let file = || CatalogEntry::of_file(&Metadata::of_implied_folder(), 7, &content());
+    let file = || CatalogEntry::of_file(&Metadata::of_implied_directory(), 7, &content());
     editor.put(&at("a/b"), file()).unwrap();
     assert!(matches!(editor.put(&at("a"), file()), Err(BuildError::Occupied(path)) if path == at("a")));
     assert!(matches!(editor.put(&at("a/b/c"), file()), Err(BuildError::Occupied(path)) if path == at("a/b")));
@@ -161,17 +164,17 @@ fn a_folder_is_never_replaced_by_a_file_nor_a_file_by_a_folder() {
 
 #[test]
 fn hard_links_and_bound_catalogs_of_other_programs_are_kept_in_order() {
-    let (_folder, store) = store();
+    let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let mut editor = Editor::create(&staging, Compression::Fast, NOW).unwrap();
-    let file = CatalogEntry::of_file(&Metadata::of_implied_folder(), 7, &content());
+    let file = CatalogEntry::of_file(&Metadata::of_implied_directory(), 7, &content());
     let linked = CatalogEntry { link_group: 9, link_count: 3, ..file.clone() };
     for name in ["a/x", "a/y", "a/z"] {
         editor.put(&at(name), linked.clone()).unwrap();
     }
     let elsewhere = CatalogReference { hash: ObjectHash::of(b"elsewhere"), size: 7 };
     for bound in ["a/b", "a/c", "d"] {
-        let row = CatalogEntry::of_directory(&Metadata::of_implied_folder(), 0);
+        let row = CatalogEntry::of_directory(&Metadata::of_implied_directory(), 0);
         editor.put(&at(bound), CatalogEntry { flags: row.flags | BIND_MOUNTPOINT, ..row }).unwrap();
         editor.root.catalog.put_reference(References::Bound, &at(bound), elsewhere).unwrap();
     }
@@ -197,7 +200,7 @@ fn hard_links_and_bound_catalogs_of_other_programs_are_kept_in_order() {
 
 #[test]
 fn catalogs_that_did_not_change_keep_their_hash() {
-    let (_folder, store) = store();
+    let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let mut editor = Editor::create(&staging, Compression::Fast, NOW).unwrap();
     for name in ["a", "b"] {
@@ -205,7 +208,7 @@ fn catalogs_that_did_not_change_keep_their_hash() {
     }
     let first = editor.write(1).unwrap();
     let mut editor = Editor::open(&staging, Compression::Fast, first, &|_, _| None, NOW).unwrap();
-    editor.put(&at("a/x"), CatalogEntry::of_file(&Metadata::of_implied_folder(), 7, &content())).unwrap();
+    editor.put(&at("a/x"), CatalogEntry::of_file(&Metadata::of_implied_directory(), 7, &content())).unwrap();
     let second = editor.write(2).unwrap();
     let nested = |root| read(&staging, &EntryPath::ROOT, root).all_nested().unwrap();
     assert_eq!(nested(first)[&at("b")], nested(second)[&at("b")]);
@@ -217,7 +220,7 @@ fn catalogs_that_did_not_change_keep_their_hash() {
 
 #[test]
 fn catalogs_that_were_read_before_change_like_those_that_are_read_now() {
-    let (_folder, store) = store();
+    let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let mut editor = Editor::create(&staging, Compression::Fast, NOW).unwrap();
     for name in ["a", "b"] {
@@ -226,7 +229,7 @@ fn catalogs_that_were_read_before_change_like_those_that_are_read_now() {
     let first = editor.write(1).unwrap();
     let change = |take: TakeCatalog<'_>| {
         let mut editor = Editor::open(&staging, Compression::Fast, first, take, NOW).unwrap();
-        editor.put(&at("a/x"), CatalogEntry::of_file(&Metadata::of_implied_folder(), 7, &content())).unwrap();
+        editor.put(&at("a/x"), CatalogEntry::of_file(&Metadata::of_implied_directory(), 7, &content())).unwrap();
         editor.write(2).unwrap()
     };
     let asked = std::cell::RefCell::new(Vec::new());

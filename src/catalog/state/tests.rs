@@ -4,8 +4,8 @@ use super::*;
 
 #[test]
 fn content_and_trees_are_found_by_all_that_names_them() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state.db");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.db");
     let key = ContentKey { blake3: [7; 32], size: 5, is_chunk: false, encoder: 2 };
     let note =
         StoredTreeNote { catalog: CatalogReference { hash: ObjectHash::of(b"c"), size: 9 }, facts: "{}".to_owned() };
@@ -25,8 +25,8 @@ fn content_and_trees_are_found_by_all_that_names_them() {
 
 #[test]
 fn failures_are_remembered_until_they_are_forgotten() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state.db");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.db");
     let failure = ImageFailure { failures: 2, retry_at: 7, error: "no".to_owned() };
     let state = StateDatabase::open(&path).unwrap();
     state.set_failure("h.org/a:1", Some(&ImageFailure { failures: 1, ..failure.clone() })).unwrap();
@@ -40,8 +40,8 @@ fn failures_are_remembered_until_they_are_forgotten() {
 
 #[test]
 fn what_was_seen_holds_for_what_was_published_then() {
-    let folder = tempfile::tempdir().unwrap();
-    let state = StateDatabase::open(&folder.path().join("state.db")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDatabase::open(&directory.path().join("state.db")).unwrap();
     let (one, other) = (ObjectHash::of(b"1"), ObjectHash::of(b"2"));
     state.add_seen("h.org/a:1", one, "sha256:1").unwrap();
     assert_eq!(state.seen("h.org/a:1", one).unwrap().as_deref(), Some("sha256:1"));
@@ -52,8 +52,8 @@ fn what_was_seen_holds_for_what_was_published_then() {
 
 #[test]
 fn unused_trees_count_from_when_they_were_seen_first_and_anew_after_they_were_used() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state.db");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.db");
     let trees = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     let since = |names: &[&str], now| {
         let since = StateDatabase::open(&path).unwrap().unused_since(&trees(names), now).unwrap();
@@ -67,8 +67,8 @@ fn unused_trees_count_from_when_they_were_seen_first_and_anew_after_they_were_us
 
 #[test]
 fn a_damaged_database_is_named() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state.db");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.db");
     std::fs::write(&path, [7; 5000]).unwrap();
     let error = StateDatabase::open(&path).unwrap_err();
     assert!(error.to_string().contains("state.db"));
@@ -131,8 +131,8 @@ fn tree_counts_as_whole_until_another_program_changes_the_directories_of_objects
 
 #[test]
 fn artifact_is_known_by_its_name_and_what_was_wanted_of_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let state = StateDatabase::open(&folder.path().join("state.db")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDatabase::open(&directory.path().join("state.db")).unwrap();
     state.add_artifact("h.org/a:1", "sha256:1", "application/wasm").unwrap();
     assert_eq!(state.artifact("h.org/a:1", "sha256:1").unwrap().as_deref(), Some("application/wasm"));
     assert_eq!(state.artifact("h.org/a:1", "sha256:2").unwrap(), None);
@@ -144,8 +144,8 @@ fn artifact_is_known_by_its_name_and_what_was_wanted_of_it() {
 
 #[test]
 fn nothing_that_somebody_put_into_the_database_is_executed() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state.db");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.db");
     let key = ContentKey { blake3: [7; 32], size: 5, is_chunk: false, encoder: 2 };
     let add = || StateDatabase::open(&path)?.add_objects(&[(key, KnownObject::new(ObjectHash::of(b"o"), 1))]);
     let change = |sql: &str| Connection::open(&path).unwrap().execute_batch(sql).unwrap();

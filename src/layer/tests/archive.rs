@@ -2,7 +2,7 @@ use super::sample::gzip;
 use super::*;
 
 const LONG: &str =
-    "a-folder-with-a-long-name/another-folder-with-a-long-name/and-one-more-folder-with-a-long-name/file";
+    "a-directory-with-a-long-name/another-directory-with-a-long-name/and-one-more-directory-with-a-long-name/file";
 
 #[test]
 fn path_comes_from_header_prefix_and_extensions() {
@@ -10,7 +10,7 @@ fn path_comes_from_header_prefix_and_extensions() {
     for (tar, expected) in [
         (Tar::default().file("a/b", ""), "a/b"),
         (Tar::default().file(&LONG[..100.min(LONG.len())], ""), &LONG[..100.min(LONG.len())]),
-        (Tar::default().head(Head::file("b").bytes(345, "a/folder")), "a/folder/b"),
+        (Tar::default().head(Head::file("b").bytes(345, "a/directory")), "a/directory/b"),
         (Tar::default().head(Head::file("b").bytes(345, "a").bytes(476, "12345").bytes(508, "tar\0")), "a/b"),
         // GNU and V7 keep other things, or none, where ustar has its prefix.
         (Tar::default().head(Head::file("b").gnu().bytes(345, "12345670123\0")), "b"),
@@ -126,7 +126,7 @@ fn size_of_an_entry_is_not_that_of_what_extends_it() {
 }
 
 #[test]
-fn links_folders_and_devices_have_no_content() {
+fn links_directories_and_devices_have_no_content() {
     for type_flag in b'1'..=b'6' {
         let tar = Tar::default().head(Head::new(type_flag, "a").link("b").size(512)).file("b", "content");
         assert_eq!(entries(tar).last().unwrap().1, b"content", "type {type_flag}");
@@ -144,7 +144,7 @@ fn regular_files_have_many_types() {
 }
 
 #[test]
-fn slash_makes_a_folder_of_an_empty_file() {
+fn slash_makes_a_directory_of_an_empty_file() {
     for head in [Head::new(0, "a/").v7(), Head::new(0, "a/"), Head::file("a/")] {
         assert_eq!(node(&entry(Tar::default().head(head)).0), &NodeKind::Directory);
     }

@@ -148,8 +148,8 @@ mod tests {
         }
     }
 
-    fn write(folder: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
-        let path = folder.path().join(name);
+    fn write(directory: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
+        let path = directory.path().join(name);
         std::fs::write(&path, text).unwrap();
         path
     }
@@ -163,8 +163,8 @@ mod tests {
 
     /// Runs a runscript in every shell, both ways, and checks that the program gets exactly `expected`.
     fn assert_runs(config: &ExecutionConfig, arguments: &[OsString], expected: &[OsString]) {
-        let folder = tempfile::tempdir().unwrap();
-        let script = write(&folder, "runscript", &runscript(config));
+        let directory = tempfile::tempdir().unwrap();
+        let script = write(&directory, "runscript", &runscript(config));
         for shell in shells() {
             for no_eval in [None, Some("SINGULARITY_NO_EVAL"), Some("APPTAINER_NO_EVAL")] {
                 let mut command = shell.command();
@@ -215,9 +215,9 @@ mod tests {
 
     #[test]
     fn runscript_of_an_image_that_names_no_program_starts_a_shell() {
-        let folder = tempfile::tempdir().unwrap();
-        let script = write(&folder, "runscript", &runscript(&ExecutionConfig::default()));
-        let input = write(&folder, "input", REPORT);
+        let directory = tempfile::tempdir().unwrap();
+        let script = write(&directory, "runscript", &runscript(&ExecutionConfig::default()));
+        let input = write(&directory, "input", REPORT);
         for shell in shells() {
             for no_eval in ["", "1"] {
                 let mut command = shell.command();
@@ -245,8 +245,8 @@ mod tests {
 
     /// Returns the exported variables after sourcing the file that `env` makes, started with `before`.
     fn sourced(shell: &Shell, env: &[String], before: &[(&str, &str)]) -> Vec<(String, String)> {
-        let folder = tempfile::tempdir().unwrap();
-        let file = write(&folder, "10-docker2singularity.sh", &environment(&config(&[], &[], env)));
+        let directory = tempfile::tempdir().unwrap();
+        let file = write(&directory, "10-docker2singularity.sh", &environment(&config(&[], &[], env)));
         let mut command: Command = shell.command();
         command.env_clear().envs(before.iter().copied());
         let output = command.args(["-c", ". \"$0\"; exec /bin/cat /proc/self/environ"]).arg(file).output().unwrap();

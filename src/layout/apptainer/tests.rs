@@ -24,7 +24,8 @@ impl Shell {
 /// Returns `sh` and those of the others that this machine has.
 pub(super) fn shells() -> Vec<Shell> {
     let search = std::env::var_os("PATH").unwrap();
-    let find = |name| std::env::split_paths(&search).map(|folder| folder.join(name)).find(|program| program.is_file());
+    let find =
+        |name| std::env::split_paths(&search).map(|directory| directory.join(name)).find(|program| program.is_file());
     ["sh", "dash", "bash", "busybox"].into_iter().filter_map(find).map(Shell).collect()
 }
 
@@ -51,7 +52,7 @@ fn scripts() -> Vec<(EntryPath, Vec<u8>)> {
 }
 
 #[test]
-fn everything_comes_once_and_after_the_folder_that_it_lies_in() {
+fn everything_comes_once_and_after_the_directory_that_it_lies_in() {
     let mut seen = BTreeSet::from([EntryPath::ROOT]);
     for addition in additions(&config()) {
         let (parent, _) = addition.path().split().unwrap();
@@ -93,10 +94,10 @@ fn labels_are_a_json_object_indented_with_tabs() {
 fn every_script_is_one_that_every_shell_can_parse() {
     let scripts = scripts();
     assert_eq!(scripts.len(), 13);
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     for (path, text) in scripts {
         assert!(text.starts_with(b"#!/bin/sh\n"), "{path}");
-        let file = folder.path().join("script");
+        let file = directory.path().join("script");
         std::fs::write(&file, text).unwrap();
         for shell in shells() {
             let output = shell.command().arg("-n").arg(&file).output().unwrap();
@@ -215,7 +216,7 @@ fn exec_sources_every_file_below_env_in_order() {
     let Some(root) = Root::new() else { return };
     root.script(".singularity.d/env/00-first.sh", "GREETING=first; export GREETING");
     root.script(".singularity.d/env/91-environment.sh", "GREETING=\"$GREETING, later\"");
-    std::fs::create_dir(root.path().join(".singularity.d/env/50-folder.sh")).unwrap();
+    std::fs::create_dir(root.path().join(".singularity.d/env/50-directory.sh")).unwrap();
     let expected = ["first, later"];
     assert_eq!(root.pieces(&["/.exec", "/bin/sh", "-c", "printf '%s\\0' \"$GREETING\""], &[]), expected);
 }

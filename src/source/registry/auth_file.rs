@@ -159,8 +159,8 @@ mod tests {
 
     #[test]
     fn broken_file_is_named_without_its_content() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("config.json");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.json");
         assert!(AuthFile::open(&path).unwrap().is_none());
         for broken in
             ["{\"auths\": {\"h.org\": \"hunter2\"}}", "hunter2", r#"{"auths": {"h.org": {"auth": "hunter2"}}}"#]

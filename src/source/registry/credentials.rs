@@ -140,7 +140,7 @@ impl CredentialPlaces {
         let Some(username) = &settings.username else { return Ok(None) };
         let password = match (&settings.password, &settings.password_file) {
             (Some(password), _) => password.reveal().to_owned(),
-            (None, Some(file)) => read_password(&self.settings.folder.join(file))?,
+            (None, Some(file)) => read_password(&self.settings.directory.join(file))?,
             (None, None) => return Ok(None),
         };
         Ok(Some(Credentials::new(username, &password)))
@@ -168,12 +168,14 @@ fn found(credentials: Credentials, place: &str) -> Found {
 fn files(environment: Environment<'_>) -> Vec<PathBuf> {
     let get = |variable: &str| environment(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = get("HOME");
-    let below_home = |folder: &str| home.as_ref().map(|home| home.join(folder));
+    let below_home = |directory: &str| home.as_ref().map(|home| home.join(directory));
     let places = [
         get("REGISTRY_AUTH_FILE"),
-        get("XDG_RUNTIME_DIR").map(|folder| folder.join("containers/auth.json")),
-        get("XDG_CONFIG_HOME").or_else(|| below_home(".config")).map(|folder| folder.join("containers/auth.json")),
-        get("DOCKER_CONFIG").or_else(|| below_home(".docker")).map(|folder| folder.join("config.json")),
+        get("XDG_RUNTIME_DIR").map(|directory| directory.join("containers/auth.json")),
+        get("XDG_CONFIG_HOME")
+            .or_else(|| below_home(".config"))
+            .map(|directory| directory.join("containers/auth.json")),
+        get("DOCKER_CONFIG").or_else(|| below_home(".docker")).map(|directory| directory.join("config.json")),
     ];
     places.into_iter().flatten().collect()
 }
@@ -209,28 +211,29 @@ mod tests {
     use super::*;
 
     struct Machine {
-        folder: tempfile::TempDir,
+        directory: tempfile::TempDir,
         variables: Vec<(&'static str, String)>,
         settings: RegistriesSettings,
     }
 
     impl Machine {
         fn new() -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            let variables = vec![("HOME", folder.path().join("home").to_str().unwrap().to_owned())];
-            let settings = RegistriesSettings { folder: folder.path().to_owned(), ..RegistriesSettings::default() };
-            Self { folder, variables, settings }
+            let directory = tempfile::tempdir().unwrap();
+            let variables = vec![("HOME", directory.path().join("home").to_str().unwrap().to_owned())];
+            let settings =
+                RegistriesSettings { directory: directory.path().to_owned(), ..RegistriesSettings::default() };
+            Self { directory, variables, settings }
         }
 
         fn file(self, name: &str, content: &str) -> Self {
-            let path = self.folder.path().join(name);
+            let path = self.directory.path().join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, content).unwrap();
             self
         }
 
         fn variable(mut self, name: &'static str, value: &str) -> Self {
-            let value = value.replace("FOLDER", self.folder.path().to_str().unwrap());
+            let value = value.replace("DIRECTORY", self.directory.path().to_str().unwrap());
             self.variables.push((name, value));
             self
         }
@@ -276,10 +279,10 @@ mod tests {
         let machine = machine.file("home/.config/containers/auth.json", &auths(&[("h.org", "podman")]));
         assert_eq!(machine.user("h.org", "a").as_deref(), Some("podman"));
         let machine = machine.file("run/containers/auth.json", &auths(&[("h.org", "session")]));
-        let machine = machine.variable("XDG_RUNTIME_DIR", "FOLDER/run");
+        let machine = machine.variable("XDG_RUNTIME_DIR", "DIRECTORY/run");
         assert_eq!(machine.user("h.org", "a").as_deref(), Some("session"));
         let machine =
-            machine.file("x.json", &auths(&[("h.org", "named")])).variable("REGISTRY_AUTH_FILE", "FOLDER/x.json");
+            machine.file("x.json", &auths(&[("h.org", "named")])).variable("REGISTRY_AUTH_FILE", "DIRECTORY/x.json");
         assert_eq!(machine.user("h.org", "a").as_deref(), Some("named"));
         let machine = machine.variable("DUCC_AUTH_REGISTRIES", "L").variable("DUCC_L_IDENT", "h.or");
         let machine = machine.variable("DUCC_L_USER", "ducc").variable("DUCC_L_PASS", "p");
@@ -322,9 +325,9 @@ mod tests {
             .file("home/.docker/config.json", file)
             .file("bin/docker-credential-own", script)
             .file("bin/docker-credential-all", "#!/bin/sh\necho credentials not found; exit 1\n")
-            .variable("PATH", "FOLDER/bin:/usr/bin:/bin");
+            .variable("PATH", "DIRECTORY/bin:/usr/bin:/bin");
         for name in ["own", "all"] {
-            let file = machine.folder.path().join(format!("bin/docker-credential-{name}"));
+            let file = machine.directory.path().join(format!("bin/docker-credential-{name}"));
             std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755)).unwrap();
         }
         assert_eq!(machine.user("a.org", "x").as_deref(), Some("a.org"));

@@ -103,16 +103,16 @@ mod tests {
 
     /// Makes a helper of a shell script and returns the path to find it in.
     fn helper(script: &str) -> (tempfile::TempDir, OsString) {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("docker-credential-test");
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("docker-credential-test");
         std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let path = format!("{}:/usr/bin:/bin", folder.path().display()).into();
-        (folder, path)
+        let path = format!("{}:/usr/bin:/bin", directory.path().display()).into();
+        (directory, path)
     }
 
     fn ask(script: &str) -> Result<Option<Credentials>, RegistryError> {
-        let (_folder, path) = helper(script);
+        let (_directory, path) = helper(script);
         get("test", "h.org", Some(&path))
     }
 
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn program_that_does_not_end_is_stopped() {
-        let (_folder, path) = helper("exec sleep 1000");
+        let (_directory, path) = helper("exec sleep 1000");
         let error = run("docker-credential-test", "h.org", Some(&path), Duration::from_millis(1)).unwrap_err();
         assert_eq!(error, "it does not end");
     }

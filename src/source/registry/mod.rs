@@ -423,7 +423,7 @@ fn manifest_call(repository: &str, what: String) -> Call<'_> {
 /// Returns on what terms each host and port is asked for which something is set.
 fn terms(settings: &RegistriesSettings) -> HashMap<String, Terms> {
     let terms = settings.hosts.iter().map(|(host, registry)| {
-        let certificates = registry.ca.as_ref().map(|file| settings.folder.join(file));
+        let certificates = registry.ca.as_ref().map(|file| settings.directory.join(file));
         (asked_authority(host), Terms { certificates, stall: registry.stall_timeout })
     });
     terms.collect()

@@ -214,8 +214,8 @@ pub(super) fn mirror_url(text: &str) -> Option<Url> {
 /// What is set for all registries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RegistriesSettings {
-    /// What relative files are relative to: the folder of the repository.
-    pub folder: PathBuf,
+    /// What relative files are relative to: the directory of the repository.
+    pub directory: PathBuf,
     /// The settings, by host and port as images are named with them.
     pub hosts: BTreeMap<String, RegistrySettings>,
     /// What holds for those of which nothing else is set.

@@ -230,20 +230,20 @@ mod tests {
     fn resolve(files: &Files, manifests: &[Value], platform: &str) -> Result<Image, SourceError> {
         let mut files = files.clone();
         let index = files.nested(json!(manifests));
-        let folder = tempfile::tempdir().unwrap();
-        files.index(json!([index])).write(folder.path());
+        let directory = tempfile::tempdir().unwrap();
+        files.index(json!([index])).write(directory.path());
         let explicit = !platform.starts_with('?');
         let platform = platform.trim_start_matches('?').parse().unwrap();
-        OciLayout::open(folder.path(), None)?.resolve(&PlatformRequest { platform, explicit })
+        OciLayout::open(directory.path(), None)?.resolve(&PlatformRequest { platform, explicit })
     }
 
     /// Returns the platforms for which images are published side by side, in the order of their names.
     fn all(files: &Files, manifests: &[Value], wanted: Option<&[Platform]>) -> Result<Vec<String>, SourceError> {
         let mut files = files.clone();
         let index = files.nested(json!(manifests));
-        let folder = tempfile::tempdir().unwrap();
-        files.index(json!([index])).write(folder.path());
-        let images = OciLayout::open(folder.path(), None)?.resolve_each(wanted)?;
+        let directory = tempfile::tempdir().unwrap();
+        files.index(json!([index])).write(directory.path());
+        let images = OciLayout::open(directory.path(), None)?.resolve_each(wanted)?;
         let told = |(platform, image): (Platform, Image)| format!("{platform} {}", name_of(&image));
         let mut told: Vec<String> = images.into_iter().map(told).collect();
         told.sort();

@@ -98,14 +98,14 @@ impl Resolver<'_> {
         }
         let images = candidates.into_iter().enumerate().filter(|(place, _)| chosen.contains(place));
         let images = images.filter_map(|(_, candidate)| candidate.into_image());
-        Ok(images.map(|(platform, image)| (folder_platform(platform), image)).collect())
+        Ok(images.map(|(platform, image)| (directory_platform(platform), image)).collect())
     }
 
-    /// Tells which platforms of Linux no folder can be named after.
+    /// Tells which platforms of Linux no directory can be named after.
     fn tell_left_out(&self) {
         for offered in self.offered.iter().filter(|offered| offered.os == "linux" && !is_publishable(offered)) {
             let (path, offered) = (self.blobs.path().display(), offered.to_string());
-            tracing::warn!("{path}: there is no folder for the platform {}, which is left out", quoted(&offered));
+            tracing::warn!("{path}: there is no directory for the platform {}, which is left out", quoted(&offered));
         }
     }
 }
@@ -123,15 +123,15 @@ fn distinct<'p>(platforms: impl Iterator<Item = &'p Platform>) -> Vec<Platform> 
 
 /// Returns the platform by which an image is published beside others. Clients that say nothing of their machine are led to
 /// `amd64`, which may be spelt `amd64/v1` in an index.
-fn folder_platform(platform: Platform) -> Platform {
+fn directory_platform(platform: Platform) -> Platform {
     let plain = Platform { variant: None, ..platform.clone() };
     if plain.architecture == "amd64" && plain.is_same_as(&platform) { plain } else { platform }
 }
 
-/// What machines call their architecture, and no index should: these are links to the folders of architectures.
+/// What machines call their architecture, and no index should: these are links to the directories of architectures.
 const MACHINE_NAMES: [&str; 6] = ["x86_64", "x86-64", "i386", "aarch64", "armhf", "armel"];
 
-/// Tells whether the images for a platform can have a folder: those of Linux, named by the characters that names consist of.
+/// Tells whether the images for a platform can have a directory: those of Linux, named by the characters that names consist of.
 fn is_publishable(platform: &Platform) -> bool {
     let is_plain = |text: &str| {
         let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
@@ -155,7 +155,7 @@ pub(in crate::source) fn single(
         is_publishable(platform) && wanted.is_none_or(|wanted| wanted.iter().all(|wanted| wanted.accepts(platform)))
     };
     match platform {
-        Some(platform) if is_wanted(&platform) => Ok(vec![(folder_platform(platform), image)]),
+        Some(platform) if is_wanted(&platform) => Ok(vec![(directory_platform(platform), image)]),
         other => {
             let names =
                 |platforms: &[Platform]| platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");

@@ -5,9 +5,9 @@ use std::os::unix::fs::MetadataExt as _;
 use super::*;
 
 fn store() -> (tempfile::TempDir, DirectoryStore) {
-    let folder = tempfile::tempdir().unwrap();
-    let store = DirectoryStore::create(&folder.path().join("storage")).unwrap();
-    (folder, store)
+    let directory = tempfile::tempdir().unwrap();
+    let store = DirectoryStore::create(&directory.path().join("storage")).unwrap();
+    (directory, store)
 }
 
 fn waiting(store: &DirectoryStore) -> usize {
@@ -24,7 +24,7 @@ fn put_before(store: &DirectoryStore) -> ObjectHash {
 
 #[test]
 fn an_object_has_its_name_after_the_flush_only() {
-    let (_folder, store) = store();
+    let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let hash = staging.put_stored(ObjectKind::File, b"stored").unwrap();
     assert!(staging.has(hash, ObjectKind::File).unwrap());
@@ -36,7 +36,7 @@ fn an_object_has_its_name_after_the_flush_only() {
 
 #[test]
 fn what_the_store_has_is_not_written_again() {
-    let (_folder, store) = store();
+    let (_directory, store) = store();
     let first = Staging::start(&store).unwrap();
     first.put_stored(ObjectKind::File, b"stored").unwrap();
     first.put_stored(ObjectKind::File, b"stored").unwrap();
@@ -55,7 +55,7 @@ fn put_until_nobody_looks(staging: &Staging) {
 
 #[test]
 fn what_the_store_has_is_found_by_those_who_did_not_look() {
-    let (_folder, store) = store();
+    let (_directory, store) = store();
     let hash = put_before(&store);
     let path = store.object_path(hash, ObjectKind::File);
     let inode = fs::metadata(&path).unwrap().ino();
@@ -74,9 +74,9 @@ fn what_the_store_has_is_found_by_those_who_did_not_look() {
 
 #[test]
 fn what_a_store_below_has_is_never_written() {
-    let (folder, store) = store();
+    let (directory, store) = store();
     put_before(&store);
-    let staging = Staging::start(&store.layered(&folder.path().join("upper")).unwrap()).unwrap();
+    let staging = Staging::start(&store.layered(&directory.path().join("upper")).unwrap()).unwrap();
     put_until_nobody_looks(&staging);
     let before = staging.written();
     staging.put_stored(ObjectKind::File, b"stored").unwrap();
@@ -85,7 +85,7 @@ fn what_a_store_below_has_is_never_written() {
 
 #[test]
 fn an_empty_file_is_replaced_by_the_object_whose_name_it_has() {
-    let (_folder, store) = store();
+    let (_directory, store) = store();
     for looks in [true, false] {
         let staging = Staging::start(&store).unwrap();
         if !looks {
@@ -102,10 +102,10 @@ fn an_empty_file_is_replaced_by_the_object_whose_name_it_has() {
 
 #[test]
 fn an_object_that_could_not_be_written_is_not_counted_on() {
-    let (_folder, store) = store();
+    let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let hash = ObjectHash::of(b"stored");
-    // A folder in the way fails for root, too.
+    // A directory in the way fails for root, too.
     fs::create_dir(staging.staged_path(hash, ObjectKind::File)).unwrap();
     assert!(staging.put(hash, ObjectKind::File, b"stored").is_err());
     assert!(!staging.has(hash, ObjectKind::File).unwrap());
@@ -117,14 +117,14 @@ fn an_object_that_could_not_be_written_is_not_counted_on() {
 
 #[test]
 fn a_batch_that_could_not_be_moved_is_not_counted_on() {
-    let (_folder, store) = store();
+    let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let hash = staging.put_stored(ObjectKind::File, b"stored").unwrap();
-    let folder = store.object_path(hash, ObjectKind::File).parent().unwrap().to_owned();
-    fs::remove_dir(&folder).unwrap();
+    let directory = store.object_path(hash, ObjectKind::File).parent().unwrap().to_owned();
+    fs::remove_dir(&directory).unwrap();
     assert!(staging.flush().is_err());
     assert!(!staging.has(hash, ObjectKind::File).unwrap());
-    fs::create_dir(&folder).unwrap();
+    fs::create_dir(&directory).unwrap();
     staging.flush().unwrap();
     assert_eq!(staging.first_vanished().unwrap(), Some(hash), "somebody may have counted on it");
     staging.put(hash, ObjectKind::File, b"stored").unwrap();
@@ -135,7 +135,7 @@ fn a_batch_that_could_not_be_moved_is_not_counted_on() {
 
 #[test]
 fn threads_that_add_the_same_object_count_on_it_only_when_it_is_there() {
-    let (_folder, store) = store();
+    let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let bytes = vec![7; 1 << 20];
     let hash = ObjectHash::of(&bytes);
@@ -153,7 +153,7 @@ fn threads_that_add_the_same_object_count_on_it_only_when_it_is_there() {
 
 #[test]
 fn an_object_that_goes_away_is_noticed() {
-    let (_folder, store) = store();
+    let (_directory, store) = store();
     let hash = put_before(&store);
     let second = Staging::start(&store).unwrap();
     assert!(second.has(hash, ObjectKind::File).unwrap());
@@ -164,12 +164,12 @@ fn an_object_that_goes_away_is_noticed() {
 
 #[test]
 fn a_run_leaves_nothing_behind_and_sweeps_after_dead_ones_only() {
-    let (_folder, store) = store();
+    let (_directory, store) = store();
     fs::create_dir(store.root().join("data/txn/strata-1-0")).unwrap();
     let alive = Staging::start(&store).unwrap();
-    assert_eq!(waiting(&store), 1, "the dead run's folder is gone");
+    assert_eq!(waiting(&store), 1, "the dead run's directory is gone");
     drop(Staging::start(&store).unwrap());
-    assert_eq!(waiting(&store), 1, "the living run's folder is not");
+    assert_eq!(waiting(&store), 1, "the living run's directory is not");
     alive.put_stored(ObjectKind::File, b"never flushed").unwrap();
     drop(alive);
     assert_eq!(waiting(&store), 0);
@@ -177,7 +177,7 @@ fn a_run_leaves_nothing_behind_and_sweeps_after_dead_ones_only() {
 
 #[test]
 fn damage_is_noticed_when_an_object_is_read() {
-    let (_folder, store) = store();
+    let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let hash = staging.put_stored(ObjectKind::File, b"stored").unwrap();
     staging.flush().unwrap();
@@ -187,7 +187,7 @@ fn damage_is_noticed_when_an_object_is_read() {
 
 #[test]
 fn an_object_of_another_length_is_replaced_when_it_is_added() {
-    let (_folder, store) = store();
+    let (_directory, store) = store();
     for looks in [true, false] {
         let staging = Staging::start(&store).unwrap();
         if !looks {
@@ -208,7 +208,7 @@ fn an_object_of_another_length_is_replaced_when_it_is_added() {
 
 #[test]
 fn an_object_with_other_bytes_is_replaced_where_bytes_are_compared() {
-    let (_folder, store) = store();
+    let (_directory, store) = store();
     let hash = put_before(&store);
     let path = store.object_path(hash, ObjectKind::File);
     for compares in [false, true] {
@@ -227,7 +227,7 @@ fn an_object_with_other_bytes_is_replaced_where_bytes_are_compared() {
 
 #[test]
 fn what_another_program_does_to_the_directories_of_objects_is_noticed() {
-    let (_folder, store) = store();
+    let (_directory, store) = store();
     let other = store.root().join("data/ab/of-another-program");
     for is_meanwhile in [true, false] {
         let staging = Staging::start(&store).unwrap();

@@ -3,7 +3,7 @@
 use super::tests_rules::{error, list};
 use super::*;
 use crate::layer::DeviceNumber;
-use crate::verify::tests_generate::{file, folder, hard_link, node, opaque, path, symlink, whiteout};
+use crate::verify::tests_generate::{directory, file, hard_link, node, opaque, path, symlink, whiteout};
 
 #[test]
 fn hard_link_shares_the_inode_of_its_target_before_or_after_it_in_the_archive() {
@@ -30,7 +30,7 @@ fn hard_link_takes_what_is_at_its_target_at_that_point_of_the_archive() {
     assert_eq!(list(&[lower(), vec![file("a", 2), hard_link("b", "a"), whiteout("a")]]), ["a=2", "b==a"]);
     let moved = vec![file("lib/a", 1), hard_link("usr/a", "lib/a"), symlink("lib/a", "../usr/a")];
     assert_eq!(list(&[moved]), ["lib/", "lib/a->../usr/a", "usr/", "usr/a=1"]);
-    assert_eq!(list(&[vec![file("a", 1), hard_link("b", "a"), folder("a", 0o700)]]), ["a/ 0700", "b=1"]);
+    assert_eq!(list(&[vec![file("a", 1), hard_link("b", "a"), directory("a", 0o700)]]), ["a/ 0700", "b=1"]);
     let through_link = vec![symlink("l", "d"), file("d/a", 1), hard_link("b", "l/a"), file("d/a", 2)];
     assert_eq!(list(&[through_link]), ["b=1", "d/", "d/a=2", "l->d"]);
     assert_eq!(list(&[lower(), vec![whiteout("a"), hard_link("b", "a"), file("a", 2)]]), ["a=2", "b=1"]);
@@ -48,8 +48,8 @@ fn hard_link_takes_the_next_later_entry_where_nothing_was_before() {
         list(&[vec![hard_link("b", "l/a"), file("d/a", 1), symlink("l", "d")]]),
         ["b=1", "d/", "d/a==b", "l->d"]
     );
-    let to_folder = ApplyError::HardLinkToFolder { path: path("b"), target: path("a") };
-    assert_eq!(error(&[vec![hard_link("b", "a"), folder("a", 0o700)]]), to_folder);
+    let to_directory = ApplyError::HardLinkToDirectory { path: path("b"), target: path("a") };
+    assert_eq!(error(&[vec![hard_link("b", "a"), directory("a", 0o700)]]), to_directory);
 }
 
 #[test]
@@ -102,15 +102,15 @@ fn hard_links_in_a_circle_are_what_lower_layers_have() {
 }
 
 #[test]
-fn hard_link_to_a_folder_is_an_error() {
-    let to_folder = |at, target| ApplyError::HardLinkToFolder { path: path(at), target: path(target) };
-    assert_eq!(error(&[vec![folder("a", 0o755), hard_link("b", "a")]]), to_folder("b", "a"));
-    assert_eq!(error(&[vec![file("a/c", 1)], vec![hard_link("b", "a")]]), to_folder("b", "a"));
-    assert_eq!(error(&[vec![hard_link("b", "")]]), to_folder("b", ""));
+fn hard_link_to_a_directory_is_an_error() {
+    let to_directory = |at, target| ApplyError::HardLinkToDirectory { path: path(at), target: path(target) };
+    assert_eq!(error(&[vec![directory("a", 0o755), hard_link("b", "a")]]), to_directory("b", "a"));
+    assert_eq!(error(&[vec![file("a/c", 1)], vec![hard_link("b", "a")]]), to_directory("b", "a"));
+    assert_eq!(error(&[vec![hard_link("b", "")]]), to_directory("b", ""));
 }
 
 #[test]
-fn hard_link_follows_links_in_the_folders_of_its_target_and_place() {
+fn hard_link_follows_links_in_the_directories_of_its_target_and_place() {
     let lower = vec![symlink("lib", "usr"), symlink("usr/l", "f"), file("usr/f", 1)];
     let upper = vec![hard_link("a", "lib/f"), hard_link("lib/b", "lib/l")];
     assert_eq!(list(&[lower, upper]), ["a=1", "lib->usr", "usr/", "usr/b->f", "usr/f==a", "usr/l==usr/b"]);

@@ -59,7 +59,7 @@ proptest! {
         for (path, node) in tree.entries() {
             match path.split() {
                 None => prop_assert_eq!(&node.kind, &NodeKind::Directory),
-                Some((folder, _)) => prop_assert_eq!(&tree.get(&folder).unwrap().kind, &NodeKind::Directory),
+                Some((directory, _)) => prop_assert_eq!(&tree.get(&directory).unwrap().kind, &NodeKind::Directory),
             }
             // What whiteouts are called, and what only the targets of links may say, is nobody's name.
             prop_assert!(path.components().all(|name| !name.starts_with(b".")), "{:?}", path);
@@ -127,13 +127,13 @@ proptest! {
         let (layer, lower) = image.split_last().unwrap();
         let (marks, others): (Layer, Layer) = layer.iter().cloned().partition(is_mark);
         let is_brought = |path: &EntryPath| {
-            others.iter().any(|entry| entry.path == *path || folders_above(&entry.path).any(|folder| folder == *path))
+            others.iter().any(|entry| entry.path == *path || directories_above(&entry.path).any(|directory| directory == *path))
         };
         let Ok(tree) = applied(&tree_of(lower), layer) else { return Ok(()) };
         for (path, _) in tree.entries().filter(|(path, _)| !is_brought(path)) {
             let is_hidden = |mark: &LayerEntry<u8>| match mark.kind {
-                EntryKind::Opaque => folders_above(path).any(|folder| folder == mark.path),
-                _ => *path == mark.path || folders_above(path).any(|folder| folder == mark.path),
+                EntryKind::Opaque => directories_above(path).any(|directory| directory == mark.path),
+                _ => *path == mark.path || directories_above(path).any(|directory| directory == mark.path),
             };
             prop_assert!(!marks.iter().any(is_hidden), "{:?} is still there", path);
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::layer::{DeviceNumber, EntryKind};
 use crate::metadata::{Timestamp, Xattrs};
-use crate::verify::tests_generate::{file, folder, hard_link, node, opaque, path, symlink, unpublished, whiteout};
+use crate::verify::tests_generate::{directory, file, hard_link, node, opaque, path, symlink, unpublished, whiteout};
 
 type Layer = Vec<LayerEntry<u8>>;
 
@@ -14,7 +14,7 @@ pub(super) fn tree_of(layers: &[Layer]) -> Result<NaiveTree<u8>, ApplyError> {
     layers.iter().try_for_each(|layer| tree.apply(layer)).map(|()| tree)
 }
 
-/// Lists what is below the root after all layers: `folder/`, `folder/ 0700` unless 0755, `file=content`,
+/// Lists what is below the root after all layers: `directory/`, `directory/ 0700` unless 0755, `file=content`,
 /// `link->target`, `second==first` for hard links.
 pub(super) fn list(layers: &[Layer]) -> Vec<String> {
     let tree = tree_of(layers).unwrap();
@@ -58,25 +58,25 @@ fn whiteout_spares_the_entry_of_its_own_layer_in_either_order() {
 }
 
 #[test]
-fn whiteout_of_a_folder_that_the_layer_brings_is_an_opaque_marker() {
-    let lower = vec![folder("a", 0o700), file("a/old", 1)];
+fn whiteout_of_a_directory_that_the_layer_brings_is_an_opaque_marker() {
+    let lower = vec![directory("a", 0o700), file("a/old", 1)];
     let expected = ["a/ 0711", "a/new=2"];
     for mark in [whiteout("a"), opaque("a")] {
-        let upper = vec![folder("a", 0o711), file("a/new", 2), mark];
+        let upper = vec![directory("a", 0o711), file("a/new", 2), mark];
         assert_eq!(list(&[lower.clone(), upper]), expected);
     }
 }
 
 #[test]
 fn whiteout_takes_the_attributes_of_a_directory_that_its_layer_implies_later() {
-    let lower = vec![folder("a", 0o700), file("a/old", 1)];
+    let lower = vec![directory("a", 0o700), file("a/old", 1)];
     assert_eq!(list(&[lower.clone(), vec![whiteout("a"), file("a/new", 2)]]), ["a/", "a/new=2"]);
     assert_eq!(list(&[lower, vec![file("a/new", 2), whiteout("a")]]), ["a/ 0700", "a/new=2"]);
 }
 
 #[test]
 fn opaque_marker_hides_all_lower_content_wherever_it_stands() {
-    let lower = vec![folder("a", 0o700), file("a/b/old", 1), file("a/old", 1), file("ab", 1)];
+    let lower = vec![directory("a", 0o700), file("a/b/old", 1), file("a/old", 1), file("ab", 1)];
     let expected = ["a/ 0700", "a/b/", "a/b/new=2", "ab=1"];
     assert_eq!(list(&[lower.clone(), vec![opaque("a"), file("a/b/new", 2)]]), expected);
     assert_eq!(list(&[lower, vec![file("a/b/new", 2), opaque("a")]]), expected);
@@ -84,7 +84,7 @@ fn opaque_marker_hides_all_lower_content_wherever_it_stands() {
 
 #[test]
 fn opaque_marker_in_the_root_leaves_the_root() {
-    let lower = vec![folder("", 0o700), file("a/b", 1)];
+    let lower = vec![directory("", 0o700), file("a/b", 1)];
     let layers = [lower, vec![file("b", 2), opaque("")]];
     assert_eq!(list(&layers), ["b=2"]);
     assert_eq!(tree_of(&layers).unwrap().get(&EntryPath::ROOT).unwrap().metadata.mode, 0o700);
@@ -92,7 +92,7 @@ fn opaque_marker_in_the_root_leaves_the_root() {
 
 #[test]
 fn whiteout_of_every_name_does_what_an_opaque_marker_does() {
-    let lower = vec![folder("a", 0o700), file("a/b", 1), file("a/c/d", 1)];
+    let lower = vec![directory("a", 0o700), file("a/b", 1), file("a/c/d", 1)];
     let new = file("a/e", 2);
     let explicit = vec![whiteout("a/b"), whiteout("a/c"), new.clone()];
     assert_eq!(list(&[lower.clone(), explicit]), ["a/ 0700", "a/e=2"]);
@@ -132,9 +132,9 @@ fn removals_follow_symbolic_links_but_for_the_name_of_a_whiteout() {
 fn removals_follow_a_link_until_their_layer_replaces_it() {
     let lower = vec![symlink("lib", "usr"), file("usr/a", 1)];
     for mark in [whiteout("lib/a"), opaque("lib")] {
-        let after = vec![folder("lib", 0o700), mark.clone()];
+        let after = vec![directory("lib", 0o700), mark.clone()];
         assert_eq!(list(&[lower.clone(), after]), ["lib/ 0700", "usr/", "usr/a=1"]);
-        let before = vec![mark, folder("lib", 0o700)];
+        let before = vec![mark, directory("lib", 0o700)];
         assert_eq!(list(&[lower.clone(), before]), ["lib/ 0700", "usr/"]);
     }
 }
@@ -172,8 +172,8 @@ fn attributes_are_exactly_what_the_layer_says() {
 }
 
 #[test]
-fn time_of_a_folder_does_not_change_with_what_happens_in_it() {
-    let metadata = Metadata { mtime: Timestamp { seconds: 7, nanoseconds: 8 }, ..Metadata::of_implied_folder() };
+fn time_of_a_directory_does_not_change_with_what_happens_in_it() {
+    let metadata = Metadata { mtime: Timestamp { seconds: 7, nanoseconds: 8 }, ..Metadata::of_implied_directory() };
     let entry = |at| LayerEntry { path: path(at), kind: EntryKind::Node(metadata.clone(), NodeKind::Directory) };
     let lower = vec![entry(""), entry("a"), file("a/b", 1), file("a/c", 1)];
     let upper = vec![whiteout("a/b"), file("a/d", 1), hard_link("a/e", "a/c"), opaque("a"), hard_link("f", "a/d")];
@@ -183,32 +183,32 @@ fn time_of_a_folder_does_not_change_with_what_happens_in_it() {
 }
 
 #[test]
-fn folder_that_the_archive_does_not_name_keeps_its_lower_attributes() {
-    assert_eq!(list(&[vec![folder("a", 0o700)], vec![file("a/b", 1)]]), ["a/ 0700", "a/b=1"]);
+fn directory_that_the_archive_does_not_name_keeps_its_lower_attributes() {
+    assert_eq!(list(&[vec![directory("a", 0o700)], vec![file("a/b", 1)]]), ["a/ 0700", "a/b=1"]);
     let tree = tree_of(&[vec![file("a/b/c", 1)]]).unwrap();
     for implied in ["", "a", "a/b"] {
-        assert_eq!(tree.get(&path(implied)).unwrap().metadata, Metadata::of_implied_folder());
+        assert_eq!(tree.get(&path(implied)).unwrap().metadata, Metadata::of_implied_directory());
     }
 }
 
-// Symbolic links in the folders of an entry.
+// Symbolic links in the directories of an entry.
 
 #[test]
-fn folder_that_the_archive_does_not_name_is_found_through_links() {
-    let lower = vec![symlink("lib", "usr/lib"), folder("usr/lib", 0o711), file("usr/lib/a", 1)];
+fn directory_that_the_archive_does_not_name_is_found_through_links() {
+    let lower = vec![symlink("lib", "usr/lib"), directory("usr/lib", 0o711), file("usr/lib/a", 1)];
     let expected = ["lib->usr/lib", "usr/", "usr/lib/ 0711", "usr/lib/a=1", "usr/lib/x=2"];
     assert_eq!(list(&[lower, vec![file("lib/x", 2)]]), expected);
     assert_eq!(list(&[vec![symlink("l", "d"), file("l/x", 1)]]), ["d/", "d/x=1", "l->d"]);
 }
 
 #[test]
-fn folder_that_the_archive_names_replaces_a_link() {
+fn directory_that_the_archive_names_replaces_a_link() {
     let lower = vec![symlink("lib", "usr/lib"), file("usr/lib/a", 1)];
     let expected = ["lib/ 0700", "lib/x=2", "usr/", "usr/lib/", "usr/lib/a=1"];
-    assert_eq!(list(&[lower.clone(), vec![folder("lib", 0o700), file("lib/x", 2)]]), expected);
+    assert_eq!(list(&[lower.clone(), vec![directory("lib", 0o700), file("lib/x", 2)]]), expected);
     let through_link = ["lib/ 0700", "usr/", "usr/lib/", "usr/lib/a=1", "usr/lib/x=2"];
-    assert_eq!(list(&[lower.clone(), vec![file("lib/x", 2), folder("lib", 0o700)]]), through_link);
-    let upper = vec![folder("lib", 0o700), file("lib/x", 2), symlink("lib", "z")];
+    assert_eq!(list(&[lower.clone(), vec![file("lib/x", 2), directory("lib", 0o700)]]), through_link);
+    let upper = vec![directory("lib", 0o700), file("lib/x", 2), symlink("lib", "z")];
     assert_eq!(list(&[lower, upper]), ["lib->z", "usr/", "usr/lib/", "usr/lib/a=1"]);
 }
 
@@ -216,7 +216,7 @@ fn folder_that_the_archive_names_replaces_a_link() {
 fn directory_below_a_link_replaces_the_link_in_it() {
     let lower = vec![symlink("lib", "usr"), symlink("usr/l", "/d"), file("d/a", 1)];
     for replacing in ["lib/l", "usr/l"] {
-        let upper = vec![file("lib/l/x", 2), folder(replacing, 0o700), file("lib/l/y", 2)];
+        let upper = vec![file("lib/l/x", 2), directory(replacing, 0o700), file("lib/l/y", 2)];
         let expected = ["d/", "d/a=1", "d/x=2", "lib->usr", "usr/", "usr/l/ 0700", "usr/l/y=2"];
         assert_eq!(list(&[lower.clone(), upper]), expected);
     }
@@ -232,7 +232,7 @@ fn links_never_lead_out_of_the_root() {
 }
 
 #[test]
-fn dot_dot_in_a_target_means_the_folder_that_links_led_to() {
+fn dot_dot_in_a_target_means_the_directory_that_links_led_to() {
     let lower = vec![symlink("l", "a/b"), file("a/b/f", 1), symlink("m", "l/../x")];
     assert_eq!(
         list(&[lower, vec![file("m/y", 2)]]),
@@ -241,7 +241,7 @@ fn dot_dot_in_a_target_means_the_folder_that_links_led_to() {
 }
 
 #[test]
-fn what_a_link_leads_to_is_made_where_it_is_missing_or_no_folder() {
+fn what_a_link_leads_to_is_made_where_it_is_missing_or_no_directory() {
     let lower = vec![symlink("run", "/var/run/x"), file("var/run", 1)];
     assert_eq!(
         list(&[lower, vec![file("run/a", 2)]]),
@@ -253,7 +253,7 @@ fn what_a_link_leads_to_is_made_where_it_is_missing_or_no_folder() {
     assert_eq!(list(&[over_a_file]), ["d/", "d/a=1", "f=1", "l->f/../d"]);
 }
 
-/// Returns links from `l1` to `l2` and so on, the last one to the folder `d`.
+/// Returns links from `l1` to `l2` and so on, the last one to the directory `d`.
 fn chain_of_links(length: usize) -> Layer {
     let link = |n: usize| symlink(&format!("l{n}"), &if n == length { "d".to_owned() } else { format!("l{}", n + 1) });
     (1..=length).map(link).chain([file("d/a", 1)]).collect()
@@ -274,7 +274,7 @@ fn path_may_lead_through_255_links() {
 }
 
 #[test]
-fn link_cannot_have_folders_made_that_no_file_system_holds() {
+fn link_cannot_have_directories_made_that_no_file_system_holds() {
     let through = |name: &str| tree_of(&[vec![symlink("l", name), file("l/a", 1)]]);
     assert!(through(&"n".repeat(255)).is_ok());
     assert_eq!(through(&"n".repeat(256)), Err(ApplyError::UnusableName(path("l/a"))));
@@ -285,33 +285,34 @@ fn link_cannot_have_folders_made_that_no_file_system_holds() {
 
 #[test]
 fn thing_of_another_kind_replaces_what_is_there() {
-    let there = [vec![file("a", 1)], vec![folder("a", 0o700), file("a/b", 1)], vec![symlink("a", "d"), file("d/b", 1)]];
+    let there =
+        [vec![file("a", 1)], vec![directory("a", 0o700), file("a/b", 1)], vec![symlink("a", "d"), file("d/b", 1)]];
     for lower in there {
         let list_with = |entry| list(&[lower.clone(), vec![entry]])[0].clone();
         assert_eq!(list_with(file("a", 2)), "a=2");
         assert_eq!(list_with(symlink("a", "x")), "a->x");
         assert_eq!(list_with(node("a", NodeKind::Fifo)), "a p");
-        assert!(list_with(folder("a", 0o711)).starts_with("a/ 0711"));
+        assert!(list_with(directory("a", 0o711)).starts_with("a/ 0711"));
     }
     assert_eq!(list(&[vec![file("a/b", 1), file("a/c/d", 1), file("ab", 1)], vec![file("a", 2)]]), ["a=2", "ab=1"]);
     assert_eq!(list(&[vec![symlink("a", "d"), file("d/b", 1)], vec![file("a", 2)]]), ["a=2", "d/", "d/b=1"]);
 }
 
 #[test]
-fn folder_over_a_folder_replaces_its_attributes_alone() {
+fn directory_over_a_directory_replaces_its_attributes_alone() {
     let with_xattr = |mut entry: LayerEntry<u8>| {
         if let EntryKind::Node(metadata, _) = &mut entry.kind {
             metadata.xattrs = Some(Arc::new(Xattrs::from([((*b"user.a").into(), (*b"1").into())])));
         }
         entry
     };
-    let layers = [vec![with_xattr(folder("a", 0o700)), file("a/b", 1)], vec![folder("a", 0o711)]];
+    let layers = [vec![with_xattr(directory("a", 0o700)), file("a/b", 1)], vec![directory("a", 0o711)]];
     assert_eq!(list(&layers), ["a/ 0711", "a/b=1"]);
     assert_eq!(tree_of(&layers).unwrap().get(&path("a")).unwrap().metadata.xattrs, None);
 }
 
 #[test]
-fn file_on_the_way_becomes_a_folder() {
+fn file_on_the_way_becomes_a_directory() {
     assert_eq!(list(&[vec![file("a", 1)], vec![file("a/b/c", 2)]]), ["a/", "a/b/", "a/b/c=2"]);
     assert_eq!(list(&[vec![node("a", NodeKind::Fifo)], vec![hard_link("a/b", "a")]]), ["a/", "a/b p"]);
 }
@@ -322,15 +323,15 @@ fn last_of_several_statements_about_a_path_counts() {
     assert_eq!(list(&[vec![symlink("a", "x"), file("b", 1), hard_link("a", "b")]]), ["a=1", "b==a"]);
     assert_eq!(list(&[vec![hard_link("a", "nowhere"), file("a", 1)]]), ["a=1"]);
     // The place of the last one counts as well.
-    assert_eq!(list(&[vec![folder("a", 0o700), file("a/b", 1), file("a", 2)]]), ["a=2"]);
-    assert_eq!(list(&[vec![file("a", 2), file("a/b", 1), folder("a", 0o700)]]), ["a/ 0700", "a/b=1"]);
+    assert_eq!(list(&[vec![directory("a", 0o700), file("a/b", 1), file("a", 2)]]), ["a=2"]);
+    assert_eq!(list(&[vec![file("a", 2), file("a/b", 1), directory("a", 0o700)]]), ["a/ 0700", "a/b=1"]);
 }
 
 #[test]
 fn what_an_entry_replaced_does_not_come_back() {
-    let lower = vec![folder("a", 0o700), file("a/old", 1)];
+    let lower = vec![directory("a", 0o700), file("a/old", 1)];
     for between in [file("a", 2), symlink("a", "x"), unpublished("a")] {
-        let upper = vec![between.clone(), folder("a", 0o711)];
+        let upper = vec![between.clone(), directory("a", 0o711)];
         assert_eq!(list(&[lower.clone(), upper]), ["a/ 0711"]);
     }
     for between in [file("a", 2), unpublished("a")] {
@@ -346,7 +347,7 @@ fn entry_that_cannot_be_published_hides_what_is_there() {
     let own = vec![file("p/gone", 2), unpublished("p/gone"), unpublished("p/dir"), file("p/dir/new", 2)];
     assert_eq!(list(&[lower(), own]), ["p/", "p/dir/", "p/dir/new=2", "p/kept=1"]);
     assert_eq!(list(&[lower(), vec![unpublished("p/gone"), file("p/gone", 3)]])[3], "p/gone=3");
-    assert_eq!(error(&[vec![unpublished("")]]), ApplyError::RootIsNoFolder);
+    assert_eq!(error(&[vec![unpublished("")]]), ApplyError::RootIsNoDirectory);
 }
 
 #[test]
@@ -375,13 +376,13 @@ fn special_files_and_names_that_mean_something_elsewhere_are_kept() {
 }
 
 #[test]
-fn root_is_a_folder() {
-    let layers = [vec![folder("", 0o700), file("a", 1)], vec![folder("", 0o711)]];
+fn root_is_a_directory() {
+    let layers = [vec![directory("", 0o700), file("a", 1)], vec![directory("", 0o711)]];
     let tree = tree_of(&layers).unwrap();
     assert_eq!((tree.get(&EntryPath::ROOT).unwrap().metadata.mode, list(&layers)), (0o711, vec!["a=1".to_owned()]));
-    assert_eq!(error(&[vec![file("", 1)]]), ApplyError::RootIsNoFolder);
-    assert_eq!(error(&[vec![file("a", 1), hard_link("", "a")]]), ApplyError::RootIsNoFolder);
-    assert_eq!(error(&[vec![file("", 1), folder("", 0o700)]]), ApplyError::RootIsNoFolder);
+    assert_eq!(error(&[vec![file("", 1)]]), ApplyError::RootIsNoDirectory);
+    assert_eq!(error(&[vec![file("a", 1), hard_link("", "a")]]), ApplyError::RootIsNoDirectory);
+    assert_eq!(error(&[vec![file("", 1), directory("", 0o700)]]), ApplyError::RootIsNoDirectory);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use strata::check::Report;
 use tempfile::TempDir;
 
-use super::check_folder;
+use super::check_directory;
 use crate::strict_selftest::faults::{FILES, HISTORY, MANIFEST, NESTED, REFLOG, ROOT_ROWS, ROOT_TABLES};
 use crate::strict_selftest::forge::{FQRN, Forge, Forged, PUBLIC_KEY};
 
@@ -37,11 +37,11 @@ const LAWFUL: [&str; 16] = [
 ];
 
 fn check_forged(repository: &Forged) -> Report {
-    let folder: TempDir = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join(format!("{FQRN}.pub")), PUBLIC_KEY).unwrap();
+    let directory: TempDir = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join(format!("{FQRN}.pub")), PUBLIC_KEY).unwrap();
     let settings = format!("repository = \"{FQRN}\"\nstorage = {:?}\nkeys = \".\"\n", repository.path());
-    fs::write(folder.path().join("strata.toml"), settings).unwrap();
-    check_folder(folder.path(), 0)
+    fs::write(directory.path().join("strata.toml"), settings).unwrap();
+    check_directory(directory.path(), 0)
 }
 
 /// Fails unless a check finds the fault in the place that `words` begin with, or nothing where the fault is lawful.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tar::{EntryType, Header};
 
-use super::{BLOCK_DEVICE, CHARACTER_DEVICE, FIFO, FILE, FOLDER, TYPE, published, tree_of};
+use super::{BLOCK_DEVICE, CHARACTER_DEVICE, DIRECTORY, FIFO, FILE, TYPE, published, tree_of};
 use crate::strict::Content;
 use crate::support::{DeviceKind, NAME, TestImage, TestLayer, TestRepository};
 
@@ -20,7 +20,7 @@ fn permissions_are_kept_to_the_last_bit() {
     for tree in [tree, repository.layer(&image, 0)] {
         for mode in modes {
             assert_eq!(tree.get(format!("f{mode:o}")).mode, FILE | mode);
-            assert_eq!(tree.get(format!("d{mode:o}")).mode, FOLDER | mode);
+            assert_eq!(tree.get(format!("d{mode:o}")).mode, DIRECTORY | mode);
         }
     }
 }
@@ -31,8 +31,8 @@ fn widened_modes_let_owners_read_the_root_file_system_only() {
     let repository = TestRepository::with_settings("modes = \"widened\"");
     repository.convert(&image, NAME, &[]).expect_code(0);
     let (flat, layer) = (repository.flat(&image), repository.layer(&image, 0));
-    assert_eq!((flat.get("f").mode, flat.get("d").mode), (FILE | 0o4600, FOLDER | 0o1705));
-    assert_eq!((layer.get("f").mode, layer.get("d").mode), (FILE | 0o4000, FOLDER | 0o1005));
+    assert_eq!((flat.get("f").mode, flat.get("d").mode), (FILE | 0o4600, DIRECTORY | 0o1705));
+    assert_eq!((layer.get("f").mode, layer.get("d").mode), (FILE | 0o4000, DIRECTORY | 0o1005));
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn times_are_kept_to_the_nanosecond() {
 }
 
 #[test]
-fn time_of_a_folder_is_its_own_wherever_its_entry_stands() {
+fn time_of_a_directory_is_its_own_wherever_its_entry_stands() {
     let image = TestImage::new()
         .layer(|layer| {
             layer.dir("before").mtime(5, 6).file("before/a", "").file("after/a", "").dir("after").mtime(7, 8)

@@ -31,7 +31,7 @@ impl Numbers {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Node {
-    Folder { mode: u32 },
+    Directory { mode: u32 },
     File { mode: u32, content: String },
     Link(String),
 }
@@ -45,9 +45,9 @@ enum Said {
 
 type Model = BTreeMap<String, Node>;
 
-/// Tells whether `path` lies in the folder `folder`, at any depth.
-fn is_in(path: &str, folder: &str) -> bool {
-    path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
+/// Tells whether `path` lies in the directory `directory`, at any depth.
+fn is_in(path: &str, directory: &str) -> bool {
+    path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// Makes up what one layer says. No path of it stands in the way of another one's.
@@ -56,7 +56,7 @@ fn made_up_layer(numbers: &mut Numbers) -> Vec<(String, Said)> {
     for _ in 0..numbers.below(12) {
         let path = numbers.path();
         let said = match numbers.below(10) {
-            0..3 => Said::Is(Node::Folder { mode: [0o755, 0o700, 0o1777][numbers.below(3) as usize] }),
+            0..3 => Said::Is(Node::Directory { mode: [0o755, 0o700, 0o1777][numbers.below(3) as usize] }),
             3..6 => Said::Is(Node::File { mode: 0o644, content: numbers.below(4).to_string() }),
             6 => Said::Is(Node::Link("nowhere".to_owned())),
             7..9 => Said::Whiteout,
@@ -64,15 +64,17 @@ fn made_up_layer(numbers: &mut Numbers) -> Vec<(String, Said)> {
         };
         let collides = |(other, is): &(String, Said)| match (is, &said) {
             (Said::Opaque, Said::Opaque) | (Said::Whiteout, Said::Whiteout) => *other == path,
-            (Said::Is(Node::Folder { .. }), Said::Is(Node::Folder { .. })) => *other == path,
-            // A whiteout of a folder in which the layer has entries, or below an entry of the layer, is left to others.
+            (Said::Is(Node::Directory { .. }), Said::Is(Node::Directory { .. })) => *other == path,
+            // A whiteout of a directory in which the layer has entries, or below an entry of the layer, is left to others.
             (Said::Opaque, _) | (_, Said::Opaque) => false,
-            (Said::Is(Node::Folder { .. }), _) => *other == path || is_in(other, &path),
-            (_, Said::Is(Node::Folder { .. })) => *other == path || is_in(&path, other),
+            (Said::Is(Node::Directory { .. }), _) => *other == path || is_in(other, &path),
+            (_, Said::Is(Node::Directory { .. })) => *other == path || is_in(&path, other),
             _ => *other == path || is_in(other, &path) || is_in(&path, other),
         };
         let blocks_marker = |(other, is): &(String, Said)| match (is, &said) {
-            (Said::Is(Node::Folder { .. }), Said::Opaque) | (Said::Opaque, Said::Is(Node::Folder { .. })) => false,
+            (Said::Is(Node::Directory { .. }), Said::Opaque) | (Said::Opaque, Said::Is(Node::Directory { .. })) => {
+                false
+            }
             (Said::Opaque, Said::Opaque) => false,
             (_, Said::Opaque) => *other == path || is_in(&path, other),
             (Said::Opaque, _) => *other == path || is_in(other, &path),
@@ -97,12 +99,12 @@ fn lay(model: &mut Model, layer: &[(String, Said)]) {
     for (path, said) in layer {
         let Said::Is(node) = said else { continue };
         for (slash, _) in path.match_indices('/') {
-            let folder = &path[..slash];
-            if !matches!(model.get(folder), Some(Node::Folder { .. })) {
-                model.insert(folder.to_owned(), Node::Folder { mode: 0o755 });
+            let directory = &path[..slash];
+            if !matches!(model.get(directory), Some(Node::Directory { .. })) {
+                model.insert(directory.to_owned(), Node::Directory { mode: 0o755 });
             }
         }
-        if !matches!(node, Node::Folder { .. }) {
+        if !matches!(node, Node::Directory { .. }) {
             model.retain(|other, _| !is_in(other, path));
         }
         model.insert(path.clone(), node.clone());
@@ -111,17 +113,17 @@ fn lay(model: &mut Model, layer: &[(String, Said)]) {
 
 /// Tells whether an entry of the layer lies below a link of the model, or a marker does.
 fn leads_through_link(model: &Model, layer: &[(String, Said)]) -> bool {
-    let is_no_folder = |path: &str| model.get(path).is_some_and(|node| !matches!(node, Node::Folder { .. }));
+    let is_no_directory = |path: &str| model.get(path).is_some_and(|node| !matches!(node, Node::Directory { .. }));
     layer.iter().any(|(path, said)| {
         let above = path.match_indices('/').any(|(slash, _)| matches!(model.get(&path[..slash]), Some(Node::Link(_))));
-        above || *said == Said::Opaque && is_no_folder(path)
+        above || *said == Said::Opaque && is_no_directory(path)
     })
 }
 
 fn written(layer: &[(String, Said)], owner: u32) -> impl Fn(TestLayer) -> TestLayer + '_ {
     move |empty| {
         layer.iter().fold(empty, |written, (path, said)| match said {
-            Said::Is(Node::Folder { mode }) => written.dir(path).mode(*mode).owner(owner, owner),
+            Said::Is(Node::Directory { mode }) => written.dir(path).mode(*mode).owner(owner, owner),
             Said::Is(Node::File { mode, content }) => written.file(path, content).mode(*mode).owner(owner, owner),
             Said::Is(Node::Link(target)) => written.symlink(path, target).owner(owner, owner),
             Said::Whiteout => written.whiteout(path),
@@ -167,7 +169,7 @@ fn published_model(repository: &TestRepository, image: &TestImage) -> Model {
             (_, Some(Content::Whole(content))) => {
                 Node::File { mode: entry.mode & 0o7777, content: String::from_utf8(content.clone()).unwrap() }
             }
-            _ => Node::Folder { mode: entry.mode & 0o7777 },
+            _ => Node::Directory { mode: entry.mode & 0o7777 },
         };
         (String::from_utf8(path.clone()).unwrap(), node)
     });

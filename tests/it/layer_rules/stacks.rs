@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use super::{FOLDER, TYPE};
+use super::{DIRECTORY, TYPE};
 use crate::strict::Entry;
 use crate::support::fuse::{Mount, walk, walk_less};
 use crate::support::{MountNamespace, TestImage, TestLayer, TestRepository, layer_path, need, need_fuse, skip};
@@ -119,9 +119,9 @@ fn stack(seed: u64, owner: u32) -> TestImage {
 }
 
 /// Unpacks an image with umoci; `None` where umoci refuses it.
-fn unpacked(folder: &Path, seed: u64) -> Option<PathBuf> {
-    let root = folder.join(format!("umoci-{seed}"));
-    let image = format!("{}:{seed}", folder.join("layout").display());
+fn unpacked(directory: &Path, seed: u64) -> Option<PathBuf> {
+    let root = directory.join(format!("umoci-{seed}"));
+    let image = format!("{}:{seed}", directory.join("layout").display());
     let mut command = Command::new("umoci");
     command.args(["raw", "unpack", "--image", &image]);
     if !rustix::process::geteuid().is_root() {
@@ -136,11 +136,11 @@ fn assert_as_umoci(flat: &Listing, unpacked: &Listing, start: i64, seed: u64) {
     assert_eq!(paths(flat), paths(unpacked), "seed {seed}: paths in .flat and of umoci");
     for (path, theirs) in unpacked {
         let mut ours = flat[path].clone();
-        let is_folder = theirs.mode & TYPE == FOLDER;
-        if is_folder && (theirs.mtime.0 >= start || path.is_empty()) {
+        let is_directory = theirs.mode & TYPE == DIRECTORY;
+        if is_directory && (theirs.mtime.0 >= start || path.is_empty()) {
             ours.mtime = theirs.mtime;
         }
-        if is_folder && ours.mtime == (0, 0) {
+        if is_directory && ours.mtime == (0, 0) {
             ours.mtime = theirs.mtime;
         }
         // How many names there are in other directories is nothing that CVMFS holds.
@@ -204,7 +204,7 @@ fn explained(repository: &TestRepository, image: &TestImage, losses: &Value) -> 
         for link in &links {
             let target = resolve(chain.entries(), link);
             let slashes = (0..target.len()).filter(|&at| target[at] == b'/');
-            let is_missing = |path: &[u8]| chain.entries().get(path).is_none_or(|entry| entry.mode & TYPE != FOLDER);
+            let is_missing = |path: &[u8]| chain.entries().get(path).is_none_or(|entry| entry.mode & TYPE != DIRECTORY);
             let missing = slashes.map(|slash| &target[..slash]).find(|above| is_missing(above));
             explained.insert(missing.unwrap_or(&target).to_vec());
         }
@@ -212,8 +212,8 @@ fn explained(repository: &TestRepository, image: &TestImage, losses: &Value) -> 
     explained
 }
 
-fn is_in(path: &[u8], folder: &[u8]) -> bool {
-    path.strip_prefix(folder).is_some_and(|rest| folder.is_empty() || rest.is_empty() || rest[0] == b'/')
+fn is_in(path: &[u8], directory: &[u8]) -> bool {
+    path.strip_prefix(directory).is_some_and(|rest| directory.is_empty() || rest.is_empty() || rest[0] == b'/')
 }
 
 /// What came of some stacks.
@@ -231,9 +231,9 @@ fn try_batch(seeds: impl Iterator<Item = u64>, tally: &mut Tally) {
     let images: Vec<(u64, String, TestImage)> =
         seeds.map(|seed| (seed, format!("h.example.org/stack:{seed}"), stack(seed, owner))).collect();
     let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
-    let folder = repository.beside("umoci");
+    let directory = repository.beside("umoci");
     for (seed, _, image) in &images {
-        image.write_oci_layout(&folder.join("layout"), &seed.to_string());
+        image.write_oci_layout(&directory.join("layout"), &seed.to_string());
     }
     let named: Vec<(&str, &TestImage)> = images.iter().map(|(_, name, image)| (name.as_str(), image)).collect();
     let report = repository.convert_together(&named, &["--chains", "all", "--skip-podman", "--json"]).json();
@@ -242,7 +242,7 @@ fn try_batch(seeds: impl Iterator<Item = u64>, tally: &mut Tally) {
     let mut namespace = MountNamespace::new("-m", None);
     for (seed, name, image) in &images {
         let outcome = outcomes.iter().find(|outcome| outcome["name"] == **name && outcome["manifest"].is_string());
-        let root = unpacked(&folder, *seed);
+        let root = unpacked(&directory, *seed);
         let Some(outcome) = outcome else {
             assert!(root.is_none(), "seed {seed}: umoci unpacks what strata refuses: {report}");
             continue;
@@ -259,7 +259,7 @@ fn try_batch(seeds: impl Iterator<Item = u64>, tally: &mut Tally) {
         if let Some(namespace) = namespace.as_mut().filter(|_| is_mountable) {
             let losses = &outcome["losses"];
             tally.with_masked_links += u64::from(losses["masked-link"].is_object());
-            assert_mounts_as(namespace, &mount.folder, &repository, image, losses, *seed);
+            assert_mounts_as(namespace, &mount.directory, &repository, image, losses, *seed);
             tally.mounted += 1;
         }
     }

@@ -67,10 +67,10 @@ fn name_with_the_digest_of_the_image_is_taken_and_the_digest_kept() {
 #[test]
 fn digest_of_an_index_is_that_of_its_images_too() {
     let repository = TestRepository::new();
-    let folder = repository.beside("index");
+    let directory = repository.beside("index");
     let images = ["amd64", "arm64"].map(|architecture| image(architecture).platform("linux", architecture));
-    let index = write_oci_index(&images, &folder, "latest");
-    let source = format!("oci:{}:latest", folder.display());
+    let index = write_oci_index(&images, &directory, "latest");
+    let source = format!("oci:{}:latest", directory.display());
     let name = format!("h.org/x:1@{index}");
     repository.run(["convert", &source, "--name", &name, "--platform", "all"]).expect_code(0);
     let name = format!("h.org/y:1@{index}");
@@ -85,12 +85,12 @@ fn digest_of_an_index_is_that_of_its_images_too() {
 fn name_that_a_layout_carries_is_held_to_its_digest() {
     let repository = TestRepository::new();
     let image = image("a");
-    let folder = repository.beside("layout");
-    image.write_oci_layout(&folder, "reference");
-    let path = folder.join("index.json");
+    let directory = repository.beside("layout");
+    image.write_oci_layout(&directory, "reference");
+    let path = directory.join("index.json");
     let text = fs::read_to_string(&path).unwrap();
     let carry = |name: &str| fs::write(&path, text.replace("reference", name)).unwrap();
-    let source = format!("oci:{}", folder.display());
+    let source = format!("oci:{}", directory.display());
     for name in [format!("h.org/x@{WRONG}"), format!("h.org/x:1@{WRONG}")] {
         carry(&name);
         repository.refuse(["convert", &source], 1, &[&name]);

@@ -92,7 +92,7 @@ fn link_of_an_ipv6_registry_leads_to_the_image_in_a_mount() {
     let name = "[::1]:5000/a/b:1";
     repository.convert(&image(), name, &[]).expect_code(0);
     let mount = Mount::start(&repository, &[]);
-    let text = fs::read_to_string(mount.folder.join(name).join("etc/content")).unwrap();
+    let text = fs::read_to_string(mount.directory.join(name).join("etc/content")).unwrap();
     assert_eq!(text, "of an IPv6 registry");
 }
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{IMAGES, LAYERS, OVERLAY, entries, entry, hex, image, is_nothing, list, sha256};
 use crate::support::{Foreign, NAME, TestImage, TestRepository, publish_foreign};
 
-/// A store as DUCC 2.12 writes it: a row and a folder for each layer, and manifests that are links.
+/// A store as DUCC 2.12 writes it: a row and a directory for each layer, and manifests that are links.
 #[derive(Default)]
 struct DuccStore {
     images: Vec<Value>,
@@ -48,8 +48,8 @@ impl DuccStore {
             below.push(id.to_owned());
         }
         let config = image.config_digest();
-        let folder = format!("{IMAGES}/{}", hex(&config));
-        self.link(format!("{folder}/manifest"), format!("../../../.metadata/{published}/manifest.json"));
+        let directory = format!("{IMAGES}/{}", hex(&config));
+        self.link(format!("{directory}/manifest"), format!("../../../.metadata/{published}/manifest.json"));
         self.file(super::document(image, &config), image.config());
         let layer = below.last().unwrap();
         let created = "2021-01-01T00:00:00Z";
@@ -58,7 +58,7 @@ impl DuccStore {
 
     fn publish(mut self, repository: &TestRepository) {
         let lists = [("overlay-images", "images", &self.images), ("overlay-layers", "layers", &self.layers)];
-        let lists = lists.map(|(folder, name, list)| (format!("podmanStore/{folder}/{name}"), pretty(list)));
+        let lists = lists.map(|(directory, name, list)| (format!("podmanStore/{directory}/{name}"), pretty(list)));
         for (path, text) in lists {
             self.file(format!("{path}.json"), text);
             self.file(format!("{path}.lock"), "");

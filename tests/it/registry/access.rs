@@ -92,7 +92,7 @@ fn password_is_taken_from_the_settings() {
     let Some((registry, repository, argument)) = locked() else { return };
     let section = format!("[registries.\"{}\"]\nusername = \"{USER}\"", registry.host());
     repository.set(&format!("{section}\npassword_file = \"secret\""));
-    fs::write(repository.folder().join("secret"), format!("{PASSWORD}\n")).unwrap();
+    fs::write(repository.directory().join("secret"), format!("{PASSWORD}\n")).unwrap();
     repository.run(["convert", &argument]).expect_code(0);
     assert_published(&repository, &image());
     let other = TestRepository::with_settings(&format!("{section}\npassword = \"{PASSWORD}\""));
@@ -112,11 +112,11 @@ fn password_is_taken_from_the_variables_of_ducc() {
 #[test]
 fn password_is_taken_from_where_docker_keeps_it() {
     let Some((registry, repository, argument)) = locked() else { return };
-    let folder = repository.beside("docker");
-    fs::create_dir(&folder).unwrap();
+    let directory = repository.beside("docker");
+    fs::create_dir(&directory).unwrap();
     let auths = serde_json::json!({ "auths": { registry.host(): { "auth": "dXNlcjpzZWNyZXQgd29yZA==" } } });
-    fs::write(folder.join("config.json"), auths.to_string()).unwrap();
-    Run::of(repository.command(["convert", &argument]).env("DOCKER_CONFIG", &folder)).expect_code(0);
+    fs::write(directory.join("config.json"), auths.to_string()).unwrap();
+    Run::of(repository.command(["convert", &argument]).env("DOCKER_CONFIG", &directory)).expect_code(0);
     assert_published(&repository, &image());
 }
 
@@ -184,14 +184,14 @@ fn list_that_leads_in_a_circle_or_elsewhere_has_an_end() {
 #[test]
 fn program_that_keeps_passwords_is_asked() {
     let Some((_registry, repository, argument)) = locked() else { return };
-    let folder = repository.beside("docker");
-    fs::create_dir(&folder).unwrap();
-    fs::write(folder.join("config.json"), "{\"credsStore\":\"test\"}").unwrap();
-    let helper = folder.join("docker-credential-test");
+    let directory = repository.beside("docker");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("config.json"), "{\"credsStore\":\"test\"}").unwrap();
+    let helper = directory.join("docker-credential-test");
     fs::write(&helper, format!("#!/bin/sh\necho '{{\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'\n")).unwrap();
     crate::support::run(Command::new("chmod").arg("755").arg(&helper));
-    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
     let mut command = repository.command(["convert", &argument]);
-    Run::of(command.env("DOCKER_CONFIG", &folder).env("PATH", path)).expect_code(0);
+    Run::of(command.env("DOCKER_CONFIG", &directory).env("PATH", path)).expect_code(0);
     assert_published(&repository, &image());
 }

@@ -113,8 +113,8 @@ fn image_of_podman_is_read() {
 /// Prepares to run a program that keeps images and containers, with all it keeps in `home`.
 fn containers(program: &str, home: &std::path::Path) -> Command {
     let mut command = Command::new(program);
-    let folder = |name: &str| home.join(name);
-    command.arg("--root").arg(folder("storage")).arg("--runroot").arg(folder("run"));
+    let directory = |name: &str| home.join(name);
+    command.arg("--root").arg(directory("storage")).arg("--runroot").arg(directory("run"));
     command.args(["--storage-driver", "vfs"]).current_dir(home).env("HOME", home).env("TMPDIR", home);
     command
 }

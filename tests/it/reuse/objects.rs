@@ -209,7 +209,7 @@ fn trees_of_other_directories_are_looked_at() {
 }
 
 fn epoch(repository: &TestRepository) -> i64 {
-    let state = Connection::open(repository.folder().join("state/state.db")).unwrap();
+    let state = Connection::open(repository.directory().join("state/state.db")).unwrap();
     state.query_row("SELECT epoch FROM store", [], |row| row.get(0)).unwrap()
 }
 
@@ -239,7 +239,7 @@ fn looks_are_remembered() {
     let repository = TestRepository::publish(&image());
     forget(&repository);
     repository.convert(&sharing(), OTHER, &[]).expect_code(0);
-    let state = Connection::open(repository.folder().join("state/state.db")).unwrap();
+    let state = Connection::open(repository.directory().join("state/state.db")).unwrap();
     let whole = |path: String| -> bool {
         let sql = "SELECT EXISTS (SELECT 1 FROM whole JOIN store USING (epoch) WHERE path = ?)";
         state.query_row(sql, [format!("/{path}")], |row| row.get(0)).unwrap()

@@ -41,7 +41,7 @@ pub struct Entry {
     /// The number of a device as `stat` shows it.
     pub rdev: Option<u64>,
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// The folder and number of the hard link group.
+    /// The directory and number of the hard link group.
     pub link_group: Option<(Vec<u8>, u32)>,
     pub linkcount: u32,
     /// Listings of clients leave it out.
@@ -127,9 +127,9 @@ impl Reader {
         self.listing(below, false)
     }
 
-    /// Returns the names in a folder that a client lists, sorted. Odd bytes are escaped.
-    pub fn list(&self, folder: &str) -> Vec<String> {
-        let path = absolute(folder);
+    /// Returns the names in a directory that a client lists, sorted. Odd bytes are escaped.
+    pub fn list(&self, directory: &str) -> Vec<String> {
+        let path = absolute(directory);
         let catalog = self.catalog_for(&path);
         self.entry(&catalog, &path, false);
         let shown = catalog.list(&path).filter(|row| row.flags & HIDDEN == 0);
@@ -186,27 +186,27 @@ impl Reader {
         let top = absolute(below);
         let catalog = self.catalog_for(&top);
         let mut entries = BTreeMap::from([(Vec::new(), self.entry(&catalog, &top, with_content))]);
-        let mut folders = vec![top.clone()];
+        let mut directories = vec![top.clone()];
         let mut nested: Vec<(Vec<u8>, String)> = Vec::new();
         let mut catalog = Some(catalog);
         while let Some(open) = catalog.take() {
-            while let Some(folder) = folders.pop() {
-                if let Some(reference) = open.nested.get(&folder).filter(|_| folder != open.mountpoint) {
-                    nested.push((folder, reference.hash.clone()));
+            while let Some(directory) = directories.pop() {
+                if let Some(reference) = open.nested.get(&directory).filter(|_| directory != open.mountpoint) {
+                    nested.push((directory, reference.hash.clone()));
                     continue;
                 }
-                for row in open.list(&folder) {
-                    let path = [&folder, b"/".as_slice(), &row.name].concat();
+                for row in open.list(&directory) {
+                    let path = [&directory, b"/".as_slice(), &row.name].concat();
                     let entry = self.describe(&open, &path, row, with_content);
                     if Kind::of(row.mode) == Some(Kind::Directory) {
-                        folders.push(path.clone());
+                        directories.push(path.clone());
                     }
                     entries.insert(path[top.len() + 1..].to_vec(), entry);
                 }
             }
             if let Some((path, hash)) = nested.pop() {
                 catalog = Some(self.load(&hash, &path));
-                folders.push(path);
+                directories.push(path);
             }
         }
         entries
@@ -219,7 +219,7 @@ impl Reader {
 
     fn describe(&self, catalog: &Catalog, path: &[u8], row: &Row, with_content: bool) -> Entry {
         let kind = Kind::of(row.mode).unwrap_or_else(|| panic!("unknown type at {}", show(path)));
-        let folder = &path[..path.iter().rposition(|&b| b == b'/').unwrap_or(0)];
+        let directory = &path[..path.iter().rposition(|&b| b == b'/').unwrap_or(0)];
         let target = (kind == Kind::Symlink).then(|| unescape(&row.symlink));
         Entry {
             mode: row.mode as u32,
@@ -235,7 +235,7 @@ impl Reader {
             target,
             rdev: (kind == Kind::Device).then_some(row.size as u64),
             xattrs: row.xattr.as_deref().map_or_else(BTreeMap::new, |blob| read_xattrs(blob).expect("readable xattrs")),
-            link_group: (row.link_group > 0).then(|| (folder.to_vec(), row.link_group)),
+            link_group: (row.link_group > 0).then(|| (directory.to_vec(), row.link_group)),
             linkcount: row.linkcount,
             hidden: row.flags & HIDDEN != 0,
         }

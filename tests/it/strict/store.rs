@@ -1,4 +1,4 @@
-//! The storage folder: which files may lie in it, and what the objects are.
+//! The storage directory: which files may lie in it, and what the objects are.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -22,7 +22,7 @@ const TOP_FILES: &[&str] = &[
     ".cvmfs_status.json",
 ];
 
-/// A storage folder.
+/// A storage directory.
 pub struct Store {
     root: PathBuf,
 }
@@ -36,18 +36,18 @@ pub struct StoredObject {
     pub inflated: Option<u64>,
 }
 
-/// Returns the path of an object below the storage folder.
+/// Returns the path of an object below the storage directory.
 pub fn object_path(hash: &str, suffix: &str) -> String {
     format!("data/{}/{}{suffix}", &hash[..2], &hash[2..])
 }
 
 impl Store {
-    /// Names a storage folder.
+    /// Names a storage directory.
     pub fn new(root: &Path) -> Self {
         Self { root: root.to_owned() }
     }
 
-    /// Reads a file of the folder as it is.
+    /// Reads a file of the directory as it is.
     pub fn read_raw(&self, path: &str) -> Result<Vec<u8>, Finding> {
         fs::read(self.root.join(path)).map_err(|error| Finding {
             place: path.to_owned(),
@@ -70,8 +70,8 @@ impl Store {
         }
     }
 
-    /// Checks what lies in the storage folder itself.
-    pub fn check_top_folder(&self, findings: &mut Findings) {
+    /// Checks what lies in the storage directory itself.
+    pub fn check_top_directory(&self, findings: &mut Findings) {
         for name in [".cvmfspublished", ".cvmfswhitelist", ".cvmfsreflog"] {
             if !self.root.join(name).is_file() {
                 findings.note(name, "a file", "none");
@@ -95,22 +95,22 @@ impl Store {
         let prefixes: Vec<String> = (0..=255).map(|byte| format!("{byte:02x}")).collect();
         for (name, metadata) in entries(&self.root.join("data"), "data", findings) {
             if (name != "txn" && !prefixes.contains(&name)) || !metadata.is_dir() {
-                findings.note(format_args!("data/{name}"), "only the folders 00 to ff and txn", "a stray entry");
+                findings.note(format_args!("data/{name}"), "only the directories 00 to ff and txn", "a stray entry");
             }
         }
         if let Some((name, _)) = entries(&self.root.join("data/txn"), "data/txn", findings).first() {
-            findings.note(format_args!("data/txn/{name}"), "an empty folder data/txn", "a leftover");
+            findings.note(format_args!("data/txn/{name}"), "an empty directory data/txn", "a leftover");
         }
         for prefix in prefixes {
-            self.scan_folder(&prefix, &mut objects, findings);
+            self.scan_directory(&prefix, &mut objects, findings);
         }
         objects
     }
 
-    fn scan_folder(&self, prefix: &str, objects: &mut BTreeMap<String, StoredObject>, findings: &mut Findings) {
-        let folder = self.root.join("data").join(prefix);
-        let readers = fs::metadata(&folder).map_or(0, |metadata| metadata.mode() & 0o444);
-        for (name, metadata) in entries(&folder, &format!("data/{prefix}"), findings) {
+    fn scan_directory(&self, prefix: &str, objects: &mut BTreeMap<String, StoredObject>, findings: &mut Findings) {
+        let directory = self.root.join("data").join(prefix);
+        let readers = fs::metadata(&directory).map_or(0, |metadata| metadata.mode() & 0o444);
+        for (name, metadata) in entries(&directory, &format!("data/{prefix}"), findings) {
             let path = format!("data/{prefix}/{name}");
             let digits = name.trim_end_matches(['C', 'H', 'P', 'X', 'M']);
             if !metadata.is_file() || name.len() - digits.len() > 1 || !is_hash(&format!("{prefix}{digits}")) {
@@ -119,10 +119,10 @@ impl Store {
             }
             let mode = metadata.permissions().mode() & 0o7777;
             if mode & readers != readers || mode & 0o7111 != 0 {
-                let expected = format!("a plain file whom all may read who may list its folder ({readers:03o})");
+                let expected = format!("a plain file whom all may read who may list its directory ({readers:03o})");
                 findings.note(&path, expected, format_args!("mode {mode:03o}"));
             }
-            match examine(&folder.join(&name)) {
+            match examine(&directory.join(&name)) {
                 Err(error) => findings.note(&path, "a readable file", error),
                 Ok((hash, object)) => {
                     findings.require(&path, "stored bytes with hash", format!("{prefix}{digits}"), hash);
@@ -136,17 +136,17 @@ impl Store {
     }
 }
 
-/// Lists a folder in the order of names; a folder that cannot be listed is a finding.
-fn entries(folder: &Path, place: &str, findings: &mut Findings) -> Vec<(String, fs::Metadata)> {
+/// Lists a directory in the order of names; a directory that cannot be listed is a finding.
+fn entries(directory: &Path, place: &str, findings: &mut Findings) -> Vec<(String, fs::Metadata)> {
     let list = || -> io::Result<Vec<(String, fs::Metadata)>> {
         let named = |entry: io::Result<fs::DirEntry>| {
             let entry = entry?;
             Ok((entry.file_name().to_string_lossy().into_owned(), entry.metadata()?))
         };
-        fs::read_dir(folder)?.map(named).collect()
+        fs::read_dir(directory)?.map(named).collect()
     };
     let mut entries = list().unwrap_or_else(|error| {
-        findings.note(place, "a folder", error);
+        findings.note(place, "a directory", error);
         Vec::new()
     });
     entries.sort_by(|a, b| a.0.cmp(&b.0));

@@ -16,7 +16,7 @@ pub struct CatalogWalk<'c, 'a> {
     reached: BTreeSet<i64>,
     /// Paths whose rows say that a nested catalog begins there.
     mountpoints: BTreeSet<Vec<u8>>,
-    /// The folder that each hard link group was seen in.
+    /// The directory that each hard link group was seen in.
     groups: BTreeMap<u32, Vec<u8>>,
 }
 
@@ -26,9 +26,9 @@ impl<'c, 'a> CatalogWalk<'c, 'a> {
         let (reached, mountpoints, groups) = Default::default();
         let mut walk = Self { catalog, check, counters: zeros(), reached, mountpoints, groups };
         walk.check_root(root);
-        let mut folders = vec![(catalog.mountpoint.clone(), root)];
-        while let Some((path, folder)) = folders.pop() {
-            folders.extend(walk.check_folder(&path, folder));
+        let mut directories = vec![(catalog.mountpoint.clone(), root)];
+        while let Some((path, directory)) = directories.pop() {
+            directories.extend(walk.check_directory(&path, directory));
         }
         walk.check_leftovers();
         walk.counters
@@ -41,15 +41,15 @@ impl<'c, 'a> CatalogWalk<'c, 'a> {
         let expected = parent.map_or((0, 0), path_hash);
         self.check.findings.require(&place, "parent hash", expected, root.parent_hash);
         if Kind::of(root.mode) != Some(Kind::Directory) {
-            self.check.findings.note(&place, "a folder as root entry", format_args!("mode {:o}", root.mode));
+            self.check.findings.note(&place, "a directory as root entry", format_args!("mode {:o}", root.mode));
         }
         self.check_row(path, root);
     }
 
-    /// Checks the listing of one folder and returns its own folders.
-    fn check_folder(&mut self, path: &[u8], folder: &Row) -> Vec<(Vec<u8>, &'c Row)> {
+    /// Checks the listing of one directory and returns its own directories.
+    fn check_directory(&mut self, path: &[u8], directory: &Row) -> Vec<(Vec<u8>, &'c Row)> {
         let place = self.catalog.place(path);
-        let (mut folders, mut links, mut below) = (0, BTreeMap::<u32, Vec<&Row>>::new(), Vec::new());
+        let (mut directories, mut links, mut below) = (0, BTreeMap::<u32, Vec<&Row>>::new(), Vec::new());
         let mut has_marker = false;
         for row in self.catalog.list(path).filter(|row| !self.reached.contains(&row.rowid)).collect::<Vec<_>>() {
             let path = [path, b"/", &row.name].concat();
@@ -57,7 +57,7 @@ impl<'c, 'a> CatalogWalk<'c, 'a> {
             has_marker |= row.name == b".cvmfscatalog";
             match Kind::of(row.mode) {
                 Some(Kind::Directory) => {
-                    folders += 1;
+                    directories += 1;
                     if self.is_transition(&path, row) {
                         self.check_transition(&path);
                     } else {
@@ -68,7 +68,7 @@ impl<'c, 'a> CatalogWalk<'c, 'a> {
                 _ => {}
             }
         }
-        self.check.findings.require(&place, "link count", folders + 2, folder.linkcount);
+        self.check.findings.require(&place, "link count", directories + 2, directory.linkcount);
         let is_root = path == self.catalog.mountpoint;
         if has_marker != is_root && !path.is_empty() {
             let found = if has_marker { "one elsewhere" } else { "none" };
@@ -176,9 +176,9 @@ impl<'c, 'a> CatalogWalk<'c, 'a> {
         self.check.findings.require(place, "chunks up to the file's end at", row.size, end);
     }
 
-    /// All links of a group lie in one folder and differ in nothing but their names.
-    fn check_link_group(&mut self, folder: &[u8], group: u32, links: &[&Row]) {
-        let place = self.catalog.place(folder);
+    /// All links of a group lie in one directory and differ in nothing but their names.
+    fn check_link_group(&mut self, directory: &[u8], group: u32, links: &[&Row]) {
+        let place = self.catalog.place(directory);
         let findings = &mut *self.check.findings;
         let what = format!("link count in group {group}");
         findings.require(&place, &what, links.len() as u32, links[0].linkcount);
@@ -191,10 +191,10 @@ impl<'c, 'a> CatalogWalk<'c, 'a> {
             let found = format!("'{}'", link.name.escape_ascii());
             findings.note(&place, format_args!("links of group {group} that differ only in name"), found);
         }
-        if let Some(other) = self.groups.insert(group, folder.to_vec()) {
+        if let Some(other) = self.groups.insert(group, directory.to_vec()) {
             findings.note(
                 &place,
-                format_args!("group {group} in one folder"),
+                format_args!("group {group} in one directory"),
                 format_args!("it in {} too", show(&other)),
             );
         }

@@ -55,7 +55,7 @@ pub const ROOT_ROWS: &[SqlFault] = &[
     ),
     ("UPDATE catalog SET mtime = 1 WHERE name = 'b'", &["/etc (", "differ only in name", "'b'"]),
     ("UPDATE catalog SET uid = 1 WHERE name = 'b'", &["/etc (", "differ only in name"]),
-    ("UPDATE catalog SET hardlinks = (1 << 32) | 2 WHERE name = 'raw'", &["group 1 in one folder"]),
+    ("UPDATE catalog SET hardlinks = (1 << 32) | 2 WHERE name = 'raw'", &["group 1 in one directory"]),
     ("UPDATE catalog SET mtimens = 1000000000 WHERE name = 'raw'", &["/raw", "mtimens"]),
     ("UPDATE catalog SET uid = -1 WHERE name = 'raw'", &["/raw", "uid of 32 bits"]),
     ("UPDATE catalog SET xattr = x'0100' WHERE name = 'raw'", &["/raw", "well-formed xattr", "the head"]),
@@ -175,7 +175,7 @@ pub const FILES: &[FileFault] = &[
     (|r| fs::write(r.path().join("data/x"), b"x").unwrap(), &["data/x", "stray"]),
     (|r| fs::write(r.path().join("data/txn/x"), b"x").unwrap(), &["data/txn/x", "leftover"]),
     (|r| fs::write(r.path().join("lock"), b"x").unwrap(), &["lock", "stray"]),
-    (|r| fs::remove_dir(r.path().join("data/txn")).unwrap(), &["data/txn", "a folder"]),
+    (|r| fs::remove_dir(r.path().join("data/txn")).unwrap(), &["data/txn", "a directory"]),
     (
         |r| fs::set_permissions(r.object("root\n", ""), PermissionsExt::from_mode(0o600)).unwrap(),
         &["data/", "whom all may read", "mode 600"],

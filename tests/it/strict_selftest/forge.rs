@@ -60,7 +60,7 @@ const REFLOG_SCHEMA: &str = "
 
 /// A repository to be made. The faults are SQL that runs before a database is sealed, and edits of finished bytes.
 pub struct Forge {
-    folder: TempDir,
+    directory: TempDir,
     root: String,
     nested: String,
     history: String,
@@ -71,10 +71,10 @@ pub struct Forge {
 
 /// A finished repository.
 pub struct Forged {
-    folder: TempDir,
+    directory: TempDir,
 }
 
-/// A row to be inserted: the attributes of an ordinary empty folder, but for what a test says.
+/// A row to be inserted: the attributes of an ordinary empty directory, but for what a test says.
 struct Planned<'p> {
     path: &'p [u8],
     mode: i64,
@@ -143,8 +143,8 @@ impl Forge {
     /// Starts a repository without faults.
     pub fn new() -> Self {
         let (root, nested, history, reflog) = Default::default();
-        let folder = tempfile::tempdir().unwrap();
-        Self { folder, root, nested, history, reflog, root_bytes: |_| {}, manifest: Box::new(|text| text) }
+        let directory = tempfile::tempdir().unwrap();
+        Self { directory, root, nested, history, reflog, root_bytes: |_| {}, manifest: Box::new(|text| text) }
     }
 
     /// Changes the root catalog.
@@ -216,11 +216,11 @@ impl Forge {
             &format!("20260101000000\nE20990201000000\nN{FQRN}\n{} # ours\n", pairs.join(":")),
             |hash_text| key.sign(Pkcs1v15Sign::new_unprefixed(), hash_text).unwrap(),
         );
-        Forged { folder: self.folder }
+        Forged { directory: self.directory }
     }
 
     fn path(&self) -> &Path {
-        self.folder.path()
+        self.directory.path()
     }
 
     fn put(&self, stored: &[u8], suffix: &str) -> String {
@@ -267,14 +267,14 @@ impl Forge {
 
     fn root_catalog(&self, nested: &(String, usize), previous: &str) -> (String, usize) {
         let catalog = database(CATALOG_SCHEMA);
-        let folder = |path, links| Planned { path, links: (0, links), ..Planned::default() };
+        let directory = |path, links| Planned { path, links: (0, links), ..Planned::default() };
         let other = |path, mode, flags, size| Planned { path, mode, flags, size, links: (0, 1), ..Planned::default() };
         let file = |path, content: &'static str| Planned {
             content: Some(content),
             ..other(path, 0o100644, 4, content.len() as i64)
         };
-        folder(b"", 4).insert(&catalog);
-        folder(b"/etc", 2).insert(&catalog);
+        directory(b"", 4).insert(&catalog);
+        directory(b"/etc", 2).insert(&catalog);
         let xattr = Some(b"\x01\x02\x06\x01user.ab\x06\x00user.c".as_slice());
         Planned { owner: (4_000_000_000, 5), xattr, ..file(b"/etc/passwd", "root\n") }.insert(&catalog);
         file(b"/etc/empty", "").insert(&catalog);
@@ -286,7 +286,7 @@ impl Forge {
         other(b"/null", 0o020666, 20, 259).insert(&catalog);
         other(b"/pipe", 0o010600, 20, 0).insert(&catalog);
         let xattr = Some(b"\x01\x01\x06\x01user.ab".as_slice());
-        Planned { flags: 3, owner: (7, 8), xattr, ..folder(b"/nested", 3) }.insert(&catalog);
+        Planned { flags: 3, owner: (7, 8), xattr, ..directory(b"/nested", 3) }.insert(&catalog);
         for (offset, content) in [(0, "012345"), (6, "6789")] {
             let (first, second) = halves(b"/big");
             let hash = Sha1::digest(deflate(content.as_bytes())).to_vec();
@@ -341,9 +341,9 @@ impl Forge {
 }
 
 impl Forged {
-    /// Returns the storage folder.
+    /// Returns the storage directory.
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        self.directory.path()
     }
 
     /// Returns the path of the file that holds a content.
@@ -352,7 +352,7 @@ impl Forged {
         self.path().join(format!("data/{}/{}{suffix}", &hash[..2], &hash[2..]))
     }
 
-    /// Stores an object that nothing refers to and returns its path below the storage folder.
+    /// Stores an object that nothing refers to and returns its path below the storage directory.
     pub fn put(&self, content: &str) -> String {
         let hash = put(self.path(), &deflate(content.as_bytes()), "");
         format!("data/{}/{}", &hash[..2], &hash[2..])

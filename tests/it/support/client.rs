@@ -20,12 +20,12 @@ pub fn mount_with_client(repository: &TestRepository) -> Option<Mount> {
         return None;
     };
     let [mounts, state] = ["client-mount", "client-state"].map(|name| repository.beside(name));
-    let folder = mounts.join(FQRN);
-    fs::create_dir_all(&folder).unwrap();
+    let directory = mounts.join(FQRN);
+    fs::create_dir_all(&directory).unwrap();
     ["cache", "sockets"].iter().for_each(|name| fs::create_dir_all(state.join(name)).unwrap());
     let settings = [
         ("SERVER_URL", format!("file://{}", repository.storage().display())),
-        ("PUBLIC_KEY", repository.folder().join(format!("keys/{FQRN}.pub")).display().to_string()),
+        ("PUBLIC_KEY", repository.directory().join(format!("keys/{FQRN}.pub")).display().to_string()),
         ("HTTP_PROXY", "DIRECT".to_owned()),
         ("MOUNT_DIR", mounts.display().to_string()),
         ("CACHE_BASE", state.join("cache").display().to_string()),
@@ -40,8 +40,8 @@ pub fn mount_with_client(repository: &TestRepository) -> Option<Mount> {
     fs::write(state.join("client.conf"), settings).unwrap();
     let mut command = Command::new(program);
     command.args(["-f", "-o", &format!("config={},allow_other", state.join("client.conf").display()), FQRN]);
-    command.arg(&folder);
-    Some(Mount::of(command, folder, state.join("output")))
+    command.arg(&directory);
+    Some(Mount::of(command, directory, state.join("output")))
 }
 
 /// Has the client look for a new revision at once.

@@ -23,7 +23,7 @@ pub struct Containerd {
     home: TempDir,
     unshare: Child,
     client: GrpcClient,
-    /// The folder in all hierarchies of control groups.
+    /// The directory in all hierarchies of control groups.
     group: String,
 }
 
@@ -206,14 +206,14 @@ pub fn with_busybox(image: TestImage) -> TestImage {
 
 fn busybox() -> Vec<u8> {
     std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-        .map(|folder| folder.join("busybox"))
+        .map(|directory| directory.join("busybox"))
         .find_map(|file| fs::read(file).ok())
         .expect("the test needs busybox and has asked for it")
 }
 
-/// Removes control groups of this name with all below them, in hierarchies up to so many folders away.
-fn remove_groups(folder: &Path, name: &str, depth: usize) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
+/// Removes control groups of this name with all below them, in hierarchies up to so many directories away.
+fn remove_groups(directory: &Path, name: &str, depth: usize) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
         if entry.file_name() == name {
             remove_group(&entry.path());
         } else if depth > 0 {
@@ -222,9 +222,9 @@ fn remove_groups(folder: &Path, name: &str, depth: usize) {
     }
 }
 
-fn remove_group(folder: &Path) {
-    let below = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+fn remove_group(directory: &Path) {
+    let below = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     below.filter(|path| path.is_dir()).for_each(|group| remove_group(&group));
     // The kernel may take a moment to see that it is empty; then it stays, and harms nobody.
-    fs::remove_dir(folder).ok();
+    fs::remove_dir(directory).ok();
 }

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use strata::folder::RepositoryFolder;
+use strata::directory::RepositoryDirectory;
 use strata::layer::EntryPath;
 use strata::metadata::Timestamp;
 use strata::object::Compression;
@@ -43,11 +43,11 @@ pub fn publish_foreign(repository: &TestRepository, entries: impl IntoIterator<I
 
 /// Publishes a revision with the edits that `make` returns.
 pub fn publish_edits(repository: &TestRepository, make: impl FnOnce(&Staging) -> Vec<(EntryPath, Edit)>) {
-    let folder = RepositoryFolder::open(&repository.folder()).unwrap();
-    let staging = Staging::start(&folder.store().unwrap()).unwrap();
+    let directory = RepositoryDirectory::open(&repository.directory()).unwrap();
+    let staging = Staging::start(&directory.store().unwrap()).unwrap();
     let mut edits = make(&staging);
     edits.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let (keys, settings) = (folder.keys().unwrap(), folder.settings());
+    let (keys, settings) = (directory.keys().unwrap(), directory.settings());
     let (now, wait) = (Timestamp::now(), Duration::ZERO);
     let publisher = Publisher { staging: &staging, server: None, keys: &keys, settings, now, wait, accept_clock: true };
     let mut rng = rsa::rand_core::UnwrapErr(getrandom::SysRng);

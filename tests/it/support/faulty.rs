@@ -49,16 +49,20 @@ pub struct FaultyMount {
 }
 
 impl FaultyMount {
-    /// Shows what lies in `folder` at `path`, which is made. Where nothing can be mounted the test skips.
+    /// Shows what lies in `directory` at `path`, which is made. Where nothing can be mounted the test skips.
     #[track_caller]
-    pub fn start(folder: &Path, path: PathBuf, fate: impl FnMut(&Operation) -> Fate + Send + 'static) -> Option<Self> {
+    pub fn start(
+        directory: &Path,
+        path: PathBuf,
+        fate: impl FnMut(&Operation) -> Fate + Send + 'static,
+    ) -> Option<Self> {
         if !need_fuse() {
             return None;
         }
         fs::create_dir(&path).unwrap();
         let nodes = Nodes { paths: HashMap::from([(1, PathBuf::new())]), numbers: HashMap::new(), last: 1 };
         let filesystem = Passing {
-            folder: folder.to_owned(),
+            directory: directory.to_owned(),
             nodes: Mutex::new(nodes),
             files: Mutex::default(),
             lists: Mutex::default(),
@@ -74,7 +78,7 @@ impl FaultyMount {
 type Decide = Box<dyn FnMut(&Operation) -> Fate + Send>;
 
 struct Passing {
-    folder: PathBuf,
+    directory: PathBuf,
     nodes: Mutex<Nodes>,
     files: Mutex<HashMap<u64, File>>,
     lists: Mutex<HashMap<u64, Vec<(OsString, FileType)>>>,
@@ -130,7 +134,7 @@ impl Passing {
     }
 
     fn real(&self, path: &Path) -> PathBuf {
-        self.folder.join(path)
+        self.directory.join(path)
     }
 
     fn attributes(&self, path: &Path) -> io::Result<FileAttr> {

@@ -30,7 +30,7 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// What strata has mounted, until the value is dropped, however the test ends.
 pub struct Mount {
-    pub folder: PathBuf,
+    pub directory: PathBuf,
     log: PathBuf,
     strata: Child,
 }
@@ -38,26 +38,26 @@ pub struct Mount {
 impl Mount {
     /// Mounts a repository.
     pub fn start(repository: &TestRepository, options: &[&str]) -> Self {
-        let folder = repository.beside("mount");
+        let directory = repository.beside("mount");
         // It may be there, and not answer.
-        fs::create_dir_all(&folder).ok();
-        Self::start_on(repository, folder, options)
+        fs::create_dir_all(&directory).ok();
+        Self::start_on(repository, directory, options)
     }
 
-    /// Mounts a repository on `folder`.
-    pub fn start_on(repository: &TestRepository, folder: PathBuf, options: &[&str]) -> Self {
-        let mut command = repository.command(["mount".as_ref(), folder.as_os_str()]);
+    /// Mounts a repository on `directory`.
+    pub fn start_on(repository: &TestRepository, directory: PathBuf, options: &[&str]) -> Self {
+        let mut command = repository.command(["mount".as_ref(), directory.as_os_str()]);
         command.args(options);
-        Self::of(command, folder, repository.beside("mount.log"))
+        Self::of(command, directory, repository.beside("mount.log"))
     }
 
-    /// Runs a command that mounts something on `folder`.
-    pub fn of(mut command: Command, folder: PathBuf, log: PathBuf) -> Self {
+    /// Runs a command that mounts something on `directory`.
+    pub fn of(mut command: Command, directory: PathBuf, log: PathBuf) -> Self {
         command.stdout(Stdio::null()).stderr(File::create(&log).unwrap());
-        let mut mount = Self { folder, log, strata: command.spawn().unwrap() };
+        let mut mount = Self { directory, log, strata: command.spawn().unwrap() };
         wait_until("mounted", || {
             assert_eq!(mount.strata.try_wait().unwrap(), None, "{}", mount.said());
-            is_mounted(&mount.folder)
+            is_mounted(&mount.directory)
         });
         mount
     }
@@ -78,9 +78,9 @@ impl Mount {
         self.strata.wait().unwrap().code()
     }
 
-    /// Lists a folder, sorted.
+    /// Lists a directory, sorted.
     pub fn names(&self, path: &str) -> Vec<String> {
-        let names = fs::read_dir(self.folder.join(path)).unwrap().map(|entry| entry.unwrap().file_name());
+        let names = fs::read_dir(self.directory.join(path)).unwrap().map(|entry| entry.unwrap().file_name());
         let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
         names.sort();
         names
@@ -89,16 +89,16 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = Command::new("fusermount3").args(["-u", "-q", "-z"]).arg(&self.folder).status();
+        let _ = Command::new("fusermount3").args(["-u", "-q", "-z"]).arg(&self.directory).status();
         let _ = self.strata.kill();
         let _ = self.strata.wait();
     }
 }
 
-/// Tells whether anything is mounted on a folder.
-pub fn is_mounted(folder: &Path) -> bool {
+/// Tells whether anything is mounted on a directory.
+pub fn is_mounted(directory: &Path) -> bool {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    mounts.lines().any(|line| line.split(' ').nth(1) == folder.to_str())
+    mounts.lines().any(|line| line.split(' ').nth(1) == directory.to_str())
 }
 
 /// Lists a mounted tree, or any other directory, as the strict reader lists a published one. Whatever is listed has to be there.

@@ -204,10 +204,10 @@ impl TestImage {
     }
 
     /// Writes the image into an OCI layout under `reference`. A layout that is there keeps its other images.
-    pub fn write_oci_layout(&self, folder: &Path, reference: &str) {
+    pub fn write_oci_layout(&self, directory: &Path, reference: &str) {
         let built = self.build();
-        write_blobs(folder, &built);
-        add_to_layout(folder, reference, descriptor(MANIFEST_TYPE, &built.manifest));
+        write_blobs(directory, &built);
+        add_to_layout(directory, reference, descriptor(MANIFEST_TYPE, &built.manifest));
     }
 
     /// Writes a tar archive of an OCI layout that holds the image under `reference`.
@@ -279,7 +279,7 @@ impl Built {
 }
 
 /// Writes several images, one for each platform, into an OCI layout under one reference, and returns the index's digest.
-pub fn write_oci_index(images: &[TestImage], folder: &Path, reference: &str) -> String {
+pub fn write_oci_index(images: &[TestImage], directory: &Path, reference: &str) -> String {
     let mut manifests = Vec::new();
     for image in images {
         let built = image.build();
@@ -289,24 +289,24 @@ pub fn write_oci_index(images: &[TestImage], folder: &Path, reference: &str) -> 
             descriptor["platform"]["variant"] = json!(variant);
         }
         manifests.push(descriptor);
-        write_blobs(folder, &built);
+        write_blobs(directory, &built);
     }
     let index = index(manifests);
-    write(&folder.join(blob_path(&digest(&index))), &index);
-    add_to_layout(folder, reference, descriptor(INDEX_TYPE, &index));
+    write(&directory.join(blob_path(&digest(&index))), &index);
+    add_to_layout(directory, reference, descriptor(INDEX_TYPE, &index));
     digest(&index)
 }
 
-fn write_blobs(folder: &Path, built: &Built) {
+fn write_blobs(directory: &Path, built: &Built) {
     let documents = [(digest(&built.config), &built.config), (digest(&built.manifest), &built.manifest)];
     let blobs = built.blobs.iter().map(|(digest, bytes)| (digest.clone(), bytes));
     for (digest, bytes) in blobs.chain(documents) {
-        write(&folder.join(blob_path(&digest)), bytes);
+        write(&directory.join(blob_path(&digest)), bytes);
     }
 }
 
-fn add_to_layout(folder: &Path, reference: &str, mut descriptor: Value) {
-    let path = folder.join("index.json");
+fn add_to_layout(directory: &Path, reference: &str, mut descriptor: Value) {
+    let path = directory.join("index.json");
     let known: Value =
         fs::read(&path).map_or(json!({}), |bytes| serde_json::from_slice(&bytes).expect("our own index"));
     let mut manifests = known["manifests"].as_array().cloned().unwrap_or_default();
@@ -314,7 +314,7 @@ fn add_to_layout(folder: &Path, reference: &str, mut descriptor: Value) {
     manifests.retain(|manifest| manifest["annotations"] != annotations);
     descriptor["annotations"] = annotations;
     manifests.push(descriptor);
-    write(&folder.join("oci-layout"), &layout_marker());
+    write(&directory.join("oci-layout"), &layout_marker());
     write(&path, &index(manifests));
 }
 
@@ -339,7 +339,7 @@ fn blob_path(digest: &str) -> String {
 }
 
 fn write(path: &Path, bytes: &[u8]) {
-    fs::create_dir_all(path.parent().expect("a file lies in a folder")).expect("a folder can be made for a test");
+    fs::create_dir_all(path.parent().expect("a file lies in a directory")).expect("a directory can be made for a test");
     fs::write(path, bytes).unwrap_or_else(|error| panic!("cannot write {path:?}: {error}"));
 }
 

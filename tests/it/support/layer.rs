@@ -8,7 +8,7 @@ use tar::{Builder, EntryType, Header};
 
 /// When everything was last changed, unless a test says otherwise.
 ///
-/// Not 1970: folders that no archive names are of 1970, and a test should see the difference.
+/// Not 1970: directories that no archive names are of 1970, and a test should see the difference.
 const DEFAULT_MTIME: i64 = 1_500_000_000;
 
 /// Numbers above this do not fit the seven octal digits of owner and group.
@@ -71,7 +71,7 @@ impl TestLayer {
         self.entry(path, EntryType::Regular, 0o644, |entry| entry.content = content.as_ref().to_vec())
     }
 
-    /// Adds a folder, mode 0755.
+    /// Adds a directory, mode 0755.
     pub fn dir(self, path: impl AsRef<[u8]>) -> Self {
         let path = [path.as_ref(), b"/"].concat();
         self.entry(path, EntryType::Directory, 0o755, |_| {})
@@ -108,9 +108,9 @@ impl TestLayer {
         self.file([&path[..name], b".wh.", &path[name..]].concat(), "")
     }
 
-    /// Hides everything that lower layers have in a folder.
-    pub fn opaque(self, folder: impl AsRef<[u8]>) -> Self {
-        self.file([folder.as_ref(), b"/.wh..wh..opq"].concat(), "")
+    /// Hides everything that lower layers have in a directory.
+    pub fn opaque(self, directory: impl AsRef<[u8]>) -> Self {
+        self.file([directory.as_ref(), b"/.wh..wh..opq"].concat(), "")
     }
 
     /// Sets the permissions of the last entry.

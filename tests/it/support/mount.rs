@@ -74,7 +74,7 @@ pub struct TestMount {
 const NAMESPACES: [(&str, &[&str]); 2] = [("-rm", &["-U", "-m", "--preserve-credentials"]), ("-m", &["-m"])];
 
 impl TestMount {
-    /// Mounts a file system of `size`, such as `8m`, over the folder `point`. Where that is not permitted the test skips.
+    /// Mounts a file system of `size`, such as `8m`, over the directory `point`. Where that is not permitted the test skips.
     #[track_caller]
     pub fn new(size: &str, point: &Path) -> Option<Self> {
         let mount = NAMESPACES.iter().find_map(|(kinds, entry)| Self::start(kinds, entry, size, point));

@@ -56,7 +56,7 @@ impl Podman {
         podman
     }
 
-    /// Writes a configuration for a storage in the folder `name`, and returns its path.
+    /// Writes a configuration for a storage in the directory `name`, and returns its path.
     fn configure(&self, name: &str, more: &str) -> PathBuf {
         let home = self.home.path().join(name);
         fs::create_dir_all(&home).unwrap();
@@ -64,7 +64,7 @@ impl Podman {
             "[storage]\ndriver = \"overlay\"\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"\n\
              [storage.options]\nadditionalimagestores = [\"{1}\"]\n{more}",
             home.display(),
-            self.mount.folder.join("podmanStore").display(),
+            self.mount.directory.join("podmanStore").display(),
         );
         let path = home.join("storage.conf");
         fs::write(&path, text).unwrap();
@@ -100,9 +100,9 @@ impl Podman {
     /// Builds an image, and returns its ID.
     #[track_caller]
     pub fn build(&self, text: &str) -> String {
-        let folder = tempfile::tempdir_in(self.home.path()).unwrap();
-        fs::write(folder.path().join("Dockerfile"), text).unwrap();
-        self.say([&["build", "--quiet"], &RUN[..], &[folder.path().to_str().unwrap()]].concat())
+        let directory = tempfile::tempdir_in(self.home.path()).unwrap();
+        fs::write(directory.path().join("Dockerfile"), text).unwrap();
+        self.say([&["build", "--quiet"], &RUN[..], &[directory.path().to_str().unwrap()]].concat())
     }
 
     /// Returns the names of all images, sorted, those of none as `<none>:<none>`.
@@ -150,7 +150,7 @@ impl Podman {
         fs::create_dir(&runtime).unwrap();
         fs::set_permissions(&runtime, fs::Permissions::from_mode(0o700)).unwrap();
         fs::set_permissions(self.home.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        [home, &runtime].into_iter().for_each(|folder| chown(folder, Some(USER_ID), Some(USER_ID)).unwrap());
+        [home, &runtime].into_iter().for_each(|directory| chown(directory, Some(USER_ID), Some(USER_ID)).unwrap());
         self.write_accounts();
         let script = format!(
             "set -e; cd {accounts}\n\
@@ -204,7 +204,8 @@ fn need_root() -> bool {
 pub fn busybox() -> Option<impl Fn(TestLayer) -> TestLayer> {
     need("busybox").then_some(())?;
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let program = std::env::split_paths(&path).map(|folder| folder.join("busybox")).find(|file| Path::exists(file));
+    let program =
+        std::env::split_paths(&path).map(|directory| directory.join("busybox")).find(|file| Path::exists(file));
     let program = fs::read(program.unwrap()).unwrap();
     Some(move |layer: TestLayer| {
         let layer = layer.file("bin/busybox", &program).mode(0o755);

@@ -1,4 +1,4 @@
-//! Real registries, each with a folder of its own.
+//! Real registries, each with a directory of its own.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -187,11 +187,11 @@ fn port_of(server: &mut Child) -> u16 {
     port.unwrap_or_else(|| panic!("docker-registry does not start: {said:?}"))
 }
 
-fn make_certificate(folder: &Path) {
+fn make_certificate(directory: &Path) {
     let mut command = Command::new("openssl");
     command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]);
     command.args(["-subj", "/CN=registry of a test", "-addext", "subjectAltName=IP:127.0.0.1,IP:::1,DNS:localhost"]);
     command.args(["-addext", "basicConstraints=critical,CA:FALSE", "-addext", "extendedKeyUsage=serverAuth"]);
-    command.arg("-keyout").arg(folder.join("registry.key")).arg("-out").arg(folder.join("registry.crt"));
+    command.arg("-keyout").arg(directory.join("registry.key")).arg("-out").arg(directory.join("registry.crt"));
     run(&mut command);
 }

@@ -1,4 +1,4 @@
-//! Repositories made to order: a folder of their own each, converted into by the program, and strictly checked at the end.
+//! Repositories made to order: a directory of their own each, converted into by the program, and strictly checked at the end.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -24,7 +24,7 @@ pub const FQRN: &str = "unpacked.example.org";
 /// The name that images have where the test does not care.
 pub const NAME: &str = "registry.example.org/test/image:1";
 
-/// A repository in a folder of its own, which goes with the value.
+/// A repository in a directory of its own, which goes with the value.
 ///
 /// When a test ends well, the repository has to pass the strict reader.
 pub struct TestRepository {
@@ -37,7 +37,7 @@ impl TestRepository {
     pub fn new() -> Self {
         let repository = Self { home: tempfile::tempdir().unwrap(), sources: AtomicUsize::new(0) };
         fs::create_dir(repository.home.path().join("images")).unwrap();
-        Self::empty_files().restore(&repository.folder());
+        Self::empty_files().restore(&repository.directory());
         repository
     }
 
@@ -50,7 +50,7 @@ impl TestRepository {
 
     /// Sets the repository otherwise from now on.
     pub fn set(&self, settings: &str) {
-        fs::write(self.folder().join("strata.toml"), format!("repository = \"{FQRN}\"\n{settings}\n")).unwrap();
+        fs::write(self.directory().join("strata.toml"), format!("repository = \"{FQRN}\"\n{settings}\n")).unwrap();
     }
 
     /// Makes a repository that holds an image under the name [`NAME`].
@@ -64,21 +64,21 @@ impl TestRepository {
     pub fn copy(&self) -> Self {
         let copy = Self { home: tempfile::tempdir().unwrap(), sources: AtomicUsize::new(0) };
         fs::create_dir(copy.home.path().join("images")).unwrap();
-        Files::read(&self.folder()).restore(&copy.folder());
+        Files::read(&self.directory()).restore(&copy.directory());
         copy
     }
 
-    /// Returns the repository's folder.
-    pub fn folder(&self) -> PathBuf {
+    /// Returns the repository's directory.
+    pub fn directory(&self) -> PathBuf {
         self.home.path().join(FQRN)
     }
 
-    /// Returns the folder that clients are served from.
+    /// Returns the directory that clients are served from.
     pub fn storage(&self) -> PathBuf {
-        self.folder().join("storage")
+        self.directory().join("storage")
     }
 
-    /// Returns a path beside the repository's folder, for files that the test makes.
+    /// Returns a path beside the repository's directory, for files that the test makes.
     pub fn beside(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
     }
@@ -86,9 +86,9 @@ impl TestRepository {
     /// Writes an image to a layout of its own and returns the argument that names it.
     pub fn source(&self, image: &TestImage) -> String {
         let number = self.sources.fetch_add(1, Ordering::Relaxed);
-        let folder = self.home.path().join("images").join(number.to_string());
-        image.write_oci_layout(&folder, "latest");
-        format!("oci:{}", folder.display())
+        let directory = self.home.path().join("images").join(number.to_string());
+        image.write_oci_layout(&directory, "latest");
+        format!("oci:{}", directory.display())
     }
 
     /// Converts an image under a name.
@@ -100,9 +100,9 @@ impl TestRepository {
     /// Converts images in one command, which carry the names given.
     pub fn convert_together(&self, images: &[(&str, &TestImage)], options: &[&str]) -> Run {
         let number = self.sources.fetch_add(1, Ordering::Relaxed);
-        let folder = self.home.path().join("images").join(number.to_string());
-        images.iter().for_each(|(name, image)| image.write_oci_layout(&folder, name));
-        let sources = images.iter().map(|(name, _)| format!("oci:{}:{name}", folder.display()));
+        let directory = self.home.path().join("images").join(number.to_string());
+        images.iter().for_each(|(name, image)| image.write_oci_layout(&directory, name));
+        let sources = images.iter().map(|(name, _)| format!("oci:{}:{name}", directory.display()));
         let arguments: Vec<String> = ["convert".to_owned()]
             .into_iter()
             .chain(sources)
@@ -139,16 +139,16 @@ impl TestRepository {
         run
     }
 
-    /// Moves the repository to another folder; a link stays.
-    pub fn move_to(&self, folder: &Path) {
-        Files::read(&self.folder()).restore(folder);
-        fs::remove_dir_all(self.folder()).unwrap();
-        symlink(folder, self.folder()).unwrap();
+    /// Moves the repository to another directory; a link stays.
+    pub fn move_to(&self, directory: &Path) {
+        Files::read(&self.directory()).restore(directory);
+        fs::remove_dir_all(self.directory()).unwrap();
+        symlink(directory, self.directory()).unwrap();
     }
 
     /// Prepares a command on the repository.
     pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
-        let repository: [OsString; 2] = ["--repo".into(), self.folder().into()];
+        let repository: [OsString; 2] = ["--repo".into(), self.directory().into()];
         strata_command(arguments.into_iter().map(|argument| argument.as_ref().to_owned()).chain(repository))
     }
 
@@ -157,17 +157,17 @@ impl TestRepository {
         Reader::open(&self.storage())
     }
 
-    /// Returns the names in a folder that clients list.
-    pub fn list(&self, folder: &str) -> Vec<String> {
-        self.reader().list(folder)
+    /// Returns the names in a directory that clients list.
+    pub fn list(&self, directory: &str) -> Vec<String> {
+        self.reader().list(directory)
     }
 
     /// Tells whether clients list a path.
     pub fn has(&self, path: &str) -> bool {
-        let mut folder = String::new();
+        let mut directory = String::new();
         path.trim_matches('/').split('/').all(|name| {
-            let is_there = self.list(&folder).iter().any(|listed| listed == name);
-            folder = format!("{folder}/{name}");
+            let is_there = self.list(&directory).iter().any(|listed| listed == name);
+            directory = format!("{directory}/{name}");
             is_there
         })
     }
@@ -177,9 +177,9 @@ impl TestRepository {
         let mut entries = self.reader().walk(path);
         entries.retain(|_, entry| !entry.hidden);
         let root = path.trim_matches('/').len() + 1;
-        for (folder, _) in entries.values_mut().filter_map(|entry| entry.link_group.as_mut()) {
-            // Groups are named by their folder; below the root of the tree it is the same in every tree.
-            folder.drain(..root);
+        for (directory, _) in entries.values_mut().filter_map(|entry| entry.link_group.as_mut()) {
+            // Groups are named by their directory; below the root of the tree it is the same in every tree.
+            directory.drain(..root);
         }
         Tree(entries)
     }
@@ -206,11 +206,11 @@ impl TestRepository {
 
     /// Returns what an image published under [`NAME`] lost: how often, and where, by kind.
     pub fn losses(&self) -> BTreeMap<String, (u64, Vec<String>)> {
-        let folder = format!(".metadata/{NAME}");
-        if !self.list(&folder).contains(&"losses.json".to_owned()) {
+        let directory = format!(".metadata/{NAME}");
+        if !self.list(&directory).contains(&"losses.json".to_owned()) {
             return BTreeMap::new();
         }
-        losses_of(&self.json(&format!("{folder}/losses.json")))
+        losses_of(&self.json(&format!("{directory}/losses.json")))
     }
 
     /// Returns the signed manifest as it is stored. It changes with every revision.
@@ -225,18 +225,18 @@ impl TestRepository {
         files.map(|(path, size)| (format!("data/{}", path.display()), size)).collect()
     }
 
-    /// Returns every file of the storage folder but the objects.
+    /// Returns every file of the storage directory but the objects.
     pub fn front_page(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let entries = fs::read_dir(self.storage()).unwrap().map(|entry| entry.unwrap().path());
         entries.filter(|path| path.is_file()).map(|path| (path.clone(), fs::read(path).unwrap())).collect()
     }
 
-    /// Returns all that lies in the storage folder.
+    /// Returns all that lies in the storage directory.
     pub fn storage_files(&self) -> Files {
         Files::read(&self.storage())
     }
 
-    /// Panics unless the storage folder holds what it held before.
+    /// Panics unless the storage directory holds what it held before.
     #[track_caller]
     pub fn assert_unchanged(&self, before: &Files) {
         assert_eq!(self.storage_files().differences(before), Vec::<PathBuf>::new());
@@ -246,10 +246,10 @@ impl TestRepository {
         static FILES: OnceLock<Files> = OnceLock::new();
         FILES.get_or_init(|| {
             let home = tempfile::tempdir().unwrap();
-            let folder = home.path().join(FQRN);
-            Run::of(&mut strata_command([OsStr::new("init"), FQRN.as_ref(), "--repo".as_ref(), folder.as_ref()]))
+            let directory = home.path().join(FQRN);
+            Run::of(&mut strata_command([OsStr::new("init"), FQRN.as_ref(), "--repo".as_ref(), directory.as_ref()]))
                 .expect_code(0);
-            Files::read(&folder)
+            Files::read(&directory)
         })
     }
 }
@@ -381,7 +381,7 @@ impl Tree {
     }
 }
 
-/// The files and folders below a folder, with their permissions; for files, also the content.
+/// The files and directories below a directory, with their permissions; for files, also the content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files(BTreeMap<PathBuf, SavedFile>);
 
@@ -392,19 +392,19 @@ struct SavedFile {
 }
 
 impl Files {
-    /// Reads a folder.
-    pub fn read(folder: &Path) -> Self {
+    /// Reads a directory.
+    pub fn read(directory: &Path) -> Self {
         let mut files = BTreeMap::new();
-        let mut folders = vec![folder.to_owned()];
-        while let Some(at) = folders.pop() {
+        let mut directories = vec![directory.to_owned()];
+        while let Some(at) = directories.pop() {
             for entry in fs::read_dir(&at).unwrap() {
                 let entry = entry.unwrap();
                 let (path, metadata) = (entry.path(), entry.metadata().unwrap());
                 let content = metadata.is_file().then(|| fs::read(&path).unwrap());
-                let below = path.strip_prefix(folder).unwrap().to_owned();
+                let below = path.strip_prefix(directory).unwrap().to_owned();
                 files.insert(below, SavedFile { mode: metadata.permissions().mode(), content });
                 if metadata.is_dir() {
-                    folders.push(path);
+                    directories.push(path);
                 }
             }
         }
@@ -422,10 +422,10 @@ impl Files {
         self.0.iter().filter_map(|(path, file)| Some((path.as_path(), file.content.as_deref()?)))
     }
 
-    fn restore(&self, folder: &Path) {
-        fs::create_dir(folder).unwrap();
+    fn restore(&self, directory: &Path) {
+        fs::create_dir(directory).unwrap();
         for (path, file) in &self.0 {
-            let path = folder.join(path);
+            let path = directory.join(path);
             match &file.content {
                 None => fs::create_dir(&path).unwrap(),
                 Some(content) => fs::write(&path, content).unwrap(),

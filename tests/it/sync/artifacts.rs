@@ -140,7 +140,7 @@ fn artifact_takes_the_place_of_no_image_among_the_newest() {
         assert_eq!((&json["removed"], json["artifacts"].as_array().unwrap().len()), (&json!([]), 4));
         assert_eq!(are_there(&scene), [false, true, true]);
         if round == 1 {
-            std::fs::remove_dir_all(scene.repository.folder().join("state")).unwrap();
+            std::fs::remove_dir_all(scene.repository.directory().join("state")).unwrap();
         }
     }
     // A new image still pushes the oldest one out.
@@ -225,7 +225,7 @@ fn damaged_image_is_a_failure_and_removes_none_that_lies_below_an_artifact() {
         assert!(scene.has("app/tool:1.3") && scene.has("app/tool:1.5"), "{}", run.stdout());
     }
     scene.registry.push_tags(&image("2"), "app/tool", ["2.0"]);
-    std::fs::remove_dir_all(scene.repository.folder().join("state")).unwrap();
+    std::fs::remove_dir_all(scene.repository.directory().join("state")).unwrap();
     scene.sync(&wishlist, &["--prune"]).expect_code(0);
     assert_eq!(["1.3", "1.5", "2.0"].map(|tag| scene.has(&format!("app/tool:{tag}"))), [false, true, true]);
 }

@@ -38,10 +38,10 @@ fn publish_as_ducc_does(repository: &TestRepository, image: &TestImage, name: &s
     publish_edits(repository, |staging| {
         let builder = CatalogBuilder::new(staging, Compression::Exact, 25_000).unwrap();
         let tree = |files: &[&str], path: &EntryPath| {
-            let mut root = Directory::new(Metadata::of_implied_folder());
+            let mut root = Directory::new(Metadata::of_implied_directory());
             for name in files {
                 let content = staging.put_file(Compression::Exact, b"of DUCC").unwrap();
-                let metadata = Metadata { uid: 4242, mode: 0o600, ..Metadata::of_implied_folder() };
+                let metadata = Metadata { uid: 4242, mode: 0o600, ..Metadata::of_implied_directory() };
                 let leaf = Leaf { metadata, kind: LeafKind::File { size: 7, content } };
                 root.children.insert(name.as_bytes().into(), Node::Leaf(Arc::new(leaf)));
             }

@@ -20,14 +20,15 @@ impl Scene {
 
     /// Reads an image back with skopeo: its manifest, config, and what its one layer holds.
     fn read_back(&self, image: &str) -> (Value, Value, Vec<(String, u32, String)>) {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new("skopeo");
         command.args(["--insecure-policy", "copy", "--quiet", "--src-tls-verify=false"]);
         command.args(["--src-creds", &format!("{USER}:{PASSWORD}")]);
-        run(command.arg(format!("docker://{image}")).arg(format!("dir:{}", folder.path().display())));
+        run(command.arg(format!("docker://{image}")).arg(format!("dir:{}", directory.path().display())));
         let blob =
-            |digest: &Value| fs::read(folder.path().join(digest.as_str().unwrap().replace("sha256:", ""))).unwrap();
-        let manifest: Value = serde_json::from_slice(&fs::read(folder.path().join("manifest.json")).unwrap()).unwrap();
+            |digest: &Value| fs::read(directory.path().join(digest.as_str().unwrap().replace("sha256:", ""))).unwrap();
+        let manifest: Value =
+            serde_json::from_slice(&fs::read(directory.path().join("manifest.json")).unwrap()).unwrap();
         let config = serde_json::from_slice(&blob(&manifest["config"]["digest"])).unwrap();
         let layers = manifest["layers"].as_array().unwrap();
         assert_eq!(layers.len(), 1);

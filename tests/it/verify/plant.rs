@@ -25,18 +25,18 @@ impl Planted {
     /// Copies a repository.
     pub fn copy_of(repository: &TestRepository) -> Self {
         let home = tempfile::tempdir().unwrap();
-        copy(&repository.folder(), &home.path().join(FQRN));
+        copy(&repository.directory(), &home.path().join(FQRN));
         Self { home }
     }
 
     /// Verifies the image that `source` names.
     pub fn verify(&self, source: &str) -> Run {
-        let folder = self.folder();
+        let directory = self.directory();
         let arguments = ["verify", source, "--name", NAME, "--repo"].map(Into::into);
-        Run::of(&mut strata_command(arguments.into_iter().chain([folder.into_os_string()])))
+        Run::of(&mut strata_command(arguments.into_iter().chain([directory.into_os_string()])))
     }
 
-    /// Changes the catalog of the folder `path`, and publishes that.
+    /// Changes the catalog of the directory `path`, and publishes that.
     pub fn change(&self, path: &str, sql: &str) {
         let (hash, size) = self.change_catalog(&self.field('C'), path, sql, false);
         self.publish(&[('C', hash), ('B', size.to_string())]);
@@ -68,7 +68,7 @@ impl Planted {
 
     /// Prepares a command on the repository.
     pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
-        let repository: [OsString; 2] = ["--repo".into(), self.folder().into()];
+        let repository: [OsString; 2] = ["--repo".into(), self.directory().into()];
         strata_command(arguments.into_iter().map(|argument| argument.as_ref().to_owned()).chain(repository))
     }
 
@@ -102,7 +102,7 @@ impl Planted {
         self.sign(&changed.collect::<String>());
     }
 
-    /// Puts other content in the place of a file's in the catalog of the folder `path`.
+    /// Puts other content in the place of a file's in the catalog of the directory `path`.
     pub fn replace(&self, path: &str, name: &str, content: &[u8]) {
         let hash = put(&self.storage(), &deflate(content), "");
         let size = content.len();
@@ -114,12 +114,12 @@ impl Planted {
         self.storage().join(object)
     }
 
-    fn folder(&self) -> PathBuf {
+    fn directory(&self) -> PathBuf {
         self.home.path().join(FQRN)
     }
 
     fn storage(&self) -> PathBuf {
-        self.folder().join("storage")
+        self.directory().join("storage")
     }
 
     /// Changes the catalog of `path`, which is in or below the one named, and returns the new name and size of that one.
@@ -152,7 +152,7 @@ impl Planted {
     }
 
     fn sign(&self, fields: &str) {
-        let pem = fs::read_to_string(self.folder().join(format!("keys/{FQRN}.key"))).unwrap();
+        let pem = fs::read_to_string(self.directory().join(format!("keys/{FQRN}.key"))).unwrap();
         let key = PrivateKey::from_pkcs8_pem(&pem).unwrap();
         let hash = hex(&Sha1::digest(fields));
         let signature = key.sign(Pkcs1v15Sign::new::<Sha1>(), &Sha1::digest(&hash)).unwrap();

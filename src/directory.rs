@@ -1,4 +1,4 @@
-//! The folder that a repository is kept in: settings, storage, keys and state.
+//! The directory that a repository is kept in: settings, storage, keys and state.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -17,12 +17,12 @@ use crate::settings::{Settings, SettingsError};
 use crate::source::registry::{Registries, RegistryError};
 use crate::store::{DirectoryStore, LocalServer, StoreError, is_absence, not_regular, open_regular};
 
-/// Why a repository folder cannot be used.
+/// Why a repository directory cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum FolderError {
+pub enum DirectoryError {
     /// It is none.
-    #[error("'{}' is no repository folder: it has no {}", .0.display(), Settings::FILE_NAME)]
-    NoFolder(PathBuf),
+    #[error("'{}' is no repository directory: it has no {}", .0.display(), Settings::FILE_NAME)]
+    NoDirectory(PathBuf),
     /// Something is there already.
     #[error("'{}' is there already and not empty", .0.display())]
     Exists(PathBuf),
@@ -59,32 +59,32 @@ pub enum FolderError {
 /// Where the whitelist lies, below the storage.
 const WHITELIST: &str = ".cvmfswhitelist";
 
-/// The folder of one repository.
+/// The directory of one repository.
 #[derive(Debug, Clone)]
-pub struct RepositoryFolder {
+pub struct RepositoryDirectory {
     path: PathBuf,
     settings: Settings,
     registries: Arc<OnceLock<Registries>>,
 }
 
-impl RepositoryFolder {
-    /// Opens an existing folder.
-    pub fn open(path: &Path) -> Result<Self, FolderError> {
+impl RepositoryDirectory {
+    /// Opens an existing directory.
+    pub fn open(path: &Path) -> Result<Self, DirectoryError> {
         match Settings::open(path) {
             Ok(settings) => Ok(Self { path: path.to_owned(), settings, registries: Arc::default() }),
             Err(SettingsError::Read { source, .. }) if is_absence(&source) => {
-                Err(FolderError::NoFolder(path.to_owned()))
+                Err(DirectoryError::NoDirectory(path.to_owned()))
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Creates a folder with its settings. Nothing may be at `path` but an empty folder.
-    pub fn create(path: &Path, settings: Settings) -> Result<Self, FolderError> {
-        let io_error = |action| move |source| FolderError::Io { action, path: path.to_owned(), source };
+    /// Creates a directory with its settings. Nothing may be at `path` but an empty directory.
+    pub fn create(path: &Path, settings: Settings) -> Result<Self, DirectoryError> {
+        let io_error = |action| move |source| DirectoryError::Io { action, path: path.to_owned(), source };
         fs::create_dir_all(path).map_err(io_error("create"))?;
         if fs::read_dir(path).map_err(io_error("list"))?.next().is_some() {
-            return Err(FolderError::Exists(path.to_owned()));
+            return Err(DirectoryError::Exists(path.to_owned()));
         }
         let written = fs::File::create(path.join(Settings::FILE_NAME)).and_then(|mut file| {
             file.write_all(settings.write().as_bytes())?;
@@ -115,12 +115,12 @@ impl RepositoryFolder {
         &self.settings.repository
     }
 
-    /// Returns the folder that web servers serve.
+    /// Returns the directory that web servers serve.
     pub fn storage_path(&self) -> PathBuf {
         self.path.join(&self.settings.storage)
     }
 
-    /// Returns the folder of the keys.
+    /// Returns the directory of the keys.
     pub fn keys_path(&self) -> PathBuf {
         self.path.join(&self.settings.keys)
     }
@@ -131,12 +131,12 @@ impl RepositoryFolder {
     }
 
     /// Reads the public master key, for which no private key need be readable.
-    pub fn public_key(&self) -> Result<PublicKey, FolderError> {
+    pub fn public_key(&self) -> Result<PublicKey, DirectoryError> {
         Ok(read_public_key(&self.public_key_path())?)
     }
 
     /// Returns the registries that images are fetched from, the same ones each time: they share tokens and limits.
-    pub fn registries(&self) -> Result<&Registries, FolderError> {
+    pub fn registries(&self) -> Result<&Registries, DirectoryError> {
         if let Some(registries) = self.registries.get() {
             return Ok(registries);
         }
@@ -146,22 +146,22 @@ impl RepositoryFolder {
     }
 
     /// Opens the storage.
-    pub fn store(&self) -> Result<DirectoryStore, FolderError> {
+    pub fn store(&self) -> Result<DirectoryStore, DirectoryError> {
         Ok(DirectoryStore::open(&self.storage_path())?)
     }
 
     /// Looks for a `cvmfs_server` on this machine that manages the storage, too.
-    pub fn local_server(&self) -> Result<Option<LocalServer>, FolderError> {
+    pub fn local_server(&self) -> Result<Option<LocalServer>, DirectoryError> {
         Ok(LocalServer::find(&self.path.join(&self.settings.server_settings), self.name(), &self.storage_path())?)
     }
 
     /// Opens the keys.
-    pub fn keys(&self) -> Result<Keys, FolderError> {
+    pub fn keys(&self) -> Result<Keys, DirectoryError> {
         Ok(Keys::open(&self.keys_path(), &self.settings.repository)?)
     }
 
     /// Reads the whitelist, whose signature is not verified; `None` where there is none.
-    pub fn whitelist(&self) -> Result<Option<Whitelist>, FolderError> {
+    pub fn whitelist(&self) -> Result<Option<Whitelist>, DirectoryError> {
         let bytes = self.store()?.read_file(WHITELIST)?;
         Ok(bytes.map(|bytes| Whitelist::parse(&bytes).map(|signed| signed.whitelist)).transpose()?)
     }
@@ -194,27 +194,27 @@ impl RepositoryFolder {
     }
 
     /// Opens what earlier runs remembered, without remembering anything new.
-    pub fn state_unchanged(&self) -> Result<StateDatabase, FolderError> {
+    pub fn state_unchanged(&self) -> Result<StateDatabase, DirectoryError> {
         let path = self.path.join("state/state.db");
         match open_regular(&path) {
-            Err(source) if !is_absence(&source) => Err(FolderError::Io { action: "read", path, source }),
+            Err(source) if !is_absence(&source) => Err(DirectoryError::Io { action: "read", path, source }),
             _ => Ok(StateDatabase::open_fixed(&path)?),
         }
     }
 
     /// Opens what earlier runs remembered.
-    pub fn state(&self) -> Result<StateDatabase, FolderError> {
+    pub fn state(&self) -> Result<StateDatabase, DirectoryError> {
         let path = self.path.join("state");
         let mut builder = fs::DirBuilder::new();
         let created = builder.recursive(true).mode(0o700).create(&path);
-        created.map_err(|source| FolderError::Io { action: "create", path: path.clone(), source })?;
+        created.map_err(|source| DirectoryError::Io { action: "create", path: path.clone(), source })?;
         let path = path.join("state.db");
         // SQLite cannot say why it may not write, and waits for ever for the other end of a pipe.
         let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
         let opened = fs::OpenOptions::new().create(true).read(true).append(true).custom_flags(flags).open(&path);
         let is_file = opened.and_then(|file| Ok(file.metadata()?.is_file()));
         let is_file = is_file.and_then(|is_file| if is_file { Ok(()) } else { Err(not_regular()) });
-        is_file.map_err(|source| FolderError::Io { action: "write", path: path.clone(), source })?;
+        is_file.map_err(|source| DirectoryError::Io { action: "write", path: path.clone(), source })?;
         Ok(StateDatabase::open(&path)?)
     }
 }
