@@ -12,8 +12,8 @@ use std::thread;
 use rayon::prelude::*;
 
 use crate::catalog::CatalogEntry;
-use crate::layer::EntryPath;
 use crate::object::{ObjectHash, ObjectKind};
+use crate::path::EntryPath;
 use crate::repository::{CatalogPlace, NamedRow, PlacedDirectory, Repository, RepositoryError, Row};
 use crate::threads;
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::image::{ImageConfig, ImageIndex, ImageName, NameError, Platform};
-use crate::layer::EntryPath;
 use crate::layout::{self, ImagePlace, ImageRecord, LayerRecord, LossList};
+use crate::path::EntryPath;
 use crate::podman::{PublishedStore, Refusal, StoreImage};
 use crate::repository::{Repository, RepositoryError};
 

@@ -38,6 +38,7 @@ pub mod metadata;
 pub mod mount;
 pub mod notification;
 pub mod object;
+pub mod path;
 pub mod podman;
 pub mod preview;
 pub mod progress;

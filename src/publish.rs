@@ -15,11 +15,11 @@ use crate::catalog::{
     next_history, next_reflog,
 };
 use crate::directory::{DirectoryError, RepositoryDirectory};
-use crate::layer::EntryPath;
 use crate::manifest::letter::SignError;
 use crate::manifest::{Fingerprint, KeyError, Keys, MetaInfo, NewKeys, RepositoryManifest, Whitelist, WhitelistError};
 use crate::metadata::{Metadata, Timestamp};
 use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, SizeLimit};
+use crate::path::EntryPath;
 use crate::repository::{REFLOG_LIMIT, Repository, RepositoryError};
 use crate::settings::Settings;
 use crate::stage::stage;

@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use crate::convert::foreign_trees;
 use crate::image::Digest;
 use crate::inventory::{self, InventoryError, ListedImage};
-use crate::layer::EntryPath;
 use crate::layout::{self, CandidateTrees, Left, PLATFORMS};
+use crate::path::EntryPath;
 use crate::podman::STORE;
 use crate::repository::{Repository, RepositoryError};
 

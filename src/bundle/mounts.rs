@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::BundleOptions;
 use super::root::{Holds, Root};
-use crate::layer::EntryPath;
 use crate::message::on_one_line;
+use crate::path::EntryPath;
 use crate::repository::RepositoryError;
 
 /// One mount of a container.

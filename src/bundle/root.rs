@@ -1,6 +1,6 @@
 //! The root file system that a container gets, as far as a bundle depends on what is in it.
 
-use crate::layer::EntryPath;
+use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 
 /// No file of accounts is read that has more bytes.

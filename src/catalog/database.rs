@@ -11,8 +11,8 @@ use rusqlite::{Connection, OptionalExtension, Row, Statement, ToSql, params};
 use super::counters::Counters;
 use super::entry::{CatalogEntry, CatalogReference};
 use super::guarded::{Access, GuardedDatabase, Table, explain, text, wrong_value};
-use crate::layer::EntryPath;
 use crate::object::{Chunk, ObjectHash, ObjectKind, Pieces};
+use crate::path::EntryPath;
 
 mod draft;
 mod sound;

@@ -13,9 +13,9 @@ use super::counters::Counters;
 use super::database::{Catalog, CatalogError, References, WritableCatalog};
 use super::entry::{CatalogEntry, CatalogReference, Nesting};
 use super::plan::MARKER;
-use crate::layer::EntryPath;
 use crate::metadata::{Metadata, Timestamp};
 use crate::object::{Compression, Content, ObjectKind};
+use crate::path::EntryPath;
 use crate::stage::{BYTES, stage};
 use crate::store::Staging;
 

@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::layer::{DeviceNumber, EntryPath};
+use crate::layer::DeviceNumber;
+use crate::path::EntryPath;
 use crate::tree::{Directory, LeafKind, Node, needed_whiteout};
 
 /// The file whose presence makes a directory a nested catalog.

@@ -3,8 +3,8 @@
 use super::Check;
 use super::finding::Place;
 use super::scope::Scope;
-use crate::layer::EntryPath;
 use crate::object::ObjectKind;
+use crate::path::EntryPath;
 use crate::podman::{Flaw, PublishedStore, STORE, audit_image};
 use crate::repository::{Repository, RepositoryError};
 

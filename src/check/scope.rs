@@ -6,8 +6,8 @@ use super::name::ObjectName;
 use super::{Check, CheckError};
 use crate::catalog::{Catalog, CatalogEntry, CatalogReference};
 use crate::image::ImageName;
-use crate::layer::EntryPath;
 use crate::object::{ObjectKind, SizeLimit, decode};
+use crate::path::EntryPath;
 use crate::repository::client_variable;
 use crate::store::read_regular_up_to;
 

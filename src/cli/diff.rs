@@ -10,7 +10,7 @@ use strata::convert::{ImageOptions, Rehearsal, Request, rehearse};
 use strata::diff::{Attribute, Change, Difference, Kind, diff, diff_rows};
 use strata::directory::RepositoryDirectory;
 use strata::image::Digest;
-use strata::layer::EntryPath;
+use strata::path::EntryPath;
 use strata::progress::Progress;
 use strata::repository::{Point, Repository};
 use strata::source::{ArgumentError, ImageArgument, PlatformRequest, Platforms};

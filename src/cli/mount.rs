@@ -11,10 +11,10 @@ use anyhow::Context as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strata::directory::RepositoryDirectory;
-use strata::layer::EntryPath;
 use strata::message::causes;
 use strata::metadata::Timestamp;
 use strata::mount::{Mount, MountOptions, MountPoint, Unmounted};
+use strata::path::EntryPath;
 use strata::repository::{Point, Repository};
 
 use super::arguments::{Arguments, Mount as MountArguments};

@@ -11,9 +11,9 @@ use super::ConvertError;
 use super::run::Run;
 use crate::catalog::{CatalogReference, FACTS};
 use crate::image::Digest;
-use crate::layer::EntryPath;
 use crate::layout::{self, ImagePlace};
 use crate::object::{ObjectHash, Pieces};
+use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 use crate::source::Image;
 

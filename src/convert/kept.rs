@@ -189,8 +189,9 @@ fn delete_old(directory: &Path) {
 mod tests {
     use super::*;
     use crate::image::DiffId;
-    use crate::layer::{Compression, EntryPath, Losses};
+    use crate::layer::{Compression, Losses};
     use crate::metadata::Metadata;
+    use crate::path::EntryPath;
     use crate::store::DirectoryStore;
 
     fn layer(staging: &Staging) -> IngestedLayer {

@@ -9,8 +9,8 @@ use super::{ConvertError, ImageOptions};
 use crate::catalog::{StoredTree, VerifiedBlob};
 use crate::image::{ChainId, Digest};
 use crate::ingest::IngestedLayer;
-use crate::layer::EntryPath;
 use crate::layout::{self, LayerRecord};
+use crate::path::EntryPath;
 use crate::repository::Repository;
 use crate::source::{Image, ImageLayer};
 

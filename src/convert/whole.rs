@@ -12,9 +12,9 @@ use super::ConvertError;
 use super::run::Run;
 use crate::catalog::{Catalog, CatalogReference, StoredObject};
 use crate::image::Digest;
-use crate::layer::EntryPath;
 use crate::layout;
 use crate::object::{ObjectHash, ObjectKind, Pieces};
+use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 use crate::store::StoreError;
 

@@ -8,12 +8,12 @@
 use std::io::Read;
 use std::ops::Range;
 
-use super::error::shown;
 use super::header::{self, Header};
 use super::pax::{self, Extended};
 use super::sparse::{self, MapPlace, MapReader, Segment};
 use super::stream::{BLOCK_SIZE, TarStream};
 use super::{EntryError, LayerError, Limit, Limits};
+use crate::path::shown;
 
 /// What a member of an archive is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

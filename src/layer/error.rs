@@ -2,8 +2,9 @@
 
 use std::io;
 
-use super::{Compression, LimitExceeded, PathError};
+use super::{Compression, LimitExceeded};
 use crate::image::{DiffId, Digest};
+use crate::path::PathError;
 
 /// Why a layer could not be read.
 ///
@@ -150,13 +151,4 @@ pub enum EntryError {
     /// The entry asks for too much.
     #[error(transparent)]
     Limit(#[from] LimitExceeded),
-}
-
-/// Writes the path of an archive for an error message: escaped, and cut when it is very long.
-pub(super) fn shown(path: &[u8]) -> String {
-    const LONGEST: usize = 200;
-    match path.get(..LONGEST) {
-        Some(start) => format!("{}…", start.escape_ascii()),
-        None => path.escape_ascii().to_string(),
-    }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::EntryPath;
+use crate::path::EntryPath;
 
 /// What was left out at a path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,8 +1,9 @@
 //! What a member of the archive says about the image.
 
 use super::archive::{Member, MemberKind};
-use super::{DeviceNumber, EntryError, EntryPath, Limit, Limits, NodeKind};
+use super::{DeviceNumber, EntryError, Limit, Limits, NodeKind};
 use crate::metadata::{Metadata, Timestamp};
+use crate::path::EntryPath;
 
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 const BOOKKEEPING_PREFIX: &[u8] = b".wh..wh.";
@@ -121,7 +122,7 @@ fn device(member: &Member) -> Result<DeviceNumber, EntryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layer::PathError;
+    use crate::path::PathError;
 
     fn subject(raw: &str) -> Result<Subject, EntryError> {
         Subject::of(raw.as_bytes(), &Limits::default())

@@ -32,7 +32,7 @@ mod xattrs;
 
 pub use archive::Piece;
 pub use decompress::{Compression, unpack};
-pub use entry::{DeviceNumber, EntryKind, EntryPath, LayerEntry, NodeKind, PathError};
+pub use entry::{DeviceNumber, EntryKind, LayerEntry, NodeKind};
 pub use error::{EntryError, LayerError};
 pub use limits::{Limit, LimitExceeded, Limits};
 pub use losses::{Loss, LossKind, Losses};

@@ -13,11 +13,12 @@ use super::feed::Feed;
 use super::mapping::{self, Subject};
 use super::stream::{BUFFER_SIZE, TarStream};
 use super::{
-    Compression, DeviceNumber, EntryError, EntryKind, EntryPath, LayerEntry, LayerError, Limit, Limits, Loss, LossKind,
-    Losses, NodeKind, Piece, xattrs,
+    Compression, DeviceNumber, EntryError, EntryKind, LayerEntry, LayerError, Limit, Limits, Loss, LossKind, Losses,
+    NodeKind, Piece, xattrs,
 };
 use crate::image::{DiffId, Digest};
 use crate::metadata::{Metadata, Xattrs};
+use crate::path::EntryPath;
 
 /// What is known of a layer before it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::Serialize as _;
 
 use crate::image::ExecutionConfig;
-use crate::layer::EntryPath;
+use crate::path::EntryPath;
 
 /// Something to add to a root file system.
 #[derive(Debug, Clone, PartialEq, Eq)]

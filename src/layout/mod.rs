@@ -9,7 +9,7 @@ mod place;
 mod record;
 
 use crate::image::{ChainId, Digest, ImageName};
-use crate::layer::EntryPath;
+use crate::path::EntryPath;
 use crate::podman::STORE;
 
 pub use flat::flat_tree;

@@ -8,7 +8,7 @@ use std::fmt;
 
 use super::{flat_root, path};
 use crate::image::{Digest, ImageName, Platform};
-use crate::layer::EntryPath;
+use crate::path::EntryPath;
 
 /// The directory of the platforms of all images that have several.
 pub const PLATFORMS: &str = ".multiarch";

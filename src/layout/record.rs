@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::{chain_root, flat_root, layer_directory};
 use crate::catalog::VerifiedBlob;
 use crate::image::{ChainId, DiffId, Digest, ImageName};
-use crate::layer::{EntryPath, LayerSummary, LossKind, Losses};
+use crate::layer::{LayerSummary, LossKind, Losses};
+use crate::path::EntryPath;
 use crate::tree::{LayerForm, links_across_directories};
 
 /// The form of these files. Another one is not read.

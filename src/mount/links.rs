@@ -4,8 +4,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use crate::catalog::CatalogEntry;
-use crate::layer::EntryPath;
 use crate::manifest::RepositoryName;
+use crate::path::EntryPath;
 use crate::repository::{MOUNT_VARIABLE, below_mount, client_variable};
 
 /// What the targets of links depend on.

@@ -24,8 +24,8 @@ use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-use crate::layer::EntryPath;
 use crate::message::causes;
+use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 use filesystem::Filesystem;
 use links::Links;

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::catalog::CatalogEntry;
-use crate::layer::EntryPath;
+use crate::path::EntryPath;
 use crate::repository::{PlacedDirectory, Row};
 
 /// The number of the mount's root.

@@ -4,8 +4,8 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use super::content::ShowError;
-use crate::layer::EntryPath;
 use crate::object::Content;
+use crate::path::EntryPath;
 use crate::repository::{CatalogPlace, NamedRow, PlacedDirectory, Repository, RepositoryError, Row};
 
 /// A tree as it is at one moment. Clones are cheap and show the same.

@@ -6,8 +6,8 @@ use super::store::{Entry, PodmanStore};
 use super::{Flaw, STORE};
 use crate::catalog::CatalogEntry;
 use crate::image::Digest;
-use crate::layer::EntryPath;
 use crate::layout;
+use crate::path::EntryPath;
 use crate::repository::{CatalogPlace, Repository, RepositoryError};
 
 /// The manifest and the config of an image in the store.

@@ -21,7 +21,7 @@ mod time;
 
 use std::fmt;
 
-use crate::layer::EntryPath;
+use crate::path::EntryPath;
 
 pub use audit::{Audit, Documents, audit_image, flat_size, read_documents};
 pub use image::{LONGEST_DOCUMENT, Refusal, StoreImage};

@@ -3,8 +3,8 @@
 use sha2::{Digest as _, Sha256};
 
 use crate::image::{Digest, hex};
-use crate::layer::EntryPath;
 use crate::manifest::RepositoryName;
+use crate::path::EntryPath;
 use crate::repository::MOUNT_VARIABLE;
 
 /// The directory of the store.

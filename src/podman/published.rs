@@ -2,8 +2,8 @@
 
 use super::place::{images_list, images_lock, layers_list, layers_lock, lock_token};
 use super::{Flaw, PodmanStore, STORE};
-use crate::layer::EntryPath;
 use crate::message::causes;
+use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 
 /// No list is read that is longer: 64 MiB, of which 10,000 images take a fifth.

@@ -5,8 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::catalog::CatalogEntry;
-use crate::layer::EntryPath;
 use crate::mount::Shown;
+use crate::path::EntryPath;
 use crate::repository::{NamedRow, PlacedDirectory, RepositoryError, Row};
 use crate::tree::{Directory, Leaf, Node};
 

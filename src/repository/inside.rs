@@ -2,7 +2,7 @@
 
 use super::{MAXIMUM_LINKS, Repository, RepositoryError, client_variable};
 use crate::catalog::CatalogEntry;
-use crate::layer::EntryPath;
+use crate::path::EntryPath;
 
 impl Repository {
     /// Follows a path in the root file system at `root`, all links included, and returns where in it that leads, and what is

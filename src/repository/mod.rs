@@ -19,13 +19,13 @@ use std::sync::Arc;
 
 use crate::cache::{ByteCache, Kept};
 use crate::catalog::{Catalog, CatalogEntry, CatalogError, CatalogReference, HistoryError, Tag, read_tags};
-use crate::layer::EntryPath;
 use crate::layout;
 use crate::manifest::{
     Certificate, ManifestError, RepositoryManifest, RepositoryName, certificate::CertificateError, letter::LetterError,
 };
 use crate::message::causes;
 use crate::object::{ObjectHash, ObjectKind, SizeLimit};
+use crate::path::EntryPath;
 use crate::store::{ContentError, DirectoryStore, StoreError};
 use crate::threads::ThreadsError;
 

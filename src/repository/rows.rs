@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{CatalogPlace, Repository, RepositoryError};
 use crate::catalog::{Catalog, CatalogEntry};
-use crate::layer::EntryPath;
+use crate::path::EntryPath;
 
 /// Where the content of a directory stands.
 #[derive(Debug, Clone, PartialEq, Eq)]

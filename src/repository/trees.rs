@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::RepositoryError;
 use crate::catalog::{Catalog, CatalogReference, FACTS, MARKER, Nesting, StoredTree};
-use crate::layer::EntryPath;
+use crate::path::EntryPath;
 use crate::store::StoreError;
 use crate::tree::{Directory, Leaf, Node};
 

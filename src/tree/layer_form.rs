@@ -10,9 +10,10 @@ use std::sync::Arc;
 use super::node::{Directory, Leaf, LeafKind, Node};
 use super::overlay::{ApplyError, Replaced, make_directory};
 use super::walk::look_up;
-use crate::layer::{DeviceNumber, EntryKind, EntryPath, LayerEntry, NodeKind};
+use crate::layer::{DeviceNumber, EntryKind, LayerEntry, NodeKind};
 use crate::metadata::{Metadata, Timestamp, Xattrs};
 use crate::object::Content;
+use crate::path::EntryPath;
 
 /// What marks an opaque directory: overlay mounts of root read the first, those of user namespaces the second.
 pub const OPAQUE_XATTRS: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaque"];

@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::layer::{DeviceNumber, EntryPath};
+use crate::layer::DeviceNumber;
 use crate::metadata::Metadata;
 use crate::object::Content;
+use crate::path::EntryPath;
 
 /// A directory.
 #[derive(Debug, Clone)]

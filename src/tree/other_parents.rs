@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use super::layer_form::LayerForm;
 use super::node::{Directory, Leaf, LeafKind, Node};
-use crate::layer::EntryPath;
 use crate::metadata::Metadata;
+use crate::path::EntryPath;
 
 /// Where one layer is not the same above two stacks of parents.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -17,9 +17,10 @@ use std::sync::Arc;
 use super::layer_form::{LayerForm, OwnLayer};
 use super::node::{Directory, Leaf, LeafKind, Node};
 use super::walk::{MAXIMUM_LINKS, Place, TooManyLinks, look_up, names, path_of, resolve};
-use crate::layer::{EntryKind, EntryPath, LayerEntry, NodeKind, is_bookkeeping};
+use crate::layer::{EntryKind, LayerEntry, NodeKind, is_bookkeeping};
 use crate::metadata::Metadata;
 use crate::object::Content;
+use crate::path::EntryPath;
 
 /// Why a layer cannot be applied to the tree below it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

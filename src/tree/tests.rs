@@ -8,9 +8,10 @@ use proptest::prelude::*;
 use super::{
     Applied, ApplyError, Directory, LayerForm, Leaf, LeafKind, Node, OPAQUE_XATTRS, ParentDifferences, layer_entries,
 };
-use crate::layer::{DeviceNumber, EntryKind, EntryPath, LayerEntry, NodeKind};
+use crate::layer::{DeviceNumber, EntryKind, LayerEntry, NodeKind};
 use crate::metadata::Metadata;
 use crate::object::{Content, ObjectHash, Pieces};
+use crate::path::EntryPath;
 use crate::verify::overlay_model::{MountedTree, overlay_mount};
 use crate::verify::tests_generate::image;
 use crate::verify::{NaiveLayer, NaiveTree};

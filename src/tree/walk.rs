@@ -1,7 +1,7 @@
 //! Where a path of an archive really lies in a tree: symbolic links are followed inside the root.
 
 use super::node::{Directory, LeafKind, Node};
-use crate::layer::EntryPath;
+use crate::path::EntryPath;
 
 /// A place in a tree: names from the root down, none of which is a symbolic link.
 pub(super) type Place = Vec<Box<[u8]>>;

@@ -11,10 +11,11 @@ use super::content::{ContentDigest, ContentHasher};
 use super::finding::Finding;
 use super::naive_tree::{NaiveNode, NaiveTree, is_directory};
 use crate::catalog::{CatalogEntry, MARKER};
-use crate::layer::{DeviceNumber, EntryPath, NodeKind};
+use crate::layer::{DeviceNumber, NodeKind};
 use crate::message::{causes, on_one_line};
 use crate::metadata::{Metadata, Timestamp};
 use crate::object::Content;
+use crate::path::EntryPath;
 use crate::progress::Progress;
 use crate::repository::{NamedRow, PlacedDirectory, Repository, Row};
 

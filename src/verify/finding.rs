@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::layer::EntryPath;
+use crate::path::EntryPath;
 
 /// One thing that is not as it must be. Findings sort by path, and then by attribute.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -12,7 +12,7 @@ use super::naive_layer::NaiveLayer;
 use super::naive_tree::NaiveTree;
 use super::overlay_model::{MountedTree, overlay_mount};
 use crate::catalog::MARKER;
-use crate::layer::EntryPath;
+use crate::path::EntryPath;
 
 /// The layers of an image, the lowest first.
 #[derive(Default)]

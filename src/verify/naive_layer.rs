@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::naive_tree::{ApplyError, NaiveNode, NaiveTree, directories_above, is_directory};
-use crate::layer::{DeviceNumber, EntryKind, EntryPath, LayerEntry, NodeKind, is_bookkeeping};
+use crate::layer::{DeviceNumber, EntryKind, LayerEntry, NodeKind, is_bookkeeping};
 use crate::metadata::{Metadata, Timestamp};
+use crate::path::EntryPath;
 
 /// What marks an opaque directory: for mounts of root, and for those of user namespaces.
 const OPAQUE_MARKS: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaque"];

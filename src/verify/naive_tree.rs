@@ -6,8 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use super::naive_layer::lay;
-use crate::layer::{EntryPath, LayerEntry, NodeKind};
+use crate::layer::{LayerEntry, NodeKind};
 use crate::metadata::Metadata;
+use crate::path::EntryPath;
 
 /// Maximum number of symbolic links that one path may lead through, as in umoci.
 const MAXIMUM_LINKS: usize = 255;

@@ -11,8 +11,9 @@ use super::content::ContentDigest;
 use super::finding::Finding;
 use super::naive_layer::NaiveLayer;
 use super::records::ExpectedLosses;
-use crate::layer::{EntryPath, LossKind};
+use crate::layer::LossKind;
 use crate::layout::{LayerRecord, LossList};
+use crate::path::EntryPath;
 
 /// What the layers of an image leave to those below them, and what is listed of it. Paths are those in the image where
 /// nothing else is said.

@@ -7,8 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::layer::{DeviceNumber, EntryPath, NodeKind};
+use crate::layer::{DeviceNumber, NodeKind};
 use crate::metadata::{Metadata, Xattrs};
+use crate::path::EntryPath;
 
 /// A whiteout as overlayfs knows it is a character device of this number.
 pub const WHITEOUT: DeviceNumber = DeviceNumber { major: 0, minor: 0 };

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::compare::Comparison;
 use super::published::Published;
 use crate::image::Digest;
-use crate::layer::EntryPath;
+use crate::path::EntryPath;
 
 const IMAGES: &str = "podmanStore/overlay-images";
 const LAYERS: &str = "podmanStore/overlay-layers";

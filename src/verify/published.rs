@@ -12,9 +12,10 @@ use super::records::{ExpectedLosses, compare_facts, compare_layer_record, links_
 use super::root::{StrayMarkers, root_file_system, take_stray_markers, take_stray_markers_of_layer};
 use super::{ReadLayer, VerifyError};
 use crate::image::{ChainId, Digest};
-use crate::layer::{EntryPath, LossKind};
+use crate::layer::LossKind;
 use crate::layout::{self, ImagePlace, ImageRecord, LayerRecord, LossList};
 use crate::message::causes;
+use crate::path::EntryPath;
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::settings::Modes;

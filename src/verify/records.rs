@@ -9,9 +9,10 @@ use super::naive_tree::NaiveTree;
 use super::other_parents::OtherParents;
 use super::source::ReadLayer;
 use crate::catalog::FACTS;
-use crate::layer::{EntryPath, LossKind, Losses};
+use crate::layer::{LossKind, Losses};
 use crate::layout::{self, LayerRecord, LossList, TreeFacts};
 use crate::message::causes;
+use crate::path::EntryPath;
 use crate::repository::Repository;
 
 /// What CVMFS cannot hold, as the layers were read.

@@ -7,9 +7,10 @@ use super::naive_tree::{NaiveTree, directories_above, is_directory};
 use super::overlay_model::is_whiteout;
 use crate::catalog::MARKER;
 use crate::image::ExecutionConfig;
-use crate::layer::{EntryPath, NodeKind};
+use crate::layer::NodeKind;
 use crate::layout::apptainer::{Addition, Rule, additions};
 use crate::metadata::{Metadata, Timestamp};
+use crate::path::EntryPath;
 use crate::settings::Modes;
 
 /// How many markers of nested catalogs a tree may bring.

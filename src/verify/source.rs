@@ -9,9 +9,10 @@ use super::VerifyError;
 use super::content::{ContentDigest, ContentHasher};
 use crate::image::Digest;
 use crate::layer::{
-    EntryKind, EntryPath, ExpectedLayer, LayerEntry, LayerError, LayerReader, LayerSummary, Limits, Loss, LossKind,
-    NodeKind, Piece, is_bookkeeping,
+    EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, LayerSummary, Limits, Loss, LossKind, NodeKind,
+    Piece, is_bookkeeping,
 };
+use crate::path::EntryPath;
 use crate::progress::Progress;
 use crate::source::{Image, ImageLayer, Source};
 

@@ -10,8 +10,9 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use crate::layer::{DeviceNumber, EntryKind, EntryPath, LayerEntry, NodeKind};
+use crate::layer::{DeviceNumber, EntryKind, LayerEntry, NodeKind};
 use crate::metadata::{Metadata, Timestamp, Xattrs};
+use crate::path::EntryPath;
 use crate::verify::{ApplyError, NaiveTree};
 
 /// Returns the path that `text` spells.

@@ -7,8 +7,8 @@ use std::fs;
 
 use serde_json::Value;
 
-use strata::layer::EntryPath;
 use strata::object::Compression as ObjectCompression;
+use strata::path::EntryPath;
 use strata::publish::Edit;
 
 use crate::support::{Compression, Damage, NAME, Run, TestImage, TestLayer, TestRepository, layer_path, publish_edits};

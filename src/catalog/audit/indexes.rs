@@ -96,8 +96,8 @@ mod tests {
     use crate::catalog::audit::AuditedCatalog;
     use crate::catalog::database::Draft;
     use crate::catalog::entry::CatalogEntry;
-    use crate::layer::EntryPath;
     use crate::metadata::Metadata;
+    use crate::path::EntryPath;
 
     /// Returns a catalog that is large enough to be checked here.
     fn catalog() -> Vec<u8> {

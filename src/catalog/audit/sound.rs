@@ -234,9 +234,9 @@ mod tests {
     use super::*;
     use crate::catalog::database::Draft;
     use crate::catalog::entry::{CatalogEntry, CatalogReference};
-    use crate::layer::EntryPath;
     use crate::metadata::Metadata;
     use crate::object::{Chunk, Content, ObjectHash, Pieces};
+    use crate::path::EntryPath;
 
     /// Returns a catalog with everything in it, in trees of several levels, and with records that take several pages.
     fn catalog() -> Vec<u8> {

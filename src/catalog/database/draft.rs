@@ -13,7 +13,7 @@ use super::{
 };
 use crate::catalog::counters::Counters;
 use crate::catalog::entry::{CatalogEntry, CatalogReference, Nesting};
-use crate::layer::EntryPath;
+use crate::path::EntryPath;
 
 /// A new catalog, of which all is known before it is written.
 #[derive(Debug, Clone)]

@@ -72,9 +72,9 @@ mod tests {
     use super::*;
     use crate::catalog::database::{Draft, WritableCatalog};
     use crate::catalog::entry::{CatalogEntry, Nesting};
-    use crate::layer::EntryPath;
     use crate::metadata::Metadata;
     use crate::object::{Chunk, Content, ObjectHash, Pieces};
+    use crate::path::EntryPath;
 
     fn path(text: &str) -> EntryPath {
         EntryPath::normalise(text.as_bytes()).unwrap()

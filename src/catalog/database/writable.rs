@@ -12,7 +12,7 @@ use super::{
 };
 use crate::catalog::counters::Counters;
 use crate::catalog::entry::{CatalogEntry, CatalogReference, Nesting};
-use crate::layer::EntryPath;
+use crate::path::EntryPath;
 
 /// A catalog of which every row may change.
 ///

@@ -8,6 +8,7 @@ mod sample;
 
 use super::*;
 use crate::image::{DiffId, Digest};
+use crate::path::{EntryPath, PathError};
 use sample::{Head, Tar};
 
 /// What a layer says, with the content of its files, holes filled.

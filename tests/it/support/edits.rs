@@ -4,9 +4,9 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use strata::directory::RepositoryDirectory;
-use strata::layer::EntryPath;
 use strata::metadata::Timestamp;
 use strata::object::Compression;
+use strata::path::EntryPath;
 use strata::publish::{Edit, Publisher};
 use strata::repository::Repository;
 use strata::store::Staging;

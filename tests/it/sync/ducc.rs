@@ -5,10 +5,10 @@ use std::sync::Arc;
 use serde_json::json;
 use strata::catalog::CatalogBuilder;
 use strata::image::{Digest, ImageName};
-use strata::layer::EntryPath;
 use strata::layout::{ImagePlace, flat_root, layer_root};
 use strata::metadata::Metadata;
 use strata::object::Compression;
+use strata::path::EntryPath;
 use strata::publish::Edit;
 use strata::tree::{Directory, Leaf, LeafKind, Node};
 
