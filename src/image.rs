@@ -4,6 +4,7 @@
 //! *chain ID* names the file system that a stack of layers gives. All three look alike as text; the types keep them apart.
 
 mod config;
+mod document;
 mod manifest;
 mod name;
 mod platform;
@@ -16,6 +17,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest as _, Sha256};
 
 pub use config::{ExecutionConfig, HistoryEntry, ImageConfig, RootFs};
+pub use document::Document;
+pub(crate) use document::{DocumentOutline, MAX_DOCUMENT, is_schema_1};
 pub use manifest::{Descriptor, DescriptorPlatform, DocumentKind, ImageIndex, ImageManifest};
 pub use name::{FullName, ImageName, ImageReference};
 pub(crate) use name::{is_repository, is_tag};

@@ -43,6 +43,7 @@ pub mod podman;
 pub mod preview;
 pub mod progress;
 pub mod publish;
+pub mod registry;
 pub mod repository;
 pub mod runtimes;
 pub mod settings;

@@ -53,6 +53,17 @@ pub fn shell_word(word: &str) -> String {
     }
 }
 
+/// How many characters of a foreign name a message shows.
+const QUOTED: usize = 200;
+
+/// Quotes what an image says, without control characters and not at any length.
+pub(crate) fn quoted(text: &str) -> String {
+    match text.char_indices().nth(QUOTED) {
+        Some((end, _)) => format!("{:?}…", &text[..end]),
+        None => format!("{text:?}"),
+    }
+}
+
 /// Leaves out the middle of a text of more than 20,000 characters: it may quote what anybody wrote.
 pub fn shortened(text: &str) -> Cow<'_, str> {
     if text.len() <= LONGEST {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::image::ImageName;
 use crate::manifest::{RepositoryName, RepositoryNameError};
 use crate::object::Compression;
-use crate::source::registry::{RegistriesSettings, RegistrySettings, RequestSettings};
+use crate::registry::{RegistriesSettings, RegistrySettings, RequestSettings};
 use crate::store::read_regular_text;
 use crate::wishlist::Glob;
 
@@ -322,7 +322,7 @@ fn parse_error(error: &toml::de::Error, text: &str, path: &Path) -> SettingsErro
 mod tests {
     use super::*;
 
-    use crate::source::registry::{DEFAULT_MINIMUM_RATE, DEFAULT_PATIENCE, DEFAULT_REQUEST_TIMEOUT};
+    use crate::registry::{DEFAULT_MINIMUM_RATE, DEFAULT_PATIENCE, DEFAULT_REQUEST_TIMEOUT};
 
     fn parse(text: &str) -> Result<Settings, SettingsError> {
         Settings::parse(text, Path::new("strata.toml"))
@@ -364,7 +364,7 @@ mod tests {
             let settings = parse(&format!("repository = \"a.b\"\n{}", lines.join("\n"))).unwrap();
             let registry = &settings.registries["registry.example.org"];
             assert_eq!(registry.username.as_deref(), Some("robot"));
-            assert_eq!(registry.connections, Some(crate::source::registry::DEFAULT_CONNECTIONS));
+            assert_eq!(registry.connections, Some(crate::registry::DEFAULT_CONNECTIONS));
             assert_eq!(registry.request_timeout, Some(DEFAULT_REQUEST_TIMEOUT));
             assert_eq!(registry.minimum_rate, Some(DEFAULT_MINIMUM_RATE));
         }

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use crate::image::{Digest, ExecutionConfig, ImageConfig, Platform};
 use crate::layout;
 use crate::manifest::RepositoryName;
+use crate::registry::PushedImage;
 use crate::source::ImageArgument;
-use crate::source::registry::PushedImage;
 
 /// The graph driver is for Dockers that are older than OCI images.
 const MANIFEST_TYPE: &str = "application/vnd.docker.distribution.manifest.v2+json";

@@ -18,8 +18,8 @@ use crate::metadata::Timestamp;
 use crate::object::{ChunkSizes, ObjectHash};
 use crate::path::EntryPath;
 use crate::publish::{Edit, Publication, Publisher, repair_front};
+use crate::registry::Registries;
 use crate::repository::Repository;
-use crate::source::registry::Registries;
 use crate::store::{DirectoryStore, LocalServer, Staging, Written};
 use crate::threads;
 

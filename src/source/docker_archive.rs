@@ -10,13 +10,13 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::compression::Compression;
-use super::document::{self, Document};
+use super::document;
 use super::error::SourceError;
 use super::resolve::{admit, check_layer_count, single};
 use super::tar_index::{Member, TarArchive};
 use super::tar_stream::MAX_UNPACKED;
 use super::{Image, ImageLayer, LayerBlob, PlatformRequest, Source, full_names};
-use crate::image::{DiffId, ImageConfig, Platform};
+use crate::image::{DiffId, Document, ImageConfig, Platform};
 
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";

@@ -1,40 +1,12 @@
 //! The small JSON files that describe an image: bounded before they are read, verified, and kept as they are.
 
-use std::fmt;
 use std::io::Read;
 use std::path::Path;
 
-use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::DeserializeOwned;
 
 use super::error::SourceError;
-use crate::image::{Descriptor, Digest, DocumentKind, parse_object};
-
-/// The size up to which documents are read, in bytes: every registry takes as much (distribution-spec, "Pushing Manifests").
-pub(super) const MAX_DOCUMENT: u64 = 4 << 20;
-
-/// A document as it was received, to the byte.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Document {
-    /// The bytes.
-    pub bytes: Vec<u8>,
-    /// Their digest.
-    pub digest: Digest,
-}
-
-impl Document {
-    /// Keeps `bytes` under their digest.
-    pub(super) fn new(bytes: Vec<u8>) -> Self {
-        let digest = Digest::of(&bytes);
-        Self { bytes, digest }
-    }
-}
-
-impl fmt::Debug for Document {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} bytes", self.digest, self.bytes.len())
-    }
-}
+use crate::image::{Descriptor, Digest, Document, DocumentKind, DocumentOutline, MAX_DOCUMENT, parse_object};
 
 /// A file or blob that has been opened, and its size.
 pub(super) struct Blob {
@@ -123,37 +95,12 @@ fn invalid(path: &Path, document: &str, source: serde_json::Error) -> SourceErro
     SourceError::InvalidDocument { path, document, source }
 }
 
-/// Which members a document has, whatever they hold.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Outline {
-    schema_version: Option<u64>,
-    media_type: Option<String>,
-    manifests: Option<IgnoredAny>,
-    layers: Option<IgnoredAny>,
-    config: Option<IgnoredAny>,
-    fs_layers: Option<IgnoredAny>,
-    artifact_type: Option<String>,
-}
-
-impl Outline {
-    fn is_schema_1(&self) -> bool {
-        self.schema_version == Some(1) || self.fs_layers.is_some()
-    }
-}
-
-/// Tells whether a document is of the form that [`kind`] refuses as [`SourceError::Schema1`]. Its digest is not that of
-/// all its bytes, but of what its signatures are for.
-pub(super) fn is_schema_1(bytes: &[u8]) -> bool {
-    parse_object::<Outline>(bytes).is_ok_and(|outline| outline.is_schema_1())
-}
-
 /// Tells whether a document is an index or a manifest.
 ///
 /// The members decide, and no media type may contradict them, the document's own or the one it was found under. One
 /// that looks like both is refused, since two readers could take it for two images (CVE-2021-41190).
 pub(super) fn kind(path: &Path, name: &str, bytes: &[u8], media_type: &str) -> Result<DocumentKind, SourceError> {
-    let outline: Outline = parse(path, name, bytes)?;
+    let outline: DocumentOutline = parse(path, name, bytes)?;
     let refuse = |reason| SourceError::NotAManifest { document: name.to_owned(), reason };
     if outline.is_schema_1() {
         return Err(SourceError::Schema1 { document: name.to_owned() });

@@ -3,8 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::registry::RegistryError;
 use crate::image::{Digest, NameError};
+use crate::message::quoted;
+use crate::registry::RegistryError;
 
 /// Why an image could not be found or read.
 #[derive(Debug, thiserror::Error)]
@@ -334,17 +335,6 @@ pub enum ArchiveError {
 
 /// How many names a message lists.
 const LISTED: usize = 20;
-/// How many characters of a foreign name a message shows.
-const SHOWN: usize = 200;
-
-/// Quotes what an image says, without control characters and not at any length.
-pub(super) fn quoted(text: &str) -> String {
-    match text.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{:?}…", &text[..end]),
-        None => format!("{text:?}"),
-    }
-}
-
 /// Lists names, or says that there are none.
 fn list(names: &[String]) -> String {
     let mut shown: Vec<String> = names.iter().take(LISTED).map(|name| quoted(name)).collect();

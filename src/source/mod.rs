@@ -12,12 +12,12 @@ mod docker_archive;
 mod document;
 mod error;
 mod oci_layout;
-pub mod registry;
+mod registry_image;
 mod resolve;
 mod tar_index;
 mod tar_stream;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use std::fmt;
 use std::io::{self, Read};
@@ -25,13 +25,12 @@ use std::str::FromStr;
 
 pub use argument::{ArgumentError, ImageArgument};
 pub use docker_archive::DockerArchive;
-pub use document::Document;
 pub use error::{ArchiveError, SourceError};
 pub use oci_layout::OciLayout;
+pub use registry_image::RegistryImage;
 
-use registry::{Registries, RegistryImagePlace, Transport};
-
-use crate::image::{ChainId, DiffId, Digest, FullName, ImageConfig, ImageName, NameError, Platform};
+use crate::image::{ChainId, DiffId, Digest, Document, FullName, ImageConfig, ImageName, NameError, Platform};
+use crate::registry::Registries;
 
 /// One image at some place, for one or several platforms.
 pub trait Source: Send + Sync {
@@ -112,9 +111,9 @@ pub fn open(argument: &ImageArgument, registries: &Registries) -> Result<Box<dyn
         }
         ImageArgument::OciArchive { file, reference } => Box::new(OciLayout::open_archive(file, reference.as_deref())?),
         ImageArgument::DockerArchive { file, reference } => Box::new(DockerArchive::open(file, reference.as_deref())?),
-        ImageArgument::Registry { name, digest, plain_http } => {
-            let transport = Transport::of(*plain_http);
-            Box::new(registries.image(&RegistryImagePlace { name: name.clone(), digest: *digest, transport }))
+        ImageArgument::Registry { .. } => {
+            let place = argument.registry_place().expect("the argument names a place at a registry");
+            Box::new(RegistryImage::new(registries.clone(), place))
         }
     })
 }

@@ -3,10 +3,10 @@
 mod candidates;
 mod platforms;
 
-use super::document::{self, Blobs, Document};
+use super::document::{self, Blobs};
 use super::error::SourceError;
 use super::{Image, ImageLayer, PlatformRequest};
-use crate::image::{Descriptor, Digest, DocumentKind, ImageConfig, ImageIndex, ImageManifest, Platform};
+use crate::image::{Descriptor, Digest, Document, DocumentKind, ImageConfig, ImageIndex, ImageManifest, Platform};
 
 pub(super) use platforms::single;
 
@@ -588,7 +588,7 @@ mod tests {
             let error = resolve(&files.clone().without(&name), "linux/amd64").unwrap_err();
             assert!(matches!(error, SourceError::MissingBlob { digest: named, .. } if named == digest), "{error}");
         }
-        let huge = with(manifest, "size", json!(document::MAX_DOCUMENT + 1));
+        let huge = with(manifest, "size", json!(crate::image::MAX_DOCUMENT + 1));
         let error = resolve(&files.index(json!([huge])), "linux/amd64").unwrap_err();
         assert!(matches!(error, SourceError::DocumentTooLarge { .. }), "{error}");
     }

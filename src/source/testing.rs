@@ -10,30 +10,30 @@ use serde_json::{Value, json};
 use super::{Image, ImageLayer, Source, SourceError};
 use crate::image::Digest;
 
-pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-pub(super) const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(crate) const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
 
-pub(super) fn zstd(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 1).unwrap()
 }
 
 /// A tar file in the making.
-pub(super) struct Tar(tar::Builder<Vec<u8>>);
+pub(crate) struct Tar(tar::Builder<Vec<u8>>);
 
 impl Tar {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tar::Builder::new(Vec::new()))
     }
 
-    pub(super) fn file(mut self, name: &str, content: &[u8]) -> Self {
+    pub(crate) fn file(mut self, name: &str, content: &[u8]) -> Self {
         let mut header = header(tar::EntryType::Regular, content.len() as u64);
         if name.starts_with(['/', '.']) {
             // The writer refuses or tidies such names, so they go into the header as they are.
@@ -46,29 +46,29 @@ impl Tar {
         self
     }
 
-    pub(super) fn directory(mut self, name: &str) -> Self {
+    pub(crate) fn directory(mut self, name: &str) -> Self {
         self.0.append_data(&mut header(tar::EntryType::Directory, 0), name, &[][..]).unwrap();
         self
     }
 
-    pub(super) fn symlink(mut self, name: &str, target: &str) -> Self {
+    pub(crate) fn symlink(mut self, name: &str, target: &str) -> Self {
         self.0.append_link(&mut header(tar::EntryType::Symlink, 0), name, target).unwrap();
         self
     }
 
     /// Adds a hard link whose header claims a size, as some writers have it.
-    pub(super) fn hard_link(mut self, name: &str, target: &str) -> Self {
+    pub(crate) fn hard_link(mut self, name: &str, target: &str) -> Self {
         self.0.append_link(&mut header(tar::EntryType::Link, 1234), name, target).unwrap();
         self
     }
 
     /// Puts a PAX header before the next member.
-    pub(super) fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
+    pub(crate) fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
         self.0.append_pax_extensions(records.iter().copied()).unwrap();
         self
     }
 
-    pub(super) fn bytes(self) -> Vec<u8> {
+    pub(crate) fn bytes(self) -> Vec<u8> {
         self.0.into_inner().unwrap()
     }
 }
@@ -82,7 +82,7 @@ fn header(kind: tar::EntryType, size: u64) -> tar::Header {
 }
 
 /// Returns a config for `platform` over layers that hold `layers`.
-pub(super) fn config(platform: &str, layers: &[&str]) -> Value {
+pub(crate) fn config(platform: &str, layers: &[&str]) -> Value {
     let crate::image::Platform { os, architecture, variant } = platform.parse().unwrap();
     let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer.as_bytes()).to_string()).collect();
     let mut config =
@@ -95,65 +95,65 @@ pub(super) fn config(platform: &str, layers: &[&str]) -> Value {
 
 /// Files of a layout or an archive, by name.
 #[derive(Clone)]
-pub(super) struct Files(pub(super) BTreeMap<String, Vec<u8>>);
+pub(crate) struct Files(pub(crate) BTreeMap<String, Vec<u8>>);
 
 impl Files {
     /// An OCI layout without images.
-    pub(super) fn layout() -> Self {
+    pub(crate) fn layout() -> Self {
         let version = (r#"oci-layout"#.to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
         Self([version].into()).index(json!([]))
     }
 
     /// A docker archive that lists `images`.
-    pub(super) fn docker(images: Value) -> Self {
+    pub(crate) fn docker(images: Value) -> Self {
         Self([("manifest.json".to_owned(), images.to_string().into_bytes())].into())
     }
 
-    pub(super) fn with(mut self, name: &str, content: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn with(mut self, name: &str, content: impl AsRef<[u8]>) -> Self {
         self.0.insert(name.to_owned(), content.as_ref().to_vec());
         self
     }
 
-    pub(super) fn without(mut self, name: &str) -> Self {
+    pub(crate) fn without(mut self, name: &str) -> Self {
         self.0.remove(name).unwrap();
         self
     }
 
     /// Replaces the entries of `index.json`.
-    pub(super) fn index(self, manifests: Value) -> Self {
+    pub(crate) fn index(self, manifests: Value) -> Self {
         self.with("index.json", json!({"schemaVersion": 2, "manifests": manifests}).to_string())
     }
 
     /// Adds a blob and returns its descriptor.
-    pub(super) fn blob(&mut self, media_type: &str, bytes: &[u8]) -> Value {
+    pub(crate) fn blob(&mut self, media_type: &str, bytes: &[u8]) -> Value {
         let digest = Digest::of(bytes);
         self.0.insert(blob_name(&digest), bytes.to_vec());
         json!({"mediaType": media_type, "digest": digest.to_string(), "size": bytes.len()})
     }
 
     /// Adds an image of plain layers and returns the descriptor of its manifest.
-    pub(super) fn image(&mut self, platform: &str, layers: &[&str]) -> Value {
+    pub(crate) fn image(&mut self, platform: &str, layers: &[&str]) -> Value {
         let config = config(platform, layers);
         self.image_of(&config, layers)
     }
 
-    pub(super) fn image_of(&mut self, config: &Value, layers: &[&str]) -> Value {
+    pub(crate) fn image_of(&mut self, config: &Value, layers: &[&str]) -> Value {
         let config = self.blob(CONFIG, config.to_string().as_bytes());
         let layers: Vec<Value> = layers.iter().map(|layer| self.blob(LAYER, layer.as_bytes())).collect();
         self.json(MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": layers}))
     }
 
     /// Adds an index and returns its descriptor.
-    pub(super) fn nested(&mut self, manifests: Value) -> Value {
+    pub(crate) fn nested(&mut self, manifests: Value) -> Value {
         self.json(INDEX, &json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}))
     }
 
-    pub(super) fn json(&mut self, media_type: &str, document: &Value) -> Value {
+    pub(crate) fn json(&mut self, media_type: &str, document: &Value) -> Value {
         self.blob(media_type, document.to_string().as_bytes())
     }
 
     /// Writes the files into a directory.
-    pub(super) fn write(&self, directory: &Path) {
+    pub(crate) fn write(&self, directory: &Path) {
         for (name, content) in &self.0 {
             let path = directory.join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -162,41 +162,41 @@ impl Files {
     }
 
     /// Returns a tar file of the files.
-    pub(super) fn tar(&self) -> Vec<u8> {
+    pub(crate) fn tar(&self) -> Vec<u8> {
         self.0.iter().fold(Tar::new(), |tar, (name, content)| tar.file(name, content)).bytes()
     }
 }
 
-pub(super) fn blob_name(digest: &Digest) -> String {
+pub(crate) fn blob_name(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
 /// Adds a member to a JSON object.
-pub(super) fn with(mut object: Value, key: &str, value: Value) -> Value {
+pub(crate) fn with(mut object: Value, key: &str, value: Value) -> Value {
     object[key] = value;
     object
 }
 
 /// Gives a descriptor a platform.
-pub(super) fn on(descriptor: Value, platform: &str) -> Value {
+pub(crate) fn on(descriptor: Value, platform: &str) -> Value {
     let platform: crate::image::Platform = platform.parse().unwrap();
     let (os, architecture, variant) = (platform.os, platform.architecture, platform.variant);
     with(descriptor, "platform", json!({"os": os, "architecture": architecture, "variant": variant}))
 }
 
 /// Gives a descriptor of `index.json` a name.
-pub(super) fn named(descriptor: Value, name: &str) -> Value {
+pub(crate) fn named(descriptor: Value, name: &str) -> Value {
     with(descriptor, "annotations", json!({"org.opencontainers.image.ref.name": name}))
 }
 
-pub(super) fn read_layer(source: &dyn Source, layer: &ImageLayer) -> Result<Vec<u8>, SourceError> {
+pub(crate) fn read_layer(source: &dyn Source, layer: &ImageLayer) -> Result<Vec<u8>, SourceError> {
     let mut content = Vec::new();
     source.open_layer(layer)?.read_to_end(&mut content).unwrap();
     Ok(content)
 }
 
 /// Checks what every source promises of an image that it has resolved, and returns the contents of its layers.
-pub(super) fn keeps_its_promises(source: &dyn Source, image: &Image) -> Vec<Vec<u8>> {
+pub(crate) fn keeps_its_promises(source: &dyn Source, image: &Image) -> Vec<Vec<u8>> {
     let manifest: crate::image::ImageManifest = serde_json::from_slice(&image.manifest.bytes).unwrap();
     assert_eq!(Digest::of(&image.manifest.bytes), image.manifest.digest);
     assert_eq!(Digest::of(&image.config.bytes), image.config.digest);

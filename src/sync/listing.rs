@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::source::registry::{Registries, ShownAs, Transport};
+use crate::registry::{Registries, ShownAs, Transport};
 use crate::wishlist::{ImageRepository, JsonPage, Listing, ListingError, ProjectApi};
 
 impl Listing for Registries {

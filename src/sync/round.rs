@@ -21,8 +21,8 @@ use super::workshop::{Item, Publications, Staged, Work, Workshop};
 use super::{Event, ImageState, SyncError};
 use crate::convert::ConvertError;
 use crate::image::ImageName;
+use crate::registry::{DEFAULT_CONNECTIONS, DEFAULT_REQUEST_TIMEOUT};
 use crate::settings::Settings;
-use crate::source::registry::{DEFAULT_CONNECTIONS, DEFAULT_REQUEST_TIMEOUT};
 use crate::threads;
 use crate::wishlist::{
     Expansion, Failure, GrowingExpansion, ListedOnce, Listing, Order, WantedImage, Wishlist, expand_one,

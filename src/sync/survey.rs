@@ -10,9 +10,9 @@ use crate::inventory;
 use crate::layout::{self, ImagePlace, ImageRecord};
 use crate::metadata::Timestamp;
 use crate::podman::{PodmanStore, StoreImage};
+use crate::registry::Registries;
 use crate::repository::{Repository, RepositoryError};
 use crate::settings::Settings;
-use crate::source::registry::{Registries, RegistryImagePlace};
 use crate::source::{Platforms, SourceError};
 use crate::wishlist::WantedImage;
 
@@ -85,7 +85,7 @@ impl Survey<'_> {
 
     /// Returns what a registry has under the name of an image, unless that is what is published.
     fn look(&self, image: &WantedImage) -> Result<Option<Digest>, ConvertError> {
-        let place = RegistryImagePlace::of(&image.argument).expect("wishes name images at registries only");
+        let place = image.argument.registry_place().expect("wishes name images at registries only");
         // What is named by its digest cannot change.
         let digest = match place.digest() {
             Some(digest) => digest,

@@ -3,9 +3,10 @@
 use std::cmp::Ordering;
 
 use super::super::Image;
-use super::super::error::{SourceError, quoted};
+use super::super::error::SourceError;
 use super::{MAX_DEPTH, MAX_DOCUMENTS, Resolver};
 use crate::image::{Descriptor, DocumentKind, Platform};
+use crate::message::quoted;
 
 /// What containers/image writes beside an image that is there packed otherwise, too.
 const PACKED_ANEW: &str = "io.github.containers.compression.zstd";

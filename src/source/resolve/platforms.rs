@@ -1,11 +1,12 @@
 //! The images of one name for several platforms, side by side.
 
 use super::super::Image;
-use super::super::document::{self, Document};
-use super::super::error::{SourceError, quoted};
+use super::super::document;
+use super::super::error::SourceError;
 use super::candidates::by_suitability;
 use super::{Resolver, name_platforms};
-use crate::image::{Descriptor, DocumentKind, Platform};
+use crate::image::{Descriptor, Document, DocumentKind, Platform};
+use crate::message::quoted;
 
 impl Resolver<'_> {
     /// Returns the images for each of the platforms `wanted`, or all, of what entries of a list stand for, all of which point

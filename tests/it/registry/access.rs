@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use strata::source::registry::{Registries, RegistriesSettings, Transport};
+use strata::registry::{Registries, RegistriesSettings, Transport};
 
 use super::{PLACE, Pull, assert_published, image, noise, top};
 use crate::support::{

@@ -6,9 +6,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::super::error::quoted;
 use super::http::is_distrust;
 use crate::image::Digest;
+use crate::message::quoted;
 
 /// Why a registry did not give what it was asked for.
 #[derive(Debug, thiserror::Error)]

@@ -29,7 +29,7 @@ const PAGE: &str = "1000";
 
 /// How hard a server is tried for something small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Effort {
+pub(crate) enum Effort {
     /// With all attempts, in all the time that there is.
     Whole,
     /// With all attempts, in half of the time: if that fails, it is asked in another way.

@@ -16,7 +16,6 @@ mod endpoint;
 mod error;
 mod helper;
 mod http;
-mod image;
 mod limits;
 mod paging;
 mod push;
@@ -38,15 +37,12 @@ use reqwest::{Method, Url};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
-use super::ImageArgument;
-use super::document::{Document, MAX_DOCUMENT, is_schema_1};
-use crate::image::{Digest, ImageName, ImageReference, is_repository, is_tag};
+use crate::image::{Digest, Document, ImageName, ImageReference, MAX_DOCUMENT, is_repository, is_schema_1, is_tag};
 use allowance::Allowance;
 use asking::{Asked, Call};
 use clock::{Clock, SystemClock};
 use credentials::{CredentialPlaces, Credentials};
 use ducc::DuccRegistry;
-use effort::Effort;
 use endpoint::{Endpoint, asked_authority, asked_repository, endpoints};
 use http::{Answer, HostLimits, Http, Proxies, Terms, shown};
 use limits::{Host, Hosts};
@@ -54,14 +50,16 @@ use token::Tokens;
 use transfer::{OpenedBlob, Policy, Retryable};
 
 pub use ducc::Environment;
+pub(crate) use effort::Effort;
 pub use error::{RegistryError, Said};
 pub use http::TimeLimits;
-pub use image::RegistryImage;
+pub(crate) use limits::{Permit, lock};
 pub use push::{Pushed, PushedImage};
 pub use settings::{
     DEFAULT_CONNECTIONS, DEFAULT_MINIMUM_RATE, DEFAULT_PATIENCE, DEFAULT_REQUEST_TIMEOUT, RegistriesSettings,
     RegistrySettings, RequestSettings, Secret,
 };
+pub(crate) use transfer::Download;
 
 /// What manifests are taken: one header, since some registries look at the first only.
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
@@ -102,13 +100,6 @@ pub struct RegistryImagePlace {
 }
 
 impl RegistryImagePlace {
-    /// Returns the place that an argument names, if it names one at a registry.
-    pub fn of(argument: &ImageArgument) -> Option<Self> {
-        let ImageArgument::Registry { name, digest, plain_http } = argument else { return None };
-        let transport = Transport::of(*plain_http);
-        Some(Self { name: name.clone(), digest: *digest, transport })
-    }
-
     /// Returns the digest of the manifest, if it is given.
     pub fn digest(&self) -> Option<Digest> {
         let of_name = match self.name.reference() {
@@ -239,11 +230,6 @@ impl Registries {
         self
     }
 
-    /// Returns the image at a place, without asking for it yet.
-    pub fn image(&self, place: &RegistryImagePlace) -> RegistryImage {
-        RegistryImage::new(self.clone(), place.clone())
-    }
-
     /// Returns the digest of what a name stands for, without fetching it if the registry allows for that.
     ///
     /// Registries and what lies before them answer this question in many wrong ways, so that no failure counts before one
@@ -332,7 +318,7 @@ impl Registries {
     }
 
     /// Fetches a manifest: that of the place, or another of its repository by its digest. Returns it with its media type.
-    fn manifest(
+    pub(crate) fn manifest(
         &self,
         place: &RegistryImagePlace,
         digest: Option<&Digest>,
@@ -359,7 +345,7 @@ impl Registries {
     }
 
     /// Fetches a blob that is no layer.
-    fn small_blob(&self, place: &RegistryImagePlace, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
+    pub(crate) fn small_blob(&self, place: &RegistryImagePlace, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
         let repository = asked_repository(place.name.host(), place.name.repository());
         let call = Call::pull(&repository, format!("blob {digest} of {place}"));
         self.small(place, &call, &format!("blobs/{digest}"), Effort::Whole, |answer| {
@@ -371,6 +357,16 @@ impl Registries {
         })
     }
 
+    /// Waits until one more layer of a place may be downloaded.
+    pub(crate) fn download_permit(&self, place: &RegistryImagePlace) -> Permit {
+        self.host_of(place).download()
+    }
+
+    /// Returns the permission to download one more layer of a place, if that is possible now.
+    pub(crate) fn try_download_permit(&self, place: &RegistryImagePlace) -> Option<Permit> {
+        self.host_of(place).try_download()
+    }
+
     /// Returns the host whose downloads those of a place count as, whichever server they come from.
     fn host_of(&self, place: &RegistryImagePlace) -> Arc<Host> {
         let name = place.name.host();
@@ -379,7 +375,7 @@ impl Registries {
     }
 
     /// Returns how hard layers of a place are tried for.
-    fn policy(&self, place: &RegistryImagePlace) -> Policy {
+    pub(crate) fn policy(&self, place: &RegistryImagePlace) -> Policy {
         let limits = self.shared.http.limits_of(&asked_authority(place.name.host()));
         let (minimum_rate, rate_window) = (limits.minimum_rate, limits.stall);
         Policy { park_limit: self.patience, minimum_rate, rate_window, ..Policy::default() }
@@ -388,7 +384,7 @@ impl Registries {
     /// Begins to read a blob at byte `offset`, or at its start if the server cannot do otherwise.
     ///
     /// `urls` are asked first, without credentials. There is one attempt for each server; the digest is left to the reader.
-    fn open_blob(
+    pub(crate) fn open_blob(
         &self,
         place: &RegistryImagePlace,
         digest: &Digest,

@@ -28,7 +28,7 @@ struct Printed {
 
 /// Asks a program for the credentials of `server`. It is looked for in `path`, or that of this process.
 pub(super) fn get(name: &str, server: &str, path: Option<&OsString>) -> Result<Option<Credentials>, RegistryError> {
-    let program = format!("docker-credential-{}", super::super::error::quoted(name).trim_matches('"'));
+    let program = format!("docker-credential-{}", crate::message::quoted(name).trim_matches('"'));
     let failed = |fault: String| RegistryError::Helper { program: program.clone(), host: server.to_owned(), fault };
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')) {
         return Err(failed("its name may hold letters, digits, '_' and '-'".to_owned()));

@@ -6,14 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::super::document::{Blob, Blobs};
-use super::super::resolve::Resolver;
-use super::super::{Image, ImageLayer, LayerBlob, PlatformRequest, Source, SourceError};
-use super::effort::Effort;
-use super::limits::{Permit, lock};
-use super::transfer::Download;
-use super::{Registries, RegistryError, RegistryImagePlace};
+use super::document::{Blob, Blobs};
+use super::resolve::Resolver;
+use super::{Image, ImageLayer, LayerBlob, PlatformRequest, Source, SourceError};
 use crate::image::{Digest, Platform};
+use crate::registry::{Download, Effort, Permit, Registries, RegistryError, RegistryImagePlace, lock};
 
 /// An image at a registry.
 #[derive(Debug)]
@@ -27,7 +24,8 @@ pub struct RegistryImage {
 }
 
 impl RegistryImage {
-    pub(super) fn new(registries: Registries, place: RegistryImagePlace) -> Self {
+    /// Returns the image at a place, without asking for it yet.
+    pub fn new(registries: Registries, place: RegistryImagePlace) -> Self {
         let label = place.to_string().into();
         Self { registries, place, label, mirrors: Arc::default() }
     }
@@ -49,11 +47,11 @@ impl Source for RegistryImage {
     }
 
     fn open_layer(&self, layer: &ImageLayer) -> Result<LayerBlob, SourceError> {
-        Ok(self.download(layer, self.registries.host_of(&self.place).download()))
+        Ok(self.download(layer, self.registries.download_permit(&self.place)))
     }
 
     fn try_open_layer(&self, layer: &ImageLayer) -> Result<Option<LayerBlob>, SourceError> {
-        let permit = self.registries.host_of(&self.place).try_download();
+        let permit = self.registries.try_download_permit(&self.place);
         Ok(permit.map(|permit| self.download(layer, permit)))
     }
 

@@ -11,10 +11,10 @@ use std::thread;
 
 use serde_json::json;
 
-use super::super::testing::{CONFIG, Files, INDEX, MANIFEST, blob_name, keeps_its_promises, on};
-use super::super::{PlatformRequest, Source as _, SourceError};
 use super::clock::tests::HandClock;
 use super::*;
+use crate::source::testing::{CONFIG, Files, INDEX, MANIFEST, blob_name, keeps_its_promises, on};
+use crate::source::{PlatformRequest, RegistryImage, Source as _, SourceError};
 use server::{Asked, Drip, Reply, Server};
 
 struct Client {
@@ -79,8 +79,9 @@ fn small_image() -> (Files, serde_json::Value) {
     (files, image)
 }
 
-fn resolve(client: &Client, place: &RegistryImagePlace) -> Result<super::super::Image, SourceError> {
-    client.registries.image(place).resolve(&PlatformRequest::new(Some("linux/amd64".parse().unwrap())))
+fn resolve(client: &Client, place: &RegistryImagePlace) -> Result<crate::source::Image, SourceError> {
+    RegistryImage::new(client.registries.clone(), place.clone())
+        .resolve(&PlatformRequest::new(Some("linux/amd64".parse().unwrap())))
 }
 
 fn registry_error<T: fmt::Debug>(result: Result<T, SourceError>) -> RegistryError {
@@ -102,7 +103,10 @@ fn image_is_found_by_tag_and_by_digest_and_its_layers_are_read() {
     let image = resolve(&client, &place).unwrap();
     assert_eq!(image.names, [place.name.clone().into()]);
     assert_eq!(image.index.as_ref().map(|index| index.digest), Some(digest));
-    assert_eq!(keeps_its_promises(&client.registries.image(&place), &image), [b"lower", b"upper"]);
+    assert_eq!(
+        keeps_its_promises(&RegistryImage::new(client.registries.clone(), place.clone()), &image),
+        [b"lower", b"upper"]
+    );
     assert!(server.targets()[0].ends_with("/manifests/1"));
     let first = &server.asked()[0];
     assert_eq!(first.headers["accept"], MANIFEST_TYPES);
@@ -541,7 +545,7 @@ fn registry_on_this_machine_may_know_no_encryption() {
     let plain = server.targets().iter().filter(|target| target.starts_with("GET ")).count();
     assert_eq!(plain, 2);
     let image = resolve(&client, &place).unwrap();
-    assert_eq!(keeps_its_promises(&client.registries.image(&place), &image).len(), 2);
+    assert_eq!(keeps_its_promises(&RegistryImage::new(client.registries.clone(), place.clone()), &image).len(), 2);
 }
 
 #[test]

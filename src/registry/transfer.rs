@@ -20,7 +20,7 @@ use pipe::Pipe;
 const PIECE: usize = 256 << 10;
 
 /// A body that a registry, or the store it points to, has begun to send.
-pub(super) struct OpenedBlob {
+pub(crate) struct OpenedBlob {
     /// Which byte of the blob comes first.
     pub start: u64,
     /// How many bytes follow, if the answer says it.
@@ -32,7 +32,7 @@ pub(super) struct OpenedBlob {
 }
 
 /// What a failed request says about another one like it.
-pub(super) trait Retryable: Error + Send + Sync + 'static {
+pub(crate) trait Retryable: Error + Send + Sync + 'static {
     /// Tells whether the same request may well succeed later.
     fn is_transient(&self) -> bool;
 
@@ -42,7 +42,7 @@ pub(super) trait Retryable: Error + Send + Sync + 'static {
 
 /// How hard a download tries, and how far it runs ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Policy {
+pub(crate) struct Policy {
     /// How many attempts in a row may fail without a single byte.
     pub attempts: u32,
     /// How long to wait after the first of these, give or take a quarter. It doubles with each further one.
@@ -80,7 +80,7 @@ impl Default for Policy {
 ///
 /// A lost connection is taken up where it stopped. What cannot be had is an error of the reader, behind the bytes that
 /// could. When the value is dropped, the thread ends on its own: at once, or when the body it reads from gives or fails.
-pub(super) struct Download {
+pub(crate) struct Download {
     pipe: Arc<Pipe>,
     /// Reads when it is asked to, because no thread could be had.
     direct: Option<Attempts>,
@@ -88,12 +88,12 @@ pub(super) struct Download {
 
 /// Tells how far a [`Download`] is, and keeps nothing of it going.
 #[derive(Clone)]
-pub(super) struct Arrival(Option<Arc<Pipe>>);
+pub(crate) struct Arrival(Option<Arc<Pipe>>);
 
 impl Download {
     /// Starts to read a blob of `size` bytes. `open` asks the registry for it from some byte on, as often as need be; an
     /// answer may start at the blob's first byte instead.
-    pub(super) fn start<E: Retryable>(
+    pub(crate) fn start<E: Retryable>(
         open: impl FnMut(u64) -> Result<OpenedBlob, E> + Send + 'static,
         size: u64,
         policy: Policy,
@@ -116,14 +116,14 @@ impl Download {
     }
 
     /// Returns what tells how far this download is.
-    pub(super) fn arrival(&self) -> Arrival {
+    pub(crate) fn arrival(&self) -> Arrival {
         Arrival(self.direct.is_none().then(|| Arc::clone(&self.pipe)))
     }
 }
 
 impl Arrival {
     /// Tells whether a read would get a useful amount at once, or the end, or an error.
-    pub(super) fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         // Without a thread, nothing arrives before it is read.
         self.0.as_ref().is_none_or(|pipe| pipe.is_ready())
     }

@@ -302,7 +302,7 @@ struct Slots {
 
 /// Counts one request or download that is under way.
 #[derive(Debug)]
-pub(super) struct Permit(Arc<Slots>);
+pub(crate) struct Permit(Arc<Slots>);
 
 impl Slots {
     fn new(count: usize) -> Arc<Self> {
@@ -331,7 +331,7 @@ impl Drop for Permit {
 }
 
 /// Locks what no panic can leave half changed.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
