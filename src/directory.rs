@@ -8,13 +8,13 @@ use std::sync::{Arc, OnceLock};
 
 use rsa::PublicKey;
 
-use crate::catalog::{StateDatabase, StateError};
 use crate::manifest::keys::read_public_key;
 use crate::manifest::{KeyError, Keys, RepositoryName, Urgency, Whitelist, WhitelistError};
 use crate::message::shell_word;
 use crate::metadata::Timestamp;
 use crate::registry::{Registries, RegistryError};
 use crate::settings::{Settings, SettingsError};
+use crate::state::{StateDatabase, StateError};
 use crate::store::{DirectoryStore, LocalServer, StoreError, is_absence, not_regular, open_regular};
 
 /// Why a repository directory cannot be used.

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use crate::consumer::podman::{PublishedStore, Refusal, StoreImage};
 use crate::image::{ImageConfig, ImageIndex, ImageName, NameError, Platform};
 use crate::layout::{self, ImagePlace, ImageRecord, LayerRecord, LossList};
 use crate::path::EntryPath;
-use crate::podman::{PublishedStore, Refusal, StoreImage};
 use crate::repository::{Repository, RepositoryError};
 
 /// No file of strata's own is read that is longer.

@@ -9,9 +9,8 @@ use std::collections::BTreeSet;
 use crate::convert::foreign_trees;
 use crate::image::Digest;
 use crate::inventory::{self, InventoryError, ListedImage};
-use crate::layout::{self, CandidateTrees, Left, PLATFORMS};
+use crate::layout::{self, CandidateTrees, Left, PLATFORMS, PODMAN_STORE};
 use crate::path::EntryPath;
-use crate::podman::STORE;
 use crate::repository::{Repository, RepositoryError};
 
 /// No list of candidates is read that is longer.
@@ -80,7 +79,8 @@ fn trees_of(repository: &Repository, image: &ListedImage) -> Result<BTreeSet<Ent
 /// Adds the trees that links in public directories lead to, as far as those are not hidden: another program need not note its
 /// images anywhere else.
 fn add_linked(repository: &Repository, used: &mut BTreeSet<EntryPath>) -> Result<(), RepositoryError> {
-    let is_public = |name: &[u8]| name == PLATFORMS.as_bytes() || !name.starts_with(b".") && name != STORE.as_bytes();
+    let is_public =
+        |name: &[u8]| name == PLATFORMS.as_bytes() || !name.starts_with(b".") && name != PODMAN_STORE.as_bytes();
     let mut waiting = vec![EntryPath::ROOT];
     while let Some(directory) = waiting.pop() {
         for (name, entry) in repository.list(&directory)? {

@@ -13,7 +13,6 @@ mod entry;
 mod guarded;
 mod history;
 mod plan;
-mod state;
 mod xattr;
 
 pub use build::{BuildError, CatalogBuilder, FACTS, StoredTree};
@@ -22,6 +21,6 @@ pub use database::{Catalog, CatalogError, StoredObject};
 pub(crate) use database::{PathKey, key_of, key_of_hash};
 pub use edit::{Editor, MAXIMUM_STRUCTURAL_ENTRIES, TakeCatalog};
 pub use entry::{CatalogEntry, CatalogReference, Nesting};
+pub(crate) use guarded::forbid_execution;
 pub use history::{HistoryError, ReferenceKind, Tag, TaggedRevision, next_history, next_reflog, read_tags};
 pub use plan::{MARKER, MAXIMUM_ENTRIES, layer_without_stray_markers, without_stray_markers};
-pub use state::{ContentKey, ImageFailure, KnownObject, StateDatabase, StateError, StoredTreeNote, VerifiedBlob};

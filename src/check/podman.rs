@@ -3,9 +3,10 @@
 use super::Check;
 use super::finding::Place;
 use super::scope::Scope;
+use crate::consumer::podman::{Flaw, PublishedStore, audit_image};
+use crate::layout::PODMAN_STORE;
 use crate::object::ObjectKind;
 use crate::path::EntryPath;
-use crate::podman::{Flaw, PublishedStore, STORE, audit_image};
 use crate::repository::{Repository, RepositoryError};
 
 impl Check<'_> {
@@ -13,7 +14,7 @@ impl Check<'_> {
     ///
     /// What of it cannot be read is told where its objects are checked.
     pub(super) fn check_podman_store(&self, scope: &Scope) {
-        if !scope.holds(format!("/{STORE}").as_bytes()) {
+        if !scope.holds(format!("/{PODMAN_STORE}").as_bytes()) {
             return;
         }
         self.progress.set_stage("checking the podman store".to_owned());

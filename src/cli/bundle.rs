@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use serde_json::json;
-use strata::bundle::{Bundle as RuntimeBundle, BundleOptions};
+use strata::consumer::bundle::{Bundle as RuntimeBundle, BundleOptions};
 use strata::message::on_one_line;
 use strata::repository::Repository;
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
+use strata::consumer::commands::{self, Runtime};
 use strata::directory::RepositoryDirectory;
 use strata::inventory::{self, ImageDetails};
 use strata::layout::ImagePlace;
@@ -12,7 +13,6 @@ use strata::manifest::Whitelist;
 use strata::message::{causes, on_one_line};
 use strata::metadata::Timestamp;
 use strata::repository::Repository;
-use strata::runtimes::{self, Runtime};
 
 use super::arguments::{Arguments, Info};
 use super::hint::how_to_mount;
@@ -33,7 +33,7 @@ pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
             for place in image.places(&repository)? {
                 let details = inventory::describe(&repository, &place)?;
                 let podman_finds_it = details.podman == Some(Ok(()));
-                let commands = runtimes::commands(&repository, &place, &details.record, podman_finds_it)?;
+                let commands = commands::commands(&repository, &place, &details.record, podman_finds_it)?;
                 image_info(arguments, &place, &details, &commands)?;
             }
         }

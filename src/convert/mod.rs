@@ -22,20 +22,21 @@ use std::time::Duration;
 
 use rsa::rand_core::CryptoRng;
 
-use crate::catalog::{BuildError, StateError};
+use crate::catalog::BuildError;
+use crate::consumer::podman::Refusal;
 use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::image::{DiffId, Digest, FullName, ImageName, ImageReference};
-use crate::index::IndexError;
 use crate::ingest::IngestError;
 use crate::inventory::InventoryError;
 use crate::layer::Limits;
 use crate::layout::{ImagePlace, LossList};
 use crate::metadata::Timestamp;
 use crate::object::ObjectHash;
-use crate::podman::Refusal;
 use crate::publish::{PublishError, Revision};
 use crate::repository::RepositoryError;
 use crate::source::{ImageArgument, NamingError, PlatformRequest, Platforms, SourceError};
+use crate::state::IndexError;
+use crate::state::StateError;
 use crate::store::{StoreError, Written};
 use crate::threads::ThreadsError;
 use crate::tree::ApplyError;

@@ -6,13 +6,14 @@ use super::run::Run;
 use super::trees::{KnownLayer, published_record};
 use super::whole::Holes;
 use super::{ConvertError, ImageOptions};
-use crate::catalog::{StoredTree, VerifiedBlob};
+use crate::catalog::StoredTree;
 use crate::image::{ChainId, Digest};
 use crate::ingest::IngestedLayer;
 use crate::layout::{self, LayerRecord};
 use crate::path::EntryPath;
 use crate::repository::Repository;
 use crate::source::{Image, ImageLayer};
+use crate::state::VerifiedBlob;
 
 /// What there is to do for an image.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

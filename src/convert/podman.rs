@@ -8,11 +8,13 @@ use super::run::Run;
 use super::stage::StagedImage;
 use super::{ConvertError, ImageOptions, PodmanListing};
 use crate::catalog::CatalogEntry;
+use crate::consumer::podman::{
+    self, Audit, Entry, MANY_IMAGES, PodmanStore, PublishedStore, Refusal, StoreImage, store_name,
+};
 use crate::image::{Digest, ImageName, Platform};
 use crate::inventory::{directories, list_intact, places};
 use crate::layout::{self, ImagePlace};
 use crate::message::causes;
-use crate::podman::{self, Audit, Entry, MANY_IMAGES, PodmanStore, PublishedStore, Refusal, StoreImage, store_name};
 use crate::publish::Edit;
 use crate::repository::RepositoryError;
 use crate::settings::Settings;

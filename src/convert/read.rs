@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering;
 use super::ConvertError;
 use super::need::Need;
 use super::run::Run;
-use crate::catalog::VerifiedBlob;
 use crate::image::Digest;
 use crate::ingest::{Ingest, IngestError, IngestedLayer, LayerToRead};
 use crate::layer::{ExpectedLayer, LayerSummary};
 use crate::object::ChunkSizes;
 use crate::progress::Progress;
 use crate::source::{Image, ImageLayer, LayerBlob, Source};
+use crate::state::VerifiedBlob;
 
 impl Run {
     /// Reads the layers that have to be read from their blobs; returns them with those that were kept, by their place. Layers

@@ -9,9 +9,7 @@ use rsa::rand_core::CryptoRng;
 use super::edits::Changes;
 use super::kept::KeptLayers;
 use super::{ConvertError, Options};
-use crate::catalog::{StateDatabase, StoredTreeNote};
 use crate::directory::RepositoryDirectory;
-use crate::index::ContentIndex;
 use crate::manifest::Keys;
 use crate::message::causes;
 use crate::metadata::Timestamp;
@@ -20,6 +18,8 @@ use crate::path::EntryPath;
 use crate::publish::{Edit, Publication, Publisher, repair_front};
 use crate::registry::Registries;
 use crate::repository::Repository;
+use crate::state::ContentIndex;
+use crate::state::{StateDatabase, StoredTreeNote};
 use crate::store::{DirectoryStore, LocalServer, Staging, Written};
 use crate::threads;
 

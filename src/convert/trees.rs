@@ -2,12 +2,13 @@
 
 use super::run::Run;
 use super::{ConvertError, ImageOptions};
-use crate::catalog::{Catalog, CatalogReference, FACTS, StoredTree, StoredTreeNote};
+use crate::catalog::{Catalog, CatalogReference, FACTS, StoredTree};
 use crate::image::Digest;
 use crate::layout::{self, LayerRecord, TreeFacts};
 use crate::object::ObjectKind;
 use crate::path::EntryPath;
 use crate::repository::{ReadCatalog, ReadTree, Repository, RepositoryError, read_tree};
+use crate::state::StoredTreeNote;
 use crate::store::StoreError;
 use crate::tree::{LayerForm, join_links};
 

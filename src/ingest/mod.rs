@@ -15,11 +15,11 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::index::{ContentIndex, IndexError};
 use crate::layer::{ExpectedLayer, LayerEntry, LayerError, LayerSummary, Limits};
 use crate::object::{ChunkSizes, Compression, Content};
 use crate::source::{LayerBlob, SourceError};
 use crate::stage::stage;
+use crate::state::{ContentIndex, IndexError};
 use crate::store::{Staging, StoreError};
 
 use buffers::Buffers;

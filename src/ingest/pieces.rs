@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 
 use super::{Ingest, IngestError};
-use crate::catalog::{ContentKey, KnownObject};
 use crate::object::{Encoder, ObjectHash, ObjectKind};
 use crate::stage::stage;
+use crate::state::{ContentKey, KnownObject};
 
 /// Content of one layer that one thread stores.
 pub(super) struct Job {

@@ -3,24 +3,24 @@
 //! Paths are byte for byte those of the converter that sites have used so far, so that every consumer that works with its
 //! repositories works with ours.
 
-pub mod apptainer;
-mod flat;
 mod place;
 mod record;
 
 use crate::image::{ChainId, Digest, ImageName};
 use crate::path::EntryPath;
-use crate::podman::STORE;
 
-pub use flat::flat_tree;
 pub use place::{ALIASES, ImagePlace, PLATFORMS, platform_of_directory, variant_link_target};
 pub use record::{CandidateTrees, ImageRecord, LayerRecord, Left, LossList, Stamp, TreeFacts, WishedNames};
+
+/// The directory of the image store that podman reads.
+pub const PODMAN_STORE: &str = "podmanStore";
 
 /// Tells whether a path is that of a file that a conversion writes for the images it belongs to, and writes again if it is lost.
 pub(crate) fn is_written_for_images(path: &EntryPath) -> bool {
     let is_list = [wished_names(), candidate_trees(), former_candidate_trees()].contains(path);
     let first = path.components().next().unwrap_or_default();
-    let is_ours = matches!(first, b".metadata" | b".layers" | b".chains" | b".flat") || first == STORE.as_bytes();
+    let is_ours =
+        matches!(first, b".metadata" | b".layers" | b".chains" | b".flat") || first == PODMAN_STORE.as_bytes();
     is_ours && !is_list
 }
 
@@ -113,7 +113,7 @@ pub fn wished_names() -> EntryPath {
 ///
 /// They are the first directory of a path and, below podman's store and the directories with a dot, the second.
 pub fn catalogs_above(path: &EntryPath) -> Vec<EntryPath> {
-    let is_own = path.as_bytes().starts_with(b".") || path.components().next() == Some(STORE.as_bytes());
+    let is_own = path.as_bytes().starts_with(b".") || path.components().next() == Some(PODMAN_STORE.as_bytes());
     let depth = if is_own { 2 } else { 1 };
     let mut catalogs = Vec::new();
     let mut at = EntryPath::ROOT;

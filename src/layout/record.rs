@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{chain_root, flat_root, layer_directory};
-use crate::catalog::VerifiedBlob;
 use crate::image::{ChainId, DiffId, Digest, ImageName};
 use crate::layer::{LayerSummary, LossKind, Losses};
 use crate::path::EntryPath;
+use crate::state::VerifiedBlob;
 use crate::tree::{LayerForm, links_across_directories};
 
 /// The form of these files. Another one is not read.

@@ -7,10 +7,10 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use crate::catalog::{StateDatabase, StateError};
 use crate::convert::{ConvertError, ImageOptions, Request};
 use crate::image::{Digest, ImageName};
 use crate::source::SourceError;
+use crate::state::{StateDatabase, StateError};
 use crate::wishlist::{Newest, Order, WantedImage};
 
 /// Returns what is to be converted for an image that is wanted.

@@ -23,15 +23,15 @@ use std::time::Duration;
 
 use rsa::rand_core::CryptoRng;
 
-use crate::catalog::StateError;
+use crate::consumer::podman::PublishedStore;
 use crate::convert::{self, ConvertError, Outcome, Run, despite_collection};
 use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::image::ImageName;
-use crate::podman::PublishedStore;
 use crate::progress::Progress;
 use crate::publish::{AfterPublication, Revision};
 use crate::registry::RegistryError;
 use crate::repository::RepositoryError;
+use crate::state::StateError;
 use crate::store::{StoreError, Written};
 use crate::threads::ThreadsError;
 use crate::wishlist::{Failure, Problem, WantedImage, Wishlist};

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::catalog::{ImageFailure, StateDatabase, StateError};
 use crate::image::ImageName;
 use crate::metadata::Timestamp;
+use crate::state::{ImageFailure, StateDatabase, StateError};
 
 /// After the first failure, in seconds. It doubles with each further one.
 const FIRST_PAUSE: i64 = 60;

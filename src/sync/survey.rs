@@ -3,17 +3,17 @@
 use super::artifacts::noted_artifact;
 use super::quarantine::Quarantine;
 use super::{Event, Observer};
-use crate::catalog::StateDatabase;
+use crate::consumer::podman::{PodmanStore, StoreImage};
 use crate::convert::{Chains, ConvertError, ImageOptions, foreign_manifest, is_asked_for, shown_platform};
 use crate::image::{Digest, ImageManifest, ImageName};
 use crate::inventory;
 use crate::layout::{self, ImagePlace, ImageRecord};
 use crate::metadata::Timestamp;
-use crate::podman::{PodmanStore, StoreImage};
 use crate::registry::Registries;
 use crate::repository::{Repository, RepositoryError};
 use crate::settings::Settings;
 use crate::source::{Platforms, SourceError};
+use crate::state::StateDatabase;
 use crate::wishlist::WantedImage;
 
 /// No image has longer documents.

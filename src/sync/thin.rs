@@ -6,6 +6,7 @@ use std::collections::hash_map::Entry;
 use rayon::prelude::*;
 
 use super::{ImageState, Report, SyncError};
+use crate::consumer::thin::thin_image;
 use crate::directory::RepositoryDirectory;
 use crate::image::{Digest, ImageConfig, ImageManifest, ImageName, ImageReference};
 use crate::layout::{self, ImagePlace};
@@ -13,7 +14,6 @@ use crate::message::causes;
 use crate::registry::{Pushed, PushedImage, Registries, RegistryError, Transport};
 use crate::repository::{Repository, RepositoryError};
 use crate::source::ImageArgument;
-use crate::thin::thin_image;
 use crate::threads;
 use crate::wishlist::{OutputFormat, ThinImages, WantedImage};
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
-use strata::bundle::{Bundle, BundleOptions};
+use strata::consumer::bundle::{Bundle, BundleOptions};
 use strata::directory::RepositoryDirectory;
 use strata::layout::ImagePlace;
 use strata::repository::Repository;

@@ -27,7 +27,7 @@ pub use audit::{Audit, Documents, audit_image, flat_size, read_documents};
 pub use image::{LONGEST_DOCUMENT, Refusal, StoreImage};
 pub use name::store_name;
 pub use place::{
-    FlatLayer, FlatLayers, STORE, diff_target, document, image_directory, images, images_list, images_lock, layer_diff,
+    FlatLayer, FlatLayers, diff_target, document, image_directory, images, images_list, images_lock, layer_diff,
     layer_directory, layer_link, layers_list, layers_lock, link_id, lock_token, manifest_key, short_link,
     short_link_target,
 };

@@ -4,6 +4,7 @@
 //! mistakes in quoting mended, and `labels.json`. Apptainer from 1.0 on runs actions of its own and only reads `env/`,
 //! `runscript`, `startscript` and `labels.json`; Singularity 2 and early 3 run the image's `actions/`.
 
+mod flat;
 mod startup;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,8 @@ use serde::Serialize as _;
 
 use crate::image::ExecutionConfig;
 use crate::path::EntryPath;
+
+pub use flat::flat_tree;
 
 /// Something to add to a root file system.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,12 +1,13 @@
 //! Looks whether podman finds all that an entry of the store promises.
 
+use super::Flaw;
 use super::image::{LONGEST_DOCUMENT, StoreImage};
 use super::place;
 use super::store::{Entry, PodmanStore};
-use super::{Flaw, STORE};
 use crate::catalog::CatalogEntry;
 use crate::image::Digest;
 use crate::layout;
+use crate::layout::PODMAN_STORE;
 use crate::path::EntryPath;
 use crate::repository::{CatalogPlace, Repository, RepositoryError};
 
@@ -105,7 +106,7 @@ fn flaws_of_layer(repository: &Repository, layer: Digest) -> Result<Vec<Flaw>, R
     let lower = place::layer_lower(layer);
     if repository.get(&lower)?.is_some() {
         let names = read(repository, &lower)?.unwrap_or_default();
-        let overlay = EntryPath::ROOT.join(STORE.as_bytes()).join(b"overlay");
+        let overlay = EntryPath::ROOT.join(PODMAN_STORE.as_bytes()).join(b"overlay");
         for name in names.split(|&byte| byte == b':') {
             let path = EntryPath::normalise(&[overlay.as_bytes(), b"/", name].concat());
             let is_there = path.is_ok_and(|path| matches!(repository.get(&path), Ok(Some(_))));

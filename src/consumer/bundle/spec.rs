@@ -133,7 +133,7 @@ fn linux(options: &BundleOptions, has_one_hierarchy: bool) -> Value {
 mod tests {
     use super::*;
 
-    use crate::bundle::User;
+    use crate::consumer::bundle::User;
 
     fn process(uid: u32, groups: &[u32]) -> Process {
         let user = User { uid, gid: 7, groups: groups.to_vec(), home: None };

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::apptainer::{Addition, Rule, additions};
+use super::{Addition, Rule, additions};
 use crate::image::ExecutionConfig;
 use crate::metadata::{Metadata, Timestamp};
 use crate::object::Content;

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::catalog::{ContentKey, KnownObject, StateDatabase, StateError};
+use super::{ContentKey, KnownObject, StateDatabase, StateError};
 use crate::object::{ObjectHash, ObjectKind};
 use crate::stage::stage;
 use crate::store::{Staging, StoreError};

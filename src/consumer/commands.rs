@@ -9,7 +9,6 @@ use std::fmt;
 use crate::image::FullName;
 use crate::layout::{self, ImagePlace, ImageRecord};
 use crate::message::shell_word;
-use crate::podman;
 use crate::repository::{Repository, RepositoryError};
 use crate::source::ImageArgument;
 
@@ -55,7 +54,7 @@ pub fn commands(
         ));
     }
     if podman_finds_it {
-        let store = format!("--storage-opt additionalimagestore={mountpoint}/{}", podman::STORE);
+        let store = format!("--storage-opt additionalimagestore={mountpoint}/{}", layout::PODMAN_STORE);
         commands.push((Runtime::Podman, format!("podman {store} run {}", shell_word(&place.name.to_string()))));
     }
     if can_mount_layers(repository, record)? {

@@ -3,12 +3,10 @@
 use sha2::{Digest as _, Sha256};
 
 use crate::image::{Digest, hex};
+use crate::layout::PODMAN_STORE;
 use crate::manifest::RepositoryName;
 use crate::path::EntryPath;
 use crate::repository::MOUNT_VARIABLE;
-
-/// The directory of the store.
-pub const STORE: &str = "podmanStore";
 
 /// The layers that podman sees of one image, from the lowest up.
 ///
@@ -81,7 +79,7 @@ pub fn diff_target(repository: &RepositoryName, config: Digest) -> String {
 }
 
 fn store(directory: &str) -> EntryPath {
-    EntryPath::ROOT.join(STORE.as_bytes()).join(directory.as_bytes())
+    EntryPath::ROOT.join(PODMAN_STORE.as_bytes()).join(directory.as_bytes())
 }
 
 /// Returns the directory of images.

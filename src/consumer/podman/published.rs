@@ -1,7 +1,8 @@
 //! The store of a revision.
 
 use super::place::{images_list, images_lock, layers_list, layers_lock, lock_token};
-use super::{Flaw, PodmanStore, STORE};
+use super::{Flaw, PodmanStore};
+use crate::layout::PODMAN_STORE;
 use crate::message::causes;
 use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
@@ -39,7 +40,7 @@ impl PublishedStore {
     }
 
     fn read_with(repository: &Repository, repairs: bool) -> Result<Option<Self>, RepositoryError> {
-        if repository.get(&EntryPath::ROOT.join(STORE.as_bytes()))?.is_none() {
+        if repository.get(&EntryPath::ROOT.join(PODMAN_STORE.as_bytes()))?.is_none() {
             return Ok(None);
         }
         let mut published = Self { is_ours: true, ..Self::default() };

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 
-use super::entry::CatalogReference;
-use super::guarded::forbid_execution;
+use crate::catalog::{CatalogReference, forbid_execution};
 use crate::image::{DiffId, Digest};
 use crate::object::ObjectHash;
 use crate::store::is_absence;
