@@ -45,7 +45,7 @@ pub mod registry;
 pub mod repository;
 pub mod settings;
 pub mod source;
-pub mod stage;
+pub mod span;
 pub mod state;
 pub mod store;
 pub mod sync;

@@ -22,7 +22,7 @@ use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, SizeL
 use crate::path::EntryPath;
 use crate::repository::{REFLOG_LIMIT, Repository, RepositoryError};
 use crate::settings::Settings;
-use crate::stage::stage;
+use crate::span::span;
 use crate::store::{DirectoryStore, LocalServer, Making, ServerLock, Staging, StoreError, Unfinished, syncing};
 use crate::threads::{self, ThreadsError};
 
@@ -181,7 +181,7 @@ impl Publisher<'_> {
         known: &Repository,
         prepare: impl FnOnce(&Repository) -> Result<Vec<(EntryPath, Edit)>, E>,
     ) -> Result<Option<Publication>, PublishError> {
-        let _publishing = stage!("publish");
+        let _publishing = span!("publish");
         let store = self.staging.store();
         let start = Instant::now();
         let _lock = store.lock(self.wait)?;

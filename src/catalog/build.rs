@@ -15,7 +15,7 @@ use super::plan::{self, MARKER};
 use crate::metadata::Metadata;
 use crate::object::{Compression, Content, ObjectKind};
 use crate::path::EntryPath;
-use crate::stage::{BYTES, stage};
+use crate::span::{BYTES, span};
 use crate::store::{Staging, StoreError};
 use crate::tree::{Directory, Leaf, Node};
 
@@ -91,7 +91,7 @@ impl<'a> CatalogBuilder<'a> {
         let _alone = is_large.then(|| self.large.lock().unwrap_or_else(PoisonError::into_inner));
         let mut rows = Rows { cuts, draft: Draft::new(root.clone()), link_groups: 0 };
         {
-            let _gathering = stage!("catalogs");
+            let _gathering = span!("catalogs");
             rows.add_root(directory, &self.nothing);
         }
         let mut draft = rows.draft;
@@ -109,7 +109,7 @@ impl<'a> CatalogBuilder<'a> {
 }
 
 fn store(staging: &Staging, draft: Draft) -> Result<CatalogReference, BuildError> {
-    let writing = stage!("catalogs");
+    let writing = span!("catalogs");
     let bytes = draft.write()?;
     writing.record(BYTES, bytes.len() as u64);
     drop(writing);

@@ -16,7 +16,7 @@ use super::plan::MARKER;
 use crate::metadata::{Metadata, Timestamp};
 use crate::object::{Compression, Content, ObjectKind};
 use crate::path::EntryPath;
-use crate::stage::{BYTES, stage};
+use crate::span::{BYTES, span};
 use crate::store::Staging;
 
 /// A catalog of directories that strata keeps itself is cut one level deeper once it has more entries than this.
@@ -382,7 +382,7 @@ impl Loaded {
             Some((reference, _)) if !self.is_changed => reference,
             _ => {
                 self.date(now, revision)?;
-                let writing = stage!("catalogs");
+                let writing = span!("catalogs");
                 self.catalog.write(|bytes| {
                     writing.record(BYTES, bytes.len() as u64);
                     drop(writing);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
-use strata::stage::{BYTES, TARGET};
+use strata::span::{BYTES, TARGET};
 use tracing::Subscriber;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};

@@ -18,7 +18,7 @@ use crate::object::Content;
 use crate::path::EntryPath;
 use crate::repository::Repository;
 use crate::source::ImageLayer;
-use crate::stage::stage;
+use crate::span::span;
 use crate::tree::{
     Applied, Directory, LayerForm, ParentDifferences, apply, join_links, layer_entries, links_across_directories,
 };
@@ -120,7 +120,7 @@ impl Run {
         losses: &mut LossList,
         head: &Repository,
     ) -> Result<(Applied, Vec<EntryPath>), ConvertError> {
-        let _applying = stage!("trees");
+        let _applying = span!("trees");
         losses.extend(&content.losses);
         let failed = |source| ConvertError::Apply { digest: layer.digest, source };
         let mut applied = apply(lower, &content.entries).map_err(failed)?;
@@ -180,7 +180,7 @@ impl Run {
         summary: Option<LayerSummary>,
         losses: LossList,
     ) -> Result<Made, ConvertError> {
-        let _forming = stage!("trees");
+        let _forming = span!("trees");
         let path = layout::layer_root(layer.digest);
         let stored = builder.build(&form.tree, &path, None)?;
         let summary = summary.expect("a layer that is to be stored was read from its blob");
@@ -197,7 +197,7 @@ impl Run {
         path: EntryPath,
         losses: LossList,
     ) -> Result<Made, ConvertError> {
-        let _forming = stage!("trees");
+        let _forming = span!("trees");
         // Even where there are none: they say who made the tree.
         let facts = TreeFacts { losses, links_across_directories: links_across_directories(tree) }.write();
         let stored = builder.build(tree, &path, Some(facts))?;

@@ -18,7 +18,7 @@ use crate::progress::Progress;
 use crate::publish::check_clock;
 use crate::repository::Repository;
 use crate::source::{self, Image, Source};
-use crate::stage::stage;
+use crate::span::span;
 
 /// Bytes of the longest list of losses that is read.
 const LOSSES_LIMIT: u64 = 256 << 20;
@@ -173,7 +173,7 @@ impl Run {
         image: Image,
         head: &Repository,
     ) -> Result<(StagedImage, Need), ConvertError> {
-        let _planning = stage!("plan");
+        let _planning = span!("plan");
         let (chains, options) = (image.chains(), request.image.clone());
         let is_foreign = !options.force && Self::is_foreign(head, &place, &image)?;
         let (need, ready) = match is_foreign {

@@ -15,7 +15,7 @@ use crate::layer::{
 };
 use crate::object::{Chunk, ChunkSizes, Chunker, Content, Pieces};
 use crate::source::{LayerBlob, Readiness, SourceError};
-use crate::stage::stage;
+use crate::span::span;
 
 /// Content of small files gathers to this before it becomes a job.
 pub(super) const BATCH_BYTES: u64 = 1 << 20;
@@ -178,7 +178,7 @@ impl<'a> LayerTask<'a> {
 
     /// Reads on until there is content to store: many small files, or one chunk of a large one.
     pub(super) fn step(&mut self, buffers: &Buffers) -> Result<Step, IngestError> {
-        let _parsing = stage!("parse");
+        let _parsing = span!("parse");
         if !self.prepare()? {
             return Ok(Step::Nothing);
         }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crate::layer::{ExpectedLayer, LayerEntry, LayerError, LayerSummary, Limits};
 use crate::object::{ChunkSizes, Compression, Content};
 use crate::source::{LayerBlob, SourceError};
-use crate::stage::stage;
+use crate::span::span;
 use crate::state::{ContentIndex, IndexError};
 use crate::store::{Staging, StoreError};
 
@@ -237,7 +237,7 @@ impl<'a> Shared<'a> {
                 return Turn::Leave;
             }
             // Nobody tells when bytes arrive.
-            let _idle = stage!("idle");
+            let _idle = span!("idle");
             let waited = self.changed.wait_timeout(state, ARRIVAL_PAUSE);
             state = waited.expect("no thread panics while it holds the state").0;
         }
@@ -250,7 +250,7 @@ impl<'a> Shared<'a> {
             Ok(Step::Job(job)) => (Some(job), Ok(task)),
             // The end is verified before anybody learns of it, and outside of the lock: there may be much left to read.
             Ok(Step::End(job)) => {
-                let _parsing = stage!("parse");
+                let _parsing = span!("parse");
                 (Some(job), Err(task.finish()))
             }
             Err(error) => (None, Err(Err(error))),
@@ -300,7 +300,7 @@ impl<'a> Shared<'a> {
     fn complete(&self, read: Option<ReadLayer>, pieces: &PieceStore<'_>) {
         let Some(read) = read else { return };
         let index = read.index;
-        let _completing = stage!("trees");
+        let _completing = span!("trees");
         let layer = read.with_content(pieces, self.raw);
         (self.on_layer)(index, &layer);
         self.results.lock().expect("no thread panics while it adds a result")[index] = Ok(layer);

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use super::{Ingest, IngestError};
 use crate::object::{Encoder, ObjectHash, ObjectKind};
-use crate::stage::stage;
+use crate::span::span;
 use crate::state::{ContentKey, KnownObject};
 
 /// Content of one layer that one thread stores.
@@ -92,7 +92,7 @@ impl<'a> PieceStore<'a> {
     }
 
     fn key(&self, plain: &[u8], is_chunk: bool) -> ContentKey {
-        let _identifying = stage!("content hash", plain.len());
+        let _identifying = span!("content hash", plain.len());
         let encoder = self.ingest.compression.encoder_id().0;
         ContentKey { blake3: *blake3::hash(plain).as_bytes(), size: plain.len() as u64, is_chunk, encoder }
     }
@@ -109,7 +109,7 @@ impl<'a> PieceStore<'a> {
             return Ok(hash);
         }
         let stored = {
-            let _compressing = stage!("compress", plain.len());
+            let _compressing = span!("compress", plain.len());
             encoder.encode(plain)
         };
         let kind = if key.is_chunk { ObjectKind::Chunk } else { ObjectKind::File };

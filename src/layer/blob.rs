@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::LayerError;
 use crate::image::Digest;
-use crate::stage::{BYTES, stage};
+use crate::span::{BYTES, span};
 
 /// Large enough that hashing and inflating work on whole runs, small enough for the second-level cache.
 const BUFFER_SIZE: usize = 256 << 10;
@@ -109,7 +109,7 @@ impl<R: Read> Blob<R> {
     }
 
     fn read_source(&mut self, out: &mut [u8]) -> Result<usize, LayerError> {
-        let reading = stage!("read");
+        let reading = span!("read");
         let count = loop {
             match self.source.read(out) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -118,7 +118,7 @@ impl<R: Read> Blob<R> {
         };
         reading.record(BYTES, count as u64);
         drop(reading);
-        let _digest = stage!("digest", count);
+        let _digest = span!("digest", count);
         self.hasher.update(&out[..count]);
         self.size += count as u64;
         if self.size > self.expected_size {

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use super::feed::Feed;
 use super::{Compression, LayerError, Limit, Limits};
 use crate::image::{DiffId, Digest};
-use crate::stage::{BYTES, stage};
+use crate::span::{BYTES, span};
 
 /// Tar counts in blocks of this many bytes.
 pub(super) const BLOCK_SIZE: usize = 512;
@@ -98,12 +98,12 @@ impl<R: Read> TarStream<R> {
     fn fill(&mut self) -> Result<(), LayerError> {
         self.start = 0;
         self.end = 0;
-        let unpacking = stage!("unpack");
+        let unpacking = span!("unpack");
         self.end = self.feed.fill(&mut self.buffer)?;
         unpacking.record(BYTES, self.end as u64);
         drop(unpacking);
         if let Some(hasher) = &mut self.hasher {
-            let _digest = stage!("diff ID", self.end);
+            let _digest = span!("diff ID", self.end);
             hasher.update(&self.buffer[..self.end]);
         }
         self.size += self.end as u64;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use super::{ContentKey, KnownObject, StateDatabase, StateError};
 use crate::object::{ObjectHash, ObjectKind};
-use crate::stage::stage;
+use crate::span::span;
 use crate::store::{Staging, StoreError};
 
 /// Why the index could not be asked.
@@ -57,7 +57,7 @@ impl ContentIndex {
 
     /// Returns the objects that held pieces of content when this run began. Whether they still do is for [`Self::find`] to say.
     pub fn recall(&self, keys: &[ContentKey]) -> Result<Vec<Option<KnownObject>>, IndexError> {
-        let _looking = stage!("index");
+        let _looking = span!("index");
         if self.has_past {
             return Ok(self.state.objects(keys)?);
         }
@@ -81,7 +81,7 @@ impl ContentIndex {
         recalled: Option<KnownObject>,
         staging: &Staging,
     ) -> Result<Option<ObjectHash>, IndexError> {
-        let _looking = stage!("index");
+        let _looking = span!("index");
         let found = match self.find_fresh(key)? {
             Some(fresh) => Some(fresh),
             None => recalled,
@@ -109,7 +109,7 @@ impl ContentIndex {
 
     /// Notes which object holds a piece of content.
     pub fn add(&self, key: ContentKey, object: KnownObject) -> Result<(), IndexError> {
-        let _noting = stage!("index");
+        let _noting = span!("index");
         {
             let mut fresh = self.fresh();
             fresh.unsaved.insert(key, object);
@@ -123,7 +123,7 @@ impl ContentIndex {
 
     /// Writes down what this run added, and frees the memory that looking things up took.
     pub fn save(&self) -> Result<(), IndexError> {
-        let _noting = stage!("index");
+        let _noting = span!("index");
         if !self.state.is_fixed() {
             self.write()?;
         }

@@ -22,7 +22,7 @@ use super::marks::Marks;
 use super::runs::{delete_leftovers, make_run_directory, runs, syncing};
 use super::{DirectoryStore, StoreError, read_regular_up_to};
 use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, Pieces, SizeLimit};
-use crate::stage::stage;
+use crate::span::span;
 
 /// Bytes that gather before they are synced and moved to their names.
 const BATCH_BYTES: u64 = 256 << 20;
@@ -295,7 +295,7 @@ impl Staging {
             return Ok(());
         }
         let path = self.staged_path(hash, kind);
-        let _writing = stage!("write", stored.len());
+        let _writing = span!("write", stored.len());
         if let Err(error) = write_new(&path, stored) {
             fs::remove_file(&path).ok();
             return Err(error);
@@ -311,7 +311,7 @@ impl Staging {
     /// Adds an object of bytes that are stored as they are and returns its name.
     pub fn put_stored(&self, kind: ObjectKind, stored: &[u8]) -> Result<ObjectHash, StoreError> {
         let hash = {
-            let _hashing = stage!("object hash", stored.len());
+            let _hashing = span!("object hash", stored.len());
             ObjectHash::of(stored)
         };
         self.put(hash, kind, stored)?;
@@ -340,7 +340,7 @@ impl Staging {
             _ => Encoder::of_databases(),
         };
         let stored = {
-            let _compressing = stage!("compress", plain.len());
+            let _compressing = span!("compress", plain.len());
             encoder.encode(plain)
         };
         self.put_stored(kind, stored)
@@ -452,7 +452,7 @@ impl Staging {
 
     fn move_batch(&self, batch: &[(ObjectHash, ObjectKind)], moving: &mut Moving) -> Result<(), StoreError> {
         {
-            let _syncing = stage!("sync");
+            let _syncing = span!("sync");
             match self.is_synced_as_a_whole {
                 true => self.store.sync()?,
                 false => {
@@ -461,7 +461,7 @@ impl Staging {
                 }
             }
         }
-        let _naming = stage!("rename");
+        let _naming = span!("rename");
         let directories: BTreeSet<u8> = batch.iter().map(|(hash, _)| hash.as_bytes()[0]).collect();
         let mut found = moving.marks.clone();
         found.read_again(self.store.root(), directories.iter().copied());

@@ -4,19 +4,19 @@
 //! them they cost next to nothing.
 
 /// The target of the spans.
-pub const TARGET: &str = "strata::stage";
+pub const TARGET: &str = "strata::span";
 
 /// The field that says how many bytes a span has worked on.
 pub const BYTES: &str = "bytes";
 
 /// Enters a stage, until the value is dropped.
-macro_rules! stage {
+macro_rules! span {
     ($name:literal) => {
-        tracing::trace_span!(target: $crate::stage::TARGET, $name, bytes = tracing::field::Empty).entered()
+        tracing::trace_span!(target: $crate::span::TARGET, $name, bytes = tracing::field::Empty).entered()
     };
     ($name:literal, $bytes:expr) => {
-        tracing::trace_span!(target: $crate::stage::TARGET, $name, bytes = $bytes as u64).entered()
+        tracing::trace_span!(target: $crate::span::TARGET, $name, bytes = $bytes as u64).entered()
     };
 }
 
-pub(crate) use stage;
+pub(crate) use span;
