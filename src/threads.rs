@@ -28,6 +28,16 @@ pub(crate) fn pool(threads: usize) -> Result<ThreadPool, ThreadsError> {
     start_pool(threads, || ThreadPoolBuilder::new().stack_size(STACK_BYTES))
 }
 
+/// Runs `work` in the thread pool of the calling thread, or in a pool of one thread if the caller has none.
+///
+/// Without a pool, rayon would start one thread for each core, which fails at the process limit.
+pub(crate) fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, ThreadsError> {
+    match rayon::current_thread_index() {
+        Some(_) => Ok(work()),
+        None => Ok(pool(1)?.install(work)),
+    }
+}
+
 /// How long, and how often, the threads of a pool that could not be started whole may take to end. As long as they are there, no
 /// other ones can take their places.
 const REST: Duration = Duration::from_millis(20);

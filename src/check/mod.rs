@@ -8,12 +8,12 @@
 //! object, and then compared with the store directory by directory; which path referred to an object is looked up again only
 //! when something is wrong with it.
 
+mod consumers;
 mod finding;
 mod front;
 mod layout;
 mod name;
 mod objects;
-mod podman;
 mod reader;
 mod reference;
 mod reflog;
@@ -180,7 +180,7 @@ impl Check<'_> {
         let tree = self.walk([head].into_iter().chain(tagged), &scope, &references);
         self.compare_with_manifest(&manifest, &tree);
         self.compare_with_tags(&tags, &tree);
-        self.check_podman_store(&scope);
+        self.check_consumers(&scope);
         (report.catalogs, report.entries) = tree.counts();
         let totals = self.check_objects(&references, &tree, scope.is_everything());
         (report.objects, report.bytes) = (totals.objects, totals.bytes);

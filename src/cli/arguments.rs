@@ -8,13 +8,15 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytesize::ByteSize;
 use clap::{Args, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
-use strata::convert::Options;
 use strata::directory::{DirectoryError, RepositoryDirectory};
+use strata::engine::Resources;
 use strata::image::{FullName, Platform};
 use strata::layer::Limits;
 use strata::metadata::Timestamp;
+use strata::publish::PublishOptions;
 use strata::repository::Point;
 use strata::source::{ImageArgument, Platforms};
+use strata::work::ConvertOptions;
 
 use super::failure::UsageError;
 use super::published::PublishedImage;
@@ -170,15 +172,15 @@ pub struct Effort {
 
 impl Effort {
     /// Returns how images are converted and published with it.
-    pub fn options(&self) -> anyhow::Result<Options> {
-        Ok(Options {
-            publish: true,
-            threads: threads(self.threads)?,
-            memory: self.memory.as_u64(),
-            wait: self.wait,
-            accept_clock: self.accept_clock,
-            ..default_options()?
-        })
+    pub fn options(&self) -> anyhow::Result<ConvertOptions> {
+        let options = default_options()?;
+        let publish = PublishOptions { wait: self.wait, accept_clock: self.accept_clock, ..options.publish };
+        Ok(ConvertOptions { only_store: false, publish, ..options })
+    }
+
+    /// Returns what may be used of the machine.
+    pub fn resources(&self) -> Result<Resources, UsageError> {
+        Ok(Resources { threads: threads(self.threads)?, memory: self.memory.as_u64() })
     }
 }
 
@@ -437,18 +439,15 @@ pub fn threads(asked: Option<u16>) -> Result<usize, UsageError> {
     }
 }
 
-/// Returns how images are converted where the command line says nothing of it.
-pub fn default_options() -> anyhow::Result<Options> {
-    Ok(Options {
-        dry_run: false,
-        publish: false,
-        threads: threads(None)?,
-        memory: ByteSize::mib(256).as_u64(),
-        wait: Duration::ZERO,
-        accept_clock: false,
-        limits: Limits::default(),
-        now: time_of_publication()?,
-    })
+/// Returns how images are converted, and only stored, by commands that have no options for it.
+pub fn default_options() -> anyhow::Result<ConvertOptions> {
+    let publish = PublishOptions { now: time_of_publication()?, ..PublishOptions::default() };
+    Ok(ConvertOptions { dry_run: false, only_store: true, limits: Limits::default(), publish })
+}
+
+/// Returns what commands without options for it use of the machine.
+pub fn default_resources() -> Result<Resources, UsageError> {
+    Ok(Resources { threads: threads(None)?, memory: ByteSize::mib(256).as_u64() })
 }
 
 /// The year 10,000, in seconds since 1970.

@@ -8,16 +8,18 @@ use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
-use strata::convert::{
-    Chains, ImageOptions, ImageReport, Options, Outcome, PodmanListing, Progress, Report, Request, convert,
-};
+use strata::consumer::podman::PodmanListing;
 use strata::directory::{DirectoryError, RepositoryDirectory};
+use strata::engine::Engine;
 use strata::layer::LossKind;
 use strata::layout::LossList;
 use strata::manifest::RepositoryName;
 use strata::message::causes;
+use strata::progress::Progress;
 use strata::settings::Settings;
 use strata::source::ImageArgument;
+use strata::stage::{Chains, ImageOptions, Outcome, Request};
+use strata::work::{ConvertOptions, ConvertReport, ImageReport, convert};
 
 use super::arguments::{self, Arguments, Convert, randomness};
 use super::failure::{FAILED, LATE, PARTLY, UsageError, after, complain_late};
@@ -39,7 +41,8 @@ pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyho
     if command.name.is_some() && command.images.len() > 1 {
         return Err(UsageError("--name needs exactly one image".to_owned()).into());
     }
-    let options = Options { dry_run: command.dry_run, ..command.effort.options()? };
+    let options = ConvertOptions { dry_run: command.dry_run, ..command.effort.options()? };
+    let resources = command.effort.resources()?;
     super::interrupt::watch()?;
     let directory = open_or_create(arguments, command.create)?;
     let name = command.name.clone();
@@ -49,10 +52,12 @@ pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyho
     let requests: Vec<Request> = command.images.iter().map(request).collect();
     let progress = Arc::new(Progress::default());
     let display = Display::start(&progress, arguments.quiet);
-    let report = convert(&directory, &requests, &options, &progress, &mut randomness());
+    let report = Engine::open(&directory, resources, randomness())
+        .map_err(anyhow::Error::from)
+        .and_then(|engine| Ok(convert(&engine, &requests, &options, &progress)?));
     drop(display);
     let report = report?;
-    let stages = command.timings.then(|| (timings, start.elapsed(), options.threads));
+    let stages = command.timings.then(|| (timings, start.elapsed(), resources.threads));
     let printed = print_report(arguments, &directory, &report, command.dry_run, stages);
     for image in &report.images {
         if let Err(error) = &image.outcomes {
@@ -65,7 +70,7 @@ pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyho
 }
 
 /// Returns the exit code of a run that came to its end.
-fn exit_code(report: &Report) -> u8 {
+fn exit_code(report: &ConvertReport) -> u8 {
     let failed = report.images.iter().filter(|image| image.outcomes.is_err()).count();
     match failed {
         _ if !report.late.is_empty() => LATE,
@@ -79,7 +84,7 @@ fn exit_code(report: &Report) -> u8 {
 fn print_report(
     arguments: &Arguments,
     directory: &RepositoryDirectory,
-    report: &Report,
+    report: &ConvertReport,
     dry_run: bool,
     stages: Option<(&Timings, Duration, usize)>,
 ) -> anyhow::Result<()> {
@@ -139,7 +144,7 @@ fn image_options(command: &Convert) -> ImageOptions {
     }
 }
 
-fn to_text(directory: &RepositoryDirectory, report: &Report, dry_run: bool) -> String {
+fn to_text(directory: &RepositoryDirectory, report: &ConvertReport, dry_run: bool) -> String {
     let mut text = String::new();
     for outcome in report.images.iter().filter_map(|image| image.outcomes.as_ref().ok()).flatten() {
         writeln!(text, "{}", image_line(outcome, dry_run)).expect("strings take everything");
@@ -197,7 +202,7 @@ fn losses_text(losses: &LossList) -> String {
     text
 }
 
-fn to_json(directory: &RepositoryDirectory, report: &Report, dry_run: bool) -> Value {
+fn to_json(directory: &RepositoryDirectory, report: &ConvertReport, dry_run: bool) -> Value {
     let outcome = |image: &ImageReport, outcome: &Outcome| {
         let mut json = json!({
             "image": image.argument.to_string(),

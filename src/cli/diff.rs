@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
-use strata::convert::{ImageOptions, Rehearsal, Request, rehearse};
 use strata::diff::{Attribute, Change, Difference, Kind, diff, diff_rows};
 use strata::directory::RepositoryDirectory;
 use strata::image::Digest;
@@ -14,8 +13,10 @@ use strata::path::EntryPath;
 use strata::progress::Progress;
 use strata::repository::{Point, Repository};
 use strata::source::{ArgumentError, ImageArgument, PlatformRequest, Platforms};
+use strata::stage::{ImageOptions, Request};
+use strata::work::{Rehearsal, rehearse};
 
-use super::arguments::{Arguments, Diff, default_options};
+use super::arguments::{Arguments, Diff, default_options, default_resources};
 use super::failure::{FINDINGS, UsageError};
 use super::progress::Display;
 use super::{print, print_line};
@@ -58,7 +59,7 @@ fn image(arguments: &Arguments, directory: &RepositoryDirectory, command: &Diff)
     let options = default_options()?;
     let progress = Arc::new(Progress::default());
     let display = Display::start(&progress, arguments.quiet);
-    let rehearsal = rehearse(directory, &request, &options, &progress)?;
+    let rehearsal = rehearse(directory, &request, &options, default_resources()?, &progress)?;
     let (before, after) = (rehearsal.before.as_ref(), rehearsal.after.as_ref());
     let difference = diff_rows(&rehearsal.head, &rehearsal.next, before, after)?;
     drop(display);

@@ -68,9 +68,9 @@ mod tests {
     use std::path::PathBuf;
     use std::time::Duration;
 
-    use strata::convert::ConvertError;
-    use strata::publish::PublishError;
-    use strata::sync::SyncError;
+    use strata::publish::{CommitError, PublishError};
+    use strata::revise::ReviseError;
+    use strata::work::{ConvertError, SyncError};
 
     use super::*;
 
@@ -95,7 +95,9 @@ mod tests {
         assert_code(ConvertError::from(held()), HELD);
         assert_code(SyncError::from(convert()), HELD);
         assert_code(DirectoryError::from(held()), HELD);
-        assert_code(PublishError::Prepare(Box::new(convert())), HELD);
+        let commit = || CommitError::Prepare(ReviseError::from(held()));
+        assert_code(commit(), HELD);
+        assert_code(ConvertError::from(commit()), HELD);
     }
 
     #[test]

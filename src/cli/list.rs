@@ -9,7 +9,7 @@ use strata::inventory::{self, ListedImage};
 use strata::message::{causes, on_one_line};
 use strata::metadata::Timestamp;
 use strata::repository::Repository;
-use strata::unused::{UnusedTree, unused_trees};
+use strata::revise::{UnusedTree, unused_trees};
 
 use super::arguments::{Arguments, List};
 use super::print_line;

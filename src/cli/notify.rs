@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 
-use strata::convert::Outcome;
 use strata::notification::{Notifications, Started};
-use strata::sync::Event;
+use strata::stage::Outcome;
 use strata::wishlist::WantedImage;
+use strata::work::Event;
 
 /// Writes events to a notification file.
 pub struct Notifier {

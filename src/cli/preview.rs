@@ -10,16 +10,20 @@ use std::thread;
 use anyhow::Context as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use strata::convert::{ImageOptions, Request, convert};
 use strata::directory::RepositoryDirectory;
+use strata::engine::Engine;
 use strata::image::FullName;
 use strata::layer::Limits;
 use strata::mount::{MountOptions, MountPoint};
 use strata::preview::{Preview, PreviewOptions};
 use strata::progress::Progress;
 use strata::source::{PlatformRequest, Platforms};
+use strata::stage::{ImageOptions, Request};
+use strata::work::convert;
 
-use super::arguments::{Arguments, Preview as PreviewArguments, default_options, randomness, threads};
+use super::arguments::{
+    Arguments, Preview as PreviewArguments, default_options, default_resources, randomness, threads,
+};
 use super::failure::UsageError;
 use super::interrupt::Ending;
 use super::mount::{answering_threads, end, guard, unmount};
@@ -129,7 +133,8 @@ fn keep(command: &PreviewArguments, directory: &RepositoryDirectory, progress: &
     let name: FullName = "preview.invalid/image:preview".parse().context("the name is right")?;
     let image = ImageOptions { platforms, ..ImageOptions::default() };
     let request = Request { argument: command.image.clone(), name: Some(name), image };
-    let report = convert(directory, &[request], &default_options()?, progress, &mut randomness())?;
+    let engine = Engine::open(directory, default_resources()?, randomness())?;
+    let report = convert(&engine, &[request], &default_options()?, progress)?;
     report.images.into_iter().try_for_each(|image| Ok(image.outcomes.map(drop)?))
 }
 

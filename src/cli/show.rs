@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
-use strata::consumer::commands::{self, Runtime};
+use strata::consumer::PublishedImage;
+use strata::describe::{ImageDetails, describe};
 use strata::directory::RepositoryDirectory;
-use strata::inventory::{self, ImageDetails};
 use strata::layout::ImagePlace;
 use strata::manifest::Whitelist;
 use strata::message::{causes, on_one_line};
@@ -31,9 +31,14 @@ pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
         }
         Some(image) => {
             for place in image.places(&repository)? {
-                let details = inventory::describe(&repository, &place)?;
-                let podman_finds_it = details.podman == Some(Ok(()));
-                let commands = commands::commands(&repository, &place, &details.record, podman_finds_it)?;
+                let details = describe(&repository, &place)?;
+                let image = PublishedImage {
+                    repository: &repository,
+                    place: &place,
+                    record: &details.record,
+                    is_in_podman_store: details.podman == Some(Ok(())),
+                };
+                let commands = image.commands()?;
                 image_info(arguments, &place, &details, &commands)?;
             }
         }
@@ -93,7 +98,7 @@ fn image_info(
     arguments: &Arguments,
     place: &ImagePlace,
     details: &ImageDetails,
-    commands: &[(Runtime, String)],
+    commands: &[(&'static str, String)],
 ) -> anyhow::Result<()> {
     let record = &details.record;
     if arguments.json {
@@ -148,7 +153,7 @@ fn podman_text(details: &ImageDetails) -> String {
     }
 }
 
-fn image_json(place: &ImagePlace, details: &ImageDetails, commands: &[(Runtime, String)]) -> Value {
+fn image_json(place: &ImagePlace, details: &ImageDetails, commands: &[(&'static str, String)]) -> Value {
     let layers = details.record.layers.iter().zip(&details.layers).map(|(digest, (layer, users))| {
         json!({
             "digest": digest,
@@ -167,6 +172,6 @@ fn image_json(place: &ImagePlace, details: &ImageDetails, commands: &[(Runtime, 
         "podman": details.podman == Some(Ok(())),
         "podman-refusal": details.podman.as_ref().and_then(|podman| podman.as_ref().err()).map(ToString::to_string),
         "losses": details.losses,
-        "commands": commands.iter().map(|(runtime, command)| (runtime.to_string(), command)).collect::<BTreeMap<_, _>>(),
+        "commands": commands.iter().map(|(runtime, command)| (*runtime, command)).collect::<BTreeMap<_, _>>(),
     })
 }

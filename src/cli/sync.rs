@@ -8,15 +8,18 @@ use std::thread;
 use anyhow::Context as _;
 use bytesize::ByteSize;
 use serde_json::{Value, json};
-use strata::convert::Outcome;
 use strata::directory::RepositoryDirectory;
+use strata::engine::Engine;
 use strata::image::ImageName;
 use strata::message::{causes, on_one_line};
 use strata::notification::Notifications;
-use strata::sync::{
-    Event, ImageState, Observer, Options, Prune, Report, ThinOutcome, ThinState, push_thin_images, round,
-};
+use strata::revise::Prune;
+use strata::stage::Outcome;
 use strata::wishlist::{Problem, WantedImage, Wishlist};
+use strata::work::{
+    ConvertOptions, Event, ImageState, Observer, SyncOptions, SyncReport, ThinOutcome, ThinState, push_thin_images,
+    sync,
+};
 
 use super::arguments::{Arguments, Sync, randomness};
 use super::failure::{FAILED, LATE, PARTLY, UsageError, after, complain_late};
@@ -64,14 +67,15 @@ fn once(
             UsageError("--thin-images is for recipes of version 1, which say how they are named".to_owned()).into()
         );
     }
-    let options = Options {
-        convert: strata::convert::Options { dry_run: command.dry_run, ..command.effort.options()? },
+    let options = SyncOptions {
+        convert: ConvertOptions { dry_run: command.dry_run, ..command.effort.options()? },
         prune: prune(command),
         publish_every: directory.settings().publish_every,
         side_by_side: SIDE_BY_SIDE,
     };
     let reporter = Reporter::new(Display::start_empty(arguments.quiet), notifier, &command.wishlist);
-    let report = round(directory, &wishlist, &options, &reporter, &mut randomness())?;
+    let engine = Engine::open(directory, command.effort.resources()?, randomness())?;
+    let report = sync(&engine, &wishlist, &options, &reporter)?;
     drop(reporter);
     // The images are published by now, so this is no reason to say that nothing was.
     let pushed = thin.map(|thin| push_thin_images(directory, thin, &report)).transpose();
@@ -89,7 +93,7 @@ fn conclude(
     command: &Sync,
     directory: &RepositoryDirectory,
     wishlist: &Wishlist,
-    report: &Report,
+    report: &SyncReport,
     thin: &[ThinOutcome],
     thin_is_lost: bool,
 ) -> anyhow::Result<ExitCode> {
@@ -278,7 +282,7 @@ fn report_thin(thin: &ThinOutcome) {
 }
 
 /// Returns what is said of a name that goes, or would.
-fn removal(report: &Report, name: &ImageName, dry_run: bool) -> &'static str {
+fn removal(report: &SyncReport, name: &ImageName, dry_run: bool) -> &'static str {
     match (dry_run, report.removed.contains(name), report.suspicion) {
         (false, ..) => "removed",
         (true, true, _) => "to be removed",
@@ -290,7 +294,7 @@ fn removal(report: &Report, name: &ImageName, dry_run: bool) -> &'static str {
 fn to_text(
     directory: &RepositoryDirectory,
     wishlist: &Wishlist,
-    report: &Report,
+    report: &SyncReport,
     thin: &[ThinOutcome],
     dry_run: bool,
 ) -> String {
@@ -353,7 +357,7 @@ fn to_text(
 fn to_json(
     directory: &RepositoryDirectory,
     wishlist: &Wishlist,
-    report: &Report,
+    report: &SyncReport,
     thin: &[ThinOutcome],
     dry_run: bool,
 ) -> Value {

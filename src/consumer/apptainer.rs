@@ -11,10 +11,30 @@ use std::collections::BTreeMap;
 
 use serde::Serialize as _;
 
+use super::{Consumer, PublishedImage};
 use crate::image::ExecutionConfig;
+use crate::message::shell_word;
 use crate::path::EntryPath;
+use crate::repository::RepositoryError;
 
 pub use flat::flat_tree;
+
+/// Apptainer and Singularity, which run the root file system.
+pub struct Apptainer;
+
+impl Consumer for Apptainer {
+    fn name(&self) -> &'static str {
+        "apptainer"
+    }
+
+    fn command(&self, image: &PublishedImage<'_>) -> Result<Option<String>, RepositoryError> {
+        if !image.has_root()? || !image.has(&image.place.link())? {
+            return Ok(None);
+        }
+        let path = format!("{}{}", image.mountpoint(), image.place.link());
+        Ok(Some(format!("apptainer run {}", shell_word(&path))))
+    }
+}
 
 /// Something to add to a root file system.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -15,7 +15,6 @@ use std::thread;
 
 use crate::catalog::{CatalogReference, layer_without_stray_markers, without_stray_markers};
 use crate::consumer::apptainer::flat_tree;
-use crate::convert::trees::{published_layer, read_layer};
 use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::image::{Digest, Platform};
 use crate::layer::{EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, Limits, NodeKind, Piece};
@@ -28,6 +27,7 @@ use crate::registry::Registries;
 use crate::repository::{Repository, RepositoryError};
 use crate::settings::{Modes, Settings};
 use crate::source::{self, Image, ImageArgument, ImageLayer, PlatformRequest, Source, SourceError};
+use crate::stage::{published_layer, read_layer};
 use crate::state::{ContentKey, StateDatabase};
 use crate::threads;
 use crate::tree::{ApplyError, Directory, LayerForm, Leaf, LeafKind, Node, apply, layer_entries};

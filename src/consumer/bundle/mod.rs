@@ -17,8 +17,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::{Consumer, PublishedImage};
 use crate::image::{Digest, ImageConfig};
 use crate::layout::{self, ImagePlace};
+use crate::message::shell_word;
 use crate::repository::{Repository, RepositoryError};
 use crate::store::is_absence;
 
@@ -30,6 +32,25 @@ pub use user::{User, UserError};
 
 /// No config is read that has more bytes: no registry takes larger ones.
 const LARGEST_CONFIG: u64 = 4 << 20;
+
+/// runc, crun and other OCI runtimes, which run the root file system through a bundle.
+pub struct OciRuntime;
+
+impl Consumer for OciRuntime {
+    fn name(&self) -> &'static str {
+        "runc"
+    }
+
+    fn command(&self, image: &PublishedImage<'_>) -> Result<Option<String>, RepositoryError> {
+        let place = image.place;
+        if !image.has_root()? || !image.has(&place.metadata().join(b"config.json"))? {
+            return Ok(None);
+        }
+        let platform = place.platform.iter().map(|platform| format!(" --platform {platform}")).collect::<String>();
+        let bundle = format!("strata bundle {} bundle{platform}", shell_word(&place.name.to_string()));
+        Ok(Some(format!("{bundle} && runc run --bundle bundle container")))
+    }
+}
 
 /// Why there is no bundle.
 #[derive(Debug, thiserror::Error)]

@@ -11,20 +11,26 @@
 
 mod audit;
 mod image;
+mod listing;
 mod name;
 mod place;
 mod published;
 mod raw;
+mod revise;
 mod shape;
 mod store;
 mod time;
 
-use std::fmt;
-
-use crate::path::EntryPath;
+use super::{AuditResult, Consumer, ConsumerChanges, ConsumerError, Flaw, PublishedImage};
+use crate::layout::PODMAN_STORE;
+use crate::message::shell_word;
+use crate::publish::EditList;
+use crate::repository::{Repository, RepositoryError};
 
 pub use audit::{Audit, Documents, audit_image, flat_size, read_documents};
 pub use image::{LONGEST_DOCUMENT, Refusal, StoreImage};
+pub use listing::PodmanListing;
+pub(crate) use listing::listed_platform;
 pub use name::store_name;
 pub use place::{
     FlatLayer, FlatLayers, diff_target, document, image_directory, images, images_list, images_lock, layer_diff,
@@ -37,25 +43,38 @@ pub use store::{Entry, PodmanStore};
 /// Podman takes seconds to list more images than this: the time grows with the square of their number.
 pub const MANY_IMAGES: usize = 1_000;
 
-/// Something in the store that podman stumbles over.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Flaw {
-    /// The path in the repository.
-    pub path: EntryPath,
-    /// What podman needs there.
-    pub expected: String,
-    /// What it finds.
-    pub found: String,
-}
+/// Podman, which reads its own store in the repository.
+pub struct Podman;
 
-impl Flaw {
-    fn new(path: EntryPath, expected: impl Into<String>, found: impl Into<String>) -> Self {
-        Self { path, expected: expected.into(), found: found.into() }
+impl Consumer for Podman {
+    fn name(&self) -> &'static str {
+        "podman"
     }
-}
 
-impl fmt::Display for Flaw {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: expected {}, found {}", self.path, self.expected, self.found)
+    fn command(&self, image: &PublishedImage<'_>) -> Result<Option<String>, RepositoryError> {
+        let store = format!("--storage-opt additionalimagestore={}/{PODMAN_STORE}", image.mountpoint());
+        let command = || format!("podman {store} run {}", shell_word(&image.place.name.to_string()));
+        Ok(image.is_in_podman_store.then(command))
+    }
+
+    fn directory(&self) -> Option<&'static str> {
+        Some(PODMAN_STORE)
+    }
+
+    fn revise(&self, edits: &mut EditList<'_>, changes: &ConsumerChanges<'_>) -> Result<(), ConsumerError> {
+        revise::update_store(edits, changes)
+    }
+
+    fn audit(&self, repository: &Repository, report: &mut dyn FnMut(AuditResult)) -> Result<(), RepositoryError> {
+        let Some(published) = PublishedStore::read(repository)? else { return Ok(()) };
+        published.flaws.iter().for_each(|flaw| report(AuditResult::Flaw(flaw.clone())));
+        published.warnings.iter().for_each(|warning| report(AuditResult::Warning(warning.to_string())));
+        for entry in published.store.entries() {
+            // What cannot be read is reported where its objects are checked.
+            if let Ok(audit) = audit_image(repository, &published.store, entry) {
+                audit.flaws.into_iter().for_each(|flaw| report(AuditResult::Flaw(flaw)));
+            }
+        }
+        Ok(())
     }
 }

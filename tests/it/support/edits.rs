@@ -1,13 +1,13 @@
 //! Revisions that another program might have published.
 
 use std::convert::Infallible;
-use std::time::Duration;
 
 use strata::directory::RepositoryDirectory;
+use strata::manifest::Signer;
 use strata::metadata::Timestamp;
 use strata::object::Compression;
 use strata::path::EntryPath;
-use strata::publish::{Edit, Publisher};
+use strata::publish::{Edit, PublishOptions, Publisher};
 use strata::repository::Repository;
 use strata::store::Staging;
 
@@ -47,10 +47,9 @@ pub fn publish_edits(repository: &TestRepository, make: impl FnOnce(&Staging) ->
     let staging = Staging::start(&directory.store().unwrap()).unwrap();
     let mut edits = make(&staging);
     edits.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let (keys, settings) = (directory.keys().unwrap(), directory.settings());
-    let (now, wait) = (Timestamp::now(), Duration::ZERO);
-    let publisher = Publisher { staging: &staging, server: None, keys: &keys, settings, now, wait, accept_clock: true };
-    let mut rng = rsa::rand_core::UnwrapErr(getrandom::SysRng);
-    let head = Repository::open(staging.store(), &settings.repository).unwrap();
-    publisher.commit(&mut rng, &head, |_| Ok::<_, Infallible>(edits)).unwrap();
+    let signer = Signer::new(directory.keys().unwrap(), rsa::rand_core::UnwrapErr(getrandom::SysRng));
+    let publisher = Publisher { settings: directory.settings().clone(), signer, server: None };
+    let head = Repository::open(staging.store(), directory.name()).unwrap();
+    let options = PublishOptions { now: Timestamp::now(), accept_clock: true, ..PublishOptions::default() };
+    publisher.commit(&staging, &head, &options, |_| Ok::<_, Infallible>(edits)).unwrap();
 }

@@ -1,0 +1,44 @@
+//! What container runtimes fail on.
+
+use super::Check;
+use super::finding::Place;
+use super::scope::Scope;
+use crate::consumer::{self, AuditResult, Flaw};
+use crate::object::ObjectKind;
+use crate::path::EntryPath;
+use crate::repository::{Repository, RepositoryError};
+
+impl Check<'_> {
+    /// Checks the directories of all container runtimes that are part of what is checked.
+    ///
+    /// What of them cannot be read is reported where its objects are checked.
+    pub(super) fn check_consumers(&self, scope: &Scope) {
+        for consumer in consumer::ALL {
+            let Some(directory) = consumer.directory() else { continue };
+            if !scope.holds(format!("/{directory}").as_bytes()) {
+                continue;
+            }
+            self.progress.set_stage(format!("checking what {} reads", consumer.name()));
+            let Ok(repository) = Repository::open(&self.store, self.name) else { return };
+            let audited = consumer.audit(&repository, &mut |result| match result {
+                AuditResult::Flaw(flaw) => self.note_flaw(&repository, consumer.name(), &flaw),
+                AuditResult::Warning(warning) => self.warn(warning),
+            });
+            if let Err(error) = audited {
+                tracing::debug!("{}", crate::message::causes(&error));
+            }
+        }
+    }
+
+    fn note_flaw(&self, repository: &Repository, runtime: &str, flaw: &Flaw) {
+        let file = file_of(repository, &flaw.path).unwrap_or_else(|_| ".cvmfspublished".to_owned());
+        let place = Place::file(file).at(&[b"/", flaw.path.as_bytes()].concat());
+        self.findings.note(&place, format_args!("for {runtime} {}", flaw.expected), &flaw.found);
+    }
+}
+
+/// Returns the catalog that has the row of a path, or would have it.
+fn file_of(repository: &Repository, path: &EntryPath) -> Result<String, RepositoryError> {
+    let directory = path.split().map_or(EntryPath::ROOT, |(directory, _)| directory);
+    Ok(repository.place_of(&directory)?.reference.hash.path(ObjectKind::Catalog))
+}

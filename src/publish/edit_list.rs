@@ -1,0 +1,137 @@
+//! The edits that turn the head into the next revision.
+
+use std::collections::BTreeMap;
+
+use super::Edit;
+use crate::catalog::StoredTree;
+use crate::object::{Compression, Content};
+use crate::path::EntryPath;
+use crate::repository::{Repository, RepositoryError};
+use crate::store::{Staging, StoreError};
+
+/// Why an edit cannot be determined.
+#[derive(Debug, thiserror::Error)]
+pub enum EditError {
+    /// The head cannot be read.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// A small file cannot be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Edits of the head, by path. What the head already has as wanted is not edited.
+pub struct EditList<'a> {
+    head: &'a Repository,
+    staging: &'a Staging,
+    compression: Compression,
+    /// Sorted by path, so that a directory comes before its entries.
+    edits: BTreeMap<EntryPath, Edit>,
+}
+
+impl<'a> EditList<'a> {
+    /// Starts without edits. New files are stored in `staging`.
+    pub fn new(head: &'a Repository, staging: &'a Staging, compression: Compression) -> Self {
+        Self { head, staging, compression, edits: BTreeMap::new() }
+    }
+
+    /// Returns the revision that is edited.
+    pub fn head(&self) -> &'a Repository {
+        self.head
+    }
+
+    /// Returns the edits.
+    pub fn edits(&self) -> &BTreeMap<EntryPath, Edit> {
+        &self.edits
+    }
+
+    /// Returns whether there are no edits.
+    pub fn is_empty(&self) -> bool {
+        self.edits.is_empty()
+    }
+
+    /// Adds an edit, or replaces the one at its path.
+    pub fn insert(&mut self, path: EntryPath, edit: Edit) {
+        self.edits.insert(path, edit);
+    }
+
+    /// Puts a file at `path` unless the head has the same one there, or removes what is there if `bytes` is `None`. Returns whether
+    /// that changes the head.
+    ///
+    /// Files are compared by their objects, so that a large one need not be read.
+    pub fn put_file(&mut self, path: EntryPath, bytes: Option<&[u8]>) -> Result<bool, EditError> {
+        let before = self.head.get(&path)?;
+        let Some(bytes) = bytes else {
+            if before.is_some() {
+                self.edits.insert(path, Edit::Remove);
+            }
+            return Ok(before.is_some());
+        };
+        let content = self.staging.put_file(self.compression, bytes)?;
+        if let Some(before) = before {
+            let is_same_size = before.size == bytes.len() as i64;
+            // Other objects may hold the same content, if the setting of compression has changed since.
+            if before.file_content().as_ref() == Some(&content)
+                || is_same_size && self.head.read_if_intact(&path, bytes.len() as u64)?.as_deref() == Some(bytes)
+            {
+                return Ok(false);
+            }
+        }
+        self.edits.insert(path, file(bytes, content));
+        Ok(true)
+    }
+
+    /// Puts a file at `path`, whatever the head has there.
+    pub fn add_file(&mut self, path: EntryPath, bytes: &[u8]) -> Result<(), EditError> {
+        let content = self.staging.put_file(self.compression, bytes)?;
+        self.edits.insert(path, file(bytes, content));
+        Ok(())
+    }
+
+    /// Puts a large file at `path` of which most stays the same from one revision to the next.
+    pub fn add_changing_file(&mut self, path: EntryPath, bytes: &[u8]) -> Result<(), EditError> {
+        let content = self.staging.put_changing_file(bytes)?;
+        self.edits.insert(path, file(bytes, content));
+        Ok(())
+    }
+
+    /// Puts a symbolic link at `path`, unless the head has it there.
+    pub fn add_link(&mut self, path: EntryPath, target: &[u8]) -> Result<(), EditError> {
+        let is_there = self.head.get(&path)?.is_some_and(|entry| entry.is_symlink() && entry.target() == target);
+        if !is_there {
+            self.edits.insert(path, Edit::Symlink(target.to_vec()));
+        }
+        Ok(())
+    }
+
+    /// Puts a symbolic link whose target clients expand at `path`, unless the head has it there.
+    pub fn add_variant_link(&mut self, path: EntryPath, target: Vec<u8>) -> Result<(), EditError> {
+        let is_there = self.head.get(&path)?.is_some_and(|entry| entry.is_symlink() && entry.symlink == target);
+        if !is_there {
+            self.edits.insert(path, Edit::VariantLink(target));
+        }
+        Ok(())
+    }
+
+    /// Puts a tree whose catalogs are stored at `path`.
+    pub fn add_tree(&mut self, path: EntryPath, stored: &StoredTree) {
+        self.edits.insert(path, Edit::Tree(Box::new(stored.clone())));
+    }
+
+    /// Replaces a tree of which something is missing, unless storing the tree again has restored exactly that.
+    pub fn replace_tree(&mut self, path: EntryPath, stored: &StoredTree) -> Result<(), EditError> {
+        if self.head.nested_catalog(&path)? != Some(stored.reference) {
+            self.add_tree(path, stored);
+        }
+        Ok(())
+    }
+
+    /// Returns the edits in the order in which they are to be made. Each of `catalogs` becomes a nested catalog before.
+    pub fn finish(self, catalogs: impl IntoIterator<Item = EntryPath>) -> Vec<(EntryPath, Edit)> {
+        catalogs.into_iter().map(|path| (path, Edit::Catalog)).chain(self.edits).collect()
+    }
+}
+
+fn file(bytes: &[u8], content: Content) -> Edit {
+    Edit::File { size: bytes.len() as u64, content }
+}

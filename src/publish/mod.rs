@@ -1,0 +1,379 @@
+//! Makes a new revision of a repository, all of it or nothing.
+//!
+//! Everything that a revision consists of lies in the store before its manifest does, and the manifest is one small file
+//! that is replaced in one step. Only that last stretch is locked: whoever comes second sees the first one's revision and
+//! makes the changes on top of it.
+
+mod edit_list;
+mod init;
+
+use std::time::{Duration, Instant};
+
+use crate::allocator;
+use crate::catalog::{
+    BuildError, CatalogEntry, CatalogReference, Editor, HistoryError, ReferenceKind, StoredTree, TaggedRevision,
+    next_history, next_reflog,
+};
+use crate::directory::DirectoryError;
+use crate::manifest::letter::SignError;
+use crate::manifest::{Fingerprint, KeyError, Keys, MetaInfo, RepositoryManifest, Signer, Whitelist, WhitelistError};
+use crate::metadata::{Metadata, Timestamp};
+use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, SizeLimit};
+use crate::path::EntryPath;
+use crate::repository::{REFLOG_LIMIT, Repository, RepositoryError};
+use crate::settings::Settings;
+use crate::span::span;
+use crate::store::{DirectoryStore, LocalServer, ServerLock, Staging, StoreError};
+use crate::threads::{self, ThreadsError};
+
+pub use edit_list::{EditError, EditList};
+pub use init::create_repository;
+
+/// Why nothing was published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The store failed, or another publisher holds it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The head cannot be read.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// A catalog could not be made.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The tag database or reflog could not be made.
+    #[error(transparent)]
+    History(#[from] HistoryError),
+    /// The manifest could not be signed.
+    #[error("cannot sign the manifest")]
+    Sign(#[from] SignError),
+    /// The keys could not be made or used.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The whitelist could not be made.
+    #[error(transparent)]
+    Whitelist(#[from] WhitelistError),
+    /// The directory could not be made.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// Clients would refuse what is signed with these keys.
+    #[error(
+        "clients would refuse a manifest that is signed with this key: '{WHITELIST}' does not list its certificate {0}"
+    )]
+    NotListed(Fingerprint),
+    /// There is no whitelist at all.
+    #[error("there is no '{WHITELIST}', without which clients refuse the repository")]
+    NoWhitelist,
+    /// The time would stay in the repository for good: no later revision may have an earlier one.
+    #[error(
+        "the clock says {now}, more than a year after the last revision, which is of {last}: with --accept-clock it is published \
+         all the same"
+    )]
+    Clock {
+        /// What the clock says.
+        now: Timestamp,
+        /// When the last revision was published.
+        last: Timestamp,
+    },
+    /// The machine starts no threads.
+    #[error(transparent)]
+    Threads(#[from] ThreadsError),
+    /// An object went away while the run relied on it.
+    #[error("object {0} was deleted while this run relied on it; run it again")]
+    Vanished(ObjectHash),
+}
+
+/// Why a commit published nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError<E: std::error::Error + 'static> {
+    /// The revision cannot be published.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// The edits of the head cannot be determined.
+    #[error("cannot prepare the revision")]
+    Prepare(#[source] E),
+}
+
+/// One change to the head, at a path.
+#[derive(Debug, Clone)]
+pub enum Edit {
+    /// The directory is a nested catalog; made if need be.
+    Catalog,
+    /// A tree whose catalogs are stored.
+    Tree(Box<StoredTree>),
+    /// A small file of strata's own, mode 0644.
+    File {
+        /// Its size in bytes.
+        size: u64,
+        /// Its objects.
+        content: Content,
+    },
+    /// A symbolic link, with its target.
+    Symlink(Vec<u8>),
+    /// A symbolic link whose target clients expand.
+    VariantLink(Vec<u8>),
+    /// Whatever is there goes.
+    Remove,
+}
+
+/// A revision that was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Revision {
+    /// Its number.
+    pub number: u64,
+    /// Its root catalog.
+    pub root: CatalogReference,
+}
+
+/// A revision that clients see, also if a later step failed.
+#[derive(Debug)]
+#[must_use = "what failed afterwards has to be told"]
+pub struct Publication {
+    /// The revision.
+    pub revision: Revision,
+    /// What failed once it was out.
+    pub late: Vec<StoreError>,
+}
+
+/// Something failed after revisions were published.
+///
+/// It is told apart from errors that mean that nothing was published, so it must stay visible in the chain of causes: it is
+/// wrapped as a source, never transparently.
+#[derive(Debug, thiserror::Error)]
+#[error("{published}, but a later step failed")]
+pub struct AfterPublication {
+    published: String,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl AfterPublication {
+    /// Names the revisions, of which there is at least one, and what failed.
+    pub fn new(
+        revisions: impl IntoIterator<Item = u64>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        let numbers: Vec<String> = revisions.into_iter().map(|number| number.to_string()).collect();
+        let published = match numbers.as_slice() {
+            [number] => format!("revision {number} is published"),
+            numbers => format!("revisions {} are published", numbers.join(", ")),
+        };
+        Self { published, source: source.into() }
+    }
+}
+
+/// How one revision is published.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PublishOptions {
+    /// Time of everything that strata itself creates.
+    pub now: Timestamp,
+    /// How long to wait for another publisher to finish.
+    pub wait: Duration,
+    /// Publish even if `now` is more than a year after the last revision.
+    pub accept_clock: bool,
+}
+
+/// Publishes revisions of one repository.
+pub struct Publisher {
+    /// The settings of the repository.
+    pub settings: Settings,
+    /// The keys that sign.
+    pub signer: Signer,
+    /// The `cvmfs_server` on this machine that manages the repository too.
+    pub server: Option<LocalServer>,
+}
+
+impl Publisher {
+    /// Publishes the edits that `prepare` returns for the current head as one revision, in their order.
+    ///
+    /// The new objects are in `staging`, which belongs to this repository's store. `known` is any revision of the repository: catalogs
+    /// that it has read are not read again.
+    ///
+    /// Publishes nothing and returns `None` if there are no edits. No other publisher can change the head while `prepare` runs.
+    pub fn commit<E: std::error::Error + Send + Sync + 'static>(
+        &self,
+        staging: &Staging,
+        known: &Repository,
+        options: &PublishOptions,
+        prepare: impl FnOnce(&Repository) -> Result<Vec<(EntryPath, Edit)>, E> + Send,
+    ) -> Result<Option<Publication>, CommitError<E>> {
+        threads::in_pool(|| self.commit_in_pool(staging, known, options, prepare)).map_err(PublishError::from)?
+    }
+
+    fn commit_in_pool<E: std::error::Error + Send + Sync + 'static>(
+        &self,
+        staging: &Staging,
+        known: &Repository,
+        options: &PublishOptions,
+        prepare: impl FnOnce(&Repository) -> Result<Vec<(EntryPath, Edit)>, E>,
+    ) -> Result<Option<Publication>, CommitError<E>> {
+        let _publishing = span!("publish");
+        let store = staging.store();
+        let start = Instant::now();
+        let _lock = store.lock(options.wait).map_err(PublishError::from)?;
+        let left = options.wait.saturating_sub(start.elapsed());
+        let server_lock = self.server.as_ref().map(|server| server.lock(left)).transpose();
+        let server_lock = server_lock.map_err(PublishError::from)?;
+        self.check_whitelist(store)?;
+        // The trees of the staged images were freed just now, and the catalogs of the head are read next.
+        allocator::give_back();
+        let head = known.open_head().map_err(PublishError::from)?;
+        check_clock(&head, options.now, options.accept_clock)?;
+        let edits = prepare(&head).map_err(CommitError::Prepare)?;
+        if edits.is_empty() {
+            return Ok(None);
+        }
+        let (number, root) = write_catalogs(staging, &self.settings, options.now, &head, edits)?;
+        let manifest = RepositoryManifest {
+            root_catalog: root.hash,
+            catalog_size: Some(root.size),
+            revision: number,
+            published: Some(options.now.seconds.max(head.manifest().published.unwrap_or(1)).max(1)),
+            ..head.manifest().clone()
+        };
+        let mut late = self.replace_manifest(staging, options, manifest, root, Some(number))?;
+        late.extend(server_lock.map(ServerLock::release).unwrap_or_default());
+        Ok(Some(Publication { revision: Revision { number, root }, late }))
+    }
+
+    /// Checks that clients accept signatures of this publisher's key.
+    ///
+    /// An expired whitelist does not prevent a publication: the owner of the master key renews it. Commands warn of that when they
+    /// start.
+    fn check_whitelist(&self, store: &DirectoryStore) -> Result<(), PublishError> {
+        let keys = self.signer.keys();
+        let bytes = store.read_file(WHITELIST)?.ok_or(PublishError::NoWhitelist)?;
+        let signed = Whitelist::parse(&bytes)?;
+        signed.verify_signature(std::slice::from_ref(keys.master_public_key()))?;
+        let fingerprint = keys.certificate().fingerprint();
+        if !signed.whitelist.fingerprints().contains(&fingerprint) {
+            return Err(PublishError::NotListed(fingerprint));
+        }
+        Ok(())
+    }
+
+    /// Stores what belongs to a root catalog, makes everything durable, and replaces the manifest.
+    ///
+    /// Clients see the revision from then on, so a later failure is not an error: it is returned.
+    pub(super) fn replace_manifest(
+        &self,
+        staging: &Staging,
+        options: &PublishOptions,
+        mut manifest: RepositoryManifest,
+        root: CatalogReference,
+        seen_as: Option<u64>,
+    ) -> Result<Vec<StoreError>, PublishError> {
+        let store = staging.store();
+        let put = |kind, bytes: &[u8]| staging.put_database(kind, bytes);
+        manifest.certificate = put(ObjectKind::Certificate, self.signer.keys().certificate().pem())?;
+        if let Some(hash) = manifest.meta_info {
+            let read = staging.read_decoded(hash, ObjectKind::MetaInfo, META_INFO_LIMIT);
+            read.map_err(RepositoryError::of_front("meta info"))?;
+        }
+        let read = |hash| {
+            let bytes = store.read_decoded(hash, ObjectKind::History, SizeLimit::of_database(None));
+            Ok::<_, RepositoryError>((bytes.map_err(RepositoryError::of_front("tag database"))?, hash))
+        };
+        let before = manifest.history.map(read).transpose()?;
+        let before = before.as_ref().map(|(bytes, hash)| (bytes.as_slice(), *hash));
+        let timestamp = options.now.seconds;
+        let head = TaggedRevision { root, revision: manifest.revision, timestamp };
+        let history = put(ObjectKind::History, &next_history(before, &manifest.name, head)?)?;
+        manifest.history = Some(history);
+        let mut references = vec![
+            (root.hash, ReferenceKind::Catalog),
+            (manifest.certificate, ReferenceKind::Certificate),
+            (history, ReferenceKind::History),
+        ];
+        references.extend(manifest.meta_info.map(|hash| (hash, ReferenceKind::MetaInfo)));
+        let reflog = store.read_file_of_up_to(REFLOG_LIMIT, REFLOG)?;
+        let reflog = next_reflog(reflog.as_deref(), &manifest.name, &references, timestamp)?;
+        manifest.reflog = Some(ObjectHash::of(&reflog));
+        let signed = self.signer.sign_manifest(&manifest)?;
+        staging.flush()?;
+        if let Some(hash) = staging.first_vanished()? {
+            return Err(PublishError::Vanished(hash));
+        }
+        store.sync()?;
+        let mut late = staging.replace_files(&[(REFLOG, &reflog), (MANIFEST, &signed)], seen_as)?;
+        if let Some(Err(error)) =
+            self.server.as_ref().map(|server| server.write_reflog_checksum(ObjectHash::of(&reflog)))
+        {
+            tracing::warn!("cvmfs_server publishes nothing more before 'cvmfs_server check -r'");
+            late.push(error);
+        }
+        Ok(late)
+    }
+}
+
+/// Refuses a clock that is probably wrong.
+pub(crate) fn check_clock(head: &Repository, now: Timestamp, is_accepted: bool) -> Result<(), PublishError> {
+    let last = head.manifest().published.map(|seconds| Timestamp { seconds, nanoseconds: 0 });
+    match last.filter(|last| !is_accepted && now.seconds.saturating_sub(last.seconds) > YEAR) {
+        Some(last) => Err(PublishError::Clock { now, last }),
+        None => Ok(()),
+    }
+}
+
+/// Seconds of the longest year.
+const YEAR: i64 = 366 * 24 * 3600;
+
+/// Stores the certificate and the meta info of the head again, where they are missing or damaged and their bytes are known: those
+/// of the keys, and those that every new repository has.
+pub(crate) fn repair_front(staging: &Staging, keys: &Keys) -> Result<(), StoreError> {
+    let store = staging.store();
+    let bytes = store.read_file(MANIFEST)?.unwrap_or_default();
+    // The head that cannot be read is told when it is opened.
+    let Ok(manifest) = RepositoryManifest::parse(&bytes).map(|signed| signed.manifest) else { return Ok(()) };
+    let meta_info = MetaInfo::default().write();
+    for (hash, kind, bytes) in [
+        (Some(manifest.certificate), ObjectKind::Certificate, keys.certificate().pem()),
+        (manifest.meta_info, ObjectKind::MetaInfo, meta_info.as_slice()),
+    ] {
+        let mut encoder = Encoder::new(Compression::Exact);
+        let stored = encoder.encode(bytes);
+        if hash == Some(ObjectHash::of(stored)) && !store.is_intact(ObjectHash::of(stored), kind) {
+            tracing::warn!("'{}' is missing or damaged, and is written again", ObjectHash::of(stored).path(kind));
+            staging.put_stored(kind, stored)?;
+            staging.flush()?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the catalogs of a revision that has the edits, in their order, on top of `head`. Returns its number and root.
+///
+/// Nobody sees it: a manifest would have to name it.
+pub(crate) fn write_catalogs(
+    staging: &Staging,
+    settings: &Settings,
+    now: Timestamp,
+    head: &Repository,
+    edits: Vec<(EntryPath, Edit)>,
+) -> Result<(u64, CatalogReference), PublishError> {
+    let take = |path: &EntryPath, reference| head.take_catalog(path, reference);
+    let mut editor = Editor::open(staging, settings.compression, head.root_reference(), &take, now)?;
+    for (path, edit) in edits {
+        apply(&mut editor, &path, edit, now)?;
+    }
+    let number = head.manifest().revision + 1;
+    Ok((number, editor.write(number)?))
+}
+
+fn apply(editor: &mut Editor<'_>, path: &EntryPath, edit: Edit, now: Timestamp) -> Result<(), PublishError> {
+    let metadata = |mode| Metadata { mode, uid: 0, gid: 0, mtime: now, xattrs: None };
+    match edit {
+        Edit::Catalog => editor.make_catalog(path)?,
+        Edit::Tree(tree) => editor.put_tree(path, &tree)?,
+        Edit::File { size, content } => editor.put(path, CatalogEntry::of_file(&metadata(0o644), size, &content))?,
+        Edit::Symlink(target) => editor.put(path, CatalogEntry::of_symlink(&metadata(0o777), &target))?,
+        Edit::VariantLink(target) => editor.put(path, CatalogEntry::of_variant_link(&metadata(0o777), &target))?,
+        Edit::Remove => drop(editor.remove(path)?),
+    }
+    Ok(())
+}
+
+const MANIFEST: &str = ".cvmfspublished";
+const REFLOG: &str = ".cvmfsreflog";
+/// No meta info is read that unpacks to more: it is a small document.
+const META_INFO_LIMIT: SizeLimit = SizeLimit::of(16 << 20);
+const WHITELIST: &str = ".cvmfswhitelist";

@@ -1,0 +1,128 @@
+//! Trees that no name leads to.
+//!
+//! A publication notes which trees a name left, as *candidates*: it cannot afford to look whether other names lead to them.
+//! This does look. It reads every name, and whatever it cannot read is an error: a tree must not count as unused because the
+//! record of the image that uses it is damaged.
+
+use std::collections::BTreeSet;
+
+use super::LIST_LIMIT;
+use crate::image::Digest;
+use crate::inventory::{self, InventoryError, ListedImage, foreign_trees};
+use crate::layout::{self, CandidateTrees, Left, PLATFORMS, PODMAN_STORE};
+use crate::path::EntryPath;
+use crate::repository::{Repository, RepositoryError};
+
+/// Why it cannot be told which trees are unused.
+#[derive(Debug, thiserror::Error)]
+pub enum UnusedError {
+    /// The repository cannot be read.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// The images cannot be listed.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
+    /// An image does not say what it consists of.
+    #[error("'{directory}' does not say which trees the image uses, so that nothing can be called unused")]
+    UnknownTrees {
+        /// The directory of what is known about the image.
+        directory: EntryPath,
+    },
+}
+
+/// A tree that no name leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnusedTree {
+    /// Where it is.
+    pub path: EntryPath,
+    /// When the last name left it, as far as a publication noted that.
+    pub left: Option<Left>,
+}
+
+/// Returns the trees that no name leads to, by path.
+pub fn unused_trees(repository: &Repository) -> Result<Vec<UnusedTree>, UnusedError> {
+    let mut used = BTreeSet::new();
+    for image in inventory::list(repository)? {
+        used.extend(trees_of(repository, &image)?);
+    }
+    add_linked(repository, &mut used)?;
+    let candidates = candidates(repository)?;
+    let unused = all_trees(repository)?.into_iter().filter(|tree| !used.contains(tree));
+    Ok(unused.map(|path| UnusedTree { left: candidates.get(&path).cloned(), path }).collect())
+}
+
+/// Returns the list of candidates of a revision, under its name or its former name.
+pub(crate) fn candidates(head: &Repository) -> Result<CandidateTrees, RepositoryError> {
+    // What is lost costs no more than time: the trees are unused from now on.
+    let read = |path: EntryPath| head.read_if_intact(&path, LIST_LIMIT);
+    let mut candidates = CandidateTrees::parse(&read(layout::candidate_trees())?.unwrap_or_default());
+    if let Some(former) = read(layout::former_candidate_trees())? {
+        candidates.merge(CandidateTrees::parse_former(&former));
+    }
+    Ok(candidates)
+}
+
+/// Returns the trees of an image that strata or DUCC published.
+fn trees_of(repository: &Repository, image: &ListedImage) -> Result<BTreeSet<EntryPath>, UnusedError> {
+    if let Some(record) = &image.record {
+        return Ok(record.trees());
+    }
+    let trees = foreign_trees(repository, &image.place)?;
+    // Every image has at least a root file system. What says nothing of one is damaged, or of a form to come.
+    let unknown = || UnusedError::UnknownTrees { directory: image.place.metadata() };
+    if trees.is_empty() { Err(unknown()) } else { Ok(trees) }
+}
+
+/// Adds the trees that links in public directories lead to, as far as those are not hidden: another program need not note its
+/// images anywhere else.
+fn add_linked(repository: &Repository, used: &mut BTreeSet<EntryPath>) -> Result<(), RepositoryError> {
+    let is_public =
+        |name: &[u8]| name == PLATFORMS.as_bytes() || !name.starts_with(b".") && name != PODMAN_STORE.as_bytes();
+    let mut waiting = vec![EntryPath::ROOT];
+    while let Some(directory) = waiting.pop() {
+        for (name, entry) in repository.list(&directory)? {
+            let path = directory.join(&name);
+            if directory.is_root() && !is_public(&name) {
+                continue;
+            }
+            if entry.is_directory() {
+                waiting.push(path);
+            } else if entry.is_symlink() {
+                used.extend(target(repository, &directory, &entry.target()).as_ref().and_then(layout::tree_of));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns where a link in `directory` leads, by its text alone; nothing for one that leads out of the repository.
+fn target(repository: &Repository, directory: &EntryPath, target: &[u8]) -> Option<EntryPath> {
+    let mut path = directory.clone();
+    let mut relative = target;
+    if target.starts_with(b"/") {
+        let root = repository.client_mountpoint();
+        relative = target.strip_prefix(root.as_os_str().as_encoded_bytes())?.strip_prefix(b"/")?;
+        path = EntryPath::ROOT;
+    }
+    for name in relative.split(|&byte| byte == b'/').filter(|name| !name.is_empty() && *name != b".") {
+        path = if name == b".." { path.split()?.0 } else { path.join(name) };
+    }
+    Some(path)
+}
+
+/// Returns every layer, chain and root file system.
+fn all_trees(repository: &Repository) -> Result<BTreeSet<EntryPath>, RepositoryError> {
+    let mut trees = BTreeSet::new();
+    for top in layout::tree_directories() {
+        for directory in inventory::directories(repository, &top)? {
+            let directory = top.join(&directory);
+            let names = inventory::directories(repository, &directory)?.into_iter().filter(|name| is_hex_digest(name));
+            trees.extend(names.map(|name| directory.join(&name)));
+        }
+    }
+    Ok(trees)
+}
+
+fn is_hex_digest(name: &[u8]) -> bool {
+    std::str::from_utf8(name).is_ok_and(|name| format!("sha256:{name}").parse::<Digest>().is_ok())
+}
