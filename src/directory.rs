@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use rsa::PublicKey;
 
+use crate::file::{is_absence, not_regular, open_regular};
 use crate::manifest::keys::read_public_key;
 use crate::manifest::{KeyError, Keys, RepositoryName, Urgency, Whitelist, WhitelistError};
 use crate::message::shell_word;
@@ -15,7 +16,7 @@ use crate::metadata::Timestamp;
 use crate::registry::{Registries, RegistryError};
 use crate::settings::{Settings, SettingsError};
 use crate::state::{StateDatabase, StateError};
-use crate::store::{DirectoryStore, LocalServer, StoreError, is_absence, not_regular, open_regular};
+use crate::store::{DirectoryStore, LocalServer, StoreError};
 
 /// Why a repository directory cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -27,6 +27,7 @@ pub mod describe;
 pub mod diff;
 pub mod directory;
 pub mod engine;
+mod file;
 pub mod image;
 pub mod ingest;
 pub mod inventory;

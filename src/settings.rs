@@ -5,11 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::file::read_regular_text;
 use crate::image::ImageName;
 use crate::manifest::{RepositoryName, RepositoryNameError};
 use crate::object::Compression;
 use crate::registry::{RegistriesSettings, RegistrySettings, RequestSettings};
-use crate::store::read_regular_text;
 use crate::wishlist::Glob;
 
 /// Why the settings cannot be used.

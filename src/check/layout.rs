@@ -13,7 +13,7 @@ use super::Check;
 use super::finding::{Place, escape};
 use super::name::ObjectName;
 use super::reader::read_failure;
-use crate::store::is_absence;
+use crate::file::is_absence;
 
 /// An object's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -16,7 +16,7 @@ use super::reference::{Form, Reference, References};
 use super::tree::Tree;
 use super::{Check, Unreferenced};
 use crate::catalog::audit::paths_of_rows;
-use crate::store::{is_absence, open_regular};
+use crate::file::{is_absence, open_regular};
 
 /// What there is in the store.
 #[derive(Debug, Clone, Copy, Default)]

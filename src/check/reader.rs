@@ -11,9 +11,9 @@ use super::Check;
 use super::finding::Place;
 use super::name::ObjectName;
 use crate::catalog::audit::Algorithm;
+use crate::file::read_regular_up_to;
 use crate::message::causes;
 use crate::object::{DecodeError, ObjectHash, SizeLimit, decode_alone};
-use crate::store::read_regular_up_to;
 
 /// What an object should be, in findings.
 pub(super) const ITS_HASH: &str = "bytes that hash to its name";

@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 use super::name::ObjectName;
 use super::{Check, CheckError};
 use crate::catalog::{Catalog, CatalogEntry, CatalogReference};
+use crate::file::read_regular_up_to;
 use crate::image::ImageName;
 use crate::object::{ObjectKind, SizeLimit, decode};
 use crate::path::EntryPath;
 use crate::repository::client_variable;
-use crate::store::read_regular_up_to;
 
 /// No more links are followed in one path: what has more goes round in circles, as for Linux.
 const MAXIMUM_LINKS: usize = 40;

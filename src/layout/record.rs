@@ -8,7 +8,6 @@ use super::{chain_root, flat_root, layer_directory};
 use crate::image::{ChainId, DiffId, Digest, ImageName};
 use crate::layer::{LayerSummary, LossKind, Losses};
 use crate::path::EntryPath;
-use crate::state::VerifiedBlob;
 use crate::tree::{LayerForm, links_across_directories};
 
 /// The form of these files. Another one is not read.
@@ -84,12 +83,6 @@ impl LayerRecord {
     pub fn parse(json: &[u8]) -> Option<Self> {
         serde_json::from_slice(json).ok().filter(|record: &Self| record.stamp.format == FORMAT)
     }
-
-    /// Returns what the blob of the layer, which has this digest, was found to be.
-    pub fn blob(&self, digest: Digest) -> VerifiedBlob {
-        VerifiedBlob { digest, size: self.blob_size, diff_id: self.diff_id }
-    }
-
     /// Returns the text of the file.
     pub fn write(&self) -> Vec<u8> {
         write_json(self)

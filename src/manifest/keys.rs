@@ -20,8 +20,8 @@ use rsa::{PrivateKey, PublicKey};
 use super::certificate::CertificateError;
 use super::letter::SignError;
 use super::{Certificate, RepositoryManifest, RepositoryName, Whitelist};
+use crate::file::open_regular;
 use crate::metadata::Timestamp;
-use crate::store::open_regular;
 
 /// The length of new RSA keys.
 const KEY_BITS: usize = 2048;

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::credentials::Credentials;
 use super::error::RegistryError;
 use super::settings::Secret;
-use crate::store::open_regular;
+use crate::file::open_regular;
 
 /// How much of a file is read, in bytes.
 const LARGEST_FILE: u64 = 1 << 20;

@@ -17,7 +17,7 @@ use super::endpoint::{HUB_HOSTS, settings_of};
 use super::error::RegistryError;
 use super::helper;
 use super::settings::{RegistriesSettings, Secret};
-use crate::store::open_regular;
+use crate::file::open_regular;
 
 /// The name of a user whose password is an identity token, as Docker's helpers have it.
 const TOKEN_USER: &str = "<token>";

@@ -131,7 +131,7 @@ impl Stager<'_> {
             return compare(layer, &blob).map(|()| true);
         }
         let Some(record) = published_record(head, layer.digest)? else { return Ok(false) };
-        let blob = record.blob(layer.digest);
+        let blob = verified(layer.digest, &record);
         self.engine.state().add_blobs(&[blob])?;
         compare(layer, &blob).map(|()| true)
     }
@@ -164,7 +164,7 @@ impl Stager<'_> {
             match self.recall(&path, options)? {
                 Some((stored, facts)) if LayerRecord::parse(facts.as_bytes()).is_some() => {
                     let record = LayerRecord::parse(facts.as_bytes()).expect("it was parsed just now");
-                    compare(layer, &record.blob(layer.digest))?;
+                    compare(layer, &verified(layer.digest, &record))?;
                     ready.layers.insert(layer.digest, (stored, record));
                 }
                 _ => need.layers.push(index),
@@ -224,7 +224,7 @@ impl Stager<'_> {
                 }
                 continue;
             };
-            compare(layer, &known.record.blob(layer.digest))?;
+            compare(layer, &verified(layer.digest, &known.record))?;
             need.known.insert(index, known);
             need.unverified.remove(&index);
         }
@@ -260,6 +260,11 @@ impl Stager<'_> {
         }
         Ok(())
     }
+}
+
+/// Returns what the blob of a layer was found to be when its record was written.
+fn verified(digest: Digest, record: &LayerRecord) -> VerifiedBlob {
+    VerifiedBlob { digest, size: record.blob_size, diff_id: record.diff_id }
 }
 
 /// Makes sure that an image says of a layer what its blob was found to be.

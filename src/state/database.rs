@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 
 use crate::catalog::{CatalogReference, forbid_execution};
+use crate::file::is_absence;
 use crate::image::{DiffId, Digest};
 use crate::object::ObjectHash;
-use crate::store::is_absence;
 
 /// The database of what was done before cannot be used; it may be deleted while no strata runs.
 #[derive(Debug, thiserror::Error)]

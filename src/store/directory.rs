@@ -1,8 +1,7 @@
 //! A repository in a directory, exactly as web servers serve it to clients.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::file_system::{is_synced_as_a_whole, sync_each};
 use super::marks::Marks;
 use super::runs::syncing;
+use crate::file::{is_absence, open_regular, read_regular_up_to};
 use crate::object::{DecodeError, ObjectHash, ObjectKind, SizeLimit, decode};
 
 /// Why the store could not do what was asked.
@@ -319,43 +319,6 @@ const RENEWED_FOR: Duration = Duration::from_secs(60 * 60);
 
 /// Bytes that every file beside the objects keeps below, but the log of references.
 const SMALL_FILE: u64 = 64 << 10;
-
-/// Opens a regular file. Anything else is an error, and nothing is waited for: a repository may come from anywhere.
-pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
-    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
-}
-
-/// Returns the error for a pipe, a directory, or another file that is not a regular one.
-pub(crate) fn not_regular() -> io::Error {
-    io::Error::other("it is no regular file")
-}
-
-/// Tells whether an error says that nothing is there. Any other error leaves open what is there.
-pub(crate) fn is_absence(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-}
-
-/// Reads a regular file as text.
-pub(crate) fn read_regular_text(path: &Path) -> io::Result<String> {
-    io::read_to_string(open_regular(path)?)
-}
-
-/// Reads the whole of a regular file; `None` where it has more bytes than `limit`.
-pub(crate) fn read_regular_up_to(limit: u64, path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let file = open_regular(path)?;
-    let length = file.metadata()?.len();
-    if length > limit {
-        return Ok(None);
-    }
-    let mut bytes = Vec::new();
-    // A file may say that it has more bytes than there is memory.
-    bytes.try_reserve_exact(usize::try_from(length).unwrap_or(usize::MAX)).map_err(io::Error::from)?;
-    // It may grow meanwhile.
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
-    Ok((bytes.len() as u64 <= limit).then_some(bytes))
-}
 
 /// How often a waiting publisher looks whether the other one is done.
 pub(super) const RETRY: Duration = Duration::from_millis(50);

@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 use crate::manifest::RepositoryName;
 use crate::object::ObjectHash;
 
-use super::directory::{RETRY, is_absence, read_regular_text};
+use super::directory::RETRY;
 use super::runs::{runs, syncing, uninterrupted};
 use super::{Held, StoreError};
+use crate::file::{is_absence, read_regular_text};
 use crate::message::causes;
 
 /// A `cvmfs_server` that manages the same storage.

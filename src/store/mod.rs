@@ -13,7 +13,6 @@ mod staging;
 pub use content::ContentError;
 pub(crate) use content::Piece;
 pub use directory::{DirectoryStore, Held, Lock, StoreError};
-pub(crate) use directory::{is_absence, not_regular, open_regular, read_regular_text, read_regular_up_to};
 pub use local_server::{LocalServer, ServerLock};
 pub use marks::Marks;
 pub use runs::{Deadline, Making, Unfinished, abandon_runs};

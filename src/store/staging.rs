@@ -20,7 +20,8 @@ use rustix::io::Errno;
 use super::file_system::{is_synced_as_a_whole, probe, sync_each};
 use super::marks::Marks;
 use super::runs::{delete_leftovers, make_run_directory, runs, syncing};
-use super::{DirectoryStore, StoreError, read_regular_up_to};
+use super::{DirectoryStore, StoreError};
+use crate::file::read_regular_up_to;
 use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, Pieces, SizeLimit};
 use crate::span::span;
 

@@ -18,11 +18,11 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::{Consumer, PublishedImage};
+use crate::file::is_absence;
 use crate::image::{Digest, ImageConfig};
 use crate::layout::{self, ImagePlace};
 use crate::message::shell_word;
 use crate::repository::{Repository, RepositoryError};
-use crate::store::is_absence;
 
 use mounts::Mounts;
 use process::Process;
