@@ -3,7 +3,7 @@
 
 /// Has the system get back what lies free between small blocks, for when many were freed and something else comes next. Does
 /// nothing where the allocator is not glibc's.
-pub(crate) fn give_back() {
+pub(crate) fn release_free_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes a number, and touches nothing but free memory.
     unsafe {

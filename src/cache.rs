@@ -6,16 +6,16 @@ use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 
 /// A value that knows what it costs to keep.
-pub(crate) trait Kept: Clone {
+pub(crate) trait CacheValue: Clone {
     /// Returns the bytes that it takes, more or less.
     fn bytes(&self) -> u64;
 }
 
 /// Values by key, up to a number of bytes together. The least used go first.
 #[derive(Debug)]
-pub(crate) struct ByteCache<K, V: Kept>(Cache<K, V, Bytes>);
+pub(crate) struct ByteCache<K, V: CacheValue>(Cache<K, V, Bytes>);
 
-impl<K: Eq + Hash + Clone, V: Kept> ByteCache<K, V> {
+impl<K: Eq + Hash + Clone, V: CacheValue> ByteCache<K, V> {
     /// Makes a cache for `capacity` bytes.
     pub(crate) fn new(capacity: u64) -> Self {
         // One shard, since each would have its own share of the capacity, which a large value could exceed.
@@ -61,7 +61,7 @@ struct Bytes {
     most: u64,
 }
 
-impl<K, V: Kept> Weighter<K, V> for Bytes {
+impl<K, V: CacheValue> Weighter<K, V> for Bytes {
     fn weight(&self, _key: &K, value: &V) -> u64 {
         value.bytes().clamp(1, self.most.max(1))
     }
@@ -74,7 +74,7 @@ mod tests {
 
     use super::*;
 
-    impl Kept for Arc<u64> {
+    impl CacheValue for Arc<u64> {
         fn bytes(&self) -> u64 {
             **self
         }

@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use config::{ExecutionConfig, HistoryEntry, ImageConfig, RootFs};
 pub use document::Document;
-pub(crate) use document::{DocumentOutline, MAX_DOCUMENT, is_schema_1};
+pub(crate) use document::{DocumentOutline, MAX_DOCUMENT_SIZE, is_schema_1};
 pub use manifest::{Descriptor, DescriptorPlatform, DocumentKind, ImageIndex, ImageManifest};
 pub use name::{FullName, ImageName, ImageReference};
 pub(crate) use name::{is_repository, is_tag};
@@ -45,14 +45,14 @@ pub enum NameError {
 
 /// Returns foreign text for a message: without control characters, and cut when it is very long.
 fn shown(text: &str) -> String {
-    const LONGEST: usize = 200;
+    const MAX_CHARACTERS: usize = 200;
     // What stands before a host may be a password.
     let text = match text.split_once('@') {
         Some((before, behind)) if before.contains(':') && !before.contains('/') => behind,
         _ => text,
     };
     let escaped = |text: &str| text.escape_debug().to_string();
-    match text.char_indices().nth(LONGEST) {
+    match text.char_indices().nth(MAX_CHARACTERS) {
         Some((end, _)) => escaped(&text[..end]) + "…",
         None => escaped(text),
     }

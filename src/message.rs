@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::error::Error;
 
 /// Characters of the longest text that is shown whole. A path of 4,096 bytes that are all escaped is shorter.
-const LONGEST: usize = 20_000;
+const MAX_CHARACTERS: usize = 20_000;
 
 /// Characters of a longer text that are shown, from its beginning and from its end.
-const SHOWN: (usize, usize) = (2_000, 500);
+const KEPT_CHARACTERS: (usize, usize) = (2_000, 500);
 
 /// Returns an error and its causes, the outermost first. What repeats the one before it is left out, and so is the middle of a text
 /// that somebody made too long to be read.
@@ -54,11 +54,11 @@ pub fn shell_word(word: &str) -> String {
 }
 
 /// How many characters of a foreign name a message shows.
-const QUOTED: usize = 200;
+const MAX_QUOTED_CHARACTERS: usize = 200;
 
 /// Quotes what an image says, without control characters and not at any length.
 pub(crate) fn quoted(text: &str) -> String {
-    match text.char_indices().nth(QUOTED) {
+    match text.char_indices().nth(MAX_QUOTED_CHARACTERS) {
         Some((end, _)) => format!("{:?}…", &text[..end]),
         None => format!("{text:?}"),
     }
@@ -66,12 +66,12 @@ pub(crate) fn quoted(text: &str) -> String {
 
 /// Leaves out the middle of a text of more than 20,000 characters: it may quote what anybody wrote.
 pub fn shortened(text: &str) -> Cow<'_, str> {
-    if text.len() <= LONGEST {
+    if text.len() <= MAX_CHARACTERS {
         return text.into();
     }
     let length = text.chars().count();
-    let (first, last) = SHOWN;
-    if length <= LONGEST {
+    let (first, last) = KEPT_CHARACTERS;
+    if length <= MAX_CHARACTERS {
         return text.into();
     }
     let beginning: String = text.chars().take(first).collect();
@@ -94,12 +94,13 @@ mod tests {
 
     #[derive(Debug, thiserror::Error)]
     #[error("{0}")]
-    struct Told(&'static str, #[source] Option<Box<Told>>);
+    struct TestError(&'static str, #[source] Option<Box<TestError>>);
 
     #[test]
     fn causes_are_told_once_each() {
-        let because = |text, cause| Told(text, Some(Box::new(cause)));
-        let error = because("cannot read 'a'", because("it is damaged", because("it is damaged", Told("bad", None))));
+        let because = |text, cause| TestError(text, Some(Box::new(cause)));
+        let error =
+            because("cannot read 'a'", because("it is damaged", because("it is damaged", TestError("bad", None))));
         assert_eq!(causes(&error), "cannot read 'a': it is damaged: bad");
     }
 

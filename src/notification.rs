@@ -31,7 +31,7 @@ pub struct Notifications {
 /// Something that has started. Its end is told with what told its start.
 #[derive(Debug, Clone)]
 #[must_use = "what has started should be told to have ended"]
-pub struct Started {
+pub struct StartedAction {
     fields: Fields,
     since: Instant,
 }
@@ -49,34 +49,34 @@ impl Notifications {
     }
 
     /// Tells that this process begins.
-    pub fn start_run(&self) -> Started {
+    pub fn start_run(&self) -> StartedAction {
         self.start("start_ducc", [("pid", std::process::id().to_string())])
     }
 
     /// Tells that this process ends.
-    pub fn end_run(&self, run: Started) {
+    pub fn end_run(&self, run: StartedAction) {
         self.end("end_ducc", run, []);
     }
 
     /// Tells that root file systems begin to be made for what was asked for, an image or a pattern, as it was written.
-    pub fn start_flat_conversion(&self, request: &str) -> Started {
+    pub fn start_flat_conversion(&self, request: &str) -> StartedAction {
         self.start("start_flat_conversion", [("image_request", request.to_owned()), ("id", new_id())])
     }
 
     /// Tells that the root file systems are made, or not all of them: this line has no status.
-    pub fn end_flat_conversion(&self, conversion: Started) {
+    pub fn end_flat_conversion(&self, conversion: StartedAction) {
         self.end("end_flat_conversion", conversion, []);
     }
 
     /// Tells that the root file system of one image begins to be made.
-    pub fn start_single_chain_conversion(&self, request: &str, image: &ImageName) -> Started {
+    pub fn start_single_chain_conversion(&self, request: &str, image: &ImageName) -> StartedAction {
         let fields = [("image_request", request.to_owned()), ("image", simple_name(image)), ("id", new_id())];
         self.start("start_single_chain_conversion", fields)
     }
 
     /// Tells that the root file system of one image is made, or why not. The action is spelt `convertion`, as readers of
     /// the file know it.
-    pub fn end_single_chain_conversion(&self, conversion: Started, outcome: Result<(), &str>) {
+    pub fn end_single_chain_conversion(&self, conversion: StartedAction, outcome: Result<(), &str>) {
         self.end("end_single_chain_convertion", conversion, status(outcome));
     }
 
@@ -94,13 +94,13 @@ impl Notifications {
     }
 
     /// Tells that a layer begins to be read.
-    pub fn start_layer_conversion(&self, image: &ImageName, layer: Digest) -> Started {
+    pub fn start_layer_conversion(&self, image: &ImageName, layer: Digest) -> StartedAction {
         let fields = [("image", simple_name(image)), ("layer", layer.hex()), ("id", new_id())];
         self.start("start_layer_conversion", fields)
     }
 
     /// Tells that a layer is read, or why not; `size` counts the unpacked bytes.
-    pub fn end_layer_conversion(&self, conversion: Started, size: u64, outcome: Result<(), &str>) {
+    pub fn end_layer_conversion(&self, conversion: StartedAction, size: u64, outcome: Result<(), &str>) {
         let size = [("size_bytes", size.to_string())];
         self.end("end_layer_conversion", conversion, status(outcome).into_iter().chain(size));
     }
@@ -110,14 +110,14 @@ impl Notifications {
         self.tell("publish_layer", Fields::from([("image", simple_name(image)), ("layer_digest", layer.hex())]));
     }
 
-    fn start<const N: usize>(&self, action: &str, fields: [(&'static str, String); N]) -> Started {
+    fn start<const N: usize>(&self, action: &str, fields: [(&'static str, String); N]) -> StartedAction {
         let fields = Fields::from(fields);
         self.tell(action, fields.clone());
-        Started { fields, since: Instant::now() }
+        StartedAction { fields, since: Instant::now() }
     }
 
-    fn end(&self, action: &str, started: Started, more: impl IntoIterator<Item = (&'static str, String)>) {
-        let Started { mut fields, since } = started;
+    fn end(&self, action: &str, started: StartedAction, more: impl IntoIterator<Item = (&'static str, String)>) {
+        let StartedAction { mut fields, since } = started;
         fields.insert("time_elapsed_s", format!("{:.6}", since.elapsed().as_secs_f64()));
         fields.extend(more);
         self.tell(action, fields);

@@ -27,7 +27,7 @@ pub enum PathError {
 }
 
 /// Bytes of the longest name that Linux and CVMFS hold.
-pub(crate) const LONGEST_NAME: usize = 255;
+pub(crate) const MAX_NAME_LENGTH: usize = 255;
 
 impl EntryPath {
     /// The root of the image.
@@ -60,7 +60,7 @@ impl EntryPath {
 
     /// Returns the path if every component can be the name of a file.
     pub(crate) fn checked(self) -> Result<Self, PathError> {
-        if self.components().any(|name| name.len() > LONGEST_NAME) {
+        if self.components().any(|name| name.len() > MAX_NAME_LENGTH) {
             Err(PathError::NameTooLong(self))
         } else if self.0.contains(&0) {
             Err(PathError::Nul(self))
@@ -156,18 +156,18 @@ impl<'de> Deserialize<'de> for EntryPath {
         let wrong = || D::Error::custom(format!("'{text}' is not a path as strata writes it"));
         let mut raw = Vec::with_capacity(text.len());
         let mut rest = text.as_bytes();
-        while let Some((&byte, behind)) = rest.split_first() {
-            rest = behind;
+        while let Some((&byte, rest_after)) = rest.split_first() {
+            rest = rest_after;
             if byte != b'\\' {
                 raw.push(byte);
-            } else if let Some(behind) = rest.strip_prefix(b"\\") {
+            } else if let Some(rest_after) = rest.strip_prefix(b"\\") {
                 raw.push(b'\\');
-                rest = behind;
+                rest = rest_after;
             } else {
-                let (digits, behind) = rest.split_at_checked(3).ok_or_else(wrong)?;
+                let (digits, rest_after) = rest.split_at_checked(3).ok_or_else(wrong)?;
                 let [byte] = digits.strip_prefix(b"x").and_then(unhex).ok_or_else(wrong)?;
                 raw.push(byte);
-                rest = behind;
+                rest = rest_after;
             }
         }
         let path = Self::normalise(&raw).map_err(D::Error::custom)?;
@@ -183,7 +183,7 @@ impl Ord for EntryPath {
         // Long paths often begin alike, and blocks are compared faster than bytes.
         let blocks = self.0.chunks_exact(BLOCK).zip(other.0.chunks_exact(BLOCK));
         let equal = blocks.take_while(|(a, b)| a == b).count() * BLOCK;
-        // No component holds a NUL, so with it for the slash every path sorts right behind the directory it lies in.
+        // No component holds a NUL, so with it for the slash every path sorts right rest_after the directory it lies in.
         let key = |&b: &u8| if b == b'/' { 0 } else { b };
         self.0[equal..].iter().map(key).cmp(other.0[equal..].iter().map(key))
     }
@@ -209,8 +209,8 @@ impl fmt::Display for EntryPath {
 
 /// Writes the path of an archive for an error message: escaped, and cut when it is very long.
 pub(crate) fn shown(path: &[u8]) -> String {
-    const LONGEST: usize = 200;
-    match path.get(..LONGEST) {
+    const MAX_LENGTH: usize = 200;
+    match path.get(..MAX_LENGTH) {
         Some(start) => format!("{}…", start.escape_ascii()),
         None => path.escape_ascii().to_string(),
     }

@@ -11,18 +11,18 @@ pub struct Progress {
     pub expected: AtomicU64,
     /// Bytes that were read.
     pub read: Arc<AtomicU64>,
-    stage: Mutex<String>,
+    activity: Mutex<String>,
 }
 
 impl Progress {
     /// Says in a few words what is being done.
-    pub fn set_stage(&self, stage: String) {
-        *self.stage.lock().expect("no thread panics while it sets the stage") = stage;
+    pub fn set_activity(&self, activity: String) {
+        *self.activity.lock().expect("no thread panics while it sets the activity") = activity;
     }
 
     /// Returns in a few words what is being done.
-    pub fn stage(&self) -> String {
-        self.stage.lock().expect("no thread panics while it sets the stage").clone()
+    pub fn activity(&self) -> String {
+        self.activity.lock().expect("no thread panics while it sets the activity").clone()
     }
 
     /// Returns the bytes that were read and those that there are.
@@ -31,18 +31,18 @@ impl Progress {
     }
 
     /// Returns a blob that counts here what is read of it.
-    pub fn counted<R: Read>(&self, blob: R) -> Counted<R> {
-        Counted { blob, read: Arc::clone(&self.read) }
+    pub fn counted<R: Read>(&self, blob: R) -> CountingReader<R> {
+        CountingReader { blob, read: Arc::clone(&self.read) }
     }
 }
 
 /// A blob that counts what is read of it.
-pub struct Counted<R> {
+pub struct CountingReader<R> {
     blob: R,
     read: Arc<AtomicU64>,
 }
 
-impl<R: Read> Read for Counted<R> {
+impl<R: Read> Read for CountingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.blob.read(buffer)?;
         self.read.fetch_add(length as u64, Ordering::Relaxed);

@@ -40,25 +40,27 @@ pub(crate) fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Thr
 
 /// How long, and how often, the threads of a pool that could not be started whole may take to end. As long as they are there, no
 /// other ones can take their places.
-const REST: Duration = Duration::from_millis(20);
-const RESTS: u32 = 50;
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+const MAX_RETRIES: u32 = 50;
 
 /// Starts half as many threads, and half as many again, as long as the machine refuses.
 fn start_pool(threads: usize, builder: impl Fn() -> ThreadPoolBuilder) -> Result<ThreadPool, ThreadsError> {
-    let (wanted, mut threads, mut rests) = (threads.max(1), threads.max(1), 0);
+    let (wanted, mut threads, mut retries) = (threads.max(1), threads.max(1), 0);
     loop {
         match builder().num_threads(threads).build() {
             Ok(pool) => {
                 if threads < wanted {
-                    tracing::warn!("{}", fewer(threads, wanted));
+                    tracing::warn!("{}", fewer_threads(threads, wanted));
                 }
                 return Ok(pool);
             }
-            Err(source) if threads == 1 && (wanted == 1 || rests == RESTS) => return Err(ThreadsError { source }),
+            Err(source) if threads == 1 && (wanted == 1 || retries == MAX_RETRIES) => {
+                return Err(ThreadsError { source });
+            }
             Err(_) => {
                 threads = (threads / 2).max(1);
-                rests += 1;
-                thread::sleep(REST);
+                retries += 1;
+                thread::sleep(RETRY_PAUSE);
             }
         }
     }
@@ -75,7 +77,7 @@ pub(crate) fn spawn_workers<'scope, W: FnOnce() + Send + 'scope>(
             Ok(_) => {}
             Err(error) if started == 0 => return Err(error),
             Err(_) => {
-                tracing::warn!("{}", fewer(started, threads));
+                tracing::warn!("{}", fewer_threads(started, threads));
                 break;
             }
         }
@@ -91,7 +93,7 @@ pub(crate) fn spawn_in<'scope, T: Send + 'scope>(
     thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work)
 }
 
-fn fewer(started: usize, wanted: usize) -> String {
+fn fewer_threads(started: usize, wanted: usize) -> String {
     let threads = if started == 1 { "thread" } else { "threads" };
     format!("the machine starts no more than {started} {threads} of {wanted} (see `ulimit -u`): this takes longer")
 }

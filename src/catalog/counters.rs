@@ -3,7 +3,7 @@
 use std::ops::{AddAssign, SubAssign};
 
 use super::entry::CatalogEntry;
-use crate::object::Pieces;
+use crate::object::ContentObjects;
 
 /// The twelve numbers of one catalog, or of all catalogs below one.
 ///
@@ -100,7 +100,7 @@ impl Counters {
         }
         if entry.is_chunked() {
             let chunks = match &entry.content {
-                Some(Pieces::Chunks(chunks)) => chunks.len(),
+                Some(ContentObjects::Chunks(chunks)) => chunks.len(),
                 _ => 0,
             };
             self.0[Self::CHUNKED] += 1;

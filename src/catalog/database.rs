@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Statement, ToSql, params};
 use super::counters::Counters;
 use super::entry::{CatalogEntry, CatalogReference};
 use super::guarded::{Access, GuardedDatabase, Table, explain, text, wrong_value};
-use crate::object::{Chunk, ObjectHash, ObjectKind, Pieces};
+use crate::object::{Chunk, ContentObjects, ObjectHash, ObjectKind};
 use crate::path::EntryPath;
 
 mod draft;
@@ -358,7 +358,7 @@ impl StoredRow {
             let chunks = chunks(self.key);
             // Another program may have stored the file in one piece, too.
             if !chunks.is_empty() || self.entry.content.is_none() {
-                self.entry.content = Some(Pieces::Chunks(chunks));
+                self.entry.content = Some(ContentObjects::Chunks(chunks));
             }
         }
         self.entry
@@ -371,7 +371,7 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<StoredRow> {
     let entry = CatalogEntry {
         link_group: (hardlinks >> 32) as u32,
         link_count: hardlinks as u32,
-        content: hash.map(|hash| Pieces::Whole(hash.into())),
+        content: hash.map(|hash| ContentObjects::Whole(hash.into())),
         size: row.get(4)?,
         mode: row.get(5)?,
         mtime: row.get(6)?,
@@ -440,7 +440,7 @@ fn insert_row(
     entry: &CatalogEntry,
 ) -> rusqlite::Result<()> {
     let hash = match &entry.content {
-        Some(Pieces::Whole(hash)) => Some(&hash.as_bytes()[..]),
+        Some(ContentObjects::Whole(hash)) => Some(&hash.as_bytes()[..]),
         _ => None,
     };
     insert.execute(params![
@@ -466,7 +466,7 @@ fn insert_row(
 }
 
 fn insert_chunks(insert: &mut Statement<'_>, key: PathKey, entry: &CatalogEntry) -> rusqlite::Result<()> {
-    if let Some(Pieces::Chunks(chunks)) = &entry.content {
+    if let Some(ContentObjects::Chunks(chunks)) = &entry.content {
         for chunk in &**chunks {
             insert.execute(params![key.0, key.1, chunk.offset, chunk.size, &chunk.hash.as_bytes()[..]])?;
         }

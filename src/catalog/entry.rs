@@ -9,7 +9,7 @@ use super::bits::{
 use super::xattr;
 use crate::layer::DeviceNumber;
 use crate::metadata::{Metadata, Timestamp, Xattrs};
-use crate::object::{Content, ObjectHash, ObjectKind, Pieces, SizeLimit};
+use crate::object::{Content, ContentObjects, ObjectHash, ObjectKind, SizeLimit};
 use crate::tree::{Directory, Leaf, LeafKind};
 
 /// A catalog as the one above it, or the manifest, refers to it.
@@ -49,7 +49,7 @@ pub struct CatalogEntry {
     /// Names of the inode in its directory; for a directory 2 and one for each directory in it.
     pub link_count: u32,
     /// The objects of a regular file.
-    pub content: Option<Pieces>,
+    pub content: Option<ContentObjects>,
     /// Bytes of a file or of a link's target; the number of a device.
     pub size: i64,
     /// Type and permissions.
@@ -97,11 +97,11 @@ impl CatalogEntry {
 
     /// Returns the row of a regular file.
     pub fn of_file(metadata: &Metadata, size: u64, content: &Content) -> Self {
-        let chunked = if matches!(content.pieces, Pieces::Chunks(_)) { CHUNKED } else { 0 };
+        let chunked = if matches!(content.objects, ContentObjects::Chunks(_)) { CHUNKED } else { 0 };
         let uncompressed = if content.raw { UNCOMPRESSED } else { 0 };
         Self {
             size: size.cast_signed(),
-            content: Some(content.pieces.clone()),
+            content: Some(content.objects.clone()),
             ..Self::new(metadata, S_IFREG, FILE | chunked | uncompressed)
         }
     }
@@ -250,15 +250,17 @@ impl CatalogEntry {
     /// read: external, or named by another hash than SHA-1.
     pub fn file_content(&self) -> Option<Content> {
         let is_foreign = self.flags & (HASH_ALGORITHM | EXTERNAL) != 0;
-        let pieces = self.content.clone().filter(|_| self.is_regular() && !is_foreign)?;
-        Some(Content { raw: self.flags & UNCOMPRESSED != 0, pieces })
+        let objects = self.content.clone().filter(|_| self.is_regular() && !is_foreign)?;
+        Some(Content { raw: self.flags & UNCOMPRESSED != 0, objects })
     }
 
     /// Returns the objects of a regular file; none where they are not ours to read.
     pub fn objects(&self) -> Vec<(ObjectHash, ObjectKind)> {
-        match self.file_content().map(|content| content.pieces) {
-            Some(Pieces::Whole(hash)) => vec![(hash, ObjectKind::File)],
-            Some(Pieces::Chunks(chunks)) => chunks.iter().map(|chunk| (chunk.hash, ObjectKind::Chunk)).collect(),
+        match self.file_content().map(|content| content.objects) {
+            Some(ContentObjects::Whole(hash)) => vec![(hash, ObjectKind::File)],
+            Some(ContentObjects::Chunks(chunks)) => {
+                chunks.iter().map(|chunk| (chunk.hash, ObjectKind::Chunk)).collect()
+            }
             None => Vec::new(),
         }
     }
@@ -333,12 +335,12 @@ mod tests {
         assert_eq!((directory.flags, directory.mode, directory.link_count), (1, 0o40755, 5));
         assert_eq!(directory.clone().with_nesting(Nesting::TransitionPoint).flags, 3);
         assert_eq!(directory.with_nesting(Nesting::TransitionPoint).with_nesting(Nesting::Root).flags, 33);
-        let content = |raw, pieces| Content { raw, pieces };
-        let whole = || Pieces::Whole(ObjectHash::of(b""));
+        let content = |raw, objects| Content { raw, objects };
+        let whole = || ContentObjects::Whole(ObjectHash::of(b""));
         let flags = |content| CatalogEntry::of_file(&metadata, 0, &content).flags;
         assert_eq!(flags(content(false, whole())), 4);
         assert_eq!(flags(content(true, whole())), 2052);
-        assert_eq!(flags(content(false, Pieces::Chunks(Arc::new([])))), 68);
+        assert_eq!(flags(content(false, ContentObjects::Chunks(Arc::new([])))), 68);
         assert_eq!(CatalogEntry::of_symlink(&metadata, b"t").flags, 12);
         let fifo = Leaf { metadata, kind: LeafKind::Fifo };
         assert_eq!((CatalogEntry::of_leaf(&fifo).flags, CatalogEntry::of_leaf(&fifo).mode), (20, 0o10755));

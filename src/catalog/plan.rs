@@ -155,7 +155,7 @@ fn replace(tree: &mut Arc<Directory>, path: &EntryPath, new: Option<Node>) {
 mod tests {
     use super::*;
     use crate::metadata::Metadata;
-    use crate::object::{Content, ObjectHash, Pieces};
+    use crate::object::{Content, ContentObjects, ObjectHash};
     use crate::tree::Leaf;
 
     fn directory(files: usize, directories: Vec<(&str, Directory)>) -> Directory {
@@ -236,7 +236,7 @@ mod tests {
     }
 
     fn file() -> Node {
-        let content = Content { raw: false, pieces: Pieces::Whole(ObjectHash::of(b"")) };
+        let content = Content { raw: false, objects: ContentObjects::Whole(ObjectHash::of(b"")) };
         leaf(LeafKind::File { size: 0, content })
     }
 

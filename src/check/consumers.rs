@@ -18,7 +18,7 @@ impl Check<'_> {
             if !scope.holds(format!("/{directory}").as_bytes()) {
                 continue;
             }
-            self.progress.set_stage(format!("checking what {} reads", consumer.name()));
+            self.progress.set_activity(format!("checking what {} reads", consumer.name()));
             let Ok(repository) = Repository::open(&self.store, self.name) else { return };
             let audited = consumer.audit(&repository, &mut |result| match result {
                 AuditResult::Flaw(flaw) => self.note_flaw(&repository, consumer.name(), &flaw),

@@ -151,7 +151,7 @@ struct Check<'c> {
 
 impl Check<'_> {
     fn run(&self, directory: &RepositoryDirectory) -> Result<Report, CheckError> {
-        self.progress.set_stage("checking the front page".to_owned());
+        self.progress.set_activity("checking the front page".to_owned());
         let mut report = Report { leftovers: self.check_layout(), ..Report::default() };
         let references = References::default();
         let Some(manifest) = self.check_front_page(&references) else {

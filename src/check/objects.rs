@@ -49,7 +49,7 @@ struct Fault {
 impl Check<'_> {
     /// Checks every object that is referred to; where `is_whole_store`, also what lies beside them.
     pub(super) fn check_objects(&self, references: &References, tree: &Tree, is_whole_store: bool) -> Totals {
-        self.progress.set_stage("checking objects".to_owned());
+        self.progress.set_activity("checking objects".to_owned());
         let faults = Mutex::default();
         let totals = (0..=255u8).into_par_iter().map(|directory| {
             let references = references.take(directory);

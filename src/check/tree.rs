@@ -121,7 +121,7 @@ impl Check<'_> {
         }
         let mut start = 0;
         while start < tree.nodes.len() {
-            self.progress.set_stage(format!("checking catalogs, {start} done"));
+            self.progress.set_activity(format!("checking catalogs, {start} done"));
             let end = tree.nodes.len();
             let level = tree.nodes[start..end].par_iter().enumerate();
             let summaries: Vec<Option<Summary>> = level

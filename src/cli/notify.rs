@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 
-use strata::notification::{Notifications, Started};
+use strata::notification::{Notifications, StartedAction};
 use strata::stage::Outcome;
 use strata::wishlist::WantedImage;
 use strata::work::Event;
@@ -11,14 +11,14 @@ use strata::work::Event;
 /// Writes events to a notification file.
 pub struct Notifier {
     notifications: Notifications,
-    run: Option<Started>,
+    run: Option<StartedAction>,
     images: Mutex<HashMap<String, Image>>,
 }
 
 /// An image whose conversion has started.
 struct Image {
-    flat: Started,
-    chain: Started,
+    flat: StartedAction,
+    chain: StartedAction,
     outcomes: Vec<Outcome>,
 }
 

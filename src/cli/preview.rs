@@ -113,7 +113,7 @@ fn read(
     tracing::info!("{} is read; what is ready shows at '{}'", command.image, mountpoint.display());
     preview.read(&progress)?;
     if let Some(directory) = directory.filter(|_| command.keep) {
-        progress.set_stage("storing it in the repository".to_owned());
+        progress.set_activity("storing it in the repository".to_owned());
         keep(command, directory, &progress)?;
     }
     drop(display);

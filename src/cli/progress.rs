@@ -111,7 +111,7 @@ impl Board {
             let (read, expected) = progress.bytes();
             bar.set_length(expected);
             bar.set_position(read);
-            bar.set_message(progress.stage());
+            bar.set_message(progress.activity());
             bar.tick();
         }
         self.summary.tick();

@@ -8,7 +8,7 @@ use serde::de::IgnoredAny;
 use super::{Digest, parse_object};
 
 /// The size up to which documents are read, in bytes: every registry takes as much (distribution-spec, "Pushing Manifests").
-pub(crate) const MAX_DOCUMENT: u64 = 4 << 20;
+pub(crate) const MAX_DOCUMENT_SIZE: u64 = 4 << 20;
 
 /// A document as it was received, to the byte.
 #[derive(Clone, PartialEq, Eq)]

@@ -121,7 +121,7 @@ impl Descriptor {
     }
 
     /// Returns the type of the artifact that this is said to be, if that is not an image's.
-    pub fn foreign_type(&self) -> Option<&str> {
+    pub fn non_image_type(&self) -> Option<&str> {
         Some(self.artifact_type.as_str()).filter(|artifact_type| !is_config_media_type(artifact_type))
     }
 }
@@ -132,7 +132,7 @@ impl ImageManifest {
     /// The config decides (image-spec, manifest.md, "Guidelines for Artifact Usage"). Only where its type may be anything's,
     /// the type of the artifact does; and what has layers, but none of an image's kind, is no image: signatures of cosign and
     /// attestations of BuildKit have the config of one.
-    pub fn foreign_type(&self) -> Option<&str> {
+    pub fn non_image_type(&self) -> Option<&str> {
         let named = Some(self.artifact_type.as_str()).filter(|artifact_type| !is_config_media_type(artifact_type));
         let config_type = self.config.media_type.as_str();
         if !is_config_media_type(config_type) {
@@ -152,8 +152,8 @@ impl ImageManifest {
     ///
     /// A config that lists no layers, beside layers none of which is an image's, describes no image: several tools push files
     /// with `{}` or nothing as an image config. Beside layers of images it is a damaged image, which is not judged here.
-    pub fn foreign_type_beside(&self, config: &[u8]) -> Option<&str> {
-        if let Some(foreign) = self.foreign_type() {
+    pub fn non_image_type_with_config(&self, config: &[u8]) -> Option<&str> {
+        if let Some(foreign) = self.non_image_type() {
             return Some(foreign);
         }
         let named = Some(self.artifact_type.as_str()).filter(|artifact_type| !is_config_media_type(artifact_type));
@@ -246,11 +246,11 @@ mod tests {
                 r#"{{"schemaVersion":2,"config":{{"mediaType":"{config_type}","digest":"d","size":1}},"layers":null}}"#
             );
             let manifest: ImageManifest = serde_json::from_str(&json).unwrap();
-            assert_eq!((manifest.foreign_type(), manifest.layers.len()), (None, 0));
+            assert_eq!((manifest.non_image_type(), manifest.layers.len()), (None, 0));
         }
         let chart = r#"{"config":{"mediaType":"application/vnd.cncf.helm.config.v1+json","digest":"d","size":1}}"#;
         let manifest: ImageManifest = serde_json::from_str(chart).unwrap();
-        assert_eq!(manifest.foreign_type(), Some("application/vnd.cncf.helm.config.v1+json"));
+        assert_eq!(manifest.non_image_type(), Some("application/vnd.cncf.helm.config.v1+json"));
     }
 
     #[test]
@@ -298,7 +298,7 @@ mod tests {
             ("", "", &[""], None),
         ] {
             let manifest = manifest_of(artifact_type, config, layers);
-            assert_eq!(manifest.foreign_type(), expected, "{artifact_type} {config} {layers:?}");
+            assert_eq!(manifest.non_image_type(), expected, "{artifact_type} {config} {layers:?}");
         }
     }
 
@@ -322,7 +322,7 @@ mod tests {
         ];
         let foreign = |artifact_type: &str, config: &str, layers: &[&str], json: &str| {
             let manifest = manifest_of(artifact_type, config, layers);
-            manifest.foreign_type_beside(json.as_bytes()).map(str::to_owned)
+            manifest.non_image_type_with_config(json.as_bytes()).map(str::to_owned)
         };
         for config in [OCI, DOCKER, "", FILE] {
             for json in ["{}", "", "[]", "some text", r#"{"rootfs":null}"#, r#"{"rootfs":{"diff_ids":[]}}"#] {

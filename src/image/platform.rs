@@ -28,7 +28,7 @@ pub struct Suitability(Reverse<Level>);
 type Level = (u32, u32);
 
 /// The variants of an architecture, whose numbers rise with what is needed of a machine.
-struct Ladder {
+struct VariantScale {
     /// What stands before the number.
     prefix: &'static str,
     /// What stands behind it.
@@ -37,7 +37,7 @@ struct Ladder {
     default: u32,
 }
 
-impl Ladder {
+impl VariantScale {
     fn of(architecture: &str) -> Option<Self> {
         let (prefix, suffix, default) = match architecture {
             "amd64" => ("v", "", 1),
@@ -90,7 +90,7 @@ impl Platform {
     /// The highest variant that is not above the one asked for suits best. A platform without a variant asks for that
     /// which every machine of its architecture runs: `amd64` for `v1`, `arm` for `v7`, `arm64` for `v8`.
     pub fn suits(&self, offered: &Self) -> Option<Suitability> {
-        if !self.is_kin_of(offered) {
+        if !self.has_same_architecture(offered) {
             return None;
         }
         match (self.level(), offered.level()) {
@@ -116,22 +116,22 @@ impl Platform {
             (Some(level), Some(other)) => level == other,
             _ => self.variant == other.variant,
         };
-        self.is_kin_of(other) && is_same_variant
+        self.has_same_architecture(other) && is_same_variant
     }
 
     /// Tells whether both have the same operating system and architecture.
-    pub fn is_kin_of(&self, other: &Self) -> bool {
+    pub fn has_same_architecture(&self, other: &Self) -> bool {
         self.os == other.os && self.architecture == other.architecture
     }
 
     /// Tells whether a config says something else than this platform, which an index names. Most configs say nothing of
     /// variants.
     pub fn is_contradicted_by(&self, config: &Self) -> bool {
-        !self.is_kin_of(config) || config.variant.is_some() && !self.is_same_as(config)
+        !self.has_same_architecture(config) || config.variant.is_some() && !self.is_same_as(config)
     }
 
     fn level(&self) -> Option<Level> {
-        Ladder::of(&self.architecture)?.level(self.variant.as_deref())
+        VariantScale::of(&self.architecture)?.level(self.variant.as_deref())
     }
 }
 

@@ -6,14 +6,14 @@ use std::mem;
 use std::ops::Range;
 use std::time::Instant;
 
+use super::block_list::BlockList;
 use super::buffers::Buffers;
-use super::pieces::{Job, Piece, PieceContent, PieceStore};
-use super::segments::Segments;
-use super::{ARRIVAL_PAUSE, IngestError, IngestedLayer, LayerToRead};
+use super::object_writer::{Job, ObjectWriter, PendingObject, PlainContent};
+use super::{IngestError, IngestedLayer, LayerToRead, POLL_INTERVAL};
 use crate::layer::{
     self, EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, LayerSummary, Limits, NodeKind,
 };
-use crate::object::{Chunk, ChunkSizes, Chunker, Content, Pieces};
+use crate::object::{Chunk, ChunkSizes, Chunker, Content, ContentObjects};
 use crate::source::{LayerBlob, Readiness, SourceError};
 use crate::span::span;
 
@@ -21,10 +21,10 @@ use crate::span::span;
 pub(super) const BATCH_BYTES: u64 = 1 << 20;
 
 /// A tar archive has at least one header of this many bytes for each entry.
-const PASSED_FOR_ENTRY: u64 = 512;
+const MIN_ENTRY_SIZE: u64 = 512;
 
 /// Not more than this many small files become one job.
-const BATCH_FILES: usize = 512;
+const MAX_BATCH_FILES: usize = 512;
 
 /// A layer between two steps of reading.
 pub(super) struct LayerTask<'a> {
@@ -32,16 +32,16 @@ pub(super) struct LayerTask<'a> {
     pub(super) is_remote: bool,
     is_verified_only: bool,
     /// Whether another thread unpacks ahead.
-    is_ahead: bool,
+    unpack_ahead: bool,
     /// When it pays to try again to open the blob.
     pub(super) not_before: Instant,
     source: LayerSource<'a>,
     expected: ExpectedLayer,
     limits: Limits,
     sizes: ChunkSizes,
-    entries: Segments<LayerEntry<Range<usize>>>,
-    /// Pieces so far.
-    pieces: usize,
+    entries: BlockList<LayerEntry<Range<usize>>>,
+    /// ContentObjects so far.
+    object_count: usize,
     /// Where each piece of a large file begins, and how long it is.
     spans: HashMap<usize, (u64, u64)>,
     batch: Job,
@@ -77,9 +77,9 @@ struct LargeFile {
 }
 
 /// What one step of reading gave.
-pub(super) enum Step {
+pub(super) enum ReadProgress {
     /// The blob was opened and takes some time to come, or could not be opened yet.
-    Nothing,
+    NoContent,
     /// Content to store.
     Job(Job),
     /// The last content; the layer is at its end.
@@ -89,7 +89,7 @@ pub(super) enum Step {
 /// A layer that was read to its end, while its content may still be on the way.
 pub(super) struct ReadLayer {
     pub(super) index: usize,
-    entries: Segments<LayerEntry<Range<usize>>>,
+    entries: BlockList<LayerEntry<Range<usize>>>,
     spans: HashMap<usize, (u64, u64)>,
     summary: LayerSummary,
 }
@@ -100,11 +100,11 @@ impl<'a> LayerTask<'a> {
         layer: LayerToRead<'a>,
         sizes: ChunkSizes,
         limits: Limits,
-        has_spare_threads: bool,
+        unpack_ahead: bool,
     ) -> Self {
         let LayerToRead { open, is_remote, is_verified_only, expected } = layer;
         // What comes over a network is waited for by nobody, as long as there is something else to do.
-        let is_ahead = has_spare_threads && !is_remote;
+        let unpack_ahead = unpack_ahead && !is_remote;
         let source = LayerSource::Closed(open);
         let (entries, spans, hole_sizes) = Default::default();
         let batch = Job::new(index);
@@ -113,14 +113,14 @@ impl<'a> LayerTask<'a> {
             index,
             is_remote,
             is_verified_only,
-            is_ahead,
+            unpack_ahead,
             not_before,
             source,
             expected,
             limits,
             sizes,
             entries,
-            pieces: 0,
+            object_count: 0,
             spans,
             batch,
             large: None,
@@ -130,7 +130,7 @@ impl<'a> LayerTask<'a> {
 
     /// Returns how many bytes of the blob are still to be read.
     pub(super) fn left(&self) -> u64 {
-        let read = if let LayerSource::Reading(reader, _) = &self.source { reader.blob_read() } else { 0 };
+        let read = if let LayerSource::Reading(reader, _) = &self.source { reader.blob_bytes_read() } else { 0 };
         self.expected.size.saturating_sub(read)
     }
 
@@ -153,7 +153,7 @@ impl<'a> LayerTask<'a> {
             LayerSource::Closed(mut open) => {
                 let Some(blob) = open()? else {
                     self.source = LayerSource::Closed(open);
-                    self.not_before = Instant::now() + ARRIVAL_PAUSE;
+                    self.not_before = Instant::now() + POLL_INTERVAL;
                     return Ok(false);
                 };
                 let goes_on = blob.is_ready();
@@ -162,7 +162,7 @@ impl<'a> LayerTask<'a> {
             }
             LayerSource::Open(blob) => {
                 let (reader, is_ready) = blob.into_parts();
-                let reader = match self.is_ahead {
+                let reader = match self.unpack_ahead {
                     true => LayerReader::ahead(reader, self.expected, self.limits)?,
                     false => LayerReader::new(reader, self.expected, self.limits)?,
                 };
@@ -177,14 +177,14 @@ impl<'a> LayerTask<'a> {
     }
 
     /// Reads on until there is content to store: many small files, or one chunk of a large one.
-    pub(super) fn step(&mut self, buffers: &Buffers) -> Result<Step, IngestError> {
+    pub(super) fn read_some(&mut self, buffers: &Buffers) -> Result<ReadProgress, IngestError> {
         let _parsing = span!("parse");
         if !self.prepare()? {
-            return Ok(Step::Nothing);
+            return Ok(ReadProgress::NoContent);
         }
         let LayerSource::Reading(reader, _) = &mut self.source else { unreachable!("the layer was opened just now") };
         if self.is_verified_only {
-            return Ok(if pass_over(reader)? { Step::End(self.take_batch()) } else { Step::Nothing });
+            return Ok(if skip_some(reader)? { ReadProgress::End(self.take_batch()) } else { ReadProgress::NoContent });
         }
         loop {
             if let Some(file) = &mut self.large {
@@ -195,18 +195,18 @@ impl<'a> LayerTask<'a> {
                 let (start, length) = (file.start, content.len());
                 file.start += length;
                 let is_chunk = length < file.size;
-                return Ok(Step::Job(self.piece_of_large_file(start, content, is_chunk)));
+                return Ok(ReadProgress::Job(self.job_of_large_file(start, content, is_chunk)));
             }
-            let Some(entry) = reader.next_entry()? else { return Ok(Step::End(self.take_batch())) };
+            let Some(entry) = reader.next_entry()? else { return Ok(ReadProgress::End(self.take_batch())) };
             let file_size = match &entry.kind {
                 EntryKind::Node(_, NodeKind::File { size, .. }) => Some(*size),
                 _ => None,
             };
-            let first = self.pieces;
+            let first = self.object_count;
             match file_size {
                 Some(size) if size > self.sizes.minimum => self.large = Some(LargeFile::new(size, self.sizes)),
                 Some(size) => {
-                    self.pieces += 1;
+                    self.object_count += 1;
                     if self.batch.buffer.capacity() == 0 {
                         self.batch.buffer = buffers.take(BATCH_BYTES as usize);
                     }
@@ -217,15 +217,15 @@ impl<'a> LayerTask<'a> {
             let is_large = self.large.is_some();
             // A large file's last piece is not known yet; its range is closed when the next entry is read.
             self.entries.push(entry.map_content(|()| first..first + usize::from(!is_large)));
-            if self.batch.bytes() >= BATCH_BYTES || self.batch.pieces.len() >= BATCH_FILES {
-                return Ok(Step::Job(self.take_batch()));
+            if self.batch.bytes() >= BATCH_BYTES || self.batch.objects.len() >= MAX_BATCH_FILES {
+                return Ok(ReadProgress::Job(self.take_batch()));
             }
         }
     }
 
-    fn piece_of_large_file(&mut self, start: u64, content: LargeContent, is_chunk: bool) -> Job {
-        let id = self.pieces;
-        self.pieces += 1;
+    fn job_of_large_file(&mut self, start: u64, content: LargeContent, is_chunk: bool) -> Job {
+        let id = self.object_count;
+        self.object_count += 1;
         self.spans.insert(id, (start, content.len()));
         if let Some(EntryKind::Node(_, NodeKind::File { content, .. })) =
             self.entries.last_mut().map(|entry| &mut entry.kind)
@@ -234,13 +234,13 @@ impl<'a> LayerTask<'a> {
         }
         let mut job = Job::new(self.index);
         let content = match content {
-            LargeContent::Zeros(length) => PieceContent::Zeros(length),
+            LargeContent::Zeros(length) => PlainContent::Zeros(length),
             LargeContent::Bytes(bytes) => {
                 job.buffer = bytes;
-                PieceContent::Bytes(0..job.buffer.len())
+                PlainContent::Bytes(0..job.buffer.len())
             }
         };
-        job.pieces.push(Piece { id, is_chunk, content });
+        job.objects.push(PendingObject { id, is_chunk, content });
         job
     }
 
@@ -259,17 +259,17 @@ impl<'a> LayerTask<'a> {
 }
 
 /// Reads on a little without keeping anything; tells whether the last entry was reached.
-fn pass_over(reader: &mut LayerReader<BlobReader>) -> Result<bool, LayerError> {
+fn skip_some(reader: &mut LayerReader<BlobReader>) -> Result<bool, LayerError> {
     let mut passed = 0;
     while passed < BATCH_BYTES {
-        if let Some(piece) = reader.next_piece()? {
-            passed += if let layer::Piece::Data(data) = piece { data.len() as u64 } else { 0 };
+        if let Some(part) = reader.next_part()? {
+            passed += if let layer::ContentPart::Data(data) = part { data.len() as u64 } else { 0 };
             continue;
         }
         if reader.next_entry()?.is_none() {
             return Ok(true);
         }
-        passed += PASSED_FOR_ENTRY;
+        passed += MIN_ENTRY_SIZE;
     }
     Ok(false)
 }
@@ -284,26 +284,26 @@ impl Job {
     ) -> Result<(), LayerError> {
         let start = self.buffer.len();
         let mut all_hole = None;
-        while let Some(piece) = reader.next_piece()? {
-            match piece {
-                layer::Piece::Data(data) => self.buffer.extend_from_slice(data),
-                layer::Piece::Hole(length) if length == size => {
+        while let Some(part) = reader.next_part()? {
+            match part {
+                layer::ContentPart::Data(data) => self.buffer.extend_from_slice(data),
+                layer::ContentPart::Hole(length) if length == size => {
                     all_hole = Some(length);
                     if hole_sizes.insert(length) {
-                        reader.fill_hole(length)?;
+                        reader.count_filled_hole(length)?;
                     }
                 }
-                layer::Piece::Hole(length) => {
+                layer::ContentPart::Hole(length) => {
                     extend_with_zeros(&mut self.buffer, length);
-                    reader.fill_hole(length)?;
+                    reader.count_filled_hole(length)?;
                 }
             }
         }
         let content = match all_hole {
-            Some(length) => PieceContent::Zeros(length),
-            None => PieceContent::Bytes(start..self.buffer.len()),
+            Some(length) => PlainContent::Zeros(length),
+            None => PlainContent::Bytes(start..self.buffer.len()),
         };
-        self.pieces.push(Piece { id, is_chunk: false, content });
+        self.objects.push(PendingObject { id, is_chunk: false, content });
         Ok(())
     }
 }
@@ -347,18 +347,18 @@ impl LargeFile {
                 let rest = mem::take(&mut self.rest);
                 self.take(&rest)
             } else if self.hole > 0 {
-                let zeros = [0; ZEROS];
-                let length = self.hole.min(ZEROS as u64);
-                reader.fill_hole(length)?;
+                let zeros = [0; ZERO_BLOCK];
+                let length = self.hole.min(ZERO_BLOCK as u64);
+                reader.count_filled_hole(length)?;
                 self.hole -= length;
                 let was_cut = self.take(&zeros[..length as usize]);
                 // What follows a cut is hole again: the next chunk may be nothing else.
                 self.hole += mem::take(&mut self.rest).len() as u64;
                 was_cut
             } else {
-                match reader.next_piece()? {
-                    Some(layer::Piece::Data(data)) => self.take(data),
-                    Some(layer::Piece::Hole(length)) => {
+                match reader.next_part()? {
+                    Some(layer::ContentPart::Data(data)) => self.take(data),
+                    Some(layer::ContentPart::Hole(length)) => {
                         self.hole = length;
                         false
                     }
@@ -385,7 +385,7 @@ impl LargeFile {
 }
 
 /// A hole that ends within a chunk is filled with this many zeros at a time.
-const ZEROS: usize = 64 << 10;
+const ZERO_BLOCK: usize = 64 << 10;
 
 fn extend_with_zeros(buffer: &mut Vec<u8>, length: u64) {
     let length = usize::try_from(length).expect("small files fit into memory");
@@ -394,8 +394,8 @@ fn extend_with_zeros(buffer: &mut Vec<u8>, length: u64) {
 
 impl ReadLayer {
     /// Puts the names of the stored objects into the entries.
-    pub(super) fn with_content(self, store: &PieceStore<'_>, raw: bool) -> IngestedLayer {
-        let hashes = mem::take(&mut *store.hashes(self.index));
+    pub(super) fn with_content(self, writer: &ObjectWriter<'_>, raw: bool) -> IngestedLayer {
+        let hashes = mem::take(&mut *writer.hashes(self.index));
         let spans = self.spans;
         let content = |range: Range<usize>| {
             let hash = |id: usize| hashes[id].expect("every piece was stored before the layer was finished");
@@ -403,11 +403,11 @@ impl ReadLayer {
                 let (offset, size) = spans[&id];
                 Chunk { offset, size, hash: hash(id) }
             };
-            let pieces = match range.len() {
-                1 => Pieces::Whole(hash(range.start)),
-                _ => Pieces::Chunks(range.map(chunk).collect()),
+            let objects = match range.len() {
+                1 => ContentObjects::Whole(hash(range.start)),
+                _ => ContentObjects::Chunks(range.map(chunk).collect()),
             };
-            Content { raw, pieces }
+            Content { raw, objects }
         };
         // With room for as many as there are, and no more: there may be millions.
         let mut entries = Vec::with_capacity(self.entries.len());

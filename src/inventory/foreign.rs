@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::catalog::{CatalogReference, FACTS};
 use crate::image::Digest;
 use crate::layout::{self, ImagePlace};
-use crate::object::{ObjectHash, Pieces};
+use crate::object::{ContentObjects, ObjectHash};
 use crate::path::EntryPath;
 use crate::repository::{CatalogPlace, Repository, RepositoryError};
 
@@ -80,9 +80,9 @@ pub(crate) fn foreign_manifest(head: &Repository, place: &ImagePlace) -> Result<
     if manifest.is_none() || head.get(&directory.join(b"strata.json"))?.is_some() {
         return Ok(None);
     }
-    Ok(manifest.and_then(|entry| entry.file_content()).and_then(|content| match content.pieces {
-        Pieces::Whole(hash) => Some(hash),
-        Pieces::Chunks(_) => None,
+    Ok(manifest.and_then(|entry| entry.file_content()).and_then(|content| match content.objects {
+        ContentObjects::Whole(hash) => Some(hash),
+        ContentObjects::Chunks(_) => None,
     }))
 }
 

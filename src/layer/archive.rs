@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::header::{self, Header};
 use super::pax::{self, Extended};
-use super::sparse::{self, MapPlace, MapReader, Segment};
+use super::sparse::{self, MapLocation, MapReader, Segment};
 use super::stream::{BLOCK_SIZE, TarStream};
 use super::{EntryError, LayerError, Limit, Limits};
 use crate::path::shown;
@@ -48,7 +48,7 @@ impl MemberKind {
     }
 }
 
-/// One member of an archive. Its content is read by [`Archive::next_piece`].
+/// One member of an archive. Its content is read by [`Archive::next_part`].
 pub(super) struct Member {
     pub(super) kind: MemberKind,
     pub(super) path: Vec<u8>,
@@ -69,7 +69,7 @@ impl Member {
 
 /// A piece of a file's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Piece<'a> {
+pub enum ContentPart<'a> {
     /// The next bytes: one or more.
     Data(&'a [u8]),
     /// So many zeros, one or more, that the archive does not hold.
@@ -85,7 +85,7 @@ struct Extensions {
     /// Records of a PAX header.
     records: Vec<u8>,
     /// Whether there was any such header.
-    are_there: bool,
+    any_present: bool,
 }
 
 /// Reads an archive member by member.
@@ -118,12 +118,12 @@ struct Content {
 }
 
 /// Returns a name unless it is empty.
-fn filled(name: Vec<u8>) -> Option<Vec<u8>> {
+fn some_unless_empty(name: Vec<u8>) -> Option<Vec<u8>> {
     (!name.is_empty()).then_some(name)
 }
 
 /// What comes next of a file.
-enum Step {
+enum NextPart {
     Stored(u64),
     Hole(u64),
     End,
@@ -142,24 +142,24 @@ impl Content {
         self.size = 0;
     }
 
-    fn next_step(&mut self) -> Step {
+    fn next_part(&mut self) -> NextPart {
         while let Some(segment) = self.segments.get(self.segment) {
             if self.position < segment.offset {
                 return self.hole_up_to(segment.offset);
             }
             let left = segment.offset + segment.length - self.position;
             if left > 0 {
-                return Step::Stored(left);
+                return NextPart::Stored(left);
             }
             self.segment += 1;
         }
-        if self.position < self.size { self.hole_up_to(self.size) } else { Step::End }
+        if self.position < self.size { self.hole_up_to(self.size) } else { NextPart::End }
     }
 
-    fn hole_up_to(&mut self, end: u64) -> Step {
+    fn hole_up_to(&mut self, end: u64) -> NextPart {
         let hole = end - self.position;
         self.position = end;
-        Step::Hole(hole)
+        NextPart::Hole(hole)
     }
 }
 
@@ -182,12 +182,14 @@ impl<R: Read> Archive<R> {
         let mut extensions = Extensions::default();
         while let Some(header) = self.next_header()? {
             match header.type_flag() {
-                b'L' => extensions = Extensions { long_path: self.long_name(&header)?, are_there: true, ..extensions },
+                b'L' => {
+                    extensions = Extensions { long_path: self.long_name(&header)?, any_present: true, ..extensions }
+                }
                 b'K' => {
                     extensions =
-                        Extensions { long_link_target: self.long_name(&header)?, are_there: true, ..extensions };
+                        Extensions { long_link_target: self.long_name(&header)?, any_present: true, ..extensions };
                 }
-                b'x' => extensions = Extensions { records: self.records(&header)?, are_there: true, ..extensions },
+                b'x' => extensions = Extensions { records: self.records(&header)?, any_present: true, ..extensions },
                 b'g' => {
                     // Go's reader, and so every container engine, ignores what a global header says of later members, and with it
                     // the extensions that stand before the global header.
@@ -197,28 +199,28 @@ impl<R: Read> Archive<R> {
                 _ => return self.member(header, extensions).map(Some),
             }
         }
-        if extensions.are_there { Err(self.failed(EntryError::NothingExtended)) } else { Ok(None) }
+        if extensions.any_present { Err(self.failed(EntryError::NothingExtended)) } else { Ok(None) }
     }
 
     /// Returns how many bytes of the blob were read for what was unpacked so far.
-    pub(super) fn blob_read(&self) -> u64 {
-        self.stream.blob_read()
+    pub(super) fn blob_bytes_read(&self) -> u64 {
+        self.stream.blob_bytes_read()
     }
 
-    /// Lets [`Self::next_piece`] find nothing in the current member, whatever the archive holds of it.
+    /// Lets [`Self::next_part`] find nothing in the current member, whatever the archive holds of it.
     pub(super) fn hide_content(&mut self) {
         self.content.hide();
     }
 
     /// Returns the next piece of the current member's content, or `None` at its end.
-    pub(super) fn next_piece(&mut self) -> Result<Option<Piece<'_>>, LayerError> {
-        match self.content.next_step() {
-            Step::End => Ok(None),
-            Step::Hole(length) => Ok(Some(Piece::Hole(length))),
-            Step::Stored(length) => {
+    pub(super) fn next_part(&mut self) -> Result<Option<ContentPart<'_>>, LayerError> {
+        match self.content.next_part() {
+            NextPart::End => Ok(None),
+            NextPart::Hole(length) => Ok(Some(ContentPart::Hole(length))),
+            NextPart::Stored(length) => {
                 let range = self.take_content(length)?;
                 self.content.position += range.len() as u64;
-                Ok(Some(Piece::Data(self.stream.bytes(range))))
+                Ok(Some(ContentPart::Data(self.stream.bytes(range))))
             }
         }
     }
@@ -307,7 +309,7 @@ impl<R: Read> Archive<R> {
     fn member(&mut self, header: Header, extensions: Extensions) -> Result<Member, LayerError> {
         let mut extended = Extended::default();
         extended.apply(&extensions.records).map_err(|problem| self.failed(problem))?;
-        let long_path = filled(extensions.long_path);
+        let long_path = some_unless_empty(extensions.long_path);
         // As in Go's reader, the name of a sparse file comes first, and GNU's long name before that of the PAX header.
         if let Some(given) = extended.sparse.name.clone().or(long_path).or_else(|| extended.path.clone()) {
             self.path = given;
@@ -318,7 +320,7 @@ impl<R: Read> Archive<R> {
             size: 0,
             header,
             extended,
-            long_link_target: filled(extensions.long_link_target),
+            long_link_target: some_unless_empty(extensions.long_link_target),
         };
         self.start_content(&mut member)?;
         self.content_size = self.content_size.saturating_add(member.size);
@@ -358,15 +360,15 @@ impl<R: Read> Archive<R> {
             self.read_gnu_map(&member.header)?;
             member.header.sparse_size()
         } else {
-            match member.extended.sparse.map_place().map_err(|problem| self.failed(problem))? {
+            match member.extended.sparse.map_location().map_err(|problem| self.failed(problem))? {
                 None => return Ok(None),
-                Some(MapPlace::Records) => self.content.segments = std::mem::take(&mut member.extended.sparse.map),
-                Some(MapPlace::Content) => self.content.segments = self.read_map_in_content()?,
+                Some(MapLocation::Records) => self.content.segments = std::mem::take(&mut member.extended.sparse.map),
+                Some(MapLocation::Content) => self.content.segments = self.read_map_in_content()?,
             }
             member.extended.sparse.file_size()
         };
         let check = |size: u64| {
-            Limit::SparsePieces.check(self.content.segments.len() as u64, self.limits.sparse_pieces)?;
+            Limit::SparseSegments.check(self.content.segments.len() as u64, self.limits.sparse_segments)?;
             sparse::check_map(&self.content.segments, size, self.content.stored)?;
             Ok(size)
         };
@@ -378,13 +380,14 @@ impl<R: Read> Archive<R> {
             return Err(self.failed(EntryError::Sparse("its header is not of the GNU form")));
         }
         let mut segments = std::mem::take(&mut self.content.segments);
-        let mut goes_on = header.read_sparse_pieces(&mut segments).map_err(|problem| self.failed(problem))?;
-        while goes_on {
+        let mut continues = header.read_sparse_segments(&mut segments).map_err(|problem| self.failed(problem))?;
+        while continues {
             let block: Result<[u8; BLOCK_SIZE], _> = self.stream.take_block()?.try_into();
             let block = block.map_err(|_| self.failed(EntryError::Truncated))?;
-            goes_on = header::read_more_sparse_pieces(&block, &mut segments).map_err(|problem| self.failed(problem))?;
+            continues = header::read_continued_sparse_segments(&block, &mut segments)
+                .map_err(|problem| self.failed(problem))?;
             let pieces = segments.len() as u64;
-            Limit::SparsePieces.check(pieces, self.limits.sparse_pieces).map_err(|problem| self.failed(problem))?;
+            Limit::SparseSegments.check(pieces, self.limits.sparse_segments).map_err(|problem| self.failed(problem))?;
         }
         self.content.segments = segments;
         Ok(())
@@ -434,14 +437,14 @@ impl<R: Read> Archive<R> {
 /// Returns how many bytes the archive holds of a member that has content.
 fn stored_size(member: &Member) -> Result<u64, EntryError> {
     /// What programs write that cannot write the true size: the largest that fits.
-    const LARGEST_IN_HEADER: u64 = 0o77_777_777_777;
+    const MAX_SIZE_IN_HEADER: u64 = 0o77_777_777_777;
     if !member.kind.has_content() {
         return Ok(0);
     }
     let header = member.header.size()?;
     let size = match member.extended.size {
         None => header,
-        Some(extended) if header == extended || header == 0 || header == LARGEST_IN_HEADER => extended,
+        Some(extended) if header == extended || header == 0 || header == MAX_SIZE_IN_HEADER => extended,
         Some(extended) => return Err(EntryError::TwoSizes { header, extended }),
     };
     if i64::try_from(size).is_err() {

@@ -15,7 +15,7 @@ const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// How a blob is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Compression {
+pub enum BlobCompression {
     /// The blob is the archive.
     None,
     /// One or more members of gzip.
@@ -24,7 +24,7 @@ pub enum Compression {
     Zstd,
 }
 
-impl Compression {
+impl BlobCompression {
     /// Tells from the first four bytes of a blob, or fewer if it has no more, how it is compressed.
     fn of(start: &[u8]) -> Self {
         match start {
@@ -36,7 +36,7 @@ impl Compression {
     }
 }
 
-impl fmt::Display for Compression {
+impl fmt::Display for BlobCompression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::None => "plain",
@@ -73,19 +73,19 @@ enum Format {
 
 impl<R: Read> Unpacker<R> {
     pub(super) fn new(mut blob: Blob<R>) -> Result<Self, LayerError> {
-        let format = match Compression::of(blob.peek(4)?) {
-            Compression::None => Format::Plain,
-            Compression::Gzip => Format::Gzip(Box::new(Gzip::new())),
-            Compression::Zstd => Format::Zstd(Zstd::new()?),
+        let format = match BlobCompression::of(blob.peek(4)?) {
+            BlobCompression::None => Format::Plain,
+            BlobCompression::Gzip => Format::Gzip(Box::new(Gzip::new())),
+            BlobCompression::Zstd => Format::Zstd(Zstd::new()?),
         };
         Ok(Self { blob, format })
     }
 
-    pub(super) fn compression(&self) -> Compression {
+    pub(super) fn compression(&self) -> BlobCompression {
         match self.format {
-            Format::Plain => Compression::None,
-            Format::Gzip(_) => Compression::Gzip,
-            Format::Zstd(_) => Compression::Zstd,
+            Format::Plain => BlobCompression::None,
+            Format::Gzip(_) => BlobCompression::Gzip,
+            Format::Zstd(_) => BlobCompression::Zstd,
         }
     }
 
@@ -112,7 +112,7 @@ impl Zstd {
     }
 
     fn read<R: Read>(&mut self, blob: &mut Blob<R>, out: &mut [u8]) -> Result<usize, LayerError> {
-        let compression = Compression::Zstd;
+        let compression = BlobCompression::Zstd;
         loop {
             let input = blob.available()?;
             let at_end = input.is_empty();

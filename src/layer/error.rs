@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Compression, LimitExceeded};
+use super::{BlobCompression, LimitExceeded};
 use crate::image::{DiffId, Digest};
 use crate::path::PathError;
 
@@ -18,7 +18,7 @@ pub enum LayerError {
     #[error("blob ends in the middle of its {compression} stream, after {actual} of {expected} bytes")]
     Truncated {
         /// What the blob is compressed with.
-        compression: Compression,
+        compression: BlobCompression,
         /// Bytes that the blob should have.
         expected: u64,
         /// Bytes that it has.
@@ -28,7 +28,7 @@ pub enum LayerError {
     #[error("blob's {compression} stream is damaged near byte {offset}: {reason}")]
     Damaged {
         /// What the blob is compressed with.
-        compression: Compression,
+        compression: BlobCompression,
         /// Where in the blob, as far as it is known.
         offset: u64,
         /// What is wrong.

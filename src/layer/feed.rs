@@ -5,11 +5,11 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
 use super::decompress::Unpacker;
-use super::{Compression, LayerError};
+use super::{BlobCompression, LayerError};
 use crate::image::Digest;
 
 /// How many buffers may be unpacked before anybody takes them.
-const BUFFERS_AHEAD: usize = 4;
+const MAX_BUFFERS_AHEAD: usize = 4;
 
 /// Unpacks a blob.
 pub(super) enum Feed<R> {
@@ -21,7 +21,7 @@ pub(super) enum Feed<R> {
 
 /// A blob that another thread unpacks.
 pub(super) struct Ahead {
-    compression: Compression,
+    compression: BlobCompression,
     filled: Receiver<Result<Filled, LayerError>>,
     empty: Sender<Box<[u8]>>,
     /// What was read of the blob for the bytes that were taken so far.
@@ -49,7 +49,7 @@ impl<R: Read> Feed<R> {
         }
     }
 
-    pub(super) fn compression(&self) -> Compression {
+    pub(super) fn compression(&self) -> BlobCompression {
         match self {
             Self::Direct(unpacker) => unpacker.compression(),
             Self::Ahead(ahead) => ahead.compression,
@@ -76,10 +76,10 @@ impl<R: Read> Feed<R> {
 impl<R: Read + Send + 'static> Feed<R> {
     /// Starts to unpack on a thread of its own, into buffers of `size` bytes; on this thread where no other can be had.
     pub(super) fn ahead(unpacker: Unpacker<R>, size: usize) -> Self {
-        let (filler, filled) = mpsc::sync_channel(BUFFERS_AHEAD);
+        let (filler, filled) = mpsc::sync_channel(MAX_BUFFERS_AHEAD);
         let (empty, emptied) = mpsc::channel::<Box<[u8]>>();
         let compression = unpacker.compression();
-        for _ in 0..BUFFERS_AHEAD {
+        for _ in 0..MAX_BUFFERS_AHEAD {
             empty.send(vec![0; size].into_boxed_slice()).expect("its receiver is here");
         }
         let mut waiting = Some(unpacker);

@@ -11,7 +11,7 @@ mod zlib_rs;
 use std::io::Read;
 
 use super::blob::Blob;
-use super::{Compression, LayerError};
+use super::{BlobCompression, LayerError};
 
 #[cfg(feature = "isal")]
 use igzip::Member;
@@ -40,11 +40,11 @@ enum State {
 
 /// How far unpacking a member went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Progress {
+struct InflateProgress {
     /// Bytes of the input that were used.
     used: usize,
     /// Bytes that were unpacked.
-    made: usize,
+    written: usize,
     /// Whether the member, with its checksum and size, is at its end.
     is_end: bool,
 }
@@ -78,7 +78,7 @@ impl Gzip {
     fn inflate<R: Read>(&mut self, blob: &mut Blob<R>, out: &mut [u8]) -> Result<usize, LayerError> {
         let input = blob.available()?;
         let at_end = input.is_empty();
-        let Progress { used, made, is_end } = match self.member.inflate(input, out) {
+        let InflateProgress { used, written, is_end } = match self.member.inflate(input, out) {
             Ok(progress) => progress,
             Err(reason) => return Err(damaged(blob, &reason)),
         };
@@ -86,10 +86,10 @@ impl Gzip {
         if is_end {
             self.member.reset();
             self.state = State::BetweenMembers;
-        } else if used == 0 && made == 0 {
+        } else if used == 0 && written == 0 {
             return Err(if at_end { truncated(blob) } else { damaged(blob, "it does not go on") });
         }
-        Ok(made)
+        Ok(written)
     }
 
     fn next_member<R: Read>(&mut self, blob: &mut Blob<R>) -> Result<State, LayerError> {
@@ -175,11 +175,11 @@ fn skip_text<R: Read>(blob: &mut Blob<R>) -> Result<(), LayerError> {
 }
 
 fn truncated<R: Read>(blob: &Blob<R>) -> LayerError {
-    LayerError::Truncated { compression: Compression::Gzip, expected: blob.expected_size(), actual: blob.size() }
+    LayerError::Truncated { compression: BlobCompression::Gzip, expected: blob.expected_size(), actual: blob.size() }
 }
 
 fn damaged<R: Read>(blob: &Blob<R>, reason: &str) -> LayerError {
-    LayerError::Damaged { compression: Compression::Gzip, offset: blob.offset(), reason: reason.to_owned() }
+    LayerError::Damaged { compression: BlobCompression::Gzip, offset: blob.offset(), reason: reason.to_owned() }
 }
 
 #[cfg(test)]
@@ -200,7 +200,7 @@ mod tests {
 
     /// Unpacks a member from pieces of `step` bytes to pieces of `room` bytes; returns the content and how much was used.
     fn unpack(
-        mut inflate: impl FnMut(&[u8], &mut [u8]) -> Result<Progress, Damage>,
+        mut inflate: impl FnMut(&[u8], &mut [u8]) -> Result<InflateProgress, Damage>,
         blob: &[u8],
         step: usize,
         room: usize,
@@ -208,13 +208,13 @@ mod tests {
         let (mut plain, mut out, mut position) = (Vec::new(), vec![0; room], 0);
         loop {
             let input = &blob[position..blob.len().min(position + step)];
-            let Progress { used, made, is_end } = inflate(input, &mut out)?;
+            let InflateProgress { used, written, is_end } = inflate(input, &mut out)?;
             position += used;
-            plain.extend_from_slice(&out[..made]);
+            plain.extend_from_slice(&out[..written]);
             if is_end {
                 return Ok((plain, position));
             }
-            if used + made == 0 {
+            if used + written == 0 {
                 return Err("cut off".to_owned());
             }
         }

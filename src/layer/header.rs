@@ -92,8 +92,8 @@ impl Header {
     }
 
     /// Appends the pieces of a sparse file in this GNU header, and tells whether a block with more of them follows.
-    pub(super) fn read_sparse_pieces(&self, pieces: &mut Vec<Segment>) -> Result<bool, EntryError> {
-        read_sparse_pieces(&self.0[386..482], pieces)?;
+    pub(super) fn read_sparse_segments(&self, pieces: &mut Vec<Segment>) -> Result<bool, EntryError> {
+        read_sparse_segments(&self.0[386..482], pieces)?;
         Ok(self.0[482] != 0)
     }
 
@@ -108,12 +108,15 @@ impl Header {
 }
 
 /// Appends the pieces of a sparse file in the `block` that continues a GNU header, and tells whether another follows.
-pub(super) fn read_more_sparse_pieces(block: &[u8; BLOCK_SIZE], pieces: &mut Vec<Segment>) -> Result<bool, EntryError> {
-    read_sparse_pieces(&block[..504], pieces)?;
+pub(super) fn read_continued_sparse_segments(
+    block: &[u8; BLOCK_SIZE],
+    pieces: &mut Vec<Segment>,
+) -> Result<bool, EntryError> {
+    read_sparse_segments(&block[..504], pieces)?;
     Ok(block[504] != 0)
 }
 
-fn read_sparse_pieces(table: &[u8], pieces: &mut Vec<Segment>) -> Result<(), EntryError> {
+fn read_sparse_segments(table: &[u8], pieces: &mut Vec<Segment>) -> Result<(), EntryError> {
     // A table that is not full ends at the first offset that is left blank.
     for piece in table.chunks_exact(24).take_while(|piece| piece[0] != 0) {
         let offset = unsigned(&piece[..12], "offset in the map of the sparse file")?;

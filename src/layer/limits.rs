@@ -25,8 +25,8 @@ pub struct Limits {
     pub filled_holes: u64,
     /// Bytes of one PAX header or GNU long name. Default: 1 MiB, as in Go's reader and so in every container engine.
     pub extended_header_size: u64,
-    /// Pieces of data in one sparse file. Default: one million, which take 16 MB while the file is read.
-    pub sparse_pieces: u64,
+    /// ContentObjects of data in one sparse file. Default: one million, which take 16 MB while the file is read.
+    pub sparse_segments: u64,
     /// Bytes of all paths, link targets and extended attributes together, which stay in memory until the layer is stored.
     /// Default: 512 MiB, as of five million files.
     pub metadata_size: u64,
@@ -46,7 +46,7 @@ impl Default for Limits {
             content_size: 64 << 40,
             filled_holes: 16 << 30,
             extended_header_size: 1 << 20,
-            sparse_pieces: 1_000_000,
+            sparse_segments: 1_000_000,
             metadata_size: 512 << 20,
             path_length: 4_096,
             path_depth: 1_000,
@@ -69,8 +69,8 @@ pub enum Limit {
     FilledHoles,
     /// [`Limits::extended_header_size`].
     ExtendedHeaderSize,
-    /// [`Limits::sparse_pieces`].
-    SparsePieces,
+    /// [`Limits::sparse_segments`].
+    SparseSegments,
     /// [`Limits::metadata_size`].
     MetadataSize,
     /// [`Limits::path_length`].
@@ -95,7 +95,7 @@ impl fmt::Display for Limit {
             Self::ContentSize => "bytes in all files together",
             Self::FilledHoles => "bytes of holes that lie beside data",
             Self::ExtendedHeaderSize => "bytes in one extended header",
-            Self::SparsePieces => "pieces of data in one sparse file",
+            Self::SparseSegments => "pieces of data in one sparse file",
             Self::MetadataSize => "bytes of paths, link targets and extended attributes together",
             Self::PathLength => "bytes in one path",
             Self::PathDepth => "components in one path",

@@ -60,23 +60,23 @@ impl fmt::Display for LossKind {
 
 /// What was left out of a layer: every loss is counted, and the first ones of each kind are listed.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Losses(BTreeMap<LossKind, LossesOfAKind>);
+pub struct Losses(BTreeMap<LossKind, KindLosses>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct LossesOfAKind {
+struct KindLosses {
     count: u64,
     paths: Vec<EntryPath>,
 }
 
 impl Losses {
     /// So many paths of each kind are listed; more are only counted.
-    pub const LISTED: usize = 10_000;
+    pub const MAX_LISTED: usize = 10_000;
 
     /// Notes one more loss.
     pub fn add(&mut self, loss: Loss) {
         let of_kind = self.0.entry(loss.kind).or_default();
         of_kind.count += 1;
-        if of_kind.paths.len() < Self::LISTED {
+        if of_kind.paths.len() < Self::MAX_LISTED {
             of_kind.paths.push(loss.path);
         }
     }
@@ -105,12 +105,12 @@ mod tests {
     fn losses_beyond_the_list_are_counted() {
         let path = EntryPath::normalise(b"a").unwrap();
         let mut losses = Losses::default();
-        for _ in 0..=Losses::LISTED {
+        for _ in 0..=Losses::MAX_LISTED {
             losses.add(Loss { path: path.clone(), kind: LossKind::Acl });
         }
-        assert_eq!(losses.count(LossKind::Acl), Losses::LISTED as u64 + 1);
+        assert_eq!(losses.count(LossKind::Acl), Losses::MAX_LISTED as u64 + 1);
         let listed: Vec<_> = losses.kinds().map(|(kind, _, paths)| (kind, paths.len())).collect();
-        assert_eq!(listed, [(LossKind::Acl, Losses::LISTED)]);
+        assert_eq!(listed, [(LossKind::Acl, Losses::MAX_LISTED)]);
     }
 
     #[test]

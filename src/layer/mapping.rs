@@ -10,23 +10,23 @@ const BOOKKEEPING_PREFIX: &[u8] = b".wh..wh.";
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 
 /// Linux reads a link's target into a page, together with a NUL.
-const LONGEST_TARGET: usize = 4095;
+const MAX_TARGET_LENGTH: usize = 4095;
 
 /// What the path of a member stands for (image-spec, layer.md, "Whiteouts").
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Subject {
+pub(super) enum MemberPath {
     /// The path itself.
     Path(EntryPath),
     /// What lower layers have at the path.
-    Hidden(EntryPath),
+    Whiteout(EntryPath),
     /// All that lower layers have in the directory.
-    HiddenChildren(EntryPath),
+    Opaque(EntryPath),
     /// A file that AUFS, which old versions of Docker ran on, kept for itself. It is never published, but hard links of its
     /// layer may name it.
     Bookkeeping(EntryPath),
 }
 
-impl Subject {
+impl MemberPath {
     /// Reads the path of a member. Whiteouts are known by their own names alone, whatever type the member has: as for umoci, a
     /// directory that is only on the way to a member may have any name.
     ///
@@ -37,13 +37,13 @@ impl Subject {
             Some(_) if is_bookkeeping(&path) => Self::Bookkeeping(path.checked()?),
             None => Self::Path(path),
             Some((_, name)) if !name.starts_with(WHITEOUT_PREFIX) => Self::Path(path.checked()?),
-            Some((directory, OPAQUE_MARKER)) => Self::HiddenChildren(directory.checked()?),
+            Some((directory, OPAQUE_MARKER)) => Self::Opaque(directory.checked()?),
             Some((directory, name)) => match &name[WHITEOUT_PREFIX.len()..] {
                 b"" | b"." | b".." => return Err(EntryError::BadWhiteout),
-                hidden => Self::Hidden(directory.join(hidden).checked()?),
+                hidden => Self::Whiteout(directory.join(hidden).checked()?),
             },
         };
-        let (Self::Path(path) | Self::Hidden(path) | Self::HiddenChildren(path) | Self::Bookkeeping(path)) = &subject;
+        let (Self::Path(path) | Self::Whiteout(path) | Self::Opaque(path) | Self::Bookkeeping(path)) = &subject;
         Limit::PathLength.check(path.as_bytes().len() as u64, limits.path_length)?;
         Limit::PathDepth.check(path.components().count() as u64, limits.path_depth)?;
         Ok(subject)
@@ -101,7 +101,7 @@ fn symlink_target(member: &Member) -> Result<&[u8], EntryError> {
     let target = member.link_target();
     if target.is_empty() {
         Err(EntryError::NoTarget)
-    } else if target.len() > LONGEST_TARGET {
+    } else if target.len() > MAX_TARGET_LENGTH {
         Err(EntryError::TargetTooLong)
     } else if target.contains(&0) {
         Err(EntryError::TargetWithNul)
@@ -124,8 +124,8 @@ mod tests {
     use super::*;
     use crate::path::PathError;
 
-    fn subject(raw: &str) -> Result<Subject, EntryError> {
-        Subject::of(raw.as_bytes(), &Limits::default())
+    fn subject(raw: &str) -> Result<MemberPath, EntryError> {
+        MemberPath::of(raw.as_bytes(), &Limits::default())
     }
 
     fn path(raw: &str) -> EntryPath {
@@ -135,22 +135,22 @@ mod tests {
     #[test]
     fn whiteouts_are_known_by_their_names() {
         for (raw, expected) in [
-            ("./a/b/", Subject::Path(path("a/b"))),
-            ("./", Subject::Path(EntryPath::ROOT)),
-            ("a/.whx", Subject::Path(path("a/.whx"))),
-            ("a.wh.b", Subject::Path(path("a.wh.b"))),
-            ("a/.wh.b", Subject::Hidden(path("a/b"))),
-            ("/.wh.b", Subject::Hidden(path("b"))),
-            (".wh.b/", Subject::Hidden(path("b"))),
-            (".wh..b", Subject::Hidden(path(".b"))),
-            (".wh....", Subject::Hidden(path("..."))),
-            ("a/.wh..wh..opq", Subject::HiddenChildren(path("a"))),
-            (".wh..wh..opq", Subject::HiddenChildren(EntryPath::ROOT)),
-            ("a/../.wh.b", Subject::Hidden(path("b"))),
-            (".wh.a/../b", Subject::Path(path("b"))),
-            (".wh..wh.aufs", Subject::Bookkeeping(path(".wh..wh.aufs"))),
-            (".wh..wh.plnk/1.2", Subject::Bookkeeping(path(".wh..wh.plnk/1.2"))),
-            ("a/.wh..wh.orph/.wh.b", Subject::Bookkeeping(path("a/.wh..wh.orph/.wh.b"))),
+            ("./a/b/", MemberPath::Path(path("a/b"))),
+            ("./", MemberPath::Path(EntryPath::ROOT)),
+            ("a/.whx", MemberPath::Path(path("a/.whx"))),
+            ("a.wh.b", MemberPath::Path(path("a.wh.b"))),
+            ("a/.wh.b", MemberPath::Whiteout(path("a/b"))),
+            ("/.wh.b", MemberPath::Whiteout(path("b"))),
+            (".wh.b/", MemberPath::Whiteout(path("b"))),
+            (".wh..b", MemberPath::Whiteout(path(".b"))),
+            (".wh....", MemberPath::Whiteout(path("..."))),
+            ("a/.wh..wh..opq", MemberPath::Opaque(path("a"))),
+            (".wh..wh..opq", MemberPath::Opaque(EntryPath::ROOT)),
+            ("a/../.wh.b", MemberPath::Whiteout(path("b"))),
+            (".wh.a/../b", MemberPath::Path(path("b"))),
+            (".wh..wh.aufs", MemberPath::Bookkeeping(path(".wh..wh.aufs"))),
+            (".wh..wh.plnk/1.2", MemberPath::Bookkeeping(path(".wh..wh.plnk/1.2"))),
+            ("a/.wh..wh.orph/.wh.b", MemberPath::Bookkeeping(path("a/.wh..wh.orph/.wh.b"))),
         ] {
             assert_eq!(subject(raw), Ok(expected), "{raw}");
         }
@@ -166,11 +166,11 @@ mod tests {
     #[test]
     fn directory_on_the_way_to_a_member_may_have_the_name_of_a_whiteout() {
         for (raw, expected) in [
-            ("a/.wh.b/c", Subject::Path(path("a/.wh.b/c"))),
-            (".wh./a", Subject::Path(path(".wh./a"))),
-            (".wh.b/.wh.c", Subject::Hidden(path(".wh.b/c"))),
-            (".wh.b/.wh..wh..opq", Subject::HiddenChildren(path(".wh.b"))),
-            (".wh..wh..opq/a", Subject::Path(path(".wh..wh..opq/a"))),
+            ("a/.wh.b/c", MemberPath::Path(path("a/.wh.b/c"))),
+            (".wh./a", MemberPath::Path(path(".wh./a"))),
+            (".wh.b/.wh.c", MemberPath::Whiteout(path(".wh.b/c"))),
+            (".wh.b/.wh..wh..opq", MemberPath::Opaque(path(".wh.b"))),
+            (".wh..wh..opq/a", MemberPath::Path(path(".wh..wh..opq/a"))),
         ] {
             assert_eq!(subject(raw), Ok(expected), "{raw}");
         }
@@ -179,15 +179,18 @@ mod tests {
     #[test]
     fn limits_of_names_hold_for_what_a_whiteout_hides() {
         let name = |length: usize| "n".repeat(length);
-        assert_eq!(subject(&format!("a/.wh.{}", name(255))), Ok(Subject::Hidden(path(&format!("a/{}", name(255))))));
+        assert_eq!(
+            subject(&format!("a/.wh.{}", name(255))),
+            Ok(MemberPath::Whiteout(path(&format!("a/{}", name(255)))))
+        );
         assert!(matches!(subject(&format!("a/.wh.{}", name(256))), Err(EntryError::Path(PathError::NameTooLong(_)))));
         assert!(matches!(subject(&format!("{}/.wh.a", name(256))), Err(EntryError::Path(PathError::NameTooLong(_)))));
         let limits = Limits { path_length: 3, path_depth: 2, ..Limits::default() };
         for raw in ["abc", "a/.wh.b", "a/b/.wh..wh..opq", ".wh.abc"] {
-            assert!(Subject::of(raw.as_bytes(), &limits).is_ok(), "{raw}");
+            assert!(MemberPath::of(raw.as_bytes(), &limits).is_ok(), "{raw}");
         }
         for raw in ["abcd", "a/.wh.bc", "a/b/c/.wh..wh..opq", ".wh.abcd"] {
-            assert!(Subject::of(raw.as_bytes(), &limits).is_err(), "{raw}");
+            assert!(MemberPath::of(raw.as_bytes(), &limits).is_err(), "{raw}");
         }
     }
 
@@ -209,12 +212,12 @@ mod tests {
             ("abcdef", Some(Limit::PathLength)),
             ("a/b/c/d", Some(Limit::PathLength)),
         ] {
-            let limit = Subject::of(raw.as_bytes(), &limits).err();
+            let limit = MemberPath::of(raw.as_bytes(), &limits).err();
             let expected = exceeded.map(|limit| EntryError::Limit(limit.check(6, 5).unwrap_err()));
             assert_eq!(limit, expected, "{raw}");
         }
         let limits = Limits { path_depth: 3, ..Limits::default() };
-        assert!(Subject::of(b"a/b/c", &limits).is_ok());
-        assert!(Subject::of(b"a/b/c/d", &limits).is_err());
+        assert!(MemberPath::of(b"a/b/c", &limits).is_ok());
+        assert!(MemberPath::of(b"a/b/c/d", &limits).is_err());
     }
 }

@@ -30,8 +30,8 @@ mod stream;
 mod tests;
 mod xattrs;
 
-pub use archive::Piece;
-pub use decompress::{Compression, unpack};
+pub use archive::ContentPart;
+pub use decompress::{BlobCompression, unpack};
 pub use entry::{DeviceNumber, EntryKind, LayerEntry, NodeKind};
 pub use error::{EntryError, LayerError};
 pub use limits::{Limit, LimitExceeded, Limits};

@@ -45,8 +45,8 @@ impl Extended {
 
     fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), EntryError> {
         match key {
-            b"path" => self.path = filled(value),
-            b"linkpath" => self.link_target = filled(value),
+            b"path" => self.path = some_unless_empty(value),
+            b"linkpath" => self.link_target = some_unless_empty(value),
             b"size" => self.size = parsed(value, decimal, "size")?,
             b"uid" => self.uid = parsed(value, signed, "uid")?,
             b"gid" => self.gid = parsed(value, signed, "gid")?,
@@ -94,7 +94,7 @@ fn split_record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 }
 
 /// Returns a value unless it is empty.
-pub(super) fn filled(value: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn some_unless_empty(value: &[u8]) -> Option<Vec<u8>> {
     (!value.is_empty()).then(|| value.to_vec())
 }
 

@@ -10,11 +10,11 @@ use super::archive::{Archive, Member, MemberKind};
 use super::blob::Blob;
 use super::decompress::Unpacker;
 use super::feed::Feed;
-use super::mapping::{self, Subject};
+use super::mapping::{self, MemberPath};
 use super::stream::{BUFFER_SIZE, TarStream};
 use super::{
-    Compression, DeviceNumber, EntryError, EntryKind, LayerEntry, LayerError, Limit, Limits, Loss, LossKind, Losses,
-    NodeKind, Piece, xattrs,
+    BlobCompression, ContentPart, DeviceNumber, EntryError, EntryKind, LayerEntry, LayerError, Limit, Limits, Loss,
+    LossKind, Losses, NodeKind, xattrs,
 };
 use crate::image::{DiffId, Digest};
 use crate::metadata::{Metadata, Xattrs};
@@ -37,7 +37,7 @@ pub struct LayerSummary {
     /// The size of the blob.
     pub blob_size: u64,
     /// How the blob is compressed.
-    pub compression: Compression,
+    pub compression: BlobCompression,
     /// The size of the tar stream in it.
     pub unpacked_size: u64,
     /// The digest of the tar stream in it.
@@ -98,19 +98,19 @@ impl<R: Read> LayerReader<R> {
 
     /// Returns the next piece of content of the regular file that [`Self::next_entry`] returned last.
     ///
-    /// Pieces come in order and without gaps; data is as long as the buffer allows, up to 256 KiB. `None` stands at the
+    /// ContentObjects come in order and without gaps; data is as long as the buffer allows, up to 256 KiB. `None` stands at the
     /// end of the file, and for whatever is not a regular file.
-    pub fn next_piece(&mut self) -> Result<Option<Piece<'_>>, LayerError> {
-        self.archive.next_piece()
+    pub fn next_part(&mut self) -> Result<Option<ContentPart<'_>>, LayerError> {
+        self.archive.next_part()
     }
 
     /// Returns how many bytes of the blob were read for what was unpacked so far.
-    pub fn blob_read(&self) -> u64 {
-        self.archive.blob_read()
+    pub fn blob_bytes_read(&self) -> u64 {
+        self.archive.blob_bytes_read()
     }
 
     /// Counts zeros of a hole in the current file that the caller writes out.
-    pub fn fill_hole(&mut self, length: u64) -> Result<(), LayerError> {
+    pub fn count_filled_hole(&mut self, length: u64) -> Result<(), LayerError> {
         self.filled_holes += length;
         let checked = Limit::FilledHoles.check(self.filled_holes, self.limits.filled_holes);
         checked.map_err(|limit| self.archive.failed(limit))
@@ -129,12 +129,12 @@ impl<R: Read> LayerReader<R> {
     }
 
     fn entry(&mut self, member: Member) -> Result<Option<LayerEntry>, EntryError> {
-        match Subject::of(&member.path, &self.limits)? {
-            Subject::Hidden(path) => Ok(Some(LayerEntry { path, kind: EntryKind::Whiteout })),
-            Subject::HiddenChildren(path) => Ok(Some(LayerEntry { path, kind: EntryKind::Opaque })),
-            Subject::Path(path) if member.kind == MemberKind::HardLink => self.hard_link(path, &member).map(Some),
-            Subject::Path(path) => self.node(path, member).map(Some),
-            Subject::Bookkeeping(path) => self.bookkeeping(path, member),
+        match MemberPath::of(&member.path, &self.limits)? {
+            MemberPath::Whiteout(path) => Ok(Some(LayerEntry { path, kind: EntryKind::Whiteout })),
+            MemberPath::Opaque(path) => Ok(Some(LayerEntry { path, kind: EntryKind::Opaque })),
+            MemberPath::Path(path) if member.kind == MemberKind::HardLink => self.hard_link(path, &member).map(Some),
+            MemberPath::Path(path) => self.node(path, member).map(Some),
+            MemberPath::Bookkeeping(path) => self.bookkeeping(path, member),
         }
     }
 
@@ -153,7 +153,7 @@ impl<R: Read> LayerReader<R> {
         if member.kind == MemberKind::Directory {
             return Ok(None);
         }
-        match why_unpublished(mapping::node_kind(&member)?.as_ref()) {
+        match why_unpublishable(mapping::node_kind(&member)?.as_ref()) {
             None => self.node(path, member).map(Some),
             Some(kind) => {
                 self.unpublished.insert(path, kind);
@@ -174,7 +174,7 @@ impl<R: Read> LayerReader<R> {
 
     fn node(&mut self, path: EntryPath, member: Member) -> Result<LayerEntry, EntryError> {
         let kind = mapping::node_kind(&member)?;
-        if let Some(loss) = why_unpublished(kind.as_ref()) {
+        if let Some(loss) = why_unpublishable(kind.as_ref()) {
             return Ok(self.leave_out(path, loss));
         }
         let kind = kind.expect("what has no kind is not published");
@@ -195,7 +195,7 @@ impl<R: Read> LayerReader<R> {
             self.lose(path.clone(), LossKind::Acl);
         }
         let mut xattrs = member.extended.take_xattrs();
-        for kind in xattrs::take_unfit(&mut xattrs) {
+        for kind in xattrs::remove_unsupported(&mut xattrs) {
             self.lose(path.clone(), kind);
         }
         if xattrs.is_empty() {
@@ -221,7 +221,7 @@ impl<R: Read + Send + 'static> LayerReader<R> {
 }
 
 /// Returns why something of a kind cannot be published.
-fn why_unpublished(kind: Option<&NodeKind>) -> Option<LossKind> {
+fn why_unpublishable(kind: Option<&NodeKind>) -> Option<LossKind> {
     match kind {
         None => Some(LossKind::UnknownType),
         Some(NodeKind::CharacterDevice(DeviceNumber { major: 0, minor: 0 })) => Some(LossKind::OverlayDevice),

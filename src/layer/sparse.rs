@@ -3,7 +3,7 @@
 //! GNU tar has written four forms over the years. The oldest keeps its map in and behind the header (`header`), PAX
 //! 0.0 and 0.1 in the extended header, and PAX 1.0 at the start of the content.
 
-use super::pax::{decimal, filled};
+use super::pax::{decimal, some_unless_empty};
 use super::stream::BLOCK_SIZE;
 use super::{EntryError, Limit, Limits};
 
@@ -16,7 +16,7 @@ pub(super) struct Segment {
 
 /// Where the map of a sparse file stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum MapPlace {
+pub(super) enum MapLocation {
     /// PAX 0.0 and 0.1.
     Records,
     /// PAX 1.0.
@@ -41,7 +41,7 @@ impl SparseRecords {
         match key {
             b"major" => self.version[0] = Some(number()?),
             b"minor" => self.version[1] = Some(number()?),
-            b"name" => self.name = filled(value),
+            b"name" => self.name = some_unless_empty(value),
             b"size" | b"realsize" => self.size = Some(number()?),
             b"offset" => self.offset = Some(number()?),
             b"numbytes" => {
@@ -59,12 +59,12 @@ impl SparseRecords {
     }
 
     /// Tells whether the file is sparse, and where its map stands.
-    pub(super) fn map_place(&self) -> Result<Option<MapPlace>, EntryError> {
+    pub(super) fn map_location(&self) -> Result<Option<MapLocation>, EntryError> {
         match self.version {
-            [Some(1), Some(0)] => Ok(Some(MapPlace::Content)),
-            [Some(0), Some(0 | 1)] => Ok(Some(MapPlace::Records)),
+            [Some(1), Some(0)] => Ok(Some(MapLocation::Content)),
+            [Some(0), Some(0 | 1)] => Ok(Some(MapLocation::Records)),
             // Version 0.0 does not say so.
-            [None, None] => Ok((self.has_map || self.size.is_some()).then_some(MapPlace::Records)),
+            [None, None] => Ok((self.has_map || self.size.is_some()).then_some(MapLocation::Records)),
             _ => Err(EntryError::Sparse("its version is unknown")),
         }
     }
@@ -129,7 +129,7 @@ impl MapReader {
     fn take_number(&mut self, number: u64, limits: &Limits) -> Result<(), EntryError> {
         match (self.count, self.offset.take()) {
             (None, _) => {
-                Limit::SparsePieces.check(number, limits.sparse_pieces)?;
+                Limit::SparseSegments.check(number, limits.sparse_segments)?;
                 self.count = Some(number);
             }
             (Some(_), None) => self.offset = Some(number),
@@ -211,12 +211,12 @@ mod tests {
 
     #[test]
     fn map_in_content_refuses_garbage_and_too_many_pieces() {
-        let limits = Limits { sparse_pieces: 2, ..Limits::default() };
+        let limits = Limits { sparse_segments: 2, ..Limits::default() };
         for wrong in [&b"x\n"[..], b"\n", b"-1\n", b"1\n0\n", b"99999999999999999999\n", b""] {
             assert!(MapReader::default().read(&block(wrong), &limits).is_err(), "{}", wrong.escape_ascii());
         }
         assert_eq!(MapReader::default().read(&block(b"2\n0\n1\n5\n1\n"), &limits), Ok(true));
-        let expected = Limit::SparsePieces.check(3, 2).unwrap_err().into();
+        let expected = Limit::SparseSegments.check(3, 2).unwrap_err().into();
         assert_eq!(MapReader::default().read(&block(b"3\n0\n1\n5\n1\n8\n1\n"), &limits), Err(expected));
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use sha2::{Digest as _, Sha256};
 
 use super::feed::Feed;
-use super::{Compression, LayerError, Limit, Limits};
+use super::{BlobCompression, LayerError, Limit, Limits};
 use crate::image::{DiffId, Digest};
 use crate::span::{BYTES, span};
 
@@ -33,7 +33,7 @@ pub(super) struct TarStream<R> {
 
 impl<R: Read> TarStream<R> {
     pub(super) fn new(feed: Feed<R>, limits: Limits) -> Self {
-        let hasher = (feed.compression() != Compression::None).then(Sha256::new);
+        let hasher = (feed.compression() != BlobCompression::None).then(Sha256::new);
         let buffer = vec![0; BUFFER_SIZE].into_boxed_slice();
         Self { feed, buffer, start: 0, end: 0, hasher, size: 0, limits }
     }
@@ -86,12 +86,12 @@ impl<R: Read> TarStream<R> {
     }
 
     /// Returns how many bytes of the blob were read for what was unpacked so far.
-    pub(super) fn blob_read(&self) -> u64 {
+    pub(super) fn blob_bytes_read(&self) -> u64 {
         self.feed.blob_size()
     }
 
     /// Returns the size and the digest of what was read of the blob, and how that is compressed.
-    pub(super) fn blob(&self) -> (u64, Digest, Compression) {
+    pub(super) fn blob(&self) -> (u64, Digest, BlobCompression) {
         (self.feed.blob_size(), self.feed.blob_digest(), self.feed.compression())
     }
 

@@ -4,7 +4,7 @@ use super::LossKind;
 use crate::metadata::Xattrs;
 
 /// The most attributes of one entry, and the most bytes of a name or a value: catalogs count all three in one byte.
-const MOST: usize = 255;
+const MAX_XATTR: usize = 255;
 
 /// The attributes that CVMFS 2.12 clients answer themselves (`cvmfs/magic_xattr.cc` and `cvmfs/cvmfs.cc`), sorted.
 const MAGIC: &[&str] = &[
@@ -58,14 +58,14 @@ const MAGIC: &[&str] = &[
 ];
 
 /// Takes out of `xattrs` what CVMFS cannot hold, and returns why, each reason once.
-pub(super) fn take_unfit(xattrs: &mut Xattrs) -> Vec<LossKind> {
+pub(super) fn remove_unsupported(xattrs: &mut Xattrs) -> Vec<LossKind> {
     let mut losses = Vec::new();
     xattrs.retain(|name, value| {
-        let reason = why_unfit(name, value);
+        let reason = why_unsupported(name, value);
         losses.extend(reason);
         reason.is_none()
     });
-    if let Some(first_too_many) = xattrs.keys().nth(MOST).cloned() {
+    if let Some(first_too_many) = xattrs.keys().nth(MAX_XATTR).cloned() {
         xattrs.split_off(&first_too_many);
         losses.push(LossKind::TooManyXattrs);
     }
@@ -74,14 +74,14 @@ pub(super) fn take_unfit(xattrs: &mut Xattrs) -> Vec<LossKind> {
     losses
 }
 
-fn why_unfit(name: &[u8], value: &[u8]) -> Option<LossKind> {
-    if name.is_empty() || name.len() > MOST || name.contains(&0) {
+fn why_unsupported(name: &[u8], value: &[u8]) -> Option<LossKind> {
+    if name.is_empty() || name.len() > MAX_XATTR || name.contains(&0) {
         Some(LossKind::XattrName)
     } else if is_overlay_mark(name) {
         Some(LossKind::OverlayXattr)
     } else if is_magic(name) {
         Some(LossKind::MagicXattr)
-    } else if value.len() > MOST {
+    } else if value.len() > MAX_XATTR {
         Some(LossKind::XattrValueTooLong)
     } else {
         None
@@ -127,7 +127,7 @@ mod tests {
             ("", "x"),
             ("user.kept", ""),
         ]);
-        assert_eq!(take_unfit(&mut all), [LossKind::MagicXattr, LossKind::XattrName, LossKind::OverlayXattr]);
+        assert_eq!(remove_unsupported(&mut all), [LossKind::MagicXattr, LossKind::XattrName, LossKind::OverlayXattr]);
         assert_eq!(all, xattrs([("user.kept", "")]));
     }
 
@@ -144,19 +144,19 @@ mod tests {
             "user.containers.override_stat",
             "security.containers.override_stat",
         ] {
-            assert_eq!(take_unfit(&mut xattrs([(name, "y")])), [LossKind::OverlayXattr], "{name}");
+            assert_eq!(remove_unsupported(&mut xattrs([(name, "y")])), [LossKind::OverlayXattr], "{name}");
         }
         for name in ["user.overlay", "user.overlayfs.a", "user.containers.other", "user.my.overlay.opaque", "overlay."]
         {
-            assert_eq!(take_unfit(&mut xattrs([(name, "y")])), [], "{name}");
+            assert_eq!(remove_unsupported(&mut xattrs([(name, "y")])), [], "{name}");
         }
     }
 
     #[test]
     fn name_and_value_may_have_255_bytes() {
         for (length, losses) in [(254, 0), (255, 0), (256, 1)] {
-            assert_eq!(take_unfit(&mut xattrs([("user.a", "v".repeat(length))])).len(), losses);
-            assert_eq!(take_unfit(&mut xattrs([("n".repeat(length), "v")])).len(), losses);
+            assert_eq!(remove_unsupported(&mut xattrs([("user.a", "v".repeat(length))])).len(), losses);
+            assert_eq!(remove_unsupported(&mut xattrs([("n".repeat(length), "v")])).len(), losses);
         }
     }
 
@@ -164,7 +164,7 @@ mod tests {
     fn first_255_attributes_are_kept() {
         for (count, losses) in [(254, 0), (255, 0), (256, 1)] {
             let mut all = xattrs((0..count).map(|n| (format!("user.{n:03}"), "v")));
-            assert_eq!(take_unfit(&mut all).len(), losses);
+            assert_eq!(remove_unsupported(&mut all).len(), losses);
             assert_eq!(all.len(), count.min(255));
             assert!(!all.contains_key(&b"user.255"[..]));
         }

@@ -98,7 +98,7 @@ pub struct LossList(BTreeMap<LossKind, LossesOfAKind>);
 pub struct LossesOfAKind {
     /// How many there are.
     pub count: u64,
-    /// The paths of the first [`Losses::LISTED`].
+    /// The paths of the first [`Losses::MAX_LISTED`].
     pub paths: Vec<EntryPath>,
 }
 
@@ -125,7 +125,7 @@ impl LossList {
     fn add_many(&mut self, kind: LossKind, count: u64, paths: &[EntryPath]) {
         let losses = self.0.entry(kind).or_default();
         losses.count += count;
-        let room = Losses::LISTED.saturating_sub(losses.paths.len());
+        let room = Losses::MAX_LISTED.saturating_sub(losses.paths.len());
         losses.paths.extend(paths.iter().take(room).cloned());
     }
 

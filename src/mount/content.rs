@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::shown::ContentSource;
-use crate::cache::{ByteCache, Kept};
-use crate::object::{Content, ObjectKind, Pieces};
+use crate::cache::{ByteCache, CacheValue};
+use crate::object::{Content, ContentObjects, ObjectKind};
 use crate::store::{ContentError, DirectoryStore, Piece};
 
 /// Why content cannot be shown.
@@ -30,7 +30,7 @@ pub enum ShowError {
     },
 }
 
-impl Kept for Arc<[u8]> {
+impl CacheValue for Arc<[u8]> {
     fn bytes(&self) -> u64 {
         self.len() as u64
     }
@@ -40,7 +40,7 @@ impl Kept for Arc<[u8]> {
 #[derive(Debug, Clone)]
 struct Unpacked(Arc<File>, u64);
 
-impl Kept for Unpacked {
+impl CacheValue for Unpacked {
     fn bytes(&self) -> u64 {
         self.1
     }
@@ -117,12 +117,12 @@ impl ContentSource for ContentReader {
     fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ShowError> {
         let length = size.saturating_sub(offset).min(length as u64) as usize;
         let mut bytes = vec![0; length];
-        match &content.pieces {
-            Pieces::Whole(hash) => {
+        match &content.objects {
+            ContentObjects::Whole(hash) => {
                 let piece = Piece { hash: *hash, kind: ObjectKind::File, raw: content.raw, size };
                 self.read_piece(piece, offset, &mut bytes)?;
             }
-            Pieces::Chunks(chunks) => {
+            ContentObjects::Chunks(chunks) => {
                 let mut filled = 0;
                 while filled < length {
                     let at = offset + filled as u64;
@@ -186,7 +186,7 @@ mod tests {
     }
 
     fn whole(raw: bool, hash: ObjectHash) -> Content {
-        Content { raw, pieces: Pieces::Whole(hash) }
+        Content { raw, objects: ContentObjects::Whole(hash) }
     }
 
     #[test]
@@ -214,7 +214,12 @@ mod tests {
         };
         let chunks = [0, 1000, 2000].map(chunk);
         let read = |chunks: &[Chunk], offset, length| {
-            fixture.reader.read(&Content { raw: false, pieces: Pieces::Chunks(chunks.into()) }, 3000, offset, length)
+            fixture.reader.read(
+                &Content { raw: false, objects: ContentObjects::Chunks(chunks.into()) },
+                3000,
+                offset,
+                length,
+            )
         };
         assert!(read(&chunks, 0, 3000).unwrap() == plain);
         assert_eq!(read(&chunks, 999, 1002).unwrap(), plain[999..2001]);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuar
 use super::content::ShowError;
 use super::nodes::{Found, Nodes};
 use super::shown::{AnyContent, Extent, Shown};
-use crate::cache::{ByteCache, Kept};
+use crate::cache::{ByteCache, CacheValue};
 use crate::catalog::CatalogEntry;
 use crate::repository::{NamedRow, PlacedDirectory, RepositoryError, Row};
 
@@ -49,7 +49,7 @@ impl<P> ListedDirectory<P> {
 /// What is kept of it.
 type Listing<P> = Arc<ListedDirectory<P>>;
 
-impl<P> Kept for Listing<P> {
+impl<P> CacheValue for Listing<P> {
     fn bytes(&self) -> u64 {
         self.rows.len() as u64 * LISTED_BYTES
     }

@@ -12,12 +12,12 @@ pub struct Content {
     /// Whether the objects hold the content as it is; otherwise each is a zlib stream.
     pub raw: bool,
     /// The objects.
-    pub pieces: Pieces,
+    pub objects: ContentObjects,
 }
 
 /// A file is stored whole or in chunks, never both.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Pieces {
+pub enum ContentObjects {
     /// One object of kind [`File`](super::ObjectKind::File).
     Whole(ObjectHash),
     /// Objects of kind [`Chunk`](super::ObjectKind::Chunk) that cover the file without gap or overlap, in order.

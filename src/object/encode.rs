@@ -90,10 +90,10 @@ impl Compression {
     }
 }
 
-/// Pieces below this are compressed without a look at whether they shrink: the look would cost as much.
-const SAMPLED_FROM: usize = 128 << 10;
+/// ContentObjects below this are compressed without a look at whether they shrink: the look would cost as much.
+const MIN_SAMPLED_SIZE: usize = 128 << 10;
 /// Bytes of each of the three samples.
-const SAMPLE: usize = 16 << 10;
+const SAMPLE_SIZE: usize = 16 << 10;
 
 /// Encodes pieces of content, one after the other, with state and buffers that are kept.
 pub struct Encoder {
@@ -139,7 +139,7 @@ impl Encoder {
         let length = match &mut self.method {
             Method::Exact(zlib) => zlib.compress(plain, out),
             Method::Sampled { main, sampler, stored } => {
-                let shrinks = plain.len() < SAMPLED_FROM || sampler.shrinks(plain, out);
+                let shrinks = plain.len() < MIN_SAMPLED_SIZE || sampler.shrinks(plain, out);
                 let packed = if shrinks { main.compress(plain, out) } else { None };
                 packed.or_else(|| stored.compress(plain, out)).expect("libdeflate never gives up")
             }
@@ -184,9 +184,9 @@ impl Engine {
 
     /// Tells by three samples whether compressing `plain` saves at least one part in 32.
     fn shrinks(&mut self, plain: &[u8], out: &mut Vec<u8>) -> bool {
-        let last = plain.len() - SAMPLE;
-        let mut packed = |start| self.compress(&plain[start..start + SAMPLE], out).unwrap_or(SAMPLE);
-        [0, last / 2, last].into_iter().map(&mut packed).sum::<usize>() < 3 * SAMPLE / 32 * 31
+        let last = plain.len() - SAMPLE_SIZE;
+        let mut packed = |start| self.compress(&plain[start..start + SAMPLE_SIZE], out).unwrap_or(SAMPLE_SIZE);
+        [0, last / 2, last].into_iter().map(&mut packed).sum::<usize>() < 3 * SAMPLE_SIZE / 32 * 31
     }
 }
 
@@ -212,7 +212,7 @@ pub enum DecodeError {
     },
     /// The stream ends before the bytes do.
     #[error("{0} bytes behind the stream")]
-    MoreBehind(u64),
+    TrailingBytes(u64),
 }
 
 /// Unpacks the zlib stream that `stored` begins with.
@@ -224,7 +224,7 @@ pub fn decode(stored: &[u8], limit: SizeLimit) -> Result<Vec<u8>, DecodeError> {
 pub fn decode_alone(stored: &[u8], limit: SizeLimit) -> Result<Vec<u8>, DecodeError> {
     match unpack(stored, limit)? {
         (plain, read) if read == stored.len() as u64 => Ok(plain),
-        (_, read) => Err(DecodeError::MoreBehind(stored.len() as u64 - read)),
+        (_, read) => Err(DecodeError::TrailingBytes(stored.len() as u64 - read)),
     }
 }
 
@@ -232,8 +232,8 @@ pub fn decode_alone(stored: &[u8], limit: SizeLimit) -> Result<Vec<u8>, DecodeEr
 fn unpack(stored: &[u8], limit: SizeLimit) -> Result<(Vec<u8>, u64), DecodeError> {
     let (stated, limit) = (limit.stated(), limit.unpacked(stored.len() as u64));
     // What is never written to takes no memory, but a false size shall not ask for more than there is.
-    let believed = stated.unwrap_or(0).min((stored.len() as u64).saturating_mul(BELIEVED_RATIO));
-    let usual = (SAMPLE + stored.len().saturating_mul(DATABASE_RATIO)) as u64;
+    let believed = stated.unwrap_or(0).min((stored.len() as u64).saturating_mul(TRUSTED_RATIO));
+    let usual = (SAMPLE_SIZE + stored.len().saturating_mul(DATABASE_RATIO)) as u64;
     let mut plain = vec![0; limit.min(believed.max(usual)) as usize];
     if let Ok(Inflated { read, written }) = Inflater::new().inflate(stored, &mut plain) {
         plain.truncate(written);
@@ -259,7 +259,7 @@ fn unpack(stored: &[u8], limit: SizeLimit) -> Result<(Vec<u8>, u64), DecodeError
 const DATABASE_RATIO: usize = 4;
 
 /// Up to this ratio, memory is set aside for the size that is stated. Most others are stated for files and not for databases.
-const BELIEVED_RATIO: u64 = 64;
+const TRUSTED_RATIO: u64 = 64;
 
 #[cfg(test)]
 mod tests {
@@ -281,7 +281,9 @@ mod tests {
     fn every_mode_but_none_gives_a_zlib_stream_of_the_content() {
         for mode in [Compression::Exact, Compression::Balanced, Compression::Fast] {
             let mut encoder = Encoder::new(mode);
-            for plain in [vec![], vec![7], text(100_000), noise(SAMPLED_FROM), text(SAMPLED_FROM + 1), noise(1 << 20)] {
+            for plain in
+                [vec![], vec![7], text(100_000), noise(MIN_SAMPLED_SIZE), text(MIN_SAMPLED_SIZE + 1), noise(1 << 20)]
+            {
                 let stored = encoder.encode(&plain).to_vec();
                 assert_eq!(decode(&stored, SizeLimit::of(plain.len() as u64)).unwrap(), plain, "in mode {mode}");
             }
@@ -321,7 +323,7 @@ mod tests {
         assert_eq!(decode(&stored, limit(1000)).unwrap().len(), 1000);
         let more = [&stored[..], b"xy"].concat();
         assert_eq!(decode(&more, limit(1000)).unwrap().len(), 1000);
-        assert!(matches!(decode_alone(&more, limit(1000)), Err(DecodeError::MoreBehind(2))));
+        assert!(matches!(decode_alone(&more, limit(1000)), Err(DecodeError::TrailingBytes(2))));
         assert_eq!(decode_alone(&stored, limit(u64::MAX)).unwrap().len(), 1000);
         for bad in [&stored[..stored.len() - 1], &stored[1..], b"", b"\x1f\x8b\x08"] {
             assert!(matches!(decode(bad, limit(1000)), Err(DecodeError::Damaged(_))), "{bad:?}");

@@ -26,7 +26,7 @@ pub(super) enum InflateError {
     /// It is damaged, cut off, or no zlib stream.
     Damaged,
     /// The content does not fit.
-    NoRoom,
+    OutputFull,
 }
 
 impl Inflater {
@@ -53,7 +53,7 @@ impl Inflater {
         };
         match result {
             z::libdeflate_result_LIBDEFLATE_SUCCESS => Ok(inflated),
-            z::libdeflate_result_LIBDEFLATE_INSUFFICIENT_SPACE => Err(InflateError::NoRoom),
+            z::libdeflate_result_LIBDEFLATE_INSUFFICIENT_SPACE => Err(InflateError::OutputFull),
             _ => Err(InflateError::Damaged),
         }
     }

@@ -14,7 +14,7 @@ mod size_limit;
 mod zlib;
 
 pub use chunk::{ChunkSizes, Chunker};
-pub use content::{Chunk, Content, Pieces};
+pub use content::{Chunk, Content, ContentObjects};
 pub use encode::{Compression, DecodeError, Encoder, EncoderId, decode, decode_alone};
 pub use hash::{ObjectHash, ObjectKind, ParseHashError};
 pub use size_limit::SizeLimit;

@@ -11,17 +11,17 @@ pub struct SizeLimit {
 }
 
 /// Maximum unpacked size of a database, even if more is stated. CVMFS itself warns of catalogs from 1 GiB on.
-const MAXIMUM_DATABASE: u64 = 4 << 30;
+const MAX_DATABASE_SIZE: u64 = 4 << 30;
 
 /// Bytes that any database may unpack to.
-const GUESS: u64 = 64 << 20;
+const UNSTATED_SIZE_BASE: u64 = 64 << 20;
 
 /// Bytes that a database may unpack to for each stored one, where nothing states its size. Real ones reach 5: most of a row are
 /// hashes.
-const GUESSED_RATIO: u64 = 32;
+const UNSTATED_SIZE_RATIO: u64 = 32;
 
 /// Bytes that zlib makes of a stored one at most.
-const LARGEST_RATIO: u64 = 1032;
+const MAX_ZLIB_RATIO: u64 = 1032;
 
 /// Bytes that a zlib stream may have beyond its content, and beyond a part in 256 of it.
 const SLACK: u64 = 64 << 10;
@@ -35,8 +35,8 @@ impl SizeLimit {
     /// Returns the limit for a database whose size a manifest or another catalog states; old ones do not.
     pub fn of_database(stated: Option<u64>) -> Self {
         match stated.filter(|&size| size > 0) {
-            Some(size) => Self { bytes: size.min(MAXIMUM_DATABASE), stated: Some(size), is_of_database: true },
-            None => Self { bytes: MAXIMUM_DATABASE, stated: None, is_of_database: true },
+            Some(size) => Self { bytes: size.min(MAX_DATABASE_SIZE), stated: Some(size), is_of_database: true },
+            None => Self { bytes: MAX_DATABASE_SIZE, stated: None, is_of_database: true },
         }
     }
 
@@ -58,10 +58,10 @@ impl SizeLimit {
     /// Returns the maximum unpacked size of an object, given the bytes that it has as stored.
     pub fn unpacked(self, stored: u64) -> u64 {
         let is_possible =
-            |&size: &u64| !self.is_of_database || size <= stored.saturating_mul(LARGEST_RATIO).saturating_add(SLACK);
+            |&size: &u64| !self.is_of_database || size <= stored.saturating_mul(MAX_ZLIB_RATIO).saturating_add(SLACK);
         match self.stated.filter(is_possible) {
             Some(_) => self.bytes,
-            None => self.bytes.min(stored.saturating_mul(GUESSED_RATIO).saturating_add(GUESS)),
+            None => self.bytes.min(stored.saturating_mul(UNSTATED_SIZE_RATIO).saturating_add(UNSTATED_SIZE_BASE)),
         }
     }
 }
@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(SizeLimit::of_database(Some(0)), unknown);
         assert_eq!((stated.at_least(7000).unpacked(10), stated.at_least(7).unpacked(10)), (7000, 5000));
         assert_eq!(unknown.unpacked(6_800_000), (64 << 20) + 32 * 6_800_000);
-        assert_eq!(unknown.unpacked(u64::MAX), MAXIMUM_DATABASE);
+        assert_eq!(unknown.unpacked(u64::MAX), MAX_DATABASE_SIZE);
         assert!(stated.stored() > 5000 && stated.stored() < 100_000);
     }
 

@@ -17,11 +17,11 @@ use crate::catalog::{CatalogReference, layer_without_stray_markers, without_stra
 use crate::consumer::apptainer::flat_tree;
 use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::image::{Digest, Platform};
-use crate::layer::{EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, Limits, NodeKind, Piece};
+use crate::layer::{ContentPart, EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, Limits, NodeKind};
 use crate::layout::LayerRecord;
 use crate::metadata::Metadata;
 use crate::mount::{ContentReader, Extent, Mount, MountError, MountOptions, Showing, unpacking_directory};
-use crate::object::{ChunkSizes, Compression, Content, ObjectKind, Pieces};
+use crate::object::{ChunkSizes, Compression, Content, ContentObjects, ObjectKind};
 use crate::progress::Progress;
 use crate::registry::Registries;
 use crate::repository::{Repository, RepositoryError};
@@ -162,7 +162,7 @@ impl Preview {
     pub fn read(&self, progress: &Progress) -> Result<(), PreviewError> {
         let bytes = self.image.layers.iter().map(|layer| layer.size).sum();
         progress.expected.fetch_add(bytes, Ordering::Relaxed);
-        progress.set_stage("reading layers".to_owned());
+        progress.set_activity("reading layers".to_owned());
         let next = AtomicUsize::new(0);
         let (sender, receiver) = mpsc::channel();
         thread::scope(|scope| {
@@ -256,14 +256,14 @@ impl Preview {
                 // What may be known is gathered first.
                 let mut small = self.known.is_some() && size <= ChunkSizes::default().minimum;
                 let mut gathered = Vec::new();
-                while let Some(piece) = reader.next_piece().map_err(failed)? {
-                    let appended = match piece {
-                        Piece::Data(data) if small => {
+                while let Some(part) = reader.next_part().map_err(failed)? {
+                    let appended = match part {
+                        ContentPart::Data(data) if small => {
                             gathered.extend_from_slice(data);
                             Ok(())
                         }
-                        Piece::Data(data) => pack.append(data),
-                        Piece::Hole(length) => {
+                        ContentPart::Data(data) => pack.append(data),
+                        ContentPart::Hole(length) => {
                             // Zeros are cheap where they are.
                             small = false;
                             pack.append(&std::mem::take(&mut gathered)).and_then(|()| pack.append_hole(length))
@@ -318,7 +318,7 @@ impl Known {
         let actual = self.head.store().look(found.hash, ObjectKind::File).map_err(DirectoryError::from)?;
         let is_there = actual.is_some_and(|actual| found.length().is_none_or(|length| length == actual));
         let hash = found.hash;
-        Ok(is_there.then(|| Content { raw: compression == Compression::None, pieces: Pieces::Whole(hash) }))
+        Ok(is_there.then(|| Content { raw: compression == Compression::None, objects: ContentObjects::Whole(hash) }))
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use crate::mount::{ContentReader, ContentSource, ShowError};
-use crate::object::{Content, ObjectHash, Pieces};
+use crate::object::{Content, ContentObjects, ObjectHash};
 use crate::store::ContentError;
 
 /// What a name in a pack begins with; that an object has such a name will not happen.
@@ -36,7 +36,7 @@ impl PackWriter {
         name[..8].copy_from_slice(&MARK);
         name[8..12].copy_from_slice(&self.number.to_be_bytes());
         name[12..].copy_from_slice(&self.end.to_be_bytes());
-        Content { raw: true, pieces: Pieces::Whole(ObjectHash::from(name)) }
+        Content { raw: true, objects: ContentObjects::Whole(ObjectHash::from(name)) }
     }
 
     /// Appends data.
@@ -90,8 +90,8 @@ impl Packs {
 
 impl ContentSource for Packs {
     fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ShowError> {
-        match (&content.pieces, &self.repository) {
-            (Pieces::Whole(hash), _) if hash.as_bytes().starts_with(&MARK) => {
+        match (&content.objects, &self.repository) {
+            (ContentObjects::Whole(hash), _) if hash.as_bytes().starts_with(&MARK) => {
                 let mut bytes = vec![0; size.saturating_sub(offset).min(length as u64) as usize];
                 let read = self.read_pack(hash.as_bytes(), offset, &mut bytes);
                 read.map_err(|source| ShowError::Keep { directory: self.directory.clone(), source })?;
@@ -127,6 +127,8 @@ mod tests {
         assert_eq!(read(&sparse, size, 0, 3), b"a\0\0");
         assert_eq!(read(&sparse, size, size - 2, 9), b"\0z");
         assert_eq!(read(&end, 3, 0, 9), b"\0\0\0");
-        assert!(packs.read(&Content { raw: false, pieces: Pieces::Whole(ObjectHash::of(b"")) }, 1, 0, 1).is_err());
+        assert!(
+            packs.read(&Content { raw: false, objects: ContentObjects::Whole(ObjectHash::of(b"")) }, 1, 0, 1).is_err()
+        );
     }
 }

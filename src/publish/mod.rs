@@ -215,7 +215,7 @@ impl Publisher {
         let server_lock = server_lock.map_err(PublishError::from)?;
         self.check_whitelist(store)?;
         // The trees of the staged images were freed just now, and the catalogs of the head are read next.
-        allocator::give_back();
+        allocator::release_free_memory();
         let head = known.open_head().map_err(PublishError::from)?;
         check_clock(&head, options.now, options.accept_clock)?;
         let edits = prepare(&head).map_err(CommitError::Prepare)?;

@@ -37,7 +37,9 @@ use reqwest::{Method, Url};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
-use crate::image::{Digest, Document, ImageName, ImageReference, MAX_DOCUMENT, is_repository, is_schema_1, is_tag};
+use crate::image::{
+    Digest, Document, ImageName, ImageReference, MAX_DOCUMENT_SIZE, is_repository, is_schema_1, is_tag,
+};
 use allowance::Allowance;
 use asking::{Asked, Call};
 use clock::{Clock, SystemClock};
@@ -465,7 +467,7 @@ fn refuse_web_page(answer: &Answer) -> Result<(), RegistryError> {
 /// Reads a JSON document as it is.
 fn document(answer: Answer) -> Result<Vec<u8>, RegistryError> {
     refuse_web_page(&answer)?;
-    answer.read(MAX_DOCUMENT)
+    answer.read(MAX_DOCUMENT_SIZE)
 }
 
 /// Takes `null` for nothing, as registries write it for an empty list; a member that is missing is an error all the same.

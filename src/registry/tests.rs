@@ -152,7 +152,7 @@ fn schema_1_and_web_pages_are_no_manifests() {
             .with("content-type", "application/vnd.docker.distribution.manifest.v1+prettyjws"),
         "page" => Reply::of(200, "<html>log in</html>").with("content-type", "text/html; charset=utf-8"),
         "error-page" => Reply::of(400, "<html>no</html>").with("content-type", "text/html"),
-        "large" => Reply::of(200, vec![b' '; MAX_DOCUMENT as usize + 1]),
+        "large" => Reply::of(200, vec![b' '; MAX_DOCUMENT_SIZE as usize + 1]),
         _ => Reply::of(200, "<html>"),
     });
     let client = client();

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::cache::{ByteCache, Kept};
+use crate::cache::{ByteCache, CacheValue};
 use crate::catalog::{Catalog, CatalogEntry, CatalogError, CatalogReference, HistoryError, Tag, read_tags};
 use crate::layout;
 use crate::manifest::{
@@ -201,7 +201,7 @@ pub struct CatalogPlace {
     pub reference: CatalogReference,
 }
 
-impl Kept for Arc<Catalog> {
+impl CacheValue for Arc<Catalog> {
     fn bytes(&self) -> u64 {
         self.size()
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 
 use super::error::SourceError;
-use crate::image::{Descriptor, Digest, Document, DocumentKind, DocumentOutline, MAX_DOCUMENT, parse_object};
+use crate::image::{Descriptor, Digest, Document, DocumentKind, DocumentOutline, MAX_DOCUMENT_SIZE, parse_object};
 
 /// A file or blob that has been opened, and its size.
 pub(super) struct Blob {
@@ -60,7 +60,7 @@ fn read_with(path: &Path, open: Open<'_>, descriptor: &Descriptor, from: &str) -
     Ok(document)
 }
 
-/// Reads a document of up to [`MAX_DOCUMENT`] bytes.
+/// Reads a document of up to [`MAX_DOCUMENT_SIZE`] bytes.
 pub(super) fn read_bounded(path: &Path, document: &str, blob: Blob) -> Result<Vec<u8>, SourceError> {
     check_size(path, document, blob.size)?;
     let mut bytes = Vec::new();
@@ -73,11 +73,11 @@ pub(super) fn read_bounded(path: &Path, document: &str, blob: Blob) -> Result<Ve
 }
 
 fn check_size(path: &Path, document: &str, size: u64) -> Result<(), SourceError> {
-    if size <= MAX_DOCUMENT {
+    if size <= MAX_DOCUMENT_SIZE {
         return Ok(());
     }
     let (path, document) = (path.to_owned(), document.to_owned());
-    Err(SourceError::DocumentTooLarge { path, document, size, limit: MAX_DOCUMENT })
+    Err(SourceError::DocumentTooLarge { path, document, size, limit: MAX_DOCUMENT_SIZE })
 }
 
 /// Parses a document that is a JSON object.
@@ -179,8 +179,8 @@ mod tests {
             let blob = Blob { size, reader: Box::new(std::io::repeat(b' ')) };
             read_bounded(Path::new("layout"), "document", blob)
         };
-        assert_eq!(read(MAX_DOCUMENT - 1).unwrap().len() as u64, MAX_DOCUMENT - 1);
-        assert_eq!(read(MAX_DOCUMENT).unwrap().len() as u64, MAX_DOCUMENT);
-        assert!(matches!(read(MAX_DOCUMENT + 1), Err(SourceError::DocumentTooLarge { .. })));
+        assert_eq!(read(MAX_DOCUMENT_SIZE - 1).unwrap().len() as u64, MAX_DOCUMENT_SIZE - 1);
+        assert_eq!(read(MAX_DOCUMENT_SIZE).unwrap().len() as u64, MAX_DOCUMENT_SIZE);
+        assert!(matches!(read(MAX_DOCUMENT_SIZE + 1), Err(SourceError::DocumentTooLarge { .. })));
     }
 }

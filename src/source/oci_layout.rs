@@ -131,8 +131,8 @@ impl OciLayout {
                 let manifest = document::parse::<ImageManifest>(self.path(), &name, &document.bytes);
                 manifest.is_ok_and(|manifest| {
                     let config = || document::read_verified(self, &manifest.config, &name);
-                    manifest.foreign_type().is_some()
-                        || config().is_ok_and(|config| manifest.foreign_type_beside(&config.bytes).is_some())
+                    manifest.non_image_type().is_some()
+                        || config().is_ok_and(|config| manifest.non_image_type_with_config(&config.bytes).is_some())
                 })
             }
             Err(SourceError::Artifact { .. }) => true,

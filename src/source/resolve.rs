@@ -117,8 +117,12 @@ impl<'a> Resolver<'a> {
 
     /// Says why there is no image for a platform.
     fn nothing_for(&self, asked: &Platform) -> SourceError {
-        let kin: Vec<String> =
-            self.offered.iter().filter(|offered| offered.is_kin_of(asked)).map(ToString::to_string).collect();
+        let kin: Vec<String> = self
+            .offered
+            .iter()
+            .filter(|offered| offered.has_same_architecture(asked))
+            .map(ToString::to_string)
+            .collect();
         if asked.variant.is_none() && !kin.is_empty() {
             return SourceError::VariantNeeded { requested: asked.to_string(), offered: kin };
         }
@@ -163,11 +167,11 @@ impl<'a> Resolver<'a> {
     fn image(&self, document: Document) -> Result<Image, SourceError> {
         let (path, name) = (self.blobs.path(), document.digest.to_string());
         let manifest: ImageManifest = document::parse(path, &name, &document.bytes)?;
-        if let Some(artifact_type) = manifest.foreign_type() {
+        if let Some(artifact_type) = manifest.non_image_type() {
             return Err(SourceError::Artifact { manifest: document.digest, artifact_type: artifact_type.to_owned() });
         }
         let config = document::read_verified(self.blobs, &manifest.config, &name)?;
-        if let Some(artifact_type) = manifest.foreign_type_beside(&config.bytes) {
+        if let Some(artifact_type) = manifest.non_image_type_with_config(&config.bytes) {
             return Err(SourceError::Artifact { manifest: document.digest, artifact_type: artifact_type.to_owned() });
         }
         let parsed_config: ImageConfig = document::parse(path, &config.digest.to_string(), &config.bytes)?;
@@ -588,7 +592,7 @@ mod tests {
             let error = resolve(&files.clone().without(&name), "linux/amd64").unwrap_err();
             assert!(matches!(error, SourceError::MissingBlob { digest: named, .. } if named == digest), "{error}");
         }
-        let huge = with(manifest, "size", json!(crate::image::MAX_DOCUMENT + 1));
+        let huge = with(manifest, "size", json!(crate::image::MAX_DOCUMENT_SIZE + 1));
         let error = resolve(&files.index(json!([huge])), "linux/amd64").unwrap_err();
         assert!(matches!(error, SourceError::DocumentTooLarge { .. }), "{error}");
     }

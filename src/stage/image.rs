@@ -104,7 +104,7 @@ impl Stager<'_> {
         }
         if need.is_anything() || need.to_read(&staged.image).next().is_some() {
             let Outcome { place, plan, .. } = &staged.outcome;
-            progress.set_stage(format!("reading {place}"));
+            progress.set_activity(format!("reading {place}"));
             tracing::info!("{place}: reading {} of {} layers", plan.layers_to_read, plan.layers);
             if let Some(left) = self.staging.store().bytes_left().filter(|left| *left < plan.bytes_to_read) {
                 let (left, needed) = (ByteSize(left), ByteSize(plan.bytes_to_read));
@@ -117,7 +117,7 @@ impl Stager<'_> {
                 let mover = self.staging.move_aside(scope);
                 let read = self.read_layers(&staged.image, &mut need, source, progress)?;
                 mover.hurry();
-                progress.set_stage(format!("storing the trees of {}", staged.outcome.place));
+                progress.set_activity(format!("storing the trees of {}", staged.outcome.place));
                 let build = || self.build_what_is_missing(&mut staged, &mut need, read, head);
                 let (built, saved) = self.engine.pool().install(|| rayon::join(build, || self.index.save()));
                 saved?;

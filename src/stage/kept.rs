@@ -20,7 +20,7 @@ use crate::image::Digest;
 use crate::ingest::IngestedLayer;
 use crate::layer::{EntryKind, LayerEntry, LayerSummary, NodeKind};
 use crate::message::causes;
-use crate::object::{Content, ObjectKind, Pieces};
+use crate::object::{Content, ContentObjects, ObjectKind};
 use crate::source::ImageLayer;
 use crate::store::{Staging, uninterrupted};
 
@@ -114,9 +114,9 @@ impl KeptLayers {
     }
 
     fn has(&self, content: &Content) -> Result<bool, StageError> {
-        match &content.pieces {
-            Pieces::Whole(hash) => Ok(self.staging.has(*hash, ObjectKind::File)?),
-            Pieces::Chunks(chunks) => {
+        match &content.objects {
+            ContentObjects::Whole(hash) => Ok(self.staging.has(*hash, ObjectKind::File)?),
+            ContentObjects::Chunks(chunks) => {
                 for chunk in chunks.iter() {
                     if !self.staging.has(chunk.hash, ObjectKind::Chunk)? {
                         return Ok(false);
@@ -189,7 +189,7 @@ fn delete_old(directory: &Path) {
 mod tests {
     use super::*;
     use crate::image::DiffId;
-    use crate::layer::{Compression, Losses};
+    use crate::layer::{BlobCompression, Losses};
     use crate::metadata::Metadata;
     use crate::path::EntryPath;
     use crate::store::DirectoryStore;
@@ -207,7 +207,7 @@ mod tests {
             entry(EntryKind::Whiteout),
         ];
         let (diff_id, losses) = (DiffId(Digest::of(b"diff")), Losses::default());
-        let compression = Compression::Zstd;
+        let compression = BlobCompression::Zstd;
         IngestedLayer {
             entries,
             summary: LayerSummary { blob_size: 3, compression, unpacked_size: 9, diff_id, losses },

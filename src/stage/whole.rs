@@ -12,7 +12,7 @@ use super::{StageError, Stager};
 use crate::catalog::{Catalog, CatalogReference, StoredObject};
 use crate::image::Digest;
 use crate::layout;
-use crate::object::{ObjectHash, ObjectKind, Pieces};
+use crate::object::{ContentObjects, ObjectHash, ObjectKind};
 use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 use crate::store::StoreError;
@@ -118,9 +118,9 @@ impl Stager<'_> {
         let Some(entry) = head.get(path)? else { return Ok(Vec::new()) };
         let Some(content) = entry.file_content() else { return Ok(Vec::new()) };
         let length = |size: u64| content.raw.then_some(size);
-        let objects: Vec<StoredObject> = match &content.pieces {
-            Pieces::Whole(hash) => vec![(*hash, ObjectKind::File, length(entry.size.cast_unsigned()))],
-            Pieces::Chunks(chunks) => {
+        let objects: Vec<StoredObject> = match &content.objects {
+            ContentObjects::Whole(hash) => vec![(*hash, ObjectKind::File, length(entry.size.cast_unsigned()))],
+            ContentObjects::Chunks(chunks) => {
                 chunks.iter().map(|chunk| (chunk.hash, ObjectKind::Chunk, length(chunk.size))).collect()
             }
         };

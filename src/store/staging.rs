@@ -22,7 +22,7 @@ use super::marks::Marks;
 use super::runs::{delete_leftovers, make_run_directory, runs, syncing};
 use super::{DirectoryStore, StoreError};
 use crate::file::read_regular_up_to;
-use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, Pieces, SizeLimit};
+use crate::object::{Compression, Content, ContentObjects, Encoder, ObjectHash, ObjectKind, SizeLimit};
 use crate::span::span;
 
 /// Bytes that gather before they are synced and moved to their names.
@@ -322,13 +322,13 @@ impl Staging {
     /// Adds the content of a small file and returns where it lies.
     pub fn put_file(&self, compression: Compression, plain: &[u8]) -> Result<Content, StoreError> {
         let hash = self.put_stored(ObjectKind::File, Encoder::new(compression).encode(plain))?;
-        Ok(Content { raw: compression == Compression::None, pieces: Pieces::Whole(hash) })
+        Ok(Content { raw: compression == Compression::None, objects: ContentObjects::Whole(hash) })
     }
 
     /// Adds a file of strata's own that changes with nearly every revision: it is packed fast, whatever file content is.
     pub fn put_changing_file(&self, plain: &[u8]) -> Result<Content, StoreError> {
         let hash = self.put_stored(ObjectKind::File, Encoder::of_databases().encode(plain))?;
-        Ok(Content { raw: false, pieces: Pieces::Whole(hash) })
+        Ok(Content { raw: false, objects: ContentObjects::Whole(hash) })
     }
 
     /// Adds a database, certificate or description, which is a zlib stream whatever file content is.

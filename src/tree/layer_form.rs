@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::node::{Directory, Leaf, LeafKind, Node};
-use super::overlay::{ApplyError, Replaced, make_directory};
+use super::overlay::{ApplyError, Replaced, create_directories};
 use super::walk::look_up;
 use crate::layer::{DeviceNumber, EntryKind, LayerEntry, NodeKind};
 use crate::metadata::{Metadata, Timestamp, Xattrs};
@@ -46,7 +46,7 @@ pub(super) struct OwnLayer {
     /// Symbolic links of the merged tree that the layer has a directory in place of, with the places that were changed through them.
     pub(super) masked_links: BTreeMap<EntryPath, BTreeSet<EntryPath>>,
     /// Directories that whiteouts and opaque markers stand in, and what the layer had on the way there at that point.
-    marked: Vec<(EntryPath, Vec<OnTheWay>)>,
+    marked: Vec<(EntryPath, Vec<OwnAncestor>)>,
 }
 
 /// What an archive says beyond the state that it leaves.
@@ -83,9 +83,9 @@ impl OwnNotes {
 
 /// What a layer has at one name on the way to a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum OnTheWay {
+enum OwnAncestor {
     /// Nothing that an entry says.
-    Nothing,
+    Unnamed,
     Directory,
     Leaf,
 }
@@ -103,7 +103,7 @@ impl OwnLayer {
         }
     }
 
-    pub(super) fn name_root(&mut self, metadata: &Metadata) {
+    pub(super) fn set_root_metadata(&mut self, metadata: &Metadata) {
         Arc::make_mut(&mut self.tree).metadata = metadata.clone();
         // Nothing can be in the place of the root, so that it does not matter when it is named.
         self.notes.implied.remove(&EntryPath::ROOT);
@@ -119,7 +119,7 @@ impl OwnLayer {
     }
 
     /// Returns where the directory `parent` of `path` is, after creating what is missing. `merged` is the merged tree.
-    pub(super) fn make_directory(
+    pub(super) fn create_directories(
         &mut self,
         parent: &EntryPath,
         path: &EntryPath,
@@ -127,9 +127,9 @@ impl OwnLayer {
     ) -> Result<EntryPath, ApplyError> {
         let mut created = Vec::new();
         let note = |directory, replaced| created.push((directory, replaced));
-        let place = make_directory(&mut self.tree, parent, path, note)?;
+        let real_path = create_directories(&mut self.tree, parent, path, note)?;
         // Above other lower layers, what a symbolic link of this one leads to may lead on to somewhere else.
-        self.notes.note_if(place != *parent);
+        self.notes.note_if(real_path != *parent);
         for (directory, _) in &created {
             if let Ok(Some((_, Node::Leaf(leaf)))) = look_up(merged, directory)
                 && let LeafKind::Symlink(_) = leaf.kind
@@ -138,12 +138,12 @@ impl OwnLayer {
             }
         }
         self.notes.note_implied(created);
-        Ok(place)
+        Ok(real_path)
     }
 
     /// Notes that an entry which is in a directory of this layer is at another place in the merged tree: behind the link that the
     /// directory, or the first one above it, masks.
-    pub(super) fn note_elsewhere(&mut self, directory: &EntryPath, changed: &EntryPath) {
+    pub(super) fn note_masked_change(&mut self, directory: &EntryPath, changed: &EntryPath) {
         let above = std::iter::once(directory.clone()).chain(directory.ancestors());
         let masked = above.filter(|path| self.masked_links.contains_key(path)).last();
         self.masked_links.entry(masked.unwrap_or_else(|| directory.clone())).or_default().insert(changed.clone());
@@ -168,16 +168,16 @@ impl OwnLayer {
 
     /// Notes a mark at `path` that stands in a directory, before or after the layer's own entries there.
     fn note_mark(&mut self, directory: EntryPath, path: &EntryPath, has_own: bool) {
-        let on_the_way = self.on_the_way(&directory);
+        let own_ancestors = self.own_ancestors(&directory);
         let follows_one_below =
             |marks: &BTreeSet<EntryPath>| marks.range(path..).next().is_some_and(|mark| mark.is_in(path));
         let is_late = follows_one_below(&self.whiteouts) || follows_one_below(&self.opaques);
-        self.notes.note_if(has_own || is_late || on_the_way.contains(&OnTheWay::Leaf));
-        self.marked.push((directory, on_the_way));
+        self.notes.note_if(has_own || is_late || own_ancestors.contains(&OwnAncestor::Leaf));
+        self.marked.push((directory, own_ancestors));
     }
 
     /// Returns what the layer has at each name on the way to a directory.
-    fn on_the_way(&self, path: &EntryPath) -> Vec<OnTheWay> {
+    fn own_ancestors(&self, path: &EntryPath) -> Vec<OwnAncestor> {
         let (mut directory, mut at) = (Some(&*self.tree), EntryPath::ROOT);
         let mut step = |name: &[u8]| {
             at = at.join(name);
@@ -186,10 +186,10 @@ impl OwnLayer {
             match node {
                 Some(Node::Directory(child)) => {
                     directory = Some(child);
-                    if self.notes.implied.contains(&at) { OnTheWay::Nothing } else { OnTheWay::Directory }
+                    if self.notes.implied.contains(&at) { OwnAncestor::Unnamed } else { OwnAncestor::Directory }
                 }
-                Some(Node::Leaf(_)) => OnTheWay::Leaf,
-                None => OnTheWay::Nothing,
+                Some(Node::Leaf(_)) => OwnAncestor::Leaf,
+                None => OwnAncestor::Unnamed,
             }
         };
         path.components().map(&mut step).collect()
@@ -200,9 +200,10 @@ impl OwnLayer {
         // A later entry at the target of a link would be its target above layers that have none, and one above the target would
         // be in the way to it.
         let is_only_below = |(_, below, _): &(EntryPath, EntryPath, Arc<Leaf>)| {
-            self.tree.get(below).is_none() && !self.on_the_way(below).contains(&OnTheWay::Leaf)
+            self.tree.get(below).is_none() && !self.own_ancestors(below).contains(&OwnAncestor::Leaf)
         };
-        let is_as_before = |(directory, before): &(EntryPath, Vec<OnTheWay>)| self.on_the_way(directory) == *before;
+        let is_as_before =
+            |(directory, before): &(EntryPath, Vec<OwnAncestor>)| self.own_ancestors(directory) == *before;
         !self.notes.is_irregular
             && self.links_below.iter().all(is_only_below)
             && self.marked.iter().all(is_as_before)
@@ -236,10 +237,10 @@ impl OwnLayer {
             .filter(|path| path.ancestors().all(|above| !emptied.contains(&above)))
             .for_each(|path| marks.hide(path));
         emptied.iter().for_each(|path| marks.hide_all_in(path));
-        let is_left = |place: &EntryPath, leaf: &Arc<Leaf>| matches!(self.tree.get(place), Some(Node::Leaf(there)) if Arc::ptr_eq(there, leaf));
-        let links_below = self.links_below.into_iter().filter(|(place, _, leaf)| is_left(place, leaf));
+        let is_left = |real_path: &EntryPath, leaf: &Arc<Leaf>| matches!(self.tree.get(real_path), Some(Node::Leaf(there)) if Arc::ptr_eq(there, leaf));
+        let links_below = self.links_below.into_iter().filter(|(real_path, _, leaf)| is_left(real_path, leaf));
         LayerForm {
-            links_below: links_below.map(|(place, below, _)| (place, below)).collect(),
+            links_below: links_below.map(|(real_path, below, _)| (real_path, below)).collect(),
             implied,
             whiteouts: self.whiteouts,
             opaques: self.opaques,
@@ -370,8 +371,9 @@ pub fn layer_entries(form: &LayerForm) -> Vec<LayerEntry<Content>> {
     for mark in whiteouts.chain(form.opaques.iter().map(|path| (path, EntryKind::Opaque))) {
         // It comes with the directory that it stands in, or the nearest one above that the layer has.
         let is_own = |path: &EntryPath| form.tree.directory(path.components()).is_some();
-        let place = std::iter::once(mark.0.clone()).filter(|_| mark.1 == EntryKind::Opaque).chain(mark.0.ancestors());
-        let anchor = { place }.find(is_own).unwrap_or_default();
+        let real_path =
+            std::iter::once(mark.0.clone()).filter(|_| mark.1 == EntryKind::Opaque).chain(mark.0.ancestors());
+        let anchor = { real_path }.find(is_own).unwrap_or_default();
         marks.entry(anchor).or_default().push(mark);
     }
     marks.values_mut().for_each(|marks| marks.sort_by_key(|(path, _)| *path));

@@ -31,7 +31,7 @@ impl ParentDifferences {
         let inodes = [one, other].map(|form| Inodes::of(form, &links));
         let is_other = |path: &&&EntryPath| inodes[0].at(path) != inodes[1].at(path);
         let mut marks = Vec::new();
-        let walk = Walk { forms: [one, other], links: &links };
+        let walk = FormComparison { forms: [one, other], links: &links };
         walk.compare(&EntryPath::ROOT, &one.tree, &other.tree, &mut marks);
         Self { links: links.iter().filter(is_other).map(|&path| path.clone()).collect(), marks }
     }
@@ -64,12 +64,12 @@ impl<'f> Inodes<'f> {
     }
 }
 
-struct Walk<'w> {
+struct FormComparison<'w> {
     forms: [&'w LayerForm; 2],
     links: &'w BTreeSet<&'w EntryPath>,
 }
 
-impl Walk<'_> {
+impl FormComparison<'_> {
     fn compare(&self, path: &EntryPath, one: &Directory, other: &Directory, marks: &mut Vec<EntryPath>) {
         let is_implied = self.forms.iter().any(|form| form.implied.contains(path));
         if !is_same_metadata(&one.metadata, &other.metadata, is_implied) {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use super::layer_form::{LayerForm, OwnLayer};
 use super::node::{Directory, Leaf, LeafKind, Node};
-use super::walk::{MAXIMUM_LINKS, Place, TooManyLinks, look_up, names, path_of, resolve};
+use super::walk::{MAX_SYMLINKS, ResolvedPath, TooManyLinks, look_up, names, path_of, resolve};
 use crate::layer::{EntryKind, LayerEntry, NodeKind, is_bookkeeping};
 use crate::metadata::Metadata;
 use crate::object::Content;
@@ -42,10 +42,10 @@ pub enum ApplyError {
         target: EntryPath,
     },
     /// The symbolic links on the way to an entry, or to the target of a hard link, lead in a circle or are too many.
-    #[error("more than {MAXIMUM_LINKS} symbolic links on the way to {}", .0.shown())]
+    #[error("more than {MAX_SYMLINKS} symbolic links on the way to {}", .0.shown())]
     TooManyLinks(EntryPath),
     /// Symbolic links lead deeper than any path may.
-    #[error("{} would lie below more than {MAXIMUM_DEPTH} directories", .0.shown())]
+    #[error("{} would lie below more than {MAX_DEPTH} directories", .0.shown())]
     TooDeep(EntryPath),
     /// A symbolic link on the way has a target that cannot be the name of a directory.
     #[error("a symbolic link on the way to {} has a name in its target that is longer than 255 bytes or has a NUL", .0.shown())]
@@ -70,7 +70,7 @@ pub struct Applied {
 }
 
 /// Maximum number of directories that lie in one another: as many as an archive may name, wherever symbolic links lead.
-pub(super) const MAXIMUM_DEPTH: usize = 1_000;
+pub(super) const MAX_DEPTH: usize = 1_000;
 
 /// Applies the entries of one layer, in the order of its archive, to `lower`.
 pub fn apply(lower: &Arc<Directory>, entries: &[LayerEntry<Content>]) -> Result<Applied, ApplyError> {
@@ -112,7 +112,7 @@ struct PendingLink {
     /// Stands in the trees for the inode.
     placeholder: Arc<Leaf>,
     /// Where the placeholder was put: in the tree, and in the layer by itself.
-    places: Vec<(EntryPath, EntryPath)>,
+    real_paths: Vec<(EntryPath, EntryPath)>,
 }
 
 impl<'a> Application<'a> {
@@ -191,7 +191,7 @@ impl<'a> Application<'a> {
             EntryKind::Opaque => self.hide_all_in(path),
             EntryKind::Node(metadata, NodeKind::Directory) if path.is_root() => {
                 Arc::make_mut(&mut self.tree).metadata = metadata.clone();
-                self.own.name_root(metadata);
+                self.own.set_root_metadata(metadata);
             }
             _ if path.is_root() => return Err(ApplyError::RootIsNoDirectory),
             EntryKind::Node(metadata, NodeKind::Directory) => self.add_directory(path, metadata)?,
@@ -206,10 +206,10 @@ impl<'a> Application<'a> {
     }
 
     fn add_directory(&mut self, path: &EntryPath, metadata: &Metadata) -> Result<(), ApplyError> {
-        let (parent, own_parent) = self.make_parents(path)?;
-        let place = parent.join(path.name());
+        let (parent, own_parent) = self.create_parents(path)?;
+        let real_path = parent.join(path.name());
         if let Some(touched) = &mut self.touched {
-            touched.insert(place);
+            touched.insert(real_path);
         }
         let replaced = put_directory(directory_mut(&mut self.tree, &parent), path.name(), metadata);
         let (own, notes) = self.own.parts(&own_parent, self.is_lowest);
@@ -224,21 +224,21 @@ impl<'a> Application<'a> {
             self.bookkeeping.insert(path.clone(), leaf);
             return Ok(());
         }
-        let (parent, own_parent) = self.make_parents(path)?;
-        let (place, own_place) = (parent.join(path.name()), own_parent.join(path.name()));
+        let (parent, own_parent) = self.create_parents(path)?;
+        let (real_path, own_path) = (parent.join(path.name()), own_parent.join(path.name()));
         let below = self.inodes_below.get(&Arc::as_ptr(&leaf)).cloned();
         if let Some(touched) = self.touched.as_mut().filter(|_| below.is_some()) {
-            touched.insert(place.clone());
+            touched.insert(real_path.clone());
         }
         if let Some(pending) = self.pending.iter_mut().find(|pending| Arc::ptr_eq(&pending.placeholder, &leaf)) {
-            pending.places.push((place.clone(), own_place.clone()));
+            pending.real_paths.push((real_path.clone(), own_path.clone()));
         }
         let replaced = put_leaf(directory_mut(&mut self.tree, &parent), path.name(), Arc::clone(&leaf));
         if replaced == Replaced::Directory {
-            self.hidden.insert(place);
+            self.hidden.insert(real_path);
         }
         if let Some(below) = below {
-            self.own.links_below.push((own_place, below, Arc::clone(&leaf)));
+            self.own.links_below.push((own_path, below, Arc::clone(&leaf)));
         }
         let (own, notes) = self.own.parts(&own_parent, self.is_lowest);
         notes.note_leaf(own.map_or(replaced, |own| put_leaf(own, path.name(), leaf)));
@@ -256,7 +256,7 @@ impl<'a> Application<'a> {
                     path: path.clone(),
                     target: target.clone(),
                     placeholder: Arc::clone(&placeholder),
-                    places: Vec::new(),
+                    real_paths: Vec::new(),
                 };
                 self.pending.push(link);
                 placeholder
@@ -273,9 +273,9 @@ impl<'a> Application<'a> {
         match look_up(&self.tree, target).map_err(|_| ApplyError::TooManyLinks(path.clone()))? {
             _ if target.is_root() => Err(link_to_directory(path, target)),
             Some((_, Node::Directory(_))) => Err(link_to_directory(path, target)),
-            Some((place, Node::Leaf(leaf))) => {
+            Some((real_path, Node::Leaf(leaf))) => {
                 let leaf = Arc::clone(leaf);
-                self.note_target(&place, target, &leaf);
+                self.note_target(&real_path, target, &leaf);
                 Ok(Some(leaf))
             }
             None => self.leaf_below(path, target),
@@ -283,13 +283,13 @@ impl<'a> Application<'a> {
     }
 
     /// Notes where the inode of a hard link comes from.
-    fn note_target(&mut self, place: &EntryPath, target: &EntryPath, leaf: &Arc<Leaf>) {
+    fn note_target(&mut self, real_path: &EntryPath, target: &EntryPath, leaf: &Arc<Leaf>) {
         let is_at =
             |tree: &Directory, path| matches!(tree.get(path), Some(Node::Leaf(there)) if Arc::ptr_eq(there, leaf));
-        if is_at(self.lower, place) {
+        if is_at(self.lower, real_path) {
             // Above other lower layers, the links on the way may lead elsewhere.
-            self.own.notes.note_if(place != target);
-            self.inodes_below.insert(Arc::as_ptr(leaf), place.clone());
+            self.own.notes.note_if(real_path != target);
+            self.inodes_below.insert(Arc::as_ptr(leaf), real_path.clone());
         } else if !self.inodes_below.contains_key(&Arc::as_ptr(leaf)) {
             let own = if self.is_lowest { &self.tree } else { &self.own.tree };
             self.own.notes.note_if(!is_at(own, target));
@@ -301,9 +301,9 @@ impl<'a> Application<'a> {
         match look_up(self.lower, target).map_err(|_| ApplyError::TooManyLinks(path.clone()))? {
             None => Ok(None),
             Some((_, Node::Directory(_))) => Err(link_to_directory(path, target)),
-            Some((place, Node::Leaf(leaf))) => {
-                self.own.notes.note_if(place != *target);
-                self.inodes_below.insert(Arc::as_ptr(leaf), place);
+            Some((real_path, Node::Leaf(leaf))) => {
+                self.own.notes.note_if(real_path != *target);
+                self.inodes_below.insert(Arc::as_ptr(leaf), real_path);
                 Ok(Some(Arc::clone(leaf)))
             }
         }
@@ -326,14 +326,14 @@ impl<'a> Application<'a> {
             Some(leaf) => Some((target.clone(), leaf)),
             None => match look_up(&self.tree, target).map_err(|_| ApplyError::TooManyLinks(path.clone()))? {
                 Some((_, Node::Directory(_))) => return Err(link_to_directory(path, target)),
-                Some((place, Node::Leaf(leaf))) => Some((place, leaf)),
+                Some((real_path, Node::Leaf(leaf))) => Some((real_path, leaf)),
                 None => None,
             },
         };
-        let Some((place, leaf)) = found.filter(|(_, leaf)| !Arc::ptr_eq(leaf, placeholder)) else { return Ok(()) };
+        let Some((real_path, leaf)) = found.filter(|(_, leaf)| !Arc::ptr_eq(leaf, placeholder)) else { return Ok(()) };
         let leaf = Arc::clone(leaf);
         let link = self.pending.remove(index);
-        self.note_target(&place, &link.target, &leaf);
+        self.note_target(&real_path, &link.target, &leaf);
         self.replace_placeholder(link, &leaf);
         Ok(())
     }
@@ -343,24 +343,24 @@ impl<'a> Application<'a> {
             *kept = Arc::clone(leaf);
         }
         let below = self.inodes_below.get(&Arc::as_ptr(leaf));
-        for (place, own_place) in &link.places {
-            replace_leaf(&mut self.tree, place, &link.placeholder, leaf);
+        for (real_path, own_path) in &link.real_paths {
+            replace_leaf(&mut self.tree, real_path, &link.placeholder, leaf);
             if !self.is_lowest {
-                replace_leaf(&mut self.own.tree, own_place, &link.placeholder, leaf);
+                replace_leaf(&mut self.own.tree, own_path, &link.placeholder, leaf);
             }
             if let Some(below) = below {
-                self.own.links_below.push((own_place.clone(), below.clone(), Arc::clone(leaf)));
-                self.touched.iter_mut().for_each(|touched| touched.extend([place.clone()]));
+                self.own.links_below.push((own_path.clone(), below.clone(), Arc::clone(leaf)));
+                self.touched.iter_mut().for_each(|touched| touched.extend([real_path.clone()]));
             }
         }
         if let Some(other) = self.pending.iter_mut().find(|pending| Arc::ptr_eq(&pending.placeholder, leaf)) {
-            other.places.extend(link.places);
+            other.real_paths.extend(link.real_paths);
         }
     }
 
     /// Removes any existing node at the path of an entry that cannot be published.
     fn add_unpublished(&mut self, path: &EntryPath) -> Result<(), ApplyError> {
-        let (parent, own_parent) = self.make_parents(path)?;
+        let (parent, own_parent) = self.create_parents(path)?;
         directory_mut(&mut self.tree, &parent).children.remove(path.name());
         self.hidden.insert(parent.join(path.name()));
         // Read back, it is a whiteout, which creates no directories and removes nothing of its own layer.
@@ -377,11 +377,11 @@ impl<'a> Application<'a> {
         self.own.note_whiteout(path);
         let (parent, name) = path.split().expect("no whiteout hides the root");
         let Ok(parent) = resolve(&self.tree, &parent) else { return };
-        let place = path_of(&parent).join(name);
-        self.own.notes.note_if(place != *path || self.is_touched(&place));
+        let real_path = path_of(&parent).join(name);
+        self.own.notes.note_if(real_path != *path || self.is_touched(&real_path));
         let node = self.tree.directory(names(&parent)).and_then(|directory| directory.children.get(name)).cloned();
         if let Some(node) = node {
-            let left = self.without_lower(&place, node);
+            let left = self.without_lower(&real_path, node);
             let directory = Arc::make_mut(&mut self.tree).directory_mut(names(&parent));
             let children = &mut directory.expect("the directory was seen just now").children;
             match left {
@@ -389,43 +389,44 @@ impl<'a> Application<'a> {
                 None => drop(children.remove(name)),
             }
         }
-        self.hidden.insert(place);
+        self.hidden.insert(real_path);
     }
 
     /// Hides what lower layers have in a directory, and nothing of this layer.
     fn hide_all_in(&mut self, path: &EntryPath) {
         self.own.note_opaque(path);
-        let Ok(place) = resolve(&self.tree, path) else { return };
-        let place = path_of(&place);
-        self.own.notes.note_if(place != *path);
-        if let Some(directory) = self.tree.directory(place.components()) {
-            let left = self.children_without_lower(&place, directory);
+        let Ok(real_path) = resolve(&self.tree, path) else { return };
+        let real_path = path_of(&real_path);
+        self.own.notes.note_if(real_path != *path);
+        if let Some(directory) = self.tree.directory(real_path.components()) {
+            let left = self.children_without_lower(&real_path, directory);
             self.own.notes.note_if(!left.is_empty());
-            directory_mut(&mut self.tree, &place).children = left;
+            directory_mut(&mut self.tree, &real_path).children = left;
         }
-        self.emptied.insert(place);
+        self.emptied.insert(real_path);
     }
 
     /// Returns what this layer has at a real path, of what is there: `None` where that is nothing.
-    fn without_lower(&self, place: &EntryPath, node: Node) -> Option<Node> {
-        let is_touched = self.is_touched(place);
+    fn without_lower(&self, real_path: &EntryPath, node: Node) -> Option<Node> {
+        let is_touched = self.is_touched(real_path);
         match node {
             Node::Directory(_) if !is_touched => None,
             Node::Directory(directory) => {
-                let children = self.children_without_lower(place, &directory);
+                let children = self.children_without_lower(real_path, &directory);
                 Some(Node::Directory(Arc::new(Directory { metadata: directory.metadata.clone(), children })))
             }
             Node::Leaf(leaf) => {
-                let is_of_lower = matches!(self.lower.get(place), Some(Node::Leaf(there)) if Arc::ptr_eq(there, &leaf));
+                let is_of_lower =
+                    matches!(self.lower.get(real_path), Some(Node::Leaf(there)) if Arc::ptr_eq(there, &leaf));
                 (is_touched || !is_of_lower).then_some(Node::Leaf(leaf))
             }
         }
     }
 
-    fn children_without_lower(&self, place: &EntryPath, directory: &Directory) -> BTreeMap<Box<[u8]>, Node> {
+    fn children_without_lower(&self, real_path: &EntryPath, directory: &Directory) -> BTreeMap<Box<[u8]>, Node> {
         let mut left = BTreeMap::new();
         for (name, node) in &directory.children {
-            if let Some(node) = self.without_lower(&place.join(name), node.clone()) {
+            if let Some(node) = self.without_lower(&real_path.join(name), node.clone()) {
                 left.insert(name.clone(), node);
             }
         }
@@ -433,28 +434,29 @@ impl<'a> Application<'a> {
     }
 
     /// Returns where the directory of `path` is in the tree and in the layer by itself, after creating what is missing.
-    fn make_parents(&mut self, path: &EntryPath) -> Result<(EntryPath, EntryPath), ApplyError> {
+    fn create_parents(&mut self, path: &EntryPath) -> Result<(EntryPath, EntryPath), ApplyError> {
         let (parent, _) = path.split().expect("the root has no parent");
         let mut created = Vec::new();
-        let place =
-            make_directory(&mut self.tree, &parent, path, |directory, replaced| created.push((directory, replaced)))?;
-        self.touch(&place);
+        let real_path = create_directories(&mut self.tree, &parent, path, |directory, replaced| {
+            created.push((directory, replaced))
+        })?;
+        self.touch(&real_path);
         if self.is_lowest {
-            self.own.notes.note_if(place != parent);
+            self.own.notes.note_if(real_path != parent);
             self.own.notes.note_implied(created);
-            return Ok((place.clone(), place));
+            return Ok((real_path.clone(), real_path));
         }
         let first = created.first().map(|(directory, _)| directory);
-        let own_place = self.own.make_directory(&parent, path, &self.tree)?;
-        if own_place != place {
-            let changed = first.filter(|created| place.is_in(created)).unwrap_or(&place);
-            self.own.note_elsewhere(&own_place, changed);
+        let own_path = self.own.create_directories(&parent, path, &self.tree)?;
+        if own_path != real_path {
+            let changed = first.filter(|created| real_path.is_in(created)).unwrap_or(&real_path);
+            self.own.note_masked_change(&own_path, changed);
         }
-        Ok((place, own_place))
+        Ok((real_path, own_path))
     }
 
-    fn is_touched(&self, place: &EntryPath) -> bool {
-        self.touched.as_ref().is_some_and(|touched| touched.contains(place))
+    fn is_touched(&self, real_path: &EntryPath) -> bool {
+        self.touched.as_ref().is_some_and(|touched| touched.contains(real_path))
     }
 
     /// Notes that the layer has something in a directory.
@@ -479,9 +481,9 @@ impl<'a> Application<'a> {
                 self.link_pending(index)?;
             }
         }
-        for PendingLink { path, target, placeholder, places } in &self.pending {
-            let is_left = |place: &EntryPath| matches!(self.tree.get(place), Some(Node::Leaf(there)) if Arc::ptr_eq(there, placeholder));
-            if places.iter().any(|(place, _)| is_left(place)) {
+        for PendingLink { path, target, placeholder, real_paths } in &self.pending {
+            let is_left = |real_path: &EntryPath| matches!(self.tree.get(real_path), Some(Node::Leaf(there)) if Arc::ptr_eq(there, placeholder));
+            if real_paths.iter().any(|(real_path, _)| is_left(real_path)) {
                 return Err(missing_target(path, target));
             }
         }
@@ -553,7 +555,7 @@ fn directory_mut<'t>(tree: &'t mut Arc<Directory>, path: &EntryPath) -> &'t mut 
 /// directory that is created, and what it replaced.
 ///
 /// Anything else than a directory in the way is replaced.
-pub(super) fn make_directory(
+pub(super) fn create_directories(
     tree: &mut Arc<Directory>,
     parent: &EntryPath,
     path: &EntryPath,
@@ -562,15 +564,16 @@ pub(super) fn make_directory(
     if tree.directory(parent.components()).is_some() {
         return Ok(parent.clone());
     }
-    let place: Place = resolve(tree, parent).map_err(|TooManyLinks| ApplyError::TooManyLinks(path.clone()))?;
-    if place.len() > MAXIMUM_DEPTH {
+    let real_path: ResolvedPath =
+        resolve(tree, parent).map_err(|TooManyLinks| ApplyError::TooManyLinks(path.clone()))?;
+    if real_path.len() > MAX_DEPTH {
         return Err(ApplyError::TooDeep(path.clone()));
     }
-    if place.iter().any(|name| name.len() > 255 || name.contains(&0)) {
+    if real_path.iter().any(|name| name.len() > 255 || name.contains(&0)) {
         return Err(ApplyError::UnusableName(path.clone()));
     }
     let (mut directory, mut at) = (Arc::make_mut(tree), EntryPath::ROOT);
-    for name in &place {
+    for name in &real_path {
         at = at.join(name);
         if !matches!(directory.children.get(name), Some(Node::Directory(_))) {
             note(at.clone(), put_directory(directory, name, &Metadata::of_implied_directory()));

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::layer::{DeviceNumber, EntryKind, LayerEntry, NodeKind};
 use crate::metadata::Metadata;
-use crate::object::{Content, ObjectHash, Pieces};
+use crate::object::{Content, ContentObjects, ObjectHash};
 use crate::path::EntryPath;
 use crate::verify::overlay_model::{MountedTree, overlay_mount};
 use crate::verify::tests_generate::image;
@@ -20,7 +20,7 @@ use crate::verify::{NaiveLayer, NaiveTree};
 type Flat = BTreeMap<EntryPath, (Metadata, NodeKind<Content>, usize)>;
 
 fn with_content(layers: &[Vec<LayerEntry<u8>>]) -> Vec<Vec<LayerEntry<Content>>> {
-    let content = |byte: u8| Content { raw: false, pieces: Pieces::Whole(ObjectHash::of(&[byte])) };
+    let content = |byte: u8| Content { raw: false, objects: ContentObjects::Whole(ObjectHash::of(&[byte])) };
     layers.iter().map(|layer| layer.iter().map(|entry| entry.clone().map_content(content)).collect()).collect()
 }
 
@@ -264,7 +264,7 @@ fn directory(text: &str, mode: u16) -> LayerEntry<Content> {
 }
 
 fn file(text: &str, byte: u8) -> LayerEntry<Content> {
-    let content = Content { raw: false, pieces: Pieces::Whole(ObjectHash::of(&[byte])) };
+    let content = Content { raw: false, objects: ContentObjects::Whole(ObjectHash::of(&[byte])) };
     let kind = EntryKind::Node(Metadata::of_implied_directory(), NodeKind::File { size: 1, content });
     LayerEntry { path: path(text), kind }
 }
@@ -295,7 +295,7 @@ fn layer_form_takes_attributes_of_implied_directories_and_content_of_links_from_
     assert_eq!(form.links_below[&path("tmp/link")], path("bin/tool"));
     let Some(Node::Leaf(link)) = form.tree.get(&path("tmp/link")) else { panic!("the link is missing") };
     assert!(
-        matches!(&link.kind, LeafKind::File { content, .. } if content.pieces == Pieces::Whole(ObjectHash::of(&[7])))
+        matches!(&link.kind, LeafKind::File { content, .. } if content.objects == ContentObjects::Whole(ObjectHash::of(&[7])))
     );
 }
 

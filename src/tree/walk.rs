@@ -4,12 +4,12 @@ use super::node::{Directory, LeafKind, Node};
 use crate::path::EntryPath;
 
 /// A place in a tree: names from the root down, none of which is a symbolic link.
-pub(super) type Place = Vec<Box<[u8]>>;
+pub(super) type ResolvedPath = Vec<Box<[u8]>>;
 
 /// Maximum number of symbolic links that are followed for one path, as in umoci (`filepath-securejoin`).
-pub(super) const MAXIMUM_LINKS: usize = 255;
+pub(super) const MAX_SYMLINKS: usize = 255;
 
-/// A path leads through more than [`MAXIMUM_LINKS`] symbolic links.
+/// A path leads through more than [`MAX_SYMLINKS`] symbolic links.
 #[derive(Debug)]
 pub(super) struct TooManyLinks;
 
@@ -17,9 +17,9 @@ pub(super) struct TooManyLinks;
 ///
 /// The place need not exist. A name that is missing or no directory is taken as it stands, and a `..` after it removes it again:
 /// so umoci resolves paths, in whose result directories are created afterwards.
-pub(super) fn resolve(tree: &Directory, path: &EntryPath) -> Result<Place, TooManyLinks> {
+pub(super) fn resolve(tree: &Directory, path: &EntryPath) -> Result<ResolvedPath, TooManyLinks> {
     let mut steps: Vec<Box<[u8]>> = path.components().rev().map(Into::into).collect();
-    let (mut at, mut links) = (Place::new(), 0);
+    let (mut at, mut links) = (ResolvedPath::new(), 0);
     // The directories of the place that exist: all of it, or the first ones.
     let mut directories = vec![tree];
     while let Some(name) = steps.pop() {
@@ -38,7 +38,7 @@ pub(super) fn resolve(tree: &Directory, path: &EntryPath) -> Result<Place, TooMa
             Some(Node::Leaf(leaf)) => {
                 if let LeafKind::Symlink(target) = &leaf.kind {
                     links += 1;
-                    if links > MAXIMUM_LINKS {
+                    if links > MAX_SYMLINKS {
                         return Err(TooManyLinks);
                     }
                     if target.first() == Some(&b'/') {
@@ -58,8 +58,8 @@ pub(super) fn resolve(tree: &Directory, path: &EntryPath) -> Result<Place, TooMa
 
 /// Returns where the directory at `path` really lies; `None` where there is none.
 pub fn find_directory(tree: &Directory, path: &EntryPath) -> Option<EntryPath> {
-    let place = resolve(tree, path).ok()?;
-    tree.directory(names(&place)).map(|_| path_of(&place))
+    let real_path = resolve(tree, path).ok()?;
+    tree.directory(names(&real_path)).map(|_| path_of(&real_path))
 }
 
 /// Returns the place of the entry at `path` and what is there, following links up to the last component, but not there.
@@ -76,10 +76,10 @@ pub(super) fn look_up<'t>(
     Ok(node.map(|node| (path_of(&parent).join(name), node)))
 }
 
-pub(super) fn names(place: &Place) -> impl Iterator<Item = &[u8]> {
-    place.iter().map(|name| &**name)
+pub(super) fn names(real_path: &ResolvedPath) -> impl Iterator<Item = &[u8]> {
+    real_path.iter().map(|name| &**name)
 }
 
-pub(super) fn path_of(place: &Place) -> EntryPath {
-    names(place).fold(EntryPath::ROOT, |path, name| path.join(name))
+pub(super) fn path_of(real_path: &ResolvedPath) -> EntryPath {
+    names(real_path).fold(EntryPath::ROOT, |path, name| path.join(name))
 }

@@ -151,10 +151,10 @@ fn verify_here(
     let image = source.resolve(&PlatformRequest::new(request.platform.clone()))?;
     let name = image.name(request.name.as_ref(), &request.argument)?;
     let place = find_place(&repository, name, &image)?;
-    progress.set_stage(format!("reading {place}"));
+    progress.set_activity(format!("reading {place}"));
     progress.expected.fetch_add(image.layers.iter().map(|layer| layer.size).sum(), Ordering::Relaxed);
     let layers = source::read_layers(&*source, &image, options.limits, progress)?;
-    progress.set_stage(format!("comparing {place}"));
+    progress.set_activity(format!("comparing {place}"));
     let mut comparison = Comparison::new(&repository);
     let losses = match find_record(&mut comparison, &image, &place) {
         Some(record) => {

@@ -53,7 +53,7 @@ impl ExpectedLosses {
     fn add(&mut self, kind: LossKind, count: u64, paths: &[EntryPath]) {
         let losses = self.0.entry(kind).or_default();
         losses.count += count;
-        let room = Losses::LISTED - losses.paths.len();
+        let room = Losses::MAX_LISTED - losses.paths.len();
         losses.paths.extend(paths.iter().take(room).cloned());
     }
 

@@ -9,8 +9,8 @@ use super::VerifyError;
 use super::content::{ContentDigest, ContentHasher};
 use crate::image::Digest;
 use crate::layer::{
-    EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, LayerSummary, Limits, Loss, LossKind, NodeKind,
-    Piece, is_bookkeeping,
+    ContentPart, EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, LayerSummary, Limits, Loss, LossKind,
+    NodeKind, is_bookkeeping,
 };
 use crate::path::EntryPath;
 use crate::progress::Progress;
@@ -87,10 +87,10 @@ fn read_entries(
 
 fn read_content(reader: &mut LayerReader<impl Read>) -> Result<ContentDigest, LayerError> {
     let mut hasher = ContentHasher::new();
-    while let Some(piece) = reader.next_piece()? {
-        match piece {
-            Piece::Data(bytes) => hasher.data(bytes),
-            Piece::Hole(length) => hasher.zeros(length),
+    while let Some(part) = reader.next_part()? {
+        match part {
+            ContentPart::Data(bytes) => hasher.data(bytes),
+            ContentPart::Hole(length) => hasher.zeros(length),
         }
     }
     Ok(hasher.finish())

@@ -146,7 +146,7 @@ impl<'a> Workers<'a> {
             ticket: ticket.number(),
         };
         self.running().insert(task.number, running);
-        progress.set_stage("asking for the manifest".to_owned());
+        progress.set_activity("asking for the manifest".to_owned());
         let resolved = self.operation.stager.resolve(&task.request).map_err(ConvertError::from);
         if let Some((image, digest)) = &task.wanted
             && let Some(artifact_type) = resolved.as_ref().err().and_then(artifact_type)
@@ -155,7 +155,7 @@ impl<'a> Workers<'a> {
         }
         let resolved = resolved?;
         accept(&resolved)?;
-        progress.set_stage("waiting for an image that has the same layers".to_owned());
+        progress.set_activity("waiting for an image that has the same layers".to_owned());
         let stored = self.digests_to_store(&resolved)?;
         self.enter(task.number, Phase::Claim);
         let _claim = ticket.claim(stored);

@@ -235,7 +235,7 @@ mod tests {
     use crate::catalog::database::Draft;
     use crate::catalog::entry::{CatalogEntry, CatalogReference};
     use crate::metadata::Metadata;
-    use crate::object::{Chunk, Content, ObjectHash, Pieces};
+    use crate::object::{Chunk, Content, ContentObjects, ObjectHash};
     use crate::path::EntryPath;
 
     /// Returns a catalog with everything in it, in trees of several levels, and with records that take several pages.
@@ -246,13 +246,13 @@ mod tests {
         let chunk = |offset| Chunk { offset, size: 5, hash: ObjectHash::of(b"x") };
         for number in 0..3000_u64 {
             let path = EntryPath::ROOT.join(format!("{number:04}{}", "x".repeat((number % 90) as usize)).as_bytes());
-            let pieces = match number % 3 {
-                0 => Pieces::Chunks([chunk(0), chunk(5), chunk(10 + number)].into()),
-                _ => Pieces::Whole(ObjectHash::of(&number.to_le_bytes())),
+            let objects = match number % 3 {
+                0 => ContentObjects::Chunks([chunk(0), chunk(5), chunk(10 + number)].into()),
+                _ => ContentObjects::Whole(ObjectHash::of(&number.to_le_bytes())),
             };
             let entry = match number % 100 {
                 7 => CatalogEntry::of_symlink(&metadata, &[b't'; 4000]),
-                _ => CatalogEntry::of_file(&metadata, number << (number % 50), &Content { raw: false, pieces }),
+                _ => CatalogEntry::of_file(&metadata, number << (number % 50), &Content { raw: false, objects }),
             };
             draft.push(path, entry);
         }

@@ -141,7 +141,7 @@ mod tests {
     use super::*;
     use crate::catalog::database::{Catalog, WritableCatalog};
     use crate::metadata::Metadata;
-    use crate::object::{Chunk, Content, ObjectHash, Pieces};
+    use crate::object::{Chunk, Content, ContentObjects, ObjectHash};
 
     fn path(text: &str) -> EntryPath {
         EntryPath::normalise(text.as_bytes()).unwrap()
@@ -151,7 +151,7 @@ mod tests {
         let metadata = Metadata::of_implied_directory();
         let mut draft = Draft::new(path("a"));
         let chunk = |offset| Chunk { offset, size: 5, hash: ObjectHash::of(b"x") };
-        let chunks = Content { raw: false, pieces: Pieces::Chunks([chunk(0), chunk(5)].into()) };
+        let chunks = Content { raw: false, objects: ContentObjects::Chunks([chunk(0), chunk(5)].into()) };
         draft.push(path("a"), CatalogEntry::of_directory(&metadata, 1).with_nesting(Nesting::Root));
         draft.push(path("a/sub"), CatalogEntry::of_directory(&metadata, 0));
         draft.push(path("a/sub/big"), CatalogEntry::of_file(&metadata, 10, &chunks));

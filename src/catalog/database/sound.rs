@@ -73,7 +73,7 @@ mod tests {
     use crate::catalog::database::{Draft, WritableCatalog};
     use crate::catalog::entry::{CatalogEntry, Nesting};
     use crate::metadata::Metadata;
-    use crate::object::{Chunk, Content, ObjectHash, Pieces};
+    use crate::object::{Chunk, Content, ContentObjects, ObjectHash};
     use crate::path::EntryPath;
 
     fn path(text: &str) -> EntryPath {
@@ -85,7 +85,7 @@ mod tests {
         let metadata = Metadata::of_implied_directory();
         let mut draft = Draft::new(path("a"));
         let chunk = Chunk { offset: 0, size: 5, hash: ObjectHash::of(b"x") };
-        let content = Content { raw: false, pieces: Pieces::Chunks([chunk].into()) };
+        let content = Content { raw: false, objects: ContentObjects::Chunks([chunk].into()) };
         draft.push(path("a"), CatalogEntry::of_directory(&metadata, 1).with_nesting(Nesting::Root));
         draft.push(path("a/d"), CatalogEntry::of_directory(&metadata, 0));
         draft.push(path("a/d/f"), CatalogEntry::of_file(&metadata, 5, &content));

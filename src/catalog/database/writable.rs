@@ -331,7 +331,7 @@ mod tests {
     use super::*;
     use crate::catalog::entry::Nesting;
     use crate::metadata::Metadata;
-    use crate::object::{Chunk, Content, ObjectHash, Pieces};
+    use crate::object::{Chunk, Content, ContentObjects, ObjectHash};
 
     fn path(text: &str) -> EntryPath {
         EntryPath::normalise(text.as_bytes()).unwrap()
@@ -347,8 +347,8 @@ mod tests {
 
     fn chunked(offsets: &[u64]) -> CatalogEntry {
         let chunk = |&offset| Chunk { offset, size: 5, hash: ObjectHash::of(b"x") };
-        let pieces = Pieces::Chunks(offsets.iter().map(chunk).collect());
-        CatalogEntry::of_file(&Metadata::of_implied_directory(), 10, &Content { raw: false, pieces })
+        let objects = ContentObjects::Chunks(offsets.iter().map(chunk).collect());
+        CatalogEntry::of_file(&Metadata::of_implied_directory(), 10, &Content { raw: false, objects })
     }
 
     fn bytes(catalog: WritableCatalog) -> Vec<u8> {

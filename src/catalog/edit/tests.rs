@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::catalog::CatalogBuilder;
 use crate::catalog::bits::BIND_MOUNTPOINT;
-use crate::object::{Chunk, Compression, ObjectHash, Pieces};
+use crate::object::{Chunk, Compression, ContentObjects, ObjectHash};
 use crate::store::DirectoryStore;
 use crate::tree::{Directory, Leaf, LeafKind, Node};
 use std::sync::Arc;
@@ -41,7 +41,7 @@ fn at(text: &str) -> EntryPath {
 }
 
 fn content() -> Content {
-    Content { raw: false, pieces: Pieces::Whole(ObjectHash::of(b"content")) }
+    Content { raw: false, objects: ContentObjects::Whole(ObjectHash::of(b"content")) }
 }
 
 /// A tree with `files` files and a directory that has two hard links.
@@ -70,7 +70,7 @@ fn apply(editor: &mut Editor<'_>, staging: &Staging, change: &Change) -> Result<
         Change::File(path) => editor.put(path, CatalogEntry::of_file(&Metadata::of_implied_directory(), 7, &content())),
         Change::LargeFile(path, chunks) => {
             let chunk = |number| Chunk { offset: 7 * number, size: 7, hash: ObjectHash::of(b"chunk") };
-            let content = Content { raw: false, pieces: Pieces::Chunks((0..*chunks).map(chunk).collect()) };
+            let content = Content { raw: false, objects: ContentObjects::Chunks((0..*chunks).map(chunk).collect()) };
             editor.put(path, CatalogEntry::of_file(&Metadata::of_implied_directory(), 7 * chunks, &content))
         }
         Change::Tree(path, files) => {

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use isal_sys::igzip_lib as z;
 
-use super::{Damage, Progress, WRONG_CHECKSUM};
+use super::{Damage, InflateProgress, WRONG_CHECKSUM};
 use crate::avx::clear_upper_halves;
 
 /// What follows the header of a member. It is used for one member after the other.
@@ -39,7 +39,7 @@ impl Member {
     }
 
     /// Unpacks from `input` to `out`. Empty input says that no more will come.
-    pub(super) fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<Progress, Damage> {
+    pub(super) fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<InflateProgress, Damage> {
         let state = &mut *self.state;
         state.next_in = input.as_ptr().cast_mut();
         state.avail_in = u32::try_from(input.len()).expect("buffers are smaller than 4 GiB");
@@ -49,9 +49,13 @@ impl Member {
         let result = unsafe { z::isal_inflate(state) };
         clear_upper_halves();
         let used = input.len() - state.avail_in as usize;
-        let made = out.len() - state.avail_out as usize;
+        let written = out.len() - state.avail_out as usize;
         match result {
-            0 => Ok(Progress { used, made, is_end: state.block_state == z::isal_block_state_ISAL_BLOCK_FINISH }),
+            0 => Ok(InflateProgress {
+                used,
+                written,
+                is_end: state.block_state == z::isal_block_state_ISAL_BLOCK_FINISH,
+            }),
             z::ISAL_INCORRECT_CHECKSUM => Err(WRONG_CHECKSUM.to_owned()),
             z::ISAL_INVALID_LOOKBACK => Err("it refers to what lies before its beginning".to_owned()),
             _ => Err("it is not a deflate stream".to_owned()),

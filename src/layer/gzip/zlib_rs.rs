@@ -2,7 +2,7 @@
 
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 
-use super::{Damage, Progress, WRONG_CHECKSUM};
+use super::{Damage, InflateProgress, WRONG_CHECKSUM};
 
 /// A checksum and a size, of four bytes each.
 const TRAILER_SIZE: usize = 8;
@@ -28,17 +28,17 @@ impl Member {
     }
 
     /// Unpacks from `input` to `out`. Empty input says that no more will come.
-    pub(super) fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<Progress, Damage> {
+    pub(super) fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<InflateProgress, Damage> {
         if self.trailer.is_some() {
-            return self.end(input, Progress { used: 0, made: 0, is_end: false });
+            return self.end(input, InflateProgress { used: 0, written: 0, is_end: false });
         }
         let (before_in, before_out) = (self.inflate.total_in(), self.inflate.total_out());
         let status = self.inflate.decompress(input, out, FlushDecompress::None);
         let status = status.map_err(|error| error.message().unwrap_or("it is not a deflate stream").to_owned())?;
         let used = (self.inflate.total_in() - before_in) as usize;
-        let made = (self.inflate.total_out() - before_out) as usize;
-        self.crc.update(&out[..made]);
-        let progress = Progress { used, made, is_end: false };
+        let written = (self.inflate.total_out() - before_out) as usize;
+        self.crc.update(&out[..written]);
+        let progress = InflateProgress { used, written, is_end: false };
         if status != Status::StreamEnd {
             return Ok(progress);
         }
@@ -46,8 +46,8 @@ impl Member {
         self.end(&input[used..], progress)
     }
 
-    /// Reads on behind the deflate stream, after `progress` was made.
-    fn end(&mut self, input: &[u8], progress: Progress) -> Result<Progress, Damage> {
+    /// Reads on behind the deflate stream, after `progress` was written.
+    fn end(&mut self, input: &[u8], progress: InflateProgress) -> Result<InflateProgress, Damage> {
         let trailer = self.trailer.as_mut().expect("the deflate stream is at its end");
         let count = input.len().min(TRAILER_SIZE - trailer.len());
         trailer.extend_from_slice(&input[..count]);
@@ -57,6 +57,6 @@ impl Member {
         if is_end && *trailer != expected {
             return Err(WRONG_CHECKSUM.to_owned());
         }
-        Ok(Progress { used: progress.used + count, is_end, ..progress })
+        Ok(InflateProgress { used: progress.used + count, is_end, ..progress })
     }
 }

@@ -228,11 +228,11 @@ fn old_gnu_map_stands_in_the_header_and_behind_it() {
 
     let pieces: Vec<(u64, u64)> = (0..30).map(|n| (n * 2, 1)).collect();
     let head = gnu_sparse(60, &pieces[..4]).bytes(482, [1]).size(30).finish();
-    let more = |pieces: &[(u64, u64)], goes_on: u8| {
+    let more = |pieces: &[(u64, u64)], continues: u8| {
         let entries: String = pieces.iter().map(|(offset, length)| format!("{offset:011o}\0{length:011o}\0")).collect();
         let mut block = [0; 512];
         block[..entries.len()].copy_from_slice(entries.as_bytes());
-        block[504] = goes_on;
+        block[504] = continues;
         block
     };
     let tar = Tar::default().raw(head).raw(more(&pieces[4..25], 1)).raw(more(&pieces[25..], 0));
@@ -299,11 +299,11 @@ fn huge_hole_costs_nothing() {
     let mut reader = LayerReader::new(&blob[..], expected(&blob), Limits::default()).unwrap();
     let entry = reader.next_entry().unwrap().unwrap();
     assert_eq!(node(&entry), &NodeKind::File { size, content: () });
-    assert_eq!(reader.next_piece().unwrap(), Some(Piece::Hole(4096)));
-    assert_eq!(reader.next_piece().unwrap(), Some(Piece::Data(b"abc")));
-    assert_eq!(reader.next_piece().unwrap(), Some(Piece::Hole(size - 4099)));
-    assert_eq!(reader.next_piece().unwrap(), None);
-    assert_eq!(reader.next_piece().unwrap(), None);
+    assert_eq!(reader.next_part().unwrap(), Some(ContentPart::Hole(4096)));
+    assert_eq!(reader.next_part().unwrap(), Some(ContentPart::Data(b"abc")));
+    assert_eq!(reader.next_part().unwrap(), Some(ContentPart::Hole(size - 4099)));
+    assert_eq!(reader.next_part().unwrap(), None);
+    assert_eq!(reader.next_part().unwrap(), None);
 }
 
 #[test]
@@ -312,7 +312,7 @@ fn pieces_of_a_large_file_are_large() {
     let mut reader = LayerReader::new(&blob[..], expected(&blob), Limits::default()).unwrap();
     reader.next_entry().unwrap();
     let mut pieces = 0;
-    while reader.next_piece().unwrap().is_some() {
+    while reader.next_part().unwrap().is_some() {
         pieces += 1;
     }
     assert!(pieces <= 41, "{pieces}");
@@ -324,8 +324,8 @@ fn content_may_be_left_unread_or_half_read() {
     let mut reader = LayerReader::new(&tar[..], expected(&tar), Limits::default()).unwrap();
     reader.next_entry().unwrap();
     reader.next_entry().unwrap();
-    assert!(matches!(reader.next_piece().unwrap(), Some(Piece::Data([2, ..]))));
+    assert!(matches!(reader.next_part().unwrap(), Some(ContentPart::Data([2, ..]))));
     assert_eq!(reader.next_entry().unwrap().unwrap().path, path("c"));
-    assert_eq!(reader.next_piece().unwrap(), Some(Piece::Data(b"c")));
+    assert_eq!(reader.next_part().unwrap(), Some(ContentPart::Data(b"c")));
     assert_eq!(reader.finish().unwrap().diff_id, DiffId(Digest::of(&tar)));
 }

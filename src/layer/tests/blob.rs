@@ -7,7 +7,7 @@ fn tar() -> Vec<u8> {
     Tar::default().file("a", b"content of a").file("b", vec![7; 3_000_000]).end()
 }
 
-fn check(blob: &[u8], compression: Compression) {
+fn check(blob: &[u8], compression: BlobCompression) {
     let (entries, summary) = read(blob).unwrap();
     let paths: Vec<_> = entries.iter().map(|(entry, content)| (entry.path.to_string(), content.len())).collect();
     assert_eq!(paths, [("/a".to_owned(), 12), ("/b".to_owned(), 3_000_000)]);
@@ -18,9 +18,9 @@ fn check(blob: &[u8], compression: Compression) {
 
 #[test]
 fn compression_is_seen_from_the_content() {
-    check(&tar(), Compression::None);
-    check(&gzip(&tar()), Compression::Gzip);
-    check(&zstd(&tar()), Compression::Zstd);
+    check(&tar(), BlobCompression::None);
+    check(&gzip(&tar()), BlobCompression::Gzip);
+    check(&zstd(&tar()), BlobCompression::Zstd);
 }
 
 #[test]
@@ -28,8 +28,8 @@ fn streams_may_come_in_parts() {
     let tar = tar();
     let (start, end) = tar.split_at(700_001);
     let skipped = [0x5a, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3];
-    check(&[gzip(start), gzip(b""), gzip(end)].concat(), Compression::Gzip);
-    check(&[&skipped[..], &zstd(start), &skipped, &zstd(b""), &zstd(end), &skipped].concat(), Compression::Zstd);
+    check(&[gzip(start), gzip(b""), gzip(end)].concat(), BlobCompression::Gzip);
+    check(&[&skipped[..], &zstd(start), &skipped, &zstd(b""), &zstd(end), &skipped].concat(), BlobCompression::Zstd);
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn gzip_header_may_have_every_field() {
     let plain = gzip(&tar());
     let mut fields = vec![0x1f, 0x8b, 8, 2 | 4 | 8 | 16, 0, 0, 0, 0, 0, 3];
     fields.extend(b"\x03\0xyzname\0comment\0cc");
-    check(&[&fields[..], &plain[10..]].concat(), Compression::Gzip);
+    check(&[&fields[..], &plain[10..]].concat(), BlobCompression::Gzip);
     for end in 2..fields.len() {
         assert!(matches!(read(&fields[..end]), Err(LayerError::Truncated { .. })), "{end}");
     }
@@ -47,7 +47,7 @@ fn gzip_header_may_have_every_field() {
 fn gzip_may_be_padded_with_zeros_and_nothing_else() {
     let blob = gzip(&tar());
     for zeros in [1, 2, 600_000] {
-        check(&[&blob[..], &vec![0; zeros]].concat(), Compression::Gzip);
+        check(&[&blob[..], &vec![0; zeros]].concat(), BlobCompression::Gzip);
     }
     for rest in [&b"x"[..], b"\0x", b"\x1f", b"\x1f\x8b\x08"] {
         assert!(read(&[&blob[..], rest].concat()).is_err(), "{}", rest.escape_ascii());
@@ -121,12 +121,12 @@ fn damaged_stream_is_an_error() {
     let last = blob.len() - 1;
     for position in [last, last - 4] {
         blob[position] ^= 1;
-        assert!(matches!(read(&blob), Err(LayerError::Damaged { compression: Compression::Gzip, .. })));
+        assert!(matches!(read(&blob), Err(LayerError::Damaged { compression: BlobCompression::Gzip, .. })));
         blob[position] ^= 1;
     }
     let mut blob = zstd(&tar());
     blob[4] ^= 0x08;
-    assert!(matches!(read(&blob), Err(LayerError::Damaged { compression: Compression::Zstd, .. })));
+    assert!(matches!(read(&blob), Err(LayerError::Damaged { compression: BlobCompression::Zstd, .. })));
 }
 
 #[test]

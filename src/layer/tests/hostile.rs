@@ -38,7 +38,7 @@ fn each_limit_is_kept_to_the_last_one() {
 }
 
 #[test]
-fn number_of_sparse_pieces_is_limited_in_every_form() {
+fn number_of_sparse_segments_is_limited_in_every_form() {
     let gnu = Head::new(b'S', "a").gnu().number(483, 12, 9).number(386, 12, 0).number(398, 12, 1);
     let gnu = gnu.number(410, 12, 2).number(422, 12, 1);
     let size = ("GNU.sparse.size", "9");
@@ -49,8 +49,8 @@ fn number_of_sparse_pieces_is_limited_in_every_form() {
         Tar::default().pax(&[size, ("GNU.sparse.map", "0,1,2,1")]).file("a", "ab"),
         Tar::default().pax(&v10).file("a", std::str::from_utf8(&map).unwrap()),
     ] {
-        for (pieces, limit) in [(2, None), (1, Some(Limit::SparsePieces))] {
-            let limits = Limits { sparse_pieces: pieces, ..Limits::default() };
+        for (pieces, limit) in [(2, None), (1, Some(Limit::SparseSegments))] {
+            let limits = Limits { sparse_segments: pieces, ..Limits::default() };
             assert_eq!(exceeded(read_within(&tar.clone().end(), limits)), limit);
         }
     }
@@ -62,9 +62,9 @@ fn holes_that_are_filled_are_limited() {
     let limits = Limits { filled_holes: 5, ..Limits::default() };
     let mut reader = LayerReader::new(tar.as_slice(), expected(&tar), limits).unwrap();
     reader.next_entry().unwrap();
-    reader.fill_hole(3).unwrap();
-    reader.fill_hole(2).unwrap();
-    assert_eq!(exceeded(reader.fill_hole(1)), Some(Limit::FilledHoles));
+    reader.count_filled_hole(3).unwrap();
+    reader.count_filled_hole(2).unwrap();
+    assert_eq!(exceeded(reader.count_filled_hole(1)), Some(Limit::FilledHoles));
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn survive(blob: &[u8]) {
         return;
     };
     while let Ok(Some(_)) = reader.next_entry() {
-        while let Ok(Some(_)) = reader.next_piece() {}
+        while let Ok(Some(_)) = reader.next_part() {}
     }
     let _ = reader.finish();
 }

@@ -38,10 +38,10 @@ fn read_whole<R: std::io::Read>(mut reader: LayerReader<R>) -> Result<Read, Laye
     let mut entries = Vec::new();
     while let Some(entry) = reader.next_entry()? {
         let mut content = Vec::new();
-        while let Some(piece) = reader.next_piece()? {
-            match piece {
-                Piece::Data(bytes) => content.extend_from_slice(bytes),
-                Piece::Hole(length) => content.resize(content.len() + length as usize, 0),
+        while let Some(part) = reader.next_part()? {
+            match part {
+                ContentPart::Data(bytes) => content.extend_from_slice(bytes),
+                ContentPart::Hole(length) => content.resize(content.len() + length as usize, 0),
             }
         }
         entries.push((entry, content));

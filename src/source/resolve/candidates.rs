@@ -37,7 +37,7 @@ impl Candidate {
             (
                 platform.needs_os_features || platform.needs_features,
                 descriptor.annotation(PACKED_ANEW).is_some(),
-                descriptor.foreign_type().is_some(),
+                descriptor.non_image_type().is_some(),
                 candidate.platform != *asked,
                 candidate.platform.variant.clone(),
                 descriptor.digest.clone(),

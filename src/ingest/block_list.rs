@@ -2,36 +2,36 @@
 
 /// Values in the order in which they were added.
 #[derive(Debug)]
-pub(super) struct Segments<T> {
-    segments: Vec<Vec<T>>,
+pub(super) struct BlockList<T> {
+    blocks: Vec<Vec<T>>,
     length: usize,
 }
 
 /// Values of a segment, so that it takes more than the 1 MiB from which on freed memory goes back to the system.
-const SEGMENT: usize = 16 << 10;
+const BLOCK_LENGTH: usize = 16 << 10;
 
-impl<T> Default for Segments<T> {
+impl<T> Default for BlockList<T> {
     fn default() -> Self {
-        Self { segments: Vec::new(), length: 0 }
+        Self { blocks: Vec::new(), length: 0 }
     }
 }
 
-impl<T> Segments<T> {
+impl<T> BlockList<T> {
     pub(super) fn push(&mut self, value: T) {
-        match self.segments.last_mut() {
-            Some(last) if last.len() < SEGMENT => last.push(value),
+        match self.blocks.last_mut() {
+            Some(last) if last.len() < BLOCK_LENGTH => last.push(value),
             _ => {
                 // Most layers are short, and the first segment grows as they do.
-                let mut next = Vec::with_capacity(if self.segments.is_empty() { 0 } else { SEGMENT });
+                let mut next = Vec::with_capacity(if self.blocks.is_empty() { 0 } else { BLOCK_LENGTH });
                 next.push(value);
-                self.segments.push(next);
+                self.blocks.push(next);
             }
         }
         self.length += 1;
     }
 
     pub(super) fn last_mut(&mut self) -> Option<&mut T> {
-        self.segments.last_mut()?.last_mut()
+        self.blocks.last_mut()?.last_mut()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -40,7 +40,7 @@ impl<T> Segments<T> {
 
     /// Returns the values. Each segment is freed behind its last one.
     pub(super) fn into_iter(self) -> impl Iterator<Item = T> {
-        self.segments.into_iter().flatten()
+        self.blocks.into_iter().flatten()
     }
 }
 
@@ -50,14 +50,14 @@ mod tests {
 
     #[test]
     fn values_come_back_in_their_order() {
-        for count in [0, 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 3 * SEGMENT] {
-            let mut segments = Segments::default();
+        for count in [0, 1, BLOCK_LENGTH - 1, BLOCK_LENGTH, BLOCK_LENGTH + 1, 3 * BLOCK_LENGTH] {
+            let mut list = BlockList::default();
             for value in 0..count {
-                segments.push(value);
-                assert_eq!(segments.last_mut(), Some(&mut value.clone()));
+                list.push(value);
+                assert_eq!(list.last_mut(), Some(&mut value.clone()));
             }
-            assert_eq!(segments.len(), count);
-            assert!(segments.into_iter().eq(0..count));
+            assert_eq!(list.len(), count);
+            assert!(list.into_iter().eq(0..count));
         }
     }
 }

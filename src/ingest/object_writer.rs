@@ -1,4 +1,4 @@
-//! Pieces of content on their way into objects.
+//! ContentObjects of content on their way into objects.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,18 +13,18 @@ use crate::state::{ContentKey, KnownObject};
 pub(super) struct Job {
     pub(super) layer: usize,
     pub(super) buffer: Vec<u8>,
-    pub(super) pieces: Vec<Piece>,
+    pub(super) objects: Vec<PendingObject>,
 }
 
 /// One object to be.
-pub(super) struct Piece {
+pub(super) struct PendingObject {
     /// Its number in the layer.
     pub(super) id: usize,
     pub(super) is_chunk: bool,
-    pub(super) content: PieceContent,
+    pub(super) content: PlainContent,
 }
 
-pub(super) enum PieceContent {
+pub(super) enum PlainContent {
     /// A part of the job's buffer.
     Bytes(Range<usize>),
     /// So many zeros, which nobody wrote out.
@@ -33,7 +33,7 @@ pub(super) enum PieceContent {
 
 impl Job {
     pub(super) fn new(layer: usize) -> Self {
-        Self { layer, buffer: Vec::new(), pieces: Vec::new() }
+        Self { layer, buffer: Vec::new(), objects: Vec::new() }
     }
 
     /// Returns how much memory the content takes.
@@ -43,7 +43,7 @@ impl Job {
 }
 
 /// Turns pieces into objects and remembers which became which.
-pub(super) struct PieceStore<'a> {
+pub(super) struct ObjectWriter<'a> {
     ingest: &'a Ingest<'a>,
     /// The objects of the pieces of each layer.
     hashes: Vec<Mutex<Vec<Option<ObjectHash>>>>,
@@ -51,7 +51,7 @@ pub(super) struct PieceStore<'a> {
     zeros: Mutex<HashMap<(u64, bool), ObjectHash>>,
 }
 
-impl<'a> PieceStore<'a> {
+impl<'a> ObjectWriter<'a> {
     pub(super) fn new(ingest: &'a Ingest<'a>, layers: usize) -> Self {
         Self { ingest, hashes: (0..layers).map(|_| Mutex::default()).collect(), zeros: Mutex::default() }
     }
@@ -62,20 +62,20 @@ impl<'a> PieceStore<'a> {
 
     /// Stores the pieces of a job.
     pub(super) fn store(&self, job: &Job, encoder: &mut Encoder) -> Result<(), IngestError> {
-        let mut stored = Vec::with_capacity(job.pieces.len());
-        let mut content = Vec::with_capacity(job.pieces.len());
-        for piece in &job.pieces {
-            match &piece.content {
-                PieceContent::Bytes(range) => content.push((piece, &job.buffer[range.clone()])),
-                PieceContent::Zeros(length) => {
-                    stored.push((piece.id, self.store_zeros(*length, piece.is_chunk, encoder)?));
+        let mut stored = Vec::with_capacity(job.objects.len());
+        let mut content = Vec::with_capacity(job.objects.len());
+        for object in &job.objects {
+            match &object.content {
+                PlainContent::Bytes(range) => content.push((object, &job.buffer[range.clone()])),
+                PlainContent::Zeros(length) => {
+                    stored.push((object.id, self.store_zeros(*length, object.is_chunk, encoder)?));
                 }
             }
         }
-        let keys: Vec<_> = content.iter().map(|(piece, plain)| self.key(plain, piece.is_chunk)).collect();
+        let keys: Vec<_> = content.iter().map(|(object, plain)| self.key(plain, object.is_chunk)).collect();
         let recalled = self.ingest.index.recall(&keys)?;
-        for (((piece, plain), key), recalled) in content.into_iter().zip(keys).zip(recalled) {
-            stored.push((piece.id, self.store_bytes(plain, key, recalled, encoder)?));
+        for (((object, plain), key), recalled) in content.into_iter().zip(keys).zip(recalled) {
+            stored.push((object.id, self.store_bytes(plain, key, recalled, encoder)?));
         }
         let mut hashes = self.hashes(job.layer);
         for (id, hash) in stored {
