@@ -1,9 +1,9 @@
-//! The members of a tar archive: headers with all that extends them, and the content of files.
+//! Reads the members of a tar archive: each header together with its extension headers, and the content of files.
 //!
-//! Where archives can be read in two ways, this is read as Go's `archive/tar` does, because every container engine
-//! does: links, directories and devices have no content whatever size their header states, and a zero block that is alone
-//! ends nothing; of several extensions of one kind the last counts. Where two sizes would leave a doubt about which entries there
-//! are, the archive is refused.
+//! Where the tar format is ambiguous, this reader does what Go's `archive/tar` does, because every container engine uses that:
+//! links, directories and devices have no content, whatever size their header states; a single zero block does not end the
+//! archive; and of several extension headers of one kind only the last counts. An archive is refused if header and PAX header
+//! state different sizes, because then two readers could find different entries in it.
 
 use std::io::Read;
 use std::ops::Range;
@@ -15,7 +15,7 @@ use super::stream::{BLOCK_SIZE, TarStream};
 use super::{EntryError, LayerError, Limit, Limits};
 use crate::path::shown;
 
-/// What a member of an archive is.
+/// Type of an archive member, from the type flag of its header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MemberKind {
     File,
@@ -31,7 +31,7 @@ pub(super) enum MemberKind {
 impl MemberKind {
     fn of(type_flag: u8) -> Self {
         match type_flag {
-            // NUL is V7's file, '7' a contiguous one, 'S' GNU's sparse one.
+            // NUL: a regular file in V7 headers. '7': a contiguous file. 'S': a sparse file in GNU's old format.
             b'0' | 0 | b'7' | b'S' => Self::File,
             b'1' => Self::HardLink,
             b'2' => Self::Symlink,
@@ -48,11 +48,11 @@ impl MemberKind {
     }
 }
 
-/// One member of an archive. Its content is read by [`Archive::next_part`].
+/// One member of an archive. [`Archive::next_part`] reads its content.
 pub(super) struct Member {
     pub(super) kind: MemberKind,
     pub(super) path: Vec<u8>,
-    /// Bytes of a file, holes counted.
+    /// Size of a file in bytes, including holes; 0 for every other kind.
     pub(super) size: u64,
     pub(super) header: Header,
     pub(super) extended: Extended,
@@ -60,39 +60,39 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// Returns where a link points to.
+    /// Returns the target of a hard or symbolic link.
     pub(super) fn link_target(&self) -> &[u8] {
         let (long, extended) = (self.long_link_target.as_deref(), self.extended.link_target.as_deref());
         long.or(extended).unwrap_or_else(|| self.header.link_target())
     }
 }
 
-/// A piece of a file's content.
+/// A part of a file's content: data or a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContentPart<'a> {
-    /// The next bytes: one or more.
+    /// The next bytes of the file, at least one.
     Data(&'a [u8]),
-    /// So many zeros, one or more, that the archive does not hold.
+    /// Number of zero bytes, at least one, that the archive does not store.
     Hole(u64),
 }
 
-/// What stands before a member and extends it: of several headers of one kind the last, of which an empty name counts as none, as in
-/// Go's reader.
+/// The extension headers in front of a member. Of several headers of one kind the last counts; an empty long name counts as
+/// absent, as in Go's reader.
 #[derive(Default)]
 struct Extensions {
     long_path: Vec<u8>,
     long_link_target: Vec<u8>,
-    /// Records of a PAX header.
+    /// Records of the PAX header.
     records: Vec<u8>,
-    /// Whether there was any such header.
+    /// Whether the member has any extension header.
     any_present: bool,
 }
 
-/// Reads an archive member by member.
+/// Reads an archive, one member at a time.
 pub(super) struct Archive<R> {
     stream: TarStream<R>,
     limits: Limits,
-    /// The path of the last header, for error messages.
+    /// Path of the member read last, for error messages.
     path: Vec<u8>,
     headers: u64,
     content_size: u64,
@@ -100,29 +100,29 @@ pub(super) struct Archive<R> {
     content: Content,
 }
 
-/// How far the content of the current member has been read.
+/// Read position in the content of the current member.
 #[derive(Default)]
 struct Content {
-    /// The pieces of the file that the archive holds, in order.
+    /// The data segments that the archive stores of the file, in order of their offsets.
     segments: Vec<Segment>,
-    /// The first segment that is not read to its end.
+    /// Index of the first segment that is not read completely.
     segment: usize,
-    /// How far the file is read, holes counted.
+    /// Read position in the file in bytes, including holes.
     position: u64,
-    /// Bytes of the file, holes counted.
+    /// Size of the file in bytes, including holes.
     size: u64,
-    /// Bytes that the archive has left of this member, without the padding.
+    /// Bytes of this member that are still unread in the archive, without the padding.
     stored: u64,
-    /// Bytes between the stored ones and the next header.
+    /// Padding bytes between the stored bytes and the next header.
     padding: u64,
 }
 
-/// Returns a name unless it is empty.
+/// Returns `None` for an empty name.
 fn some_unless_empty(name: Vec<u8>) -> Option<Vec<u8>> {
     (!name.is_empty()).then_some(name)
 }
 
-/// What comes next of a file.
+/// The next part of a file's content, with its length in bytes.
 enum NextPart {
     Stored(u64),
     Hole(u64),
@@ -130,7 +130,7 @@ enum NextPart {
 }
 
 impl Content {
-    /// Starts a member that has `stored` bytes in the archive and no piece to show yet.
+    /// Starts a member of which the archive stores `stored` bytes. Until segments are added, it has no content.
     fn start(&mut self, stored: u64) {
         self.segments.clear();
         let padding = stored.wrapping_neg() % BLOCK_SIZE as u64;
@@ -176,7 +176,7 @@ impl<R: Read> Archive<R> {
         }
     }
 
-    /// Returns the next member. Content of the one before that was not read is skipped.
+    /// Returns the next member. Unread content of the previous member is skipped.
     pub(super) fn next_member(&mut self) -> Result<Option<Member>, LayerError> {
         self.skip_content()?;
         let mut extensions = Extensions::default();
@@ -191,8 +191,8 @@ impl<R: Read> Archive<R> {
                 }
                 b'x' => extensions = Extensions { records: self.records(&header)?, any_present: true, ..extensions },
                 b'g' => {
-                    // Go's reader, and so every container engine, ignores what a global header says of later members, and with it
-                    // the extensions that stand before the global header.
+                    // Go's reader, and so every container engine, ignores the records of a global header, and it also drops the
+                    // extension headers that precede a global header.
                     self.records(&header)?;
                     extensions = Extensions::default();
                 }
@@ -202,17 +202,17 @@ impl<R: Read> Archive<R> {
         if extensions.any_present { Err(self.failed(EntryError::NothingExtended)) } else { Ok(None) }
     }
 
-    /// Returns how many bytes of the blob were read for what was unpacked so far.
+    /// Returns the number of blob bytes that were read to produce the unpacked bytes so far.
     pub(super) fn blob_bytes_read(&self) -> u64 {
         self.stream.blob_bytes_read()
     }
 
-    /// Lets [`Self::next_part`] find nothing in the current member, whatever the archive holds of it.
+    /// Makes [`Self::next_part`] return nothing for the current member, even if the archive stores content for it.
     pub(super) fn hide_content(&mut self) {
         self.content.hide();
     }
 
-    /// Returns the next piece of the current member's content, or `None` at its end.
+    /// Returns the next part of the current member's content, or `None` at its end.
     pub(super) fn next_part(&mut self) -> Result<Option<ContentPart<'_>>, LayerError> {
         match self.content.next_part() {
             NextPart::End => Ok(None),
@@ -225,13 +225,13 @@ impl<R: Read> Archive<R> {
         }
     }
 
-    /// Reads on to the end of the blob, whatever follows the archive, and returns the stream to ask what it was.
+    /// Reads to the end of the blob, including anything after the archive, and returns the stream with its sizes and digests.
     pub(super) fn into_drained_stream(mut self) -> Result<TarStream<R>, LayerError> {
         self.stream.drain()?;
         Ok(self.stream)
     }
 
-    /// Says that something is wrong with the current member.
+    /// Returns an error about the current member.
     pub(super) fn failed(&self, problem: impl Into<EntryError>) -> LayerError {
         LayerError::Entry { path: shown(&self.path), problem: problem.into() }
     }
@@ -249,16 +249,20 @@ impl<R: Read> Archive<R> {
         Limit::Headers.check(self.headers, self.limits.headers)?;
         if !header.has_right_checksum() {
             let is_first = offset == 0;
-            return Err(if is_first { LayerError::NotAnArchive } else { self.no_header(offset, "checksum is wrong") });
+            return Err(if is_first {
+                LayerError::NotAnArchive
+            } else {
+                self.invalid_header(offset, "wrong checksum")
+            });
         }
         self.path = header.path();
         Ok(Some(header))
     }
 
-    /// Takes the second of the two zero blocks at the end, which may be missing, as may the first.
+    /// Reads the second of the two zero blocks that end an archive. One or both may be missing at the end of the stream.
     fn end(&mut self, offset: u64) -> Result<Option<Header>, LayerError> {
         if self.next_block()?.is_some_and(|block| !block.is_zero()) {
-            return Err(self.no_header(offset, "block is zero, but the archive goes on"));
+            return Err(self.invalid_header(offset, "single zero block inside the archive"));
         }
         self.at_end = true;
         Ok(None)
@@ -273,11 +277,11 @@ impl<R: Read> Archive<R> {
         match <[u8; BLOCK_SIZE]>::try_from(block) {
             Ok(block) => Ok(Some(Header::new(block))),
             Err(_) if offset == 0 => Err(LayerError::NotAnArchive),
-            Err(_) => Err(self.no_header(offset, "archive ends in the middle of it")),
+            Err(_) => Err(self.invalid_header(offset, "archive ends inside the header")),
         }
     }
 
-    fn no_header(&self, offset: u64, reason: &'static str) -> LayerError {
+    fn invalid_header(&self, offset: u64, reason: &'static str) -> LayerError {
         LayerError::Header { offset, after: shown(&self.path), reason }
     }
 
@@ -285,7 +289,7 @@ impl<R: Read> Archive<R> {
         Ok(header::text(&self.extension_data(header)?).to_vec())
     }
 
-    /// Returns the records of a PAX header. They are well-formed; their values are not checked.
+    /// Returns the records of a PAX header after checking that each is well-formed; values are not checked.
     fn records(&mut self, header: &Header) -> Result<Vec<u8>, LayerError> {
         let records = self.extension_data(header)?;
         pax::check_records(&records).map_err(|problem| self.failed(problem))?;
@@ -310,9 +314,9 @@ impl<R: Read> Archive<R> {
         let mut extended = Extended::default();
         extended.apply(&extensions.records).map_err(|problem| self.failed(problem))?;
         let long_path = some_unless_empty(extensions.long_path);
-        // As in Go's reader, the name of a sparse file comes first, and GNU's long name before that of the PAX header.
-        if let Some(given) = extended.sparse.name.clone().or(long_path).or_else(|| extended.path.clone()) {
-            self.path = given;
+        // Order of precedence as in Go's reader: name of a sparse file, GNU long name, PAX path.
+        if let Some(path) = extended.sparse.name.clone().or(long_path).or_else(|| extended.path.clone()) {
+            self.path = path;
         }
         let mut member = Member {
             kind: MemberKind::of(header.type_flag()),
@@ -328,11 +332,11 @@ impl<R: Read> Archive<R> {
         Ok(member)
     }
 
-    /// Finds out how much of the archive belongs to the member, and which bytes of a file that is.
+    /// Determines the number of bytes that the archive stores for the member, and which bytes of the file they are.
     fn start_content(&mut self, member: &mut Member) -> Result<(), LayerError> {
         let stored = stored_size(member).map_err(|problem| self.failed(problem))?;
-        // Before there was a flag for directories, they were files with a slash at the end. One of today's files with such
-        // a name and with content is a file.
+        // V7 tar had no type flag for directories: it wrote a file whose name ends with a slash. A regular file in newer
+        // dialects that has such a name and content is a file.
         if member.kind == MemberKind::File
             && member.path.ends_with(b"/")
             && (stored == 0 || member.header.type_flag() == 0)
@@ -354,7 +358,7 @@ impl<R: Read> Archive<R> {
         Ok(())
     }
 
-    /// Reads the map of a sparse file and returns its size, or `None` for a file that is not sparse.
+    /// Reads the map of a sparse file and returns the file's size, or `None` if the file is not sparse.
     fn read_map(&mut self, member: &mut Member) -> Result<Option<u64>, LayerError> {
         let size = if member.header.type_flag() == b'S' {
             self.read_gnu_map(&member.header)?;
@@ -377,7 +381,7 @@ impl<R: Read> Archive<R> {
 
     fn read_gnu_map(&mut self, header: &Header) -> Result<(), LayerError> {
         if !header.is_gnu() {
-            return Err(self.failed(EntryError::Sparse("its header is not of the GNU form")));
+            return Err(self.failed(EntryError::Sparse("its header is not in GNU format")));
         }
         let mut segments = std::mem::take(&mut self.content.segments);
         let mut continues = header.read_sparse_segments(&mut segments).map_err(|problem| self.failed(problem))?;
@@ -386,8 +390,8 @@ impl<R: Read> Archive<R> {
             let block = block.map_err(|_| self.failed(EntryError::Truncated))?;
             continues = header::read_continued_sparse_segments(&block, &mut segments)
                 .map_err(|problem| self.failed(problem))?;
-            let pieces = segments.len() as u64;
-            Limit::SparseSegments.check(pieces, self.limits.sparse_segments).map_err(|problem| self.failed(problem))?;
+            let count = segments.len() as u64;
+            Limit::SparseSegments.check(count, self.limits.sparse_segments).map_err(|problem| self.failed(problem))?;
         }
         self.content.segments = segments;
         Ok(())
@@ -408,9 +412,9 @@ impl<R: Read> Archive<R> {
         }
     }
 
-    /// Takes up to `most` of the bytes that are stored, and at least one of them.
-    fn take_content(&mut self, most: u64) -> Result<Range<usize>, LayerError> {
-        let range = self.stream.take(most.min(self.content.stored))?;
+    /// Takes at least one and up to `max` of the member's stored bytes.
+    fn take_content(&mut self, max: u64) -> Result<Range<usize>, LayerError> {
+        let range = self.stream.take(max.min(self.content.stored))?;
         if range.is_empty() {
             return Err(self.failed(EntryError::Truncated));
         }
@@ -418,7 +422,8 @@ impl<R: Read> Archive<R> {
         Ok(range)
     }
 
-    /// Moves on to the next header. Padding may be missing at the end of the archive, as some programs leave it out.
+    /// Skips to the next header. Some programs omit the padding after the last member, so it may be missing at the end of the
+    /// archive.
     fn skip_content(&mut self) -> Result<(), LayerError> {
         while self.content.stored > 0 {
             self.take_content(u64::MAX)?;
@@ -434,9 +439,9 @@ impl<R: Read> Archive<R> {
     }
 }
 
-/// Returns how many bytes the archive holds of a member that has content.
+/// Returns the number of bytes that the archive stores for a member.
 fn stored_size(member: &Member) -> Result<u64, EntryError> {
-    /// What programs write that cannot write the true size: the largest that fits.
+    /// The largest size in octal digits. Some programs write it if the true size, stated in the PAX header, does not fit.
     const MAX_SIZE_IN_HEADER: u64 = 0o77_777_777_777;
     if !member.kind.has_content() {
         return Ok(0);

@@ -1,4 +1,4 @@
-//! The bytes of a blob as they arrive: hashed, counted, and never more than were promised.
+//! Reads the bytes of a blob, hashes and counts them, and fails if there are more than expected.
 
 use std::io::{self, Read};
 
@@ -8,14 +8,14 @@ use super::LayerError;
 use crate::image::Digest;
 use crate::span::{BYTES, span};
 
-/// Large enough that hashing and inflating work on whole runs, small enough for the second-level cache.
+/// Large enough for hashing and inflating long runs at once, small enough for the second-level cache.
 const BUFFER_SIZE: usize = 256 << 10;
 
 /// Reads a blob through a buffer, and hashes and counts what it reads.
 pub(super) struct Blob<R> {
     source: R,
     buffer: Box<[u8]>,
-    /// The part of `buffer` that is read, but not consumed.
+    /// Range of `buffer` that is read, but not consumed.
     start: usize,
     end: usize,
     hasher: Sha256,
@@ -29,7 +29,7 @@ impl<R: Read> Blob<R> {
         Self { source, buffer, start: 0, end: 0, hasher: Sha256::new(), size: 0, expected_size }
     }
 
-    /// Returns bytes that were read and not consumed: none only at the end of the blob.
+    /// Returns bytes that were read and not consumed: empty only at the end of the blob.
     pub(super) fn available(&mut self) -> Result<&[u8], LayerError> {
         if self.start == self.end {
             self.start = 0;
@@ -39,19 +39,19 @@ impl<R: Read> Blob<R> {
         Ok(&self.buffer[self.start..self.end])
     }
 
-    /// Marks `count` of the bytes that are available as used.
+    /// Marks the first `count` available bytes as used.
     pub(super) fn consume(&mut self, count: usize) {
         self.start += count;
         debug_assert!(self.start <= self.end, "only what is available can be consumed");
     }
 
-    /// Returns the first bytes of the blob, up to `count`, and leaves them available. To be called before all else.
+    /// Returns the first bytes of the blob, up to `count`, without consuming them. Must be called before any other read.
     pub(super) fn peek(&mut self, count: usize) -> Result<&[u8], LayerError> {
         while self.end < count && self.append()? > 0 {}
         Ok(&self.buffer[..self.end.min(count)])
     }
 
-    /// Consumes exactly `N` bytes, or returns `None` when the blob has fewer.
+    /// Consumes exactly `N` bytes, or returns `None` if the blob has fewer left.
     pub(super) fn array<const N: usize>(&mut self) -> Result<Option<[u8; N]>, LayerError> {
         let mut bytes = [0; N];
         let mut filled = 0;
@@ -68,7 +68,7 @@ impl<R: Read> Blob<R> {
         Ok(Some(bytes))
     }
 
-    /// Moves bytes to `out`, past the buffer where that is empty. Returns 0 only at the end of the blob.
+    /// Moves bytes to `out`, bypassing the buffer when it is empty. Returns 0 only at the end of the blob.
     pub(super) fn read(&mut self, out: &mut [u8]) -> Result<usize, LayerError> {
         if self.start == self.end {
             return self.read_source(out);
@@ -79,22 +79,22 @@ impl<R: Read> Blob<R> {
         Ok(count)
     }
 
-    /// Returns how many bytes have come so far.
+    /// Returns the number of bytes read so far.
     pub(super) fn size(&self) -> u64 {
         self.size
     }
 
-    /// Returns how many bytes should come in all.
+    /// Returns the expected size of the whole blob in bytes.
     pub(super) fn expected_size(&self) -> u64 {
         self.expected_size
     }
 
-    /// Returns the position of the next byte to consume.
+    /// Returns the position in the blob of the next byte to consume.
     pub(super) fn offset(&self) -> u64 {
         self.size - (self.end - self.start) as u64
     }
 
-    /// Returns the digest of all that was read.
+    /// Returns the digest of the bytes read so far.
     pub(super) fn digest(&self) -> Digest {
         Digest::from(<[u8; 32]>::from(self.hasher.clone().finalize()))
     }

@@ -1,4 +1,4 @@
-//! Unpacks a blob by what it holds, never by what its media type says: registries get that wrong.
+//! Unpacks a blob. The compression is detected from the content, not from the media type, because registries state wrong ones.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -10,26 +10,26 @@ use super::LayerError;
 use super::blob::Blob;
 use super::gzip::Gzip;
 
-/// Frames may look back as far as the `zstd` program allows by default: 2^27 bytes, 128 MiB.
+/// Maximum window of a zstd frame, as in the `zstd` program by default: 2^27 bytes, 128 MiB.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// How a blob is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BlobCompression {
-    /// The blob is the archive.
+    /// Not compressed: the blob is the tar archive itself.
     None,
-    /// One or more members of gzip.
+    /// One or more gzip members.
     Gzip,
-    /// One or more frames of zstd.
+    /// One or more zstd frames.
     Zstd,
 }
 
 impl BlobCompression {
-    /// Tells from the first four bytes of a blob, or fewer if it has no more, how it is compressed.
+    /// Detects the compression from the first four bytes of a blob, or fewer if the blob is shorter.
     fn of(start: &[u8]) -> Self {
         match start {
             [0x1f, 0x8b, ..] => Self::Gzip,
-            // A frame, and a frame to be skipped, which may come first.
+            // The magic numbers of a data frame and of a skippable frame, which may come first (RFC 8878, 3.1).
             [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => Self::Zstd,
             _ => Self::None,
         }
@@ -46,7 +46,7 @@ impl fmt::Display for BlobCompression {
     }
 }
 
-/// Unpacks a blob of `size` bytes, of which it takes the digest, with what layers are unpacked with. Nothing else is verified.
+/// Unpacks a blob of `size` bytes with the decompressors that layers use. The caller must verify the digest.
 pub fn unpack<R: Read>(blob: R, size: u64) -> Result<impl Read, LayerError> {
     Ok(Unpacked(Unpacker::new(Blob::new(blob, size))?))
 }
@@ -59,7 +59,7 @@ impl<R: Read> Read for Unpacked<R> {
     }
 }
 
-/// Unpacks a blob to its very end.
+/// Unpacks a blob to its end.
 pub(super) struct Unpacker<R> {
     pub(super) blob: Blob<R>,
     format: Format,
@@ -122,7 +122,7 @@ impl Zstd {
             let mut input = InBuffer::around(input);
             let mut output = OutBuffer::around(&mut *out);
             let outcome = self.decoder.run(&mut input, &mut output);
-            let (used, made) = (input.pos(), output.pos());
+            let (used, written) = (input.pos(), output.pos());
             blob.consume(used);
             let wanted = outcome.map_err(|error| LayerError::Damaged {
                 compression,
@@ -130,8 +130,8 @@ impl Zstd {
                 reason: error.to_string(),
             })?;
             self.in_frame = wanted > 0;
-            if made > 0 {
-                return Ok(made);
+            if written > 0 {
+                return Ok(written);
             }
             if at_end && self.in_frame {
                 let (expected, actual) = (blob.expected_size(), blob.size());

@@ -1,23 +1,23 @@
-//! What one layer says about one path.
+//! One entry of a layer: a node to add at a path, or a mark that hides nodes of lower layers.
 
 use serde::{Deserialize, Serialize};
 
 use crate::metadata::Metadata;
 use crate::path::EntryPath;
 
-/// One statement of a layer about one path.
+/// One entry of a layer: what the layer adds at one path, or hides there.
 ///
-/// `C` is what stands for the content of a regular file: nothing while the archive is read, a list of objects later.
+/// `C` represents the content of a regular file: `()` while the archive is read, later the list of objects that store it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerEntry<C = ()> {
-    /// What the statement is about. For a whiteout the path that it hides, for an opaque marker the directory it stands in.
+    /// Path of the entry. For a whiteout the path that is hidden; for an opaque marker the directory that contains the marker.
     pub path: EntryPath,
-    /// What is to be there, or to go.
+    /// What is added or hidden.
     pub kind: EntryKind<C>,
 }
 
 impl<C> LayerEntry<C> {
-    /// Puts something else in the place of what stands for the content of a regular file.
+    /// Replaces the representation of a regular file's content.
     pub fn map_content<D>(self, content: impl FnOnce(C) -> D) -> LayerEntry<D> {
         let kind = match self.kind {
             EntryKind::Node(metadata, kind) => EntryKind::Node(metadata, kind.map_content(content)),
@@ -30,35 +30,35 @@ impl<C> LayerEntry<C> {
     }
 }
 
-/// What a layer says about a path.
+/// What a layer adds at a path, or hides there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EntryKind<C = ()> {
-    /// Something of its own is at the path.
+    /// A new inode.
     Node(Metadata, NodeKind<C>),
-    /// The path is another name for what is at the path held here. The archive's metadata of a link counts for nothing.
+    /// A hard link: another name of the inode at this target path. The link's own metadata in the archive is ignored.
     HardLink(EntryPath),
-    /// Something is at the path that CVMFS cannot hold. It hides and replaces what is there as any entry does, but nothing is
-    /// published in its place.
+    /// A node that CVMFS cannot hold. It hides and replaces an existing node as any entry does, but nothing is published at the
+    /// path.
     Unpublished,
     /// Hides the path of lower layers (`.wh.NAME`).
     Whiteout,
-    /// Hides everything that lower layers have in the directory (`.wh..wh..opq`).
+    /// Hides all entries of lower layers in the directory (`.wh..wh..opq`).
     Opaque,
 }
 
-/// What kind of thing is at a path.
+/// Type of an inode.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeKind<C = ()> {
     /// A directory.
     Directory,
     /// A regular file.
     File {
-        /// Bytes, holes counted.
+        /// Size in bytes, including holes.
         size: u64,
-        /// What stands for the content.
+        /// Representation of the content.
         content: C,
     },
-    /// A symbolic link, with its target as the archive has it.
+    /// A symbolic link, with its target exactly as in the archive.
     Symlink(Box<[u8]>),
     /// A character device.
     CharacterDevice(DeviceNumber),
@@ -81,11 +81,11 @@ impl<C> NodeKind<C> {
     }
 }
 
-/// The number of a device.
+/// Device number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DeviceNumber {
-    /// Which driver: below 4,096, as CVMFS clients pass 12 bits on.
+    /// Major number, below 4,096, because CVMFS clients pass on 12 bits.
     pub major: u32,
-    /// Which of its devices: below 1,048,576, as CVMFS clients pass 20 bits on.
+    /// Minor number, below 1,048,576, because CVMFS clients pass on 20 bits.
     pub minor: u32,
 }

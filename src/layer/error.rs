@@ -1,4 +1,4 @@
-//! Why a layer could not be read.
+//! Errors from reading a layer.
 
 use std::io;
 
@@ -6,86 +6,86 @@ use super::{BlobCompression, LimitExceeded};
 use crate::image::{DiffId, Digest};
 use crate::path::PathError;
 
-/// Why a layer could not be read.
+/// Errors from reading a layer.
 ///
-/// Paths are given as the archive spells them, cut when they are very long.
+/// Paths are those of the archive, escaped, and truncated if they are very long.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
-    /// The source of the blob failed.
+    /// Reading the blob from its source failed.
     #[error("cannot read the blob")]
     Read(#[source] io::Error),
     /// The blob ends inside its compressed stream.
-    #[error("blob ends in the middle of its {compression} stream, after {actual} of {expected} bytes")]
+    #[error("blob ends inside its {compression} stream, after {actual} of {expected} bytes")]
     Truncated {
-        /// What the blob is compressed with.
+        /// Compression of the blob.
         compression: BlobCompression,
-        /// Bytes that the blob should have.
+        /// Expected size of the blob in bytes.
         expected: u64,
-        /// Bytes that it has.
+        /// Actual size of the blob in bytes.
         actual: u64,
     },
-    /// The compressed stream is damaged, or followed by something else.
+    /// The compressed stream is damaged, or followed by other data.
     #[error("blob's {compression} stream is damaged near byte {offset}: {reason}")]
     Damaged {
-        /// What the blob is compressed with.
+        /// Compression of the blob.
         compression: BlobCompression,
-        /// Where in the blob, as far as it is known.
+        /// Approximate position in the blob in bytes.
         offset: u64,
-        /// What is wrong.
+        /// Description of the damage.
         reason: String,
     },
-    /// The blob has not ended after as many bytes as it should have. The rest was not read.
-    #[error("blob is larger than the {expected} bytes that it should have")]
+    /// The blob is larger than expected. The excess was not read.
+    #[error("blob is larger than the expected {expected} bytes")]
     TooLarge {
-        /// Bytes that the blob should have.
+        /// Expected size of the blob in bytes.
         expected: u64,
     },
-    /// The blob ended early, in a place where its archive may end.
-    #[error("blob has {actual} bytes, but should have {expected}")]
+    /// The blob is too short, but its archive is complete.
+    #[error("blob has {actual} bytes instead of the expected {expected}")]
     WrongSize {
-        /// Bytes that the blob should have.
+        /// Expected size of the blob in bytes.
         expected: u64,
-        /// Bytes that it has.
+        /// Actual size of the blob in bytes.
         actual: u64,
     },
-    /// The blob is another one than was asked for.
-    #[error("blob has digest {actual}, but {expected} was asked for")]
+    /// The blob has another digest than the requested one.
+    #[error("blob has digest {actual} instead of the requested {expected}")]
     WrongDigest {
-        /// What was asked for.
+        /// The requested digest.
         expected: Digest,
-        /// What came.
+        /// Digest of the bytes that were read.
         actual: Digest,
     },
-    /// The archive in the blob is not the one that the image config names.
-    #[error("layer unpacks to {actual}, but the image config promises {expected}")]
+    /// The unpacked archive has another diff ID than the image config states.
+    #[error("unpacked layer has diff ID {actual}, but the image config states {expected}")]
     WrongDiffId {
-        /// What the image config promises.
+        /// Diff ID by the image config.
         expected: DiffId,
-        /// What the layer unpacks to.
+        /// Diff ID of the unpacked layer.
         actual: DiffId,
     },
-    /// The blob is compressed in an unknown way or no archive at all.
-    #[error("layer is not a tar archive, neither plain nor in gzip nor in zstd")]
+    /// The blob is not a tar archive, or compressed in an unknown format.
+    #[error("layer is not a tar archive: neither uncompressed, nor compressed with gzip or zstd")]
     NotAnArchive,
-    /// What should be a header of the archive is none.
+    /// The block at the position of a header is not a valid header.
     #[error("archive has no valid header at byte {offset}, after entry '{after}': {reason}")]
     Header {
-        /// Where in the unpacked archive.
+        /// Position in the unpacked archive in bytes.
         offset: u64,
-        /// The entry before, which may be the one that lies about its size.
+        /// Path of the previous entry. Its stated size may be the wrong one.
         after: String,
-        /// What is wrong.
+        /// What is wrong with the block.
         reason: &'static str,
     },
-    /// The archive as a whole asks for too much.
+    /// The archive as a whole exceeds a limit.
     #[error(transparent)]
     Limit(#[from] LimitExceeded),
     /// One entry is damaged, or CVMFS cannot hold it.
-    #[error("cannot take entry '{path}'")]
+    #[error("cannot publish entry '{path}'")]
     Entry {
-        /// The path as the archive spells it.
+        /// Path as in the archive, escaped and truncated.
         path: String,
-        /// What is wrong with it.
+        /// What is wrong with the entry.
         #[source]
         problem: EntryError,
     },
@@ -97,58 +97,58 @@ pub enum EntryError {
     /// The stream ends before the entry does.
     #[error("archive ends inside the entry")]
     Truncated,
-    /// A name or PAX header stands at the end, with no entry after it.
-    #[error("archive ends after the extended header, without the entry that it belongs to")]
+    /// The archive ends after a long name or PAX header, without the entry that it extends.
+    #[error("archive ends after an extended header, without the entry that the header extends")]
     NothingExtended,
-    /// The size differs between header and extension: old readers would find other entries than new ones.
+    /// Header and PAX header state different sizes, so that old readers would find other entries than new ones.
     #[error("size is {header} in the header, but {extended} in the PAX header")]
     TwoSizes {
-        /// Bytes by the header.
+        /// Size in bytes by the header.
         header: u64,
-        /// Bytes by the PAX header.
+        /// Size in bytes by the PAX header.
         extended: u64,
     },
-    /// A field does not hold a number, or one that means nothing.
+    /// The named field is not a number, or out of range.
     #[error("{0} is not a valid number")]
     Number(&'static str),
-    /// The PAX header does not consist of records.
+    /// The PAX header has a malformed record.
     #[error("PAX header has a malformed record")]
     Record,
-    /// The map of a sparse file contradicts itself or the file.
+    /// The map of a sparse file is inconsistent or contradicts the stored data.
     #[error("sparse file is malformed: {0}")]
     Sparse(&'static str),
-    /// No file system holds the path.
+    /// The path cannot exist on Linux.
     #[error(transparent)]
     Path(#[from] PathError),
-    /// A whiteout that hides no name.
-    #[error("whiteout has no name to hide")]
+    /// The entry has a whiteout's prefix, but no name after it.
+    #[error("whiteout does not name the entry that it hides")]
     BadWhiteout,
-    /// A link to nowhere.
+    /// The target of a link is empty.
     #[error("link has no target")]
     NoTarget,
-    /// Linux takes no such link.
+    /// The target is longer than Linux allows.
     #[error("link target is longer than 4095 bytes")]
     TargetTooLong,
-    /// Linux takes no such link.
-    #[error("link target has a NUL byte in it")]
+    /// The target contains a NUL byte, which Linux does not allow.
+    #[error("link target contains a NUL byte")]
     TargetWithNul,
-    /// CVMFS holds 32 bits, and Linux has no user or group of the largest number.
+    /// CVMFS stores 32 bits, and 4294967295 is not a valid user or group ID on Linux.
     #[error("{field} is {value}, but only 0 to 4294967294 can be published")]
     Id {
         /// `uid` or `gid`.
         field: &'static str,
-        /// The number.
+        /// The ID in the archive.
         value: i64,
     },
-    /// CVMFS clients pass 12 and 20 bits on.
-    #[error("device number is {major}:{minor}, but CVMFS holds up to 4095:1048575")]
+    /// CVMFS clients pass on only 12 bits of the major and 20 bits of the minor number.
+    #[error("device number is {major}:{minor}, but CVMFS supports numbers up to 4095:1048575")]
     Device {
-        /// Which driver.
+        /// Major number in the archive.
         major: i64,
-        /// Which of its devices.
+        /// Minor number in the archive.
         minor: i64,
     },
-    /// The entry asks for too much.
+    /// The entry exceeds a limit.
     #[error(transparent)]
     Limit(#[from] LimitExceeded),
 }

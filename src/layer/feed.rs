@@ -1,4 +1,4 @@
-//! Where the unpacked bytes of a layer come from: this thread, or another one that unpacks ahead.
+//! Supplies the unpacked bytes of a layer, unpacked by the calling thread or ahead of it by a second thread.
 
 use std::io::Read;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -8,40 +8,39 @@ use super::decompress::Unpacker;
 use super::{BlobCompression, LayerError};
 use crate::image::Digest;
 
-/// How many buffers may be unpacked before anybody takes them.
+/// Maximum number of buffers that the second thread unpacks ahead.
 const MAX_BUFFERS_AHEAD: usize = 4;
 
-/// Unpacks a blob.
+/// Source of unpacked bytes.
 pub(super) enum Feed<R> {
-    /// When it is asked to.
+    /// Unpacks in the calling thread.
     Direct(Unpacker<R>),
-    /// On a thread of its own.
+    /// Unpacks in a thread of its own.
     Ahead(Ahead),
 }
 
-/// A blob that another thread unpacks.
+/// Receiving end of a blob that another thread unpacks.
 pub(super) struct Ahead {
     compression: BlobCompression,
     filled: Receiver<Result<Filled, LayerError>>,
     empty: Sender<Box<[u8]>>,
-    /// What was read of the blob for the bytes that were taken so far.
+    /// Number of blob bytes that were read to produce the bytes taken so far.
     blob_size: u64,
     digest: Option<Digest>,
 }
 
-/// A buffer that was unpacked into.
+/// A buffer with unpacked bytes.
 struct Filled {
     buffer: Box<[u8]>,
-    /// How many bytes it has: less than it can hold only at the end, and none behind that.
+    /// Number of unpacked bytes. Less than the buffer's size only at the end of the blob; 0 marks that end.
     length: usize,
     blob_size: u64,
-    /// The blob's digest, once it was read to its end.
+    /// Digest of the blob; set only at its end.
     digest: Option<Digest>,
 }
 
 impl<R: Read> Feed<R> {
-    /// Unpacks until `buffer` is full or the blob at its end, and returns how many bytes there are. What was in `buffer` is
-    /// lost.
+    /// Unpacks until `buffer` is full or the blob ends, and returns the number of bytes. The old content of `buffer` is lost.
     pub(super) fn fill(&mut self, buffer: &mut Box<[u8]>) -> Result<usize, LayerError> {
         match self {
             Self::Direct(unpacker) => fill(unpacker, buffer),
@@ -56,7 +55,7 @@ impl<R: Read> Feed<R> {
         }
     }
 
-    /// Returns how many bytes of the blob were read for what was unpacked so far.
+    /// Returns the number of blob bytes that were read to produce the unpacked bytes so far.
     pub(super) fn blob_size(&self) -> u64 {
         match self {
             Self::Direct(unpacker) => unpacker.blob.size(),
@@ -64,7 +63,7 @@ impl<R: Read> Feed<R> {
         }
     }
 
-    /// Returns the digest of the blob, which was read to its end.
+    /// Returns the digest of the blob. Must be called only after the blob was read to its end.
     pub(super) fn blob_digest(&self) -> Digest {
         match self {
             Self::Direct(unpacker) => unpacker.blob.digest(),
@@ -74,7 +73,7 @@ impl<R: Read> Feed<R> {
 }
 
 impl<R: Read + Send + 'static> Feed<R> {
-    /// Starts to unpack on a thread of its own, into buffers of `size` bytes; on this thread where no other can be had.
+    /// Starts to unpack in a new thread, into buffers of `size` bytes. Unpacks in the calling thread if no thread can be started.
     pub(super) fn ahead(unpacker: Unpacker<R>, size: usize) -> Self {
         let (filler, filled) = mpsc::sync_channel(MAX_BUFFERS_AHEAD);
         let (empty, emptied) = mpsc::channel::<Box<[u8]>>();
@@ -115,7 +114,7 @@ impl Ahead {
             return Ok(0);
         }
         let filled = self.filled.recv().expect("the thread ends with the end of the blob or an error")?;
-        // A thread that is at the end needs no more buffers.
+        // The thread may have ended with the blob; then it needs no more buffers.
         self.empty.send(std::mem::replace(buffer, filled.buffer)).ok();
         (self.blob_size, self.digest) = (filled.blob_size, filled.digest);
         Ok(filled.length)

@@ -1,7 +1,7 @@
-//! A gzip stream of any number of members (RFC 1952), with or without zeros after the last one.
+//! Unpacks a gzip stream of any number of members (RFC 1952), optionally followed by zeros.
 //!
-//! The header is read here and only what follows it is left to the library: it can then be reset between members, so that
-//! a blob of a million tiny members costs no million allocations.
+//! Only the part after a member's header is left to the library, so that its state can be reset between members: a blob of a
+//! million tiny members then needs no million allocations.
 
 #[cfg(feature = "isal")]
 mod igzip;
@@ -18,7 +18,7 @@ use igzip::Member;
 #[cfg(not(feature = "isal"))]
 use zlib_rs::Member;
 
-// Bits of a member's flags (RFC 1952, 2.3.1).
+// Bits of a member's flag byte (RFC 1952, 2.3.1).
 const HEADER_CHECKSUM: u8 = 0x02;
 const EXTRA: u8 = 0x04;
 const NAME: u8 = 0x08;
@@ -32,27 +32,29 @@ pub(super) struct Gzip {
 }
 
 enum State {
-    /// At the start of a member, or at the end of them all.
+    /// At the start of a member, or at the end of the blob.
     BetweenMembers,
     InMember,
     AtEnd,
 }
 
-/// How far unpacking a member went.
+/// Result of one call that unpacks a part of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct InflateProgress {
-    /// Bytes of the input that were used.
+    /// Number of input bytes consumed.
     used: usize,
-    /// Bytes that were unpacked.
+    /// Number of bytes unpacked.
     written: usize,
-    /// Whether the member, with its checksum and size, is at its end.
+    /// Whether the member ended, including its checksum and size.
     is_end: bool,
 }
 
-/// Why a member is damaged.
+/// Description of why a member is damaged.
 type Damage = String;
 
-const WRONG_CHECKSUM: &str = "a member's checksum or size is wrong";
+const WRONG_CHECKSUM: &str = "wrong checksum or size at the end of a member";
+
+const TRAILING_DATA: &str = "other data after the last member";
 
 impl Gzip {
     pub(super) fn new() -> Self {
@@ -87,7 +89,7 @@ impl Gzip {
             self.member.reset();
             self.state = State::BetweenMembers;
         } else if used == 0 && written == 0 {
-            return Err(if at_end { truncated(blob) } else { damaged(blob, "it does not go on") });
+            return Err(if at_end { truncated(blob) } else { damaged(blob, "decompressor makes no progress") });
         }
         Ok(written)
     }
@@ -107,7 +109,7 @@ impl Gzip {
     }
 }
 
-/// Skips the padding that tapes and some tools leave behind. It must be all zeros.
+/// Skips the zero padding that tapes and some tools append. Any other byte is an error.
 fn skip_zeros<R: Read>(blob: &mut Blob<R>) -> Result<(), LayerError> {
     loop {
         let padding = blob.available()?;
@@ -115,7 +117,7 @@ fn skip_zeros<R: Read>(blob: &mut Blob<R>) -> Result<(), LayerError> {
             return Ok(());
         }
         if padding.iter().any(|&b| b != 0) {
-            return Err(damaged(blob, "something else follows it"));
+            return Err(damaged(blob, TRAILING_DATA));
         }
         let count = padding.len();
         blob.consume(count);
@@ -125,10 +127,10 @@ fn skip_zeros<R: Read>(blob: &mut Blob<R>) -> Result<(), LayerError> {
 fn skip_header<R: Read>(blob: &mut Blob<R>) -> Result<(), LayerError> {
     let [magic_1, magic_2, method, flags, ..]: [u8; 10] = blob.array()?.ok_or_else(|| truncated(blob))?;
     if [magic_1, magic_2] != [0x1f, 0x8b] {
-        return Err(damaged(blob, "something else follows it"));
+        return Err(damaged(blob, TRAILING_DATA));
     }
     if method != 8 || flags & RESERVED != 0 {
-        return Err(damaged(blob, "its header asks for what gzip does not have"));
+        return Err(damaged(blob, "unknown method or reserved flag in a member's header"));
     }
     if flags & EXTRA != 0 {
         let length = blob.array()?.ok_or_else(|| truncated(blob))?;
@@ -158,7 +160,7 @@ fn skip<R: Read>(blob: &mut Blob<R>, mut count: usize) -> Result<(), LayerError>
     Ok(())
 }
 
-/// Skips up to a NUL and the NUL itself.
+/// Skips a text that ends with a NUL, including the NUL.
 fn skip_text<R: Read>(blob: &mut Blob<R>) -> Result<(), LayerError> {
     loop {
         let available = blob.available()?;
@@ -191,14 +193,14 @@ mod tests {
 
     use super::*;
 
-    /// Returns what follows the header of a member.
+    /// Returns a member without its header.
     fn member(plain: &[u8], level: u32) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::new(level));
         encoder.write_all(plain).unwrap();
         encoder.finish().unwrap().split_off(10)
     }
 
-    /// Unpacks a member from pieces of `step` bytes to pieces of `room` bytes; returns the content and how much was used.
+    /// Unpacks a member from inputs of `step` bytes into outputs of `room` bytes. Returns the content and the input size.
     fn unpack(
         mut inflate: impl FnMut(&[u8], &mut [u8]) -> Result<InflateProgress, Damage>,
         blob: &[u8],
@@ -222,7 +224,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_library_unpacks_the_same(
+        fn all_libraries_unpack_the_same_bytes(
             words in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40), 1..40),
             order in prop::collection::vec(any::<prop::sample::Index>(), 0..3000),
             level in 0_u32..10,
@@ -233,8 +235,8 @@ mod tests {
             let plain: Vec<u8> = order.iter().flat_map(|index| index.get(&words).clone()).collect();
             let mut blob = member(&plain, level);
             let length = blob.len();
-            if let Some((place, bits)) = damage {
-                blob[place.index(length)] ^= bits;
+            if let Some((position, bits)) = damage {
+                blob[position.index(length)] ^= bits;
             }
             blob.extend_from_slice(b"the next member");
             let (mut chosen, mut other) = (Member::new(), zlib_rs::Member::new());
@@ -243,7 +245,7 @@ mod tests {
             if damage.is_none() {
                 prop_assert_eq!(&first, &Ok((plain, length)));
             }
-            // They may say different things of what is damaged.
+            // The libraries may describe damage in different words.
             prop_assert_eq!(first.ok(), second.ok());
             chosen.reset();
             other.reset();

@@ -1,13 +1,13 @@
-//! One header block of an archive, in the dialects V7, ustar, star and GNU.
+//! Parses one tar header block, in the dialects V7, ustar, star and GNU.
 
 use super::EntryError;
 use super::sparse::Segment;
 use super::stream::BLOCK_SIZE;
 
-/// The block that stands before an entry.
+/// A header block.
 pub(super) struct Header([u8; BLOCK_SIZE]);
 
-/// Who wrote the header: the same bytes mean different things.
+/// Tar dialect of a header. The dialects use some of the bytes for different fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Dialect {
     V7,
@@ -21,12 +21,12 @@ impl Header {
         Self(block)
     }
 
-    /// Tells whether the block is one of those that end an archive.
+    /// Returns whether the block is all zeros, as at the end of an archive.
     pub(super) fn is_zero(&self) -> bool {
         self.0 == [0; BLOCK_SIZE]
     }
 
-    /// Tells whether the checksum is right, by unsigned bytes or, as some old programs summed, by signed ones.
+    /// Returns whether the checksum is right as a sum of unsigned bytes or, as some old programs computed it, of signed bytes.
     pub(super) fn has_right_checksum(&self) -> bool {
         let others = || self.0[..148].iter().chain(&self.0[156..]);
         let unsigned = others().map(|&b| i64::from(b)).sum::<i64>() + 8 * i64::from(b' ');
@@ -38,7 +38,7 @@ impl Header {
         self.0[156]
     }
 
-    /// Returns the path of the entry, as long as no extension overrides it.
+    /// Returns the path in the header, which an extension header may override.
     pub(super) fn path(&self) -> Vec<u8> {
         let name = text(&self.0[..100]);
         let prefix = match self.dialect() {
@@ -73,7 +73,7 @@ impl Header {
         number(&self.0[136..148]).ok_or(EntryError::Number("mtime"))
     }
 
-    /// Returns the device number; V7 has none, and then it is 0:0.
+    /// Returns major and minor device number: 0:0 in V7, which has no field for them.
     pub(super) fn device(&self) -> Result<(i64, i64), EntryError> {
         if self.dialect() == Dialect::V7 {
             return Ok((0, 0));
@@ -86,14 +86,14 @@ impl Header {
         self.dialect() == Dialect::Gnu
     }
 
-    /// Returns the size, holes counted, of the sparse file that this GNU header describes.
+    /// Returns the size in bytes, including holes, of the sparse file that this GNU header describes.
     pub(super) fn sparse_size(&self) -> Result<u64, EntryError> {
         unsigned(&self.0[483..495], "size of the sparse file")
     }
 
-    /// Appends the pieces of a sparse file in this GNU header, and tells whether a block with more of them follows.
-    pub(super) fn read_sparse_segments(&self, pieces: &mut Vec<Segment>) -> Result<bool, EntryError> {
-        read_sparse_segments(&self.0[386..482], pieces)?;
+    /// Appends the data segments of a sparse file in this GNU header, and returns whether a block with more segments follows.
+    pub(super) fn read_sparse_segments(&self, segments: &mut Vec<Segment>) -> Result<bool, EntryError> {
+        read_sparse_segments(&self.0[386..482], segments)?;
         Ok(self.0[482] != 0)
     }
 
@@ -107,21 +107,21 @@ impl Header {
     }
 }
 
-/// Appends the pieces of a sparse file in the `block` that continues a GNU header, and tells whether another follows.
+/// Appends the data segments in a `block` that continues a GNU header, and returns whether another such block follows.
 pub(super) fn read_continued_sparse_segments(
     block: &[u8; BLOCK_SIZE],
     pieces: &mut Vec<Segment>,
 ) -> Result<bool, EntryError> {
-    read_sparse_segments(&block[..504], pieces)?;
+    read_sparse_segments(&block[..504], segments)?;
     Ok(block[504] != 0)
 }
 
-fn read_sparse_segments(table: &[u8], pieces: &mut Vec<Segment>) -> Result<(), EntryError> {
-    // A table that is not full ends at the first offset that is left blank.
-    for piece in table.chunks_exact(24).take_while(|piece| piece[0] != 0) {
-        let offset = unsigned(&piece[..12], "offset in the map of the sparse file")?;
-        let length = unsigned(&piece[12..], "length in the map of the sparse file")?;
-        pieces.push(Segment { offset, length });
+fn read_sparse_segments(table: &[u8], segments: &mut Vec<Segment>) -> Result<(), EntryError> {
+    // If the table is not full, it ends at the first blank offset.
+    for row in table.chunks_exact(24).take_while(|row| row[0] != 0) {
+        let offset = unsigned(&row[..12], "offset in the map of the sparse file")?;
+        let length = unsigned(&row[12..], "length in the map of the sparse file")?;
+        segments.push(Segment { offset, length });
     }
     Ok(())
 }
@@ -135,7 +135,7 @@ fn unsigned(field: &[u8], name: &'static str) -> Result<u64, EntryError> {
     number(field).and_then(|number| u64::try_from(number).ok()).ok_or(EntryError::Number(name))
 }
 
-/// Parses a field: octal digits between spaces and NULs, nothing at all for zero, or GNU's two's complement.
+/// Parses a numeric field: octal digits between spaces and NULs, blank for zero, or GNU's base-256 two's complement.
 fn number(field: &[u8]) -> Option<i64> {
     if field.first()? & 0x80 != 0 {
         return base_256(field);
@@ -147,12 +147,12 @@ fn number(field: &[u8]) -> Option<i64> {
     digits.iter().try_fold(0_i64, |value, b| Some(value << 3 | digit(b)?))
 }
 
-/// Parses a big-endian two's complement whose highest bit only marks the form.
+/// Parses a big-endian two's complement number. Its highest bit is set in every such field and is not part of the value.
 fn base_256(field: &[u8]) -> Option<i64> {
     let is_negative = field[0] & 0x40 != 0;
     let high = if is_negative { field[0] | 0x80 } else { field[0] & 0x7f };
     let sign = if is_negative { -1_i128 } else { 0 };
-    // At most 12 bytes, and the sign: they fit.
+    // A field has at most 12 bytes, so an i128 cannot overflow.
     let value = [high].iter().chain(&field[1..]).fold(sign, |value, &b| value << 8 | i128::from(b));
     i64::try_from(value).ok()
 }

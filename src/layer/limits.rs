@@ -1,38 +1,39 @@
-//! How much a layer may ask for before it counts as an attack.
+//! Limits on layers, as protection against hostile ones.
 
 use std::fmt;
 
-/// How much a layer may ask for before it counts as an attack.
+/// Maximum sizes and numbers in a layer.
 ///
-/// The defaults are far above every honest image that is known, and far below what would hurt.
+/// The defaults are far above what known images need and far below what would exhaust a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of the unpacked tar stream. Default: 1 TiB.
+    /// Maximum size of the unpacked tar stream in bytes. Default: 1 TiB.
     pub unpacked_size: u64,
-    /// How many times larger than the blob the tar stream may be, once it is larger than `ratio_applies_above`.
-    /// Default: 2,000. No gzip stream passes 1,032, however many zeros it holds, so this can only stop zstd, which
-    /// reaches 30,000.
+    /// Maximum ratio of tar stream to blob, checked if the tar stream is larger than `ratio_applies_above`.
+    /// Default: 2,000. Deflate cannot exceed a ratio of 1,032, so this limit can only stop zstd, which reaches 30,000.
     pub ratio: u64,
-    /// Bytes of tar stream that may come from however small a blob. Default: 16 GiB.
+    /// Size of the tar stream in bytes up to which the ratio is not checked. Default: 16 GiB.
     pub ratio_applies_above: u64,
-    /// Headers in the archive, extended ones counted. Default: 50 million.
+    /// Maximum number of headers in the archive, including extended headers. Default: 50 million.
     pub headers: u64,
-    /// Bytes of all regular files together, holes counted: a hole costs nothing in the archive, but chunks in the
-    /// catalog. Default: 64 TiB, which are four million chunks.
+    /// Maximum size of all regular files together in bytes, including holes: a hole takes no space in the archive, but
+    /// chunks in the catalog. Default: 64 TiB, which are four million chunks.
     pub content_size: u64,
-    /// Zeros of holes that have to be written out, because a chunk has data, too, or because no other hole is as long.
-    /// Default: 16 GiB, some seconds' work: one byte in every chunk makes any number of them from next to nothing.
+    /// Maximum number of zero bytes of holes that must be written out, because their chunk also has data, or because no other
+    /// hole has the same length. Default: 16 GiB, which take some seconds. Without this limit, a tiny archive with one data
+    /// byte in each chunk could cause any amount of work.
     pub filled_holes: u64,
-    /// Bytes of one PAX header or GNU long name. Default: 1 MiB, as in Go's reader and so in every container engine.
+    /// Maximum size of one PAX header or GNU long name in bytes. Default: 1 MiB, as in Go's reader and so in every container
+    /// engine.
     pub extended_header_size: u64,
-    /// ContentObjects of data in one sparse file. Default: one million, which take 16 MB while the file is read.
+    /// Maximum number of data segments in one sparse file. Default: one million, which take 16 MB while the file is read.
     pub sparse_segments: u64,
-    /// Bytes of all paths, link targets and extended attributes together, which stay in memory until the layer is stored.
-    /// Default: 512 MiB, as of five million files.
+    /// Maximum size of all paths, link targets and extended attributes together in bytes. They stay in memory until the layer
+    /// is stored. Default: 512 MiB, about as much as five million files need.
     pub metadata_size: u64,
-    /// Bytes of a path. Default: 4,096.
+    /// Maximum length of a path in bytes. Default: 4,096.
     pub path_length: u64,
-    /// Components of a path. Default: 1,000.
+    /// Maximum number of components of a path. Default: 1,000.
     pub path_depth: u64,
 }
 
@@ -80,7 +81,7 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// Refuses a `value` above what is `allowed`.
+    /// Returns an error if `value` is above `allowed`.
     pub(super) fn check(self, value: u64, allowed: u64) -> Result<(), LimitExceeded> {
         if value > allowed { Err(LimitExceeded { limit: self, allowed }) } else { Ok(()) }
     }
@@ -93,9 +94,9 @@ impl fmt::Display for Limit {
             Self::Ratio => "times the size of the blob",
             Self::Headers => "archive headers",
             Self::ContentSize => "bytes in all files together",
-            Self::FilledHoles => "bytes of holes that lie beside data",
+            Self::FilledHoles => "bytes of holes next to data",
             Self::ExtendedHeaderSize => "bytes in one extended header",
-            Self::SparseSegments => "pieces of data in one sparse file",
+            Self::SparseSegments => "data segments in one sparse file",
             Self::MetadataSize => "bytes of paths, link targets and extended attributes together",
             Self::PathLength => "bytes in one path",
             Self::PathDepth => "components in one path",
@@ -103,12 +104,12 @@ impl fmt::Display for Limit {
     }
 }
 
-/// The layer asks for more than [`Limits`] allow.
+/// A layer exceeds one of the [`Limits`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("layer has more than the {allowed} {limit} that are allowed")]
+#[error("layer has more than the allowed {allowed} {limit}")]
 pub struct LimitExceeded {
-    /// What there is too much of.
+    /// The exceeded limit.
     pub limit: Limit,
-    /// How much of it is allowed.
+    /// Value of the limit.
     pub allowed: u64,
 }

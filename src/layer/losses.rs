@@ -1,4 +1,4 @@
-//! What an image has and CVMFS cannot hold, although the image is usable without it.
+//! Losses: parts of an image that CVMFS cannot hold and without which the image is still usable.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,48 +7,48 @@ use serde::{Deserialize, Serialize};
 
 use crate::path::EntryPath;
 
-/// What was left out at a path.
+/// Something that was left out at a path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Loss {
-    /// Where.
+    /// Path of the entry.
     pub path: EntryPath,
-    /// What.
+    /// What was left out.
     pub kind: LossKind,
 }
 
-/// What kind of thing was left out. The text form, also in JSON, is the name in kebab case.
+/// Kind of a loss. Its text form, also in JSON, is the name in kebab case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LossKind {
-    /// An extended attribute with a value of more than 255 bytes.
+    /// An extended attribute with a value longer than 255 bytes.
     XattrValueTooLong,
-    /// Extended attributes beyond the first 255, in the order of their names' bytes.
+    /// Extended attributes after the first 255, in byte order of their names.
     TooManyXattrs,
-    /// An extended attribute whose name CVMFS clients answer themselves.
+    /// An extended attribute with a name that CVMFS clients answer themselves ("magic" attributes).
     MagicXattr,
-    /// An extended attribute whose name is empty, longer than 255 bytes or has a NUL in it.
+    /// An extended attribute with a name that is empty, longer than 255 bytes, or contains a NUL.
     XattrName,
     /// An access control list.
     Acl,
-    /// An extended attribute that overlay file systems would obey.
+    /// An extended attribute that overlay file systems would interpret.
     OverlayXattr,
-    /// A character device 0:0, which overlay file systems would take for a whiteout.
+    /// A character device 0:0, which overlay file systems interpret as a whiteout.
     OverlayDevice,
     /// An entry of a type that has no meaning in an image, such as a socket.
     UnknownType,
-    /// A hard link to another directory, which becomes an entry of its own with the same objects.
+    /// A hard link across directories, which is published as an independent entry with the same objects.
     #[serde(rename = "link-across-folders")]
     LinkAcrossDirectories,
-    /// A hard link into lower layers, where the published layer shows what it is above another image's.
+    /// A hard link into lower layers. The published layer contains what its target is above the lower layers of another image.
     LinkIntoOtherParents,
-    /// A directory that a layer does not name, or something that it hides, where the published layer is as it is above
-    /// another image's.
+    /// A directory that the layer does not name, or a whiteout: the published layer contains what they are above the lower
+    /// layers of another image.
     LayerOfOtherParents,
-    /// A symbolic link to a directory that a layer puts entries below without an entry of its own for it. In the published layer
-    /// a directory is in its place, as containerd and podman unpack it too, so that the link is hidden in containers that mount
-    /// the layers over each other.
+    /// A symbolic link of lower layers, below whose path a layer has entries without naming a directory at that path. The
+    /// published layer has a directory there, as containerd and podman unpack it, so the link is hidden in containers that
+    /// mount the published layers as an overlay.
     MaskedLink,
-    /// Something named `.cvmfscatalog` that cannot mark a nested catalog, or one too many that could.
+    /// An entry named `.cvmfscatalog` that cannot mark a nested catalog, or exceeds the number of such marks.
     StrayMarker,
 }
 
@@ -58,7 +58,7 @@ impl fmt::Display for LossKind {
     }
 }
 
-/// What was left out of a layer: every loss is counted, and the first ones of each kind are listed.
+/// All losses of a layer. Each is counted; of each kind, the first paths are listed.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Losses(BTreeMap<LossKind, KindLosses>);
 
@@ -69,10 +69,10 @@ struct KindLosses {
 }
 
 impl Losses {
-    /// So many paths of each kind are listed; more are only counted.
+    /// Maximum number of paths that are listed of each kind. Further losses are only counted.
     pub const MAX_LISTED: usize = 10_000;
 
-    /// Notes one more loss.
+    /// Adds a loss.
     pub fn add(&mut self, loss: Loss) {
         let of_kind = self.0.entry(loss.kind).or_default();
         of_kind.count += 1;
@@ -81,17 +81,17 @@ impl Losses {
         }
     }
 
-    /// Tells whether nothing was left out.
+    /// Returns whether there are no losses.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Returns how many losses of a kind there are.
+    /// Returns the number of losses of a kind.
     pub fn count(&self, kind: LossKind) -> u64 {
         self.0.get(&kind).map_or(0, |of_kind| of_kind.count)
     }
 
-    /// Returns each kind that there is, how many losses are of it, and the first paths in the order of the archive.
+    /// Returns each kind with losses, their number, and the first paths in the order of the archive.
     pub fn kinds(&self) -> impl Iterator<Item = (LossKind, u64, &[EntryPath])> {
         self.0.iter().map(|(&kind, of_kind)| (kind, of_kind.count, of_kind.paths.as_slice()))
     }

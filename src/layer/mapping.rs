@@ -1,4 +1,4 @@
-//! What a member of the archive says about the image.
+//! Maps the members of an archive to entries of the layer.
 
 use super::archive::{Member, MemberKind};
 use super::{DeviceNumber, EntryError, Limit, Limits, NodeKind};
@@ -9,28 +9,28 @@ const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 const BOOKKEEPING_PREFIX: &[u8] = b".wh..wh.";
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 
-/// Linux reads a link's target into a page, together with a NUL.
+/// Maximum length of a symbolic link's target in bytes: Linux reads it into a page of 4,096 bytes, with a final NUL.
 const MAX_TARGET_LENGTH: usize = 4095;
 
-/// What the path of a member stands for (image-spec, layer.md, "Whiteouts").
+/// Meaning of a member's path (image-spec, layer.md, "Whiteouts").
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum MemberPath {
-    /// The path itself.
+    /// The member is a node at this path.
     Path(EntryPath),
-    /// What lower layers have at the path.
+    /// The member is a whiteout. It hides this path in lower layers.
     Whiteout(EntryPath),
-    /// All that lower layers have in the directory.
+    /// The member is an opaque marker. It hides all entries of lower layers in this directory.
     Opaque(EntryPath),
-    /// A file that AUFS, which old versions of Docker ran on, kept for itself. It is never published, but hard links of its
-    /// layer may name it.
+    /// An internal file of AUFS, on which old versions of Docker ran. It is never published, but hard links of the same layer
+    /// may refer to it.
     Bookkeeping(EntryPath),
 }
 
 impl MemberPath {
-    /// Reads the path of a member. Whiteouts are known by their own names alone, whatever type the member has: as for umoci, a
-    /// directory that is only on the way to a member may have any name.
+    /// Interprets the path of a member. Only the last component decides whether the member is a whiteout; the member's type and
+    /// the names of its parent directories do not matter, as in umoci.
     ///
-    /// The limits of names and paths hold for what is hidden, not for the name of the marker.
+    /// The limits of names and paths apply to the hidden path, not to the name of the marker.
     pub(super) fn of(raw: &[u8], limits: &Limits) -> Result<Self, EntryError> {
         let path = EntryPath::clean(raw);
         let subject = match path.split() {
@@ -50,12 +50,12 @@ impl MemberPath {
     }
 }
 
-/// Tells whether a path is one of AUFS's own files, or lies in a directory of them (`.wh..wh.aufs`, `.wh..wh.plnk`, …).
+/// Returns whether a path is an internal file of AUFS or below an internal directory (`.wh..wh.aufs`, `.wh..wh.plnk`, …).
 pub(crate) fn is_bookkeeping(path: &EntryPath) -> bool {
     path.components().any(|name| name.starts_with(BOOKKEEPING_PREFIX) && name != OPAQUE_MARKER)
 }
 
-/// Returns what the member is, or `None` where an image can have no such thing. Hard links are not for this function.
+/// Returns the type of inode that the member adds, or `None` if CVMFS and images have no such type. Not for hard links.
 pub(super) fn node_kind(member: &Member) -> Result<Option<NodeKind>, EntryError> {
     Ok(Some(match member.kind {
         MemberKind::File => NodeKind::File { size: member.size, content: () },
@@ -68,7 +68,7 @@ pub(super) fn node_kind(member: &Member) -> Result<Option<NodeKind>, EntryError>
     }))
 }
 
-/// Returns the path that a hard link shares its content with.
+/// Returns the target path of a hard link.
 pub(super) fn hard_link_target(member: &Member) -> Result<EntryPath, EntryError> {
     let target = member.link_target();
     if target.is_empty() {
@@ -77,7 +77,7 @@ pub(super) fn hard_link_target(member: &Member) -> Result<EntryPath, EntryError>
     Ok(EntryPath::normalise(target)?)
 }
 
-/// Returns the metadata of a member, without extended attributes.
+/// Returns the metadata of a member without its extended attributes.
 pub(super) fn metadata(member: &Member) -> Result<Metadata, EntryError> {
     let (header, extended) = (&member.header, &member.extended);
     Ok(Metadata {
@@ -93,7 +93,7 @@ pub(super) fn metadata(member: &Member) -> Result<Metadata, EntryError> {
 }
 
 fn id(field: &'static str, value: i64) -> Result<u32, EntryError> {
-    // The largest number is no user or group: `chown` takes it for "leave as it is", and Linux shows the overflow ID instead.
+    // 0xffffffff is not a valid ID: `chown` interprets it as "leave unchanged", and Linux shows the overflow ID instead.
     u32::try_from(value).ok().filter(|&id| id != u32::MAX).ok_or(EntryError::Id { field, value })
 }
 
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn whiteouts_are_known_by_their_names() {
+    fn whiteouts_are_recognised_by_their_names() {
         for (raw, expected) in [
             ("./a/b/", MemberPath::Path(path("a/b"))),
             ("./", MemberPath::Path(EntryPath::ROOT)),
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn directory_on_the_way_to_a_member_may_have_the_name_of_a_whiteout() {
+    fn parent_directory_of_a_member_may_have_the_name_of_a_whiteout() {
         for (raw, expected) in [
             ("a/.wh.b/c", MemberPath::Path(path("a/.wh.b/c"))),
             (".wh./a", MemberPath::Path(path(".wh./a"))),
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_of_names_hold_for_what_a_whiteout_hides() {
+    fn limits_of_names_apply_to_the_hidden_path() {
         let name = |length: usize| "n".repeat(length);
         assert_eq!(
             subject(&format!("a/.wh.{}", name(255))),
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn path_may_have_so_many_bytes_and_components() {
+    fn length_and_depth_of_a_path_are_limited() {
         let limits = Limits { path_length: 5, path_depth: 3, ..Limits::default() };
         for (raw, exceeded) in [
             ("abcd", None),

@@ -1,15 +1,15 @@
-//! Turns the blob of a layer into entries that are known to be what the image promised.
+//! Reads the blob of a layer as a sequence of entries, and verifies that the blob is the one that the image names.
 //!
 //! Everything streams: compressed bytes are hashed as they arrive, unpacked bytes as they leave the decompressor, and
-//! neither a file nor the archive is ever whole in memory. Nothing that [`LayerReader::next_entry`] returns may be made
-//! public before [`LayerReader::finish`] has succeeded: only then is it known that the blob, to its last byte, has the
-//! digest, the size and the diff ID that were asked for.
+//! neither a file nor the archive is ever whole in memory. Nothing that [`LayerReader::next_entry`] returns may be
+//! published before [`LayerReader::finish`] has succeeded: only that call proves that the whole blob has the requested
+//! digest, size and diff ID.
 //!
-//! What a layer says is kept apart from what CVMFS can hold: an entry or attribute that no catalog can express becomes
-//! a [`Loss`] when the image is still usable without it, and an error when it is not.
+//! An entry or attribute that CVMFS catalogs cannot express becomes a [`Loss`] if the image is still usable without it,
+//! otherwise an error.
 //!
-//! The order of rooms: `blob` (bytes as they arrive) → `decompress` → `feed` → `stream` (tar bytes) → `archive` (members, with
-//! `header`, `pax` and `sparse`) → `mapping` (entries, with `xattrs`) → [`LayerReader`].
+//! Data passes the modules in this order: `blob` (bytes as they arrive) → `decompress` → `feed` → `stream` (tar bytes) →
+//! `archive` (members, with `header`, `pax` and `sparse`) → `mapping` (entries, with `xattrs`) → [`LayerReader`].
 
 mod archive;
 mod blob;

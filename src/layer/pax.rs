@@ -1,10 +1,10 @@
-//! The records of PAX extended headers (POSIX.1-2017, pax, "pax Extended Header").
+//! Parses the records of PAX extended headers (POSIX.1-2017, pax, "pax Extended Header").
 
 use super::EntryError;
 use super::sparse::SparseRecords;
 use crate::metadata::{Timestamp, Xattrs};
 
-/// What extended headers say about an entry. Where they say nothing, the header itself counts.
+/// Values that extended headers state for an entry. Where a value is absent, that of the header block applies.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Extended {
     pub(super) path: Option<Vec<u8>>,
@@ -22,7 +22,7 @@ pub(super) struct Extended {
 }
 
 impl Extended {
-    /// Takes the records of an `x` header. An empty value brings the header's own back.
+    /// Applies the records of an `x` header in order. A record with an empty value removes an earlier one with the same key.
     pub(super) fn apply(&mut self, records: &[u8]) -> Result<(), EntryError> {
         let mut rest = records;
         while !rest.is_empty() {
@@ -33,9 +33,11 @@ impl Extended {
         Ok(())
     }
 
-    /// Takes the extended attributes out, with their full names. `SCHILY` ones, which every program writes, win.
+    /// Takes the extended attributes, by their full names. Attributes in `SCHILY` records, which every program writes, override
+    /// those in `LIBARCHIVE` records.
     ///
-    /// An empty value stands for no attribute, as in any other record: Go's reader takes it so, and with it umoci and podman.
+    /// An attribute with an empty value is dropped: Go's reader treats an empty value as absence, as in any other record, and so
+    /// do umoci and podman.
     pub(super) fn take_xattrs(&mut self) -> Xattrs {
         let mut xattrs = std::mem::take(&mut self.libarchive_xattrs);
         xattrs.append(&mut self.schily_xattrs);
@@ -74,7 +76,7 @@ impl Extended {
     }
 }
 
-/// Refuses malformed records, also those with keys that are ignored.
+/// Returns an error if a record is malformed, even if its key is ignored.
 pub(super) fn check_records(records: &[u8]) -> Result<(), EntryError> {
     let mut rest = records;
     while !rest.is_empty() {
@@ -83,9 +85,9 @@ pub(super) fn check_records(records: &[u8]) -> Result<(), EntryError> {
     Ok(())
 }
 
-/// Splits off the first record, `LENGTH KEY=VALUE\n`, where the length counts all of it.
+/// Splits off the first record, `LENGTH KEY=VALUE\n`, where the length includes the whole record.
 fn split_record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    // The length has few digits, so a long search for the space would be in vain.
+    // A 64-bit length has at most 20 digits, so there is no need to search further for the space.
     let space = records.iter().take(20).position(|&b| b == b' ')?;
     let length = usize::try_from(decimal(&records[..space])?).ok()?;
     let record = records.get(space + 1..length)?.strip_suffix(b"\n")?;
@@ -93,7 +95,7 @@ fn split_record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     Some((&record[..equals], &record[equals + 1..], &records[length..]))
 }
 
-/// Returns a value unless it is empty.
+/// Returns `None` for an empty value.
 pub(super) fn some_unless_empty(value: &[u8]) -> Option<Vec<u8>> {
     (!value.is_empty()).then(|| value.to_vec())
 }
@@ -105,7 +107,7 @@ fn parsed<T>(value: &[u8], parse: fn(&[u8]) -> Option<T>, name: &'static str) ->
     parse(value).map(Some).ok_or(EntryError::Number(name))
 }
 
-/// Parses decimal digits, and nothing else.
+/// Parses decimal digits, without sign or spaces.
 pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
     let digit = |b: &u8| b.is_ascii_digit().then(|| u64::from(b - b'0'));
     let add = |value: u64, b: &u8| value.checked_mul(10)?.checked_add(digit(b)?);
@@ -141,7 +143,7 @@ fn timestamp(text: &[u8]) -> Option<Timestamp> {
     Some(Timestamp { seconds: seconds.checked_sub(1)?, nanoseconds: 1_000_000_000 - below })
 }
 
-/// Decodes `%3D` and the like. Anything else after a `%` stands for itself, as libarchive has it.
+/// Decodes percent encoding such as `%3D`. Like libarchive, keeps a `%` that is not followed by two hexadecimal digits.
 fn percent_decoded(text: &[u8]) -> Option<Vec<u8>> {
     let digit = |b: u8| char::from(b).to_digit(16);
     let mut decoded = Vec::with_capacity(text.len());
@@ -159,7 +161,7 @@ fn percent_decoded(text: &[u8]) -> Option<Vec<u8>> {
     Some(decoded)
 }
 
-/// Decodes base64 of the usual alphabet, with or without padding.
+/// Decodes base64 in the standard alphabet (RFC 4648, 4), with or without padding.
 fn base64_decoded(text: &[u8]) -> Option<Vec<u8>> {
     let sextet = |b: u8| match b {
         b'A'..=b'Z' => Some(b - b'A'),
@@ -174,7 +176,7 @@ fn base64_decoded(text: &[u8]) -> Option<Vec<u8>> {
     for quartet in text[..end].chunks(4) {
         let bits = quartet.iter().try_fold(0_u32, |bits, &b| Some(bits << 6 | u32::from(sextet(b)?)))?;
         let bytes = (bits << (6 * (4 - quartet.len()))).to_be_bytes();
-        // A lone character would hold six bits, which are no byte.
+        // A single character encodes only six bits, which is less than a byte.
         let count = quartet.len().checked_sub(1).filter(|&count| count > 0)?;
         decoded.extend_from_slice(&bytes[1..=count]);
     }
@@ -212,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_value_takes_a_record_back() {
+    fn empty_value_removes_an_earlier_record() {
         let extended = applied(b"9 uid=12\n7 uid=\n").unwrap();
         assert_eq!(extended.uid, None);
     }
@@ -260,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_value_is_no_attribute() {
+    fn attribute_with_an_empty_value_is_dropped() {
         let mut extended = applied(
             b"24 SCHILY.xattr.user.a=\n25 SCHILY.xattr.user.b=1\n24 SCHILY.xattr.user.b=\n28 LIBARCHIVE.xattr.user.c=\n",
         )

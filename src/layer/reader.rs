@@ -1,4 +1,4 @@
-//! The face of the layer room.
+//! The public interface of this module: [`LayerReader`].
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -20,54 +20,54 @@ use crate::image::{DiffId, Digest};
 use crate::metadata::{Metadata, Xattrs};
 use crate::path::EntryPath;
 
-/// What is known of a layer before it is read.
+/// What the image states about a layer, verified while the layer is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpectedLayer {
-    /// The digest of the blob, by the image manifest.
+    /// Digest of the blob, from the image manifest.
     pub digest: Digest,
-    /// The size of the blob, by the image manifest.
+    /// Size of the blob in bytes, from the image manifest.
     pub size: u64,
-    /// What the layer unpacks to, by the image config. Not checked where nobody says.
+    /// Digest of the unpacked layer, from the image config. `None` if unknown; then it is not verified.
     pub diff_id: Option<DiffId>,
 }
 
-/// What was found while a layer was read.
+/// Properties of a layer that was read completely.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerSummary {
-    /// The size of the blob.
+    /// Size of the blob in bytes.
     pub blob_size: u64,
-    /// How the blob is compressed.
+    /// Compression of the blob.
     pub compression: BlobCompression,
-    /// The size of the tar stream in it.
+    /// Size of the unpacked tar stream in bytes.
     pub unpacked_size: u64,
-    /// The digest of the tar stream in it.
+    /// Digest of the unpacked tar stream.
     pub diff_id: DiffId,
-    /// What the layer has and CVMFS cannot hold.
+    /// What was left out because CVMFS cannot hold it.
     pub losses: Losses,
 }
 
-/// Reads the entries of a layer, in the order of the archive, and verifies the whole blob.
+/// Reads the entries of a layer in the order of the archive, and verifies the whole blob.
 ///
-/// Takes about 600 KB, plus what the blob's compression asks for: nothing for a plain archive, 48 KB for gzip, up to
-/// 128 MiB for zstd of the highest levels. One extended header or sparse map may add what [`Limits`] allow.
-/// An error is final: the reader is of no use after one.
+/// Needs about 600 KB of memory, plus the state of the decompressor: nothing for a plain archive, 48 KB for gzip, up to
+/// 128 MiB for zstd at the highest levels. One extended header or sparse map may add what [`Limits`] allow.
+/// After an error the reader must not be used any more.
 pub struct LayerReader<R> {
     archive: Archive<R>,
     expected: ExpectedLayer,
     limits: Limits,
-    /// Bytes of paths, link targets and extended attributes so far.
+    /// Size of all paths, link targets and extended attributes so far, in bytes.
     metadata_size: u64,
-    /// Zeros that were written out so far.
+    /// Number of zero bytes of holes that the caller has written out so far.
     filled_holes: u64,
     losses: Losses,
-    /// Paths whose last entry cannot be published, and why.
+    /// Paths whose latest entry cannot be published, with the reason.
     unpublished: HashMap<EntryPath, LossKind>,
-    /// The attributes last seen. Whole images carry the same security label on every file.
+    /// The latest attributes, for sharing: in many images every file carries the same security label.
     last_xattrs: Option<Arc<Xattrs>>,
 }
 
 impl<R: Read> LayerReader<R> {
-    /// Starts to read a layer. How it is compressed is seen from its first bytes.
+    /// Starts to read a layer. Its compression is detected from its first bytes.
     pub fn new(blob: R, expected: ExpectedLayer, limits: Limits) -> Result<Self, LayerError> {
         let unpacker = Unpacker::new(Blob::new(blob, expected.size))?;
         Ok(Self::of_feed(Feed::Direct(unpacker), expected, limits))
@@ -79,7 +79,7 @@ impl<R: Read> LayerReader<R> {
         Self { archive, expected, limits, metadata_size, filled_holes, losses, unpublished, last_xattrs: None }
     }
 
-    /// Returns the next entry, or `None` after the last. Content of the one before that was not read is skipped.
+    /// Returns the next entry, or `None` after the last. Unread content of the previous entry is skipped.
     pub fn next_entry(&mut self) -> Result<Option<LayerEntry>, LayerError> {
         while let Some(member) = self.archive.next_member()? {
             let entry = self.entry(member).map_err(|problem| self.archive.failed(problem))?;
@@ -96,29 +96,29 @@ impl<R: Read> LayerReader<R> {
         Ok(None)
     }
 
-    /// Returns the next piece of content of the regular file that [`Self::next_entry`] returned last.
+    /// Returns the next part of the content of the regular file that [`Self::next_entry`] returned last.
     ///
-    /// ContentObjects come in order and without gaps; data is as long as the buffer allows, up to 256 KiB. `None` stands at the
-    /// end of the file, and for whatever is not a regular file.
+    /// Parts come in order and without gaps; a part with data has up to 256 KiB. Returns `None` at the end of the file, and for
+    /// entries that are not regular files.
     pub fn next_part(&mut self) -> Result<Option<ContentPart<'_>>, LayerError> {
         self.archive.next_part()
     }
 
-    /// Returns how many bytes of the blob were read for what was unpacked so far.
+    /// Returns the number of blob bytes that were read to produce the unpacked bytes so far.
     pub fn blob_bytes_read(&self) -> u64 {
         self.archive.blob_bytes_read()
     }
 
-    /// Counts zeros of a hole in the current file that the caller writes out.
+    /// Must be called when the caller writes out `length` zero bytes of a hole. Returns an error above the limit.
     pub fn count_filled_hole(&mut self, length: u64) -> Result<(), LayerError> {
         self.filled_holes += length;
         let checked = Limit::FilledHoles.check(self.filled_holes, self.limits.filled_holes);
         checked.map_err(|limit| self.archive.failed(limit))
     }
 
-    /// Reads what is left of the blob, to its very end, and verifies size, digest and diff ID.
+    /// Reads the rest of the blob to its end, and verifies size, digest and diff ID.
     ///
-    /// Entries that were not asked for are read too, and may be refused: success vouches for the layer as a whole.
+    /// The remaining entries are read, too, and may cause errors: success means that the whole layer is valid.
     pub fn finish(mut self) -> Result<LayerSummary, LayerError> {
         while self.next_entry()?.is_some() {}
         let stream = self.archive.into_drained_stream()?;
@@ -138,8 +138,8 @@ impl<R: Read> LayerReader<R> {
         }
     }
 
-    /// Returns the entry of one of AUFS's own inodes, which matters where other names are linked to it. One that cannot be published
-    /// is no loss by itself, but its links are.
+    /// Returns the entry of an internal file of AUFS, which matters only if hard links refer to it. If it cannot be published,
+    /// that is not a loss, but each link to it is.
     fn bookkeeping(&mut self, path: EntryPath, member: Member) -> Result<Option<LayerEntry>, EntryError> {
         if member.kind == MemberKind::HardLink {
             return match self.unpublished.get(&mapping::hard_link_target(&member)?).copied() {
@@ -162,7 +162,7 @@ impl<R: Read> LayerReader<R> {
         }
     }
 
-    /// Returns the entry of a hard link. A link to something that cannot be published cannot be published either.
+    /// Returns the entry of a hard link. A link to an entry that cannot be published cannot be published either.
     fn hard_link(&mut self, path: EntryPath, member: &Member) -> Result<LayerEntry, EntryError> {
         let target = mapping::hard_link_target(member)?;
         if let Some(&kind) = self.unpublished.get(&target) {
@@ -177,7 +177,7 @@ impl<R: Read> LayerReader<R> {
         if let Some(loss) = why_unpublishable(kind.as_ref()) {
             return Ok(self.leave_out(path, loss));
         }
-        let kind = kind.expect("what has no kind is not published");
+        let kind = kind.expect("an entry without a kind was left out above");
         self.unpublished.remove(&path);
         let metadata = mapping::metadata(&member)?;
         let xattrs = self.xattrs(&path, member);
@@ -213,14 +213,14 @@ impl<R: Read> LayerReader<R> {
 }
 
 impl<R: Read + Send + 'static> LayerReader<R> {
-    /// Starts to read a layer that another thread unpacks ahead, up to 1 MiB, where this one is not to wait for that.
+    /// Starts to read a layer that a second thread unpacks up to 1 MiB ahead, so that the calling thread does not wait for it.
     pub fn ahead(blob: R, expected: ExpectedLayer, limits: Limits) -> Result<Self, LayerError> {
         let unpacker = Unpacker::new(Blob::new(blob, expected.size))?;
         Ok(Self::of_feed(Feed::ahead(unpacker, BUFFER_SIZE), expected, limits))
     }
 }
 
-/// Returns why something of a kind cannot be published.
+/// Returns why an inode of this type cannot be published, or `None` if it can.
 fn why_unpublishable(kind: Option<&NodeKind>) -> Option<LossKind> {
     match kind {
         None => Some(LossKind::UnknownType),
@@ -229,7 +229,7 @@ fn why_unpublishable(kind: Option<&NodeKind>) -> Option<LossKind> {
     }
 }
 
-/// Returns the bytes that an entry's names and attributes take. Attributes that several entries share count each time.
+/// Returns the size of an entry's paths and attributes in bytes. Shared attributes count for each entry.
 fn size_of_metadata(entry: &LayerEntry) -> u64 {
     let of_node = |metadata: &Metadata, kind: &NodeKind| {
         let xattrs = metadata.xattrs.iter().flat_map(|xattrs| xattrs.iter());

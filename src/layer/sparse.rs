@@ -1,25 +1,25 @@
-//! Files with holes: where the pieces of data lie that the archive holds.
+//! Sparse files: parses the map of the data segments that the archive stores.
 //!
-//! GNU tar has written four forms over the years. The oldest keeps its map in and behind the header (`header`), PAX
-//! 0.0 and 0.1 in the extended header, and PAX 1.0 at the start of the content.
+//! GNU tar has written four formats over the years. The oldest has its map in the header block and in blocks after it
+//! (`header`), PAX 0.0 and 0.1 have it in the extended header, and PAX 1.0 at the start of the content.
 
 use super::pax::{decimal, some_unless_empty};
 use super::stream::BLOCK_SIZE;
 use super::{EntryError, Limit, Limits};
 
-/// A piece of a file that the archive holds, or all of it.
+/// A data segment of a file that the archive stores. A file without holes is one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Segment {
     pub(super) offset: u64,
     pub(super) length: u64,
 }
 
-/// Where the map of a sparse file stands.
+/// Location of a sparse file's map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MapLocation {
-    /// PAX 0.0 and 0.1.
+    /// In records of the extended header (PAX 0.0 and 0.1).
     Records,
-    /// PAX 1.0.
+    /// At the start of the content (PAX 1.0).
     Content,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct SparseRecords {
 }
 
 impl SparseRecords {
-    /// Takes one record, its key without `GNU.sparse.`.
+    /// Applies one record. `key` is without the prefix `GNU.sparse.`.
     pub(super) fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), EntryError> {
         let number = || decimal(value).ok_or(EntryError::Number("GNU.sparse record"));
         match key {
@@ -58,18 +58,18 @@ impl SparseRecords {
         Ok(())
     }
 
-    /// Tells whether the file is sparse, and where its map stands.
+    /// Returns the location of the map, or `None` if the file is not sparse.
     pub(super) fn map_location(&self) -> Result<Option<MapLocation>, EntryError> {
         match self.version {
             [Some(1), Some(0)] => Ok(Some(MapLocation::Content)),
             [Some(0), Some(0 | 1)] => Ok(Some(MapLocation::Records)),
-            // Version 0.0 does not say so.
+            // Version 0.0 has no version records.
             [None, None] => Ok((self.has_map || self.size.is_some()).then_some(MapLocation::Records)),
             _ => Err(EntryError::Sparse("its version is unknown")),
         }
     }
 
-    /// Returns the size of the file, holes counted.
+    /// Returns the size of the file in bytes, including holes.
     pub(super) fn file_size(&self) -> Result<u64, EntryError> {
         self.size.ok_or(EntryError::Sparse("its size is missing"))
     }
@@ -89,7 +89,7 @@ fn map_in_one_record(value: &[u8]) -> Result<Vec<Segment>, EntryError> {
     Ok(pairs.iter().map(|&[offset, length]| Segment { offset, length }).collect())
 }
 
-/// Reads the map of PAX 1.0, block by block: how many pieces there are, then offset and length of each, a line each.
+/// Parses the map of PAX 1.0, block by block. It has one number a line: the number of segments, then offset and length of each.
 #[derive(Default)]
 pub(super) struct MapReader {
     line: Option<u64>,
@@ -99,7 +99,7 @@ pub(super) struct MapReader {
 }
 
 impl MapReader {
-    /// Takes the next block of the map, and tells whether it was the last.
+    /// Parses the next block of the map, and returns whether the map is complete.
     pub(super) fn read(&mut self, block: &[u8; BLOCK_SIZE], limits: &Limits) -> Result<bool, EntryError> {
         let wrong = EntryError::Sparse("its map is not lines of numbers");
         for &b in block {
@@ -121,7 +121,7 @@ impl MapReader {
         Ok(false)
     }
 
-    /// Returns the map that was read.
+    /// Returns the parsed map.
     pub(super) fn into_map(self) -> Vec<Segment> {
         self.map
     }
@@ -143,20 +143,20 @@ impl MapReader {
     }
 }
 
-/// Refuses a map whose pieces overlap, leave the file, or are not what the archive `stored`.
+/// Returns an error if segments overlap, are out of order, exceed the file, or do not add up to the `stored` bytes.
 pub(super) fn check_map(map: &[Segment], file_size: u64, stored: u64) -> Result<(), EntryError> {
     let mut end = 0;
     let mut total = 0_u64;
-    for piece in map {
-        if piece.offset < end {
-            return Err(EntryError::Sparse("pieces of its map overlap or are out of order"));
+    for segment in map {
+        if segment.offset < end {
+            return Err(EntryError::Sparse("segments of its map overlap or are out of order"));
         }
-        end = piece.offset.checked_add(piece.length).ok_or(EntryError::Sparse("its map leaves the file"))?;
-        // No overlap, so the sum is at most the last end.
-        total += piece.length;
+        end = segment.offset.checked_add(segment.length).ok_or(EntryError::Sparse("its map exceeds the file"))?;
+        // The segments do not overlap, so the sum cannot overflow: it is at most the last end.
+        total += segment.length;
     }
     if end > file_size {
-        return Err(EntryError::Sparse("its map leaves the file"));
+        return Err(EntryError::Sparse("its map exceeds the file"));
     }
     if total != stored {
         return Err(EntryError::Sparse("its map does not match the data in the archive"));
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn map_must_lie_in_the_file_in_order_and_match_the_data() {
+    fn map_must_be_ordered_within_the_file_and_match_the_data() {
         assert_eq!(check_map(&[], 10, 0), Ok(()));
         assert_eq!(check_map(&[piece(0, 4), piece(4, 0), piece(9, 1)], 10, 5), Ok(()));
         for (map, stored) in [
@@ -191,7 +191,7 @@ mod tests {
             (&[piece(0, 4)], 5),
             (&[piece(0, 4)], 3),
         ] {
-            assert!(check_map(map, 10, stored).is_err(), "{map:?} was taken");
+            assert!(check_map(map, 10, stored).is_err(), "{map:?} was accepted");
         }
     }
 
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn map_in_content_refuses_garbage_and_too_many_pieces() {
+    fn garbage_and_too_many_segments_in_a_map_are_refused() {
         let limits = Limits { sparse_segments: 2, ..Limits::default() };
         for wrong in [&b"x\n"[..], b"\n", b"-1\n", b"1\n0\n", b"99999999999999999999\n", b""] {
             assert!(MapReader::default().read(&block(wrong), &limits).is_err(), "{}", wrong.escape_ascii());

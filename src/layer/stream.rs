@@ -1,4 +1,4 @@
-//! The unpacked tar stream: hashed, counted, and handed out in place.
+//! The unpacked tar stream, hashed and counted. Its bytes are lent from the buffer without a copy.
 
 use std::io::Read;
 use std::ops::Range;
@@ -10,22 +10,23 @@ use super::{BlobCompression, LayerError, Limit, Limits};
 use crate::image::{DiffId, Digest};
 use crate::span::{BYTES, span};
 
-/// Tar counts in blocks of this many bytes.
+/// Size of a tar block in bytes.
 pub(super) const BLOCK_SIZE: usize = 512;
 
-/// A multiple of [`BLOCK_SIZE`], and always filled to the end, so that no block is ever split by a refill.
+/// Size of a buffer in bytes. It is a multiple of [`BLOCK_SIZE`], and each buffer is filled completely, so that a refill never
+/// splits a block.
 ///
-/// Hashing and the reader of the content find it in the second-level cache.
+/// A buffer of this size is still in the second-level cache when it is hashed and when its content is read.
 pub(super) const BUFFER_SIZE: usize = 256 << 10;
 
 /// Reads the tar stream of a layer.
 pub(super) struct TarStream<R> {
     feed: Feed<R>,
     buffer: Box<[u8]>,
-    /// The part of `buffer` that is unpacked, but not taken.
+    /// Range of `buffer` that is unpacked, but not taken.
     start: usize,
     end: usize,
-    /// Nothing where the blob is not compressed: then its digest is the diff ID.
+    /// `None` if the blob is not compressed: then its digest is the diff ID.
     hasher: Option<Sha256>,
     size: u64,
     limits: Limits,
@@ -38,24 +39,24 @@ impl<R: Read> TarStream<R> {
         Self { feed, buffer, start: 0, end: 0, hasher, size: 0, limits }
     }
 
-    /// Takes up to `most` bytes: none only at the end of the stream. [`Self::bytes`] shows them until the next call.
-    pub(super) fn take(&mut self, most: u64) -> Result<Range<usize>, LayerError> {
+    /// Takes up to `max` bytes; none only at the end of the stream. [`Self::bytes`] returns them until the next call.
+    pub(super) fn take(&mut self, max: u64) -> Result<Range<usize>, LayerError> {
         if self.start == self.end {
             self.fill()?;
         }
-        let count = usize::try_from(most).unwrap_or(usize::MAX).min(self.end - self.start);
+        let count = usize::try_from(max).unwrap_or(usize::MAX).min(self.end - self.start);
         self.start += count;
         Ok(self.start - count..self.start)
     }
 
-    /// Returns bytes that [`Self::take`] took last.
+    /// Returns the bytes of a range that the last [`Self::take`] returned.
     pub(super) fn bytes(&self, range: Range<usize>) -> &[u8] {
         &self.buffer[range]
     }
 
-    /// Takes one block; an incomplete one is as short as it is, and none at all is empty.
+    /// Takes one block. The last block may be incomplete; at the end of the stream the slice is empty.
     ///
-    /// To be called on a block boundary of the stream only.
+    /// Must be called only at a block boundary of the stream.
     pub(super) fn take_block(&mut self) -> Result<&[u8], LayerError> {
         let range = self.take(BLOCK_SIZE as u64)?;
         Ok(self.bytes(range))
@@ -66,18 +67,18 @@ impl<R: Read> TarStream<R> {
         self.size - (self.end - self.start) as u64
     }
 
-    /// Reads on to the end of the blob and shows no one what it reads.
+    /// Reads and discards the rest of the blob.
     pub(super) fn drain(&mut self) -> Result<(), LayerError> {
         while !self.take(u64::MAX)?.is_empty() {}
         Ok(())
     }
 
-    /// Returns the size of what was unpacked.
+    /// Returns the number of bytes unpacked so far.
     pub(super) fn size(&self) -> u64 {
         self.size
     }
 
-    /// Returns the digest of what was unpacked.
+    /// Returns the digest of the bytes unpacked so far.
     pub(super) fn diff_id(&self) -> DiffId {
         match &self.hasher {
             Some(hasher) => DiffId(Digest::from(<[u8; 32]>::from(hasher.clone().finalize()))),
@@ -85,12 +86,12 @@ impl<R: Read> TarStream<R> {
         }
     }
 
-    /// Returns how many bytes of the blob were read for what was unpacked so far.
+    /// Returns the number of blob bytes that were read to produce the unpacked bytes so far.
     pub(super) fn blob_bytes_read(&self) -> u64 {
         self.feed.blob_size()
     }
 
-    /// Returns the size and the digest of what was read of the blob, and how that is compressed.
+    /// Returns size, digest and compression of the blob. Must be called only at its end.
     pub(super) fn blob(&self) -> (u64, Digest, BlobCompression) {
         (self.feed.blob_size(), self.feed.blob_digest(), self.feed.compression())
     }

@@ -1,12 +1,12 @@
-//! Which extended attributes CVMFS can hold and hand out again.
+//! Decides which extended attributes CVMFS can store and return to programs.
 
 use super::LossKind;
 use crate::metadata::Xattrs;
 
-/// The most attributes of one entry, and the most bytes of a name or a value: catalogs count all three in one byte.
+/// Maximum number of attributes of one entry, and maximum length of a name or a value in bytes: catalogs store each in one byte.
 const MAX_XATTR: usize = 255;
 
-/// The attributes that CVMFS 2.12 clients answer themselves (`cvmfs/magic_xattr.cc` and `cvmfs/cvmfs.cc`), sorted.
+/// Attributes that CVMFS 2.12 clients answer themselves (`cvmfs/magic_xattr.cc` and `cvmfs/cvmfs.cc`), sorted.
 const MAGIC: &[&str] = &[
     "user.authz",
     "user.catalog_counters",
@@ -57,7 +57,7 @@ const MAGIC: &[&str] = &[
     "xfsroot.rawlink",
 ];
 
-/// Takes out of `xattrs` what CVMFS cannot hold, and returns why, each reason once.
+/// Removes attributes that CVMFS cannot hold, and returns the reasons, each once.
 pub(super) fn remove_unsupported(xattrs: &mut Xattrs) -> Vec<LossKind> {
     let mut losses = Vec::new();
     xattrs.retain(|name, value| {
@@ -88,15 +88,16 @@ fn why_unsupported(name: &[u8], value: &[u8]) -> Option<LossKind> {
     }
 }
 
-/// Tells whether an overlay file system would obey the attribute in a lower directory instead of showing it: the kernel's, or
-/// fuse-overlayfs, which reads attributes of its own in several namespaces and file modes that podman stored as attributes.
+/// Returns whether an overlay file system would interpret the attribute of a lower directory instead of returning it. The
+/// kernel's does, and fuse-overlayfs, which reads its own attributes in several namespaces and file modes stored by podman.
 fn is_overlay_mark(name: &[u8]) -> bool {
     let Some(dot) = name.iter().position(|&b| b == b'.') else { return false };
     let name = &name[dot + 1..];
     name.starts_with(b"overlay.") || name.starts_with(b"fuseoverlayfs.") || name == b"containers.override_stat"
 }
 
-/// Tells whether a client would not look the name up in the catalog. With `@` or `~` it asks for a page of such a name.
+/// Returns whether clients answer the name themselves instead of reading the catalog. A name with `@` or `~` requests a page
+/// of the value of such an attribute.
 fn is_magic(name: &[u8]) -> bool {
     name.iter().any(|b| matches!(b, b'@' | b'~')) || MAGIC.binary_search_by(|magic| magic.as_bytes().cmp(name)).is_ok()
 }
@@ -110,14 +111,14 @@ mod tests {
     }
 
     #[test]
-    fn list_of_magic_names_can_be_searched() {
+    fn list_of_magic_names_is_sorted() {
         assert!(MAGIC.is_sorted());
         assert!(is_magic(b"user.hash") && is_magic(b"xfsroot.rawlink") && is_magic(b"user.authz"));
         assert!(!is_magic(b"user.hash2") && !is_magic(b"trusted.hash") && !is_magic(b"security.capability"));
     }
 
     #[test]
-    fn unfit_attributes_are_lost_and_named() {
+    fn attributes_that_cvmfs_cannot_hold_are_removed_and_reported() {
         let mut all = xattrs([
             ("user.hash", "x"),
             ("user.a~1", "x"),
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_of_every_overlay_file_system_are_lost() {
+    fn marks_of_every_overlay_file_system_are_removed() {
         for name in [
             "trusted.overlay.opaque",
             "user.overlay.redirect",

@@ -1,4 +1,4 @@
-//! What follows the header of a gzip member, unpacked by ISA-L's igzip: nearly twice as fast as zlib-rs.
+//! Unpacks the deflate stream of a gzip member with ISA-L's igzip, which is nearly twice as fast as zlib-rs.
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
@@ -8,7 +8,7 @@ use isal_sys::igzip_lib as z;
 use super::{Damage, InflateProgress, WRONG_CHECKSUM};
 use crate::avx::clear_upper_halves;
 
-/// What follows the header of a member. It is used for one member after the other.
+/// Decompressor for the part of a member after its header. Reused for all members.
 pub(super) struct Member {
     /// Boxed, because it has 90 KB of inner buffers.
     state: Box<z::inflate_state>,
@@ -30,22 +30,22 @@ impl Member {
         member
     }
 
-    /// Makes this ready for the next member.
+    /// Resets the state for the next member.
     pub(super) fn reset(&mut self) {
         // SAFETY: `new` made the state valid.
         unsafe { z::isal_inflate_reset(&mut *self.state) };
-        // Checksum and size behind the deflate stream are verified, too.
+        // ISA-L then also verifies checksum and size after the deflate stream.
         self.state.crc_flag = z::ISAL_GZIP_NO_HDR_VER;
     }
 
-    /// Unpacks from `input` to `out`. Empty input says that no more will come.
+    /// Unpacks from `input` to `out`. Empty input means the end of the blob.
     pub(super) fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<InflateProgress, Damage> {
         let state = &mut *self.state;
         state.next_in = input.as_ptr().cast_mut();
         state.avail_in = u32::try_from(input.len()).expect("buffers are smaller than 4 GiB");
         state.next_out = out.as_mut_ptr();
         state.avail_out = u32::try_from(out.len()).expect("buffers are smaller than 4 GiB");
-        // SAFETY: input and output live as long as the call, are as long as is said, and ISA-L only reads the former.
+        // SAFETY: input and output outlive the call, have the stated lengths, and ISA-L only reads the input.
         let result = unsafe { z::isal_inflate(state) };
         clear_upper_halves();
         let used = input.len() - state.avail_in as usize;
@@ -57,8 +57,8 @@ impl Member {
                 is_end: state.block_state == z::isal_block_state_ISAL_BLOCK_FINISH,
             }),
             z::ISAL_INCORRECT_CHECKSUM => Err(WRONG_CHECKSUM.to_owned()),
-            z::ISAL_INVALID_LOOKBACK => Err("it refers to what lies before its beginning".to_owned()),
-            _ => Err("it is not a deflate stream".to_owned()),
+            z::ISAL_INVALID_LOOKBACK => Err("reference to data before the start of the stream".to_owned()),
+            _ => Err("not a valid deflate stream".to_owned()),
         }
     }
 }

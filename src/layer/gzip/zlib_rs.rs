@@ -1,17 +1,17 @@
-//! The deflate stream of a gzip member, unpacked by zlib-rs.
+//! Unpacks the deflate stream of a gzip member with zlib-rs.
 
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 
 use super::{Damage, InflateProgress, WRONG_CHECKSUM};
 
-/// A checksum and a size, of four bytes each.
+/// Size of the trailer in bytes: a checksum and a size of four bytes each.
 const TRAILER_SIZE: usize = 8;
 
-/// What follows the header of a member. It is used for one member after the other.
+/// Decompressor for the part of a member after its header. Reused for all members.
 pub(super) struct Member {
     inflate: Decompress,
     crc: Crc,
-    /// What was read behind the deflate stream, once that is at its end.
+    /// Bytes read of the trailer; `None` until the deflate stream has ended.
     trailer: Option<Vec<u8>>,
 }
 
@@ -20,21 +20,21 @@ impl Member {
         Self { inflate: Decompress::new(false), crc: Crc::new(), trailer: None }
     }
 
-    /// Makes this ready for the next member.
+    /// Resets the state for the next member.
     pub(super) fn reset(&mut self) {
         self.inflate.reset(false);
         self.crc.reset();
         self.trailer = None;
     }
 
-    /// Unpacks from `input` to `out`. Empty input says that no more will come.
+    /// Unpacks from `input` to `out`. Empty input means the end of the blob.
     pub(super) fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<InflateProgress, Damage> {
         if self.trailer.is_some() {
             return self.end(input, InflateProgress { used: 0, written: 0, is_end: false });
         }
         let (before_in, before_out) = (self.inflate.total_in(), self.inflate.total_out());
         let status = self.inflate.decompress(input, out, FlushDecompress::None);
-        let status = status.map_err(|error| error.message().unwrap_or("it is not a deflate stream").to_owned())?;
+        let status = status.map_err(|error| error.message().unwrap_or("not a valid deflate stream").to_owned())?;
         let used = (self.inflate.total_in() - before_in) as usize;
         let written = (self.inflate.total_out() - before_out) as usize;
         self.crc.update(&out[..written]);
@@ -46,13 +46,13 @@ impl Member {
         self.end(&input[used..], progress)
     }
 
-    /// Reads on behind the deflate stream, after `progress` was written.
+    /// Reads the trailer after the deflate stream. `progress` is what this call has done so far.
     fn end(&mut self, input: &[u8], progress: InflateProgress) -> Result<InflateProgress, Damage> {
         let trailer = self.trailer.as_mut().expect("the deflate stream is at its end");
         let count = input.len().min(TRAILER_SIZE - trailer.len());
         trailer.extend_from_slice(&input[..count]);
         let is_end = trailer.len() == TRAILER_SIZE;
-        // The size is kept modulo 2^32.
+        // The trailer states the size modulo 2^32 (RFC 1952, ISIZE).
         let expected = [self.crc.sum().to_le_bytes(), (self.inflate.total_out() as u32).to_le_bytes()].concat();
         if is_end && *trailer != expected {
             return Err(WRONG_CHECKSUM.to_owned());

@@ -12,7 +12,7 @@ fn path_comes_from_header_prefix_and_extensions() {
         (Tar::default().file(&LONG[..100.min(LONG.len())], ""), &LONG[..100.min(LONG.len())]),
         (Tar::default().head(Head::file("b").bytes(345, "a/directory")), "a/directory/b"),
         (Tar::default().head(Head::file("b").bytes(345, "a").bytes(476, "12345").bytes(508, "tar\0")), "a/b"),
-        // GNU and V7 keep other things, or none, where ustar has its prefix.
+        // GNU and V7 headers have other fields, or none, where ustar has its prefix.
         (Tar::default().head(Head::file("b").gnu().bytes(345, "12345670123\0")), "b"),
         (Tar::default().head(Head::file("b").v7().bytes(345, "a")), "b"),
         (Tar::default().long(b'L', &long).head(Head::file("cut").gnu()), &long),
@@ -24,7 +24,7 @@ fn path_comes_from_header_prefix_and_extensions() {
 }
 
 #[test]
-fn extension_holds_for_one_entry_only() {
+fn extension_applies_to_one_entry_only() {
     let tar = Tar::default().pax(&[("path", "b"), ("uid", "7")]).file("a", "").file("c", "");
     let entries = entries(tar);
     assert_eq!(entries[1].0.path, path("c"));
@@ -32,7 +32,7 @@ fn extension_holds_for_one_entry_only() {
 }
 
 #[test]
-fn global_records_say_nothing_of_any_entry() {
+fn global_records_are_ignored() {
     let global = [
         ("uid", "7"),
         ("gid", "8"),
@@ -52,7 +52,7 @@ fn global_records_say_nothing_of_any_entry() {
 }
 
 #[test]
-fn global_header_ends_what_extends_the_next_entry() {
+fn global_header_discards_earlier_extensions_of_the_next_entry() {
     let tar = Tar::default().pax(&[("path", "x")]).extended(b'g', &[("comment", "a")]).file("a", "");
     assert_eq!(entries(tar)[0].0.path, path("a"), "as Go reads it");
     let malformed = Tar::default().entry(Head::new(b'g', "PaxHeaders/0"), "9 patha\n\n").file("a", "");
@@ -73,7 +73,7 @@ fn numbers_may_be_large_or_negative() {
 }
 
 #[test]
-fn size_of_the_pax_header_counts_where_the_header_has_none() {
+fn size_of_the_pax_header_applies_where_the_header_has_none() {
     for header in [0, 5, 0o77_777_777_777] {
         let tar = Tar::default().pax(&[("size", "5")]).head(Head::file("a").size(header)).content("12345");
         assert_eq!(entry(tar).1, b"12345");
@@ -84,14 +84,14 @@ fn size_of_the_pax_header_counts_where_the_header_has_none() {
 
 #[test]
 fn two_sizes_are_refused() {
-    // Readers that ignore one of the two would find a hidden entry in the content.
+    // A reader that ignores one of the two sizes would find a hidden entry in the content.
     let hidden = Tar::default().file("hidden", "").0;
     let tar = Tar::default().pax(&[("size", "512")]).head(Head::file("a").size(1024)).content(&hidden).content(&hidden);
     assert_eq!(problem(tar), ("a".to_owned(), EntryError::TwoSizes { header: 1024, extended: 512 }));
 }
 
 #[test]
-fn gnu_long_name_counts_before_that_of_the_pax_header() {
+fn gnu_long_name_overrides_that_of_the_pax_header() {
     let of_pax = |tar: Tar| tar.pax(&[("path", "c"), ("linkpath", "d")]);
     let long = |tar: Tar| tar.long(b'L', "long").long(b'K', "target");
     for tar in [of_pax(long(Tar::default())), long(of_pax(Tar::default()))] {
@@ -103,7 +103,7 @@ fn gnu_long_name_counts_before_that_of_the_pax_header() {
 }
 
 #[test]
-fn of_two_extensions_of_one_kind_the_last_counts() {
+fn last_of_two_extensions_of_one_kind_counts() {
     let tar = Tar::default().pax(&[("uid", "no number"), ("path", "c")]).pax(&[("gid", "2")]);
     let (entry, _) = entry(tar.long(b'L', "b").long(b'L', "long").file("a", ""));
     let EntryKind::Node(metadata, _) = &entry.kind else { panic!("{entry:?}") };
@@ -113,7 +113,7 @@ fn of_two_extensions_of_one_kind_the_last_counts() {
 }
 
 #[test]
-fn size_of_an_entry_is_not_that_of_what_extends_it() {
+fn size_in_a_pax_header_does_not_apply_to_a_long_name_header() {
     let tar = Tar::default()
         .pax(&[("size", "3")])
         .long(b'L', "a-long-name")
@@ -144,7 +144,7 @@ fn regular_files_have_many_types() {
 }
 
 #[test]
-fn slash_makes_a_directory_of_an_empty_file() {
+fn empty_file_with_a_slash_at_the_end_is_a_directory() {
     for head in [Head::new(0, "a/").v7(), Head::new(0, "a/"), Head::file("a/")] {
         assert_eq!(node(&entry(Tar::default().head(head)).0), &NodeKind::Directory);
     }
@@ -166,7 +166,7 @@ fn end_marker_may_be_short_or_missing() {
 }
 
 #[test]
-fn archive_that_ends_elsewhere_is_refused() {
+fn archive_that_ends_inside_an_entry_or_header_is_refused() {
     let tar = Tar::default().file("dir/a", vec![b'x'; 1000]);
     for end in [512, 513, 1511] {
         assert_eq!(problem_of(read(&tar.0[..end])), ("dir/a".to_owned(), EntryError::Truncated), "{end}");
@@ -180,7 +180,7 @@ fn archive_that_ends_elsewhere_is_refused() {
 }
 
 #[test]
-fn wrong_header_is_named_by_the_entry_before() {
+fn error_about_a_header_names_the_previous_entry() {
     let mut blob = Tar::default().file("a", "").file("b", "").end();
     blob[512 + 100] ^= 1;
     let error = read(&blob).unwrap_err();
@@ -200,7 +200,7 @@ fn checksum_may_be_a_sum_of_signed_bytes() {
 }
 
 #[test]
-fn field_that_is_no_number_is_named() {
+fn error_names_the_field_that_is_not_a_number() {
     for (offset, field) in [(100, "mode"), (108, "uid"), (116, "gid"), (124, "size"), (136, "mtime")] {
         let tar = Tar::default().head(Head::file("a").bytes(offset, "x"));
         assert_eq!(problem(tar), ("a".to_owned(), EntryError::Number(field)));
@@ -213,7 +213,7 @@ fn field_that_is_no_number_is_named() {
     assert_eq!(problem(Tar::default().entry(Head::new(b'x', "h"), "x")).1, EntryError::Record);
 }
 
-/// The head of an old GNU sparse file, its `pieces` in the header.
+/// Header of a sparse file in old GNU format, with `pieces` as its map.
 fn gnu_sparse(size: u64, pieces: &[(u64, u64)]) -> Head {
     let head = Head::new(b'S', "sparse").gnu().number(483, 12, size);
     pieces.iter().enumerate().fold(head, |head, (n, &(offset, length))| {
@@ -222,7 +222,7 @@ fn gnu_sparse(size: u64, pieces: &[(u64, u64)]) -> Head {
 }
 
 #[test]
-fn old_gnu_map_stands_in_the_header_and_behind_it() {
+fn old_gnu_map_is_in_the_header_and_the_blocks_after_it() {
     let tar = Tar::default().entry(gnu_sparse(10, &[(2, 2), (6, 1)]), "abc");
     assert_eq!(entry(tar).1, b"\0\0ab\0\0c\0\0\0");
 
@@ -242,7 +242,7 @@ fn old_gnu_map_stands_in_the_header_and_behind_it() {
 }
 
 #[test]
-fn pax_maps_stand_in_records_or_in_the_content() {
+fn pax_maps_are_in_records_or_in_the_content() {
     let content = b"\0\0ab\0\0c\0\0\0";
     let size = ("GNU.sparse.size", "10");
     let v00 = [
@@ -292,7 +292,7 @@ fn malformed_sparse_files_are_refused() {
 }
 
 #[test]
-fn huge_hole_costs_nothing() {
+fn huge_hole_is_returned_as_one_part() {
     let size = 1_u64 << 40;
     let sparse = Tar::default().pax(&[("GNU.sparse.size", &size.to_string()), ("GNU.sparse.map", "4096,3")]);
     let blob = gzip(&sparse.file("a", "abc").end());
@@ -307,15 +307,15 @@ fn huge_hole_costs_nothing() {
 }
 
 #[test]
-fn pieces_of_a_large_file_are_large() {
+fn large_file_is_read_in_large_parts() {
     let blob = gzip(&Tar::default().file("a", vec![1; 10 << 20]).end());
     let mut reader = LayerReader::new(&blob[..], expected(&blob), Limits::default()).unwrap();
     reader.next_entry().unwrap();
-    let mut pieces = 0;
+    let mut parts = 0;
     while reader.next_part().unwrap().is_some() {
-        pieces += 1;
+        parts += 1;
     }
-    assert!(pieces <= 41, "{pieces}");
+    assert!(parts <= 41, "{parts}");
 }
 
 #[test]

@@ -17,14 +17,14 @@ fn check(blob: &[u8], compression: BlobCompression) {
 }
 
 #[test]
-fn compression_is_seen_from_the_content() {
+fn compression_is_detected_from_the_content() {
     check(&tar(), BlobCompression::None);
     check(&gzip(&tar()), BlobCompression::Gzip);
     check(&zstd(&tar()), BlobCompression::Zstd);
 }
 
 #[test]
-fn streams_may_come_in_parts() {
+fn blob_may_consist_of_several_streams() {
     let tar = tar();
     let (start, end) = tar.split_at(700_001);
     let skipped = [0x5a, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3];
@@ -67,7 +67,7 @@ fn empty_blob_is_an_empty_layer() {
 }
 
 #[test]
-fn blob_that_is_no_archive_is_refused() {
+fn blob_that_is_not_an_archive_is_refused() {
     let error_page = b"<html>404 not found</html>".repeat(30);
     for blob in [&error_page[..], &error_page[..50], b"\x1f", b"BZh9"] {
         assert!(matches!(read(blob), Err(LayerError::NotAnArchive)));
@@ -77,7 +77,7 @@ fn blob_that_is_no_archive_is_refused() {
 
 #[test]
 fn digest_size_and_diff_id_are_verified_to_the_last_byte() {
-    // Also what follows the end marker counts.
+    // Bytes after the end marker are part of the diff ID, too.
     let tar = [tar(), b"after the end".to_vec()].concat();
     let other = Digest::of(b"other");
     for blob in [tar.clone(), gzip(&tar), zstd(&tar)] {
@@ -96,7 +96,7 @@ fn digest_size_and_diff_id_are_verified_to_the_last_byte() {
 }
 
 #[test]
-fn blob_that_never_ends_is_left_early() {
+fn endless_blob_is_read_only_up_to_its_expected_size() {
     let tar = Tar::default().head(Head::file("a").size(1 << 30)).0;
     let endless = io::Read::chain(&tar[..], io::repeat(0));
     let expected = ExpectedLayer { size: 1 << 20, ..expected(&tar) };
@@ -130,7 +130,7 @@ fn damaged_stream_is_an_error() {
 }
 
 #[test]
-fn cut_between_members_is_caught_by_the_size() {
+fn blob_cut_between_gzip_members_has_the_wrong_size() {
     let tar = tar();
     let blob = [gzip(&tar[..1024]), gzip(&tar[1024..])].concat();
     let cut = &blob[..gzip(&tar[..1024]).len()];

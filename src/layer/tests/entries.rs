@@ -47,7 +47,7 @@ fn whiteout_may_have_any_type_and_content() {
 }
 
 #[test]
-fn files_of_aufs_are_read_for_the_links_to_them() {
+fn internal_files_of_aufs_are_returned_for_hard_links_to_them() {
     let tar = Tar::default()
         .head(Head::new(b'5', "./.wh..wh.plnk/"))
         .file("./.wh..wh.plnk/1.2", "content")
@@ -60,7 +60,7 @@ fn files_of_aufs_are_read_for_the_links_to_them() {
 }
 
 #[test]
-fn link_to_an_inode_of_aufs_that_cannot_be_published_is_a_loss() {
+fn link_to_an_internal_file_of_aufs_that_cannot_be_published_is_a_loss() {
     let tar = Tar::default()
         .head(Head::new(b'3', ".wh..wh.plnk/1"))
         .head(Head::new(b'1', ".wh..wh.plnk/2").link(".wh..wh.plnk/1"))
@@ -77,13 +77,13 @@ fn link_to_an_inode_of_aufs_that_cannot_be_published_is_a_loss() {
 }
 
 #[test]
-fn path_that_no_image_can_have_is_refused() {
+fn invalid_path_is_refused() {
     assert_eq!(problem(Tar::default().file("a/.wh.", "")), ("a/.wh.".to_owned(), EntryError::BadWhiteout));
     let nul = Tar::default().pax(&[("path", "a\0b")]).file("a", "");
     assert!(matches!(problem(nul).1, EntryError::Path(PathError::Nul(_))));
-    for (length, is_taken) in [(254, true), (255, true), (256, false)] {
+    for (length, is_accepted) in [(254, true), (255, true), (256, false)] {
         let outcome = read(&Tar::default().pax(&[("path", &"n".repeat(length))]).file("a", "").end());
-        assert_eq!(outcome.is_ok(), is_taken, "{length}");
+        assert_eq!(outcome.is_ok(), is_accepted, "{length}");
     }
 }
 
@@ -116,7 +116,7 @@ fn ids_have_32_bits() {
     for (text, expected) in [
         ("4294967293", Ok(4_294_967_293)),
         ("4294967294", Ok(4_294_967_294)),
-        // Linux takes it for "no ID".
+        // Linux uses this number for "no ID".
         ("4294967295", Err(4_294_967_295)),
         ("4294967296", Err(4_294_967_296)),
         ("-1", Err(-1)),
@@ -136,7 +136,7 @@ fn ids_have_32_bits() {
 }
 
 #[test]
-fn hard_link_to_what_cannot_be_published_is_lost_too() {
+fn hard_link_to_an_entry_that_cannot_be_published_is_a_loss() {
     let link = |path: &str| Head::new(b'1', path).link("s");
     let tar = Tar::default().entry(Head::new(b's', "s"), "").head(link("a")).file("s", "").head(link("b"));
     let (entries, summary) = read(&tar.end()).unwrap();
@@ -171,7 +171,7 @@ fn attributes_are_kept_with_any_bytes() {
 }
 
 #[test]
-fn what_cvmfs_cannot_hold_is_lost_and_named() {
+fn entries_and_attributes_that_cvmfs_cannot_hold_are_listed_as_losses() {
     let long = "v".repeat(256);
     let tar = Tar::default()
         .pax(&[("SCHILY.xattr.user.hash", "x"), ("SCHILY.xattr.user.long", &long), ("SCHILY.xattr.user.tag", "x")])

@@ -15,11 +15,11 @@ fn exceeded<T>(outcome: Result<T, LayerError>) -> Option<Limit> {
 }
 
 #[test]
-fn each_limit_is_kept_to_the_last_one() {
+fn each_limit_allows_its_exact_value_and_no_more() {
     let two_files = || Tar::default().pax(&[("path", "a/b/c")]).file("a", "1234").file("b", "1").end();
     let size = two_files().len() as u64;
     let limits = Limits::default();
-    for (limits, limit, is_kept) in [
+    for (limits, limit, is_within) in [
         (Limits { headers: 3, ..limits }, Limit::Headers, true),
         (Limits { headers: 2, ..limits }, Limit::Headers, false),
         (Limits { content_size: 5, ..limits }, Limit::ContentSize, true),
@@ -33,12 +33,12 @@ fn each_limit_is_kept_to_the_last_one() {
         (Limits { unpacked_size: size, ..limits }, Limit::UnpackedSize, true),
         (Limits { unpacked_size: size - 1, ..limits }, Limit::UnpackedSize, false),
     ] {
-        assert_eq!(exceeded(read_within(&two_files(), limits)), (!is_kept).then_some(limit), "{limit:?}");
+        assert_eq!(exceeded(read_within(&two_files(), limits)), (!is_within).then_some(limit), "{limit:?}");
     }
 }
 
 #[test]
-fn number_of_sparse_segments_is_limited_in_every_form() {
+fn number_of_sparse_segments_is_limited_in_every_format() {
     let gnu = Head::new(b'S', "a").gnu().number(483, 12, 9).number(386, 12, 0).number(398, 12, 1);
     let gnu = gnu.number(410, 12, 2).number(422, 12, 1);
     let size = ("GNU.sparse.size", "9");
@@ -49,15 +49,15 @@ fn number_of_sparse_segments_is_limited_in_every_form() {
         Tar::default().pax(&[size, ("GNU.sparse.map", "0,1,2,1")]).file("a", "ab"),
         Tar::default().pax(&v10).file("a", std::str::from_utf8(&map).unwrap()),
     ] {
-        for (pieces, limit) in [(2, None), (1, Some(Limit::SparseSegments))] {
-            let limits = Limits { sparse_segments: pieces, ..Limits::default() };
+        for (segments, limit) in [(2, None), (1, Some(Limit::SparseSegments))] {
+            let limits = Limits { sparse_segments: segments, ..Limits::default() };
             assert_eq!(exceeded(read_within(&tar.clone().end(), limits)), limit);
         }
     }
 }
 
 #[test]
-fn holes_that_are_filled_are_limited() {
+fn size_of_filled_holes_is_limited() {
     let tar = Tar::default().file("a", "").end();
     let limits = Limits { filled_holes: 5, ..Limits::default() };
     let mut reader = LayerReader::new(tar.as_slice(), expected(&tar), limits).unwrap();
@@ -68,7 +68,7 @@ fn holes_that_are_filled_are_limited() {
 }
 
 #[test]
-fn layer_of_zeros_passes_and_a_bomb_does_not() {
+fn gzip_of_zeros_passes_the_ratio_limit_and_a_zstd_bomb_does_not() {
     let tar = Tar::default().file("a", vec![0; 8 << 20]).end();
     let limits = Limits { ratio_applies_above: 1 << 20, ..Limits::default() };
     assert_eq!(exceeded(read_within(&gzip(&tar), limits)), None);
@@ -76,7 +76,7 @@ fn layer_of_zeros_passes_and_a_bomb_does_not() {
     assert_eq!(exceeded(read(&zstd(&tar))), None);
 }
 
-/// An archive with something of everything.
+/// An archive with every kind of header and entry.
 fn rich() -> Vec<u8> {
     Tar::default()
         .extended(b'g', &[("mtime", "1.5")])
@@ -101,7 +101,7 @@ fn rich() -> Vec<u8> {
         .end()
 }
 
-/// Sets the checksum of every block that looks like a header, so that damage reaches beyond the checksum.
+/// Corrects the checksum of every block that looks like a header, so that damage is not detected by the checksum alone.
 fn with_checksums(mut tar: Vec<u8>) -> Vec<u8> {
     for block in tar.as_chunks_mut::<512>().0 {
         if block[257..262] == *b"ustar" {
@@ -121,7 +121,7 @@ fn flipped(mut bytes: Vec<u8>, flips: &[(prop::sample::Index, u8)]) -> Vec<u8> {
     bytes
 }
 
-/// Reads without keeping content: damage can make it as large as the limits allow.
+/// Reads a blob without keeping its content, because damage can make it as large as the limits allow.
 fn survive(blob: &[u8]) {
     let Ok(mut reader) = LayerReader::new(blob, expected(blob), Limits::default()) else {
         return;
@@ -133,14 +133,14 @@ fn survive(blob: &[u8]) {
 }
 
 #[test]
-fn rich_archive_is_right() {
+fn rich_archive_is_valid() {
     assert_eq!(read(&rich()).unwrap().0.len(), 11);
     assert_eq!(with_checksums(rich()), rich());
 }
 
 proptest! {
     #[test]
-    fn damaged_archive_does_no_harm(
+    fn damaged_archive_causes_no_panic(
         flips in vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
         bytes in vec((any::<prop::sample::Index>(), prop::sample::select(b"\0 -0179\x80\xff\n=Sx".to_vec())), 0..4),
         end in any::<prop::sample::Index>(),
@@ -156,7 +156,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_stream_is_never_taken_for_the_layer(
+    fn damaged_stream_is_never_accepted_as_the_layer(
         flips in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         end in any::<prop::sample::Index>(),
         compress in prop::sample::select(vec![gzip as fn(&[u8]) -> Vec<u8>, zstd, <[u8]>::to_vec]),
@@ -186,7 +186,7 @@ proptest! {
             header.set_uid(*id);
             header.set_gid(0);
             header.set_mtime(1);
-            // A ustar header may be too small for the path.
+            // The path may be too long for a ustar header.
             if builder.append_data(&mut header, raw, &content[..]).is_ok() {
                 expected.push((path, *id, content.clone()));
             }

@@ -1,4 +1,4 @@
-//! Whole blobs, byte by byte.
+//! Tests of [`LayerReader`] on whole blobs that are built byte by byte.
 
 mod archive;
 mod blob;
@@ -11,7 +11,7 @@ use crate::image::{DiffId, Digest};
 use crate::path::{EntryPath, PathError};
 use sample::{Head, Tar};
 
-/// What a layer says, with the content of its files, holes filled.
+/// Entries of a layer with the content of files, holes filled with zeros, and its summary.
 type Read = (Vec<(LayerEntry, Vec<u8>)>, LayerSummary);
 
 fn expected(blob: &[u8]) -> ExpectedLayer {
@@ -26,7 +26,7 @@ fn read_within(blob: &[u8], limits: Limits) -> Result<Read, LayerError> {
     read_as(blob, expected(blob), limits)
 }
 
-/// Reads a layer on one thread and on two, which gives the same.
+/// Reads a layer with one thread and with two, and asserts that both results are equal.
 fn read_as(blob: &[u8], expected: ExpectedLayer, limits: Limits) -> Result<Read, LayerError> {
     let read = LayerReader::new(blob, expected, limits).and_then(read_whole);
     let ahead = LayerReader::ahead(std::io::Cursor::new(blob.to_vec()), expected, limits).and_then(read_whole);
@@ -49,19 +49,19 @@ fn read_whole<R: std::io::Read>(mut reader: LayerReader<R>) -> Result<Read, Laye
     Ok((entries, reader.finish()?))
 }
 
-/// Reads the entries of an archive that is right.
+/// Reads the entries of a valid archive.
 fn entries(tar: Tar) -> Vec<(LayerEntry, Vec<u8>)> {
     read(&tar.end()).unwrap().0
 }
 
-/// Reads the only entry of an archive that is right.
+/// Reads the only entry of a valid archive.
 fn entry(tar: Tar) -> (LayerEntry, Vec<u8>) {
     let mut entries = entries(tar);
     assert_eq!(entries.len(), 1);
     entries.remove(0)
 }
 
-/// Reads an archive with a wrong entry, and returns that entry's path and what is wrong.
+/// Reads an archive with an invalid entry, and returns that entry's path and error.
 fn problem(tar: Tar) -> (String, EntryError) {
     problem_of(read(&tar.end()))
 }
@@ -70,7 +70,7 @@ fn problem_of<T>(outcome: Result<T, LayerError>) -> (String, EntryError) {
     match outcome {
         Err(LayerError::Entry { path, problem }) => (path, problem),
         Err(other) => panic!("not about an entry: {other}"),
-        Ok(_) => panic!("the archive was taken"),
+        Ok(_) => panic!("the archive was accepted"),
     }
 }
 
@@ -81,13 +81,13 @@ fn path(raw: &str) -> EntryPath {
 fn metadata(entry: &LayerEntry) -> &crate::metadata::Metadata {
     match &entry.kind {
         EntryKind::Node(metadata, _) => metadata,
-        other => panic!("{other:?} is no node"),
+        other => panic!("{other:?} is not a node"),
     }
 }
 
 fn node(entry: &LayerEntry) -> &NodeKind {
     match &entry.kind {
         EntryKind::Node(_, node) => node,
-        other => panic!("{other:?} is no node"),
+        other => panic!("{other:?} is not a node"),
     }
 }

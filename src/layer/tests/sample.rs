@@ -1,6 +1,6 @@
-//! Builds archives byte by byte, also such as no program would write.
+//! Builds archives byte by byte, including invalid ones that no program would write.
 
-/// One header block in the making. Starts as a ustar header with mode 0644.
+/// Builder of a header block. Starts as a ustar header with mode 0644.
 #[derive(Clone)]
 pub struct Head([u8; 512]);
 
@@ -14,28 +14,28 @@ impl Head {
         Self::new(b'0', path)
     }
 
-    /// Makes it a GNU header.
+    /// Changes the dialect to GNU.
     pub fn gnu(self) -> Self {
         self.bytes(257, b"ustar  \0")
     }
 
-    /// Makes it a header from before there was a standard.
+    /// Changes the dialect to V7, which has no magic.
     pub fn v7(self) -> Self {
         self.bytes(257, [0; 8])
     }
 
-    /// Writes over whatever stands at `offset`.
+    /// Overwrites the bytes at `offset`.
     pub fn bytes(mut self, offset: usize, bytes: impl AsRef<[u8]>) -> Self {
         self.0[offset..offset + bytes.as_ref().len()].copy_from_slice(bytes.as_ref());
         self
     }
 
-    /// Writes an octal number to a field of so many bytes.
+    /// Writes an octal number to a field of `length` bytes.
     pub fn number(self, offset: usize, length: usize, value: u64) -> Self {
         self.bytes(offset, format!("{value:0width$o}\0", width = length - 1))
     }
 
-    /// Writes a GNU number to a field of so many bytes.
+    /// Writes a base-256 number of GNU to a field of `length` bytes.
     pub fn base_256(self, offset: usize, length: usize, value: i64) -> Self {
         let mut field = i128::from(value).to_be_bytes()[16 - length..].to_vec();
         field[0] |= 0x80;
@@ -57,18 +57,18 @@ impl Head {
     }
 }
 
-/// An archive in the making.
+/// Builder of an archive.
 #[derive(Clone, Default)]
 pub struct Tar(pub Vec<u8>);
 
 impl Tar {
-    /// Appends an entry that says the truth about its size.
+    /// Appends an entry whose header states the size of `content`.
     pub fn entry(self, head: Head, content: impl AsRef<[u8]>) -> Self {
         let head = head.size(content.as_ref().len() as u64);
         self.raw(head.finish()).content(content)
     }
 
-    /// Appends an entry without content, as its header is.
+    /// Appends a header without content, whatever size it states.
     pub fn head(self, head: Head) -> Self {
         self.raw(head.finish())
     }
