@@ -110,7 +110,7 @@ impl Header {
 /// Appends the data segments in a `block` that continues a GNU header, and returns whether another such block follows.
 pub(super) fn read_continued_sparse_segments(
     block: &[u8; BLOCK_SIZE],
-    pieces: &mut Vec<Segment>,
+    segments: &mut Vec<Segment>,
 ) -> Result<bool, EntryError> {
     read_sparse_segments(&block[..504], segments)?;
     Ok(block[504] != 0)

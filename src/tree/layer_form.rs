@@ -1,8 +1,9 @@
-//! One layer by itself, as overlay mounts take it: whiteouts are character devices 0:0, opaque directories carry an attribute.
+//! One layer by itself, as overlay mounts need it: whiteouts are character devices 0:0, opaque directories carry an attribute.
 //!
-//! The form says less than the archive did: it cannot tell an implied directory from a named one, nor a hard link into lower
-//! layers from a file, and where lower layers have links, its marks stand elsewhere. Only together with what else is in a
-//! [`LayerForm`], which is published beside the tree, can the layer be applied again without its blob.
+//! The tree alone holds less than the archive did. It does not distinguish an implied directory from a named one, nor a hard link
+//! into lower layers from a file; and if lower layers have symbolic links, its marks are at other paths than in the archive.
+//! Therefore a [`LayerForm`] also lists these facts, and they are published beside the tree. With them, the layer can be
+//! applied again without its blob.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -15,76 +16,78 @@ use crate::metadata::{Metadata, Timestamp, Xattrs};
 use crate::object::Content;
 use crate::path::EntryPath;
 
-/// What marks an opaque directory: overlay mounts of root read the first, those of user namespaces the second.
+/// Attributes that mark an opaque directory. Overlay mounts of root read the first, those in user namespaces the second.
 pub const OPAQUE_XATTRS: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaque"];
 
 const WHITEOUT: DeviceNumber = DeviceNumber { major: 0, minor: 0 };
 
-/// One layer in overlay form, with what the form itself cannot say.
+/// One layer in overlay form, with the facts about its archive that the tree cannot express.
 #[derive(Debug, Clone)]
 pub struct LayerForm {
     /// The tree that is published.
     pub tree: Arc<Directory>,
-    /// Directories that the archive never named; their attributes come from the layers below.
+    /// Directories that the archive does not name. Their metadata come from the lower layers.
     pub implied: BTreeSet<EntryPath>,
-    /// Hard links whose inode lies in lower layers, by path.
+    /// Hard links to inodes of lower layers: path of the link, and path of the inode.
     pub links_below: BTreeMap<EntryPath, EntryPath>,
-    /// What the archive hides of lower layers, by its own words.
+    /// Paths that the archive hides by whiteouts, as the archive spells them.
     pub whiteouts: BTreeSet<EntryPath>,
-    /// Directories in which the archive hides everything of lower layers.
+    /// Directories that the archive marks as opaque.
     pub opaques: BTreeSet<EntryPath>,
 }
 
-/// A layer by itself while it is being applied. Its paths are literal: only symbolic links of its own are followed.
+/// The tree of a layer by itself, while the layer is being applied. Paths are literal: only symbolic links of the layer itself
+/// are followed.
 pub(super) struct OwnLayer {
     pub(super) tree: Arc<Directory>,
     pub(super) notes: OwnNotes,
-    /// Hard links whose inode lies in lower layers: where they are, where the inode is below, and the inode.
+    /// Hard links to inodes of lower layers: path of the link, path of the inode, and the inode.
     pub(super) links_below: Vec<(EntryPath, EntryPath, Arc<Leaf>)>,
     pub(super) whiteouts: BTreeSet<EntryPath>,
     opaques: BTreeSet<EntryPath>,
-    /// Symbolic links of the merged tree that the layer has a directory in place of, with the places that were changed through them.
+    /// Symbolic links of the merged tree at whose paths this layer has a directory, each with the paths of the merged tree that
+    /// the layer changes through the link.
     pub(super) masked_links: BTreeMap<EntryPath, BTreeSet<EntryPath>>,
-    /// Directories that whiteouts and opaque markers stand in, and what the layer had on the way there at that point.
+    /// Directories that contain whiteouts and opaque markers, each with the state of its ancestors when the marker was read.
     marked: Vec<(EntryPath, Vec<OwnAncestor>)>,
 }
 
-/// What an archive says beyond the state that it leaves.
+/// Facts about an archive that the resulting tree does not contain.
 pub(super) struct OwnNotes {
-    /// Directories that no entry named, so far.
+    /// Directories that no entry has named so far.
     implied: BTreeSet<EntryPath>,
-    /// Whether entries in another order than the archive's may say something else.
+    /// Whether the result may depend on the order of the entries.
     pub(super) is_irregular: bool,
 }
 
 impl OwnNotes {
-    pub(super) fn note_if(&mut self, is_irregular: bool) {
+    pub(super) fn mark_irregular_if(&mut self, is_irregular: bool) {
         self.is_irregular |= is_irregular;
     }
 
-    /// Notes directories that had to be created, and what each replaced.
+    /// Records implied directories that were created, each with the node that it replaced.
     pub(super) fn note_implied(&mut self, created: Vec<(EntryPath, Replaced)>) {
         for (directory, replaced) in created {
-            self.note_if(replaced == Replaced::Leaf);
+            self.mark_irregular_if(replaced == Replaced::Leaf);
             self.implied.insert(directory);
         }
     }
 
-    /// Notes a directory that an entry names.
+    /// Records a directory that an entry names.
     pub(super) fn note_directory(&mut self, path: &EntryPath, replaced: Replaced) {
         let was_implied = !self.implied.is_empty() && self.implied.remove(path);
-        self.note_if(was_implied || replaced == Replaced::Leaf);
+        self.mark_irregular_if(was_implied || replaced == Replaced::Leaf);
     }
 
     pub(super) fn note_leaf(&mut self, replaced: Replaced) {
-        self.note_if(replaced == Replaced::Directory);
+        self.mark_irregular_if(replaced == Replaced::Directory);
     }
 }
 
-/// What a layer has at one name on the way to a directory.
+/// State of one ancestor of a path in a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OwnAncestor {
-    /// Nothing that an entry says.
+    /// Missing, or a directory that no entry has named.
     Unnamed,
     Directory,
     Leaf,
@@ -105,11 +108,12 @@ impl OwnLayer {
 
     pub(super) fn set_root_metadata(&mut self, metadata: &Metadata) {
         Arc::make_mut(&mut self.tree).metadata = metadata.clone();
-        // Nothing can be in the place of the root, so that it does not matter when it is named.
+        // The root always exists as a directory, so the position of its entry in the archive does not matter.
         self.notes.implied.remove(&EntryPath::ROOT);
     }
 
-    /// Returns a directory that is known to be there, unless the notes are all there is, and the notes.
+    /// Returns an existing directory and the notes. With `notes_alone`, the layer has no tree of its own and there is no
+    /// directory.
     pub(super) fn parts(&mut self, path: &EntryPath, notes_alone: bool) -> (Option<&mut Directory>, &mut OwnNotes) {
         if notes_alone {
             return (None, &mut self.notes);
@@ -118,7 +122,8 @@ impl OwnLayer {
         (Some(directory.expect("the directory was found or created just now")), &mut self.notes)
     }
 
-    /// Returns where the directory `parent` of `path` is, after creating what is missing. `merged` is the merged tree.
+    /// Creates the missing directories of `parent`, which is the parent of `path`, and returns its resolved path. `merged` is the
+    /// merged tree.
     pub(super) fn create_directories(
         &mut self,
         parent: &EntryPath,
@@ -128,8 +133,8 @@ impl OwnLayer {
         let mut created = Vec::new();
         let note = |directory, replaced| created.push((directory, replaced));
         let real_path = create_directories(&mut self.tree, parent, path, note)?;
-        // Above other lower layers, what a symbolic link of this one leads to may lead on to somewhere else.
-        self.notes.note_if(real_path != *parent);
+        // Above other lower layers, the target of a symbolic link of this layer may itself be a symbolic link.
+        self.notes.mark_irregular_if(real_path != *parent);
         for (directory, _) in &created {
             if let Ok(Some((_, Node::Leaf(leaf)))) = look_up(merged, directory)
                 && let LeafKind::Symlink(_) = leaf.kind
@@ -141,17 +146,17 @@ impl OwnLayer {
         Ok(real_path)
     }
 
-    /// Notes that an entry which is in a directory of this layer is at another place in the merged tree: behind the link that the
-    /// directory, or the first one above it, masks.
+    /// Records that an entry in `directory` of this layer changes another path of the merged tree: the one behind the symbolic
+    /// link that `directory`, or its topmost such ancestor, masks.
     pub(super) fn note_masked_change(&mut self, directory: &EntryPath, changed: &EntryPath) {
         let above = std::iter::once(directory.clone()).chain(directory.ancestors());
         let masked = above.filter(|path| self.masked_links.contains_key(path)).last();
         self.masked_links.entry(masked.unwrap_or_else(|| directory.clone())).or_default().insert(changed.clone());
     }
 
-    /// Notes that what is in a directory may not have it created again.
-    pub(super) fn note_if_implied(&mut self, directory: &EntryPath) {
-        self.notes.note_if(!directory.is_root() && self.notes.implied.contains(directory));
+    /// Records a dependency on order if the directory is implied: when read back, an entry in it would not create the directory.
+    pub(super) fn mark_irregular_if_implied(&mut self, directory: &EntryPath) {
+        self.notes.mark_irregular_if(!directory.is_root() && self.notes.implied.contains(directory));
     }
 
     pub(super) fn note_whiteout(&mut self, path: &EntryPath) {
@@ -166,20 +171,20 @@ impl OwnLayer {
         self.opaques.insert(path.clone());
     }
 
-    /// Notes a mark at `path` that stands in a directory, before or after the layer's own entries there.
+    /// Records a whiteout or opaque marker at `path` in `directory`. `has_own`: the layer already has entries there.
     fn note_mark(&mut self, directory: EntryPath, path: &EntryPath, has_own: bool) {
         let own_ancestors = self.own_ancestors(&directory);
         let follows_one_below =
             |marks: &BTreeSet<EntryPath>| marks.range(path..).next().is_some_and(|mark| mark.is_in(path));
         let is_late = follows_one_below(&self.whiteouts) || follows_one_below(&self.opaques);
-        self.notes.note_if(has_own || is_late || own_ancestors.contains(&OwnAncestor::Leaf));
+        self.notes.mark_irregular_if(has_own || is_late || own_ancestors.contains(&OwnAncestor::Leaf));
         self.marked.push((directory, own_ancestors));
     }
 
-    /// Returns what the layer has at each name on the way to a directory.
+    /// Returns the state of each ancestor of a path, including the path itself, from the root down.
     fn own_ancestors(&self, path: &EntryPath) -> Vec<OwnAncestor> {
         let (mut directory, mut at) = (Some(&*self.tree), EntryPath::ROOT);
-        let mut step = |name: &[u8]| {
+        let mut visit = |name: &[u8]| {
             at = at.join(name);
             let node = directory.and_then(|directory| directory.children.get(name));
             directory = None;
@@ -192,13 +197,13 @@ impl OwnLayer {
                 None => OwnAncestor::Unnamed,
             }
         };
-        path.components().map(&mut step).collect()
+        path.components().map(&mut visit).collect()
     }
 
-    /// Tells whether [`layer_entries`] of the form says all that the archive does, above any lower layers.
+    /// Returns whether [`layer_entries`] of the form has the same effect as the archive, above any lower layers.
     pub(super) fn can_be_read_back(&self) -> bool {
-        // A later entry at the target of a link would be its target above layers that have none, and one above the target would
-        // be in the way to it.
+        // Above lower layers without the target, the link would refer to a later entry of this layer at the target's path, and an
+        // entry of this layer at an ancestor of that path would replace the way to it.
         let is_only_below = |(_, below, _): &(EntryPath, EntryPath, Arc<Leaf>)| {
             self.tree.get(below).is_none() && !self.own_ancestors(below).contains(&OwnAncestor::Leaf)
         };
@@ -207,12 +212,12 @@ impl OwnLayer {
         !self.notes.is_irregular
             && self.links_below.iter().all(is_only_below)
             && self.marked.iter().all(is_as_before)
-            // What is behind such a link and at the place that it leads to would have to come in the archive's order.
+            // Entries that were changed through such a link would have to be applied in the archive's order.
             && self.masked_links.is_empty()
     }
 
-    /// Returns the layer with its marks. `hidden` and `emptied` are the real paths at which, and directories in which, it hides
-    /// what `lower` has; `merged` is the two together.
+    /// Returns the layer with its marks. `hidden` has the real paths that the layer hides in `lower`, `emptied` the real
+    /// directories whose entries in `lower` it hides; `merged` is the tree of both together.
     pub(super) fn into_form(
         mut self,
         lower: &Directory,
@@ -227,11 +232,12 @@ impl OwnLayer {
             let metadata = metadata_in(merged, path);
             if tree.directory(path.components()).is_some_and(|directory| directory.metadata != metadata) {
                 let directory = Arc::make_mut(tree).directory_mut(path.components());
-                directory.expect("it was seen just now").metadata = metadata;
+                directory.expect("its metadata was read above").metadata = metadata;
             }
         }
         let mut marks = Marks { tree, implied: &mut implied, lower, merged };
-        // From the root down: what is hidden as a whole needs no marks in it, and an opaque directory hides all by itself.
+        // Sorted from the root down: below a hidden path no further marks are needed, and an opaque directory hides all its
+        // entries.
         hidden
             .iter()
             .filter(|path| path.ancestors().all(|above| !emptied.contains(&above)))
@@ -249,20 +255,22 @@ impl OwnLayer {
     }
 }
 
-/// Returns the attributes that a directory has in a tree, or those of a new directory where the tree has no such directory.
+/// Returns the metadata of a directory in a tree, or those of an implied directory if the tree has no such directory.
 fn metadata_in(tree: &Directory, path: &EntryPath) -> Metadata {
     tree.directory(path.components())
         .map_or_else(Metadata::of_implied_directory, |directory| directory.metadata.clone())
 }
 
-/// Puts marks into a layer.
+/// Adds whiteouts and opaque marks to the tree of a layer.
 ///
-/// A mark stands where it hides something: behind a symbolic link of lower layers it goes where the link leads. Where lower layers
-/// have no such directory there is nothing to hide, and Linux would list a whiteout in a directory that only one layer has.
+/// A mark is added at the real path that it hides: if lower layers have a symbolic link on that path, at the link's target. If
+/// lower layers have no such directory, there is nothing to hide, and Linux would list a whiteout in a directory that only one
+/// layer has.
 ///
-/// It may still do so where the merged lower layers have a directory that exists only behind a masked link: the layers by themselves
-/// have it at the link. Nothing tells such directories in a tree that is read back from its catalogs, and the whiteouts of a layer may
-/// not depend on whether its lower layers were read or reused. The link is a listed loss of the image.
+/// Linux may still list a whiteout if the merged lower layers have its directory only as the target of a masked link: the
+/// layers by themselves have that directory at the path of the link. A tree that is read back from its catalogs does not reveal
+/// such directories, and the whiteouts of a layer must not depend on whether its lower layers were read or reused. The masked
+/// link is listed among the losses of the image.
 struct Marks<'a> {
     tree: &'a mut Arc<Directory>,
     implied: &'a mut BTreeSet<EntryPath>,
@@ -271,7 +279,7 @@ struct Marks<'a> {
 }
 
 impl Marks<'_> {
-    /// Hides what lower layers have at a real path. A directory that the layer has there becomes opaque instead.
+    /// Hides a real path of lower layers. If the layer has a directory there, it becomes opaque; otherwise a whiteout is added.
     fn hide(&mut self, path: &EntryPath) {
         let (parent, name) = path.split().expect("the root is never hidden");
         if self.lower.directory(parent.components()).is_none() || !self.can_be_marked(&parent) {
@@ -284,7 +292,7 @@ impl Marks<'_> {
         }
     }
 
-    /// Hides all that lower layers have in a real directory.
+    /// Hides all entries of lower layers in a real directory.
     fn hide_all_in(&mut self, path: &EntryPath) {
         let is_there = |tree: &Directory| tree.directory(path.components()).is_some();
         if !(is_there(self.lower) || is_there(self.tree)) || !self.can_be_marked(path) {
@@ -292,18 +300,18 @@ impl Marks<'_> {
         }
         mark_opaque(&mut self.directory(path).metadata);
         if path.is_root() {
-            // Overlay mounts never ask whether the root of a layer is opaque.
+            // Overlay mounts ignore the attribute at the root of a layer, so each name needs a mark of its own.
             let names: Vec<Box<[u8]>> = self.lower.children.keys().cloned().collect();
             names.iter().for_each(|name| self.hide(&EntryPath::ROOT.join(name)));
         }
     }
 
-    /// Tells whether marks in a directory of the layer would be obeyed, and are needed.
+    /// Returns whether marks in a directory of the layer would be effective, and are needed.
     fn can_be_marked(&self, path: &EntryPath) -> bool {
         !is_blocked(self.tree, path) && !is_in_opaque(self.tree, path)
     }
 
-    /// Returns a directory of the layer, after creating what is missing.
+    /// Returns a directory of the layer, and creates the missing directories on its path.
     fn directory(&mut self, path: &EntryPath) -> &mut Directory {
         let (mut directory, mut at) = (Arc::make_mut(self.tree), EntryPath::ROOT);
         for name in path.components() {
@@ -312,21 +320,22 @@ impl Marks<'_> {
                 self.implied.insert(at.clone());
                 Node::Directory(Arc::new(Directory::new(metadata_in(self.merged, &at))))
             });
-            let Node::Directory(child) = child else { unreachable!("nothing else is on the way") };
+            let Node::Directory(child) = child else { unreachable!("`can_be_marked` excludes other nodes") };
             directory = Arc::make_mut(child);
         }
         directory
     }
 }
 
-/// Returns the whiteout that a layer needs at a path where it shows nothing, so that mounts do not show what `lower` has there;
-/// `None` where mounts show nothing of `lower`.
+/// Returns the whiteout that a layer needs at a path where it has no node of its own, to hide the node of `lower`. Returns `None`
+/// if mounts of both show nothing of `lower` there anyway.
 pub fn needed_whiteout(own: &Directory, lower: &Directory, path: &EntryPath) -> Option<Node> {
     let (parent, _) = path.split()?;
     (lower.get(path).is_some() && !is_in_opaque(own, &parent)).then(whiteout)
 }
 
-/// Tells whether a directory of the layer or one above it is marked as opaque. The root's mark is not obeyed by mounts.
+/// Returns whether a directory of the layer or one of its ancestors is marked as opaque, except the root, whose mark mounts
+/// ignore.
 fn is_in_opaque(own: &Directory, path: &EntryPath) -> bool {
     let mut directory = own;
     for name in path.components() {
@@ -339,7 +348,7 @@ fn is_in_opaque(own: &Directory, path: &EntryPath) -> bool {
     false
 }
 
-/// Tells whether a tree has something else than a directory on the way to one.
+/// Returns whether an ancestor of a directory, or the node at its path, is not a directory.
 fn is_blocked(tree: &Directory, path: &EntryPath) -> bool {
     let mut directory = tree;
     for name in path.components() {
@@ -362,14 +371,14 @@ fn mark_opaque(metadata: &mut Metadata) {
     xattrs.extend(OPAQUE_XATTRS.map(|name| (name.into(), b"y".as_slice().into())));
 }
 
-/// Returns the entries of a layer that was read back in overlay form: applied, they give what the archive gave.
+/// Returns the entries of a layer that was read back in overlay form. Applied, they have the same result as the archive.
 ///
-/// As in archives, a directory comes before what it hides, and that before what is in it.
+/// As in archives, a directory comes before its marks, and the marks before its entries.
 pub fn layer_entries(form: &LayerForm) -> Vec<LayerEntry<Content>> {
     let mut marks: HashMap<EntryPath, Vec<(&EntryPath, EntryKind<Content>)>> = HashMap::new();
     let whiteouts = form.whiteouts.iter().map(|path| (path, EntryKind::Whiteout));
     for mark in whiteouts.chain(form.opaques.iter().map(|path| (path, EntryKind::Opaque))) {
-        // It comes with the directory that it stands in, or the nearest one above that the layer has.
+        // A mark follows the directory that contains it, or else the nearest ancestor that the layer has.
         let is_own = |path: &EntryPath| form.tree.directory(path.components()).is_some();
         let real_path =
             std::iter::once(mark.0.clone()).filter(|_| mark.1 == EntryKind::Opaque).chain(mark.0.ancestors());
@@ -388,7 +397,7 @@ pub fn layer_entries(form: &LayerForm) -> Vec<LayerEntry<Content>> {
 
 struct ReadingBack<'f> {
     form: &'f LayerForm,
-    /// What comes right after a directory.
+    /// Marks that follow a directory.
     marks: HashMap<EntryPath, Vec<(&'f EntryPath, EntryKind<Content>)>>,
     /// The first name of each inode.
     first_names: HashMap<*const Leaf, EntryPath>,
@@ -400,7 +409,7 @@ impl ReadingBack<'_> {
         self.entries.push(LayerEntry { path: path.clone(), kind });
     }
 
-    /// Adds a directory, if the archive named it, and what is hidden in it.
+    /// Adds a directory, if the archive named it, and the marks that follow it.
     fn push_directory(&mut self, path: &EntryPath, directory: &Directory) {
         if !self.form.implied.contains(path) {
             let metadata = without_mark(&directory.metadata).0;
@@ -439,7 +448,7 @@ fn some_unless_empty(xattrs: Xattrs) -> Option<Arc<Xattrs>> {
     (!xattrs.is_empty()).then(|| Arc::new(xattrs))
 }
 
-/// Returns what the archive said of an inode; nothing of a whiteout, which is listed elsewhere.
+/// Returns the entry of an inode, or `None` for a whiteout, which the form lists separately.
 fn leaf_entry(leaf: &Leaf) -> Option<EntryKind<Content>> {
     let kind = match &leaf.kind {
         LeafKind::CharacterDevice(WHITEOUT) => return None,

@@ -1,6 +1,6 @@
-//! File systems in memory: what a stack of layers gives, and what one layer looks like by itself.
+//! File system trees in memory: the merged tree of a stack of layers, and the tree of one layer by itself.
 //!
-//! Trees hold metadata and the names of objects, never bytes, and share every directory that they have in common.
+//! Trees hold metadata and the names of objects, never file content. Two trees share every directory that is equal in both.
 
 mod layer_form;
 mod node;

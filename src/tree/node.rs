@@ -1,8 +1,8 @@
-//! Directories and what lies in them.
+//! The nodes of a tree: directories and leaves.
 //!
-//! A clone of a directory costs a counter: whoever changes one copies it first, and its parents up to the root, so that the
-//! trees before and after a layer share all that the layer left alone. Two names of one tree that hold the *same*
-//! [`Leaf`] (by address, not by value) are hard links to one inode.
+//! Directories are reference-counted. To change one, it and its parents up to the root are copied first (copy on write), so the
+//! trees before and after a layer share every directory that the layer leaves unchanged. Two names in one tree that hold the
+//! *same* [`Leaf`] (by address, not by value) are hard links to one inode.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -15,41 +15,41 @@ use crate::path::EntryPath;
 /// A directory.
 #[derive(Debug, Clone)]
 pub struct Directory {
-    /// Attributes of the directory itself.
+    /// Metadata of the directory itself.
     pub metadata: Metadata,
-    /// What lies in it, by name.
+    /// Entries of the directory, by name.
     pub children: BTreeMap<Box<[u8]>, Node>,
 }
 
-/// Something in a directory.
+/// An entry of a directory.
 #[derive(Debug, Clone)]
 pub enum Node {
     /// A directory.
     Directory(Arc<Directory>),
-    /// Anything else.
+    /// Any other inode.
     Leaf(Arc<Leaf>),
 }
 
-/// An inode that is no directory.
+/// An inode that is not a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaf {
-    /// Attributes of the inode.
+    /// Metadata of the inode.
     pub metadata: Metadata,
-    /// What it is.
+    /// Type of the inode, with what is specific to the type.
     pub kind: LeafKind,
 }
 
-/// What an inode is that is no directory.
+/// Type of an inode that is not a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LeafKind {
     /// A regular file.
     File {
-        /// Bytes, holes counted.
+        /// Size in bytes, including holes.
         size: u64,
-        /// The objects that hold them.
+        /// The objects that store the content.
         content: Content,
     },
-    /// A symbolic link, with its target as the image has it.
+    /// A symbolic link, with its target exactly as in the image.
     Symlink(Box<[u8]>),
     /// A character device; 0:0 is a whiteout in the overlay form of a layer.
     CharacterDevice(DeviceNumber),
@@ -65,18 +65,18 @@ impl Directory {
         Self { metadata, children: BTreeMap::new() }
     }
 
-    /// Returns the tree that the lowest layer is laid on: a root directory that nobody named yet.
+    /// Returns the tree below the lowest layer: an empty root directory with the metadata of an implied directory.
     pub fn empty_root() -> Arc<Self> {
         Arc::new(Self::new(Metadata::of_implied_directory()))
     }
 
-    /// Returns what is at `path` below this directory; links on the way are not followed.
+    /// Returns the node at `path` below this directory. Symbolic links in `path` are not followed.
     pub fn get(&self, path: &EntryPath) -> Option<&Node> {
         let (parent, name) = path.split()?;
         self.directory(parent.components())?.children.get(name)
     }
 
-    /// Returns the directory at the end of `names`; links on the way are not followed.
+    /// Returns the directory that `names` lead to. Symbolic links are not followed.
     pub fn directory<'a>(&self, names: impl IntoIterator<Item = &'a [u8]>) -> Option<&Directory> {
         names.into_iter().try_fold(self, |directory, name| match directory.children.get(name)? {
             Node::Directory(child) => Some(&**child),
@@ -84,7 +84,7 @@ impl Directory {
         })
     }
 
-    /// Returns the directory at the end of `names` to change it, copying those on the way that other trees share.
+    /// Returns the directory that `names` lead to for changing it. Shared directories along `names` are copied.
     pub fn directory_mut<'a>(&mut self, names: impl IntoIterator<Item = &'a [u8]>) -> Option<&mut Directory> {
         names.into_iter().try_fold(self, |directory, name| match directory.children.get_mut(name)? {
             Node::Directory(child) => Some(Arc::make_mut(child)),
@@ -92,12 +92,13 @@ impl Directory {
         })
     }
 
-    /// Returns how many of its entries are directories.
+    /// Returns the number of entries that are directories.
     pub fn subdirectories(&self) -> usize {
         self.children.values().filter(|node| matches!(node, Node::Directory(_))).count()
     }
 
-    /// Calls `visit` for everything below this directory: a directory before what lies in it, by name.
+    /// Calls `visit` for each node below this directory, in the order of names and each directory before its entries. `path` is
+    /// the path of this directory.
     pub fn walk<'a>(&'a self, path: &EntryPath, visit: &mut impl FnMut(&EntryPath, &'a Node)) {
         for (name, node) in &self.children {
             let path = path.join(name);
@@ -109,9 +110,10 @@ impl Directory {
     }
 }
 
-/// Returns the names of each inode of a tree that has some in several directories, which catalogs cannot hold.
+/// Returns the names of each inode that has names in several directories. Catalogs cannot express such hard links.
 pub fn links_across_directories(tree: &Directory) -> Vec<Vec<EntryPath>> {
-    // Other trees may refer to an inode that has one name in this one, so that the paths of few are needed.
+    // A reference count above 1 is not enough, because other trees may share the inode. So first find the inodes with several
+    // names in this tree, and then build paths only for those.
     let mut referred = Vec::new();
     visit_leaves(tree, &mut |leaf| {
         if Arc::strong_count(leaf) > 1 {
@@ -147,7 +149,7 @@ fn visit_leaves(directory: &Directory, visit: &mut impl FnMut(&Arc<Leaf>)) {
     }
 }
 
-/// Makes the names in each group one inode again, after the tree was read from catalogs.
+/// Restores hard links in a tree that was read from catalogs: the names of each group share one inode again.
 pub fn join_links(tree: &mut Arc<Directory>, groups: &[Vec<EntryPath>]) {
     for group in groups {
         let Some((first, others)) = group.split_first() else { continue };

@@ -1,8 +1,9 @@
-//! What a published layer shows otherwise than the image that uses it says.
+//! Compares the published form of a layer with the form that it has above other lower layers.
 //!
-//! A layer is published once, in the form that it has above the parents of the image that brought it. What its archive
-//! leaves to lower layers (attributes of directories that it does not name, where a mark belongs, what hard links into lower
-//! layers lead to) may be something else above other parents.
+//! A layer is published once, in the form that it has above the parents (lower layers) of the first image that brought it. Some
+//! of it depends on the parents: the metadata of directories that the archive does not name, the positions of whiteouts and
+//! opaque marks, and the inodes that hard links into lower layers refer to. Another image with other parents may need another
+//! form.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,20 +13,21 @@ use super::node::{Directory, Leaf, LeafKind, Node};
 use crate::metadata::Metadata;
 use crate::path::EntryPath;
 
-/// Where one layer is not the same above two stacks of parents.
+/// Differences between two forms of one layer, above two stacks of parents.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ParentDifferences {
-    /// Hard links into lower layers that stand for other inodes.
+    /// Hard links into lower layers that refer to different inodes.
     pub links: Vec<EntryPath>,
-    /// Directories that the archive does not name, with other attributes, and marks of what is hidden that only one form has.
-    /// What lies in a directory that only one form has is not listed.
+    /// Directories that the archive does not name and whose metadata differ, and whiteouts and opaque marks that only one form
+    /// has. The entries of a directory that only one form has are not listed.
     pub marks: Vec<EntryPath>,
 }
 
 impl ParentDifferences {
-    /// Compares two forms of one layer, whose content may be encoded in two ways.
+    /// Compares two forms of one layer. The objects of equal content may differ, if the forms were encoded in two ways.
     ///
-    /// The times of directories that the archive does not name are nothing that it says, and are not compared.
+    /// Modification times of directories that the archive does not name are not compared, because the archive does not state
+    /// them.
     pub fn between(one: &LayerForm, other: &LayerForm) -> Self {
         let links: BTreeSet<&EntryPath> = one.links_below.keys().chain(other.links_below.keys()).collect();
         let inodes = [one, other].map(|form| Inodes::of(form, &links));
@@ -37,10 +39,10 @@ impl ParentDifferences {
     }
 }
 
-/// The inodes of hard links into lower layers.
+/// The inodes of hard links into lower layers, in one form.
 struct Inodes<'f> {
     form: &'f LayerForm,
-    /// The links that are names of each inode.
+    /// For each inode, the links that are its names.
     names: BTreeMap<*const Leaf, BTreeSet<&'f EntryPath>>,
 }
 
@@ -55,7 +57,7 @@ impl<'f> Inodes<'f> {
         Self { form, names }
     }
 
-    /// Returns what is at a path, and the links that are names of it.
+    /// Returns the inode at a path, and the links that are its names.
     fn at(&self, path: &EntryPath) -> Option<(&Leaf, &BTreeSet<&'f EntryPath>)> {
         match self.form.tree.get(path) {
             Some(Node::Leaf(leaf)) => Some((leaf, &self.names[&Arc::as_ptr(leaf)])),
@@ -88,7 +90,8 @@ impl FormComparison<'_> {
     }
 }
 
-/// Tells whether an archive says the same of two files: the content that it brings is one, in whatever objects it is stored.
+/// Returns whether two leaves come from the same entry of the archive. Both forms are of one archive, so files of equal size and
+/// metadata have equal content, even if it is stored in different objects.
 fn is_same(one: &Leaf, other: &Leaf) -> bool {
     match (&one.kind, &other.kind) {
         (LeafKind::File { size: one_size, .. }, LeafKind::File { size: other_size, .. }) => {

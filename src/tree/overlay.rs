@@ -1,15 +1,17 @@
-//! Applies one layer to the tree below it, by the OCI rules for change sets (image-spec, layer.md).
+//! Applies one layer to the tree of its lower layers, by the OCI rules for change sets (image-spec, layer.md).
 //!
-//! Entries are applied one by one in the order of the archive, as umoci does it on disk, so that each sees what the ones before it
-//! left: a path is resolved through the symbolic links that are there at that point, and a hard link takes what is at its target
-//! at that point. Two things do not depend on the order. A whiteout hides what lower layers brought and never what its own layer
-//! brings, wherever it stands. And a hard link whose target is not there takes what the lower layers had there before any
-//! whiteout of this layer, else what a later entry of the layer puts there.
+//! Entries are applied in the order of the archive, as umoci does on disk, so each entry sees the result of the previous ones: a
+//! path is resolved through the symbolic links that exist at that point, and a hard link refers to the inode that its target has
+//! at that point. Two rules do not depend on the order:
 //!
-//! Where umoci refuses an archive: what stands in the way of an implied directory is replaced. A directory's attributes never
-//! change by what happens inside it.
+//! - A whiteout hides entries of lower layers, never entries of its own layer, wherever it is in the archive.
+//! - A hard link whose target does not exist refers to the inode that the lower layers had there before any whiteout of this
+//!   layer; if they had none, to the one that a later entry of this layer puts there.
 //!
-//! The same pass builds the layer by itself ([`LayerForm`]), in which paths are taken literally.
+//! Some archives that umoci refuses are accepted: a node that is not a directory is replaced where an implied directory is
+//! needed. Adding or removing entries never changes the metadata of their directory.
+//!
+//! The same pass builds the layer by itself ([`LayerForm`]), in which paths are literal.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -22,60 +24,60 @@ use crate::metadata::Metadata;
 use crate::object::Content;
 use crate::path::EntryPath;
 
-/// Why a layer cannot be applied to the tree below it.
+/// Errors from applying a layer to the tree of its lower layers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
-    /// Directories cannot be linked.
-    #[error("hard link {} names the directory {}", path.shown(), target.shown())]
+    /// The target of a hard link is a directory, which POSIX does not allow.
+    #[error("target of hard link {} is the directory {}", path.shown(), target.shown())]
     HardLinkToDirectory {
-        /// The link.
+        /// Path of the link.
         path: EntryPath,
-        /// What it names.
+        /// Target of the link.
         target: EntryPath,
     },
-    /// The target is neither in the layer nor below it.
-    #[error("hard link {} names {}, which neither this layer nor one below it has", path.shown(), target.shown())]
+    /// The target of a hard link is neither in the layer nor in a lower layer.
+    #[error("target of hard link {} does not exist in this layer or a lower one: {}", path.shown(), target.shown())]
     MissingHardLinkTarget {
-        /// The link.
+        /// Path of the link.
         path: EntryPath,
-        /// What it names.
+        /// Target of the link.
         target: EntryPath,
     },
-    /// The symbolic links on the way to an entry, or to the target of a hard link, lead in a circle or are too many.
-    #[error("more than {MAX_SYMLINKS} symbolic links on the way to {}", .0.shown())]
+    /// The path of an entry, or of the target of a hard link, leads through too many symbolic links, or through a cycle of them.
+    #[error("path {} leads through more than {MAX_SYMLINKS} symbolic links", .0.shown())]
     TooManyLinks(EntryPath),
-    /// Symbolic links lead deeper than any path may.
-    #[error("{} would lie below more than {MAX_DEPTH} directories", .0.shown())]
+    /// Symbolic links resolve a path to more components than are allowed.
+    #[error("path {} leads below more than {MAX_DEPTH} directories", .0.shown())]
     TooDeep(EntryPath),
-    /// A symbolic link on the way has a target that cannot be the name of a directory.
-    #[error("a symbolic link on the way to {} has a name in its target that is longer than 255 bytes or has a NUL", .0.shown())]
+    /// The target of a symbolic link has a component that cannot be the name of a directory.
+    #[error("path {} leads through a symbolic link to a name that is longer than 255 bytes or contains a NUL", .0.shown())]
     UnusableName(EntryPath),
-    /// The root of an image is a directory.
+    /// An entry would replace the root directory.
     #[error("the layer has something other than a directory at the root")]
     RootIsNoDirectory,
 }
 
-/// A layer that was applied.
+/// Result of applying a layer.
 #[derive(Debug, Clone)]
 pub struct Applied {
-    /// The lower layers with this one on top.
+    /// The merged tree: the lower layers with this one on top.
     pub tree: Arc<Directory>,
     /// The layer by itself.
     pub form: LayerForm,
-    /// Symbolic links that the layer by itself has a directory in place of, though no entry of the layer names it, and the places in
-    /// the tree that the layer changes through each of them.
+    /// Symbolic links of the merged tree at whose paths the layer by itself has a directory that no entry names, each with the
+    /// paths of the merged tree that the layer changes through the link.
     pub masked_links: BTreeMap<EntryPath, BTreeSet<EntryPath>>,
-    /// Whether [`super::layer_entries`] of the form says all that the archive does, above any lower layers.
+    /// Whether [`super::layer_entries`] of the form has the same effect as the archive, above any lower layers.
     pub can_be_read_back: bool,
 }
 
-/// Maximum number of directories that lie in one another: as many as an archive may name, wherever symbolic links lead.
+/// Maximum depth of a path after symbolic links were followed. Equal to the default limit for paths in an archive.
 pub(super) const MAX_DEPTH: usize = 1_000;
 
 /// Applies the entries of one layer, in the order of its archive, to `lower`.
 pub fn apply(lower: &Arc<Directory>, entries: &[LayerEntry<Content>]) -> Result<Applied, ApplyError> {
     let mut application = Application::new(lower, entries);
-    // Archives have the entries of one directory in a row, so that it is looked up once for all of them.
+    // Archives usually have the entries of one directory in a row, so the directory is looked up once for all of them.
     let is_node = |entry: &LayerEntry<Content>| matches!(entry.kind, EntryKind::Node(..));
     for run in entries.chunk_by(|one, other| is_node(one) && is_node(other) && one.path.is_sibling_of(&other.path)) {
         application.add_siblings(run)?;
@@ -88,31 +90,31 @@ struct Application<'a> {
     lower: &'a Arc<Directory>,
     tree: Arc<Directory>,
     own: OwnLayer,
-    /// Whether the layer by itself is what it gives, because nothing is below and it only adds: then one tree is both, and
-    /// [`Self::own`] has its notes alone until the end.
+    /// Whether the merged tree and the layer by itself are the same, because there is no lower layer and this one removes
+    /// nothing. Then `own` has no tree of its own until the end, only notes.
     is_lowest: bool,
-    /// Real paths that the layer brought or put something below. Of leaves, only those that cannot be told from the lower layers'
-    /// by their inode. `None` for a layer that only adds, where nothing asks.
+    /// Real paths that the layer added or has entries below. Leaves are included only if their inode is one of the lower layers,
+    /// because others are recognised by their inode. `None` for a layer that removes nothing, because nothing then needs it.
     touched: Option<HashSet<EntryPath>>,
-    /// Real paths at which the layer hides what lower layers have.
+    /// Real paths that the layer hides in lower layers.
     hidden: BTreeSet<EntryPath>,
-    /// Real paths of directories in which the layer hides all that lower layers have.
+    /// Real paths of directories whose entries in lower layers the layer hides.
     emptied: BTreeSet<EntryPath>,
-    /// Files that AUFS kept for itself, by their literal paths.
+    /// Internal files of AUFS, by their literal paths.
     bookkeeping: HashMap<EntryPath, Arc<Leaf>>,
     pending: Vec<PendingLink>,
-    /// Inodes of lower layers that the layer links to, with their paths there.
+    /// Inodes of lower layers that hard links of this layer refer to, with their real paths there.
     inodes_below: HashMap<*const Leaf, EntryPath>,
 }
 
-/// A hard link whose target is still to come.
+/// A hard link whose target does not exist yet.
 struct PendingLink {
     path: EntryPath,
     target: EntryPath,
-    /// Stands in the trees for the inode.
+    /// Represents the inode in both trees until the target exists.
     placeholder: Arc<Leaf>,
-    /// Where the placeholder was put: in the tree, and in the layer by itself.
-    real_paths: Vec<(EntryPath, EntryPath)>,
+    /// Paths of the placeholder: in the merged tree, and in the layer by itself.
+    placed_at: Vec<(EntryPath, EntryPath)>,
 }
 
 impl<'a> Application<'a> {
@@ -135,10 +137,10 @@ impl<'a> Application<'a> {
         }
     }
 
-    /// Adds entries that lie in one directory if there are several.
+    /// Adds consecutive entries. If there are several, all are in the same directory.
     fn add_siblings(&mut self, mut entries: &[LayerEntry<Content>]) -> Result<(), ApplyError> {
         while let Some((entry, others)) = entries.split_first() {
-            // Only a real directory stays where it is while entries are added to it.
+            // A path through a symbolic link may change with each entry; that of a real directory does not.
             if !others.is_empty() && self.add_to_real_directory(entries) {
                 return Ok(());
             }
@@ -148,7 +150,8 @@ impl<'a> Application<'a> {
         Ok(())
     }
 
-    /// Adds files, directories and the like to the directory that they lie in, if that is a real one in both trees.
+    /// Adds nodes to their directory if it exists in both trees without symbolic links on its path. Otherwise adds nothing and
+    /// returns false.
     fn add_to_real_directory(&mut self, entries: &[LayerEntry<Content>]) -> bool {
         let Some((parent, _)) = entries[0].path.split() else { return false };
         let is_real = |tree: &Directory| tree.directory(parent.components()).is_some();
@@ -163,7 +166,7 @@ impl<'a> Application<'a> {
         let tree = directory_mut(&mut self.tree, &parent);
         let (mut own, notes) = self.own.parts(&parent, self.is_lowest);
         for entry in entries {
-            let EntryKind::Node(metadata, kind) = &entry.kind else { unreachable!("only nodes come in a row") };
+            let EntryKind::Node(metadata, kind) = &entry.kind else { unreachable!("`apply` groups only nodes") };
             let name = entry.path.name();
             if let NodeKind::Directory = kind {
                 if let Some(touched) = &mut self.touched {
@@ -218,7 +221,7 @@ impl<'a> Application<'a> {
         Ok(())
     }
 
-    /// Puts an inode at a path.
+    /// Adds a leaf at a path.
     fn add_leaf(&mut self, path: &EntryPath, leaf: Arc<Leaf>) -> Result<(), ApplyError> {
         if is_bookkeeping(path) {
             self.bookkeeping.insert(path.clone(), leaf);
@@ -231,7 +234,7 @@ impl<'a> Application<'a> {
             touched.insert(real_path.clone());
         }
         if let Some(pending) = self.pending.iter_mut().find(|pending| Arc::ptr_eq(&pending.placeholder, &leaf)) {
-            pending.real_paths.push((real_path.clone(), own_path.clone()));
+            pending.placed_at.push((real_path.clone(), own_path.clone()));
         }
         let replaced = put_leaf(directory_mut(&mut self.tree, &parent), path.name(), Arc::clone(&leaf));
         if replaced == Replaced::Directory {
@@ -256,7 +259,7 @@ impl<'a> Application<'a> {
                     path: path.clone(),
                     target: target.clone(),
                     placeholder: Arc::clone(&placeholder),
-                    real_paths: Vec::new(),
+                    placed_at: Vec::new(),
                 };
                 self.pending.push(link);
                 placeholder
@@ -265,7 +268,7 @@ impl<'a> Application<'a> {
         self.add_leaf(path, leaf)
     }
 
-    /// Returns the inode that a hard link takes now; `None` where its target is still to come.
+    /// Returns the inode that a hard link refers to at this point, or `None` if its target does not exist yet.
     fn find_target(&mut self, path: &EntryPath, target: &EntryPath) -> Result<Option<Arc<Leaf>>, ApplyError> {
         if let Some(leaf) = self.bookkeeping.get(target) {
             return Ok(Some(Arc::clone(leaf)));
@@ -282,34 +285,34 @@ impl<'a> Application<'a> {
         }
     }
 
-    /// Notes where the inode of a hard link comes from.
+    /// Records whether the inode of a hard link comes from lower layers.
     fn note_target(&mut self, real_path: &EntryPath, target: &EntryPath, leaf: &Arc<Leaf>) {
         let is_at =
             |tree: &Directory, path| matches!(tree.get(path), Some(Node::Leaf(there)) if Arc::ptr_eq(there, leaf));
         if is_at(self.lower, real_path) {
-            // Above other lower layers, the links on the way may lead elsewhere.
-            self.own.notes.note_if(real_path != target);
+            // Above other lower layers, symbolic links on the target's path may lead elsewhere.
+            self.own.notes.mark_irregular_if(real_path != target);
             self.inodes_below.insert(Arc::as_ptr(leaf), real_path.clone());
         } else if !self.inodes_below.contains_key(&Arc::as_ptr(leaf)) {
             let own = if self.is_lowest { &self.tree } else { &self.own.tree };
-            self.own.notes.note_if(!is_at(own, target));
+            self.own.notes.mark_irregular_if(!is_at(own, target));
         }
     }
 
-    /// Returns what the lower layers had at the target of a hard link.
+    /// Returns the inode that the lower layers have at the target of a hard link.
     fn leaf_below(&mut self, path: &EntryPath, target: &EntryPath) -> Result<Option<Arc<Leaf>>, ApplyError> {
         match look_up(self.lower, target).map_err(|_| ApplyError::TooManyLinks(path.clone()))? {
             None => Ok(None),
             Some((_, Node::Directory(_))) => Err(link_to_directory(path, target)),
             Some((real_path, Node::Leaf(leaf))) => {
-                self.own.notes.note_if(real_path != *target);
+                self.own.notes.mark_irregular_if(real_path != *target);
                 self.inodes_below.insert(Arc::as_ptr(leaf), real_path);
                 Ok(Some(Arc::clone(leaf)))
             }
         }
     }
 
-    /// Gives the pending links to `path`, at which an entry was put just now, their inodes.
+    /// Resolves pending hard links whose target may be `path`, where an entry was just added.
     fn link_pending_to(&mut self, path: &EntryPath) -> Result<(), ApplyError> {
         for index in (0..self.pending.len()).rev() {
             if self.pending[index].target.name() == path.name() {
@@ -319,7 +322,7 @@ impl<'a> Application<'a> {
         Ok(())
     }
 
-    /// Gives a pending link its inode if its target is there by now.
+    /// Replaces the placeholder of a pending hard link if its target exists by now.
     fn link_pending(&mut self, index: usize) -> Result<(), ApplyError> {
         let PendingLink { path, target, placeholder, .. } = &self.pending[index];
         let found = match self.bookkeeping.get(target) {
@@ -343,7 +346,7 @@ impl<'a> Application<'a> {
             *kept = Arc::clone(leaf);
         }
         let below = self.inodes_below.get(&Arc::as_ptr(leaf));
-        for (real_path, own_path) in &link.real_paths {
+        for (real_path, own_path) in &link.placed_at {
             replace_leaf(&mut self.tree, real_path, &link.placeholder, leaf);
             if !self.is_lowest {
                 replace_leaf(&mut self.own.tree, own_path, &link.placeholder, leaf);
@@ -354,7 +357,7 @@ impl<'a> Application<'a> {
             }
         }
         if let Some(other) = self.pending.iter_mut().find(|pending| Arc::ptr_eq(&pending.placeholder, leaf)) {
-            other.real_paths.extend(link.real_paths);
+            other.placed_at.extend(link.placed_at);
         }
     }
 
@@ -363,27 +366,28 @@ impl<'a> Application<'a> {
         let (parent, own_parent) = self.create_parents(path)?;
         directory_mut(&mut self.tree, &parent).children.remove(path.name());
         self.hidden.insert(parent.join(path.name()));
-        // Read back, it is a whiteout, which creates no directories and removes nothing of its own layer.
-        self.own.note_if_implied(&own_parent);
-        self.own.notes.note_if(self.is_touched(&parent.join(path.name())));
+        // When the layer is read back, this entry is a whiteout, which creates no directories and removes nothing of its own
+        // layer.
+        self.own.mark_irregular_if_implied(&own_parent);
+        self.own.notes.mark_irregular_if(self.is_touched(&parent.join(path.name())));
         let (own, notes) = self.own.parts(&own_parent, false);
-        notes.note_if(own.is_some_and(|own| own.children.remove(path.name()).is_some()));
+        notes.mark_irregular_if(own.is_some_and(|own| own.children.remove(path.name()).is_some()));
         self.own.whiteouts.insert(path.clone());
         Ok(())
     }
 
-    /// Hides what lower layers have at a path, and nothing of this layer.
+    /// Hides the node of lower layers at a path, but nothing of this layer.
     fn hide(&mut self, path: &EntryPath) {
         self.own.note_whiteout(path);
         let (parent, name) = path.split().expect("no whiteout hides the root");
         let Ok(parent) = resolve(&self.tree, &parent) else { return };
         let real_path = path_of(&parent).join(name);
-        self.own.notes.note_if(real_path != *path || self.is_touched(&real_path));
+        self.own.notes.mark_irregular_if(real_path != *path || self.is_touched(&real_path));
         let node = self.tree.directory(names(&parent)).and_then(|directory| directory.children.get(name)).cloned();
         if let Some(node) = node {
             let left = self.without_lower(&real_path, node);
             let directory = Arc::make_mut(&mut self.tree).directory_mut(names(&parent));
-            let children = &mut directory.expect("the directory was seen just now").children;
+            let children = &mut directory.expect("its entry was found above").children;
             match left {
                 Some(node) => drop(children.insert(name.into(), node)),
                 None => drop(children.remove(name)),
@@ -392,21 +396,21 @@ impl<'a> Application<'a> {
         self.hidden.insert(real_path);
     }
 
-    /// Hides what lower layers have in a directory, and nothing of this layer.
+    /// Hides the entries of lower layers in a directory, but nothing of this layer.
     fn hide_all_in(&mut self, path: &EntryPath) {
         self.own.note_opaque(path);
         let Ok(real_path) = resolve(&self.tree, path) else { return };
         let real_path = path_of(&real_path);
-        self.own.notes.note_if(real_path != *path);
+        self.own.notes.mark_irregular_if(real_path != *path);
         if let Some(directory) = self.tree.directory(real_path.components()) {
             let left = self.children_without_lower(&real_path, directory);
-            self.own.notes.note_if(!left.is_empty());
+            self.own.notes.mark_irregular_if(!left.is_empty());
             directory_mut(&mut self.tree, &real_path).children = left;
         }
         self.emptied.insert(real_path);
     }
 
-    /// Returns what this layer has at a real path, of what is there: `None` where that is nothing.
+    /// Returns the part of `node`, which is at a real path, that this layer added, or `None` if it added nothing there.
     fn without_lower(&self, real_path: &EntryPath, node: Node) -> Option<Node> {
         let is_touched = self.is_touched(real_path);
         match node {
@@ -433,7 +437,8 @@ impl<'a> Application<'a> {
         left
     }
 
-    /// Returns where the directory of `path` is in the tree and in the layer by itself, after creating what is missing.
+    /// Creates the missing directories of `path`, and returns the real path of its parent in the merged tree and in the layer by
+    /// itself.
     fn create_parents(&mut self, path: &EntryPath) -> Result<(EntryPath, EntryPath), ApplyError> {
         let (parent, _) = path.split().expect("the root has no parent");
         let mut created = Vec::new();
@@ -442,7 +447,7 @@ impl<'a> Application<'a> {
         })?;
         self.touch(&real_path);
         if self.is_lowest {
-            self.own.notes.note_if(real_path != parent);
+            self.own.notes.mark_irregular_if(real_path != parent);
             self.own.notes.note_implied(created);
             return Ok((real_path.clone(), real_path));
         }
@@ -459,7 +464,7 @@ impl<'a> Application<'a> {
         self.touched.as_ref().is_some_and(|touched| touched.contains(real_path))
     }
 
-    /// Notes that the layer has something in a directory.
+    /// Records that the layer has an entry in a directory.
     fn touch(&mut self, directory: &EntryPath) {
         if let Some(touched) = &mut self.touched
             && touched.insert(directory.clone())
@@ -473,7 +478,8 @@ impl<'a> Application<'a> {
     }
 
     fn finish(mut self) -> Result<Applied, ApplyError> {
-        // A symbolic link may have made a target reachable since, which may be the target of another link.
+        // A later symbolic link may have made a target reachable, and a link that is resolved now may be the target of another
+        // one.
         let mut waiting = usize::MAX;
         while self.pending.len() < waiting {
             waiting = self.pending.len();
@@ -481,9 +487,9 @@ impl<'a> Application<'a> {
                 self.link_pending(index)?;
             }
         }
-        for PendingLink { path, target, placeholder, real_paths } in &self.pending {
+        for PendingLink { path, target, placeholder, placed_at } in &self.pending {
             let is_left = |real_path: &EntryPath| matches!(self.tree.get(real_path), Some(Node::Leaf(there)) if Arc::ptr_eq(there, placeholder));
-            if real_paths.iter().any(|(real_path, _)| is_left(real_path)) {
+            if placed_at.iter().any(|(real_path, _)| is_left(real_path)) {
                 return Err(missing_target(path, target));
             }
         }
@@ -497,7 +503,7 @@ impl<'a> Application<'a> {
     }
 }
 
-/// What an entry took the place of.
+/// What an added entry replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Replaced {
     Nothing,
@@ -505,7 +511,7 @@ pub(super) enum Replaced {
     Directory,
 }
 
-/// Puts a directory into another one, or gives the one that is there new attributes.
+/// Adds a directory, or sets the metadata of an existing one.
 fn put_directory(parent: &mut Directory, name: &[u8], metadata: &Metadata) -> Replaced {
     match parent.children.get_mut(name) {
         Some(Node::Directory(there)) => {
@@ -529,7 +535,7 @@ fn put_leaf(parent: &mut Directory, name: &[u8], leaf: Arc<Leaf>) -> Replaced {
 
 fn leaf_kind(kind: &NodeKind<Content>) -> LeafKind {
     match kind {
-        NodeKind::Directory => unreachable!("directories are no leaves"),
+        NodeKind::Directory => unreachable!("callers handle directories separately"),
         NodeKind::File { size, content } => LeafKind::File { size: *size, content: content.clone() },
         NodeKind::Symlink(target) => LeafKind::Symlink(target.clone()),
         NodeKind::CharacterDevice(number) => LeafKind::CharacterDevice(*number),
@@ -538,7 +544,7 @@ fn leaf_kind(kind: &NodeKind<Content>) -> LeafKind {
     }
 }
 
-/// Puts `new` at a real path if `old` is still there.
+/// Replaces the leaf at a real path by `new` if the leaf is `old`.
 fn replace_leaf(tree: &mut Arc<Directory>, path: &EntryPath, old: &Arc<Leaf>, new: &Arc<Leaf>) {
     if matches!(tree.get(path), Some(Node::Leaf(there)) if Arc::ptr_eq(there, old)) {
         let (parent, name) = path.split().expect("a leaf is not the root");
@@ -546,15 +552,15 @@ fn replace_leaf(tree: &mut Arc<Directory>, path: &EntryPath, old: &Arc<Leaf>, ne
     }
 }
 
-/// Returns a directory of `tree` that is known to be there.
+/// Returns an existing directory of `tree`.
 fn directory_mut<'t>(tree: &'t mut Arc<Directory>, path: &EntryPath) -> &'t mut Directory {
     Arc::make_mut(tree).directory_mut(path.components()).expect("the directory was found or created just now")
 }
 
-/// Returns where the directory `parent` of `path` really is in `tree`, after creating what is missing; `note` is told of each
-/// directory that is created, and what it replaced.
+/// Creates the missing directories of `parent`, which is the parent of `path`, and returns its resolved path. Calls `note` for
+/// each created directory, with what it replaced.
 ///
-/// Anything else than a directory in the way is replaced.
+/// A node on that path that is not a directory is replaced.
 pub(super) fn create_directories(
     tree: &mut Arc<Directory>,
     parent: &EntryPath,
@@ -579,7 +585,7 @@ pub(super) fn create_directories(
             note(at.clone(), put_directory(directory, name, &Metadata::of_implied_directory()));
         }
         let Some(Node::Directory(child)) = directory.children.get_mut(name) else {
-            unreachable!("it was made one just now")
+            unreachable!("a directory was put there above")
         };
         directory = Arc::make_mut(child);
     }

@@ -1,4 +1,4 @@
-//! The tree against the naive implementation in `verify`, on generated images in which everything collides.
+//! Compares the tree with the naive implementation in `verify`, on generated images whose names collide often.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::verify::overlay_model::{MountedTree, overlay_mount};
 use crate::verify::tests_generate::image;
 use crate::verify::{NaiveLayer, NaiveTree};
 
-/// A tree without its structure: each path with what is there, and with a number that hard links have in common.
+/// A tree as a map of paths: metadata, type, and a number that all hard links of one inode share.
 type Flat = BTreeMap<EntryPath, (Metadata, NodeKind<Content>, usize)>;
 
 fn with_content(layers: &[Vec<LayerEntry<u8>>]) -> Vec<Vec<LayerEntry<Content>>> {
@@ -71,7 +71,7 @@ fn form_of(lower: &Arc<Directory>, layer: &[LayerEntry<Content>]) -> Result<Laye
     Ok(applied(lower, layer)?.form)
 }
 
-/// The error without its words.
+/// The variant and fields of an error, which both implementations share.
 fn error_kind(error: &impl std::fmt::Debug) -> String {
     format!("{error:?}")
 }
@@ -98,7 +98,7 @@ proptest! {
     }
 
     #[test]
-    fn applying_a_layer_leaves_the_tree_below_as_it_was(image in image()) {
+    fn applying_a_layer_does_not_change_the_tree_below(image in image()) {
         let mut tree = Directory::empty_root();
         for layer in with_content(&image) {
             let before = flat(&tree);
@@ -148,7 +148,7 @@ proptest! {
         }
         let (Some(one), Some(other)) = (one, lower(&layers)) else { return Ok(()) };
         let (Ok(published), Ok(expected)) = (applied(&one, &layer), applied(&other, &layer)) else { return Ok(()) };
-        // In which order entries come matters where a link of lower layers leads from one directory of the layer to another.
+        // The order of entries matters if a symbolic link of lower layers leads from one directory of the layer to another.
         let is_real = |path: &EntryPath| super::walk::resolve(&other, path).is_ok_and(|place| super::walk::path_of(&place) == *path);
         let is_mark = |entry: &&LayerEntry<Content>| matches!(entry.kind, EntryKind::Whiteout | EntryKind::Opaque);
         let parents = layer.iter().filter(is_mark).map(|mark| match mark.kind {
@@ -166,7 +166,7 @@ proptest! {
     }
 
     #[test]
-    fn what_other_parents_change_in_a_layer_is_listed(image in image(), left_out in any::<prop::sample::Index>()) {
+    fn differences_above_other_parents_are_listed(image in image(), left_out in any::<prop::sample::Index>()) {
         let mut layers = with_content(&image);
         let layer = layers.pop().unwrap();
         let lower = |layers: &[Vec<LayerEntry<Content>>]| {
@@ -181,11 +181,11 @@ proptest! {
         let [Ok(one), Ok(other)] = forms else { return Ok(()) };
         prop_assert_eq!(ParentDifferences::between(&one, &one), ParentDifferences::default());
         let listed = ParentDifferences::between(&one, &other);
-        let left_open = LeftOpen {
+        let depends_on_parents = DependsOnParents {
             implied: one.implied.union(&other.implied).cloned().collect(),
             links: one.links_below.keys().chain(other.links_below.keys()).cloned().collect(),
         };
-        let (one, other) = (left_open.flat(&one.tree), left_open.flat(&other.tree));
+        let (one, other) = (depends_on_parents.flat(&one.tree), depends_on_parents.flat(&other.tree));
         let paths: BTreeSet<&EntryPath> = one.keys().chain(other.keys()).collect();
         for path in paths.into_iter().filter(|path| one.get(path) != other.get(path)) {
             let is_listed = |path: &EntryPath| listed.marks.contains(path) || listed.links.contains(path);
@@ -197,7 +197,7 @@ proptest! {
     }
 
     #[test]
-    fn stacked_layer_forms_mount_as_the_merged_tree_but_for_masked_links(image in image()) {
+    fn mounted_layer_forms_equal_the_merged_tree_except_at_masked_links(image in image()) {
         let mut tree = Directory::empty_root();
         let mut forms: Vec<MountedTree<Content>> = Vec::new();
         let mut explained = BTreeSet::new();
@@ -220,15 +220,15 @@ proptest! {
     }
 }
 
-/// What the archive of a layer leaves to the layers below.
-struct LeftOpen {
+/// Paths of a layer whose metadata or inode come from the layers below.
+struct DependsOnParents {
     implied: BTreeSet<EntryPath>,
     links: BTreeSet<EntryPath>,
 }
 
-impl LeftOpen {
-    /// Returns what is at each path, but for the times of directories that no layer names; with hard links into lower layers,
-    /// also which of them are one inode.
+impl DependsOnParents {
+    /// Returns metadata and type at each path, without the times of directories that no layer names. For hard links into lower
+    /// layers, also returns the other links to the same inode.
     fn flat(&self, tree: &Directory) -> BTreeMap<EntryPath, (Metadata, NodeKind<Content>, BTreeSet<EntryPath>)> {
         let flat = flat(tree);
         let names = |inode: usize| -> BTreeSet<EntryPath> {
@@ -279,14 +279,14 @@ fn directories_that_a_layer_does_not_touch_are_shared() {
     let upper = apply(&lower, &[file("a/z", 1)]).unwrap();
     let directory = |tree: &Directory, name: &str| match &tree.children[name.as_bytes()] {
         Node::Directory(directory) => Arc::as_ptr(directory),
-        Node::Leaf(_) => panic!("{name} is no directory"),
+        Node::Leaf(_) => panic!("{name} is not a directory"),
     };
     assert_eq!(directory(&lower, "b"), directory(&upper, "b"));
     assert_ne!(directory(&lower, "a"), directory(&upper, "a"));
 }
 
 #[test]
-fn layer_form_takes_attributes_of_implied_directories_and_content_of_links_from_below() {
+fn layer_form_has_metadata_of_implied_directories_and_content_of_links_from_lower_layers() {
     let lower = apply(&Directory::empty_root(), &[directory("tmp", 0o1777), file("bin/tool", 7)]).unwrap();
     let layer = [file("tmp/new", 1), mark("tmp/link", EntryKind::HardLink(path("bin/tool")))];
     let form = form_of(&lower, &layer).unwrap();
@@ -300,7 +300,7 @@ fn layer_form_takes_attributes_of_implied_directories_and_content_of_links_from_
 }
 
 #[test]
-fn layer_form_marks_what_it_hides() {
+fn layer_form_marks_hidden_entries() {
     let lower = apply(&Directory::empty_root(), &[file("a/x", 1), file("b/y", 1), file("c/z", 1)]).unwrap();
     let layer = [
         mark("a/x", EntryKind::Whiteout),
@@ -323,14 +323,14 @@ fn layer_form_marks_what_it_hides() {
             .is_some_and(|xattrs| OPAQUE_XATTRS.iter().all(|mark| xattrs.contains_key(*mark)))
     };
     assert!(is_whiteout("a/x") && is_opaque("b") && is_opaque("c") && !is_opaque("a"));
-    assert!(form.tree.get(&path("c/z")).is_none(), "a whiteout in an opaque directory shows as a name without a file");
+    assert!(form.tree.get(&path("c/z")).is_none(), "Linux would list a whiteout in an opaque directory as a name");
 }
 
 #[test]
-fn an_opaque_root_hides_each_lower_name_because_overlay_mounts_do_not_ask() {
+fn opaque_root_hides_each_lower_name_because_overlay_mounts_ignore_its_attribute() {
     let lower = apply(&Directory::empty_root(), &[file("a/x", 1), file("b/y", 1)]).unwrap();
     let form = form_of(&lower, &[mark("", EntryKind::Opaque), file("b/new", 2)]).unwrap();
     assert!(matches!(form.tree.get(&path("a")), Some(Node::Leaf(_))));
     let own = form.tree.directory([&b"b"[..]]).unwrap();
-    assert!(own.metadata.xattrs.is_some(), "what the layer has itself hides the lower directory of that name");
+    assert!(own.metadata.xattrs.is_some(), "a directory of the layer must hide the lower directory of that name");
 }

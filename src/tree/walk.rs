@@ -1,9 +1,9 @@
-//! Where a path of an archive really lies in a tree: symbolic links are followed inside the root.
+//! Resolves the paths of an archive in a tree. Symbolic links are followed, and never lead out of the root.
 
 use super::node::{Directory, LeafKind, Node};
 use crate::path::EntryPath;
 
-/// A place in a tree: names from the root down, none of which is a symbolic link.
+/// A path after symbolic links were followed: names from the root down, none of which is a symbolic link.
 pub(super) type ResolvedPath = Vec<Box<[u8]>>;
 
 /// Maximum number of symbolic links that are followed for one path, as in umoci (`filepath-securejoin`).
@@ -13,14 +13,14 @@ pub(super) const MAX_SYMLINKS: usize = 255;
 #[derive(Debug)]
 pub(super) struct TooManyLinks;
 
-/// Returns the place that `path` leads to when every link on the way is followed, the last component's, too.
+/// Resolves `path`, following every symbolic link, including one at the last component.
 ///
-/// The place need not exist. A name that is missing or no directory is taken as it stands, and a `..` after it removes it again:
-/// so umoci resolves paths, in whose result directories are created afterwards.
+/// The resolved path need not exist. A name that is missing or not a directory is kept, and a `..` after it removes it again.
+/// umoci resolves paths in the same way and then creates the missing directories.
 pub(super) fn resolve(tree: &Directory, path: &EntryPath) -> Result<ResolvedPath, TooManyLinks> {
     let mut steps: Vec<Box<[u8]>> = path.components().rev().map(Into::into).collect();
     let (mut at, mut links) = (ResolvedPath::new(), 0);
-    // The directories of the place that exist: all of it, or the first ones.
+    // The directories along the resolved path, as far as they exist.
     let mut directories = vec![tree];
     while let Some(name) = steps.pop() {
         match &*name {
@@ -56,13 +56,13 @@ pub(super) fn resolve(tree: &Directory, path: &EntryPath) -> Result<ResolvedPath
     Ok(at)
 }
 
-/// Returns where the directory at `path` really lies; `None` where there is none.
+/// Returns the resolved path of the directory at `path`, or `None` if there is no such directory.
 pub fn find_directory(tree: &Directory, path: &EntryPath) -> Option<EntryPath> {
     let real_path = resolve(tree, path).ok()?;
     tree.directory(names(&real_path)).map(|_| path_of(&real_path))
 }
 
-/// Returns the place of the entry at `path` and what is there, following links up to the last component, but not there.
+/// Returns the node at `path` with its real path. Symbolic links are followed, except at the last component.
 pub(super) fn look_up<'t>(
     tree: &'t Directory,
     path: &EntryPath,
