@@ -1,7 +1,7 @@
-//! The words of the OCI image specification: digests, names, and what an image consists of. No I/O.
+//! Types of the OCI image specification: digests, names, manifests, configs and platforms. No I/O.
 //!
-//! A *digest* names bytes as a registry holds them, a *diff ID* names a layer's tar stream once it is unpacked, and a
-//! *chain ID* names the file system that a stack of layers gives. All three look alike as text; the types keep them apart.
+//! A *digest* names bytes as a registry stores them, a *diff ID* names the unpacked tar stream of a layer, and a *chain ID* names
+//! the file system that results from a stack of layers. All three have the same text form; the types keep them apart.
 
 mod config;
 mod document;
@@ -24,31 +24,31 @@ pub use name::{FullName, ImageName, ImageReference};
 pub(crate) use name::{is_repository, is_tag};
 pub use platform::{Platform, Suitability};
 
-/// Why a text is not a digest, an image name or a platform.
+/// Errors from parsing a digest, an image name or a platform.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Only SHA-256 in lower-case hexadecimal is in use.
+    /// The text is not a digest. Only SHA-256 in lower-case hexadecimal is supported.
     #[error("'{}' is not a digest of the form sha256:<64 hexadecimal digits>", shown(.0))]
     Digest(String),
-    /// The text is no image name.
+    /// The text is not an image name.
     #[error("'{}' is not an image name: {reason}", shown(name))]
     Image {
-        /// The text as it was given.
+        /// The text.
         name: String,
-        /// What is wrong with it.
+        /// What is wrong with the text.
         reason: &'static str,
     },
-    /// The text is no platform.
+    /// The text is not a platform.
     #[error("'{}' is not a platform of the form os/architecture or os/architecture/variant", shown(.0))]
     Platform(String),
 }
 
-/// Returns foreign text for a message: without control characters, and cut when it is very long.
+/// Returns untrusted text for a message: without a password, control characters escaped, and truncated after 200 characters.
 fn shown(text: &str) -> String {
     const MAX_CHARACTERS: usize = 200;
-    // What stands before a host may be a password.
+    // The part before `@` may be a user name and password.
     let text = match text.split_once('@') {
-        Some((before, behind)) if before.contains(':') && !before.contains('/') => behind,
+        Some((before, after)) if before.contains(':') && !before.contains('/') => after,
         _ => text,
     };
     let escaped = |text: &str| text.escape_debug().to_string();
@@ -58,7 +58,7 @@ fn shown(text: &str) -> String {
     }
 }
 
-/// The SHA-256 digest of a blob as a registry names it: `sha256:` and 64 hexadecimal digits.
+/// SHA-256 digest of a blob. Text form as in registries: `sha256:` and 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest([u8; 32]);
@@ -69,7 +69,7 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
-    /// Returns the 64 hexadecimal digits alone, as directories in the repository are named.
+    /// Returns the 64 hexadecimal digits without `sha256:`, as in the names of directories in the repository.
     pub fn hex(&self) -> String {
         hex(&self.0)
     }
@@ -118,28 +118,28 @@ impl TryFrom<String> for Digest {
     }
 }
 
-/// The digest of a layer's unpacked tar stream (image-spec, config.md, "Layer DiffID").
+/// Digest of a layer's unpacked tar stream (image-spec, config.md, "Layer DiffID").
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct DiffId(pub Digest);
 
-/// Names the file system after a stack of layers (image-spec, config.md, "Layer ChainID").
+/// Name of the file system that results from a stack of layers (image-spec, config.md, "Layer ChainID").
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ChainId(pub Digest);
 
 impl ChainId {
-    /// Returns the chain ID of the lowest layer alone: its diff ID.
+    /// Returns the chain ID of a single layer, which equals its diff ID.
     pub fn first(layer: DiffId) -> Self {
         Self(layer.0)
     }
 
-    /// Returns the chain ID of this chain with one more layer on top.
+    /// Returns the chain ID of this chain with `layer` added on top.
     pub fn then(self, layer: DiffId) -> Self {
         Self(Digest::of(format!("{self} {layer}").as_bytes()))
     }
 
-    /// Returns the chain IDs of `layers`, from the lowest layer up: one for each.
+    /// Returns the chain ID after each of `layers`, which are ordered from the lowest up.
     pub fn all(layers: &[DiffId]) -> Vec<Self> {
         let mut chains: Vec<Self> = Vec::with_capacity(layers.len());
         for &layer in layers {
@@ -176,26 +176,26 @@ macro_rules! text_form_of_digest {
 text_form_of_digest!(DiffId);
 text_form_of_digest!(ChainId);
 
-/// Parses a JSON object; serde alone would also take a list of its members' values.
+/// Parses a JSON object. Without this check, serde would also accept a JSON array of the members' values.
 pub(crate) fn parse_object<T: DeserializeOwned>(json: &[u8]) -> Result<T, serde_json::Error> {
     match json.trim_ascii_start().first() {
         Some(b'{') | None => serde_json::from_slice(json),
-        Some(_) => Err(serde_json::Error::custom("it is not a JSON object")),
+        Some(_) => Err(serde_json::Error::custom("not a JSON object")),
     }
 }
 
-/// Takes a JSON `null` for the value that an absent member stands for: Go programs write `null` for empty lists and maps.
+/// Reads a JSON `null` as the default value, because Go programs write `null` for empty lists and maps.
 fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// Writes bytes as lower-case hexadecimal digits.
+/// Returns bytes as lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     bytes.iter().flat_map(|&b| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]]).map(char::from).collect()
 }
 
-/// Reads exactly `N` bytes from lower-case hexadecimal digits.
+/// Parses exactly `N` bytes from lower-case hexadecimal digits.
 pub(crate) fn unhex<const N: usize>(digits: &[u8]) -> Option<[u8; N]> {
     let value = |b: u8| match b {
         b'0'..=b'9' => Some(b - b'0'),

@@ -8,40 +8,41 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::image::unhex;
 
-/// A path inside an image: components joined by `/`, without a slash at either end; the root is empty.
+/// A path inside an image: components joined by `/`, without a slash at the start or end. The root is the empty path.
 ///
-/// Paths are bytes, not text, and sort so that a directory comes before what lies in it, and that before the directory's next
-/// sibling. No component is empty, `.` or `..`, longer than 255 bytes, or holds a NUL.
+/// Paths are bytes, not text. They sort so that a directory comes before its entries, and its entries before the directory's next
+/// sibling. No component is empty, `.`, `..`, longer than 255 bytes, or contains a NUL.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct EntryPath(Vec<u8>);
 
-/// Why a path of an archive is refused.
+/// Errors about a path in an archive.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// CVMFS and Linux hold up to 255 bytes.
-    #[error("path '{}' has a name of more than 255 bytes", .0.shown())]
+    /// A component is longer than the 255 bytes that CVMFS and Linux allow.
+    #[error("path '{}' has a component longer than 255 bytes", .0.shown())]
     NameTooLong(EntryPath),
-    /// No file system holds such a name.
-    #[error("path '{}' has a NUL byte in it", .0.shown())]
+    /// A component contains a NUL byte, which Linux does not allow.
+    #[error("path '{}' contains a NUL byte", .0.shown())]
     Nul(EntryPath),
 }
 
-/// Bytes of the longest name that Linux and CVMFS hold.
+/// Maximum length of a file name on Linux and in CVMFS, in bytes.
 pub(crate) const MAX_NAME_LENGTH: usize = 255;
 
 impl EntryPath {
     /// The root of the image.
     pub const ROOT: Self = Self(Vec::new());
 
-    /// Brings a path of an archive into its one form: without `./`, leading, repeated and trailing slashes, and without `..`.
+    /// Normalises a path of an archive: removes `./`, `..`, and leading, repeated and trailing slashes.
     ///
-    /// A `..` removes the component before it, by the text alone; at the root it removes nothing. umoci, podman and containerd
-    /// do the same (Go's `filepath.Clean("/" + path)`), so that no path leaves the root.
+    /// A `..` removes the component before it lexically, that is, even if that component is a symbolic link; at the root it
+    /// removes nothing. umoci, podman and containerd do the same (Go's `filepath.Clean("/" + path)`), so that no path leaves
+    /// the root.
     pub fn normalise(raw: &[u8]) -> Result<Self, PathError> {
         Self::clean(raw).checked()
     }
 
-    /// Normalises a path whose components may still be too long or have a NUL byte.
+    /// Normalises a path without checking the length of its components and for NUL bytes.
     pub(crate) fn clean(raw: &[u8]) -> Self {
         let mut path = Vec::with_capacity(raw.len());
         for name in raw.split(|&b| b == b'/').filter(|name| !name.is_empty() && *name != b".") {
@@ -58,7 +59,7 @@ impl EntryPath {
         Self(path)
     }
 
-    /// Returns the path if every component can be the name of a file.
+    /// Returns the path if every component is a valid file name.
     pub(crate) fn checked(self) -> Result<Self, PathError> {
         if self.components().any(|name| name.len() > MAX_NAME_LENGTH) {
             Err(PathError::NameTooLong(self))
@@ -74,12 +75,12 @@ impl EntryPath {
         &self.0
     }
 
-    /// Returns the path for a message: escaped, and cut when it is very long.
+    /// Returns the path for a message: escaped, and truncated after 200 bytes.
     pub fn shown(&self) -> String {
         format!("/{}", shown(&self.0))
     }
 
-    /// Tells whether this is the root.
+    /// Returns whether this is the root.
     pub fn is_root(&self) -> bool {
         self.0.is_empty()
     }
@@ -89,7 +90,7 @@ impl EntryPath {
         self.0.split(|&b| b == b'/').filter(|name| !name.is_empty())
     }
 
-    /// Returns the directory that the path lies in and its own name, or `None` for the root.
+    /// Returns the parent directory and the last component, or `None` for the root.
     pub fn split(&self) -> Option<(EntryPath, &[u8])> {
         let (directory, name) = self.halves();
         (!self.is_root()).then(|| (Self(directory.to_vec()), name))
@@ -100,12 +101,12 @@ impl EntryPath {
         self.halves().1
     }
 
-    /// Tells whether this lies in the same directory as another path. The root is nobody's sibling but its own.
+    /// Returns whether both paths have the same parent directory. The root is a sibling only of itself.
     pub fn is_sibling_of(&self, other: &Self) -> bool {
         self.is_root() == other.is_root() && self.halves().0 == other.halves().0
     }
 
-    /// Returns the bytes of the directory's path and of the name.
+    /// Returns the bytes of the parent's path and of the last component.
     fn halves(&self) -> (&[u8], &[u8]) {
         match self.0.iter().rposition(|&b| b == b'/') {
             Some(slash) => (&self.0[..slash], &self.0[slash + 1..]),
@@ -113,7 +114,7 @@ impl EntryPath {
         }
     }
 
-    /// Tells whether this is `directory` or lies somewhere below it.
+    /// Returns whether this is `directory` or below it.
     pub fn is_in(&self, directory: &Self) -> bool {
         match self.0.strip_prefix(directory.0.as_slice()) {
             Some(rest) => directory.is_root() || rest.is_empty() || rest[0] == b'/',
@@ -121,12 +122,12 @@ impl EntryPath {
         }
     }
 
-    /// Returns the directories that the path lies in, from its own up to the root.
+    /// Returns the parent directory, its parent, and so on up to the root.
     pub fn ancestors(&self) -> impl Iterator<Item = EntryPath> {
         std::iter::successors(self.split().map(|(parent, _)| parent), |path| path.split().map(|(parent, _)| parent))
     }
 
-    /// Returns the path of `name` in this directory. `name` is one component.
+    /// Returns the path of the entry `name` in this directory. `name` must be a single component.
     pub fn join(&self, name: &[u8]) -> Self {
         let mut path = Vec::with_capacity(self.0.len() + 1 + name.len());
         path.extend_from_slice(&self.0);
@@ -138,7 +139,7 @@ impl EntryPath {
     }
 }
 
-/// Writes a path as JSON text: bytes that are not UTF-8 as `\\xff`, a backslash as two.
+/// Writes a path as a JSON string: bytes that are not UTF-8 as `\\xff`, a backslash as two.
 impl Serialize for EntryPath {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut text = String::with_capacity(self.0.len());
@@ -153,21 +154,21 @@ impl Serialize for EntryPath {
 impl<'de> Deserialize<'de> for EntryPath {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let wrong = || D::Error::custom(format!("'{text}' is not a path as strata writes it"));
+        let wrong = || D::Error::custom(format!("'{text}' is not a path in the format that strata writes"));
         let mut raw = Vec::with_capacity(text.len());
         let mut rest = text.as_bytes();
-        while let Some((&byte, rest_after)) = rest.split_first() {
-            rest = rest_after;
+        while let Some((&byte, remaining)) = rest.split_first() {
+            rest = remaining;
             if byte != b'\\' {
                 raw.push(byte);
-            } else if let Some(rest_after) = rest.strip_prefix(b"\\") {
+            } else if let Some(remaining) = rest.strip_prefix(b"\\") {
                 raw.push(b'\\');
-                rest = rest_after;
+                rest = remaining;
             } else {
-                let (digits, rest_after) = rest.split_at_checked(3).ok_or_else(wrong)?;
+                let (digits, remaining) = rest.split_at_checked(3).ok_or_else(wrong)?;
                 let [byte] = digits.strip_prefix(b"x").and_then(unhex).ok_or_else(wrong)?;
                 raw.push(byte);
-                rest = rest_after;
+                rest = remaining;
             }
         }
         let path = Self::normalise(&raw).map_err(D::Error::custom)?;
@@ -175,15 +176,15 @@ impl<'de> Deserialize<'de> for EntryPath {
     }
 }
 
-/// Bytes of a path that are compared at a time.
+/// Number of bytes that are compared at once.
 const BLOCK: usize = 16;
 
 impl Ord for EntryPath {
     fn cmp(&self, other: &Self) -> Ordering {
-        // Long paths often begin alike, and blocks are compared faster than bytes.
+        // Long paths often have a common prefix, and comparing blocks is faster than comparing bytes.
         let blocks = self.0.chunks_exact(BLOCK).zip(other.0.chunks_exact(BLOCK));
         let equal = blocks.take_while(|(a, b)| a == b).count() * BLOCK;
-        // No component holds a NUL, so with it for the slash every path sorts right rest_after the directory it lies in.
+        // The slash counts as 0, which no component contains, so each path sorts directly after its directory.
         let key = |&b: &u8| if b == b'/' { 0 } else { b };
         self.0[equal..].iter().map(key).cmp(other.0[equal..].iter().map(key))
     }
@@ -207,7 +208,7 @@ impl fmt::Display for EntryPath {
     }
 }
 
-/// Writes the path of an archive for an error message: escaped, and cut when it is very long.
+/// Returns the path of an archive for a message: escaped, and truncated after 200 bytes.
 pub(crate) fn shown(path: &[u8]) -> String {
     const MAX_LENGTH: usize = 200;
     match path.get(..MAX_LENGTH) {
@@ -221,14 +222,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_have_one_form() {
+    fn paths_are_normalised() {
         for (raw, expected) in [("./a//b/./c/", "a/b/c"), ("/a", "a"), ("./", ""), ("/", ""), ("a/...", "a/...")] {
             assert_eq!(EntryPath::normalise(raw.as_bytes()).unwrap().as_bytes(), expected.as_bytes());
         }
     }
 
     #[test]
-    fn parent_components_are_removed_by_the_text_alone_and_never_leave_the_root() {
+    fn parent_components_are_removed_lexically_and_never_leave_the_root() {
         for (raw, expected) in [
             ("./../ext/x.jar", "ext/x.jar"),
             ("a/../b", "b"),
@@ -245,19 +246,19 @@ mod tests {
         assert_eq!(
             EntryPath::normalise(&too_long).unwrap().as_bytes(),
             b"a/b",
-            "a component that is removed may be long"
+            "a component that is removed may be too long"
         );
     }
 
     #[test]
-    fn paths_that_no_image_may_hold_are_refused() {
+    fn paths_with_invalid_components_are_refused() {
         assert!(matches!(EntryPath::normalise(b"a\0b"), Err(PathError::Nul(_))));
         assert!(EntryPath::normalise(&[b'x'; 255]).is_ok());
         assert!(matches!(EntryPath::normalise(&[b'x'; 256]), Err(PathError::NameTooLong(_))));
     }
 
     #[test]
-    fn a_directory_sorts_right_before_what_lies_in_it() {
+    fn directory_sorts_directly_before_its_entries() {
         let mut paths: Vec<EntryPath> = ["a.b", "a/z/y", "", "a-", "a/z", "a"]
             .iter()
             .map(|p| EntryPath::normalise(p.as_bytes()).unwrap())
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn every_path_has_a_text_form_in_json() {
+    fn every_path_round_trips_through_json() {
         for raw in [&b""[..], b"a/b", b"\xff\\x41", "\u{e4}/\u{1}\n".as_bytes()] {
             let path = EntryPath::normalise(raw).unwrap();
             let json = serde_json::to_string(&path).unwrap();
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn siblings_lie_in_one_directory() {
+    fn siblings_have_the_same_parent_directory() {
         let path = |text: &str| EntryPath::normalise(text.as_bytes()).unwrap();
         let directories: [&[&str]; 5] = [&[""], &["a", "bc"], &["a/b", "a/cd"], &["a/b/c"], &["ab/c"]];
         let all = || {

@@ -1,8 +1,8 @@
-//! The image config: what an image is made of and how it wants to be run.
+//! The image config: the layers of an image, and how to run it.
 //!
-//! Far more lenient than the specification, because Docker is: it writes `null` for anything empty, and old builders
-//! wrote a command as one string. What strata does not use is not even parsed. The bytes that are published are always the
-//! original ones, never these types written back.
+//! Parsing is far more lenient than the specification, because Docker is, too: it writes `null` for empty values, and old
+//! builders wrote a command as one string. Members that strata does not use are not parsed. The bytes that are published are
+//! always the original ones, never these types serialised again.
 
 use std::collections::BTreeMap;
 
@@ -10,32 +10,32 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::{DiffId, Platform, null_as_default, parse_object};
 
-/// The parts of an image config (image-spec, config.md) that strata makes use of.
+/// The members of an image config (image-spec, config.md) that strata uses.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct ImageConfig {
-    /// Processor architecture in Go's spelling; empty when the config names none.
+    /// Processor architecture in Go's spelling; empty if the config states none.
     #[serde(deserialize_with = "null_as_default")]
     pub architecture: String,
-    /// Operating system in Go's spelling; empty when the config names none.
+    /// Operating system in Go's spelling; empty if the config states none.
     #[serde(deserialize_with = "null_as_default")]
     pub os: String,
-    /// Variant of the architecture.
+    /// Variant of the architecture, such as `v8`.
     pub variant: Option<String>,
-    /// When the image was made, as the builder wrote it (RFC 3339).
+    /// Time when the image was created, as the builder wrote it (RFC 3339).
     pub created: Option<String>,
-    /// How the image wants to be run.
+    /// How to run the image.
     #[serde(deserialize_with = "null_as_default")]
     pub config: ExecutionConfig,
-    /// The layers, unpacked.
+    /// The layers, by their diff IDs.
     #[serde(deserialize_with = "null_as_default")]
     pub rootfs: RootFs,
-    /// How the layers came about, from the lowest up; also lists steps that made no layer.
+    /// Steps of the build, from the lowest layer up, including steps that created no layer.
     #[serde(deserialize_with = "null_as_default")]
     pub history: Vec<HistoryEntry>,
 }
 
-/// How an image wants to be run. Absent, `null` and empty mean the same.
+/// How to run an image. Absent, `null` and empty mean the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct ExecutionConfig {
@@ -51,15 +51,15 @@ pub struct ExecutionConfig {
     /// Arguments that a user of the image may replace.
     #[serde(deserialize_with = "words")]
     pub cmd: Vec<String>,
-    /// Where the program starts.
+    /// Working directory of the program.
     #[serde(deserialize_with = "null_as_default")]
     pub working_dir: String,
-    /// Anything that the builder had to say about the image.
+    /// Arbitrary metadata of the image.
     #[serde(deserialize_with = "labels")]
     pub labels: BTreeMap<String, String>,
 }
 
-/// The layers of an image by the digests of their unpacked streams.
+/// The layers of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct RootFs {
@@ -72,11 +72,11 @@ pub struct RootFs {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct HistoryEntry {
-    /// When, as the builder wrote it (RFC 3339).
+    /// Time of the step, as the builder wrote it (RFC 3339).
     pub created: Option<String>,
     /// The command of this step.
     pub created_by: Option<String>,
-    /// Whether the step made no layer.
+    /// Whether the step created no layer.
     #[serde(deserialize_with = "null_as_default")]
     pub empty_layer: bool,
 }
@@ -87,13 +87,13 @@ impl ImageConfig {
         parse_object(json)
     }
 
-    /// Returns what the image was built for, if the config says it.
+    /// Returns the platform of the image, if the config states it.
     pub fn platform(&self) -> Option<Platform> {
         Platform::from_parts(&self.os, &self.architecture, self.variant.as_deref())
     }
 }
 
-/// Reads a list of words, or one string as a list of one: so does Docker.
+/// Reads a list of words. Like Docker, accepts a string as a list with one word.
 fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -108,13 +108,13 @@ fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::E
     })
 }
 
-/// Reads a map to strings in which `null` stands for an empty one.
+/// Reads a map of strings. A value that is `null` becomes an empty string.
 fn labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
     let labels: BTreeMap<String, Option<String>> = null_as_default(deserializer)?;
     Ok(labels.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect())
 }
 
-/// Reads diff IDs; anything but SHA-256 is an error.
+/// Reads diff IDs. Returns an error for another algorithm than SHA-256.
 fn diff_ids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<DiffId>, D::Error> {
     let texts: Vec<String> = null_as_default(deserializer)?;
     texts.iter().map(|text| text.parse().map_err(de::Error::custom)).collect()
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn config_of_docker_parses_with_everything_that_it_leaves_null() {
+    fn config_written_by_docker_with_null_values_is_parsed() {
         let id = Digest::of(b"layer");
         let config = parse(&format!(
             r#"{{"architecture":"arm64","variant":"v8","os":"linux","os.version":"","docker_version":"20.10.7",
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn command_that_is_one_string_is_one_word() {
+    fn command_as_a_string_becomes_one_word() {
         let config = parse(r#"{"config":{"Cmd":"echo hi","Entrypoint":"/run"}}"#);
         assert_eq!(config.config.cmd, ["echo hi"]);
         assert_eq!(config.config.entrypoint, ["/run"]);
@@ -179,7 +179,7 @@ mod tests {
             "[]",
             "",
         ] {
-            assert!(ImageConfig::parse(wrong.as_bytes()).is_err(), "{wrong:?} was taken");
+            assert!(ImageConfig::parse(wrong.as_bytes()).is_err(), "{wrong:?} was accepted");
         }
     }
 }

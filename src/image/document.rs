@@ -1,4 +1,4 @@
-//! The small JSON files that describe an image.
+//! The JSON documents that describe an image: manifests, indexes and configs.
 
 use std::fmt;
 
@@ -7,20 +7,20 @@ use serde::de::IgnoredAny;
 
 use super::{Digest, parse_object};
 
-/// The size up to which documents are read, in bytes: every registry takes as much (distribution-spec, "Pushing Manifests").
+/// Maximum size of a document in bytes. Every registry accepts documents of this size (distribution-spec, "Pushing Manifests").
 pub(crate) const MAX_DOCUMENT_SIZE: u64 = 4 << 20;
 
-/// A document as it was received, to the byte.
+/// A document, byte for byte as it was received.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Document {
     /// The bytes.
     pub bytes: Vec<u8>,
-    /// Their digest.
+    /// Digest of the bytes.
     pub digest: Digest,
 }
 
 impl Document {
-    /// Keeps `bytes` under their digest.
+    /// Computes the digest of `bytes`.
     pub(crate) fn new(bytes: Vec<u8>) -> Self {
         let digest = Digest::of(&bytes);
         Self { bytes, digest }
@@ -33,7 +33,7 @@ impl fmt::Debug for Document {
     }
 }
 
-/// Which members a document has, whatever they hold.
+/// Presence of the members that distinguish the kinds of documents; most values are ignored.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct DocumentOutline {
@@ -52,8 +52,8 @@ impl DocumentOutline {
     }
 }
 
-/// Tells whether a document is of the form of schema version 1. Its digest is not that of
-/// all its bytes, but of what its signatures are for.
+/// Returns whether a document is a Docker manifest of schema version 1. Its digest is not computed over all its bytes, but over
+/// the part that its signatures cover.
 pub(crate) fn is_schema_1(bytes: &[u8]) -> bool {
     parse_object::<DocumentOutline>(bytes).is_ok_and(|outline| outline.is_schema_1())
 }

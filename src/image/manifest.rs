@@ -1,4 +1,4 @@
-//! Image manifests and image indexes, of OCI and of Docker, which differ in nothing but their media types.
+//! Image manifests and image indexes in the formats of OCI and Docker, which differ only in their media types.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use serde_json::{Map, Value};
 
 use super::{Digest, NameError, Platform, null_as_default};
 
-/// What an image consists of: one config and its layers (image-spec, manifest.md).
+/// An image manifest: one config and the layers (image-spec, manifest.md).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageManifest {
-    /// What this is beside an image, or instead.
+    /// Type of the artifact that the manifest describes; may also be set for an image. Empty if absent.
     #[serde(default, deserialize_with = "null_as_default")]
     pub artifact_type: String,
     /// The image config.
@@ -21,53 +21,53 @@ pub struct ImageManifest {
     pub layers: Vec<Descriptor>,
 }
 
-/// A list of manifests, in general one image for several platforms (image-spec, image-index.md).
+/// A list of manifests, usually of one image for several platforms (image-spec, image-index.md).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageIndex {
-    /// What this is beside an index of images, or instead.
+    /// Type of the artifact that the index describes; may also be set for an index of images. Empty if absent.
     #[serde(default, deserialize_with = "null_as_default")]
     pub artifact_type: String,
-    /// Manifests or further indexes, the preferred ones first.
+    /// Manifests or nested indexes, in order of preference.
     #[serde(default, deserialize_with = "null_as_default")]
     pub manifests: Vec<Descriptor>,
 }
 
-/// Points to a blob (image-spec, descriptor.md).
+/// Reference to a blob (image-spec, descriptor.md).
 ///
-/// The digest stays text until it is used, so that one entry in an unknown form does not spoil its neighbours.
+/// The digest stays text until it is used, so that one entry with an unknown algorithm does not make the whole list unusable.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
-    /// What the blob is said to be; empty when nothing is said.
+    /// Media type of the blob; empty if absent.
     #[serde(default, deserialize_with = "null_as_default")]
     pub media_type: String,
-    /// The digest as it is written.
+    /// The digest as it is written; see [`Self::digest()`].
     pub digest: String,
-    /// The blob's size in bytes.
+    /// Size of the blob in bytes.
     pub size: u64,
-    /// Where else the blob may be.
+    /// Other locations of the blob.
     #[serde(default, deserialize_with = "null_as_default")]
     pub urls: Vec<String>,
-    /// What the blob is beside an image, or instead.
+    /// Type of the artifact that the blob describes; may also be set for an image. Empty if absent.
     #[serde(default, deserialize_with = "null_as_default")]
     pub artifact_type: String,
-    /// What the image is for.
+    /// Platform of the image.
     #[serde(default, deserialize_with = "null_as_default")]
     pub platform: DescriptorPlatform,
-    /// Names and other remarks.
+    /// Annotations, such as names.
     #[serde(default, deserialize_with = "null_as_default")]
     pub annotations: BTreeMap<String, Option<String>>,
 }
 
-/// The platform in a descriptor, of which any part may be missing.
+/// The platform in a descriptor. Every member may be missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct DescriptorPlatform {
-    /// Operating system; empty when nothing is said.
+    /// Operating system; empty if absent.
     #[serde(deserialize_with = "null_as_default")]
     pub os: String,
-    /// Processor architecture; empty when nothing is said.
+    /// Processor architecture; empty if absent.
     #[serde(deserialize_with = "null_as_default")]
     pub architecture: String,
     /// Variant of the architecture.
@@ -75,12 +75,12 @@ pub struct DescriptorPlatform {
     /// Whether the image needs features of the operating system that not every runtime has.
     #[serde(rename = "os.features", deserialize_with = "is_filled")]
     pub needs_os_features: bool,
-    /// Whether the image needs features of the processor beside the variant (Docker's manifest lists).
+    /// Whether the image needs processor features in addition to the variant (in Docker's manifest lists).
     #[serde(rename = "features", deserialize_with = "is_filled")]
     pub needs_features: bool,
 }
 
-/// Tells whether a JSON value is a list or a text that is not empty.
+/// Reads whether a JSON value is a non-empty list or string.
 fn is_filled<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
         Value::Array(items) => !items.is_empty(),
@@ -89,16 +89,16 @@ fn is_filled<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Erro
     })
 }
 
-/// What BuildKit's attestations say of themselves beside the platform `unknown/unknown`.
+/// Annotation of BuildKit's attestations, whose platform is `unknown/unknown`.
 const ATTESTATION: (&str, &str) = ("vnd.docker.reference.type", "attestation-manifest");
 
 impl Descriptor {
-    /// Returns the digest of the blob.
+    /// Parses the digest of the blob.
     pub fn digest(&self) -> Result<Digest, NameError> {
         self.digest.parse()
     }
 
-    /// Returns what the image is for, if the descriptor says it.
+    /// Returns the platform of the image, if the descriptor states it.
     pub fn platform(&self) -> Option<Platform> {
         let DescriptorPlatform { os, architecture, variant, .. } = &self.platform;
         Platform::from_parts(os, architecture, variant.as_deref())
@@ -109,29 +109,29 @@ impl Descriptor {
         self.annotations.get(key)?.as_deref()
     }
 
-    /// Tells whether this may be an image, or an index of images, as far as that shows without a look at it.
+    /// Returns whether this may refer to an image or an index of images, as far as the descriptor alone tells.
     ///
-    /// The type of an artifact is no proof: an image may have one beside its config.
+    /// The artifact type is not considered, because an image may have one in addition to its config.
     pub fn may_be_image(&self) -> bool {
-        // BuildKit marks its attestations with the platform unknown/unknown, so that runtimes pass them by.
+        // BuildKit gives its attestations the platform unknown/unknown, so that runtimes ignore them.
         self.platform.os != "unknown"
             && self.platform.architecture != "unknown"
             && self.annotation(ATTESTATION.0) != Some(ATTESTATION.1)
             && (self.media_type.is_empty() || DocumentKind::of_media_type(&self.media_type).is_some())
     }
 
-    /// Returns the type of the artifact that this is said to be, if that is not an image's.
+    /// Returns the artifact type in the descriptor, unless it is empty or the type of an image config.
     pub fn non_image_type(&self) -> Option<&str> {
         Some(self.artifact_type.as_str()).filter(|artifact_type| !is_config_media_type(artifact_type))
     }
 }
 
 impl ImageManifest {
-    /// Returns the type of the artifact that this manifest holds, if that is not an image.
+    /// Returns the type of the artifact that this manifest describes, or `None` if it describes an image.
     ///
-    /// The config decides (image-spec, manifest.md, "Guidelines for Artifact Usage"). Only where its type may be anything's,
-    /// the type of the artifact does; and what has layers, but none of an image's kind, is no image: signatures of cosign and
-    /// attestations of BuildKit have the config of one.
+    /// The media type of the config decides (image-spec, manifest.md, "Guidelines for Artifact Usage"). If that type is
+    /// generic, the artifact type decides. A manifest with layers, none of which has a media type of image layers, is not an
+    /// image even if its config has the type of one: signatures of cosign and attestations of BuildKit are such manifests.
     pub fn non_image_type(&self) -> Option<&str> {
         let named = Some(self.artifact_type.as_str()).filter(|artifact_type| !is_config_media_type(artifact_type));
         let config_type = self.config.media_type.as_str();
@@ -148,10 +148,11 @@ impl ImageManifest {
         self.layers.first().and(named).or_else(|| types.find(|media_type| *media_type != "application/octet-stream"))
     }
 
-    /// Does the same for a manifest whose config has been read, since that may only have the type of an image's.
+    /// Like [`Self::non_image_type`], but also considers the content of the config, whose media type may be wrong.
     ///
-    /// A config that lists no layers, beside layers none of which is an image's, describes no image: several tools push files
-    /// with `{}` or nothing as an image config. Beside layers of images it is a damaged image, which is not judged here.
+    /// If the config lists no layers and no layer has a media type of image layers, this is not an image: several tools push
+    /// files with `{}` or an empty document as an image config. With layers of images it is a damaged image, which others must
+    /// report.
     pub fn non_image_type_with_config(&self, config: &[u8]) -> Option<&str> {
         if let Some(foreign) = self.non_image_type() {
             return Some(foreign);
@@ -169,48 +170,48 @@ impl ImageManifest {
     }
 }
 
-/// Tells whether a config says nothing at all.
+/// Returns whether a config is an empty document or an empty object.
 fn is_empty_config(json: &[u8]) -> bool {
     json.trim_ascii().is_empty()
         || serde_json::from_slice(json).is_ok_and(|config: Map<String, Value>| config.is_empty())
 }
 
-/// Tells whether a config lists diff IDs, valid or not.
+/// Returns whether a config lists diff IDs, valid or not.
 fn lists_layers(json: &[u8]) -> bool {
     let config: Value = serde_json::from_slice(json).unwrap_or_default();
     config["rootfs"]["diff_ids"].as_array().is_some_and(|diff_ids| !diff_ids.is_empty())
 }
 
-/// Tells whether `media_type` is that of an image config and of nothing else.
+/// Returns whether `media_type` is one of the types that only image configs have.
 fn is_image_config(media_type: &str) -> bool {
     matches!(media_type, "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json")
 }
 
-/// Tells whether `media_type` is one under which image configs are found.
+/// Returns whether `media_type` is one that image configs have, including generic types.
 fn is_config_media_type(media_type: &str) -> bool {
-    // Early registries and builders wrote these, and Docker still takes them for images (docker/distribution#1621).
+    // Early registries and builders wrote the generic types, and Docker still accepts them (docker/distribution#1621).
     is_image_config(media_type)
         || matches!(media_type, "" | "application/octet-stream" | "application/json" | "text/html")
 }
 
-/// Tells whether `media_type` is of layers of images, known or not: encrypted ones, too.
+/// Returns whether `media_type` is one of image layers, including unknown kinds such as encrypted layers.
 fn is_of_image_layers(media_type: &str) -> bool {
     media_type.is_empty()
         || media_type.starts_with("application/vnd.oci.image.layer.")
         || media_type.starts_with("application/vnd.docker.image.rootfs.")
 }
 
-/// The two kinds of documents that an image name can lead to.
+/// Kind of document that an image name can refer to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DocumentKind {
-    /// An image index, which Docker calls a manifest list.
+    /// An image index (in Docker: a manifest list).
     Index,
     /// An image manifest.
     Manifest,
 }
 
 impl DocumentKind {
-    /// Returns the kind that `media_type` stands for, if it stands for one of them.
+    /// Returns the kind of document with this media type, or `None` for other types.
     pub fn of_media_type(media_type: &str) -> Option<Self> {
         Some(match media_type {
             "application/vnd.oci.image.index.v1+json" | "application/vnd.docker.distribution.manifest.list.v2+json" => {
@@ -240,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn manifest_takes_docker_and_missing_media_types_for_an_image() {
+    fn manifest_with_dockers_or_no_media_types_is_an_image() {
         for config_type in ["application/vnd.docker.container.image.v1+json", "", "application/octet-stream"] {
             let json = format!(
                 r#"{{"schemaVersion":2,"config":{{"mediaType":"{config_type}","digest":"d","size":1}},"layers":null}}"#
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn config_and_layers_tell_an_image_from_an_artifact() {
+    fn config_and_layers_distinguish_an_image_from_an_artifact() {
         const OCI: &str = "application/vnd.oci.image.config.v1+json";
         const EMPTY: &str = "application/vnd.oci.empty.v1+json";
         const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -303,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn config_that_lists_no_layers_tells_files_from_a_damaged_image() {
+    fn config_without_layers_distinguishes_files_from_a_damaged_image() {
         const OCI: &str = "application/vnd.oci.image.config.v1+json";
         const DOCKER: &str = "application/vnd.docker.container.image.v1+json";
         const FILE: &str = "application/octet-stream";
@@ -344,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn features_of_a_platform_are_seen_in_any_form() {
+    fn features_of_a_platform_are_detected_in_every_form() {
         for (features, is_needed) in
             [("[]", false), ("null", false), (r#"["sse4"]"#, true), (r#""sse4""#, true), ("{}", false)]
         {
@@ -356,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptor_of_something_else_is_no_image() {
+    fn descriptor_of_an_attestation_or_unknown_media_type_is_not_an_image() {
         let may_be_image = |members: &str| {
             let json = format!(r#"{{"digest":"d","size":1,"urls":null,"mediaType":null{members}}}"#);
             let json = if members.contains("mediaType") { json.replace(r#","mediaType":null"#, "") } else { json };
@@ -376,7 +377,7 @@ mod tests {
     #[test]
     fn descriptor_with_a_negative_or_missing_size_is_refused() {
         for wrong in [r#"{"digest":"d","size":-1}"#, r#"{"digest":"d"}"#, r#"{"size":1}"#] {
-            assert!(serde_json::from_str::<Descriptor>(wrong).is_err(), "{wrong:?} was taken");
+            assert!(serde_json::from_str::<Descriptor>(wrong).is_err(), "{wrong:?} was accepted");
         }
     }
 }

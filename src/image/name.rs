@@ -1,4 +1,4 @@
-//! What images are called: host, repository, and tag or digest.
+//! Image names: host, repository, and tag or digest.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -6,13 +6,13 @@ use std::str::FromStr;
 
 use super::{Digest, NameError};
 
-const WRONG_HOST: &str = "its host may hold letters, digits, '.', '-' and a port, and does not begin with a dot; an IPv6 \
-                          address stands in brackets";
+const WRONG_HOST: &str = "its host may contain letters, digits, '.', '-', '_' and a port, and begins with a letter or digit; \
+                          an IPv6 address must be in brackets";
 
-/// What an image is called in public: `host/repository:tag`, or `host/repository@sha256:…`.
+/// Public name of an image: `host/repository:tag`, or `host/repository@sha256:…`.
 ///
-/// The host is kept as it was spelt: `registry.hub.docker.com` and `docker.io` are two names. A name never leads out of
-/// the directory it is published in, nor into one of the directories that the repository keeps for itself.
+/// The host is kept as it was spelt: `registry.hub.docker.com` and `docker.io` are different names. The path of a name never
+/// leaves the directory where names are published, nor enters a directory that the repository uses itself.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageName {
     host: String,
@@ -20,17 +20,17 @@ pub struct ImageName {
     reference: ImageReference,
 }
 
-/// The part of an image name that picks one image of a repository.
+/// The part of an image name that selects an image of a repository.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ImageReference {
-    /// A name that its owner may move to another image.
+    /// A tag, which its owner may move to another image.
     Tag(String),
-    /// The digest of one manifest.
+    /// Digest of a manifest or an index.
     Digest(Digest),
 }
 
 impl ImageName {
-    /// Returns the registry's host, with its port if the name has one.
+    /// Returns the host of the registry, with the port if the name has one.
     pub fn host(&self) -> &str {
         &self.host
     }
@@ -45,7 +45,7 @@ impl ImageName {
         &self.reference
     }
 
-    /// Returns the path of the public link below the root of the CVMFS repository, without a leading slash.
+    /// Returns the path of the public link relative to the root of the CVMFS repository, without a leading slash.
     ///
     /// A digest is joined with a colon, `host/name:sha256:<hex>`, as consumers expect.
     pub fn public_path(&self) -> String {
@@ -68,10 +68,11 @@ impl fmt::Display for ImageName {
 impl FromStr for ImageName {
     type Err = NameError;
 
-    /// Parses `host[:port]/repository[:tag][@digest]`. A tag wins over a digest, as in the paths that consumers know.
+    /// Parses `host[:port]/repository[:tag][@digest]`. With both tag and digest, the digest is dropped, as in the paths that
+    /// consumers use.
     fn from_str(text: &str) -> Result<Self, NameError> {
         let wrong = |reason| NameError::Image { name: text.to_owned(), reason };
-        let (host, rest) = text.split_once('/').ok_or_else(|| wrong("it needs a host, as in host/name:tag"))?;
+        let (host, rest) = text.split_once('/').ok_or_else(|| wrong("it has no host, as in host/name:tag"))?;
         if !is_host(host) {
             return Err(wrong(WRONG_HOST));
         }
@@ -90,30 +91,29 @@ impl FromStr for ImageName {
             (Some(tag), _) if is_tag(tag) => ImageReference::Tag(tag.to_owned()),
             (Some(_), _) => return Err(wrong("its tag is not up to 128 letters, digits, '.', '_' and '-'")),
             (None, Some(digest)) => ImageReference::Digest(digest),
-            (None, None) => return Err(wrong("it needs a tag or a digest, as in host/name:tag")),
+            (None, None) => return Err(wrong("it has no tag or digest, as in host/name:tag")),
         };
         let name = Self { host: host.to_owned(), repository: repository.to_owned(), reference };
         match name.public_path().split('/').all(|component| component.len() <= 255) {
             true => Ok(name),
-            false => Err(wrong("its last part and its tag have more than 255 characters together")),
+            false => Err(wrong("its last component and its tag have more than 255 characters together")),
         }
     }
 }
 
-/// An image name and the digest that the image has to have, `host/repository:tag@sha256:…`. Either part of the reference
-/// may be missing.
+/// An image name and the digest that the image must have, `host/repository:tag@sha256:…`. Tag or digest may be missing.
 ///
-/// The public link is that of the name, in which a tag stands without the digest.
+/// The public link is that of `name`, which contains the tag without the digest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FullName {
     /// The name.
     pub name: ImageName,
-    /// The digest of the manifest or of the index that the name stands for.
+    /// Expected digest of the manifest or index that the name refers to.
     pub digest: Option<Digest>,
 }
 
 impl From<ImageName> for FullName {
-    /// Takes a name without tag for the digest that is in it.
+    /// Uses the digest in the name, if it has one instead of a tag.
     fn from(name: ImageName) -> Self {
         let digest = match name.reference() {
             ImageReference::Digest(digest) => Some(*digest),
@@ -142,10 +142,10 @@ impl fmt::Display for FullName {
     }
 }
 
-/// Tells whether `host` may stand at the root of the repository beside the directories that strata keeps there.
+/// Returns whether `host` is valid as a directory at the root of the repository, next to the directories of strata itself.
 ///
-/// It is a host name or an IPv4 address, or an IPv6 address in brackets (RFC 3986, "Host"), and perhaps a port. An address
-/// with a zone means something on one machine only.
+/// It must be a host name, an IPv4 address, or an IPv6 address in brackets (RFC 3986, "Host"), with an optional port. An address
+/// with a zone is refused, because zones are local to a machine.
 fn is_host(host: &str) -> bool {
     let (is_right, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, port)) => (address.parse::<Ipv6Addr>().is_ok(), port),
@@ -169,12 +169,12 @@ fn is_port(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok()
 }
 
-/// Tells whether `text` is the name of a repository at a registry.
+/// Returns whether `text` is a valid name of a repository in a registry.
 pub(crate) fn is_repository(text: &str) -> bool {
     text.len() <= 255 && text.split('/').all(is_repository_component)
 }
 
-/// Tells whether `text` is one path component of a repository name (distribution-spec, "Pulling manifests").
+/// Returns whether `text` is a valid component of a repository name (distribution-spec, "Pulling manifests").
 fn is_repository_component(text: &str) -> bool {
     let bytes = text.as_bytes();
     let is_word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
@@ -184,7 +184,7 @@ fn is_repository_component(text: &str) -> bool {
         && bytes.iter().all(|&b| is_word(b) || matches!(b, b'.' | b'_' | b'-'))
 }
 
-/// Tells whether `text` is a tag (distribution-spec, "Pulling manifests").
+/// Returns whether `text` is a valid tag (distribution-spec, "Pulling manifests").
 pub(crate) fn is_tag(text: &str) -> bool {
     let bytes = text.as_bytes();
     let is_word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn image_name_cannot_leave_its_place() {
+    fn image_name_cannot_leave_its_directory() {
         for wrong in [
             "debian:12",
             "/a:t",
@@ -232,7 +232,7 @@ mod tests {
             "h/a\n:t",
             "h/a@sha256:0",
         ] {
-            assert!(wrong.parse::<ImageName>().is_err(), "{wrong:?} was taken");
+            assert!(wrong.parse::<ImageName>().is_err(), "{wrong:?} was accepted");
         }
         let long = |length: usize| format!("h/{}:{}", "a".repeat(length - 129), "t".repeat(128)).parse::<ImageName>();
         assert!(long(255).is_ok() && long(256).is_err());
@@ -269,12 +269,12 @@ mod tests {
             "[..]",
             "[.flat]",
         ] {
-            assert!(format!("{wrong}/a:1").parse::<ImageName>().is_err(), "{wrong:?} was taken");
+            assert!(format!("{wrong}/a:1").parse::<ImageName>().is_err(), "{wrong:?} was accepted");
         }
     }
 
     #[test]
-    fn full_name_keeps_the_digest_beside_the_tag() {
+    fn full_name_keeps_tag_and_digest() {
         let digest = Digest::of(b"");
         let parse = |text: &str| text.parse::<FullName>().unwrap();
         for (text, expected) in [

@@ -1,7 +1,7 @@
-//! What programs are built for, and which of several builds suits a machine best.
+//! Platforms, and the choice of the image that suits a platform best.
 //!
-//! Variants of an architecture form a ladder: a machine of one runs what was built for those below it, and nothing above.
-//! An architecture without a variant means a fixed rung of its ladder, as for containerd (`platforms`, "Normalize").
+//! The variants of an architecture are ordered by level: a machine of one level runs programs for the same and lower levels.
+//! An architecture without a variant means a fixed level, as in containerd (`platforms`, "Normalize").
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -9,31 +9,31 @@ use std::str::FromStr;
 
 use super::NameError;
 
-/// What a program was built for, as image indexes name it.
+/// A platform as in image indexes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Platform {
     /// Operating system, in Go's spelling (`linux`).
     pub os: String,
     /// Processor architecture, in Go's spelling (`amd64`).
     pub architecture: String,
-    /// Variant of the architecture (`v7`).
+    /// Variant of the architecture, such as `v7`.
     pub variant: Option<String>,
 }
 
-/// How well a build suits a machine that runs it: the lesser, the better.
+/// How well an image suits a platform. The smallest value suits best.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Suitability(Reverse<Level>);
 
-/// A rung of an architecture's ladder: its number, and the one behind a point (`v8.2`).
+/// Level of a variant: its number, and the number after a point (`v8.2`).
 type Level = (u32, u32);
 
-/// The variants of an architecture, whose numbers rise with what is needed of a machine.
+/// Naming scheme of the variants of an architecture. A higher number requires more of the machine.
 struct VariantScale {
-    /// What stands before the number.
+    /// Text before the number.
     prefix: &'static str,
-    /// What stands behind it.
+    /// Text after the number.
     suffix: &'static str,
-    /// The rung that an architecture without a variant means.
+    /// Level of the architecture without a variant.
     default: u32,
 }
 
@@ -52,7 +52,7 @@ impl VariantScale {
 
     fn level(&self, variant: Option<&str>) -> Option<Level> {
         let Some(variant) = variant else { return Some((self.default, 0)) };
-        // Some write the number alone.
+        // Some image indexes contain the number without the prefix.
         let number = variant.strip_prefix(self.prefix).unwrap_or(variant);
         let number = number.strip_suffix(self.suffix).unwrap_or(number);
         let (major, minor) = number.split_once('.').unwrap_or((number, "0"));
@@ -62,7 +62,7 @@ impl VariantScale {
 }
 
 impl Platform {
-    /// Returns the platform of the machine that this program runs on.
+    /// Returns the platform of this machine.
     pub fn of_this_machine() -> Self {
         let (architecture, variant) = match std::env::consts::ARCH {
             "x86_64" => ("amd64", None),
@@ -75,7 +75,7 @@ impl Platform {
         Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: variant.map(str::to_owned) }
     }
 
-    /// Returns the platform that an image document spells in parts, if it names at least the first two.
+    /// Returns the platform with these members of an image document, or `None` if the first or second is empty.
     pub(super) fn from_parts(os: &str, architecture: &str, variant: Option<&str>) -> Option<Self> {
         let variant = variant.filter(|variant| !variant.is_empty()).map(str::to_owned);
         (!os.is_empty() && !architecture.is_empty()).then(|| Self {
@@ -85,32 +85,32 @@ impl Platform {
         })
     }
 
-    /// Returns how well an image for `offered` suits where this platform was asked for; `None` where it does not run.
+    /// Returns how well an image for `offered` suits this platform, or `None` if it does not run there.
     ///
-    /// The highest variant that is not above the one asked for suits best. A platform without a variant asks for that
-    /// which every machine of its architecture runs: `amd64` for `v1`, `arm` for `v7`, `arm64` for `v8`.
+    /// The highest variant that is not above this platform's suits best. A platform without a variant requests the one that every
+    /// machine of its architecture runs: `amd64` means `v1`, `arm` means `v7`, `arm64` means `v8`.
     pub fn suits(&self, offered: &Self) -> Option<Suitability> {
         if !self.has_same_architecture(offered) {
             return None;
         }
         match (self.level(), offered.level()) {
             (Some(asked), Some(offered)) => (offered <= asked).then_some(Suitability(Reverse(offered))),
-            // Nothing is known of such variants but their names.
+            // Unknown variants have no order, so only the same one suits.
             _ => (self.variant == offered.variant).then_some(Suitability(Reverse((0, 0)))),
         }
     }
 
-    /// Tells whether an image for `offered` runs where this platform was asked for.
+    /// Returns whether an image for `offered` runs on this platform.
     pub fn accepts(&self, offered: &Self) -> bool {
         self.suits(offered).is_some()
     }
 
-    /// Tells whether an image for this platform runs wherever one for its architecture without a variant does.
+    /// Returns whether an image for this platform runs on every machine that its architecture without a variant stands for.
     pub fn runs_without_a_variant(&self) -> bool {
         Self { variant: None, ..self.clone() }.accepts(self)
     }
 
-    /// Tells whether both mean the same, however they spell it: `amd64` is `amd64/v1`.
+    /// Returns whether both are the same platform in possibly different spellings: `amd64` is `amd64/v1`.
     pub fn is_same_as(&self, other: &Self) -> bool {
         let is_same_variant = match (self.level(), other.level()) {
             (Some(level), Some(other)) => level == other,
@@ -119,13 +119,13 @@ impl Platform {
         self.has_same_architecture(other) && is_same_variant
     }
 
-    /// Tells whether both have the same operating system and architecture.
+    /// Returns whether both have the same operating system and architecture.
     pub fn has_same_architecture(&self, other: &Self) -> bool {
         self.os == other.os && self.architecture == other.architecture
     }
 
-    /// Tells whether a config says something else than this platform, which an index names. Most configs say nothing of
-    /// variants.
+    /// Returns whether the platform in an image config contradicts this platform, which an index states. A config without a
+    /// variant contradicts none, because most configs omit it.
     pub fn is_contradicted_by(&self, config: &Self) -> bool {
         !self.has_same_architecture(config) || config.variant.is_some() && !self.is_same_as(config)
     }
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn variant_above_the_one_asked_for_never_suits_and_the_highest_below_is_best() {
+    fn higher_variant_never_suits_and_the_highest_allowed_one_is_best() {
         let amd64 =
             ["linux/amd64/v3", "linux/amd64/v2", "linux/amd64", "linux/amd64/v4", "linux/arm64", "windows/amd64"];
         assert_eq!(suitable("linux/amd64", &amd64), ["linux/amd64"]);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn variant_of_no_ladder_is_that_very_one() {
+    fn unknown_variant_suits_only_itself() {
         assert_eq!(suitable("linux/386", &["linux/386/softfloat", "linux/386"]), ["linux/386"]);
         assert_eq!(suitable("linux/386/softfloat", &["linux/386", "linux/386/softfloat"]), ["linux/386/softfloat"]);
         assert_eq!(suitable("linux/amd64", &["linux/amd64/fast", "linux/amd64/v", "linux/amd64/v+1"]), [""; 0]);
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn same_platform_may_be_spelt_in_several_ways() {
+    fn same_platform_may_have_several_spellings() {
         for (one, other, is_same) in [
             ("linux/amd64", "linux/amd64/v1", true),
             ("linux/arm64/v8", "linux/arm64", true),
