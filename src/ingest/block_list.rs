@@ -1,13 +1,14 @@
-//! A list that grows without being copied, and that gives its memory back while it is read.
+//! A list that grows without copying its values, and that frees its memory while it is consumed.
 
-/// Values in the order in which they were added.
+/// A list of values in the order in which they were added, stored in blocks.
 #[derive(Debug)]
 pub(super) struct BlockList<T> {
     blocks: Vec<Vec<T>>,
     length: usize,
 }
 
-/// Values of a segment, so that it takes more than the 1 MiB from which on freed memory goes back to the system.
+/// Number of values in a block. A block is then larger than 1 MiB, the size from which on the allocator returns freed memory to
+/// the system.
 const BLOCK_LENGTH: usize = 16 << 10;
 
 impl<T> Default for BlockList<T> {
@@ -21,7 +22,7 @@ impl<T> BlockList<T> {
         match self.blocks.last_mut() {
             Some(last) if last.len() < BLOCK_LENGTH => last.push(value),
             _ => {
-                // Most layers are short, and the first segment grows as they do.
+                // Most layers have few entries, so the first block grows on demand.
                 let mut next = Vec::with_capacity(if self.blocks.is_empty() { 0 } else { BLOCK_LENGTH });
                 next.push(value);
                 self.blocks.push(next);
@@ -38,7 +39,7 @@ impl<T> BlockList<T> {
         self.length
     }
 
-    /// Returns the values. Each segment is freed behind its last one.
+    /// Returns the values. Each block is freed after its last value.
     pub(super) fn into_iter(self) -> impl Iterator<Item = T> {
         self.blocks.into_iter().flatten()
     }

@@ -1,16 +1,16 @@
-//! Buffers that are used again: to have the kernel clear new memory for each costs as much as to hash what goes into them.
+//! Reuses buffers, because the kernel's clearing of new memory for each buffer would take as long as hashing its content.
 
 use std::sync::Mutex;
 
-/// Buffers that nobody uses at the moment.
+/// Buffers that are not in use.
 #[derive(Default)]
 pub(super) struct Buffers(Mutex<Vec<Vec<u8>>>);
 
-/// A buffer up to this many times as large as is asked for will do.
+/// A buffer is reused if its capacity is at most this many times the requested one.
 const MAX_SIZE_FACTOR: usize = 4;
 
 impl Buffers {
-    /// Returns an empty buffer with room for so many bytes.
+    /// Returns an empty buffer with a capacity of at least `room` bytes.
     pub(super) fn take(&self, room: usize) -> Vec<u8> {
         let mut free = self.0.lock().expect("no thread panics while it takes a buffer");
         let fits = |buffer: &Vec<u8>| (room..=room * MAX_SIZE_FACTOR).contains(&buffer.capacity());
@@ -20,12 +20,12 @@ impl Buffers {
         }
     }
 
-    /// Keeps a buffer, if all that are kept have not more than `most` bytes then.
-    pub(super) fn put_back(&self, mut buffer: Vec<u8>, most: u64) {
+    /// Keeps a buffer for reuse, unless all kept buffers together would exceed `max_kept` bytes.
+    pub(super) fn put_back(&self, mut buffer: Vec<u8>, max_kept: u64) {
         buffer.clear();
-        let mut free = self.0.lock().expect("no thread panics while it gives a buffer back");
+        let mut free = self.0.lock().expect("no thread panics while it puts a buffer back");
         let kept: usize = free.iter().map(Vec::capacity).sum();
-        if buffer.capacity() > 0 && (kept + buffer.capacity()) as u64 <= most {
+        if buffer.capacity() > 0 && (kept + buffer.capacity()) as u64 <= max_kept {
             free.push(buffer);
         }
     }
@@ -36,17 +36,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buffers_are_used_again_where_they_fit() {
+    fn buffers_of_suitable_size_are_reused() {
         let buffers = Buffers::default();
         let mut buffer = buffers.take(1000);
         buffer.extend([7; 1000]);
-        let (place, room) = (buffer.as_ptr(), buffer.capacity());
+        let (address, room) = (buffer.as_ptr(), buffer.capacity());
         buffers.put_back(buffer, room as u64);
         let others = [buffers.take(room + 1), buffers.take(room / 8)];
-        assert!(others.iter().all(|other| other.as_ptr() != place), "one is too small, and one too large");
+        assert!(others.iter().all(|other| other.as_ptr() != address), "one is too small, and one too large");
         let again = buffers.take(room / 2);
-        assert_eq!((again.as_ptr(), again.len(), again.capacity()), (place, 0, room));
+        assert_eq!((again.as_ptr(), again.len(), again.capacity()), (address, 0, room));
         buffers.put_back(again, room as u64 - 1);
-        assert!(buffers.0.lock().unwrap().is_empty(), "more than shall be kept");
+        assert!(buffers.0.lock().unwrap().is_empty(), "the limit was exceeded");
     }
 }

@@ -1,4 +1,4 @@
-//! A layer that is being read, a little at a time.
+//! A layer that threads read step by step.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
@@ -17,46 +17,47 @@ use crate::object::{Chunk, ChunkSizes, Chunker, Content, ContentObjects};
 use crate::source::{LayerBlob, Readiness, SourceError};
 use crate::span::span;
 
-/// Content of small files gathers to this before it becomes a job.
+/// Size in bytes from which on the content of small files becomes a job.
 pub(super) const BATCH_BYTES: u64 = 1 << 20;
 
-/// A tar archive has at least one header of this many bytes for each entry.
+/// Minimum size of an entry in a tar archive in bytes: one header.
 const MIN_ENTRY_SIZE: u64 = 512;
 
-/// Not more than this many small files become one job.
+/// Maximum number of small files in one job.
 const MAX_BATCH_FILES: usize = 512;
 
-/// A layer between two steps of reading.
+/// A layer that is being read. One thread at a time reads a part of it.
 pub(super) struct LayerTask<'a> {
     pub(super) index: usize,
     pub(super) is_remote: bool,
     is_verified_only: bool,
-    /// Whether another thread unpacks ahead.
+    /// Whether a second thread unpacks ahead.
     unpack_ahead: bool,
-    /// When it pays to try again to open the blob.
+    /// The blob is not opened before this time, after an attempt found that it cannot be opened yet.
     pub(super) not_before: Instant,
     source: LayerSource<'a>,
     expected: ExpectedLayer,
     limits: Limits,
     sizes: ChunkSizes,
     entries: BlockList<LayerEntry<Range<usize>>>,
-    /// ContentObjects so far.
+    /// Number of objects so far.
     object_count: usize,
-    /// Where each piece of a large file begins, and how long it is.
+    /// Offset and size of each part of a large file, by the number of its object.
     spans: HashMap<usize, (u64, u64)>,
     batch: Job,
     large: Option<LargeFile>,
-    /// Sizes of small files that are nothing but holes: each is written out once.
+    /// Sizes of small files that consist of one hole. The zeros of each size are written out only once.
     hole_sizes: HashSet<u64>,
 }
 
-/// Blobs are opened when their turn comes: an image may have more layers than there is memory for readers.
+/// State of the blob. A blob is opened only shortly before it is read, because an image may have more layers than there is memory
+/// for readers.
 enum LayerSource<'a> {
     Closed(Box<dyn FnMut() -> Result<Option<LayerBlob>, SourceError> + Send + 'a>),
-    /// Open, and nothing was read of it.
+    /// Open, but nothing was read yet.
     Open(LayerBlob),
     Reading(Box<LayerReader<BlobReader>>, Readiness),
-    /// Between two of these, or after an error.
+    /// Temporary while the state changes, and final after an error.
     Gone,
 }
 
@@ -66,27 +67,27 @@ type BlobReader = Box<dyn Read + Send>;
 /// A file that is being cut into chunks.
 struct LargeFile {
     size: u64,
-    /// Where the current chunk begins.
+    /// Offset of the current chunk in the file.
     start: u64,
     chunker: Chunker,
     chunk: Vec<u8>,
-    /// Zeros that were announced and not yet taken.
+    /// Remaining zero bytes of the current hole.
     hole: u64,
-    /// Data that followed the last cut.
+    /// Data after the last cut that is not in a chunk yet.
     rest: Vec<u8>,
 }
 
-/// What one step of reading gave.
+/// Result of reading a part of a layer.
 pub(super) enum ReadProgress {
-    /// The blob was opened and takes some time to come, or could not be opened yet.
+    /// There is nothing to store: the blob has not arrived, or the layer is only verified.
     NoContent,
     /// Content to store.
     Job(Job),
-    /// The last content; the layer is at its end.
+    /// The last content; the layer was read to its end.
     End(Job),
 }
 
-/// A layer that was read to its end, while its content may still be on the way.
+/// A layer that was read to its end. Some of its content may not be stored yet.
 pub(super) struct ReadLayer {
     pub(super) index: usize,
     entries: BlockList<LayerEntry<Range<usize>>>,
@@ -103,7 +104,7 @@ impl<'a> LayerTask<'a> {
         unpack_ahead: bool,
     ) -> Self {
         let LayerToRead { open, is_remote, is_verified_only, expected } = layer;
-        // What comes over a network is waited for by nobody, as long as there is something else to do.
+        // A thread does not wait for a remote blob while it can do other work, so unpacking ahead would not help.
         let unpack_ahead = unpack_ahead && !is_remote;
         let source = LayerSource::Closed(open);
         let (entries, spans, hole_sizes) = Default::default();
@@ -128,7 +129,7 @@ impl<'a> LayerTask<'a> {
         }
     }
 
-    /// Returns how many bytes of the blob are still to be read.
+    /// Returns the number of blob bytes that are not read yet.
     pub(super) fn left(&self) -> u64 {
         let read = if let LayerSource::Reading(reader, _) = &self.source { reader.blob_bytes_read() } else { 0 };
         self.expected.size.saturating_sub(read)
@@ -138,7 +139,7 @@ impl<'a> LayerTask<'a> {
         !matches!(self.source, LayerSource::Closed(_))
     }
 
-    /// Tells whether the next step would not have to wait, as far as that is known.
+    /// Returns whether reading can go on without waiting, as far as known.
     pub(super) fn is_ready(&self) -> bool {
         match &self.source {
             LayerSource::Open(blob) => blob.is_ready(),
@@ -147,7 +148,7 @@ impl<'a> LayerTask<'a> {
         }
     }
 
-    /// Opens the blob if that can be done, and starts to read it if it is there; tells whether both is done.
+    /// Opens the blob if possible, and creates its reader if the first bytes have arrived. Returns whether the reader exists.
     fn prepare(&mut self) -> Result<bool, IngestError> {
         match mem::replace(&mut self.source, LayerSource::Gone) {
             LayerSource::Closed(mut open) => {
@@ -176,7 +177,7 @@ impl<'a> LayerTask<'a> {
         }
     }
 
-    /// Reads on until there is content to store: many small files, or one chunk of a large one.
+    /// Reads until there is content to store: many small files, or one chunk of a large file.
     pub(super) fn read_some(&mut self, buffers: &Buffers) -> Result<ReadProgress, IngestError> {
         let _parsing = span!("parse");
         if !self.prepare()? {
@@ -215,7 +216,7 @@ impl<'a> LayerTask<'a> {
                 None => {}
             }
             let is_large = self.large.is_some();
-            // A large file's last piece is not known yet; its range is closed when the next entry is read.
+            // The number of chunks of a large file is not known yet. Its range grows with each chunk.
             self.entries.push(entry.map_content(|()| first..first + usize::from(!is_large)));
             if self.batch.bytes() >= BATCH_BYTES || self.batch.objects.len() >= MAX_BATCH_FILES {
                 return Ok(ReadProgress::Job(self.take_batch()));
@@ -258,18 +259,18 @@ impl<'a> LayerTask<'a> {
     }
 }
 
-/// Reads on a little without keeping anything; tells whether the last entry was reached.
+/// Reads a part of the layer and discards it. Returns whether the last entry was reached.
 fn skip_some(reader: &mut LayerReader<BlobReader>) -> Result<bool, LayerError> {
-    let mut passed = 0;
-    while passed < BATCH_BYTES {
+    let mut skipped = 0;
+    while skipped < BATCH_BYTES {
         if let Some(part) = reader.next_part()? {
-            passed += if let layer::ContentPart::Data(data) = part { data.len() as u64 } else { 0 };
+            skipped += if let layer::ContentPart::Data(data) = part { data.len() as u64 } else { 0 };
             continue;
         }
         if reader.next_entry()?.is_none() {
             return Ok(true);
         }
-        passed += MIN_ENTRY_SIZE;
+        skipped += MIN_ENTRY_SIZE;
     }
     Ok(false)
 }
@@ -327,7 +328,7 @@ impl LargeFile {
         Self { size, start: 0, chunker: Chunker::new(sizes), chunk: Vec::new(), hole: 0, rest: Vec::new() }
     }
 
-    /// Reads up to the next cut; `None` at the end of the file.
+    /// Reads to the next cut, and returns the chunk, or `None` at the end of the file.
     fn next_chunk(
         &mut self,
         reader: &mut LayerReader<BlobReader>,
@@ -340,8 +341,8 @@ impl LargeFile {
                 return Ok(Some(LargeContent::Zeros(sizes.maximum)));
             }
             if self.chunk.capacity() == 0 {
-                let most = sizes.maximum.min(self.size - self.start);
-                self.chunk = buffers.take(usize::try_from(most).expect("a chunk fits into memory"));
+                let room = sizes.maximum.min(self.size - self.start);
+                self.chunk = buffers.take(usize::try_from(room).expect("a chunk fits into memory"));
             }
             let was_cut = if !self.rest.is_empty() {
                 let rest = mem::take(&mut self.rest);
@@ -352,7 +353,7 @@ impl LargeFile {
                 reader.count_filled_hole(length)?;
                 self.hole -= length;
                 let was_cut = self.take(&zeros[..length as usize]);
-                // What follows a cut is hole again: the next chunk may be nothing else.
+                // Zeros after a cut count as hole again, because the whole next chunk may be a hole.
                 self.hole += mem::take(&mut self.rest).len() as u64;
                 was_cut
             } else {
@@ -374,7 +375,7 @@ impl LargeFile {
         }
     }
 
-    /// Takes data up to the next cut; tells whether there was one.
+    /// Appends data to the chunk up to the next cut, and returns whether there is a cut.
     fn take(&mut self, data: &[u8]) -> bool {
         let cut = self.chunker.cut(data);
         let (before, after) = data.split_at(cut.unwrap_or(data.len()));
@@ -384,7 +385,7 @@ impl LargeFile {
     }
 }
 
-/// A hole that ends within a chunk is filled with this many zeros at a time.
+/// Number of zero bytes that are written at once when a hole is filled.
 const ZERO_BLOCK: usize = 64 << 10;
 
 fn extend_with_zeros(buffer: &mut Vec<u8>, length: u64) {
@@ -393,12 +394,12 @@ fn extend_with_zeros(buffer: &mut Vec<u8>, length: u64) {
 }
 
 impl ReadLayer {
-    /// Puts the names of the stored objects into the entries.
+    /// Returns the entries with the hashes of their stored objects.
     pub(super) fn with_content(self, writer: &ObjectWriter<'_>, raw: bool) -> IngestedLayer {
         let hashes = mem::take(&mut *writer.hashes(self.index));
         let spans = self.spans;
         let content = |range: Range<usize>| {
-            let hash = |id: usize| hashes[id].expect("every piece was stored before the layer was finished");
+            let hash = |id: usize| hashes[id].expect("every object was stored before the layer was completed");
             let chunk = |id: usize| {
                 let (offset, size) = spans[&id];
                 Chunk { offset, size, hash: hash(id) }
@@ -409,7 +410,7 @@ impl ReadLayer {
             };
             Content { raw, objects }
         };
-        // With room for as many as there are, and no more: there may be millions.
+        // Exactly the needed capacity, because there may be millions of entries.
         let mut entries = Vec::with_capacity(self.entries.len());
         entries.extend(self.entries.into_iter().map(|entry| entry.map_content(content)));
         IngestedLayer { entries, summary: self.summary }

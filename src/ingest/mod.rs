@@ -1,8 +1,7 @@
-//! Streams the content of layers into the store, on all threads, in bounded memory.
+//! Streams the content of layers into the store, with several threads and bounded memory.
 //!
-//! Every thread does whatever is next: it compresses what was read, or, where nothing waits for that, it reads on in a layer. So
-//! one slow layer, many small ones, and a single thread all keep every core busy, and no thread ever waits for one that
-//! waits for it.
+//! No thread has a fixed role: each stores content that was read or, if none is waiting, reads a part of a layer. Therefore all
+//! cores are busy with one large layer, with many small layers, and with a single thread, and threads cannot deadlock.
 
 mod block_list;
 mod buffers;
@@ -26,98 +25,99 @@ use buffers::Buffers;
 use layer_task::{BATCH_BYTES, LayerTask, ReadLayer, ReadProgress};
 use object_writer::{Job, ObjectWriter};
 
-/// A layer to be read.
+/// A layer to read.
 pub struct LayerToRead<'a> {
-    /// Opens its blob when its turn has come; nothing where that cannot be done yet.
+    /// Opens the blob shortly before it is read. Returns `None` if the blob cannot be opened yet; then it is called again later.
     pub open: Box<dyn FnMut() -> Result<Option<LayerBlob>, SourceError> + Send + 'a>,
-    /// Whether the blob comes over a network, so that it pays to open it long before its turn to be read.
+    /// Whether the blob comes over a network. Such a blob is opened long before it is read.
     pub is_remote: bool,
-    /// Whether it is only verified: then nothing is stored, and no entries are returned.
+    /// Whether the layer is only verified. Then nothing is stored and no entries are returned.
     pub is_verified_only: bool,
-    /// What it should be.
+    /// Expected size and digests.
     pub expected: ExpectedLayer,
 }
 
-/// Learns of each layer that was read, verified and stored, by its place among those given, as soon as that is so.
+/// Called with each layer and its index among the given ones, as soon as the layer is verified and its content is stored.
 pub type LayerCallback<'a> = &'a (dyn Fn(usize, &IngestedLayer) + Sync);
 
-/// Why a layer could not be brought into the store.
+/// Errors from reading and storing a layer.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
-    /// The layer is not what it should be.
+    /// The layer cannot be read, or is not the expected one.
     #[error(transparent)]
     Layer(#[from] LayerError),
     /// The layer cannot be fetched.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The store failed.
+    /// An object cannot be stored.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The content index failed.
+    /// The content index cannot be read or written.
     #[error(transparent)]
     Index(#[from] IndexError),
     /// Another layer of the same run failed.
-    #[error("given up because another layer failed")]
+    #[error("reading of this layer was stopped because another layer failed")]
     GivenUp,
 }
 
 /// A layer whose content is in the store.
 #[derive(Debug)]
 pub struct IngestedLayer {
-    /// What the layer says, in the order of its archive.
+    /// The entries, in the order of the archive.
     pub entries: Vec<LayerEntry<Content>>,
-    /// What was measured and left out.
+    /// Sizes, diff ID, and what was left out.
     pub summary: LayerSummary,
 }
 
-/// Where content goes, and at what cost.
+/// Destination and settings of the content.
 #[derive(Clone, Copy)]
 pub struct Ingest<'a> {
-    /// Where new objects go.
+    /// Destination of new objects.
     pub staging: &'a Staging,
-    /// What was compressed before.
+    /// Index of content that was stored before and need not be compressed again.
     pub index: &'a ContentIndex,
-    /// How content is compressed.
+    /// Compression of content.
     pub compression: Compression,
-    /// How large files are cut.
+    /// Sizes of the chunks of large files.
     pub chunk_sizes: ChunkSizes,
-    /// How many threads work.
+    /// Number of threads, including the calling one.
     pub threads: usize,
-    /// Bytes of content that may be in flight at any time.
+    /// Maximum size of content in memory that is read, but not stored, in bytes.
     pub memory: u64,
-    /// What hostile layers may not exceed.
+    /// Limits on layers.
     pub limits: Limits,
 }
 
-/// So much content waits to be stored before threads store rather than read on. More would only fill memory, and push what is to
-/// be hashed and compressed next out of the processor's caches.
+/// Number of jobs in the queue from which on threads store instead of read. A longer queue would only fill memory and push
+/// content out of the processor's caches before it is hashed and compressed.
 const MAX_QUEUED_JOBS: usize = 1;
 
-/// From so many threads on, and where there are two for each layer, a layer is unpacked on a thread of its own: then what takes
-/// longest is to read the largest layer, whose bytes come one after the other.
+/// Minimum number of threads from which on each layer is unpacked by a thread of its own, if there are also two threads for each
+/// layer: then reading the largest layer, which is sequential, takes longest.
 const MIN_THREADS_TO_UNPACK_AHEAD: usize = 8;
 
-/// As long as less than so many bytes of blobs make the difference, a thread goes on in the layer that it has in its caches.
+/// Two layers whose remaining sizes differ by less than this number of bytes count as equal, so that a thread continues with the
+/// layer that is in its caches.
 const SIZE_TOLERANCE: u64 = 16 << 20;
 
-/// So many more layers are open than there are threads, at most: each has buffers.
+/// Maximum number of open layers beyond the number of threads. It is bounded because each open layer has buffers.
 const EXTRA_OPEN_LAYERS: usize = 4;
 
-/// So many blobs come over the network at a time: enough to hide the pauses between them.
+/// Maximum number of simultaneous downloads: enough to hide pauses of single downloads.
 const MAX_DOWNLOADS: usize = 6;
 
-/// How long to wait before looking again whether bytes have arrived.
+/// Pause between two checks whether bytes have arrived.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What the threads share.
+/// State and settings that all threads share.
 struct Shared<'a> {
     state: Mutex<IngestState<'a>>,
     changed: Condvar,
-    /// Bytes that may be in flight.
+    /// Maximum of [`IngestState::in_flight`] in bytes.
     memory: u64,
-    /// Bytes that one step of reading may bring.
+    /// Maximum number of bytes of content that one call of [`LayerTask::read_some`] returns.
     max_read: u64,
-    /// Whether content is stored as it is.
+    /// Whether content is stored uncompressed.
     raw: bool,
     buffers: Buffers,
     results: Mutex<Vec<Result<IngestedLayer, IngestError>>>,
@@ -125,21 +125,21 @@ struct Shared<'a> {
 }
 
 struct IngestState<'a> {
-    /// Layers that nobody is reading at the moment, by their place.
+    /// Layers that no thread is reading at the moment, in the order in which they should be read.
     idle: VecDeque<Box<LayerTask<'a>>>,
-    /// Layers that some thread is reading.
+    /// Number of layers that threads are reading.
     reading: usize,
-    /// Layers whose blobs are open.
+    /// Number of layers whose blobs are open.
     open: usize,
-    /// So many may be, where they are not fetched.
+    /// Maximum number of local layers open at once.
     max_open: usize,
-    /// By layer: content that waits to be stored or is being stored.
+    /// For each layer, the number of jobs that are queued or being stored.
     unstored: Vec<usize>,
-    /// Layers that were read to their ends, while content of theirs is still to be stored.
+    /// Layers that were read to their ends and have unfinished jobs.
     read: Vec<ReadLayer>,
-    /// Content that waits to be stored.
+    /// Queue of jobs.
     jobs: VecDeque<Job>,
-    /// Bytes in jobs that wait or are being worked on, and those that steps under way may bring.
+    /// Size in bytes of the jobs that are queued or being stored, plus the maximum size that running reads may add.
     in_flight: u64,
     errors: Vec<(usize, IngestError)>,
 }
@@ -152,9 +152,9 @@ enum NextAction<'a> {
 }
 
 impl Ingest<'_> {
-    /// Reads the layers to their ends and stores their content; returns them in the order given.
+    /// Reads and stores all layers; returns results in the order of `layers`.
     ///
-    /// After the first error nothing more is read. Content that was stored by then stays, and harms nobody.
+    /// Reading stops after the first error. Content that was stored until then stays in the store, where it does no harm.
     pub fn run(
         &self,
         layers: Vec<LayerToRead<'_>>,
@@ -187,7 +187,7 @@ impl Ingest<'_> {
             on_layer,
         };
         thread::scope(|scope| {
-            // A machine that has no more threads to give is slower for it, but this one goes on.
+            // If the machine cannot start another thread, the work goes on with fewer threads.
             let spawn = |_| thread::Builder::new().spawn_scoped(scope, || shared.work(&writer));
             let _helpers: Vec<_> = (1..self.threads).map_while(|number| spawn(number).ok()).collect();
             shared.work(&writer);
@@ -227,7 +227,7 @@ impl<'a> Shared<'a> {
             }
             let has_room = state.in_flight == 0
                 || state.in_flight + self.max_read <= self.memory && state.jobs.len() < MAX_QUEUED_JOBS;
-            // Nobody waits for the network while there is content to store, or another layer to read.
+            // A thread waits for the network only if there is neither content to store nor another layer to read.
             if has_room && let Some(task) = state.next_to_read() {
                 state.reading += 1;
                 state.in_flight += self.max_read;
@@ -239,7 +239,7 @@ impl<'a> Shared<'a> {
             if state.idle.is_empty() && state.reading == 0 {
                 return NextAction::Exit;
             }
-            // Nobody tells when bytes arrive.
+            // There is no notification when bytes arrive.
             let _idle = span!("idle");
             let waited = self.changed.wait_timeout(state, POLL_INTERVAL);
             state = waited.expect("no thread panics while it holds the state").0;
@@ -256,7 +256,7 @@ impl<'a> Shared<'a> {
         let (job, task) = match step {
             Ok(ReadProgress::NoContent) => (None, Ok(task)),
             Ok(ReadProgress::Job(job)) => (Some(job), Ok(task)),
-            // The end is verified before anybody learns of it, and outside of the lock: there may be much left to read.
+            // Verify the layer before it is reported, and outside of the lock, because there may be much left to read.
             Ok(ReadProgress::End(job)) => {
                 let _parsing = span!("parse");
                 (Some(job), Err(task.finish()))
@@ -304,7 +304,7 @@ impl<'a> Shared<'a> {
         self.complete(complete, writer);
     }
 
-    /// Hands out a layer all of which is stored.
+    /// Reports a layer whose content is stored completely.
     fn complete(&self, read: Option<ReadLayer>, writer: &ObjectWriter<'_>) {
         let Some(read) = read else { return };
         let index = read.index;
@@ -320,8 +320,8 @@ impl<'a> Shared<'a> {
 }
 
 impl<'a> IngestState<'a> {
-    /// Takes the layer to read on in: that of which most is left, among those that will not have to wait. Downloads are begun
-    /// before that, as many as may run.
+    /// Takes the next layer to read: a download to start, if the maximum is not reached, or else the layer with most bytes left
+    /// among those that can be read without waiting.
     fn next_to_read(&mut self) -> Option<Box<LayerTask<'a>>> {
         let now = Instant::now();
         let to_download = |task: &LayerTask<'a>| task.is_remote && !task.is_open() && task.not_before <= now;
@@ -336,14 +336,15 @@ impl<'a> IngestState<'a> {
         Some(task)
     }
 
-    /// Layers of which most is left come first. So all come to their ends at about the same time, and no thread is left alone
-    /// with one.
+    /// Inserts a layer in the order of remaining size, largest first, so that all layers end at about the same time and no
+    /// thread is left alone with one layer at the end.
     fn put_back(&mut self, task: Box<LayerTask<'a>>) {
-        let place = |task: &LayerTask<'a>| (Reverse(task.left() / SIZE_TOLERANCE), task.index);
-        let position = self.idle.partition_point(|other| place(other) < place(&task));
+        let order = |task: &LayerTask<'a>| (Reverse(task.left() / SIZE_TOLERANCE), task.index);
+        let position = self.idle.partition_point(|other| order(other) < order(&task));
         self.idle.insert(position, task);
     }
 
+    /// Takes a layer that was read to its end, if all its jobs are stored.
     fn take_complete(&mut self, layer: usize) -> Option<ReadLayer> {
         let position = self.read.iter().position(|read| read.index == layer)?;
         (self.unstored[layer] == 0 && self.errors.is_empty()).then(|| self.read.swap_remove(position))

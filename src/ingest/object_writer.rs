@@ -1,4 +1,4 @@
-//! ContentObjects of content on their way into objects.
+//! Stores content as objects.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -9,16 +9,16 @@ use crate::object::{Encoder, ObjectHash, ObjectKind};
 use crate::span::span;
 use crate::state::{ContentKey, KnownObject};
 
-/// Content of one layer that one thread stores.
+/// Content of one layer that one thread stores at once.
 pub(super) struct Job {
     pub(super) layer: usize,
     pub(super) buffer: Vec<u8>,
     pub(super) objects: Vec<PendingObject>,
 }
 
-/// One object to be.
+/// Content that will be stored as one object.
 pub(super) struct PendingObject {
-    /// Its number in the layer.
+    /// Number of the object in its layer.
     pub(super) id: usize,
     pub(super) is_chunk: bool,
     pub(super) content: PlainContent,
@@ -27,7 +27,7 @@ pub(super) struct PendingObject {
 pub(super) enum PlainContent {
     /// A part of the job's buffer.
     Bytes(Range<usize>),
-    /// So many zeros, which nobody wrote out.
+    /// A number of zero bytes that are not in memory.
     Zeros(u64),
 }
 
@@ -36,18 +36,19 @@ impl Job {
         Self { layer, buffer: Vec::new(), objects: Vec::new() }
     }
 
-    /// Returns how much memory the content takes.
+    /// Returns the size of the content in memory, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.buffer.len() as u64
     }
 }
 
-/// Turns pieces into objects and remembers which became which.
+/// Stores content as objects, and keeps the hash of each object.
 pub(super) struct ObjectWriter<'a> {
     ingest: &'a Ingest<'a>,
-    /// The objects of the pieces of each layer.
+    /// For each layer, the hash of each object by its number; `None` if the object is not stored yet.
     hashes: Vec<Mutex<Vec<Option<ObjectHash>>>>,
-    /// The objects of zeros, by their number: sparse files have the same one thousands of times.
+    /// Objects that contain only zeros, by size and by whether they are chunks: sparse files need the same one thousands of
+    /// times.
     zeros: Mutex<HashMap<(u64, bool), ObjectHash>>,
 }
 
@@ -60,7 +61,7 @@ impl<'a> ObjectWriter<'a> {
         Encoder::new(self.ingest.compression)
     }
 
-    /// Stores the pieces of a job.
+    /// Stores the objects of a job.
     pub(super) fn store(&self, job: &Job, encoder: &mut Encoder) -> Result<(), IngestError> {
         let mut stored = Vec::with_capacity(job.objects.len());
         let mut content = Vec::with_capacity(job.objects.len());
