@@ -1,39 +1,40 @@
-//! Cuts large files where their content says so, at the same places as CVMFS's own tools.
+//! Cuts large files into chunks at content-defined positions, the same ones as CVMFS's own tools.
 //!
-//! The cut positions depend on the 32 bytes before them, so an insertion moves only the cuts near it. Readers accept any
-//! positions; equal ones are what makes chunks deduplicate against those that `cvmfs_server` stored.
+//! Cut positions depend on the 32 bytes before them and on the minimum and maximum size, so an insertion moves only the cuts
+//! near it. Readers accept any positions, but only equal positions let chunks deduplicate against those that `cvmfs_server`
+//! stored.
 
-/// How large chunks are, in bytes of plain content.
+/// Sizes of chunks in bytes of uncompressed content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkSizes {
-    /// A file of more than this is cut; every chunk but a file's last has at least this.
+    /// Minimum size of every chunk except the last one of a file. Only larger files are cut.
     pub minimum: u64,
-    /// What chunks of random content have on average.
+    /// Average size of the chunks of random content.
     pub average: u64,
-    /// No chunk has more.
+    /// Maximum size of a chunk.
     pub maximum: u64,
 }
 
 impl Default for ChunkSizes {
-    /// Returns what `cvmfs_server` uses where nothing else is set: 4, 8 and 16 MiB.
+    /// Returns the defaults of `cvmfs_server`: 4, 8 and 16 MiB.
     fn default() -> Self {
         Self { minimum: 4 << 20, average: 8 << 20, maximum: 16 << 20 }
     }
 }
 
-/// Bytes that the running value depends on: each shifts out of its 32 bits after as many more.
+/// Number of bytes that the rolling checksum depends on: it has 32 bits, and each byte shifts the earlier ones out by one bit.
 const WINDOW: u64 = 32;
 
-/// So many bytes are looked at together, in so many parts.
+/// Number of bytes that are searched at once, in [`PARTS`] parts side by side.
 const BLOCK: usize = 4096;
 const PARTS: usize = 4;
 
-/// Finds the cuts of one file, buffer by buffer (CVMFS's `Xor32Detector`).
+/// Finds the cuts of one file, one buffer at a time (CVMFS's `Xor32Detector`).
 #[derive(Debug, Clone)]
 pub struct Chunker {
     sizes: ChunkSizes,
     threshold: i32,
-    /// Bytes of the current chunk so far.
+    /// Size of the current chunk so far.
     position: u64,
     value: u32,
 }
@@ -46,11 +47,11 @@ impl Chunker {
         Self { sizes, threshold, position: 0, value: 0 }
     }
 
-    /// Returns how many bytes of `data`, which follow what was seen before, end the current chunk; `None` when all of
-    /// them belong to it.
+    /// Returns the number of bytes of `data` up to the end of the current chunk, or `None` if all of `data` belong to the chunk.
+    /// `data` must follow the data of the previous call.
     ///
-    /// After a cut the next call takes the rest of `data`. Whether the file ends at a cut, which then is none, is the
-    /// caller's to know.
+    /// After a cut, the next call must pass the rest of `data`. A cut is returned only when the first byte of the next chunk was
+    /// read, so there is never one at the end of a file.
     pub fn cut(&mut self, data: &[u8]) -> Option<usize> {
         let mut next = 0;
         let warm_up = self.sizes.minimum - WINDOW;
@@ -77,7 +78,7 @@ impl Chunker {
         None
     }
 
-    /// Takes bytes up to the first that a chunk may end before, and returns its place.
+    /// Reads bytes up to the first one before which a chunk may end, and returns its index.
     fn find_end(&mut self, data: &[u8]) -> Option<usize> {
         let (blocks, rest) = data.as_chunks::<BLOCK>();
         for (number, block) in blocks.iter().enumerate() {
@@ -96,7 +97,8 @@ impl Chunker {
         })
     }
 
-    /// Tells whether a chunk may end in a block. Looks at its parts side by side, as each byte has to wait for the one before.
+    /// Returns whether a chunk may end in a block. Searches the parts of the block side by side, because within a part each step
+    /// depends on the one before.
     fn has_end(&self, block: &[u8; BLOCK]) -> bool {
         let (parts, _) = block.as_chunks::<{ BLOCK / PARTS }>();
         let mut values = [self.value; PARTS];
@@ -111,9 +113,9 @@ impl Chunker {
         has_end
     }
 
-    /// Tells whether the next byte is the first of a chunk.
+    /// Returns whether the next byte is the first of a chunk.
     ///
-    /// Zeros never give a cut, so a hole that begins here is cut at the largest size only, without a look at its bytes.
+    /// Zeros never cause a cut, so a hole that starts here is cut only at the maximum size, and its bytes need not be read.
     pub fn is_at_chunk_start(&self) -> bool {
         self.position == 0
     }
@@ -128,7 +130,7 @@ impl Chunker {
     }
 }
 
-/// Returns the running value behind at least [`WINDOW`] bytes.
+/// Returns the rolling checksum after `data`, which has at least [`WINDOW`] bytes.
 fn value_after(data: &[u8]) -> u32 {
     data[data.len() - WINDOW as usize..].iter().fold(0, |value, &byte| (value << 1) ^ u32::from(byte))
 }
@@ -143,8 +145,8 @@ mod tests {
 
     const SMALL: ChunkSizes = ChunkSizes { minimum: 64, average: 128, maximum: 256 };
 
-    /// The algorithm as `cvmfs-format.md` 5 words it, byte by byte over the whole file.
-    fn cuts_by_definition(data: &[u8], sizes: ChunkSizes) -> Vec<usize> {
+    /// The algorithm of CVMFS's `Xor32Detector` in its simplest form, byte by byte over the whole file.
+    fn simple_cuts(data: &[u8], sizes: ChunkSizes) -> Vec<usize> {
         let threshold = (4_294_967_295_u64 / sizes.average) as i32;
         let (min, max) = (sizes.minimum as usize, sizes.maximum as usize);
         let (mut cuts, mut start) = (Vec::new(), 0);
@@ -171,11 +173,11 @@ mod tests {
     fn cuts_in_buffers(data: &[u8], sizes: ChunkSizes, buffer: usize) -> Vec<usize> {
         let mut chunker = Chunker::new(sizes);
         let mut cuts = Vec::new();
-        for (index, mut piece) in data.chunks(buffer).enumerate() {
+        for (index, mut rest) in data.chunks(buffer).enumerate() {
             let mut offset = index * buffer;
-            while let Some(cut) = chunker.cut(piece) {
+            while let Some(cut) = chunker.cut(rest) {
                 offset += cut;
-                piece = &piece[cut..];
+                rest = &rest[cut..];
                 cuts.push(offset);
             }
         }
@@ -196,7 +198,7 @@ mod tests {
     #[test]
     fn cuts_do_not_depend_on_buffers() {
         let data = noise(20_000);
-        let expected = cuts_by_definition(&data, SMALL);
+        let expected = simple_cuts(&data, SMALL);
         assert!(expected.len() > 50 && expected.windows(2).any(|pair| pair[1] - pair[0] < 256));
         for buffer in [1, 7, 31, 32, 33, 64, 255, 256, 257, 20_000] {
             assert_eq!(cuts_in_buffers(&data, SMALL, buffer), expected, "in buffers of {buffer}");
@@ -204,11 +206,11 @@ mod tests {
     }
 
     #[test]
-    fn cuts_in_blocks_are_those_of_the_definition() {
-        // Larger than a block, so that ends fall into each of its parts.
+    fn cuts_in_blocks_equal_those_of_the_simple_algorithm() {
+        // Chunks larger than a block, so that cuts fall into each of its parts.
         let sizes = ChunkSizes { minimum: 1000, average: 30_000, maximum: 100_000 };
         let data = noise(4_000_000);
-        let expected = cuts_by_definition(&data, sizes);
+        let expected = simple_cuts(&data, sizes);
         let is_found = |cut: usize, last: usize| cut - last > 1000 + BLOCK && cut - last < 100_000;
         assert!(expected.windows(2).filter(|pair| is_found(pair[1], pair[0])).count() > 30);
         for buffer in [BLOCK - 1, BLOCK, 50_001, 262_144, 4_000_000] {
@@ -224,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn stock_sizes_give_the_threshold_of_the_stock_tools() {
+    fn default_sizes_have_the_threshold_of_cvmfs() {
         assert_eq!(Chunker::new(ChunkSizes::default()).threshold, 511);
     }
 }

@@ -1,7 +1,7 @@
-//! How content is encoded in the store, and how it is read back.
+//! Encodes content for the store, and decodes stored bytes.
 //!
-//! Every client inflates any zlib stream, so the encoder is free to choose; what it chooses is part of the content
-//! index's key, because the same content under another encoder is another object.
+//! Every client can unpack any zlib stream, so the choice of the encoder is free. The encoder is part of the key in the content
+//! index, because the same content from another encoder is another object.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -15,7 +15,7 @@ use super::inflate::{Inflated, Inflater};
 use super::size_limit::SizeLimit;
 use super::zlib::StockZlib;
 
-/// How a repository's file content is compressed: a promise of size.
+/// Compression mode of a repository's file content. Each mode bounds the size of the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
@@ -24,9 +24,9 @@ pub enum Compression {
     /// At most 4 % larger than zlib level 6 on real images.
     #[default]
     Balanced,
-    /// At most 15 % larger than zlib level 6 on real images, and the fastest there is.
+    /// At most 15 % larger than zlib level 6 on real images; the fastest mode with compression.
     Fast,
-    /// Stored as it is.
+    /// Stored uncompressed.
     None,
 }
 
@@ -42,9 +42,9 @@ impl fmt::Display for Compression {
     }
 }
 
-/// A text is no compression mode.
+/// A text is not a compression mode.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no compression mode; there are exact, balanced, fast and none")]
+#[error("'{0}' is not a compression mode: use exact, balanced, fast or none")]
 pub struct ParseCompressionError(String);
 
 impl FromStr for Compression {
@@ -56,12 +56,12 @@ impl FromStr for Compression {
     }
 }
 
-/// Names an encoder together with its version and level: equal ids give equal bytes for equal content.
+/// Identifies an encoder with its version and level: equal IDs mean equal output for equal content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EncoderId(pub u8);
 
 impl Compression {
-    /// Returns the id of the encoder behind this mode. A change of what an encoder writes takes a new number.
+    /// Returns the ID of this mode's encoder. Every change of an encoder's output requires a new number.
     pub fn encoder_id(self) -> EncoderId {
         EncoderId(match self {
             Self::Exact => 1,
@@ -72,13 +72,13 @@ impl Compression {
         })
     }
 
-    /// Says what this build lacks that would make this mode faster, if it lacks anything.
+    /// Returns what this build lacks to make this mode faster, if anything.
     pub fn lack(self) -> Option<&'static str> {
         let is_slower = self == Self::Fast && cfg!(not(feature = "isal"));
         is_slower.then_some("this strata is built without ISA-L (the feature isal), with which the mode fast is faster")
     }
 
-    /// Returns the name of the library behind this mode, and its level.
+    /// Returns library and level of this mode's encoder.
     pub fn encoder_name(self) -> &'static str {
         match self {
             Self::Exact => "zlib 6",
@@ -90,12 +90,13 @@ impl Compression {
     }
 }
 
-/// ContentObjects below this are compressed without a look at whether they shrink: the look would cost as much.
+/// Minimum size of content in bytes from which on samples decide whether it is worth compressing. For smaller content, samples
+/// would cost as much as compression.
 const MIN_SAMPLED_SIZE: usize = 128 << 10;
-/// Bytes of each of the three samples.
+/// Size of each of the three samples in bytes.
 const SAMPLE_SIZE: usize = 16 << 10;
 
-/// Encodes pieces of content, one after the other, with state and buffers that are kept.
+/// Encodes content. State and buffers are reused.
 pub struct Encoder {
     method: Method,
     out: Vec<u8>,
@@ -107,7 +108,7 @@ enum Method {
     Raw,
 }
 
-/// A library that makes zlib streams.
+/// A library that writes zlib streams.
 enum Engine {
     Libdeflate(Compressor),
     #[cfg(feature = "isal")]
@@ -119,7 +120,7 @@ impl Encoder {
     pub fn new(compression: Compression) -> Self {
         let method = match compression {
             Compression::Exact => Method::Exact(StockZlib::new()),
-            // Samples are taken with what every build has: which pieces are stored as they are is part of the bytes.
+            // Samples are compressed with a library that every build has, because their result affects the output.
             Compression::Balanced => Method::sampled(Engine::libdeflate(6), Engine::libdeflate(1)),
             Compression::Fast => Method::sampled(Engine::fastest(), Engine::fastest()),
             Compression::None => Method::Raw,
@@ -127,8 +128,8 @@ impl Encoder {
         Self { method, out: Vec::new() }
     }
 
-    /// Sets up the encoder of catalogs and the other databases, whose readers demand zlib in every mode. Builds with ISA-L and
-    /// without give other bytes.
+    /// Sets up the encoder for catalogs and other databases, which must be zlib streams in every mode. Its output differs between
+    /// builds with and without ISA-L.
     pub fn of_databases() -> Self {
         Self { method: Method::sampled(Engine::fastest(), Engine::fastest()), out: Vec::new() }
     }
@@ -141,7 +142,7 @@ impl Encoder {
             Method::Sampled { main, sampler, stored } => {
                 let shrinks = plain.len() < MIN_SAMPLED_SIZE || sampler.shrinks(plain, out);
                 let packed = if shrinks { main.compress(plain, out) } else { None };
-                packed.or_else(|| stored.compress(plain, out)).expect("libdeflate never gives up")
+                packed.or_else(|| stored.compress(plain, out)).expect("libdeflate compresses any content")
             }
             Method::Raw => return plain,
         };
@@ -160,7 +161,7 @@ impl Engine {
         Self::Libdeflate(Compressor::new(CompressionLvl::new(level).expect("levels 0 to 12 exist")))
     }
 
-    /// Returns the fastest that this build has.
+    /// Returns the fastest library in this build.
     fn fastest() -> Self {
         #[cfg(feature = "isal")]
         return Self::Igzip(Igzip::new());
@@ -168,8 +169,8 @@ impl Engine {
         Self::libdeflate(1)
     }
 
-    /// Compresses `plain` into `out`, which grows where it is too short, and returns how many bytes there are. Nothing where
-    /// the library gives up on content that does not shrink.
+    /// Compresses `plain` into `out`, which is enlarged if necessary, and returns the compressed size. ISA-L returns `None` for
+    /// content that does not shrink.
     fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Option<usize> {
         match self {
             Self::Libdeflate(compressor) => {
@@ -182,7 +183,7 @@ impl Engine {
         }
     }
 
-    /// Tells by three samples whether compressing `plain` saves at least one part in 32.
+    /// Returns whether compression saves at least 1/32 of the size of three samples of `plain`.
     fn shrinks(&mut self, plain: &[u8], out: &mut Vec<u8>) -> bool {
         let last = plain.len() - SAMPLE_SIZE;
         let mut packed = |start| self.compress(&plain[start..start + SAMPLE_SIZE], out).unwrap_or(SAMPLE_SIZE);
@@ -190,37 +191,38 @@ impl Engine {
     }
 }
 
-/// Makes room for `length` bytes.
+/// Makes `out` at least `length` bytes long. Its content may be lost.
 pub(super) fn grow(out: &mut Vec<u8>, length: usize) {
     if out.len() < length {
-        // What is there is not needed, and new zeros take no memory before they are written to.
+        // A new zeroed vector instead of `resize`: the old content is not needed, and zeroed memory is not allocated until it is
+        // written.
         *out = vec![0; length];
     }
 }
 
-/// Why stored bytes could not be read back.
+/// Errors from decoding stored bytes.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// The bytes are not a zlib stream, or a damaged one.
-    #[error("not a whole zlib stream")]
+    /// The bytes are not a zlib stream, or it is damaged.
+    #[error("not a complete zlib stream")]
     Damaged(#[source] io::Error),
-    /// There is more in it than the reader is ready to take.
+    /// The content is larger than the limit.
     #[error("unpacks to more than {limit} bytes")]
     TooLarge {
-        /// The limit that was passed.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// The stream ends before the bytes do.
-    #[error("{0} bytes behind the stream")]
+    /// Other bytes follow the stream.
+    #[error("{0} bytes follow the zlib stream")]
     TrailingBytes(u64),
 }
 
-/// Unpacks the zlib stream that `stored` begins with.
+/// Unpacks the zlib stream at the start of `stored`.
 pub fn decode(stored: &[u8], limit: SizeLimit) -> Result<Vec<u8>, DecodeError> {
     Ok(unpack(stored, limit)?.0)
 }
 
-/// Unpacks a zlib stream with nothing behind it.
+/// Unpacks a zlib stream, after which no other bytes may follow.
 pub fn decode_alone(stored: &[u8], limit: SizeLimit) -> Result<Vec<u8>, DecodeError> {
     match unpack(stored, limit)? {
         (plain, read) if read == stored.len() as u64 => Ok(plain),
@@ -228,19 +230,19 @@ pub fn decode_alone(stored: &[u8], limit: SizeLimit) -> Result<Vec<u8>, DecodeEr
     }
 }
 
-/// Returns the content of a zlib stream, and the bytes of the stream.
+/// Returns the content of a zlib stream, and the size of the stream in bytes.
 fn unpack(stored: &[u8], limit: SizeLimit) -> Result<(Vec<u8>, u64), DecodeError> {
     let (stated, limit) = (limit.stated(), limit.unpacked(stored.len() as u64));
-    // What is never written to takes no memory, but a false size shall not ask for more than there is.
-    let believed = stated.unwrap_or(0).min((stored.len() as u64).saturating_mul(TRUSTED_RATIO));
+    // Memory that is never written is not allocated, but a wrong size must not request more than the machine has.
+    let trusted = stated.unwrap_or(0).min((stored.len() as u64).saturating_mul(TRUSTED_RATIO));
     let usual = (SAMPLE_SIZE + stored.len().saturating_mul(DATABASE_RATIO)) as u64;
-    let mut plain = vec![0; limit.min(believed.max(usual)) as usize];
+    let mut plain = vec![0; limit.min(trusted.max(usual)) as usize];
     if let Ok(Inflated { read, written }) = Inflater::new().inflate(stored, &mut plain) {
         plain.truncate(written);
         plain.shrink_to_fit();
         return Ok((plain, read as u64));
     }
-    // There is more in it, or it is damaged: what unpacks at one go cannot tell which.
+    // The content is larger than the buffer, or the stream is damaged. Unpacking as a stream distinguishes these cases.
     plain = Vec::new();
     let mut stream = flate2::bufread::ZlibDecoder::new(stored).take(limit.saturating_add(1));
     stream.read_to_end(&mut plain).map_err(DecodeError::Damaged)?;
@@ -248,17 +250,17 @@ fn unpack(stored: &[u8], limit: SizeLimit) -> Result<(Vec<u8>, u64), DecodeError
         return Err(DecodeError::TooLarge { limit });
     }
     plain.shrink_to_fit();
-    // A stream that is cut off within its head has no content and no error.
+    // For a stream that is truncated within its header, the decoder returns no content and no error.
     match stream.into_inner().total_in() {
         0 => Err(DecodeError::Damaged(io::ErrorKind::UnexpectedEof.into())),
         read => Ok((plain, read)),
     }
 }
 
-/// Catalogs gain less than this: a third of a row are hashes.
+/// Usual upper bound of the compression ratio of catalogs, because a third of a row are hashes.
 const DATABASE_RATIO: usize = 4;
 
-/// Up to this ratio, memory is set aside for the size that is stated. Most others are stated for files and not for databases.
+/// Maximum ratio up to which memory is reserved for the stated size. Higher ratios are common only for files, not for databases.
 const TRUSTED_RATIO: u64 = 64;
 
 #[cfg(test)]
@@ -278,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mode_but_none_gives_a_zlib_stream_of_the_content() {
+    fn every_mode_except_none_writes_a_zlib_stream_of_the_content() {
         for mode in [Compression::Exact, Compression::Balanced, Compression::Fast] {
             let mut encoder = Encoder::new(mode);
             for plain in
@@ -292,14 +294,14 @@ mod tests {
     }
 
     #[test]
-    fn exact_mode_names_the_empty_file_as_cvmfs_does() {
+    fn exact_mode_encodes_the_empty_file_as_cvmfs_does() {
         let mut encoder = Encoder::new(Compression::Exact);
         let hash = ObjectHash::of(encoder.encode(b""));
         assert_eq!(hash.to_string(), "e8ec3d88b62ebf526e4e5a4ff6162a3aa48a6b78");
     }
 
     #[test]
-    fn exact_mode_gives_the_bytes_of_stock_zlib() {
+    fn exact_mode_writes_the_bytes_of_stock_zlib() {
         // Python's zlib.compress(bytes(range(256)) * 400), hashed with SHA-1.
         let plain: Vec<u8> = (0..=255).cycle().take(256 * 400).collect();
         let mut encoder = Encoder::new(Compression::Exact);
@@ -309,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn content_that_does_not_shrink_is_stored() {
+    fn content_that_does_not_shrink_is_stored_uncompressed() {
         let plain = noise(1 << 20);
         let stored = Encoder::new(Compression::Balanced).encode(&plain).len();
         assert!(stored > plain.len() && stored < plain.len() + 200);
@@ -331,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn little_that_unpacks_to_much_is_not_unpacked() {
+    fn zlib_bomb_is_not_unpacked() {
         let bomb = Encoder::new(Compression::Exact).encode(&vec![0; 100 << 20]).to_vec();
         assert!(matches!(decode(&bomb, SizeLimit::of_database(None)), Err(DecodeError::TooLarge { .. })));
         assert!(matches!(

@@ -1,4 +1,4 @@
-//! The name of an object in the store.
+//! Names of objects in the store.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,19 +8,19 @@ use sha1::{Digest as _, Sha1};
 
 use crate::image::{hex, unhex};
 
-/// Names an object: the SHA-1 hash of its bytes as they lie in the store, that is, compressed.
+/// Name of an object: the SHA-1 hash of its bytes as stored, that is, after compression.
 ///
-/// There is no empty or zero hash; where one may be missing, the type says `Option<ObjectHash>`.
+/// There is no special value for a missing hash; use `Option<ObjectHash>`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ObjectHash([u8; 20]);
 
-/// What an object is, which its file name ends with.
+/// Kind of an object. The file name ends with a letter for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ObjectKind {
     /// A whole file.
     File,
-    /// A piece of a large file.
+    /// A chunk of a large file.
     Chunk,
     /// A catalog.
     Catalog,
@@ -28,12 +28,12 @@ pub enum ObjectKind {
     History,
     /// The certificate that manifests are signed with.
     Certificate,
-    /// The repository's description of itself, in JSON.
+    /// Description of the repository in JSON.
     MetaInfo,
 }
 
 impl ObjectKind {
-    /// Returns the letter that ends the file name, or nothing for a whole file.
+    /// Returns the letter at the end of the file name, or nothing for a whole file.
     pub fn suffix(self) -> &'static str {
         match self {
             Self::File => "",
@@ -47,17 +47,17 @@ impl ObjectKind {
 }
 
 impl ObjectHash {
-    /// Returns the name of an object that consists of `bytes`.
+    /// Returns the name of the object with these stored bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha1::digest(bytes).into())
     }
 
-    /// Returns the hash as catalogs hold it.
+    /// Returns the binary hash, as catalogs store it.
     pub fn as_bytes(&self) -> &[u8; 20] {
         &self.0
     }
 
-    /// Returns the object's path below the repository root, `data/3f/c8…a1C` for a catalog.
+    /// Returns the object's path relative to the repository root, for example `data/3f/c8…a1C` for a catalog.
     pub fn path(self, kind: ObjectKind) -> String {
         let hex = hex(&self.0);
         ["data/", &hex[..2], "/", &hex[2..], kind.suffix()].concat()
@@ -82,7 +82,7 @@ impl fmt::Debug for ObjectHash {
     }
 }
 
-/// Why a text is not an object's name.
+/// A text is not the name of an object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is not a SHA-1 object hash of 40 hexadecimal digits")]
 pub struct ParseHashError(String);
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn path_shows_the_kind_and_text_form_round_trips() {
+    fn path_ends_with_the_kind_and_text_form_round_trips() {
         let hash = ObjectHash::of(b"");
         assert_eq!(hash.path(ObjectKind::File), "data/da/39a3ee5e6b4b0d3255bfef95601890afd80709");
         assert_eq!(hash.path(ObjectKind::Catalog), "data/da/39a3ee5e6b4b0d3255bfef95601890afd80709C");

@@ -1,7 +1,7 @@
-//! ISA-L's igzip at level 2: two to three times as fast as libdeflate at its lowest level, for some per cent more bytes.
+//! Compresses with ISA-L's igzip at level 2: two to three times as fast as libdeflate at level 1, with a few per cent more bytes.
 //!
-//! Levels 0 to 2 give the same bytes on every processor. Level 3 does not: its search for matches differs between the
-//! variants for SSE, AVX2 and AVX-512, so it is of no use where equal content has to become equal objects.
+//! Levels 0 to 2 have the same output on every processor. Level 3 does not: its search for matches differs between the variants
+//! for SSE, AVX2 and AVX-512. It must not be used, because equal content has to become equal objects.
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
@@ -13,7 +13,7 @@ use crate::avx::clear_upper_halves;
 
 const LEVEL: u32 = 2;
 
-/// A compressor whose buffers are kept from one object to the next.
+/// A compressor that is reused for many objects.
 pub(super) struct Igzip {
     /// Boxed, because it has 60 KB of inner buffers.
     stream: Box<z::isal_zstream>,
@@ -35,15 +35,15 @@ impl Igzip {
         Self { stream, level_buffer }
     }
 
-    /// Compresses `plain` into `out`, which grows where it is too short, and returns how many bytes there are: nothing where
-    /// that would be more than `plain` has.
+    /// Compresses `plain` into `out`, which is enlarged if necessary, and returns the compressed size. Returns `None` if the
+    /// result would be more than 64 bytes larger than `plain`.
     pub(super) fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Option<usize> {
-        // Room for header, checksum, and what is written eight bytes at a time. Never more, however large the buffer is by now:
-        // what ISA-L writes depends on it.
+        // Room for header, checksum, and writes of eight bytes at once. Never pass more room, even if `out` is larger, because
+        // the output of ISA-L depends on it.
         let room = plain.len() + 64;
         grow(out, room);
         let stream = &mut *self.stream;
-        // SAFETY: `new` made the stream valid; this makes it as new.
+        // SAFETY: `new` made the stream valid; this call resets it.
         unsafe { z::isal_deflate_init(stream) };
         stream.level = LEVEL;
         stream.level_buf = self.level_buffer.as_mut_ptr();
@@ -51,14 +51,13 @@ impl Igzip {
         stream.gzip_flag = z::IGZIP_ZLIB as u16;
         stream.end_of_stream = 1;
         stream.next_in = plain.as_ptr().cast_mut();
-        stream.avail_in = u32::try_from(plain.len()).expect("pieces are smaller than 4 GiB");
+        stream.avail_in = u32::try_from(plain.len()).expect("objects are smaller than 4 GiB");
         stream.next_out = out.as_mut_ptr();
-        stream.avail_out = u32::try_from(room).expect("pieces are smaller than 4 GiB");
-        // SAFETY: input, output and level buffer live as long as the call, are as long as is said, and ISA-L only reads the
-        // first of them.
+        stream.avail_out = u32::try_from(room).expect("objects are smaller than 4 GiB");
+        // SAFETY: input, output and level buffer outlive the call and have the stated lengths, and ISA-L only reads the input.
         let result = unsafe { z::isal_deflate(stream) };
         clear_upper_halves();
-        assert_eq!(result, z::COMP_OK as i32, "level and buffers are as ISA-L wants them");
+        assert_eq!(result, z::COMP_OK as i32, "ISA-L supports this level and buffer size");
         let is_complete = stream.internal_state.state == z::isal_zstate_state_ZSTATE_END;
         is_complete.then_some(stream.total_out as usize)
     }

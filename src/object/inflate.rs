@@ -1,31 +1,31 @@
-//! Unpacks a zlib stream at one go, and tells where it ends, which libdeflater does not.
+//! Unpacks a zlib stream in one call and returns where it ends, which the crate `libdeflater` does not.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
 
 use libdeflate_sys as z;
 
-/// A decompressor that is set up once.
+/// A decompressor that is reused for many streams.
 pub(super) struct Inflater(NonNull<z::libdeflate_decompressor>);
 
 // SAFETY: the decompressor belongs to this value alone, and libdeflate keeps no thread-local state.
 unsafe impl Send for Inflater {}
 
-/// How far a stream was unpacked.
+/// Sizes of an unpacked stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Inflated {
-    /// Bytes of the stream; what follows is not part of it.
+    /// Size of the stream in bytes. Bytes after it are not part of it.
     pub(super) read: usize,
-    /// Bytes of content.
+    /// Size of the content in bytes.
     pub(super) written: usize,
 }
 
-/// Why a stream was not unpacked.
+/// Errors from unpacking a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum InflateError {
-    /// It is damaged, cut off, or no zlib stream.
+    /// The stream is damaged, truncated, or not a zlib stream.
     Damaged,
-    /// The content does not fit.
+    /// The content does not fit into the output buffer.
     OutputFull,
 }
 
@@ -36,10 +36,10 @@ impl Inflater {
         Self(NonNull::new(decompressor).expect("libdeflate lacks memory"))
     }
 
-    /// Unpacks the stream that `stored` begins with.
+    /// Unpacks the stream at the start of `stored` into `plain`.
     pub(super) fn inflate(&mut self, stored: &[u8], plain: &mut [u8]) -> Result<Inflated, InflateError> {
         let mut inflated = Inflated { read: 0, written: 0 };
-        // SAFETY: both pointers are to live buffers of the lengths given, of which libdeflate writes to the second only.
+        // SAFETY: both pointers are to live buffers of the given lengths, and libdeflate writes only to the second.
         let result = unsafe {
             z::libdeflate_zlib_decompress_ex(
                 self.0.as_ptr(),

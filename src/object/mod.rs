@@ -1,7 +1,7 @@
-//! Objects: what file content and databases become before they lie in the store.
+//! Objects: file content and databases in the form in which they are stored.
 //!
-//! An object is named by the hash of its *stored* bytes. The same content encoded in two ways is therefore two objects,
-//! and everything here must give the same bytes for the same content on every machine and at any number of threads.
+//! An object is named by the hash of its *stored* bytes, so the same content with two encodings is two objects. Therefore every
+//! encoder here must produce the same bytes for the same content on every machine and with any number of threads.
 
 mod chunk;
 mod content;

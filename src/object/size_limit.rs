@@ -1,29 +1,30 @@
-//! How much an object may unpack to.
+//! Limits on the unpacked size of objects.
 
-/// How many bytes an object may unpack to: a few MB may hold gigabytes of zeros.
+/// Limit on the unpacked size of an object, as a few MB of zlib may unpack to gigabytes of zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SizeLimit {
+    /// Maximum unpacked size in bytes.
     bytes: u64,
-    /// How many bytes it probably has. Where nothing states that, the limit also depends on the stored bytes.
+    /// Probable unpacked size in bytes. If it is unknown, the limit also depends on the size of the stored bytes.
     stated: Option<u64>,
-    /// Whether a size that the stored bytes cannot unpack to is no statement at all.
+    /// Whether to ignore `stated` if the stored bytes are too few to unpack to that size.
     is_of_database: bool,
 }
 
-/// Maximum unpacked size of a database, even if more is stated. CVMFS itself warns of catalogs from 1 GiB on.
+/// Maximum unpacked size of a database in bytes, even if a larger size is stated. CVMFS itself warns of catalogs above 1 GiB.
 const MAX_DATABASE_SIZE: u64 = 4 << 30;
 
-/// Bytes that any database may unpack to.
+/// Unpacked size in bytes that is allowed for every database of unknown size.
 const UNSTATED_SIZE_BASE: u64 = 64 << 20;
 
-/// Bytes that a database may unpack to for each stored one, where nothing states its size. Real ones reach 5: most of a row are
-/// hashes.
+/// Unpacked bytes that are allowed in addition for each stored byte of a database of unknown size. Real databases reach 5,
+/// because most of a row are hashes.
 const UNSTATED_SIZE_RATIO: u64 = 32;
 
-/// Bytes that zlib makes of a stored one at most.
+/// Maximum ratio of unpacked to stored bytes that zlib can reach.
 const MAX_ZLIB_RATIO: u64 = 1032;
 
-/// Bytes that a zlib stream may have beyond its content, and beyond a part in 256 of it.
+/// Maximum excess of a zlib stream over its content in bytes, in addition to 1/256 of the content.
 const SLACK: u64 = 64 << 10;
 
 impl SizeLimit {
@@ -32,7 +33,7 @@ impl SizeLimit {
         Self { bytes, stated: Some(bytes), is_of_database: false }
     }
 
-    /// Returns the limit for a database whose size a manifest or another catalog states; old ones do not.
+    /// Returns the limit for a database. `stated` is its size by the manifest or another catalog; old ones do not state it.
     pub fn of_database(stated: Option<u64>) -> Self {
         match stated.filter(|&size| size > 0) {
             Some(size) => Self { bytes: size.min(MAX_DATABASE_SIZE), stated: Some(size), is_of_database: true },
@@ -40,22 +41,22 @@ impl SizeLimit {
         }
     }
 
-    /// Returns the limit for what may have so many bytes even where less is stated.
+    /// Returns a limit of at least `bytes` bytes.
     pub fn at_least(self, bytes: u64) -> Self {
         Self { bytes: self.bytes.max(bytes), ..self }
     }
 
-    /// Returns how many bytes the object probably unpacks to.
+    /// Returns the probable unpacked size in bytes.
     pub(super) fn stated(self) -> Option<u64> {
         self.stated
     }
 
-    /// Returns how many stored bytes are read at most.
+    /// Returns the maximum size of the stored bytes.
     pub fn stored(self) -> u64 {
         self.bytes.saturating_add(self.bytes / 256).saturating_add(SLACK)
     }
 
-    /// Returns the maximum unpacked size of an object, given the bytes that it has as stored.
+    /// Returns the maximum unpacked size of an object of `stored` bytes.
     pub fn unpacked(self, stored: u64) -> u64 {
         let is_possible =
             |&size: &u64| !self.is_of_database || size <= stored.saturating_mul(MAX_ZLIB_RATIO).saturating_add(SLACK);
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stated_size_is_the_limit_and_without_one_the_stored_bytes_say_it() {
+    fn limit_is_the_stated_size_or_depends_on_the_stored_bytes() {
         let (stated, unknown) = (SizeLimit::of_database(Some(5000)), SizeLimit::of_database(None));
         assert_eq!((stated.unpacked(10), stated.unpacked(1 << 40)), (5000, 5000));
         assert_eq!(SizeLimit::of_database(Some(0)), unknown);
@@ -82,13 +83,13 @@ mod tests {
     }
 
     #[test]
-    fn size_that_the_stored_bytes_cannot_unpack_to_is_no_statement() {
+    fn impossible_stated_size_is_ignored() {
         let unpacked = |stated, stored| SizeLimit::of_database(Some(stated)).unpacked(stored);
-        let most = 1032 * 500_000 + SLACK;
-        assert_eq!(unpacked(most, 500_000), most);
-        for lie in [most + 1, u64::MAX >> 1, u64::MAX] {
-            assert_eq!(unpacked(lie, 500_000), (64 << 20) + 32 * 500_000);
+        let largest = 1032 * 500_000 + SLACK;
+        assert_eq!(unpacked(largest, 500_000), largest);
+        for impossible in [largest + 1, u64::MAX >> 1, u64::MAX] {
+            assert_eq!(unpacked(impossible, 500_000), (64 << 20) + 32 * 500_000);
         }
-        assert_eq!(SizeLimit::of(1 << 30).unpacked(1), 1 << 30, "of what is no database a limit is no statement");
+        assert_eq!(SizeLimit::of(1 << 30).unpacked(1), 1 << 30, "the limit of other objects is not a stated size");
     }
 }

@@ -1,7 +1,7 @@
-//! Stock zlib at its default level, whose output CVMFS's own tools give as well.
+//! Compresses with stock zlib at its default level, as CVMFS's own tools do.
 //!
-//! This is the only compressor here that is called through its C interface: two back ends of one binding cannot be had in
-//! one build, and the fast inflate of the layer reader is the other one.
+//! zlib is called through its C interface, because one build cannot contain two back ends of the crate `flate2`, and the layer
+//! reader needs the other one for fast unpacking.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_uint};
@@ -11,9 +11,9 @@ use libz_sys as z;
 
 use super::encode::grow;
 
-/// A compressor that is set up once and reset for each object.
+/// A compressor that is reused for many objects.
 pub(super) struct StockZlib {
-    /// Boxed, because zlib's inner state points back at it.
+    /// Boxed, because zlib's internal state contains a pointer to it.
     stream: Box<z::z_stream>,
 }
 
@@ -33,7 +33,7 @@ impl StockZlib {
         Self { stream }
     }
 
-    /// Compresses `plain` into `out`, which grows where it is too short, and returns how many bytes there are.
+    /// Compresses `plain` into `out`, which is enlarged if necessary, and returns the compressed size.
     pub(super) fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> usize {
         // SAFETY: the stream was initialised by `new` and is never moved out of its box.
         let bound = unsafe {
@@ -42,12 +42,12 @@ impl StockZlib {
         };
         grow(out, usize::try_from(bound).expect("objects are smaller than memory"));
         self.stream.next_in = plain.as_ptr().cast_mut();
-        self.stream.avail_in = c_uint::try_from(plain.len()).expect("pieces are smaller than 4 GiB");
+        self.stream.avail_in = c_uint::try_from(plain.len()).expect("objects are smaller than 4 GiB");
         self.stream.next_out = out.as_mut_ptr();
-        self.stream.avail_out = c_uint::try_from(out.len()).expect("pieces are smaller than 4 GiB");
-        // SAFETY: `next_in` and `next_out` point to live buffers of the lengths given, and zlib only reads the former.
+        self.stream.avail_out = c_uint::try_from(out.len()).expect("objects are smaller than 4 GiB");
+        // SAFETY: `next_in` and `next_out` point to live buffers of the stated lengths, and zlib only reads the input.
         let result = unsafe { z::deflate(&mut *self.stream, z::Z_FINISH) };
-        assert_eq!(result, z::Z_STREAM_END, "deflateBound promises that one call is enough");
+        assert_eq!(result, z::Z_STREAM_END, "a buffer of deflateBound's size needs only one call");
         usize::try_from(self.stream.total_out).expect("objects are smaller than memory")
     }
 }
