@@ -1,11 +1,11 @@
-//! What the allocator keeps of memory that was freed.
+//! Control over the memory allocator.
 #![allow(unsafe_code)]
 
-/// Has the system get back what lies free between small blocks, for when many were freed and something else comes next. Does
-/// nothing where the allocator is not glibc's.
+/// Returns free memory between small blocks to the system, for use after many blocks were freed. Does nothing with an allocator
+/// other than glibc's.
 pub(crate) fn release_free_memory() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it takes a number, and touches nothing but free memory.
+    // SAFETY: the function has only a number as parameter, and accesses only free memory.
     unsafe {
         libc::malloc_trim(0);
     }

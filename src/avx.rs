@@ -1,9 +1,9 @@
-//! What ISA-L leaves behind in the processor.
+//! Resets the processor's vector registers after calls of ISA-L.
 #![allow(unsafe_code)]
 
-/// Clears the upper halves of the vector registers, as every function that used them should.
+/// Clears the upper halves of the vector registers. A function that uses them should do so itself before it returns.
 ///
-/// ISA-L does not, and as long as they hold something, SHA-1 and SHA-256 run at three quarters of their speed.
+/// ISA-L does not, and until they are cleared, SHA-1 and SHA-256 run at three quarters of their speed.
 pub(crate) fn clear_upper_halves() {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx") {

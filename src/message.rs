@@ -1,16 +1,16 @@
-//! Texts for people: what went wrong and why, in one line that a terminal does not obey.
+//! Text for messages: error chains on one line, and untrusted text without characters that control the terminal.
 
 use std::borrow::Cow;
 use std::error::Error;
 
-/// Characters of the longest text that is shown whole. A path of 4,096 bytes that are all escaped is shorter.
+/// Maximum length in characters of text that is not shortened. An escaped path of 4,096 bytes is shorter.
 const MAX_CHARACTERS: usize = 20_000;
 
-/// Characters of a longer text that are shown, from its beginning and from its end.
+/// Number of characters that are kept at the start and at the end of shortened text.
 const KEPT_CHARACTERS: (usize, usize) = (2_000, 500);
 
-/// Returns an error and its causes, the outermost first. What repeats the one before it is left out, and so is the middle of a text
-/// that somebody made too long to be read.
+/// Returns an error and its causes, the outermost first, separated by colons. A cause with the same text as the previous one is
+/// omitted, and very long texts are shortened.
 pub fn causes(error: &dyn Error) -> String {
     let first: Option<&dyn Error> = Some(error);
     let chain = std::iter::successors(first, |&error| error.source());
@@ -19,7 +19,7 @@ pub fn causes(error: &dyn Error) -> String {
     texts.join(": ")
 }
 
-/// Returns text that may quote what anybody wrote without control characters.
+/// Returns untrusted text on one line: control characters are escaped.
 pub fn on_one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for character in text.chars() {
@@ -28,12 +28,12 @@ pub fn on_one_line(text: &str) -> String {
     line
 }
 
-/// Returns a path of the repository for messages: `/` for the root, what is not printable escaped.
+/// Returns a path of the repository for messages: `/` for the root, other paths escaped.
 pub fn show(path: &[u8]) -> String {
     if path.is_empty() { "/".to_owned() } else { escape(path) }
 }
 
-/// Returns bytes as text: control characters, backslashes and what is not UTF-8 escaped.
+/// Returns bytes as text: escapes control characters, backslashes and bytes that are not UTF-8.
 pub fn escape(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for part in bytes.utf8_chunks() {
@@ -43,8 +43,7 @@ pub fn escape(bytes: &[u8]) -> String {
     text
 }
 
-/// Returns a word as shells take it: in quotes if it has a character that means something to them, such as the brackets
-/// around an IPv6 address.
+/// Quotes a word for a shell if it contains a special character, such as the brackets around an IPv6 address.
 pub fn shell_word(word: &str) -> String {
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b':' | b'.' | b'_' | b'-' | b'@' | b'+');
     match word.bytes().all(is_plain) {
@@ -53,10 +52,10 @@ pub fn shell_word(word: &str) -> String {
     }
 }
 
-/// How many characters of a foreign name a message shows.
+/// Maximum number of characters that [`quoted`] keeps.
 const MAX_QUOTED_CHARACTERS: usize = 200;
 
-/// Quotes what an image says, without control characters and not at any length.
+/// Quotes untrusted text: escapes control characters, and truncates long text.
 pub(crate) fn quoted(text: &str) -> String {
     match text.char_indices().nth(MAX_QUOTED_CHARACTERS) {
         Some((end, _)) => format!("{:?}…", &text[..end]),
@@ -64,7 +63,7 @@ pub(crate) fn quoted(text: &str) -> String {
     }
 }
 
-/// Leaves out the middle of a text of more than 20,000 characters: it may quote what anybody wrote.
+/// Removes the middle of a text of more than 20,000 characters, as untrusted text may have any length.
 pub fn shortened(text: &str) -> Cow<'_, str> {
     if text.len() <= MAX_CHARACTERS {
         return text.into();
@@ -84,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn middle_of_a_long_text_is_left_out() {
+    fn middle_of_a_long_text_is_removed() {
         let long = "é".repeat(3_000_000) + "end";
         let text = shortened(&long);
         assert!(text.len() < 6_000 && text.contains("é [2997503 characters are left out] é") && text.ends_with("éend"));
@@ -97,7 +96,7 @@ mod tests {
     struct TestError(&'static str, #[source] Option<Box<TestError>>);
 
     #[test]
-    fn causes_are_told_once_each() {
+    fn repeated_cause_is_omitted() {
         let because = |text, cause| TestError(text, Some(Box::new(cause)));
         let error =
             because("cannot read 'a'", because("it is damaged", because("it is damaged", TestError("bad", None))));
@@ -105,19 +104,19 @@ mod tests {
     }
 
     #[test]
-    fn control_characters_are_escaped_and_all_else_stays() {
+    fn only_control_characters_are_escaped_on_one_line() {
         assert_eq!(on_one_line("a\nb\x1b[31m\u{85} é 'c'\\"), "a\\nb\\u{1b}[31m\\u{85} é 'c'\\");
     }
 
     #[test]
-    fn paths_are_shown_in_one_line_that_can_be_read_back() {
+    fn escaped_paths_are_on_one_line_and_unambiguous() {
         assert_eq!(show(b""), "/");
         assert_eq!(show("/é b".as_bytes()), "/é b");
         assert_eq!(show(b"/a\nb\\\xff\x1b"), "/a\\nb\\\\\\xff\\u{1b}");
     }
 
     #[test]
-    fn word_is_quoted_only_where_a_shell_would_read_more_into_it() {
+    fn word_is_quoted_only_if_it_has_special_characters() {
         for (word, expected) in [
             ("h.org:5000/a/b:1", "h.org:5000/a/b:1"),
             ("/cvmfs/a.b/h.org/a:sha256:00", "/cvmfs/a.b/h.org/a:sha256:00"),

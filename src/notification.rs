@@ -1,7 +1,8 @@
-//! A file that tells other programs what happens: one JSON object a line, in the form of DUCC's notification file.
+//! A file that notifies other programs: one JSON object a line, in the format of DUCC's notification file.
 //!
-//! All values are texts, and an `id` is shared by the line that starts something and the one that ends it. Whoever follows
-//! the file must not be able to stop a conversion: when it cannot be written, that is logged once, and nothing fails.
+//! All values are strings, and an `id` is shared by the line of the start of an action and the line of its end. A program that
+//! reads the file must not be able to stop a conversion: if the file cannot be written, a warning is logged once and nothing
+//! fails.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -15,75 +16,75 @@ use jiff::ZonedDateTime;
 
 use crate::image::{Digest, ImageName, ImageReference};
 
-/// Day, padded with a space, and time to the millisecond (`Go`'s `_2 Jan 2006 - 15:04:05.000`).
+/// Day padded with a space, and time with milliseconds (Go's `_2 Jan 2006 - 15:04:05.000`).
 const TIME_FORMAT: &str = "%e %b %Y - %H:%M:%S.%3f";
 
-/// The fields of a line, which are written in the order of their names.
+/// Fields of a line, written in the order of their names.
 type Fields = BTreeMap<&'static str, String>;
 
-/// A notification file, or none, in which case nothing is written.
+/// A notification file, or none; then nothing is written.
 #[derive(Debug)]
 pub struct Notifications {
     output: Option<(File, PathBuf)>,
     has_failed: AtomicBool,
 }
 
-/// Something that has started. Its end is told with what told its start.
+/// An action that has started. The line of its end repeats the fields of the line of its start.
 #[derive(Debug, Clone)]
-#[must_use = "what has started should be told to have ended"]
+#[must_use = "the end of the action must be written, too"]
 pub struct StartedAction {
     fields: Fields,
     since: Instant,
 }
 
 impl Notifications {
-    /// Opens the file to append to; a new one can be written by owner and group.
+    /// Opens the file for appending. A new file is writable by owner and group.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).create(true).mode(0o660).open(path)?;
         Ok(Self { output: Some((file, path.to_owned())), has_failed: AtomicBool::new(false) })
     }
 
-    /// Returns one that writes nothing.
+    /// Returns notifications that write nothing.
     pub fn none() -> Self {
         Self { output: None, has_failed: AtomicBool::new(false) }
     }
 
-    /// Tells that this process begins.
+    /// Writes that this process starts.
     pub fn start_run(&self) -> StartedAction {
         self.start("start_ducc", [("pid", std::process::id().to_string())])
     }
 
-    /// Tells that this process ends.
+    /// Writes that this process ends.
     pub fn end_run(&self, run: StartedAction) {
         self.end("end_ducc", run, []);
     }
 
-    /// Tells that root file systems begin to be made for what was asked for, an image or a pattern, as it was written.
+    /// Writes that the conversion of a request starts. `request` is the image name or pattern as it was written.
     pub fn start_flat_conversion(&self, request: &str) -> StartedAction {
         self.start("start_flat_conversion", [("image_request", request.to_owned()), ("id", new_id())])
     }
 
-    /// Tells that the root file systems are made, or not all of them: this line has no status.
+    /// Writes that the conversion of a request ended, whether or not all its images succeeded: this line has no status.
     pub fn end_flat_conversion(&self, conversion: StartedAction) {
         self.end("end_flat_conversion", conversion, []);
     }
 
-    /// Tells that the root file system of one image begins to be made.
+    /// Writes that the conversion of one image to a flat root file system starts.
     pub fn start_single_chain_conversion(&self, request: &str, image: &ImageName) -> StartedAction {
         let fields = [("image_request", request.to_owned()), ("image", simple_name(image)), ("id", new_id())];
         self.start("start_single_chain_conversion", fields)
     }
 
-    /// Tells that the root file system of one image is made, or why not. The action is spelt `convertion`, as readers of
-    /// the file know it.
+    /// Writes that the conversion of one image ended, with its error if it failed. The action is spelt `convertion`, as existing
+    /// readers of the file expect.
     pub fn end_single_chain_conversion(&self, conversion: StartedAction, outcome: Result<(), &str>) {
         self.end("end_single_chain_convertion", conversion, status(outcome));
     }
 
-    /// Tells that the public link of an image leads to its root file system, by paths below the root of the repository.
-    /// Only what is published may be told.
+    /// Writes that the public link of an image points to its root file system. Both paths are relative to the root of the
+    /// repository. Must be called only after publication.
     pub fn publish_flat_image(&self, request: &str, public_path: &str, private_path: &str) {
-        self.tell(
+        self.write_line(
             "publish_flat_image",
             Fields::from([
                 ("image_request", request.to_owned()),
@@ -93,26 +94,26 @@ impl Notifications {
         );
     }
 
-    /// Tells that a layer begins to be read.
+    /// Writes that reading of a layer starts.
     pub fn start_layer_conversion(&self, image: &ImageName, layer: Digest) -> StartedAction {
         let fields = [("image", simple_name(image)), ("layer", layer.hex()), ("id", new_id())];
         self.start("start_layer_conversion", fields)
     }
 
-    /// Tells that a layer is read, or why not; `size` counts the unpacked bytes.
+    /// Writes that reading of a layer ended, with its error if it failed. `size` is the unpacked size in bytes.
     pub fn end_layer_conversion(&self, conversion: StartedAction, size: u64, outcome: Result<(), &str>) {
         let size = [("size_bytes", size.to_string())];
         self.end("end_layer_conversion", conversion, status(outcome).into_iter().chain(size));
     }
 
-    /// Tells that a layer lies in the repository. Only what is published may be told.
+    /// Writes that a layer is published. Must be called only after publication.
     pub fn publish_layer(&self, image: &ImageName, layer: Digest) {
-        self.tell("publish_layer", Fields::from([("image", simple_name(image)), ("layer_digest", layer.hex())]));
+        self.write_line("publish_layer", Fields::from([("image", simple_name(image)), ("layer_digest", layer.hex())]));
     }
 
     fn start<const N: usize>(&self, action: &str, fields: [(&'static str, String); N]) -> StartedAction {
         let fields = Fields::from(fields);
-        self.tell(action, fields.clone());
+        self.write_line(action, fields.clone());
         StartedAction { fields, since: Instant::now() }
     }
 
@@ -120,10 +121,10 @@ impl Notifications {
         let StartedAction { mut fields, since } = started;
         fields.insert("time_elapsed_s", format!("{:.6}", since.elapsed().as_secs_f64()));
         fields.extend(more);
-        self.tell(action, fields);
+        self.write_line(action, fields);
     }
 
-    fn tell(&self, action: &str, fields: Fields) {
+    fn write_line(&self, action: &str, fields: Fields) {
         let Some((file, path)) = &self.output else { return };
         let line = line(action, fields, &ZonedDateTime::now());
         if let Err(error) = write_at_once(file, line.as_bytes())
@@ -134,7 +135,7 @@ impl Notifications {
     }
 }
 
-/// Returns the name of an image in the file: with its tag if it has one, never with a digest.
+/// Returns the name of an image as in the file: with its tag if it has one, never with a digest.
 fn simple_name(image: &ImageName) -> String {
     match image.reference() {
         ImageReference::Tag(tag) => format!("{}/{}:{tag}", image.host(), image.repository()),
@@ -155,7 +156,7 @@ fn line(action: &str, mut fields: Fields, now: &ZonedDateTime) -> String {
     serde_json::to_string(&fields).expect("a map of texts is always JSON") + "\n"
 }
 
-/// Writes a line with a single call, so that lines of several processes never mix.
+/// Writes a line with a single system call, so that lines of several processes never mix.
 fn write_at_once(mut file: &File, line: &[u8]) -> io::Result<()> {
     match file.write(line)? {
         length if length == line.len() => Ok(()),
@@ -184,14 +185,14 @@ mod tests {
 
     const LAYER: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-    fn told(events: impl FnOnce(&Notifications)) -> Vec<String> {
+    fn lines_of(events: impl FnOnce(&Notifications)) -> Vec<String> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notifications");
         events(&Notifications::open(&path).unwrap());
         fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect()
     }
 
-    /// Returns a line without what differs from run to run, after seeing that it has the right form.
+    /// Checks the format of the values that differ between runs, and replaces them in the line.
     fn steady(line: &str) -> String {
         let mut line = line.to_owned();
         for (name, form) in [
@@ -207,11 +208,11 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_those_that_readers_of_the_file_know() {
+    fn lines_have_the_format_that_readers_expect() {
         let image: ImageName = "h.org/a/b:t".parse().unwrap();
         let request = "https://h.org/a/b:*";
         let layer = Digest::of(b"");
-        let lines = told(|notifications| {
+        let lines = lines_of(|notifications| {
             let run = notifications.start_run();
             let flat = notifications.start_flat_conversion(request);
             let chain = notifications.start_single_chain_conversion(request, &image);
@@ -247,13 +248,13 @@ mod tests {
     #[test]
     fn image_without_tag_is_named_without_its_digest() {
         let image: ImageName = format!("h.org/a@sha256:{LAYER}").parse().unwrap();
-        let lines = told(|notifications| notifications.publish_layer(&image, Digest::of(b"")));
+        let lines = lines_of(|notifications| notifications.publish_layer(&image, Digest::of(b"")));
         assert!(lines[0].contains(r#""image":"h.org/a","#), "{}", lines[0]);
     }
 
     #[test]
-    fn start_and_end_share_an_id_that_nothing_else_has() {
-        let lines = told(|notifications| {
+    fn start_and_end_share_a_unique_id() {
+        let lines = lines_of(|notifications| {
             let (first, second) = (notifications.start_flat_conversion("a"), notifications.start_flat_conversion("a"));
             notifications.end_flat_conversion(second);
             notifications.end_flat_conversion(first);
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn file_is_appended_to_and_group_may_write() {
+    fn file_is_appended_to_and_writable_by_its_group() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notifications");
         for _ in 0..2 {
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn file_that_cannot_be_written_stops_nothing() {
+    fn failure_to_write_the_file_is_no_error() {
         let notifications = Notifications::open(Path::new("/dev/full")).unwrap();
         notifications.end_run(notifications.start_run());
         assert!(notifications.has_failed.load(Ordering::Relaxed));

@@ -1,42 +1,42 @@
-//! How far a long command is, for whoever shows it.
+//! Progress of a long command.
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// What is going on, for whoever wants to show it.
+/// Progress of one image or command. Any thread may read it while others update it.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Bytes that there are to read, as far as that is known.
+    /// Number of bytes to read, as far as known.
     pub expected: AtomicU64,
-    /// Bytes that were read.
+    /// Number of bytes read so far.
     pub read: Arc<AtomicU64>,
     activity: Mutex<String>,
 }
 
 impl Progress {
-    /// Says in a few words what is being done.
+    /// Sets the current activity, described in a few words.
     pub fn set_activity(&self, activity: String) {
         *self.activity.lock().expect("no thread panics while it sets the activity") = activity;
     }
 
-    /// Returns in a few words what is being done.
+    /// Returns the current activity, described in a few words.
     pub fn activity(&self) -> String {
         self.activity.lock().expect("no thread panics while it sets the activity").clone()
     }
 
-    /// Returns the bytes that were read and those that there are.
+    /// Returns the number of bytes read so far and the number of bytes to read.
     pub fn bytes(&self) -> (u64, u64) {
         (self.read.load(Ordering::Relaxed), self.expected.load(Ordering::Relaxed))
     }
 
-    /// Returns a blob that counts here what is read of it.
+    /// Returns a reader of `blob` that adds the bytes read to this progress.
     pub fn counted<R: Read>(&self, blob: R) -> CountingReader<R> {
         CountingReader { blob, read: Arc::clone(&self.read) }
     }
 }
 
-/// A blob that counts what is read of it.
+/// A reader that counts the bytes read.
 pub struct CountingReader<R> {
     blob: R,
     read: Arc<AtomicU64>,

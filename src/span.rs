@@ -1,15 +1,16 @@
-//! What a run spends its time on: each stage of the work is a [`tracing`] span of target [`TARGET`] and level TRACE.
+//! Tracing spans that measure where a run spends its time. Each kind of work is a [`tracing`] span of target [`TARGET`] and level
+//! TRACE.
 //!
-//! Spans nest, so that the time of a stage is that of its spans less that of the spans within them. Where nobody asks for
-//! them they cost next to nothing.
+//! Spans nest: the time of a kind of work is that of its spans without the spans inside them. Without a subscriber, a span costs
+//! almost nothing.
 
-/// The target of the spans.
+/// Target of the spans.
 pub const TARGET: &str = "strata::span";
 
-/// The field that says how many bytes a span has worked on.
+/// Field with the number of bytes that were processed within a span.
 pub const BYTES: &str = "bytes";
 
-/// Enters a stage, until the value is dropped.
+/// Enters a span until the returned value is dropped. The second argument, if present, is the value of [`BYTES`].
 macro_rules! span {
     ($name:literal) => {
         tracing::trace_span!(target: $crate::span::TARGET, $name, bytes = tracing::field::Empty).entered()

@@ -1,4 +1,4 @@
-//! Threads for work on trees.
+//! Starts threads, with fewer of them if the machine refuses, and with large stacks for recursion over trees.
 
 use std::io;
 use std::thread::{self, Scope, ScopedJoinHandle};
@@ -6,24 +6,26 @@ use std::time::Duration;
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
-/// The machine refuses to start threads.
+/// The machine refuses to start a thread.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot start a thread")]
 pub struct ThreadsError {
-    /// Why.
+    /// Error of the thread pool.
     source: ThreadPoolBuildError,
 }
 
-/// Trees may be 1,000 directories deep, and are gone through by recursion, in which a thread may begin with another part of the
-/// tree while it waits for one. A tree of 12 chains of 1,000 directories with 330 nested catalogs each takes 1.7 MB of it.
+/// Stack size in bytes. Functions on trees are recursive, trees may be 1,000 directories deep, and while a thread waits for a
+/// part of the tree, it may work on another part on the same stack. A tree of 12 chains of 1,000 directories with 330 nested
+/// catalogs each needs 1.7 MB.
 const STACK_BYTES: usize = 16 << 20;
 
-/// Starts up to `threads` threads, at least one, that wait for others most of the time, and go through no trees.
+/// Starts a pool of up to `threads` threads, at least one, that wait for other threads most of the time. Their stacks are too
+/// small for recursion over trees.
 pub(crate) fn waiting_pool(threads: usize) -> Result<ThreadPool, ThreadsError> {
     start_pool(threads, ThreadPoolBuilder::new)
 }
 
-/// Starts up to `threads` threads, at least one.
+/// Starts a pool of up to `threads` threads, at least one, whose stacks are large enough for recursion over trees.
 pub(crate) fn pool(threads: usize) -> Result<ThreadPool, ThreadsError> {
     start_pool(threads, || ThreadPoolBuilder::new().stack_size(STACK_BYTES))
 }
@@ -38,12 +40,14 @@ pub(crate) fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Thr
     }
 }
 
-/// How long, and how often, the threads of a pool that could not be started whole may take to end. As long as they are there, no
-/// other ones can take their places.
+/// Pause before the next attempt to start a pool. The threads of the failed attempt must end first, because they still count
+/// against the limit of the machine.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// Maximum number of further attempts to start a pool.
 const MAX_RETRIES: u32 = 50;
 
-/// Starts half as many threads, and half as many again, as long as the machine refuses.
+/// Starts a pool. If the machine refuses, tries again with half as many threads.
 fn start_pool(threads: usize, builder: impl Fn() -> ThreadPoolBuilder) -> Result<ThreadPool, ThreadsError> {
     let (wanted, mut threads, mut retries) = (threads.max(1), threads.max(1), 0);
     loop {
@@ -66,7 +70,7 @@ fn start_pool(threads: usize, builder: impl Fn() -> ThreadPoolBuilder) -> Result
     }
 }
 
-/// Starts up to `threads` threads that do the same work on trees. At least one of them has to start.
+/// Starts up to `threads` threads that do the same work on trees. Returns an error if not even one can be started.
 pub(crate) fn spawn_workers<'scope, W: FnOnce() + Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     threads: usize,
@@ -85,7 +89,7 @@ pub(crate) fn spawn_workers<'scope, W: FnOnce() + Send + 'scope>(
     Ok(())
 }
 
-/// Starts one thread that may go through trees.
+/// Starts a thread whose stack is large enough for recursion over trees.
 pub(crate) fn spawn_in<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     work: impl FnOnce() -> T + Send + 'scope,
@@ -95,5 +99,7 @@ pub(crate) fn spawn_in<'scope, T: Send + 'scope>(
 
 fn fewer_threads(started: usize, wanted: usize) -> String {
     let threads = if started == 1 { "thread" } else { "threads" };
-    format!("the machine starts no more than {started} {threads} of {wanted} (see `ulimit -u`): this takes longer")
+    format!(
+        "the machine refuses to start more than {started} {threads} of {wanted} (see `ulimit -u`): this takes longer"
+    )
 }
