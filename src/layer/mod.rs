@@ -1,4 +1,4 @@
-//! Reads the blob of a layer as a sequence of entries, and verifies that the blob is the one that the image names.
+//! Reads the blob of a layer as a sequence of entries, and verifies that it is the blob that the image refers to.
 //!
 //! Everything streams: compressed bytes are hashed as they arrive, unpacked bytes as they leave the decompressor, and
 //! neither a file nor the archive is ever whole in memory. Nothing that [`LayerReader::next_entry`] returns may be

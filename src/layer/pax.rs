@@ -87,7 +87,7 @@ pub(super) fn check_records(records: &[u8]) -> Result<(), EntryError> {
 
 /// Splits off the first record, `LENGTH KEY=VALUE\n`, where the length includes the whole record.
 fn split_record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    // A 64-bit length has at most 20 digits, so there is no need to search further for the space.
+    // A valid length has fewer than 20 digits, so the search for the space ends there.
     let space = records.iter().take(20).position(|&b| b == b' ')?;
     let length = usize::try_from(decimal(&records[..space])?).ok()?;
     let record = records.get(space + 1..length)?.strip_suffix(b"\n")?;

@@ -96,8 +96,8 @@ fn is_overlay_mark(name: &[u8]) -> bool {
     name.starts_with(b"overlay.") || name.starts_with(b"fuseoverlayfs.") || name == b"containers.override_stat"
 }
 
-/// Returns whether clients answer the name themselves instead of reading the catalog. A name with `@` or `~` requests a page
-/// of the value of such an attribute.
+/// Returns whether clients answer the name themselves instead of reading the catalog. A name with `@` or `~` requests one page of
+/// such an attribute's value.
 fn is_magic(name: &[u8]) -> bool {
     name.iter().any(|b| matches!(b, b'@' | b'~')) || MAGIC.binary_search_by(|magic| magic.as_bytes().cmp(name)).is_ok()
 }

@@ -327,8 +327,8 @@ impl Marks<'_> {
     }
 }
 
-/// Returns the whiteout that a layer needs at a path where it has no node of its own, to hide the node of `lower`. Returns `None`
-/// if mounts of both show nothing of `lower` there anyway.
+/// Returns the whiteout that hides the node of `lower` at a path where the layer has no node of its own. Returns `None` if no
+/// whiteout is needed, because `lower` has no node there or an opaque directory of the layer hides it.
 pub fn needed_whiteout(own: &Directory, lower: &Directory, path: &EntryPath) -> Option<Node> {
     let (parent, _) = path.split()?;
     (lower.get(path).is_some() && !is_in_opaque(own, &parent)).then(whiteout)

@@ -1,6 +1,7 @@
 //! File system trees in memory: the merged tree of a stack of layers, and the tree of one layer by itself.
 //!
-//! Trees hold metadata and the names of objects, never file content. Two trees share every directory that is equal in both.
+//! Trees hold metadata and the names of objects, never file content. The trees before and after a layer share the directories
+//! that the layer leaves unchanged.
 
 mod layer_form;
 mod node;
