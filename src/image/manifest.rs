@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn manifest_with_dockers_or_no_media_types_is_an_image() {
+    fn manifest_with_docker_or_missing_media_types_is_an_image() {
         for config_type in ["application/vnd.docker.container.image.v1+json", "", "application/octet-stream"] {
             let json = format!(
                 r#"{{"schemaVersion":2,"config":{{"mediaType":"{config_type}","digest":"d","size":1}},"layers":null}}"#

@@ -37,6 +37,7 @@ pub enum LossKind {
     /// An entry of a type that has no meaning in an image, such as a socket.
     UnknownType,
     /// A hard link across directories, which is published as an independent entry with the same objects.
+    // This name is in `losses.json` files that are already published, so it must not change.
     #[serde(rename = "link-across-folders")]
     LinkAcrossDirectories,
     /// A hard link into lower layers. The published layer contains what its target is above the lower layers of another image.
