@@ -1,4 +1,4 @@
-//! Content of files: objects as catalogs describe them, verified and unpacked.
+//! Reads the content of files: fetches the objects that a catalog row names, verifies them and decompresses them.
 
 use std::error::Error;
 use std::fs::File;
@@ -10,35 +10,35 @@ use sha1::{Digest as _, Sha1};
 use super::{DirectoryStore, StoreError};
 use crate::object::{ObjectHash, ObjectKind};
 
-/// Why the content of a file cannot be read.
+/// Errors from reading the content of a file.
 #[derive(Debug, thiserror::Error)]
 pub enum ContentError {
-    /// The store failed, or its object is damaged.
+    /// An object cannot be read, or its bytes do not match its name.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The object is what its name says, but does not unpack, or nobody takes what is in it.
-    #[error("object {hash} cannot be unpacked")]
+    /// The object's bytes match its name, but cannot be decompressed, or the receiver of the content returned an error.
+    #[error("object {hash} cannot be decompressed")]
     Unpack {
         /// The object.
         hash: ObjectHash,
-        /// Why.
+        /// The error of the decompressor, or of the receiver.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The object holds more or less than its catalog says.
-    #[error("object {hash} does not hold the {expected} bytes that its catalog says")]
+    /// The content of the object is longer or shorter than the catalog states.
+    #[error("object {hash} does not hold the {expected} bytes that its catalog states")]
     WrongSize {
         /// The object.
         hash: ObjectHash,
-        /// Bytes of content as the catalog says.
+        /// Size of the content in bytes, as the catalog states it.
         expected: u64,
     },
-    /// The chunks do not cover the file.
+    /// The chunks leave a gap at this byte of the file.
     #[error("chunks do not cover the file at byte {0}")]
     Hole(u64),
 }
 
 impl ContentError {
-    /// Tells whether an object is missing or has other bytes than its name or catalog promises.
+    /// Returns whether an object is missing, or its bytes do not match its name or its catalog row.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
             Self::Store(error) => error.is_damage(),
@@ -48,14 +48,14 @@ impl ContentError {
     }
 }
 
-/// One object of a file, as a catalog describes it.
+/// One object that holds a file or a chunk of it, as a catalog row describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Piece {
     pub(crate) hash: ObjectHash,
     pub(crate) kind: ObjectKind,
-    /// Whether the object holds the content as it is.
+    /// Whether the object is stored uncompressed.
     pub(crate) raw: bool,
-    /// Bytes of content.
+    /// Size of the content in bytes, after decompression.
     pub(crate) size: u64,
 }
 
@@ -69,7 +69,7 @@ impl Piece {
     }
 }
 
-/// What is read of an object at a time, in bytes.
+/// Size of the read buffer, in bytes.
 const BUFFER: usize = 256 << 10;
 
 impl DirectoryStore {
@@ -87,17 +87,17 @@ impl DirectoryStore {
         }
     }
 
-    /// Gives the content of an object of any size to `take`, from the first byte to the last.
+    /// Passes the content of an object of any size to `receive`, from the first byte to the last.
     ///
-    /// Its name is compared with its bytes after they were given away: only success vouches for them.
+    /// The hash of the object is known only at the end. Therefore the passed bytes are verified only if this returns `Ok`.
     pub(crate) fn stream_piece(
         &self,
         piece: Piece,
-        take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+        receive: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<(), ContentError> {
         let mut stored = Hashing { file: self.open_object(piece.hash, piece.kind)?, sha1: Sha1::new() };
-        let unpacked = unpack(piece, &mut stored, take);
-        // What is behind the content, or behind the damage that ended it, belongs to the object as well.
+        let unpacked = unpack(piece, &mut stored, receive);
+        // The hash covers the whole file, so the rest after the content, or after the damage, is read too.
         io::copy(&mut stored, &mut io::sink()).map_err(|source| piece.unpack_error(source))?;
         let actual = ObjectHash::from(<[u8; 20]>::from(stored.sha1.finalize()));
         if actual != piece.hash {
@@ -109,7 +109,7 @@ impl DirectoryStore {
         }
     }
 
-    /// Tells whether the bytes of an object are those that its name promises. Bytes that cannot be read are not.
+    /// Returns whether the bytes of an object match its name. An object that cannot be read does not match.
     pub(crate) fn is_intact(&self, hash: ObjectHash, kind: ObjectKind) -> bool {
         let Ok(file) = self.open_object(hash, kind) else { return false };
         let mut stored = Hashing { file, sha1: Sha1::new() };
@@ -118,24 +118,24 @@ impl DirectoryStore {
     }
 }
 
-/// Returns how many bytes there were, but never more than one too many.
-fn unpack(piece: Piece, stored: &mut Hashing, take: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<u64> {
+/// Decompresses an object and returns the size of its content, but at most one byte more than the stated size.
+fn unpack(piece: Piece, stored: &mut Hashing, receive: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<u64> {
     let limit = piece.size.saturating_add(1);
     if piece.raw {
-        return give(stored.take(limit), take);
+        return pass_on(stored.take(limit), receive);
     }
     let plain = flate2::bufread::ZlibDecoder::new(BufReader::with_capacity(BUFFER, stored));
-    give(plain.take(limit), take)
+    pass_on(plain.take(limit), receive)
 }
 
-fn give(mut plain: impl Read, take: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<u64> {
+fn pass_on(mut plain: impl Read, receive: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<u64> {
     let mut buffer = vec![0; BUFFER];
     let mut size = 0;
     loop {
         match plain.read(&mut buffer) {
             Ok(0) => return Ok(size),
             Ok(length) => {
-                take(&buffer[..length])?;
+                receive(&buffer[..length])?;
                 size += length as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -144,7 +144,7 @@ fn give(mut plain: impl Read, take: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> 
     }
 }
 
-/// Hashes what is read.
+/// Computes the hash of all bytes that are read from a file.
 struct Hashing {
     file: File,
     sha1: Sha1,

@@ -1,4 +1,4 @@
-//! A repository in a directory, exactly as web servers serve it to clients.
+//! The storage of a repository in a local directory, in the layout that web servers deliver to CVMFS clients.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,89 +12,89 @@ use super::runs::syncing;
 use crate::file::{is_absence, open_regular, read_regular_up_to};
 use crate::object::{DecodeError, ObjectHash, ObjectKind, SizeLimit, decode};
 
-/// Why the store could not do what was asked.
+/// Errors from reading and changing the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The operating system refused something.
+    /// A system call failed.
     #[error("cannot {action} '{}'", path.display())]
     Io {
-        /// What was tried: "read", "write"…
+        /// The attempted action: "read", "write"…
         action: &'static str,
-        /// What it was tried on.
+        /// The file or directory.
         path: PathBuf,
-        /// Why it failed.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The directory lacks what every repository has.
+    /// The directory lacks a file or directory that every repository has.
     #[error("'{}' is not the storage of a CVMFS repository: it has no {missing}", path.display())]
     NoRepository {
         /// The directory.
         path: PathBuf,
-        /// What it lacks.
+        /// The missing entry, relative to the directory.
         missing: &'static str,
     },
-    /// The file is none that any repository has.
-    #[error("'{}' is longer than the {limit} bytes that it may have", path.display())]
+    /// The file is longer than any valid file of this name.
+    #[error("'{}' is longer than the maximum of {limit} bytes", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Up to how many bytes are read.
+        /// Maximum number of bytes that are read.
         limit: u64,
     },
-    /// An object's bytes do not give its name.
+    /// The bytes of an object do not match its name.
     #[error("object '{}' is damaged: its bytes hash to {actual}", path.display())]
     WrongHash {
-        /// Where the object lies.
+        /// Path of the object.
         path: PathBuf,
-        /// What its bytes hash to.
+        /// The hash of the bytes.
         actual: ObjectHash,
     },
-    /// An object's bytes give its name, but no content.
-    #[error("object '{}' cannot be unpacked", path.display())]
+    /// The bytes of an object match its name, but are not a valid zlib stream.
+    #[error("object '{}' cannot be decompressed", path.display())]
     Undecodable {
-        /// Where the object lies.
+        /// Path of the object.
         path: PathBuf,
-        /// Why.
+        /// The error of the decompressor.
         source: DecodeError,
     },
-    /// The file system does not do what publishing needs.
+    /// The file system lacks a function that publishing needs.
     #[error("the file system of '{}' {fault}", path.display())]
     Unfit {
-        /// A directory there.
+        /// A directory on this file system.
         path: PathBuf,
-        /// What it does not do.
+        /// The missing function, as the predicate of a sentence.
         fault: &'static str,
-        /// How that was noticed.
+        /// How the probe failed.
         source: io::Error,
     },
-    /// Somebody else publishes.
+    /// Another publisher holds the lock.
     #[error("{0}")]
     Held(#[source] Held),
-    /// A file was to be replaced, that failed, and whether it failed cannot be found out.
-    #[error("cannot tell whether '{}' was replaced, as it cannot be read", path.display())]
+    /// Replacing a file failed, and the file cannot be read to find out whether it was replaced all the same.
+    #[error("cannot tell whether '{}' was replaced, because it cannot be read", path.display())]
     Unknown {
-        /// The file.
+        /// The file that was to be replaced.
         path: PathBuf,
-        /// Why it cannot be read.
+        /// The error from reading it.
         source: io::Error,
     },
 }
 
 /// Another publisher holds the repository.
 ///
-/// This is the last cause of every error that comes of it. So it is found in the chain of causes however the others wrap it,
-/// which an error that wraps another one transparently would hide.
+/// This is always the last error in the chain of causes, and never wrapped as `transparent`: a transparent wrapper would
+/// hide it from the search through the chain that chooses the exit code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("another publisher has held '{}' for {} s; --wait sets how long to wait for it", path.display(), waited.as_secs())]
+#[error("another publisher has held '{}' for {} s; --wait sets how long strata waits for it", path.display(), waited.as_secs())]
 pub struct Held {
-    /// What both want to lock.
+    /// The locked file or directory.
     pub path: PathBuf,
-    /// For how long this one waited.
+    /// How long this process waited.
     pub waited: Duration,
 }
 
 impl StoreError {
-    /// Tells whether an object is missing or has other bytes than its name promises.
+    /// Returns whether an object is missing, or its bytes do not match its name.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
             Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
@@ -112,12 +112,12 @@ impl StoreError {
 #[derive(Debug, Clone)]
 pub struct DirectoryStore {
     root: PathBuf,
-    /// Another store, whose objects and files are seen where this one has none, and which is never changed.
+    /// A second store, which is read where this one has no such file, and never changed.
     below: Option<PathBuf>,
 }
 
 impl DirectoryStore {
-    /// Creates the directories of an empty store. Nothing of an existing one may be in the way.
+    /// Creates the directories of an empty store. Fails if `root` already contains `data`.
     pub fn create(root: &Path) -> Result<Self, StoreError> {
         fs::create_dir_all(root).map_err(StoreError::io("create", root))?;
         let data = root.join("data");
@@ -149,22 +149,23 @@ impl DirectoryStore {
         Ok(Self { root: root.to_owned(), below: None })
     }
 
-    /// Names a store without looking whether it is one, for a check to do so.
+    /// Names a store without testing whether the directory is one. The repository check uses this, because it reports what
+    /// is missing.
     pub fn at(root: &Path) -> Self {
         Self { root: root.to_owned(), below: None }
     }
 
-    /// Creates an empty store in `root` that shows what is in this one, too. Whatever is added or replaced lies in `root`.
+    /// Creates an empty store in `root` on top of this one: both are read, and only `root` is written.
     pub fn layered(&self, root: &Path) -> Result<Self, StoreError> {
         Ok(Self { below: Some(self.root.clone()), ..Self::create(root)? })
     }
 
-    /// Tells whether another store is seen where this one has nothing.
+    /// Returns whether a second store is read below this one.
     pub(super) fn is_layered(&self) -> bool {
         self.below.is_some()
     }
 
-    /// Returns the directory that the store lies in.
+    /// Returns the storage directory.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -173,11 +174,12 @@ impl DirectoryStore {
         self.root.join(hash.path(kind))
     }
 
-    /// Returns where something lies: in the store below only if it is there and not here.
+    /// Returns the path of a file, which is in the lower store only if the file exists there and not in this one.
     fn seen_path(&self, name: &str) -> PathBuf {
         let path = self.root.join(name);
         match &self.below {
-            // What cannot be looked at here is not taken from there.
+            // If the state of the upper path is unknown, for example for lack of permission, the lower store must not
+            // replace it.
             Some(below) if fs::metadata(&path).is_err_and(|error| is_absence(&error)) => {
                 let path_below = below.join(name);
                 if fs::metadata(&path_below).is_err_and(|error| is_absence(&error)) { path } else { path_below }
@@ -186,12 +188,12 @@ impl DirectoryStore {
         }
     }
 
-    /// Returns a small file beside the objects, such as `.cvmfspublished`, or `None` where there is none.
+    /// Returns the content of a small file beside the objects, such as `.cvmfspublished`, or `None` if it does not exist.
     pub fn read_file(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        self.read_file_of_up_to(SMALL_FILE, name)
+        self.read_file_of_up_to(MAX_SMALL_FILE, name)
     }
 
-    /// Returns a file beside the objects that has up to `limit` bytes, or `None` where there is none.
+    /// Returns the content of a file of at most `limit` bytes beside the objects, or `None` if it does not exist.
     pub fn read_file_of_up_to(&self, limit: u64, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let path = self.seen_path(name);
         match read_regular_up_to(limit, &path) {
@@ -202,20 +204,20 @@ impl DirectoryStore {
         }
     }
 
-    /// Returns how many bytes an object has as it is stored, or `None` where it is not there.
+    /// Returns the stored size of an object in bytes, or `None` if it does not exist.
     ///
-    /// An empty file counts as missing: no object but that of an empty file stored as it is has no bytes, and a crash of
-    /// other tools leaves such.
+    /// An empty file counts as missing, because other tools leave empty files after a crash. The only valid empty object is
+    /// that of an empty file which is stored uncompressed.
     pub fn look(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Option<u64>, StoreError> {
         Ok(self.find(hash, kind)?.map(|(_, metadata)| metadata.len()))
     }
 
-    /// Does the same, and renews the object's time, which spares it from garbage collection for days. A time of within the
-    /// last hour is left as it is.
+    /// Returns the stored size of an object like [`Self::look`], and sets its modification time to now, which protects the
+    /// object from garbage collection for days. A time within the last hour is left as it is.
     pub fn renew(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Option<u64>, StoreError> {
         let Some((path, metadata)) = self.find(hash, kind)? else { return Ok(None) };
         let age = metadata.modified().ok().and_then(|time| time.elapsed().ok());
-        if age.is_some_and(|age| age < RENEWED_FOR) || !path.starts_with(&self.root) {
+        if age.is_some_and(|age| age < RENEWAL_INTERVAL) || !path.starts_with(&self.root) {
             return Ok(Some(metadata.len()));
         }
         let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
@@ -238,29 +240,29 @@ impl DirectoryStore {
         Ok(is_object.then_some((path, metadata)))
     }
 
-    /// Returns the states of the directories of objects, in the store below where there is one.
+    /// Returns the states of the object directories, of the lower store if there is one.
     pub(super) fn marks(&self) -> Marks {
         Marks::read(self.below.as_deref().unwrap_or(&self.root))
     }
 
-    /// Returns how many bytes an object has as it is stored.
+    /// Returns the stored size of an object in bytes.
     pub fn size(&self, hash: ObjectHash, kind: ObjectKind) -> Result<u64, StoreError> {
         let path = self.seen_path(&hash.path(kind));
         Ok(fs::metadata(&path).map_err(StoreError::io("read", &path))?.len())
     }
 
-    /// Opens an object's file, whose bytes nobody compared with its name yet.
+    /// Opens an object's file. The caller must compare the bytes with the name.
     pub fn open_object(&self, hash: ObjectHash, kind: ObjectKind) -> Result<File, StoreError> {
         let path = self.seen_path(&hash.path(kind));
         open_regular(&path).map_err(StoreError::io("read", &path))
     }
 
-    /// Returns the error that says that an object's bytes hash to `actual` instead.
+    /// Returns the error for an object whose bytes hash to `actual`.
     pub fn damaged(&self, hash: ObjectHash, kind: ObjectKind, actual: ObjectHash) -> StoreError {
         StoreError::WrongHash { path: self.object_path(hash, kind), actual }
     }
 
-    /// Returns an object's bytes as they are stored, after comparing them with its name.
+    /// Returns the stored bytes of an object, after comparing them with its name.
     pub fn read(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Vec<u8>, StoreError> {
         self.read_up_to(u64::MAX, hash, kind)
     }
@@ -277,22 +279,22 @@ impl DirectoryStore {
         }
     }
 
-    /// Returns the content of an object that is a zlib stream.
+    /// Returns the decompressed content of an object that is a zlib stream.
     pub fn read_decoded(&self, hash: ObjectHash, kind: ObjectKind, limit: SizeLimit) -> Result<Vec<u8>, StoreError> {
         let undecodable = |source| StoreError::Undecodable { path: self.object_path(hash, kind), source };
         decode(&self.read_up_to(limit.stored(), hash, kind)?, limit).map_err(undecodable)
     }
 
-    /// Locks the repository against other publishers, waiting up to `wait` for one that is at it.
+    /// Locks the repository against other publishers, and waits up to `wait` for a publisher that holds the lock.
     ///
-    /// The lock goes with the value, or with the process.
+    /// The lock is released when the returned value is dropped, or when the process ends.
     pub fn lock(&self, wait: Duration) -> Result<Lock, StoreError> {
         let directory = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
         let start = Instant::now();
         loop {
             match directory.try_lock() {
                 Ok(()) => return Ok(Lock { _directory: directory }),
-                Err(fs::TryLockError::WouldBlock) if start.elapsed() < wait => thread::sleep(RETRY),
+                Err(fs::TryLockError::WouldBlock) if start.elapsed() < wait => thread::sleep(LOCK_RETRY_INTERVAL),
                 Err(fs::TryLockError::WouldBlock) => {
                     return Err(StoreError::Held(Held { path: self.root.clone(), waited: start.elapsed() }));
                 }
@@ -301,31 +303,31 @@ impl DirectoryStore {
         }
     }
 
-    /// Returns how many bytes may still be written, if the file system tells.
+    /// Returns the free space of the file system in bytes, or `None` if the file system does not report it.
     pub fn bytes_left(&self) -> Option<u64> {
         let found = rustix::fs::statvfs(&self.root).ok()?;
         found.f_bavail.checked_mul(found.f_frsize)
     }
 
-    /// Waits until everything that was written so far is on disk. File systems of programs (FUSE) do nothing here.
+    /// Waits until everything that was written so far is on disk. On FUSE file systems this has no effect.
     pub fn sync(&self) -> Result<(), StoreError> {
         let directory = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
         syncing(|| rustix::fs::syncfs(&directory)).map_err(|error| StoreError::io("sync", &self.root)(error.into()))
     }
 }
 
-/// An object's time is renewed when it is older than this.
-const RENEWED_FOR: Duration = Duration::from_secs(60 * 60);
+/// Modification times of objects are renewed when they are older than this.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
-/// Bytes that every file beside the objects keeps below, but the log of references.
-const SMALL_FILE: u64 = 64 << 10;
+/// Maximum size in bytes of every file beside the objects, except the reflog.
+const MAX_SMALL_FILE: u64 = 64 << 10;
 
-/// How often a waiting publisher looks whether the other one is done.
-pub(super) const RETRY: Duration = Duration::from_millis(50);
+/// Interval between two attempts to take a lock.
+pub(super) const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Keeps other publishers out until it is dropped.
+/// Excludes other publishers until it is dropped.
 #[derive(Debug)]
-#[must_use = "the lock is given back when it is dropped"]
+#[must_use = "the lock is released when it is dropped"]
 pub struct Lock {
     _directory: File,
 }

@@ -1,4 +1,4 @@
-//! What the file system of a repository has to do, and how what is written there becomes durable.
+//! What publishing requires of the file system of a repository, and how written files become durable.
 
 use std::fs::{self, File, FileTimes, TryLockError};
 use std::io;
@@ -11,20 +11,20 @@ use std::time::{Duration, SystemTime};
 use super::StoreError;
 use super::runs::syncing;
 
-/// The type that Linux gives for file systems of programs, such as ceph-fuse, gluster and mergerfs.
-const FUSE: i64 = 0x6573_5546;
+/// File system type in `statfs` of every FUSE file system, such as ceph-fuse, gluster and mergerfs.
+const FUSE_MAGIC: i64 = 0x6573_5546;
 
-/// How many files are synced side by side: each may be a question to a server.
-const AT_ONCE: usize = 16;
+/// Number of files that are synced in parallel, because each sync may need a round trip to a server.
+const PARALLEL_SYNCS: usize = 16;
 
-/// Tells whether one `syncfs` makes all durable that was written below `directory`. For file systems of programs Linux takes the
-/// call and does nothing, so that each file and each directory has to be synced by itself.
+/// Returns whether one `syncfs` makes everything below `directory` durable. On FUSE file systems Linux accepts the call and
+/// does nothing, so each file and each directory needs its own `fsync`.
 pub(super) fn is_synced_as_a_whole(directory: &Path) -> Result<bool, StoreError> {
     let found = rustix::fs::statfs(directory).map_err(|error| StoreError::io("read", directory)(error.into()))?;
-    Ok(found.f_type as i64 != FUSE)
+    Ok(found.f_type as i64 != FUSE_MAGIC)
 }
 
-/// Makes files and directories durable, each by itself.
+/// Makes each of these files and directories durable with an `fsync` of its own.
 pub(super) fn sync_each(paths: &[PathBuf]) -> Result<(), StoreError> {
     let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
     let work = || {
@@ -37,15 +37,15 @@ pub(super) fn sync_each(paths: &[PathBuf]) -> Result<(), StoreError> {
     };
     thread::scope(|scope| {
         let spawn = |_| thread::Builder::new().spawn_scoped(scope, work);
-        // With fewer threads it takes longer.
-        let _helpers: Vec<_> = (1..AT_ONCE.min(paths.len())).map_while(|number| spawn(number).ok()).collect();
+        // If the system refuses a thread, the remaining threads do the work.
+        let _helpers: Vec<_> = (1..PARALLEL_SYNCS.min(paths.len())).map_while(|number| spawn(number).ok()).collect();
         work();
     });
     failure.into_inner().expect("no thread panics while it syncs").map_or(Ok(()), Err)
 }
 
-/// Tries in an empty `directory` what a repository needs of its file system: locks that keep others out, and a rename that
-/// replaces a file. Where modification times cannot be set, it warns.
+/// Tests, in an empty `directory`, what a repository requires of its file system: exclusive locks, and a rename that
+/// replaces a file. Logs a warning if modification times cannot be set.
 pub(super) fn probe(directory: &Path) -> Result<(), StoreError> {
     let unfit = |fault, source| StoreError::Unfit { path: directory.to_owned(), fault, source };
     let (old, new) = (directory.join("probe-old"), directory.join("probe-new"));
@@ -57,7 +57,7 @@ pub(super) fn probe(directory: &Path) -> Result<(), StoreError> {
     match (first.try_lock(), second.try_lock()) {
         (Ok(()), Err(TryLockError::WouldBlock)) => {}
         (Err(TryLockError::Error(source)), _) => return Err(unfit(NO_LOCKS, source)),
-        _ => return Err(unfit(NO_LOCKS, io::Error::other("what one holds another one gets, too"))),
+        _ => return Err(unfit(NO_LOCKS, io::Error::other("two open files hold the lock at the same time"))),
     }
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
     let set = File::options().write(true).open(&new).and_then(|file| {
@@ -66,9 +66,9 @@ pub(super) fn probe(directory: &Path) -> Result<(), StoreError> {
     });
     let distance = |is: SystemTime| is.duration_since(time).unwrap_or_else(|error| error.duration());
     if !matches!(&set, Ok(is) if distance(*is) < Duration::from_secs(3)) {
-        let why = set.map_or_else(|error| error.to_string(), |_| "they stay as they were".to_owned());
+        let why = set.map_or_else(|error| error.to_string(), |_| "they do not change".to_owned());
         tracing::warn!(
-            "the file system of '{}' does not let times of files be set ({why}): a garbage collection of cvmfs_server may \
+            "the file system of '{}' cannot set modification times of files ({why}): a garbage collection of cvmfs_server may \
              delete old objects while a publication begins to use them",
             directory.display()
         );
@@ -82,7 +82,7 @@ pub(super) fn probe(directory: &Path) -> Result<(), StoreError> {
     fs::remove_file(&old).map_err(StoreError::io("delete", &old))
 }
 
-const NO_LOCKS: &str = "has no locks (`flock`) that keep other publishers out";
+const NO_LOCKS: &str = "does not support locks (`flock`) that exclude other publishers";
 const NO_RENAME: &str = "does not replace a file by renaming another one";
 
 #[cfg(test)]
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn file_system_of_this_machine_is_fit_and_nothing_is_left_of_the_probe() {
+    fn file_system_of_this_machine_passes_the_probe_which_leaves_no_file() {
         let directory = tempfile::tempdir().unwrap();
         probe(directory.path()).unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn file_that_cannot_be_synced_is_named() {
+    fn error_names_the_file_that_cannot_be_synced() {
         let directory = tempfile::tempdir().unwrap();
         let paths: Vec<PathBuf> = (0..100).map(|number| directory.path().join(number.to_string())).collect();
         paths.iter().for_each(|path| fs::write(path, "").unwrap());

@@ -1,8 +1,9 @@
-//! What a `cvmfs_server` on this machine keeps of a repository that it manages: locks, and a checksum of the reflog.
+//! The files of a `cvmfs_server` on this machine that manages the same repository: its locks, and a checksum of the reflog.
 //!
-//! Two of its locks are `flock`s on files that exist only while they are held. The third, `in_transaction`, is the mere
-//! presence of a file, from `cvmfs_server transaction` until `publish` or `abort`. So ours says whose it is, and is locked as
-//! long as its owner lives: what a killed run leaves behind does not look like somebody's open transaction.
+//! Two of its locks are `flock`s on files that exist only while the lock is held. The third, `in_transaction`, is the
+//! presence of a file, from `cvmfs_server transaction` until `publish` or `abort`. Our `in_transaction` file therefore
+//! contains a mark and is `flock`ed as long as its owner runs, so that the file of a killed run differs from an open
+//! transaction of the server.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::manifest::RepositoryName;
 use crate::object::ObjectHash;
 
-use super::directory::RETRY;
+use super::directory::LOCK_RETRY_INTERVAL;
 use super::runs::{runs, syncing, uninterrupted};
 use super::{Held, StoreError};
 use crate::file::{is_absence, read_regular_text};
@@ -23,12 +24,12 @@ use crate::message::causes;
 /// A `cvmfs_server` that manages the same storage.
 #[derive(Debug)]
 pub struct LocalServer {
-    /// Its spool directory of this repository, `/var/spool/cvmfs/<fqrn>` as a rule.
+    /// The server's spool directory for this repository, by default `/var/spool/cvmfs/<fqrn>`.
     spool: PathBuf,
 }
 
 impl LocalServer {
-    /// Looks whether the server whose settings lie in `settings`, as `<fqrn>/server.conf`, manages `storage`.
+    /// Returns the server that manages `storage`, if the file `<fqrn>/server.conf` below `settings` says that it does.
     pub fn find(settings: &Path, name: &RepositoryName, storage: &Path) -> Result<Option<Self>, StoreError> {
         let path = settings.join(name.to_string()).join("server.conf");
         let text = match read_regular_text(&path) {
@@ -36,7 +37,8 @@ impl LocalServer {
             Err(error) if is_absence(&error) => return Ok(None),
             Err(error) => return Err(StoreError::io("read", &path)(error)),
         };
-        // Of the forms `local,<directory for unfinished files>,<storage>`, `S3,…` and `gw,…` only the first can be ours.
+        // Formats: `local,<directory for unfinished files>,<storage>`, `S3,…` and `gw,…`. Only the first can name our
+        // storage.
         let upstream = shell_value(&text, "CVMFS_UPSTREAM_STORAGE").unwrap_or_default();
         let managed = upstream.strip_prefix("local,").and_then(|rest| rest.rsplit(',').next()).map(Path::new);
         let is_ours = match managed {
@@ -52,27 +54,27 @@ impl LocalServer {
         Ok(is_ours.then_some(Self { spool }))
     }
 
-    /// Takes the server's three locks, waiting up to `wait` for whoever has them.
+    /// Takes the server's three locks, and waits up to `wait` for their present holders.
     pub fn lock(&self, wait: Duration) -> Result<ServerLock, StoreError> {
         let start = Instant::now();
         let mut held = Vec::new();
         for (name, take) in
-            [("in_transaction", take_flag as Take), ("is_publishing", take_lock), ("is_collecting", take_lock)]
+            [("in_transaction", take_flag as TakeFile), ("is_publishing", take_lock), ("is_collecting", take_lock)]
         {
             let path = self.spool.join(format!("{name}.lock"));
             let file = loop {
                 match take_noted(take, &path)? {
                     Some(file) => break file,
-                    None if start.elapsed() < wait => thread::sleep(RETRY),
+                    None if start.elapsed() < wait => thread::sleep(LOCK_RETRY_INTERVAL),
                     None => return Err(StoreError::Held(Held { path, waited: start.elapsed() })),
                 }
             };
-            held.push(HeldFile { path, _file: file, is_given_back: false });
+            held.push(HeldFile { path, _file: file, is_released: false });
         }
         Ok(ServerLock { held })
     }
 
-    /// Returns which reflog the server takes for the right one, if it says so.
+    /// Returns the hash of the reflog that the server accepts, if the server has recorded one.
     pub fn reflog_checksum(&self) -> Result<Option<ObjectHash>, StoreError> {
         let path = self.spool.join("reflog.chksum");
         match read_regular_text(&path) {
@@ -82,16 +84,16 @@ impl LocalServer {
         }
     }
 
-    /// Tells the server which reflog is the right one; it refuses any other.
+    /// Records the hash of the reflog that the server accepts. The server refuses any other reflog.
     pub fn write_reflog_checksum(&self, reflog: ObjectHash) -> Result<(), StoreError> {
         let path = self.spool.join("reflog.chksum");
         let owner = fs::metadata(&self.spool).map_err(StoreError::io("read", &self.spool))?;
-        // A temporary file must not stay behind.
+        // An interruption waits for this, so that no temporary file remains.
         let written = uninterrupted(|| {
             let mut temporary = temporary_in(&self.spool)?;
             writeln!(temporary, "{reflog}")?;
             syncing(|| temporary.as_file().sync_all())?;
-            // The server writes to the file itself, as the owner of the directory.
+            // The server rewrites this file as the owner of the spool directory.
             std::os::unix::fs::chown(temporary.path(), Some(owner.uid()), Some(owner.gid()))?;
             temporary.persist(&path).map_err(|error| error.error)
         });
@@ -99,17 +101,17 @@ impl LocalServer {
     }
 }
 
-/// Keeps the server from publishing and collecting until it is dropped.
+/// Prevents the server from publishing and collecting until it is dropped.
 #[derive(Debug)]
-#[must_use = "the locks are given back when they are dropped"]
+#[must_use = "the locks are released when they are dropped"]
 pub struct ServerLock {
     held: Vec<HeldFile>,
 }
 
 impl ServerLock {
-    /// Gives the locks back, and returns why one still keeps the server out.
+    /// Releases the locks, and returns the errors of those that still block the server.
     pub fn release(self) -> Vec<StoreError> {
-        self.held.into_iter().filter_map(|mut held| held.give_back().err()).collect()
+        self.held.into_iter().filter_map(|mut held| held.release().err()).collect()
     }
 }
 
@@ -117,13 +119,14 @@ impl ServerLock {
 struct HeldFile {
     path: PathBuf,
     _file: File,
-    is_given_back: bool,
+    is_released: bool,
 }
 
 impl HeldFile {
-    /// Removes the file, as the server does, before the lock on it goes: a file of ours could be closed to the server's user.
-    fn give_back(&mut self) -> Result<(), StoreError> {
-        self.is_given_back = true;
+    /// Removes the file before its lock is released, as the server does: the server's user may be unable to open a file that
+    /// remains.
+    fn release(&mut self) -> Result<(), StoreError> {
+        self.is_released = true;
         let mut runs = runs();
         runs.unlock(&self.path);
         match fs::remove_file(&self.path) {
@@ -135,17 +138,18 @@ impl HeldFile {
 
 impl Drop for HeldFile {
     fn drop(&mut self) {
-        if self.is_given_back {
+        if self.is_released {
             return;
         }
-        if let Err(error) = self.give_back() {
-            tracing::warn!("{}, which keeps cvmfs_server out", causes(&error));
+        if let Err(error) = self.release() {
+            tracing::warn!("{}; cvmfs_server cannot publish until the file is removed", causes(&error));
         }
     }
 }
 
-/// Tries to take a file and notes that it has to go with the process, in one step: an interruption finds both or neither.
-fn take_noted(take: Take, path: &Path) -> Result<Option<File>, StoreError> {
+/// Tries to take a file, and records in the same step that it must be removed when the process ends, so that an interruption
+/// sees either both or neither.
+fn take_noted(take: TakeFile, path: &Path) -> Result<Option<File>, StoreError> {
     let mut runs = runs();
     let taken = take(path)?;
     if taken.is_some() {
@@ -154,8 +158,8 @@ fn take_noted(take: Take, path: &Path) -> Result<Option<File>, StoreError> {
     Ok(taken)
 }
 
-/// Tries to take what `path` stands for; `None` where somebody else has it.
-type Take = fn(&Path) -> Result<Option<File>, StoreError>;
+/// Tries to take the lock that `path` stands for. Returns `None` if another process holds it.
+type TakeFile = fn(&Path) -> Result<Option<File>, StoreError>;
 
 fn take_flag(path: &Path) -> Result<Option<File>, StoreError> {
     match fs::symlink_metadata(path) {
@@ -165,7 +169,7 @@ fn take_flag(path: &Path) -> Result<Option<File>, StoreError> {
     }
     let file = match OpenOptions::new().read(true).write(true).open(path) {
         Ok(file) => file,
-        // Gone since, or a file of the server's user that is not for us to write to.
+        // Removed in the meantime, or a file of the server's user that we may not write.
         Err(error) if is_absence(&error) || error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
         Err(error) => return Err(StoreError::io("open", path)(error)),
     };
@@ -174,19 +178,19 @@ fn take_flag(path: &Path) -> Result<Option<File>, StoreError> {
     }
     let mut mark = Vec::new();
     (&file).take(64).read_to_end(&mut mark).map_err(StoreError::io("read", path))?;
-    if mark != OUR_MARK {
+    if mark != FLAG_MARK {
         return Ok(None);
     }
-    tracing::warn!("'{}' was left by a run of strata that was killed", path.display());
+    tracing::warn!("'{}' was left by a strata run that was killed; it is taken over", path.display());
     Ok(Some(file))
 }
 
-/// Makes a flag of ours that has its mark and its lock from the start, unless there is one.
+/// Creates our flag file, which has its mark and its lock from the first moment. Returns `None` if the file exists.
 fn create_flag(path: &Path) -> Result<Option<File>, StoreError> {
     let spool = path.parent().unwrap_or(Path::new("/"));
     let created = (|| {
         let mut temporary = temporary_in(spool)?;
-        temporary.write_all(OUR_MARK)?;
+        temporary.write_all(FLAG_MARK)?;
         temporary.as_file().lock()?;
         match temporary.persist_noclobber(path) {
             Ok(file) => Ok(Some(file)),
@@ -208,7 +212,7 @@ fn take_lock(path: &Path) -> Result<Option<File>, StoreError> {
     Ok(lock_file(&file, path)?.then_some(file))
 }
 
-/// Tries to lock a file, and makes sure that nobody removed it before it was locked.
+/// Tries to lock a file. Returns `false` if the file was removed from `path` before it was locked.
 fn lock_file(file: &File, path: &Path) -> Result<bool, StoreError> {
     match file.try_lock() {
         Ok(()) => {}
@@ -224,10 +228,10 @@ fn lock_file(file: &File, path: &Path) -> Result<bool, StoreError> {
     }
 }
 
-/// What a flag of ours says; the server's own are empty.
-const OUR_MARK: &[u8] = b"strata publishes\n";
+/// Content of our flag file. The server's flag file is empty.
+const FLAG_MARK: &[u8] = b"strata publishes\n";
 
-/// Returns what a file of shell assignments sets a variable to: its last plain assignment, without quotes.
+/// Returns the value of a variable in a file of shell assignments: its last plain assignment, without quotes.
 fn shell_value<'t>(text: &'t str, name: &str) -> Option<&'t str> {
     let value = text.lines().rev().find_map(|line| {
         let line = line.trim().strip_prefix("export ").unwrap_or(line.trim());
@@ -246,10 +250,10 @@ mod tests {
     }
 
     #[test]
-    fn flag_of_a_living_run_or_of_the_server_is_respected_and_that_of_a_dead_run_taken_over() {
+    fn flag_of_a_running_process_or_of_the_server_is_respected_and_flag_of_a_killed_run_is_taken_over() {
         let spool = tempfile::tempdir().unwrap();
         let path = spool.path().join("in_transaction.lock");
-        let held = take_flag(&path).unwrap().expect("nobody has it");
+        let held = take_flag(&path).unwrap().expect("no process holds it");
         assert!(!is_free(&path));
         drop(held);
         assert!(path.exists() && is_free(&path));
@@ -258,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn lock_on_a_file_that_was_removed_meanwhile_counts_for_nothing() {
+    fn lock_on_a_file_that_was_removed_in_the_meantime_is_invalid() {
         let spool = tempfile::tempdir().unwrap();
         let path = spool.path().join("is_publishing.lock");
         let file = File::create(&path).unwrap();
@@ -268,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_read_as_the_shell_would() {
+    fn settings_are_read_as_the_shell_reads_them() {
         let text = "A=first\n  export A=\"local,/srv/x/data/txn,/srv/x\" # why\nB='b c'\nC=plain # note\nAB=no\n";
         assert_eq!(shell_value(text, "A"), Some("local,/srv/x/data/txn,/srv/x"));
         assert_eq!(shell_value(text, "B"), Some("b c"));

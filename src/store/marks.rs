@@ -1,9 +1,9 @@
-//! Whether anything was taken out of a store: by a garbage collection of any program, or by hand.
+//! Detects that objects were deleted from a store, by a garbage collection of any program, or by hand.
 //!
-//! The directories `data/00` to `data/ff` change whenever an object comes or goes, and the kernel notes when that was. As long
-//! as all 256 are as the last run left them, every object that was there then is there now. So that is the marker of a
-//! collection: `cvmfs_server gc` need not say that it ran (it does so in `.cvmfs_status.json`, but only where `jq` is
-//! installed, and not when it is killed half way), and neither need anything else that deletes objects.
+//! The kernel updates inode data of the directories `data/00` to `data/ff` whenever an object is added or removed. As long
+//! as all 256 directories are in the state in which the last run left them, every object that existed then exists now. Other
+//! signs are not reliable: `cvmfs_server gc` reports its runs in `.cvmfs_status.json`, but only where `jq` is installed, and
+//! not when it is killed, and other programs that delete objects report nothing.
 
 use std::path::Path;
 use std::thread;
@@ -12,28 +12,28 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::time::{ClockId, clock_gettime};
 
-/// What a directory of objects is known by: inode, length, and when it changed last, in seconds and nanoseconds.
-type Mark = [i64; 4];
+/// State of one object directory: inode, size, and change time in seconds and nanoseconds.
+type DirectoryState = [i64; 4];
 
-/// The states of all directories of objects.
+/// The states of all 256 object directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Marks(Vec<Mark>);
+pub struct Marks(Vec<DirectoryState>);
 
-/// Clocks of file systems tick at least this often.
-const LONGEST_TICK: Duration = Duration::from_millis(20);
+/// Maximum interval between two ticks of a file system's clock.
+const MAX_TICK: Duration = Duration::from_millis(20);
 
 impl Marks {
-    /// Reads the states of the directories of objects in `root`, the directory of a store.
+    /// Reads the states of the object directories below `root`, a storage directory.
     pub fn read(root: &Path) -> Self {
         Self((0..=255).map(|byte| mark(root, byte)).collect())
     }
 
-    /// Reads the states anew of those directories whose numbers are given.
+    /// Reads the states of the given object directories again.
     pub(super) fn read_again(&mut self, root: &Path, directories: impl Iterator<Item = u8>) {
         directories.for_each(|byte| self.0[usize::from(byte)] = mark(root, byte));
     }
 
-    /// Waits until a change that follows gets another time than those that were noted.
+    /// Waits until the clock of the file system has passed the recorded times, so that a later change gets a different time.
     pub(super) fn wait_for_tick(&self) {
         let start = Instant::now();
         let last = self.0.iter().map(|&[_, _, seconds, nanoseconds]| (seconds, nanoseconds)).max().unwrap_or_default();
@@ -41,7 +41,7 @@ impl Marks {
             let now = clock_gettime(ClockId::RealtimeCoarse);
             (now.tv_sec, now.tv_nsec)
         };
-        while last >= now() && start.elapsed() < LONGEST_TICK {
+        while last >= now() && start.elapsed() < MAX_TICK {
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -52,15 +52,15 @@ impl Marks {
     }
 }
 
-fn mark(root: &Path, byte: u8) -> Mark {
+fn mark(root: &Path, byte: u8) -> DirectoryState {
     let path = root.join(format!("data/{byte:02x}"));
-    // What another machine does shows at once only where the file system is told to ask its server.
+    // On a network file system, a change by another machine is visible at once only if `statx` asks the server.
     match statx(CWD, &path, AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS) {
         Ok(found) => {
             let changed = found.stx_ctime;
             [found.stx_ino.cast_signed(), found.stx_size.cast_signed(), changed.tv_sec, changed.tv_nsec.into()]
         }
-        // A directory that cannot be looked at is as good as changed, each time.
+        // A directory that cannot be read counts as changed at every call.
         Err(_) => {
             let now = clock_gettime(ClockId::Monotonic);
             [0, 0, now.tv_sec, now.tv_nsec]
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn object_that_goes_or_comes_is_noticed() {
+    fn added_and_removed_objects_are_detected() {
         let directory = tempfile::tempdir().unwrap();
         let objects = directory.path().join("data/ab");
         (0..=255).for_each(|byte| fs::create_dir_all(directory.path().join(format!("data/{byte:02x}"))).unwrap());
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn directory_that_cannot_be_looked_at_is_never_as_it_was() {
+    fn directory_that_cannot_be_read_counts_as_changed() {
         let directory = tempfile::tempdir().unwrap();
         assert_ne!(Marks::read(directory.path()), Marks::read(directory.path()));
     }

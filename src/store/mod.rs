@@ -1,6 +1,7 @@
-//! Where a repository lies: its signed front page and its objects.
+//! The storage of a repository: its objects, and the signed files beside them.
 //!
-//! Objects may be added at any time and do no harm: only the manifest makes them reachable, and it is replaced last.
+//! An object may be added at any time without effect on clients, because only the manifest makes objects reachable, and the
+//! manifest is replaced last.
 
 mod content;
 mod directory;

@@ -1,4 +1,4 @@
-//! The directories of runs, and what this process has under way, for the case that it is told to end.
+//! The directories of runs, and the unfinished files of this process, which an interruption deletes.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,45 +9,47 @@ use std::time::{Duration, Instant};
 
 use super::StoreError;
 
-/// What the names of the directories of runs begin with, in `data/txn`.
+/// Prefix of the names of run directories in `data/txn`.
 const DIRECTORY_PREFIX: &str = "strata-";
 
-/// What this process has under way.
+/// Everything that this process must delete when it is interrupted.
 #[derive(Debug)]
 pub(super) struct Runs {
-    /// Directories that go when the process does.
+    /// Run directories, which are deleted when the process ends.
     directories: Vec<PathBuf>,
-    /// What goes unless it is finished, in the order in which it was made, each with the number of its [`Unfinished`].
+    /// Files and directories that are deleted unless their [`Unfinished`] value finishes, in the order of creation, each
+    /// with the number of that value.
     unfinished: Vec<(u64, Leftover)>,
-    /// How many values of [`Unfinished`] there were.
+    /// Number of [`Unfinished`] values that were created so far.
     makers: u64,
-    /// Files that keep a `cvmfs_server` out as long as they are there.
+    /// Lock files that exclude a `cvmfs_server` as long as they exist.
     locks: Vec<PathBuf>,
-    /// The revision that clients saw last, of those that this process has published.
+    /// The last revision that this process has published.
     published: Option<u64>,
 }
 
-/// What is left of something that is not finished.
+/// A file or directory to delete if the work that it belongs to does not finish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Leftover {
-    /// All of it goes.
+    /// Deleted with everything in it.
     Whole(PathBuf),
-    /// It goes unless somebody put something into it.
+    /// Deleted only if it is empty: another process may have put a file into it.
     IfEmpty(PathBuf),
 }
 
-/// How many threads of this process are inside a sync, and when the last one left one.
+/// Number of threads of this process that are inside a sync, and the time when the last thread left one.
 static SYNCS: Mutex<(usize, Option<Instant>)> = Mutex::new((0, None));
 
 static RUNS: Mutex<Runs> =
     Mutex::new(Runs { directories: Vec::new(), unfinished: Vec::new(), makers: 0, locks: Vec::new(), published: None });
 
-/// Returns the runs, locked: as long as the lock is held, an interruption waits. So it is held for short steps only.
+/// Returns the runs, locked. While the lock is held, an interruption waits; therefore it is held for short steps only.
 pub(super) fn runs() -> MutexGuard<'static, Runs> {
     RUNS.lock().expect("no thread panics while it holds the list of runs")
 }
 
-/// Takes a short step that leaves something behind if the process ends in the middle of it: an interruption waits for it.
+/// Runs a short step that would leave a temporary file if the process ended in the middle of it. An interruption waits for
+/// the step.
 pub(crate) fn uninterrupted<T>(step: impl FnOnce() -> T) -> T {
     let _runs = runs();
     step()
@@ -57,7 +59,8 @@ fn syncs() -> MutexGuard<'static, (usize, Option<Instant>)> {
     SYNCS.lock().expect("no thread panics while it counts syncs")
 }
 
-/// Runs a sync, which may keep the kernel for long. An interruption waits for it: a process cannot end inside one anyway.
+/// Runs a sync, which may block in the kernel for a long time. The deadline of an interruption does not count this time,
+/// because a process cannot end inside a sync anyway.
 pub(crate) fn syncing<T>(sync: impl FnOnce() -> T) -> T {
     syncs().0 += 1;
     let result = sync();
@@ -66,8 +69,8 @@ pub(crate) fn syncing<T>(sync: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Until when something may last. Where the kernel was inside a sync of this process, it has the same time anew from then on:
-/// everything else that has to do with the disk hangs meanwhile.
+/// A deadline that starts again after every sync of this process, because every other disk operation hangs while the kernel
+/// syncs.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline {
     end: Instant,
@@ -75,12 +78,12 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// Returns the deadline after this time.
+    /// Returns the deadline that ends after `patience`.
     pub fn after(patience: Duration) -> Self {
         Self { end: Instant::now() + patience, patience }
     }
 
-    /// Tells whether it is over.
+    /// Returns whether the deadline has passed.
     pub fn is_over(self) -> bool {
         let now = Instant::now();
         let last_sync = match *syncs() {
@@ -96,7 +99,7 @@ impl Runs {
         self.directories.push(directory.to_owned());
     }
 
-    /// Notes that clients see a revision.
+    /// Records that clients can see a revision.
     pub(super) fn publish(&mut self, revision: u64) {
         self.published = Some(revision);
     }
@@ -119,35 +122,35 @@ impl Runs {
     }
 }
 
-/// Files and directories outside of any run that are of no use until all of them are there: they go if this is dropped or the
-/// process interrupted before.
+/// Files and directories outside of any run directory that are useless until all of them exist. They are deleted if this
+/// value is dropped, or the process interrupted, before [`Self::finish`].
 #[derive(Debug)]
-#[must_use = "what is made goes when this is dropped"]
+#[must_use = "the created files are deleted when this is dropped"]
 pub struct Unfinished {
     number: u64,
 }
 
-/// Takes note of what a step makes.
+/// Records the files and directories that a step creates.
 pub struct Making<'r> {
     runs: &'r mut Runs,
     maker: u64,
 }
 
 impl Making<'_> {
-    /// Notes a file or directory that is made, unless there is something at its path already.
+    /// Records a file or directory that is about to be created, unless one exists at its path.
     pub fn whole(&mut self, path: &Path) {
         if is_missing(path) {
             self.note(Leftover::Whole(path.to_owned()));
         }
     }
 
-    /// Notes those of the directories above `path` that are missing.
+    /// Records those parent directories of `path` that do not exist.
     pub fn directories_above(&mut self, path: &Path) {
         let missing: Vec<&Path> = path.ancestors().skip(1).take_while(|above| is_missing(above)).collect();
         missing.into_iter().rev().for_each(|above| self.note(Leftover::IfEmpty(above.to_owned())));
     }
 
-    /// Notes a directory that was just made.
+    /// Records a directory that was just created.
     pub fn made(&mut self, path: &Path) {
         self.note(Leftover::Whole(path.to_owned()));
     }
@@ -157,27 +160,27 @@ impl Making<'_> {
     }
 }
 
-/// Tells whether there is nothing at a path. The empty path is the current directory.
+/// Returns whether no file exists at a path. The empty path is the current directory.
 fn is_missing(path: &Path) -> bool {
     let metadata = path.symlink_metadata();
     !path.as_os_str().is_empty() && metadata.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 impl Unfinished {
-    /// Starts with nothing made.
+    /// Starts without any created file.
     pub fn start() -> Self {
         let mut runs = runs();
         runs.makers += 1;
         Self { number: runs.makers }
     }
 
-    /// Takes a step that makes something, and that an interruption waits for.
+    /// Runs a step that creates files. An interruption waits for the step.
     pub fn make<T>(&self, step: impl FnOnce(&mut Making<'_>) -> T) -> T {
         let mut runs = runs();
         step(&mut Making { runs: &mut runs, maker: self.number })
     }
 
-    /// Takes the last step. If that succeeds all of it stays, and is the given revision of a repository.
+    /// Runs the last step. If it succeeds, all created files stay, and the repository has the given revision.
     pub fn finish<E>(self, revision: u64, step: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
         let mut runs = runs();
         let finished = step();
@@ -198,9 +201,9 @@ impl Drop for Unfinished {
 }
 
 impl Leftover {
-    /// Deletes it, as far as that gets until the deadline.
+    /// Deletes the file or directory, as far as possible until the deadline.
     fn delete(&self, deadline: Option<Deadline>) {
-        // Best effort: the error that led here, or the interruption, says more than one from cleaning up.
+        // Best effort: the error that led here, or the interruption, is more useful than an error from cleaning up.
         match self {
             Self::Whole(path) if path.symlink_metadata().is_ok_and(|found| found.is_dir()) => match deadline {
                 Some(deadline) => delete_until(path, deadline),
@@ -212,12 +215,12 @@ impl Leftover {
     }
 }
 
-/// Deletes a directory and what lies in it, as far as that gets until the deadline.
+/// Deletes a directory with its content, as far as possible until the deadline.
 fn delete_until(directory: &Path, deadline: Deadline) {
     while !deadline.is_over() && directory.exists() {
         delete_content(directory, deadline);
         if fs::remove_dir(directory).is_err() {
-            // A thread that had found its way into the directory before made something there meanwhile.
+            // A thread that had opened the directory before has created a file in it in the meantime.
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -237,19 +240,20 @@ fn delete_content(directory: &Path, deadline: Deadline) {
     }
 }
 
-/// Deletes what this process has not finished and the locks that it holds, and returns the revision that clients saw last, of
-/// those that it has published. What is not deleted after `patience` is left to the next run.
+/// Deletes the unfinished files of this process and the locks that it holds, and returns the last revision that this process
+/// has published. Files that are not deleted within `patience` are left to the next run.
 ///
-/// This is for a process that is about to end: runs find their directories gone, and whoever is about to publish, to make
-/// something or to clean up waits forever.
+/// Call this only when the process is about to end: the directories of its runs disappear, and every thread that tries to
+/// publish, to create files or to clean up blocks forever.
 pub fn abandon_runs(patience: Duration) -> Option<u64> {
     let runs = runs();
-    // Only now, as the thread that had the lock may have been inside a sync.
+    // The deadline starts here, because the previous holder of the lock may have been inside a sync.
     let deadline = Deadline::after(patience);
     for lock in &runs.locks {
         fs::remove_file(lock).ok();
     }
-    // Under other names, no thread adds to the directories while they are emptied. The next run takes them for a dead one's, too.
+    // The directories are renamed first, so that no thread can add files while they are emptied. The next run deletes
+    // renamed directories, too.
     let abandoned = runs.directories.iter().filter_map(|directory| {
         let mut abandoned = directory.clone().into_os_string();
         abandoned.push("-abandoned");
@@ -265,7 +269,7 @@ pub fn abandon_runs(patience: Duration) -> Option<u64> {
     published
 }
 
-/// Makes a directory for a run of this process, and holds it locked.
+/// Creates a directory for a run of this process, and locks it.
 pub(super) fn make_run_directory(transactions: &Path) -> Result<(PathBuf, File), StoreError> {
     let process = std::process::id();
     for number in 0_u32.. {
@@ -275,7 +279,7 @@ pub(super) fn make_run_directory(transactions: &Path) -> Result<(PathBuf, File),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             Err(error) => return Err(StoreError::io("create", &directory)(error)),
         }
-        // Another run may take the directory for a dead one's before it is locked; then the next number has its turn.
+        // Another run may take the directory for that of a dead run before it is locked. Then the next number is tried.
         let Ok(alive) = File::open(&directory) else { continue };
         match alive.try_lock() {
             Ok(()) if directory.exists() => return Ok((directory, alive)),
@@ -289,7 +293,7 @@ pub(super) fn make_run_directory(transactions: &Path) -> Result<(PathBuf, File),
     unreachable!("there are more numbers than directories")
 }
 
-/// Deletes the directories of runs that no longer live.
+/// Deletes the directories of runs whose process has ended.
 pub(super) fn delete_leftovers(transactions: &Path) -> Result<(), StoreError> {
     for entry in fs::read_dir(transactions).map_err(StoreError::io("list", transactions))? {
         let path = entry.map_err(StoreError::io("list", transactions))?.path();
@@ -297,7 +301,7 @@ pub(super) fn delete_leftovers(transactions: &Path) -> Result<(), StoreError> {
             path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(DIRECTORY_PREFIX.as_bytes()));
         let is_dead = || File::open(&path).is_ok_and(|directory| directory.try_lock().is_ok());
         if is_ours && is_dead() {
-            tracing::info!("deleting what a dead run left in '{}'", path.display());
+            tracing::info!("deleting the files of a dead run in '{}'", path.display());
             let deleted = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             deleted.map_err(StoreError::io("delete", &path))?;
         }
@@ -310,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_not_deleted_in_time_is_deleted_by_the_next_run() {
+    fn files_that_were_not_deleted_in_time_are_deleted_by_the_next_run() {
         let transactions = tempfile::tempdir().unwrap();
         let (directory, alive) = make_run_directory(transactions.path()).unwrap();
         fs::create_dir(directory.join("0")).unwrap();
@@ -328,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn deadline_begins_anew_after_a_sync() {
+    fn deadline_starts_again_after_a_sync() {
         let deadline = Deadline::after(Duration::from_millis(1));
         let hour = Deadline { end: deadline.end, patience: Duration::from_secs(3600) };
         syncing(|| {
@@ -342,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finished_goes_and_nothing_else() {
+    fn unfinished_files_are_deleted_and_no_others() {
         let home = tempfile::tempdir().unwrap();
         let path = |name: &str| home.path().join(name);
         fs::write(path("before"), "").unwrap();

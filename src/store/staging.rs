@@ -1,8 +1,9 @@
-//! New objects on their way into a store.
+//! Writes new objects into a store.
 //!
-//! An object gets its name in `data/` only when its bytes are on disk, so that a crash never leaves a name without them.
-//! To spare an `fsync` per file, objects gather in a directory of the run and move in batches, each behind one `syncfs`. What
-//! replaces files beside the objects is made in that directory, too, so that a killed run leaves nothing anywhere else.
+//! An object gets its name in `data/` only after its bytes are on disk, so that a crash never leaves a name without content.
+//! To avoid one `fsync` per file, objects are collected in a directory of the run and moved in batches, each after one
+//! `syncfs`. New versions of the files beside the objects are written in that directory, too, so that a killed run leaves
+//! files nowhere else.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -25,80 +26,81 @@ use crate::file::read_regular_up_to;
 use crate::object::{Compression, Content, ContentObjects, Encoder, ObjectHash, ObjectKind, SizeLimit};
 use crate::span::span;
 
-/// Bytes that gather before they are synced and moved to their names.
+/// Bytes that are collected before a batch is synced and moved.
 const BATCH_BYTES: u64 = 256 << 20;
 
-/// So many objects are looked for in the store before they are written, at first.
-const FIRST_LOOKS: u64 = 256;
+/// Number of objects that are looked up in the store before they are written, at the start of a run.
+const INITIAL_LOOKUPS: u64 = 256;
 
-/// For each object that was found there, so many more are looked for.
-const LOOKS_FOR_A_FIND: u64 = 64;
+/// Number of additional lookups after each lookup that finds an object.
+const LOOKUPS_PER_HIT: u64 = 64;
 
 /// The new objects of one run, in `data/txn/strata-<process>-<number>/` until they are durable.
 ///
-/// Threads add objects side by side. What was not flushed when the value is dropped is deleted; a run that was killed
-/// leaves its directory, which the next run deletes.
+/// Several threads may add objects at the same time. Objects that were not flushed are deleted when the value is dropped. A
+/// killed run leaves its directory, which the next run deletes.
 #[derive(Debug)]
 pub struct Staging {
     store: DirectoryStore,
     directory: PathBuf,
-    /// Held locked, which tells other runs that this one lives.
+    /// The run directory, kept locked so that other runs see that this one is alive.
     _alive: File,
     state: Mutex<State>,
-    /// Told when an object was written, or could not be.
+    /// Notified when an object was written, or could not be written.
     written: Condvar,
-    /// Told when a batch is full, or nobody shall wait for one any more.
+    /// Notified when a batch is full, or the thread that moves batches must stop.
     full: Condvar,
-    /// Held while a batch moves.
-    moving: Mutex<Moving>,
-    /// Whether objects that are there already are read and compared with their names.
+    /// Locked while a batch is moved.
+    moving: Mutex<MoveState>,
+    /// Whether the bytes of objects that exist already are compared with their names.
     compares_bytes: AtomicBool,
-    /// Whether one call makes all durable.
+    /// Whether one `syncfs` makes all files durable.
     is_synced_as_a_whole: bool,
 }
 
-/// What those who move batches tell one another.
+/// State that is shared by the threads that move batches.
 #[derive(Debug)]
-struct Moving {
-    /// The directories of objects as this run found them, or left them.
+struct MoveState {
+    /// The states of the object directories as this run found them or left them.
     marks: Marks,
-    /// Whether another program has changed one of them since the run began.
+    /// Whether another program has changed an object directory since the run began.
     is_disturbed: bool,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Every object that this run wrote, or saw in the store with the length or bytes that it must have.
+    /// Every object that this run wrote, or found in the store with the expected length or bytes.
     known: HashSet<(ObjectHash, ObjectKind)>,
-    /// Those that some thread is writing. Nobody counts on them before they are there.
+    /// Objects that a thread is writing. No other thread may rely on them yet.
     writing: HashSet<(ObjectHash, ObjectKind)>,
-    /// Those that were written and could not be moved, so that whoever counted on them is wrong.
+    /// Objects that were written but could not be moved. References to them are dangling.
     lost: HashSet<(ObjectHash, ObjectKind)>,
     /// Those that wait to be moved.
     waiting: Vec<(ObjectHash, ObjectKind)>,
     waiting_bytes: u64,
-    /// The thread that moves batches, if there is one, by its number.
+    /// The number of the thread that moves batches, if one is running.
     mover: Option<u64>,
-    /// How many such threads there were.
+    /// Number of such threads that were started so far.
     movers: u64,
-    /// Whether it is to move what there is, even if that is no full batch.
+    /// Whether that thread shall move all waiting objects, even if they are not a full batch.
     is_hurried: bool,
-    /// Why such a thread could not move one.
+    /// The error of that thread, until it is reported.
     failure: Option<StoreError>,
-    /// Objects that were in the store already and that this run counts on.
+    /// Objects that existed in the store before and that this run refers to.
     relied_on: HashSet<(ObjectHash, ObjectKind)>,
-    /// How many more objects are looked for in the store before they are written. The content index knows most of what is
-    /// there, so that looking seldom pays; others are found when they are moved, at the price of writing them.
-    looks: u64,
+    /// Number of objects that are still looked up in the store before they are written. The content index contains most
+    /// objects of the store, so a lookup seldom finds one. Other existing objects are found when they are moved, at the cost
+    /// of one superfluous write each.
+    lookups_left: u64,
     written: Written,
 }
 
-/// Lets a thread of its own move full batches, until it is dropped.
+/// A thread that moves full batches, until this value is dropped.
 #[derive(Debug)]
 pub struct Mover<'s>(Option<(&'s Staging, u64)>);
 
 impl Mover<'_> {
-    /// Has what was added so far moved, as what comes next takes long.
+    /// Starts moving all objects that were added so far. Call this before a step that takes long.
     pub fn hurry(&self) {
         if let Some((staging, _)) = self.0 {
             staging.state().is_hurried = true;
@@ -116,36 +118,37 @@ impl Drop for Mover<'_> {
     }
 }
 
-/// How much a run added to its store. What waits to be moved counts, and may turn out to be there already.
+/// Number and size of the objects that a run added to its store. Objects that wait to be moved count, although some of them
+/// may exist already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Written {
-    /// Objects that were not there before.
+    /// Number of objects that did not exist before.
     pub objects: u64,
-    /// Their bytes, as stored.
+    /// Their stored size in bytes.
     pub bytes: u64,
 }
 
 impl State {
-    /// Tells whether to look for an object in the store before it is written.
-    fn take_look(&mut self) -> bool {
-        let is_left = self.looks > 0;
-        self.looks = self.looks.saturating_sub(1);
+    /// Returns whether to look up an object in the store before it is written, and counts the lookup.
+    fn take_lookup(&mut self) -> bool {
+        let is_left = self.lookups_left > 0;
+        self.lookups_left = self.lookups_left.saturating_sub(1);
         is_left
     }
 
-    /// Notes an object that the store had already.
+    /// Records an object that the store contained already.
     fn find(&mut self, hash: ObjectHash, kind: ObjectKind) {
         self.relied_on.insert((hash, kind));
-        self.looks = self.looks.saturating_add(LOOKS_FOR_A_FIND);
+        self.lookups_left = self.lookups_left.saturating_add(LOOKUPS_PER_HIT);
     }
 }
 
 impl Staging {
-    /// Starts a run: deletes what dead ones left in `data/txn` and makes a directory of its own.
+    /// Starts a run: deletes the directories of dead runs in `data/txn`, and creates a new one.
     pub fn start(store: &DirectoryStore) -> Result<Self, StoreError> {
         let transactions = store.root().join("data/txn");
         delete_leftovers(&transactions)?;
-        // Whoever abandons the runs of this process either comes before the directory is made, or finds it in the list.
+        // The directory is created and recorded under one lock, so that an interruption sees either both or neither.
         let mut runs = runs();
         let (directory, alive) = make_run_directory(&transactions)?;
         runs.start(&directory);
@@ -156,15 +159,15 @@ impl Staging {
             return Err(error);
         }
         let is_synced_as_a_whole = is_synced_as_a_whole(&directory)?;
-        // Threads that make files in one directory wait for one another.
+        // Threads that create files in the same directory block each other. Therefore there are 16.
         for digit in 0..16 {
             let path = directory.join(format!("{digit:x}"));
             fs::create_dir(&path).map_err(StoreError::io("create", &path))?;
         }
-        // What a store below has is not in the way when an object is moved.
-        let looks = if store.is_layered() { u64::MAX } else { FIRST_LOOKS };
-        let state = Mutex::new(State { looks, ..State::default() });
-        let moving = Mutex::new(Moving { marks: store.marks(), is_disturbed: false });
+        // In a layered store, objects of the lower store do not block a rename, so every object must be looked up.
+        let lookups_left = if store.is_layered() { u64::MAX } else { INITIAL_LOOKUPS };
+        let state = Mutex::new(State { lookups_left, ..State::default() });
+        let moving = Mutex::new(MoveState { marks: store.marks(), is_disturbed: false });
         let (written, full, compares_bytes) = Default::default();
         Ok(Self {
             store: store.clone(),
@@ -179,24 +182,24 @@ impl Staging {
         })
     }
 
-    /// Has every object that is found in the store read and compared with its name from now on. A damaged one counts as
+    /// From now on, compares the bytes of every object that is found in the store with its name. A damaged object counts as
     /// missing, and is replaced when it is added.
     pub fn compare_bytes(&self) {
         self.compares_bytes.store(true, Ordering::Relaxed);
     }
 
-    /// Tells whether objects that are found in the store are read and compared with their names.
+    /// Returns whether the bytes of objects that are found in the store are compared with their names.
     pub fn compares_bytes(&self) -> bool {
         self.compares_bytes.load(Ordering::Relaxed)
     }
 
-    /// Returns the states of the directories of objects as this run found them or left them.
+    /// Returns the states of the object directories as this run found them or left them.
     pub fn marks(&self) -> Marks {
         self.moving().marks.clone()
     }
 
-    /// Returns the same, or `None` where another program has changed one of them meanwhile. The next change that follows
-    /// will show.
+    /// Returns the states of the object directories, or `None` if another program has changed one of them during the run.
+    /// Any later change yields different states.
     pub fn final_marks(&self) -> Option<Marks> {
         let moving = self.moving();
         let is_as_left = !moving.is_disturbed && self.store.marks() == moving.marks;
@@ -206,8 +209,8 @@ impl Staging {
         })
     }
 
-    /// Starts a thread that moves batches as they become full, so that those who add objects need not wait for the disk. One
-    /// such thread is enough for all; where no thread can be had, they wait.
+    /// Starts a thread that moves batches as they become full, so that threads which add objects do not wait for the disk.
+    /// There is at most one such thread. If the system refuses a thread, the other threads move the batches.
     pub fn move_aside<'s>(&'s self, scope: &'s Scope<'s, '_>) -> Mover<'s> {
         let own = {
             let mut state = self.state();
@@ -226,7 +229,7 @@ impl Staging {
         }
     }
 
-    /// Moves batches until this thread, which has a number of its own, is no longer the one to do so.
+    /// Moves batches until the thread with the number `own` is no longer the one that shall do so.
     fn move_full_batches(&self, own: u64) {
         loop {
             let is_idle =
@@ -245,12 +248,13 @@ impl Staging {
         }
     }
 
-    /// Returns the store that the objects go to.
+    /// Returns the store that receives the objects.
     pub fn store(&self) -> &DirectoryStore {
         &self.store
     }
 
-    /// Adds an object unless the store or this run has it. That the store has it may be found out only when it is moved.
+    /// Adds an object, unless the store or this run has it. That the store has it may be detected only when the object is
+    /// moved.
     pub fn put(&self, hash: ObjectHash, kind: ObjectKind, stored: &[u8]) -> Result<(), StoreError> {
         {
             let is_being_written = |state: &mut State| state.writing.contains(&(hash, kind));
@@ -269,7 +273,7 @@ impl Staging {
             state.lost.remove(&(hash, kind));
         }
         let failure = state.failure.take();
-        // A thread that moves batches and does not keep up with those who add objects slows them down.
+        // If the thread that moves batches falls behind, the threads that add objects must wait for it.
         let is_full = state.waiting_bytes >= if state.mover.is_some() { 2 * BATCH_BYTES } else { BATCH_BYTES };
         if state.waiting_bytes >= BATCH_BYTES {
             self.full.notify_all();
@@ -286,12 +290,12 @@ impl Staging {
 
     /// Writes an object that this run has not added before.
     fn add(&self, hash: ObjectHash, kind: ObjectKind, stored: &[u8]) -> Result<(), StoreError> {
-        let looks = {
+        let is_looked_up = {
             let mut state = self.state();
-            // Of what was seen there, only the length is not known to be right.
-            state.take_look() || state.relied_on.contains(&(hash, kind)) || self.compares_bytes()
+            // For objects in `relied_on` only the length may be unverified, so they are always looked up again.
+            state.take_lookup() || state.relied_on.contains(&(hash, kind)) || self.compares_bytes()
         };
-        if looks && self.is_right(hash, kind, Some(stored.len() as u64))? {
+        if is_looked_up && self.is_right(hash, kind, Some(stored.len() as u64))? {
             self.state().find(hash, kind);
             return Ok(());
         }
@@ -309,7 +313,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Adds an object of bytes that are stored as they are and returns its name.
+    /// Adds an object whose stored bytes are given, and returns its name.
     pub fn put_stored(&self, kind: ObjectKind, stored: &[u8]) -> Result<ObjectHash, StoreError> {
         let hash = {
             let _hashing = span!("object hash", stored.len());
@@ -319,22 +323,24 @@ impl Staging {
         Ok(hash)
     }
 
-    /// Adds the content of a small file and returns where it lies.
+    /// Adds the content of a small file, and returns the object that holds it.
     pub fn put_file(&self, compression: Compression, plain: &[u8]) -> Result<Content, StoreError> {
         let hash = self.put_stored(ObjectKind::File, Encoder::new(compression).encode(plain))?;
         Ok(Content { raw: compression == Compression::None, objects: ContentObjects::Whole(hash) })
     }
 
-    /// Adds a file of strata's own that changes with nearly every revision: it is packed fast, whatever file content is.
+    /// Adds a small file of strata's own that changes with nearly every revision. It is always compressed with the fast
+    /// setting for databases.
     pub fn put_changing_file(&self, plain: &[u8]) -> Result<Content, StoreError> {
         let hash = self.put_stored(ObjectKind::File, Encoder::of_databases().encode(plain))?;
         Ok(Content { raw: false, objects: ContentObjects::Whole(hash) })
     }
 
-    /// Adds a database, certificate or description, which is a zlib stream whatever file content is.
+    /// Adds a database, certificate or meta info object, which is always a zlib stream, independent of the setting for file
+    /// content.
     ///
-    /// Replicas do not copy certificates and descriptions: they compress them anew, as stock zlib does, and expect that to
-    /// give the same object.
+    /// Replicas do not copy certificates and meta info: they compress them again with the original zlib, and expect the same
+    /// object name.
     pub fn put_database(&self, kind: ObjectKind, plain: &[u8]) -> Result<ObjectHash, StoreError> {
         let mut encoder = match kind {
             ObjectKind::Certificate | ObjectKind::MetaInfo => Encoder::new(Compression::Exact),
@@ -347,13 +353,14 @@ impl Staging {
         self.put_stored(kind, stored)
     }
 
-    /// Tells whether an object is in the store or on its way there; where it is in the store, its time is renewed.
+    /// Returns whether an object is in the store or waits to be moved there. If it is in the store, its modification time is
+    /// renewed.
     pub fn has(&self, hash: ObjectHash, kind: ObjectKind) -> Result<bool, StoreError> {
         self.has_of_length(hash, kind, None)
     }
 
-    /// Does the same for an object whose length may be known: an object of another length counts as missing, and is replaced
-    /// when it is added.
+    /// Returns whether an object exists, like [`Self::has`]. If `length` is given, an object of another length counts as
+    /// missing, and is replaced when it is added.
     pub fn has_of_length(&self, hash: ObjectHash, kind: ObjectKind, length: Option<u64>) -> Result<bool, StoreError> {
         {
             let state = self.state();
@@ -373,16 +380,18 @@ impl Staging {
         Ok(is_right)
     }
 
-    /// Tells whether the store has an object, as far as that is to be looked at; its time is renewed.
+    /// Returns whether the store has an object with the given length and, where that is to be tested, the right bytes.
+    /// Renews its modification time.
     fn is_right(&self, hash: ObjectHash, kind: ObjectKind, length: Option<u64>) -> Result<bool, StoreError> {
         let Some(actual) = self.store.renew(hash, kind)? else { return Ok(false) };
         let is_as_long = length.is_none_or(|length| length == actual);
-        // Without these small ones clients refuse every revision, or a check does.
-        let is_vital = matches!(kind, ObjectKind::Certificate | ObjectKind::MetaInfo);
-        Ok(is_as_long && (!self.compares_bytes() && !is_vital || self.store.is_intact(hash, kind)))
+        // Clients refuse every revision with a damaged certificate, and a check one with damaged meta info. Both are small,
+        // so their bytes are always compared.
+        let is_always_compared = matches!(kind, ObjectKind::Certificate | ObjectKind::MetaInfo);
+        Ok(is_as_long && (!self.compares_bytes() && !is_always_compared || self.store.is_intact(hash, kind)))
     }
 
-    /// Returns an object that was in the store when this run found it there, or that this run wrote, and that now is not.
+    /// Returns an object that this run wrote or found in the store, and that does not exist any more.
     pub fn first_vanished(&self) -> Result<Option<ObjectHash>, StoreError> {
         if let Some((hash, _)) = self.state().lost.iter().next() {
             return Ok(Some(*hash));
@@ -396,7 +405,7 @@ impl Staging {
         relied_on.par_iter().find_map_any(vanished).transpose()
     }
 
-    /// Returns the content of an object that is a zlib stream, in the store or on its way there.
+    /// Returns the decompressed content of an object in the store, or of one that waits to be moved there.
     pub fn read_decoded(&self, hash: ObjectHash, kind: ObjectKind, limit: SizeLimit) -> Result<Vec<u8>, StoreError> {
         let (is_waiting, is_ours) = {
             let state = self.state();
@@ -405,30 +414,31 @@ impl Staging {
         if is_waiting {
             self.try_flush()?;
         } else if is_ours {
-            // Another thread may be moving it right now.
+            // Another thread may be moving it at this moment: wait for that.
             drop(self.moving());
         }
         self.store.read_decoded(hash, kind, limit)
     }
 
-    /// Moves everything that was added before the call to its name; afterwards it is readable, and will stay.
+    /// Moves every object that was added before the call to its final name. After that the object can be read, and stays.
     ///
-    /// The new names themselves are durable after the next [`DirectoryStore::sync`], or already, where that does nothing.
+    /// The new names themselves are durable after the next [`DirectoryStore::sync`], or at once on a file system where
+    /// `syncfs` has no effect.
     pub fn flush(&self) -> Result<(), StoreError> {
         self.try_flush()?;
         self.state().failure.take().map_or(Ok(()), Err)
     }
 
-    /// Does the same, and leaves it to the next [`Self::flush`] to tell what failed before.
+    /// Moves objects like [`Self::flush`], but leaves earlier errors to the next [`Self::flush`].
     pub fn try_flush(&self) -> Result<(), StoreError> {
         self.move_waiting(&mut self.moving())
     }
 
-    fn moving(&self) -> MutexGuard<'_, Moving> {
+    fn moving(&self) -> MutexGuard<'_, MoveState> {
         self.moving.lock().expect("no thread panics while it moves a batch")
     }
 
-    fn move_waiting(&self, moving: &mut Moving) -> Result<(), StoreError> {
+    fn move_waiting(&self, moving: &mut MoveState) -> Result<(), StoreError> {
         let batch = {
             let mut state = self.state();
             state.waiting_bytes = 0;
@@ -439,7 +449,7 @@ impl Staging {
         }
         let moved = self.move_batch(&batch, moving);
         if moved.is_err() {
-            // What has its name by now is found in the store; the rest is to be written again.
+            // Objects that were moved before the error are found in the store again. The others must be written again.
             let mut state = self.state();
             for object in &batch {
                 state.known.remove(object);
@@ -451,7 +461,7 @@ impl Staging {
         moved
     }
 
-    fn move_batch(&self, batch: &[(ObjectHash, ObjectKind)], moving: &mut Moving) -> Result<(), StoreError> {
+    fn move_batch(&self, batch: &[(ObjectHash, ObjectKind)], moving: &mut MoveState) -> Result<(), StoreError> {
         {
             let _syncing = span!("sync");
             match self.is_synced_as_a_whole {
@@ -477,7 +487,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Gives an object its name, or leaves it to the one that has it already, if that can be the same.
+    /// Moves an object to its final name, unless an object of that name and the same length exists.
     fn move_object(&self, hash: ObjectHash, kind: ObjectKind) -> Result<(), StoreError> {
         let (staged, path) = (self.staged_path(hash, kind), self.store.object_path(hash, kind));
         match renameat_with(CWD, &staged, CWD, &path, RenameFlags::NOREPLACE) {
@@ -492,19 +502,21 @@ impl Staging {
                     state.written.bytes -= size;
                     return Ok(());
                 }
-                tracing::warn!("'{}' is damaged, and is replaced", path.display());
+                tracing::warn!("object '{}' is damaged; it is replaced", path.display());
             }
-            // Many file systems of networks can only replace, so that nobody learns what was there.
-            Err(_) => self.state().looks = u64::MAX,
+            // Many network file systems do not support `RENAME_NOREPLACE`. There, existing objects must be found before they
+            // are written.
+            Err(_) => self.state().lookups_left = u64::MAX,
         }
         fs::rename(&staged, &path).map_err(StoreError::io("create", &path))
     }
 
-    /// Replaces files beside the objects, such as `.cvmfspublished`, each in one step and in the order given.
+    /// Replaces files beside the objects, such as `.cvmfspublished`, each atomically and in the given order.
     ///
-    /// All are written and on disk before the first is replaced, so that after an error, too, each file has its old content
-    /// or its new, and a crash can only fall between two renames. With the last file clients see the `revision`, unless the
-    /// whole store is still out of their sight. What fails from then on is no error: it is returned.
+    /// All new files are on disk before the first one is renamed. Therefore, after an error too, each file has either its
+    /// old or its new content, and a crash can only happen between two renames. When the last file is replaced, clients see
+    /// `revision`; it is `None` if no client can see the store yet. Errors after that are returned as values, because the
+    /// revision is published.
     pub fn replace_files(&self, files: &[(&str, &[u8])], revision: Option<u64>) -> Result<Vec<StoreError>, StoreError> {
         for (name, bytes) in files {
             let path = self.directory.join(name);
@@ -512,7 +524,7 @@ impl Staging {
             syncing(|| written.sync_all()).map_err(StoreError::io("sync", &path))?;
         }
         let root = self.store.root();
-        // Before the first rename: a process may have no file left to open.
+        // Opened before the first rename, because opening may fail when the process has too many open files.
         let directory = File::open(root).map_err(StoreError::io("open", root))?;
         let mut late = Vec::new();
         {
@@ -530,7 +542,7 @@ impl Staging {
         Ok(late)
     }
 
-    /// Returns how much this run has added so far.
+    /// Returns the number and size of the objects that this run has added so far.
     pub fn written(&self) -> Written {
         self.state().written
     }
@@ -547,7 +559,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // An interruption does not wait for this, which may take long: it deletes what is left.
+        // An interruption does not wait for this, which may take long. It deletes the remaining files itself.
         let removed = fs::remove_dir_all(&self.directory);
         runs().end(&self.directory);
         if let Err(error) = removed {
@@ -556,10 +568,10 @@ impl Drop for Staging {
     }
 }
 
-/// Finds out whether a file was replaced although the system reported an error, as file systems of networks may do when an
-/// answer is lost. Returns what to tell if the file has its new content, or may have it.
+/// Finds out whether a file was replaced although the system reported an error, which network file systems do when an answer
+/// is lost. Returns the errors to report if the file has its new content, or may have it.
 ///
-/// For a file that is not the last one it makes no difference: the last one is not touched.
+/// An error for any file but the last is returned at once, because then the last file is not touched.
 fn despite_failure(path: &Path, bytes: &[u8], error: io::Error, is_last: bool) -> Result<Vec<StoreError>, StoreError> {
     let error = StoreError::io("replace", path)(error);
     match read_regular_up_to(bytes.len() as u64, path) {

@@ -261,7 +261,9 @@ fn damaged_front_page_is_refused() {
     let good = fs::read(&published).unwrap();
     fs::remove_file(&published).unwrap();
     symlink("/dev/zero", &published).unwrap();
-    repository.run(["convert", &source, "--name", OTHER]).expect_one_line(1, &[".cvmfspublished", "no regular file"]);
+    repository
+        .run(["convert", &source, "--name", OTHER])
+        .expect_one_line(1, &[".cvmfspublished", "not a regular file"]);
     fs::remove_file(&published).unwrap();
     fs::write(&published, good).unwrap();
 }

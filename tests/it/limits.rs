@@ -176,7 +176,7 @@ fn pipes_in_the_place_of_files_hang_nobody() {
             let run = Run::within(PATIENCE, &mut repository.command(arguments));
             if !(arguments.contains(&"--dry-run") && path.starts_with("keys")) {
                 let name = path.rsplit('/').next().unwrap();
-                run.expect_one_line(1, &[name, "it is no regular file"]);
+                run.expect_one_line(1, &[name, "it is not a regular file"]);
             }
         }
         fs::remove_file(&place).unwrap();

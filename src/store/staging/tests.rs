@@ -1,4 +1,4 @@
-//! Objects that runs add, in stores of all kinds.
+//! Adding objects to plain, layered and damaged stores.
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -14,7 +14,7 @@ fn waiting(store: &DirectoryStore) -> usize {
     fs::read_dir(store.root().join("data/txn")).unwrap().count()
 }
 
-/// Has an earlier run add the object of these bytes: "stored".
+/// Adds an object with the bytes "stored" in an earlier run.
 fn put_before(store: &DirectoryStore) -> ObjectHash {
     let earlier = Staging::start(store).unwrap();
     let hash = earlier.put_stored(ObjectKind::File, b"stored").unwrap();
@@ -23,7 +23,7 @@ fn put_before(store: &DirectoryStore) -> ObjectHash {
 }
 
 #[test]
-fn an_object_has_its_name_after_the_flush_only() {
+fn object_has_its_final_name_only_after_the_flush() {
     let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let hash = staging.put_stored(ObjectKind::File, b"stored").unwrap();
@@ -35,7 +35,7 @@ fn an_object_has_its_name_after_the_flush_only() {
 }
 
 #[test]
-fn what_the_store_has_is_not_written_again() {
+fn object_of_the_store_is_not_written_again() {
     let (_directory, store) = store();
     let first = Staging::start(&store).unwrap();
     first.put_stored(ObjectKind::File, b"stored").unwrap();
@@ -46,52 +46,52 @@ fn what_the_store_has_is_not_written_again() {
     assert_eq!((first.written().objects, second.written().objects), (1, 0));
 }
 
-/// Adds objects that the store does not have until nobody looks for them any more.
-fn put_until_nobody_looks(staging: &Staging) {
-    for number in 0..FIRST_LOOKS {
+/// Adds new objects until objects are no longer looked up in the store.
+fn use_up_lookups(staging: &Staging) {
+    for number in 0..INITIAL_LOOKUPS {
         staging.put_stored(ObjectKind::File, &number.to_le_bytes()).unwrap();
     }
 }
 
 #[test]
-fn what_the_store_has_is_found_by_those_who_did_not_look() {
+fn existing_object_is_detected_when_it_is_moved_without_a_lookup() {
     let (_directory, store) = store();
     let hash = put_before(&store);
     let path = store.object_path(hash, ObjectKind::File);
     let inode = fs::metadata(&path).unwrap().ino();
     let second = Staging::start(&store).unwrap();
-    put_until_nobody_looks(&second);
+    use_up_lookups(&second);
     let before = second.written();
     second.put_stored(ObjectKind::File, b"stored").unwrap();
-    assert_eq!(second.written().objects, before.objects + 1, "it is written, for all that is known");
+    assert_eq!(second.written().objects, before.objects + 1, "it counts as written until it is moved");
     second.flush().unwrap();
     assert_eq!(second.written(), before);
-    assert_eq!(fs::metadata(&path).unwrap().ino(), inode, "the one that was there stays");
-    assert!(second.state().take_look(), "it pays to look again");
+    assert_eq!(fs::metadata(&path).unwrap().ino(), inode, "the existing file stays");
+    assert!(second.state().take_lookup(), "objects are looked up again after a hit");
     fs::remove_file(&path).unwrap();
-    assert_eq!(second.first_vanished().unwrap(), Some(hash), "it is counted on");
+    assert_eq!(second.first_vanished().unwrap(), Some(hash), "the run relies on it");
 }
 
 #[test]
-fn what_a_store_below_has_is_never_written() {
+fn object_of_the_lower_store_is_never_written() {
     let (directory, store) = store();
     put_before(&store);
     let staging = Staging::start(&store.layered(&directory.path().join("upper")).unwrap()).unwrap();
-    put_until_nobody_looks(&staging);
+    use_up_lookups(&staging);
     let before = staging.written();
     staging.put_stored(ObjectKind::File, b"stored").unwrap();
     assert_eq!(staging.written(), before);
 }
 
 #[test]
-fn an_empty_file_is_replaced_by_the_object_whose_name_it_has() {
+fn empty_file_in_place_of_an_object_is_replaced() {
     let (_directory, store) = store();
-    for looks in [true, false] {
+    for has_lookups in [true, false] {
         let staging = Staging::start(&store).unwrap();
-        if !looks {
-            put_until_nobody_looks(&staging);
+        if !has_lookups {
+            use_up_lookups(&staging);
         }
-        let bytes = [u8::from(looks); 9];
+        let bytes = [u8::from(has_lookups); 9];
         let hash = ObjectHash::of(&bytes);
         fs::write(store.object_path(hash, ObjectKind::File), b"").unwrap();
         staging.put(hash, ObjectKind::File, &bytes).unwrap();
@@ -101,11 +101,11 @@ fn an_empty_file_is_replaced_by_the_object_whose_name_it_has() {
 }
 
 #[test]
-fn an_object_that_could_not_be_written_is_not_counted_on() {
+fn object_that_could_not_be_written_counts_as_missing() {
     let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let hash = ObjectHash::of(b"stored");
-    // A directory in the way fails for root, too.
+    // A directory at the path makes the write fail even for root.
     fs::create_dir(staging.staged_path(hash, ObjectKind::File)).unwrap();
     assert!(staging.put(hash, ObjectKind::File, b"stored").is_err());
     assert!(!staging.has(hash, ObjectKind::File).unwrap());
@@ -116,7 +116,7 @@ fn an_object_that_could_not_be_written_is_not_counted_on() {
 }
 
 #[test]
-fn a_batch_that_could_not_be_moved_is_not_counted_on() {
+fn objects_of_a_batch_that_could_not_be_moved_count_as_missing() {
     let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let hash = staging.put_stored(ObjectKind::File, b"stored").unwrap();
@@ -126,7 +126,7 @@ fn a_batch_that_could_not_be_moved_is_not_counted_on() {
     assert!(!staging.has(hash, ObjectKind::File).unwrap());
     fs::create_dir(&directory).unwrap();
     staging.flush().unwrap();
-    assert_eq!(staging.first_vanished().unwrap(), Some(hash), "somebody may have counted on it");
+    assert_eq!(staging.first_vanished().unwrap(), Some(hash), "a catalog may refer to it");
     staging.put(hash, ObjectKind::File, b"stored").unwrap();
     staging.flush().unwrap();
     assert_eq!(staging.first_vanished().unwrap(), None);
@@ -134,7 +134,7 @@ fn a_batch_that_could_not_be_moved_is_not_counted_on() {
 }
 
 #[test]
-fn threads_that_add_the_same_object_count_on_it_only_when_it_is_there() {
+fn threads_that_add_the_same_object_return_only_when_it_exists() {
     let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let bytes = vec![7; 1 << 20];
@@ -152,7 +152,7 @@ fn threads_that_add_the_same_object_count_on_it_only_when_it_is_there() {
 }
 
 #[test]
-fn an_object_that_goes_away_is_noticed() {
+fn deleted_object_is_detected() {
     let (_directory, store) = store();
     let hash = put_before(&store);
     let second = Staging::start(&store).unwrap();
@@ -163,20 +163,20 @@ fn an_object_that_goes_away_is_noticed() {
 }
 
 #[test]
-fn a_run_leaves_nothing_behind_and_sweeps_after_dead_ones_only() {
+fn run_deletes_its_own_directory_and_those_of_dead_runs_only() {
     let (_directory, store) = store();
     fs::create_dir(store.root().join("data/txn/strata-1-0")).unwrap();
     let alive = Staging::start(&store).unwrap();
     assert_eq!(waiting(&store), 1, "the dead run's directory is gone");
     drop(Staging::start(&store).unwrap());
-    assert_eq!(waiting(&store), 1, "the living run's directory is not");
+    assert_eq!(waiting(&store), 1, "the running process keeps its directory");
     alive.put_stored(ObjectKind::File, b"never flushed").unwrap();
     drop(alive);
     assert_eq!(waiting(&store), 0);
 }
 
 #[test]
-fn damage_is_noticed_when_an_object_is_read() {
+fn damage_is_detected_when_an_object_is_read() {
     let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let hash = staging.put_stored(ObjectKind::File, b"stored").unwrap();
@@ -186,18 +186,18 @@ fn damage_is_noticed_when_an_object_is_read() {
 }
 
 #[test]
-fn an_object_of_another_length_is_replaced_when_it_is_added() {
+fn object_of_another_length_is_replaced_when_it_is_added() {
     let (_directory, store) = store();
-    for looks in [true, false] {
+    for has_lookups in [true, false] {
         let staging = Staging::start(&store).unwrap();
-        if !looks {
-            put_until_nobody_looks(&staging);
+        if !has_lookups {
+            use_up_lookups(&staging);
         }
-        let bytes = [u8::from(looks); 9];
+        let bytes = [u8::from(has_lookups); 9];
         let hash = ObjectHash::of(&bytes);
         fs::write(store.object_path(hash, ObjectKind::File), b"cut").unwrap();
         assert!(!staging.has_of_length(hash, ObjectKind::File, Some(9)).unwrap());
-        // Where nobody knows the length, what is there counts, and is compared all the same when it is added.
+        // Without a known length any object of this name counts, but the length is compared when the object is added.
         assert!(staging.has(hash, ObjectKind::File).unwrap());
         staging.put(hash, ObjectKind::File, &bytes).unwrap();
         staging.flush().unwrap();
@@ -207,7 +207,7 @@ fn an_object_of_another_length_is_replaced_when_it_is_added() {
 }
 
 #[test]
-fn an_object_with_other_bytes_is_replaced_where_bytes_are_compared() {
+fn object_with_other_bytes_is_replaced_if_bytes_are_compared() {
     let (_directory, store) = store();
     let hash = put_before(&store);
     let path = store.object_path(hash, ObjectKind::File);
@@ -226,7 +226,7 @@ fn an_object_with_other_bytes_is_replaced_where_bytes_are_compared() {
 }
 
 #[test]
-fn what_another_program_does_to_the_directories_of_objects_is_noticed() {
+fn change_of_an_object_directory_by_another_program_is_detected() {
     let (_directory, store) = store();
     let other = store.root().join("data/ab/of-another-program");
     for is_meanwhile in [true, false] {
@@ -240,7 +240,7 @@ fn what_another_program_does_to_the_directories_of_objects_is_noticed() {
         fs::write(&other, "").unwrap();
         fs::remove_file(&other).unwrap();
         if is_meanwhile {
-            // Not even where this run goes on to change the same directories.
+            // The change is detected even if this run changes the same directories afterwards.
             for number in 0_u16..1000 {
                 staging.put_stored(ObjectKind::File, &number.to_le_bytes()).unwrap();
             }
