@@ -1,7 +1,7 @@
 //! What container runtimes fail on.
 
 use super::Check;
-use super::finding::Place;
+use super::finding::Location;
 use super::scope::Scope;
 use crate::consumer::{self, AuditResult, Flaw};
 use crate::object::ObjectKind;
@@ -32,8 +32,8 @@ impl Check<'_> {
 
     fn note_flaw(&self, repository: &Repository, runtime: &str, flaw: &Flaw) {
         let file = file_of(repository, &flaw.path).unwrap_or_else(|_| ".cvmfspublished".to_owned());
-        let place = Place::file(file).at(&[b"/", flaw.path.as_bytes()].concat());
-        self.findings.note(&place, format_args!("for {runtime} {}", flaw.expected), &flaw.found);
+        let location = Location::file(file).at(&[b"/", flaw.path.as_bytes()].concat());
+        self.findings.note(&location, format_args!("for {runtime} {}", flaw.expected), &flaw.found);
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a check finds, and how it is told.
+//! The findings of a check, and their text form.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -9,18 +9,18 @@ use crate::catalog::audit::Fault;
 pub(super) use crate::message::{escape, show};
 use crate::message::{on_one_line, shortened};
 
-/// One thing that is not as it must be. Findings sort by file, and then by path.
+/// One deviation from the repository format. Findings are sorted by file, then by path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
     /// The file below the storage directory, such as `data/3f/c8…C`.
     pub file: String,
-    /// The path in the repository that the file is for, or that stands in it; odd bytes escaped.
+    /// The path in the repository that the file, or a row of it, describes; unusual bytes are escaped.
     pub path: Option<String>,
     /// The file that refers to this one.
     pub referrer: Option<String>,
-    /// What the format demands.
+    /// The content that the format requires.
     pub expected: String,
-    /// What is there.
+    /// The content that exists.
     pub found: String,
 }
 
@@ -36,21 +36,21 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Where something is found.
+/// The location of a finding.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct Location {
     file: String,
     path: Option<String>,
     referrer: Option<String>,
 }
 
-impl Place {
-    /// Names a file below the storage directory.
+impl Location {
+    /// The location of a file, relative to the storage directory.
     pub(super) fn file(file: impl Into<String>) -> Self {
         Self { file: file.into(), path: None, referrer: None }
     }
 
-    /// Adds the path of the repository that the file is for.
+    /// Adds the path in the repository that the file, or a row of it, describes.
     pub(super) fn at(mut self, path: &[u8]) -> Self {
         self.path = Some(show(path));
         self
@@ -63,14 +63,14 @@ impl Place {
     }
 }
 
-/// Findings as they are collected, by any number of threads.
+/// Collects findings from any number of threads.
 #[derive(Debug, Default)]
 pub(super) struct Findings(Mutex<Vec<Finding>>);
 
 impl Findings {
     /// Adds a finding.
-    pub(super) fn note(&self, place: &Place, expected: impl fmt::Display, found: impl fmt::Display) {
-        let Place { file, path, referrer } = place.clone();
+    pub(super) fn note(&self, location: &Location, expected: impl fmt::Display, found: impl fmt::Display) {
+        let Location { file, path, referrer } = location.clone();
         let (expected, found) = (text_of(&expected), text_of(&found));
         self.0.lock().expect("no thread panics while it adds a finding").push(Finding {
             file,
@@ -82,18 +82,18 @@ impl Findings {
     }
 
     /// Adds a finding unless `found` equals `expected`.
-    pub(super) fn require<T: PartialEq + fmt::Display>(&self, place: &Place, what: &str, expected: T, found: T) {
+    pub(super) fn require<T: PartialEq + fmt::Display>(&self, location: &Location, what: &str, expected: T, found: T) {
         if expected != found {
-            self.note(place, format_args!("{what} {expected}"), found);
+            self.note(location, format_args!("{what} {expected}"), found);
         }
     }
 
-    /// Adds what is wrong with a database.
-    pub(super) fn add_faults(&self, place: &Place, faults: &[Fault]) {
-        faults.iter().for_each(|fault| self.note(place, &fault.expected, &fault.found));
+    /// Adds the faults of a database as findings.
+    pub(super) fn add_faults(&self, location: &Location, faults: &[Fault]) {
+        faults.iter().for_each(|fault| self.note(location, &fault.expected, &fault.found));
     }
 
-    /// Returns all of them in their order, each once.
+    /// Returns all findings, sorted and without duplicates.
     pub(super) fn sorted(self) -> Vec<Finding> {
         let mut findings = self.0.into_inner().expect("no thread panics while it adds a finding");
         findings.sort();
@@ -111,11 +111,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finding_is_one_line_with_file_path_and_both_sides() {
+    fn finding_is_one_line_with_file_path_expected_and_found() {
         let findings = Findings::default();
-        findings.note(&Place::file("data/00/1").at(b"/a\n").referred_to_by("data/00/2C"), "bytes", "a\nb");
-        findings.note(&Place::file(".cvmfsreflog"), "a file", "nothing");
-        findings.note(&Place::file(".cvmfsreflog"), "a file", "nothing");
+        findings.note(&Location::file("data/00/1").at(b"/a\n").referred_to_by("data/00/2C"), "bytes", "a\nb");
+        findings.note(&Location::file(".cvmfsreflog"), "a file", "nothing");
+        findings.note(&Location::file(".cvmfsreflog"), "a file", "nothing");
         let lines: Vec<String> = findings.sorted().iter().map(ToString::to_string).collect();
         let expected = [
             ".cvmfsreflog: expected a file, found nothing",

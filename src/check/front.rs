@@ -1,11 +1,11 @@
-//! The front page: manifest, certificate, whitelist and description.
+//! Checks the front page: manifest, certificate, whitelist and meta info.
 
 use std::fs;
 
 use serde_json::Value;
 
 use super::Check;
-use super::finding::Place;
+use super::finding::Location;
 use super::name::ObjectName;
 use super::reader::NOTHING;
 use super::reference::{Reference, References};
@@ -13,20 +13,20 @@ use crate::manifest::{Certificate, RepositoryManifest, SignedManifest, Urgency, 
 use crate::message::causes;
 use crate::object::{ObjectHash, ObjectKind, SizeLimit};
 
-/// Clients read a local manifest into a buffer of this many bytes.
+/// Size of the buffer, in bytes, into which CVMFS clients read a local manifest.
 const MANIFEST_BUFFER: usize = 4096;
 
-/// No certificate or description is read that unpacks to more bytes.
-const SMALL_OBJECT: SizeLimit = SizeLimit::of(16 << 20);
+/// Maximum size of a certificate or meta info object after decompression.
+const MAX_SMALL_OBJECT: SizeLimit = SizeLimit::of(16 << 20);
 
-/// No manifest or whitelist is read that has more bytes.
-const FRONT_FILE: u64 = 16 << 20;
+/// Maximum size of a manifest or whitelist, in bytes.
+const MAX_FRONT_FILE: u64 = 16 << 20;
 
 impl Check<'_> {
-    /// Checks everything that leads from the master key to the root catalog, and returns the manifest if it says which
-    /// that is, trusted or not.
+    /// Checks the whole chain from the master key to the root catalog. Returns the manifest, trusted or not, if it can be
+    /// parsed.
     pub(super) fn check_front_page(&self, references: &References) -> Option<RepositoryManifest> {
-        let bytes = self.read_file(".cvmfspublished", FRONT_FILE);
+        let bytes = self.read_file(".cvmfspublished", MAX_FRONT_FILE);
         let signed = bytes.as_deref().and_then(|bytes| self.parse_manifest(bytes));
         let certificate = signed.as_ref().and_then(|signed| {
             self.check_manifest(signed);
@@ -44,55 +44,59 @@ impl Check<'_> {
     }
 
     fn parse_manifest<'b>(&self, bytes: &'b [u8]) -> Option<SignedManifest<'b>> {
-        let place = Place::file(".cvmfspublished");
+        let location = Location::file(".cvmfspublished");
         if bytes.len() >= MANIFEST_BUFFER {
-            self.findings.note(&place, format_args!("fewer than {MANIFEST_BUFFER} bytes"), bytes.len());
+            self.findings.note(&location, format_args!("fewer than {MANIFEST_BUFFER} bytes"), bytes.len());
         }
         let parsed = RepositoryManifest::parse(bytes);
-        parsed.map_err(|error| self.findings.note(&place, "a signed manifest", causes(&error))).ok()
+        parsed.map_err(|error| self.findings.note(&location, "a signed manifest", causes(&error))).ok()
     }
 
     fn check_manifest(&self, signed: &SignedManifest<'_>) {
-        let place = Place::file(".cvmfspublished");
-        self.findings.require(&place, "the repository name", self.name, &signed.manifest.name);
+        let location = Location::file(".cvmfspublished");
+        self.findings.require(&location, "the repository name", self.name, &signed.manifest.name);
         if !signed.is_for_root() {
-            self.findings.note(&place, "the hash of the empty path in field R", "another");
+            self.findings.note(&location, "the hash of the empty path in field R", "another hash");
         }
     }
 
     fn check_certificate(&self, signed: &SignedManifest<'_>, references: &References) -> Option<Certificate> {
-        let (pem, place) = self.read_small(signed.manifest.certificate, ObjectKind::Certificate, references)?;
+        let (pem, location) = self.read_small(signed.manifest.certificate, ObjectKind::Certificate, references)?;
         let parsed = Certificate::parse(&pem);
         let certificate =
-            parsed.map_err(|error| self.findings.note(&place, "an X.509 certificate", causes(&error))).ok()?;
+            parsed.map_err(|error| self.findings.note(&location, "an X.509 certificate", causes(&error))).ok()?;
         if let Err(error) = signed.verify(&certificate) {
-            let place = Place::file(".cvmfspublished");
-            self.findings.note(&place, "a signature by the key of the certificate", causes(&error));
+            let location = Location::file(".cvmfspublished");
+            self.findings.note(&location, "a signature by the key of the certificate", causes(&error));
         }
         Some(certificate)
     }
 
     fn check_whitelist(&self, certificate: Option<&Certificate>) {
-        let place = Place::file(".cvmfswhitelist");
-        let Some(bytes) = self.read_file(".cvmfswhitelist", FRONT_FILE) else { return };
+        let location = Location::file(".cvmfswhitelist");
+        let Some(bytes) = self.read_file(".cvmfswhitelist", MAX_FRONT_FILE) else { return };
         let signed = match Whitelist::parse(&bytes) {
             Ok(signed) => signed,
-            Err(error) => return self.findings.note(&place, "a signed whitelist", causes(&error)),
+            Err(error) => return self.findings.note(&location, "a signed whitelist", causes(&error)),
         };
         let list = &signed.whitelist;
-        self.findings.require(&place, "the repository name", self.name, list.name());
+        self.findings.require(&location, "the repository name", self.name, list.name());
         self.check_expiry(list);
         match self.master_key.as_ref().map(|key| signed.verify_signature(std::slice::from_ref(key))).transpose() {
             Ok(_) => {}
             Err(error @ (WhitelistError::Pkcs7Unsupported | WhitelistError::CaChainUnsupported)) => {
                 self.warn(format!(".cvmfswhitelist is not verified: {error}"));
             }
-            Err(error) => self.findings.note(&place, "a signature by the master key", causes(&error)),
+            Err(error) => self.findings.note(&location, "a signature by the master key", causes(&error)),
         }
         if let Some(fingerprint) = certificate.map(Certificate::fingerprint)
             && !list.fingerprints().contains(&fingerprint)
         {
-            self.findings.note(&place, format_args!("the certificate's fingerprint {fingerprint}"), "others or none");
+            self.findings.note(
+                &location,
+                format_args!("the certificate's fingerprint {fingerprint}"),
+                "others or none",
+            );
         }
     }
 
@@ -100,39 +104,43 @@ impl Check<'_> {
         match list.urgency(self.options.now) {
             Urgency::None => {}
             Urgency::Soon { days, hours } => self.warn(format!(
-                ".cvmfswhitelist expires in {days} days and {hours} hours: then no client mounts the repository any more"
+                ".cvmfswhitelist expires in {days} days and {hours} hours; after that, clients refuse to mount the repository"
             )),
             Urgency::Expired => {
                 let ago = (self.options.now.seconds - list.expires()) / 3600;
                 let found = format!("one that expired {ago} hours ago");
-                self.findings.note(&Place::file(".cvmfswhitelist"), "a whitelist that holds", found);
+                self.findings.note(&Location::file(".cvmfswhitelist"), "a whitelist that has not expired", found);
             }
         }
     }
 
     fn check_meta_info(&self, hash: ObjectHash, references: &References) {
-        let Some((json, place)) = self.read_small(hash, ObjectKind::MetaInfo, references) else { return };
+        let Some((json, location)) = self.read_small(hash, ObjectKind::MetaInfo, references) else { return };
         match serde_json::from_slice(&json) {
             Ok(Value::Object(_)) => {}
-            Ok(_) => self.findings.note(&place, "a JSON object", "other JSON"),
-            Err(error) => self.findings.note(&place, "a JSON object", error),
+            Ok(_) => self.findings.note(&location, "a JSON object", "other JSON"),
+            Err(error) => self.findings.note(&location, "a JSON object", error),
         }
     }
 
-    /// Checks the links through which clients then find certificate and root catalog.
+    /// Checks the links that clients use to find certificate and root catalog if the manifest sets field A.
     fn check_alternative_paths(&self, manifest: &RepositoryManifest) {
         for (hash, letter) in [(manifest.root_catalog, "C"), (manifest.certificate, "X")] {
             let name = format!(".cvmfsalt-{hash}{letter}");
             if fs::metadata(self.store.root().join(&name)).is_err() {
-                self.findings.note(&Place::file(name), "a link to the object, as field A demands", NOTHING);
+                self.findings.note(
+                    &Location::file(name),
+                    "a link to the object, which field A of the manifest requires",
+                    NOTHING,
+                );
             }
         }
     }
 
-    fn read_small(&self, hash: ObjectHash, kind: ObjectKind, references: &References) -> Option<(Vec<u8>, Place)> {
+    fn read_small(&self, hash: ObjectHash, kind: ObjectKind, references: &References) -> Option<(Vec<u8>, Location)> {
         let name = ObjectName::of(hash, kind);
         references.add(Reference::known(name));
-        let place = Place::file(name.to_string()).referred_to_by(".cvmfspublished");
-        Some((self.read_object(name, &place, SMALL_OBJECT)?, place))
+        let location = Location::file(name.to_string()).referred_to_by(".cvmfspublished");
+        Some((self.read_object(name, &location, MAX_SMALL_OBJECT)?, location))
     }
 }

@@ -1,12 +1,12 @@
-//! Checks a repository, from the signatures down to the last byte of the last object.
+//! Checks a repository, from the signatures to the last byte of the last object.
 //!
-//! What other programs may lawfully have written is no finding, however little strata would write it itself: sparse row
-//! numbers, older schemas, hashes of other algorithms, files without objects. And what a killed publisher or a garbage
-//! collection leaves behind is told, but harms nobody.
+//! Output that other programs may validly write is not a finding, even where strata itself writes something else: gaps in
+//! row numbers, older schemas, hashes of other algorithms, files without objects. Files that a killed publisher or a garbage
+//! collection left are reported, but not as findings, because they do no harm.
 //!
-//! Catalogs are walked level by level, one in memory for each thread. What they refer to is noted in few bytes, sorted by
-//! object, and then compared with the store directory by directory; which path referred to an object is looked up again only
-//! when something is wrong with it.
+//! Catalogs are walked level by level, with one catalog per thread in memory. Each reference to an object is recorded in a
+//! few bytes. The references are sorted by object, and then compared with the store directory by directory. The path that
+//! refers to an object is looked up again only if the object has a finding.
 
 mod consumers;
 mod finding;
@@ -42,72 +42,72 @@ use finding::Findings;
 use name::ObjectName;
 use reference::References;
 use scope::Scope;
-use tree::{Root, Tree};
+use tree::{CatalogTree, RootCatalog};
 
-/// Why a repository could not be checked. That it has no manifest is a finding instead.
+/// Errors that prevent a check. A missing manifest is a finding instead.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// The directory, or the public key in it, cannot be used.
+    /// The repository directory, or the public key in it, cannot be used.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// Nothing is at the path that was to be checked.
-    #[error("nothing is at '{0}' in the repository")]
+    /// The repository contains no such path.
+    #[error("the repository contains no path or image '{0}'")]
     NoSuchPath(String),
-    /// The path leads out of the repository.
-    #[error("'{0}' leads out of the repository, or round in circles")]
+    /// The path leaves the repository, or contains a loop of symbolic links.
+    #[error("'{0}' leads out of the repository, or contains a loop of symbolic links")]
     Elsewhere(String),
-    /// The system gives no threads.
+    /// The system refuses to start threads.
     #[error(transparent)]
     Threads(#[from] ThreadsError),
 }
 
-/// What to check, and how.
+/// What to check, and how thoroughly.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Only this path, or the image of this name, and what lies below it.
+    /// Check only this path, or the image of this name, and everything below it.
     pub path: Option<String>,
     /// Do not read the content of objects.
     pub quick: bool,
-    /// How many threads work.
+    /// Number of worker threads.
     pub threads: usize,
-    /// The time to compare the whitelist with.
+    /// The current time, which is compared with the expiry of the whitelist.
     pub now: Timestamp,
 }
 
-/// Objects that neither the head nor a tag leads to: lawful, and what a garbage collection removes.
+/// Objects to which neither the head nor a tag refers. They are valid; a garbage collection deletes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Unreferenced {
-    /// How many there are.
+    /// Number of objects.
     pub objects: u64,
-    /// Their bytes in the store.
+    /// Their stored size in bytes.
     pub bytes: u64,
 }
 
-/// What was found.
+/// The result of a check.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Everything that is wrong, in order.
+    /// All deviations from the format, sorted.
     pub findings: Vec<Finding>,
-    /// What somebody should know, though it is not wrong.
+    /// Facts that the administrator should know, although they are no deviations from the format.
     pub warnings: Vec<String>,
-    /// Catalogs that were read.
+    /// Number of catalogs that were read.
     pub catalogs: u64,
-    /// Rows in them.
+    /// Number of rows in these catalogs.
     pub entries: u64,
-    /// Objects that something refers to and that are there.
+    /// Number of existing objects to which a checked catalog or the front page refers.
     pub objects: u64,
-    /// Their bytes in the store.
+    /// Their stored size in bytes.
     pub bytes: u64,
-    /// What nothing refers to; not known where a catalog cannot be read, or only a path was checked.
+    /// Objects to which nothing refers; `None` if a catalog cannot be read, or only a path was checked.
     pub unreferenced: Option<Unreferenced>,
-    /// Files that killed runs left behind.
+    /// Number of files that killed runs left.
     pub leftovers: u64,
 }
 
 /// Checks the repository in `directory`.
 ///
-/// Nothing is changed, and no private key is read. What other programs publish meanwhile is not looked at: the head is
-/// what the manifest says at the start.
+/// The check changes nothing and reads no private key. It checks the revision that the manifest names at the start, and
+/// ignores revisions that are published during the check.
 pub fn check(directory: &RepositoryDirectory, options: &Options, progress: &Progress) -> Result<Report, CheckError> {
     let mut check = Check {
         store: DirectoryStore::at(&directory.storage_path()),
@@ -124,7 +124,10 @@ pub fn check(directory: &RepositoryDirectory, options: &Options, progress: &Prog
             if source.kind() == io::ErrorKind::PermissionDenied =>
         {
             let key = directory.public_key_path();
-            check.warn(format!("'{}' is not for this user: who signed the whitelist is not checked", key.display()));
+            check.warn(format!(
+                "cannot read '{}' as this user, so the signature of the whitelist is not checked",
+                key.display()
+            ));
         }
         Err(error) => return Err(error.into()),
     }
@@ -137,11 +140,11 @@ pub fn check(directory: &RepositoryDirectory, options: &Options, progress: &Prog
     Ok(report)
 }
 
-/// A check that is being done.
+/// A running check.
 struct Check<'c> {
     store: DirectoryStore,
     name: &'c RepositoryName,
-    /// The master key's public half, if this user may read it.
+    /// The public half of the master key, if this user may read it.
     master_key: Option<PublicKey>,
     options: &'c Options,
     progress: &'c Progress,
@@ -155,7 +158,7 @@ impl Check<'_> {
         let mut report = Report { leftovers: self.check_layout(), ..Report::default() };
         let references = References::default();
         let Some(manifest) = self.check_front_page(&references) else {
-            self.check_objects(&references, &Tree::default(), true);
+            self.check_objects(&references, &CatalogTree::default(), true);
             return Ok(report);
         };
         let tags = manifest.history.map(|hash| self.check_tags(hash, &manifest, &references)).unwrap_or_default();
@@ -167,12 +170,12 @@ impl Check<'_> {
             }
             None => Scope::everything(),
         };
-        let head = Root {
+        let head = RootCatalog {
             name: ObjectName::of(manifest.root_catalog, ObjectKind::Catalog),
             size: manifest.catalog_size,
             referrer: ".cvmfspublished".to_owned(),
         };
-        let tagged = tags.iter().filter(|_| scope.is_everything()).map(|tag| Root {
+        let tagged = tags.iter().filter(|_| scope.is_everything()).map(|tag| RootCatalog {
             name: tag.name,
             size: tag.size,
             referrer: tag.referrer.clone(),
@@ -188,15 +191,15 @@ impl Check<'_> {
         Ok(report)
     }
 
-    fn compare_with_manifest(&self, manifest: &RepositoryManifest, tree: &Tree) {
-        let place = finding::Place::file(".cvmfspublished");
+    fn compare_with_manifest(&self, manifest: &RepositoryManifest, tree: &CatalogTree) {
+        let location = finding::Location::file(".cvmfspublished");
         let Some(root) = tree.root(ObjectName::of(manifest.root_catalog, ObjectKind::Catalog)) else { return };
         if let Some(size) = manifest.catalog_size {
-            self.findings.require(&place, "size of the root catalog in field B:", root.size, size);
+            self.findings.require(&location, "size of the root catalog in field B:", root.size, size);
         }
         let revision = root.revision.as_deref().unwrap_or("0");
         let stated = manifest.revision.to_string();
-        self.findings.require(&place, "revision of the root catalog in field S:", revision, &stated);
+        self.findings.require(&location, "revision of the root catalog in field S:", revision, &stated);
     }
 
     fn warn(&self, warning: String) {

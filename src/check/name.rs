@@ -1,4 +1,4 @@
-//! Names of objects as other programs may have given them.
+//! Object names, including those that strata itself never writes.
 
 use std::fmt;
 
@@ -6,36 +6,36 @@ use crate::catalog::audit::{Algorithm, split_hash};
 use crate::image::{hex, unhex};
 use crate::object::{ObjectHash, ObjectKind};
 
-/// The name of an object, of any algorithm and kind.
+/// The name of an object, with any hash algorithm and kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct ObjectName {
     digest: [u8; 20],
     pub(super) algorithm: Algorithm,
-    /// The letter behind the hash, 0 for none.
+    /// The letter after the hash, or 0 if there is none.
     letter: u8,
 }
 
-/// Letters that the names of files below `data/` may end with.
+/// Letters with which the names of files below `data/` may end.
 const LETTERS: &[u8] = b"CHPXML";
 
 impl ObjectName {
-    /// Names an object by what a catalog holds.
+    /// Creates the name from the hash in a catalog row.
     pub(super) fn new(digest: [u8; 20], algorithm: Algorithm, kind: ObjectKind) -> Self {
         Self { digest, algorithm, letter: kind.suffix().bytes().next().unwrap_or(0) }
     }
 
-    /// Names an object by its hash.
+    /// Creates the name from a SHA-1 hash.
     pub(super) fn of(hash: ObjectHash, kind: ObjectKind) -> Self {
         Self::new(*hash.as_bytes(), Algorithm::Sha1, kind)
     }
 
-    /// Reads the text of a hash, which never has the letter.
+    /// Parses the text of a hash, which never includes the letter.
     pub(super) fn of_text(text: &str, kind: ObjectKind) -> Option<Self> {
         let (digits, algorithm) = split_hash(text)?;
         Some(Self::new(unhex(digits.as_bytes())?, algorithm, kind))
     }
 
-    /// Reads the name of a file in the directory `data/<directory>`.
+    /// Parses the name of a file in the directory `data/<directory>`.
     pub(super) fn of_file(directory: u8, file: &str) -> Option<Self> {
         let letter = file.bytes().last().filter(|letter| LETTERS.contains(letter));
         let (digits, algorithm) = split_hash(&file[..file.len() - usize::from(letter.is_some())])?;
@@ -44,18 +44,18 @@ impl ObjectName {
         Some(Self { digest, algorithm, letter: letter.unwrap_or(0) })
     }
 
-    /// Returns the number of the directory below `data/` that it lies in.
+    /// Returns the number of the directory below `data/` that contains the object.
     pub(super) fn directory(self) -> u8 {
         self.digest[0]
     }
 
-    /// Returns its hash, if strata can compute such.
+    /// Returns the hash if it is SHA-1, the only algorithm that strata can compute.
     pub(super) fn hash(self) -> Option<ObjectHash> {
         (self.algorithm == Algorithm::Sha1).then(|| self.digest.into())
     }
 }
 
-/// Shows the object's path below the storage directory.
+/// Writes the path of the object relative to the storage directory.
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = hex(&self.digest);
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_files_read_back() {
+    fn file_names_round_trip() {
         let digits = "39a3ee5e6b4b0d3255bfef95601890afd80709";
         for end in ["", "C", "P", "-shake128", "-rmd160H"] {
             let file = format!("{digits}{end}");
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_of_hashes_have_no_letter() {
+    fn text_of_a_hash_has_no_letter() {
         let text = ObjectHash::of(b"").to_string();
         let catalog = ObjectName::of_text(&text, ObjectKind::Catalog).unwrap();
         assert_eq!((catalog.hash(), catalog.to_string().pop()), (Some(ObjectHash::of(b"")), Some('C')));

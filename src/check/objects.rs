@@ -1,4 +1,4 @@
-//! Compares what is referred to with what is in the store.
+//! Compares the references to objects with the objects in the store.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,21 +9,21 @@ use std::sync::atomic::Ordering;
 
 use rayon::prelude::*;
 
-use super::finding::Place;
+use super::finding::Location;
 use super::layout::StoredObject;
 use super::reader::{Examiner, ITS_HASH, NOTHING, WHOLE_STREAM, read_failure};
 use super::reference::{Form, Reference, References};
-use super::tree::Tree;
+use super::tree::CatalogTree;
 use super::{Check, Unreferenced};
 use crate::catalog::audit::paths_of_rows;
 use crate::file::{is_absence, open_regular};
 
-/// What there is in the store.
+/// Number and size of the objects in the store.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Totals {
-    /// Objects that are referred to.
+    /// Objects to which a checked catalog or the front page refers.
     pub(super) objects: u64,
-    /// Their bytes.
+    /// Their stored size in bytes.
     pub(super) bytes: u64,
     pub(super) unreferenced: Unreferenced,
 }
@@ -37,18 +37,18 @@ impl AddAssign for Totals {
     }
 }
 
-/// Something wrong with an object, told of the first row that refers to it.
-struct Fault {
+/// A fault of an object, with the first row that refers to the object.
+struct ObjectFault {
     reference: Reference,
-    /// How many more rows refer to it.
+    /// Number of further rows that refer to the object.
     others: usize,
     expected: String,
     found: String,
 }
 
 impl Check<'_> {
-    /// Checks every object that is referred to; where `is_whole_store`, also what lies beside them.
-    pub(super) fn check_objects(&self, references: &References, tree: &Tree, is_whole_store: bool) -> Totals {
+    /// Checks every object that has a reference; if `is_whole_store`, also all other files of the store.
+    pub(super) fn check_objects(&self, references: &References, tree: &CatalogTree, is_whole_store: bool) -> Totals {
         self.progress.set_activity("checking objects".to_owned());
         let faults = Mutex::default();
         let totals = (0..=255u8).into_par_iter().map(|directory| {
@@ -63,12 +63,12 @@ impl Check<'_> {
             sum += more;
             sum
         });
-        self.tell(faults.into_inner().expect("no thread panics while it adds a fault"), tree);
+        self.report_faults(faults.into_inner().expect("no thread panics while it adds a fault"), tree);
         totals
     }
 
-    /// Looks for the objects that are referred to, without a look at others. `None` where nobody can tell whether they are there,
-    /// which is a finding.
+    /// Looks up the objects that have a reference, and ignores all others. Returns `None`, and adds a finding, if an error
+    /// leaves open whether they exist.
     fn find_objects(&self, directory: u8, references: &[Reference]) -> Option<Vec<StoredObject>> {
         let mut found = Vec::new();
         for name in references.chunk_by(|a, b| a.name == b.name).map(|group| group[0].name) {
@@ -76,8 +76,8 @@ impl Check<'_> {
                 Ok(metadata) => found.push(StoredObject { name, bytes: metadata.len() }),
                 Err(error) if is_absence(&error) => {}
                 Err(error) => {
-                    let place = Place::file(format!("data/{directory:02x}"));
-                    self.findings.note(&place, "a directory whose files can be looked at", read_failure(&error));
+                    let location = Location::file(format!("data/{directory:02x}"));
+                    self.findings.note(&location, "a directory whose files can be accessed", read_failure(&error));
                     return None;
                 }
             }
@@ -85,8 +85,13 @@ impl Check<'_> {
         Some(found)
     }
 
-    fn check_directory(&self, references: &[Reference], stored: &[StoredObject], faults: &Mutex<Vec<Fault>>) -> Totals {
-        // Both are in the order of their names.
+    fn check_directory(
+        &self,
+        references: &[Reference],
+        stored: &[StoredObject],
+        faults: &Mutex<Vec<ObjectFault>>,
+    ) -> Totals {
+        // Both lists are sorted by name.
         let (mut groups, mut left, mut totals) = (Vec::new(), stored, Totals::default());
         for group in references.chunk_by(|a, b| a.name == b.name) {
             let skipped = left.iter().take_while(|object| object.name < group[0].name).count();
@@ -110,7 +115,7 @@ impl Check<'_> {
             }
         };
         match self.options.quick {
-            // Nothing is read, so that there is too little to do to share it.
+            // Without reading, the work for one directory is too small to be shared between threads.
             true => {
                 let mut examiner = Examiner::new();
                 groups.into_iter().for_each(|group| check(&mut examiner, group));
@@ -120,8 +125,13 @@ impl Check<'_> {
         totals
     }
 
-    /// Checks one object against all that refers to it.
-    fn check_object(&self, group: &[Reference], stored: Option<StoredObject>, examiner: &mut Examiner) -> Vec<Fault> {
+    /// Compares one object with all references to it.
+    fn check_object(
+        &self,
+        group: &[Reference],
+        stored: Option<StoredObject>,
+        examiner: &mut Examiner,
+    ) -> Vec<ObjectFault> {
         let name = group[0].name;
         self.warn_of_algorithm(name.algorithm);
         let is_bare = |reference: &Reference| reference.form == Form::Raw && reference.size == 0;
@@ -138,7 +148,12 @@ impl Check<'_> {
         }
     }
 
-    fn examine(&self, stored: StoredObject, group: &[Reference], examiner: &mut Examiner) -> io::Result<Vec<Fault>> {
+    fn examine(
+        &self,
+        stored: StoredObject,
+        group: &[Reference],
+        examiner: &mut Examiner,
+    ) -> io::Result<Vec<ObjectFault>> {
         let is_packed = group.iter().any(|reference| reference.form == Form::Packed);
         let file = open_regular(&self.store.root().join(stored.name.to_string()))?;
         let examined = examiner.examine(file, is_packed)?;
@@ -164,9 +179,9 @@ impl Check<'_> {
         Ok(faults)
     }
 
-    /// Looks up which paths the faults are about, catalog by catalog, and makes them findings.
-    fn tell(&self, faults: Vec<Fault>, tree: &Tree) {
-        let mut by_catalog: BTreeMap<u32, Vec<Fault>> = BTreeMap::new();
+    /// Looks up the paths that the faulty objects belong to, catalog by catalog, and adds the faults to the findings.
+    fn report_faults(&self, faults: Vec<ObjectFault>, tree: &CatalogTree) {
+        let mut by_catalog: BTreeMap<u32, Vec<ObjectFault>> = BTreeMap::new();
         faults.into_iter().for_each(|fault| by_catalog.entry(fault.reference.catalog).or_default().push(fault));
         by_catalog.into_par_iter().for_each(|(catalog, faults)| {
             let (name, mountpoint, size) = tree.catalog(catalog);
@@ -174,24 +189,24 @@ impl Check<'_> {
             let paths = self.reread_catalog(name, size).map(|bytes| paths_of_rows(bytes, mountpoint, &rows));
             let paths = paths.unwrap_or_else(|| vec![None; rows.len()]);
             for (fault, path) in faults.into_iter().zip(paths) {
-                let place = Place::file(fault.reference.name.to_string()).referred_to_by(name.to_string());
-                let place = match path {
-                    Some(path) => place.at(&path),
-                    None => place,
+                let location = Location::file(fault.reference.name.to_string()).referred_to_by(name.to_string());
+                let location = match path {
+                    Some(path) => location.at(&path),
+                    None => location,
                 };
                 let more = if fault.others == 0 {
                     String::new()
                 } else {
                     format!(" ({} more rows refer to it)", fault.others)
                 };
-                self.findings.note(&place, fault.expected, format_args!("{}{more}", fault.found));
+                self.findings.note(&location, fault.expected, format_args!("{}{more}", fault.found));
             }
         });
     }
 }
 
-fn fault(group: &[Reference], expected: &str, found: String) -> Fault {
+fn fault(group: &[Reference], expected: &str, found: String) -> ObjectFault {
     let first =
         group.iter().min_by_key(|reference| (reference.catalog, reference.row)).expect("a group is never empty");
-    Fault { reference: *first, others: group.len() - 1, expected: expected.to_owned(), found }
+    ObjectFault { reference: *first, others: group.len() - 1, expected: expected.to_owned(), found }
 }

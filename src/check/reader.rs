@@ -1,4 +1,4 @@
-//! Reading files and objects for a check, which goes on where they are damaged.
+//! Reads files and objects for a check. Damage is added to the findings, and the check continues.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -8,86 +8,86 @@ use flate2::{Decompress, FlushDecompress, Status};
 use sha1::{Digest as _, Sha1};
 
 use super::Check;
-use super::finding::Place;
+use super::finding::Location;
 use super::name::ObjectName;
 use crate::catalog::audit::Algorithm;
 use crate::file::read_regular_up_to;
 use crate::message::causes;
 use crate::object::{DecodeError, ObjectHash, SizeLimit, decode_alone};
 
-/// What an object should be, in findings.
+/// Finding text: the expected bytes of an object.
 pub(super) const ITS_HASH: &str = "bytes that hash to its name";
-/// What an object should be, in findings.
+/// Finding text: the expected form of a compressed object.
 pub(super) const WHOLE_STREAM: &str = "one whole zlib stream and nothing else";
-/// What is in the place of a file that is missing, in findings.
+/// Finding text: a file is missing.
 pub(super) const NOTHING: &str = "nothing";
 
 impl Check<'_> {
-    /// Returns a file beside the objects, or notes that it cannot be read.
+    /// Returns the content of a file beside the objects, or adds a finding if it cannot be read.
     pub(super) fn read_file(&self, name: &str, limit: u64) -> Option<Vec<u8>> {
-        self.read_stored(&Place::file(name), name, "a readable file", limit)
+        self.read_stored(&Location::file(name), name, "a readable file", limit)
     }
 
-    fn read_stored(&self, place: &Place, name: &str, what: &str, limit: u64) -> Option<Vec<u8>> {
+    fn read_stored(&self, location: &Location, name: &str, what: &str, limit: u64) -> Option<Vec<u8>> {
         match read_regular_up_to(limit, &self.store.root().join(name)) {
             Ok(Some(bytes)) => return Some(bytes),
-            Ok(None) => self.findings.note(place, format_args!("{what} of at most {limit} bytes"), "more"),
-            Err(error) => self.findings.note(place, what, read_failure(&error)),
+            Ok(None) => self.findings.note(location, format_args!("{what} of at most {limit} bytes"), "more"),
+            Err(error) => self.findings.note(location, what, read_failure(&error)),
         }
         None
     }
 
-    /// Returns the content of an object, or notes at `place` why it has none. It is read whole.
-    pub(super) fn read_object(&self, name: ObjectName, place: &Place, limit: SizeLimit) -> Option<Vec<u8>> {
-        let stored = self.read_stored(place, &name.to_string(), "a readable object", limit.stored())?;
+    /// Returns the content of an object that fits in memory, or adds a finding at `location` if there is none.
+    pub(super) fn read_object(&self, name: ObjectName, location: &Location, limit: SizeLimit) -> Option<Vec<u8>> {
+        let stored = self.read_stored(location, &name.to_string(), "a readable object", limit.stored())?;
         self.progress.read.fetch_add(stored.len() as u64, Ordering::Relaxed);
         self.warn_of_algorithm(name.algorithm);
         let actual = ObjectHash::of(&stored);
         if name.hash().is_some_and(|hash| hash != actual) {
-            self.findings.note(place, ITS_HASH, actual);
+            self.findings.note(location, ITS_HASH, actual);
             return None;
         }
         match decode_alone(&stored, limit) {
             Ok(content) => return Some(content),
             Err(DecodeError::TooLarge { limit }) => {
-                self.findings.note(place, format_args!("at most {limit} bytes of content"), "more");
+                self.findings.note(location, format_args!("at most {limit} bytes of content"), "more");
             }
             Err(DecodeError::Damaged(_)) if stored.is_empty() => {
-                self.findings.note(place, WHOLE_STREAM, "an empty file");
+                self.findings.note(location, WHOLE_STREAM, "an empty file");
             }
-            Err(error) => self.findings.note(place, WHOLE_STREAM, causes(&error)),
+            Err(error) => self.findings.note(location, WHOLE_STREAM, causes(&error)),
         }
         None
     }
 
-    /// Says once that objects of an algorithm cannot be verified.
+    /// Adds a warning, which is printed once, that objects of this algorithm cannot be verified.
     pub(super) fn warn_of_algorithm(&self, algorithm: Algorithm) {
         if algorithm != Algorithm::Sha1 {
             let name = &algorithm.suffix()[1..];
-            self.warn(format!("strata cannot compute {name} hashes: objects that are named by such are not verified"));
+            self.warn(format!("strata cannot compute {name} hashes, so objects with such names are not verified"));
         }
     }
 }
 
-/// Returns how findings call the reason that a file cannot be read.
+/// Returns the text of a finding about a file that cannot be read.
 pub(super) fn read_failure(error: &io::Error) -> String {
     if error.kind() == io::ErrorKind::NotFound { NOTHING.to_owned() } else { error.to_string() }
 }
 
-/// What an object's bytes are, after all of them were read.
+/// Properties of an object after its whole file was read.
 pub(super) struct Examined {
     pub(super) hash: ObjectHash,
-    /// Bytes of content in the zlib stream that the object is, or why it is none.
+    /// Size of the decompressed content in bytes, or the reason why the object is not a valid zlib stream.
     pub(super) unpacked: Result<u64, String>,
 }
 
-/// Reads objects of any size, piece by piece.
+/// Reads objects of any size through one buffer.
 pub(super) struct Examiner {
     input: Vec<u8>,
     stream: Stream,
 }
 
-/// Bytes that are read at a time.
+/// Size of the input and output buffers, in bytes.
 const PIECE: usize = 128 << 10;
 
 impl Examiner {
@@ -95,7 +95,7 @@ impl Examiner {
         Self { input: vec![0; PIECE], stream: Stream::new() }
     }
 
-    /// Reads an object. Its stream is looked at only where `is_packed`.
+    /// Reads an object. The bytes are decompressed only if `is_packed`.
     pub(super) fn examine(&mut self, mut file: File, is_packed: bool) -> io::Result<Examined> {
         let mut sha1 = Sha1::new();
         self.stream.reset();
@@ -115,7 +115,7 @@ impl Examiner {
     }
 }
 
-/// A zlib stream whose content is counted and thrown away.
+/// A zlib stream whose content is counted and discarded.
 struct Stream {
     inflate: Decompress,
     output: Vec<u8>,
@@ -124,7 +124,7 @@ struct Stream {
 
 enum State {
     Open,
-    Ended { behind: usize },
+    Ended { trailing: usize },
     Failed(String),
 }
 
@@ -144,23 +144,23 @@ impl Stream {
             let status = self.inflate.decompress(input, &mut self.output, FlushDecompress::None);
             input = &input[(self.inflate.total_in() - read) as usize..];
             match status {
-                Ok(Status::StreamEnd) => self.state = State::Ended { behind: 0 },
+                Ok(Status::StreamEnd) => self.state = State::Ended { trailing: 0 },
                 Ok(_) if input.is_empty() && self.inflate.total_out() - written < self.output.len() as u64 => return,
                 Ok(_) => {}
                 Err(error) => self.state = State::Failed(error.to_string()),
             }
         }
-        if let State::Ended { behind } = &mut self.state {
-            *behind += input.len();
+        if let State::Ended { trailing } = &mut self.state {
+            *trailing += input.len();
         }
     }
 
     fn end(&self) -> Result<u64, String> {
         match &self.state {
-            State::Ended { behind: 0 } => Ok(self.inflate.total_out()),
-            State::Ended { behind } => Err(format!("{behind} bytes behind the stream")),
+            State::Ended { trailing: 0 } => Ok(self.inflate.total_out()),
+            State::Ended { trailing } => Err(format!("{trailing} bytes after the end of the stream")),
             State::Failed(error) => Err(error.clone()),
-            State::Open => Err(format!("an end after {} bytes of content", self.inflate.total_out())),
+            State::Open => Err(format!("a truncated stream with {} bytes of content", self.inflate.total_out())),
         }
     }
 }
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn stream_is_counted_however_it_is_cut() {
+    fn content_is_counted_for_any_split_of_the_stream() {
         for length in [0, 1, PIECE - 1, PIECE, PIECE + 1, 20 * PIECE] {
             let plain: Vec<u8> = (0..length).map(|number| (number * number / 7) as u8).collect();
             let stored = Encoder::new(Compression::Fast).encode(&plain).to_vec();
@@ -189,10 +189,10 @@ mod tests {
     }
 
     #[test]
-    fn damage_of_every_kind_is_told() {
+    fn every_kind_of_damage_is_reported() {
         let stored = Encoder::new(Compression::Fast).encode(&[7; 1000]).to_vec();
         let longer = [&stored[..], b"xy"].concat();
-        assert_eq!(examine(&[&longer]), Err("2 bytes behind the stream".to_owned()));
+        assert_eq!(examine(&[&longer]), Err("2 bytes after the end of the stream".to_owned()));
         for bad in [&stored[..stored.len() - 1], &stored[1..], b"", b"\x1f\x8b\x08"] {
             assert!(examine(&[bad]).is_err(), "{bad:?}");
         }

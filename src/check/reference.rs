@@ -1,45 +1,45 @@
-//! What refers to which object, in few bytes for each.
+//! References from catalog rows to objects, in few bytes each.
 
 use std::sync::Mutex;
 
 use super::name::ObjectName;
 
-/// How an object holds its content.
+/// How the content of an object is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Form {
-    /// Somehow: it was read already.
+    /// Not relevant, because the object was read and verified before.
     Known,
-    /// As it is.
+    /// Uncompressed.
     Raw,
     /// As a zlib stream.
     Packed,
 }
 
-/// A reference to an object. Many millions of them are in memory together.
+/// A reference to an object. Many millions of these are in memory at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Reference {
     pub(super) name: ObjectName,
     pub(super) form: Form,
-    /// Bytes of content; [`Reference::ANY_SIZE`] where nothing says it.
+    /// Size of the content in bytes, or [`Reference::ANY_SIZE`] if no row states it.
     pub(super) size: u64,
-    /// The catalog that refers, by its number.
+    /// The number of the catalog that contains the reference.
     pub(super) catalog: u32,
-    /// The row in it.
+    /// The row in that catalog.
     pub(super) row: i64,
 }
 
-const _: () = assert!(size_of::<Reference>() <= 48, "a list that grows takes up to twice of it for each entry");
+const _: () = assert!(size_of::<Reference>() <= 48, "a growing list needs up to twice this size per entry");
 
 impl Reference {
     pub(super) const ANY_SIZE: u64 = u64::MAX;
 
-    /// Refers to an object that was read already.
+    /// Creates a reference to an object that was read before.
     pub(super) fn known(name: ObjectName) -> Self {
         Self { name, form: Form::Known, size: Self::ANY_SIZE, catalog: 0, row: 0 }
     }
 }
 
-/// References by the directory that their objects lie in.
+/// References, grouped by the directory of the object.
 pub(super) struct References(Vec<Mutex<Vec<Reference>>>);
 
 impl Default for References {
@@ -53,7 +53,7 @@ impl References {
         self.directory(reference.name.directory()).push(reference);
     }
 
-    /// Adds many, with few locks.
+    /// Adds many references with few lock operations.
     pub(super) fn extend(&self, mut references: Vec<Reference>) {
         references.sort_unstable_by_key(|reference| reference.name.directory());
         for of_directory in references.chunk_by(|a, b| a.name.directory() == b.name.directory()) {
@@ -61,7 +61,7 @@ impl References {
         }
     }
 
-    /// Takes those of one directory, in order.
+    /// Removes and returns the references to objects in one directory, sorted.
     pub(super) fn take(&self, directory: u8) -> Vec<Reference> {
         let mut references = std::mem::take(&mut *self.directory(directory));
         references.sort_unstable();

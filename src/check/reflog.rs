@@ -1,7 +1,7 @@
-//! The log of everything that was ever published and not collected since.
+//! Checks the reflog, the database of all objects that were published and not collected since.
 
 use super::Check;
-use super::finding::Place;
+use super::finding::Location;
 use crate::catalog::ReferenceKind;
 use crate::catalog::audit::AuditedReflog;
 use crate::directory::RepositoryDirectory;
@@ -13,19 +13,19 @@ use crate::repository::REFLOG_LIMIT;
 const REFLOG: &str = ".cvmfsreflog";
 
 impl Check<'_> {
-    /// Checks that the log is whole and holds what the manifest refers to.
+    /// Checks that the reflog is intact and contains all objects to which the manifest refers.
     pub(super) fn check_reflog(&self, manifest: &RepositoryManifest, directory: &RepositoryDirectory) {
         let Some(bytes) = self.read_file(REFLOG, REFLOG_LIMIT) else { return };
         self.compare_reflog(ObjectHash::of(&bytes), manifest, directory);
-        let place = Place::file(REFLOG);
+        let location = Location::file(REFLOG);
         let reflog = match AuditedReflog::read(bytes) {
             Ok(reflog) => reflog,
-            Err(fault) => return self.findings.add_faults(&place, &[fault]),
+            Err(fault) => return self.findings.add_faults(&location, &[fault]),
         };
-        self.findings.add_faults(&place, &reflog.faults);
+        self.findings.add_faults(&location, &reflog.faults);
         for (key, value) in [("schema", "1.0"), ("schema_revision", "0"), ("fqrn", self.name.as_str())] {
             let found = reflog.properties.get(key).map_or("none", String::as_str);
-            self.findings.require(&place, &format!("property {key} with"), value, found);
+            self.findings.require(&location, &format!("property {key} with"), value, found);
         }
         let needed = [
             (Some(manifest.root_catalog), ReferenceKind::Catalog, "root catalog"),
@@ -37,18 +37,22 @@ impl Check<'_> {
             if let Some(hash) = hash
                 && !reflog.references.contains(&(hash.to_string(), kind as i64))
             {
-                self.findings.note(&place, format_args!("{what} {hash}, which the manifest refers to"), "no such row");
+                self.findings.note(
+                    &location,
+                    format_args!("{what} {hash}, which the manifest refers to"),
+                    "no row for it",
+                );
             }
         }
     }
 
-    /// Compares the log with what others say of it. They may lawfully be behind, so a difference is worth no more than a
-    /// warning.
+    /// Compares the reflog with the hashes that the manifest and `cvmfs_server` record for it. These may validly be
+    /// outdated, so a difference is only a warning.
     fn compare_reflog(&self, actual: ObjectHash, manifest: &RepositoryManifest, directory: &RepositoryDirectory) {
         if manifest.reflog.is_some_and(|stated| stated != actual) {
             self.warn(format!(
-                "{REFLOG} is not the one that the manifest states (field Y): a garbage collection rewrote it, or a publisher \
-                 was killed; the next publication heals it"
+                "{REFLOG} has another hash than the manifest states (field Y): a garbage collection rewrote it, or a publisher \
+                 was killed; the next publication corrects this"
             ));
         }
         let checksum = directory.local_server().and_then(|server| match server {
@@ -56,12 +60,12 @@ impl Check<'_> {
             None => Ok(None),
         });
         let checksum = checksum.unwrap_or_else(|error| {
-            self.warn(format!("what cvmfs_server expects is not compared: {}", causes(&error)));
+            self.warn(format!("cannot compare {REFLOG} with the checksum of cvmfs_server: {}", causes(&error)));
             None
         });
         if checksum.is_some_and(|stated| stated != actual) {
             self.warn(format!(
-                "{REFLOG} is not the one that cvmfs_server expects (reflog.chksum): the next publication heals it, or \
+                "{REFLOG} has another hash than cvmfs_server expects (reflog.chksum); the next publication corrects this, or \
                  cvmfs_server check -r"
             ));
         }

@@ -1,4 +1,4 @@
-//! How much of the repository is checked: everything, or what lies below a path.
+//! The part of the repository that is checked: everything, or everything below a path.
 
 use std::collections::VecDeque;
 
@@ -11,12 +11,12 @@ use crate::object::{ObjectKind, SizeLimit, decode};
 use crate::path::EntryPath;
 use crate::repository::client_variable;
 
-/// No more links are followed in one path: what has more goes round in circles, as for Linux.
-const MAXIMUM_LINKS: usize = 40;
+/// Maximum number of symbolic links in one path. More links count as a loop, as in the Linux kernel.
+const MAX_LINKS: usize = 40;
 
-/// What is checked.
+/// The checked part of the repository.
 pub(super) struct Scope {
-    /// Paths as catalogs spell them; nothing for everything.
+    /// Paths in the form that catalogs use, or `None` for the whole repository.
     targets: Option<Vec<Vec<u8>>>,
 }
 
@@ -29,12 +29,12 @@ impl Scope {
         self.targets.is_none()
     }
 
-    /// Tells whether a path is part of what is checked.
+    /// Returns whether a path is part of the scope.
     pub(super) fn holds(&self, path: &[u8]) -> bool {
         self.targets.as_ref().is_none_or(|targets| targets.iter().any(|target| lies_in(path, target)))
     }
 
-    /// Tells whether the catalog of a directory is to be read, since what is checked lies in it, or the directory itself is.
+    /// Returns whether the catalog of a directory must be read, because the directory is part of the scope or above it.
     pub(super) fn leads_through(&self, directory: &[u8]) -> bool {
         let is_on_the_way = |target: &Vec<u8>| lies_in(target, directory);
         self.holds(directory) || self.targets.as_ref().is_some_and(|targets| targets.iter().any(is_on_the_way))
@@ -45,16 +45,16 @@ fn lies_in(path: &[u8], directory: &[u8]) -> bool {
     path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
 
-/// What a look at a path may end with.
-enum Looked {
+/// The result of looking up a path.
+enum LookupResult {
     Entry(Box<CatalogEntry>),
-    Nothing,
-    /// A catalog on the way cannot be read, which the check itself then tells.
-    Stuck,
+    Missing,
+    /// A catalog above the path cannot be read, which the check itself reports.
+    Unreadable,
 }
 
 impl Check<'_> {
-    /// Finds what a user names: a path, or an image. Links are followed, and are part of what is checked.
+    /// Finds the path or the image that the user names. Links on the way are followed, and become part of the scope.
     pub(super) fn resolve(&self, text: &str, root: CatalogReference) -> Result<Scope, CheckError> {
         if let Some(scope) = self.follow(text, root)? {
             return Ok(scope);
@@ -76,10 +76,10 @@ impl Check<'_> {
                 continue;
             }
             let path = at.join(&name);
-            match self.look(&path, root) {
-                Looked::Nothing => return Ok(None),
-                Looked::Entry(entry) if entry.is_symlink() => {
-                    targets.push(spelt(&path));
+            match self.look_up(&path, root) {
+                LookupResult::Missing => return Ok(None),
+                LookupResult::Entry(entry) if entry.is_symlink() => {
+                    targets.push(catalog_path(&path));
                     let target = entry.expanded_target(client_variable);
                     let target = match target.strip_prefix(format!("/cvmfs/{}", self.name).as_bytes()) {
                         Some(below) if below.is_empty() || below[0] == b'/' => {
@@ -90,22 +90,22 @@ impl Check<'_> {
                         _ => &target,
                     };
                     components(target).rev().for_each(|name| ahead.push_front(name));
-                    if targets.len() > MAXIMUM_LINKS {
+                    if targets.len() > MAX_LINKS {
                         return Err(elsewhere());
                     }
                 }
-                Looked::Entry(_) => at = path,
-                Looked::Stuck => {
+                LookupResult::Entry(_) => at = path,
+                LookupResult::Unreadable => {
                     at = path;
                     break;
                 }
             }
         }
-        targets.push(spelt(&at));
+        targets.push(catalog_path(&at));
         Ok(Some(Scope { targets: Some(targets) }))
     }
 
-    fn look(&self, path: &EntryPath, root: CatalogReference) -> Looked {
+    fn look_up(&self, path: &EntryPath, root: CatalogReference) -> LookupResult {
         let look = || -> Option<Option<CatalogEntry>> {
             let mut catalog = self.open_catalog(root, &EntryPath::ROOT)?;
             let mut at = EntryPath::ROOT;
@@ -117,7 +117,9 @@ impl Check<'_> {
             }
             catalog.get(path).ok()
         };
-        look().map_or(Looked::Stuck, |entry| entry.map_or(Looked::Nothing, |entry| Looked::Entry(Box::new(entry))))
+        look().map_or(LookupResult::Unreadable, |entry| {
+            entry.map_or(LookupResult::Missing, |entry| LookupResult::Entry(Box::new(entry)))
+        })
     }
 
     fn open_catalog(&self, reference: CatalogReference, path: &EntryPath) -> Option<Catalog> {
@@ -125,7 +127,7 @@ impl Check<'_> {
         Catalog::parse_owned(bytes, path).ok()
     }
 
-    /// Returns the content of a catalog of `size` bytes that was read before; `None` if it is gone since.
+    /// Reads a catalog of `size` bytes a second time. Returns `None` if it was deleted since.
     pub(super) fn reread_catalog(&self, name: ObjectName, size: u64) -> Option<Vec<u8>> {
         let limit = SizeLimit::of(size);
         let stored = read_regular_up_to(limit.stored(), &self.store.root().join(name.to_string())).ok()??;
@@ -133,12 +135,12 @@ impl Check<'_> {
     }
 }
 
-/// Returns the components of a path, `..` among them.
+/// Returns the components of a path, including `..`.
 fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> + '_ {
     path.split(|&b| b == b'/').filter(|name| !matches!(*name, b"" | b".")).map(<[u8]>::to_vec)
 }
 
-fn spelt(path: &EntryPath) -> Vec<u8> {
+fn catalog_path(path: &EntryPath) -> Vec<u8> {
     if path.is_root() { Vec::new() } else { [b"/", path.as_bytes()].concat() }
 }
 
@@ -147,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scope_holds_what_lies_below_and_leads_through_what_lies_above() {
+    fn scope_holds_paths_below_its_target_and_leads_through_directories_above_it() {
         let scope = Scope { targets: Some(vec![b"/a/b".to_vec()]) };
         for (path, holds, leads) in [
             ("", false, true),

@@ -1,4 +1,4 @@
-//! Trees of catalogs: the head, and what each tag keeps alive.
+//! Checks trees of catalogs: that of the head, and that of each tag.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use rayon::prelude::*;
 
 use super::Check;
-use super::finding::Place;
+use super::finding::Location;
 use super::name::ObjectName;
 use super::reference::{Reference, References};
 use super::scope::Scope;
@@ -16,36 +16,36 @@ use crate::catalog::bits::{NESTED_ROOT, TRANSITION_POINT};
 use crate::catalog::{Counters, PathKey, key_of};
 use crate::object::{ObjectKind, SizeLimit};
 
-/// A root catalog to start from.
-pub(super) struct Root {
+/// A root catalog at which a walk starts.
+pub(super) struct RootCatalog {
     pub(super) name: ObjectName,
-    /// Bytes of the catalog, unpacked, if the file that names it says so.
+    /// Size of the catalog after decompression, in bytes, if the file that refers to it states it.
     pub(super) size: Option<u64>,
-    /// The file that names it.
+    /// The file that refers to it.
     pub(super) referrer: String,
 }
 
-/// All catalogs that were read, each once for each path that it is mounted at.
+/// All catalogs that were read, each once for each path at which it is mounted.
 #[derive(Default)]
-pub(super) struct Tree {
-    nodes: Vec<Node>,
+pub(super) struct CatalogTree {
+    nodes: Vec<CatalogNode>,
     numbers: HashMap<(ObjectName, Box<[u8]>), u32>,
 }
 
-struct Node {
+struct CatalogNode {
     name: ObjectName,
     mountpoint: Box<[u8]>,
-    /// Most bytes of it, unpacked, that anything that refers to it states.
+    /// The largest size after decompression, in bytes, that a reference to it states.
     size: Option<u64>,
-    /// The file that first referred to it.
+    /// The first file that refers to it.
     referrer: String,
-    /// What it is; `None` when it cannot be read.
-    summary: Option<Summary>,
+    /// Properties of the catalog; `None` if it cannot be read.
+    summary: Option<CatalogSummary>,
 }
 
-/// What is kept of a catalog.
-pub(super) struct Summary {
-    /// Bytes of the file.
+/// The properties of a catalog that are kept after it was checked.
+pub(super) struct CatalogSummary {
+    /// Size of the decompressed catalog in bytes.
     pub(super) size: u64,
     /// The property `revision`.
     pub(super) revision: Option<String>,
@@ -53,46 +53,46 @@ pub(super) struct Summary {
     root: DirectoryRow,
     own: Counters,
     stated: BTreeMap<String, i64>,
-    nested: Vec<Nested>,
-    /// Whether all of its nested catalogs were in the scope.
+    nested: Vec<NestedCatalog>,
+    /// Whether all of its nested catalogs are in the scope.
     has_all_nested: bool,
 }
 
-/// A nested catalog as the one above it describes it.
-struct Nested {
+/// A nested catalog as its parent catalog describes it.
+struct NestedCatalog {
     mountpoint: Box<[u8]>,
     name: ObjectName,
     size: i64,
     transition_point: Option<DirectoryRow>,
-    /// Its place in the tree, once it has one.
+    /// Its number in the tree, after it was added.
     number: u32,
 }
 
-impl Tree {
+impl CatalogTree {
     /// Returns the root catalog `name`, if it could be read.
-    pub(super) fn root(&self, name: ObjectName) -> Option<&Summary> {
+    pub(super) fn root(&self, name: ObjectName) -> Option<&CatalogSummary> {
         let number = *self.numbers.get(&(name, Box::default()))?;
         self.nodes[number as usize].summary.as_ref()
     }
 
-    /// Returns the catalog of a number, the directory that it is mounted on, and its bytes.
+    /// Returns the name of the catalog with this number, its mount point, and its size in bytes.
     pub(super) fn catalog(&self, number: u32) -> (ObjectName, &[u8], u64) {
         let node = &self.nodes[number as usize];
         (node.name, &node.mountpoint, node.summary.as_ref().map_or(0, |summary| summary.size))
     }
 
-    /// Tells whether every catalog could be read.
+    /// Returns whether every catalog could be read.
     pub(super) fn is_complete(&self) -> bool {
         self.nodes.iter().all(|node| node.summary.is_some())
     }
 
-    /// Returns how many catalogs were read, and how many rows are in them.
+    /// Returns the number of catalogs that were read, and the number of rows in them.
     pub(super) fn counts(&self) -> (u64, u64) {
         let read = self.nodes.iter().filter_map(|node| node.summary.as_ref());
         read.fold((0, 0), |(catalogs, entries), summary| (catalogs + 1, entries + summary.entries))
     }
 
-    /// Adds a catalog unless it is there, and returns its number.
+    /// Adds a catalog unless the tree contains it, and returns its number.
     fn add(
         &mut self,
         name: ObjectName,
@@ -103,7 +103,7 @@ impl Tree {
         let number = *self.numbers.entry((name, mountpoint)).or_insert_with_key(|(name, mountpoint)| {
             let number = u32::try_from(self.nodes.len()).expect("catalogs fit in memory");
             let (name, mountpoint) = (*name, mountpoint.clone());
-            self.nodes.push(Node { name, mountpoint, size, referrer: referrer(), summary: None });
+            self.nodes.push(CatalogNode { name, mountpoint, size, referrer: referrer(), summary: None });
             number
         });
         let node = &mut self.nodes[number as usize];
@@ -113,9 +113,14 @@ impl Tree {
 }
 
 impl Check<'_> {
-    /// Reads and checks the catalogs below all `roots`, level by level, so that they get the same numbers every time.
-    pub(super) fn walk(&self, roots: impl Iterator<Item = Root>, scope: &Scope, references: &References) -> Tree {
-        let mut tree = Tree::default();
+    /// Reads and checks all catalogs below `roots`, level by level, so that every run assigns the same numbers.
+    pub(super) fn walk(
+        &self,
+        roots: impl Iterator<Item = RootCatalog>,
+        scope: &Scope,
+        references: &References,
+    ) -> CatalogTree {
+        let mut tree = CatalogTree::default();
         for root in roots {
             tree.add(root.name, Box::default(), root.size, || root.referrer);
         }
@@ -124,7 +129,7 @@ impl Check<'_> {
             self.progress.set_activity(format!("checking catalogs, {start} done"));
             let end = tree.nodes.len();
             let level = tree.nodes[start..end].par_iter().enumerate();
-            let summaries: Vec<Option<Summary>> = level
+            let summaries: Vec<Option<CatalogSummary>> = level
                 .map(|(index, node)| self.check_catalog(node, (start + index) as u32, scope, references))
                 .collect();
             for (index, mut summary) in (start..end).zip(summaries) {
@@ -142,29 +147,35 @@ impl Check<'_> {
         tree
     }
 
-    fn check_catalog(&self, node: &Node, number: u32, scope: &Scope, references: &References) -> Option<Summary> {
+    fn check_catalog(
+        &self,
+        node: &CatalogNode,
+        number: u32,
+        scope: &Scope,
+        references: &References,
+    ) -> Option<CatalogSummary> {
         references.add(Reference::known(node.name));
         let file = node.name.to_string();
-        let place = Place::file(file.clone()).at(&node.mountpoint).referred_to_by(node.referrer.clone());
-        let bytes = self.read_object(node.name, &place, limit_of(node.size))?;
+        let location = Location::file(file.clone()).at(&node.mountpoint).referred_to_by(node.referrer.clone());
+        let bytes = self.read_object(node.name, &location, limit_of(node.size))?;
         let catalog = match AuditedCatalog::read(bytes) {
             Ok(catalog) => catalog,
             Err(fault) => {
-                self.findings.add_faults(&place, &[fault]);
+                self.findings.add_faults(&location, &[fault]);
                 return None;
             }
         };
-        let own_place = Place::file(file.clone());
+        let own_location = Location::file(file.clone());
         catalog.faults.iter().filter(|fault| fault.row.is_none()).for_each(|fault| {
-            self.findings.note(&own_place, &fault.expected, &fault.found);
+            self.findings.note(&own_location, &fault.expected, &fault.found);
         });
         if catalog.is_damaged {
             return None;
         }
-        self.check_properties(&own_place, &node.mountpoint, &catalog);
+        self.check_properties(&own_location, &node.mountpoint, &catalog);
         let key = key_of(&node.mountpoint);
         let Some(root) = catalog.rows.iter().position(|row| row.key == key) else {
-            self.findings.note(&own_place.at(&node.mountpoint), "a root entry", "none");
+            self.findings.note(&own_location.at(&node.mountpoint), "a root entry", "none");
             return None;
         };
         let found = RefCell::new(Vec::with_capacity(catalog.rows.len()));
@@ -172,7 +183,7 @@ impl Check<'_> {
         let own = rows.walk(root, &node.mountpoint);
         references.extend(rows.references.into_inner());
         let nested = nested_catalogs(&node.mountpoint, &catalog, scope);
-        Some(Summary {
+        Some(CatalogSummary {
             size: catalog.size,
             revision: catalog.properties.get("revision").cloned(),
             entries: catalog.rows.len() as u64,
@@ -184,12 +195,12 @@ impl Check<'_> {
         })
     }
 
-    fn check_properties(&self, place: &Place, mountpoint: &[u8], catalog: &AuditedCatalog) {
+    fn check_properties(&self, location: &Location, mountpoint: &[u8], catalog: &AuditedCatalog) {
         let property = |key: &str, expected: &str, is_right: &dyn Fn(Option<&str>) -> bool| {
             let found = catalog.properties.get(key).map(String::as_str);
             if !is_right(found) {
                 let found = found.map_or_else(|| "none".to_owned(), |found| format!("'{found}'"));
-                self.findings.note(place, format_args!("property {key} with {expected}"), found);
+                self.findings.note(location, format_args!("property {key} with {expected}"), found);
             }
         };
         let is_number = |text: Option<&str>| text.is_some_and(|text| text.parse::<u64>().is_ok());
@@ -206,23 +217,27 @@ impl Check<'_> {
         }
     }
 
-    /// Compares nested catalogs with what the catalogs above say of them.
-    fn check_nesting(&self, tree: &Tree) {
+    /// Compares nested catalogs with the sizes and transition points in their parent catalogs.
+    fn check_nesting(&self, tree: &CatalogTree) {
         for node in &tree.nodes {
             for nested in node.summary.iter().flat_map(|summary| &summary.nested) {
                 let Some(below) = &tree.nodes[nested.number as usize].summary else { continue };
-                let place = Place::file(node.name.to_string()).at(&nested.mountpoint);
+                let location = Location::file(node.name.to_string()).at(&nested.mountpoint);
                 if nested.size != 0 && nested.size.cast_unsigned() != below.size {
-                    self.findings.note(&place, format_args!("size {} of the nested catalog", below.size), nested.size);
+                    self.findings.note(
+                        &location,
+                        format_args!("size {} of the nested catalog", below.size),
+                        nested.size,
+                    );
                 }
                 if let Some(transition_point) = &nested.transition_point
                     && let Some((expected, found)) = difference(transition_point, &below.root)
                 {
-                    let place = Place::file(nested.name.to_string()).at(&nested.mountpoint);
-                    let place = place.referred_to_by(node.name.to_string());
+                    let location = Location::file(nested.name.to_string()).at(&nested.mountpoint);
+                    let location = location.referred_to_by(node.name.to_string());
                     self.findings.note(
-                        &place,
-                        format_args!("a root entry like its transition point, with {expected}"),
+                        &location,
+                        format_args!("a root entry equal to its transition point, with {expected}"),
                         found,
                     );
                 }
@@ -230,16 +245,16 @@ impl Check<'_> {
         }
     }
 
-    /// Compares all counters with what was counted, from the leaves up.
-    fn check_subtree_counters(&self, tree: &Tree) {
+    /// Compares all counters with the counted entries, from the deepest catalogs to the root.
+    fn check_subtree_counters(&self, tree: &CatalogTree) {
         let mut totals: Vec<Option<Counters>> = vec![None; tree.nodes.len()];
         let mut order: Vec<usize> = (0..tree.nodes.len()).collect();
         order.sort_by_key(|&number| std::cmp::Reverse(tree.nodes[number].mountpoint.len()));
         for number in order {
             let node = &tree.nodes[number];
             let Some(summary) = &node.summary else { continue };
-            let place = Place::file(node.name.to_string());
-            self.compare_counters(&place, "self", summary.own, &summary.stated);
+            let location = Location::file(node.name.to_string());
+            self.compare_counters(&location, "self", summary.own, &summary.stated);
             let mut below = Counters::default();
             let is_known = summary.has_all_nested
                 && summary.nested.iter().all(|nested| match totals[nested.number as usize] {
@@ -250,48 +265,54 @@ impl Check<'_> {
                     None => false,
                 });
             if is_known {
-                self.compare_counters(&place, "subtree", below, &summary.stated);
+                self.compare_counters(&location, "subtree", below, &summary.stated);
                 below += summary.own;
                 totals[number] = Some(below);
             }
         }
     }
 
-    fn compare_counters(&self, place: &Place, prefix: &str, counted: Counters, stated: &BTreeMap<String, i64>) {
+    fn compare_counters(&self, location: &Location, prefix: &str, counted: Counters, stated: &BTreeMap<String, i64>) {
         for (name, count) in counted.named() {
             let name = format!("{prefix}_{name}");
             match stated.get(&name) {
                 Some(&found) if found == count => {}
-                Some(found) => self.findings.note(place, format_args!("counter {name} {count}"), found),
-                None => self.findings.note(place, format_args!("counter {name}"), "none"),
+                Some(found) => self.findings.note(location, format_args!("counter {name} {count}"), found),
+                None => self.findings.note(location, format_args!("counter {name}"), "none"),
             }
         }
     }
 }
 
-/// Returns the nested catalogs in the scope that have a name and lie where they may.
-fn nested_catalogs(mountpoint: &[u8], catalog: &AuditedCatalog, scope: &Scope) -> Vec<Nested> {
+/// Returns the nested catalogs in the scope that have a valid name and a mount point below this catalog.
+fn nested_catalogs(mountpoint: &[u8], catalog: &AuditedCatalog, scope: &Scope) -> Vec<NestedCatalog> {
     let transition_points = transition_points(catalog);
     let read = |(path, reference): (&Vec<u8>, &AuditedReference)| {
         let name = ObjectName::of_text(&reference.hash, ObjectKind::Catalog)?;
         let is_below = path.strip_prefix(mountpoint).is_some_and(|rest| rest.len() > 1 && rest[0] == b'/');
         let transition_point = transition_points.get(&key_of(path)).map(|row| DirectoryRow::of(catalog, row));
-        let nested =
-            Nested { mountpoint: path.as_slice().into(), name, size: reference.size, transition_point, number: 0 };
+        let nested = NestedCatalog {
+            mountpoint: path.as_slice().into(),
+            name,
+            size: reference.size,
+            transition_point,
+            number: 0,
+        };
         (is_below && scope.leads_through(path)).then_some(nested)
     };
     catalog.nested.iter().filter_map(read).collect()
 }
 
-/// Returns how much a catalog may unpack to. A size that is stated wrongly by a little is told better after a look at what is there.
+/// Returns the maximum size of a catalog after decompression. It exceeds the stated size, so that a slightly wrong size is
+/// reported with the actual one.
 fn limit_of(stated: Option<u64>) -> SizeLimit {
     SizeLimit::of_database(stated).at_least(LENIENT_BYTES)
 }
 
-/// Catalogs are read up to this size even where another is stated.
+/// Catalogs up to this size in bytes are read even if a smaller size is stated.
 const LENIENT_BYTES: u64 = 16 << 20;
 
-/// Returns the rows of the directories that nested catalogs are mounted on, by key.
+/// Returns the rows of the directories on which nested catalogs are mounted, by path key.
 fn transition_points(catalog: &AuditedCatalog) -> HashMap<PathKey, &AuditedRow> {
     let keys: HashSet<PathKey> = catalog.nested.keys().map(|path| key_of(path)).collect();
     match keys.is_empty() {
@@ -300,7 +321,7 @@ fn transition_points(catalog: &AuditedCatalog) -> HashMap<PathKey, &AuditedRow> 
     }
 }
 
-/// The row of a directory, by itself.
+/// The row of a directory, independent of its catalog.
 #[derive(Debug)]
 struct DirectoryRow {
     row: AuditedRow,
@@ -322,7 +343,8 @@ impl DirectoryRow {
     }
 }
 
-/// Returns bytes as text. What is long is told by its beginning, its length and its MD5, so that other bytes give another text.
+/// Returns bytes as text. Long values are shortened to their beginning, length and MD5, so that different values have
+/// different texts.
 fn quoted(bytes: Option<&[u8]>) -> String {
     const QUOTED: usize = 256;
     match bytes {
@@ -334,7 +356,7 @@ fn quoted(bytes: Option<&[u8]>) -> String {
     }
 }
 
-/// Returns the first attribute in which a transition point and the root of its catalog differ, as it is in either.
+/// Returns the first attribute in which a transition point and the root entry of its catalog differ, with both values.
 fn difference(above: &DirectoryRow, below: &DirectoryRow) -> Option<(String, String)> {
     const NESTING: u32 = TRANSITION_POINT | NESTED_ROOT;
     let attributes = |directory: &DirectoryRow| {

@@ -1,10 +1,10 @@
-//! What a check does with the rows of one catalog: it notes findings, and collects the objects that they refer to.
+//! Checks the rows of one catalog, and collects the objects to which they refer.
 
 use std::cell::RefCell;
 use std::fmt::Display;
 
 use super::Check;
-use super::finding::Place;
+use super::finding::Location;
 use super::name::ObjectName;
 use super::reference::{Form, Reference};
 use super::scope::Scope;
@@ -15,22 +15,22 @@ use crate::catalog::audit::{
 use crate::catalog::bits::{EXTERNAL, UNCOMPRESSED};
 use crate::object::ObjectKind;
 
-/// A catalog being checked.
+/// The rows of a catalog that is being checked.
 pub(super) struct CheckedRows<'w> {
     pub(super) check: &'w Check<'w>,
     pub(super) scope: &'w Scope,
     pub(super) catalog: &'w AuditedCatalog,
-    /// The object that holds it.
+    /// The file of the catalog.
     pub(super) file: &'w str,
-    /// Its number.
+    /// The number of the catalog.
     pub(super) number: u32,
-    /// The objects of its rows.
+    /// The objects to which the rows refer.
     pub(super) references: RefCell<Vec<Reference>>,
 }
 
 impl RowVisitor for CheckedRows<'_> {
     fn note(&self, path: Option<&[u8]>, _: Gravity, expected: &dyn Display, found: &dyn Display) {
-        let file = Place::file(self.file);
+        let file = Location::file(self.file);
         self.check.findings.note(&path.map_or(file.clone(), |path| file.at(path)), expected, found);
     }
 
@@ -45,12 +45,12 @@ impl RowVisitor for CheckedRows<'_> {
 }
 
 impl CheckedRows<'_> {
-    /// Checks all rows that `root`, the index of the root entry, leads to, and returns the catalog's own counters.
+    /// Checks all rows below `root`, the index of the root entry, and returns the catalog's own counters.
     pub(super) fn walk(&self, root: usize, mountpoint: &[u8]) -> Counters {
         Walk { catalog: self.catalog, mountpoint, visitor: self }.run(root)
     }
 
-    /// Returns the reference to a catalog that is shown here a second time. What lies in it is not checked here.
+    /// Returns the reference to a bind-mounted catalog. Its content is not checked here.
     fn bound_catalog(&self, path: &[u8], row: &AuditedRow, bound: &AuditedReference) -> Option<Reference> {
         let name = ObjectName::of_text(&bound.hash, ObjectKind::Catalog);
         let size = u64::try_from(bound.size).ok().filter(|&size| size > 0).unwrap_or(Reference::ANY_SIZE);

@@ -241,7 +241,7 @@ fn branch_that_is_its_own_ancestor_is_a_finding() {
         let planted = Planted::copy_of(&repository);
         planted.change_history(&format!("INSERT INTO branches VALUES {branches}"));
         let check = run(&planted, &["check", "--quick"]).expect_code(4);
-        assert!(check.stdout().contains("branch 'x' to come from the default branch"), "{branches}: {check:?}");
+        assert!(check.stdout().contains("branch 'x' to descend from the default branch"), "{branches}: {check:?}");
     }
 }
 
