@@ -1,4 +1,4 @@
-//! Compares what is published, path by path and attribute by attribute, with what is expected.
+//! Compares published trees with expected trees, path by path and attribute by attribute.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -19,15 +19,15 @@ use crate::path::EntryPath;
 use crate::progress::Progress;
 use crate::repository::{NamedRow, PlacedDirectory, Repository, Row};
 
-/// No file of strata's own is read that has more bytes.
-const FILE_LIMIT: u64 = 256 << 20;
+/// Maximum size in bytes of a file of strata's own.
+const MAX_FILE_SIZE: u64 = 256 << 20;
 
 type Node = NaiveNode<ContentDigest>;
 
-/// What lies in one directory, by name.
+/// The entries of one directory, by name.
 type Children<'t> = BTreeMap<&'t [u8], &'t Node>;
 
-/// A comparison that is under way.
+/// A running comparison.
 pub(super) struct Comparison<'r> {
     repository: &'r Repository,
     findings: BTreeSet<Finding>,
@@ -37,7 +37,7 @@ pub(super) struct Comparison<'r> {
     pub(super) bytes: u64,
 }
 
-/// Content that is still to be read and compared.
+/// Content that must still be read and compared.
 struct PendingContent {
     path: EntryPath,
     content: Content,
@@ -51,7 +51,7 @@ impl<'r> Comparison<'r> {
         Self { repository, findings, contents, trees: 0, entries: 0, bytes: 0 }
     }
 
-    /// Adds a finding.
+    /// Adds a difference.
     pub(super) fn note(
         &mut self,
         path: &EntryPath,
@@ -63,7 +63,7 @@ impl<'r> Comparison<'r> {
         self.findings.insert(Finding { path: path.clone(), attribute, expected, found });
     }
 
-    /// Adds a finding unless `found` equals `expected`.
+    /// Adds a difference unless `found` equals `expected`.
     pub(super) fn require<T: PartialEq + fmt::Display>(
         &mut self,
         path: &EntryPath,
@@ -76,7 +76,7 @@ impl<'r> Comparison<'r> {
         }
     }
 
-    /// Adds a finding for everything that only one of two sets has.
+    /// Adds a difference for every element that only one of two sets contains.
     pub(super) fn require_set<T: Ord + fmt::Display>(
         &mut self,
         path: &EntryPath,
@@ -88,29 +88,29 @@ impl<'r> Comparison<'r> {
         found.difference(expected).for_each(|extra| self.note(path, attribute, "nothing", extra));
     }
 
-    /// Reads a small file; one that is missing or cannot be read is a finding.
+    /// Reads a small file. A missing or unreadable file is a difference.
     pub(super) fn file(&mut self, path: &EntryPath) -> Option<Vec<u8>> {
-        match self.repository.read(path, FILE_LIMIT) {
+        match self.repository.read(path, MAX_FILE_SIZE) {
             Ok(Some(bytes)) => return Some(bytes),
             Ok(None) => self.note(path, "path", "a file", "nothing"),
-            Err(error) => self.note(path, "content", "a file that can be read", causes(&error)),
+            Err(error) => self.note(path, "content", "a readable file", causes(&error)),
         }
         None
     }
 
-    /// Returns all findings, by path.
+    /// Returns all differences, sorted by path.
     pub(super) fn into_findings(self) -> Vec<Finding> {
         self.findings.into_iter().collect()
     }
 
-    /// Takes back those findings that `is_wanted`, and returns them.
+    /// Removes and returns those differences for which `is_wanted` is true.
     pub(super) fn take(&mut self, mut is_wanted: impl FnMut(&Finding) -> bool) -> Vec<Finding> {
         let (taken, left) = std::mem::take(&mut self.findings).into_iter().partition(|finding| is_wanted(finding));
         self.findings = left;
         BTreeSet::into_iter(taken).collect()
     }
 
-    /// Compares the tree that is published at `root`; content is only noted, for [`Self::compare_contents`].
+    /// Compares the tree that is published at `root`. File content is queued for [`Self::compare_contents`].
     pub(super) fn tree(&mut self, root: &EntryPath, expected: &NaiveTree<ContentDigest>) {
         self.trees += 1;
         let mut children: HashMap<EntryPath, Children<'_>> = HashMap::new();
@@ -124,7 +124,7 @@ impl<'r> Comparison<'r> {
         match self.repository.row(root) {
             Ok(Some(row)) => self.whole_tree(root, node, &row, &children),
             Ok(None) => self.note(root, "path", describe(&node.kind), "nothing"),
-            Err(error) => self.note(root, "catalog", "one that can be read", causes(&error)),
+            Err(error) => self.note(root, "catalog", "a readable catalog", causes(&error)),
         }
     }
 
@@ -138,7 +138,7 @@ impl<'r> Comparison<'r> {
             let rows = match self.repository.rows(&directory) {
                 Ok(rows) => rows,
                 Err(error) => {
-                    self.note(&directory.path, "catalog", "one that can be read", causes(&error));
+                    self.note(&directory.path, "catalog", "a readable catalog", causes(&error));
                     continue;
                 }
             };
@@ -156,7 +156,7 @@ impl<'r> Comparison<'r> {
         }
     }
 
-    /// Compares which names there are in a directory.
+    /// Compares the set of names in a directory.
     fn compare_names(&mut self, directory: &PlacedDirectory, expected: &Children<'_>, rows: &[NamedRow]) {
         let found: BTreeSet<&[u8]> = rows.iter().map(|row| &*row.name).collect();
         for (name, node) in expected.iter().filter(|(name, _)| !found.contains(*name)) {
@@ -174,7 +174,7 @@ impl<'r> Comparison<'r> {
         }
     }
 
-    /// Compares which names of a directory are one inode.
+    /// Compares which names of a directory share an inode.
     fn compare_links(&mut self, directory: &EntryPath, expected: &Children<'_>, rows: &[NamedRow]) {
         let mut inodes: HashMap<usize, BTreeSet<&[u8]>> = HashMap::new();
         for (name, node) in expected.iter().filter(|(_, node)| !is_directory(&node.kind)) {
@@ -194,7 +194,7 @@ impl<'r> Comparison<'r> {
         }
     }
 
-    /// Compares one path; where a directory is the root of a nested catalog, both of its rows.
+    /// Compares one path. A directory that is the root of a nested catalog has two rows, and both are compared.
     fn compare_row(&mut self, path: &EntryPath, node: &Node, row: &Row, children: &Children<'_>) {
         self.entries += 1;
         self.compare_entry(path, node, &row.entry, children);
@@ -206,7 +206,7 @@ impl<'r> Comparison<'r> {
         match self.repository.open_catalog(&directory.place).and_then(|catalog| Ok(catalog.get(path)?)) {
             Ok(Some(entry)) => self.compare_entry(path, node, &entry, children),
             Ok(None) => self.note(path, "catalog", "a root entry", "nothing"),
-            // Whoever lists the directory finds out.
+            // An unreadable catalog is reported when the directory is listed.
             Err(_) => {}
         }
     }
@@ -243,7 +243,7 @@ impl<'r> Comparison<'r> {
         let time = |time: Timestamp| format!("{}.{:09}", time.seconds, time.nanoseconds);
         self.require(path, "time", time(expected.mtime), time(found.mtime));
         if entry.xattr.is_some() && found.xattrs.is_none() {
-            self.note(path, "xattr", "attributes that can be read", "others");
+            self.note(path, "xattr", "readable attributes", "attributes that cannot be parsed");
         }
         let xattrs = |metadata: &Metadata| -> BTreeSet<String> {
             let pairs = metadata.xattrs.iter().flat_map(|xattrs| xattrs.iter());
@@ -262,7 +262,7 @@ impl<'r> Comparison<'r> {
         }
     }
 
-    /// Reads the content of all files that were compared so far, each once, and compares it.
+    /// Reads the content of all files that were compared so far, each object list once, and compares it.
     pub(super) fn compare_contents(&mut self, progress: &Progress) {
         let pending = std::mem::take(&mut self.contents);
         let mut files: HashMap<(Content, u64), Vec<(EntryPath, ContentDigest)>> = HashMap::new();
@@ -282,13 +282,13 @@ impl<'r> Comparison<'r> {
             for (path, expected) in names {
                 match &result {
                     Ok(found) => self.require(&path, "content", expected.to_string(), found.to_string()),
-                    Err(causes) => self.note(&path, "content", "what can be read", causes),
+                    Err(causes) => self.note(&path, "content", "readable content", causes),
                 }
             }
         }
     }
 
-    /// Returns the digest of content, or why it cannot be read.
+    /// Returns the digest of the content, or the reason why it cannot be read.
     fn digest(&self, content: &Content, size: u64) -> Result<ContentDigest, String> {
         let mut hasher = ContentHasher::new();
         let read = self.repository.read_pieces(content, size, &mut |bytes| hasher.data(bytes));
@@ -296,7 +296,7 @@ impl<'r> Comparison<'r> {
     }
 }
 
-/// Tells whether a row is the marker that every nested catalog has and no image.
+/// Returns whether a row is the hidden marker file that strata adds to every nested catalog.
 fn is_marker(directory: &PlacedDirectory, name: &[u8], entry: &CatalogEntry) -> bool {
     name == MARKER
         && entry.is_hidden()
@@ -330,7 +330,7 @@ fn describe_row(entry: &CatalogEntry) -> &'static str {
     }
 }
 
-/// Returns a device's number as catalogs have it, and `stat`.
+/// Returns a device number in the encoding of catalogs and of `stat`.
 fn device(number: DeviceNumber) -> i64 {
     let (major, minor) = (i64::from(number.major), i64::from(number.minor));
     major << 8 | minor & 0xff | (minor >> 8) << 20
@@ -352,7 +352,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn device_numbers_are_those_of_stat() {
+    fn device_numbers_are_encoded_as_in_stat() {
         for (major, minor, encoded) in [(1, 3, 0x103), (259, 70_000, 0x1111_0370), (4095, 0xf_ffff, 0xffff_ffff)] {
             assert_eq!(device(DeviceNumber { major, minor }), encoded);
         }

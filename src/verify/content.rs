@@ -1,15 +1,15 @@
-//! Content, known by its digest: what a layer says and what objects hold is never in memory as a whole.
+//! Digests of file content, so that the content of layers and objects is never in memory as a whole.
 
 use std::fmt;
 
-/// Content is looked at in blocks of this size, in bytes.
+/// Size in bytes of the blocks into which content is divided.
 const BLOCK: usize = 64 << 10;
 
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
-/// Stands for the content of a file of known size: the BLAKE3 hash of all blocks that are not zeros, each with its offset.
+/// Digest of the content of a file of known size: the BLAKE3 hash of all blocks that are not zeros, each with its offset.
 ///
-/// Zeros are left out so that the holes of a sparse file cost nothing, however large they are.
+/// Blocks of zeros are skipped, so that the holes of a sparse file cost nothing, independent of their size.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct ContentDigest([u8; 32]);
 
@@ -23,7 +23,7 @@ impl ContentDigest {
 }
 
 impl fmt::Display for ContentDigest {
-    /// Writes the first 8 bytes: enough to see that two differ.
+    /// Writes the first 8 bytes, which is enough to tell two digests apart.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0[..8].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
@@ -35,21 +35,21 @@ impl fmt::Debug for ContentDigest {
     }
 }
 
-/// Takes content from its first byte to its last.
+/// Computes a [`ContentDigest`] from the first byte to the last.
 pub(super) struct ContentHasher {
     hasher: blake3::Hasher,
-    /// The block that is not full yet, and where it begins.
+    /// The last block, which is not full yet, and its offset in the file.
     block: Vec<u8>,
     offset: u64,
 }
 
 impl ContentHasher {
-    /// Starts with a file of no bytes.
+    /// Starts with empty content.
     pub(super) fn new() -> Self {
         Self { hasher: blake3::Hasher::new(), block: Vec::new(), offset: 0 }
     }
 
-    /// Goes on with these bytes.
+    /// Appends bytes.
     pub(super) fn data(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let (now, later) = bytes.split_at(bytes.len().min(BLOCK - self.block.len()));
@@ -61,7 +61,7 @@ impl ContentHasher {
         }
     }
 
-    /// Goes on with so many zeros.
+    /// Appends `length` zero bytes.
     pub(super) fn zeros(&mut self, mut length: u64) {
         while length > 0 {
             if self.block.is_empty() && length >= BLOCK as u64 {
@@ -75,7 +75,7 @@ impl ContentHasher {
         }
     }
 
-    /// Returns the digest of all that was given.
+    /// Returns the digest of all appended content.
     pub(super) fn finish(mut self) -> ContentDigest {
         self.end_block();
         ContentDigest(*self.hasher.finalize().as_bytes())
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn digest_does_not_depend_on_how_content_arrives() {
+    fn digest_does_not_depend_on_how_content_is_split() {
         let mut bytes = vec![0; 5 * BLOCK + 7];
         (bytes[3], bytes[BLOCK], bytes[5 * BLOCK + 6]) = (1, 2, 3);
         let expected = ContentDigest::of(&bytes);
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_and_its_place_count() {
+    fn digest_depends_on_every_byte_and_its_offset() {
         let mut bytes = vec![0; 3 * BLOCK];
         bytes[10] = 1;
         let digest = ContentDigest::of(&bytes);

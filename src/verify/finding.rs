@@ -1,19 +1,19 @@
-//! What is published and not what the image says.
+//! A difference between what is published and the image.
 
 use std::fmt;
 
 use crate::path::EntryPath;
 
-/// One thing that is not as it must be. Findings sort by path, and then by attribute.
+/// One difference. Differences are sorted by path, then by attribute.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
     /// The path in the repository.
     pub path: EntryPath,
-    /// What of it.
+    /// The attribute that differs.
     pub attribute: &'static str,
-    /// What the image demands.
+    /// The value according to the image.
     pub expected: String,
-    /// What is published.
+    /// The published value.
     pub found: String,
 }
 

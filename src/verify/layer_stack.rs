@@ -1,8 +1,9 @@
-//! Whether the published layers of an image, mounted over each other, show its root file system.
+//! Compares an overlay mount of the published layers of an image with its root file system.
 //!
-//! Layers are published literally, as containerd and podman unpack them, so that a layer with entries below a symbolic link of
-//! lower layers has a directory in the link's place. That is listed among the losses of the image and explains differences below
-//! the link and below what it leads to, and whether the directories on the way there exist. Any other difference is a finding.
+//! Each layer is published literally, as containerd and podman unpack it. Therefore, a layer with entries below a symbolic
+//! link of lower layers has a directory in place of the link. This is listed among the losses of the image (`masked-link`),
+//! and explains differences below the link, below its target, and in whether the directories above them exist. Any other
+//! difference is reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,37 +15,37 @@ use super::overlay_model::{MountedTree, overlay_mount};
 use crate::catalog::MARKER;
 use crate::path::EntryPath;
 
-/// The layers of an image, the lowest first.
+/// The layers of an image, lowest first.
 #[derive(Default)]
 pub(super) struct LayerStack {
     layers: Vec<MountedTree<ContentDigest>>,
-    /// Where a listed loss explains differences.
+    /// Paths below which a listed loss explains differences.
     explained: BTreeSet<EntryPath>,
 }
 
 impl LayerStack {
-    /// Adds the next layer, and the links that it masks with the places that it changes through them.
+    /// Adds the next layer, with the links that it masks and, for each link, the paths that the layer changes through it.
     pub(super) fn add(&mut self, layer: &NaiveLayer<ContentDigest>, masked: BTreeMap<EntryPath, BTreeSet<EntryPath>>) {
         self.layers.push(without_inodes(&layer.tree));
         self.explained.extend(masked.into_iter().flat_map(|(link, places)| std::iter::once(link).chain(places)));
     }
 
-    /// Adds places at which a listed loss explains differences.
+    /// Adds paths below which a listed loss explains differences.
     pub(super) fn explain(&mut self, places: impl IntoIterator<Item = EntryPath>) {
         self.explained.extend(places);
     }
 
-    /// Compares what a mount of the layers shows with the merged tree, whose root is published at `root`.
+    /// Compares an overlay mount of the layers with the merged tree, whose root is published at `root`.
     pub(super) fn compare(self, merged: &NaiveTree<ContentDigest>, root: &EntryPath, comparison: &mut Comparison<'_>) {
-        for Difference { path, merged, mounted } in self.differences(merged) {
+        for MountDifference { path, merged, mounted } in self.differences(merged) {
             let path = path.components().fold(root.clone(), |path, name| path.join(name));
             comparison.note(&path, "overlay mount of the layers", merged, mounted);
         }
     }
 
     /// Returns the differences that no listed loss explains.
-    fn differences(&self, merged: &NaiveTree<ContentDigest>) -> Vec<Difference> {
-        // An image without layers has nothing to mount.
+    fn differences(&self, merged: &NaiveTree<ContentDigest>) -> Vec<MountDifference> {
+        // An image without layers cannot be mounted.
         if self.layers.is_empty() {
             return Vec::new();
         }
@@ -58,21 +59,21 @@ impl LayerStack {
                     tree.get(path)
                         .map_or_else(|| "nothing".to_owned(), |(metadata, kind)| format!("{kind:?} {metadata:?}"))
                 };
-                Difference { path: path.clone(), merged: show(&merged), mounted: show(&mounted) }
+                MountDifference { path: path.clone(), merged: show(&merged), mounted: show(&mounted) }
             })
             .collect()
     }
 
     fn is_explained(&self, path: &EntryPath) -> bool {
-        // At the root, the marker of each published tree replaces any file of the same name.
+        // At the root, the marker of each published tree replaces any file of that name.
         path.components().next() == Some(MARKER)
             || self.explained.iter().any(|place| path.is_in(place) || !path.is_root() && place.is_in(path))
     }
 }
 
-/// A path at which a mount of the layers shows something else than the merged tree has.
+/// A path at which an overlay mount of the layers differs from the merged tree.
 #[derive(Debug, PartialEq, Eq)]
-struct Difference {
+struct MountDifference {
     path: EntryPath,
     merged: String,
     mounted: String,
@@ -87,8 +88,8 @@ mod tests {
     use super::*;
     use crate::layer::{EntryKind, LayerEntry, NodeKind};
     use crate::metadata::Metadata;
-    use crate::verify::naive_layer::{Laid, lay};
-    use crate::verify::root::{take_stray_markers, take_stray_markers_of_layer};
+    use crate::verify::naive_layer::{AppliedLayer, apply_layer};
+    use crate::verify::root::{remove_stray_markers, remove_stray_markers_of_layer};
 
     fn path(text: &str) -> EntryPath {
         EntryPath::normalise(text.as_bytes()).unwrap()
@@ -103,16 +104,16 @@ mod tests {
         entry(text, EntryKind::Node(Metadata::of_implied_directory(), kind))
     }
 
-    /// Returns the paths at which a mount of layers differs, after `damage` to the uppermost.
+    /// Returns the paths at which an overlay mount of the layers differs, after `damage` was applied to the uppermost layer.
     fn differences(
         layers: &[Vec<LayerEntry<ContentDigest>>],
         damage: impl Fn(&mut NaiveLayer<ContentDigest>),
     ) -> Vec<String> {
         let (mut tree, mut stack) = (NaiveTree::new(), LayerStack::default());
         for (number, entries) in layers.iter().enumerate() {
-            let Laid { mut merged, mut layer, masked } = lay(&tree, entries).unwrap();
-            take_stray_markers_of_layer(&mut layer.tree, &tree);
-            take_stray_markers(&mut merged);
+            let AppliedLayer { mut merged, mut layer, masked } = apply_layer(&tree, entries).unwrap();
+            remove_stray_markers_of_layer(&mut layer.tree, &tree);
+            remove_stray_markers(&mut merged);
             if number + 1 == layers.len() {
                 damage(&mut layer);
             }
@@ -123,13 +124,13 @@ mod tests {
     }
 
     #[test]
-    fn missing_whiteout_of_a_payload_marker_is_seen() {
+    fn missing_whiteout_of_a_payload_marker_is_reported() {
         let lower = || vec![file("d/.cvmfscatalog"), file("d/x"), file(".cvmfscatalog")];
         let symlink = EntryKind::Node(Metadata::of_implied_directory(), NodeKind::Symlink((*b"x").into()));
         for upper in [EntryKind::Whiteout, EntryKind::Unpublished, symlink] {
             let layers = [lower(), vec![entry("d/.cvmfscatalog", upper.clone()), entry(".cvmfscatalog", upper)]];
             assert_eq!(differences(&layers, |_| {}), [""; 0]);
-            let removed = differences(&layers, |layer| layer.tree.take_out(&path("d/.cvmfscatalog")));
+            let removed = differences(&layers, |layer| layer.tree.remove_subtree(&path("d/.cvmfscatalog")));
             assert_eq!(removed, ["/d/.cvmfscatalog"]);
         }
     }

@@ -1,11 +1,13 @@
-//! Proves that what is published for an image is what the image says, in a second way that shares nothing with the first.
+//! Proves that the published form of an image is correct, by a second implementation that shares no code with the first.
 //!
-//! Every blob is read anew from the image's source, whatever earlier runs remember. [`NaiveTree`] applies the layers to one
-//! another, [`NaiveLayer`] brings each into the form of overlay mounts, and every attribute and every byte is compared
-//! with what the head of the repository shows. A model of overlay mounts tells whether the layers together show the root file system. The rules in those two know neither `tree` nor `ingest` nor `convert`.
+//! Every blob is read from the image's source again; nothing that earlier runs stored is used. [`NaiveTree`] applies the
+//! layers on top of each other, [`NaiveLayer`] converts each layer into the form that overlay mounts need, and every
+//! attribute and every byte is compared with the head of the repository. A model of overlayfs checks that a mount of all
+//! layers equals the root file system. The rules in [`NaiveTree`] and [`NaiveLayer`] use no code of `tree`, `ingest` or
+//! `convert`.
 //!
-//! An error means that nothing can be said: the image cannot be read, or there is no repository. Whatever is published and
-//! is not what it should be, unreadable objects among it, is a [`Finding`].
+//! An error means that the comparison is impossible: the image cannot be read, or there is no repository. Published data
+//! that is wrong or unreadable is a [`Finding`].
 
 mod compare;
 mod content;
@@ -42,13 +44,13 @@ use compare::Comparison;
 use published::Published;
 use source::ReadLayer;
 
-/// Why nothing can be said about an image.
+/// Errors that prevent a comparison.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// The image cannot be found or described.
+    /// The image cannot be found, or its manifest or config cannot be read.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// It is not clear which name is meant.
+    /// The name of the image is missing or ambiguous.
     #[error(transparent)]
     Naming(#[from] NamingError),
     /// A layer cannot be opened.
@@ -56,26 +58,26 @@ pub enum VerifyError {
     OpenLayer {
         /// The layer's digest.
         digest: Digest,
-        /// Why.
+        /// The error of the image's source.
         source: SourceError,
     },
-    /// A layer is not what the image promises.
+    /// A layer cannot be read, or does not match the digest, size or diff ID in the image.
     #[error("cannot read layer {digest}")]
     ReadLayer {
         /// The layer's digest.
         digest: Digest,
-        /// Why.
+        /// The error of the layer reader.
         source: LayerError,
     },
-    /// A layer cannot be laid over those below it.
+    /// A layer cannot be applied to the lower layers.
     #[error("cannot apply layer {digest}")]
     Apply {
         /// The layer's digest.
         digest: Digest,
-        /// Why.
+        /// The entry that cannot be applied.
         source: ApplyError,
     },
-    /// The repository cannot be read at all.
+    /// The head of the repository cannot be read.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
     /// The repository directory cannot be used.
@@ -84,7 +86,7 @@ pub enum VerifyError {
     /// The storage cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The machine refuses to start threads.
+    /// The system refuses to start threads.
     #[error(transparent)]
     Threads(#[from] ThreadsError),
 }
@@ -92,45 +94,45 @@ pub enum VerifyError {
 /// The image to verify.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Where it is.
+    /// The source of the image.
     pub argument: ImageArgument,
-    /// The name that it is published under, if not the one that it carries.
+    /// The name under which the image is published, if the image does not carry that name itself.
     pub name: Option<FullName>,
-    /// The platform that is asked for; this machine's is preferred without.
+    /// The requested platform. Without it, the platform of this machine is preferred.
     pub platform: Option<Platform>,
 }
 
-/// How an image is verified.
+/// Settings of a verification.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How many threads read.
+    /// Number of threads that read layers and content.
     pub threads: usize,
-    /// What hostile layers may not exceed.
+    /// Limits on the size of hostile layers.
     pub limits: Limits,
 }
 
-/// What was compared, and what is not as it should be.
+/// The result of a verification.
 #[derive(Debug)]
 pub struct Report {
-    /// The name that the image is published under.
+    /// The name under which the image is published.
     pub name: ImageName,
-    /// The digest of its manifest.
+    /// The digest of the image manifest.
     pub manifest: Digest,
-    /// Layers that were read.
+    /// Number of layers that were read.
     pub layers: usize,
-    /// Published trees that were compared: layers, chains and the root file system.
+    /// Number of published trees that were compared: layers, chains and the root file system.
     pub trees: usize,
-    /// Entries in them.
+    /// Number of entries in these trees.
     pub entries: u64,
-    /// Bytes of all their files, each name counted.
+    /// Total size of their files in bytes. A file with several names counts once per name.
     pub bytes: u64,
-    /// What CVMFS cannot hold of the image.
+    /// Number of properties of the image that CVMFS cannot hold.
     pub losses: u64,
-    /// What is not as it should be, by path.
+    /// All differences, sorted by path.
     pub findings: Vec<Finding>,
 }
 
-/// Reads an image anew and compares it with what the head of the repository has under its name.
+/// Reads an image from its source and compares it with the published image of that name in the head of the repository.
 pub fn verify(
     directory: &RepositoryDirectory,
     request: &Request,
@@ -175,7 +177,7 @@ fn verify_here(
     Ok(Report { name, manifest: image.manifest.digest, layers: layers.len(), trees, entries, bytes, losses, findings })
 }
 
-/// Finds where the image is published: under its name alone, or for its platform beside others.
+/// Returns where the image is published: under its name alone, or, if the name has several platforms, for its platform.
 fn find_place(repository: &Repository, name: ImageName, image: &Image) -> Result<ImagePlace, RepositoryError> {
     let is_of_image = |place: &ImagePlace| {
         let platforms = place.platform.as_ref().zip(image.platform.as_ref());
@@ -185,7 +187,7 @@ fn find_place(repository: &Repository, name: ImageName, image: &Image) -> Result
     Ok(place.unwrap_or(ImagePlace { name, platform: None }))
 }
 
-/// Finds the record of an image; what is published of another manifest, or not at all, is a finding.
+/// Reads the record of an image. A missing record, or that of another manifest, is a difference.
 fn find_record(comparison: &mut Comparison<'_>, image: &Image, place: &ImagePlace) -> Option<ImageRecord> {
     let path = place.metadata().join(b"strata.json");
     let json = comparison.file(&path)?;

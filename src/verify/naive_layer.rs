@@ -1,8 +1,9 @@
-//! Applies a layer a second time, naively: to the layers below it, and by itself in the form that overlay mounts take.
+//! Applies a layer with the second, naive implementation: on top of the lower layers, and by itself in the form that overlay
+//! mounts need.
 //!
-//! Entries are applied one by one, in the order of the archive, to two flat maps. In the merged one, paths follow symbolic links
-//! as umoci follows them on disk; in the layer's own, paths are literal. Every path that the layer touches is noted, so that its
-//! whiteouts spare what it brings.
+//! Entries are applied one by one, in the order of the archive, to two flat maps. In the merged map, paths follow symbolic
+//! links as umoci follows them on disk. In the map of the layer itself, paths are literal. Every path that the layer adds is
+//! recorded, because the whiteouts of a layer do not hide its own entries.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,77 +13,81 @@ use crate::layer::{DeviceNumber, EntryKind, LayerEntry, NodeKind, is_bookkeeping
 use crate::metadata::{Metadata, Timestamp};
 use crate::path::EntryPath;
 
-/// What marks an opaque directory: for mounts of root, and for those of user namespaces.
+/// Extended attributes of an opaque directory: for mounts by root, and for mounts in user namespaces.
 const OPAQUE_MARKS: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaque"];
 
-/// A layer as it is to be published, and what the record beside it has to say.
+/// A layer in the form in which it is published, and the content of its record.
 #[derive(Debug, Clone)]
 pub struct NaiveLayer<C> {
-    /// The layer itself.
+    /// The tree of the layer.
     pub tree: NaiveTree<C>,
-    /// Directories that the archive never names.
+    /// Directories that the archive implies but does not contain as entries.
     pub implied: BTreeSet<EntryPath>,
-    /// Hard links to what lower layers have.
+    /// Hard links to files of lower layers.
     pub linked_below: BTreeSet<EntryPath>,
-    /// What the archive hides, by its own words.
+    /// Paths of the whiteouts in the archive.
     pub whiteouts: BTreeSet<EntryPath>,
-    /// Directories in which the archive hides everything.
+    /// Directories with an opaque marker in the archive.
     pub opaque_directories: BTreeSet<EntryPath>,
 }
 
 impl<C: Clone> NaiveLayer<C> {
-    /// Returns the form of `layer`, whose entries are in the order of its archive, above `lower`.
+    /// Returns the published form of `layer`, whose entries are in the order of its archive, on top of `lower`.
     pub fn of(lower: &NaiveTree<C>, layer: &[LayerEntry<C>]) -> Result<Self, ApplyError> {
-        Ok(lay(lower, layer)?.layer)
+        Ok(apply_layer(lower, layer)?.layer)
     }
 }
 
-/// A layer that was applied.
-pub(super) struct Laid<C> {
-    /// The lower layers and this one.
+/// The result of applying a layer.
+pub(super) struct AppliedLayer<C> {
+    /// The tree of the lower layers and this one.
     pub(super) merged: NaiveTree<C>,
     pub(super) layer: NaiveLayer<C>,
-    /// Symbolic links that the layer by itself has a directory in place of, and the places that it changes through them.
+    /// Symbolic links of lower layers in whose place the published layer has a directory, each with the paths that the layer
+    /// changes through the link.
     pub(super) masked: BTreeMap<EntryPath, BTreeSet<EntryPath>>,
 }
 
 /// Applies `layer` to `lower`.
-pub(super) fn lay<C: Clone>(lower: &NaiveTree<C>, layer: &[LayerEntry<C>]) -> Result<Laid<C>, ApplyError> {
-    let mut laying = Laying::new(lower);
+pub(super) fn apply_layer<C: Clone>(
+    lower: &NaiveTree<C>,
+    layer: &[LayerEntry<C>],
+) -> Result<AppliedLayer<C>, ApplyError> {
+    let mut application = LayerApplication::new(lower);
     for entry in layer {
-        laying.add(entry)?;
-        laying.settle(|waiting| waiting.target.name() == entry.path.name())?;
+        application.add(entry)?;
+        application.resolve_pending(|pending| pending.target.name() == entry.path.name())?;
     }
-    laying.settle_rest()?;
-    Ok(laying.finish())
+    application.resolve_all_pending()?;
+    Ok(application.finish())
 }
 
-struct Laying<'l, C> {
+struct LayerApplication<'l, C> {
     lower: &'l NaiveTree<C>,
     merged: NaiveTree<C>,
     own: NaiveTree<C>,
-    /// Real paths of all that the layer put somewhere, and of the directories above that.
+    /// Resolved paths of all entries that the layer adds, and of the directories above them.
     touched: BTreeSet<EntryPath>,
-    /// Real paths where the layer hides what is below.
+    /// Resolved paths at which the layer hides entries of lower layers.
     hidden: BTreeSet<EntryPath>,
-    /// Real paths of directories in which the layer hides all that is below.
+    /// Resolved paths of directories in which the layer hides all entries of lower layers.
     emptied: BTreeSet<EntryPath>,
     implied: BTreeSet<EntryPath>,
     whiteouts: BTreeSet<EntryPath>,
     opaque_directories: BTreeSet<EntryPath>,
     masked: BTreeMap<EntryPath, BTreeSet<EntryPath>>,
     bookkeeping: BTreeMap<EntryPath, NaiveNode<C>>,
-    waiting: Vec<Waiting>,
+    pending: Vec<PendingHardLink>,
 }
 
-/// A hard link whose target is still to come. A named pipe of its own inode is in its place.
-struct Waiting {
+/// A hard link whose target has not been added yet. A named pipe with an inode of its own takes its place.
+struct PendingHardLink {
     path: EntryPath,
     target: EntryPath,
     inode: usize,
 }
 
-impl<'l, C: Clone> Laying<'l, C> {
+impl<'l, C: Clone> LayerApplication<'l, C> {
     fn new(lower: &'l NaiveTree<C>) -> Self {
         let root = lower.get(&EntryPath::ROOT).expect("every tree has a root");
         let mut merged = lower.clone();
@@ -100,7 +105,7 @@ impl<'l, C: Clone> Laying<'l, C> {
             opaque_directories: BTreeSet::new(),
             masked: BTreeMap::new(),
             bookkeeping: BTreeMap::new(),
-            waiting: Vec::new(),
+            pending: Vec::new(),
         }
     }
 
@@ -117,14 +122,14 @@ impl<'l, C: Clone> Laying<'l, C> {
             EntryKind::HardLink(target) => {
                 let node = match self.target_of(path, target)? {
                     Some(node) => node,
-                    None => self.wait(path, target),
+                    None => self.add_pending(path, target),
                 };
                 self.add_node(path, node)?;
             }
             EntryKind::Unpublished => {
-                let (place, own_place) = self.make_parents(path)?;
-                self.merged.take_out(&place);
-                self.own.take_out(&own_place);
+                let (place, own_place) = self.create_parents(path)?;
+                self.merged.remove_subtree(&place);
+                self.own.remove_subtree(&own_place);
                 self.hidden.insert(place);
                 self.whiteouts.insert(path.clone());
             }
@@ -138,7 +143,7 @@ impl<'l, C: Clone> Laying<'l, C> {
     }
 
     fn add_directory(&mut self, path: &EntryPath, metadata: &Metadata) -> Result<(), ApplyError> {
-        let (place, own_place) = self.make_parents(path)?;
+        let (place, own_place) = self.create_parents(path)?;
         self.touched.insert(place.clone());
         self.implied.remove(&own_place);
         let node = self.new_node(metadata.clone(), NodeKind::Directory);
@@ -157,7 +162,7 @@ impl<'l, C: Clone> Laying<'l, C> {
             self.bookkeeping.insert(path.clone(), node);
             return Ok(());
         }
-        let (place, own_place) = self.make_parents(path)?;
+        let (place, own_place) = self.create_parents(path)?;
         self.touched.insert(place.clone());
         if self.merged.is_directory(&place) {
             self.hidden.insert(place.clone());
@@ -167,16 +172,16 @@ impl<'l, C: Clone> Laying<'l, C> {
         Ok(())
     }
 
-    /// Returns where `path` is in both trees, after creating the directories that it lies in.
-    fn make_parents(&mut self, path: &EntryPath) -> Result<(EntryPath, EntryPath), ApplyError> {
+    /// Returns the resolved parent and path of `path` in both trees, after creating the missing directories above it.
+    fn create_parents(&mut self, path: &EntryPath) -> Result<(EntryPath, EntryPath), ApplyError> {
         let mut created_there = Vec::new();
-        let directory = self.merged.make_parent(path, &mut created_there)?;
+        let directory = self.merged.create_parent(path, &mut created_there)?;
         let place = directory.join(path.name());
         self.touched.insert(directory.clone());
         self.touched.extend(directories_above(&place));
         let mut created = Vec::new();
         self.own.next_inode = self.merged.next_inode;
-        let own_directory = self.own.make_parent(path, &mut created)?;
+        let own_directory = self.own.create_parent(path, &mut created)?;
         self.merged.next_inode = self.own.next_inode;
         for directory in created {
             if let Some(NodeKind::Symlink(_)) = self.merged.linked(&directory).map(|node| &node.kind) {
@@ -217,53 +222,53 @@ impl<'l, C: Clone> Laying<'l, C> {
         self.emptied.insert(place);
     }
 
-    /// Returns what a hard link takes now.
+    /// Returns the node to which a hard link refers at this point of the archive.
     fn target_of(&self, path: &EntryPath, target: &EntryPath) -> Result<Option<NaiveNode<C>>, ApplyError> {
         match self.target_in_layer(path, target)? {
             Some(node) => Ok(Some(node)),
-            None => find(self.lower, path, target),
+            None => find_target(self.lower, path, target),
         }
     }
 
     fn target_in_layer(&self, path: &EntryPath, target: &EntryPath) -> Result<Option<NaiveNode<C>>, ApplyError> {
         match self.bookkeeping.get(target) {
             Some(node) => Ok(Some(node.clone())),
-            None => find(&self.merged, path, target),
+            None => find_target(&self.merged, path, target),
         }
     }
 
-    fn wait(&mut self, path: &EntryPath, target: &EntryPath) -> NaiveNode<C> {
+    fn add_pending(&mut self, path: &EntryPath, target: &EntryPath) -> NaiveNode<C> {
         let node = self.new_node(Metadata::of_implied_directory(), NodeKind::Fifo);
-        self.waiting.push(Waiting { path: path.clone(), target: target.clone(), inode: node.inode });
+        self.pending.push(PendingHardLink { path: path.clone(), target: target.clone(), inode: node.inode });
         node
     }
 
-    /// Gives hard links that wait, the last one first, what is at their targets by now.
-    fn settle(&mut self, is_wanted: impl Fn(&Waiting) -> bool) -> Result<(), ApplyError> {
-        for index in (0..self.waiting.len()).rev() {
-            let Waiting { path, target, inode } = &self.waiting[index];
-            if is_wanted(&self.waiting[index])
+    /// Replaces pending hard links, the last one first, by the nodes that their targets have now.
+    fn resolve_pending(&mut self, is_wanted: impl Fn(&PendingHardLink) -> bool) -> Result<(), ApplyError> {
+        for index in (0..self.pending.len()).rev() {
+            let PendingHardLink { path, target, inode } = &self.pending[index];
+            if is_wanted(&self.pending[index])
                 && let Some(node) = self.target_in_layer(path, target)?
                 && node.inode != *inode
             {
                 self.merged.replace_inode(*inode, &node);
                 self.own.replace_inode(*inode, &node);
                 self.bookkeeping.values_mut().filter(|kept| kept.inode == *inode).for_each(|kept| *kept = node.clone());
-                self.waiting.remove(index);
+                self.pending.remove(index);
             }
         }
         Ok(())
     }
 
-    fn settle_rest(&mut self) -> Result<(), ApplyError> {
+    fn resolve_all_pending(&mut self) -> Result<(), ApplyError> {
         loop {
-            let before = self.waiting.len();
-            self.settle(|_| true)?;
-            if self.waiting.len() == before {
+            let before = self.pending.len();
+            self.resolve_pending(|_| true)?;
+            if self.pending.len() == before {
                 break;
             }
         }
-        for Waiting { path, target, inode } in &self.waiting {
+        for PendingHardLink { path, target, inode } in &self.pending {
             if self.merged.entries().any(|(_, node)| node.inode == *inode) {
                 return Err(ApplyError::MissingHardLinkTarget { path: path.clone(), target: target.clone() });
             }
@@ -271,13 +276,13 @@ impl<'l, C: Clone> Laying<'l, C> {
         Ok(())
     }
 
-    fn finish(mut self) -> Laid<C> {
+    fn finish(mut self) -> AppliedLayer<C> {
         self.own.next_inode = self.merged.next_inode;
         let own = &self.own;
         self.implied.retain(|path| own.is_directory(path));
         let implied: Vec<EntryPath> = self.implied.iter().filter(|path| !path.is_root()).cloned().collect();
-        implied.iter().for_each(|path| self.take_attributes(path));
-        // Directories come before what is in them, and hide it.
+        implied.iter().for_each(|path| self.copy_merged_attributes(path));
+        // A directory comes before its entries in this order, so that hiding it hides them too.
         for path in self.hidden.clone() {
             let directory = directories_above(&path).next().unwrap_or_default();
             if directories_above(&path).all(|directory| !self.emptied.contains(&directory))
@@ -290,30 +295,30 @@ impl<'l, C: Clone> Laying<'l, C> {
             if self.lower.is_directory(&directory) || self.own.is_directory(&directory) {
                 self.mark_in(&directory, &directory);
                 if directory.is_root() {
-                    self.mark_all_at_the_root();
+                    self.mark_lower_entries_of_root();
                 }
             }
         }
         let linked_below = self.own.paths_of_inodes_below(self.lower.next_inode);
         let Self { own, implied, whiteouts, opaque_directories, .. } = self;
         let layer = NaiveLayer { tree: own, implied, linked_below, whiteouts, opaque_directories };
-        Laid { merged: self.merged, layer, masked: self.masked }
+        AppliedLayer { merged: self.merged, layer, masked: self.masked }
     }
 
-    /// Gives a directory that nothing names the attributes that it has in the merged tree.
-    fn take_attributes(&mut self, path: &EntryPath) {
+    /// Sets the attributes of an implied directory to those that it has in the merged tree.
+    fn copy_merged_attributes(&mut self, path: &EntryPath) {
         let there = self.merged.get(path).filter(|node| is_directory(&node.kind));
         let metadata = there.map_or_else(Metadata::of_implied_directory, |node| node.metadata.clone());
         self.own.change(path, |node| node.metadata = metadata);
     }
 
-    fn mark_all_at_the_root(&mut self) {
+    fn mark_lower_entries_of_root(&mut self) {
         let at_the_root = |path: &&EntryPath| path.components().count() == 1;
         let paths: Vec<EntryPath> = self.lower.entries().map(|(path, _)| path).filter(at_the_root).cloned().collect();
         paths.into_iter().for_each(|path| self.mark_in(&EntryPath::ROOT, &path));
     }
 
-    /// Puts a mark at `path`, which is in `directory` or that itself, unless marks in there have no effect or are not needed.
+    /// Marks `path`, which is `directory` itself or an entry of it, unless a mark there has no effect or is not needed.
     fn mark_in(&mut self, directory: &EntryPath, path: &EntryPath) {
         let with_above = || std::iter::once(directory.clone()).chain(directories_above(directory));
         let is_blocked = with_above().any(|path| self.own.get(&path).is_some_and(|node| !is_directory(&node.kind)));
@@ -322,13 +327,14 @@ impl<'l, C: Clone> Laying<'l, C> {
             return;
         }
         let mut created = Vec::new();
-        self.own.make(directory, &mut created);
-        created.iter().for_each(|path| self.take_attributes(path));
+        self.own.create_directories(directory, &mut created);
+        created.iter().for_each(|path| self.copy_merged_attributes(path));
         self.implied.extend(created);
         self.mark(path);
     }
 
-    /// Puts a mark at `path`: a directory becomes opaque, nothing a whiteout, and anything else hides by itself.
+    /// Marks `path`: a directory becomes opaque, a missing entry becomes a whiteout, and any other entry hides lower ones by
+    /// itself.
     fn mark(&mut self, path: &EntryPath) {
         match self.own.get(path).map(|node| is_directory(&node.kind)) {
             Some(true) => self.own.change(path, |node| {
@@ -345,21 +351,21 @@ impl<'l, C: Clone> Laying<'l, C> {
     }
 }
 
-/// Puts a whiteout at a path of a layer in overlay form.
+/// Adds a whiteout to a layer in overlay form.
 pub(super) fn put_whiteout<C: Clone>(layer: &mut NaiveTree<C>, path: &EntryPath) {
     let metadata = Metadata { mode: 0, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: None };
     let number = DeviceNumber { major: 0, minor: 0 };
     layer.put_new(path.clone(), metadata, NodeKind::CharacterDevice(number));
 }
 
-/// Tells whether a layer in overlay form has an opaque directory at a path.
+/// Returns whether a layer in overlay form has an opaque directory at a path.
 pub(super) fn is_opaque<C: Clone>(layer: &NaiveTree<C>, path: &EntryPath) -> bool {
     let xattrs = layer.get(path).filter(|node| is_directory(&node.kind)).and_then(|node| node.metadata.xattrs.as_ref());
     xattrs.is_some_and(|xattrs| OPAQUE_MARKS.iter().any(|&name| xattrs.contains_key(name)))
 }
 
-/// Returns what is at the target of a hard link in a tree, following links in the directories that it lies in.
-fn find<C: Clone>(
+/// Returns the node at the target of a hard link, following symbolic links in the directories of the target.
+fn find_target<C: Clone>(
     tree: &NaiveTree<C>,
     path: &EntryPath,
     target: &EntryPath,

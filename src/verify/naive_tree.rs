@@ -1,66 +1,68 @@
-//! File systems as flat maps from path to node, to judge what the rest of the program makes of layers.
+//! File systems as flat maps from path to node, as an independent reference for the results of `tree`.
 //!
-//! Paths are followed name by name through that map, and removing a directory is a scan over all of it. Nothing is shared with
-//! `tree`, which obeys the same rules in another way.
+//! Paths are resolved name by name through the map, and removing a directory scans the whole map. The module shares no code
+//! with `tree`, which implements the same rules in another way.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use super::naive_layer::lay;
+use super::naive_layer::apply_layer;
 use crate::layer::{LayerEntry, NodeKind};
 use crate::metadata::Metadata;
 use crate::path::EntryPath;
 
-/// Maximum number of symbolic links that one path may lead through, as in umoci.
-const MAXIMUM_LINKS: usize = 255;
+/// Maximum number of symbolic links in the resolution of one path, as in umoci.
+const MAX_SYMLINKS: usize = 255;
 
-/// Bytes of the longest name that Linux and CVMFS hold.
-const LONGEST_NAME: usize = 255;
+/// Maximum length in bytes of a file name in Linux and CVMFS.
+const MAX_NAME_LENGTH: usize = 255;
 
-/// Why a layer cannot be applied to a tree.
+/// Errors from applying a layer to a tree.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
-    /// No file system here has two names for a directory.
-    #[error("hard link '{path}' leads to '{target}', which is a directory")]
+    /// Linux file systems do not support hard links to directories.
+    #[error("hard link '{path}' refers to '{target}', which is a directory")]
     HardLinkToDirectory {
-        /// Where the link was to be.
+        /// The path of the link.
         path: EntryPath,
-        /// What it leads to.
+        /// The target of the link.
         target: EntryPath,
     },
-    /// Neither the layer nor anything below it has the target.
-    #[error("hard link '{path}' leads to '{target}', which is neither in its layer nor below it")]
+    /// Neither the layer nor a lower layer contains the target.
+    #[error("hard link '{path}' refers to '{target}', which exists neither in its layer nor in a lower one")]
     MissingHardLinkTarget {
-        /// Where the link was to be.
+        /// The path of the link.
         path: EntryPath,
-        /// What it leads to.
+        /// The target of the link.
         target: EntryPath,
     },
-    /// The symbolic links on the way to an entry, or to the target of a hard link, lead in a circle or are too many.
-    #[error("entry '{0}' leads through more than {MAXIMUM_LINKS} symbolic links")]
+    /// The path of an entry, or the target of a hard link, contains a loop of symbolic links, or too many of them.
+    #[error("the path of entry '{0}' contains more than {MAX_SYMLINKS} symbolic links")]
     TooManyLinks(EntryPath),
-    /// A symbolic link on the way to an entry leads to a missing directory that cannot be created.
-    #[error("entry '{0}' leads through a symbolic link to a directory whose name is too long or has a NUL byte in it")]
+    /// A symbolic link above an entry leads to a missing directory that cannot be created.
+    #[error(
+        "a symbolic link in the path of entry '{0}' leads to a directory whose name is too long or contains a NUL byte"
+    )]
     UnusableName(EntryPath),
-    /// The entry of the root is a file, a link or a device.
-    #[error("the layer has something other than a directory at '/'")]
+    /// The entry of the root directory is a file, a link or a device.
+    #[error("the layer has an entry for '/' that is not a directory")]
     RootIsNoDirectory,
 }
 
-/// What is at a path.
+/// The node at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NaiveNode<C> {
-    /// Names the node: the same for two paths exactly when they are hard links to each other.
+    /// Number of the inode: two paths have the same number if they are hard links to each other.
     pub inode: usize,
-    /// Permissions, owner, time and extended attributes.
+    /// Permissions, owner, modification time and extended attributes.
     pub metadata: Metadata,
-    /// What kind of thing it is.
+    /// File type, with the content or target.
     pub kind: NodeKind<C>,
 }
 
-/// The file system that a stack of layers gives, as a flat map from path to what is there.
+/// The file system that results from a stack of layers, as a flat map from path to node.
 ///
-/// The root is always in it, and the parent of every path is in it and a directory. Two trees are equal when every path has the
-/// same metadata and kind in both, and the same paths are hard links to each other; inode numbers may differ.
+/// The map always contains the root, and the parent of every path as a directory. Two trees are equal if every path has the
+/// same metadata and kind in both, and the same paths are hard links to each other. Inode numbers may differ.
 #[derive(Debug, Clone)]
 pub struct NaiveTree<C> {
     paths: BTreeMap<EntryPath, NaiveNode<C>>,
@@ -68,52 +70,52 @@ pub struct NaiveTree<C> {
 }
 
 impl<C: Clone> NaiveTree<C> {
-    /// Returns the tree of no layer at all: the root alone.
+    /// Returns the tree of an image without layers, which contains only the root.
     pub fn new() -> Self {
         Self::with_root(Metadata::of_implied_directory(), 0)
     }
 
-    /// Returns a tree of the root alone, whose inode has the number that is given.
+    /// Returns a tree that contains only the root, with the given inode number.
     pub(super) fn with_root(metadata: Metadata, inode: usize) -> Self {
         let root = NaiveNode { inode, metadata, kind: NodeKind::Directory };
         Self { paths: BTreeMap::from([(EntryPath::ROOT, root)]), next_inode: inode + 1 }
     }
 
-    /// Returns every path with what is there, in the order of [`EntryPath`], the root first.
+    /// Returns every path with its node, in the order of [`EntryPath`], starting with the root.
     pub fn entries(&self) -> impl Iterator<Item = (&EntryPath, &NaiveNode<C>)> {
         self.paths.iter()
     }
 
-    /// Returns what is at `path` itself: no link is followed.
+    /// Returns the node at `path`. Symbolic links are not followed.
     pub fn get(&self, path: &EntryPath) -> Option<&NaiveNode<C>> {
         self.paths.get(path)
     }
 
     /// Applies `layer`, whose entries are in the order of its archive, to this tree.
     ///
-    /// After an error the tree is as it was.
+    /// The tree does not change if an error is returned.
     pub fn apply(&mut self, layer: &[LayerEntry<C>]) -> Result<(), ApplyError> {
-        *self = lay(self, layer)?.merged;
+        *self = apply_layer(self, layer)?.merged;
         Ok(())
     }
 
-    /// Returns the node that a hard link's target stands for, following links in the directories that it lies in.
+    /// Returns the node at the target of a hard link, following symbolic links in the directories of the target.
     pub(super) fn linked(&self, target: &EntryPath) -> Option<&NaiveNode<C>> {
         self.look_up(target).ok().flatten()
     }
 
-    /// Returns what is at `path`, following links in the directories that it lies in.
+    /// Returns the node at `path`, following symbolic links in the directories of `path`.
     pub(super) fn look_up(&self, path: &EntryPath) -> Result<Option<&NaiveNode<C>>, TooManyLinks> {
         let Some((parent, name)) = path.split() else { return Ok(self.paths.get(path)) };
         Ok(self.paths.get(&self.resolve(&parent)?.join(name)))
     }
 
-    /// Returns the directory that `path` leads to, following links inside the root.
+    /// Resolves all symbolic links in `path`, and returns the result if it is a directory. Links cannot leave the root.
     pub(super) fn directory(&self, path: &EntryPath) -> Option<EntryPath> {
         self.resolve(path).ok().filter(|place| self.is_directory(place))
     }
 
-    /// Returns where `path` leads to when all links are followed; what is missing is taken as it stands.
+    /// Resolves all symbolic links in `path`. Components that do not exist are kept as they are.
     pub(super) fn resolve(&self, path: &EntryPath) -> Result<EntryPath, TooManyLinks> {
         let mut ahead: VecDeque<Vec<u8>> = path.components().map(<[u8]>::to_vec).collect();
         let (mut place, mut links) = (EntryPath::ROOT, 0);
@@ -128,7 +130,7 @@ impl<C: Clone> NaiveTree<C> {
             }
             if let Some(NodeKind::Symlink(target)) = self.paths.get(&place).map(|node| &node.kind) {
                 links += 1;
-                if links > MAXIMUM_LINKS {
+                if links > MAX_SYMLINKS {
                     return Err(TooManyLinks);
                 }
                 place = if target.starts_with(b"/") { EntryPath::ROOT } else { parent(&place).unwrap_or_default() };
@@ -138,25 +140,25 @@ impl<C: Clone> NaiveTree<C> {
         Ok(place)
     }
 
-    /// Returns where the directory of `path` really is, after creating what is missing; each directory that is created is added
-    /// to `created`.
-    pub(super) fn make_parent(
+    /// Resolves the parent directory of `path`, creates it if it is missing, and appends each created directory to
+    /// `created`.
+    pub(super) fn create_parent(
         &mut self,
         path: &EntryPath,
         created: &mut Vec<EntryPath>,
     ) -> Result<EntryPath, ApplyError> {
         let parent = parent(path).unwrap_or_default();
         let place = self.resolve(&parent).map_err(|_| ApplyError::TooManyLinks(path.clone()))?;
-        let is_unusable = |name: &[u8]| name.len() > LONGEST_NAME || name.contains(&0);
+        let is_unusable = |name: &[u8]| name.len() > MAX_NAME_LENGTH || name.contains(&0);
         if place.components().any(is_unusable) {
             return Err(ApplyError::UnusableName(path.clone()));
         }
-        self.make(&place, created);
+        self.create_directories(&place, created);
         Ok(place)
     }
 
-    /// Creates the directory at `path` and those above it, where there are none.
-    pub(super) fn make(&mut self, path: &EntryPath, created: &mut Vec<EntryPath>) {
+    /// Creates the directory at `path` and all missing directories above it.
+    pub(super) fn create_directories(&mut self, path: &EntryPath, created: &mut Vec<EntryPath>) {
         let mut place = EntryPath::ROOT;
         for name in path.components() {
             place = place.join(name);
@@ -171,39 +173,39 @@ impl<C: Clone> NaiveTree<C> {
         self.paths.get(path).is_some_and(|node| is_directory(&node.kind))
     }
 
-    /// Removes what is at `path` and below.
-    pub(super) fn take_out(&mut self, path: &EntryPath) {
+    /// Removes `path` and everything below it.
+    pub(super) fn remove_subtree(&mut self, path: &EntryPath) {
         self.paths.retain(|other, _| !other.is_in(path));
     }
 
-    /// Removes all paths for which `is_gone`.
+    /// Removes all paths for which `is_gone` is true.
     pub(super) fn remove(&mut self, is_gone: impl Fn(&EntryPath) -> bool) {
         self.paths.retain(|path, _| !is_gone(path));
     }
 
-    /// Changes what is at `path`, if anything is.
+    /// Changes the node at `path`, if it exists.
     pub(super) fn change(&mut self, path: &EntryPath, change: impl FnOnce(&mut NaiveNode<C>)) {
         if let Some(node) = self.paths.get_mut(path) {
             change(node);
         }
     }
 
-    /// Gives every path of the inode `old` another node.
+    /// Replaces the nodes of all paths with the inode `old`.
     pub(super) fn replace_inode(&mut self, old: usize, new: &NaiveNode<C>) {
         self.paths.values_mut().filter(|node| node.inode == old).for_each(|node| *node = new.clone());
     }
 
-    /// Puts a node that there has not been yet at `path`, in place of whatever is there.
+    /// Adds a node with a new inode at `path`, replacing any existing entry.
     pub(super) fn put_new(&mut self, path: EntryPath, metadata: Metadata, kind: NodeKind<C>) {
         let inode = self.next_inode;
         self.next_inode += 1;
         self.put(path, NaiveNode { inode, metadata, kind });
     }
 
-    /// Puts `node` at `path`, in place of whatever is there and below.
+    /// Adds `node` at `path`, replacing any existing entry and everything below it.
     pub(super) fn put(&mut self, path: EntryPath, node: NaiveNode<C>) {
         if self.is_directory(&path) {
-            self.take_out(&path);
+            self.remove_subtree(&path);
         }
         self.paths.insert(path, node);
     }
@@ -229,19 +231,19 @@ impl<C: Clone + PartialEq> PartialEq for NaiveTree<C> {
 }
 
 impl<C: Clone> NaiveTree<C> {
-    /// Returns the first path of every node, by inode.
+    /// Returns the first path of every inode.
     fn first_names(&self) -> HashMap<usize, &EntryPath> {
         self.paths.iter().rev().map(|(path, node)| (node.inode, path)).collect()
     }
 
-    /// Returns the paths of everything but directories whose inode has a smaller number.
+    /// Returns all paths, except directories, whose inode number is smaller than `inode`.
     pub(super) fn paths_of_inodes_below(&self, inode: usize) -> BTreeSet<EntryPath> {
         let is_below = |node: &NaiveNode<C>| node.inode < inode && !is_directory(&node.kind);
         self.paths.iter().filter(|(_, node)| is_below(node)).map(|(path, _)| path.clone()).collect()
     }
 }
 
-/// A path leads through too many links.
+/// The resolution of a path needs too many symbolic links.
 #[derive(Debug)]
 pub(super) struct TooManyLinks;
 
@@ -253,7 +255,7 @@ fn parent(path: &EntryPath) -> Option<EntryPath> {
     path.split().map(|(parent, _)| parent)
 }
 
-/// Returns the directories that `path` lies in, from its own up to the root.
+/// Returns the directories above `path`, from its parent up to the root.
 pub(super) fn directories_above(path: &EntryPath) -> impl Iterator<Item = EntryPath> {
     std::iter::successors(parent(path), parent)
 }

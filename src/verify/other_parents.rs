@@ -1,8 +1,9 @@
-//! What a published layer may show as it is above the layers of another image, where `losses.json` says so.
+//! Tolerates differences of a published layer that are due to the layers of another image, where `losses.json` lists them.
 //!
-//! A layer is published once, above the layers of the image that brought it. What its archive leaves to those is all that
-//! may differ: what hard links into lower layers stand for, attributes of directories that the archive does not name, and
-//! where its marks stand. Everything else is compared as strictly as ever, whatever is listed.
+//! A layer is published only once, on top of the layers of the image that was converted first. Only those properties may
+//! differ that the archive leaves to the lower layers: the targets of hard links into lower layers, attributes of
+//! directories that the archive does not contain as entries, and the positions of whiteouts and opaque directories.
+//! Everything else is compared strictly, even if it is listed.
 
 use std::collections::BTreeSet;
 
@@ -15,26 +16,27 @@ use crate::layer::LossKind;
 use crate::layout::{LayerRecord, LossList};
 use crate::path::EntryPath;
 
-/// What the layers of an image leave to those below them, and what is listed of it. Paths are those in the image where
-/// nothing else is said.
+/// The properties that the layers of an image leave to the layers below them, and what is listed about these. Paths are
+/// relative to the image unless stated otherwise.
 #[derive(Default)]
 pub(super) struct OtherParents {
     listed_links: BTreeSet<EntryPath>,
     listed_marks: BTreeSet<EntryPath>,
-    /// Roots of the layers that were compared, by their paths in the repository.
+    /// Roots of the compared layers, as paths in the repository.
     roots: Vec<EntryPath>,
-    /// Hard links into lower layers in those, by their paths in the repository.
+    /// Hard links into lower layers in the compared layers, as paths in the repository.
     links: BTreeSet<EntryPath>,
-    /// Directories that an archive does not name, here or above the other layers, by their paths in the repository.
+    /// Directories that an archive does not contain as entries, in this image or in the published layer, as paths in the
+    /// repository.
     implied: BTreeSet<EntryPath>,
     /// Hard links into lower layers, in layers that were not compared.
     other_links: BTreeSet<EntryPath>,
-    /// Where the layers that were not compared show other marks.
+    /// Paths at which the layers that were not compared have other whiteouts or opaque directories.
     other_marks: BTreeSet<EntryPath>,
 }
 
 impl OtherParents {
-    /// Starts with what is listed.
+    /// Starts with the listed losses.
     pub(super) fn new(listed: &LossList) -> Self {
         let of_kind = |kind| -> BTreeSet<EntryPath> {
             listed.kinds().filter(|(other, _)| *other == kind).flat_map(|(_, losses)| losses.paths.clone()).collect()
@@ -46,17 +48,17 @@ impl OtherParents {
         }
     }
 
-    /// Tells whether anything is listed but links.
+    /// Returns whether a loss other than a hard link is listed.
     pub(super) fn is_listed(&self) -> bool {
         !self.listed_marks.is_empty()
     }
 
-    /// Tells whether a hard link is listed.
+    /// Returns whether a hard link is listed.
     pub(super) fn has_link(&self, link: &EntryPath) -> bool {
         self.listed_links.contains(link)
     }
 
-    /// Returns those of `directories` that are neither listed nor lie in one that is, in which nothing is listed.
+    /// Returns those of `directories` that are not listed, and not below a listed path other than the root.
     pub(super) fn without_marks(&self, directories: &BTreeSet<EntryPath>) -> BTreeSet<EntryPath> {
         let is_listed = |path: &EntryPath| {
             self.listed_marks.contains(path)
@@ -65,7 +67,7 @@ impl OtherParents {
         directories.iter().filter(|path| !is_listed(path)).cloned().collect()
     }
 
-    /// Notes which directories the archive of a layer does not name.
+    /// Records which directories the archive of a layer does not contain as entries.
     pub(super) fn add_implied(
         &mut self,
         root: &EntryPath,
@@ -76,13 +78,13 @@ impl OtherParents {
         self.implied.extend(form.implied.iter().chain(published).map(|path| join(root, path)));
     }
 
-    /// Notes a layer that is compared.
+    /// Records a layer that is compared.
     pub(super) fn add_compared(&mut self, root: &EntryPath, form: &NaiveLayer<ContentDigest>) {
         self.roots.push(root.clone());
         self.links.extend(form.linked_below.iter().map(|path| join(root, path)));
     }
 
-    /// Notes a layer that is not compared, and what would be found if it were.
+    /// Records a layer that is not compared, with the differences that a comparison finds.
     pub(super) fn add_other(&mut self, form: &NaiveLayer<ContentDigest>, findings: &[Finding]) {
         self.other_links.extend(form.linked_below.iter().cloned());
         let marks = findings.iter().filter(|finding| self.is_left_to_parents(finding));
@@ -90,7 +92,7 @@ impl OtherParents {
         self.other_marks.extend(marks);
     }
 
-    /// Forgives what is listed and true, and expects that and nothing more to be listed.
+    /// Removes the differences that are listed correctly, and adds exactly these to the losses that must be listed.
     pub(super) fn forgive(&self, losses: &mut ExpectedLosses, comparison: &mut Comparison<'_>) {
         let of_links = comparison
             .take(|finding| self.links.contains(&finding.path) && self.listed_links.contains(&in_image(&finding.path)));
@@ -99,7 +101,7 @@ impl OtherParents {
                 && self.is_left_to_parents(finding)
                 && self.listed_marks.contains(&in_image(&finding.path))
         });
-        // Times that nobody set are no loss, and a directory that one form lacks is one link less of the directory above.
+        // An invented time is no loss, and a missing implied directory reduces the link count of its parent.
         let directories: BTreeSet<EntryPath> =
             of_marks.iter().filter_map(|finding| Some(finding.path.split()?.0)).collect();
         comparison.take(|finding| match finding.attribute {
@@ -122,7 +124,7 @@ impl OtherParents {
         self.roots.iter().any(|root| finding.path.is_in(root))
     }
 
-    /// Tells whether a finding is about something that the archive of a layer leaves to the layers below.
+    /// Returns whether a difference is about a property that the archive of a layer leaves to the lower layers.
     fn is_left_to_parents(&self, finding: &Finding) -> bool {
         let is_implied = self.implied.contains(&finding.path);
         let is_mark = |what: &String| {
@@ -138,12 +140,12 @@ impl OtherParents {
     }
 }
 
-/// The marks of a directory that hides all of lower layers, as findings show them.
+/// Extended attributes of an opaque directory, in the text form of differences.
 const OPAQUE_MARKS: [&str; 2] = ["'trusted.overlay.opaque'='y'", "'user.overlay.opaque'='y'"];
 
-/// Returns where in its image something is that lies in a published layer.
+/// Returns the path in the image for a path in a published layer.
 fn in_image(path: &EntryPath) -> EntryPath {
-    // `.layers`, the first digits, the digest and `layerfs` stand before.
+    // Skips `.layers`, the first two digits, the digest and `layerfs`.
     path.components().skip(4).fold(EntryPath::ROOT, |path, name| path.join(name))
 }
 

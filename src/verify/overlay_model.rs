@@ -1,8 +1,9 @@
-//! What Linux shows of layers that are mounted over each other by overlayfs, as a naive model.
+//! A naive model of overlayfs: the directory tree that a Linux overlay mount of several layers presents.
 //!
-//! It is about layers as they are published: every directory is there, whiteouts are character devices 0:0, opaque directories
-//! have an extended attribute. Linux 6.18 agrees with it on generated images (`tests/it/layer_rules`). A whiteout in a directory
-//! that is merged with no other is listed by Linux, though it cannot be looked up, and so it is in the result.
+//! The input is layers in published form: every directory exists, whiteouts are character devices 0:0, and opaque
+//! directories have an extended attribute. Linux 6.18 agrees with the model on generated images (`tests/it/layer_rules`).
+//! Linux lists a whiteout in a directory that exists in only one layer, although opening it fails, so the model lists it,
+//! too.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -11,29 +12,30 @@ use crate::layer::{DeviceNumber, NodeKind};
 use crate::metadata::{Metadata, Xattrs};
 use crate::path::EntryPath;
 
-/// A whiteout as overlayfs knows it is a character device of this number.
+/// Device number of the character device that overlayfs treats as a whiteout.
 pub const WHITEOUT: DeviceNumber = DeviceNumber { major: 0, minor: 0 };
 
-/// The extended attribute of directories that hide what lower layers have in them, when its value is `y`.
+/// Extended attribute of an opaque directory, which hides the entries of lower layers, if its value is `y`.
 pub const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 
-/// A published layer, or what a mount shows: every path, the root included, with what is there.
+/// All paths of a published layer or of a mount, including the root, with their nodes.
 pub type MountedTree<C> = BTreeMap<EntryPath, (Metadata, NodeKind<C>)>;
 
-/// Returns what a mount of layers shows, the lowest layer first. Overlayfs's own marks are not part of it.
+/// Returns the tree that a mount of the layers presents, without overlayfs's own attributes. The lowest layer comes first.
 pub fn overlay_mount<C: Clone>(lower_to_upper: &[MountedTree<C>]) -> MountedTree<C> {
     let upper_to_lower: Vec<&MountedTree<C>> = lower_to_upper.iter().rev().collect();
     let paths: BTreeSet<&EntryPath> = upper_to_lower.iter().flat_map(|layer| layer.keys()).collect();
     let mut mounted = MountedTree::new();
     let mut merged_from: HashMap<EntryPath, Vec<&MountedTree<C>>> = HashMap::new();
-    // A directory comes before what is in it.
+    // In this order, a directory comes before its entries.
     for path in paths {
         let candidates = match path.split() {
             None => &upper_to_lower,
             Some((directory, _)) => merged_from.entry(directory).or_default(),
         };
         let (directories, other) = look_up(path, candidates);
-        // Linux lists a directory that is merged with no other as it is. The root is always merged: with that of the container.
+        // Linux lists a directory of a single layer unchanged. The root is always merged, with the upper directory of the
+        // container.
         let is_at_the_root = path.split().is_some_and(|(parent, _)| parent.is_root());
         let ghost = match candidates.as_slice() {
             [only] if !is_at_the_root => only.get(path).filter(|(_, kind)| is_whiteout(kind)),
@@ -48,7 +50,7 @@ pub fn overlay_mount<C: Clone>(lower_to_upper: &[MountedTree<C>]) -> MountedTree
     mounted
 }
 
-/// Returns the layers whose directories at `path` are merged, or what other thing the mount shows there.
+/// Returns the layers whose directories at `path` are merged, or the node of another type that the mount presents there.
 #[expect(clippy::type_complexity, reason = "a pair is all that the caller needs")]
 fn look_up<'l, C>(
     path: &EntryPath,
@@ -61,7 +63,7 @@ fn look_up<'l, C>(
             Some((_, NodeKind::CharacterDevice(WHITEOUT))) => break,
             Some((metadata, NodeKind::Directory)) => {
                 directories.push(layer);
-                // Linux does not look for the mark in the root of a layer.
+                // Linux ignores the opaque attribute of the root of a layer.
                 if is_opaque(metadata) && !path.is_root() {
                     break;
                 }
@@ -73,7 +75,7 @@ fn look_up<'l, C>(
     (directories, None)
 }
 
-/// Tells whether something is a whiteout.
+/// Returns whether a node is a whiteout.
 pub fn is_whiteout<C>(kind: &NodeKind<C>) -> bool {
     matches!(kind, NodeKind::CharacterDevice(WHITEOUT))
 }
@@ -82,7 +84,7 @@ fn is_opaque(metadata: &Metadata) -> bool {
     metadata.xattrs.as_ref().and_then(|xattrs| xattrs.get(OPAQUE)).is_some_and(|value| **value == *b"y")
 }
 
-/// Returns `metadata` as a mount shows it: without overlayfs's attributes, neither root's nor those of `userxattr`.
+/// Returns `metadata` without overlayfs's attributes, neither those of `trusted` nor those of `userxattr` mounts.
 fn without_marks(metadata: &Metadata) -> Metadata {
     let is_mark = |name: &[u8]| name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
     let mut xattrs: Xattrs = metadata.xattrs.as_deref().cloned().unwrap_or_default();
@@ -102,14 +104,15 @@ mod tests {
     use crate::verify::tests_generate::{directory, file, image, node, opaque, path, whiteout};
 
     #[test]
-    fn whiteout_in_a_directory_of_one_layer_is_listed() {
+    fn whiteout_in_a_directory_of_a_single_layer_is_listed() {
         let mounted =
             mount(&[vec![directory("", 0o755)], vec![directory("", 0o755), directory("a", 0o755), whiteout("a/b")]]);
         assert_eq!(paths(&mounted), ["/", "/a", "/a/b"]);
         assert!(is_whiteout(&mounted[&path("a/b")].1));
     }
 
-    /// Publishes a layer the simple way that is open when it names each directory that it has something to say about.
+    /// Converts a layer into published form. This simple conversion requires that the layer contains an entry for each
+    /// directory.
     fn published(layer: &[LayerEntry<u8>]) -> MountedTree<u8> {
         let mut tree = MountedTree::new();
         for entry in layer {
@@ -141,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn whiteout_hides_what_is_below_it_and_is_not_seen() {
+    fn whiteout_hides_lower_entries_and_is_not_listed() {
         let mounted = mount(&[
             vec![directory("", 0o755), file("a", 1), directory("b", 0o700), file("b/a", 1), file("bb", 1)],
             vec![directory("", 0o755), whiteout("a"), whiteout("b"), whiteout("ab")],
@@ -161,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn opaque_directory_hides_its_lower_content_and_shows_no_mark() {
+    fn opaque_directory_hides_its_lower_entries_and_has_no_opaque_attribute() {
         let lower = || vec![directory("", 0o755), directory("a", 0o700), file("a/a", 1)];
         let mounted = mount(&[lower(), vec![directory("", 0o755), directory("a", 0o500), opaque("a"), file("a/b", 2)]]);
         assert_eq!(paths(&mounted), ["/", "/a", "/a/b"]);
@@ -169,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn opaque_mark_of_the_root_is_not_obeyed() {
+    fn opaque_attribute_of_the_root_is_ignored() {
         let mounted = mount(&[vec![directory("", 0o755), file("a", 1)], vec![directory("", 0o755), opaque("")]]);
         assert_eq!(paths(&mounted), ["/", "/a"]);
     }
@@ -181,7 +184,8 @@ mod tests {
         assert_eq!(paths(&mount(&[in_directory("a/a"), between, in_directory("a/b")])), ["/", "/a", "/a/b"]);
     }
 
-    /// Makes a layer say the same to overlayfs and by our rules: it names all directories, once, and has no hard links.
+    /// Changes a layer so that overlayfs and our rules agree on its meaning: one entry for each directory, and no hard
+    /// links.
     fn made_plain(layer: Vec<LayerEntry<u8>>) -> Vec<LayerEntry<u8>> {
         let root_is_opaque = |entry: &LayerEntry<u8>| entry.path.is_root() && entry.kind == EntryKind::Opaque;
         let is_other = |entry: &LayerEntry<u8>| matches!(entry.kind, EntryKind::HardLink(_) | EntryKind::Unpublished);
@@ -203,7 +207,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn stack_of_plain_layers_looks_as_overlayfs_shows_it(image in image()) {
+        fn stack_of_plain_layers_equals_its_overlay_mount(image in image()) {
             let layers: Vec<Vec<LayerEntry<u8>>> = image.into_iter().map(made_plain).collect();
             let mut tree = NaiveTree::new();
             for layer in &layers {
@@ -211,7 +215,7 @@ mod tests {
             }
             let applied = tree.entries().map(|(path, node)| (path.clone(), (node.metadata.clone(), node.kind.clone())));
             let mut mounted = mount(&layers);
-            // These layers are published with whiteouts even where nothing is below.
+            // These layers contain whiteouts even where there is no lower entry.
             mounted.retain(|_, (_, kind)| !is_whiteout(kind));
             prop_assert_eq!(applied.collect::<MountedTree<u8>>(), mounted);
         }

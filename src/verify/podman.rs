@@ -1,4 +1,4 @@
-//! What podman finds under an image's name, compared with the image.
+//! Compares the entry of an image in the podman store with the image.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,14 +13,14 @@ const IMAGES: &str = "podmanStore/overlay-images";
 const LAYERS: &str = "podmanStore/overlay-layers";
 const OVERLAY: &str = "podmanStore/overlay";
 
-/// What stands for the time of an image that has none.
+/// Creation time in podman's lists for an image without one.
 const NO_TIME: &str = "1970-01-01T00:00:00Z";
 
-/// Bytes of a lock that podman compares.
+/// Size in bytes of the token in podman's lock files. Podman compares the token to detect changes.
 const TOKEN_BYTES: usize = 64;
 
 impl Published<'_> {
-    /// Compares the entry of an image that podman was to see.
+    /// Compares the podman store's entry of the image. Called only if the record says that the image is in the store.
     pub(super) fn compare_podman_store(&self, comparison: &mut Comparison<'_>) {
         let Some(entry) = self.find_entry(comparison) else { return };
         self.compare_entry(&entry, comparison);
@@ -29,7 +29,7 @@ impl Published<'_> {
         let Some(rows) = find_rows(top, comparison) else { return };
         let count = self.image.layers.len();
         comparison.require(&path(&format!("{LAYERS}/layers.json")), "layers", count, rows.len());
-        // Another program may have listed the image before, with layers of its own.
+        // Another program may have added the image before, with other layers.
         if top == self.top_layer() {
             let created = self.image.parsed_config.created.as_deref().unwrap_or(NO_TIME);
             comparison.require(&path(&format!("{IMAGES}/images.json")), "created", created, text(&entry, "created"));
@@ -38,7 +38,7 @@ impl Published<'_> {
         }
     }
 
-    /// Finds the one entry of the image.
+    /// Returns the entry of the image, which must exist once.
     fn find_entry(&self, comparison: &mut Comparison<'_>) -> Option<Value> {
         let list = list("overlay-images", "images", comparison)?;
         let (file, config) = (path(&format!("{IMAGES}/images.json")), self.image.config.digest.hex());
@@ -50,7 +50,12 @@ impl Published<'_> {
         });
         let mut found: Vec<Value> = list.into_iter().filter(|entry| text(entry, "id") == config).collect();
         if found.len() != 1 {
-            comparison.note(&file, "images", format!("image {config} once"), format!("{} times", found.len()));
+            comparison.note(
+                &file,
+                "images",
+                format!("one entry of image {config}"),
+                format!("{} entries", found.len()),
+            );
         }
         let entry = found.pop()?;
         let names: Vec<&str> = words(&entry, "names").collect();
@@ -60,7 +65,7 @@ impl Published<'_> {
         Some(entry)
     }
 
-    /// Compares what the entry says about the image's documents.
+    /// Compares the digests of the image's documents in its entry.
     fn compare_entry(&self, entry: &Value, comparison: &mut Comparison<'_>) {
         let file = path(&format!("{IMAGES}/images.json"));
         let (manifest, config) = (self.image.manifest.digest.to_string(), self.image.config.digest.to_string());
@@ -70,7 +75,7 @@ impl Published<'_> {
         }
     }
 
-    /// Compares the image's documents in the store, to the byte.
+    /// Compares the image's documents in the store byte by byte.
     fn compare_podman_documents(&self, comparison: &mut Comparison<'_>) {
         let (manifest, config) = (&self.image.manifest, &self.image.config);
         let directory = format!("{IMAGES}/{}", config.digest.hex());
@@ -83,11 +88,11 @@ impl Published<'_> {
                 comparison.require(&path, "content", document.digest, Digest::of(&bytes));
             }
         }
-        // The image may have come with another manifest first.
+        // The image may have been added with another manifest first, so the content of this file is not compared.
         comparison.file(&path(&format!("{directory}/manifest")));
     }
 
-    /// Returns the layer that stands for the image's topmost one.
+    /// Returns the ID of the store layer that stands for the image's topmost layer.
     fn top_layer(&self) -> String {
         let config = self.image.config.digest.hex();
         let mut below = String::new();
@@ -100,7 +105,7 @@ impl Published<'_> {
         below
     }
 
-    /// Compares the rows of the layers, from the topmost down.
+    /// Compares the rows of the layers, from the topmost to the lowest.
     fn compare_layers(&self, rows: &[Value], comparison: &mut Comparison<'_>) {
         let file = path(&format!("{LAYERS}/layers.json"));
         for (row, below) in rows.iter().zip(rows.iter().skip(1).map(Some).chain([None])) {
@@ -131,7 +136,7 @@ impl Published<'_> {
         }
     }
 
-    /// Compares a link with its target as it is stored, before anybody expands it.
+    /// Compares the target of a link as it is stored, before clients expand it.
     fn compare_link(&self, link: &EntryPath, target: &str, comparison: &mut Comparison<'_>) {
         let found = match self.repository.get(link) {
             Ok(Some(entry)) if entry.is_symlink() => String::from_utf8_lossy(&entry.symlink).into_owned(),
@@ -143,7 +148,7 @@ impl Published<'_> {
     }
 }
 
-/// Reads a list, and its lock.
+/// Reads a list and its lock file.
 fn list(directory: &str, name: &str, comparison: &mut Comparison<'_>) -> Option<Vec<Value>> {
     let lock = path(&format!("podmanStore/{directory}/{name}.lock"));
     if let Some(token) = comparison.file(&lock) {
@@ -158,18 +163,18 @@ fn list(directory: &str, name: &str, comparison: &mut Comparison<'_>) -> Option<
     list
 }
 
-/// Returns the rows of a layer and of all below it.
+/// Returns the rows of a layer and all layers below it, from the top.
 fn find_rows(top: &str, comparison: &mut Comparison<'_>) -> Option<Vec<Value>> {
     let list = list("overlay-layers", "layers", comparison)?;
     let file = path(&format!("{LAYERS}/layers.json"));
     let (mut rows, mut next): (Vec<Value>, _) = (Vec::new(), top.to_owned());
     while !next.is_empty() {
         let Some(row) = list.iter().find(|row| text(row, "id") == next).filter(|row| !rows.contains(*row)) else {
-            comparison.note(&file, "layers", format!("layer {next} once"), "another stack of layers");
+            comparison.note(&file, "layers", format!("one row of layer {next}"), "another stack of layers");
             return None;
         };
         if text(row, "diff-digest").is_empty() {
-            comparison.note(&file, "diff-digest", format!("one of layer {next}"), "none");
+            comparison.note(&file, "diff-digest", format!("a digest of layer {next}"), "none");
         }
         next = text(row, "parent").to_owned();
         rows.push(row.clone());

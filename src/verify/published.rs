@@ -1,15 +1,15 @@
-//! All that is published for one image, compared with what its layers say.
+//! Compares everything that is published for one image with the layers of the image.
 
 use std::collections::BTreeSet;
 
 use super::compare::Comparison;
 use super::content::ContentDigest;
 use super::layer_stack::LayerStack;
-use super::naive_layer::{Laid, NaiveLayer, lay};
+use super::naive_layer::{AppliedLayer, NaiveLayer, apply_layer};
 use super::naive_tree::NaiveTree;
 use super::other_parents::OtherParents;
 use super::records::{ExpectedLosses, compare_facts, compare_layer_record, links_across_directories};
-use super::root::{StrayMarkers, root_file_system, take_stray_markers, take_stray_markers_of_layer};
+use super::root::{StrayMarkers, remove_stray_markers, remove_stray_markers_of_layer, root_file_system};
 use super::{ReadLayer, VerifyError};
 use crate::image::{ChainId, Digest};
 use crate::layer::LossKind;
@@ -21,10 +21,10 @@ use crate::repository::Repository;
 use crate::settings::Modes;
 use crate::source::Image;
 
-/// No record of a layer is read that is longer.
-const RECORD_LIMIT: u64 = 256 << 20;
+/// Maximum size of a layer record in bytes.
+const MAX_RECORD_SIZE: u64 = 256 << 20;
 
-/// An image and what the repository says that it has of it.
+/// An image, and the record of it in the repository.
 pub(super) struct Published<'a> {
     pub(super) repository: &'a Repository,
     pub(super) image: &'a Image,
@@ -34,7 +34,7 @@ pub(super) struct Published<'a> {
 }
 
 impl Published<'_> {
-    /// Compares everything and returns how much of the image CVMFS cannot hold.
+    /// Compares everything, and returns the number of losses: properties of the image that CVMFS cannot hold.
     pub(super) fn compare(
         &self,
         layers: &[ReadLayer],
@@ -49,12 +49,13 @@ impl Published<'_> {
         let mut stack = LayerStack::default();
         for (number, (layer, chain)) in layers.iter().zip(self.image.chains()).enumerate() {
             let failed = |source| VerifyError::Apply { digest: layer.digest, source };
-            // A layer that an image has twice is published as it is above those below its first place.
+            // A layer that an image contains twice is published on top of the layers below its first occurrence.
             let is_first = layers[..number].iter().all(|other| other.digest != layer.digest);
             let is_compared = is_first && self.record.layers.contains(&layer.digest);
-            let Laid { mut merged, layer: form, masked } = lay(&tree, &layer.entries).map_err(failed)?;
+            let AppliedLayer { mut merged, layer: form, masked } =
+                apply_layer(&tree, &layer.entries).map_err(failed)?;
             let (form, stray_of_layer) = self.compare_layer(layer, &tree, form, is_compared, &mut parents, comparison);
-            let stray = take_stray_markers(&mut merged);
+            let stray = remove_stray_markers(&mut merged);
             losses.add_layer(&layer.summary.losses, stray.paths);
             losses.add_unlisted(LossKind::StrayMarker, stray_of_layer.paths);
             losses.add_unlisted(LossKind::MaskedLink, masked.keys().cloned());
@@ -75,7 +76,7 @@ impl Published<'_> {
         comparison.compare_contents(progress);
         parents.forgive(&mut losses, comparison);
         if self.record.layers.is_empty() {
-            // No published layer masks anything.
+            // A masked link is a loss only in published layers.
             losses.forget(LossKind::MaskedLink);
         }
         losses.compare(&self.metadata(b"losses.json"), &listed, comparison);
@@ -86,7 +87,7 @@ impl Published<'_> {
         self.place.metadata().join(name)
     }
 
-    /// Compares what the record says about the image, but not yet whether it is true.
+    /// Compares the record with the image. Whether the record matches the published trees is compared later.
     fn compare_record(&self, comparison: &mut Comparison<'_>) {
         let (image, record, path) = (self.image, &self.record, self.metadata(b"strata.json"));
         let index = |digest: Option<_>| digest.map_or_else(|| "none".to_owned(), |digest| format!("{digest}"));
@@ -103,7 +104,7 @@ impl Published<'_> {
         }
     }
 
-    /// Compares the image's own documents, to the byte, and looks for files that no image has.
+    /// Compares the image's documents byte by byte, and reports unknown files beside them.
     fn compare_documents(&self, comparison: &mut Comparison<'_>) {
         let index = self.image.index.as_ref().map(|index| ("index.json", index));
         let documents = [("manifest.json", &self.image.manifest), ("config.json", &self.image.config)];
@@ -124,11 +125,11 @@ impl Published<'_> {
                     comparison.note(&directory.join(name), "path", "nothing", "something");
                 }
             }
-            Err(error) => comparison.note(&directory, "catalog", "one that can be read", causes(&error)),
+            Err(error) => comparison.note(&directory, "catalog", "a readable catalog", causes(&error)),
         }
     }
 
-    /// Compares a chain that is there, and notes one that the record names and that is not.
+    /// Compares a chain if it is published, or if the record lists it.
     fn compare_chain(
         &self,
         chain: ChainId,
@@ -137,7 +138,7 @@ impl Published<'_> {
         comparison: &mut Comparison<'_>,
     ) {
         let root = layout::chain_root(chain);
-        // What cannot be looked up is found wherever it is compared.
+        // After a lookup error, the comparison of the tree reports the error.
         let is_there = !matches!(self.repository.get(&root), Ok(None));
         if is_there || self.record.chains.contains(&chain) {
             comparison.tree(&root, tree);
@@ -162,7 +163,7 @@ impl Published<'_> {
         comparison.require(&link, "target", show(&target), found);
     }
 
-    /// Reads `losses.json`, which is only there when something was lost.
+    /// Reads `losses.json`, which exists only if the image has losses.
     fn listed_losses(&self, comparison: &mut Comparison<'_>) -> LossList {
         let path = self.metadata(b"losses.json");
         if matches!(self.repository.get(&path), Ok(None)) {
@@ -175,8 +176,9 @@ impl Published<'_> {
         })
     }
 
-    /// Compares a layer by itself and its record, or only finds out what of it depends on the layers below. Returns the layer as it
-    /// is published where nothing of it is left to other layers, and the stray markers that were taken out of it.
+    /// Compares a published layer and its record, or, if `is_compared` is false, only records what depends on the lower
+    /// layers. Returns the layer in the form that it would have if no other image had published it first, and the stray
+    /// markers that were removed from it.
     fn compare_layer(
         &self,
         layer: &ReadLayer,
@@ -187,7 +189,7 @@ impl Published<'_> {
         comparison: &mut Comparison<'_>,
     ) -> (NaiveLayer<ContentDigest>, StrayMarkers) {
         let groups = links_across_directories(&form.tree);
-        let stray = take_stray_markers_of_layer(&mut form.tree, lower);
+        let stray = remove_stray_markers_of_layer(&mut form.tree, lower);
         let root = layout::layer_root(layer.digest);
         let record = self.layer_record(layer.digest);
         parents.add_implied(&root, &form, record.as_ref());
@@ -205,7 +207,7 @@ impl Published<'_> {
         (form, stray)
     }
 
-    /// Returns the published root whose tree an overlay mount of the layers has to show.
+    /// Returns the root of the published tree that an overlay mount of all layers must equal.
     fn root_of_stack(&self) -> EntryPath {
         match self.image.chains().last() {
             Some(&chain) if !self.record.flat => layout::chain_root(chain),
@@ -214,8 +216,8 @@ impl Published<'_> {
     }
 
     fn layer_record(&self, digest: Digest) -> Option<LayerRecord> {
-        // One that cannot be read is found where it is compared.
-        let json = self.repository.read(&layout::layer_record(digest), RECORD_LIMIT).ok().flatten();
+        // An unreadable record is reported where it is compared.
+        let json = self.repository.read(&layout::layer_record(digest), MAX_RECORD_SIZE).ok().flatten();
         json.and_then(|json| LayerRecord::parse(&json))
     }
 }

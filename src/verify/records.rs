@@ -1,4 +1,4 @@
-//! What strata itself wrote down about layers and trees, compared with what is so.
+//! Compares the records that strata writes about layers and trees with the actual layers and trees.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -15,19 +15,19 @@ use crate::message::causes;
 use crate::path::EntryPath;
 use crate::repository::Repository;
 
-/// What CVMFS cannot hold, as the layers were read.
+/// The losses that were found while the layers were read.
 #[derive(Debug, Clone, Default)]
-pub(super) struct ExpectedLosses(BTreeMap<LossKind, OfAKind>);
+pub(super) struct ExpectedLosses(BTreeMap<LossKind, LossesOfOneKind>);
 
-/// How many losses there are, and the first paths in the order of the layers.
+/// Number of losses of one kind, and their first paths in the order of the layers.
 #[derive(Debug, Clone, Default)]
-struct OfAKind {
+struct LossesOfOneKind {
     count: u64,
     paths: Vec<EntryPath>,
 }
 
 impl ExpectedLosses {
-    /// Adds what one layer brought that is lost. `stray` markers count once, however many layers leave them there.
+    /// Adds the losses of one layer. A stray marker counts once, even if several layers leave it in place.
     pub(super) fn add_layer(&mut self, losses: &Losses, stray: Vec<EntryPath>) {
         for (kind, count, paths) in losses.kinds() {
             self.add(kind, count, paths);
@@ -35,17 +35,17 @@ impl ExpectedLosses {
         self.add_once(LossKind::StrayMarker, stray);
     }
 
-    /// Adds losses of one kind at paths that are not listed yet.
+    /// Adds losses of one kind, skipping paths that are listed already.
     pub(super) fn add_unlisted(&mut self, kind: LossKind, paths: impl IntoIterator<Item = EntryPath>) {
         self.add_once(kind, paths);
     }
 
-    /// Forgets the losses of one kind.
+    /// Removes the losses of one kind.
     pub(super) fn forget(&mut self, kind: LossKind) {
         self.0.remove(&kind);
     }
 
-    /// Returns how many losses there are.
+    /// Returns the number of losses.
     pub(super) fn total(&self) -> u64 {
         self.0.values().map(|losses| losses.count).sum()
     }
@@ -65,12 +65,12 @@ impl ExpectedLosses {
         }
     }
 
-    /// Compares the list that is published at `path`.
+    /// Compares these losses with the list that is published at `path`.
     pub(super) fn compare(&self, path: &EntryPath, listed: &LossList, comparison: &mut Comparison<'_>) {
         let listed: BTreeMap<LossKind, _> = listed.kinds().collect();
         let kinds: BTreeSet<LossKind> = self.0.keys().chain(listed.keys()).copied().collect();
         for kind in kinds {
-            let none = OfAKind::default();
+            let none = LossesOfOneKind::default();
             let expected = self.0.get(&kind).unwrap_or(&none);
             let (count, paths) = listed.get(&kind).map_or((0, &[][..]), |losses| (losses.count, &losses.paths));
             let times = |count: u64| format!("{count} x {kind}");
@@ -81,7 +81,7 @@ impl ExpectedLosses {
     }
 }
 
-/// Returns each path with its kind and, where it is there several times, how often it was there before.
+/// Returns each path with its kind. A path that occurs several times gets the number of the occurrence.
 fn numbered(kind: LossKind, paths: &[EntryPath]) -> BTreeSet<String> {
     let mut seen: HashMap<&EntryPath, u64> = HashMap::new();
     let number = |path| {
@@ -92,7 +92,7 @@ fn numbered(kind: LossKind, paths: &[EntryPath]) -> BTreeSet<String> {
     paths.iter().map(number).collect()
 }
 
-/// Returns the names of each inode that has some in several directories.
+/// Returns the names of each inode that has names in several directories.
 pub(super) fn links_across_directories(tree: &NaiveTree<ContentDigest>) -> BTreeSet<Vec<EntryPath>> {
     let mut names: HashMap<usize, Vec<EntryPath>> = HashMap::new();
     for (path, node) in tree.entries() {
@@ -102,7 +102,7 @@ pub(super) fn links_across_directories(tree: &NaiveTree<ContentDigest>) -> BTree
     names.into_values().filter(|names| names.iter().any(|name| directory(name) != directory(&names[0]))).collect()
 }
 
-/// Compares what the root catalog of a tree says that its rows cannot say.
+/// Compares the facts in the root catalog of a tree that its rows cannot express.
 pub(super) fn compare_facts(
     repository: &Repository,
     root: &EntryPath,
@@ -112,11 +112,13 @@ pub(super) fn compare_facts(
 ) {
     let catalog = match repository.catalog_of(root) {
         Ok(catalog) => catalog,
-        Err(error) => return comparison.note(root, "catalog", "one that can be read", causes(&error)),
+        Err(error) => return comparison.note(root, "catalog", "a readable catalog", causes(&error)),
     };
     let facts = catalog.property(FACTS).map_or_else(|| Some(TreeFacts::default()), TreeFacts::parse);
-    let Some(facts) = facts else { return comparison.note(root, "facts", "facts about a tree", "something else") };
-    // What a published layer shows as it is above other layers is lost to that layer, and not to this tree.
+    let Some(facts) = facts else {
+        return comparison.note(root, "facts", "valid facts about a tree", "something else");
+    };
+    // Deviations that are due to the layers of another image are losses of the published layer, not of this tree.
     let of_tree = facts.losses.without(LossKind::LinkIntoOtherParents).without(LossKind::LayerOfOtherParents);
     losses.compare(root, &of_tree, comparison);
     compare_links(root, &links_across_directories(tree), &facts.links_across_directories, comparison);
@@ -133,7 +135,8 @@ fn compare_links(
     comparison.require_set(path, "links across directories", &expected, &found);
 }
 
-/// Compares the record beside a published layer. `stray` was taken out of its `form`, in which `groups` were linked.
+/// Compares the record beside a published layer. `form` is the layer without the `stray` markers, and `groups` are its hard
+/// links across directories before the markers were removed.
 pub(super) fn compare_layer_record(
     layer: &ReadLayer,
     lower: &NaiveTree<ContentDigest>,
@@ -171,7 +174,7 @@ pub(super) fn compare_layer_record(
         },
     );
     compare_links(&path, &expected.collect(), &found.collect::<Vec<_>>(), comparison);
-    // A record that is not complete only has a later run read the layer again.
+    // An incomplete record is harmless: a later run reads the layer again.
     comparison.require(&path, "is-complete", true, stray.is_empty() || !record.is_complete);
     let mut losses = ExpectedLosses::default();
     losses.add_layer(&summary.losses, stray.to_vec());

@@ -1,5 +1,5 @@
-//! What becomes of a stack of layers besides laying them over one another: markers that cannot be held, and the root file
-//! system that Apptainer runs.
+//! The steps after all layers are applied: removing marker files that CVMFS cannot hold, and adding the files that Apptainer
+//! needs.
 
 use super::content::ContentDigest;
 use super::naive_layer::{is_opaque, put_whiteout};
@@ -13,43 +13,44 @@ use crate::metadata::{Metadata, Timestamp};
 use crate::path::EntryPath;
 use crate::settings::Modes;
 
-/// How many markers of nested catalogs a tree may bring.
-const MOST_MARKERS: usize = 1_000;
+/// Maximum number of nested catalog markers in the tree of an image.
+const MAX_MARKERS: usize = 1_000;
 
-/// What has the name of a marker, cannot be one, and was taken out of a tree.
+/// Entries with the name of a marker that cannot be markers, and were removed from a tree.
 #[derive(Debug, Default)]
 pub(super) struct StrayMarkers {
     pub(super) paths: Vec<EntryPath>,
-    /// Those of them beyond the maximum number, in whose place no whiteout can be either.
+    /// Those beyond the maximum number of markers. Even a whiteout in their place would count as a marker.
     pub(super) too_many: Vec<EntryPath>,
 }
 
-/// Takes out of a tree what has the name of a marker and cannot be one.
-pub(super) fn take_stray_markers<C: Clone>(tree: &mut NaiveTree<C>) -> StrayMarkers {
+/// Removes the entries that have the name of a marker and cannot be markers.
+pub(super) fn remove_stray_markers<C: Clone>(tree: &mut NaiveTree<C>) -> StrayMarkers {
     let mut stray = StrayMarkers::default();
     for (number, (path, kind)) in named_as_markers(tree).into_iter().enumerate() {
-        if number >= MOST_MARKERS || !is_file(&kind) {
-            tree.take_out(&path);
-            stray.too_many.extend((number >= MOST_MARKERS).then(|| path.clone()));
+        if number >= MAX_MARKERS || !is_file(&kind) {
+            tree.remove_subtree(&path);
+            stray.too_many.extend((number >= MAX_MARKERS).then(|| path.clone()));
             stray.paths.push(path);
         }
     }
     stray
 }
 
-/// Does the same for a layer in overlay form. Below the root, whiteouts stay or come in its place where `lower` has something that
-/// the layer hides; other whiteouts go, and are not stray.
-pub(super) fn take_stray_markers_of_layer<C: Clone>(layer: &mut NaiveTree<C>, lower: &NaiveTree<C>) -> StrayMarkers {
+/// Removes the entries of a layer in overlay form that have the name of a marker and cannot be markers. Below the root, a
+/// whiteout of that name is kept, or replaces the removed entry, if the layer hides an entry of `lower` there. Other
+/// whiteouts are removed, and are not stray.
+pub(super) fn remove_stray_markers_of_layer<C: Clone>(layer: &mut NaiveTree<C>, lower: &NaiveTree<C>) -> StrayMarkers {
     let (mut stray, named) = (StrayMarkers::default(), named_as_markers(layer));
     for (number, (path, kind)) in named.into_iter().enumerate() {
-        let fits = number < MOST_MARKERS;
+        let fits = number < MAX_MARKERS;
         let hides = path.components().count() > 1
             && lower.get(&path).is_some()
             && !directories_above(&path).any(|directory| !directory.is_root() && is_opaque(layer, &directory));
         if fits && (is_file(&kind) || is_whiteout(&kind) && hides) {
             continue;
         }
-        layer.take_out(&path);
+        layer.remove_subtree(&path);
         if hides && fits {
             put_whiteout(layer, &path);
         }
@@ -61,7 +62,7 @@ pub(super) fn take_stray_markers_of_layer<C: Clone>(layer: &mut NaiveTree<C>, lo
     stray
 }
 
-/// Returns everything that has the name of a marker, by path.
+/// Returns all entries that have the name of a marker, sorted by path.
 fn named_as_markers<C: Clone>(tree: &NaiveTree<C>) -> Vec<(EntryPath, NodeKind<C>)> {
     let named = tree.entries().filter(|(path, _)| path.name() == MARKER);
     named.map(|(path, node)| (path.clone(), node.kind.clone())).collect()
@@ -71,7 +72,7 @@ fn is_file<C>(kind: &NodeKind<C>) -> bool {
     matches!(kind, NodeKind::File { .. })
 }
 
-/// Returns the root file system of an image whose layers give `chain`.
+/// Returns the root file system of an image, given the tree of its final chain.
 pub(super) fn root_file_system(
     chain: &NaiveTree<ContentDigest>,
     config: &ExecutionConfig,
@@ -83,7 +84,7 @@ pub(super) fn root_file_system(
     }
     for addition in additions(config) {
         let (directory, name) = addition.path().split().expect("nothing is added at the root itself");
-        // Where there is no such directory, nothing can be added to it.
+        // Without that directory, the file is not added.
         if let Some(directory) = tree.directory(&directory) {
             add(&mut tree, directory.join(name), &addition);
         }
@@ -91,7 +92,7 @@ pub(super) fn root_file_system(
     tree
 }
 
-/// Gives owners what they need to read all files and to use all directories.
+/// Adds the permissions that owners need to read all files and to use all directories.
 fn widen(tree: &mut NaiveTree<ContentDigest>) {
     let paths: Vec<EntryPath> = tree.entries().map(|(path, _)| path.clone()).collect();
     for path in paths {

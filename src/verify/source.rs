@@ -1,4 +1,4 @@
-//! The layers of an image, read anew from where the image is.
+//! Reads the layers of an image from its source again.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -16,15 +16,15 @@ use crate::path::EntryPath;
 use crate::progress::Progress;
 use crate::source::{Image, ImageLayer, Source};
 
-/// A layer, all of which is what the image promises.
+/// A layer whose digest, size and diff ID match the image.
 pub(super) struct ReadLayer {
     pub(super) digest: Digest,
     pub(super) entries: Vec<LayerEntry<ContentDigest>>,
-    /// What was measured, and all that CVMFS cannot hold.
+    /// Sizes and digests, and the losses: what CVMFS cannot hold.
     pub(super) summary: LayerSummary,
 }
 
-/// Reads all layers, from the lowest up. Several are read at once; of several errors the lowest layer's is returned.
+/// Reads all layers in parallel and returns them lowest first. If several layers fail, returns the error of the lowest.
 pub(super) fn read_layers(
     source: &dyn Source,
     image: &Image,
@@ -52,8 +52,8 @@ fn read_layer(
     Ok(ReadLayer { digest, entries, summary })
 }
 
-/// Returns the hard links whose target is in another directory. Of those to one of AUFS's own files, the first is published in its
-/// place.
+/// Returns the hard links whose target is in another directory. A link to an AUFS bookkeeping file has no published target,
+/// so the first of several links to that file counts as the target.
 fn links_across_directories<C>(entries: &[LayerEntry<C>]) -> Vec<EntryPath> {
     let mut stand_ins: BTreeMap<EntryPath, EntryPath> = BTreeMap::new();
     let mut across = Vec::new();

@@ -455,7 +455,7 @@ const FAULTS: &[(Place, &str, &str, &str)] = &[
         Place::Flat,
         "UPDATE chunks SET offset = offset + 1 WHERE offset > 0",
         "/large",
-        "content: expected what can be read, found chunks do not cover",
+        "content: expected readable content, found chunks do not cover",
     ),
     (
         Place::Flat,
