@@ -1,7 +1,7 @@
-//! Content of files: objects that were verified and unpacked, kept for the next read.
+//! Reads the content of files for a mount, and caches verified, decompressed objects.
 //!
-//! No byte of an object leaves before the whole of it was compared with its name. Small objects are kept in memory; large
-//! ones in files without a name, which are gone with the process.
+//! No byte of an object is returned before the whole object was compared with its name. Small objects are cached in memory,
+//! large ones in unlinked temporary files, which disappear with the process.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -9,23 +9,23 @@ use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::shown::ContentSource;
-use crate::cache::{ByteCache, CacheValue};
-use crate::object::{Content, ContentObjects, ObjectKind};
+use super::mountable::ContentSource;
+use crate::cache::{ByteCache, Kept};
+use crate::object::{Content, ObjectKind, Pieces};
 use crate::store::{ContentError, DirectoryStore, Piece};
 
-/// Why content cannot be shown.
+/// Errors from reading the content of a mounted file.
 #[derive(Debug, thiserror::Error)]
-pub enum ShowError {
-    /// It cannot be read.
+pub enum ReadContentError {
+    /// An object cannot be read, or is damaged.
     #[error(transparent)]
     Content(#[from] ContentError),
-    /// There is no place for what was unpacked, or it cannot be read back.
+    /// The decompressed content cannot be written to a temporary file, or read from it.
     #[error("cannot keep content in '{}'", directory.display())]
-    Keep {
-        /// Where it is kept.
+    TemporaryFile {
+        /// The directory of the temporary file.
         directory: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
@@ -36,52 +36,52 @@ impl CacheValue for Arc<[u8]> {
     }
 }
 
-/// A file without a name, and its size.
+/// An unlinked file with the decompressed content of an object, and its size in bytes.
 #[derive(Debug, Clone)]
-struct Unpacked(Arc<File>, u64);
+struct DecompressedFile(Arc<File>, u64);
 
-impl CacheValue for Unpacked {
+impl Kept for DecompressedFile {
     fn bytes(&self) -> u64 {
         self.1
     }
 }
 
-/// Reads content of a store.
+/// Reads the content of files from a store.
 #[derive(Debug)]
 pub(crate) struct ContentReader {
     store: DirectoryStore,
     directory: PathBuf,
     memory: ByteCache<Piece, Arc<[u8]>>,
-    files: ByteCache<Piece, Unpacked>,
+    files: ByteCache<Piece, DecompressedFile>,
 }
 
-/// Objects that unpack to no more than this, which is the largest chunk, are kept in memory.
-const MEMORY_LIMIT: u64 = 16 << 20;
+/// Maximum size in bytes of content that is cached in memory. This is the maximum size of a chunk.
+const MAX_SIZE_IN_MEMORY: u64 = 16 << 20;
 
-/// Bytes of content that are kept in memory.
-const MEMORY_CACHE: u64 = 96 << 20;
+/// Size of the cache in memory, in bytes.
+const MEMORY_CACHE_SIZE: u64 = 96 << 20;
 
-/// Bytes of content that are kept in files.
-const FILE_CACHE: u64 = 32 << 30;
+/// Size of the cache in temporary files, in bytes.
+const FILE_CACHE_SIZE: u64 = 32 << 30;
 
 impl ContentReader {
-    /// Makes a reader that unpacks large objects in `directory`.
+    /// Creates a reader that decompresses large objects into files in `directory`.
     pub(crate) fn new(store: DirectoryStore, directory: PathBuf) -> Self {
-        Self { store, directory, memory: ByteCache::new(MEMORY_CACHE), files: ByteCache::new(FILE_CACHE) }
+        Self { store, directory, memory: ByteCache::new(MEMORY_CACHE_SIZE), files: ByteCache::new(FILE_CACHE_SIZE) }
     }
 
-    /// Fills `bytes` with what the object holds from `offset` on.
-    fn read_piece(&self, piece: Piece, offset: u64, bytes: &mut [u8]) -> Result<(), ShowError> {
+    /// Fills `bytes` with the content of the object, starting at `offset`.
+    fn read_piece(&self, piece: Piece, offset: u64, bytes: &mut [u8]) -> Result<(), ReadContentError> {
         if bytes.is_empty() {
             return Ok(());
         }
         let stored = self.store.size(piece.hash, piece.kind).map_err(ContentError::from)?;
-        if piece.size > MEMORY_LIMIT || stored > MEMORY_LIMIT + SLACK {
-            let unpacked = self.files.get(&piece, || self.unpack_to_file(piece))?;
-            return unpacked.0.read_exact_at(bytes, offset).map_err(|source| self.keep_error(source));
+        if piece.size > MAX_SIZE_IN_MEMORY || stored > MAX_SIZE_IN_MEMORY + MAX_OVERHEAD {
+            let unpacked = self.files.get(&piece, || self.decompress_to_file(piece))?;
+            return unpacked.0.read_exact_at(bytes, offset).map_err(|source| self.temporary_file_error(source));
         }
         if bytes.len() as u64 == piece.size {
-            // The kernel keeps it, and asks no more.
+            // The kernel caches a file that was read whole, and does not read it again.
             bytes.copy_from_slice(&self.store.read_piece(piece)?);
         } else {
             let kept = self.memory.get(&piece, || self.store.read_piece(piece).map(Arc::from))?;
@@ -90,12 +90,12 @@ impl ContentReader {
         Ok(())
     }
 
-    /// Unpacks a large object piece by piece.
-    fn unpack_to_file(&self, piece: Piece) -> Result<Unpacked, ShowError> {
-        let mut file = tempfile::tempfile_in(&self.directory).map_err(|source| self.keep_error(source))?;
+    /// Decompresses a large object into a file, with a small buffer.
+    fn decompress_to_file(&self, piece: Piece) -> Result<DecompressedFile, ReadContentError> {
+        let mut file = tempfile::tempfile_in(&self.directory).map_err(|source| self.temporary_file_error(source))?;
         let mut failure = None;
         let unpacked = self.store.stream_piece(piece, &mut |bytes| {
-            // Told apart from what is wrong with the object.
+            // Write errors are kept apart from errors of the object.
             file.write_all(bytes).map_err(|error| {
                 let kind = error.kind();
                 failure = Some(error);
@@ -103,18 +103,18 @@ impl ContentReader {
             })
         });
         match failure {
-            Some(source) => Err(self.keep_error(source)),
-            None => Ok(unpacked.map(|()| Unpacked(Arc::new(file), piece.size))?),
+            Some(source) => Err(self.temporary_file_error(source)),
+            None => Ok(unpacked.map(|()| DecompressedFile(Arc::new(file), piece.size))?),
         }
     }
 
-    fn keep_error(&self, source: io::Error) -> ShowError {
-        ShowError::Keep { directory: self.directory.clone(), source }
+    fn temporary_file_error(&self, source: io::Error) -> ReadContentError {
+        ReadContentError::TemporaryFile { directory: self.directory.clone(), source }
     }
 }
 
 impl ContentSource for ContentReader {
-    fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ShowError> {
+    fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ReadContentError> {
         let length = size.saturating_sub(offset).min(length as u64) as usize;
         let mut bytes = vec![0; length];
         match &content.objects {
@@ -142,8 +142,8 @@ impl ContentSource for ContentReader {
     }
 }
 
-/// What a zlib stream may be larger than its content.
-const SLACK: u64 = 64 << 10;
+/// Maximum number of bytes by which a zlib stream exceeds its content.
+const MAX_OVERHEAD: u64 = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -190,8 +190,10 @@ mod tests {
     }
 
     #[test]
-    fn any_range_of_a_small_and_of_a_large_object_reads_back() {
-        for (raw, size) in [(false, 1000), (true, 1000), (false, MEMORY_LIMIT + 1), (true, MEMORY_LIMIT + 1)] {
+    fn any_range_of_a_small_and_of_a_large_object_is_read_correctly() {
+        for (raw, size) in
+            [(false, 1000), (true, 1000), (false, MAX_SIZE_IN_MEMORY + 1), (true, MAX_SIZE_IN_MEMORY + 1)]
+        {
             let (fixture, plain) = (Fixture::new(), noise(size));
             let mode = if raw { Compression::None } else { Compression::Fast };
             let hash = fixture.put(ObjectKind::File, Encoder::new(mode).encode(&plain));
@@ -205,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_read_across_their_edges() {
+    fn ranges_across_chunk_boundaries_are_read_correctly() {
         let (fixture, plain) = (Fixture::new(), noise(3000));
         let chunk = |offset: u64| {
             let bytes = &plain[offset as usize..offset as usize + 1000];
@@ -223,13 +225,18 @@ mod tests {
         };
         assert!(read(&chunks, 0, 3000).unwrap() == plain);
         assert_eq!(read(&chunks, 999, 1002).unwrap(), plain[999..2001]);
-        assert!(matches!(read(&[chunks[0], chunks[2]], 999, 2), Err(ShowError::Content(ContentError::Hole(1000)))));
-        assert!(matches!(read(&chunks[1..], 0, 2), Err(ShowError::Content(ContentError::Hole(0)))));
+        assert!(matches!(
+            read(&[chunks[0], chunks[2]], 999, 2),
+            Err(ReadContentError::Content(ContentError::Hole(1000)))
+        ));
+        assert!(matches!(read(&chunks[1..], 0, 2), Err(ReadContentError::Content(ContentError::Hole(0)))));
     }
 
     #[test]
-    fn damage_and_false_sizes_are_errors_whatever_part_is_read() {
-        for (raw, size) in [(false, 1000), (true, 1000), (false, MEMORY_LIMIT + 1), (true, MEMORY_LIMIT + 1)] {
+    fn damage_and_wrong_sizes_are_errors_for_any_range() {
+        for (raw, size) in
+            [(false, 1000), (true, 1000), (false, MAX_SIZE_IN_MEMORY + 1), (true, MAX_SIZE_IN_MEMORY + 1)]
+        {
             let (fixture, plain) = (Fixture::new(), noise(size));
             let mode = if raw { Compression::None } else { Compression::Fast };
             let stored = Encoder::new(mode).encode(&plain).to_vec();
@@ -237,14 +244,17 @@ mod tests {
             for wrong in [size - 1, size + 1] {
                 let read = fixture.reader.read(&whole(raw, hash), wrong, 0, 10);
                 assert!(
-                    matches!(read, Err(ShowError::Content(ContentError::WrongSize { .. }))),
+                    matches!(read, Err(ReadContentError::Content(ContentError::WrongSize { .. }))),
                     "{raw} {size} {wrong}: {read:?}"
                 );
             }
             fixture.damage(hash, stored.len() - 1);
             let read = fixture.reader.read(&whole(raw, hash), size, 0, 10);
             let is_damage = |error: &ContentError| matches!(error, ContentError::Store(StoreError::WrongHash { .. }));
-            assert!(matches!(&read, Err(ShowError::Content(error)) if is_damage(error)), "{raw} {size}: {read:?}");
+            assert!(
+                matches!(&read, Err(ReadContentError::Content(error)) if is_damage(error)),
+                "{raw} {size}: {read:?}"
+            );
             fixture.damage(hash, stored.len() - 1);
             assert_eq!(fixture.reader.read(&whole(raw, hash), size, 0, 10).unwrap(), plain[..10]);
         }

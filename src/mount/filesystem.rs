@@ -1,7 +1,8 @@
-//! Answers the kernel.
+//! Answers the requests of the kernel's FUSE driver.
 //!
-//! Directories and files are opened without asking us: the kernel keeps what it has read of a number, lists of directories, too,
-//! until it is told otherwise. So only what was never read costs a message.
+//! Opening a directory or a file sends no request (`FUSE_NO_OPEN_SUPPORT`, `FUSE_NO_OPENDIR_SUPPORT`). The kernel caches
+//! everything that it has read for an inode number, including directory listings, until it is notified of a change.
+//! Therefore a request is needed only for data that was never read.
 
 use std::ffi::OsStr;
 use std::io;
@@ -16,35 +17,36 @@ use fuser::{
 };
 
 use super::links::Links;
-use super::shown::Shown;
+use super::mountable::MountableTree;
 use super::view::{AnswerError, View};
 use crate::catalog::CatalogEntry;
 use crate::message::causes;
 use crate::metadata::Metadata;
 use crate::repository::NamedRow;
 
-/// The face of a view that the kernel sees.
+/// Implements the FUSE operations on a view.
 #[derive(Debug)]
-pub(super) struct Filesystem<S: Shown> {
+pub(super) struct Filesystem<S: MountableTree> {
     pub(super) view: Arc<View<S>>,
     pub(super) links: Links,
-    /// Told when it is unmounted.
+    /// Notified when the file system is unmounted.
     pub(super) end: Sender<()>,
 }
 
-/// How long the kernel may believe what it was told. It is told what changes, so this is for when that is lost.
+/// Time for which the kernel may cache attributes and names. Changes are sent to the kernel, so this limit matters only if a
+/// notification is lost.
 const LIFETIME: Duration = Duration::from_secs(60 * 60);
 
-impl<S: Shown> Filesystem<S> {
-    /// Answers with what lies in a directory. `offset` says how far the kernel is: 1 and 2 are behind the two entries that every
-    /// directory has, and what follows is the view's.
+impl<S: MountableTree> Filesystem<S> {
+    /// Writes the entries of a directory into a reply. `offset` is the position after the last entry that the kernel has: 1
+    /// and 2 are the positions after `.` and `..`, and larger values come from the view.
     fn list_into(&self, number: u64, offset: u64, reply: &mut ReplyDirectoryPlus) -> Result<(), AnswerError> {
         let (listing, start) = self.view.listing(number, offset)?;
         let mut nodes = self.view.nodes();
         let parent = nodes.parent(number).unwrap_or(number);
         let attributes = |number, entry: &_| self.attributes(number, entry);
         for (index, own, name) in [(0, number, "."), (1, parent, "..")] {
-            let row = nodes.row(own).ok_or(AnswerError::Nothing)?;
+            let row = nodes.row(own).ok_or(AnswerError::Missing)?;
             let attributes = attributes(own, &row.entry);
             if offset <= index && reply.add(INodeNo(own), index + 1, name, &LIFETIME, &attributes, Generation(0)) {
                 return Ok(());
@@ -52,15 +54,15 @@ impl<S: Shown> Filesystem<S> {
         }
         for (index, NamedRow { name, row }) in listing.rows.iter().enumerate().skip(start) {
             let Some(found) = nodes.add(number, &listing.directory, name, row) else {
-                // The directory changed in this very moment. An answer without entries would be the end of the list.
+                // The directory changed at this moment. A reply without entries would mean the end of the list.
                 let is_empty = index == start && offset >= 2;
                 drop(nodes);
                 return if is_empty { self.list_into(number, offset, reply) } else { Ok(()) };
             };
             let attributes = attributes(found.number, &found.entry);
-            let (number, next) = (INodeNo(found.number), listing.offset_behind(index));
+            let (number, next) = (INodeNo(found.number), listing.offset_after(index));
             if reply.add(number, next, OsStr::from_bytes(name), &LIFETIME, &attributes, Generation(0)) {
-                nodes.drop_untold(found.number);
+                nodes.drop_unused(found.number);
                 return Ok(());
             }
             nodes.count_lookup(found.number);
@@ -95,9 +97,9 @@ impl<S: Shown> Filesystem<S> {
         }
     }
 
-    /// Says what went wrong, if it is not just that nothing is there, and returns the kernel's word for it.
+    /// Logs the error, unless a path merely does not exist, and returns the error number for the kernel.
     fn refuse(&self, number: u64, error: &AnswerError) -> Errno {
-        if !matches!(error, AnswerError::Nothing | AnswerError::NoDirectory) {
+        if !matches!(error, AnswerError::Missing | AnswerError::NotADirectory) {
             tracing::error!("cannot read {}: {}", self.view.nodes().path(number), causes(error));
         }
         error.number()
@@ -107,8 +109,8 @@ impl<S: Shown> Filesystem<S> {
 impl AnswerError {
     fn number(&self) -> Errno {
         match self {
-            Self::Nothing => Errno::ENOENT,
-            Self::NoDirectory => Errno::ENOTDIR,
+            Self::Missing => Errno::ENOENT,
+            Self::NotADirectory => Errno::ENOTDIR,
             Self::Repository(_) | Self::Content(_) | Self::Foreign => Errno::EIO,
         }
     }
@@ -136,31 +138,31 @@ fn time(entry: &CatalogEntry) -> SystemTime {
     second.and_then(|second| second.checked_add(nanoseconds)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-impl<S: Shown> fuser::Filesystem for Filesystem<S> {
+impl<S: MountableTree> fuser::Filesystem for Filesystem<S> {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Each is only a wish: an older kernel does without.
-        for wish in [
+        // All of these are optional: an older kernel works without them.
+        for capability in [
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_NO_OPEN_SUPPORT,
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_CACHE_SYMLINKS,
         ] {
-            config.add_capabilities(wish).ok();
+            config.add_capabilities(capability).ok();
         }
-        if let Err(most) = config.set_max_readahead(READ_AHEAD) {
-            config.set_max_readahead(most).ok();
+        if let Err(max) = config.set_max_readahead(MAX_READ_AHEAD) {
+            config.set_max_readahead(max).ok();
         }
         Ok(())
     }
 
     fn destroy(&mut self) {
-        // Nobody may be waiting.
+        // The receiver may be gone.
         self.end.send(()).ok();
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        if name.len() > NAME_LENGTH as usize {
+        if name.len() > MAX_NAME_LENGTH as usize {
             return reply.error(Errno::ENAMETOOLONG);
         }
         let _steady = self.view.steady();
@@ -169,7 +171,7 @@ impl<S: Shown> fuser::Filesystem for Filesystem<S> {
                 reply.entry(&LIFETIME, &self.attributes(found.number, &found.entry), Generation(0));
             }
             Ok(None) => {
-                // Number 0 tells the kernel that it may remember that nothing is there.
+                // Inode number 0 lets the kernel cache that the name does not exist.
                 let nothing = CatalogEntry::of_symlink(&Metadata::of_implied_directory(), b"");
                 reply.entry(&LIFETIME, &self.attributes(0, &nothing), Generation(0));
             }
@@ -219,7 +221,7 @@ impl<S: Shown> fuser::Filesystem for Filesystem<S> {
     }
 
     fn flush(&self, _request: &Request, _number: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        // There is nothing to flush, and the kernel does not ask again.
+        // The file system is read-only. `ENOSYS` stops further flush requests.
         reply.error(Errno::ENOSYS);
     }
 
@@ -243,8 +245,8 @@ impl<S: Shown> fuser::Filesystem for Filesystem<S> {
     }
 
     fn statfs(&self, _request: &Request, _number: INodeNo, reply: ReplyStatfs) {
-        let blocks = self.view.extent.bytes.div_ceil(u64::from(BLOCK));
-        reply.statfs(blocks, 0, 0, self.view.extent.entries, 0, BLOCK, NAME_LENGTH, BLOCK);
+        let blocks = self.view.totals.bytes.div_ceil(u64::from(BLOCK));
+        reply.statfs(blocks, 0, 0, self.view.totals.entries, 0, BLOCK, MAX_NAME_LENGTH, BLOCK);
     }
 
     fn getxattr(&self, _request: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -278,11 +280,11 @@ fn reply_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
     }
 }
 
-/// Bytes that the kernel may ask for before they are needed.
-const READ_AHEAD: u32 = 1 << 20;
+/// Maximum number of bytes that the kernel reads ahead.
+const MAX_READ_AHEAD: u32 = 1 << 20;
 
-/// The longest name.
-const NAME_LENGTH: u32 = 255;
+/// Maximum length of a file name in bytes.
+const MAX_NAME_LENGTH: u32 = 255;
 
-/// Bytes of a block, in which the size of the whole is counted.
+/// Block size in bytes, the unit in which `statfs` reports the total size.
 const BLOCK: u32 = 4096;

@@ -1,4 +1,4 @@
-//! Lets one tree take the place of another: what changed, the kernel is told to forget.
+//! Replaces the mounted tree by another one, and notifies the kernel of all changes.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -11,16 +11,16 @@ use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 
+use super::mountable::MountableTree;
 use super::nodes::{Nodes, ROOT};
-use super::shown::Shown;
 use super::view::View;
 use crate::message::causes;
 use crate::repository::{NamedRow, PlacedDirectory, Repository, RepositoryError, Row};
 
-/// How often the manifest is looked at.
+/// Interval between two checks for a new manifest.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Looks at the manifest from time to time, as long as the view is mounted, and shows each new head.
+/// Checks for a new manifest at regular intervals, as long as the view is mounted, and mounts each new head.
 pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier: Notifier) {
     let (mut mounted, mut seen, mut complaint) = (mounted, None, None);
     loop {
@@ -28,9 +28,9 @@ pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier
         let path = mounted.store().root().join(".cvmfspublished");
         let now = fs::metadata(path).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec(), file.size()));
         if seen != now {
-            match mounted.open_head().and_then(|head| show_head(&view, &mounted, head, &notifier)) {
+            match mounted.open_head().and_then(|head| mount_head(&view, &mounted, head, &notifier)) {
                 Ok(head) => (mounted, seen, complaint) = (head, now, None),
-                // It is tried again: the objects of a copy may come after its manifest.
+                // The next check tries again, because a copy of a repository may receive the objects after their manifest.
                 Err(error) => complain(&error, &mut complaint),
             }
         }
@@ -39,36 +39,36 @@ pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier
     }
 }
 
-/// Says why the head cannot be followed, once.
+/// Logs why the head cannot be followed. The same reason is logged only once.
 fn complain(error: &RepositoryError, complaint: &mut Option<String>) {
-    let text = format!("cannot follow the head, what was mounted stays: {}", causes(error));
+    let text = format!("cannot mount the new head, the previous revision stays mounted: {}", causes(error));
     if complaint.as_ref() != Some(&text) {
         tracing::error!("{text}");
         *complaint = Some(text);
     }
 }
 
-fn show_head(
+fn mount_head(
     view: &View<Repository>,
     mounted: &Repository,
     head: Repository,
     notifier: &Notifier,
 ) -> Result<Repository, RepositoryError> {
     if head.root_reference() != mounted.root_reference() {
-        show(view, &head, notifier)?;
+        replace_tree(view, &head, notifier)?;
         tracing::info!("revision {} is mounted", head.manifest().revision);
     }
     Ok(head)
 }
 
-/// Something that the kernel believes and that is no longer true.
+/// A piece of cached information that the kernel must drop.
 #[derive(Debug, PartialEq, Eq)]
 enum Outdated {
-    /// What a name leads to, or that it leads to nothing.
+    /// The node that a name refers to, or that the name does not exist.
     Name(u64, Arc<[u8]>),
     /// The attributes of a directory.
     Attributes(u64),
-    /// The list of a directory.
+    /// The listing of a directory.
     List(u64),
 }
 
@@ -82,10 +82,14 @@ impl Outdated {
     }
 }
 
-/// Puts another tree in the place of the one that is mounted.
-pub(super) fn show<S: Shown>(view: &View<S>, head: &S, notifier: &Notifier) -> Result<(), RepositoryError> {
+/// Replaces the mounted tree by another one.
+pub(super) fn replace_tree<S: MountableTree>(
+    view: &View<S>,
+    head: &S,
+    notifier: &Notifier,
+) -> Result<(), RepositoryError> {
     let outdated = change(view, head)?;
-    // Without any lock: the kernel may wait for an answer of ours before it takes these.
+    // No lock is held here, because the kernel may wait for a reply before it processes a notification.
     for outdated in outdated {
         let told = match &outdated {
             Outdated::Name(parent, name) => notifier.inval_entry(INodeNo(*parent), OsStr::from_bytes(name)),
@@ -93,14 +97,14 @@ pub(super) fn show<S: Shown>(view: &View<S>, head: &S, notifier: &Notifier) -> R
             Outdated::List(number) => notifier.inval_inode(INodeNo(*number), 0, 0),
         };
         if let Err(error) = told {
-            tracing::debug!("the kernel did not take that {outdated:?} is outdated: {error}");
+            tracing::debug!("cannot notify the kernel that {outdated:?} is outdated: {error}");
         }
     }
     Ok(())
 }
 
-/// Changes all directories at once, and returns what the kernel has to forget.
-fn change<S: Shown>(view: &View<S>, head: &S) -> Result<Vec<Outdated>, RepositoryError> {
+/// Changes all directories at once, and returns what the kernel must drop from its caches.
+fn change<S: MountableTree>(view: &View<S>, head: &S) -> Result<Vec<Outdated>, RepositoryError> {
     let _changing = view.changing();
     let directories = view.nodes().directories();
     let mut changed = Vec::new();
@@ -109,7 +113,7 @@ fn change<S: Shown>(view: &View<S>, head: &S) -> Result<Vec<Outdated>, Repositor
         let Some(after) = row.directory.clone().filter(|after| after.place != before.place) else { continue };
         changed.push((number, row, changes(head, &before, &after)?));
     }
-    // Only now, so that a catalog that cannot be read leaves everything as it was.
+    // All catalogs are read before the first change, so that an unreadable catalog leaves everything unchanged.
     let mut nodes = view.nodes();
     let mut outdated = vec![Outdated::Attributes(ROOT)];
     for (number, row, changes) in changed {
@@ -123,17 +127,17 @@ fn change<S: Shown>(view: &View<S>, head: &S) -> Result<Vec<Outdated>, Repositor
     Ok(outdated)
 }
 
-/// The names in a directory whose rows are not what they were, with the rows that they have now.
+/// The names in a directory whose rows have changed, with the new rows.
 type Changes<P> = HashMap<Arc<[u8]>, Option<Row<P>>>;
 
-fn changes<S: Shown>(
+fn changes<S: MountableTree>(
     head: &S,
-    before: &PlacedDirectory<S::Place>,
-    after: &PlacedDirectory<S::Place>,
-) -> Result<Changes<S::Place>, RepositoryError> {
+    before: &PlacedDirectory<S::RowsLocation>,
+    after: &PlacedDirectory<S::RowsLocation>,
+) -> Result<Changes<S::RowsLocation>, RepositoryError> {
     let mut changes = Changes::new();
     let new = head.rows(after)?;
-    let mut new: HashMap<Arc<[u8]>, Row<S::Place>> =
+    let mut new: HashMap<Arc<[u8]>, Row<S::RowsLocation>> =
         new.into_iter().map(|NamedRow { name, row }| (name, row)).collect();
     for NamedRow { name, row: was } in head.rows(before)? {
         match new.remove(&name) {
@@ -148,7 +152,7 @@ fn changes<S: Shown>(
 fn outdated_by<P: Clone>(nodes: &mut Nodes<P>, parent: u64, name: Arc<[u8]>, is: Option<Row<P>>) -> Outdated {
     let stays_directory = is.is_some_and(|row| row.directory.is_some());
     match nodes.known(parent, &name) {
-        // Its row is changed when it is its turn.
+        // Its row is replaced when the loop reaches that directory.
         Some(known) if known.entry.is_directory() && stays_directory => Outdated::Attributes(known.number),
         _ => {
             nodes.detach(parent, &name);

@@ -1,4 +1,4 @@
-//! The targets of symbolic links, as they are where they are shown.
+//! The targets of symbolic links in a mounted tree.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
@@ -8,37 +8,37 @@ use crate::manifest::RepositoryName;
 use crate::path::EntryPath;
 use crate::repository::{MOUNT_VARIABLE, below_mount, client_variable};
 
-/// What the targets of links depend on.
+/// Computes the targets of links.
 #[derive(Debug)]
 pub(super) struct Links {
     mounted: Option<Mounted>,
 }
 
-/// What is mounted where.
+/// The mounted repository, and its mount point.
 #[derive(Debug)]
 struct Mounted {
     repository: RepositoryName,
-    /// The directory of the repository.
+    /// The mounted directory of the repository.
     directory: EntryPath,
     point: PathBuf,
 }
 
 impl Links {
-    /// Makes the targets for what is part of no repository.
+    /// Creates the link targets for a tree that does not belong to a repository.
     pub(super) fn of_no_repository() -> Self {
         Self { mounted: None }
     }
 
-    /// Makes the targets for a directory of a repository.
+    /// Creates the link targets for a directory of a repository.
     pub(super) fn of(repository: RepositoryName, directory: EntryPath, point: PathBuf) -> Self {
         Self { mounted: Some(Mounted { repository, directory, point }) }
     }
 
-    /// Returns a link's target. Variables have the values that CVMFS's client on this machine gives them, but what is to
-    /// lie below the repository's mount point lies below this one.
+    /// Returns the target of a link. Variables have the values that the CVMFS client on this machine uses, but a target
+    /// below the repository's CVMFS mount point is replaced by one below this mount point.
     ///
-    /// Of a mounted directory that goes for what lies in it. Everything else is there only where a client mounts the
-    /// repository.
+    /// If only a directory of the repository is mounted, this applies to targets in that directory. Other targets exist only
+    /// where a client mounts the whole repository.
     pub(super) fn target(&self, link: &CatalogEntry) -> Vec<u8> {
         let here = self.mounted.as_ref().and_then(|mounted| mounted.target(link));
         here.unwrap_or_else(|| link.expanded_target(client_variable))
@@ -47,7 +47,7 @@ impl Links {
 
 impl Mounted {
     fn target(&self, link: &CatalogEntry) -> Option<Vec<u8>> {
-        // Most links are of another kind, and this is asked for each.
+        // This test comes first because it is cheap and excludes most links.
         link.symlink.starts_with(format!("$({MOUNT_VARIABLE}").as_bytes()).then_some(())?;
         let path = below_mount(&self.repository, link)?;
         let below = match self.directory.is_root() {
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_below_the_mount_point_of_the_repository_lies_below_this_one() {
+    fn target_below_the_cvmfs_mount_point_is_moved_below_this_mount_point() {
         for (symlink, expected) in [
             ("$(CVMFS_MOUNT_DIR:-/cvmfs)/a.example.org/.flat/ab", "/mnt/here/.flat/ab"),
             ("$(CVMFS_MOUNT_DIR)/a.example.org", "/mnt/here"),
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_mounted_directory_only_what_lies_in_it_is_here() {
+    fn only_targets_in_the_mounted_directory_are_moved() {
         for (symlink, expected) in [
             ("$(CVMFS_MOUNT_DIR:-/cvmfs)/a.example.org/.flat/ab/c", "/mnt/here/c"),
             ("$(CVMFS_MOUNT_DIR:-/cvmfs)/a.example.org/.flat/ab", "/mnt/here"),

@@ -1,14 +1,14 @@
-//! A repository, one directory of it, or what is to become part of one, mounted by FUSE.
+//! Mounts a repository, a directory of a repository, or a preview of an image with FUSE.
 //!
-//! A repository is read through [`Repository`], so what a reader gets was compared with its hash. Damage is an I/O error and a
-//! line in the log, never wrong bytes.
+//! A repository is read through [`Repository`], so all data is compared with its hash before it is returned. Damage results
+//! in an I/O error and a line in the log, never in wrong bytes.
 
 mod content;
 mod filesystem;
 mod follow;
 mod links;
+mod mountable;
 mod nodes;
-mod shown;
 mod view;
 
 use std::fs;
@@ -32,119 +32,121 @@ use links::Links;
 use view::View;
 
 pub(crate) use content::ContentReader;
-pub use content::ShowError;
-pub(crate) use shown::{AnyContent, ContentSource, Extent, Shown};
+pub use content::ReadContentError;
+pub(crate) use mountable::{ContentSource, MountableTree, SharedContentSource, TreeTotals};
 
-/// Why nothing is mounted.
+/// Errors from mounting and unmounting.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// The repository cannot be read.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    /// What is to be mounted is no directory.
-    #[error("{0} is no directory of the repository")]
-    NoDirectory(EntryPath),
-    /// The mount point is nothing to mount on.
+    /// The path to be mounted is not a directory.
+    #[error("{0} is not a directory of the repository")]
+    NotADirectory(EntryPath),
+    /// The file system cannot be mounted at the mount point.
     #[error("cannot mount on '{}'", path.display())]
     Mount {
         /// The mount point.
         path: PathBuf,
-        /// Why.
+        /// The error of the operating system or of `fusermount3`.
         source: io::Error,
     },
-    /// The mount point could not be freed.
+    /// The file system cannot be unmounted.
     #[error("cannot unmount '{}'", path.display())]
     Unmount {
         /// The mount point.
         path: PathBuf,
-        /// Why.
+        /// The error of the operating system or of `fusermount3`.
         source: io::Error,
     },
-    /// Another file system is mounted over it.
-    #[error("cannot unmount '{}': something else is mounted over it", .0.display())]
-    Covered(PathBuf),
-    /// The directory for unpacked objects is none.
-    #[error("'{}', where large objects are to be unpacked, is no directory", .0.display())]
-    NoCache(PathBuf),
+    /// Another file system is mounted on top of this one.
+    #[error("cannot unmount '{}': another file system is mounted over it", .0.display())]
+    MountedOver(PathBuf),
+    /// The directory for decompressed objects does not exist.
+    #[error("the cache directory '{}' is not a directory", .0.display())]
+    CacheNotADirectory(PathBuf),
 }
 
-/// How to mount.
+/// Options of a mount.
 #[derive(Debug, Clone, Default)]
 pub struct MountOptions {
-    /// The directory to mount; links that lead to it are followed once.
+    /// The directory to mount. If its path is a symbolic link, the link is followed once, at the start.
     pub path: EntryPath,
-    /// Whether to go over to each new head.
+    /// Whether to mount each new head of the repository.
     pub follow: bool,
-    /// Whether users other than the one who mounts have access, as far as permissions allow.
+    /// Whether other users have access, as far as the permissions of files allow it.
     pub allow_other: bool,
-    /// Where objects above 16 MiB are unpacked, into files without a name; where temporary files lie if it is not set.
+    /// Directory for the unlinked files into which objects above 16 MiB are decompressed; by default the system's temporary
+    /// directory.
     pub cache: Option<PathBuf>,
-    /// How many threads answer.
+    /// Number of threads that answer requests.
     pub threads: usize,
 }
 
-/// Something that is mounted. It is there from the moment that this exists, and until it is unmounted or this dropped.
-#[must_use = "it is unmounted when it is dropped"]
+/// A mounted file system. It exists until it is unmounted, or this value is dropped.
+#[must_use = "the file system is unmounted when this is dropped"]
 pub struct Mount {
     point: MountPoint,
-    /// Says when the kernel has ended it.
+    /// Disconnected when the kernel has ended the mount.
     ended: Receiver<()>,
 }
 
-/// Where something is mounted, and what.
+/// Identifies a mounted file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountPoint {
     path: PathBuf,
-    /// The kernel's number for the mount, since others may be made at the same path.
+    /// The mount ID in the kernel, because another file system may be mounted at the same path.
     id: u64,
 }
 
 impl Mount {
     /// Mounts a revision at `mountpoint`, a directory.
     ///
-    /// A mount whose process was killed is not in the way.
+    /// A mount there whose process was killed is unmounted first.
     pub fn start(repository: Repository, mountpoint: &Path, options: &MountOptions) -> Result<Self, MountError> {
-        let directory = unpacking_directory(options)?;
+        let directory = cache_directory(options)?;
         let (path, _) = repository.follow(&options.path)?;
         let root = repository.row(&path)?.filter(|row| row.directory.is_some());
-        let root = root.ok_or_else(|| MountError::NoDirectory(options.path.clone()))?;
+        let root = root.ok_or_else(|| MountError::NotADirectory(options.path.clone()))?;
         let content = Arc::new(ContentReader::new(repository.store().clone(), directory));
-        let totals = repository.root()?.total_counters();
-        let extent = Extent { entries: totals.entries().cast_unsigned(), bytes: totals.file_size().cast_unsigned() };
+        let counters = repository.root()?.total_counters();
+        let totals =
+            TreeTotals { entries: counters.entries().cast_unsigned(), bytes: counters.file_size().cast_unsigned() };
         let name = &repository.manifest().name;
         let links = |point: &Path| Links::of(name.clone(), path, point.to_owned());
-        let view = View::new(repository.clone(), root, content, extent);
-        let (mount, shown) = Self::of_view(view, links, name.to_string(), mountpoint, options)?;
+        let view = View::new(repository.clone(), root, content, totals);
+        let (mount, replacer) = Self::of_view(view, links, name.to_string(), mountpoint, options)?;
         if options.follow {
-            let follow = move || follow::follow(shown.view, repository, shown.notifier);
+            let follow = move || follow::follow(replacer.view, repository, replacer.notifier);
             let path = mountpoint.to_owned();
             thread::Builder::new().spawn(follow).map_err(|source| MountError::Mount { path, source })?;
         }
         Ok(mount)
     }
 
-    /// Mounts the root of a tree, which may change.
-    pub(crate) fn start_changing<S: Shown>(
+    /// Mounts the root of a tree that can be replaced later.
+    pub(crate) fn start_changing<S: MountableTree>(
         tree: S,
-        content: AnyContent,
-        extent: Extent,
+        content: SharedContentSource,
+        totals: TreeTotals,
         name: String,
         mountpoint: &Path,
         options: &MountOptions,
-    ) -> Result<(Self, Showing<S>), MountError> {
+    ) -> Result<(Self, TreeReplacer<S>), MountError> {
         let root = tree.row(&EntryPath::ROOT)?.filter(|row| row.directory.is_some());
-        let root = root.ok_or_else(|| MountError::NoDirectory(EntryPath::ROOT))?;
-        let view = View::new(tree, root, content, extent);
+        let root = root.ok_or_else(|| MountError::NotADirectory(EntryPath::ROOT))?;
+        let view = View::new(tree, root, content, totals);
         Self::of_view(view, |_| Links::of_no_repository(), name, mountpoint, options)
     }
 
-    fn of_view<S: Shown>(
+    fn of_view<S: MountableTree>(
         view: View<S>,
         links: impl FnOnce(&Path) -> Links,
         name: String,
         mountpoint: &Path,
         options: &MountOptions,
-    ) -> Result<(Self, Showing<S>), MountError> {
+    ) -> Result<(Self, TreeReplacer<S>), MountError> {
         let failed = |source| MountError::Mount { path: mountpoint.to_owned(), source };
         clear_dead_mount(mountpoint)?;
         let mountpoint = mountpoint.canonicalize().map_err(failed)?;
@@ -157,20 +159,21 @@ impl Mount {
         let session =
             Session::new(filesystem, &mountpoint, &config(name, options)).map_err(|error| failed(tidy(error)))?;
         let point = MountPoint { id: mount_id(&mountpoint).map_err(failed)?, path: mountpoint.clone() };
-        let showing = Showing { view: Arc::downgrade(&view), notifier: session.notifier() };
-        // Never dropped: it would unmount once more, by path and whatever is mounted there by then.
+        let replacer = TreeReplacer { view: Arc::downgrade(&view), notifier: session.notifier() };
+        // Never dropped, because that would unmount the path a second time, even if another file system is mounted there by
+        // then.
         Box::leak(Box::new(session.spawn().map_err(failed)?));
-        Ok((Self { point, ended }, showing))
+        Ok((Self { point, ended }, replacer))
     }
 
-    /// Returns where it is mounted.
+    /// Returns the mount point.
     pub fn point(&self) -> &MountPoint {
         &self.point
     }
 
-    /// Waits until it is unmounted.
+    /// Waits until the file system is unmounted.
     pub fn wait(self) {
-        // An end that is gone is an end, too.
+        // A disconnected channel also means the end.
         self.ended.recv().ok();
     }
 }
@@ -183,27 +186,27 @@ impl Drop for Mount {
     }
 }
 
-/// What is shown at a mount, to be changed.
-pub(crate) struct Showing<S: Shown> {
+/// Replaces the tree of a mount.
+pub(crate) struct TreeReplacer<S: MountableTree> {
     view: Weak<View<S>>,
     notifier: Notifier,
 }
 
-impl<S: Shown> Showing<S> {
-    /// Shows another tree from now on; nothing happens where it was unmounted.
-    pub(crate) fn show(&self, tree: &S) -> Result<(), MountError> {
+impl<S: MountableTree> TreeReplacer<S> {
+    /// Mounts another tree from now on. Has no effect if the file system was unmounted.
+    pub(crate) fn replace(&self, tree: &S) -> Result<(), MountError> {
         match self.view.upgrade() {
-            Some(view) => Ok(follow::show(&view, tree, &self.notifier)?),
+            Some(view) => Ok(follow::replace_tree(&view, tree, &self.notifier)?),
             None => Ok(()),
         }
     }
 }
 
-/// Returns the directory that large objects are unpacked in.
-pub(crate) fn unpacking_directory(options: &MountOptions) -> Result<PathBuf, MountError> {
+/// Returns the directory into which large objects are decompressed.
+pub(crate) fn cache_directory(options: &MountOptions) -> Result<PathBuf, MountError> {
     let directory = options.cache.clone().unwrap_or_else(std::env::temp_dir);
     if !directory.is_dir() {
-        return Err(MountError::NoCache(directory));
+        return Err(MountError::CacheNotADirectory(directory));
     }
     Ok(directory)
 }
@@ -220,37 +223,38 @@ fn config(name: String, options: &MountOptions) -> Config {
     config
 }
 
-/// How a mount was ended.
+/// The state in which a file system was unmounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unmounted {
-    /// Nobody used it, or it was unmounted before.
+    /// No process used it, or it was unmounted before.
     AtOnce,
-    /// It is in nobody's way any more; those who have files of it open go on reading.
+    /// It was in use: the path is free, and processes that have files open can still read these.
     WhileBusy,
 }
 
 impl MountPoint {
-    /// Returns the directory.
+    /// Returns the path of the mount point.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Names the mount of that number at a path.
+    /// Refers to the mount with this ID at a path.
     pub fn new(path: PathBuf, id: u64) -> Self {
         Self { path, id }
     }
 
-    /// Returns the kernel's number for it.
+    /// Returns the mount ID in the kernel.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// Unmounts it if nobody answers for it any more.
+    /// Unmounts the file system if its process has ended.
     pub fn clear_if_dead(&self) -> Result<(), MountError> {
         if mount_id(&self.path).is_ok_and(|id| id == self.id) { clear_dead_mount(&self.path) } else { Ok(()) }
     }
 
-    /// Tells whether it is mounted, if only below something else. Numbers are used again, but hardly at the same path.
+    /// Returns whether it is mounted, possibly below another mount. The kernel reuses mount IDs, but a reuse at the same
+    /// path is unlikely.
     fn is_there(&self) -> bool {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let path = escape(&self.path);
@@ -260,12 +264,12 @@ impl MountPoint {
             .any(|mut fields| fields.next().is_some_and(|id| id == self.id.to_string()) && fields.nth(3) == Some(&path))
     }
 
-    /// Unmounts it, and nothing else that is mounted at the same path.
+    /// Unmounts this file system, but no other one at the same path.
     pub fn unmount(&self) -> Result<Unmounted, MountError> {
         let is_ours = || mount_id(&self.path).is_ok_and(|id| id == self.id);
         if !is_ours() {
             return match self.is_there() {
-                true => Err(MountError::Covered(self.path.clone())),
+                true => Err(MountError::MountedOver(self.path.clone())),
                 false => Ok(Unmounted::AtOnce),
             };
         }
@@ -279,14 +283,14 @@ impl MountPoint {
     }
 }
 
-/// Returns the kernel's number for what is mounted at a path.
+/// Returns the kernel's ID of the mount at a path.
 fn mount_id(path: &Path) -> io::Result<u64> {
-    // Not to be asked of us, who may not answer yet.
+    // Without synchronization, so that the kernel does not send a request to this process, which may not answer yet.
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     Ok(rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
-/// Returns a path as the kernel lists it.
+/// Returns a path as `/proc/self/mountinfo` writes it.
 fn escape(path: &Path) -> String {
     let escaped = |character: char| match character {
         ' ' | '\t' | '\n' | '\\' => format!("\\{:03o}", u32::from(character)),
@@ -295,7 +299,7 @@ fn escape(path: &Path) -> String {
     path.to_string_lossy().chars().map(escaped).collect()
 }
 
-/// Takes the line end off what `fusermount3` said.
+/// Removes the line end from an error message of `fusermount3`.
 fn tidy(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(_) => error,
@@ -319,19 +323,19 @@ fn unmount_with(mountpoint: &Path, busy: bool) -> io::Result<()> {
     }
 }
 
-/// Unmounts what is mounted at `mountpoint` if nobody answers for it any more.
+/// Unmounts the file system at `mountpoint` if its process has ended.
 pub fn clear_dead_mount(mountpoint: &Path) -> Result<(), MountError> {
     if !is_dead(mountpoint) {
         return Ok(());
     }
     match unmount_with(mountpoint, true) {
-        // Somebody else was faster.
+        // Another process has unmounted it in the meantime.
         Err(_) if !is_dead(mountpoint) => Ok(()),
         result => result.map_err(|source| MountError::Unmount { path: mountpoint.to_owned(), source }),
     }
 }
 
-/// Tells whether the process that answers for a mount is gone.
+/// Returns whether the process that serves a mount has ended.
 fn is_dead(mountpoint: &Path) -> bool {
     matches!(rustix::fs::statfs(mountpoint), Err(Errno::NOTCONN | Errno::CONNABORTED))
 }
@@ -341,7 +345,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mounts_are_found_by_number_and_path() {
+    fn mounts_are_found_by_id_and_path() {
         let root = MountPoint::new("/".into(), mount_id(Path::new("/")).unwrap());
         assert!(root.is_there());
         assert!(!MountPoint::new("/".into(), root.id + 1_000_000).is_there());

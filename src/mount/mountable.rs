@@ -1,34 +1,37 @@
-//! What can be mounted: paths with rows, and the content of files.
+//! The interface between a mount and the tree that it presents.
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use super::content::ShowError;
+use super::content::ReadContentError;
 use crate::object::Content;
 use crate::path::EntryPath;
 use crate::repository::{CatalogPlace, NamedRow, PlacedDirectory, Repository, RepositoryError, Row};
 
-/// A tree as it is at one moment. Clones are cheap and show the same.
-pub(crate) trait Shown: Debug + Send + Sync + 'static {
-    /// Where the rows of a directory stand. In equal places, they are the same.
-    type Place: Debug + Clone + PartialEq + Send + Sync;
+/// A tree at one point in time. A clone is cheap and represents the same tree.
+pub(crate) trait MountableTree: Debug + Send + Sync + 'static {
+    /// Identifies the stored rows of a directory. Directories with equal values have equal rows.
+    type RowsLocation: Debug + Clone + PartialEq + Send + Sync;
 
-    /// Returns what is at `path`; links are not followed.
-    fn row(&self, path: &EntryPath) -> Result<Option<Row<Self::Place>>, RepositoryError>;
+    /// Returns the row at `path`. Symbolic links are not followed.
+    fn row(&self, path: &EntryPath) -> Result<Option<Row<Self::RowsLocation>>, RepositoryError>;
 
-    /// Returns what has the name in a directory, of this tree or of one before it.
+    /// Returns the row of a name in a directory of this tree or an earlier one.
     fn row_in(
         &self,
-        directory: &PlacedDirectory<Self::Place>,
+        directory: &PlacedDirectory<Self::RowsLocation>,
         name: &[u8],
-    ) -> Result<Option<Row<Self::Place>>, RepositoryError>;
+    ) -> Result<Option<Row<Self::RowsLocation>>, RepositoryError>;
 
-    /// Returns everything that lies in a directory, of this tree or of one before it, by name; hidden rows, too.
-    fn rows(&self, directory: &PlacedDirectory<Self::Place>) -> Result<Vec<NamedRow<Self::Place>>, RepositoryError>;
+    /// Returns all rows in a directory of this tree or an earlier one, sorted by name, including hidden rows.
+    fn rows(
+        &self,
+        directory: &PlacedDirectory<Self::RowsLocation>,
+    ) -> Result<Vec<NamedRow<Self::RowsLocation>>, RepositoryError>;
 }
 
-impl Shown for Repository {
-    type Place = CatalogPlace;
+impl MountableTree for Repository {
+    type RowsLocation = CatalogPlace;
 
     fn row(&self, path: &EntryPath) -> Result<Option<Row>, RepositoryError> {
         Self::row(self, path)
@@ -43,20 +46,20 @@ impl Shown for Repository {
     }
 }
 
-/// Where the content of files is.
+/// Reads the content of files.
 pub(crate) trait ContentSource: Debug + Send + Sync + 'static {
-    /// Reads up to `length` bytes at `offset` of a file of `size` bytes: fewer only at its end.
-    fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ShowError>;
+    /// Reads up to `length` bytes at `offset` of a file with `size` bytes. Returns fewer bytes only at the end of the file.
+    fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ReadContentError>;
 }
 
-/// Content of which nobody needs to know where it is.
-pub(crate) type AnyContent = Arc<dyn ContentSource>;
+/// A shared content source of any type.
+pub(crate) type SharedContentSource = Arc<dyn ContentSource>;
 
-/// How much there is, for those who ask the file system.
+/// The totals that `statfs` reports.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Extent {
-    /// Entries.
+pub(crate) struct TreeTotals {
+    /// Number of entries.
     pub(crate) entries: u64,
-    /// Bytes of files.
+    /// Size of all files in bytes.
     pub(crate) bytes: u64,
 }

@@ -1,7 +1,7 @@
-//! What the kernel knows: a number for every path that it has asked for and not yet forgotten.
+//! The inode numbers that the kernel knows: one for every path that it has looked up and not forgotten.
 //!
-//! A directory keeps its number as long as its path is a directory, in whichever revision; anything else has a new one when it
-//! changes, so that the kernel may keep what it has read of a number for ever.
+//! A directory keeps its number as long as its path is a directory, in any revision. Any other file gets a new number when
+//! it changes, so that the kernel may cache what it has read for a number forever.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use crate::catalog::CatalogEntry;
 use crate::path::EntryPath;
 use crate::repository::{PlacedDirectory, Row};
 
-/// The number of the mount's root.
+/// The inode number of the mount's root.
 pub(super) const ROOT: u64 = 1;
 
-/// Something that was found, and the number that it has.
+/// An entry and its inode number.
 #[derive(Debug, Clone)]
 pub(super) struct Found {
     pub(super) number: u64,
@@ -24,11 +24,11 @@ pub(super) struct Found {
 struct Node<P> {
     row: Row<P>,
     parent: u64,
-    /// One, or the hard links of a group.
+    /// One name, or all names of a hard link group.
     names: Vec<Arc<[u8]>>,
-    /// How often the kernel was told the number and has not forgotten it since.
+    /// The kernel's lookup count: how often it received the number, minus how often it forgot it.
     lookups: u64,
-    /// What is known in the directory, if anything is.
+    /// The known entries of a directory; `None` if there are none.
     children: Option<Box<Children>>,
 }
 
@@ -39,7 +39,7 @@ struct Children {
     by_link_group: HashMap<u32, u64>,
 }
 
-/// Everything that the kernel knows.
+/// All nodes that the kernel knows.
 #[derive(Debug)]
 pub(super) struct Nodes<P> {
     next: u64,
@@ -47,23 +47,23 @@ pub(super) struct Nodes<P> {
 }
 
 impl<P: Clone> Nodes<P> {
-    /// Starts with the root alone, which is never forgotten.
+    /// Creates the table with the root, which is never removed.
     pub(super) fn new(root: Row<P>) -> Self {
         let node = Node { row: root, parent: ROOT, names: Vec::new(), lookups: 1, children: None };
         Self { next: ROOT + 1, nodes: HashMap::from([(ROOT, node)]) }
     }
 
-    /// Returns the row of a number.
+    /// Returns the row of an inode number.
     pub(super) fn row(&self, number: u64) -> Option<&Row<P>> {
         Some(&self.nodes.get(&number)?.row)
     }
 
-    /// Returns the directory that a number lies in; the root lies in itself.
+    /// Returns the number of the parent directory. The root is its own parent.
     pub(super) fn parent(&self, number: u64) -> Option<u64> {
         Some(self.nodes.get(&number)?.parent)
     }
 
-    /// Returns one path of a number in the repository, for messages.
+    /// Returns one path of a node in the repository, for messages.
     pub(super) fn path(&self, number: u64) -> EntryPath {
         let Some(node) = self.nodes.get(&number) else { return EntryPath::ROOT };
         let parent = self.nodes.get(&node.parent).and_then(|parent| parent.row.directory.as_ref());
@@ -74,13 +74,14 @@ impl<P: Clone> Nodes<P> {
         }
     }
 
-    /// Returns what the kernel knows by a name.
+    /// Returns the node that the kernel knows by this name.
     pub(super) fn known(&self, parent: u64, name: &[u8]) -> Option<Found> {
         let number = *self.nodes.get(&parent)?.children.as_ref()?.by_name.get(name)?;
         Some(Found { number, entry: Arc::clone(&self.nodes.get(&number)?.row.entry) })
     }
 
-    /// Gives what was read in `directory` a number, or the one that it has; `None` if the directory is another one by now.
+    /// Returns the number of an entry that was read from `directory`, assigning one if necessary; `None` if the directory
+    /// was replaced in the meantime.
     pub(super) fn add(
         &mut self,
         parent: u64,
@@ -114,14 +115,14 @@ impl<P: Clone> Nodes<P> {
         Some(Found { number, entry: Arc::clone(&row.entry) })
     }
 
-    /// Notes that the kernel was told a number once more.
+    /// Records that the kernel received a number once more.
     pub(super) fn count_lookup(&mut self, number: u64) {
         if let Some(node) = self.nodes.get_mut(&number) {
             node.lookups += 1;
         }
     }
 
-    /// Notes that the kernel forgot a number as many times.
+    /// Records that the kernel has forgotten a number `times` times.
     pub(super) fn forget(&mut self, number: u64, times: u64) {
         let Some(node) = self.nodes.get_mut(&number) else { return };
         node.lookups = node.lookups.saturating_sub(times);
@@ -130,8 +131,8 @@ impl<P: Clone> Nodes<P> {
         }
     }
 
-    /// Drops a number that was given and never told.
-    pub(super) fn drop_untold(&mut self, number: u64) {
+    /// Removes a number that was assigned, but never sent to the kernel.
+    pub(super) fn drop_unused(&mut self, number: u64) {
         self.forget(number, 0);
     }
 
@@ -153,7 +154,7 @@ impl<P: Clone> Nodes<P> {
         }
     }
 
-    /// Lets a name go from its number, which stays as it is for those who have it open.
+    /// Removes a name from its node. The node stays unchanged for processes that have it open.
     pub(super) fn detach(&mut self, parent: u64, name: &[u8]) {
         let Some(found) = self.known(parent, name) else { return };
         let Some(node) = self.nodes.get_mut(&found.number) else { return };
@@ -161,14 +162,14 @@ impl<P: Clone> Nodes<P> {
         self.detach_names(found.number, &names, parent, found.entry.link_group);
     }
 
-    /// Puts another row in the place of a number's.
+    /// Replaces the row of a node.
     pub(super) fn replace(&mut self, number: u64, row: Row<P>) {
         if let Some(node) = self.nodes.get_mut(&number) {
             node.row = row;
         }
     }
 
-    /// Returns the known directories, each before what lies in it.
+    /// Returns the known directories, each before its entries.
     pub(super) fn directories(&self) -> Vec<(u64, Arc<PlacedDirectory<P>>)> {
         let attached = |number: &u64, node: &Node<P>| *number == ROOT || !node.names.is_empty();
         let mut directories: Vec<_> = self
@@ -214,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn hard_links_have_one_number_until_all_are_forgotten() {
+    fn hard_links_share_a_number_until_all_are_forgotten() {
         let mut nodes = Nodes::new(directory_row(""));
         let [a, b, other] =
             [("a", 7), ("b", 7), ("c", 8)].map(|(name, group)| add(&mut nodes, ROOT, name, &link_row(group)));
@@ -223,11 +224,11 @@ mod tests {
         assert!(nodes.known(ROOT, b"a").is_some());
         nodes.forget(a, 1);
         assert!(nodes.known(ROOT, b"a").is_none() && nodes.known(ROOT, b"b").is_none());
-        assert_ne!(add(&mut nodes, ROOT, "b", &link_row(7)), a, "numbers are not used again");
+        assert_ne!(add(&mut nodes, ROOT, "b", &link_row(7)), a, "numbers are not reused");
     }
 
     #[test]
-    fn what_was_read_in_a_directory_that_changed_meanwhile_gets_no_number() {
+    fn entry_of_a_directory_that_changed_in_the_meantime_gets_no_number() {
         let mut nodes = Nodes::new(directory_row(""));
         let before = nodes.row(ROOT).unwrap().directory.clone().unwrap();
         nodes.replace(ROOT, directory_row(""));
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn detached_number_stays_and_its_name_is_free() {
+    fn detached_node_stays_and_its_name_is_free() {
         let mut nodes = Nodes::new(directory_row(""));
         let a = add(&mut nodes, ROOT, "a", &directory_row("a"));
         nodes.detach(ROOT, b"a");
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_known_for_messages() {
+    fn path_of_a_node_is_found_for_messages() {
         let mut nodes = Nodes::new(directory_row("images"));
         let a = add(&mut nodes, ROOT, "a", &directory_row("images/a"));
         let link = add(&mut nodes, a, "link", &link_row(0));

@@ -1,112 +1,112 @@
-//! What is mounted, as far as it has nothing to do with FUSE.
+//! The mounted tree and its inode numbers, independent of FUSE.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::content::ShowError;
+use super::content::ReadContentError;
+use super::mountable::{MountableTree, SharedContentSource, TreeTotals};
 use super::nodes::{Found, Nodes};
-use super::shown::{AnyContent, Extent, Shown};
-use crate::cache::{ByteCache, CacheValue};
+use crate::cache::{ByteCache, Kept};
 use crate::catalog::CatalogEntry;
 use crate::repository::{NamedRow, PlacedDirectory, RepositoryError, Row};
 
-/// Why the kernel's question cannot be answered.
+/// Errors from answering a request of the kernel.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AnswerError {
-    /// Nothing is there, or it is no longer known.
-    #[error("nothing is there")]
-    Nothing,
-    /// It is no directory.
-    #[error("it is no directory")]
-    NoDirectory,
+    /// The path does not exist, or the inode number is no longer known.
+    #[error("no such file or directory")]
+    Missing,
+    /// The node is not a directory.
+    #[error("not a directory")]
+    NotADirectory,
     /// A catalog cannot be read.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
     /// Content cannot be read.
     #[error(transparent)]
-    Content(#[from] ShowError),
-    /// What the catalog refers to is not ours to read.
+    Content(#[from] ReadContentError),
+    /// The content is not stored in this repository, or strata cannot compute its hashes.
     #[error("its content is outside of the repository, or its objects are not named by SHA-1")]
     Foreign,
 }
 
-/// A directory as it was listed, by name.
+/// The entries of a directory at one point in time, sorted by name.
 #[derive(Debug)]
 pub(super) struct ListedDirectory<P> {
-    /// Tells it from other lists of the same directory; never 0.
+    /// Distinguishes this listing from others of the same directory. Never 0.
     generation: u32,
     pub(super) directory: Arc<PlacedDirectory<P>>,
     pub(super) rows: Vec<NamedRow<P>>,
 }
 
 impl<P> ListedDirectory<P> {
-    /// Returns what stands for having seen the list up to the row of that index.
-    pub(super) fn offset_behind(&self, index: usize) -> u64 {
+    /// Returns the directory offset after the row at this index.
+    pub(super) fn offset_after(&self, index: usize) -> u64 {
         u64::from(self.generation) << 32 | (index as u64 + 3)
     }
 }
 
-/// What is kept of it.
+/// A cached listing.
 type Listing<P> = Arc<ListedDirectory<P>>;
 
 impl<P> CacheValue for Listing<P> {
     fn bytes(&self) -> u64 {
-        self.rows.len() as u64 * LISTED_BYTES
+        self.rows.len() as u64 * BYTES_PER_ROW
     }
 }
 
-/// What one listed row takes in memory, more or less.
-const LISTED_BYTES: u64 = 300;
+/// Approximate size of one listed row in memory, in bytes.
+const BYTES_PER_ROW: u64 = 300;
 
-/// Bytes of listings that are kept.
-const LISTING_CACHE: u64 = 64 << 20;
+/// Size of the cache of listings, in bytes.
+const LISTING_CACHE_SIZE: u64 = 64 << 20;
 
-/// What lies below one directory of a tree, by the numbers that the kernel knows.
+/// A directory of a tree and everything below it, addressed by inode numbers.
 #[derive(Debug)]
-pub(super) struct View<S: Shown> {
-    shown: S,
-    content: AnyContent,
-    pub(super) extent: Extent,
-    nodes: Mutex<Nodes<S::Place>>,
+pub(super) struct View<S: MountableTree> {
+    tree: S,
+    content: SharedContentSource,
+    pub(super) totals: TreeTotals,
+    nodes: Mutex<Nodes<S::RowsLocation>>,
     steady: RwLock<()>,
     generation: AtomicU32,
-    /// By number and generation; that of generation 0 is the newest.
-    listings: ByteCache<(u64, u32), Listing<S::Place>>,
+    /// By inode number and generation. Generation 0 is the newest listing.
+    listings: ByteCache<(u64, u32), Listing<S::RowsLocation>>,
 }
 
-impl<S: Shown> View<S> {
-    /// Makes the view of what lies below `root`.
-    pub(super) fn new(shown: S, root: Row<S::Place>, content: AnyContent, extent: Extent) -> Self {
+impl<S: MountableTree> View<S> {
+    /// Creates the view of the directory `root`.
+    pub(super) fn new(tree: S, root: Row<S::RowsLocation>, content: SharedContentSource, totals: TreeTotals) -> Self {
         let nodes = Mutex::new(Nodes::new(root));
         Self {
-            shown,
+            tree,
             content,
-            extent,
+            totals,
             nodes,
             steady: RwLock::default(),
             generation: AtomicU32::new(1),
-            listings: ByteCache::new(LISTING_CACHE),
+            listings: ByteCache::new(LISTING_CACHE_SIZE),
         }
     }
 
-    /// Keeps what is shown from changing until what was read of it was answered.
+    /// Prevents a change of the tree until the request that reads it was answered.
     ///
-    /// The kernel is told what a change makes outdated. Answers with what was true before have to be out by then.
+    /// After a change, the kernel is notified of what is outdated. Answers with the old state must have been sent by then.
     pub(super) fn steady(&self) -> RwLockReadGuard<'_, ()> {
-        self.steady.read().expect("no thread panics while it changes what is shown")
+        self.steady.read().expect("no thread panics while it changes the tree")
     }
 
-    /// Waits until every answer is out, and keeps new ones back while that changes.
+    /// Waits until all requests are answered, and blocks new ones during a change of the tree.
     pub(super) fn changing(&self) -> RwLockWriteGuard<'_, ()> {
         self.steady.write().expect("no thread panics while it answers")
     }
 
-    /// Returns what the kernel knows.
-    pub(super) fn nodes(&self) -> MutexGuard<'_, Nodes<S::Place>> {
+    /// Returns the nodes that the kernel knows, locked.
+    pub(super) fn nodes(&self) -> MutexGuard<'_, Nodes<S::RowsLocation>> {
         self.nodes.lock().expect("no thread panics while it holds the nodes")
     }
 
-    /// Looks a name up in a directory, and counts that the kernel is told its number.
+    /// Looks up a name in a directory, and counts the lookup by the kernel.
     pub(super) fn find(&self, parent: u64, name: &[u8]) -> Result<Option<Found>, AnswerError> {
         loop {
             let directory = {
@@ -115,10 +115,10 @@ impl<S: Shown> View<S> {
                     nodes.count_lookup(found.number);
                     return Ok(Some(found));
                 }
-                let row = nodes.row(parent).ok_or(AnswerError::Nothing)?;
-                Arc::clone(row.directory.as_ref().ok_or(AnswerError::NoDirectory)?)
+                let row = nodes.row(parent).ok_or(AnswerError::Missing)?;
+                Arc::clone(row.directory.as_ref().ok_or(AnswerError::NotADirectory)?)
             };
-            let Some(row) = self.shown.row_in(&directory, name)? else { return Ok(None) };
+            let Some(row) = self.tree.row_in(&directory, name)? else { return Ok(None) };
             let mut nodes = self.nodes();
             if let Some(found) = nodes.add(parent, &directory, &name.into(), &row) {
                 nodes.count_lookup(found.number);
@@ -127,19 +127,19 @@ impl<S: Shown> View<S> {
         }
     }
 
-    /// Returns the row of a number.
+    /// Returns the row of an inode number.
     pub(super) fn entry(&self, number: u64) -> Result<Arc<CatalogEntry>, AnswerError> {
-        Ok(Arc::clone(&self.nodes().row(number).ok_or(AnswerError::Nothing)?.entry))
+        Ok(Arc::clone(&self.nodes().row(number).ok_or(AnswerError::Missing)?.entry))
     }
 
-    /// Lists a directory, and returns the index of the first row behind `offset`.
+    /// Lists a directory, and returns the index of the first row after `offset`.
     ///
-    /// Rows are sorted by name, so a list that was begun goes on in the right place if the directory changed meanwhile.
-    pub(super) fn listing(&self, number: u64, offset: u64) -> Result<(Listing<S::Place>, usize), AnswerError> {
+    /// Rows are sorted by name, so that a listing continues at the right place if the directory has changed in the meantime.
+    pub(super) fn listing(&self, number: u64, offset: u64) -> Result<(Listing<S::RowsLocation>, usize), AnswerError> {
         let directory = {
             let nodes = self.nodes();
             Arc::clone(
-                nodes.row(number).ok_or(AnswerError::Nothing)?.directory.as_ref().ok_or(AnswerError::NoDirectory)?,
+                nodes.row(number).ok_or(AnswerError::Missing)?.directory.as_ref().ok_or(AnswerError::NotADirectory)?,
             )
         };
         let (generation, passed) = ((offset >> 32) as u32, (offset as u32).saturating_sub(2) as usize);
@@ -156,10 +156,10 @@ impl<S: Shown> View<S> {
     fn newest_listing(
         &self,
         number: u64,
-        directory: &Arc<PlacedDirectory<S::Place>>,
-    ) -> Result<Listing<S::Place>, AnswerError> {
-        let list = || -> Result<Listing<S::Place>, AnswerError> {
-            let rows = self.shown.rows(directory)?.into_iter().filter(|row| !row.row.entry.is_hidden()).collect();
+        directory: &Arc<PlacedDirectory<S::RowsLocation>>,
+    ) -> Result<Listing<S::RowsLocation>, AnswerError> {
+        let list = || -> Result<Listing<S::RowsLocation>, AnswerError> {
+            let rows = self.tree.rows(directory)?.into_iter().filter(|row| !row.row.entry.is_hidden()).collect();
             let generation = self.generation.fetch_add(1, Ordering::Relaxed).max(1);
             let listing = Arc::new(ListedDirectory { generation, directory: Arc::clone(directory), rows });
             self.listings.insert((number, generation), Arc::clone(&listing));

@@ -1,8 +1,7 @@
-//! An image as it would be published, mounted before anything is: its layers, the chains that they give, and the root file
-//! system.
+//! Mounts an image in the form in which it would be published: its layers, its chains, and its root file system.
 //!
-//! Every layer is read once, from its first byte to its last, and verified. What it says goes into trees in memory, its
-//! content into files without a name. A tree appears as soon as the layers below it are read.
+//! Each layer is read once, sequentially, and verified. Its entries become trees in memory, and its content is written to
+//! unlinked files. A tree appears as soon as the layers below it are read.
 
 mod pack;
 mod tree_view;
@@ -20,8 +19,8 @@ use crate::image::{Digest, Platform};
 use crate::layer::{ContentPart, EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, Limits, NodeKind};
 use crate::layout::LayerRecord;
 use crate::metadata::Metadata;
-use crate::mount::{ContentReader, Extent, Mount, MountError, MountOptions, Showing, unpacking_directory};
-use crate::object::{ChunkSizes, Compression, Content, ContentObjects, ObjectKind};
+use crate::mount::{ContentReader, Mount, MountError, MountOptions, TreeReplacer, TreeTotals, cache_directory};
+use crate::object::{ChunkSizes, Compression, Content, ObjectKind, Pieces};
 use crate::progress::Progress;
 use crate::registry::Registries;
 use crate::repository::{Repository, RepositoryError};
@@ -34,91 +33,91 @@ use crate::tree::{ApplyError, Directory, LayerForm, Leaf, LeafKind, Node, apply,
 use pack::{PackWriter, Packs};
 use tree_view::TreeView;
 
-/// Why an image cannot be shown.
+/// Errors that end a preview.
 #[derive(Debug, thiserror::Error)]
 pub enum PreviewError {
     /// The image cannot be found or read.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// A layer cannot be read, or is not what it should be.
+    /// A layer cannot be read, or does not match its digest, size or diff ID.
     #[error("cannot read layer {digest}")]
     Layer {
         /// The layer's digest.
         digest: Digest,
-        /// Why.
+        /// The error of the layer reader.
         source: LayerError,
     },
-    /// A layer cannot be laid over those below it.
+    /// A layer cannot be applied to the lower layers.
     #[error("cannot apply layer {digest}")]
     Apply {
         /// The layer's digest.
         digest: Digest,
-        /// Why.
+        /// The entry that cannot be applied.
         source: ApplyError,
     },
-    /// The content cannot be kept.
+    /// The content of the image cannot be written to a temporary file.
     #[error("cannot keep content of the image in '{}'", directory.display())]
-    Keep {
-        /// Where it was to be kept.
+    TemporaryFile {
+        /// The directory of the temporary file.
         directory: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The repository's directory cannot be used.
+    /// The repository directory cannot be used.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// The repository cannot be read.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    /// Nothing can be mounted.
+    /// The preview cannot be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),
-    /// The machine refuses to start threads.
+    /// The system refuses to start threads.
     #[error("cannot start threads")]
     Threads(#[source] io::Error),
 }
 
-/// How to show an image.
+/// Options of a preview.
 #[derive(Debug, Clone)]
 pub struct PreviewOptions {
-    /// The platform that is asked for; this machine's is preferred without.
+    /// The requested platform. Without it, the platform of this machine is preferred.
     pub platform: Option<Platform>,
-    /// What an image may have.
+    /// Limits on the size of the image.
     pub limits: Limits,
-    /// How many layers are read at a time.
+    /// Number of layers that are read in parallel.
     pub threads: usize,
-    /// How to mount.
+    /// Options of the mount.
     pub mount: MountOptions,
 }
 
-/// An image that is mounted, and whose layers are still to be read.
+/// A mounted image whose layers are still to be read.
 pub struct Preview {
     image: Image,
     source: Box<dyn Source>,
-    known: Option<Known>,
+    repository: Option<ReusableRepository>,
     options: PreviewOptions,
     directory: PathBuf,
     packs: Arc<Packs>,
-    showing: Showing<TreeView>,
+    replacer: TreeReplacer<TreeView>,
 }
 
-/// A repository, of which a preview takes what it has.
-struct Known {
+/// A repository whose published layers and files a preview reuses.
+struct ReusableRepository {
     head: Repository,
     state: StateDatabase,
     settings: Settings,
 }
 
-/// What a layer says, and the layer as it would be published if that is known.
+/// The entries of a layer, and its published form if it is published already.
 struct LayerContent {
     entries: Vec<LayerEntry<Content>>,
     form: Option<LayerForm>,
 }
 
-/// A layer by its place in the image, or why it cannot be read.
+/// The index of a layer in the image, with its content or the error from reading it.
 type ReadLayer = (usize, Result<LayerContent, PreviewError>);
 
-/// The trees that are ready.
+/// The trees that are complete.
 #[derive(Default)]
 struct Trees {
     layers: Vec<Arc<Directory>>,
@@ -127,8 +126,8 @@ struct Trees {
 }
 
 impl Preview {
-    /// Resolves an image and mounts what there is of it so far: nothing. Known layers and small files are taken from
-    /// `repository`, which is only read.
+    /// Resolves an image and mounts an empty preview of it. Published layers and small files are taken from `repository`,
+    /// which is only read.
     pub fn start(
         argument: &ImageArgument,
         repository: Option<&RepositoryDirectory>,
@@ -141,24 +140,25 @@ impl Preview {
         };
         let source = source::open(argument, &registries)?;
         let image = source.resolve(&PlatformRequest::new(options.platform.clone()))?;
-        let directory = unpacking_directory(&options.mount)?;
-        let known = repository.map(Known::open).transpose()?;
-        let reader = known.as_ref().map(|known| ContentReader::new(known.head.store().clone(), directory.clone()));
-        // One pack for each layer, and one for the files of Apptainer.
+        let directory = cache_directory(&options.mount)?;
+        let repository = repository.map(ReusableRepository::open).transpose()?;
+        let reader =
+            repository.as_ref().map(|reusable| ContentReader::new(reusable.head.store().clone(), directory.clone()));
+        // One pack file for each layer, and one for the files that Apptainer needs.
         let packs = Arc::new(Packs::new(image.layers.len() + 1, &directory, reader));
-        let nothing = TreeView(top(&image, &Trees::default()));
+        let nothing = TreeView(mount_root(&image, &Trees::default()));
         let (name, content) = (argument.to_string(), Arc::clone(&packs));
-        let (mount, showing) =
-            Mount::start_changing(nothing, content, Extent::default(), name, mountpoint, &options.mount)?;
-        Ok((Self { image, source, known, options, directory, packs, showing }, mount))
+        let (mount, replacer) =
+            Mount::start_changing(nothing, content, TreeTotals::default(), name, mountpoint, &options.mount)?;
+        Ok((Self { image, source, repository, options, directory, packs, replacer }, mount))
     }
 
-    /// Returns how many layers the image has.
+    /// Returns the number of layers of the image.
     pub fn layers(&self) -> usize {
         self.image.layers.len()
     }
 
-    /// Reads all layers, several at a time, and shows each tree as soon as it is there.
+    /// Reads all layers, several in parallel, and mounts each tree as soon as it is complete.
     pub fn read(&self, progress: &Progress) -> Result<(), PreviewError> {
         let bytes = self.image.layers.iter().map(|layer| layer.size).sum();
         progress.expected.fetch_add(bytes, Ordering::Relaxed);
@@ -171,17 +171,17 @@ impl Preview {
                 let (next, sender) = (&next, sender.clone());
                 move || self.read_layers(next, &sender, progress)
             });
-            // Without any sender that is left, the other thread is at its end.
+            // The other thread ends when all senders are gone.
             drop(sender);
             let result = applied.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             spawned.map_err(PreviewError::Threads)?;
-            // Nobody needs what is not begun.
+            // After an error, no further layer is needed.
             next.store(self.layers(), Ordering::Relaxed);
             result
         })
     }
 
-    /// Reads layer after layer until none is left, or one cannot be read.
+    /// Reads one layer after the other until none is left, or one cannot be read.
     fn read_layers(&self, next: &AtomicUsize, sender: &mpsc::Sender<ReadLayer>, progress: &Progress) {
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
@@ -194,7 +194,7 @@ impl Preview {
         }
     }
 
-    /// Applies layers from the lowest up, in whatever order they come.
+    /// Applies layers from the lowest to the highest. They arrive in any order.
     fn apply(&self, layers: mpsc::Receiver<ReadLayer>) -> Result<(), PreviewError> {
         let mut read: Vec<Option<LayerContent>> = (0..self.layers()).map(|_| None).collect();
         let (mut trees, mut tree) = (Trees::default(), Directory::empty_root());
@@ -205,25 +205,25 @@ impl Preview {
                 let failed = |source| PreviewError::Apply { digest: layer.digest, source };
                 let applied = apply(&tree, &content.entries).map_err(failed)?;
                 let layer = match content.form {
-                    // A layer that is published is shown as it is.
+                    // A published layer is mounted in its published form.
                     Some(form) => form.tree,
                     None => layer_without_stray_markers(&applied.form.tree, &tree).0,
                 };
                 trees.layers.push(layer);
                 tree = without_stray_markers(&applied.tree).0;
                 trees.chains.push(Arc::clone(&tree));
-                self.show(&trees)?;
+                self.mount_trees(&trees)?;
             }
         }
         trees.flat = Some(self.flat(&tree)?);
-        self.show(&trees)
+        self.mount_trees(&trees)
     }
 
     fn flat(&self, chain: &Arc<Directory>) -> Result<Arc<Directory>, PreviewError> {
         let number = u32::try_from(self.layers()).expect("an image has thousands of layers at most");
-        let kept = |source| PreviewError::Keep { directory: self.directory.clone(), source };
+        let kept = |source| PreviewError::TemporaryFile { directory: self.directory.clone(), source };
         let mut pack = PackWriter::start(number, &self.directory).map_err(kept)?;
-        let modes = self.known.as_ref().map_or(Modes::default(), |known| known.settings.modes);
+        let modes = self.repository.as_ref().map_or(Modes::default(), |repository| repository.settings.modes);
         let flat = flat_tree(chain, &self.image.parsed_config.config, modes, |bytes: &[u8]| {
             let content = pack.next();
             pack.append(bytes).map(|()| content)
@@ -233,17 +233,17 @@ impl Preview {
         Ok(flat)
     }
 
-    fn show(&self, trees: &Trees) -> Result<(), PreviewError> {
-        Ok(self.showing.show(&TreeView(top(&self.image, trees)))?)
+    fn mount_trees(&self, trees: &Trees) -> Result<(), PreviewError> {
+        Ok(self.replacer.replace(&TreeView(mount_root(&self.image, trees)))?)
     }
 
     fn read_layer(&self, index: usize, layer: &ImageLayer, progress: &Progress) -> Result<LayerContent, PreviewError> {
-        if let Some(known) = self.recall_layer(layer)? {
+        if let Some(known) = self.read_published_layer(layer)? {
             progress.read.fetch_add(layer.size, Ordering::Relaxed);
             return Ok(known);
         }
         let failed = |source| PreviewError::Layer { digest: layer.digest, source };
-        let kept = |source| PreviewError::Keep { directory: self.directory.clone(), source };
+        let kept = |source| PreviewError::TemporaryFile { directory: self.directory.clone(), source };
         let blob = progress.counted(self.source.open_layer(layer)?);
         let expected = ExpectedLayer { digest: layer.digest, size: layer.size, diff_id: Some(layer.diff_id) };
         let mut reader = LayerReader::ahead(blob, expected, self.options.limits).map_err(failed)?;
@@ -253,8 +253,8 @@ impl Preview {
         while let Some(entry) = reader.next_entry().map_err(failed)? {
             let mut content = pack.next();
             if let EntryKind::Node(_, NodeKind::File { size, .. }) = entry.kind {
-                // What may be known is gathered first.
-                let mut small = self.known.is_some() && size <= ChunkSizes::default().minimum;
+                // A small file is buffered first, because the repository may contain it.
+                let mut small = self.repository.is_some() && size <= ChunkSizes::default().minimum;
                 let mut gathered = Vec::new();
                 while let Some(part) = reader.next_part().map_err(failed)? {
                     let appended = match part {
@@ -262,16 +262,23 @@ impl Preview {
                             gathered.extend_from_slice(data);
                             Ok(())
                         }
-                        ContentPart::Data(data) => pack.append(data),
-                        ContentPart::Hole(length) => {
-                            // Zeros are cheap where they are.
+                        Piece::Data(data) => pack.append(data),
+                        Piece::Hole(length) => {
+                            // Files with holes are not looked up: their zeros cost nothing in a sparse file.
                             small = false;
                             pack.append(&std::mem::take(&mut gathered)).and_then(|()| pack.append_hole(length))
                         }
                     };
                     appended.map_err(kept)?;
                 }
-                match self.known.as_ref().filter(|_| small).map(|known| known.find(&gathered)).transpose()?.flatten() {
+                match self
+                    .repository
+                    .as_ref()
+                    .filter(|_| small)
+                    .map(|repository| repository.find(&gathered))
+                    .transpose()?
+                    .flatten()
+                {
                     Some(known) => content = known,
                     None => pack.append(&gathered).map_err(kept)?,
                 }
@@ -283,9 +290,9 @@ impl Preview {
         Ok(LayerContent { entries, form: None })
     }
 
-    /// Returns a layer as it is published, if that says all that there is to say.
-    fn recall_layer(&self, layer: &ImageLayer) -> Result<Option<LayerContent>, PreviewError> {
-        let Some(Known { head, .. }) = &self.known else { return Ok(None) };
+    /// Returns a layer from the repository, if its record is complete.
+    fn read_published_layer(&self, layer: &ImageLayer) -> Result<Option<LayerContent>, PreviewError> {
+        let Some(ReusableRepository { head, .. }) = &self.repository else { return Ok(None) };
         let known = published_layer(head, layer.digest)?;
         let is_right = |record: &LayerRecord| record.diff_id == layer.diff_id && record.blob_size == layer.size;
         let known = known.filter(|known| known.record.is_complete && is_right(&known.record));
@@ -298,13 +305,13 @@ impl Preview {
     }
 }
 
-impl Known {
+impl ReusableRepository {
     fn open(directory: &RepositoryDirectory) -> Result<Self, PreviewError> {
         let head = Repository::open(&directory.store()?, directory.name())?;
         Ok(Self { head, state: directory.state_unchanged()?, settings: directory.settings().clone() })
     }
 
-    /// Returns where the content of a small file lies in the repository, if it is known there.
+    /// Returns the object of a small file in the repository, if the content index contains it.
     fn find(&self, plain: &[u8]) -> Result<Option<Content>, PreviewError> {
         let compression = self.settings.compression;
         let key = ContentKey {
@@ -322,8 +329,8 @@ impl Known {
     }
 }
 
-/// Returns what is mounted: the trees by number, and links to them by digest.
-fn top(image: &Image, trees: &Trees) -> Arc<Directory> {
+/// Returns the root directory of the mount: the trees by number, and links to them by digest.
+fn mount_root(image: &Image, trees: &Trees) -> Arc<Directory> {
     let numbered = |trees: &[Arc<Directory>], names: Vec<String>| {
         let mut directory = Directory::new(Metadata::of_implied_directory());
         for (index, (tree, name)) in trees.iter().zip(names).enumerate() {
@@ -335,14 +342,14 @@ fn top(image: &Image, trees: &Trees) -> Arc<Directory> {
     };
     let chains = image.chains().iter().map(ToString::to_string).collect();
     let layers = image.layers.iter().map(|layer| layer.digest.to_string()).collect();
-    let mut top = Directory::new(Metadata::of_implied_directory());
-    top.children.insert((*b"chains").into(), numbered(&trees.chains, chains));
-    top.children.insert((*b"layers").into(), numbered(&trees.layers, layers));
+    let mut root = Directory::new(Metadata::of_implied_directory());
+    root.children.insert((*b"chains").into(), numbered(&trees.chains, chains));
+    root.children.insert((*b"layers").into(), numbered(&trees.layers, layers));
     if let Some(flat) = &trees.flat {
-        top.children.insert(image.config.digest.to_string().into_bytes().into(), link("flat"));
-        top.children.insert((*b"flat").into(), Node::Directory(Arc::clone(flat)));
+        root.children.insert(image.config.digest.to_string().into_bytes().into(), link("flat"));
+        root.children.insert((*b"flat").into(), Node::Directory(Arc::clone(flat)));
     }
-    Arc::new(top)
+    Arc::new(root)
 }
 
 fn link(target: &str) -> Node {

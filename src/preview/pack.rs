@@ -1,7 +1,7 @@
-//! Content of files as it was read from an image, in files without a name that are gone with the process.
+//! The content of an image's files, in unlinked temporary files that disappear with the process.
 //!
-//! Each layer has a file of its own, to which it is appended. Holes are left out there, too, and cost nothing. What
-//! names a file's content in trees is where it begins; what a repository holds keeps the names that it has there.
+//! Each layer has one such file, its pack, to which content is appended. Holes become holes of the pack and cost nothing. In
+//! the trees, the offset in the pack takes the place of the object name. Content of the repository keeps its object names.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek as _, SeekFrom, Write as _};
@@ -9,14 +9,14 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::mount::{ContentReader, ContentSource, ShowError};
-use crate::object::{Content, ContentObjects, ObjectHash};
+use crate::mount::{ContentReader, ContentSource, ReadContentError};
+use crate::object::{Content, ObjectHash, Pieces};
 use crate::store::ContentError;
 
-/// What a name in a pack begins with; that an object has such a name will not happen.
-const MARK: [u8; 8] = *b"preview:";
+/// Prefix of the object names that refer to packs. That a real hash begins with these bytes is practically impossible.
+const PACK_PREFIX: [u8; 8] = *b"preview:";
 
-/// One layer's content while it is read.
+/// Writes the pack of one layer.
 #[derive(Debug)]
 pub(super) struct PackWriter {
     number: u32,
@@ -25,15 +25,15 @@ pub(super) struct PackWriter {
 }
 
 impl PackWriter {
-    /// Starts the pack of that number in `directory`.
+    /// Creates the pack with this number in `directory`.
     pub(super) fn start(number: u32, directory: &Path) -> io::Result<Self> {
         Ok(Self { number, file: BufWriter::with_capacity(1 << 20, tempfile::tempfile_in(directory)?), end: 0 })
     }
 
-    /// Returns the name of what is appended next.
+    /// Returns the reference to the content that is appended next.
     pub(super) fn next(&self) -> Content {
         let mut name = [0; 20];
-        name[..8].copy_from_slice(&MARK);
+        name[..8].copy_from_slice(&PACK_PREFIX);
         name[8..12].copy_from_slice(&self.number.to_be_bytes());
         name[12..].copy_from_slice(&self.end.to_be_bytes());
         Content { raw: true, objects: ContentObjects::Whole(ObjectHash::from(name)) }
@@ -45,14 +45,14 @@ impl PackWriter {
         self.file.write_all(data)
     }
 
-    /// Appends zeros.
+    /// Appends `length` zero bytes as a hole.
     pub(super) fn append_hole(&mut self, length: u64) -> io::Result<()> {
         let beyond = || io::Error::from(io::ErrorKind::FileTooLarge);
         self.end = self.end.checked_add(length).filter(|&end| i64::try_from(end).is_ok()).ok_or_else(beyond)?;
         self.file.seek(SeekFrom::Start(self.end)).map(drop)
     }
 
-    /// Returns the file, whose length is that of all content.
+    /// Returns the file, after setting its length to that of all content.
     pub(super) fn finish(self) -> io::Result<File> {
         let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.set_len(self.end)?;
@@ -60,7 +60,7 @@ impl PackWriter {
     }
 }
 
-/// Reads content of packs, and of the repository that known layers are from.
+/// Reads content from packs, and from the repository whose layers are reused.
 #[derive(Debug)]
 pub(super) struct Packs {
     directory: PathBuf,
@@ -69,13 +69,13 @@ pub(super) struct Packs {
 }
 
 impl Packs {
-    /// Makes room for `count` packs.
+    /// Prepares `count` packs.
     pub(super) fn new(count: usize, directory: &Path, repository: Option<ContentReader>) -> Self {
         let files = (0..count).map(|_| OnceLock::new()).collect();
         Self { directory: directory.to_owned(), files, repository }
     }
 
-    /// Adds the file of a pack that is finished.
+    /// Adds the file of a finished pack.
     pub(super) fn add(&self, number: u32, file: File) {
         self.files[number as usize].set(file).expect("each pack is finished once");
     }
@@ -89,12 +89,12 @@ impl Packs {
 }
 
 impl ContentSource for Packs {
-    fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ShowError> {
-        match (&content.objects, &self.repository) {
-            (ContentObjects::Whole(hash), _) if hash.as_bytes().starts_with(&MARK) => {
+    fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ReadContentError> {
+        match (&content.pieces, &self.repository) {
+            (Pieces::Whole(hash), _) if hash.as_bytes().starts_with(&PACK_PREFIX) => {
                 let mut bytes = vec![0; size.saturating_sub(offset).min(length as u64) as usize];
                 let read = self.read_pack(hash.as_bytes(), offset, &mut bytes);
-                read.map_err(|source| ShowError::Keep { directory: self.directory.clone(), source })?;
+                read.map_err(|source| ReadContentError::TemporaryFile { directory: self.directory.clone(), source })?;
                 Ok(bytes)
             }
             (_, Some(repository)) => repository.read(content, size, offset, length),
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_reads_back_from_where_it_was_put_with_its_holes() {
+    fn content_with_holes_is_read_correctly() {
         let directory = tempfile::tempdir().unwrap();
         let packs = Packs::new(2, directory.path(), None);
         let mut writer = PackWriter::start(1, directory.path()).unwrap();

@@ -1,11 +1,11 @@
-//! Trees in memory as something that can be mounted.
+//! Makes trees in memory mountable.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
 use crate::catalog::CatalogEntry;
-use crate::mount::Shown;
+use crate::mount::MountableTree;
 use crate::path::EntryPath;
 use crate::repository::{NamedRow, PlacedDirectory, RepositoryError, Row};
 use crate::tree::{Directory, Leaf, Node};
@@ -14,26 +14,26 @@ use crate::tree::{Directory, Leaf, Node};
 #[derive(Debug)]
 pub(super) struct TreeView(pub(super) Arc<Directory>);
 
-/// A directory of it. Two are equal when they are the same in memory.
+/// A directory of such a tree. Two values are equal if they are the same directory in memory.
 #[derive(Clone)]
-pub(super) struct TreePlace(Arc<Directory>);
+pub(super) struct TreeDirectory(Arc<Directory>);
 
-impl PartialEq for TreePlace {
+impl PartialEq for TreeDirectory {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
-impl fmt::Debug for TreePlace {
+impl fmt::Debug for TreeDirectory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "a directory with {} entries", self.0.children.len())
     }
 }
 
-impl Shown for TreeView {
-    type Place = TreePlace;
+impl MountableTree for TreeView {
+    type RowsLocation = TreeDirectory;
 
-    fn row(&self, path: &EntryPath) -> Result<Option<Row<TreePlace>>, RepositoryError> {
+    fn row(&self, path: &EntryPath) -> Result<Option<Row<TreeDirectory>>, RepositoryError> {
         let Some((parent, name)) = path.split() else {
             return Ok(Some(directory_row(path.clone(), &self.0)));
         };
@@ -48,14 +48,17 @@ impl Shown for TreeView {
 
     fn row_in(
         &self,
-        directory: &PlacedDirectory<TreePlace>,
+        directory: &PlacedDirectory<TreeDirectory>,
         name: &[u8],
-    ) -> Result<Option<Row<TreePlace>>, RepositoryError> {
+    ) -> Result<Option<Row<TreeDirectory>>, RepositoryError> {
         let node = directory.place.0.children.get(name);
         Ok(node.map(|node| row(directory.path.join(name), node, group(&directory.place.0, node))))
     }
 
-    fn rows(&self, directory: &PlacedDirectory<TreePlace>) -> Result<Vec<NamedRow<TreePlace>>, RepositoryError> {
+    fn rows(
+        &self,
+        directory: &PlacedDirectory<TreeDirectory>,
+    ) -> Result<Vec<NamedRow<TreeDirectory>>, RepositoryError> {
         let children = &directory.place.0.children;
         let mut groups: HashMap<*const Leaf, (u32, u32)> = HashMap::new();
         for (place, leaf) in children.values().enumerate().filter_map(|(place, node)| Some((place, shared(node)?))) {
@@ -69,8 +72,8 @@ impl Shown for TreeView {
     }
 }
 
-/// Returns the row of a node with its hard link group, 0 for none, and the number of names that it has.
-fn row(path: EntryPath, node: &Node, (link_group, link_count): (u32, u32)) -> Row<TreePlace> {
+/// Returns the row of a node, given its hard link group (0 for none) and its number of names.
+fn row(path: EntryPath, node: &Node, (link_group, link_count): (u32, u32)) -> Row<TreeDirectory> {
     match node {
         Node::Directory(child) => directory_row(path, child),
         Node::Leaf(leaf) => {
@@ -80,15 +83,15 @@ fn row(path: EntryPath, node: &Node, (link_group, link_count): (u32, u32)) -> Ro
     }
 }
 
-fn directory_row(path: EntryPath, directory: &Arc<Directory>) -> Row<TreePlace> {
+fn directory_row(path: EntryPath, directory: &Arc<Directory>) -> Row<TreeDirectory> {
     let entry = CatalogEntry::of_directory(&directory.metadata, directory.subdirectories());
     Row {
         entry: Arc::new(entry),
-        directory: Some(Arc::new(PlacedDirectory { path, place: TreePlace(Arc::clone(directory)) })),
+        directory: Some(Arc::new(PlacedDirectory { path, place: TreeDirectory(Arc::clone(directory)) })),
     }
 }
 
-/// Returns the inode of a node that may have more names. One that nothing else refers to has none.
+/// Returns the inode of a node that may have several names. A node with a reference count of 1 has only one name.
 fn shared(node: &Node) -> Option<&Arc<Leaf>> {
     match node {
         Node::Leaf(leaf) if Arc::strong_count(leaf) > 1 => Some(leaf),
@@ -96,9 +99,9 @@ fn shared(node: &Node) -> Option<&Arc<Leaf>> {
     }
 }
 
-/// Returns the hard link group of a node in its directory: the place of its first name there, from 1.
+/// Returns the hard link group of a node in its directory, which is the position of its first name, starting from 1.
 ///
-/// Names in other directories do not count: they are inodes of their own once they are published.
+/// Names in other directories do not count, because they become separate inodes when they are published.
 fn group(directory: &Directory, node: &Node) -> (u32, u32) {
     let Some(leaf) = shared(node) else { return (0, 1) };
     let is_link = |node: &Node| matches!(node, Node::Leaf(other) if Arc::ptr_eq(other, leaf));
@@ -107,7 +110,7 @@ fn group(directory: &Directory, node: &Node) -> (u32, u32) {
     linked((first, 1 + places.count() as u32))
 }
 
-/// One name alone is no group.
+/// A single name is not a group.
 fn linked(group: (u32, u32)) -> (u32, u32) {
     if group.1 > 1 { group } else { (0, 1) }
 }

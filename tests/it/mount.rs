@@ -213,7 +213,7 @@ fn what_cannot_be_mounted_is_said_in_one_line() {
         (vec!["mount", here, "--tag", "none"], "'none'"),
         (vec!["mount", here, "--revision", "99"], "99"),
         (vec!["mount", here, "--path", "no/such"], "/no/such"),
-        (vec!["mount", here, "--path", &file], "is no directory"),
+        (vec!["mount", here, "--path", &file], "is not a directory"),
         (vec!["mount", here, "--cache", nowhere], nowhere),
     ] {
         let run = repository.run(&arguments).expect_code(1);
@@ -254,7 +254,7 @@ fn nothing_is_unmounted_but_what_was_mounted() {
     // What is covered cannot be unmounted, and stays.
     below.signal(Signal::TERM);
     wait_until("told", || {
-        below.said().contains("something else is mounted over it") || above.said().contains("over it")
+        below.said().contains("another file system is mounted over it") || above.said().contains("over it")
     });
     assert!(above.directory.join(NAME).exists());
     above.signal(Signal::TERM);
@@ -279,13 +279,13 @@ fn head_whose_objects_come_late_is_followed_when_they_are_there() {
     let ahead = repository.copy();
     ahead.convert(&image("new"), NAME, &[]).expect_code(0);
     fs::copy(ahead.storage().join(".cvmfspublished"), &manifest).unwrap();
-    wait_until("it says so", || mount.said().contains("cannot follow the head"));
+    wait_until("it says so", || mount.said().contains("cannot mount the new head"));
     assert_eq!(word(), "old");
     for path in ahead.objects().into_keys() {
         fs::copy(ahead.storage().join(&path), repository.storage().join(&path)).unwrap();
     }
     wait_until("it goes on by itself", || word() == "new");
-    assert_eq!(mount.said().matches("cannot follow").count(), 1, "{}", mount.said());
+    assert_eq!(mount.said().matches("cannot mount the new head").count(), 1, "{}", mount.said());
     fs::write(&manifest, before).unwrap();
 }
 
