@@ -1,7 +1,8 @@
-//! What differs between two revisions of a repository.
+//! Compares two revisions of a repository.
 //!
-//! Directories whose catalogs are the same object are not looked into, so the walk costs what changed. Only what became of the
-//! bytes is told by every catalog of the older revision: an object that any of its paths has is none that is new.
+//! Directories whose catalogs are the same object are not read, so the cost depends on the size of the change. Only the
+//! count of new bytes needs every catalog of the older revision: an object is new only if no path of the older revision
+//! refers to it.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -17,41 +18,41 @@ use crate::path::EntryPath;
 use crate::repository::{CatalogPlace, NamedRow, PlacedDirectory, Repository, RepositoryError, Row};
 use crate::threads;
 
-/// What became of a path.
+/// How a path changed.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// It was not there.
+pub enum ChangeKind {
+    /// The path exists only in the newer revision.
     Added,
-    /// It is there no more.
+    /// The path exists only in the older revision.
     Removed,
-    /// It is something else.
-    Changed(Vec<Attribute>),
+    /// The path exists in both revisions, with different attributes.
+    Changed(Vec<ChangedAttribute>),
 }
 
-/// What of a path changed.
+/// An attribute of an entry that can change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Attribute {
-    /// File, directory, link, device…
+pub enum ChangedAttribute {
+    /// The type: file, directory, symbolic link, device…
     Type,
-    /// Permissions.
+    /// Permission bits.
     Mode,
-    /// User or group.
+    /// User or group id.
     Owner,
     /// Modification time.
     Time,
-    /// Bytes of a file, or the number of a device.
+    /// Content of a file, or device number.
     Content,
-    /// Where a link leads.
+    /// Target of a symbolic link.
     Target,
     /// Extended attributes.
     Xattrs,
-    /// Names of the inode; of a directory, how many lie in it.
+    /// Link count.
     Links,
 }
 
-impl fmt::Display for Attribute {
+impl fmt::Display for ChangedAttribute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Type => "type",
@@ -66,54 +67,54 @@ impl fmt::Display for Attribute {
     }
 }
 
-/// A path that differs. Of a directory that was added or removed, what lies in it is counted and not named.
+/// A path that differs. An added or removed directory is one change: the entries below it are only counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// The path.
     pub path: EntryPath,
-    /// What became of it.
-    pub kind: Kind,
-    /// Entries that were added or removed with it, itself included; 1 for what changed.
+    /// How the path changed.
+    pub kind: ChangeKind,
+    /// Number of added or removed entries, including the path itself; 1 for a changed entry.
     pub entries: u64,
-    /// Bytes of the files among them.
+    /// Size of the files among these entries, in bytes.
     pub bytes: u64,
 }
 
-/// Objects, and their bytes as they are stored.
+/// Number and stored size of objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-pub struct Objects {
-    /// How many.
+pub struct ObjectCount {
+    /// Number of objects.
     pub objects: u64,
-    /// Their bytes.
+    /// Their stored size in bytes.
     pub bytes: u64,
 }
 
-/// What differs between two revisions.
+/// The differences between two revisions.
 #[derive(Debug, Clone, Default)]
-pub struct Difference {
-    /// The paths, each directory before what lies in it.
+pub struct RevisionDiff {
+    /// The changed paths, each directory before its entries.
     pub changes: Vec<Change>,
-    /// Objects at added and changed paths that the older revision has nowhere, and catalogs that it has not.
-    pub new: Objects,
-    /// Objects at added and changed paths that the older revision has, too.
-    pub shared: Objects,
+    /// Objects of added and changed paths that the older revision does not contain, and new catalogs.
+    pub new: ObjectCount,
+    /// Objects of added and changed paths that the older revision contains, too.
+    pub shared: ObjectCount,
 }
 
 /// Compares two revisions of one repository.
-pub fn diff(old: &Repository, new: &Repository) -> Result<Difference, RepositoryError> {
+pub fn diff(old: &Repository, new: &Repository) -> Result<RevisionDiff, RepositoryError> {
     let [before, after] = [old, new].map(|repository| repository.row(&EntryPath::ROOT));
     diff_rows(old, new, before?.as_ref(), after?.as_ref())
 }
 
-/// Compares what is at one path of `old` with what is at one path of `new`, which may be another; changes are named by the
-/// paths of the new one. Where there was nothing, everything right below the new one was added.
+/// Compares an entry of `old` with an entry of `new`, which may have different paths. Changes are named by the paths of the
+/// new entry. Without an old entry, each direct child of the new one counts as added.
 pub fn diff_rows(
     old: &Repository,
     new: &Repository,
     before: Option<&Row>,
     after: Option<&Row>,
-) -> Result<Difference, RepositoryError> {
-    let mut walk = Walk { old, new, changes: Vec::new(), objects: HashSet::new() };
+) -> Result<RevisionDiff, RepositoryError> {
+    let mut walk = DiffWalk { old, new, changes: Vec::new(), objects: HashSet::new() };
     match (before, after, after.and_then(|row| row.directory.as_ref())) {
         (Some(before), Some(after), directory) => {
             let path = directory.map_or(EntryPath::ROOT, |directory| directory.path.clone());
@@ -122,50 +123,50 @@ pub fn diff_rows(
         (None, Some(_), Some(directory)) => {
             walk.add_catalog(directory);
             for NamedRow { name, row } in listed(new, directory)? {
-                walk.whole(&directory.path.join(&name), &row, Kind::Added)?;
+                walk.add_subtree(&directory.path.join(&name), &row, ChangeKind::Added)?;
             }
         }
         _ => {}
     }
-    let Walk { changes, objects, .. } = walk;
+    let DiffWalk { changes, objects, .. } = walk;
     let known = if objects.is_empty() {
         HashSet::new()
     } else {
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
-        threads::pool(threads)?.install(|| those_of(old, &objects))?
+        threads::pool(threads)?.install(|| contained_objects(old, &objects))?
     };
-    let (mut fresh, mut shared) = (Objects::default(), Objects::default());
+    let (mut fresh, mut shared) = (ObjectCount::default(), ObjectCount::default());
     for (hash, kind) in objects {
         let count = if known.contains(&(hash, kind)) { &mut shared } else { &mut fresh };
         count.objects += 1;
         count.bytes += new.store().size(hash, kind).map_err(RepositoryError::from)?;
     }
-    Ok(Difference { changes, new: fresh, shared })
+    Ok(RevisionDiff { changes, new: fresh, shared })
 }
 
 type Object = (ObjectHash, ObjectKind);
 
-struct Walk<'r> {
+struct DiffWalk<'r> {
     old: &'r Repository,
     new: &'r Repository,
     changes: Vec<Change>,
-    /// What added and changed paths refer to.
+    /// Objects to which added and changed paths refer.
     objects: HashSet<Object>,
 }
 
-impl Walk<'_> {
+impl DiffWalk<'_> {
     fn compare(&mut self, path: &EntryPath, before: &Row, after: &Row) -> Result<(), RepositoryError> {
         let attributes = differing(&before.entry, &after.entry);
-        if attributes.contains(&Attribute::Type) && (before.directory.is_some() || after.directory.is_some()) {
-            self.whole(path, before, Kind::Removed)?;
-            return self.whole(path, after, Kind::Added);
+        if attributes.contains(&ChangedAttribute::Type) && (before.directory.is_some() || after.directory.is_some()) {
+            self.add_subtree(path, before, ChangeKind::Removed)?;
+            return self.add_subtree(path, after, ChangeKind::Added);
         }
-        if attributes.contains(&Attribute::Content) {
+        if attributes.contains(&ChangedAttribute::Content) {
             self.objects.extend(after.entry.objects());
         }
         if !attributes.is_empty() {
             let bytes = size(&after.entry);
-            self.changes.push(Change { path: path.clone(), kind: Kind::Changed(attributes), entries: 1, bytes });
+            self.changes.push(Change { path: path.clone(), kind: ChangeKind::Changed(attributes), entries: 1, bytes });
         }
         match (&before.directory, &after.directory) {
             (Some(before), Some(after)) if before.place != after.place => self.compare_directories(before, after),
@@ -192,23 +193,23 @@ impl Walk<'_> {
             let is = if order.is_ge() { new.next() } else { None };
             match (was, is) {
                 (Some(was), Some(is)) => self.compare(&after.path.join(&is.name), &was.row, &is.row)?,
-                (Some(was), None) => self.whole(&before.path.join(&was.name), &was.row, Kind::Removed)?,
-                (None, Some(is)) => self.whole(&after.path.join(&is.name), &is.row, Kind::Added)?,
+                (Some(was), None) => self.add_subtree(&before.path.join(&was.name), &was.row, ChangeKind::Removed)?,
+                (None, Some(is)) => self.add_subtree(&after.path.join(&is.name), &is.row, ChangeKind::Added)?,
                 (None, None) => {}
             }
         }
     }
 
-    /// Counts the catalog of a directory that is at the top of one.
+    /// Counts the catalog of a directory that is the root of a catalog.
     fn add_catalog(&mut self, directory: &PlacedDirectory) {
         if directory.place.root == directory.path {
             self.objects.insert((directory.place.reference.hash, ObjectKind::Catalog));
         }
     }
 
-    /// Notes a path that was added or removed with everything in it.
-    fn whole(&mut self, path: &EntryPath, row: &Row, kind: Kind) -> Result<(), RepositoryError> {
-        let is_added = kind == Kind::Added;
+    /// Adds a path that was added or removed together with everything below it.
+    fn add_subtree(&mut self, path: &EntryPath, row: &Row, kind: ChangeKind) -> Result<(), RepositoryError> {
+        let is_added = kind == ChangeKind::Added;
         let (mut entries, mut bytes) = (0, 0);
         let mut waiting = vec![row.clone()];
         while let Some(row) = waiting.pop() {
@@ -229,7 +230,7 @@ impl Walk<'_> {
     }
 }
 
-/// Returns what clients list in a directory.
+/// Returns the entries of a directory that clients list, that is, all but hidden entries.
 fn listed(repository: &Repository, directory: &PlacedDirectory) -> Result<Vec<NamedRow>, RepositoryError> {
     let mut rows = repository.rows(directory)?;
     rows.retain(|row| !row.row.entry.is_hidden());
@@ -240,8 +241,8 @@ fn size(entry: &CatalogEntry) -> u64 {
     if entry.is_regular() { entry.size.max(0).cast_unsigned() } else { 0 }
 }
 
-/// Returns which of the objects a revision has anywhere.
-fn those_of(repository: &Repository, objects: &HashSet<Object>) -> Result<HashSet<Object>, RepositoryError> {
+/// Returns those of the objects that any path of the revision refers to.
+fn contained_objects(repository: &Repository, objects: &HashSet<Object>) -> Result<HashSet<Object>, RepositoryError> {
     let mut found = HashSet::new();
     let mut places: Vec<CatalogPlace> = vec![repository.root_place()];
     while !places.is_empty() {
@@ -264,19 +265,19 @@ fn those_of(repository: &Repository, objects: &HashSet<Object>) -> Result<HashSe
     Ok(found)
 }
 
-/// Returns what of a path differs, apart from what lies in it.
-fn differing(before: &CatalogEntry, after: &CatalogEntry) -> Vec<Attribute> {
+/// Returns the attributes in which two entries differ, apart from the entries below them.
+fn differing(before: &CatalogEntry, after: &CatalogEntry) -> Vec<ChangedAttribute> {
     let is_file = after.is_regular();
     let content = |entry: &CatalogEntry| (entry.content.clone(), entry.size, entry.is_external());
     let found = [
-        (Attribute::Type, (before.mode ^ after.mode) & 0o170_000 != 0),
-        (Attribute::Mode, (before.mode ^ after.mode) & 0o7777 != 0),
-        (Attribute::Owner, (before.uid, before.gid) != (after.uid, after.gid)),
-        (Attribute::Time, before.metadata().mtime != after.metadata().mtime),
-        (Attribute::Content, (is_file || after.is_special()) && content(before) != content(after)),
-        (Attribute::Target, before.symlink != after.symlink),
-        (Attribute::Xattrs, before.xattr != after.xattr),
-        (Attribute::Links, before.link_count != after.link_count),
+        (ChangedAttribute::Type, (before.mode ^ after.mode) & 0o170_000 != 0),
+        (ChangedAttribute::Mode, (before.mode ^ after.mode) & 0o7777 != 0),
+        (ChangedAttribute::Owner, (before.uid, before.gid) != (after.uid, after.gid)),
+        (ChangedAttribute::Time, before.metadata().mtime != after.metadata().mtime),
+        (ChangedAttribute::Content, (is_file || after.is_special()) && content(before) != content(after)),
+        (ChangedAttribute::Target, before.symlink != after.symlink),
+        (ChangedAttribute::Xattrs, before.xattr != after.xattr),
+        (ChangedAttribute::Links, before.link_count != after.link_count),
     ];
     found.into_iter().filter_map(|(attribute, differs)| differs.then_some(attribute)).collect()
 }

@@ -1,4 +1,4 @@
-//! The `strata` program: arguments, progress, results and exit codes.
+//! The `strata` program: arguments, progress, output and exit codes.
 
 mod cli;
 
@@ -17,7 +17,7 @@ use strata::message::causes;
 use strata::mount::MountPoint;
 
 fn main() -> ExitCode {
-    give_large_blocks_back();
+    return_large_blocks();
     let arguments = Arguments::read();
     cli::interrupt::survive_file_size_limit();
     let timings = Timings::default();
@@ -44,10 +44,10 @@ fn main() -> ExitCode {
     code
 }
 
-/// Has the system get back what is freed in large blocks. Left to itself, glibc comes to keep blocks of up to 32 MiB, each
-/// thread its own.
+/// Makes glibc return large blocks to the system as soon as they are freed. By default, glibc raises the threshold over
+/// time, and each thread keeps blocks of up to 32 MiB.
 #[allow(unsafe_code)]
-fn give_large_blocks_back() {
+fn return_large_blocks() {
     #[cfg(target_env = "gnu")]
     // SAFETY: no other thread runs yet.
     unsafe {
@@ -55,7 +55,7 @@ fn give_large_blocks_back() {
     }
 }
 
-/// Bytes of a block that is large.
+/// Blocks of at least this size in bytes are returned.
 #[cfg(target_env = "gnu")]
 const LARGE_BLOCK: i32 = 1 << 20;
 

@@ -15,7 +15,7 @@ use super::print_line;
 use super::progress::Display;
 use super::published::PublishedImage;
 
-/// Checks the repository, or a part of it.
+/// Checks the repository or a part of it.
 pub fn run(arguments: &Arguments, command: &Check) -> anyhow::Result<ExitCode> {
     let directory = arguments.directory()?;
     if let Some(image) = command.path.as_ref().and_then(|path| path.parse::<PublishedImage>().ok()) {
@@ -25,7 +25,7 @@ pub fn run(arguments: &Arguments, command: &Check) -> anyhow::Result<ExitCode> {
         path: command.path.clone(),
         quick: command.quick,
         threads: threads(command.threads)?,
-        // The whitelist expires by the clock, whatever publications are dated.
+        // The expiry of the whitelist is compared with the clock, not with `SOURCE_DATE_EPOCH`.
         now: Timestamp::now(),
     };
     let progress = Arc::new(Progress::default());

@@ -27,13 +27,13 @@ use super::progress::Display;
 use super::timings::Timings;
 use super::{complain, print, print_line};
 
-/// What a masked link means to users of the image.
+/// Explanation of masked links for users of the image.
 const MASKED_LINK: &str = "    A layer has entries below these symbolic links and no entry for a directory in their place. containerd and podman \
      unpack such a layer with a directory that hides the link, and so it is in .layers: programs that need what the link leads to \
      may not start there. The root file system in .flat and podmanStore follows the link.\n";
 
-/// So many paths of each kind of loss are printed.
-const PRINTED_LOSSES: usize = 20;
+/// Maximum number of paths that are printed for each kind of loss.
+const MAX_PRINTED_LOSSES: usize = 20;
 
 /// Converts images and publishes them.
 pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyhow::Result<ExitCode> {
@@ -69,7 +69,7 @@ pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyho
     Ok(ExitCode::from(exit_code(&report)))
 }
 
-/// Returns the exit code of a run that came to its end.
+/// Returns the exit code of a conversion that returned a report.
 fn exit_code(report: &ConvertReport) -> u8 {
     let failed = report.images.iter().filter(|image| image.outcomes.is_err()).count();
     match failed {
@@ -80,7 +80,8 @@ fn exit_code(report: &ConvertReport) -> u8 {
     }
 }
 
-/// Prints what a run did, and where the time went if that is asked for: the stages, the whole time, the threads.
+/// Prints the report and, if `--timings` is set, the timings. `stages` holds the timings, the elapsed time and the number of
+/// threads.
 fn print_report(
     arguments: &Arguments,
     directory: &RepositoryDirectory,
@@ -102,8 +103,8 @@ fn print_report(
     Ok(())
 }
 
-/// Opens the repository's directory. One that is missing is only made when that is asked for: a misspelt path must not become
-/// a new repository with new keys.
+/// Opens the repository directory. A missing directory is created only if `create` is set: a misspelt path must not become a
+/// new repository with new keys.
 fn open_or_create(arguments: &Arguments, create: bool) -> anyhow::Result<RepositoryDirectory> {
     match arguments.directory() {
         Err(DirectoryError::NoDirectory(path)) if create => create_at(&path),
@@ -115,7 +116,7 @@ fn open_or_create(arguments: &Arguments, create: bool) -> anyhow::Result<Reposit
     }
 }
 
-/// Creates the repository that the last component of a path names.
+/// Creates a repository whose name is the last component of a path.
 fn create_at(path: &Path) -> anyhow::Result<RepositoryDirectory> {
     let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
         UsageError("--create needs --repo DIR, whose last component is the name of the repository".to_owned())
@@ -124,7 +125,7 @@ fn create_at(path: &Path) -> anyhow::Result<RepositoryDirectory> {
         UsageError(format!("--create names the repository after the last component of '{}': {error}", path.display()))
     })?;
     let directory = super::init::create(path, Settings::new(name))?;
-    tracing::info!("created {} in {}; 'strata info' says how to mount it", directory.name(), path.display());
+    tracing::info!("created {} in {}; 'strata info' prints how to mount it", directory.name(), path.display());
     Ok(directory)
 }
 
@@ -156,7 +157,7 @@ fn to_text(directory: &RepositoryDirectory, report: &ConvertReport, dry_run: boo
             let written = report.written;
             writeln!(
                 text,
-                "published revision {} of {}: {} new objects, {}; {} pieces of content were known",
+                "published revision {} of {}: {} new objects, {}; {} content index hits",
                 revision.number,
                 directory.name(),
                 written.objects,
@@ -187,15 +188,15 @@ fn image_line(outcome: &Outcome, dry_run: bool) -> String {
 fn losses_text(losses: &LossList) -> String {
     let mut text = String::new();
     for (kind, losses) in losses.kinds() {
-        writeln!(text, "  cannot be held: {} x {kind}", losses.count).expect("strings take everything");
+        writeln!(text, "  CVMFS cannot hold: {} x {kind}", losses.count).expect("strings take everything");
         if kind == LossKind::MaskedLink {
             text.push_str(MASKED_LINK);
         }
-        for path in losses.paths.iter().take(PRINTED_LOSSES) {
+        for path in losses.paths.iter().take(MAX_PRINTED_LOSSES) {
             writeln!(text, "    {path}").expect("strings take everything");
         }
-        if losses.count > PRINTED_LOSSES as u64 {
-            let more = losses.count - PRINTED_LOSSES as u64;
+        if losses.count > MAX_PRINTED_LOSSES as u64 {
+            let more = losses.count - MAX_PRINTED_LOSSES as u64;
             writeln!(text, "    and {more} more").expect("strings take everything");
         }
     }

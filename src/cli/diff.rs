@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
-use strata::diff::{Attribute, Change, Difference, Kind, diff, diff_rows};
+use strata::diff::{Change, ChangeKind, ChangedAttribute, RevisionDiff, diff, diff_rows};
 use strata::directory::RepositoryDirectory;
 use strata::image::Digest;
 use strata::path::EntryPath;
@@ -21,7 +21,7 @@ use super::failure::{FINDINGS, UsageError};
 use super::progress::Display;
 use super::{print, print_line};
 
-/// Shows what differs between two revisions, or what converting an image would change.
+/// Prints the differences between two revisions, or what converting an image would change.
 pub fn run(arguments: &Arguments, command: &Diff) -> anyhow::Result<ExitCode> {
     let directory = arguments.directory()?;
     let differs = match &command.to {
@@ -49,7 +49,7 @@ fn revisions(arguments: &Arguments, directory: &RepositoryDirectory, from: &str,
     Ok(!difference.changes.is_empty())
 }
 
-/// Shows what converting an image would change.
+/// Prints what converting an image would change.
 fn image(arguments: &Arguments, directory: &RepositoryDirectory, command: &Diff) -> anyhow::Result<bool> {
     super::interrupt::watch()?;
     let argument: ImageArgument = command.what.parse().map_err(|error: ArgumentError| UsageError(error.to_string()))?;
@@ -74,26 +74,31 @@ fn image(arguments: &Arguments, directory: &RepositoryDirectory, command: &Diff)
     Ok(rehearsal.changes)
 }
 
-/// Names paths as the image does.
-fn below(difference: Difference, root: &EntryPath) -> Difference {
+/// Makes the paths of changes relative to the root of the image.
+fn below(difference: RevisionDiff, root: &EntryPath) -> RevisionDiff {
     let skipped = root.components().count();
     let inside = |change: Change| {
         let names = change.path.components().skip(skipped);
         Change { path: names.fold(EntryPath::ROOT, |path, name| path.join(name)), ..change }
     };
-    Difference { changes: difference.changes.into_iter().map(inside).collect(), ..difference }
+    RevisionDiff { changes: difference.changes.into_iter().map(inside).collect(), ..difference }
 }
 
-/// Writes the report. Each change is told with the number of the layer that it is from, from the lowest up, or `-`.
-fn image_text(rehearsal: &Rehearsal, difference: &Difference, layers: &[Option<Digest>]) -> String {
+/// Formats the report. Each change begins with the number of the layer that causes it, counted from 1 for the lowest, or `-`
+/// if no layer does.
+fn image_text(rehearsal: &Rehearsal, difference: &RevisionDiff, layers: &[Option<Digest>]) -> String {
     let number = |digest: &Option<Digest>| rehearsal.layers.iter().rposition(|layer| Some(layer.digest) == *digest);
     let mut text = String::new();
     for (change, digest) in difference.changes.iter().zip(layers) {
         let number = number(digest).map_or_else(|| "-".to_owned(), |number| (number + 1).to_string());
         text += &format!("{number:>3}  {}", line(change));
     }
-    let against = if rehearsal.before.is_some() { "its tag as published" } else { "nothing" };
-    text += &format!("{} against {against}: {} paths differ\n", rehearsal.outcome.place.name, difference.changes.len());
+    let against = if rehearsal.before.is_some() { "the published image" } else { "no published image" };
+    text += &format!(
+        "{} compared with {against}: {} paths differ\n",
+        rehearsal.outcome.place.name,
+        difference.changes.len()
+    );
     for (directory, [added, removed, changed, bytes]) in directories(difference) {
         text += &format!("  {directory}: {added} added, {removed} removed, {changed} changed; {}\n", ByteSize(bytes));
     }
@@ -107,7 +112,7 @@ fn image_text(rehearsal: &Rehearsal, difference: &Difference, layers: &[Option<D
     let (written, shared) = (rehearsal.written, difference.shared);
     text += &match rehearsal.changes {
         true => format!(
-            "converting it would store {} objects, {}, of them {} catalogs; {} objects that it needs are there, {}\n",
+            "converting it would store {} new objects, {}, including {} catalogs, and reuse {} objects, {}\n",
             written.objects,
             ByteSize(written.bytes),
             rehearsal.catalogs,
@@ -119,7 +124,7 @@ fn image_text(rehearsal: &Rehearsal, difference: &Difference, layers: &[Option<D
     text
 }
 
-fn image_json(rehearsal: &Rehearsal, difference: &Difference, layers: Vec<Option<Digest>>) -> Value {
+fn image_json(rehearsal: &Rehearsal, difference: &RevisionDiff, layers: Vec<Option<Digest>>) -> Value {
     let mut json = to_json(difference);
     for (number, digest) in layers.into_iter().enumerate() {
         json["changes"][number]["layer"] = json!(digest);
@@ -136,25 +141,25 @@ fn image_json(rehearsal: &Rehearsal, difference: &Difference, layers: Vec<Option
     json
 }
 
-/// Sums up what was added, removed and changed below each directory at the top, in entries, and the bytes of what is new.
-fn directories(difference: &Difference) -> BTreeMap<EntryPath, [u64; 4]> {
+/// Counts, for each top-level directory, the added, removed and changed entries, and the bytes of new content.
+fn directories(difference: &RevisionDiff) -> BTreeMap<EntryPath, [u64; 4]> {
     let mut directories: BTreeMap<EntryPath, [u64; 4]> = BTreeMap::new();
     for change in &difference.changes {
         let Some(top) = change.path.components().next() else { continue };
         let [added, removed, changed, bytes] = directories.entry(EntryPath::ROOT.join(top)).or_default();
         match &change.kind {
-            Kind::Added => (*added, *bytes) = (*added + change.entries, *bytes + change.bytes),
-            Kind::Removed => *removed += change.entries,
-            Kind::Changed(attributes) => {
+            ChangeKind::Added => (*added, *bytes) = (*added + change.entries, *bytes + change.bytes),
+            ChangeKind::Removed => *removed += change.entries,
+            ChangeKind::Changed(attributes) => {
                 *changed += 1;
-                *bytes += if attributes.contains(&Attribute::Content) { change.bytes } else { 0 };
+                *bytes += if attributes.contains(&ChangedAttribute::Content) { change.bytes } else { 0 };
             }
         }
     }
     directories
 }
 
-fn totals(difference: &Difference) -> String {
+fn totals(difference: &RevisionDiff) -> String {
     format!(
         "{} paths differ; {} new objects, {}; {} objects shared, {}",
         difference.changes.len(),
@@ -172,21 +177,21 @@ fn line(change: &Change) -> String {
         entries => format!("  ({entries} entries, {bytes})"),
     };
     match &change.kind {
-        Kind::Added => format!("added    {path}{whole}\n"),
-        Kind::Removed => format!("removed  {path}{whole}\n"),
-        Kind::Changed(attributes) => {
+        ChangeKind::Added => format!("added    {path}{whole}\n"),
+        ChangeKind::Removed => format!("removed  {path}{whole}\n"),
+        ChangeKind::Changed(attributes) => {
             let attributes: Vec<String> = attributes.iter().map(ToString::to_string).collect();
             format!("changed  {path}  ({})\n", attributes.join(", "))
         }
     }
 }
 
-fn to_json(difference: &Difference) -> Value {
+fn to_json(difference: &RevisionDiff) -> Value {
     let change = |change: &Change| {
         let (kind, attributes) = match &change.kind {
-            Kind::Added => ("added", json!([])),
-            Kind::Removed => ("removed", json!([])),
-            Kind::Changed(attributes) => ("changed", json!(attributes)),
+            ChangeKind::Added => ("added", json!([])),
+            ChangeKind::Removed => ("removed", json!([])),
+            ChangeKind::Changed(attributes) => ("changed", json!(attributes)),
         };
         json!({
             "path": change.path,

@@ -1,4 +1,4 @@
-//! Exit codes.
+//! The exit codes, and the errors that decide on them.
 
 use std::process::ExitCode;
 
@@ -11,26 +11,26 @@ use super::complain;
 
 /// Nothing was published because of an error.
 pub const FAILED: u8 = 1;
-/// The command makes no sense as it was given.
+/// The command line is invalid, or there is no repository at the path.
 pub const USAGE: u8 = 2;
 /// At least one image failed; every other is published or already was.
 pub const PARTLY: u8 = 3;
-/// Something was found that the command looks for.
+/// `check`, `verify` or `diff` found something.
 pub const FINDINGS: u8 = 4;
 /// Another publisher holds the repository.
 pub const HELD: u8 = 5;
 /// A revision is published, but a later step failed.
 pub const LATE: u8 = 6;
 
-/// A command that makes no sense as it was given.
+/// An invalid command line.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct UsageError(pub String);
 
 /// Returns the exit code for an error that ended a command.
 ///
-/// What decides on it may lie anywhere in the chain of causes: what is looked for here is a last cause, or is wrapped as a
-/// source. An error that is wrapped transparently would not show in the chain.
+/// The whole chain of causes is searched. Each of the searched errors is either the last cause, or wrapped as a `source`; an
+/// error that is wrapped with `transparent` would not appear in the chain.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     let is_usage = error.chain().any(|cause| {
         cause.is::<UsageError>()
@@ -38,7 +38,7 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     });
     let is_held = error.chain().any(|cause| cause.is::<Held>());
     let is_late = error.chain().any(|cause| cause.is::<AfterPublication>());
-    // The promise of the code for another publisher names no exception, so it goes before that for a later step.
+    // The code for another publisher is promised without exception, so it precedes the code for a later step.
     ExitCode::from(match (is_usage, is_held, is_late) {
         (true, ..) => USAGE,
         (_, true, _) => HELD,
@@ -47,7 +47,7 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     })
 }
 
-/// Makes an error tell that these revisions were published before it, if any were.
+/// Adds to an error that these revisions were published before it, if any were.
 pub fn after<T>(revisions: impl IntoIterator<Item = u64>, result: anyhow::Result<T>) -> anyhow::Result<T> {
     let mut revisions = revisions.into_iter().peekable();
     result.map_err(|error| match revisions.peek() {
@@ -56,7 +56,7 @@ pub fn after<T>(revisions: impl IntoIterator<Item = u64>, result: anyhow::Result
     })
 }
 
-/// Says what failed after a revision was published.
+/// Prints the errors that occurred after a revision was published.
 pub fn complain_late(late: &[StoreError]) {
     for error in late {
         complain(format_args!("the revision is published, but a later step failed: {}", causes(error)));
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn error_after_a_publication_is_told_from_one_before_and_from_another_publisher() {
+    fn error_after_a_publication_has_its_own_code_unless_another_publisher_caused_it() {
         let lost = || ConvertError::Publish(PublishError::NoWhitelist);
         assert_code(lost(), FAILED);
         assert_code(AfterPublication::new([2], lost()), LATE);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn directory_that_is_no_repository_is_wrong_usage() {
+    fn directory_without_a_repository_is_wrong_usage() {
         assert_code(DirectoryError::NoDirectory(PathBuf::from("typo.example.org")), USAGE);
         assert_code(UsageError("no".to_owned()), USAGE);
     }

@@ -1,4 +1,4 @@
-//! How the repository is mounted, in commands to be copied.
+//! Instructions for mounting the repository, as commands to be copied.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ pub fn how_to_mount(directory: &RepositoryDirectory) -> String {
     let (name, storage) = (directory.name(), absolute(&directory.storage_path()));
     let (key, repository) = (absolute(&directory.public_key_path()), shell_word(&absolute(directory.path())));
     format!(
-        "To look at it here:\n\
+        "To mount it here without the CVMFS client:\n\
          \x20 mkdir -p mnt && strata --repo {repository} mount mnt\n\
          To mount it here with the CVMFS client:\n\
          \x20 cat > client.conf <<'END'\n\
@@ -23,6 +23,6 @@ pub fn how_to_mount(directory: &RepositoryDirectory) -> String {
          \x20 CVMFS_CLAIM_OWNERSHIP=no\n\
          \x20 END\n\
          \x20 mkdir -p mnt && cvmfs2 -o config=client.conf {name} \"$PWD/mnt\"\n\
-         Elsewhere: serve {storage} over HTTP, and give clients its URL and {name}.pub.\n"
+         On other machines: serve {storage} over HTTP, and configure the clients with its URL and {name}.pub.\n"
     )
 }

@@ -54,7 +54,7 @@ pub fn create(path: &Path, settings: Settings) -> anyhow::Result<RepositoryDirec
 fn storage_path(url: &str) -> anyhow::Result<PathBuf> {
     let path = url.strip_prefix("file://").unwrap_or(url);
     if path.contains("://") {
-        return Err(UsageError(format!("'{url}' is no local directory; other storage is not supported yet")).into());
+        return Err(UsageError(format!("'{url}' is not a local directory; other storage is not supported yet")).into());
     }
     Ok(std::path::absolute(path)?)
 }

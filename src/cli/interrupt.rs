@@ -1,4 +1,4 @@
-//! What happens when the program is told to end.
+//! Ends the program in good order after a signal.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -17,28 +17,28 @@ use strata::store::{Deadline, abandon_runs};
 
 use super::terminal::can_be_redrawn;
 
-/// How long a line may take to be written.
-const MOMENT: Duration = Duration::from_millis(100);
+/// Maximum time for writing a line to standard error.
+const WRITE_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How long cleaning up may take. What is left then is deleted by the next run.
-const PATIENCE: Duration = Duration::from_millis(1500);
+/// Maximum time for cleaning up. The next run deletes what remains.
+const CLEANUP_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// When the program ends, unless the kernel is inside a sync, even if it has not cleaned up or reported by then.
-const LATEST: Duration = Duration::from_millis(1700);
+/// Time after which the program ends, even if cleaning up or printing hangs, unless the kernel is inside a sync.
+const EXIT_TIMEOUT: Duration = Duration::from_millis(1700);
 
 /// Whether a signal is ending the program.
 static IS_ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Makes a file that would become larger than the process may write (`ulimit -f`) an error of the write. Without this the kernel
-/// ends the process, and nothing is said.
+/// Turns writing beyond the file size limit of the process (`ulimit -f`) into an error of the write. Otherwise the kernel
+/// ends the process without a message.
 pub fn survive_file_size_limit() {
     if let Err(error) = flag::register(SIGXFSZ, Arc::default()) {
-        tracing::debug!("signal SIGXFSZ ends the program: {error}");
+        tracing::debug!("cannot handle SIGXFSZ, which will end the program: {error}");
     }
 }
 
-/// Ends the program in good order on SIGINT and SIGTERM from now on: at once it says so, then it cleans up, says whether
-/// anything was published, and ends by the same signal. A second signal ends it at once.
+/// From now on, ends the program in good order on SIGINT and SIGTERM: it prints a message at once, cleans up, prints whether
+/// a revision was published, and ends by the same signal. A second signal ends it at once.
 pub fn watch() -> io::Result<()> {
     let ending = Ending::prepare()?;
     for signal in [SIGINT, SIGTERM] {
@@ -53,7 +53,7 @@ pub fn watch() -> io::Result<()> {
     Ok(())
 }
 
-/// What it takes to end the program by a signal.
+/// The prepared end of the program by a signal.
 pub struct Ending {
     /// Once this is set, a signal ends the program at once.
     has_begun: Arc<AtomicBool>,
@@ -61,7 +61,7 @@ pub struct Ending {
 }
 
 impl Ending {
-    /// Prepares for a signal that the caller waits for.
+    /// Prepares the end of the program. The caller waits for the signal.
     pub fn prepare() -> io::Result<Self> {
         let has_begun = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
@@ -70,27 +70,28 @@ impl Ending {
         Ok(Self { has_begun, alarm: start_alarm()? })
     }
 
-    /// Cleans up and ends the program by the signal that came.
+    /// Cleans up and ends the program by the received signal.
     pub fn end(&self, signal: i32) {
         self.has_begun.store(true, Ordering::SeqCst);
         self.alarm.send(signal).ok();
         IS_ENDING.store(true, Ordering::SeqCst);
-        say("interrupted: cleaning up; press again to stop now");
-        let outcome = match abandon_runs(PATIENCE) {
+        print_now("interrupted: cleaning up; press again to stop now");
+        let outcome = match abandon_runs(CLEANUP_TIMEOUT) {
             Some(revision) => format!("after revision {revision} was published"),
             None => "before anything was published".to_owned(),
         };
-        say(&format!("interrupted {outcome}"));
+        print_now(&format!("interrupted {outcome}"));
         emulate_default_handler(signal).ok();
     }
 }
 
-/// Starts a thread that ends the program some time after a signal: a thread that holds what is to be cleaned up may hang.
+/// Starts a thread that ends the program some time after a signal, because the thread that cleans up may wait for a lock
+/// that another thread never releases.
 fn start_alarm() -> io::Result<Sender<i32>> {
     let (sender, receiver) = mpsc::channel();
     thread::Builder::new().spawn(move || {
         if let Ok(signal) = receiver.recv() {
-            let deadline = Deadline::after(LATEST);
+            let deadline = Deadline::after(EXIT_TIMEOUT);
             while !deadline.is_over() {
                 thread::sleep(Duration::from_millis(10));
             }
@@ -100,28 +101,28 @@ fn start_alarm() -> io::Result<Sender<i32>> {
     Ok(sender)
 }
 
-/// Waits forever if a signal is ending the program. What a thread runs into while its files are deleted is of no interest,
-/// and the exit code is the signal's.
+/// Waits forever if a signal is ending the program. Errors that threads meet while their files are deleted must not be
+/// printed, and the exit code must be that of the signal.
 pub fn wait_if_ending() {
     while IS_ENDING.load(Ordering::SeqCst) {
         thread::park();
     }
 }
 
-/// Says something at once, and waits a moment only until it is said: standard error may be a pipe that nobody reads, and its
-/// lock may be held by a thread that waits for just that.
-pub fn say(text: &str) {
+/// Prints a line to standard error at once, and waits only a short time until it is written: standard error may be a pipe
+/// that is not read, and its lock may be held by a thread that is blocked on that pipe.
+pub fn print_now(text: &str) {
     let clear_line = if can_be_redrawn() { "\r\x1b[K" } else { "" };
     let line = format!("{clear_line}strata: {text}\n");
-    let (said, is_said) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let write = move || {
         if let Ok(stderr) = io::stderr().as_fd().try_clone_to_owned() {
             File::from(stderr).write_all(line.as_bytes()).ok();
         }
-        said.send(()).ok();
+        sender.send(()).ok();
     };
-    // Where no thread can be had nothing is said, which is better than to wait for ever.
+    // If the system refuses a thread, the line is not printed, which is better than blocking forever.
     if thread::Builder::new().spawn(write).is_ok() {
-        is_said.recv_timeout(MOMENT).ok();
+        receiver.recv_timeout(WRITE_TIMEOUT).ok();
     }
 }

@@ -14,7 +14,7 @@ use strata::revise::{UnusedTree, unused_trees};
 use super::arguments::{Arguments, List};
 use super::print_line;
 
-/// Lists the images of the repository, or the trees that no name leads to.
+/// Lists the images of the repository, or the trees that no image uses.
 pub fn run(arguments: &Arguments, list: &List) -> anyhow::Result<ExitCode> {
     let directory = arguments.directory()?;
     let repository = Repository::open(&directory.store()?, directory.name())?;
@@ -57,19 +57,21 @@ fn unused(arguments: &Arguments, directory: &RepositoryDirectory, repository: &R
         return print_line(format_args!("{}", Value::Array(trees.iter().map(tree).collect())));
     }
     for tree in &trees {
-        let how = by(tree)
-            .map_or_else(|| "first seen unused then".to_owned(), |image| format!("left by {}", on_one_line(&image)));
+        let how = by(tree).map_or_else(
+            || "first found unused at that time".to_owned(),
+            |image| format!("left by {}", on_one_line(&image)),
+        );
         print_line(format_args!("{}  since {}, {how}", tree.path, time(tree)))?;
     }
     Ok(())
 }
 
-/// Returns when the trees that no publication noted were first seen to be unused: now, or at an earlier look that the state
-/// remembers.
+/// Returns when trees without a record in the repository were first found to be unused: now, or at an earlier call, which is
+/// recorded in the state database.
 fn first_seen(directory: &RepositoryDirectory, trees: &[UnusedTree]) -> BTreeMap<String, i64> {
     let unnoted = trees.iter().filter(|tree| tree.left.is_none()).map(|tree| tree.path.to_string());
     let (unnoted, now): (Vec<String>, i64) = (unnoted.collect(), Timestamp::now().seconds);
-    // What is remembered has to be brought up to date even then, but nothing has to be made for it.
+    // The state database must forget trees that are used again, but it is not created only for that.
     if unnoted.is_empty() && !directory.has_state() {
         return BTreeMap::new();
     }
@@ -78,7 +80,7 @@ fn first_seen(directory: &RepositoryDirectory, trees: &[UnusedTree]) -> BTreeMap
         Err(error) => Err(causes(&error)),
     };
     remembered.unwrap_or_else(|error| {
-        tracing::warn!("it is not remembered which trees were seen to be unused today: {error}");
+        tracing::warn!("cannot record which trees were first found unused today: {error}");
         unnoted.into_iter().map(|tree| (tree, now)).collect()
     })
 }

@@ -1,4 +1,4 @@
-//! The commands, one module each, and what they share.
+//! The commands, one module each, and code that they share.
 
 pub mod arguments;
 pub mod bundle;
@@ -27,7 +27,7 @@ use std::io::{self, Write as _};
 
 use strata::message::{on_one_line, shortened};
 
-/// Prints results. Whoever reads them may stop at any time.
+/// Prints results to standard output. A closed pipe is not an error.
 pub fn print(text: fmt::Arguments<'_>) -> anyhow::Result<()> {
     interrupt::wait_if_ending();
     match io::stdout().write_fmt(text) {
@@ -43,7 +43,7 @@ pub fn print_line(text: fmt::Arguments<'_>) -> anyhow::Result<()> {
     print(format_args!("{text}\n"))
 }
 
-/// Says what went wrong, in one line, if anybody listens.
+/// Prints an error in one line to standard error. Write errors are ignored.
 pub fn complain(text: fmt::Arguments<'_>) {
     interrupt::wait_if_ending();
     writeln!(io::stderr(), "strata: {}", on_one_line(&shortened(&text.to_string()))).ok();

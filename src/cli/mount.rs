@@ -19,9 +19,9 @@ use strata::repository::{Point, Repository};
 
 use super::arguments::{Arguments, Mount as MountArguments};
 use super::failure::UsageError;
-use super::interrupt::say;
+use super::interrupt::print_now;
 
-/// Mounts the repository until it is unmounted or a signal ends it.
+/// Mounts the repository until it is unmounted or a signal ends the program.
 pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<ExitCode> {
     let directory = arguments.directory()?;
     let point = match (&mount.tag, mount.revision) {
@@ -45,7 +45,7 @@ pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<Exit
     let point = mounted.point().clone();
     let _guard = guard(&point)?;
     tracing::info!(
-        "revision {revision} of {} is mounted at '{}' until it is unmounted or strata interrupted",
+        "revision {revision} of {} is mounted at '{}' until it is unmounted or strata is interrupted",
         directory.name(),
         point.path().display()
     );
@@ -56,10 +56,10 @@ pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-/// How often a mount looks at the whitelist.
-const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Interval between two checks of the whitelist.
+const WHITELIST_CHECK_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
-/// Warns of a whitelist that expires soon, now and every day as long as the program runs: a mount may stay for months.
+/// Warns of a whitelist that expires soon, now and once a day, because a mount may stay for months.
 fn warn_of_expiry(directory: RepositoryDirectory) {
     let warn = |directory: &RepositoryDirectory| {
         if let Some(warning) = directory.whitelist_warning(Timestamp::now()) {
@@ -69,37 +69,38 @@ fn warn_of_expiry(directory: RepositoryDirectory) {
     warn(&directory);
     let warn_daily = move || {
         loop {
-            thread::sleep(DAY);
+            thread::sleep(WHITELIST_CHECK_INTERVAL);
             warn(&directory);
         }
     };
-    // Without a thread there is no further warning, which is no reason not to mount.
+    // Without this thread the mount still works, only without further warnings.
     thread::Builder::new().spawn(warn_daily).ok();
 }
 
-/// Returns how many threads answer the kernel: some wait for the disk, and each may have two large objects in memory.
+/// Returns the number of threads that answer requests. There are at least 4 because some wait for the disk, and at most 16
+/// because each may hold two large objects in memory.
 pub fn answering_threads() -> usize {
     thread::available_parallelism().map_or(1, |cores| cores.get()).clamp(4, 16)
 }
 
-/// How long those who still use a mount that was ended may go on with it.
+/// Time for which processes may still use a file system after it was unmounted.
 const GRACE: Duration = Duration::from_millis(1500);
 
-/// Whether the mount is gone for all but those who use it still.
+/// Whether the file system is unmounted, but still in use.
 static IS_DETACHED: AtomicBool = AtomicBool::new(false);
 
-/// Unmounts because of a signal, and says so at once. Who still uses the mount has a moment to finish, which a second signal
-/// ends.
+/// Unmounts because of a signal, and prints a message at once. Processes that still use the file system have a short time to
+/// finish, which a second signal ends.
 pub fn end(point: &MountPoint) {
     let path = point.path().display();
     if IS_DETACHED.load(Ordering::SeqCst) {
         std::process::exit(0);
     }
-    say(&format!("interrupted: unmounting '{path}'"));
+    print_now(&format!("interrupted: unmounting '{path}'"));
     unmount(point);
 }
 
-/// Unmounts. Who still uses the mount has a moment to finish.
+/// Unmounts. Processes that still use the file system have a short time to finish.
 pub fn unmount(point: &MountPoint) {
     match point.unmount() {
         Ok(Unmounted::AtOnce) => {}
@@ -113,13 +114,15 @@ pub fn unmount(point: &MountPoint) {
                 std::process::exit(0);
             }
             let path = point.path().display();
-            tracing::warn!("'{path}' was in use: it is unmounted, and gone for its users in {GRACE:?}");
+            tracing::warn!(
+                "'{path}' is unmounted, but still in use: processes that use it lose access after {GRACE:?}"
+            );
         }
         Err(error) => tracing::error!("{}", causes(&error)),
     }
 }
 
-/// Starts a process that unmounts when this one was killed.
+/// Starts a process that unmounts the file system if this process is killed.
 pub fn guard(point: &MountPoint) -> anyhow::Result<Child> {
     let program = std::env::current_exe().context("cannot find the program that is running")?;
     Command::new(program)
@@ -133,7 +136,7 @@ pub fn guard(point: &MountPoint) -> anyhow::Result<Child> {
         .context("cannot start a process that unmounts when this one is killed")
 }
 
-/// Waits until the process at the other end of standard input is gone, and unmounts what it left.
+/// Waits until the process at the other end of standard input has ended, and unmounts the file system if it remains.
 pub fn guard_mount(point: &MountPoint) -> anyhow::Result<ExitCode> {
     io::stdin().read_to_end(&mut Vec::new()).ok();
     point.clear_if_dead()?;

@@ -1,4 +1,4 @@
-//! Tells other programs what a synchronisation does, in DUCC's notification file.
+//! Reports the progress of a synchronisation to other programs, in DUCC's notification file.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
@@ -23,17 +23,17 @@ struct Image {
 }
 
 impl Notifier {
-    /// Tells that the process begins.
+    /// Writes the start of the process.
     pub fn start(notifications: Notifications) -> Self {
         let run = Some(notifications.start_run());
         Self { notifications, run, images: Mutex::default() }
     }
 
     fn images(&self) -> MutexGuard<'_, HashMap<String, Image>> {
-        self.images.lock().expect("no thread panics while it tells others")
+        self.images.lock().expect("no thread panics while it writes notifications")
     }
 
-    /// Tells what is of interest of an event.
+    /// Writes the notifications for an event, if it has any.
     pub fn note(&self, event: &Event<'_>) {
         match event {
             Event::Started(image, _) => self.start_image(image),

@@ -29,14 +29,14 @@ use super::interrupt::Ending;
 use super::mount::{answering_threads, end, guard, unmount};
 use super::progress::Display;
 
-/// What commands find the mount point in.
+/// Environment variable that passes the mount point to `--command`.
 const MOUNTPOINT_VARIABLE: &str = "STRATA_PREVIEW";
 
-/// Mounts an image as it would be published, until it is unmounted or a signal ends it.
+/// Mounts an image in its published form, until it is unmounted or a signal ends the program.
 pub fn run(arguments: &Arguments, command: &PreviewArguments) -> anyhow::Result<ExitCode> {
     let directory = arguments.repo.as_ref().map(|_| arguments.directory()).transpose()?;
     if command.keep && directory.is_none() {
-        return Err(UsageError("--keep needs --repo, the repository to keep it in".to_owned()).into());
+        return Err(UsageError("--keep needs --repo, the repository that stores the image".to_owned()).into());
     }
     let mount = MountOptions {
         allow_other: command.allow_other,
@@ -68,16 +68,17 @@ pub fn run(arguments: &Arguments, command: &PreviewArguments) -> anyhow::Result<
     result
 }
 
-/// How far a preview is.
+/// The progress of a preview, which decides on the effect of a signal.
 #[derive(Default)]
 struct Stage {
     mounted: Option<MountPoint>,
     is_read: bool,
 }
 
-const UNPOISONED: &str = "no thread panics while it notes how far the preview is";
+const UNPOISONED: &str = "no thread panics while it updates the progress of the preview";
 
-/// Has signals unmount the preview, and end the program unless the whole image is read: then it ends by itself.
+/// Makes signals unmount the preview and end the program. After the whole image was read, the program ends by itself when
+/// the preview is unmounted.
 fn watch_for_signals() -> anyhow::Result<Arc<Mutex<Stage>>> {
     let stage = Arc::<Mutex<Stage>>::default();
     let watched = Arc::clone(&stage);
@@ -91,7 +92,7 @@ fn watch_for_signals() -> anyhow::Result<Arc<Mutex<Stage>>> {
             };
             mounted.iter().for_each(end);
             if !is_read {
-                // The layers that are still missing are not needed.
+                // The missing layers are no longer needed.
                 ending.end(signal);
             }
         });
@@ -100,7 +101,7 @@ fn watch_for_signals() -> anyhow::Result<Arc<Mutex<Stage>>> {
     Ok(stage)
 }
 
-/// Reads the image, and stores it if it is to be kept.
+/// Reads the image, and stores it in the repository if `--keep` is set.
 fn read(
     arguments: &Arguments,
     command: &PreviewArguments,
@@ -110,15 +111,15 @@ fn read(
 ) -> anyhow::Result<()> {
     let progress = Arc::new(Progress::default());
     let display = Display::start(&progress, arguments.quiet);
-    tracing::info!("{} is read; what is ready shows at '{}'", command.image, mountpoint.display());
+    tracing::info!("reading {}; each tree appears at '{}' when it is complete", command.image, mountpoint.display());
     preview.read(&progress)?;
     if let Some(directory) = directory.filter(|_| command.keep) {
-        progress.set_activity("storing it in the repository".to_owned());
+        progress.set_activity("storing the image in the repository".to_owned());
         keep(command, directory, &progress)?;
     }
     drop(display);
     tracing::info!(
-        "{} is mounted at '{}': /flat, /chains/1 to {count} and /layers/1 to {count}; unmount it or interrupt to leave",
+        "{} is mounted at '{}': /flat, /chains/1 to {count} and /layers/1 to {count}; to end, unmount it or interrupt strata",
         command.image,
         mountpoint.display(),
         count = preview.layers()
@@ -129,8 +130,8 @@ fn read(
 /// Stores the image in the repository without publishing it.
 fn keep(command: &PreviewArguments, directory: &RepositoryDirectory, progress: &Arc<Progress>) -> anyhow::Result<()> {
     let platforms = Platforms::One(PlatformRequest::new(command.platform.clone()));
-    // Nothing gets the name, but there has to be one.
-    let name: FullName = "preview.invalid/image:preview".parse().context("the name is right")?;
+    // The name is required, but not published.
+    let name: FullName = "preview.invalid/image:preview".parse().context("invalid name")?;
     let image = ImageOptions { platforms, ..ImageOptions::default() };
     let request = Request { argument: command.image.clone(), name: Some(name), image };
     let engine = Engine::open(directory, default_resources()?, randomness())?;
@@ -138,7 +139,7 @@ fn keep(command: &PreviewArguments, directory: &RepositoryDirectory, progress: &
     report.images.into_iter().try_for_each(|image| Ok(image.outcomes.map(drop)?))
 }
 
-/// Runs a shell command and returns its exit code; that of one that a signal ended is as in a shell.
+/// Runs a shell command and returns its exit code. As in a shell, the code after a signal is 128 plus its number.
 fn run_command(command: &OsStr, mountpoint: &Path) -> anyhow::Result<ExitCode> {
     let status = Command::new("/bin/sh").arg("-c").arg(command).env(MOUNTPOINT_VARIABLE, mountpoint).status();
     let status = status.context("cannot run '/bin/sh'")?;

@@ -1,4 +1,4 @@
-//! Progress on a terminal, and log lines that do not tear it apart.
+//! Displays progress on a terminal, and prints log lines above it.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -13,15 +13,15 @@ use strata::progress::Progress;
 
 use super::terminal::can_be_redrawn;
 
-/// The bars that are shown now, if any are.
-static SHOWN: Mutex<Option<MultiProgress>> = Mutex::new(None);
+/// The progress bars that are displayed now.
+static DISPLAYED_BARS: Mutex<Option<MultiProgress>> = Mutex::new(None);
 
-fn shown() -> MutexGuard<'static, Option<MultiProgress>> {
-    SHOWN.lock().expect("no thread panics while it draws")
+fn displayed_bars() -> MutexGuard<'static, Option<MultiProgress>> {
+    DISPLAYED_BARS.lock().expect("no thread panics while it draws")
 }
 
-/// Shows how far one or several pieces of work are, until it is dropped; nothing where standard error is not a
-/// terminal that can be redrawn.
+/// Displays the progress of one or several tasks until it is dropped. Displays nothing if standard error is not a terminal
+/// that can be redrawn.
 pub struct Display {
     board: Option<Arc<Board>>,
     thread: Option<JoinHandle<()>>,
@@ -29,22 +29,22 @@ pub struct Display {
 
 struct Board {
     bars: MultiProgress,
-    /// What the line below all others says; empty for none.
+    /// The line below all others; empty if there is none.
     summary: ProgressBar,
-    /// Work under way, by what it is called.
+    /// The running tasks by name.
     lines: Mutex<HashMap<String, (ProgressBar, Arc<Progress>)>>,
     done: AtomicBool,
 }
 
 impl Display {
-    /// Starts to show what `progress` says.
+    /// Starts the display of one task.
     pub fn start(progress: &Arc<Progress>, quiet: bool) -> Self {
         let display = Self::start_empty(quiet);
         display.add("", progress);
         display
     }
 
-    /// Starts to show nothing yet.
+    /// Starts a display without tasks.
     pub fn start_empty(quiet: bool) -> Self {
         if quiet || !can_be_redrawn() {
             return Self { board: None, thread: None };
@@ -52,7 +52,7 @@ impl Display {
         let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
         let summary = ProgressBar::no_length().with_style(style("{msg}"));
         let board = Arc::new(Board { bars, summary, lines: Mutex::default(), done: AtomicBool::new(false) });
-        *shown() = Some(board.bars.clone());
+        *displayed_bars() = Some(board.bars.clone());
         let drawn = Arc::clone(&board);
         let draw = move || {
             while !drawn.done.load(Ordering::Relaxed) {
@@ -61,19 +61,19 @@ impl Display {
                 thread::park_timeout(Duration::from_millis(100));
             }
             drawn.bars.clear().ok();
-            *shown() = None;
+            *displayed_bars() = None;
         };
         match thread::Builder::new().spawn(draw) {
             Ok(thread) => Self { board: Some(board), thread: Some(thread) },
-            // Without a thread the work goes on, and its progress is not displayed.
+            // Without a thread, the work continues without a display.
             Err(_) => {
-                *shown() = None;
+                *displayed_bars() = None;
                 Self { board: None, thread: None }
             }
         }
     }
 
-    /// Shows a piece of work, too.
+    /// Adds a task.
     pub fn add(&self, name: &str, progress: &Arc<Progress>) {
         let Some(board) = &self.board else { return };
         let bar = ProgressBar::no_length()
@@ -83,7 +83,7 @@ impl Display {
         board.lines().insert(name.to_owned(), (bar, Arc::clone(progress)));
     }
 
-    /// Shows a piece of work no longer.
+    /// Removes a task.
     pub fn remove(&self, name: &str) {
         let Some(board) = &self.board else { return };
         if let Some((bar, _)) = board.lines().remove(name) {
@@ -91,7 +91,7 @@ impl Display {
         }
     }
 
-    /// Shows a line below all work.
+    /// Sets the line below all tasks.
     pub fn summarise(&self, text: String) {
         let Some(board) = &self.board else { return };
         if board.summary.message().is_empty() {
@@ -119,7 +119,7 @@ impl Board {
 }
 
 fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).expect("the template is right")
+    ProgressStyle::with_template(template).expect("the template is valid")
 }
 
 impl Drop for Display {
@@ -129,13 +129,13 @@ impl Drop for Display {
         }
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            // A thread that fails to draw takes nothing with it.
+            // An error in the drawing thread must not end the program.
             let _ = thread.join();
         }
     }
 }
 
-/// Writes log lines to standard error, above the bars if there are any.
+/// Writes log lines to standard error, above the progress bars.
 pub struct LogWriter;
 
 impl LogWriter {
@@ -146,16 +146,16 @@ impl LogWriter {
 }
 
 impl Write for LogWriter {
-    /// Writes one line. Its own colours were escaped in what it quotes, so that only line breaks are left to be tamed.
+    /// Writes one line. Control characters in quoted text were escaped before; here, only line breaks remain to be escaped.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         super::interrupt::wait_if_ending();
         let text = String::from_utf8_lossy(line);
         let parts: Vec<String> = shortened(text.trim_end_matches('\n')).split('\x1b').map(on_one_line).collect();
-        let tamed = parts.join("\x1b") + "\n";
-        let bars = shown().clone();
+        let escaped = parts.join("\x1b") + "\n";
+        let bars = displayed_bars().clone();
         match bars {
-            Some(bars) => bars.suspend(|| io::stderr().write_all(tamed.as_bytes()))?,
-            None => io::stderr().write_all(tamed.as_bytes())?,
+            Some(bars) => bars.suspend(|| io::stderr().write_all(escaped.as_bytes()))?,
+            None => io::stderr().write_all(escaped.as_bytes())?,
         }
         Ok(line.len())
     }

@@ -1,4 +1,4 @@
-//! Images of the repository, as the command line names them.
+//! Images of the repository as command line arguments.
 
 use std::str::FromStr;
 
@@ -12,23 +12,23 @@ use strata::source::{ArgumentError, ImageArgument};
 
 use super::failure::UsageError;
 
-/// An image of the repository: `host/name:tag`, with or without what names it at its registry, such as `docker://`.
+/// An image of the repository: `host/name:tag`, optionally with a registry prefix such as `docker://`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedImage {
     name: ImageName,
-    /// What it has to be, whatever the name stands for by now.
+    /// The manifest or index digest that the published image must have.
     digest: Option<Digest>,
 }
 
-/// Why a text names no image of a repository.
+/// Errors from parsing the name of a published image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishedImageError {
-    /// It names none at all.
+    /// The text is not an image name.
     #[error(transparent)]
     Argument(#[from] ArgumentError),
-    /// It names a file or directory that an image can be read from.
-    #[error("'{0}' is where an image can be read from: give the name that it is published under, as host/name:tag")]
-    Place(String),
+    /// The text refers to a file or directory, which is a source of images.
+    #[error("'{0}' is a source of images: use the name under which the image is published, as host/name:tag")]
+    Source(String),
 }
 
 impl FromStr for PublishedImage {
@@ -37,13 +37,13 @@ impl FromStr for PublishedImage {
     fn from_str(text: &str) -> Result<Self, PublishedImageError> {
         match text.parse()? {
             ImageArgument::Registry { name, digest, .. } => Ok(Self { name, digest }),
-            _ => Err(PublishedImageError::Place(text.to_owned())),
+            _ => Err(PublishedImageError::Source(text.to_owned())),
         }
     }
 }
 
 impl PublishedImage {
-    /// Returns where the image is published: one place, or several for platforms side by side.
+    /// Returns where the image is published: one place, or one for each of several platforms.
     pub fn places(&self, repository: &Repository) -> anyhow::Result<Vec<ImagePlace>> {
         let places = inventory::places(repository, &self.name)?;
         if places.is_empty() {
@@ -58,12 +58,12 @@ impl PublishedImage {
             }
         }
         match found.is_empty() {
-            true => bail!("'{}' is in the repository, but not as {digest}", self.name),
+            true => bail!("the repository contains '{}', but not with the digest {digest}", self.name),
             false => Ok(found),
         }
     }
 
-    /// Refuses an image that is published with another digest than the one beside its tag.
+    /// Returns an error if the image is published with another digest than the argument states beside its tag.
     pub fn compare_digest(&self, directory: &RepositoryDirectory) -> anyhow::Result<()> {
         if self.digest_beside_tag().is_some() {
             self.places(&Repository::open(&directory.store()?, directory.name())?)?;
@@ -71,19 +71,18 @@ impl PublishedImage {
         Ok(())
     }
 
-    /// Returns the digest that is no part of the path which the image is published at.
+    /// Returns the digest, unless it is part of the name under which the image is published.
     fn digest_beside_tag(&self) -> Option<Digest> {
         self.digest.filter(|_| matches!(self.name.reference(), ImageReference::Tag(_)))
     }
 
-    /// Returns the one place for a platform: that which is asked for, or that of this machine where there are several.
+    /// Returns the place for a platform: the requested one, or that of this machine if there are several.
     pub fn place(&self, repository: &Repository, platform: Option<&Platform>) -> anyhow::Result<ImagePlace> {
         let mut places = self.places(repository)?;
         match (places.as_slice(), platform) {
             ([_], None) => Ok(places.remove(0)),
             ([ImagePlace { platform: None, .. }], Some(_)) => {
-                Err(UsageError(format!("'{}' is published for one platform only: leave out --platform", self.name))
-                    .into())
+                Err(UsageError(format!("'{}' is published for one platform only: omit --platform", self.name)).into())
             }
             (_, platform) => {
                 let wanted = platform.cloned().unwrap_or_else(Platform::of_this_machine);
@@ -91,7 +90,7 @@ impl PublishedImage {
                 let there: Vec<String> =
                     places.iter().flat_map(|place| &place.platform).map(ToString::to_string).collect();
                 let missing =
-                    || anyhow::anyhow!("'{}' is there for {}, but not for {wanted}", self.name, there.join(", "));
+                    || anyhow::anyhow!("'{}' is published for {}, but not for {wanted}", self.name, there.join(", "));
                 places.iter().filter_map(suits).min().map(|(_, place)| place).ok_or_else(missing)
             }
         }
@@ -103,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn published_image_is_named_as_at_its_registry() {
+    fn published_image_is_named_as_in_its_registry() {
         let digest = Digest::of(b"");
         let parse = |text: &str| text.parse::<PublishedImage>().unwrap();
         for text in ["h.org/a:t", "docker://h.org/a:t", "https://h.org/a:t", "http://h.org/a:t"] {

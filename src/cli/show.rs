@@ -18,7 +18,7 @@ use super::arguments::{Arguments, Info};
 use super::hint::how_to_mount;
 use super::{print, print_line};
 
-/// Shows what is known about the repository, or about one image.
+/// Prints information about the repository or about one image.
 pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
     let directory = arguments.directory()?;
     let repository = Repository::open(&directory.store()?, directory.name())?;
@@ -46,7 +46,7 @@ pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints what is known about the repository.
+/// Prints information about the repository.
 fn repository_info(
     arguments: &Arguments,
     directory: &RepositoryDirectory,
@@ -55,7 +55,7 @@ fn repository_info(
     let (manifest, root) = (repository.manifest(), repository.root()?);
     let totals = root.total_counters();
     let published = Timestamp { seconds: manifest.published.unwrap_or(0), nanoseconds: 0 };
-    // What is wrong with the whitelist hides nothing of the rest.
+    // An invalid whitelist must not prevent the rest of the output.
     let list = directory.whitelist();
     let expiry = |list: &Whitelist| Timestamp { seconds: list.expires(), nanoseconds: 0 }.to_string();
     if arguments.json {
@@ -77,7 +77,10 @@ fn repository_info(
     print_line(format_args!("revision      {} of {published}", manifest.revision))?;
     print_line(format_args!("root catalog  {}", manifest.root_catalog))?;
     print_line(format_args!("entries       {} in {} catalogs", totals.entries(), totals.nested() + 1))?;
-    print_line(format_args!("files         {} (each name counted)", ByteSize(totals.file_size().cast_unsigned())))?;
+    print_line(format_args!(
+        "files         {} (each hard link counted)",
+        ByteSize(totals.file_size().cast_unsigned())
+    ))?;
     let compression = directory.settings().compression;
     print_line(format_args!("compression   {compression} ({})", compression.encoder_name()))?;
     let whitelist = match list {
@@ -122,7 +125,7 @@ fn image_info(
     for (digest, (layer, users)) in record.layers.iter().zip(&details.layers) {
         let size = layer.as_ref().map_or_else(
             || "published by another program".to_owned(),
-            |layer| format!("{} packed, {} unpacked", ByteSize(layer.blob_size), ByteSize(layer.unpacked_size)),
+            |layer| format!("{} compressed, {} uncompressed", ByteSize(layer.blob_size), ByteSize(layer.unpacked_size)),
         );
         print_line(format_args!("layer      {digest}  {size}, other images with it: {users}"))?;
     }
@@ -138,7 +141,7 @@ fn image_info(
 fn platform_text(details: &ImageDetails) -> String {
     match (&details.platform, &details.config_platform) {
         (Some(platform), Some(config)) if platform.is_contradicted_by(config) => {
-            on_one_line(&format!("{platform} (its config says {config})"))
+            on_one_line(&format!("{platform} (according to its config: {config})"))
         }
         (Some(platform), _) => on_one_line(&platform.to_string()),
         (None, _) => "unknown".to_owned(),

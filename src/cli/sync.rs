@@ -27,15 +27,15 @@ use super::notify::Notifier;
 use super::progress::Display;
 use super::{complain, print, print_line};
 
-/// So many images are converted side by side: enough to hide the pauses of registries.
-const SIDE_BY_SIDE: usize = 4;
+/// Number of images that are converted in parallel, which is enough to hide the latency of registries.
+const PARALLEL_IMAGES: usize = 4;
 
-/// Brings the repository in step with a wishlist, once or for ever.
+/// Brings the repository in step with a wishlist, once or repeatedly.
 pub fn run(arguments: &Arguments, command: &Sync) -> anyhow::Result<ExitCode> {
     let directory = arguments.directory()?;
     super::interrupt::watch()?;
     let notifications = match &command.notification_file {
-        // Nothing happens in a dry run.
+        // A dry run causes no events.
         Some(_) if command.dry_run => Notifications::none(),
         Some(path) => Notifications::open(path).with_context(|| format!("cannot write '{}'", path.display()))?,
         None => Notifications::none(),
@@ -63,31 +63,32 @@ fn once(
     refuse_bad_lines(command, &wishlist)?;
     let thin = wishlist.thin.as_ref().filter(|_| command.thin_images);
     if command.thin_images && thin.is_none() && wishlist.bad_lines().next().is_none() {
-        return Err(
-            UsageError("--thin-images is for recipes of version 1, which say how they are named".to_owned()).into()
-        );
+        return Err(UsageError(
+            "--thin-images needs a recipe of version 1, which defines the names of thin images".to_owned(),
+        )
+        .into());
     }
     let options = SyncOptions {
         convert: ConvertOptions { dry_run: command.dry_run, ..command.effort.options()? },
         prune: prune(command),
         publish_every: directory.settings().publish_every,
-        side_by_side: SIDE_BY_SIDE,
+        side_by_side: PARALLEL_IMAGES,
     };
     let reporter = Reporter::new(Display::start_empty(arguments.quiet), notifier, &command.wishlist);
     let engine = Engine::open(directory, command.effort.resources()?, randomness())?;
     let report = sync(&engine, &wishlist, &options, &reporter)?;
     drop(reporter);
-    // The images are published by now, so this is no reason to say that nothing was.
+    // The images are published at this point, so an error must not end the command as if nothing was published.
     let pushed = thin.map(|thin| push_thin_images(directory, thin, &report)).transpose();
     let thin_is_lost = pushed.is_err();
     let thin = pushed.unwrap_or_else(|error| {
-        tracing::error!("no thin image is pushed: {}", causes(&error));
+        tracing::error!("cannot push thin images: {}", causes(&error));
         None
     });
     conclude(arguments, command, directory, &wishlist, &report, &thin.unwrap_or_default(), thin_is_lost)
 }
 
-/// Says what became of a round, and returns its exit code.
+/// Prints the results of a round, and returns its exit code.
 fn conclude(
     arguments: &Arguments,
     command: &Sync,
@@ -104,7 +105,7 @@ fn conclude(
     };
     let refused = report.suspicion.filter(|_| prune(command) == Prune::Usual);
     if let Some(loss) = refused {
-        complain(format_args!("nothing is removed: {loss}; if that is meant, --prune-all removes them"));
+        complain(format_args!("nothing is removed: {loss}; if this is intended, use --prune-all"));
     }
     complain_late(&report.late);
     after(report.revisions.iter().map(|revision| revision.number), printed)?;
@@ -129,7 +130,7 @@ fn prune(command: &Sync) -> Prune {
     }
 }
 
-/// What of a round decides on the exit code.
+/// The facts about a round that decide on the exit code.
 #[derive(Debug, Clone, Copy, Default)]
 struct Outcomes {
     images: usize,
@@ -156,7 +157,7 @@ impl Outcomes {
     }
 }
 
-/// Fails with every bad line of a wishlist, where there is nothing else to do, or nothing else is to be done.
+/// Returns an error with every bad line of a wishlist, if the wishlist has no valid line, or `--strict` is set.
 fn refuse_bad_lines(command: &Sync, wishlist: &Wishlist) -> anyhow::Result<()> {
     let path = command.wishlist.display();
     let bad: Vec<String> = wishlist.bad_lines().map(|problem| format!("'{path}', {problem}")).collect();
@@ -164,15 +165,15 @@ fn refuse_bad_lines(command: &Sync, wishlist: &Wishlist) -> anyhow::Result<()> {
         return Ok(());
     }
     let reason =
-        if command.strict { "nothing is done, because of --strict" } else { "there is nothing else in the file" };
+        if command.strict { "nothing is done, because of --strict" } else { "the file contains no valid line" };
     if let [line] = &bad[..] {
         anyhow::bail!("{line}; {reason}");
     }
     bad.iter().for_each(|line| tracing::error!("{line}"));
-    anyhow::bail!("'{path}' is wrong at {} places; {reason}", bad.len());
+    anyhow::bail!("'{path}' has {} errors; {reason}", bad.len());
 }
 
-/// Tells what happens while it happens: on the terminal, in the log, and in the notification file.
+/// Reports events as they happen: on the terminal, in the log, and in the notification file.
 struct Reporter<'a> {
     display: Display,
     notifier: &'a Notifier,
@@ -233,7 +234,7 @@ impl Observer for Reporter<'_> {
                 self.display.remove(&image.name().to_string());
                 let artifact_type = on_one_line(artifact_type);
                 tracing::info!(
-                    "{} is no image but an artifact of the type {artifact_type}, and is skipped",
+                    "{} is skipped: it is not an image, but an artifact of type {artifact_type}",
                     image.name()
                 );
                 self.counts.all.fetch_sub(1, Ordering::Relaxed);
@@ -245,7 +246,7 @@ impl Observer for Reporter<'_> {
             Event::Started(image, progress) => self.display.add(&image.name().to_string(), progress),
             Event::WaitsFor(hosts) => {
                 let hosts: Vec<String> = hosts.iter().map(|(host, count)| format!("{host} ({count} left)")).collect();
-                tracing::info!("all else is done; waiting for {}", hosts.join(", "));
+                tracing::info!("all other images are done; waiting for {}", hosts.join(", "));
             }
             Event::Ready(image, _) => {
                 self.display.remove(&image.name().to_string());
@@ -263,7 +264,7 @@ impl Observer for Reporter<'_> {
                 add(&self.counts.failed, 1);
             }
             Event::Published(revision, images) => {
-                tracing::info!("revision {} is out, with {} new or changed images", revision.number, images.len());
+                tracing::info!("published revision {} with {} new or changed images", revision.number, images.len());
                 add(&self.counts.published, images.len());
             }
         }
@@ -271,17 +272,17 @@ impl Observer for Reporter<'_> {
     }
 }
 
-/// Says what became of a thin image, unless that is in the results.
+/// Logs the result for a thin image, unless the printed results include it.
 fn report_thin(thin: &ThinOutcome) {
     match &thin.state {
         ThinState::Pushed => {}
         ThinState::Unchanged => tracing::debug!("{} is unchanged", thin.name),
-        ThinState::LeftOut(reason) => tracing::warn!("there is no thin image of {}: {reason}", thin.image),
+        ThinState::LeftOut(reason) => tracing::warn!("no thin image of {}: {reason}", thin.image),
         ThinState::Failed(error) => tracing::error!("{}: {error}", thin.image),
     }
 }
 
-/// Returns what is said of a name that goes, or would.
+/// Returns the text for an image that was or would be removed.
 fn removal(report: &SyncReport, name: &ImageName, dry_run: bool) -> &'static str {
     match (dry_run, report.removed.contains(name), report.suspicion) {
         (false, ..) => "removed",
@@ -343,7 +344,7 @@ fn to_text(
     }
     let bad_lines = wishlist.bad_lines().count();
     if bad_lines > 0 {
-        text += &format!("; {bad_lines} mistakes in the wishlist");
+        text += &format!("; {bad_lines} errors in the wishlist");
     }
     let revisions: Vec<String> = report.revisions.iter().map(|revision| revision.number.to_string()).collect();
     if !revisions.is_empty() {
@@ -427,7 +428,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exit_code_says_nothing_was_published_only_where_that_is_so() {
+    fn exit_code_for_nothing_published_is_returned_only_in_that_case() {
         let none = Outcomes { images: 2, ..Outcomes::default() };
         let all_failed = Outcomes { failed: 2, ..none };
         let lists_failed = Outcomes { images: 0, not_listed: 1, ..none };

@@ -1,4 +1,4 @@
-//! `--timings`: where the time of a run went.
+//! Measures the time of each stage of a run, for `--timings`.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,11 +16,11 @@ use tracing::span::{Attributes, Id, Record};
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
-/// The stages that were seen so far, by name.
+/// The measured stages, by name.
 #[derive(Debug, Clone, Default)]
 pub struct Timings(Arc<Mutex<HashMap<&'static str, Stage>>>);
 
-/// What a stage took on all threads.
+/// The work of one stage, summed over all threads.
 #[derive(Debug, Clone, Copy, Default)]
 struct Stage {
     busy: Duration,
@@ -28,10 +28,10 @@ struct Stage {
     count: u64,
 }
 
-/// A span that a thread is in.
+/// A span that a thread has entered.
 struct Entered {
     since: Instant,
-    /// What was spent in spans within it.
+    /// The time in inner spans, which does not count for this one.
     within: Duration,
 }
 
@@ -39,11 +39,11 @@ thread_local! {
     static ENTERED: RefCell<Vec<Entered>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Adds up spans.
+/// Receives spans from `tracing` and sums up their times.
 pub struct Recorder(Timings);
 
 impl Timings {
-    /// Returns what fills the timings, to be given the spans of [`TARGET`].
+    /// Returns the recorder that fills these timings. It must receive only spans of [`TARGET`].
     pub fn recorder(&self) -> Recorder {
         Recorder(self.clone())
     }
@@ -52,7 +52,7 @@ impl Timings {
         add(self.0.lock().expect("no thread panics while it adds up times").entry(name).or_default());
     }
 
-    /// Returns the stages, the longest first, and what threads did besides.
+    /// Returns the stages, the longest first, and the remaining time of all threads, which they spent waiting.
     fn stages(&self, wall: Duration, threads: usize) -> (Vec<(&'static str, Stage)>, Duration) {
         let stages = self.0.lock().expect("no thread panics while it adds up times");
         let mut stages: Vec<_> = stages.iter().map(|(name, stage)| (*name, *stage)).collect();
@@ -61,7 +61,8 @@ impl Timings {
         (stages, (wall * u32::try_from(threads).unwrap_or(u32::MAX)).saturating_sub(busy))
     }
 
-    /// Returns a table of the stages of a run of so many threads that took `wall` and found so much content in the index.
+    /// Returns a table of the stages. `wall` is the elapsed time of the run, and `index_hits` its number of content index
+    /// hits.
     pub fn to_text(&self, wall: Duration, threads: usize, index_hits: u64) -> String {
         let (stages, waiting) = self.stages(wall, threads);
         let all = wall.as_secs_f64() * threads as f64;
@@ -88,7 +89,7 @@ impl Timings {
         text
     }
 
-    /// Returns the same as JSON: seconds and bytes.
+    /// Returns the same data as JSON, in seconds and bytes.
     pub fn to_json(&self, wall: Duration, threads: usize, index_hits: u64) -> Value {
         let (stages, waiting) = self.stages(wall, threads);
         let stage = |(name, stage): (&str, Stage)| {
@@ -106,7 +107,7 @@ impl Timings {
     }
 }
 
-/// Returns the most memory that this process had at any time, in bytes, where the kernel says that.
+/// Returns the maximum memory that this process has used, in bytes, if the kernel reports it.
 fn peak_memory() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -150,7 +151,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorder {
     }
 }
 
-/// Finds the field that counts bytes.
+/// Reads the field with the number of bytes from a span.
 #[derive(Default)]
 struct Bytes(u64);
 
@@ -164,7 +165,7 @@ impl Visit for Bytes {
     fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
 }
 
-/// Returns whether somebody wants the spans of a target.
+/// Returns whether spans with this metadata are stages.
 pub fn is_stage(metadata: &tracing::Metadata<'_>) -> bool {
     metadata.target() == TARGET
 }

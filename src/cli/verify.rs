@@ -14,7 +14,7 @@ use super::findings::{self, count};
 use super::print_line;
 use super::progress::Display;
 
-/// Compares what is published for an image with what the image says.
+/// Compares the published form of an image with the image.
 pub fn run(arguments: &Arguments, command: &Verify) -> anyhow::Result<ExitCode> {
     let directory = arguments.directory()?;
     let request =
@@ -44,7 +44,7 @@ fn summary(report: &Report) -> String {
         ByteSize(report.bytes)
     );
     if report.losses > 0 {
-        text.push_str(&format!("; {} that CVMFS cannot hold", count(report.losses, "thing")));
+        text.push_str(&format!("; losses: {}", report.losses));
     }
     text
 }

@@ -223,7 +223,7 @@ fn assert_contradiction_is_told(repository: &TestRepository, run: &Run) {
         assert!(warnings[0].contains(word), "{warnings:?}");
     }
     let info = repository.run(["info", NAME]).expect_code(0).stdout();
-    assert!(info.contains("\nplatform   linux/arm64 (its config says linux/amd64)\n"), "{info}");
+    assert!(info.contains("\nplatform   linux/arm64 (according to its config: linux/amd64)\n"), "{info}");
 }
 
 #[test]

@@ -125,7 +125,7 @@ fn tree_that_another_program_orphaned_counts_from_when_it_was_seen_first() {
     let later = unused(&repository);
     assert!(later.values().all(|(since, _)| since == "1970-01-02T00:00:00Z"), "{later:?}");
     let text = repository.run(["list", "--unused"]).expect_code(0).stdout();
-    assert!(text.contains("since 1970-01-02T00:00:00Z, first seen unused then"), "{text}");
+    assert!(text.contains("since 1970-01-02T00:00:00Z, first found unused at that time"), "{text}");
     // In use and orphaned again: it counts anew.
     repository.convert(&image, NAME, &[]).expect_code(0);
     assert_eq!(unused(&repository), BTreeMap::new());

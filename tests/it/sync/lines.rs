@@ -56,7 +56,7 @@ fn all_bad_lines_are_placed_and_the_rest_is_done() {
         assert_eq!(lines, expected);
         assert!(scene.has("app/a:1"));
         let run = scene.sync(&wishlist, &[]).expect_code(3);
-        let summary = format!("1 images: 1 unchanged, 0 published, 0 failed; {} mistakes", places.len());
+        let summary = format!("1 images: 1 unchanged, 0 published, 0 failed; {} errors", places.len());
         assert!(run.stdout().contains(&summary), "{}", run.stdout());
     }
 }

@@ -74,7 +74,7 @@ fn round_that_waits_for_a_registry_says_so_once() {
     scene.repository.set("[requests]\ntimeout = \"4s\"");
     let wishlist = scene.wish("list.yaml", &format!("  - {0}/a:1\n  - {0}/b:1\n  - HOST/app/fast:1\n", slow.host()));
     let run = scene.sync_within(Duration::from_secs(60), &wishlist).expect_code(3);
-    let told = format!("all else is done; waiting for {} (2 left)", slow.host());
+    let told = format!("all other images are done; waiting for {} (2 left)", slow.host());
     assert_eq!(run.stderr().matches(&told).count(), 1, "{}", run.stderr());
 }
 

@@ -163,7 +163,7 @@ fn image_without_a_name_for_its_thin_image_has_none() {
     let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
     let recipe = scene.thin_recipe("http://HOST/thin/$(repository):$(tag)", &inputs);
     let run = scene.sync(&recipe, &["--thin-images"]).expect_code(0);
-    let warned = format!("there is no thin image of {}/app/a@{digest}", scene.proxy.host());
+    let warned = format!("no thin image of {}/app/a@{digest}", scene.proxy.host());
     assert!(run.stderr().contains(&warned) && run.stdout().matches("  pushed, ").count() == 2, "{}", run.stderr());
     let recipe = scene.thin_recipe("http://HOST/thin/all:1", &inputs[1..]);
     let run = scene.sync(&recipe, &["--thin-images"]).expect_code(0);
