@@ -63,7 +63,7 @@ pub enum CheckError {
 
 /// What to check, and how thoroughly.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct CheckOptions {
     /// Check only this path, or the image of this name, and everything below it.
     pub path: Option<String>,
     /// Do not read the content of objects.
@@ -85,7 +85,7 @@ pub struct Unreferenced {
 
 /// The result of a check.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct CheckReport {
     /// All deviations from the format, sorted.
     pub findings: Vec<Finding>,
     /// Facts that the administrator should know, although they are no deviations from the format.
@@ -108,7 +108,11 @@ pub struct Report {
 ///
 /// The check changes nothing and reads no private key. It checks the revision that the manifest names at the start, and
 /// ignores revisions that are published during the check.
-pub fn check(directory: &RepositoryDirectory, options: &Options, progress: &Progress) -> Result<Report, CheckError> {
+pub fn check(
+    directory: &RepositoryDirectory,
+    options: &CheckOptions,
+    progress: &Progress,
+) -> Result<CheckReport, CheckError> {
     let mut check = Check {
         store: DirectoryStore::at(&directory.storage_path()),
         name: directory.name(),
@@ -146,16 +150,16 @@ struct Check<'c> {
     name: &'c RepositoryName,
     /// The public half of the master key, if this user may read it.
     master_key: Option<PublicKey>,
-    options: &'c Options,
+    options: &'c CheckOptions,
     progress: &'c Progress,
     findings: Findings,
     warnings: Mutex<Vec<String>>,
 }
 
 impl Check<'_> {
-    fn run(&self, directory: &RepositoryDirectory) -> Result<Report, CheckError> {
+    fn run(&self, directory: &RepositoryDirectory) -> Result<CheckReport, CheckError> {
         self.progress.set_activity("checking the front page".to_owned());
-        let mut report = Report { leftovers: self.check_layout(), ..Report::default() };
+        let mut report = CheckReport { leftovers: self.check_layout(), ..CheckReport::default() };
         let references = References::default();
         let Some(manifest) = self.check_front_page(&references) else {
             self.check_objects(&references, &CatalogTree::default(), true);

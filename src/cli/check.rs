@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
-use strata::check::{Options, Report, check};
+use strata::check::{CheckOptions, CheckReport, check};
 use strata::metadata::Timestamp;
 use strata::progress::Progress;
 
@@ -21,7 +21,7 @@ pub fn run(arguments: &Arguments, command: &Check) -> anyhow::Result<ExitCode> {
     if let Some(image) = command.path.as_ref().and_then(|path| path.parse::<PublishedImage>().ok()) {
         image.compare_digest(&directory)?;
     }
-    let options = Options {
+    let options = CheckOptions {
         path: command.path.clone(),
         quick: command.quick,
         threads: threads(command.threads)?,
@@ -42,7 +42,7 @@ pub fn run(arguments: &Arguments, command: &Check) -> anyhow::Result<ExitCode> {
     Ok(findings::exit_code(&report.findings))
 }
 
-fn summary(report: &Report) -> String {
+fn summary(report: &CheckReport) -> String {
     let findings = findings::number(&report.findings);
     let (catalogs, entries) = (count(report.catalogs, "catalog"), report.entries);
     let (objects, bytes) = (count(report.objects, "object"), ByteSize(report.bytes));
@@ -57,7 +57,7 @@ fn summary(report: &Report) -> String {
     text
 }
 
-fn to_json(report: &Report) -> Value {
+fn to_json(report: &CheckReport) -> Value {
     json!({
         "findings": report.findings,
         "warnings": report.warnings,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use strata::directory::DirectoryError;
 use strata::message::causes;
 use strata::publish::AfterPublication;
-use strata::store::{Held, StoreError};
+use strata::store::{RepositoryInUse, StoreError};
 
 use super::complain;
 
@@ -36,7 +36,7 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
         cause.is::<UsageError>()
             || matches!(cause.downcast_ref::<DirectoryError>(), Some(DirectoryError::NoDirectory(_)))
     });
-    let is_held = error.chain().any(|cause| cause.is::<Held>());
+    let is_held = error.chain().any(|cause| cause.is::<RepositoryInUse>());
     let is_late = error.chain().any(|cause| cause.is::<AfterPublication>());
     // The code for another publisher is promised without exception, so it precedes the code for a later step.
     ExitCode::from(match (is_usage, is_held, is_late) {
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     fn held() -> StoreError {
-        StoreError::Held(Held { path: PathBuf::from("storage"), waited: Duration::ZERO })
+        StoreError::InUse(RepositoryInUse { path: PathBuf::from("storage"), waited: Duration::ZERO })
     }
 
     #[track_caller]

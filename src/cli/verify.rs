@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 use serde_json::{Value, json};
 use strata::layer::Limits;
 use strata::progress::Progress;
-use strata::verify::{Finding, Options, Report, Request, verify};
+use strata::verify::{Difference, VerifyOptions, VerifyReport, VerifyRequest, verify};
 
 use super::arguments::{Arguments, Verify, threads};
 use super::findings::{self, count};
@@ -17,9 +17,12 @@ use super::progress::Display;
 /// Compares the published form of an image with the image.
 pub fn run(arguments: &Arguments, command: &Verify) -> anyhow::Result<ExitCode> {
     let directory = arguments.directory()?;
-    let request =
-        Request { argument: command.image.clone(), name: command.name.clone(), platform: command.platform.clone() };
-    let options = Options { threads: threads(command.threads)?, limits: Limits::default() };
+    let request = VerifyRequest {
+        argument: command.image.clone(),
+        name: command.name.clone(),
+        platform: command.platform.clone(),
+    };
+    let options = VerifyOptions { threads: threads(command.threads)?, limits: Limits::default() };
     let progress = Arc::new(Progress::default());
     let display = Display::start(&progress, arguments.quiet);
     let report = verify(&directory, &request, &options, &progress);
@@ -28,13 +31,13 @@ pub fn run(arguments: &Arguments, command: &Verify) -> anyhow::Result<ExitCode> 
     if arguments.json {
         print_line(format_args!("{}", to_json(&report)))?;
     } else {
-        findings::print(&report.findings, &summary(&report))?;
+        findings::print(&report.differences, &summary(&report))?;
     }
-    Ok(findings::exit_code(&report.findings))
+    Ok(findings::exit_code(&report.differences))
 }
 
-fn summary(report: &Report) -> String {
-    let findings = findings::number(&report.findings);
+fn summary(report: &VerifyReport) -> String {
+    let findings = findings::number(&report.differences);
     let (layers, trees) = (count(report.layers as u64, "layer"), count(report.trees as u64, "published tree"));
     let mut text = format!(
         "{}  {}  {findings}: {layers} against {trees} with {} entries and {}",
@@ -49,19 +52,19 @@ fn summary(report: &Report) -> String {
     text
 }
 
-fn to_json(report: &Report) -> Value {
-    let finding = |finding: &Finding| {
+fn to_json(report: &VerifyReport) -> Value {
+    let difference = |difference: &Difference| {
         json!({
-            "path": finding.path.to_string(),
-            "attribute": finding.attribute,
-            "expected": finding.expected,
-            "found": finding.found,
+            "path": difference.path.to_string(),
+            "attribute": difference.attribute,
+            "expected": difference.expected,
+            "found": difference.found,
         })
     };
     json!({
         "name": report.name.to_string(),
         "manifest": report.manifest,
-        "findings": report.findings.iter().map(finding).collect::<Vec<_>>(),
+        "findings": report.differences.iter().map(difference).collect::<Vec<_>>(),
         "layers": report.layers,
         "trees": report.trees,
         "entries": report.entries,

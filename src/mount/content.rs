@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::mountable::ContentSource;
 use crate::cache::{ByteCache, Kept};
 use crate::object::{Content, ObjectKind, Pieces};
-use crate::store::{ContentError, DirectoryStore, Piece};
+use crate::store::{ContentError, ContentObject, DirectoryStore};
 
 /// Errors from reading the content of a mounted file.
 #[derive(Debug, thiserror::Error)]
@@ -51,8 +51,8 @@ impl Kept for DecompressedFile {
 pub(crate) struct ContentReader {
     store: DirectoryStore,
     directory: PathBuf,
-    memory: ByteCache<Piece, Arc<[u8]>>,
-    files: ByteCache<Piece, DecompressedFile>,
+    memory: ByteCache<ContentObject, Arc<[u8]>>,
+    files: ByteCache<ContentObject, DecompressedFile>,
 }
 
 /// Maximum size in bytes of content that is cached in memory. This is the maximum size of a chunk.
@@ -71,30 +71,30 @@ impl ContentReader {
     }
 
     /// Fills `bytes` with the content of the object, starting at `offset`.
-    fn read_piece(&self, piece: Piece, offset: u64, bytes: &mut [u8]) -> Result<(), ReadContentError> {
+    fn read_range(&self, object: ContentObject, offset: u64, bytes: &mut [u8]) -> Result<(), ReadContentError> {
         if bytes.is_empty() {
             return Ok(());
         }
-        let stored = self.store.size(piece.hash, piece.kind).map_err(ContentError::from)?;
-        if piece.size > MAX_SIZE_IN_MEMORY || stored > MAX_SIZE_IN_MEMORY + MAX_OVERHEAD {
-            let unpacked = self.files.get(&piece, || self.decompress_to_file(piece))?;
+        let stored = self.store.size(object.hash, object.kind).map_err(ContentError::from)?;
+        if object.size > MAX_SIZE_IN_MEMORY || stored > MAX_SIZE_IN_MEMORY + MAX_OVERHEAD {
+            let unpacked = self.files.get(&object, || self.decompress_to_file(object))?;
             return unpacked.0.read_exact_at(bytes, offset).map_err(|source| self.temporary_file_error(source));
         }
-        if bytes.len() as u64 == piece.size {
+        if bytes.len() as u64 == object.size {
             // The kernel caches a file that was read whole, and does not read it again.
-            bytes.copy_from_slice(&self.store.read_piece(piece)?);
+            bytes.copy_from_slice(&self.store.read_content(object)?);
         } else {
-            let kept = self.memory.get(&piece, || self.store.read_piece(piece).map(Arc::from))?;
+            let kept = self.memory.get(&object, || self.store.read_content(object).map(Arc::from))?;
             bytes.copy_from_slice(&kept[offset as usize..offset as usize + bytes.len()]);
         }
         Ok(())
     }
 
     /// Decompresses a large object into a file, with a small buffer.
-    fn decompress_to_file(&self, piece: Piece) -> Result<DecompressedFile, ReadContentError> {
+    fn decompress_to_file(&self, object: ContentObject) -> Result<DecompressedFile, ReadContentError> {
         let mut file = tempfile::tempfile_in(&self.directory).map_err(|source| self.temporary_file_error(source))?;
         let mut failure = None;
-        let unpacked = self.store.stream_piece(piece, &mut |bytes| {
+        let unpacked = self.store.stream_content(object, &mut |bytes| {
             // Write errors are kept apart from errors of the object.
             file.write_all(bytes).map_err(|error| {
                 let kind = error.kind();
@@ -104,7 +104,7 @@ impl ContentReader {
         });
         match failure {
             Some(source) => Err(self.temporary_file_error(source)),
-            None => Ok(unpacked.map(|()| DecompressedFile(Arc::new(file), piece.size))?),
+            None => Ok(unpacked.map(|()| DecompressedFile(Arc::new(file), object.size))?),
         }
     }
 
@@ -117,10 +117,10 @@ impl ContentSource for ContentReader {
     fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ReadContentError> {
         let length = size.saturating_sub(offset).min(length as u64) as usize;
         let mut bytes = vec![0; length];
-        match &content.objects {
-            ContentObjects::Whole(hash) => {
-                let piece = Piece { hash: *hash, kind: ObjectKind::File, raw: content.raw, size };
-                self.read_piece(piece, offset, &mut bytes)?;
+        match &content.pieces {
+            Pieces::Whole(hash) => {
+                let object = ContentObject { hash: *hash, kind: ObjectKind::File, raw: content.raw, size };
+                self.read_range(object, offset, &mut bytes)?;
             }
             ContentObjects::Chunks(chunks) => {
                 let mut filled = 0;
@@ -132,8 +132,9 @@ impl ContentSource for ContentReader {
                     if left == 0 {
                         return Err(ContentError::Hole(at).into());
                     }
-                    let piece = Piece { hash: chunk.hash, kind: ObjectKind::Chunk, raw: content.raw, size: chunk.size };
-                    self.read_piece(piece, at - chunk.offset, &mut bytes[filled..filled + left])?;
+                    let object =
+                        ContentObject { hash: chunk.hash, kind: ObjectKind::Chunk, raw: content.raw, size: chunk.size };
+                    self.read_range(object, at - chunk.offset, &mut bytes[filled..filled + left])?;
                     filled += left;
                 }
             }

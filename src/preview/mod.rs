@@ -322,7 +322,7 @@ impl ReusableRepository {
         };
         let found = self.state.objects(&[key]).map_err(DirectoryError::from)?;
         let Some(found) = found[0] else { return Ok(None) };
-        let actual = self.head.store().look(found.hash, ObjectKind::File).map_err(DirectoryError::from)?;
+        let actual = self.head.store().stored_size(found.hash, ObjectKind::File).map_err(DirectoryError::from)?;
         let is_there = actual.is_some_and(|actual| found.length().is_none_or(|length| length == actual));
         let hash = found.hash;
         Ok(is_there.then(|| Content { raw: compression == Compression::None, objects: ContentObjects::Whole(hash) }))

@@ -11,7 +11,7 @@ use crate::manifest::{MetaInfo, NewKeys, RepositoryManifest, Signer, Whitelist};
 use crate::metadata::Timestamp;
 use crate::object::ObjectKind;
 use crate::settings::Settings;
-use crate::store::{DirectoryStore, Making, Staging, StoreError, Unfinished, syncing};
+use crate::store::{DirectoryStore, FileRecorder, Staging, StoreError, UnfinishedFiles, syncing};
 use crate::threads;
 
 const MASTER_REPLICA_FILE: &str = ".cvmfs_master_replica";
@@ -48,7 +48,7 @@ pub fn create_repository(
         }
         Err(source) => return Err(DirectoryError::Io { action: "list", path: path.to_owned(), source }.into()),
     }
-    let unfinished = Unfinished::start();
+    let unfinished = UnfinishedFiles::start();
     let directory = unfinished.make(|making| make_directory(making, path, settings))?;
     // One thread does: there is nothing to share.
     threads::pool(1)?.install(|| publish_nothing(&directory, &unfinished, now, started, rng))?;
@@ -63,7 +63,7 @@ pub fn create_repository(
 
 /// Makes a directory with its settings beside `path`.
 fn make_directory(
-    making: &mut Making<'_>,
+    making: &mut FileRecorder<'_>,
     path: &Path,
     settings: Settings,
 ) -> Result<RepositoryDirectory, DirectoryError> {
@@ -72,7 +72,7 @@ fn make_directory(
         move |source| DirectoryError::Io { action, path, source }
     };
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    making.directories_above(path);
+    making.record_missing_parents(path);
     std::fs::create_dir_all(parent).map_err(failed("create", parent))?;
     let building = tempfile::Builder::new()
         .prefix(".strata-init-")
@@ -80,7 +80,7 @@ fn make_directory(
         .tempdir_in(parent)
         .map_err(failed("create a directory in", parent))?;
     let building = building.keep();
-    making.made(&building);
+    making.record_created(&building);
     RepositoryDirectory::create(&building, settings)
 }
 
@@ -89,7 +89,7 @@ fn make_directory(
 /// `started` is the real time, for the certificate and the whitelist, which expire.
 fn publish_nothing(
     directory: &RepositoryDirectory,
-    unfinished: &Unfinished,
+    unfinished: &UnfinishedFiles,
     now: Timestamp,
     started: Timestamp,
     mut rng: impl CryptoRng + Send + 'static,
@@ -97,17 +97,17 @@ fn publish_nothing(
     let settings = directory.settings();
     let keys = NewKeys::generate(&directory.keys_path(), directory.name(), started, &mut rng)?;
     let keys = unfinished.make(|making| {
-        making.whole(&directory.keys_path());
-        keys.paths().into_iter().for_each(|path| making.whole(path));
+        making.record_new(&directory.keys_path());
+        keys.paths().into_iter().for_each(|path| making.record_new(path));
         // Each key is on disk before the next is written.
         syncing(|| keys.write())
     })?;
     let storage = directory.storage_path();
     let store = unfinished.make(|making| {
-        making.directories_above(&storage);
-        making.whole(&storage);
+        making.record_missing_parents(&storage);
+        making.record_new(&storage);
         let names = ["data", WHITELIST, MASTER_REPLICA_FILE, REFLOG, MANIFEST];
-        names.into_iter().for_each(|name| making.whole(&storage.join(name)));
+        names.into_iter().for_each(|name| making.record_new(&storage.join(name)));
         DirectoryStore::create(&storage)
     })?;
     let whitelist = Whitelist::new(directory.name().clone(), vec![keys.certificate().fingerprint()], started)?;

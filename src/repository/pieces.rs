@@ -1,8 +1,8 @@
 //! Content of files of any size, object by object, with little memory.
 
 use super::Repository;
-use crate::object::{Content, ContentObjects, ObjectKind};
-use crate::store::{ContentError, Piece};
+use crate::object::{Content, ObjectKind, Pieces};
+use crate::store::{ContentError, ContentObject};
 
 impl Repository {
     /// Gives the content of a file of `size` bytes to `take`, from the first byte to the last.
@@ -13,23 +13,23 @@ impl Repository {
             take(bytes);
             Ok(())
         };
-        pieces(content, size)?.into_iter().try_for_each(|piece| self.store.stream_piece(piece, &mut take))
+        pieces(content, size)?.into_iter().try_for_each(|piece| self.store.stream_content(piece, &mut take))
     }
 }
 
 /// Returns the objects of a file of `size` bytes, in order, which cover it without gap or overlap.
-pub(super) fn pieces(content: &Content, size: u64) -> Result<Vec<Piece>, ContentError> {
+pub(super) fn pieces(content: &Content, size: u64) -> Result<Vec<ContentObject>, ContentError> {
     let raw = content.raw;
-    let chunks = match &content.objects {
-        ContentObjects::Whole(hash) => return Ok(vec![Piece { hash: *hash, kind: ObjectKind::File, raw, size }]),
-        ContentObjects::Chunks(chunks) => chunks,
+    let chunks = match &content.pieces {
+        Pieces::Whole(hash) => return Ok(vec![ContentObject { hash: *hash, kind: ObjectKind::File, raw, size }]),
+        Pieces::Chunks(chunks) => chunks,
     };
     let (mut pieces, mut at) = (Vec::with_capacity(chunks.len()), 0);
     for chunk in &**chunks {
         if chunk.offset != at {
             return Err(ContentError::Hole(at));
         }
-        pieces.push(Piece { hash: chunk.hash, kind: ObjectKind::Chunk, raw, size: chunk.size });
+        pieces.push(ContentObject { hash: chunk.hash, kind: ObjectKind::Chunk, raw, size: chunk.size });
         at = at.saturating_add(chunk.size);
     }
     if at == size { Ok(pieces) } else { Err(ContentError::Hole(at.min(size))) }

@@ -114,9 +114,9 @@ impl Stager<'_> {
                 );
             }
             thread::scope(|scope| {
-                let mover = self.staging.move_aside(scope);
+                let mover = self.staging.start_mover(scope);
                 let read = self.read_layers(&staged.image, &mut need, source, progress)?;
-                mover.hurry();
+                mover.move_now();
                 progress.set_activity(format!("storing the trees of {}", staged.outcome.place));
                 let build = || self.build_what_is_missing(&mut staged, &mut need, read, head);
                 let (built, saved) = self.engine.pool().install(|| rayon::join(build, || self.index.save()));

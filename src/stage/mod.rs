@@ -145,7 +145,7 @@ impl<'e> Stager<'e> {
             options,
             registries,
             index: ContentIndex::open(Arc::clone(state))?,
-            epoch: state.begin_epoch(&staging.marks().to_bytes())?,
+            epoch: state.begin_epoch(&staging.directory_states().to_bytes())?,
             staging,
             noted: Mutex::default(),
             whole: Mutex::default(),
@@ -172,8 +172,8 @@ impl Drop for Stager<'_> {
     fn drop(&mut self) {
         // An operation that publishes nothing leaves nothing, and nothing is believed of one that panicked.
         if self.engine.publisher().is_some() && !std::thread::panicking() {
-            let marks = self.staging.final_marks().map(|marks| marks.to_bytes());
-            if let Err(error) = self.engine.state().end_epoch(marks.as_deref()) {
+            let states = self.staging.final_directory_states().map(|states| states.to_bytes());
+            if let Err(error) = self.engine.state().end_epoch(states.as_deref()) {
                 tracing::debug!("{}", causes(&error));
             }
         }

@@ -1,7 +1,7 @@
 //! Whether trees that are used again are all there: every catalog, and every object that these name.
 //!
 //! What this repository directory published is believed to be there as long as the directories of objects are as its runs left
-//! them (see [`crate::store::Marks`]). Of any other tree, each object is looked at.
+//! them (see [`crate::store::ObjectDirectoryStates`]). Of any other tree, each object is looked at.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard};
@@ -86,7 +86,9 @@ impl Stager<'_> {
         let has = |(hash, kind, length): StoredObject| match is_repairing {
             true => self.staging.has_of_length(hash, kind, length),
             // What the head leads to is not collected, so it need not be renewed.
-            false => Ok(store.look(hash, kind)?.is_some_and(|actual| length.is_none_or(|length| length == actual))),
+            false => {
+                Ok(store.stored_size(hash, kind)?.is_some_and(|actual| length.is_none_or(|length| length == actual)))
+            }
         };
         let read =
             |reference: CatalogReference| store.read_decoded(reference.hash, ObjectKind::Catalog, reference.limit());

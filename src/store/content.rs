@@ -50,7 +50,7 @@ impl ContentError {
 
 /// One object that holds a file or a chunk of it, as a catalog row describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Piece {
+pub(crate) struct ContentObject {
     pub(crate) hash: ObjectHash,
     pub(crate) kind: ObjectKind,
     /// Whether the object is stored uncompressed.
@@ -59,7 +59,7 @@ pub(crate) struct Piece {
     pub(crate) size: u64,
 }
 
-impl Piece {
+impl ContentObject {
     fn wrong_size(&self) -> ContentError {
         ContentError::WrongSize { hash: self.hash, expected: self.size }
     }
@@ -74,38 +74,38 @@ const BUFFER: usize = 256 << 10;
 
 impl DirectoryStore {
     /// Returns the content of an object that fits in memory.
-    pub(crate) fn read_piece(&self, piece: Piece) -> Result<Vec<u8>, ContentError> {
-        let stored = self.read(piece.hash, piece.kind)?;
-        if piece.raw {
-            return if stored.len() as u64 == piece.size { Ok(stored) } else { Err(piece.wrong_size()) };
+    pub(crate) fn read_content(&self, object: ContentObject) -> Result<Vec<u8>, ContentError> {
+        let stored = self.read(object.hash, object.kind)?;
+        if object.raw {
+            return if stored.len() as u64 == object.size { Ok(stored) } else { Err(object.wrong_size()) };
         }
-        let mut plain = vec![0; piece.size as usize];
+        let mut plain = vec![0; object.size as usize];
         match Decompressor::new().zlib_decompress(&stored, &mut plain) {
             Ok(length) if length == plain.len() => Ok(plain),
-            Ok(_) | Err(DecompressionError::InsufficientSpace) => Err(piece.wrong_size()),
-            Err(source) => Err(piece.unpack_error(source)),
+            Ok(_) | Err(DecompressionError::InsufficientSpace) => Err(object.wrong_size()),
+            Err(source) => Err(object.unpack_error(source)),
         }
     }
 
     /// Passes the content of an object of any size to `receive`, from the first byte to the last.
     ///
     /// The hash of the object is known only at the end. Therefore the passed bytes are verified only if this returns `Ok`.
-    pub(crate) fn stream_piece(
+    pub(crate) fn stream_content(
         &self,
-        piece: Piece,
+        object: ContentObject,
         receive: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<(), ContentError> {
-        let mut stored = Hashing { file: self.open_object(piece.hash, piece.kind)?, sha1: Sha1::new() };
-        let unpacked = unpack(piece, &mut stored, receive);
+        let mut stored = Hashing { file: self.open_object(object.hash, object.kind)?, sha1: Sha1::new() };
+        let unpacked = unpack(object, &mut stored, receive);
         // The hash covers the whole file, so the rest after the content, or after the damage, is read too.
-        io::copy(&mut stored, &mut io::sink()).map_err(|source| piece.unpack_error(source))?;
+        io::copy(&mut stored, &mut io::sink()).map_err(|source| object.unpack_error(source))?;
         let actual = ObjectHash::from(<[u8; 20]>::from(stored.sha1.finalize()));
-        if actual != piece.hash {
-            return Err(self.damaged(piece.hash, piece.kind, actual).into());
+        if actual != object.hash {
+            return Err(self.damaged(object.hash, object.kind, actual).into());
         }
-        match unpacked.map_err(|source| piece.unpack_error(source))? {
-            size if size == piece.size => Ok(()),
-            _ => Err(piece.wrong_size()),
+        match unpacked.map_err(|source| object.unpack_error(source))? {
+            size if size == object.size => Ok(()),
+            _ => Err(object.wrong_size()),
         }
     }
 
@@ -119,9 +119,13 @@ impl DirectoryStore {
 }
 
 /// Decompresses an object and returns the size of its content, but at most one byte more than the stated size.
-fn unpack(piece: Piece, stored: &mut Hashing, receive: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<u64> {
-    let limit = piece.size.saturating_add(1);
-    if piece.raw {
+fn unpack(
+    object: ContentObject,
+    stored: &mut Hashing,
+    receive: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<u64> {
+    let limit = object.size.saturating_add(1);
+    if object.raw {
         return pass_on(stored.take(limit), receive);
     }
     let plain = flate2::bufread::ZlibDecoder::new(BufReader::with_capacity(BUFFER, stored));

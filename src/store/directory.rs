@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::directory_states::ObjectDirectoryStates;
 use super::file_system::{is_synced_as_a_whole, sync_each};
-use super::marks::Marks;
 use super::runs::syncing;
 use crate::file::{is_absence, open_regular, read_regular_up_to};
 use crate::object::{DecodeError, ObjectHash, ObjectKind, SizeLimit, decode};
@@ -69,7 +69,7 @@ pub enum StoreError {
     },
     /// Another publisher holds the lock.
     #[error("{0}")]
-    Held(#[source] Held),
+    InUse(#[source] RepositoryInUse),
     /// Replacing a file failed, and the file cannot be read to find out whether it was replaced all the same.
     #[error("cannot tell whether '{}' was replaced, because it cannot be read", path.display())]
     Unknown {
@@ -86,7 +86,7 @@ pub enum StoreError {
 /// hide it from the search through the chain that chooses the exit code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("another publisher has held '{}' for {} s; --wait sets how long strata waits for it", path.display(), waited.as_secs())]
-pub struct Held {
+pub struct RepositoryInUse {
     /// The locked file or directory.
     pub path: PathBuf,
     /// How long this process waited.
@@ -208,11 +208,11 @@ impl DirectoryStore {
     ///
     /// An empty file counts as missing, because other tools leave empty files after a crash. The only valid empty object is
     /// that of an empty file which is stored uncompressed.
-    pub fn look(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Option<u64>, StoreError> {
+    pub fn stored_size(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Option<u64>, StoreError> {
         Ok(self.find(hash, kind)?.map(|(_, metadata)| metadata.len()))
     }
 
-    /// Returns the stored size of an object like [`Self::look`], and sets its modification time to now, which protects the
+    /// Returns the stored size of an object like [`Self::stored_size`], and sets its modification time to now, which protects the
     /// object from garbage collection for days. A time within the last hour is left as it is.
     pub fn renew(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Option<u64>, StoreError> {
         let Some((path, metadata)) = self.find(hash, kind)? else { return Ok(None) };
@@ -241,8 +241,8 @@ impl DirectoryStore {
     }
 
     /// Returns the states of the object directories, of the lower store if there is one.
-    pub(super) fn marks(&self) -> Marks {
-        Marks::read(self.below.as_deref().unwrap_or(&self.root))
+    pub(super) fn directory_states(&self) -> ObjectDirectoryStates {
+        ObjectDirectoryStates::read(self.below.as_deref().unwrap_or(&self.root))
     }
 
     /// Returns the stored size of an object in bytes.
@@ -296,7 +296,10 @@ impl DirectoryStore {
                 Ok(()) => return Ok(Lock { _directory: directory }),
                 Err(fs::TryLockError::WouldBlock) if start.elapsed() < wait => thread::sleep(LOCK_RETRY_INTERVAL),
                 Err(fs::TryLockError::WouldBlock) => {
-                    return Err(StoreError::Held(Held { path: self.root.clone(), waited: start.elapsed() }));
+                    return Err(StoreError::InUse(RepositoryInUse {
+                        path: self.root.clone(),
+                        waited: start.elapsed(),
+                    }));
                 }
                 Err(fs::TryLockError::Error(error)) => return Err(StoreError::io("lock", &self.root)(error)),
             }

@@ -17,8 +17,7 @@ use crate::object::ObjectHash;
 
 use super::directory::LOCK_RETRY_INTERVAL;
 use super::runs::{runs, syncing, uninterrupted};
-use super::{Held, StoreError};
-use crate::file::{is_absence, read_regular_text};
+use super::{RepositoryInUse, StoreError};
 use crate::message::causes;
 
 /// A `cvmfs_server` that manages the same storage.
@@ -66,7 +65,7 @@ impl LocalServer {
                 match take_noted(take, &path)? {
                     Some(file) => break file,
                     None if start.elapsed() < wait => thread::sleep(LOCK_RETRY_INTERVAL),
-                    None => return Err(StoreError::Held(Held { path, waited: start.elapsed() })),
+                    None => return Err(StoreError::InUse(RepositoryInUse { path, waited: start.elapsed() })),
                 }
             };
             held.push(HeldFile { path, _file: file, is_released: false });

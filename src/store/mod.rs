@@ -5,17 +5,18 @@
 
 mod content;
 mod directory;
+mod directory_states;
 mod file_system;
 mod local_server;
-mod marks;
 mod runs;
 mod staging;
 
 pub use content::ContentError;
-pub(crate) use content::Piece;
-pub use directory::{DirectoryStore, Held, Lock, StoreError};
+pub(crate) use content::ContentObject;
+pub use directory::{DirectoryStore, Lock, RepositoryInUse, StoreError};
+pub(crate) use directory::{is_absence, not_regular, open_regular, read_regular_text, read_regular_up_to};
+pub use directory_states::ObjectDirectoryStates;
 pub use local_server::{LocalServer, ServerLock};
-pub use marks::Marks;
-pub use runs::{Deadline, Making, Unfinished, abandon_runs};
+pub use runs::{Deadline, FileRecorder, UnfinishedFiles, abandon_runs};
 pub(crate) use runs::{syncing, uninterrupted};
-pub use staging::{Mover, Staging, Written};
+pub use staging::{BatchMover, Staging, Written};

@@ -17,11 +17,11 @@ const DIRECTORY_PREFIX: &str = "strata-";
 pub(super) struct Runs {
     /// Run directories, which are deleted when the process ends.
     directories: Vec<PathBuf>,
-    /// Files and directories that are deleted unless their [`Unfinished`] value finishes, in the order of creation, each
+    /// Files and directories that are deleted unless their [`UnfinishedFiles`] value finishes, in the order of creation, each
     /// with the number of that value.
-    unfinished: Vec<(u64, Leftover)>,
-    /// Number of [`Unfinished`] values that were created so far.
-    makers: u64,
+    unfinished: Vec<(u64, UnfinishedFile)>,
+    /// Number of [`UnfinishedFiles`] values that were created so far.
+    owners: u64,
     /// Lock files that exclude a `cvmfs_server` as long as they exist.
     locks: Vec<PathBuf>,
     /// The last revision that this process has published.
@@ -30,7 +30,7 @@ pub(super) struct Runs {
 
 /// A file or directory to delete if the work that it belongs to does not finish.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Leftover {
+enum UnfinishedFile {
     /// Deleted with everything in it.
     Whole(PathBuf),
     /// Deleted only if it is empty: another process may have put a file into it.
@@ -40,8 +40,13 @@ enum Leftover {
 /// Number of threads of this process that are inside a sync, and the time when the last thread left one.
 static SYNCS: Mutex<(usize, Option<Instant>)> = Mutex::new((0, None));
 
-static RUNS: Mutex<Runs> =
-    Mutex::new(Runs { directories: Vec::new(), unfinished: Vec::new(), makers: 0, locks: Vec::new(), published: None });
+static RUNS: Mutex<Runs> = Mutex::new(Runs {
+    directories: Vec::new(),
+    unfinished: Vec::new(),
+    owners: 0,
+    locks: Vec::new(),
+    published: None,
+});
 
 /// Returns the runs, locked. While the lock is held, an interruption waits; therefore it is held for short steps only.
 pub(super) fn runs() -> MutexGuard<'static, Runs> {
@@ -116,8 +121,8 @@ impl Runs {
         self.locks.retain(|other| other != file);
     }
 
-    fn take_unfinished(&mut self, maker: u64) -> Vec<Leftover> {
-        let taken = self.unfinished.extract_if(.., |(of, _)| *of == maker);
+    fn remove_unfinished(&mut self, owner: u64) -> Vec<UnfinishedFile> {
+        let taken = self.unfinished.extract_if(.., |(of, _)| *of == owner);
         taken.map(|(_, leftover)| leftover).collect()
     }
 }
@@ -126,37 +131,37 @@ impl Runs {
 /// value is dropped, or the process interrupted, before [`Self::finish`].
 #[derive(Debug)]
 #[must_use = "the created files are deleted when this is dropped"]
-pub struct Unfinished {
+pub struct UnfinishedFiles {
     number: u64,
 }
 
 /// Records the files and directories that a step creates.
-pub struct Making<'r> {
+pub struct FileRecorder<'r> {
     runs: &'r mut Runs,
-    maker: u64,
+    owner: u64,
 }
 
-impl Making<'_> {
+impl FileRecorder<'_> {
     /// Records a file or directory that is about to be created, unless one exists at its path.
-    pub fn whole(&mut self, path: &Path) {
+    pub fn record_new(&mut self, path: &Path) {
         if is_missing(path) {
-            self.note(Leftover::Whole(path.to_owned()));
+            self.note(UnfinishedFile::Whole(path.to_owned()));
         }
     }
 
     /// Records those parent directories of `path` that do not exist.
-    pub fn directories_above(&mut self, path: &Path) {
+    pub fn record_missing_parents(&mut self, path: &Path) {
         let missing: Vec<&Path> = path.ancestors().skip(1).take_while(|above| is_missing(above)).collect();
-        missing.into_iter().rev().for_each(|above| self.note(Leftover::IfEmpty(above.to_owned())));
+        missing.into_iter().rev().for_each(|above| self.note(UnfinishedFile::IfEmpty(above.to_owned())));
     }
 
     /// Records a directory that was just created.
-    pub fn made(&mut self, path: &Path) {
-        self.note(Leftover::Whole(path.to_owned()));
+    pub fn record_created(&mut self, path: &Path) {
+        self.note(UnfinishedFile::Whole(path.to_owned()));
     }
 
-    fn note(&mut self, leftover: Leftover) {
-        self.runs.unfinished.push((self.maker, leftover));
+    fn note(&mut self, leftover: UnfinishedFile) {
+        self.runs.unfinished.push((self.owner, leftover));
     }
 }
 
@@ -166,18 +171,18 @@ fn is_missing(path: &Path) -> bool {
     !path.as_os_str().is_empty() && metadata.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-impl Unfinished {
+impl UnfinishedFiles {
     /// Starts without any created file.
     pub fn start() -> Self {
         let mut runs = runs();
-        runs.makers += 1;
-        Self { number: runs.makers }
+        runs.owners += 1;
+        Self { number: runs.owners }
     }
 
     /// Runs a step that creates files. An interruption waits for the step.
-    pub fn make<T>(&self, step: impl FnOnce(&mut Making<'_>) -> T) -> T {
+    pub fn make<T>(&self, step: impl FnOnce(&mut FileRecorder<'_>) -> T) -> T {
         let mut runs = runs();
-        step(&mut Making { runs: &mut runs, maker: self.number })
+        step(&mut FileRecorder { runs: &mut runs, owner: self.number })
     }
 
     /// Runs the last step. If it succeeds, all created files stay, and the repository has the given revision.
@@ -185,7 +190,7 @@ impl Unfinished {
         let mut runs = runs();
         let finished = step();
         if finished.is_ok() {
-            runs.take_unfinished(self.number);
+            runs.remove_unfinished(self.number);
             runs.publish(revision);
         }
         drop(runs);
@@ -193,14 +198,14 @@ impl Unfinished {
     }
 }
 
-impl Drop for Unfinished {
+impl Drop for UnfinishedFiles {
     fn drop(&mut self) {
-        let leftovers = runs().take_unfinished(self.number);
+        let leftovers = runs().remove_unfinished(self.number);
         leftovers.iter().rev().for_each(|leftover| leftover.delete(None));
     }
 }
 
-impl Leftover {
+impl UnfinishedFile {
     /// Deletes the file or directory, as far as possible until the deadline.
     fn delete(&self, deadline: Option<Deadline>) {
         // Best effort: the error that led here, or the interruption, is more useful than an error from cleaning up.
@@ -270,7 +275,7 @@ pub fn abandon_runs(patience: Duration) -> Option<u64> {
 }
 
 /// Creates a directory for a run of this process, and locks it.
-pub(super) fn make_run_directory(transactions: &Path) -> Result<(PathBuf, File), StoreError> {
+pub(super) fn create_run_directory(transactions: &Path) -> Result<(PathBuf, File), StoreError> {
     let process = std::process::id();
     for number in 0_u32.. {
         let directory = transactions.join(format!("{DIRECTORY_PREFIX}{process}-{number}"));
@@ -294,7 +299,7 @@ pub(super) fn make_run_directory(transactions: &Path) -> Result<(PathBuf, File),
 }
 
 /// Deletes the directories of runs whose process has ended.
-pub(super) fn delete_leftovers(transactions: &Path) -> Result<(), StoreError> {
+pub(super) fn delete_dead_runs(transactions: &Path) -> Result<(), StoreError> {
     for entry in fs::read_dir(transactions).map_err(StoreError::io("list", transactions))? {
         let path = entry.map_err(StoreError::io("list", transactions))?.path();
         let is_ours =
@@ -316,15 +321,15 @@ mod tests {
     #[test]
     fn files_that_were_not_deleted_in_time_are_deleted_by_the_next_run() {
         let transactions = tempfile::tempdir().unwrap();
-        let (directory, alive) = make_run_directory(transactions.path()).unwrap();
+        let (directory, alive) = create_run_directory(transactions.path()).unwrap();
         fs::create_dir(directory.join("0")).unwrap();
         fs::write(directory.join("0/object"), "bytes").unwrap();
         delete_until(&directory, Deadline::after(Duration::ZERO));
         assert!(directory.join("0/object").exists(), "there was no time");
         drop(alive);
-        delete_leftovers(transactions.path()).unwrap();
+        delete_dead_runs(transactions.path()).unwrap();
         assert_eq!(fs::read_dir(transactions.path()).unwrap().count(), 0);
-        let (directory, _alive) = make_run_directory(transactions.path()).unwrap();
+        let (directory, _alive) = create_run_directory(transactions.path()).unwrap();
         fs::create_dir(directory.join("0")).unwrap();
         fs::write(directory.join("0/object"), "bytes").unwrap();
         delete_until(&directory, Deadline::after(Duration::from_secs(60)));
@@ -350,23 +355,23 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let path = |name: &str| home.path().join(name);
         fs::write(path("before"), "").unwrap();
-        let make = |unfinished: &Unfinished| {
-            unfinished.make(|making| {
-                making.whole(&path("before"));
-                making.directories_above(&path("a/b/file"));
-                making.whole(&path("a/b/file"));
+        let make = |unfinished: &UnfinishedFiles| {
+            unfinished.make(|recorder| {
+                recorder.record_new(&path("before"));
+                recorder.record_missing_parents(&path("a/b/file"));
+                recorder.record_new(&path("a/b/file"));
                 fs::create_dir_all(path("a/b")).unwrap();
                 fs::write(path("a/b/file"), "").unwrap();
             });
         };
-        let unfinished = Unfinished::start();
+        let unfinished = UnfinishedFiles::start();
         make(&unfinished);
         fs::write(path("a/other"), "").unwrap();
         drop(unfinished);
         assert!(path("before").exists() && path("a/other").exists() && !path("a/b").exists());
         fs::remove_file(path("a/other")).unwrap();
         fs::remove_dir(path("a")).unwrap();
-        let unfinished = Unfinished::start();
+        let unfinished = UnfinishedFiles::start();
         make(&unfinished);
         unfinished.finish(1, || Ok::<_, io::Error>(())).unwrap();
         assert!(path("a/b/file").exists());

@@ -18,12 +18,11 @@ use rayon::prelude::*;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
+use super::directory_states::ObjectDirectoryStates;
 use super::file_system::{is_synced_as_a_whole, probe, sync_each};
-use super::marks::Marks;
-use super::runs::{delete_leftovers, make_run_directory, runs, syncing};
-use super::{DirectoryStore, StoreError};
-use crate::file::read_regular_up_to;
-use crate::object::{Compression, Content, ContentObjects, Encoder, ObjectHash, ObjectKind, SizeLimit};
+use super::runs::{create_run_directory, delete_dead_runs, runs, syncing};
+use super::{DirectoryStore, StoreError, read_regular_up_to};
+use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, Pieces, SizeLimit};
 use crate::span::span;
 
 /// Bytes that are collected before a batch is synced and moved.
@@ -62,7 +61,7 @@ pub struct Staging {
 #[derive(Debug)]
 struct MoveState {
     /// The states of the object directories as this run found them or left them.
-    marks: Marks,
+    states: ObjectDirectoryStates,
     /// Whether another program has changed an object directory since the run began.
     is_disturbed: bool,
 }
@@ -83,7 +82,7 @@ struct State {
     /// Number of such threads that were started so far.
     movers: u64,
     /// Whether that thread shall move all waiting objects, even if they are not a full batch.
-    is_hurried: bool,
+    moves_partial_batch: bool,
     /// The error of that thread, until it is reported.
     failure: Option<StoreError>,
     /// Objects that existed in the store before and that this run refers to.
@@ -97,19 +96,19 @@ struct State {
 
 /// A thread that moves full batches, until this value is dropped.
 #[derive(Debug)]
-pub struct Mover<'s>(Option<(&'s Staging, u64)>);
+pub struct BatchMover<'s>(Option<(&'s Staging, u64)>);
 
-impl Mover<'_> {
+impl BatchMover<'_> {
     /// Starts moving all objects that were added so far. Call this before a step that takes long.
-    pub fn hurry(&self) {
+    pub fn move_now(&self) {
         if let Some((staging, _)) = self.0 {
-            staging.state().is_hurried = true;
+            staging.state().moves_partial_batch = true;
             staging.full.notify_all();
         }
     }
 }
 
-impl Drop for Mover<'_> {
+impl Drop for BatchMover<'_> {
     fn drop(&mut self) {
         if let Some((staging, own)) = self.0 {
             staging.state().mover.take_if(|mover| *mover == own);
@@ -147,10 +146,10 @@ impl Staging {
     /// Starts a run: deletes the directories of dead runs in `data/txn`, and creates a new one.
     pub fn start(store: &DirectoryStore) -> Result<Self, StoreError> {
         let transactions = store.root().join("data/txn");
-        delete_leftovers(&transactions)?;
+        delete_dead_runs(&transactions)?;
         // The directory is created and recorded under one lock, so that an interruption sees either both or neither.
         let mut runs = runs();
-        let (directory, alive) = make_run_directory(&transactions)?;
+        let (directory, alive) = create_run_directory(&transactions)?;
         runs.start(&directory);
         drop(runs);
         if let Err(error) = probe(&directory) {
@@ -167,7 +166,7 @@ impl Staging {
         // In a layered store, objects of the lower store do not block a rename, so every object must be looked up.
         let lookups_left = if store.is_layered() { u64::MAX } else { INITIAL_LOOKUPS };
         let state = Mutex::new(State { lookups_left, ..State::default() });
-        let moving = Mutex::new(MoveState { marks: store.marks(), is_disturbed: false });
+        let moving = Mutex::new(MoveState { states: store.directory_states(), is_disturbed: false });
         let (written, full, compares_bytes) = Default::default();
         Ok(Self {
             store: store.clone(),
@@ -194,52 +193,53 @@ impl Staging {
     }
 
     /// Returns the states of the object directories as this run found them or left them.
-    pub fn marks(&self) -> Marks {
-        self.moving().marks.clone()
+    pub fn directory_states(&self) -> ObjectDirectoryStates {
+        self.moving().states.clone()
     }
 
     /// Returns the states of the object directories, or `None` if another program has changed one of them during the run.
     /// Any later change yields different states.
-    pub fn final_marks(&self) -> Option<Marks> {
+    pub fn final_directory_states(&self) -> Option<ObjectDirectoryStates> {
         let moving = self.moving();
-        let is_as_left = !moving.is_disturbed && self.store.marks() == moving.marks;
+        let is_as_left = !moving.is_disturbed && self.store.directory_states() == moving.states;
         is_as_left.then(|| {
-            moving.marks.wait_for_tick();
-            moving.marks.clone()
+            moving.states.wait_for_tick();
+            moving.states.clone()
         })
     }
 
     /// Starts a thread that moves batches as they become full, so that threads which add objects do not wait for the disk.
     /// There is at most one such thread. If the system refuses a thread, the other threads move the batches.
-    pub fn move_aside<'s>(&'s self, scope: &'s Scope<'s, '_>) -> Mover<'s> {
+    pub fn start_mover<'s>(&'s self, scope: &'s Scope<'s, '_>) -> BatchMover<'s> {
         let own = {
             let mut state = self.state();
             if state.mover.is_some() {
-                return Mover(None);
+                return BatchMover(None);
             }
             state.movers += 1;
             let own = state.movers;
             state.mover = Some(own);
             own
         };
-        let mover = Mover(Some((self, own)));
+        let mover = BatchMover(Some((self, own)));
         match thread::Builder::new().spawn_scoped(scope, move || self.move_full_batches(own)) {
             Ok(_) => mover,
-            Err(_) => Mover(None),
+            Err(_) => BatchMover(None),
         }
     }
 
     /// Moves batches until the thread with the number `own` is no longer the one that shall do so.
     fn move_full_batches(&self, own: u64) {
         loop {
-            let is_idle =
-                |state: &mut State| state.mover == Some(own) && !state.is_hurried && state.waiting_bytes < BATCH_BYTES;
+            let is_idle = |state: &mut State| {
+                state.mover == Some(own) && !state.moves_partial_batch && state.waiting_bytes < BATCH_BYTES
+            };
             let state = self.full.wait_while(self.state(), is_idle);
             let mut state = state.expect("no thread panics while it holds the list of objects");
             if state.mover != Some(own) {
                 return;
             }
-            state.is_hurried = false;
+            state.moves_partial_batch = false;
             drop(state);
             let mut moving = self.moving();
             if let Err(error) = self.move_waiting(&mut moving) {
@@ -474,11 +474,11 @@ impl Staging {
         }
         let _naming = span!("rename");
         let directories: BTreeSet<u8> = batch.iter().map(|(hash, _)| hash.as_bytes()[0]).collect();
-        let mut found = moving.marks.clone();
-        found.read_again(self.store.root(), directories.iter().copied());
-        moving.is_disturbed |= found != moving.marks;
+        let mut found = moving.states.clone();
+        found.reread(self.store.root(), directories.iter().copied());
+        moving.is_disturbed |= found != moving.states;
         let moved = batch.iter().try_for_each(|&(hash, kind)| self.move_object(hash, kind));
-        moving.marks.read_again(self.store.root(), directories.iter().copied());
+        moving.states.reread(self.store.root(), directories.iter().copied());
         moved?;
         if !self.is_synced_as_a_whole {
             let path = |byte| self.store.root().join(format!("data/{byte:02x}"));

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use rayon::prelude::*;
 
 use super::content::{ContentDigest, ContentHasher};
-use super::finding::Finding;
+use super::difference::Difference;
 use super::naive_tree::{NaiveNode, NaiveTree, is_directory};
 use crate::catalog::{CatalogEntry, MARKER};
 use crate::layer::{DeviceNumber, NodeKind};
@@ -30,7 +30,7 @@ type Children<'t> = BTreeMap<&'t [u8], &'t Node>;
 /// A running comparison.
 pub(super) struct Comparison<'r> {
     repository: &'r Repository,
-    findings: BTreeSet<Finding>,
+    differences: BTreeSet<Difference>,
     contents: Vec<PendingContent>,
     pub(super) trees: usize,
     pub(super) entries: u64,
@@ -47,8 +47,8 @@ struct PendingContent {
 
 impl<'r> Comparison<'r> {
     pub(super) fn new(repository: &'r Repository) -> Self {
-        let (findings, contents) = Default::default();
-        Self { repository, findings, contents, trees: 0, entries: 0, bytes: 0 }
+        let (differences, contents) = Default::default();
+        Self { repository, differences, contents, trees: 0, entries: 0, bytes: 0 }
     }
 
     /// Adds a difference.
@@ -60,7 +60,7 @@ impl<'r> Comparison<'r> {
         found: impl fmt::Display,
     ) {
         let (expected, found) = (on_one_line(&expected.to_string()), on_one_line(&found.to_string()));
-        self.findings.insert(Finding { path: path.clone(), attribute, expected, found });
+        self.differences.insert(Difference { path: path.clone(), attribute, expected, found });
     }
 
     /// Adds a difference unless `found` equals `expected`.
@@ -99,14 +99,15 @@ impl<'r> Comparison<'r> {
     }
 
     /// Returns all differences, sorted by path.
-    pub(super) fn into_findings(self) -> Vec<Finding> {
-        self.findings.into_iter().collect()
+    pub(super) fn into_differences(self) -> Vec<Difference> {
+        self.differences.into_iter().collect()
     }
 
     /// Removes and returns those differences for which `is_wanted` is true.
-    pub(super) fn take(&mut self, mut is_wanted: impl FnMut(&Finding) -> bool) -> Vec<Finding> {
-        let (taken, left) = std::mem::take(&mut self.findings).into_iter().partition(|finding| is_wanted(finding));
-        self.findings = left;
+    pub(super) fn take(&mut self, mut is_wanted: impl FnMut(&Difference) -> bool) -> Vec<Difference> {
+        let (taken, left) =
+            std::mem::take(&mut self.differences).into_iter().partition(|difference| is_wanted(difference));
+        self.differences = left;
         BTreeSet::into_iter(taken).collect()
     }
 

@@ -7,11 +7,11 @@
 //! `convert`.
 //!
 //! An error means that the comparison is impossible: the image cannot be read, or there is no repository. Published data
-//! that is wrong or unreadable is a [`Finding`].
+//! that is wrong or unreadable is a [`Difference`].
 
 mod compare;
 mod content;
-mod finding;
+mod difference;
 mod layer_stack;
 mod naive_layer;
 mod naive_tree;
@@ -36,7 +36,7 @@ use crate::source::{self as sources, Image, ImageArgument, NamingError, Platform
 use crate::store::StoreError;
 use crate::threads::{self, ThreadsError};
 
-pub use finding::Finding;
+pub use difference::Difference;
 pub use naive_layer::NaiveLayer;
 pub use naive_tree::{ApplyError, NaiveNode, NaiveTree};
 
@@ -93,7 +93,7 @@ pub enum VerifyError {
 
 /// The image to verify.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub struct VerifyRequest {
     /// The source of the image.
     pub argument: ImageArgument,
     /// The name under which the image is published, if the image does not carry that name itself.
@@ -104,7 +104,7 @@ pub struct Request {
 
 /// Settings of a verification.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct VerifyOptions {
     /// Number of threads that read layers and content.
     pub threads: usize,
     /// Limits on the size of hostile layers.
@@ -113,7 +113,7 @@ pub struct Options {
 
 /// The result of a verification.
 #[derive(Debug)]
-pub struct Report {
+pub struct VerifyReport {
     /// The name under which the image is published.
     pub name: ImageName,
     /// The digest of the image manifest.
@@ -129,25 +129,25 @@ pub struct Report {
     /// Number of properties of the image that CVMFS cannot hold.
     pub losses: u64,
     /// All differences, sorted by path.
-    pub findings: Vec<Finding>,
+    pub differences: Vec<Difference>,
 }
 
 /// Reads an image from its source and compares it with the published image of that name in the head of the repository.
 pub fn verify(
     directory: &RepositoryDirectory,
-    request: &Request,
-    options: &Options,
+    request: &VerifyRequest,
+    options: &VerifyOptions,
     progress: &Progress,
-) -> Result<Report, VerifyError> {
+) -> Result<VerifyReport, VerifyError> {
     threads::pool(options.threads)?.install(|| verify_here(directory, request, options, progress))
 }
 
 fn verify_here(
     directory: &RepositoryDirectory,
-    request: &Request,
-    options: &Options,
+    request: &VerifyRequest,
+    options: &VerifyOptions,
     progress: &Progress,
-) -> Result<Report, VerifyError> {
+) -> Result<VerifyReport, VerifyError> {
     let repository = Repository::open(&directory.store()?, directory.name())?;
     let source = sources::open(&request.argument, directory.registries()?)?;
     let image = source.resolve(&PlatformRequest::new(request.platform.clone()))?;
@@ -172,9 +172,18 @@ fn verify_here(
         None => 0,
     };
     let (trees, entries, bytes) = (comparison.trees, comparison.entries, comparison.bytes);
-    let findings = comparison.into_findings();
+    let differences = comparison.into_differences();
     let name = place.name;
-    Ok(Report { name, manifest: image.manifest.digest, layers: layers.len(), trees, entries, bytes, losses, findings })
+    Ok(VerifyReport {
+        name,
+        manifest: image.manifest.digest,
+        layers: layers.len(),
+        trees,
+        entries,
+        bytes,
+        losses,
+        differences,
+    })
 }
 
 /// Returns where the image is published: under its name alone, or, if the name has several platforms, for its platform.

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use super::compare::Comparison;
 use super::content::ContentDigest;
-use super::finding::Finding;
+use super::difference::Difference;
 use super::naive_layer::NaiveLayer;
 use super::records::ExpectedLosses;
 use crate::layer::LossKind;
@@ -85,56 +85,59 @@ impl OtherParents {
     }
 
     /// Records a layer that is not compared, with the differences that a comparison finds.
-    pub(super) fn add_other(&mut self, form: &NaiveLayer<ContentDigest>, findings: &[Finding]) {
+    pub(super) fn add_other(&mut self, form: &NaiveLayer<ContentDigest>, differences: &[Difference]) {
         self.other_links.extend(form.linked_below.iter().cloned());
-        let marks = findings.iter().filter(|finding| self.is_left_to_parents(finding));
-        let marks: Vec<EntryPath> = marks.map(|finding| in_image(&finding.path)).collect();
+        let marks = differences.iter().filter(|difference| self.is_left_to_parents(difference));
+        let marks: Vec<EntryPath> = marks.map(|difference| in_image(&difference.path)).collect();
         self.other_marks.extend(marks);
     }
 
     /// Removes the differences that are listed correctly, and adds exactly these to the losses that must be listed.
     pub(super) fn forgive(&self, losses: &mut ExpectedLosses, comparison: &mut Comparison<'_>) {
-        let of_links = comparison
-            .take(|finding| self.links.contains(&finding.path) && self.listed_links.contains(&in_image(&finding.path)));
-        let of_marks = comparison.take(|finding| {
-            self.is_in_layer(finding)
-                && self.is_left_to_parents(finding)
-                && self.listed_marks.contains(&in_image(&finding.path))
+        let of_links = comparison.take(|difference| {
+            self.links.contains(&difference.path) && self.listed_links.contains(&in_image(&difference.path))
+        });
+        let of_marks = comparison.take(|difference| {
+            self.is_in_layer(difference)
+                && self.is_left_to_parents(difference)
+                && self.listed_marks.contains(&in_image(&difference.path))
         });
         // An invented time is no loss, and a missing implied directory reduces the link count of its parent.
         let directories: BTreeSet<EntryPath> =
-            of_marks.iter().filter_map(|finding| Some(finding.path.split()?.0)).collect();
-        comparison.take(|finding| match finding.attribute {
-            "time" => self.implied.contains(&finding.path) && self.is_in_layer(finding),
-            "link count" => directories.contains(&finding.path),
+            of_marks.iter().filter_map(|difference| Some(difference.path.split()?.0)).collect();
+        comparison.take(|difference| match difference.attribute {
+            "time" => self.implied.contains(&difference.path) && self.is_in_layer(difference),
+            "link count" => directories.contains(&difference.path),
             _ => false,
         });
-        let mut expect = |kind, listed: &BTreeSet<EntryPath>, forgiven: Vec<Finding>, others: &BTreeSet<EntryPath>| {
-            let forgiven: BTreeSet<EntryPath> = forgiven.iter().map(|finding| in_image(&finding.path)).collect();
-            losses.add_unlisted(
-                kind,
-                listed.iter().filter(|path| forgiven.contains(path) || others.contains(path)).cloned(),
-            );
-        };
+        let mut expect =
+            |kind, listed: &BTreeSet<EntryPath>, forgiven: Vec<Difference>, others: &BTreeSet<EntryPath>| {
+                let forgiven: BTreeSet<EntryPath> =
+                    forgiven.iter().map(|difference| in_image(&difference.path)).collect();
+                losses.add_unlisted(
+                    kind,
+                    listed.iter().filter(|path| forgiven.contains(path) || others.contains(path)).cloned(),
+                );
+            };
         expect(LossKind::LinkIntoOtherParents, &self.listed_links, of_links, &self.other_links);
         expect(LossKind::LayerOfOtherParents, &self.listed_marks, of_marks, &self.other_marks);
     }
 
-    fn is_in_layer(&self, finding: &Finding) -> bool {
-        self.roots.iter().any(|root| finding.path.is_in(root))
+    fn is_in_layer(&self, difference: &Difference) -> bool {
+        self.roots.iter().any(|root| difference.path.is_in(root))
     }
 
-    /// Returns whether a difference is about a property that the archive of a layer leaves to the lower layers.
-    fn is_left_to_parents(&self, finding: &Finding) -> bool {
-        let is_implied = self.implied.contains(&finding.path);
+    /// Returns whether a difference concerns a property that the archive of a layer leaves to the lower layers.
+    fn is_left_to_parents(&self, difference: &Difference) -> bool {
+        let is_implied = self.implied.contains(&difference.path);
         let is_mark = |what: &String| {
             matches!(what.as_str(), "nothing" | "a whiteout") || is_implied && what.as_str() == "a directory"
         };
         let is_opaque = |what: &String| OPAQUE_MARKS.iter().any(|mark| what == mark);
-        match finding.attribute {
+        match difference.attribute {
             "mode" | "owner" | "group" => is_implied,
-            "xattr" => is_implied || is_opaque(&finding.expected) || is_opaque(&finding.found),
-            "path" | "type" => [&finding.expected, &finding.found].into_iter().all(is_mark),
+            "xattr" => is_implied || is_opaque(&difference.expected) || is_opaque(&difference.found),
+            "path" | "type" => [&difference.expected, &difference.found].into_iter().all(is_mark),
             _ => false,
         }
     }

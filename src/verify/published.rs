@@ -202,7 +202,7 @@ impl Published<'_> {
             if parents.is_listed() && matches!(self.repository.get(&root), Ok(Some(_))) {
                 aside.tree(&root, &form.tree);
             }
-            parents.add_other(&form, &aside.into_findings());
+            parents.add_other(&form, &aside.into_differences());
         }
         (form, stray)
     }

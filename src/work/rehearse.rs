@@ -21,7 +21,7 @@ use crate::publish::write_catalogs;
 use crate::repository::{Repository, RepositoryError, Row};
 use crate::revise::{self, Changes};
 use crate::stage::{Outcome, Request};
-use crate::store::{DirectoryStore, StoreError, Unfinished, Written};
+use crate::store::{DirectoryStore, StoreError, UnfinishedFiles, Written};
 
 /// What a conversion would do.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub struct Rehearsal {
     /// The layers, from the lowest up.
     pub layers: Vec<LayerCost>,
     /// Where the new objects are, locked as long as this process lives.
-    _directory: (Unfinished, File),
+    _directory: (UnfinishedFiles, File),
 }
 
 /// What a layer brings.
@@ -88,10 +88,10 @@ pub fn rehearse(
     let failed = |source| StoreError::Io { action: "create a directory in", path: std::env::temp_dir(), source };
     delete_leftovers(&std::env::temp_dir());
     // It goes when this ends, however that is, or else with the next run.
-    let unfinished = Unfinished::start();
+    let unfinished = UnfinishedFiles::start();
     let home = unfinished.make(|making| {
         let home = tempfile::Builder::new().prefix(DIRECTORY_PREFIX).tempdir().map_err(failed)?.keep();
-        making.made(&home);
+        making.record_created(&home);
         Ok::<_, StoreError>(home)
     })?;
     let alive = File::open(&home).and_then(|directory| directory.lock().map(|()| directory)).map_err(failed)?;
@@ -182,7 +182,7 @@ fn layer_costs(
         let mut waiting: Vec<Row> = row.into_iter().collect();
         while let Some(row) = waiting.pop() {
             for object in row.entry.objects() {
-                if counted.insert(object) && store.look(object.0, object.1)?.is_none() {
+                if counted.insert(object) && store.stored_size(object.0, object.1)?.is_none() {
                     cost.new_objects += 1;
                     cost.new_bytes += layered.size(object.0, object.1)?;
                 }

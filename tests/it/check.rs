@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
-use strata::check::{Options, Report, check};
+use strata::check::{CheckOptions, CheckReport, check};
 use strata::directory::RepositoryDirectory;
 use strata::metadata::Timestamp;
 use strata::progress::Progress;
@@ -40,9 +40,9 @@ fn rich_repository() -> TestRepository {
 }
 
 /// Checks in this process, `days` from now.
-fn check_directory(directory: &Path, days: i64) -> Report {
+fn check_directory(directory: &Path, days: i64) -> CheckReport {
     let now = Timestamp { seconds: Timestamp::now().seconds + days * 86_400, nanoseconds: 0 };
-    let options = Options { path: None, quick: false, threads: 2, now };
+    let options = CheckOptions { path: None, quick: false, threads: 2, now };
     check(&RepositoryDirectory::open(directory).unwrap(), &options, &Progress::default()).unwrap()
 }
 

@@ -231,12 +231,12 @@ fn change_of_an_object_directory_by_another_program_is_detected() {
     let other = store.root().join("data/ab/of-another-program");
     for is_meanwhile in [true, false] {
         let staging = Staging::start(&store).unwrap();
-        let before = staging.marks();
+        let before = staging.directory_states();
         staging.put_stored(ObjectKind::File, &[u8::from(is_meanwhile)]).unwrap();
         staging.flush().unwrap();
-        let after = staging.final_marks().unwrap();
+        let after = staging.final_directory_states().unwrap();
         assert_ne!(after, before);
-        assert_eq!(Staging::start(&store).unwrap().marks(), after);
+        assert_eq!(Staging::start(&store).unwrap().directory_states(), after);
         fs::write(&other, "").unwrap();
         fs::remove_file(&other).unwrap();
         if is_meanwhile {
@@ -246,7 +246,7 @@ fn change_of_an_object_directory_by_another_program_is_detected() {
             }
             staging.flush().unwrap();
         }
-        assert_eq!(staging.final_marks(), None);
-        assert_ne!(Staging::start(&store).unwrap().marks(), after);
+        assert_eq!(staging.final_directory_states(), None);
+        assert_ne!(Staging::start(&store).unwrap().directory_states(), after);
     }
 }

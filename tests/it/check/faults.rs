@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use strata::check::Report;
+use strata::check::CheckReport;
 use tempfile::TempDir;
 
 use super::check_directory;
@@ -36,7 +36,7 @@ const LAWFUL: [&str; 16] = [
     ".cvmfsreflog field Y of the manifest",
 ];
 
-fn check_forged(repository: &Forged) -> Report {
+fn check_forged(repository: &Forged) -> CheckReport {
     let directory: TempDir = tempfile::tempdir().unwrap();
     fs::write(directory.path().join(format!("{FQRN}.pub")), PUBLIC_KEY).unwrap();
     let settings = format!("repository = \"{FQRN}\"\nstorage = {:?}\nkeys = \".\"\n", repository.path());

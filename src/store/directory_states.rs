@@ -17,20 +17,20 @@ type DirectoryState = [i64; 4];
 
 /// The states of all 256 object directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Marks(Vec<DirectoryState>);
+pub struct ObjectDirectoryStates(Vec<DirectoryState>);
 
 /// Maximum interval between two ticks of a file system's clock.
 const MAX_TICK: Duration = Duration::from_millis(20);
 
-impl Marks {
+impl ObjectDirectoryStates {
     /// Reads the states of the object directories below `root`, a storage directory.
     pub fn read(root: &Path) -> Self {
-        Self((0..=255).map(|byte| mark(root, byte)).collect())
+        Self((0..=255).map(|byte| state(root, byte)).collect())
     }
 
     /// Reads the states of the given object directories again.
-    pub(super) fn read_again(&mut self, root: &Path, directories: impl Iterator<Item = u8>) {
-        directories.for_each(|byte| self.0[usize::from(byte)] = mark(root, byte));
+    pub(super) fn reread(&mut self, root: &Path, directories: impl Iterator<Item = u8>) {
+        directories.for_each(|byte| self.0[usize::from(byte)] = state(root, byte));
     }
 
     /// Waits until the clock of the file system has passed the recorded times, so that a later change gets a different time.
@@ -52,7 +52,7 @@ impl Marks {
     }
 }
 
-fn mark(root: &Path, byte: u8) -> DirectoryState {
+fn state(root: &Path, byte: u8) -> DirectoryState {
     let path = root.join(format!("data/{byte:02x}"));
     // On a network file system, a change by another machine is visible at once only if `statx` asks the server.
     match statx(CWD, &path, AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS) {
@@ -79,25 +79,25 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let objects = directory.path().join("data/ab");
         (0..=255).for_each(|byte| fs::create_dir_all(directory.path().join(format!("data/{byte:02x}"))).unwrap());
-        let empty = Marks::read(directory.path());
+        let empty = ObjectDirectoryStates::read(directory.path());
         empty.wait_for_tick();
         fs::write(objects.join("c"), "").unwrap();
-        let one = Marks::read(directory.path());
+        let one = ObjectDirectoryStates::read(directory.path());
         assert_ne!(one.to_bytes(), empty.to_bytes());
-        assert_eq!(Marks::read(directory.path()), one);
+        assert_eq!(ObjectDirectoryStates::read(directory.path()), one);
         one.wait_for_tick();
         fs::remove_file(objects.join("c")).unwrap();
-        assert_ne!(Marks::read(directory.path()), one);
+        assert_ne!(ObjectDirectoryStates::read(directory.path()), one);
         let mut known = one.clone();
-        known.read_again(directory.path(), [0xaa].into_iter());
+        known.reread(directory.path(), [0xaa].into_iter());
         assert_eq!(known, one);
-        known.read_again(directory.path(), [0xab].into_iter());
-        assert_eq!(known, Marks::read(directory.path()));
+        known.reread(directory.path(), [0xab].into_iter());
+        assert_eq!(known, ObjectDirectoryStates::read(directory.path()));
     }
 
     #[test]
     fn directory_that_cannot_be_read_counts_as_changed() {
         let directory = tempfile::tempdir().unwrap();
-        assert_ne!(Marks::read(directory.path()), Marks::read(directory.path()));
+        assert_ne!(ObjectDirectoryStates::read(directory.path()), ObjectDirectoryStates::read(directory.path()));
     }
 }

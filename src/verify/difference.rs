@@ -6,7 +6,7 @@ use crate::path::EntryPath;
 
 /// One difference. Differences are sorted by path, then by attribute.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Finding {
+pub struct Difference {
     /// The path in the repository.
     pub path: EntryPath,
     /// The attribute that differs.
@@ -17,7 +17,7 @@ pub struct Finding {
     pub found: String,
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}: expected {}, found {}", self.path, self.attribute, self.expected, self.found)
     }
