@@ -1,4 +1,4 @@
-//! The rules for a layer's hard links, each with a small example and the result written out by hand.
+//! Rules for the hard links of a layer, each with a small example and its expected result.
 
 use super::tests_rules::{error, list};
 use super::*;
@@ -23,7 +23,7 @@ fn hard_link_finds_its_target_in_lower_layers() {
 }
 
 #[test]
-fn hard_link_takes_what_is_at_its_target_at_that_point_of_the_archive() {
+fn hard_link_refers_to_the_node_at_its_target_at_that_point_of_the_archive() {
     let lower = || vec![file("a", 1)];
     assert_eq!(list(&[lower(), vec![hard_link("b", "a"), file("a", 2)]]), ["a=2", "b=1"]);
     assert_eq!(list(&[vec![file("a", 1), hard_link("b", "a"), file("a", 2)]]), ["a=2", "b=1"]);
@@ -37,7 +37,7 @@ fn hard_link_takes_what_is_at_its_target_at_that_point_of_the_archive() {
 }
 
 #[test]
-fn hard_link_takes_the_next_later_entry_where_nothing_was_before() {
+fn hard_link_refers_to_the_next_later_entry_if_there_is_no_earlier_one() {
     assert_eq!(list(&[vec![hard_link("b", "a"), file("a", 1), file("a", 2)]]), ["a=2", "b=1"]);
     assert_eq!(list(&[vec![hard_link("b", "a"), file("b", 3), file("a", 1)]]), ["a=1", "b=3"]);
     assert_eq!(
@@ -53,7 +53,7 @@ fn hard_link_takes_the_next_later_entry_where_nothing_was_before() {
 }
 
 #[test]
-fn hard_link_to_a_file_of_aufs_takes_its_content() {
+fn hard_link_to_an_aufs_bookkeeping_file_has_its_content() {
     let hidden = file(".wh..wh.plnk/1.2", 1);
     let links = [hard_link("a", ".wh..wh.plnk/1.2"), hard_link("b/c", ".wh..wh.plnk/1.2")];
     let expected = ["a=1", "b/", "b/c==a"];
@@ -66,14 +66,14 @@ fn hard_link_to_a_file_of_aufs_takes_its_content() {
 }
 
 #[test]
-fn hard_link_finds_its_target_though_its_own_layer_hides_it() {
+fn hard_link_finds_a_target_that_its_own_layer_hides() {
     let lower = vec![file("a", 1), file("b/c", 2)];
     let upper = vec![whiteout("a"), hard_link("d", "a"), opaque("b"), hard_link("e", "b/c")];
     assert_eq!(list(&[lower, upper]), ["b/", "d=1", "e=2"]);
 }
 
 #[test]
-fn hard_link_to_a_symbolic_link_or_device_is_that_thing() {
+fn hard_link_to_a_symbolic_link_or_device_shares_that_node() {
     let null = NodeKind::CharacterDevice(DeviceNumber { major: 1, minor: 3 });
     let layer = vec![symlink("a", "x"), hard_link("b", "a"), node("c", null), hard_link("d", "c")];
     assert_eq!(list(&[layer]), ["a->x", "b==a", "c c 1:3", "d==c"]);
@@ -90,13 +90,13 @@ fn hard_link_without_a_target_is_an_error_and_never_an_empty_file() {
 }
 
 #[test]
-fn hard_links_in_a_circle_are_what_lower_layers_have() {
+fn hard_links_in_a_loop_refer_to_files_of_lower_layers() {
     let lower = || vec![file("a", 1)];
     assert_eq!(list(&[lower(), vec![hard_link("a", "a")]]), ["a=1"]);
     assert_eq!(list(&[lower(), vec![hard_link("b", "a"), hard_link("a", "b")]]), ["a=1", "b==a"]);
     let of_three = vec![hard_link("c", "b"), hard_link("b", "a"), hard_link("a", "c")];
     assert_eq!(list(&[vec![file("b", 1)], of_three]), ["a=1", "b==a", "c==a"]);
-    // The first in the archive replaces what is at the target of the second.
+    // The first link in the archive replaces the target of the second one.
     let missing = ApplyError::MissingHardLinkTarget { path: path("a"), target: path("b") };
     assert_eq!(error(&[lower(), vec![hard_link("a", "b"), hard_link("b", "a")]]), missing);
 }
@@ -117,13 +117,13 @@ fn hard_link_follows_links_in_the_directories_of_its_target_and_place() {
 }
 
 #[test]
-fn hard_link_to_where_it_is_already_changes_nothing() {
+fn hard_link_to_its_own_path_changes_nothing() {
     let lower = vec![symlink("lib", "usr"), file("usr/f", 1)];
     assert_eq!(list(&[lower, vec![hard_link("usr/f", "lib/f")]]), ["lib->usr", "usr/", "usr/f=1"]);
 }
 
 #[test]
-fn hard_link_replaces_what_is_at_its_place() {
+fn hard_link_replaces_the_entry_at_its_path() {
     let lower = vec![file("a/b", 1), file("c", 2)];
     assert_eq!(list(&[lower.clone(), vec![hard_link("a", "c")]]), ["a=2", "c==a"]);
     assert_eq!(list(&[lower.clone(), vec![hard_link("a", "a/b")]]), ["a=1", "c=2"]);

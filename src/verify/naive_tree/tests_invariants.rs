@@ -1,4 +1,4 @@
-//! What holds for every image, on images that proptest makes up.
+//! Invariants of every image, tested on generated images.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,14 +10,14 @@ use crate::verify::tests_generate::image;
 
 type Layer = Vec<LayerEntry<u8>>;
 
-/// Returns the tree of as many layers as can be applied.
+/// Returns the tree of the layers up to the first one that cannot be applied.
 fn tree_of(layers: &[Layer]) -> NaiveTree<u8> {
     let mut tree = NaiveTree::new();
     let _error = layers.iter().try_for_each(|layer| tree.apply(layer));
     tree
 }
 
-/// Returns what `layer` over `lower` gives.
+/// Returns the tree after `layer` is applied to `lower`.
 fn applied(lower: &NaiveTree<u8>, layer: &[LayerEntry<u8>]) -> Result<NaiveTree<u8>, ApplyError> {
     let mut tree = lower.clone();
     tree.apply(layer).map(|()| tree)
@@ -31,7 +31,7 @@ fn is_node(entry: &LayerEntry<u8>) -> bool {
     matches!(entry.kind, EntryKind::Node(..))
 }
 
-/// Makes every symbolic link a regular file, so that all paths mean what they say.
+/// Replaces every symbolic link by a regular file, so that all paths are literal.
 fn without_symlinks(image: Vec<Layer>) -> Vec<Layer> {
     let mut image = image;
     for entry in image.iter_mut().flatten() {
@@ -42,7 +42,7 @@ fn without_symlinks(image: Vec<Layer>) -> Vec<Layer> {
     image
 }
 
-/// Keeps the nodes of a layer, the last at each path.
+/// Returns the nodes of a layer, with only the last node at each path.
 fn plain_nodes(layer: &[LayerEntry<u8>]) -> Layer {
     let mut seen = HashSet::new();
     let mut nodes: Layer =
@@ -61,7 +61,7 @@ proptest! {
                 None => prop_assert_eq!(&node.kind, &NodeKind::Directory),
                 Some((directory, _)) => prop_assert_eq!(&tree.get(&directory).unwrap().kind, &NodeKind::Directory),
             }
-            // What whiteouts are called, and what only the targets of links may say, is nobody's name.
+            // No name is that of a whiteout, or `..`.
             prop_assert!(path.components().all(|name| !name.starts_with(b".")), "{:?}", path);
             let other = nodes.insert(node.inode, node);
             prop_assert!(other.is_none_or(|other| other == node && node.kind != NodeKind::Directory), "{:?}", path);
@@ -87,7 +87,7 @@ proptest! {
     }
 
     #[test]
-    fn marks_hide_the_same_wherever_they_stand_in_the_archive(image in image().prop_map(without_symlinks)) {
+    fn marks_hide_the_same_entries_at_any_position_in_the_archive(image in image().prop_map(without_symlinks)) {
         let (layer, lower) = image.split_last().unwrap();
         let layer: Layer = layer.iter().filter(|entry| is_mark(entry) || is_node(entry)).cloned().collect();
         let (marks, others): (Layer, Layer) = layer.iter().cloned().partition(is_mark);
@@ -110,7 +110,7 @@ proptest! {
     }
 
     #[test]
-    fn nodes_without_marks_and_links_may_come_in_two_layers(
+    fn nodes_without_marks_and_links_may_be_split_into_two_layers(
         image in image().prop_map(without_symlinks),
         cut in 0..=20_usize,
     ) {
@@ -123,7 +123,7 @@ proptest! {
     }
 
     #[test]
-    fn what_a_layer_hides_and_does_not_bring_is_gone(image in image().prop_map(without_symlinks)) {
+    fn entries_that_a_layer_hides_and_does_not_add_are_gone(image in image().prop_map(without_symlinks)) {
         let (layer, lower) = image.split_last().unwrap();
         let (marks, others): (Layer, Layer) = layer.iter().cloned().partition(is_mark);
         let is_brought = |path: &EntryPath| {

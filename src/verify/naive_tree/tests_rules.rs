@@ -1,4 +1,4 @@
-//! The rules for applying a layer but for its hard links, each with a small example and the result written out by hand.
+//! Rules for applying a layer, except hard links, each with a small example and its expected result.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ pub(super) fn tree_of(layers: &[Layer]) -> Result<NaiveTree<u8>, ApplyError> {
     layers.iter().try_for_each(|layer| tree.apply(layer)).map(|()| tree)
 }
 
-/// Lists what is below the root after all layers: `directory/`, `directory/ 0700` unless 0755, `file=content`,
-/// `link->target`, `second==first` for hard links.
+/// Lists the tree after all layers: `directory/`, `directory/ 0700` if the mode is not 0755, `file=content`, `link->target`,
+/// `second==first` for hard links.
 pub(super) fn list(layers: &[Layer]) -> Vec<String> {
     let tree = tree_of(layers).unwrap();
     let first_names = tree.first_names();
@@ -43,14 +43,14 @@ pub(super) fn error(layers: &[Layer]) -> ApplyError {
 // Whiteouts and opaque markers.
 
 #[test]
-fn whiteout_removes_what_lower_layers_have_and_leaves_no_trace() {
+fn whiteout_removes_lower_entries_and_is_not_kept() {
     let lower = vec![file("a", 1), file("b/a", 1), file("b/c/d", 1), file("ba", 1), symlink("l", "ba")];
     assert_eq!(list(&[lower.clone(), vec![whiteout("a"), whiteout("b/c")]]), ["b/", "b/a=1", "ba=1", "l->ba"]);
     assert_eq!(list(&[lower, vec![whiteout("b"), whiteout("l")]]), ["a=1", "ba=1"]);
 }
 
 #[test]
-fn whiteout_spares_the_entry_of_its_own_layer_in_either_order() {
+fn whiteout_keeps_the_entry_of_its_own_layer_in_either_order() {
     let lower = vec![file("a", 1)];
     assert_eq!(list(&[lower.clone(), vec![file("a", 2), whiteout("a")]]), ["a=2"]);
     assert_eq!(list(&[lower, vec![whiteout("a"), file("a", 2)]]), ["a=2"]);
@@ -58,7 +58,7 @@ fn whiteout_spares_the_entry_of_its_own_layer_in_either_order() {
 }
 
 #[test]
-fn whiteout_of_a_directory_that_the_layer_brings_is_an_opaque_marker() {
+fn whiteout_of_a_directory_that_the_layer_adds_is_an_opaque_marker() {
     let lower = vec![directory("a", 0o700), file("a/old", 1)];
     let expected = ["a/ 0711", "a/new=2"];
     for mark in [whiteout("a"), opaque("a")] {
@@ -68,14 +68,14 @@ fn whiteout_of_a_directory_that_the_layer_brings_is_an_opaque_marker() {
 }
 
 #[test]
-fn whiteout_takes_the_attributes_of_a_directory_that_its_layer_implies_later() {
+fn whiteout_removes_the_attributes_of_a_directory_that_its_layer_implies_later() {
     let lower = vec![directory("a", 0o700), file("a/old", 1)];
     assert_eq!(list(&[lower.clone(), vec![whiteout("a"), file("a/new", 2)]]), ["a/", "a/new=2"]);
     assert_eq!(list(&[lower, vec![file("a/new", 2), whiteout("a")]]), ["a/ 0700", "a/new=2"]);
 }
 
 #[test]
-fn opaque_marker_hides_all_lower_content_wherever_it_stands() {
+fn opaque_marker_hides_all_lower_entries_at_any_position_in_the_archive() {
     let lower = vec![directory("a", 0o700), file("a/b/old", 1), file("a/old", 1), file("ab", 1)];
     let expected = ["a/ 0700", "a/b/", "a/b/new=2", "ab=1"];
     assert_eq!(list(&[lower.clone(), vec![opaque("a"), file("a/b/new", 2)]]), expected);
@@ -83,7 +83,7 @@ fn opaque_marker_hides_all_lower_content_wherever_it_stands() {
 }
 
 #[test]
-fn opaque_marker_in_the_root_leaves_the_root() {
+fn opaque_marker_in_the_root_keeps_the_root_itself() {
     let lower = vec![directory("", 0o700), file("a/b", 1)];
     let layers = [lower, vec![file("b", 2), opaque("")]];
     assert_eq!(list(&layers), ["b=2"]);
@@ -91,7 +91,7 @@ fn opaque_marker_in_the_root_leaves_the_root() {
 }
 
 #[test]
-fn whiteout_of_every_name_does_what_an_opaque_marker_does() {
+fn whiteouts_of_all_names_equal_an_opaque_marker() {
     let lower = vec![directory("a", 0o700), file("a/b", 1), file("a/c/d", 1)];
     let new = file("a/e", 2);
     let explicit = vec![whiteout("a/b"), whiteout("a/c"), new.clone()];
@@ -100,14 +100,14 @@ fn whiteout_of_every_name_does_what_an_opaque_marker_does() {
 }
 
 #[test]
-fn whiteout_of_what_is_not_there_is_harmless() {
+fn whiteout_of_a_missing_entry_is_harmless() {
     let lower = vec![file("a", 1)];
     let upper = vec![whiteout("b"), whiteout("a/b"), whiteout("b/c"), opaque("b"), opaque("a"), whiteout("b")];
     assert_eq!(list(&[lower, upper]), ["a=1"]);
 }
 
 #[test]
-fn removals_are_looked_up_in_what_the_ones_before_left() {
+fn removals_are_looked_up_in_the_result_of_earlier_removals() {
     let lower = vec![symlink("l", "a"), file("a/b", 1), file("a/c", 1)];
     assert_eq!(list(&[lower.clone(), vec![whiteout("l"), whiteout("l/b")]]), ["a/", "a/b=1", "a/c=1"]);
     assert_eq!(list(&[lower.clone(), vec![whiteout("l/b"), whiteout("l")]]), ["a/", "a/c=1"]);
@@ -115,7 +115,7 @@ fn removals_are_looked_up_in_what_the_ones_before_left() {
 }
 
 #[test]
-fn removals_follow_symbolic_links_but_for_the_name_of_a_whiteout() {
+fn removals_follow_symbolic_links_except_in_the_name_of_a_whiteout() {
     let lower =
         vec![symlink("lib", "/usr/lib"), symlink("usr/lib/l", "m"), file("usr/lib/m/a", 1), file("usr/lib/b", 1)];
     let list_with = |mark| list(&[lower.clone(), vec![mark]]);
@@ -129,7 +129,7 @@ fn removals_follow_symbolic_links_but_for_the_name_of_a_whiteout() {
 }
 
 #[test]
-fn removals_follow_a_link_until_their_layer_replaces_it() {
+fn removals_follow_a_link_until_the_layer_replaces_it() {
     let lower = vec![symlink("lib", "usr"), file("usr/a", 1)];
     for mark in [whiteout("lib/a"), opaque("lib")] {
         let after = vec![directory("lib", 0o700), mark.clone()];
@@ -140,7 +140,7 @@ fn removals_follow_a_link_until_their_layer_replaces_it() {
 }
 
 #[test]
-fn removals_in_circles_of_links_find_nothing() {
+fn removals_through_a_loop_of_links_have_no_effect() {
     let lower = vec![symlink("a", "b"), symlink("b", "a")];
     assert_eq!(list(&[lower, vec![whiteout("a/c"), opaque("b")]]), ["a->b", "b->a"]);
 }
@@ -148,7 +148,7 @@ fn removals_in_circles_of_links_find_nothing() {
 // Attributes.
 
 #[test]
-fn attributes_are_exactly_what_the_layer_says() {
+fn attributes_equal_those_in_the_layer() {
     let xattrs = Xattrs::from([((*b"security.capability").into(), (*b"\x01\x00").into())]);
     let metadata = Metadata {
         mode: 0o7551,
@@ -172,7 +172,7 @@ fn attributes_are_exactly_what_the_layer_says() {
 }
 
 #[test]
-fn time_of_a_directory_does_not_change_with_what_happens_in_it() {
+fn time_of_a_directory_does_not_change_with_its_entries() {
     let metadata = Metadata { mtime: Timestamp { seconds: 7, nanoseconds: 8 }, ..Metadata::of_implied_directory() };
     let entry = |at| LayerEntry { path: path(at), kind: EntryKind::Node(metadata.clone(), NodeKind::Directory) };
     let lower = vec![entry(""), entry("a"), file("a/b", 1), file("a/c", 1)];
@@ -223,7 +223,7 @@ fn directory_below_a_link_replaces_the_link_in_it() {
 }
 
 #[test]
-fn links_never_lead_out_of_the_root() {
+fn links_never_leave_the_root() {
     let target = |target: &str| list(&[vec![file("d/e/f", 1), symlink("d/l", target), file("d/l/x", 2)]]);
     assert_eq!(target("/d"), ["d/", "d/e/", "d/e/f=1", "d/l->/d", "d/x=2"]);
     assert_eq!(target("../../../d/e"), ["d/", "d/e/", "d/e/f=1", "d/e/x=2", "d/l->../../../d/e"]);
@@ -241,26 +241,26 @@ fn dot_dot_in_a_target_means_the_directory_that_links_led_to() {
 }
 
 #[test]
-fn what_a_link_leads_to_is_made_where_it_is_missing_or_no_directory() {
+fn target_directory_of_a_link_is_created_if_it_is_missing_or_not_a_directory() {
     let lower = vec![symlink("run", "/var/run/x"), file("var/run", 1)];
     assert_eq!(
         list(&[lower, vec![file("run/a", 2)]]),
         ["run->/var/run/x", "var/", "var/run/", "var/run/x/", "var/run/x/a=2"]
     );
     let taken_back = vec![symlink("l", "new/../d"), file("l/a", 1)];
-    assert_eq!(list(&[taken_back]), ["d/", "d/a=1", "l->new/../d"], "what a '..' takes back is not made");
+    assert_eq!(list(&[taken_back]), ["d/", "d/a=1", "l->new/../d"], "a directory before '..' is not created");
     let over_a_file = vec![file("f", 1), symlink("l", "f/../d"), file("l/a", 1)];
     assert_eq!(list(&[over_a_file]), ["d/", "d/a=1", "f=1", "l->f/../d"]);
 }
 
-/// Returns links from `l1` to `l2` and so on, the last one to the directory `d`.
+/// Returns links from `l1` to `l2` and so on; the last one refers to the directory `d`.
 fn chain_of_links(length: usize) -> Layer {
     let link = |n: usize| symlink(&format!("l{n}"), &if n == length { "d".to_owned() } else { format!("l{}", n + 1) });
     (1..=length).map(link).chain([file("d/a", 1)]).collect()
 }
 
 #[test]
-fn path_may_lead_through_255_links() {
+fn path_may_contain_255_links() {
     for length in [254, 255] {
         assert!(tree_of(&[chain_of_links(length), vec![file("l1/b", 1)]]).unwrap().get(&path("d/b")).is_some());
         assert!(tree_of(&[chain_of_links(length), vec![hard_link("b", "l1/a")]]).is_ok());
@@ -274,17 +274,17 @@ fn path_may_lead_through_255_links() {
 }
 
 #[test]
-fn link_cannot_have_directories_made_that_no_file_system_holds() {
+fn link_to_a_missing_directory_with_an_invalid_name_is_an_error() {
     let through = |name: &str| tree_of(&[vec![symlink("l", name), file("l/a", 1)]]);
     assert!(through(&"n".repeat(255)).is_ok());
     assert_eq!(through(&"n".repeat(256)), Err(ApplyError::UnusableName(path("l/a"))));
     assert_eq!(through("n\0"), Err(ApplyError::UnusableName(path("l/a"))));
 }
 
-// What is in the way.
+// Entries that replace others.
 
 #[test]
-fn thing_of_another_kind_replaces_what_is_there() {
+fn entry_of_another_type_replaces_the_existing_one() {
     let there =
         [vec![file("a", 1)], vec![directory("a", 0o700), file("a/b", 1)], vec![symlink("a", "d"), file("d/b", 1)]];
     for lower in there {
@@ -299,7 +299,7 @@ fn thing_of_another_kind_replaces_what_is_there() {
 }
 
 #[test]
-fn directory_over_a_directory_replaces_its_attributes_alone() {
+fn directory_over_a_directory_replaces_only_its_attributes() {
     let with_xattr = |mut entry: LayerEntry<u8>| {
         if let EntryKind::Node(metadata, _) = &mut entry.kind {
             metadata.xattrs = Some(Arc::new(Xattrs::from([((*b"user.a").into(), (*b"1").into())])));
@@ -312,23 +312,23 @@ fn directory_over_a_directory_replaces_its_attributes_alone() {
 }
 
 #[test]
-fn file_on_the_way_becomes_a_directory() {
+fn file_in_the_path_of_an_entry_becomes_a_directory() {
     assert_eq!(list(&[vec![file("a", 1)], vec![file("a/b/c", 2)]]), ["a/", "a/b/", "a/b/c=2"]);
     assert_eq!(list(&[vec![node("a", NodeKind::Fifo)], vec![hard_link("a/b", "a")]]), ["a/", "a/b p"]);
 }
 
 #[test]
-fn last_of_several_statements_about_a_path_counts() {
+fn last_of_several_entries_for_a_path_counts() {
     assert_eq!(list(&[vec![file("a", 1), file("a", 2)]]), ["a=2"]);
     assert_eq!(list(&[vec![symlink("a", "x"), file("b", 1), hard_link("a", "b")]]), ["a=1", "b==a"]);
     assert_eq!(list(&[vec![hard_link("a", "nowhere"), file("a", 1)]]), ["a=1"]);
-    // The place of the last one counts as well.
+    // The position of the last entry matters as well.
     assert_eq!(list(&[vec![directory("a", 0o700), file("a/b", 1), file("a", 2)]]), ["a=2"]);
     assert_eq!(list(&[vec![file("a", 2), file("a/b", 1), directory("a", 0o700)]]), ["a/ 0700", "a/b=1"]);
 }
 
 #[test]
-fn what_an_entry_replaced_does_not_come_back() {
+fn replaced_entries_do_not_reappear() {
     let lower = vec![directory("a", 0o700), file("a/old", 1)];
     for between in [file("a", 2), symlink("a", "x"), unpublished("a")] {
         let upper = vec![between.clone(), directory("a", 0o711)];
@@ -341,7 +341,7 @@ fn what_an_entry_replaced_does_not_come_back() {
 }
 
 #[test]
-fn entry_that_cannot_be_published_hides_what_is_there() {
+fn entry_that_cannot_be_published_hides_the_existing_one() {
     let lower = || vec![file("p/gone", 1), file("p/dir/f", 1), file("p/kept", 1)];
     assert_eq!(list(&[lower(), vec![unpublished("p/gone"), unpublished("p/dir")]]), ["p/", "p/kept=1"]);
     let own = vec![file("p/gone", 2), unpublished("p/gone"), unpublished("p/dir"), file("p/dir/new", 2)];
@@ -351,7 +351,7 @@ fn entry_that_cannot_be_published_hides_what_is_there() {
 }
 
 #[test]
-fn special_files_and_names_that_mean_something_elsewhere_are_kept() {
+fn special_files_and_names_with_a_meaning_elsewhere_are_kept() {
     let [null, disk] = [(1, 3), (8, 0)].map(|(major, minor)| DeviceNumber { major, minor });
     let layer = vec![
         node("dev/null", NodeKind::CharacterDevice(null)),
