@@ -69,7 +69,7 @@ impl fmt::Display for ChangedAttribute {
 
 /// A path that differs. An added or removed directory is one change: the entries below it are only counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
+pub struct PathChange {
     /// The path.
     pub path: EntryPath,
     /// How the path changed.
@@ -93,7 +93,7 @@ pub struct ObjectCount {
 #[derive(Debug, Clone, Default)]
 pub struct RevisionDiff {
     /// The changed paths, each directory before its entries.
-    pub changes: Vec<Change>,
+    pub changes: Vec<PathChange>,
     /// Objects of added and changed paths that the older revision does not contain, and new catalogs.
     pub new: ObjectCount,
     /// Objects of added and changed paths that the older revision contains, too.
@@ -144,14 +144,14 @@ pub fn diff_rows(
     Ok(RevisionDiff { changes, new: fresh, shared })
 }
 
-type Object = (ObjectHash, ObjectKind);
+type ObjectId = (ObjectHash, ObjectKind);
 
 struct DiffWalk<'r> {
     old: &'r Repository,
     new: &'r Repository,
-    changes: Vec<Change>,
+    changes: Vec<PathChange>,
     /// Objects to which added and changed paths refer.
-    objects: HashSet<Object>,
+    objects: HashSet<ObjectId>,
 }
 
 impl DiffWalk<'_> {
@@ -166,7 +166,12 @@ impl DiffWalk<'_> {
         }
         if !attributes.is_empty() {
             let bytes = size(&after.entry);
-            self.changes.push(Change { path: path.clone(), kind: ChangeKind::Changed(attributes), entries: 1, bytes });
+            self.changes.push(PathChange {
+                path: path.clone(),
+                kind: ChangeKind::Changed(attributes),
+                entries: 1,
+                bytes,
+            });
         }
         match (&before.directory, &after.directory) {
             (Some(before), Some(after)) if before.place != after.place => self.compare_directories(before, after),
@@ -225,7 +230,7 @@ impl DiffWalk<'_> {
             }
             waiting.extend(listed(repository, &directory)?.into_iter().map(|named| named.row));
         }
-        self.changes.push(Change { path: path.clone(), kind, entries, bytes });
+        self.changes.push(PathChange { path: path.clone(), kind, entries, bytes });
         Ok(())
     }
 }
@@ -242,12 +247,15 @@ fn size(entry: &CatalogEntry) -> u64 {
 }
 
 /// Returns those of the objects that any path of the revision refers to.
-fn contained_objects(repository: &Repository, objects: &HashSet<Object>) -> Result<HashSet<Object>, RepositoryError> {
+fn contained_objects(
+    repository: &Repository,
+    objects: &HashSet<ObjectId>,
+) -> Result<HashSet<ObjectId>, RepositoryError> {
     let mut found = HashSet::new();
     let mut places: Vec<CatalogPlace> = vec![repository.root_place()];
     while !places.is_empty() {
         found.extend(places.iter().map(|place| (place.reference.hash, ObjectKind::Catalog)));
-        let read: Vec<(Vec<Object>, Vec<CatalogPlace>)> = places
+        let read: Vec<(Vec<ObjectId>, Vec<CatalogPlace>)> = places
             .par_iter()
             .map(|place| {
                 let catalog = repository.open_catalog(place)?;

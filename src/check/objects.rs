@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::finding::Location;
 use super::layout::StoredObject;
 use super::reader::{Examiner, ITS_HASH, NOTHING, WHOLE_STREAM, read_failure};
-use super::reference::{Form, Reference, References};
+use super::reference::{Reference, References, StoredForm};
 use super::tree::CatalogTree;
 use super::{Check, Unreferenced};
 use crate::catalog::audit::paths_of_rows;
@@ -20,7 +20,7 @@ use crate::file::{is_absence, open_regular};
 
 /// Number and size of the objects in the store.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Totals {
+pub(super) struct ObjectTotals {
     /// Objects to which a checked catalog or the front page refers.
     pub(super) objects: u64,
     /// Their stored size in bytes.
@@ -28,7 +28,7 @@ pub(super) struct Totals {
     pub(super) unreferenced: Unreferenced,
 }
 
-impl AddAssign for Totals {
+impl AddAssign for ObjectTotals {
     fn add_assign(&mut self, other: Self) {
         self.objects += other.objects;
         self.bytes += other.bytes;
@@ -48,7 +48,12 @@ struct ObjectFault {
 
 impl Check<'_> {
     /// Checks every object that has a reference; if `is_whole_store`, also all other files of the store.
-    pub(super) fn check_objects(&self, references: &References, tree: &CatalogTree, is_whole_store: bool) -> Totals {
+    pub(super) fn check_objects(
+        &self,
+        references: &References,
+        tree: &CatalogTree,
+        is_whole_store: bool,
+    ) -> ObjectTotals {
         self.progress.set_activity("checking objects".to_owned());
         let faults = Mutex::default();
         let totals = (0..=255u8).into_par_iter().map(|directory| {
@@ -57,9 +62,9 @@ impl Check<'_> {
                 true => self.list_objects(directory),
                 false => self.find_objects(directory, &references),
             };
-            stored.map_or_else(Totals::default, |stored| self.check_directory(&references, &stored, &faults))
+            stored.map_or_else(ObjectTotals::default, |stored| self.check_directory(&references, &stored, &faults))
         });
-        let totals = totals.reduce(Totals::default, |mut sum, more| {
+        let totals = totals.reduce(ObjectTotals::default, |mut sum, more| {
             sum += more;
             sum
         });
@@ -90,9 +95,9 @@ impl Check<'_> {
         references: &[Reference],
         stored: &[StoredObject],
         faults: &Mutex<Vec<ObjectFault>>,
-    ) -> Totals {
+    ) -> ObjectTotals {
         // Both lists are sorted by name.
-        let (mut groups, mut left, mut totals) = (Vec::new(), stored, Totals::default());
+        let (mut groups, mut left, mut totals) = (Vec::new(), stored, ObjectTotals::default());
         for group in references.chunk_by(|a, b| a.name == b.name) {
             let skipped = left.iter().take_while(|object| object.name < group[0].name).count();
             left = &left[skipped..];
@@ -107,7 +112,7 @@ impl Check<'_> {
             self.progress.expected.fetch_add(totals.bytes, Ordering::Relaxed);
         }
         let check = |examiner: &mut Examiner, (group, object): (&[Reference], Option<StoredObject>)| {
-            if group[0].form != Form::Known {
+            if group[0].form != StoredForm::Known {
                 let found = self.check_object(group, object, examiner);
                 if !found.is_empty() {
                     faults.lock().expect("no thread panics while it adds a fault").extend(found);
@@ -134,7 +139,7 @@ impl Check<'_> {
     ) -> Vec<ObjectFault> {
         let name = group[0].name;
         self.warn_of_algorithm(name.algorithm);
-        let is_bare = |reference: &Reference| reference.form == Form::Raw && reference.size == 0;
+        let is_bare = |reference: &Reference| reference.form == StoredForm::Raw && reference.size == 0;
         match stored {
             None => vec![fault(group, "an object", NOTHING.to_owned())],
             Some(object) if object.bytes == 0 && !group.iter().all(is_bare) => {
@@ -154,7 +159,7 @@ impl Check<'_> {
         group: &[Reference],
         examiner: &mut Examiner,
     ) -> io::Result<Vec<ObjectFault>> {
-        let is_packed = group.iter().any(|reference| reference.form == Form::Packed);
+        let is_packed = group.iter().any(|reference| reference.form == StoredForm::Packed);
         let file = open_regular(&self.store.root().join(stored.name.to_string()))?;
         let examined = examiner.examine(file, is_packed)?;
         self.progress.read.fetch_add(stored.bytes, Ordering::Relaxed);
@@ -165,7 +170,7 @@ impl Check<'_> {
         for alike in group.chunk_by(|a, b| (a.form, a.size) == (b.form, b.size)) {
             let expected = alike[0].size;
             let actual = match (&examined.unpacked, alike[0].form) {
-                (_, Form::Raw) => stored.bytes,
+                (_, StoredForm::Raw) => stored.bytes,
                 (Ok(bytes), _) => *bytes,
                 (Err(found), _) => {
                     faults.push(fault(alike, WHOLE_STREAM, found.clone()));

@@ -84,15 +84,15 @@ pub(super) struct Examined {
 /// Reads objects of any size through one buffer.
 pub(super) struct Examiner {
     input: Vec<u8>,
-    stream: Stream,
+    stream: StreamCounter,
 }
 
 /// Size of the input and output buffers, in bytes.
-const PIECE: usize = 128 << 10;
+const BUFFER_SIZE: usize = 128 << 10;
 
 impl Examiner {
     pub(super) fn new() -> Self {
-        Self { input: vec![0; PIECE], stream: Stream::new() }
+        Self { input: vec![0; BUFFER_SIZE], stream: StreamCounter::new() }
     }
 
     /// Reads an object. The bytes are decompressed only if `is_packed`.
@@ -116,51 +116,51 @@ impl Examiner {
 }
 
 /// A zlib stream whose content is counted and discarded.
-struct Stream {
+struct StreamCounter {
     inflate: Decompress,
     output: Vec<u8>,
-    state: State,
+    state: StreamState,
 }
 
-enum State {
+enum StreamState {
     Open,
     Ended { trailing: usize },
     Failed(String),
 }
 
-impl Stream {
+impl StreamCounter {
     fn new() -> Self {
-        Self { inflate: Decompress::new(true), output: vec![0; PIECE], state: State::Open }
+        Self { inflate: Decompress::new(true), output: vec![0; BUFFER_SIZE], state: StreamState::Open }
     }
 
     fn reset(&mut self) {
         self.inflate.reset(true);
-        self.state = State::Open;
+        self.state = StreamState::Open;
     }
 
     fn feed(&mut self, mut input: &[u8]) {
-        while matches!(self.state, State::Open) {
+        while matches!(self.state, StreamState::Open) {
             let (read, written) = (self.inflate.total_in(), self.inflate.total_out());
             let status = self.inflate.decompress(input, &mut self.output, FlushDecompress::None);
             input = &input[(self.inflate.total_in() - read) as usize..];
             match status {
-                Ok(Status::StreamEnd) => self.state = State::Ended { trailing: 0 },
+                Ok(Status::StreamEnd) => self.state = StreamState::Ended { trailing: 0 },
                 Ok(_) if input.is_empty() && self.inflate.total_out() - written < self.output.len() as u64 => return,
                 Ok(_) => {}
-                Err(error) => self.state = State::Failed(error.to_string()),
+                Err(error) => self.state = StreamState::Failed(error.to_string()),
             }
         }
-        if let State::Ended { trailing } = &mut self.state {
+        if let StreamState::Ended { trailing } = &mut self.state {
             *trailing += input.len();
         }
     }
 
     fn end(&self) -> Result<u64, String> {
         match &self.state {
-            State::Ended { trailing: 0 } => Ok(self.inflate.total_out()),
-            State::Ended { trailing } => Err(format!("{trailing} bytes after the end of the stream")),
-            State::Failed(error) => Err(error.clone()),
-            State::Open => Err(format!("a truncated stream with {} bytes of content", self.inflate.total_out())),
+            StreamState::Ended { trailing: 0 } => Ok(self.inflate.total_out()),
+            StreamState::Ended { trailing } => Err(format!("{trailing} bytes after the end of the stream")),
+            StreamState::Failed(error) => Err(error.clone()),
+            StreamState::Open => Err(format!("a truncated stream with {} bytes of content", self.inflate.total_out())),
         }
     }
 }
@@ -171,7 +171,7 @@ mod tests {
     use crate::object::{Compression, Encoder};
 
     fn examine(pieces: &[&[u8]]) -> Result<u64, String> {
-        let mut stream = Stream::new();
+        let mut stream = StreamCounter::new();
         stream.reset();
         pieces.iter().for_each(|piece| stream.feed(piece));
         stream.end()
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn content_is_counted_for_any_split_of_the_stream() {
-        for length in [0, 1, PIECE - 1, PIECE, PIECE + 1, 20 * PIECE] {
+        for length in [0, 1, BUFFER_SIZE - 1, BUFFER_SIZE, BUFFER_SIZE + 1, 20 * BUFFER_SIZE] {
             let plain: Vec<u8> = (0..length).map(|number| (number * number / 7) as u8).collect();
             let stored = Encoder::new(Compression::Fast).encode(&plain).to_vec();
             assert_eq!(examine(&[&stored]), Ok(length as u64));

@@ -6,7 +6,7 @@ use super::name::ObjectName;
 
 /// How the content of an object is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Form {
+pub(super) enum StoredForm {
     /// Not relevant, because the object was read and verified before.
     Known,
     /// Uncompressed.
@@ -19,7 +19,7 @@ pub(super) enum Form {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Reference {
     pub(super) name: ObjectName,
-    pub(super) form: Form,
+    pub(super) form: StoredForm,
     /// Size of the content in bytes, or [`Reference::ANY_SIZE`] if no row states it.
     pub(super) size: u64,
     /// The number of the catalog that contains the reference.
@@ -35,7 +35,7 @@ impl Reference {
 
     /// Creates a reference to an object that was read before.
     pub(super) fn known(name: ObjectName) -> Self {
-        Self { name, form: Form::Known, size: Self::ANY_SIZE, catalog: 0, row: 0 }
+        Self { name, form: StoredForm::Known, size: Self::ANY_SIZE, catalog: 0, row: 0 }
     }
 }
 

@@ -6,7 +6,7 @@ use std::fmt::Display;
 use super::Check;
 use super::finding::Location;
 use super::name::ObjectName;
-use super::reference::{Form, Reference};
+use super::reference::{Reference, StoredForm};
 use super::scope::Scope;
 use crate::catalog::Counters;
 use crate::catalog::audit::{
@@ -55,7 +55,7 @@ impl CheckedRows<'_> {
         let name = ObjectName::of_text(&bound.hash, ObjectKind::Catalog);
         let size = u64::try_from(bound.size).ok().filter(|&size| size > 0).unwrap_or(Reference::ANY_SIZE);
         let (name, catalog, row) = (name.filter(|_| self.scope.holds(path))?, self.number, row.rowid);
-        Some(Reference { name, form: Form::Packed, size, catalog, row })
+        Some(Reference { name, form: StoredForm::Packed, size, catalog, row })
     }
 
     fn add_content(&self, path: &[u8], row: &AuditedRow, chunks: &[AuditedChunk]) {
@@ -63,7 +63,7 @@ impl CheckedRows<'_> {
         if row.flags & EXTERNAL != 0 || !self.scope.holds(path) {
             return;
         }
-        let form = if row.flags & UNCOMPRESSED != 0 { Form::Raw } else { Form::Packed };
+        let form = if row.flags & UNCOMPRESSED != 0 { StoredForm::Raw } else { StoredForm::Packed };
         let refer = |hash: Option<&[u8]>, size: i64, kind| {
             let name = ObjectName::new(hash?.try_into().ok()?, algorithm, kind);
             Some(Reference { name, form, size: size.cast_unsigned(), catalog: self.number, row: row.rowid })

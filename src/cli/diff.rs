@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
-use strata::diff::{Change, ChangeKind, ChangedAttribute, RevisionDiff, diff, diff_rows};
+use strata::diff::{ChangeKind, ChangedAttribute, PathChange, RevisionDiff, diff, diff_rows};
 use strata::directory::RepositoryDirectory;
 use strata::image::Digest;
 use strata::path::EntryPath;
@@ -77,9 +77,9 @@ fn image(arguments: &Arguments, directory: &RepositoryDirectory, command: &Diff)
 /// Makes the paths of changes relative to the root of the image.
 fn below(difference: RevisionDiff, root: &EntryPath) -> RevisionDiff {
     let skipped = root.components().count();
-    let inside = |change: Change| {
+    let inside = |change: PathChange| {
         let names = change.path.components().skip(skipped);
-        Change { path: names.fold(EntryPath::ROOT, |path, name| path.join(name)), ..change }
+        PathChange { path: names.fold(EntryPath::ROOT, |path, name| path.join(name)), ..change }
     };
     RevisionDiff { changes: difference.changes.into_iter().map(inside).collect(), ..difference }
 }
@@ -170,7 +170,7 @@ fn totals(difference: &RevisionDiff) -> String {
     )
 }
 
-fn line(change: &Change) -> String {
+fn line(change: &PathChange) -> String {
     let (path, bytes) = (&change.path, ByteSize(change.bytes));
     let whole = match change.entries {
         1 => String::new(),
@@ -187,7 +187,7 @@ fn line(change: &Change) -> String {
 }
 
 fn to_json(difference: &RevisionDiff) -> Value {
-    let change = |change: &Change| {
+    let change = |change: &PathChange| {
         let (kind, attributes) = match &change.kind {
             ChangeKind::Added => ("added", json!([])),
             ChangeKind::Removed => ("removed", json!([])),

@@ -70,7 +70,7 @@ pub fn run(arguments: &Arguments, command: &PreviewArguments) -> anyhow::Result<
 
 /// The progress of a preview, which decides on the effect of a signal.
 #[derive(Default)]
-struct Stage {
+struct PreviewProgress {
     mounted: Option<MountPoint>,
     is_read: bool,
 }
@@ -79,8 +79,8 @@ const UNPOISONED: &str = "no thread panics while it updates the progress of the 
 
 /// Makes signals unmount the preview and end the program. After the whole image was read, the program ends by itself when
 /// the preview is unmounted.
-fn watch_for_signals() -> anyhow::Result<Arc<Mutex<Stage>>> {
-    let stage = Arc::<Mutex<Stage>>::default();
+fn watch_for_signals() -> anyhow::Result<Arc<Mutex<PreviewProgress>>> {
+    let stage = Arc::<Mutex<PreviewProgress>>::default();
     let watched = Arc::clone(&stage);
     let ending = Ending::prepare().context("cannot wait for signals")?;
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;

@@ -109,7 +109,7 @@ fn conclude(
     }
     complain_late(&report.late);
     after(report.revisions.iter().map(|revision| revision.number), printed)?;
-    let outcomes = Outcomes {
+    let outcomes = RoundFacts {
         images: report.images.len(),
         failed: report.images.iter().filter(|(_, state)| matches!(state, ImageState::Failed(_))).count(),
         not_listed: report.failures.len(),
@@ -132,7 +132,7 @@ fn prune(command: &Sync) -> Prune {
 
 /// The facts about a round that decide on the exit code.
 #[derive(Debug, Clone, Copy, Default)]
-struct Outcomes {
+struct RoundFacts {
     images: usize,
     failed: usize,
     not_listed: usize,
@@ -143,7 +143,7 @@ struct Outcomes {
     has_late_failure: bool,
 }
 
-impl Outcomes {
+impl RoundFacts {
     fn exit_code(self) -> u8 {
         let failures = self.failed + self.not_listed + self.thin_failed + self.bad_lines;
         let is_all_well = failures == 0 && !self.is_prune_refused;
@@ -429,24 +429,24 @@ mod tests {
 
     #[test]
     fn exit_code_for_nothing_published_is_returned_only_in_that_case() {
-        let none = Outcomes { images: 2, ..Outcomes::default() };
-        let all_failed = Outcomes { failed: 2, ..none };
-        let lists_failed = Outcomes { images: 0, not_listed: 1, ..none };
+        let none = RoundFacts { images: 2, ..RoundFacts::default() };
+        let all_failed = RoundFacts { failed: 2, ..none };
+        let lists_failed = RoundFacts { images: 0, not_listed: 1, ..none };
         for (outcomes, code) in [
             (none, 0),
-            (Outcomes { has_published: true, ..none }, 0),
-            (Outcomes { failed: 1, ..none }, PARTLY),
-            (Outcomes { thin_failed: 2, ..none }, PARTLY),
-            (Outcomes { not_listed: 1, ..none }, PARTLY),
+            (RoundFacts { has_published: true, ..none }, 0),
+            (RoundFacts { failed: 1, ..none }, PARTLY),
+            (RoundFacts { thin_failed: 2, ..none }, PARTLY),
+            (RoundFacts { not_listed: 1, ..none }, PARTLY),
             (all_failed, FAILED),
             (lists_failed, FAILED),
-            (Outcomes { has_published: true, ..all_failed }, PARTLY),
-            (Outcomes { has_published: true, ..lists_failed }, PARTLY),
-            (Outcomes { is_prune_refused: true, ..none }, PARTLY),
-            (Outcomes { images: 0, is_prune_refused: true, ..none }, PARTLY),
-            (Outcomes { has_late_failure: true, ..none }, PARTLY),
-            (Outcomes { has_late_failure: true, has_published: true, ..none }, LATE),
-            (Outcomes { has_late_failure: true, has_published: true, ..all_failed }, LATE),
+            (RoundFacts { has_published: true, ..all_failed }, PARTLY),
+            (RoundFacts { has_published: true, ..lists_failed }, PARTLY),
+            (RoundFacts { is_prune_refused: true, ..none }, PARTLY),
+            (RoundFacts { images: 0, is_prune_refused: true, ..none }, PARTLY),
+            (RoundFacts { has_late_failure: true, ..none }, PARTLY),
+            (RoundFacts { has_late_failure: true, has_published: true, ..none }, LATE),
+            (RoundFacts { has_late_failure: true, has_published: true, ..all_failed }, LATE),
         ] {
             assert_eq!(outcomes.exit_code(), code, "{outcomes:?}");
         }

@@ -16,7 +16,7 @@ use fuser::{
     ReplyAttr, ReplyData, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
-use super::links::Links;
+use super::links::LinkTargets;
 use super::mountable::MountableTree;
 use super::view::{AnswerError, View};
 use crate::catalog::CatalogEntry;
@@ -28,14 +28,14 @@ use crate::repository::NamedRow;
 #[derive(Debug)]
 pub(super) struct Filesystem<S: MountableTree> {
     pub(super) view: Arc<View<S>>,
-    pub(super) links: Links,
+    pub(super) links: LinkTargets,
     /// Notified when the file system is unmounted.
     pub(super) end: Sender<()>,
 }
 
 /// Time for which the kernel may cache attributes and names. Changes are sent to the kernel, so this limit matters only if a
 /// notification is lost.
-const LIFETIME: Duration = Duration::from_secs(60 * 60);
+const CACHE_LIFETIME: Duration = Duration::from_secs(60 * 60);
 
 impl<S: MountableTree> Filesystem<S> {
     /// Writes the entries of a directory into a reply. `offset` is the position after the last entry that the kernel has: 1
@@ -48,7 +48,8 @@ impl<S: MountableTree> Filesystem<S> {
         for (index, own, name) in [(0, number, "."), (1, parent, "..")] {
             let row = nodes.row(own).ok_or(AnswerError::Missing)?;
             let attributes = attributes(own, &row.entry);
-            if offset <= index && reply.add(INodeNo(own), index + 1, name, &LIFETIME, &attributes, Generation(0)) {
+            if offset <= index && reply.add(INodeNo(own), index + 1, name, &CACHE_LIFETIME, &attributes, Generation(0))
+            {
                 return Ok(());
             }
         }
@@ -61,7 +62,7 @@ impl<S: MountableTree> Filesystem<S> {
             };
             let attributes = attributes(found.number, &found.entry);
             let (number, next) = (INodeNo(found.number), listing.offset_after(index));
-            if reply.add(number, next, OsStr::from_bytes(name), &LIFETIME, &attributes, Generation(0)) {
+            if reply.add(number, next, OsStr::from_bytes(name), &CACHE_LIFETIME, &attributes, Generation(0)) {
                 nodes.drop_unused(found.number);
                 return Ok(());
             }
@@ -165,15 +166,15 @@ impl<S: MountableTree> fuser::Filesystem for Filesystem<S> {
         if name.len() > MAX_NAME_LENGTH as usize {
             return reply.error(Errno::ENAMETOOLONG);
         }
-        let _steady = self.view.steady();
+        let _no_change = self.view.block_changes();
         match self.view.find(parent.0, name.as_bytes()) {
             Ok(Some(found)) => {
-                reply.entry(&LIFETIME, &self.attributes(found.number, &found.entry), Generation(0));
+                reply.entry(&CACHE_LIFETIME, &self.attributes(found.number, &found.entry), Generation(0));
             }
             Ok(None) => {
                 // Inode number 0 lets the kernel cache that the name does not exist.
                 let nothing = CatalogEntry::of_symlink(&Metadata::of_implied_directory(), b"");
-                reply.entry(&LIFETIME, &self.attributes(0, &nothing), Generation(0));
+                reply.entry(&CACHE_LIFETIME, &self.attributes(0, &nothing), Generation(0));
             }
             Err(error) => reply.error(self.refuse(parent.0, &error)),
         }
@@ -184,9 +185,9 @@ impl<S: MountableTree> fuser::Filesystem for Filesystem<S> {
     }
 
     fn getattr(&self, _request: &Request, number: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        let _steady = self.view.steady();
+        let _no_change = self.view.block_changes();
         match self.view.entry(number.0) {
-            Ok(entry) => reply.attr(&LIFETIME, &self.attributes(number.0, &entry)),
+            Ok(entry) => reply.attr(&CACHE_LIFETIME, &self.attributes(number.0, &entry)),
             Err(error) => reply.error(self.refuse(number.0, &error)),
         }
     }
@@ -237,7 +238,7 @@ impl<S: MountableTree> fuser::Filesystem for Filesystem<S> {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let _steady = self.view.steady();
+        let _no_change = self.view.block_changes();
         match self.list_into(number.0, offset, &mut reply) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(self.refuse(number.0, &error)),
@@ -245,8 +246,8 @@ impl<S: MountableTree> fuser::Filesystem for Filesystem<S> {
     }
 
     fn statfs(&self, _request: &Request, _number: INodeNo, reply: ReplyStatfs) {
-        let blocks = self.view.totals.bytes.div_ceil(u64::from(BLOCK));
-        reply.statfs(blocks, 0, 0, self.view.totals.entries, 0, BLOCK, MAX_NAME_LENGTH, BLOCK);
+        let blocks = self.view.totals.bytes.div_ceil(u64::from(BLOCK_SIZE));
+        reply.statfs(blocks, 0, 0, self.view.totals.entries, 0, BLOCK_SIZE, MAX_NAME_LENGTH, BLOCK_SIZE);
     }
 
     fn getxattr(&self, _request: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -287,4 +288,4 @@ const MAX_READ_AHEAD: u32 = 1 << 20;
 const MAX_NAME_LENGTH: u32 = 255;
 
 /// Block size in bytes, the unit in which `statfs` reports the total size.
-const BLOCK: u32 = 4096;
+const BLOCK_SIZE: u32 = 4096;

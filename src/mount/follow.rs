@@ -18,7 +18,7 @@ use crate::message::causes;
 use crate::repository::{NamedRow, PlacedDirectory, Repository, RepositoryError, Row};
 
 /// Interval between two checks for a new manifest.
-const INTERVAL: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Checks for a new manifest at regular intervals, as long as the view is mounted, and mounts each new head.
 pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier: Notifier) {
@@ -35,7 +35,7 @@ pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier
             }
         }
         drop(view);
-        thread::sleep(INTERVAL);
+        thread::sleep(CHECK_INTERVAL);
     }
 }
 
@@ -105,7 +105,7 @@ pub(super) fn replace_tree<S: MountableTree>(
 
 /// Changes all directories at once, and returns what the kernel must drop from its caches.
 fn change<S: MountableTree>(view: &View<S>, head: &S) -> Result<Vec<Outdated>, RepositoryError> {
-    let _changing = view.changing();
+    let _no_request = view.block_requests();
     let directories = view.nodes().directories();
     let mut changed = Vec::new();
     for (number, before) in directories {

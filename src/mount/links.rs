@@ -10,20 +10,20 @@ use crate::repository::{MOUNT_VARIABLE, below_mount, client_variable};
 
 /// Computes the targets of links.
 #[derive(Debug)]
-pub(super) struct Links {
-    mounted: Option<Mounted>,
+pub(super) struct LinkTargets {
+    mounted: Option<MountedDirectory>,
 }
 
 /// The mounted repository, and its mount point.
 #[derive(Debug)]
-struct Mounted {
+struct MountedDirectory {
     repository: RepositoryName,
     /// The mounted directory of the repository.
     directory: EntryPath,
     point: PathBuf,
 }
 
-impl Links {
+impl LinkTargets {
     /// Creates the link targets for a tree that does not belong to a repository.
     pub(super) fn of_no_repository() -> Self {
         Self { mounted: None }
@@ -31,7 +31,7 @@ impl Links {
 
     /// Creates the link targets for a directory of a repository.
     pub(super) fn of(repository: RepositoryName, directory: EntryPath, point: PathBuf) -> Self {
-        Self { mounted: Some(Mounted { repository, directory, point }) }
+        Self { mounted: Some(MountedDirectory { repository, directory, point }) }
     }
 
     /// Returns the target of a link. Variables have the values that the CVMFS client on this machine uses, but a target
@@ -45,7 +45,7 @@ impl Links {
     }
 }
 
-impl Mounted {
+impl MountedDirectory {
     fn target(&self, link: &CatalogEntry) -> Option<Vec<u8>> {
         // This test comes first because it is cheap and excludes most links.
         link.symlink.starts_with(format!("$({MOUNT_VARIABLE}").as_bytes()).then_some(())?;
@@ -70,7 +70,7 @@ mod tests {
 
     fn target(directory: &str, symlink: &str) -> String {
         let directory = EntryPath::normalise(directory.as_bytes()).unwrap();
-        let links = Links::of("a.example.org".parse().unwrap(), directory, "/mnt/here".into());
+        let links = LinkTargets::of("a.example.org".parse().unwrap(), directory, "/mnt/here".into());
         let link = CatalogEntry::of_variant_link(&Metadata::of_implied_directory(), symlink.as_bytes());
         String::from_utf8(links.target(&link)).unwrap()
     }

@@ -28,7 +28,7 @@ use crate::message::causes;
 use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 use filesystem::Filesystem;
-use links::Links;
+use links::LinkTargets;
 use view::View;
 
 pub(crate) use content::ContentReader;
@@ -114,7 +114,7 @@ impl Mount {
         let totals =
             TreeTotals { entries: counters.entries().cast_unsigned(), bytes: counters.file_size().cast_unsigned() };
         let name = &repository.manifest().name;
-        let links = |point: &Path| Links::of(name.clone(), path, point.to_owned());
+        let links = |point: &Path| LinkTargets::of(name.clone(), path, point.to_owned());
         let view = View::new(repository.clone(), root, content, totals);
         let (mount, replacer) = Self::of_view(view, links, name.to_string(), mountpoint, options)?;
         if options.follow {
@@ -137,12 +137,12 @@ impl Mount {
         let root = tree.row(&EntryPath::ROOT)?.filter(|row| row.directory.is_some());
         let root = root.ok_or_else(|| MountError::NotADirectory(EntryPath::ROOT))?;
         let view = View::new(tree, root, content, totals);
-        Self::of_view(view, |_| Links::of_no_repository(), name, mountpoint, options)
+        Self::of_view(view, |_| LinkTargets::of_no_repository(), name, mountpoint, options)
     }
 
     fn of_view<S: MountableTree>(
         view: View<S>,
-        links: impl FnOnce(&Path) -> Links,
+        links: impl FnOnce(&Path) -> LinkTargets,
         name: String,
         mountpoint: &Path,
         options: &MountOptions,

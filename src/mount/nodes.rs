@@ -15,7 +15,7 @@ pub(super) const ROOT: u64 = 1;
 
 /// An entry and its inode number.
 #[derive(Debug, Clone)]
-pub(super) struct Found {
+pub(super) struct FoundNode {
     pub(super) number: u64,
     pub(super) entry: Arc<CatalogEntry>,
 }
@@ -75,9 +75,9 @@ impl<P: Clone> Nodes<P> {
     }
 
     /// Returns the node that the kernel knows by this name.
-    pub(super) fn known(&self, parent: u64, name: &[u8]) -> Option<Found> {
+    pub(super) fn known(&self, parent: u64, name: &[u8]) -> Option<FoundNode> {
         let number = *self.nodes.get(&parent)?.children.as_ref()?.by_name.get(name)?;
-        Some(Found { number, entry: Arc::clone(&self.nodes.get(&number)?.row.entry) })
+        Some(FoundNode { number, entry: Arc::clone(&self.nodes.get(&number)?.row.entry) })
     }
 
     /// Returns the number of an entry that was read from `directory`, assigning one if necessary; `None` if the directory
@@ -88,7 +88,7 @@ impl<P: Clone> Nodes<P> {
         directory: &Arc<PlacedDirectory<P>>,
         name: &Arc<[u8]>,
         row: &Row<P>,
-    ) -> Option<Found> {
+    ) -> Option<FoundNode> {
         if !Arc::ptr_eq(self.nodes.get(&parent)?.row.directory.as_ref()?, directory) {
             return None;
         }
@@ -112,7 +112,7 @@ impl<P: Clone> Nodes<P> {
                 self.next += 1;
             }
         }
-        Some(Found { number, entry: Arc::clone(&row.entry) })
+        Some(FoundNode { number, entry: Arc::clone(&row.entry) })
     }
 
     /// Records that the kernel received a number once more.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuar
 
 use super::content::ReadContentError;
 use super::mountable::{MountableTree, SharedContentSource, TreeTotals};
-use super::nodes::{Found, Nodes};
+use super::nodes::{FoundNode, Nodes};
 use crate::cache::{ByteCache, Kept};
 use crate::catalog::CatalogEntry;
 use crate::repository::{NamedRow, PlacedDirectory, RepositoryError, Row};
@@ -68,7 +68,7 @@ pub(super) struct View<S: MountableTree> {
     content: SharedContentSource,
     pub(super) totals: TreeTotals,
     nodes: Mutex<Nodes<S::RowsLocation>>,
-    steady: RwLock<()>,
+    change_lock: RwLock<()>,
     generation: AtomicU32,
     /// By inode number and generation. Generation 0 is the newest listing.
     listings: ByteCache<(u64, u32), Listing<S::RowsLocation>>,
@@ -83,7 +83,7 @@ impl<S: MountableTree> View<S> {
             content,
             totals,
             nodes,
-            steady: RwLock::default(),
+            change_lock: RwLock::default(),
             generation: AtomicU32::new(1),
             listings: ByteCache::new(LISTING_CACHE_SIZE),
         }
@@ -92,13 +92,13 @@ impl<S: MountableTree> View<S> {
     /// Prevents a change of the tree until the request that reads it was answered.
     ///
     /// After a change, the kernel is notified of what is outdated. Answers with the old state must have been sent by then.
-    pub(super) fn steady(&self) -> RwLockReadGuard<'_, ()> {
-        self.steady.read().expect("no thread panics while it changes the tree")
+    pub(super) fn block_changes(&self) -> RwLockReadGuard<'_, ()> {
+        self.change_lock.read().expect("no thread panics while it changes the tree")
     }
 
     /// Waits until all requests are answered, and blocks new ones during a change of the tree.
-    pub(super) fn changing(&self) -> RwLockWriteGuard<'_, ()> {
-        self.steady.write().expect("no thread panics while it answers")
+    pub(super) fn block_requests(&self) -> RwLockWriteGuard<'_, ()> {
+        self.change_lock.write().expect("no thread panics while it answers")
     }
 
     /// Returns the nodes that the kernel knows, locked.
@@ -107,7 +107,7 @@ impl<S: MountableTree> View<S> {
     }
 
     /// Looks up a name in a directory, and counts the lookup by the kernel.
-    pub(super) fn find(&self, parent: u64, name: &[u8]) -> Result<Option<Found>, AnswerError> {
+    pub(super) fn find(&self, parent: u64, name: &[u8]) -> Result<Option<FoundNode>, AnswerError> {
         loop {
             let directory = {
                 let mut nodes = self.nodes();

@@ -70,7 +70,7 @@ impl ContentObject {
 }
 
 /// Size of the read buffer, in bytes.
-const BUFFER: usize = 256 << 10;
+const BUFFER_SIZE: usize = 256 << 10;
 
 impl DirectoryStore {
     /// Returns the content of an object that fits in memory.
@@ -95,7 +95,7 @@ impl DirectoryStore {
         object: ContentObject,
         receive: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<(), ContentError> {
-        let mut stored = Hashing { file: self.open_object(object.hash, object.kind)?, sha1: Sha1::new() };
+        let mut stored = HashingFile { file: self.open_object(object.hash, object.kind)?, sha1: Sha1::new() };
         let unpacked = unpack(object, &mut stored, receive);
         // The hash covers the whole file, so the rest after the content, or after the damage, is read too.
         io::copy(&mut stored, &mut io::sink()).map_err(|source| object.unpack_error(source))?;
@@ -112,7 +112,7 @@ impl DirectoryStore {
     /// Returns whether the bytes of an object match its name. An object that cannot be read does not match.
     pub(crate) fn is_intact(&self, hash: ObjectHash, kind: ObjectKind) -> bool {
         let Ok(file) = self.open_object(hash, kind) else { return false };
-        let mut stored = Hashing { file, sha1: Sha1::new() };
+        let mut stored = HashingFile { file, sha1: Sha1::new() };
         let is_read = io::copy(&mut stored, &mut io::sink()).is_ok();
         is_read && ObjectHash::from(<[u8; 20]>::from(stored.sha1.finalize())) == hash
     }
@@ -121,19 +121,19 @@ impl DirectoryStore {
 /// Decompresses an object and returns the size of its content, but at most one byte more than the stated size.
 fn unpack(
     object: ContentObject,
-    stored: &mut Hashing,
+    stored: &mut HashingFile,
     receive: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<u64> {
     let limit = object.size.saturating_add(1);
     if object.raw {
         return pass_on(stored.take(limit), receive);
     }
-    let plain = flate2::bufread::ZlibDecoder::new(BufReader::with_capacity(BUFFER, stored));
+    let plain = flate2::bufread::ZlibDecoder::new(BufReader::with_capacity(BUFFER_SIZE, stored));
     pass_on(plain.take(limit), receive)
 }
 
 fn pass_on(mut plain: impl Read, receive: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<u64> {
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = vec![0; BUFFER_SIZE];
     let mut size = 0;
     loop {
         match plain.read(&mut buffer) {
@@ -149,12 +149,12 @@ fn pass_on(mut plain: impl Read, receive: &mut dyn FnMut(&[u8]) -> io::Result<()
 }
 
 /// Computes the hash of all bytes that are read from a file.
-struct Hashing {
+struct HashingFile {
     file: File,
     sha1: Sha1,
 }
 
-impl Read for Hashing {
+impl Read for HashingFile {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.file.read(buffer)?;
         self.sha1.update(&buffer[..length]);

@@ -288,12 +288,12 @@ impl DirectoryStore {
     /// Locks the repository against other publishers, and waits up to `wait` for a publisher that holds the lock.
     ///
     /// The lock is released when the returned value is dropped, or when the process ends.
-    pub fn lock(&self, wait: Duration) -> Result<Lock, StoreError> {
+    pub fn lock(&self, wait: Duration) -> Result<PublishLock, StoreError> {
         let directory = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
         let start = Instant::now();
         loop {
             match directory.try_lock() {
-                Ok(()) => return Ok(Lock { _directory: directory }),
+                Ok(()) => return Ok(PublishLock { _directory: directory }),
                 Err(fs::TryLockError::WouldBlock) if start.elapsed() < wait => thread::sleep(LOCK_RETRY_INTERVAL),
                 Err(fs::TryLockError::WouldBlock) => {
                     return Err(StoreError::InUse(RepositoryInUse {
@@ -331,6 +331,6 @@ pub(super) const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// Excludes other publishers until it is dropped.
 #[derive(Debug)]
 #[must_use = "the lock is released when it is dropped"]
-pub struct Lock {
+pub struct PublishLock {
     _directory: File,
 }

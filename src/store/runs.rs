@@ -40,13 +40,8 @@ enum UnfinishedFile {
 /// Number of threads of this process that are inside a sync, and the time when the last thread left one.
 static SYNCS: Mutex<(usize, Option<Instant>)> = Mutex::new((0, None));
 
-static RUNS: Mutex<Runs> = Mutex::new(Runs {
-    directories: Vec::new(),
-    unfinished: Vec::new(),
-    owners: 0,
-    locks: Vec::new(),
-    published: None,
-});
+static RUNS: Mutex<Runs> =
+    Mutex::new(Runs { directories: Vec::new(), unfinished: Vec::new(), owners: 0, locks: Vec::new(), published: None });
 
 /// Returns the runs, locked. While the lock is held, an interruption waits; therefore it is held for short steps only.
 pub(super) fn runs() -> MutexGuard<'static, Runs> {

@@ -44,7 +44,7 @@ pub struct Staging {
     directory: PathBuf,
     /// The run directory, kept locked so that other runs see that this one is alive.
     _alive: File,
-    state: Mutex<State>,
+    state: Mutex<StagingState>,
     /// Notified when an object was written, or could not be written.
     written: Condvar,
     /// Notified when a batch is full, or the thread that moves batches must stop.
@@ -57,7 +57,7 @@ pub struct Staging {
     is_synced_as_a_whole: bool,
 }
 
-/// State that is shared by the threads that move batches.
+/// StagingState that is shared by the threads that move batches.
 #[derive(Debug)]
 struct MoveState {
     /// The states of the object directories as this run found them or left them.
@@ -67,7 +67,7 @@ struct MoveState {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct StagingState {
     /// Every object that this run wrote, or found in the store with the expected length or bytes.
     known: HashSet<(ObjectHash, ObjectKind)>,
     /// Objects that a thread is writing. No other thread may rely on them yet.
@@ -91,7 +91,7 @@ struct State {
     /// objects of the store, so a lookup seldom finds one. Other existing objects are found when they are moved, at the cost
     /// of one superfluous write each.
     lookups_left: u64,
-    written: Written,
+    written: WrittenObjects,
 }
 
 /// A thread that moves full batches, until this value is dropped.
@@ -120,14 +120,14 @@ impl Drop for BatchMover<'_> {
 /// Number and size of the objects that a run added to its store. Objects that wait to be moved count, although some of them
 /// may exist already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Written {
+pub struct WrittenObjects {
     /// Number of objects that did not exist before.
     pub objects: u64,
     /// Their stored size in bytes.
     pub bytes: u64,
 }
 
-impl State {
+impl StagingState {
     /// Returns whether to look up an object in the store before it is written, and counts the lookup.
     fn take_lookup(&mut self) -> bool {
         let is_left = self.lookups_left > 0;
@@ -165,7 +165,7 @@ impl Staging {
         }
         // In a layered store, objects of the lower store do not block a rename, so every object must be looked up.
         let lookups_left = if store.is_layered() { u64::MAX } else { INITIAL_LOOKUPS };
-        let state = Mutex::new(State { lookups_left, ..State::default() });
+        let state = Mutex::new(StagingState { lookups_left, ..StagingState::default() });
         let moving = Mutex::new(MoveState { states: store.directory_states(), is_disturbed: false });
         let (written, full, compares_bytes) = Default::default();
         Ok(Self {
@@ -231,7 +231,7 @@ impl Staging {
     /// Moves batches until the thread with the number `own` is no longer the one that shall do so.
     fn move_full_batches(&self, own: u64) {
         loop {
-            let is_idle = |state: &mut State| {
+            let is_idle = |state: &mut StagingState| {
                 state.mover == Some(own) && !state.moves_partial_batch && state.waiting_bytes < BATCH_BYTES
             };
             let state = self.full.wait_while(self.state(), is_idle);
@@ -257,7 +257,7 @@ impl Staging {
     /// moved.
     pub fn put(&self, hash: ObjectHash, kind: ObjectKind, stored: &[u8]) -> Result<(), StoreError> {
         {
-            let is_being_written = |state: &mut State| state.writing.contains(&(hash, kind));
+            let is_being_written = |state: &mut StagingState| state.writing.contains(&(hash, kind));
             let state = self.written.wait_while(self.state(), is_being_written);
             let mut state = state.expect("no thread panics while it holds the list of objects");
             if state.known.contains(&(hash, kind)) {
@@ -543,11 +543,11 @@ impl Staging {
     }
 
     /// Returns the number and size of the objects that this run has added so far.
-    pub fn written(&self) -> Written {
+    pub fn written(&self) -> WrittenObjects {
         self.state().written
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, StagingState> {
         self.state.lock().expect("no thread panics while it holds the list of objects")
     }
 

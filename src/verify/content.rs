@@ -3,9 +3,9 @@
 use std::fmt;
 
 /// Size in bytes of the blocks into which content is divided.
-const BLOCK: usize = 64 << 10;
+const BLOCK_SIZE: usize = 64 << 10;
 
-static ZEROS: [u8; BLOCK] = [0; BLOCK];
+static ZEROS: [u8; BLOCK_SIZE] = [0; BLOCK_SIZE];
 
 /// Digest of the content of a file of known size: the BLAKE3 hash of all blocks that are not zeros, each with its offset.
 ///
@@ -52,10 +52,10 @@ impl ContentHasher {
     /// Appends bytes.
     pub(super) fn data(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(BLOCK - self.block.len()));
+            let (now, later) = bytes.split_at(bytes.len().min(BLOCK_SIZE - self.block.len()));
             self.block.extend_from_slice(now);
             bytes = later;
-            if self.block.len() == BLOCK {
+            if self.block.len() == BLOCK_SIZE {
                 self.end_block();
             }
         }
@@ -64,11 +64,11 @@ impl ContentHasher {
     /// Appends `length` zero bytes.
     pub(super) fn zeros(&mut self, mut length: u64) {
         while length > 0 {
-            if self.block.is_empty() && length >= BLOCK as u64 {
-                self.offset += length / BLOCK as u64 * BLOCK as u64;
-                length %= BLOCK as u64;
+            if self.block.is_empty() && length >= BLOCK_SIZE as u64 {
+                self.offset += length / BLOCK_SIZE as u64 * BLOCK_SIZE as u64;
+                length %= BLOCK_SIZE as u64;
             } else {
-                let now = length.min((BLOCK - self.block.len()) as u64);
+                let now = length.min((BLOCK_SIZE - self.block.len()) as u64);
                 self.data(&ZEROS[..now as usize]);
                 length -= now;
             }
@@ -96,28 +96,28 @@ mod tests {
 
     #[test]
     fn digest_does_not_depend_on_how_content_is_split() {
-        let mut bytes = vec![0; 5 * BLOCK + 7];
-        (bytes[3], bytes[BLOCK], bytes[5 * BLOCK + 6]) = (1, 2, 3);
+        let mut bytes = vec![0; 5 * BLOCK_SIZE + 7];
+        (bytes[3], bytes[BLOCK_SIZE], bytes[5 * BLOCK_SIZE + 6]) = (1, 2, 3);
         let expected = ContentDigest::of(&bytes);
-        for step in [1000, BLOCK - 1, BLOCK, BLOCK + 1] {
+        for step in [1000, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1] {
             let mut hasher = ContentHasher::new();
             bytes.chunks(step).for_each(|part| hasher.data(part));
             assert_eq!(hasher.finish(), expected);
         }
         let mut hasher = ContentHasher::new();
-        hasher.data(&bytes[..=BLOCK]);
-        hasher.zeros(4 * BLOCK as u64 + 5);
+        hasher.data(&bytes[..=BLOCK_SIZE]);
+        hasher.zeros(4 * BLOCK_SIZE as u64 + 5);
         hasher.data(&[3]);
         assert_eq!(hasher.finish(), expected);
     }
 
     #[test]
     fn digest_depends_on_every_byte_and_its_offset() {
-        let mut bytes = vec![0; 3 * BLOCK];
+        let mut bytes = vec![0; 3 * BLOCK_SIZE];
         bytes[10] = 1;
         let digest = ContentDigest::of(&bytes);
-        for place in [9, 11, BLOCK + 10, 3 * BLOCK - 1] {
-            let mut other = vec![0; 3 * BLOCK];
+        for place in [9, 11, BLOCK_SIZE + 10, 3 * BLOCK_SIZE - 1] {
+            let mut other = vec![0; 3 * BLOCK_SIZE];
             other[place] = 1;
             assert_ne!(ContentDigest::of(&other), digest, "{place}");
         }

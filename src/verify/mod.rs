@@ -41,7 +41,7 @@ pub use naive_layer::NaiveLayer;
 pub use naive_tree::{ApplyError, NaiveNode, NaiveTree};
 
 use compare::Comparison;
-use published::Published;
+use published::VerifiedImage;
 use source::ReadLayer;
 
 /// Errors that prevent a comparison.
@@ -160,7 +160,7 @@ fn verify_here(
     let mut comparison = Comparison::new(&repository);
     let losses = match find_record(&mut comparison, &image, &place) {
         Some(record) => {
-            let published = Published {
+            let published = VerifiedImage {
                 repository: &repository,
                 image: &image,
                 place: &place,

@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use super::compare::Comparison;
-use super::published::Published;
+use super::published::VerifiedImage;
 use crate::image::Digest;
 use crate::path::EntryPath;
 
@@ -19,7 +19,7 @@ const NO_TIME: &str = "1970-01-01T00:00:00Z";
 /// Size in bytes of the token in podman's lock files. Podman compares the token to detect changes.
 const TOKEN_BYTES: usize = 64;
 
-impl Published<'_> {
+impl VerifiedImage<'_> {
     /// Compares the podman store's entry of the image. Called only if the record says that the image is in the store.
     pub(super) fn compare_podman_store(&self, comparison: &mut Comparison<'_>) {
         let Some(entry) = self.find_entry(comparison) else { return };

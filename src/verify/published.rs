@@ -25,7 +25,7 @@ use crate::source::Image;
 const MAX_RECORD_SIZE: u64 = 256 << 20;
 
 /// An image, and the record of it in the repository.
-pub(super) struct Published<'a> {
+pub(super) struct VerifiedImage<'a> {
     pub(super) repository: &'a Repository,
     pub(super) image: &'a Image,
     pub(super) place: &'a ImagePlace,
@@ -33,7 +33,7 @@ pub(super) struct Published<'a> {
     pub(super) modes: Modes,
 }
 
-impl Published<'_> {
+impl VerifiedImage<'_> {
     /// Compares everything, and returns the number of losses: properties of the image that CVMFS cannot hold.
     pub(super) fn compare(
         &self,

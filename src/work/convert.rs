@@ -12,7 +12,7 @@ use crate::publish::Revision;
 use crate::revise::Changes;
 use crate::source::ImageArgument;
 use crate::stage::{Outcome, Request, StagedImage};
-use crate::store::{StoreError, Written};
+use crate::store::{StoreError, WrittenObjects};
 
 /// What became of one image.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub struct ConvertReport {
     /// What failed once it was published.
     pub late: Vec<StoreError>,
     /// What was added to the store.
-    pub written: Written,
+    pub written: WrittenObjects,
     /// Pieces of content that were known and therefore not compressed again.
     pub index_hits: u64,
 }

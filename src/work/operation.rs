@@ -20,7 +20,7 @@ use crate::settings::Settings;
 use crate::source::Image;
 use crate::stage::{ImageOptions, ResolvedImage, StageOptions, StagedImage, Stager};
 use crate::state::StateDatabase;
-use crate::store::Written;
+use crate::store::WrittenObjects;
 
 /// Maximum size in bytes of a list of losses that is read.
 const LOSSES_LIMIT: u64 = 256 << 20;
@@ -57,7 +57,7 @@ impl<'e> Operation<'e> {
     }
 
     /// Returns what was added to the store so far.
-    pub(crate) fn written(&self) -> Written {
+    pub(crate) fn written(&self) -> WrittenObjects {
         self.stager.staging().written()
     }
 

@@ -21,7 +21,7 @@ use crate::publish::write_catalogs;
 use crate::repository::{Repository, RepositoryError, Row};
 use crate::revise::{self, Changes};
 use crate::stage::{Outcome, Request};
-use crate::store::{DirectoryStore, StoreError, UnfinishedFiles, Written};
+use crate::store::{DirectoryStore, StoreError, UnfinishedFiles, WrittenObjects};
 
 /// What a conversion would do.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub struct Rehearsal {
     /// Whether it would publish anything.
     pub changes: bool,
     /// Everything that would be stored, but for what goes with any revision: its tag database and the like.
-    pub written: Written,
+    pub written: WrittenObjects,
     /// How many of the new objects are catalogs.
     pub catalogs: u64,
     /// The layers, from the lowest up.

@@ -22,7 +22,7 @@ use crate::repository::RepositoryError;
 use crate::revise::{Loss, Prune};
 use crate::stage::Outcome;
 use crate::state::StateError;
-use crate::store::{StoreError, Written};
+use crate::store::{StoreError, WrittenObjects};
 use crate::threads::ThreadsError;
 use crate::wishlist::{Failure, Problem, WantedImage, Wishlist};
 
@@ -147,7 +147,7 @@ pub struct SyncReport {
     /// What failed once they were.
     pub late: Vec<StoreError>,
     /// What was added to the store.
-    pub written: Written,
+    pub written: WrittenObjects,
 }
 
 /// Brings the repository in step with the wishlist, once.
