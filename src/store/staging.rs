@@ -57,7 +57,7 @@ pub struct Staging {
     is_synced_as_a_whole: bool,
 }
 
-/// StagingState that is shared by the threads that move batches.
+/// State that is shared by the threads that move batches.
 #[derive(Debug)]
 struct MoveState {
     /// The states of the object directories as this run found them or left them.
@@ -74,7 +74,7 @@ struct StagingState {
     writing: HashSet<(ObjectHash, ObjectKind)>,
     /// Objects that were written but could not be moved. References to them are dangling.
     lost: HashSet<(ObjectHash, ObjectKind)>,
-    /// Those that wait to be moved.
+    /// Objects that wait to be moved.
     waiting: Vec<(ObjectHash, ObjectKind)>,
     waiting_bytes: u64,
     /// The number of the thread that moves batches, if one is running.
@@ -136,7 +136,7 @@ impl StagingState {
     }
 
     /// Records an object that the store contained already.
-    fn find(&mut self, hash: ObjectHash, kind: ObjectKind) {
+    fn record_hit(&mut self, hash: ObjectHash, kind: ObjectKind) {
         self.relied_on.insert((hash, kind));
         self.lookups_left = self.lookups_left.saturating_add(LOOKUPS_PER_HIT);
     }
@@ -296,7 +296,7 @@ impl Staging {
             state.take_lookup() || state.relied_on.contains(&(hash, kind)) || self.compares_bytes()
         };
         if is_looked_up && self.is_right(hash, kind, Some(stored.len() as u64))? {
-            self.state().find(hash, kind);
+            self.state().record_hit(hash, kind);
             return Ok(());
         }
         let path = self.staged_path(hash, kind);
@@ -497,7 +497,7 @@ impl Staging {
                 if self.is_right(hash, kind, Some(size))? {
                     fs::remove_file(&staged).map_err(StoreError::io("delete", &staged))?;
                     let mut state = self.state();
-                    state.find(hash, kind);
+                    state.record_hit(hash, kind);
                     state.written.objects -= 1;
                     state.written.bytes -= size;
                     return Ok(());

@@ -93,7 +93,7 @@ impl OtherParents {
     }
 
     /// Removes the differences that are listed correctly, and adds exactly these to the losses that must be listed.
-    pub(super) fn forgive(&self, losses: &mut ExpectedLosses, comparison: &mut Comparison<'_>) {
+    pub(super) fn accept_listed(&self, losses: &mut ExpectedLosses, comparison: &mut Comparison<'_>) {
         let of_links = comparison.take(|difference| {
             self.links.contains(&difference.path) && self.listed_links.contains(&in_image(&difference.path))
         });
@@ -111,12 +111,12 @@ impl OtherParents {
             _ => false,
         });
         let mut expect =
-            |kind, listed: &BTreeSet<EntryPath>, forgiven: Vec<Difference>, others: &BTreeSet<EntryPath>| {
-                let forgiven: BTreeSet<EntryPath> =
-                    forgiven.iter().map(|difference| in_image(&difference.path)).collect();
+            |kind, listed: &BTreeSet<EntryPath>, accepted: Vec<Difference>, others: &BTreeSet<EntryPath>| {
+                let accepted: BTreeSet<EntryPath> =
+                    accepted.iter().map(|difference| in_image(&difference.path)).collect();
                 losses.add_unlisted(
                     kind,
-                    listed.iter().filter(|path| forgiven.contains(path) || others.contains(path)).cloned(),
+                    listed.iter().filter(|path| accepted.contains(path) || others.contains(path)).cloned(),
                 );
             };
         expect(LossKind::LinkIntoOtherParents, &self.listed_links, of_links, &self.other_links);

@@ -74,10 +74,10 @@ impl VerifiedImage<'_> {
             self.compare_podman_store(comparison);
         }
         comparison.compare_contents(progress);
-        parents.forgive(&mut losses, comparison);
+        parents.accept_listed(&mut losses, comparison);
         if self.record.layers.is_empty() {
             // A masked link is a loss only in published layers.
-            losses.forget(LossKind::MaskedLink);
+            losses.remove_kind(LossKind::MaskedLink);
         }
         losses.compare(&self.metadata(b"losses.json"), &listed, comparison);
         Ok(losses.total())

@@ -41,7 +41,7 @@ impl ExpectedLosses {
     }
 
     /// Removes the losses of one kind.
-    pub(super) fn forget(&mut self, kind: LossKind) {
+    pub(super) fn remove_kind(&mut self, kind: LossKind) {
         self.0.remove(&kind);
     }
 
