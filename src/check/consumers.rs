@@ -1,4 +1,4 @@
-//! What container runtimes fail on.
+//! Checks the directories that container runtimes read, for everything that makes a runtime fail.
 
 use super::Check;
 use super::finding::Location;
@@ -9,9 +9,9 @@ use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 
 impl Check<'_> {
-    /// Checks the directories of all container runtimes that are part of what is checked.
+    /// Checks the directories of all container runtimes that are in the scope.
     ///
-    /// What of them cannot be read is reported where its objects are checked.
+    /// Unreadable files are ignored here, because their objects are checked elsewhere.
     pub(super) fn check_consumers(&self, scope: &Scope) {
         for consumer in consumer::ALL {
             let Some(directory) = consumer.directory() else { continue };
@@ -37,7 +37,7 @@ impl Check<'_> {
     }
 }
 
-/// Returns the catalog that has the row of a path, or would have it.
+/// Returns the catalog file that contains, or would contain, the row of a path.
 fn file_of(repository: &Repository, path: &EntryPath) -> Result<String, RepositoryError> {
     let directory = path.split().map_or(EntryPath::ROOT, |(directory, _)| directory);
     Ok(repository.place_of(&directory)?.reference.hash.path(ObjectKind::Catalog))
