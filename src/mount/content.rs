@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::mountable::ContentSource;
-use crate::cache::{ByteCache, Kept};
-use crate::object::{Content, ObjectKind, Pieces};
+use crate::cache::{ByteCache, CacheValue};
+use crate::object::{Content, ContentObjects, ObjectKind};
 use crate::store::{ContentError, ContentObject, DirectoryStore};
 
 /// Errors from reading the content of a mounted file.
@@ -40,7 +40,7 @@ impl CacheValue for Arc<[u8]> {
 #[derive(Debug, Clone)]
 struct DecompressedFile(Arc<File>, u64);
 
-impl Kept for DecompressedFile {
+impl CacheValue for DecompressedFile {
     fn bytes(&self) -> u64 {
         self.1
     }
@@ -117,8 +117,8 @@ impl ContentSource for ContentReader {
     fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ReadContentError> {
         let length = size.saturating_sub(offset).min(length as u64) as usize;
         let mut bytes = vec![0; length];
-        match &content.pieces {
-            Pieces::Whole(hash) => {
+        match &content.objects {
+            ContentObjects::Whole(hash) => {
                 let object = ContentObject { hash: *hash, kind: ObjectKind::File, raw: content.raw, size };
                 self.read_range(object, offset, &mut bytes)?;
             }

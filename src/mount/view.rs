@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuar
 use super::content::ReadContentError;
 use super::mountable::{MountableTree, SharedContentSource, TreeTotals};
 use super::nodes::{FoundNode, Nodes};
-use crate::cache::{ByteCache, Kept};
+use crate::cache::{ByteCache, CacheValue};
 use crate::catalog::CatalogEntry;
 use crate::repository::{NamedRow, PlacedDirectory, RepositoryError, Row};
 

@@ -20,7 +20,7 @@ use crate::layer::{ContentPart, EntryKind, ExpectedLayer, LayerEntry, LayerError
 use crate::layout::LayerRecord;
 use crate::metadata::Metadata;
 use crate::mount::{ContentReader, Mount, MountError, MountOptions, TreeReplacer, TreeTotals, cache_directory};
-use crate::object::{ChunkSizes, Compression, Content, ObjectKind, Pieces};
+use crate::object::{ChunkSizes, Compression, Content, ContentObjects, ObjectKind};
 use crate::progress::Progress;
 use crate::registry::Registries;
 use crate::repository::{Repository, RepositoryError};
@@ -262,8 +262,8 @@ impl Preview {
                             gathered.extend_from_slice(data);
                             Ok(())
                         }
-                        Piece::Data(data) => pack.append(data),
-                        Piece::Hole(length) => {
+                        ContentPart::Data(data) => pack.append(data),
+                        ContentPart::Hole(length) => {
                             // Files with holes are not looked up: their zeros cost nothing in a sparse file.
                             small = false;
                             pack.append(&std::mem::take(&mut gathered)).and_then(|()| pack.append_hole(length))

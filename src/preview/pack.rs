@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use crate::mount::{ContentReader, ContentSource, ReadContentError};
-use crate::object::{Content, ObjectHash, Pieces};
+use crate::object::{Content, ContentObjects, ObjectHash};
 use crate::store::ContentError;
 
 /// Prefix of the object names that refer to packs. That a real hash begins with these bytes is practically impossible.
@@ -90,8 +90,8 @@ impl Packs {
 
 impl ContentSource for Packs {
     fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ReadContentError> {
-        match (&content.pieces, &self.repository) {
-            (Pieces::Whole(hash), _) if hash.as_bytes().starts_with(&PACK_PREFIX) => {
+        match (&content.objects, &self.repository) {
+            (ContentObjects::Whole(hash), _) if hash.as_bytes().starts_with(&PACK_PREFIX) => {
                 let mut bytes = vec![0; size.saturating_sub(offset).min(length as u64) as usize];
                 let read = self.read_pack(hash.as_bytes(), offset, &mut bytes);
                 read.map_err(|source| ReadContentError::TemporaryFile { directory: self.directory.clone(), source })?;

@@ -1,7 +1,7 @@
 //! Content of files of any size, object by object, with little memory.
 
 use super::Repository;
-use crate::object::{Content, ObjectKind, Pieces};
+use crate::object::{Content, ContentObjects, ObjectKind};
 use crate::store::{ContentError, ContentObject};
 
 impl Repository {
@@ -20,9 +20,11 @@ impl Repository {
 /// Returns the objects of a file of `size` bytes, in order, which cover it without gap or overlap.
 pub(super) fn pieces(content: &Content, size: u64) -> Result<Vec<ContentObject>, ContentError> {
     let raw = content.raw;
-    let chunks = match &content.pieces {
-        Pieces::Whole(hash) => return Ok(vec![ContentObject { hash: *hash, kind: ObjectKind::File, raw, size }]),
-        Pieces::Chunks(chunks) => chunks,
+    let chunks = match &content.objects {
+        ContentObjects::Whole(hash) => {
+            return Ok(vec![ContentObject { hash: *hash, kind: ObjectKind::File, raw, size }]);
+        }
+        ContentObjects::Chunks(chunks) => chunks,
     };
     let (mut pieces, mut at) = (Vec::with_capacity(chunks.len()), 0);
     for chunk in &**chunks {

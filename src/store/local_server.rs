@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::file::{is_absence, read_regular_text};
 use crate::manifest::RepositoryName;
 use crate::object::ObjectHash;
 

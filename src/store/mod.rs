@@ -14,7 +14,6 @@ mod staging;
 pub use content::ContentError;
 pub(crate) use content::ContentObject;
 pub use directory::{DirectoryStore, PublishLock, RepositoryInUse, StoreError};
-pub(crate) use directory::{is_absence, not_regular, open_regular, read_regular_text, read_regular_up_to};
 pub use directory_states::ObjectDirectoryStates;
 pub use local_server::{LocalServer, ServerLock};
 pub use runs::{Deadline, FileRecorder, UnfinishedFiles, abandon_runs};

@@ -21,8 +21,9 @@ use rustix::io::Errno;
 use super::directory_states::ObjectDirectoryStates;
 use super::file_system::{is_synced_as_a_whole, probe, sync_each};
 use super::runs::{create_run_directory, delete_dead_runs, runs, syncing};
-use super::{DirectoryStore, StoreError, read_regular_up_to};
-use crate::object::{Compression, Content, Encoder, ObjectHash, ObjectKind, Pieces, SizeLimit};
+use super::{DirectoryStore, StoreError};
+use crate::file::read_regular_up_to;
+use crate::object::{Compression, Content, ContentObjects, Encoder, ObjectHash, ObjectKind, SizeLimit};
 use crate::span::span;
 
 /// Bytes that are collected before a batch is synced and moved.
