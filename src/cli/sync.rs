@@ -15,7 +15,7 @@ use strata::message::{causes, on_one_line};
 use strata::notification::Notifications;
 use strata::revise::Prune;
 use strata::stage::Outcome;
-use strata::wishlist::{Problem, WantedImage, Wishlist};
+use strata::wishlist::{WantedImage, Wishlist, WishlistProblem};
 use strata::work::{
     ConvertOptions, Event, ImageState, Observer, SyncOptions, SyncReport, ThinOutcome, ThinState, push_thin_images,
     sync,
@@ -391,12 +391,12 @@ fn to_json(
         json
     };
     let artifact = |(image, artifact_type): &(WantedImage, String)| json!({"image": image.argument.to_string(), "name": image.name().to_string(), "type": artifact_type});
-    let failure = |failure: &strata::wishlist::Failure| {
+    let failure = |failure: &strata::wishlist::ListingFailure| {
         json!({"line": failure.line, "host": failure.host, "what": failure.what,
             "error": on_one_line(&strata::message::causes(&*failure.error))})
     };
     let names = |names: &[ImageName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let bad_line = |problem: &Problem| json!({"line": problem.line, "column": problem.column, "error": on_one_line(&problem.text)});
+    let bad_line = |problem: &WishlistProblem| json!({"line": problem.line, "column": problem.column, "error": on_one_line(&problem.text)});
     json!({
         "repository": directory.name().as_str(),
         "dry-run": dry_run,

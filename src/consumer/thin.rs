@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::image::{Digest, ExecutionConfig, ImageConfig, Platform};
 use crate::layout;
 use crate::manifest::RepositoryName;
-use crate::registry::PushedImage;
+use crate::registry::ImageUpload;
 use crate::source::ImageArgument;
 
 /// The graph driver is for Dockers that are older than OCI images.
@@ -45,7 +45,7 @@ pub fn thin_image(
     origin: &ImageArgument,
     layers: &[Digest],
     config: &ImageConfig,
-) -> PushedImage {
+) -> ImageUpload {
     let tar = tar(&thin_json(repository, &whole_name(origin), layers));
     let layer = gzip(&tar);
     let config = config_json(config, Digest::of(&tar));
@@ -57,7 +57,7 @@ pub fn thin_image(
         "config": descriptor(CONFIG_TYPE, &config),
         "layers": [descriptor(LAYER_TYPE, &layer)],
     });
-    PushedImage { manifest: manifest.to_string().into_bytes(), media_type: MANIFEST_TYPE, blobs: vec![config, layer] }
+    ImageUpload { manifest: manifest.to_string().into_bytes(), media_type: MANIFEST_TYPE, blobs: vec![config, layer] }
 }
 
 /// Returns the name of an image as DUCC has it: with the scheme, and with tag and digest if there are both.
@@ -152,7 +152,7 @@ mod tests {
         "Env":["A=b c","CVMFS_IMAGE=no","none","Q=\"\n"],"Entrypoint":["/run"],"Cmd":["a b"],"User":"1000","WorkingDir":"/w",
         "Labels":{"a":"b"}}}"#;
 
-    fn make(config: &str) -> PushedImage {
+    fn make(config: &str) -> ImageUpload {
         let config = ImageConfig::parse(config.as_bytes()).unwrap();
         let origin = "https://h.org/atlas/athena:21.0".parse().unwrap();
         thin_image(&"unpacked.example.org".parse().unwrap(), &origin, &[Digest::of(b""), Digest::of(b"a")], &config)

@@ -5,19 +5,19 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use super::http::{AnswerBy, HostLimits};
+use super::http::{HostLimits, ResponseDeadline};
 
 /// The time of one request, with all of its attempts.
 pub(super) struct Allowance {
     /// Until when a registry that asks to wait is waited for.
-    pub(super) deadline: Instant,
+    pub(super) park_deadline: Instant,
     /// How long that is from the start.
     pub(super) patience: Duration,
     /// The time for answers; none for what may be large.
-    time: Option<AnswerTime>,
+    time: Option<ResponseTime>,
 }
 
-struct AnswerTime {
+struct ResponseTime {
     whole: Duration,
     /// The most that one attempt may take.
     longest: Duration,
@@ -29,7 +29,7 @@ struct AnswerTime {
 impl Allowance {
     /// Returns that of a request whose answer may be large. `now` is by the clock that waiting goes by.
     pub(super) fn large(now: Instant, patience: Duration) -> Self {
-        Self { deadline: now + patience, patience, time: None }
+        Self { park_deadline: now + patience, patience, time: None }
     }
 
     /// Returns that of a request whose answer is small, and has to be there in `whole`.
@@ -37,17 +37,17 @@ impl Allowance {
     /// One attempt may take half of it: an answer that was lost on its way should not use up the time for another.
     pub(super) fn small(now: Instant, patience: Duration, whole: Duration, limits: HostLimits) -> Self {
         let longest = limits.stall.min(whole / 2);
-        let time = AnswerTime { whole, longest, left: Cell::new(whole), begun: Cell::default() };
-        Self { deadline: now + patience, patience, time: Some(time) }
+        let time = ResponseTime { whole, longest, left: Cell::new(whole), begun: Cell::default() };
+        Self { park_deadline: now + patience, patience, time: Some(time) }
     }
 
     /// Begins to ask; returns when all of the answer has to be there.
-    pub(super) fn begin(&self) -> Option<AnswerBy> {
+    pub(super) fn begin(&self) -> Option<ResponseDeadline> {
         self.end();
         let time = self.time.as_ref()?;
         let (now, limit) = (Instant::now(), time.longest.min(time.left.get()));
         time.begun.set(Some(now));
-        Some(AnswerBy { until: now + limit, limit })
+        Some(ResponseDeadline { until: now + limit, limit })
     }
 
     /// Notes that the attempt under way is over, if there is one.

@@ -14,7 +14,7 @@ use super::settings::Secret;
 use crate::file::open_regular;
 
 /// How much of a file is read, in bytes.
-const LARGEST_FILE: u64 = 1 << 20;
+const MAX_AUTH_FILE: u64 = 1 << 20;
 
 /// What a file holds. Keys are normalised: host, or host and the beginning of a repository.
 #[derive(Default)]
@@ -50,14 +50,14 @@ impl AuthFile {
             result => result,
         };
         let mut text = Vec::new();
-        file.and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut text))
+        file.and_then(|file| file.take(MAX_AUTH_FILE + 1).read_to_end(&mut text))
             .map_err(|source| RegistryError::Read { path: path.to_owned(), source })?;
         Self::parse(&text).map(Some).map_err(|fault| RegistryError::Invalid { path: path.to_owned(), fault })
     }
 
     /// Parses a file. The fault names nothing that the file holds.
     fn parse(text: &[u8]) -> Result<Self, &'static str> {
-        if text.len() as u64 > LARGEST_FILE {
+        if text.len() as u64 > MAX_AUTH_FILE {
             return Err("it has more than 1 MiB");
         }
         if text.trim_ascii().is_empty() {
@@ -172,7 +172,7 @@ mod tests {
         }
         std::fs::write(&path, " \n").unwrap();
         assert!(AuthFile::open(&path).unwrap().is_some());
-        std::fs::write(&path, vec![b' '; LARGEST_FILE as usize + 1]).unwrap();
+        std::fs::write(&path, vec![b' '; MAX_AUTH_FILE as usize + 1]).unwrap();
         assert!(AuthFile::open(&path).is_err());
     }
 }

@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use reqwest::header::HeaderValue;
 
 use super::auth_file::AuthFile;
-use super::ducc::{Access, DuccRegistry, Environment};
+use super::ducc::{Access, DuccRegistry, EnvironmentLookup};
 use super::endpoint::{HUB_HOSTS, settings_of};
 use super::error::RegistryError;
 use super::helper;
@@ -24,7 +24,7 @@ const TOKEN_USER: &str = "<token>";
 /// What programs and files that keep credentials call Docker Hub.
 const HUB_SERVER: &str = "https://index.docker.io/v1/";
 /// How much is read of a file that holds a password, in bytes.
-const LONGEST_PASSWORD: u64 = 64 << 10;
+const MAX_PASSWORD_FILE: u64 = 64 << 10;
 
 /// What proves who asks.
 #[derive(Clone, PartialEq, Eq)]
@@ -78,14 +78,14 @@ impl fmt::Debug for Credentials {
 
 /// Credentials that were looked for.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct CredentialLookup {
     pub(super) credentials: Option<Credentials>,
     /// Where they are, or where they were looked for, for a message.
     pub(super) place: String,
 }
 
 /// All places that credentials may be at.
-pub(super) struct CredentialPlaces {
+pub(super) struct CredentialSources {
     settings: RegistriesSettings,
     ducc: Vec<DuccRegistry>,
     files: Vec<PathBuf>,
@@ -102,8 +102,12 @@ struct Login {
     place: &'static str,
 }
 
-impl CredentialPlaces {
-    pub(super) fn new(settings: RegistriesSettings, ducc: Vec<DuccRegistry>, environment: Environment<'_>) -> Self {
+impl CredentialSources {
+    pub(super) fn new(
+        settings: RegistriesSettings,
+        ducc: Vec<DuccRegistry>,
+        environment: EnvironmentLookup<'_>,
+    ) -> Self {
         Self { settings, ducc, files: files(environment), path: environment("PATH"), login: None }
     }
 
@@ -113,7 +117,7 @@ impl CredentialPlaces {
     }
 
     /// Looks for credentials for a repository at a host; without a repository, for those of the host as a whole.
-    pub(super) fn find(&self, host: &str, repository: &str) -> Result<Found, RegistryError> {
+    pub(super) fn find(&self, host: &str, repository: &str) -> Result<CredentialLookup, RegistryError> {
         if let Some(login) = self.login.as_ref().filter(|login| login.host == host) {
             return Ok(found(login.credentials.clone(), login.place));
         }
@@ -132,7 +136,7 @@ impl CredentialPlaces {
         }
         let files: String = self.files.iter().map(|path| format!(", {path:?}")).collect();
         let place = format!("there are no credentials for it in the settings, DUCC_AUTH_REGISTRIES{files}");
-        Ok(Found { credentials: None, place })
+        Ok(CredentialLookup { credentials: None, place })
     }
 
     fn of_settings(&self, host: &str) -> Result<Option<Credentials>, RegistryError> {
@@ -160,12 +164,12 @@ impl CredentialPlaces {
     }
 }
 
-fn found(credentials: Credentials, place: &str) -> Found {
-    Found { credentials: Some(credentials), place: format!("with the credentials of {place}") }
+fn found(credentials: Credentials, place: &str) -> CredentialLookup {
+    CredentialLookup { credentials: Some(credentials), place: format!("with the credentials of {place}") }
 }
 
 /// Returns the files that may hold credentials, whether they are there or not.
-fn files(environment: Environment<'_>) -> Vec<PathBuf> {
+fn files(environment: EnvironmentLookup<'_>) -> Vec<PathBuf> {
     let get = |variable: &str| environment(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = get("HOME");
     let below_home = |directory: &str| home.as_ref().map(|home| home.join(directory));
@@ -196,7 +200,7 @@ fn keys(host: &str, repository: &str) -> Vec<String> {
 /// Reads a password from a file; a line end after it does not belong to it.
 fn read_password(path: &Path) -> Result<String, RegistryError> {
     let mut bytes = Vec::new();
-    let read = open_regular(path).and_then(|file| file.take(LONGEST_PASSWORD).read_to_end(&mut bytes));
+    let read = open_regular(path).and_then(|file| file.take(MAX_PASSWORD_FILE).read_to_end(&mut bytes));
     read.map_err(|source| RegistryError::Read { path: path.to_owned(), source })?;
     let fault = "it holds no password";
     let text = String::from_utf8(bytes).ok();
@@ -243,12 +247,12 @@ mod tests {
             self
         }
 
-        fn find(&self, host: &str, repository: &str) -> Result<Found, RegistryError> {
+        fn find(&self, host: &str, repository: &str) -> Result<CredentialLookup, RegistryError> {
             let environment = |name: &str| {
                 self.variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
             };
             let ducc = ducc::registries(&environment)?;
-            CredentialPlaces::new(self.settings.clone(), ducc, &environment).find(host, repository)
+            CredentialSources::new(self.settings.clone(), ducc, &environment).find(host, repository)
         }
 
         fn user(&self, host: &str, repository: &str) -> Option<String> {

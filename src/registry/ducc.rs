@@ -7,7 +7,7 @@ use super::credentials::Credentials;
 use super::error::RegistryError;
 
 /// Reads one variable of the environment.
-pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+pub type EnvironmentLookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// What the variables `DUCC_<label>_…` say of the registries that they mean.
 #[derive(Clone, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub(super) enum Access {
 }
 
 /// Reads the registries of `DUCC_AUTH_REGISTRIES`. One that is not complete is an error, as for DUCC.
-pub(super) fn registries(environment: Environment<'_>) -> Result<Vec<DuccRegistry>, RegistryError> {
+pub(super) fn registries(environment: EnvironmentLookup<'_>) -> Result<Vec<DuccRegistry>, RegistryError> {
     let get = |variable: &str| match environment(variable).map(OsString::into_string) {
         None => Ok(None),
         Some(Ok(text)) => Ok(Some(text).filter(|text| !text.is_empty())),

@@ -78,13 +78,13 @@ impl Endpoint {
 }
 
 /// Returns the host and port, as URLs have them, that stand for a registry.
-pub(super) fn asked_authority(host: &str) -> String {
+pub(super) fn remote_authority(host: &str) -> String {
     let asked = if HUB_HOSTS.contains(&host) { HUB_REGISTRY } else { host };
     format!("https://{asked}/").parse().map_or_else(|_| asked.to_owned(), |url| authority(&url))
 }
 
 /// Returns the repository as its registry calls it: the short names of Docker Hub stand for those of its library.
-pub(super) fn asked_repository(host: &str, repository: &str) -> String {
+pub(super) fn remote_repository(host: &str, repository: &str) -> String {
     match HUB_HOSTS.contains(&host) && !repository.contains('/') && !repository.is_empty() {
         true => format!("library/{repository}"),
         false => repository.to_owned(),
@@ -216,11 +216,11 @@ mod tests {
             let url = "https://registry-1.docker.io/v2/a/b/manifests/t";
             assert_eq!(asked(host, Transport::Secure, &RegistriesSettings::default()), [one(url, host)]);
         }
-        let authorities = ["docker.io", "H.org:443", "h.org:5000", "[2001:DB8:0::1]:5000"].map(asked_authority);
+        let authorities = ["docker.io", "H.org:443", "h.org:5000", "[2001:DB8:0::1]:5000"].map(remote_authority);
         assert_eq!(authorities, ["registry-1.docker.io", "h.org", "h.org:5000", "[2001:db8::1]:5000"]);
-        assert_eq!(asked_repository("docker.io", "alpine"), "library/alpine");
-        assert_eq!(asked_repository("docker.io", "a/b"), "a/b");
-        assert_eq!(asked_repository("h.org", "alpine"), "alpine");
+        assert_eq!(remote_repository("docker.io", "alpine"), "library/alpine");
+        assert_eq!(remote_repository("docker.io", "a/b"), "a/b");
+        assert_eq!(remote_repository("h.org", "alpine"), "alpine");
     }
 
     #[test]

@@ -94,18 +94,18 @@ pub enum RegistryError {
         reason: &'static str,
     },
     /// The registry does not have it, or hides it.
-    #[error("{} has no {what}{said}", mirror.as_ref().map_or("registry".to_owned(), |mirror| format!("mirror {mirror}")))]
+    #[error("{} has no {what}{error}", mirror.as_ref().map_or("registry".to_owned(), |mirror| format!("mirror {mirror}")))]
     NotFound {
         /// What was asked for.
         what: String,
         /// The mirror that was asked, if it was not the registry itself.
         mirror: Option<String>,
         /// What the registry says.
-        said: Said,
+        error: ErrorBody,
     },
     /// The registry does not give it to whoever asks.
     #[error(
-        "{}: {what}{}{said} ({credentials})",
+        "{}: {what}{}{error} ({credentials})",
         if *status == 403 { "denied" } else { "unauthorized" },
         mirror.as_ref().map(|mirror| format!(" at mirror {mirror}")).unwrap_or_default()
     )]
@@ -117,7 +117,7 @@ pub enum RegistryError {
         /// The status: 401 or 403.
         status: u16,
         /// What the registry says.
-        said: Said,
+        error: ErrorBody,
         /// Whose credentials were shown, or where some were looked for.
         credentials: String,
     },
@@ -130,14 +130,14 @@ pub enum RegistryError {
         reason: &'static str,
     },
     /// The registry answers with another status.
-    #[error("{url} answers with status {status}{said}")]
+    #[error("{url} answers with status {status}{error}")]
     Status {
         /// What was asked.
         url: String,
         /// The status.
         status: u16,
         /// What the registry says.
-        said: Said,
+        error: ErrorBody,
     },
     /// The registry wants no more requests for a while.
     #[error("{host} asks to wait {}", humantime::format_duration(std::time::Duration::from_secs(*.seconds)))]
@@ -151,7 +151,7 @@ pub enum RegistryError {
     },
     /// The answer has a form that no registry gives.
     #[error("{url} gives no usable answer: {reason}")]
-    Answer {
+    InvalidResponse {
         /// What was asked.
         url: String,
         /// How that shows.
@@ -187,14 +187,14 @@ pub enum RegistryError {
 
 /// What a registry says of an error (distribution-spec, "Error Codes"); anybody may have written it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Said {
+pub struct ErrorBody {
     /// The code of the first error, such as `MANIFEST_UNKNOWN`; may be empty.
     pub code: String,
     /// Its message; may be empty.
     pub message: String,
 }
 
-impl Said {
+impl ErrorBody {
     /// Reads the first error of a body. A body of another form says nothing.
     pub(super) fn parse(body: &[u8]) -> Self {
         #[derive(Default, serde::Deserialize)]
@@ -228,7 +228,7 @@ impl Said {
     }
 }
 
-impl fmt::Display for Said {
+impl fmt::Display for ErrorBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tamed = |text: &str| quoted(text).trim_matches('"').to_owned();
         match (self.code.as_str(), self.message.as_str()) {
@@ -256,10 +256,12 @@ impl RegistryError {
 
     /// Tells whether it comes from what a server answered, or that it did not, so that it may do better when it is asked in
     /// another way.
-    pub(super) fn is_of_answer(&self) -> bool {
+    pub(super) fn may_depend_on_method(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::TooSlow { .. } | Self::Redirect { .. } | Self::NotFound { .. } => true,
-            Self::Unauthorized { .. } | Self::Challenge { .. } | Self::Status { .. } | Self::Answer { .. } => true,
+            Self::Unauthorized { .. } | Self::Challenge { .. } | Self::Status { .. } | Self::InvalidResponse { .. } => {
+                true
+            }
             Self::TooLarge { .. } | Self::WrongDigest { .. } | Self::Range { .. } => true,
             Self::Settings { .. } | Self::Read { .. } | Self::Invalid { .. } | Self::Variable { .. } => false,
             Self::Helper { .. } | Self::Client(_) | Self::Url(_) => false,
@@ -295,30 +297,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn first_error_of_a_body_is_said() {
-        let echo = Said::parse(br#"{"errors":[{"code":"X","message":"you sent Basic c2VjcmV0"}]}"#);
+    fn first_error_of_a_body_is_reported() {
+        let echo = ErrorBody::parse(br#"{"errors":[{"code":"X","message":"you sent Basic c2VjcmV0"}]}"#);
         assert!(!echo.without(Some("Basic c2VjcmV0")).to_string().contains("c2VjcmV0"));
-        let said = |body: &str| Said::parse(body.as_bytes()).to_string();
+        let text = |body: &str| ErrorBody::parse(body.as_bytes()).to_string();
         let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":{"Tag":"x"}},{}]}"#;
-        assert_eq!(said(body), ": MANIFEST_UNKNOWN, manifest unknown");
-        assert_eq!(said(r#"{"errors":[{"message":"only"}]}"#), ": only");
-        assert_eq!(said(r#"{"details":"incorrect username or password"}"#), ": incorrect username or password");
-        assert_eq!(said(r#"{"error":"invalid_grant","error_description":"no"}"#), ": invalid_grant, no");
+        assert_eq!(text(body), ": MANIFEST_UNKNOWN, manifest unknown");
+        assert_eq!(text(r#"{"errors":[{"message":"only"}]}"#), ": only");
+        assert_eq!(text(r#"{"details":"incorrect username or password"}"#), ": incorrect username or password");
+        assert_eq!(text(r#"{"error":"invalid_grant","error_description":"no"}"#), ": invalid_grant, no");
         for nothing in ["", "{}", "<html>", r#"{"errors":[]}"#, r#"{"errors":null}"#, r#"{"errors":[1]}"#] {
-            assert_eq!(said(nothing), "", "{nothing}");
+            assert_eq!(text(nothing), "", "{nothing}");
         }
     }
 
     #[test]
     fn what_is_said_is_tamed_and_cut() {
-        let said = Said { code: "a\x1b[31m\n".to_owned(), message: "m".repeat(300) };
-        let text = said.to_string();
+        let error = ErrorBody { code: "a\x1b[31m\n".to_owned(), message: "m".repeat(300) };
+        let text = error.to_string();
         assert!(!text.contains(char::is_control) && text.len() < 250, "{text}");
     }
 
     #[test]
     fn only_what_may_pass_is_transient() {
-        let status = |status| RegistryError::Status { url: String::new(), status, said: Said::default() };
+        let status = |status| RegistryError::Status { url: String::new(), status, error: ErrorBody::default() };
         for transient in [408, 500, 502, 503, 504] {
             assert!(status(transient).is_transient(), "{transient}");
         }

@@ -13,7 +13,7 @@ use super::error::RegistryError;
 /// How long a program may take.
 const LONGEST: Duration = Duration::from_secs(30);
 /// How much is read of what it prints, in bytes.
-const LARGEST_OUTPUT: u64 = 64 << 10;
+const MAX_OUTPUT: u64 = 64 << 10;
 /// How often one looks whether it has ended.
 const LOOK: Duration = Duration::from_millis(5);
 /// How the programs say that they have nothing; their exit code is that of any error.
@@ -74,7 +74,7 @@ fn talk(child: &mut Child, server: &str, deadline: Instant) -> Result<(ExitStatu
     let (sender, receiver) = mpsc::channel();
     let read = move || {
         let mut text = Vec::new();
-        let read = output.map_or(Ok(0), |output| output.take(LARGEST_OUTPUT + 1).read_to_end(&mut text));
+        let read = output.map_or(Ok(0), |output| output.take(MAX_OUTPUT + 1).read_to_end(&mut text));
         sender.send(read.map(|_| text)).ok();
     };
     thread::Builder::new()
@@ -82,7 +82,7 @@ fn talk(child: &mut Child, server: &str, deadline: Instant) -> Result<(ExitStatu
         .map_err(|error| format!("cannot start a thread that reads its answer: {error}"))?;
     let left = || deadline.saturating_duration_since(Instant::now());
     let text = receiver.recv_timeout(left()).map_err(|_| too_slow())?.map_err(|error| error.to_string())?;
-    if text.len() as u64 > LARGEST_OUTPUT {
+    if text.len() as u64 > MAX_OUTPUT {
         return Err("it prints too much".to_owned());
     }
     loop {

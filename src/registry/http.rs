@@ -13,19 +13,19 @@ use reqwest::{Method, NoProxy, Proxy, Url};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use super::error::{RegistryError, Said};
+use super::error::{ErrorBody, RegistryError};
 use super::limits::lock;
-use super::resolver::Resolver;
+use super::resolver::DnsResolver;
 use super::settings::{DEFAULT_MINIMUM_RATE, DEFAULT_REQUEST_TIMEOUT};
 
 /// How many redirects are followed for one request.
-const MOST_REDIRECTS: usize = 10;
+const MAX_REDIRECTS: usize = 10;
 /// How much is read of the body that explains an error.
-const LONGEST_EXPLANATION: u64 = 64 << 10;
+const MAX_ERROR_BODY: u64 = 64 << 10;
 /// How long the body that explains an error is read. A read that is under way then ends by itself.
-const EXPLANATION_TIME: Duration = Duration::from_secs(5);
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes that are read of a body at once.
-const PIECE: usize = 64 << 10;
+const READ_SIZE: usize = 64 << 10;
 /// What nobody needs a proxy for.
 const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
 
@@ -64,7 +64,7 @@ pub(super) struct Proxies {
 
 /// What is special about a host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub(super) struct Terms {
+pub(super) struct ClientSettings {
     /// A file of own certificates that it is trusted by.
     pub(super) certificates: Option<PathBuf>,
     /// How long it may keep silent.
@@ -86,11 +86,11 @@ pub(super) struct HostLimits {
 pub(super) struct Http {
     limits: TimeLimits,
     proxies: Proxies,
-    terms: HashMap<String, Terms>,
+    terms: HashMap<String, ClientSettings>,
     /// The limits of hosts that have their own.
     host_limits: HashMap<String, HostLimits>,
     /// Clients by the terms that they are for, made when they are needed.
-    clients: Mutex<HashMap<Terms, Client>>,
+    clients: Mutex<HashMap<ClientSettings, Client>>,
 }
 
 /// One request, before redirects.
@@ -101,20 +101,20 @@ pub(super) struct Request {
     /// For the origin of the URL, and nobody else.
     pub(super) authorization: Option<HeaderValue>,
     /// What is sent along. Such a request follows no redirect.
-    pub(super) body: Option<Body>,
+    pub(super) body: Option<RequestBody>,
     /// When all of the answer has to be there; only what may be large has no such limit.
-    pub(super) answer_by: Option<AnswerBy>,
+    pub(super) deadline: Option<ResponseDeadline>,
 }
 
 /// When all of an answer has to be there.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct AnswerBy {
+pub(super) struct ResponseDeadline {
     pub(super) until: Instant,
     /// How long that was from the start, for messages.
     pub(super) limit: Duration,
 }
 
-impl AnswerBy {
+impl ResponseDeadline {
     /// Returns how much time is left, or the error to give.
     fn left(&self, url: &Url) -> Result<Duration, RegistryError> {
         let left = self.until.saturating_duration_since(Instant::now());
@@ -122,19 +122,19 @@ impl AnswerBy {
     }
 
     fn too_slow(&self, url: &Url) -> RegistryError {
-        RegistryError::TooSlow { url: shown(url), limit: self.limit }
+        RegistryError::TooSlow { url: redacted(url), limit: self.limit }
     }
 }
 
 /// What is sent along with a request.
 #[derive(Clone)]
-pub(super) struct Body {
+pub(super) struct RequestBody {
     pub(super) media_type: &'static str,
     pub(super) bytes: Vec<u8>,
 }
 
 /// What came back, perhaps after redirects.
-pub(super) struct Answer {
+pub(super) struct HttpResponse {
     pub(super) response: Response,
     /// Who answered in the end.
     pub(super) url: Url,
@@ -143,12 +143,12 @@ pub(super) struct Answer {
     /// What was shown to it, which may come back in what it says.
     pub(super) shown: Option<HeaderValue>,
     /// When all of it has to be there.
-    pub(super) answer_by: Option<AnswerBy>,
+    pub(super) deadline: Option<ResponseDeadline>,
 }
 
 impl Request {
     pub(super) fn get(url: Url) -> Self {
-        Self { method: Method::GET, url, headers: HeaderMap::new(), authorization: None, body: None, answer_by: None }
+        Self { method: Method::GET, url, headers: HeaderMap::new(), authorization: None, body: None, deadline: None }
     }
 }
 
@@ -157,7 +157,7 @@ impl Http {
     pub(super) fn new(
         limits: TimeLimits,
         proxies: Proxies,
-        terms: HashMap<String, Terms>,
+        terms: HashMap<String, ClientSettings>,
         host_limits: HashMap<String, HostLimits>,
     ) -> Self {
         Self { limits, proxies, terms, host_limits, clients: Mutex::default() }
@@ -170,18 +170,18 @@ impl Http {
     }
 
     /// Sends a request and follows its redirects. Any status is an answer.
-    pub(super) fn send(&self, request: &Request) -> Result<Answer, RegistryError> {
+    pub(super) fn send(&self, request: &Request) -> Result<HttpResponse, RegistryError> {
         let (mut url, mut is_of_origin) = (request.url.clone(), true);
-        for _ in 0..=MOST_REDIRECTS {
+        for _ in 0..=MAX_REDIRECTS {
             let response = self.send_once(request, &url, is_of_origin)?;
             let Some(next) = redirect(request, &url, &response)? else {
-                let (shown, answer_by) = (request.authorization.clone(), request.answer_by);
-                return Ok(Answer { response, url, is_of_origin, shown, answer_by });
+                let (shown, deadline) = (request.authorization.clone(), request.deadline);
+                return Ok(HttpResponse { response, url, is_of_origin, shown, deadline });
             };
             is_of_origin &= is_same_origin(&url, &next);
             url = next;
         }
-        Err(RegistryError::Redirect { url: shown(&request.url), reason: "it leads on and on" })
+        Err(RegistryError::Redirect { url: redacted(&request.url), reason: "it leads on and on" })
     }
 
     fn send_once(&self, request: &Request, url: &Url, with_authorization: bool) -> Result<Response, RegistryError> {
@@ -193,12 +193,12 @@ impl Http {
         if let Some(body) = &request.body {
             sent = sent.header(CONTENT_TYPE, body.media_type).body(body.bytes.clone());
         }
-        if let Some(answer_by) = request.answer_by {
+        if let Some(deadline) = request.deadline {
             // Of a single request, it is the time limit of all of the answer.
-            sent = sent.timeout(answer_by.left(url)?);
+            sent = sent.timeout(deadline.left(url)?);
         }
-        sent.send().map_err(|error| match request.answer_by {
-            Some(answer_by) if error.is_timeout() && !error.is_connect() => answer_by.too_slow(url),
+        sent.send().map_err(|error| match request.deadline {
+            Some(deadline) if error.is_timeout() && !error.is_connect() => deadline.too_slow(url),
             _ => unreachable(url, error),
         })
     }
@@ -206,7 +206,7 @@ impl Http {
     /// Returns the client for a host that `origin` has led to, or is. It may keep silent for as long as `origin`.
     fn client(&self, origin: &str, host: &str) -> Result<Client, RegistryError> {
         let terms = |host| self.terms.get(host).cloned().unwrap_or_default();
-        let terms = Terms { stall: terms(origin).stall, ..terms(host) };
+        let terms = ClientSettings { stall: terms(origin).stall, ..terms(host) };
         let mut clients = lock(&self.clients);
         if let Some(client) = clients.get(&terms) {
             return Ok(client.clone());
@@ -216,7 +216,7 @@ impl Http {
         Ok(client)
     }
 
-    fn build(&self, terms: &Terms) -> Result<Client, RegistryError> {
+    fn build(&self, terms: &ClientSettings) -> Result<Client, RegistryError> {
         let mut headers = HeaderMap::new();
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("strata/", env!("CARGO_PKG_VERSION"))));
         // What is packed on its way would have another digest.
@@ -225,7 +225,7 @@ impl Http {
             .tls_backend_preconfigured(tls(terms.certificates.as_deref())?)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
-            .dns_resolver(Arc::new(Resolver))
+            .dns_resolver(Arc::new(DnsResolver))
             .connect_timeout(self.limits.connect)
             // Of the blocking client, it is the time limit of the head, and then of each single read.
             .timeout(terms.stall.unwrap_or(self.limits.stall))
@@ -288,7 +288,7 @@ fn redirect(request: &Request, url: &Url, response: &Response) -> Result<Option<
     let (true, Some(location), None) = (is_redirect(response.status().as_u16()), location, &request.body) else {
         return Ok(None);
     };
-    let refuse = |reason| RegistryError::Redirect { url: shown(url), reason };
+    let refuse = |reason| RegistryError::Redirect { url: redacted(url), reason };
     let location = location.to_str().map_err(|_| refuse("its target is not text"))?;
     redirect_target(url, location).map(Some).map_err(refuse)
 }
@@ -319,12 +319,12 @@ pub(super) fn authority(url: &Url) -> String {
 }
 
 /// Returns a URL for a message: signed URLs carry secrets in their queries.
-pub(super) fn shown(url: &Url) -> String {
+pub(super) fn redacted(url: &Url) -> String {
     format!("{}://{}{}", url.scheme(), authority(url), url.path())
 }
 
 fn unreachable(url: &Url, error: reqwest::Error) -> RegistryError {
-    RegistryError::Unreachable { url: shown(url), source: error.without_url().into() }
+    RegistryError::Unreachable { url: redacted(url), source: error.without_url().into() }
 }
 
 /// Tells whether encryption failed because the other side does not know it; a certificate that is not trusted is
@@ -357,7 +357,7 @@ fn cause<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'stati
     }
 }
 
-impl Answer {
+impl HttpResponse {
     pub(super) fn status(&self) -> u16 {
         self.response.status().as_u16()
     }
@@ -378,11 +378,11 @@ impl Answer {
     }
 
     /// Reads the body of an answer that is an error.
-    pub(super) fn said(self) -> Said {
-        let until = Instant::now() + EXPLANATION_TIME;
-        match read_until(self.response.take(LONGEST_EXPLANATION), until) {
-            Ok(body) => Said::parse(&body).without(self.shown.as_ref().and_then(|shown| shown.to_str().ok())),
-            Err(_) => Said::default(),
+    pub(super) fn error_body(self) -> ErrorBody {
+        let until = Instant::now() + ERROR_BODY_TIMEOUT;
+        match read_until(self.response.take(MAX_ERROR_BODY), until) {
+            Ok(body) => ErrorBody::parse(&body).without(self.shown.as_ref().and_then(|shown| shown.to_str().ok())),
+            Err(_) => ErrorBody::default(),
         }
     }
 
@@ -391,12 +391,12 @@ impl Answer {
         let mut body = Vec::new();
         let url = self.url;
         let read = self.response.take(limit + 1).read_to_end(&mut body);
-        read.map_err(|source| match self.answer_by.map(|answer_by| (answer_by, answer_by.left(&url))) {
-            Some((answer_by, Err(_))) => answer_by.too_slow(&url),
-            _ => RegistryError::Unreachable { url: shown(&url), source: source.into() },
+        read.map_err(|source| match self.deadline.map(|deadline| (deadline, deadline.left(&url))) {
+            Some((deadline, Err(_))) => deadline.too_slow(&url),
+            _ => RegistryError::Unreachable { url: redacted(&url), source: source.into() },
         })?;
         match body.len() as u64 > limit {
-            true => Err(RegistryError::TooLarge { url: shown(&url), limit }),
+            true => Err(RegistryError::TooLarge { url: redacted(&url), limit }),
             false => Ok(body),
         }
     }
@@ -404,7 +404,7 @@ impl Answer {
 
 /// Reads a body to its end, or fails when it is not there at `until`.
 fn read_until(mut body: impl Read, until: Instant) -> io::Result<Vec<u8>> {
-    let (mut bytes, mut piece) = (Vec::new(), vec![0; PIECE]);
+    let (mut bytes, mut piece) = (Vec::new(), vec![0; READ_SIZE]);
     loop {
         match body.read(&mut piece) {
             Ok(0) => return Ok(bytes),
@@ -448,7 +448,7 @@ mod tests {
 
     #[test]
     fn shown_url_has_neither_query_nor_user() {
-        assert_eq!(shown(&url("https://u:p@h.org:5000/v2/a?sig=secret#x")), "https://h.org:5000/v2/a");
+        assert_eq!(redacted(&url("https://u:p@h.org:5000/v2/a?sig=secret#x")), "https://h.org:5000/v2/a");
     }
 
     #[test]

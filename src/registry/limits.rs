@@ -12,15 +12,15 @@ use super::error::RegistryError;
 use crate::message::causes;
 
 /// What no header can ask for more than.
-const LONGEST_PARKING: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 /// What even a registry in a hurry is left alone for.
-const SHORTEST_PARKING: Duration = Duration::from_secs(1);
+const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How many requests in a row may be left without an answer before a registry is left alone.
-const MOST_UNANSWERED: u32 = 3;
+const MAX_UNANSWERED: u32 = 3;
 /// How long it is left alone then.
-const GIVEN_UP: Duration = Duration::from_secs(60);
+const UNRESPONSIVE_PAUSE: Duration = Duration::from_secs(60);
 /// How long nothing more is said of a registry that asks to wait.
-const TOLD: Duration = Duration::from_secs(600);
+const REPORT_INTERVAL: Duration = Duration::from_secs(600);
 /// How long one is left alone that does not say how long, at first and at most.
 const UNSAID_PARKING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
@@ -32,7 +32,7 @@ pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
     } else {
         httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()
     };
-    Some(asked.clamp(SHORTEST_PARKING, LONGEST_PARKING))
+    Some(asked.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
 }
 
 /// Returns how long manifests are to be left alone after an answer that says that none are left for now.
@@ -46,7 +46,7 @@ pub(super) fn exhausted(headers: &HeaderMap) -> Option<Duration> {
     }
     let (limit, window_of_limit) = rate(headers, "ratelimit-limit").unwrap_or((1, None));
     let seconds = window.or(window_of_limit)?.div_ceil(limit.max(1));
-    Some(Duration::from_secs(seconds).clamp(SHORTEST_PARKING, LONGEST_PARKING))
+    Some(Duration::from_secs(seconds).clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
 }
 
 /// Reads `<number>[;w=<seconds>]`.
@@ -79,8 +79,8 @@ impl Hosts {
 pub(super) struct Host {
     name: String,
     parking: Mutex<Parking>,
-    requests: Arc<Slots>,
-    downloads: Arc<Slots>,
+    requests: Arc<Semaphore>,
+    downloads: Arc<Semaphore>,
     speaks_plain_http: Mutex<bool>,
     silence: Mutex<Silence>,
 }
@@ -113,8 +113,8 @@ impl Host {
         Self {
             name: name.to_owned(),
             parking: Mutex::default(),
-            requests: Slots::new(connections),
-            downloads: Slots::new(connections),
+            requests: Semaphore::new(connections),
+            downloads: Semaphore::new(connections),
             speaks_plain_http: Mutex::default(),
             silence: Mutex::default(),
         }
@@ -135,8 +135,8 @@ impl Host {
     pub(super) fn left_unanswered(&self, now: Instant) {
         let mut silence = lock(&self.silence);
         silence.unanswered = silence.unanswered.saturating_add(1);
-        if silence.unanswered >= MOST_UNANSWERED {
-            silence.until = Some(now + GIVEN_UP);
+        if silence.unanswered >= MAX_UNANSWERED {
+            silence.until = Some(now + UNRESPONSIVE_PAUSE);
         }
     }
 
@@ -193,7 +193,8 @@ impl Host {
             let now = clock.now();
             let Some(until) = self.parked_until(now, for_manifest) else { return Ok(()) };
             let since = lock(&self.parking).since;
-            let deadline = since.map_or(allowance.deadline, |since| allowance.deadline.min(since + allowance.patience));
+            let deadline =
+                since.map_or(allowance.park_deadline, |since| allowance.park_deadline.min(since + allowance.patience));
             if until > deadline {
                 return Err(self.parked(until, now));
             }
@@ -210,7 +211,7 @@ impl Host {
         what: &str,
     ) -> Result<(), RegistryError> {
         let Some(until) = self.parked_until(now, false) else { return Ok(()) };
-        if until <= allowance.deadline {
+        if until <= allowance.park_deadline {
             self.tell(until, now, what);
         }
         Err(self.parked(until, now))
@@ -224,7 +225,7 @@ impl Host {
     /// Says once that the host asks to wait.
     fn tell(&self, until: Instant, now: Instant, what: &str) {
         let mut parking = lock(&self.parking);
-        if parking.told.is_none_or(|told| now.saturating_duration_since(told) > TOLD) {
+        if parking.told.is_none_or(|told| now.saturating_duration_since(told) > REPORT_INTERVAL) {
             parking.told = Some(now);
             let seconds = Duration::from_secs(seconds(until, now));
             let (host, pause) = (&self.name, humantime::format_duration(seconds));
@@ -295,16 +296,16 @@ fn seconds(until: Instant, now: Instant) -> u64 {
 
 /// So many of something may be under way.
 #[derive(Debug)]
-struct Slots {
+struct Semaphore {
     free: Mutex<usize>,
     freed: Condvar,
 }
 
 /// Counts one request or download that is under way.
 #[derive(Debug)]
-pub(crate) struct Permit(Arc<Slots>);
+pub(crate) struct Permit(Arc<Semaphore>);
 
-impl Slots {
+impl Semaphore {
     fn new(count: usize) -> Arc<Self> {
         Arc::new(Self { free: Mutex::new(count.max(1)), freed: Condvar::new() })
     }
@@ -423,7 +424,7 @@ mod tests {
         host.left_unanswered(clock.now());
         let error = host.check_answers(clock.now()).unwrap_err();
         assert!(error.to_string().contains("h.org") && error.to_string().contains("3 requests"), "{error}");
-        clock.sleep(GIVEN_UP);
+        clock.sleep(UNRESPONSIVE_PAUSE);
         assert!(is_asked());
         host.left_unanswered(clock.now());
         assert!(!is_asked(), "one more is enough as long as it never answers");

@@ -5,21 +5,21 @@
 //! asked for once; whoever reads it knows best where to go on.
 
 mod allowance;
-mod asking;
 mod auth_file;
 mod challenge;
 mod clock;
 mod credentials;
 mod ducc;
-mod effort;
 mod endpoint;
 mod error;
+mod exchange;
 mod helper;
 mod http;
 mod limits;
 mod paging;
 mod push;
 mod resolver;
+mod retry;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -41,22 +41,22 @@ use crate::image::{
     Digest, Document, ImageName, ImageReference, MAX_DOCUMENT_SIZE, is_repository, is_schema_1, is_tag,
 };
 use allowance::Allowance;
-use asking::{Asked, Call};
 use clock::{Clock, SystemClock};
-use credentials::{CredentialPlaces, Credentials};
+use credentials::{CredentialSources, Credentials};
 use ducc::DuccRegistry;
-use endpoint::{Endpoint, asked_authority, asked_repository, endpoints};
-use http::{Answer, HostLimits, Http, Proxies, Terms, shown};
+use endpoint::{Endpoint, endpoints, remote_authority, remote_repository};
+use exchange::{Call, RequestLabel};
+use http::{ClientSettings, HostLimits, Http, HttpResponse, Proxies, redacted};
 use limits::{Host, Hosts};
 use token::Tokens;
-use transfer::{OpenedBlob, Policy, Retryable};
+use transfer::{DownloadPolicy, OpenedBlob, Retryable};
 
-pub use ducc::Environment;
-pub(crate) use effort::Effort;
-pub use error::{RegistryError, Said};
+pub use ducc::EnvironmentLookup;
+pub use error::{ErrorBody, RegistryError};
 pub use http::TimeLimits;
 pub(crate) use limits::{Permit, lock};
-pub use push::{Pushed, PushedImage};
+pub use push::{ImageUpload, PushOutcome};
+pub(crate) use retry::RetryBudget;
 pub use settings::{
     DEFAULT_CONNECTIONS, DEFAULT_MINIMUM_RATE, DEFAULT_PATIENCE, DEFAULT_REQUEST_TIMEOUT, RegistriesSettings,
     RegistrySettings, RequestSettings, Secret,
@@ -69,7 +69,7 @@ const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json";
 /// The size up to which a page of another interface is read, in bytes: it takes many times that in memory.
-const LARGEST_API_PAGE: u64 = 2 << 20;
+const MAX_API_PAGE: u64 = 2 << 20;
 /// How long a request waits for a registry that asks to wait, where nothing else is said.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -92,7 +92,7 @@ impl Transport {
 
 /// Where an image is: a registry, a repository there, and a tag or a digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RegistryImagePlace {
+pub struct ImageLocation {
     /// The name, with the host as it was spelt.
     pub name: ImageName,
     /// The manifest that is fetched, whatever the tag stands for by now.
@@ -101,7 +101,7 @@ pub struct RegistryImagePlace {
     pub transport: Transport,
 }
 
-impl RegistryImagePlace {
+impl ImageLocation {
     /// Returns the digest of the manifest, if it is given.
     pub fn digest(&self) -> Option<Digest> {
         let of_name = match self.name.reference() {
@@ -121,7 +121,7 @@ impl RegistryImagePlace {
     }
 }
 
-impl fmt::Display for RegistryImagePlace {
+impl fmt::Display for ImageLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.name.fmt(f)?;
         match (self.digest, self.name.reference()) {
@@ -131,30 +131,41 @@ impl fmt::Display for RegistryImagePlace {
     }
 }
 
-/// An answer in JSON of a server's own interface, beside that of all registries.
-#[derive(Debug)]
+/// One JSON response of an API that registries have beside the distribution API, such as Harbor's.
+#[derive(Debug, Clone)]
 pub struct JsonPage {
-    /// The JSON.
+    /// The JSON document.
     pub body: serde_json::Value,
-    /// Where the next page is, if the server says it in the way of registries. It is at the same server.
+    /// URL of the next page, from the `Link` header (RFC 8288). [`Registries`] returns an absolute URL at the same server.
     pub next: Option<String>,
     headers: HeaderMap,
 }
 
 impl JsonPage {
-    /// Returns a header by its name, such as `x-next-page`.
+    /// Returns the value of a header such as `x-next-page`, if it is visible ASCII.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 }
 
-/// How credentials are shown to a server's own interface.
+#[cfg(test)]
+impl JsonPage {
+    pub(crate) fn new(body: serde_json::Value) -> Self {
+        Self { body, next: None, headers: HeaderMap::new() }
+    }
+
+    pub(crate) fn set_header(&mut self, name: &'static str, value: &'static str) {
+        self.headers.insert(name, reqwest::header::HeaderValue::from_static(value));
+    }
+}
+
+/// HTTP authentication scheme for an API beside the distribution API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ShownAs {
-    /// As user and password (Harbor).
-    Password,
-    /// The password as a token (GitLab, Quay).
-    Token,
+pub enum AuthScheme {
+    /// HTTP Basic authentication with user name and password. Harbor and Docker Hub accept it.
+    Basic,
+    /// The password as a bearer token. GitLab and Quay accept it.
+    Bearer,
 }
 
 /// All registries that a run talks to: credentials, tokens, limits. Cheap to clone, and shared by threads.
@@ -169,7 +180,7 @@ struct Shared {
     http: Http,
     hosts: Hosts,
     tokens: Tokens,
-    places: CredentialPlaces,
+    credentials: CredentialSources,
     settings: RegistriesSettings,
     ducc: Vec<DuccRegistry>,
     clock: Arc<dyn Clock>,
@@ -185,7 +196,7 @@ impl Registries {
     /// Prepares to talk to registries. Files of credentials are read when a registry asks for some.
     ///
     /// Fails when DUCC's variables are not complete, or the settings contradict themselves.
-    pub fn new(settings: RegistriesSettings, environment: Environment<'_>) -> Result<Self, RegistryError> {
+    pub fn new(settings: RegistriesSettings, environment: EnvironmentLookup<'_>) -> Result<Self, RegistryError> {
         Self::with_clock(settings, environment, TimeLimits::default(), Arc::new(SystemClock))
     }
 
@@ -196,7 +207,7 @@ impl Registries {
 
     fn with_clock(
         settings: RegistriesSettings,
-        environment: Environment<'_>,
+        environment: EnvironmentLookup<'_>,
         limits: TimeLimits,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, RegistryError> {
@@ -212,9 +223,9 @@ impl Registries {
             ..limits
         };
         let http = Http::new(limits, proxies(environment), terms(&settings), host_limits(&settings, limits));
-        let places = CredentialPlaces::new(settings.clone(), ducc.clone(), environment);
+        let credentials = CredentialSources::new(settings.clone(), ducc.clone(), environment);
         let (hosts, tokens) = (Hosts::default(), Tokens::default());
-        let shared = Shared { http, hosts, tokens, places, settings, ducc, clock };
+        let shared = Shared { http, hosts, tokens, credentials, settings, ducc, clock };
         Ok(Self { shared: Arc::new(shared), patience: PATIENCE })
     }
 
@@ -228,7 +239,7 @@ impl Registries {
     fn with_login(mut self, host: &str, credentials: Credentials, place: &'static str) -> Self {
         let shared =
             Arc::get_mut(&mut self.shared).expect("registries that nobody has asked are in nobody else's hands");
-        shared.places.set_login(host, credentials, place);
+        shared.credentials.set_login(host, credentials, place);
         self
     }
 
@@ -236,26 +247,29 @@ impl Registries {
     ///
     /// Registries and what lies before them answer this question in many wrong ways, so that no failure counts before one
     /// request for the manifest itself has failed, too.
-    pub fn head(&self, place: &RegistryImagePlace) -> Result<Digest, RegistryError> {
-        let repository = asked_repository(place.name.host(), place.name.repository());
+    pub fn head(&self, place: &ImageLocation) -> Result<Digest, RegistryError> {
+        let repository = remote_repository(place.name.host(), place.name.repository());
         let what = format!("manifest of {place}");
         let call = Call { method: Method::HEAD, ..manifest_call(&repository, what) };
         let path = format!("manifests/{}", place.reference());
-        let found = self.small(place, &call, &path, Effort::First, |answer| match content_digest(&answer) {
-            Some(actual) => match place.digest().filter(|&expected| expected != actual) {
-                Some(expected) => Err(RegistryError::WrongDigest { url: shown(&answer.url), expected, actual }),
-                None => Ok(Some(actual)),
-            },
-            None => Ok(None),
-        });
+        let found =
+            self.small(place, &call, &path, RetryBudget::FirstHalf, |response| match content_digest(&response) {
+                Some(actual) => match place.digest().filter(|&expected| expected != actual) {
+                    Some(expected) => {
+                        Err(RegistryError::WrongDigest { url: redacted(&response.url), expected, actual })
+                    }
+                    None => Ok(Some(actual)),
+                },
+                None => Ok(None),
+            });
         match found {
             Ok(Some(digest)) => Ok(digest),
             // Some registries do not know the header.
-            Ok(None) => Ok(self.manifest(place, None, Effort::Whole)?.0.digest),
-            Err(error) if !error.is_of_answer() => Err(error),
+            Ok(None) => Ok(self.manifest(place, None, RetryBudget::Full)?.0.digest),
+            Err(error) if !error.may_depend_on_method() => Err(error),
             Err(error) => {
-                let effort = if error.is_transient() { Effort::Once } else { Effort::Second };
-                match self.manifest(place, None, effort) {
+                let budget = if error.is_transient() { RetryBudget::SingleAttempt } else { RetryBudget::SecondHalf };
+                match self.manifest(place, None, budget) {
                     Err(RegistryError::GivenUp { .. }) => Err(error),
                     result => Ok(result?.0.digest),
                 }
@@ -270,7 +284,7 @@ impl Registries {
             #[serde(deserialize_with = "nullable")]
             tags: Option<Vec<String>>,
         }
-        let asked = asked_repository(host, repository);
+        let asked = remote_repository(host, repository);
         let call = Call::pull(&asked, format!("tags of {host}/{repository}"));
         let first = |endpoint: &Endpoint| endpoint.url(&asked, "tags/list");
         self.list(host, transport, &call, first, |page: Page| page.tags.unwrap_or_default(), is_tag)
@@ -293,28 +307,30 @@ impl Registries {
     ///
     /// They are shown unasked, as such servers leave out what one may not see, but never without encryption unless the
     /// settings have `plain_http` for the host, or it is this machine.
-    pub fn get_json(&self, url: &str, credentials: ShownAs) -> Result<JsonPage, RegistryError> {
+    pub fn get_json(&self, url: &str, credentials: AuthScheme) -> Result<JsonPage, RegistryError> {
         let url: Url = url.parse().map_err(|_| RegistryError::Url(url.to_owned()))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(RegistryError::Url(url.to_string()));
         }
         let endpoint = Endpoint::of_url(&url, &self.shared.settings);
         let host = self.shared.hosts.get(&endpoint.authority(), endpoint.connections);
-        self.asked(&endpoint, Effort::Whole, self.patience, |allowance| {
-            let _permit = host.admit(&*self.shared.clock, allowance, false, &shown(&url))?;
-            let answer_by = allowance.begin();
-            let found = endpoint.credentials_of.as_ref().map(|host| self.shared.places.find(host, "")).transpose()?;
+        self.asked(&endpoint, RetryBudget::Full, self.patience, |allowance| {
+            let _permit = host.admit(&*self.shared.clock, allowance, false, &redacted(&url))?;
+            let deadline = allowance.begin();
+            let found =
+                endpoint.credentials_of.as_ref().map(|host| self.shared.credentials.find(host, "")).transpose()?;
             let shown_credentials = found.as_ref().and_then(|found| found.credentials.as_ref());
             let authorization = shown_credentials.and_then(|shown| match credentials {
-                ShownAs::Password => shown.basic(),
-                ShownAs::Token => shown.bearer(),
+                AuthScheme::Basic => shown.basic(),
+                AuthScheme::Bearer => shown.bearer(),
             });
-            let request = http::Request { authorization, answer_by, ..http::Request::get(url.clone()) };
-            let answer = self.shared.http.send(&request)?;
+            let request = http::Request { authorization, deadline, ..http::Request::get(url.clone()) };
+            let response = self.shared.http.send(&request)?;
             let place = || Ok(found.map_or_else(|| "credentials are not shown to it".to_owned(), |found| found.place));
-            let answer = self.shared.judged(answer, &host, Asked { what: &shown(&url), mirror: None }, place)?;
-            let (headers, next) = (answer.headers().clone(), paging::next_page(&url, answer.headers())?);
-            let body = json(answer, LARGEST_API_PAGE)?;
+            let response =
+                self.shared.judged(response, &host, RequestLabel { what: &redacted(&url), mirror: None }, place)?;
+            let (headers, next) = (response.headers().clone(), paging::next_page(&url, response.headers())?);
+            let body = json(response, MAX_API_PAGE)?;
             Ok(JsonPage { body, next: next.map(String::from), headers })
         })
     }
@@ -322,11 +338,11 @@ impl Registries {
     /// Fetches a manifest: that of the place, or another of its repository by its digest. Returns it with its media type.
     pub(crate) fn manifest(
         &self,
-        place: &RegistryImagePlace,
+        place: &ImageLocation,
         digest: Option<&Digest>,
-        effort: Effort,
+        budget: RetryBudget,
     ) -> Result<(Document, String), RegistryError> {
-        let repository = asked_repository(place.name.host(), place.name.repository());
+        let repository = remote_repository(place.name.host(), place.name.repository());
         let expected = digest.copied().or_else(|| place.digest());
         let reference = expected.map_or_else(|| place.reference(), |digest| digest.to_string());
         let what = match digest {
@@ -334,9 +350,10 @@ impl Registries {
             None => format!("manifest of {place}"),
         };
         let path = format!("manifests/{reference}");
-        self.small(place, &manifest_call(&repository, what), &path, effort, |answer| {
-            let (url, media_type, claimed) = (shown(&answer.url), answer.media_type(), content_digest(&answer));
-            let document = Document::new(document(answer)?);
+        self.small(place, &manifest_call(&repository, what), &path, budget, |response| {
+            let (url, media_type, claimed) =
+                (redacted(&response.url), response.media_type(), content_digest(&response));
+            let document = Document::new(document(response)?);
             let actual = document.digest;
             let mut promised = expected.into_iter().chain(claimed);
             match promised.find(|&promised| promised != actual && !is_schema_1(&document.bytes)) {
@@ -347,11 +364,11 @@ impl Registries {
     }
 
     /// Fetches a blob that is no layer.
-    pub(crate) fn small_blob(&self, place: &RegistryImagePlace, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
-        let repository = asked_repository(place.name.host(), place.name.repository());
+    pub(crate) fn small_blob(&self, place: &ImageLocation, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
+        let repository = remote_repository(place.name.host(), place.name.repository());
         let call = Call::pull(&repository, format!("blob {digest} of {place}"));
-        self.small(place, &call, &format!("blobs/{digest}"), Effort::Whole, |answer| {
-            let (url, bytes) = (shown(&answer.url), document(answer)?);
+        self.small(place, &call, &format!("blobs/{digest}"), RetryBudget::Full, |response| {
+            let (url, bytes) = (redacted(&response.url), document(response)?);
             match Digest::of(&bytes) {
                 actual if actual == *digest => Ok(bytes),
                 actual => Err(RegistryError::WrongDigest { url, expected: *digest, actual }),
@@ -360,27 +377,27 @@ impl Registries {
     }
 
     /// Waits until one more layer of a place may be downloaded.
-    pub(crate) fn download_permit(&self, place: &RegistryImagePlace) -> Permit {
+    pub(crate) fn download_permit(&self, place: &ImageLocation) -> Permit {
         self.host_of(place).download()
     }
 
     /// Returns the permission to download one more layer of a place, if that is possible now.
-    pub(crate) fn try_download_permit(&self, place: &RegistryImagePlace) -> Option<Permit> {
+    pub(crate) fn try_download_permit(&self, place: &ImageLocation) -> Option<Permit> {
         self.host_of(place).try_download()
     }
 
     /// Returns the host whose downloads those of a place count as, whichever server they come from.
-    fn host_of(&self, place: &RegistryImagePlace) -> Arc<Host> {
+    fn host_of(&self, place: &ImageLocation) -> Arc<Host> {
         let name = place.name.host();
         let connections = self.shared.settings.hosts.get(name).and_then(|registry| registry.connections);
         self.shared.hosts.get(name, connections.unwrap_or(DEFAULT_CONNECTIONS))
     }
 
     /// Returns how hard layers of a place are tried for.
-    pub(crate) fn policy(&self, place: &RegistryImagePlace) -> Policy {
-        let limits = self.shared.http.limits_of(&asked_authority(place.name.host()));
+    pub(crate) fn policy(&self, place: &ImageLocation) -> DownloadPolicy {
+        let limits = self.shared.http.limits_of(&remote_authority(place.name.host()));
         let (minimum_rate, rate_window) = (limits.minimum_rate, limits.stall);
-        Policy { park_limit: self.patience, minimum_rate, rate_window, ..Policy::default() }
+        DownloadPolicy { max_parked: self.patience, minimum_rate, rate_window, ..DownloadPolicy::default() }
     }
 
     /// Begins to read a blob at byte `offset`, or at its start if the server cannot do otherwise.
@@ -388,13 +405,13 @@ impl Registries {
     /// `urls` are asked first, without credentials. There is one attempt for each server; the digest is left to the reader.
     pub(crate) fn open_blob(
         &self,
-        place: &RegistryImagePlace,
+        place: &ImageLocation,
         digest: &Digest,
         urls: &[String],
         offset: u64,
     ) -> Result<OpenedBlob, RegistryError> {
         let host = place.name.host();
-        let repository = asked_repository(host, place.name.repository());
+        let repository = remote_repository(host, place.name.repository());
         let call = Call { offset, ..Call::pull(&repository, format!("blob {digest} of {place}")) };
         let foreign = urls.iter().filter_map(|url| url.parse().ok()).filter(|url: &Url| {
             matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none()
@@ -408,8 +425,8 @@ impl Registries {
         self.first_of(foreign.chain(own).collect(), |endpoint, url, patience| {
             let allowance = Allowance::large(self.shared.clock.now(), patience.unwrap_or_default());
             // The download is counted as a whole.
-            let (answer, _permit) = self.shared.exchange(endpoint, url, &call, &allowance)?;
-            Ok(OpenedBlob { mirror: endpoint.mirror.clone(), ..opened(answer, offset)? })
+            let (response, _permit) = self.shared.exchange(endpoint, url, &call, &allowance)?;
+            Ok(OpenedBlob { mirror: endpoint.mirror.clone(), ..opened(response, offset)? })
         })
     }
 }
@@ -419,10 +436,10 @@ fn manifest_call(repository: &str, what: String) -> Call<'_> {
 }
 
 /// Returns on what terms each host and port is asked for which something is set.
-fn terms(settings: &RegistriesSettings) -> HashMap<String, Terms> {
+fn terms(settings: &RegistriesSettings) -> HashMap<String, ClientSettings> {
     let terms = settings.hosts.iter().map(|(host, registry)| {
         let certificates = registry.ca.as_ref().map(|file| settings.directory.join(file));
-        (asked_authority(host), Terms { certificates, stall: registry.stall_timeout })
+        (remote_authority(host), ClientSettings { certificates, stall: registry.stall_timeout })
     });
     terms.collect()
 }
@@ -435,12 +452,12 @@ fn host_limits(settings: &RegistriesSettings, defaults: TimeLimits) -> HashMap<S
             stall: registry.stall_timeout.unwrap_or(defaults.stall),
             minimum_rate: registry.minimum_rate.unwrap_or(defaults.minimum_rate),
         };
-        (asked_authority(host), limits)
+        (remote_authority(host), limits)
     });
     limits.collect()
 }
 
-fn proxies(environment: Environment<'_>) -> Proxies {
+fn proxies(environment: EnvironmentLookup<'_>) -> Proxies {
     let get =
         |names: [&str; 2]| names.into_iter().find_map(environment).and_then(|value| OsString::into_string(value).ok());
     Proxies {
@@ -451,23 +468,23 @@ fn proxies(environment: Environment<'_>) -> Proxies {
 }
 
 /// Returns the digest that a registry gives its answer, if it is of the one kind that can be compared.
-fn content_digest(answer: &Answer) -> Option<Digest> {
-    answer.header("docker-content-digest")?.parse().ok()
+fn content_digest(response: &HttpResponse) -> Option<Digest> {
+    response.header("docker-content-digest")?.parse().ok()
 }
 
 /// Refuses web pages, as proxies and log-in services send them with the best status.
-fn refuse_web_page(answer: &Answer) -> Result<(), RegistryError> {
-    if answer.media_type() != "text/html" {
+fn refuse_web_page(response: &HttpResponse) -> Result<(), RegistryError> {
+    if response.media_type() != "text/html" {
         return Ok(());
     }
     let reason = "it is a web page; perhaps a proxy or a log-in page is in the way".to_owned();
-    Err(RegistryError::Answer { url: shown(&answer.url), reason })
+    Err(RegistryError::InvalidResponse { url: redacted(&response.url), reason })
 }
 
 /// Reads a JSON document as it is.
-fn document(answer: Answer) -> Result<Vec<u8>, RegistryError> {
-    refuse_web_page(&answer)?;
-    answer.read(MAX_DOCUMENT_SIZE)
+fn document(response: HttpResponse) -> Result<Vec<u8>, RegistryError> {
+    refuse_web_page(&response)?;
+    response.read(MAX_DOCUMENT_SIZE)
 }
 
 /// Takes `null` for nothing, as registries write it for an empty list; a member that is missing is an error all the same.
@@ -475,20 +492,21 @@ fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> 
     Option::deserialize(deserializer)
 }
 
-fn json<T: DeserializeOwned>(answer: Answer, limit: u64) -> Result<T, RegistryError> {
-    refuse_web_page(&answer)?;
-    let (url, reason) = (shown(&answer.url), "it is not the JSON that was asked for".to_owned());
-    serde_json::from_slice(&answer.read(limit)?).map_err(|_| RegistryError::Answer { url, reason })
+fn json<T: DeserializeOwned>(response: HttpResponse, limit: u64) -> Result<T, RegistryError> {
+    refuse_web_page(&response)?;
+    let (url, reason) = (redacted(&response.url), "it is not the JSON that was asked for".to_owned());
+    serde_json::from_slice(&response.read(limit)?).map_err(|_| RegistryError::InvalidResponse { url, reason })
 }
 
 /// Makes a body of an answer, after a look at where it begins.
-fn opened(answer: Answer, offset: u64) -> Result<OpenedBlob, RegistryError> {
-    refuse_web_page(&answer)?;
-    let length = answer.header(CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
-    let unusable = |reason: &str| RegistryError::Answer { url: shown(&answer.url), reason: reason.to_owned() };
-    let start = match answer.status() {
+fn opened(response: HttpResponse, offset: u64) -> Result<OpenedBlob, RegistryError> {
+    refuse_web_page(&response)?;
+    let length = response.header(CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
+    let unusable =
+        |reason: &str| RegistryError::InvalidResponse { url: redacted(&response.url), reason: reason.to_owned() };
+    let start = match response.status() {
         206 => {
-            let range = answer.header(CONTENT_RANGE.as_str()).and_then(first_byte);
+            let range = response.header(CONTENT_RANGE.as_str()).and_then(first_byte);
             range
                 .filter(|&start| start == offset)
                 .ok_or_else(|| unusable("it begins at another byte than was asked"))?
@@ -496,7 +514,7 @@ fn opened(answer: Answer, offset: u64) -> Result<OpenedBlob, RegistryError> {
         200 => 0,
         status => return Err(unusable(&format!("it has no content, but status {status}"))),
     };
-    Ok(OpenedBlob { start, length, mirror: None, body: Box::new(answer.response) })
+    Ok(OpenedBlob { start, length, mirror: None, body: Box::new(response.response) })
 }
 
 /// Returns the first byte of `bytes 5-9/10`.

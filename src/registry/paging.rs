@@ -6,12 +6,12 @@ use reqwest::Url;
 use reqwest::header::{HeaderMap, LINK};
 
 use super::error::RegistryError;
-use super::http::{is_same_origin, shown};
+use super::http::{is_same_origin, redacted};
 
 /// How many pages are read of one list.
-const MOST_PAGES: usize = 10_000;
+const MAX_PAGES: usize = 10_000;
 /// How many names are kept of one list.
-const MOST_NAMES: usize = 1_000_000;
+const MAX_NAMES: usize = 1_000_000;
 
 /// Returns where the next page is, if there is one. Only the registry itself may have it.
 pub(super) fn next_page(url: &Url, headers: &HeaderMap) -> Result<Option<Url>, RegistryError> {
@@ -19,7 +19,7 @@ pub(super) fn next_page(url: &Url, headers: &HeaderMap) -> Result<Option<Url>, R
     let Some(target) = texts.flat_map(links).find_map(|(target, is_next)| is_next.then_some(target)) else {
         return Ok(None);
     };
-    let reason = |reason| RegistryError::Redirect { url: shown(url), reason };
+    let reason = |reason| RegistryError::Redirect { url: redacted(url), reason };
     let next = url.join(target).map_err(|_| reason("its next page has no URL"))?;
     if !is_same_origin(url, &next) {
         return Err(reason("its next page lies at another host"));
@@ -59,17 +59,17 @@ pub(super) fn collect(
     let (mut names, mut seen) = (BTreeSet::new(), HashSet::new());
     let mut next = Some(first);
     while let Some(url) = next {
-        let refuse = |reason: &str| RegistryError::Answer { url: shown(&url), reason: reason.to_owned() };
+        let refuse = |reason: &str| RegistryError::InvalidResponse { url: redacted(&url), reason: reason.to_owned() };
         if !seen.insert(url.to_string()) {
             return Err(refuse("its pages lead back to one another"));
         }
-        if seen.len() > MOST_PAGES || names.len() > MOST_NAMES {
+        if seen.len() > MAX_PAGES || names.len() > MAX_NAMES {
             return Err(refuse("its list has no end"));
         }
         let (found, after) = page(&url)?;
         let (right, wrong): (Vec<_>, Vec<_>) = found.into_iter().partition(|name| is_right(name));
         if let Some(name) = wrong.first() {
-            tracing::debug!("{} lists {} names that are none, {name:?} among them", shown(&url), wrong.len());
+            tracing::debug!("{} lists {} names that are none, {name:?} among them", redacted(&url), wrong.len());
         }
         names.extend(right);
         next = after;

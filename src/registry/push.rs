@@ -6,13 +6,13 @@ use reqwest::header::LOCATION;
 use reqwest::{Method, Url};
 
 use super::allowance::Allowance;
-use super::asking::Call;
 use super::credentials::Credentials;
-use super::ducc::Environment;
-use super::endpoint::{Endpoint, asked_repository, origin};
-use super::http::{Answer, Body, is_same_origin, redirect_target, shown};
+use super::ducc::EnvironmentLookup;
+use super::endpoint::{Endpoint, origin, remote_repository};
+use super::exchange::Call;
+use super::http::{HttpResponse, RequestBody, is_same_origin, redacted, redirect_target};
 use super::{
-    Effort, MANIFEST_TYPES, Registries, RegistriesSettings, RegistryError, Transport, content_digest, document,
+    MANIFEST_TYPES, Registries, RegistriesSettings, RegistryError, RetryBudget, Transport, content_digest, document,
 };
 use crate::image::{Digest, ImageName, ImageReference};
 
@@ -21,7 +21,7 @@ const PASSWORD: &str = "DUCC_OUTPUT_REGISTRY_PASS";
 
 /// An image to be pushed, whole in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PushedImage {
+pub struct ImageUpload {
     /// The manifest.
     pub manifest: Vec<u8>,
     /// Of what kind the manifest is.
@@ -32,11 +32,11 @@ pub struct PushedImage {
 
 /// What came of pushing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pushed {
+pub enum PushOutcome {
     /// The registry has it now.
-    New,
+    Pushed,
     /// The registry had it under this very name.
-    WasThere,
+    AlreadyPresent,
 }
 
 /// One push under way.
@@ -53,7 +53,7 @@ impl Registries {
     /// or password are missing, credentials are looked for where those for reading are.
     pub fn for_pushing(
         settings: RegistriesSettings,
-        environment: Environment<'_>,
+        environment: EnvironmentLookup<'_>,
         login: Option<(&str, &str)>,
     ) -> Result<Self, RegistryError> {
         let registries = Self::new(settings, environment)?;
@@ -70,12 +70,17 @@ impl Registries {
     }
 
     /// Stores an image under its tag. What the registry has is not sent again.
-    pub fn push(&self, name: &ImageName, transport: Transport, image: &PushedImage) -> Result<Pushed, RegistryError> {
+    pub fn push(
+        &self,
+        name: &ImageName,
+        transport: Transport,
+        image: &ImageUpload,
+    ) -> Result<PushOutcome, RegistryError> {
         let ImageReference::Tag(tag) = name.reference() else {
             let fault = "images are pushed under a tag";
             return Err(RegistryError::Settings { host: name.to_string(), fault });
         };
-        let repository = asked_repository(name.host(), name.repository());
+        let repository = remote_repository(name.host(), name.repository());
         let endpoint = origin(name.host(), &repository, transport, &self.shared.settings)?;
         let push = Push { registries: self, endpoint, repository, name };
         push.run(tag, image)
@@ -83,11 +88,11 @@ impl Registries {
 }
 
 impl Push<'_> {
-    fn run(&self, tag: &str, image: &PushedImage) -> Result<Pushed, RegistryError> {
+    fn run(&self, tag: &str, image: &ImageUpload) -> Result<PushOutcome, RegistryError> {
         let digest = Digest::of(&image.manifest);
         let place = format!("manifests/{tag}");
         if self.found(&place, true)?.is_some_and(|found| found == Some(digest)) {
-            return Ok(Pushed::WasThere);
+            return Ok(PushOutcome::AlreadyPresent);
         }
         for blob in &image.blobs {
             let digest = Digest::of(blob);
@@ -95,12 +100,12 @@ impl Push<'_> {
                 self.upload(digest, blob)?;
             }
         }
-        let body = Body { media_type: image.media_type, bytes: image.manifest.clone() };
+        let body = RequestBody { media_type: image.media_type, bytes: image.manifest.clone() };
         let call = self.call(Method::PUT, Some(body), format!("manifest of {} to be pushed", self.name));
-        let answer = self.asked(&self.endpoint.url(&self.repository, &place), &call, Effort::Whole)?;
-        match content_digest(&answer).filter(|&actual| actual != digest) {
-            Some(actual) => Err(RegistryError::WrongDigest { url: shown(&answer.url), expected: digest, actual }),
-            None => Ok(Pushed::New),
+        let response = self.asked(&self.endpoint.url(&self.repository, &place), &call, RetryBudget::Full)?;
+        match content_digest(&response).filter(|&actual| actual != digest) {
+            Some(actual) => Err(RegistryError::WrongDigest { url: redacted(&response.url), expected: digest, actual }),
+            None => Ok(PushOutcome::Pushed),
         }
     }
 
@@ -109,14 +114,14 @@ impl Push<'_> {
         let what = format!("{place} of {}", self.name);
         let call = Call { accept: is_manifest.then_some(MANIFEST_TYPES), ..self.call(Method::HEAD, None, what) };
         let url = self.endpoint.url(&self.repository, place);
-        match self.asked(&url, &call, Effort::First) {
-            Ok(answer) => Ok(Some(content_digest(&answer))),
+        match self.asked(&url, &call, RetryBudget::FirstHalf) {
+            Ok(response) => Ok(Some(content_digest(&response))),
             Err(RegistryError::NotFound { .. }) => Ok(None),
-            Err(error) if !error.is_of_answer() => Err(error),
+            Err(error) if !error.may_depend_on_method() => Err(error),
             // Some registries do not know this question.
-            Err(error) => match self.asked(&url, &Call { method: Method::GET, ..call }, Effort::Once) {
-                Ok(answer) if is_manifest => Ok(Some(Some(Digest::of(&document(answer)?)))),
-                Ok(answer) => Ok(Some(content_digest(&answer))),
+            Err(error) => match self.asked(&url, &Call { method: Method::GET, ..call }, RetryBudget::SingleAttempt) {
+                Ok(response) if is_manifest => Ok(Some(Some(Digest::of(&document(response)?)))),
+                Ok(response) => Ok(Some(content_digest(&response))),
                 Err(RegistryError::NotFound { .. }) => Ok(None),
                 Err(RegistryError::GivenUp { .. }) => Err(error),
                 Err(error) => Err(error),
@@ -127,11 +132,11 @@ impl Push<'_> {
     /// Uploads a blob in one piece. Where that fails for a reason that may pass, it begins anew.
     fn upload(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
         let what = format!("blob {digest} of {} to be pushed", self.name);
-        let body = |bytes: &[u8]| Some(Body { media_type: "application/octet-stream", bytes: bytes.to_vec() });
+        let body = |bytes: &[u8]| Some(RequestBody { media_type: "application/octet-stream", bytes: bytes.to_vec() });
         let begin = self.call(Method::POST, body(b""), what.clone());
         let send = self.call(Method::PUT, body(bytes), what);
         let url = self.endpoint.url(&self.repository, "blobs/uploads/");
-        self.registries.asked(&self.endpoint, Effort::Whole, self.registries.patience, |allowance| {
+        self.registries.asked(&self.endpoint, RetryBudget::Full, self.registries.patience, |allowance| {
             let begun = self.ask(&self.endpoint, &url, &begin, allowance)?;
             let mut place = upload_place(&begun)?;
             place.query_pairs_mut().append_pair("digest", &digest.to_string());
@@ -142,15 +147,15 @@ impl Push<'_> {
         })
     }
 
-    fn call(&self, method: Method, body: Option<Body>, what: String) -> Call<'_> {
+    fn call(&self, method: Method, body: Option<RequestBody>, what: String) -> Call<'_> {
         let scope = format!("repository:{}:pull,push", self.repository);
         Call { method, scope, body, ..Call::pull(&self.repository, what) }
     }
 
-    fn asked(&self, url: &Url, call: &Call<'_>, effort: Effort) -> Result<Answer, RegistryError> {
+    fn asked(&self, url: &Url, call: &Call<'_>, budget: RetryBudget) -> Result<HttpResponse, RegistryError> {
         let patience = self.registries.patience;
         self.registries
-            .asked(&self.endpoint, effort, patience, |allowance| self.ask(&self.endpoint, url, call, allowance))
+            .asked(&self.endpoint, budget, patience, |allowance| self.ask(&self.endpoint, url, call, allowance))
     }
 
     fn ask(
@@ -159,16 +164,17 @@ impl Push<'_> {
         url: &Url,
         call: &Call<'_>,
         allowance: &Allowance,
-    ) -> Result<Answer, RegistryError> {
-        let (answer, _permit) = self.registries.shared.exchange(endpoint, url, call, allowance)?;
-        Ok(answer)
+    ) -> Result<HttpResponse, RegistryError> {
+        let (response, _permit) = self.registries.shared.exchange(endpoint, url, call, allowance)?;
+        Ok(response)
     }
 }
 
 /// Returns where a registry wants an upload to be sent.
-fn upload_place(answer: &Answer) -> Result<Url, RegistryError> {
+fn upload_place(response: &HttpResponse) -> Result<Url, RegistryError> {
     let reason = "it does not say where to upload to".to_owned();
-    let location = answer.header(LOCATION.as_str());
-    let location = location.ok_or_else(|| RegistryError::Answer { url: shown(&answer.url), reason })?;
-    redirect_target(&answer.url, location).map_err(|reason| RegistryError::Redirect { url: shown(&answer.url), reason })
+    let location = response.header(LOCATION.as_str());
+    let location = location.ok_or_else(|| RegistryError::InvalidResponse { url: redacted(&response.url), reason })?;
+    redirect_target(&response.url, location)
+        .map_err(|reason| RegistryError::Redirect { url: redacted(&response.url), reason })
 }

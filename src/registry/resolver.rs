@@ -10,9 +10,9 @@ use tokio::sync::oneshot;
 /// Asks the system in a thread of its own for each name. The HTTP client's own resolver does so, too, but panics where no thread
 /// can be started; this one then asks in the client's thread, whose other connections wait for it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Resolver;
+pub(super) struct DnsResolver;
 
-impl Resolve for Resolver {
+impl Resolve for DnsResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let name: Arc<str> = name.as_str().into();
         let (sender, receiver) = oneshot::channel();

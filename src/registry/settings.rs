@@ -13,11 +13,11 @@ use serde::{Deserialize, Deserializer};
 /// How many requests one registry gets at a time where nothing else is set.
 pub const DEFAULT_CONNECTIONS: usize = 8;
 /// How many it can be set to.
-const MOST_CONNECTIONS: usize = 256;
+const MAX_CONNECTIONS: usize = 256;
 /// Range of the time limits of connections and requests.
-const TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60 * 60);
+const TIMEOUT_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60 * 60);
 /// The longest time that a registry can be waited for that asks to wait.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long a small request may take where nothing else is set.
 pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How many bytes a second a layer has to bring where nothing else is set.
@@ -139,10 +139,10 @@ pub struct RequestSettings {
 impl RequestSettings {
     /// Returns what is wrong with the settings, if anything is.
     pub fn fault(&self) -> Option<&'static str> {
-        if self.timeout.is_some_and(|timeout| !TIMEOUTS.contains(&timeout)) {
+        if self.timeout.is_some_and(|timeout| !TIMEOUT_RANGE.contains(&timeout)) {
             return Some("requests.timeout is not between 1s and 1h");
         }
-        if self.patience.is_some_and(|patience| patience > LONGEST_PATIENCE) {
+        if self.patience.is_some_and(|patience| patience > MAX_PATIENCE) {
             return Some("requests.patience is more than 24h");
         }
         None
@@ -186,13 +186,13 @@ impl RegistrySettings {
         if self.mirrors_only && self.mirrors.is_empty() {
             return Some("mirrors_only needs mirrors");
         }
-        if self.connections.is_some_and(|connections| !(1..=MOST_CONNECTIONS).contains(&connections)) {
+        if self.connections.is_some_and(|connections| !(1..=MAX_CONNECTIONS).contains(&connections)) {
             return Some("connections is not between 1 and 256");
         }
-        if self.stall_timeout.is_some_and(|timeout| !TIMEOUTS.contains(&timeout)) {
+        if self.stall_timeout.is_some_and(|timeout| !TIMEOUT_RANGE.contains(&timeout)) {
             return Some("stall_timeout is not between 1s and 1h");
         }
-        if self.request_timeout.is_some_and(|timeout| !TIMEOUTS.contains(&timeout)) {
+        if self.request_timeout.is_some_and(|timeout| !TIMEOUT_RANGE.contains(&timeout)) {
             return Some("request_timeout is not between 1s and 1h");
         }
         None

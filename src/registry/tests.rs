@@ -15,7 +15,7 @@ use super::clock::tests::HandClock;
 use super::*;
 use crate::source::testing::{CONFIG, Files, INDEX, MANIFEST, blob_name, keeps_its_promises, on};
 use crate::source::{PlatformRequest, RegistryImage, Source as _, SourceError};
-use server::{Asked, Drip, Reply, Server};
+use server::{Drip, ReceivedRequest, Reply, Server};
 
 struct Client {
     registries: Registries,
@@ -54,7 +54,7 @@ fn registry_of(
     files: Files,
     reference: &str,
     root: serde_json::Value,
-) -> impl Fn(&Asked) -> Reply + Send + Sync + 'static {
+) -> impl Fn(&ReceivedRequest) -> Reply + Send + Sync + 'static {
     let digest = root["digest"].as_str().unwrap().to_owned();
     let path = format!("/v2/team/image/manifests/{reference}");
     move |asked| {
@@ -79,7 +79,7 @@ fn small_image() -> (Files, serde_json::Value) {
     (files, image)
 }
 
-fn resolve(client: &Client, place: &RegistryImagePlace) -> Result<crate::source::Image, SourceError> {
+fn resolve(client: &Client, place: &ImageLocation) -> Result<crate::source::Image, SourceError> {
     RegistryImage::new(client.registries.clone(), place.clone())
         .resolve(&PlatformRequest::new(Some("linux/amd64".parse().unwrap())))
 }
@@ -108,10 +108,10 @@ fn image_is_found_by_tag_and_by_digest_and_its_layers_are_read() {
         [b"lower", b"upper"]
     );
     assert!(server.targets()[0].ends_with("/manifests/1"));
-    let first = &server.asked()[0];
+    let first = &server.requests()[0];
     assert_eq!(first.headers["accept"], MANIFEST_TYPES);
     assert!(first.headers["user-agent"].starts_with("strata/") && first.authorization().is_none());
-    let both = RegistryImagePlace { digest: Some(digest), ..server.place(":moved") };
+    let both = ImageLocation { digest: Some(digest), ..server.place(":moved") };
     assert_eq!(resolve(&client, &both).unwrap().manifest, image.manifest);
     assert_eq!(resolve(&client, &server.place(&format!("@{digest}"))).unwrap().manifest, image.manifest);
     assert!(MANIFEST_TYPES.contains(INDEX) && MANIFEST_TYPES.contains(MANIFEST));
@@ -178,7 +178,7 @@ fn head_asks_for_the_digest_alone_and_fetches_where_it_must() {
     let client = client();
     for (tag, requests) in [(":given", 1), (":unknown", 3), (":silent", 5)] {
         assert_eq!(client.registries.head(&server.place(tag)).unwrap(), digest);
-        assert_eq!(server.asked().len(), requests, "{tag}");
+        assert_eq!(server.requests().len(), requests, "{tag}");
     }
 }
 
@@ -207,7 +207,7 @@ fn guarded(wanted: Option<&'static str>, life: u64) -> Server {
 }
 
 fn fetch(client: &Client, server: &Server) -> Result<Digest, RegistryError> {
-    Ok(client.registries.manifest(&server.place(":1"), None, Effort::Whole)?.0.digest)
+    Ok(client.registries.manifest(&server.place(":1"), None, RetryBudget::Full)?.0.digest)
 }
 
 #[test]
@@ -260,7 +260,7 @@ fn credentials_are_shown_to_the_token_service_and_nobody_else() {
     let server = guarded(Some("robot"), 100);
     let client = client_with(&[(&server.address, user("robot"))]);
     fetch(&client, &server).unwrap();
-    let asked = server.asked();
+    let asked = server.requests();
     assert!(asked[1].target.ends_with("&account=robot"), "{}", asked[1].target);
     for request in asked {
         let is_token = request.target.starts_with("/token");
@@ -291,7 +291,7 @@ fn identity_token_is_posted_for_a_token() {
         }
     });
     fetch(&client_with(&[(&server.address, user("<token>"))]), &server).unwrap();
-    let posted = &server.asked()[1];
+    let posted = &server.requests()[1];
     assert_eq!(posted.method, "POST");
     let expected = "grant_type=refresh_token&client_id=strata&service=s\
                     &scope=repository%3Ateam%2Fimage%3Apull&refresh_token=hunter2";
@@ -307,7 +307,7 @@ fn registry_may_ask_for_user_and_password_itself() {
     let client = client_with(&[(&server.address, user("robot"))]);
     fetch(&client, &server).unwrap();
     fetch(&client, &server).unwrap();
-    assert_eq!(server.asked().len(), 3);
+    assert_eq!(server.requests().len(), 3);
     let wrong = client_with(&[(&server.address, user("other"))]);
     for _ in 0..2 {
         assert!(matches!(fetch(&wrong, &server), Err(RegistryError::Unauthorized { .. })));
@@ -343,9 +343,9 @@ fn redirect_to_another_origin_carries_no_authorization() {
     let opened = client.registries.open_blob(&server.place(":1"), &Digest::of(b"layer"), &[], 0).unwrap();
     assert_eq!((opened.start, opened.length), (0, Some(5)));
     assert_eq!(std::io::read_to_string(opened.body).unwrap(), "layer");
-    assert_eq!(cdn.asked()[0].authorization(), None);
-    assert_eq!(server.asked()[2].target, "/within");
-    assert!(server.asked()[2].authorization().is_some());
+    assert_eq!(cdn.requests()[0].authorization(), None);
+    assert_eq!(server.requests()[2].target, "/within");
+    assert!(server.requests()[2].authorization().is_some());
 }
 
 #[test]
@@ -356,14 +356,14 @@ fn credentials_are_not_asked_for_by_who_a_redirect_leads_to() {
     let client = client_with(&[(&server.address, user("robot")), (&elsewhere.address, user("robot"))]);
     let error = fetch(&client, &server).unwrap_err();
     assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
-    assert!(!error.to_string().contains("secret") && elsewhere.asked().len() == 1);
+    assert!(!error.to_string().contains("secret") && elsewhere.requests().len() == 1);
 }
 
 #[test]
 fn redirects_without_an_end_are_refused() {
     let server = Server::start(|_| Reply::of(302, "").with("location", "/again"));
     assert!(matches!(fetch(&client(), &server), Err(RegistryError::Redirect { .. })));
-    assert_eq!(server.asked().len(), 11);
+    assert_eq!(server.requests().len(), 11);
 }
 
 #[test]
@@ -378,7 +378,7 @@ fn registry_that_asks_to_wait_is_left_alone_by_everybody() {
     assert_eq!(error.parked_until(), Some(begin + Duration::from_secs(1200)));
     assert!(error.is_transient() && error.to_string().contains("asks to wait 20m"), "{error}");
     assert!(fetch(&client, &server).unwrap_err().parked_until().is_some());
-    assert_eq!(server.asked().len(), 1);
+    assert_eq!(server.requests().len(), 1);
     let patient = Client { registries: client.registries.with_patience(Duration::from_secs(1300)), ..client };
     fetch(&patient, &server).unwrap();
     assert_eq!(patient.clock.passed(), Duration::from_secs(1200));
@@ -430,9 +430,9 @@ fn failures_that_pass_are_tried_again_with_growing_pauses() {
     });
     for (tag, attempts, seconds) in [(":gone", 1, 0.0), (":down", 5, 7.5), (":broken", 5, 7.5)] {
         let client = client();
-        let before = server.asked().len();
-        client.registries.manifest(&server.place(tag), None, Effort::Whole).unwrap_err();
-        assert_eq!(server.asked().len() - before, attempts, "{tag}");
+        let before = server.requests().len();
+        client.registries.manifest(&server.place(tag), None, RetryBudget::Full).unwrap_err();
+        assert_eq!(server.requests().len() - before, attempts, "{tag}");
         assert_eq!(client.clock.passed().as_secs_f64(), seconds, "{tag}");
     }
 }
@@ -450,7 +450,7 @@ fn blob_goes_on_where_it_is_asked_to_and_says_where_it_begins() {
     let opened = open(2).unwrap();
     assert_eq!((opened.start, opened.length), (2, Some(3)));
     assert_eq!(open(1).unwrap().start, 0);
-    assert!(matches!(open(3).err(), Some(RegistryError::Answer { .. })));
+    assert!(matches!(open(3).err(), Some(RegistryError::InvalidResponse { .. })));
     assert!(matches!(open(9).err(), Some(RegistryError::Range { offset: 9, .. })));
     assert_eq!(first_byte("bytes 2-4/*"), Some(2));
     for wrong in ["bytes 4-2/5", "bytes */5", "2-4/5", "bytes 2-4", ""] {
@@ -473,9 +473,9 @@ fn layer_of_other_urls_is_fetched_there_first_and_without_credentials() {
         std::io::read_to_string(opened.body).unwrap()
     };
     assert_eq!(read("/there"), "layer");
-    assert_eq!(server.asked().len(), 0);
+    assert_eq!(server.requests().len(), 0);
     assert_eq!(read("/gone"), "registry");
-    assert!(other.asked().iter().all(|asked| asked.authorization().is_none()));
+    assert!(other.requests().iter().all(|asked| asked.authorization().is_none()));
 }
 
 #[test]
@@ -498,7 +498,7 @@ fn lists_are_read_page_by_page() {
     assert_eq!(tags("empty").unwrap(), [""; 0]);
     assert!(tags("absent").unwrap_err().is_not_found());
     assert!(matches!(tags("away"), Err(RegistryError::Redirect { .. })));
-    assert!(matches!(tags("odd"), Err(RegistryError::Answer { .. })));
+    assert!(matches!(tags("odd"), Err(RegistryError::InvalidResponse { .. })));
     assert_eq!(client.registries.repositories(&server.address, Transport::Plain).unwrap(), ["team/image"]);
 }
 
@@ -511,13 +511,13 @@ fn json_of_other_interfaces_comes_with_its_pages() {
     });
     let client = client_with(&[(&server.address, user("robot"))]);
     let get = |path: &str, shown_as| client.registries.get_json(&format!("http://{}{path}", server.address), shown_as);
-    let page = get("/api?page=1", ShownAs::Password).unwrap();
+    let page = get("/api?page=1", AuthScheme::Basic).unwrap();
     assert_eq!((page.body, page.next), (json!([1]), Some(format!("http://{}/api?page=2", server.address))));
-    assert!(matches!(get("/page", ShownAs::Token), Err(RegistryError::Answer { .. })));
-    assert!(matches!(get("/other", ShownAs::Token), Err(RegistryError::Unauthorized { status: 403, .. })));
-    let shown: Vec<_> = server.asked().iter().map(|asked| asked.authorization().unwrap().to_owned()).collect();
+    assert!(matches!(get("/page", AuthScheme::Bearer), Err(RegistryError::InvalidResponse { .. })));
+    assert!(matches!(get("/other", AuthScheme::Bearer), Err(RegistryError::Unauthorized { status: 403, .. })));
+    let shown: Vec<_> = server.requests().iter().map(|asked| asked.authorization().unwrap().to_owned()).collect();
     assert_eq!(shown, [basic("robot"), "Bearer hunter2".to_owned(), "Bearer hunter2".to_owned()]);
-    assert!(matches!(client.registries.get_json("file:///etc/passwd", ShownAs::Token), Err(RegistryError::Url(_))));
+    assert!(matches!(client.registries.get_json("file:///etc/passwd", AuthScheme::Bearer), Err(RegistryError::Url(_))));
 }
 
 #[test]
@@ -530,7 +530,7 @@ fn mirror_is_asked_first_and_the_registry_where_the_mirror_fails() {
     let client = client_with(&[(&server.address, settings.clone())]);
     assert!(resolve(&client, &server.place(":1")).is_ok());
     assert!(mirror.targets().iter().all(|target| target.starts_with("GET /v2/prefix/team/image/")));
-    assert_eq!((mirror.asked().len(), client.clock.passed()), (2, Duration::ZERO));
+    assert_eq!((mirror.requests().len(), client.clock.passed()), (2, Duration::ZERO));
     let only = client_with(&[(&server.address, RegistrySettings { mirrors_only: true, ..settings })]);
     assert!(matches!(registry_error(resolve(&only, &server.place(":1"))), RegistryError::Status { status: 500, .. }));
 }
@@ -539,7 +539,7 @@ fn mirror_is_asked_first_and_the_registry_where_the_mirror_fails() {
 fn registry_on_this_machine_may_know_no_encryption() {
     let (files, image) = small_image();
     let server = Server::start(registry_of(files, "1", image));
-    let place = RegistryImagePlace { transport: Transport::Secure, ..server.place(":1") };
+    let place = ImageLocation { transport: Transport::Secure, ..server.place(":1") };
     let client = client();
     assert_eq!(resolve(&client, &place).unwrap().layers.len(), 2);
     let plain = server.targets().iter().filter(|target| target.starts_with("GET ")).count();
@@ -569,7 +569,7 @@ fn as_many_requests_are_under_way_as_are_allowed() {
         }
     });
     assert!(busy.0.lock().unwrap().1 <= 2);
-    assert_eq!(server.asked().len(), 8);
+    assert_eq!(server.requests().len(), 8);
 }
 
 #[test]
@@ -581,7 +581,7 @@ fn server_that_falls_silent_is_given_up() {
     let clock = Arc::new(HandClock::default());
     let registries = Registries::with_clock(RegistriesSettings::default(), &|_| None, limits, clock).unwrap();
     let name = format!("{address}/a:1").parse().unwrap();
-    let place = RegistryImagePlace { name, digest: None, transport: Transport::Plain };
+    let place = ImageLocation { name, digest: None, transport: Transport::Plain };
     let error = registries.open_blob(&place, &Digest::of(b""), &[], 0).err().unwrap();
     assert!(error.is_transient() && error.to_string().contains(&address), "{error}");
     assert!(CONFIG.contains("config"));

@@ -12,20 +12,20 @@ use super::credentials::authorization;
 use super::limits::lock;
 
 /// How long a token lasts that does not say it (distribution, "Token Authentication Specification").
-const UNSAID_LIFE: Duration = Duration::from_secs(60);
+const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(60);
 /// How long any token is used.
-const LONGEST_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The tokens that are known, by host and scope.
 #[derive(Default)]
-pub(super) struct Tokens(Mutex<HashMap<(String, String), SharedSlot>>);
+pub(super) struct Tokens(Mutex<HashMap<(String, String), SharedTokenSlot>>);
 
 /// What is known for one scope of one host. Whoever holds the lock may fetch the token.
-pub(super) type SharedSlot = Arc<Mutex<Slot>>;
+pub(super) type SharedTokenSlot = Arc<Mutex<TokenSlot>>;
 
 impl Tokens {
     /// Returns what is known for a scope of a host.
-    pub(super) fn slot(&self, authority: &str, scope: &str) -> SharedSlot {
+    pub(super) fn slot(&self, authority: &str, scope: &str) -> SharedTokenSlot {
         let mut slots = lock(&self.0);
         Arc::clone(slots.entry((authority.to_owned(), scope.to_owned())).or_default())
     }
@@ -33,7 +33,7 @@ impl Tokens {
 
 /// How a host was found to be asked for a scope, and what is shown to it.
 #[derive(Default)]
-pub(super) struct Slot {
+pub(super) struct TokenSlot {
     pub(super) way: Option<Challenge>,
     shown: Option<Shown>,
 }
@@ -44,7 +44,7 @@ struct Shown {
     renew: Option<Instant>,
 }
 
-impl Slot {
+impl TokenSlot {
     /// Returns what may still be shown.
     pub(super) fn fresh(&self, now: Instant) -> Option<&HeaderValue> {
         let shown = self.shown.as_ref()?;
@@ -67,7 +67,7 @@ impl Slot {
 
 /// A token as its service gives it.
 #[derive(Deserialize)]
-pub(super) struct TokenAnswer {
+pub(super) struct TokenResponse {
     token: Option<String>,
     access_token: Option<String>,
     #[serde(default)]
@@ -76,7 +76,7 @@ pub(super) struct TokenAnswer {
     issued_at: serde_json::Value,
 }
 
-impl TokenAnswer {
+impl TokenResponse {
     /// Returns the header that shows the token.
     pub(super) fn authorization(&self) -> Option<HeaderValue> {
         let tokens = [&self.token, &self.access_token];
@@ -87,7 +87,7 @@ impl TokenAnswer {
     /// Returns for how long the token is used: four fifths of its life, less what is gone of it.
     pub(super) fn use_for(&self, time_of_day: SystemTime) -> Duration {
         let seconds = self.expires_in.as_u64().filter(|&seconds| seconds > 0);
-        let life = seconds.map_or(UNSAID_LIFE, Duration::from_secs).min(LONGEST_LIFE);
+        let life = seconds.map_or(DEFAULT_TOKEN_LIFETIME, Duration::from_secs).min(MAX_TOKEN_LIFETIME);
         let issued = self.issued_at.as_str().and_then(|text| humantime::parse_rfc3339_weak(text).ok());
         let age = issued.and_then(|issued| time_of_day.duration_since(issued).ok()).unwrap_or_default();
         // Nobody gives away dead tokens: one of the two clocks is wrong.
@@ -100,7 +100,7 @@ impl TokenAnswer {
 mod tests {
     use super::*;
 
-    fn parse(json: &str) -> TokenAnswer {
+    fn parse(json: &str) -> TokenResponse {
         serde_json::from_str(json).unwrap()
     }
 

@@ -13,11 +13,11 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use attempts::{Attempts, Surroundings};
+use attempts::{Attempts, Runtime};
 use pipe::Pipe;
 
 /// How many bytes are asked of a connection at once.
-const PIECE: usize = 256 << 10;
+const READ_SIZE: usize = 256 << 10;
 
 /// A body that a registry, or the store it points to, has begun to send.
 pub(crate) struct OpenedBlob {
@@ -42,36 +42,36 @@ pub(crate) trait Retryable: Error + Send + Sync + 'static {
 
 /// How hard a download tries, and how far it runs ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Policy {
+pub(crate) struct DownloadPolicy {
     /// How many attempts in a row may fail without a single byte.
     pub attempts: u32,
     /// How long to wait after the first of these, give or take a quarter. It doubles with each further one.
     pub first_pause: Duration,
     /// How long to wait at most, give or take a quarter.
-    pub longest_pause: Duration,
+    pub max_pause: Duration,
     /// How long to wait, in all and without a single byte, for a registry that asks for it.
-    pub park_limit: Duration,
+    pub max_parked: Duration,
     /// How many bytes a second have to come, on average over `rate_window`; 0 stands for no limit.
     pub minimum_rate: u64,
     /// Over how much time, spent in waiting for the registry, that is measured.
     pub rate_window: Duration,
-    /// How many bytes may lie in memory, at least twice [`PIECE`].
-    pub ahead: usize,
+    /// How many bytes may lie in memory, at least twice [`READ_SIZE`].
+    pub buffer_limit: usize,
     /// How many bytes are worth a reader's while.
-    pub useful: usize,
+    pub ready_threshold: usize,
 }
 
-impl Default for Policy {
+impl Default for DownloadPolicy {
     fn default() -> Self {
         Self {
             attempts: 8,
             first_pause: Duration::from_millis(500),
-            longest_pause: Duration::from_secs(30),
-            park_limit: Duration::from_secs(600),
+            max_pause: Duration::from_secs(30),
+            max_parked: Duration::from_secs(600),
             minimum_rate: 0,
             rate_window: Duration::from_secs(60),
-            ahead: 4 << 20,
-            useful: 1 << 20,
+            buffer_limit: 4 << 20,
+            ready_threshold: 1 << 20,
         }
     }
 }
@@ -88,7 +88,7 @@ pub(crate) struct Download {
 
 /// Tells how far a [`Download`] is, and keeps nothing of it going.
 #[derive(Clone)]
-pub(crate) struct Arrival(Option<Arc<Pipe>>);
+pub(crate) struct DownloadReadiness(Option<Arc<Pipe>>);
 
 impl Download {
     /// Starts to read a blob of `size` bytes. `open` asks the registry for it from some byte on, as often as need be; an
@@ -96,11 +96,11 @@ impl Download {
     pub(crate) fn start<E: Retryable>(
         open: impl FnMut(u64) -> Result<OpenedBlob, E> + Send + 'static,
         size: u64,
-        policy: Policy,
+        policy: DownloadPolicy,
     ) -> Self {
-        let pipe = Arc::new(Pipe::new(policy.ahead.saturating_sub(PIECE), policy.useful));
-        let surroundings = Box::new(Reality(Arc::clone(&pipe)));
-        Self::start_in(Attempts::new(open, size, policy, surroundings), pipe)
+        let pipe = Arc::new(Pipe::new(policy.buffer_limit.saturating_sub(READ_SIZE), policy.ready_threshold));
+        let runtime = Box::new(SystemRuntime(Arc::clone(&pipe)));
+        Self::start_in(Attempts::new(open, size, policy, runtime), pipe)
     }
 
     fn start_in(attempts: Attempts, pipe: Arc<Pipe>) -> Self {
@@ -116,12 +116,12 @@ impl Download {
     }
 
     /// Returns what tells how far this download is.
-    pub(crate) fn arrival(&self) -> Arrival {
-        Arrival(self.direct.is_none().then(|| Arc::clone(&self.pipe)))
+    pub(crate) fn readiness(&self) -> DownloadReadiness {
+        DownloadReadiness(self.direct.is_none().then(|| Arc::clone(&self.pipe)))
     }
 }
 
-impl Arrival {
+impl DownloadReadiness {
     /// Tells whether a read would get a useful amount at once, or the end, or an error.
     pub(crate) fn is_ready(&self) -> bool {
         // Without a thread, nothing arrives before it is read.
@@ -146,22 +146,22 @@ impl Drop for Download {
 
 /// Reads until the end, an error, or nobody wants more.
 fn fill(mut attempts: Attempts, pipe: &Pipe) {
-    let filling = pipe.filling();
-    let mut piece = vec![0; PIECE];
+    let writer = pipe.writer();
+    let mut buffer = vec![0; READ_SIZE];
     loop {
-        match attempts.read(&mut piece) {
-            Ok(0) => return filling.finish(Ok(())),
-            Ok(count) if pipe.push(&piece[..count]) => {}
+        match attempts.read(&mut buffer) {
+            Ok(0) => return writer.finish(Ok(())),
+            Ok(count) if pipe.push(&buffer[..count]) => {}
             Ok(_) => return,
-            Err(error) => return filling.finish(Err(io::Error::other(error))),
+            Err(error) => return writer.finish(Err(io::Error::other(error))),
         }
     }
 }
 
 /// Real time and real chance, until nobody reads the pipe.
-struct Reality(Arc<Pipe>);
+struct SystemRuntime(Arc<Pipe>);
 
-impl Surroundings for Reality {
+impl Runtime for SystemRuntime {
     fn pause(&mut self, length: Duration) {
         self.0.wait_unless_abandoned(length);
     }

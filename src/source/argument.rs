@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::image::{Digest, ImageName, NameError};
-use crate::registry::{RegistryImagePlace, Transport};
+use crate::registry::{ImageLocation, Transport};
 
 /// The schemes of other tools that a user may well try.
 const FOREIGN_SCHEMES: [&str; 6] = ["dir", "docker-daemon", "containers-storage", "ostree", "sif", "oras"];
@@ -47,10 +47,10 @@ pub enum ImageArgument {
 
 impl ImageArgument {
     /// Returns the place of an image at a registry; `None` for an image on this machine.
-    pub fn registry_place(&self) -> Option<RegistryImagePlace> {
+    pub fn registry_location(&self) -> Option<ImageLocation> {
         let Self::Registry { name, digest, plain_http } = self else { return None };
         let transport = Transport::of(*plain_http);
-        Some(RegistryImagePlace { name: name.clone(), digest: *digest, transport })
+        Some(ImageLocation { name: name.clone(), digest: *digest, transport })
     }
 }
 

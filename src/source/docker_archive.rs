@@ -223,9 +223,9 @@ fn null_as_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Strin
 /// A manifest in canonical JSON: members in the order of the alphabet, and no white space.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct MadeManifest {
-    config: MadeDescriptor,
-    layers: Vec<MadeDescriptor>,
+struct CanonicalManifest {
+    config: CanonicalDescriptor,
+    layers: Vec<CanonicalDescriptor>,
     media_type: &'static str,
     schema_version: u8,
 }
@@ -233,7 +233,7 @@ struct MadeManifest {
 /// A descriptor in canonical JSON.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct MadeDescriptor {
+struct CanonicalDescriptor {
     digest: String,
     media_type: &'static str,
     size: u64,
@@ -241,15 +241,18 @@ struct MadeDescriptor {
 
 /// Makes the manifest that the archive lacks.
 fn make_manifest(config: &Document, layers: &[ImageLayer]) -> Document {
-    let config =
-        MadeDescriptor { digest: config.digest.to_string(), media_type: CONFIG_TYPE, size: config.bytes.len() as u64 };
-    let layers = layers.iter().map(|layer| MadeDescriptor {
+    let config = CanonicalDescriptor {
+        digest: config.digest.to_string(),
+        media_type: CONFIG_TYPE,
+        size: config.bytes.len() as u64,
+    };
+    let layers = layers.iter().map(|layer| CanonicalDescriptor {
         digest: layer.digest.to_string(),
         media_type: LAYER_TYPE,
         size: layer.size,
     });
     let layers = layers.collect();
-    let manifest = MadeManifest { config, layers, media_type: MANIFEST_TYPE, schema_version: 2 };
+    let manifest = CanonicalManifest { config, layers, media_type: MANIFEST_TYPE, schema_version: 2 };
     Document::new(serde_json::to_vec(&manifest).expect("texts and numbers always become JSON"))
 }
 

@@ -334,12 +334,12 @@ pub enum ArchiveError {
 }
 
 /// How many names a message lists.
-const LISTED: usize = 20;
+const MAX_LISTED: usize = 20;
 /// Lists names, or says that there are none.
 fn list(names: &[String]) -> String {
-    let mut shown: Vec<String> = names.iter().take(LISTED).map(|name| quoted(name)).collect();
-    if names.len() > LISTED {
-        shown.push(format!("{} more", names.len() - LISTED));
+    let mut shown: Vec<String> = names.iter().take(MAX_LISTED).map(|name| quoted(name)).collect();
+    if names.len() > MAX_LISTED {
+        shown.push(format!("{} more", names.len() - MAX_LISTED));
     }
     if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }
 }

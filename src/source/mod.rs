@@ -112,7 +112,7 @@ pub fn open(argument: &ImageArgument, registries: &Registries) -> Result<Box<dyn
         ImageArgument::OciArchive { file, reference } => Box::new(OciLayout::open_archive(file, reference.as_deref())?),
         ImageArgument::DockerArchive { file, reference } => Box::new(DockerArchive::open(file, reference.as_deref())?),
         ImageArgument::Registry { .. } => {
-            let place = argument.registry_place().expect("the argument names a place at a registry");
+            let place = argument.registry_location().expect("the argument names a place at a registry");
             Box::new(RegistryImage::new(registries.clone(), place))
         }
     })

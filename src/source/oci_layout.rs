@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::document::{self, Blob, Blobs};
 use super::error::SourceError;
-use super::resolve::Resolver;
+use super::resolve::ImageResolver;
 use super::tar_index::TarArchive;
 use super::{Image, ImageLayer, LayerBlob, PlatformRequest, Source, full_names};
 use crate::image::{Descriptor, Digest, DocumentKind, FullName, ImageIndex, ImageManifest, Platform};
@@ -25,13 +25,13 @@ const CONTAINERD_NAME: &str = "io.containerd.image.name";
 /// A layout, and which of its images is meant.
 #[derive(Debug)]
 pub struct OciLayout {
-    files: Files,
+    files: LayoutFiles,
     reference: Option<String>,
 }
 
 /// Where the files of a layout lie.
 #[derive(Debug)]
-enum Files {
+enum LayoutFiles {
     Directory(PathBuf),
     Archive(TarArchive),
 }
@@ -51,15 +51,15 @@ impl OciLayout {
             let reason = "it is not a directory; write oci-archive: or docker-archive: for a tar file";
             return Err(SourceError::NotALayout { path: directory.to_owned(), reason });
         }
-        Self::new(Files::Directory(directory.to_owned()), reference)
+        Self::new(LayoutFiles::Directory(directory.to_owned()), reference)
     }
 
     /// Opens a layout in a tar file, which may be packed with gzip or zstd.
     pub fn open_archive(file: &Path, reference: Option<&str>) -> Result<Self, SourceError> {
-        Self::new(Files::Archive(TarArchive::open(file)?), reference)
+        Self::new(LayoutFiles::Archive(TarArchive::open(file)?), reference)
     }
 
-    fn new(files: Files, reference: Option<&str>) -> Result<Self, SourceError> {
+    fn new(files: LayoutFiles, reference: Option<&str>) -> Result<Self, SourceError> {
         let layout = Self { files, reference: reference.map(str::to_owned) };
         let LayoutVersion { image_layout_version: version } =
             document::parse(layout.path(), "oci-layout", &layout.read_named("oci-layout")?)?;
@@ -166,7 +166,7 @@ fn names(entries: &[Descriptor]) -> Vec<FullName> {
 impl Source for OciLayout {
     fn resolve(&self, request: &PlatformRequest) -> Result<Image, SourceError> {
         let (entries, are_one) = self.meant()?;
-        let resolver = Resolver::new(self, request);
+        let resolver = ImageResolver::new(self, request);
         let image = if are_one { resolver.named(&entries)? } else { resolver.among(&entries)? };
         Ok(Image { names: names(&entries), ..image })
     }
@@ -174,7 +174,7 @@ impl Source for OciLayout {
     fn resolve_each(&self, wanted: Option<&[Platform]>) -> Result<Vec<(Platform, Image)>, SourceError> {
         let (entries, are_one) = self.meant()?;
         let request = PlatformRequest::new(None);
-        let resolver = Resolver::new(self, &request);
+        let resolver = ImageResolver::new(self, &request);
         let images = match are_one {
             true => resolver.each_named(&entries, wanted)?,
             false => resolver.each_among(&entries, wanted)?,
@@ -191,8 +191,8 @@ impl Source for OciLayout {
 impl Blobs for OciLayout {
     fn path(&self) -> &Path {
         match &self.files {
-            Files::Directory(directory) => directory,
-            Files::Archive(archive) => archive.path(),
+            LayoutFiles::Directory(directory) => directory,
+            LayoutFiles::Archive(archive) => archive.path(),
         }
     }
 
@@ -200,15 +200,15 @@ impl Blobs for OciLayout {
         let blob = self.files.open(&format!("blobs/sha256/{}", digest.hex()))?;
         blob.ok_or_else(|| {
             let path = match &self.files {
-                Files::Directory(directory) => directory.join("blobs/sha256").join(digest.hex()),
-                Files::Archive(archive) => archive.path().to_owned(),
+                LayoutFiles::Directory(directory) => directory.join("blobs/sha256").join(digest.hex()),
+                LayoutFiles::Archive(archive) => archive.path().to_owned(),
             };
             SourceError::MissingBlob { digest: *digest, path }
         })
     }
 }
 
-impl Files {
+impl LayoutFiles {
     /// Opens a file by its path inside the layout, if it is there.
     fn open(&self, name: &str) -> Result<Option<Blob>, SourceError> {
         match self {

@@ -7,16 +7,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::document::{Blob, Blobs};
-use super::resolve::Resolver;
+use super::resolve::ImageResolver;
 use super::{Image, ImageLayer, LayerBlob, PlatformRequest, Source, SourceError};
 use crate::image::{Digest, Platform};
-use crate::registry::{Download, Effort, Permit, Registries, RegistryError, RegistryImagePlace, lock};
+use crate::registry::{Download, ImageLocation, Permit, Registries, RegistryError, RetryBudget, lock};
 
 /// An image at a registry.
 #[derive(Debug)]
 pub struct RegistryImage {
     registries: Registries,
-    place: RegistryImagePlace,
+    place: ImageLocation,
     /// The name in the form of a path, for messages.
     label: PathBuf,
     /// The mirrors that layers come from, as far as these come from mirrors.
@@ -25,7 +25,7 @@ pub struct RegistryImage {
 
 impl RegistryImage {
     /// Returns the image at a place, without asking for it yet.
-    pub fn new(registries: Registries, place: RegistryImagePlace) -> Self {
+    pub fn new(registries: Registries, place: ImageLocation) -> Self {
         let label = place.to_string().into();
         Self { registries, place, label, mirrors: Arc::default() }
     }
@@ -33,15 +33,15 @@ impl RegistryImage {
 
 impl Source for RegistryImage {
     fn resolve(&self, request: &PlatformRequest) -> Result<Image, SourceError> {
-        let (document, media_type) = self.registries.manifest(&self.place, None, Effort::Whole)?;
-        let image = Resolver::new(self, request).found(document, &media_type)?;
+        let (document, media_type) = self.registries.manifest(&self.place, None, RetryBudget::Full)?;
+        let image = ImageResolver::new(self, request).found(document, &media_type)?;
         Ok(Image { names: vec![self.place.name.clone().into()], ..image })
     }
 
     fn resolve_each(&self, wanted: Option<&[Platform]>) -> Result<Vec<(Platform, Image)>, SourceError> {
-        let (document, media_type) = self.registries.manifest(&self.place, None, Effort::Whole)?;
+        let (document, media_type) = self.registries.manifest(&self.place, None, RetryBudget::Full)?;
         let request = PlatformRequest::new(None);
-        let images = Resolver::new(self, &request).each_found(document, &media_type, wanted)?;
+        let images = ImageResolver::new(self, &request).each_found(document, &media_type, wanted)?;
         let named = |(platform, image)| (platform, Image { names: vec![self.place.name.clone().into()], ..image });
         Ok(images.into_iter().map(named).collect())
     }
@@ -79,18 +79,18 @@ impl RegistryImage {
             Ok::<_, RegistryError>(opened)
         };
         let download = Download::start(open, layer.size, self.registries.policy(&self.place));
-        let arrival = download.arrival();
-        LayerBlob::remote(Counted { download, _permit: permit }, move || arrival.is_ready())
+        let readiness = download.readiness();
+        LayerBlob::remote(PermittedDownload { download, _permit: permit }, move || readiness.is_ready())
     }
 }
 
 /// A download that counts as one until it is dropped.
-struct Counted {
+struct PermittedDownload {
     download: Download,
     _permit: Permit,
 }
 
-impl Read for Counted {
+impl Read for PermittedDownload {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.download.read(buffer)
     }
@@ -106,7 +106,7 @@ impl Blobs for RegistryImage {
     }
 
     fn open_manifest(&self, digest: &Digest) -> Result<Blob, SourceError> {
-        Ok(blob(self.registries.manifest(&self.place, Some(digest), Effort::Whole)?.0.bytes))
+        Ok(blob(self.registries.manifest(&self.place, Some(digest), RetryBudget::Full)?.0.bytes))
     }
 }
 

@@ -18,7 +18,7 @@ const MAX_DOCUMENTS: usize = 1000;
 const MAX_OFFERED: usize = 100;
 
 /// One search for an image among the blobs of a place.
-pub(super) struct Resolver<'a> {
+pub(super) struct ImageResolver<'a> {
     blobs: &'a dyn Blobs,
     request: &'a PlatformRequest,
     documents_read: usize,
@@ -32,7 +32,7 @@ pub(super) struct Resolver<'a> {
     index: Option<Digest>,
 }
 
-impl<'a> Resolver<'a> {
+impl<'a> ImageResolver<'a> {
     pub(super) fn new(blobs: &'a dyn Blobs, request: &'a PlatformRequest) -> Self {
         let (artifact, wanted_artifact, index) = (None, None, None);
         Self { blobs, request, documents_read: 0, offered: Vec::new(), artifact, wanted_artifact, index }

@@ -16,20 +16,20 @@ use tar_core::parse::{Limits, ParseEvent, ParsedEntry, Parser};
 use super::compression::Compression;
 use super::document::Blob;
 use super::error::{ArchiveError, SourceError};
-use super::tar_stream::{Exactly, Span, Stream, Window};
+use super::tar_stream::{ArchiveStream, FileSpan, HeaderWindow, MemberReader};
 
 /// How many members are listed; a `docker save` of a thousand images has about a tenth of it.
 const MAX_MEMBERS: usize = 250_000;
 /// How many bytes their names and link targets may have together.
-const MAX_NAMES: usize = 32 << 20;
+const MAX_NAME_BYTES: usize = 32 << 20;
 /// How long one name may be, in bytes: as long as Linux allows a path to be.
-const MAX_NAME: u32 = 4096;
+const MAX_NAME_LENGTH: u32 = 4096;
 /// How many bytes of headers may precede one member; what PAX headers of 1 MiB need, and some more.
 const MAX_HEADERS: usize = 2 << 20;
 /// Up to which size a member of a packed archive is kept in memory, in bytes; configs of images are smaller.
 const MAX_KEPT_MEMBER: u64 = 128 << 10;
 /// How many bytes are kept in all.
-const MAX_KEPT: usize = 16 << 20;
+const MAX_KEPT_BYTES: usize = 16 << 20;
 /// How many links may lead to one member.
 const MAX_LINKS: usize = 16;
 
@@ -37,9 +37,9 @@ const MAX_LINKS: usize = 16;
 #[derive(Debug)]
 pub(super) struct TarArchive {
     path: PathBuf,
-    file: Span,
+    file: FileSpan,
     compression: Compression,
-    members: HashMap<Vec<u8>, Entry>,
+    members: HashMap<Vec<u8>, ArchiveEntry>,
 }
 
 /// A regular file inside an archive.
@@ -57,7 +57,7 @@ pub(super) struct Member {
 
 /// What an archive holds under one name.
 #[derive(Debug)]
-enum Entry {
+enum ArchiveEntry {
     File(Member),
     Link(Vec<u8>),
     Sparse,
@@ -71,11 +71,11 @@ impl TarArchive {
         if !fs::metadata(path).map_err(failed)?.is_file() {
             return Err(SourceError::NotAFile { path: path.to_owned() });
         }
-        let file = Span::whole(File::open(path).map_err(failed)?).map_err(failed)?;
+        let file = FileSpan::whole(File::open(path).map_err(failed)?).map_err(failed)?;
         let compression = file.detect().map_err(failed)?;
-        let members = Stream::new(&file, compression)
+        let members = ArchiveStream::new(&file, compression)
             .map_err(|source| ArchiveError::Read { position: 0, source })
-            .and_then(|stream| list(Window::new(stream)))
+            .and_then(|stream| list(HeaderWindow::new(stream)))
             .map_err(|source| SourceError::Archive { path: path.to_owned(), source })?;
         Ok(Self { path: path.to_owned(), file, compression, members })
     }
@@ -92,9 +92,9 @@ impl TarArchive {
         for _ in 0..=MAX_LINKS {
             match next.as_ref().and_then(|name| self.members.get(name)) {
                 None => return Ok(None),
-                Some(Entry::File(member)) => return Ok(Some(member.clone())),
-                Some(Entry::Link(target)) => next = Some(target.clone()),
-                Some(Entry::Sparse) => {
+                Some(ArchiveEntry::File(member)) => return Ok(Some(member.clone())),
+                Some(ArchiveEntry::Link(target)) => next = Some(target.clone()),
+                Some(ArchiveEntry::Sparse) => {
                     return Err(damaged(ArchiveError::Sparse { member: name.to_owned() }));
                 }
             }
@@ -107,9 +107,9 @@ impl TarArchive {
         if let Some(content) = member.kept.clone() {
             return Ok(Blob { size: member.size, reader: Box::new(Cursor::new(content)) });
         }
-        let opened = Stream::new(&self.file, self.compression).and_then(|mut stream| {
+        let opened = ArchiveStream::new(&self.file, self.compression).and_then(|mut stream| {
             stream.skip(member.offset)?;
-            Ok(Blob { size: member.size, reader: Box::new(Exactly::new(stream, member.size)) })
+            Ok(Blob { size: member.size, reader: Box::new(MemberReader::new(stream, member.size)) })
         });
         opened.map_err(|source| {
             let source = ArchiveError::Read { position: member.offset, source };
@@ -119,14 +119,14 @@ impl TarArchive {
 }
 
 /// What the parser found, without a hold on the buffer.
-enum Step {
+enum HeaderEvent {
     Need(usize),
     Pass(u64),
-    Entry { headers: u64, size: u64, name: Option<Vec<u8>>, kind: Kind },
+    Entry { headers: u64, size: u64, name: Option<Vec<u8>>, kind: MemberKind },
     End,
 }
 
-enum Kind {
+enum MemberKind {
     File,
     Sparse,
     Link(Option<Vec<u8>>),
@@ -134,16 +134,16 @@ enum Kind {
 }
 
 /// Lists the members of an archive. Of several under one name the last one counts, as when an archive is unpacked.
-fn list(mut window: Window) -> Result<HashMap<Vec<u8>, Entry>, ArchiveError> {
-    let limits = Limits { max_path_len: Some(MAX_NAME), ..Limits::default() };
+fn list(mut window: HeaderWindow) -> Result<HashMap<Vec<u8>, ArchiveEntry>, ArchiveError> {
+    let limits = Limits { max_path_len: Some(MAX_NAME_LENGTH), ..Limits::default() };
     let mut parser = Parser::new(limits);
-    let mut members = Members::default();
+    let mut members = MemberTable::default();
     loop {
         let event = parser
             .parse(&window.buffer)
             .map_err(|source| ArchiveError::Header { position: window.position, source })?;
-        match Step::of(event) {
-            Step::Need(length) => {
+        match HeaderEvent::of(event) {
+            HeaderEvent::Need(length) => {
                 // The parser sometimes asks for what it has: then it wants more, without knowing how much.
                 let length = if length > window.buffer.len() { length } else { 2 * window.buffer.len() };
                 if length > MAX_HEADERS {
@@ -154,18 +154,18 @@ fn list(mut window: Window) -> Result<HashMap<Vec<u8>, Entry>, ArchiveError> {
                     return if is_end { Ok(members.by_name) } else { Err(ArchiveError::Truncated) };
                 }
             }
-            Step::Pass(headers) => window.advance(headers)?,
-            Step::Entry { headers, size, name, kind } => {
+            HeaderEvent::Pass(headers) => window.advance(headers)?,
+            HeaderEvent::Entry { headers, size, name, kind } => {
                 window.advance(headers)?;
                 members.add(name, kind, size, &mut window)?;
                 window.advance(size.checked_next_multiple_of(512).unwrap_or(u64::MAX))?;
             }
-            Step::End => return Ok(members.by_name),
+            HeaderEvent::End => return Ok(members.by_name),
         }
     }
 }
 
-impl Step {
+impl HeaderEvent {
     fn of(event: ParseEvent<'_>) -> Self {
         match event {
             ParseEvent::NeedData { min_bytes } => Self::Need(min_bytes),
@@ -180,11 +180,11 @@ impl Step {
         let name = join(b"", &entry.path);
         let target = entry.link_target.as_deref().unwrap_or_default();
         let kind = match entry.entry_type {
-            _ if is_sparse => Kind::Sparse,
-            EntryType::Regular | EntryType::Continuous => Kind::File,
-            EntryType::Link => Kind::Link(join(b"", target)),
-            EntryType::Symlink => Kind::Link(join(directory_of(name.as_deref().unwrap_or_default()), target)),
-            _ => Kind::Other,
+            _ if is_sparse => MemberKind::Sparse,
+            EntryType::Regular | EntryType::Continuous => MemberKind::File,
+            EntryType::Link => MemberKind::Link(join(b"", target)),
+            EntryType::Symlink => MemberKind::Link(join(directory_of(name.as_deref().unwrap_or_default()), target)),
+            _ => MemberKind::Other,
         };
         // Some writers give links the size of what they lead to. Like Docker's own reader, this one finds no content.
         let has_content = !matches!(
@@ -202,28 +202,34 @@ impl Step {
 
 /// The members that were found so far.
 #[derive(Default)]
-struct Members {
-    by_name: HashMap<Vec<u8>, Entry>,
+struct MemberTable {
+    by_name: HashMap<Vec<u8>, ArchiveEntry>,
     seen: usize,
     name_bytes: usize,
     kept_bytes: usize,
 }
 
-impl Members {
+impl MemberTable {
     /// Notes the member whose content the window has reached.
-    fn add(&mut self, name: Option<Vec<u8>>, kind: Kind, size: u64, window: &mut Window) -> Result<(), ArchiveError> {
+    fn add(
+        &mut self,
+        name: Option<Vec<u8>>,
+        kind: MemberKind,
+        size: u64,
+        window: &mut HeaderWindow,
+    ) -> Result<(), ArchiveError> {
         self.seen += 1;
-        let target_bytes = if let Kind::Link(Some(target)) = &kind { target.len() } else { 0 };
+        let target_bytes = if let MemberKind::Link(Some(target)) = &kind { target.len() } else { 0 };
         self.name_bytes += name.as_ref().map_or(0, Vec::len) + target_bytes;
-        if self.seen > MAX_MEMBERS || self.name_bytes > MAX_NAMES {
-            return Err(ArchiveError::TooManyMembers { limit: MAX_MEMBERS, name_limit: MAX_NAMES });
+        if self.seen > MAX_MEMBERS || self.name_bytes > MAX_NAME_BYTES {
+            return Err(ArchiveError::TooManyMembers { limit: MAX_MEMBERS, name_limit: MAX_NAME_BYTES });
         }
         let Some(name) = name else { return Ok(()) };
         let entry = match kind {
-            Kind::File => Entry::File(self.member(window, size)?),
-            Kind::Sparse => Entry::Sparse,
-            Kind::Link(Some(target)) => Entry::Link(target),
-            Kind::Link(None) | Kind::Other => {
+            MemberKind::File => ArchiveEntry::File(self.member(window, size)?),
+            MemberKind::Sparse => ArchiveEntry::Sparse,
+            MemberKind::Link(Some(target)) => ArchiveEntry::Link(target),
+            MemberKind::Link(None) | MemberKind::Other => {
                 self.by_name.remove(&name);
                 return Ok(());
             }
@@ -233,9 +239,10 @@ impl Members {
     }
 
     /// Describes the member whose content the window has reached.
-    fn member(&mut self, window: &mut Window, size: u64) -> Result<Member, ArchiveError> {
+    fn member(&mut self, window: &mut HeaderWindow, size: u64) -> Result<Member, ArchiveError> {
         let size_in_memory = usize::try_from(size).unwrap_or(usize::MAX);
-        let is_kept = window.is_packed() && size <= MAX_KEPT_MEMBER && self.kept_bytes + size_in_memory <= MAX_KEPT;
+        let is_kept =
+            window.is_packed() && size <= MAX_KEPT_MEMBER && self.kept_bytes + size_in_memory <= MAX_KEPT_BYTES;
         let start = Compression::MAGIC.min(size_in_memory);
         if !window.fill(if is_kept { size_in_memory } else { start })? {
             return Err(ArchiveError::Truncated);
@@ -327,7 +334,7 @@ mod tests {
         for (name, content) in names.iter().zip(&contents) {
             assert_eq!(read(&packed, name).as_ref(), Some(content));
         }
-        let count = MAX_KEPT / limit + 1;
+        let count = MAX_KEPT_BYTES / limit + 1;
         let many = (0..count).fold(Tar::new(), |tar, number| tar.file(&number.to_string(), &contents[1]));
         let many = open(&zstd(&many.bytes())).unwrap();
         let is_kept: Vec<bool> = (0..count).map(|number| kept(&many, &number.to_string())).collect();

@@ -13,13 +13,13 @@ pub(super) const MAX_UNPACKED: u64 = 1 << 40;
 
 /// A part of a file, read without moving the file's own position, so that several readers share one handle.
 #[derive(Debug, Clone)]
-pub(super) struct Span {
+pub(super) struct FileSpan {
     file: Arc<File>,
     position: u64,
     end: u64,
 }
 
-impl Span {
+impl FileSpan {
     /// Covers a whole file as long as it is now.
     pub(super) fn whole(file: File) -> io::Result<Self> {
         let end = file.metadata()?.len();
@@ -34,7 +34,7 @@ impl Span {
     }
 }
 
-impl Read for Span {
+impl Read for FileSpan {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
         let length = buffer.len().min(left);
@@ -45,14 +45,14 @@ impl Read for Span {
 }
 
 /// The unpacked archive from its start on.
-pub(super) enum Stream {
-    Plain(Span),
+pub(super) enum ArchiveStream {
+    Plain(FileSpan),
     Unpacked(Box<dyn Read + Send>),
 }
 
-impl Stream {
+impl ArchiveStream {
     /// Unpacks `file` from its start on.
-    pub(super) fn new(file: &Span, compression: Compression) -> io::Result<Self> {
+    pub(super) fn new(file: &FileSpan, compression: Compression) -> io::Result<Self> {
         Ok(match compression {
             Compression::None => Self::Plain(file.clone()),
             packed => Self::Unpacked(packed.unpack(file.clone())?),
@@ -73,7 +73,7 @@ impl Stream {
     }
 }
 
-impl Read for Stream {
+impl Read for ArchiveStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(span) => span.read(buffer),
@@ -83,19 +83,19 @@ impl Read for Stream {
 }
 
 /// Reads a member to its end and no further.
-pub(super) struct Exactly {
-    stream: Stream,
+pub(super) struct MemberReader {
+    stream: ArchiveStream,
     left: u64,
 }
 
-impl Exactly {
+impl MemberReader {
     /// Reads the next `size` bytes of `stream`.
-    pub(super) fn new(stream: Stream, size: u64) -> Self {
+    pub(super) fn new(stream: ArchiveStream, size: u64) -> Self {
         Self { stream, left: size }
     }
 }
 
-impl Read for Exactly {
+impl Read for MemberReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let count = self.stream.read(&mut buffer[..length])?;
@@ -108,22 +108,22 @@ impl Read for Exactly {
 }
 
 /// The next bytes of an archive, for a parser that wants headers in one piece.
-pub(super) struct Window {
-    stream: Stream,
+pub(super) struct HeaderWindow {
+    stream: ArchiveStream,
     /// The bytes that have been read but not passed over.
     pub(super) buffer: Vec<u8>,
     /// Where the buffer begins in the unpacked archive.
     pub(super) position: u64,
 }
 
-impl Window {
-    pub(super) fn new(stream: Stream) -> Self {
+impl HeaderWindow {
+    pub(super) fn new(stream: ArchiveStream) -> Self {
         Self { stream, buffer: Vec::new(), position: 0 }
     }
 
     /// Tells whether reading the same bytes again means unpacking everything before them again.
     pub(super) fn is_packed(&self) -> bool {
-        matches!(self.stream, Stream::Unpacked(_))
+        matches!(self.stream, ArchiveStream::Unpacked(_))
     }
 
     /// Lengthens the buffer to `length` bytes; tells whether the archive has as many.

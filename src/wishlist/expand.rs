@@ -8,12 +8,12 @@ use crate::image::{FullName, ImageName};
 use crate::source::ImageArgument;
 
 use super::options::WishOptions;
-use super::place::ImageRepository;
-use super::project::{Listing, ListingError, Project, beginning_of};
-use super::{NameFilter, Problem, TagFilter, Wanted, Wish};
+use super::project::{ListingError, Project, RegistryLister, beginning_of};
+use super::reference::ImageRepository;
+use super::{NameFilter, TagFilter, Wish, WishTarget, WishlistProblem};
 
 /// Maximum number of invalid names that a problem lists.
-const SHOWN_NAMES: usize = 3;
+const MAX_SHOWN_NAMES: usize = 3;
 
 /// One image that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct WantedImage {
 
 /// The newest images of a repository, for a wish with `newest`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Newest {
+pub struct NewestImages {
     /// The names of those that are wanted, if all of them are images.
     pub names: Vec<ImageName>,
     /// Those that come next, the newest first.
@@ -65,7 +65,7 @@ fn host_of(argument: &ImageArgument) -> &str {
 
 /// What could not be listed.
 #[derive(Debug)]
-pub struct Failure {
+pub struct ListingFailure {
     /// The line of the wish, from 1.
     pub line: usize,
     /// The registry's host.
@@ -76,7 +76,7 @@ pub struct Failure {
     pub error: ListingError,
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for ListingFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "line {}: cannot list '{}' of '{}'", self.line, self.what, self.host)
     }
@@ -88,24 +88,24 @@ pub struct Expansion {
     /// The images, each name once.
     pub images: Vec<WantedImage>,
     /// Which of them are the newest of a repository, and what takes their place if they are no images.
-    pub newest: Vec<Newest>,
+    pub newest: Vec<NewestImages>,
     /// What could not be listed. Images that were wanted before may be missing because of that.
-    pub failures: Vec<Failure>,
+    pub failures: Vec<ListingFailure>,
     /// What looks like a mistake.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<WishlistProblem>,
 }
 
-/// Returns the images that one wish stands for at this moment; [`GrowingExpansion`] makes one list of those of several wishes.
-pub(crate) fn expand_one(wish: &Wish, listing: &dyn Listing) -> Expansion {
-    let mut expanding = Expanding { wish, listing, result: Expansion::default() };
+/// Returns the images that one wish stands for at this moment; [`IncrementalExpansion`] makes one list of those of several wishes.
+pub(crate) fn expand_one(wish: &Wish, listing: &dyn RegistryLister) -> Expansion {
+    let mut expanding = WishExpander { wish, listing, result: Expansion::default() };
     match &wish.what {
-        Wanted::Image(argument) => expanding.add(argument.clone()),
-        Wanted::Tags { place, filter } => expanding.add_tags(place, filter),
-        Wanted::Project { project, repositories, tags } => expanding.add_project(project, repositories, tags),
+        WishTarget::Image(argument) => expanding.add(argument.clone()),
+        WishTarget::Tags { repository, filter } => expanding.add_tags(repository, filter),
+        WishTarget::Project { project, repositories, tags } => expanding.add_project(project, repositories, tags),
     }
-    let Expanding { mut result, .. } = expanding;
+    let WishExpander { mut result, .. } = expanding;
     if result.images.is_empty() && result.failures.is_empty() {
-        result.problems.push(Problem::hint(wish.line, "no image matches".to_owned()));
+        result.problems.push(WishlistProblem::hint(wish.line, "no image matches".to_owned()));
     }
     result
 }
@@ -115,7 +115,7 @@ pub(crate) fn expand_one(wish: &Wish, listing: &dyn Listing) -> Expansion {
 /// Of two wishes for one name, the first in the wishlist counts. So an image is certain as soon as no earlier wish, of which
 /// it is not known yet what it comes to, may stand for its name: wishes for other repositories hold it up no longer. An older image
 /// that takes the place of an artifact comes after all wishes that may stand for its name themselves.
-pub(crate) struct GrowingExpansion<'w> {
+pub(crate) struct IncrementalExpansion<'w> {
     wishes: &'w [Wish],
     parts: Vec<Option<Expansion>>,
     /// By host: the wishes of which it is not known what they come to.
@@ -124,27 +124,27 @@ pub(crate) struct GrowingExpansion<'w> {
     named: HashSet<ImageName>,
     certain: HashSet<ImageName>,
     /// By host: images that an open wish may stand for, too.
-    doubtful: HashMap<String, BTreeMap<Order, WantedImage>>,
+    doubtful: HashMap<String, BTreeMap<ImagePosition, WantedImage>>,
 }
 
 /// The place of an image in a wishlist: that of its wish, and its own among those of the wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Order {
+pub(crate) struct ImagePosition {
     wish: usize,
-    place: usize,
+    index: usize,
     /// How many images were put before the place by then, this one included; 0 for the image that has the place itself.
     added: Reverse<usize>,
 }
 
-impl Order {
+impl ImagePosition {
     /// Returns the place of an image that a wish stands for, both counted from 0.
-    pub(crate) fn new(wish: usize, place: usize) -> Self {
-        Self { wish, place, added: Reverse(0) }
+    pub(crate) fn new(wish: usize, index: usize) -> Self {
+        Self { wish, index, added: Reverse(0) }
     }
 
     /// Returns a place before that of an image, and before those of `added - 1` others that were put before it.
-    pub(crate) fn before((wish, place): (usize, usize), added: usize) -> Self {
-        Self { wish, place, added: Reverse(added) }
+    pub(crate) fn before((wish, index): (usize, usize), added: usize) -> Self {
+        Self { wish, index, added: Reverse(added) }
     }
 
     fn is_added(self) -> bool {
@@ -152,7 +152,7 @@ impl Order {
     }
 }
 
-impl<'w> GrowingExpansion<'w> {
+impl<'w> IncrementalExpansion<'w> {
     /// Begins with nothing known.
     pub(crate) fn new(wishes: &'w [Wish]) -> Self {
         let (mut open, mut named): (HashMap<&str, BTreeSet<usize>>, _) = (HashMap::new(), HashSet::new());
@@ -160,7 +160,7 @@ impl<'w> GrowingExpansion<'w> {
             if let Some(host) = wish.listed_host() {
                 open.entry(host).or_default().insert(index);
             }
-            if let Wanted::Image(argument) = &wish.what {
+            if let WishTarget::Image(argument) = &wish.what {
                 named.insert(name_of(argument, &wish.options).clone());
             }
         }
@@ -169,15 +169,15 @@ impl<'w> GrowingExpansion<'w> {
     }
 
     /// Adds what a wish comes to. Returns the images that are certain now, each name once.
-    pub(crate) fn add(&mut self, wish: usize, part: Expansion) -> Vec<(Order, WantedImage)> {
+    pub(crate) fn add(&mut self, wish: usize, part: Expansion) -> Vec<(ImagePosition, WantedImage)> {
         let mut hosts: BTreeSet<String> = BTreeSet::new();
         if let Some(host) = self.wishes[wish].listed_host() {
             self.open.entry(host).or_default().remove(&wish);
             hosts.insert(host.to_owned());
         }
-        for (place, image) in part.images.iter().enumerate() {
+        for (index, image) in part.images.iter().enumerate() {
             let host = image.name().host().to_owned();
-            self.doubtful.entry(host.clone()).or_default().insert(Order::new(wish, place), image.clone());
+            self.doubtful.entry(host.clone()).or_default().insert(ImagePosition::new(wish, index), image.clone());
             hosts.insert(host);
         }
         self.parts[wish] = Some(part);
@@ -185,14 +185,14 @@ impl<'w> GrowingExpansion<'w> {
     }
 
     /// Adds an older image in the place of an artifact. Returns it if it is certain now, and if no wish stands for its name.
-    pub(crate) fn add_older(&mut self, order: Order, image: WantedImage) -> Vec<(Order, WantedImage)> {
+    pub(crate) fn add_older(&mut self, order: ImagePosition, image: WantedImage) -> Vec<(ImagePosition, WantedImage)> {
         let host = image.name().host().to_owned();
         self.doubtful.entry(host.clone()).or_default().insert(order, image);
         self.decide(&host)
     }
 
     /// Returns the images of a host that have become certain.
-    fn decide(&mut self, host: &str) -> Vec<(Order, WantedImage)> {
+    fn decide(&mut self, host: &str) -> Vec<(ImagePosition, WantedImage)> {
         let Some(doubtful) = self.doubtful.remove(host) else { return Vec::new() };
         let (mut certain, mut left) = (Vec::new(), BTreeMap::new());
         let (older, wanted): (Vec<_>, Vec<_>) = doubtful.into_iter().partition(|(order, _)| order.is_added());
@@ -221,24 +221,26 @@ impl<'w> GrowingExpansion<'w> {
 impl Wish {
     /// Returns the registry that has to be asked what the wish stands for, if one has to.
     pub(crate) fn listed_host(&self) -> Option<&str> {
-        (!matches!(self.what, Wanted::Image(_))).then(|| self.host())
+        (!matches!(self.what, WishTarget::Image(_))).then(|| self.host())
     }
 
     /// Returns the registry that is asked for what the wish stands for.
     pub(crate) fn host(&self) -> &str {
         match &self.what {
-            Wanted::Image(argument) => host_of(argument),
-            Wanted::Tags { place, .. } => &place.host,
-            Wanted::Project { project, .. } => &project.host,
+            WishTarget::Image(argument) => host_of(argument),
+            WishTarget::Tags { repository, .. } => &repository.host,
+            WishTarget::Project { project, .. } => &project.host,
         }
     }
 
     /// Tells whether a list of the wish's registry may bring this name.
     fn may_stand_for(&self, name: &ImageName) -> bool {
         match &self.what {
-            Wanted::Image(_) => false,
-            Wanted::Tags { place, .. } => place.host == name.host() && place.repository == name.repository(),
-            Wanted::Project { project, .. } => project.host == name.host() && project.holds(name.repository()),
+            WishTarget::Image(_) => false,
+            WishTarget::Tags { repository, .. } => {
+                repository.host == name.host() && repository.repository == name.repository()
+            }
+            WishTarget::Project { project, .. } => project.host == name.host() && project.holds(name.repository()),
         }
     }
 }
@@ -270,7 +272,7 @@ impl Expansion {
 }
 
 /// Says how two wishes for one name contradict each other, if they do.
-fn conflict(first: &WantedImage, second: &WantedImage) -> Option<Problem> {
+fn conflict(first: &WantedImage, second: &WantedImage) -> Option<WishlistProblem> {
     let matter = if first.argument != second.argument {
         "from another place"
     } else if first.options != second.options {
@@ -279,42 +281,42 @@ fn conflict(first: &WantedImage, second: &WantedImage) -> Option<Problem> {
         return None;
     };
     let text = format!("'{}' is wanted {matter} already at line {}, which counts", second.name(), first.line);
-    Some(Problem::hint(second.line, text))
+    Some(WishlistProblem::hint(second.line, text))
 }
 
-struct Expanding<'w> {
+struct WishExpander<'w> {
     wish: &'w Wish,
-    listing: &'w dyn Listing,
+    listing: &'w dyn RegistryLister,
     result: Expansion,
 }
 
-impl Expanding<'_> {
+impl WishExpander<'_> {
     fn add(&mut self, argument: ImageArgument) {
         let image = self.image(argument);
         self.result.images.push(image);
     }
 
     fn image(&self, argument: ImageArgument) -> WantedImage {
-        let is_found = !matches!(self.wish.what, Wanted::Image(_));
+        let is_found = !matches!(self.wish.what, WishTarget::Image(_));
         WantedImage { line: self.wish.line, argument, options: self.wish.options.clone(), is_found }
     }
 
-    fn add_tags(&mut self, place: &ImageRepository, filter: &TagFilter) {
-        match self.listing.tags(place) {
+    fn add_tags(&mut self, repository: &ImageRepository, filter: &TagFilter) {
+        match self.listing.tags(repository) {
             // Invalid tags go before the newest are chosen, so that they take no place among these.
             Ok(tags) => {
-                let tags = self.valid(tags, "tag", |tag| place.image(tag).is_ok());
-                let image = |tag: String| place.image(&tag).ok().map(|image| self.image(image));
+                let tags = self.valid(tags, "tag", |tag| repository.image(tag).is_ok());
+                let image = |tag: String| repository.image(&tag).ok().map(|image| self.image(image));
                 let (older, wanted) = filter.split(&tags);
                 let wanted: Vec<WantedImage> = wanted.into_iter().filter_map(&image).collect();
                 if filter.newest.is_some() {
                     let names = wanted.iter().map(|image| image.name().clone()).collect();
                     let older = older.into_iter().rev().filter_map(image).collect();
-                    self.result.newest.push(Newest { names, older });
+                    self.result.newest.push(NewestImages { names, older });
                 }
                 self.result.images.extend(wanted);
             }
-            Err(error) => self.fail(&place.host, &place.repository, error),
+            Err(error) => self.fail(&repository.host, &repository.repository, error),
         }
     }
 
@@ -323,21 +325,21 @@ impl Expanding<'_> {
             Ok(names) => names,
             Err(error) => return self.fail(&project.host, &project.path, error.into()),
         };
-        let place = |repository: &str| ImageRepository {
+        let repository = |name: &str| ImageRepository {
             host: project.host.clone(),
-            repository: repository.to_owned(),
+            repository: name.to_owned(),
             plain_http: project.plain_http,
         };
-        let is_name = |name: &str| project.holds(name) && !name.contains(':') && place(name).image("tag").is_ok();
+        let is_name = |name: &str| project.holds(name) && !name.contains(':') && repository(name).image("tag").is_ok();
         let mut names = self.valid(names, "repository of this project", is_name);
         names.retain(|name| wanted.wants(&project.path, name));
         names.sort();
         names.dedup();
-        names.iter().for_each(|name| self.add_tags(&place(name), tags));
+        names.iter().for_each(|name| self.add_tags(&repository(name), tags));
     }
 
     fn fail(&mut self, host: &str, what: &str, error: ListingError) {
-        let failure = Failure { line: self.wish.line, host: host.to_owned(), what: what.to_owned(), error };
+        let failure = ListingFailure { line: self.wish.line, host: host.to_owned(), what: what.to_owned(), error };
         self.result.failures.push(failure);
     }
 
@@ -346,9 +348,9 @@ impl Expanding<'_> {
         let (valid, invalid): (Vec<String>, Vec<String>) = names.into_iter().partition(|name| is_valid(name));
         if !invalid.is_empty() {
             let shown: Vec<String> =
-                invalid.iter().take(SHOWN_NAMES).map(|name| format!("{:?}", beginning_of(name))).collect();
+                invalid.iter().take(MAX_SHOWN_NAMES).map(|name| format!("{:?}", beginning_of(name))).collect();
             let text = format!("the registry lists what is no {kind}, {} times: {}", invalid.len(), shown.join(", "));
-            self.result.problems.push(Problem::hint(self.wish.line, text));
+            self.result.problems.push(WishlistProblem::hint(self.wish.line, text));
         }
         valid
     }
@@ -358,8 +360,9 @@ impl Expanding<'_> {
 pub(super) mod tests {
     use super::super::tests::parse;
     use super::*;
-    use crate::wishlist::ListedOnce;
-    use crate::wishlist::project::{JsonPage, ProjectApi};
+    use crate::registry::JsonPage;
+    use crate::wishlist::CachingLister;
+    use crate::wishlist::project::ProjectApi;
 
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -385,14 +388,14 @@ pub(super) mod tests {
         }
 
         pub fn page(&mut self, url: &str, body: serde_json::Value) -> &mut JsonPage {
-            self.pages.entry(url.to_owned()).or_insert(JsonPage { body, ..JsonPage::default() })
+            self.pages.entry(url.to_owned()).or_insert_with(|| JsonPage::new(body))
         }
     }
 
-    impl Listing for Registries {
-        fn tags(&self, place: &ImageRepository) -> Result<Vec<String>, ListingError> {
+    impl RegistryLister for Registries {
+        fn tags(&self, repository: &ImageRepository) -> Result<Vec<String>, ListingError> {
             self.asked.fetch_add(1, Ordering::Relaxed);
-            self.tags.get(&place.to_string()).cloned().ok_or_else(|| "connection refused".into())
+            self.tags.get(&repository.to_string()).cloned().ok_or_else(|| "connection refused".into())
         }
 
         fn repositories(&self, host: &str, _plain_http: bool) -> Result<Vec<String>, ListingError> {
@@ -405,8 +408,8 @@ pub(super) mod tests {
     }
 
     fn expand_text(text: &str, registries: &Registries) -> Expansion {
-        let (wishlist, listing) = (parse(text).unwrap(), ListedOnce::new(registries));
-        let mut growing = GrowingExpansion::new(&wishlist.wishes);
+        let (wishlist, listing) = (parse(text).unwrap(), CachingLister::new(registries));
+        let mut growing = IncrementalExpansion::new(&wishlist.wishes);
         for (index, wish) in wishlist.wishes.iter().enumerate() {
             growing.add(index, expand_one(wish, &listing));
         }
@@ -530,7 +533,7 @@ pub(super) mod tests {
         let mut registries = Registries::default().tags("slow.org/a", &["1", "2"]).tags("h.org/a", &["1"]);
         registries.catalog("slow.org", &[]);
         let wishlist = parse(text).unwrap();
-        let mut growing = GrowingExpansion::new(&wishlist.wishes);
+        let mut growing = IncrementalExpansion::new(&wishlist.wishes);
         let mut add = |wish: usize| -> Vec<String> {
             let part = expand_one(&wishlist.wishes[wish], &registries);
             growing.add(wish, part).into_iter().map(|(_, image)| image.name().to_string()).collect()
@@ -550,12 +553,12 @@ pub(super) mod tests {
                     - h.org/a:3\n- h.org/b:1\n";
         let registries = Registries::default().tags("h.org/a", &["1.0", "2.0", "3", "4"]);
         let wishlist = parse(text).unwrap();
-        let mut growing = GrowingExpansion::new(&wishlist.wishes);
+        let mut growing = IncrementalExpansion::new(&wishlist.wishes);
         let part = expand_one(&wishlist.wishes[0], &registries);
         let older = part.newest[0].older.clone();
         assert_eq!(growing.add(0, part).len(), 1);
         growing.add(2, expand_one(&wishlist.wishes[2], &registries));
-        let mut add = |index: usize| growing.add_older(Order::before((0, 0), index + 1), older[index].clone());
+        let mut add = |index: usize| growing.add_older(ImagePosition::before((0, 0), index + 1), older[index].clone());
         assert_eq!(older[1].name().to_string(), "h.org/a:2.0");
         assert!((0..3).all(|index| add(index).is_empty()), "the second wish may stand for all of them");
         let certain = growing.add(1, expand_one(&wishlist.wishes[1], &registries));
@@ -563,7 +566,12 @@ pub(super) mod tests {
         let expected = [("h.org/a:2.0", 4), ("h.org/a:3", 5), ("h.org/a:1.0", 3)];
         assert_eq!(told, expected.map(|(name, line)| (name.to_owned(), line)));
         assert_eq!(certain.iter().map(|(_, image)| image.is_found).collect::<Vec<_>>(), [true, false, true]);
-        let order = [Order::before((0, 0), 2), Order::before((0, 0), 1), Order::new(0, 0), Order::new(0, 1)];
+        let order = [
+            ImagePosition::before((0, 0), 2),
+            ImagePosition::before((0, 0), 1),
+            ImagePosition::new(0, 0),
+            ImagePosition::new(0, 1),
+        ];
         assert!(order.is_sorted());
     }
 

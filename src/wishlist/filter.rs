@@ -21,7 +21,7 @@ impl Glob {
     }
 
     /// Returns a pattern in which only `*` has a meaning, as in wishlists of version 1.
-    pub fn of_stars(pattern: &str) -> Self {
+    pub fn stars_only(pattern: &str) -> Self {
         Self { pattern: pattern.to_owned(), has_question_marks: false }
     }
 
@@ -193,7 +193,7 @@ mod tests {
         ] {
             assert_eq!(Glob::new(pattern).matches(name), matches, "{pattern} {name}");
         }
-        assert!(!Glob::of_stars("?.*").matches("1.2") && Glob::of_stars("?.*").matches("?.2"));
+        assert!(!Glob::stars_only("?.*").matches("1.2") && Glob::stars_only("?.*").matches("?.2"));
     }
 
     #[test]

@@ -1,24 +1,24 @@
 //! Version 1 of the file: DUCC's recipe.
 
 use super::filter::{Glob, TagFilter};
-use super::node::{Fault, Node, Value};
+use super::node::{Fault, YamlNode, YamlValue};
 use super::options::WishOptions;
-use super::place::Reference;
+use super::reference::WishReference;
 use super::thin::{OutputFormat, ThinImages};
-use super::{Problem, Wanted, Wish, Wishlist};
+use super::{Wish, WishTarget, Wishlist, WishlistProblem};
 
 const KEYS: [&str; 5] = ["version", "user", "cvmfs_repo", "output_format", "input"];
 
 /// Reads a recipe; what cannot be used of it becomes a problem.
-pub(super) fn read(document: &Node, name: String) -> Result<Wishlist, Fault> {
-    let mut problems: Vec<Problem> = document.repeated_keys().into_iter().map(Problem::bad).collect();
+pub(super) fn read(document: &YamlNode, name: String) -> Result<Wishlist, Fault> {
+    let mut problems: Vec<WishlistProblem> = document.repeated_keys().into_iter().map(WishlistProblem::bad).collect();
     for (key, _) in document.map()? {
         match key.text() {
             Ok(text) if !KEYS.contains(&text) => {
-                problems.push(Problem::hint(key.line, format!("unknown key {text:?} is ignored")));
+                problems.push(WishlistProblem::hint(key.line, format!("unknown key {text:?} is ignored")));
             }
             Ok(_) => {}
-            Err(fault) => problems.push(Problem::bad(fault)),
+            Err(fault) => problems.push(WishlistProblem::bad(fault)),
         }
     }
     // Without a list at all, the file is hardly a wishlist, and taking it for an empty one could remove every image.
@@ -27,41 +27,41 @@ pub(super) fn read(document: &Node, name: String) -> Result<Wishlist, Fault> {
     for item in items(input)? {
         match wish(item, &mut problems) {
             Ok(wish) => wishes.push(wish),
-            Err(text) => problems.push(Problem::bad(item.fault(format!("skipped: {text}")))),
+            Err(text) => problems.push(WishlistProblem::bad(item.fault(format!("skipped: {text}")))),
         }
     }
-    let text_of = |key: &str| document.get(key).filter(|node| !is_empty(node)).map(Node::text).transpose();
+    let text_of = |key: &str| document.get(key).filter(|node| !is_empty(node)).map(YamlNode::text).transpose();
     let repository = text_of("cvmfs_repo")?.map(str::to_owned);
     // Under other names than the recipe means, or as somebody else, no thin image is pushed.
     let thin = text_of("output_format").and_then(|format| {
         let format = format.map(OutputFormat::new).unwrap_or_default();
         Ok(ThinImages { format, user: text_of("user")?.map(str::to_owned) })
     });
-    let thin = thin.map_err(|fault| problems.push(Problem::bad(fault))).ok();
+    let thin = thin.map_err(|fault| problems.push(WishlistProblem::bad(fault))).ok();
     problems.sort_by_key(|problem| (problem.line, problem.column));
     Ok(Wishlist { name, repository, wishes, problems, thin })
 }
 
 /// Returns the items of the list; an `input:` whose items are all commented out has none.
-fn items(input: &Node) -> Result<&[Node], Fault> {
+fn items(input: &YamlNode) -> Result<&[YamlNode], Fault> {
     match &input.value {
-        Value::Nothing => Ok(&[]),
-        Value::List(items) => Ok(items),
+        YamlValue::Nothing => Ok(&[]),
+        YamlValue::List(items) => Ok(items),
         _ => Err(input.fault("'input' is not a list of images")),
     }
 }
 
-fn is_empty(node: &Node) -> bool {
+fn is_empty(node: &YamlNode) -> bool {
     match &node.value {
-        Value::Nothing => true,
-        Value::Text(text) => text.is_empty(),
+        YamlValue::Nothing => true,
+        YamlValue::Text(text) => text.is_empty(),
         _ => false,
     }
 }
 
-fn wish(item: &Node, problems: &mut Vec<Problem>) -> Result<Wish, String> {
+fn wish(item: &YamlNode, problems: &mut Vec<WishlistProblem>) -> Result<Wish, String> {
     let text = item.text().map_err(|fault| fault.text)?.trim();
-    let reference = Reference::parse(text)?;
+    let reference = WishReference::parse(text)?;
     let what = match reference.tag {
         Some(tag) if tag.contains('*') => {
             if reference.digest.is_some() {
@@ -69,11 +69,14 @@ fn wish(item: &Node, problems: &mut Vec<Problem>) -> Result<Wish, String> {
             }
             if let Some(sign) = tag.chars().find(|&c| !is_of_tags(c)) {
                 let text = format!("{text:?} matches nothing: {sign:?} stands for itself, and no tag has one");
-                problems.push(Problem::hint(item.line, text));
+                problems.push(WishlistProblem::hint(item.line, text));
             }
-            Wanted::Tags { place: reference.place, filter: TagFilter::including(vec![Glob::of_stars(tag)]) }
+            WishTarget::Tags {
+                repository: reference.repository,
+                filter: TagFilter::including(vec![Glob::stars_only(tag)]),
+            }
         }
-        _ => Wanted::Image(reference.image().map_err(|error| format!("{text:?}: {error}"))?),
+        _ => WishTarget::Image(reference.image().map_err(|error| format!("{text:?}: {error}"))?),
     };
     Ok(Wish { line: item.line, what, options: WishOptions::default() })
 }
@@ -114,11 +117,11 @@ input:
         assert_eq!(wishlist.repository.as_deref(), Some("unpacked.cern.ch"));
         let lines: Vec<usize> = wishlist.wishes.iter().map(|wish| wish.line).collect();
         assert_eq!(lines, [8, 9, 10, 11, 12, 13]);
-        let Wanted::Image(image) = &wishlist.wishes[0].what else { panic!("is no image") };
+        let WishTarget::Image(image) = &wishlist.wishes[0].what else { panic!("is no image") };
         assert_eq!(image.to_string(), "docker://registry.hub.docker.com/library/fedora:latest");
-        let Wanted::Tags { place, filter } = &wishlist.wishes[3].what else { panic!("has no wildcard") };
-        assert_eq!((place.repository.as_str(), filter.include[0].as_str()), ("atlas/athena", "21.0.*"));
-        let Wanted::Image(ImageArgument::Registry { plain_http, digest, .. }) = &wishlist.wishes[4].what else {
+        let WishTarget::Tags { repository, filter } = &wishlist.wishes[3].what else { panic!("has no wildcard") };
+        assert_eq!((repository.repository.as_str(), filter.include[0].as_str()), ("atlas/athena", "21.0.*"));
+        let WishTarget::Image(ImageArgument::Registry { plain_http, digest, .. }) = &wishlist.wishes[4].what else {
             panic!("is no image");
         };
         assert!(*plain_http && digest.is_some());
@@ -150,7 +153,7 @@ input:
         assert_eq!(wishlist.wishes.len(), 3);
         let lines: Vec<usize> = wishlist.problems.iter().map(|problem| problem.line).collect();
         assert_eq!(lines, [2, 3]);
-        let Wanted::Tags { filter, .. } = &wishlist.wishes[2].what else { panic!("has no wildcard") };
+        let WishTarget::Tags { filter, .. } = &wishlist.wishes[2].what else { panic!("has no wildcard") };
         let tags = ["1.5", "1x5", "11.5"].map(str::to_owned);
         assert_eq!(filter.select(&tags), ["1.5"]);
     }

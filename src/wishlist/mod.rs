@@ -2,19 +2,19 @@
 //!
 //! There are two versions of the file. Version 1 is DUCC's recipe as people have it: it is read leniently. Version 2 is
 //! strata's own: a misspelt option in it would quietly do something else, so that each mistake spoils its wish. In both, what
-//! cannot be used is skipped with a [`Problem`] that says where it stands, so that one bad line does not stop the others.
+//! cannot be used is skipped with a [`WishlistProblem`] that says where it stands, so that one bad line does not stop the others.
 //!
-//! A wish may stand for many images. Registries are asked, through a [`Listing`], what there is, and the answer is an
+//! A wish may stand for many images. Registries are asked, through a [`RegistryLister`], what there is, and the answer is an
 //! [`Expansion`]: the exact images, always in the same order, that of the file, and within a wish by repository and version.
 
+mod caching_lister;
 mod expand;
 mod filter;
 mod lenient;
-mod listed_once;
 mod node;
 mod options;
-mod place;
 mod project;
+mod reference;
 mod strict;
 mod thin;
 mod version;
@@ -26,20 +26,20 @@ use std::path::{Path, PathBuf};
 
 use crate::source::ImageArgument;
 
-pub use expand::{Expansion, Failure, Newest, WantedImage};
-pub(crate) use expand::{GrowingExpansion, Order, expand_one};
+pub(crate) use caching_lister::CachingLister;
+pub use expand::{Expansion, ListingFailure, NewestImages, WantedImage};
+pub(crate) use expand::{ImagePosition, IncrementalExpansion, expand_one};
 pub use filter::{Glob, NameFilter, TagFilter, is_referrers_tag};
-pub(crate) use listed_once::ListedOnce;
 pub use options::{ChainOption, PlatformOption, WishOptions};
-pub use place::ImageRepository;
-pub use project::{JsonPage, Listing, ListingError, Project, ProjectApi, ProjectError};
+pub use project::{ListingError, Project, ProjectApi, ProjectError, RegistryLister};
+pub use reference::ImageRepository;
 pub use thin::{OutputFormat, ThinImages};
 pub use version::compare_tags;
 
-use node::{Fault, Node};
+use node::{Fault, YamlNode};
 
 /// The longest wishlist in bytes.
-pub const LONGEST_WISHLIST: u64 = 16 << 20;
+pub const MAX_WISHLIST: u64 = 16 << 20;
 
 /// Why a wishlist cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +53,7 @@ pub enum WishlistError {
         source: io::Error,
     },
     /// The file is too long.
-    #[error("'{}' is longer than the {LONGEST_WISHLIST} bytes that are read of a wishlist", path.display())]
+    #[error("'{}' is longer than the {MAX_WISHLIST} bytes that are read of a wishlist", path.display())]
     TooLong {
         /// The file.
         path: PathBuf,
@@ -82,7 +82,7 @@ pub struct Wishlist {
     /// The wishes, in the order of the file.
     pub wishes: Vec<Wish>,
     /// What is wrong with the file, but does not stop the rest of it.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<WishlistProblem>,
     /// What is said of thin images. Wishlists of version 2 say nothing.
     pub thin: Option<ThinImages>,
 }
@@ -93,20 +93,20 @@ pub struct Wish {
     /// The line it begins at, from 1.
     pub line: usize,
     /// Which images.
-    pub what: Wanted,
+    pub what: WishTarget,
     /// How they are published.
     pub options: WishOptions,
 }
 
 /// Which images a wish stands for.
 #[derive(Debug, Clone)]
-pub enum Wanted {
+pub enum WishTarget {
     /// One image. The argument is always [`ImageArgument::Registry`].
     Image(ImageArgument),
     /// Some tags of a repository at a registry.
     Tags {
         /// The repository.
-        place: ImageRepository,
+        repository: ImageRepository,
         /// Which of its tags.
         filter: TagFilter,
     },
@@ -123,7 +123,7 @@ pub enum Wanted {
 
 /// Something in a wishlist that is skipped or looks like a mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct WishlistProblem {
     /// The line, from 1.
     pub line: usize,
     /// The character in the line, from 1, if that is known.
@@ -134,7 +134,7 @@ pub struct Problem {
     pub is_bad: bool,
 }
 
-impl Problem {
+impl WishlistProblem {
     /// Tells that something looks like a mistake.
     fn hint(line: usize, text: String) -> Self {
         Self { line, column: None, text, is_bad: false }
@@ -146,7 +146,7 @@ impl Problem {
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for WishlistProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.column {
             Some(column) => write!(f, "line {}, column {column}: {}", self.line, self.text),
@@ -157,7 +157,7 @@ impl fmt::Display for Problem {
 
 impl Wishlist {
     /// Returns what of the file is not followed, as it is wrong.
-    pub fn bad_lines(&self) -> impl Iterator<Item = &Problem> {
+    pub fn bad_lines(&self) -> impl Iterator<Item = &WishlistProblem> {
         self.problems.iter().filter(|problem| problem.is_bad)
     }
 
@@ -166,7 +166,7 @@ impl Wishlist {
         let read_error = |source| WishlistError::Read { path: path.to_owned(), source };
         let file = File::open(path).map_err(read_error)?;
         let mut text = Vec::new();
-        file.take(LONGEST_WISHLIST + 1).read_to_end(&mut text).map_err(read_error)?;
+        file.take(MAX_WISHLIST + 1).read_to_end(&mut text).map_err(read_error)?;
         // A text that is cut within a character is too long before it is anything else.
         check_length(text.len(), path)?;
         let text = String::from_utf8(text).map_err(|error| read_error(io::Error::other(error.utf8_error())))?;
@@ -187,12 +187,12 @@ impl Wishlist {
 }
 
 fn check_length(length: usize, path: &Path) -> Result<(), WishlistError> {
-    let is_too_long = length as u64 > LONGEST_WISHLIST;
+    let is_too_long = length as u64 > MAX_WISHLIST;
     if is_too_long { Err(WishlistError::TooLong { path: path.to_owned() }) } else { Ok(()) }
 }
 
 fn read(text: &str, name: String) -> Result<Wishlist, Fault> {
-    let document = Node::parse(text)?;
+    let document = YamlNode::parse(text)?;
     document.map()?;
     let Some(version) = document.get("version") else {
         if let Some(images) = document.get("images") {
@@ -242,11 +242,11 @@ mod tests {
     #[test]
     fn length_is_bounded() {
         let padded = |length: u64| format!("input: []{}", "\n".repeat(usize::try_from(length).unwrap() - 9));
-        assert!(parse(&padded(LONGEST_WISHLIST)).is_ok());
-        assert!(matches!(parse(&padded(LONGEST_WISHLIST + 1)), Err(WishlistError::TooLong { .. })));
+        assert!(parse(&padded(MAX_WISHLIST)).is_ok());
+        assert!(matches!(parse(&padded(MAX_WISHLIST + 1)), Err(WishlistError::TooLong { .. })));
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("long.yaml");
-        std::fs::write(&path, padded(LONGEST_WISHLIST + 1)).unwrap();
+        std::fs::write(&path, padded(MAX_WISHLIST + 1)).unwrap();
         assert!(matches!(Wishlist::open(&path), Err(WishlistError::TooLong { .. })));
         assert!(matches!(Wishlist::open(directory.path()), Err(WishlistError::Read { .. })));
         std::fs::write(&path, b"input: ['\xff']").unwrap();
@@ -262,9 +262,9 @@ mod tests {
             .wishes
             .iter()
             .map(|wish| match wish.what {
-                Wanted::Image(_) => "image",
-                Wanted::Tags { .. } => "tags",
-                Wanted::Project { .. } => "project",
+                WishTarget::Image(_) => "image",
+                WishTarget::Tags { .. } => "tags",
+                WishTarget::Project { .. } => "project",
             })
             .collect();
         assert_eq!(kinds, ["image", "tags", "tags", "tags", "image", "project", "project"]);

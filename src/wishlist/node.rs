@@ -9,16 +9,16 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, Span, Spanned};
 
 /// The longest text of a document in bytes.
-const LONGEST_TEXT: usize = 4096;
+const MAX_TEXT: usize = 4096;
 
 /// How many texts, lists and maps a document may hold, those that aliases repeat not counted.
-const MOST_NODES: usize = 250_000;
+const MAX_NODES: usize = 250_000;
 
 /// How many parts aliases may repeat.
-const MOST_REPEATED: usize = 50_000;
+const MAX_ALIASED: usize = 50_000;
 
 /// How deep a document may be nested. Wishlists are six levels deep; each level takes some kilobytes of stack.
-const DEEPEST: usize = 16;
+const MAX_DEPTH: usize = 16;
 
 /// What is wrong with a document, and where.
 #[derive(Debug)]
@@ -57,40 +57,40 @@ impl Faults {
 
 /// A part of a document.
 #[derive(Debug)]
-pub(super) struct Node {
+pub(super) struct YamlNode {
     /// The line, from 1.
     pub line: usize,
     /// The character in it, from 1.
     pub column: usize,
-    pub value: Value,
+    pub value: YamlValue,
 }
 
 /// What a part of a document is.
 #[derive(Debug)]
-pub(super) enum Value {
+pub(super) enum YamlValue {
     /// Nothing stands there, or `null`.
     Nothing,
     Text(String),
     /// A text that is too long to keep, and its length in bytes.
     TooLong(usize),
-    List(Vec<Node>),
+    List(Vec<YamlNode>),
     /// In the order of the document. A key may be anything, and stand there twice.
-    Map(Vec<(Node, Node)>),
+    Map(Vec<(YamlNode, YamlNode)>),
 }
 
-impl Node {
+impl YamlNode {
     /// Parses a document.
     pub fn parse(text: &str) -> Result<Self, Fault> {
         let options = serde_saphyr::options! {
             budget: serde_saphyr::budget! {
-                max_nodes: MOST_NODES,
-                max_events: 4 * MOST_NODES,
-                max_depth: DEEPEST,
-                flow_nesting_limit: DEEPEST,
+                max_nodes: MAX_NODES,
+                max_events: 4 * MAX_NODES,
+                max_depth: MAX_DEPTH,
+                flow_nesting_limit: MAX_DEPTH,
                 max_documents: 1,
                 enforce_alias_anchor_ratio: false,
             },
-            alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MOST_REPEATED },
+            alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_ALIASED },
             with_snippet: false,
             duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::PassThrough,
         };
@@ -106,24 +106,24 @@ impl Node {
     /// Returns the text that this part is.
     pub fn text(&self) -> Result<&str, Fault> {
         match &self.value {
-            Value::Text(text) if text.is_empty() => Err(self.fault("an empty text says nothing")),
-            Value::Text(text) => Ok(text),
-            Value::TooLong(length) => {
-                Err(self.fault(format!("a text of {length} bytes is longer than the {LONGEST_TEXT} that are read")))
+            YamlValue::Text(text) if text.is_empty() => Err(self.fault("an empty text says nothing")),
+            YamlValue::Text(text) => Ok(text),
+            YamlValue::TooLong(length) => {
+                Err(self.fault(format!("a text of {length} bytes is longer than the {MAX_TEXT} that are read")))
             }
             _ => Err(self.fault(format!("a text belongs here, not {}", self.kind()))),
         }
     }
 
     /// Returns the texts that this part lists, or the only one that it is; there is at least one, or a fault.
-    pub fn texts(&self, faults: &mut Faults) -> Vec<(&Node, &str)> {
-        let mut text = |node: &'_ Node| -> Option<()> { faults.take(node.text().map(drop)) };
+    pub fn texts(&self, faults: &mut Faults) -> Vec<(&YamlNode, &str)> {
+        let mut text = |node: &'_ YamlNode| -> Option<()> { faults.take(node.text().map(drop)) };
         match &self.value {
-            Value::List(items) if items.is_empty() => {
+            YamlValue::List(items) if items.is_empty() => {
                 faults.add(self.fault("an empty list says nothing"));
                 Vec::new()
             }
-            Value::List(items) => {
+            YamlValue::List(items) => {
                 let right = items.iter().filter(|item| text(item).is_some());
                 right.filter_map(|item| Some((item, item.text().ok()?))).collect()
             }
@@ -134,8 +134,8 @@ impl Node {
     /// Returns whether this part says `true`.
     pub fn flag(&self) -> Result<bool, Fault> {
         match &self.value {
-            Value::Text(text) if text == "true" => Ok(true),
-            Value::Text(text) if text == "false" => Ok(false),
+            YamlValue::Text(text) if text == "true" => Ok(true),
+            YamlValue::Text(text) if text == "false" => Ok(false),
             _ => Err(self.fault("true or false belongs here")),
         }
     }
@@ -146,9 +146,9 @@ impl Node {
     }
 
     /// Returns the keys and values of the map that this part is.
-    pub fn map(&self) -> Result<&[(Node, Node)], Fault> {
+    pub fn map(&self) -> Result<&[(YamlNode, YamlNode)], Fault> {
         match &self.value {
-            Value::Map(entries) => Ok(entries),
+            YamlValue::Map(entries) => Ok(entries),
             _ => Err(self.fault(format!("keys with values belong here, not {}", self.kind()))),
         }
     }
@@ -173,7 +173,7 @@ impl Node {
 
     /// Returns a fault for each key that is there a second time; the first one's value counts.
     pub fn repeated_keys(&self) -> Vec<Fault> {
-        let Value::Map(entries) = &self.value else { return Vec::new() };
+        let YamlValue::Map(entries) = &self.value else { return Vec::new() };
         let mut seen = HashSet::new();
         let texts = entries.iter().filter_map(|(key, _)| Some((key, key.text().ok()?)));
         let repeated = texts.filter(|(_, text)| !seen.insert(*text));
@@ -181,21 +181,21 @@ impl Node {
     }
 
     /// Returns the value of a key, if this part is a map that has it.
-    pub fn get(&self, wanted: &str) -> Option<&Node> {
-        let Value::Map(entries) = &self.value else { return None };
+    pub fn get(&self, wanted: &str) -> Option<&YamlNode> {
+        let YamlValue::Map(entries) = &self.value else { return None };
         entries
             .iter()
-            .find(|(key, _)| matches!(&key.value, Value::Text(text) if text == wanted))
+            .find(|(key, _)| matches!(&key.value, YamlValue::Text(text) if text == wanted))
             .map(|(_, value)| value)
     }
 
     fn kind(&self) -> &'static str {
         match &self.value {
-            Value::Nothing => "nothing",
-            Value::Text(_) => "a text",
-            Value::TooLong(_) => "a text that is too long",
-            Value::List(_) => "a list",
-            Value::Map(_) => "keys with values",
+            YamlValue::Nothing => "nothing",
+            YamlValue::Text(_) => "a text",
+            YamlValue::TooLong(_) => "a text that is too long",
+            YamlValue::List(_) => "a list",
+            YamlValue::Map(_) => "keys with values",
         }
     }
 }
@@ -203,13 +203,13 @@ impl Node {
 /// Returns in one line what the parser says, which names the place at the end.
 fn syntax_fault(error: &serde_saphyr::Error) -> Fault {
     let location = error.location().unwrap_or(Location::UNKNOWN);
-    let (line, column) = place(location);
+    let (line, column) = position(location);
     let text = error.without_snippet().to_string();
     let fact = text.split(" at line ").next().unwrap_or_default();
     Fault { line, column, text: super::one_line(fact) }
 }
 
-fn place(location: Location) -> (usize, usize) {
+fn position(location: Location) -> (usize, usize) {
     let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX).max(1);
     (number(location.line()), number(location.column()))
 }
@@ -230,21 +230,21 @@ enum RawValue {
 
 impl RawNode {
     /// Returns the part with its texts as `document` has them.
-    fn settle(self, document: &str) -> Node {
-        let (line, column) = place(self.0.referenced);
+    fn settle(self, document: &str) -> YamlNode {
+        let (line, column) = position(self.0.referenced);
         let span = self.0.defined.span();
         let value = match self.0.value {
-            RawValue::Nothing => Value::Nothing,
-            RawValue::Text(text) => Value::Text(text),
-            RawValue::Bare(text) => Value::Text(written(document, span).unwrap_or(text)),
-            RawValue::TooLong(length) => Value::TooLong(length),
-            RawValue::List(items) => Value::List(items.into_iter().map(|item| item.settle(document)).collect()),
+            RawValue::Nothing => YamlValue::Nothing,
+            RawValue::Text(text) => YamlValue::Text(text),
+            RawValue::Bare(text) => YamlValue::Text(written(document, span).unwrap_or(text)),
+            RawValue::TooLong(length) => YamlValue::TooLong(length),
+            RawValue::List(items) => YamlValue::List(items.into_iter().map(|item| item.settle(document)).collect()),
             RawValue::Map(entries) => {
                 let settled = |(key, value): (Self, Self)| (key.settle(document), value.settle(document));
-                Value::Map(entries.into_iter().map(settled).collect())
+                YamlValue::Map(entries.into_iter().map(settled).collect())
             }
         };
-        Node { line, column, value }
+        YamlNode { line, column, value }
     }
 }
 
@@ -306,7 +306,7 @@ impl<'de> Visitor<'de> for AnyValue {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<RawValue, E> {
-        Ok(if text.len() > LONGEST_TEXT { RawValue::TooLong(text.len()) } else { RawValue::Text(text.to_owned()) })
+        Ok(if text.len() > MAX_TEXT { RawValue::TooLong(text.len()) } else { RawValue::Text(text.to_owned()) })
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<RawValue, A::Error> {
@@ -332,15 +332,15 @@ mod tests {
 
     #[test]
     fn scalars_stay_as_they_are_written() {
-        let node = Node::parse("[22.10, 007, yes, 1e3, \"q\", 0x10, 3_000, -1]").unwrap();
+        let node = YamlNode::parse("[22.10, 007, yes, 1e3, \"q\", 0x10, 3_000, -1]").unwrap();
         let texts: Vec<&str> = node.texts(&mut Faults::default()).into_iter().map(|(_, text)| text).collect();
         assert_eq!(texts, ["22.10", "007", "yes", "1e3", "q", "0x10", "3_000", "-1"]);
     }
 
     #[test]
     fn parts_know_their_places() {
-        let node = Node::parse("# comment\na: 1\nb:\n  - x\n  - {c: y}\n").unwrap();
-        let Value::List(items) = &node.get("b").unwrap().value else { panic!("is no list") };
+        let node = YamlNode::parse("# comment\na: 1\nb:\n  - x\n  - {c: y}\n").unwrap();
+        let YamlValue::List(items) = &node.get("b").unwrap().value else { panic!("is no list") };
         assert_eq!((items[0].line, items[0].column), (4, 5));
         let inner = items[1].get("c").unwrap();
         assert_eq!((inner.line, inner.column, inner.text().unwrap()), (5, 9, "y"));
@@ -348,29 +348,29 @@ mod tests {
 
     #[test]
     fn aliases_repeat_what_they_name_but_not_without_end() {
-        let node = Node::parse("a: &x 1.10\nb: *x\n").unwrap();
+        let node = YamlNode::parse("a: &x 1.10\nb: *x\n").unwrap();
         assert_eq!(node.get("b").unwrap().text().unwrap(), "1.10");
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for level in 1..9 {
             let inner = vec![format!("*a{}", level - 1); 10].join(", ");
             bomb += &format!("a{level}: &a{level} [{inner}]\n");
         }
-        assert!(Node::parse(&bomb).is_err());
+        assert!(YamlNode::parse(&bomb).is_err());
     }
 
     #[test]
     fn depth_and_length_are_bounded() {
-        assert!(Node::parse(&"[".repeat(100_000)).is_err());
-        assert!(Node::parse(&"- ".repeat(100_000)).is_err());
-        assert!(Node::parse(&"a".repeat(LONGEST_TEXT)).unwrap().text().is_ok());
-        let fault = Node::parse(&"a".repeat(LONGEST_TEXT + 1)).unwrap().text().unwrap_err();
+        assert!(YamlNode::parse(&"[".repeat(100_000)).is_err());
+        assert!(YamlNode::parse(&"- ".repeat(100_000)).is_err());
+        assert!(YamlNode::parse(&"a".repeat(MAX_TEXT)).unwrap().text().is_ok());
+        let fault = YamlNode::parse(&"a".repeat(MAX_TEXT + 1)).unwrap().text().unwrap_err();
         assert!(fault.text.contains("4097 bytes"), "{fault:?}");
-        assert!(Node::parse(&"- \n".repeat(MOST_NODES + 1)).is_err());
+        assert!(YamlNode::parse(&"- \n".repeat(MAX_NODES + 1)).is_err());
     }
 
     #[test]
     fn keys_that_are_unknown_repeated_or_no_texts_are_placed_all_at_once() {
-        let node = Node::parse("a: 1\n? [x]\n: 2\nb: 3\na: 4\nc: 5\n").unwrap();
+        let node = YamlNode::parse("a: 1\n? [x]\n: 2\nb: 3\na: 4\nc: 5\n").unwrap();
         let mut faults = Faults::default();
         node.check_keys(&["a", "c"], &mut faults);
         let faults: Vec<(usize, String)> = faults.sorted().into_iter().map(|fault| (fault.line, fault.text)).collect();
@@ -384,7 +384,7 @@ mod tests {
         for (text, line, part) in
             [("a: 1\nb: [\n", 2, "bracket"), ("a: 1\n\tb: 2\n", 1, "tab"), ("a: 1\n---\nb: 2\n", 2, "")]
         {
-            let fault = Node::parse(text).unwrap_err();
+            let fault = YamlNode::parse(text).unwrap_err();
             assert!(
                 fault.line == line && fault.text.contains(part) && !fault.text.contains('\n'),
                 "{text:?} {fault:?}"

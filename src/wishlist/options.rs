@@ -1,6 +1,6 @@
 //! How the images of a wish are published.
 
-use super::node::{Fault, Faults, Node, Value};
+use super::node::{Fault, Faults, YamlNode, YamlValue};
 use crate::image::{FullName, Platform};
 
 /// How the images of a wish are published.
@@ -65,7 +65,7 @@ impl WishOptions {
     pub(super) const KEYS: [&str; 6] = ["platforms", "layers", "flat", "podman", "chains", "strict"];
 
     /// Reads the options among the keys of `node`; those that it does not name, or names wrongly, are as they are here.
-    pub(super) fn read(&self, node: &Node, faults: &mut Faults) -> Self {
+    pub(super) fn read(&self, node: &YamlNode, faults: &mut Faults) -> Self {
         let mut options = self.clone();
         for key in Self::KEYS {
             if let Some(value) = node.get(key) {
@@ -76,7 +76,7 @@ impl WishOptions {
     }
 
     /// Sets one of the [`KEYS`](Self::KEYS).
-    pub(super) fn set(&mut self, key: &str, value: &Node, faults: &mut Faults) {
+    pub(super) fn set(&mut self, key: &str, value: &YamlNode, faults: &mut Faults) {
         let flag = match key {
             "layers" => &mut self.layers,
             "flat" => &mut self.flat,
@@ -95,8 +95,8 @@ impl WishOptions {
     }
 }
 
-fn platforms(node: &Node, faults: &mut Faults) -> PlatformOption {
-    if matches!(&node.value, Value::Text(text) if text == "all") {
+fn platforms(node: &YamlNode, faults: &mut Faults) -> PlatformOption {
+    if matches!(&node.value, YamlValue::Text(text) if text == "all") {
         return PlatformOption::All;
     }
     let mut platforms = Vec::new();
@@ -112,7 +112,7 @@ fn platforms(node: &Node, faults: &mut Faults) -> PlatformOption {
     PlatformOption::Listed(platforms)
 }
 
-fn chains(node: &Node) -> Result<ChainOption, Fault> {
+fn chains(node: &YamlNode) -> Result<ChainOption, Fault> {
     match node.text()? {
         "final" => Ok(ChainOption::Final),
         "all" => Ok(ChainOption::All),

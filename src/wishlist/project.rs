@@ -1,20 +1,20 @@
 //! Which repositories a project has: there is no standard for that, so each kind of registry is asked in its own way.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 
 use serde_json::Value;
 
-use super::place::ImageRepository;
+use super::reference::ImageRepository;
+use crate::registry::JsonPage;
 
 /// How many pages of a list are read.
-const MOST_PAGES: usize = 1_000;
+const MAX_PAGES: usize = 1_000;
 
 /// How many repositories a project may have.
-const MOST_REPOSITORIES: usize = 100_000;
+const MAX_REPOSITORIES: usize = 100_000;
 
 /// How many characters of what a registry wrote a message shows.
-const SHOWN: usize = 100;
+const MAX_SHOWN_CHARACTERS: usize = 100;
 
 /// The hosts that Docker Hub's images are named by.
 const DOCKER_HUB_HOSTS: [&str; 4] = ["docker.io", "index.docker.io", "registry.hub.docker.com", "registry-1.docker.io"];
@@ -26,9 +26,9 @@ const DOCKER_HUB: &str = "https://hub.docker.com";
 pub type ListingError = Box<dyn Error + Send + Sync>;
 
 /// Asks registries what they hold. Who implements it bounds the length of each answer.
-pub trait Listing: Sync {
+pub trait RegistryLister: Sync {
     /// Returns the tags of a repository, all pages of them, in any order.
-    fn tags(&self, place: &ImageRepository) -> Result<Vec<String>, ListingError>;
+    fn tags(&self, repository: &ImageRepository) -> Result<Vec<String>, ListingError>;
 
     /// Returns the names of all repositories of a registry, all pages of its `_catalog`.
     fn repositories(&self, host: &str, plain_http: bool) -> Result<Vec<String>, ListingError>;
@@ -37,17 +37,6 @@ pub trait Listing: Sync {
     ///
     /// Redirects to other hosts are for the implementation to refuse, as far as they would carry credentials there.
     fn json(&self, url: &str, api: &ProjectApi) -> Result<Option<JsonPage>, ListingError>;
-}
-
-/// One page of a list.
-#[derive(Debug, Clone, Default)]
-pub struct JsonPage {
-    /// The document.
-    pub body: Value,
-    /// What the `Link` header names as `next`, as it stands there: a whole URL or one that begins with a slash.
-    pub link_next: Option<String>,
-    /// The other headers, by their names in lower case.
-    pub headers: BTreeMap<String, String>,
 }
 
 /// All repositories below a name at a registry.
@@ -127,7 +116,7 @@ pub enum ProjectError {
         host: String,
     },
     /// The list is too long.
-    #[error("'{url}' lists more than {MOST_REPOSITORIES} repositories or {MOST_PAGES} pages")]
+    #[error("'{url}' lists more than {MAX_REPOSITORIES} repositories or {MAX_PAGES} pages")]
     TooMany {
         /// What was asked for first.
         url: String,
@@ -135,7 +124,7 @@ pub enum ProjectError {
 }
 
 /// What one page says: names of repositories and the URL of the next page.
-type Step = (Vec<String>, Option<String>);
+type ProjectPage = (Vec<String>, Option<String>);
 
 impl Project {
     /// Says what is wrong with the name of a project.
@@ -163,7 +152,7 @@ impl Project {
 
     /// Returns the names of the project's repositories, as the registry takes them, in any order. Nobody has checked that
     /// they are names at all.
-    pub fn repositories(&self, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
+    pub fn repositories(&self, listing: &dyn RegistryLister) -> Result<Vec<String>, ProjectError> {
         match &self.api {
             ProjectApi::Harbor => self.harbor(listing),
             ProjectApi::GitLab { api_url } => self.gitlab(api_url, listing),
@@ -177,18 +166,18 @@ impl Project {
         format!("{}://{}", if self.plain_http { "http" } else { "https" }, self.host)
     }
 
-    fn harbor(&self, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
+    fn harbor(&self, listing: &dyn RegistryLister) -> Result<Vec<String>, ProjectError> {
         let origin = self.origin();
         let first = format!("{origin}/api/v2.0/projects/{}/repositories?page=1&page_size=100", self.path);
         pages(listing, &self.api, first, |page, url| {
             let names = items(&page.body, url)?.iter().map(|item| text(item, "name", url).map(str::to_owned));
-            let next = page.link_next.as_deref().map(|next| same_server(&origin, url, next)).transpose()?;
+            let next = page.next.as_deref().map(|next| same_server(&origin, url, next)).transpose()?;
             Ok((names.collect::<Result<_, _>>()?, next))
         })
     }
 
     /// Asks for a group first; a path with a slash may also be that of a single project.
-    fn gitlab(&self, api_url: &str, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
+    fn gitlab(&self, api_url: &str, listing: &dyn RegistryLister) -> Result<Vec<String>, ProjectError> {
         let of_group = self.gitlab_list(api_url, "groups", listing);
         if of_group.is_ok() || !self.path.contains('/') {
             return of_group;
@@ -200,13 +189,18 @@ impl Project {
         }
     }
 
-    fn gitlab_list(&self, api_url: &str, kind: &str, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
+    fn gitlab_list(
+        &self,
+        api_url: &str,
+        kind: &str,
+        listing: &dyn RegistryLister,
+    ) -> Result<Vec<String>, ProjectError> {
         let encoded = self.path.replace('/', "%2F");
         let list = format!("{api_url}/api/v4/{kind}/{encoded}/registry/repositories?per_page=100&page=");
         pages(listing, &self.api, format!("{list}1"), |page, url| {
             let names = items(&page.body, url)?.iter().map(|item| self.gitlab_name(item, url));
             let shape = |fault| ProjectError::Shape { url: url.to_owned(), fault };
-            let next = match page.headers.get("x-next-page").map(|next| next.trim()) {
+            let next = match page.header("x-next-page").map(str::trim) {
                 None | Some("") => None,
                 Some(next) => {
                     let number: u32 = next.parse().map_err(|_| shape("X-Next-Page is not a number"))?;
@@ -231,7 +225,7 @@ impl Project {
         }
     }
 
-    fn quay(&self, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
+    fn quay(&self, listing: &dyn RegistryLister) -> Result<Vec<String>, ProjectError> {
         let first = format!("{}/api/v1/repository?namespace={}&public=true", self.origin(), self.path);
         pages(listing, &self.api, first.clone(), |page, url| {
             let mut names = Vec::new();
@@ -246,7 +240,7 @@ impl Project {
         })
     }
 
-    fn docker_hub(&self, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
+    fn docker_hub(&self, listing: &dyn RegistryLister) -> Result<Vec<String>, ProjectError> {
         let first = format!("{DOCKER_HUB}/v2/namespaces/{}/repositories/?page_size=100", self.path);
         pages(listing, &self.api, first, |page, url| {
             let mut names = Vec::new();
@@ -260,13 +254,13 @@ impl Project {
         })
     }
 
-    fn catalog(&self, listing: &dyn Listing) -> Result<Vec<String>, ProjectError> {
+    fn catalog(&self, listing: &dyn RegistryLister) -> Result<Vec<String>, ProjectError> {
         let what = format!("{}/v2/_catalog", self.origin());
         let all = listing
             .repositories(&self.host, self.plain_http)
             .map_err(|source| ProjectError::Listing { what: what.clone(), source })?;
         let names: Vec<String> = all.into_iter().filter(|name| self.holds(name)).collect();
-        if names.len() > MOST_REPOSITORIES { Err(ProjectError::TooMany { url: what }) } else { Ok(names) }
+        if names.len() > MAX_REPOSITORIES { Err(ProjectError::TooMany { url: what }) } else { Ok(names) }
     }
 
     /// Tells whether a repository belongs to the project by its name: is it, or lies below it.
@@ -278,19 +272,19 @@ impl Project {
 
 /// Reads pages until one names no next.
 fn pages(
-    listing: &dyn Listing,
+    listing: &dyn RegistryLister,
     api: &ProjectApi,
     first: String,
-    read: impl Fn(&JsonPage, &str) -> Result<Step, ProjectError>,
+    read: impl Fn(&JsonPage, &str) -> Result<ProjectPage, ProjectError>,
 ) -> Result<Vec<String>, ProjectError> {
     let mut all = Vec::new();
     let mut url = first.clone();
-    for _ in 0..MOST_PAGES {
+    for _ in 0..MAX_PAGES {
         let answer = listing.json(&url, api).map_err(|source| ProjectError::Listing { what: url.clone(), source })?;
         let page = answer.ok_or_else(|| ProjectError::Missing { url: url.clone() })?;
         let (names, next) = read(&page, &url)?;
         all.extend(names);
-        if all.len() > MOST_REPOSITORIES {
+        if all.len() > MAX_REPOSITORIES {
             break;
         }
         match next {
@@ -329,7 +323,7 @@ fn same_server(origin: &str, url: &str, next: &str) -> Result<String, ProjectErr
 
 /// Returns what a registry wrote, cut to a length that fits a message.
 pub(super) fn beginning_of(text: &str) -> String {
-    text.chars().take(SHOWN).collect()
+    text.chars().take(MAX_SHOWN_CHARACTERS).collect()
 }
 
 fn percent_encoded(text: &str) -> String {
@@ -368,7 +362,7 @@ mod tests {
                    "project_id": 2, "pull_count": 3, "update_time": "2024-01-09T10:00:00.000Z"})
         };
         let mut registries = Registries::default();
-        registries.page(first, json!([item("physics/a"), item("physics/tools/b")])).link_next = Some(second.to_owned());
+        registries.page(first, json!([item("physics/a"), item("physics/tools/b")])).next = Some(second.to_owned());
         registries.page(&format!("https://harbor.example.org{second}"), json!([item("physics/c")]));
         let project = project(ProjectApi::Harbor, "harbor.example.org", "physics");
         assert_eq!(project.repositories(&registries).unwrap(), ["physics/a", "physics/tools/b", "physics/c"]);
@@ -388,7 +382,7 @@ mod tests {
             "/x\n",
         ] {
             let mut registries = Registries::default();
-            registries.page(first, json!([])).link_next = Some(next.to_owned());
+            registries.page(first, json!([])).next = Some(next.to_owned());
             let error = project.repositories(&registries).unwrap_err();
             assert!(matches!(error, ProjectError::Elsewhere { .. }), "{next}: {error}");
         }
@@ -403,9 +397,9 @@ mod tests {
         };
         let mut registries = Registries::default();
         let page = registries.page(&format!("{list}1"), json!([item("group/sub/a")]));
-        page.headers.insert("x-next-page".to_owned(), "2".to_owned());
+        page.set_header("x-next-page", "2");
         let page = registries.page(&format!("{list}2"), json!([item("group/sub/a/b")]));
-        page.headers.insert("x-next-page".to_owned(), String::new());
+        page.set_header("x-next-page", "");
         assert_eq!(gitlab("group/sub").repositories(&registries).unwrap(), ["group/sub/a", "group/sub/a/b"]);
     }
 
@@ -466,7 +460,7 @@ mod tests {
     fn list_without_end_is_cut_off() {
         let url = "https://harbor.example.org/api/v2.0/projects/physics/repositories?page=1&page_size=100";
         let mut registries = Registries::default();
-        registries.page(url, json!([{"name": "physics/a"}])).link_next = Some(url.to_owned());
+        registries.page(url, json!([{"name": "physics/a"}])).next = Some(url.to_owned());
         let project = project(ProjectApi::Harbor, "harbor.example.org", "physics");
         assert!(matches!(project.repositories(&registries), Err(ProjectError::TooMany { .. })));
     }

@@ -5,30 +5,30 @@ use std::num::NonZeroUsize;
 use regex::{Regex, RegexBuilder};
 
 use super::filter::{Glob, NameFilter, TagFilter};
-use super::node::{Fault, Faults, Node, Value};
+use super::node::{Fault, Faults, YamlNode, YamlValue};
 use super::options::WishOptions;
-use super::place::{Reference, is_host, without_scheme};
 use super::project::{Project, ProjectApi};
+use super::reference::{WishReference, is_host, without_scheme};
 use super::version;
-use super::{Problem, Wanted, Wish, Wishlist};
+use super::{Wish, WishTarget, Wishlist, WishlistProblem};
 
 /// The longest pattern in bytes: more than the longest repository name, 255.
-const LONGEST_PATTERN: usize = 300;
+const MAX_PATTERN: usize = 300;
 
 /// The memory in bytes that one regular expression may take when it is compiled.
-const REGEX_SIZE: usize = 1 << 20;
+const MAX_REGEX_SIZE: usize = 1 << 20;
 
 /// Reads a wishlist; `name` is what it is called where it does not say so.
 ///
 /// A wish with a mistake is not followed, since a misspelt option would quietly do something else, and the others are. What
 /// says which wishlist it is cannot be guessed: a mistake there is an error.
-pub(super) fn read(document: &Node, name: String) -> Result<Wishlist, Fault> {
+pub(super) fn read(document: &YamlNode, name: String) -> Result<Wishlist, Fault> {
     let mut faults = Faults::default();
     document.check_keys(&["version", "name", "repository", "defaults", "images"], &mut faults);
     let text_of = |key: &str| document.get(key).map(|node| node.text().map(str::to_owned)).transpose();
     let (name, repository) = (text_of("name")?.unwrap_or(name), text_of("repository")?);
     let images = document.get("images").ok_or_else(|| document.fault("there is no 'images', the list of wishes"))?;
-    let Value::List(items) = &images.value else {
+    let YamlValue::List(items) = &images.value else {
         return Err(images.fault("'images' is not a list; one without wishes is written []"));
     };
     let defaults = document.get("defaults").map(|node| Defaults::read(node, &mut faults)).unwrap_or_default();
@@ -45,7 +45,7 @@ pub(super) fn read(document: &Node, name: String) -> Result<Wishlist, Fault> {
     if let (Some(node), 1..) = (document.get("defaults"), unclear) {
         faults.add(node.fault(format!("{unclear} wishes are not followed, which rely on what is wrong in 'defaults'")));
     }
-    let problems = faults.sorted().into_iter().map(Problem::bad).collect();
+    let problems = faults.sorted().into_iter().map(WishlistProblem::bad).collect();
     Ok(Wishlist { name, repository, wishes, problems, thin: None })
 }
 
@@ -60,7 +60,7 @@ struct Defaults {
 }
 
 impl Defaults {
-    fn read(node: &Node, faults: &mut Faults) -> Self {
+    fn read(node: &YamlNode, faults: &mut Faults) -> Self {
         let before = faults.count();
         node.check_keys(&WishOptions::KEYS, faults);
         let mut defaults = Self { is_unclear: faults.count() > before, ..Self::default() };
@@ -77,20 +77,20 @@ impl Defaults {
     }
 
     /// Tells whether a wish relies on nothing that is wrong.
-    fn are_clear_for(&self, item: &Node) -> bool {
+    fn are_clear_for(&self, item: &YamlNode) -> bool {
         !self.is_unclear && self.wrong.iter().all(|key| item.get(key).is_some())
     }
 }
 
-fn wish(item: &Node, defaults: &WishOptions, faults: &mut Faults) -> Option<Wish> {
+fn wish(item: &YamlNode, defaults: &WishOptions, faults: &mut Faults) -> Option<Wish> {
     match &item.value {
-        Value::Text(text) => {
+        YamlValue::Text(text) => {
             let what = image_or_tags(item, text, None, faults)?;
             Some(Wish { line: item.line, what, options: defaults.clone() })
         }
-        Value::Map(_) if item.get("project").is_some() => project_wish(item, defaults, faults),
-        Value::Map(_) if item.get("image").is_some() => image_wish(item, defaults, faults),
-        Value::TooLong(_) => faults.take(item.text().map(drop)).and(None),
+        YamlValue::Map(_) if item.get("project").is_some() => project_wish(item, defaults, faults),
+        YamlValue::Map(_) if item.get("image").is_some() => image_wish(item, defaults, faults),
+        YamlValue::TooLong(_) => faults.take(item.text().map(drop)).and(None),
         _ => {
             faults.add(item.fault("a wish is an image name, or has the key 'image' or 'project'"));
             None
@@ -98,14 +98,14 @@ fn wish(item: &Node, defaults: &WishOptions, faults: &mut Faults) -> Option<Wish
     }
 }
 
-fn image_wish(item: &Node, defaults: &WishOptions, faults: &mut Faults) -> Option<Wish> {
+fn image_wish(item: &YamlNode, defaults: &WishOptions, faults: &mut Faults) -> Option<Wish> {
     item.check_keys(&[&["image", "tags", "name"][..], &WishOptions::KEYS].concat(), faults);
     let mut options = defaults.read(item, faults);
     let image = item.get("image")?;
     let text = faults.take(image.text());
     let what = text.and_then(|text| image_or_tags(image, text, item.get("tags"), faults));
     if let Some(name) = item.get("name") {
-        if matches!(what, Some(Wanted::Tags { .. } | Wanted::Project { .. })) {
+        if matches!(what, Some(WishTarget::Tags { .. } | WishTarget::Project { .. })) {
             faults.add(name.fault("'name' is for a wish for one image, and this one may stand for several"));
         }
         options.name = faults.take(name.parsed());
@@ -114,38 +114,42 @@ fn image_wish(item: &Node, defaults: &WishOptions, faults: &mut Faults) -> Optio
 }
 
 /// Reads what `text` names, with the filter for its tags if there is one beside it.
-fn image_or_tags(node: &Node, text: &str, tags: Option<&Node>, faults: &mut Faults) -> Option<Wanted> {
+fn image_or_tags(node: &YamlNode, text: &str, tags: Option<&YamlNode>, faults: &mut Faults) -> Option<WishTarget> {
     // Errors of the tags are reported even if the name is wrong, too.
     let filter = tags.map(|tags| tag_filter(tags, faults));
-    let reference = faults.take(Reference::parse(text).map_err(|error| node.fault(error)))?;
+    let reference = faults.take(WishReference::parse(text).map_err(|error| node.fault(error)))?;
     let what = match (reference.tag, tags.zip(filter)) {
         (None, None) if reference.digest.is_none() => {
             Err(node.fault(format!("{text:?} has neither tag nor digest, and there is no 'tags'")))
         }
-        (None, Some((_, filter))) if reference.digest.is_none() => Ok(Wanted::Tags { place: reference.place, filter }),
+        (None, Some((_, filter))) if reference.digest.is_none() => {
+            Ok(WishTarget::Tags { repository: reference.repository, filter })
+        }
         (_, Some((tags, _))) => {
             Err(tags.fault(format!("{text:?} already says which image: leave its tag or 'tags' out")))
         }
         (Some(tag), None) if tag.contains('*') && reference.digest.is_some() => {
             Err(node.fault(format!("{text:?} has both a wildcard and a digest")))
         }
-        (Some(tag), None) if tag.contains('*') => glob(node, tag)
-            .map(|glob| Wanted::Tags { place: reference.place, filter: TagFilter::including(vec![glob]) }),
-        (_, None) => reference.image().map(Wanted::Image).map_err(|error| node.fault(error)),
+        (Some(tag), None) if tag.contains('*') => glob(node, tag).map(|glob| WishTarget::Tags {
+            repository: reference.repository,
+            filter: TagFilter::including(vec![glob]),
+        }),
+        (_, None) => reference.image().map(WishTarget::Image).map_err(|error| node.fault(error)),
     };
     faults.take(what)
 }
 
-fn project_wish(item: &Node, defaults: &WishOptions, faults: &mut Faults) -> Option<Wish> {
+fn project_wish(item: &YamlNode, defaults: &WishOptions, faults: &mut Faults) -> Option<Wish> {
     item.check_keys(&[&["project", "api", "api_url", "repositories", "tags"][..], &WishOptions::KEYS].concat(), faults);
     let options = defaults.read(item, faults);
     let project = faults.take(project(item));
     let repositories = item.get("repositories").map(|node| name_filter(node, faults)).unwrap_or_default();
     let tags = item.get("tags").map(|node| tag_filter(node, faults)).unwrap_or_default();
-    Some(Wish { line: item.line, what: Wanted::Project { project: project?, repositories, tags }, options })
+    Some(Wish { line: item.line, what: WishTarget::Project { project: project?, repositories, tags }, options })
 }
 
-fn project(item: &Node) -> Result<Project, Fault> {
+fn project(item: &YamlNode) -> Result<Project, Fault> {
     let node = item.get("project").ok_or_else(|| item.fault("there is no 'project'"))?;
     let (rest, plain_http) = without_scheme(node.text()?).map_err(|error| node.fault(error))?;
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -162,7 +166,7 @@ fn project(item: &Node) -> Result<Project, Fault> {
     Ok(project)
 }
 
-fn project_api(api: &Node, url: Option<&Node>, host: &str) -> Result<ProjectApi, Fault> {
+fn project_api(api: &YamlNode, url: Option<&YamlNode>, host: &str) -> Result<ProjectApi, Fault> {
     let known = match api.text()? {
         "gitlab" => return gitlab(api, url, host),
         "harbor" => ProjectApi::Harbor,
@@ -177,7 +181,7 @@ fn project_api(api: &Node, url: Option<&Node>, host: &str) -> Result<ProjectApi,
     }
 }
 
-fn gitlab(api: &Node, url: Option<&Node>, host: &str) -> Result<ProjectApi, Fault> {
+fn gitlab(api: &YamlNode, url: Option<&YamlNode>, host: &str) -> Result<ProjectApi, Fault> {
     let Some(url) = url else {
         // The only registry whose API is at a known place. Guessing others could send credentials to a stranger.
         return if host == "registry.gitlab.com" {
@@ -198,8 +202,8 @@ fn gitlab(api: &Node, url: Option<&Node>, host: &str) -> Result<ProjectApi, Faul
     Ok(ProjectApi::GitLab { api_url: text.to_owned() })
 }
 
-fn name_filter(node: &Node, faults: &mut Faults) -> NameFilter {
-    if !matches!(node.value, Value::Map(_)) {
+fn name_filter(node: &YamlNode, faults: &mut Faults) -> NameFilter {
+    if !matches!(node.value, YamlValue::Map(_)) {
         return NameFilter { include: globs(node, faults), ..NameFilter::default() };
     }
     node.check_keys(&["include", "exclude"], faults);
@@ -213,8 +217,8 @@ fn name_filter(node: &Node, faults: &mut Faults) -> NameFilter {
     filter
 }
 
-fn tag_filter(node: &Node, faults: &mut Faults) -> TagFilter {
-    if !matches!(node.value, Value::Map(_)) {
+fn tag_filter(node: &YamlNode, faults: &mut Faults) -> TagFilter {
+    if !matches!(node.value, YamlValue::Map(_)) {
         return TagFilter::including(globs(node, faults));
     }
     node.check_keys(&["include", "exclude", "regex", "semver", "newest"], faults);
@@ -239,20 +243,20 @@ fn tag_filter(node: &Node, faults: &mut Faults) -> TagFilter {
     filter
 }
 
-fn regex(pattern: &Node) -> Result<Regex, Fault> {
-    let regex = RegexBuilder::new(pattern.text()?).size_limit(REGEX_SIZE).dfa_size_limit(REGEX_SIZE).build();
+fn regex(pattern: &YamlNode) -> Result<Regex, Fault> {
+    let regex = RegexBuilder::new(pattern.text()?).size_limit(MAX_REGEX_SIZE).dfa_size_limit(MAX_REGEX_SIZE).build();
     // The first lines of the message draw the pattern.
     let last_line = |error: &regex::Error| error.to_string().lines().last().unwrap_or_default().to_owned();
     regex.map_err(|error| pattern.fault(format!("invalid regex: {}", last_line(&error))))
 }
 
-fn globs(node: &Node, faults: &mut Faults) -> Vec<Glob> {
+fn globs(node: &YamlNode, faults: &mut Faults) -> Vec<Glob> {
     let texts = node.texts(faults);
     texts.into_iter().filter_map(|(item, text)| faults.take(glob(item, text))).collect()
 }
 
-fn glob(node: &Node, pattern: &str) -> Result<Glob, Fault> {
-    if pattern.len() > LONGEST_PATTERN {
+fn glob(node: &YamlNode, pattern: &str) -> Result<Glob, Fault> {
+    if pattern.len() > MAX_PATTERN {
         return Err(node.fault(format!("a pattern of {} bytes is longer than any name", pattern.len())));
     }
     let is_of_names = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '/' | '*' | '?');
@@ -320,12 +324,14 @@ images:
         assert!(options[1].podman && !options[2].podman);
         assert!(!options[2].layers && options[2].platforms == PlatformOption::All);
         assert_eq!(options[3].name.as_ref().unwrap().to_string(), "example.org/base/debian:12");
-        let Wanted::Tags { filter, .. } = &wishlist.wishes[1].what else { panic!("is no rule for tags") };
+        let WishTarget::Tags { filter, .. } = &wishlist.wishes[1].what else { panic!("is no rule for tags") };
         let patterns: Vec<&str> = filter.include.iter().map(Glob::as_str).collect();
         assert_eq!(patterns, ["21.0.*", "22.10"]);
-        let Wanted::Tags { filter, .. } = &wishlist.wishes[2].what else { panic!("is no rule for tags") };
+        let WishTarget::Tags { filter, .. } = &wishlist.wishes[2].what else { panic!("is no rule for tags") };
         assert!(filter.regex.is_some() && filter.semver.is_some() && filter.newest.unwrap().get() == 5);
-        let Wanted::Project { project, repositories, .. } = &wishlist.wishes[4].what else { panic!("is no project") };
+        let WishTarget::Project { project, repositories, .. } = &wishlist.wishes[4].what else {
+            panic!("is no project")
+        };
         assert_eq!((project.host.as_str(), project.path.as_str()), ("harbor.example.org:8080", "physics"));
         assert!(project.plain_http && repositories.wants("physics", "physics/a"));
     }
@@ -445,7 +451,7 @@ images:
     #[test]
     fn gitlab_of_gitlab_com_needs_no_url() {
         let wishes = wishes("- {project: registry.gitlab.com/group/sub, api: gitlab}");
-        let Wanted::Project { project, .. } = &wishes[0].what else { panic!("is no project") };
+        let WishTarget::Project { project, .. } = &wishes[0].what else { panic!("is no project") };
         assert_eq!(project.api, ProjectApi::GitLab { api_url: "https://gitlab.com".to_owned() });
     }
 
@@ -453,7 +459,7 @@ images:
     fn options_may_be_shared_by_an_alias() {
         let wishes = wishes("- {image: h.org/a, tags: &t {newest: 2}}\n- {image: h.org/b, tags: *t}\n");
         for wish in wishes {
-            assert!(matches!(wish.what, Wanted::Tags { filter, .. } if filter.newest.unwrap().get() == 2));
+            assert!(matches!(wish.what, WishTarget::Tags { filter, .. } if filter.newest.unwrap().get() == 2));
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::image::ImageReference;
 use crate::source::ImageArgument;
 
 /// How often one variable is replaced, as in the converter whose recipes these are.
-const REPLACEMENTS: usize = 5;
+const MAX_REPLACEMENTS: usize = 5;
 
 /// What a recipe says of thin images.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -66,7 +66,11 @@ impl OutputFormat {
             ("$(reference)", &reference),
             ("$(image)", &whole),
         ];
-        Some(values.iter().fold(self.0.clone(), |text, (variable, value)| text.replacen(variable, value, REPLACEMENTS)))
+        Some(
+            values
+                .iter()
+                .fold(self.0.clone(), |text, (variable, value)| text.replacen(variable, value, MAX_REPLACEMENTS)),
+        )
     }
 }
 

@@ -38,15 +38,15 @@ pub fn compare_tags(a: &str, b: &str) -> Ordering {
 /// What tags are sorted by.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SortKey<'t> {
-    core: Vec<Piece>,
+    core: Vec<TextRun>,
     is_release: bool,
-    suffix: Vec<Piece>,
+    suffix: Vec<TextRun>,
     pub tag: &'t str,
 }
 
 /// A run of digits, or of anything else.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum Piece {
+enum TextRun {
     Word(String),
     /// The number of digits and the digits, without leading zeros, so that any length compares by value.
     Number(usize, String),
@@ -55,28 +55,28 @@ enum Piece {
 /// Returns what to sort a tag by.
 pub(super) fn sort_key(tag: &str) -> SortKey<'_> {
     let Some(version) = parse(tag) else {
-        return SortKey { core: pieces(without_v(tag)), is_release: true, suffix: Vec::new(), tag };
+        return SortKey { core: runs(without_v(tag)), is_release: true, suffix: Vec::new(), tag };
     };
-    let core = pieces(&format!("{}.{}.{}", version.major, version.minor, version.patch));
-    SortKey { core, is_release: version.pre.is_empty(), suffix: pieces(version.pre.as_str()), tag }
+    let core = runs(&format!("{}.{}.{}", version.major, version.minor, version.patch));
+    SortKey { core, is_release: version.pre.is_empty(), suffix: runs(version.pre.as_str()), tag }
 }
 
-fn pieces(text: &str) -> Vec<Piece> {
-    let mut pieces = Vec::new();
+fn runs(text: &str) -> Vec<TextRun> {
+    let mut runs = Vec::new();
     let mut rest = text;
     while let Some(first) = rest.chars().next() {
         let is_number = first.is_ascii_digit();
         let end = rest.find(|c: char| c.is_ascii_digit() != is_number).unwrap_or(rest.len());
         let (run, after) = rest.split_at(end);
         rest = after;
-        pieces.push(if is_number {
+        runs.push(if is_number {
             let digits = run.trim_start_matches('0');
-            Piece::Number(digits.len(), digits.to_owned())
+            TextRun::Number(digits.len(), digits.to_owned())
         } else {
-            Piece::Word(run.to_owned())
+            TextRun::Word(run.to_owned())
         });
     }
-    pieces
+    runs
 }
 
 fn without_v(tag: &str) -> &str {

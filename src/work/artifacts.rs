@@ -12,7 +12,7 @@ use crate::image::{Digest, ImageName};
 use crate::source::SourceError;
 use crate::stage::{Request, StageError};
 use crate::state::{StateDatabase, StateError};
-use crate::wishlist::{Newest, Order, WantedImage};
+use crate::wishlist::{ImagePosition, NewestImages, WantedImage};
 
 /// Returns what is to be converted for an image that is wanted.
 pub(super) fn request(image: &WantedImage) -> Request {
@@ -80,12 +80,12 @@ impl NewestRules {
         &mut self,
         wish: usize,
         images: &[WantedImage],
-        newest: Vec<Newest>,
-    ) -> Vec<(Order, WantedImage)> {
+        newest: Vec<NewestImages>,
+    ) -> Vec<(ImagePosition, WantedImage)> {
         let places: HashMap<&ImageName, usize> =
             images.iter().enumerate().map(|(place, image)| (image.name(), place)).collect();
         let mut older = Vec::new();
-        for Newest { names, older: next } in newest {
+        for NewestImages { names, older: next } in newest {
             let first = names.iter().filter_map(|name| places.get(name)).min().copied().unwrap_or(images.len());
             let (count, place) = (names.len(), (wish, first));
             let mut rule = NewestRule { count, names, older: next.into_iter(), place, added: 0 };
@@ -96,7 +96,7 @@ impl NewestRules {
     }
 
     /// Notes that a name stands for an artifact. Returns the images that take its place.
-    pub(super) fn note_artifact(&mut self, name: &ImageName) -> Vec<(Order, WantedImage)> {
+    pub(super) fn note_artifact(&mut self, name: &ImageName) -> Vec<(ImagePosition, WantedImage)> {
         self.artifacts.insert(name.clone());
         self.rules.iter_mut().flat_map(|rule| rule.fill(&self.artifacts)).collect()
     }
@@ -118,7 +118,7 @@ impl NewestRules {
 
 impl NewestRule {
     /// Replaces artifacts by the next older images, and returns these.
-    fn fill(&mut self, artifacts: &HashSet<ImageName>) -> Vec<(Order, WantedImage)> {
+    fn fill(&mut self, artifacts: &HashSet<ImageName>) -> Vec<(ImagePosition, WantedImage)> {
         let mut new = Vec::new();
         self.names.retain(|name| !artifacts.contains(name));
         while self.names.len() < self.count
@@ -127,7 +127,7 @@ impl NewestRule {
             if !artifacts.contains(image.name()) {
                 self.names.push(image.name().clone());
                 self.added += 1;
-                new.push((Order::before(self.place, self.added), image));
+                new.push((ImagePosition::before(self.place, self.added), image));
             }
         }
         new
@@ -148,14 +148,14 @@ mod tests {
         image(tag).name().clone()
     }
 
-    fn tags(images: Vec<(Order, WantedImage)>) -> Vec<String> {
+    fn tags(images: Vec<(ImagePosition, WantedImage)>) -> Vec<String> {
         images.into_iter().map(|(_, image)| image.name().to_string().replace("h.org/a:", "")).collect()
     }
 
     #[test]
     fn artifacts_are_replaced_by_the_next_older_images_that_are_none() {
         let mut rules = NewestRules::default();
-        let newest = || Newest { names: vec![name("6"), name("7")], older: ["5", "4", "3"].map(image).into() };
+        let newest = || NewestImages { names: vec![name("6"), name("7")], older: ["5", "4", "3"].map(image).into() };
         let images = [image("6"), image("7")];
         assert!(rules.add(0, &images, vec![newest()]).is_empty());
         assert!(rules.note_artifact(&name("1")).is_empty(), "it is not among the newest");
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn next_published_image_is_spared_for_each_name_that_may_be_an_artifact() {
-        let newest = || Newest { names: vec![name("6"), name("7")], older: ["5", "4", "3"].map(image).into() };
+        let newest = || NewestImages { names: vec![name("6"), name("7")], older: ["5", "4", "3"].map(image).into() };
         let spared = |unknown: &[&str], published: &[&str], artifacts: &[&str]| {
             let mut rules = NewestRules::default();
             artifacts.iter().for_each(|tag| drop(rules.note_artifact(&name(tag))));

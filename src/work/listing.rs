@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::registry::{Registries, ShownAs, Transport};
-use crate::wishlist::{ImageRepository, JsonPage, Listing, ListingError, ProjectApi};
+use crate::registry::{AuthScheme, JsonPage, Registries, Transport};
+use crate::wishlist::{ImageRepository, ListingError, ProjectApi, RegistryLister};
 
-impl Listing for Registries {
+impl RegistryLister for Registries {
     fn tags(&self, place: &ImageRepository) -> Result<Vec<String>, ListingError> {
         Ok(Registries::tags(self, &place.host, &place.repository, Transport::of(place.plain_http))?)
     }
@@ -15,16 +15,12 @@ impl Listing for Registries {
     }
 
     fn json(&self, url: &str, api: &ProjectApi) -> Result<Option<JsonPage>, ListingError> {
-        let shown_as = match api {
-            ProjectApi::GitLab { .. } | ProjectApi::Quay => ShownAs::Token,
-            ProjectApi::Harbor | ProjectApi::DockerHub | ProjectApi::Catalog => ShownAs::Password,
+        let scheme = match api {
+            ProjectApi::GitLab { .. } | ProjectApi::Quay => AuthScheme::Bearer,
+            ProjectApi::Harbor | ProjectApi::DockerHub | ProjectApi::Catalog => AuthScheme::Basic,
         };
-        match self.get_json(url, shown_as) {
-            Ok(page) => {
-                let headers = page.header("x-next-page").map(|next| ("x-next-page".to_owned(), next.to_owned()));
-                let headers = headers.into_iter().collect();
-                Ok(Some(JsonPage { body: page.body, link_next: page.next, headers }))
-            }
+        match self.get_json(url, scheme) {
+            Ok(page) => Ok(Some(page)),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -32,20 +28,20 @@ impl Listing for Registries {
 }
 
 /// Limits the time of the pages of one project: many pages, each of which takes long, would hold up a round for hours.
-pub(super) struct TimedListing<'l> {
-    listing: &'l dyn Listing,
+pub(super) struct TimedLister<'l> {
+    listing: &'l dyn RegistryLister,
     begun: Instant,
     limit: Duration,
 }
 
-impl<'l> TimedListing<'l> {
+impl<'l> TimedLister<'l> {
     /// Returns a listing that gives no further page after `limit`.
-    pub(super) fn new(listing: &'l dyn Listing, limit: Duration) -> Self {
+    pub(super) fn new(listing: &'l dyn RegistryLister, limit: Duration) -> Self {
         Self { listing, begun: Instant::now(), limit }
     }
 }
 
-impl Listing for TimedListing<'_> {
+impl RegistryLister for TimedLister<'_> {
     fn tags(&self, place: &ImageRepository) -> Result<Vec<String>, ListingError> {
         self.listing.tags(place)
     }

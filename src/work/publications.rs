@@ -15,13 +15,13 @@ use crate::publish::Publication;
 use crate::revise::{Changes, Wishes};
 use crate::source::SourceError;
 use crate::stage::{StageError, StagedImage};
-use crate::wishlist::{Order, WantedImage};
+use crate::wishlist::{ImagePosition, WantedImage};
 
 /// An image of the round.
 pub(super) struct Item {
     pub(super) image: Arc<WantedImage>,
     /// Its place in the wishlist.
-    pub(super) order: Order,
+    pub(super) order: ImagePosition,
     /// What became of it, once that is known.
     pub(super) state: Option<ImageState>,
 }

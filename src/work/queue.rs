@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::wishlist::Order;
+use crate::wishlist::ImagePosition;
 
 /// Work for threads that take one item after another until all is done.
 pub(super) struct TaskQueue<T> {
@@ -24,7 +24,7 @@ struct State<T> {
 
 struct Lane<T> {
     /// Items that no thread works on, by their place in the wishlist.
-    waiting: BTreeMap<Order, T>,
+    waiting: BTreeMap<ImagePosition, T>,
     /// How many items are worked on.
     running: usize,
     /// How many may be.
@@ -48,7 +48,7 @@ impl<T> TaskQueue<T> {
     }
 
     /// Adds an item to the lane of a host, of which `most` may be worked on at the same time.
-    pub(super) fn add(&self, host: &str, most: usize, order: Order, item: T) {
+    pub(super) fn add(&self, host: &str, most: usize, order: ImagePosition, item: T) {
         let mut state = self.lock();
         let new = || Lane { waiting: BTreeMap::new(), running: 0, most: most.max(1), moved: Instant::now() };
         let lane = state.lanes.entry(host.to_owned()).or_insert_with(new);
@@ -181,7 +181,7 @@ mod tests {
     fn lane_that_is_full_holds_up_no_other_and_the_emptiest_comes_first() {
         let lanes = TaskQueue::new(usize::MAX);
         for (place, (host, item)) in [("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1")].into_iter().enumerate() {
-            lanes.add(host, 2, Order::new(place, 0), item);
+            lanes.add(host, 2, ImagePosition::new(place, 0), item);
         }
         let first = take(&lanes);
         let others = [take(&lanes), take(&lanes)];
@@ -196,7 +196,7 @@ mod tests {
     fn items_come_in_the_order_of_the_wishlist_whenever_they_were_added() {
         let lanes = TaskQueue::new(usize::MAX);
         for ((wish, place), item) in [((1, 0), "second"), ((1, 1), "third"), ((0, 5), "first")] {
-            lanes.add("a", 9, Order::new(wish, place), item);
+            lanes.add("a", 9, ImagePosition::new(wish, place), item);
         }
         assert_eq!([take(&lanes), take(&lanes), take(&lanes)].map(|taken| *taken), ["first", "second", "third"]);
     }
@@ -204,14 +204,14 @@ mod tests {
     #[test]
     fn what_makes_no_progress_lends_its_place() {
         let lanes = TaskQueue::new(1);
-        lanes.add("a", 4, Order::new(0, 0), "slow");
-        lanes.add("b", 4, Order::new(1, 0), "fast");
+        lanes.add("a", 4, ImagePosition::new(0, 0), "slow");
+        lanes.add("b", 4, ImagePosition::new(1, 0), "fast");
         let slow = take(&lanes);
         assert!(!lanes.is_ready());
         lanes.lend(1);
         let fast = take(&lanes);
         assert_eq!((*slow, *fast), ("slow", "fast"));
-        lanes.add("b", 4, Order::new(2, 0), "next");
+        lanes.add("b", 4, ImagePosition::new(2, 0), "next");
         lanes.lend(0);
         drop(fast);
         assert!(!lanes.is_ready(), "the slow one goes on, and has the only place again");
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn lane_in_which_all_fails_lags() {
         let lanes = TaskQueue::new(usize::MAX);
-        (0..3).for_each(|place| lanes.add("a", 4, Order::new(place, 0), "item"));
+        (0..3).for_each(|place| lanes.add("a", 4, ImagePosition::new(place, 0), "item"));
         let length = Duration::from_millis(20);
         assert!(!lanes.lags(length), "it has just begun");
         std::thread::sleep(length);

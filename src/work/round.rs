@@ -11,7 +11,7 @@ use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use super::artifacts::{NewestRules, artifact_type, request};
-use super::listing::TimedListing;
+use super::listing::TimedLister;
 use super::publications::{Item, Publications};
 use super::quarantine::Quarantine;
 use super::queue::TaskQueue;
@@ -27,7 +27,8 @@ use crate::revise::{Prune, Wishes};
 use crate::settings::Settings;
 use crate::threads;
 use crate::wishlist::{
-    Expansion, Failure, GrowingExpansion, ListedOnce, Listing, Order, WantedImage, Wishlist, expand_one,
+    CachingLister, Expansion, ImagePosition, IncrementalExpansion, ListingFailure, RegistryLister, WantedImage,
+    Wishlist, expand_one,
 };
 
 /// An image whose registry has sent nothing for so long lends its place to others.
@@ -85,14 +86,14 @@ pub(super) struct Round<'a> {
     /// The revisions that all attempts of the round have published.
     pub(super) published: &'a Mutex<Published>,
     pub(super) wishlist: &'a Wishlist,
-    pub(super) listing: &'a dyn Listing,
+    pub(super) listing: &'a dyn RegistryLister,
     pub(super) settings: &'a Settings,
 }
 
 /// What came of a round.
 pub(super) struct Finished {
     pub(super) items: Vec<Item>,
-    pub(super) failures: Vec<Failure>,
+    pub(super) failures: Vec<ListingFailure>,
     pub(super) wishes: Wishes,
     /// Whether not everything was found that the wishlist asks for.
     pub(super) is_doubtful: bool,
@@ -102,7 +103,7 @@ pub(super) struct Finished {
 struct Desk<'a> {
     round: &'a Round<'a>,
     asks: &'a TaskQueue<Question>,
-    expansion: GrowingExpansion<'a>,
+    expansion: IncrementalExpansion<'a>,
     rules: NewestRules,
     publications: Publications<'a>,
     /// How many answers and conversions are still to come.
@@ -134,7 +135,7 @@ impl Round<'_> {
     /// Does all that the wishlist asks for. With `prune`, what it holds no longer goes, if it is clear what that is.
     pub(super) fn run(&self, prune: Prune) -> Result<Finished, SyncError> {
         let asks = TaskQueue::new(usize::MAX);
-        let listing = ListedOnce::new(self.listing);
+        let listing = CachingLister::new(self.listing);
         let (sender, receiver) = mpsc::channel();
         let mut desk = Desk::open(self, &asks);
         let worked = thread::scope(|scope| {
@@ -156,7 +157,7 @@ impl Round<'_> {
         &'s self,
         scope: &'s Scope<'s, '_>,
         asks: &'s TaskQueue<Question>,
-        listing: &'s ListedOnce<'s>,
+        listing: &'s CachingLister<'s>,
         sender: &Sender<News>,
     ) -> Result<Vec<ScopedJoinHandle<'s, ()>>, SyncError> {
         let (most, mut started) = (self.most_asking(), Vec::new());
@@ -199,12 +200,12 @@ impl Round<'_> {
     }
 
     /// Asks question after question until there are no more.
-    fn ask(&self, asks: &TaskQueue<Question>, listing: &ListedOnce<'_>, sender: &Sender<News>) {
+    fn ask(&self, asks: &TaskQueue<Question>, listing: &CachingLister<'_>, sender: &Sender<News>) {
         while let Some(question) = asks.take() {
             let news = match &*question {
                 Question::List(wish) => {
                     let timeout = self.settings.requests.timeout.unwrap_or(DEFAULT_REQUEST_TIMEOUT);
-                    let listing = TimedListing::new(listing, timeout * LIST_SHARE);
+                    let listing = TimedLister::new(listing, timeout * LIST_SHARE);
                     News::Listed(*wish, expand_one(&self.wishlist.wishes[*wish], &listing))
                 }
                 Question::Look(number, image) => {
@@ -266,7 +267,7 @@ impl<'a> Desk<'a> {
         Self {
             round,
             asks,
-            expansion: GrowingExpansion::new(&round.wishlist.wishes),
+            expansion: IncrementalExpansion::new(&round.wishlist.wishes),
             rules: NewestRules::default(),
             publications: Publications::new(round),
             outstanding: 0,
@@ -305,7 +306,12 @@ impl<'a> Desk<'a> {
             match wish.listed_host() {
                 Some(host) => {
                     self.outstanding += 1;
-                    self.asks.add(host, self.round.questions_of(host), Order::new(index, 0), Question::List(index));
+                    self.asks.add(
+                        host,
+                        self.round.questions_of(host),
+                        ImagePosition::new(index, 0),
+                        Question::List(index),
+                    );
                 }
                 None => {
                     let part = expand_one(wish, self.round.listing);
@@ -351,21 +357,21 @@ impl<'a> Desk<'a> {
         self.add_older(older);
     }
 
-    fn add_older(&mut self, older: Vec<(Order, WantedImage)>) {
+    fn add_older(&mut self, older: Vec<(ImagePosition, WantedImage)>) {
         for (order, image) in older {
             let certain = self.expansion.add_older(order, image);
             self.look_at(certain);
         }
     }
 
-    fn look_at(&mut self, certain: Vec<(Order, WantedImage)>) {
+    fn look_at(&mut self, certain: Vec<(ImagePosition, WantedImage)>) {
         self.round.observer.note(Event::Listed(certain.len()));
         for (order, image) in certain {
             self.look(order, Arc::new(image));
         }
     }
 
-    fn look(&mut self, order: Order, image: Arc<WantedImage>) {
+    fn look(&mut self, order: ImagePosition, image: Arc<WantedImage>) {
         let number = self.publications.items.len();
         let host = image.host().to_owned();
         self.publications.items.push(Item { image: Arc::clone(&image), order, state: None });

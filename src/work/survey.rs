@@ -89,7 +89,7 @@ impl Survey<'_> {
 
     /// Returns what a registry has under the name of an image, unless that is what is published.
     fn look(&self, image: &WantedImage) -> Result<Option<Digest>, ConvertError> {
-        let place = image.argument.registry_place().expect("wishes name images at registries only");
+        let place = image.argument.registry_location().expect("wishes name images at registries only");
         // What is named by its digest cannot change.
         let digest = match place.digest() {
             Some(digest) => digest,

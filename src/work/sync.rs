@@ -24,7 +24,7 @@ use crate::stage::Outcome;
 use crate::state::StateError;
 use crate::store::{StoreError, WrittenObjects};
 use crate::threads::ThreadsError;
-use crate::wishlist::{Failure, Problem, WantedImage, Wishlist};
+use crate::wishlist::{ListingFailure, WantedImage, Wishlist, WishlistProblem};
 
 /// Why a round could not be brought to its end.
 #[derive(Debug, thiserror::Error)]
@@ -82,9 +82,9 @@ pub enum Event<'a> {
     /// This number of further images was found to be wanted.
     Listed(usize),
     /// Something in the wishlist looks like a mistake.
-    Problem(&'a Problem),
+    Problem(&'a WishlistProblem),
     /// A registry does not list what it has.
-    NotListed(&'a Failure),
+    NotListed(&'a ListingFailure),
     /// An image is as it is published.
     Unchanged(&'a WantedImage),
     /// What a rule found is no image, but an artifact of a type, and is left out.
@@ -134,7 +134,7 @@ pub struct SyncReport {
     /// What rules found that is no image, and the types of these artifacts.
     pub artifacts: Vec<(WantedImage, String)>,
     /// What could not be listed.
-    pub failures: Vec<Failure>,
+    pub failures: Vec<ListingFailure>,
     /// Names that were removed, or would be.
     pub removed: Vec<ImageName>,
     /// Names that the wishlist held once and that no wishlist holds any longer; none where not everything was found that the

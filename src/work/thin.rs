@@ -11,7 +11,7 @@ use crate::directory::RepositoryDirectory;
 use crate::image::{Digest, ImageConfig, ImageManifest, ImageName, ImageReference};
 use crate::layout::{self, ImagePlace};
 use crate::message::causes;
-use crate::registry::{Pushed, PushedImage, Registries, RegistryError, Transport};
+use crate::registry::{ImageUpload, PushOutcome, Registries, RegistryError, Transport};
 use crate::repository::{Repository, RepositoryError};
 use crate::source::ImageArgument;
 use crate::threads;
@@ -122,8 +122,8 @@ impl Work<'_> {
             Ok(Made::Nothing) => return None,
             Ok(Made::LeftOut(reason)) => ThinState::LeftOut(reason.to_owned()),
             Ok(Made::Image(image)) => match registries.push(&self.name, self.transport, &image) {
-                Ok(Pushed::New) => ThinState::Pushed,
-                Ok(Pushed::WasThere) => ThinState::Unchanged,
+                Ok(PushOutcome::Pushed) => ThinState::Pushed,
+                Ok(PushOutcome::AlreadyPresent) => ThinState::Unchanged,
                 Err(error) => ThinState::Failed(self.told(&error)),
             },
         };
@@ -155,7 +155,7 @@ impl Work<'_> {
 
 /// What a thin image was made into.
 enum Made {
-    Image(PushedImage),
+    Image(ImageUpload),
     /// The image is not ours.
     Nothing,
     LeftOut(&'static str),

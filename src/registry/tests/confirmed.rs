@@ -1,10 +1,10 @@
 //! What is asked in another way before it counts as failed, and who is named for a failure.
 
-use super::super::push::{Pushed, PushedImage};
+use super::super::push::{ImageUpload, PushOutcome};
 use super::*;
 
 fn methods(server: &Server) -> Vec<String> {
-    server.asked().into_iter().map(|asked| asked.method).collect()
+    server.requests().into_iter().map(|asked| asked.method).collect()
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn head_that_is_left_without_an_answer_or_gives_a_wrong_one_is_confirmed_by_one_
             _ => Reply::of(200, b"x"),
         });
         let limits = TimeLimits { request: Duration::from_millis(800), ..TimeLimits::default() };
-        let place = RegistryImagePlace { digest: Some(Digest::of(b"x")), ..server.place(":1") };
+        let place = ImageLocation { digest: Some(Digest::of(b"x")), ..server.place(":1") };
         assert_eq!(client_within(&[], limits).registries.head(&place).unwrap(), Digest::of(b"x"));
     }
 }
@@ -68,9 +68,9 @@ fn push_to_a_registry_without_head_asks_in_another_way() {
         "GET" => Reply::error(404, "MANIFEST_UNKNOWN"),
         _ => Reply::of(201, ""),
     });
-    let image = PushedImage { manifest: b"{}".to_vec(), media_type: "application/x", blobs: vec![b"blob".to_vec()] };
+    let image = ImageUpload { manifest: b"{}".to_vec(), media_type: "application/x", blobs: vec![b"blob".to_vec()] };
     let push = || client().registries.push(&server.place(":1").name, Transport::Plain, &image);
-    assert_eq!(push().unwrap(), Pushed::New);
+    assert_eq!(push().unwrap(), PushOutcome::Pushed);
     assert_eq!(methods(&server), ["HEAD", "GET", "HEAD", "GET", "PUT"]);
 }
 
@@ -108,11 +108,11 @@ fn second_challenge_for_user_and_password_is_tried_within_the_same_request() {
         let server = fickle(first, second, token_status);
         let client = client_with(&[(&server.address, user("robot"))]);
         fetch(&client, &server).unwrap_or_else(|error| panic!("{first:?} {second:?} {token_status}: {error}"));
-        let before = server.asked().len();
+        let before = server.requests().len();
         assert!(before <= 4, "{:?}", server.targets());
         // What was of use is shown at once from then on.
         fetch(&client, &server).unwrap();
-        assert_eq!(server.asked().len(), before + 1);
+        assert_eq!(server.requests().len(), before + 1);
     }
 }
 
@@ -122,7 +122,7 @@ fn each_way_to_show_credentials_is_tried_once() {
     let client = client_with(&[(&server.address, user("other"))]);
     let error = fetch(&client, &server).unwrap_err();
     assert!(matches!(error, RegistryError::Unauthorized { status: 401, .. }), "{error}");
-    assert_eq!(server.asked().len(), 4, "nothing, a token in two steps, and the password: {:?}", server.targets());
+    assert_eq!(server.requests().len(), 4, "nothing, a token in two steps, and the password: {:?}", server.targets());
     let server = fickle(&[TOKEN, BASIC], &[TOKEN, BASIC], 404);
     let error = fetch(&client_with(&[]), &server).unwrap_err().to_string();
     assert!(error.contains("a token for manifest"), "there is no password to show: {error}");
@@ -136,10 +136,10 @@ fn error_at_a_mirror_names_the_mirror() {
         let settings = RegistrySettings { mirrors: vec![url.clone()], mirrors_only: true, ..Default::default() };
         let client = client_with(&[("h.org", settings)]);
         let name = "h.org/team/image:1".parse().unwrap();
-        let place = RegistryImagePlace { name, digest: None, transport: Transport::Secure };
+        let place = ImageLocation { name, digest: None, transport: Transport::Secure };
         let error = client.registries.head(&place).unwrap_err().to_string();
         assert!(error.contains(&mirror.address), "{status}: {error}");
-        let error = client.registries.manifest(&place, None, Effort::Whole).unwrap_err().to_string();
+        let error = client.registries.manifest(&place, None, RetryBudget::Full).unwrap_err().to_string();
         assert!(error.contains(&mirror.address), "{status}: {error}");
     }
     let mirror = Server::start(|_| Reply::of(200, "wrong"));

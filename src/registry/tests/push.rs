@@ -1,11 +1,11 @@
 //! Pushing: what is sent where, and who is shown what.
 
-use super::super::push::{Pushed, PushedImage};
+use super::super::push::{ImageUpload, PushOutcome};
 use super::*;
 
-fn image() -> PushedImage {
+fn image() -> ImageUpload {
     let blobs = vec![b"config".to_vec(), b"layer".to_vec()];
-    PushedImage { manifest: b"{}".to_vec(), media_type: "application/x-manifest", blobs }
+    ImageUpload { manifest: b"{}".to_vec(), media_type: "application/x-manifest", blobs }
 }
 
 /// A registry that has nothing, and wants uploads to be sent to `place`.
@@ -17,14 +17,14 @@ fn registry(place: impl Fn() -> String + Send + Sync + 'static) -> Server {
     })
 }
 
-fn push(client: &Client, server: &Server) -> Result<Pushed, RegistryError> {
+fn push(client: &Client, server: &Server) -> Result<PushOutcome, RegistryError> {
     client.registries.push(&server.place(":1").name, Transport::Plain, &image())
 }
 
 #[test]
 fn blobs_are_sent_where_the_registry_says_and_the_manifest_last() {
     let server = registry(|| "/upload?state=x".to_owned());
-    assert_eq!(push(&client(), &server).unwrap(), Pushed::New);
+    assert_eq!(push(&client(), &server).unwrap(), PushOutcome::Pushed);
     let [config, layer] = [&b"config"[..], b"layer"].map(|bytes| Digest::of(bytes).to_string());
     let upload = |digest: &str| format!("PUT /upload?state=x&digest={}", digest.replace(':', "%3A"));
     let expected = [
@@ -38,7 +38,7 @@ fn blobs_are_sent_where_the_registry_says_and_the_manifest_last() {
         "PUT /v2/team/image/manifests/1".to_owned(),
     ];
     assert_eq!(server.targets(), expected);
-    let asked = server.asked();
+    let asked = server.requests();
     assert_eq!((asked[3].body.as_str(), asked[6].body.as_str(), asked[7].body.as_str()), ("config", "layer", "{}"));
     assert_eq!(asked[7].headers["content-type"], "application/x-manifest");
     assert_eq!(asked[2].headers["content-length"], "0");
@@ -48,14 +48,14 @@ fn blobs_are_sent_where_the_registry_says_and_the_manifest_last() {
 fn what_is_there_is_not_sent_again() {
     let digest = Digest::of(b"{}").to_string();
     let server = Server::start(move |_| Reply::of(200, "").with("docker-content-digest", &digest));
-    assert_eq!(push(&client(), &server).unwrap(), Pushed::WasThere);
+    assert_eq!(push(&client(), &server).unwrap(), PushOutcome::AlreadyPresent);
     assert_eq!(server.targets(), ["HEAD /v2/team/image/manifests/1"]);
     let other = Digest::of(b"other").to_string();
     let server = Server::start(move |asked| match asked.method.as_str() {
         "HEAD" => Reply::of(200, "").with("docker-content-digest", &other),
         _ => Reply::of(201, ""),
     });
-    assert_eq!(push(&client(), &server).unwrap(), Pushed::New);
+    assert_eq!(push(&client(), &server).unwrap(), PushOutcome::Pushed);
     assert_eq!(server.targets().len(), 4, "the tag has moved, and the blobs are there: {:?}", server.targets());
 }
 
@@ -76,12 +76,16 @@ fn credentials_for_pushing_are_shown_to_their_registry_only() {
         let registries = Registries::for_pushing(RegistriesSettings::default(), &environment, login).unwrap();
         registries.push(&name, Transport::Plain, &image())
     };
-    assert_eq!(push(name.host()).unwrap(), Pushed::New);
-    let shown = |server: &Server| -> Vec<Option<String>> {
-        server.asked().iter().map(|asked| asked.authorization().map(str::to_owned)).collect()
+    assert_eq!(push(name.host()).unwrap(), PushOutcome::Pushed);
+    let authorizations = |server: &Server| -> Vec<Option<String>> {
+        server.requests().iter().map(|asked| asked.authorization().map(str::to_owned)).collect()
     };
-    assert!(shown(&server)[1..].iter().all(|shown| *shown == Some(basic("robot"))), "{:?}", shown(&server));
-    assert_eq!(shown(&elsewhere), [None, None]);
+    assert!(
+        authorizations(&server)[1..].iter().all(|shown| *shown == Some(basic("robot"))),
+        "{:?}",
+        authorizations(&server)
+    );
+    assert_eq!(authorizations(&elsewhere), [None, None]);
     let error = push("registry.example.org").unwrap_err();
     assert!(matches!(error, RegistryError::Unauthorized { status: 401, .. }), "{error}");
 }
@@ -97,7 +101,7 @@ fn upload_that_breaks_off_begins_anew() {
         }
         _ => Reply::of(201, ""),
     });
-    assert_eq!(push(&client(), &server).unwrap(), Pushed::New);
+    assert_eq!(push(&client(), &server).unwrap(), PushOutcome::Pushed);
     let begun = server.targets().iter().filter(|target| target.starts_with("POST")).count();
     assert_eq!(begun, 3);
 }

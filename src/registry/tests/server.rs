@@ -9,18 +9,18 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::super::{RegistryImagePlace, Transport};
+use super::super::{ImageLocation, Transport};
 
 /// What a server was asked.
 #[derive(Debug, Clone)]
-pub(super) struct Asked {
+pub(super) struct ReceivedRequest {
     pub(super) method: String,
     pub(super) target: String,
     pub(super) headers: BTreeMap<String, String>,
     pub(super) body: String,
 }
 
-impl Asked {
+impl ReceivedRequest {
     pub(super) fn authorization(&self) -> Option<&str> {
         self.headers.get("authorization").map(String::as_str)
     }
@@ -69,19 +69,20 @@ impl Reply {
     }
 }
 
-type Answering = dyn Fn(&Asked) -> Reply + Send + Sync;
+type Answering = dyn Fn(&ReceivedRequest) -> Reply + Send + Sync;
 
 /// A server on this machine. It ends with the process; each connection carries one request.
 pub(super) struct Server {
     pub(super) address: String,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    asked: Arc<Mutex<Vec<ReceivedRequest>>>,
 }
 
 impl Server {
-    pub(super) fn start(answering: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
+    pub(super) fn start(answering: impl Fn(&ReceivedRequest) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let (asked, answering): (Arc<Mutex<Vec<Asked>>>, Arc<Answering>) = (Arc::default(), Arc::new(answering));
+        let (asked, answering): (Arc<Mutex<Vec<ReceivedRequest>>>, Arc<Answering>) =
+            (Arc::default(), Arc::new(answering));
         let noted = Arc::clone(&asked);
         thread::spawn(move || {
             for stream in listener.incoming() {
@@ -92,22 +93,22 @@ impl Server {
         Self { address, asked }
     }
 
-    pub(super) fn asked(&self) -> Vec<Asked> {
+    pub(super) fn requests(&self) -> Vec<ReceivedRequest> {
         self.asked.lock().unwrap().clone()
     }
 
     /// Returns method and target of each request.
     pub(super) fn targets(&self) -> Vec<String> {
-        self.asked().into_iter().map(|asked| format!("{} {}", asked.method, asked.target)).collect()
+        self.requests().into_iter().map(|asked| format!("{} {}", asked.method, asked.target)).collect()
     }
 
-    pub(super) fn place(&self, reference: &str) -> RegistryImagePlace {
+    pub(super) fn place(&self, reference: &str) -> ImageLocation {
         let name = format!("{}/team/image{reference}", self.address).parse().unwrap();
-        RegistryImagePlace { name, digest: None, transport: Transport::Plain }
+        ImageLocation { name, digest: None, transport: Transport::Plain }
     }
 }
 
-fn serve(stream: TcpStream, noted: &Mutex<Vec<Asked>>, answering: &Answering) -> Option<()> {
+fn serve(stream: TcpStream, noted: &Mutex<Vec<ReceivedRequest>>, answering: &Answering) -> Option<()> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
@@ -123,7 +124,7 @@ fn serve(stream: TcpStream, noted: &Mutex<Vec<Asked>>, answering: &Answering) ->
     let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    let asked = Asked { method, target, headers, body: String::from_utf8(body).unwrap() };
+    let asked = ReceivedRequest { method, target, headers, body: String::from_utf8(body).unwrap() };
     noted.lock().unwrap().push(asked.clone());
     let reply = answering(&asked);
     let mut text = format!("HTTP/1.1 {} x\r\nconnection: close\r\n", reply.status);

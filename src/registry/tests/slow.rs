@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::super::push::PushedImage;
+use super::super::push::ImageUpload;
 use super::*;
 
 /// How long a small request may take in these tests.
@@ -29,12 +29,12 @@ fn small_answer_that_drips_is_given_up_as_a_whole() {
         let server = Server::start(move |_| Reply::json(body.clone()).dripping(from));
         let place = server.place(":1");
         let registries = || hasty_client(&[]).registries;
-        assert_too_slow("manifest", || registries().manifest(&place, None, Effort::Whole));
+        assert_too_slow("manifest", || registries().manifest(&place, None, RetryBudget::Full));
         assert_too_slow("config", || registries().small_blob(&place, &Digest::of(b"")));
         assert_too_slow("tags", || registries().tags(&server.address, "team/image", Transport::Plain));
         assert_too_slow("catalog", || registries().repositories(&server.address, Transport::Plain));
         let url = format!("http://{}/api", server.address);
-        assert_too_slow("json", || registries().get_json(&url, ShownAs::Token));
+        assert_too_slow("json", || registries().get_json(&url, AuthScheme::Bearer));
         assert_too_slow("digest", || registries().head(&place));
     }
 }
@@ -43,7 +43,7 @@ fn small_answer_that_drips_is_given_up_as_a_whole() {
 fn answer_that_is_an_error_is_given_up_when_it_drips() {
     let server = Server::start(|_| Reply::of(500, "x".repeat(1000)).dripping(Drip::Body));
     let begun = Instant::now();
-    hasty_client(&[]).registries.manifest(&server.place(":1"), None, Effort::Once).unwrap_err();
+    hasty_client(&[]).registries.manifest(&server.place(":1"), None, RetryBudget::SingleAttempt).unwrap_err();
     assert!(begun.elapsed() < 5 * REQUEST);
 }
 
@@ -57,13 +57,13 @@ fn token_that_drips_is_given_up() {
         Reply::error(401, "UNAUTHORIZED").with("www-authenticate", challenge)
     });
     let registries = hasty_client(&[]).registries;
-    assert_too_slow("token", || registries.manifest(&server.place(":1"), None, Effort::Whole));
+    assert_too_slow("token", || registries.manifest(&server.place(":1"), None, RetryBudget::Full));
     // Those who wait for the same token have their own time limits.
     let registries = hasty_client(&[]).registries;
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                assert_too_slow("token", || registries.manifest(&server.place(":1"), None, Effort::Whole));
+                assert_too_slow("token", || registries.manifest(&server.place(":1"), None, RetryBudget::Full));
             });
         }
     });
@@ -84,7 +84,7 @@ fn upload_that_drips_is_given_up() {
             };
             if asked.method == slow || slow == "HEAD" { reply.dripping(Drip::Head) } else { reply }
         });
-        let image = PushedImage { manifest: b"{}".to_vec(), media_type: "application/x", blobs: vec![b"x".to_vec()] };
+        let image = ImageUpload { manifest: b"{}".to_vec(), media_type: "application/x", blobs: vec![b"x".to_vec()] };
         let registries = hasty_client(&[]).registries;
         assert_too_slow(slow, || registries.push(&server.place(":1").name, Transport::Plain, &image));
     }
@@ -117,7 +117,7 @@ fn list_with_ever_more_pages_ends_with_the_time_of_the_list() {
     let error = client.registries.tags(&server.address, "a", Transport::Plain).unwrap_err();
     let limit = 10 * TimeLimits::default().request;
     assert!(matches!(error, RegistryError::TooSlow { limit: actual, .. } if actual == limit), "{error}");
-    assert_eq!(server.asked().len(), 13);
+    assert_eq!(server.requests().len(), 13);
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn limits_of_a_registry_come_before_those_of_all() {
         let settings = RegistriesSettings { hosts, requests, ..Default::default() };
         let clock = Arc::new(HandClock::default());
         let registries = Registries::with_clock(settings, &|_| None, TimeLimits::default(), clock).unwrap();
-        match registries.manifest(&server.place(":1"), None, Effort::Whole) {
+        match registries.manifest(&server.place(":1"), None, RetryBudget::Full) {
             Err(RegistryError::TooSlow { limit, .. }) => limit,
             other => panic!("{other:?}"),
         }
@@ -147,14 +147,14 @@ fn registry_that_never_answers_is_left_alone_after_three_requests() {
         false => Reply::of(200, "{}").dripping(Drip::Head),
     });
     let client = hasty_client(&[]);
-    let manifest = |tag| client.registries.manifest(&server.place(tag), None, Effort::Once).map(drop);
+    let manifest = |tag| client.registries.manifest(&server.place(tag), None, RetryBudget::SingleAttempt).map(drop);
     (0..3).for_each(|_| assert!(matches!(manifest(":1"), Err(RegistryError::TooSlow { .. }))));
-    let before = server.asked().len();
+    let before = server.requests().len();
     let error = manifest(":good").unwrap_err();
     assert!(matches!(error, RegistryError::GivenUp { .. }) && error.is_postponed(), "{error}");
     assert!(error.to_string().contains(&server.address), "{error}");
     assert!(matches!(client.registries.head(&server.place(":2")), Err(RegistryError::GivenUp { .. })));
-    assert_eq!(server.asked().len(), before);
+    assert_eq!(server.requests().len(), before);
     client.clock.sleep(Duration::from_secs(60));
     manifest(":good").unwrap();
     assert!(matches!(manifest(":1"), Err(RegistryError::TooSlow { .. })), "it has answered meanwhile");

@@ -4,20 +4,20 @@ use std::error::Error;
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
-use super::{OpenedBlob, PIECE, Policy, Retryable};
+use super::{DownloadPolicy, OpenedBlob, READ_SIZE, Retryable};
 use crate::message::causes;
 
 /// How long to wait before going on with a connection that was lost, but had brought something.
 const PAUSE_AFTER_PROGRESS: Duration = Duration::from_millis(1);
 
 /// How long to wait at least for a registry that asks for it.
-const SHORTEST_PARK: Duration = Duration::from_secs(1);
+const MIN_PARK_WAIT: Duration = Duration::from_secs(1);
 
 /// Maximum number of consecutive attempts in which a blob may come too slowly. After the first, another connection may do better.
-const MOST_SLOW: u32 = 2;
+const MAX_SLOW: u32 = 2;
 
 /// What attempts need of the world around them; in tests, no time passes.
-pub(super) trait Surroundings: Send {
+pub(super) trait Runtime: Send {
     /// Waits, but not after nobody wants the blob any more.
     fn pause(&mut self, length: Duration);
 
@@ -51,7 +51,7 @@ fn tried(failures: u32) -> String {
 
 /// What is wrong with an answer.
 #[derive(Debug, thiserror::Error)]
-enum WrongAnswer {
+enum ResponseError {
     #[error("the answer starts at byte {actual}, but byte {asked} was asked for")]
     Start { asked: u64, actual: u64 },
     #[error("the answer makes the blob {actual} bytes long, but the manifest promises {size}")]
@@ -70,29 +70,29 @@ enum WrongAnswer {
 }
 
 /// Why one attempt failed, and what may help.
-struct Failure {
+struct AttemptFailure {
     cause: Box<dyn Error + Send + Sync>,
-    remedy: Remedy,
+    retry: Retry,
 }
 
-enum Remedy {
-    Nothing,
-    TryAgain,
+enum Retry {
+    Never,
+    WithBackoff,
     /// Trying again, but not before then.
-    Wait(Instant),
+    At(Instant),
 }
 
 /// Measures how fast bytes come, while they are waited for, over all connections: one that is lost again and again may be slow,
 /// too.
 #[derive(Default)]
-struct Pace {
+struct RateMeter {
     waited: Duration,
     bytes: u64,
     /// How many times in a row it was too slow.
     slow: u32,
 }
 
-type Open = Box<dyn FnMut(u64) -> Result<OpenedBlob, Failure> + Send>;
+type Open = Box<dyn FnMut(u64) -> Result<OpenedBlob, AttemptFailure> + Send>;
 
 /// Reads a blob through as many answers as it takes.
 pub(super) struct Attempts {
@@ -108,20 +108,20 @@ pub(super) struct Attempts {
     /// How long the registry was waited for since the last byte.
     parked: Duration,
     is_at_end: bool,
-    pace: Pace,
-    policy: Policy,
-    surroundings: Box<dyn Surroundings>,
+    rate: RateMeter,
+    policy: DownloadPolicy,
+    runtime: Box<dyn Runtime>,
 }
 
 impl Attempts {
     pub(super) fn new<E: Retryable>(
         mut open: impl FnMut(u64) -> Result<OpenedBlob, E> + Send + 'static,
         size: u64,
-        policy: Policy,
-        surroundings: Box<dyn Surroundings>,
+        policy: DownloadPolicy,
+        runtime: Box<dyn Runtime>,
     ) -> Self {
         Self {
-            open: Box::new(move |offset| open(offset).map_err(Failure::of_request)),
+            open: Box::new(move |offset| open(offset).map_err(AttemptFailure::of_request)),
             body: None,
             size,
             reached: 0,
@@ -129,9 +129,9 @@ impl Attempts {
             failures: 0,
             parked: Duration::ZERO,
             is_at_end: false,
-            pace: Pace::default(),
+            rate: RateMeter::default(),
             policy,
-            surroundings,
+            runtime,
         }
     }
 
@@ -141,9 +141,9 @@ impl Attempts {
             return Ok(0);
         }
         loop {
-            let begun = self.surroundings.now();
+            let begun = self.runtime.now();
             let result = self.attempt(buffer);
-            let waited = self.surroundings.now().saturating_duration_since(begun);
+            let waited = self.runtime.now().saturating_duration_since(begun);
             match self.measured(result, waited) {
                 Ok(count) => return Ok(count),
                 Err(failure) => self.recover(failure)?,
@@ -152,29 +152,29 @@ impl Attempts {
     }
 
     /// Turns what one attempt brought into a failure if less and less comes.
-    fn measured(&mut self, result: Result<usize, Failure>, waited: Duration) -> Result<usize, Failure> {
-        self.pace.waited += waited;
-        self.pace.bytes += *result.as_ref().unwrap_or(&0) as u64;
-        let Policy { minimum_rate, rate_window, .. } = self.policy;
-        if self.pace.waited < rate_window {
+    fn measured(&mut self, result: Result<usize, AttemptFailure>, waited: Duration) -> Result<usize, AttemptFailure> {
+        self.rate.waited += waited;
+        self.rate.bytes += *result.as_ref().unwrap_or(&0) as u64;
+        let DownloadPolicy { minimum_rate, rate_window, .. } = self.policy;
+        if self.rate.waited < rate_window {
             return result;
         }
-        let (bytes, seconds) = (self.pace.bytes, self.pace.waited.as_secs().max(1));
-        (self.pace.waited, self.pace.bytes) = (Duration::ZERO, 0);
+        let (bytes, seconds) = (self.rate.bytes, self.rate.waited.as_secs().max(1));
+        (self.rate.waited, self.rate.bytes) = (Duration::ZERO, 0);
         if bytes / seconds >= minimum_rate || self.is_at_end {
-            self.pace.slow = 0;
+            self.rate.slow = 0;
             return result;
         }
-        self.pace.slow += 1;
+        self.rate.slow += 1;
         match result {
             // What came is handed out, and then it is the next attempt's turn.
-            Ok(count) if self.pace.slow < MOST_SLOW => {
+            Ok(count) if self.rate.slow < MAX_SLOW => {
                 self.body = None;
                 self.note_slow(bytes, seconds);
                 Ok(count)
             }
-            Err(failure) if self.pace.slow < MOST_SLOW => Err(failure),
-            _ => Err(WrongAnswer::TooSlow { bytes, seconds, minimum_rate }.into()),
+            Err(failure) if self.rate.slow < MAX_SLOW => Err(failure),
+            _ => Err(ResponseError::TooSlow { bytes, seconds, minimum_rate }.into()),
         }
     }
 
@@ -183,7 +183,7 @@ impl Attempts {
         tracing::info!("got {reached} of {size} bytes of a blob, the last {bytes} in {seconds}s: asking again");
     }
 
-    fn attempt(&mut self, buffer: &mut [u8]) -> Result<usize, Failure> {
+    fn attempt(&mut self, buffer: &mut [u8]) -> Result<usize, AttemptFailure> {
         let mut body = match self.body.take() {
             Some(body) => body,
             None => self.open()?,
@@ -200,71 +200,71 @@ impl Attempts {
     }
 
     /// Asks for what is missing, and reads over what is not.
-    fn open(&mut self) -> Result<Box<dyn Read + Send>, Failure> {
+    fn open(&mut self) -> Result<Box<dyn Read + Send>, AttemptFailure> {
         self.reached_before = self.reached;
         let OpenedBlob { start, length, mut body, .. } = (self.open)(self.reached)?;
         if start != self.reached && start != 0 {
-            return Err(WrongAnswer::Start { asked: self.reached, actual: start }.into());
+            return Err(ResponseError::Start { asked: self.reached, actual: start }.into());
         }
         let whole = length.map(|length| u128::from(start) + u128::from(length));
         if let Some(actual) = whole.filter(|&whole| whole != u128::from(self.size)) {
-            return Err(WrongAnswer::Length { actual, size: self.size }.into());
+            return Err(ResponseError::Length { actual, size: self.size }.into());
         }
         self.skip(&mut body, self.reached - start)?;
         Ok(body)
     }
 
-    fn skip(&mut self, body: &mut dyn Read, mut count: u64) -> Result<(), Failure> {
+    fn skip(&mut self, body: &mut dyn Read, mut count: u64) -> Result<(), AttemptFailure> {
         if count == 0 {
             return Ok(());
         }
-        let mut piece = vec![0; PIECE.min(usize::try_from(count).unwrap_or(PIECE))];
-        let Policy { minimum_rate, rate_window, .. } = self.policy;
-        let (begun, all) = (self.surroundings.now(), count);
+        let mut buffer = vec![0; READ_SIZE.min(usize::try_from(count).unwrap_or(READ_SIZE))];
+        let DownloadPolicy { minimum_rate, rate_window, .. } = self.policy;
+        let (begun, all) = (self.runtime.now(), count);
         while count > 0 {
-            if !self.surroundings.is_wanted() {
-                return Err(WrongAnswer::Unwanted.into());
+            if !self.runtime.is_wanted() {
+                return Err(ResponseError::Unwanted.into());
             }
-            let wanted = piece.len().min(usize::try_from(count).unwrap_or(usize::MAX));
-            let read = read_some(body, &mut piece[..wanted])? as u64;
+            let wanted = buffer.len().min(usize::try_from(count).unwrap_or(usize::MAX));
+            let read = read_some(body, &mut buffer[..wanted])? as u64;
             // They are of no use, but they came.
-            self.pace.bytes += read;
+            self.rate.bytes += read;
             count -= read;
-            let waited = self.surroundings.now().saturating_duration_since(begun);
+            let waited = self.runtime.now().saturating_duration_since(begun);
             let (bytes, seconds) = (all - count, waited.as_secs().max(1));
             if waited >= rate_window && bytes / seconds < minimum_rate {
-                return Err(WrongAnswer::TooSlow { bytes, seconds, minimum_rate }.into());
+                return Err(ResponseError::TooSlow { bytes, seconds, minimum_rate }.into());
             }
         }
         Ok(())
     }
 
     /// Makes sure that nothing follows the last byte. A connection that breaks there has brought everything.
-    fn expect_end(&mut self, body: &mut dyn Read) -> Result<usize, Failure> {
+    fn expect_end(&mut self, body: &mut dyn Read) -> Result<usize, AttemptFailure> {
         self.is_at_end = true;
         match read_some(body, &mut [0]) {
-            Ok(_) => Err(WrongAnswer::TooLong { size: self.size }.into()),
+            Ok(_) => Err(ResponseError::TooLong { size: self.size }.into()),
             Err(_) => Ok(0),
         }
     }
 
     /// Waits until another attempt makes sense, or says why none does.
-    fn recover(&mut self, failure: Failure) -> Result<(), DownloadError> {
-        self.count(&failure.remedy);
-        let Some(pause) = self.pause_after(&failure.remedy).filter(|_| self.surroundings.is_wanted()) else {
+    fn recover(&mut self, failure: AttemptFailure) -> Result<(), DownloadError> {
+        self.count(&failure.retry);
+        let Some(pause) = self.pause_after(&failure.retry).filter(|_| self.runtime.is_wanted()) else {
             return Err(self.give_up(failure.cause));
         };
         self.report(pause, &failure);
-        self.surroundings.pause(pause);
-        if self.surroundings.is_wanted() { Ok(()) } else { Err(self.give_up(failure.cause)) }
+        self.runtime.pause(pause);
+        if self.runtime.is_wanted() { Ok(()) } else { Err(self.give_up(failure.cause)) }
     }
 
-    fn report(&self, pause: Duration, failure: &Failure) {
+    fn report(&self, pause: Duration, failure: &AttemptFailure) {
         let (reached, size, cause) = (self.reached, self.size, causes(&*failure.cause));
         match pause {
             PAUSE_AFTER_PROGRESS => tracing::debug!("got {reached} of {size} bytes of a blob, going on: {cause}"),
             // It was said that the registry asks to wait.
-            _ if matches!(failure.remedy, Remedy::Wait(_)) => tracing::debug!("a blob waits {pause:?}: {cause}"),
+            _ if matches!(failure.retry, Retry::At(_)) => tracing::debug!("a blob waits {pause:?}: {cause}"),
             _ => tracing::info!(
                 "got {reached} of {size} bytes of a blob, going on in {:.1}s: {cause}",
                 pause.as_secs_f32()
@@ -272,31 +272,31 @@ impl Attempts {
         }
     }
 
-    fn count(&mut self, remedy: &Remedy) {
+    fn count(&mut self, retry: &Retry) {
         if self.reached > self.reached_before {
             (self.failures, self.parked) = (0, Duration::ZERO);
-        } else if !matches!(remedy, Remedy::Wait(_)) {
+        } else if !matches!(retry, Retry::At(_)) {
             self.failures += 1;
         }
     }
 
     /// Returns how long to wait before another attempt, if there may be one.
-    fn pause_after(&mut self, remedy: &Remedy) -> Option<Duration> {
-        match remedy {
-            Remedy::Nothing => None,
-            Remedy::TryAgain if self.failures == 0 => Some(PAUSE_AFTER_PROGRESS),
-            Remedy::TryAgain => (self.failures < self.policy.attempts).then(|| self.back_off()),
-            Remedy::Wait(until) => {
-                let pause = until.saturating_duration_since(Instant::now()).max(SHORTEST_PARK);
+    fn pause_after(&mut self, retry: &Retry) -> Option<Duration> {
+        match retry {
+            Retry::Never => None,
+            Retry::WithBackoff if self.failures == 0 => Some(PAUSE_AFTER_PROGRESS),
+            Retry::WithBackoff => (self.failures < self.policy.attempts).then(|| self.back_off()),
+            Retry::At(until) => {
+                let pause = until.saturating_duration_since(Instant::now()).max(MIN_PARK_WAIT);
                 self.parked = self.parked.saturating_add(pause);
-                (self.parked <= self.policy.park_limit).then_some(pause)
+                (self.parked <= self.policy.max_parked).then_some(pause)
             }
         }
     }
 
     fn back_off(&mut self) -> Duration {
         let doubled = self.policy.first_pause.saturating_mul(1 << (self.failures - 1).min(30));
-        doubled.min(self.policy.longest_pause).mul_f64(0.75 + self.surroundings.chance() / 2.0)
+        doubled.min(self.policy.max_pause).mul_f64(0.75 + self.runtime.chance() / 2.0)
     }
 
     fn give_up(&self, source: Box<dyn Error + Send + Sync>) -> DownloadError {
@@ -304,32 +304,32 @@ impl Attempts {
     }
 }
 
-impl Failure {
+impl AttemptFailure {
     fn of_request<E: Retryable>(error: E) -> Self {
-        let remedy = match error.parked_until() {
-            Some(until) => Remedy::Wait(until),
-            None if error.is_transient() => Remedy::TryAgain,
-            None => Remedy::Nothing,
+        let retry = match error.parked_until() {
+            Some(until) => Retry::At(until),
+            None if error.is_transient() => Retry::WithBackoff,
+            None => Retry::Never,
         };
-        Self { cause: Box::new(error), remedy }
+        Self { cause: Box::new(error), retry }
     }
 }
 
-impl From<WrongAnswer> for Failure {
-    fn from(wrong: WrongAnswer) -> Self {
-        let remedy = if matches!(wrong, WrongAnswer::EndedEarly) { Remedy::TryAgain } else { Remedy::Nothing };
-        Self { cause: Box::new(wrong), remedy }
+impl From<ResponseError> for AttemptFailure {
+    fn from(wrong: ResponseError) -> Self {
+        let retry = if matches!(wrong, ResponseError::EndedEarly) { Retry::WithBackoff } else { Retry::Never };
+        Self { cause: Box::new(wrong), retry }
     }
 }
 
 /// Reads at least one byte.
-fn read_some(body: &mut dyn Read, buffer: &mut [u8]) -> Result<usize, Failure> {
+fn read_some(body: &mut dyn Read, buffer: &mut [u8]) -> Result<usize, AttemptFailure> {
     loop {
         match body.read(buffer) {
-            Ok(0) => return Err(WrongAnswer::EndedEarly.into()),
+            Ok(0) => return Err(ResponseError::EndedEarly.into()),
             Ok(count) => return Ok(count),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Failure { cause: Box::new(error), remedy: Remedy::TryAgain }),
+            Err(error) => return Err(AttemptFailure { cause: Box::new(error), retry: Retry::WithBackoff }),
         }
     }
 }

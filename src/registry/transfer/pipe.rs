@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::PIECE;
+use super::READ_SIZE;
 
 /// Holds bytes between one thread that has them and one that wants them.
 pub(super) struct Pipe {
@@ -15,7 +15,7 @@ pub(super) struct Pipe {
     /// There is room again, or nobody wants more.
     freed: Condvar,
     limit: usize,
-    useful: usize,
+    ready_threshold: usize,
 }
 
 #[derive(Default)]
@@ -26,33 +26,33 @@ struct State {
 }
 
 enum End {
-    Whole,
+    Complete,
     Failed(io::Error),
     /// The error was handed out.
-    Told,
+    Reported,
 }
 
 /// Fills a pipe; whatever becomes of it, the reader hears of an end.
-pub(super) struct Filling<'p>(&'p Pipe);
+pub(super) struct PipeWriter<'p>(&'p Pipe);
 
 impl Pipe {
     /// Makes a pipe for up to `limit` bytes, of which `useful` are worth a reader's while.
     ///
-    /// Both are stretched so that a pipe with no room for a [`PIECE`] more is worth it.
-    pub(super) fn new(limit: usize, useful: usize) -> Self {
+    /// Both are stretched so that a pipe with no room for a [`READ_SIZE`] more is worth it.
+    pub(super) fn new(limit: usize, ready_threshold: usize) -> Self {
         let (state, arrived, freed) = Default::default();
-        let limit = limit.max(PIECE);
-        Self { state, arrived, freed, limit, useful: useful.min(limit - PIECE).max(1) }
+        let limit = limit.max(READ_SIZE);
+        Self { state, arrived, freed, limit, ready_threshold: ready_threshold.min(limit - READ_SIZE).max(1) }
     }
 
     /// Becomes the one who fills the pipe.
-    pub(super) fn filling(&self) -> Filling<'_> {
-        Filling(self)
+    pub(super) fn writer(&self) -> PipeWriter<'_> {
+        PipeWriter(self)
     }
 
-    /// Waits for room and puts `bytes` in, up to a [`PIECE`]. Returns whether anybody still wants any.
+    /// Waits for room and puts `bytes` in, up to a [`READ_SIZE`]. Returns whether anybody still wants any.
     pub(super) fn push(&self, bytes: &[u8]) -> bool {
-        debug_assert!(bytes.len() <= PIECE, "there is room for one piece at least");
+        debug_assert!(bytes.len() <= READ_SIZE, "there is room for one buffer at least");
         let has_no_room = |state: &mut State| !state.is_abandoned && state.bytes.len() + bytes.len() > self.limit;
         let mut state = self.freed.wait_while(self.state(), has_no_room).expect("no thread panics while it holds this");
         if !state.is_abandoned {
@@ -76,7 +76,7 @@ impl Pipe {
             return Ok(count);
         }
         match &mut state.end {
-            Some(End::Whole) | None => Ok(0),
+            Some(End::Complete) | None => Ok(0),
             Some(end) => Err(end.tell()),
         }
     }
@@ -84,7 +84,7 @@ impl Pipe {
     /// Tells whether a read would get a useful amount at once, or the end, or an error.
     pub(super) fn is_ready(&self) -> bool {
         let state = self.state();
-        state.bytes.len() >= self.useful || state.end.is_some()
+        state.bytes.len() >= self.ready_threshold || state.end.is_some()
     }
 
     /// Says that nobody wants any more bytes.
@@ -122,14 +122,14 @@ impl Pipe {
     }
 }
 
-impl Filling<'_> {
+impl PipeWriter<'_> {
     /// Says that nothing more comes, and why.
     pub(super) fn finish(self, result: io::Result<()>) {
-        self.0.end(result.map_or_else(End::Failed, |()| End::Whole));
+        self.0.end(result.map_or_else(End::Failed, |()| End::Complete));
     }
 }
 
-impl Drop for Filling<'_> {
+impl Drop for PipeWriter<'_> {
     fn drop(&mut self) {
         // Only a panic on the way leaves it to this line.
         self.0.end(End::Failed(io::Error::other("the download stopped before its end")));
@@ -139,9 +139,9 @@ impl Drop for Filling<'_> {
 impl End {
     /// Returns the error; the second time, only that there was one.
     fn tell(&mut self) -> io::Error {
-        match std::mem::replace(self, Self::Told) {
+        match std::mem::replace(self, Self::Reported) {
             Self::Failed(error) => error,
-            Self::Whole | Self::Told => io::Error::other("the download failed before"),
+            Self::Complete | Self::Reported => io::Error::other("the download failed before"),
         }
     }
 }

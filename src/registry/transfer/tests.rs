@@ -115,7 +115,7 @@ struct NoTime {
     chance: f64,
 }
 
-impl Surroundings for NoTime {
+impl Runtime for NoTime {
     fn pause(&mut self, length: Duration) {
         self.log.lock().unwrap().pauses.push(length);
     }
@@ -136,7 +136,7 @@ impl Surroundings for NoTime {
 /// A world in which each look at the clock takes a second.
 struct Ticking(Mutex<Instant>);
 
-impl Surroundings for Ticking {
+impl Runtime for Ticking {
     fn pause(&mut self, _: Duration) {}
 
     fn is_wanted(&self) -> bool {
@@ -188,9 +188,10 @@ fn read_answers(answer: impl Fn(u64, usize) -> (u64, u64, u32) + Send + 'static)
         let body = Box::new(Drops { rest: size - start, at_once, reads });
         Ok(OpenedBlob { start, length: Some(size - start), mirror: None, body })
     };
-    let policy = Policy { minimum_rate: 100, rate_window: Duration::from_secs(10), ..Policy::default() };
-    let surroundings = Box::new(Ticking(Mutex::new(Instant::now())));
-    let mut attempts = Attempts::new(open, size, policy, surroundings);
+    let policy =
+        DownloadPolicy { minimum_rate: 100, rate_window: Duration::from_secs(10), ..DownloadPolicy::default() };
+    let runtime = Box::new(Ticking(Mutex::new(Instant::now())));
+    let mut attempts = Attempts::new(open, size, policy, runtime);
     let mut buffer = [0; 4096];
     let mut read = 0;
     let result = loop {
@@ -247,10 +248,10 @@ fn download(blob: &Arc<[u8]>, answers: &[Answer]) -> (Download, Arc<Mutex<Log>>)
         let next = script.lock().unwrap().pop_front();
         answer(&blob, offset, next.unwrap_or(Answer::Rest))
     };
-    let surroundings = Box::new(NoTime { log: Arc::clone(&log), chance: 0.5 });
-    let policy = Policy::default();
-    let pipe = Arc::new(Pipe::new(policy.ahead, policy.useful));
-    (Download::start_in(Attempts::new(open, size, policy, surroundings), pipe), log)
+    let runtime = Box::new(NoTime { log: Arc::clone(&log), chance: 0.5 });
+    let policy = DownloadPolicy::default();
+    let pipe = Arc::new(Pipe::new(policy.buffer_limit, policy.ready_threshold));
+    (Download::start_in(Attempts::new(open, size, policy, runtime), pipe), log)
 }
 
 /// Returns the blob as it arrives, the offsets asked for, and the pauses in milliseconds.
@@ -366,8 +367,9 @@ fn one_byte_makes_up_for_all_failures() {
 fn chance_moves_a_pause_by_a_quarter() {
     for (chance, milliseconds) in [(0.0, 375), (1.0, 625)] {
         let log = Arc::new(Mutex::new(Log::default()));
-        let surroundings = Box::new(NoTime { log: Arc::clone(&log), chance });
-        let mut attempts = Attempts::new(|_| Err(BUSY), 1, Policy { attempts: 2, ..Policy::default() }, surroundings);
+        let runtime = Box::new(NoTime { log: Arc::clone(&log), chance });
+        let mut attempts =
+            Attempts::new(|_| Err(BUSY), 1, DownloadPolicy { attempts: 2, ..DownloadPolicy::default() }, runtime);
         assert!(attempts.read(&mut [0]).is_err());
         assert_eq!(log.lock().unwrap().pauses, [Duration::from_millis(milliseconds)]);
     }
@@ -414,7 +416,7 @@ fn error_of_the_system_stays_the_cause() {
 #[test]
 fn panic_of_the_thread_is_an_error() {
     let open = |_| -> Result<OpenedBlob, Refusal> { panic!("this message is expected") };
-    let error = Download::start(open, 10, Policy::default()).read(&mut [0]).unwrap_err();
+    let error = Download::start(open, 10, DownloadPolicy::default()).read(&mut [0]).unwrap_err();
     assert!(error.to_string().contains("stopped before its end"), "{error}");
 }
 
@@ -424,27 +426,27 @@ fn without_a_thread_the_reader_downloads() {
     let log = Arc::new(Mutex::new(Log::default()));
     let served = Arc::clone(&blob);
     let open = move |offset| answer(&served, offset, Answer::Cut(30_000, End::Reset));
-    let surroundings = Box::new(NoTime { log, chance: 0.5 });
-    let attempts = Attempts::new(open, 100_000, Policy::default(), surroundings);
+    let runtime = Box::new(NoTime { log, chance: 0.5 });
+    let attempts = Attempts::new(open, 100_000, DownloadPolicy::default(), runtime);
     let mut download = Download { pipe: Arc::new(Pipe::new(0, 0)), direct: Some(attempts) };
-    assert!(download.arrival().is_ready());
+    assert!(download.readiness().is_ready());
     let mut bytes = Vec::new();
     download.read_to_end(&mut bytes).unwrap();
     assert!(bytes == blob[..]);
 }
 
-/// A body that gives what the test sends it, a piece at a time.
+/// A body that gives what the test sends it, a buffer at a time.
 struct Fed(Receiver<Vec<u8>>);
 
 impl Read for Fed {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let piece = self.0.recv().map_err(|_| io::ErrorKind::TimedOut)?;
-        buffer[..piece.len()].copy_from_slice(&piece);
-        Ok(piece.len())
+        let bytes = self.0.recv().map_err(|_| io::ErrorKind::TimedOut)?;
+        buffer[..bytes.len()].copy_from_slice(&bytes);
+        Ok(bytes.len())
     }
 }
 
-fn fed(size: u64, policy: Policy) -> (Download, Sender<Vec<u8>>) {
+fn fed(size: u64, policy: DownloadPolicy) -> (Download, Sender<Vec<u8>>) {
     let (feed, fed) = channel();
     let mut body = Some(Box::new(Fed(fed)));
     let open = move |start| match body.take() {
@@ -465,42 +467,43 @@ fn wait_until(mut is_so: impl FnMut() -> bool) {
 
 #[test]
 fn download_is_ready_when_reading_is_worth_it() {
-    let (mut download, feed) = fed(1 << 20, Policy { useful: 3000, ..Policy::default() });
-    let arrival = download.arrival();
-    assert!(!arrival.is_ready());
+    let (mut download, feed) = fed(1 << 20, DownloadPolicy { ready_threshold: 3000, ..DownloadPolicy::default() });
+    let readiness = download.readiness();
+    assert!(!readiness.is_ready());
     feed.send(vec![1; 2999]).unwrap();
     wait_until(|| download.pipe.len() == 2999);
-    assert!(!arrival.is_ready());
+    assert!(!readiness.is_ready());
     feed.send(vec![1; 1]).unwrap();
-    wait_until(|| arrival.is_ready());
+    wait_until(|| readiness.is_ready());
     assert_eq!(download.read(&mut [0; 1000]).unwrap(), 1000);
-    assert!(!arrival.is_ready());
+    assert!(!readiness.is_ready());
     drop(feed);
-    wait_until(|| arrival.is_ready());
+    wait_until(|| readiness.is_ready());
     assert_eq!(io::copy(&mut (&mut download).take(2000), &mut io::sink()).unwrap(), 2000);
-    assert!(arrival.is_ready() && download.read(&mut [0]).is_err());
+    assert!(readiness.is_ready() && download.read(&mut [0]).is_err());
 }
 
 #[test]
 fn end_is_ready_however_few_bytes_came() {
-    let (mut download, feed) = fed(3, Policy::default());
+    let (mut download, feed) = fed(3, DownloadPolicy::default());
     feed.send(vec![1; 3]).unwrap();
     drop(feed);
-    wait_until(|| download.arrival().is_ready());
+    wait_until(|| download.readiness().is_ready());
     assert_eq!(io::copy(&mut download, &mut io::sink()).unwrap(), 3);
-    assert!(download.arrival().is_ready());
+    assert!(download.readiness().is_ready());
 }
 
 #[test]
 fn no_more_than_allowed_lies_in_memory() {
-    let policy = Policy { ahead: 4 * PIECE, useful: 4 * PIECE, ..Policy::default() };
-    let (mut download, feed) = fed(100 * PIECE as u64, policy);
-    (0..100).for_each(|_| feed.send(vec![1; PIECE]).unwrap());
-    wait_until(|| download.arrival().is_ready() && download.pipe.len() == 3 * PIECE);
+    let policy =
+        DownloadPolicy { buffer_limit: 4 * READ_SIZE, ready_threshold: 4 * READ_SIZE, ..DownloadPolicy::default() };
+    let (mut download, feed) = fed(100 * READ_SIZE as u64, policy);
+    (0..100).for_each(|_| feed.send(vec![1; READ_SIZE]).unwrap());
+    wait_until(|| download.readiness().is_ready() && download.pipe.len() == 3 * READ_SIZE);
     thread::park_timeout(Duration::from_millis(20));
-    assert_eq!(download.pipe.len(), 3 * PIECE);
+    assert_eq!(download.pipe.len(), 3 * READ_SIZE);
     drop(feed);
-    assert_eq!(io::copy(&mut download, &mut io::sink()).unwrap(), 100 * PIECE as u64);
+    assert_eq!(io::copy(&mut download, &mut io::sink()).unwrap(), 100 * READ_SIZE as u64);
 }
 
 #[test]
@@ -513,7 +516,8 @@ fn dropped_download_ends_its_thread_while_it_waits_for_an_attempt() {
         Err::<OpenedBlob, _>(BUSY)
     };
     let hour = Duration::from_secs(3600);
-    let download = Download::start(open, 10, Policy { first_pause: hour, longest_pause: hour, ..Policy::default() });
+    let download =
+        Download::start(open, 10, DownloadPolicy { first_pause: hour, max_pause: hour, ..DownloadPolicy::default() });
     opened.1.recv().unwrap();
     drop(download);
     wait_until(|| Weak::strong_count(&still) == 0);
@@ -521,16 +525,16 @@ fn dropped_download_ends_its_thread_while_it_waits_for_an_attempt() {
 
 #[test]
 fn dropped_download_ends_its_thread_while_it_waits_for_room() {
-    let (download, feed) = fed(1 << 40, Policy { ahead: 2 * PIECE, ..Policy::default() });
-    (0..10).for_each(|_| feed.send(vec![1; PIECE]).unwrap());
-    wait_until(|| download.pipe.len() == PIECE);
+    let (download, feed) = fed(1 << 40, DownloadPolicy { buffer_limit: 2 * READ_SIZE, ..DownloadPolicy::default() });
+    (0..10).for_each(|_| feed.send(vec![1; READ_SIZE]).unwrap());
+    wait_until(|| download.pipe.len() == READ_SIZE);
     drop(download);
     wait_until(|| feed.send(vec![1]).is_err());
 }
 
 #[test]
 fn dropping_waits_for_no_body() {
-    let (download, feed) = fed(10, Policy::default());
+    let (download, feed) = fed(10, DownloadPolicy::default());
     drop(download);
     feed.send(vec![1]).unwrap();
     wait_until(|| feed.send(vec![1]).is_err());
@@ -549,8 +553,8 @@ fn speed() {
     let open = move |start| {
         Ok::<_, Refusal>(OpenedBlob { start, length: None, mirror: None, body: Box::new(Zeros.take(size - start)) })
     };
-    let mut download = Download::start(open, size, Policy::default());
-    let (mut buffer, mut count, start) = (vec![0; PIECE], 0, Instant::now());
+    let mut download = Download::start(open, size, DownloadPolicy::default());
+    let (mut buffer, mut count, start) = (vec![0; READ_SIZE], 0, Instant::now());
     while count < size {
         count += download.read(&mut buffer).unwrap() as u64;
     }

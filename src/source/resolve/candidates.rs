@@ -4,12 +4,12 @@ use std::cmp::Ordering;
 
 use super::super::Image;
 use super::super::error::SourceError;
-use super::{MAX_DEPTH, MAX_DOCUMENTS, Resolver};
+use super::{ImageResolver, MAX_DEPTH, MAX_DOCUMENTS};
 use crate::image::{Descriptor, DocumentKind, Platform};
 use crate::message::quoted;
 
 /// What containers/image writes beside an image that is there packed otherwise, too.
-const PACKED_ANEW: &str = "io.github.containers.compression.zstd";
+const RECOMPRESSED: &str = "io.github.containers.compression.zstd";
 
 /// An image of an index.
 pub(super) struct Candidate {
@@ -17,10 +17,10 @@ pub(super) struct Candidate {
     /// What it is for: what the index says, or else its config.
     pub(super) platform: Platform,
     /// The image, if it has been read.
-    image: Reading,
+    image: CandidateImage,
 }
 
-enum Reading {
+enum CandidateImage {
     Unread,
     Image(Box<Image>),
     /// It is none.
@@ -36,7 +36,7 @@ impl Candidate {
             let (descriptor, platform) = (&candidate.descriptor, &candidate.descriptor.platform);
             (
                 platform.needs_os_features || platform.needs_features,
-                descriptor.annotation(PACKED_ANEW).is_some(),
+                descriptor.annotation(RECOMPRESSED).is_some(),
                 descriptor.non_image_type().is_some(),
                 candidate.platform != *asked,
                 candidate.platform.variant.clone(),
@@ -49,8 +49,8 @@ impl Candidate {
     /// Takes the image, if this is one and has been read.
     pub(super) fn into_image(self) -> Option<(Platform, Image)> {
         match self.image {
-            Reading::Image(image) => Some((self.platform, *image)),
-            Reading::Unread | Reading::Artifact => None,
+            CandidateImage::Image(image) => Some((self.platform, *image)),
+            CandidateImage::Unread | CandidateImage::Artifact => None,
         }
     }
 }
@@ -65,13 +65,13 @@ pub(super) fn by_suitability(candidates: &[Candidate], asked: &Platform) -> Vec<
 }
 
 /// Tells which platforms are wanted.
-type Wanted<'a> = &'a dyn Fn(&Platform) -> bool;
+type PlatformFilter<'a> = &'a dyn Fn(&Platform) -> bool;
 
-impl Resolver<'_> {
+impl ImageResolver<'_> {
     /// Finds the image that suits the platform best, below `depth` indexes.
     pub(super) fn choose(&mut self, descriptors: &[Descriptor], depth: usize) -> Result<Image, SourceError> {
         let asked = self.request.platform.clone();
-        let wanted: Wanted<'_> = &|offered| asked.accepts(offered);
+        let wanted: PlatformFilter<'_> = &|offered| asked.accepts(offered);
         let mut candidates = Vec::new();
         self.gather_named(descriptors, wanted, &mut candidates);
         // What the index names just so is as good as anything that its other entries may lead to.
@@ -106,7 +106,7 @@ impl Resolver<'_> {
         &mut self,
         descriptors: &[Descriptor],
         depth: usize,
-        wanted: Wanted<'_>,
+        wanted: PlatformFilter<'_>,
     ) -> Result<Vec<Candidate>, SourceError> {
         let mut candidates = Vec::new();
         for descriptor in descriptors {
@@ -121,14 +121,23 @@ impl Resolver<'_> {
     }
 
     /// Adds the images whose platforms the index names. None is read.
-    fn gather_named(&mut self, descriptors: &[Descriptor], wanted: Wanted<'_>, candidates: &mut Vec<Candidate>) {
+    fn gather_named(
+        &mut self,
+        descriptors: &[Descriptor],
+        wanted: PlatformFilter<'_>,
+        candidates: &mut Vec<Candidate>,
+    ) {
         for descriptor in descriptors {
             if !descriptor.may_be_image() {
                 self.note_artifact(descriptor);
             } else if let Some(platform) = descriptor.platform().filter(|_| is_manifest(descriptor)) {
                 self.note(&platform);
                 if wanted(&platform) {
-                    candidates.push(Candidate { descriptor: descriptor.clone(), platform, image: Reading::Unread });
+                    candidates.push(Candidate {
+                        descriptor: descriptor.clone(),
+                        platform,
+                        image: CandidateImage::Unread,
+                    });
                 }
             }
         }
@@ -139,7 +148,7 @@ impl Resolver<'_> {
         &mut self,
         descriptors: &[Descriptor],
         depth: usize,
-        wanted: Wanted<'_>,
+        wanted: PlatformFilter<'_>,
         candidates: &mut Vec<Candidate>,
     ) -> Result<(), SourceError> {
         for descriptor in descriptors.iter().filter(|descriptor| descriptor.may_be_image()) {
@@ -167,7 +176,7 @@ impl Resolver<'_> {
             let Some(platform) = named.or_else(|| image.platform.clone()) else { continue };
             self.note(&platform);
             if wanted(&platform) {
-                let image = Reading::Image(Box::new(self.named_by_index(&platform, image)));
+                let image = CandidateImage::Image(Box::new(self.named_by_index(&platform, image)));
                 candidates.push(Candidate { descriptor: descriptor.clone(), platform, image });
             }
         }
@@ -187,19 +196,19 @@ impl Resolver<'_> {
 
     /// Reads a candidate unless it has been read; tells whether it is an image.
     fn is_image(&mut self, candidate: &mut Candidate) -> Result<bool, SourceError> {
-        if let Reading::Unread = candidate.image {
+        if let CandidateImage::Unread = candidate.image {
             let (document, _) = self.read(&candidate.descriptor)?;
             candidate.image = match self.image(document) {
-                Ok(image) => Reading::Image(Box::new(self.named_by_index(&candidate.platform, image))),
+                Ok(image) => CandidateImage::Image(Box::new(self.named_by_index(&candidate.platform, image))),
                 Err(SourceError::Artifact { manifest, artifact_type }) => {
                     self.wanted_artifact.get_or_insert((manifest, artifact_type));
                     self.offered.retain(|offered| *offered != candidate.platform);
-                    Reading::Artifact
+                    CandidateImage::Artifact
                 }
                 Err(error) => return Err(error),
             };
         }
-        Ok(matches!(candidate.image, Reading::Image(_)))
+        Ok(matches!(candidate.image, CandidateImage::Image(_)))
     }
 
     /// Returns an image as being for the platform that the index names for it, and tells if its config says otherwise.
@@ -352,7 +361,7 @@ mod tests {
         let mut needy = on(files.image("linux/amd64", &["needy"]), "linux/amd64");
         needy["platform"]["os.features"] = json!(["nydus.remoteimage.v1"]);
         let packed = on(files.image("linux/amd64", &["packed"]), "linux/amd64");
-        entries.push(with(packed, "annotations", json!({ PACKED_ANEW: "true" })));
+        entries.push(with(packed, "annotations", json!({ RECOMPRESSED: "true" })));
         let typed = on(files.image("linux/amd64", &["typed"]), "linux/amd64");
         entries.extend([needy.clone(), with(typed, "artifactType", json!("application/vnd.example"))]);
         in_every_order(&entries, &mut |entries| {

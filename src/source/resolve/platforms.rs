@@ -4,11 +4,11 @@ use super::super::Image;
 use super::super::document;
 use super::super::error::SourceError;
 use super::candidates::by_suitability;
-use super::{Resolver, name_platforms};
+use super::{ImageResolver, name_platforms};
 use crate::image::{Descriptor, Document, DocumentKind, Platform};
 use crate::message::quoted;
 
-impl Resolver<'_> {
+impl ImageResolver<'_> {
     /// Returns the images for each of the platforms `wanted`, or all, of what entries of a list stand for, all of which point
     /// to the same manifest or index.
     pub(in crate::source) fn each_named(

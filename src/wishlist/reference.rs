@@ -35,14 +35,14 @@ impl fmt::Display for ImageRepository {
 }
 
 /// An image or several, as a wishlist names them.
-pub(super) struct Reference<'t> {
-    pub place: ImageRepository,
+pub(super) struct WishReference<'t> {
+    pub repository: ImageRepository,
     /// May hold `*`.
     pub tag: Option<&'t str>,
     pub digest: Option<Digest>,
 }
 
-impl<'t> Reference<'t> {
+impl<'t> WishReference<'t> {
     /// Parses `[scheme://]HOST[:PORT]/REPOSITORY[:TAG][@DIGEST]`.
     pub fn parse(text: &'t str) -> Result<Self, String> {
         let (rest, plain_http) = without_scheme(text)?;
@@ -53,24 +53,25 @@ impl<'t> Reference<'t> {
         if tag == Some("") {
             return Err(format!("{text:?} ends with an empty tag"));
         }
-        let place = ImageRepository { host: host.to_owned(), repository: repository.to_owned(), plain_http };
+        let repository = ImageRepository { host: host.to_owned(), repository: repository.to_owned(), plain_http };
         // Checks host and repository, and a tag without wildcard, too.
-        place.image(tag.filter(|tag| !tag.contains('*')).unwrap_or("tag")).map_err(|error| error.to_string())?;
-        Ok(Self { place, tag, digest })
+        repository.image(tag.filter(|tag| !tag.contains('*')).unwrap_or("tag")).map_err(|error| error.to_string())?;
+        Ok(Self { repository, tag, digest })
     }
 
     /// Returns the one image that this names; no tag with a wildcard may be in it.
     pub fn image(&self) -> Result<ImageArgument, String> {
         match (self.tag, self.digest) {
-            (Some(tag), digest) => match self.place.image(tag).map_err(|error| error.to_string())? {
+            (Some(tag), digest) => match self.repository.image(tag).map_err(|error| error.to_string())? {
                 ImageArgument::Registry { name, plain_http, .. } => {
                     Ok(ImageArgument::Registry { name, digest, plain_http })
                 }
                 other => Ok(other),
             },
             (None, Some(digest)) => {
-                let name = format!("{}@{digest}", self.place).parse().map_err(|error: NameError| error.to_string())?;
-                Ok(ImageArgument::Registry { name, digest: Some(digest), plain_http: self.place.plain_http })
+                let name =
+                    format!("{}@{digest}", self.repository).parse().map_err(|error: NameError| error.to_string())?;
+                Ok(ImageArgument::Registry { name, digest: Some(digest), plain_http: self.repository.plain_http })
             }
             (None, None) => Err("it has neither tag nor digest".to_owned()),
         }
@@ -105,22 +106,25 @@ mod tests {
     fn reference_has_a_host_a_repository_and_perhaps_tag_and_digest() {
         let digest = Digest::of(b"");
         let text = format!("http://localhost:5000/a/b:t@{digest}");
-        let reference = Reference::parse(&text).unwrap();
-        let place =
+        let reference = WishReference::parse(&text).unwrap();
+        let repository =
             ImageRepository { host: "localhost:5000".to_owned(), repository: "a/b".to_owned(), plain_http: true };
-        assert_eq!((&reference.place, reference.tag, reference.digest), (&place, Some("t"), Some(digest)));
+        assert_eq!((&reference.repository, reference.tag, reference.digest), (&repository, Some("t"), Some(digest)));
         assert_eq!(reference.image().unwrap(), text.parse().unwrap());
         let text = format!("registry.hub.docker.com/library/a@{digest}");
-        assert_eq!(Reference::parse(&text).unwrap().image().unwrap(), text.parse().unwrap());
+        assert_eq!(WishReference::parse(&text).unwrap().image().unwrap(), text.parse().unwrap());
     }
 
     #[test]
     fn host_may_be_an_ipv6_address() {
         let text = "http://[::1]:5000/a/b:t";
-        let reference = Reference::parse(text).unwrap();
-        assert_eq!((reference.place.host.as_str(), reference.place.repository.as_str()), ("[::1]:5000", "a/b"));
+        let reference = WishReference::parse(text).unwrap();
+        assert_eq!(
+            (reference.repository.host.as_str(), reference.repository.repository.as_str()),
+            ("[::1]:5000", "a/b")
+        );
         assert_eq!(reference.image().unwrap(), text.parse().unwrap());
-        assert_eq!(Reference::parse("[2001:db8::1]/a:v*").unwrap().tag, Some("v*"));
+        assert_eq!(WishReference::parse("[2001:db8::1]/a:v*").unwrap().tag, Some("v*"));
         assert!(is_host("[::1]") && is_host("[::1]:5000") && !is_host("[::1") && !is_host("::1"));
     }
 
@@ -142,10 +146,10 @@ mod tests {
             "[::1/a:t",
             "::1/a:t",
         ] {
-            let parsed = Reference::parse(wrong);
+            let parsed = WishReference::parse(wrong);
             assert!(parsed.is_err(), "{wrong:?}");
         }
-        assert!(Reference::parse("h.org/a").unwrap().image().is_err());
+        assert!(WishReference::parse("h.org/a").unwrap().image().is_err());
     }
 
     #[test]
@@ -153,17 +157,17 @@ mod tests {
         for text in
             ["https://u:secret@h.org/a:t", "u:secret@h.org/a:*", "ftp://u:secret@h.org/a", "http://u:secret@h.org"]
         {
-            let message = Reference::parse(text).err().unwrap();
+            let message = WishReference::parse(text).err().unwrap();
             assert!(!message.contains("secret"), "{message}");
         }
     }
 
     #[test]
     fn tag_of_a_registry_cannot_smuggle_in_a_digest() {
-        let place = ImageRepository { host: "h.org".to_owned(), repository: "a".to_owned(), plain_http: false };
-        assert!(place.image("t").is_ok());
+        let repository = ImageRepository { host: "h.org".to_owned(), repository: "a".to_owned(), plain_http: false };
+        assert!(repository.image("t").is_ok());
         for wrong in [format!("t@{}", Digest::of(b"")), "a/b".to_owned(), "../../x".to_owned(), "t".repeat(129)] {
-            assert!(place.image(&wrong).is_err(), "{wrong}");
+            assert!(repository.image(&wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -9,15 +9,15 @@ use reqwest::{Method, Url};
 use super::Shared;
 use super::allowance::Allowance;
 use super::challenge::{Challenge, TokenService, challenges};
-use super::credentials::{Credentials, Found};
+use super::credentials::{CredentialLookup, Credentials};
 use super::endpoint::Endpoint;
 use super::error::RegistryError;
-use super::http::{Answer, AnswerBy, Body, Request, authority, shown, speaks_no_tls};
+use super::http::{HttpResponse, Request, RequestBody, ResponseDeadline, authority, redacted, speaks_no_tls};
 use super::limits::{Host, Permit, exhausted, lock, retry_after};
-use super::token::{SharedSlot, Slot, TokenAnswer};
+use super::token::{SharedTokenSlot, TokenResponse, TokenSlot};
 
 /// The size up to which the answers of token services are read, in bytes.
-const LARGEST_TOKEN: u64 = 1 << 20;
+const MAX_TOKEN_RESPONSE: u64 = 1 << 20;
 /// What strata calls itself where tokens are made.
 const CLIENT: &str = "strata";
 
@@ -34,7 +34,7 @@ pub(super) struct Call<'a> {
     pub(super) offset: u64,
     pub(super) is_manifest: bool,
     /// What is sent along.
-    pub(super) body: Option<Body>,
+    pub(super) body: Option<RequestBody>,
     /// What it is, for messages.
     pub(super) what: String,
 }
@@ -79,15 +79,15 @@ struct Exchange<'a> {
     call: &'a Call<'a>,
     host: Arc<Host>,
     /// What is known of the token for the call.
-    slot: SharedSlot,
+    slot: SharedTokenSlot,
     allowance: &'a Allowance,
     /// When all of the answer has to be there, tokens and all.
-    answer_by: Option<AnswerBy>,
+    deadline: Option<ResponseDeadline>,
 }
 
 /// What a request has shown to the registry that was got for it. Each way is tried once.
 #[derive(Default)]
-struct Tried {
+struct TriedCredentials {
     token: bool,
     basic: bool,
     /// Whether the registry has ever offered to take user and password.
@@ -97,7 +97,7 @@ struct Tried {
 }
 
 /// Maximum number of attempts for a request that is refused: with the token that another request has fetched, and with its own.
-const MOST_SHOWN: u32 = 6;
+const MAX_AUTHORIZATIONS: u32 = 6;
 
 impl Shared {
     /// Asks once, with what credentials it takes, and returns an answer that is none of an error. While the permit is
@@ -108,48 +108,48 @@ impl Shared {
         url: &Url,
         call: &Call<'_>,
         allowance: &Allowance,
-    ) -> Result<(Answer, Permit), RegistryError> {
+    ) -> Result<(HttpResponse, Permit), RegistryError> {
         let authority = endpoint.authority();
         let host = self.hosts.get(&authority, endpoint.connections);
         let permit = host.admit(&*self.clock, allowance, call.counts_as_manifest(), &call.what)?;
         let slot = self.tokens.slot(&authority, &call.scope);
-        let answer_by = allowance.begin();
-        let exchange = Exchange { shared: self, endpoint, call, host, slot, allowance, answer_by };
-        let answer = exchange.judged(exchange.answer(url)?)?;
-        Ok((answer, permit))
+        let deadline = allowance.begin();
+        let exchange = Exchange { shared: self, endpoint, call, host, slot, allowance, deadline };
+        let response = exchange.judged(exchange.answer(url)?)?;
+        Ok((response, permit))
     }
 }
 
 impl Exchange<'_> {
     /// Sends the request, and again if the registry asks for credentials: until it has seen all that it asks for.
-    fn answer(&self, url: &Url) -> Result<Answer, RegistryError> {
+    fn answer(&self, url: &Url) -> Result<HttpResponse, RegistryError> {
         let mut shown = self.known_authorization()?;
-        let mut answer = self.send(url, shown.clone())?;
-        let mut tried = Tried::default();
-        for _ in 0..MOST_SHOWN {
-            if answer.status() != 401 || !answer.is_of_origin {
+        let mut response = self.send(url, shown.clone())?;
+        let mut tried = TriedCredentials::default();
+        for _ in 0..MAX_AUTHORIZATIONS {
+            if response.status() != 401 || !response.is_of_origin {
                 break;
             }
-            let Some(authorization) = self.authorize(&answer, shown.as_ref(), &mut tried)? else { break };
-            answer = self.send(url, Some(authorization.clone()))?;
+            let Some(authorization) = self.authorize(&response, shown.as_ref(), &mut tried)? else { break };
+            response = self.send(url, Some(authorization.clone()))?;
             shown = Some(authorization);
         }
-        Ok(answer)
+        Ok(response)
     }
 
     /// Sends the request as it is. A server on this machine may turn out to know no encryption.
-    fn send(&self, url: &Url, authorization: Option<HeaderValue>) -> Result<Answer, RegistryError> {
-        let answer_by = self.answer_by;
-        let mut request = Request { authorization, answer_by, ..self.call.request(url.clone()) };
+    fn send(&self, url: &Url, authorization: Option<HeaderValue>) -> Result<HttpResponse, RegistryError> {
+        let deadline = self.deadline;
+        let mut request = Request { authorization, deadline, ..self.call.request(url.clone()) };
         if self.endpoint.may_be_plain && self.host.speaks_plain_http() {
             request.url.set_scheme("http").ok();
         }
         match self.shared.http.send(&request) {
             Err(error) if self.may_try_plain(&request) && speaks_no_tls(&error) => {
                 request.url.set_scheme("http").ok();
-                let answer = self.shared.http.send(&request)?;
+                let response = self.shared.http.send(&request)?;
                 self.host.found_plain_http();
-                Ok(answer)
+                Ok(response)
             }
             result => result,
         }
@@ -177,16 +177,16 @@ impl Exchange<'_> {
     /// the token. So user and password come next where they were offered.
     fn authorize(
         &self,
-        answer: &Answer,
+        response: &HttpResponse,
         refused: Option<&HeaderValue>,
-        tried: &mut Tried,
+        tried: &mut TriedCredentials,
     ) -> Result<Option<HeaderValue>, RegistryError> {
         let mut slot = lock(&self.slot);
         // Another thread may have been faster.
         if let Some(fresh) = slot.fresh(self.shared.clock.now()).filter(|&fresh| Some(fresh) != refused) {
             return Ok(Some(fresh.clone()));
         }
-        let offered = challenges(answer.headers());
+        let offered = challenges(response.headers());
         tried.basic_is_offered |= offered.contains(&Challenge::Basic);
         for challenge in offered {
             if let Challenge::Bearer(service) = challenge
@@ -211,9 +211,9 @@ impl Exchange<'_> {
     /// Returns user and password, where they were offered, are known, and were not refused.
     fn basic(
         &self,
-        slot: &mut Slot,
+        slot: &mut TokenSlot,
         refused: Option<&HeaderValue>,
-        tried: &mut Tried,
+        tried: &mut TriedCredentials,
     ) -> Result<Option<HeaderValue>, RegistryError> {
         if !tried.basic_is_offered || std::mem::replace(&mut tried.basic, true) {
             slot.forget(refused);
@@ -228,28 +228,28 @@ impl Exchange<'_> {
         Ok(basic)
     }
 
-    fn find(&self) -> Result<Found, RegistryError> {
+    fn find(&self) -> Result<CredentialLookup, RegistryError> {
         match &self.endpoint.credentials_of {
-            Some(host) => self.shared.places.find(host, self.call.repository),
-            None => Ok(Found { credentials: None, place: "credentials are not shown to it".to_owned() }),
+            Some(host) => self.shared.credentials.find(host, self.call.repository),
+            None => Ok(CredentialLookup { credentials: None, place: "credentials are not shown to it".to_owned() }),
         }
     }
 
     /// Fetches a token; the lock of the slot keeps others from fetching the same.
-    fn fetch(&self, slot: &mut Slot, service: TokenService) -> Result<HeaderValue, RegistryError> {
+    fn fetch(&self, slot: &mut TokenSlot, service: TokenService) -> Result<HeaderValue, RegistryError> {
         let found = self.find()?;
         let request = self.token_request(&service, found.credentials.as_ref())?;
         let connections = Endpoint::of_url(&request.url, &self.shared.settings).connections;
         let realm = self.shared.hosts.get(&authority(&request.url), connections);
-        let what = format!("a token for {} from {}", self.call.what, shown(&request.url));
+        let what = format!("a token for {} from {}", self.call.what, redacted(&request.url));
         realm.refuse_while_parked(self.shared.clock.now(), self.allowance, &what)?;
-        let request = Request { answer_by: self.token_by(&request.url), ..request };
-        let answer = self.shared.http.send(&request)?;
-        let asked = Asked { what: &what, mirror: self.endpoint.mirror.as_deref() };
-        let answer = self.shared.judged(answer, &realm, asked, || Ok(found.place))?;
-        let url = shown(&answer.url);
-        let unusable = |reason: &str| RegistryError::Answer { url: url.clone(), reason: reason.to_owned() };
-        let token: TokenAnswer = serde_json::from_slice(&answer.read(LARGEST_TOKEN)?)
+        let request = Request { deadline: self.token_by(&request.url), ..request };
+        let response = self.shared.http.send(&request)?;
+        let asked = RequestLabel { what: &what, mirror: self.endpoint.mirror.as_deref() };
+        let response = self.shared.judged(response, &realm, asked, || Ok(found.place))?;
+        let url = redacted(&response.url);
+        let unusable = |reason: &str| RegistryError::InvalidResponse { url: url.clone(), reason: reason.to_owned() };
+        let token: TokenResponse = serde_json::from_slice(&response.read(MAX_TOKEN_RESPONSE)?)
             .map_err(|_| unusable("it is not the JSON of a token"))?;
         let value = token.authorization().ok_or_else(|| unusable("it holds no token"))?;
         let renew = self.shared.clock.now() + token.use_for(self.shared.clock.time_of_day());
@@ -258,8 +258,8 @@ impl Exchange<'_> {
     }
 
     /// Returns when a token has to be there. One for what may be large is small all the same.
-    fn token_by(&self, url: &Url) -> Option<AnswerBy> {
-        self.answer_by.or_else(|| {
+    fn token_by(&self, url: &Url) -> Option<ResponseDeadline> {
+        self.deadline.or_else(|| {
             let limits = self.shared.http.limits_of(&authority(url));
             Allowance::small(self.shared.clock.now(), Duration::ZERO, limits.request, limits).begin()
         })
@@ -272,7 +272,7 @@ impl Exchange<'_> {
         service: &TokenService,
         credentials: Option<&Credentials>,
     ) -> Result<Request, RegistryError> {
-        let refuse = |reason| RegistryError::Challenge { url: shown(&self.endpoint.base), reason };
+        let refuse = |reason| RegistryError::Challenge { url: redacted(&self.endpoint.base), reason };
         let is_plain = self.endpoint.base.scheme() == "http" || self.host.speaks_plain_http();
         let mut url = token_url(&service.realm, is_plain, credentials.is_some()).map_err(refuse)?;
         let scope = service.scope.as_deref().unwrap_or(&self.call.scope);
@@ -284,7 +284,7 @@ impl Exchange<'_> {
             pairs.append_pair("refresh_token", token.reveal());
             drop(pairs);
             let bytes = form.query().unwrap_or_default().as_bytes().to_vec();
-            let body = Some(Body { media_type: "application/x-www-form-urlencoded", bytes });
+            let body = Some(RequestBody { media_type: "application/x-www-form-urlencoded", bytes });
             return Ok(Request { method: Method::POST, body, ..Request::get(url) });
         }
         let mut pairs = url.query_pairs_mut();
@@ -299,23 +299,23 @@ impl Exchange<'_> {
     }
 
     /// Turns a status of an error into one.
-    fn judged(&self, answer: Answer) -> Result<Answer, RegistryError> {
+    fn judged(&self, response: HttpResponse) -> Result<HttpResponse, RegistryError> {
         if self.call.is_manifest
-            && let Some(length) = exhausted(answer.headers())
+            && let Some(length) = exhausted(response.headers())
         {
             self.host.park_manifests(length, self.shared.clock.now());
         }
-        if answer.status() == 416 && self.call.offset > 0 {
-            return Err(RegistryError::Range { url: shown(&answer.url), offset: self.call.offset });
+        if response.status() == 416 && self.call.offset > 0 {
+            return Err(RegistryError::Range { url: redacted(&response.url), offset: self.call.offset });
         }
-        let asked = Asked { what: &self.call.what, mirror: self.endpoint.mirror.as_deref() };
-        self.shared.judged(answer, &self.host, asked, || Ok(self.find()?.place))
+        let asked = RequestLabel { what: &self.call.what, mirror: self.endpoint.mirror.as_deref() };
+        self.shared.judged(response, &self.host, asked, || Ok(self.find()?.place))
     }
 }
 
 /// What was asked for, and of whom, for messages.
 #[derive(Clone, Copy)]
-pub(super) struct Asked<'a> {
+pub(super) struct RequestLabel<'a> {
     pub(super) what: &'a str,
     /// The mirror that was asked, if it was not the registry itself.
     pub(super) mirror: Option<&'a str>,
@@ -325,27 +325,27 @@ impl Shared {
     /// Turns a status of an error into one. A host that asks to wait is parked.
     pub(super) fn judged(
         &self,
-        answer: Answer,
+        response: HttpResponse,
         host: &Host,
-        asked: Asked<'_>,
+        asked: RequestLabel<'_>,
         place: impl FnOnce() -> Result<String, RegistryError>,
-    ) -> Result<Answer, RegistryError> {
-        let (status, url) = (answer.status(), shown(&answer.url));
+    ) -> Result<HttpResponse, RegistryError> {
+        let (status, url) = (response.status(), redacted(&response.url));
         let (what, mirror) = (asked.what.to_owned(), asked.mirror.map(str::to_owned));
-        let wait = retry_after(answer.headers(), self.clock.time_of_day());
+        let wait = retry_after(response.headers(), self.clock.time_of_day());
         match status {
             429 => Err(host.park(wait, self.clock.now())),
             503 if wait.is_some() => Err(host.park(wait, self.clock.now())),
             200..=299 => {
                 host.answered();
-                Ok(answer)
+                Ok(response)
             }
-            404 => Err(RegistryError::NotFound { what, mirror, said: answer.said() }),
+            404 => Err(RegistryError::NotFound { what, mirror, error: response.error_body() }),
             401 | 403 => {
                 let credentials = place()?;
-                Err(RegistryError::Unauthorized { what, mirror, status, credentials, said: answer.said() })
+                Err(RegistryError::Unauthorized { what, mirror, status, credentials, error: response.error_body() })
             }
-            _ => Err(RegistryError::Status { url, status, said: answer.said() }),
+            _ => Err(RegistryError::Status { url, status, error: response.error_body() }),
         }
     }
 }

@@ -6,49 +6,49 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use super::allowance::Allowance;
-use super::asking::Call;
 use super::endpoint::{Endpoint, endpoints};
-use super::http::{Answer, shown};
+use super::exchange::Call;
+use super::http::{HttpResponse, redacted};
 use super::limits::Host;
-use super::{DEFAULT_CONNECTIONS, Registries, RegistryError, RegistryImagePlace, Transport, json, paging};
+use super::{DEFAULT_CONNECTIONS, ImageLocation, Registries, RegistryError, Transport, json, paging};
 
 /// The size up to which a page of a list is read, in bytes.
-const LARGEST_PAGE: u64 = 16 << 20;
+const MAX_LIST_PAGE: u64 = 16 << 20;
 /// How often a small request is tried.
 const ATTEMPTS: u32 = 5;
 /// How long to wait before the second attempt. It doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// How long to wait at most.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// How often a request is told to wait before it is given up.
-const MOST_PARKINGS: u32 = 20;
+const MAX_PARKINGS: u32 = 20;
 /// A list, with all of its pages, may take this many times as long as a single small request.
-const LIST_SHARE: u32 = 10;
+const LIST_TIME_FACTOR: u32 = 10;
 /// How many names a page of a list is asked to have.
 const PAGE: &str = "1000";
 
 /// How hard a server is tried for something small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Effort {
+pub(crate) enum RetryBudget {
     /// With all attempts, in all the time that there is.
-    Whole,
+    Full,
     /// With all attempts, in half of the time: if that fails, it is asked in another way.
-    First,
+    FirstHalf,
     /// With all attempts, in the other half of the time.
-    Second,
+    SecondHalf,
     /// With one attempt, in the other half of the time.
-    Once,
+    SingleAttempt,
 }
 
 impl Registries {
     /// Asks for something small of an image: mirrors once each, and then the registry until it answers.
     pub(super) fn small<T>(
         &self,
-        place: &RegistryImagePlace,
+        place: &ImageLocation,
         call: &Call<'_>,
         path: &str,
-        effort: Effort,
-        read: impl Fn(Answer) -> Result<T, RegistryError>,
+        budget: RetryBudget,
+        read: impl Fn(HttpResponse) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
         let (settings, ducc) = (&self.shared.settings, &self.shared.ducc);
         let endpoints = endpoints(place.name.host(), call.repository, place.transport, settings, ducc)?;
@@ -57,9 +57,9 @@ impl Registries {
             (endpoint, url)
         });
         self.first_of(asked.collect(), |endpoint, url, patience| {
-            self.asked(endpoint, effort, patience, |allowance| {
-                let (answer, _permit) = self.shared.exchange(endpoint, url, call, allowance)?;
-                read(answer)
+            self.asked(endpoint, budget, patience, |allowance| {
+                let (response, _permit) = self.shared.exchange(endpoint, url, call, allowance)?;
+                read(response)
             })
         })
     }
@@ -81,18 +81,18 @@ impl Registries {
             (endpoint, url)
         });
         self.first_of(asked.collect(), |endpoint, url, patience| {
-            let limit = self.shared.http.limits_of(&endpoint.authority()).request * LIST_SHARE;
+            let limit = self.shared.http.limits_of(&endpoint.authority()).request * LIST_TIME_FACTOR;
             let begun = self.shared.clock.now();
             let page = |url: &Url| {
                 if self.shared.clock.now() - begun > limit {
-                    return Err(RegistryError::TooSlow { url: shown(url), limit });
+                    return Err(RegistryError::TooSlow { url: redacted(url), limit });
                 }
-                self.asked(endpoint, Effort::Whole, patience, |allowance| {
-                    let (answer, _permit) = self.shared.exchange(endpoint, url, call, allowance)?;
+                self.asked(endpoint, RetryBudget::Full, patience, |allowance| {
+                    let (response, _permit) = self.shared.exchange(endpoint, url, call, allowance)?;
                     // A redirect to elsewhere does not take the list there.
-                    let base = if answer.is_of_origin { answer.url.clone() } else { url.clone() };
-                    let next = paging::next_page(&base, answer.headers())?;
-                    Ok((names(json(answer, LARGEST_PAGE)?), next))
+                    let base = if response.is_of_origin { response.url.clone() } else { url.clone() };
+                    let next = paging::next_page(&base, response.headers())?;
+                    Ok((names(json(response, MAX_LIST_PAGE)?), next))
                 })
             };
             paging::collect(url.clone(), page, is_right)
@@ -122,21 +122,21 @@ impl Registries {
     pub(super) fn asked<T>(
         &self,
         endpoint: &Endpoint,
-        effort: Effort,
+        budget: RetryBudget,
         patience: impl Into<Option<Duration>>,
         mut attempt: impl FnMut(&Allowance) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
         let patience = patience.into();
-        let attempts = if patience.is_none() || effort == Effort::Once { 1 } else { ATTEMPTS };
+        let attempts = if patience.is_none() || budget == RetryBudget::SingleAttempt { 1 } else { ATTEMPTS };
         let host = self.shared.hosts.get(&endpoint.authority(), endpoint.connections);
         host.check_answers(self.shared.clock.now())?;
         let limits = self.shared.http.limits_of(&endpoint.authority());
-        let whole = if effort == Effort::Whole { limits.request } else { limits.request / 2 };
+        let whole = if budget == RetryBudget::Full { limits.request } else { limits.request / 2 };
         let allowance = Allowance::small(self.shared.clock.now(), patience.unwrap_or_default(), whole, limits);
         let result = self.retried(attempts, &allowance, &host, || attempt(&allowance));
         match &result {
             // Some servers are silent to this question alone.
-            Err(error) if error.is_silence() && effort == Effort::First => {}
+            Err(error) if error.is_silence() && budget == RetryBudget::FirstHalf => {}
             Err(error) if error.is_silence() => host.left_unanswered(self.shared.clock.now()),
             Err(error) if error.is_postponed() => {}
             _ => host.answered_in_full(),
@@ -158,7 +158,7 @@ impl Registries {
             allowance.end();
             match (result, allowance.used_up()) {
                 (Err(RegistryError::Parked { host, until, .. }), _)
-                    if until <= allowance.deadline && parked < MOST_PARKINGS =>
+                    if until <= allowance.park_deadline && parked < MAX_PARKINGS =>
                 {
                     parked += 1;
                     // The next attempt waits for the server itself. A token service is waited for here, where that holds up
@@ -176,7 +176,7 @@ impl Registries {
                     return Err(RegistryError::TooSlow { url, limit });
                 }
                 (Err(error), None) if failed < attempts && error.is_transient() && !error.is_postponed() => {
-                    let pause = FIRST_PAUSE.saturating_mul(1 << (failed - 1)).min(LONGEST_PAUSE);
+                    let pause = FIRST_PAUSE.saturating_mul(1 << (failed - 1)).min(MAX_PAUSE);
                     tracing::debug!("trying again: {error}");
                     self.shared.clock.sleep(self.shared.clock.jittered(pause));
                     failed += 1;
