@@ -1,47 +1,47 @@
-//! How much time one request may take, and how long it waits for a registry that asks to wait.
+//! Time limits of one request: for the responses, and for waiting while the registry is parked.
 //!
-//! Both are counted apart: a registry that asks to wait does not use up the time for its answers.
+//! The two are counted separately, so that a registry that asks clients to wait does not use up the time for its responses.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use super::http::{HostLimits, ResponseDeadline};
 
-/// The time of one request, with all of its attempts.
+/// Time limits of one request with all its attempts.
 pub(super) struct Allowance {
-    /// Until when a registry that asks to wait is waited for.
+    /// Latest time until which the request waits for a parked registry.
     pub(super) park_deadline: Instant,
-    /// How long that is from the start.
+    /// Duration from the start of the request to `park_deadline`.
     pub(super) patience: Duration,
-    /// The time for answers; none for what may be large.
+    /// Time for the responses; `None` for a response that may be large.
     time: Option<ResponseTime>,
 }
 
 struct ResponseTime {
     whole: Duration,
-    /// The most that one attempt may take.
+    /// Time limit of one attempt.
     longest: Duration,
     left: Cell<Duration>,
-    /// When the attempt under way began.
+    /// Start of the current attempt.
     begun: Cell<Option<Instant>>,
 }
 
 impl Allowance {
-    /// Returns that of a request whose answer may be large. `now` is by the clock that waiting goes by.
+    /// Returns the limits of a request whose response may be large. `now` is the time of the [`Clock`](super::clock::Clock).
     pub(super) fn large(now: Instant, patience: Duration) -> Self {
         Self { park_deadline: now + patience, patience, time: None }
     }
 
-    /// Returns that of a request whose answer is small, and has to be there in `whole`.
+    /// Returns the limits of a request with a small response, which must be complete after the time `whole`.
     ///
-    /// One attempt may take half of it: an answer that was lost on its way should not use up the time for another.
+    /// One attempt may use half of that time, so that a lost response leaves time for a second attempt.
     pub(super) fn small(now: Instant, patience: Duration, whole: Duration, limits: HostLimits) -> Self {
         let longest = limits.stall.min(whole / 2);
         let time = ResponseTime { whole, longest, left: Cell::new(whole), begun: Cell::default() };
         Self { park_deadline: now + patience, patience, time: Some(time) }
     }
 
-    /// Begins to ask; returns when all of the answer has to be there.
+    /// Starts an attempt and returns its deadline, if it has one.
     pub(super) fn begin(&self) -> Option<ResponseDeadline> {
         self.end();
         let time = self.time.as_ref()?;
@@ -50,7 +50,7 @@ impl Allowance {
         Some(ResponseDeadline { until: now + limit, limit })
     }
 
-    /// Notes that the attempt under way is over, if there is one.
+    /// Ends the current attempt, if any, and subtracts its time.
     pub(super) fn end(&self) {
         let Some(time) = &self.time else { return };
         if let Some(begun) = time.begun.take() {
@@ -58,7 +58,7 @@ impl Allowance {
         }
     }
 
-    /// Returns how long the request may take in all, if it has taken that long.
+    /// Returns the time limit of the whole request, if it is used up.
     pub(super) fn used_up(&self) -> Option<Duration> {
         let time = self.time.as_ref()?;
         time.left.get().is_zero().then_some(time.whole)
@@ -73,7 +73,7 @@ mod tests {
         HostLimits { request: Duration::from_secs(60), stall: Duration::from_secs(40), minimum_rate: 0 };
 
     #[test]
-    fn attempts_share_the_time_of_their_request_and_one_takes_half_of_it_at_most() {
+    fn attempts_share_the_time_limit_of_their_request_and_one_attempt_may_use_half_of_it() {
         let now = Instant::now();
         let allowance = Allowance::small(now, Duration::ZERO, LIMITS.request, LIMITS);
         assert_eq!(allowance.begin().unwrap().limit, Duration::from_secs(30));
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn attempt_is_given_up_when_the_registry_is_silent_for_too_long() {
+    fn attempt_ends_after_the_stall_limit() {
         let allowance = Allowance::small(Instant::now(), Duration::ZERO, Duration::from_secs(600), LIMITS);
         assert_eq!(allowance.begin().unwrap().limit, LIMITS.stall);
         assert!(Allowance::large(Instant::now(), Duration::ZERO).begin().is_none());

@@ -1,4 +1,4 @@
-//! Files of credentials that Docker and Podman write: `config.json` and `auth.json` (containers-auth.json(5)).
+//! Parses the credential files of Docker (`config.json`) and Podman (`auth.json`, see containers-auth.json(5)).
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -13,10 +13,10 @@ use super::error::RegistryError;
 use super::settings::Secret;
 use crate::file::open_regular;
 
-/// How much of a file is read, in bytes.
+/// Maximum size of a credential file in bytes.
 const MAX_AUTH_FILE: u64 = 1 << 20;
 
-/// What a file holds. Keys are normalised: host, or host and the beginning of a repository.
+/// Content of a credential file. Keys are normalised to `host` or `host/repository-prefix`.
 #[derive(Default)]
 pub(super) struct AuthFile {
     auths: BTreeMap<String, Credentials>,
@@ -41,7 +41,7 @@ struct Entry {
 }
 
 impl AuthFile {
-    /// Reads a file, if it is there.
+    /// Reads a file. Returns `None` if it does not exist.
     pub(super) fn open(path: &Path) -> Result<Option<Self>, RegistryError> {
         let file = match open_regular(path) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -55,16 +55,15 @@ impl AuthFile {
         Self::parse(&text).map(Some).map_err(|fault| RegistryError::Invalid { path: path.to_owned(), fault })
     }
 
-    /// Parses a file. The fault names nothing that the file holds.
+    /// Parses a file. The error message quotes no content of the file, which may be secret.
     fn parse(text: &[u8]) -> Result<Self, &'static str> {
         if text.len() as u64 > MAX_AUTH_FILE {
-            return Err("it has more than 1 MiB");
+            return Err("it is larger than 1 MiB");
         }
         if text.trim_ascii().is_empty() {
             return Ok(Self::default());
         }
-        let content: Content =
-            serde_json::from_slice(text).map_err(|_| "it is not the JSON of a file of credentials")?;
+        let content: Content = serde_json::from_slice(text).map_err(|_| "it is not the JSON of a credential file")?;
         let mut auths = BTreeMap::new();
         for (key, entry) in content.auths {
             if let Some(credentials) = entry.credentials()? {
@@ -75,30 +74,30 @@ impl AuthFile {
         Ok(Self { auths, helpers, store: Some(content.creds_store).filter(|store| !store.is_empty()) })
     }
 
-    /// Returns the credentials that stand in the file for a key.
+    /// Returns the credentials that the file itself contains for a key.
     pub(super) fn credentials(&self, key: &str) -> Option<&Credentials> {
         self.auths.get(key)
     }
 
-    /// Returns the program that keeps credentials for a key.
+    /// Returns the name of the credential helper for a key.
     pub(super) fn helper(&self, key: &str) -> Option<&str> {
         self.helpers.get(key).map(String::as_str)
     }
 
-    /// Returns the program that keeps credentials for all others.
+    /// Returns the name of the credential helper for all keys without their own.
     pub(super) fn store(&self) -> Option<&str> {
         self.store.as_deref()
     }
 }
 
 impl Entry {
-    /// Returns what the entry holds; Docker leaves it empty where a program keeps the credentials.
+    /// Returns the credentials in the entry. Docker writes an empty entry if a credential helper stores them.
     fn credentials(self) -> Result<Option<Credentials>, &'static str> {
         if let Some(token) = self.identitytoken.filter(|token| !token.is_empty()) {
             return Ok(Some(Credentials::IdentityToken(Secret::new(token))));
         }
         let Some(auth) = self.auth.filter(|auth| !auth.is_empty()) else { return Ok(None) };
-        const WRONG: &str = "it holds an `auth` that is not the base64 of user:password";
+        const WRONG: &str = "it contains an `auth` that is not the base64 of user:password";
         let decoded = STANDARD.decode(&auth).or_else(|_| STANDARD_NO_PAD.decode(&auth)).map_err(|_| WRONG)?;
         let decoded = String::from_utf8(decoded).map_err(|_| WRONG)?;
         let (username, password) = decoded.split_once(':').ok_or(WRONG)?;
@@ -107,9 +106,9 @@ impl Entry {
     }
 }
 
-/// Returns the host that a key stands for, and the beginning of a repository if it has one.
+/// Returns `host` or `host/repository-prefix` for a key, without scheme and API version.
 ///
-/// Docker writes `https://index.docker.io/v1/` and others after its example.
+/// Docker uses URLs such as `https://index.docker.io/v1/` as keys, and other tools imitate it.
 fn normalised(key: &str) -> String {
     let key = key.split_once("://").map_or(key, |(_, rest)| rest).trim_end_matches('/');
     match key.split_once('/') {
@@ -140,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_hold_passwords_or_identity_tokens_or_nothing() {
+    fn entry_contains_a_password_an_identity_token_or_nothing() {
         let file = parse(
             r#"{"auths": {
                 "https://a.org/v1/": {"auth": "dTpwOng="},
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_file_is_named_without_its_content() {
+    fn error_of_an_invalid_file_names_the_file_without_its_content() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config.json");
         assert!(AuthFile::open(&path).unwrap().is_none());

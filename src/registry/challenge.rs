@@ -1,20 +1,20 @@
-//! What a registry asks for before it answers: `WWW-Authenticate` (RFC 9110, section 11.6.1).
+//! Parses authentication challenges: `WWW-Authenticate` (RFC 9110, section 11.6.1).
 
 use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
 
-/// How many challenges are looked at, and how many parameters of each.
-const MOST: usize = 16;
+/// Maximum number of challenges that are parsed, and of parameters of each.
+const MAX_CHALLENGES: usize = 16;
 
-/// One way to show credentials.
+/// A supported authentication scheme that a server offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Challenge {
-    /// A token that another service gives.
+    /// A token from a token service.
     Bearer(TokenService),
-    /// A username and a password.
+    /// User name and password (RFC 7617).
     Basic,
 }
 
-/// Who gives a token, and what for (distribution, "Token Authentication Specification").
+/// Where to request a token, and for which scope (distribution, "Token Authentication Specification").
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct TokenService {
     pub(super) realm: String,
@@ -22,15 +22,15 @@ pub(super) struct TokenService {
     pub(super) scope: Option<String>,
 }
 
-/// Returns the challenges of an answer that are known, tokens first.
+/// Returns the supported challenges of a response, those for tokens first.
 pub(super) fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
     let texts = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-    let mut known: Vec<Challenge> = texts.take(MOST).flat_map(parse).filter_map(Raw::known).collect();
+    let mut known: Vec<Challenge> = texts.take(MAX_CHALLENGES).flat_map(parse).filter_map(Raw::known).collect();
     known.sort_by_key(|challenge| matches!(challenge, Challenge::Basic));
     known
 }
 
-/// A challenge in parts.
+/// A challenge of any scheme.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Raw {
     scheme: String,
@@ -51,7 +51,7 @@ impl Raw {
     }
 }
 
-/// Splits a header into challenges. Commas stand between challenges, between parameters, and inside of quotes.
+/// Splits a header into challenges. Commas separate both challenges and parameters, and may occur inside quotes.
 fn parse(text: &str) -> Vec<Raw> {
     let mut rest = Cursor(text);
     let mut found: Vec<Raw> = Vec::new();
@@ -67,10 +67,10 @@ fn parse(text: &str) -> Vec<Raw> {
             rest.skip(|c| c == ' ' || c == '\t');
             let value = rest.value();
             match found.last_mut() {
-                Some(raw) if raw.parameters.len() < MOST => raw.parameters.push((word.to_owned(), value)),
+                Some(raw) if raw.parameters.len() < MAX_CHALLENGES => raw.parameters.push((word.to_owned(), value)),
                 _ => {}
             }
-        } else if found.len() < MOST {
+        } else if found.len() < MAX_CHALLENGES {
             rest.0 = after;
             found.push(Raw { scheme: word.to_owned(), parameters: Vec::new() });
             rest.token68();
@@ -84,7 +84,7 @@ fn is_token(c: char) -> bool {
     c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c)
 }
 
-/// What is left of a header.
+/// The part of a header that has not been parsed yet.
 struct Cursor<'t>(&'t str);
 
 impl<'t> Cursor<'t> {
@@ -105,10 +105,10 @@ impl<'t> Cursor<'t> {
         rest.is_some()
     }
 
-    /// Takes a token, or a text in quotes without its quotes and backslashes.
+    /// Parses a token or a quoted string, and returns it without quotes and backslashes.
     fn value(&mut self) -> String {
         if !self.eat('"') {
-            // Some registries leave the quotes out, even round URLs.
+            // Some registries omit the quotes, even around URLs.
             return self.take(|c| c != ',' && !c.is_ascii_whitespace()).to_owned();
         }
         let mut value = String::new();
@@ -124,7 +124,7 @@ impl<'t> Cursor<'t> {
         value
     }
 
-    /// Passes by the one value without a name that a challenge may have, such as `Negotiate YII…==`.
+    /// Skips a `token68` (RFC 9110, section 11.2), a value without a name such as in `Negotiate YII…==`.
     fn token68(&mut self) {
         let mut ahead = Cursor(self.0);
         ahead.skip(|c| c == ' ' || c == '\t');
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn commas_in_quotes_do_not_divide() {
+    fn commas_inside_quotes_do_not_separate_parameters() {
         let header = r#"Bearer realm="https://a.org/t",service="a.org",scope="repository:a:pull,push""#;
         assert_eq!(of(&[header]), [bearer("https://a.org/t", Some("a.org"), Some("repository:a:pull,push"))]);
     }
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_or_broken_is_no_challenge() {
+    fn unknown_or_malformed_challenge_is_ignored() {
         for header in
             ["", "Bearer", "Negotiate", r#"Bearer service="x""#, ",,", "\"", "=", r#"realm="x""#, "Digest a=b"]
         {
@@ -190,8 +190,8 @@ mod tests {
     }
 
     #[test]
-    fn endless_header_is_cut() {
+    fn number_of_challenges_is_limited() {
         let many: &'static str = "Basic, ".repeat(5000).leak();
-        assert_eq!(of(&[many]).len(), MOST);
+        assert_eq!(of(&[many]).len(), MAX_CHALLENGES);
     }
 }

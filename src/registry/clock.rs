@@ -1,25 +1,25 @@
-//! Time and chance, which tests take into their own hands.
+//! Time and randomness, which tests replace.
 
 use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Tells the time, waits, and throws dice.
+/// Source of time and randomness for waiting.
 pub(super) trait Clock: fmt::Debug + Send + Sync {
-    /// Returns the time that passes evenly.
+    /// Returns the monotonic time.
     fn now(&self) -> Instant;
 
-    /// Returns the time of day, which dates in headers are compared with.
+    /// Returns the wall-clock time, for comparison with dates in headers.
     fn time_of_day(&self) -> SystemTime;
 
-    /// Waits.
+    /// Blocks the thread for `length`.
     fn sleep(&self, length: Duration);
 
-    /// Returns `length` give or take up to a quarter, so that those who were stopped together do not return together.
+    /// Returns a random duration between 0.75 and 1.25 of `length`, so that clients do not repeat their requests at the same time.
     fn jittered(&self, length: Duration) -> Duration;
 }
 
-/// The clock of the machine.
+/// The clock of the operating system.
 #[derive(Debug)]
 pub(super) struct SystemClock;
 
@@ -48,7 +48,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A clock that stands still but for those who wait.
+    /// A clock that advances only when a caller sleeps.
     #[derive(Debug)]
     pub(in super::super) struct HandClock(Instant, Mutex<Duration>);
 
@@ -59,7 +59,7 @@ pub(super) mod tests {
     }
 
     impl HandClock {
-        /// Returns how much time has passed.
+        /// Returns the time that callers have slept in total.
         pub(in super::super) fn passed(&self) -> Duration {
             *self.1.lock().unwrap()
         }

@@ -1,6 +1,7 @@
-//! Where credentials are: the settings, DUCC's variables, and the files of Podman and Docker, in this order.
+//! Finds credentials in the settings, DUCC's environment variables, and the files of Podman and Docker, in this order.
 //!
-//! The first place that has some for a registry wins. Files are read anew each time, so that a login takes effect at once.
+//! The first source with credentials for a registry is used. Files are read again for each search, so that a new login takes
+//! effect at once.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -19,24 +20,24 @@ use super::helper;
 use super::settings::{RegistriesSettings, Secret};
 use crate::file::open_regular;
 
-/// The name of a user whose password is an identity token, as Docker's helpers have it.
+/// User name that marks the password as an identity token, in the convention of Docker's credential helpers.
 const TOKEN_USER: &str = "<token>";
-/// What programs and files that keep credentials call Docker Hub.
+/// Name of Docker Hub in credential files and for credential helpers.
 const HUB_SERVER: &str = "https://index.docker.io/v1/";
-/// How much is read of a file that holds a password, in bytes.
+/// Maximum size of a password file in bytes; the rest is ignored.
 const MAX_PASSWORD_FILE: u64 = 64 << 10;
 
-/// What proves who asks.
+/// Credentials for a registry.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Credentials {
-    /// A user and a password, or what a registry takes for one.
+    /// User name and password, or an access token in place of the password.
     Password {
-        /// The user.
+        /// The user name.
         username: String,
         /// The password.
         password: Secret,
     },
-    /// A token that other tokens are made of (OAuth 2.0, "refresh token").
+    /// A token with which access tokens are requested (OAuth 2.0 "refresh token", RFC 6749, section 6).
     IdentityToken(Secret),
 }
 
@@ -49,21 +50,21 @@ impl Credentials {
         }
     }
 
-    /// Returns the header that shows user and password (RFC 7617).
+    /// Returns the `Authorization` header for HTTP Basic authentication (RFC 7617). `None` for an identity token.
     pub(super) fn basic(&self) -> Option<HeaderValue> {
         let Self::Password { username, password } = self else { return None };
         let encoded = STANDARD.encode(format!("{username}:{}", password.reveal()));
         authorization(&format!("Basic {encoded}"))
     }
 
-    /// Returns the header that shows the password as a token (RFC 6750).
+    /// Returns the `Authorization` header with the password as a bearer token (RFC 6750).
     pub(super) fn bearer(&self) -> Option<HeaderValue> {
         let (Self::Password { password: token, .. } | Self::IdentityToken(token)) = self;
         authorization(&format!("Bearer {}", token.reveal()))
     }
 }
 
-/// Returns a header that is never shown; none if the text holds what no header may.
+/// Returns a header value that `Debug` does not print. `None` if the text contains characters that a header must not contain.
 pub(super) fn authorization(text: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(text).ok()?;
     value.set_sensitive(true);
@@ -76,30 +77,30 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// Credentials that were looked for.
+/// Result of a search for credentials.
 #[derive(Debug)]
 pub(super) struct CredentialLookup {
     pub(super) credentials: Option<Credentials>,
-    /// Where they are, or where they were looked for, for a message.
-    pub(super) place: String,
+    /// For messages: the source of the credentials, or the sources that were searched.
+    pub(super) origin: String,
 }
 
-/// All places that credentials may be at.
+/// All sources of credentials.
 pub(super) struct CredentialSources {
     settings: RegistriesSettings,
     ducc: Vec<DuccRegistry>,
     files: Vec<PathBuf>,
-    /// Where programs are looked for.
+    /// `PATH` in which credential helpers are searched for.
     path: Option<OsString>,
-    /// What is shown to every registry, and where it is from.
+    /// Credentials that precede all other sources.
     login: Option<Login>,
 }
 
-/// Credentials for one host.
+/// Credentials for one host, and their source for messages.
 struct Login {
     host: String,
     credentials: Credentials,
-    place: &'static str,
+    origin: &'static str,
 }
 
 impl CredentialSources {
@@ -111,22 +112,22 @@ impl CredentialSources {
         Self { settings, ducc, files: files(environment), path: environment("PATH"), login: None }
     }
 
-    /// Shows credentials to one host from now on, whatever others there are for it.
-    pub(super) fn set_login(&mut self, host: &str, credentials: Credentials, place: &'static str) {
-        self.login = Some(Login { host: host.to_owned(), credentials, place });
+    /// Sets credentials for one host, which precede all other sources.
+    pub(super) fn set_login(&mut self, host: &str, credentials: Credentials, origin: &'static str) {
+        self.login = Some(Login { host: host.to_owned(), credentials, origin });
     }
 
-    /// Looks for credentials for a repository at a host; without a repository, for those of the host as a whole.
+    /// Searches for credentials for a repository at a host. An empty repository stands for the whole host.
     pub(super) fn find(&self, host: &str, repository: &str) -> Result<CredentialLookup, RegistryError> {
         if let Some(login) = self.login.as_ref().filter(|login| login.host == host) {
-            return Ok(found(login.credentials.clone(), login.place));
+            return Ok(found(login.credentials.clone(), login.origin));
         }
         if let Some(credentials) = self.of_settings(host)? {
             return Ok(found(credentials, "the settings"));
         }
         for registry in self.ducc.iter().filter(|registry| registry.means(host, repository)) {
             if let Access::Credentials(credentials) = &registry.access {
-                return Ok(found(credentials.clone(), &registry.place()));
+                return Ok(found(credentials.clone(), &registry.user_variable()));
             }
         }
         for path in &self.files {
@@ -135,8 +136,8 @@ impl CredentialSources {
             }
         }
         let files: String = self.files.iter().map(|path| format!(", {path:?}")).collect();
-        let place = format!("there are no credentials for it in the settings, DUCC_AUTH_REGISTRIES{files}");
-        Ok(CredentialLookup { credentials: None, place })
+        let origin = format!("there are no credentials for it in the settings, DUCC_AUTH_REGISTRIES{files}");
+        Ok(CredentialLookup { credentials: None, origin })
     }
 
     fn of_settings(&self, host: &str) -> Result<Option<Credentials>, RegistryError> {
@@ -164,16 +165,16 @@ impl CredentialSources {
     }
 }
 
-fn found(credentials: Credentials, place: &str) -> CredentialLookup {
-    CredentialLookup { credentials: Some(credentials), place: format!("with the credentials of {place}") }
+fn found(credentials: Credentials, origin: &str) -> CredentialLookup {
+    CredentialLookup { credentials: Some(credentials), origin: format!("with the credentials of {origin}") }
 }
 
-/// Returns the files that may hold credentials, whether they are there or not.
+/// Returns the paths of files that may contain credentials. The files need not exist.
 fn files(environment: EnvironmentLookup<'_>) -> Vec<PathBuf> {
     let get = |variable: &str| environment(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = get("HOME");
     let below_home = |directory: &str| home.as_ref().map(|home| home.join(directory));
-    let places = [
+    let paths = [
         get("REGISTRY_AUTH_FILE"),
         get("XDG_RUNTIME_DIR").map(|directory| directory.join("containers/auth.json")),
         get("XDG_CONFIG_HOME")
@@ -181,10 +182,10 @@ fn files(environment: EnvironmentLookup<'_>) -> Vec<PathBuf> {
             .map(|directory| directory.join("containers/auth.json")),
         get("DOCKER_CONFIG").or_else(|| below_home(".docker")).map(|directory| directory.join("config.json")),
     ];
-    places.into_iter().flatten().collect()
+    paths.into_iter().flatten().collect()
 }
 
-/// Returns the keys under which a file may have credentials, the most special first.
+/// Returns the keys under which a file may contain credentials, the most specific first.
 fn keys(host: &str, repository: &str) -> Vec<String> {
     let hosts = if HUB_HOSTS.contains(&host) { HUB_HOSTS.to_vec() } else { vec![host] };
     let mut keys = Vec::new();
@@ -197,12 +198,12 @@ fn keys(host: &str, repository: &str) -> Vec<String> {
     keys
 }
 
-/// Reads a password from a file; a line end after it does not belong to it.
+/// Reads a password from a file, without line ends after it.
 fn read_password(path: &Path) -> Result<String, RegistryError> {
     let mut bytes = Vec::new();
     let read = open_regular(path).and_then(|file| file.take(MAX_PASSWORD_FILE).read_to_end(&mut bytes));
     read.map_err(|source| RegistryError::Read { path: path.to_owned(), source })?;
-    let fault = "it holds no password";
+    let fault = "it contains no password";
     let text = String::from_utf8(bytes).ok();
     let password = text.as_deref().map(|text| text.trim_end_matches(['\r', '\n'])).filter(|text| !text.is_empty());
     password.map(str::to_owned).ok_or_else(|| RegistryError::Invalid { path: path.to_owned(), fault })
@@ -263,7 +264,7 @@ mod tests {
         }
     }
 
-    /// A file of credentials whose users are called as given.
+    /// Returns a credential file with these keys and user names.
     fn auths(entries: &[(&str, &str)]) -> String {
         let auths: serde_json::Map<_, _> = entries
             .iter()
@@ -273,10 +274,10 @@ mod tests {
     }
 
     #[test]
-    fn places_are_asked_in_order() {
+    fn sources_are_searched_in_order() {
         let machine = Machine::new();
         assert_eq!(machine.user("h.org", "a"), None);
-        let text = machine.find("h.org", "a").unwrap().place;
+        let text = machine.find("h.org", "a").unwrap().origin;
         assert!(text.contains(".docker/config.json") && text.contains("containers/auth.json"), "{text}");
         let machine = machine.file("home/.docker/config.json", &auths(&[("h.org", "docker")]));
         assert_eq!(machine.user("h.org", "a").as_deref(), Some("docker"));
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn longest_key_wins_and_no_key_is_cut_inside_of_a_word() {
+    fn longest_key_is_used_and_keys_match_whole_path_components() {
         let file = auths(&[("h.org", "host"), ("h.org/team", "team"), ("h.org/team/image", "image")]);
         let machine = Machine::new().file("home/.docker/config.json", &file);
         for (repository, user) in
@@ -321,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn program_is_asked_before_the_file() {
+    fn credential_helper_precedes_the_file() {
         use std::os::unix::fs::PermissionsExt as _;
         let script = "#!/bin/sh\nread server; echo \"{\\\"Username\\\":\\\"$server\\\",\\\"Secret\\\":\\\"p\\\"}\"\n";
         let file = r#"{"auths":{"a.org":{"auth":"dTpw"}},"credHelpers":{"a.org":"own"},"credsStore":"all"}"#;

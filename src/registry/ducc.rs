@@ -1,4 +1,4 @@
-//! Credentials and proxies in the variables that DUCC reads, so that its set-ups keep working.
+//! Reads credentials and proxies from the environment variables that DUCC uses, so that existing setups keep working.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -6,33 +6,33 @@ use std::fmt;
 use super::credentials::Credentials;
 use super::error::RegistryError;
 
-/// Reads one variable of the environment.
+/// Returns the value of an environment variable.
 pub type EnvironmentLookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-/// What the variables `DUCC_<label>_…` say of the registries that they mean.
+/// The registry that one set of variables `DUCC_<label>_…` describes.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct DuccRegistry {
     label: String,
-    /// Part of the host or the URL.
+    /// Substring of the host, or start of `host/repository` if it contains a slash.
     ident: String,
     pub(super) access: Access,
 }
 
-/// How a registry is asked.
+/// How requests reach a registry.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Itself, with credentials.
+    /// Directly, with these credentials.
     Credentials(Credentials),
-    /// Through a cache, `host[/path]`, without any.
+    /// Through a caching proxy, `host[/path]`, without credentials.
     Proxy {
-        /// The cache's host, and its port if it has one.
+        /// Host and optional port of the proxy.
         authority: String,
-        /// What stands before the repository; may be empty.
+        /// Path before the repository name; may be empty.
         prefix: String,
     },
 }
 
-/// Reads the registries of `DUCC_AUTH_REGISTRIES`. One that is not complete is an error, as for DUCC.
+/// Reads the registries that `DUCC_AUTH_REGISTRIES` lists. An incomplete set of variables is an error, as in DUCC.
 pub(super) fn registries(environment: EnvironmentLookup<'_>) -> Result<Vec<DuccRegistry>, RegistryError> {
     let get = |variable: &str| match environment(variable).map(OsString::into_string) {
         None => Ok(None),
@@ -76,19 +76,20 @@ fn fault(variable: &str, fault: &'static str) -> RegistryError {
 }
 
 impl DuccRegistry {
-    /// Tells whether the variables mean a repository at a host.
+    /// Returns whether the variables apply to a repository at a host.
     pub(super) fn means(&self, host: &str, repository: &str) -> bool {
-        // Whoever names a repository must not choose who gets the password: a text with a path is compared from the host on.
+        // The author of an image name must not be able to choose the server that receives the password. Therefore an
+        // identifier with a path must match from the start of the host on.
         let ident = self.ident.trim_start_matches("https://").trim_start_matches("http://");
-        let starts = |place: String| place.starts_with(ident);
+        let starts = |name: String| name.starts_with(ident);
         match ident.contains('/') {
             true => starts(format!("{host}/{repository}")) || starts(format!("{host}/v2/{repository}")),
             false => host.contains(ident),
         }
     }
 
-    /// Returns which variables these are.
-    pub(super) fn place(&self) -> String {
+    /// Returns the name of the variable with the user, for messages.
+    pub(super) fn user_variable(&self) -> String {
         format!("DUCC_{}_USER", self.label)
     }
 }

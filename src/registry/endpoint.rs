@@ -1,6 +1,7 @@
-//! Where a registry is really asked: Docker Hub under its own name, mirrors first, caches instead.
+//! Maps a registry to the servers that requests are sent to: mirrors first, a caching proxy instead, and the API host of Docker
+//! Hub.
 //!
-//! Nothing of this ever shows in the name that an image is published under.
+//! The mapping never changes the name under which an image is published.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -12,36 +13,36 @@ use super::error::RegistryError;
 use super::http::authority;
 use super::settings::{DEFAULT_CONNECTIONS, RegistriesSettings, RegistrySettings, mirror_url};
 
-/// The names of Docker Hub.
+/// Host names of Docker Hub in image names.
 pub(super) const HUB_HOSTS: [&str; 4] =
     ["docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
-/// The name under which Docker Hub answers.
+/// Host name of the distribution API of Docker Hub.
 const HUB_REGISTRY: &str = "registry-1.docker.io";
 
-/// A server that has the repositories of a registry.
+/// A server that provides the repositories of a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Endpoint {
     /// Scheme, host and port.
     pub(super) base: Url,
-    /// What stands before each repository; may be empty.
+    /// Path before each repository name; may be empty.
     prefix: String,
-    /// The host whose credentials it may see, if any.
+    /// Host whose credentials may be sent to this server.
     pub(super) credentials_of: Option<String>,
-    /// How many requests it gets at a time.
+    /// Maximum number of concurrent requests.
     pub(super) connections: usize,
-    /// Whether to try without encryption when it does not know any.
+    /// Whether to use plain HTTP if the server does not support TLS.
     pub(super) may_be_plain: bool,
-    /// The mirror that it is, as the settings name it.
+    /// URL of the mirror in the settings, if this server is a mirror.
     pub(super) mirror: Option<String>,
 }
 
 impl Endpoint {
-    /// Returns the host and port that are asked.
+    /// Returns host and port.
     pub(super) fn authority(&self) -> String {
         authority(&self.base)
     }
 
-    /// Returns the URL of something in a repository.
+    /// Returns the URL of a path in a repository, such as `tags/list`.
     pub(super) fn url(&self, repository: &str, rest: &str) -> Url {
         let prefix = if self.prefix.is_empty() { String::new() } else { format!("{}/", self.prefix) };
         let mut url = self.base.clone();
@@ -56,7 +57,7 @@ impl Endpoint {
         url
     }
 
-    /// Returns the endpoint of a URL that is asked as it is.
+    /// Returns the endpoint for a complete URL.
     pub(super) fn of_url(url: &Url, settings: &RegistriesSettings) -> Self {
         let host = authority(url);
         let own = settings_of(settings, &host);
@@ -71,19 +72,19 @@ impl Endpoint {
         }
     }
 
-    /// Returns the same server, which is shown no credentials.
+    /// Returns the same server, without permission to see credentials.
     pub(super) fn without_credentials(self) -> Self {
         Self { credentials_of: None, ..self }
     }
 }
 
-/// Returns the host and port, as URLs have them, that stand for a registry.
+/// Returns host and port of the API of a registry, in the form of URLs.
 pub(super) fn remote_authority(host: &str) -> String {
     let asked = if HUB_HOSTS.contains(&host) { HUB_REGISTRY } else { host };
     format!("https://{asked}/").parse().map_or_else(|_| asked.to_owned(), |url| authority(&url))
 }
 
-/// Returns the repository as its registry calls it: the short names of Docker Hub stand for those of its library.
+/// Returns the repository name for requests: a name without a slash at Docker Hub is in `library/`.
 pub(super) fn remote_repository(host: &str, repository: &str) -> String {
     match HUB_HOSTS.contains(&host) && !repository.contains('/') && !repository.is_empty() {
         true => format!("library/{repository}"),
@@ -91,7 +92,7 @@ pub(super) fn remote_repository(host: &str, repository: &str) -> String {
     }
 }
 
-/// Returns who is asked for a repository, in this order.
+/// Returns the servers for a repository in the order in which they are tried. Fails if the URL of a server is invalid.
 pub(super) fn endpoints(
     host: &str,
     repository: &str,
@@ -111,7 +112,7 @@ pub(super) fn endpoints(
     Ok(endpoints)
 }
 
-/// Returns the registry itself, for what no mirror or cache can do.
+/// Returns the registry itself, for requests that mirrors and proxies do not support.
 pub(super) fn origin(
     host: &str,
     repository: &str,
@@ -135,7 +136,7 @@ fn mirror_endpoint(mirror: &str, settings: &RegistriesSettings) -> Option<Endpoi
     })
 }
 
-/// Returns the registry itself, or what DUCC's variables put in its place.
+/// Returns the registry itself, or the proxy that DUCC's variables set for it.
 fn registry(
     host: &str,
     repository: &str,
@@ -160,14 +161,14 @@ fn connections(settings: Option<&RegistrySettings>) -> usize {
     settings.and_then(|settings| settings.connections).unwrap_or(DEFAULT_CONNECTIONS)
 }
 
-/// Returns what is set for a host; all names of Docker Hub share what is set for one of them.
+/// Returns the settings of a host. All names of Docker Hub share the settings of one of them.
 pub(super) fn settings_of<'s>(settings: &'s RegistriesSettings, host: &str) -> Option<&'s RegistrySettings> {
     let exact = settings.hosts.get(host);
     let is_hub = HUB_HOSTS.contains(&host);
     exact.or_else(|| HUB_HOSTS.iter().filter(|_| is_hub).find_map(|name| settings.hosts.get(*name)))
 }
 
-/// Tells whether a host is this machine, whatever its port.
+/// Returns whether a host, with or without a port, is a loopback address.
 fn is_loopback(host: &str) -> bool {
     if let Some((address, _)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         return address.parse().is_ok_and(|address: Ipv6Addr| address.to_canonical().is_loopback());
@@ -185,7 +186,7 @@ mod tests {
         RegistriesSettings { hosts: [(host.to_owned(), registry)].into(), ..RegistriesSettings::default() }
     }
 
-    /// Returns the URLs of the manifest `t` of `a/b`, and whose credentials each endpoint sees.
+    /// Returns the URLs of the manifest `t` of `a/b`, and the host whose credentials each endpoint may see.
     fn asked(host: &str, transport: Transport, settings: &RegistriesSettings) -> Vec<(String, Option<String>)> {
         let endpoints = endpoints(host, "a/b", transport, settings, &[]).unwrap();
         endpoints.into_iter().map(|e| (e.url("a/b", "manifests/t").into(), e.credentials_of)).collect()
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn registry_is_asked_at_its_host() {
+    fn requests_go_to_the_host_of_the_registry() {
         let nothing = RegistriesSettings::default();
         let url = "https://h.org:5000/v2/a/b/manifests/t";
         assert_eq!(asked("h.org:5000", Transport::Secure, &nothing), [one(url, "h.org:5000")]);
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn docker_hub_is_asked_under_its_own_name() {
+    fn requests_for_docker_hub_go_to_its_api_host() {
         for host in ["docker.io", "index.docker.io"] {
             let url = "https://registry-1.docker.io/v2/a/b/manifests/t";
             assert_eq!(asked(host, Transport::Secure, &RegistriesSettings::default()), [one(url, host)]);
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn mirrors_come_first_and_see_no_credentials_of_the_registry() {
+    fn mirrors_precede_the_registry_and_get_none_of_its_credentials() {
         let mirrors = vec!["https://m.org/hub/".to_owned(), "http://n.org:80".to_owned()];
         let mut registry = RegistrySettings { mirrors, ..Default::default() };
         let expected = [
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn cache_of_ducc_stands_for_the_registry_and_sees_no_credentials() {
+    fn proxy_of_ducc_replaces_the_registry_and_gets_no_credentials() {
         let variables =
             [("DUCC_AUTH_REGISTRIES", "L"), ("DUCC_L_IDENT", "docker.io"), ("DUCC_L_PROXY", "cache.org:1/hub")];
         let ducc =
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn only_this_machine_is_tried_without_encryption() {
+    fn plain_http_is_tried_only_at_this_machine() {
         let may = |host: &str, transport| {
             endpoints(host, "a", transport, &RegistriesSettings::default(), &[]).unwrap()[0].may_be_plain
         };

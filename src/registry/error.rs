@@ -1,4 +1,4 @@
-//! Why a registry did not give what it was asked for. Neither credentials nor queries of URLs appear in any message.
+//! Errors of the registry client. No message contains credentials or the query of a URL.
 
 use std::error::Error;
 use std::fmt;
@@ -10,26 +10,26 @@ use super::http::is_distrust;
 use crate::image::Digest;
 use crate::message::quoted;
 
-/// Why a registry did not give what it was asked for.
+/// An error of a request to a registry.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// The settings of a registry cannot be used.
-    #[error("registry {host} cannot be used as it is set: {fault}")]
+    /// The settings of a registry are invalid.
+    #[error("the settings of registry {host} are invalid: {fault}")]
     Settings {
-        /// The registry as the settings name it.
+        /// The registry, as written in the settings.
         host: String,
         /// What is wrong.
         fault: &'static str,
     },
-    /// A file that the settings or the environment name cannot be read.
+    /// A file named in the settings or the environment cannot be read.
     #[error("cannot read {path:?}")]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// A file of credentials or certificates is damaged. What it holds is not shown.
+    /// A file with credentials or certificates is invalid. The message does not quote its content.
     #[error("cannot use {path:?}: {fault}")]
     Invalid {
         /// The file.
@@ -37,15 +37,15 @@ pub enum RegistryError {
         /// What is wrong with it.
         fault: &'static str,
     },
-    /// A variable of the environment cannot be used. Its value is not shown.
+    /// An environment variable is invalid. The message does not quote its value.
     #[error("{variable} {fault}")]
     Variable {
-        /// The variable.
+        /// Name of the variable.
         variable: String,
         /// What is wrong with it.
         fault: &'static str,
     },
-    /// The program that keeps credentials failed.
+    /// A credential helper failed.
     #[error("cannot get credentials for {host} from '{program}': {fault}")]
     Helper {
         /// The program.
@@ -55,153 +55,153 @@ pub enum RegistryError {
         /// What went wrong.
         fault: String,
     },
-    /// No client for HTTP can be made.
-    #[error("cannot set up HTTP")]
+    /// The HTTP client cannot be created.
+    #[error("cannot create the HTTP client")]
     Client(#[source] Box<dyn Error + Send + Sync>),
-    /// A text from a registry or a user is no URL that can be asked.
-    #[error("{} is not a URL that can be asked", quoted(.0))]
+    /// A string from a registry or a user is not an `http` or `https` URL.
+    #[error("{} is not a valid http or https URL", quoted(.0))]
     Url(String),
-    /// There was no answer, or it broke off.
+    /// The connection failed, or the response is incomplete.
     #[error("cannot reach {url}")]
     Unreachable {
-        /// What was asked.
+        /// URL of the request.
         url: String,
-        /// Why.
+        /// Error of the HTTP client.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// A small request was not answered in full in the time that it may take.
-    #[error("{url} gave no complete answer within {}", humantime::format_duration(*.limit))]
+    /// The response to a small request was not complete within its time limit.
+    #[error("{url} sent no complete response within {}", humantime::format_duration(*.limit))]
     TooSlow {
-        /// What was asked.
+        /// URL of the request.
         url: String,
-        /// How long it may take.
+        /// The time limit.
         limit: std::time::Duration,
     },
-    /// The registry left several requests in a row without an answer, and is left alone for a while.
-    #[error("{host} is not asked for now: it left {failures} requests in a row without an answer")]
+    /// No request is sent to the registry for a while, because it did not respond to several consecutive requests.
+    #[error("no request is sent to {host} for now: it did not respond to {failures} requests in a row")]
     GivenUp {
         /// The registry.
         host: String,
-        /// How many requests had no answer.
+        /// Number of consecutive requests without a response.
         failures: u32,
     },
-    /// The answer leads somewhere else in a way that is not followed.
-    #[error("{url} leads elsewhere in a way that is not followed: {reason}")]
+    /// A redirect, or the link to a next page or upload, cannot be followed.
+    #[error("cannot follow the redirect or link from {url}: {reason}")]
     Redirect {
-        /// What was asked.
+        /// URL of the request.
         url: String,
-        /// Why it is not followed.
+        /// Reason why it is rejected.
         reason: &'static str,
     },
-    /// The registry does not have it, or hides it.
+    /// The registry returned status 404. Some registries return it for private repositories, too.
     #[error("{} has no {what}{error}", mirror.as_ref().map_or("registry".to_owned(), |mirror| format!("mirror {mirror}")))]
     NotFound {
-        /// What was asked for.
+        /// What was requested.
         what: String,
-        /// The mirror that was asked, if it was not the registry itself.
+        /// Mirror that returned the error; `None` for the registry itself.
         mirror: Option<String>,
-        /// What the registry says.
+        /// Error in the response body.
         error: ErrorBody,
     },
-    /// The registry does not give it to whoever asks.
+    /// The registry denied access.
     #[error(
         "{}: {what}{}{error} ({credentials})",
         if *status == 403 { "denied" } else { "unauthorized" },
         mirror.as_ref().map(|mirror| format!(" at mirror {mirror}")).unwrap_or_default()
     )]
     Unauthorized {
-        /// What was asked for.
+        /// What was requested.
         what: String,
-        /// The mirror that was asked, if it was not the registry itself.
+        /// Mirror that returned the error; `None` for the registry itself.
         mirror: Option<String>,
         /// The status: 401 or 403.
         status: u16,
-        /// What the registry says.
+        /// Error in the response body.
         error: ErrorBody,
-        /// Whose credentials were shown, or where some were looked for.
+        /// Source of the credentials that were sent, or the sources that were searched.
         credentials: String,
     },
-    /// The registry asks for credentials in a way that is not known or not safe.
-    #[error("{url} asks for credentials in a way that is not followed: {reason}")]
+    /// The authentication challenge of the registry is invalid or insecure.
+    #[error("cannot authenticate at {url}: {reason}")]
     Challenge {
-        /// What was asked.
+        /// URL of the request.
         url: String,
-        /// Why it is not followed.
+        /// Reason why it is rejected.
         reason: &'static str,
     },
-    /// The registry answers with another status.
-    #[error("{url} answers with status {status}{error}")]
+    /// The registry returned another error status.
+    #[error("{url} returned status {status}{error}")]
     Status {
-        /// What was asked.
+        /// URL of the request.
         url: String,
         /// The status.
         status: u16,
-        /// What the registry says.
+        /// Error in the response body.
         error: ErrorBody,
     },
-    /// The registry wants no more requests for a while.
+    /// The registry asked clients to wait (status 429, or `Retry-After`).
     #[error("{host} asks to wait {}", humantime::format_duration(std::time::Duration::from_secs(*.seconds)))]
     Parked {
         /// The registry.
         host: String,
-        /// Until when nothing is sent.
+        /// Time until which no request is sent.
         until: Instant,
-        /// How long that is, in seconds.
+        /// The same as a duration in seconds, rounded up.
         seconds: u64,
     },
-    /// The answer has a form that no registry gives.
-    #[error("{url} gives no usable answer: {reason}")]
+    /// The response does not follow the protocol.
+    #[error("{url} returned an unusable response: {reason}")]
     InvalidResponse {
-        /// What was asked.
+        /// URL of the request.
         url: String,
-        /// How that shows.
+        /// What is wrong with it.
         reason: String,
     },
-    /// The answer is larger than any honest one.
-    #[error("{url} answers with more than the {limit} bytes that are read")]
+    /// The response is larger than the limit for its kind.
+    #[error("{url} returned more than {limit} bytes, the limit for this kind of response")]
     TooLarge {
-        /// What was asked.
+        /// URL of the request.
         url: String,
-        /// The size up to which it is read.
+        /// Maximum size in bytes.
         limit: u64,
     },
-    /// The answer is not what its digest promises.
-    #[error("{url} answers with something of digest {actual} instead of {expected}")]
+    /// The content does not have the expected digest.
+    #[error("{url} returned content with digest {actual} instead of {expected}")]
     WrongDigest {
-        /// What was asked.
+        /// URL of the request.
         url: String,
-        /// The digest that was asked for, or that the registry gives it.
+        /// Digest that was requested, or that the response header states.
         expected: Digest,
-        /// The digest that it has.
+        /// Digest of the content.
         actual: Digest,
     },
-    /// The blob ends before the byte that was asked for.
-    #[error("{url} has no byte {offset}")]
+    /// The blob ends before the first requested byte.
+    #[error("{url} ends before the requested byte {offset}")]
     Range {
-        /// What was asked.
+        /// URL of the request.
         url: String,
-        /// The first byte that was asked for.
+        /// First requested byte.
         offset: u64,
     },
 }
 
-/// What a registry says of an error (distribution-spec, "Error Codes"); anybody may have written it.
+/// Error in a response body (distribution-spec, "Error Codes"). The text is untrusted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ErrorBody {
-    /// The code of the first error, such as `MANIFEST_UNKNOWN`; may be empty.
+    /// Code of the first error, such as `MANIFEST_UNKNOWN`; may be empty.
     pub code: String,
-    /// Its message; may be empty.
+    /// Message of the first error; may be empty.
     pub message: String,
 }
 
 impl ErrorBody {
-    /// Reads the first error of a body. A body of another form says nothing.
+    /// Parses the first error of a response body. Returns an empty error for a body of another form.
     pub(super) fn parse(body: &[u8]) -> Self {
         #[derive(Default, serde::Deserialize)]
         #[serde(default)]
         struct Body {
             errors: Vec<serde_json::Value>,
-            // As token services and some registries have it.
+            // Token services and some registries use these members.
             details: serde_json::Value,
             error: serde_json::Value,
             message: serde_json::Value,
@@ -217,7 +217,7 @@ impl ErrorBody {
         Self { code: text(&body.error), message }
     }
 
-    /// Blanks what was shown to the server: some repeat the whole request.
+    /// Replaces the credentials of the request in the text: some servers repeat the whole request in their errors.
     pub(super) fn without(mut self, authorization: Option<&str>) -> Self {
         let secret = authorization.and_then(|authorization| authorization.split_once(' ')).map(|(_, secret)| secret);
         if let Some(secret) = secret.filter(|secret| !secret.is_empty()) {
@@ -230,23 +230,24 @@ impl ErrorBody {
 
 impl fmt::Display for ErrorBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tamed = |text: &str| quoted(text).trim_matches('"').to_owned();
+        // Control characters are escaped, and long texts are shortened.
+        let escaped = |text: &str| quoted(text).trim_matches('"').to_owned();
         match (self.code.as_str(), self.message.as_str()) {
             ("", "") => Ok(()),
-            (code, "") => write!(f, ": {}", tamed(code)),
-            ("", message) => write!(f, ": {}", tamed(message)),
-            (code, message) => write!(f, ": {}, {}", tamed(code), tamed(message)),
+            (code, "") => write!(f, ": {}", escaped(code)),
+            ("", message) => write!(f, ": {}", escaped(message)),
+            (code, message) => write!(f, ": {}, {}", escaped(code), escaped(message)),
         }
     }
 }
 
 impl RegistryError {
-    /// Tells whether the registry says that there is no such thing.
+    /// Returns whether the registry returned status 404.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
     }
 
-    /// Returns until when the registry wants no more requests, if it said so.
+    /// Returns the time until which the registry is parked.
     pub fn parked_until(&self) -> Option<Instant> {
         match self {
             Self::Parked { until, .. } => Some(*until),
@@ -254,8 +255,8 @@ impl RegistryError {
         }
     }
 
-    /// Tells whether it comes from what a server answered, or that it did not, so that it may do better when it is asked in
-    /// another way.
+    /// Returns whether the error comes from the response to this request, or from a missing response. Then a request with another
+    /// method may succeed.
     pub(super) fn may_depend_on_method(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::TooSlow { .. } | Self::Redirect { .. } | Self::NotFound { .. } => true,
@@ -269,19 +270,18 @@ impl RegistryError {
         }
     }
 
-    /// Tells whether there was no answer, or not all of one.
+    /// Returns whether the response is missing or incomplete.
     pub(super) fn is_silence(&self) -> bool {
         matches!(self, Self::TooSlow { .. } | Self::Unreachable { .. }) && self.is_transient()
     }
 
-    /// Tells whether the registry wants no requests now, or is left alone because it does not answer any. That says
-    /// nothing about what was asked for.
+    /// Returns whether no request is sent to the registry for now. The error says nothing about the requested object then.
     pub fn is_postponed(&self) -> bool {
         matches!(self, Self::Parked { .. } | Self::GivenUp { .. })
     }
 
-    /// Tells whether the same request may well succeed later: there was no answer, or one of status 408, 429 or 5xx. A
-    /// server whose certificate is not trusted has answered.
+    /// Returns whether the same request may succeed later: there was no response, or one with status 408, 429 or 5xx. An
+    /// untrusted certificate is a permanent error.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { source, .. } => !is_distrust(source.as_ref()),
@@ -312,14 +312,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_is_tamed_and_cut() {
+    fn error_text_is_escaped_and_shortened() {
         let error = ErrorBody { code: "a\x1b[31m\n".to_owned(), message: "m".repeat(300) };
         let text = error.to_string();
         assert!(!text.contains(char::is_control) && text.len() < 250, "{text}");
     }
 
     #[test]
-    fn only_what_may_pass_is_transient() {
+    fn only_temporary_statuses_are_transient() {
         let status = |status| RegistryError::Status { url: String::new(), status, error: ErrorBody::default() };
         for transient in [408, 500, 502, 503, 504] {
             assert!(status(transient).is_transient(), "{transient}");

@@ -1,4 +1,4 @@
-//! One request to one server: parking, credentials, redirects, and what the status means.
+//! One request to one server: waits while the host is parked, authenticates, and converts the status into an error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,31 +16,31 @@ use super::http::{HttpResponse, Request, RequestBody, ResponseDeadline, authorit
 use super::limits::{Host, Permit, exhausted, lock, retry_after};
 use super::token::{SharedTokenSlot, TokenResponse, TokenSlot};
 
-/// The size up to which the answers of token services are read, in bytes.
+/// Maximum size of the response of a token service in bytes.
 const MAX_TOKEN_RESPONSE: u64 = 1 << 20;
-/// What strata calls itself where tokens are made.
+/// `client_id` in token requests (distribution, "Token Authentication Specification").
 const CLIENT: &str = "strata";
 
-/// What is asked for, whoever is asked.
+/// A request of the distribution API, independent of the server that it is sent to.
 pub(super) struct Call<'a> {
     pub(super) method: Method,
-    /// The repository as its registry calls it; empty for what belongs to none.
+    /// Repository name at the registry; empty for a request that concerns no repository.
     pub(super) repository: &'a str,
-    /// What a token has to allow.
+    /// Scope that a token needs, such as `repository:library/debian:pull`.
     pub(super) scope: String,
-    /// What would be an answer.
+    /// Accepted media types.
     pub(super) accept: Option<&'static str>,
-    /// The first byte that is asked for.
+    /// First byte of the blob to request.
     pub(super) offset: u64,
     pub(super) is_manifest: bool,
-    /// What is sent along.
+    /// Body of the request.
     pub(super) body: Option<RequestBody>,
-    /// What it is, for messages.
+    /// What is requested, for messages.
     pub(super) what: String,
 }
 
 impl<'a> Call<'a> {
-    /// Asks for something of a repository.
+    /// Returns a `GET` request in a repository.
     pub(super) fn pull(repository: &'a str, what: String) -> Self {
         Self {
             method: Method::GET,
@@ -54,7 +54,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Returns whether it counts where manifests are counted: Docker Hub lets everybody look whether they changed.
+    /// Returns whether the registry counts this request against its limit for manifests. Docker Hub does not count `HEAD`.
     fn counts_as_manifest(&self) -> bool {
         self.is_manifest && self.method == Method::GET
     }
@@ -66,42 +66,42 @@ impl<'a> Call<'a> {
         }
         if self.offset > 0 {
             let range = HeaderValue::from_str(&format!("bytes={}-", self.offset));
-            headers.insert(RANGE, range.expect("digits are a right header"));
+            headers.insert(RANGE, range.expect("digits are a valid header value"));
         }
         Request { method: self.method.clone(), headers, body: self.body.clone(), ..Request::get(url) }
     }
 }
 
-/// One request under way.
+/// A request that is being sent to one server.
 struct Exchange<'a> {
     shared: &'a Shared,
     endpoint: &'a Endpoint,
     call: &'a Call<'a>,
     host: Arc<Host>,
-    /// What is known of the token for the call.
+    /// Cached authorization for the scope of the call.
     slot: SharedTokenSlot,
     allowance: &'a Allowance,
-    /// When all of the answer has to be there, tokens and all.
+    /// Deadline for the complete response, including the requests for tokens.
     deadline: Option<ResponseDeadline>,
 }
 
-/// What a request has shown to the registry that was got for it. Each way is tried once.
+/// Authentication methods that one request has already tried. Each is tried once.
 #[derive(Default)]
 struct TriedCredentials {
     token: bool,
     basic: bool,
-    /// Whether the registry has ever offered to take user and password.
+    /// Whether any challenge of the registry offered HTTP Basic authentication.
     basic_is_offered: bool,
-    /// Why there is no token.
+    /// Error of the token service.
     failure: Option<RegistryError>,
 }
 
-/// Maximum number of attempts for a request that is refused: with the token that another request has fetched, and with its own.
+/// Maximum number of repetitions of a request after status 401: with tokens that other threads fetched, and with its own.
 const MAX_AUTHORIZATIONS: u32 = 6;
 
 impl Shared {
-    /// Asks once, with what credentials it takes, and returns an answer that is none of an error. While the permit is
-    /// held, one request less may be under way to the same host.
+    /// Sends a request, authenticates if necessary, and returns a successful response. The permit counts the request against
+    /// the limit of its host until the permit is dropped.
     pub(super) fn exchange(
         &self,
         endpoint: &Endpoint,
@@ -115,14 +115,14 @@ impl Shared {
         let slot = self.tokens.slot(&authority, &call.scope);
         let deadline = allowance.begin();
         let exchange = Exchange { shared: self, endpoint, call, host, slot, allowance, deadline };
-        let response = exchange.judged(exchange.answer(url)?)?;
+        let response = exchange.check_status(exchange.authorized_response(url)?)?;
         Ok((response, permit))
     }
 }
 
 impl Exchange<'_> {
-    /// Sends the request, and again if the registry asks for credentials: until it has seen all that it asks for.
-    fn answer(&self, url: &Url) -> Result<HttpResponse, RegistryError> {
+    /// Sends the request, and repeats it with credentials as long as the registry responds with another challenge.
+    fn authorized_response(&self, url: &Url) -> Result<HttpResponse, RegistryError> {
         let mut shown = self.known_authorization()?;
         let mut response = self.send(url, shown.clone())?;
         let mut tried = TriedCredentials::default();
@@ -137,7 +137,7 @@ impl Exchange<'_> {
         Ok(response)
     }
 
-    /// Sends the request as it is. A server on this machine may turn out to know no encryption.
+    /// Sends the request. If a server on this machine does not support TLS, sends it over plain HTTP.
     fn send(&self, url: &Url, authorization: Option<HeaderValue>) -> Result<HttpResponse, RegistryError> {
         let deadline = self.deadline;
         let mut request = Request { authorization, deadline, ..self.call.request(url.clone()) };
@@ -148,7 +148,7 @@ impl Exchange<'_> {
             Err(error) if self.may_try_plain(&request) && speaks_no_tls(&error) => {
                 request.url.set_scheme("http").ok();
                 let response = self.shared.http.send(&request)?;
-                self.host.found_plain_http();
+                self.host.note_plain_http();
                 Ok(response)
             }
             result => result,
@@ -159,22 +159,22 @@ impl Exchange<'_> {
         self.endpoint.may_be_plain && request.url.scheme() == "https"
     }
 
-    /// Returns what the registry wanted to be shown before. Old tokens are renewed.
+    /// Returns the authorization that an earlier request with this scope needed. An expired token is fetched again.
     fn known_authorization(&self) -> Result<Option<HeaderValue>, RegistryError> {
         let mut slot = lock(&self.slot);
         if let Some(fresh) = slot.fresh(self.shared.clock.now()) {
             return Ok(Some(fresh.clone()));
         }
-        match slot.way.clone() {
+        match slot.challenge.clone() {
             Some(Challenge::Bearer(service)) => self.fetch(&mut slot, service).map(Some),
             _ => Ok(None),
         }
     }
 
-    /// Returns what an answer of status 401 asks for: none if there is nothing to show, or nothing but what was refused.
+    /// Returns the authorization for the challenges of a response with status 401, or `None` if there is no untried one.
     ///
-    /// Some registries take a token for some requests, and user and password for others, and say so only after they have seen
-    /// the token. So user and password come next where they were offered.
+    /// Some registries accept a token for some requests and HTTP Basic for others, and offer the latter only after they have
+    /// seen the token. Therefore HTTP Basic is tried after the token if any response offered it.
     fn authorize(
         &self,
         response: &HttpResponse,
@@ -182,7 +182,7 @@ impl Exchange<'_> {
         tried: &mut TriedCredentials,
     ) -> Result<Option<HeaderValue>, RegistryError> {
         let mut slot = lock(&self.slot);
-        // Another thread may have been faster.
+        // Another thread may have fetched a new token since.
         if let Some(fresh) = slot.fresh(self.shared.clock.now()).filter(|&fresh| Some(fresh) != refused) {
             return Ok(Some(fresh.clone()));
         }
@@ -201,14 +201,14 @@ impl Exchange<'_> {
         if let Some(basic) = self.basic(&mut slot, refused, tried)? {
             return Ok(Some(basic));
         }
-        // Who wants a token and gets none hardly knows the password.
+        // The error of the token service explains the failure better than the status 401 of the registry.
         match tried.failure.take() {
             Some(error) => Err(error),
             None => Ok(None),
         }
     }
 
-    /// Returns user and password, where they were offered, are known, and were not refused.
+    /// Returns HTTP Basic authorization if it was offered, has not been refused, and credentials exist.
     fn basic(
         &self,
         slot: &mut TokenSlot,
@@ -231,11 +231,11 @@ impl Exchange<'_> {
     fn find(&self) -> Result<CredentialLookup, RegistryError> {
         match &self.endpoint.credentials_of {
             Some(host) => self.shared.credentials.find(host, self.call.repository),
-            None => Ok(CredentialLookup { credentials: None, place: "credentials are not shown to it".to_owned() }),
+            None => Ok(CredentialLookup { credentials: None, origin: "no credentials were sent to it".to_owned() }),
         }
     }
 
-    /// Fetches a token; the lock of the slot keeps others from fetching the same.
+    /// Fetches a token. The caller holds the lock of the slot, so that no other thread fetches the same token.
     fn fetch(&self, slot: &mut TokenSlot, service: TokenService) -> Result<HeaderValue, RegistryError> {
         let found = self.find()?;
         let request = self.token_request(&service, found.credentials.as_ref())?;
@@ -246,18 +246,18 @@ impl Exchange<'_> {
         let request = Request { deadline: self.token_by(&request.url), ..request };
         let response = self.shared.http.send(&request)?;
         let asked = RequestLabel { what: &what, mirror: self.endpoint.mirror.as_deref() };
-        let response = self.shared.judged(response, &realm, asked, || Ok(found.place))?;
+        let response = self.shared.check_status(response, &realm, asked, || Ok(found.origin))?;
         let url = redacted(&response.url);
         let unusable = |reason: &str| RegistryError::InvalidResponse { url: url.clone(), reason: reason.to_owned() };
         let token: TokenResponse = serde_json::from_slice(&response.read(MAX_TOKEN_RESPONSE)?)
-            .map_err(|_| unusable("it is not the JSON of a token"))?;
-        let value = token.authorization().ok_or_else(|| unusable("it holds no token"))?;
+            .map_err(|_| unusable("it is not the JSON of a token response"))?;
+        let value = token.authorization().ok_or_else(|| unusable("it contains no token"))?;
         let renew = self.shared.clock.now() + token.use_for(self.shared.clock.time_of_day());
         slot.keep(Challenge::Bearer(service), value.clone(), Some(renew));
         Ok(value)
     }
 
-    /// Returns when a token has to be there. One for what may be large is small all the same.
+    /// Returns the deadline for a token: that of the request, or its own for a request without a deadline.
     fn token_by(&self, url: &Url) -> Option<ResponseDeadline> {
         self.deadline.or_else(|| {
             let limits = self.shared.http.limits_of(&authority(url));
@@ -265,8 +265,8 @@ impl Exchange<'_> {
         })
     }
 
-    /// Returns the request for a token: with credentials if there are some, and never by a less safe way than the
-    /// registry's own.
+    /// Returns the request for a token, with credentials if there are any. They are not sent over plain HTTP unless the
+    /// registry itself uses plain HTTP.
     fn token_request(
         &self,
         service: &TokenService,
@@ -298,8 +298,8 @@ impl Exchange<'_> {
         Ok(Request { authorization, ..Request::get(url) })
     }
 
-    /// Turns a status of an error into one.
-    fn judged(&self, response: HttpResponse) -> Result<HttpResponse, RegistryError> {
+    /// Returns the response if its status is a success, and parks manifests if their limit is used up.
+    fn check_status(&self, response: HttpResponse) -> Result<HttpResponse, RegistryError> {
         if self.call.is_manifest
             && let Some(length) = exhausted(response.headers())
         {
@@ -309,26 +309,26 @@ impl Exchange<'_> {
             return Err(RegistryError::Range { url: redacted(&response.url), offset: self.call.offset });
         }
         let asked = RequestLabel { what: &self.call.what, mirror: self.endpoint.mirror.as_deref() };
-        self.shared.judged(response, &self.host, asked, || Ok(self.find()?.place))
+        self.shared.check_status(response, &self.host, asked, || Ok(self.find()?.origin))
     }
 }
 
-/// What was asked for, and of whom, for messages.
+/// What was requested, and from which mirror, for messages.
 #[derive(Clone, Copy)]
 pub(super) struct RequestLabel<'a> {
     pub(super) what: &'a str,
-    /// The mirror that was asked, if it was not the registry itself.
+    /// Mirror that the request was sent to; `None` for the registry itself.
     pub(super) mirror: Option<&'a str>,
 }
 
 impl Shared {
-    /// Turns a status of an error into one. A host that asks to wait is parked.
-    pub(super) fn judged(
+    /// Returns the response if its status is a success. Parks a host that asks clients to wait.
+    pub(super) fn check_status(
         &self,
         response: HttpResponse,
         host: &Host,
         asked: RequestLabel<'_>,
-        place: impl FnOnce() -> Result<String, RegistryError>,
+        credentials: impl FnOnce() -> Result<String, RegistryError>,
     ) -> Result<HttpResponse, RegistryError> {
         let (status, url) = (response.status(), redacted(&response.url));
         let (what, mirror) = (asked.what.to_owned(), asked.mirror.map(str::to_owned));
@@ -337,12 +337,12 @@ impl Shared {
             429 => Err(host.park(wait, self.clock.now())),
             503 if wait.is_some() => Err(host.park(wait, self.clock.now())),
             200..=299 => {
-                host.answered();
+                host.note_response();
                 Ok(response)
             }
             404 => Err(RegistryError::NotFound { what, mirror, error: response.error_body() }),
             401 | 403 => {
-                let credentials = place()?;
+                let credentials = credentials()?;
                 Err(RegistryError::Unauthorized { what, mirror, status, credentials, error: response.error_body() })
             }
             _ => Err(RegistryError::Status { url, status, error: response.error_body() }),
@@ -350,15 +350,15 @@ impl Shared {
     }
 }
 
-/// Returns the URL of a token service, or why it is not asked. One that is not encrypted gets credentials only for a
-/// registry that is not, either.
+/// Returns the URL of a token service, or the reason why it is not used. Credentials are sent to it over plain HTTP only
+/// if the registry uses plain HTTP, too.
 fn token_url(realm: &str, registry_is_plain: bool, with_credentials: bool) -> Result<Url, &'static str> {
-    let url: Url = realm.parse().map_err(|_| "its token service has no URL")?;
+    let url: Url = realm.parse().map_err(|_| "the URL of its token service is invalid")?;
     if !matches!(url.scheme(), "http" | "https") || !url.username().is_empty() || url.password().is_some() {
-        return Err("its token service is not at an HTTP server");
+        return Err("its token service is not an HTTP server, or its URL contains a user or password");
     }
     if with_credentials && url.scheme() == "http" && !registry_is_plain {
-        return Err("its token service is not encrypted, and would get credentials");
+        return Err("its token service uses plain HTTP, over which credentials are not sent");
     }
     Ok(url)
 }
@@ -368,7 +368,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn credentials_go_to_no_token_service_that_is_less_safe_than_the_registry() {
+    fn credentials_are_not_sent_over_plain_http_for_a_registry_with_https() {
         assert!(token_url("http://auth.org/token", false, true).is_err());
         for (realm, is_plain, with_credentials) in [
             ("http://auth.org/token", false, false),

@@ -1,4 +1,4 @@
-//! Programs that keep credentials: `docker-credential-<name>`, as Docker and Podman call them.
+//! Runs the credential helpers of Docker and Podman, `docker-credential-<name>`.
 
 use std::ffi::OsString;
 use std::io::{Read, Write as _};
@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use super::credentials::Credentials;
 use super::error::RegistryError;
 
-/// How long a program may take.
-const LONGEST: Duration = Duration::from_secs(30);
-/// How much is read of what it prints, in bytes.
+/// Time limit for a credential helper.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum size of its output in bytes.
 const MAX_OUTPUT: u64 = 64 << 10;
-/// How often one looks whether it has ended.
-const LOOK: Duration = Duration::from_millis(5);
-/// How the programs say that they have nothing; their exit code is that of any error.
+/// Interval at which the exit of the program is checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// Output of a helper without credentials for a server. The exit code is the same as for any error.
 const NOT_FOUND: &[u8] = b"credentials not found";
 
 #[derive(serde::Deserialize)]
@@ -26,38 +26,37 @@ struct Printed {
     secret: String,
 }
 
-/// Asks a program for the credentials of `server`. It is looked for in `path`, or that of this process.
+/// Returns the credentials for `server` from a helper. The program is searched for in `path`, or in the `PATH` of this process.
 pub(super) fn get(name: &str, server: &str, path: Option<&OsString>) -> Result<Option<Credentials>, RegistryError> {
     let program = format!("docker-credential-{}", crate::message::quoted(name).trim_matches('"'));
     let failed = |fault: String| RegistryError::Helper { program: program.clone(), host: server.to_owned(), fault };
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')) {
-        return Err(failed("its name may hold letters, digits, '_' and '-'".to_owned()));
+        return Err(failed("its name may contain only letters, digits, '_' and '-'".to_owned()));
     }
-    let (status, output) = run(&program, server, path, LONGEST).map_err(failed)?;
+    let (status, output) = run(&program, server, path, TIMEOUT).map_err(failed)?;
     if !status.success() {
         return match output.windows(NOT_FOUND.len()).any(|window| window == NOT_FOUND) {
             true => Ok(None),
-            false => Err(failed(format!("it ends with {status}"))),
+            false => Err(failed(format!("it failed with {status}"))),
         };
     }
     let printed = serde_json::from_slice::<Printed>(&output);
-    let Printed { username, secret } = printed.map_err(|_| failed("it prints no credentials".to_owned()))?;
+    let Printed { username, secret } = printed.map_err(|_| failed("its output contains no credentials".to_owned()))?;
     Ok((!secret.is_empty()).then(|| Credentials::new(&username, &secret)))
 }
 
-/// Runs a program to its end, and returns what it printed.
+/// Runs a program until it exits, and returns its status and output.
 fn run(
     program: &str,
     server: &str,
     path: Option<&OsString>,
-    longest: Duration,
+    timeout: Duration,
 ) -> Result<(ExitStatus, Vec<u8>), String> {
     let mut command = Command::new(program);
     command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     command.envs(path.map(|path| ("PATH", path)));
     let mut child = command.spawn().map_err(|error| format!("cannot start it: {error}"))?;
-    let deadline = Instant::now() + longest;
-    let result = talk(&mut child, server, deadline);
+    let result = talk(&mut child, server, timeout);
     if result.is_err() {
         child.kill().ok();
         child.wait().ok();
@@ -65,10 +64,11 @@ fn run(
     result
 }
 
-fn talk(child: &mut Child, server: &str, deadline: Instant) -> Result<(ExitStatus, Vec<u8>), String> {
-    let too_slow = || "it does not end".to_owned();
+fn talk(child: &mut Child, server: &str, timeout: Duration) -> Result<(ExitStatus, Vec<u8>), String> {
+    let deadline = Instant::now() + timeout;
+    let too_slow = || format!("it did not exit within {}", humantime::format_duration(timeout));
     let (mut input, output) = (child.stdin.take(), child.stdout.take());
-    // One that reads nothing has its reasons.
+    // A write error is ignored: a helper may exit without reading its input.
     input.iter_mut().for_each(|input| drop(input.write_all(server.as_bytes())));
     drop(input);
     let (sender, receiver) = mpsc::channel();
@@ -79,17 +79,17 @@ fn talk(child: &mut Child, server: &str, deadline: Instant) -> Result<(ExitStatu
     };
     thread::Builder::new()
         .spawn(read)
-        .map_err(|error| format!("cannot start a thread that reads its answer: {error}"))?;
+        .map_err(|error| format!("cannot start a thread that reads its output: {error}"))?;
     let left = || deadline.saturating_duration_since(Instant::now());
     let text = receiver.recv_timeout(left()).map_err(|_| too_slow())?.map_err(|error| error.to_string())?;
     if text.len() as u64 > MAX_OUTPUT {
-        return Err("it prints too much".to_owned());
+        return Err("its output is larger than 64 KiB".to_owned());
     }
     loop {
         match child.try_wait().map_err(|error| error.to_string())? {
             Some(status) => return Ok((status, text)),
             None if left().is_zero() => return Err(too_slow()),
-            None => thread::sleep(LOOK),
+            None => thread::sleep(POLL_INTERVAL),
         }
     }
 }
@@ -101,7 +101,7 @@ mod tests {
     use super::super::settings::Secret;
     use super::*;
 
-    /// Makes a helper of a shell script and returns the path to find it in.
+    /// Creates a helper from a shell script and returns the `PATH` that contains it.
     fn helper(script: &str) -> (tempfile::TempDir, OsString) {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("docker-credential-test");
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn program_gets_the_host_and_gives_credentials() {
+    fn helper_receives_the_host_and_returns_credentials() {
         let script = r#"read host; [ "$1" = get ] && printf '{"ServerURL":"x","Username":"u","Secret":"%s"}' "$host""#;
         assert_eq!(ask(script).unwrap(), Some(Credentials::new("u", "h.org")));
         let script = r#"echo '{"ServerURL":"x","Username":"<token>","Secret":"t"}'"#;
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn program_without_credentials_is_no_error_and_a_broken_one_is() {
+    fn helper_without_credentials_is_no_error_and_a_failing_one_is() {
         assert_eq!(ask("echo 'credentials not found in native keychain'; exit 1").unwrap(), None);
         for broken in ["exit 3", "echo hunter2", "echo hunter2; exit 1", "head -c 70000 /dev/zero", "kill -9 $$"] {
             let error = ask(broken).unwrap_err().to_string();
@@ -135,14 +135,14 @@ mod tests {
     }
 
     #[test]
-    fn program_that_does_not_end_is_stopped() {
+    fn helper_that_does_not_exit_is_killed() {
         let (_directory, path) = helper("exec sleep 1000");
         let error = run("docker-credential-test", "h.org", Some(&path), Duration::from_millis(1)).unwrap_err();
-        assert_eq!(error, "it does not end");
+        assert_eq!(error, "it did not exit within 1ms");
     }
 
     #[test]
-    fn name_of_a_program_leads_nowhere_else() {
+    fn name_of_a_helper_cannot_contain_a_path() {
         for name in ["", "../x", "a b", "a;b", "ä"] {
             assert!(matches!(get(name, "h.org", None), Err(RegistryError::Helper { .. })), "{name}");
         }

@@ -1,4 +1,4 @@
-//! HTTP as far as registries need it: who is asked, how long one waits, and where redirects may lead.
+//! HTTP client for registries: TLS, proxies, time limits, and redirects.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -18,28 +18,28 @@ use super::limits::lock;
 use super::resolver::DnsResolver;
 use super::settings::{DEFAULT_MINIMUM_RATE, DEFAULT_REQUEST_TIMEOUT};
 
-/// How many redirects are followed for one request.
+/// Maximum number of redirects that one request follows.
 const MAX_REDIRECTS: usize = 10;
-/// How much is read of the body that explains an error.
+/// Maximum number of bytes that are read of the body of an error response.
 const MAX_ERROR_BODY: u64 = 64 << 10;
-/// How long the body that explains an error is read. A read that is under way then ends by itself.
+/// Time limit for reading the body of an error response. A blocked read ends after the stall limit.
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes that are read of a body at once.
+/// Number of bytes of one read.
 const READ_SIZE: usize = 64 << 10;
-/// What nobody needs a proxy for.
+/// Hosts that are never contacted through a proxy.
 const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
 
-/// Time limits where the settings of a registry say nothing else. A small request is limited as a whole. A layer, which may take
-/// hours, has to bring a minimum of bytes instead.
+/// Default time limits. A small request has a limit for its total time. The download of a layer may take hours, and must reach
+/// a minimum rate instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TimeLimits {
-    /// Until there is a connection.
+    /// For establishing a connection.
     pub connect: Duration,
-    /// Without a single byte.
+    /// Without receiving a byte.
     pub stall: Duration,
-    /// For a small request, with all of its attempts.
+    /// For a small request with all its attempts.
     pub request: Duration,
-    /// Bytes a second that a layer has to bring, on average over `stall`.
+    /// Minimum rate of a layer download in bytes per second, on average over `stall`.
     pub minimum_rate: u64,
 }
 
@@ -54,7 +54,7 @@ impl Default for TimeLimits {
     }
 }
 
-/// Proxies as the environment names them. Their URLs may hold passwords.
+/// Proxies from environment variables. Their URLs may contain passwords.
 #[derive(Default)]
 pub(super) struct Proxies {
     pub(super) https: Option<String>,
@@ -62,60 +62,60 @@ pub(super) struct Proxies {
     pub(super) none_for: String,
 }
 
-/// What is special about a host.
+/// Settings of an HTTP client. Hosts with the same settings share a client.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct ClientSettings {
-    /// A file of own certificates that it is trusted by.
+    /// PEM file with additional trusted root certificates.
     pub(super) certificates: Option<PathBuf>,
-    /// How long it may keep silent.
+    /// Maximum time without receiving a byte.
     pub(super) stall: Option<Duration>,
 }
 
-/// How long one host may take.
+/// Time limits of one host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct HostLimits {
-    /// For a small request, with all of its attempts.
+    /// For a small request with all its attempts.
     pub(super) request: Duration,
-    /// Without a single byte.
+    /// Without receiving a byte.
     pub(super) stall: Duration,
-    /// Bytes a second that a layer has to bring, on average over `stall`.
+    /// Minimum rate of a layer download in bytes per second, on average over `stall`.
     pub(super) minimum_rate: u64,
 }
 
-/// Asks hosts, each on its own terms.
+/// HTTP clients for all hosts.
 pub(super) struct Http {
     limits: TimeLimits,
     proxies: Proxies,
-    terms: HashMap<String, ClientSettings>,
-    /// The limits of hosts that have their own.
+    client_settings: HashMap<String, ClientSettings>,
+    /// Limits by host and port, for hosts with limits of their own.
     host_limits: HashMap<String, HostLimits>,
-    /// Clients by the terms that they are for, made when they are needed.
+    /// Clients by their settings, created on first use.
     clients: Mutex<HashMap<ClientSettings, Client>>,
 }
 
-/// One request, before redirects.
+/// A request, before any redirect.
 pub(super) struct Request {
     pub(super) method: Method,
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
-    /// For the origin of the URL, and nobody else.
+    /// Sent only to the origin of `url` (scheme, host and port), not to the target of a redirect.
     pub(super) authorization: Option<HeaderValue>,
-    /// What is sent along. Such a request follows no redirect.
+    /// A request with a body follows no redirect.
     pub(super) body: Option<RequestBody>,
-    /// When all of the answer has to be there; only what may be large has no such limit.
+    /// Deadline for the complete response; `None` for a response that may be large.
     pub(super) deadline: Option<ResponseDeadline>,
 }
 
-/// When all of an answer has to be there.
+/// Deadline for a complete response.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ResponseDeadline {
     pub(super) until: Instant,
-    /// How long that was from the start, for messages.
+    /// Duration from the start of the attempt to `until`, for messages.
     pub(super) limit: Duration,
 }
 
 impl ResponseDeadline {
-    /// Returns how much time is left, or the error to give.
+    /// Returns the remaining time, or an error if there is none.
     fn left(&self, url: &Url) -> Result<Duration, RegistryError> {
         let left = self.until.saturating_duration_since(Instant::now());
         if left.is_zero() { Err(self.too_slow(url)) } else { Ok(left) }
@@ -126,23 +126,23 @@ impl ResponseDeadline {
     }
 }
 
-/// What is sent along with a request.
+/// Body of a request.
 #[derive(Clone)]
 pub(super) struct RequestBody {
     pub(super) media_type: &'static str,
     pub(super) bytes: Vec<u8>,
 }
 
-/// What came back, perhaps after redirects.
+/// A response, after any redirects.
 pub(super) struct HttpResponse {
     pub(super) response: Response,
-    /// Who answered in the end.
+    /// URL after redirects.
     pub(super) url: Url,
-    /// Whether no redirect led away from the origin that was asked.
+    /// Whether all redirects stayed at the origin of the request.
     pub(super) is_of_origin: bool,
-    /// What was shown to it, which may come back in what it says.
-    pub(super) shown: Option<HeaderValue>,
-    /// When all of it has to be there.
+    /// Authorization of the request. Some servers repeat it in their error messages.
+    pub(super) authorization: Option<HeaderValue>,
+    /// Deadline for reading the body.
     pub(super) deadline: Option<ResponseDeadline>,
 }
 
@@ -153,35 +153,35 @@ impl Request {
 }
 
 impl Http {
-    /// Prepares clients; `terms` and `host_limits` are by host.
+    /// Creates clients. The keys of `client_settings` and `host_limits` are host and port.
     pub(super) fn new(
         limits: TimeLimits,
         proxies: Proxies,
-        terms: HashMap<String, ClientSettings>,
+        client_settings: HashMap<String, ClientSettings>,
         host_limits: HashMap<String, HostLimits>,
     ) -> Self {
-        Self { limits, proxies, terms, host_limits, clients: Mutex::default() }
+        Self { limits, proxies, client_settings, host_limits, clients: Mutex::default() }
     }
 
-    /// Returns how long a host may take.
+    /// Returns the time limits of a host.
     pub(super) fn limits_of(&self, host: &str) -> HostLimits {
         let TimeLimits { stall, request, minimum_rate, .. } = self.limits;
         self.host_limits.get(host).copied().unwrap_or(HostLimits { request, stall, minimum_rate })
     }
 
-    /// Sends a request and follows its redirects. Any status is an answer.
+    /// Sends a request and follows redirects. A response with an error status is returned, too.
     pub(super) fn send(&self, request: &Request) -> Result<HttpResponse, RegistryError> {
         let (mut url, mut is_of_origin) = (request.url.clone(), true);
         for _ in 0..=MAX_REDIRECTS {
             let response = self.send_once(request, &url, is_of_origin)?;
             let Some(next) = redirect(request, &url, &response)? else {
-                let (shown, deadline) = (request.authorization.clone(), request.deadline);
-                return Ok(HttpResponse { response, url, is_of_origin, shown, deadline });
+                let (authorization, deadline) = (request.authorization.clone(), request.deadline);
+                return Ok(HttpResponse { response, url, is_of_origin, authorization, deadline });
             };
             is_of_origin &= is_same_origin(&url, &next);
             url = next;
         }
-        Err(RegistryError::Redirect { url: redacted(&request.url), reason: "it leads on and on" })
+        Err(RegistryError::Redirect { url: redacted(&request.url), reason: "more than 10 redirects" })
     }
 
     fn send_once(&self, request: &Request, url: &Url, with_authorization: bool) -> Result<Response, RegistryError> {
@@ -194,7 +194,7 @@ impl Http {
             sent = sent.header(CONTENT_TYPE, body.media_type).body(body.bytes.clone());
         }
         if let Some(deadline) = request.deadline {
-            // Of a single request, it is the time limit of all of the answer.
+            // The timeout of a single request covers the complete response.
             sent = sent.timeout(deadline.left(url)?);
         }
         sent.send().map_err(|error| match request.deadline {
@@ -203,32 +203,32 @@ impl Http {
         })
     }
 
-    /// Returns the client for a host that `origin` has led to, or is. It may keep silent for as long as `origin`.
+    /// Returns the client for a host. `origin` is the host of the original request, whose stall limit also applies after redirects.
     fn client(&self, origin: &str, host: &str) -> Result<Client, RegistryError> {
-        let terms = |host| self.terms.get(host).cloned().unwrap_or_default();
-        let terms = ClientSettings { stall: terms(origin).stall, ..terms(host) };
+        let settings_of = |host| self.client_settings.get(host).cloned().unwrap_or_default();
+        let settings = ClientSettings { stall: settings_of(origin).stall, ..settings_of(host) };
         let mut clients = lock(&self.clients);
-        if let Some(client) = clients.get(&terms) {
+        if let Some(client) = clients.get(&settings) {
             return Ok(client.clone());
         }
-        let client = self.build(&terms)?;
-        clients.insert(terms, client.clone());
+        let client = self.build(&settings)?;
+        clients.insert(settings, client.clone());
         Ok(client)
     }
 
-    fn build(&self, terms: &ClientSettings) -> Result<Client, RegistryError> {
+    fn build(&self, settings: &ClientSettings) -> Result<Client, RegistryError> {
         let mut headers = HeaderMap::new();
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("strata/", env!("CARGO_PKG_VERSION"))));
-        // What is packed on its way would have another digest.
+        // A content encoding would change the bytes, and so the digest.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let mut builder = Client::builder()
-            .tls_backend_preconfigured(tls(terms.certificates.as_deref())?)
+            .tls_backend_preconfigured(tls(settings.certificates.as_deref())?)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .dns_resolver(Arc::new(DnsResolver))
             .connect_timeout(self.limits.connect)
-            // Of the blocking client, it is the time limit of the head, and then of each single read.
-            .timeout(terms.stall.unwrap_or(self.limits.stall))
+            // The timeout of the blocking client covers the response head, and then each read of the body.
+            .timeout(settings.stall.unwrap_or(self.limits.stall))
             .http1_only()
             .default_headers(headers)
             .no_proxy();
@@ -244,7 +244,7 @@ impl Proxies {
         let proxy = |variable: &str, text: &Option<String>, make: fn(String) -> reqwest::Result<Proxy>| {
             let Some(text) = text.as_ref().filter(|text| !text.is_empty()) else { return Ok(None) };
             let text = if text.contains("://") { text.clone() } else { format!("http://{text}") };
-            let fault = "names no proxy that can be used";
+            let fault = "is not a valid proxy URL";
             let made = make(text).map_err(|_| RegistryError::Variable { variable: variable.to_owned(), fault })?;
             Ok(Some(made.no_proxy(NoProxy::from_string(&format!("{},{LOOPBACK}", self.none_for)))))
         };
@@ -254,13 +254,15 @@ impl Proxies {
     }
 }
 
-/// Returns how connections are encrypted: with the certificates of the system, if it has some, and own ones.
+/// Returns the TLS configuration with the root certificates of the system and those in the file `certificates`.
 fn tls(certificates: Option<&Path>) -> Result<rustls::ClientConfig, RegistryError> {
     let mut roots = rustls::RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(system.certs);
     if roots.is_empty() {
-        tracing::debug!("this system has no certificates of its own: only registries with a `ca` can be trusted");
+        tracing::debug!(
+            "this system has no root certificates: HTTPS works only for registries with `ca` in the settings"
+        );
     }
     if let Some(path) = certificates {
         add_certificates(&mut roots, path)?;
@@ -276,20 +278,20 @@ fn add_certificates(roots: &mut rustls::RootCertStore, path: &Path) -> Result<()
     let invalid = |fault| RegistryError::Invalid { path: path.to_owned(), fault };
     let before = roots.len();
     for certificate in CertificateDer::pem_slice_iter(&text) {
-        let certificate = certificate.map_err(|_| invalid("it is not in the PEM form"))?;
-        roots.add(certificate).map_err(|_| invalid("it holds a certificate that is none"))?;
+        let certificate = certificate.map_err(|_| invalid("it is not in PEM format"))?;
+        roots.add(certificate).map_err(|_| invalid("it contains an invalid certificate"))?;
     }
-    if roots.len() == before { Err(invalid("it holds no certificate")) } else { Ok(()) }
+    if roots.len() == before { Err(invalid("it contains no certificate")) } else { Ok(()) }
 }
 
-/// Returns where an answer leads to, if it leads anywhere.
+/// Returns the target of a redirect, if the response is one. Fails if the target is not allowed.
 fn redirect(request: &Request, url: &Url, response: &Response) -> Result<Option<Url>, RegistryError> {
     let location = response.headers().get(LOCATION);
     let (true, Some(location), None) = (is_redirect(response.status().as_u16()), location, &request.body) else {
         return Ok(None);
     };
     let refuse = |reason| RegistryError::Redirect { url: redacted(url), reason };
-    let location = location.to_str().map_err(|_| refuse("its target is not text"))?;
+    let location = location.to_str().map_err(|_| refuse("the target is not text"))?;
     redirect_target(url, location).map(Some).map_err(refuse)
 }
 
@@ -297,28 +299,28 @@ fn is_redirect(status: u16) -> bool {
     matches!(status, 301 | 302 | 303 | 307 | 308)
 }
 
-/// Returns the URL that `location` stands for, or why it is not followed.
+/// Resolves `location` against `url`, or returns the reason why it is not followed.
 pub(super) fn redirect_target(url: &Url, location: &str) -> Result<Url, &'static str> {
-    let next = url.join(location).map_err(|_| "its target is not a URL")?;
+    let next = url.join(location).map_err(|_| "the target is not a URL")?;
     match (url.scheme(), next.scheme()) {
-        ("https", "http") => Err("its target is not encrypted"),
+        ("https", "http") => Err("the target uses plain HTTP, and the request used HTTPS"),
         (_, "http" | "https") => Ok(next),
-        _ => Err("its target is not at an HTTP server"),
+        _ => Err("the target is neither an http nor an https URL"),
     }
 }
 
-/// Tells whether two URLs have scheme, host and port in common: what one may know, the other may.
+/// Returns whether two URLs have the same scheme, host and port, so that credentials for one may be sent to the other.
 pub(super) fn is_same_origin(one: &Url, other: &Url) -> bool {
     one.origin() == other.origin()
 }
 
-/// Returns host and port, if that is not the scheme's own.
+/// Returns the host, and the port unless it is the default of the scheme.
 pub(super) fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// Returns a URL for a message: signed URLs carry secrets in their queries.
+/// Returns a URL for messages, without user, password and query: the query of a signed URL is a secret.
 pub(super) fn redacted(url: &Url) -> String {
     format!("{}://{}{}", url.scheme(), authority(url), url.path())
 }
@@ -327,8 +329,8 @@ fn unreachable(url: &Url, error: reqwest::Error) -> RegistryError {
     RegistryError::Unreachable { url: redacted(url), source: error.without_url().into() }
 }
 
-/// Tells whether encryption failed because the other side does not know it; a certificate that is not trusted is
-/// something else.
+/// Returns whether the TLS handshake failed because the server does not support TLS. An untrusted certificate is a different
+/// error.
 pub(super) fn speaks_no_tls(error: &RegistryError) -> bool {
     let RegistryError::Unreachable { source, .. } = error else { return false };
     chain(source.as_ref()).any(|error| {
@@ -339,17 +341,17 @@ pub(super) fn speaks_no_tls(error: &RegistryError) -> bool {
     })
 }
 
-/// Tells whether the other side was reached, but its certificate is not trusted.
+/// Returns whether the server was reached, but its certificate is not trusted.
 pub(super) fn is_distrust(error: &(dyn Error + 'static)) -> bool {
     chain(error).any(|error| matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))))
 }
 
-/// Returns an error and its causes, the outermost first.
+/// Returns an error and its causes, outermost first.
 fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| cause(error))
 }
 
-/// Returns the cause of an error. An I/O error that wraps another one names that one's cause as its own.
+/// Returns the cause of an error. For an I/O error that wraps another error, `source` would skip the wrapped error.
 fn cause<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'static)> {
     match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
         Some(wrapped) => Some(wrapped),
@@ -366,27 +368,29 @@ impl HttpResponse {
         self.response.headers()
     }
 
-    /// Returns a header that is plain text.
+    /// Returns the value of a header, if it is visible ASCII.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers().get(name)?.to_str().ok()
     }
 
-    /// Returns the media type without its parameters, in lower case; it may be empty.
+    /// Returns the media type in lower case without parameters. It is empty if the header is missing.
     pub(super) fn media_type(&self) -> String {
         let text = self.header(CONTENT_TYPE.as_str()).unwrap_or_default();
         text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
     }
 
-    /// Reads the body of an answer that is an error.
+    /// Parses the body of an error response. Read errors are ignored, because the status is already known.
     pub(super) fn error_body(self) -> ErrorBody {
         let until = Instant::now() + ERROR_BODY_TIMEOUT;
         match read_until(self.response.take(MAX_ERROR_BODY), until) {
-            Ok(body) => ErrorBody::parse(&body).without(self.shown.as_ref().and_then(|shown| shown.to_str().ok())),
+            Ok(body) => {
+                ErrorBody::parse(&body).without(self.authorization.as_ref().and_then(|value| value.to_str().ok()))
+            }
             Err(_) => ErrorBody::default(),
         }
     }
 
-    /// Reads a body of up to `limit` bytes.
+    /// Reads a body. Fails if it is larger than `limit` bytes.
     pub(super) fn read(self, limit: u64) -> Result<Vec<u8>, RegistryError> {
         let mut body = Vec::new();
         let url = self.url;
@@ -402,13 +406,13 @@ impl HttpResponse {
     }
 }
 
-/// Reads a body to its end, or fails when it is not there at `until`.
+/// Reads a body to its end. Fails if the end has not been reached at `until`.
 fn read_until(mut body: impl Read, until: Instant) -> io::Result<Vec<u8>> {
-    let (mut bytes, mut piece) = (Vec::new(), vec![0; READ_SIZE]);
+    let (mut bytes, mut buffer) = (Vec::new(), vec![0; READ_SIZE]);
     loop {
-        match body.read(&mut piece) {
+        match body.read(&mut buffer) {
             Ok(0) => return Ok(bytes),
-            Ok(count) => bytes.extend_from_slice(&piece[..count]),
+            Ok(count) => bytes.extend_from_slice(&buffer[..count]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
@@ -427,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn redirect_is_followed_but_not_out_of_encryption() {
+    fn redirect_from_https_to_http_is_rejected() {
         let target = |location| redirect_target(&url("https://h.org/v2/a?x"), location).map(String::from);
         assert_eq!(target("/v2/b").as_deref(), Ok("https://h.org/v2/b"));
         assert_eq!(target("https://cdn.org/x?sig=1").as_deref(), Ok("https://cdn.org/x?sig=1"));
@@ -447,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn shown_url_has_neither_query_nor_user() {
+    fn redacted_url_has_neither_query_nor_user() {
         assert_eq!(redacted(&url("https://u:p@h.org:5000/v2/a?sig=secret#x")), "https://h.org:5000/v2/a");
     }
 
@@ -463,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn proxy_may_lack_its_scheme() {
+    fn scheme_of_a_proxy_is_optional() {
         let proxies = |https: &str| Proxies { https: Some(https.to_owned()), ..Proxies::default() }.for_client();
         assert_eq!(proxies("proxy.org:3128").unwrap().len(), 1);
         assert_eq!(proxies("").unwrap().len(), 0);

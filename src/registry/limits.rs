@@ -1,4 +1,4 @@
-//! What keeps requests from being too many: registries that are parked, and how many are asked at a time.
+//! Limits the load on registries: pauses after `Retry-After` and missing responses, and the number of concurrent requests.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,20 +11,20 @@ use super::clock::Clock;
 use super::error::RegistryError;
 use crate::message::causes;
 
-/// What no header can ask for more than.
+/// Maximum time for which a header can park a host.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
-/// What even a registry in a hurry is left alone for.
+/// Minimum time for which a host is parked.
 const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
-/// How many requests in a row may be left without an answer before a registry is left alone.
+/// Number of consecutive requests without a response after which no request is sent for [`UNRESPONSIVE_PAUSE`].
 const MAX_UNANSWERED: u32 = 3;
-/// How long it is left alone then.
+/// Time for which no request is sent to an unresponsive host.
 const UNRESPONSIVE_PAUSE: Duration = Duration::from_secs(60);
-/// How long nothing more is said of a registry that asks to wait.
+/// Minimum interval between two log messages about the same parked host.
 const REPORT_INTERVAL: Duration = Duration::from_secs(600);
-/// How long one is left alone that does not say how long, at first and at most.
-const UNSAID_PARKING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// Initial and maximum time for which a host is parked that does not send `Retry-After`. The time doubles with each response.
+const DEFAULT_RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
-/// Returns how long an answer asks to wait, from `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3).
+/// Returns the waiting time in `Retry-After`, which contains seconds or a date (RFC 9110, section 10.2.3).
 pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let asked = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
@@ -35,10 +35,10 @@ pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
     Some(asked.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
 }
 
-/// Returns how long manifests are to be left alone after an answer that says that none are left for now.
+/// Returns the time for which no manifest must be requested, if the response states that the limit is used up.
 ///
-/// Docker Hub sends `RateLimit-Limit: 100;w=21600` and `RateLimit-Remaining: 0;w=21600`. The window slides, so that one
-/// is free again after window over limit, on average.
+/// Docker Hub sends `RateLimit-Limit: 100;w=21600` and `RateLimit-Remaining: 0;w=21600`. The window slides, so that on
+/// average one request is allowed again after window / limit seconds.
 pub(super) fn exhausted(headers: &HeaderMap) -> Option<Duration> {
     let (remaining, window) = rate(headers, "ratelimit-remaining")?;
     if remaining > 0 {
@@ -49,7 +49,7 @@ pub(super) fn exhausted(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds).clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
 }
 
-/// Reads `<number>[;w=<seconds>]`.
+/// Parses `<number>[;w=<seconds>]`.
 fn rate(headers: &HeaderMap, name: &str) -> Option<(u64, Option<u64>)> {
     let mut parts = headers.get(name)?.to_str().ok()?.split(';').map(str::trim);
     let number = parts.next()?.parse().ok()?;
@@ -57,12 +57,12 @@ fn rate(headers: &HeaderMap, name: &str) -> Option<(u64, Option<u64>)> {
     Some((number, window))
 }
 
-/// What is known of each host.
+/// State of all hosts.
 #[derive(Debug, Default)]
 pub(super) struct Hosts(Mutex<HashMap<String, Arc<Host>>>);
 
 impl Hosts {
-    /// Returns what is known of a host; `connections` counts when it is asked for the first time.
+    /// Returns the state of a host. `connections` is used only in the first call for the host.
     pub(super) fn get(&self, authority: &str, connections: usize) -> Arc<Host> {
         let mut hosts = lock(&self.0);
         if let Some(host) = hosts.get(authority) {
@@ -74,7 +74,7 @@ impl Hosts {
     }
 }
 
-/// One host, as far as everybody who asks it has to know.
+/// State of one host that all threads share.
 #[derive(Debug)]
 pub(super) struct Host {
     name: String,
@@ -85,27 +85,29 @@ pub(super) struct Host {
     silence: Mutex<Silence>,
 }
 
-/// What is known of a host that does not answer.
+/// Missing responses of a host.
 #[derive(Debug, Default)]
 struct Silence {
-    /// How many requests in a row it left without an answer.
+    /// Number of consecutive requests without a response.
     unanswered: u32,
-    /// Until when it is left alone for that.
+    /// Time until which no request is sent.
     until: Option<Instant>,
-    /// Whether it was said that something else is asked in its place.
-    is_told: bool,
+    /// Whether a failure of this mirror has been logged since its last complete response.
+    is_reported: bool,
 }
 
 #[derive(Debug, Default)]
 struct Parking {
-    /// When it asked to wait for the first time since its last answer.
+    /// Time of the first request to wait since the last successful response.
     since: Option<Instant>,
-    /// When it was said last that it asks to wait.
-    told: Option<Instant>,
+    /// Time of the last log message about the parked host.
+    reported: Option<Instant>,
+    /// End of the pause for all requests.
     everything: Option<Instant>,
+    /// End of the pause for requests of manifests.
     manifests: Option<Instant>,
-    /// How many answers in a row asked to wait without saying how long.
-    unsaid: u32,
+    /// Number of consecutive responses that asked to wait without `Retry-After`.
+    unspecified: u32,
 }
 
 impl Host {
@@ -120,8 +122,8 @@ impl Host {
         }
     }
 
-    /// Fails while the host is left alone because it does not answer.
-    pub(super) fn check_answers(&self, now: Instant) -> Result<(), RegistryError> {
+    /// Fails while no request is sent to the host because it did not respond.
+    pub(super) fn check_responsive(&self, now: Instant) -> Result<(), RegistryError> {
         let silence = lock(&self.silence);
         match silence.until {
             Some(until) if now < until => {
@@ -131,8 +133,8 @@ impl Host {
         }
     }
 
-    /// Notes that the host left a request without an answer, after all attempts.
-    pub(super) fn left_unanswered(&self, now: Instant) {
+    /// Records that all attempts of a request got no response.
+    pub(super) fn note_no_response(&self, now: Instant) {
         let mut silence = lock(&self.silence);
         silence.unanswered = silence.unanswered.saturating_add(1);
         if silence.unanswered >= MAX_UNANSWERED {
@@ -140,30 +142,30 @@ impl Host {
         }
     }
 
-    /// Notes that the host gave an answer from its first byte to its last.
-    pub(super) fn answered_in_full(&self) {
+    /// Records a complete response.
+    pub(super) fn note_complete_response(&self) {
         *lock(&self.silence) = Silence::default();
     }
 
-    /// Says once what is asked elsewhere, until the host answers.
-    pub(super) fn tell_failure(&self, error: &RegistryError) {
-        if !std::mem::replace(&mut lock(&self.silence).is_told, true) {
-            tracing::info!("asking elsewhere than at {}: {}", self.name, causes(error));
+    /// Logs the failure of a mirror, once until its next complete response.
+    pub(super) fn report_failure(&self, error: &RegistryError) {
+        if !std::mem::replace(&mut lock(&self.silence).is_reported, true) {
+            tracing::info!("mirror {} failed, trying the next server: {}", self.name, causes(error));
         }
     }
 
-    /// Tells whether it was found to speak HTTP without encryption.
+    /// Returns whether the host was found to use plain HTTP.
     pub(super) fn speaks_plain_http(&self) -> bool {
         *lock(&self.speaks_plain_http)
     }
 
-    /// Remembers that it speaks HTTP without encryption.
-    pub(super) fn found_plain_http(&self) {
+    /// Records that the host uses plain HTTP.
+    pub(super) fn note_plain_http(&self) {
         *lock(&self.speaks_plain_http) = true;
     }
 
-    /// Waits until the host is not parked and fewer than the most requests are under way, and counts one until the permit is
-    /// dropped. What waits for a parked host takes no place from what need not.
+    /// Waits until the host is not parked and fewer than the maximum number of requests are under way. The permit counts one
+    /// request until it is dropped. No permit is held while waiting for a parked host.
     pub(super) fn admit(
         &self,
         clock: &dyn Clock,
@@ -180,8 +182,8 @@ impl Host {
         }
     }
 
-    /// Waits while the host is parked, unless that takes longer than is allowed, for this request or since the host's last
-    /// answer; manifests may be parked for longer. `what` waits, for a message.
+    /// Waits while the host is parked. Fails if that exceeds the allowance of this request, counted from its start or from the
+    /// host's first request to wait since its last response. `what` is the request, for a message.
     pub(super) fn wait(
         &self,
         clock: &dyn Clock,
@@ -198,12 +200,12 @@ impl Host {
             if until > deadline {
                 return Err(self.parked(until, now));
             }
-            self.tell(until, now, what);
+            self.report(until, now, what);
             clock.sleep(until - now);
         }
     }
 
-    /// Fails while the host is parked, for a caller who holds what others wait for.
+    /// Fails while the host is parked. For callers that hold a lock and therefore must not wait.
     pub(super) fn refuse_while_parked(
         &self,
         now: Instant,
@@ -212,7 +214,7 @@ impl Host {
     ) -> Result<(), RegistryError> {
         let Some(until) = self.parked_until(now, false) else { return Ok(()) };
         if until <= allowance.park_deadline {
-            self.tell(until, now, what);
+            self.report(until, now, what);
         }
         Err(self.parked(until, now))
     }
@@ -222,11 +224,11 @@ impl Host {
         &self.name
     }
 
-    /// Says once that the host asks to wait.
-    fn tell(&self, until: Instant, now: Instant, what: &str) {
+    /// Logs that the host is parked, at most once in [`REPORT_INTERVAL`].
+    fn report(&self, until: Instant, now: Instant, what: &str) {
         let mut parking = lock(&self.parking);
-        if parking.told.is_none_or(|told| now.saturating_duration_since(told) > REPORT_INTERVAL) {
-            parking.told = Some(now);
+        if parking.reported.is_none_or(|reported| now.saturating_duration_since(reported) > REPORT_INTERVAL) {
+            parking.reported = Some(now);
             let seconds = Duration::from_secs(seconds(until, now));
             let (host, pause) = (&self.name, humantime::format_duration(seconds));
             tracing::info!("{host} asks to wait {pause}: {what} waits, like every other request to it");
@@ -243,17 +245,17 @@ impl Host {
         RegistryError::Parked { host: self.name.clone(), until, seconds: seconds(until, now) }
     }
 
-    /// Parks the host for as long as it asks, or for longer each time when it does not say. Returns the error to give.
+    /// Parks the host for the time in `Retry-After`, or for a growing time without it. Returns the error for the request.
     pub(super) fn park(&self, asked: Option<Duration>, now: Instant) -> RegistryError {
         let mut parking = lock(&self.parking);
         let until = match (asked, parking.everything.filter(|&until| until > now)) {
             (Some(length), _) => now + length,
-            // It says so to all requests that are under way. That is one time.
+            // All concurrent requests get the same response. It counts once.
             (None, Some(until)) => until,
             (None, None) => {
-                let (first, longest) = UNSAID_PARKING;
-                parking.unsaid += 1;
-                now + first.saturating_mul(1 << (parking.unsaid - 1).min(16)).min(longest)
+                let (first, longest) = DEFAULT_RETRY_AFTER;
+                parking.unspecified += 1;
+                now + first.saturating_mul(1 << (parking.unspecified - 1).min(16)).min(longest)
             }
         };
         parking.since.get_or_insert(now);
@@ -262,46 +264,46 @@ impl Host {
         self.parked(until, now)
     }
 
-    /// Parks manifests alone.
+    /// Parks the host for requests of manifests only.
     pub(super) fn park_manifests(&self, length: Duration, now: Instant) {
         let mut parking = lock(&self.parking);
         parking.manifests = parking.manifests.max(Some(now + length));
-        tracing::debug!("{} gives no more manifests for {length:?}", self.name);
+        tracing::debug!("{} allows no more requests of manifests for {length:?}", self.name);
     }
 
-    /// Notes that the host answers.
-    pub(super) fn answered(&self) {
+    /// Records a successful response.
+    pub(super) fn note_response(&self) {
         let mut parking = lock(&self.parking);
-        (parking.unsaid, parking.since) = (0, None);
+        (parking.unspecified, parking.since) = (0, None);
     }
 
-    /// Waits until fewer than the most downloads are under way, and counts one until the permit is dropped.
+    /// Waits until fewer than the maximum number of downloads are under way. The permit counts one download until it is dropped.
     ///
-    /// Downloads are counted apart from small requests, and whole, however many connections one takes: so none that is
-    /// under way ever waits for another, which may wait to be read itself.
+    /// Downloads have a limit of their own, and a permit covers all connections of one download. Otherwise a download could wait
+    /// for a permit of another one, which in turn waits until it is read.
     pub(super) fn download(&self) -> Permit {
         self.downloads.wait()
     }
 
-    /// Counts one download more, unless there are as many as there may be.
+    /// Returns a permit for a download, unless the maximum number is under way.
     pub(super) fn try_download(&self) -> Option<Permit> {
         self.downloads.take()
     }
 }
 
-/// Returns the seconds until a time, rounded up.
+/// Returns the number of seconds from `now` to `until`, rounded up.
 fn seconds(until: Instant, now: Instant) -> u64 {
     until.saturating_duration_since(now).as_secs_f64().ceil() as u64
 }
 
-/// So many of something may be under way.
+/// A counting semaphore.
 #[derive(Debug)]
 struct Semaphore {
     free: Mutex<usize>,
     freed: Condvar,
 }
 
-/// Counts one request or download that is under way.
+/// Counts one request or download that is under way, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Permit(Arc<Semaphore>);
 
@@ -331,7 +333,7 @@ impl Drop for Permit {
     }
 }
 
-/// Locks what no panic can leave half changed.
+/// Locks a mutex and ignores poisoning. For values that a panic cannot leave inconsistent.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -379,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn parked_host_is_waited_for_up_to_the_deadline() {
+    fn request_waits_for_a_parked_host_up_to_its_deadline() {
         let clock = HandClock::default();
         let host = Host::new("h.org", 1);
         let begin = clock.now();
@@ -397,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn host_that_only_asks_to_wait_is_waited_for_no_longer_than_from_the_first_time() {
+    fn patience_is_counted_from_the_first_request_to_wait() {
         let clock = HandClock::default();
         let host = Host::new("h.org", 1);
         let wait = || host.wait(&clock, &Allowance::large(clock.now(), Duration::from_secs(20)), false, "all");
@@ -407,33 +409,33 @@ mod tests {
         }
         host.park(Some(Duration::from_secs(8)), clock.now());
         assert!(wait().is_err(), "24 seconds are more than 20, although each request waits for 8 only");
-        host.answered();
+        host.note_response();
         wait().unwrap();
     }
 
     #[test]
-    fn host_that_leaves_three_requests_without_an_answer_is_left_alone_for_a_minute() {
+    fn host_gets_no_request_for_a_minute_after_three_without_a_response() {
         let clock = HandClock::default();
         let host = Host::new("h.org", 1);
-        let is_asked = || host.check_answers(clock.now()).is_ok();
-        host.left_unanswered(clock.now());
-        host.left_unanswered(clock.now());
-        host.answered_in_full();
-        (0..2).for_each(|_| host.left_unanswered(clock.now()));
+        let is_asked = || host.check_responsive(clock.now()).is_ok();
+        host.note_no_response(clock.now());
+        host.note_no_response(clock.now());
+        host.note_complete_response();
+        (0..2).for_each(|_| host.note_no_response(clock.now()));
         assert!(is_asked());
-        host.left_unanswered(clock.now());
-        let error = host.check_answers(clock.now()).unwrap_err();
+        host.note_no_response(clock.now());
+        let error = host.check_responsive(clock.now()).unwrap_err();
         assert!(error.to_string().contains("h.org") && error.to_string().contains("3 requests"), "{error}");
         clock.sleep(UNRESPONSIVE_PAUSE);
         assert!(is_asked());
-        host.left_unanswered(clock.now());
-        assert!(!is_asked(), "one more is enough as long as it never answers");
-        host.answered_in_full();
+        host.note_no_response(clock.now());
+        assert!(!is_asked(), "one more is enough until it responds");
+        host.note_complete_response();
         assert!(is_asked());
     }
 
     #[test]
-    fn parked_manifests_hold_up_nothing_else() {
+    fn parked_manifests_delay_no_other_request() {
         let clock = HandClock::default();
         let host = Host::new("h.org", 1);
         host.park_manifests(Duration::from_secs(216), clock.now());
@@ -444,25 +446,25 @@ mod tests {
     }
 
     #[test]
-    fn parking_without_a_length_grows_until_there_is_an_answer() {
+    fn parking_without_retry_after_grows_until_there_is_a_response() {
         let clock = HandClock::default();
         let host = Host::new("h.org", 1);
         let park = || {
             let length = host.park(None, clock.now()).parked_until().unwrap() - clock.now();
             let again = host.park(None, clock.now()).parked_until().unwrap() - clock.now();
-            assert_eq!(length, again, "requests that were under way together are told once");
+            assert_eq!(length, again, "responses to concurrent requests count once");
             clock.sleep(length);
             length
         };
         assert_eq!([park(), park(), park()].map(|length| length.as_secs()), [1, 2, 4]);
         assert!((0..100).all(|_| park().as_secs() <= 300));
         assert_eq!(park().as_secs(), 300);
-        host.answered();
+        host.note_response();
         assert_eq!(park().as_secs(), 1);
     }
 
     #[test]
-    fn permits_are_as_many_as_connections() {
+    fn number_of_permits_is_that_of_connections() {
         let hosts = Hosts::default();
         let host = hosts.get("h.org", 2);
         let clock = HandClock::default();

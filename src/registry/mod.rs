@@ -1,8 +1,9 @@
-//! Images at registries that speak the OCI distribution protocol, and the lists of what they have.
+//! Client of the OCI distribution API: manifests, blobs, lists of tags and repositories, and pushing.
 //!
-//! All threads of a run share one [`Registries`]: its tokens, how many requests each host gets at a time, and until when a
-//! host wants none. Small requests are tried again after failures that may pass, and are limited in time as a whole. A layer is
-//! asked for once; whoever reads it knows best where to go on.
+//! All threads of a run share one [`Registries`]: its tokens, the number of concurrent requests for each host, and the parked
+//! hosts. A host is *parked* after it asked clients to wait (status 429, or `Retry-After`): no request is sent to it until
+//! that time. A small request is repeated after temporary errors and has one time limit for all attempts. A request for a
+//! layer is not repeated here: [`Download`] resumes it at the byte where the last response ended.
 
 mod allowance;
 mod auth_file;
@@ -63,46 +64,46 @@ pub use settings::{
 };
 pub(crate) use transfer::Download;
 
-/// What manifests are taken: one header, since some registries look at the first only.
+/// Media types of manifests that are accepted. They are sent in one `Accept` header, because some registries read only the first.
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json";
-/// The size up to which a page of another interface is read, in bytes: it takes many times that in memory.
+/// Maximum size of one [`JsonPage`] in bytes. Parsed JSON needs a multiple of that in memory.
 const MAX_API_PAGE: u64 = 2 << 20;
-/// How long a request waits for a registry that asks to wait, where nothing else is said.
+/// Default of the maximum time for which a request waits for a parked registry.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// How a registry is spoken to.
+/// Whether requests to a registry are encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Transport {
-    /// With encryption, unless the settings say otherwise, or a registry on this machine knows none.
+    /// HTTPS. Plain HTTP is used if the settings have `plain_http`, or if a registry on this machine does not support TLS.
     #[default]
     Secure,
-    /// Without.
+    /// Plain HTTP.
     Plain,
 }
 
 impl Transport {
-    /// Returns how a registry is spoken to that was named with `http://` in front, or without.
+    /// Returns the transport of a registry. `plain_http` is true if its name was written with `http://`.
     pub fn of(plain_http: bool) -> Self {
         if plain_http { Self::Plain } else { Self::Secure }
     }
 }
 
-/// Where an image is: a registry, a repository there, and a tag or a digest.
+/// Location of an image at a registry: host, repository, and tag or digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageLocation {
-    /// The name, with the host as it was spelt.
+    /// Name of the image, with the host as the user wrote it.
     pub name: ImageName,
-    /// The manifest that is fetched, whatever the tag stands for by now.
+    /// Manifest to fetch. The tag in `name` is ignored then, because it may have moved.
     pub digest: Option<Digest>,
-    /// How the registry is spoken to.
+    /// Whether requests to the registry are encrypted.
     pub transport: Transport,
 }
 
 impl ImageLocation {
-    /// Returns the digest of the manifest, if it is given.
+    /// Returns the digest of the manifest, if the location contains one.
     pub fn digest(&self) -> Option<Digest> {
         let of_name = match self.name.reference() {
             ImageReference::Digest(digest) => Some(*digest),
@@ -111,7 +112,7 @@ impl ImageLocation {
         self.digest.or(of_name)
     }
 
-    /// Returns what its registry calls its manifest.
+    /// Returns the tag or digest with which the manifest is requested.
     fn reference(&self) -> String {
         match (self.digest, self.name.reference()) {
             (Some(digest), _) => digest.to_string(),
@@ -131,7 +132,7 @@ impl fmt::Display for ImageLocation {
     }
 }
 
-/// One JSON response of an API that registries have beside the distribution API, such as Harbor's.
+/// One JSON response of an API other than the distribution API, such as that of Harbor.
 #[derive(Debug, Clone)]
 pub struct JsonPage {
     /// The JSON document.
@@ -159,23 +160,23 @@ impl JsonPage {
     }
 }
 
-/// HTTP authentication scheme for an API beside the distribution API.
+/// HTTP authentication scheme for an API other than the distribution API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthScheme {
-    /// HTTP Basic authentication with user name and password. Harbor and Docker Hub accept it.
+    /// User name and password (RFC 7617), for example for Harbor.
     Basic,
-    /// The password as a bearer token. GitLab and Quay accept it.
+    /// The password as a bearer token (RFC 6750), for example for GitLab and Quay.
     Bearer,
 }
 
-/// All registries that a run talks to: credentials, tokens, limits. Cheap to clone, and shared by threads.
+/// Client for all registries of a run. Clones are cheap, and share credentials, tokens and limits between threads.
 #[derive(Clone)]
 pub struct Registries {
     shared: Arc<Shared>,
     patience: Duration,
 }
 
-/// What all threads share.
+/// State that all clones of [`Registries`] share.
 struct Shared {
     http: Http,
     hosts: Hosts,
@@ -193,14 +194,14 @@ impl fmt::Debug for Registries {
 }
 
 impl Registries {
-    /// Prepares to talk to registries. Files of credentials are read when a registry asks for some.
+    /// Creates the client. Credential files are not read before a registry requests authentication.
     ///
-    /// Fails when DUCC's variables are not complete, or the settings contradict themselves.
+    /// Fails if the `DUCC_…` environment variables are incomplete or the settings are contradictory.
     pub fn new(settings: RegistriesSettings, environment: EnvironmentLookup<'_>) -> Result<Self, RegistryError> {
         Self::with_clock(settings, environment, TimeLimits::default(), Arc::new(SystemClock))
     }
 
-    /// Prepares to talk to registries as this process's environment says, without any settings.
+    /// Creates the client with the environment variables of this process and without settings.
     pub fn from_environment() -> Result<Self, RegistryError> {
         Self::new(RegistriesSettings::default(), &|name| std::env::var_os(name))
     }
@@ -222,38 +223,37 @@ impl Registries {
             minimum_rate: settings.requests.minimum_rate.unwrap_or(limits.minimum_rate),
             ..limits
         };
-        let http = Http::new(limits, proxies(environment), terms(&settings), host_limits(&settings, limits));
+        let http = Http::new(limits, proxies(environment), client_settings(&settings), host_limits(&settings, limits));
         let credentials = CredentialSources::new(settings.clone(), ducc.clone(), environment);
         let (hosts, tokens) = (Hosts::default(), Tokens::default());
         let shared = Shared { http, hosts, tokens, credentials, settings, ducc, clock };
         Ok(Self { shared: Arc::new(shared), patience: PATIENCE })
     }
 
-    /// Returns the same registries, whose requests wait up to `patience` for one that asks to wait. Beyond that, the
-    /// error says until when (see [`RegistryError::parked_until`]). Mirrors are not waited for.
+    /// Returns a clone whose requests wait up to `patience` for a parked registry. If the registry is parked for longer, the
+    /// request fails with the end of that time (see [`RegistryError::parked_until`]). Requests never wait for a parked mirror.
     pub fn with_patience(&self, patience: Duration) -> Self {
         Self { patience, ..self.clone() }
     }
 
-    /// Returns the same registries, none of which anybody has asked yet, with these credentials for one host.
-    fn with_login(mut self, host: &str, credentials: Credentials, place: &'static str) -> Self {
-        let shared =
-            Arc::get_mut(&mut self.shared).expect("registries that nobody has asked are in nobody else's hands");
-        shared.credentials.set_login(host, credentials, place);
+    /// Sets credentials for one host, which precede all other credentials. Panics if `self` has been cloned.
+    fn with_login(mut self, host: &str, credentials: Credentials, origin: &'static str) -> Self {
+        let shared = Arc::get_mut(&mut self.shared).expect("a new client has no clones");
+        shared.credentials.set_login(host, credentials, origin);
         self
     }
 
-    /// Returns the digest of what a name stands for, without fetching it if the registry allows for that.
+    /// Returns the digest of the manifest or index at a location, with a `HEAD` request if the registry supports it.
     ///
-    /// Registries and what lies before them answer this question in many wrong ways, so that no failure counts before one
-    /// request for the manifest itself has failed, too.
+    /// Registries and proxies answer `HEAD` incorrectly in many ways. Therefore an error is returned only after a `GET` request
+    /// for the manifest has failed, too.
     pub fn head(&self, place: &ImageLocation) -> Result<Digest, RegistryError> {
         let repository = remote_repository(place.name.host(), place.name.repository());
         let what = format!("manifest of {place}");
         let call = Call { method: Method::HEAD, ..manifest_call(&repository, what) };
         let path = format!("manifests/{}", place.reference());
-        let found =
-            self.small(place, &call, &path, RetryBudget::FirstHalf, |response| match content_digest(&response) {
+        let found = self.small_request(place, &call, &path, RetryBudget::FirstHalf, |response| {
+            match content_digest(&response) {
                 Some(actual) => match place.digest().filter(|&expected| expected != actual) {
                     Some(expected) => {
                         Err(RegistryError::WrongDigest { url: redacted(&response.url), expected, actual })
@@ -261,10 +261,11 @@ impl Registries {
                     None => Ok(Some(actual)),
                 },
                 None => Ok(None),
-            });
+            }
+        });
         match found {
             Ok(Some(digest)) => Ok(digest),
-            // Some registries do not know the header.
+            // Some registries do not send `Docker-Content-Digest`.
             Ok(None) => Ok(self.manifest(place, None, RetryBudget::Full)?.0.digest),
             Err(error) if !error.may_depend_on_method() => Err(error),
             Err(error) => {
@@ -277,7 +278,7 @@ impl Registries {
         }
     }
 
-    /// Returns the tags of a repository, in order. What is no tag is left out.
+    /// Returns the tags of a repository, sorted. Strings that are not valid tags are left out.
     pub fn tags(&self, host: &str, repository: &str, transport: Transport) -> Result<Vec<String>, RegistryError> {
         #[derive(Deserialize)]
         struct Page {
@@ -290,7 +291,7 @@ impl Registries {
         self.list(host, transport, &call, first, |page: Page| page.tags.unwrap_or_default(), is_tag)
     }
 
-    /// Returns the repositories that a registry lists, in order; many list none, or not to everybody.
+    /// Returns the repositories of a registry, sorted, from `_catalog`. Many registries do not support it, or not for every user.
     pub fn repositories(&self, host: &str, transport: Transport) -> Result<Vec<String>, RegistryError> {
         #[derive(Deserialize)]
         struct Page {
@@ -303,10 +304,11 @@ impl Registries {
         self.list(host, transport, &call, Endpoint::catalog_url, names, is_repository)
     }
 
-    /// Fetches JSON from a server's own interface, with the credentials that there are for its host.
+    /// Fetches JSON from an API other than the distribution API, with the credentials for the host of `url`.
     ///
-    /// They are shown unasked, as such servers leave out what one may not see, but never without encryption unless the
-    /// settings have `plain_http` for the host, or it is this machine.
+    /// Credentials are sent without an authentication challenge, because such servers silently omit private repositories from
+    /// the response to an anonymous request. They are sent over plain HTTP only if the settings have `plain_http` for the
+    /// host or the host is this machine.
     pub fn get_json(&self, url: &str, credentials: AuthScheme) -> Result<JsonPage, RegistryError> {
         let url: Url = url.parse().map_err(|_| RegistryError::Url(url.to_owned()))?;
         if !matches!(url.scheme(), "http" | "https") {
@@ -314,7 +316,7 @@ impl Registries {
         }
         let endpoint = Endpoint::of_url(&url, &self.shared.settings);
         let host = self.shared.hosts.get(&endpoint.authority(), endpoint.connections);
-        self.asked(&endpoint, RetryBudget::Full, self.patience, |allowance| {
+        self.with_retries(&endpoint, RetryBudget::Full, self.patience, |allowance| {
             let _permit = host.admit(&*self.shared.clock, allowance, false, &redacted(&url))?;
             let deadline = allowance.begin();
             let found =
@@ -326,16 +328,21 @@ impl Registries {
             });
             let request = http::Request { authorization, deadline, ..http::Request::get(url.clone()) };
             let response = self.shared.http.send(&request)?;
-            let place = || Ok(found.map_or_else(|| "credentials are not shown to it".to_owned(), |found| found.place));
-            let response =
-                self.shared.judged(response, &host, RequestLabel { what: &redacted(&url), mirror: None }, place)?;
+            let origin = || Ok(found.map_or_else(|| "no credentials were sent to it".to_owned(), |found| found.origin));
+            let response = self.shared.check_status(
+                response,
+                &host,
+                RequestLabel { what: &redacted(&url), mirror: None },
+                origin,
+            )?;
             let (headers, next) = (response.headers().clone(), paging::next_page(&url, response.headers())?);
             let body = json(response, MAX_API_PAGE)?;
             Ok(JsonPage { body, next: next.map(String::from), headers })
         })
     }
 
-    /// Fetches a manifest: that of the place, or another of its repository by its digest. Returns it with its media type.
+    /// Fetches a manifest and returns it with its media type: the manifest at `place`, or the one with `digest` in the same
+    /// repository.
     pub(crate) fn manifest(
         &self,
         place: &ImageLocation,
@@ -350,7 +357,7 @@ impl Registries {
             None => format!("manifest of {place}"),
         };
         let path = format!("manifests/{reference}");
-        self.small(place, &manifest_call(&repository, what), &path, budget, |response| {
+        self.small_request(place, &manifest_call(&repository, what), &path, budget, |response| {
             let (url, media_type, claimed) =
                 (redacted(&response.url), response.media_type(), content_digest(&response));
             let document = Document::new(document(response)?);
@@ -363,11 +370,11 @@ impl Registries {
         })
     }
 
-    /// Fetches a blob that is no layer.
+    /// Fetches a blob of up to [`MAX_DOCUMENT`] bytes and verifies its digest.
     pub(crate) fn small_blob(&self, place: &ImageLocation, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
         let repository = remote_repository(place.name.host(), place.name.repository());
         let call = Call::pull(&repository, format!("blob {digest} of {place}"));
-        self.small(place, &call, &format!("blobs/{digest}"), RetryBudget::Full, |response| {
+        self.small_request(place, &call, &format!("blobs/{digest}"), RetryBudget::Full, |response| {
             let (url, bytes) = (redacted(&response.url), document(response)?);
             match Digest::of(&bytes) {
                 actual if actual == *digest => Ok(bytes),
@@ -376,33 +383,33 @@ impl Registries {
         })
     }
 
-    /// Waits until one more layer of a place may be downloaded.
+    /// Waits until another layer may be downloaded from the registry of `place`.
     pub(crate) fn download_permit(&self, place: &ImageLocation) -> Permit {
         self.host_of(place).download()
     }
 
-    /// Returns the permission to download one more layer of a place, if that is possible now.
+    /// Returns a permit to download another layer from the registry of `place`, unless the maximum number is under way.
     pub(crate) fn try_download_permit(&self, place: &ImageLocation) -> Option<Permit> {
         self.host_of(place).try_download()
     }
 
-    /// Returns the host whose downloads those of a place count as, whichever server they come from.
+    /// Returns the host that downloads of `place` are counted for. Downloads from its mirrors are counted for the registry, too.
     fn host_of(&self, place: &ImageLocation) -> Arc<Host> {
         let name = place.name.host();
         let connections = self.shared.settings.hosts.get(name).and_then(|registry| registry.connections);
         self.shared.hosts.get(name, connections.unwrap_or(DEFAULT_CONNECTIONS))
     }
 
-    /// Returns how hard layers of a place are tried for.
+    /// Returns the limits for downloads of layers of `place`.
     pub(crate) fn policy(&self, place: &ImageLocation) -> DownloadPolicy {
         let limits = self.shared.http.limits_of(&remote_authority(place.name.host()));
         let (minimum_rate, rate_window) = (limits.minimum_rate, limits.stall);
         DownloadPolicy { max_parked: self.patience, minimum_rate, rate_window, ..DownloadPolicy::default() }
     }
 
-    /// Begins to read a blob at byte `offset`, or at its start if the server cannot do otherwise.
+    /// Requests a blob from byte `offset` on. A server without support for ranges sends it from its first byte.
     ///
-    /// `urls` are asked first, without credentials. There is one attempt for each server; the digest is left to the reader.
+    /// `urls` are tried first, without credentials. Each server is tried once. The caller must verify the digest.
     pub(crate) fn open_blob(
         &self,
         place: &ImageLocation,
@@ -422,9 +429,9 @@ impl Registries {
             let url = endpoint.url(&repository, &format!("blobs/{digest}"));
             (endpoint, url)
         });
-        self.first_of(foreign.chain(own).collect(), |endpoint, url, patience| {
+        self.first_success(foreign.chain(own).collect(), |endpoint, url, patience| {
             let allowance = Allowance::large(self.shared.clock.now(), patience.unwrap_or_default());
-            // The download is counted as a whole.
+            // The permit of this request ends here: the caller holds the permit for the whole download.
             let (response, _permit) = self.shared.exchange(endpoint, url, &call, &allowance)?;
             Ok(OpenedBlob { mirror: endpoint.mirror.clone(), ..opened(response, offset)? })
         })
@@ -435,16 +442,16 @@ fn manifest_call(repository: &str, what: String) -> Call<'_> {
     Call { accept: Some(MANIFEST_TYPES), is_manifest: true, ..Call::pull(repository, what) }
 }
 
-/// Returns on what terms each host and port is asked for which something is set.
-fn terms(settings: &RegistriesSettings) -> HashMap<String, ClientSettings> {
-    let terms = settings.hosts.iter().map(|(host, registry)| {
+/// Returns the client settings by host and port.
+fn client_settings(settings: &RegistriesSettings) -> HashMap<String, ClientSettings> {
+    let by_host = settings.hosts.iter().map(|(host, registry)| {
         let certificates = registry.ca.as_ref().map(|file| settings.directory.join(file));
         (remote_authority(host), ClientSettings { certificates, stall: registry.stall_timeout })
     });
-    terms.collect()
+    by_host.collect()
 }
 
-/// Returns the limits of each host and port for which some are set.
+/// Returns the time limits by host and port, for hosts with settings of their own.
 fn host_limits(settings: &RegistriesSettings, defaults: TimeLimits) -> HashMap<String, HostLimits> {
     let limits = settings.hosts.iter().map(|(host, registry)| {
         let limits = HostLimits {
@@ -467,38 +474,38 @@ fn proxies(environment: EnvironmentLookup<'_>) -> Proxies {
     }
 }
 
-/// Returns the digest that a registry gives its answer, if it is of the one kind that can be compared.
+/// Returns the digest in `Docker-Content-Digest`, if it is a SHA-256 digest.
 fn content_digest(response: &HttpResponse) -> Option<Digest> {
     response.header("docker-content-digest")?.parse().ok()
 }
 
-/// Refuses web pages, as proxies and log-in services send them with the best status.
+/// Rejects a web page: proxies and login services send one with status 200.
 fn refuse_web_page(response: &HttpResponse) -> Result<(), RegistryError> {
     if response.media_type() != "text/html" {
         return Ok(());
     }
-    let reason = "it is a web page; perhaps a proxy or a log-in page is in the way".to_owned();
+    let reason = "it is a web page; perhaps a proxy or a login page intercepted the request".to_owned();
     Err(RegistryError::InvalidResponse { url: redacted(&response.url), reason })
 }
 
-/// Reads a JSON document as it is.
+/// Reads a manifest, index or config of up to [`MAX_DOCUMENT`] bytes.
 fn document(response: HttpResponse) -> Result<Vec<u8>, RegistryError> {
     refuse_web_page(&response)?;
     response.read(MAX_DOCUMENT_SIZE)
 }
 
-/// Takes `null` for nothing, as registries write it for an empty list; a member that is missing is an error all the same.
+/// Accepts `null`, which registries write for an empty list. A missing member stays an error.
 fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     Option::deserialize(deserializer)
 }
 
 fn json<T: DeserializeOwned>(response: HttpResponse, limit: u64) -> Result<T, RegistryError> {
     refuse_web_page(&response)?;
-    let (url, reason) = (redacted(&response.url), "it is not the JSON that was asked for".to_owned());
+    let (url, reason) = (redacted(&response.url), "it is not the expected JSON".to_owned());
     serde_json::from_slice(&response.read(limit)?).map_err(|_| RegistryError::InvalidResponse { url, reason })
 }
 
-/// Makes a body of an answer, after a look at where it begins.
+/// Returns the body of a response after checking the byte at which it starts.
 fn opened(response: HttpResponse, offset: u64) -> Result<OpenedBlob, RegistryError> {
     refuse_web_page(&response)?;
     let length = response.header(CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
@@ -509,15 +516,15 @@ fn opened(response: HttpResponse, offset: u64) -> Result<OpenedBlob, RegistryErr
             let range = response.header(CONTENT_RANGE.as_str()).and_then(first_byte);
             range
                 .filter(|&start| start == offset)
-                .ok_or_else(|| unusable("it begins at another byte than was asked"))?
+                .ok_or_else(|| unusable("it starts at another byte than requested"))?
         }
         200 => 0,
-        status => return Err(unusable(&format!("it has no content, but status {status}"))),
+        status => return Err(unusable(&format!("its status is {status}, not 200 or 206"))),
     };
     Ok(OpenedBlob { start, length, mirror: None, body: Box::new(response.response) })
 }
 
-/// Returns the first byte of `bytes 5-9/10`.
+/// Parses the first byte position of a `Content-Range` such as `bytes 5-9/10` (RFC 9110, section 14.4).
 fn first_byte(range: &str) -> Option<u64> {
     let (first, rest) = range.trim().strip_prefix("bytes ")?.trim().split_once('-')?;
     let (last, _) = rest.split_once('/')?;

@@ -1,4 +1,4 @@
-//! Lists that come in pages (distribution-spec, "Listing Tags"; RFC 8288).
+//! Reads lists in pages (distribution-spec, "Listing Tags"; `Link` header: RFC 8288).
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -8,26 +8,26 @@ use reqwest::header::{HeaderMap, LINK};
 use super::error::RegistryError;
 use super::http::{is_same_origin, redacted};
 
-/// How many pages are read of one list.
+/// Maximum number of pages of one list.
 const MAX_PAGES: usize = 10_000;
-/// How many names are kept of one list.
+/// Maximum number of names in one list.
 const MAX_NAMES: usize = 1_000_000;
 
-/// Returns where the next page is, if there is one. Only the registry itself may have it.
+/// Returns the URL of the next page, if there is one. Fails if it is at another origin, which must not get the credentials.
 pub(super) fn next_page(url: &Url, headers: &HeaderMap) -> Result<Option<Url>, RegistryError> {
     let texts = headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
     let Some(target) = texts.flat_map(links).find_map(|(target, is_next)| is_next.then_some(target)) else {
         return Ok(None);
     };
     let reason = |reason| RegistryError::Redirect { url: redacted(url), reason };
-    let next = url.join(target).map_err(|_| reason("its next page has no URL"))?;
+    let next = url.join(target).map_err(|_| reason("the URL of the next page is invalid"))?;
     if !is_same_origin(url, &next) {
-        return Err(reason("its next page lies at another host"));
+        return Err(reason("the next page is at another server"));
     }
     Ok(Some(next))
 }
 
-/// Splits a header into targets, each with whether it is the next page. Targets may hold commas.
+/// Splits a header into link targets, each with whether it is the next page. Targets may contain commas.
 fn links(text: &str) -> impl Iterator<Item = (&str, bool)> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -39,7 +39,7 @@ fn links(text: &str) -> impl Iterator<Item = (&str, bool)> {
     })
 }
 
-/// Tells whether parameters hold `rel=next`, perhaps among other relations.
+/// Returns whether the parameters of a link contain the relation `next`.
 fn is_next(parameters: &str) -> bool {
     parameters.split([';', ',']).filter_map(|parameter| parameter.split_once('=')).any(|(name, value)| {
         let relations = value.trim().trim_matches('"');
@@ -48,9 +48,9 @@ fn is_next(parameters: &str) -> bool {
     })
 }
 
-/// Reads a list page by page, and returns its names in order, each once.
+/// Reads all pages of a list, and returns the names sorted and without duplicates.
 ///
-/// `page` gets a page and where the next one is. Names that `is_right` refuses are left out.
+/// `page` returns the names of a page and the URL of the next one. Names that `is_right` rejects are left out.
 pub(super) fn collect(
     first: Url,
     mut page: impl FnMut(&Url) -> Result<(Vec<String>, Option<Url>), RegistryError>,
@@ -61,15 +61,15 @@ pub(super) fn collect(
     while let Some(url) = next {
         let refuse = |reason: &str| RegistryError::InvalidResponse { url: redacted(&url), reason: reason.to_owned() };
         if !seen.insert(url.to_string()) {
-            return Err(refuse("its pages lead back to one another"));
+            return Err(refuse("the next page of the list is one that was already read"));
         }
         if seen.len() > MAX_PAGES || names.len() > MAX_NAMES {
-            return Err(refuse("its list has no end"));
+            return Err(refuse("the list has more than 10000 pages or 1000000 names"));
         }
         let (found, after) = page(&url)?;
         let (right, wrong): (Vec<_>, Vec<_>) = found.into_iter().partition(|name| is_right(name));
         if let Some(name) = wrong.first() {
-            tracing::debug!("{} lists {} names that are none, {name:?} among them", redacted(&url), wrong.len());
+            tracing::debug!("{} lists {} invalid names, such as {name:?}", redacted(&url), wrong.len());
         }
         names.extend(right);
         next = after;
@@ -111,14 +111,14 @@ mod tests {
     }
 
     #[test]
-    fn next_page_at_another_origin_is_refused() {
+    fn next_page_at_another_origin_is_rejected() {
         for link in ["<https://evil.org/v2>; rel=next", "<http://h.org/v2>; rel=next", "<//h.org:8443/x>; rel=next"] {
             assert!(matches!(next(link), Err(RegistryError::Redirect { .. })), "{link}");
         }
     }
 
     #[test]
-    fn pages_are_joined_in_order_and_wrong_names_left_out() {
+    fn pages_are_merged_in_order_without_invalid_names() {
         let pages = |url: &Url| {
             Ok(match url.path() {
                 "/1" => (vec!["b".to_owned(), "../x".to_owned(), "a".to_owned()], Some(url.join("/2").unwrap())),
@@ -130,17 +130,17 @@ mod tests {
     }
 
     #[test]
-    fn pages_without_an_end_are_refused() {
+    fn list_without_an_end_is_rejected() {
         let circle =
             |url: &Url| Ok((Vec::new(), Some(url.join(if url.path() == "/1" { "/2" } else { "/1" }).unwrap())));
         let error = collect(url("https://h.org/1"), circle, |_| true).unwrap_err();
-        assert!(error.to_string().contains("lead back"), "{error}");
+        assert!(error.to_string().contains("already read"), "{error}");
         let mut number = 0;
         let endless = |url: &Url| {
             number += 1;
             Ok((Vec::new(), Some(url.join(&format!("/{number}")).unwrap())))
         };
         let error = collect(url("https://h.org/x"), endless, |_| true).unwrap_err();
-        assert!(error.to_string().contains("no end"), "{error}");
+        assert!(error.to_string().contains("more than 10000 pages"), "{error}");
     }
 }

@@ -1,6 +1,6 @@
-//! Pushing: what a registry does not have yet, and the manifest last (distribution-spec, "Push").
+//! Pushes images: the missing blobs first, and the manifest last (distribution-spec, "Push").
 //!
-//! Mirrors and caches are for reading: what is pushed goes to the registry itself.
+//! All requests go to the registry itself, because mirrors and caching proxies are read-only.
 
 use reqwest::header::LOCATION;
 use reqwest::{Method, Url};
@@ -16,41 +16,41 @@ use super::{
 };
 use crate::image::{Digest, ImageName, ImageReference};
 
-/// The password for the registry that images are pushed to, as DUCC has it.
+/// Environment variable with the password for pushing, as in DUCC.
 const PASSWORD: &str = "DUCC_OUTPUT_REGISTRY_PASS";
 
-/// An image to be pushed, whole in memory.
+/// An image to push, completely in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageUpload {
     /// The manifest.
     pub manifest: Vec<u8>,
-    /// Of what kind the manifest is.
+    /// The media type of the manifest.
     pub media_type: &'static str,
-    /// All blobs that it names.
+    /// All blobs that the manifest references.
     pub blobs: Vec<Vec<u8>>,
 }
 
-/// What came of pushing.
+/// Result of a push.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PushOutcome {
-    /// The registry has it now.
+    /// The manifest has been pushed.
     Pushed,
-    /// The registry had it under this very name.
+    /// The tag already pointed to the same manifest.
     AlreadyPresent,
 }
 
-/// One push under way.
+/// A push in progress.
 struct Push<'a> {
     registries: &'a Registries,
     endpoint: Endpoint,
-    /// The repository as its registry calls it.
+    /// Repository name at the registry.
     repository: String,
     name: &'a ImageName,
 }
 
 impl Registries {
-    /// Prepares to push, to a host as a user, with the password of `DUCC_OUTPUT_REGISTRY_PASS`. For other hosts, and where user
-    /// or password are missing, credentials are looked for where those for reading are.
+    /// Creates a client for pushing. `login` contains a host and a user, whose password is in `DUCC_OUTPUT_REGISTRY_PASS`. For
+    /// other hosts, or without user or password, the credentials for reading are used.
     pub fn for_pushing(
         settings: RegistriesSettings,
         environment: EnvironmentLookup<'_>,
@@ -69,7 +69,7 @@ impl Registries {
         })
     }
 
-    /// Stores an image under its tag. What the registry has is not sent again.
+    /// Pushes an image under its tag. Blobs that the registry already has are not sent.
     pub fn push(
         &self,
         name: &ImageName,
@@ -90,60 +90,62 @@ impl Registries {
 impl Push<'_> {
     fn run(&self, tag: &str, image: &ImageUpload) -> Result<PushOutcome, RegistryError> {
         let digest = Digest::of(&image.manifest);
-        let place = format!("manifests/{tag}");
-        if self.found(&place, true)?.is_some_and(|found| found == Some(digest)) {
+        let path = format!("manifests/{tag}");
+        if self.existing(&path, true)?.is_some_and(|found| found == Some(digest)) {
             return Ok(PushOutcome::AlreadyPresent);
         }
         for blob in &image.blobs {
             let digest = Digest::of(blob);
-            if self.found(&format!("blobs/{digest}"), false)?.is_none() {
+            if self.existing(&format!("blobs/{digest}"), false)?.is_none() {
                 self.upload(digest, blob)?;
             }
         }
         let body = RequestBody { media_type: image.media_type, bytes: image.manifest.clone() };
         let call = self.call(Method::PUT, Some(body), format!("manifest of {} to be pushed", self.name));
-        let response = self.asked(&self.endpoint.url(&self.repository, &place), &call, RetryBudget::Full)?;
+        let response = self.send_with_retries(&self.endpoint.url(&self.repository, &path), &call, RetryBudget::Full)?;
         match content_digest(&response).filter(|&actual| actual != digest) {
             Some(actual) => Err(RegistryError::WrongDigest { url: redacted(&response.url), expected: digest, actual }),
             None => Ok(PushOutcome::Pushed),
         }
     }
 
-    /// Tells whether the registry has something, and the digest that it gives it.
-    fn found(&self, place: &str, is_manifest: bool) -> Result<Option<Option<Digest>>, RegistryError> {
-        let what = format!("{place} of {}", self.name);
+    /// Returns `None` if the registry does not have a manifest or blob, else its digest if the response states it.
+    fn existing(&self, path: &str, is_manifest: bool) -> Result<Option<Option<Digest>>, RegistryError> {
+        let what = format!("{path} of {}", self.name);
         let call = Call { accept: is_manifest.then_some(MANIFEST_TYPES), ..self.call(Method::HEAD, None, what) };
-        let url = self.endpoint.url(&self.repository, place);
-        match self.asked(&url, &call, RetryBudget::FirstHalf) {
+        let url = self.endpoint.url(&self.repository, path);
+        match self.send_with_retries(&url, &call, RetryBudget::FirstHalf) {
             Ok(response) => Ok(Some(content_digest(&response))),
             Err(RegistryError::NotFound { .. }) => Ok(None),
             Err(error) if !error.may_depend_on_method() => Err(error),
-            // Some registries do not know this question.
-            Err(error) => match self.asked(&url, &Call { method: Method::GET, ..call }, RetryBudget::SingleAttempt) {
-                Ok(response) if is_manifest => Ok(Some(Some(Digest::of(&document(response)?)))),
-                Ok(response) => Ok(Some(content_digest(&response))),
-                Err(RegistryError::NotFound { .. }) => Ok(None),
-                Err(RegistryError::GivenUp { .. }) => Err(error),
-                Err(error) => Err(error),
-            },
+            // Some registries do not support `HEAD`.
+            Err(error) => {
+                match self.send_with_retries(&url, &Call { method: Method::GET, ..call }, RetryBudget::SingleAttempt) {
+                    Ok(response) if is_manifest => Ok(Some(Some(Digest::of(&document(response)?)))),
+                    Ok(response) => Ok(Some(content_digest(&response))),
+                    Err(RegistryError::NotFound { .. }) => Ok(None),
+                    Err(RegistryError::GivenUp { .. }) => Err(error),
+                    Err(error) => Err(error),
+                }
+            }
         }
     }
 
-    /// Uploads a blob in one piece. Where that fails for a reason that may pass, it begins anew.
+    /// Uploads a blob in one request. After a temporary error, it starts a new upload.
     fn upload(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
         let what = format!("blob {digest} of {} to be pushed", self.name);
         let body = |bytes: &[u8]| Some(RequestBody { media_type: "application/octet-stream", bytes: bytes.to_vec() });
         let begin = self.call(Method::POST, body(b""), what.clone());
         let send = self.call(Method::PUT, body(bytes), what);
         let url = self.endpoint.url(&self.repository, "blobs/uploads/");
-        self.registries.asked(&self.endpoint, RetryBudget::Full, self.registries.patience, |allowance| {
-            let begun = self.ask(&self.endpoint, &url, &begin, allowance)?;
-            let mut place = upload_place(&begun)?;
-            place.query_pairs_mut().append_pair("digest", &digest.to_string());
-            // Nobody but the registry is shown credentials.
-            let elsewhere = Endpoint::of_url(&place, &self.registries.shared.settings).without_credentials();
-            let endpoint = if is_same_origin(&begun.url, &place) { &self.endpoint } else { &elsewhere };
-            self.ask(endpoint, &place, &send, allowance).map(drop)
+        self.registries.with_retries(&self.endpoint, RetryBudget::Full, self.registries.patience, |allowance| {
+            let begun = self.send(&self.endpoint, &url, &begin, allowance)?;
+            let mut location = upload_location(&begun)?;
+            location.query_pairs_mut().append_pair("digest", &digest.to_string());
+            // Credentials are sent only to the registry itself.
+            let elsewhere = Endpoint::of_url(&location, &self.registries.shared.settings).without_credentials();
+            let endpoint = if is_same_origin(&begun.url, &location) { &self.endpoint } else { &elsewhere };
+            self.send(endpoint, &location, &send, allowance).map(drop)
         })
     }
 
@@ -152,13 +154,18 @@ impl Push<'_> {
         Call { method, scope, body, ..Call::pull(&self.repository, what) }
     }
 
-    fn asked(&self, url: &Url, call: &Call<'_>, budget: RetryBudget) -> Result<HttpResponse, RegistryError> {
+    fn send_with_retries(
+        &self,
+        url: &Url,
+        call: &Call<'_>,
+        budget: RetryBudget,
+    ) -> Result<HttpResponse, RegistryError> {
         let patience = self.registries.patience;
         self.registries
-            .asked(&self.endpoint, budget, patience, |allowance| self.ask(&self.endpoint, url, call, allowance))
+            .with_retries(&self.endpoint, budget, patience, |allowance| self.send(&self.endpoint, url, call, allowance))
     }
 
-    fn ask(
+    fn send(
         &self,
         endpoint: &Endpoint,
         url: &Url,
@@ -170,9 +177,9 @@ impl Push<'_> {
     }
 }
 
-/// Returns where a registry wants an upload to be sent.
-fn upload_place(response: &HttpResponse) -> Result<Url, RegistryError> {
-    let reason = "it does not say where to upload to".to_owned();
+/// Returns the URL to which a blob must be uploaded.
+fn upload_location(response: &HttpResponse) -> Result<Url, RegistryError> {
+    let reason = "it has no Location header for the upload".to_owned();
     let location = response.header(LOCATION.as_str());
     let location = location.ok_or_else(|| RegistryError::InvalidResponse { url: redacted(&response.url), reason })?;
     redirect_target(&response.url, location)

@@ -1,4 +1,4 @@
-//! Looks up addresses of hosts, on machines with few threads, too.
+//! Resolves host names, also when no thread can be started.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use std::thread;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::oneshot;
 
-/// Asks the system in a thread of its own for each name. The HTTP client's own resolver does so, too, but panics where no thread
-/// can be started; this one then asks in the client's thread, whose other connections wait for it.
+/// Resolves each name in a thread of its own. The default resolver of the HTTP client does so, too, but panics if no thread can
+/// be started. This one then resolves the name in the thread of the client, which blocks its other connections meanwhile.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DnsResolver;
 
@@ -16,8 +16,8 @@ impl Resolve for DnsResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let name: Arc<str> = name.as_str().into();
         let (sender, receiver) = oneshot::channel();
-        let asked = Arc::clone(&name);
-        let ask = move || drop(sender.send(look_up(&asked)));
+        let query = Arc::clone(&name);
+        let ask = move || drop(sender.send(look_up(&query)));
         let spawned = thread::Builder::new().name("resolver".to_owned()).spawn(ask);
         Box::pin(async move {
             let found = match spawned {
@@ -31,7 +31,7 @@ impl Resolve for DnsResolver {
 }
 
 fn look_up(name: &str) -> std::io::Result<Vec<SocketAddr>> {
-    // Port 0 stands for that of the URL.
+    // The client replaces port 0 by the port of the URL.
     Ok((name, 0).to_socket_addrs()?.collect())
 }
 
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_looked_up_and_unknown_ones_refused() {
+    fn known_name_is_resolved_and_an_unknown_one_is_an_error() {
         let all: Vec<_> = look_up("localhost").unwrap();
         assert!(!all.is_empty() && all.iter().all(|address| address.ip().is_loopback() && address.port() == 0));
         assert!(look_up("no-such-host.invalid").is_err());

@@ -1,4 +1,4 @@
-//! How hard registries are tried: which of their servers are asked, how often, and for how long.
+//! Sends small requests: chooses between mirrors and the registry, repeats failed requests, and limits their time.
 
 use std::time::Duration;
 
@@ -12,37 +12,37 @@ use super::http::{HttpResponse, redacted};
 use super::limits::Host;
 use super::{DEFAULT_CONNECTIONS, ImageLocation, Registries, RegistryError, Transport, json, paging};
 
-/// The size up to which a page of a list is read, in bytes.
+/// Maximum size of one page of a list in bytes.
 const MAX_LIST_PAGE: u64 = 16 << 20;
-/// How often a small request is tried.
+/// Maximum number of attempts for a small request.
 const ATTEMPTS: u32 = 5;
-/// How long to wait before the second attempt. It doubles with each further one.
+/// Pause before the second attempt. The pause doubles with each further attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// How long to wait at most.
+/// Maximum pause between two attempts.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
-/// How often a request is told to wait before it is given up.
+/// Maximum number of times that one request waits for a parked host.
 const MAX_PARKINGS: u32 = 20;
-/// A list, with all of its pages, may take this many times as long as a single small request.
+/// Time limit for all pages of a list, as a multiple of the limit for one small request.
 const LIST_TIME_FACTOR: u32 = 10;
-/// How many names a page of a list is asked to have.
-const PAGE: &str = "1000";
+/// Number of names that are requested for each page of a list.
+const NAMES_PER_PAGE: &str = "1000";
 
-/// How hard a server is tried for something small.
+/// Number of attempts and share of the time limit for a small request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RetryBudget {
-    /// With all attempts, in all the time that there is.
+    /// All attempts, within the whole time limit.
     Full,
-    /// With all attempts, in half of the time: if that fails, it is asked in another way.
+    /// All attempts, within half of the time limit. A request with another method follows if they fail.
     FirstHalf,
-    /// With all attempts, in the other half of the time.
+    /// All attempts, within the other half of the time limit.
     SecondHalf,
-    /// With one attempt, in the other half of the time.
+    /// One attempt, within the other half of the time limit.
     SingleAttempt,
 }
 
 impl Registries {
-    /// Asks for something small of an image: mirrors once each, and then the registry until it answers.
-    pub(super) fn small<T>(
+    /// Sends a request with a small response: one attempt at each mirror, then repeated attempts at the registry.
+    pub(super) fn small_request<T>(
         &self,
         place: &ImageLocation,
         call: &Call<'_>,
@@ -56,15 +56,15 @@ impl Registries {
             let url = endpoint.url(call.repository, path);
             (endpoint, url)
         });
-        self.first_of(asked.collect(), |endpoint, url, patience| {
-            self.asked(endpoint, budget, patience, |allowance| {
+        self.first_success(asked.collect(), |endpoint, url, patience| {
+            self.with_retries(endpoint, budget, patience, |allowance| {
                 let (response, _permit) = self.shared.exchange(endpoint, url, call, allowance)?;
                 read(response)
             })
         })
     }
 
-    /// Reads a list page by page from the first server that gives it.
+    /// Reads all pages of a list from the first server that returns it. Names that `is_right` rejects are left out.
     pub(super) fn list<P: for<'de> Deserialize<'de>>(
         &self,
         host: &str,
@@ -77,19 +77,19 @@ impl Registries {
         let endpoints = endpoints(host, call.repository, transport, &self.shared.settings, &self.shared.ducc)?;
         let asked = endpoints.into_iter().map(|endpoint| {
             let mut url = first(&endpoint);
-            url.query_pairs_mut().append_pair("n", PAGE);
+            url.query_pairs_mut().append_pair("n", NAMES_PER_PAGE);
             (endpoint, url)
         });
-        self.first_of(asked.collect(), |endpoint, url, patience| {
+        self.first_success(asked.collect(), |endpoint, url, patience| {
             let limit = self.shared.http.limits_of(&endpoint.authority()).request * LIST_TIME_FACTOR;
             let begun = self.shared.clock.now();
             let page = |url: &Url| {
                 if self.shared.clock.now() - begun > limit {
                     return Err(RegistryError::TooSlow { url: redacted(url), limit });
                 }
-                self.asked(endpoint, RetryBudget::Full, patience, |allowance| {
+                self.with_retries(endpoint, RetryBudget::Full, patience, |allowance| {
                     let (response, _permit) = self.shared.exchange(endpoint, url, call, allowance)?;
-                    // A redirect to elsewhere does not take the list there.
+                    // After a redirect to another origin, relative links still belong to the original server.
                     let base = if response.is_of_origin { response.url.clone() } else { url.clone() };
                     let next = paging::next_page(&base, response.headers())?;
                     Ok((names(json(response, MAX_LIST_PAGE)?), next))
@@ -99,9 +99,9 @@ impl Registries {
         })
     }
 
-    /// Asks one server after the other, and returns the last one's error if all fail. Only the last is waited for, and
-    /// asked several times.
-    pub(super) fn first_of<T>(
+    /// Sends a request to one server after another until one succeeds, and returns the error of the last server otherwise.
+    /// Only the last server gets a patience: requests to the others do not wait while a host is parked.
+    pub(super) fn first_success<T>(
         &self,
         mut asked: Vec<(Endpoint, Url)>,
         ask: impl Fn(&Endpoint, &Url, Option<Duration>) -> Result<T, RegistryError>,
@@ -111,15 +111,15 @@ impl Registries {
             match ask(endpoint, url, None) {
                 Ok(found) => return Ok(found),
                 Err(error) if error.is_not_found() => tracing::debug!("asking elsewhere: {error}"),
-                Err(error) => self.shared.hosts.get(&endpoint.authority(), endpoint.connections).tell_failure(&error),
+                Err(error) => self.shared.hosts.get(&endpoint.authority(), endpoint.connections).report_failure(&error),
             }
         }
         ask(&last, &last_url, Some(self.patience))
     }
 
-    /// Asks one server for something small, as often as it makes sense: once where another is asked after it, as there is no
-    /// `patience` for it then. A server that leaves everything without an answer is left alone for a while.
-    pub(super) fn asked<T>(
+    /// Sends a small request to one server, with repetitions. Without `patience`, which means that another server follows,
+    /// there is one attempt. A server that repeatedly does not respond gets no requests for a while.
+    pub(super) fn with_retries<T>(
         &self,
         endpoint: &Endpoint,
         budget: RetryBudget,
@@ -129,23 +129,24 @@ impl Registries {
         let patience = patience.into();
         let attempts = if patience.is_none() || budget == RetryBudget::SingleAttempt { 1 } else { ATTEMPTS };
         let host = self.shared.hosts.get(&endpoint.authority(), endpoint.connections);
-        host.check_answers(self.shared.clock.now())?;
+        host.check_responsive(self.shared.clock.now())?;
         let limits = self.shared.http.limits_of(&endpoint.authority());
         let whole = if budget == RetryBudget::Full { limits.request } else { limits.request / 2 };
         let allowance = Allowance::small(self.shared.clock.now(), patience.unwrap_or_default(), whole, limits);
-        let result = self.retried(attempts, &allowance, &host, || attempt(&allowance));
+        let result = self.retry_loop(attempts, &allowance, &host, || attempt(&allowance));
         match &result {
-            // Some servers are silent to this question alone.
+            // Some servers never respond to `HEAD`, but do to `GET`.
             Err(error) if error.is_silence() && budget == RetryBudget::FirstHalf => {}
-            Err(error) if error.is_silence() => host.left_unanswered(self.shared.clock.now()),
+            Err(error) if error.is_silence() => host.note_no_response(self.shared.clock.now()),
             Err(error) if error.is_postponed() => {}
-            _ => host.answered_in_full(),
+            _ => host.note_complete_response(),
         }
         result
     }
 
-    /// Tries until there is an answer, a failure that does not pass, or no time left. Being told to wait is no failed attempt.
-    fn retried<T>(
+    /// Repeats `attempt` until it succeeds, fails permanently, or the time is used up. A parked host does not count as a failed
+    /// attempt.
+    fn retry_loop<T>(
         &self,
         attempts: u32,
         allowance: &Allowance,
@@ -161,8 +162,8 @@ impl Registries {
                     if until <= allowance.park_deadline && parked < MAX_PARKINGS =>
                 {
                     parked += 1;
-                    // The next attempt waits for the server itself. A token service is waited for here, where that holds up
-                    // nobody who needs the same token, and takes no time from the answer.
+                    // The next attempt waits for the server itself. Waiting for a token service happens here, where no lock on
+                    // the token is held and the time does not count against the response.
                     if host != asked.name() {
                         self.shared.hosts.get(&host, DEFAULT_CONNECTIONS).wait(
                             &*self.shared.clock,

@@ -1,4 +1,4 @@
-//! What the settings say of a registry: `[registries."host[:port]"]` in `strata.toml`.
+//! Settings of registries: `[registries."host[:port]"]` and `[requests]` in `strata.toml`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,32 +10,32 @@ use reqwest::Url;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// How many requests one registry gets at a time where nothing else is set.
+/// Default of the maximum number of concurrent requests to one registry.
 pub const DEFAULT_CONNECTIONS: usize = 8;
-/// How many it can be set to.
+/// Upper limit of that setting.
 const MAX_CONNECTIONS: usize = 256;
-/// Range of the time limits of connections and requests.
+/// Allowed range of `stall_timeout` and of the time limits for requests.
 const TIMEOUT_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60 * 60);
-/// The longest time that a registry can be waited for that asks to wait.
+/// Upper limit of `requests.patience`.
 const MAX_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
-/// How long a small request may take where nothing else is set.
+/// Default time limit for a small request.
 pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// How many bytes a second a layer has to bring where nothing else is set.
+/// Default of the minimum rate of a layer download in bytes per second.
 pub const DEFAULT_MINIMUM_RATE: u64 = 4 << 10;
-/// How long one round of a synchronisation waits for a registry that asks to wait, where nothing else is set.
+/// Default of the time for which one round of `strata sync` waits for a registry that asks clients to wait.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(120);
 
-/// A password or token. It shows itself to nobody but [`Secret::reveal`].
+/// A password or token. Only [`Secret::reveal`] returns it; `Debug` does not print it.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Keeps a text secret.
+    /// Wraps a secret.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// Returns the text.
+    /// Returns the secret. The caller must not log it.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -53,12 +53,12 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
-/// Reads text only. Left to itself, serde would quote a number in its message.
+/// Accepts only strings. The default error message of serde would quote a password that is written as a number.
 struct SecretVisitor;
 
 impl SecretVisitor {
     fn refuse<E: de::Error>() -> Result<Secret, E> {
-        Err(E::custom("a password stands in quotes"))
+        Err(E::custom("a password must be in quotes"))
     }
 }
 
@@ -90,116 +90,118 @@ impl Visitor<'_> for SecretVisitor {
     }
 }
 
-/// What is set for one registry.
+/// Settings of one registry.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RegistrySettings {
-    /// Who asks; with the name `<token>`, the password is an identity token.
+    /// User name. With the name `<token>`, the password is an identity token.
     pub username: Option<String>,
-    /// The password.
+    /// Password. Excludes `password_file`.
     pub password: Option<Secret>,
-    /// A file that holds the password.
+    /// File that contains the password.
     pub password_file: Option<PathBuf>,
-    /// Where to ask first, in this order: `https://host[:port][/prefix]`.
+    /// Mirrors, `https://host[:port][/prefix]`, which are tried before the registry in this order.
     pub mirrors: Vec<String>,
-    /// Never ask the registry itself.
+    /// Whether requests are sent only to the mirrors. Requires `mirrors`.
     pub mirrors_only: bool,
-    /// It speaks HTTP without encryption.
+    /// Whether the registry uses plain HTTP.
     pub plain_http: bool,
-    /// A PEM file of certificates that it is trusted by, beside those of the system.
+    /// PEM file with trusted root certificates, in addition to those of the system.
     pub ca: Option<PathBuf>,
-    /// How many requests it gets at a time: 1 to 256.
+    /// Maximum number of concurrent requests: 1 to 256.
     pub connections: Option<usize>,
-    /// How long it may keep silent before a connection is given up: 1 second to 1 hour.
+    /// Time without a byte after which a connection is closed: 1 second to 1 hour.
     #[serde(deserialize_with = "duration")]
     pub stall_timeout: Option<Duration>,
-    /// How long a small request may take in all: 1 second to 1 hour.
+    /// Time limit for a small request with all its attempts: 1 second to 1 hour.
     #[serde(deserialize_with = "duration")]
     pub request_timeout: Option<Duration>,
-    /// How many bytes a second a layer has to bring; 0 stands for no limit.
+    /// Minimum rate of a layer download in bytes per second; 0 means no limit.
     #[serde(deserialize_with = "size")]
     pub minimum_rate: Option<u64>,
 }
 
-/// What is set for requests to all registries: `[requests]` in `strata.toml`.
+/// Settings for requests to all registries: `[requests]` in `strata.toml`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RequestSettings {
-    /// How long a small request may take in all, where the registry's own settings do not say it.
+    /// Time limit for a small request, for registries without `request_timeout`.
     #[serde(deserialize_with = "duration")]
     pub timeout: Option<Duration>,
-    /// How many bytes a second a layer has to bring, where the registry's own settings do not say it.
+    /// Minimum rate of a layer download in bytes per second, for registries without `minimum_rate`.
     #[serde(deserialize_with = "size")]
     pub minimum_rate: Option<u64>,
-    /// How long one round of a synchronisation waits for a registry that asks to wait.
+    /// Time for which one round of `strata sync` waits for a registry that asks clients to wait: up to 24 hours.
     #[serde(deserialize_with = "duration")]
     pub patience: Option<Duration>,
 }
 
 impl RequestSettings {
-    /// Returns what is wrong with the settings, if anything is.
+    /// Returns an error message if the settings are invalid.
     pub fn fault(&self) -> Option<&'static str> {
         if self.timeout.is_some_and(|timeout| !TIMEOUT_RANGE.contains(&timeout)) {
-            return Some("requests.timeout is not between 1s and 1h");
+            return Some("requests.timeout must be between 1s and 1h");
         }
         if self.patience.is_some_and(|patience| patience > MAX_PATIENCE) {
-            return Some("requests.patience is more than 24h");
+            return Some("requests.patience must not be more than 24h");
         }
         None
     }
 
-    /// Returns how long one round of a synchronisation waits for a registry that asks to wait.
+    /// Returns [`patience`](Self::patience) or its default.
     pub fn patience(&self) -> Duration {
         self.patience.unwrap_or(DEFAULT_PATIENCE)
     }
 }
 
-/// Reads a number of bytes such as `4KiB`.
+/// Parses a number of bytes such as `4KiB`.
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let text = String::deserialize(deserializer)?;
     let size: Result<bytesize::ByteSize, _> = text.parse();
-    size.map(|size| Some(size.0)).map_err(|_| de::Error::custom("a number of bytes is as in \"4KiB\""))
+    size.map(|size| Some(size.0)).map_err(|_| de::Error::custom("a number of bytes must be written as in \"4KiB\""))
 }
 
-/// Reads a length of time such as `90s` or `2m`.
+/// Parses a duration such as `90s` or `2m`.
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text).map(Some).map_err(|_| de::Error::custom("a length of time is as in \"90s\""))
+    humantime::parse_duration(&text)
+        .map(Some)
+        .map_err(|_| de::Error::custom("a duration must be written as in \"90s\""))
 }
 
 impl RegistrySettings {
-    /// Returns what is wrong with the settings, if anything is.
+    /// Returns an error message if the settings are invalid.
     pub fn fault(&self) -> Option<&'static str> {
         let has_password = self.password.is_some() || self.password_file.is_some();
         if self.password.is_some() && self.password_file.is_some() {
-            return Some("password and password_file exclude one another");
+            return Some("password and password_file exclude each other");
         }
         if has_password != self.username.is_some() {
-            return Some("a username needs a password or password_file, and a password needs a username");
+            return Some("username requires password or password_file, and these require username");
         }
         if self.username.as_ref().is_some_and(|username| username.is_empty() || username.contains(':')) {
-            return Some("username is empty or has a colon");
+            return Some("username must not be empty or contain a colon");
         }
         if self.mirrors.iter().any(|mirror| mirror_url(mirror).is_none()) {
-            return Some("each of mirrors has the form https://host[:port][/prefix]");
+            return Some("each entry of mirrors must have the form https://host[:port][/prefix]");
         }
         if self.mirrors_only && self.mirrors.is_empty() {
-            return Some("mirrors_only needs mirrors");
+            return Some("mirrors_only requires mirrors");
         }
         if self.connections.is_some_and(|connections| !(1..=MAX_CONNECTIONS).contains(&connections)) {
-            return Some("connections is not between 1 and 256");
+            return Some("connections must be between 1 and 256");
         }
         if self.stall_timeout.is_some_and(|timeout| !TIMEOUT_RANGE.contains(&timeout)) {
-            return Some("stall_timeout is not between 1s and 1h");
+            return Some("stall_timeout must be between 1s and 1h");
         }
         if self.request_timeout.is_some_and(|timeout| !TIMEOUT_RANGE.contains(&timeout)) {
-            return Some("request_timeout is not between 1s and 1h");
+            return Some("request_timeout must be between 1s and 1h");
         }
         None
     }
 }
 
-/// Parses the URL of a mirror.
+/// Parses the URL of a mirror: `http` or `https`, without user, password, query and fragment.
 pub(super) fn mirror_url(text: &str) -> Option<Url> {
     let url: Url = text.parse().ok()?;
     let is_right = matches!(url.scheme(), "http" | "https")
@@ -211,14 +213,14 @@ pub(super) fn mirror_url(text: &str) -> Option<Url> {
     is_right.then_some(url)
 }
 
-/// What is set for all registries.
+/// Settings of all registries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RegistriesSettings {
-    /// What relative files are relative to: the directory of the repository.
+    /// Base of relative file names: the repository directory.
     pub directory: PathBuf,
-    /// The settings, by host and port as images are named with them.
+    /// Settings by host and port, as written in image names.
     pub hosts: BTreeMap<String, RegistrySettings>,
-    /// What holds for those of which nothing else is set.
+    /// Defaults for registries without settings of their own.
     pub requests: RequestSettings,
 }
 
@@ -235,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_contradict_themselves_are_refused() {
+    fn contradictory_settings_are_rejected() {
         for right in [
             "",
             "username = \"u\"\npassword = \"p\"",
@@ -286,14 +288,14 @@ mod tests {
     }
 
     #[test]
-    fn length_of_time_has_a_unit() {
+    fn duration_requires_a_unit() {
         for wrong in ["60", "\"60\"", "\"\"", "true"] {
             assert!(parse(&format!("stall_timeout = {wrong}")).is_err(), "{wrong}");
         }
     }
 
     #[test]
-    fn password_is_never_shown() {
+    fn password_is_never_printed() {
         let settings = parse("username = \"u\"\npassword = \"hunter2\"").unwrap();
         assert_eq!(settings.password.as_ref().map(Secret::reveal), Some("hunter2"));
         assert!(!format!("{settings:?}").contains("hunter2"));

@@ -1,4 +1,4 @@
-//! Protocol edges, against a server that answers what a test has it answer.
+//! Edge cases of the protocol, against a server whose responses a test chooses.
 
 mod confirmed;
 mod push;
@@ -22,7 +22,7 @@ struct Client {
     clock: Arc<HandClock>,
 }
 
-/// A client with credentials for the hosts, on a machine without any.
+/// A client with settings for these hosts and without other credentials.
 fn client_with(hosts: &[(&str, RegistrySettings)]) -> Client {
     let stall = Duration::from_millis(500);
     client_within(hosts, TimeLimits { connect: Duration::from_secs(5), stall, ..TimeLimits::default() })
@@ -44,12 +44,12 @@ fn user(name: &str) -> RegistrySettings {
     RegistrySettings { username: Some(name.to_owned()), password: Some(Secret::new("hunter2")), ..Default::default() }
 }
 
-/// `user:hunter2` in the form of a header.
+/// `Authorization` header for the user with the password `hunter2`.
 fn basic(name: &str) -> String {
     credentials::Credentials::new(name, "hunter2").basic().unwrap().to_str().unwrap().to_owned()
 }
 
-/// Files of a layout as a registry serves them; `reference` leads to `root`.
+/// Serves the files of a layout as a registry. `reference` is a tag of `root`.
 fn registry_of(
     files: Files,
     reference: &str,
@@ -118,7 +118,7 @@ fn image_is_found_by_tag_and_by_digest_and_its_layers_are_read() {
 }
 
 #[test]
-fn what_is_not_there_is_said_by_name() {
+fn error_for_a_missing_image_contains_its_name() {
     let (files, image) = small_image();
     let server = Server::start(registry_of(files, "1", image));
     let error = registry_error(resolve(&client(), &server.place(":2")));
@@ -129,7 +129,7 @@ fn what_is_not_there_is_said_by_name() {
 }
 
 #[test]
-fn manifest_of_another_digest_than_promised_is_refused() {
+fn manifest_with_another_digest_than_stated_is_rejected() {
     let other = Digest::of(b"other");
     let server = Server::start(move |asked| {
         let header =
@@ -146,7 +146,7 @@ fn manifest_of_another_digest_than_promised_is_refused() {
 }
 
 #[test]
-fn schema_1_and_web_pages_are_no_manifests() {
+fn schema_1_and_web_pages_are_rejected() {
     let server = Server::start(|asked| match asked.target.rsplit_once('/').unwrap().1 {
         "schema1" => Reply::of(200, r#"{"schemaVersion":1,"fsLayers":[]}"#)
             .with("content-type", "application/vnd.docker.distribution.manifest.v1+prettyjws"),
@@ -160,14 +160,14 @@ fn schema_1_and_web_pages_are_no_manifests() {
     let error = registry_error(resolve(&client, &server.place(":page")));
     assert!(error.to_string().contains("web page"), "{error}");
     let error = registry_error(resolve(&client, &server.place(":error-page"))).to_string();
-    assert!(error.ends_with("answers with status 400"), "{error}");
+    assert!(error.ends_with("returned status 400"), "{error}");
     let error = registry_error(resolve(&client, &server.place(":large")));
     assert!(matches!(error, RegistryError::TooLarge { .. }), "{error}");
     assert!(matches!(resolve(&client, &server.place(":other")), Err(SourceError::InvalidDocument { .. })));
 }
 
 #[test]
-fn head_asks_for_the_digest_alone_and_fetches_where_it_must() {
+fn head_requests_the_digest_only_and_falls_back_to_get() {
     let digest = Digest::of(b"x");
     let server = Server::start(move |asked| match (asked.method.as_str(), asked.target.rsplit_once('/').unwrap().1) {
         ("HEAD", "given") => Reply::of(200, "").with("docker-content-digest", digest),
@@ -182,7 +182,7 @@ fn head_asks_for_the_digest_alone_and_fetches_where_it_must() {
     }
 }
 
-/// A registry whose manifests need the token that its service gave last, and whose service wants no or some credentials.
+/// A registry that requires the last issued token, and whose token service requires the user `wanted`, if any.
 fn guarded(wanted: Option<&'static str>, life: u64) -> Server {
     let issued = Mutex::new(0);
     Server::start(move |asked| {
@@ -227,7 +227,7 @@ fn token_is_fetched_once_and_renewed_after_four_fifths_of_its_life() {
 }
 
 #[test]
-fn token_that_a_registry_refuses_before_its_time_is_renewed_once() {
+fn token_that_is_refused_before_it_expires_is_renewed_once() {
     let refusing = Arc::new(Mutex::new(false));
     let refuses = Arc::clone(&refusing);
     let issued = Mutex::new(0);
@@ -256,7 +256,7 @@ fn token_that_a_registry_refuses_before_its_time_is_renewed_once() {
 }
 
 #[test]
-fn credentials_are_shown_to_the_token_service_and_nobody_else() {
+fn credentials_are_sent_to_the_token_service_only() {
     let server = guarded(Some("robot"), 100);
     let client = client_with(&[(&server.address, user("robot"))]);
     fetch(&client, &server).unwrap();
@@ -269,7 +269,7 @@ fn credentials_are_shown_to_the_token_service_and_nobody_else() {
 }
 
 #[test]
-fn refused_credentials_are_named_but_not_shown() {
+fn error_for_refused_credentials_names_their_source_only() {
     let server = guarded(Some("robot"), 100);
     let wrong = client_with(&[(&server.address, user("other"))]);
     let error = fetch(&wrong, &server).unwrap_err().to_string();
@@ -299,7 +299,7 @@ fn identity_token_is_posted_for_a_token() {
 }
 
 #[test]
-fn registry_may_ask_for_user_and_password_itself() {
+fn registry_may_require_basic_authentication() {
     let server = Server::start(|asked| match asked.authorization() == Some(&basic("robot")) {
         true => Reply::of(200, "{}"),
         false => Reply::of(401, "").with("www-authenticate", r#"BASIC realm="Registry, of sorts""#),
@@ -349,7 +349,7 @@ fn redirect_to_another_origin_carries_no_authorization() {
 }
 
 #[test]
-fn credentials_are_not_asked_for_by_who_a_redirect_leads_to() {
+fn challenge_after_a_redirect_to_another_origin_is_ignored() {
     let elsewhere = Server::start(|_| Reply::of(401, "").with("www-authenticate", "Basic"));
     let away = format!("http://{}/x?sig=secret", elsewhere.address);
     let server = Server::start(move |_| Reply::of(302, "").with("location", &away));
@@ -360,14 +360,14 @@ fn credentials_are_not_asked_for_by_who_a_redirect_leads_to() {
 }
 
 #[test]
-fn redirects_without_an_end_are_refused() {
+fn redirect_loop_is_rejected() {
     let server = Server::start(|_| Reply::of(302, "").with("location", "/again"));
     assert!(matches!(fetch(&client(), &server), Err(RegistryError::Redirect { .. })));
     assert_eq!(server.requests().len(), 11);
 }
 
 #[test]
-fn registry_that_asks_to_wait_is_left_alone_by_everybody() {
+fn parked_registry_gets_no_request_from_any_thread() {
     let server = Server::start(|asked| match asked.target.ends_with("/busy") {
         true => Reply::error(429, "TOOMANYREQUESTS").with("retry-after", 1200),
         false => Reply::of(200, "{}"),
@@ -385,7 +385,7 @@ fn registry_that_asks_to_wait_is_left_alone_by_everybody() {
 }
 
 #[test]
-fn short_wait_is_waited_for() {
+fn request_waits_for_a_short_pause() {
     let busy = Mutex::new(3);
     let server = Server::start(move |_| {
         let mut busy = busy.lock().unwrap();
@@ -405,7 +405,7 @@ fn short_wait_is_waited_for() {
 }
 
 #[test]
-fn exhausted_limit_holds_up_manifests_and_nothing_else() {
+fn exhausted_limit_delays_manifests_only() {
     let server = Server::start(|asked| match asked.target.contains("manifests") {
         true => Reply::of(200, "{}")
             .with("ratelimit-limit", "100;w=108000")
@@ -422,7 +422,7 @@ fn exhausted_limit_holds_up_manifests_and_nothing_else() {
 }
 
 #[test]
-fn failures_that_pass_are_tried_again_with_growing_pauses() {
+fn temporary_errors_are_retried_with_growing_pauses() {
     let server = Server::start(|asked| match asked.target.rsplit_once('/').unwrap().1 {
         "gone" => Reply::error(404, "MANIFEST_UNKNOWN"),
         "broken" => Reply::of(200, "{").with("content-length", 10),
@@ -438,7 +438,7 @@ fn failures_that_pass_are_tried_again_with_growing_pauses() {
 }
 
 #[test]
-fn blob_goes_on_where_it_is_asked_to_and_says_where_it_begins() {
+fn blob_starts_at_the_requested_offset_or_reports_another() {
     let server = Server::start(|asked| match asked.headers.get("range").map(String::as_str) {
         Some("bytes=2-") => Reply::of(206, "yer").with("content-range", "bytes 2-4/5"),
         Some("bytes=3-") => Reply::of(206, "yer").with("content-range", "bytes 2-4/5"),
@@ -459,7 +459,7 @@ fn blob_goes_on_where_it_is_asked_to_and_says_where_it_begins() {
 }
 
 #[test]
-fn layer_of_other_urls_is_fetched_there_first_and_without_credentials() {
+fn foreign_layer_is_fetched_from_its_urls_first_without_credentials() {
     let other = Server::start(|asked| match asked.target.as_str() {
         "/there" => Reply::of(200, "layer"),
         _ => Reply::of(404, ""),
@@ -503,7 +503,7 @@ fn lists_are_read_page_by_page() {
 }
 
 #[test]
-fn json_of_other_interfaces_comes_with_its_pages() {
+fn json_page_contains_the_url_of_the_next_page() {
     let server = Server::start(|asked| match asked.target.as_str() {
         "/api?page=1" => Reply::json(json!([1])).with("link", r#"</api?page=2>; rel="next""#).with("X-Total-Count", 2),
         "/page" => Reply::of(200, "<html>").with("content-type", "text/html"),
@@ -521,7 +521,7 @@ fn json_of_other_interfaces_comes_with_its_pages() {
 }
 
 #[test]
-fn mirror_is_asked_first_and_the_registry_where_the_mirror_fails() {
+fn registry_is_tried_after_a_failing_mirror() {
     let (files, image) = small_image();
     let server = Server::start(registry_of(files, "1", image));
     let mirror = Server::start(|_| Reply::of(500, ""));
@@ -536,7 +536,7 @@ fn mirror_is_asked_first_and_the_registry_where_the_mirror_fails() {
 }
 
 #[test]
-fn registry_on_this_machine_may_know_no_encryption() {
+fn registry_on_this_machine_may_use_plain_http() {
     let (files, image) = small_image();
     let server = Server::start(registry_of(files, "1", image));
     let place = ImageLocation { transport: Transport::Secure, ..server.place(":1") };
@@ -549,7 +549,7 @@ fn registry_on_this_machine_may_know_no_encryption() {
 }
 
 #[test]
-fn as_many_requests_are_under_way_as_are_allowed() {
+fn number_of_concurrent_requests_is_limited() {
     let busy = Arc::new((Mutex::new((0, 0)), Condvar::new()));
     let counted = Arc::clone(&busy);
     let server = Server::start(move |_| {
@@ -573,7 +573,7 @@ fn as_many_requests_are_under_way_as_are_allowed() {
 }
 
 #[test]
-fn server_that_falls_silent_is_given_up() {
+fn request_to_a_silent_server_ends_with_an_error() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let stall = Duration::from_millis(5);

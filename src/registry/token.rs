@@ -1,4 +1,4 @@
-//! Tokens: who gives them, how long they last, and that no two threads fetch the same one.
+//! Caches authorization per host and scope, and prevents two threads from fetching the same token.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -11,61 +11,61 @@ use super::challenge::Challenge;
 use super::credentials::authorization;
 use super::limits::lock;
 
-/// How long a token lasts that does not say it (distribution, "Token Authentication Specification").
+/// Lifetime of a token without `expires_in` (distribution, "Token Authentication Specification").
 const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(60);
-/// How long any token is used.
+/// Maximum time for which a token is used.
 const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The tokens that are known, by host and scope.
+/// Cached authorization by host and scope.
 #[derive(Default)]
 pub(super) struct Tokens(Mutex<HashMap<(String, String), SharedTokenSlot>>);
 
-/// What is known for one scope of one host. Whoever holds the lock may fetch the token.
+/// Cached authorization for one scope of one host. A thread holds the lock while it fetches a token.
 pub(super) type SharedTokenSlot = Arc<Mutex<TokenSlot>>;
 
 impl Tokens {
-    /// Returns what is known for a scope of a host.
+    /// Returns the cached authorization for a scope of a host.
     pub(super) fn slot(&self, authority: &str, scope: &str) -> SharedTokenSlot {
         let mut slots = lock(&self.0);
         Arc::clone(slots.entry((authority.to_owned(), scope.to_owned())).or_default())
     }
 }
 
-/// How a host was found to be asked for a scope, and what is shown to it.
+/// Authentication scheme that a host requires for a scope, and the authorization to send.
 #[derive(Default)]
 pub(super) struct TokenSlot {
-    pub(super) way: Option<Challenge>,
-    shown: Option<Shown>,
+    pub(super) challenge: Option<Challenge>,
+    cached: Option<CachedAuthorization>,
 }
 
-struct Shown {
+struct CachedAuthorization {
     value: HeaderValue,
-    /// From when on to fetch another.
+    /// Time from which a new token must be fetched; `None` if the value does not expire.
     renew: Option<Instant>,
 }
 
 impl TokenSlot {
-    /// Returns what may still be shown.
+    /// Returns the cached authorization, unless it has expired.
     pub(super) fn fresh(&self, now: Instant) -> Option<&HeaderValue> {
-        let shown = self.shown.as_ref()?;
-        shown.renew.is_none_or(|renew| now < renew).then_some(&shown.value)
+        let cached = self.cached.as_ref()?;
+        cached.renew.is_none_or(|renew| now < renew).then_some(&cached.value)
     }
 
-    /// Keeps what is to be shown from now on.
-    pub(super) fn keep(&mut self, way: Challenge, value: HeaderValue, renew: Option<Instant>) {
-        self.way = Some(way);
-        self.shown = Some(Shown { value, renew });
+    /// Stores the authorization for later requests.
+    pub(super) fn keep(&mut self, challenge: Challenge, value: HeaderValue, renew: Option<Instant>) {
+        self.challenge = Some(challenge);
+        self.cached = Some(CachedAuthorization { value, renew });
     }
 
-    /// Forgets what was `refused` and how it was got, unless there is something else to show by now.
+    /// Removes the `refused` authorization and its scheme, unless another thread has replaced them since.
     pub(super) fn forget(&mut self, refused: Option<&HeaderValue>) {
-        if self.shown.as_ref().map(|shown| &shown.value) == refused {
+        if self.cached.as_ref().map(|cached| &cached.value) == refused {
             *self = Self::default();
         }
     }
 }
 
-/// A token as its service gives it.
+/// Response of a token service.
 #[derive(Deserialize)]
 pub(super) struct TokenResponse {
     token: Option<String>,
@@ -77,20 +77,20 @@ pub(super) struct TokenResponse {
 }
 
 impl TokenResponse {
-    /// Returns the header that shows the token.
+    /// Returns the `Authorization` header with the token.
     pub(super) fn authorization(&self) -> Option<HeaderValue> {
         let tokens = [&self.token, &self.access_token];
         let token = tokens.into_iter().flatten().find(|token| !token.is_empty())?;
         authorization(&format!("Bearer {token}"))
     }
 
-    /// Returns for how long the token is used: four fifths of its life, less what is gone of it.
+    /// Returns the time for which the token is used: four fifths of its lifetime, minus its age.
     pub(super) fn use_for(&self, time_of_day: SystemTime) -> Duration {
         let seconds = self.expires_in.as_u64().filter(|&seconds| seconds > 0);
         let life = seconds.map_or(DEFAULT_TOKEN_LIFETIME, Duration::from_secs).min(MAX_TOKEN_LIFETIME);
         let issued = self.issued_at.as_str().and_then(|text| humantime::parse_rfc3339_weak(text).ok());
         let age = issued.and_then(|issued| time_of_day.duration_since(issued).ok()).unwrap_or_default();
-        // Nobody gives away dead tokens: one of the two clocks is wrong.
+        // A service does not issue expired tokens. The clock of the service or of this machine is wrong, so the age is ignored.
         let age = if age >= life { Duration::ZERO } else { age };
         (life * 4 / 5).saturating_sub(age)
     }
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn token_has_two_names() {
+    fn token_is_in_one_of_two_members() {
         for json in [r#"{"token":"t"}"#, r#"{"access_token":"t"}"#, r#"{"token":"","access_token":"t"}"#] {
             let value = parse(json).authorization().unwrap();
             assert_eq!(value.to_str().unwrap(), "Bearer t");
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn token_is_used_for_four_fifths_of_its_life() {
+    fn token_is_used_for_four_fifths_of_its_lifetime() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         let seconds = |json: &str| parse(json).use_for(now).as_secs();
         assert_eq!(seconds("{}"), 48);

@@ -1,6 +1,6 @@
-//! Downloads one blob ahead of whoever reads it, and goes on where a lost connection stopped.
+//! Downloads one blob ahead of its reader, and resumes after a lost connection.
 //!
-//! What arrives has the right length or ends in an error, but nobody has looked at its digest.
+//! The reader gets as many bytes as the manifest states, or an error. The digest is not verified here.
 
 mod attempts;
 mod pipe;
@@ -16,48 +16,48 @@ use std::time::{Duration, Instant};
 use attempts::{Attempts, Runtime};
 use pipe::Pipe;
 
-/// How many bytes are asked of a connection at once.
+/// Number of bytes of one read from a connection.
 const READ_SIZE: usize = 256 << 10;
 
-/// A body that a registry, or the store it points to, has begun to send.
+/// The body of a response with a blob or a part of it, from a registry or from the storage that it redirects to.
 pub(crate) struct OpenedBlob {
-    /// Which byte of the blob comes first.
+    /// Offset of the first byte in the blob.
     pub start: u64,
-    /// How many bytes follow, if the answer says it.
+    /// Number of bytes, if the response states it.
     pub length: Option<u64>,
-    /// The mirror that sends it, if it is not the registry itself.
+    /// Mirror that sent the response; `None` for the registry itself.
     pub mirror: Option<String>,
-    /// The bytes. A body that stalls has to end in an error at some time.
+    /// The bytes. A body that stalls must return an error after a time limit.
     pub body: Box<dyn Read + Send>,
 }
 
-/// What a failed request says about another one like it.
+/// An error of a request that may be repeated.
 pub(crate) trait Retryable: Error + Send + Sync + 'static {
-    /// Tells whether the same request may well succeed later.
+    /// Returns whether the same request may succeed later.
     fn is_transient(&self) -> bool;
 
-    /// Returns until when the registry wants to hear nothing, if it said so.
+    /// Returns the time until which the registry is parked.
     fn parked_until(&self) -> Option<Instant>;
 }
 
-/// How hard a download tries, and how far it runs ahead.
+/// Limits of a download: attempts, pauses, rate, and buffered bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DownloadPolicy {
-    /// How many attempts in a row may fail without a single byte.
+    /// Maximum number of consecutive attempts without a byte.
     pub attempts: u32,
-    /// How long to wait after the first of these, give or take a quarter. It doubles with each further one.
+    /// Pause after the first of these, varied by up to a quarter. It doubles with each further one.
     pub first_pause: Duration,
-    /// How long to wait at most, give or take a quarter.
+    /// Maximum pause, varied by up to a quarter.
     pub max_pause: Duration,
-    /// How long to wait, in all and without a single byte, for a registry that asks for it.
+    /// Maximum total time of waiting for a parked registry since the last byte.
     pub max_parked: Duration,
-    /// How many bytes a second have to come, on average over `rate_window`; 0 stands for no limit.
+    /// Minimum rate in bytes per second, on average over `rate_window`; 0 means no limit.
     pub minimum_rate: u64,
-    /// Over how much time, spent in waiting for the registry, that is measured.
+    /// Time over which the rate is measured. Only time in which the download waits for the registry counts.
     pub rate_window: Duration,
-    /// How many bytes may lie in memory, at least twice [`READ_SIZE`].
+    /// Maximum number of bytes in memory, at least twice [`READ_SIZE`].
     pub buffer_limit: usize,
-    /// How many bytes are worth a reader's while.
+    /// Number of buffered bytes from which on a read is worthwhile.
     pub ready_threshold: usize,
 }
 
@@ -76,23 +76,23 @@ impl Default for DownloadPolicy {
     }
 }
 
-/// Reads a blob on a thread of its own, a bounded number of bytes ahead of whoever reads it.
+/// Reads a blob in a thread of its own, a bounded number of bytes ahead of the reader.
 ///
-/// A lost connection is taken up where it stopped. What cannot be had is an error of the reader, behind the bytes that
-/// could. When the value is dropped, the thread ends on its own: at once, or when the body it reads from gives or fails.
+/// After a lost connection, the download resumes at the next byte. The reader gets all received bytes before an error. After
+/// the value is dropped, the thread ends: at once, or as soon as its current read returns.
 pub(crate) struct Download {
     pipe: Arc<Pipe>,
-    /// Reads when it is asked to, because no thread could be had.
+    /// Reads in the thread of the reader, if no thread could be started.
     direct: Option<Attempts>,
 }
 
-/// Tells how far a [`Download`] is, and keeps nothing of it going.
+/// Reports whether a [`Download`] can be read without waiting. It does not keep the download running.
 #[derive(Clone)]
 pub(crate) struct DownloadReadiness(Option<Arc<Pipe>>);
 
 impl Download {
-    /// Starts to read a blob of `size` bytes. `open` asks the registry for it from some byte on, as often as need be; an
-    /// answer may start at the blob's first byte instead.
+    /// Starts the download of a blob of `size` bytes. `open` requests the blob from an offset on; its response may start at the
+    /// first byte of the blob instead.
     pub(crate) fn start<E: Retryable>(
         open: impl FnMut(u64) -> Result<OpenedBlob, E> + Send + 'static,
         size: u64,
@@ -104,6 +104,7 @@ impl Download {
     }
 
     fn start_in(attempts: Attempts, pipe: Arc<Pipe>) -> Self {
+        // `attempts` is sent to the thread after it has started, because a failed `spawn` would drop what the closure owns.
         let mut waiting = Some(attempts);
         let (hand_over, handed_over) = mpsc::channel::<Attempts>();
         let filled = Arc::clone(&pipe);
@@ -115,16 +116,16 @@ impl Download {
         Self { pipe, direct: waiting }
     }
 
-    /// Returns what tells how far this download is.
+    /// Returns a handle that reports whether this download can be read without waiting.
     pub(crate) fn readiness(&self) -> DownloadReadiness {
         DownloadReadiness(self.direct.is_none().then(|| Arc::clone(&self.pipe)))
     }
 }
 
 impl DownloadReadiness {
-    /// Tells whether a read would get a useful amount at once, or the end, or an error.
+    /// Returns whether a read would return a worthwhile number of bytes, the end, or an error without waiting.
     pub(crate) fn is_ready(&self) -> bool {
-        // Without a thread, nothing arrives before it is read.
+        // Without a thread, bytes arrive only while the reader reads.
         self.0.as_ref().is_none_or(|pipe| pipe.is_ready())
     }
 }
@@ -144,7 +145,7 @@ impl Drop for Download {
     }
 }
 
-/// Reads until the end, an error, or nobody wants more.
+/// Fills the pipe until the end of the blob, an error, or the reader is dropped.
 fn fill(mut attempts: Attempts, pipe: &Pipe) {
     let writer = pipe.writer();
     let mut buffer = vec![0; READ_SIZE];
@@ -158,7 +159,7 @@ fn fill(mut attempts: Attempts, pipe: &Pipe) {
     }
 }
 
-/// Real time and real chance, until nobody reads the pipe.
+/// Real time and randomness. Pauses end when the reader of the pipe is dropped.
 struct SystemRuntime(Arc<Pipe>);
 
 impl Runtime for SystemRuntime {

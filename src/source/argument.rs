@@ -1,4 +1,4 @@
-//! How a user names an image on the command line.
+//! Parses images on the command line.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,46 +7,46 @@ use std::str::FromStr;
 use crate::image::{Digest, ImageName, NameError};
 use crate::registry::{ImageLocation, Transport};
 
-/// The schemes of other tools that a user may well try.
+/// Schemes of other tools, which get an error message of their own.
 const FOREIGN_SCHEMES: [&str; 6] = ["dir", "docker-daemon", "containers-storage", "ostree", "sif", "oras"];
 
-/// An image and the kind of place it lies at.
+/// An image argument: the kind of source and the image in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageArgument {
     /// `oci:DIR[:REF]`, a directory in the OCI image layout.
     OciLayout {
         /// The directory.
         directory: PathBuf,
-        /// Which of its images.
+        /// Name or digest of the image in it.
         reference: Option<String>,
     },
     /// `oci-archive:FILE[:REF]`, a tar file of such a directory.
     OciArchive {
         /// The tar file.
         file: PathBuf,
-        /// Which of its images.
+        /// Name or digest of the image in it.
         reference: Option<String>,
     },
-    /// `docker-archive:FILE[:REF]`, what `docker save` writes.
+    /// `docker-archive:FILE[:REF]`, a tar file of `docker save`.
     DockerArchive {
         /// The tar file.
         file: PathBuf,
-        /// Which of its images.
+        /// Name or digest of the image in it.
         reference: Option<String>,
     },
-    /// `docker://host/name:tag`, with `https://`, `http://` or nothing in place of `docker://`.
+    /// `docker://host/name:tag`, or the same with `https://`, `http://` or without a scheme.
     Registry {
         /// The name under which the image is published.
         name: ImageName,
-        /// The manifest to fetch, whatever the tag stands for by now.
+        /// Manifest to fetch. The tag is ignored then, because it may have moved.
         digest: Option<Digest>,
-        /// Whether the registry speaks HTTP without encryption.
+        /// Whether the registry uses plain HTTP.
         plain_http: bool,
     },
 }
 
 impl ImageArgument {
-    /// Returns the place of an image at a registry; `None` for an image on this machine.
+    /// Returns the location of an image at a registry; `None` for an image on this machine.
     pub fn registry_location(&self) -> Option<ImageLocation> {
         let Self::Registry { name, digest, plain_http } = self else { return None };
         let transport = Transport::of(*plain_http);
@@ -54,25 +54,27 @@ impl ImageArgument {
     }
 }
 
-/// Why a text names no image.
+/// A string is not a valid image argument.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArgumentError {
     /// A path or reference is empty.
-    #[error("'{argument}' lacks a {part}: it is {scheme}:PATH or {scheme}:PATH:REFERENCE, and PATH holds no colon")]
+    #[error(
+        "'{argument}' has no {part}: the form is {scheme}:PATH or {scheme}:PATH:REFERENCE, and PATH contains no colon"
+    )]
     EmptyPart {
-        /// The text as it was given.
+        /// The argument.
         argument: String,
         /// Which part is empty.
         part: &'static str,
-        /// The scheme it begins with.
+        /// The scheme.
         scheme: &'static str,
     },
-    /// Another tool knows this scheme.
+    /// Only other tools support this scheme.
     #[error(
-        "'{0}' is of a kind that strata does not read: copy it with skopeo to oci:, oci-archive: or docker-archive:"
+        "strata does not support the scheme of '{0}': copy the image with skopeo to oci:, oci-archive: or docker-archive:"
     )]
     ForeignScheme(String),
-    /// It is no image name either.
+    /// The argument has no scheme and is not a valid image name.
     #[error(transparent)]
     Name(#[from] NameError),
 }
@@ -80,7 +82,7 @@ pub enum ArgumentError {
 impl FromStr for ImageArgument {
     type Err = ArgumentError;
 
-    /// Parses an argument; a path ends at the first colon, as for skopeo, while a reference may hold further ones.
+    /// Parses an argument. As in skopeo, a path ends at the first colon, and the reference may contain further colons.
     fn from_str(text: &str) -> Result<Self, ArgumentError> {
         match text.split_once(':') {
             Some(("oci", _)) => {
@@ -101,7 +103,7 @@ impl FromStr for ImageArgument {
     }
 }
 
-/// Splits what follows the scheme into a path and, after the first colon, a reference.
+/// Splits the part after the scheme at the first colon into a path and an optional reference.
 fn path_and_reference(argument: &str, scheme: &'static str) -> Result<(PathBuf, Option<String>), ArgumentError> {
     let empty = |part| ArgumentError::EmptyPart { argument: argument.to_owned(), part, scheme };
     let rest = &argument[scheme.len() + 1..];
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn path_ends_at_the_first_colon_and_a_reference_holds_the_others() {
+    fn path_ends_at_the_first_colon_and_the_reference_contains_the_others() {
         let argument = parse("oci:a/b:docker.io/library/alpine:3").unwrap();
         let (directory, reference) = (PathBuf::from("a/b"), Some("docker.io/library/alpine:3".to_owned()));
         assert_eq!(argument, ImageArgument::OciLayout { directory, reference });
@@ -159,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn argument_keeps_its_text_form() {
+    fn display_of_a_parsed_argument_is_its_text() {
         let digest = Digest::of(b"");
         for text in [
             "oci:dir".to_owned(),
@@ -190,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn digest_beside_a_tag_is_not_lost() {
+    fn digest_after_a_tag_is_kept() {
         let digest = Digest::of(b"manifest");
         let ImageArgument::Registry { digest: parsed, name, .. } = parse(&format!("h.org/a:t@{digest}")).unwrap()
         else {
@@ -200,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_names_no_image_is_refused_with_a_reason() {
+    fn invalid_argument_is_rejected_with_a_reason() {
         for wrong in ["oci:", "oci::tag", "oci:dir:", "docker-archive:", "oci-archive:f:"] {
             assert!(matches!(parse(wrong), Err(ArgumentError::EmptyPart { .. })), "{wrong:?}");
         }

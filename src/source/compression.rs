@@ -1,24 +1,24 @@
-//! Recognises how a stream is packed by its first bytes, and unpacks it.
+//! Detects the compression of a stream from its first bytes, and decompresses it.
 
 use std::io::{self, Read};
 
 use flate2::read::MultiGzDecoder;
 
-/// How a stream is packed.
+/// Compression of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Compression {
     None,
     Gzip,
     Zstd,
-    /// Recognised only to be refused by name.
+    /// An unsupported format, which is detected for the error message.
     Foreign(&'static str),
 }
 
 impl Compression {
-    /// How many bytes [`detect`](Self::detect) looks at.
+    /// Number of bytes that [`detect`](Self::detect) needs.
     pub(super) const MAGIC: usize = 6;
 
-    /// Recognises a packing by the stream's first bytes; a stream may be shorter than [`MAGIC`](Self::MAGIC).
+    /// Detects the compression from the first [`MAGIC`](Self::MAGIC) bytes, or all bytes of a shorter stream.
     pub(super) fn detect(start: &[u8]) -> Self {
         match start {
             [0x1f, 0x8b, ..] => Self::Gzip,
@@ -30,14 +30,14 @@ impl Compression {
         }
     }
 
-    /// Returns the unpacked stream.
+    /// Returns the decompressed stream.
     pub(super) fn unpack(self, packed: impl Read + Send + 'static) -> io::Result<Box<dyn Read + Send>> {
         Ok(match self {
             Self::None => Box::new(packed),
             Self::Gzip => Box::new(MultiGzDecoder::new(packed)),
             Self::Zstd => Box::new(zstd::Decoder::new(packed)?),
             Self::Foreign(name) => {
-                let message = format!("it is packed with {name}, and only gzip and zstd can be read");
+                let message = format!("it is compressed with {name}, but only gzip and zstd are supported");
                 return Err(io::Error::new(io::ErrorKind::Unsupported, message));
             }
         })
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn packing_is_recognised_and_undone() {
+    fn compression_is_detected_and_decompressed() {
         let skippable = [&[0x52, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3][..], &zstd(b"content")].concat();
         let two_members = [gzip(b"con"), gzip(b"tent")].concat();
         for packed in [b"content".to_vec(), gzip(b"content"), zstd(b"content"), skippable, two_members] {

@@ -1,8 +1,9 @@
-//! Images in the archives that `docker save`, `podman save` and their like write.
+//! Images in archives of `docker save`, `podman save` and similar tools.
 //!
-//! Such an archive has no image manifest: it lists plain tar files, and only the config is named by its digest. So a
-//! manifest is made, always the same for the same config and layers: every layer as a plain tar stream, whose digest is
-//! its diff ID. Some tools pack the layers all the same. Those are read once to learn their plain size, and unpacked when opened.
+//! Such an archive has no image manifest: it lists uncompressed tar files, and only the config is named by its digest. Therefore
+//! a manifest is generated, always the same for the same config and layers. It lists each layer as an uncompressed tar stream,
+//! whose digest is its diff ID. Some tools compress the layers nevertheless. Such a layer is decompressed once to find its
+//! uncompressed size, and again when it is opened.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -26,14 +27,14 @@ const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
 #[derive(Debug)]
 pub struct DockerArchive {
     archive: TarArchive,
-    /// The tags that make up the image's names.
+    /// The tags of the image that the reference selects, or all its tags.
     tags: Vec<String>,
     config: Document,
     parsed_config: ImageConfig,
     layers: Vec<ArchivedLayer>,
 }
 
-/// An image as `manifest.json` lists it.
+/// An entry of `manifest.json`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct ArchivedImage {
@@ -44,7 +45,7 @@ struct ArchivedImage {
     layers: Vec<String>,
 }
 
-/// A layer and the file that holds it.
+/// A layer and the file that contains it.
 #[derive(Debug)]
 struct ArchivedLayer {
     diff_id: DiffId,
@@ -53,7 +54,7 @@ struct ArchivedLayer {
 }
 
 impl DockerArchive {
-    /// Opens an archive, which may be packed with gzip or zstd; without a `reference` it must hold one image.
+    /// Opens an archive, which may be compressed with gzip or zstd. Without a `reference` it must contain exactly one image.
     pub fn open(file: &Path, reference: Option<&str>) -> Result<Self, SourceError> {
         let archive = TarArchive::open(file)?;
         let image = choose(file, list(&archive)?, reference)?;
@@ -73,7 +74,7 @@ impl DockerArchive {
         Ok(Self { archive, tags: image.repo_tags, config, parsed_config, layers })
     }
 
-    /// Describes a layer by its plain tar stream.
+    /// Describes a layer as an uncompressed tar stream.
     fn describe(&self, layer: &ArchivedLayer) -> Result<ImageLayer, SourceError> {
         let size = match layer.member.compression {
             Compression::None => layer.member.size,
@@ -84,12 +85,12 @@ impl DockerArchive {
         Ok(ImageLayer { digest: layer.diff_id.0, size, diff_id: layer.diff_id, media_type, urls })
     }
 
-    /// Unpacks a layer to learn how long it is.
+    /// Decompresses a layer to find its uncompressed size.
     fn plain_size(&self, layer: &ArchivedLayer) -> Result<u64, SourceError> {
         let mut plain = self.open_plain(layer)?.take(MAX_UNPACKED + 1);
         let size = io::copy(&mut plain, &mut io::sink()).map_err(|source| self.unpack_failed(layer, source))?;
         if size > MAX_UNPACKED {
-            let source = io::Error::other(format!("it unpacks to more than {MAX_UNPACKED} bytes"));
+            let source = io::Error::other(format!("it decompresses to more than {MAX_UNPACKED} bytes"));
             return Err(self.unpack_failed(layer, source));
         }
         Ok(size)
@@ -114,7 +115,7 @@ impl Source for DockerArchive {
         Ok(Image {
             names: full_names(self.tags.iter().map(String::as_str)),
             index: None,
-            manifest: make_manifest(&self.config, &layers),
+            manifest: generate_manifest(&self.config, &layers),
             manifest_is_made: true,
             platform: self.parsed_config.platform(),
             config: self.config.clone(),
@@ -134,13 +135,13 @@ impl Source for DockerArchive {
     }
 }
 
-/// Reads the list of an archive's images.
+/// Reads `manifest.json`. If it is missing, the error states what the archive may be instead.
 fn list(archive: &TarArchive) -> Result<Vec<ArchivedImage>, SourceError> {
     if archive.find("manifest.json")?.is_none() {
         let reason = if archive.find("oci-layout")?.is_some() {
-            "it is an OCI image layout; write oci-archive: for it"
+            "it is an OCI image layout; use oci-archive: for it"
         } else if archive.find("repositories")?.is_some() {
-            "it has no manifest.json, and was made by a Docker older than 1.10; load and save it with a current one"
+            "it has no manifest.json, because a Docker before 1.10 wrote it; load and save it with a current version"
         } else {
             "it has no manifest.json"
         };
@@ -149,7 +150,7 @@ fn list(archive: &TarArchive) -> Result<Vec<ArchivedImage>, SourceError> {
     document::parse_list(archive.path(), "manifest.json", &read(archive, "manifest.json")?)
 }
 
-/// Chooses the image that a reference names, with only the matching tags left, or the only image there is.
+/// Returns the image that the reference selects, with only the matching tags, or the only image in the archive.
 fn choose(path: &Path, images: Vec<ArchivedImage>, reference: Option<&str>) -> Result<ArchivedImage, SourceError> {
     let names: Vec<String> = images.iter().flat_map(ArchivedImage::labels).collect();
     let is_list_of_one = images.len() == 1;
@@ -166,7 +167,7 @@ fn choose(path: &Path, images: Vec<ArchivedImage>, reference: Option<&str>) -> R
 }
 
 impl ArchivedImage {
-    /// Returns what a user can call this image: its tags, or the digest of its config.
+    /// Returns the references for this image: its tags, or else the digest of its config.
     fn labels(&self) -> Vec<String> {
         if self.repo_tags.is_empty() {
             let digest = digest_in_name(&self.config).map(|digits| format!("sha256:{digits}"));
@@ -176,8 +177,8 @@ impl ArchivedImage {
     }
 
     /// Returns this image if `reference` is one of its tags or the digest of its config.
-    ///
-    /// A tag matches in Docker's short form and in the full one, since Docker writes the first and podman the second.
+        ///
+        /// Tags are compared in their full form, because Docker writes the short form and podman the full one.
     fn named(mut self, reference: &str) -> Option<Self> {
         if reference.strip_prefix("sha256:").is_some_and(|digits| digest_in_name(&self.config) == Some(digits)) {
             return Some(self);
@@ -188,7 +189,7 @@ impl ArchivedImage {
     }
 }
 
-/// Completes a tag as Docker does: `alpine` means `docker.io/library/alpine:latest`.
+/// Returns the full form of a tag, as in Docker: `alpine` is `docker.io/library/alpine:latest`.
 fn full_tag(tag: &str) -> String {
     let (host, path) = match tag.split_once('/') {
         Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path.to_owned()),
@@ -199,7 +200,7 @@ fn full_tag(tag: &str) -> String {
     format!("{host}/{path}{latest}")
 }
 
-/// Returns the digits of the digest that a file is named by: `<hex>.json`, `blobs/sha256/<hex>` or `sha256:<hex>`.
+/// Returns the hex digits of the digest in a file name: `<hex>.json`, `blobs/sha256/<hex>` or `sha256:<hex>`.
 fn digest_in_name(name: &str) -> Option<&str> {
     let name = name.rsplit('/').next().unwrap_or(name);
     let name = name.strip_suffix(".json").unwrap_or(name);
@@ -220,7 +221,7 @@ fn null_as_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Strin
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// A manifest in canonical JSON: members in the order of the alphabet, and no white space.
+/// A manifest in canonical JSON: members in alphabetical order, without white space.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct CanonicalManifest {
@@ -239,8 +240,8 @@ struct CanonicalDescriptor {
     size: u64,
 }
 
-/// Makes the manifest that the archive lacks.
-fn make_manifest(config: &Document, layers: &[ImageLayer]) -> Document {
+/// Generates the manifest.
+fn generate_manifest(config: &Document, layers: &[ImageLayer]) -> Document {
     let config = CanonicalDescriptor {
         digest: config.digest.to_string(),
         media_type: CONFIG_TYPE,
@@ -253,7 +254,7 @@ fn make_manifest(config: &Document, layers: &[ImageLayer]) -> Document {
     });
     let layers = layers.collect();
     let manifest = CanonicalManifest { config, layers, media_type: MANIFEST_TYPE, schema_version: 2 };
-    Document::new(serde_json::to_vec(&manifest).expect("texts and numbers always become JSON"))
+    Document::new(serde_json::to_vec(&manifest).expect("strings and numbers can be serialized"))
 }
 
 #[cfg(test)]
@@ -276,12 +277,12 @@ mod tests {
         open(bytes, reference)?.resolve(&PlatformRequest::new(None))
     }
 
-    /// The name that Docker gives to a config.
+    /// Returns the file name of a config in an archive of Docker.
     fn config_name(config: &Value) -> String {
         format!("{}.json", Digest::of(config.to_string().as_bytes()).hex())
     }
 
-    /// An archive of one image with the layers `lower` and `upper`, the second packed by `pack`.
+    /// Returns an archive of one image with the layers `lower` and `upper`. `pack` compresses the second.
     fn archive(pack: impl Fn(&[u8]) -> Vec<u8>) -> Files {
         let config = config("linux/amd64", &["lower", "upper"]);
         let image =
@@ -292,7 +293,7 @@ mod tests {
             .with("2.tar", pack(b"upper"))
     }
 
-    /// An archive of two images, the second without a tag.
+    /// Returns an archive of two images, the second without a tag, and the digest of the second config.
     fn two_images() -> (Vec<u8>, String) {
         let (a, b) = (config("linux/amd64", &["a"]), config("linux/amd64", &["b"]));
         let files = Files::docker(json!([
@@ -305,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn manifest_is_made_in_canonical_form() {
+    fn manifest_is_generated_in_canonical_form() {
         let image = resolve(&archive(<[u8]>::to_vec).tar(), None).unwrap();
         let expected = format!(
             r#"{{"config":{{"digest":"{}","mediaType":"application/vnd.oci.image.config.v1+json","size":{}}},"layers":[{{"digest":"{}","mediaType":"application/vnd.oci.image.layer.v1.tar","size":5}},{{"digest":"{}","mediaType":"application/vnd.oci.image.layer.v1.tar","size":5}}],"mediaType":"application/vnd.oci.image.manifest.v1+json","schemaVersion":2}}"#,

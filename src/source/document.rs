@@ -1,4 +1,4 @@
-//! The small JSON files that describe an image: bounded before they are read, verified, and kept as they are.
+//! Reads the JSON documents that describe an image: limits their size, verifies them, and keeps them byte for byte.
 
 use std::io::Read;
 use std::path::Path;
@@ -8,30 +8,30 @@ use serde::de::DeserializeOwned;
 use super::error::SourceError;
 use crate::image::{Descriptor, Digest, Document, DocumentKind, DocumentOutline, MAX_DOCUMENT_SIZE, parse_object};
 
-/// A file or blob that has been opened, and its size.
+/// An open file or blob and its size.
 pub(super) struct Blob {
     pub(super) size: u64,
     pub(super) reader: Box<dyn Read + Send>,
 }
 
-/// A place that holds blobs by digest.
+/// A collection of blobs by digest: a layout, an archive, or a repository at a registry.
 pub(super) trait Blobs {
-    /// Returns the directory or file, or the name of an image at a registry, for messages.
+    /// Returns the path of the layout or archive, or the name of an image at a registry, for messages.
     fn path(&self) -> &Path;
 
-    /// Opens a blob; one that is absent is [`SourceError::MissingBlob`].
+    /// Opens a blob. Fails with [`SourceError::MissingBlob`] if it does not exist.
     fn open_blob(&self, digest: &Digest) -> Result<Blob, SourceError>;
 
-    /// Opens a manifest or an index. Registries keep them apart from blobs.
+    /// Opens a manifest or an index. Registries have a separate path for these.
     fn open_manifest(&self, digest: &Digest) -> Result<Blob, SourceError> {
         self.open_blob(digest)
     }
 }
 
-/// What artifacts were for some time, before they took the form of images (image-spec 1.1.0-rc2).
+/// Media type of the artifact manifest of image-spec 1.1.0-rc2. The final version has none: artifacts use image manifests.
 const ARTIFACT_MANIFEST: &str = "application/vnd.oci.artifact.manifest.v1+json";
 
-/// Opens what a digest names.
+/// Opens a blob by digest.
 type Open<'a> = &'a dyn Fn(&Digest) -> Result<Blob, SourceError>;
 
 /// Reads the manifest or index that `descriptor` points to and verifies its size and digest.
@@ -95,10 +95,10 @@ fn invalid(path: &Path, document: &str, source: serde_json::Error) -> SourceErro
     SourceError::InvalidDocument { path, document, source }
 }
 
-/// Tells whether a document is an index or a manifest.
+/// Returns whether a document is an index or a manifest.
 ///
-/// The members decide, and no media type may contradict them, the document's own or the one it was found under. One
-/// that looks like both is refused, since two readers could take it for two images (CVE-2021-41190).
+/// The members of the document decide. Neither its own media type nor `media_type`, under which it was found, may contradict
+/// them. A document that could be both is rejected, because two clients could read it as two images (CVE-2021-41190).
 pub(super) fn kind(path: &Path, name: &str, bytes: &[u8], media_type: &str) -> Result<DocumentKind, SourceError> {
     let outline: DocumentOutline = parse(path, name, bytes)?;
     let refuse = |reason| SourceError::NotAManifest { document: name.to_owned(), reason };
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn content_decides_what_a_document_is() {
+    fn members_decide_the_kind_of_a_document() {
         for media_type in ["", "text/plain", MANIFEST] {
             assert_eq!(kind_of(r#"{"config":{},"layers":[]}"#, media_type).unwrap(), DocumentKind::Manifest);
         }
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn document_with_two_faces_is_refused() {
+    fn ambiguous_document_is_rejected() {
         for (json, media_type) in [
             (r#"{"manifests":[],"layers":[]}"#.to_owned(), ""),
             (r#"{"manifests":[],"config":{}}"#.to_owned(), INDEX),
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn schema_1_is_refused_by_name() {
+    fn schema_1_has_its_own_error() {
         for json in [r#"{"schemaVersion":1,"fsLayers":[],"history":[]}"#, r#"{"fsLayers":[]}"#] {
             assert!(matches!(kind_of(json, ""), Err(SourceError::Schema1 { .. })), "{json}");
         }

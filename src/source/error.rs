@@ -1,4 +1,4 @@
-//! Why an image cannot be had. What an image says about itself is quoted and cut, since anybody may have written it.
+//! Errors from finding and reading images. Text from an image is untrusted, so messages escape and shorten it.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,10 +7,10 @@ use crate::image::{Digest, NameError};
 use crate::message::quoted;
 use crate::registry::RegistryError;
 
-/// Why an image could not be found or read.
+/// An image could not be found or read.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// A registry does not give the image.
+    /// A request to a registry failed.
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// A file cannot be opened or read.
@@ -18,7 +18,7 @@ pub enum SourceError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// A document cannot be read to its end.
@@ -28,21 +28,21 @@ pub enum SourceError {
         path: PathBuf,
         /// The file's name or digest.
         document: String,
-        /// What the system or the decompressor says.
+        /// Error of the operating system or the decompressor.
         source: io::Error,
     },
-    /// A directory, device or pipe lies where a file should.
+    /// The path is a directory, device or pipe.
     #[error("{path:?} is not a regular file")]
     NotAFile {
-        /// What lies there.
+        /// The path.
         path: PathBuf,
     },
-    /// The archive around an image is damaged, or not a tar file at all.
-    #[error("cannot use {path:?} as a tar archive")]
+    /// The archive is damaged or not a tar file.
+    #[error("cannot read {path:?} as a tar archive")]
     Archive {
         /// The archive.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         source: ArchiveError,
     },
     /// The directory or archive is not in the OCI image layout.
@@ -50,41 +50,41 @@ pub enum SourceError {
     NotALayout {
         /// The directory or archive.
         path: PathBuf,
-        /// How that shows, and what it may be instead.
+        /// What is missing, and what the path may be instead.
         reason: &'static str,
     },
-    /// The layout is of a version that is not known.
-    #[error("{path:?} is an OCI image layout of version {}, and only version 1 can be read", quoted(version))]
+    /// The version of the layout is not supported.
+    #[error("{path:?} is an OCI image layout of version {}, but only version 1 is supported", quoted(version))]
     LayoutVersion {
         /// The directory or archive.
         path: PathBuf,
-        /// The version it claims.
+        /// Version in the file `oci-layout`.
         version: String,
     },
-    /// The archive was not made by `docker save` or its like.
+    /// The archive is not in the format of `docker save`.
     #[error("{path:?} is not a docker archive: {reason}")]
     NotADockerArchive {
         /// The archive.
         path: PathBuf,
-        /// How that shows, and what it may be instead.
+        /// What is missing, and what the path may be instead.
         reason: &'static str,
     },
-    /// The archive lists a file that it does not hold.
-    #[error("{path:?} lists the file {}, but does not hold it", quoted(member))]
+    /// `manifest.json` of a docker archive lists a file that the archive does not contain.
+    #[error("{path:?} lists the file {}, but does not contain it", quoted(member))]
     MissingMember {
         /// The archive.
         path: PathBuf,
-        /// The file as it is listed.
+        /// Name of the file in the list.
         member: String,
     },
-    /// The archive names a config by another digest than its own.
-    #[error("{path:?} holds a config named {}, but its digest is {actual}", quoted(member))]
+    /// The file name of a config contains another digest than that of its content.
+    #[error("{path:?} contains a config named {}, but its digest is {actual}", quoted(member))]
     ConfigName {
         /// The archive.
         path: PathBuf,
-        /// The config's file name.
+        /// File name of the config.
         member: String,
-        /// The digest of what it holds.
+        /// Digest of its content.
         actual: Digest,
     },
     /// A layer of a docker archive cannot be unpacked.
@@ -92,9 +92,9 @@ pub enum SourceError {
     UnpackLayer {
         /// The archive.
         path: PathBuf,
-        /// The layer's file name.
+        /// File name of the layer.
         member: String,
-        /// What is wrong with it.
+        /// The cause.
         source: io::Error,
     },
     /// No image has this name or digest.
@@ -102,61 +102,64 @@ pub enum SourceError {
     UnknownReference {
         /// The directory or archive.
         path: PathBuf,
-        /// What was asked for.
+        /// The requested name or digest.
         reference: String,
-        /// What there is.
+        /// The names and digests of the images.
         names: Vec<String>,
     },
-    /// Several images could be meant.
-    #[error("{path:?} has several images, add one of these after a colon: {}", list(names))]
+    /// The path contains several images, and the user chose none.
+    #[error("{path:?} contains several images: add one of these after a colon: {}", list(names))]
     SeveralImages {
         /// The directory or archive.
         path: PathBuf,
-        /// What there is.
+        /// The names and digests of the images.
         names: Vec<String>,
     },
-    /// There is nothing to choose from.
+    /// The list of images is empty.
     #[error("{path:?} lists no image")]
     NoImage {
         /// The directory or archive.
         path: PathBuf,
     },
-    /// An index has nothing for the platform.
-    #[error("there is no image for {requested}; choose a platform of {}", list(offered))]
+    /// The index contains no image for the platform.
+    #[error("there is no image for {requested}; available platforms: {}", list(offered))]
     NoSuchPlatform {
-        /// The platform that was asked for.
+        /// The requested platform.
         requested: String,
-        /// The platforms there are.
+        /// The platforms in the index.
         offered: Vec<String>,
     },
-    /// An index has only what not every machine of the architecture runs.
-    #[error("there is no image for every {requested}, but only for {}: name the variant that is wanted", list(offered))]
+    /// The index contains only variants that not every machine of the architecture supports.
+    #[error(
+        "there is no image that runs on every {requested} machine, only for {}: request one of these variants",
+        list(offered)
+    )]
     VariantNeeded {
-        /// The platform that was asked for, without a variant.
+        /// The requested platform, without a variant.
         requested: String,
-        /// The platforms of its architecture.
+        /// The available platforms of the same architecture.
         offered: Vec<String>,
     },
-    /// The only image is for another platform than the one that was asked for.
+    /// The only image is for another platform than the requested one.
     #[error("image {digest} is for {}, not for {requested}", quoted(actual))]
     OtherPlatform {
-        /// The image's manifest, or its config where it has none.
+        /// Digest of the manifest, or of the config in a docker archive.
         digest: Digest,
-        /// The platform that was asked for.
+        /// The requested platform.
         requested: String,
-        /// The platform of the image.
+        /// Platform of the image.
         actual: String,
     },
-    /// A document is larger than any honest one.
-    #[error("{document} of {path:?} is {size} bytes long, more than the {limit} that are read")]
+    /// A document exceeds the size limit.
+    #[error("{document} of {path:?} is {size} bytes long, more than the limit of {limit}")]
     DocumentTooLarge {
         /// The directory or archive.
         path: PathBuf,
         /// The file's name or digest.
         document: String,
-        /// Its size, or what was promised.
+        /// Its size, or the size in its descriptor.
         size: u64,
-        /// The size up to which it is read.
+        /// Maximum size in bytes.
         limit: u64,
     },
     /// A document cannot be parsed.
@@ -166,96 +169,96 @@ pub enum SourceError {
         path: PathBuf,
         /// The file's name or digest.
         document: String,
-        /// What is wrong with it.
+        /// The cause.
         source: serde_json::Error,
     },
-    /// A digest is in a form that cannot be verified.
-    #[error("{document} names a blob by a digest that cannot be verified")]
+    /// A digest is malformed or uses an unsupported algorithm.
+    #[error("{document} contains a blob digest that cannot be verified")]
     UnknownDigest {
-        /// The document that names it.
+        /// The document that contains it.
         document: String,
-        /// The digest.
+        /// The parse error.
         source: NameError,
     },
-    /// A blob is not there.
+    /// A blob is missing.
     #[error("there is no blob {digest}")]
     MissingBlob {
         /// The blob.
         digest: Digest,
-        /// The file that should hold it, or the archive.
+        /// Path of the missing file, or of the archive.
         path: PathBuf,
     },
-    /// A blob is longer or shorter than promised.
-    #[error("blob {digest} of {path:?} is {actual} bytes long, but its descriptor promises {expected}")]
+    /// The size of a blob differs from its descriptor.
+    #[error("blob {digest} of {path:?} is {actual} bytes long, but its descriptor states {expected}")]
     WrongSize {
         /// The directory or archive.
         path: PathBuf,
         /// The blob.
         digest: Digest,
-        /// What its descriptor says.
+        /// Size in the descriptor.
         expected: u64,
-        /// What is there.
+        /// Actual size.
         actual: u64,
     },
-    /// A blob holds other bytes than its name promises.
+    /// The content of a blob does not match its digest.
     #[error("blob {expected} of {path:?} has the digest {actual}: it is damaged")]
     WrongDigest {
         /// The directory or archive.
         path: PathBuf,
-        /// The digest it should have.
+        /// Digest in the descriptor.
         expected: Digest,
-        /// The digest it has.
+        /// Digest of the content.
         actual: Digest,
     },
-    /// The image is of a form that Docker has left behind.
+    /// The manifest is in Docker's obsolete schema 1.
     #[error(
-        "{document} is a Docker schema 1 manifest, which is no longer read: pull and push the image with a current tool"
+        "{document} is a Docker schema 1 manifest, which is not supported: pull and push the image with a current tool"
     )]
     Schema1 {
         /// The manifest.
         document: String,
     },
-    /// A document is neither a manifest nor an index, or looks like both.
-    #[error("{document} is not to be used: {reason}")]
+    /// A document is neither a manifest nor an index, or it could be both.
+    #[error("{document} is not a valid manifest or index: {reason}")]
     NotAManifest {
         /// The document.
         document: String,
-        /// What is wrong with it.
+        /// The cause.
         reason: &'static str,
     },
-    /// The manifest describes something that is no image.
-    #[error("{manifest} is no image but an artifact of the type {}", quoted(artifact_type))]
+    /// The manifest describes an artifact that is not an image.
+    #[error("{manifest} is not an image but an artifact of type {}", quoted(artifact_type))]
     Artifact {
         /// The manifest.
         manifest: Digest,
-        /// What it is.
+        /// Type of the artifact.
         artifact_type: String,
     },
-    /// A layer is encrypted, or of a kind that is not known.
-    #[error("{manifest} has a layer {} of the type {}, which cannot be unpacked", quoted(layer), quoted(media_type))]
+    /// A layer is encrypted or its media type is not supported.
+    #[error("{manifest} has a layer {} of type {}, which is not supported", quoted(layer), quoted(media_type))]
     LayerType {
         /// The manifest.
         manifest: String,
-        /// The layer's digest.
+        /// Digest of the layer.
         layer: String,
-        /// What the manifest says that it is.
+        /// Media type in the manifest.
         media_type: String,
     },
-    /// Indexes lead to indexes without an end.
-    #[error("index {digest} lies below {limit} other indexes")]
+    /// Indexes are nested too deeply.
+    #[error("index {digest} is nested in more than {limit} other indexes")]
     NestedTooDeep {
-        /// The index that is not read any more.
+        /// The innermost index, which was not read.
         digest: Digest,
-        /// How many may lie above.
+        /// Maximum nesting depth.
         limit: usize,
     },
     /// Too many documents had to be read to find one image.
     #[error("no image was found in the first {limit} manifests and indexes")]
     TooManyDocuments {
-        /// How many were read.
+        /// Maximum number of documents.
         limit: usize,
     },
-    /// Config and manifest do not belong together.
+    /// Config and manifest list different numbers of layers.
     #[error("manifest lists {layers} layers, but config {config} lists {diff_ids}")]
     LayerCount {
         /// The config.
@@ -265,7 +268,7 @@ pub enum SourceError {
         /// Number of diff IDs in the config.
         diff_ids: usize,
     },
-    /// The layer is not one of this image.
+    /// The layer does not belong to this image.
     #[error("{path:?} has no layer {digest}")]
     UnknownLayer {
         /// The archive.
@@ -275,67 +278,67 @@ pub enum SourceError {
     },
 }
 
-/// What is wrong with a tar file that holds an image.
+/// A tar file with an image cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// A header cannot be understood.
+    /// A header is invalid.
     #[error("the header at byte {position} is damaged, or this is no tar archive")]
     Header {
-        /// Where it begins, in the unpacked archive.
+        /// Offset of the header in the uncompressed archive.
         position: u64,
-        /// What is wrong with it.
+        /// The cause.
         source: tar_core::parse::ParseError,
     },
-    /// The headers of one member have no end.
+    /// The headers of one member exceed the size limit.
     #[error("the headers at byte {position} are longer than {limit} bytes")]
     HeadersTooLong {
-        /// Where they begin, in the unpacked archive.
+        /// Offset of the headers in the uncompressed archive.
         position: u64,
-        /// Up to how many bytes are read.
+        /// Maximum number of bytes.
         limit: usize,
     },
-    /// The archive ends early.
-    #[error("it ends inside of a member: the file was cut off")]
+    /// The archive is truncated.
+    #[error("it ends inside a member: the file is truncated")]
     Truncated,
-    /// The archive cannot be read or unpacked.
-    #[error("it cannot be read on after byte {position}")]
+    /// The archive cannot be read or decompressed.
+    #[error("reading failed after byte {position}")]
     Read {
-        /// Up to where it was read, in the unpacked archive.
+        /// Number of bytes read before the error, in the uncompressed archive.
         position: u64,
-        /// What the system or the decompressor says.
+        /// Error of the operating system or the decompressor.
         source: io::Error,
     },
-    /// There are more members than any honest archive has.
-    #[error("it has more than {limit} members, or names of more than {name_limit} bytes together")]
+    /// The archive has too many members, or their names are too long in total.
+    #[error("it has more than {limit} members, or their names have more than {name_limit} bytes in total")]
     TooManyMembers {
-        /// How many members are listed.
+        /// Maximum number of members.
         limit: usize,
-        /// How many bytes of names are listed.
+        /// Maximum total length of names in bytes.
         name_limit: usize,
     },
-    /// It unpacks to more than any honest archive.
+    /// The uncompressed archive exceeds the size limit.
     #[error("it unpacks to more than {limit} bytes")]
     TooLarge {
-        /// Up to how many bytes are read.
+        /// Maximum number of bytes.
         limit: u64,
     },
-    /// Links lead to links.
-    #[error("member {} is a link that leads to too many others", quoted(member))]
+    /// A link points to a long chain of other links.
+    #[error("member {} is a link at the start of too many other links", quoted(member))]
     TooManyLinks {
         /// The first link.
         member: String,
     },
-    /// A member is stored in a form that cannot be read in place.
-    #[error("member {} is stored as a sparse file: make the archive anew without --sparse", quoted(member))]
+    /// A member is stored as a sparse file.
+    #[error("member {} is stored as a sparse file: create the archive again without --sparse", quoted(member))]
     Sparse {
         /// The member.
         member: String,
     },
 }
 
-/// How many names a message lists.
+/// Maximum number of names in a message.
 const MAX_LISTED: usize = 20;
-/// Lists names, or says that there are none.
+/// Formats a list of names, or returns "none".
 fn list(names: &[String]) -> String {
     let mut shown: Vec<String> = names.iter().take(MAX_LISTED).map(|name| quoted(name)).collect();
     if names.len() > MAX_LISTED {
@@ -349,7 +352,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn message_shows_foreign_names_tamed_and_cut() {
+    fn names_in_messages_are_escaped_and_shortened() {
         assert_eq!(quoted("a\x1b[31m\n"), r#""a\u{1b}[31m\n""#);
         assert_eq!(quoted(&"ä".repeat(201)).chars().count(), 203);
         assert_eq!(list(&[]), "none");

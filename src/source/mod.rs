@@ -1,10 +1,10 @@
-//! Where images come from: a registry, a directory or an archive in the OCI image layout, or an archive of Docker's own kind.
+//! Reads images from registries, OCI image layouts (directories and archives), and docker archives.
 //!
-//! A [`Source`] hands out two things: the documents that describe an image, small, verified and verbatim, and its layers
-//! as streams that nobody has verified yet. Who reads a layer checks its size and digests on the way.
+//! A [`Source`] returns the documents that describe an image (index, manifest, config), verified and byte for byte, and its
+//! layers as unverified streams. The reader of a layer must check its size and digests.
 //!
-//! Nothing is ever unpacked to disk, and no layer is whole in memory: a compressed archive is unpacked anew, from its
-//! start, for each layer that is read.
+//! No layer is unpacked to disk or completely in memory: for each layer that is read, a compressed archive is decompressed
+//! again from its start.
 
 mod argument;
 mod compression;
@@ -32,66 +32,65 @@ pub use registry_image::RegistryImage;
 use crate::image::{ChainId, DiffId, Digest, Document, FullName, ImageConfig, ImageName, NameError, Platform};
 use crate::registry::Registries;
 
-/// One image at some place, for one or several platforms.
+/// One image, for one or several platforms.
 pub trait Source: Send + Sync {
-    /// Finds the image for a platform and verifies what describes it: sizes and digests of index, manifest and config.
+    /// Finds the image for a platform, and verifies the sizes and digests of its index, manifest and config.
     ///
-    /// Layers are not looked at; one that is missing is an error only when it is opened.
+    /// Layers are not accessed: a missing layer is an error only in [`open_layer`](Self::open_layer).
     fn resolve(&self, request: &PlatformRequest) -> Result<Image, SourceError>;
 
-    /// Finds the images for each of the platforms `wanted`, or for all that there are: Linux ones only, in the order of the
-    /// index, and each platform once. Each is verified as by [`resolve`](Self::resolve), and comes with its platform.
+    /// Finds the images for the platforms `wanted`, or for all platforms of the image: only Linux, in the order of the index, and
+    /// each platform once. The images are verified as in [`resolve`](Self::resolve).
     ///
-    /// One that is wanted and not there is an error.
+    /// Fails if there is no image for one of the platforms `wanted`.
     fn resolve_each(&self, wanted: Option<&[Platform]>) -> Result<Vec<(Platform, Image)>, SourceError>;
 
-    /// Opens the bytes of a layer of an image that this source has resolved.
-    ///
-    /// Neither size nor digest has been checked.
+    /// Opens a layer of an image that this source has resolved. The caller must verify size and digest.
     fn open_layer(&self, layer: &ImageLayer) -> Result<LayerBlob, SourceError>;
 
-    /// Opens the bytes of a layer if that can be done now: a registry gives so many at a time.
+    /// Opens a layer like [`open_layer`](Self::open_layer), but returns `None` instead of waiting if the maximum number of
+    /// downloads from the registry is under way.
     fn try_open_layer(&self, layer: &ImageLayer) -> Result<Option<LayerBlob>, SourceError> {
         self.open_layer(layer).map(Some)
     }
 
-    /// Tells whether layers come over a network: then several are opened at a time, and none twice if that can be helped.
+    /// Returns whether layers are downloaded. Then the caller should open several at once, and avoid opening one twice.
     fn is_remote(&self) -> bool {
         false
     }
 
-    /// Returns the mirror that a layer was read from last, if it was one.
+    /// Returns the mirror from which a layer was last read; `None` for the registry itself and for local images.
     fn mirror_of(&self, _layer: &Digest) -> Option<String> {
         None
     }
 }
 
-/// The bytes of a layer, unverified, as they come.
+/// The unverified bytes of a layer.
 pub struct LayerBlob {
     reader: Box<dyn Read + Send>,
     is_ready: Readiness,
 }
 
-/// Tells, without waiting, whether reading would have to wait.
+/// Returns whether a read would succeed without waiting.
 pub type Readiness = Box<dyn Fn() -> bool + Send>;
 
 impl LayerBlob {
-    /// Returns the bytes of a layer that lies on this machine.
+    /// Wraps a layer on this machine.
     pub fn local(reader: impl Read + Send + 'static) -> Self {
         Self { reader: Box::new(reader), is_ready: Box::new(|| true) }
     }
 
-    /// Returns the bytes of a layer that is on its way to this machine.
+    /// Wraps a layer that is being downloaded.
     pub fn remote(reader: impl Read + Send + 'static, is_ready: impl Fn() -> bool + Send + 'static) -> Self {
         Self { reader: Box::new(reader), is_ready: Box::new(is_ready) }
     }
 
-    /// Tells, without waiting, whether reading would have to wait.
+    /// Returns whether a read would succeed without waiting.
     pub fn is_ready(&self) -> bool {
         (self.is_ready)()
     }
 
-    /// Parts the bytes from what tells whether there are any.
+    /// Splits the blob into its bytes and its readiness.
     pub fn into_parts(self) -> (Box<dyn Read + Send>, Readiness) {
         (self.reader, self.is_ready)
     }
@@ -103,7 +102,7 @@ impl Read for LayerBlob {
     }
 }
 
-/// Opens the place that an argument names. A registry is not asked yet.
+/// Opens the source of an image. For an image at a registry, no request is sent yet.
 pub fn open(argument: &ImageArgument, registries: &Registries) -> Result<Box<dyn Source>, SourceError> {
     Ok(match argument {
         ImageArgument::OciLayout { directory, reference } => {
@@ -112,38 +111,38 @@ pub fn open(argument: &ImageArgument, registries: &Registries) -> Result<Box<dyn
         ImageArgument::OciArchive { file, reference } => Box::new(OciLayout::open_archive(file, reference.as_deref())?),
         ImageArgument::DockerArchive { file, reference } => Box::new(DockerArchive::open(file, reference.as_deref())?),
         ImageArgument::Registry { .. } => {
-            let place = argument.registry_location().expect("the argument names a place at a registry");
-            Box::new(RegistryImage::new(registries.clone(), place))
+            let location = argument.registry_location().expect("the argument is an image at a registry");
+            Box::new(RegistryImage::new(registries.clone(), location))
         }
     })
 }
 
-/// The platform that an image is wanted for.
+/// Request for the image of one platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlatformRequest {
-    /// What the image should run on.
+    /// Platform on which the image should run.
     pub platform: Platform,
-    /// Whether the user asked for it. If not, the platform only chooses between several images: a single image is accepted for
-    /// every platform, unless an index names one for it.
+    /// Whether the user named the platform. If not, it only selects among several images: a single image is accepted for any
+    /// platform, unless an index states one for it.
     pub explicit: bool,
 }
 
 impl PlatformRequest {
-    /// Asks for `platform` and nothing else; without one, prefers images for this machine.
+    /// Requests exactly `platform`, or without one, prefers the platform of this machine.
     pub fn new(platform: Option<Platform>) -> Self {
         let explicit = platform.is_some();
         Self { platform: platform.unwrap_or_else(Platform::of_this_machine), explicit }
     }
 }
 
-/// The platforms that an image is wanted for.
+/// The platforms for which an image is converted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Platforms {
-    /// One, and the image is that of its name.
+    /// One platform. The image has no platform directory.
     One(PlatformRequest),
-    /// These, side by side.
+    /// Several platforms, published side by side.
     Several(Vec<Platform>),
-    /// All that there are, side by side.
+    /// All Linux platforms of the image, published side by side.
     All,
 }
 
@@ -154,7 +153,7 @@ impl Default for Platforms {
 }
 
 impl Platforms {
-    /// Returns what was asked for, if anything was.
+    /// Returns the platforms that the user named, if any.
     pub fn asked(&self) -> Option<String> {
         match self {
             Self::One(PlatformRequest { explicit: false, .. }) => None,
@@ -162,7 +161,7 @@ impl Platforms {
         }
     }
 
-    /// Finds the images that are wanted. Those that stand side by side come with their platforms.
+    /// Finds the images. Images that are published side by side are returned with their platforms.
     pub fn resolve(&self, source: &dyn Source) -> Result<Vec<(Option<Platform>, Image)>, SourceError> {
         let side_by_side = |wanted| {
             let images = source.resolve_each(wanted)?;
@@ -200,62 +199,62 @@ impl fmt::Display for Platforms {
     }
 }
 
-/// An image: its verified documents, and where its layers follow from.
+/// An image: its verified documents and the descriptions of its layers.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Image {
-    /// The full names that the place itself gives the image: host, repository and tag. Often there is none.
+    /// Full names (host, repository and tag) that the layout or archive contains for the image. Often there are none.
     pub names: Vec<FullName>,
-    /// The index that the reference named, if it named one.
+    /// The index, if the reference pointed to one.
     pub index: Option<Document>,
     /// The image manifest.
     pub manifest: Document,
-    /// Whether the manifest was made here, because the place has none.
+    /// Whether strata generated the manifest, because a docker archive has none.
     pub manifest_is_made: bool,
-    /// What the image is for, if anything says it: the index, or else the config.
+    /// Platform according to the index, or else to the config.
     pub platform: Option<Platform>,
     /// The image config.
     pub config: Document,
-    /// What the config says.
+    /// The parsed image config.
     pub parsed_config: ImageConfig,
-    /// The layers, from the lowest up.
+    /// The layers, lowest first.
     pub layers: Vec<ImageLayer>,
 }
 
-/// Why it is not clear under which name an image is published.
+/// An image cannot be published because its name is missing, ambiguous or wrong. The user must pass `--name`.
 #[derive(Debug, thiserror::Error)]
 pub enum NamingError {
-    /// Nothing says it.
-    #[error("'{0}' carries no full name: give one with --name host/name:tag")]
+    /// Neither the user nor the source gives a name.
+    #[error("'{0}' contains no full name: pass one with --name host/name:tag")]
     NoName(ImageArgument),
-    /// Several names say it.
-    #[error("'{argument}' carries several names ({}): give one with --name", names.join(", "))]
+    /// The source contains several names.
+    #[error("'{argument}' contains several names ({}): choose one with --name", names.join(", "))]
     SeveralNames {
-        /// The image as it was named.
+        /// The image, as written by the user.
         argument: ImageArgument,
-        /// The names that it carries.
+        /// The names in the source.
         names: Vec<String>,
     },
-    /// The name is that of another image.
+    /// The digest in the name belongs to another image.
     #[error("'{argument}' cannot be published as '{name}': its digest is {}", digests(found))]
     OtherDigest {
-        /// The image as it was named.
+        /// The image, as written by the user.
         argument: Box<ImageArgument>,
-        /// The name, with a digest.
+        /// The name with its digest.
         name: Box<FullName>,
-        /// The digests of its index, if it has one, and of its manifest.
+        /// Digests of the index of the image, if any, and of its manifest.
         found: Vec<Digest>,
     },
 }
 
-/// Lists the digests that an image goes by.
+/// Formats the digests of an index and a manifest for a message.
 fn digests(found: &[Digest]) -> String {
     found.iter().map(ToString::to_string).collect::<Vec<_>>().join(" (its index) or ")
 }
 
 impl Image {
-    /// Returns the name to publish the image under: the one that is `asked` for, or the only one that it carries.
+    /// Returns the name under which the image is published: `asked`, or else the only name in the source.
     ///
-    /// A digest in it has to be that of the image's manifest, or of the index that it was found by.
+    /// Fails if the name contains a digest that is neither that of the manifest nor that of the index of the image.
     pub fn name(&self, asked: Option<&FullName>, argument: &ImageArgument) -> Result<ImageName, NamingError> {
         let name = match (asked, self.names.as_slice()) {
             (Some(name), _) | (None, [name]) => name,
@@ -274,24 +273,24 @@ impl Image {
         }
     }
 
-    /// Returns the chain IDs of the image: of its lowest layer, of its two lowest layers, and so on.
+    /// Returns the chain IDs of the lowest layer, of the two lowest layers, and so on.
     pub fn chains(&self) -> Vec<ChainId> {
         ChainId::all(&self.layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>())
     }
 }
 
-/// A layer as manifest and config promise it.
+/// A layer as described by manifest and config.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageLayer {
-    /// The digest of the bytes that [`Source::open_layer`] returns.
+    /// Digest of the bytes that [`Source::open_layer`] returns.
     pub digest: Digest,
-    /// How many bytes these are.
+    /// Number of these bytes.
     pub size: u64,
-    /// The digest of the layer's tar stream.
+    /// Digest of the uncompressed tar stream.
     pub diff_id: DiffId,
-    /// How the tar stream is packed, in the manifest's words; may be empty.
+    /// Media type according to the manifest; may be empty.
     pub media_type: String,
-    /// Where else its bytes may be; registries need not have them then.
+    /// Alternative URLs of a foreign layer, which the registry need not have.
     pub urls: Vec<String>,
 }
 
@@ -307,16 +306,16 @@ impl fmt::Debug for Image {
     }
 }
 
-/// Parses a name that a layout or an archive carries, if it is a full one.
+/// Parses a name in a layout or archive. Returns `None` unless it starts with a host.
 ///
-/// `bitnami/nginx:1` means a repository at Docker Hub to those who wrote it, not a host named `bitnami`.
+/// `bitnami/nginx:1` is Docker's short form for a repository at Docker Hub, so `bitnami` is not a host.
 fn full_name(text: &str) -> Option<FullName> {
     let name: FullName = text.parse().ok()?;
     let host = name.name.host();
     (host.contains(['.', ':']) || host == "localhost").then_some(name)
 }
 
-/// Parses the full names among `texts`, each once.
+/// Returns the full names among `texts`, sorted and without duplicates.
 fn full_names<'t>(texts: impl IntoIterator<Item = &'t str>) -> Vec<FullName> {
     let mut names: Vec<FullName> = texts.into_iter().filter_map(full_name).collect();
     names.sort();

@@ -1,7 +1,6 @@
 //! Images in an OCI image layout (image-spec, image-layout.md): a directory, or a tar file of such a directory.
 //!
-//! Of all that a layout says, only parsed digests ever become paths; a reference is compared with annotations and nothing
-//! else.
+//! The layout is untrusted: paths are built only from parsed digests. A reference is only compared with annotations and digests.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -17,19 +16,19 @@ use super::tar_index::TarArchive;
 use super::{Image, ImageLayer, LayerBlob, PlatformRequest, Source, full_names};
 use crate::image::{Descriptor, Digest, DocumentKind, FullName, ImageIndex, ImageManifest, Platform};
 
-/// The tag or name of an entry in `index.json`, as nearly every tool writes it.
+/// Annotation with the tag or name of an entry in `index.json`. Nearly every tool writes it.
 const REFERENCE_NAME: &str = "org.opencontainers.image.ref.name";
-/// The full name of an entry in `index.json`, as containerd and Docker write it.
+/// Annotation with the full name of an entry in `index.json`. containerd and Docker write it.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
-/// A layout, and which of its images is meant.
+/// One image of a layout.
 #[derive(Debug)]
 pub struct OciLayout {
     files: LayoutFiles,
     reference: Option<String>,
 }
 
-/// Where the files of a layout lie.
+/// The files of a layout.
 #[derive(Debug)]
 enum LayoutFiles {
     Directory(PathBuf),
@@ -43,18 +42,18 @@ struct LayoutVersion {
 }
 
 impl OciLayout {
-    /// Opens a layout in a directory; without a `reference` it must hold one image.
+    /// Opens a layout in a directory. Without a `reference` it must contain exactly one image.
     pub fn open(directory: &Path, reference: Option<&str>) -> Result<Self, SourceError> {
         let metadata = fs::metadata(directory);
         let metadata = metadata.map_err(|source| SourceError::Read { path: directory.to_owned(), source })?;
         if !metadata.is_dir() {
-            let reason = "it is not a directory; write oci-archive: or docker-archive: for a tar file";
+            let reason = "it is not a directory; use oci-archive: or docker-archive: for a tar file";
             return Err(SourceError::NotALayout { path: directory.to_owned(), reason });
         }
         Self::new(LayoutFiles::Directory(directory.to_owned()), reference)
     }
 
-    /// Opens a layout in a tar file, which may be packed with gzip or zstd.
+    /// Opens a layout in a tar file, which may be compressed with gzip or zstd.
     pub fn open_archive(file: &Path, reference: Option<&str>) -> Result<Self, SourceError> {
         Self::new(LayoutFiles::Archive(TarArchive::open(file)?), reference)
     }
@@ -70,7 +69,7 @@ impl OciLayout {
         }
     }
 
-    /// Reads one of the two files that every layout has.
+    /// Reads `oci-layout` or `index.json`, which every layout must have.
     fn read_named(&self, name: &'static str) -> Result<Vec<u8>, SourceError> {
         match self.files.open(name)? {
             Some(blob) => document::read_bounded(self.path(), name, blob),
@@ -87,7 +86,7 @@ impl OciLayout {
         }
     }
 
-    /// Returns the entries of `index.json` that the reference may mean.
+    /// Returns the entries of `index.json` that match the reference, or all that may be images if there is no reference.
     fn entries(&self) -> Result<Vec<Descriptor>, SourceError> {
         let json = self.read_named("index.json")?;
         if document::kind(self.path(), "index.json", &json, "")? != DocumentKind::Index {
@@ -109,8 +108,8 @@ impl OciLayout {
         Ok(meant)
     }
 
-    /// Returns the entries that may be images. Signatures and the like may lie beside an image, which shows in their
-    /// manifests only; where there is nothing else, they are left to be named.
+    /// Returns the entries that may be images. Signatures and other artifacts may be listed beside an image, and only their
+        /// manifests reveal that. If all entries are artifacts, all are returned, so that the error can name them.
     fn images_among(&self, mut entries: Vec<Descriptor>) -> Vec<Descriptor> {
         entries.retain(Descriptor::may_be_image);
         let is_one = entries.iter().all(|entry| entry.digest == entries[0].digest);
@@ -122,7 +121,7 @@ impl OciLayout {
         if images.is_empty() { entries } else { images }
     }
 
-    /// Tells whether an entry leads to a manifest that is not an image's. One that cannot be read may be.
+    /// Returns whether an entry points to the manifest of an artifact. Returns false for a manifest that cannot be read.
     fn is_artifact(&self, entry: &Descriptor) -> bool {
         let Ok(document) = document::read_manifest(self, entry, "index.json") else { return false };
         let name = document.digest.to_string();
@@ -142,8 +141,8 @@ impl OciLayout {
 }
 
 impl OciLayout {
-    /// Returns the entries that the reference means, at least one, and whether all point to the same manifest or index; if not,
-    /// they stand for platforms of one image.
+    /// Returns the entries for the image, at least one, and whether all point to the same manifest or index. If not, they are
+        /// the images of several platforms.
     fn meant(&self) -> Result<(Vec<Descriptor>, bool), SourceError> {
         let entries = self.entries()?;
         let first = entries.first().ok_or_else(|| SourceError::NoImage { path: self.path().to_owned() })?;
@@ -157,7 +156,7 @@ impl OciLayout {
     }
 }
 
-/// Returns the full names that entries of one image carry.
+/// Returns the full names in the annotations of entries.
 fn names(entries: &[Descriptor]) -> Vec<FullName> {
     let names = entries.iter().flat_map(|entry| [entry.annotation(CONTAINERD_NAME), reference_name(entry)]);
     full_names(names.flatten())
@@ -167,7 +166,7 @@ impl Source for OciLayout {
     fn resolve(&self, request: &PlatformRequest) -> Result<Image, SourceError> {
         let (entries, are_one) = self.meant()?;
         let resolver = ImageResolver::new(self, request);
-        let image = if are_one { resolver.named(&entries)? } else { resolver.among(&entries)? };
+        let image = if are_one { resolver.resolve_entries(&entries)? } else { resolver.resolve_descriptors(&entries)? };
         Ok(Image { names: names(&entries), ..image })
     }
 
@@ -176,8 +175,8 @@ impl Source for OciLayout {
         let request = PlatformRequest::new(None);
         let resolver = ImageResolver::new(self, &request);
         let images = match are_one {
-            true => resolver.each_named(&entries, wanted)?,
-            false => resolver.each_among(&entries, wanted)?,
+            true => resolver.resolve_each_of_entries(&entries, wanted)?,
+            false => resolver.resolve_each_of_descriptors(&entries, wanted)?,
         };
         let named = |(platform, image)| (platform, Image { names: names(&entries), ..image });
         Ok(images.into_iter().map(named).collect())
@@ -209,7 +208,7 @@ impl Blobs for OciLayout {
 }
 
 impl LayoutFiles {
-    /// Opens a file by its path inside the layout, if it is there.
+    /// Opens a file by its path in the layout. Returns `None` if it does not exist.
     fn open(&self, name: &str) -> Result<Option<Blob>, SourceError> {
         match self {
             Self::Directory(directory) => open_file(directory.join(name)),
@@ -221,7 +220,7 @@ impl LayoutFiles {
     }
 }
 
-/// Opens a regular file, if it is there. Looks before, since opening a pipe would wait.
+/// Opens a regular file. Returns `None` if it does not exist. The type is checked first, because opening a pipe would block.
 fn open_file(path: PathBuf) -> Result<Option<Blob>, SourceError> {
     let opened = fs::metadata(&path).and_then(|metadata| match metadata.is_file() {
         true => File::open(&path).map(Some),
@@ -242,9 +241,9 @@ fn reference_name(entry: &Descriptor) -> Option<&str> {
     entry.annotation(REFERENCE_NAME)
 }
 
-/// Tells whether the entries are one image, for several platforms: one name at most, and no platform twice.
+/// Returns whether the entries are one image for several platforms: they have the same name or none, and no platform twice.
 ///
-/// A platform alone proves little: containers/image gives every entry that of the machine it runs on.
+/// Different names mean different images, because containers/image writes the platform of the current machine to each entry.
 fn are_one_image(entries: &[Descriptor]) -> bool {
     let platforms: BTreeSet<_> = entries.iter().filter_map(Descriptor::platform).collect();
     platforms.len() == entries.len() && entries.iter().all(|entry| reference_name(entry) == reference_name(&entries[0]))
@@ -254,7 +253,7 @@ fn is_named(entry: &Descriptor, reference: &str) -> bool {
     [reference_name(entry), entry.annotation(CONTAINERD_NAME), Some(entry.digest.as_str())].contains(&Some(reference))
 }
 
-/// Returns what a user can call each entry that may be an image.
+/// Returns a reference for each entry that may be an image.
 fn labels(entries: &[Descriptor]) -> Vec<String> {
     entries
         .iter()
@@ -270,7 +269,7 @@ mod tests {
     use super::super::testing::{Files, blob_name, gzip, keeps_its_promises, named, on, read_layer, with, zstd};
     use super::*;
 
-    /// Opens a layout as a directory, which goes with the returned guard.
+    /// Opens a layout in a directory that is deleted with the returned guard.
     fn open(files: &Files, reference: Option<&str>) -> (tempfile::TempDir, Result<OciLayout, SourceError>) {
         let directory = tempfile::tempdir().unwrap();
         files.write(directory.path());
@@ -288,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn directory_and_archives_give_the_same_image() {
+    fn directory_and_archives_contain_the_same_image() {
         let mut files = Files::layout();
         let image = named(files.image("linux/amd64", &["lower", "upper"]), "h.org/a:1");
         let files = files.index(json!([image]));
@@ -380,14 +379,14 @@ mod tests {
     }
 
     #[test]
-    fn short_name_of_docker_is_not_taken_for_a_full_one() {
+    fn short_name_of_docker_is_not_a_full_name() {
         let mut files = Files::layout();
         let image = named(files.image("linux/amd64", &["a"]), "bitnami/nginx:1");
         assert_eq!(resolve(&files.index(json!([image])), None).unwrap().names, []);
     }
 
     #[test]
-    fn files_of_other_kinds_in_the_index_are_passed_by_unless_named() {
+    fn entries_of_other_media_types_are_ignored_unless_named() {
         let mut files = Files::layout();
         let image = files.image("linux/amd64", &["a"]);
         let xml = named(files.blob("application/xml", b"<x/>"), "xml");
@@ -427,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn layout_of_version_1_is_taken_and_no_other() {
+    fn only_layouts_of_version_1_are_accepted() {
         let version = |json: &str| open(&Files::layout().with("oci-layout", json), None).1;
         for right in [r#"{"imageLayoutVersion":"1.0.0"}"#, r#"{"imageLayoutVersion":"1.1.0","more":1}"#] {
             assert!(version(right).is_ok(), "{right}");
@@ -441,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_layout_says_what_it_may_be() {
+    fn error_for_another_format_names_it() {
         let reason = |files: Files| match open(&files, None).1.and_then(|layout| layout.entries().map(drop)) {
             Err(SourceError::NotALayout { reason, .. }) => reason,
             other => panic!("{other:?}"),

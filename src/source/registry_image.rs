@@ -17,14 +17,14 @@ use crate::registry::{Download, ImageLocation, Permit, Registries, RegistryError
 pub struct RegistryImage {
     registries: Registries,
     place: ImageLocation,
-    /// The name in the form of a path, for messages.
+    /// The location as a path, for messages.
     label: PathBuf,
-    /// The mirrors that layers come from, as far as these come from mirrors.
+    /// For each layer that was last read from a mirror: the mirror.
     mirrors: Arc<Mutex<HashMap<Digest, String>>>,
 }
 
 impl RegistryImage {
-    /// Returns the image at a place, without asking for it yet.
+    /// Returns the image at a location without sending a request.
     pub fn new(registries: Registries, place: ImageLocation) -> Self {
         let label = place.to_string().into();
         Self { registries, place, label, mirrors: Arc::default() }
@@ -34,14 +34,14 @@ impl RegistryImage {
 impl Source for RegistryImage {
     fn resolve(&self, request: &PlatformRequest) -> Result<Image, SourceError> {
         let (document, media_type) = self.registries.manifest(&self.place, None, RetryBudget::Full)?;
-        let image = ImageResolver::new(self, request).found(document, &media_type)?;
+        let image = ImageResolver::new(self, request).resolve_document(document, &media_type)?;
         Ok(Image { names: vec![self.place.name.clone().into()], ..image })
     }
 
     fn resolve_each(&self, wanted: Option<&[Platform]>) -> Result<Vec<(Platform, Image)>, SourceError> {
         let (document, media_type) = self.registries.manifest(&self.place, None, RetryBudget::Full)?;
         let request = PlatformRequest::new(None);
-        let images = ImageResolver::new(self, &request).each_found(document, &media_type, wanted)?;
+        let images = ImageResolver::new(self, &request).resolve_each_of_document(document, &media_type, wanted)?;
         let named = |(platform, image)| (platform, Image { names: vec![self.place.name.clone().into()], ..image });
         Ok(images.into_iter().map(named).collect())
     }
@@ -66,7 +66,7 @@ impl Source for RegistryImage {
 
 impl RegistryImage {
     fn download(&self, layer: &ImageLayer, permit: Permit) -> LayerBlob {
-        // A download waits by itself for a registry that asks for it, unless nobody wants it any more.
+        // A download waits for a parked registry itself, because its wait ends when the download is dropped.
         let (registries, place) = (self.registries.with_patience(Duration::ZERO), self.place.clone());
         let (digest, urls) = (layer.digest, layer.urls.clone());
         let mirrors = Arc::clone(&self.mirrors);
@@ -84,7 +84,7 @@ impl RegistryImage {
     }
 }
 
-/// A download that counts as one until it is dropped.
+/// A download with the permit that counts it until it is dropped.
 struct PermittedDownload {
     download: Download,
     _permit: Permit,

@@ -1,4 +1,4 @@
-//! From a descriptor down to one image: through indexes, by platform, to a manifest and its config.
+//! Resolves a descriptor to an image: through indexes, by platform, to a manifest and its config.
 
 mod candidates;
 mod platforms;
@@ -10,25 +10,26 @@ use crate::image::{Descriptor, Digest, Document, DocumentKind, ImageConfig, Imag
 
 pub(super) use platforms::single;
 
-/// How many indexes may lie above one another.
+/// Maximum number of nested indexes.
 const MAX_DEPTH: usize = 4;
-/// How many manifests and indexes are read for one image; indexes without platforms make this grow.
+/// Maximum number of manifests and indexes that are read for one image. An index without platforms requires reading all of its
+/// manifests.
 const MAX_DOCUMENTS: usize = 1000;
-/// How many platforms are noted for a message.
+/// Maximum number of platforms that are recorded for an error message.
 const MAX_OFFERED: usize = 100;
 
-/// One search for an image among the blobs of a place.
+/// One search for an image among the blobs of a source.
 pub(super) struct ImageResolver<'a> {
     blobs: &'a dyn Blobs,
     request: &'a PlatformRequest,
     documents_read: usize,
-    /// The platforms that were seen, for a message.
+    /// The platforms in the index, for an error message.
     offered: Vec<Platform>,
-    /// The first thing that was seen and is no image: its manifest, and what it is.
+    /// The first artifact that is not an image: the digest of its manifest and its type.
     artifact: Option<(Digest, String)>,
-    /// The first such thing that is for a platform that was asked for.
+    /// The first such artifact for a requested platform.
     wanted_artifact: Option<(Digest, String)>,
-    /// The index that is searched.
+    /// Digest of the index that is searched.
     index: Option<Digest>,
 }
 
@@ -38,27 +39,27 @@ impl<'a> ImageResolver<'a> {
         Self { blobs, request, documents_read: 0, offered: Vec::new(), artifact, wanted_artifact, index }
     }
 
-    /// Returns the image that entries of a list stand for, all of which point to the same manifest or index.
-    ///
-    /// A single manifest is taken for any platform unless one was asked for, or unless the list says what it is for: then the
-    /// list is like any index.
-    pub(super) fn named(mut self, entries: &[Descriptor]) -> Result<Image, SourceError> {
+    /// Returns the image for entries of `index.json` that all point to the same manifest or index.
+        ///
+        /// A single manifest is accepted for any platform, unless the user requested one, or unless the entries state a platform:
+        /// then they are treated like an index.
+    pub(super) fn resolve_entries(mut self, entries: &[Descriptor]) -> Result<Image, SourceError> {
         let (document, kind) = self.read(&entries[0])?;
         if kind == DocumentKind::Manifest && name_platforms(entries) {
             return self.choose(entries, 0);
         }
-        self.of(document, kind)
+        self.resolve_kind(document, kind)
     }
 
-    /// Returns the image of a document that was found under a name, and under `media_type`.
-    pub(super) fn found(mut self, document: Document, media_type: &str) -> Result<Image, SourceError> {
+    /// Returns the image for a document that a registry returned with `media_type`.
+    pub(super) fn resolve_document(mut self, document: Document, media_type: &str) -> Result<Image, SourceError> {
         self.documents_read += 1;
         let name = document.digest.to_string();
         let kind = document::kind(self.blobs.path(), &name, &document.bytes, media_type)?;
-        self.of(document, kind)
+        self.resolve_kind(document, kind)
     }
 
-    fn of(mut self, document: Document, kind: DocumentKind) -> Result<Image, SourceError> {
+    fn resolve_kind(mut self, document: Document, kind: DocumentKind) -> Result<Image, SourceError> {
         match kind {
             DocumentKind::Manifest => {
                 let image = self.image(document)?;
@@ -74,12 +75,12 @@ impl<'a> ImageResolver<'a> {
         }
     }
 
-    /// Returns the image for the wanted platform among descriptors of one image.
-    pub(super) fn among(mut self, descriptors: &[Descriptor]) -> Result<Image, SourceError> {
+    /// Returns the image for the requested platform among descriptors of one image.
+    pub(super) fn resolve_descriptors(mut self, descriptors: &[Descriptor]) -> Result<Image, SourceError> {
         self.choose(descriptors, 0)
     }
 
-    /// Notes which index is searched, and that it says that it is an artifact, in case that there is nothing else in it.
+    /// Records the index that is searched, and its artifact type, which is reported if it contains no image.
     fn note_index(&mut self, document: &Document, index: &ImageIndex) {
         self.index = Some(document.digest);
         if !index.artifact_type.is_empty() {
@@ -88,34 +89,34 @@ impl<'a> ImageResolver<'a> {
         self.note_if_empty(document.digest, index);
     }
 
-    /// Notes an index that lists nothing, which is no image either.
+    /// Records an index without entries as an artifact.
     fn note_if_empty(&mut self, digest: Digest, index: &ImageIndex) {
         if index.manifests.is_empty() {
             self.artifact.get_or_insert_with(|| (digest, "empty index".to_owned()));
         }
     }
 
-    /// Notes an entry of an index that is no image.
+    /// Records an entry of an index that is not an image.
     fn note_artifact(&mut self, descriptor: &Descriptor) {
-        let told = match DocumentKind::of_media_type(&descriptor.media_type) {
+        let artifact_type = match DocumentKind::of_media_type(&descriptor.media_type) {
             _ if !descriptor.artifact_type.is_empty() => descriptor.artifact_type.as_str(),
-            // All but this are known by other types.
+            // Other artifacts have another media type or an artifact type. BuildKit's attestations have neither.
             Some(_) => "attestation",
             None => descriptor.media_type.as_str(),
         };
         if let Ok(digest) = descriptor.digest() {
-            self.artifact.get_or_insert((digest, told.to_owned()));
+            self.artifact.get_or_insert((digest, artifact_type.to_owned()));
         }
     }
 
-    /// Notes a platform that there is an image for.
+    /// Records a platform of the index.
     fn note(&mut self, offered: &Platform) {
         if self.offered.len() < MAX_OFFERED && !self.offered.contains(offered) {
             self.offered.push(offered.clone());
         }
     }
 
-    /// Says why there is no image for a platform.
+    /// Returns the error for a platform without an image.
     fn nothing_for(&self, asked: &Platform) -> SourceError {
         let kin: Vec<String> = self
             .offered
@@ -129,7 +130,7 @@ impl<'a> ImageResolver<'a> {
         self.nothing(asked.to_string())
     }
 
-    /// Says why there is no image for what was asked for.
+    /// Returns the error for a request without an image. It is about an artifact if one was found instead.
     fn nothing(&self, requested: String) -> SourceError {
         let is_wasm = |platform: &Platform| platform.architecture.starts_with("wasm");
         let artifact = match (&self.wanted_artifact, &self.artifact, self.offered.first()) {
@@ -163,7 +164,7 @@ impl<'a> ImageResolver<'a> {
         document::parse(self.blobs.path(), &document.digest.to_string(), &document.bytes)
     }
 
-    /// Reads the config of a manifest, and joins the two.
+    /// Reads the config of a manifest and returns the image.
     fn image(&self, document: Document) -> Result<Image, SourceError> {
         let (path, name) = (self.blobs.path(), document.digest.to_string());
         let manifest: ImageManifest = document::parse(path, &name, &document.bytes)?;
@@ -189,12 +190,12 @@ impl<'a> ImageResolver<'a> {
     }
 }
 
-/// Tells whether a list says what the images in it are for.
+/// Returns whether any entry that may be an image states a platform.
 fn name_platforms(entries: &[Descriptor]) -> bool {
     entries.iter().any(|entry| entry.may_be_image() && entry.platform().is_some())
 }
 
-/// Refuses an image that stands alone and is not for the platform that was asked for.
+/// Fails if a single image is for another platform than the one that the user requested.
 pub(super) fn admit(request: &PlatformRequest, digest: Digest, config: &ImageConfig) -> Result<(), SourceError> {
     match config.platform() {
         Some(actual) if request.explicit && !request.platform.accepts(&actual) => {
@@ -205,7 +206,7 @@ pub(super) fn admit(request: &PlatformRequest, digest: Digest, config: &ImageCon
     }
 }
 
-/// Refuses a config that does not list one diff ID for each layer.
+/// Fails if the config does not list one diff ID for each layer.
 pub(super) fn check_layer_count(layers: usize, parsed: &ImageConfig, config: &Document) -> Result<(), SourceError> {
     let diff_ids = parsed.rootfs.diff_ids.len();
     if layers != diff_ids {
@@ -214,13 +215,12 @@ pub(super) fn check_layer_count(layers: usize, parsed: &ImageConfig, config: &Do
     Ok(())
 }
 
-/// Tells whether a layer of this type may lie elsewhere than at the registry (image-spec, layer.md, "Non-Distributable
-/// Layers").
+/// Returns whether the registry need not have layers of this type (image-spec, layer.md, "Non-Distributable Layers").
 fn is_foreign(media_type: &str) -> bool {
     media_type.contains(".foreign.") || media_type.contains(".nondistributable.")
 }
 
-/// Joins the layers of a manifest with the diff IDs of its config.
+/// Combines the layers of a manifest with the diff IDs of its config.
 fn layers(
     manifest: &ImageManifest,
     name: &str,
@@ -245,14 +245,14 @@ fn layers(
     manifest.layers.iter().zip(&parsed.rootfs.diff_ids).map(layer).collect()
 }
 
-/// Tells whether `media_type` is one of layers that can be unpacked. Which packing it names does not matter: that shows.
+/// Returns whether layers of this type are supported. The compression in the type is ignored later: the content is inspected.
 fn is_layer(media_type: &str) -> bool {
     const OCI: [&str; 2] =
         ["application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar"];
     const DOCKER: [&str; 2] =
         ["application/vnd.docker.image.rootfs.diff.tar", "application/vnd.docker.image.rootfs.foreign.diff.tar"];
-    let is_of = |kinds: [&str; 2], packings: [&str; 3]| {
-        kinds.iter().filter_map(|kind| media_type.strip_prefix(kind)).any(|packing| packings.contains(&packing))
+    let is_of = |kinds: [&str; 2], suffixes: [&str; 3]| {
+        kinds.iter().filter_map(|kind| media_type.strip_prefix(kind)).any(|suffix| suffixes.contains(&suffix))
     };
     media_type.is_empty() || is_of(OCI, ["", "+gzip", "+zstd"]) || is_of(DOCKER, ["", ".gzip", ".zstd"])
 }
@@ -267,7 +267,7 @@ mod tests {
     use super::super::{OciLayout, Source};
     use super::*;
 
-    /// Resolves the image of a layout for `platform`; a question mark before it says that nobody asked for it.
+    /// Resolves the image of a layout for `platform`. A question mark before it means that the user did not request it.
     fn resolve(files: &Files, platform: &str) -> Result<Image, SourceError> {
         let directory = tempfile::tempdir().unwrap();
         files.write(directory.path());
@@ -279,13 +279,13 @@ mod tests {
         Ok(image)
     }
 
-    /// A layout whose one name leads to an index of `manifests`.
+    /// Returns a layout with one entry, which points to an index of `manifests`.
     fn index_of(mut files: Files, manifests: Value) -> Files {
         let index = files.nested(manifests);
         files.index(json!([index]))
     }
 
-    /// A layout of one image whose manifest is `change`d.
+    /// Returns a layout of one image whose manifest `change` modifies.
     fn manifest_with(change: impl Fn(&mut Value)) -> Files {
         let mut files = Files::layout();
         let descriptor = files.image("linux/amd64", &["a"]);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn index_gives_the_image_for_the_platform_and_is_kept() {
+    fn index_contains_the_image_for_the_platform_and_is_kept() {
         let mut files = Files::layout();
         let manifests = json!([
             on(files.image("linux/arm64", &["arm"]), "linux/arm64"),
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn entry_without_a_platform_has_that_of_its_config() {
+    fn platform_of_an_entry_without_one_is_that_of_its_config() {
         let mut files = Files::layout();
         let chart = files.blob("application/vnd.cncf.helm.config.v1+json", b"{}");
         let chart = files.json(MANIFEST, &json!({"schemaVersion": 2, "config": chart, "layers": []}));
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn files_under_an_empty_image_config_are_an_artifact_and_a_damaged_image_is_none() {
+    fn files_with_an_empty_image_config_are_an_artifact_but_a_damaged_image_is_not() {
         let under_empty_config = |media_type: &str| {
             let mut files = Files::layout();
             let (config, layer) = (files.blob(CONFIG, b"{}"), files.blob(media_type, b"a"));
@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn index_that_lists_nothing_is_no_image() {
+    fn empty_index_is_an_artifact() {
         let mut files = Files::layout();
         let empty = files.nested(json!([]));
         let nested = files.nested(json!([empty]));
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn entry_of_a_layout_that_names_a_platform_is_like_one_of_an_index() {
+    fn entry_of_a_layout_with_a_platform_is_treated_like_one_of_an_index() {
         let of = |listed: &str, config: &str| {
             let mut files = Files::layout();
             let image = on(files.image(config, &["a"]), listed);
@@ -539,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn schema_1_and_two_faced_documents_are_refused() {
+    fn schema_1_and_ambiguous_documents_are_rejected() {
         let files = manifest_with(|manifest| manifest["schemaVersion"] = json!(1));
         assert!(matches!(resolve(&files, "linux/amd64"), Err(SourceError::Schema1 { .. })));
         let files = manifest_with(|manifest| manifest["manifests"] = json!([]));
@@ -549,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_and_diff_ids_must_be_as_many() {
+    fn numbers_of_layers_and_diff_ids_must_be_equal() {
         let files = manifest_with(|manifest| manifest["layers"] = json!([]));
         let error = resolve(&files, "linux/amd64").unwrap_err();
         assert!(matches!(error, SourceError::LayerCount { layers: 0, diff_ids: 1, .. }));
@@ -559,7 +559,7 @@ mod tests {
     }
 
     #[test]
-    fn digest_other_than_sha256_is_refused_where_it_is_used() {
+    fn digest_other_than_sha256_is_rejected_where_it_is_used() {
         let sha512 = json!({"digest": "sha512:00", "size": 2, "mediaType": LAYER});
         let files = manifest_with(|manifest| manifest["layers"] = json!([sha512]));
         assert!(matches!(resolve(&files, "linux/amd64"), Err(SourceError::UnknownDigest { .. })));

@@ -1,8 +1,8 @@
-//! The members of a tar file by name, each readable in place.
+//! An index of the members of a tar file by name.
 //!
-//! The archive is walked once, when it is opened; nothing is extracted. A member of a plain archive is then read where
-//! it lies. A packed archive is unpacked anew, from its start, for each member that is opened: that costs time, but neither
-//! memory nor disk. Only its small members, which describe the image, are kept from the first walk.
+//! The archive is scanned once, when it is opened; nothing is extracted to disk. A member of an uncompressed archive is then read
+//! at its offset. A compressed archive is decompressed from its start for each member that is opened: that costs time, but
+//! neither memory nor disk space. Only small members, which describe the image, are kept in memory from the first scan.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -18,22 +18,22 @@ use super::document::Blob;
 use super::error::{ArchiveError, SourceError};
 use super::tar_stream::{ArchiveStream, FileSpan, HeaderWindow, MemberReader};
 
-/// How many members are listed; a `docker save` of a thousand images has about a tenth of it.
+/// Maximum number of members; a `docker save` of a thousand images has about a tenth of it.
 const MAX_MEMBERS: usize = 250_000;
-/// How many bytes their names and link targets may have together.
+/// Maximum total length of names and link targets in bytes.
 const MAX_NAME_BYTES: usize = 32 << 20;
-/// How long one name may be, in bytes: as long as Linux allows a path to be.
+/// Maximum length of one name in bytes: `PATH_MAX` of Linux.
 const MAX_NAME_LENGTH: u32 = 4096;
-/// How many bytes of headers may precede one member; what PAX headers of 1 MiB need, and some more.
+/// Maximum size of the headers of one member in bytes: enough for PAX headers of 1 MiB.
 const MAX_HEADERS: usize = 2 << 20;
-/// Up to which size a member of a packed archive is kept in memory, in bytes; configs of images are smaller.
+/// Maximum size of a member of a compressed archive that is kept in memory, in bytes. Image configs are usually smaller.
 const MAX_KEPT_MEMBER: u64 = 128 << 10;
-/// How many bytes are kept in all.
+/// Maximum total size of these members in bytes.
 const MAX_KEPT_BYTES: usize = 16 << 20;
-/// How many links may lead to one member.
+/// Maximum number of links that are followed to find a member.
 const MAX_LINKS: usize = 16;
 
-/// A tar file and where its members lie.
+/// A tar file and the offsets of its members.
 #[derive(Debug)]
 pub(super) struct TarArchive {
     path: PathBuf,
@@ -45,17 +45,17 @@ pub(super) struct TarArchive {
 /// A regular file inside an archive.
 #[derive(Debug, Clone)]
 pub(super) struct Member {
-    /// Where its content begins in the unpacked archive.
+    /// Offset of its content in the uncompressed archive.
     offset: u64,
-    /// How many bytes it has.
+    /// Size in bytes.
     pub(super) size: u64,
-    /// How it is packed itself.
+    /// Compression of the member itself.
     pub(super) compression: Compression,
-    /// Its content, where reading it again would be dear.
+    /// Its content, if it was kept because reading it again would require decompressing the archive.
     kept: Option<Arc<[u8]>>,
 }
 
-/// What an archive holds under one name.
+/// Content of an archive under one name.
 #[derive(Debug)]
 enum ArchiveEntry {
     File(Member),
@@ -64,10 +64,10 @@ enum ArchiveEntry {
 }
 
 impl TarArchive {
-    /// Opens and walks an archive, which may be packed with gzip or zstd.
+    /// Opens and scans an archive, which may be compressed with gzip or zstd.
     pub(super) fn open(path: &Path) -> Result<Self, SourceError> {
         let failed = |source| SourceError::Read { path: path.to_owned(), source };
-        // Opening a pipe would wait for a writer, so this looks first.
+        // The type is checked first, because opening a pipe would block until it has a writer.
         if !fs::metadata(path).map_err(failed)?.is_file() {
             return Err(SourceError::NotAFile { path: path.to_owned() });
         }
@@ -85,7 +85,7 @@ impl TarArchive {
         &self.path
     }
 
-    /// Finds the file of a name, through links if need be.
+    /// Finds a file by name, and follows links.
     pub(super) fn find(&self, name: &str) -> Result<Option<Member>, SourceError> {
         let damaged = |source| SourceError::Archive { path: self.path.clone(), source };
         let mut next = join(b"", name.as_bytes());
@@ -102,7 +102,7 @@ impl TarArchive {
         Err(damaged(ArchiveError::TooManyLinks { member: name.to_owned() }))
     }
 
-    /// Opens a member as it is stored. Its reader fails when the archive ends before the member does.
+    /// Opens a member as it is stored. Its reader fails if the archive ends inside the member.
     pub(super) fn open_member(&self, member: &Member) -> Result<Blob, SourceError> {
         if let Some(content) = member.kept.clone() {
             return Ok(Blob { size: member.size, reader: Box::new(Cursor::new(content)) });
@@ -118,10 +118,12 @@ impl TarArchive {
     }
 }
 
-/// What the parser found, without a hold on the buffer.
+/// A parser event that does not borrow the buffer.
 enum HeaderEvent {
+    /// The parser needs this number of bytes.
     Need(usize),
-    Pass(u64),
+    /// This number of bytes can be skipped.
+    Skip(u64),
     Entry { headers: u64, size: u64, name: Option<Vec<u8>>, kind: MemberKind },
     End,
 }
@@ -133,7 +135,7 @@ enum MemberKind {
     Other,
 }
 
-/// Lists the members of an archive. Of several under one name the last one counts, as when an archive is unpacked.
+/// Lists the members of an archive. Of several members with the same name the last one counts, as when an archive is extracted.
 fn list(mut window: HeaderWindow) -> Result<HashMap<Vec<u8>, ArchiveEntry>, ArchiveError> {
     let limits = Limits { max_path_len: Some(MAX_NAME_LENGTH), ..Limits::default() };
     let mut parser = Parser::new(limits);
@@ -144,7 +146,7 @@ fn list(mut window: HeaderWindow) -> Result<HashMap<Vec<u8>, ArchiveEntry>, Arch
             .map_err(|source| ArchiveError::Header { position: window.position, source })?;
         match HeaderEvent::of(event) {
             HeaderEvent::Need(length) => {
-                // The parser sometimes asks for what it has: then it wants more, without knowing how much.
+                // The parser sometimes asks for as many bytes as it has. Then it needs more, but does not know how many.
                 let length = if length > window.buffer.len() { length } else { 2 * window.buffer.len() };
                 if length > MAX_HEADERS {
                     return Err(ArchiveError::HeadersTooLong { position: window.position, limit: MAX_HEADERS });
@@ -154,7 +156,7 @@ fn list(mut window: HeaderWindow) -> Result<HashMap<Vec<u8>, ArchiveEntry>, Arch
                     return if is_end { Ok(members.by_name) } else { Err(ArchiveError::Truncated) };
                 }
             }
-            HeaderEvent::Pass(headers) => window.advance(headers)?,
+            HeaderEvent::Skip(headers) => window.advance(headers)?,
             HeaderEvent::Entry { headers, size, name, kind } => {
                 window.advance(headers)?;
                 members.add(name, kind, size, &mut window)?;
@@ -169,7 +171,7 @@ impl HeaderEvent {
     fn of(event: ParseEvent<'_>) -> Self {
         match event {
             ParseEvent::NeedData { min_bytes } => Self::Need(min_bytes),
-            ParseEvent::GlobalExtensions { consumed, .. } => Self::Pass(consumed as u64),
+            ParseEvent::GlobalExtensions { consumed, .. } => Self::Skip(consumed as u64),
             ParseEvent::Entry { consumed, entry } => Self::entry(consumed, &entry, false),
             ParseEvent::SparseEntry { consumed, entry, .. } => Self::entry(consumed, &entry, true),
             ParseEvent::End { .. } => Self::End,
@@ -186,7 +188,7 @@ impl HeaderEvent {
             EntryType::Symlink => MemberKind::Link(join(directory_of(name.as_deref().unwrap_or_default()), target)),
             _ => MemberKind::Other,
         };
-        // Some writers give links the size of what they lead to. Like Docker's own reader, this one finds no content.
+        // Some writers store the size of the target in the header of a link. Like Docker, this reader assumes no content.
         let has_content = !matches!(
             entry.entry_type,
             EntryType::Link
@@ -200,7 +202,7 @@ impl HeaderEvent {
     }
 }
 
-/// The members that were found so far.
+/// The members found so far.
 #[derive(Default)]
 struct MemberTable {
     by_name: HashMap<Vec<u8>, ArchiveEntry>,
@@ -210,7 +212,7 @@ struct MemberTable {
 }
 
 impl MemberTable {
-    /// Notes the member whose content the window has reached.
+    /// Adds the member whose content is next in the window.
     fn add(
         &mut self,
         name: Option<Vec<u8>>,
@@ -238,7 +240,7 @@ impl MemberTable {
         Ok(())
     }
 
-    /// Describes the member whose content the window has reached.
+    /// Describes the member whose content is next in the window.
     fn member(&mut self, window: &mut HeaderWindow, size: u64) -> Result<Member, ArchiveError> {
         let size_in_memory = usize::try_from(size).unwrap_or(usize::MAX);
         let is_kept =
@@ -257,14 +259,15 @@ impl MemberTable {
     }
 }
 
-/// Returns the directory that `name` lies in.
+/// Returns the parent directory of `name`.
 fn directory_of(name: &[u8]) -> &[u8] {
     name.iter().rposition(|&byte| byte == b'/').map_or(b"", |slash| &name[..slash])
 }
 
-/// Joins `path` to `directory` and brings it into its one form: without `.`, `..` and superfluous slashes.
+/// Joins `path` to `directory` and normalises it: removes `.`, `..` and redundant slashes. An absolute path starts at the root of
+/// the archive.
 ///
-/// Returns nothing for a path that leads out of the archive; an absolute one starts at its root.
+/// Returns `None` for a path that leaves the archive.
 fn join(directory: &[u8], path: &[u8]) -> Option<Vec<u8>> {
     let directory = if path.starts_with(b"/") { b"" } else { directory };
     let mut names: Vec<&[u8]> = Vec::new();

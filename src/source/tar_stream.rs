@@ -1,4 +1,4 @@
-//! The bytes of a tar file, plain or packed, from any place on.
+//! Reads the bytes of a tar file, uncompressed or compressed.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,10 +8,11 @@ use std::sync::Arc;
 use super::compression::Compression;
 use super::error::ArchiveError;
 
-/// How far an archive, or a layer in it, is unpacked, in bytes. A bomb costs time up to here, never memory.
+/// Maximum uncompressed size of an archive, or of a layer in it, in bytes. A decompression bomb costs time up to this limit, but
+/// no memory.
 pub(super) const MAX_UNPACKED: u64 = 1 << 40;
 
-/// A part of a file, read without moving the file's own position, so that several readers share one handle.
+/// A range of a file. It is read with `pread`, so that several readers can share one file descriptor.
 #[derive(Debug, Clone)]
 pub(super) struct FileSpan {
     file: Arc<File>,
@@ -20,13 +21,13 @@ pub(super) struct FileSpan {
 }
 
 impl FileSpan {
-    /// Covers a whole file as long as it is now.
+    /// Returns the range of a whole file with its current size.
     pub(super) fn whole(file: File) -> io::Result<Self> {
         let end = file.metadata()?.len();
         Ok(Self { file: Arc::new(file), position: 0, end })
     }
 
-    /// Recognises how the file is packed.
+    /// Detects the compression of the file.
     pub(super) fn detect(&self) -> io::Result<Compression> {
         let mut start = Vec::new();
         self.clone().take(Compression::MAGIC as u64).read_to_end(&mut start)?;
@@ -44,14 +45,14 @@ impl Read for FileSpan {
     }
 }
 
-/// The unpacked archive from its start on.
+/// The uncompressed archive.
 pub(super) enum ArchiveStream {
     Plain(FileSpan),
     Unpacked(Box<dyn Read + Send>),
 }
 
 impl ArchiveStream {
-    /// Unpacks `file` from its start on.
+    /// Decompresses `file` from its start.
     pub(super) fn new(file: &FileSpan, compression: Compression) -> io::Result<Self> {
         Ok(match compression {
             Compression::None => Self::Plain(file.clone()),
@@ -59,7 +60,7 @@ impl ArchiveStream {
         })
     }
 
-    /// Passes over `count` bytes, which must be there.
+    /// Skips `count` bytes. Fails if the archive ends before.
     pub(super) fn skip(&mut self, count: u64) -> io::Result<()> {
         let is_there = match self {
             Self::Plain(span) => {
@@ -82,7 +83,7 @@ impl Read for ArchiveStream {
     }
 }
 
-/// Reads a member to its end and no further.
+/// Reads one member. Fails if the archive ends inside it.
 pub(super) struct MemberReader {
     stream: ArchiveStream,
     left: u64,
@@ -100,19 +101,19 @@ impl Read for MemberReader {
         let length = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let count = self.stream.read(&mut buffer[..length])?;
         if count == 0 && length > 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends inside of this member"));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends inside this member"));
         }
         self.left -= count as u64;
         Ok(count)
     }
 }
 
-/// The next bytes of an archive, for a parser that wants headers in one piece.
+/// The next bytes of an archive, for a parser that needs all headers of a member in one buffer.
 pub(super) struct HeaderWindow {
     stream: ArchiveStream,
-    /// The bytes that have been read but not passed over.
+    /// Bytes that have been read but not skipped.
     pub(super) buffer: Vec<u8>,
-    /// Where the buffer begins in the unpacked archive.
+    /// Offset of the buffer in the uncompressed archive.
     pub(super) position: u64,
 }
 
@@ -121,19 +122,19 @@ impl HeaderWindow {
         Self { stream, buffer: Vec::new(), position: 0 }
     }
 
-    /// Tells whether reading the same bytes again means unpacking everything before them again.
+    /// Returns whether the archive is compressed: then reading bytes again requires decompressing everything before them.
     pub(super) fn is_packed(&self) -> bool {
         matches!(self.stream, ArchiveStream::Unpacked(_))
     }
 
-    /// Lengthens the buffer to `length` bytes; tells whether the archive has as many.
+    /// Fills the buffer up to `length` bytes. Returns false if the archive ends before.
     pub(super) fn fill(&mut self, length: usize) -> Result<bool, ArchiveError> {
         let missing = length.saturating_sub(self.buffer.len());
         let read = self.stream.by_ref().take(missing as u64).read_to_end(&mut self.buffer);
         read.map(|count| count == missing).map_err(|source| self.failed(source))
     }
 
-    /// Passes over `count` bytes, of which the first may lie in the buffer.
+    /// Skips `count` bytes, first those in the buffer.
     pub(super) fn advance(&mut self, count: u64) -> Result<(), ArchiveError> {
         let end = self.position.saturating_add(count);
         if end > MAX_UNPACKED {

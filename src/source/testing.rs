@@ -25,7 +25,7 @@ pub(crate) fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 1).unwrap()
 }
 
-/// A tar file in the making.
+/// Builder of a tar file.
 pub(crate) struct Tar(tar::Builder<Vec<u8>>);
 
 impl Tar {
@@ -56,13 +56,13 @@ impl Tar {
         self
     }
 
-    /// Adds a hard link whose header claims a size, as some writers have it.
+    /// Adds a hard link whose header contains a size, as some writers create it.
     pub(crate) fn hard_link(mut self, name: &str, target: &str) -> Self {
         self.0.append_link(&mut header(tar::EntryType::Link, 1234), name, target).unwrap();
         self
     }
 
-    /// Puts a PAX header before the next member.
+    /// Adds a PAX header for the next member.
     pub(crate) fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
         self.0.append_pax_extensions(records.iter().copied()).unwrap();
         self
@@ -81,7 +81,7 @@ fn header(kind: tar::EntryType, size: u64) -> tar::Header {
     header
 }
 
-/// Returns a config for `platform` over layers that hold `layers`.
+/// Returns a config for `platform` whose layers have the content `layers`.
 pub(crate) fn config(platform: &str, layers: &[&str]) -> Value {
     let crate::image::Platform { os, architecture, variant } = platform.parse().unwrap();
     let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer.as_bytes()).to_string()).collect();
@@ -98,13 +98,13 @@ pub(crate) fn config(platform: &str, layers: &[&str]) -> Value {
 pub(crate) struct Files(pub(crate) BTreeMap<String, Vec<u8>>);
 
 impl Files {
-    /// An OCI layout without images.
+    /// Returns an OCI layout without images.
     pub(crate) fn layout() -> Self {
         let version = (r#"oci-layout"#.to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
         Self([version].into()).index(json!([]))
     }
 
-    /// A docker archive that lists `images`.
+    /// Returns a docker archive with this `manifest.json`.
     pub(crate) fn docker(images: Value) -> Self {
         Self([("manifest.json".to_owned(), images.to_string().into_bytes())].into())
     }
@@ -131,7 +131,7 @@ impl Files {
         json!({"mediaType": media_type, "digest": digest.to_string(), "size": bytes.len()})
     }
 
-    /// Adds an image of plain layers and returns the descriptor of its manifest.
+    /// Adds an image with uncompressed layers and returns the descriptor of its manifest.
     pub(crate) fn image(&mut self, platform: &str, layers: &[&str]) -> Value {
         let config = config(platform, layers);
         self.image_of(&config, layers)
@@ -177,14 +177,14 @@ pub(crate) fn with(mut object: Value, key: &str, value: Value) -> Value {
     object
 }
 
-/// Gives a descriptor a platform.
+/// Adds a platform to a descriptor.
 pub(crate) fn on(descriptor: Value, platform: &str) -> Value {
     let platform: crate::image::Platform = platform.parse().unwrap();
     let (os, architecture, variant) = (platform.os, platform.architecture, platform.variant);
     with(descriptor, "platform", json!({"os": os, "architecture": architecture, "variant": variant}))
 }
 
-/// Gives a descriptor of `index.json` a name.
+/// Adds a name to a descriptor of `index.json`.
 pub(crate) fn named(descriptor: Value, name: &str) -> Value {
     with(descriptor, "annotations", json!({"org.opencontainers.image.ref.name": name}))
 }
@@ -195,7 +195,7 @@ pub(crate) fn read_layer(source: &dyn Source, layer: &ImageLayer) -> Result<Vec<
     Ok(content)
 }
 
-/// Checks what every source promises of an image that it has resolved, and returns the contents of its layers.
+/// Asserts the contract of [`Source`] for a resolved image, and returns the contents of its layers.
 pub(crate) fn keeps_its_promises(source: &dyn Source, image: &Image) -> Vec<Vec<u8>> {
     let manifest: crate::image::ImageManifest = serde_json::from_slice(&image.manifest.bytes).unwrap();
     assert_eq!(Digest::of(&image.manifest.bytes), image.manifest.digest);

@@ -20,7 +20,7 @@ fn head_that_fails_in_any_way_is_confirmed_by_one_get() {
 }
 
 #[test]
-fn head_that_is_left_without_an_answer_or_gives_a_wrong_one_is_confirmed_by_one_get() {
+fn head_without_a_response_or_with_a_wrong_one_is_confirmed_by_one_get() {
     let odd = [
         Reply::of(200, "").with("docker-content-digest", Digest::of(b"other")).with("content-length", 1),
         Reply::of(302, "").with("location", "ftp://h.org/"),
@@ -39,7 +39,7 @@ fn head_that_is_left_without_an_answer_or_gives_a_wrong_one_is_confirmed_by_one_
 }
 
 #[test]
-fn what_get_says_counts_and_it_is_asked_once() {
+fn result_of_get_counts_and_get_is_sent_once() {
     for (head, get, is_missing) in [(404, 404, true), (500, 404, true), (404, 500, false), (500, 500, false)] {
         let server = Server::start(move |asked| match asked.method.as_str() {
             "HEAD" => Reply::of(head, ""),
@@ -54,14 +54,14 @@ fn what_get_says_counts_and_it_is_asked_once() {
 }
 
 #[test]
-fn registry_that_asks_to_wait_is_not_asked_in_another_way() {
+fn parked_registry_gets_no_get_request_after_head() {
     let server = Server::start(|_| Reply::error(429, "TOOMANYREQUESTS").with("retry-after", 1200));
     let error = client().registries.head(&server.place(":1")).unwrap_err();
     assert!(error.parked_until().is_some() && methods(&server) == ["HEAD"]);
 }
 
 #[test]
-fn push_to_a_registry_without_head_asks_in_another_way() {
+fn push_to_a_registry_without_head_uses_get() {
     let server = Server::start(|asked| match asked.method.as_str() {
         "HEAD" => Reply::of(405, ""),
         "GET" if asked.target.contains("/blobs/") => Reply::of(200, "blob"),
@@ -74,7 +74,7 @@ fn push_to_a_registry_without_head_asks_in_another_way() {
     assert_eq!(methods(&server), ["HEAD", "GET", "HEAD", "GET", "PUT"]);
 }
 
-/// A registry that wants user and password after all, once it has seen what its `first` challenges ask for.
+/// A registry that offers the `first` challenges, and the `second` ones after the request contains any authorization.
 fn fickle(first: &'static [&'static str], second: &'static [&'static str], token_status: u16) -> Server {
     Server::start(move |asked| {
         if asked.target.starts_with("/token") {
@@ -110,14 +110,14 @@ fn second_challenge_for_user_and_password_is_tried_within_the_same_request() {
         fetch(&client, &server).unwrap_or_else(|error| panic!("{first:?} {second:?} {token_status}: {error}"));
         let before = server.requests().len();
         assert!(before <= 4, "{:?}", server.targets());
-        // What was of use is shown at once from then on.
+        // Later requests start with the authorization that was accepted.
         fetch(&client, &server).unwrap();
         assert_eq!(server.requests().len(), before + 1);
     }
 }
 
 #[test]
-fn each_way_to_show_credentials_is_tried_once() {
+fn each_authentication_scheme_is_tried_once() {
     let server = fickle(&[TOKEN, BASIC], &[TOKEN, BASIC], 200);
     let client = client_with(&[(&server.address, user("other"))]);
     let error = fetch(&client, &server).unwrap_err();

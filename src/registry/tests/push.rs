@@ -1,4 +1,4 @@
-//! Pushing: what is sent where, and who is shown what.
+//! Pushing: which requests and which credentials are sent to which server.
 
 use super::super::push::{ImageUpload, PushOutcome};
 use super::*;
@@ -8,7 +8,7 @@ fn image() -> ImageUpload {
     ImageUpload { manifest: b"{}".to_vec(), media_type: "application/x-manifest", blobs }
 }
 
-/// A registry that has nothing, and wants uploads to be sent to `place`.
+/// A registry without content, whose uploads go to the URL that `place` returns.
 fn registry(place: impl Fn() -> String + Send + Sync + 'static) -> Server {
     Server::start(move |asked| match asked.method.as_str() {
         "HEAD" => Reply::error(404, "UNKNOWN"),
@@ -22,7 +22,7 @@ fn push(client: &Client, server: &Server) -> Result<PushOutcome, RegistryError> 
 }
 
 #[test]
-fn blobs_are_sent_where_the_registry_says_and_the_manifest_last() {
+fn blobs_are_sent_to_the_upload_location_and_the_manifest_last() {
     let server = registry(|| "/upload?state=x".to_owned());
     assert_eq!(push(&client(), &server).unwrap(), PushOutcome::Pushed);
     let [config, layer] = [&b"config"[..], b"layer"].map(|bytes| Digest::of(bytes).to_string());
@@ -45,7 +45,7 @@ fn blobs_are_sent_where_the_registry_says_and_the_manifest_last() {
 }
 
 #[test]
-fn what_is_there_is_not_sent_again() {
+fn existing_blobs_and_manifests_are_not_sent_again() {
     let digest = Digest::of(b"{}").to_string();
     let server = Server::start(move |_| Reply::of(200, "").with("docker-content-digest", &digest));
     assert_eq!(push(&client(), &server).unwrap(), PushOutcome::AlreadyPresent);
@@ -60,7 +60,7 @@ fn what_is_there_is_not_sent_again() {
 }
 
 #[test]
-fn credentials_for_pushing_are_shown_to_their_registry_only() {
+fn credentials_for_pushing_are_sent_to_their_registry_only() {
     let elsewhere = Server::start(|_| Reply::of(201, ""));
     let place = format!("http://{}/upload", elsewhere.address);
     let server = Server::start(move |asked| match (asked.method.as_str(), asked.authorization()) {
@@ -91,7 +91,7 @@ fn credentials_for_pushing_are_shown_to_their_registry_only() {
 }
 
 #[test]
-fn upload_that_breaks_off_begins_anew() {
+fn interrupted_upload_starts_again() {
     let failed = Mutex::new(false);
     let server = Server::start(move |asked| match asked.method.as_str() {
         "HEAD" => Reply::error(404, "UNKNOWN"),
@@ -107,7 +107,7 @@ fn upload_that_breaks_off_begins_anew() {
 }
 
 #[test]
-fn answers_that_no_registry_gives_are_errors() {
+fn invalid_responses_are_errors() {
     for (place, words) in [("", "where to upload"), ("file:///etc/passwd", "not at an HTTP server")] {
         let server = Server::start(move |asked| match (asked.method.as_str(), place) {
             ("HEAD", _) => Reply::error(404, "UNKNOWN"),

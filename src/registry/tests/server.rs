@@ -1,4 +1,4 @@
-//! A server that answers what a test has it answer.
+//! A server whose responses a test chooses.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::super::{ImageLocation, Transport};
 
-/// What a server was asked.
+/// A request that a server received.
 #[derive(Debug, Clone)]
 pub(super) struct ReceivedRequest {
     pub(super) method: String,
@@ -26,7 +26,7 @@ impl ReceivedRequest {
     }
 }
 
-/// An answer to be.
+/// A response to send.
 #[derive(Debug, Clone)]
 pub(super) struct Reply {
     status: u16,
@@ -35,14 +35,14 @@ pub(super) struct Reply {
     drip: Option<Drip>,
 }
 
-/// From where on an answer comes byte by byte, until the client has had enough.
+/// The part of a response from which on it is sent byte by byte, until the client closes the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Drip {
     Head,
     Body,
 }
 
-/// The pause after each byte that drips.
+/// Pause after each byte of a slow response.
 const DRIP_PAUSE: Duration = Duration::from_millis(20);
 
 impl Reply {
@@ -71,7 +71,7 @@ impl Reply {
 
 type Answering = dyn Fn(&ReceivedRequest) -> Reply + Send + Sync;
 
-/// A server on this machine. It ends with the process; each connection carries one request.
+/// A server on this machine. It runs until the process ends; each connection serves one request.
 pub(super) struct Server {
     pub(super) address: String,
     asked: Arc<Mutex<Vec<ReceivedRequest>>>,
@@ -97,7 +97,7 @@ impl Server {
         self.asked.lock().unwrap().clone()
     }
 
-    /// Returns method and target of each request.
+    /// Returns the method and target of each request.
     pub(super) fn targets(&self) -> Vec<String> {
         self.requests().into_iter().map(|asked| format!("{} {}", asked.method, asked.target)).collect()
     }

@@ -5,14 +5,14 @@ use std::time::Instant;
 use super::super::push::ImageUpload;
 use super::*;
 
-/// How long a small request may take in these tests.
+/// Time limit of a small request in these tests.
 const REQUEST: Duration = Duration::from_millis(300);
 
 fn hasty_client(hosts: &[(&str, RegistrySettings)]) -> Client {
     client_within(hosts, TimeLimits { request: REQUEST, ..TimeLimits::default() })
 }
 
-/// Asserts that a request ends with its time limit as the reason, and soon.
+/// Asserts that a request fails soon because of its time limit.
 #[track_caller]
 fn assert_too_slow<T: fmt::Debug>(what: &str, ask: impl FnOnce() -> Result<T, RegistryError>) {
     let begun = Instant::now();
@@ -23,7 +23,7 @@ fn assert_too_slow<T: fmt::Debug>(what: &str, ask: impl FnOnce() -> Result<T, Re
 }
 
 #[test]
-fn small_answer_that_drips_is_given_up_as_a_whole() {
+fn slow_small_response_exceeds_its_time_limit() {
     for from in [Drip::Head, Drip::Body] {
         let body = json!({"tags": ["a"], "repositories": ["a"], "pad": "x".repeat(1000)});
         let server = Server::start(move |_| Reply::json(body.clone()).dripping(from));
@@ -40,7 +40,7 @@ fn small_answer_that_drips_is_given_up_as_a_whole() {
 }
 
 #[test]
-fn answer_that_is_an_error_is_given_up_when_it_drips() {
+fn slow_error_response_exceeds_its_time_limit() {
     let server = Server::start(|_| Reply::of(500, "x".repeat(1000)).dripping(Drip::Body));
     let begun = Instant::now();
     hasty_client(&[]).registries.manifest(&server.place(":1"), None, RetryBudget::SingleAttempt).unwrap_err();
@@ -48,7 +48,7 @@ fn answer_that_is_an_error_is_given_up_when_it_drips() {
 }
 
 #[test]
-fn token_that_drips_is_given_up() {
+fn slow_token_response_exceeds_its_time_limit() {
     let server = Server::start(|asked| {
         if asked.target.starts_with("/token") {
             return Reply::json(json!({"token": "t".repeat(1000)})).dripping(Drip::Body);
@@ -58,7 +58,7 @@ fn token_that_drips_is_given_up() {
     });
     let registries = hasty_client(&[]).registries;
     assert_too_slow("token", || registries.manifest(&server.place(":1"), None, RetryBudget::Full));
-    // Those who wait for the same token have their own time limits.
+    // Requests that wait for the same token have their own time limits.
     let registries = hasty_client(&[]).registries;
     thread::scope(|scope| {
         for _ in 0..4 {
@@ -74,7 +74,7 @@ fn token_that_drips_is_given_up() {
 }
 
 #[test]
-fn upload_that_drips_is_given_up() {
+fn slow_upload_response_exceeds_its_time_limit() {
     for slow in ["HEAD", "POST", "PUT"] {
         let server = Server::start(move |asked| {
             let reply = match asked.method.as_str() {
@@ -91,7 +91,7 @@ fn upload_that_drips_is_given_up() {
 }
 
 #[test]
-fn answer_that_is_lost_once_is_asked_for_again_within_the_time() {
+fn lost_response_is_requested_again_within_the_time_limit() {
     let asked = Mutex::new(0);
     let server = Server::start(move |_| {
         let mut asked = asked.lock().unwrap();
@@ -106,7 +106,7 @@ fn answer_that_is_lost_once_is_asked_for_again_within_the_time() {
 }
 
 #[test]
-fn list_with_ever_more_pages_ends_with_the_time_of_the_list() {
+fn endless_list_exceeds_its_time_limit() {
     let client = client();
     let clock = Arc::clone(&client.clock);
     let server = Server::start(move |asked| {
@@ -121,7 +121,7 @@ fn list_with_ever_more_pages_ends_with_the_time_of_the_list() {
 }
 
 #[test]
-fn limits_of_a_registry_come_before_those_of_all() {
+fn limits_of_a_registry_precede_the_defaults() {
     let server = Server::start(|_| Reply::of(200, "x".repeat(1000)).dripping(Drip::Body));
     let second = Duration::from_secs(1);
     let limit = |own: Option<Duration>, all: Duration| {
@@ -141,7 +141,7 @@ fn limits_of_a_registry_come_before_those_of_all() {
 }
 
 #[test]
-fn registry_that_never_answers_is_left_alone_after_three_requests() {
+fn unresponsive_registry_gets_no_request_after_three() {
     let server = Server::start(|asked| match asked.target.ends_with("/good") {
         true => Reply::of(200, "{}"),
         false => Reply::of(200, "{}").dripping(Drip::Head),
@@ -161,7 +161,7 @@ fn registry_that_never_answers_is_left_alone_after_three_requests() {
 }
 
 #[test]
-fn token_service_that_asks_to_wait_is_waited_for_without_holding_up_others() {
+fn waiting_for_a_parked_token_service_delays_no_other_request() {
     let asked = Mutex::new(0);
     let server = Server::start(move |request| {
         if request.target.starts_with("/token") {

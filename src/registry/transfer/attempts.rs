@@ -1,4 +1,4 @@
-//! Asks for a blob again and again, from where the last answer stopped, until it is whole or there is no hope.
+//! Requests a blob repeatedly, each time from the byte where the last response ended, until it is complete or cannot be completed.
 
 use std::error::Error;
 use std::io::{self, Read};
@@ -7,41 +7,42 @@ use std::time::{Duration, Instant};
 use super::{DownloadPolicy, OpenedBlob, READ_SIZE, Retryable};
 use crate::message::causes;
 
-/// How long to wait before going on with a connection that was lost, but had brought something.
+/// Pause after an attempt that received some bytes.
 const PAUSE_AFTER_PROGRESS: Duration = Duration::from_millis(1);
 
-/// How long to wait at least for a registry that asks for it.
+/// Minimum pause while the registry is parked.
 const MIN_PARK_WAIT: Duration = Duration::from_secs(1);
 
-/// Maximum number of consecutive attempts in which a blob may come too slowly. After the first, another connection may do better.
+/// Number of consecutive measurements below the minimum rate after which the download fails. After the first one, a new
+/// connection is tried, which may be faster.
 const MAX_SLOW: u32 = 2;
 
-/// What attempts need of the world around them; in tests, no time passes.
+/// Time, randomness and cancellation. Tests replace them, so that no time passes.
 pub(super) trait Runtime: Send {
-    /// Waits, but not after nobody wants the blob any more.
+    /// Waits for `length`, or until the reader of the blob is dropped.
     fn pause(&mut self, length: Duration);
 
-    /// Tells whether anybody still wants the blob.
+    /// Returns whether the blob still has a reader.
     fn is_wanted(&self) -> bool;
 
-    /// Returns the time.
+    /// Returns the monotonic time.
     fn now(&self) -> Instant;
 
-    /// Returns a number between 0 and 1.
+    /// Returns a random number between 0 and 1.
     fn chance(&mut self) -> f64;
 }
 
-/// Why a blob could not be read to its end.
+/// The download of a blob failed.
 #[derive(Debug, thiserror::Error)]
 #[error("the download stopped after {reached} of {size} bytes{}", tried(*.failures))]
 pub(super) struct DownloadError {
-    /// How many bytes were read.
+    /// Number of received bytes.
     reached: u64,
-    /// How many there should be.
+    /// Size of the blob in bytes.
     size: u64,
-    /// How many attempts in a row failed without a single byte.
+    /// Number of consecutive attempts without a byte.
     failures: u32,
-    /// The failure of the last attempt.
+    /// Error of the last attempt.
     source: Box<dyn Error + Send + Sync>,
 }
 
@@ -49,63 +50,65 @@ fn tried(failures: u32) -> String {
     if failures > 1 { format!(", and {failures} attempts in a row failed") } else { String::new() }
 }
 
-/// What is wrong with an answer.
+/// A response that is incomplete, contradicts the request or the manifest, or is too slow.
 #[derive(Debug, thiserror::Error)]
 enum ResponseError {
-    #[error("the answer starts at byte {actual}, but byte {asked} was asked for")]
+    #[error("the response starts at byte {actual}, but byte {asked} was requested")]
     Start { asked: u64, actual: u64 },
-    #[error("the answer makes the blob {actual} bytes long, but the manifest promises {size}")]
+    #[error("according to the response, the blob is {actual} bytes long, but the manifest states {size}")]
     Length { actual: u128, size: u64 },
-    #[error("the blob goes on after the {size} bytes that the manifest promises")]
+    #[error("the blob is longer than the {size} bytes that the manifest states")]
     TooLong { size: u64 },
     #[error("the connection ended early")]
     EndedEarly,
     #[error(
-        "only {bytes} bytes came in {}, and at least {minimum_rate} a second should (minimum_rate in strata.toml)",
+        "only {bytes} bytes arrived in {}, less than the {minimum_rate} per second that minimum_rate in strata.toml requires",
         humantime::format_duration(Duration::from_secs(*.seconds))
     )]
     TooSlow { bytes: u64, seconds: u64, minimum_rate: u64 },
-    #[error("nobody wants the blob any more")]
+    #[error("the download was cancelled")]
     Unwanted,
 }
 
-/// Why one attempt failed, and what may help.
+/// Error of one attempt, and whether another attempt makes sense.
 struct AttemptFailure {
     cause: Box<dyn Error + Send + Sync>,
     retry: Retry,
 }
 
+/// Whether and when another attempt makes sense.
 enum Retry {
     Never,
+    /// After a pause that grows with each failure.
     WithBackoff,
-    /// Trying again, but not before then.
+    /// Not before this time, because the registry is parked.
     At(Instant),
 }
 
-/// Measures how fast bytes come, while they are waited for, over all connections: one that is lost again and again may be slow,
-/// too.
+/// Measures the rate of a download over all its connections: a connection that is lost repeatedly counts as slow, too. Only time
+/// spent waiting for bytes counts.
 #[derive(Default)]
 struct RateMeter {
     waited: Duration,
     bytes: u64,
-    /// How many times in a row it was too slow.
+    /// Number of consecutive measurements below the minimum rate.
     slow: u32,
 }
 
 type Open = Box<dyn FnMut(u64) -> Result<OpenedBlob, AttemptFailure> + Send>;
 
-/// Reads a blob through as many answers as it takes.
+/// Reads a blob from as many responses as necessary.
 pub(super) struct Attempts {
     open: Open,
     body: Option<Box<dyn Read + Send>>,
     size: u64,
-    /// How many bytes of the blob were handed out.
+    /// Number of bytes that have been returned to the caller.
     reached: u64,
-    /// How many were when the last answer was asked for.
+    /// The same at the time of the last request.
     reached_before: u64,
-    /// How many attempts in a row failed without a single byte.
+    /// Number of consecutive attempts without a byte.
     failures: u32,
-    /// How long the registry was waited for since the last byte.
+    /// Total time since the last byte in which the registry was parked.
     parked: Duration,
     is_at_end: bool,
     rate: RateMeter,
@@ -135,7 +138,7 @@ impl Attempts {
         }
     }
 
-    /// Reads some of the next bytes, none only at the end. To be called no more after an error.
+    /// Reads some of the next bytes; returns 0 only at the end. It must not be called again after an error.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> Result<usize, DownloadError> {
         if self.is_at_end || buffer.is_empty() {
             return Ok(0);
@@ -151,7 +154,7 @@ impl Attempts {
         }
     }
 
-    /// Turns what one attempt brought into a failure if less and less comes.
+    /// Adds the result of one attempt to the rate. Returns an error if the rate is too low.
     fn measured(&mut self, result: Result<usize, AttemptFailure>, waited: Duration) -> Result<usize, AttemptFailure> {
         self.rate.waited += waited;
         self.rate.bytes += *result.as_ref().unwrap_or(&0) as u64;
@@ -167,7 +170,7 @@ impl Attempts {
         }
         self.rate.slow += 1;
         match result {
-            // What came is handed out, and then it is the next attempt's turn.
+            // The received bytes are returned, and the next read opens a new connection.
             Ok(count) if self.rate.slow < MAX_SLOW => {
                 self.body = None;
                 self.note_slow(bytes, seconds);
@@ -180,7 +183,9 @@ impl Attempts {
 
     fn note_slow(&self, bytes: u64, seconds: u64) {
         let (reached, size) = (self.reached, self.size);
-        tracing::info!("got {reached} of {size} bytes of a blob, the last {bytes} in {seconds}s: asking again");
+        tracing::info!(
+            "got {reached} of {size} bytes of a blob, the last {bytes} in {seconds}s: trying a new connection"
+        );
     }
 
     fn attempt(&mut self, buffer: &mut [u8]) -> Result<usize, AttemptFailure> {
@@ -199,7 +204,7 @@ impl Attempts {
         Ok(count)
     }
 
-    /// Asks for what is missing, and reads over what is not.
+    /// Requests the missing bytes. Skips known bytes if the response starts at the first byte of the blob.
     fn open(&mut self) -> Result<Box<dyn Read + Send>, AttemptFailure> {
         self.reached_before = self.reached;
         let OpenedBlob { start, length, mut body, .. } = (self.open)(self.reached)?;
@@ -227,7 +232,7 @@ impl Attempts {
             }
             let wanted = buffer.len().min(usize::try_from(count).unwrap_or(usize::MAX));
             let read = read_some(body, &mut buffer[..wanted])? as u64;
-            // They are of no use, but they came.
+            // Skipped bytes count for the rate, because the connection delivered them.
             self.rate.bytes += read;
             count -= read;
             let waited = self.runtime.now().saturating_duration_since(begun);
@@ -239,7 +244,7 @@ impl Attempts {
         Ok(())
     }
 
-    /// Makes sure that nothing follows the last byte. A connection that breaks there has brought everything.
+    /// Checks that the response ends after the last byte. A connection error at that point is ignored: all bytes have arrived.
     fn expect_end(&mut self, body: &mut dyn Read) -> Result<usize, AttemptFailure> {
         self.is_at_end = true;
         match read_some(body, &mut [0]) {
@@ -248,7 +253,7 @@ impl Attempts {
         }
     }
 
-    /// Waits until another attempt makes sense, or says why none does.
+    /// Waits until the next attempt, or returns the final error if no attempt follows.
     fn recover(&mut self, failure: AttemptFailure) -> Result<(), DownloadError> {
         self.count(&failure.retry);
         let Some(pause) = self.pause_after(&failure.retry).filter(|_| self.runtime.is_wanted()) else {
@@ -262,11 +267,11 @@ impl Attempts {
     fn report(&self, pause: Duration, failure: &AttemptFailure) {
         let (reached, size, cause) = (self.reached, self.size, causes(&*failure.cause));
         match pause {
-            PAUSE_AFTER_PROGRESS => tracing::debug!("got {reached} of {size} bytes of a blob, going on: {cause}"),
-            // It was said that the registry asks to wait.
+            PAUSE_AFTER_PROGRESS => tracing::debug!("got {reached} of {size} bytes of a blob, resuming: {cause}"),
+            // The host logs that it is parked.
             _ if matches!(failure.retry, Retry::At(_)) => tracing::debug!("a blob waits {pause:?}: {cause}"),
             _ => tracing::info!(
-                "got {reached} of {size} bytes of a blob, going on in {:.1}s: {cause}",
+                "got {reached} of {size} bytes of a blob, resuming in {:.1}s: {cause}",
                 pause.as_secs_f32()
             ),
         }
@@ -280,7 +285,7 @@ impl Attempts {
         }
     }
 
-    /// Returns how long to wait before another attempt, if there may be one.
+    /// Returns the pause before the next attempt, or `None` if no attempt follows.
     fn pause_after(&mut self, retry: &Retry) -> Option<Duration> {
         match retry {
             Retry::Never => None,

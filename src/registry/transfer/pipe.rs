@@ -1,4 +1,4 @@
-//! Bytes on their way from one thread to another: a bounded number of them, then the end or an error.
+//! A bounded pipe of bytes between two threads, which ends with the end of the blob or an error.
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use super::READ_SIZE;
 
-/// Holds bytes between one thread that has them and one that wants them.
+/// A bounded buffer between one writing and one reading thread.
 pub(super) struct Pipe {
     state: Mutex<State>,
-    /// Bytes came, or the end.
+    /// Signalled when bytes or the end have arrived.
     arrived: Condvar,
-    /// There is room again, or nobody wants more.
+    /// Signalled when there is room again, or the reader has been dropped.
     freed: Condvar,
     limit: usize,
     ready_threshold: usize,
@@ -28,31 +28,31 @@ struct State {
 enum End {
     Complete,
     Failed(io::Error),
-    /// The error was handed out.
+    /// The error has been returned to the reader.
     Reported,
 }
 
-/// Fills a pipe; whatever becomes of it, the reader hears of an end.
+/// The writing end of a pipe. When it is dropped without [`finish`](Self::finish), the reader gets an error.
 pub(super) struct PipeWriter<'p>(&'p Pipe);
 
 impl Pipe {
-    /// Makes a pipe for up to `limit` bytes, of which `useful` are worth a reader's while.
+    /// Creates a pipe for up to `limit` bytes that is ready for reading from `ready_threshold` bytes on.
     ///
-    /// Both are stretched so that a pipe with no room for a [`READ_SIZE`] more is worth it.
+    /// Both are adjusted so that a pipe without room for another [`READ_SIZE`] bytes is ready: otherwise both threads would wait.
     pub(super) fn new(limit: usize, ready_threshold: usize) -> Self {
         let (state, arrived, freed) = Default::default();
         let limit = limit.max(READ_SIZE);
         Self { state, arrived, freed, limit, ready_threshold: ready_threshold.min(limit - READ_SIZE).max(1) }
     }
 
-    /// Becomes the one who fills the pipe.
+    /// Returns the writing end. There must be only one.
     pub(super) fn writer(&self) -> PipeWriter<'_> {
         PipeWriter(self)
     }
 
-    /// Waits for room and puts `bytes` in, up to a [`READ_SIZE`]. Returns whether anybody still wants any.
+    /// Waits for room and appends `bytes`, up to [`READ_SIZE`] of them. Returns false if the reader has been dropped.
     pub(super) fn push(&self, bytes: &[u8]) -> bool {
-        debug_assert!(bytes.len() <= READ_SIZE, "there is room for one buffer at least");
+        debug_assert!(bytes.len() <= READ_SIZE, "the limit is at least READ_SIZE");
         let has_no_room = |state: &mut State| !state.is_abandoned && state.bytes.len() + bytes.len() > self.limit;
         let mut state = self.freed.wait_while(self.state(), has_no_room).expect("no thread panics while it holds this");
         if !state.is_abandoned {
@@ -62,7 +62,7 @@ impl Pipe {
         !state.is_abandoned
     }
 
-    /// Waits for bytes and takes some. Returns 0 only at the end, and an error behind all bytes that came before it.
+    /// Waits for bytes and reads some. Returns 0 only at the end, and an error only after all bytes before it.
     pub(super) fn pull(&self, buffer: &mut [u8]) -> io::Result<usize> {
         if buffer.is_empty() {
             return Ok(0);
@@ -77,17 +77,17 @@ impl Pipe {
         }
         match &mut state.end {
             Some(End::Complete) | None => Ok(0),
-            Some(end) => Err(end.tell()),
+            Some(end) => Err(end.take_error()),
         }
     }
 
-    /// Tells whether a read would get a useful amount at once, or the end, or an error.
+    /// Returns whether a read would return a worthwhile number of bytes, the end, or an error without waiting.
     pub(super) fn is_ready(&self) -> bool {
         let state = self.state();
         state.bytes.len() >= self.ready_threshold || state.end.is_some()
     }
 
-    /// Says that nobody wants any more bytes.
+    /// Drops all bytes and makes the writer stop. Called when the reader is dropped.
     pub(super) fn abandon(&self) {
         let mut state = self.state();
         state.is_abandoned = true;
@@ -95,12 +95,12 @@ impl Pipe {
         self.freed.notify_all();
     }
 
-    /// Tells whether nobody wants any more bytes.
+    /// Returns whether the reader has been dropped.
     pub(super) fn is_abandoned(&self) -> bool {
         self.state().is_abandoned
     }
 
-    /// Waits, but not after nobody wants any more bytes.
+    /// Waits for `length`, or until the reader is dropped.
     pub(super) fn wait_unless_abandoned(&self, length: Duration) {
         let is_wanted = |state: &mut State| !state.is_abandoned;
         drop(self.freed.wait_timeout_while(self.state(), length, is_wanted));
@@ -123,7 +123,7 @@ impl Pipe {
 }
 
 impl PipeWriter<'_> {
-    /// Says that nothing more comes, and why.
+    /// Marks the end of the bytes: complete, or with an error.
     pub(super) fn finish(self, result: io::Result<()>) {
         self.0.end(result.map_or_else(End::Failed, |()| End::Complete));
     }
@@ -131,22 +131,22 @@ impl PipeWriter<'_> {
 
 impl Drop for PipeWriter<'_> {
     fn drop(&mut self) {
-        // Only a panic on the way leaves it to this line.
+        // `finish` has already set the end, unless the writing thread panicked.
         self.0.end(End::Failed(io::Error::other("the download stopped before its end")));
     }
 }
 
 impl End {
-    /// Returns the error; the second time, only that there was one.
-    fn tell(&mut self) -> io::Error {
+    /// Returns the error. Further calls return a general error, because `io::Error` cannot be cloned.
+    fn take_error(&mut self) -> io::Error {
         match std::mem::replace(self, Self::Reported) {
             Self::Failed(error) => error,
-            Self::Complete | Self::Reported => io::Error::other("the download failed before"),
+            Self::Complete | Self::Reported => io::Error::other("the download has already failed"),
         }
     }
 }
 
-/// Moves as many bytes as there are and fit, and returns how many.
+/// Moves bytes from the front of `bytes` into `buffer`, and returns their number.
 fn take(bytes: &mut VecDeque<u8>, buffer: &mut [u8]) -> usize {
     let count = buffer.len().min(bytes.len());
     let (front, back) = bytes.as_slices();

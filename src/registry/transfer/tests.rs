@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::message::causes;
 
-/// What a registry says instead of sending a blob.
+/// An error response to a request for a blob.
 #[derive(Debug, Clone, Copy)]
 struct Refusal {
     is_transient: bool,
@@ -40,28 +40,28 @@ fn parked(seconds: u64) -> Answer {
     Answer::Refuse(Refusal { is_transient: true, parked_until: Some(Instant::now() + Duration::from_secs(seconds)) })
 }
 
-/// How the body of an answer ends.
+/// The end of a response body.
 #[derive(Debug, Clone, Copy)]
 enum End {
     Clean,
     Reset,
 }
 
-/// One answer of a registry, to a request for a blob from some byte on.
+/// One response to a request for a blob from an offset on.
 #[derive(Debug, Clone, Copy)]
 enum Answer {
     Refuse(Refusal),
-    /// The rest of the blob, as asked.
+    /// The requested rest of the blob.
     Rest,
-    /// As asked, but the connection breaks after so many bytes.
+    /// The requested rest, but the connection breaks after this number of bytes.
     Cut(u64, End),
-    /// The whole blob, whatever was asked; the connection may break after so many bytes.
+    /// The whole blob, regardless of the offset. The connection may break after this number of bytes.
     FromStart(u64, End),
-    /// From a byte that nobody asked for.
+    /// The rest of the blob from another offset than requested.
     From(u64),
-    /// As asked, with this for its length.
+    /// The requested rest, with this as its stated length.
     Claim(u64),
-    /// As asked, without a length, and with more bytes behind.
+    /// The requested rest without a stated length, followed by more bytes.
     Longer(u64),
 }
 
@@ -102,14 +102,14 @@ fn answer(blob: &Arc<[u8]>, offset: u64, answer: Answer) -> Result<OpenedBlob, R
     Ok(OpenedBlob { start, length, mirror: None, body: Box::new(body.chain(io::repeat(7).take(more))) })
 }
 
-/// What a download did: the bytes it was asked for, from which, and how long it waited each time.
+/// Record of a download: the requested offsets and the pauses.
 #[derive(Debug, Default)]
 struct Log {
     offsets: Vec<u64>,
     pauses: Vec<Duration>,
 }
 
-/// A world without time, in which chance is always the same.
+/// A runtime in which no time passes, with a fixed random number.
 struct NoTime {
     log: Arc<Mutex<Log>>,
     chance: f64,
@@ -133,7 +133,7 @@ impl Runtime for NoTime {
     }
 }
 
-/// A world in which each look at the clock takes a second.
+/// A runtime in which each call of `now` advances the time by a second.
 struct Ticking(Mutex<Instant>);
 
 impl Runtime for Ticking {
@@ -170,7 +170,7 @@ impl Read for Drops {
     }
 }
 
-/// Reads a blob of 100,000 bytes that comes in drops; returns from where it was asked for, and how that ended.
+/// Reads a blob of 100,000 bytes that arrives slowly. Returns the requested offsets and the result.
 fn read_drops(at_once: u64, reads: u32) -> (Vec<u64>, Result<u64, String>) {
     read_answers(move |offset, _| (offset, at_once, reads))
 }
@@ -206,22 +206,22 @@ fn read_answers(answer: impl Fn(u64, usize) -> (u64, u64, u32) + Send + 'static)
 }
 
 #[test]
-fn blob_that_drips_is_asked_for_once_more_and_given_up() {
+fn slow_blob_is_requested_once_more_before_the_download_fails() {
     let (asked, result) = read_drops(1, u32::MAX);
     let error = result.unwrap_err();
-    assert!(error.contains("10 bytes came in 10s") && error.contains("minimum_rate"), "{error}");
+    assert!(error.contains("10 bytes arrived in 10s") && error.contains("minimum_rate"), "{error}");
     assert_eq!(asked, [0, 10]);
 }
 
 #[test]
-fn blob_is_as_slow_when_its_connection_is_lost_after_each_byte() {
+fn connection_that_is_lost_after_each_byte_counts_as_slow() {
     let (asked, result) = read_drops(1, 1);
     assert!(result.unwrap_err().contains("minimum_rate"));
     assert!(asked.len() <= 20, "{asked:?}");
 }
 
 #[test]
-fn bytes_that_are_read_over_count_as_long_as_they_come_fast_enough() {
+fn skipped_bytes_count_for_the_rate() {
     let (asked, result) = read_answers(|_, number| if number == 0 { (0, 1000, 40) } else { (0, 1000, u32::MAX) });
     assert_eq!((asked, result), (vec![0, 40_000], Ok(100_000)));
     let (asked, result) = read_answers(|_, number| if number == 0 { (0, 1000, 40) } else { (0, 1, u32::MAX) });
@@ -230,7 +230,7 @@ fn bytes_that_are_read_over_count_as_long_as_they_come_fast_enough() {
 }
 
 #[test]
-fn blob_that_comes_as_fast_as_it_has_to_is_read_through_one_connection() {
+fn blob_at_the_minimum_rate_is_read_through_one_connection() {
     assert_eq!(read_drops(100, u32::MAX), (vec![0], Ok(100_000)));
 }
 
@@ -238,7 +238,7 @@ fn blob(size: usize) -> Arc<[u8]> {
     (0..size).map(|n| (n * 31 + n / 251) as u8).collect()
 }
 
-/// Downloads a blob from a registry that gives these answers, then only whole ones.
+/// Downloads a blob from a registry that sends these responses, and complete ones after them.
 fn download(blob: &Arc<[u8]>, answers: &[Answer]) -> (Download, Arc<Mutex<Log>>) {
     let log = Arc::new(Mutex::new(Log::default()));
     let (blob, script, opened) = (Arc::clone(blob), Mutex::new(VecDeque::from(answers.to_vec())), Arc::clone(&log));
@@ -265,7 +265,7 @@ fn whole(blob: &Arc<[u8]>, answers: &[Answer]) -> (Vec<u64>, Vec<u128>) {
     (log.offsets.clone(), log.pauses.iter().map(Duration::as_millis).collect())
 }
 
-/// Returns what a download that fails says, how many bytes arrived first, and the log.
+/// Returns the error of a failing download, the number of bytes before it, and the log.
 #[track_caller]
 fn failing(blob: &Arc<[u8]>, answers: &[Answer]) -> (String, usize, Arc<Mutex<Log>>) {
     let (mut download, log) = download(blob, answers);
@@ -276,14 +276,14 @@ fn failing(blob: &Arc<[u8]>, answers: &[Answer]) -> (String, usize, Arc<Mutex<Lo
 }
 
 #[test]
-fn whole_answer_needs_no_other() {
+fn complete_response_is_the_only_one() {
     assert_eq!(whole(&blob(1_000_000), &[]), (vec![0], vec![]));
     assert_eq!(whole(&blob(0), &[]), (vec![0], vec![]));
     assert_eq!(whole(&blob(10), &[Answer::Longer(0)]), (vec![0], vec![]));
 }
 
 #[test]
-fn lost_connection_is_taken_up_where_it_stopped() {
+fn download_resumes_where_the_connection_was_lost() {
     for end in [End::Clean, End::Reset] {
         let answers = [Answer::Cut(1000, end), Answer::Cut(1, end)];
         assert_eq!(whole(&blob(5000), &answers), (vec![0, 1000, 1001], vec![1, 1]));
@@ -291,13 +291,13 @@ fn lost_connection_is_taken_up_where_it_stopped() {
 }
 
 #[test]
-fn answer_without_range_is_read_over() {
+fn known_bytes_are_skipped_in_a_response_without_range() {
     let answers = [Answer::Cut(1000, End::Reset), Answer::FromStart(u64::MAX, End::Clean)];
     assert_eq!(whole(&blob(700_000), &answers).0, [0, 1000]);
 }
 
 #[test]
-fn bytes_that_are_read_over_are_no_progress() {
+fn skipped_bytes_are_no_progress() {
     let answers: Vec<Answer> = [Answer::Cut(1000, End::Reset)]
         .into_iter()
         .chain(std::iter::repeat_n(Answer::FromStart(900, End::Reset), 8))
@@ -308,7 +308,7 @@ fn bytes_that_are_read_over_are_no_progress() {
 }
 
 #[test]
-fn answer_from_elsewhere_is_an_error() {
+fn response_from_another_offset_is_an_error() {
     for (offset, start) in [(0, 1), (1000, 999), (1000, 1001)] {
         let (message, count, log) =
             failing(&blob(5000), &[Answer::Cut(offset, End::Reset), Answer::From(start)][offset.min(1) as usize ^ 1..]);
@@ -321,7 +321,7 @@ fn answer_from_elsewhere_is_an_error() {
 fn length_that_contradicts_the_manifest_is_an_error_before_any_byte() {
     for (length, actual) in [(4999, 4999), (5001, 5001_u128), (u64::MAX, u64::MAX.into())] {
         let (message, count, log) = failing(&blob(5000), &[Answer::Claim(length)]);
-        assert!(message.contains(&format!("blob {actual} bytes long, but the manifest promises 5000")), "{message}");
+        assert!(message.contains(&format!("blob is {actual} bytes long, but the manifest states 5000")), "{message}");
         assert_eq!((count, log.lock().unwrap().pauses.len()), (0, 0));
     }
     let (message, ..) = failing(&blob(5000), &[Answer::Cut(1000, End::Reset), Answer::Claim(u64::MAX)]);
@@ -329,19 +329,19 @@ fn length_that_contradicts_the_manifest_is_an_error_before_any_byte() {
 }
 
 #[test]
-fn byte_too_many_is_an_error_behind_the_others() {
+fn excess_byte_is_an_error_after_the_others() {
     let (message, count, _) = failing(&blob(5000), &[Answer::Longer(1)]);
-    assert!(message.contains("goes on after the 5000 bytes"), "{message}");
+    assert!(message.contains("longer than the 5000 bytes"), "{message}");
     assert_eq!(count, 5000);
 }
 
 #[test]
-fn connection_that_breaks_after_the_last_byte_has_brought_everything() {
+fn connection_error_after_the_last_byte_is_ignored() {
     assert_eq!(whole(&blob(5000), &[Answer::Cut(5000, End::Reset)]), (vec![0], vec![]));
 }
 
 #[test]
-fn pauses_double_until_the_longest_and_eight_attempts_are_enough() {
+fn pauses_double_up_to_the_maximum_and_the_download_fails_after_eight_attempts() {
     let (message, count, log) = failing(&blob(5000), &[Answer::Refuse(BUSY); 9]);
     assert_eq!(
         message,
@@ -354,7 +354,7 @@ fn pauses_double_until_the_longest_and_eight_attempts_are_enough() {
 }
 
 #[test]
-fn one_byte_makes_up_for_all_failures() {
+fn one_byte_resets_the_number_of_failures() {
     let busy = [Answer::Refuse(BUSY); 7];
     let answers = [&busy[..], &[Answer::Cut(1, End::Reset)], &busy].concat();
     let (offsets, pauses) = whole(&blob(5000), &answers);
@@ -364,7 +364,7 @@ fn one_byte_makes_up_for_all_failures() {
 }
 
 #[test]
-fn chance_moves_a_pause_by_a_quarter() {
+fn pause_varies_by_up_to_a_quarter() {
     for (chance, milliseconds) in [(0.0, 375), (1.0, 625)] {
         let log = Arc::new(Mutex::new(Log::default()));
         let runtime = Box::new(NoTime { log: Arc::clone(&log), chance });
@@ -376,7 +376,7 @@ fn chance_moves_a_pause_by_a_quarter() {
 }
 
 #[test]
-fn permanent_error_ends_it_at_once_with_what_the_registry_said() {
+fn permanent_error_ends_the_download_at_once() {
     let (mut download, log) = download(&blob(5000), &[Answer::Cut(10, End::Reset), Answer::Refuse(UNKNOWN)]);
     let error = download.read_to_end(&mut Vec::new()).unwrap_err();
     assert_eq!(causes(&error), "the download stopped after 10 of 5000 bytes: the registry has no such blob");
@@ -386,7 +386,7 @@ fn permanent_error_ends_it_at_once_with_what_the_registry_said() {
 }
 
 #[test]
-fn parked_registry_is_waited_for_and_that_is_no_attempt() {
+fn waiting_for_a_parked_registry_is_no_failed_attempt() {
     let answers = [parked(30); 20];
     let (offsets, pauses) = whole(&blob(10), &answers[..19]);
     assert_eq!(offsets.len(), 20);
@@ -394,7 +394,7 @@ fn parked_registry_is_waited_for_and_that_is_no_attempt() {
 }
 
 #[test]
-fn registry_is_waited_for_up_to_the_limit() {
+fn waiting_for_a_parked_registry_has_a_limit() {
     let (message, _, log) = failing(&blob(10), &[parked(300), parked(299), parked(300)]);
     assert!(message.ends_with("of 10 bytes: the registry is busy"), "{message}");
     assert_eq!(log.lock().unwrap().pauses.len(), 2);
@@ -405,7 +405,7 @@ fn registry_is_waited_for_up_to_the_limit() {
 }
 
 #[test]
-fn error_of_the_system_stays_the_cause() {
+fn error_of_the_operating_system_is_the_cause() {
     let answers = vec![Answer::Cut(0, End::Reset); 8];
     let (mut download, _) = download(&blob(10), &answers);
     let error = download.read(&mut [0; 10]).unwrap_err();
@@ -435,7 +435,7 @@ fn without_a_thread_the_reader_downloads() {
     assert!(bytes == blob[..]);
 }
 
-/// A body that gives what the test sends it, a buffer at a time.
+/// A body that returns the buffers that the test sends.
 struct Fed(Receiver<Vec<u8>>);
 
 impl Read for Fed {
@@ -466,7 +466,7 @@ fn wait_until(mut is_so: impl FnMut() -> bool) {
 }
 
 #[test]
-fn download_is_ready_when_reading_is_worth_it() {
+fn download_is_ready_from_the_threshold_on() {
     let (mut download, feed) = fed(1 << 20, DownloadPolicy { ready_threshold: 3000, ..DownloadPolicy::default() });
     let readiness = download.readiness();
     assert!(!readiness.is_ready());
@@ -484,7 +484,7 @@ fn download_is_ready_when_reading_is_worth_it() {
 }
 
 #[test]
-fn end_is_ready_however_few_bytes_came() {
+fn download_is_ready_at_its_end() {
     let (mut download, feed) = fed(3, DownloadPolicy::default());
     feed.send(vec![1; 3]).unwrap();
     drop(feed);
@@ -494,7 +494,7 @@ fn end_is_ready_however_few_bytes_came() {
 }
 
 #[test]
-fn no_more_than_allowed_lies_in_memory() {
+fn number_of_buffered_bytes_is_limited() {
     let policy =
         DownloadPolicy { buffer_limit: 4 * READ_SIZE, ready_threshold: 4 * READ_SIZE, ..DownloadPolicy::default() };
     let (mut download, feed) = fed(100 * READ_SIZE as u64, policy);
@@ -533,7 +533,7 @@ fn dropped_download_ends_its_thread_while_it_waits_for_room() {
 }
 
 #[test]
-fn dropping_waits_for_no_body() {
+fn drop_does_not_wait_for_the_body() {
     let (download, feed) = fed(10, DownloadPolicy::default());
     drop(download);
     feed.send(vec![1]).unwrap();
@@ -574,7 +574,7 @@ fn any_answer() -> impl Strategy<Value = Answer> {
 
 proptest! {
     #[test]
-    fn whatever_happens_to_connections_the_bytes_are_the_same(
+    fn bytes_are_the_same_after_any_connection_errors(
         size in 0..20_000_usize,
         answers in prop::collection::vec(any_answer(), 0..7),
     ) {

@@ -1,4 +1,4 @@
-//! The images of an index, and which of them suits a platform best. Their order does not matter.
+//! Selects the image of an index that suits a platform best. The result does not depend on the order of the index.
 
 use std::cmp::Ordering;
 
@@ -8,29 +8,29 @@ use super::{ImageResolver, MAX_DEPTH, MAX_DOCUMENTS};
 use crate::image::{Descriptor, DocumentKind, Platform};
 use crate::message::quoted;
 
-/// What containers/image writes beside an image that is there packed otherwise, too.
+/// Annotation of containers/image for a copy of another image in the same index with another compression.
 const RECOMPRESSED: &str = "io.github.containers.compression.zstd";
 
-/// An image of an index.
+/// An entry of an index that may be an image.
 pub(super) struct Candidate {
     descriptor: Descriptor,
-    /// What it is for: what the index says, or else its config.
+    /// Platform according to the index, or else to the config.
     pub(super) platform: Platform,
-    /// The image, if it has been read.
     image: CandidateImage,
 }
 
 enum CandidateImage {
     Unread,
     Image(Box<Image>),
-    /// It is none.
+    /// The manifest has been read and is not that of an image.
     Artifact,
 }
 
 impl Candidate {
-    /// Compares two that suit equally well, so that the order of the index never matters.
-    ///
-    /// What every runtime takes comes first; then what is spelt as it was asked for, and without a variant.
+    /// Compares two candidates that suit equally well, so that the result does not depend on the order of the index.
+        ///
+        /// Images that every runtime accepts come first, then those whose platform is written as requested, then those without a
+        /// variant.
     fn compare(&self, other: &Self, asked: &Platform) -> Ordering {
         let key = |candidate: &Self| {
             let (descriptor, platform) = (&candidate.descriptor, &candidate.descriptor.platform);
@@ -46,7 +46,7 @@ impl Candidate {
         key(self).cmp(&key(other))
     }
 
-    /// Takes the image, if this is one and has been read.
+    /// Returns the image, if it has been read.
     pub(super) fn into_image(self) -> Option<(Platform, Image)> {
         match self.image {
             CandidateImage::Image(image) => Some((self.platform, *image)),
@@ -55,7 +55,7 @@ impl Candidate {
     }
 }
 
-/// Returns the places of the candidates that suit a platform, the best first.
+/// Returns the indexes of the candidates that suit a platform, best first.
 pub(super) fn by_suitability(candidates: &[Candidate], asked: &Platform) -> Vec<usize> {
     let suits = |(place, candidate): (usize, &Candidate)| Some((asked.suits(&candidate.platform)?, place));
     let mut suitable: Vec<_> = candidates.iter().enumerate().filter_map(suits).collect();
@@ -64,17 +64,17 @@ pub(super) fn by_suitability(candidates: &[Candidate], asked: &Platform) -> Vec<
     suitable.into_iter().map(|(_, place)| place).collect()
 }
 
-/// Tells which platforms are wanted.
+/// Returns whether a platform is requested.
 type PlatformFilter<'a> = &'a dyn Fn(&Platform) -> bool;
 
 impl ImageResolver<'_> {
-    /// Finds the image that suits the platform best, below `depth` indexes.
+    /// Finds the image that suits the platform best. `depth` is the number of indexes above `descriptors`.
     pub(super) fn choose(&mut self, descriptors: &[Descriptor], depth: usize) -> Result<Image, SourceError> {
         let asked = self.request.platform.clone();
         let wanted: PlatformFilter<'_> = &|offered| asked.accepts(offered);
         let mut candidates = Vec::new();
         self.gather_named(descriptors, wanted, &mut candidates);
-        // What the index names just so is as good as anything that its other entries may lead to.
+        // An exact match that the index states makes it unnecessary to read entries without a platform.
         let mut exact = by_suitability(&candidates, &asked);
         exact.retain(|&place| candidates[place].platform.is_same_as(&asked));
         let mut best = self.first_image(&mut candidates, &exact)?;
@@ -87,7 +87,7 @@ impl ImageResolver<'_> {
         image.map(|(_, image)| image).ok_or_else(|| self.nothing_for(&asked))
     }
 
-    /// Returns the first of `places` whose candidate is an image.
+    /// Returns the first of `places` (indexes into `candidates`) whose candidate is an image.
     pub(super) fn first_image(
         &mut self,
         candidates: &mut [Candidate],
@@ -101,7 +101,7 @@ impl ImageResolver<'_> {
         Ok(None)
     }
 
-    /// Returns all candidates that are wanted, in the order of the index.
+    /// Returns all candidates for requested platforms, in the order of the index.
     pub(super) fn gather(
         &mut self,
         descriptors: &[Descriptor],
@@ -120,7 +120,7 @@ impl ImageResolver<'_> {
         Ok(candidates)
     }
 
-    /// Adds the images whose platforms the index names. None is read.
+    /// Adds the entries whose platform the index states. Their manifests are not read.
     fn gather_named(
         &mut self,
         descriptors: &[Descriptor],
@@ -143,7 +143,7 @@ impl ImageResolver<'_> {
         }
     }
 
-    /// Adds the images that only show when their manifests and configs are read, or that lie in further indexes.
+    /// Adds the images whose platform is known only from their configs, and those in nested indexes.
     fn gather_others(
         &mut self,
         descriptors: &[Descriptor],
@@ -183,7 +183,7 @@ impl ImageResolver<'_> {
         Ok(())
     }
 
-    /// Notes an artifact that the index does not declare to be an image, and returns anything else as it is.
+    /// Records an artifact and returns `None` for it. Returns other results unchanged.
     fn unless_artifact<T>(&mut self, result: Result<T, SourceError>) -> Result<Option<T>, SourceError> {
         match result {
             Err(SourceError::Artifact { manifest, artifact_type }) => {
@@ -194,7 +194,7 @@ impl ImageResolver<'_> {
         }
     }
 
-    /// Reads a candidate unless it has been read; tells whether it is an image.
+    /// Reads a candidate unless it has been read, and returns whether it is an image.
     fn is_image(&mut self, candidate: &mut Candidate) -> Result<bool, SourceError> {
         if let CandidateImage::Unread = candidate.image {
             let (document, _) = self.read(&candidate.descriptor)?;
@@ -211,7 +211,7 @@ impl ImageResolver<'_> {
         Ok(matches!(candidate.image, CandidateImage::Image(_)))
     }
 
-    /// Returns an image as being for the platform that the index names for it, and tells if its config says otherwise.
+    /// Sets the platform of an image to that in the index. Logs a warning if the config contradicts it.
     fn named_by_index(&self, named: &Platform, image: Image) -> Image {
         if let Some(config) = image.platform.as_ref().filter(|config| named.is_contradicted_by(config)) {
             let (path, digest) = (self.blobs.path().display(), image.manifest.digest);
@@ -222,7 +222,7 @@ impl ImageResolver<'_> {
     }
 }
 
-/// Tells whether an entry leads to a manifest, and says so.
+/// Returns whether the media type of an entry is that of a manifest.
 fn is_manifest(descriptor: &Descriptor) -> bool {
     DocumentKind::of_media_type(&descriptor.media_type) == Some(DocumentKind::Manifest)
 }
@@ -236,7 +236,8 @@ mod tests {
     use super::*;
     use crate::image::Digest;
 
-    /// Resolves the image of an index of `manifests` for a platform; a question mark before it says that nobody asked.
+    /// Resolves the image of an index of `manifests` for a platform. A question mark before it means that the user did not
+        /// request it.
     fn resolve(files: &Files, manifests: &[Value], platform: &str) -> Result<Image, SourceError> {
         let mut files = files.clone();
         let index = files.nested(json!(manifests));
@@ -247,27 +248,27 @@ mod tests {
         OciLayout::open(directory.path(), None)?.resolve(&PlatformRequest { platform, explicit })
     }
 
-    /// Returns the platforms for which images are published side by side, in the order of their names.
+    /// Returns the platforms and layers of the images that are published side by side, sorted.
     fn all(files: &Files, manifests: &[Value], wanted: Option<&[Platform]>) -> Result<Vec<String>, SourceError> {
         let mut files = files.clone();
         let index = files.nested(json!(manifests));
         let directory = tempfile::tempdir().unwrap();
         files.index(json!([index])).write(directory.path());
         let images = OciLayout::open(directory.path(), None)?.resolve_each(wanted)?;
-        let told = |(platform, image): (Platform, Image)| format!("{platform} {}", name_of(&image));
-        let mut told: Vec<String> = images.into_iter().map(told).collect();
-        told.sort();
-        Ok(told)
+        let text = |(platform, image): (Platform, Image)| format!("{platform} {}", name_of(&image));
+        let mut texts: Vec<String> = images.into_iter().map(text).collect();
+        texts.sort();
+        Ok(texts)
     }
 
-    /// The one layer of each image here holds its name.
+    /// Returns the name of an image, which is the content of its only layer.
     fn name_of(image: &Image) -> String {
         let names = ["plain", "v1", "v2", "v3", "v5", "v6", "v7", "v8", "arm64", "needy", "packed", "typed", "nested"];
         let is_of_image = |name: &&&str| image.layers[0].digest == Digest::of(name.as_bytes());
         names.iter().find(is_of_image).copied().unwrap_or("other").to_owned()
     }
 
-    /// Returns images named by their variants, for platforms that the index names, or with `in_config` their configs alone.
+    /// Returns images named after their variants. Their platforms are in the index, or with `in_config` only in their configs.
     fn variants(architecture: &str, names: &[&str], in_config: bool) -> (Files, Vec<Value>) {
         let mut files = Files::layout();
         let mut entries = Vec::new();
@@ -280,7 +281,7 @@ mod tests {
         (files, entries)
     }
 
-    /// Calls `check` with the entries in every order.
+    /// Calls `check` with all permutations of the entries.
     fn in_every_order(entries: &[Value], check: &mut dyn FnMut(&[Value])) {
         fn go(chosen: &mut Vec<Value>, rest: &[Value], check: &mut dyn FnMut(&[Value])) {
             if rest.is_empty() {
@@ -328,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn variant_has_to_be_named_where_only_higher_ones_are_there() {
+    fn variant_must_be_requested_if_there_are_only_higher_ones() {
         for (architecture, there) in [("amd64", &["v3", "v2"][..]), ("arm", &["v8"])] {
             let (files, entries) = variants(architecture, there, false);
             for asked in [format!("linux/{architecture}"), format!("?linux/{architecture}")] {

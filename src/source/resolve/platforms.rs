@@ -1,4 +1,4 @@
-//! The images of one name for several platforms, side by side.
+//! Resolves the images of several platforms that are published side by side.
 
 use super::super::Image;
 use super::super::document;
@@ -9,9 +9,9 @@ use crate::image::{Descriptor, Document, DocumentKind, Platform};
 use crate::message::quoted;
 
 impl ImageResolver<'_> {
-    /// Returns the images for each of the platforms `wanted`, or all, of what entries of a list stand for, all of which point
-    /// to the same manifest or index.
-    pub(in crate::source) fn each_named(
+    /// Returns the images for the platforms `wanted`, or all platforms, for entries of `index.json` that all point to the same
+        /// manifest or index.
+    pub(in crate::source) fn resolve_each_of_entries(
         mut self,
         entries: &[Descriptor],
         wanted: Option<&[Platform]>,
@@ -23,9 +23,8 @@ impl ImageResolver<'_> {
         self.each_of(document, kind, wanted)
     }
 
-    /// Returns the images for each of the platforms `wanted`, or all, of a document that was found under a name, and under
-    /// `media_type`.
-    pub(in crate::source) fn each_found(
+    /// Returns the images for the platforms `wanted`, or all platforms, for a document that a registry returned with `media_type`.
+    pub(in crate::source) fn resolve_each_of_document(
         mut self,
         document: Document,
         media_type: &str,
@@ -55,8 +54,8 @@ impl ImageResolver<'_> {
         }
     }
 
-    /// Returns the images for each of the platforms `wanted`, or all, among descriptors of one image.
-    pub(in crate::source) fn each_among(
+    /// Returns the images for the platforms `wanted`, or all platforms, among descriptors of one image.
+    pub(in crate::source) fn resolve_each_of_descriptors(
         mut self,
         descriptors: &[Descriptor],
         wanted: Option<&[Platform]>,
@@ -74,7 +73,7 @@ impl ImageResolver<'_> {
             is_publishable(offered) && wanted.is_none_or(|wanted| wanted.iter().any(|wanted| wanted.accepts(offered)))
         };
         let mut candidates = self.gather(descriptors, depth, &is_wanted)?;
-        self.tell_left_out();
+        self.warn_about_skipped();
         let asked: Vec<Platform> = match wanted {
             Some(wanted) => wanted.to_vec(),
             None => distinct(candidates.iter().map(|candidate| &candidate.platform)),
@@ -102,16 +101,16 @@ impl ImageResolver<'_> {
         Ok(images.map(|(platform, image)| (directory_platform(platform), image)).collect())
     }
 
-    /// Tells which platforms of Linux no directory can be named after.
-    fn tell_left_out(&self) {
+    /// Logs the Linux platforms that are skipped because no directory can have their name.
+    fn warn_about_skipped(&self) {
         for offered in self.offered.iter().filter(|offered| offered.os == "linux" && !is_publishable(offered)) {
             let (path, offered) = (self.blobs.path().display(), offered.to_string());
-            tracing::warn!("{path}: there is no directory for the platform {}, which is left out", quoted(&offered));
+            tracing::warn!("{path}: skipping platform {}, because its name cannot be the name of a directory", quoted(&offered));
         }
     }
 }
 
-/// Returns each platform once: of several spellings the first in order, which is the one without a variant.
+/// Returns each platform once. Of several spellings of a platform, it returns the smallest, which is the one without a variant.
 fn distinct<'p>(platforms: impl Iterator<Item = &'p Platform>) -> Vec<Platform> {
     platforms.fold(Vec::new(), |mut distinct: Vec<Platform>, platform| {
         match distinct.iter_mut().find(|other| other.is_same_as(platform)) {
@@ -122,17 +121,18 @@ fn distinct<'p>(platforms: impl Iterator<Item = &'p Platform>) -> Vec<Platform> 
     })
 }
 
-/// Returns the platform by which an image is published beside others. Clients that say nothing of their machine are led to
-/// `amd64`, which may be spelt `amd64/v1` in an index.
+/// Returns the platform in the directory name of an image. The default for clients is the directory `amd64`, so `amd64/v1` in an
+/// index is published under that name.
 fn directory_platform(platform: Platform) -> Platform {
     let plain = Platform { variant: None, ..platform.clone() };
     if plain.architecture == "amd64" && plain.is_same_as(&platform) { plain } else { platform }
 }
 
-/// What machines call their architecture, and no index should: these are links to the directories of architectures.
+/// Other names of architectures, such as those of `uname -m` and Debian, which are not valid in an index. They are reserved for links to the
+/// directories of architectures.
 const MACHINE_NAMES: [&str; 6] = ["x86_64", "x86-64", "i386", "aarch64", "armhf", "armel"];
 
-/// Tells whether the images for a platform can have a directory: those of Linux, named by the characters that names consist of.
+/// Returns whether images of a platform can be published side by side: the platform is a Linux one, and a valid directory name.
 fn is_publishable(platform: &Platform) -> bool {
     let is_plain = |text: &str| {
         let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
@@ -146,7 +146,7 @@ fn is_publishable(platform: &Platform) -> bool {
         && platform.variant.as_deref().is_none_or(is_plain)
 }
 
-/// Returns an image that stands alone, if that is what is wanted.
+/// Returns a single image with its platform. Fails if it is not the only platform `wanted`, or not publishable.
 pub(in crate::source) fn single(
     image: Image,
     wanted: Option<&[Platform]>,

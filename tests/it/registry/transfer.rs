@@ -110,7 +110,7 @@ fn length_that_is_not_the_one_of_the_manifest_is_an_error() {
             let resized = |bytes: &mut Vec<u8>| bytes.resize(wrong.min(size + 1), 0);
             request.forward().body(resized).with("content-length", wrong)
         });
-        pull.assert_refused(&[&format!("{wrong} bytes"), &format!("promises {size}")]);
+        pull.assert_refused(&[&format!("{wrong} bytes"), &format!("states {size}")]);
     }
 }
 
@@ -120,12 +120,12 @@ fn body_that_claims_no_length_is_right_or_refused() {
     let size = pull.image.blobs()[&top(&pull.image)].len();
     let blob = format!("/blobs/{}", top(&pull.image));
     pull.proxy.at(&blob, |request, _| request.forward().without("content-length").body(|bytes| bytes.push(0)));
-    pull.assert_refused(&[&format!("after the {size} bytes")]);
+    pull.assert_refused(&[&format!("longer than the {size} bytes")]);
     pull.proxy.at(&blob, |request, _| match request.header("range") {
         None => request.forward().without("content-length").body(|bytes| bytes.truncate(40)),
         Some(_) => Reply::status(416),
     });
-    pull.assert_refused(&["stopped after 40 of", "no byte 40"]);
+    pull.assert_refused(&["stopped after 40 of", "the requested byte 40"]);
     pull.proxy.at(&blob, |request, _| request.forward().without("content-length"));
     pull.assert_published();
 }
@@ -139,7 +139,7 @@ fn part_that_nobody_asked_for_is_refused() {
         }
         request.clone().with("range", "bytes=999-").forward()
     });
-    pull.assert_refused(&["another byte than was asked"]);
+    pull.assert_refused(&["another byte than requested"]);
 }
 
 #[test]

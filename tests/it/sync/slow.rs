@@ -44,7 +44,7 @@ fn registry_that_drips_holds_up_no_other_and_the_round_ends() {
         let json = scene.sync_within(Duration::from_secs(60), &wishlist).expect_code(3).json();
         assert!(scene.has("app/fast:1"), "{part}: {json}");
         let reason = json["images"][0]["error"].as_str().or(json["not-listed"][0]["error"].as_str());
-        assert!(reason.is_some_and(|reason| reason.contains("within") || reason.contains("bytes came")), "{json}");
+        assert!(reason.is_some_and(|reason| reason.contains("within") || reason.contains("bytes arrived")), "{json}");
     }
 }
 
