@@ -177,8 +177,8 @@ impl ArchivedImage {
     }
 
     /// Returns this image if `reference` is one of its tags or the digest of its config.
-        ///
-        /// Tags are compared in their full form, because Docker writes the short form and podman the full one.
+    ///
+    /// Tags are compared in their full form, because Docker writes the short form and podman the full one.
     fn named(mut self, reference: &str) -> Option<Self> {
         if reference.strip_prefix("sha256:").is_some_and(|digits| digest_in_name(&self.config) == Some(digits)) {
             return Some(self);

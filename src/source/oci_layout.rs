@@ -109,7 +109,7 @@ impl OciLayout {
     }
 
     /// Returns the entries that may be images. Signatures and other artifacts may be listed beside an image, and only their
-        /// manifests reveal that. If all entries are artifacts, all are returned, so that the error can name them.
+    /// manifests reveal that. If all entries are artifacts, all are returned, so that the error can name them.
     fn images_among(&self, mut entries: Vec<Descriptor>) -> Vec<Descriptor> {
         entries.retain(Descriptor::may_be_image);
         let is_one = entries.iter().all(|entry| entry.digest == entries[0].digest);
@@ -142,7 +142,7 @@ impl OciLayout {
 
 impl OciLayout {
     /// Returns the entries for the image, at least one, and whether all point to the same manifest or index. If not, they are
-        /// the images of several platforms.
+    /// the images of several platforms.
     fn meant(&self) -> Result<(Vec<Descriptor>, bool), SourceError> {
         let entries = self.entries()?;
         let first = entries.first().ok_or_else(|| SourceError::NoImage { path: self.path().to_owned() })?;
@@ -166,7 +166,8 @@ impl Source for OciLayout {
     fn resolve(&self, request: &PlatformRequest) -> Result<Image, SourceError> {
         let (entries, are_one) = self.meant()?;
         let resolver = ImageResolver::new(self, request);
-        let image = if are_one { resolver.resolve_entries(&entries)? } else { resolver.resolve_descriptors(&entries)? };
+        let image =
+            if are_one { resolver.resolve_entries(&entries)? } else { resolver.resolve_descriptors(&entries)? };
         Ok(Image { names: names(&entries), ..image })
     }
 

@@ -40,9 +40,9 @@ impl<'a> ImageResolver<'a> {
     }
 
     /// Returns the image for entries of `index.json` that all point to the same manifest or index.
-        ///
-        /// A single manifest is accepted for any platform, unless the user requested one, or unless the entries state a platform:
-        /// then they are treated like an index.
+    ///
+    /// A single manifest is accepted for any platform, unless the user requested one, or unless the entries state a platform:
+    /// then they are treated like an index.
     pub(super) fn resolve_entries(mut self, entries: &[Descriptor]) -> Result<Image, SourceError> {
         let (document, kind) = self.read(&entries[0])?;
         if kind == DocumentKind::Manifest && name_platforms(entries) {

@@ -124,7 +124,12 @@ enum HeaderEvent {
     Need(usize),
     /// This number of bytes can be skipped.
     Skip(u64),
-    Entry { headers: u64, size: u64, name: Option<Vec<u8>>, kind: MemberKind },
+    Entry {
+        headers: u64,
+        size: u64,
+        name: Option<Vec<u8>>,
+        kind: MemberKind,
+    },
     End,
 }
 

@@ -1,4 +1,4 @@
-//! A listing that asks for the tags of each repository once.
+//! A lister that requests the tags of each repository once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -7,17 +7,17 @@ use super::project::{ListingError, ProjectApi, RegistryLister};
 use super::reference::ImageRepository;
 use crate::registry::JsonPage;
 
-/// Remembers the tags of repositories, since wishlists often have several patterns for one.
+/// Caches the tags of repositories, because wishlists often have several patterns for one repository.
 pub(crate) struct CachingLister<'l> {
     listing: &'l dyn RegistryLister,
     tags: Mutex<HashMap<ImageRepository, SharedTags>>,
 }
 
-/// The tags of a repository, once they are known. The thread that holds the lock may ask for them.
+/// The tags of a repository, if they have been requested. A thread holds the lock while it requests them.
 type SharedTags = Arc<Mutex<Option<Vec<String>>>>;
 
 impl<'l> CachingLister<'l> {
-    /// Returns a listing that asks `listing` for what it has not asked before. What failed is asked for again.
+    /// Returns a cache over `listing`. Errors are not cached.
     pub(crate) fn new(listing: &'l dyn RegistryLister) -> Self {
         Self { listing, tags: Mutex::default() }
     }

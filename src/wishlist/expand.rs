@@ -1,4 +1,4 @@
-//! From wishes to images.
+//! Expands wishes to images.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -12,28 +12,28 @@ use super::project::{ListingError, Project, RegistryLister, beginning_of};
 use super::reference::ImageRepository;
 use super::{NameFilter, TagFilter, Wish, WishTarget, WishlistProblem};
 
-/// Maximum number of invalid names that a problem lists.
+/// Maximum number of invalid names in a message.
 const MAX_SHOWN_NAMES: usize = 3;
 
-/// One image that is wanted.
+/// One image that matches a wish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantedImage {
     /// The line of the wish, from 1.
     pub line: usize,
-    /// Where the image is: always [`ImageArgument::Registry`].
+    /// The image: always [`ImageArgument::Registry`].
     pub argument: ImageArgument,
-    /// How it is published.
+    /// Options for publishing it.
     pub options: WishOptions,
-    /// Whether a rule found it, and no wish names it: then it may turn out to be no image at all.
+    /// Whether only rules match it. Then it may be an artifact that is not an image.
     pub is_found: bool,
 }
 
-/// The newest images of a repository, for a wish with `newest`.
+/// The images that match one repository in a wish with `newest`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewestImages {
-    /// The names of those that are wanted, if all of them are images.
+    /// Names of the newest ones.
     pub names: Vec<ImageName>,
-    /// Those that come next, the newest first.
+    /// The next older ones, newest first. They replace newer ones that turn out to be artifacts.
     pub older: Vec<WantedImage>,
 }
 
@@ -43,7 +43,7 @@ impl WantedImage {
         name_of(&self.argument, &self.options)
     }
 
-    /// Returns the registry that has the image.
+    /// Returns the registry of the image.
     pub(crate) fn host(&self) -> &str {
         host_of(&self.argument)
     }
@@ -63,7 +63,7 @@ fn host_of(argument: &ImageArgument) -> &str {
     }
 }
 
-/// What could not be listed.
+/// A repository or project that could not be listed.
 #[derive(Debug)]
 pub struct ListingFailure {
     /// The line of the wish, from 1.
@@ -72,7 +72,7 @@ pub struct ListingFailure {
     pub host: String,
     /// The repository or project at the registry.
     pub what: String,
-    /// Why.
+    /// The cause.
     pub error: ListingError,
 }
 
@@ -82,20 +82,20 @@ impl fmt::Display for ListingFailure {
     }
 }
 
-/// What wishes come to.
+/// The images that match wishes.
 #[derive(Debug, Default)]
 pub struct Expansion {
-    /// The images, each name once.
+    /// The images, with unique names.
     pub images: Vec<WantedImage>,
-    /// Which of them are the newest of a repository, and what takes their place if they are no images.
+    /// For each repository in a wish with `newest`: the newest images, and older ones to replace artifacts among them.
     pub newest: Vec<NewestImages>,
-    /// What could not be listed. Images that were wanted before may be missing because of that.
+    /// Repositories and projects that could not be listed. Their images are missing.
     pub failures: Vec<ListingFailure>,
-    /// What looks like a mistake.
+    /// Warnings.
     pub problems: Vec<WishlistProblem>,
 }
 
-/// Returns the images that one wish stands for at this moment; [`IncrementalExpansion`] makes one list of those of several wishes.
+/// Returns the images that currently match one wish. [`IncrementalExpansion`] merges the results of several wishes.
 pub(crate) fn expand_one(wish: &Wish, listing: &dyn RegistryLister) -> Expansion {
     let mut expanding = WishExpander { wish, listing, result: Expansion::default() };
     match &wish.what {
@@ -110,39 +110,40 @@ pub(crate) fn expand_one(wish: &Wish, listing: &dyn RegistryLister) -> Expansion
     result
 }
 
-/// What the wishes of a wishlist come to, while registries are still asked for some of them.
+/// The expansion of a wishlist while some registries have not responded yet.
 ///
-/// Of two wishes for one name, the first in the wishlist counts. So an image is certain as soon as no earlier wish, of which
-/// it is not known yet what it comes to, may stand for its name: wishes for other repositories hold it up no longer. An older image
-/// that takes the place of an artifact comes after all wishes that may stand for its name themselves.
+/// Of two wishes for one name, the first in the wishlist takes precedence. Therefore an image is *certain* as soon as no earlier
+/// wish that is still open (not expanded yet) could match its name. Open wishes for other repositories do not delay it. An older
+/// image that replaces an artifact comes after all wishes that could match its name themselves.
 pub(crate) struct IncrementalExpansion<'w> {
     wishes: &'w [Wish],
     parts: Vec<Option<Expansion>>,
-    /// By host: the wishes of which it is not known what they come to.
+    /// The open wishes by host.
     open: HashMap<&'w str, BTreeSet<usize>>,
-    /// Names that wishes give, which no rule has to find.
+    /// Names that wishes for single images contain.
     named: HashSet<ImageName>,
     certain: HashSet<ImageName>,
-    /// By host: images that an open wish may stand for, too.
+    /// By host: images whose names an earlier open wish could match.
     doubtful: HashMap<String, BTreeMap<ImagePosition, WantedImage>>,
 }
 
-/// The place of an image in a wishlist: that of its wish, and its own among those of the wish.
+/// The position of an image in the expanded wishlist: the index of its wish, and its own index among the images of the wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ImagePosition {
     wish: usize,
     index: usize,
-    /// How many images were put before the place by then, this one included; 0 for the image that has the place itself.
+    /// 0 for an image that the wish matched at this index. For an older image that was inserted before it: the number of
+    /// inserted images so far, including this one.
     added: Reverse<usize>,
 }
 
 impl ImagePosition {
-    /// Returns the place of an image that a wish stands for, both counted from 0.
+    /// Returns the position of an image that matches a wish. Both indexes count from 0.
     pub(crate) fn new(wish: usize, index: usize) -> Self {
         Self { wish, index, added: Reverse(0) }
     }
 
-    /// Returns a place before that of an image, and before those of `added - 1` others that were put before it.
+    /// Returns a position before that of an image, and before those of the `added - 1` images already inserted there.
     pub(crate) fn before((wish, index): (usize, usize), added: usize) -> Self {
         Self { wish, index, added: Reverse(added) }
     }
@@ -153,7 +154,7 @@ impl ImagePosition {
 }
 
 impl<'w> IncrementalExpansion<'w> {
-    /// Begins with nothing known.
+    /// Starts with all rules open.
     pub(crate) fn new(wishes: &'w [Wish]) -> Self {
         let (mut open, mut named): (HashMap<&str, BTreeSet<usize>>, _) = (HashMap::new(), HashSet::new());
         for (index, wish) in wishes.iter().enumerate() {
@@ -168,7 +169,7 @@ impl<'w> IncrementalExpansion<'w> {
         Self { wishes, parts, open, named, certain: HashSet::new(), doubtful: HashMap::new() }
     }
 
-    /// Adds what a wish comes to. Returns the images that are certain now, each name once.
+    /// Adds the expansion of a wish. Returns the images that became certain, with unique names.
     pub(crate) fn add(&mut self, wish: usize, part: Expansion) -> Vec<(ImagePosition, WantedImage)> {
         let mut hosts: BTreeSet<String> = BTreeSet::new();
         if let Some(host) = self.wishes[wish].listed_host() {
@@ -184,7 +185,8 @@ impl<'w> IncrementalExpansion<'w> {
         hosts.iter().flat_map(|host| self.decide(host)).collect()
     }
 
-    /// Adds an older image in the place of an artifact. Returns it if it is certain now, and if no wish stands for its name.
+    /// Adds an older image that replaces an artifact. Returns the images that became certain. The older image is among them
+    /// only if no wish has matched its name.
     pub(crate) fn add_older(&mut self, order: ImagePosition, image: WantedImage) -> Vec<(ImagePosition, WantedImage)> {
         let host = image.name().host().to_owned();
         self.doubtful.entry(host.clone()).or_default().insert(order, image);
@@ -199,7 +201,7 @@ impl<'w> IncrementalExpansion<'w> {
         for (order, mut image) in wanted.into_iter().chain(older) {
             let end = if order.is_added() { usize::MAX } else { order.wish };
             let mut before = self.open.get(host).into_iter().flat_map(|open| open.range(..end));
-            if before.any(|&wish| self.wishes[wish].may_stand_for(image.name())) {
+            if before.any(|&wish| self.wishes[wish].may_match(image.name())) {
                 left.insert(order, image);
             } else if self.certain.insert(image.name().clone()) {
                 image.is_found &= !self.named.contains(image.name());
@@ -212,19 +214,19 @@ impl<'w> IncrementalExpansion<'w> {
         certain
     }
 
-    /// Returns what all wishes come to, as far as it is known.
+    /// Returns the merged expansion of all wishes that have been added.
     pub(crate) fn finish(self) -> Expansion {
         Expansion::join(self.parts.into_iter().flatten())
     }
 }
 
 impl Wish {
-    /// Returns the registry that has to be asked what the wish stands for, if one has to.
+    /// Returns the registry whose lists are needed to expand the wish; `None` for a single image.
     pub(crate) fn listed_host(&self) -> Option<&str> {
         (!matches!(self.what, WishTarget::Image(_))).then(|| self.host())
     }
 
-    /// Returns the registry that is asked for what the wish stands for.
+    /// Returns the registry of the images that the wish matches.
     pub(crate) fn host(&self) -> &str {
         match &self.what {
             WishTarget::Image(argument) => host_of(argument),
@@ -233,8 +235,8 @@ impl Wish {
         }
     }
 
-    /// Tells whether a list of the wish's registry may bring this name.
-    fn may_stand_for(&self, name: &ImageName) -> bool {
+    /// Returns whether the expansion of the wish could contain this name.
+    fn may_match(&self, name: &ImageName) -> bool {
         match &self.what {
             WishTarget::Image(_) => false,
             WishTarget::Tags { repository, .. } => {
@@ -246,7 +248,7 @@ impl Wish {
 }
 
 impl Expansion {
-    /// Joins what wishes came to, in the order of the wishlist. Of two wishes for one name, the first counts.
+    /// Merges the expansions of wishes in the order of the wishlist. Of two wishes for one name, the first takes precedence.
     fn join(parts: impl IntoIterator<Item = Self>) -> Self {
         let mut whole = Self::default();
         let mut known: HashMap<ImageName, usize> = HashMap::new();
@@ -271,16 +273,16 @@ impl Expansion {
     }
 }
 
-/// Says how two wishes for one name contradict each other, if they do.
+/// Returns a warning if two wishes for one name contradict each other.
 fn conflict(first: &WantedImage, second: &WantedImage) -> Option<WishlistProblem> {
     let matter = if first.argument != second.argument {
-        "from another place"
+        "from another location"
     } else if first.options != second.options {
         "with other options"
     } else {
         return None;
     };
-    let text = format!("'{}' is wanted {matter} already at line {}, which counts", second.name(), first.line);
+    let text = format!("'{}' is already listed {matter} in line {}, which takes precedence", second.name(), first.line);
     Some(WishlistProblem::hint(second.line, text))
 }
 
@@ -303,7 +305,7 @@ impl WishExpander<'_> {
 
     fn add_tags(&mut self, repository: &ImageRepository, filter: &TagFilter) {
         match self.listing.tags(repository) {
-            // Invalid tags go before the newest are chosen, so that they take no place among these.
+            // Invalid tags are removed first, so that they do not count among the newest.
             Ok(tags) => {
                 let tags = self.valid(tags, "tag", |tag| repository.image(tag).is_ok());
                 let image = |tag: String| repository.image(&tag).ok().map(|image| self.image(image));
@@ -343,13 +345,14 @@ impl WishExpander<'_> {
         self.result.failures.push(failure);
     }
 
-    /// Returns the names that are valid, and tells about the others.
+    /// Returns the valid names, and adds a warning about the others.
     fn valid(&mut self, names: Vec<String>, kind: &str, is_valid: impl Fn(&str) -> bool) -> Vec<String> {
         let (valid, invalid): (Vec<String>, Vec<String>) = names.into_iter().partition(|name| is_valid(name));
         if !invalid.is_empty() {
             let shown: Vec<String> =
                 invalid.iter().take(MAX_SHOWN_NAMES).map(|name| format!("{:?}", beginning_of(name))).collect();
-            let text = format!("the registry lists what is no {kind}, {} times: {}", invalid.len(), shown.join(", "));
+            let text =
+                format!("the registry lists {} names that are not a valid {kind}: {}", invalid.len(), shown.join(", "));
             self.result.problems.push(WishlistProblem::hint(self.wish.line, text));
         }
         valid
@@ -368,7 +371,7 @@ pub(super) mod tests {
 
     use proptest::prelude::*;
 
-    /// Registries that answer what the test says.
+    /// Registries whose responses the test sets.
     #[derive(Default)]
     pub struct Registries {
         tags: HashMap<String, Vec<String>>,
@@ -434,7 +437,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn failing_registry_is_named_and_spoils_no_other_wish() {
+    fn failing_registry_is_named_and_affects_no_other_wish() {
         let text = "input:\n- 'down.org/a:*'\n- 'h.org/b:*'\n- 'down.org/c:1'\n";
         let expansion = expand_text(text, &Registries::default().tags("h.org/b", &["1"]));
         assert_eq!(names(&expansion), ["h.org/b:1", "down.org/c:1"]);
@@ -444,7 +447,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn one_failing_repository_of_a_project_spares_the_others() {
+    fn failing_repository_of_a_project_affects_no_other_repository() {
         let text = "version: 2\nimages:\n- {project: r.org/p, api: catalog, repositories: {exclude: '*/cache'}}\n";
         let mut registries = Registries::default().tags("r.org/p/a", &["1"]).tags("r.org/p/c", &["2"]);
         registries.catalog("r.org", &["p/c", "p/cache", "p/b", "p/a", "q/x", "p/a"]);
@@ -456,7 +459,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn first_of_two_wishes_for_one_image_counts() {
+    fn first_of_two_wishes_for_one_image_takes_precedence() {
         let text = "version: 2\nimages:\n- {image: 'h.org/a:2', layers: false}\n- 'h.org/a:*'\n- {image: h.org/b:1, name: 'h.org/a:3'}\n- http://h.org/a:1\n- h.org/a:1\n";
         let expansion = expand_text(text, &Registries::default().tags("h.org/a", &["1", "2", "3"]));
         assert_eq!(names(&expansion), ["h.org/a:2", "h.org/a:1", "h.org/a:3"]);
@@ -465,15 +468,15 @@ pub(super) mod tests {
         assert_eq!(
             problems,
             [
-                "line 4: 'h.org/a:2' is wanted with other options already at line 3, which counts",
-                "line 5: 'h.org/a:3' is wanted from another place already at line 4, which counts",
-                "line 6: 'h.org/a:1' is wanted from another place already at line 4, which counts",
+                "line 4: 'h.org/a:2' is already listed with other options in line 3, which takes precedence",
+                "line 5: 'h.org/a:3' is already listed from another location in line 4, which takes precedence",
+                "line 6: 'h.org/a:1' is already listed from another location in line 4, which takes precedence",
             ]
         );
     }
 
     #[test]
-    fn invalid_names_of_a_registry_are_told_and_take_no_place() {
+    fn invalid_names_are_reported_and_do_not_count_among_the_newest() {
         let text = "version: 2\nimages:\n- {image: h.org/a, tags: {newest: 2}}\n- {project: r.org/p, api: catalog}\n";
         let mut registries =
             Registries::default().tags("h.org/a", &["1", "2", "99/../../x", "99\n", ""]).tags("r.org/p/ok", &["1"]);
@@ -482,13 +485,16 @@ pub(super) mod tests {
         assert_eq!(names(&expansion), ["h.org/a:1", "h.org/a:2", "r.org/p/ok:1"]);
         assert!(expansion.failures.is_empty());
         let problems: Vec<String> = expansion.problems.iter().map(ToString::to_string).collect();
-        let told = "line 3: the registry lists what is no tag, 3 times: \"99/../../x\", \"99\\n\", \"\"";
+        let told = "line 3: the registry lists 3 names that are not a valid tag: \"99/../../x\", \"99\\n\", \"\"";
         assert_eq!(problems[0], told);
-        assert!(problems[1].starts_with("line 4: the registry lists what is no repository of this project, 3 times"));
+        assert!(
+            problems[1]
+                .starts_with("line 4: the registry lists 3 names that are not a valid repository of this project")
+        );
     }
 
     #[test]
-    fn several_patterns_for_one_repository_ask_once() {
+    fn tags_of_a_repository_are_requested_once_for_several_patterns() {
         let registries = Registries::default().tags("h.org/a", &["1.0", "2.0"]);
         let expansion = expand_text("input:\n- 'h.org/a:2.*'\n- 'h.org/a:1.*'\n", &registries);
         assert_eq!(names(&expansion), ["h.org/a:2.0", "h.org/a:1.0"]);
@@ -496,7 +502,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn older_images_stand_ready_for_those_of_the_newest_that_are_none() {
+    fn expansion_contains_older_images_to_replace_artifacts() {
         let text = "version: 2\nimages:\n- h.org/a:3\n- {image: h.org/a, tags: {newest: 2}}\n- {image: h.org/b, tags: {newest: 9}}\n- 'h.org/c:*'\n";
         let registries = Registries::default()
             .tags("h.org/a", &["1", "2", "3", "4"])
@@ -526,7 +532,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn images_are_certain_before_the_lists_of_other_repositories_are_there() {
+    fn open_wishes_for_other_repositories_do_not_delay_an_image() {
         let text = "version: 2\nimages:\n- 'slow.org/a:*'\n- slow.org/a:1\n- slow.org/b:1\n- 'h.org/a:*'\n\
                     - {image: h.org/x:1, name: 'slow.org/a:7'}\n- {project: slow.org/p, api: catalog}\n- slow.org/p/q:1\n\
                     - slow.org/pq:1\n";
@@ -548,7 +554,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn older_image_comes_after_all_wishes_that_may_stand_for_its_name() {
+    fn older_image_comes_after_all_wishes_that_could_match_its_name() {
         let text = "version: 2\nimages:\n- {image: h.org/a, tags: {newest: 1}}\n- {image: 'h.org/a:2.*', flat: false}\n\
                     - h.org/a:3\n- h.org/b:1\n";
         let registries = Registries::default().tags("h.org/a", &["1.0", "2.0", "3", "4"]);
@@ -560,7 +566,7 @@ pub(super) mod tests {
         growing.add(2, expand_one(&wishlist.wishes[2], &registries));
         let mut add = |index: usize| growing.add_older(ImagePosition::before((0, 0), index + 1), older[index].clone());
         assert_eq!(older[1].name().to_string(), "h.org/a:2.0");
-        assert!((0..3).all(|index| add(index).is_empty()), "the second wish may stand for all of them");
+        assert!((0..3).all(|index| add(index).is_empty()), "the second wish could match all of them");
         let certain = growing.add(1, expand_one(&wishlist.wishes[1], &registries));
         let told: Vec<_> = certain.iter().map(|(_, image)| (image.name().to_string(), image.line)).collect();
         let expected = [("h.org/a:2.0", 4), ("h.org/a:3", 5), ("h.org/a:1.0", 3)];
@@ -576,14 +582,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn rule_that_matches_nothing_is_told() {
+    fn rule_that_matches_nothing_is_reported() {
         let expansion = expand_text("input:\n- 'h.org/a:v*'\n", &Registries::default().tags("h.org/a", &["1"]));
         assert_eq!(expansion.problems[0].to_string(), "line 2: no image matches");
     }
 
     proptest! {
         #[test]
-        fn nothing_that_a_registry_lists_leads_out_of_its_repository(tags in proptest::collection::vec(".{0,12}", 0..6)) {
+        fn no_listed_tag_leads_out_of_its_repository(tags in proptest::collection::vec(".{0,12}", 0..6)) {
             let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
             let expansion = expand_text("input:\n- 'h.org/a:*'\n", &Registries::default().tags("h.org/a", &tags));
             for image in &expansion.images {

@@ -1,4 +1,4 @@
-//! Which of the names that a registry lists are wanted.
+//! Filters for the tags and repositories that a registry lists.
 
 use std::num::NonZeroUsize;
 
@@ -7,7 +7,7 @@ use semver::VersionReq;
 
 use super::version;
 
-/// A pattern for names: `*` stands for any characters, `?` for one, everything else for itself.
+/// A pattern for names: `*` matches any characters, `?` matches one, and other characters match themselves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Glob {
     pattern: String,
@@ -15,12 +15,12 @@ pub struct Glob {
 }
 
 impl Glob {
-    /// Returns a pattern in which `*` and `?` have a meaning.
+    /// Returns a pattern with the wildcards `*` and `?`.
     pub fn new(pattern: &str) -> Self {
         Self { pattern: pattern.to_owned(), has_question_marks: true }
     }
 
-    /// Returns a pattern in which only `*` has a meaning, as in wishlists of version 1.
+    /// Returns a pattern whose only wildcard is `*`, as in version 1 of the wishlist format.
     pub fn stars_only(pattern: &str) -> Self {
         Self { pattern: pattern.to_owned(), has_question_marks: false }
     }
@@ -30,11 +30,11 @@ impl Glob {
         &self.pattern
     }
 
-    /// Tells whether the whole of `name` fits the pattern, byte by byte: names are ASCII.
+    /// Returns whether the pattern matches the whole `name`, byte by byte: names are ASCII.
     pub fn matches(&self, name: &str) -> bool {
         let (pattern, name) = (self.pattern.as_bytes(), name.as_bytes());
         let (mut in_pattern, mut in_name) = (0, 0);
-        // Only the last star ever needs to take more, so the time is at most the product of the lengths.
+        // Backtracking is needed only for the last star, so the time is at most proportional to the product of the lengths.
         let mut last_star = None;
         while in_name < name.len() {
             match pattern.get(in_pattern) {
@@ -56,13 +56,13 @@ impl Glob {
         pattern[in_pattern..].iter().all(|&byte| byte == b'*')
     }
 
-    /// Tells whether the pattern asks for tags that registries keep signatures and other referrers under.
+    /// Returns whether the pattern is for tags of signatures and other referrers.
     fn names_referrers(&self) -> bool {
         self.pattern.starts_with("sha256-")
     }
 }
 
-/// Tells whether a tag holds what refers to an image: a signature, an attestation, a list of parts.
+/// Returns whether a tag is that of a referrer of an image: a signature, an attestation or an SBOM.
 ///
 /// Such tags are `sha256-`, the 64 digits of the image's digest, and perhaps an ending (distribution-spec, "Referrers Tag
 /// Schema", and cosign's `.sig`, `.att`, `.sbom`).
@@ -74,7 +74,7 @@ pub fn is_referrers_tag(tag: &str) -> bool {
         && ending.bytes().next().is_none_or(|byte| !byte.is_ascii_alphanumeric())
 }
 
-/// Which repositories of a project are wanted.
+/// Filter for the repositories of a project.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NameFilter {
     /// One of these must match.
@@ -90,10 +90,9 @@ impl Default for NameFilter {
 }
 
 impl NameFilter {
-    /// Tells whether a repository is wanted that lies in `project`.
+    /// Returns whether the filter matches a repository in `project`.
     ///
-    /// A pattern is held against the repository's name, `physics/tools/cache`, and against what follows the project in
-    /// it, `tools/cache`.
+    /// A pattern may match the whole name, such as `physics/tools/cache`, or the part after the project, such as `tools/cache`.
     pub fn wants(&self, project: &str, name: &str) -> bool {
         let inner = name.strip_prefix(project).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
         let any = |globs: &[Glob]| globs.iter().any(|glob| glob.matches(name) || glob.matches(inner));
@@ -101,18 +100,18 @@ impl NameFilter {
     }
 }
 
-/// Which tags of a repository are wanted.
+/// Filter for the tags of a repository.
 #[derive(Debug, Clone)]
 pub struct TagFilter {
     /// One of these must match.
     pub include: Vec<Glob>,
     /// None of these may match.
     pub exclude: Vec<Glob>,
-    /// This must match a part of the tag.
+    /// This must match the tag or a part of it.
     pub regex: Option<Regex>,
-    /// The version that the tag stands for must fulfil this. Pre-releases do so only where the requirement names one.
+    /// The version in the tag must satisfy this. Pre-releases do only if the requirement contains one.
     pub semver: Option<VersionReq>,
-    /// Only so many of the tags that are left, the highest versions.
+    /// Maximum number of the remaining tags; those with the highest versions are kept.
     pub newest: Option<NonZeroUsize>,
 }
 
@@ -123,17 +122,17 @@ impl Default for TagFilter {
 }
 
 impl TagFilter {
-    /// Returns the filter that wants what one of the patterns matches.
+    /// Returns a filter that accepts tags matching any of the patterns.
     pub fn including(include: Vec<Glob>) -> Self {
         Self { include, exclude: Vec::new(), regex: None, semver: None, newest: None }
     }
 
-    /// Returns the tags that are wanted of those that there are: each once, the oldest version first.
+    /// Returns the accepted tags without duplicates, the oldest version first.
     pub fn select(&self, tags: &[String]) -> Vec<String> {
         self.split(tags).1
     }
 
-    /// Returns the tags that are not among the newest of those that are wanted, and the tags that are wanted: each once, the
+    /// Returns the tags that only [`newest`](Self::newest) excludes, and the accepted tags. Both are without duplicates, the
     /// oldest version first.
     pub fn split(&self, tags: &[String]) -> (Vec<String>, Vec<String>) {
         let mut wanted: Vec<_> = tags.iter().filter(|tag| self.wants(tag)).map(|tag| version::sort_key(tag)).collect();
@@ -145,7 +144,7 @@ impl TagFilter {
         (older, newest)
     }
 
-    /// Tells whether a tag is wanted, however many newer ones there may be.
+    /// Returns whether a tag is accepted, apart from [`newest`](Self::newest).
     fn wants(&self, tag: &str) -> bool {
         let is_referrer = is_referrers_tag(tag);
         let is_version_wanted =
@@ -172,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn only_star_and_question_mark_have_a_meaning() {
+    fn only_star_and_question_mark_are_wildcards() {
         for (pattern, name, matches) in [
             ("21.0.*", "21.0.100", true),
             ("21.0.*", "21.0.", true),
@@ -197,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn signatures_are_left_out_unless_a_pattern_names_them() {
+    fn signatures_are_excluded_unless_a_pattern_is_for_them() {
         let digits = "0a".repeat(32);
         let tags: Vec<String> =
             ["", ".sig", ".att", ".sbom", "-abc"].iter().map(|ending| format!("sha256-{digits}{ending}")).collect();
@@ -209,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn all_conditions_hold_at_once() {
+    fn all_conditions_must_be_satisfied() {
         let mut filter = including("v*");
         filter.regex = Some(Regex::new("^v[0-9]").unwrap());
         filter.exclude = vec![Glob::new("*-rc*")];
@@ -221,14 +220,14 @@ mod tests {
     }
 
     #[test]
-    fn leading_zeros_do_not_break_versions() {
+    fn versions_may_have_leading_zeros() {
         let semver = Some(version::parse_requirement(">=20.04").unwrap());
         let filter = TagFilter { semver, ..TagFilter::default() };
         assert_eq!(select(&filter, &["18.04", "20.04", "22.04", "22.10", "latest"]), ["20.04", "22.04", "22.10"]);
     }
 
     #[test]
-    fn repositories_match_by_their_name_or_by_what_follows_the_project() {
+    fn pattern_matches_the_whole_name_or_the_part_after_the_project() {
         let filter = NameFilter { include: vec![Glob::new("tool*")], exclude: vec![Glob::new("*/cache")] };
         assert!(filter.wants("physics", "physics/tool-a") && filter.wants("physics", "physics/tools/b"));
         assert!(!filter.wants("physics", "physics/tools/cache") && !filter.wants("physics", "physics/other"));

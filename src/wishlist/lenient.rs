@@ -1,4 +1,4 @@
-//! Version 1 of the file: DUCC's recipe.
+//! Parses version 1 of the wishlist format: DUCC's recipe.
 
 use super::filter::{Glob, TagFilter};
 use super::node::{Fault, YamlNode, YamlValue};
@@ -9,7 +9,7 @@ use super::{Wish, WishTarget, Wishlist, WishlistProblem};
 
 const KEYS: [&str; 5] = ["version", "user", "cvmfs_repo", "output_format", "input"];
 
-/// Reads a recipe; what cannot be used of it becomes a problem.
+/// Parses a recipe. Invalid entries become problems.
 pub(super) fn read(document: &YamlNode, name: String) -> Result<Wishlist, Fault> {
     let mut problems: Vec<WishlistProblem> = document.repeated_keys().into_iter().map(WishlistProblem::bad).collect();
     for (key, _) in document.map()? {
@@ -21,8 +21,9 @@ pub(super) fn read(document: &YamlNode, name: String) -> Result<Wishlist, Fault>
             Err(fault) => problems.push(WishlistProblem::bad(fault)),
         }
     }
-    // Without a list at all, the file is hardly a wishlist, and taking it for an empty one could remove every image.
-    let input = document.get("input").ok_or_else(|| document.fault("there is no 'input', the list of images"))?;
+    // A file without this key is probably not a wishlist. Treating it as empty could remove all images.
+    let input =
+        document.get("input").ok_or_else(|| document.fault("the key 'input' with the list of images is missing"))?;
     let mut wishes = Vec::new();
     for item in items(input)? {
         match wish(item, &mut problems) {
@@ -32,7 +33,7 @@ pub(super) fn read(document: &YamlNode, name: String) -> Result<Wishlist, Fault>
     }
     let text_of = |key: &str| document.get(key).filter(|node| !is_empty(node)).map(YamlNode::text).transpose();
     let repository = text_of("cvmfs_repo")?.map(str::to_owned);
-    // Under other names than the recipe means, or as somebody else, no thin image is pushed.
+    // With an invalid name template or user, no thin image is pushed: it would get a wrong name or owner.
     let thin = text_of("output_format").and_then(|format| {
         let format = format.map(OutputFormat::new).unwrap_or_default();
         Ok(ThinImages { format, user: text_of("user")?.map(str::to_owned) })
@@ -42,12 +43,12 @@ pub(super) fn read(document: &YamlNode, name: String) -> Result<Wishlist, Fault>
     Ok(Wishlist { name, repository, wishes, problems, thin })
 }
 
-/// Returns the items of the list; an `input:` whose items are all commented out has none.
+/// Returns the items of the list. A key without a value is an empty list, because all its items may be commented out.
 fn items(input: &YamlNode) -> Result<&[YamlNode], Fault> {
     match &input.value {
         YamlValue::Nothing => Ok(&[]),
         YamlValue::List(items) => Ok(items),
-        _ => Err(input.fault("'input' is not a list of images")),
+        _ => Err(input.fault("'input' must be a list of images")),
     }
 }
 
@@ -68,7 +69,7 @@ fn wish(item: &YamlNode, problems: &mut Vec<WishlistProblem>) -> Result<Wish, St
                 return Err(format!("{text:?} has both a wildcard and a digest"));
             }
             if let Some(sign) = tag.chars().find(|&c| !is_of_tags(c)) {
-                let text = format!("{text:?} matches nothing: {sign:?} stands for itself, and no tag has one");
+                let text = format!("{text:?} matches nothing: {sign:?} is not a wildcard, and tags cannot contain it");
                 problems.push(WishlistProblem::hint(item.line, text));
             }
             WishTarget::Tags {
@@ -81,7 +82,7 @@ fn wish(item: &YamlNode, problems: &mut Vec<WishlistProblem>) -> Result<Wish, St
     Ok(Wish { line: item.line, what, options: WishOptions::default() })
 }
 
-/// Tells whether tags, or patterns for them, may hold a character.
+/// Returns whether tags, or patterns for them, may contain a character.
 fn is_of_tags(character: char) -> bool {
     character.is_ascii_alphanumeric() || matches!(character, '_' | '.' | '-' | '*')
 }
@@ -93,7 +94,7 @@ mod tests {
 
     use crate::source::ImageArgument;
 
-    /// In the manner of the recipe of unpacked.cern.ch.
+    /// A recipe in the style of unpacked.cern.ch.
     const RECIPE: &str = "\
 version: 1
 user: cvmfsunpacker
@@ -111,7 +112,7 @@ input:
 ";
 
     #[test]
-    fn recipe_is_read_as_people_have_it() {
+    fn typical_recipe_is_parsed() {
         let wishlist = parse(RECIPE).unwrap();
         assert_eq!(wishlist.problems, []);
         assert_eq!(wishlist.repository.as_deref(), Some("unpacked.cern.ch"));
@@ -134,7 +135,7 @@ input:
     }
 
     #[test]
-    fn what_cannot_be_used_is_skipped_with_its_line() {
+    fn invalid_entry_is_skipped_with_its_line() {
         let text = "maintainer: someone\ninput:\n- h.org/a:1\n- h.org/b\n- 'not an image'\n- {a: b}\n-\n- h.org/c:*@x\n- h.org/d:2\n";
         let wishlist = parse(text).unwrap();
         let lines: Vec<usize> = wishlist.problems.iter().map(|problem| problem.line).collect();
@@ -148,7 +149,7 @@ input:
     }
 
     #[test]
-    fn signs_of_regular_expressions_stand_for_themselves_and_are_told() {
+    fn characters_of_regular_expressions_are_literal_and_reported() {
         let wishlist = parse("input:\n- 'h.org/a:v[0-9]*'\n- 'h.org/a:1.0+*'\n- 'h.org/a:1.*'\n").unwrap();
         assert_eq!(wishlist.wishes.len(), 3);
         let lines: Vec<usize> = wishlist.problems.iter().map(|problem| problem.line).collect();
@@ -159,12 +160,12 @@ input:
     }
 
     #[test]
-    fn mistakes_beside_the_input_are_told_and_the_input_is_followed() {
+    fn errors_outside_the_input_are_reported_and_the_input_is_used() {
         let wishlist = parse("input: [h.org/a:1]\ninput: [h.org/b:1]\n? [x]\n: y\noutput_format: [z]\n").unwrap();
         let lines: Vec<usize> = wishlist.problems.iter().map(|problem| problem.line).collect();
         assert_eq!((lines, wishlist.wishes.len()), (vec![2, 3, 5], 1));
         assert!(wishlist.problems.iter().all(|problem| problem.is_bad) && wishlist.thin.is_none());
-        assert!(parse("input: []\ncvmfs_repo: [a]\n").is_err(), "nobody knows which repository it is for");
+        assert!(parse("input: []\ncvmfs_repo: [a]\n").is_err(), "its repository is unknown");
     }
 
     #[test]

@@ -1,11 +1,11 @@
-//! Wishlists: which images a repository should hold.
+//! Wishlists: files that list the images of a repository.
 //!
-//! There are two versions of the file. Version 1 is DUCC's recipe as people have it: it is read leniently. Version 2 is
-//! strata's own: a misspelt option in it would quietly do something else, so that each mistake spoils its wish. In both, what
-//! cannot be used is skipped with a [`WishlistProblem`] that says where it stands, so that one bad line does not stop the others.
+//! The format has two versions. Version 1 is DUCC's recipe, which is parsed leniently because of existing files. Version 2 is
+//! strata's own format. A misspelt option in it would silently have another effect, so that a wish with any error is skipped. In
+//! both versions, an invalid entry is skipped with a [`WishlistProblem`] that contains its line, and the other entries are used.
 //!
-//! A wish may stand for many images. Registries are asked, through a [`RegistryLister`], what there is, and the answer is an
-//! [`Expansion`]: the exact images, always in the same order, that of the file, and within a wish by repository and version.
+//! A wish may match many images. A [`RegistryLister`] lists the tags and repositories of registries, and the result is an
+//! [`Expansion`]: the images in a fixed order, that of the file, and within a wish by repository and version.
 
 mod caching_lister;
 mod expand;
@@ -38,10 +38,10 @@ pub use version::compare_tags;
 
 use node::{Fault, YamlNode};
 
-/// The longest wishlist in bytes.
+/// Maximum size of a wishlist in bytes.
 pub const MAX_WISHLIST: u64 = 16 << 20;
 
-/// Why a wishlist cannot be used.
+/// A wishlist cannot be read or parsed.
 #[derive(Debug, thiserror::Error)]
 pub enum WishlistError {
     /// The file cannot be read.
@@ -49,11 +49,11 @@ pub enum WishlistError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// The file is too long.
-    #[error("'{}' is longer than the {MAX_WISHLIST} bytes that are read of a wishlist", path.display())]
+    #[error("'{}' is longer than {MAX_WISHLIST} bytes, the limit for a wishlist", path.display())]
     TooLong {
         /// The file.
         path: PathBuf,
@@ -65,40 +65,40 @@ pub enum WishlistError {
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// The character in it, from 1.
+        /// The column in characters, from 1.
         column: usize,
-        /// What is wrong there.
+        /// The error message.
         fault: String,
     },
 }
 
-/// What a wishlist asks for.
+/// A parsed wishlist.
 #[derive(Debug, Clone)]
 pub struct Wishlist {
-    /// Tells this wishlist from others of the same repository: what the file says, or its name without extension.
+    /// Name that identifies this wishlist among those of the repository: `name` in the file, or the file name without extension.
     pub name: String,
-    /// The repository that the wishlist is for, if it says so.
+    /// Name of the repository that the wishlist is for, if the file contains it.
     pub repository: Option<String>,
     /// The wishes, in the order of the file.
     pub wishes: Vec<Wish>,
-    /// What is wrong with the file, but does not stop the rest of it.
+    /// Errors and warnings about parts of the file. The other parts are used.
     pub problems: Vec<WishlistProblem>,
-    /// What is said of thin images. Wishlists of version 2 say nothing.
+    /// Options for thin images. `None` for version 2.
     pub thin: Option<ThinImages>,
 }
 
-/// One wish: an image, or a rule that stands for several.
+/// One wish: an image, or a rule that matches several.
 #[derive(Debug, Clone)]
 pub struct Wish {
-    /// The line it begins at, from 1.
+    /// Its first line, from 1.
     pub line: usize,
-    /// Which images.
+    /// The images.
     pub what: WishTarget,
-    /// How they are published.
+    /// Options for publishing them.
     pub options: WishOptions,
 }
 
-/// Which images a wish stands for.
+/// The images that a wish matches.
 #[derive(Debug, Clone)]
 pub enum WishTarget {
     /// One image. The argument is always [`ImageArgument::Registry`].
@@ -107,40 +107,40 @@ pub enum WishTarget {
     Tags {
         /// The repository.
         repository: ImageRepository,
-        /// Which of its tags.
+        /// Filter for its tags.
         filter: TagFilter,
     },
     /// Some tags of some repositories of a project.
     Project {
         /// The project.
         project: Project,
-        /// Which of its repositories.
+        /// Filter for its repositories.
         repositories: NameFilter,
-        /// Which of their tags.
+        /// Filter for their tags.
         tags: TagFilter,
     },
 }
 
-/// Something in a wishlist that is skipped or looks like a mistake.
+/// An error in a wishlist, because of which an entry is skipped, or a warning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WishlistProblem {
     /// The line, from 1.
     pub line: usize,
-    /// The character in the line, from 1, if that is known.
+    /// The column in characters, from 1, if known.
     pub column: Option<usize>,
-    /// What is the matter.
+    /// The message.
     pub text: String,
-    /// Whether something is not followed for it. Otherwise it only looks like a mistake.
+    /// Whether it is an error, because of which an entry is skipped. Otherwise it is a warning.
     pub is_bad: bool,
 }
 
 impl WishlistProblem {
-    /// Tells that something looks like a mistake.
+    /// Returns a warning.
     fn hint(line: usize, text: String) -> Self {
         Self { line, column: None, text, is_bad: false }
     }
 
-    /// Tells that something is not followed, as it is wrong.
+    /// Returns an error, because of which an entry is skipped.
     fn bad(Fault { line, column, text }: Fault) -> Self {
         Self { line, column: Some(column), text, is_bad: true }
     }
@@ -156,7 +156,7 @@ impl fmt::Display for WishlistProblem {
 }
 
 impl Wishlist {
-    /// Returns what of the file is not followed, as it is wrong.
+    /// Returns the errors, because of which entries are skipped.
     pub fn bad_lines(&self) -> impl Iterator<Item = &WishlistProblem> {
         self.problems.iter().filter(|problem| problem.is_bad)
     }
@@ -167,13 +167,13 @@ impl Wishlist {
         let file = File::open(path).map_err(read_error)?;
         let mut text = Vec::new();
         file.take(MAX_WISHLIST + 1).read_to_end(&mut text).map_err(read_error)?;
-        // A text that is cut within a character is too long before it is anything else.
+        // The length is checked before the encoding: the text may have been cut inside a character.
         check_length(text.len(), path)?;
         let text = String::from_utf8(text).map_err(|error| read_error(io::Error::other(error.utf8_error())))?;
         Self::parse(&text, path)
     }
 
-    /// Parses the text of the wishlist at `path`, which messages name and which lends the wishlist its name.
+    /// Parses the text of the wishlist at `path`. The path is used in messages and for the default name of the wishlist.
     pub fn parse(text: &str, path: &Path) -> Result<Self, WishlistError> {
         check_length(text.len(), path)?;
         let name = path.file_stem().map_or_else(|| "wishlist".to_owned(), |stem| stem.to_string_lossy().into_owned());
@@ -196,18 +196,18 @@ fn read(text: &str, name: String) -> Result<Wishlist, Fault> {
     document.map()?;
     let Some(version) = document.get("version") else {
         if let Some(images) = document.get("images") {
-            return Err(images.fault("'images' belongs to version 2 of the file: write 'version: 2' above it"));
+            return Err(images.fault("'images' belongs to version 2 of the format: add 'version: 2' above it"));
         }
         return lenient::read(&document, name);
     };
     match version.text()? {
         "1" => lenient::read(&document, name),
         "2" => strict::read(&document, name),
-        other => Err(version.fault(format!("version {other:?} is not known, only 1 and 2 are"))),
+        other => Err(version.fault(format!("version {other:?} is not supported, only 1 and 2"))),
     }
 }
 
-/// Returns a parser's message on one line.
+/// Returns the message of a parser in one line.
 fn one_line(message: &str) -> String {
     message.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(", ")
 }
@@ -223,17 +223,17 @@ mod tests {
     }
 
     #[test]
-    fn version_is_a_number_or_a_text_and_one_where_it_is_missing() {
+    fn version_is_a_number_or_a_text_and_defaults_to_1() {
         for text in ["input: []", "version: 1\ninput: []", "version: \"1\"\ninput: []", "version: '2'\nimages: []"] {
             assert_eq!(parse(text).unwrap().name, "hep", "{text}");
         }
         let message = parse("version: 3\ninput: []").unwrap_err().to_string();
-        assert_eq!(message, "'lists/hep.yaml', line 1, column 10: version \"3\" is not known, only 1 and 2 are");
+        assert_eq!(message, "'lists/hep.yaml', line 1, column 10: version \"3\" is not supported, only 1 and 2");
         assert!(parse("images: []").unwrap_err().to_string().contains("version: 2"));
     }
 
     #[test]
-    fn text_that_is_no_map_is_refused() {
+    fn text_that_is_not_a_map_is_rejected() {
         for text in ["", "\n# only a comment\n", "- a\n", "text", "version: [1]\ninput: []"] {
             assert!(matches!(parse(text), Err(WishlistError::Parse { .. })), "{text:?}");
         }

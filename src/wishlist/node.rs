@@ -1,6 +1,6 @@
-//! A YAML document as a tree that knows where each of its parts stands.
+//! A YAML document as a tree of nodes with their lines and columns.
 //!
-//! Scalars stay texts as they are written: YAML would take the tag `22.10` for a number and lose its zero.
+//! Scalars are kept as they are written: a YAML parser would convert the tag `22.10` to a number and lose the zero.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -8,19 +8,19 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, Span, Spanned};
 
-/// The longest text of a document in bytes.
+/// Maximum length of a scalar in bytes.
 const MAX_TEXT: usize = 4096;
 
-/// How many texts, lists and maps a document may hold, those that aliases repeat not counted.
+/// Maximum number of scalars, lists and maps in a document, without those that aliases repeat.
 const MAX_NODES: usize = 250_000;
 
-/// How many parts aliases may repeat.
+/// Maximum number of parser events that aliases may repeat.
 const MAX_ALIASED: usize = 50_000;
 
-/// How deep a document may be nested. Wishlists are six levels deep; each level takes some kilobytes of stack.
+/// Maximum nesting depth of a document. Wishlists have six levels; each level needs some kilobytes of stack.
 const MAX_DEPTH: usize = 16;
 
-/// What is wrong with a document, and where.
+/// An error in a document, with its line and column.
 #[derive(Debug)]
 pub(super) struct Fault {
     pub line: usize,
@@ -28,7 +28,7 @@ pub(super) struct Fault {
     pub text: String,
 }
 
-/// Collects what is wrong with the parts of a document, so that all of it is told at once.
+/// Collects the errors in a document, so that all of them are reported at once.
 #[derive(Debug, Default)]
 pub(super) struct Faults(Vec<Fault>);
 
@@ -38,12 +38,12 @@ impl Faults {
         self.0.push(fault);
     }
 
-    /// Returns a value, or keeps what is wrong.
+    /// Returns the value of a result, or adds its fault and returns `None`.
     pub fn take<T>(&mut self, result: Result<T, Fault>) -> Option<T> {
         result.map_err(|fault| self.add(fault)).ok()
     }
 
-    /// Returns how many there are.
+    /// Returns the number of faults.
     pub fn count(&self) -> usize {
         self.0.len()
     }
@@ -55,26 +55,26 @@ impl Faults {
     }
 }
 
-/// A part of a document.
+/// A scalar, list or map of a document.
 #[derive(Debug)]
 pub(super) struct YamlNode {
     /// The line, from 1.
     pub line: usize,
-    /// The character in it, from 1.
+    /// The column in characters, from 1.
     pub column: usize,
     pub value: YamlValue,
 }
 
-/// What a part of a document is.
+/// The value of a node.
 #[derive(Debug)]
 pub(super) enum YamlValue {
-    /// Nothing stands there, or `null`.
+    /// No value, or `null`.
     Nothing,
     Text(String),
-    /// A text that is too long to keep, and its length in bytes.
+    /// A text over the limit, with its length in bytes.
     TooLong(usize),
     List(Vec<YamlNode>),
-    /// In the order of the document. A key may be anything, and stand there twice.
+    /// Keys and values in the order of the document. Keys may be of any type, and occur several times.
     Map(Vec<(YamlNode, YamlNode)>),
 }
 
@@ -98,29 +98,29 @@ impl YamlNode {
         Ok(raw.settle(text))
     }
 
-    /// Returns a fault of this part.
+    /// Returns a fault at the position of this node.
     pub fn fault(&self, text: impl Into<String>) -> Fault {
         Fault { line: self.line, column: self.column, text: text.into() }
     }
 
-    /// Returns the text that this part is.
+    /// Returns the text of this node. Fails if it is empty or not a text.
     pub fn text(&self) -> Result<&str, Fault> {
         match &self.value {
-            YamlValue::Text(text) if text.is_empty() => Err(self.fault("an empty text says nothing")),
+            YamlValue::Text(text) if text.is_empty() => Err(self.fault("an empty text is not allowed")),
             YamlValue::Text(text) => Ok(text),
             YamlValue::TooLong(length) => {
-                Err(self.fault(format!("a text of {length} bytes is longer than the {MAX_TEXT} that are read")))
+                Err(self.fault(format!("a text of {length} bytes exceeds the limit of {MAX_TEXT}")))
             }
-            _ => Err(self.fault(format!("a text belongs here, not {}", self.kind()))),
+            _ => Err(self.fault(format!("expected a text, not {}", self.kind()))),
         }
     }
 
-    /// Returns the texts that this part lists, or the only one that it is; there is at least one, or a fault.
+    /// Returns the texts in this list, or the text itself if the node is one. Adds a fault if there is no text.
     pub fn texts(&self, faults: &mut Faults) -> Vec<(&YamlNode, &str)> {
         let mut text = |node: &'_ YamlNode| -> Option<()> { faults.take(node.text().map(drop)) };
         match &self.value {
             YamlValue::List(items) if items.is_empty() => {
-                faults.add(self.fault("an empty list says nothing"));
+                faults.add(self.fault("an empty list is not allowed"));
                 Vec::new()
             }
             YamlValue::List(items) => {
@@ -131,29 +131,29 @@ impl YamlNode {
         }
     }
 
-    /// Returns whether this part says `true`.
+    /// Returns the boolean value of this node.
     pub fn flag(&self) -> Result<bool, Fault> {
         match &self.value {
             YamlValue::Text(text) if text == "true" => Ok(true),
             YamlValue::Text(text) if text == "false" => Ok(false),
-            _ => Err(self.fault("true or false belongs here")),
+            _ => Err(self.fault("expected true or false")),
         }
     }
 
-    /// Returns the text as a value of type `T`.
+    /// Parses the text as a `T`.
     pub fn parsed<T: std::str::FromStr<Err: fmt::Display>>(&self) -> Result<T, Fault> {
         self.text()?.parse().map_err(|error| self.fault(format!("{error}")))
     }
 
-    /// Returns the keys and values of the map that this part is.
+    /// Returns the keys and values of this map.
     pub fn map(&self) -> Result<&[(YamlNode, YamlNode)], Fault> {
         match &self.value {
             YamlValue::Map(entries) => Ok(entries),
-            _ => Err(self.fault(format!("keys with values belong here, not {}", self.kind()))),
+            _ => Err(self.fault(format!("expected keys with values, not {}", self.kind()))),
         }
     }
 
-    /// Returns what is wrong with this part as a map of the `known` keys. Values are not looked at.
+    /// Adds faults for unknown and duplicate keys of this map. Values are not checked.
     pub fn check_keys(&self, known: &[&str], faults: &mut Faults) {
         let entries = match self.map() {
             Ok(entries) => entries,
@@ -162,7 +162,7 @@ impl YamlNode {
         for (key, _) in entries {
             match key.text() {
                 Ok(text) if !known.contains(&text) => {
-                    faults.add(key.fault(format!("unknown key {text:?}; known here: {}", known.join(", "))));
+                    faults.add(key.fault(format!("unknown key {text:?}; known keys: {}", known.join(", "))));
                 }
                 Ok(_) => {}
                 Err(fault) => faults.add(fault),
@@ -171,16 +171,16 @@ impl YamlNode {
         self.repeated_keys().into_iter().for_each(|fault| faults.add(fault));
     }
 
-    /// Returns a fault for each key that is there a second time; the first one's value counts.
+    /// Returns a fault for each duplicate key. The value of the first one is used.
     pub fn repeated_keys(&self) -> Vec<Fault> {
         let YamlValue::Map(entries) = &self.value else { return Vec::new() };
         let mut seen = HashSet::new();
         let texts = entries.iter().filter_map(|(key, _)| Some((key, key.text().ok()?)));
         let repeated = texts.filter(|(_, text)| !seen.insert(*text));
-        repeated.map(|(key, text)| key.fault(format!("the key {text:?} is there twice"))).collect()
+        repeated.map(|(key, text)| key.fault(format!("duplicate key {text:?}"))).collect()
     }
 
-    /// Returns the value of a key, if this part is a map that has it.
+    /// Returns the value of a key. `None` if this node is not a map or has no such key.
     pub fn get(&self, wanted: &str) -> Option<&YamlNode> {
         let YamlValue::Map(entries) = &self.value else { return None };
         entries
@@ -200,7 +200,7 @@ impl YamlNode {
     }
 }
 
-/// Returns in one line what the parser says, which names the place at the end.
+/// Converts an error of the parser. Its message ends with the position, which is removed.
 fn syntax_fault(error: &serde_saphyr::Error) -> Fault {
     let location = error.location().unwrap_or(Location::UNKNOWN);
     let (line, column) = position(location);
@@ -214,22 +214,22 @@ fn position(location: Location) -> (usize, usize) {
     (number(location.line()), number(location.column()))
 }
 
-/// A part as the parser hands it out: numbers are no texts yet.
+/// A node as returned by the parser, in which numbers and booleans are not texts yet.
 struct RawNode(Box<Spanned<RawValue>>);
 
 enum RawValue {
     Nothing,
     Text(String),
-    /// What YAML takes for a number or a truth value, in the parser's spelling.
+    /// A number or boolean of YAML, formatted by the parser.
     Bare(String),
-    /// A text that is too long to keep, and its length in bytes.
+    /// A text over the limit, with its length in bytes.
     TooLong(usize),
     List(Vec<RawNode>),
     Map(Vec<(RawNode, RawNode)>),
 }
 
 impl RawNode {
-    /// Returns the part with its texts as `document` has them.
+    /// Converts the node. Numbers and booleans become the texts in `document`.
     fn settle(self, document: &str) -> YamlNode {
         let (line, column) = position(self.0.referenced);
         let span = self.0.defined.span();
@@ -248,7 +248,7 @@ impl RawNode {
     }
 }
 
-/// Returns what stands at a span.
+/// Returns the text at a span of the document.
 fn written(document: &str, span: Span) -> Option<String> {
     let start = usize::try_from(span.byte_offset()?).ok()?;
     let end = start.checked_add(usize::try_from(span.byte_len()?).ok()?)?;
@@ -331,14 +331,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scalars_stay_as_they_are_written() {
+    fn scalars_are_kept_as_written() {
         let node = YamlNode::parse("[22.10, 007, yes, 1e3, \"q\", 0x10, 3_000, -1]").unwrap();
         let texts: Vec<&str> = node.texts(&mut Faults::default()).into_iter().map(|(_, text)| text).collect();
         assert_eq!(texts, ["22.10", "007", "yes", "1e3", "q", "0x10", "3_000", "-1"]);
     }
 
     #[test]
-    fn parts_know_their_places() {
+    fn nodes_have_lines_and_columns() {
         let node = YamlNode::parse("# comment\na: 1\nb:\n  - x\n  - {c: y}\n").unwrap();
         let YamlValue::List(items) = &node.get("b").unwrap().value else { panic!("is no list") };
         assert_eq!((items[0].line, items[0].column), (4, 5));
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn aliases_repeat_what_they_name_but_not_without_end() {
+    fn aliases_are_expanded_up_to_a_limit() {
         let node = YamlNode::parse("a: &x 1.10\nb: *x\n").unwrap();
         assert_eq!(node.get("b").unwrap().text().unwrap(), "1.10");
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_and_length_are_bounded() {
+    fn depth_and_length_are_limited() {
         assert!(YamlNode::parse(&"[".repeat(100_000)).is_err());
         assert!(YamlNode::parse(&"- ".repeat(100_000)).is_err());
         assert!(YamlNode::parse(&"a".repeat(MAX_TEXT)).unwrap().text().is_ok());
@@ -369,18 +369,18 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_unknown_repeated_or_no_texts_are_placed_all_at_once() {
+    fn all_invalid_keys_are_reported_with_their_lines() {
         let node = YamlNode::parse("a: 1\n? [x]\n: 2\nb: 3\na: 4\nc: 5\n").unwrap();
         let mut faults = Faults::default();
         node.check_keys(&["a", "c"], &mut faults);
         let faults: Vec<(usize, String)> = faults.sorted().into_iter().map(|fault| (fault.line, fault.text)).collect();
         assert_eq!(faults.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [2, 4, 5]);
-        assert!(faults[1].1.contains("unknown key \"b\"") && faults[2].1.contains("twice"), "{faults:?}");
+        assert!(faults[1].1.contains("unknown key \"b\"") && faults[2].1.contains("duplicate"), "{faults:?}");
         assert_eq!(node.get("a").unwrap().text().unwrap(), "1");
     }
 
     #[test]
-    fn mistakes_of_form_are_placed() {
+    fn syntax_error_has_a_line() {
         for (text, line, part) in
             [("a: 1\nb: [\n", 2, "bracket"), ("a: 1\n\tb: 2\n", 1, "tab"), ("a: 1\n---\nb: 2\n", 2, "")]
         {

@@ -1,43 +1,43 @@
-//! How the images of a wish are published.
+//! Options for publishing the images of a wish.
 
 use super::node::{Fault, Faults, YamlNode, YamlValue};
 use crate::image::{FullName, Platform};
 
-/// How the images of a wish are published.
+/// Options for publishing the images of a wish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WishOptions {
-    /// For which platforms.
+    /// The platforms.
     pub platforms: PlatformOption,
     /// Whether single layers are published.
     pub layers: bool,
     /// Whether the root file system and the public link are published.
     pub flat: bool,
-    /// Whether podman sees the images, where the settings of the repository choose them.
+    /// Whether podman sees the images, if the settings of the repository select them, too.
     pub podman: bool,
-    /// Which chains are published.
+    /// The chains that are published.
     pub chains: ChainOption,
-    /// Whether images fail that CVMFS cannot hold all of.
+    /// Whether an image fails if CVMFS cannot represent all of it.
     pub strict: bool,
-    /// The name to publish the image under, if not its own. Only a wish for a single image has one.
+    /// Name under which the image is published instead of its own. Only for a wish for a single image.
     pub name: Option<FullName>,
 }
 
-/// For which platforms an image is published.
+/// The platforms for which an image is published.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum PlatformOption {
-    /// The wishlist does not say.
+    /// The wishlist contains no platforms.
     #[default]
     Unspecified,
-    /// All that the image is there for.
+    /// All platforms of the image.
     All,
-    /// Those that are listed, at least one, each once.
+    /// These platforms: at least one, without duplicates.
     Listed(Vec<Platform>),
 }
 
-/// Which chains of an image are published.
+/// The chains of an image that are published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ChainOption {
-    /// The last one, which a later image may start from.
+    /// The last one, from which the conversion of a later image can start.
     #[default]
     Final,
     /// One for each layer.
@@ -61,10 +61,10 @@ impl Default for WishOptions {
 }
 
 impl WishOptions {
-    /// The keys of a wish that [`WishOptions::read`] reads.
+    /// The keys that [`WishOptions::read`] parses.
     pub(super) const KEYS: [&str; 6] = ["platforms", "layers", "flat", "podman", "chains", "strict"];
 
-    /// Reads the options among the keys of `node`; those that it does not name, or names wrongly, are as they are here.
+    /// Parses the options in `node`. Missing and invalid ones keep the values of `self`.
     pub(super) fn read(&self, node: &YamlNode, faults: &mut Faults) -> Self {
         let mut options = self.clone();
         for key in Self::KEYS {
@@ -103,7 +103,7 @@ fn platforms(node: &YamlNode, faults: &mut Faults) -> PlatformOption {
     for (item, text) in node.texts(faults) {
         let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'_' | b'-');
         match item.parsed::<Platform>() {
-            Ok(_) if !text.bytes().all(is_plain) => faults.add(item.fault(format!("{text:?} is no platform"))),
+            Ok(_) if !text.bytes().all(is_plain) => faults.add(item.fault(format!("{text:?} is not a valid platform"))),
             Ok(platform) if !platforms.contains(&platform) => platforms.push(platform),
             Ok(_) => {}
             Err(fault) => faults.add(fault),
@@ -117,6 +117,6 @@ fn chains(node: &YamlNode) -> Result<ChainOption, Fault> {
         "final" => Ok(ChainOption::Final),
         "all" => Ok(ChainOption::All),
         "none" => Ok(ChainOption::None),
-        other => Err(node.fault(format!("{other:?} is none of final, all and none"))),
+        other => Err(node.fault(format!("{other:?} is not one of final, all and none"))),
     }
 }

@@ -1,4 +1,4 @@
-//! Which repositories a project has: there is no standard for that, so each kind of registry is asked in its own way.
+//! Lists the repositories of a project. There is no standard API for that, so each kind of registry has its own.
 
 use std::error::Error;
 
@@ -7,62 +7,62 @@ use serde_json::Value;
 use super::reference::ImageRepository;
 use crate::registry::JsonPage;
 
-/// How many pages of a list are read.
+/// Maximum number of pages of a list.
 const MAX_PAGES: usize = 1_000;
 
-/// How many repositories a project may have.
+/// Maximum number of repositories of a project.
 const MAX_REPOSITORIES: usize = 100_000;
 
-/// How many characters of what a registry wrote a message shows.
+/// Maximum number of characters from a registry in a message.
 const MAX_SHOWN_CHARACTERS: usize = 100;
 
-/// The hosts that Docker Hub's images are named by.
+/// Host names of Docker Hub in image names.
 const DOCKER_HUB_HOSTS: [&str; 4] = ["docker.io", "index.docker.io", "registry.hub.docker.com", "registry-1.docker.io"];
 
-/// Where Docker Hub answers questions about its repositories.
+/// Base URL of the API of Docker Hub.
 const DOCKER_HUB: &str = "https://hub.docker.com";
 
-/// Why a registry could not be asked, in the words of who asked.
+/// An error of a [`RegistryLister`].
 pub type ListingError = Box<dyn Error + Send + Sync>;
 
-/// Asks registries what they hold. Who implements it bounds the length of each answer.
+/// Lists the tags and repositories of registries. Implementations must limit the size of responses.
 pub trait RegistryLister: Sync {
-    /// Returns the tags of a repository, all pages of them, in any order.
+    /// Returns all tags of a repository, in any order.
     fn tags(&self, repository: &ImageRepository) -> Result<Vec<String>, ListingError>;
 
-    /// Returns the names of all repositories of a registry, all pages of its `_catalog`.
+    /// Returns the names of all repositories of a registry, from its `_catalog`.
     fn repositories(&self, host: &str, plain_http: bool) -> Result<Vec<String>, ListingError>;
 
-    /// Fetches a JSON document that is of an `api`; `None` where the server has nothing at that URL (status 404).
+    /// Fetches a JSON document of an `api`. Returns `None` for status 404.
     ///
-    /// Redirects to other hosts are for the implementation to refuse, as far as they would carry credentials there.
+    /// Implementations must not send credentials to the target of a redirect to another host.
     fn json(&self, url: &str, api: &ProjectApi) -> Result<Option<JsonPage>, ListingError>;
 }
 
-/// All repositories below a name at a registry.
+/// All repositories at a registry whose names start with a path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Project {
-    /// How to ask for its repositories.
+    /// The API that lists its repositories.
     pub api: ProjectApi,
-    /// The registry's host, as it is spelt.
+    /// Host and optional port of the registry, as written by the user.
     pub host: String,
-    /// The project's name; empty stands for the whole registry, which only [`ProjectApi::Catalog`] can list.
+    /// Name of the project. Empty means the whole registry, which only [`ProjectApi::Catalog`] supports.
     pub path: String,
-    /// Whether the registry speaks HTTP without encryption.
+    /// Whether the registry uses plain HTTP.
     pub plain_http: bool,
 }
 
-/// How a registry lists the repositories of a project.
+/// The API that lists the repositories of a project.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProjectApi {
     /// Harbor, API v2.0, "List repositories of the specified project".
     Harbor,
     /// GitLab, API v4, "List registry repositories", for groups and for projects.
     GitLab {
-        /// Where its API is, without a slash at the end.
+        /// Base URL of its API, without a slash at the end.
         api_url: String,
     },
-    /// Quay, API v1, `listRepos`; what everybody may see.
+    /// Quay, API v1, `listRepos`, only public repositories.
     Quay,
     /// Docker Hub, "List repositories in a namespace".
     DockerHub,
@@ -70,64 +70,64 @@ pub enum ProjectApi {
     Catalog,
 }
 
-/// Why the repositories of a project are not known.
+/// The repositories of a project cannot be listed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProjectError {
-    /// The registry could not be asked.
+    /// A request to the registry failed.
     #[error("cannot list '{what}'")]
     Listing {
-        /// What was asked for.
+        /// URL of the request.
         what: String,
-        /// Why.
+        /// Error of the lister.
         source: ListingError,
     },
-    /// The server knows no such project.
+    /// The server returned status 404.
     #[error("'{url}' does not exist, or is not public")]
     Missing {
-        /// What was asked for.
+        /// URL of the request.
         url: String,
     },
-    /// The answer is not what the API promises.
-    #[error("the answer of '{url}' is not of the form that its API promises: {fault}")]
+    /// The response does not follow the API.
+    #[error("the response of '{url}' does not follow its API: {fault}")]
     Shape {
-        /// What was asked for.
+        /// URL of the request.
         url: String,
-        /// How that shows.
+        /// What is wrong with it.
         fault: &'static str,
     },
-    /// The next page would lie at another server.
-    #[error("'{url}' goes on at {next:?}, which is another server")]
+    /// The next page is at another server.
+    #[error("the next page of '{url}' is at another server, {next:?}")]
     Elsewhere {
-        /// What was asked for.
+        /// URL of the request.
         url: String,
-        /// Where it goes on.
+        /// URL of the next page.
         next: String,
     },
-    /// GitLab keeps the images at another registry than the wishlist says.
-    #[error("'{url}' says that {path:?} is at {location:?}, not at '{host}'")]
+    /// According to GitLab, the images are at another registry than in the wishlist.
+    #[error("according to '{url}', {path:?} is at {location:?}, not at '{host}'")]
     OtherRegistry {
-        /// What was asked for.
+        /// URL of the request.
         url: String,
         /// The repository.
         path: String,
-        /// Where it is.
+        /// Its location according to GitLab.
         location: String,
-        /// Where it should be.
+        /// The registry in the wishlist.
         host: String,
     },
     /// The list is too long.
     #[error("'{url}' lists more than {MAX_REPOSITORIES} repositories or {MAX_PAGES} pages")]
     TooMany {
-        /// What was asked for first.
+        /// URL of the first page.
         url: String,
     },
 }
 
-/// What one page says: names of repositories and the URL of the next page.
+/// Names of repositories on one page, and the URL of the next page.
 type ProjectPage = (Vec<String>, Option<String>);
 
 impl Project {
-    /// Says what is wrong with the name of a project.
+    /// Checks that the name of the project is valid for its API. Returns an error message otherwise.
     pub(super) fn check(&self) -> Result<(), String> {
         let is_name = |name: &str| {
             name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
@@ -136,22 +136,21 @@ impl Project {
         let names = self.path.split('/').filter(|_| !self.path.is_empty()).count();
         let text = &self.path;
         if self.path.len() > 255 || names > 0 && !self.path.split('/').all(is_name) {
-            return Err(format!("{text:?} names no project"));
+            return Err(format!("{text:?} is not a valid project name"));
         }
         match self.api {
             ProjectApi::Harbor | ProjectApi::Quay | ProjectApi::DockerHub if names != 1 => {
-                Err(format!("{text:?} names no project: with this api it is one name"))
+                Err(format!("{text:?} is not a valid project name: with this api it must be one name without slashes"))
             }
-            ProjectApi::GitLab { .. } if names == 0 => Err("the api gitlab needs a group or a project".to_owned()),
+            ProjectApi::GitLab { .. } if names == 0 => Err("the api gitlab requires a group or a project".to_owned()),
             ProjectApi::DockerHub if !DOCKER_HUB_HOSTS.contains(&self.host.as_str()) => {
-                Err(format!("the api dockerhub is for {}, not for {:?}", DOCKER_HUB_HOSTS.join(", "), self.host))
+                Err(format!("the api dockerhub supports {}, but not {:?}", DOCKER_HUB_HOSTS.join(", "), self.host))
             }
             _ => Ok(()),
         }
     }
 
-    /// Returns the names of the project's repositories, as the registry takes them, in any order. Nobody has checked that
-    /// they are names at all.
+    /// Returns the names of the repositories of the project, in any order. The names are unchecked.
     pub fn repositories(&self, listing: &dyn RegistryLister) -> Result<Vec<String>, ProjectError> {
         match &self.api {
             ProjectApi::Harbor => self.harbor(listing),
@@ -176,7 +175,7 @@ impl Project {
         })
     }
 
-    /// Asks for a group first; a path with a slash may also be that of a single project.
+    /// Requests the repositories of a group first. A path with a slash may also be that of a single project.
     fn gitlab(&self, api_url: &str, listing: &dyn RegistryLister) -> Result<Vec<String>, ProjectError> {
         let of_group = self.gitlab_list(api_url, "groups", listing);
         if of_group.is_ok() || !self.path.contains('/') {
@@ -211,7 +210,7 @@ impl Project {
         })
     }
 
-    /// Returns a repository's name, after seeing that it is at the registry of the wish, where GitLab says so.
+    /// Returns the name of a repository. Fails if GitLab states that it is at another registry than that of the wish.
     fn gitlab_name(&self, item: &Value, url: &str) -> Result<String, ProjectError> {
         let path = text(item, "path", url)?;
         match item.get("location").and_then(Value::as_str) {
@@ -230,7 +229,7 @@ impl Project {
         pages(listing, &self.api, first.clone(), |page, url| {
             let mut names = Vec::new();
             for item in items(member(&page.body, "repositories", url)?, url)? {
-                // Quay also holds what are no images.
+                // Quay also has repositories of other kinds, such as applications.
                 if item.get("kind").and_then(Value::as_str).is_none_or(|kind| kind == "image") {
                     names.push(format!("{}/{}", text(item, "namespace", url)?, text(item, "name", url)?));
                 }
@@ -263,14 +262,14 @@ impl Project {
         if names.len() > MAX_REPOSITORIES { Err(ProjectError::TooMany { url: what }) } else { Ok(names) }
     }
 
-    /// Tells whether a repository belongs to the project by its name: is it, or lies below it.
+    /// Returns whether a repository belongs to the project: its name is that of the project, or starts with it and a slash.
     pub(super) fn holds(&self, name: &str) -> bool {
         let rest = name.strip_prefix(&self.path);
         self.path.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 }
 
-/// Reads pages until one names no next.
+/// Reads all pages of a list.
 fn pages(
     listing: &dyn RegistryLister,
     api: &ProjectApi,
@@ -296,12 +295,12 @@ fn pages(
 }
 
 fn items<'v>(value: &'v Value, url: &str) -> Result<&'v [Value], ProjectError> {
-    let fault = "there is no list";
+    let fault = "it contains no list";
     value.as_array().map(Vec::as_slice).ok_or_else(|| ProjectError::Shape { url: url.to_owned(), fault })
 }
 
 fn member<'v>(value: &'v Value, name: &str, url: &str) -> Result<&'v Value, ProjectError> {
-    let fault = "there is no member with a list";
+    let fault = "the member with the list is missing";
     value.get(name).ok_or_else(|| ProjectError::Shape { url: url.to_owned(), fault })
 }
 
@@ -310,7 +309,7 @@ fn text<'v>(value: &'v Value, name: &str, url: &str) -> Result<&'v str, ProjectE
     value.get(name).and_then(Value::as_str).ok_or_else(|| ProjectError::Shape { url: url.to_owned(), fault })
 }
 
-/// Returns the URL that `next` stands for, if it is at the server `origin`.
+/// Resolves the URL of the next page. Fails if it is not at the server `origin`.
 fn same_server(origin: &str, url: &str, next: &str) -> Result<String, ProjectError> {
     let whole =
         if next.starts_with('/') && !next.starts_with("//") { format!("{origin}{next}") } else { next.to_owned() };
@@ -321,7 +320,7 @@ fn same_server(origin: &str, url: &str, next: &str) -> Result<String, ProjectErr
     }
 }
 
-/// Returns what a registry wrote, cut to a length that fits a message.
+/// Returns the start of a text from a registry, for a message.
 pub(super) fn beginning_of(text: &str) -> String {
     text.chars().take(MAX_SHOWN_CHARACTERS).collect()
 }
@@ -354,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn harbor_goes_on_where_the_link_header_points() {
+    fn harbor_pages_follow_the_link_header() {
         let first = "https://harbor.example.org/api/v2.0/projects/physics/repositories?page=1&page_size=100";
         let second = "/api/v2.0/projects/physics/repositories?page=2&page_size=100";
         let item = |name: &str| {
@@ -369,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn next_page_at_another_server_is_refused() {
+    fn next_page_at_another_server_is_rejected() {
         let first = "https://harbor.example.org/api/v2.0/projects/physics/repositories?page=1&page_size=100";
         let project = project(ProjectApi::Harbor, "harbor.example.org", "physics");
         for next in [
@@ -414,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn gitlab_of_another_registry_is_told() {
+    fn repository_at_another_registry_of_gitlab_is_an_error() {
         let url = "https://gitlab.example.org/api/v4/groups/group/registry/repositories?per_page=100&page=1";
         let mut registries = Registries::default();
         registries.page(url, json!([{"path": "group/a", "location": "registry.example.org:5050/group/a"}]));
@@ -423,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn quay_goes_on_with_the_token_of_the_page() {
+    fn quay_pages_follow_the_token() {
         let first = "https://quay.io/api/v1/repository?namespace=org&public=true";
         let item = |name: &str, kind: &str| json!({"namespace": "org", "name": name, "description": null, "is_public": true, "kind": kind, "state": "NORMAL"});
         let mut registries = Registries::default();
@@ -435,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn docker_hub_goes_on_at_its_next_url() {
+    fn docker_hub_pages_follow_the_next_url() {
         let first = "https://hub.docker.com/v2/namespaces/org/repositories/?page_size=100";
         let next = "https://hub.docker.com/v2/namespaces/org/repositories?page=2&page_size=100";
         let item = |name: &str, kind: Option<&str>| json!({"name": name, "namespace": "org", "repository_type": kind, "status": 1, "is_private": false});
@@ -448,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn catalog_is_cut_to_what_lies_below_the_project() {
+    fn catalog_is_filtered_by_the_project() {
         let mut registries = Registries::default();
         registries.catalog("r.example.org", &["a", "a/b", "ab/c", "b/a"]);
         let below = |path: &str| project(ProjectApi::Catalog, "r.example.org", path).repositories(&registries).unwrap();
@@ -457,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn list_without_end_is_cut_off() {
+    fn list_without_end_is_an_error() {
         let url = "https://harbor.example.org/api/v2.0/projects/physics/repositories?page=1&page_size=100";
         let mut registries = Registries::default();
         registries.page(url, json!([{"name": "physics/a"}])).next = Some(url.to_owned());
@@ -466,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_another_form_are_errors() {
+    fn invalid_responses_are_errors() {
         let harbor = "https://h.org/api/v2.0/projects/p/repositories?page=1&page_size=100";
         let quay = "https://h.org/api/v1/repository?namespace=p&public=true";
         for body in [json!(null), json!({}), json!({"errors": []}), json!([1]), json!([{"name": 1}]), json!("x")] {

@@ -1,28 +1,28 @@
-//! Places at registries, as people write them in wishlists.
+//! Parses image references in wishlists.
 
 use std::fmt;
 
 use crate::image::{Digest, ImageName, ImageReference, NameError};
 use crate::source::ImageArgument;
 
-/// A repository at a registry: images that differ by their tags.
+/// A repository at a registry.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageRepository {
-    /// The registry's host, with its port if it has one, as it is spelt.
+    /// Host and optional port of the registry, as written by the user.
     pub host: String,
-    /// The repository's name there, such as `library/debian`.
+    /// Name of the repository, such as `library/debian`.
     pub repository: String,
-    /// Whether the registry speaks HTTP without encryption.
+    /// Whether the registry uses plain HTTP.
     pub plain_http: bool,
 }
 
 impl ImageRepository {
-    /// Returns the image with this tag, unless the tag is none or the whole name would be too long.
+    /// Returns the image with this tag. Fails if the tag is invalid or the whole name is too long.
     pub fn image(&self, tag: &str) -> Result<ImageArgument, NameError> {
         let text = format!("{}/{}:{tag}", self.host, self.repository);
         let name: ImageName = text.parse()?;
         if name.reference() != &ImageReference::Tag(tag.to_owned()) {
-            return Err(NameError::Image { name: text, reason: "its tag is not of the form that tags have" });
+            return Err(NameError::Image { name: text, reason: "its tag is invalid" });
         }
         Ok(ImageArgument::Registry { name, digest: None, plain_http: self.plain_http })
     }
@@ -34,10 +34,10 @@ impl fmt::Display for ImageRepository {
     }
 }
 
-/// An image or several, as a wishlist names them.
+/// A reference in a wishlist to an image, or with wildcards to several.
 pub(super) struct WishReference<'t> {
     pub repository: ImageRepository,
-    /// May hold `*`.
+    /// May contain `*`.
     pub tag: Option<&'t str>,
     pub digest: Option<Digest>,
 }
@@ -48,18 +48,19 @@ impl<'t> WishReference<'t> {
         let (rest, plain_http) = without_scheme(text)?;
         let (rest, digest) = rest.split_once('@').map_or((rest, None), |(rest, digest)| (rest, Some(digest)));
         let digest = digest.map(str::parse).transpose().map_err(|error: NameError| error.to_string())?;
-        let (host, path) = rest.split_once('/').ok_or_else(|| format!("{text:?} names no registry and repository"))?;
+        let (host, path) =
+            rest.split_once('/').ok_or_else(|| format!("{text:?} contains no registry or no repository"))?;
         let (repository, tag) = path.split_once(':').map_or((path, None), |(path, tag)| (path, Some(tag)));
         if tag == Some("") {
             return Err(format!("{text:?} ends with an empty tag"));
         }
         let repository = ImageRepository { host: host.to_owned(), repository: repository.to_owned(), plain_http };
-        // Checks host and repository, and a tag without wildcard, too.
+        // This checks host and repository, and the tag unless it contains a wildcard.
         repository.image(tag.filter(|tag| !tag.contains('*')).unwrap_or("tag")).map_err(|error| error.to_string())?;
         Ok(Self { repository, tag, digest })
     }
 
-    /// Returns the one image that this names; no tag with a wildcard may be in it.
+    /// Returns the image. The tag must not contain a wildcard.
     pub fn image(&self) -> Result<ImageArgument, String> {
         match (self.tag, self.digest) {
             (Some(tag), digest) => match self.repository.image(tag).map_err(|error| error.to_string())? {
@@ -78,12 +79,12 @@ impl<'t> WishReference<'t> {
     }
 }
 
-/// Splits a scheme off and tells whether it stands for HTTP without encryption.
+/// Removes the scheme, and returns whether it means plain HTTP.
 pub(super) fn without_scheme(text: &str) -> Result<(&str, bool), String> {
     let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
     if rest.split('/').next().is_some_and(|authority| authority.contains('@')) {
-        // Quoting it could put a password into a log.
-        return Err("a user name or password does not belong in a wishlist".to_owned());
+        // The message must not quote the text, because a password could get into a log.
+        return Err("a wishlist must not contain a user name or password".to_owned());
     }
     match text.split_once("://") {
         None => Ok((text, false)),
@@ -93,7 +94,7 @@ pub(super) fn without_scheme(text: &str) -> Result<(&str, bool), String> {
     }
 }
 
-/// Tells whether `host` may stand in an image name.
+/// Returns whether `host` is valid in an image name.
 pub(super) fn is_host(host: &str) -> bool {
     !host.contains(['/', '@']) && format!("{host}/a:a").parse::<ImageName>().is_ok()
 }
@@ -103,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reference_has_a_host_a_repository_and_perhaps_tag_and_digest() {
+    fn reference_has_a_host_a_repository_and_optionally_tag_and_digest() {
         let digest = Digest::of(b"");
         let text = format!("http://localhost:5000/a/b:t@{digest}");
         let reference = WishReference::parse(&text).unwrap();
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_reference_is_refused() {
+    fn invalid_reference_is_rejected() {
         for wrong in [
             "",
             "debian",
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn tag_of_a_registry_cannot_smuggle_in_a_digest() {
+    fn tag_cannot_contain_a_digest_or_path() {
         let repository = ImageRepository { host: "h.org".to_owned(), repository: "a".to_owned(), plain_http: false };
         assert!(repository.image("t").is_ok());
         for wrong in [format!("t@{}", Digest::of(b"")), "a/b".to_owned(), "../../x".to_owned(), "t".repeat(129)] {

@@ -1,4 +1,4 @@
-//! Version 2 of the file: strata's own. A wish with a mistake is not followed.
+//! Parses version 2 of the wishlist format, strata's own. A wish with an error is skipped.
 
 use std::num::NonZeroUsize;
 
@@ -12,24 +12,25 @@ use super::reference::{WishReference, is_host, without_scheme};
 use super::version;
 use super::{Wish, WishTarget, Wishlist, WishlistProblem};
 
-/// The longest pattern in bytes: more than the longest repository name, 255.
+/// Maximum length of a pattern in bytes: more than the longest repository name, 255.
 const MAX_PATTERN: usize = 300;
 
-/// The memory in bytes that one regular expression may take when it is compiled.
+/// Maximum size of a compiled regular expression in bytes.
 const MAX_REGEX_SIZE: usize = 1 << 20;
 
-/// Reads a wishlist; `name` is what it is called where it does not say so.
+/// Parses a wishlist. `name` is the default for its name.
 ///
-/// A wish with a mistake is not followed, since a misspelt option would quietly do something else, and the others are. What
-/// says which wishlist it is cannot be guessed: a mistake there is an error.
+/// A wish with an error is skipped, because a misspelt option would silently have another effect; the other wishes are used. An
+/// error in `name`, `repository` or the list itself makes the whole file invalid.
 pub(super) fn read(document: &YamlNode, name: String) -> Result<Wishlist, Fault> {
     let mut faults = Faults::default();
     document.check_keys(&["version", "name", "repository", "defaults", "images"], &mut faults);
     let text_of = |key: &str| document.get(key).map(|node| node.text().map(str::to_owned)).transpose();
     let (name, repository) = (text_of("name")?.unwrap_or(name), text_of("repository")?);
-    let images = document.get("images").ok_or_else(|| document.fault("there is no 'images', the list of wishes"))?;
+    let images =
+        document.get("images").ok_or_else(|| document.fault("the key 'images' with the list of wishes is missing"))?;
     let YamlValue::List(items) = &images.value else {
-        return Err(images.fault("'images' is not a list; one without wishes is written []"));
+        return Err(images.fault("'images' must be a list; write [] for an empty list"));
     };
     let defaults = document.get("defaults").map(|node| Defaults::read(node, &mut faults)).unwrap_or_default();
     let (mut wishes, mut unclear) = (Vec::new(), 0);
@@ -43,19 +44,20 @@ pub(super) fn read(document: &YamlNode, name: String) -> Result<Wishlist, Fault>
         }
     }
     if let (Some(node), 1..) = (document.get("defaults"), unclear) {
-        faults.add(node.fault(format!("{unclear} wishes are not followed, which rely on what is wrong in 'defaults'")));
+        faults
+            .add(node.fault(format!("{unclear} wishes are skipped, because they depend on the errors in 'defaults'")));
     }
     let problems = faults.sorted().into_iter().map(WishlistProblem::bad).collect();
     Ok(Wishlist { name, repository, wishes, problems, thin: None })
 }
 
-/// What holds for wishes that say nothing else.
+/// Default options of the wishes.
 #[derive(Default)]
 struct Defaults {
     options: WishOptions,
-    /// The options that are set wrongly.
+    /// Keys of the options with errors.
     wrong: Vec<&'static str>,
-    /// Whether something else is wrong, so that it is not clear what was meant.
+    /// Whether there are other errors, such as an unknown key: then any default may be wrong.
     is_unclear: bool,
 }
 
@@ -76,7 +78,7 @@ impl Defaults {
         defaults
     }
 
-    /// Tells whether a wish relies on nothing that is wrong.
+    /// Returns whether a wish depends on no default with an error.
     fn are_clear_for(&self, item: &YamlNode) -> bool {
         !self.is_unclear && self.wrong.iter().all(|key| item.get(key).is_some())
     }
@@ -92,7 +94,7 @@ fn wish(item: &YamlNode, defaults: &WishOptions, faults: &mut Faults) -> Option<
         YamlValue::Map(_) if item.get("image").is_some() => image_wish(item, defaults, faults),
         YamlValue::TooLong(_) => faults.take(item.text().map(drop)).and(None),
         _ => {
-            faults.add(item.fault("a wish is an image name, or has the key 'image' or 'project'"));
+            faults.add(item.fault("a wish is an image name or has the key 'image' or 'project'"));
             None
         }
     }
@@ -106,27 +108,27 @@ fn image_wish(item: &YamlNode, defaults: &WishOptions, faults: &mut Faults) -> O
     let what = text.and_then(|text| image_or_tags(image, text, item.get("tags"), faults));
     if let Some(name) = item.get("name") {
         if matches!(what, Some(WishTarget::Tags { .. } | WishTarget::Project { .. })) {
-            faults.add(name.fault("'name' is for a wish for one image, and this one may stand for several"));
+            faults.add(name.fault("'name' is allowed only in a wish for one image, and this one may match several"));
         }
         options.name = faults.take(name.parsed());
     }
     Some(Wish { line: item.line, what: what?, options })
 }
 
-/// Reads what `text` names, with the filter for its tags if there is one beside it.
+/// Parses an image reference, with the filter in `tags` if there is one.
 fn image_or_tags(node: &YamlNode, text: &str, tags: Option<&YamlNode>, faults: &mut Faults) -> Option<WishTarget> {
-    // Errors of the tags are reported even if the name is wrong, too.
+    // The tags are parsed first, so that their errors are reported even if the name is invalid, too.
     let filter = tags.map(|tags| tag_filter(tags, faults));
     let reference = faults.take(WishReference::parse(text).map_err(|error| node.fault(error)))?;
     let what = match (reference.tag, tags.zip(filter)) {
         (None, None) if reference.digest.is_none() => {
-            Err(node.fault(format!("{text:?} has neither tag nor digest, and there is no 'tags'")))
+            Err(node.fault(format!("{text:?} has neither tag nor digest, and the key 'tags' is missing")))
         }
         (None, Some((_, filter))) if reference.digest.is_none() => {
             Ok(WishTarget::Tags { repository: reference.repository, filter })
         }
         (_, Some((tags, _))) => {
-            Err(tags.fault(format!("{text:?} already says which image: leave its tag or 'tags' out")))
+            Err(tags.fault(format!("{text:?} already contains a tag or digest: remove it, or remove 'tags'")))
         }
         (Some(tag), None) if tag.contains('*') && reference.digest.is_some() => {
             Err(node.fault(format!("{text:?} has both a wildcard and a digest")))
@@ -150,15 +152,15 @@ fn project_wish(item: &YamlNode, defaults: &WishOptions, faults: &mut Faults) ->
 }
 
 fn project(item: &YamlNode) -> Result<Project, Fault> {
-    let node = item.get("project").ok_or_else(|| item.fault("there is no 'project'"))?;
+    let node = item.get("project").ok_or_else(|| item.fault("the key 'project' is missing"))?;
     let (rest, plain_http) = without_scheme(node.text()?).map_err(|error| node.fault(error))?;
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     let path = path.strip_suffix('/').unwrap_or(path);
     if !is_host(host) {
-        return Err(node.fault(format!("{host:?} is no host")));
+        return Err(node.fault(format!("{host:?} is not a valid host")));
     }
     let api =
-        item.get("api").ok_or_else(|| item.fault("a project needs 'api': how its registry lists repositories"))?;
+        item.get("api").ok_or_else(|| item.fault("a project requires 'api', the API that lists its repositories"))?;
     let url = item.get("api_url");
     let project =
         Project { api: project_api(api, url, host)?, host: host.to_owned(), path: path.to_owned(), plain_http };
@@ -173,21 +175,21 @@ fn project_api(api: &YamlNode, url: Option<&YamlNode>, host: &str) -> Result<Pro
         "quay" => ProjectApi::Quay,
         "dockerhub" => ProjectApi::DockerHub,
         "catalog" => ProjectApi::Catalog,
-        other => return Err(api.fault(format!("{other:?} is none of harbor, gitlab, quay, dockerhub and catalog"))),
+        other => return Err(api.fault(format!("{other:?} is not one of harbor, gitlab, quay, dockerhub and catalog"))),
     };
     match url {
         None => Ok(known),
-        Some(url) => Err(url.fault("'api_url' is for the api gitlab, whose host is not the registry's")),
+        Some(url) => Err(url.fault("'api_url' is allowed only with the api gitlab")),
     }
 }
 
 fn gitlab(api: &YamlNode, url: Option<&YamlNode>, host: &str) -> Result<ProjectApi, Fault> {
     let Some(url) = url else {
-        // The only registry whose API is at a known place. Guessing others could send credentials to a stranger.
+        // The only registry whose API has a known URL. Guessing the URL for others could send credentials to another server.
         return if host == "registry.gitlab.com" {
             Ok(ProjectApi::GitLab { api_url: "https://gitlab.com".to_owned() })
         } else {
-            Err(api.fault("the api gitlab needs 'api_url', such as https://gitlab.example.org"))
+            Err(api.fault("the api gitlab requires 'api_url', such as https://gitlab.example.org"))
         };
     };
     let text = url.text()?.trim_end_matches('/');
@@ -238,14 +240,15 @@ fn tag_filter(node: &YamlNode, faults: &mut Faults) -> TagFilter {
     });
     filter.newest = node.get("newest").and_then(|newest| {
         let number = newest.text().map(|text| text.parse::<NonZeroUsize>().ok());
-        faults.take(number.and_then(|number| number.ok_or_else(|| newest.fault("'newest' is a number from 1"))))
+        faults
+            .take(number.and_then(|number| number.ok_or_else(|| newest.fault("'newest' must be a number, at least 1"))))
     });
     filter
 }
 
 fn regex(pattern: &YamlNode) -> Result<Regex, Fault> {
     let regex = RegexBuilder::new(pattern.text()?).size_limit(MAX_REGEX_SIZE).dfa_size_limit(MAX_REGEX_SIZE).build();
-    // The first lines of the message draw the pattern.
+    // The first lines of the message repeat the pattern; the last one is the error.
     let last_line = |error: &regex::Error| error.to_string().lines().last().unwrap_or_default().to_owned();
     regex.map_err(|error| pattern.fault(format!("invalid regex: {}", last_line(&error))))
 }
@@ -257,12 +260,12 @@ fn globs(node: &YamlNode, faults: &mut Faults) -> Vec<Glob> {
 
 fn glob(node: &YamlNode, pattern: &str) -> Result<Glob, Fault> {
     if pattern.len() > MAX_PATTERN {
-        return Err(node.fault(format!("a pattern of {} bytes is longer than any name", pattern.len())));
+        return Err(node.fault(format!("a pattern of {} bytes exceeds the limit of {MAX_PATTERN}", pattern.len())));
     }
     let is_of_names = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '/' | '*' | '?');
     match pattern.chars().find(|&c| !is_of_names(c)) {
         Some(sign) => Err(node.fault(format!(
-            "{pattern:?} matches nothing: no name has {sign:?}; only * and ? have a meaning here, 'regex' takes more"
+            "{pattern:?} matches nothing: names cannot contain {sign:?}; only * and ? are wildcards, use 'regex' for more"
         ))),
         None => Ok(Glob::new(pattern)),
     }
@@ -337,7 +340,7 @@ images:
     }
 
     #[test]
-    fn unknown_keys_are_errors_that_name_key_and_line() {
+    fn error_for_an_unknown_key_contains_key_and_line() {
         let text = "version: 2\nimages:\n- image: h.org/a:1\n  platfroms: all\n";
         let message = parse(text).unwrap().problems[0].to_string();
         assert!(message.starts_with("line 4, column 3: unknown key \"platfroms\""), "{message}");
@@ -355,17 +358,17 @@ images:
     }
 
     #[test]
-    fn mistakes_are_told_with_their_line() {
+    fn errors_are_reported_with_their_lines() {
         for (image, part) in [
             ("- h.org/a", "neither tag nor digest"),
             ("- image: h.org/a", "neither tag nor digest"),
             ("- h.org/A:1", "not an image name"),
-            ("- image: h.org/a:1\n  tags: ['2']", "already says"),
+            ("- image: h.org/a:1\n  tags: ['2']", "already contains"),
             ("- image: h.org/a\n  tags: ['2']\n  name: h.org/b:1", "one image"),
             ("- image: h.org/a:*\n  name: h.org/b:1", "one image"),
             ("- image: h.org/a:1\n  name: b", "not an image name"),
-            ("- image: h.org/a\n  tags: {newest: 0}", "from 1"),
-            ("- image: h.org/a\n  tags: {newest: -1}", "from 1"),
+            ("- image: h.org/a\n  tags: {newest: 0}", "at least 1"),
+            ("- image: h.org/a\n  tags: {newest: -1}", "at least 1"),
             ("- image: h.org/a\n  tags: []", "empty list"),
             ("- image: h.org/a\n  tags: {include: ''}", "empty text"),
             ("- image: h.org/a\n  tags:", "not nothing"),
@@ -378,7 +381,7 @@ images:
             ("- image: h.org/a:1\n  layers: 1", "true or false"),
             ("- image: h.org/a:1\n  chains: some", "final"),
             ("- project: h.org/a", "'api'"),
-            ("- project: h.org/a\n  api: nexus", "none of"),
+            ("- project: h.org/a\n  api: nexus", "not one of"),
             ("- project: h.org/a\n  api: gitlab", "'api_url'"),
             ("- project: h.org/a\n  api: harbor\n  api_url: https://h.org", "gitlab"),
             ("- project: h.org/a\n  api: gitlab\n  api_url: 'https://u:p@h.org'", "URL"),
@@ -398,7 +401,7 @@ images:
     }
 
     #[test]
-    fn all_mistakes_are_told_and_the_other_wishes_are_followed() {
+    fn all_errors_are_reported_and_the_other_wishes_are_used() {
         let text = "\
 version: 2
 repositroy: x
@@ -430,18 +433,18 @@ images:
     }
 
     #[test]
-    fn wish_that_relies_on_a_wrong_default_is_not_followed() {
+    fn wish_that_depends_on_an_invalid_default_is_skipped() {
         let images = "images: [h.org/a:1, {image: h.org/b:1, flat: true}]";
         let wishlist = parse(&format!("version: 2\ndefaults: {{flat: fasle, layers: false}}\n{images}\n")).unwrap();
         assert_eq!(wishlist.wishes.len(), 1);
         assert!(wishlist.wishes[0].options.flat && !wishlist.wishes[0].options.layers);
-        assert!(wishlist.problems.iter().any(|problem| problem.text.contains("1 wishes are not followed")));
+        assert!(wishlist.problems.iter().any(|problem| problem.text.contains("1 wishes are skipped")));
         let wishlist = parse(&format!("version: 2\ndefaults: {{falt: false}}\n{images}\n")).unwrap();
         assert_eq!((wishlist.wishes.len(), wishlist.problems.len()), (0, 2));
     }
 
     #[test]
-    fn name_and_repository_of_a_wishlist_are_not_guessed() {
+    fn invalid_name_repository_or_list_makes_the_file_invalid() {
         for wrong in ["name: [a]", "name: ''", "repository: {a: b}", "images: h.org/a:1", "images: {}"] {
             let images = if wrong.starts_with("images") { "" } else { "images: []" };
             assert!(parse(&format!("version: 2\n{wrong}\n{images}\n")).is_err(), "{wrong}");
@@ -449,7 +452,7 @@ images:
     }
 
     #[test]
-    fn gitlab_of_gitlab_com_needs_no_url() {
+    fn gitlab_com_requires_no_api_url() {
         let wishes = wishes("- {project: registry.gitlab.com/group/sub, api: gitlab}");
         let WishTarget::Project { project, .. } = &wishes[0].what else { panic!("is no project") };
         assert_eq!(project.api, ProjectApi::GitLab { api_url: "https://gitlab.com".to_owned() });

@@ -1,21 +1,21 @@
-//! What a recipe of version 1 says of thin images.
+//! Options for thin images in version 1 of the wishlist format.
 
 use crate::image::ImageReference;
 use crate::source::ImageArgument;
 
-/// How often one variable is replaced, as in the converter whose recipes these are.
+/// Maximum number of times that one variable is replaced, as in DUCC.
 const MAX_REPLACEMENTS: usize = 5;
 
-/// What a recipe says of thin images.
+/// Options for thin images.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ThinImages {
-    /// How they are named.
+    /// Template of their names.
     pub format: OutputFormat,
-    /// Who pushes them.
+    /// User name for pushing them.
     pub user: Option<String>,
 }
 
-/// The `output_format` of a recipe: a text with variables such as `$(image)`.
+/// The `output_format` of a recipe: a template with variables such as `$(image)`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutputFormat(String);
 
@@ -26,24 +26,24 @@ impl Default for OutputFormat {
 }
 
 impl OutputFormat {
-    /// Returns a format; any text is one.
+    /// Returns a template. Any text is valid.
     pub fn new(text: &str) -> Self {
         Self(text.to_owned())
     }
 
-    /// Returns the host that all thin images go to, if the format names one.
+    /// Returns the registry of all thin images, if the template contains it without variables.
     pub fn host(&self) -> Option<&str> {
         let (_, rest) = self.0.split_once("://")?;
         let host = rest.split('/').next().unwrap_or_default();
         (!host.is_empty() && !host.contains("$(")).then_some(host)
     }
 
-    /// Tells whether the format itself, and not some image, asks for no encryption.
+    /// Returns whether the template itself starts with `http://`, that is, for plain HTTP.
     pub fn is_plain(&self) -> bool {
         self.0.starts_with("http://")
     }
 
-    /// Returns the name of the thin image of an image at a registry; images at other places have none.
+    /// Returns the name of the thin image for an image at a registry. `None` for other images.
     ///
     /// `$(reference)` is the tag with its colon, the digest with its `@`, or both, and `$(image)` is the repository with
     /// the reference. A variable without a value is empty.
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_stand_for_the_parts_of_the_name() {
+    fn variables_are_replaced_by_parts_of_the_name() {
         let digest = Digest::of(b"");
         let image = format!("http://h.org:5000/atlas/athena:21.0@{digest}");
         assert_eq!(
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn format_names_one_host_or_leaves_it_to_the_images() {
+    fn template_contains_a_host_or_takes_it_from_the_images() {
         let host = |format: &str| OutputFormat::new(format).host().map(str::to_owned);
         assert_eq!(host("$(scheme)://r.org:5000/thin/$(image)").as_deref(), Some("r.org:5000"));
         assert_eq!(OutputFormat::default().host(), None);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn variable_is_replaced_five_times() {
+    fn variable_is_replaced_at_most_five_times() {
         assert_eq!(thin(&"$(tag)".repeat(6), "h.org/a:t"), "ttttt$(tag)");
     }
 }

@@ -1,12 +1,10 @@
-//! Versions that tags may be: read leniently, and put in order.
+//! Parses tags as versions, leniently, and sorts them.
 
 use std::cmp::Ordering;
 
 use semver::{BuildMetadata, Prerelease, Version, VersionReq};
 
-/// Returns the semantic version that a tag stands for.
-///
-/// A leading `v` is left out, `1.2` is `1.2.0`, and `22.04` is `22.4.0`.
+/// Parses a tag as a semantic version. A leading `v` is ignored, `1.2` is `1.2.0`, and `22.04` is `22.4.0`.
 pub(super) fn parse(tag: &str) -> Option<Version> {
     let text = without_leading_zeros(without_v(tag));
     let (core, prerelease) = text.split_once('-').map_or((text.as_str(), ""), |(core, rest)| (core, rest));
@@ -22,20 +20,20 @@ pub(super) fn parse(tag: &str) -> Option<Version> {
     Some(Version { major: numbers[0], minor: numbers[1], patch: numbers[2], pre, build: BuildMetadata::EMPTY })
 }
 
-/// Parses a requirement such as `>=1.2, <3`, whose numbers may have leading zeros as those of tags.
+/// Parses a requirement such as `>=1.2, <3`. Its numbers may have leading zeros, like those of tags.
 pub(super) fn parse_requirement(text: &str) -> Result<VersionReq, semver::Error> {
     VersionReq::parse(&without_leading_zeros(text))
 }
 
-/// Compares tags by the versions that they stand for, the older first.
+/// Compares tags by version; older versions are less.
 ///
-/// Runs of digits compare by value, a pre-release is below its release, words are below numbers, and tags that stand for
-/// one version compare as texts. This is a total order.
+/// Runs of digits are compared by value, a pre-release is less than its release, and words are less than numbers. Tags of the
+/// same version are compared as texts. This is a total order.
 pub fn compare_tags(a: &str, b: &str) -> Ordering {
     sort_key(a).cmp(&sort_key(b))
 }
 
-/// What tags are sorted by.
+/// Sort key of a tag.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SortKey<'t> {
     core: Vec<TextRun>,
@@ -48,11 +46,11 @@ pub(super) struct SortKey<'t> {
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum TextRun {
     Word(String),
-    /// The number of digits and the digits, without leading zeros, so that any length compares by value.
+    /// Number of digits, and the digits without leading zeros: numbers of any length are compared by value.
     Number(usize, String),
 }
 
-/// Returns what to sort a tag by.
+/// Returns the sort key of a tag.
 pub(super) fn sort_key(tag: &str) -> SortKey<'_> {
     let Some(version) = parse(tag) else {
         return SortKey { core: runs(without_v(tag)), is_release: true, suffix: Vec::new(), tag };
@@ -83,7 +81,7 @@ fn without_v(tag: &str) -> &str {
     tag.strip_prefix(['v', 'V']).filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit())).unwrap_or(tag)
 }
 
-/// Returns the text without the zeros at the start of its numbers, which semantic versions must not have.
+/// Removes leading zeros from all numbers in the text, because semantic versions must not have them.
 fn without_leading_zeros(text: &str) -> String {
     let mut shorter = String::with_capacity(text.len());
     let mut characters = text.chars().peekable();
@@ -109,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn tags_are_read_as_versions() {
+    fn tags_are_parsed_as_versions() {
         for (tag, version) in [
             ("1.2.3", "1.2.3"),
             ("v1.2.3", "1.2.3"),
@@ -147,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn prerelease_is_below_its_release_however_short_that_is_written() {
+    fn prerelease_is_less_than_its_release_in_any_notation() {
         assert_eq!(
             sorted(vec!["1.2.0", "1.2", "1.2.0-rc10", "1.2.0-rc9", "1.1.9", "v1.2-alpha"]),
             ["1.1.9", "v1.2-alpha", "1.2.0-rc9", "1.2.0-rc10", "1.2", "1.2.0"]
@@ -155,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_older_than_any_version() {
+    fn words_are_less_than_any_version() {
         assert_eq!(sorted(vec!["latest", "0.1", "main", "v0.2"]), ["latest", "main", "0.1", "v0.2"]);
     }
 

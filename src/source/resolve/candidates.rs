@@ -28,9 +28,9 @@ enum CandidateImage {
 
 impl Candidate {
     /// Compares two candidates that suit equally well, so that the result does not depend on the order of the index.
-        ///
-        /// Images that every runtime accepts come first, then those whose platform is written as requested, then those without a
-        /// variant.
+    ///
+    /// Images that every runtime accepts come first, then those whose platform is written as requested, then those without a
+    /// variant.
     fn compare(&self, other: &Self, asked: &Platform) -> Ordering {
         let key = |candidate: &Self| {
             let (descriptor, platform) = (&candidate.descriptor, &candidate.descriptor.platform);
@@ -237,7 +237,7 @@ mod tests {
     use crate::image::Digest;
 
     /// Resolves the image of an index of `manifests` for a platform. A question mark before it means that the user did not
-        /// request it.
+    /// request it.
     fn resolve(files: &Files, manifests: &[Value], platform: &str) -> Result<Image, SourceError> {
         let mut files = files.clone();
         let index = files.nested(json!(manifests));

@@ -10,7 +10,7 @@ use crate::message::quoted;
 
 impl ImageResolver<'_> {
     /// Returns the images for the platforms `wanted`, or all platforms, for entries of `index.json` that all point to the same
-        /// manifest or index.
+    /// manifest or index.
     pub(in crate::source) fn resolve_each_of_entries(
         mut self,
         entries: &[Descriptor],
@@ -105,7 +105,10 @@ impl ImageResolver<'_> {
     fn warn_about_skipped(&self) {
         for offered in self.offered.iter().filter(|offered| offered.os == "linux" && !is_publishable(offered)) {
             let (path, offered) = (self.blobs.path().display(), offered.to_string());
-            tracing::warn!("{path}: skipping platform {}, because its name cannot be the name of a directory", quoted(&offered));
+            tracing::warn!(
+                "{path}: skipping platform {}, because its name cannot be the name of a directory",
+                quoted(&offered)
+            );
         }
     }
 }
