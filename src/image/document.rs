@@ -7,7 +7,8 @@ use serde::de::IgnoredAny;
 
 use super::{Digest, parse_object};
 
-/// Maximum size of a document in bytes. Every registry accepts documents of this size (distribution-spec, "Pushing Manifests").
+/// Maximum size of an image manifest, index or config in bytes, at a source and in a repository. Clients and registries should
+/// support manifests of at least 4 megabytes (distribution-spec, "Pushing Manifests").
 pub(crate) const MAX_DOCUMENT_SIZE: u64 = 4 << 20;
 
 /// A document, byte for byte as it was received.

@@ -8,14 +8,11 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 
 use crate::catalog::{CatalogReference, FACTS};
-use crate::image::Digest;
+use crate::image::{Digest, MAX_DOCUMENT_SIZE};
 use crate::layout::{self, ImagePlace};
 use crate::object::{ContentObjects, ObjectHash};
 use crate::path::EntryPath;
 use crate::repository::{CatalogPlace, Repository, RepositoryError};
-
-/// Manifests are at most this long (distribution-spec, "Pushing Manifests").
-const MANIFEST_LIMIT: u64 = 4 << 20;
 
 /// What DUCC keeps of an image manifest. Its keys are capitalised, and only these are left of them.
 #[derive(Deserialize)]
@@ -76,7 +73,7 @@ pub(crate) fn foreign_config(head: &Repository, place: &ImagePlace) -> Result<Op
 pub(crate) fn foreign_manifest(head: &Repository, place: &ImagePlace) -> Result<Option<ObjectHash>, RepositoryError> {
     let directory = place.metadata();
     let manifest = head.get(&directory.join(b"manifest.json"))?;
-    let manifest = manifest.filter(|entry| entry.size.cast_unsigned() <= MANIFEST_LIMIT);
+    let manifest = manifest.filter(|entry| entry.size.cast_unsigned() <= MAX_DOCUMENT_SIZE);
     if manifest.is_none() || head.get(&directory.join(b"strata.json"))?.is_some() {
         return Ok(None);
     }
@@ -98,7 +95,7 @@ fn kept_manifest(head: &Repository, place: &ImagePlace) -> Result<Option<(Digest
     if foreign_manifest(head, place)?.is_none() {
         return Ok(None);
     }
-    let json = head.read(&place.metadata().join(b"manifest.json"), MANIFEST_LIMIT)?.unwrap_or_default();
+    let json = head.read(&place.metadata().join(b"manifest.json"), MAX_DOCUMENT_SIZE)?.unwrap_or_default();
     let manifest: Option<KeptManifest> = serde_json::from_slice(&json).ok();
     Ok(manifest.and_then(|manifest| manifest.digests()))
 }

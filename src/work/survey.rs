@@ -7,7 +7,7 @@ use super::{ConvertError, image_options};
 use super::{Event, Observer};
 use crate::consumer::podman::listed_platform;
 use crate::consumer::podman::{PodmanStore, StoreImage};
-use crate::image::{Digest, ImageManifest, ImageName};
+use crate::image::{Digest, ImageManifest, ImageName, MAX_DOCUMENT_SIZE};
 use crate::inventory;
 use crate::inventory::foreign_manifest;
 use crate::layout::{self, ImagePlace, ImageRecord};
@@ -19,9 +19,6 @@ use crate::source::{Platforms, SourceError};
 use crate::stage::{Chains, ImageOptions, StageError};
 use crate::state::StateDatabase;
 use crate::wishlist::WantedImage;
-
-/// No image has longer documents.
-const DOCUMENT_LIMIT: u64 = 64 << 20;
 
 /// What the survey says about an image.
 #[derive(Debug)]
@@ -135,7 +132,7 @@ impl Survey<'_> {
         if listed.is_some_and(|entry| entry.config == record.config && entry.has_manifest(record.manifest)) {
             return Ok(true);
         }
-        let document = |file: &[u8]| self.head.read(&place.metadata().join(file), DOCUMENT_LIMIT);
+        let document = |file: &[u8]| self.head.read(&place.metadata().join(file), MAX_DOCUMENT_SIZE);
         let (manifest, config) = (document(b"manifest.json")?, document(b"config.json")?);
         let image = manifest.zip(config).map(|(manifest, config)| StoreImage::named(name, &manifest, &config, 0));
         Ok(image.is_some_and(|image| image.is_err()))
@@ -158,7 +155,7 @@ impl Survey<'_> {
 
     /// Returns how many layers a published image has, if its manifest can be read.
     fn layers(&self, place: &ImagePlace) -> Result<Option<usize>, RepositoryError> {
-        let json = self.head.read(&place.metadata().join(b"manifest.json"), DOCUMENT_LIMIT)?;
+        let json = self.head.read(&place.metadata().join(b"manifest.json"), MAX_DOCUMENT_SIZE)?;
         let manifest: Option<ImageManifest> = json.and_then(|json| serde_json::from_slice(&json).ok());
         Ok(manifest.map(|manifest| manifest.layers.len()))
     }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::{ImageState, SyncError, SyncReport};
 use crate::consumer::thin::thin_image;
 use crate::directory::RepositoryDirectory;
-use crate::image::{Digest, ImageConfig, ImageManifest, ImageName, ImageReference};
+use crate::image::{Digest, ImageConfig, ImageManifest, ImageName, ImageReference, MAX_DOCUMENT_SIZE};
 use crate::layout::{self, ImagePlace};
 use crate::message::causes;
 use crate::registry::{ImageUpload, PushOutcome, Registries, RegistryError, Transport};
@@ -19,9 +19,6 @@ use crate::wishlist::{OutputFormat, ThinImages, WantedImage};
 
 /// So many are pushed at a time; how many to one registry, its own limit says.
 const AT_ONCE: usize = 16;
-
-/// No manifest or config is read that has more bytes.
-const DOCUMENT_LIMIT: u64 = 4 << 20;
 
 /// What became of a thin image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,7 +133,7 @@ impl Work<'_> {
 
     fn make(&self, head: &Repository) -> Result<Made, RepositoryError> {
         let directory = ImagePlace { name: self.image.name().clone(), platform: None }.metadata();
-        let read = |name: &[u8]| head.read(&directory.join(name), DOCUMENT_LIMIT);
+        let read = |name: &[u8]| head.read(&directory.join(name), MAX_DOCUMENT_SIZE);
         let (Some(manifest), Some(config)) = (read(b"manifest.json")?, read(b"config.json")?) else {
             return Ok(Made::Nothing);
         };
