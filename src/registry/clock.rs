@@ -50,22 +50,22 @@ pub(super) mod tests {
 
     /// A clock that advances only when a caller sleeps.
     #[derive(Debug)]
-    pub(in super::super) struct HandClock(Instant, Mutex<Duration>);
+    pub(in super::super) struct ManualClock(Instant, Mutex<Duration>);
 
-    impl Default for HandClock {
+    impl Default for ManualClock {
         fn default() -> Self {
             Self(Instant::now(), Mutex::default())
         }
     }
 
-    impl HandClock {
+    impl ManualClock {
         /// Returns the time that callers have slept in total.
         pub(in super::super) fn passed(&self) -> Duration {
             *self.1.lock().unwrap()
         }
     }
 
-    impl Clock for HandClock {
+    impl Clock for ManualClock {
         fn now(&self) -> Instant {
             self.0 + self.passed()
         }

@@ -80,8 +80,8 @@ impl Endpoint {
 
 /// Returns host and port of the API of a registry, in the form of URLs.
 pub(super) fn remote_authority(host: &str) -> String {
-    let asked = if HUB_HOSTS.contains(&host) { HUB_REGISTRY } else { host };
-    format!("https://{asked}/").parse().map_or_else(|_| asked.to_owned(), |url| authority(&url))
+    let api_host = if HUB_HOSTS.contains(&host) { HUB_REGISTRY } else { host };
+    format!("https://{api_host}/").parse().map_or_else(|_| api_host.to_owned(), |url| authority(&url))
 }
 
 /// Returns the repository name for requests: a name without a slash at Docker Hub is in `library/`.
@@ -147,13 +147,13 @@ fn registry(
     let means = ducc.iter().find(|registry| registry.means(host, repository));
     let is_plain = transport == Transport::Plain || own.is_some_and(|own| own.plain_http);
     let scheme = if is_plain { "http" } else { "https" };
-    let (asked, prefix, credentials_of) = match means.map(|registry| &registry.access) {
+    let (api_host, prefix, credentials_of) = match means.map(|registry| &registry.access) {
         Some(Access::Proxy { authority, prefix }) => (authority.as_str(), prefix.clone(), None),
         _ if HUB_HOSTS.contains(&host) => (HUB_REGISTRY, String::new(), Some(host.to_owned())),
         _ => (host, String::new(), Some(host.to_owned())),
     };
-    let base = format!("{scheme}://{asked}/").parse().ok()?;
-    let may_be_plain = !is_plain && is_loopback(asked);
+    let base = format!("{scheme}://{api_host}/").parse().ok()?;
+    let may_be_plain = !is_plain && is_loopback(api_host);
     Some(Endpoint { base, prefix, credentials_of, connections: connections(own), may_be_plain, mirror: None })
 }
 

@@ -139,7 +139,7 @@ pub enum RegistryError {
         /// Error in the response body.
         error: ErrorBody,
     },
-    /// The registry asked clients to wait (status 429, or `Retry-After`).
+    /// The registry asked clients to wait (status 429, or 503 with `Retry-After`).
     #[error("{host} asks to wait {}", humantime::format_duration(std::time::Duration::from_secs(*.seconds)))]
     Parked {
         /// The registry.

@@ -123,16 +123,16 @@ impl Shared {
 impl Exchange<'_> {
     /// Sends the request, and repeats it with credentials as long as the registry responds with another challenge.
     fn authorized_response(&self, url: &Url) -> Result<HttpResponse, RegistryError> {
-        let mut shown = self.known_authorization()?;
-        let mut response = self.send(url, shown.clone())?;
+        let mut authorization = self.known_authorization()?;
+        let mut response = self.send(url, authorization.clone())?;
         let mut tried = TriedCredentials::default();
         for _ in 0..MAX_AUTHORIZATIONS {
             if response.status() != 401 || !response.is_of_origin {
                 break;
             }
-            let Some(authorization) = self.authorize(&response, shown.as_ref(), &mut tried)? else { break };
-            response = self.send(url, Some(authorization.clone()))?;
-            shown = Some(authorization);
+            let Some(next) = self.authorize(&response, authorization.as_ref(), &mut tried)? else { break };
+            response = self.send(url, Some(next.clone()))?;
+            authorization = Some(next);
         }
         Ok(response)
     }
@@ -171,7 +171,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// Returns the authorization for the challenges of a response with status 401, or `None` if there is no untried one.
+    /// Returns the authorization for a challenge of a response with status 401. `None` if every scheme has been tried or there
+    /// are no credentials.
     ///
     /// Some registries accept a token for some requests and HTTP Basic for others, and offer the latter only after they have
     /// seen the token. Therefore HTTP Basic is tried after the token if any response offered it.
@@ -208,7 +209,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// Returns HTTP Basic authorization if it was offered, has not been refused, and credentials exist.
+    /// Returns the HTTP Basic authorization if it was offered, has not been refused, and credentials exist.
     fn basic(
         &self,
         slot: &mut TokenSlot,
@@ -245,8 +246,8 @@ impl Exchange<'_> {
         realm.refuse_while_parked(self.shared.clock.now(), self.allowance, &what)?;
         let request = Request { deadline: self.token_by(&request.url), ..request };
         let response = self.shared.http.send(&request)?;
-        let asked = RequestLabel { what: &what, mirror: self.endpoint.mirror.as_deref() };
-        let response = self.shared.check_status(response, &realm, asked, || Ok(found.origin))?;
+        let label = RequestLabel { what: &what, mirror: self.endpoint.mirror.as_deref() };
+        let response = self.shared.check_status(response, &realm, label, || Ok(found.origin))?;
         let url = redacted(&response.url);
         let unusable = |reason: &str| RegistryError::InvalidResponse { url: url.clone(), reason: reason.to_owned() };
         let token: TokenResponse = serde_json::from_slice(&response.read(MAX_TOKEN_RESPONSE)?)
@@ -308,8 +309,8 @@ impl Exchange<'_> {
         if response.status() == 416 && self.call.offset > 0 {
             return Err(RegistryError::Range { url: redacted(&response.url), offset: self.call.offset });
         }
-        let asked = RequestLabel { what: &self.call.what, mirror: self.endpoint.mirror.as_deref() };
-        self.shared.check_status(response, &self.host, asked, || Ok(self.find()?.origin))
+        let label = RequestLabel { what: &self.call.what, mirror: self.endpoint.mirror.as_deref() };
+        self.shared.check_status(response, &self.host, label, || Ok(self.find()?.origin))
     }
 }
 
@@ -327,11 +328,11 @@ impl Shared {
         &self,
         response: HttpResponse,
         host: &Host,
-        asked: RequestLabel<'_>,
+        label: RequestLabel<'_>,
         credentials: impl FnOnce() -> Result<String, RegistryError>,
     ) -> Result<HttpResponse, RegistryError> {
         let (status, url) = (response.status(), redacted(&response.url));
-        let (what, mirror) = (asked.what.to_owned(), asked.mirror.map(str::to_owned));
+        let (what, mirror) = (label.what.to_owned(), label.mirror.map(str::to_owned));
         let wait = retry_after(response.headers(), self.clock.time_of_day());
         match status {
             429 => Err(host.park(wait, self.clock.now())),

@@ -92,7 +92,7 @@ struct Silence {
     unanswered: u32,
     /// Time until which no request is sent.
     until: Option<Instant>,
-    /// Whether a failure of this mirror has been logged since its last complete response.
+    /// Whether a failure of this server has been logged since its last complete response.
     is_reported: bool,
 }
 
@@ -147,10 +147,10 @@ impl Host {
         *lock(&self.silence) = Silence::default();
     }
 
-    /// Logs the failure of a mirror, once until its next complete response.
+    /// Logs the failure of a server after which another one is tried: once until its next complete response.
     pub(super) fn report_failure(&self, error: &RegistryError) {
         if !std::mem::replace(&mut lock(&self.silence).is_reported, true) {
-            tracing::info!("mirror {} failed, trying the next server: {}", self.name, causes(error));
+            tracing::info!("request to {} failed, trying the next server: {}", self.name, causes(error));
         }
     }
 
@@ -342,7 +342,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use reqwest::header::{HeaderName, HeaderValue};
 
-    use super::super::clock::tests::HandClock;
+    use super::super::clock::tests::ManualClock;
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -382,7 +382,7 @@ mod tests {
 
     #[test]
     fn request_waits_for_a_parked_host_up_to_its_deadline() {
-        let clock = HandClock::default();
+        let clock = ManualClock::default();
         let host = Host::new("h.org", 1);
         let begin = clock.now();
         let error = host.park(Some(Duration::from_secs(10)), begin);
@@ -400,7 +400,7 @@ mod tests {
 
     #[test]
     fn patience_is_counted_from_the_first_request_to_wait() {
-        let clock = HandClock::default();
+        let clock = ManualClock::default();
         let host = Host::new("h.org", 1);
         let wait = || host.wait(&clock, &Allowance::large(clock.now(), Duration::from_secs(20)), false, "all");
         for seconds in [8, 8] {
@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn host_gets_no_request_for_a_minute_after_three_without_a_response() {
-        let clock = HandClock::default();
+        let clock = ManualClock::default();
         let host = Host::new("h.org", 1);
         let is_asked = || host.check_responsive(clock.now()).is_ok();
         host.note_no_response(clock.now());
@@ -436,7 +436,7 @@ mod tests {
 
     #[test]
     fn parked_manifests_delay_no_other_request() {
-        let clock = HandClock::default();
+        let clock = ManualClock::default();
         let host = Host::new("h.org", 1);
         host.park_manifests(Duration::from_secs(216), clock.now());
         let wait = |for_manifest| {
@@ -447,7 +447,7 @@ mod tests {
 
     #[test]
     fn parking_without_retry_after_grows_until_there_is_a_response() {
-        let clock = HandClock::default();
+        let clock = ManualClock::default();
         let host = Host::new("h.org", 1);
         let park = || {
             let length = host.park(None, clock.now()).parked_until().unwrap() - clock.now();
@@ -467,7 +467,7 @@ mod tests {
     fn number_of_permits_is_that_of_connections() {
         let hosts = Hosts::default();
         let host = hosts.get("h.org", 2);
-        let clock = HandClock::default();
+        let clock = ManualClock::default();
         let admit = |host: &Host| {
             host.admit(&clock, &Allowance::large(clock.now(), Duration::ZERO), false, "manifest of h.org/a:1").unwrap()
         };

@@ -1,8 +1,8 @@
 //! Client of the OCI distribution API: manifests, blobs, lists of tags and repositories, and pushing.
 //!
 //! All threads of a run share one [`Registries`]: its tokens, the number of concurrent requests for each host, and the parked
-//! hosts. A host is *parked* after it asked clients to wait (status 429, or `Retry-After`): no request is sent to it until
-//! that time. A small request is repeated after temporary errors and has one time limit for all attempts. A request for a
+//! hosts. A host is *parked* after it asked clients to wait (status 429, or 503 with `Retry-After`): no request is sent to it
+//! until that time. A small request is repeated after temporary errors and has one time limit for all attempts. A request for a
 //! layer is not repeated here: [`Download`] resumes it at the byte where the last response ended.
 
 mod allowance;
@@ -247,30 +247,31 @@ impl Registries {
     ///
     /// Registries and proxies answer `HEAD` incorrectly in many ways. Therefore an error is returned only after a `GET` request
     /// for the manifest has failed, too.
-    pub fn head(&self, place: &ImageLocation) -> Result<Digest, RegistryError> {
-        let repository = remote_repository(place.name.host(), place.name.repository());
-        let what = format!("manifest of {place}");
+    pub fn head(&self, location: &ImageLocation) -> Result<Digest, RegistryError> {
+        let repository = remote_repository(location.name.host(), location.name.repository());
+        let what = format!("manifest of {location}");
         let call = Call { method: Method::HEAD, ..manifest_call(&repository, what) };
-        let path = format!("manifests/{}", place.reference());
-        let found = self.small_request(place, &call, &path, RetryBudget::FirstHalf, |response| {
-            match content_digest(&response) {
-                Some(actual) => match place.digest().filter(|&expected| expected != actual) {
-                    Some(expected) => {
-                        Err(RegistryError::WrongDigest { url: redacted(&response.url), expected, actual })
-                    }
-                    None => Ok(Some(actual)),
-                },
-                None => Ok(None),
-            }
-        });
+        let path = format!("manifests/{}", location.reference());
+        let found =
+            self.small_request(location, &call, &path, RetryBudget::FirstHalf, |response| {
+                match content_digest(&response) {
+                    Some(actual) => match location.digest().filter(|&expected| expected != actual) {
+                        Some(expected) => {
+                            Err(RegistryError::WrongDigest { url: redacted(&response.url), expected, actual })
+                        }
+                        None => Ok(Some(actual)),
+                    },
+                    None => Ok(None),
+                }
+            });
         match found {
             Ok(Some(digest)) => Ok(digest),
             // Some registries do not send `Docker-Content-Digest`.
-            Ok(None) => Ok(self.manifest(place, None, RetryBudget::Full)?.0.digest),
+            Ok(None) => Ok(self.manifest(location, None, RetryBudget::Full)?.0.digest),
             Err(error) if !error.may_depend_on_method() => Err(error),
             Err(error) => {
                 let budget = if error.is_transient() { RetryBudget::SingleAttempt } else { RetryBudget::SecondHalf };
-                match self.manifest(place, None, budget) {
+                match self.manifest(location, None, budget) {
                     Err(RegistryError::GivenUp { .. }) => Err(error),
                     result => Ok(result?.0.digest),
                 }
@@ -285,9 +286,9 @@ impl Registries {
             #[serde(deserialize_with = "nullable")]
             tags: Option<Vec<String>>,
         }
-        let asked = remote_repository(host, repository);
-        let call = Call::pull(&asked, format!("tags of {host}/{repository}"));
-        let first = |endpoint: &Endpoint| endpoint.url(&asked, "tags/list");
+        let repository_at_registry = remote_repository(host, repository);
+        let call = Call::pull(&repository_at_registry, format!("tags of {host}/{repository}"));
+        let first = |endpoint: &Endpoint| endpoint.url(&repository_at_registry, "tags/list");
         self.list(host, transport, &call, first, |page: Page| page.tags.unwrap_or_default(), is_tag)
     }
 
@@ -341,23 +342,23 @@ impl Registries {
         })
     }
 
-    /// Fetches a manifest and returns it with its media type: the manifest at `place`, or the one with `digest` in the same
+    /// Fetches a manifest and returns it with its media type: the manifest at `location`, or the one with `digest` in the same
     /// repository.
     pub(crate) fn manifest(
         &self,
-        place: &ImageLocation,
+        location: &ImageLocation,
         digest: Option<&Digest>,
         budget: RetryBudget,
     ) -> Result<(Document, String), RegistryError> {
-        let repository = remote_repository(place.name.host(), place.name.repository());
-        let expected = digest.copied().or_else(|| place.digest());
-        let reference = expected.map_or_else(|| place.reference(), |digest| digest.to_string());
+        let repository = remote_repository(location.name.host(), location.name.repository());
+        let expected = digest.copied().or_else(|| location.digest());
+        let reference = expected.map_or_else(|| location.reference(), |digest| digest.to_string());
         let what = match digest {
-            Some(digest) => format!("manifest {digest} of {place}"),
-            None => format!("manifest of {place}"),
+            Some(digest) => format!("manifest {digest} of {location}"),
+            None => format!("manifest of {location}"),
         };
         let path = format!("manifests/{reference}");
-        self.small_request(place, &manifest_call(&repository, what), &path, budget, |response| {
+        self.small_request(location, &manifest_call(&repository, what), &path, budget, |response| {
             let (url, media_type, claimed) =
                 (redacted(&response.url), response.media_type(), content_digest(&response));
             let document = Document::new(document(response)?);
@@ -370,11 +371,11 @@ impl Registries {
         })
     }
 
-    /// Fetches a blob of up to [`MAX_DOCUMENT`] bytes and verifies its digest.
-    pub(crate) fn small_blob(&self, place: &ImageLocation, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
-        let repository = remote_repository(place.name.host(), place.name.repository());
-        let call = Call::pull(&repository, format!("blob {digest} of {place}"));
-        self.small_request(place, &call, &format!("blobs/{digest}"), RetryBudget::Full, |response| {
+    /// Fetches a blob of up to [`MAX_DOCUMENT_SIZE`] bytes and verifies its digest.
+    pub(crate) fn small_blob(&self, location: &ImageLocation, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
+        let repository = remote_repository(location.name.host(), location.name.repository());
+        let call = Call::pull(&repository, format!("blob {digest} of {location}"));
+        self.small_request(location, &call, &format!("blobs/{digest}"), RetryBudget::Full, |response| {
             let (url, bytes) = (redacted(&response.url), document(response)?);
             match Digest::of(&bytes) {
                 actual if actual == *digest => Ok(bytes),
@@ -383,26 +384,26 @@ impl Registries {
         })
     }
 
-    /// Waits until another layer may be downloaded from the registry of `place`.
-    pub(crate) fn download_permit(&self, place: &ImageLocation) -> Permit {
-        self.host_of(place).download()
+    /// Waits until another layer may be downloaded from the registry of `location`.
+    pub(crate) fn download_permit(&self, location: &ImageLocation) -> Permit {
+        self.host_of(location).download()
     }
 
-    /// Returns a permit to download another layer from the registry of `place`, unless the maximum number is under way.
-    pub(crate) fn try_download_permit(&self, place: &ImageLocation) -> Option<Permit> {
-        self.host_of(place).try_download()
+    /// Returns a permit to download another layer from the registry of `location`, unless the maximum number is under way.
+    pub(crate) fn try_download_permit(&self, location: &ImageLocation) -> Option<Permit> {
+        self.host_of(location).try_download()
     }
 
-    /// Returns the host that downloads of `place` are counted for. Downloads from its mirrors are counted for the registry, too.
-    fn host_of(&self, place: &ImageLocation) -> Arc<Host> {
-        let name = place.name.host();
+    /// Returns the host that downloads of `location` are counted for. Downloads from its mirrors are counted for the registry, too.
+    fn host_of(&self, location: &ImageLocation) -> Arc<Host> {
+        let name = location.name.host();
         let connections = self.shared.settings.hosts.get(name).and_then(|registry| registry.connections);
         self.shared.hosts.get(name, connections.unwrap_or(DEFAULT_CONNECTIONS))
     }
 
-    /// Returns the limits for downloads of layers of `place`.
-    pub(crate) fn policy(&self, place: &ImageLocation) -> DownloadPolicy {
-        let limits = self.shared.http.limits_of(&remote_authority(place.name.host()));
+    /// Returns the limits for downloads of layers of `location`.
+    pub(crate) fn policy(&self, location: &ImageLocation) -> DownloadPolicy {
+        let limits = self.shared.http.limits_of(&remote_authority(location.name.host()));
         let (minimum_rate, rate_window) = (limits.minimum_rate, limits.stall);
         DownloadPolicy { max_parked: self.patience, minimum_rate, rate_window, ..DownloadPolicy::default() }
     }
@@ -412,19 +413,19 @@ impl Registries {
     /// `urls` are tried first, without credentials. Each server is tried once. The caller must verify the digest.
     pub(crate) fn open_blob(
         &self,
-        place: &ImageLocation,
+        location: &ImageLocation,
         digest: &Digest,
         urls: &[String],
         offset: u64,
     ) -> Result<OpenedBlob, RegistryError> {
-        let host = place.name.host();
-        let repository = remote_repository(host, place.name.repository());
-        let call = Call { offset, ..Call::pull(&repository, format!("blob {digest} of {place}")) };
+        let host = location.name.host();
+        let repository = remote_repository(host, location.name.repository());
+        let call = Call { offset, ..Call::pull(&repository, format!("blob {digest} of {location}")) };
         let foreign = urls.iter().filter_map(|url| url.parse().ok()).filter(|url: &Url| {
             matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none()
         });
         let foreign = foreign.map(|url| (Endpoint::of_url(&url, &self.shared.settings).without_credentials(), url));
-        let own = endpoints(host, &repository, place.transport, &self.shared.settings, &self.shared.ducc)?;
+        let own = endpoints(host, &repository, location.transport, &self.shared.settings, &self.shared.ducc)?;
         let own = own.into_iter().map(|endpoint| {
             let url = endpoint.url(&repository, &format!("blobs/{digest}"));
             (endpoint, url)
@@ -488,7 +489,7 @@ fn refuse_web_page(response: &HttpResponse) -> Result<(), RegistryError> {
     Err(RegistryError::InvalidResponse { url: redacted(&response.url), reason })
 }
 
-/// Reads a manifest, index or config of up to [`MAX_DOCUMENT`] bytes.
+/// Reads a manifest, index or config of up to [`MAX_DOCUMENT_SIZE`] bytes.
 fn document(response: HttpResponse) -> Result<Vec<u8>, RegistryError> {
     refuse_web_page(&response)?;
     response.read(MAX_DOCUMENT_SIZE)

@@ -44,19 +44,19 @@ impl Registries {
     /// Sends a request with a small response: one attempt at each mirror, then repeated attempts at the registry.
     pub(super) fn small_request<T>(
         &self,
-        place: &ImageLocation,
+        location: &ImageLocation,
         call: &Call<'_>,
         path: &str,
         budget: RetryBudget,
         read: impl Fn(HttpResponse) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
         let (settings, ducc) = (&self.shared.settings, &self.shared.ducc);
-        let endpoints = endpoints(place.name.host(), call.repository, place.transport, settings, ducc)?;
-        let asked = endpoints.into_iter().map(|endpoint| {
+        let endpoints = endpoints(location.name.host(), call.repository, location.transport, settings, ducc)?;
+        let servers = endpoints.into_iter().map(|endpoint| {
             let url = endpoint.url(call.repository, path);
             (endpoint, url)
         });
-        self.first_success(asked.collect(), |endpoint, url, patience| {
+        self.first_success(servers.collect(), |endpoint, url, patience| {
             self.with_retries(endpoint, budget, patience, |allowance| {
                 let (response, _permit) = self.shared.exchange(endpoint, url, call, allowance)?;
                 read(response)
@@ -75,12 +75,12 @@ impl Registries {
         is_right: fn(&str) -> bool,
     ) -> Result<Vec<String>, RegistryError> {
         let endpoints = endpoints(host, call.repository, transport, &self.shared.settings, &self.shared.ducc)?;
-        let asked = endpoints.into_iter().map(|endpoint| {
+        let servers = endpoints.into_iter().map(|endpoint| {
             let mut url = first(&endpoint);
             url.query_pairs_mut().append_pair("n", NAMES_PER_PAGE);
             (endpoint, url)
         });
-        self.first_success(asked.collect(), |endpoint, url, patience| {
+        self.first_success(servers.collect(), |endpoint, url, patience| {
             let limit = self.shared.http.limits_of(&endpoint.authority()).request * LIST_TIME_FACTOR;
             let begun = self.shared.clock.now();
             let page = |url: &Url| {
@@ -100,21 +100,21 @@ impl Registries {
     }
 
     /// Sends a request to one server after another until one succeeds, and returns the error of the last server otherwise.
-    /// Only the last server gets a patience: requests to the others do not wait while a host is parked.
+    /// Requests wait only for the last server while it is parked.
     pub(super) fn first_success<T>(
         &self,
-        mut asked: Vec<(Endpoint, Url)>,
-        ask: impl Fn(&Endpoint, &Url, Option<Duration>) -> Result<T, RegistryError>,
+        mut servers: Vec<(Endpoint, Url)>,
+        send: impl Fn(&Endpoint, &Url, Option<Duration>) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
-        let (last, last_url) = asked.pop().expect("settings with mirrors_only have mirrors");
-        for (endpoint, url) in &asked {
-            match ask(endpoint, url, None) {
+        let (last, last_url) = servers.pop().expect("settings with mirrors_only have mirrors");
+        for (endpoint, url) in &servers {
+            match send(endpoint, url, None) {
                 Ok(found) => return Ok(found),
-                Err(error) if error.is_not_found() => tracing::debug!("asking elsewhere: {error}"),
+                Err(error) if error.is_not_found() => tracing::debug!("trying the next server: {error}"),
                 Err(error) => self.shared.hosts.get(&endpoint.authority(), endpoint.connections).report_failure(&error),
             }
         }
-        ask(&last, &last_url, Some(self.patience))
+        send(&last, &last_url, Some(self.patience))
     }
 
     /// Sends a small request to one server, with repetitions. Without `patience`, which means that another server follows,
@@ -150,7 +150,7 @@ impl Registries {
         &self,
         attempts: u32,
         allowance: &Allowance,
-        asked: &Host,
+        target: &Host,
         mut attempt: impl FnMut() -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
         let (mut failed, mut parked) = (1, 0);
@@ -162,9 +162,9 @@ impl Registries {
                     if until <= allowance.park_deadline && parked < MAX_PARKINGS =>
                 {
                     parked += 1;
-                    // The next attempt waits for the server itself. Waiting for a token service happens here, where no lock on
-                    // the token is held and the time does not count against the response.
-                    if host != asked.name() {
+                    // If the server itself is parked, the next attempt waits for it. For a token service, this loop waits: here no
+                    // lock on the token is held, and the time does not count against the response.
+                    if host != target.name() {
                         self.shared.hosts.get(&host, DEFAULT_CONNECTIONS).wait(
                             &*self.shared.clock,
                             allowance,

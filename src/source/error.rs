@@ -245,7 +245,7 @@ pub enum SourceError {
         media_type: String,
     },
     /// Indexes are nested too deeply.
-    #[error("index {digest} is nested in more than {limit} other indexes")]
+    #[error("index {digest} is nested in {limit} other indexes, which is too deep")]
     NestedTooDeep {
         /// The innermost index, which was not read.
         digest: Digest,

@@ -16,7 +16,7 @@ use crate::registry::{Download, ImageLocation, Permit, Registries, RegistryError
 #[derive(Debug)]
 pub struct RegistryImage {
     registries: Registries,
-    place: ImageLocation,
+    location: ImageLocation,
     /// The location as a path, for messages.
     label: PathBuf,
     /// For each layer that was last read from a mirror: the mirror.
@@ -25,33 +25,33 @@ pub struct RegistryImage {
 
 impl RegistryImage {
     /// Returns the image at a location without sending a request.
-    pub fn new(registries: Registries, place: ImageLocation) -> Self {
-        let label = place.to_string().into();
-        Self { registries, place, label, mirrors: Arc::default() }
+    pub fn new(registries: Registries, location: ImageLocation) -> Self {
+        let label = location.to_string().into();
+        Self { registries, location, label, mirrors: Arc::default() }
     }
 }
 
 impl Source for RegistryImage {
     fn resolve(&self, request: &PlatformRequest) -> Result<Image, SourceError> {
-        let (document, media_type) = self.registries.manifest(&self.place, None, RetryBudget::Full)?;
+        let (document, media_type) = self.registries.manifest(&self.location, None, RetryBudget::Full)?;
         let image = ImageResolver::new(self, request).resolve_document(document, &media_type)?;
-        Ok(Image { names: vec![self.place.name.clone().into()], ..image })
+        Ok(Image { names: vec![self.location.name.clone().into()], ..image })
     }
 
     fn resolve_each(&self, wanted: Option<&[Platform]>) -> Result<Vec<(Platform, Image)>, SourceError> {
-        let (document, media_type) = self.registries.manifest(&self.place, None, RetryBudget::Full)?;
+        let (document, media_type) = self.registries.manifest(&self.location, None, RetryBudget::Full)?;
         let request = PlatformRequest::new(None);
         let images = ImageResolver::new(self, &request).resolve_each_of_document(document, &media_type, wanted)?;
-        let named = |(platform, image)| (platform, Image { names: vec![self.place.name.clone().into()], ..image });
+        let named = |(platform, image)| (platform, Image { names: vec![self.location.name.clone().into()], ..image });
         Ok(images.into_iter().map(named).collect())
     }
 
     fn open_layer(&self, layer: &ImageLayer) -> Result<LayerBlob, SourceError> {
-        Ok(self.download(layer, self.registries.download_permit(&self.place)))
+        Ok(self.download(layer, self.registries.download_permit(&self.location)))
     }
 
     fn try_open_layer(&self, layer: &ImageLayer) -> Result<Option<LayerBlob>, SourceError> {
-        let permit = self.registries.try_download_permit(&self.place);
+        let permit = self.registries.try_download_permit(&self.location);
         Ok(permit.map(|permit| self.download(layer, permit)))
     }
 
@@ -67,18 +67,18 @@ impl Source for RegistryImage {
 impl RegistryImage {
     fn download(&self, layer: &ImageLayer, permit: Permit) -> LayerBlob {
         // A download waits for a parked registry itself, because its wait ends when the download is dropped.
-        let (registries, place) = (self.registries.with_patience(Duration::ZERO), self.place.clone());
+        let (registries, location) = (self.registries.with_patience(Duration::ZERO), self.location.clone());
         let (digest, urls) = (layer.digest, layer.urls.clone());
         let mirrors = Arc::clone(&self.mirrors);
         let open = move |offset| {
-            let opened = registries.open_blob(&place, &digest, &urls, offset)?;
+            let opened = registries.open_blob(&location, &digest, &urls, offset)?;
             match opened.mirror.clone() {
                 Some(mirror) => lock(&mirrors).insert(digest, mirror),
                 None => lock(&mirrors).remove(&digest),
             };
             Ok::<_, RegistryError>(opened)
         };
-        let download = Download::start(open, layer.size, self.registries.policy(&self.place));
+        let download = Download::start(open, layer.size, self.registries.policy(&self.location));
         let readiness = download.readiness();
         LayerBlob::remote(PermittedDownload { download, _permit: permit }, move || readiness.is_ready())
     }
@@ -102,11 +102,11 @@ impl Blobs for RegistryImage {
     }
 
     fn open_blob(&self, digest: &Digest) -> Result<Blob, SourceError> {
-        Ok(blob(self.registries.small_blob(&self.place, digest)?))
+        Ok(blob(self.registries.small_blob(&self.location, digest)?))
     }
 
     fn open_manifest(&self, digest: &Digest) -> Result<Blob, SourceError> {
-        Ok(blob(self.registries.manifest(&self.place, Some(digest), RetryBudget::Full)?.0.bytes))
+        Ok(blob(self.registries.manifest(&self.location, Some(digest), RetryBudget::Full)?.0.bytes))
     }
 }
 

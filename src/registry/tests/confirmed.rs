@@ -1,4 +1,4 @@
-//! What is asked in another way before it counts as failed, and who is named for a failure.
+//! Requests that are repeated with another method or authentication scheme, and mirrors in error messages.
 
 use super::super::push::{ImageUpload, PushOutcome};
 use super::*;
@@ -14,7 +14,7 @@ fn head_that_fails_in_any_way_is_confirmed_by_one_get() {
             "HEAD" => Reply::of(status, ""),
             _ => Reply::of(200, b"x"),
         });
-        assert_eq!(client().registries.head(&server.place(":1")).unwrap(), Digest::of(b"x"), "{status}");
+        assert_eq!(client().registries.head(&server.location(":1")).unwrap(), Digest::of(b"x"), "{status}");
         assert_eq!(methods(&server).iter().filter(|method| *method == "GET").count(), 1, "{status}");
     }
 }
@@ -33,8 +33,8 @@ fn head_without_a_response_or_with_a_wrong_one_is_confirmed_by_one_get() {
             _ => Reply::of(200, b"x"),
         });
         let limits = TimeLimits { request: Duration::from_millis(800), ..TimeLimits::default() };
-        let place = ImageLocation { digest: Some(Digest::of(b"x")), ..server.place(":1") };
-        assert_eq!(client_within(&[], limits).registries.head(&place).unwrap(), Digest::of(b"x"));
+        let location = ImageLocation { digest: Some(Digest::of(b"x")), ..server.location(":1") };
+        assert_eq!(client_within(&[], limits).registries.head(&location).unwrap(), Digest::of(b"x"));
     }
 }
 
@@ -45,7 +45,7 @@ fn result_of_get_counts_and_get_is_sent_once() {
             "HEAD" => Reply::of(head, ""),
             _ => Reply::error(get, "SAID_BY_GET"),
         });
-        let error = client().registries.head(&server.place(":1")).unwrap_err();
+        let error = client().registries.head(&server.location(":1")).unwrap_err();
         assert_eq!(error.is_not_found(), is_missing, "{head} {get}: {error}");
         assert!(error.to_string().contains("SAID_BY_GET"), "{error}");
         let gets = methods(&server).iter().filter(|method| *method == "GET").count();
@@ -56,7 +56,7 @@ fn result_of_get_counts_and_get_is_sent_once() {
 #[test]
 fn parked_registry_gets_no_get_request_after_head() {
     let server = Server::start(|_| Reply::error(429, "TOOMANYREQUESTS").with("retry-after", 1200));
-    let error = client().registries.head(&server.place(":1")).unwrap_err();
+    let error = client().registries.head(&server.location(":1")).unwrap_err();
     assert!(error.parked_until().is_some() && methods(&server) == ["HEAD"]);
 }
 
@@ -69,7 +69,7 @@ fn push_to_a_registry_without_head_uses_get() {
         _ => Reply::of(201, ""),
     });
     let image = ImageUpload { manifest: b"{}".to_vec(), media_type: "application/x", blobs: vec![b"blob".to_vec()] };
-    let push = || client().registries.push(&server.place(":1").name, Transport::Plain, &image);
+    let push = || client().registries.push(&server.location(":1").name, Transport::Plain, &image);
     assert_eq!(push().unwrap(), PushOutcome::Pushed);
     assert_eq!(methods(&server), ["HEAD", "GET", "HEAD", "GET", "PUT"]);
 }
@@ -136,10 +136,10 @@ fn error_at_a_mirror_names_the_mirror() {
         let settings = RegistrySettings { mirrors: vec![url.clone()], mirrors_only: true, ..Default::default() };
         let client = client_with(&[("h.org", settings)]);
         let name = "h.org/team/image:1".parse().unwrap();
-        let place = ImageLocation { name, digest: None, transport: Transport::Secure };
-        let error = client.registries.head(&place).unwrap_err().to_string();
+        let location = ImageLocation { name, digest: None, transport: Transport::Secure };
+        let error = client.registries.head(&location).unwrap_err().to_string();
         assert!(error.contains(&mirror.address), "{status}: {error}");
-        let error = client.registries.manifest(&place, None, RetryBudget::Full).unwrap_err().to_string();
+        let error = client.registries.manifest(&location, None, RetryBudget::Full).unwrap_err().to_string();
         assert!(error.contains(&mirror.address), "{status}: {error}");
     }
     let mirror = Server::start(|_| Reply::of(200, "wrong"));
@@ -148,7 +148,7 @@ fn error_at_a_mirror_names_the_mirror() {
     for (mirrors_only, is_found) in [(true, false), (false, true)] {
         let settings = RegistrySettings { mirrors: vec![url.clone()], mirrors_only, ..Default::default() };
         let client = client_with(&[(&registry.address, settings)]);
-        let blob = client.registries.small_blob(&registry.place(":1"), &Digest::of(b"right"));
+        let blob = client.registries.small_blob(&registry.location(":1"), &Digest::of(b"right"));
         assert_eq!(blob.as_ref().is_ok_and(|blob| blob == b"right"), is_found);
         assert!(is_found || blob.unwrap_err().to_string().contains(&mirror.address));
     }

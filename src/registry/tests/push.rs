@@ -8,17 +8,17 @@ fn image() -> ImageUpload {
     ImageUpload { manifest: b"{}".to_vec(), media_type: "application/x-manifest", blobs }
 }
 
-/// A registry without content, whose uploads go to the URL that `place` returns.
-fn registry(place: impl Fn() -> String + Send + Sync + 'static) -> Server {
+/// A registry without content, whose uploads go to the URL that `location` returns.
+fn registry(location: impl Fn() -> String + Send + Sync + 'static) -> Server {
     Server::start(move |asked| match asked.method.as_str() {
         "HEAD" => Reply::error(404, "UNKNOWN"),
-        "POST" => Reply::of(202, "").with("location", place()),
+        "POST" => Reply::of(202, "").with("location", location()),
         _ => Reply::of(201, ""),
     })
 }
 
 fn push(client: &Client, server: &Server) -> Result<PushOutcome, RegistryError> {
-    client.registries.push(&server.place(":1").name, Transport::Plain, &image())
+    client.registries.push(&server.location(":1").name, Transport::Plain, &image())
 }
 
 #[test]
@@ -62,15 +62,15 @@ fn existing_blobs_and_manifests_are_not_sent_again() {
 #[test]
 fn credentials_for_pushing_are_sent_to_their_registry_only() {
     let elsewhere = Server::start(|_| Reply::of(201, ""));
-    let place = format!("http://{}/upload", elsewhere.address);
+    let location = format!("http://{}/upload", elsewhere.address);
     let server = Server::start(move |asked| match (asked.method.as_str(), asked.authorization()) {
         (_, None) => Reply::of(401, "").with("www-authenticate", "Basic realm=\"r\""),
         ("HEAD", _) => Reply::error(404, "UNKNOWN"),
-        ("POST", _) => Reply::of(202, "").with("location", &place),
+        ("POST", _) => Reply::of(202, "").with("location", &location),
         _ => Reply::of(201, ""),
     });
     let environment = |name: &str| (name == "DUCC_OUTPUT_REGISTRY_PASS").then(|| "hunter2".into());
-    let name = server.place(":1").name;
+    let name = server.location(":1").name;
     let push = |host: &str| {
         let login = Some((host, "robot"));
         let registries = Registries::for_pushing(RegistriesSettings::default(), &environment, login).unwrap();
@@ -108,11 +108,11 @@ fn interrupted_upload_starts_again() {
 
 #[test]
 fn invalid_responses_are_errors() {
-    for (place, words) in [("", "where to upload"), ("file:///etc/passwd", "not at an HTTP server")] {
-        let server = Server::start(move |asked| match (asked.method.as_str(), place) {
+    for (location, words) in [("", "no Location header"), ("file:///etc/passwd", "neither an http")] {
+        let server = Server::start(move |asked| match (asked.method.as_str(), location) {
             ("HEAD", _) => Reply::error(404, "UNKNOWN"),
             ("POST", "") => Reply::of(202, ""),
-            _ => Reply::of(202, "").with("location", place),
+            _ => Reply::of(202, "").with("location", location),
         });
         let error = push(&client(), &server).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
@@ -126,7 +126,7 @@ fn invalid_responses_are_errors() {
     });
     assert!(matches!(push(&client(), &server), Err(RegistryError::WrongDigest { .. })));
     let server = registry(|| "/upload".to_owned());
-    let name = server.place(&format!("@{}", Digest::of(b""))).name;
+    let name = server.location(&format!("@{}", Digest::of(b""))).name;
     assert!(client().registries.push(&name, Transport::Plain, &image()).is_err());
     assert!(server.targets().is_empty());
 }

@@ -102,7 +102,7 @@ impl Server {
         self.requests().into_iter().map(|asked| format!("{} {}", asked.method, asked.target)).collect()
     }
 
-    pub(super) fn place(&self, reference: &str) -> ImageLocation {
+    pub(super) fn location(&self, reference: &str) -> ImageLocation {
         let name = format!("{}/team/image{reference}", self.address).parse().unwrap();
         ImageLocation { name, digest: None, transport: Transport::Plain }
     }

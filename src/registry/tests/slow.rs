@@ -27,15 +27,15 @@ fn slow_small_response_exceeds_its_time_limit() {
     for from in [Drip::Head, Drip::Body] {
         let body = json!({"tags": ["a"], "repositories": ["a"], "pad": "x".repeat(1000)});
         let server = Server::start(move |_| Reply::json(body.clone()).dripping(from));
-        let place = server.place(":1");
+        let location = server.location(":1");
         let registries = || hasty_client(&[]).registries;
-        assert_too_slow("manifest", || registries().manifest(&place, None, RetryBudget::Full));
-        assert_too_slow("config", || registries().small_blob(&place, &Digest::of(b"")));
+        assert_too_slow("manifest", || registries().manifest(&location, None, RetryBudget::Full));
+        assert_too_slow("config", || registries().small_blob(&location, &Digest::of(b"")));
         assert_too_slow("tags", || registries().tags(&server.address, "team/image", Transport::Plain));
         assert_too_slow("catalog", || registries().repositories(&server.address, Transport::Plain));
         let url = format!("http://{}/api", server.address);
         assert_too_slow("json", || registries().get_json(&url, AuthScheme::Bearer));
-        assert_too_slow("digest", || registries().head(&place));
+        assert_too_slow("digest", || registries().head(&location));
     }
 }
 
@@ -43,7 +43,7 @@ fn slow_small_response_exceeds_its_time_limit() {
 fn slow_error_response_exceeds_its_time_limit() {
     let server = Server::start(|_| Reply::of(500, "x".repeat(1000)).dripping(Drip::Body));
     let begun = Instant::now();
-    hasty_client(&[]).registries.manifest(&server.place(":1"), None, RetryBudget::SingleAttempt).unwrap_err();
+    hasty_client(&[]).registries.manifest(&server.location(":1"), None, RetryBudget::SingleAttempt).unwrap_err();
     assert!(begun.elapsed() < 5 * REQUEST);
 }
 
@@ -57,19 +57,19 @@ fn slow_token_response_exceeds_its_time_limit() {
         Reply::error(401, "UNAUTHORIZED").with("www-authenticate", challenge)
     });
     let registries = hasty_client(&[]).registries;
-    assert_too_slow("token", || registries.manifest(&server.place(":1"), None, RetryBudget::Full));
+    assert_too_slow("token", || registries.manifest(&server.location(":1"), None, RetryBudget::Full));
     // Requests that wait for the same token have their own time limits.
     let registries = hasty_client(&[]).registries;
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                assert_too_slow("token", || registries.manifest(&server.place(":1"), None, RetryBudget::Full));
+                assert_too_slow("token", || registries.manifest(&server.location(":1"), None, RetryBudget::Full));
             });
         }
     });
     let registries = hasty_client(&[]).registries;
     assert_too_slow("token for a layer", || {
-        registries.open_blob(&server.place(":1"), &Digest::of(b""), &[], 0).map(|opened| opened.start)
+        registries.open_blob(&server.location(":1"), &Digest::of(b""), &[], 0).map(|opened| opened.start)
     });
 }
 
@@ -86,7 +86,7 @@ fn slow_upload_response_exceeds_its_time_limit() {
         });
         let image = ImageUpload { manifest: b"{}".to_vec(), media_type: "application/x", blobs: vec![b"x".to_vec()] };
         let registries = hasty_client(&[]).registries;
-        assert_too_slow(slow, || registries.push(&server.place(":1").name, Transport::Plain, &image));
+        assert_too_slow(slow, || registries.push(&server.location(":1").name, Transport::Plain, &image));
     }
 }
 
@@ -129,9 +129,9 @@ fn limits_of_a_registry_precede_the_defaults() {
         let requests = RequestSettings { timeout: Some(all), ..Default::default() };
         let hosts = [(server.address.clone(), own)].into();
         let settings = RegistriesSettings { hosts, requests, ..Default::default() };
-        let clock = Arc::new(HandClock::default());
+        let clock = Arc::new(ManualClock::default());
         let registries = Registries::with_clock(settings, &|_| None, TimeLimits::default(), clock).unwrap();
-        match registries.manifest(&server.place(":1"), None, RetryBudget::Full) {
+        match registries.manifest(&server.location(":1"), None, RetryBudget::Full) {
             Err(RegistryError::TooSlow { limit, .. }) => limit,
             other => panic!("{other:?}"),
         }
@@ -147,13 +147,13 @@ fn unresponsive_registry_gets_no_request_after_three() {
         false => Reply::of(200, "{}").dripping(Drip::Head),
     });
     let client = hasty_client(&[]);
-    let manifest = |tag| client.registries.manifest(&server.place(tag), None, RetryBudget::SingleAttempt).map(drop);
+    let manifest = |tag| client.registries.manifest(&server.location(tag), None, RetryBudget::SingleAttempt).map(drop);
     (0..3).for_each(|_| assert!(matches!(manifest(":1"), Err(RegistryError::TooSlow { .. }))));
     let before = server.requests().len();
     let error = manifest(":good").unwrap_err();
     assert!(matches!(error, RegistryError::GivenUp { .. }) && error.is_postponed(), "{error}");
     assert!(error.to_string().contains(&server.address), "{error}");
-    assert!(matches!(client.registries.head(&server.place(":2")), Err(RegistryError::GivenUp { .. })));
+    assert!(matches!(client.registries.head(&server.location(":2")), Err(RegistryError::GivenUp { .. })));
     assert_eq!(server.requests().len(), before);
     client.clock.sleep(Duration::from_secs(60));
     manifest(":good").unwrap();

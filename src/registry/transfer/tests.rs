@@ -175,8 +175,8 @@ fn read_drops(at_once: u64, reads: u32) -> (Vec<u64>, Result<u64, String>) {
     read_answers(move |offset, _| (offset, at_once, reads))
 }
 
-/// Reads a blob of 100,000 bytes. `answer` says from where each answer starts, how many bytes it gives at once, and after how
-/// many reads it breaks.
+/// Reads a blob of 100,000 bytes. `answer` returns for each response its offset, its bytes per read, and the number of reads
+/// after which it fails. Returns the requested offsets and the result.
 fn read_answers(answer: impl Fn(u64, usize) -> (u64, u64, u32) + Send + 'static) -> (Vec<u64>, Result<u64, String>) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&asked);
@@ -254,7 +254,7 @@ fn download(blob: &Arc<[u8]>, answers: &[Answer]) -> (Download, Arc<Mutex<Log>>)
     (Download::start_in(Attempts::new(open, size, policy, runtime), pipe), log)
 }
 
-/// Returns the blob as it arrives, the offsets asked for, and the pauses in milliseconds.
+/// Asserts that the whole blob arrives, and returns the requested offsets and the pauses in milliseconds.
 #[track_caller]
 fn whole(blob: &Arc<[u8]>, answers: &[Answer]) -> (Vec<u64>, Vec<u128>) {
     let (mut download, log) = download(blob, answers);
@@ -312,7 +312,7 @@ fn response_from_another_offset_is_an_error() {
     for (offset, start) in [(0, 1), (1000, 999), (1000, 1001)] {
         let (message, count, log) =
             failing(&blob(5000), &[Answer::Cut(offset, End::Reset), Answer::From(start)][offset.min(1) as usize ^ 1..]);
-        assert!(message.contains(&format!("starts at byte {start}, but byte {offset} was asked for")), "{message}");
+        assert!(message.contains(&format!("starts at byte {start}, but byte {offset} was requested")), "{message}");
         assert_eq!((count as u64, log.lock().unwrap().pauses.len() as u64), (offset, offset.min(1)));
     }
 }
@@ -325,7 +325,7 @@ fn length_that_contradicts_the_manifest_is_an_error_before_any_byte() {
         assert_eq!((count, log.lock().unwrap().pauses.len()), (0, 0));
     }
     let (message, ..) = failing(&blob(5000), &[Answer::Cut(1000, End::Reset), Answer::Claim(u64::MAX)]);
-    assert!(message.contains(&format!("blob {} bytes long", u128::from(u64::MAX) + 1000)), "{message}");
+    assert!(message.contains(&format!("blob is {} bytes long", u128::from(u64::MAX) + 1000)), "{message}");
 }
 
 #[test]

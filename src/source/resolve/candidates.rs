@@ -422,7 +422,7 @@ mod tests {
             let both = all(&files, entries, Some(&wanted)).unwrap();
             assert_eq!(both, ["linux/amd64 v1", "linux/amd64/v3 v3"]);
         });
-        // The link of a name that stands for several platforms leads to amd64.
+        // The public link of an image with several platforms points to the directory `amd64`.
         let (files, entries) = variants("amd64", &["v1"], false);
         assert_eq!(all(&files, &entries, None).unwrap(), ["linux/amd64 v1"]);
         let (files, entries) = variants("amd64", &["v2"], false);
