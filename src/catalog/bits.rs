@@ -1,4 +1,4 @@
-//! The bits of a row: its flags, and the format bits of its mode.
+//! Bits of a catalog row: its flags, and the file type bits of its mode.
 
 pub const DIRECTORY: u32 = 1;
 pub const TRANSITION_POINT: u32 = 2;
@@ -14,7 +14,7 @@ pub const BIND_MOUNTPOINT: u32 = 0x4000;
 pub const HIDDEN: u32 = 0x8000;
 pub const DIRECT_IO: u32 = 0x1_0000;
 
-// Format bits of `st_mode`.
+// File type bits of `st_mode` (POSIX `<sys/stat.h>`).
 pub const S_IFMT: u32 = 0o170_000;
 pub const S_IFDIR: u32 = 0o040_000;
 pub const S_IFREG: u32 = 0o100_000;

@@ -1,7 +1,7 @@
-//! Turns a tree into stored catalogs, leaves first.
+//! Writes a tree as catalogs into the store, nested catalogs before their parents.
 //!
-//! What is stored depends on the tree, its path and the settings alone: not on the time, the head of the repository, or
-//! the number of threads. So the catalogs of a tree can be stored as soon as the tree is complete.
+//! The stored bytes depend only on the tree, its path and the settings, not on the time, the head of the repository or the number of
+//! threads. Therefore the catalogs of a tree can be stored as soon as the tree is complete.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,55 +19,58 @@ use crate::span::{BYTES, span};
 use crate::store::{Staging, StoreError};
 use crate::tree::{Directory, Leaf, Node};
 
-/// Why a tree could not be stored.
+/// Errors from storing a tree or changing a repository.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// A catalog could not be made.
+    /// A catalog could not be read or written.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     /// An object could not be stored.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Something that strata did not put there is in the way.
-    #[error("{0} is in the way: it is a directory where a file or link should be, or the other way round")]
+    /// The path has an entry of the other type, which strata did not create: a directory instead of a file or link, or the reverse.
+    #[error(
+        "cannot publish {0}: the path exists and is a directory instead of a file or link, or a file or link instead of a directory"
+    )]
     Occupied(EntryPath),
 }
 
-/// The property of a tree's root catalog that holds what its rows cannot tell. Other programs keep what they do not know.
+/// Name of the property in a tree's root catalog that stores facts which its rows cannot express, as JSON. Other programs preserve
+/// unknown properties.
 pub const FACTS: &str = "strata_facts";
 
-/// A tree whose catalogs are stored, ready to be hung into the catalog above.
+/// A tree whose catalogs are stored, ready to be referenced from a parent catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredTree {
-    /// The catalog of its root.
+    /// The catalog of the tree's root.
     pub reference: CatalogReference,
-    /// Its root's row in the catalog above.
+    /// The row of the tree's root in the parent catalog.
     pub transition_point: CatalogEntry,
-    /// What all its catalogs count together.
+    /// Sum of the counters of all its catalogs.
     pub totals: Counters,
 }
 
-/// Stores trees as nested catalogs.
+/// Writes trees as nested catalogs into the store.
 #[derive(Debug)]
 pub struct CatalogBuilder<'a> {
     staging: &'a Staging,
-    /// The content of markers: nothing.
+    /// The content of markers: an empty file.
     nothing: Content,
     target: usize,
-    /// Held while a catalog beyond [`plan::MAXIMUM_ENTRIES`] is written, which takes several hundred bytes a row: the same directory
-    /// is in the layer, the chain and the root file system, and several such catalogs at once would multiply that.
+    /// Held while a catalog with more than [`plan::MAXIMUM_ENTRIES`] is written, which needs several hundred bytes of memory per row.
+    /// The same large directory is in the layer, the chain and the flat tree; without the lock, all three would be written at once.
     large: Mutex<()>,
 }
 
 impl<'a> CatalogBuilder<'a> {
-    /// Prepares to store trees with about `target` entries in each catalog.
+    /// Creates a builder of catalogs with about `target` entries each.
     pub fn new(staging: &'a Staging, compression: Compression, target: usize) -> Result<Self, StoreError> {
         Ok(Self { staging, nothing: staging.put_file(compression, b"")?, target, large: Mutex::new(()) })
     }
 
-    /// Stores `tree` as the directory `root` of the repository, with `facts` that its rows cannot tell, in JSON.
+    /// Stores `tree` as the directory `root` of the repository, with `facts` (JSON) in the property [`FACTS`].
     ///
-    /// The tree must not hold stray markers. Nested catalogs are made side by side in rayon's current pool.
+    /// The tree must not contain stray markers. Nested catalogs are written in parallel in the current rayon pool.
     pub fn build(&self, tree: &Directory, root: &EntryPath, facts: Option<String>) -> Result<StoredTree, BuildError> {
         let cuts = plan::cuts(tree, root, self.target);
         self.build_catalog(tree, root, &cuts, facts)
@@ -86,7 +89,7 @@ impl<'a> CatalogBuilder<'a> {
             .into_par_iter()
             .map(|(path, directory)| self.build_catalog(directory, &path, cuts, None).map(|stored| (path, stored)))
             .collect::<Result<_, BuildError>>()?;
-        // Nothing below waits for rayon, whose threads could need the lock for other work.
+        // The code that holds the lock must not wait for rayon: a rayon thread could steal a job that needs the same lock.
         let is_large = directory.children.len() > plan::MAXIMUM_ENTRIES;
         let _alone = is_large.then(|| self.large.lock().unwrap_or_else(PoisonError::into_inner));
         let mut rows = Rows { cuts, draft: Draft::new(root.clone()), link_groups: 0 };
@@ -116,19 +119,19 @@ fn store(staging: &Staging, draft: Draft) -> Result<CatalogReference, BuildError
     put_catalog(staging, &bytes)
 }
 
-/// Stores a catalog.
+/// Stores the bytes of a catalog.
 pub(super) fn put_catalog(staging: &Staging, bytes: &[u8]) -> Result<CatalogReference, BuildError> {
     let hash = staging.put_database(ObjectKind::Catalog, bytes)?;
     Ok(CatalogReference { hash, size: bytes.len() as u64 })
 }
 
-/// Returns the marker of a nested catalog.
+/// Returns the row of the marker of a nested catalog.
 pub(super) fn marker(metadata: &Metadata, nothing: &Content) -> CatalogEntry {
     let metadata = Metadata { mode: 0o644, xattrs: None, ..metadata.clone() };
     CatalogEntry::of_file(&metadata, 0, nothing)
 }
 
-/// Finds the directories of one catalog that go into catalogs of their own.
+/// Collects the directories that become nested catalogs directly below one catalog.
 fn find_cuts<'t>(
     directory: &'t Directory,
     path: &EntryPath,
@@ -147,11 +150,11 @@ fn find_cuts<'t>(
     }
 }
 
-/// The rows of one catalog while they are gathered.
+/// Collects the rows of one catalog.
 struct Rows<'t> {
     cuts: &'t BTreeSet<EntryPath>,
     draft: Draft,
-    /// Hard link groups so far.
+    /// Number of hard link groups so far.
     link_groups: u32,
 }
 
@@ -162,7 +165,7 @@ impl Rows<'_> {
             CatalogEntry::of_directory(&directory.metadata, directory.subdirectories()).with_nesting(Nesting::Root);
         self.draft.push(root.clone(), row);
         self.add_children(directory, &root);
-        // Hidden, so that a container sees what its image holds and nothing else.
+        // Hidden, so that a container lists only the files of its image.
         self.draft.add_missing(root.join(MARKER), marker(&directory.metadata, nothing).hidden());
     }
 
@@ -192,9 +195,9 @@ impl Rows<'_> {
     }
 }
 
-/// The inodes of one directory that have several names there.
+/// The inodes that have several names in one directory.
 ///
-/// Links across directories are not among them: CVMFS holds those as independent entries.
+/// Hard links across directories are not included: a CVMFS catalog stores them as independent entries.
 struct LinkGroups {
     names: HashMap<*const Leaf, u32>,
     groups: HashMap<*const Leaf, u32>,
@@ -203,7 +206,7 @@ struct LinkGroups {
 impl LinkGroups {
     fn of(directory: &Directory) -> Self {
         let shared = directory.children.values().filter_map(|node| match node {
-            // An inode that nothing else refers to has one name; most are sorted out here.
+            // A reference count of 1 means that the inode has one name. This excludes most inodes.
             Node::Leaf(leaf) if Arc::strong_count(leaf) > 1 => Some(Arc::as_ptr(leaf)),
             _ => None,
         });
@@ -215,7 +218,7 @@ impl LinkGroups {
         Self { names, groups: HashMap::new() }
     }
 
-    /// Returns the group's number in the catalog, taking the next one for a new group, and how many names it has.
+    /// Returns the number of the inode's group within the catalog and the number of its names; a new group gets the number after `last`.
     fn get(&mut self, leaf: &Arc<Leaf>, last: &mut u32) -> Option<(u32, u32)> {
         let inode = Arc::as_ptr(leaf);
         let count = *self.names.get(&inode)?;

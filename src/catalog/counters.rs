@@ -1,17 +1,18 @@
-//! What a catalog counts, which the tables call statistics.
+//! Counters of a catalog: the contents of its table `statistics`.
 
 use std::ops::{AddAssign, SubAssign};
 
 use super::entry::CatalogEntry;
 use crate::object::ContentObjects;
 
-/// The twelve numbers of one catalog, or of all catalogs below one.
+/// The twelve counters of one catalog, or the sums over all catalogs below one.
 ///
-/// A nested catalog's directory counts in the catalog above (its transition point) and in its own (its root).
+/// The directory of a nested catalog is counted twice: in the parent catalog as the transition point, and in the nested catalog as
+/// its root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters([i64; 12]);
 
-/// The names of the numbers, in the order that they are kept in.
+/// Names of the counters, in the order in which [`Counters`] stores them.
 const NAMES: [&str; 12] = [
     "regular",
     "symlink",
@@ -41,12 +42,12 @@ impl Counters {
     const EXTERNAL: usize = 10;
     const EXTERNAL_FILE_SIZE: usize = 11;
 
-    /// Returns the numbers with their names, as the statistics table has them behind `self_` or `subtree_`.
+    /// Returns the counters with their names. The table `statistics` adds the prefix `self_` or `subtree_` to each name.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, i64)> {
         NAMES.into_iter().zip(self.0)
     }
 
-    /// Returns the numbers that `value` gives for each name, or the first name that it knows nothing of.
+    /// Calls `value` for each counter name; returns the first name for which it returns `None` as the error.
     pub fn from_named(mut value: impl FnMut(&'static str) -> Option<i64>) -> Result<Self, &'static str> {
         let mut counters = Self::default();
         for (number, name) in counters.0.iter_mut().zip(NAMES) {
@@ -55,29 +56,29 @@ impl Counters {
         Ok(counters)
     }
 
-    /// Returns how many rows the catalog has, or all catalogs below it have.
+    /// Returns the number of rows.
     pub fn entries(&self) -> i64 {
         [Self::REGULAR, Self::SYMLINK, Self::SPECIAL, Self::DIR].iter().map(|&index| self.0[index]).sum()
     }
 
-    /// Returns the bytes of all regular files; hard links count each time.
+    /// Returns the total size of all regular files in bytes. A file with several hard links is counted once for each link.
     pub fn file_size(&self) -> i64 {
         self.0[Self::FILE_SIZE]
     }
 
-    /// Returns how many nested catalogs there are.
+    /// Returns the number of nested catalogs.
     pub fn nested(&self) -> i64 {
         self.0[Self::NESTED]
     }
 
-    /// Counts one row.
+    /// Returns the counters of a single row.
     pub fn of_entry(entry: &CatalogEntry) -> Self {
         let mut counters = Self::default();
         counters.add_entry(entry);
         counters
     }
 
-    /// Counts one row more.
+    /// Adds one row to the counters.
     pub fn add_entry(&mut self, entry: &CatalogEntry) {
         self.0[Self::XATTR] += i64::from(entry.xattr.is_some());
         if entry.is_directory() {
@@ -109,7 +110,7 @@ impl Counters {
         }
     }
 
-    /// Counts nested catalogs.
+    /// Returns the counters of `nested` nested catalogs without rows.
     pub fn of_nested(nested: usize) -> Self {
         let mut counters = Self::default();
         counters.0[Self::NESTED] += i64::try_from(nested).expect("catalogs are counted in memory");

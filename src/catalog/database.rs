@@ -1,4 +1,4 @@
-//! Catalogs as SQLite files: reading one row by row, writing one anew, and changing one.
+//! Catalogs as SQLite files: reading rows, writing a new catalog, and changing an existing one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -21,13 +21,14 @@ mod writable;
 pub(super) use draft::Draft;
 pub(super) use writable::{References, WritableCatalog};
 
-/// Directories that may lie in one another: the 1,000 of an image and those above it. Walks are recursive, and stacks are small.
+/// Maximum depth of a directory: 1,000 within an image, plus the directories above its tree. Tree walks are recursive, and the stacks
+/// of threads are small.
 const MAXIMUM_DEPTH: usize = 1_100;
 
-/// Since this schema revision there are nanoseconds.
+/// First schema revision with the column `mtimens`.
 pub(super) const WITH_NANOSECONDS: u32 = 7;
 
-/// Columns that catalogs of every schema revision have.
+/// Columns of the table `catalog` that every schema revision has.
 pub(super) const ROW_COLUMNS: [&str; 15] = [
     "md5path_1",
     "md5path_2",
@@ -46,7 +47,7 @@ pub(super) const ROW_COLUMNS: [&str; 15] = [
     "xattr",
 ];
 
-/// Tables that catalogs of every schema revision have.
+/// Tables that every schema revision has.
 const TABLES: &[Table] = &[
     ("catalog", &ROW_COLUMNS),
     ("chunks", &["md5path_1", "md5path_2", "offset", "size", "hash"]),
@@ -55,34 +56,34 @@ const TABLES: &[Table] = &[
     ("properties", &["key", "value"]),
 ];
 
-/// Why a catalog could not be read or written.
+/// Errors from reading or writing a catalog.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
-    /// SQLite refused something.
+    /// SQLite reported an error.
     #[error("catalog of {path} is not a usable database")]
     Database {
         /// The directory that the catalog describes.
         path: EntryPath,
-        /// What SQLite says.
+        /// The error of SQLite.
         source: rusqlite::Error,
     },
-    /// Something is in the file that the format does not allow, or not in it that it demands.
+    /// The file is a database, but it violates the catalog format.
     #[error("catalog of {path} is not valid: {fault}")]
     Invalid {
         /// The directory that the catalog describes.
         path: EntryPath,
-        /// What is wrong.
+        /// Description of the violation.
         fault: String,
     },
 }
 
-/// An object by name and kind, with how many bytes it has as it is stored, if that is known.
+/// Hash and kind of an object, and its size in the store in bytes if the catalog states it.
 pub type StoredObject = (ObjectHash, ObjectKind, Option<u64>);
 
-/// Key of a path in all tables: the two halves of its MD5 hash, as CVMFS's code reads them from memory.
+/// Key of a path in all tables: the two halves of its MD5 hash as little-endian signed integers.
 pub type PathKey = (i64, i64);
 
-/// Returns a path as catalogs spell it: empty for the root, else with a leading slash.
+/// Returns a path in the form that catalogs use: empty for the root, otherwise with a leading slash.
 fn spelt(path: &EntryPath) -> Vec<u8> {
     if path.is_root() { Vec::new() } else { [b"/", path.as_bytes()].concat() }
 }
@@ -91,7 +92,7 @@ fn key(path: &EntryPath) -> PathKey {
     key_of(&spelt(path))
 }
 
-/// Returns the key of a path as catalogs spell it.
+/// Returns the key of a path that is in the form of [`catalog_path`].
 pub fn key_of(spelt: &[u8]) -> PathKey {
     key_of_hash(Md5::digest(spelt).into())
 }
@@ -102,7 +103,7 @@ pub fn key_of_hash(digest: [u8; 16]) -> PathKey {
     (digest as i64, (digest >> 64) as i64)
 }
 
-/// Bytes that SQLite shall take as text, whatever they are: names need not be UTF-8.
+/// Bytes to store with the type TEXT. File names need not be UTF-8.
 struct Text<'a>(&'a [u8]);
 
 impl ToSql for Text<'_> {
@@ -111,10 +112,10 @@ impl ToSql for Text<'_> {
     }
 }
 
-/// Sets up a database in memory that is written once: nothing is ever rolled back, and rows are not checked twice.
+/// Turns off rollback and foreign keys. Sufficient for a database in memory that is written once and discarded after an error.
 pub(super) const UNJOURNALED: &str = "PRAGMA journal_mode = OFF; PRAGMA foreign_keys = OFF;";
 
-/// Creates an empty database in memory whose file has pages of 4 KiB.
+/// Creates a database in memory with the given schema and pages of 4 KiB.
 pub(crate) fn create_database(schema: &str) -> rusqlite::Result<Connection> {
     let connection = Connection::open_in_memory()?;
     connection.execute_batch("PRAGMA page_size = 4096")?;
@@ -123,18 +124,18 @@ pub(crate) fn create_database(schema: &str) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Returns the bytes of the file that a database in memory would be.
+/// Returns a database in memory as the bytes of an SQLite file.
 pub(crate) fn database_bytes(mut connection: Connection) -> rusqlite::Result<Vec<u8>> {
     let bytes = match connection.serialize("main")? {
         Data::Owned(bytes) => bytes,
         Data::Shared(bytes) => return Ok(bytes.to_vec()),
     };
-    // SQLite's copy is copied once more, so that the database itself goes first.
+    // `to_vec` copies the buffer of SQLite; closing the database first keeps two instead of three copies in memory.
     drop(connection);
     Ok(bytes.to_vec())
 }
 
-/// One catalog, of which nothing changes.
+/// One catalog, read-only.
 #[derive(Debug)]
 pub struct Catalog {
     root: EntryPath,
@@ -148,11 +149,11 @@ pub struct Catalog {
 impl Catalog {
     /// Opens the catalog of the directory `root` from the bytes of its SQLite file.
     pub fn parse(bytes: &[u8], root: &EntryPath) -> Result<Self, CatalogError> {
-        // Whoever has the catalog for itself may come to change it.
+        // Writable, because the owner may later turn it into a `WritableCatalog`.
         Self::opened(GuardedDatabase::open(bytes, Access::Writable), bytes.len(), root)
     }
 
-    /// Does the same, and frees the bytes on the way: a large catalog is not in memory twice.
+    /// Like [`Self::parse`], but frees the bytes while SQLite copies them, so that a large catalog is not in memory twice.
     pub fn parse_owned(bytes: Vec<u8>, root: &EntryPath) -> Result<Self, CatalogError> {
         let size = bytes.len();
         Self::opened(GuardedDatabase::open_owned(bytes, Access::Writable), size, root)
@@ -167,27 +168,28 @@ impl Catalog {
         Self::of(database, size as u64, root)
     }
 
-    /// Makes sure that the database is the catalog of the directory `root`.
+    /// Wraps the database after checking that it is the catalog of the directory `root`.
     fn of(database: GuardedDatabase, size: u64, root: &EntryPath) -> Result<Self, CatalogError> {
         let failed = |source| CatalogError::Database { path: root.clone(), source: explain(source) };
         let invalid = |fault| CatalogError::Invalid { path: root.clone(), fault };
         let schema = database.require(TABLES).map_err(failed)?;
         let properties = read_properties(&database).map_err(failed)?;
         if properties.get("schema").map(String::as_str) != Some("2.5") {
-            return Err(invalid(format!("its schema is {:?} instead of 2.5", properties.get("schema"))));
+            let found = properties.get("schema").map_or("missing", String::as_str);
+            return Err(invalid(format!("expected schema 2.5, found {found}")));
         }
         let prefix = properties.get("root_prefix").map_or("", String::as_str);
         if prefix.as_bytes() != spelt(root) {
-            return Err(invalid(format!("it was made for '{prefix}'")));
+            return Err(invalid(format!("it is the catalog of another directory, '{prefix}'")));
         }
         let revision = properties.get("schema_revision").and_then(|text| text.parse().ok()).unwrap_or(0);
         if revision >= WITH_NANOSECONDS && !schema.missing("catalog", &["mtimens"]).is_empty() {
-            return Err(invalid("it has no table catalog with the column mtimens".to_owned()));
+            return Err(invalid("table catalog lacks the column mtimens".to_owned()));
         }
         let statistics = read_statistics(&database).map_err(failed)?;
         let counters = |prefix: &str| {
             Counters::from_named(|name| statistics.get(&format!("{prefix}_{name}")).copied())
-                .map_err(|name| invalid(format!("it has no counter {prefix}_{name}")))
+                .map_err(|name| invalid(format!("counter {prefix}_{name} is missing")))
         };
         let (own, below) = (counters("self")?, counters("subtree")?);
         Ok(Self { root: root.clone(), size, database: Mutex::new(database), properties, own, below })
@@ -198,12 +200,13 @@ impl Catalog {
         &self.root
     }
 
-    /// Returns the bytes of the SQLite file.
+    /// Returns the size of the SQLite file in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Returns how often the catalog was written; of a root catalog, the number of the revision.
+    /// Returns the property `revision`: in a root catalog the revision of the repository, in a nested catalog the number of times that
+    /// it was written.
     pub fn revision(&self) -> Option<u64> {
         self.property("revision")?.parse().ok()
     }
@@ -213,12 +216,12 @@ impl Catalog {
         self.properties.get(name).map(String::as_str)
     }
 
-    /// Returns what the catalog counts in itself.
+    /// Returns the counters of this catalog alone.
     pub fn own_counters(&self) -> Counters {
         self.own
     }
 
-    /// Returns what the catalog counts in itself and in all catalogs below it.
+    /// Returns the sum of the counters of this catalog and of all catalogs below it.
     pub fn total_counters(&self) -> Counters {
         let mut total = self.own;
         total += self.below;
@@ -235,10 +238,10 @@ impl Catalog {
         found.map(|row| self.complete(&database, row)).transpose().map(|entry| entry.map(|(_, entry)| entry))
     }
 
-    /// Returns the rows of everything in the directory `path`, by name; hidden ones too.
+    /// Returns the rows of the children of the directory `path` by name, including hidden rows.
     pub fn list(&self, path: &EntryPath) -> Result<BTreeMap<Vec<u8>, CatalogEntry>, CatalogError> {
         if path.components().count() > MAXIMUM_DEPTH {
-            return Err(self.invalid(format!("{} lies in more than {MAXIMUM_DEPTH} directories", path.shown())));
+            return Err(self.invalid(format!("{} is nested more than {MAXIMUM_DEPTH} directories deep", path.shown())));
         }
         let (first, second) = key(path);
         let database = self.database();
@@ -251,14 +254,15 @@ impl Catalog {
         rows.into_iter().map(complete).collect()
     }
 
-    /// Refuses a row that cannot lie in the directory `path`: without a name it would be the directory itself, or one above it.
+    /// Refuses a row that cannot be a child of the directory `path`. For example, a row with an empty name would be the directory itself,
+    /// and a recursive walk would not end.
     fn require_child(&self, path: &EntryPath, row: &StoredRow) -> Result<(), CatalogError> {
         let shown = || format!("'{}' in {}", row.name.escape_ascii(), path.shown());
         if !is_component(&row.name) {
-            return Err(self.invalid(format!("a row has the name {}, which is no component of a path", shown())));
+            return Err(self.invalid(format!("the name of the row {} is not a valid file name", shown())));
         }
         if row.key != key(&path.join(&row.name)) {
-            return Err(self.invalid(format!("the row {} has the key of another path", shown())));
+            return Err(self.invalid(format!("the key of the row {} belongs to another path", shown())));
         }
         Ok(())
     }
@@ -272,7 +276,7 @@ impl Catalog {
         read().map_err(|source| self.database_error(source))
     }
 
-    /// Returns all nested catalogs directly below this one, by transition point.
+    /// Returns all nested catalogs directly below this one, by the path of their transition point.
     pub fn all_nested(&self) -> Result<BTreeMap<EntryPath, CatalogReference>, CatalogError> {
         let sql = "SELECT sha1, size, path FROM nested_catalogs";
         let rows = self.database().rows(sql, [], read_reference_with_path);
@@ -287,18 +291,19 @@ impl Catalog {
         Ok((EntryPath::normalise(&path).map_err(|error| self.invalid(error.to_string()))?, reference))
     }
 
-    /// Returns the objects of all files, with repetitions. Those that are not ours to read are left out.
+    /// Returns the objects of all files, with duplicates. Objects that strata cannot read are omitted, see
+    /// [`CatalogEntry::file_content`].
     pub fn objects(&self) -> Result<Vec<(ObjectHash, ObjectKind)>, CatalogError> {
         Ok(self.stored_objects()?.into_iter().map(|(hash, kind, _)| (hash, kind)).collect())
     }
 
-    /// Returns the same, with how many bytes each has as it is stored, as far as the catalog says so.
+    /// Like [`Self::objects`], with the size of each object in the store if the catalog states it.
     pub fn stored_objects(&self) -> Result<Vec<StoredObject>, CatalogError> {
         let database = self.database();
         let read =
             |sql: &str, kind| database.rows(sql, [], |row| Ok((row.get::<_, [u8; 20]>(0)?.into(), kind, row.get(1)?)));
-        // Regular files alone have objects, but for those outside of the repository (128), and SHA-1 has no bit of 0x700. What has
-        // bit 0x800 is stored as it is.
+        // Flags: 0x80 is external content, 0x700 another hash algorithm than SHA-1, 0x800 an object that is stored uncompressed,
+        // so that its size in the store is the size of the file.
         let whole = "SELECT hash, CASE WHEN flags & 0x800 THEN size END FROM catalog \
              WHERE hash IS NOT NULL AND flags & 0x780 = 0";
         let chunks = "SELECT chunks.hash, CASE WHEN flags & 0x800 THEN chunks.size END FROM chunks \
@@ -308,7 +313,7 @@ impl Catalog {
         both.map_err(|source| self.database_error(source))
     }
 
-    /// Adds what lies in another table to a row, and takes its name off.
+    /// Separates the name from a row, and adds the chunks from the table `chunks`.
     fn complete(&self, database: &GuardedDatabase, row: StoredRow) -> Result<(Vec<u8>, CatalogEntry), CatalogError> {
         let mut failure = None;
         let name = row.name.clone();
@@ -345,7 +350,7 @@ impl Catalog {
     }
 }
 
-/// A row as it stands in the table.
+/// A row of the table `catalog`, before its chunks are read.
 struct StoredRow {
     key: PathKey,
     name: Vec<u8>,
@@ -356,7 +361,7 @@ impl StoredRow {
     fn with_chunks(mut self, chunks: impl FnOnce(PathKey) -> Arc<[Chunk]>) -> CatalogEntry {
         if self.entry.is_chunked() {
             let chunks = chunks(self.key);
-            // Another program may have stored the file in one piece, too.
+            // `cvmfs_server` can be set to store a chunked file as a whole object as well.
             if !chunks.is_empty() || self.entry.content.is_none() {
                 self.entry.content = Some(ContentObjects::Chunks(chunks));
             }
@@ -388,7 +393,7 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<StoredRow> {
     Ok(StoredRow { key: (row.get(0)?, row.get(1)?), name: text(row, 8)?.to_vec(), entry })
 }
 
-/// Tells whether a name is one component of a path.
+/// Returns whether a name is a valid file name: one path component of at most 255 bytes.
 fn is_component(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..") && name.len() <= 255 && !name.iter().any(|byte| b"/\0".contains(byte))
 }
@@ -405,7 +410,7 @@ fn read_reference_with_path(row: &Row<'_>) -> rusqlite::Result<(Vec<u8>, Catalog
 pub(super) fn read_reference(row: &Row<'_>) -> rusqlite::Result<CatalogReference> {
     let text: String = row.get(0)?;
     let hash = text.parse::<ObjectHash>().map_err(|error| wrong_value(0, Type::Text, error.to_string()))?;
-    // Old catalogs do not say it.
+    // Old catalogs have no size.
     Ok(CatalogReference { hash, size: row.get::<_, Option<u64>>(1)?.unwrap_or(0) })
 }
 
@@ -419,7 +424,7 @@ fn read_statistics(database: &GuardedDatabase) -> rusqlite::Result<HashMap<Strin
     Ok(database.rows(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect())
 }
 
-/// What the row of a repository's root has for the key of its parent.
+/// The parent key in the row of the repository root.
 const NO_PARENT: PathKey = (0, 0);
 
 const INSERT_ROW: &str = "INSERT INTO catalog (rowid, md5path_1, md5path_2, parent_1, parent_2, hardlinks, hash, size, \
@@ -430,7 +435,7 @@ const INSERT_CHUNK: &str = "INSERT INTO chunks (md5path_1, md5path_2, offset, si
 
 const INSERT_PROPERTY: &str = "INSERT INTO properties (key, value) VALUES (?, ?)";
 
-/// Inserts a row under a number, or behind the last.
+/// Inserts a row with this rowid, or appends it if `number` is `None`.
 fn insert_row(
     insert: &mut Statement<'_>,
     number: Option<i64>,
@@ -474,7 +479,7 @@ fn insert_chunks(insert: &mut Statement<'_>, key: PathKey, entry: &CatalogEntry)
     Ok(())
 }
 
-/// Writes what a catalog counts in itself and below, in the place of what it counted.
+/// Writes the counters of a catalog, and replaces existing values.
 fn write_counters(connection: &Connection, own: Counters, below: Counters) -> rusqlite::Result<()> {
     let mut insert = connection.prepare("INSERT OR REPLACE INTO statistics (counter, value) VALUES (?, ?)")?;
     for (prefix, counters) in [("self", own), ("subtree", below)] {
@@ -485,7 +490,7 @@ fn write_counters(connection: &Connection, own: Counters, below: Counters) -> ru
     Ok(())
 }
 
-/// Writes the properties that say what the file is.
+/// Writes the properties that identify the schema and the directory of a catalog.
 fn write_form(connection: &Connection, root: &EntryPath) -> rusqlite::Result<()> {
     let mut insert = connection.prepare(INSERT_PROPERTY)?;
     insert.execute(["schema", "2.5"])?;

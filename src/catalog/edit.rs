@@ -1,7 +1,7 @@
-//! Changes an existing repository: loads the catalogs on the paths that change, and changes their rows.
+//! Changes an existing repository: loads the catalogs on the changed paths, and changes their rows.
 //!
-//! What it costs depends on what changes and on the bytes of those few catalogs, never on the size of the repository:
-//! finished trees are hung in by their reference, and nothing below them is looked at.
+//! The cost depends on the change and on the size of those few catalogs, not on the size of the repository: a finished tree is
+//! inserted as a reference to its root catalog, and the catalogs below it are not read.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -19,13 +19,13 @@ use crate::path::EntryPath;
 use crate::span::{BYTES, span};
 use crate::store::Staging;
 
-/// A catalog of directories that strata keeps itself is cut one level deeper once it has more entries than this.
+/// Maximum number of entries of a catalog of strata's own directories. A larger one is split at its subdirectories.
 pub const MAXIMUM_STRUCTURAL_ENTRIES: i64 = 50_000;
 
-/// Directories below this stay where they are when the catalog around them is cut.
+/// Minimum number of entries of a subdirectory that becomes a nested catalog when its catalog is split.
 const WORTH_CUTTING: usize = 1_000;
 
-/// Gives away a catalog that somebody has read already and that nobody else uses.
+/// Returns a catalog that was read before and that has no other user, so that it need not be read again.
 pub type TakeCatalog<'a> = &'a dyn Fn(&EntryPath, CatalogReference) -> Option<Catalog>;
 
 /// Where the catalogs of a repository come from.
@@ -35,10 +35,10 @@ struct Catalogs<'a> {
     take: TakeCatalog<'a>,
 }
 
-/// The catalogs of a repository, about to be changed.
+/// Changes the catalogs of a repository. No change is stored until [`Self::write`].
 pub struct Editor<'a> {
     catalogs: Catalogs<'a>,
-    /// The time of everything that strata itself makes.
+    /// Modification time of everything that strata itself creates.
     now: Timestamp,
     nothing: Content,
     root: Loaded,
@@ -46,11 +46,11 @@ pub struct Editor<'a> {
     worth_cutting: usize,
 }
 
-/// A catalog that was loaded, with those below it that were.
+/// A loaded catalog, with the loaded catalogs below it.
 #[derive(Debug)]
 struct Loaded {
     catalog: WritableCatalog,
-    /// Where it came from; `None` for a new one.
+    /// The stored catalog and its total counters before any change; `None` for a new catalog.
     origin: Option<(CatalogReference, Counters)>,
     below: BTreeMap<EntryPath, Loaded>,
     is_changed: bool,
@@ -59,7 +59,7 @@ struct Loaded {
 impl<'a> Editor<'a> {
     /// Opens the repository whose root catalog is `root`.
     ///
-    /// `now` becomes the time of what is changed. What `take` does not have is read.
+    /// `now` becomes the modification time of changed directories. A catalog that `take` does not return is read from the store.
     pub fn open(
         staging: &'a Staging,
         compression: Compression,
@@ -73,7 +73,7 @@ impl<'a> Editor<'a> {
         Ok(Self::of(catalogs, now, nothing, root))
     }
 
-    /// Starts a repository that has nothing but its root.
+    /// Creates a repository that contains only its root directory.
     pub fn create(staging: &'a Staging, compression: Compression, now: Timestamp) -> Result<Self, BuildError> {
         let mut root = Loaded::create(&EntryPath::ROOT)?;
         root.catalog.set_property("TTL", &DEFAULT_TTL.to_string())?;
@@ -87,12 +87,12 @@ impl<'a> Editor<'a> {
         Self { catalogs, now, nothing, root, maximum_entries, worth_cutting }
     }
 
-    /// Returns what is at `path`.
+    /// Returns the entry at `path`.
     pub fn get(&mut self, path: &EntryPath) -> Result<Option<CatalogEntry>, BuildError> {
         Ok(self.root.catalog_of(self.catalogs, path)?.catalog.get(path)?)
     }
 
-    /// Hangs a finished tree in at `path`, in the place of whatever is there.
+    /// Inserts a stored tree at `path`, and replaces an existing tree or directory.
     pub fn put_tree(&mut self, path: &EntryPath, tree: &StoredTree) -> Result<(), BuildError> {
         self.put(path, tree.transition_point.clone())?;
         let (parent, _) = path.split().expect("a tree is not the root of the repository");
@@ -102,12 +102,13 @@ impl<'a> Editor<'a> {
         Ok(())
     }
 
-    /// Puts an entry at `path`, in the place of whatever is there. Missing directories are made.
+    /// Writes an entry at `path`, and replaces an existing entry. Missing parent directories are created.
     ///
-    /// A directory takes the place of nothing but a directory, and a file or link of nothing but those.
+    /// A directory replaces only a directory, and a file or link replaces only a file or link; otherwise this fails with
+    /// [`BuildError::Occupied`].
     pub fn put(&mut self, path: &EntryPath, entry: CatalogEntry) -> Result<(), BuildError> {
         let (parent, _) = path.split().expect("the root of the repository stays a directory");
-        // What takes the place of a tree does not need that tree's own catalog, which may be lost.
+        // Read from the parent's catalog: the catalog of a tree that is being replaced may be lost.
         let before = self.root.catalog_of(self.catalogs, &parent)?.catalog.get(path)?;
         if before.as_ref().is_some_and(|there| there.is_directory() != entry.is_directory()) {
             return Err(BuildError::Occupied(path.clone()));
@@ -129,7 +130,7 @@ impl<'a> Editor<'a> {
         Ok(catalog.put(&parent, &directory)?)
     }
 
-    /// Makes sure that `path` and the directories above it are there.
+    /// Creates the directory `path` and its parents, if missing.
     pub fn make_directory(&mut self, path: &EntryPath) -> Result<(), BuildError> {
         match self.get(path)? {
             Some(entry) if entry.is_directory() => Ok(()),
@@ -137,7 +138,7 @@ impl<'a> Editor<'a> {
         }
     }
 
-    /// Makes sure that `path` is there and is a nested catalog.
+    /// Makes `path` a nested catalog, and creates the directory if it is missing.
     pub fn make_catalog(&mut self, path: &EntryPath) -> Result<(), BuildError> {
         self.make_directory(path)?;
         let (marker, catalogs) = (marker(&own_metadata(0o644, self.now), &self.nothing), self.catalogs);
@@ -146,7 +147,7 @@ impl<'a> Editor<'a> {
         if catalog.has_below(path)? { Ok(()) } else { catalog.split(catalogs, path, &marker) }
     }
 
-    /// Removes whatever is at `path`; tells whether there was something.
+    /// Removes the entry at `path` and everything below it. Returns whether the path existed.
     pub fn remove(&mut self, path: &EntryPath) -> Result<bool, BuildError> {
         let Some((parent, _)) = path.split() else { return Ok(false) };
         let (catalogs, now) = (self.catalogs, self.now);
@@ -156,16 +157,16 @@ impl<'a> Editor<'a> {
         catalog.drop_from(catalogs, path)?;
         catalog.leave_link_group(&parent, &entry)?;
         let mut directory = catalog.catalog.directory(&parent)?;
-        // Another program may have counted them wrongly.
+        // A link count that another program wrote may be wrong.
         directory.link_count = directory.link_count.saturating_sub(u32::from(entry.is_directory())).max(2);
         touch(&mut directory, now);
         catalog.catalog.put(&parent, &directory)?;
         Ok(true)
     }
 
-    /// Stores every catalog that changed, with `revision` as that of the root catalog, and returns the new root.
+    /// Stores every changed catalog, and returns the new root catalog, which has the given revision.
     ///
-    /// Catalogs that have grown too large are cut first.
+    /// Catalogs that became too large are split first.
     pub fn write(mut self, revision: u64) -> Result<CatalogReference, BuildError> {
         let marker = marker(&own_metadata(0o644, self.now), &self.nothing);
         for child in self.root.below.values_mut() {
@@ -177,7 +178,7 @@ impl<'a> Editor<'a> {
     }
 }
 
-/// Seconds after which clients look for a new revision, as `cvmfs_server` sets it.
+/// Time in seconds after which clients look for a new revision; the default of `cvmfs_server`.
 const DEFAULT_TTL: u32 = 240;
 
 fn own_metadata(mode: u16, now: Timestamp) -> Metadata {
@@ -190,7 +191,7 @@ fn touch(entry: &mut CatalogEntry, now: Timestamp) {
 }
 
 impl Loaded {
-    /// Starts a catalog without a row.
+    /// Creates a catalog without any row.
     fn create(path: &EntryPath) -> Result<Self, BuildError> {
         let catalog = WritableCatalog::create(path)?;
         Ok(Self { catalog, origin: None, below: BTreeMap::new(), is_changed: true })
@@ -198,9 +199,9 @@ impl Loaded {
 
     fn open(catalogs: Catalogs<'_>, path: &EntryPath, reference: CatalogReference) -> Result<Self, BuildError> {
         let catalog = catalogs.get(path, reference)?;
-        // What states the size is signed again together with the catalog. Old catalogs state none.
+        // The reference is signed again together with the catalog, so its size must be right. Old catalogs have no sizes.
         if reference.size != 0 && reference.size != catalog.size() {
-            let fault = format!("it has {} bytes, but {} are stated", catalog.size(), reference.size);
+            let fault = format!("its reference states {} bytes, but it has {}", reference.size, catalog.size());
             return Err(CatalogError::Invalid { path: path.clone(), fault }.into());
         }
         let mut catalog = WritableCatalog::of(catalog)?;
@@ -209,7 +210,7 @@ impl Loaded {
         Ok(Self { catalog, origin: Some((reference, totals)), below: BTreeMap::new(), is_changed: false })
     }
 
-    /// Returns the catalog that holds what lies in or at `path`: of a transition point the one below it.
+    /// Returns the catalog that contains `path` and its children; for a transition point, the nested catalog.
     fn catalog_of(&mut self, catalogs: Catalogs<'_>, path: &EntryPath) -> Result<&mut Self, BuildError> {
         match self.next_below(path)? {
             Some(next) => self.load(catalogs, &next)?.catalog_of(catalogs, path),
@@ -217,7 +218,7 @@ impl Loaded {
         }
     }
 
-    /// Returns the transition point of this catalog on the way to `path`.
+    /// Returns the transition point of this catalog that is at or above `path`.
     fn next_below(&self, path: &EntryPath) -> Result<Option<EntryPath>, BuildError> {
         let mut at = Some(path.clone());
         while let Some(here) = at.filter(|here| here != self.catalog.root()) {
@@ -229,7 +230,7 @@ impl Loaded {
         Ok(None)
     }
 
-    /// Tells whether `path` is a transition point of this catalog.
+    /// Returns whether `path` is a transition point of this catalog.
     fn has_below(&self, path: &EntryPath) -> Result<bool, BuildError> {
         Ok(self.below.contains_key(path) || self.catalog.nested(path)?.is_some())
     }
@@ -244,7 +245,7 @@ impl Loaded {
         })
     }
 
-    /// Takes out everything at and below `path`, nested catalogs included.
+    /// Removes everything at and below `path`, including nested catalogs.
     fn drop_from(&mut self, catalogs: Catalogs<'_>, path: &EntryPath) -> Result<(), BuildError> {
         self.take_nested(catalogs, path)?;
         self.below.retain(|inner, _| !inner.is_in(path));
@@ -257,7 +258,7 @@ impl Loaded {
         Ok(())
     }
 
-    /// Takes out the nested catalogs at and below `path`, and returns them with what they count.
+    /// Removes the references to nested catalogs at and below `path`, and returns them with their total counters.
     fn take_nested(
         &mut self,
         catalogs: Catalogs<'_>,
@@ -278,7 +279,7 @@ impl Loaded {
             taken.push((nested, reference, totals));
         }
         if is_one_lost {
-            // What it counted is what the others do not.
+            // The counters of a lost catalog are unknown, so the sum is computed again from the remaining ones.
             let mut below = Counters::default();
             for (nested, reference) in self.catalog.references_from(References::Nested, &self.catalog.root().clone())? {
                 below += self.totals_below(catalogs, &nested, reference)?;
@@ -288,7 +289,7 @@ impl Loaded {
         Ok(taken)
     }
 
-    /// Returns what a nested catalog of this one and those below it counted before they were changed.
+    /// Returns the total counters of a nested catalog as they were before any change.
     fn totals_below(
         &self,
         catalogs: Catalogs<'_>,
@@ -301,7 +302,7 @@ impl Loaded {
         }
     }
 
-    /// Tells the other names of a hard link in `directory` that one of them is gone.
+    /// Decrements the link count of the remaining names in the hard link group of `gone`, which was removed from `directory`.
     fn leave_link_group(&mut self, directory: &EntryPath, gone: &CatalogEntry) -> Result<(), BuildError> {
         if gone.link_group == 0 || gone.is_directory() {
             return Ok(());
@@ -318,7 +319,7 @@ impl Loaded {
         Ok(())
     }
 
-    /// Makes the plain directory `path` a catalog of its own.
+    /// Moves the plain directory `path` and everything below it into a new nested catalog.
     fn split(&mut self, catalogs: Catalogs<'_>, path: &EntryPath, marker: &CatalogEntry) -> Result<(), BuildError> {
         let mut child = Self::create(path)?;
         for (inner, reference, totals) in self.take_nested(catalogs, path)? {
@@ -344,7 +345,7 @@ impl Loaded {
         Ok(())
     }
 
-    /// Cuts off the directories of a catalog that has grown too large, if they hold so much that it is worth it.
+    /// Splits changed catalogs with more than `maximum` entries at their subdirectories with at least `worth_cutting` entries.
     fn cut(
         &mut self,
         catalogs: Catalogs<'_>,
@@ -359,7 +360,7 @@ impl Loaded {
         self.below.values_mut().try_for_each(|child| child.cut(catalogs, (maximum, worth_cutting), marker))
     }
 
-    /// Stores this catalog and those below it, if they changed.
+    /// Stores this catalog and the catalogs below it, as far as they changed.
     fn write(mut self, staging: &Staging, now: Timestamp, revision: Option<u64>) -> Result<StoredTree, BuildError> {
         let below: Vec<_> = std::mem::take(&mut self.below).into_iter().collect();
         let written = below.into_par_iter().map(|(path, child)| {
@@ -393,7 +394,7 @@ impl Loaded {
         Ok(StoredTree { reference, transition_point, totals })
     }
 
-    /// Sets what a catalog says about its own version.
+    /// Sets the properties about the catalog's own revision.
     fn date(&mut self, now: Timestamp, revision: Option<u64>) -> Result<(), BuildError> {
         let catalog = &mut self.catalog;
         let last = catalog.property("revision").and_then(|text| text.parse().ok()).unwrap_or(0_u64);

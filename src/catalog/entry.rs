@@ -1,4 +1,4 @@
-//! One row of a catalog.
+//! One row of the table `catalog`.
 
 use std::sync::Arc;
 
@@ -12,55 +12,55 @@ use crate::metadata::{Metadata, Timestamp, Xattrs};
 use crate::object::{Content, ContentObjects, ObjectHash, ObjectKind, SizeLimit};
 use crate::tree::{Directory, Leaf, LeafKind};
 
-/// A catalog as the one above it, or the manifest, refers to it.
+/// A reference to a catalog, as stored in its parent catalog or in the repository manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CatalogReference {
-    /// The object that holds it.
+    /// The object that contains the catalog.
     pub hash: ObjectHash,
-    /// Bytes of the SQLite file, unpacked; 0 where nothing states it.
+    /// Size of the decompressed SQLite file in bytes; 0 if the reference does not state a size.
     pub size: u64,
 }
 
 impl CatalogReference {
-    /// Returns how much the object may unpack to.
+    /// Returns the maximum decompressed size of the object.
     pub fn limit(&self) -> SizeLimit {
         SizeLimit::of_database(Some(self.size))
     }
 }
 
-/// What part a directory has in the nesting of catalogs.
+/// The role of a directory in the nesting of catalogs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Nesting {
-    /// None.
+    /// An ordinary directory; its children are in the same catalog.
     Plain,
-    /// The row in the catalog above a nested one.
+    /// The row in the parent catalog of a nested catalog.
     TransitionPoint,
     /// The row in the nested catalog itself.
     Root,
 }
 
-/// One row: everything but the path, which is its key, and the name, which ends the path.
+/// One row without its key, which is the hash of the path, and without its name, which is the last component of the path.
 ///
-/// Holds what other writers may have put into the row as well, so that it can be written back unchanged.
+/// Also preserves values that only other programs write, so that a row can be written back unchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CatalogEntry {
-    /// Number of the hard link group in this catalog, 0 for none.
+    /// Number of the hard link group within this catalog; 0 if the row is in no group.
     pub link_group: u32,
-    /// Names of the inode in its directory; for a directory 2 and one for each directory in it.
+    /// Number of names of the inode within its directory; for a directory, 2 plus the number of its subdirectories.
     pub link_count: u32,
-    /// The objects of a regular file.
+    /// The objects with the content of a regular file.
     pub content: Option<ContentObjects>,
-    /// Bytes of a file or of a link's target; the number of a device.
+    /// Size in bytes of a regular file or of a link target; for a device, its encoded device number.
     pub size: i64,
-    /// Type and permissions.
+    /// File type and permissions.
     pub mode: u32,
-    /// Modification time, seconds.
+    /// Modification time in seconds since 1970.
     pub mtime: i64,
-    /// Nanoseconds of the modification time, if they are known.
+    /// Nanosecond part of the modification time. Catalogs before schema revision 7 do not store it.
     pub mtime_nanoseconds: Option<u32>,
-    /// What the row is, for readers that do not look at the mode.
+    /// Flags, see [`bits`](super::bits). Some readers use them instead of the mode to find out the file type.
     pub flags: u32,
-    /// The link's target as it is stored: what clients would expand is escaped.
+    /// The link target as stored, in which `$(` is escaped because clients would expand it.
     pub symlink: Vec<u8>,
     /// Owner.
     pub uid: u32,
@@ -88,10 +88,10 @@ impl CatalogEntry {
         }
     }
 
-    /// Returns the row of a directory that holds `subdirectories` others.
+    /// Returns the row of a directory with the given number of subdirectories.
     pub fn of_directory(metadata: &Metadata, subdirectories: usize) -> Self {
         let link_count = 2 + u32::try_from(subdirectories).expect("directories are counted in memory");
-        // The size that most file systems show for a directory.
+        // Most file systems report this size for a small directory.
         Self { link_count, size: 4096, ..Self::new(metadata, S_IFDIR, DIRECTORY) }
     }
 
@@ -117,7 +117,7 @@ impl CatalogEntry {
         Self { size: symlink.len() as i64, symlink, ..Self::new(metadata, S_IFLNK, FILE | SYMLINK) }
     }
 
-    /// Returns the row of an inode that is no directory.
+    /// Returns the row of an inode that is not a directory.
     pub fn of_leaf(leaf: &Leaf) -> Self {
         let special = |format, size| Self { size, ..Self::new(&leaf.metadata, format, FILE | SPECIAL) };
         match &leaf.kind {
@@ -129,7 +129,7 @@ impl CatalogEntry {
         }
     }
 
-    /// Returns the row with another part in the nesting of catalogs.
+    /// Returns the row with its nesting flags replaced.
     pub fn with_nesting(mut self, nesting: Nesting) -> Self {
         self.flags &= !(TRANSITION_POINT | NESTED_ROOT);
         self.flags |= match nesting {
@@ -140,71 +140,71 @@ impl CatalogEntry {
         self
     }
 
-    /// Returns the row left out of listings, though it can be looked up.
+    /// Returns the row with the hidden flag: clients omit it from directory listings, but a lookup by name finds it.
     pub fn hidden(mut self) -> Self {
         self.flags |= HIDDEN;
         self
     }
 
-    /// Tells whether listings leave the row out.
+    /// Returns whether clients omit the row from directory listings.
     pub fn is_hidden(&self) -> bool {
         self.flags & HIDDEN != 0
     }
 
-    /// Says what makes the row one that no writer of catalogs writes, and that no reader can show.
+    /// Returns a description of a value that no catalog writer writes and that no reader can use; `None` if the row has no such value.
     pub(super) fn fault(&self) -> Option<String> {
         let is_known =
             matches!(self.mode & S_IFMT, S_IFDIR | S_IFREG | S_IFLNK | S_IFCHR | S_IFBLK | S_IFIFO | S_IFSOCK);
         if !is_known || self.mode & !(S_IFMT | 0o7777) != 0 {
-            return Some(format!("{:o} is no mode that a file can have", self.mode));
+            return Some(format!("mode {:o} is not valid", self.mode));
         }
         let has_size = matches!(self.mode & S_IFMT, S_IFDIR | S_IFREG);
-        (has_size && self.size < 0).then(|| format!("{} is no size that a file can have", self.size))
+        (has_size && self.size < 0).then(|| format!("size {} is negative", self.size))
     }
 
-    /// Tells whether the row is a directory.
+    /// Returns whether the row is a directory.
     pub fn is_directory(&self) -> bool {
         self.mode & S_IFMT == S_IFDIR
     }
 
-    /// Tells whether what lies in the directory is in a catalog of its own.
+    /// Returns whether the directory's children are in a nested catalog.
     pub fn is_transition_point(&self) -> bool {
         self.flags & TRANSITION_POINT != 0
     }
 
-    /// Tells whether the row is a regular file.
+    /// Returns whether the row is a regular file.
     pub fn is_regular(&self) -> bool {
         self.mode & S_IFMT == S_IFREG
     }
 
-    /// Tells whether the row is a symbolic link.
+    /// Returns whether the row is a symbolic link.
     pub fn is_symlink(&self) -> bool {
         self.mode & S_IFMT == S_IFLNK
     }
 
-    /// Tells whether the row is a device, named pipe or socket.
+    /// Returns whether the row is a device, named pipe or socket.
     pub fn is_special(&self) -> bool {
         !matches!(self.mode & S_IFMT, S_IFDIR | S_IFREG | S_IFLNK)
     }
 
-    /// Tells whether the file is stored in chunks.
+    /// Returns whether the file is stored in chunks.
     pub fn is_chunked(&self) -> bool {
         self.flags & CHUNKED != 0
     }
 
-    /// Tells whether the content lies outside of the repository.
+    /// Returns whether the content is stored outside the repository.
     pub fn is_external(&self) -> bool {
         self.flags & EXTERNAL != 0
     }
 
-    /// Returns the target of a link as the image had it.
+    /// Returns the link target as in the image, without escapes.
     pub fn target(&self) -> Vec<u8> {
         unescape_target(&self.symlink)
     }
 
-    /// Returns the target of a link as clients show it: `$(NAME)` and `$(NAME:-default)` are expanded.
+    /// Returns the link target as clients return it: `$(NAME)` and `$(NAME:-default)` are expanded.
     ///
-    /// An empty name has no value; without a default, what has no value is nothing.
+    /// `value` returns the value of a variable. A variable without a value and without a default expands to an empty string.
     pub fn expanded_target(&self, value: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Vec<u8> {
         let find = |text: &[u8], word: &[u8]| text.windows(word.len()).position(|window| window == word);
         let mut expanded = Vec::with_capacity(self.symlink.len());
@@ -224,13 +224,13 @@ impl CatalogEntry {
         expanded
     }
 
-    /// Returns the number of a device, as `stat` shows it to programs.
+    /// Returns the device number for `st_rdev`; 0 if the row is not a device.
     pub fn device_number(&self) -> u32 {
-        // The two encodings agree as far as 12 bits of major and 20 bits of minor number go.
+        // The stored encoding and the one of the kernel are equal up to 12 bits of major and 20 bits of minor number.
         if matches!(self.mode & S_IFMT, S_IFCHR | S_IFBLK) { self.size as u32 } else { 0 }
     }
 
-    /// Returns the attributes that the row holds.
+    /// Returns the inode attributes of the row.
     pub fn metadata(&self) -> Metadata {
         Metadata {
             mode: (self.mode & 0o7777) as u16,
@@ -241,20 +241,22 @@ impl CatalogEntry {
         }
     }
 
-    /// Returns the extended attributes; `None` when there are none that can be read.
+    /// Returns the extended attributes; `None` if there are none or if they are not readable.
     pub fn xattrs(&self) -> Option<Arc<Xattrs>> {
         self.xattr.as_deref().and_then(xattr::decode)
     }
 
-    /// Returns where the content of a regular file lies, or `None` when the row is none or its objects are not ours to
-    /// read: external, or named by another hash than SHA-1.
+    /// Returns the objects with the content of a regular file and how they are stored.
+    ///
+    /// Returns `None` if the row is not a regular file, or if strata cannot read the objects: the content is external, or the objects
+    /// are named by another hash algorithm than SHA-1.
     pub fn file_content(&self) -> Option<Content> {
         let is_foreign = self.flags & (HASH_ALGORITHM | EXTERNAL) != 0;
         let objects = self.content.clone().filter(|_| self.is_regular() && !is_foreign)?;
         Some(Content { raw: self.flags & UNCOMPRESSED != 0, objects })
     }
 
-    /// Returns the objects of a regular file; none where they are not ours to read.
+    /// Returns the objects of [`Self::file_content`]; empty where that returns `None`.
     pub fn objects(&self) -> Vec<(ObjectHash, ObjectKind)> {
         match self.file_content().map(|content| content.objects) {
             Some(ContentObjects::Whole(hash)) => vec![(hash, ObjectKind::File)],
@@ -265,7 +267,7 @@ impl CatalogEntry {
         }
     }
 
-    /// Returns the inode that the row describes, or `None` for a directory and for what images do not hold.
+    /// Returns the inode that the row describes; `None` for a directory, a socket, or a file whose content strata cannot read.
     pub fn leaf(&self) -> Option<Leaf> {
         let kind = match self.mode & S_IFMT {
             S_IFREG => LeafKind::File { size: self.size.cast_unsigned(), content: self.file_content()? },
@@ -278,7 +280,7 @@ impl CatalogEntry {
         Some(Leaf { metadata: self.metadata(), kind })
     }
 
-    /// Returns the directory that the row describes, empty, or `None` when it is none.
+    /// Returns the directory that the row describes, without children; `None` if the row is not a directory.
     pub fn directory(&self) -> Option<Directory> {
         self.is_directory().then(|| Directory::new(self.metadata()))
     }
@@ -298,9 +300,9 @@ fn device_number(encoded: i64) -> DeviceNumber {
     }
 }
 
-/// Keeps clients from expanding `$(NAME)` in a target that an image brings.
+/// Escapes `$(` in the link target of an image, because clients expand `$(NAME)`.
 ///
-/// A variable without a name has its default, which is copied as it is: `$(:-$()` shows as `$(`.
+/// A variable with an empty name expands to its default, and defaults are not expanded again: clients expand `$(:-$()` to `$(`.
 fn escape_target(target: &[u8]) -> Vec<u8> {
     replace(target, b"$(", b"$(:-$()")
 }
@@ -312,13 +314,13 @@ fn unescape_target(stored: &[u8]) -> Vec<u8> {
 fn replace(text: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     let mut replaced = Vec::with_capacity(text.len());
     let mut rest = text;
-    while let Some((&byte, behind)) = rest.split_first() {
-        if let Some(behind) = rest.strip_prefix(from) {
+    while let Some((&byte, after)) = rest.split_first() {
+        if let Some(after) = rest.strip_prefix(from) {
             replaced.extend_from_slice(to);
-            rest = behind;
+            rest = after;
         } else {
             replaced.push(byte);
-            rest = behind;
+            rest = after;
         }
     }
     replaced
@@ -329,7 +331,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_have_the_values_that_readers_know() {
+    fn flags_have_the_values_that_clients_expect() {
         let metadata = Metadata::of_implied_directory();
         let directory = CatalogEntry::of_directory(&metadata, 3);
         assert_eq!((directory.flags, directory.mode, directory.link_count), (1, 0o40755, 5));

@@ -1,4 +1,4 @@
-//! The databases beside the catalogs: named revisions, and everything that was ever published.
+//! The other databases of a repository: the tag database (named revisions) and the reflog (all published root objects).
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -8,41 +8,41 @@ use super::guarded::{Access, GuardedDatabase, Table, explain};
 use crate::manifest::RepositoryName;
 use crate::object::ObjectHash;
 
-/// A database of tags or the reflog cannot be used.
+/// The tag database or the reflog is not usable.
 #[derive(Debug, thiserror::Error)]
 #[error("the {database} of '{repository}' is not a usable database; to repair it, {repair}")]
 pub struct HistoryError {
-    /// Which of the two.
+    /// `tag database` or `reflog`.
     database: &'static str,
-    /// Whose it is.
+    /// The repository that it belongs to.
     repository: RepositoryName,
-    /// What brings it back.
+    /// What the administrator can do to restore it.
     repair: &'static str,
-    /// What SQLite says.
+    /// The error of SQLite.
     source: rusqlite::Error,
 }
 
 impl HistoryError {
     fn of(database: &'static str, repository: &RepositoryName) -> impl FnOnce(rusqlite::Error) -> Self {
         let repair = match database {
-            REFLOG_DATABASE => "copy '.cvmfsreflog' from a backup, or let 'cvmfs_server check -r' write it anew",
+            REFLOG_DATABASE => "copy '.cvmfsreflog' from a backup, or let 'cvmfs_server check -r' create it again",
             _ => "publish an earlier revision again, or copy the repository from a replica or a backup",
         };
         move |source| Self { database, repository: repository.clone(), repair, source: explain(source) }
     }
 }
 
-/// What the reflog is called in messages.
+/// Name of the reflog in messages.
 const REFLOG_DATABASE: &str = "reflog";
 
-/// A revision as the tag database names it.
+/// A revision to be named in the tag database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TaggedRevision {
     /// Its root catalog.
     pub root: CatalogReference,
-    /// Its number.
+    /// Its revision number.
     pub revision: u64,
-    /// When it was made, in seconds since 1970.
+    /// Time of publication in seconds since 1970.
     pub timestamp: i64,
 }
 
@@ -57,7 +57,7 @@ pub struct Tag {
     pub root: CatalogReference,
 }
 
-/// A table, and what each of its rows holds.
+/// A required table, and an SQL expression that must be true for each of its rows.
 type Condition = (Table, &'static str);
 
 const PROPERTIES: Condition = (("properties", &["key", "value"]), "typeof(key) = 'text'");
@@ -86,7 +86,7 @@ const REFLOG: &[Condition] = &[
     PROPERTIES,
 ];
 
-/// Opens a database to change it, after all of its rows were found to be what they may be.
+/// Opens a database for changes. Fails if its pages are damaged or a row violates its condition.
 fn open_sound(bytes: &[u8], conditions: &[Condition]) -> rusqlite::Result<Connection> {
     let mut database = GuardedDatabase::open(bytes, Access::Writable)?;
     database.require(&conditions.iter().map(|(table, _)| *table).collect::<Vec<_>>())?;
@@ -98,7 +98,7 @@ fn open_sound(bytes: &[u8], conditions: &[Condition]) -> rusqlite::Result<Connec
     Ok(database.into_connection())
 }
 
-/// Returns the named revisions in a tag database, by name.
+/// Reads the named revisions from a tag database, ordered by name.
 pub fn read_tags(bytes: &[u8], repository: &RepositoryName) -> Result<Vec<Tag>, HistoryError> {
     let read = || -> rusqlite::Result<Vec<Tag>> {
         let database = GuardedDatabase::open(bytes, Access::ReadOnly)?;
@@ -109,9 +109,9 @@ pub fn read_tags(bytes: &[u8], repository: &RepositoryName) -> Result<Vec<Tag>, 
     read().map_err(HistoryError::of("tag database", repository))
 }
 
-/// Returns the tag database of a new head: `trunk` names it, and `trunk-previous` what `trunk` was.
+/// Returns the tag database of a new head: the tag `trunk` names `head`, and `trunk-previous` the revision that `trunk` named before.
 ///
-/// `before` is the database of the head before, with its hash; its other tags stay.
+/// `before` is the tag database of the previous head and its hash; its other tags are kept.
 pub fn next_history(
     before: Option<(&[u8], ObjectHash)>,
     repository: &RepositoryName,
@@ -145,7 +145,7 @@ pub fn next_history(
     write().map_err(HistoryError::of("tag database", repository))
 }
 
-/// What the reflog knows an object as.
+/// Type of an object in the reflog, with the number that the reflog stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReferenceKind {
     /// A root catalog.
@@ -154,13 +154,13 @@ pub enum ReferenceKind {
     Certificate = 1,
     /// A tag database.
     History = 2,
-    /// A description of the repository.
+    /// The meta info: a JSON description of the repository.
     MetaInfo = 3,
 }
 
-/// Returns the reflog `before`, or an empty one, with `references` added as of `now` (seconds since 1970).
+/// Returns the reflog `before`, or a new one, with `references` added. `now` is in seconds since 1970.
 ///
-/// Whatever is in no reflog is never deleted by CVMFS's garbage collection.
+/// The garbage collection of CVMFS never deletes a root object that is not in the reflog.
 pub fn next_reflog(
     before: Option<&[u8]>,
     repository: &RepositoryName,
@@ -187,8 +187,8 @@ fn set_properties(connection: &Connection, properties: &[(&str, &str)]) -> rusql
     let mut read = connection.prepare("SELECT value FROM properties WHERE key = ?")?;
     let mut write = connection.prepare("INSERT OR REPLACE INTO properties (key, value) VALUES (?, ?)")?;
     for (name, value) in properties {
-        let is: Option<String> = read.query_row([name], |row| row.get(0)).optional()?;
-        if is.as_deref() != Some(value) {
+        let current: Option<String> = read.query_row([name], |row| row.get(0)).optional()?;
+        if current.as_deref() != Some(value) {
             write.execute([name, value])?;
         }
     }
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn trunk_follows_the_head_and_leaves_trunk_previous_behind() {
+    fn trunk_names_the_head_and_trunk_previous_the_one_before() {
         let name = RepositoryName::for_new_repository("tags.example.org").unwrap();
         let mut history = next_history(None, &name, revision(1)).unwrap();
         assert_eq!(tags(&history), [("trunk".to_owned(), 1)]);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_wrong_types_views_and_triggers_are_never_taken_over() {
+    fn values_of_wrong_types_views_and_triggers_are_refused() {
         let name = RepositoryName::for_new_repository("types.example.org").unwrap();
         let history = next_history(None, &name, revision(1)).unwrap();
         let reflog = next_reflog(None, &name, &[(ObjectHash::of(b"a"), ReferenceKind::Catalog)], 1).unwrap();

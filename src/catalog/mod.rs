@@ -1,7 +1,8 @@
-//! Catalogs: the SQLite databases in which clients look up every path, one below the other.
+//! Catalogs: the SQLite databases in which clients look up every path. They form a tree.
 //!
-//! A *root catalog* holds the root of the repository; a *nested catalog* holds what lies below a *transition point*, a
-//! directory that has a row in both. Their numbers must agree to the last one, or clients refuse to attach the file.
+//! The *root catalog* describes the root of the repository. A *nested catalog* describes everything below a *transition point*, a
+//! directory that has a row in the parent catalog and another row in the nested catalog. Each catalog also stores counters: clients
+//! refuse a catalog that lacks one, and `cvmfs_swissknife check` compares all of them with a recount.
 
 pub mod audit;
 pub(crate) mod bits;

@@ -1,7 +1,7 @@
-//! Where a tree is cut into nested catalogs.
+//! Decides where a tree is split into nested catalogs.
 //!
-//! A client loads the catalogs of the directories that it enters. So the heaviest directories become catalogs of their own until
-//! what is left above them is small, which keeps the parts that programs use side by side in one catalog each.
+//! A client loads the catalog of each directory that it enters. Therefore the directories with the most entries become nested
+//! catalogs, until the remaining parent catalog is small enough. Files that programs use together usually stay in one catalog.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,22 +10,23 @@ use crate::layer::DeviceNumber;
 use crate::path::EntryPath;
 use crate::tree::{Directory, LeafKind, Node, needed_whiteout};
 
-/// The file whose presence makes a directory a nested catalog.
+/// Name of the marker: the file whose presence makes a directory a nested catalog.
 pub const MARKER: &[u8] = b".cvmfscatalog";
 
-/// No catalog of a tree has more entries, but for one whose directory alone has more.
+/// Maximum number of entries of a catalog in a tree. A single directory with more entries exceeds it.
 pub const MAXIMUM_ENTRIES: usize = 100_000;
 
-/// Directories below this are cut off only where [`MAXIMUM_ENTRIES`] demands it: each catalog costs clients a request.
+/// Minimum number of entries of a nested catalog. Smaller directories are split off only if the parent would exceed
+/// [`MAXIMUM_ENTRIES`], because each catalog costs clients a request.
 const WORTH_A_CATALOG: usize = 1_000;
 
-/// How many markers of its own one tree may bring.
+/// Maximum number of markers that the image itself may contain in one tree.
 const MAXIMUM_PAYLOAD_MARKERS: usize = 1_000;
 
-/// Returns the directories of a tree that become nested catalogs, its root among them, so that each has about `target`
+/// Returns the directories of a tree that become nested catalogs, including its root, so that each catalog has about `target`
 /// entries.
 ///
-/// A directory that holds a marker of the image's own is always one of them.
+/// A directory in which the image has a marker is always one of them.
 pub(super) fn cuts(tree: &Directory, root: &EntryPath, target: usize) -> BTreeSet<EntryPath> {
     let mut plan = Plan { target, cuts: BTreeSet::from([root.clone()]) };
     plan.weigh(tree, root);
@@ -38,7 +39,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// Returns how many entries the catalog around `directory` has to hold for it, after cutting below it.
+    /// Plans the splits below `directory`, and returns the number of entries that remain in the catalog that contains it.
     fn weigh(&mut self, directory: &Directory, path: &EntryPath) -> usize {
         let mut weights = Vec::new();
         let mut total = directory.children.len() + 1;
@@ -49,13 +50,13 @@ impl Plan {
                 if child.children.contains_key(MARKER) {
                     self.cuts.insert(path);
                 } else {
-                    // The child's own entry stays here, cut or not.
+                    // The child's own entry stays in this catalog, as a plain row or as a transition point.
                     total += weight - 1;
                     weights.push((weight - 1, path));
                 }
             }
         }
-        // Heaviest first; of equal ones the first by name, so that the cut does not depend on anything else.
+        // Directories of equal weight are ordered by name, so that the result is deterministic.
         weights.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
         for (weight, child) in weights {
             let is_too_much = total > MAXIMUM_ENTRIES && weight > 0;
@@ -66,15 +67,18 @@ impl Plan {
             self.cuts.insert(child);
         }
         if total > MAXIMUM_ENTRIES {
-            tracing::warn!("{} has {total} entries, which clients have to load together", path.shown());
+            tracing::warn!(
+                "the catalog of {} has {total} entries (recommended maximum {MAXIMUM_ENTRIES}); clients load it as a whole",
+                path.shown()
+            );
         }
         total
     }
 }
 
-/// Returns the tree without the markers that cannot be one, and the paths that were left out.
+/// Removes stray markers: entries with the name of a marker that cannot be one. Returns the tree and the removed paths.
 ///
-/// A marker has to be a regular file, and a tree may have at most 1,000 below its root.
+/// A marker must be a regular file, and a tree may have at most 1,000 markers.
 pub fn without_stray_markers(tree: &Arc<Directory>) -> (Arc<Directory>, Vec<EntryPath>) {
     let (mut left, mut stray) = (Arc::clone(tree), Vec::new());
     for (number, (path, node)) in named_as_markers(tree).into_iter().enumerate() {
@@ -86,11 +90,11 @@ pub fn without_stray_markers(tree: &Arc<Directory>) -> (Arc<Directory>, Vec<Entr
     (left, stray)
 }
 
-/// Does the same for a layer in overlay form above `lower`: what the layer hides there must stay hidden in mounts.
+/// Removes stray markers from a layer in overlay form that lies above `lower`. Entries that the layer hides must stay hidden.
 ///
-/// A whiteout of a file of `lower` that has the name of a marker is kept, and a whiteout replaces a stray marker above such a file:
-/// the checker asks for the name of a marker alone. A whiteout that hides nothing would cost a nested catalog, and is left out. At
-/// the root the catalog's own marker hides what lower layers have.
+/// If `lower` has a file with the name of a marker, a whiteout of that file is kept, and a stray marker above it is replaced by a
+/// whiteout. This is valid because `cvmfs_swissknife check` checks only the name of a marker. A whiteout that hides nothing is
+/// removed, because it would cost a nested catalog. At the root, the marker of the catalog itself hides the entry of lower layers.
 pub fn layer_without_stray_markers(layer: &Arc<Directory>, lower: &Directory) -> (Arc<Directory>, Vec<EntryPath>) {
     let (mut left, mut stray) = (Arc::clone(layer), Vec::new());
     for (number, (path, node)) in named_as_markers(layer).into_iter().enumerate() {
@@ -109,7 +113,7 @@ pub fn layer_without_stray_markers(layer: &Arc<Directory>, lower: &Directory) ->
     (left, stray)
 }
 
-/// Returns everything in a tree that has the name of a marker, by path.
+/// Returns all nodes of a tree that have the name of a marker, with their paths.
 fn named_as_markers(tree: &Directory) -> Vec<(EntryPath, &Node)> {
     fn search<'t>(directory: &'t Directory, at: &mut Vec<&'t [u8]>, found: &mut Vec<(EntryPath, &'t Node)>) {
         for (name, node) in &directory.children {
@@ -137,7 +141,7 @@ fn is_whiteout(node: &Node) -> bool {
     matches!(node, Node::Leaf(leaf) if leaf.kind == LeafKind::CharacterDevice(number))
 }
 
-/// Puts something else at a path. What is in a stray directory is gone already.
+/// Replaces or removes the node at a path. Does nothing if a directory above it was removed before (as a stray marker).
 fn replace(tree: &mut Arc<Directory>, path: &EntryPath, new: Option<Node>) {
     let (parent, name) = path.split().expect("the root has no name");
     if tree.directory(parent.components()).is_none() {
@@ -178,12 +182,12 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_of_the_target_size_is_one_catalog() {
+    fn tree_of_the_target_size_is_one_catalog() {
         assert_eq!(cut_names(&directory(1998, vec![("a", directory(0, vec![]))]), 2000), ["/"]);
     }
 
     #[test]
-    fn the_heaviest_directories_are_cut_first_and_no_more_than_needed() {
+    fn largest_directories_are_split_first_and_no_more_than_needed() {
         let tree = directory(
             0,
             vec![("a", directory(1200, vec![])), ("b", directory(1300, vec![])), ("c", directory(1100, vec![]))],
@@ -193,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn small_directories_are_cut_only_at_the_hard_limit() {
+    fn small_directories_are_split_only_at_the_hard_limit() {
         let children = || (0..120).map(|number| (format!("d{number:03}"), directory(900, vec![])));
         let named: Vec<(String, Directory)> = children().collect();
         let tree = directory(0, named.iter().map(|(name, child)| (name.as_str(), child.clone())).collect());
@@ -203,14 +207,14 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_with_its_own_marker_is_a_catalog() {
+    fn directory_with_a_marker_of_the_image_is_a_catalog() {
         let mut marked = directory(1, vec![]);
         marked.children.insert(MARKER.into(), fifo());
         assert_eq!(cut_names(&directory(0, vec![("m", marked)]), 2000), ["/", "/m"]);
     }
 
     #[test]
-    fn a_marker_that_is_no_regular_file_is_left_out() {
+    fn marker_that_is_not_a_regular_file_is_removed() {
         let mut marked = directory(1, vec![]);
         marked.children.insert(MARKER.into(), fifo());
         let tree = Arc::new(directory(0, vec![("m", marked)]));
@@ -223,7 +227,7 @@ mod tests {
         Node::Leaf(Arc::new(Leaf { metadata: Metadata::of_implied_directory(), kind }))
     }
 
-    /// Returns a tree with something of the name of a marker, at the root and in directories.
+    /// Returns a tree that has `marker` under the name of a marker at the root and in each of `directories`.
     fn with_markers(directories: &[&str], marker: &Node) -> Arc<Directory> {
         let mut tree = directory(0, vec![]);
         for name in directories {

@@ -1,4 +1,4 @@
-//! Extended attributes as one value of a catalog row (CVMFS's version 1).
+//! Extended attributes, packed into one value of a catalog row (version 1 of the CVMFS format).
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use crate::metadata::Xattrs;
 
 const VERSION: u8 = 1;
 
-/// Packs attributes. Names and values have at most 255 bytes each, and there are at most 255.
+/// Packs extended attributes. Panics if a name or a value has more than 255 bytes, or if there are more than 255 attributes.
 pub(super) fn encode(xattrs: &Xattrs) -> Vec<u8> {
     let length = |bytes: &[u8]| u8::try_from(bytes.len()).expect("the layer reader leaves out what is longer");
     let mut packed = vec![VERSION, u8::try_from(xattrs.len()).expect("the layer reader leaves out what is more")];
@@ -18,7 +18,7 @@ pub(super) fn encode(xattrs: &Xattrs) -> Vec<u8> {
     packed
 }
 
-/// Unpacks attributes; `None` for anything that clients cannot read either.
+/// Unpacks extended attributes. Returns `None` for bytes that clients cannot read either.
 pub(super) fn decode(packed: &[u8]) -> Option<Arc<Xattrs>> {
     let [VERSION, count, rest @ ..] = packed else { return None };
     let mut rest = rest;

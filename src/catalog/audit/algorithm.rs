@@ -1,8 +1,8 @@
-//! Hash algorithms, as rows and references name them.
+//! Hash algorithms of object names, as stored in rows and references.
 
 use crate::image::unhex;
 
-/// How the 20 bytes of a name came about.
+/// The hash algorithm of an object name. All three yield 20 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Algorithm {
     Sha1,
@@ -13,7 +13,7 @@ pub(crate) enum Algorithm {
 impl Algorithm {
     const ALL: [Self; 3] = [Self::Sha1, Self::Ripemd160, Self::Shake128];
 
-    /// Returns what follows the digits, which also is what options call it.
+    /// Returns the suffix that follows the hexadecimal digits of a hash.
     pub(crate) fn suffix(self) -> &'static str {
         match self {
             Self::Sha1 => "",
@@ -22,20 +22,20 @@ impl Algorithm {
         }
     }
 
-    /// Reads bits 8 to 10 of a row's flags.
+    /// Reads the algorithm from bits 8 to 10 of a row's flags. Returns `None` for an unknown one.
     pub(crate) fn of_flags(flags: u32) -> Option<Self> {
         Self::ALL.get((flags >> 8 & 7) as usize).copied()
     }
 }
 
-/// Splits the text of a hash into its digits and the algorithm that its suffix names.
+/// Splits the text of a hash into its digits and the algorithm of its suffix.
 pub(crate) fn split_hash(text: &str) -> Option<(&str, Algorithm)> {
     let foreign = [Algorithm::Ripemd160, Algorithm::Shake128];
     let found = foreign.into_iter().find_map(|algorithm| Some((text.strip_suffix(algorithm.suffix())?, algorithm)));
     found.or(Some((text, Algorithm::Sha1)))
 }
 
-/// Tells whether a text is a hash as references to catalogs have it.
+/// Returns whether a text is a valid hash: 40 hexadecimal digits and an optional algorithm suffix.
 pub(super) fn is_hash(text: &str) -> bool {
     split_hash(text).is_some_and(|(digits, _)| unhex::<20>(digits.as_bytes()).is_some())
 }

@@ -1,4 +1,4 @@
-//! A catalog, whole, as it stands.
+//! Reads a whole catalog for a check.
 
 use std::collections::BTreeMap;
 
@@ -9,28 +9,28 @@ use super::{indexes, sound};
 use crate::catalog::database::{PathKey, ROW_COLUMNS, WITH_NANOSECONDS, key_of};
 use crate::catalog::guarded::{GuardedDatabase, unusable};
 
-/// A row of the table `catalog`. Many are in memory together, so texts and blobs lie in the catalog's own buffer.
+/// A row of the table `catalog`. All rows are in memory at once, so texts and blobs are stored in one buffer of the catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AuditedRow {
-    /// Its number, from which clients make the inode.
+    /// The rowid, from which clients derive the inode number.
     pub rowid: i64,
     /// Key of its path.
     pub key: PathKey,
-    /// Key of the directory around it; zeros for NULL.
+    /// Key of the parent directory; zeros for NULL.
     pub parent: PathKey,
-    /// Hard link group, 0 for none.
+    /// Number of the hard link group; 0 if the row is in no group.
     pub link_group: u32,
     /// Link count.
     pub link_count: u32,
-    /// Size, or device number.
+    /// Size in bytes, or device number.
     pub size: i64,
-    /// Seconds of the modification time.
+    /// Modification time in seconds since 1970.
     pub mtime: i64,
-    /// Nanoseconds of it.
+    /// Nanosecond part of the modification time.
     pub mtime_nanoseconds: Option<i64>,
-    /// Type and permissions.
+    /// File type and permissions.
     pub mode: u32,
-    /// What the row is.
+    /// Flags, see [`bits`](crate::catalog::bits).
     pub flags: u32,
     /// Owner.
     pub uid: u32,
@@ -42,18 +42,18 @@ pub struct AuditedRow {
     pub(super) xattr: Span,
 }
 
-/// Where bytes lie in the buffer of a catalog.
+/// Position of a text or blob in the buffer of a catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Span {
     start: u32,
-    /// [`Span::NULL`] where there is no value.
+    /// [`Span::NULL`] for a NULL value.
     length: u32,
 }
 
 impl Span {
     const NULL: u32 = u32::MAX;
 
-    /// Adds bytes to the buffer of a catalog. None has more than 32 bits of them.
+    /// Appends a value to the buffer of a catalog. The buffer has less than 4 GiB, because it is limited by the size of the file.
     pub(super) fn add(buffer: &mut Vec<u8>, bytes: Option<&[u8]>) -> Self {
         let start = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
         let length = bytes.map_or(Self::NULL, |bytes| bytes.len() as u32);
@@ -62,61 +62,61 @@ impl Span {
     }
 }
 
-/// A row of the table `chunks`, with the key of the file that it is part of.
+/// A row of the table `chunks`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditedChunk {
     /// Key of the file's path.
     pub key: PathKey,
-    /// Where it begins.
+    /// Offset in the file.
     pub offset: i64,
-    /// Bytes of content.
+    /// Size of the chunk in bytes.
     pub size: i64,
-    /// The object.
+    /// Hash of the object.
     pub hash: Option<Box<[u8]>>,
 }
 
 /// A row of `nested_catalogs` or `bind_mountpoints`, without its path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditedReference {
-    /// The text of the hash.
+    /// Hash of the catalog, as stored.
     pub hash: String,
-    /// Bytes of the catalog, unpacked; 0 in old catalogs that do not say it.
+    /// Size of the decompressed catalog in bytes; 0 in old catalogs, which do not store it.
     pub size: i64,
 }
 
-/// All that a catalog holds.
+/// The content of a catalog.
 #[derive(Debug)]
 pub struct AuditedCatalog {
-    /// Bytes of the file.
+    /// Size of the file in bytes.
     pub size: u64,
-    /// Rows in the order of their numbers.
+    /// Rows, ordered by rowid.
     pub rows: Vec<AuditedRow>,
     /// Texts and blobs of the rows.
     pub(super) buffer: Vec<u8>,
-    /// Chunks by file, in order.
+    /// Chunks, ordered by file and offset.
     pub chunks: Vec<AuditedChunk>,
     /// Nested catalogs by path.
     pub nested: BTreeMap<Vec<u8>, AuditedReference>,
-    /// Catalogs that are shown a second time, by path.
+    /// Bind mountpoints (catalogs that are mounted at a second path), by path.
     pub bound: BTreeMap<Vec<u8>, AuditedReference>,
     /// Counters by name.
     pub statistics: BTreeMap<String, i64>,
-    /// Properties.
+    /// The table `properties`.
     pub properties: BTreeMap<String, String>,
-    /// What is wrong with the database, or with single cells.
+    /// Faults of the database and of single values.
     pub faults: Vec<Fault>,
-    /// Whether there may be more in it that cannot be read.
+    /// Whether some rows could not be read.
     pub is_damaged: bool,
 }
 
-/// Catalogs of up to this size are checked by SQLite alone: that takes less time than to prepare something faster.
+/// Size in bytes up to which `integrity_check` checks a catalog alone. The faster check of larger ones costs more time to prepare.
 const SMALL: u64 = 64 << 10;
 
-/// Since this schema revision there are bind mountpoints.
+/// First schema revision with the table `bind_mountpoints`.
 const WITH_BIND_MOUNTPOINTS: u32 = 4;
 
 impl AuditedCatalog {
-    /// Reads a catalog's file; fails only where nothing at all can be read.
+    /// Reads a catalog. Fails only if the file is not a readable database.
     pub fn read(bytes: Vec<u8>) -> Result<Self, Fault> {
         match sound::read(&bytes) {
             Some(sound) => Ok(sound),
@@ -124,7 +124,7 @@ impl AuditedCatalog {
         }
     }
 
-    /// Reads a catalog that is open, without a copy of it.
+    /// Reads a catalog that is already open, without copying it.
     pub(crate) fn read_open(database: &mut GuardedDatabase) -> Result<Self, Fault> {
         match database.with_bytes(|bytes| (bytes.len() as u64, sound::read(bytes))) {
             Ok((_, Some(sound))) => Ok(sound),
@@ -133,7 +133,7 @@ impl AuditedCatalog {
         }
     }
 
-    /// Lets SQLite read it, which knows what is wrong with a file, and how to read on.
+    /// Reads a catalog with SQLite, which can report damage and read the remaining rows.
     pub(super) fn read_with_sqlite(bytes: Vec<u8>) -> Result<Self, Fault> {
         let size = bytes.len() as u64;
         Ok(Self::of_database(Database::open(bytes)?, size))
@@ -187,7 +187,7 @@ impl AuditedCatalog {
         self.bytes(row.symlink).unwrap_or_default()
     }
 
-    /// Returns the hash of the object of a whole file.
+    /// Returns the hash of the object of a file that is stored as a whole.
     pub fn hash(&self, row: &AuditedRow) -> Option<&[u8]> {
         self.bytes(row.hash)
     }
@@ -197,14 +197,14 @@ impl AuditedCatalog {
         self.bytes(row.xattr)
     }
 
-    /// Returns the chunks of the file whose path has this key, in order.
+    /// Returns the chunks of the file whose path has this key, ordered by offset.
     pub fn chunks_of(&self, key: PathKey) -> &[AuditedChunk] {
         let start = self.chunks.partition_point(|chunk| chunk.key < key);
         let count = self.chunks[start..].iter().take_while(|chunk| chunk.key == key).count();
         &self.chunks[start..start + count]
     }
 
-    /// Tells whether two rows differ in nothing but their numbers, keys, and names.
+    /// Returns whether two rows differ only in rowid, key, and name.
     pub fn are_alike(&self, one: &AuditedRow, other: &AuditedRow) -> bool {
         let bare = |row: &AuditedRow| {
             let (name, symlink, hash, xattr) = Default::default();
@@ -248,13 +248,17 @@ fn read_rows(database: &mut Database<'_>, revision: u32) -> (Vec<AuditedRow>, Ve
     let most = database.size();
     database.visit(&sql, |row, faults| {
         rows.push(read_row(row, faults, &mut buffer)?);
-        // Pages that refer to one another in a circle give more than the file holds.
-        if buffer.len() as u64 > most { Err(unusable("its rows hold more than the file".to_owned())) } else { Ok(()) }
+        // Pages that refer to each other in a cycle return more bytes than the file has.
+        if buffer.len() as u64 > most {
+            Err(unusable("its rows have more bytes than the file".to_owned()))
+        } else {
+            Ok(())
+        }
     });
     (rows, buffer)
 }
 
-/// Reads a row whose columns are [`ROW_COLUMNS`], nanoseconds and number.
+/// Reads a row with the columns [`ROW_COLUMNS`], `mtimens` and `rowid`.
 fn read_row(row: &Row<'_>, faults: &mut Vec<Fault>, buffer: &mut Vec<u8>) -> rusqlite::Result<AuditedRow> {
     let number: i64 = row.get(16)?;
     let mut cells = Cells { row, number: Some(number), faults };
@@ -294,7 +298,7 @@ fn read_chunks(database: &mut Database<'_>) -> Vec<AuditedChunk> {
         let (offset, size, hash) = (cells.integer(2, "offset"), cells.integer(3, "size"), cells.blob(4, "hash"));
         Ok(AuditedChunk { key, offset, size, hash: hash.map(Into::into) })
     });
-    // Cells of a wrong type are read as 0 and sorted otherwise.
+    // Values of a wrong type were read as 0, which breaks the order of the query.
     chunks.sort_by_key(|chunk| (chunk.key, chunk.offset, chunk.size));
     chunks
 }
@@ -322,10 +326,11 @@ fn read_statistics(database: &mut Database<'_>) -> BTreeMap<String, i64> {
     rows.into_iter().collect()
 }
 
-/// No path has more components: what seems to have more goes round in circles.
+/// Maximum depth of a path. A longer chain of parents is a cycle.
 const MAXIMUM_DEPTH: usize = 10_000;
 
-/// Returns the paths of rows, by their numbers, in the catalog of the directory `root`; `None` for those that lie in no directory.
+/// Returns the paths of rows of the catalog of the directory `root`. `rows` are rowids; the result is `None` for a row that is not
+/// below the root.
 pub fn paths_of_rows(bytes: Vec<u8>, root: &[u8], rows: &[i64]) -> Vec<Option<Vec<u8>>> {
     let Ok(database) = Database::open(bytes) else { return vec![None; rows.len()] };
     rows.iter().map(|&row| path_of_row(&database, root, row)).collect()

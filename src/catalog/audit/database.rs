@@ -1,4 +1,4 @@
-//! Any of the databases: opened from memory, and read cell by cell.
+//! A database that is checked: opened from memory, and read value by value.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -10,14 +10,14 @@ use rusqlite::{Connection, Row};
 
 use crate::catalog::guarded::{Access, GuardedDatabase, Schema, explain};
 
-/// Something that is not as the format demands.
+/// A violation of the format.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// The row of the table `catalog` that it is in, if it is in one.
+    /// Rowid in the table `catalog`, if the fault is in one of its rows.
     pub row: Option<i64>,
-    /// What the format demands.
+    /// What the format requires.
     pub expected: String,
-    /// What is there.
+    /// What was found instead.
     pub found: String,
 }
 
@@ -27,16 +27,16 @@ impl Fault {
     }
 }
 
-/// A database, and what is wrong with it so far.
+/// A database with the faults found so far.
 pub(super) struct Database<'d> {
     database: Holder<'d>,
     pub(super) schema: Arc<Schema>,
     pub(super) faults: Vec<Fault>,
-    /// Whether something could not be read at all.
+    /// Whether some rows could not be read.
     pub(super) is_damaged: bool,
 }
 
-/// A database that was opened to be looked at, or that another value goes on using.
+/// A database that was opened for the check, or that is borrowed from its user.
 enum Holder<'d> {
     Own(GuardedDatabase),
     Borrowed(&'d GuardedDatabase),
@@ -53,22 +53,22 @@ impl Deref for Holder<'_> {
     }
 }
 
-/// Where the header of an SQLite file says whether it is in WAL mode: 2 and 2 if it is.
+/// Offsets of the read and write version in the header of an SQLite file: 1 for a rollback journal, 2 for WAL.
 const JOURNAL_MODES: std::ops::Range<usize> = 18..20;
 
-/// Where the header holds the encoding of texts: 1 is UTF-8.
+/// Offset of the text encoding in the header: 1 is UTF-8.
 const ENCODING: std::ops::Range<usize> = 56..60;
 
-/// Bytes of the header.
+/// Size of the header in bytes.
 const HEADER: usize = 100;
 
-/// No more faults of pages and indexes are told than these.
+/// Maximum number of reported faults in pages and indexes.
 const MOST_FAULTS: usize = 10;
 
 impl<'d> Database<'d> {
-    /// Opens the bytes of an SQLite file, and looks for anything in the schema but ordinary tables and indexes.
+    /// Opens the bytes of an SQLite file. Schema objects other than ordinary tables and indexes become faults.
     ///
-    /// Whether its pages are whole is for [`Self::check_pages`] or [`Self::check_integrity`] to find out.
+    /// Damaged pages are not found here, but by [`Self::has_whole_pages`] or [`Self::check_integrity`].
     pub(super) fn open(mut bytes: Vec<u8>) -> Result<Self, Fault> {
         let mut faults = Vec::new();
         if bytes.len() < HEADER || !bytes.starts_with(b"SQLite format 3\0") {
@@ -77,7 +77,7 @@ impl<'d> Database<'d> {
         if bytes[JOURNAL_MODES] != [1, 1] {
             let found = format!("{:?}: clients cannot open a file in WAL mode", &bytes[JOURNAL_MODES]);
             faults.push(Fault::new("a rollback journal (bytes 18 and 19 are 1)", found));
-            // SQLite cannot open it from memory either.
+            // SQLite cannot open a WAL database from memory.
             bytes[JOURNAL_MODES].fill(1);
         }
         if bytes[ENCODING] != [0, 0, 0, 1] {
@@ -87,7 +87,7 @@ impl<'d> Database<'d> {
         Self::of(Holder::Own(database), faults)
     }
 
-    /// Looks at a database that is open already.
+    /// Checks a database that is already open.
     pub(super) fn over(database: &'d GuardedDatabase) -> Result<Self, Fault> {
         let encoding = database.connection().pragma_query_value(None, "encoding", |row| row.get::<_, String>(0));
         let encoding = encoding.map_err(unreadable)?;
@@ -103,17 +103,17 @@ impl<'d> Database<'d> {
         Ok(Self { database, schema, faults, is_damaged: false })
     }
 
-    /// Lets SQLite look for all damage: in pages, in records, and between tables and their indexes.
+    /// Runs `integrity_check`: pages, records, and the agreement of tables with their indexes.
     pub(super) fn check_integrity(&mut self) {
         self.check(&format!("PRAGMA integrity_check({MOST_FAULTS})"));
     }
 
-    /// Does the same for one table and its indexes.
+    /// Runs `integrity_check` for one table and its indexes.
     pub(super) fn check_integrity_of(&mut self, table: &str) {
         self.check(&format!("PRAGMA integrity_check({table})"));
     }
 
-    /// Lets SQLite look for damage in pages and records; tells whether there is none. Indexes are not compared with tables.
+    /// Runs `quick_check`: returns whether pages and records are intact. Does not compare indexes with tables.
     pub(super) fn has_whole_pages(&mut self) -> bool {
         let verdicts = self.database.rows("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
         verdicts.is_ok_and(|verdicts| verdicts == ["ok"])
@@ -127,17 +127,17 @@ impl<'d> Database<'d> {
         }
     }
 
-    /// Returns the bytes of the file.
+    /// Returns the size of the file in bytes.
     pub(super) fn size(&self) -> u64 {
         self.database.budget().bytes
     }
 
-    /// Returns the columns of a table whose values are stored, none where the table is not there.
+    /// Returns the stored columns of a table; empty if the table does not exist.
     pub(super) fn columns(&self, table: &str) -> &[String] {
         self.schema.columns(table)
     }
 
-    /// Tells whether a table has all of `columns`; what it lacks becomes a fault.
+    /// Returns whether a table has all of `columns`. Missing columns become a fault.
     pub(super) fn requires(&mut self, table: &str, columns: &[&str]) -> bool {
         let missing = self.schema.missing(table, columns);
         if !missing.is_empty() {
@@ -149,7 +149,7 @@ impl<'d> Database<'d> {
         missing.is_empty()
     }
 
-    /// Returns what `read` makes of each row. Rows after an unreadable one are left out.
+    /// Returns the results of `read` for all rows of a query, up to the first unreadable row.
     pub(super) fn rows<T>(
         &mut self,
         sql: &str,
@@ -164,7 +164,8 @@ impl<'d> Database<'d> {
         found
     }
 
-    /// Calls `visit` for each row up to the first that cannot be read. How many bytes it keeps is its own to limit.
+    /// Calls `visit` for each row up to the first unreadable one. The number of rows is limited; `visit` must limit the bytes that it
+    /// keeps.
     pub(super) fn visit(
         &mut self,
         sql: &str,
@@ -186,7 +187,7 @@ impl<'d> Database<'d> {
         }
     }
 
-    /// Returns the table `properties`; numbers as text.
+    /// Returns the table `properties`, with numbers as text.
     pub(super) fn properties(&mut self) -> BTreeMap<String, String> {
         if !self.requires("properties", &["key", "value"]) {
             return BTreeMap::new();
@@ -199,16 +200,16 @@ impl<'d> Database<'d> {
         pairs.into_iter().filter_map(|(key, value)| Some((key, text(value?)))).collect()
     }
 
-    /// Borrows the database for questions of another form.
+    /// Returns the connection, for queries that do not fit [`Self::rows`].
     pub(super) fn connection(&self) -> &Connection {
         self.database.connection()
     }
 }
 
-/// Reads the cells of one row by the numbers of their columns. One of a wrong type becomes a fault, and is read as nothing.
+/// Reads the values of one row by column number. A value of a wrong type becomes a fault and is read as 0 or empty.
 pub(super) struct Cells<'r, 's> {
     pub(super) row: &'r Row<'s>,
-    /// Its number in the table `catalog`, if it is one of those.
+    /// The rowid, if it is a row of the table `catalog`.
     pub(super) number: Option<i64>,
     pub(super) faults: &'r mut Vec<Fault>,
 }
@@ -229,7 +230,7 @@ impl<'r> Cells<'r, '_> {
         }
     }
 
-    /// Reads an integer that readers take for one of 32 bits.
+    /// Reads an integer that must fit into 32 bits without sign.
     pub(super) fn unsigned(&mut self, column: usize, name: &str) -> u32 {
         let number = self.integer(column, name);
         u32::try_from(number).unwrap_or_else(|_| self.wrong(name, "a number of 32 bits", &number.to_string()))
@@ -261,7 +262,7 @@ impl<'r> Cells<'r, '_> {
     }
 }
 
-/// Returns the fault of a database that cannot be read.
+/// Returns the fault for a database that cannot be read.
 pub(super) fn unreadable(error: rusqlite::Error) -> Fault {
     Fault::new("a readable database", explain(error))
 }

@@ -1,24 +1,24 @@
-//! Whether the indexes of a catalog say what its rows say.
+//! Checks that the indexes of a catalog agree with its rows.
 //!
-//! `PRAGMA integrity_check` looks every row up in every index, which takes longer than everything else together. An index
-//! that is read from its first entry to its last, in order, and has exactly the values of the rows says the same. Only where
-//! that fails, or an index has another form, SQLite looks itself, and its words become the faults.
+//! `PRAGMA integrity_check` looks up every row in every index, which takes longer than the rest of the check. It is equivalent to read
+//! each index once, and to check that its entries are sorted and have exactly the values of the rows. If this check fails, or if an
+//! index has an unusual definition, `integrity_check` runs and its messages become the faults.
 
 use super::catalog::AuditedRow;
 use super::database::Database;
 use crate::catalog::database::PathKey;
 
-/// Indexes of the table `catalog` as `pragma_index_list` and `pragma_index_xinfo` describe them: in the order of their names.
+/// The usual indexes of the table `catalog`, ordered by name, in the format of [`DESCRIBE`].
 const INDEXES: &str = "idx_catalog_parent c 0 0 parent_1 0 BINARY 1,idx_catalog_parent c 0 0 parent_2 0 BINARY 1,\
      idx_catalog_parent c 0 0  0 BINARY 0,sqlite_autoindex_catalog_1 pk 1 0 md5path_1 0 BINARY 1,\
      sqlite_autoindex_catalog_1 pk 1 0 md5path_2 0 BINARY 1,sqlite_autoindex_catalog_1 pk 1 0  0 BINARY 0";
 
-/// Returns the same text for a catalog.
+/// Query that describes the indexes of the table `catalog`.
 const DESCRIBE: &str = "SELECT group_concat(line) FROM (SELECT concat_ws(' ', list.name, list.origin, list.[unique], \
      list.partial, ifnull(columns.name, ''), columns.[desc], columns.coll, columns.[key]) AS line \
      FROM pragma_index_list('catalog') AS list, pragma_index_xinfo(list.name) AS columns ORDER BY list.name, columns.seqno)";
 
-/// Compares the indexes of a catalog, whose pages are whole, with its tables.
+/// Compares the indexes of a catalog with its tables. The pages of the file must be intact.
 pub(super) fn check(database: &mut Database<'_>, rows: &[AuditedRow]) {
     if !are_usual(database) || !agree(database, rows) {
         database.check_integrity_of("catalog");
@@ -30,7 +30,7 @@ pub(super) fn check(database: &mut Database<'_>, rows: &[AuditedRow]) {
     }
 }
 
-/// Tells whether the table `catalog` has the indexes that every writer gives it, and no other.
+/// Returns whether the table `catalog` has exactly the indexes that every catalog writer creates.
 fn are_usual(database: &Database<'_>) -> bool {
     if database.schema.is_own_catalog {
         return true;
@@ -47,7 +47,7 @@ fn agree(database: &Database<'_>, rows: &[AuditedRow]) -> bool {
         && agrees(database, by_key, rows, |row| row.key, true).unwrap_or(false)
 }
 
-/// Tells whether an index has one entry for each row, with the row's values, in order.
+/// Returns whether an index has exactly one entry for each row, with the values of the row, in sorted order.
 fn agrees(
     database: &Database<'_>,
     sql: &str,
@@ -63,7 +63,7 @@ fn agrees(
             Ok(rusqlite::types::ValueRef::Integer(number)) => Some(number),
             _ => None,
         };
-        // The root of a repository may have NULL, which SQLite then compares itself.
+        // The row of the repository root may have a NULL parent; `integrity_check` then compares the index.
         let (Some(first), Some(second), Some(number)) = (integer(0), integer(1), integer(2)) else { return Ok(false) };
         let is_in_order = match last {
             Some((before, _)) if is_unique => before < (first, second),
@@ -79,7 +79,7 @@ fn agrees(
     Ok(count == rows.len())
 }
 
-/// Returns the row with a number. Most catalogs number theirs without gaps.
+/// Returns the row with the given rowid. The first guess is right in catalogs without gaps in their rowids, as in most.
 pub(super) fn find(rows: &[AuditedRow], number: i64) -> Option<&AuditedRow> {
     let guess = usize::try_from(number.checked_sub(1)?).ok().and_then(|index| rows.get(index));
     match guess {
@@ -99,7 +99,7 @@ mod tests {
     use crate::metadata::Metadata;
     use crate::path::EntryPath;
 
-    /// Returns a catalog that is large enough to be checked here.
+    /// Returns a catalog that is larger than the limit below which SQLite checks it alone.
     fn catalog() -> Vec<u8> {
         let mut draft = Draft::new(EntryPath::ROOT);
         draft.push(EntryPath::ROOT, CatalogEntry::of_directory(&Metadata::of_implied_directory(), 0));
@@ -118,7 +118,7 @@ mod tests {
         connection.serialize("main").unwrap().to_vec()
     }
 
-    /// Changes rows without the indexes, as a writer does that is killed, or that lies.
+    /// Changes rows but not the indexes, as in a file from an interrupted or malicious writer.
     fn with_stale_indexes(bytes: &[u8], sql: &str) -> Vec<u8> {
         const HIDE: &str = "PRAGMA writable_schema = ON;
             UPDATE sqlite_schema SET sql = replace(sql, 'CONSTRAINT pk_catalog PRIMARY KEY (md5path_1, md5path_2)',
@@ -143,10 +143,10 @@ mod tests {
     }
 
     #[test]
-    fn indexes_of_every_writer_are_compared_here() {
+    fn usual_indexes_are_compared_without_integrity_check() {
         let good = catalog();
         assert!(good.len() > 64 << 10);
-        // Another program writes the same schema in other words.
+        // Another program may write the same schema with different SQL text.
         let reworded = change(&good, |connection| {
             let sql = "DROP INDEX idx_catalog_parent; CREATE INDEX idx_catalog_parent ON catalog(parent_1,parent_2)";
             connection.execute_batch(sql).unwrap();
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn index_that_says_something_else_than_the_rows_is_a_fault() {
+    fn index_that_differs_from_the_rows_is_a_fault() {
         for sql in [
             "DELETE FROM catalog WHERE name = '0007'",
             "UPDATE catalog SET parent_1 = 7 WHERE name = '0007'",

@@ -1,7 +1,7 @@
-//! Databases as whoever wrote them left them, for a check to judge.
+//! Reads databases for a check, without refusing invalid content.
 //!
-//! [`Catalog`](super::Catalog) refuses what it cannot use. Here nothing is refused but what SQLite itself cannot read: a cell
-//! of a wrong type, a missing table or a damaged page becomes a [`Fault`], and the rest is read on.
+//! [`Catalog`](super::Catalog) refuses an invalid database. Here a value of a wrong type, a missing table or a damaged page becomes a
+//! [`Fault`], and reading continues. Only a file that SQLite cannot open at all is an error.
 
 mod algorithm;
 mod catalog;

@@ -1,9 +1,9 @@
-//! The pages of an SQLite file, read without SQLite.
+//! Reads the pages of an SQLite file without SQLite.
 //!
-//! A check reads every row of every catalog, and SQLite takes several times as long for that as everything else together. Files
-//! are believed here only where they are sound to the last byte: each page has one use, each byte of a page at most one, keys
-//! ascend, and records end where they say. Whatever is not as the format demands
-//! (<https://www.sqlite.org/fileformat2.html>) gives nothing at all, and SQLite itself then says what is wrong.
+//! A check reads every row of every catalog, and SQLite would take several times as long as the rest of the check. This reader
+//! accepts only files that are completely intact: each page has exactly one use, each byte of a page at most one, keys ascend, and
+//! records have their stated length. For any deviation from the format (<https://www.sqlite.org/fileformat2.html>) it returns `None`,
+//! and SQLite then reads the file and reports the damage.
 
 use std::borrow::Cow;
 
@@ -17,51 +17,51 @@ pub(super) enum Value<'p> {
     Blob(&'p [u8]),
 }
 
-/// A kind of tree.
+/// The two kinds of B-trees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Records by row number.
+    /// A table: records ordered by rowid.
     Table,
-    /// Records in their own order.
+    /// An index: records ordered by their values.
     Index,
 }
 
-/// A file, and which of its pages were seen so far.
+/// A file, with a mark for each page that was read.
 pub(super) struct Pages<'b> {
     bytes: &'b [u8],
     size: usize,
-    /// By number, from 1.
+    /// By page number minus 1.
     seen: Vec<bool>,
-    /// Bytes of the current page that are in use: where they begin and end.
+    /// Used ranges (start, end) of the current page.
     parts: Vec<(u32, u32)>,
 }
 
-/// What lies at one place of a page.
+/// A cell of a B-tree page.
 struct Cell<'b> {
-    /// The page with what comes before.
+    /// The child page with smaller keys, in an interior page.
     child: Option<u32>,
-    /// The row number in a table.
+    /// The rowid, in a table.
     number: i64,
-    /// The part of the record that lies in the page, and the whole length of it.
+    /// The part of the record that is stored in the page, and the length of the whole record.
     local: &'b [u8],
     length: usize,
-    /// The page with the rest of the record.
+    /// The first overflow page with the rest of the record.
     overflow: Option<u32>,
-    /// Bytes that it takes in the page.
+    /// Size of the cell in the page in bytes.
     size: usize,
 }
 
-/// No tree is deeper, as in SQLite.
+/// Maximum depth of a B-tree, as in SQLite (`BTCURSOR_MAX_DEPTH`).
 const MAXIMUM_DEPTH: u32 = 20;
 
-/// Bytes of the file's header, which the first page begins with.
+/// Size in bytes of the file header at the beginning of the first page.
 const HEADER: usize = 100;
 
-/// Takes the record of an entry, behind its row number in a table.
+/// Receives the rowid and the record of an entry. In an index the rowid is 0.
 pub(super) type Visit<'v> = dyn FnMut(i64, &[u8]) -> Option<()> + 'v;
 
 impl<'b> Pages<'b> {
-    /// Opens a file that is as SQLite writes it in its simplest form: a rollback journal, UTF-8, no vacuum by itself.
+    /// Opens a file with the usual settings: rollback journal, UTF-8, no auto-vacuum. Returns `None` for any other file.
     pub(super) fn open(bytes: &'b [u8]) -> Option<Self> {
         let size = match u16_at(bytes, 16)? {
             1 => 1 << 16,
@@ -75,9 +75,10 @@ impl<'b> Pages<'b> {
             && [52, 64].into_iter().all(|vacuum| u32_at(bytes, vacuum) == Some(0))
             && u32_at(bytes, 56)? == 1;
         let count = u32_at(bytes, 28)? as usize;
-        // Whoever does not know of the count in the header leaves it behind.
+        // The page count is valid only if the change counter equals "version-valid-for" (fileformat2, "In-header database size"):
+        // SQLite before 3.7.0 does not update the count.
         let is_counted = bytes.get(24..28)? == bytes.get(92..96)? && count.checked_mul(size)? == bytes.len();
-        // From 1 GiB on, one page is for locks.
+        // A file above 1 GiB has a lock-byte page, which is not read here (fileformat2, "The Lock-Byte Page").
         let is_small = bytes.len() < 1 << 30;
         (is_usual && is_counted && is_small && count > 0).then(|| Self {
             bytes,
@@ -87,19 +88,19 @@ impl<'b> Pages<'b> {
         })
     }
 
-    /// Calls `visit` for each record of a tree, in its order.
+    /// Calls `visit` for each record of a B-tree, in order.
     pub(super) fn visit(&mut self, root: u32, kind: Kind, visit: &mut Visit<'_>) -> Option<()> {
         let mut last = None;
         self.visit_page(root, kind, 0, &mut last, visit).map(drop)
     }
 
-    /// Tells whether every page has a use.
+    /// Reads the list of free pages, and returns `None` if a page is neither used nor free.
     pub(super) fn are_all_seen(&mut self) -> Option<()> {
         self.visit_free_pages()?;
         self.seen.iter().all(|&seen| seen).then_some(())
     }
 
-    /// Returns a page that nothing else has.
+    /// Marks a page as used and returns it. Returns `None` if the page is already in use.
     fn take(&mut self, number: u32) -> Option<&'b [u8]> {
         let index = (number as usize).checked_sub(1)?;
         let seen = self.seen.get_mut(index)?;
@@ -109,7 +110,7 @@ impl<'b> Pages<'b> {
         self.bytes.get(index * self.size..(index + 1) * self.size)
     }
 
-    /// Returns how deep the page lies below its deepest.
+    /// Visits a page and the pages below it. Returns the height of the page above the leaves.
     fn visit_page(
         &mut self,
         number: u32,
@@ -126,7 +127,7 @@ impl<'b> Pages<'b> {
             _ => return None,
         };
         let count = usize::from(u16_at(page, head + 3)?);
-        // Only a whole tree is empty.
+        // Only the root page of an empty tree has no cells.
         if depth > MAXIMUM_DEPTH || count == 0 && (depth > 0 || !is_leaf) {
             return None;
         }
@@ -159,7 +160,7 @@ impl<'b> Pages<'b> {
             }
             match kind {
                 Kind::Index => self.visit_cell(cell, kind, last, visit)?,
-                // The number is the largest that may lie before it.
+                // The rowid in an interior cell is the largest in its child page.
                 Kind::Table if last.is_none_or(|last| last <= cell.number) => *last = Some(cell.number),
                 Kind::Table => return None,
             }
@@ -168,7 +169,7 @@ impl<'b> Pages<'b> {
         (height == Some(below)).then_some(below + 1)
     }
 
-    /// Reads the cell that the pointer at `pointer` leads to.
+    /// Reads the cell to which the cell pointer at offset `pointer` refers.
     fn cell(&mut self, page: &'b [u8], pointer: usize, content: usize, kind: Kind, is_leaf: bool) -> Option<Cell<'b>> {
         let start = usize::from(u16_at(page, pointer)?);
         let mut at = start;
@@ -214,7 +215,7 @@ impl<'b> Pages<'b> {
         visit(cell.number, &record)
     }
 
-    /// Reads the rest of a record, page by page.
+    /// Reads a whole record, with its rest from the overflow pages.
     fn whole_record(&mut self, cell: &Cell<'b>, mut next: u32) -> Option<Vec<u8>> {
         let mut record = cell.local.to_vec();
         while record.len() < cell.length {
@@ -226,7 +227,7 @@ impl<'b> Pages<'b> {
         (next == 0).then_some(record)
     }
 
-    /// Makes sure that no byte of a page has two uses, and that its header counts those that have none.
+    /// Checks that the cells and free blocks of a page do not overlap, and that its header states the number of fragmented free bytes.
     fn check_parts(&mut self, page: &[u8], head: usize, content: usize) -> Option<()> {
         let mut block = usize::from(u16_at(page, head + 1)?);
         while block != 0 {
@@ -252,7 +253,8 @@ impl<'b> Pages<'b> {
         while next != 0 {
             let page = self.take(next)?;
             let pages = u32_at(page, 4)? as usize;
-            // Older versions of SQLite do not read the last places.
+            // SQLite does not use the last six entries of a trunk page, because versions before 3.6.0 report them as damage
+            // (fileformat2, "The Freelist").
             if pages > page.len() / 4 - 8 {
                 return None;
             }
@@ -266,7 +268,7 @@ impl<'b> Pages<'b> {
     }
 }
 
-/// Returns how much of a record lies in its page.
+/// Returns how many bytes of a record are stored in its page (fileformat2, "B-tree Pages").
 fn local_length(length: usize, page: usize, kind: Kind) -> usize {
     let most = match kind {
         Kind::Table => page - 35,
@@ -280,7 +282,7 @@ fn local_length(length: usize, page: usize, kind: Kind) -> usize {
     if fitting <= most { fitting } else { least }
 }
 
-/// A record that is being read, value by value.
+/// Reads the values of a record in order.
 #[derive(Debug, Clone)]
 pub(super) struct Record<'p> {
     types: &'p [u8],
@@ -317,7 +319,7 @@ impl<'p> Record<'p> {
         })
     }
 
-    /// Makes sure that there is nothing more.
+    /// Returns `None` if the record has more values.
     pub(super) fn end(&self) -> Option<()> {
         (self.types.is_empty() && self.values.is_empty()).then_some(())
     }
@@ -335,7 +337,7 @@ impl<'p> Record<'p> {
         Some(Value::Integer(i64::from_be_bytes(wide)))
     }
 
-    /// Returns the next value where it is an integer.
+    /// Returns the next value if it is an integer.
     pub(super) fn required_integer(&mut self) -> Option<i64> {
         match self.value()? {
             Value::Integer(number) => Some(number),
@@ -343,7 +345,7 @@ impl<'p> Record<'p> {
         }
     }
 
-    /// Returns the next value where it is an integer or NULL.
+    /// Returns the next value if it is an integer or NULL.
     pub(super) fn optional_integer(&mut self) -> Option<Option<i64>> {
         match self.value()? {
             Value::Integer(number) => Some(Some(number)),
@@ -352,7 +354,7 @@ impl<'p> Record<'p> {
         }
     }
 
-    /// Returns the next value where it is a text.
+    /// Returns the next value if it is a text.
     pub(super) fn required_text(&mut self) -> Option<&'p [u8]> {
         match self.value()? {
             Value::Text(bytes) => Some(bytes),
@@ -360,7 +362,7 @@ impl<'p> Record<'p> {
         }
     }
 
-    /// Returns the next value where it is a blob or NULL.
+    /// Returns the next value if it is a blob or NULL.
     pub(super) fn optional_blob(&mut self) -> Option<Option<&'p [u8]>> {
         match self.value()? {
             Value::Blob(bytes) => Some(Some(bytes)),
@@ -378,7 +380,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// Reads a number of one to nine bytes, and returns it with that.
+/// Reads a variable-length integer of one to nine bytes. Returns the integer and its length in bytes.
 fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
     let first = *bytes.first()?;
     if first < 0x80 {

@@ -1,4 +1,4 @@
-//! The databases beside the catalogs, as they stand.
+//! Reads the tag database and the reflog for a check.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,44 +9,44 @@ use super::database::{Cells, Database, Fault};
 /// A row of the table `tags`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditedTag {
-    /// What the revision is called.
+    /// Name of the tag.
     pub name: String,
-    /// The text of its root catalog's hash.
+    /// Hash of its root catalog, as stored.
     pub hash: String,
-    /// Its number.
+    /// Revision number.
     pub revision: i64,
-    /// Bytes of its root catalog, unpacked.
+    /// Size of its decompressed root catalog in bytes.
     pub size: i64,
-    /// The branch that it lies on.
+    /// Name of its branch.
     pub branch: String,
 }
 
 /// A row of the table `branches`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditedBranch {
-    /// Its name, empty for the default branch.
+    /// Name of the branch; empty for the default branch.
     pub name: String,
-    /// The branch that it leaves, none for the default branch.
+    /// The parent branch; `None` for the default branch.
     pub parent: Option<String>,
     /// The first revision on it.
     pub initial_revision: i64,
 }
 
-/// All that a tag database holds.
+/// The content of a tag database.
 #[derive(Debug)]
 pub struct AuditedHistory {
-    /// Properties.
+    /// The table `properties`.
     pub properties: BTreeMap<String, String>,
-    /// Branches by name.
+    /// Branches, ordered by name.
     pub branches: Vec<AuditedBranch>,
-    /// Tags by name.
+    /// Tags, ordered by name.
     pub tags: Vec<AuditedTag>,
     /// What is wrong with the database.
     pub faults: Vec<Fault>,
 }
 
 impl AuditedHistory {
-    /// Reads a tag database's file; fails only where nothing at all can be read.
+    /// Reads a tag database. Fails only if the file is not a readable database.
     pub fn read(bytes: Vec<u8>) -> Result<Self, Fault> {
         let mut database = Database::open(bytes)?;
         database.check_integrity();
@@ -96,19 +96,19 @@ fn read_tags(database: &mut Database<'_>) -> Vec<AuditedTag> {
     })
 }
 
-/// All that a reflog holds.
+/// The content of a reflog.
 #[derive(Debug)]
 pub struct AuditedReflog {
-    /// Properties.
+    /// The table `properties`.
     pub properties: BTreeMap<String, String>,
-    /// The text of each hash, with the number of its type.
+    /// Each hash, as stored, with the number of its object type.
     pub references: BTreeSet<(String, i64)>,
     /// What is wrong with the database.
     pub faults: Vec<Fault>,
 }
 
 impl AuditedReflog {
-    /// Reads a reflog; fails only where nothing at all can be read.
+    /// Reads a reflog. Fails only if the file is not a readable database.
     pub fn read(bytes: Vec<u8>) -> Result<Self, Fault> {
         let mut database = Database::open(bytes)?;
         database.check_integrity();

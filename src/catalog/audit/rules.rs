@@ -1,4 +1,4 @@
-//! What one row must be like by itself.
+//! Rules for a single row of a catalog.
 
 use std::fmt;
 
@@ -11,23 +11,23 @@ use crate::catalog::bits::{
 };
 use crate::message::escape;
 
-/// Bytes of the longest link target that Linux reads.
+/// Maximum length of a link target in bytes: Linux's `PATH_MAX` without the terminating NUL.
 const LONGEST_TARGET: usize = 4095;
 
-/// Bytes of the longest name that Linux and CVMFS hold.
+/// Maximum length of a name in bytes, in Linux and CVMFS.
 const LONGEST_NAME: usize = 255;
 
-/// No file or directory is larger: a writer that hashes 10 GB/s takes three months for as much. Sums of many such sizes
-/// would not fit into the counters.
+/// Maximum plausible size of a file or directory in bytes: a writer that hashes 10 GB/s needs three months for it. Sums of many larger
+/// sizes would overflow the counters.
 const LARGEST_SIZE: i64 = 1 << 56;
 
-/// Chown takes this owner for "leave it", and clients show it as another.
+/// `chown` interprets this ID as "do not change", and clients report it as another ID.
 const NO_OWNER: u32 = u32::MAX;
 
-/// Bytes of a text that a finding quotes.
+/// Maximum number of bytes of a text that a finding quotes.
 const QUOTED: usize = 100;
 
-/// The kinds that a mode can name.
+/// File types, as far as the rules differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Directory,
@@ -38,7 +38,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Reads the kind off a mode: its type, and nothing beside that and the permissions.
+    /// Reads the file type from the mode. Returns `None` for an unknown type and for bits beyond type and permissions.
     pub(crate) fn of(row: &AuditedRow) -> Option<Self> {
         match row.mode & !0o7777 {
             S_IFDIR => Some(Self::Directory),
@@ -51,20 +51,20 @@ impl Kind {
     }
 }
 
-/// What the rest of the catalog says about a row.
+/// Facts about a row that come from its path and from other tables.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Surroundings {
-    /// It is the root entry of a nested catalog.
+    /// The row is the root entry of a nested catalog.
     pub(super) is_nested_root: bool,
-    /// `nested_catalogs` has its path.
+    /// The table `nested_catalogs` has its path.
     pub(super) is_transition_point: bool,
-    /// `bind_mountpoints` has its path.
+    /// The table `bind_mountpoints` has its path.
     pub(super) is_bind_mountpoint: bool,
-    /// `chunks` has rows for it.
+    /// The table `chunks` has rows for it.
     pub(super) has_chunks: bool,
 }
 
-/// Takes what is wrong with one row.
+/// Reports the findings of one row to a visitor.
 pub(super) struct RowFindings<'f> {
     pub(super) visitor: &'f dyn RowVisitor,
     pub(super) path: &'f [u8],
@@ -76,7 +76,7 @@ impl RowFindings<'_> {
     }
 }
 
-/// Checks everything about a row that needs neither other rows nor objects.
+/// Checks all rules for a row that need neither other rows nor objects.
 pub(super) fn check_row(
     catalog: &AuditedCatalog,
     row: &AuditedRow,
@@ -113,7 +113,7 @@ pub(super) fn check_row(
     }
 }
 
-/// Returns the flags bit for bit; only the choices that the format leaves are taken from the flags themselves.
+/// Returns the required flags. Bits that the format leaves optional are copied from the row.
 fn expected_flags(row: &AuditedRow, kind: Kind, surroundings: Surroundings) -> u32 {
     let choices = match kind {
         Kind::Regular => UNCOMPRESSED | HASH_ALGORITHM | EXTERNAL | HIDDEN | DIRECT_IO,
@@ -143,7 +143,7 @@ fn check_hash(hash: Option<&[u8]>, row: &AuditedRow, kind: Kind, findings: &RowF
         (None, Kind::Regular) if row.flags & (CHUNKED | EXTERNAL) == 0 => {
             findings.note("the hash of a regular file", "none");
         }
-        (Some(_), _) => findings.note("no hash for what is no regular file", "one"),
+        (Some(_), _) => findings.note("no hash, because the entry is not a regular file", "a hash"),
         (None, _) => {}
     }
     if kind == Kind::Regular && Algorithm::of_flags(row.flags).is_none() {
@@ -153,12 +153,12 @@ fn check_hash(hash: Option<&[u8]>, row: &AuditedRow, kind: Kind, findings: &RowF
 
 fn check_size(symlink: &[u8], row: &AuditedRow, kind: Kind, findings: &RowFindings<'_>) {
     match kind {
-        // Readers take the length of the target; some writers leave the size out.
+        // Readers use the length of the target; some writers store size 0.
         Kind::Symlink if row.size != 0 && row.size != symlink.len() as i64 => {
             findings.note(format_args!("the size {} of the link target", symlink.len()), row.size);
         }
         Kind::FifoOrSocket if row.size != 0 => findings.note("size 0", row.size),
-        // Clients pass 12 bits of the major and 20 bits of the minor number on.
+        // Clients report 12 bits of the major and 20 bits of the minor number.
         Kind::Device if u32::try_from(row.size).is_err() => {
             findings.note("a device number of 32 bits", row.size);
         }
@@ -181,7 +181,7 @@ fn check_links(row: &AuditedRow, kind: Kind, findings: &RowFindings<'_>) {
     }
 }
 
-/// Checks a row's own name. Only the root of the repository has, and must have, the empty one.
+/// Checks the name of a row. It must be empty for the root of the repository, and only there.
 pub(super) fn check_name(name: &[u8], is_repository_root: bool, findings: &RowFindings<'_>) {
     let is_component =
         !matches!(name, b"" | b"." | b"..") && name.len() <= LONGEST_NAME && !name.iter().any(|b| b"/\0".contains(b));
@@ -191,7 +191,7 @@ pub(super) fn check_name(name: &[u8], is_repository_root: bool, findings: &RowFi
     }
 }
 
-/// Returns the beginning of a text, in quotes, with its length where that is not all of it.
+/// Returns the beginning of a text in quotes, with the total length if it was shortened.
 fn quoted(text: &[u8]) -> String {
     match text.get(..QUOTED) {
         Some(start) if text.len() > QUOTED => format!("'{}…' of {} bytes", escape(start), text.len()),
@@ -199,7 +199,7 @@ fn quoted(text: &[u8]) -> String {
     }
 }
 
-/// Reads packed extended attributes, or says what keeps clients from it.
+/// Checks packed extended attributes. The error describes what clients cannot read.
 fn check_xattrs(packed: &[u8]) -> Result<(), String> {
     let (count, mut rest) = match packed {
         [1, count, rest @ ..] if *count > 0 => (*count, rest),

@@ -1,7 +1,7 @@
-//! A catalog that is as strata writes it, read without SQLite.
+//! Reads a catalog without SQLite, if it has the schema that strata writes and is intact.
 //!
-//! Everything that SQLite would look for in its file is looked for here as well. Where anything is not as it must be, or merely
-//! unusual, nothing is returned, and SQLite reads it.
+//! This performs the same checks as `PRAGMA integrity_check`. If anything is damaged or merely unusual, nothing is returned, and the
+//! caller reads the catalog with SQLite.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::catalog::{AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow,
 use super::pages::{Kind, Pages, Record, Value};
 use crate::catalog::guarded::{Object, is_own_catalog};
 
-/// Reads a catalog's file, if it is sound.
+/// Reads a catalog. Returns `None` if it is not intact or is unusual.
 pub(super) fn read(bytes: &[u8]) -> Option<AuditedCatalog> {
     let mut pages = Pages::open(bytes)?;
     let roots = Roots::read(&mut pages)?;
@@ -27,7 +27,7 @@ pub(super) fn read(bytes: &[u8]) -> Option<AuditedCatalog> {
     Some(catalog)
 }
 
-/// The first page of each table and index, by name.
+/// The root page of each table and index, by name.
 struct Roots(BTreeMap<String, u32>);
 
 impl Roots {
@@ -71,7 +71,7 @@ impl CatalogFile<'_> {
     }
 
     fn rows(&mut self, size: usize) -> Option<(Vec<AuditedRow>, Vec<u8>)> {
-        // Most rows take more than this, so that little is copied when there are more.
+        // Estimates for most catalogs, to avoid reallocations.
         let mut rows = Vec::with_capacity(size / 256);
         let mut buffer = Vec::with_capacity(size / 6);
         self.visit("catalog", |number, record| {
@@ -81,7 +81,7 @@ impl CatalogFile<'_> {
         Some((rows, buffer))
     }
 
-    /// Makes sure that an index of the rows has each of them once, in order.
+    /// Checks that an index of the table `catalog` has each row exactly once, in order.
     fn check_row_index(
         &mut self,
         index: &str,
@@ -107,7 +107,8 @@ impl CatalogFile<'_> {
         (count == rows.len()).then_some(())
     }
 
-    /// Reads a table whose first columns are its primary key, and makes sure that the index of that has each row once, in order.
+    /// Reads a table whose first columns are its primary key, and checks that the index of the primary key has each row exactly once, in
+    /// order.
     fn table<T>(
         &mut self,
         table: &str,
@@ -163,7 +164,7 @@ impl CatalogFile<'_> {
 
     fn properties(&mut self) -> Option<BTreeMap<String, String>> {
         let properties = self.table("properties", 1, |record| {
-            // Numbers are unusual.
+            // Some writers store numbers here; such a catalog is left to SQLite.
             Some((lossy(record.required_text()?), lossy(record.required_text()?)))
         })?;
         Some(properties.into_iter().collect())
@@ -205,7 +206,7 @@ fn read_row(number: i64, record: &mut Record<'_>, buffer: &mut Vec<u8>) -> Optio
     })
 }
 
-/// A value of a primary key, in the order that SQLite gives them. NULL is none: there may be several of it.
+/// A value of a primary key, in the sort order of SQLite. NULL is not supported, because a key may contain it several times.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
     Integer(i64),
@@ -238,7 +239,7 @@ mod tests {
     use crate::object::{Chunk, Content, ContentObjects, ObjectHash};
     use crate::path::EntryPath;
 
-    /// Returns a catalog with everything in it, in trees of several levels, and with records that take several pages.
+    /// Returns a catalog with all kinds of rows, with B-trees of several levels, and with records that span several pages.
     fn catalog() -> Vec<u8> {
         let metadata = Metadata::of_implied_directory();
         let mut draft = Draft::new(EntryPath::ROOT);
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn catalogs_are_read_as_sqlite_reads_them_whatever_was_changed_in_them() {
+    fn changed_catalogs_are_read_as_sqlite_reads_them() {
         let good = catalog();
         for sql in [
             "",
@@ -299,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unusual_is_left_to_sqlite() {
+    fn unusual_catalogs_are_left_to_sqlite() {
         let good = catalog();
         for sql in [
             "CREATE TABLE more (a)",
@@ -325,10 +326,10 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 50 } else { 400 }))]
 
         #[test]
-        fn damage_is_never_taken_for_a_sound_catalog(at in 0.0..1.0_f64, head in 0_usize..120, bit in 0_u32..8) {
+        fn damaged_catalog_is_never_accepted(at in 0.0..1.0_f64, head in 0_usize..120, bit in 0_u32..8) {
             let good = { static GOOD: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(catalog); &*GOOD };
             let page = (at * (good.len() / 4096) as f64) as usize * 4096;
-            // Anywhere, and often where a page says what it is.
+            // At any position, and often in the header of a page.
             for position in [(at * good.len() as f64) as usize, page + head] {
                 let mut bytes = good.clone();
                 bytes[position] ^= 1 << bit;

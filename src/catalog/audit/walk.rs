@@ -1,8 +1,7 @@
-//! The walk over the rows of one catalog, from its root entry down.
+//! Walks over the rows of one catalog from its root entry downwards, and checks them.
 //!
-//! A check reports everything that is not as it must be. An edit refuses a catalog that is [unsound](Gravity::Unsound), because
-//! it signs all rows again, also those that it does not change. Most of the time of a quick check is spent here, once for each
-//! row: nothing is allocated for a row that is right.
+//! A check reports all violations. An edit refuses a catalog that is [unsound](Gravity::Unsound), because the new signature also covers
+//! the rows that it does not change. A quick check spends most of its time here, so no memory is allocated for a correct row.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -16,60 +15,60 @@ use crate::catalog::bits::{BIND_MOUNTPOINT, CHUNKED, EXTERNAL, TRANSITION_POINT}
 use crate::catalog::{Counters, key_of, key_of_hash};
 use crate::message::{escape, show};
 
-/// No catalog is larger: CVMFS warns of those from 1 GiB on.
+/// Maximum plausible size of a catalog in bytes. CVMFS warns of catalogs from 1 GiB on.
 const LARGEST_CATALOG: i64 = 4 << 30;
 
-/// What follows from something that is not as it must be.
+/// Severity of a violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Gravity {
-    /// No writer writes it: the catalog is never signed again.
+    /// No catalog writer writes it. The catalog is not changed and signed again.
     Unsound,
-    /// Other programs have written it, and clients read the catalog all the same.
+    /// Some catalog writers write it, and clients can read the catalog.
     Untidy,
 }
 
-/// Takes what a walk comes across.
+/// Receives the findings and the rows of a walk.
 pub(crate) trait RowVisitor {
-    /// Takes something that is not as it must be. Without a path it concerns the catalog as a whole.
+    /// Receives a violation. `path` is `None` if it concerns the catalog as a whole.
     fn note(&self, path: Option<&[u8]>, gravity: Gravity, expected: &dyn Display, found: &dyn Display);
 
-    /// Takes a row, with its chunks and what `bind_mountpoints` says of it.
+    /// Receives a row with its chunks and its reference in `bind_mountpoints`.
     fn visit(&self, path: &[u8], row: &AuditedRow, chunks: &[AuditedChunk], bound: Option<&AuditedReference>);
 }
 
-/// A catalog being walked.
+/// The input of a walk.
 pub(crate) struct Walk<'w> {
     pub(crate) catalog: &'w AuditedCatalog,
-    /// The directory that the catalog is mounted on, as catalogs spell it.
+    /// The directory that the catalog describes, in the form of paths in catalogs.
     pub(crate) mountpoint: &'w [u8],
     pub(crate) visitor: &'w dyn RowVisitor,
 }
 
-/// What a walk has seen so far.
+/// State of a walk.
 struct Seen<'w> {
     own: Tally,
-    /// Rows by the directory that they lie in, as indices.
+    /// Indices of all rows, sorted by the key of their parent directory.
     children: Vec<u32>,
-    /// Rows that the root entry leads to, by index.
+    /// By row index, whether the row was reached from the root entry.
     reached: Vec<bool>,
-    /// Paths whose rows say that another catalog begins there.
+    /// Paths whose rows have the flag of a transition point or bind mountpoint.
     mountpoints: BTreeSet<Vec<u8>>,
-    /// The directory that each hard link group was seen in.
+    /// The directory in which each hard link group was found.
     groups: BTreeMap<u32, Vec<u8>>,
-    /// What is wrong with single cells, by row.
+    /// Faults of single values that were not reported yet, by rowid.
     faults: BTreeMap<i64, Vec<&'w Fault>>,
 }
 
-/// A directory that is still to be walked: its path, and the index of its row.
+/// A directory that was not walked yet: its path, and the index of its row.
 type Ahead = (Vec<u8>, u32);
 
 impl<'w> Walk<'w> {
-    /// Walks over all rows that `root`, the index of the root entry, leads to, looks for others, and returns the catalog's own
-    /// counters.
+    /// Walks over all rows that are reachable from the root entry, whose index is `root`, and reports unreachable rows. Returns the
+    /// catalog's own counters.
     pub(crate) fn run(&self, root: usize) -> Counters {
         let rows = &self.catalog.rows;
         let mut children: Vec<u32> = (0..u32::try_from(rows.len()).expect("a catalog has at most 4 GiB")).collect();
-        // The sort is stable: rows of one directory stay in the order of their numbers.
+        // The sort is stable: rows of one directory stay in the order of their rowids.
         children.sort_by_key(|&index| rows[index as usize].parent);
         let mut seen = Seen {
             own: Tally::default(),
@@ -125,7 +124,7 @@ impl<'w> Walk<'w> {
         self.check_row(self.mountpoint, key_of(self.mountpoint), root, seen);
     }
 
-    /// Returns the part of the sorted rows that lies in the directory of this key.
+    /// Returns the range of the sorted rows whose parent directory has this key.
     fn children(&self, seen: &Seen<'_>, key: (i64, i64)) -> std::ops::Range<usize> {
         let parent = |index: &u32| self.catalog.rows[*index as usize].parent;
         let start = seen.children.partition_point(|index| parent(index) < key);
@@ -133,13 +132,13 @@ impl<'w> Walk<'w> {
         start..start + count
     }
 
-    /// Checks what lies in one directory, and adds its own directories to those to be checked.
+    /// Checks the children of one directory, and adds its subdirectories to `ahead`.
     fn check_directory(&self, mut path: Vec<u8>, directory: &AuditedRow, seen: &mut Seen<'w>, ahead: &mut Vec<Ahead>) {
         let (mut directories, mut links, mut has_marker) = (0, BTreeMap::<u32, Vec<&AuditedRow>>::new(), false);
         let children = self.children(seen, key_of(&path));
         let length = path.len();
         path.push(b'/');
-        // The keys of all rows in the directory begin with its own path.
+        // The keys of all children are hashes that begin with the path of the directory.
         let hash = Md5::new_with_prefix(&path);
         for position in children {
             let index = seen.children[position] as usize;
@@ -242,7 +241,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// All links of a group lie in one directory and differ in nothing but their names.
+    /// Checks a hard link group: all links must be in one directory and differ only in their names.
     fn check_link_group(&self, directory: &[u8], group: u32, links: &[&AuditedRow], seen: &mut Seen<'w>) {
         if links[0].link_count as usize != links.len() {
             let expected = format!("link count {} in group {group}", links.len());
@@ -261,7 +260,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// Looks for what the root entry does not lead to.
+    /// Reports rows, chunks and references that were not reached from the root entry.
     fn check_leftovers(&self, seen: &Seen<'w>) {
         let rows = self.catalog.rows.iter().zip(&seen.reached);
         for (row, _) in rows.filter(|(_, is_reached)| !**is_reached) {
@@ -291,7 +290,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// Looks for references that name no catalog, or one that does not lie below this.
+    /// Checks the references to other catalogs: hash, size, and a path below this catalog.
     fn check_references(&self) {
         for (table, references) in
             [("nested_catalogs", &self.catalog.nested), ("bind_mountpoints", &self.catalog.bound)]
@@ -301,7 +300,7 @@ impl<'w> Walk<'w> {
                     self.note(path, format_args!("a hash in {table}"), &reference.hash);
                 }
                 if !path.strip_prefix(self.mountpoint).is_some_and(|rest| rest.len() > 1 && rest[0] == b'/') {
-                    self.note(path, "a nested catalog below the one that refers to it", "another place");
+                    self.note(path, "a nested catalog below the one that refers to it", "another path");
                 }
                 if !(0..=LARGEST_CATALOG).contains(&reference.size) {
                     self.note(path, format_args!("a size of up to {LARGEST_CATALOG} in {table}"), reference.size);
@@ -311,7 +310,7 @@ impl<'w> Walk<'w> {
     }
 }
 
-/// Counts of rows, which hostile sizes may not overflow.
+/// Counters of rows. Sums saturate, because sizes come from an untrusted file.
 #[derive(Default)]
 struct Tally {
     regular: i64,

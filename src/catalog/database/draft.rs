@@ -1,7 +1,7 @@
-//! A new catalog.
+//! Writes a new catalog.
 //!
-//! It has the root's row first (clients give the first row the inode number of the root) and then the others by path, so
-//! that it depends on nothing but its rows.
+//! The row of the catalog's own directory is the first, because clients give the first row the inode number of the root. The other
+//! rows follow in the order of their paths, so that equal rows give equal bytes.
 
 use std::collections::BTreeMap;
 
@@ -15,18 +15,18 @@ use crate::catalog::counters::Counters;
 use crate::catalog::entry::{CatalogEntry, CatalogReference, Nesting};
 use crate::path::EntryPath;
 
-/// A new catalog, of which all is known before it is written.
+/// A new catalog, collected in memory before it is written.
 #[derive(Debug, Clone)]
 pub(in crate::catalog) struct Draft {
     pub(in crate::catalog) root: EntryPath,
-    /// Everything that is not set while writing.
+    /// Properties beyond those that [`Self::write`] sets.
     pub(in crate::catalog) properties: BTreeMap<String, String>,
-    /// By path: the row of the directory itself is the first.
+    /// Rows in the order of their paths; the first is that of the directory itself.
     entries: Vec<(EntryPath, CatalogEntry)>,
-    /// What the rows count.
+    /// Counters of the rows.
     counted: Counters,
     pub(in crate::catalog) nested: BTreeMap<EntryPath, CatalogReference>,
-    /// What all catalogs below count together.
+    /// Sum of the counters of all catalogs below.
     pub(in crate::catalog) below: Counters,
 }
 
@@ -43,14 +43,14 @@ impl Draft {
         }
     }
 
-    /// Adds a row, whose path comes behind those of all others.
+    /// Appends a row. Its path must sort after the paths of all other rows.
     pub(in crate::catalog) fn push(&mut self, path: EntryPath, entry: CatalogEntry) {
         debug_assert!(self.entries.last().is_none_or(|(last, _)| *last < path), "{path} is out of order");
         self.counted.add_entry(&entry);
         self.entries.push((path, entry));
     }
 
-    /// Adds a row at its place, unless there is one of this path.
+    /// Inserts a row in order, unless the path already has a row.
     pub(in crate::catalog) fn add_missing(&mut self, path: EntryPath, entry: CatalogEntry) {
         if let Err(place) = self.entries.binary_search_by(|(other, _)| other.cmp(&path)) {
             self.counted.add_entry(&entry);
@@ -58,7 +58,7 @@ impl Draft {
         }
     }
 
-    /// Returns what the catalog counts in itself.
+    /// Returns the counters of this catalog alone.
     pub(in crate::catalog) fn own_counters(&self) -> Counters {
         let mut counters = Counters::of_nested(self.nested.len());
         counters += self.counted;
@@ -91,20 +91,20 @@ impl Draft {
         write_form(connection, &self.root)
     }
 
-    /// Returns the row of the catalog's own directory as it stands in the catalog above.
+    /// Returns the row of the catalog's own directory for the parent catalog.
     pub(in crate::catalog) fn transition_point(&self) -> CatalogEntry {
         self.entries[0].1.clone().with_nesting(Nesting::TransitionPoint)
     }
 }
 
-/// Rows after which the memory of those that are written is returned.
+/// Number of written rows after which their memory is released.
 const ROWS_AT_ONCE: usize = 1 << 15;
 
-/// Writes rows in the order of their paths, and forgets each: there may be many, while the database grows.
+/// Writes rows in the order of their paths, and drops each written row: otherwise all rows would be in memory twice.
 fn write_entries(connection: &Connection, mut entries: Vec<(EntryPath, CatalogEntry)>) -> rusqlite::Result<()> {
     let mut insert = connection.prepare(INSERT_ROW)?;
     let mut insert_chunk = connection.prepare(INSERT_CHUNK)?;
-    // The directories around a row, with their keys.
+    // The directories that contain the current row, outermost first, with their keys.
     let mut around: Vec<(EntryPath, PathKey)> = Vec::new();
     entries.reverse();
     while let Some((path, entry)) = entries.pop() {
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_catalog_reads_back_as_it_was_written() {
+    fn catalog_reads_back_as_written() {
         let draft = draft();
         let bytes = draft.clone().write().unwrap();
         let catalog = Catalog::parse(&bytes, &path("a")).unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_catalog_of_another_directory_is_refused() {
+    fn catalog_of_another_directory_is_refused() {
         let bytes = draft().write().unwrap();
         assert!(matches!(Catalog::parse(&bytes, &path("b")), Err(CatalogError::Invalid { .. })));
         assert!(Catalog::parse(&bytes[..4096], &path("a")).is_err());

@@ -1,8 +1,7 @@
-//! Whether a catalog may be the base of the next revision.
+//! Decides whether a catalog may be changed for the next revision.
 //!
-//! A catalog is changed in place and signed as a whole, so the signature covers rows that were never read, too. Therefore
-//! every row is looked at before the first one changes, by the rules of a check: what a check would find in it afterwards is not
-//! signed again.
+//! A catalog is changed in place and signed as a whole, so the signature also covers rows that the change does not touch. Therefore
+//! all rows are checked before the first change, by the rules of `strata check`. A catalog with a severe finding is not signed again.
 
 use std::cell::RefCell;
 use std::fmt::Display;
@@ -13,32 +12,34 @@ use crate::catalog::audit::{
 };
 use crate::message::show;
 
-/// Refuses a catalog that is damaged, or holds what no writer of catalogs writes.
+/// Refuses a catalog that is damaged, or that has values which no catalog writer writes.
 pub(super) fn require_sound(catalog: &Catalog) -> Result<(), CatalogError> {
     let audited = AuditedCatalog::read_open(&mut catalog.database());
-    match audited.map_or_else(|fault| Some(told(&fault)), |audited| first_fault(&audited, &spelt(&catalog.root))) {
+    match audited.map_or_else(|fault| Some(describe(&fault)), |audited| first_fault(&audited, &spelt(&catalog.root))) {
         Some(fault) => {
-            Err(catalog.invalid(format!("{fault}; it is not signed again ('strata check' lists all that is wrong)")))
+            let hint =
+                "the catalog is not changed, so that no damaged content is signed; 'strata check' lists all findings";
+            Err(catalog.invalid(format!("{fault}; {hint}")))
         }
         None => Ok(()),
     }
 }
 
-fn told(Fault { expected, found, .. }: &Fault) -> String {
+fn describe(Fault { expected, found, .. }: &Fault) -> String {
     format!("expected {expected}, found {found}")
 }
 
-/// Returns the first thing that no writer writes into the catalog of the directory `root`.
+/// Returns the first fault in the catalog of the directory `root` that makes it unsound.
 fn first_fault(catalog: &AuditedCatalog, root: &[u8]) -> Option<String> {
     if let Some(fault) = catalog.faults.iter().find(|fault| fault.row.is_none()) {
-        return Some(told(fault));
+        return Some(describe(fault));
     }
     if let Some((name, value)) = catalog.statistics.iter().find(|(_, value)| **value < 0) {
         return Some(format!("expected counter {name} of at least 0, found {value}"));
     }
     let root_key = key_of(root);
     let Some(root_row) = catalog.rows.iter().position(|row| row.key == root_key) else {
-        return Some("it has no row for its own directory".to_owned());
+        return Some("the row of its own directory is missing".to_owned());
     };
     let first = FirstFault::default();
     let own = Walk { catalog, mountpoint: root, visitor: &first }.run(root_row);
@@ -50,7 +51,7 @@ fn first_fault(catalog: &AuditedCatalog, root: &[u8]) -> Option<String> {
     first.0.into_inner().or_else(wrong_counter)
 }
 
-/// Keeps the first thing that makes a catalog unsound.
+/// Keeps the first finding of gravity [`Gravity::Unsound`].
 #[derive(Default)]
 struct FirstFault(RefCell<Option<String>>);
 
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn catalog_with_any_row_of_a_wrong_type_is_never_changed() {
+    fn catalog_with_any_value_of_a_wrong_type_is_never_changed() {
         let columns = ["md5path_1", "md5path_2", "parent_1", "hardlinks", "size", "mode", "mtime", "mtimens", "flags"];
         let set = columns.into_iter().chain(["uid", "gid"]).map(|column| format!("{column} = 'text'"));
         let others = ["name = x'66'", "symlink = x'07'", "hash = 'text'", "hash = x'00'", "xattr = 'x'", "size = 0.5"];
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn catalog_with_references_that_no_row_has_or_counters_that_are_wrong_is_never_changed() {
+    fn catalog_with_references_without_a_row_or_with_wrong_counters_is_never_changed() {
         const HASH: &str = "0123456789012345678901234567890123456789";
         let refer = |table: &str, path: &str| format!("INSERT INTO {table} VALUES ('{path}', '{HASH}', 4096)");
         let transition = "UPDATE catalog SET flags = flags | 2 WHERE name = 'd'; DELETE FROM catalog WHERE name = 'f';
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn link_counts_of_directories_and_markers_may_be_what_other_programs_wrote() {
+    fn wrong_link_counts_of_directories_are_accepted() {
         open("UPDATE catalog SET hardlinks = 7 WHERE name = 'd'").unwrap();
     }
 

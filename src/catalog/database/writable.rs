@@ -1,4 +1,4 @@
-//! A catalog that is changed in place, so that the cost is that of the change and of copying the file.
+//! A catalog that is changed in place, so that a change costs only the changed rows and a copy of the file.
 
 use std::collections::{BTreeMap, HashMap};
 use std::iter;
@@ -14,23 +14,23 @@ use crate::catalog::counters::Counters;
 use crate::catalog::entry::{CatalogEntry, CatalogReference, Nesting};
 use crate::path::EntryPath;
 
-/// A catalog of which every row may change.
+/// A catalog that is open for changes.
 ///
-/// Rows keep their places, that of the root the first, and new ones take those that are free: clients set as many inodes aside
-/// as the number of the last row says. SQLite lets the file grow to 1 GiB, from which on CVMFS warns of catalogs.
+/// Rows keep their rowids: the row of the catalog's own directory is always row 1. New rows reuse free rowids, because clients
+/// reserve as many inodes as the largest rowid. SQLite lets a file in memory grow to 1 GiB; CVMFS warns of larger catalogs.
 #[derive(Debug)]
 pub(in crate::catalog) struct WritableCatalog {
     catalog: Catalog,
-    /// Numbers of rows that were taken out.
+    /// Rowids of removed rows.
     free: Vec<i64>,
 }
 
 /// A table of references to other catalogs.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::catalog) enum References {
-    /// What lies below a transition point.
+    /// The catalog below a transition point.
     Nested,
-    /// What is shown at a second place; only other programs make them.
+    /// A catalog that is mounted at a second path. Only other programs create these.
     Bound,
 }
 
@@ -43,24 +43,24 @@ impl References {
     }
 }
 
-/// Where more than one page in so many is free, the file is packed.
+/// The file is vacuumed if more than one in this many pages is free.
 const FREE_PAGES: i64 = 5;
 
-/// Numbers the rows anew, in their order.
+/// Renumbers the rows from 1 and keeps their order.
 const NUMBER_ROWS: &str = "CREATE TEMP TABLE rows AS SELECT * FROM catalog ORDER BY rowid; DELETE FROM catalog; \
      INSERT INTO catalog SELECT * FROM rows ORDER BY rowid; DROP TABLE rows;";
 
-/// No path has so many names in it.
+/// Maximum number of directories above a row. Keys that form a cycle would never end otherwise.
 const MAXIMUM_DEPTH: usize = 2048;
 
-/// What makes an insertion put a row in the place of one that is there.
+/// Turns an insertion into an update if the path already has a row.
 const INSTEAD: &str = "ON CONFLICT (md5path_1, md5path_2) DO UPDATE SET hardlinks = excluded.hardlinks, \
      hash = excluded.hash, size = excluded.size, mode = excluded.mode, mtime = excluded.mtime, \
      mtimens = excluded.mtimens, flags = excluded.flags, symlink = excluded.symlink, uid = excluded.uid, \
      gid = excluded.gid, xattr = excluded.xattr";
 
 impl WritableCatalog {
-    /// Starts a catalog for the directory `root`, without a row.
+    /// Creates a catalog for the directory `root`, without any row.
     pub(in crate::catalog) fn create(root: &EntryPath) -> Result<Self, CatalogError> {
         let database = |source| CatalogError::Database { path: root.clone(), source };
         let connection = create_database(include_str!("../../../catalog-schema/catalog.sql")).map_err(database)?;
@@ -73,7 +73,7 @@ impl WritableCatalog {
         Catalog::of(GuardedDatabase::created(connection), 0, root).and_then(Self::begin)
     }
 
-    /// Makes a catalog one that can be changed, if all of it is sound: what is signed next has its other rows, too.
+    /// Opens a catalog for changes. Fails if any row is unsound, because the next signature covers all rows.
     pub(in crate::catalog) fn of(catalog: Catalog) -> Result<Self, CatalogError> {
         require_sound(&catalog)?;
         let upgrade = || {
@@ -110,12 +110,12 @@ impl WritableCatalog {
         self.catalog.property(name)
     }
 
-    /// Returns what the catalog counts in itself.
+    /// Returns the counters of this catalog alone.
     pub(in crate::catalog) fn own_counters(&self) -> Counters {
         self.catalog.own
     }
 
-    /// Returns what all catalogs below count together, to be changed with them.
+    /// Returns the sum of the counters of all catalogs below. The caller must update it when one of those changes.
     pub(in crate::catalog) fn below(&mut self) -> &mut Counters {
         &mut self.catalog.below
     }
@@ -125,22 +125,22 @@ impl WritableCatalog {
         self.catalog.get(path)
     }
 
-    /// Returns the row of a directory that is known to be there.
+    /// Returns the row of a directory that must exist.
     pub(in crate::catalog) fn directory(&self, path: &EntryPath) -> Result<CatalogEntry, CatalogError> {
-        self.get(path)?.ok_or_else(|| self.catalog.invalid(format!("it has no row for {path}")))
+        self.get(path)?.ok_or_else(|| self.catalog.invalid(format!("the row of {path} is missing")))
     }
 
-    /// Returns the row of the catalog's own directory as it stands in the catalog above.
+    /// Returns the row of the catalog's own directory for the parent catalog.
     pub(in crate::catalog) fn transition_point(&self) -> Result<CatalogEntry, CatalogError> {
         Ok(self.directory(self.catalog.root())?.with_nesting(Nesting::TransitionPoint))
     }
 
-    /// Returns the rows of everything in the directory `path`, by name.
+    /// Returns the rows of the children of the directory `path` by name.
     pub(in crate::catalog) fn list(&self, path: &EntryPath) -> Result<BTreeMap<Vec<u8>, CatalogEntry>, CatalogError> {
         self.catalog.list(path)
     }
 
-    /// Returns the rows at and below `path`, each directory before what lies in it.
+    /// Returns the rows at and below `path`, each directory before its children.
     pub(in crate::catalog) fn rows_from(
         &self,
         path: &EntryPath,
@@ -156,7 +156,7 @@ impl WritableCatalog {
         Ok(rows)
     }
 
-    /// Puts a row at `path`, in the place of the one that is there.
+    /// Writes the row of `path`, and replaces an existing row.
     pub(in crate::catalog) fn put(&mut self, path: &EntryPath, entry: &CatalogEntry) -> Result<(), CatalogError> {
         let (before, at) = (self.get(path)?, key(path));
         let number = if before.is_none() { self.free.pop() } else { None };
@@ -178,7 +178,7 @@ impl WritableCatalog {
         Ok(())
     }
 
-    /// Takes out the row of `path`.
+    /// Deletes the row of `path`, which must exist and be equal to `entry`.
     pub(in crate::catalog) fn remove(&mut self, path: &EntryPath, entry: &CatalogEntry) -> Result<(), CatalogError> {
         let (first, second) = key(path);
         let number = self.run(|connection| {
@@ -198,7 +198,7 @@ impl WritableCatalog {
         self.catalog.nested(path)
     }
 
-    /// Returns the references of a table at and below `path`, which is not the root of the repository.
+    /// Returns the references of a table at and below `path`, which must not be the root of the repository.
     pub(in crate::catalog) fn references_from(
         &self,
         table: References,
@@ -215,7 +215,7 @@ impl WritableCatalog {
         found.into_iter().map(|row| self.catalog.reference(row)).collect()
     }
 
-    /// Puts a reference at `path`, in the place of the one that is there.
+    /// Writes a reference for `path`, and replaces an existing one.
     pub(in crate::catalog) fn put_reference(
         &mut self,
         table: References,
@@ -230,7 +230,7 @@ impl WritableCatalog {
         Ok(())
     }
 
-    /// Takes out the reference at `path`, if there is one.
+    /// Deletes the reference for `path`, if it exists.
     pub(in crate::catalog) fn remove_reference(
         &mut self,
         table: References,
@@ -252,9 +252,9 @@ impl WritableCatalog {
         Ok(())
     }
 
-    /// Returns the directories right below the catalog's own that hold at least `least` rows.
+    /// Returns the direct subdirectories of the catalog's own directory with at least `least` rows below them.
     pub(in crate::catalog) fn heavy_directories(&self, least: usize) -> Result<Vec<EntryPath>, CatalogError> {
-        // Each directory that holds something, with the directory above it.
+        // Each directory that has children: its parent, and the number of its children.
         let directories: HashMap<PathKey, (PathKey, usize)> = self.run(|connection| {
             let sql = "SELECT md5path_1, md5path_2, ifnull(catalog.parent_1, 0), ifnull(catalog.parent_2, 0), rows \
                  FROM catalog JOIN \
@@ -267,7 +267,7 @@ impl WritableCatalog {
         let mut weights: HashMap<PathKey, usize> = HashMap::new();
         for (&directory, &(_, rows)) in &directories {
             let above = |at: &PathKey| directories.get(at).map(|&(above, _)| above).filter(|&above| above != root);
-            // No path has more directories, so that keys that lead in a circle lead nowhere.
+            // Bounded, because keys of a damaged catalog may form a cycle.
             let top = iter::successors(Some(directory), above).take(MAXIMUM_DEPTH).last();
             *weights.entry(top.expect("begins with the directory")).or_default() += rows;
         }
@@ -276,13 +276,13 @@ impl WritableCatalog {
         Ok(paths.filter(|path| weights.get(&key(path)).is_some_and(|&rows| rows >= least)).collect())
     }
 
-    /// Returns the number that a query gives.
+    /// Returns the result of a query for a single integer.
     #[cfg(test)]
     pub(in crate::catalog) fn number(&self, sql: &str) -> i64 {
         self.run(|connection| connection.query_row(sql, [], |row| row.get(0))).unwrap()
     }
 
-    /// Lets `read` have the bytes of the SQLite file.
+    /// Finishes the changes, and calls `read` with the bytes of the SQLite file.
     pub(in crate::catalog) fn write<T>(self, read: impl FnOnce(&[u8]) -> T) -> Result<T, CatalogError> {
         let path = self.catalog.root().clone();
         let Self { catalog: Catalog { database, own, below, .. }, free } = self;
@@ -307,7 +307,7 @@ fn delete_chunks((first, second): PathKey, connection: &Connection) -> rusqlite:
     connection.prepare_cached(sql)?.execute([first, second]).map(drop)
 }
 
-/// Closes the gaps in the numbers of `rows` rows; tells whether all were numbered anew for that.
+/// Removes gaps in the rowids of the `rows` rows. Returns whether all rows were renumbered.
 fn close_gaps(connection: &Connection, mut free: Vec<i64>, rows: i64) -> rusqlite::Result<bool> {
     let last = || connection.query_row("SELECT max(rowid) FROM catalog", [], |row| row.get::<_, i64>(0));
     free.sort_unstable();
@@ -318,7 +318,7 @@ fn close_gaps(connection: &Connection, mut free: Vec<i64>, rows: i64) -> rusqlit
         }
         connection.execute("UPDATE catalog SET rowid = ? WHERE rowid = ?", [number, last])?;
     }
-    // Another program may have left others.
+    // The file may have had gaps before, because other programs leave them.
     let has_gaps = last()? != rows;
     if has_gaps {
         connection.execute_batch(NUMBER_ROWS)?;
@@ -359,7 +359,7 @@ mod tests {
         WritableCatalog::of(Catalog::parse(bytes, &path("a")).unwrap()).unwrap()
     }
 
-    /// Writes a catalog with so many directories, whose rows take a page for every few.
+    /// Creates a catalog with this number of directories. Their names are long, so that a page has only a few rows.
     fn filled(directories: usize) -> WritableCatalog {
         let mut catalog = WritableCatalog::create(&path("a")).unwrap();
         catalog.put(&path("a"), &root()).unwrap();
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn first_row_stays_that_of_the_root() {
+    fn first_row_is_always_that_of_the_root() {
         let mut catalog = filled(3);
         let root = CatalogEntry { link_count: 7, ..root() };
         catalog.put(&path("a"), &root).unwrap();
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn file_is_packed_when_much_of_it_is_free() {
+    fn file_is_vacuumed_when_much_of_it_is_free() {
         let full = bytes(filled(500));
         let mut catalog = opened(&full);
         let rows = catalog.rows_from(&path("a")).unwrap();
@@ -436,7 +436,7 @@ mod tests {
         catalog.remove(&path("a/f"), &chunked(&[0, 3, 6])).unwrap();
         assert_eq!((catalog.get(&path("a/f")).unwrap(), chunks(&catalog)), (None, 0));
         assert_eq!(catalog.own_counters(), Counters::of_entry(&directory()));
-        // CVMFS can be set to store a large file in one piece, too.
+        // `cvmfs_server` can be set to store a chunked file as a whole object as well.
         catalog.put(&path("a/f"), &chunked(&[0, 5])).unwrap();
         let with_whole = "UPDATE catalog SET hash = zeroblob(20) WHERE name = 'f'";
         catalog.run(|connection| connection.execute_batch(with_whole)).unwrap();
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn catalog_of_an_older_cvmfs_becomes_one_of_this() {
+    fn catalog_of_an_older_cvmfs_is_upgraded_to_this_schema_revision() {
         let older = filled(1);
         let form =
             "UPDATE properties SET value = 6 WHERE key = 'schema_revision'; ALTER TABLE catalog DROP COLUMN mtimens";

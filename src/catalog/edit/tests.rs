@@ -1,4 +1,4 @@
-//! Edits against a recount: whatever was changed, every counter, link count and transition point must be right.
+//! Compares edits with a recount: after any change, all counters, link counts and transition points must be right.
 
 use proptest::prelude::*;
 
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 const NOW: Timestamp = Timestamp { seconds: 1_000_000, nanoseconds: 5 };
 
-/// One thing to do to a repository.
+/// One change to a repository.
 #[derive(Debug, Clone)]
 enum Change {
     File(EntryPath),
@@ -87,7 +87,7 @@ fn read(staging: &Staging, path: &EntryPath, reference: CatalogReference) -> Cat
     read_catalog(staging, path, reference).unwrap()
 }
 
-/// Walks a repository, checks every catalog on the way, and returns what all of them count.
+/// Walks a repository, checks every catalog, and returns the sum of their counters.
 fn recount(staging: &Staging, path: &EntryPath, reference: CatalogReference) -> Counters {
     let catalog = WritableCatalog::of(read_catalog(staging, path, reference).unwrap()).unwrap();
     let rows = BTreeMap::from_iter(catalog.rows_from(path).unwrap());
@@ -163,7 +163,7 @@ fn a_directory_is_never_replaced_by_a_file_nor_a_file_by_a_directory() {
 }
 
 #[test]
-fn hard_links_and_bound_catalogs_of_other_programs_are_kept_in_order() {
+fn hard_links_and_bind_mountpoints_of_other_programs_stay_consistent() {
     let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let mut editor = Editor::create(&staging, Compression::Fast, NOW).unwrap();
@@ -219,7 +219,7 @@ fn catalogs_that_did_not_change_keep_their_hash() {
 }
 
 #[test]
-fn catalogs_that_were_read_before_change_like_those_that_are_read_now() {
+fn catalogs_from_the_cache_change_like_those_from_the_store() {
     let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let mut editor = Editor::create(&staging, Compression::Fast, NOW).unwrap();
@@ -236,7 +236,7 @@ fn catalogs_that_were_read_before_change_like_those_that_are_read_now() {
     let take = |path: &EntryPath, reference: CatalogReference| {
         asked.borrow_mut().push(path.clone());
         let catalog = read(&staging, path, reference);
-        // Whoever reads a catalog leaves statements behind.
+        // Reading a catalog leaves prepared statements in its connection.
         catalog.list(path).unwrap();
         Some(catalog)
     };
