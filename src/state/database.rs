@@ -1,4 +1,4 @@
-//! The database of what strata remembers between runs.
+//! The state database.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,99 +15,100 @@ use crate::file::is_absence;
 use crate::image::{DiffId, Digest};
 use crate::object::ObjectHash;
 
-/// The database of what was done before cannot be used; it may be deleted while no strata runs.
+/// Error from using the state database. The administrator may delete it while no strata runs.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot use '{}' (it may be deleted at no loss but time)", path.display())]
+#[error("cannot use the state database '{}' (while no strata runs, it may be deleted; this only costs time)", path.display())]
 pub struct StateError {
     path: PathBuf,
     source: rusqlite::Error,
 }
 
-/// What names a piece of content: its BLAKE3 hash, size, whether it is a chunk, and the encoder.
+/// Key of the content index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ContentKey {
-    /// BLAKE3 hash of the plain bytes.
+    /// BLAKE3 hash of the uncompressed bytes.
     pub blake3: [u8; 32],
-    /// Plain bytes.
+    /// Size of the uncompressed content in bytes.
     pub size: u64,
     /// Whether the object is a chunk.
     pub is_chunk: bool,
-    /// The encoder, with version and level.
+    /// Number of the encoder, including its version and level.
     pub encoder: u8,
 }
 
-/// The object that a piece of content became.
+/// The object in which some content is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KnownObject {
-    /// Its name.
+    /// Hash of the object.
     pub hash: ObjectHash,
-    /// How many bytes it has as it is stored, if that is known.
+    /// Size of the object in the store in bytes. Entries of old versions do not have it.
     length: Option<NonZeroU32>,
 }
 
 impl KnownObject {
-    /// Describes an object of so many bytes.
+    /// Describes an object of `length` bytes.
     pub fn new(hash: ObjectHash, length: usize) -> Self {
         Self { hash, length: u32::try_from(length).ok().and_then(NonZeroU32::new) }
     }
 
-    /// Returns how many bytes it has as it is stored, if that is known.
+    /// Returns the size of the object in the store in bytes. Entries of old versions do not have it.
     pub fn length(&self) -> Option<u64> {
         self.length.map(|length| length.get().into())
     }
 }
 
-/// What the blob of a layer was found to be when it was read to its end.
+/// Facts about the blob of a layer that were verified when it was read to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VerifiedBlob {
-    /// Its digest.
+    /// Digest of the blob.
     pub digest: Digest,
-    /// Its bytes.
+    /// Size of the blob in bytes.
     pub size: u64,
-    /// The digest of the tar stream in it.
+    /// Digest of the tar stream in it.
     pub diff_id: DiffId,
 }
 
 /// A tree whose catalogs are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredTreeNote {
-    /// Its root catalog.
+    /// The tree's root catalog.
     pub catalog: CatalogReference,
-    /// What its catalogs do not say, in JSON.
+    /// The tree's [`FACTS`](crate::catalog::FACTS), as JSON.
     pub facts: String,
 }
 
-/// An image that failed, and is not tried again for some time.
+/// An image that failed, and the time of the next attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageFailure {
-    /// How often it has failed since it last succeeded.
+    /// Number of failures since the last success.
     pub failures: u32,
-    /// When it is tried again, in seconds since 1970.
+    /// Time of the next attempt in seconds since 1970.
     pub retry_at: i64,
-    /// Why it failed the last time.
+    /// Error message of the last attempt.
     pub error: String,
 }
 
 const SCHEMA: &str = include_str!("../../catalog-schema/state.sql");
 
-/// Tells whether the tables are as this version makes them.
+/// Returns whether the tables have all columns of this version.
 fn is_current(connection: &Connection) -> bool {
     connection.prepare("SELECT length, epoch FROM content, whole").is_ok()
 }
 
-/// `state/state.db`, shared by all runs on one repository.
+/// The database `state/state.db`, shared by all processes that use the repository directory.
 #[derive(Debug)]
 pub struct StateDatabase {
     path: PathBuf,
     connection: Mutex<Connection>,
-    /// Whether nothing new is remembered.
+    /// Whether new entries are discarded.
     is_fixed: bool,
 }
 
-/// Memory for pages: content is looked up all over its table.
+/// Size of the page cache in KiB. Keys are hashes, so lookups are spread over the whole table.
 const CACHE_KIB: i32 = 16 << 10;
 
-/// Repeats what SQLite refuses because the database is locked: it does not wait by itself where processes create one at once.
+/// Repeats `attempt` while the database is locked. SQLite's own busy timeout does not apply when several processes create the database
+/// at the same time.
 fn patiently<T>(mut attempt: impl FnMut() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
     let start = Instant::now();
     loop {
@@ -122,7 +123,7 @@ fn patiently<T>(mut attempt: impl FnMut() -> rusqlite::Result<T>) -> rusqlite::R
     }
 }
 
-/// Bytes of a path that SQLite does not take any more, all links in it resolved.
+/// Length in bytes from which SQLite refuses a path, after links are resolved.
 const LONGEST_PATH: usize = 512;
 
 fn is_too_long(path: &Path) -> bool {
@@ -131,29 +132,30 @@ fn is_too_long(path: &Path) -> bool {
     resolved.join(path.file_name().unwrap_or_default()).as_os_str().len() >= LONGEST_PATH
 }
 
-/// How long a database may be locked by others.
+/// Maximum time to wait for another process that locks the database.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 
 impl StateDatabase {
-    /// Opens the database, or creates it. Where its path is too long for SQLite, nothing is remembered between runs.
+    /// Opens the database, or creates it. If its path is too long for SQLite, a temporary database in memory is used instead.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let is_too_long = is_too_long(path);
         if is_too_long {
             tracing::warn!(
-                "nothing is remembered for the next run: SQLite takes no path of {LONGEST_PATH} bytes or more, such as that of '{}'",
-                path.display()
+                "no state is kept for the next run: the path '{}' is too long for SQLite (maximum {} bytes)",
+                path.display(),
+                LONGEST_PATH - 1,
             );
         }
         let open = || {
             let connection = if is_too_long { Connection::open_in_memory()? } else { Connection::open(path)? };
             forbid_execution(&connection)?;
             connection.busy_timeout(Duration::from_secs(60))?;
-            // A lost entry costs time, not truth: nothing here is believed without a look at the store.
+            // Entries that are lost in a crash only cost time, and every entry is verified against the store before it is used.
             connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;")?;
             connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
             connection.execute_batch(SCHEMA)?;
             if !is_current(&connection) {
-                // Another process may have done so meanwhile.
+                // Another process may have added the column meanwhile.
                 let added = connection.execute_batch("ALTER TABLE content ADD COLUMN length INTEGER");
                 added.or_else(|error| if is_current(&connection) { Ok(()) } else { Err(error) })?;
             }
@@ -163,9 +165,9 @@ impl StateDatabase {
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), is_fixed: false })
     }
 
-    /// Opens the database, if there is one, to look things up in it. What is to be remembered is forgotten.
+    /// Opens the database read-only, or an empty one if it does not exist. New entries are discarded.
     pub fn open_fixed(path: &Path) -> Result<Self, StateError> {
-        // Where it cannot be looked at, SQLite says why.
+        // If the file cannot be inspected, opening it below reports the reason.
         let is_there = !is_too_long(path) && !fs::metadata(path).is_err_and(|error| is_absence(&error));
         let open = || {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -174,7 +176,8 @@ impl StateDatabase {
                 forbid_execution(&connection)?;
                 connection.pragma_update(None, "query_only", true)?;
                 connection.busy_timeout(Duration::from_secs(60))?;
-                // A file that is no database is an error. What an earlier version left cannot be read, and not be changed here.
+                // A file that is not a database is an error. The tables of an earlier version are ignored, because they cannot be
+                // upgraded here.
                 connection.query_row("SELECT COUNT(*) FROM sqlite_schema", [], |_| Ok(()))?;
                 if is_current(&connection) {
                     return Ok(connection);
@@ -188,7 +191,7 @@ impl StateDatabase {
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), is_fixed: true })
     }
 
-    /// Returns the object that each piece of content went to before.
+    /// Looks up the objects of content; the result has one element for each key.
     pub fn objects(&self, keys: &[ContentKey]) -> Result<Vec<Option<KnownObject>>, StateError> {
         self.with(|connection| {
             let transaction = connection.transaction()?;
@@ -206,17 +209,17 @@ impl StateDatabase {
         })
     }
 
-    /// Tells whether what is to be remembered is forgotten.
+    /// Returns whether new entries are discarded.
     pub fn is_fixed(&self) -> bool {
         self.is_fixed
     }
 
-    /// Tells whether no content is known at all.
+    /// Returns whether the content index is empty.
     pub fn is_empty(&self) -> Result<bool, StateError> {
         self.with(|connection| connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM content)", [], |row| row.get(0)))
     }
 
-    /// Remembers where pieces of content went.
+    /// Adds entries to the content index.
     pub fn add_objects(&self, objects: &[(ContentKey, KnownObject)]) -> Result<(), StateError> {
         if self.is_fixed {
             return Ok(());
@@ -236,7 +239,7 @@ impl StateDatabase {
         })
     }
 
-    /// Frees the memory that pages take. They are read again when they are needed.
+    /// Frees the page cache.
     pub fn free_memory(&self) -> Result<(), StateError> {
         self.with(|connection| connection.execute_batch("PRAGMA shrink_memory"))
     }
@@ -256,7 +259,7 @@ impl StateDatabase {
         Ok(found.and_then(note))
     }
 
-    /// Remembers a stored tree.
+    /// Records a stored tree.
     pub fn add_tree(&self, path: &str, options: &str, note: &StoredTreeNote) -> Result<(), StateError> {
         if self.is_fixed {
             return Ok(());
@@ -270,7 +273,7 @@ impl StateDatabase {
         .map(drop)
     }
 
-    /// Returns what the blob of a layer was found to be when it was read, if it was.
+    /// Returns the verified facts about a blob, if it was read before.
     pub fn blob(&self, digest: Digest) -> Result<Option<VerifiedBlob>, StateError> {
         let found: Option<(u64, String)> = self.with(|connection| {
             connection
@@ -281,7 +284,7 @@ impl StateDatabase {
         Ok(found.and_then(|(size, diff_id)| Some(VerifiedBlob { digest, size, diff_id: diff_id.parse().ok()? })))
     }
 
-    /// Remembers what blobs were found to be.
+    /// Records verified blobs.
     pub fn add_blobs(&self, blobs: &[VerifiedBlob]) -> Result<(), StateError> {
         if self.is_fixed || blobs.is_empty() {
             return Ok(());
@@ -297,9 +300,10 @@ impl StateDatabase {
         })
     }
 
-    /// Compares the directories of objects with what the last run left, and returns the epoch that holds for this run.
+    /// Starts a run: compares the state of the directories of objects with that at the end of the last run. Returns the epoch of this run.
     ///
-    /// Where another program has changed them since, a new epoch begins. `None` where nothing new can be remembered.
+    /// If another program has changed a directory, a new epoch begins. Returns `None` if a new epoch cannot be recorded because the
+    /// database is read-only.
     pub fn begin_epoch(&self, marks: &[u8]) -> Result<Option<i64>, StateError> {
         self.with(|connection| {
             let transaction = connection.transaction_with_behavior(self.behavior())?;
@@ -320,8 +324,8 @@ impl StateDatabase {
         })
     }
 
-    /// Remembers the directories of objects as a run leaves them. Without `marks` another program has changed them while
-    /// the run went on, and a new epoch begins.
+    /// Ends a run: records the state of the directories of objects. `marks` is `None` if another program has changed them during the run;
+    /// then a new epoch begins.
     pub fn end_epoch(&self, marks: Option<&[u8]>) -> Result<(), StateError> {
         if self.is_fixed {
             return Ok(());
@@ -333,7 +337,7 @@ impl StateDatabase {
         .map(drop)
     }
 
-    /// Tells whether every object of a published tree was in the store in the epoch that holds now.
+    /// Returns whether it is recorded that all objects of a published tree were in the store in `epoch`, which must be the current epoch.
     pub fn is_whole(&self, path: &str, catalog: ObjectHash, epoch: i64) -> Result<bool, StateError> {
         self.with(|connection| {
             connection
@@ -344,8 +348,7 @@ impl StateDatabase {
         })
     }
 
-    /// Remembers that every object of published trees was in the store in an epoch. Trees are given by path, with the root
-    /// catalog.
+    /// Records that all objects of published trees were in the store in `epoch`. A tree is its path and its root catalog.
     pub fn add_whole(&self, trees: &[(String, ObjectHash)], epoch: i64) -> Result<(), StateError> {
         if self.is_fixed || trees.is_empty() {
             return Ok(());
@@ -361,12 +364,12 @@ impl StateDatabase {
         })
     }
 
-    /// Returns how to begin a transaction that may write.
+    /// Returns the mode of a transaction that may write.
     fn behavior(&self) -> TransactionBehavior {
         if self.is_fixed { TransactionBehavior::Deferred } else { TransactionBehavior::Immediate }
     }
 
-    /// Returns the images that failed the last time, by name.
+    /// Returns the images whose last attempt failed, by name.
     pub fn failures(&self) -> Result<BTreeMap<String, ImageFailure>, StateError> {
         self.with(|connection| {
             let mut statement = connection.prepare("SELECT image, failures, retry_at, error FROM failure")?;
@@ -378,7 +381,7 @@ impl StateDatabase {
         })
     }
 
-    /// Remembers that an image failed; `None` forgets it.
+    /// Records the failure of an image, or deletes the record if `failure` is `None`.
     pub fn set_failure(&self, image: &str, failure: Option<&ImageFailure>) -> Result<(), StateError> {
         self.with(|connection| match failure {
             Some(ImageFailure { failures, retry_at, error }) => connection.execute(
@@ -390,7 +393,8 @@ impl StateDatabase {
         .map(drop)
     }
 
-    /// Returns the digest that a registry gave for a name when that was found to be what `published` is.
+    /// Returns the digest of the image at the registry that was found to be equal to the published image, whose manifest is the object
+    /// `published`.
     pub fn seen(&self, image: &str, published: ObjectHash) -> Result<Option<String>, StateError> {
         self.with(|connection| {
             connection
@@ -400,7 +404,7 @@ impl StateDatabase {
         })
     }
 
-    /// Remembers that `published` is what a registry has under a name and digest.
+    /// Records that the published image, whose manifest is the object `published`, is equal to the image with this digest at the registry.
     pub fn add_seen(&self, image: &str, published: ObjectHash, digest: &str) -> Result<(), StateError> {
         self.with(|connection| {
             connection.execute(
@@ -411,7 +415,7 @@ impl StateDatabase {
         .map(drop)
     }
 
-    /// Returns the type of the artifact that a name stood for, if what is `wanted` of it is the same as then.
+    /// Returns the recorded artifact type of a name that is not an image. `wanted` (digest and platforms) must equal the recorded value.
     pub fn artifact(&self, name: &str, wanted: &str) -> Result<Option<String>, StateError> {
         self.with(|connection| {
             connection
@@ -421,14 +425,14 @@ impl StateDatabase {
         })
     }
 
-    /// Tells whether a name stood for an artifact once, for any set of platforms.
+    /// Returns whether a name is recorded as an artifact, for any digest and platforms.
     pub fn had_artifact(&self, name: &str) -> Result<bool, StateError> {
         self.with(|connection| {
             connection.prepare_cached("SELECT 1 FROM artifact WHERE name = ?")?.exists(params![name])
         })
     }
 
-    /// Remembers that what is `wanted` of a name is an artifact of a type.
+    /// Records that a name is an artifact of this type for `wanted` (digest and platforms).
     pub fn add_artifact(&self, name: &str, wanted: &str, artifact_type: &str) -> Result<(), StateError> {
         self.with(|connection| {
             connection.execute(
@@ -439,8 +443,8 @@ impl StateDatabase {
         .map(drop)
     }
 
-    /// Returns since when each of these trees has been unused, in seconds since 1970, and remembers `now` for those that are
-    /// new. Trees that are not among them any more are forgotten: they are in use again.
+    /// Returns for each unused tree since when it is unused, in seconds since 1970. Records `now` for new ones, and deletes the records of
+    /// trees that are not in `trees`, because they are in use again.
     pub fn unused_since(&self, trees: &[String], now: i64) -> Result<BTreeMap<String, i64>, StateError> {
         self.with(|connection| {
             let transaction = connection.transaction()?;

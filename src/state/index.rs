@@ -1,7 +1,7 @@
-//! The content index: which object holds a piece of content that was compressed before.
+//! The content index: finds the object of content that was compressed before.
 //!
-//! Objects are named by their compressed bytes, so without it a file would have to be compressed to learn that it is in
-//! the store already. A hit counts only when the object is seen there, with the length that it had when it was stored.
+//! Objects are named by the hash of their compressed bytes. Without the index, a file would have to be compressed to find out that it
+//! is already in the store. A hit counts only if the store has the object, with the length that it had when it was stored.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use crate::object::{ObjectHash, ObjectKind};
 use crate::span::span;
 use crate::store::{Staging, StoreError};
 
-/// Why the index could not be asked.
+/// Errors from using the content index.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
     /// The database failed.
@@ -23,39 +23,39 @@ pub enum IndexError {
     Store(#[from] StoreError),
 }
 
-/// The content index of a repository: what earlier runs left, and what this one adds.
+/// The content index of a repository: the entries of earlier runs and the new ones of this run.
 #[derive(Debug)]
 pub struct ContentIndex {
     state: Arc<StateDatabase>,
-    /// Whether earlier runs left anything to look for.
+    /// Whether the database had entries when the run began.
     has_past: bool,
     fresh: Mutex<Fresh>,
     hits: AtomicU64,
 }
 
-/// What this run added. A layer may bring millions of pieces, so those that the database has are looked up there.
+/// Entries that this run added. A layer may add millions of entries, so saved ones are kept only in the database.
 #[derive(Debug, Default)]
 struct Fresh {
     unsaved: Objects,
-    /// Batches that threads are writing to the database.
+    /// Batches that a thread is writing to the database.
     saving: Vec<Arc<Objects>>,
-    /// Parts of the keys that this run has written, so that few others are looked up in vain.
+    /// Prefixes of the keys that this run has saved, to avoid database lookups of unknown keys.
     saved: HashSet<u64>,
 }
 
 type Objects = HashMap<ContentKey, KnownObject>;
 
-/// New pieces gather up to this number before they are written, which changes most pages of the table.
+/// Number of new entries that are saved together. Each batch changes most pages of the table, whatever its size.
 const BATCH: usize = 50_000;
 
 impl ContentIndex {
-    /// Opens the index.
+    /// Opens the index of a state database.
     pub fn open(state: Arc<StateDatabase>) -> Result<Self, IndexError> {
         let has_past = !state.is_empty()?;
         Ok(Self { state, has_past, fresh: Mutex::default(), hits: AtomicU64::new(0) })
     }
 
-    /// Returns the objects that held pieces of content when this run began. Whether they still do is for [`Self::find`] to say.
+    /// Looks up content in the database. The result is not verified; [`Self::find`] checks that the object still exists.
     pub fn recall(&self, keys: &[ContentKey]) -> Result<Vec<Option<KnownObject>>, IndexError> {
         let _looking = span!("index");
         if self.has_past {
@@ -73,8 +73,8 @@ impl ContentIndex {
         Ok(found)
     }
 
-    /// Returns the object that holds a piece of content, if the store has it, and of the right length: one of this run, or
-    /// the one that was recalled.
+    /// Returns the object of some content: that of a new entry of this run, or else `recalled`, the result of [`Self::recall`]. Returns
+    /// `None` if the store does not have the object with the right length.
     pub fn find(
         &self,
         key: &ContentKey,
@@ -96,7 +96,7 @@ impl ContentIndex {
         }
     }
 
-    /// Returns the object that this run noted for a piece of content.
+    /// Looks up content in the new entries of this run.
     fn find_fresh(&self, key: &ContentKey) -> Result<Option<KnownObject>, IndexError> {
         let fresh = self.fresh();
         let unsaved = fresh.unsaved.get(key).or_else(|| fresh.saving.iter().find_map(|batch| batch.get(key)));
@@ -107,13 +107,13 @@ impl ContentIndex {
         Ok(self.state.objects(&[*key])?[0])
     }
 
-    /// Notes which object holds a piece of content.
+    /// Adds an entry.
     pub fn add(&self, key: ContentKey, object: KnownObject) -> Result<(), IndexError> {
         let _noting = span!("index");
         {
             let mut fresh = self.fresh();
             fresh.unsaved.insert(key, object);
-            // What a database that does not change is given would be lost.
+            // A read-only database would discard the entries.
             if fresh.unsaved.len() < BATCH || self.state.is_fixed() {
                 return Ok(());
             }
@@ -121,7 +121,7 @@ impl ContentIndex {
         self.write()
     }
 
-    /// Writes down what this run added, and frees the memory that looking things up took.
+    /// Saves the new entries of this run, and frees memory that lookups used.
     pub fn save(&self) -> Result<(), IndexError> {
         let _noting = span!("index");
         if !self.state.is_fixed() {
@@ -130,7 +130,7 @@ impl ContentIndex {
         Ok(self.state.free_memory()?)
     }
 
-    /// Writes what is unsaved to the database. Until it is there, others find it here.
+    /// Writes unsaved entries to the database. Meanwhile, other threads find them in `saving`.
     fn write(&self) -> Result<(), IndexError> {
         let batch = {
             let mut fresh = self.fresh();
@@ -139,7 +139,7 @@ impl ContentIndex {
             batch
         };
         let mut objects: Vec<(ContentKey, KnownObject)> = batch.iter().map(|(key, object)| (*key, *object)).collect();
-        // In the order of the table, each of its pages is changed once.
+        // In the order of the table, so that each of its pages is changed only once.
         objects.sort_unstable_by_key(|(key, _)| key.blake3);
         self.state.add_objects(&objects)?;
         let mut fresh = self.fresh();
@@ -148,7 +148,7 @@ impl ContentIndex {
         Ok(())
     }
 
-    /// Returns how often a piece of content was known.
+    /// Returns the number of lookups that found an object.
     pub fn hits(&self) -> u64 {
         self.hits.load(Ordering::Relaxed)
     }
@@ -163,7 +163,7 @@ impl ContentIndex {
     }
 }
 
-/// Returns the first bytes of a key's hash.
+/// Returns the first eight bytes of a key's hash.
 fn part_of(key: &ContentKey) -> u64 {
     u64::from_le_bytes(*key.blake3.first_chunk().expect("32 bytes begin with 8"))
 }
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_found_whether_they_are_still_in_memory_or_not() {
+    fn entries_are_found_in_memory_and_in_the_database() {
         let directory = tempfile::tempdir().unwrap();
         let store = DirectoryStore::create(&directory.path().join("storage")).unwrap();
         let staging = Staging::start(&store).unwrap();

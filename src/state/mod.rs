@@ -1,7 +1,6 @@
-//! What strata remembers between runs, in the directory `state`: the content index, finished trees, verified blobs and failures.
+//! State that strata keeps between runs, in the directory `state`: the content index, finished trees, verified blobs and failures.
 //!
-//! All of it saves time and nothing else. It may be deleted while no strata runs, and is never relied upon without a look at the
-//! store.
+//! It only saves time: it may be deleted while no strata runs, and every entry is verified against the store before it is used.
 
 mod database;
 mod index;

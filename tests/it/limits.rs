@@ -194,7 +194,7 @@ fn path_of_a_thousand_characters_is_as_good_as_any() {
     let command =
         |arguments: &[&str]| Run::of(&mut strata_command([arguments, &["--repo", long.to_str().unwrap()]].concat()));
     let run = command(&["convert", &source, "--name", NAME]).expect_code(0);
-    assert!(run.stderr().contains("nothing is remembered for the next run"), "{}", run.stderr());
+    assert!(run.stderr().contains("no state is kept for the next run"), "{}", run.stderr());
     for arguments in [&["convert", &source, "--name", NAME][..], &["check"], &["list"], &["list", "--unused"]] {
         command(arguments).expect_code(0);
     }

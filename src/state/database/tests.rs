@@ -1,9 +1,9 @@
-//! What is remembered, and found again.
+//! Tests that recorded entries are found again.
 
 use super::*;
 
 #[test]
-fn content_and_trees_are_found_by_all_that_names_them() {
+fn content_and_trees_are_found_by_their_whole_key() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state.db");
     let key = ContentKey { blake3: [7; 32], size: 5, is_chunk: false, encoder: 2 };
@@ -24,7 +24,7 @@ fn content_and_trees_are_found_by_all_that_names_them() {
 }
 
 #[test]
-fn failures_are_remembered_until_they_are_forgotten() {
+fn failures_are_kept_until_they_are_deleted() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state.db");
     let failure = ImageFailure { failures: 2, retry_at: 7, error: "no".to_owned() };
@@ -39,7 +39,7 @@ fn failures_are_remembered_until_they_are_forgotten() {
 }
 
 #[test]
-fn what_was_seen_holds_for_what_was_published_then() {
+fn digest_at_the_registry_holds_only_for_the_same_published_manifest() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDatabase::open(&directory.path().join("state.db")).unwrap();
     let (one, other) = (ObjectHash::of(b"1"), ObjectHash::of(b"2"));
@@ -51,7 +51,7 @@ fn what_was_seen_holds_for_what_was_published_then() {
 }
 
 #[test]
-fn unused_trees_count_from_when_they_were_seen_first_and_anew_after_they_were_used() {
+fn unused_time_starts_at_the_first_record_and_again_after_use() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state.db");
     let trees = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
@@ -66,7 +66,7 @@ fn unused_trees_count_from_when_they_were_seen_first_and_anew_after_they_were_us
 }
 
 #[test]
-fn a_damaged_database_is_named() {
+fn error_names_the_damaged_database() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state.db");
     std::fs::write(&path, [7; 5000]).unwrap();
@@ -75,7 +75,7 @@ fn a_damaged_database_is_named() {
 }
 
 #[test]
-fn database_of_an_earlier_version_goes_on() {
+fn database_of_an_earlier_version_is_upgraded() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state.db");
     let key = ContentKey { blake3: [7; 32], size: 5, is_chunk: false, encoder: 2 };
@@ -95,7 +95,7 @@ fn database_of_an_earlier_version_goes_on() {
 }
 
 #[test]
-fn blobs_are_what_they_were_found_to_be() {
+fn verified_blobs_are_found_by_digest() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDatabase::open(&directory.path().join("state.db")).unwrap();
     let blob = VerifiedBlob { digest: Digest::of(b"blob"), size: 7, diff_id: DiffId(Digest::of(b"diff")) };
@@ -105,7 +105,7 @@ fn blobs_are_what_they_were_found_to_be() {
 }
 
 #[test]
-fn tree_counts_as_whole_until_another_program_changes_the_directories_of_objects() {
+fn tree_counts_as_complete_until_another_program_changes_the_directories_of_objects() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state.db");
     let state = StateDatabase::open(&path).unwrap();
@@ -130,7 +130,7 @@ fn tree_counts_as_whole_until_another_program_changes_the_directories_of_objects
 }
 
 #[test]
-fn artifact_is_known_by_its_name_and_what_was_wanted_of_it() {
+fn artifact_is_found_by_name_digest_and_platforms() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDatabase::open(&directory.path().join("state.db")).unwrap();
     state.add_artifact("h.org/a:1", "sha256:1", "application/wasm").unwrap();
@@ -143,7 +143,7 @@ fn artifact_is_known_by_its_name_and_what_was_wanted_of_it() {
 }
 
 #[test]
-fn nothing_that_somebody_put_into_the_database_is_executed() {
+fn views_and_triggers_in_the_database_are_not_executed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state.db");
     let key = ContentKey { blake3: [7; 32], size: 5, is_chunk: false, encoder: 2 };
@@ -155,7 +155,7 @@ fn nothing_that_somebody_put_into_the_database_is_executed() {
     assert!(!StateDatabase::open(&path).unwrap().is_empty().unwrap());
     change("DROP TRIGGER t; ALTER TABLE content RENAME TO c; CREATE VIEW content AS SELECT * FROM c");
     assert!(add().is_err());
-    // A database in which something else has the name of a table is taken for an earlier version's, of which nothing is read.
+    // A database in which a table is replaced by another object counts as one of an earlier version, which is not read.
     let found = StateDatabase::open_fixed(&path).and_then(|state| state.objects(&[key]));
     assert!(found.is_err() || found.is_ok_and(|found| found == [None]));
 }
