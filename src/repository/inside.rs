@@ -1,12 +1,12 @@
-//! Paths inside a root file system that lies in the repository: where a process leads them whose root it is.
+//! Resolves paths inside a root file system in the repository, as for a process with this root.
 
 use super::{MAXIMUM_LINKS, Repository, RepositoryError, client_variable};
 use crate::catalog::CatalogEntry;
 use crate::path::EntryPath;
 
 impl Repository {
-    /// Follows a path in the root file system at `root`, all links included, and returns where in it that leads, and what is
-    /// there. Nothing leads out of it: `/` in a link is the root, and so is what lies above the root.
+    /// Resolves a path in the root file system at `root` and follows all links. Returns the resolved path within the root file system and
+    /// its entry. No link leads out of it: absolute links start at the root, and `..` of the root is the root.
     pub fn follow_inside(
         &self,
         root: &EntryPath,
@@ -15,7 +15,7 @@ impl Repository {
         let whole = |at: &EntryPath| at.components().fold(root.clone(), |path, name| path.join(name));
         let Some(top) = self.get(root)? else { return Ok(None) };
         let mut waiting = names_backwards(path);
-        // Where the path has led so far: each directory with its row.
+        // The resolved directories so far, each with its row.
         let mut at = vec![(EntryPath::ROOT, top)];
         let mut links = 0;
         while let Some(name) = waiting.pop() {

@@ -1,7 +1,6 @@
-//! A repository at one revision, read only.
+//! A repository at one revision, read-only.
 //!
-//! Nothing is believed unseen: the manifest is verified with its certificate, and every catalog and object with the hash
-//! that names it.
+//! The manifest is verified with its certificate, and every catalog and object with its hash.
 
 mod inside;
 mod pieces;
@@ -32,77 +31,77 @@ use crate::threads::ThreadsError;
 pub use rows::{NamedRow, PlacedDirectory, Row};
 pub use trees::{ReadCatalog, ReadTree, read_tree};
 
-/// Why a repository could not be read.
+/// Errors from reading a repository.
 #[derive(Debug, thiserror::Error)]
 pub enum RepositoryError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A catalog cannot be used.
+    /// A catalog is not valid.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
-    /// The machine starts no threads.
+    /// Threads could not be started.
     #[error(transparent)]
     Threads(#[from] ThreadsError),
-    /// There is no manifest.
-    #[error("repository '{0}' has no manifest")]
+    /// The store has no manifest.
+    #[error("repository '{0}' has no manifest (.cvmfspublished)")]
     NoManifest(RepositoryName),
     /// The manifest cannot be read.
     #[error("manifest of '{0}' is not valid")]
     Manifest(RepositoryName, #[source] ManifestError),
-    /// The manifest is another repository's.
-    #[error("manifest is that of '{actual}' instead of '{expected}'")]
+    /// The manifest belongs to another repository.
+    #[error("the manifest belongs to repository '{actual}', not to '{expected}'")]
     WrongName {
-        /// The repository that was asked for.
+        /// The requested repository.
         expected: RepositoryName,
-        /// The one in the manifest.
+        /// The name in the manifest.
         actual: RepositoryName,
     },
     /// The certificate cannot be read.
     #[error("certificate {0} is not valid")]
     Certificate(ObjectHash, #[source] CertificateError),
     /// The manifest was not signed with the certificate's key.
-    #[error("manifest of '{0}' is not signed by its certificate")]
+    #[error("the signature of the manifest of '{0}' does not match its certificate")]
     Signature(RepositoryName, #[source] LetterError),
-    /// A catalog is missing, or its bytes are not those that its name promises.
+    /// The object of a catalog is missing or damaged.
     #[error("cannot read the catalog of {path}; to repair it, {}", repair(path))]
     BrokenCatalog {
         /// The directory that the catalog describes.
         path: EntryPath,
-        /// What is wrong with its object.
+        /// The error of the store.
         source: StoreError,
     },
-    /// What every revision needs beside the catalogs is missing or damaged.
+    /// An object other than a catalog that every revision needs is missing or damaged.
     #[error("cannot read the {what} of the repository; to repair it, {COPY}")]
     BrokenFront {
-        /// What its object holds.
+        /// `certificate` or `tag database`.
         what: &'static str,
-        /// What is wrong with the object.
+        /// The error of the store.
         source: StoreError,
     },
-    /// The tag database cannot be used.
+    /// The tag database is not valid.
     #[error(transparent)]
     History(#[from] HistoryError),
-    /// No kept revision is meant.
-    #[error("repository '{repository}' keeps no revision {point}")]
+    /// The requested revision does not exist or is no longer available.
+    #[error("repository '{repository}' has no revision {point}")]
     NoRevision {
         /// The repository.
         repository: RepositoryName,
-        /// What was asked for.
+        /// The requested revision.
         point: Point,
     },
-    /// Links lead round in a circle, or out of the repository.
-    #[error("{path} leads to nothing in the repository")]
+    /// The path does not exist, or its links form a cycle or lead out of the repository.
+    #[error("cannot resolve {path}: the path does not exist, or its links form a cycle or lead out of the repository")]
     Nowhere {
-        /// Where it began.
+        /// The path before links were followed.
         path: EntryPath,
     },
-    /// A file cannot be read as one.
+    /// An entry cannot be read as a file or tree.
     #[error("cannot read {path}: {fault}")]
     Unreadable {
-        /// The file.
+        /// The path.
         path: EntryPath,
-        /// Why.
+        /// The reason.
         fault: &'static str,
     },
     /// The content of a file cannot be read.
@@ -110,13 +109,13 @@ pub enum RepositoryError {
     Content {
         /// The file.
         path: EntryPath,
-        /// Why.
+        /// The error of the store.
         source: ContentError,
     },
 }
 
 impl RepositoryError {
-    /// Returns why the catalog of the directory `path` cannot be read.
+    /// Returns the error for an unreadable catalog of the directory `path`.
     pub(crate) fn of_catalog(path: &EntryPath, error: StoreError) -> Self {
         match error.is_damage() {
             true => Self::BrokenCatalog { path: path.clone(), source: error },
@@ -124,7 +123,7 @@ impl RepositoryError {
         }
     }
 
-    /// Returns why an object that every revision needs cannot be read.
+    /// Returns the error for an unreadable object that every revision needs.
     pub(crate) fn of_front(what: &'static str) -> impl FnOnce(StoreError) -> Self {
         move |error| match error.is_damage() {
             true => Self::BrokenFront { what, source: error },
@@ -133,10 +132,10 @@ impl RepositoryError {
     }
 }
 
-/// What brings an object back that nothing else holds.
+/// Repair advice for an object that no conversion writes again.
 const COPY: &str = "copy the object from a replica or a backup of the repository";
 
-/// Returns what brings the catalog of the directory `path` back.
+/// Returns repair advice for the catalog of the directory `path`.
 fn repair(path: &EntryPath) -> &'static str {
     if layout::is_in_tree(path) {
         "run 'strata convert --force' for an image that this tree belongs to, or copy the object from a replica"
@@ -145,7 +144,7 @@ fn repair(path: &EntryPath) -> &'static str {
     }
 }
 
-/// Returns what brings the content of a file back, if it is lost, as the end of a sentence.
+/// Returns repair advice for the content of a file as the end of a sentence; empty if the object is not damaged.
 fn repair_of_file(path: &EntryPath, error: &ContentError) -> String {
     let how = if !error.is_damage() {
         return String::new();
@@ -157,15 +156,15 @@ fn repair_of_file(path: &EntryPath, error: &ContentError) -> String {
     format!("; to repair it, {how}")
 }
 
-/// Names one of the revisions that a repository keeps: by number, by tag, or as the one that clients see.
+/// Selects a revision of a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Point {
-    /// The newest one.
+    /// The newest revision, which clients mount.
     #[default]
     Head,
-    /// The one of that number.
+    /// The revision with this number.
     Revision(u64),
-    /// The one that a tag of this name points at.
+    /// The revision with this tag.
     Tag(String),
 }
 
@@ -182,7 +181,7 @@ impl fmt::Display for Point {
 impl FromStr for Point {
     type Err = Infallible;
 
-    /// Takes a number for a revision, `head` for the newest one, and anything else for a tag.
+    /// Parses a revision number or `head`; any other text is a tag.
     fn from_str(text: &str) -> Result<Self, Infallible> {
         Ok(match text.parse() {
             Ok(number) => Self::Revision(number),
@@ -192,12 +191,12 @@ impl FromStr for Point {
     }
 }
 
-/// A catalog, in memory or not: the directory that it describes, and the object that holds it.
+/// Identifies a catalog: the directory that it describes, and its object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CatalogPlace {
-    /// The directory.
+    /// The directory that it describes.
     pub root: EntryPath,
-    /// The object.
+    /// Its object.
     pub reference: CatalogReference,
 }
 
@@ -211,10 +210,10 @@ impl CacheValue for Arc<Catalog> {
 #[derive(Debug, Clone)]
 pub struct Repository {
     store: DirectoryStore,
-    /// That of the head, whichever revision this is.
+    /// The manifest of the head, even if this is another revision.
     manifest: RepositoryManifest,
     root: CatalogReference,
-    /// Catalogs that were opened, of other revisions, too.
+    /// Cache of open catalogs, shared by all revisions.
     catalogs: Arc<ByteCache<CatalogPlace, Arc<Catalog>>>,
 }
 
@@ -226,13 +225,13 @@ impl Repository {
         Ok(Self { store: store.clone(), root: root_of(&manifest), manifest, catalogs })
     }
 
-    /// Opens the head as it is now.
+    /// Opens the current head, which may be newer than this revision.
     pub fn open_head(&self) -> Result<Self, RepositoryError> {
         let manifest = read_manifest(&self.store, &self.manifest.name)?;
         Ok(Self { root: root_of(&manifest), manifest, ..self.clone() })
     }
 
-    /// Opens another revision that the head knows of: one that has a tag, or from which the head descends.
+    /// Opens another revision: one with a tag, or a predecessor of the head whose catalogs still exist.
     pub fn open_at(&self, point: &Point) -> Result<Self, RepositoryError> {
         let found = match point {
             Point::Head => Some(root_of(&self.manifest)),
@@ -243,7 +242,7 @@ impl Repository {
         Ok(Self { root: found.ok_or_else(missing)?, ..self.clone() })
     }
 
-    /// Opens the revision whose root catalog is `root`, published or not, in a store that has it.
+    /// Opens the revision whose root catalog is `root`, published or not. `store` must have its catalogs.
     pub(crate) fn open_root(&self, store: &DirectoryStore, root: CatalogReference) -> Self {
         Self { store: store.clone(), root, ..self.clone() }
     }
@@ -256,7 +255,7 @@ impl Repository {
         Ok(read_tags(&bytes, &self.manifest.name)?)
     }
 
-    /// Looks for a revision among the tags, and else among what the head descends from, as far as that is still there.
+    /// Searches for a revision among the tags, then among the predecessors of the head until one is missing from the store.
     fn find_revision(&self, number: u64) -> Result<Option<CatalogReference>, RepositoryError> {
         if let Some(tag) = self.tags()?.into_iter().find(|tag| tag.revision == number) {
             return Ok(Some(tag.root));
@@ -279,12 +278,12 @@ impl Repository {
         Ok(None)
     }
 
-    /// Returns the store that the repository lies in.
+    /// Returns the store of the repository.
     pub fn store(&self) -> &DirectoryStore {
         &self.store
     }
 
-    /// Returns where clients mount the repository, unless they are set otherwise.
+    /// Returns the default mountpoint of clients.
     pub fn client_mountpoint(&self) -> PathBuf {
         Path::new("/cvmfs").join(self.manifest.name.as_str())
     }
@@ -304,17 +303,17 @@ impl Repository {
         self.open_catalog(&self.root_place())
     }
 
-    /// Returns where the root catalog lies. Its size is 0 where it is not known.
+    /// Returns the reference to the root catalog. Its size is 0 if unknown.
     pub fn root_reference(&self) -> CatalogReference {
         self.root
     }
 
-    /// Returns the place of the root catalog.
+    /// Identifies the root catalog.
     pub fn root_place(&self) -> CatalogPlace {
         CatalogPlace { root: EntryPath::ROOT, reference: self.root }
     }
 
-    /// Returns the catalog at `place`, of this or any other revision.
+    /// Opens a catalog of this or another revision, or returns it from the cache.
     pub fn open_catalog(&self, place: &CatalogPlace) -> Result<Arc<Catalog>, RepositoryError> {
         self.catalogs.get(place, || {
             let bytes = self.store.read_decoded(place.reference.hash, ObjectKind::Catalog, place.reference.limit());
@@ -323,18 +322,18 @@ impl Repository {
         })
     }
 
-    /// Gives away the catalog of the directory `root`, if it was opened and nobody uses it.
+    /// Removes the catalog of the directory `root` from the cache and returns it. Returns `None` if it is not cached or is in use.
     pub(crate) fn take_catalog(&self, root: &EntryPath, reference: CatalogReference) -> Option<Catalog> {
         let place = CatalogPlace { root: root.clone(), reference };
         self.catalogs.take(&place, |catalog| Arc::strong_count(catalog) == 1).and_then(Arc::into_inner)
     }
 
-    /// Returns the catalog that holds the row of `path` and of what lies in it: of a transition point the lower one.
+    /// Opens the catalog that contains `path` and its children; for a transition point, the nested catalog.
     pub fn catalog_of(&self, path: &EntryPath) -> Result<Arc<Catalog>, RepositoryError> {
         self.open_catalog(&self.place_of(path)?)
     }
 
-    /// Returns the place of the catalog that holds what lies in `path`.
+    /// Identifies the catalog that contains the children of `path`.
     pub fn place_of(&self, path: &EntryPath) -> Result<CatalogPlace, RepositoryError> {
         let mut place = self.root_place();
         let mut at = EntryPath::ROOT;
@@ -347,9 +346,9 @@ impl Repository {
         Ok(place)
     }
 
-    /// Follows all links in `path`, and returns where it leads and what is there.
+    /// Resolves `path` and follows all links. Returns the resolved path and its entry.
     ///
-    /// Absolute links do not stay in the repository, wherever that is mounted, unless they say so by a variable.
+    /// An absolute link leads out of the repository, unless it begins with [`MOUNT_VARIABLE`] and the repository's name.
     pub fn follow(&self, path: &EntryPath) -> Result<(EntryPath, CatalogEntry), RepositoryError> {
         let nowhere = || RepositoryError::Nowhere { path: path.clone() };
         let mut waiting: Vec<Vec<u8>> = path.components().rev().map(<[u8]>::to_vec).collect();
@@ -384,35 +383,36 @@ impl Repository {
         Ok((at, entry))
     }
 
-    /// Returns the path below the repository's mount point, wherever that is, that the target of a link names by
-    /// [`MOUNT_VARIABLE`] and the repository's name.
+    /// Returns the path within the repository for a link target that begins with [`MOUNT_VARIABLE`] and the repository's name.
     pub(crate) fn target_below_mount(&self, link: &CatalogEntry) -> Option<Vec<u8>> {
         below_mount(&self.manifest.name, link)
     }
 
-    /// Returns what is at `path`; links are not followed.
+    /// Returns the entry at `path` without following links.
     pub fn get(&self, path: &EntryPath) -> Result<Option<CatalogEntry>, RepositoryError> {
         Ok(self.catalog_of(path)?.get(path)?)
     }
 
-    /// Tells whether something is at `path`. The catalog of a transition point is not read for that.
+    /// Returns whether `path` exists. Does not read the nested catalog of a transition point.
     pub fn has(&self, path: &EntryPath) -> Result<bool, RepositoryError> {
         let Some((parent, _)) = path.split() else { return Ok(true) };
         Ok(self.catalog_of(&parent)?.get(path)?.is_some())
     }
 
-    /// Returns what lies in the directory `path`, hidden entries included, by name.
+    /// Returns the children of the directory `path` by name, including hidden entries.
     pub fn list(&self, path: &EntryPath) -> Result<BTreeMap<Vec<u8>, CatalogEntry>, RepositoryError> {
         Ok(self.catalog_of(path)?.list(path)?)
     }
 
-    /// Returns the content of a regular file of at most `limit` bytes, or `None` where nothing is.
+    /// Returns the content of a regular file of at most `limit` bytes; `None` if the path does not exist.
     pub fn read(&self, path: &EntryPath, limit: u64) -> Result<Option<Vec<u8>>, RepositoryError> {
         let Some(entry) = self.get(path)? else { return Ok(None) };
         let unreadable = |fault| RepositoryError::Unreadable { path: path.clone(), fault };
-        let content = entry.file_content().ok_or_else(|| unreadable("it is no regular file of this repository"))?;
+        let content = entry
+            .file_content()
+            .ok_or_else(|| unreadable("it is not a regular file with its content in this repository"))?;
         if entry.size.cast_unsigned() > limit {
-            return Err(unreadable("it is larger than anything that is read whole"));
+            return Err(unreadable("it is larger than the limit for files of its kind"));
         }
         let failed = |source| RepositoryError::Content { path: path.clone(), source };
         let mut bytes = Vec::new();
@@ -422,7 +422,7 @@ impl Repository {
         Ok(Some(bytes))
     }
 
-    /// Does the same; content that is lost or damaged counts as none, with a warning.
+    /// Like [`Self::read`], but lost or damaged content causes only a warning and returns `None`.
     pub(crate) fn read_if_intact(&self, path: &EntryPath, limit: u64) -> Result<Option<Vec<u8>>, RepositoryError> {
         match self.read(path, limit) {
             Err(RepositoryError::Content { path, source }) if source.is_damage() => {
@@ -433,19 +433,19 @@ impl Repository {
         }
     }
 
-    /// Returns where the catalog of the transition point `path` lies, or `None` where nothing or something else is.
+    /// Returns the nested catalog at `path`; `None` if the path is not a transition point.
     pub fn nested_catalog(&self, path: &EntryPath) -> Result<Option<CatalogReference>, RepositoryError> {
         let Some((parent, _)) = path.split() else { return Ok(None) };
         Ok(self.catalog_of(&parent)?.nested(path)?)
     }
 }
 
-/// The variable in which clients say where repositories are mounted.
+/// Variable in link targets that clients expand to the directory in which they mount repositories, usually `/cvmfs`.
 pub const MOUNT_VARIABLE: &str = "CVMFS_MOUNT_DIR";
 
-/// Returns the path below the mount point of a repository that the target of a link names by [`MOUNT_VARIABLE`].
+/// Returns the path within `repository` for a link target that begins with [`MOUNT_VARIABLE`] and its name.
 pub(crate) fn below_mount(repository: &RepositoryName, link: &CatalogEntry) -> Option<Vec<u8>> {
-    // No target holds a NUL.
+    // NUL stands for the variable, because no link target contains it.
     let target = link.expanded_target(|name| match name {
         name if name == MOUNT_VARIABLE.as_bytes() => Some(vec![0]),
         name => client_variable(name),
@@ -455,8 +455,8 @@ pub(crate) fn below_mount(repository: &RepositoryName, link: &CatalogEntry) -> O
     is_whole.then(|| path.strip_prefix(b"/").unwrap_or(path).to_vec())
 }
 
-/// Returns the value of a variable in the target of a link, as CVMFS clients on this machine have it: that of the environment,
-/// and of `CVMFS_ARCH` the machine's name for its architecture.
+/// Returns the value of a variable in a link target as for CVMFS clients on this machine: from the environment, and for `CVMFS_ARCH`
+/// the default `uname -m`.
 pub fn client_variable(name: &[u8]) -> Option<Vec<u8>> {
     let is_possible = !name.is_empty() && !name.contains(&b'=') && !name.contains(&0);
     match std::env::var_os(OsStr::from_bytes(name)).filter(|_| is_possible) {
@@ -485,14 +485,14 @@ fn read_manifest(store: &DirectoryStore, name: &RepositoryName) -> Result<Reposi
     Ok(signed.manifest)
 }
 
-/// No certificate is read that unpacks to more.
+/// Maximum size of a decompressed certificate.
 const CERTIFICATE_LIMIT: SizeLimit = SizeLimit::of(1 << 20);
 
-/// No log of references is read that has more bytes.
+/// Maximum size of a reflog in bytes.
 pub(crate) const REFLOG_LIMIT: u64 = 1 << 30;
 
-/// Bytes of catalogs that stay in memory.
+/// Maximum total size of cached catalogs in bytes.
 const CATALOG_CACHE: u64 = 128 << 20;
 
-/// How many links a path may lead over, as in Linux.
+/// Maximum number of links in the resolution of a path, as in Linux.
 const MAXIMUM_LINKS: u32 = 40;

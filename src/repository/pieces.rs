@@ -1,13 +1,13 @@
-//! Content of files of any size, object by object, with little memory.
+//! Reads the content of files of any size object by object, with little memory.
 
 use super::Repository;
 use crate::object::{Content, ContentObjects, ObjectKind};
 use crate::store::{ContentError, ContentObject};
 
 impl Repository {
-    /// Gives the content of a file of `size` bytes to `take`, from the first byte to the last.
+    /// Calls `take` with the content of a file of `size` bytes, in parts, in order.
     ///
-    /// An object's name is compared with its bytes after they were given away: only success vouches for them.
+    /// An object is verified only after its bytes were passed to `take`, so they are valid only if this returns `Ok`.
     pub fn read_pieces(&self, content: &Content, size: u64, take: &mut dyn FnMut(&[u8])) -> Result<(), ContentError> {
         let mut take = |bytes: &[u8]| {
             take(bytes);
@@ -17,8 +17,8 @@ impl Repository {
     }
 }
 
-/// Returns the objects of a file of `size` bytes, in order, which cover it without gap or overlap.
-pub(super) fn pieces(content: &Content, size: u64) -> Result<Vec<ContentObject>, ContentError> {
+/// Returns the objects of a file of `size` bytes in order. Fails if they do not cover the file without gap or overlap.
+pub(super) fn pieces(content: &Content, size: u64) -> Result<Vec<Piece>, ContentError> {
     let raw = content.raw;
     let chunks = match &content.objects {
         ContentObjects::Whole(hash) => {

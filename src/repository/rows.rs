@@ -1,4 +1,4 @@
-//! Rows with the place of what lies in them: a walk that never looks for a catalog twice.
+//! Rows together with the catalog of their children, so that a walk does not search for the same catalog twice.
 
 use std::sync::Arc;
 
@@ -6,35 +6,35 @@ use super::{CatalogPlace, Repository, RepositoryError};
 use crate::catalog::{Catalog, CatalogEntry};
 use crate::path::EntryPath;
 
-/// Where the content of a directory stands.
+/// A directory and the place where the rows of its children are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacedDirectory<P = CatalogPlace> {
-    /// Its path from the root of the whole.
+    /// Path of the directory, from the root of the repository.
     pub path: EntryPath,
-    /// What has the rows of what lies in it: in a repository, a catalog.
+    /// Where the rows of its children are: in a repository, a catalog.
     pub place: P,
 }
 
-/// What is at a path: a row, and for a directory where its content stands.
+/// A row, and for a directory the place where the rows of its children are stored.
 #[derive(Debug, Clone)]
 pub struct Row<P = CatalogPlace> {
-    /// The row; of a transition point, the one in the catalog above.
+    /// The row; for a transition point, the one in the parent catalog.
     pub entry: Arc<CatalogEntry>,
-    /// Where to go on, if it is a directory.
+    /// The place of its children; `None` if the row is not a directory.
     pub directory: Option<Arc<PlacedDirectory<P>>>,
 }
 
-/// A row and the name that it has in its directory.
+/// A row and its name.
 #[derive(Debug, Clone)]
 pub struct NamedRow<P = CatalogPlace> {
-    /// The name.
+    /// Name within the directory.
     pub name: Arc<[u8]>,
-    /// What it is.
+    /// The row.
     pub row: Row<P>,
 }
 
 impl Repository {
-    /// Returns what is at `path`; links are not followed.
+    /// Returns the row at `path` without following links.
     pub fn row(&self, path: &EntryPath) -> Result<Option<Row>, RepositoryError> {
         let Some((parent, name)) = path.split() else {
             let place = self.root_place();
@@ -46,7 +46,7 @@ impl Repository {
         self.row_in(&PlacedDirectory { path: parent, place }, name)
     }
 
-    /// Returns what has the name in a directory, of this or any other revision.
+    /// Returns the child of a directory with this name. The directory may be of another revision.
     pub fn row_in(&self, directory: &PlacedDirectory, name: &[u8]) -> Result<Option<Row>, RepositoryError> {
         let catalog = self.open_catalog(&directory.place)?;
         let path = directory.path.join(name);
@@ -54,7 +54,7 @@ impl Repository {
         complete(&catalog, &directory.place, path, entry).map(Some)
     }
 
-    /// Returns everything that lies in a directory, of this or any other revision, by name; hidden rows, too.
+    /// Returns all children of a directory by name, including hidden rows. The directory may be of another revision.
     pub fn rows(&self, directory: &PlacedDirectory) -> Result<Vec<NamedRow>, RepositoryError> {
         let catalog = self.open_catalog(&directory.place)?;
         let rows = catalog.list(&directory.path)?.into_iter();
@@ -66,7 +66,7 @@ impl Repository {
     }
 }
 
-/// Adds to a row of a catalog where the directory's content stands.
+/// Adds to the row of a directory the place of its children.
 fn complete(
     catalog: &Catalog,
     place: &CatalogPlace,

@@ -1,4 +1,4 @@
-//! Trees that were published, read back into memory.
+//! Reads published trees back into memory.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,25 +12,25 @@ use crate::tree::{Directory, Leaf, Node};
 /// A tree that was read back from its catalogs.
 #[derive(Debug, Clone)]
 pub struct ReadTree {
-    /// The tree, without the markers that were put there for its nested catalogs.
+    /// The tree, without the hidden markers that strata added for nested catalogs.
     pub tree: Arc<Directory>,
-    /// Its catalogs, ready to be hung in.
+    /// Its catalogs, ready to be referenced from a parent catalog.
     pub stored: StoredTree,
-    /// What its rows cannot tell, in JSON.
+    /// The tree's [`FACTS`], as JSON.
     pub facts: Option<String>,
 }
 
-/// Returns the SQLite file of a catalog.
+/// Reads the SQLite file of a catalog.
 pub type ReadCatalog<'r> = &'r dyn Fn(CatalogReference) -> Result<Vec<u8>, StoreError>;
 
-/// Reads the tree whose root catalog is `reference`, published at `path` or stored for it.
+/// Reads the tree whose root catalog is `reference` and whose path is `path`; it need not be published.
 pub fn read_tree(
     read: ReadCatalog<'_>,
     path: &EntryPath,
     reference: CatalogReference,
 ) -> Result<ReadTree, RepositoryError> {
     let catalog = read_catalog(read, path, reference)?;
-    let fault = "it is no directory";
+    let fault = "it is not a directory";
     let root = catalog.get(path)?.ok_or_else(|| RepositoryError::Unreadable { path: path.clone(), fault })?;
     let directory = root.directory().ok_or_else(|| RepositoryError::Unreadable { path: path.clone(), fault })?;
     let transition_point = root.with_nesting(Nesting::TransitionPoint);
@@ -68,7 +68,7 @@ fn read_directory(
         } else if name == MARKER && entry.is_hidden() {
             continue;
         } else {
-            let fault = "it is nothing that an image can hold";
+            let fault = "images cannot contain a file of its type";
             let leaf = entry.leaf().ok_or(RepositoryError::Unreadable { path, fault })?;
             Node::Leaf(match entry.link_group {
                 0 => Arc::new(leaf),

@@ -43,7 +43,7 @@ fn revisions_are_named_by_number_tag_and_head() {
     repository.run(["diff", "1", "2"]).expect_code(4);
     repository.run(["diff", "head", "3"]).expect_code(0);
     let unknown = repository.run(["diff", "9", "head"]).expect_code(1);
-    assert!(unknown.stderr().contains("keeps no revision 9"), "{}", unknown.stderr());
+    assert!(unknown.stderr().contains("has no revision 9"), "{}", unknown.stderr());
     let unknown = repository.run(["diff", "no-tag", "head"]).expect_code(1);
     assert!(unknown.stderr().contains("'no-tag'"), "{}", unknown.stderr());
 }
