@@ -1,7 +1,7 @@
-//! What is published where.
+//! Paths of everything that is published.
 //!
-//! Paths are byte for byte those of the converter that sites have used so far, so that every consumer that works with its
-//! repositories works with ours.
+//! Paths are byte-identical to those of DUCC, the converter that sites have used so far, so that every consumer that works with its
+//! repositories also works with ours.
 
 mod place;
 mod record;
@@ -12,10 +12,10 @@ use crate::path::EntryPath;
 pub use place::{ALIASES, ImagePlace, PLATFORMS, platform_of_directory, variant_link_target};
 pub use record::{CandidateTrees, ImageRecord, LayerRecord, Left, LossList, Stamp, TreeFacts, WishedNames};
 
-/// The directory of the image store that podman reads.
+/// Directory of the image store for podman.
 pub const PODMAN_STORE: &str = "podmanStore";
 
-/// Tells whether a path is that of a file that a conversion writes for the images it belongs to, and writes again if it is lost.
+/// Returns whether a conversion of an image writes the file at this path, so that another conversion restores it if it is lost.
 pub(crate) fn is_written_for_images(path: &EntryPath) -> bool {
     let is_list = [wished_names(), candidate_trees(), former_candidate_trees()].contains(path);
     let first = path.components().next().unwrap_or_default();
@@ -24,22 +24,22 @@ pub(crate) fn is_written_for_images(path: &EntryPath) -> bool {
     is_ours && !is_list
 }
 
-/// Parses a path that strata itself composes.
+/// Parses a path that strata composes from valid parts.
 fn path(text: &str) -> EntryPath {
     EntryPath::normalise(text.as_bytes()).expect("digests, image names and fixed words make valid paths")
 }
 
-/// Returns the directory of a layer, which holds `layerfs` and `.metadata`.
+/// Returns the directory of a layer, which contains `layerfs` and `.metadata`.
 pub fn layer_directory(digest: Digest) -> EntryPath {
     below(".layers", digest)
 }
 
-/// Returns the root of a layer by itself, in the form that overlay mounts take.
+/// Returns the root of a layer in overlay form, ready for an overlay mount.
 pub fn layer_root(digest: Digest) -> EntryPath {
     layer_directory(digest).join(b"layerfs")
 }
 
-/// Returns the file that says about a layer what its root cannot say.
+/// Returns the path of the [`LayerRecord`] of a layer.
 pub fn layer_record(digest: Digest) -> EntryPath {
     layer_directory(digest).join(b".metadata").join(b"strata.json")
 }
@@ -49,12 +49,12 @@ pub fn chain_root(chain: ChainId) -> EntryPath {
     below(".chains", chain.0)
 }
 
-/// Returns the root file system of the image with this config.
+/// Returns the flat tree (root file system) of the image with this config.
 pub fn flat_root(config: Digest) -> EntryPath {
     below(".flat", config)
 }
 
-/// Returns the config of the image whose root file system is at `path`, if one is to be there.
+/// Returns the config digest of the image whose flat tree has this path; `None` if the path is not that of a flat tree.
 pub fn config_of_flat(path: &EntryPath) -> Option<Digest> {
     let config: Digest = format!("sha256:{}", std::str::from_utf8(path.name()).ok()?).parse().ok()?;
     (flat_root(config) == *path).then_some(config)
@@ -65,7 +65,7 @@ fn below(top: &str, digest: Digest) -> EntryPath {
     path(&format!("{top}/{}/{hex}", &hex[..2]))
 }
 
-/// Tells whether `path` is the root of a layer, chain or root file system, or lies in one.
+/// Returns whether `path` is the root of a layer, chain or flat tree, or is below one.
 pub fn is_in_tree(path: &EntryPath) -> bool {
     let depth = path.components().count();
     match path.components().next() {
@@ -80,22 +80,22 @@ pub fn public_link(name: &ImageName) -> EntryPath {
     path(&name.public_path())
 }
 
-/// Returns the list of trees that names left.
+/// Returns the path of [`CandidateTrees`].
 pub fn candidate_trees() -> EntryPath {
     path(".metadata/candidates.json")
 }
 
-/// Returns where the list of trees that names left was once.
+/// Returns the path at which earlier versions stored [`CandidateTrees`].
 pub fn former_candidate_trees() -> EntryPath {
     path(".metadata/unused.json")
 }
 
-/// Returns the directories that hold trees: layers, chains and root file systems.
+/// Returns the directories of layers, chains and flat trees.
 pub fn tree_directories() -> [EntryPath; 3] {
     [".layers", ".chains", ".flat"].map(path)
 }
 
-/// Returns the tree that a path lies in or leads to: the first three components of one below a directory of trees.
+/// Returns the tree that contains a path: the first three components of a path below a directory of trees.
 pub fn tree_of(path: &EntryPath) -> Option<EntryPath> {
     let mut components = path.components();
     let top = EntryPath::ROOT.join(components.next()?);
@@ -104,14 +104,14 @@ pub fn tree_of(path: &EntryPath) -> Option<EntryPath> {
     is_top.then_some(tree)
 }
 
-/// Returns the list of names that wishlists hold.
+/// Returns the path of [`WishedNames`].
 pub fn wished_names() -> EntryPath {
     path(".metadata/wishlists.json")
 }
 
-/// Returns the directories above `path` that are nested catalogs, from the root down.
+/// Returns the directories above `path` that are nested catalogs, outermost first.
 ///
-/// They are the first directory of a path and, below podman's store and the directories with a dot, the second.
+/// These are the first component of a path and, below podman's store and directories that begin with a dot, the second one.
 pub fn catalogs_above(path: &EntryPath) -> Vec<EntryPath> {
     let is_own = path.as_bytes().starts_with(b".") || path.components().next() == Some(PODMAN_STORE.as_bytes());
     let depth = if is_own { 2 } else { 1 };
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_those_that_consumers_know() {
+    fn paths_are_those_that_consumers_expect() {
         let digest = Digest::of(b"");
         let hex = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(layer_root(digest).to_string(), format!("/.layers/e3/{hex}/layerfs"));
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn nested_catalogs_stand_where_the_design_says() {
+    fn nested_catalogs_are_the_first_one_or_two_directories() {
         let catalogs = |text: &str| catalogs_above(&path(text)).iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(catalogs(".layers/e3/e3b0/layerfs"), ["/.layers", "/.layers/e3"]);
         assert_eq!(catalogs(".metadata/host/name:tag/manifest.json"), ["/.metadata", "/.metadata/host"]);
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn trees_are_told_from_what_holds_them() {
+    fn paths_in_trees_are_distinguished_from_paths_above_them() {
         for inside in
             [".layers/e3/e3b0/layerfs", ".layers/e3/e3b0/layerfs/a", ".chains/e3/e3b0", ".flat/e3/e3b0/usr/lib"]
         {

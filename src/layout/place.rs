@@ -1,8 +1,8 @@
-//! Where an image is published: under its name alone, or as one of several platforms of that name.
+//! The paths of an image: under its name alone, or as one of several platforms of the name.
 //!
-//! A name that stands for several platforms is a link that every client expands for itself, by the variable `CVMFS_ARCH`,
-//! which clients since 2.11 set to what `uname -m` says. Below `.multiarch` each platform has a directory, named as image
-//! indexes name it, and links from the names that `uname -m` gives.
+//! The public link of a name with several platforms contains the variable `CVMFS_ARCH`, which every client expands for itself. Clients
+//! since 2.11 set it to the output of `uname -m`. Below `.multiarch`, each platform has a directory, named as in image indexes, and
+//! links to it for the names of `uname -m`.
 
 use std::fmt;
 
@@ -10,10 +10,10 @@ use super::{flat_root, path};
 use crate::image::{Digest, ImageName, Platform};
 use crate::path::EntryPath;
 
-/// The directory of the platforms of all images that have several.
+/// Directory of the platforms of all images with several platforms.
 pub const PLATFORMS: &str = ".multiarch";
 
-/// Names that machines give their architecture, and the directories that may be meant: the first that is there.
+/// Architecture names of `uname -m` and Debian, each with its possible platform directories; the first existing one is used.
 pub const ALIASES: [(&str, &[&str]); 7] = [
     ("x86_64", &["amd64"]),
     ("x86-64", &["amd64"]),
@@ -24,27 +24,27 @@ pub const ALIASES: [(&str, &[&str]); 7] = [
     ("armel", &["arm:v6"]),
 ];
 
-/// Where one image is published.
+/// The name and platform under which an image is published.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImagePlace {
-    /// The name that the image is published under.
+    /// The public name.
     pub name: ImageName,
-    /// The platform, for one of several that the name stands for.
+    /// The platform, if the name has several.
     pub platform: Option<Platform>,
 }
 
 impl ImagePlace {
-    /// Returns the link that leads to the image's root file system.
+    /// Returns the path of the link to the image's flat tree.
     pub fn link(&self) -> EntryPath {
         path(&self.link_path())
     }
 
-    /// Returns the target of that link: relative, so that it holds wherever the repository is mounted.
+    /// Returns the target of that link. It is relative, so that it does not depend on the mountpoint of the repository.
     pub fn link_target(&self, config: Digest) -> Vec<u8> {
         relative(&self.link(), flat_root(config).as_bytes())
     }
 
-    /// Returns the directory of what is known about the image.
+    /// Returns the directory of the image's metadata.
     pub fn metadata(&self) -> EntryPath {
         path(&format!(".metadata/{}", self.link_path()))
     }
@@ -64,7 +64,7 @@ impl fmt::Display for ImagePlace {
     }
 }
 
-/// Returns the target of the link of a name that stands for several platforms. Clients expand the variable in it.
+/// Returns the target of the public link of a name with several platforms. Clients expand the variable in it.
 pub fn variant_link_target(name: &ImageName) -> Vec<u8> {
     let link = path(&name.public_path());
     relative(&link, format!("{PLATFORMS}/$(CVMFS_ARCH:-amd64)/{}", name.public_path()).as_bytes())
@@ -75,7 +75,7 @@ fn relative(link: &EntryPath, target: &[u8]) -> Vec<u8> {
     [b"../".repeat(depth).as_slice(), target].concat()
 }
 
-/// Returns the name of a platform's directory: its architecture and, behind a colon, the variant.
+/// Returns the name of a platform's directory: the architecture, and after a colon the variant.
 fn platform_directory(platform: &Platform) -> String {
     match &platform.variant {
         None => platform.architecture.clone(),
@@ -83,7 +83,7 @@ fn platform_directory(platform: &Platform) -> String {
     }
 }
 
-/// Returns the platform that a directory below [`PLATFORMS`] is of.
+/// Returns the platform of a directory below [`PLATFORMS`].
 pub fn platform_of_directory(directory: &[u8]) -> Option<Platform> {
     let directory = std::str::from_utf8(directory).ok()?;
     format!("linux/{}", directory.replace(':', "/")).parse().ok()

@@ -1,4 +1,4 @@
-//! The JSON files in which strata tells what a tree by itself cannot.
+//! The JSON files that strata publishes beside images and trees.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,10 +10,10 @@ use crate::layer::{LayerSummary, LossKind, Losses};
 use crate::path::EntryPath;
 use crate::tree::{LayerForm, links_across_directories};
 
-/// The form of these files. Another one is not read.
+/// Format version of the records. A record of another version is not read.
 const FORMAT: u32 = 1;
 
-/// Which form a file has, and who wrote it.
+/// Format version of a record, and the version of strata that wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     format: u32,
@@ -21,43 +21,43 @@ pub struct Stamp {
 }
 
 impl Default for Stamp {
-    /// Returns the stamp of what this version writes.
+    /// Returns the value for a record that this version writes.
     fn default() -> Self {
         Self { format: FORMAT, strata: env!("CARGO_PKG_VERSION").to_owned() }
     }
 }
 
-/// `.layers/XX/<digest>/.metadata/strata.json`: written once, when the layer is published.
+/// Record of a layer, `.layers/XX/<digest>/.metadata/strata.json`. Written once, when the layer is published.
 ///
 /// Only a layer with this record can be applied again without its blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct LayerRecord {
-    /// Form and writer.
+    /// Format and writer.
     #[serde(flatten)]
     pub stamp: Stamp,
     /// The layer's diff ID.
     pub diff_id: DiffId,
-    /// Bytes of the blob.
+    /// Size of the blob in bytes.
     pub blob_size: u64,
-    /// Bytes of the tar stream in it.
+    /// Size of the tar stream in the blob in bytes.
     pub unpacked_size: u64,
-    /// Directories that the archive never named.
+    /// Directories that have no entry of their own in the archive.
     #[serde(rename = "implied-folders")]
     pub implied_directories: BTreeSet<EntryPath>,
-    /// Hard links whose inode lies in lower layers, by path.
+    /// Hard links to files in lower layers: path of the link, and of its target.
     pub links_into_lower_layers: BTreeMap<EntryPath, EntryPath>,
-    /// What the archive hides of lower layers.
+    /// Paths of lower layers that the archive hides.
     pub whiteouts: BTreeSet<EntryPath>,
-    /// Directories in which the archive hides everything of lower layers.
+    /// Directories for which the archive hides all entries of lower layers.
     #[serde(rename = "opaque-folders")]
     pub opaque_directories: BTreeSet<EntryPath>,
-    /// Whether the published tree and this record say all that the archive says.
+    /// Whether the published tree and this record together contain all information of the archive.
     pub is_complete: bool,
-    /// The names of each inode that has some in several directories.
+    /// For each inode with names in several directories, its names.
     #[serde(rename = "links-across-folders")]
     pub links_across_directories: Vec<Vec<EntryPath>>,
-    /// What CVMFS cannot hold.
+    /// Losses: content of the layer that CVMFS cannot store.
     pub losses: LossList,
 }
 
@@ -79,7 +79,7 @@ impl LayerRecord {
         }
     }
 
-    /// Parses a record; `None` for one of another form.
+    /// Parses a record. Returns `None` for invalid JSON or another format version.
     pub fn parse(json: &[u8]) -> Option<Self> {
         serde_json::from_slice(json).ok().filter(|record: &Self| record.stamp.format == FORMAT)
     }
@@ -89,26 +89,26 @@ impl LayerRecord {
     }
 }
 
-/// What of an image or layer CVMFS cannot hold: `losses.json`.
+/// Losses of an image or layer, `losses.json`: content that CVMFS cannot store.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LossList(BTreeMap<LossKind, LossesOfAKind>);
 
-/// The losses of one kind: their number, and the first paths.
+/// Losses of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LossesOfAKind {
-    /// How many there are.
+    /// Number of losses.
     pub count: u64,
     /// The paths of the first [`Losses::MAX_LISTED`].
     pub paths: Vec<EntryPath>,
 }
 
 impl LossList {
-    /// Tells whether nothing was lost.
+    /// Returns whether there are no losses.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Notes losses of one kind at paths that are not listed yet.
+    /// Adds losses of one kind, except at paths that are already listed.
     pub fn add_unlisted(&mut self, kind: LossKind, paths: impl IntoIterator<Item = EntryPath>) {
         for path in paths {
             if !self.0.get(&kind).is_some_and(|losses| losses.paths.contains(&path)) {
@@ -117,7 +117,7 @@ impl LossList {
         }
     }
 
-    /// Notes the losses of another list, too.
+    /// Adds the losses of another list.
     pub fn extend(&mut self, other: &Self) {
         other.0.iter().for_each(|(kind, losses)| self.add_many(*kind, losses.count, &losses.paths));
     }
@@ -158,18 +158,18 @@ impl From<&Losses> for LossList {
     }
 }
 
-/// What the rows of a tree cannot tell: kept in a property of its root catalog.
+/// Facts about a tree that its rows cannot express, stored in a property of its root catalog.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TreeFacts {
-    /// What CVMFS cannot hold of the tree.
+    /// Losses: content of the tree that CVMFS cannot store.
     pub losses: LossList,
-    /// The names of each inode that has some in several directories.
+    /// For each inode with names in several directories, its names.
     #[serde(rename = "links_across_folders")]
     pub links_across_directories: Vec<Vec<EntryPath>>,
 }
 
 impl TreeFacts {
-    /// Parses the property; facts of another form count as none.
+    /// Parses the property. Returns `None` for invalid JSON.
     pub fn parse(json: &str) -> Option<Self> {
         serde_json::from_str(json).ok()
     }
@@ -180,48 +180,49 @@ impl TreeFacts {
     }
 }
 
-/// `.metadata/<image>/strata.json`: where an image came from and what was published for it.
+/// Record of an image, `.metadata/<image>/strata.json`: its origin, and what was published for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ImageRecord {
-    /// Form and writer.
+    /// Format and writer.
     #[serde(flatten)]
     pub stamp: Stamp,
-    /// The image as it was named on the command line.
+    /// The image as given on the command line or in the wishlist.
     pub source: String,
-    /// The platform that was asked for, if one was.
+    /// The requested platform, if any.
     pub platform: Option<String>,
-    /// The platform that the list of a layout names for the image, where it stands in no index and its config says otherwise.
+    /// The platform that `index.json` of an OCI layout states for the image, if the image is in no other index and its config states
+    /// another platform.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listed_platform: Option<String>,
-    /// The digest that was given beside the tag of its name, if one was: of the index or of the manifest.
+    /// The digest that was given in addition to the tag, if any: that of the index or of the manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
-    /// The digest of the index that the name stood for, if it stood for one.
+    /// The digest of the index, if the name referred to one.
     pub index: Option<Digest>,
     /// The digest of the image manifest.
     pub manifest: Digest,
-    /// Whether the source had no image manifest, so that one was made.
+    /// Whether strata generated the image manifest because the source had none.
     pub manifest_is_made: bool,
     /// The digest of the image config.
     pub config: Digest,
-    /// The layers that were published, from the lowest up.
+    /// The published layers, lowest first.
     pub layers: Vec<Digest>,
-    /// The chains that were published, from the lowest up.
+    /// The published chains, lowest first.
     pub chains: Vec<ChainId>,
-    /// Whether the root file system was published.
+    /// Whether the flat tree was published.
     pub flat: bool,
-    /// Whether podman was to see it under its name.
+    /// Whether the image was published for podman under its name.
     #[serde(default)]
     pub podman: bool,
-    /// When, in seconds since 1970.
+    /// Time of publication in seconds since 1970.
     pub published: i64,
-    /// The revision that brought it.
+    /// The revision in which it was published.
     pub revision: u64,
 }
 
 impl ImageRecord {
-    /// Parses a record; `None` for one of another form.
+    /// Parses a record. Returns `None` for invalid JSON or another format version.
     pub fn parse(json: &[u8]) -> Option<Self> {
         serde_json::from_slice(json).ok().filter(|record: &Self| record.stamp.format == FORMAT)
     }
@@ -231,7 +232,7 @@ impl ImageRecord {
         write_json(self)
     }
 
-    /// Takes over what is published for the same image by another record, and the digest of its name.
+    /// Adds the trees of another record of the same image, and its requested digest.
     pub fn keep_trees_of(&mut self, other: &Self) {
         let add = |digest: &Digest| !self.layers.contains(digest);
         let layers: Vec<Digest> = other.layers.iter().copied().filter(add).collect();
@@ -253,26 +254,26 @@ impl ImageRecord {
     }
 }
 
-/// `.metadata/candidates.json`: trees that a name left, and when.
+/// List of candidates for removal, `.metadata/candidates.json`: trees that an image name referred to before and no longer does.
 ///
-/// They are candidates for removal and no more: other images may use them. What is published again is taken off the list.
+/// Other images may still use a tree on the list. A tree that is published again is removed from the list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CandidateTrees {
-    /// Tells a reader of the file what it is.
+    /// Explanation for a human reader of the file.
     about: String,
     trees: BTreeMap<EntryPath, Left>,
 }
 
-/// What the list of candidates says of itself.
+/// Explanation in the list of candidates.
 const ABOUT_CANDIDATES: &str = "Candidates for removal: a name led to each of these trees and went elsewhere. Other images may \
                                 use them; 'strata list --unused' finds out which trees no name leads to.";
 
-/// When a tree was left.
+/// When and by which image a tree was last used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Left {
-    /// Seconds since 1970.
+    /// Since when the image no longer uses the tree, in seconds since 1970.
     pub since: i64,
-    /// The image whose name went elsewhere.
+    /// The image, by its name.
     pub by: String,
 }
 
@@ -283,18 +284,18 @@ impl Default for CandidateTrees {
 }
 
 impl CandidateTrees {
-    /// Parses the file; an unreadable one counts as empty, which only postpones what is deleted.
+    /// Parses the file. Invalid JSON counts as an empty list, which only delays removals.
     pub fn parse(json: &[u8]) -> Self {
         let parsed: Option<Self> = serde_json::from_slice(json).ok();
         Self { trees: parsed.map(|parsed| parsed.trees).unwrap_or_default(), ..Self::default() }
     }
 
-    /// Parses the file in its former form, which had the trees alone.
+    /// Parses the file in its former format, without the explanation.
     pub fn parse_former(json: &[u8]) -> Self {
         Self { trees: serde_json::from_slice(json).unwrap_or_default(), ..Self::default() }
     }
 
-    /// Adds what another list has. Of two times for a tree the later one holds: a name led to it until then.
+    /// Adds the trees of another list. If both have a tree, the later time is kept, because a name referred to the tree until then.
     pub fn merge(&mut self, other: Self) {
         for (tree, left) in other.trees {
             if self.trees.get(&tree).is_none_or(|ours| ours.since < left.since) {
@@ -303,25 +304,25 @@ impl CandidateTrees {
         }
     }
 
-    /// Notes that `image` left `trees` at the time `now`, in seconds since 1970. It used them until then, so an earlier note
-    /// holds no longer.
+    /// Records that `image` no longer uses `trees` since `now` (seconds since 1970). Replaces earlier times, because the image used the
+    /// trees until now.
     pub fn leave(&mut self, trees: impl IntoIterator<Item = EntryPath>, image: &str, now: i64) {
         for tree in trees {
             self.trees.insert(tree, Left { since: now, by: image.to_owned() });
         }
     }
 
-    /// Takes trees that are in use off the list.
+    /// Removes trees that are in use from the list.
     pub fn keep<'a>(&mut self, trees: impl IntoIterator<Item = &'a EntryPath>) {
         trees.into_iter().for_each(|tree| drop(self.trees.remove(tree)));
     }
 
-    /// Tells whether there is no tree on the list.
+    /// Returns whether the list has no tree.
     pub fn is_empty(&self) -> bool {
         self.trees.is_empty()
     }
 
-    /// Returns when a tree was left, if it is on the list.
+    /// Returns the last use of a tree, if it is on the list.
     pub fn get(&self, tree: &EntryPath) -> Option<&Left> {
         self.trees.get(tree)
     }
@@ -332,30 +333,30 @@ impl CandidateTrees {
     }
 }
 
-/// `.metadata/wishlists.json`: the names that each wishlist held when it was last published for.
+/// Image names by wishlist, `.metadata/wishlists.json`: the names that each wishlist contained at its last publication.
 ///
-/// So a later run knows what a wishlist no longer holds, and leaves alone what it never held.
+/// A later run finds out from it which names were removed from a wishlist, as opposed to names that were never on it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct WishedNames(BTreeMap<String, BTreeSet<String>>);
 
 impl WishedNames {
-    /// Parses the file; an unreadable one counts as empty, so that nothing is taken for unwanted.
+    /// Parses the file. Invalid JSON counts as an empty list, so that no image is removed by mistake.
     pub fn parse(json: &[u8]) -> Self {
         serde_json::from_slice(json).unwrap_or_default()
     }
 
-    /// Returns the names that a wishlist held.
+    /// Returns the recorded names of a wishlist.
     pub fn of(&self, wishlist: &str) -> BTreeSet<ImageName> {
         self.0.get(wishlist).into_iter().flatten().filter_map(|name| name.parse().ok()).collect()
     }
 
-    /// Returns the names that wishlists other than `wishlist` hold.
+    /// Returns the recorded names of all wishlists except `wishlist`.
     pub fn of_others(&self, wishlist: &str) -> BTreeSet<ImageName> {
         let others = self.0.iter().filter(|(name, _)| *name != wishlist);
         others.flat_map(|(_, names)| names).filter_map(|name| name.parse().ok()).collect()
     }
 
-    /// Notes the names that a wishlist holds; tells whether they are others than before.
+    /// Replaces the names of a wishlist. Returns whether they changed.
     pub fn replace(&mut self, wishlist: &str, names: &BTreeSet<ImageName>) -> bool {
         let names: BTreeSet<String> = names.iter().map(ToString::to_string).collect();
         if names.is_empty() && !self.0.contains_key(wishlist) {
@@ -386,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn list_of_candidates_says_what_it_is_and_is_read_back() {
+    fn list_of_candidates_has_an_explanation_and_is_read_back() {
         let mut list = CandidateTrees::default();
         list.leave([tree(".flat/ab/abc")], "h.org/a:1", 7);
         let text = String::from_utf8(list.write()).unwrap();
@@ -396,14 +397,14 @@ mod tests {
     }
 
     #[test]
-    fn list_of_the_former_form_is_read() {
+    fn list_of_the_former_format_is_read() {
         let list = CandidateTrees::parse_former(br#"{".flat/ab/abc": {"since": 7, "by": "h.org/a:1"}}"#);
         assert_eq!(list.get(&tree(".flat/ab/abc")), Some(&Left { since: 7, by: "h.org/a:1".to_owned() }));
         assert!(CandidateTrees::parse_former(b"no JSON").is_empty());
     }
 
     #[test]
-    fn tree_counts_from_when_the_last_name_left_it() {
+    fn time_of_the_last_use_is_kept() {
         let mut list = CandidateTrees::default();
         list.leave([tree("a"), tree("b")], "h.org/a:1", 7);
         list.leave([tree("a")], "h.org/b:1", 9);
