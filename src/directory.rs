@@ -1,4 +1,4 @@
-//! The directory that a repository is kept in: settings, storage, keys and state.
+//! The directory of a repository: settings, storage, keys and state.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -18,46 +18,46 @@ use crate::settings::{Settings, SettingsError};
 use crate::state::{StateDatabase, StateError};
 use crate::store::{DirectoryStore, LocalServer, StoreError};
 
-/// Why a repository directory cannot be used.
+/// Errors from using a repository directory.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
-    /// It is none.
-    #[error("'{}' is no repository directory: it has no {}", .0.display(), Settings::FILE_NAME)]
+    /// The path is not a repository directory.
+    #[error("'{}' is not a repository directory: it has no {}", .0.display(), Settings::FILE_NAME)]
     NoDirectory(PathBuf),
-    /// Something is there already.
-    #[error("'{}' is there already and not empty", .0.display())]
+    /// The path exists and is not an empty directory.
+    #[error("'{}' already exists and is not empty", .0.display())]
     Exists(PathBuf),
-    /// The operating system refused something.
+    /// A file operation failed.
     #[error("cannot {action} '{}'", path.display())]
     Io {
-        /// What was tried.
+        /// What was attempted, as a verb.
         action: &'static str,
-        /// What it was tried on.
+        /// The path that it was attempted on.
         path: PathBuf,
-        /// Why it failed.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The settings are not right.
+    /// The settings are not valid.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// The keys cannot be used.
+    /// The keys are not usable.
     #[error(transparent)]
     Keys(#[from] KeyError),
-    /// The storage cannot be used.
+    /// The storage is not usable.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The whitelist cannot be read.
-    #[error("'{WHITELIST}' cannot be read")]
+    #[error("cannot read '{WHITELIST}'")]
     Whitelist(#[from] WhitelistError),
-    /// Registries cannot be asked as the settings or the environment have it.
+    /// The settings or environment variables for registries are not valid.
     #[error(transparent)]
     Registries(#[from] RegistryError),
-    /// The state cannot be used.
+    /// The state database is not usable.
     #[error(transparent)]
     State(#[from] StateError),
 }
 
-/// Where the whitelist lies, below the storage.
+/// Path of the whitelist below the storage.
 const WHITELIST: &str = ".cvmfswhitelist";
 
 /// The directory of one repository.
@@ -80,7 +80,7 @@ impl RepositoryDirectory {
         }
     }
 
-    /// Creates a directory with its settings. Nothing may be at `path` but an empty directory.
+    /// Creates a directory with its settings. `path` must not exist or be an empty directory.
     pub fn create(path: &Path, settings: Settings) -> Result<Self, DirectoryError> {
         let io_error = |action| move |source| DirectoryError::Io { action, path: path.to_owned(), source };
         fs::create_dir_all(path).map_err(io_error("create"))?;
@@ -95,18 +95,18 @@ impl RepositoryDirectory {
         Ok(Self { path: path.to_owned(), settings, registries: Arc::default() })
     }
 
-    /// Returns the same directory after it was moved.
+    /// Returns the directory after it was moved to `path`.
     pub(crate) fn at(self, path: &Path) -> Self {
-        // What was made with the former path is made anew.
+        // The registry client contains the former path, so it is created again.
         Self { path: path.to_owned(), settings: self.settings, registries: Arc::default() }
     }
 
-    /// Returns where it is.
+    /// Returns the path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Returns what the repository is set to.
+    /// Returns the settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -126,17 +126,17 @@ impl RepositoryDirectory {
         self.path.join(&self.settings.keys)
     }
 
-    /// Returns the public key that clients need.
+    /// Returns the path of the public master key, which clients need.
     pub fn public_key_path(&self) -> PathBuf {
         self.keys_path().join(format!("{}.pub", self.settings.repository))
     }
 
-    /// Reads the public master key, for which no private key need be readable.
+    /// Reads the public master key. Does not need read access to private keys.
     pub fn public_key(&self) -> Result<PublicKey, DirectoryError> {
         Ok(read_public_key(&self.public_key_path())?)
     }
 
-    /// Returns the registries that images are fetched from, the same ones each time: they share tokens and limits.
+    /// Returns the registry client. It is created once, because its requests share tokens and limits.
     pub fn registries(&self) -> Result<&Registries, DirectoryError> {
         if let Some(registries) = self.registries.get() {
             return Ok(registries);
@@ -151,7 +151,7 @@ impl RepositoryDirectory {
         Ok(DirectoryStore::open(&self.storage_path())?)
     }
 
-    /// Looks for a `cvmfs_server` on this machine that manages the storage, too.
+    /// Returns the `cvmfs_server` on this machine that manages the same storage, if any.
     pub fn local_server(&self) -> Result<Option<LocalServer>, DirectoryError> {
         Ok(LocalServer::find(&self.path.join(&self.settings.server_settings), self.name(), &self.storage_path())?)
     }
@@ -161,14 +161,14 @@ impl RepositoryDirectory {
         Ok(Keys::open(&self.keys_path(), &self.settings.repository)?)
     }
 
-    /// Reads the whitelist, whose signature is not verified; `None` where there is none.
+    /// Reads the whitelist without verifying its signature; `None` if it does not exist.
     pub fn whitelist(&self) -> Result<Option<Whitelist>, DirectoryError> {
         let bytes = self.store()?.read_file(WHITELIST)?;
         Ok(bytes.map(|bytes| Whitelist::parse(&bytes).map(|signed| signed.whitelist)).transpose()?)
     }
 
-    /// Returns what to do about the whitelist if it expires soon, or has expired. A whitelist that cannot be read is for
-    /// others to report: who publishes needs it.
+    /// Returns a warning with instructions if the whitelist expires soon or has expired. An unreadable whitelist is not reported here,
+    /// because publishing reports it.
     pub fn whitelist_warning(&self, now: Timestamp) -> Option<String> {
         let list = self.whitelist().ok()??;
         let expires = Timestamp { seconds: list.expires(), nanoseconds: 0 };
@@ -189,12 +189,12 @@ impl RepositoryDirectory {
         ))
     }
 
-    /// Tells whether earlier runs remembered anything.
+    /// Returns whether the state database exists.
     pub fn has_state(&self) -> bool {
         self.path.join("state/state.db").exists()
     }
 
-    /// Opens what earlier runs remembered, without remembering anything new.
+    /// Opens the state database read-only.
     pub fn state_unchanged(&self) -> Result<StateDatabase, DirectoryError> {
         let path = self.path.join("state/state.db");
         match open_regular(&path) {
@@ -203,14 +203,14 @@ impl RepositoryDirectory {
         }
     }
 
-    /// Opens what earlier runs remembered.
+    /// Opens the state database, and creates it if it does not exist.
     pub fn state(&self) -> Result<StateDatabase, DirectoryError> {
         let path = self.path.join("state");
         let mut builder = fs::DirBuilder::new();
         let created = builder.recursive(true).mode(0o700).create(&path);
         created.map_err(|source| DirectoryError::Io { action: "create", path: path.clone(), source })?;
         let path = path.join("state.db");
-        // SQLite cannot say why it may not write, and waits for ever for the other end of a pipe.
+        // Checked before SQLite opens the file: SQLite does not report why it cannot write, and blocks forever on a named pipe.
         let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
         let opened = fs::OpenOptions::new().create(true).read(true).append(true).custom_flags(flags).open(&path);
         let is_file = opened.and_then(|file| Ok(file.metadata()?.is_file()));

@@ -1,4 +1,4 @@
-//! `strata.toml`: what one repository is set to.
+//! `strata.toml`: the settings of one repository.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,7 +12,7 @@ use crate::object::Compression;
 use crate::registry::{RegistriesSettings, RegistrySettings, RequestSettings};
 use crate::wishlist::Glob;
 
-/// Why the settings cannot be used.
+/// Errors from reading the settings.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The file cannot be read.
@@ -20,37 +20,37 @@ pub enum SettingsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The file says something that no setting is.
+    /// The file is not valid TOML, or has an unknown setting or a value of a wrong type.
     #[error("'{}', line {line}, column {column}: {fault}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// The line, from 1.
+        /// Line number, from 1.
         line: usize,
-        /// The character in it, from 1.
+        /// Position in the line in characters, from 1.
         column: usize,
-        /// What is wrong there.
+        /// Description of the fault.
         fault: String,
     },
-    /// The repository's name is none.
-    #[error("'{}' names no repository", path.display())]
+    /// The setting `repository` is not a valid name.
+    #[error("the setting 'repository' in '{}' is not valid", path.display())]
     Name {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// What is wrong with the name.
         source: RepositoryNameError,
     },
-    /// What is set for a registry contradicts itself.
+    /// The settings of a registry are not valid or contradict each other.
     #[error("'{}', registry {host}: {fault}", path.display())]
     Registry {
         /// The file.
         path: PathBuf,
-        /// The registry.
+        /// Host and port of the registry.
         host: String,
-        /// What is wrong.
+        /// Description of the fault.
         fault: &'static str,
     },
     /// A value is out of its range.
@@ -58,46 +58,46 @@ pub enum SettingsError {
     Range {
         /// The file.
         path: PathBuf,
-        /// Which value, and what it may be.
+        /// The setting and its valid range.
         fault: &'static str,
     },
 }
 
-/// What one repository is set to. Every setting but the name has a default.
+/// The settings of one repository. Every setting except the name has a default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The repository's fully qualified name.
     pub repository: RepositoryName,
-    /// Where the storage lies, relative to the repository directory.
+    /// Path of the storage, relative to the repository directory.
     pub storage: PathBuf,
-    /// Where the keys lie, relative to the repository directory.
+    /// Path of the keys, relative to the repository directory.
     pub keys: PathBuf,
-    /// Where a `cvmfs_server` on this machine keeps its settings of repositories.
+    /// Directory in which a `cvmfs_server` on this machine keeps its repository configurations.
     pub server_settings: PathBuf,
-    /// How file content is compressed.
+    /// Compression of file content.
     pub compression: Compression,
-    /// What becomes of permissions in `.flat`.
+    /// Treatment of permissions in `.flat`.
     pub modes: Modes,
-    /// About how many entries a catalog inside an image has.
+    /// Target number of entries of a catalog inside an image.
     pub catalog_entries: usize,
-    /// How much time passes at least between two revisions of one synchronisation with a wishlist.
+    /// Minimum time between two revisions of one synchronisation with a wishlist.
     pub publish_every: Duration,
-    /// Which images podman sees, by patterns for their names.
+    /// Patterns for the names of the images that are published for podman.
     pub podman_images: Vec<Glob>,
-    /// Which limits requests to registries have.
+    /// Limits of requests to registries.
     pub requests: RequestSettings,
-    /// How registries are asked, by their host and port.
+    /// Settings of registries, by host and port.
     pub registries: BTreeMap<String, RegistrySettings>,
 }
 
-/// What becomes of permissions in `.flat`.
+/// Treatment of permissions in `.flat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Modes {
-    /// As the image has them.
+    /// Permissions are those of the image.
     #[default]
     Exact,
-    /// The owner may read every file, and read and enter every directory, as in trees that DUCC made.
+    /// The owner may also read every file, and read and search every directory, as in trees from DUCC.
     Widened,
 }
 
@@ -145,13 +145,13 @@ struct PodmanSection {
     images: Option<Vec<String>>,
 }
 
-/// How much time passes at least between two revisions where nothing else is set.
+/// Default of [`Settings::publish_every`].
 pub const DEFAULT_PUBLISH_EVERY: Duration = Duration::from_secs(60);
 
-/// About how many entries a catalog inside an image has where nothing else is set.
+/// Default of [`Settings::catalog_entries`].
 pub const DEFAULT_CATALOG_ENTRIES: usize = 25_000;
 
-/// What the file says of requests to registries, in a new repository.
+/// The section `[requests]` in the file of a new repository.
 const REQUEST_DEFAULTS: &str = r#"[requests]
 # How long a small request to a registry (a manifest, a list of tags, a token, an upload of a thin image) may take in all: 1s to
 # 1h. One attempt may take half of it; what is left is for another.
@@ -164,7 +164,7 @@ const REQUEST_DEFAULTS: &str = r#"[requests]
 
 "#;
 
-/// What the file says of registries, none of which is set in a new repository.
+/// An example of a section `[registries]` in the file of a new repository, commented out.
 const REGISTRY_EXAMPLE: &str = r#"# A registry that needs more than its name, one section for each. Credentials are also taken from the variables of
 # DUCC, and from where podman and docker keep theirs. Files are relative to this directory.
 #[registries."registry.example.org"]
@@ -189,7 +189,7 @@ const REGISTRY_EXAMPLE: &str = r#"# A registry that needs more than its name, on
 "#;
 
 impl Settings {
-    /// The file's name in the repository directory.
+    /// Name of the file in the repository directory.
     pub const FILE_NAME: &str = "strata.toml";
 
     /// Returns the settings of a new repository.
@@ -228,7 +228,7 @@ impl Settings {
         let publish_every = file.publish.every.map(|text| humantime::parse_duration(&text)).transpose();
         let publish_every = publish_every.map_err(|_| SettingsError::Range {
             path: path(),
-            fault: "publish.every is no time such as \"1m\" or \"90s\"",
+            fault: "publish.every is not a duration such as \"1m\" or \"90s\"",
         })?;
         let podman_images =
             file.podman.images.map(|patterns| patterns.iter().map(|pattern| Glob::new(pattern)).collect());
@@ -240,7 +240,7 @@ impl Settings {
             let fault =
                 is_no_host.then_some("its name is not of the form host or host:port").or_else(|| registry.fault());
             if let Some(fault) = fault {
-                // What stands before a host may be a password.
+                // Text before an '@' may contain a password.
                 let host = host.rsplit('@').next().unwrap_or_default().to_owned();
                 return Err(SettingsError::Registry { path: path(), host, fault });
             }
@@ -260,18 +260,18 @@ impl Settings {
         })
     }
 
-    /// Returns how registries are asked; `directory` is the repository's.
+    /// Returns the settings for the registry client. `directory` is the repository directory, to which file names are relative.
     pub fn registries_in(&self, directory: &Path) -> RegistriesSettings {
         RegistriesSettings { directory: directory.to_owned(), hosts: self.registries.clone(), requests: self.requests }
     }
 
-    /// Tells whether podman is to see the image of that name.
+    /// Returns whether the image with this name is published for podman.
     pub fn lists_for_podman(&self, name: &ImageName) -> bool {
         let name = name.to_string();
         self.podman_images.iter().any(|pattern| pattern.matches(&name))
     }
 
-    /// Returns the text of the file: what differs from the defaults, and every default as a comment.
+    /// Returns the text of the file: settings that differ from the defaults, and every default as a comment.
     pub fn write(&self) -> String {
         let defaults = Self::new(self.repository.clone());
         let path = |name: &str, is: &Path, default: &Path| {
@@ -309,7 +309,7 @@ impl Settings {
     }
 }
 
-/// Returns in one line what the parser says in a drawing of several.
+/// Converts an error of the parser, whose message has several lines, to one line.
 fn parse_error(error: &toml::de::Error, text: &str, path: &Path) -> SettingsError {
     let start = error.span().map_or(0, |span| span.start);
     let before = text.get(..start).unwrap_or_default();
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_reads_back() {
+    fn settings_read_back_as_written() {
         let mut settings = Settings::new("a.example.org".parse().unwrap());
         assert_eq!(parse(&settings.write()).unwrap(), settings);
         settings.storage = "/srv/cvmfs/a \"b\"".into();
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn every_commented_default_is_a_setting() {
+    fn every_commented_default_is_a_valid_setting() {
         let settings = Settings::new("a.example.org".parse().unwrap());
         let lines = uncommented(&settings);
         let defaults: Vec<&str> =
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn every_line_of_the_example_of_a_registry_is_a_setting() {
+    fn every_line_of_the_example_of_a_registry_is_a_valid_setting() {
         let lines = uncommented(&Settings::new("a.example.org".parse().unwrap()));
         let example: Vec<String> = lines.into_iter().skip_while(|line| !line.contains("registries")).collect();
         assert_eq!(example.len(), 12);
@@ -372,7 +372,7 @@ mod tests {
         assert!(error.to_string().contains("registry.example.org: password and password_file"), "{error}");
     }
 
-    /// Returns the lines of a new file that set something, commented out or not, but for the repository's name.
+    /// Returns the lines of a new file that contain a setting, commented out or not, except the repository's name.
     fn uncommented(settings: &Settings) -> Vec<String> {
         let text = settings.write().replace("\n#", "\n").replace("\n ", "\n# ");
         let is_setting =
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_choose_what_podman_sees() {
+    fn patterns_select_the_images_for_podman() {
         let lists = |text: &str, name: &str| parse(text).unwrap().lists_for_podman(&name.parse().unwrap());
         assert!(lists("repository = \"a.b\"", "h.org/a:1"));
         let some = "repository = \"a.b\"\n[podman]\nimages = [\"h.org/atlas/*\", \"*:v?\"]";
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_of_form_are_placed_in_one_line() {
+    fn syntax_errors_are_reported_in_one_line_with_their_position() {
         for (text, start) in [
             ("repository = \"a.b\"\n[[[", "'strata.toml', line 2, column 3: "),
             ("repository = \"a.b\"\nmode = 1", "'strata.toml', line 2, column 1: unknown field `mode`"),
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn invalid_settings_are_refused() {
         assert!(matches!(parse("repository = \"a.b\"\ncompresion = \"fast\""), Err(SettingsError::Parse { .. })));
         assert!(matches!(parse("compression = \"fast\""), Err(SettingsError::Parse { .. })));
         assert!(matches!(parse("repository = \"a/b\""), Err(SettingsError::Name { .. })));

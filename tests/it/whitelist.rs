@@ -75,7 +75,7 @@ fn info_shows_the_day_on_which_the_whitelist_expires() {
     let good = fs::read(&path).unwrap();
     fs::write(&path, "no whitelist").unwrap();
     let run = repository.run(["info"]).expect_code(0);
-    assert!(run.stdout().contains("'.cvmfswhitelist' cannot be read"), "{}", run.stdout());
+    assert!(run.stdout().contains("cannot read '.cvmfswhitelist'"), "{}", run.stdout());
     fs::remove_file(&path).unwrap();
     assert!(repository.run(["info"]).expect_code(0).stdout().contains("whitelist     missing"));
     assert!(repository.run(["info", "--json"]).expect_code(0).json()["whitelist-expires"].is_null());
