@@ -1,7 +1,6 @@
 //! The certificate of the repository key, and the fingerprint by which a whitelist lists it.
 //!
-//! Clients look at the key in it and at the hash of its DER form, and at nothing else: neither at its dates nor at who
-//! signed it.
+//! Clients use only the key in it and the hash of its DER form. They ignore its dates and its issuer.
 
 use std::fmt;
 use std::str::FromStr as _;
@@ -29,14 +28,14 @@ use super::letter::{HashTextError, require_sha1};
 use crate::image::unhex;
 use crate::metadata::Timestamp;
 
-/// Names a certificate: the SHA-1 hash of its DER form, written as `01:23:…:EF`.
+/// Fingerprint of a certificate: the SHA-1 hash of its DER form, written as `01:23:…:EF`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fingerprint([u8; 20]);
 
 impl Fingerprint {
-    /// Reads a line of a whitelist, where a blank, a tab or `#` starts a comment and colons and case do not matter.
+    /// Parses a line of a whitelist. A space, a tab or `#` starts a comment; colons and case are ignored.
     ///
-    /// Returns nothing when the line is no fingerprint.
+    /// Returns `None` if the line is not a fingerprint.
     pub(super) fn from_line(line: &[u8]) -> Result<Option<Self>, HashTextError> {
         let text = line.split(|b| b" \t#".contains(b)).next().unwrap_or_default();
         let text: Vec<u8> = text.iter().filter(|&&b| b != b':').map(u8::to_ascii_lowercase).collect();
@@ -61,23 +60,23 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// Why bytes are not a certificate that can sign for a repository, or why none could be made.
+/// Errors from parsing or creating a certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     /// The bytes are not a PEM file.
-    #[error("certificate is not in PEM form")]
+    #[error("certificate is not in PEM format")]
     NotPem(#[source] x509_cert::der::Error),
-    /// The PEM file holds something else.
-    #[error("certificate is no X.509 certificate")]
+    /// The PEM file is not an X.509 certificate.
+    #[error("the PEM file is not an X.509 certificate")]
     NotX509(#[source] x509_cert::der::Error),
-    /// The certificate is for a key that no client takes.
-    #[error("key of the certificate is no RSA key that can be used")]
+    /// The key of the certificate is not a supported RSA key.
+    #[error("the key of the certificate is not a supported RSA key")]
     NotRsa(#[source] x509_cert::spki::Error),
-    /// The certificate could not be made.
-    #[error("cannot make a certificate for the key")]
+    /// The certificate could not be created.
+    #[error("cannot create a certificate for the key")]
     Create(#[from] builder::Error),
-    /// The clock is outside the years that a certificate can state.
-    #[error("{0} seconds since 1970 is no date for a certificate")]
+    /// The time is outside the range of dates in a certificate.
+    #[error("{0} seconds since 1970 cannot be written as a date in a certificate")]
     Clock(i64),
 }
 
@@ -90,23 +89,23 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// How long a new certificate states to hold: 365 days, as `cvmfs_server` makes it. Clients do not look.
+    /// Stated validity of a new certificate: 365 days, as in `cvmfs_server`. Clients ignore it.
     pub const VALIDITY: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-    /// Parses a PEM file, which is also what the repository's certificate object holds.
+    /// Parses a PEM file, which is also the content of the repository's certificate object.
     pub fn parse(pem: &[u8]) -> Result<Self, CertificateError> {
         let (_, document) = decode_pem(pem).map_err(CertificateError::NotPem)?;
         let parsed = x509_cert::Certificate::from_der(document.as_bytes()).map_err(CertificateError::NotX509)?;
         let key = parsed.tbs_certificate().subject_public_key_info().owned_to_ref();
         Ok(Self {
             pem: pem.to_owned(),
-            // The bytes as they stand in the file: encoding the parsed form anew may give others.
+            // The hash of the original bytes: encoding the parsed certificate again could give other bytes.
             fingerprint: Fingerprint(Sha1::digest(document.as_bytes()).into()),
             public_key: PublicKey::try_from(key).map_err(CertificateError::NotRsa)?,
         })
     }
 
-    /// Makes a certificate that `key` signs for itself, valid from `now` for [`Self::VALIDITY`].
+    /// Creates a self-signed certificate for `key`, valid from `now` for [`Self::VALIDITY`].
     pub fn create(
         name: &RepositoryName,
         key: &PrivateKey,
@@ -123,12 +122,12 @@ impl Certificate {
         Self::parse(pem.as_bytes())
     }
 
-    /// Returns the PEM file, as it goes into the key directory and, compressed, into the store.
+    /// Returns the PEM file for the key directory and, compressed, for the store.
     pub fn pem(&self) -> &[u8] {
         &self.pem
     }
 
-    /// Returns what a whitelist lists the certificate by.
+    /// Returns the fingerprint, by which a whitelist lists the certificate.
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
     }
@@ -138,17 +137,17 @@ impl Certificate {
         &self.public_key
     }
 
-    /// Returns whether what `key` signs verifies with this certificate.
+    /// Returns whether the certificate is for the public half of `key`.
     pub fn belongs_to(&self, key: &PrivateKey) -> bool {
         self.public_key == *key.as_public_key()
     }
 }
 
-/// Who the certificate is for: the name that `cvmfs_server` gives, without any extensions.
+/// Profile of the certificate: the same subject as in `cvmfs_server`, and no extensions.
 struct ReleaseManagers(Name);
 
 impl ReleaseManagers {
-    /// The longest name that fits: X.509 allows a common name of 64 characters.
+    /// Maximum number of characters of the repository name in the subject: X.509 limits a common name to 64 characters.
     const NAME_LIMIT: usize = 30;
 
     fn of(name: &RepositoryName) -> Result<Self, CertificateError> {
@@ -197,7 +196,7 @@ mod tests {
     use crate::manifest::fixtures::{self, NOW};
 
     #[test]
-    fn fingerprint_is_what_openssl_prints() {
+    fn fingerprint_is_the_same_as_from_openssl() {
         let certificate = Certificate::parse(fixtures::CERTIFICATE.as_bytes()).unwrap();
         assert_eq!(certificate.fingerprint().to_string(), fixtures::FINGERPRINT);
         assert_eq!(Fingerprint::from_line(fixtures::FINGERPRINT.as_bytes()), Ok(Some(certificate.fingerprint())));
@@ -211,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn new_certificate_states_the_stock_name_and_a_year() {
+    fn new_certificate_has_the_stock_subject_and_is_valid_for_a_year() {
         let key = fixtures::repository_key();
         let made = Certificate::create(&fixtures::name(), key, NOW, &mut fixtures::rng()).unwrap();
         assert!(made.belongs_to(key));
@@ -226,14 +225,14 @@ mod tests {
     }
 
     #[test]
-    fn stated_name_is_cut_after_thirty_characters() {
+    fn repository_name_in_the_subject_is_truncated_to_thirty_characters() {
         let stated = |name: String| ReleaseManagers::of(&name.parse().unwrap()).unwrap().0.to_string();
         assert_eq!(stated("n".repeat(30)), format!("CN={} CernVM-FS Release Managers", "n".repeat(30)));
         assert_eq!(stated("n".repeat(31)), format!("CN={}[...] CernVM-FS Release Managers", "n".repeat(30)));
     }
 
     #[test]
-    fn times_without_a_date_are_refused() {
+    fn times_outside_the_range_of_dates_are_refused() {
         for seconds in [-1, i64::MAX, 253_402_300_799] {
             let now = Timestamp { seconds, nanoseconds: 0 };
             assert!(matches!(validity(now), Err(CertificateError::Clock(named)) if named == seconds), "{seconds}");

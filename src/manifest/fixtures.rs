@@ -1,4 +1,4 @@
-//! Keys, a certificate and signed files for tests, made with the `openssl` command line as `cvmfs_server` makes them.
+//! Keys, a certificate and signed files for tests, created with the `openssl` command line in the same way as in `cvmfs_server`.
 
 use std::sync::OnceLock;
 
@@ -18,7 +18,7 @@ pub const CERTIFICATE: &str = include_str!("testdata/test.example.org.crt");
 pub const MANIFEST: &[u8] = include_bytes!("testdata/cvmfspublished");
 pub const WHITELIST: &[u8] = include_bytes!("testdata/cvmfswhitelist");
 
-/// What `openssl x509 -fingerprint -sha1` says of the certificate.
+/// Output of `openssl x509 -fingerprint -sha1` for the certificate.
 pub const FINGERPRINT: &str = "91:32:E2:09:05:79:36:4A:4C:77:5D:3A:F0:22:A0:D9:AE:72:4B:B9";
 
 /// 2026-10-01 00:00:00 UTC, while the whitelist is valid: it expires on 2026-10-21 at 12.

@@ -1,4 +1,4 @@
-//! Decides whether manifest, certificate and whitelist together may be trusted, as a client decides it.
+//! Verifies manifest, certificate and whitelist together, as a client does.
 
 use rsa::PublicKey;
 
@@ -8,55 +8,55 @@ use super::repository_manifest::ROOT_PATH_HASH;
 use super::{Certificate, Fingerprint, ManifestError, RepositoryManifest, RepositoryName, Whitelist, WhitelistError};
 use crate::metadata::Timestamp;
 
-/// The three files as they were fetched.
+/// The three signed files as fetched.
 ///
-/// That `certificate` is the object the manifest names is for the fetcher to check: here it lies unpacked.
+/// The caller must check that `certificate` is the decompressed object that the manifest names.
 #[derive(Debug, Clone, Copy)]
 pub struct FrontPage<'a> {
     /// `.cvmfspublished`.
     pub manifest: &'a [u8],
-    /// The PEM file in the certificate object.
+    /// The decompressed certificate object, a PEM file.
     pub certificate: &'a [u8],
     /// `.cvmfswhitelist`.
     pub whitelist: &'a [u8],
 }
 
-/// Why a client would not mount the repository.
+/// Errors for which a client would not mount the repository.
 #[derive(Debug, thiserror::Error)]
 pub enum FrontPageError {
     /// The manifest cannot be read.
     #[error("cannot read the manifest")]
     Manifest(#[from] ManifestError),
-    /// The manifest is another repository's.
+    /// The manifest belongs to another repository.
     #[error("manifest is for repository '{actual}', not '{expected}'")]
     WrongName {
-        /// The repository that was asked for.
+        /// The requested repository.
         expected: RepositoryName,
-        /// The one in the manifest.
+        /// The name in the manifest.
         actual: RepositoryName,
     },
-    /// The manifest's catalog is not the root's.
+    /// The manifest's catalog is not that of the repository's root.
     #[error("manifest is for root path hash '{0}', not {ROOT_PATH_HASH}")]
     WrongRootPath(String),
     /// The certificate cannot be read.
     #[error("cannot read the certificate that the manifest names")]
     Certificate(#[from] CertificateError),
-    /// The manifest was damaged, or signed by someone else.
-    #[error("signature of the manifest cannot be trusted")]
+    /// The manifest is damaged or signed with another key.
+    #[error("the signature of the manifest is not valid")]
     ManifestLetter(#[from] LetterError),
-    /// The whitelist cannot be read or trusted.
+    /// The whitelist is not valid.
     #[error("whitelist is not valid")]
     Whitelist(#[from] WhitelistError),
-    /// The certificate may not sign for the repository.
+    /// The certificate is not listed in the whitelist.
     #[error("certificate {0} is not in the whitelist")]
     NotListed(Fingerprint),
 }
 
 impl FrontPage<'_> {
-    /// Verifies everything that leads from the master keys to the root catalog, and returns the manifest.
+    /// Verifies the chain of trust from the master keys to the manifest, and returns the manifest.
     ///
-    /// The checks run in the order of the clients, so the first cause is the one that a client would log. A client
-    /// also refuses a manifest older than the last one it saw, and certificates in its own blacklist.
+    /// The checks run in the same order as in clients, so that the error is the one that a client would log. In addition, a client refuses
+    /// a manifest that is older than the last one, and certificates in its own blacklist.
     pub fn verify(
         &self,
         master_keys: &[PublicKey],
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn front_page_is_not_trusted_after_the_whitelist_is_over() {
+    fn front_page_is_not_trusted_after_the_whitelist_has_expired() {
         let late = Timestamp { seconds: NOW.seconds + 40 * 86_400, nanoseconds: 0 };
         let verdict = PAGE.verify(&[fixtures::master_key().to_public_key()], &fixtures::name(), late);
         assert!(matches!(verdict, Err(FrontPageError::Whitelist(WhitelistError::Expired { .. }))));

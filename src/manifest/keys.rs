@@ -1,7 +1,7 @@
-//! The four key files of a repository, in the form that `cvmfs_server` uses.
+//! The four key files of a repository, in the format of `cvmfs_server`.
 //!
-//! The master key is on disk only when it is needed, perhaps on another machine: opening the keys does not look for
-//! it, and only renewing the whitelist reads it. No key is ever part of a message.
+//! The master key may be kept offline: opening the keys does not need it, and only renewing the whitelist reads it. No message ever
+//! contains a key.
 
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
@@ -23,16 +23,16 @@ use super::{Certificate, RepositoryManifest, RepositoryName, Whitelist};
 use crate::file::open_regular;
 use crate::metadata::Timestamp;
 
-/// The length of new RSA keys.
+/// Length of new RSA keys in bits.
 const KEY_BITS: usize = 2048;
 
-/// The most bytes of a key file that are read: an RSA key of 16,384 bits takes a fifth of it.
+/// Maximum size of a key file in bytes. The file of an RSA key of 16,384 bits has a fifth of it.
 const FILE_LIMIT: usize = 64 * 1024;
 
 const SECRET: u32 = 0o400;
 const PUBLIC: u32 = 0o444;
 
-/// Why key files cannot be read, made or used.
+/// Errors from reading, creating or using key files.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// A file or directory could not be read.
@@ -43,7 +43,7 @@ pub enum KeyError {
         /// What the system says.
         source: io::Error,
     },
-    /// A file or directory could not be made.
+    /// A file or directory could not be written.
     #[error("cannot write '{}'", path.display())]
     Write {
         /// The file.
@@ -52,40 +52,40 @@ pub enum KeyError {
         source: io::Error,
     },
     /// New keys would replace old ones.
-    #[error("'{}' exists already and is not overwritten: move it away to make new keys", path.display())]
+    #[error("'{}' already exists and is not overwritten: move it away to create new keys", path.display())]
     Exists {
         /// The file.
         path: PathBuf,
     },
-    /// The file is longer than any key.
-    #[error("'{}' is no key file: it has more than {FILE_LIMIT} bytes", path.display())]
+    /// The file is larger than the limit.
+    #[error("'{}' is not a key file: it has more than {FILE_LIMIT} bytes", path.display())]
     TooLong {
         /// The file.
         path: PathBuf,
     },
-    /// The private key asks for a password.
+    /// The private key is protected by a password.
     #[error("private key '{}' is encrypted, which is not supported", path.display())]
     Encrypted {
         /// The file.
         path: PathBuf,
     },
-    /// The file holds no RSA key.
-    #[error("'{}' holds no RSA key in PEM form", path.display())]
+    /// The file is not an RSA key.
+    #[error("'{}' does not contain an RSA key in PEM format", path.display())]
     NotRsa {
         /// The file.
         path: PathBuf,
         /// What the parser says.
         source: rsa::Error,
     },
-    /// The file holds no certificate.
-    #[error("'{}' holds no certificate for a repository", path.display())]
+    /// The file is not a certificate with an RSA key.
+    #[error("'{}' does not contain a certificate for a repository", path.display())]
     Certificate {
         /// The file.
         path: PathBuf,
         /// What the parser says.
         source: CertificateError,
     },
-    /// Two files are not halves of one pair.
+    /// A private key and a certificate or public key do not belong together.
     #[error("private key {private:?} does not belong to {public:?}")]
     Mismatch {
         /// The file with the private key.
@@ -93,24 +93,24 @@ pub enum KeyError {
         /// The certificate or public key.
         public: PathBuf,
     },
-    /// The whitelist can only be signed where the master key is.
-    #[error("master key '{}' is not there: the whitelist can only be renewed with it", path.display())]
+    /// The master key is missing; it is needed to sign the whitelist.
+    #[error("master key '{}' does not exist: it is needed to renew the whitelist", path.display())]
     NoMasterKey {
-        /// Where it was looked for.
+        /// The path where it should be.
         path: PathBuf,
     },
-    /// No key or certificate could be made.
+    /// A key could not be generated.
     #[error("cannot generate an RSA key")]
     Generate(#[source] rsa::Error),
-    /// No certificate could be made.
-    #[error("cannot certify the repository key")]
+    /// A certificate could not be created.
+    #[error("cannot create a certificate for the repository key")]
     Certify(#[source] CertificateError),
-    /// The key does not sign.
+    /// Signing failed.
     #[error(transparent)]
     Sign(#[from] SignError),
 }
 
-/// New keys, which are in memory only until they are written: to generate them takes seconds, to write them does not.
+/// New keys that are not written yet. Generating keys takes seconds, so it is separate from the quick step of writing them.
 pub struct NewKeys {
     directory: PathBuf,
     files: KeyFiles,
@@ -120,7 +120,7 @@ pub struct NewKeys {
 }
 
 impl NewKeys {
-    /// Generates keys for four files in `directory`, none of which may exist.
+    /// Generates keys for four files in `directory`. Fails if any of the files exists.
     pub fn generate(
         directory: &Path,
         name: &RepositoryName,
@@ -135,15 +135,15 @@ impl NewKeys {
         Ok(Self { directory: directory.to_owned(), files, master, repository, certificate })
     }
 
-    /// Returns the files that are to be written.
+    /// Returns the paths of the files that [`Self::write`] writes.
     pub fn paths(&self) -> [&Path; 4] {
         [&self.files.master, &self.files.master_public, &self.files.repository, &self.files.certificate]
             .map(PathBuf::as_path)
     }
 
-    /// Writes the files into their directory, which is made when it is missing, with mode 0700.
+    /// Writes the files into their directory, which is created with mode 0700 if it is missing.
     ///
-    /// Refuses to touch any file that exists. A failure leaves none of the new files; a crash may leave some.
+    /// Does not replace existing files. After an error none of the new files remain; after a crash some may remain.
     pub fn write(self) -> Result<Keys, KeyError> {
         let Self { directory, files, master, repository, certificate } = self;
         files.write(&directory, &master, &repository, &certificate)?;
@@ -151,7 +151,7 @@ impl NewKeys {
     }
 }
 
-/// The keys of a repository: what is needed to publish, and where the master key may lie.
+/// The keys of a repository that are needed to publish, and the path of the master key.
 pub struct Keys {
     files: KeyFiles,
     master_public: PublicKey,
@@ -160,9 +160,9 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Makes new keys and their four files in `directory`, which is made when it is missing, with mode 0700.
+    /// Generates new keys and writes their four files into `directory`, which is created with mode 0700 if it is missing.
     ///
-    /// Refuses to touch any file that exists. A failure leaves none of the new files; a crash may leave some.
+    /// Does not replace existing files. After an error none of the new files remain; after a crash some may remain.
     pub fn create(
         directory: &Path,
         name: &RepositoryName,
@@ -172,7 +172,7 @@ impl Keys {
         NewKeys::generate(directory, name, now, rng)?.write()
     }
 
-    /// Reads the public master key, the repository key and its certificate, which must belong together.
+    /// Reads the public master key, the repository key and its certificate. Key and certificate must belong together.
     pub fn open(directory: &Path, name: &RepositoryName) -> Result<Self, KeyError> {
         let files = KeyFiles::new(directory, name);
         let master_public = read_public_key(&files.master_public)?;
@@ -184,7 +184,7 @@ impl Keys {
         Ok(Self { files, master_public, repository, certificate })
     }
 
-    /// Returns the key that clients are given to trust the repository by.
+    /// Returns the public master key, with which clients verify the repository.
     pub fn master_public_key(&self) -> &PublicKey {
         &self.master_public
     }
@@ -199,7 +199,7 @@ impl Keys {
         manifest.sign(&self.repository, rng)
     }
 
-    /// Returns the whole `.cvmfswhitelist`, signed with the master key, which is read for this and forgotten.
+    /// Returns the whole `.cvmfswhitelist`, signed with the master key, which is read only for this call.
     pub fn sign_whitelist(&self, whitelist: &Whitelist, rng: &mut impl CryptoRng) -> Result<Vec<u8>, KeyError> {
         Ok(whitelist.sign(&self.read_master_key()?, rng)?)
     }
@@ -225,7 +225,7 @@ impl fmt::Debug for Keys {
     }
 }
 
-/// Reads a public key as clients are given it: PEM, `BEGIN PUBLIC KEY`.
+/// Reads a public key in the format for clients: PEM, `BEGIN PUBLIC KEY`.
 pub fn read_public_key(path: &Path) -> Result<PublicKey, KeyError> {
     let text = read_text(path)?;
     PublicKey::from_public_key_pem(&text)
@@ -250,7 +250,8 @@ fn read_certificate(path: &Path) -> Result<Certificate, KeyError> {
     Certificate::parse(text.as_bytes()).map_err(|source| KeyError::Certificate { path: path.to_owned(), source })
 }
 
-/// Reads a whole file into memory that is wiped afterwards; it has room from the start, so no copy is left behind.
+/// Reads a whole file into memory that is overwritten when it is freed. It is allocated once, so that no copy remains after a
+/// reallocation.
 fn read_text(path: &Path) -> Result<Zeroizing<String>, KeyError> {
     let mut text = Zeroizing::new(String::with_capacity(FILE_LIMIT + 1));
     let file = open_regular(path);
@@ -259,7 +260,7 @@ fn read_text(path: &Path) -> Result<Zeroizing<String>, KeyError> {
     if text.len() > FILE_LIMIT { Err(KeyError::TooLong { path: path.to_owned() }) } else { Ok(text) }
 }
 
-/// Where the four files of a repository lie.
+/// Paths of the four files of a repository.
 struct KeyFiles {
     master: PathBuf,
     master_public: PathBuf,
@@ -333,12 +334,12 @@ fn create_directory(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes the names in `directory` durable.
+/// Makes the entries of `directory` durable.
 fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Files made so far, which are removed again unless all of them could be made.
+/// Files created so far. They are removed on drop unless [`Self::keep`] is called.
 #[derive(Default)]
 struct NewFiles<'a>(Vec<&'a Path>);
 
@@ -361,7 +362,7 @@ impl<'a> NewFiles<'a> {
 impl Drop for NewFiles<'_> {
     fn drop(&mut self) {
         for path in &self.0 {
-            // The error that led here says more than one from cleaning up.
+            // Best effort: the caller returns the error of the failed creation.
             let _ = std::fs::remove_file(path);
         }
     }
@@ -369,7 +370,7 @@ impl Drop for NewFiles<'_> {
 
 fn fill(mut file: File, mode: u32, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
-    // The umask may have taken the public files from those who are to read them.
+    // The umask may have removed read permissions of the public files.
     file.set_permissions(Permissions::from_mode(mode))?;
     file.sync_all()
 }
@@ -403,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn new_keys_lie_in_a_closed_directory_and_sign_after_reopening() {
+    fn new_keys_are_in_a_private_directory_and_sign_after_reopening() {
         let parent = tempfile::tempdir().unwrap();
         let directory = parent.path().join("keys");
         let mode_of = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o7777;
@@ -420,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn any_existing_file_stops_the_creation_of_keys_and_stays() {
+    fn existing_file_is_kept_and_prevents_the_creation_of_keys() {
         for suffix in SUFFIXES {
             let directory = tempfile::tempdir().unwrap();
             let old = path(directory.path(), suffix);
@@ -433,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn failed_creation_removes_what_it_made() {
+    fn failed_creation_removes_its_files() {
         let directory = tempfile::tempdir().unwrap();
         let files = KeyFiles::new(directory.path(), &fixtures::name());
         std::fs::write(&files.certificate, "made by another in the meantime").unwrap();
@@ -465,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn encrypted_and_endless_keys_are_refused() {
+    fn encrypted_and_too_large_keys_are_refused() {
         let directory = stock_directory();
         let key = path(directory.path(), "key");
         for head in ["-----BEGIN ENCRYPTED PRIVATE KEY-----", "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED"]
@@ -500,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_text_of_keys_shows_no_secret() {
+    fn debug_output_of_keys_contains_no_secret() {
         let text = format!("{:?}", open(stock_directory().path()).unwrap());
         assert_eq!(text, format!("Keys {{ certificate: {}, .. }}", fixtures::FINGERPRINT));
     }

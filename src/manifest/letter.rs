@@ -1,9 +1,9 @@
-//! The form that manifest and whitelist share: field lines, `--`, the hash of those lines, and a signature of that hash.
+//! The format that manifest and whitelist share: field lines, `--`, the hash of those lines, and a signature of that hash. CVMFS calls
+//! such a file a letter.
 //!
-//! What is signed is the hash's *text*, 40 hexadecimal digits, and in two different ways. For a manifest that text is
-//! hashed once more, and the usual PKCS#1 v1.5 signature with SHA-1 is made. For a whitelist the text itself is padded
-//! and encrypted with the private key, with no word about a hash (OpenSSL's `RSA_private_encrypt`). Either form is
-//! refused where the other is expected.
+//! The signed message is the *text* of the hash, 40 hexadecimal digits. There are two forms of signatures. For a manifest, the text is
+//! hashed again, with a usual PKCS#1 v1.5 signature with SHA-1. For a whitelist, the text itself is padded and encrypted with the
+//! private key, without a hash algorithm identifier (OpenSSL's `RSA_private_encrypt`). Verification accepts only the expected form.
 
 use rsa::rand_core::CryptoRng;
 use rsa::{Pkcs1v15Sign, PrivateKey, PublicKey};
@@ -11,15 +11,15 @@ use sha1::{Digest as _, Sha1};
 
 use crate::object::{ObjectHash, ParseHashError};
 
-/// The bytes between the last field line and the hash, with the line end before them.
+/// Separator between the field lines and the hash, including the preceding line end.
 const MARK: &[u8] = b"\n--\n";
 
-/// How the hash text becomes a signature.
+/// The form of a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignatureForm {
-    /// By the repository key: RSASSA-PKCS1-v1_5 with SHA-1.
+    /// Of a manifest, by the repository key: RSASSA-PKCS1-v1_5 with SHA-1.
     Manifest,
-    /// By the master key: PKCS#1 v1.5 padding of the text alone.
+    /// Of a whitelist, by the master key: PKCS#1 v1.5 padding of the hash text.
     Whitelist,
 }
 
@@ -39,45 +39,45 @@ impl SignatureForm {
     }
 }
 
-/// Why a text in a signed file names no object that we can work with.
+/// Errors from parsing a hash in a signed file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HashTextError {
-    /// The hash is valid, but of an algorithm that only other tools know.
+    /// The hash is valid, but strata does not support its algorithm.
     #[error("hash algorithm of '{0}' is not supported: only SHA-1 is")]
     Unsupported(String),
-    /// The text is no hash at all.
+    /// The text is not a hash.
     #[error(transparent)]
     Malformed(#[from] ParseHashError),
 }
 
-/// Why a signed file is not to be trusted.
+/// Errors from verifying a signed file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LetterError {
     /// The file ends before its signature.
-    #[error("the signature is missing or cut off")]
+    #[error("the signature is missing or truncated")]
     Unsigned,
-    /// The line after the mark is no hash.
-    #[error("the line before the signature is no hash")]
+    /// The line after the separator is not a hash.
+    #[error("the line before the signature is not a hash")]
     HashLine(#[from] HashTextError),
     /// The fields were changed after they were hashed.
     #[error("the fields hash to {actual}, but the file states {stated}")]
     WrongHash {
-        /// What the file says.
+        /// The hash in the file.
         stated: ObjectHash,
-        /// What its fields hash to.
+        /// The hash of its fields.
         actual: ObjectHash,
     },
-    /// The signature was made by another key, or damaged.
-    #[error("the signature does not fit the key")]
+    /// The signature was created with another key, or is damaged.
+    #[error("the signature does not match the key")]
     WrongSignature,
 }
 
-/// Why nothing could be signed: the key is too short, or damaged.
+/// Error from signing: the key is too short or damaged.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot sign with this RSA key")]
 pub struct SignError(#[from] rsa::Error);
 
-/// A signed file, cut into its parts but not yet verified.
+/// A signed file, split into its parts but not verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Letter<'a> {
     fields: &'a [u8],
@@ -87,7 +87,7 @@ pub struct Letter<'a> {
 }
 
 impl<'a> Letter<'a> {
-    /// Cuts at the first mark, as clients do; everything after the hash line is the signature.
+    /// Splits a file at the first separator, as clients do. Everything after the hash line is the signature.
     pub fn cut(bytes: &'a [u8]) -> Result<Self, LetterError> {
         let mark = bytes.windows(MARK.len()).position(|window| window == MARK).ok_or(LetterError::Unsigned)?;
         let (fields, rest) = (&bytes[..=mark], &bytes[mark + MARK.len()..]);
@@ -101,7 +101,7 @@ impl<'a> Letter<'a> {
         self.fields
     }
 
-    /// Checks that the fields are what was hashed, and that one of `keys` signed that hash in the given form.
+    /// Checks that the stated hash is that of the fields, and that one of `keys` signed it in the given form.
     pub fn verify(&self, form: SignatureForm, keys: &[PublicKey]) -> Result<(), LetterError> {
         let actual = ObjectHash::of(self.fields);
         if actual != self.hash {
@@ -115,7 +115,7 @@ impl<'a> Letter<'a> {
 
 /// Signs `fields`, which must end with a line end, and returns the whole file.
 ///
-/// The random numbers only blind the private operation: the same fields and key give the same file.
+/// The random numbers are used only for blinding: the same fields and key give the same file.
 pub fn seal(
     fields: &[u8],
     form: SignatureForm,
@@ -128,13 +128,13 @@ pub fn seal(
     Ok([fields, b"--\n", hash_text.as_bytes(), b"\n", &signature].concat())
 }
 
-/// Reads a hash as signed files hold it, without a kind letter.
+/// Parses a hash without the letter of an object kind.
 pub(super) fn parse_hash(text: &[u8]) -> Result<ObjectHash, HashTextError> {
     require_sha1(text)?;
     Ok(quotable(text).parse()?)
 }
 
-/// Refuses the text of a hash that is well, but of another algorithm.
+/// Refuses a hash of another algorithm than SHA-1.
 pub(super) fn require_sha1(text: &[u8]) -> Result<(), HashTextError> {
     let is_md5 = text.len() == 32 && text.iter().all(u8::is_ascii_hexdigit);
     if is_md5 || text.ends_with(b"-rmd160") || text.ends_with(b"-shake128") {
@@ -143,7 +143,7 @@ pub(super) fn require_sha1(text: &[u8]) -> Result<(), HashTextError> {
     Ok(())
 }
 
-/// Returns what an error message can show of bytes from outside; printable ASCII stays as it is.
+/// Returns the first 100 bytes of untrusted text for an error message; bytes other than printable ASCII are escaped.
 pub(super) fn quotable(bytes: &[u8]) -> String {
     const SHOWN: usize = 100;
     bytes[..bytes.len().min(SHOWN)].escape_ascii().to_string()
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_several_keys_is_enough_and_none_is_too_few() {
+    fn signature_by_one_of_several_keys_is_accepted() {
         let bytes = sealed(SignatureForm::Whitelist);
         let letter = Letter::cut(&bytes).unwrap();
         let (right, wrong) = (fixtures::repository_key().to_public_key(), fixtures::master_key().to_public_key());
@@ -184,10 +184,10 @@ mod tests {
     }
 
     #[test]
-    fn any_flipped_bit_is_noticed() {
+    fn any_flipped_bit_is_detected() {
         for form in [SignatureForm::Manifest, SignatureForm::Whitelist] {
             let bytes = sealed(form);
-            // Every byte of fields, mark and hash; of the signature, where each check costs milliseconds, a few.
+            // Every byte of fields, separator and hash, but only a few bytes of the signature, where each check takes milliseconds.
             let hashed = FIELDS.len() + b"--\n".len() + 41;
             for position in (0..hashed).chain([hashed, hashed + 100, bytes.len() - 1]) {
                 let mut damaged = bytes.clone();
@@ -208,13 +208,13 @@ mod tests {
     }
 
     #[test]
-    fn first_mark_counts() {
+    fn file_is_split_at_the_first_separator() {
         let letter = Letter::cut(b"Ca\n--\n0123456789abcdef0123456789abcdef01234567\nsig\n--\nnature").unwrap();
         assert_eq!((letter.fields(), letter.signature), (&b"Ca\n"[..], &b"sig\n--\nnature"[..]));
     }
 
     #[test]
-    fn other_hash_algorithms_are_named_as_unsupported() {
+    fn other_hash_algorithms_are_unsupported() {
         let digits = "0123456789abcdef0123456789abcdef01234567";
         for text in [&digits[..32], &format!("{digits}-rmd160"), &format!("{digits}-shake128")] {
             assert_eq!(parse_hash(text.as_bytes()), Err(HashTextError::Unsupported(text.to_owned())));

@@ -1,25 +1,25 @@
-//! What a repository says about itself: the JSON document in its meta info object.
+//! The meta info object of a repository: a JSON document that describes it.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::Value;
 
-/// Describes a repository to its users, under the keys that the stock tools suggest.
+/// Describes a repository to its users, with the keys of the template of the stock tools.
 ///
-/// Nothing is required; what is empty is not written.
+/// All fields are optional; empty ones are not written.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct MetaInfo {
     /// Who runs the repository.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub administrator: String,
-    /// Where to write to.
+    /// Contact address.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub email: String,
-    /// The institute behind it.
+    /// The institute that runs it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub organisation: String,
-    /// What the repository holds.
+    /// Content of the repository.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub description: String,
     /// The project's web site.
@@ -31,13 +31,13 @@ pub struct MetaInfo {
     /// The URLs of the servers that clients should use.
     #[serde(rename = "recommended-stratum1s", skip_serializing_if = "Vec::is_empty")]
     pub recommended_stratum1s: Vec<String>,
-    /// Anything else.
+    /// Additional keys.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub custom: BTreeMap<String, Value>,
 }
 
 impl MetaInfo {
-    /// Returns the document in its one form: stock keys in their usual order, all others sorted, no white space.
+    /// Returns the document in canonical form: stock keys in their usual order, all others sorted, no white space.
     pub fn write(&self) -> Vec<u8> {
         let mut document = self.clone();
         document.custom.values_mut().for_each(Value::sort_all_objects);
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn document_has_stock_keys_and_one_form() {
+    fn document_has_stock_keys_and_a_canonical_form() {
         let with = |custom: Value| MetaInfo {
             administrator: "A \"quoted\" name".to_owned(),
             recommended_stratum0: "http://s0/cvmfs/x".to_owned(),

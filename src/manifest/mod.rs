@@ -1,10 +1,10 @@
-//! The repository's signed front page: manifest, whitelist, certificate, and the keys that sign them.
+//! The signed files of a repository: manifest, whitelist and certificate, and the keys that sign them.
 //!
-//! A client knows only the master public key. That key signs the *whitelist*, which lists the certificates that may
-//! sign for the repository; the certificate's key, the repository key, signs the *manifest*, which names the root
-//! catalog. Manifest and whitelist look alike, but their two signatures are padded differently: see [`letter`].
+//! A client has only the master public key. The master key signs the *whitelist*, which lists the certificates that may sign for the
+//! repository. The key of the certificate, the repository key, signs the *manifest*, which names the root catalog. Manifest and
+//! whitelist have a similar format, but their signatures are padded differently: see [`letter`].
 //!
-//! Nothing here asks the clock or the system for randomness: both are passed in.
+//! No function here reads the clock or the system's random numbers: both are passed in.
 
 pub mod certificate;
 pub mod front_page;

@@ -5,30 +5,31 @@ use std::str::FromStr;
 
 /// The fully qualified name of a repository, such as `unpacked.example.org`.
 ///
-/// One to sixty of `A-Za-z0-9-_.`, the first a letter or a digit: such a name is safe as a file name and on one line.
+/// It has 1 to 60 of the characters `A-Za-z0-9-_.` and begins with a letter or a digit, so it is safe as a file name and in a line of
+/// text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RepositoryName(String);
 
-/// Why a text does not name a repository.
+/// Errors from parsing a repository name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RepositoryNameError {
-    /// No CernVM-FS tool takes the text for a name.
+    /// The text is not a valid name for any CernVM-FS tool.
     #[error(
         "'{0}' is not a repository name of 1 to 60 characters A-Z a-z 0-9 - _ . that starts with a letter or a digit"
     )]
     Malformed(String),
-    /// The name is good, but clients would not look a new repository up by it.
+    /// The name is valid, but a new repository needs a dot in its name, because clients expect it.
     #[error("'{0}' is not fully qualified: a new repository needs a dotted name such as unpacked.example.org")]
     NotDotted(String),
 }
 
 impl RepositoryName {
-    /// The most characters a name may have.
+    /// Maximum length of a name in characters.
     pub const LENGTH_LIMIT: usize = 60;
 
-    /// Parses the name of a repository that is about to be made, which must consist of parts with dots between them.
+    /// Parses the name of a new repository, which must consist of at least two parts separated by dots.
     ///
-    /// Existing repositories may have names without a dot; those only parse with [`FromStr`].
+    /// An existing repository may have a name without a dot; parse it with [`FromStr`].
     pub fn for_new_repository(text: &str) -> Result<Self, RepositoryNameError> {
         let name: Self = text.parse()?;
         let dotted = name.0.contains('.') && name.0.split('.').all(|part| !part.is_empty());

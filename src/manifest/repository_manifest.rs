@@ -10,68 +10,68 @@ use super::letter::{HashTextError, Letter, LetterError, SignError, SignatureForm
 use super::{Certificate, RepositoryName, RepositoryNameError};
 use crate::object::ObjectHash;
 
-/// The MD5 hash of the empty path, which is how a manifest says that its catalog is that of the repository's root.
+/// The MD5 hash of the empty path: the value of field `R` in a manifest whose catalog is that of the repository's root.
 pub(super) const ROOT_PATH_HASH: &str = "d41d8cd98f00b204e9800998ecf8427e";
 
-/// Names the root catalog of one revision and says what goes with it.
+/// Describes one revision: its root catalog and other root objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepositoryManifest {
     /// The root catalog (`C`).
     pub root_catalog: ObjectHash,
     /// The size in bytes of the root catalog before compression (`B`).
     pub catalog_size: Option<u64>,
-    /// For how many seconds a client need not ask for a new manifest (`D`).
+    /// Time in seconds for which a client uses this manifest before it fetches a new one (`D`).
     pub ttl: u32,
-    /// The revision, which grows with every publication (`S`); the root catalog states the same.
+    /// The revision number, which increases with every publication (`S`). The root catalog has the same number.
     pub revision: u64,
-    /// Whether objects that nothing refers to may be deleted (`G`).
+    /// Whether garbage collection may delete unreferenced objects (`G`).
     pub garbage_collectable: bool,
-    /// Whether clients fetch root catalog and certificate by links `.cvmfsalt-<hash>` (`A`).
+    /// Whether clients fetch root catalog and certificate through the links `.cvmfsalt-<hash>` (`A`).
     pub alternative_path: bool,
-    /// The repository (`N`).
+    /// The repository name (`N`).
     pub name: RepositoryName,
     /// The certificate of the key that signs this manifest (`X`).
     pub certificate: ObjectHash,
-    /// The database of tags (`H`).
+    /// The tag database (`H`).
     pub history: Option<ObjectHash>,
-    /// When the revision was published, in seconds since 1970, above 0 (`T`).
+    /// Time of publication in seconds since 1970, above 0 (`T`).
     pub published: Option<i64>,
-    /// The repository's description of itself (`M`).
+    /// The meta info (`M`).
     pub meta_info: Option<ObjectHash>,
-    /// The hash of `.cvmfsreflog` as it lies in the repository's root (`Y`). Stale once a `cvmfs_server` has run `gc`.
+    /// The hash of `.cvmfsreflog` (`Y`). Out of date after `cvmfs_server gc`.
     pub reflog: Option<ObjectHash>,
 }
 
 /// A manifest as read, whose signature is not yet verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignedManifest<'a> {
-    /// What the file says, whoever wrote it.
+    /// The unverified content.
     pub manifest: RepositoryManifest,
     pub(super) root_path_hash: String,
     letter: Letter<'a>,
 }
 
-/// Why bytes are not a manifest.
+/// Errors from parsing a manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// Longer than any manifest.
-    #[error("manifest is {size} bytes long, more than the {} it may have", RepositoryManifest::READ_LIMIT)]
+    /// It is larger than the limit.
+    #[error("manifest has {size} bytes, more than the limit of {}", RepositoryManifest::READ_LIMIT)]
     TooLong {
         /// Its size in bytes.
         size: usize,
     },
-    /// A field is missing that every published manifest has.
+    /// A required field is missing.
     #[error("manifest has no field {0}")]
     Missing(char),
-    /// A field that holds a hash holds something else.
+    /// The value of a field is not a hash.
     #[error("field {field} of the manifest is not a hash")]
     Hash {
         /// The field's letter.
         field: char,
-        /// What is wrong with the value.
+        /// Description of the fault.
         source: HashTextError,
     },
-    /// A field that holds a number holds something else.
+    /// The value of a field is not a number, or is out of range.
     #[error("field {field} of the manifest is '{value}', not a number within its range")]
     Number {
         /// The field's letter.
@@ -79,21 +79,21 @@ pub enum ManifestError {
         /// The value as found.
         value: String,
     },
-    /// The field `N` names no repository.
+    /// The field `N` is not a valid repository name.
     #[error("field N of the manifest is not a repository name")]
     Name(#[from] RepositoryNameError),
-    /// The fields are well, but no signature follows.
+    /// The fields are valid, but the signature is missing or malformed.
     #[error("manifest is not signed")]
     Letter(#[from] LetterError),
 }
 
 impl RepositoryManifest {
-    /// The most bytes that are read; stock tools refuse a manifest of 4096 bytes already.
+    /// Maximum size of the file in bytes. Stock tools refuse a manifest of 4096 bytes or more.
     pub const READ_LIMIT: usize = 64 * 1024;
 
-    /// Parses a whole `.cvmfspublished`; the signature is only cut off, not verified.
+    /// Parses a whole `.cvmfspublished` without verifying its signature.
     ///
-    /// Like stock tools: unknown fields are ignored, and of a field that stands there twice the last one counts.
+    /// As in stock tools, unknown fields are ignored, and the last value of a repeated field is used.
     pub fn parse(bytes: &[u8]) -> Result<SignedManifest<'_>, ManifestError> {
         if bytes.len() > Self::READ_LIMIT {
             return Err(ManifestError::TooLong { size: bytes.len() });
@@ -146,14 +146,14 @@ impl RepositoryManifest {
 }
 
 impl SignedManifest<'_> {
-    /// Tells whether the manifest's catalog is that of the repository's root, as it has to be.
+    /// Returns whether the manifest's catalog is that of the repository's root, as required.
     pub fn is_for_root(&self) -> bool {
         self.root_path_hash == ROOT_PATH_HASH
     }
 
-    /// Checks that the certificate's key signed exactly these fields.
+    /// Checks that the key of the certificate signed exactly these fields.
     ///
-    /// Whether the certificate may sign for the repository is for the whitelist to say: see [`super::FrontPage`].
+    /// Does not check that the certificate may sign for the repository, which depends on the whitelist: see [`super::FrontPage`].
     pub fn verify(&self, certificate: &Certificate) -> Result<(), LetterError> {
         self.letter.verify(SignatureForm::Manifest, std::slice::from_ref(certificate.public_key()))
     }
@@ -165,7 +165,7 @@ fn push_field(text: &mut String, letter: char, value: Option<impl std::fmt::Disp
     }
 }
 
-/// The lines before the mark, by their first letter.
+/// The field lines before `--`, by their first letter.
 struct Fields<'a>(BTreeMap<u8, &'a [u8]>);
 
 impl<'a> Fields<'a> {
@@ -258,7 +258,7 @@ mod tests {
         manifest.sign(fixtures::repository_key(), &mut fixtures::rng()).unwrap()
     }
 
-    /// Parses field lines that nobody signed, behind which a signature's place is filled.
+    /// Parses field lines with a dummy signature.
     fn parse_fields(fields: &str) -> Result<RepositoryManifest, ManifestError> {
         let bytes = format!("{fields}--\n{}\nsignature", hash(fields));
         RepositoryManifest::parse(bytes.as_bytes()).map(|signed| signed.manifest)
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn manifest_round_trips_with_all_optional_fields_and_with_none() {
+    fn manifest_round_trips_with_all_and_without_optional_fields() {
         for manifest in [smallest(), longest()] {
             assert_eq!(RepositoryManifest::parse(&signed(&manifest)).unwrap().manifest, manifest);
         }
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_are_ignored_and_the_last_of_two_counts() {
+    fn unknown_fields_are_ignored_and_the_last_value_of_a_repeated_field_is_used() {
         let fields = format!("Zone\nQ\n\n{}S9\nZtwo\n", smallest().write());
         assert_eq!(parse_fields(&fields).unwrap(), RepositoryManifest { revision: 9, ..smallest() });
     }
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn size_of_what_is_read_is_bounded() {
+    fn too_large_manifest_is_refused() {
         let padded = |size: usize| {
             let fields = smallest().write();
             let filling = "Q".repeat(size - fields.len() - 1 - 3 - 41);

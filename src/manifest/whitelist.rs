@@ -1,6 +1,6 @@
-//! `.cvmfswhitelist`: the certificates that may sign for a repository, and until when, in the master key's word.
+//! `.cvmfswhitelist`: the certificates that may sign for a repository, and an expiry date, signed with the master key.
 //!
-//! The expiry is written to the second, but clients look at the hour only: a list that says 12:06 is over at 12:00.
+//! The expiry date includes seconds, but clients ignore minutes and seconds: a list with 12:06 expires at 12:00.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub struct Whitelist {
 /// A whitelist as read, whose signature is not yet verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignedWhitelist<'a> {
-    /// What the file says, whoever wrote it.
+    /// The unverified content.
     pub whitelist: Whitelist,
     demand: Option<Demand>,
     letter: Letter<'a>,
@@ -33,90 +33,90 @@ pub struct SignedWhitelist<'a> {
 /// How urgent it is to renew a whitelist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
-    /// It holds for longer than [`Whitelist::RENEWAL`].
+    /// It is valid for longer than [`Whitelist::RENEWAL`].
     None,
-    /// It expires after this time.
+    /// It expires within [`Whitelist::RENEWAL`]; the fields are the remaining time.
     Soon {
         /// Whole days.
         days: u64,
-        /// Hours beside them.
+        /// Remaining whole hours, below 24.
         hours: u64,
     },
-    /// Clients refuse the repository already.
+    /// It has expired; clients refuse the repository.
     Expired,
 }
 
-/// What a whitelist asks of those who verify it, beyond an RSA signature.
+/// Verification beyond the RSA signature that a whitelist requires. strata supports none of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Demand {
     Pkcs7,
     CaChain,
 }
 
-/// Why a whitelist cannot be read, made or trusted.
+/// Errors from reading, creating or verifying a whitelist.
 #[derive(Debug, thiserror::Error)]
 pub enum WhitelistError {
-    /// Longer than any whitelist.
-    #[error("whitelist is {size} bytes long, more than the {} it may have", Whitelist::READ_LIMIT)]
+    /// It is larger than the limit.
+    #[error("whitelist has {size} bytes, more than the limit of {}", Whitelist::READ_LIMIT)]
     TooLong {
         /// Its size in bytes.
         size: usize,
     },
-    /// One of the first three lines is not what it has to be.
+    /// One of the first three lines is not valid.
     #[error("line {line} of the whitelist is '{value}', not {expected}")]
     Line {
-        /// Which line, from 1.
+        /// Line number, from 1.
         line: usize,
-        /// What stands there.
+        /// The line as found.
         value: String,
-        /// What should.
+        /// The required form.
         expected: &'static str,
     },
-    /// The third line names no repository.
+    /// The third line is not a valid repository name.
     #[error("line 3 of the whitelist is not a repository name")]
     Name(#[from] RepositoryNameError),
-    /// A certificate is listed by a hash that is not SHA-1.
-    #[error("whitelist lists a certificate in a way that is not supported")]
+    /// A fingerprint is not a SHA-1 hash.
+    #[error("a fingerprint in the whitelist is not supported")]
     Fingerprint(#[source] HashTextError),
-    /// The list is not signed, or not by the master key.
-    #[error("signature of the whitelist cannot be trusted")]
+    /// The list has no valid signature by the master key.
+    #[error("the signature of the whitelist is not valid")]
     Letter(#[from] LetterError),
-    /// The list is over.
+    /// The list has expired.
     #[error("whitelist expired at {at}: the holder of the master key must renew it")]
     Expired {
-        /// Since when, to the hour.
+        /// Time of expiry, a full hour.
         at: DateTime,
     },
     /// The list is for another repository.
     #[error("whitelist is for repository '{actual}', not '{expected}'")]
     WrongName {
-        /// The repository that was asked for.
+        /// The requested repository.
         expected: RepositoryName,
-        /// The one in the list.
+        /// The name in the list.
         actual: RepositoryName,
     },
-    /// The list is to be verified by a PKCS#7 file beside it.
-    #[error("whitelist demands a PKCS#7 signature (Vpkcs7), which is not supported")]
+    /// The list requires verification by a separate PKCS#7 file.
+    #[error("whitelist requires a PKCS#7 signature (Vpkcs7), which is not supported")]
     Pkcs7Unsupported,
-    /// The certificate is to be verified by a chain of authorities.
-    #[error("whitelist demands verification by certificate authorities (Wcachain), which is not supported")]
+    /// The list requires verification of the certificate by certificate authorities.
+    #[error("whitelist requires verification by certificate authorities (Wcachain), which is not supported")]
     CaChainUnsupported,
-    /// The clock is before 1970 or after 9999.
+    /// The time is before 1970 or after 9999.
     #[error("{0} seconds since 1970 cannot be written as a date of four-digit year")]
     Clock(i64),
 }
 
 impl Whitelist {
-    /// The most bytes that are read.
+    /// Maximum size of the file in bytes.
     pub const READ_LIMIT: usize = 64 * 1024;
 
-    /// How long a new list holds: 30 days, as `cvmfs_server` makes it.
+    /// Validity of a new list: 30 days, as in `cvmfs_server`.
     pub const VALIDITY: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-    /// A list that expires within this time is worth a warning.
+    /// A list that expires within this time causes a warning.
     pub const RENEWAL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-    /// Makes a list that holds from `now` on for [`Self::VALIDITY`].
+    /// Creates a list that is valid from `now` for [`Self::VALIDITY`].
     pub fn new(name: RepositoryName, fingerprints: Vec<Fingerprint>, now: Timestamp) -> Result<Self, WhitelistError> {
         let validity = i64::try_from(Self::VALIDITY.as_secs()).expect("30 days fit");
         let issued = civil_time(now.seconds)?;
@@ -124,9 +124,9 @@ impl Whitelist {
         Ok(Self { issued, expires, name, fingerprints })
     }
 
-    /// Parses a whole `.cvmfswhitelist`; the signature is only cut off, not verified.
+    /// Parses a whole `.cvmfswhitelist` without verifying its signature.
     ///
-    /// Like clients: what follows a fingerprint is a comment, and lines that are no fingerprint are skipped.
+    /// As in clients, text after a fingerprint is a comment, and lines without a fingerprint are ignored.
     pub fn parse(bytes: &[u8]) -> Result<SignedWhitelist<'_>, WhitelistError> {
         if bytes.len() > Self::READ_LIMIT {
             return Err(WhitelistError::TooLong { size: bytes.len() });
@@ -157,7 +157,7 @@ impl Whitelist {
         seal(self.write().as_bytes(), SignatureForm::Whitelist, master_key, rng)
     }
 
-    /// Returns the repository whose certificates these are.
+    /// Returns the repository that the list is for.
     pub fn name(&self) -> &RepositoryName {
         &self.name
     }
@@ -167,7 +167,7 @@ impl Whitelist {
         &self.fingerprints
     }
 
-    /// Returns since when clients refuse the list, in seconds since 1970: the start of the hour that it states.
+    /// Returns the time from which clients refuse the list, in seconds since 1970: the stated expiry, rounded down to the hour.
     pub fn expires(&self) -> i64 {
         i64::try_from(self.expiry_hour().unix_duration().as_secs()).expect("a year has at most four digits")
     }
@@ -196,8 +196,8 @@ impl Whitelist {
 }
 
 impl SignedWhitelist<'_> {
-    /// Checks, in the order of the clients, that the list still holds at `now`, is for `name`, and that one of
-    /// `master_keys` signed it.
+    /// Checks in the same order as clients that the list has not expired at `now`, that it is for `name`, and that one of `master_keys`
+    /// signed it.
     pub fn verify(
         &self,
         master_keys: &[PublicKey],
@@ -213,7 +213,7 @@ impl SignedWhitelist<'_> {
         self.verify_signature(master_keys)
     }
 
-    /// Checks the signature alone; a list that asks for more than an RSA signature is refused.
+    /// Checks only the signature. A list that requires more than an RSA signature is refused.
     pub fn verify_signature(&self, master_keys: &[PublicKey]) -> Result<(), WhitelistError> {
         match self.demand {
             Some(Demand::Pkcs7) => Err(WhitelistError::Pkcs7Unsupported),
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn list_expires_at_the_start_of_the_hour_that_it_states() {
+    fn list_expires_at_the_start_of_its_stated_hour() {
         // 2026-10-21 12:00:00 UTC; the list says 12:06:35.
         let hour = 1_792_584_000;
         assert!(verify(fixtures::WHITELIST, at(hour - 1)).is_ok());
@@ -301,8 +301,8 @@ mod tests {
     }
 
     #[test]
-    fn new_list_holds_thirty_days() {
-        // 2028-02-10 23:59:59 UTC; the 30 days lead over 29 February.
+    fn new_list_is_valid_for_thirty_days() {
+        // 2028-02-10 23:59:59 UTC; the 30 days include 29 February.
         let list = Whitelist::new(fixtures::name(), Vec::new(), at(1_833_839_999)).unwrap();
         assert_eq!(list.write(), "20280210235959\nE20280311235959\nNtest.example.org\n");
         assert!(!list.is_expired(at(list.expires() - 1)) && list.is_expired(at(list.expires())));
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn list_of_another_master_is_refused() {
+    fn list_signed_by_another_master_key_is_refused() {
         let list = Whitelist::parse(fixtures::WHITELIST).unwrap();
         let stranger = fixtures::repository_key().to_public_key();
         let refused = list.verify(&[stranger], &fixtures::name(), NOW);
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn comments_and_lines_that_are_no_fingerprint_are_skipped() {
+    fn comments_and_lines_without_a_fingerprint_are_ignored() {
         let listed = fixtures::FINGERPRINT;
         let lower = listed.to_lowercase().replace(':', "");
         let lines =
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn other_ways_of_verification_are_unsupported_not_skipped() {
+    fn unsupported_verification_is_refused_and_not_skipped() {
         let verdict = |lines: &str| {
             let text =
                 format!("20260101000000\nE20270101000000\nNtest.example.org\n{lines}{}\n", fixtures::FINGERPRINT);
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_heads_are_refused_by_line() {
+    fn error_names_the_malformed_line() {
         let line_of = |lines: &str| match Whitelist::parse(&signed(lines)) {
             Err(WhitelistError::Line { line, .. }) => line,
             other => panic!("{lines:?} gives {other:?}"),
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn size_of_what_is_read_is_bounded() {
+    fn too_large_whitelist_is_refused() {
         let bytes = vec![b'0'; Whitelist::READ_LIMIT + 1];
         assert!(matches!(Whitelist::parse(&bytes), Err(WhitelistError::TooLong { size: 65_537 })));
         assert!(matches!(Whitelist::parse(&bytes[1..]), Err(WhitelistError::Line { line: 1, .. })));
