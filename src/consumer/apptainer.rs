@@ -1,8 +1,8 @@
-//! What a root file system gets on top of the image so that Singularity and Apptainer run it.
+//! Files that are added to the root file system of an image so that Singularity and Apptainer can run it.
 //!
-//! This is a plan only: it knows the image's configuration, not its tree. The directories and files are DUCC's, with its
-//! mistakes in quoting mended, and `labels.json`. Apptainer from 1.0 on runs actions of its own and only reads `env/`,
-//! `runscript`, `startscript` and `labels.json`; Singularity 2 and early 3 run the image's `actions/`.
+//! The list of additions depends only on the image config, not on its tree. Directories and files are the same as in DUCC, with correct
+//! quoting, and in addition `labels.json`. Apptainer since 1.0 has its own actions and reads only `env/`, `runscript`, `startscript` and
+//! `labels.json`; Singularity 2 and early versions of 3 run the `actions/` of the image.
 
 mod flat;
 mod startup;
@@ -19,7 +19,7 @@ use crate::repository::RepositoryError;
 
 pub use flat::flat_tree;
 
-/// Apptainer and Singularity, which run the root file system.
+/// Apptainer and Singularity, which run the flat tree.
 pub struct Apptainer;
 
 impl Consumer for Apptainer {
@@ -36,40 +36,40 @@ impl Consumer for Apptainer {
     }
 }
 
-/// Something to add to a root file system.
+/// A file, link or directory to add to a root file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Addition {
-    /// A directory, made only where nothing is there: whatever is, a link that leads nowhere too, stays.
+    /// A directory. It is created only if its path does not exist; any existing entry is kept, even a dangling link.
     Directory {
-        /// Where it goes.
+        /// Path of the directory.
         path: EntryPath,
-        /// Its permission bits.
+        /// Permission bits.
         mode: u16,
     },
     /// A regular file.
     File {
-        /// Where it goes.
+        /// Path of the file.
         path: EntryPath,
-        /// Its permission bits.
+        /// Permission bits.
         mode: u16,
-        /// Its bytes.
+        /// Content.
         content: Vec<u8>,
-        /// What to do where something is there already.
+        /// Whether an existing entry is replaced.
         rule: Rule,
     },
     /// A symbolic link.
     Symlink {
-        /// Where it goes.
+        /// Path of the link.
         path: EntryPath,
-        /// Where it leads.
+        /// Link target.
         target: Vec<u8>,
-        /// What to do where something is there already.
+        /// Whether an existing entry is replaced.
         rule: Rule,
     },
 }
 
 impl Addition {
-    /// Returns where it goes.
+    /// Returns the path of the added entry.
     pub fn path(&self) -> &EntryPath {
         match self {
             Self::Directory { path, .. } | Self::File { path, .. } | Self::Symlink { path, .. } => path,
@@ -77,18 +77,18 @@ impl Addition {
     }
 }
 
-/// What to do where something is at the path already. A link at the path itself is something; it is never followed.
+/// Treatment of an existing entry at the path. A link at the path itself counts as an existing entry; it is not followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
-    /// What is there stays as it is.
+    /// Any existing entry is kept.
     IfAbsent,
-    /// A link is replaced; anything else stays as it is.
+    /// A link is replaced; any other entry is kept.
     IfAbsentOrLink,
-    /// Whatever is there is replaced, a directory with all that it holds.
+    /// Any existing entry is replaced, including a directory with its content.
     Replace,
 }
 
-/// The directories, each after the one that it lies in. `libs` and those outside `.singularity.d` are bound over.
+/// The directories, parents first. `libs` and those outside `.singularity.d` are targets of bind mounts.
 const DIRECTORIES: [&str; 13] = [
     ".singularity.d",
     ".singularity.d/actions",
@@ -114,10 +114,10 @@ const SYMLINKS: [(&str, &str); 6] = [
     ("singularity", ".singularity.d/runscript"),
 ];
 
-/// Files that Apptainer binds the host's own over.
+/// Files over which Apptainer bind-mounts those of the host.
 const BIND_TARGETS: [&str; 2] = ["etc/hosts", "etc/resolv.conf"];
 
-/// The scripts that are the same for every image.
+/// Scripts that are the same for every image.
 const SCRIPTS: [(&str, &str); 11] = [
     (".singularity.d/actions/exec", include_str!("apptainer/actions/exec.sh")),
     (".singularity.d/actions/run", include_str!("apptainer/actions/run.sh")),
@@ -132,15 +132,15 @@ const SCRIPTS: [(&str, &str); 11] = [
     (".singularity.d/startscript", "#!/bin/sh\n"),
 ];
 
-/// Returns what an image's root file system gets, each thing after the directory that it lies in.
+/// Returns the additions to the root file system of an image, directories before their content.
 ///
-/// The directory of a path is looked up inside the root, links on the way included. Where it is then no directory, because
-/// the image has a file or a link that leads nowhere in its place, the addition cannot be made and is left out.
+/// The parent directory of a path is resolved inside the root, following links. If the image has a file or a dangling link in place of
+/// the parent directory, the addition is omitted.
 ///
-/// Files below `.singularity.d` that the image brings, as one does that was made from a container of Apptainer's, are
-/// replaced where they have a name of ours: DUCC does so, and scripts of another image's start would run the wrong
-/// program. Others (`test`, `Singularity`, `env/91-environment.sh`) stay. As Apptainer does it, a link in the place of one of
-/// ours is replaced too, wherever it leads, and anything else in its place stays.
+/// An image that was built from an Apptainer container has its own files below `.singularity.d`. Those with the name of one of our
+/// scripts are replaced, as in DUCC, because the start scripts of another image would run the wrong program. Others (`test`,
+/// `Singularity`, `env/91-environment.sh`) are kept. As in Apptainer, a link in place of one of our links is replaced, and any other
+/// entry in its place is kept.
 pub fn additions(config: &ExecutionConfig) -> Vec<Addition> {
     let directories = DIRECTORIES.map(|name| Addition::Directory { path: path(name), mode: 0o755 });
     let symlinks = SYMLINKS.map(|(name, target)| Addition::Symlink {
@@ -170,7 +170,7 @@ fn script(name: &str, text: &str) -> Addition {
     file(name, 0o755, text.as_bytes().to_vec(), Rule::Replace)
 }
 
-/// Returns what `apptainer inspect` shows: a JSON object, indented with tabs.
+/// Returns the content of `labels.json` for `apptainer inspect`: a JSON object, indented with tabs.
 fn labels_json(labels: &BTreeMap<String, String>) -> Vec<u8> {
     let mut json = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"\t");

@@ -1,4 +1,4 @@
-//! containerd with the snapshotter for CVMFS, which mounts the layers of an image over one another.
+//! containerd with the CVMFS snapshotter, which creates an overlay mount of the layers of an image.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use crate::message::shell_word;
 use crate::repository::{Repository, RepositoryError};
 use crate::source::ImageArgument;
 
-/// containerd, through nerdctl.
+/// containerd, started with nerdctl.
 pub struct Containerd;
 
 impl Consumer for Containerd {
@@ -28,9 +28,10 @@ impl Consumer for Containerd {
     }
 }
 
-/// Tells whether every layer is published, and can be mounted over those below it, which no directory can that is among them.
+/// Returns whether all layers are published and can be mounted together. An overlay mount cannot contain the same directory twice, so
+/// an image with a repeated layer cannot be mounted.
 ///
-/// An image whose layers were left out has none in its record.
+/// The record of an image that was converted with `--skip-layers` has no layers.
 fn can_mount_layers(repository: &Repository, record: &ImageRecord) -> Result<bool, RepositoryError> {
     let mut below = HashSet::new();
     for &layer in &record.layers {
@@ -41,7 +42,7 @@ fn can_mount_layers(repository: &Repository, record: &ImageRecord) -> Result<boo
     Ok(!record.layers.is_empty())
 }
 
-/// Returns the name by which the image is pulled: containerd takes all but the layers from where the image came from.
+/// Returns the name with which containerd pulls the image: it fetches everything except the layers from the image's origin.
 fn pulled_name(place: &ImagePlace, record: &ImageRecord) -> FullName {
     match record.source.parse() {
         Ok(ImageArgument::Registry { name, digest, .. }) => FullName { name, digest },

@@ -1,7 +1,7 @@
-//! The container runtimes that run images from a repository: what each needs there, and how it is started.
+//! The container runtimes that run images directly from a repository: the files that each needs there, and its command line.
 //!
-//! A [`Consumer`] knows one runtime. What all of them share, the trees of an image and its public link, is published whether a runtime
-//! asks for it or not. To support another runtime, implement the trait in a module of its own and add it to [`ALL`].
+//! A [`Consumer`] supports one runtime. The trees of an image and its public link, which all runtimes share, are always published. To
+//! support another runtime, implement the trait in a new module and add it to [`ALL`].
 
 pub mod apptainer;
 pub mod bundle;
@@ -24,7 +24,7 @@ use podman::{PodmanListing, Refusal, StoreImage};
 pub const ALL: [&dyn Consumer; 4] =
     [&apptainer::Apptainer, &podman::Podman, &containerd::Containerd, &bundle::OciRuntime];
 
-/// A container runtime that reads what is published.
+/// A container runtime that runs published images.
 pub trait Consumer: Sync {
     /// Returns the name of the program.
     fn name(&self) -> &'static str;
@@ -38,22 +38,22 @@ pub trait Consumer: Sync {
         None
     }
 
-    /// Adds the edits that bring the runtime's own directory in step with the names that change.
+    /// Adds the edits that update the runtime's own directory for the changed names.
     ///
-    /// `edits` has the edits of trees, links and records already.
+    /// `edits` already contains the edits of trees, links and records.
     fn revise(&self, edits: &mut EditList<'_>, changes: &ConsumerChanges<'_>) -> Result<(), ConsumerError> {
         let _ = (edits, changes);
         Ok(())
     }
 
-    /// Calls `report` for everything in the repository that the runtime fails on.
+    /// Calls `report` for each fault in the repository that affects the runtime.
     fn audit(&self, repository: &Repository, report: &mut dyn FnMut(AuditResult)) -> Result<(), RepositoryError> {
         let _ = (repository, report);
         Ok(())
     }
 }
 
-/// Why the directory of a consumer cannot be brought in step.
+/// Errors from updating the directory of a consumer.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsumerError {
     /// The head cannot be read.
@@ -76,15 +76,15 @@ impl From<EditError> for ConsumerError {
     }
 }
 
-/// A published image, as commands need to know it.
+/// A published image, with the facts on which commands depend.
 pub struct PublishedImage<'a> {
     /// The repository.
     pub repository: &'a Repository,
-    /// Where the image is.
+    /// The name and platform of the image.
     pub place: &'a ImagePlace,
-    /// What was published for it.
+    /// The record of what was published for it.
     pub record: &'a ImageRecord,
-    /// Whether podman's store has the image under its name.
+    /// Whether the image is in podman's store under its name.
     pub is_in_podman_store: bool,
 }
 
@@ -98,17 +98,17 @@ impl PublishedImage<'_> {
         Ok(commands)
     }
 
-    /// Returns whether the repository has something at a path.
+    /// Returns whether a path exists in the repository.
     fn has(&self, path: &EntryPath) -> Result<bool, RepositoryError> {
         Ok(self.repository.get(path)?.is_some())
     }
 
-    /// Returns whether the root file system of the image is published.
+    /// Returns whether the flat tree of the image is published.
     fn has_root(&self) -> Result<bool, RepositoryError> {
         self.has(&layout::flat_root(self.record.config))
     }
 
-    /// Returns where clients mount the repository.
+    /// Returns the default mountpoint of clients.
     fn mountpoint(&self) -> String {
         self.repository.client_mountpoint().display().to_string()
     }
@@ -116,15 +116,15 @@ impl PublishedImage<'_> {
 
 /// The names that a new revision changes.
 pub struct ConsumerChanges<'a> {
-    /// Names that get images.
+    /// Names for which images are published.
     pub published: &'a [PublishedName<'a>],
     /// Names that are removed.
     pub removed: &'a [ImageName],
 }
 
-/// A name that gets images: one, or one for each of several platforms.
+/// A name for which images are published: one image, or one for each of several platforms.
 pub struct PublishedName<'a> {
-    /// The name.
+    /// The public name.
     pub name: &'a ImageName,
     /// Its images.
     pub images: Vec<ImageChange<'a>>,
@@ -132,24 +132,24 @@ pub struct PublishedName<'a> {
 
 /// An image of a new revision.
 pub struct ImageChange<'a> {
-    /// Where it is published.
+    /// Its name and platform.
     pub place: &'a ImagePlace,
     /// The image manifest.
     pub manifest: &'a Document,
     /// The image config.
     pub config: &'a Document,
-    /// Whether its root file system is published.
+    /// Whether its flat tree is published.
     pub has_flat: bool,
-    /// Bytes of the files in its root file system; `None` if the head has that already.
+    /// Total size of the files in its flat tree in bytes; `None` if the head already has the flat tree.
     pub flat_size: Option<u64>,
-    /// Whether everything that belongs to the image is written again.
+    /// Whether all files of the image are written again.
     pub is_forced: bool,
-    /// Whether podman lists it.
+    /// Whether it is listed in podman's store.
     pub podman: &'a PodmanListing,
 }
 
 impl ImageChange<'_> {
-    /// Returns the entry of the image in podman's store; `size` is the size in bytes of its root file system.
+    /// Returns the entry of the image in podman's store. `size` is the total size of the files in its flat tree in bytes.
     pub(crate) fn for_podman(&self, size: u64) -> Result<StoreImage, Refusal> {
         StoreImage::named(&self.place.name, &self.manifest.bytes, &self.config.bytes, size)
     }
@@ -159,23 +159,23 @@ impl ImageChange<'_> {
     }
 }
 
-/// Something that a consumer fails on, or that an administrator should know.
+/// A result of [`Consumer::audit`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuditResult {
-    /// The runtime fails on it.
+    /// A fault with which the runtime does not work.
     Flaw(Flaw),
-    /// The runtime works, but not well.
+    /// A fault with which the runtime works, but slowly or not reliably.
     Warning(String),
 }
 
-/// Something in a repository that a runtime fails on.
+/// A fault in a repository with which a runtime does not work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flaw {
     /// The path in the repository.
     pub path: EntryPath,
-    /// What the runtime needs there.
+    /// What the runtime requires at the path.
     pub expected: String,
-    /// What it finds.
+    /// What was found instead.
     pub found: String,
 }
 

@@ -1,8 +1,8 @@
-//! Thin images: what Docker with the graph driver for CVMFS pulls in place of an image.
+//! Thin images, which Docker with the CVMFS graph driver pulls in place of normal images.
 //!
-//! Such an image has one layer, which holds one file: `thin.json` says where in which repository the real layers are. That
-//! layer is DUCC's to the byte. The config is what the real image wants, since Docker never sees that one's: DUCC leaves out
-//! the entry point, user and directory, so that another program runs than the image's, or as somebody else.
+//! A thin image has one layer with one file: `thin.json` lists the paths of the real layers in a repository. This layer is
+//! byte-identical to that of DUCC. The config has the execution settings of the real image, because Docker never reads the real config.
+//! DUCC omits entry point, user and working directory, so that the wrong program runs or as the wrong user.
 
 use std::io::Write as _;
 
@@ -16,15 +16,15 @@ use crate::manifest::RepositoryName;
 use crate::registry::ImageUpload;
 use crate::source::ImageArgument;
 
-/// The graph driver is for Dockers that are older than OCI images.
+// The graph driver needs a version of Docker that is older than OCI images.
 const MANIFEST_TYPE: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const CONFIG_TYPE: &str = "application/vnd.docker.container.image.v1+json";
 const LAYER_TYPE: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 
-/// What tells the graph driver's users that an image is thin.
+/// Variable in the config that marks an image as thin.
 const MARK: &str = "CVMFS_IMAGE";
 
-/// The one file of a thin image.
+/// The content of `thin.json`.
 #[derive(Serialize)]
 struct ThinJson<'a> {
     version: &'static str,
@@ -34,12 +34,12 @@ struct ThinJson<'a> {
 
 #[derive(Serialize)]
 struct ThinLayer {
-    /// Without the name of its algorithm.
+    /// Hexadecimal digits, without the algorithm.
     digest: String,
     url: String,
 }
 
-/// Makes the thin image of an image whose layers are in a repository. Equal input gives equal bytes.
+/// Creates the thin image for an image whose layers are in a repository. Equal input gives equal bytes.
 pub fn thin_image(
     repository: &RepositoryName,
     origin: &ImageArgument,
@@ -60,7 +60,7 @@ pub fn thin_image(
     ImageUpload { manifest: manifest.to_string().into_bytes(), media_type: MANIFEST_TYPE, blobs: vec![config, layer] }
 }
 
-/// Returns the name of an image as DUCC has it: with the scheme, and with tag and digest if there are both.
+/// Returns the name of an image in the form of DUCC: with scheme, tag and digest.
 fn whole_name(image: &ImageArgument) -> String {
     let text = image.to_string();
     match text.strip_prefix("docker://") {
@@ -78,7 +78,7 @@ fn thin_json(repository: &RepositoryName, origin: &str, layers: &[Digest]) -> Ve
     serde_json::to_vec_pretty(&thin).expect("texts are JSON")
 }
 
-/// Returns a tar archive of `thin.json` as Go's writer makes it.
+/// Returns a tar archive of `thin.json`, byte-identical to that of Go's `archive/tar`.
 fn tar(content: &[u8]) -> Vec<u8> {
     let mut header = [0; 512];
     let mut set = |at: usize, text: &[u8]| header[at..at + text.len()].copy_from_slice(text);
@@ -89,7 +89,7 @@ fn tar(content: &[u8]) -> Vec<u8> {
     }
     set(124, format!("{:011o}\0", content.len()).as_bytes());
     set(136, b"00000000000\0");
-    // The checksum counts itself as blanks.
+    // The checksum is computed with spaces in its own field (POSIX ustar).
     set(148, b"        ");
     set(156, b"0");
     set(257, b"ustar\x0000");
@@ -102,7 +102,7 @@ fn tar(content: &[u8]) -> Vec<u8> {
     [&header[..], content, &vec![0; padding + 1024]].concat()
 }
 
-/// Packs without compressing: a few kilobytes do not matter, and no other version gives another digest.
+/// Wraps the bytes as gzip without compression, so that the digest does not depend on the version of the compressor.
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzBuilder::new().mtime(0).operating_system(255).write(Vec::new(), Compression::none());
     encoder.write_all(bytes).expect("a vector takes every byte");
@@ -113,7 +113,7 @@ fn config_json(image: &ImageConfig, diff_id: Digest) -> Vec<u8> {
     let platform = image.platform().unwrap_or_else(Platform::of_this_machine);
     let mut step = json!({"created_by": "strata"});
     let mut config = json!({"architecture": platform.architecture, "os": platform.os});
-    // Docker refuses whole images for a time that is none.
+    // Docker refuses an image with an invalid time.
     if let Some(created) = image.created.as_ref().filter(|created| created.parse::<jiff::Timestamp>().is_ok()) {
         config["created"] = created.as_str().into();
         step["created"] = created.as_str().into();
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn layer_is_the_file_of_the_graph_driver_and_nothing_else() {
+    fn layer_contains_only_the_file_for_the_graph_driver() {
         let expected = "{\n  \"version\": \"1.0\",\n  \"origin\": \"https://h.org/atlas/athena:21.0\",\n  \"layers\": [\n    {\n      \
             \"digest\": \"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\",\n      \
             \"url\": \"cvmfs://unpacked.example.org/.layers/e3/e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855/layerfs\"\n    },\n    {\n      \
@@ -186,8 +186,8 @@ mod tests {
     }
 
     #[test]
-    fn archive_is_to_the_byte_what_ducc_makes() {
-        // As Go 1.19 packs with `archive/tar` what its `encoding/json` makes of the same layers.
+    fn archive_is_byte_identical_to_that_of_ducc() {
+        // Digest of the output of Go 1.19, `encoding/json` and `archive/tar`, for the same layers.
         let expected = "sha256:a21260c7a8fc489021921f76d1c893193dc82b2b13eeb0e0abe944304deda954";
         let mut plain = Vec::new();
         flate2::read::GzDecoder::new(make(CONFIG).blobs[1].as_slice()).read_to_end(&mut plain).unwrap();
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn config_runs_what_the_image_runs_and_says_that_it_is_thin() {
+    fn config_has_the_execution_settings_of_the_image_and_the_mark() {
         let config = config_of(CONFIG);
         assert_eq!(
             config["config"],
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_named_by_their_digests_and_always_the_same() {
+    fn descriptors_have_the_digests_of_the_blobs_and_output_is_deterministic() {
         let image = make(CONFIG);
         let manifest: Value = serde_json::from_slice(&image.manifest).unwrap();
         let config: Value = serde_json::from_slice(&image.blobs[0]).unwrap();
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn origin_is_named_with_scheme_tag_and_digest() {
+    fn origin_has_scheme_tag_and_digest() {
         let digest = Digest::of(b"");
         let name = |text: &str| whole_name(&text.parse().unwrap());
         assert_eq!(name("h.org/a:1"), "https://h.org/a:1");

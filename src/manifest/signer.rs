@@ -1,4 +1,4 @@
-//! The keys of a repository together with the randomness that signatures need.
+//! The keys of a repository, together with the source of random numbers that signing needs.
 
 use std::sync::{Mutex, MutexGuard};
 
@@ -7,14 +7,14 @@ use rsa::rand_core::CryptoRng;
 use super::letter::SignError;
 use super::{KeyError, Keys, RepositoryManifest, Whitelist};
 
-/// Signs for one repository.
+/// Signs the files of one repository.
 pub struct Signer {
     keys: Keys,
     rng: Mutex<Box<dyn CryptoRng + Send>>,
 }
 
 impl Signer {
-    /// Signs with `keys`. Signatures are blinded with random numbers from `rng`.
+    /// Creates a signer with `keys`. Signing is blinded with random numbers from `rng`.
     pub fn new(keys: Keys, rng: impl CryptoRng + Send + 'static) -> Self {
         Self { keys, rng: Mutex::new(Box::new(rng)) }
     }
@@ -29,7 +29,7 @@ impl Signer {
         self.keys.sign_manifest(manifest, &mut *self.rng())
     }
 
-    /// Returns the whole `.cvmfswhitelist`, signed with the master key, which is read now and not kept.
+    /// Returns the whole `.cvmfswhitelist`, signed with the master key, which is read only for this call.
     pub fn sign_whitelist(&self, whitelist: &Whitelist) -> Result<Vec<u8>, KeyError> {
         self.keys.sign_whitelist(whitelist, &mut *self.rng())
     }

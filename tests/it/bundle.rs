@@ -178,8 +178,8 @@ fn directory_that_no_layer_has_is_made_in_memory_or_is_the_root() {
     for (directory, there, warned) in [
         ("/home/app/work", "/home/app/work", "mounted at '/home'"),
         ("/tmp/some/where", "/tmp/some/where", ""),
-        ("/nowhere/at/all", "/", "it starts in '/'"),
-        ("/etc/passwd", "/", "it starts in '/'"),
+        ("/nowhere/at/all", "/", "the program starts in '/'"),
+        ("/etc/passwd", "/", "the program starts in '/'"),
     ] {
         let image = shell(image(), "pwd; touch x 2>/dev/null || true").setting("WorkingDir", json!(directory));
         let Some(scene) = Scene::new(&image) else { return };
@@ -302,7 +302,7 @@ fn nothing_is_written_where_there_is_no_bundle() {
         (1, vec![NAME, target, "--mountpoint", "/nonexistent"], &["/nonexistent"]),
         (1, vec![NAME, target, "--mountpoint", &elsewhere], &["mounted", &elsewhere]),
         (1, vec![NAME, "/nonexistent/bundle"], &["/nonexistent/bundle"]),
-        (1, vec![NAME, &elsewhere], &[&elsewhere, "no empty directory"]),
+        (1, vec![NAME, &elsewhere], &[&elsewhere, "not an empty directory"]),
         (2, vec![NAME, target, "--platform", "linux/amd64"], &["--platform"]),
     ] {
         repository.refuse([&["bundle"], &arguments[..]].concat(), code, words);

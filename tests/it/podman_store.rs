@@ -166,7 +166,7 @@ fn image_that_podman_would_refuse_the_store_for_is_kept_out_with_a_reason() {
     let repository = TestRepository::publish(&good);
     let bad = image("bad").setting("Cmd", json!("text"));
     let json = repository.convert(&bad, "h.org/bad:1", &["--json"]).expect_code(0);
-    let reason = "'config.Cmd' is not a list of texts";
+    let reason = "'config.Cmd' is not a list of strings";
     let refusal = json.json()["images"][0]["podman-refusal"].as_str().unwrap().to_owned();
     assert!(refusal.contains(reason) && json.stderr().contains(reason), "{json:?}");
     assert!(repository.has(&crate::support::flat_path(&bad)));
@@ -177,7 +177,7 @@ fn image_that_podman_would_refuse_the_store_for_is_kept_out_with_a_reason() {
     assert!(is_nothing(&again));
     for name in ["h.org/na..me:1", "h_x.org/name:1", "Host/name:1"] {
         let run = repository.convert(&good, name, &[]).expect_code(0);
-        assert!(run.stderr().contains(&format!("'{name}' is no name for podman")), "{run:?}");
+        assert!(run.stderr().contains(&format!("'{name}' is not a valid name for podman")), "{run:?}");
     }
     repository.convert(&TestImage::new(), "h.org/none:1", &[]).expect_code(0);
     assert_eq!(entries(&repository), [entry(&good, &[NAME])]);

@@ -1,4 +1,4 @@
-//! The root file system that Apptainer runs: the final chain of an image and what its start needs.
+//! The flat tree, which Apptainer runs: the final chain of an image and the additions for Apptainer.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::tree::{Directory, Leaf, LeafKind, Node, find_directory};
 
 /// Returns the flat tree of an image whose final chain is `chain`; `store` stores the content of small files.
 ///
-/// What would lie in something that is no directory is left out.
+/// An addition whose parent is not a directory is omitted.
 pub fn flat_tree<E>(
     chain: &Arc<Directory>,
     config: &ExecutionConfig,
@@ -35,7 +35,7 @@ pub fn flat_tree<E>(
     Ok(tree)
 }
 
-/// Returns what an addition puts in the place of what is there, or `None` where that stays.
+/// Returns the node for an addition, or `None` if the existing node `there` is kept.
 fn node<E>(
     addition: &Addition,
     there: Option<&Node>,
@@ -62,12 +62,13 @@ fn node<E>(
     })
 }
 
-/// Returns the attributes of what no image brings: `root`'s, and of 1970, so that equal images give equal trees.
+/// Returns the attributes of added entries: owned by root, with a time of 1970, so that equal images give equal trees.
 fn metadata(mode: u16) -> Metadata {
     Metadata { mode, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: None }
 }
 
-/// Returns the tree with owners allowed to read every file and to use every directory. Hard links stay hard links.
+/// Returns the tree with added permissions: the owner may read and write every file, and list, search and change every directory. Hard
+/// links are preserved.
 fn widened(directory: &Directory, leaves: &mut HashMap<*const Leaf, Arc<Leaf>>) -> Arc<Directory> {
     let mut wide = Directory::new(directory.metadata.clone());
     wide.metadata.mode |= 0o700;

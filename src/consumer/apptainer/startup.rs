@@ -1,7 +1,7 @@
-//! Writes the two scripts that differ from image to image: what it runs, and its environment.
+//! Generates the two scripts that depend on the image: its start command and its environment.
 //!
-//! Their text goes through a shell, some of it twice. Every value of the image reaches the program as the image has it;
-//! a NUL, which neither an argument nor a variable can hold, is dropped.
+//! A shell evaluates their text, some of it twice. The quoting ensures that every value of the image reaches the program unchanged. NUL
+//! characters are removed, because neither an argument nor a variable can contain them.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,10 @@ use super::ExecutionConfig;
 
 /// Returns the text of `.singularity.d/runscript`: the entry point, then the user's arguments or else the command.
 ///
-/// With neither it runs the arguments, and without those `/bin/sh`. The script begins as Apptainer's own do, so that
-/// what tells an OCI runscript by its start, or reads `OCI_ENTRYPOINT` and `OCI_CMD` out of it, goes on working. Its
-/// two ways give one and the same list: the user's arguments are named in the evaluated text, never pasted into it.
+/// An image without entry point and command runs the arguments, and without arguments `/bin/sh`. The script begins like Apptainer's own
+/// scripts, so that tools work which recognise an OCI runscript by its beginning or read `OCI_ENTRYPOINT` and `OCI_CMD` from it. Both
+/// variants of the script (with and without `eval`) give the same list of arguments: the evaluated text refers to the user's arguments
+/// as variables and does not contain them.
 pub(super) fn runscript(config: &ExecutionConfig) -> String {
     let entrypoint = effective_entrypoint(&config.entrypoint);
     format!(
@@ -25,9 +26,9 @@ pub(super) fn runscript(config: &ExecutionConfig) -> String {
 
 /// Returns the text of `.singularity.d/env/10-docker2singularity.sh`, which exports the image's variables.
 ///
-/// The image decides on `PATH`; any other variable keeps the value that it has already, unless that is empty. Where the
-/// image sets a variable twice, the second counts, as with Docker. A name that a shell cannot export is left out: the
-/// file is sourced, so one bad line would stop every start.
+/// `PATH` is always that of the image; any other variable keeps its current value unless that is empty. If the image sets a variable
+/// twice, the second value is used, as in Docker. A name that a shell cannot export is omitted: the file is sourced, so one invalid
+/// line would prevent every start.
 pub(super) fn environment(config: &ExecutionConfig) -> String {
     let variables: BTreeMap<&str, Option<&str>> = config.env.iter().map(|variable| split(variable)).collect();
     let exports =
@@ -35,7 +36,7 @@ pub(super) fn environment(config: &ExecutionConfig) -> String {
     std::iter::once("#!/bin/sh\n".to_owned()).chain(exports).collect()
 }
 
-/// Returns the entry point as Docker sees it, for which one empty string means none.
+/// Returns the entry point as Docker interprets it: a single empty string means no entry point.
 fn effective_entrypoint(entrypoint: &[String]) -> &[String] {
     match entrypoint {
         [only] if only.is_empty() => &[],
@@ -50,10 +51,11 @@ fn split(variable: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Returns the lines that export one variable; without a value of the image it is exported as it is, empty if unset.
+/// Returns the lines that export one variable. Without a value in the image, the current value is exported, empty if unset.
 ///
-/// Nothing is assigned to a variable that has a value: to `UID` and a few others bash refuses it, and ends. Apptainer reads
-/// the file with a shell of its own (mvdan.cc/sh), of which older versions (3.6) lose backslashes in double quotes.
+/// A variable that has a value is not assigned, because bash exits on an assignment to `UID` and a few others. The value is in single
+/// quotes, because Apptainer reads the file with its own shell (mvdan.cc/sh), whose older versions (3.6) lose backslashes in double
+/// quotes.
 fn export(name: &str, value: Option<&str>) -> String {
     let quoted = single_quoted(value.unwrap_or_default());
     match (name, value) {
@@ -71,7 +73,7 @@ fn join(arguments: &[String], quoted: fn(&str) -> String) -> String {
     arguments.iter().map(|argument| quoted(argument)).collect::<Vec<_>>().join(" ")
 }
 
-/// Returns `text` as one word of a shell in double quotes.
+/// Returns `text` as one word of shell syntax in double quotes.
 fn double_quoted(text: &str) -> String {
     let mut word = String::from("\"");
     for character in text.chars().filter(|&c| c != '\0') {
@@ -83,7 +85,7 @@ fn double_quoted(text: &str) -> String {
     word + "\""
 }
 
-/// Returns `text` as one word of a shell in single quotes, which hold everything but a single quote.
+/// Returns `text` as one word of shell syntax in single quotes. A single quote itself is put in double quotes.
 fn single_quoted(text: &str) -> String {
     format!("'{}'", text.replace('\0', "").replace('\'', r#"'"'"'"#))
 }
@@ -100,7 +102,7 @@ mod tests {
     use super::super::tests::{Shell, shells};
     use super::*;
 
-    /// What a shell, or a shell within a shell, may take for more than text.
+    /// Strings with special characters of shells.
     const HOSTILE: [&str; 24] = [
         "",
         " ",
@@ -128,7 +130,7 @@ mod tests {
         "{oci_cmd} $1 $@ $#",
     ];
 
-    /// Reports what the kernel was given to start it with. The last command keeps it from becoming `cat`.
+    /// Prints the arguments with which the shell was started. The last command prevents the shell from replacing itself with `cat`.
     const REPORT: &str = "cat /proc/$$/cmdline; true";
 
     fn strings<S: ToString>(texts: impl IntoIterator<Item = S>) -> Vec<String> {
@@ -154,14 +156,14 @@ mod tests {
         path
     }
 
-    /// Splits what `/proc/…/cmdline` and `/proc/…/environ` hold.
+    /// Splits the content of `/proc/…/cmdline` and `/proc/…/environ`.
     fn pieces(bytes: &[u8]) -> Vec<OsString> {
         let mut pieces: Vec<_> = bytes.split(|&b| b == 0).map(|piece| OsString::from_vec(piece.to_vec())).collect();
         assert_eq!(pieces.pop().unwrap(), "", "ends with a NUL");
         pieces
     }
 
-    /// Runs a runscript in every shell, both ways, and checks that the program gets exactly `expected`.
+    /// Runs both variants of a runscript in every shell, and checks that the program receives exactly `expected`.
     fn assert_runs(config: &ExecutionConfig, arguments: &[OsString], expected: &[OsString]) {
         let directory = tempfile::tempdir().unwrap();
         let script = write(&directory, "runscript", &runscript(config));
@@ -188,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn runscript_hands_on_entry_point_command_and_arguments_as_docker_does() {
+    fn runscript_passes_entry_point_command_and_arguments_like_docker() {
         let hostile = strings(HOSTILE);
         assert_runs_as_docker(&with_reporter(&hostile), &[], &[]);
         assert_runs_as_docker(&with_reporter(&hostile), &[], &hostile);
@@ -201,20 +203,20 @@ mod tests {
     }
 
     #[test]
-    fn runscript_hands_on_arguments_that_are_not_text() {
+    fn runscript_passes_arguments_that_are_not_utf_8() {
         let bytes = OsString::from_vec((1..=255).collect());
         let expected: Vec<_> = reporter().into_iter().map(OsString::from).chain([bytes.clone()]).collect();
         assert_runs(&config(&reporter(), &strings(["replaced"]), &[]), &[bytes], &expected);
     }
 
     #[test]
-    fn runscript_takes_an_empty_entry_point_for_none() {
+    fn runscript_treats_an_empty_entry_point_as_missing() {
         let expected: Vec<_> = reporter().into_iter().map(OsString::from).collect();
         assert_runs(&config(&strings([""]), &reporter(), &[]), &[], &expected);
     }
 
     #[test]
-    fn runscript_of_an_image_that_names_no_program_starts_a_shell() {
+    fn runscript_of_an_image_without_a_program_starts_a_shell() {
         let directory = tempfile::tempdir().unwrap();
         let script = write(&directory, "runscript", &runscript(&ExecutionConfig::default()));
         let input = write(&directory, "input", REPORT);
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn runscript_begins_with_the_image_s_lists_in_apptainer_s_form() {
+    fn runscript_begins_with_entry_point_and_command_in_the_form_of_apptainer() {
         let text = runscript(&config(&strings(["a'b", "$c"]), &strings(["d\\\"`"]), &[]));
         let expected = "#!/bin/sh\nOCI_ENTRYPOINT='\"a'\"'\"'b\" \"\\$c\"'\nOCI_CMD='\"d\\\\\\\"\\`\"'\n";
         assert_eq!(&text[..expected.len()], expected);
@@ -237,13 +239,13 @@ mod tests {
     }
 
     #[test]
-    fn nul_is_dropped_from_arguments_and_values() {
+    fn nul_is_removed_from_arguments_and_values() {
         let config = config(&with_reporter(&strings(["a\0b"])), &[], &strings(["A=b\0c"]));
         assert!(!runscript(&config).contains('\0'));
         assert!(environment(&config).contains("A='bc'\n"));
     }
 
-    /// Returns the exported variables after sourcing the file that `env` makes, started with `before`.
+    /// Sources the environment file of `env` in a shell with the variables `before`, and returns the exported variables.
     fn sourced(shell: &Shell, env: &[String], before: &[(&str, &str)]) -> Vec<(String, String)> {
         let directory = tempfile::tempdir().unwrap();
         let file = write(&directory, "10-docker2singularity.sh", &environment(&config(&[], &[], env)));
@@ -264,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn environment_has_every_value_as_the_image_has_it() {
+    fn environment_has_every_value_of_the_image_unchanged() {
         let env: Vec<_> = HOSTILE.iter().enumerate().map(|(n, value)| format!("HOSTILE_{n}={value}=x")).collect();
         for shell in shells() {
             let variables: BTreeMap<_, _> = sourced(&shell, &env, &[]).into_iter().collect();
@@ -275,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn path_is_the_image_s_and_other_variables_are_the_user_s_unless_empty() {
+    fn image_overrides_path_and_other_variables_only_if_they_are_empty() {
         let env = strings(["PATH=/image/$bin", "A=image", "B=image", "C=image"]);
         let before = [("PATH", "/host/bin"), ("A", "user's \"$x\" *"), ("B", "")];
         assert_exports(&env, &before, "PATH", Some("/image/$bin"));
@@ -285,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn variable_without_a_value_is_exported_as_it_is() {
+    fn variable_without_a_value_in_the_image_keeps_its_value() {
         let env = strings(["A", "B", "PATH"]);
         let before = [("A", "user"), ("PATH", "/host/bin")];
         assert_exports(&env, &before, "A", Some("user"));
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_no_shell_can_export_are_left_out() {
+    fn names_that_a_shell_cannot_export_are_omitted() {
         let bad = ["1A=x", "A-B=x", "A.B=x", "=x", "", "A B=x", "Ä=x", "A\n=x", "$(id)=x", "A;id", "A[0]=x"];
         for name in bad {
             assert_eq!(environment(&config(&[], &[], &strings([name]))), "#!/bin/sh\n", "{name:?}");
@@ -303,13 +305,13 @@ mod tests {
     }
 
     #[test]
-    fn of_two_settings_of_one_variable_the_second_counts() {
+    fn second_of_two_values_of_a_variable_is_used() {
         assert_exports(&strings(["A=1", "B=x", "A=2"]), &[], "A", Some("2"));
         assert_exports(&strings(["PATH=/1", "PATH=/2"]), &[], "PATH", Some("/2"));
     }
 
     #[test]
-    fn variables_that_a_shell_keeps_to_itself_do_not_end_it() {
+    fn read_only_variables_of_a_shell_do_not_end_it() {
         let env = strings(["UID=1000", "EUID=1000", "PPID=1", "OPTIND=x", "SHELLOPTS=x", "BASHOPTS=x", "UID", "Z=z"]);
         assert_exports(&env, &[], "Z", Some("z"));
     }
@@ -326,7 +328,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn runscript_hands_on_whatever_there_is(
+        fn runscript_passes_any_arguments(
             entrypoint in prop::collection::vec(hostile_string(), 0..12),
             cmd in prop::collection::vec(hostile_string(), 0..12),
             arguments in prop::collection::vec(hostile_string(), 0..3),
@@ -335,7 +337,7 @@ mod tests {
         }
 
         #[test]
-        fn environment_holds_whatever_there_is(values in prop::collection::vec(hostile_string(), 0..24)) {
+        fn environment_passes_any_values(values in prop::collection::vec(hostile_string(), 0..24)) {
             let env: Vec<_> = values.iter().enumerate().map(|(n, value)| format!("V{n}={value}")).collect();
             for shell in shells() {
                 let variables: BTreeMap<_, _> = sourced(&shell, &env, &[]).into_iter().collect();

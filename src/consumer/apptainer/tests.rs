@@ -1,4 +1,4 @@
-//! Checks the plan, and runs the scripts where they are to run: at `/` of a root file system.
+//! Checks the list of additions, and runs the scripts at `/` of a root file system.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -8,12 +8,12 @@ use std::process::{Command, Output};
 
 use super::*;
 
-/// A shell of this machine that a script with `#!/bin/sh` may meet.
+/// A shell of this machine that may be `/bin/sh` in an image.
 #[derive(Debug)]
 pub(super) struct Shell(PathBuf);
 
 impl Shell {
-    /// Returns a command that runs the program under the name `sh`, as which each of them is a plain one.
+    /// Returns a command that runs the shell under the name `sh`, so that it behaves as a POSIX shell.
     pub(super) fn command(&self) -> Command {
         let mut command = Command::new(&self.0);
         command.arg0("sh");
@@ -21,7 +21,7 @@ impl Shell {
     }
 }
 
-/// Returns `sh` and those of the others that this machine has.
+/// Returns `sh` and the other installed shells.
 pub(super) fn shells() -> Vec<Shell> {
     let search = std::env::var_os("PATH").unwrap();
     let find =
@@ -52,7 +52,7 @@ fn scripts() -> Vec<(EntryPath, Vec<u8>)> {
 }
 
 #[test]
-fn everything_comes_once_and_after_the_directory_that_it_lies_in() {
+fn each_path_is_unique_and_follows_its_parent_directory() {
     let mut seen = BTreeSet::from([EntryPath::ROOT]);
     for addition in additions(&config()) {
         let (parent, _) = addition.path().split().unwrap();
@@ -62,7 +62,7 @@ fn everything_comes_once_and_after_the_directory_that_it_lies_in() {
 }
 
 #[test]
-fn bind_targets_are_empty_and_spare_files_of_the_image() {
+fn bind_targets_are_empty_and_do_not_replace_files_of_the_image() {
     let additions = additions(&config());
     for name in ["etc/hosts", "etc/resolv.conf"] {
         let expected = Addition::File { path: path(name), mode: 0o644, content: vec![], rule: Rule::IfAbsentOrLink };
@@ -71,7 +71,7 @@ fn bind_targets_are_empty_and_spare_files_of_the_image() {
 }
 
 #[test]
-fn links_lead_to_files_that_are_made_too() {
+fn targets_of_links_are_added_too() {
     let additions = additions(&config());
     let mut links = 0;
     for addition in &additions {
@@ -91,7 +91,7 @@ fn labels_are_a_json_object_indented_with_tabs() {
 }
 
 #[test]
-fn every_script_is_one_that_every_shell_can_parse() {
+fn every_shell_can_parse_every_script() {
     let scripts = scripts();
     assert_eq!(scripts.len(), 13);
     let directory = tempfile::tempdir().unwrap();
@@ -106,11 +106,11 @@ fn every_script_is_one_that_every_shell_can_parse() {
     }
 }
 
-/// A small root file system: what the plan adds, `/bin/sh`, and the libraries of that.
+/// A small root file system: the additions, `/bin/sh`, and its libraries.
 struct Root(tempfile::TempDir);
 
 impl Root {
-    /// Makes one, or says on stdout why there can be none and returns `None`.
+    /// Creates a root file system. Prints the reason and returns `None` if that is not possible on this machine.
     fn new() -> Option<Self> {
         let staged = tempfile::tempdir().unwrap();
         apply(&additions(&config()), staged.path());
@@ -138,7 +138,7 @@ impl Root {
         self.0.path()
     }
 
-    /// Returns a command in the root and in a PID namespace of its own, since `actions/start` signals process 1.
+    /// Returns a command that runs in the root and in its own PID namespace, because `actions/start` signals process 1.
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("unshare");
         command.args(["--user", "--map-root-user", "--pid", "--fork", "--root"]).arg(self.path()).args(arguments);
@@ -195,7 +195,7 @@ fn apply(additions: &[Addition], root: &Path) {
     }
 }
 
-/// Prints each argument, and whatever else a test asks for, with a NUL behind it.
+/// Prints each argument followed by a NUL.
 const PRINT: &str = "printf '%s\\0' \"$@\"";
 
 #[test]
@@ -222,7 +222,7 @@ fn exec_sources_every_file_below_env_in_order() {
 }
 
 #[test]
-fn user_s_search_path_settings_win_and_are_used_up() {
+fn search_path_settings_of_the_user_take_precedence_and_are_unset() {
     let Some(root) = Root::new() else { return };
     let show =
         "printf '%s\\0' \"$PATH\" \"${SING_USER_DEFINED_PATH-unset}\" \"${SING_USER_DEFINED_APPEND_PATH-unset}\"";
@@ -234,7 +234,7 @@ fn user_s_search_path_settings_win_and_are_used_up() {
 }
 
 #[test]
-fn run_starts_what_the_image_is_made_for() {
+fn run_starts_the_entry_point_of_the_image() {
     let Some(root) = Root::new() else { return };
     for no_eval in ["", "1"] {
         let env = [("SINGULARITY_NO_EVAL", no_eval)];
@@ -248,7 +248,7 @@ fn run_starts_what_the_image_is_made_for() {
 }
 
 #[test]
-fn run_and_test_start_those_of_an_app() {
+fn run_and_test_start_the_scripts_of_an_app() {
     let Some(root) = Root::new() else { return };
     for (action, name) in [("/.run", "runscript"), ("/.test", "test")] {
         root.script(&format!("scif/apps/one/scif/{name}"), &format!("printf '%s\\0' {name} \"$SCIF_APPROOT\" \"$@\""));
@@ -264,7 +264,7 @@ fn run_and_test_start_those_of_an_app() {
 }
 
 #[test]
-fn app_has_its_own_programs_libraries_and_settings_first() {
+fn programs_libraries_and_settings_of_an_app_come_first() {
     let Some(root) = Root::new() else { return };
     root.script("scif/apps/one/scif/env/01-base.sh", "ONE=1");
     root.script("scif/apps/one/scif/env/90-environment.sh", "ONE=\"$ONE 90\"; export ONE");
@@ -279,7 +279,7 @@ fn app_has_its_own_programs_libraries_and_settings_first() {
 }
 
 #[test]
-fn shell_is_the_user_s_else_bash_else_sh() {
+fn shell_is_that_of_the_user_else_bash_else_sh() {
     let Some(root) = Root::new() else { return };
     let show = "printf '%s\\0' \"$0\" \"$SHELL\" \"$PS1\" \"$@\"";
     assert_eq!(root.pieces(&["/.shell", "-c", show], &[]), ["/bin/sh", "/bin/sh", "Singularity> "]);
@@ -293,7 +293,7 @@ fn shell_is_the_user_s_else_bash_else_sh() {
 }
 
 #[test]
-fn shell_fails_where_there_is_none() {
+fn shell_fails_if_the_image_has_none() {
     let Some(root) = Root::new() else { return };
     std::fs::rename(root.path().join("bin/sh"), root.path().join("bin/renamed")).unwrap();
     let output = root.run(&["/bin/renamed", "/.singularity.d/actions/shell"], &[]);
@@ -302,7 +302,7 @@ fn shell_fails_where_there_is_none() {
 }
 
 #[test]
-fn test_runs_the_image_s_tests_and_without_any_succeeds() {
+fn test_runs_the_tests_of_the_image_and_succeeds_without_any() {
     let Some(root) = Root::new() else { return };
     assert!(root.run(&["/.test"], &[]).status.success());
     root.script(".singularity.d/test", &format!("{PRINT}; exit 7"));

@@ -1,8 +1,8 @@
-//! Bundles for OCI runtimes: a directory with a `config.json` that runs a published image right from where it is mounted.
+//! Bundles for OCI runtimes: a directory with a `config.json` that runs a published image directly from the mounted repository.
 //!
-//! The root is the image's `.flat` tree and read-only. Whatever a runtime would have to make in it, a mount point or the directory
-//! to start in, is looked for in the repository first. All of this is for runtimes that read the runtime specification 1.0.2, as
-//! runc and crun do; what an image wants is what Docker makes of its config.
+//! The root is the image's `.flat` tree and read-only, so a runtime cannot create mount points or the working directory in it. Therefore
+//! the repository is checked for each of them first. Bundles follow the runtime specification 1.0.2, which runc and crun support. The
+//! image config is interpreted as in Docker.
 
 mod mounts;
 mod process;
@@ -30,10 +30,10 @@ use root::{PublishedRoot, Root as _};
 
 pub use user::{User, UserError};
 
-/// No config is read that has more bytes: no registry takes larger ones.
+/// Maximum size of an image config in bytes. Registries do not accept larger ones.
 const LARGEST_CONFIG: u64 = 4 << 20;
 
-/// runc, crun and other OCI runtimes, which run the root file system through a bundle.
+/// runc, crun and other OCI runtimes, which run the flat tree with a bundle.
 pub struct OciRuntime;
 
 impl Consumer for OciRuntime {
@@ -52,82 +52,83 @@ impl Consumer for OciRuntime {
     }
 }
 
-/// Why there is no bundle.
+/// Errors from creating a bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
     /// The repository cannot be read.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    /// Nothing says how the image is to be run.
-    #[error("nothing in the repository says how '{0}' is run; converting it with --force adds that")]
+    /// The image's config is not published.
+    #[error("the config of '{0}' is not in the repository; convert the image with --force to publish it")]
     NoConfig(ImagePlace),
-    /// The config of the image is none.
-    #[error("the published config of '{place}' cannot be read")]
+    /// The image's config is not valid.
+    #[error("the published config of '{place}' is not valid")]
     Config {
         /// The image.
         place: ImagePlace,
-        /// Why.
+        /// The error of the parser.
         source: serde_json::Error,
     },
-    /// The image was published without a root file system.
+    /// The image was published without a flat tree.
     #[error("'{0}' has no root file system in the repository: convert it without --skip-flat")]
     NoRoot(ImagePlace),
-    /// The image names nobody to run as.
-    #[error("'{place}' cannot be run as the user that is asked for")]
+    /// The user of the image or of the options does not exist in the image.
+    #[error("cannot run '{place}' as the requested user")]
     User {
         /// The image.
         place: ImagePlace,
-        /// Why.
+        /// What is wrong with the user.
         source: UserError,
     },
-    /// There is no program.
-    #[error("'{0}' names no program to run: give one, with its arguments, after '--'")]
+    /// Neither the image nor the options name a program.
+    #[error("'{0}' names no program to run: specify one, with its arguments, after '--'")]
     NoProgram(ImagePlace),
-    /// No program takes such an argument.
-    #[error("the command of '{0}' has a NUL character in it")]
+    /// An argument contains a NUL character.
+    #[error("the command of '{0}' contains a NUL character, which no program accepts")]
     Nul(ImagePlace),
-    /// The root file system is not where it should be.
-    #[error("'{}' is not there: is the repository mounted at '{}'?", root.display(), mountpoint.display())]
+    /// The flat tree does not exist below the mountpoint.
+    #[error("'{}' does not exist: is the repository mounted at '{}'?", root.display(), mountpoint.display())]
     NotMounted {
-        /// Where it should be.
+        /// The expected path of the flat tree.
         root: PathBuf,
-        /// Where the repository was said to be mounted.
+        /// The mountpoint from the options.
         mountpoint: PathBuf,
     },
-    /// JSON cannot hold the path.
-    #[error("the path '{}' is not text, as a bundle needs it", .0.display())]
+    /// JSON cannot contain the path.
+    #[error("the path '{}' is not valid UTF-8 and cannot be used in a bundle", .0.display())]
     Path(PathBuf),
-    /// The directory for the bundle holds something.
-    #[error("'{}' is there already, and is no empty directory", .0.display())]
+    /// The path of the bundle exists and is not an empty directory.
+    #[error("'{}' already exists and is not an empty directory", .0.display())]
     Exists(PathBuf),
-    /// The bundle cannot be written.
+    /// A file operation failed.
     #[error("cannot {action} '{}'", path.display())]
     Io {
-        /// What was tried.
+        /// What was attempted, as a verb.
         action: &'static str,
-        /// With what.
+        /// The path that it was attempted on.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
-/// How a container is run, as far as its image leaves that open.
+/// Settings of a container that its image does not determine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BundleOptions {
-    /// Where the repository is mounted; below `/cvmfs` where nothing is said.
+    /// Mountpoint of the repository. Default: `/cvmfs/<name>`.
     pub mountpoint: Option<PathBuf>,
-    /// The user and group who run it without being root: they are all that there is in the container, as user 0.
+    /// User and group IDs of a user without root privileges who runs the container. They are mapped to user and group 0, the only ones in
+    /// the container.
     pub rootless: Option<(u32, u32)>,
-    /// Whether it has the network of the host.
+    /// Whether the container shares the network of the host.
     pub host_network: bool,
-    /// Whether it has a terminal.
+    /// Whether the container has a terminal.
     pub terminal: bool,
-    /// What it is called; by the image's config where nothing is said.
+    /// Host name. Default: the first digits of the config digest.
     pub hostname: Option<String>,
-    /// Who runs in it, in place of whom the image names.
+    /// User in place of the user of the image.
     pub user: Option<String>,
-    /// Arguments in place of the image's own.
+    /// Arguments in place of the command of the image.
     pub arguments: Vec<String>,
 }
 
@@ -136,32 +137,32 @@ impl BundleOptions {
         self.rootless.is_some()
     }
 
-    /// Tells whether the container has the network of the host: only root may make another that leads anywhere.
+    /// Returns whether the container shares the network of the host. Only root can create another network with a connection.
     fn shares_network(&self) -> bool {
         self.host_network || self.is_rootless()
     }
 }
 
-/// A bundle to be.
+/// A bundle that is not written yet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bundle {
-    /// The image's config, by its digest.
+    /// Digest of the image's config.
     pub image: Digest,
-    /// The root file system.
+    /// Path of the root file system on the machine that runs the container.
     pub root: String,
     /// The program and its arguments.
     pub arguments: Vec<String>,
-    /// Where it starts.
+    /// The working directory.
     pub directory: String,
-    /// Who it runs as.
+    /// User and groups of the program.
     pub user: User,
-    /// What is not as the image has it.
+    /// Differences from the settings of the image.
     pub warnings: Vec<String>,
     config: Value,
 }
 
 impl Bundle {
-    /// Makes a bundle for an image as it is published.
+    /// Plans a bundle for a published image.
     pub fn of(repository: &Repository, place: &ImagePlace, options: &BundleOptions) -> Result<Self, BundleError> {
         let json = repository.read(&place.metadata().join(b"config.json"), LARGEST_CONFIG)?;
         let json = json.ok_or_else(|| BundleError::NoConfig(place.clone()))?;
@@ -185,7 +186,7 @@ impl Bundle {
         format!("{:#}\n", self.config)
     }
 
-    /// Writes the bundle into `directory`, which is made, or is there and empty. What fails leaves nothing behind.
+    /// Writes the bundle into `directory`, which is created if missing, and must be empty otherwise. After an error nothing remains.
     pub fn write(&self, directory: &Path) -> Result<(), BundleError> {
         let io_error = |action| move |source| BundleError::Io { action, path: directory.to_owned(), source };
         let is_new = match fs::create_dir(directory) {
@@ -216,8 +217,8 @@ impl Bundle {
     }
 }
 
-/// Returns where the root file system of an image is on the machine that runs it, without any link on the way: runc takes
-/// none.
+/// Returns the path of an image's flat tree on the machine that runs the container. Links are resolved, because runc refuses a root
+/// path with links.
 fn root_path(repository: &Repository, image: Digest, mountpoint: Option<&Path>) -> Result<String, BundleError> {
     let below = PathBuf::from(layout::flat_root(image).to_string().trim_start_matches('/'));
     let path = match mountpoint {
@@ -239,7 +240,7 @@ fn root_path(repository: &Repository, image: Digest, mountpoint: Option<&Path>) 
         }
         None => {
             let mountpoint = repository.client_mountpoint();
-            // It may well be mounted on other machines only.
+            // The repository may be mounted only on other machines.
             fs::canonicalize(&mountpoint).unwrap_or(mountpoint).join(below)
         }
     };
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn bundle_goes_into_a_directory_that_is_not_there_or_empty() {
+    fn bundle_is_written_into_a_new_or_empty_directory() {
         let home = tempfile::tempdir().unwrap();
         let bundle = bundle();
         let new = home.path().join("new");

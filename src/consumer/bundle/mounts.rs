@@ -1,7 +1,6 @@
-//! What is mounted in a container, and the directory that its program starts in.
+//! The mounts of a container, and its working directory.
 //!
-//! The root is read-only, so a runtime can make no mount point in it: each has to be there already, or lie in what is mounted
-//! before it.
+//! The root is read-only, so a runtime cannot create mountpoints in it: each must exist in the image, or be inside an earlier mount.
 
 use std::path::Path;
 
@@ -16,28 +15,28 @@ use crate::repository::RepositoryError;
 /// One mount of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mount {
-    /// Where, from the container's root.
+    /// Mountpoint, from the container's root.
     pub(super) target: String,
-    /// The type of the file system.
+    /// Type of the file system.
     pub(super) kind: &'static str,
     source: &'static str,
     options: Vec<&'static str>,
 }
 
-/// The mounts of a container, in order, and what is to be said about them.
+/// The mounts of a container in order, and warnings about them.
 #[derive(Debug, Default)]
 pub(super) struct Mounts {
     pub(super) mounts: Vec<Mount>,
     pub(super) warnings: Vec<String>,
 }
 
-/// Directories that need to be directories of the image itself: runtimes refuse links there, as those may lead anywhere.
+/// Directories that must not be links in the image: runtimes refuse links as these mountpoints for security.
 const SYSTEM_DIRECTORIES: [&str; 3] = ["/proc", "/dev", "/sys"];
 
-/// Directories that programs write to wherever they run. (Before 1.2, runc gives them the image's permissions in place of these.)
+/// Directories that programs expect to be writable. (runc before 1.2 uses the permissions of the image in place of these.)
 const WRITABLE_DIRECTORIES: [(&str, &str); 2] = [("/tmp", "mode=1777"), ("/run", "mode=755")];
 
-/// Files of the host that tell who is called what in its network.
+/// Files of the host for name resolution.
 const NETWORK_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
 const SAFE: [&str; 3] = ["nosuid", "noexec", "nodev"];
@@ -47,15 +46,14 @@ impl Mount {
         Self { target: target.to_owned(), kind, source, options: options.concat() }
     }
 
-    /// Returns the mount as the runtime specification has it.
+    /// Returns the mount in the format of the runtime specification.
     pub(super) fn to_json(&self) -> Value {
         json!({"destination": self.target, "type": self.kind, "source": self.source, "options": self.options})
     }
 
-    /// Returns those of every container, as `runc spec` has them. With `rootless`, the ones of a user namespace that
-    /// belongs to the host's network.
+    /// Returns the mounts of every container, as in `runc spec`. With `rootless`, returns those for a user namespace in the host's network.
     fn usual(rootless: bool) -> Vec<Self> {
-        // A user namespace of one user has no group `tty`.
+        // The group `tty` does not exist in a user namespace with one group.
         let tty: &[&str] = if rootless { &[] } else { &["gid=5"] };
         let sys = match rootless {
             true => Self::new("/sys", "none", "/sys", &[&["rbind"], &SAFE, &["ro"]]),
@@ -75,7 +73,7 @@ impl Mount {
 }
 
 impl Mounts {
-    /// Returns what is mounted over the root.
+    /// Returns the mounts of a container.
     pub(super) fn plan(root: &dyn Root, options: &BundleOptions) -> Result<Self, RepositoryError> {
         let mut plan = Self::default();
         plan.add_usual(root, options.is_rootless())?;
@@ -92,7 +90,9 @@ impl Mounts {
         let mut missing = Vec::new();
         for directory in SYSTEM_DIRECTORIES {
             if root.directory(directory.as_bytes())?.is_none_or(|found| shown(&found).as_deref() != Some(directory)) {
-                self.warn(format!("the image has no directory '{directory}' of its own, so nothing is mounted there"));
+                self.warn(format!(
+                    "nothing is mounted at '{directory}', because it is not a directory of the image itself"
+                ));
                 missing.push(Path::new(directory));
             }
         }
@@ -103,7 +103,7 @@ impl Mounts {
         Ok(())
     }
 
-    /// Adds a file system in memory where the image has the directory.
+    /// Adds a file system in memory if the image has the directory.
     fn add_writable(
         &mut self,
         root: &dyn Root,
@@ -119,10 +119,12 @@ impl Mounts {
         let mut mount = Mount::new(&target, "tmpfs", "tmpfs", &[&["nosuid", "nodev", mode]]);
         match (holds, rootless) {
             (Holds::Nothing, _) | (Holds::EmptyDirectories, true) => {}
-            // Runtimes take this for "with a copy of what was there". It needs all owners that there are.
+            // `tmpcopyup` copies the content of the image into the new file system. This needs root, to preserve owners.
             (_, false) => mount.options.push("tmpcopyup"),
             (Holds::Something, true) => {
-                self.warn(format!("what the image has in '{target}' is hidden by the directory for new files there"));
+                self.warn(format!(
+                    "the content of '{target}' in the image is hidden by a writable file system in memory"
+                ));
             }
         }
         self.mounts.push(mount);
@@ -139,8 +141,8 @@ impl Mounts {
         Ok(())
     }
 
-    /// Returns the directory to start in. Where the image lacks the one that it names, and no memory can be mounted in its
-    /// place, that is the root.
+    /// Returns the working directory. If the image does not contain the directory that it names, a file system in memory is mounted above
+    /// it; if that is not possible, the working directory is the root.
     pub(super) fn start_in(&mut self, root: &dyn Root, wanted: &str) -> Result<String, RepositoryError> {
         let directory = cleaned(wanted);
         if root.directory(directory.as_bytes())?.is_some() || self.makes(&directory) {
@@ -151,16 +153,16 @@ impl Mounts {
             && let Some((above, below)) = self.empty_directory_above(root, &directory)?
         {
             self.warn(format!(
-                "the image has no directory '{said}' to start in: it is made in memory, mounted at '{above}'"
+                "the working directory '{said}' is not in the image: it is created in memory, mounted at '{above}'"
             ));
             self.mounts.push(Mount::new(&above, "tmpfs", "tmpfs", &[&["nosuid", "nodev", "mode=755"]]));
             return Ok(format!("{above}{below}"));
         }
-        self.warn(format!("the image has no directory '{said}' to start in: it starts in '/'"));
+        self.warn(format!("the working directory '{said}' is not a directory of the image: the program starts in '/'"));
         Ok("/".to_owned())
     }
 
-    /// Returns the lowest directory above `directory` that is there, if it holds nothing, and what comes after it.
+    /// Returns the nearest existing parent of `directory`, if it is empty, and the rest of the path.
     fn empty_directory_above<'f>(
         &self,
         root: &dyn Root,
@@ -176,12 +178,12 @@ impl Mounts {
         Ok(None)
     }
 
-    /// Tells whether a path lies in what is mounted.
+    /// Returns whether a path is inside a mount.
     fn is_mounted(&self, path: &str) -> bool {
         self.mounts.iter().any(|mount| Path::new(path).starts_with(&mount.target))
     }
 
-    /// Tells whether runtimes make a directory of this path: they do in what is mounted and can be written to.
+    /// Returns whether runtimes create this directory when they start the container: they do so inside a writable mount.
     fn makes(&self, directory: &str) -> bool {
         let below = |mount: &&Mount| Path::new(directory).starts_with(&mount.target);
         let lowest = self.mounts.iter().filter(below).max_by_key(|mount| mount.target.len());
@@ -193,12 +195,12 @@ impl Mounts {
     }
 }
 
-/// Returns a path of the image as the bundle has it; none for one that JSON cannot hold.
+/// Returns a path of the image as text; `None` if it is not UTF-8, which JSON requires.
 fn shown(path: &EntryPath) -> Option<String> {
     Some(format!("/{}", std::str::from_utf8(path.as_bytes()).ok()?))
 }
 
-/// Returns a path from the root, without what leads nowhere. What leads upwards is taken by its text, as Docker does.
+/// Returns a normalised absolute path. `..` is resolved textually, without following links, as in Docker.
 fn cleaned(path: &str) -> String {
     let mut names = Vec::new();
     for name in path.split('/').filter(|name| !matches!(*name, "" | ".")) {

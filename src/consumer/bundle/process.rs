@@ -1,4 +1,4 @@
-//! The program of a container: what runs, as whom, where, and with what variables.
+//! The process of a container: arguments, user, working directory and environment.
 
 use super::mounts::Mounts;
 use super::root::Root;
@@ -7,23 +7,23 @@ use crate::image::ExecutionConfig;
 use crate::layout::ImagePlace;
 use crate::message::on_one_line;
 
-/// Where programs are looked for where the image says nothing, as in Docker.
+/// `PATH` for an image that does not set it, as in Docker.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The program of a container.
+/// The process of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Process {
     pub(super) arguments: Vec<String>,
-    /// `NAME=value`, each name once.
+    /// Variables as `NAME=value`; each name is unique.
     pub(super) environment: Vec<String>,
-    /// Where it starts.
+    /// The working directory.
     pub(super) directory: String,
-    /// Whom the image names.
+    /// User and groups.
     pub(super) user: User,
 }
 
 impl Process {
-    /// Finds out what runs. A directory to start in may take one more mount.
+    /// Determines the process. May add a mount for the working directory.
     pub(super) fn plan(
         root: &dyn Root,
         place: &ImagePlace,
@@ -48,22 +48,22 @@ impl Process {
     }
 }
 
-/// Returns the entry point and its arguments: those that are given, or else those of the image.
+/// Returns the entry point and its arguments: `given`, or else the command of the image.
 fn arguments(config: &ExecutionConfig, given: &[String]) -> Vec<String> {
     let arguments = if given.is_empty() { &config.cmd } else { given };
     config.entrypoint.iter().chain(arguments).cloned().collect()
 }
 
-/// Returns the only user of a user namespace of one, which is called 0 there.
+/// Returns the user in a user namespace that has only user and group 0.
 fn alone(user: User, warnings: &mut Vec<String>) -> User {
     if user.uid != 0 {
-        warnings
-            .push(format!("the program runs as the user who starts it, instead of as user {} of the image", user.uid));
+        warnings.push(format!("the program runs as the user who starts it, not as user {} of the image", user.uid));
     }
     User { uid: 0, gid: 0, groups: Vec::new(), ..user }
 }
 
-/// Returns the variables. Of two with the same name, the later one counts; runtimes take none without a name or value.
+/// Returns the variables. If the image sets a variable twice, the later value is used. Variables without a name or without `=` are
+/// omitted, because runtimes refuse them.
 fn environment(
     config: &ExecutionConfig,
     home: Option<&str>,
@@ -80,8 +80,7 @@ fn environment(
                 environment.retain(|known| known.split_once('=').is_none_or(|(known, _)| known != name));
                 environment.push(variable);
             }
-            _ => warnings
-                .push(format!("the image's variable '{}' is left out: no program takes it", on_one_line(variable))),
+            _ => warnings.push(format!("the image's variable '{}' is omitted: it is not valid", on_one_line(variable))),
         }
     }
     environment.into_iter().map(str::to_owned).collect()
@@ -96,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn given_arguments_stand_in_the_place_of_the_command() {
+    fn given_arguments_replace_the_command() {
         let run = |entrypoint: &[&str], cmd: &[&str], given: &[&str]| {
             let config = ExecutionConfig { entrypoint: words(entrypoint), cmd: words(cmd), ..Default::default() };
             arguments(&config, &words(given)).join(" ")
@@ -109,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_are_those_of_the_image_once_each_and_what_every_program_expects() {
+    fn environment_has_the_variables_of_the_image_and_defaults() {
         let mut warnings = Vec::new();
         let mut of = |env: &[&str], home, terminal| {
             environment(&ExecutionConfig { env: words(env), ..Default::default() }, home, terminal, &mut warnings)
@@ -124,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn user_namespace_of_one_has_one_user() {
+    fn rootless_container_has_only_user_0() {
         let mut warnings = Vec::new();
         let find = |text| User::find(text, b"bob:x:5:6::/home/bob:", b"more:x:7:bob").unwrap();
         let User { uid, gid, groups, home } = alone(find("bob"), &mut warnings);

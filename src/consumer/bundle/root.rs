@@ -1,49 +1,49 @@
-//! The root file system that a container gets, as far as a bundle depends on what is in it.
+//! Queries about the root file system of a container that a bundle depends on.
 
 use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 
-/// No file of accounts is read that has more bytes.
+/// Maximum size of `/etc/passwd` and `/etc/group` in bytes.
 const LARGEST_FILE: u64 = 16 << 20;
 
-/// What a directory holds.
+/// Content of a directory, as far as mounts depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Holds {
-    /// Nothing.
+    /// The directory is empty.
     Nothing,
-    /// Nothing but directories that hold nothing.
+    /// It contains only empty directories.
     EmptyDirectories,
-    /// Something else.
+    /// It contains anything else.
     Something,
 }
 
-/// The root file system of a container. Paths are followed in it as processes of the container see them.
+/// The root file system of a container. Paths are resolved as for a process in the container.
 pub(super) trait Root {
-    /// Returns where a path leads, if it leads to a directory.
+    /// Resolves a path; `None` if it is not a directory.
     fn directory(&self, path: &[u8]) -> Result<Option<EntryPath>, RepositoryError>;
 
-    /// Returns where a path leads, if it leads to a regular file.
+    /// Resolves a path; `None` if it is not a regular file.
     fn file(&self, path: &[u8]) -> Result<Option<EntryPath>, RepositoryError>;
 
-    /// Tells whether a path leads to anything.
+    /// Returns whether a path exists, following links.
     fn has(&self, path: &[u8]) -> Result<bool, RepositoryError>;
 
-    /// Returns what a directory holds.
+    /// Returns the kind of content of a directory.
     fn holds(&self, directory: &EntryPath) -> Result<Holds, RepositoryError>;
 
-    /// Returns the content of a regular file; nothing where there is none.
+    /// Returns the content of a regular file; empty if the path is not a regular file.
     fn read(&self, path: &[u8]) -> Result<Vec<u8>, RepositoryError>;
 }
 
-/// A root file system that is published.
+/// A published flat tree.
 pub(super) struct PublishedRoot<'a> {
     pub(super) repository: &'a Repository,
-    /// Where it lies.
+    /// Path of the flat tree in the repository.
     pub(super) path: EntryPath,
 }
 
 impl PublishedRoot<'_> {
-    /// Returns the path in the repository.
+    /// Returns the path in the repository for a path in the root file system.
     fn whole(&self, path: &EntryPath) -> EntryPath {
         path.components().fold(self.path.clone(), |path, name| path.join(name))
     }

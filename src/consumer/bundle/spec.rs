@@ -1,4 +1,4 @@
-//! `config.json`, as the runtime specification 1.0.2 has it.
+//! `config.json` in the format of the runtime specification 1.0.2.
 
 use std::path::Path;
 
@@ -9,10 +9,10 @@ use super::mounts::{Mount, Mounts};
 use super::process::Process;
 use crate::image::{Digest, ImageConfig};
 
-/// The version of the specification.
+/// Version of the specification.
 const VERSION: &str = "1.0.2";
 
-/// What root may do in a container of Docker's.
+/// Capabilities of root, the same as the defaults of Docker.
 const CAPABILITIES: [&str; 14] = [
     "CAP_AUDIT_WRITE",
     "CAP_CHOWN",
@@ -30,7 +30,7 @@ const CAPABILITIES: [&str; 14] = [
     "CAP_SYS_CHROOT",
 ];
 
-/// What nobody sees in a container: it tells of the host, or lets one in there.
+/// Paths that are hidden in a container, because they reveal information about the host or give access to it.
 const MASKED: [&str; 11] = [
     "/proc/acpi",
     "/proc/asound",
@@ -45,13 +45,13 @@ const MASKED: [&str; 11] = [
     "/sys/devices/virtual/powercap",
 ];
 
-/// What nobody changes from within a container.
+/// Paths that are read-only in a container.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Labels that become annotations. Others could mean something to a runtime, and anybody may have written them.
+/// Prefix of the labels that become annotations. Labels come from an untrusted image, and a runtime could interpret other ones.
 const LABELS: &str = "org.opencontainers.image.";
 
-/// Returns the whole file.
+/// Returns the content of `config.json`.
 pub(super) fn config(
     root: &str,
     image: Digest,
@@ -78,7 +78,7 @@ fn process_json(process: &Process, terminal: bool) -> Value {
     if !user.groups.is_empty() {
         ids["additionalGids"] = json!(user.groups);
     }
-    // Other users get them from files that say so, and none by themselves.
+    // Other users get capabilities only from file capabilities or set-user-ID programs.
     let held: &[&str] = if user.uid == 0 { &CAPABILITIES } else { &[] };
     json!({
         "terminal": terminal,
@@ -93,7 +93,7 @@ fn process_json(process: &Process, terminal: bool) -> Value {
     })
 }
 
-/// Returns what the image says about itself (image-spec, conversion.md, "Annotation Fields").
+/// Returns the annotations from the image config (image-spec, conversion.md, "Annotation Fields").
 fn annotations(config: &ImageConfig) -> Value {
     let fields = [
         ("os", Some(&config.os)),
@@ -112,7 +112,7 @@ fn linux(options: &BundleOptions, has_one_hierarchy: bool) -> Value {
     let mut namespaces = vec!["pid", "ipc", "uts", "mount"];
     let network = (!options.shares_network()).then_some("network");
     let user = options.is_rootless().then_some("user");
-    // As `runc spec` does: in the older kind of hierarchies a namespace of their own is of little use.
+    // As in `runc spec`: a cgroup namespace is used only with cgroup version 2.
     let cgroup = has_one_hierarchy.then_some("cgroup");
     namespaces.extend(network.into_iter().chain(user).chain(cgroup));
     let namespaces: Vec<Value> = namespaces.into_iter().map(|kind| json!({"type": kind})).collect();
@@ -123,7 +123,7 @@ fn linux(options: &BundleOptions, has_one_hierarchy: bool) -> Value {
             linux["uidMappings"] = mapping(uid);
             linux["gidMappings"] = mapping(gid);
         }
-        // Runtimes add the devices that every container has.
+        // Deny all devices; runtimes add the default devices of every container.
         None => linux["resources"] = json!({"devices": [{"allow": false, "access": "rwm"}]}),
     }
     linux
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn only_root_holds_capabilities_and_nobody_hands_them_on() {
+    fn only_root_has_capabilities_and_none_are_inheritable() {
         for (uid, held) in [(0, 14), (5, 0)] {
             let json = process_json(&process(uid, &[7, 8]), false);
             let count = |set: &str| json["capabilities"][set].as_array().unwrap().len();
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn namespaces_are_those_that_are_wanted() {
+    fn namespaces_depend_on_the_options() {
         let base = ["pid", "ipc", "uts", "mount"];
         let default = BundleOptions::default();
         assert_eq!(kinds(&default, false), [&base[..], &["network"]].concat());
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_that_a_runtime_could_obey_are_left_out() {
+    fn labels_that_a_runtime_could_interpret_are_omitted() {
         let config = r#"{"os":"linux","architecture":"arm64","variant":"","created":"2020-01-01T00:00:00Z",
             "config":{"Labels":{"org.opencontainers.image.title":"a\n\"b","org.opencontainers.image.os":"other",
               "org.systemd.property.ExecStop":"x","run.oci.handler":"krun","":"y"}}}"#;
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn container_is_called_by_its_image_unless_it_has_a_name() {
+    fn default_host_name_comes_from_the_config_digest() {
         let of = |hostname: Option<&str>| {
             let options = BundleOptions { hostname: hostname.map(str::to_owned), ..BundleOptions::default() };
             let config =

@@ -1,41 +1,41 @@
-//! Who a container runs as: the user that an image names, as the image's own `/etc/passwd` and `/etc/group` have it.
+//! The user of a container, resolved with the image's own `/etc/passwd` and `/etc/group`.
 //!
-//! Names and numbers mean what they mean to Docker: a number is always an id, whatever users are called, and groups that
-//! list a user are added only where the image names no group.
+//! As in Docker, a number is always an ID, even if a user has it as a name, and groups that list the user as a member are added only if
+//! the image names no group.
 
-/// Why nobody is meant.
+/// Errors from resolving a user.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UserError {
-    /// The name stands in no line of the file.
+    /// The name is not in the file.
     #[error("{kind} {name:?} is not in the image's {file}")]
     Unknown {
-        /// What the name is of: a user or a group.
+        /// `user` or `group`.
         kind: &'static str,
         /// The name.
         name: String,
         /// The file.
         file: &'static str,
     },
-    /// The number is none that a process can have.
+    /// The number is not a valid ID.
     #[error("{kind} {number} is out of range")]
     Range {
-        /// What the number is of: a user or a group.
+        /// `user` or `group`.
         kind: &'static str,
         /// The number.
         number: String,
     },
 }
 
-/// Who a container runs as.
+/// User and groups of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
-    /// The user.
+    /// User ID.
     pub uid: u32,
-    /// The group.
+    /// Group ID.
     pub gid: u32,
-    /// All groups, the first one included: whoever is refused something as a member of it stays refused.
+    /// All group IDs, including `gid`. `gid` must be included, because group permissions that deny access apply only to members.
     pub groups: Vec<u32>,
-    /// The home directory, if the image says one.
+    /// Home directory, if the image's `/etc/passwd` has one.
     pub home: Option<String>,
 }
 
@@ -53,9 +53,9 @@ struct Group<'a> {
 }
 
 impl User {
-    /// Finds who is meant by `text`: `user`, `user:group`, each a name or a number, or nothing, which is the user 0.
+    /// Resolves `user` or `user:group`, each a name or a number. An empty text means user 0.
     ///
-    /// Lines of the files that have another form are skipped.
+    /// Malformed lines of the files are ignored.
     pub fn find(text: &str, passwd: &[u8], group: &[u8]) -> Result<Self, UserError> {
         let (user, group_text) = text.split_once(':').unwrap_or((text, ""));
         let number = number("user", if user.is_empty() { "0" } else { user })?;
@@ -94,7 +94,7 @@ fn unknown(kind: &'static str, name: &str, file: &'static str) -> UserError {
     UserError::Unknown { kind, name: name.to_owned(), file }
 }
 
-/// Reads an id, if the text is a number at all.
+/// Parses an ID; `None` if the text is not a number.
 fn number(kind: &'static str, text: &str) -> Result<Option<u32>, UserError> {
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Ok(None);
@@ -102,13 +102,13 @@ fn number(kind: &'static str, text: &str) -> Result<Option<u32>, UserError> {
     id(text.as_bytes()).map(Some).ok_or_else(|| UserError::Range { kind, number: text.to_owned() })
 }
 
-/// Reads an id. The highest number is none: system calls take it for "leave as it is".
+/// Parses an ID. The highest number is refused, because `chown` and similar system calls interpret it as "do not change".
 fn id(text: &[u8]) -> Option<u32> {
     let text = std::str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
     text.parse().ok().filter(|&id| id != u32::MAX)
 }
 
-/// Reads `name:password:uid:gid:remarks:home:shell`.
+/// Parses lines of the form `name:password:uid:gid:remarks:home:shell`.
 fn accounts(passwd: &[u8]) -> impl Iterator<Item = Account<'_>> {
     lines(passwd).filter_map(|line| {
         let mut fields = line.split(|&byte| byte == b':');
@@ -118,7 +118,7 @@ fn accounts(passwd: &[u8]) -> impl Iterator<Item = Account<'_>> {
     })
 }
 
-/// Reads `name:password:gid:members`.
+/// Parses lines of the form `name:password:gid:members`.
 fn groups(group: &[u8]) -> impl Iterator<Item = Group<'_>> {
     lines(group).filter_map(|line| {
         let mut fields = line.split(|&byte| byte == b':');
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_numbers_lead_to_the_same_account_and_its_groups() {
+    fn names_and_numbers_resolve_to_the_same_account_and_its_groups() {
         let bob = (1000, 100, vec![100, 10, 12], home("/home/bob"));
         assert_eq!(find("bob"), bob);
         assert_eq!(find("1000"), bob, "a number is an id, also where a user is called so");
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn group_that_is_named_is_the_only_one() {
+    fn named_group_is_the_only_group() {
         assert_eq!(find("bob:wheel"), (1000, 10, vec![10], home("/home/bob")));
         assert_eq!(find("1000:4242"), (1000, 4242, vec![4242], home("/home/bob")));
         assert_eq!(find("bob:10"), (1000, 10, vec![10], home("/home/bob")));
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn number_that_nobody_has_is_taken_as_it_is() {
+    fn number_without_an_account_is_used_as_id() {
         assert_eq!(find("4242"), (4242, 0, vec![0], None));
         assert_eq!(find("4294967294:7"), (4_294_967_294, 7, vec![7], None));
         let nobody = User::find("7:8", b"", b"").unwrap();
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_means_nobody_is_named() {
+    fn error_names_the_unknown_user_or_group() {
         let error = |text: &str| User::find(text, PASSWD, GROUP).unwrap_err().to_string();
         assert_eq!(error("alice"), "user \"alice\" is not in the image's /etc/passwd");
         assert_eq!(error("bob:staff"), "group \"staff\" is not in the image's /etc/group");

@@ -1,4 +1,4 @@
-//! Looks whether podman finds all that an entry of the store promises.
+//! Checks that everything exists to which an entry of the store refers.
 
 use super::Flaw;
 use super::image::{LONGEST_DOCUMENT, StoreImage};
@@ -14,16 +14,16 @@ use crate::repository::{CatalogPlace, Repository, RepositoryError};
 /// The manifest and the config of an image in the store.
 pub type Documents = (Vec<u8>, Vec<u8>);
 
-/// What a look at an image of the store shows.
+/// Result of the check of an image in the store.
 #[derive(Debug)]
 pub struct Audit {
-    /// What podman stumbles over.
+    /// Faults that podman does not accept.
     pub flaws: Vec<Flaw>,
-    /// Manifest and config, where both are there and the config is the one that its ID names.
+    /// Manifest and config, if both exist and the digest of the config is the image's ID.
     pub documents: Option<Documents>,
 }
 
-/// Looks whether podman finds all that an image of the store promises.
+/// Checks the documents and layers of an image in the store.
 pub fn audit_image(repository: &Repository, store: &PodmanStore, entry: &Entry) -> Result<Audit, RepositoryError> {
     let mut flaws = Vec::new();
     let documents = match read_documents(repository, entry.config)? {
@@ -34,7 +34,7 @@ pub fn audit_image(repository: &Repository, store: &PodmanStore, entry: &Entry) 
         Ok(documents) => {
             if let Err(refusal) = StoreImage::new(&documents.0, &documents.1, 0) {
                 let path = place::image_directory(entry.config);
-                flaws.push(Flaw::new(path, "documents that podman takes", refusal.to_string()));
+                flaws.push(Flaw::new(path, "documents that podman accepts", refusal.to_string()));
             }
             Some(documents)
         }
@@ -60,7 +60,7 @@ fn flaws_of_layers(repository: &Repository, store: &PodmanStore, entry: &Entry) 
     Ok(flaws)
 }
 
-/// Reads the documents of an image, and makes sure that the config is the one that its ID names.
+/// Reads the documents of an image, and checks that the digest of the config is the image's ID.
 pub fn read_documents(repository: &Repository, config: Digest) -> Result<Result<Documents, Flaw>, RepositoryError> {
     let path = place::document(config, "manifest");
     let manifest = match read(repository, &path)? {
@@ -75,7 +75,7 @@ pub fn read_documents(repository: &Repository, config: Digest) -> Result<Result<
     })
 }
 
-/// Reads a file, over links if need be, or says what is there instead.
+/// Reads a file, following links, or returns what was found instead.
 fn read(repository: &Repository, path: &EntryPath) -> Result<Result<Vec<u8>, String>, RepositoryError> {
     let bytes = repository.follow(path).and_then(|(at, _)| repository.read(&at, LONGEST_DOCUMENT as u64));
     match bytes {
@@ -86,7 +86,7 @@ fn read(repository: &Repository, path: &EntryPath) -> Result<Result<Vec<u8>, Str
     }
 }
 
-/// Looks whether a layer can be mounted.
+/// Checks that a layer can be mounted.
 fn flaws_of_layer(repository: &Repository, layer: Digest) -> Result<Vec<Flaw>, RepositoryError> {
     let mut flaws = Vec::new();
     let diff = place::layer_diff(layer);
@@ -123,7 +123,7 @@ fn is_link_to(repository: &Repository, link: &EntryPath, target: &str) -> Result
     Ok(repository.get(link)?.is_some_and(|entry| entry.is_symlink() && entry.target() == target.as_bytes()))
 }
 
-/// Tells whether a link leads to a directory. Of what lies outside of the repository nothing is known.
+/// Returns whether a link leads to a directory. An absolute link out of the repository counts as valid, because it cannot be checked.
 fn leads_to_directory(repository: &Repository, link: &EntryPath) -> Result<bool, RepositoryError> {
     match repository.follow(link) {
         Ok((_, entry)) => Ok(entry.is_directory()),
@@ -134,7 +134,8 @@ fn leads_to_directory(repository: &Repository, link: &EntryPath) -> Result<bool,
     }
 }
 
-/// Returns the bytes of all files of a root file system that is published, each name counted; `None` where it is not.
+/// Returns the total size in bytes of the files in a published flat tree; `None` if it is not published. A file with several names
+/// counts for each name.
 pub fn flat_size(repository: &Repository, config: Digest) -> Result<Option<u64>, RepositoryError> {
     let root = layout::flat_root(config);
     if let Some(reference) = repository.nested_catalog(&root)? {

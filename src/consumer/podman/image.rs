@@ -1,4 +1,4 @@
-//! One image as the store needs it, or the reason why podman must not see it.
+//! Checks whether podman accepts an image.
 
 use serde_json::Value;
 
@@ -8,15 +8,15 @@ use super::raw::Unique;
 use super::shape::{self, compare, member};
 use crate::image::{Digest, ImageName};
 
-/// The most bytes of a document that podman reads: 4 MiB.
+/// Maximum size of a document that podman reads: 4 MiB.
 pub const LONGEST_DOCUMENT: usize = 4 << 20;
 
-/// When images were made that do not say it.
+/// Creation time for images without one.
 pub(super) const UNKNOWN_TIME: &str = "1970-01-01T00:00:00Z";
 
-/// Why an image is kept out of the store: podman would list none of the others with it.
+/// Reason why an image is not added to the store: with it, podman would not list any image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("podman would list no image beside it: {0}")]
+#[error("podman does not accept the image, and would not list any other image with it: {0}")]
 pub struct Refusal(String);
 
 /// An image that podman can list.
@@ -24,27 +24,27 @@ pub struct Refusal(String);
 pub struct StoreImage {
     /// The digest of its config.
     pub config: Digest,
-    /// The digest of its manifest; `None` for one that another program wrote in its own words.
+    /// The digest of its manifest; `None` if another program stored the manifest in its own format.
     pub manifest: Option<Digest>,
-    /// Its layers as podman sees them.
+    /// Its layers in the store.
     pub layers: FlatLayers,
-    /// When it was made.
+    /// Creation time (RFC 3339).
     pub created: String,
-    /// Bytes of its root file system.
+    /// Total size of the files in its flat tree in bytes.
     pub size: u64,
 }
 
 impl StoreImage {
-    /// Makes sure that podman takes an image under its name, too.
+    /// Checks that podman accepts an image and its name.
     pub fn named(name: &ImageName, manifest: &[u8], config: &[u8], size: u64) -> Result<Self, Refusal> {
         let name = name.to_string();
         if store_name(&name).as_ref() != Some(&name) {
-            return Err(Refusal(format!("'{name}' is no name for podman")));
+            return Err(Refusal(format!("'{name}' is not a valid name for podman")));
         }
         Self::new(manifest, config, size)
     }
 
-    /// Makes sure that podman takes an image with these documents and a root file system of so many bytes.
+    /// Checks that podman accepts an image with these documents. `size` is the size of its flat tree in bytes.
     pub fn new(manifest: &[u8], config: &[u8], size: u64) -> Result<Self, Refusal> {
         let parsed = parse(config, "config")?;
         compare(&parsed, shape::CONFIG).map_err(|fault| Refusal(format!("in its config, {fault}")))?;
@@ -58,7 +58,7 @@ impl StoreImage {
         let created = member(&parsed, "created").and_then(Value::as_str).unwrap_or(UNKNOWN_TIME);
         Ok(Self {
             config: digest,
-            // DUCC's keys are capitalised, and it keeps only some.
+            // DUCC stores a manifest with capitalised keys and without some members, so its digest is unknown.
             manifest: parsed_manifest.get("SchemaVersion").is_none().then(|| Digest::of(manifest)),
             layers: FlatLayers::of(digest, layers),
             created: created.to_owned(),
@@ -74,9 +74,9 @@ impl StoreImage {
 
 fn parse(bytes: &[u8], what: &str) -> Result<Value, Refusal> {
     if bytes.len() > LONGEST_DOCUMENT {
-        return Err(Refusal(format!("its {what} has {} bytes, and 4 MiB are read", bytes.len())));
+        return Err(Refusal(format!("its {what} has {} bytes, more than the limit of 4 MiB", bytes.len())));
     }
-    let refusal = |error| Refusal(format!("its {what} is no JSON that podman takes: {error}"));
+    let refusal = |error| Refusal(format!("its {what} is not valid JSON: {error}"));
     serde_json::from_slice::<Unique>(bytes).map_err(refusal)?;
     serde_json::from_slice(bytes).map_err(refusal)
 }
@@ -91,12 +91,12 @@ const DOCKER_LAYERS: [&str; 4] = [
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
 ];
 
-/// Makes sure that podman takes a manifest for that of the image with this config.
+/// Checks that podman accepts a manifest for the image with this config.
 fn check_manifest(manifest: &Value, config: Digest) -> Result<(), String> {
     compare(manifest, shape::MANIFEST)?;
-    // Each belongs to another kind of document, and podman does not choose.
+    // These members belong to other types of documents, and podman refuses an ambiguous document.
     if let Some(foreign) = ["manifests", "fsLayers", "history"].into_iter().find(|name| has(manifest, name)) {
-        return Err(format!("'{foreign}' belongs to another kind of document"));
+        return Err(format!("'{foreign}' belongs to another type of document"));
     }
     let of = |value: &Value, name: &str| member(value, name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let descriptor = member(manifest, "config").cloned().unwrap_or_default();
@@ -108,13 +108,13 @@ fn check_manifest(manifest: &Value, config: Digest) -> Result<(), String> {
             let layers = member(manifest, "layers").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
             let mut types = layers.iter().map(|layer| of(layer, "mediaType"));
             let odd = types.find(|layer| !DOCKER_LAYERS.contains(&layer.as_str()));
-            odd.map_or(Ok(()), |odd| Err(format!("'{}' is no type of Docker's layers", odd.escape_debug())))
+            odd.map_or(Ok(()), |odd| Err(format!("'{}' is not a media type of a Docker layer", odd.escape_debug())))
         }
         (OCI_MANIFEST, OCI_CONFIG) => Ok(()),
         ("", OCI_CONFIG) if member(manifest, "schemaVersion").and_then(Value::as_i64) == Some(2) => Ok(()),
-        ("", OCI_CONFIG) => Err("nothing says of which kind it is".to_owned()),
-        ("" | OCI_MANIFEST, other) => Err(format!("'{}' is no type of a config", other.escape_debug())),
-        (other, _) => Err(format!("'{}' is no type of a manifest", other.escape_debug())),
+        ("", OCI_CONFIG) => Err("it has neither 'mediaType' nor 'schemaVersion' 2".to_owned()),
+        ("" | OCI_MANIFEST, other) => Err(format!("'{}' is not a media type of a config", other.escape_debug())),
+        (other, _) => Err(format!("'{}' is not a media type of a manifest", other.escape_debug())),
     }
 }
 

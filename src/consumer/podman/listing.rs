@@ -1,25 +1,25 @@
-//! Which image podman lists under a name.
+//! Selects the image that podman lists under a name.
 
 use super::Refusal;
 use crate::image::Platform;
 use crate::layout::ImagePlace;
 
-/// Whether podman sees an image.
+/// Whether an image is listed in podman's store.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum PodmanListing {
-    /// Nobody asked for that, or it sees another platform of the same name.
+    /// It is not requested, or another platform of the same name is listed.
     #[default]
     NotAsked,
     /// It is in the store.
     Listed,
-    /// It is kept out of the store, which would be of no use with it.
+    /// It is not in the store, because podman would refuse the whole store with it.
     Refused(Refusal),
 }
 
-/// Returns which of the places of a name podman sees, if any: it knows one image by each name.
+/// Returns the index of the platform of a name that podman lists, if any. podman can list only one image for each name.
 ///
-/// It is what the name leads clients to that say nothing of their platform, or else the first one in order that every machine of
-/// its architecture runs.
+/// The result is the platform to which the public link leads by default, or else the first platform in order that runs on every machine
+/// of its architecture.
 pub(crate) fn listed_platform<'p>(places: impl Iterator<Item = &'p ImagePlace>) -> Option<usize> {
     let is_default = |place: &ImagePlace| {
         place.platform.as_ref().is_some_and(|platform| platform.architecture == "amd64" && platform.variant.is_none())
@@ -35,7 +35,7 @@ mod tests {
     use crate::image::ImageName;
 
     #[test]
-    fn podman_sees_the_platform_that_clients_get_by_default() {
+    fn podman_lists_the_default_platform_of_the_public_link() {
         let shown = |platforms: &[&str]| {
             let name: ImageName = "h.org/a:1".parse().unwrap();
             let place = |text: &&str| ImagePlace { name: name.clone(), platform: text.parse().ok() };
@@ -45,7 +45,7 @@ mod tests {
         assert_eq!(shown(&["linux/arm64", "linux/arm/v7"]), Some(1));
         assert_eq!(shown(&["linux/arm/v7", "linux/arm64"]), Some(0));
         assert_eq!(shown(&[""]), Some(0));
-        // A variant above that which the architecture means by itself is never what the plain name leads to.
+        // A variant above the base level of its architecture is never listed under the plain name.
         assert_eq!(shown(&["linux/amd64/v3", "linux/amd64/v2", "linux/arm64"]), Some(2));
         assert_eq!(shown(&["linux/arm/v8", "linux/arm/v6"]), Some(1));
         assert_eq!(shown(&["linux/amd64/v3", "linux/amd64/v2"]), None);

@@ -1,13 +1,12 @@
-//! The store that podman runs images from: `additionalimagestores` of containers/storage.
+//! The image store for podman (`additionalimagestores` of containers/storage).
 //!
-//! Each image has one entry with all of its names, as many layers as it really has, of which only the topmost has a
-//! directory, and that leads to the root file system in `.flat`. An entry whose names have moved on stays as long as its root
-//! file system: containers that were made from it go on, and it runs by its ID.
+//! Each image has one entry with all of its names, and as many layers as the real image. Only the topmost layer has a directory, which is
+//! a link to the flat tree. An entry without names is kept as long as its flat tree, so that existing containers keep working; it can
+//! also be run by its ID.
 //!
-//! The one thing to know is that podman is unforgiving: one name, type, file or row that it does not like, in one image, and
-//! it lists none of them. So [`StoreImage`] and [`store_name`] let nothing in that podman refuses, and what others wrote
-//! into the store is looked through before it is continued ([`PodmanStore::parse`], [`audit_image`]). All that is
-//! refused here is known from trying it with podman 4.3.
+//! If podman does not accept one name, type, file or row of a single image, it lists no image of the store at all. Therefore
+//! [`StoreImage`] and [`store_name`] refuse everything that podman refuses, and content that other programs wrote into the store is
+//! checked before strata adds to it ([`PodmanStore::parse`], [`audit_image`]). All rules come from experiments with podman 4.3.
 
 mod audit;
 mod image;
@@ -40,10 +39,10 @@ pub use place::{
 pub use published::PublishedStore;
 pub use store::{Entry, PodmanStore};
 
-/// Podman takes seconds to list more images than this: the time grows with the square of their number.
+/// Number of images above which podman needs seconds to list them. The time grows with the square of the number.
 pub const MANY_IMAGES: usize = 1_000;
 
-/// Podman, which reads its own store in the repository.
+/// Podman, which runs images from the store for podman in the repository.
 pub struct Podman;
 
 impl Consumer for Podman {
@@ -70,7 +69,7 @@ impl Consumer for Podman {
         published.flaws.iter().for_each(|flaw| report(AuditResult::Flaw(flaw.clone())));
         published.warnings.iter().for_each(|warning| report(AuditResult::Warning(warning.to_string())));
         for entry in published.store.entries() {
-            // What cannot be read is reported where its objects are checked.
+            // An unreadable file is not reported here, but by the check of its objects.
             if let Ok(audit) = audit_image(repository, &published.store, entry) {
                 audit.flaws.into_iter().for_each(|flaw| report(AuditResult::Flaw(flaw)));
             }

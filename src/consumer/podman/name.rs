@@ -1,11 +1,11 @@
-//! The names of images as podman takes them.
+//! Image names that podman accepts.
 
-/// The longest name without tag and digest, in characters (distribution/reference).
+/// Maximum length of a name without tag and digest in characters (distribution/reference).
 const LONGEST_NAME: usize = 255;
 
-/// Returns the name as the store writes it, or `None` for one that podman refuses. It would refuse the whole store with it.
+/// Returns a name in the form for the store, or `None` if podman refuses the name, and with it the whole store.
 ///
-/// DUCC joined digests with a colon; here they follow an `@`.
+/// DUCC separates a digest with a colon; the result has an `@`.
 pub fn store_name(text: &str) -> Option<String> {
     let name = match text.split_once(":sha256:") {
         Some((before, digest)) => format!("{before}@sha256:{digest}"),
@@ -14,10 +14,10 @@ pub fn store_name(text: &str) -> Option<String> {
     is_reference(&name).then_some(name)
 }
 
-/// Tells whether `text` is a reference in the grammar of distribution/reference: `[host[:port]/]path[:tag][@digest]`.
+/// Returns whether `text` is a reference in the grammar of distribution/reference: `[host[:port]/]path[:tag][@digest]`.
 fn is_reference(text: &str) -> bool {
     let (text, digest) = split(text, '@');
-    // A colon before a slash belongs to a port.
+    // A colon before a slash separates a port.
     let slash = text.rfind('/').map_or(0, |slash| slash + 1);
     let (last, tag) = split(&text[slash..], ':');
     let name = &text[..slash + last.len()];
@@ -34,10 +34,10 @@ fn is_reference(text: &str) -> bool {
 }
 
 fn split(text: &str, at: char) -> (&str, Option<&str>) {
-    text.split_once(at).map_or((text, None), |(before, behind)| (before, Some(behind)))
+    text.split_once(at).map_or((text, None), |(before, after)| (before, Some(after)))
 }
 
-/// Tells whether the first part of a name is a host, rather than part of the path at Docker Hub.
+/// Returns whether the first component of a name is a host, and not part of the path at Docker Hub.
 fn is_taken_for_host(text: &str) -> bool {
     text.contains(['.', ':']) || text == "localhost"
 }
@@ -53,20 +53,20 @@ fn is_host(text: &str) -> bool {
     name.split('.').all(is_word) && port.is_none_or(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Tells whether `text` is words of small letters and digits, joined by one `.`, one or two `_`, or any number of `-`.
+/// Returns whether `text` consists of words of lowercase letters and digits, joined by one `.`, one or two `_`, or any number of `-`.
 fn is_path_component(text: &str) -> bool {
     let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let is_joint = |joint: &str| matches!(joint, "." | "_" | "__") || joint.bytes().all(|b| b == b'-');
     text.starts_with(is_word) && text.ends_with(is_word) && text.split(is_word).all(is_joint)
 }
 
-/// Tells whether `text` is a digest of one of the algorithms that podman knows.
+/// Returns whether `text` is a digest with an algorithm that podman supports.
 pub fn is_digest(text: &str) -> bool {
     let lengths = [("sha256:", 64), ("sha384:", 96), ("sha512:", 128)];
     lengths.iter().any(|(prefix, length)| text.strip_prefix(prefix).is_some_and(|digits| is_hex(digits, *length)))
 }
 
-/// Tells whether `text` is that many small hexadecimal digits.
+/// Returns whether `text` consists of exactly `length` lowercase hexadecimal digits.
 pub fn is_hex(text: &str, length: usize) -> bool {
     text.len() == length && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
@@ -75,9 +75,9 @@ pub fn is_hex(text: &str, length: usize) -> bool {
 mod tests {
     use super::*;
 
-    /// What podman 4.3 listed.
+    // As observed with podman 4.3.
     #[test]
-    fn names_that_podman_takes_are_taken() {
+    fn names_that_podman_accepts_are_accepted() {
         let longest = format!("h.org/{}:1", "a".repeat(249));
         let with_digest = format!("h.org/a@sha256:{}", "0".repeat(64));
         for name in [
@@ -101,7 +101,7 @@ mod tests {
         }
     }
 
-    /// What made it refuse the whole store.
+    // Each of them made podman 4.3 refuse the whole store.
     #[test]
     fn names_that_podman_refuses_are_refused() {
         let too_long = format!("h.org/{}:1", "a".repeat(250));
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn digest_of_ducc_is_joined_as_podman_wants_it() {
+    fn digest_after_a_colon_is_converted_to_the_form_of_podman() {
         let digest = format!("sha256:{}", "0".repeat(64));
         assert_eq!(store_name(&format!("h.org/a:{digest}")), Some(format!("h.org/a@{digest}")));
         assert_eq!(store_name(&format!("h.org/a:1:{digest}")), Some(format!("h.org/a:1@{digest}")));

@@ -1,4 +1,4 @@
-//! What things are called in the store, and where they lie.
+//! IDs and paths in the store.
 
 use sha2::{Digest as _, Sha256};
 
@@ -8,31 +8,31 @@ use crate::manifest::RepositoryName;
 use crate::path::EntryPath;
 use crate::repository::MOUNT_VARIABLE;
 
-/// The layers that podman sees of one image, from the lowest up.
+/// The layers of one image in the store, lowest first.
 ///
-/// There are as many as the image has, since builds count them, but none of them is one of the image's: podman would take
-/// such a one for the real layer when it pulls another image. The topmost is the whole root file system, and the only one that
-/// has a directory. Those below are empty and the same for all images: for each image podman goes through all layers there are.
+/// Their number is that of the real layers, because builds count them. Their IDs are not those of the real layers, because podman would
+/// use them as the real layers when it pulls another image. The topmost layer is the whole flat tree, and the only one with a directory.
+/// The layers below are empty and shared by all images, because podman iterates over all layers for each image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FlatLayers(Vec<FlatLayer>);
 
-/// One of these layers.
+/// One layer of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlatLayer {
-    /// What podman calls it, with all that lies below it.
+    /// ID of the layer, which depends on the layers below it.
     pub id: Digest,
-    /// What stands for its diff ID.
+    /// Substitute for its diff ID.
     pub diff: Digest,
 }
 
 impl FlatLayers {
-    /// Returns the layers of the image with this config, which has `count` of them.
+    /// Returns the layers of the image with this config and `count` layers.
     pub fn of(config: Digest, count: usize) -> Self {
         let mut layers: Vec<FlatLayer> = Vec::with_capacity(count);
         for number in 1..=count {
             let of = if number == count { config.hex() } else { number.to_string() };
             let diff = Digest::of(format!("cvmfs-flat-layer:{of}").as_bytes());
-            // As containers/storage names a layer by what it lies on.
+            // The same form of ID as in containers/storage, which depends on the parent.
             let id = match layers.last() {
                 Some(below) => Digest::of(format!("{}+{}", below.id.hex(), diff.hex()).as_bytes()),
                 None => diff,
@@ -42,37 +42,37 @@ impl FlatLayers {
         Self(layers)
     }
 
-    /// Returns the layers, from the lowest up.
+    /// Returns the layers, lowest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &FlatLayer> {
         self.0.iter()
     }
 
-    /// Returns the topmost one, if the image has any.
+    /// Returns the topmost layer; `None` for an image without layers.
     pub fn top(&self) -> Option<FlatLayer> {
         self.0.last().copied()
     }
 }
 
-/// Returns the short name by which mounts refer to a layer.
+/// Returns the short name of a layer in mount options.
 ///
-/// It stays for ever: containers that were made before know it.
+/// It must never change, because existing containers contain it.
 pub fn link_id(layer: Digest) -> String {
     const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     let hash: [u8; 32] = Sha256::digest(format!("cvmfs-link:{}", layer.hex())).into();
     let bits = u128::from_be_bytes(*hash.first_chunk().expect("a hash has 32 bytes"));
-    // The last two digits of 130 bits are zeros.
+    // 26 digits have 130 bits; the last two bits are zero.
     let digit = |place: u32| ALPHABET[((bits.rotate_left(5 * place + 5)) & 31) as usize];
     (0..25).map(digit).chain([ALPHABET[((bits & 7) << 2) as usize]]).map(char::from).collect()
 }
 
-/// Returns the 64 bytes that tell podman which content of a file it has read.
+/// Returns the content of a lock file: 64 bytes by which podman recognises that a list has changed.
 pub fn lock_token(json: &[u8]) -> String {
     hex(&Sha256::digest(json))
 }
 
-/// Returns the target of a layer's link to the root file system. Clients expand it to an absolute path.
+/// Returns the target of the link from a layer to the flat tree. Clients expand it to an absolute path.
 ///
-/// With a relative one containers run, but nothing can be built from the image.
+/// With a relative target containers run, but no other image can be built from the image.
 pub fn diff_target(repository: &RepositoryName, config: Digest) -> String {
     let flat = crate::layout::flat_root(config);
     format!("$({MOUNT_VARIABLE}:-/cvmfs)/{repository}{flat}")
@@ -92,12 +92,12 @@ pub fn images_list() -> EntryPath {
     images().join(b"images.json")
 }
 
-/// Returns what tells whether the list of images has changed.
+/// Returns the lock file of the list of images.
 pub fn images_lock() -> EntryPath {
     images().join(b"images.lock")
 }
 
-/// Returns the directory with what podman knows about layers.
+/// Returns the directory of the list of layers.
 pub fn layers() -> EntryPath {
     store("overlay-layers")
 }
@@ -107,7 +107,7 @@ pub fn layers_list() -> EntryPath {
     layers().join(b"layers.json")
 }
 
-/// Returns what tells whether the list of layers has changed.
+/// Returns the lock file of the list of layers.
 pub fn layers_lock() -> EntryPath {
     layers().join(b"layers.lock")
 }
@@ -117,7 +117,7 @@ pub fn image_directory(config: Digest) -> EntryPath {
     images().join(config.hex().as_bytes())
 }
 
-/// Returns the file that holds an image's document of that key.
+/// Returns the file of an image's document with this key.
 pub fn document(config: Digest, key: &str) -> EntryPath {
     let is_plain = key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.');
     let name = if is_plain { key.to_owned() } else { format!("={}", base64(key)) };
@@ -129,7 +129,7 @@ fn base64(text: &str) -> String {
     base64::engine::general_purpose::STANDARD.encode(text)
 }
 
-/// Returns the key of an image's manifest by its digest.
+/// Returns the key of the document with the manifest of this digest.
 pub fn manifest_key(manifest: Digest) -> String {
     format!("manifest-{manifest}")
 }
@@ -139,12 +139,12 @@ pub fn layer_directory(layer: Digest) -> EntryPath {
     store("overlay").join(layer.hex().as_bytes())
 }
 
-/// Returns the link of a layer to its content.
+/// Returns the link from a layer to its content.
 pub fn layer_diff(layer: Digest) -> EntryPath {
     layer_directory(layer).join(b"diff")
 }
 
-/// Returns the file that holds the short name of a layer.
+/// Returns the file with the short name of a layer.
 pub fn layer_link(layer: Digest) -> EntryPath {
     layer_directory(layer).join(b"link")
 }
@@ -154,12 +154,12 @@ pub fn layer_lower(layer: Digest) -> EntryPath {
     layer_directory(layer).join(b"lower")
 }
 
-/// Returns the link of that short name.
+/// Returns the link with this short name.
 pub fn short_link(link: &str) -> EntryPath {
     store("overlay").join(b"l").join(link.as_bytes())
 }
 
-/// Returns the target of a layer's link of a short name.
+/// Returns the target of the link with a layer's short name.
 pub fn short_link_target(layer: Digest) -> String {
     format!("../{}/diff", layer.hex())
 }
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn image_of_one_layer_has_the_layer_that_ducc_gives_it() {
+    fn image_of_one_layer_has_the_same_layer_id_as_in_ducc() {
         let config = Digest::of(b"config");
         let layers = FlatLayers::of(config, 1);
         let expected = Digest::of(format!("cvmfs-flat-layer:{}", config.hex()).as_bytes());

@@ -1,4 +1,4 @@
-//! The store of a revision.
+//! Reads the store of a revision.
 
 use super::place::{images_list, images_lock, layers_list, layers_lock, lock_token};
 use super::{Flaw, PodmanStore};
@@ -7,34 +7,34 @@ use crate::message::causes;
 use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 
-/// No list is read that is longer: 64 MiB, of which 10,000 images take a fifth.
+/// Maximum size of a list in bytes. A list of 10,000 images has a fifth of it.
 const LIST_LIMIT: u64 = 64 << 20;
 
-/// Bytes of a lock that podman reads.
+/// Number of bytes of a lock file that podman reads.
 const TOKEN_BYTES: usize = 64;
 
-/// The store as a revision has it.
+/// The store of a revision.
 #[derive(Debug, Default)]
 pub struct PublishedStore {
-    /// The lists, without what podman stumbles over.
+    /// The lists, without faults.
     pub store: PodmanStore,
-    /// What podman stumbles over in them.
+    /// Faults in the lists that podman does not accept.
     pub flaws: Vec<Flaw>,
-    /// What makes podman slow, or blind to changes.
+    /// Faults that make podman slow, or prevent it from noticing changes.
     pub warnings: Vec<Flaw>,
-    /// Whether strata was the last to write both lists, so that every entry is as strata writes it.
+    /// Whether strata was the last program to write both lists, so that every entry has the format of strata.
     pub is_ours: bool,
-    /// Whether the list of images, or its content, is lost, so that images are missing in it.
+    /// Whether the list of images is missing or its content is lost.
     pub has_lost_images: bool,
 }
 
 impl PublishedStore {
-    /// Reads the store of a revision, which may have none.
+    /// Reads the store of a revision; `None` if the revision has no store.
     pub fn read(repository: &Repository) -> Result<Option<Self>, RepositoryError> {
         Self::read_with(repository, false)
     }
 
-    /// Does the same to repair it: a list whose content is lost or damaged counts as empty.
+    /// Like [`Self::read`], for a repair: a list whose content is lost or damaged counts as empty.
     pub fn read_to_repair(repository: &Repository) -> Result<Option<Self>, RepositoryError> {
         Self::read_with(repository, true)
     }
@@ -54,7 +54,7 @@ impl PublishedStore {
         Ok(Some(published))
     }
 
-    /// Reads a file. Something else in its place, or a file that is too long, is nothing, and is to be replaced.
+    /// Reads a file. An entry of another type or a too large file becomes a flaw and counts as missing, so that it is replaced.
     fn read_file(
         &mut self,
         repository: &Repository,
@@ -86,12 +86,12 @@ impl PublishedStore {
         match token {
             None => self.flaws.push(Flaw::new(lock, "a file", "nothing")),
             Some(token) if token.len() < TOKEN_BYTES => {
-                let found = format!("{}, so that podman reads the list again and again", token.len());
+                let found = format!("{}, so that podman reads the list repeatedly", token.len());
                 self.warnings.push(Flaw::new(lock, format!("{TOKEN_BYTES} bytes"), found));
             }
             Some(token) if token != expected.as_bytes() => {
-                let found = "those of another list, so that podman may not see what has changed";
-                self.warnings.push(Flaw::new(lock, "the bytes that strata gives the list", found));
+                let found = "other bytes, so that podman may not see changes of the list";
+                self.warnings.push(Flaw::new(lock, "the checksum of the list", found));
             }
             Some(_) => {}
         }

@@ -1,4 +1,4 @@
-//! JSON that others may have written: what is not changed keeps its text, known or not.
+//! JSON from other programs: members that are not changed keep their exact text, known or unknown.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::shape::is_named;
 
-/// An object whose members keep their order and their text.
+/// A JSON object whose members keep their order and their text.
 pub(super) struct RawObject(Vec<(String, Box<RawValue>)>);
 
 impl RawObject {
@@ -20,7 +20,7 @@ impl RawObject {
         serde_json::from_str(text)
     }
 
-    /// Gives a member another value, or adds it; `null` takes it away.
+    /// Sets or adds a member; `null` removes it.
     pub(super) fn set(&mut self, name: &str, value: &Value) {
         if value.is_null() {
             return self.0.retain(|(key, _)| !is_named(key, name));
@@ -62,7 +62,8 @@ impl<'de> Deserialize<'de> for RawObject {
     }
 }
 
-/// JSON in which no object has a member twice. Go reads each of them, and fails on any; what parses it here keeps the last.
+/// JSON in which no object has a repeated member. Go parses all values of a repeated member and fails if any is invalid, whereas
+/// serde_json keeps only the last one, so that it alone would be checked.
 pub(super) struct Unique;
 
 impl<'de> Deserialize<'de> for Unique {
@@ -112,15 +113,15 @@ impl<'de> Visitor<'de> for Unique {
         while let Some(key) = map.next_key::<String>()? {
             map.next_value::<Self>()?;
             if let Some(key) = keys.replace(key) {
-                return Err(de::Error::custom(format!("'{}' stands twice", key.escape_debug())));
+                return Err(de::Error::custom(format!("member '{}' is repeated", key.escape_debug())));
             }
         }
         Ok(self)
     }
 }
 
-/// Returns the elements of a list as text; an empty file and `null` are empty lists. What strata did not write may have
-/// space between its tokens, and loses it.
+/// Returns the elements of a list as text. An empty file and `null` are empty lists. White space between tokens is removed, unless
+/// strata wrote the list (`is_ours`), which then has none.
 pub(super) fn elements(json: &[u8], is_ours: bool) -> Result<Vec<Box<RawValue>>, String> {
     let text = std::str::from_utf8(json).map_err(|error| error.to_string())?;
     if text.trim_ascii().is_empty() {
@@ -132,7 +133,7 @@ pub(super) fn elements(json: &[u8], is_ours: bool) -> Result<Vec<Box<RawValue>>,
     Ok(elements.unwrap_or_default())
 }
 
-/// Returns JSON without space between its tokens.
+/// Returns JSON without white space between its tokens.
 fn compact(json: &str) -> String {
     let (mut is_text, mut is_escaped) = (false, false);
     let stays = |character: &char| {
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn space_stays_within_texts_only() {
+    fn white_space_is_kept_only_within_strings() {
         let text = "[ {\n \"a \\\" b\" : [ 1, \"\\\\\" ] } ,\tnull ]";
         assert_eq!(compact(text), r#"[{"a \" b":[1,"\\"]},null]"#);
         let elements: Vec<String> =
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_files_are_empty_lists_and_anything_else_is_none() {
+    fn empty_files_are_empty_lists_and_other_values_are_errors() {
         for empty in ["", " \n", "null", "[]", " [ ] "] {
             assert!(elements(empty.as_bytes(), false).unwrap().is_empty());
         }

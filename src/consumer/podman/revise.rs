@@ -1,4 +1,4 @@
-//! Keeps the store that podman reads in step with the images of a repository, and repairs one that another program wrote.
+//! Updates the store for podman when images change, and repairs a store that another program wrote.
 
 use std::collections::BTreeMap;
 
@@ -18,27 +18,27 @@ use crate::message::causes;
 use crate::publish::{Edit, EditList};
 use crate::repository::{Repository, RepositoryError};
 
-/// What podman is to find under a name.
+/// The required entry of a name in the store.
 enum Wanted<'a> {
-    /// This image.
+    /// The name belongs to this image.
     Image(&'a ImageChange<'a>),
-    /// The image with this config, or none: the image is published under the name, but podman is not to list it anew.
+    /// If the name is in the store, it belongs to the image with this config. The image is published, but not added to the store.
     Only(Digest),
-    /// No image.
+    /// The name is not in the store.
     Nothing,
 }
 
-/// Returns what podman is to find under each name that changes.
+/// Returns the required entry for each changed name.
 fn wanted<'a>(changes: &'a ConsumerChanges<'a>) -> BTreeMap<ImageName, Wanted<'a>> {
     let mut wanted = BTreeMap::new();
     for published in changes.published {
         let images = &published.images;
         for image in images {
             if let PodmanListing::Refused(refusal) = image.podman {
-                tracing::warn!("{}: podman does not see it: {refusal}", image.place);
+                tracing::warn!("{}: not listed for podman: {refusal}", image.place);
             }
         }
-        // Without a new root file system the name leads to what it led to before.
+        // Without a new flat tree the public link does not change.
         if !images.iter().all(|image| image.has_flat) {
             continue;
         }
@@ -55,24 +55,24 @@ fn wanted<'a>(changes: &'a ConsumerChanges<'a>) -> BTreeMap<ImageName, Wanted<'a
     wanted
 }
 
-/// Adds the edits that bring the store in step with `changes` and with the other edits.
+/// Adds the edits that update the store for `changes` and for the other edits.
 pub(super) fn update_store(edits: &mut EditList<'_>, changes: &ConsumerChanges<'_>) -> Result<(), ConsumerError> {
     StoreUpdate { head: edits.head(), edits }.update(&wanted(changes))
 }
 
-/// An update of the store under way.
+/// An update of the store.
 struct StoreUpdate<'a, 'e> {
     head: &'a Repository,
     edits: &'e mut EditList<'a>,
 }
 
 impl StoreUpdate<'_, '_> {
-    /// Brings the store that podman reads in step with what is published.
+    /// Updates the store for the changed names.
     ///
-    /// A store that another program wrote is left alone until podman is to see something new.
+    /// A store that another program wrote is not changed until a name requires another entry.
     fn update(&mut self, wanted: &BTreeMap<ImageName, Wanted<'_>>) -> Result<(), ConsumerError> {
-        let gone = self.root_file_systems_that_go();
-        if gone.is_empty() && !self.concern_podman(wanted)? {
+        let gone = self.removed_flat_trees();
+        if gone.is_empty() && !self.may_affect_store(wanted)? {
             return Ok(());
         }
         let repairs = wanted.values().any(|shown| matches!(shown, Wanted::Image(image) if image.is_forced));
@@ -111,10 +111,10 @@ impl StoreUpdate<'_, '_> {
         self.write_lists(&store)
     }
 
-    /// Tells whether podman is to see an image, or may see one under a name that was published before.
+    /// Returns whether the changes may affect the store: an image is added, or a name existed before and may be in the store.
     ///
-    /// The lists grow with the repository, so they are not read where a name is new and podman is not to see it.
-    fn concern_podman(&self, wanted: &BTreeMap<ImageName, Wanted<'_>>) -> Result<bool, ConsumerError> {
+    /// This avoids reading the lists, which grow with the repository, for new names that are not listed.
+    fn may_affect_store(&self, wanted: &BTreeMap<ImageName, Wanted<'_>>) -> Result<bool, ConsumerError> {
         for (name, shown) in wanted {
             if matches!(shown, Wanted::Image(_)) || !places(self.head, name)?.is_empty() {
                 return Ok(true);
@@ -136,8 +136,8 @@ impl StoreUpdate<'_, '_> {
         }
         if store.len() > MANY_IMAGES {
             tracing::warn!(
-                "podman sees {} images, and its time to list them grows with the square of that: '[podman] images' in \
-                 strata.toml chooses which",
+                "the store for podman has {} images, and podman's time to list them grows with the square of that number: \
+                 select fewer with '[podman] images' in strata.toml",
                 store.len()
             );
         }
@@ -152,7 +152,7 @@ impl StoreUpdate<'_, '_> {
             None => flat_size(self.head, config)?.unwrap_or(0),
         };
         let listed = image.for_podman(size).expect("only an image that podman accepts is listed");
-        // A manifest that the image came with before stays the first one.
+        // The document `manifest` keeps the first manifest with which the image was published.
         let first = store.entry(config).and_then(|entry| entry.digest.as_ref());
         if first.is_none_or(|first| *first == image.manifest.digest.to_string()) {
             self.edits.put_file(document(config, "manifest"), Some(&image.manifest.bytes))?;
@@ -172,7 +172,7 @@ impl StoreUpdate<'_, '_> {
         Ok(self.edits.add_link(short_link(&link), short_link_target(layer).as_bytes())?)
     }
 
-    /// Returns the short name of a layer. One that another program gave it stays, unless it is lost: containers know it.
+    /// Returns the short name of a layer. An existing name from another program is kept unless it is lost, because containers contain it.
     fn link_of(&self, layer: Digest) -> String {
         let before = self.head.read(&layer_link(layer), super::LONGEST_DOCUMENT as u64);
         let before = before.unwrap_or_else(|error| {
@@ -183,16 +183,16 @@ impl StoreUpdate<'_, '_> {
         before.unwrap_or_else(|| link_id(layer))
     }
 
-    /// Brings a store that another program wrote last into a form that podman takes, and tells what was wrong with it.
+    /// Repairs a store that another program wrote last, so that podman accepts it, and logs the faults.
     ///
-    /// An image that podman would stumble over is listed anew over its root file system. Where that or the documents are
-    /// missing, it leaves the list; its files stay.
+    /// An image with faults is listed again with its flat tree. If the flat tree or the documents are missing, it is removed from the list,
+    /// but its files are kept.
     fn take_over(&mut self, published: &mut PublishedStore) -> Result<(), ConsumerError> {
         published.flaws.iter().for_each(|flaw| tracing::warn!("repairing podman's store: {flaw}"));
         let store = &mut published.store;
         store.write_anew();
         if published.has_lost_images {
-            self.list_all_anew(store)?;
+            self.rebuild_list(store)?;
         }
         let images: Vec<Digest> = store.entries().map(|entry| entry.config).collect();
         for config in images {
@@ -208,14 +208,14 @@ impl StoreUpdate<'_, '_> {
                 (None, Some((manifest, bytes))) => {
                     self.keep_manifest(config, manifest)?;
                     if is_cut_short(entry, manifest, bytes) {
-                        self.list_anew(store, manifest, bytes)?;
+                        self.list_again(store, manifest, bytes)?;
                     }
                     continue;
                 }
-                (_, Some((manifest, config))) => self.list_anew(store, manifest, config)?,
+                (_, Some((manifest, config))) => self.list_again(store, manifest, config)?,
                 (_, None) => false,
             };
-            let what = if is_listed { "is listed anew" } else { "is no longer listed" };
+            let what = if is_listed { "is listed again" } else { "is no longer listed" };
             let why = flaws.first().map(ToString::to_string).unwrap_or_default();
             tracing::warn!("repairing podman's store: image {} {what}: {why}", config.hex());
             if !is_listed {
@@ -225,9 +225,8 @@ impl StoreUpdate<'_, '_> {
         Ok(())
     }
 
-    /// Lists every image whose documents and root file system are published, under the names that the records give it: the list
-    /// that said so is lost.
-    fn list_all_anew(&mut self, store: &mut PodmanStore) -> Result<(), ConsumerError> {
+    /// Rebuilds a lost list of images: lists every image whose documents and flat tree are published, under its names in the records.
+    fn rebuild_list(&mut self, store: &mut PodmanStore) -> Result<(), ConsumerError> {
         for name in directories(self.head, &images())? {
             let config = String::from_utf8(name).ok().and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
             let Some(config) = config else { continue };
@@ -248,7 +247,7 @@ impl StoreUpdate<'_, '_> {
         for listed in list_intact(self.head)? {
             let config = match listed.record {
                 Some(record) => record.podman.then_some(record.config),
-                // Another program lists each of its images.
+                // DUCC lists all of its images.
                 None => foreign_config(self.head, &listed.place)?,
             };
             if let (Some(config), Some(name)) = (config, store_name(&listed.place.name.to_string())) {
@@ -258,7 +257,7 @@ impl StoreUpdate<'_, '_> {
         Ok(())
     }
 
-    /// Makes the manifest of an image a file, where it is a link to what may become another image's.
+    /// Replaces a link to an image's manifest by a file, because the target of the link may change to another image's manifest.
     fn keep_manifest(&mut self, config: Digest, manifest: &[u8]) -> Result<(), ConsumerError> {
         let path = document(config, "manifest");
         if self.head.get(&path)?.is_some_and(|entry| entry.is_symlink()) {
@@ -267,8 +266,8 @@ impl StoreUpdate<'_, '_> {
         Ok(())
     }
 
-    /// Lists an image anew over its root file system; tells whether that is possible.
-    fn list_anew(&mut self, store: &mut PodmanStore, manifest: &[u8], config: &[u8]) -> Result<bool, ConsumerError> {
+    /// Lists an image again with its flat tree. Returns `false` if that is not possible.
+    fn list_again(&mut self, store: &mut PodmanStore, manifest: &[u8], config: &[u8]) -> Result<bool, ConsumerError> {
         let size = flat_size(self.head, Digest::of(config))?;
         let Some(image) = size.and_then(|size| StoreImage::new(manifest, config, size).ok()) else { return Ok(false) };
         store.replace(&image);
@@ -280,13 +279,13 @@ impl StoreUpdate<'_, '_> {
         Ok(true)
     }
 
-    /// Returns the configs of the images whose root file systems are removed.
-    fn root_file_systems_that_go(&self) -> Vec<Digest> {
+    /// Returns the config digests of the images whose flat trees are removed.
+    fn removed_flat_trees(&self) -> Vec<Digest> {
         let removed = self.edits.edits().iter().filter(|(_, edit)| matches!(edit, Edit::Remove));
         removed.filter_map(|(path, _)| layout::config_of_flat(path)).collect()
     }
 
-    /// Takes an image out of the store, together with its root file system.
+    /// Removes an image from the store, because its flat tree is removed.
     fn remove_image(&mut self, store: &mut PodmanStore, config: Digest) -> Result<(), ConsumerError> {
         let Some(entry) = store.entry(config) else { return Ok(()) };
         let layer = store.own_layer(entry);
@@ -301,7 +300,7 @@ impl StoreUpdate<'_, '_> {
     }
 }
 
-/// Tells whether podman finds under a name what it is to find there.
+/// Returns whether the store already has the required entry of a name.
 fn is_as_wanted(store: &PodmanStore, name: &str, shown: &Wanted<'_>) -> bool {
     let there = store.named(name);
     match shown {
@@ -315,14 +314,15 @@ fn is_as_wanted(store: &PodmanStore, name: &str, shown: &Wanted<'_>) -> bool {
     }
 }
 
-/// Tells whether an entry of strata's lacks what podman finds the image by: DUCC keeps only what it knows of an entry.
+/// Returns whether an entry from strata lacks the manifest by which podman finds the image: DUCC drops unknown members when it rewrites
+/// an entry.
 fn is_cut_short(entry: &Entry, manifest: &[u8], config: &[u8]) -> bool {
     StoreImage::new(manifest, config, 0).is_ok_and(|image| {
         entry.layer == Some(image.top()) && image.manifest.is_some_and(|manifest| !entry.has_manifest(manifest))
     })
 }
 
-/// Tells whether a text is a short name as containers/storage makes them.
+/// Returns whether a text has the form of a short name of containers/storage.
 fn is_link_id(text: &str) -> bool {
     text.len() == 26 && text.bytes().all(|byte| byte.is_ascii_uppercase() || (b'2'..=b'7').contains(&byte))
 }

@@ -1,13 +1,13 @@
-//! The types that podman's programming language gives the members of a JSON document.
+//! The Go types that podman requires for the members of a JSON document.
 //!
-//! One member of another type, in one image, makes podman list none of its images. Names are compared without regard to
-//! case, `null` stands for nothing, and members that are not listed may be anything.
+//! A single member of another type, in one image, makes podman list no images at all. As in Go's `encoding/json`, names are compared
+//! ignoring case, `null` counts as missing, and members that are not listed may have any type.
 
 use serde_json::{Map, Value};
 
 use super::time::is_time;
 
-/// What a member has to be.
+/// The required type of a member.
 pub(super) enum Shape {
     /// A string.
     Text,
@@ -15,7 +15,7 @@ pub(super) enum Shape {
     Flag,
     /// A number without a fraction.
     Number,
-    /// A string with a time in the form of RFC 3339.
+    /// A string with a time in the format of RFC 3339.
     Time,
     /// A list of anything.
     List,
@@ -35,10 +35,10 @@ pub(super) enum Shape {
     Objects(&'static [Member]),
 }
 
-/// A member by name.
+/// A member: its name and required type.
 pub(super) type Member = (&'static str, Shape);
 
-/// The members of an image config, of OCI and of Docker.
+/// The members of an OCI or Docker image config.
 pub(super) const CONFIG: &[Member] = &[
     ("id", Shape::Text),
     ("parent", Shape::Text),
@@ -105,7 +105,7 @@ const HEALTH_CHECK: &[Member] = &[
     ("Retries", Shape::Number),
 ];
 
-/// The members of an image manifest, of OCI and of Docker.
+/// The members of an OCI or Docker image manifest.
 pub(super) const MANIFEST: &[Member] = &[
     ("schemaVersion", Shape::Number),
     ("mediaType", Shape::Text),
@@ -133,7 +133,7 @@ const PLATFORM: &[Member] = &[
     ("features", Shape::Texts),
 ];
 
-/// What podman has to read of an entry in the list of images.
+/// The members of an entry in the list of images.
 pub(super) const IMAGE: &[Member] = &[
     ("id", Shape::Text),
     ("digest", Shape::Text),
@@ -149,7 +149,7 @@ pub(super) const IMAGE: &[Member] = &[
     ("flags", Shape::Map),
 ];
 
-/// What podman has to read of an entry in the list of layers.
+/// The members of an entry in the list of layers.
 pub(super) const LAYER: &[Member] = &[
     ("id", Shape::Text),
     ("names", Shape::Texts),
@@ -169,7 +169,8 @@ pub(super) const LAYER: &[Member] = &[
     ("gidmap", Shape::List),
 ];
 
-/// Tells whether Go takes a key for this name: it looks at no case, and for two letters not at the alphabet.
+/// Returns whether Go's `encoding/json` matches a key with this name: it ignores case with Unicode folding, in which `ſ` equals `s` and
+/// the Kelvin sign equals `k`.
 pub(super) fn is_named(key: &str, name: &str) -> bool {
     let fold = |letter: char| match letter {
         'ſ' => 's',
@@ -179,17 +180,17 @@ pub(super) fn is_named(key: &str, name: &str) -> bool {
     key.chars().map(fold).eq(name.chars().map(fold))
 }
 
-/// Returns the member of an object that podman reads under a name: of several that differ in case, the last one.
+/// Returns the member that podman reads for a name: if several differ only in case, the last one.
 pub(super) fn member<'v>(object: &'v Value, name: &str) -> Option<&'v Value> {
     let is_meant = |(key, value): &(&String, &Value)| is_named(key, name) && !value.is_null();
     object.as_object()?.iter().rfind(is_meant).map(|(_, value)| value)
 }
 
-/// Compares a document with the shapes of its members; otherwise says which member is not what it has to be.
+/// Checks the types of the members of a document. The error names the first wrong member.
 pub(super) fn compare(document: &Value, members: &'static [Member]) -> Result<(), String> {
     match document.as_object() {
         Some(object) => compare_members(object, members, ""),
-        None => Err("it is no JSON object".to_owned()),
+        None => Err("it is not a JSON object".to_owned()),
     }
 }
 
@@ -236,14 +237,14 @@ impl Shape {
 
     fn name(&self) -> &'static str {
         match self {
-            Self::Text => "a text",
+            Self::Text => "a string",
             Self::Flag => "true or false",
             Self::Number => "a whole number",
-            Self::Time => "a time as RFC 3339 has it",
+            Self::Time => "a time in RFC 3339 format",
             Self::List => "a list",
-            Self::Texts => "a list of texts",
+            Self::Texts => "a list of strings",
             Self::Map => "an object",
-            Self::TextMap => "an object of texts",
+            Self::TextMap => "an object of strings",
             Self::Numbers => "an object of whole numbers",
             Self::Set => "an object of objects",
             Self::Object(_) => "an object",

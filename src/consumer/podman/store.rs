@@ -15,10 +15,10 @@ use super::raw::{RawObject, elements, write_list};
 use super::shape::{self, compare};
 use crate::image::Digest;
 
-/// The lists as podman has to find them.
+/// The lists in a form that podman accepts.
 ///
-/// Whatever is read is brought into a form that podman takes: what would make it refuse the store is changed or left out,
-/// and told as a [`Flaw`]. A list that is no JSON is an empty one, as podman sees it.
+/// Content that podman would refuse is corrected or removed when the lists are read, and returned as a [`Flaw`]. As in podman, a list
+/// that is not JSON counts as empty.
 #[derive(Debug, Default)]
 pub struct PodmanStore {
     images: Vec<Entry>,
@@ -36,15 +36,15 @@ pub struct Entry {
     text: Box<RawValue>,
     /// The digest of its config, which is its ID.
     pub config: Digest,
-    /// Its names as podman knows them.
+    /// Its names in the form of podman.
     pub names: Vec<String>,
-    /// Its topmost layer; `None` where no layer has such an ID.
+    /// The ID of its topmost layer; `None` if it is missing or malformed.
     pub layer: Option<Digest>,
-    /// Layers that are the topmost one with other owners.
+    /// IDs of copies of the topmost layer with mapped owners.
     pub mapped_layers: Vec<String>,
     /// The digest of its manifest, if the entry has one.
     pub digest: Option<String>,
-    /// The keys of the documents that podman looks for by their digests.
+    /// Keys of its documents with a digest.
     documents: HashSet<String>,
     is_changed: bool,
     is_gone: bool,
@@ -59,7 +59,7 @@ struct Row {
     is_gone: bool,
 }
 
-/// What is read of an image, the names as podman writes them.
+/// The members of an image that are read, with the names in the list.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct KnownImage {
@@ -76,7 +76,7 @@ struct KnownImage {
     big_data_digests: Option<HashMap<String, Option<String>>>,
 }
 
-/// What is read of a layer.
+/// The members of a layer that are read.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct KnownLayer {
@@ -88,7 +88,7 @@ struct KnownLayer {
 }
 
 impl PodmanStore {
-    /// Reads the lists, and tells what of them podman stumbles over. Of lists that strata wrote, types are not compared.
+    /// Parses the lists, and returns the faults that podman does not accept. `is_ours` skips the check of types for lists from strata.
     pub fn parse(images: &[u8], layers: &[u8], is_ours: bool) -> (Self, Vec<Flaw>) {
         let (mut store, mut flaws) = (Self::default(), Vec::new());
         let list = |json, path, flaws: &mut Vec<Flaw>| {
@@ -122,7 +122,7 @@ impl PodmanStore {
         let row =
             Row { text, parent, has_diff_digest: known.diff_digest.is_some_and(|d| is_digest(&d)), is_gone: false };
         match self.rows.get(&id) {
-            // DUCC writes a layer once for each conversion. The last one counts for podman.
+            // DUCC writes a layer again for each conversion. podman uses the last row.
             Some(&place) => {
                 self.layers[place] = row;
                 self.are_layers_changed = true;
@@ -164,13 +164,13 @@ impl PodmanStore {
                         self.images[at].is_changed = true;
                     }
                     if let Some(other) = self.by_name.get(&valid).copied().filter(|&other| other != at) {
-                        flaws.push(Flaw::new(path(), format!("the name {valid} once"), "it is there twice"));
+                        flaws.push(Flaw::new(path(), format!("the name {valid} once"), "two images with this name"));
                         self.images[other].remove_name(&valid);
                     }
                     self.give_name(at, &valid, false);
                 }
                 None => {
-                    flaws.push(Flaw::new(path(), "names that podman takes", shown(&name)));
+                    flaws.push(Flaw::new(path(), "names that podman accepts", shown(&name)));
                     self.images[at].is_changed = true;
                 }
             }
@@ -178,7 +178,7 @@ impl PodmanStore {
         Ok(())
     }
 
-    /// Adds an entry; one of the same image gives way, as for podman, but for its names.
+    /// Adds an entry. It replaces an entry of the same image, as in podman, but the names of both are kept.
     fn add_entry(&mut self, mut entry: Entry) -> usize {
         let config = entry.config;
         match self.by_id.get(&config) {
@@ -206,12 +206,12 @@ impl PodmanStore {
         }
     }
 
-    /// Returns how many images there are.
+    /// Returns the number of images.
     pub fn len(&self) -> usize {
         self.by_id.len()
     }
 
-    /// Tells whether there are none.
+    /// Returns whether the store has no images.
     pub fn is_empty(&self) -> bool {
         self.by_id.is_empty()
     }
@@ -231,7 +231,7 @@ impl PodmanStore {
         self.by_name.get(name).map(|&at| &self.images[at])
     }
 
-    /// Returns the layers that podman finds from `top` down, or what is wrong with them.
+    /// Returns the layers from `top` downwards, or a description of a fault in them.
     pub fn layers_below(&self, top: Digest) -> Result<Vec<Digest>, String> {
         let (mut found, mut seen) = (Vec::new(), HashSet::new());
         let mut next = Some(top);
@@ -241,7 +241,7 @@ impl PodmanStore {
             if !row.has_diff_digest {
                 return Err(format!("layer {} without a digest", id.hex()));
             }
-            // Podman goes round in it for ever.
+            // A cycle would put podman into an endless loop.
             if !seen.insert(id) {
                 return Err(format!("layer {} below itself", id.hex()));
             }
@@ -254,9 +254,9 @@ impl PodmanStore {
         Ok(found)
     }
 
-    /// Lists an image, under a name if one is given, which leaves the image that had it.
+    /// Adds an image, and moves `name` to it if given.
     ///
-    /// An image that is listed keeps its entry. A manifest that it did not come with is added to that.
+    /// An existing entry is kept; if the manifest is new, it is added to the entry.
     pub fn put(&mut self, image: &StoreImage, name: Option<&str>) {
         let at = match self.by_id.get(&image.config) {
             Some(&at) => {
@@ -276,7 +276,7 @@ impl PodmanStore {
         }
     }
 
-    /// Gives an image that is listed a name, which leaves the image that had it.
+    /// Moves a name to an image. Does nothing if the image is not in the store.
     pub fn add_name(&mut self, config: Digest, name: &str) {
         let Some(&at) = self.by_id.get(&config) else { return };
         if self.named(name).is_some_and(|entry| entry.config != config) {
@@ -285,7 +285,7 @@ impl PodmanStore {
         self.give_name(at, name, true);
     }
 
-    /// Lists an image anew, with the names that it has.
+    /// Writes the entry of an image again, and keeps its names.
     pub fn replace(&mut self, image: &StoreImage) {
         let Some(&at) = self.by_id.get(&image.config) else { return };
         let names = std::mem::take(&mut self.images[at].names);
@@ -316,14 +316,14 @@ impl PodmanStore {
         }
     }
 
-    /// Takes a name away; the image that had it stays, and runs by its ID.
+    /// Removes a name. Its image stays and can be run by its ID.
     pub fn remove_name(&mut self, name: &str) {
         if let Some(at) = self.by_name.remove(name) {
             self.images[at].remove_name(name);
         }
     }
 
-    /// Takes an image away, and a layer that is its alone.
+    /// Removes an image, and its own layer if given.
     pub fn remove(&mut self, config: Digest, own_layer: Option<Digest>) {
         let Some(at) = self.by_id.remove(&config) else { return };
         let entry = &mut self.images[at];
@@ -338,25 +338,25 @@ impl PodmanStore {
         }
     }
 
-    /// Returns the topmost layer of an image, if strata gave it that: then it is no other's.
+    /// Returns the topmost layer of an image if it has the ID that strata assigns, so that no other image uses it.
     pub fn own_layer(&self, entry: &Entry) -> Option<Digest> {
         let top = entry.layer?;
         let count = self.layers_below(top).ok()?.len();
         (FlatLayers::of(entry.config, count).top()?.id == top).then_some(top)
     }
 
-    /// Has both lists written, whether they change or not.
+    /// Marks both lists as changed, so that they are written.
     pub fn write_anew(&mut self) {
         (self.are_images_changed, self.are_layers_changed) = (true, true);
     }
 
-    /// Returns the text of the list of images, if that has changed.
+    /// Returns the text of the list of images, if it has changed.
     pub fn write_images(&self) -> Option<Vec<u8>> {
         let is_changed = self.are_images_changed || self.images.iter().any(|entry| entry.is_changed);
         is_changed.then(|| write_list(self.entries().map(Entry::write)))
     }
 
-    /// Returns the text of the list of layers, if that has changed.
+    /// Returns the text of the list of layers, if it has changed.
     pub fn write_layers(&self) -> Option<Vec<u8>> {
         let rows = self.layers.iter().filter(|row| !row.is_gone);
         self.are_layers_changed.then(|| write_list(rows.map(|row| Cow::Borrowed(&*row.text))))
@@ -373,7 +373,7 @@ impl Entry {
             entry["digest"] = json!(digest);
             digests.extend(["manifest".to_owned(), manifest_key(manifest)].map(|key| (key, digest.clone())));
         }
-        // Podman needs no list of the documents and of their sizes, and with one it lists images a fifth more slowly.
+        // podman does not need the lists of the documents' names and sizes, and with them it needs 20 % more time to list images.
         let rest = [
             ("names", json!([])),
             ("layer", json!(image.top().hex())),
@@ -395,12 +395,12 @@ impl Entry {
         }
     }
 
-    /// Tells whether podman finds the image by this manifest.
+    /// Returns whether podman finds the image by the digest of this manifest.
     pub fn has_manifest(&self, manifest: Digest) -> bool {
         self.documents.contains(&manifest_key(manifest))
     }
 
-    /// Adds the manifest of an image that has the same config.
+    /// Adds another manifest for the same config.
     fn add_manifest(&mut self, image: &StoreImage) {
         let Some(manifest) = image.manifest.filter(|&manifest| !self.has_manifest(manifest)) else { return };
         let key = manifest_key(manifest);
@@ -424,7 +424,7 @@ impl Entry {
         self.is_changed = true;
     }
 
-    /// Returns the text of the entry, with the names as they are now.
+    /// Returns the text of the entry with its current names.
     fn write(&self) -> Cow<'_, RawValue> {
         if !self.is_changed {
             return Cow::Borrowed(&self.text);
@@ -450,7 +450,7 @@ impl Row {
     }
 }
 
-/// Reads an element of a list, if podman can read it, too.
+/// Parses an element of a list, and checks that podman can read it.
 fn known<'t, T: Deserialize<'t>>(
     text: &'t RawValue,
     members: &'static [shape::Member],
@@ -463,7 +463,7 @@ fn known<'t, T: Deserialize<'t>>(
     serde_json::from_str(text.get()).map_err(|error| error.to_string())
 }
 
-/// Reads an ID: 64 hexadecimal digits.
+/// Parses an ID: 64 hexadecimal digits.
 fn id_of(text: &str) -> Option<Digest> {
     is_hex(text, 64).then(|| format!("sha256:{text}").parse().expect("these are the digits of a digest"))
 }

@@ -1,6 +1,6 @@
-//! Times as podman reads them.
+//! Times in the format that podman accepts.
 
-/// Tells whether `text` is a time in the form of RFC 3339, read as strictly as any version of podman reads it.
+/// Returns whether `text` is a time in the format of RFC 3339 that all versions of podman accept.
 pub(super) fn is_time(text: &str) -> bool {
     let Some((date, rest)) = text.split_once('T') else { return false };
     let Some(zone) = rest.find(['Z', '+', '-']) else { return false };
@@ -31,7 +31,7 @@ fn is_clock(hour: u32, minute: u32, second: u32) -> bool {
     hour < 24 && minute < 60 && second < 60
 }
 
-/// Reads numbers of so many digits each, with a sign between them.
+/// Parses numbers with the given numbers of digits, separated by `sign`.
 fn numbers<const N: usize>(text: &str, lengths: [usize; N], sign: char) -> Option<[u32; N]> {
     let mut numbers = [0; N];
     let mut parts = text.split(sign);
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_that_every_podman_reads_are_times() {
+    fn times_that_every_version_of_podman_accepts_are_valid() {
         for text in [
             "2017-07-14T02:40:00Z",
             "2017-07-14T02:40:00.123456789+02:00",

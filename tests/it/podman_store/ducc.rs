@@ -142,7 +142,7 @@ fn what_makes_podman_fail_is_repaired_with_the_first_revision() {
 
     let new = image("new");
     let run = repository.convert(&new, NAME, &[]).expect_code(0);
-    assert!(run.stderr().contains(&format!("{} is listed anew", hex(&rowless.config_digest()))), "{run:?}");
+    assert!(run.stderr().contains(&format!("{} is listed again", hex(&rowless.config_digest()))), "{run:?}");
     assert!(run.stderr().contains(&format!("{} is no longer listed", hex(&bare.config_digest()))), "{run:?}");
     let by_digest = format!("h.org/renamed@{}", renamed.manifest_digest());
     let expected = [

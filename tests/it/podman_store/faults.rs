@@ -70,7 +70,7 @@ fn every_fault_is_found_by_its_path_and_made_good() {
 #[test]
 fn lock_that_makes_podman_slow_or_blind_is_a_warning() {
     let repository = TestRepository::publish(&image("x"));
-    for (lock, words) in [("", "again and again"), (&*"0".repeat(64), "may not see")] {
+    for (lock, words) in [("", "repeatedly"), (&*"0".repeat(64), "may not see")] {
         publish_foreign(&repository, [(format!("{IMAGES}/images.lock"), file(lock))]);
         let run = repository.run(["check"]).expect_code(0);
         assert!(format!("{}{}", run.stdout(), run.stderr()).contains(words), "{run:?}");

@@ -58,7 +58,7 @@ impl Root for Sketch {
     }
 }
 
-/// What every root file system has that strata publishes.
+/// Entries of every root file system that strata publishes.
 const USUAL: [&str; 6] = ["proc/", "dev/", "sys/", "tmp/", "etc/", "etc/hosts"];
 
 fn plan(entries: &[&'static str], options: &BundleOptions) -> Mounts {
@@ -78,7 +78,7 @@ fn targets(mounts: &Mounts) -> Vec<&str> {
 }
 
 #[test]
-fn nothing_is_mounted_where_nothing_is() {
+fn missing_directories_have_no_mount() {
     let system = ["/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup"];
     let mounts = plan(&[], &BundleOptions::default());
     assert_eq!(targets(&mounts), [&system[..], &["/tmp"]].concat());
@@ -90,7 +90,7 @@ fn nothing_is_mounted_where_nothing_is() {
 }
 
 #[test]
-fn writable_directories_keep_what_the_image_has_in_them_where_owners_can_be_kept() {
+fn writable_directories_keep_their_content_if_owners_can_be_preserved() {
     let options = |mounts: &Mounts, target| find(mounts, target).unwrap().options.join(",");
     for (entries, as_root, by_user, warnings) in [
         (&["run/"][..], "", "", 0),
@@ -111,7 +111,7 @@ fn writable_directories_keep_what_the_image_has_in_them_where_owners_can_be_kept
 }
 
 #[test]
-fn names_of_the_network_come_with_the_network() {
+fn network_files_are_mounted_only_with_the_network_of_the_host() {
     let shared = BundleOptions { host_network: true, ..BundleOptions::default() };
     for (options, is_there) in [(BundleOptions::default(), false), (shared, true), (rootless(), true)] {
         let mounts = plan(&[], &options);
@@ -121,7 +121,7 @@ fn names_of_the_network_come_with_the_network() {
 }
 
 #[test]
-fn start_is_in_the_directory_of_the_image_or_in_memory_or_in_the_root() {
+fn working_directory_is_that_of_the_image_or_in_memory_or_the_root() {
     let entries = ["app/", "home/", "srv/", "srv/x", "opt->srv", "file", "mnt->home"];
     for (wanted, directory, memory) in [
         ("", "/", None),

@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 
-/// What makes podman 4.3 list nothing at all, by member of the config.
+/// Values of a member of the config with which podman 4.3 lists no images at all.
 fn wrong_configs() -> Vec<(&'static str, Value)> {
     let mut wrong = Vec::new();
     let mut add = |member, values: &[Value]| wrong.extend(values.iter().map(|value| (member, value.clone())));
@@ -27,7 +27,7 @@ fn wrong_configs() -> Vec<(&'static str, Value)> {
     wrong
 }
 
-/// The same, by member of the config's `config`.
+/// The same for members of the config's `config`.
 fn wrong_executions() -> Vec<(&'static str, Value)> {
     let mut wrong = Vec::new();
     let mut add = |member, values: &[Value]| wrong.extend(values.iter().map(|value| (member, value.clone())));
@@ -87,7 +87,7 @@ fn image(config: &Value, manifest: &Value) -> Result<StoreImage, Refusal> {
 }
 
 #[test]
-fn image_is_what_its_documents_say() {
+fn image_has_the_values_of_its_documents() {
     let mut config = config();
     let said = image(&config, &manifest(&config)).unwrap();
     assert_eq!(said.config, Digest::of(config.to_string().as_bytes()));
@@ -115,7 +115,7 @@ fn types_that_podman_refuses_in_a_config_are_refused() {
 }
 
 #[test]
-fn manifests_that_podman_takes_are_taken() {
+fn manifests_that_podman_accepts_are_accepted() {
     let config = config();
     let mut docker_without_version = docker_manifest(&config);
     docker_without_version.as_object_mut().unwrap().remove("schemaVersion");
@@ -175,7 +175,7 @@ fn manifests_that_podman_refuses_are_refused() {
 }
 
 #[test]
-fn documents_that_are_too_long_or_no_json_are_refused() {
+fn documents_that_are_too_large_or_not_json_are_refused() {
     let mut config = config();
     let length = config.to_string().len() + r#","x":"""#.len();
     for (length, is_taken) in [(LONGEST_DOCUMENT - length, true), (LONGEST_DOCUMENT - length + 1, false)] {
@@ -189,7 +189,7 @@ fn documents_that_are_too_long_or_no_json_are_refused() {
 }
 
 #[test]
-fn image_without_layers_or_with_an_odd_name_is_refused() {
+fn image_without_layers_or_with_an_invalid_name_is_refused() {
     let mut config = config();
     let (manifest_text, text) = (manifest(&config).to_string(), config.to_string());
     let named = |name: &str| StoreImage::named(&name.parse().unwrap(), manifest_text.as_bytes(), text.as_bytes(), 0);
@@ -200,7 +200,7 @@ fn image_without_layers_or_with_an_odd_name_is_refused() {
 }
 
 #[test]
-fn what_only_go_reads_in_a_config_is_refused() {
+fn members_that_only_go_reads_in_a_config_are_refused() {
     let text = config().to_string();
     let image = |more: &str| {
         let text = format!("{},{more}}}", text.strip_suffix('}').unwrap());

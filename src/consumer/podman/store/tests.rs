@@ -19,7 +19,7 @@ fn written(store: &PodmanStore) -> (String, String) {
     (text(store.write_images()), text(store.write_layers()))
 }
 
-/// Reads what was written as that of another program, and expects nothing to be wrong with it.
+/// Parses written lists as if another program had written them, and expects no flaws.
 #[track_caller]
 fn reread(store: &PodmanStore) -> PodmanStore {
     let (images, layers) = written(store);
@@ -32,7 +32,7 @@ fn hex(text: &str) -> String {
     Digest::of(text.as_bytes()).hex()
 }
 
-/// Reads entries of another program with one layer each.
+/// Parses entries of another program with one layer each.
 fn foreign(images: &[Value]) -> (PodmanStore, Vec<Flaw>) {
     let layers = json!([{"id": hex("l"), "diff-digest": Digest::of(b"l")}]);
     PodmanStore::parse(json!(images).to_string().as_bytes(), layers.to_string().as_bytes(), false)
@@ -43,7 +43,7 @@ fn names(store: &PodmanStore) -> Vec<Vec<&str>> {
 }
 
 #[test]
-fn lists_of_one_image_are_those_that_were_seen_to_work() {
+fn lists_of_one_image_are_those_that_were_tested_with_podman() {
     let config = r#"{"rootfs":{"diff_ids":["sha256:0","sha256:1"]},"created":"2023-05-02T00:00:00Z"}"#;
     let image = image_of(config, "");
     let (cfg, man) = (hex(config), image.manifest.unwrap());
@@ -86,7 +86,7 @@ fn all_names_of_an_image_are_in_one_entry() {
 }
 
 #[test]
-fn name_that_moves_leaves_an_image_that_is_found_by_its_id() {
+fn image_whose_name_moved_is_found_by_its_id() {
     let (old, new) = (image_with("old", 2), image_with("new", 2));
     let mut store = PodmanStore::default();
     store.put(&old, Some("h.org/a:1"));
@@ -103,7 +103,7 @@ fn name_that_moves_leaves_an_image_that_is_found_by_its_id() {
 }
 
 #[test]
-fn nothing_is_written_where_nothing_changes() {
+fn unchanged_lists_are_not_written() {
     let image = image_with("a", 2);
     let mut store = PodmanStore::default();
     store.put(&image, Some("h.org/a:1"));
@@ -117,7 +117,7 @@ fn nothing_is_written_where_nothing_changes() {
 }
 
 #[test]
-fn image_that_comes_with_another_manifest_is_found_by_both() {
+fn image_with_two_manifests_is_found_by_both() {
     let config = r#"{"rootfs":{"diff_ids":["sha256:0"]}}"#;
     let (one, other) = (image_of(config, ""), image_of(config, " "));
     assert_ne!(one.manifest, other.manifest);
@@ -136,7 +136,7 @@ fn image_that_comes_with_another_manifest_is_found_by_both() {
 }
 
 #[test]
-fn image_that_is_removed_takes_its_own_layer_along() {
+fn removing_an_image_removes_its_own_layer() {
     let (one, other) = (image_with("one", 2), image_with("other", 3));
     let mut store = PodmanStore::default();
     store.put(&one, Some("h.org/a:1"));
@@ -151,7 +151,7 @@ fn image_that_is_removed_takes_its_own_layer_along() {
 }
 
 #[test]
-fn members_that_nobody_knows_are_kept_to_the_letter() {
+fn unknown_members_keep_their_exact_text() {
     let entry = format!(
         "{{\"id\":\"{}\",\"x-odd\":{{\"b\":1.0e2,\"a\":[ ]}},\"names\":[\"h.org/a:1\"],\"layer\":\"{}\"}}",
         hex("i"),
@@ -168,7 +168,7 @@ fn members_that_nobody_knows_are_kept_to_the_letter() {
 }
 
 #[test]
-fn names_that_make_podman_refuse_the_store_go() {
+fn names_that_podman_refuses_are_removed() {
     let digest = Digest::of(b"m");
     let entry = |id: &str, names: &[&str]| json!({"id": hex(id), "layer": hex("l"), "names": names});
     let (store, flaws) = foreign(&[
@@ -182,7 +182,7 @@ fn names_that_make_podman_refuse_the_store_go() {
 }
 
 #[test]
-fn entries_of_one_image_become_one() {
+fn entries_of_one_image_are_merged() {
     let entry = |names: &[&str]| json!({"id": hex("1"), "layer": hex("l"), "names": names});
     let (store, flaws) = foreign(&[entry(&["h.org/a:1"]), entry(&["h.org/b:1", "h.org/a:1"])]);
     assert_eq!((names(&store), flaws), (vec![vec!["h.org/a:1", "h.org/b:1"]], vec![]));
@@ -191,7 +191,7 @@ fn entries_of_one_image_become_one() {
 }
 
 #[test]
-fn entries_that_podman_cannot_read_go_and_the_others_stay() {
+fn entries_that_podman_cannot_read_are_removed_and_others_are_kept() {
     let good = json!({"id": hex("1"), "layer": hex("l"), "names": ["h.org/a:1"], "flags": {"x": 1}, "created": null});
     for bad in [
         json!(null),
@@ -214,7 +214,7 @@ fn entries_that_podman_cannot_read_go_and_the_others_stay() {
 }
 
 #[test]
-fn list_that_is_no_json_is_empty_as_for_podman() {
+fn list_that_is_not_json_counts_as_empty_as_in_podman() {
     for wrong in ["[", "{}", "[{}", "x"] {
         let (mut store, flaws) = PodmanStore::parse(wrong.as_bytes(), wrong.as_bytes(), false);
         assert_eq!((store.len(), flaws.len()), (0, 2), "{wrong}");
@@ -226,7 +226,7 @@ fn list_that_is_no_json_is_empty_as_for_podman() {
 }
 
 #[test]
-fn rows_that_are_there_twice_become_one_and_those_that_lead_nowhere_are_told() {
+fn repeated_rows_are_merged_and_missing_layers_are_reported() {
     let row = |id: &str, parent: Option<&str>| json!({"id": hex(id), "parent": parent.map(hex), "diff-digest": Digest::of(id.as_bytes())});
     let bare = json!({"id": hex("bare")});
     let rows = json!([
@@ -252,7 +252,7 @@ fn rows_that_are_there_twice_become_one_and_those_that_lead_nowhere_are_told() {
 }
 
 #[test]
-fn image_that_is_listed_anew_keeps_its_names_and_the_place_in_the_list() {
+fn replaced_entry_keeps_its_names_and_its_position_in_the_list() {
     let (one, other) = (image_with("one", 2), image_with("other", 1));
     let broken = json!([
         {"id": one.config.hex(), "names": ["h.org/a:1"], "layer": ""},
