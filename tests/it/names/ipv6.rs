@@ -69,7 +69,7 @@ fn podman_is_not_shown_what_it_refuses_and_commands_are_quoted() {
     let repository = TestRepository::new();
     let name = "[2001:db8::1]:5000/a/b:1";
     let run = repository.convert(&image(), name, &[]).expect_code(0);
-    assert!(run.stderr().contains("podman does not see it"), "{}", run.stderr());
+    assert!(run.stderr().contains("not listed for podman"), "{}", run.stderr());
     assert!(!repository.has("/podmanStore"));
     let json = repository.run(["info", "--json", name]).expect_code(0).json();
     assert!(json["podman-refusal"].as_str().unwrap().contains(name), "{json}");
