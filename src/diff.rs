@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use crate::catalog::CatalogEntry;
 use crate::object::{ObjectHash, ObjectKind};
 use crate::path::EntryPath;
-use crate::repository::{CatalogPlace, NamedRow, PlacedDirectory, Repository, RepositoryError, Row};
+use crate::repository::{CatalogLocation, LocatedDirectory, NamedRow, Repository, RepositoryError, Row};
 use crate::threads;
 
 /// How a path changed.
@@ -174,15 +174,15 @@ impl DiffWalk<'_> {
             });
         }
         match (&before.directory, &after.directory) {
-            (Some(before), Some(after)) if before.place != after.place => self.compare_directories(before, after),
+            (Some(before), Some(after)) if before.location != after.location => self.compare_directories(before, after),
             _ => Ok(()),
         }
     }
 
     fn compare_directories(
         &mut self,
-        before: &PlacedDirectory,
-        after: &PlacedDirectory,
+        before: &LocatedDirectory,
+        after: &LocatedDirectory,
     ) -> Result<(), RepositoryError> {
         self.add_catalog(after);
         let mut old = listed(self.old, before)?.into_iter().peekable();
@@ -205,10 +205,10 @@ impl DiffWalk<'_> {
         }
     }
 
-    /// Counts the catalog of a directory that is the root of a catalog.
-    fn add_catalog(&mut self, directory: &PlacedDirectory) {
-        if directory.place.root == directory.path {
-            self.objects.insert((directory.place.reference.hash, ObjectKind::Catalog));
+    /// Counts the catalog of a directory that is at the top of one.
+    fn add_catalog(&mut self, directory: &LocatedDirectory) {
+        if directory.location.root == directory.path {
+            self.objects.insert((directory.location.reference.hash, ObjectKind::Catalog));
         }
     }
 
@@ -235,8 +235,8 @@ impl DiffWalk<'_> {
     }
 }
 
-/// Returns the entries of a directory that clients list, that is, all but hidden entries.
-fn listed(repository: &Repository, directory: &PlacedDirectory) -> Result<Vec<NamedRow>, RepositoryError> {
+/// Returns what clients list in a directory.
+fn listed(repository: &Repository, directory: &LocatedDirectory) -> Result<Vec<NamedRow>, RepositoryError> {
     let mut rows = repository.rows(directory)?;
     rows.retain(|row| !row.row.entry.is_hidden());
     Ok(rows)
@@ -252,15 +252,15 @@ fn contained_objects(
     objects: &HashSet<ObjectId>,
 ) -> Result<HashSet<ObjectId>, RepositoryError> {
     let mut found = HashSet::new();
-    let mut places: Vec<CatalogPlace> = vec![repository.root_place()];
+    let mut places: Vec<CatalogLocation> = vec![repository.root_location()];
     while !places.is_empty() {
         found.extend(places.iter().map(|place| (place.reference.hash, ObjectKind::Catalog)));
-        let read: Vec<(Vec<ObjectId>, Vec<CatalogPlace>)> = places
+        let read: Vec<(Vec<Object>, Vec<CatalogLocation>)> = places
             .par_iter()
             .map(|place| {
                 let catalog = repository.open_catalog(place)?;
                 let nested = catalog.all_nested()?.into_iter();
-                let below = nested.map(|(root, reference)| CatalogPlace { root, reference }).collect();
+                let below = nested.map(|(root, reference)| CatalogLocation { root, reference }).collect();
                 Ok((catalog.objects()?.into_iter().filter(|object| objects.contains(object)).collect(), below))
             })
             .collect::<Result<_, RepositoryError>>()?;

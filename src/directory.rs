@@ -195,11 +195,11 @@ impl RepositoryDirectory {
     }
 
     /// Opens the state database read-only.
-    pub fn state_unchanged(&self) -> Result<StateDatabase, DirectoryError> {
+    pub fn state_read_only(&self) -> Result<StateDatabase, DirectoryError> {
         let path = self.path.join("state/state.db");
         match open_regular(&path) {
             Err(source) if !is_absence(&source) => Err(DirectoryError::Io { action: "read", path, source }),
-            _ => Ok(StateDatabase::open_fixed(&path)?),
+            _ => Ok(StateDatabase::open_read_only(&path)?),
         }
     }
 

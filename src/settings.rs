@@ -222,7 +222,7 @@ impl Settings {
         let repository = file.repository.parse().map_err(|source| SettingsError::Name { path: path(), source })?;
         let defaults = Self::new(repository);
         let catalog_entries = file.catalog.entries.unwrap_or(defaults.catalog_entries);
-        if !(1_000..=crate::catalog::MAXIMUM_ENTRIES).contains(&catalog_entries) {
+        if !(1_000..=crate::catalog::MAX_ENTRIES).contains(&catalog_entries) {
             return Err(SettingsError::Range { path: path(), fault: "catalog.entries is not between 1000 and 100000" });
         }
         let publish_every = file.publish.every.map(|text| humantime::parse_duration(&text)).transpose();

@@ -55,9 +55,9 @@ pub struct StoredTree {
 pub struct CatalogBuilder<'a> {
     staging: &'a Staging,
     /// The content of markers: an empty file.
-    nothing: Content,
+    empty_content: Content,
     target: usize,
-    /// Held while a catalog with more than [`plan::MAXIMUM_ENTRIES`] is written, which needs several hundred bytes of memory per row.
+    /// Held while a catalog with more than [`plan::MAX_ENTRIES`] is written, which needs several hundred bytes of memory per row.
     /// The same large directory is in the layer, the chain and the flat tree; without the lock, all three would be written at once.
     large: Mutex<()>,
 }
@@ -65,7 +65,7 @@ pub struct CatalogBuilder<'a> {
 impl<'a> CatalogBuilder<'a> {
     /// Creates a builder of catalogs with about `target` entries each.
     pub fn new(staging: &'a Staging, compression: Compression, target: usize) -> Result<Self, StoreError> {
-        Ok(Self { staging, nothing: staging.put_file(compression, b"")?, target, large: Mutex::new(()) })
+        Ok(Self { staging, empty_content: staging.put_file(compression, b"")?, target, large: Mutex::new(()) })
     }
 
     /// Stores `tree` as the directory `root` of the repository, with `facts` (JSON) in the property [`FACTS`].
@@ -90,12 +90,12 @@ impl<'a> CatalogBuilder<'a> {
             .map(|(path, directory)| self.build_catalog(directory, &path, cuts, None).map(|stored| (path, stored)))
             .collect::<Result<_, BuildError>>()?;
         // The code that holds the lock must not wait for rayon: a rayon thread could steal a job that needs the same lock.
-        let is_large = directory.children.len() > plan::MAXIMUM_ENTRIES;
+        let is_large = directory.children.len() > plan::MAX_ENTRIES;
         let _alone = is_large.then(|| self.large.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut rows = Rows { cuts, draft: Draft::new(root.clone()), link_groups: 0 };
+        let mut rows = RowCollector { cuts, draft: Draft::new(root.clone()), link_groups: 0 };
         {
             let _gathering = span!("catalogs");
-            rows.add_root(directory, &self.nothing);
+            rows.add_root(directory, &self.empty_content);
         }
         let mut draft = rows.draft;
         for (path, stored) in below {
@@ -126,9 +126,9 @@ pub(super) fn put_catalog(staging: &Staging, bytes: &[u8]) -> Result<CatalogRefe
 }
 
 /// Returns the row of the marker of a nested catalog.
-pub(super) fn marker(metadata: &Metadata, nothing: &Content) -> CatalogEntry {
+pub(super) fn marker(metadata: &Metadata, empty_content: &Content) -> CatalogEntry {
     let metadata = Metadata { mode: 0o644, xattrs: None, ..metadata.clone() };
-    CatalogEntry::of_file(&metadata, 0, nothing)
+    CatalogEntry::of_file(&metadata, 0, empty_content)
 }
 
 /// Collects the directories that become nested catalogs directly below one catalog.
@@ -151,22 +151,22 @@ fn find_cuts<'t>(
 }
 
 /// Collects the rows of one catalog.
-struct Rows<'t> {
+struct RowCollector<'t> {
     cuts: &'t BTreeSet<EntryPath>,
     draft: Draft,
     /// Number of hard link groups so far.
     link_groups: u32,
 }
 
-impl Rows<'_> {
-    fn add_root(&mut self, directory: &Directory, nothing: &Content) {
+impl RowCollector<'_> {
+    fn add_root(&mut self, directory: &Directory, empty_content: &Content) {
         let root = self.draft.root.clone();
         let row =
             CatalogEntry::of_directory(&directory.metadata, directory.subdirectories()).with_nesting(Nesting::Root);
         self.draft.push(root.clone(), row);
         self.add_children(directory, &root);
         // Hidden, so that a container lists only the files of its image.
-        self.draft.add_missing(root.join(MARKER), marker(&directory.metadata, nothing).hidden());
+        self.draft.add_missing(root.join(MARKER), marker(&directory.metadata, empty_content).hidden());
     }
 
     fn add_children(&mut self, directory: &Directory, path: &EntryPath) {

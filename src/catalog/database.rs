@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Statement, ToSql, params};
 
 use super::counters::Counters;
 use super::entry::{CatalogEntry, CatalogReference};
-use super::guarded::{Access, GuardedDatabase, Table, explain, text, wrong_value};
+use super::guarded::{Access, GuardedDatabase, Table, explain_timeout, text, wrong_value};
 use crate::object::{Chunk, ContentObjects, ObjectHash, ObjectKind};
 use crate::path::EntryPath;
 
@@ -23,7 +23,7 @@ pub(super) use writable::{References, WritableCatalog};
 
 /// Maximum depth of a directory: 1,000 within an image, plus the directories above its tree. Tree walks are recursive, and the stacks
 /// of threads are small.
-const MAXIMUM_DEPTH: usize = 1_100;
+const MAX_DEPTH: usize = 1_100;
 
 /// First schema revision with the column `mtimens`.
 pub(super) const WITH_NANOSECONDS: u32 = 7;
@@ -84,17 +84,17 @@ pub type StoredObject = (ObjectHash, ObjectKind, Option<u64>);
 pub type PathKey = (i64, i64);
 
 /// Returns a path in the form that catalogs use: empty for the root, otherwise with a leading slash.
-fn spelt(path: &EntryPath) -> Vec<u8> {
+fn catalog_path(path: &EntryPath) -> Vec<u8> {
     if path.is_root() { Vec::new() } else { [b"/", path.as_bytes()].concat() }
 }
 
 fn key(path: &EntryPath) -> PathKey {
-    key_of(&spelt(path))
+    key_of(&catalog_path(path))
 }
 
 /// Returns the key of a path that is in the form of [`catalog_path`].
-pub fn key_of(spelt: &[u8]) -> PathKey {
-    key_of_hash(Md5::digest(spelt).into())
+pub fn key_of(catalog_path: &[u8]) -> PathKey {
+    key_of_hash(Md5::digest(catalog_path).into())
 }
 
 /// Returns the key of the path that has this MD5 hash.
@@ -170,7 +170,7 @@ impl Catalog {
 
     /// Wraps the database after checking that it is the catalog of the directory `root`.
     fn of(database: GuardedDatabase, size: u64, root: &EntryPath) -> Result<Self, CatalogError> {
-        let failed = |source| CatalogError::Database { path: root.clone(), source: explain(source) };
+        let failed = |source| CatalogError::Database { path: root.clone(), source: explain_timeout(source) };
         let invalid = |fault| CatalogError::Invalid { path: root.clone(), fault };
         let schema = database.require(TABLES).map_err(failed)?;
         let properties = read_properties(&database).map_err(failed)?;
@@ -179,7 +179,7 @@ impl Catalog {
             return Err(invalid(format!("expected schema 2.5, found {found}")));
         }
         let prefix = properties.get("root_prefix").map_or("", String::as_str);
-        if prefix.as_bytes() != spelt(root) {
+        if prefix.as_bytes() != catalog_path(root) {
             return Err(invalid(format!("it is the catalog of another directory, '{prefix}'")));
         }
         let revision = properties.get("schema_revision").and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -240,8 +240,8 @@ impl Catalog {
 
     /// Returns the rows of the children of the directory `path` by name, including hidden rows.
     pub fn list(&self, path: &EntryPath) -> Result<BTreeMap<Vec<u8>, CatalogEntry>, CatalogError> {
-        if path.components().count() > MAXIMUM_DEPTH {
-            return Err(self.invalid(format!("{} is nested more than {MAXIMUM_DEPTH} directories deep", path.shown())));
+        if path.components().count() > MAX_DEPTH {
+            return Err(self.invalid(format!("{} is nested more than {MAX_DEPTH} directories deep", path.shown())));
         }
         let (first, second) = key(path);
         let database = self.database();
@@ -271,8 +271,9 @@ impl Catalog {
     pub fn nested(&self, path: &EntryPath) -> Result<Option<CatalogReference>, CatalogError> {
         let database = self.database();
         let sql = "SELECT sha1, size FROM nested_catalogs WHERE path = ?1";
-        let read =
-            || database.connection().prepare_cached(sql)?.query_row([Text(&spelt(path))], read_reference).optional();
+        let read = || {
+            database.connection().prepare_cached(sql)?.query_row([Text(&catalog_path(path))], read_reference).optional()
+        };
         read().map_err(|source| self.database_error(source))
     }
 
@@ -342,7 +343,7 @@ impl Catalog {
     }
 
     fn database_error(&self, source: rusqlite::Error) -> CatalogError {
-        CatalogError::Database { path: self.root.clone(), source: explain(source) }
+        CatalogError::Database { path: self.root.clone(), source: explain_timeout(source) }
     }
 
     fn invalid(&self, fault: String) -> CatalogError {
@@ -496,7 +497,7 @@ fn write_form(connection: &Connection, root: &EntryPath) -> rusqlite::Result<()>
     insert.execute(["schema", "2.5"])?;
     insert.execute(["schema_revision", "7"])?;
     if !root.is_root() {
-        insert.execute(params!["root_prefix", Text(&spelt(root))])?;
+        insert.execute(params!["root_prefix", Text(&catalog_path(root))])?;
     }
     Ok(())
 }

@@ -20,39 +20,39 @@ use crate::span::{BYTES, span};
 use crate::store::Staging;
 
 /// Maximum number of entries of a catalog of strata's own directories. A larger one is split at its subdirectories.
-pub const MAXIMUM_STRUCTURAL_ENTRIES: i64 = 50_000;
+pub const MAX_STRUCTURAL_ENTRIES: i64 = 50_000;
 
 /// Minimum number of entries of a subdirectory that becomes a nested catalog when its catalog is split.
-const WORTH_CUTTING: usize = 1_000;
+const MIN_SPLIT_ENTRIES: usize = 1_000;
 
 /// Returns a catalog that was read before and that has no other user, so that it need not be read again.
 pub type TakeCatalog<'a> = &'a dyn Fn(&EntryPath, CatalogReference) -> Option<Catalog>;
 
 /// Where the catalogs of a repository come from.
 #[derive(Clone, Copy)]
-struct Catalogs<'a> {
+struct CatalogSource<'a> {
     staging: &'a Staging,
     take: TakeCatalog<'a>,
 }
 
 /// Changes the catalogs of a repository. No change is stored until [`Self::write`].
 pub struct Editor<'a> {
-    catalogs: Catalogs<'a>,
+    catalogs: CatalogSource<'a>,
     /// Modification time of everything that strata itself creates.
     now: Timestamp,
-    nothing: Content,
-    root: Loaded,
-    maximum_entries: i64,
-    worth_cutting: usize,
+    empty_content: Content,
+    root: LoadedCatalog,
+    max_entries: i64,
+    min_split_entries: usize,
 }
 
 /// A loaded catalog, with the loaded catalogs below it.
 #[derive(Debug)]
-struct Loaded {
+struct LoadedCatalog {
     catalog: WritableCatalog,
     /// The stored catalog and its total counters before any change; `None` for a new catalog.
     origin: Option<(CatalogReference, Counters)>,
-    below: BTreeMap<EntryPath, Loaded>,
+    below: BTreeMap<EntryPath, LoadedCatalog>,
     is_changed: bool,
 }
 
@@ -67,24 +67,24 @@ impl<'a> Editor<'a> {
         take: TakeCatalog<'a>,
         now: Timestamp,
     ) -> Result<Self, BuildError> {
-        let catalogs = Catalogs { staging, take };
-        let root = Loaded::open(catalogs, &EntryPath::ROOT, root)?;
-        let nothing = staging.put_file(compression, b"").map_err(BuildError::from)?;
-        Ok(Self::of(catalogs, now, nothing, root))
+        let catalogs = CatalogSource { staging, take };
+        let root = LoadedCatalog::open(catalogs, &EntryPath::ROOT, root)?;
+        let empty_content = staging.put_file(compression, b"").map_err(BuildError::from)?;
+        Ok(Self::of(catalogs, now, empty_content, root))
     }
 
     /// Creates a repository that contains only its root directory.
     pub fn create(staging: &'a Staging, compression: Compression, now: Timestamp) -> Result<Self, BuildError> {
-        let mut root = Loaded::create(&EntryPath::ROOT)?;
+        let mut root = LoadedCatalog::create(&EntryPath::ROOT)?;
         root.catalog.set_property("TTL", &DEFAULT_TTL.to_string())?;
         root.catalog.put(&EntryPath::ROOT, &CatalogEntry::of_directory(&own_metadata(0o755, now), 0))?;
-        let nothing = staging.put_file(compression, b"").map_err(BuildError::from)?;
-        Ok(Self::of(Catalogs { staging, take: &|_, _| None }, now, nothing, root))
+        let empty_content = staging.put_file(compression, b"").map_err(BuildError::from)?;
+        Ok(Self::of(CatalogSource { staging, take: &|_, _| None }, now, empty_content, root))
     }
 
-    fn of(catalogs: Catalogs<'a>, now: Timestamp, nothing: Content, root: Loaded) -> Self {
-        let (maximum_entries, worth_cutting) = (MAXIMUM_STRUCTURAL_ENTRIES, WORTH_CUTTING);
-        Self { catalogs, now, nothing, root, maximum_entries, worth_cutting }
+    fn of(catalogs: CatalogSource<'a>, now: Timestamp, empty_content: Content, root: LoadedCatalog) -> Self {
+        let (max_entries, min_split_entries) = (MAX_STRUCTURAL_ENTRIES, MIN_SPLIT_ENTRIES);
+        Self { catalogs, now, empty_content, root, max_entries, min_split_entries }
     }
 
     /// Returns the entry at `path`.
@@ -96,7 +96,7 @@ impl<'a> Editor<'a> {
     pub fn put_tree(&mut self, path: &EntryPath, tree: &StoredTree) -> Result<(), BuildError> {
         self.put(path, tree.transition_point.clone())?;
         let (parent, _) = path.split().expect("a tree is not the root of the repository");
-        let Loaded { catalog, .. } = self.root.catalog_of(self.catalogs, &parent)?;
+        let LoadedCatalog { catalog, .. } = self.root.catalog_of(self.catalogs, &parent)?;
         catalog.put_reference(References::Nested, path, tree.reference)?;
         *catalog.below() += tree.totals;
         Ok(())
@@ -141,7 +141,7 @@ impl<'a> Editor<'a> {
     /// Makes `path` a nested catalog, and creates the directory if it is missing.
     pub fn make_catalog(&mut self, path: &EntryPath) -> Result<(), BuildError> {
         self.make_directory(path)?;
-        let (marker, catalogs) = (marker(&own_metadata(0o644, self.now), &self.nothing), self.catalogs);
+        let (marker, catalogs) = (marker(&own_metadata(0o644, self.now), &self.empty_content), self.catalogs);
         let (parent, _) = path.split().expect("the root of the repository is a catalog already");
         let catalog = self.root.catalog_of(catalogs, &parent)?;
         if catalog.has_below(path)? { Ok(()) } else { catalog.split(catalogs, path, &marker) }
@@ -168,9 +168,9 @@ impl<'a> Editor<'a> {
     ///
     /// Catalogs that became too large are split first.
     pub fn write(mut self, revision: u64) -> Result<CatalogReference, BuildError> {
-        let marker = marker(&own_metadata(0o644, self.now), &self.nothing);
+        let marker = marker(&own_metadata(0o644, self.now), &self.empty_content);
         for child in self.root.below.values_mut() {
-            child.cut(self.catalogs, (self.maximum_entries, self.worth_cutting), &marker)?;
+            child.split_large(self.catalogs, (self.max_entries, self.min_split_entries), &marker)?;
         }
         self.root.is_changed = true;
         let written = self.root.write(self.catalogs.staging, self.now, Some(revision))?;
@@ -190,14 +190,14 @@ fn touch(entry: &mut CatalogEntry, now: Timestamp) {
     entry.mtime_nanoseconds = Some(now.nanoseconds);
 }
 
-impl Loaded {
+impl LoadedCatalog {
     /// Creates a catalog without any row.
     fn create(path: &EntryPath) -> Result<Self, BuildError> {
         let catalog = WritableCatalog::create(path)?;
         Ok(Self { catalog, origin: None, below: BTreeMap::new(), is_changed: true })
     }
 
-    fn open(catalogs: Catalogs<'_>, path: &EntryPath, reference: CatalogReference) -> Result<Self, BuildError> {
+    fn open(catalogs: CatalogSource<'_>, path: &EntryPath, reference: CatalogReference) -> Result<Self, BuildError> {
         let catalog = catalogs.get(path, reference)?;
         // The reference is signed again together with the catalog, so its size must be right. Old catalogs have no sizes.
         if reference.size != 0 && reference.size != catalog.size() {
@@ -211,7 +211,7 @@ impl Loaded {
     }
 
     /// Returns the catalog that contains `path` and its children; for a transition point, the nested catalog.
-    fn catalog_of(&mut self, catalogs: Catalogs<'_>, path: &EntryPath) -> Result<&mut Self, BuildError> {
+    fn catalog_of(&mut self, catalogs: CatalogSource<'_>, path: &EntryPath) -> Result<&mut Self, BuildError> {
         match self.next_below(path)? {
             Some(next) => self.load(catalogs, &next)?.catalog_of(catalogs, path),
             None => Ok(self),
@@ -235,7 +235,7 @@ impl Loaded {
         Ok(self.below.contains_key(path) || self.catalog.nested(path)?.is_some())
     }
 
-    fn load(&mut self, catalogs: Catalogs<'_>, path: &EntryPath) -> Result<&mut Self, BuildError> {
+    fn load(&mut self, catalogs: CatalogSource<'_>, path: &EntryPath) -> Result<&mut Self, BuildError> {
         Ok(match self.below.entry(path.clone()) {
             Entry::Occupied(loaded) => loaded.into_mut(),
             Entry::Vacant(place) => {
@@ -246,7 +246,7 @@ impl Loaded {
     }
 
     /// Removes everything at and below `path`, including nested catalogs.
-    fn drop_from(&mut self, catalogs: Catalogs<'_>, path: &EntryPath) -> Result<(), BuildError> {
+    fn drop_from(&mut self, catalogs: CatalogSource<'_>, path: &EntryPath) -> Result<(), BuildError> {
         self.take_nested(catalogs, path)?;
         self.below.retain(|inner, _| !inner.is_in(path));
         for (inner, _) in self.catalog.references_from(References::Bound, path)? {
@@ -261,7 +261,7 @@ impl Loaded {
     /// Removes the references to nested catalogs at and below `path`, and returns them with their total counters.
     fn take_nested(
         &mut self,
-        catalogs: Catalogs<'_>,
+        catalogs: CatalogSource<'_>,
         path: &EntryPath,
     ) -> Result<Vec<(EntryPath, CatalogReference, Counters)>, BuildError> {
         let mut taken = Vec::new();
@@ -292,7 +292,7 @@ impl Loaded {
     /// Returns the total counters of a nested catalog as they were before any change.
     fn totals_below(
         &self,
-        catalogs: Catalogs<'_>,
+        catalogs: CatalogSource<'_>,
         nested: &EntryPath,
         reference: CatalogReference,
     ) -> Result<Counters, BuildError> {
@@ -320,7 +320,12 @@ impl Loaded {
     }
 
     /// Moves the plain directory `path` and everything below it into a new nested catalog.
-    fn split(&mut self, catalogs: Catalogs<'_>, path: &EntryPath, marker: &CatalogEntry) -> Result<(), BuildError> {
+    fn split(
+        &mut self,
+        catalogs: CatalogSource<'_>,
+        path: &EntryPath,
+        marker: &CatalogEntry,
+    ) -> Result<(), BuildError> {
         let mut child = Self::create(path)?;
         for (inner, reference, totals) in self.take_nested(catalogs, path)? {
             child.catalog.put_reference(References::Nested, &inner, reference)?;
@@ -345,19 +350,19 @@ impl Loaded {
         Ok(())
     }
 
-    /// Splits changed catalogs with more than `maximum` entries at their subdirectories with at least `worth_cutting` entries.
-    fn cut(
+    /// Splits changed catalogs with more than `maximum` entries at their subdirectories with at least `min_split_entries` entries.
+    fn split_large(
         &mut self,
-        catalogs: Catalogs<'_>,
-        (maximum, worth_cutting): (i64, usize),
+        catalogs: CatalogSource<'_>,
+        (maximum, min_split_entries): (i64, usize),
         marker: &CatalogEntry,
     ) -> Result<(), BuildError> {
         if self.is_changed && self.catalog.own_counters().entries() > maximum {
-            for path in self.catalog.heavy_directories(worth_cutting)? {
+            for path in self.catalog.heavy_directories(min_split_entries)? {
                 self.split(catalogs, &path, marker)?;
             }
         }
-        self.below.values_mut().try_for_each(|child| child.cut(catalogs, (maximum, worth_cutting), marker))
+        self.below.values_mut().try_for_each(|child| child.split_large(catalogs, (maximum, min_split_entries), marker))
     }
 
     /// Stores this catalog and the catalogs below it, as far as they changed.
@@ -382,7 +387,7 @@ impl Loaded {
         let reference = match self.origin {
             Some((reference, _)) if !self.is_changed => reference,
             _ => {
-                self.date(now, revision)?;
+                self.set_revision_properties(now, revision)?;
                 let writing = span!("catalogs");
                 self.catalog.write(|bytes| {
                     writing.record(BYTES, bytes.len() as u64);
@@ -395,7 +400,7 @@ impl Loaded {
     }
 
     /// Sets the properties about the catalog's own revision.
-    fn date(&mut self, now: Timestamp, revision: Option<u64>) -> Result<(), BuildError> {
+    fn set_revision_properties(&mut self, now: Timestamp, revision: Option<u64>) -> Result<(), BuildError> {
         let catalog = &mut self.catalog;
         let last = catalog.property("revision").and_then(|text| text.parse().ok()).unwrap_or(0_u64);
         catalog.set_property("revision", &revision.unwrap_or(last + 1).to_string())?;
@@ -407,7 +412,7 @@ impl Loaded {
     }
 }
 
-impl Catalogs<'_> {
+impl CatalogSource<'_> {
     fn get(self, path: &EntryPath, reference: CatalogReference) -> Result<Catalog, BuildError> {
         match (self.take)(path, reference) {
             Some(catalog) => Ok(catalog),

@@ -31,48 +31,48 @@ pub(crate) enum Access {
 #[derive(Debug)]
 pub(crate) struct GuardedDatabase {
     connection: Connection,
-    clock: Arc<Clock>,
+    timer: Arc<StatementTimer>,
     budget: Budget,
 }
 
 /// Time limit of a statement on a small database.
-const LEAST_TIME: Duration = Duration::from_secs(10);
+const MIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Additional time limit per MiB of the file. An integrity check by SQLite reads at least 100 MiB/s.
-const TIME_PER_MIB: Duration = Duration::from_millis(100);
+const TIMEOUT_PER_MIB: Duration = Duration::from_millis(100);
 
 /// Number of instructions of SQLite's virtual machine between two checks of the time limit: less than a millisecond of work.
-const INSTRUCTIONS: i32 = 50_000;
+const INSTRUCTIONS_PER_CHECK: i32 = 50_000;
 
 /// Minimum size of a row in the file in bytes: a cell of 4 bytes and its 2-byte pointer.
-const LEAST_ROW_BYTES: u64 = 6;
+const MIN_ROW_BYTES: u64 = 6;
 
 /// Maximum size in bytes of an added row, on top of the size of the file. No row of a catalog is as large.
-const ADDED_ROW_BYTES: u64 = 16 << 20;
+const MAX_ADDED_ROW_BYTES: u64 = 16 << 20;
 
 /// Bytes that are freed together. glibc's `free` returns blocks above 32 MiB to the system immediately.
-const PIECE: usize = 40 << 20;
+const PART_SIZE: usize = 40 << 20;
 
 /// Reads a buffer and frees each part after it was read. The parts are in reverse order: the last one is read next.
-struct FreedPieces(Vec<Cursor<Vec<u8>>>);
+struct DrainingReader(Vec<Cursor<Vec<u8>>>);
 
-impl FreedPieces {
+impl DrainingReader {
     fn of(mut bytes: Vec<u8>) -> Self {
-        let mut pieces = Vec::with_capacity(bytes.len() / PIECE + 1);
-        while bytes.len() > PIECE {
-            let last = (bytes.len() - 1) / PIECE * PIECE;
-            pieces.push(Cursor::new(bytes.split_off(last)));
+        let mut parts = Vec::with_capacity(bytes.len() / PART_SIZE + 1);
+        while bytes.len() > PART_SIZE {
+            let last = (bytes.len() - 1) / PART_SIZE * PART_SIZE;
+            parts.push(Cursor::new(bytes.split_off(last)));
             bytes.shrink_to_fit();
         }
-        pieces.push(Cursor::new(bytes));
-        Self(pieces)
+        parts.push(Cursor::new(bytes));
+        Self(parts)
     }
 }
 
-impl Read for FreedPieces {
+impl Read for DrainingReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while let Some(piece) = self.0.last_mut() {
-            let length = piece.read(buffer)?;
+        while let Some(part) = self.0.last_mut() {
+            let length = part.read(buffer)?;
             if length > 0 || buffer.is_empty() {
                 return Ok(length);
             }
@@ -91,7 +91,11 @@ impl GuardedDatabase {
     /// Like [`Self::open`], but frees the bytes while SQLite copies them, so that a large file is not in memory twice.
     pub(crate) fn open_owned(bytes: Vec<u8>, access: Access) -> rusqlite::Result<Self> {
         let size = bytes.len();
-        if size < 2 * PIECE { Self::open(&bytes, access) } else { Self::read(FreedPieces::of(bytes), size, access) }
+        if size < 2 * PART_SIZE {
+            Self::open(&bytes, access)
+        } else {
+            Self::read(DrainingReader::of(bytes), size, access)
+        }
     }
 
     fn read(bytes: impl Read, length: usize, access: Access) -> rusqlite::Result<Self> {
@@ -103,22 +107,22 @@ impl GuardedDatabase {
         connection.pragma_update(None, "query_only", true)?;
         let size = length as u64;
         // No text, blob or row can be longer than the file, even if a record header claims it.
-        set_longest_value(&connection, size)?;
-        let clock = Arc::new(Clock::new(LEAST_TIME + TIME_PER_MIB * (size >> 20) as u32));
-        let handler = Arc::clone(&clock);
-        connection.progress_handler(INSTRUCTIONS, Some(move || handler.is_over()))?;
-        Ok(Self { connection, clock, budget: Budget { rows: size / LEAST_ROW_BYTES, bytes: size } })
+        set_value_limit(&connection, size)?;
+        let timer = Arc::new(StatementTimer::new(MIN_TIMEOUT + TIMEOUT_PER_MIB * (size >> 20) as u32));
+        let handler = Arc::clone(&timer);
+        connection.progress_handler(INSTRUCTIONS_PER_CHECK, Some(move || handler.has_expired()))?;
+        Ok(Self { connection, timer, budget: Budget { rows: size / MIN_ROW_BYTES, bytes: size } })
     }
 
     /// Wraps a database that this process has just created.
     pub(crate) fn created(connection: Connection) -> Self {
-        let clock = Arc::new(Clock::new(Duration::MAX));
-        Self { connection, clock, budget: Budget::UNLIMITED }
+        let timer = Arc::new(StatementTimer::new(Duration::MAX));
+        Self { connection, timer, budget: Budget::UNLIMITED }
     }
 
     /// Returns the connection for the next statement, and restarts its time limit.
     pub(crate) fn connection(&self) -> &Connection {
-        self.clock.restart();
+        self.timer.restart();
         &self.connection
     }
 
@@ -126,7 +130,7 @@ impl GuardedDatabase {
     pub(crate) fn allow_changes(&mut self) -> rusqlite::Result<()> {
         self.connection.pragma_update(None, "query_only", false)?;
         let size = self.budget.bytes;
-        set_longest_value(&self.connection, size.saturating_add(ADDED_ROW_BYTES))?;
+        set_value_limit(&self.connection, size.saturating_add(MAX_ADDED_ROW_BYTES))?;
         self.budget = Budget::UNLIMITED;
         // Defensive mode also forbids `journal_mode = OFF`. Turning it off for this one statement is safe: the statement is ours.
         self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, false)?;
@@ -142,7 +146,7 @@ impl GuardedDatabase {
 
     /// Returns the connection itself; its limits stay in force.
     pub(crate) fn into_connection(self) -> Connection {
-        self.clock.restart();
+        self.timer.restart();
         self.connection
     }
 
@@ -173,7 +177,7 @@ impl GuardedDatabase {
         }
     }
 
-    fn objects(&self) -> rusqlite::Result<Vec<Object>> {
+    fn objects(&self) -> rusqlite::Result<Vec<SchemaObject>> {
         // A virtual table has no root page.
         let sql = "SELECT type, name, type IN ('table', 'index') AND rootpage > 0, sql FROM sqlite_schema";
         self.rows(sql, [], |row| {
@@ -181,11 +185,11 @@ impl GuardedDatabase {
             let is_ordinary = row.get::<_, Option<bool>>(2)? == Some(true);
             let kind = row.get::<_, Option<String>>(0)?.unwrap_or_default();
             let name = row.get::<_, Option<String>>(1)?.unwrap_or_default();
-            Ok(Object { kind, name, is_ordinary, sql: row.get(3)? })
+            Ok(SchemaObject { kind, name, is_ordinary, sql: row.get(3)? })
         })
     }
 
-    fn describe(&self, objects: &[Object]) -> rusqlite::Result<Schema> {
+    fn describe(&self, objects: &[SchemaObject]) -> rusqlite::Result<Schema> {
         let others = objects.iter().filter(|object| !object.is_ordinary);
         let others = others.map(|object| format!("{} '{}'", object.kind, object.name.escape_debug()));
         let mut schema = Schema { others: others.collect(), ..Schema::default() };
@@ -215,7 +219,7 @@ impl GuardedDatabase {
 
     /// Calls `read` with the bytes of the file. They are copied only if the database was changed.
     pub(crate) fn with_bytes<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> rusqlite::Result<T> {
-        self.clock.restart();
+        self.timer.restart();
         self.connection.serialize("main").map(|bytes| read(&bytes))
     }
 
@@ -240,7 +244,7 @@ pub(crate) type Table = (&'static str, &'static [&'static str]);
 
 /// An object of a database schema: a table, an index, a view or a trigger.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Object {
+pub(super) struct SchemaObject {
     /// `table`, `index`, `view` or `trigger`.
     pub(super) kind: String,
     pub(super) name: String,
@@ -251,13 +255,13 @@ pub(super) struct Object {
 }
 
 /// Returns whether a schema is literally equal to that of the catalogs that strata writes.
-pub(super) fn is_own_catalog(objects: &[Object]) -> bool {
+pub(super) fn is_own_catalog(objects: &[SchemaObject]) -> bool {
     own_catalog().is_some_and(|own| own.objects == objects)
 }
 
 /// The schema of the catalogs that strata writes.
 struct OwnCatalog {
-    objects: Vec<Object>,
+    objects: Vec<SchemaObject>,
     schema: Arc<Schema>,
 }
 
@@ -349,7 +353,7 @@ pub(crate) fn forbid_execution(connection: &Connection) -> rusqlite::Result<()> 
     Ok(())
 }
 
-fn set_longest_value(connection: &Connection, bytes: u64) -> rusqlite::Result<()> {
+fn set_value_limit(connection: &Connection, bytes: u64) -> rusqlite::Result<()> {
     connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, i32::try_from(bytes).unwrap_or(i32::MAX)).map(drop)
 }
 
@@ -359,7 +363,7 @@ pub(crate) fn unusable(fault: String) -> rusqlite::Error {
 }
 
 /// Replaces SQLite's error for an interrupted statement by one that names the time limit.
-pub(crate) fn explain(error: rusqlite::Error) -> rusqlite::Error {
+pub(crate) fn explain_timeout(error: rusqlite::Error) -> rusqlite::Error {
     match error.sqlite_error_code() {
         Some(ffi::ErrorCode::OperationInterrupted) => {
             unusable("a query exceeded the time limit for a database of this size".to_owned())
@@ -387,18 +391,18 @@ fn column_name(row: &Row<'_>, column: usize) -> String {
 
 /// Time limit of the current statement. Shared with the progress handler of SQLite.
 #[derive(Debug)]
-struct Clock {
+struct StatementTimer {
     start: Instant,
     allowance: Duration,
     /// Milliseconds since `start`.
     deadline: AtomicU64,
 }
 
-impl Clock {
+impl StatementTimer {
     fn new(allowance: Duration) -> Self {
-        let clock = Self { start: Instant::now(), allowance, deadline: AtomicU64::new(0) };
-        clock.restart();
-        clock
+        let timer = Self { start: Instant::now(), allowance, deadline: AtomicU64::new(0) };
+        timer.restart();
+        timer
     }
 
     fn restart(&self) {
@@ -406,7 +410,7 @@ impl Clock {
         self.deadline.store(u64::try_from(deadline).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    fn is_over(&self) -> bool {
+    fn has_expired(&self) -> bool {
         self.start.elapsed().as_millis() > u128::from(self.deadline.load(Ordering::Relaxed))
     }
 }
@@ -450,12 +454,12 @@ mod tests {
     #[test]
     fn large_file_is_freed_part_by_part() {
         let large = file("CREATE TABLE t (a, b); INSERT INTO t VALUES (zeroblob(130000000), 7)");
-        let mut pieces = FreedPieces::of(large.clone());
-        let lengths: Vec<usize> = pieces.0.iter().map(|piece| piece.get_ref().len()).collect();
-        assert!(lengths.len() > 2 && lengths.iter().all(|&length| length <= PIECE), "{lengths:?}");
+        let mut parts = DrainingReader::of(large.clone());
+        let lengths: Vec<usize> = parts.0.iter().map(|part| part.get_ref().len()).collect();
+        assert!(lengths.len() > 2 && lengths.iter().all(|&length| length <= PART_SIZE), "{lengths:?}");
         let mut read = Vec::new();
-        pieces.read_to_end(&mut read).unwrap();
-        assert!(read == large && pieces.0.is_empty());
+        parts.read_to_end(&mut read).unwrap();
+        assert!(read == large && parts.0.is_empty());
         let database = GuardedDatabase::open_owned(large, Access::ReadOnly).unwrap();
         assert_eq!(database.rows("SELECT b FROM t", [], |row| row.get::<_, i64>(0)).unwrap(), [7]);
     }
@@ -483,15 +487,15 @@ mod tests {
     #[test]
     fn endless_statement_is_interrupted_and_the_next_one_has_its_own_time_limit() {
         let mut database = open("CREATE TABLE t (a, b)");
-        let clock = Arc::new(Clock::new(Duration::from_millis(50)));
-        let handler = Arc::clone(&clock);
-        database.connection.progress_handler(INSTRUCTIONS, Some(move || handler.is_over())).unwrap();
-        database.clock = clock;
+        let timer = Arc::new(StatementTimer::new(Duration::from_millis(50)));
+        let handler = Arc::clone(&timer);
+        database.connection.progress_handler(INSTRUCTIONS_PER_CHECK, Some(move || handler.has_expired())).unwrap();
+        database.timer = timer;
         let endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
         for _ in 0..2 {
             let start = Instant::now();
             let error = database.connection().query_row(endless, [], |_| Ok(())).unwrap_err();
-            assert!(explain(error).to_string().contains("exceeded the time limit"));
+            assert!(explain_timeout(error).to_string().contains("exceeded the time limit"));
             assert!(start.elapsed() >= Duration::from_millis(50) && start.elapsed() < Duration::from_secs(20));
             std::thread::sleep(Duration::from_millis(60));
             assert_eq!(database.rows("SELECT 1", [], |row| row.get::<_, i64>(0)).unwrap(), [1]);

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::database::{create_database, database_bytes, read_reference};
 use super::entry::CatalogReference;
-use super::guarded::{Access, GuardedDatabase, Table, explain};
+use super::guarded::{Access, GuardedDatabase, Table, explain_timeout};
 use crate::manifest::RepositoryName;
 use crate::object::ObjectHash;
 
@@ -28,7 +28,7 @@ impl HistoryError {
             REFLOG_DATABASE => "copy '.cvmfsreflog' from a backup, or let 'cvmfs_server check -r' create it again",
             _ => "publish an earlier revision again, or copy the repository from a replica or a backup",
         };
-        move |source| Self { database, repository: repository.clone(), repair, source: explain(source) }
+        move |source| Self { database, repository: repository.clone(), repair, source: explain_timeout(source) }
     }
 }
 

@@ -14,14 +14,14 @@ use crate::tree::{Directory, LeafKind, Node, needed_whiteout};
 pub const MARKER: &[u8] = b".cvmfscatalog";
 
 /// Maximum number of entries of a catalog in a tree. A single directory with more entries exceeds it.
-pub const MAXIMUM_ENTRIES: usize = 100_000;
+pub const MAX_ENTRIES: usize = 100_000;
 
 /// Minimum number of entries of a nested catalog. Smaller directories are split off only if the parent would exceed
-/// [`MAXIMUM_ENTRIES`], because each catalog costs clients a request.
-const WORTH_A_CATALOG: usize = 1_000;
+/// [`MAX_ENTRIES`], because each catalog costs clients a request.
+const MIN_NESTED_ENTRIES: usize = 1_000;
 
 /// Maximum number of markers that the image itself may contain in one tree.
-const MAXIMUM_PAYLOAD_MARKERS: usize = 1_000;
+const MAX_PAYLOAD_MARKERS: usize = 1_000;
 
 /// Returns the directories of a tree that become nested catalogs, including its root, so that each catalog has about `target`
 /// entries.
@@ -59,16 +59,16 @@ impl Plan {
         // Directories of equal weight are ordered by name, so that the result is deterministic.
         weights.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
         for (weight, child) in weights {
-            let is_too_much = total > MAXIMUM_ENTRIES && weight > 0;
-            if !(is_too_much || total > self.target && weight >= WORTH_A_CATALOG) {
+            let is_too_much = total > MAX_ENTRIES && weight > 0;
+            if !(is_too_much || total > self.target && weight >= MIN_NESTED_ENTRIES) {
                 break;
             }
             total -= weight;
             self.cuts.insert(child);
         }
-        if total > MAXIMUM_ENTRIES {
+        if total > MAX_ENTRIES {
             tracing::warn!(
-                "the catalog of {} has {total} entries (recommended maximum {MAXIMUM_ENTRIES}); clients load it as a whole",
+                "the catalog of {} has {total} entries (recommended maximum {MAX_ENTRIES}); clients load it as a whole",
                 path.shown()
             );
         }
@@ -82,7 +82,7 @@ impl Plan {
 pub fn without_stray_markers(tree: &Arc<Directory>) -> (Arc<Directory>, Vec<EntryPath>) {
     let (mut left, mut stray) = (Arc::clone(tree), Vec::new());
     for (number, (path, node)) in named_as_markers(tree).into_iter().enumerate() {
-        if !is_file(node) || number >= MAXIMUM_PAYLOAD_MARKERS {
+        if !is_file(node) || number >= MAX_PAYLOAD_MARKERS {
             replace(&mut left, &path, None);
             stray.push(path);
         }
@@ -98,7 +98,7 @@ pub fn without_stray_markers(tree: &Arc<Directory>) -> (Arc<Directory>, Vec<Entr
 pub fn layer_without_stray_markers(layer: &Arc<Directory>, lower: &Directory) -> (Arc<Directory>, Vec<EntryPath>) {
     let (mut left, mut stray) = (Arc::clone(layer), Vec::new());
     for (number, (path, node)) in named_as_markers(layer).into_iter().enumerate() {
-        let fits = number < MAXIMUM_PAYLOAD_MARKERS;
+        let fits = number < MAX_PAYLOAD_MARKERS;
         let is_at_the_root = path.components().count() == 1;
         let whiteout = if is_at_the_root { None } else { needed_whiteout(layer, lower, &path) };
         let is_needless = is_whiteout(node) && whiteout.is_none();
@@ -202,7 +202,7 @@ mod tests {
         let named: Vec<(String, Directory)> = children().collect();
         let tree = directory(0, named.iter().map(|(name, child)| (name.as_str(), child.clone())).collect());
         let cuts = cut_names(&tree, 2000);
-        assert_eq!(cuts.len() - 1, (120 * 901 + 1 - MAXIMUM_ENTRIES).div_ceil(900));
+        assert_eq!(cuts.len() - 1, (120 * 901 + 1 - MAX_ENTRIES).div_ceil(900));
         assert_eq!(cuts[1], "/d000");
     }
 
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn whiteouts_count_among_the_markers_that_a_tree_may_have() {
-        let names: Vec<String> = (0..=MAXIMUM_PAYLOAD_MARKERS).map(|number| format!("d{number:04}")).collect();
+        let names: Vec<String> = (0..=MAX_PAYLOAD_MARKERS).map(|number| format!("d{number:04}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let lower = with_markers(&names, &file());
         let mut layer = with_markers(&names, &whiteout());

@@ -40,5 +40,5 @@ impl Check<'_> {
 /// Returns the catalog file that contains, or would contain, the row of a path.
 fn file_of(repository: &Repository, path: &EntryPath) -> Result<String, RepositoryError> {
     let directory = path.split().map_or(EntryPath::ROOT, |(directory, _)| directory);
-    Ok(repository.place_of(&directory)?.reference.hash.path(ObjectKind::Catalog))
+    Ok(repository.location_of(&directory)?.reference.hash.path(ObjectKind::Catalog))
 }

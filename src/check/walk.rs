@@ -10,7 +10,7 @@ use super::reference::{Reference, StoredForm};
 use super::scope::Scope;
 use crate::catalog::Counters;
 use crate::catalog::audit::{
-    Algorithm, AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, Gravity, Kind, RowVisitor, Walk,
+    Algorithm, AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, FileKind, RowVisitor, Severity, Walk,
 };
 use crate::catalog::bits::{EXTERNAL, UNCOMPRESSED};
 use crate::object::ObjectKind;
@@ -29,8 +29,8 @@ pub(super) struct CheckedRows<'w> {
 }
 
 impl RowVisitor for CheckedRows<'_> {
-    fn note(&self, path: Option<&[u8]>, _: Gravity, expected: &dyn Display, found: &dyn Display) {
-        let file = Location::file(self.file);
+    fn note(&self, path: Option<&[u8]>, _: Severity, expected: &dyn Display, found: &dyn Display) {
+        let file = Place::file(self.file);
         self.check.findings.note(&path.map_or(file.clone(), |path| file.at(path)), expected, found);
     }
 
@@ -38,7 +38,7 @@ impl RowVisitor for CheckedRows<'_> {
         if let Some(bound) = bound {
             self.references.borrow_mut().extend(self.bound_catalog(path, row, bound));
         }
-        if Kind::of(row) == Some(Kind::Regular) {
+        if FileKind::of(row) == Some(FileKind::Regular) {
             self.add_content(path, row, chunks);
         }
     }

@@ -14,7 +14,7 @@ use strata::image::{FullName, Platform};
 use strata::layer::Limits;
 use strata::metadata::Timestamp;
 use strata::publish::PublishOptions;
-use strata::repository::Point;
+use strata::repository::RevisionSelector;
 use strata::source::{ImageArgument, Platforms};
 use strata::work::ConvertOptions;
 
@@ -284,8 +284,8 @@ pub struct Diff {
     pub what: String,
     /// The newer revision: a number, a tag, or "head"
     #[arg(value_name = "REV")]
-    pub to: Option<Point>,
-    /// Name under which the image would be published, as host/name:tag
+    pub to: Option<RevisionSelector>,
+    /// Name that the image would be published under, as host/name:tag
     #[arg(long, value_name = "REF", conflicts_with = "to")]
     pub name: Option<FullName>,
     /// Platform to select from an index [default: this machine's platform]

@@ -11,7 +11,7 @@ use strata::directory::RepositoryDirectory;
 use strata::image::Digest;
 use strata::path::EntryPath;
 use strata::progress::Progress;
-use strata::repository::{Point, Repository};
+use strata::repository::{Repository, RevisionSelector};
 use strata::source::{ArgumentError, ImageArgument, PlatformRequest, Platforms};
 use strata::stage::{ImageOptions, Request};
 use strata::work::{Rehearsal, rehearse};
@@ -31,9 +31,14 @@ pub fn run(arguments: &Arguments, command: &Diff) -> anyhow::Result<ExitCode> {
     Ok(if differs { ExitCode::from(FINDINGS) } else { ExitCode::SUCCESS })
 }
 
-fn revisions(arguments: &Arguments, directory: &RepositoryDirectory, from: &str, to: &Point) -> anyhow::Result<bool> {
+fn revisions(
+    arguments: &Arguments,
+    directory: &RepositoryDirectory,
+    from: &str,
+    to: &RevisionSelector,
+) -> anyhow::Result<bool> {
     let head = Repository::open(&directory.store()?, directory.name())?;
-    let Ok(from) = from.parse::<Point>();
+    let Ok(from) = from.parse::<RevisionSelector>();
     let (old, new) = (head.open_at(&from)?, head.open_at(to)?);
     let (from, to) = (old.revision()?, new.revision()?);
     let difference = diff(&old, &new)?;

@@ -15,7 +15,7 @@ use strata::message::causes;
 use strata::metadata::Timestamp;
 use strata::mount::{Mount, MountOptions, MountPoint, Unmounted};
 use strata::path::EntryPath;
-use strata::repository::{Point, Repository};
+use strata::repository::{Repository, RevisionSelector};
 
 use super::arguments::{Arguments, Mount as MountArguments};
 use super::failure::UsageError;
@@ -25,16 +25,16 @@ use super::interrupt::print_now;
 pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<ExitCode> {
     let directory = arguments.directory()?;
     let point = match (&mount.tag, mount.revision) {
-        (Some(tag), _) => Point::Tag(tag.clone()),
-        (_, Some(number)) => Point::Revision(number),
-        _ => Point::Head,
+        (Some(tag), _) => RevisionSelector::Tag(tag.clone()),
+        (_, Some(number)) => RevisionSelector::Revision(number),
+        _ => RevisionSelector::Head,
     };
     let head = Repository::open(&directory.store()?, directory.name())?;
     let repository = head.open_at(&point)?;
     let path = EntryPath::normalise(mount.path.as_encoded_bytes()).map_err(|error| UsageError(error.to_string()))?;
     let options = MountOptions {
         path,
-        follow: point == Point::Head,
+        follow: point == RevisionSelector::Head,
         allow_other: mount.allow_other,
         cache: mount.cache.clone(),
         threads: answering_threads(),

@@ -55,7 +55,7 @@ pub enum Addition {
         /// Content.
         content: Vec<u8>,
         /// Whether an existing entry is replaced.
-        rule: Rule,
+        rule: ReplaceRule,
     },
     /// A symbolic link.
     Symlink {
@@ -64,7 +64,7 @@ pub enum Addition {
         /// Link target.
         target: Vec<u8>,
         /// Whether an existing entry is replaced.
-        rule: Rule,
+        rule: ReplaceRule,
     },
 }
 
@@ -79,7 +79,7 @@ impl Addition {
 
 /// Treatment of an existing entry at the path. A link at the path itself counts as an existing entry; it is not followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rule {
+pub enum ReplaceRule {
     /// Any existing entry is kept.
     IfAbsent,
     /// A link is replaced; any other entry is kept.
@@ -146,14 +146,14 @@ pub fn additions(config: &ExecutionConfig) -> Vec<Addition> {
     let symlinks = SYMLINKS.map(|(name, target)| Addition::Symlink {
         path: path(name),
         target: target.as_bytes().to_vec(),
-        rule: Rule::IfAbsentOrLink,
+        rule: ReplaceRule::IfAbsentOrLink,
     });
-    let bind_targets = BIND_TARGETS.map(|name| file(name, 0o644, Vec::new(), Rule::IfAbsentOrLink));
+    let bind_targets = BIND_TARGETS.map(|name| file(name, 0o644, Vec::new(), ReplaceRule::IfAbsentOrLink));
     let scripts = SCRIPTS.map(|(name, text)| script(name, text));
     let own = [
         script(".singularity.d/env/10-docker2singularity.sh", &startup::environment(config)),
         script(".singularity.d/runscript", &startup::runscript(config)),
-        file(".singularity.d/labels.json", 0o644, labels_json(&config.labels), Rule::Replace),
+        file(".singularity.d/labels.json", 0o644, labels_json(&config.labels), ReplaceRule::Replace),
     ];
     directories.into_iter().chain(symlinks).chain(bind_targets).chain(scripts).chain(own).collect()
 }
@@ -162,12 +162,12 @@ fn path(name: &str) -> EntryPath {
     EntryPath::normalise(name.as_bytes()).expect("the names above have neither '..' nor NUL and are short")
 }
 
-fn file(name: &str, mode: u16, content: Vec<u8>, rule: Rule) -> Addition {
+fn file(name: &str, mode: u16, content: Vec<u8>, rule: ReplaceRule) -> Addition {
     Addition::File { path: path(name), mode, content, rule }
 }
 
 fn script(name: &str, text: &str) -> Addition {
-    file(name, 0o755, text.as_bytes().to_vec(), Rule::Replace)
+    file(name, 0o755, text.as_bytes().to_vec(), ReplaceRule::Replace)
 }
 
 /// Returns the content of `labels.json` for `apptainer inspect`: a JSON object, indented with tabs.

@@ -12,7 +12,7 @@ use crate::image::{Digest, MAX_DOCUMENT_SIZE};
 use crate::layout::{self, ImagePlace};
 use crate::object::{ContentObjects, ObjectHash};
 use crate::path::EntryPath;
-use crate::repository::{CatalogPlace, Repository, RepositoryError};
+use crate::repository::{CatalogLocation, Repository, RepositoryError};
 
 /// What DUCC keeps of an image manifest. Its keys are capitalised, and only these are left of them.
 #[derive(Deserialize)]
@@ -60,7 +60,7 @@ pub(crate) fn is_foreign(
 /// Returns the root catalog of a published chain or root file system, if strata made it.
 pub(crate) fn our_tree(head: &Repository, path: &EntryPath) -> Result<Option<CatalogReference>, RepositoryError> {
     let Some(reference) = head.nested_catalog(path)? else { return Ok(None) };
-    let place = CatalogPlace { root: path.clone(), reference };
+    let place = CatalogLocation { root: path.clone(), reference };
     Ok(head.open_catalog(&place)?.property(FACTS).map(|_| reference))
 }
 

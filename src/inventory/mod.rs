@@ -57,11 +57,11 @@ fn list_with(repository: &Repository, read: ReadRecord) -> Result<Vec<ListedImag
     let mut images = Vec::new();
     let root = EntryPath::ROOT.join(b".metadata");
     for name in directories(repository, &root)? {
-        if name != layout::PLATFORMS.as_bytes() {
+        if name != layout::PLATFORM_DIRECTORY.as_bytes() {
             list_below(repository, read, &root, &root.join(&name), None, &mut images)?;
         }
     }
-    let root = root.join(layout::PLATFORMS.as_bytes());
+    let root = root.join(layout::PLATFORM_DIRECTORY.as_bytes());
     for name in directories(repository, &root)? {
         let root = root.join(&name);
         if let Some(platform) = layout::platform_of_directory(&name) {
@@ -110,7 +110,7 @@ fn list_below(
 /// Returns where a name has images: one place, or several if it stands for platforms side by side.
 pub fn places(repository: &Repository, name: &ImageName) -> Result<Vec<ImagePlace>, RepositoryError> {
     let mut places = vec![ImagePlace { name: name.clone(), platform: None }];
-    let directory = EntryPath::ROOT.join(layout::PLATFORMS.as_bytes());
+    let directory = EntryPath::ROOT.join(layout::PLATFORM_DIRECTORY.as_bytes());
     if repository.get(&directory)?.is_some_and(|entry| entry.is_directory()) {
         let platforms = repository.list(&directory)?;
         let platforms = platforms.iter().filter(|(_, entry)| entry.is_directory());

@@ -9,8 +9,8 @@ mod record;
 use crate::image::{ChainId, Digest, ImageName};
 use crate::path::EntryPath;
 
-pub use place::{ALIASES, ImagePlace, PLATFORMS, platform_of_directory, variant_link_target};
-pub use record::{CandidateTrees, ImageRecord, LayerRecord, Left, LossList, Stamp, TreeFacts, WishedNames};
+pub use place::{ARCHITECTURE_ALIASES, ImagePlace, PLATFORM_DIRECTORY, platform_of_directory, variant_link_target};
+pub use record::{CandidateTrees, ImageRecord, LastUse, LayerRecord, LossList, Stamp, TreeFacts, WishedNames};
 
 /// Directory of the image store for podman.
 pub const PODMAN_STORE: &str = "podmanStore";

@@ -11,10 +11,10 @@ use crate::image::{Digest, ImageName, Platform};
 use crate::path::EntryPath;
 
 /// Directory of the platforms of all images with several platforms.
-pub const PLATFORMS: &str = ".multiarch";
+pub const PLATFORM_DIRECTORY: &str = ".multiarch";
 
 /// Architecture names of `uname -m` and Debian, each with its possible platform directories; the first existing one is used.
-pub const ALIASES: [(&str, &[&str]); 7] = [
+pub const ARCHITECTURE_ALIASES: [(&str, &[&str]); 7] = [
     ("x86_64", &["amd64"]),
     ("x86-64", &["amd64"]),
     ("i386", &["386"]),
@@ -52,7 +52,9 @@ impl ImagePlace {
     fn link_path(&self) -> String {
         match &self.platform {
             None => self.name.public_path(),
-            Some(platform) => format!("{PLATFORMS}/{}/{}", platform_directory(platform), self.name.public_path()),
+            Some(platform) => {
+                format!("{PLATFORM_DIRECTORY}/{}/{}", platform_directory(platform), self.name.public_path())
+            }
         }
     }
 }
@@ -67,7 +69,7 @@ impl fmt::Display for ImagePlace {
 /// Returns the target of the public link of a name with several platforms. Clients expand the variable in it.
 pub fn variant_link_target(name: &ImageName) -> Vec<u8> {
     let link = path(&name.public_path());
-    relative(&link, format!("{PLATFORMS}/$(CVMFS_ARCH:-amd64)/{}", name.public_path()).as_bytes())
+    relative(&link, format!("{PLATFORM_DIRECTORY}/$(CVMFS_ARCH:-amd64)/{}", name.public_path()).as_bytes())
 }
 
 fn relative(link: &EntryPath, target: &[u8]) -> Vec<u8> {
@@ -83,7 +85,7 @@ fn platform_directory(platform: &Platform) -> String {
     }
 }
 
-/// Returns the platform of a directory below [`PLATFORMS`].
+/// Returns the platform of a directory below [`PLATFORM_DIRECTORY`].
 pub fn platform_of_directory(directory: &[u8]) -> Option<Platform> {
     let directory = std::str::from_utf8(directory).ok()?;
     format!("linux/{}", directory.replace(':', "/")).parse().ok()

@@ -261,7 +261,7 @@ impl ImageRecord {
 pub struct CandidateTrees {
     /// Explanation for a human reader of the file.
     about: String,
-    trees: BTreeMap<EntryPath, Left>,
+    trees: BTreeMap<EntryPath, LastUse>,
 }
 
 /// Explanation in the list of candidates.
@@ -270,7 +270,7 @@ const ABOUT_CANDIDATES: &str = "Candidates for removal: a name led to each of th
 
 /// When and by which image a tree was last used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Left {
+pub struct LastUse {
     /// Since when the image no longer uses the tree, in seconds since 1970.
     pub since: i64,
     /// The image, by its name.
@@ -308,7 +308,7 @@ impl CandidateTrees {
     /// trees until now.
     pub fn leave(&mut self, trees: impl IntoIterator<Item = EntryPath>, image: &str, now: i64) {
         for tree in trees {
-            self.trees.insert(tree, Left { since: now, by: image.to_owned() });
+            self.trees.insert(tree, LastUse { since: now, by: image.to_owned() });
         }
     }
 
@@ -323,7 +323,7 @@ impl CandidateTrees {
     }
 
     /// Returns the last use of a tree, if it is on the list.
-    pub fn get(&self, tree: &EntryPath) -> Option<&Left> {
+    pub fn get(&self, tree: &EntryPath) -> Option<&LastUse> {
         self.trees.get(tree)
     }
 
@@ -399,7 +399,7 @@ mod tests {
     #[test]
     fn list_of_the_former_format_is_read() {
         let list = CandidateTrees::parse_former(br#"{".flat/ab/abc": {"since": 7, "by": "h.org/a:1"}}"#);
-        assert_eq!(list.get(&tree(".flat/ab/abc")), Some(&Left { since: 7, by: "h.org/a:1".to_owned() }));
+        assert_eq!(list.get(&tree(".flat/ab/abc")), Some(&LastUse { since: 7, by: "h.org/a:1".to_owned() }));
         assert!(CandidateTrees::parse_former(b"no JSON").is_empty());
     }
 

@@ -12,7 +12,7 @@ use sha1::{Digest as _, Sha1};
 use crate::object::{ObjectHash, ParseHashError};
 
 /// Separator between the field lines and the hash, including the preceding line end.
-const MARK: &[u8] = b"\n--\n";
+const SEPARATOR: &[u8] = b"\n--\n";
 
 /// The form of a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,8 +89,9 @@ pub struct Letter<'a> {
 impl<'a> Letter<'a> {
     /// Splits a file at the first separator, as clients do. Everything after the hash line is the signature.
     pub fn cut(bytes: &'a [u8]) -> Result<Self, LetterError> {
-        let mark = bytes.windows(MARK.len()).position(|window| window == MARK).ok_or(LetterError::Unsigned)?;
-        let (fields, rest) = (&bytes[..=mark], &bytes[mark + MARK.len()..]);
+        let mark =
+            bytes.windows(SEPARATOR.len()).position(|window| window == SEPARATOR).ok_or(LetterError::Unsigned)?;
+        let (fields, rest) = (&bytes[..=mark], &bytes[mark + SEPARATOR.len()..]);
         let line = rest.iter().position(|&b| b == b'\n').ok_or(LetterError::Unsigned)?;
         let (hash_text, signature) = (&rest[..line], &rest[line + 1..]);
         Ok(Self { fields, hash_text, hash: parse_hash(hash_text)?, signature })

@@ -26,7 +26,7 @@ pub struct Whitelist {
 pub struct SignedWhitelist<'a> {
     /// The unverified content.
     pub whitelist: Whitelist,
-    demand: Option<Demand>,
+    extra_verification: Option<ExtraVerification>,
     letter: Letter<'a>,
 }
 
@@ -48,7 +48,7 @@ pub enum Urgency {
 
 /// Verification beyond the RSA signature that a whitelist requires. strata supports none of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Demand {
+enum ExtraVerification {
     Pkcs7,
     CaChain,
 }
@@ -135,12 +135,12 @@ impl Whitelist {
         let issued = date_line(1, lines.next(), b"", "a date YYYYMMDDHHMMSS")?;
         let expires = date_line(2, lines.next(), b"E", "E and a date YYYYMMDDHHMMSS")?;
         let name = name_line(lines.next())?;
-        let pkcs7 = lines.next_if(|line| line == b"Vpkcs7").map(|_| Demand::Pkcs7);
-        let ca_chain = lines.next_if(|line| line == b"Wcachain").map(|_| Demand::CaChain);
+        let pkcs7 = lines.next_if(|line| line == b"Vpkcs7").map(|_| ExtraVerification::Pkcs7);
+        let ca_chain = lines.next_if(|line| line == b"Wcachain").map(|_| ExtraVerification::CaChain);
         let fingerprints = lines.filter_map(|line| Fingerprint::from_line(line).transpose());
         let fingerprints = fingerprints.collect::<Result<_, _>>().map_err(WhitelistError::Fingerprint)?;
         let whitelist = Self { issued, expires, name, fingerprints };
-        Ok(SignedWhitelist { whitelist, demand: pkcs7.or(ca_chain), letter: Letter::cut(bytes)? })
+        Ok(SignedWhitelist { whitelist, extra_verification: pkcs7.or(ca_chain), letter: Letter::cut(bytes)? })
     }
 
     /// Returns the lines without a signature.
@@ -215,9 +215,9 @@ impl SignedWhitelist<'_> {
 
     /// Checks only the signature. A list that requires more than an RSA signature is refused.
     pub fn verify_signature(&self, master_keys: &[PublicKey]) -> Result<(), WhitelistError> {
-        match self.demand {
-            Some(Demand::Pkcs7) => Err(WhitelistError::Pkcs7Unsupported),
-            Some(Demand::CaChain) => Err(WhitelistError::CaChainUnsupported),
+        match self.extra_verification {
+            Some(ExtraVerification::Pkcs7) => Err(WhitelistError::Pkcs7Unsupported),
+            Some(ExtraVerification::CaChain) => Err(WhitelistError::CaChainUnsupported),
             None => Ok(self.letter.verify(SignatureForm::Whitelist, master_keys)?),
         }
     }

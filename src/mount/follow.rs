@@ -15,7 +15,7 @@ use super::mountable::MountableTree;
 use super::nodes::{Nodes, ROOT};
 use super::view::View;
 use crate::message::causes;
-use crate::repository::{NamedRow, PlacedDirectory, Repository, RepositoryError, Row};
+use crate::repository::{LocatedDirectory, NamedRow, Repository, RepositoryError, Row};
 
 /// Interval between two checks for a new manifest.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -110,7 +110,7 @@ fn change<S: MountableTree>(view: &View<S>, head: &S) -> Result<Vec<Outdated>, R
     let mut changed = Vec::new();
     for (number, before) in directories {
         let Some(row) = head.row(&before.path)? else { continue };
-        let Some(after) = row.directory.clone().filter(|after| after.place != before.place) else { continue };
+        let Some(after) = row.directory.clone().filter(|after| after.location != before.location) else { continue };
         changed.push((number, row, changes(head, &before, &after)?));
     }
     // All catalogs are read before the first change, so that an unreadable catalog leaves everything unchanged.
@@ -132,9 +132,9 @@ type Changes<P> = HashMap<Arc<[u8]>, Option<Row<P>>>;
 
 fn changes<S: MountableTree>(
     head: &S,
-    before: &PlacedDirectory<S::RowsLocation>,
-    after: &PlacedDirectory<S::RowsLocation>,
-) -> Result<Changes<S::RowsLocation>, RepositoryError> {
+    before: &LocatedDirectory<S::Place>,
+    after: &LocatedDirectory<S::Place>,
+) -> Result<Changes<S::Place>, RepositoryError> {
     let mut changes = Changes::new();
     let new = head.rows(after)?;
     let mut new: HashMap<Arc<[u8]>, Row<S::RowsLocation>> =

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::catalog::CatalogEntry;
 use crate::path::EntryPath;
-use crate::repository::{PlacedDirectory, Row};
+use crate::repository::{LocatedDirectory, Row};
 
 /// The inode number of the mount's root.
 pub(super) const ROOT: u64 = 1;
@@ -85,7 +85,7 @@ impl<P: Clone> Nodes<P> {
     pub(super) fn add(
         &mut self,
         parent: u64,
-        directory: &Arc<PlacedDirectory<P>>,
+        directory: &Arc<LocatedDirectory<P>>,
         name: &Arc<[u8]>,
         row: &Row<P>,
     ) -> Option<FoundNode> {
@@ -169,8 +169,8 @@ impl<P: Clone> Nodes<P> {
         }
     }
 
-    /// Returns the known directories, each before its entries.
-    pub(super) fn directories(&self) -> Vec<(u64, Arc<PlacedDirectory<P>>)> {
+    /// Returns the known directories, each before what lies in it.
+    pub(super) fn directories(&self) -> Vec<(u64, Arc<LocatedDirectory<P>>)> {
         let attached = |number: &u64, node: &Node<P>| *number == ROOT || !node.names.is_empty();
         let mut directories: Vec<_> = self
             .nodes
@@ -189,12 +189,12 @@ mod tests {
     use crate::catalog::CatalogReference;
     use crate::metadata::Metadata;
     use crate::object::ObjectHash;
-    use crate::repository::CatalogPlace;
+    use crate::repository::CatalogLocation;
 
-    fn directory(path: &str) -> Arc<PlacedDirectory> {
+    fn directory(path: &str) -> Arc<LocatedDirectory> {
         let reference = CatalogReference { hash: ObjectHash::of(b""), size: 0 };
-        let place = CatalogPlace { root: EntryPath::ROOT, reference };
-        Arc::new(PlacedDirectory { path: EntryPath::normalise(path.as_bytes()).unwrap(), place })
+        let location = CatalogLocation { root: EntryPath::ROOT, reference };
+        Arc::new(LocatedDirectory { path: EntryPath::normalise(path.as_bytes()).unwrap(), location })
     }
 
     fn directory_row(path: &str) -> Row {
@@ -207,7 +207,7 @@ mod tests {
         Row { entry: Arc::new(CatalogEntry { link_group: group, ..entry }), directory: None }
     }
 
-    fn add(nodes: &mut Nodes<CatalogPlace>, parent: u64, name: &str, row: &Row) -> u64 {
+    fn add(nodes: &mut Nodes<CatalogLocation>, parent: u64, name: &str, row: &Row) -> u64 {
         let directory = nodes.row(parent).unwrap().directory.clone().unwrap();
         let number = nodes.add(parent, &directory, &name.as_bytes().into(), row).unwrap().number;
         nodes.count_lookup(number);

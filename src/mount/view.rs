@@ -8,7 +8,7 @@ use super::mountable::{MountableTree, SharedContentSource, TreeTotals};
 use super::nodes::{FoundNode, Nodes};
 use crate::cache::{ByteCache, CacheValue};
 use crate::catalog::CatalogEntry;
-use crate::repository::{NamedRow, PlacedDirectory, RepositoryError, Row};
+use crate::repository::{LocatedDirectory, NamedRow, RepositoryError, Row};
 
 /// Errors from answering a request of the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +35,7 @@ pub(super) enum AnswerError {
 pub(super) struct ListedDirectory<P> {
     /// Distinguishes this listing from others of the same directory. Never 0.
     generation: u32,
-    pub(super) directory: Arc<PlacedDirectory<P>>,
+    pub(super) directory: Arc<LocatedDirectory<P>>,
     pub(super) rows: Vec<NamedRow<P>>,
 }
 
@@ -156,10 +156,10 @@ impl<S: MountableTree> View<S> {
     fn newest_listing(
         &self,
         number: u64,
-        directory: &Arc<PlacedDirectory<S::RowsLocation>>,
-    ) -> Result<Listing<S::RowsLocation>, AnswerError> {
-        let list = || -> Result<Listing<S::RowsLocation>, AnswerError> {
-            let rows = self.tree.rows(directory)?.into_iter().filter(|row| !row.row.entry.is_hidden()).collect();
+        directory: &Arc<LocatedDirectory<S::Place>>,
+    ) -> Result<Listing<S::Place>, AnswerError> {
+        let list = || -> Result<Listing<S::Place>, AnswerError> {
+            let rows = self.shown.rows(directory)?.into_iter().filter(|row| !row.row.entry.is_hidden()).collect();
             let generation = self.generation.fetch_add(1, Ordering::Relaxed).max(1);
             let listing = Arc::new(ListedDirectory { generation, directory: Arc::clone(directory), rows });
             self.listings.insert((number, generation), Arc::clone(&listing));

@@ -308,7 +308,7 @@ impl Preview {
 impl ReusableRepository {
     fn open(directory: &RepositoryDirectory) -> Result<Self, PreviewError> {
         let head = Repository::open(&directory.store()?, directory.name())?;
-        Ok(Self { head, state: directory.state_unchanged()?, settings: directory.settings().clone() })
+        Ok(Self { head, state: directory.state_read_only()?, settings: directory.settings().clone() })
     }
 
     /// Returns the object of a small file in the repository, if the content index contains it.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::catalog::CatalogEntry;
 use crate::mount::MountableTree;
 use crate::path::EntryPath;
-use crate::repository::{NamedRow, PlacedDirectory, RepositoryError, Row};
+use crate::repository::{LocatedDirectory, NamedRow, RepositoryError, Row};
 use crate::tree::{Directory, Leaf, Node};
 
 /// A tree in memory.
@@ -48,18 +48,15 @@ impl MountableTree for TreeView {
 
     fn row_in(
         &self,
-        directory: &PlacedDirectory<TreeDirectory>,
+        directory: &LocatedDirectory<TreePlace>,
         name: &[u8],
-    ) -> Result<Option<Row<TreeDirectory>>, RepositoryError> {
-        let node = directory.place.0.children.get(name);
-        Ok(node.map(|node| row(directory.path.join(name), node, group(&directory.place.0, node))))
+    ) -> Result<Option<Row<TreePlace>>, RepositoryError> {
+        let node = directory.location.0.children.get(name);
+        Ok(node.map(|node| row(directory.path.join(name), node, group(&directory.location.0, node))))
     }
 
-    fn rows(
-        &self,
-        directory: &PlacedDirectory<TreeDirectory>,
-    ) -> Result<Vec<NamedRow<TreeDirectory>>, RepositoryError> {
-        let children = &directory.place.0.children;
+    fn rows(&self, directory: &LocatedDirectory<TreePlace>) -> Result<Vec<NamedRow<TreePlace>>, RepositoryError> {
+        let children = &directory.location.0.children;
         let mut groups: HashMap<*const Leaf, (u32, u32)> = HashMap::new();
         for (place, leaf) in children.values().enumerate().filter_map(|(place, node)| Some((place, shared(node)?))) {
             groups.entry(Arc::as_ptr(leaf)).or_insert((place as u32 + 1, 0)).1 += 1;
@@ -87,7 +84,7 @@ fn directory_row(path: EntryPath, directory: &Arc<Directory>) -> Row<TreeDirecto
     let entry = CatalogEntry::of_directory(&directory.metadata, directory.subdirectories());
     Row {
         entry: Arc::new(entry),
-        directory: Some(Arc::new(PlacedDirectory { path, place: TreeDirectory(Arc::clone(directory)) })),
+        directory: Some(Arc::new(LocatedDirectory { path, location: TreePlace(Arc::clone(directory)) })),
     }
 }
 

@@ -267,11 +267,11 @@ impl Publisher {
         manifest.certificate = put(ObjectKind::Certificate, self.signer.keys().certificate().pem())?;
         if let Some(hash) = manifest.meta_info {
             let read = staging.read_decoded(hash, ObjectKind::MetaInfo, META_INFO_LIMIT);
-            read.map_err(RepositoryError::of_front("meta info"))?;
+            read.map_err(RepositoryError::of_root_object("meta info"))?;
         }
         let read = |hash| {
             let bytes = store.read_decoded(hash, ObjectKind::History, SizeLimit::of_database(None));
-            Ok::<_, RepositoryError>((bytes.map_err(RepositoryError::of_front("tag database"))?, hash))
+            Ok::<_, RepositoryError>((bytes.map_err(RepositoryError::of_root_object("tag database"))?, hash))
         };
         let before = manifest.history.map(read).transpose()?;
         let before = before.as_ref().map(|(bytes, hash)| (bytes.as_slice(), *hash));

@@ -1,6 +1,6 @@
 //! Resolves paths inside a root file system in the repository, as for a process with this root.
 
-use super::{MAXIMUM_LINKS, Repository, RepositoryError, client_variable};
+use super::{MAX_LINKS, Repository, RepositoryError, client_variable};
 use crate::catalog::CatalogEntry;
 use crate::path::EntryPath;
 
@@ -34,7 +34,7 @@ impl Repository {
                 continue;
             }
             links += 1;
-            if links > MAXIMUM_LINKS {
+            if links > MAX_LINKS {
                 return Ok(None);
             }
             let target = entry.expanded_target(client_variable);

@@ -2,8 +2,8 @@
 //!
 //! The manifest is verified with its certificate, and every catalog and object with its hash.
 
+mod content;
 mod inside;
-mod pieces;
 mod rows;
 mod trees;
 
@@ -28,7 +28,7 @@ use crate::path::EntryPath;
 use crate::store::{ContentError, DirectoryStore, StoreError};
 use crate::threads::ThreadsError;
 
-pub use rows::{NamedRow, PlacedDirectory, Row};
+pub use rows::{LocatedDirectory, NamedRow, Row};
 pub use trees::{ReadCatalog, ReadTree, read_tree};
 
 /// Errors from reading a repository.
@@ -73,7 +73,7 @@ pub enum RepositoryError {
     },
     /// An object other than a catalog that every revision needs is missing or damaged.
     #[error("cannot read the {what} of the repository; to repair it, {COPY}")]
-    BrokenFront {
+    BrokenRootObject {
         /// `certificate` or `tag database`.
         what: &'static str,
         /// The error of the store.
@@ -83,16 +83,16 @@ pub enum RepositoryError {
     #[error(transparent)]
     History(#[from] HistoryError),
     /// The requested revision does not exist or is no longer available.
-    #[error("repository '{repository}' has no revision {point}")]
+    #[error("repository '{repository}' has no revision {selector}")]
     NoRevision {
         /// The repository.
         repository: RepositoryName,
         /// The requested revision.
-        point: Point,
+        selector: RevisionSelector,
     },
     /// The path does not exist, or its links form a cycle or lead out of the repository.
     #[error("cannot resolve {path}: the path does not exist, or its links form a cycle or lead out of the repository")]
-    Nowhere {
+    Unresolved {
         /// The path before links were followed.
         path: EntryPath,
     },
@@ -124,9 +124,9 @@ impl RepositoryError {
     }
 
     /// Returns the error for an unreadable object that every revision needs.
-    pub(crate) fn of_front(what: &'static str) -> impl FnOnce(StoreError) -> Self {
+    pub(crate) fn of_root_object(what: &'static str) -> impl FnOnce(StoreError) -> Self {
         move |error| match error.is_damage() {
-            true => Self::BrokenFront { what, source: error },
+            true => Self::BrokenRootObject { what, source: error },
             false => error.into(),
         }
     }
@@ -158,7 +158,7 @@ fn repair_of_file(path: &EntryPath, error: &ContentError) -> String {
 
 /// Selects a revision of a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Point {
+pub enum RevisionSelector {
     /// The newest revision, which clients mount.
     #[default]
     Head,
@@ -168,7 +168,7 @@ pub enum Point {
     Tag(String),
 }
 
-impl fmt::Display for Point {
+impl fmt::Display for RevisionSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Head => write!(f, "head"),
@@ -178,7 +178,7 @@ impl fmt::Display for Point {
     }
 }
 
-impl FromStr for Point {
+impl FromStr for RevisionSelector {
     type Err = Infallible;
 
     /// Parses a revision number or `head`; any other text is a tag.
@@ -193,7 +193,7 @@ impl FromStr for Point {
 
 /// Identifies a catalog: the directory that it describes, and its object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct CatalogPlace {
+pub struct CatalogLocation {
     /// The directory that it describes.
     pub root: EntryPath,
     /// Its object.
@@ -214,7 +214,7 @@ pub struct Repository {
     manifest: RepositoryManifest,
     root: CatalogReference,
     /// Cache of open catalogs, shared by all revisions.
-    catalogs: Arc<ByteCache<CatalogPlace, Arc<Catalog>>>,
+    catalogs: Arc<ByteCache<CatalogLocation, Arc<Catalog>>>,
 }
 
 impl Repository {
@@ -232,13 +232,14 @@ impl Repository {
     }
 
     /// Opens another revision: one with a tag, or a predecessor of the head whose catalogs still exist.
-    pub fn open_at(&self, point: &Point) -> Result<Self, RepositoryError> {
-        let found = match point {
-            Point::Head => Some(root_of(&self.manifest)),
-            Point::Tag(name) => self.tags()?.into_iter().find(|tag| tag.name == *name).map(|tag| tag.root),
-            Point::Revision(number) => self.find_revision(*number)?,
+    pub fn open_at(&self, selector: &RevisionSelector) -> Result<Self, RepositoryError> {
+        let found = match selector {
+            RevisionSelector::Head => Some(root_of(&self.manifest)),
+            RevisionSelector::Tag(name) => self.tags()?.into_iter().find(|tag| tag.name == *name).map(|tag| tag.root),
+            RevisionSelector::Revision(number) => self.find_revision(*number)?,
         };
-        let missing = || RepositoryError::NoRevision { repository: self.manifest.name.clone(), point: point.clone() };
+        let missing =
+            || RepositoryError::NoRevision { repository: self.manifest.name.clone(), selector: selector.clone() };
         Ok(Self { root: found.ok_or_else(missing)?, ..self.clone() })
     }
 
@@ -251,7 +252,7 @@ impl Repository {
     pub fn tags(&self) -> Result<Vec<Tag>, RepositoryError> {
         let Some(hash) = self.manifest.history else { return Ok(Vec::new()) };
         let bytes = self.store.read_decoded(hash, ObjectKind::History, SizeLimit::of_database(None));
-        let bytes = bytes.map_err(RepositoryError::of_front("tag database"))?;
+        let bytes = bytes.map_err(RepositoryError::of_root_object("tag database"))?;
         Ok(read_tags(&bytes, &self.manifest.name)?)
     }
 
@@ -262,8 +263,8 @@ impl Repository {
         }
         let mut reference = root_of(&self.manifest);
         for _ in number..=self.manifest.revision {
-            let place = CatalogPlace { root: EntryPath::ROOT, reference };
-            let catalog = match self.open_catalog(&place) {
+            let location = CatalogLocation { root: EntryPath::ROOT, reference };
+            let catalog = match self.open_catalog(&location) {
                 Err(RepositoryError::BrokenCatalog { source: StoreError::Io { .. }, .. }) => {
                     return Ok(None);
                 }
@@ -300,7 +301,7 @@ impl Repository {
 
     /// Returns the root catalog.
     pub fn root(&self) -> Result<Arc<Catalog>, RepositoryError> {
-        self.open_catalog(&self.root_place())
+        self.open_catalog(&self.root_location())
     }
 
     /// Returns the reference to the root catalog. Its size is 0 if unknown.
@@ -309,48 +310,49 @@ impl Repository {
     }
 
     /// Identifies the root catalog.
-    pub fn root_place(&self) -> CatalogPlace {
-        CatalogPlace { root: EntryPath::ROOT, reference: self.root }
+    pub fn root_location(&self) -> CatalogLocation {
+        CatalogLocation { root: EntryPath::ROOT, reference: self.root }
     }
 
     /// Opens a catalog of this or another revision, or returns it from the cache.
-    pub fn open_catalog(&self, place: &CatalogPlace) -> Result<Arc<Catalog>, RepositoryError> {
-        self.catalogs.get(place, || {
-            let bytes = self.store.read_decoded(place.reference.hash, ObjectKind::Catalog, place.reference.limit());
-            let bytes = bytes.map_err(|error| RepositoryError::of_catalog(&place.root, error))?;
-            Ok(Arc::new(Catalog::parse_owned(bytes, &place.root)?))
+    pub fn open_catalog(&self, location: &CatalogLocation) -> Result<Arc<Catalog>, RepositoryError> {
+        self.catalogs.get(location, || {
+            let bytes =
+                self.store.read_decoded(location.reference.hash, ObjectKind::Catalog, location.reference.limit());
+            let bytes = bytes.map_err(|error| RepositoryError::of_catalog(&location.root, error))?;
+            Ok(Arc::new(Catalog::parse_owned(bytes, &location.root)?))
         })
     }
 
     /// Removes the catalog of the directory `root` from the cache and returns it. Returns `None` if it is not cached or is in use.
     pub(crate) fn take_catalog(&self, root: &EntryPath, reference: CatalogReference) -> Option<Catalog> {
-        let place = CatalogPlace { root: root.clone(), reference };
-        self.catalogs.take(&place, |catalog| Arc::strong_count(catalog) == 1).and_then(Arc::into_inner)
+        let location = CatalogLocation { root: root.clone(), reference };
+        self.catalogs.take(&location, |catalog| Arc::strong_count(catalog) == 1).and_then(Arc::into_inner)
     }
 
     /// Opens the catalog that contains `path` and its children; for a transition point, the nested catalog.
     pub fn catalog_of(&self, path: &EntryPath) -> Result<Arc<Catalog>, RepositoryError> {
-        self.open_catalog(&self.place_of(path)?)
+        self.open_catalog(&self.location_of(path)?)
     }
 
     /// Identifies the catalog that contains the children of `path`.
-    pub fn place_of(&self, path: &EntryPath) -> Result<CatalogPlace, RepositoryError> {
-        let mut place = self.root_place();
+    pub fn location_of(&self, path: &EntryPath) -> Result<CatalogLocation, RepositoryError> {
+        let mut location = self.root_location();
         let mut at = EntryPath::ROOT;
         for name in path.components() {
             at = at.join(name);
-            if let Some(reference) = self.open_catalog(&place)?.nested(&at)? {
-                place = CatalogPlace { root: at.clone(), reference };
+            if let Some(reference) = self.open_catalog(&location)?.nested(&at)? {
+                location = CatalogLocation { root: at.clone(), reference };
             }
         }
-        Ok(place)
+        Ok(location)
     }
 
     /// Resolves `path` and follows all links. Returns the resolved path and its entry.
     ///
     /// An absolute link leads out of the repository, unless it begins with [`MOUNT_VARIABLE`] and the repository's name.
     pub fn follow(&self, path: &EntryPath) -> Result<(EntryPath, CatalogEntry), RepositoryError> {
-        let nowhere = || RepositoryError::Nowhere { path: path.clone() };
+        let nowhere = || RepositoryError::Unresolved { path: path.clone() };
         let mut waiting: Vec<Vec<u8>> = path.components().rev().map(<[u8]>::to_vec).collect();
         let mut at = EntryPath::ROOT;
         let mut links = 0;
@@ -373,7 +375,7 @@ impl Repository {
                 }
                 None => entry.expanded_target(client_variable),
             };
-            if links > MAXIMUM_LINKS || target.starts_with(b"/") {
+            if links > MAX_LINKS || target.starts_with(b"/") {
                 return Err(nowhere());
             }
             let names = target.split(|&byte| byte == b'/').filter(|name| !name.is_empty() && *name != b".");
@@ -416,8 +418,8 @@ impl Repository {
         }
         let failed = |source| RepositoryError::Content { path: path.clone(), source };
         let mut bytes = Vec::new();
-        for piece in pieces::pieces(&content, entry.size.cast_unsigned()).map_err(failed)? {
-            bytes.append(&mut self.store.read_content(piece).map_err(failed)?);
+        for piece in content::file_objects(&content, entry.size.cast_unsigned()).map_err(failed)? {
+            bytes.append(&mut self.store.read_piece(piece).map_err(failed)?);
         }
         Ok(Some(bytes))
     }
@@ -479,7 +481,7 @@ fn read_manifest(store: &DirectoryStore, name: &RepositoryName) -> Result<Reposi
     }
     let certificate = signed.manifest.certificate;
     let pem = store.read_decoded(certificate, ObjectKind::Certificate, CERTIFICATE_LIMIT);
-    let pem = pem.map_err(RepositoryError::of_front("certificate"))?;
+    let pem = pem.map_err(RepositoryError::of_root_object("certificate"))?;
     let certificate = Certificate::parse(&pem).map_err(|error| RepositoryError::Certificate(certificate, error))?;
     signed.verify(&certificate).map_err(|error| RepositoryError::Signature(name.clone(), error))?;
     Ok(signed.manifest)
@@ -495,4 +497,4 @@ pub(crate) const REFLOG_LIMIT: u64 = 1 << 30;
 const CATALOG_CACHE: u64 = 128 << 20;
 
 /// Maximum number of links in the resolution of a path, as in Linux.
-const MAXIMUM_LINKS: u32 = 40;
+const MAX_LINKS: u32 = 40;

@@ -2,31 +2,31 @@
 
 use std::sync::Arc;
 
-use super::{CatalogPlace, Repository, RepositoryError};
+use super::{CatalogLocation, Repository, RepositoryError};
 use crate::catalog::{Catalog, CatalogEntry};
 use crate::path::EntryPath;
 
-/// A directory and the place where the rows of its children are stored.
+/// A directory and the location of its children.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PlacedDirectory<P = CatalogPlace> {
+pub struct LocatedDirectory<P = CatalogLocation> {
     /// Path of the directory, from the root of the repository.
     pub path: EntryPath,
     /// Where the rows of its children are: in a repository, a catalog.
-    pub place: P,
+    pub location: P,
 }
 
-/// A row, and for a directory the place where the rows of its children are stored.
+/// A row, and for a directory the location of its children.
 #[derive(Debug, Clone)]
-pub struct Row<P = CatalogPlace> {
+pub struct Row<P = CatalogLocation> {
     /// The row; for a transition point, the one in the parent catalog.
     pub entry: Arc<CatalogEntry>,
-    /// The place of its children; `None` if the row is not a directory.
-    pub directory: Option<Arc<PlacedDirectory<P>>>,
+    /// The location of its children; `None` if the row is not a directory.
+    pub directory: Option<Arc<LocatedDirectory<P>>>,
 }
 
 /// A row and its name.
 #[derive(Debug, Clone)]
-pub struct NamedRow<P = CatalogPlace> {
+pub struct NamedRow<P = CatalogLocation> {
     /// Name within the directory.
     pub name: Arc<[u8]>,
     /// The row.
@@ -37,46 +37,47 @@ impl Repository {
     /// Returns the row at `path` without following links.
     pub fn row(&self, path: &EntryPath) -> Result<Option<Row>, RepositoryError> {
         let Some((parent, name)) = path.split() else {
-            let place = self.root_place();
-            let entry = self.open_catalog(&place)?.get(path)?;
-            let directory = Some(Arc::new(PlacedDirectory { path: EntryPath::ROOT, place }));
+            let location = self.root_location();
+            let entry = self.open_catalog(&location)?.get(path)?;
+            let directory = Some(Arc::new(LocatedDirectory { path: EntryPath::ROOT, location }));
             return Ok(entry.map(|entry| Row { entry: Arc::new(entry), directory }));
         };
-        let place = self.place_of(&parent)?;
-        self.row_in(&PlacedDirectory { path: parent, place }, name)
+        let location = self.location_of(&parent)?;
+        self.row_in(&LocatedDirectory { path: parent, location }, name)
     }
 
     /// Returns the child of a directory with this name. The directory may be of another revision.
-    pub fn row_in(&self, directory: &PlacedDirectory, name: &[u8]) -> Result<Option<Row>, RepositoryError> {
-        let catalog = self.open_catalog(&directory.place)?;
+    pub fn row_in(&self, directory: &LocatedDirectory, name: &[u8]) -> Result<Option<Row>, RepositoryError> {
+        let catalog = self.open_catalog(&directory.location)?;
         let path = directory.path.join(name);
         let Some(entry) = catalog.get(&path)? else { return Ok(None) };
-        complete(&catalog, &directory.place, path, entry).map(Some)
+        complete(&catalog, &directory.location, path, entry).map(Some)
     }
 
     /// Returns all children of a directory by name, including hidden rows. The directory may be of another revision.
-    pub fn rows(&self, directory: &PlacedDirectory) -> Result<Vec<NamedRow>, RepositoryError> {
-        let catalog = self.open_catalog(&directory.place)?;
+    pub fn rows(&self, directory: &LocatedDirectory) -> Result<Vec<NamedRow>, RepositoryError> {
+        let catalog = self.open_catalog(&directory.location)?;
         let rows = catalog.list(&directory.path)?.into_iter();
         rows.map(|(name, entry)| {
             let path = directory.path.join(&name);
-            Ok(NamedRow { name: name.into(), row: complete(&catalog, &directory.place, path, entry)? })
+            Ok(NamedRow { name: name.into(), row: complete(&catalog, &directory.location, path, entry)? })
         })
         .collect()
     }
 }
 
-/// Adds to the row of a directory the place of its children.
+/// Adds to the row of a directory the location of its children.
 fn complete(
     catalog: &Catalog,
-    place: &CatalogPlace,
+    location: &CatalogLocation,
     path: EntryPath,
     entry: CatalogEntry,
 ) -> Result<Row, RepositoryError> {
     let directory = if entry.is_directory() {
         let nested = if entry.is_transition_point() { catalog.nested(&path)? } else { None };
-        let place = nested.map_or_else(|| place.clone(), |reference| CatalogPlace { root: path.clone(), reference });
-        Some(Arc::new(PlacedDirectory { path, place }))
+        let location =
+            nested.map_or_else(|| location.clone(), |reference| CatalogLocation { root: path.clone(), reference });
+        Some(Arc::new(LocatedDirectory { path, location }))
     } else {
         None
     };

@@ -11,7 +11,7 @@ use crate::consumer::podman::PodmanListing;
 use crate::consumer::{self, ConsumerChanges, ConsumerError, PublishedName};
 use crate::image::ImageName;
 use crate::inventory::{InventoryError, foreign_trees, intact_record, our_tree, places};
-use crate::layout::{self, ALIASES, ImagePlace, ImageRecord, PLATFORMS, Stamp, WishedNames};
+use crate::layout::{self, ARCHITECTURE_ALIASES, ImagePlace, ImageRecord, PLATFORM_DIRECTORY, Stamp, WishedNames};
 use crate::metadata::Timestamp;
 use crate::path::EntryPath;
 use crate::publish::{Edit, EditError, EditList};
@@ -216,13 +216,13 @@ impl<'a> Revision<'a> {
 
     /// Adds links from the names that machines give their architecture to the directories of platforms.
     fn add_aliases(&mut self) -> Result<(), ReviseError> {
-        let root = EntryPath::ROOT.join(PLATFORMS.as_bytes());
+        let root = EntryPath::ROOT.join(PLATFORM_DIRECTORY.as_bytes());
         let directories: BTreeSet<Vec<u8>> =
-            self.edits.edits().keys().filter_map(|path| second_of(path, PLATFORMS)).collect();
+            self.edits.edits().keys().filter_map(|path| second_of(path, PLATFORM_DIRECTORY)).collect();
         if directories.is_empty() {
             return Ok(());
         }
-        for (alias, candidates) in ALIASES {
+        for (alias, candidates) in ARCHITECTURE_ALIASES {
             let link = root.join(alias.as_bytes());
             let before = self.head.get(&link)?;
             if directories.contains(alias.as_bytes()) || before.as_ref().is_some_and(|entry| entry.is_directory()) {

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use super::LIST_LIMIT;
 use crate::image::Digest;
 use crate::inventory::{self, InventoryError, ListedImage, foreign_trees};
-use crate::layout::{self, CandidateTrees, Left, PLATFORMS, PODMAN_STORE};
+use crate::layout::{self, CandidateTrees, LastUse, PLATFORM_DIRECTORY, PODMAN_STORE};
 use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 
@@ -36,7 +36,7 @@ pub struct UnusedTree {
     /// Where it is.
     pub path: EntryPath,
     /// When the last name left it, as far as a publication noted that.
-    pub left: Option<Left>,
+    pub left: Option<LastUse>,
 }
 
 /// Returns the trees that no name leads to, by path.
@@ -76,8 +76,9 @@ fn trees_of(repository: &Repository, image: &ListedImage) -> Result<BTreeSet<Ent
 /// Adds the trees that links in public directories lead to, as far as those are not hidden: another program need not note its
 /// images anywhere else.
 fn add_linked(repository: &Repository, used: &mut BTreeSet<EntryPath>) -> Result<(), RepositoryError> {
-    let is_public =
-        |name: &[u8]| name == PLATFORMS.as_bytes() || !name.starts_with(b".") && name != PODMAN_STORE.as_bytes();
+    let is_public = |name: &[u8]| {
+        name == PLATFORM_DIRECTORY.as_bytes() || !name.starts_with(b".") && name != PODMAN_STORE.as_bytes()
+    };
     let mut waiting = vec![EntryPath::ROOT];
     while let Some(directory) = waiting.pop() {
         for (name, entry) in repository.list(&directory)? {

@@ -101,7 +101,7 @@ pub struct StateDatabase {
     path: PathBuf,
     connection: Mutex<Connection>,
     /// Whether new entries are discarded.
-    is_fixed: bool,
+    is_read_only: bool,
 }
 
 /// Size of the page cache in KiB. Keys are hashes, so lookups are spread over the whole table.
@@ -109,12 +109,12 @@ const CACHE_KIB: i32 = 16 << 10;
 
 /// Repeats `attempt` while the database is locked. SQLite's own busy timeout does not apply when several processes create the database
 /// at the same time.
-fn patiently<T>(mut attempt: impl FnMut() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+fn retry_while_locked<T>(mut attempt: impl FnMut() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
     let start = Instant::now();
     loop {
         match attempt() {
             Err(error)
-                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && start.elapsed() < LOCK_PATIENCE =>
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && start.elapsed() < LOCK_TIMEOUT =>
             {
                 thread::sleep(Duration::from_millis(20));
             }
@@ -124,16 +124,16 @@ fn patiently<T>(mut attempt: impl FnMut() -> rusqlite::Result<T>) -> rusqlite::R
 }
 
 /// Length in bytes from which SQLite refuses a path, after links are resolved.
-const LONGEST_PATH: usize = 512;
+const PATH_LIMIT: usize = 512;
 
 fn is_too_long(path: &Path) -> bool {
     let directory = path.parent().unwrap_or(path);
     let resolved = fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
-    resolved.join(path.file_name().unwrap_or_default()).as_os_str().len() >= LONGEST_PATH
+    resolved.join(path.file_name().unwrap_or_default()).as_os_str().len() >= PATH_LIMIT
 }
 
 /// Maximum time to wait for another process that locks the database.
-const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl StateDatabase {
     /// Opens the database, or creates it. If its path is too long for SQLite, a temporary database in memory is used instead.
@@ -143,7 +143,7 @@ impl StateDatabase {
             tracing::warn!(
                 "no state is kept for the next run: the path '{}' is too long for SQLite (maximum {} bytes)",
                 path.display(),
-                LONGEST_PATH - 1,
+                PATH_LIMIT - 1,
             );
         }
         let open = || {
@@ -161,12 +161,12 @@ impl StateDatabase {
             }
             Ok(connection)
         };
-        let connection = patiently(open).map_err(|source| StateError { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), is_fixed: false })
+        let connection = retry_while_locked(open).map_err(|source| StateError { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), is_read_only: false })
     }
 
     /// Opens the database read-only, or an empty one if it does not exist. New entries are discarded.
-    pub fn open_fixed(path: &Path) -> Result<Self, StateError> {
+    pub fn open_read_only(path: &Path) -> Result<Self, StateError> {
         // If the file cannot be inspected, opening it below reports the reason.
         let is_there = !is_too_long(path) && !fs::metadata(path).is_err_and(|error| is_absence(&error));
         let open = || {
@@ -188,7 +188,7 @@ impl StateDatabase {
             Ok(connection)
         };
         let connection = open().map_err(|source| StateError { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), is_fixed: true })
+        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), is_read_only: true })
     }
 
     /// Looks up the objects of content; the result has one element for each key.
@@ -210,8 +210,8 @@ impl StateDatabase {
     }
 
     /// Returns whether new entries are discarded.
-    pub fn is_fixed(&self) -> bool {
-        self.is_fixed
+    pub fn is_read_only(&self) -> bool {
+        self.is_read_only
     }
 
     /// Returns whether the content index is empty.
@@ -221,7 +221,7 @@ impl StateDatabase {
 
     /// Adds entries to the content index.
     pub fn add_objects(&self, objects: &[(ContentKey, KnownObject)]) -> Result<(), StateError> {
-        if self.is_fixed {
+        if self.is_read_only {
             return Ok(());
         }
         self.with(|connection| {
@@ -261,7 +261,7 @@ impl StateDatabase {
 
     /// Records a stored tree.
     pub fn add_tree(&self, path: &str, options: &str, note: &StoredTreeNote) -> Result<(), StateError> {
-        if self.is_fixed {
+        if self.is_read_only {
             return Ok(());
         }
         self.with(|connection| {
@@ -286,7 +286,7 @@ impl StateDatabase {
 
     /// Records verified blobs.
     pub fn add_blobs(&self, blobs: &[VerifiedBlob]) -> Result<(), StateError> {
-        if self.is_fixed || blobs.is_empty() {
+        if self.is_read_only || blobs.is_empty() {
             return Ok(());
         }
         self.with(|connection| {
@@ -314,7 +314,7 @@ impl StateDatabase {
                 .optional()?;
             let epoch = match last {
                 Some((epoch, before)) if before == marks => return Ok(Some(epoch)),
-                _ if self.is_fixed => return Ok(None),
+                _ if self.is_read_only => return Ok(None),
                 last => last.map_or(0, |(epoch, _)| epoch) + 1,
             };
             transaction
@@ -327,7 +327,7 @@ impl StateDatabase {
     /// Ends a run: records the state of the directories of objects. `marks` is `None` if another program has changed them during the run;
     /// then a new epoch begins.
     pub fn end_epoch(&self, marks: Option<&[u8]>) -> Result<(), StateError> {
-        if self.is_fixed {
+        if self.is_read_only {
             return Ok(());
         }
         self.with(|connection| match marks {
@@ -350,7 +350,7 @@ impl StateDatabase {
 
     /// Records that all objects of published trees were in the store in `epoch`. A tree is its path and its root catalog.
     pub fn add_whole(&self, trees: &[(String, ObjectHash)], epoch: i64) -> Result<(), StateError> {
-        if self.is_fixed || trees.is_empty() {
+        if self.is_read_only || trees.is_empty() {
             return Ok(());
         }
         self.with(|connection| {
@@ -366,7 +366,7 @@ impl StateDatabase {
 
     /// Returns the mode of a transaction that may write.
     fn behavior(&self) -> TransactionBehavior {
-        if self.is_fixed { TransactionBehavior::Deferred } else { TransactionBehavior::Immediate }
+        if self.is_read_only { TransactionBehavior::Deferred } else { TransactionBehavior::Immediate }
     }
 
     /// Returns the images whose last attempt failed, by name.

@@ -28,14 +28,14 @@ pub enum IndexError {
 pub struct ContentIndex {
     state: Arc<StateDatabase>,
     /// Whether the database had entries when the run began.
-    has_past: bool,
-    fresh: Mutex<Fresh>,
+    had_entries: bool,
+    new_entries: Mutex<NewEntries>,
     hits: AtomicU64,
 }
 
 /// Entries that this run added. A layer may add millions of entries, so saved ones are kept only in the database.
 #[derive(Debug, Default)]
-struct Fresh {
+struct NewEntries {
     unsaved: Objects,
     /// Batches that a thread is writing to the database.
     saving: Vec<Arc<Objects>>,
@@ -46,24 +46,24 @@ struct Fresh {
 type Objects = HashMap<ContentKey, KnownObject>;
 
 /// Number of new entries that are saved together. Each batch changes most pages of the table, whatever its size.
-const BATCH: usize = 50_000;
+const BATCH_SIZE: usize = 50_000;
 
 impl ContentIndex {
     /// Opens the index of a state database.
     pub fn open(state: Arc<StateDatabase>) -> Result<Self, IndexError> {
-        let has_past = !state.is_empty()?;
-        Ok(Self { state, has_past, fresh: Mutex::default(), hits: AtomicU64::new(0) })
+        let had_entries = !state.is_empty()?;
+        Ok(Self { state, had_entries, new_entries: Mutex::default(), hits: AtomicU64::new(0) })
     }
 
     /// Looks up content in the database. The result is not verified; [`Self::find`] checks that the object still exists.
     pub fn recall(&self, keys: &[ContentKey]) -> Result<Vec<Option<KnownObject>>, IndexError> {
         let _looking = span!("index");
-        if self.has_past {
+        if self.had_entries {
             return Ok(self.state.objects(keys)?);
         }
         let saved: Vec<usize> = {
-            let fresh = self.fresh();
-            (0..keys.len()).filter(|&index| fresh.saved.contains(&part_of(&keys[index]))).collect()
+            let new_entries = self.new_entries();
+            (0..keys.len()).filter(|&index| new_entries.saved.contains(&key_prefix(&keys[index]))).collect()
         };
         let mut found = vec![None; keys.len()];
         if !saved.is_empty() {
@@ -82,8 +82,8 @@ impl ContentIndex {
         staging: &Staging,
     ) -> Result<Option<ObjectHash>, IndexError> {
         let _looking = span!("index");
-        let found = match self.find_fresh(key)? {
-            Some(fresh) => Some(fresh),
+        let found = match self.find_new(key)? {
+            Some(new_entries) => Some(new_entries),
             None => recalled,
         };
         let kind = if key.is_chunk { ObjectKind::Chunk } else { ObjectKind::File };
@@ -97,13 +97,14 @@ impl ContentIndex {
     }
 
     /// Looks up content in the new entries of this run.
-    fn find_fresh(&self, key: &ContentKey) -> Result<Option<KnownObject>, IndexError> {
-        let fresh = self.fresh();
-        let unsaved = fresh.unsaved.get(key).or_else(|| fresh.saving.iter().find_map(|batch| batch.get(key)));
-        if unsaved.is_some() || !fresh.saved.contains(&part_of(key)) {
+    fn find_new(&self, key: &ContentKey) -> Result<Option<KnownObject>, IndexError> {
+        let new_entries = self.new_entries();
+        let unsaved =
+            new_entries.unsaved.get(key).or_else(|| new_entries.saving.iter().find_map(|batch| batch.get(key)));
+        if unsaved.is_some() || !new_entries.saved.contains(&key_prefix(key)) {
             return Ok(unsaved.copied());
         }
-        drop(fresh);
+        drop(new_entries);
         Ok(self.state.objects(&[*key])?[0])
     }
 
@@ -111,10 +112,10 @@ impl ContentIndex {
     pub fn add(&self, key: ContentKey, object: KnownObject) -> Result<(), IndexError> {
         let _noting = span!("index");
         {
-            let mut fresh = self.fresh();
-            fresh.unsaved.insert(key, object);
+            let mut new_entries = self.new_entries();
+            new_entries.unsaved.insert(key, object);
             // A read-only database would discard the entries.
-            if fresh.unsaved.len() < BATCH || self.state.is_fixed() {
+            if new_entries.unsaved.len() < BATCH_SIZE || self.state.is_read_only() {
                 return Ok(());
             }
         }
@@ -124,7 +125,7 @@ impl ContentIndex {
     /// Saves the new entries of this run, and frees memory that lookups used.
     pub fn save(&self) -> Result<(), IndexError> {
         let _noting = span!("index");
-        if !self.state.is_fixed() {
+        if !self.state.is_read_only() {
             self.write()?;
         }
         Ok(self.state.free_memory()?)
@@ -133,18 +134,18 @@ impl ContentIndex {
     /// Writes unsaved entries to the database. Meanwhile, other threads find them in `saving`.
     fn write(&self) -> Result<(), IndexError> {
         let batch = {
-            let mut fresh = self.fresh();
-            let batch = Arc::new(std::mem::take(&mut fresh.unsaved));
-            fresh.saving.push(Arc::clone(&batch));
+            let mut new_entries = self.new_entries();
+            let batch = Arc::new(std::mem::take(&mut new_entries.unsaved));
+            new_entries.saving.push(Arc::clone(&batch));
             batch
         };
         let mut objects: Vec<(ContentKey, KnownObject)> = batch.iter().map(|(key, object)| (*key, *object)).collect();
         // In the order of the table, so that each of its pages is changed only once.
         objects.sort_unstable_by_key(|(key, _)| key.blake3);
         self.state.add_objects(&objects)?;
-        let mut fresh = self.fresh();
-        fresh.saving.retain(|other| !Arc::ptr_eq(other, &batch));
-        fresh.saved.extend(batch.keys().map(part_of));
+        let mut new_entries = self.new_entries();
+        new_entries.saving.retain(|other| !Arc::ptr_eq(other, &batch));
+        new_entries.saved.extend(batch.keys().map(key_prefix));
         Ok(())
     }
 
@@ -155,16 +156,16 @@ impl ContentIndex {
 
     #[cfg(test)]
     fn in_memory(&self) -> usize {
-        self.fresh().unsaved.len()
+        self.new_entries().unsaved.len()
     }
 
-    fn fresh(&self) -> std::sync::MutexGuard<'_, Fresh> {
-        self.fresh.lock().expect("no thread panics while it holds the index")
+    fn new_entries(&self) -> std::sync::MutexGuard<'_, NewEntries> {
+        self.new_entries.lock().expect("no thread panics while it holds the index")
     }
 }
 
 /// Returns the first eight bytes of a key's hash.
-fn part_of(key: &ContentKey) -> u64 {
+fn key_prefix(key: &ContentKey) -> u64 {
     u64::from_le_bytes(*key.blake3.first_chunk().expect("32 bytes begin with 8"))
 }
 
@@ -184,16 +185,16 @@ mod tests {
         let store = DirectoryStore::create(&directory.path().join("storage")).unwrap();
         let staging = Staging::start(&store).unwrap();
         let hash = staging.put_stored(ObjectKind::File, b"stored").unwrap();
-        for has_past in [false, true] {
+        for had_entries in [false, true] {
             let state = Arc::new(StateDatabase::open(&directory.path().join("state.db")).unwrap());
             let index = ContentIndex::open(state).unwrap();
-            assert_eq!(index.has_past, has_past);
-            let first = if has_past { BATCH as u64 * 3 } else { 0 };
-            let last = first + 2 * BATCH as u64 + 10;
+            assert_eq!(index.had_entries, had_entries);
+            let first = if had_entries { BATCH_SIZE as u64 * 3 } else { 0 };
+            let last = first + 2 * BATCH_SIZE as u64 + 10;
             let object = KnownObject::new(hash, b"stored".len());
             (first..last).for_each(|number| index.add(key(number), object).unwrap());
             assert_eq!(index.in_memory(), 10, "what was written is in memory no more");
-            for number in [first, first + 1, first + BATCH as u64, last - 1] {
+            for number in [first, first + 1, first + BATCH_SIZE as u64, last - 1] {
                 let recalled = index.recall(&[key(number)]).unwrap()[0];
                 assert_eq!(index.find(&key(number), recalled, &staging).unwrap(), Some(hash), "{number}");
             }

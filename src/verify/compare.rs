@@ -17,7 +17,7 @@ use crate::metadata::{Metadata, Timestamp};
 use crate::object::Content;
 use crate::path::EntryPath;
 use crate::progress::Progress;
-use crate::repository::{NamedRow, PlacedDirectory, Repository, Row};
+use crate::repository::{LocatedDirectory, NamedRow, Repository, Row};
 
 /// Maximum size in bytes of a file of strata's own.
 const MAX_FILE_SIZE: u64 = 256 << 20;
@@ -133,7 +133,7 @@ impl<'r> Comparison<'r> {
         let none = Children::new();
         let of = |path: &EntryPath| children.get(path).unwrap_or(&none);
         self.compare_row(root, node, row, of(&EntryPath::ROOT));
-        let mut directories: Vec<(EntryPath, Arc<PlacedDirectory>)> =
+        let mut directories: Vec<(EntryPath, Arc<LocatedDirectory>)> =
             row.directory.iter().map(|directory| (EntryPath::ROOT, Arc::clone(directory))).collect();
         while let Some((below, directory)) = directories.pop() {
             let rows = match self.repository.rows(&directory) {
@@ -157,8 +157,8 @@ impl<'r> Comparison<'r> {
         }
     }
 
-    /// Compares the set of names in a directory.
-    fn compare_names(&mut self, directory: &PlacedDirectory, expected: &Children<'_>, rows: &[NamedRow]) {
+    /// Compares which names there are in a directory.
+    fn compare_names(&mut self, directory: &LocatedDirectory, expected: &Children<'_>, rows: &[NamedRow]) {
         let found: BTreeSet<&[u8]> = rows.iter().map(|row| &*row.name).collect();
         for (name, node) in expected.iter().filter(|(name, _)| !found.contains(*name)) {
             self.note(&directory.path.join(name), "path", describe(&node.kind), "nothing");
@@ -200,11 +200,11 @@ impl<'r> Comparison<'r> {
         self.entries += 1;
         self.compare_entry(path, node, &row.entry, children);
         let Some(directory) =
-            row.directory.as_ref().filter(|directory| directory.place.root == *path && !path.is_root())
+            row.directory.as_ref().filter(|directory| directory.location.root == *path && !path.is_root())
         else {
             return;
         };
-        match self.repository.open_catalog(&directory.place).and_then(|catalog| Ok(catalog.get(path)?)) {
+        match self.repository.open_catalog(&directory.location).and_then(|catalog| Ok(catalog.get(path)?)) {
             Ok(Some(entry)) => self.compare_entry(path, node, &entry, children),
             Ok(None) => self.note(path, "catalog", "a root entry", "nothing"),
             // An unreadable catalog is reported when the directory is listed.
@@ -292,18 +292,18 @@ impl<'r> Comparison<'r> {
     /// Returns the digest of the content, or the reason why it cannot be read.
     fn digest(&self, content: &Content, size: u64) -> Result<ContentDigest, String> {
         let mut hasher = ContentHasher::new();
-        let read = self.repository.read_pieces(content, size, &mut |bytes| hasher.data(bytes));
+        let read = self.repository.stream_content(content, size, &mut |bytes| hasher.data(bytes));
         read.map(|()| hasher.finish()).map_err(|error| causes(&error))
     }
 }
 
-/// Returns whether a row is the hidden marker file that strata adds to every nested catalog.
-fn is_marker(directory: &PlacedDirectory, name: &[u8], entry: &CatalogEntry) -> bool {
+/// Tells whether a row is the marker that every nested catalog has and no image.
+fn is_marker(directory: &LocatedDirectory, name: &[u8], entry: &CatalogEntry) -> bool {
     name == MARKER
         && entry.is_hidden()
         && entry.is_regular()
         && entry.size == 0
-        && directory.place.root == directory.path
+        && directory.location.root == directory.path
 }
 
 fn describe(kind: &NodeKind<ContentDigest>) -> &'static str {

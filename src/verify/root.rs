@@ -6,7 +6,7 @@ use super::naive_layer::{is_opaque, put_whiteout};
 use super::naive_tree::{NaiveTree, directories_above, is_directory};
 use super::overlay_model::is_whiteout;
 use crate::catalog::MARKER;
-use crate::consumer::apptainer::{Addition, Rule, additions};
+use crate::consumer::apptainer::{Addition, ReplaceRule, additions};
 use crate::image::ExecutionConfig;
 use crate::layer::NodeKind;
 use crate::metadata::{Metadata, Timestamp};
@@ -107,14 +107,14 @@ fn widen(tree: &mut NaiveTree<ContentDigest>) {
 fn add(tree: &mut NaiveTree<ContentDigest>, place: EntryPath, addition: &Addition) {
     let there = tree.get(&place).map(|node| &node.kind);
     let (mode, kind, rule) = match addition {
-        Addition::Directory { mode, .. } => (*mode, NodeKind::Directory, Rule::IfAbsent),
+        Addition::Directory { mode, .. } => (*mode, NodeKind::Directory, ReplaceRule::IfAbsent),
         Addition::File { mode, content, rule, .. } => (*mode, file(content), *rule),
         Addition::Symlink { target, rule, .. } => (0o777, NodeKind::Symlink(target.as_slice().into()), *rule),
     };
     let gives_way = match rule {
-        Rule::IfAbsent => there.is_none(),
-        Rule::IfAbsentOrLink => there.is_none_or(|kind| matches!(kind, NodeKind::Symlink(_))),
-        Rule::Replace => true,
+        ReplaceRule::IfAbsent => there.is_none(),
+        ReplaceRule::IfAbsentOrLink => there.is_none_or(|kind| matches!(kind, NodeKind::Symlink(_))),
+        ReplaceRule::Replace => true,
     };
     debug_assert!(!(gives_way && is_directory(&kind) && there.is_some()), "a directory is only added where nothing is");
     if gives_way {

@@ -99,7 +99,7 @@ pub fn rehearse(
     let engine = Engine::read_only(
         directory,
         layered.clone(),
-        directory.state_unchanged().map_err(EngineError::from)?,
+        directory.state_read_only().map_err(EngineError::from)?,
         resources,
     )?;
     let (stage, registries) = (options.stage(resources.memory), engine.registries().clone());
@@ -160,7 +160,7 @@ fn delete_leftovers(temporary: &Path) {
 fn flat_of(repository: &Repository, link: &EntryPath) -> Result<Option<Row>, ConvertError> {
     match repository.follow(link) {
         Ok((path, _)) => Ok(repository.row(&path)?),
-        Err(RepositoryError::Nowhere { .. }) => Ok(None),
+        Err(RepositoryError::Unresolved { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

@@ -110,7 +110,7 @@ pub struct AuditedCatalog {
 }
 
 /// Size in bytes up to which `integrity_check` checks a catalog alone. The faster check of larger ones costs more time to prepare.
-const SMALL: u64 = 64 << 10;
+const SMALL_CATALOG: u64 = 64 << 10;
 
 /// First schema revision with the table `bind_mountpoints`.
 const WITH_BIND_MOUNTPOINTS: u32 = 4;
@@ -128,7 +128,7 @@ impl AuditedCatalog {
     pub(crate) fn read_open(database: &mut GuardedDatabase) -> Result<Self, Fault> {
         match database.with_bytes(|bytes| (bytes.len() as u64, sound::read(bytes))) {
             Ok((_, Some(sound))) => Ok(sound),
-            Ok((size, None)) => Ok(Self::of_database(Database::over(database)?, size)),
+            Ok((size, None)) => Ok(Self::of_database(Database::borrowed(database)?, size)),
             Err(error) => Err(unreadable(error)),
         }
     }
@@ -140,7 +140,7 @@ impl AuditedCatalog {
     }
 
     fn of_database(mut database: Database<'_>, size: u64) -> Self {
-        let has_whole_pages = size > SMALL && database.has_whole_pages();
+        let has_whole_pages = size > SMALL_CATALOG && database.has_whole_pages();
         if !has_whole_pages {
             database.check_integrity();
         }
@@ -327,7 +327,7 @@ fn read_statistics(database: &mut Database<'_>) -> BTreeMap<String, i64> {
 }
 
 /// Maximum depth of a path. A longer chain of parents is a cycle.
-const MAXIMUM_DEPTH: usize = 10_000;
+const MAX_DEPTH: usize = 10_000;
 
 /// Returns the paths of rows of the catalog of the directory `root`. `rows` are rowids; the result is `None` for a row that is not
 /// below the root.
@@ -351,7 +351,7 @@ fn path_of_row(database: &Database<'_>, root: &[u8], row: i64) -> Option<Vec<u8>
     let (mut key, mut parent, mut name) = find("rowid = ?1", &[row])?;
     while key != root_key {
         names.push(name);
-        if names.len() > MAXIMUM_DEPTH {
+        if names.len() > MAX_DEPTH {
             return None;
         }
         (key, parent, name) = find("md5path_1 = ?1 AND md5path_2 = ?2", &[parent.0, parent.1])?;

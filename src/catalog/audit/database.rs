@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 
-use crate::catalog::guarded::{Access, GuardedDatabase, Schema, explain};
+use crate::catalog::guarded::{Access, GuardedDatabase, Schema, explain_timeout};
 
 /// A violation of the format.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +63,7 @@ const ENCODING: std::ops::Range<usize> = 56..60;
 const HEADER: usize = 100;
 
 /// Maximum number of reported faults in pages and indexes.
-const MOST_FAULTS: usize = 10;
+const MAX_FAULTS: usize = 10;
 
 impl<'d> Database<'d> {
     /// Opens the bytes of an SQLite file. Schema objects other than ordinary tables and indexes become faults.
@@ -88,7 +88,7 @@ impl<'d> Database<'d> {
     }
 
     /// Checks a database that is already open.
-    pub(super) fn over(database: &'d GuardedDatabase) -> Result<Self, Fault> {
+    pub(super) fn borrowed(database: &'d GuardedDatabase) -> Result<Self, Fault> {
         let encoding = database.connection().pragma_query_value(None, "encoding", |row| row.get::<_, String>(0));
         let encoding = encoding.map_err(unreadable)?;
         let faults = if encoding == "UTF-8" { Vec::new() } else { vec![Fault::new("texts in UTF-8", encoding)] };
@@ -97,7 +97,7 @@ impl<'d> Database<'d> {
 
     fn of(database: Holder<'d>, mut faults: Vec<Fault>) -> Result<Self, Fault> {
         let schema = database.schema().map_err(unreadable)?;
-        for other in schema.others.iter().take(MOST_FAULTS) {
+        for other in schema.others.iter().take(MAX_FAULTS) {
             faults.push(Fault::new("nothing but tables and indexes", other));
         }
         Ok(Self { database, schema, faults, is_damaged: false })
@@ -105,7 +105,7 @@ impl<'d> Database<'d> {
 
     /// Runs `integrity_check`: pages, records, and the agreement of tables with their indexes.
     pub(super) fn check_integrity(&mut self) {
-        self.check(&format!("PRAGMA integrity_check({MOST_FAULTS})"));
+        self.check(&format!("PRAGMA integrity_check({MAX_FAULTS})"));
     }
 
     /// Runs `integrity_check` for one table and its indexes.
@@ -121,7 +121,7 @@ impl<'d> Database<'d> {
 
     fn check(&mut self, pragma: &str) {
         for verdict in self.rows(pragma, |row, _| row.get::<_, String>(0)) {
-            if verdict != "ok" && self.faults.len() < MOST_FAULTS {
+            if verdict != "ok" && self.faults.len() < MAX_FAULTS {
                 self.faults.push(Fault::new("a database without damage", verdict.replace('\n', "; ")));
             }
         }
@@ -182,7 +182,7 @@ impl<'d> Database<'d> {
             Ok(())
         };
         if let Err(error) = run() {
-            self.faults.push(Fault::new("a readable database", explain(error)));
+            self.faults.push(Fault::new("a readable database", explain_timeout(error)));
             self.is_damaged = true;
         }
     }
@@ -264,7 +264,7 @@ impl<'r> Cells<'r, '_> {
 
 /// Returns the fault for a database that cannot be read.
 pub(super) fn unreadable(error: rusqlite::Error) -> Fault {
-    Fault::new("a readable database", explain(error))
+    Fault::new("a readable database", explain_timeout(error))
 }
 
 fn type_name(value: rusqlite::Result<ValueRef<'_>>) -> String {

@@ -17,5 +17,5 @@ pub(crate) use algorithm::{Algorithm, split_hash};
 pub use catalog::{AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, paths_of_rows};
 pub use database::Fault;
 pub use references::{AuditedBranch, AuditedHistory, AuditedReflog, AuditedTag};
-pub(crate) use rules::Kind;
-pub(crate) use walk::{Gravity, RowVisitor, Walk};
+pub(crate) use rules::FileKind;
+pub(crate) use walk::{RowVisitor, Severity, Walk};

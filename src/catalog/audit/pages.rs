@@ -19,7 +19,7 @@ pub(super) enum Value<'p> {
 
 /// The two kinds of B-trees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum TreeKind {
     /// A table: records ordered by rowid.
     Table,
     /// An index: records ordered by their values.
@@ -52,7 +52,7 @@ struct Cell<'b> {
 }
 
 /// Maximum depth of a B-tree, as in SQLite (`BTCURSOR_MAX_DEPTH`).
-const MAXIMUM_DEPTH: u32 = 20;
+const MAX_DEPTH: u32 = 20;
 
 /// Size in bytes of the file header at the beginning of the first page.
 const HEADER: usize = 100;
@@ -89,7 +89,7 @@ impl<'b> Pages<'b> {
     }
 
     /// Calls `visit` for each record of a B-tree, in order.
-    pub(super) fn visit(&mut self, root: u32, kind: Kind, visit: &mut Visit<'_>) -> Option<()> {
+    pub(super) fn visit(&mut self, root: u32, kind: TreeKind, visit: &mut Visit<'_>) -> Option<()> {
         let mut last = None;
         self.visit_page(root, kind, 0, &mut last, visit).map(drop)
     }
@@ -114,7 +114,7 @@ impl<'b> Pages<'b> {
     fn visit_page(
         &mut self,
         number: u32,
-        kind: Kind,
+        kind: TreeKind,
         depth: u32,
         last: &mut Option<i64>,
         visit: &mut Visit<'_>,
@@ -122,13 +122,13 @@ impl<'b> Pages<'b> {
         let page = self.take(number)?;
         let head = if number == 1 { HEADER } else { 0 };
         let is_leaf = match (*page.get(head)?, kind) {
-            (13, Kind::Table) | (10, Kind::Index) => true,
-            (5, Kind::Table) | (2, Kind::Index) => false,
+            (13, TreeKind::Table) | (10, TreeKind::Index) => true,
+            (5, TreeKind::Table) | (2, TreeKind::Index) => false,
             _ => return None,
         };
         let count = usize::from(u16_at(page, head + 3)?);
         // Only the root page of an empty tree has no cells.
-        if depth > MAXIMUM_DEPTH || count == 0 && (depth > 0 || !is_leaf) {
+        if depth > MAX_DEPTH || count == 0 && (depth > 0 || !is_leaf) {
             return None;
         }
         let pointers = head + if is_leaf { 8 } else { 12 };
@@ -159,10 +159,10 @@ impl<'b> Pages<'b> {
                 return None;
             }
             match kind {
-                Kind::Index => self.visit_cell(cell, kind, last, visit)?,
+                TreeKind::Index => self.visit_cell(cell, kind, last, visit)?,
                 // The rowid in an interior cell is the largest in its child page.
-                Kind::Table if last.is_none_or(|last| last <= cell.number) => *last = Some(cell.number),
-                Kind::Table => return None,
+                TreeKind::Table if last.is_none_or(|last| last <= cell.number) => *last = Some(cell.number),
+                TreeKind::Table => return None,
             }
         }
         let below = self.visit_page(u32_at(page, head + 8)?, kind, depth + 1, last, visit)?;
@@ -170,18 +170,25 @@ impl<'b> Pages<'b> {
     }
 
     /// Reads the cell to which the cell pointer at offset `pointer` refers.
-    fn cell(&mut self, page: &'b [u8], pointer: usize, content: usize, kind: Kind, is_leaf: bool) -> Option<Cell<'b>> {
+    fn cell(
+        &mut self,
+        page: &'b [u8],
+        pointer: usize,
+        content: usize,
+        kind: TreeKind,
+        is_leaf: bool,
+    ) -> Option<Cell<'b>> {
         let start = usize::from(u16_at(page, pointer)?);
         let mut at = start;
         let child = if is_leaf { None } else { Some(u32_at(page, start)?) };
         at += if is_leaf { 0 } else { 4 };
         let mut cell = Cell { child, number: 0, local: &[], length: 0, overflow: None, size: 0 };
-        if is_leaf || kind == Kind::Index {
+        if is_leaf || kind == TreeKind::Index {
             let (length, width) = varint(page.get(at..)?)?;
             at += width;
             cell.length = usize::try_from(length).ok().filter(|&length| length <= self.bytes.len())?;
         }
-        if kind == Kind::Table {
+        if kind == TreeKind::Table {
             let (number, width) = varint(page.get(at..)?)?;
             at += width;
             cell.number = number.cast_signed();
@@ -201,8 +208,14 @@ impl<'b> Pages<'b> {
         Some(cell)
     }
 
-    fn visit_cell(&mut self, cell: &Cell<'b>, kind: Kind, last: &mut Option<i64>, visit: &mut Visit<'_>) -> Option<()> {
-        if kind == Kind::Table {
+    fn visit_cell(
+        &mut self,
+        cell: &Cell<'b>,
+        kind: TreeKind,
+        last: &mut Option<i64>,
+        visit: &mut Visit<'_>,
+    ) -> Option<()> {
+        if kind == TreeKind::Table {
             if last.is_some_and(|last| last >= cell.number) {
                 return None;
             }
@@ -269,10 +282,10 @@ impl<'b> Pages<'b> {
 }
 
 /// Returns how many bytes of a record are stored in its page (fileformat2, "B-tree Pages").
-fn local_length(length: usize, page: usize, kind: Kind) -> usize {
+fn local_length(length: usize, page: usize, kind: TreeKind) -> usize {
     let most = match kind {
-        Kind::Table => page - 35,
-        Kind::Index => (page - 12) * 64 / 255 - 23,
+        TreeKind::Table => page - 35,
+        TreeKind::Index => (page - 12) * 64 / 255 - 23,
     };
     if length <= most {
         return length;

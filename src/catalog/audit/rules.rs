@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::algorithm::Algorithm;
-use super::walk::{Gravity, RowVisitor};
+use super::walk::{RowVisitor, Severity};
 use super::{AuditedCatalog, AuditedRow};
 use crate::catalog::bits::{
     BIND_MOUNTPOINT, CHUNKED, DIRECT_IO, DIRECTORY, EXTERNAL, FILE, HASH_ALGORITHM, HIDDEN, NESTED_ROOT, S_IFBLK,
@@ -12,24 +12,24 @@ use crate::catalog::bits::{
 use crate::message::escape;
 
 /// Maximum length of a link target in bytes: Linux's `PATH_MAX` without the terminating NUL.
-const LONGEST_TARGET: usize = 4095;
+const MAX_TARGET_LENGTH: usize = 4095;
 
 /// Maximum length of a name in bytes, in Linux and CVMFS.
-const LONGEST_NAME: usize = 255;
+const MAX_NAME_LENGTH: usize = 255;
 
 /// Maximum plausible size of a file or directory in bytes: a writer that hashes 10 GB/s needs three months for it. Sums of many larger
 /// sizes would overflow the counters.
-const LARGEST_SIZE: i64 = 1 << 56;
+const MAX_FILE_SIZE: i64 = 1 << 56;
 
 /// `chown` interprets this ID as "do not change", and clients report it as another ID.
 const NO_OWNER: u32 = u32::MAX;
 
 /// Maximum number of bytes of a text that a finding quotes.
-const QUOTED: usize = 100;
+const MAX_QUOTED: usize = 100;
 
 /// File types, as far as the rules differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum FileKind {
     Directory,
     Regular,
     Symlink,
@@ -37,7 +37,7 @@ pub(crate) enum Kind {
     FifoOrSocket,
 }
 
-impl Kind {
+impl FileKind {
     /// Reads the file type from the mode. Returns `None` for an unknown type and for bits beyond type and permissions.
     pub(crate) fn of(row: &AuditedRow) -> Option<Self> {
         match row.mode & !0o7777 {
@@ -53,7 +53,7 @@ impl Kind {
 
 /// Facts about a row that come from its path and from other tables.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Surroundings {
+pub(super) struct RowRelations {
     /// The row is the root entry of a nested catalog.
     pub(super) is_nested_root: bool,
     /// The table `nested_catalogs` has its path.
@@ -72,7 +72,7 @@ pub(super) struct RowFindings<'f> {
 
 impl RowFindings<'_> {
     pub(super) fn note(&self, expected: impl fmt::Display, found: impl fmt::Display) {
-        self.visitor.note(Some(self.path), Gravity::Unsound, &expected, &found);
+        self.visitor.note(Some(self.path), Severity::Unsound, &expected, &found);
     }
 }
 
@@ -80,14 +80,14 @@ impl RowFindings<'_> {
 pub(super) fn check_row(
     catalog: &AuditedCatalog,
     row: &AuditedRow,
-    surroundings: Surroundings,
+    relations: RowRelations,
     findings: &RowFindings<'_>,
 ) {
-    let Some(kind) = Kind::of(row) else {
+    let Some(kind) = FileKind::of(row) else {
         findings.note("a mode with a known file type and permissions only", format_args!("mode {:o}", row.mode));
         return;
     };
-    let flags = expected_flags(row, kind, surroundings);
+    let flags = expected_flags(row, kind, relations);
     if row.flags != flags {
         findings.note(format_args!("flags {flags:#x}"), format_args!("{:#x}", row.flags));
     }
@@ -96,9 +96,9 @@ pub(super) fn check_row(
     check_size(symlink, row, kind, findings);
     check_links(row, kind, findings);
     match (kind, symlink.len()) {
-        (Kind::Symlink, 0) => findings.note("a link target", "none"),
-        (Kind::Symlink, 1..=LONGEST_TARGET) | (_, 0) => {}
-        (Kind::Symlink, length) => findings.note("a link target of up to 4095 bytes", length),
+        (FileKind::Symlink, 0) => findings.note("a link target", "none"),
+        (FileKind::Symlink, 1..=MAX_TARGET_LENGTH) | (_, 0) => {}
+        (FileKind::Symlink, length) => findings.note("a link target of up to 4095 bytes", length),
         _ => findings.note("no link target", quoted(symlink)),
     }
     if row.uid == NO_OWNER || row.gid == NO_OWNER {
@@ -114,65 +114,65 @@ pub(super) fn check_row(
 }
 
 /// Returns the required flags. Bits that the format leaves optional are copied from the row.
-fn expected_flags(row: &AuditedRow, kind: Kind, surroundings: Surroundings) -> u32 {
+fn expected_flags(row: &AuditedRow, kind: FileKind, relations: RowRelations) -> u32 {
     let choices = match kind {
-        Kind::Regular => UNCOMPRESSED | HASH_ALGORITHM | EXTERNAL | HIDDEN | DIRECT_IO,
+        FileKind::Regular => UNCOMPRESSED | HASH_ALGORITHM | EXTERNAL | HIDDEN | DIRECT_IO,
         _ => HIDDEN,
     };
     let when = |condition: bool, flag: u32| if condition { flag } else { 0 };
     let demanded = match kind {
-        Kind::Directory => {
+        FileKind::Directory => {
             DIRECTORY
-                | when(surroundings.is_nested_root, NESTED_ROOT)
-                | when(surroundings.is_transition_point, TRANSITION_POINT)
-                | when(surroundings.is_bind_mountpoint, BIND_MOUNTPOINT)
+                | when(relations.is_nested_root, NESTED_ROOT)
+                | when(relations.is_transition_point, TRANSITION_POINT)
+                | when(relations.is_bind_mountpoint, BIND_MOUNTPOINT)
         }
-        Kind::Regular => FILE | when(surroundings.has_chunks, CHUNKED),
-        Kind::Symlink => FILE | SYMLINK,
-        Kind::Device | Kind::FifoOrSocket => FILE | SPECIAL,
+        FileKind::Regular => FILE | when(relations.has_chunks, CHUNKED),
+        FileKind::Symlink => FILE | SYMLINK,
+        FileKind::Device | FileKind::FifoOrSocket => FILE | SPECIAL,
     };
     demanded | (row.flags & choices)
 }
 
-fn check_hash(hash: Option<&[u8]>, row: &AuditedRow, kind: Kind, findings: &RowFindings<'_>) {
+fn check_hash(hash: Option<&[u8]>, row: &AuditedRow, kind: FileKind, findings: &RowFindings<'_>) {
     match (hash, kind) {
-        (Some(hash), Kind::Regular) if hash.len() == 20 && hash.iter().any(|&byte| byte != 0) => {}
-        (Some(hash), Kind::Regular) => {
+        (Some(hash), FileKind::Regular) if hash.len() == 20 && hash.iter().any(|&byte| byte != 0) => {}
+        (Some(hash), FileKind::Regular) => {
             findings.note("a hash of 20 bytes that are not all 0", format_args!("{hash:02x?}"));
         }
-        (None, Kind::Regular) if row.flags & (CHUNKED | EXTERNAL) == 0 => {
+        (None, FileKind::Regular) if row.flags & (CHUNKED | EXTERNAL) == 0 => {
             findings.note("the hash of a regular file", "none");
         }
         (Some(_), _) => findings.note("no hash, because the entry is not a regular file", "a hash"),
         (None, _) => {}
     }
-    if kind == Kind::Regular && Algorithm::of_flags(row.flags).is_none() {
+    if kind == FileKind::Regular && Algorithm::of_flags(row.flags).is_none() {
         findings.note("a known hash algorithm in the flags", format_args!("{}", row.flags >> 8 & 7));
     }
 }
 
-fn check_size(symlink: &[u8], row: &AuditedRow, kind: Kind, findings: &RowFindings<'_>) {
+fn check_size(symlink: &[u8], row: &AuditedRow, kind: FileKind, findings: &RowFindings<'_>) {
     match kind {
         // Readers use the length of the target; some writers store size 0.
-        Kind::Symlink if row.size != 0 && row.size != symlink.len() as i64 => {
+        FileKind::Symlink if row.size != 0 && row.size != symlink.len() as i64 => {
             findings.note(format_args!("the size {} of the link target", symlink.len()), row.size);
         }
-        Kind::FifoOrSocket if row.size != 0 => findings.note("size 0", row.size),
+        FileKind::FifoOrSocket if row.size != 0 => findings.note("size 0", row.size),
         // Clients report 12 bits of the major and 20 bits of the minor number.
-        Kind::Device if u32::try_from(row.size).is_err() => {
+        FileKind::Device if u32::try_from(row.size).is_err() => {
             findings.note("a device number of 32 bits", row.size);
         }
-        Kind::Directory | Kind::Regular if row.size < 0 => findings.note("a size", row.size),
-        Kind::Directory | Kind::Regular if row.size > LARGEST_SIZE => {
-            findings.note(format_args!("a size of up to {LARGEST_SIZE} bytes"), row.size);
+        FileKind::Directory | FileKind::Regular if row.size < 0 => findings.note("a size", row.size),
+        FileKind::Directory | FileKind::Regular if row.size > MAX_FILE_SIZE => {
+            findings.note(format_args!("a size of up to {MAX_FILE_SIZE} bytes"), row.size);
         }
         _ => {}
     }
 }
 
-fn check_links(row: &AuditedRow, kind: Kind, findings: &RowFindings<'_>) {
+fn check_links(row: &AuditedRow, kind: FileKind, findings: &RowFindings<'_>) {
     let is_lawful = match kind {
-        Kind::Directory => row.link_count >= 2 && row.link_group == 0,
+        FileKind::Directory => row.link_count >= 2 && row.link_group == 0,
         _ => row.link_count == 1 || row.link_count > 1 && row.link_group > 0,
     };
     if !is_lawful {
@@ -183,8 +183,9 @@ fn check_links(row: &AuditedRow, kind: Kind, findings: &RowFindings<'_>) {
 
 /// Checks the name of a row. It must be empty for the root of the repository, and only there.
 pub(super) fn check_name(name: &[u8], is_repository_root: bool, findings: &RowFindings<'_>) {
-    let is_component =
-        !matches!(name, b"" | b"." | b"..") && name.len() <= LONGEST_NAME && !name.iter().any(|b| b"/\0".contains(b));
+    let is_component = !matches!(name, b"" | b"." | b"..")
+        && name.len() <= MAX_NAME_LENGTH
+        && !name.iter().any(|b| b"/\0".contains(b));
     if is_repository_root != name.is_empty() || !(name.is_empty() || is_component) {
         let expected = if is_repository_root { "an empty name" } else { "a name that is one component of a path" };
         findings.note(expected, quoted(name));
@@ -193,8 +194,8 @@ pub(super) fn check_name(name: &[u8], is_repository_root: bool, findings: &RowFi
 
 /// Returns the beginning of a text in quotes, with the total length if it was shortened.
 fn quoted(text: &[u8]) -> String {
-    match text.get(..QUOTED) {
-        Some(start) if text.len() > QUOTED => format!("'{}…' of {} bytes", escape(start), text.len()),
+    match text.get(..MAX_QUOTED) {
+        Some(start) if text.len() > MAX_QUOTED => format!("'{}…' of {} bytes", escape(start), text.len()),
         _ => format!("'{}'", escape(text)),
     }
 }

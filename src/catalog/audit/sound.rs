@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use super::catalog::{AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, Span};
-use super::pages::{Kind, Pages, Record, Value};
-use crate::catalog::guarded::{Object, is_own_catalog};
+use super::pages::{Pages, Record, TreeKind, Value};
+use crate::catalog::guarded::{SchemaObject, is_own_catalog};
 
 /// Reads a catalog. Returns `None` if it is not intact or is unusual.
 pub(super) fn read(bytes: &[u8]) -> Option<AuditedCatalog> {
@@ -33,7 +33,7 @@ struct Roots(BTreeMap<String, u32>);
 impl Roots {
     fn read(pages: &mut Pages<'_>) -> Option<Self> {
         let (mut objects, mut roots) = (Vec::new(), BTreeMap::new());
-        pages.visit(1, Kind::Table, &mut |_, record| {
+        pages.visit(1, TreeKind::Table, &mut |_, record| {
             let mut record = Record::of(record)?;
             let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
             let (kind, name) = (text(record.required_text()?)?, text(record.required_text()?)?);
@@ -46,7 +46,7 @@ impl Roots {
             };
             record.end()?;
             roots.insert(name.clone(), root);
-            objects.push(Object { kind, name, is_ordinary: true, sql });
+            objects.push(SchemaObject { kind, name, is_ordinary: true, sql });
             Some(())
         })?;
         is_own_catalog(&objects).then_some(Self(roots))
@@ -63,7 +63,7 @@ impl CatalogFile<'_> {
     /// Calls `visit` for each row of a table.
     fn visit(&mut self, table: &str, mut visit: impl FnMut(i64, &mut Record<'_>) -> Option<()>) -> Option<()> {
         let root = *self.roots.0.get(table)?;
-        self.pages.visit(root, Kind::Table, &mut |number, record| {
+        self.pages.visit(root, TreeKind::Table, &mut |number, record| {
             let mut record = Record::of(record)?;
             visit(number, &mut record)?;
             record.end()
@@ -90,7 +90,7 @@ impl CatalogFile<'_> {
         is_unique: bool,
     ) -> Option<()> {
         let (mut count, mut last) = (0, None);
-        self.pages.visit(*self.roots.0.get(index)?, Kind::Index, &mut |_, record| {
+        self.pages.visit(*self.roots.0.get(index)?, TreeKind::Index, &mut |_, record| {
             let mut record = Record::of(record)?;
             let found = (record.required_integer()?, record.required_integer()?);
             let number = record.required_integer()?;
@@ -125,7 +125,7 @@ impl CatalogFile<'_> {
         })?;
         let root = *self.roots.0.get(&format!("sqlite_autoindex_{table}_1"))?;
         let (mut count, mut last) = (0, None);
-        self.pages.visit(root, Kind::Index, &mut |_, record| {
+        self.pages.visit(root, TreeKind::Index, &mut |_, record| {
             let mut record = Record::of(record)?;
             let key: Vec<Key> = (0..key_columns).map(|_| Key::of(record.value()?)).collect::<Option<_>>()?;
             let is_right =

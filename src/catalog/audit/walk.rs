@@ -1,6 +1,6 @@
 //! Walks over the rows of one catalog from its root entry downwards, and checks them.
 //!
-//! A check reports all violations. An edit refuses a catalog that is [unsound](Gravity::Unsound), because the new signature also covers
+//! A check reports all violations. An edit refuses a catalog that is [unsound](Severity::Unsound), because the new signature also covers
 //! the rows that it does not change. A quick check spends most of its time here, so no memory is allocated for a correct row.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,18 +9,18 @@ use std::fmt::Display;
 use md5::{Digest as _, Md5};
 
 use super::algorithm::is_hash;
-use super::rules::{self, Kind, RowFindings, Surroundings};
+use super::rules::{self, FileKind, RowFindings, RowRelations};
 use super::{AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, Fault};
 use crate::catalog::bits::{BIND_MOUNTPOINT, CHUNKED, EXTERNAL, TRANSITION_POINT};
 use crate::catalog::{Counters, key_of, key_of_hash};
 use crate::message::{escape, show};
 
 /// Maximum plausible size of a catalog in bytes. CVMFS warns of catalogs from 1 GiB on.
-const LARGEST_CATALOG: i64 = 4 << 30;
+const MAX_CATALOG_SIZE: i64 = 4 << 30;
 
 /// Severity of a violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Gravity {
+pub(crate) enum Severity {
     /// No catalog writer writes it. The catalog is not changed and signed again.
     Unsound,
     /// Some catalog writers write it, and clients can read the catalog.
@@ -30,7 +30,7 @@ pub(crate) enum Gravity {
 /// Receives the findings and the rows of a walk.
 pub(crate) trait RowVisitor {
     /// Receives a violation. `path` is `None` if it concerns the catalog as a whole.
-    fn note(&self, path: Option<&[u8]>, gravity: Gravity, expected: &dyn Display, found: &dyn Display);
+    fn note(&self, path: Option<&[u8]>, severity: Severity, expected: &dyn Display, found: &dyn Display);
 
     /// Receives a row with its chunks and its reference in `bind_mountpoints`.
     fn visit(&self, path: &[u8], row: &AuditedRow, chunks: &[AuditedChunk], bound: Option<&AuditedReference>);
@@ -45,7 +45,7 @@ pub(crate) struct Walk<'w> {
 }
 
 /// State of a walk.
-struct Seen<'w> {
+struct WalkState<'w> {
     own: Tally,
     /// Indices of all rows, sorted by the key of their parent directory.
     children: Vec<u32>,
@@ -60,7 +60,7 @@ struct Seen<'w> {
 }
 
 /// A directory that was not walked yet: its path, and the index of its row.
-type Ahead = (Vec<u8>, u32);
+type PendingDirectory = (Vec<u8>, u32);
 
 impl<'w> Walk<'w> {
     /// Walks over all rows that are reachable from the root entry, whose index is `root`, and reports unreachable rows. Returns the
@@ -70,7 +70,7 @@ impl<'w> Walk<'w> {
         let mut children: Vec<u32> = (0..u32::try_from(rows.len()).expect("a catalog has at most 4 GiB")).collect();
         // The sort is stable: rows of one directory stay in the order of their rowids.
         children.sort_by_key(|&index| rows[index as usize].parent);
-        let mut seen = Seen {
+        let mut seen = WalkState {
             own: Tally::default(),
             children,
             reached: vec![false; rows.len()],
@@ -82,9 +82,9 @@ impl<'w> Walk<'w> {
             seen.faults.entry(number).or_default().push(fault);
         }
         self.check_root(root, &mut seen);
-        let mut ahead: Vec<Ahead> = vec![(self.mountpoint.to_vec(), root as u32)];
-        while let Some((path, directory)) = ahead.pop() {
-            self.check_directory(path, &self.catalog.rows[directory as usize], &mut seen, &mut ahead);
+        let mut pending: Vec<PendingDirectory> = vec![(self.mountpoint.to_vec(), root as u32)];
+        while let Some((path, directory)) = pending.pop() {
+            self.check_directory(path, &self.catalog.rows[directory as usize], &mut seen, &mut pending);
         }
         self.check_leftovers(&seen);
         self.check_references();
@@ -92,24 +92,24 @@ impl<'w> Walk<'w> {
     }
 
     fn note(&self, path: &[u8], expected: impl Display, found: impl Display) {
-        self.visitor.note(Some(path), Gravity::Unsound, &expected, &found);
+        self.visitor.note(Some(path), Severity::Unsound, &expected, &found);
     }
 
     fn note_untidy(&self, path: &[u8], expected: impl Display, found: impl Display) {
-        self.visitor.note(Some(path), Gravity::Untidy, &expected, &found);
+        self.visitor.note(Some(path), Severity::Untidy, &expected, &found);
     }
 
     fn note_of_catalog(&self, expected: impl Display, found: impl Display) {
-        self.visitor.note(None, Gravity::Unsound, &expected, &found);
+        self.visitor.note(None, Severity::Unsound, &expected, &found);
     }
 
-    fn check_root(&self, root: usize, seen: &mut Seen<'w>) {
+    fn check_root(&self, root: usize, seen: &mut WalkState<'w>) {
         let row = &self.catalog.rows[root];
         let slash = self.mountpoint.iter().rposition(|&b| b == b'/');
         if row.parent != slash.map_or((0, 0), |slash| key_of(&self.mountpoint[..slash])) {
             self.note(self.mountpoint, "the key of the directory above as parent", format_args!("{:?}", row.parent));
         }
-        if Kind::of(row) != Some(Kind::Directory) {
+        if FileKind::of(row) != Some(FileKind::Directory) {
             self.note(self.mountpoint, "a directory as root entry", format_args!("mode {:o}", row.mode));
         }
         // Clients give the first row the inode of the root.
@@ -125,15 +125,21 @@ impl<'w> Walk<'w> {
     }
 
     /// Returns the range of the sorted rows whose parent directory has this key.
-    fn children(&self, seen: &Seen<'_>, key: (i64, i64)) -> std::ops::Range<usize> {
+    fn children(&self, seen: &WalkState<'_>, key: (i64, i64)) -> std::ops::Range<usize> {
         let parent = |index: &u32| self.catalog.rows[*index as usize].parent;
         let start = seen.children.partition_point(|index| parent(index) < key);
         let count = seen.children[start..].iter().take_while(|index| parent(index) == key).count();
         start..start + count
     }
 
-    /// Checks the children of one directory, and adds its subdirectories to `ahead`.
-    fn check_directory(&self, mut path: Vec<u8>, directory: &AuditedRow, seen: &mut Seen<'w>, ahead: &mut Vec<Ahead>) {
+    /// Checks the children of one directory, and adds its subdirectories to `pending`.
+    fn check_directory(
+        &self,
+        mut path: Vec<u8>,
+        directory: &AuditedRow,
+        seen: &mut WalkState<'w>,
+        pending: &mut Vec<PendingDirectory>,
+    ) {
         let (mut directories, mut links, mut has_marker) = (0, BTreeMap::<u32, Vec<&AuditedRow>>::new(), false);
         let children = self.children(seen, key_of(&path));
         let length = path.len();
@@ -152,13 +158,13 @@ impl<'w> Walk<'w> {
             let key = key_of_hash(hash.clone().chain_update(name).finalize().into());
             self.check_row(&path, key, index, seen);
             has_marker |= name == b".cvmfscatalog";
-            match Kind::of(row) {
-                Some(Kind::Directory) => {
+            match FileKind::of(row) {
+                Some(FileKind::Directory) => {
                     directories += 1;
                     if self.is_mountpoint(&path, row) {
                         self.check_mountpoint(&path, key, seen);
                     } else {
-                        ahead.push((path.clone(), index as u32));
+                        pending.push((path.clone(), index as u32));
                     }
                 }
                 _ if row.link_group > 0 => links.entry(row.link_group).or_default().push(row),
@@ -183,7 +189,7 @@ impl<'w> Walk<'w> {
         row.flags & (TRANSITION_POINT | BIND_MOUNTPOINT) != 0 || self.catalog.nested.contains_key(path)
     }
 
-    fn check_mountpoint(&self, path: &[u8], key: (i64, i64), seen: &mut Seen<'w>) {
+    fn check_mountpoint(&self, path: &[u8], key: (i64, i64), seen: &mut WalkState<'w>) {
         if !self.children(seen, key).is_empty() {
             self.note(path, "nothing below a transition point in the same catalog", "rows");
         }
@@ -193,7 +199,7 @@ impl<'w> Walk<'w> {
         seen.mountpoints.insert(path.to_vec());
     }
 
-    fn check_row(&self, path: &[u8], key: (i64, i64), index: usize, seen: &mut Seen<'w>) {
+    fn check_row(&self, path: &[u8], key: (i64, i64), index: usize, seen: &mut WalkState<'w>) {
         seen.reached[index] = true;
         let row = &self.catalog.rows[index];
         let findings = RowFindings { visitor: self.visitor, path };
@@ -205,18 +211,18 @@ impl<'w> Walk<'w> {
                 findings.note(&fault.expected, &fault.found);
             }
         }
-        let (kind, bound) = (Kind::of(row), self.catalog.bound.get(path));
+        let (kind, bound) = (FileKind::of(row), self.catalog.bound.get(path));
         let chunks = if self.catalog.chunks.is_empty() { &[][..] } else { self.catalog.chunks_of(key) };
-        let surroundings = Surroundings {
+        let relations = RowRelations {
             is_nested_root: path == self.mountpoint && !path.is_empty(),
-            is_transition_point: kind == Some(Kind::Directory) && self.catalog.nested.contains_key(path),
+            is_transition_point: kind == Some(FileKind::Directory) && self.catalog.nested.contains_key(path),
             is_bind_mountpoint: bound.is_some(),
             has_chunks: !chunks.is_empty(),
         };
         rules::check_name(self.catalog.name(row), path.is_empty(), &findings);
-        rules::check_row(self.catalog, row, surroundings, &findings);
+        rules::check_row(self.catalog, row, relations, &findings);
         seen.own.add(row, kind, self.catalog.xattr(row).is_some());
-        if kind == Some(Kind::Regular) && row.flags & CHUNKED != 0 {
+        if kind == Some(FileKind::Regular) && row.flags & CHUNKED != 0 {
             self.check_chunks(path, row, chunks);
         }
         self.visitor.visit(path, row, chunks, bound);
@@ -242,7 +248,7 @@ impl<'w> Walk<'w> {
     }
 
     /// Checks a hard link group: all links must be in one directory and differ only in their names.
-    fn check_link_group(&self, directory: &[u8], group: u32, links: &[&AuditedRow], seen: &mut Seen<'w>) {
+    fn check_link_group(&self, directory: &[u8], group: u32, links: &[&AuditedRow], seen: &mut WalkState<'w>) {
         if links[0].link_count as usize != links.len() {
             let expected = format!("link count {} in group {group}", links.len());
             self.note(directory, expected, links[0].link_count);
@@ -261,7 +267,7 @@ impl<'w> Walk<'w> {
     }
 
     /// Reports rows, chunks and references that were not reached from the root entry.
-    fn check_leftovers(&self, seen: &Seen<'w>) {
+    fn check_leftovers(&self, seen: &WalkState<'w>) {
         let rows = self.catalog.rows.iter().zip(&seen.reached);
         for (row, _) in rows.filter(|(_, is_reached)| !**is_reached) {
             let found = format!("row {} with name '{}'", row.rowid, escape(self.catalog.name(row)));
@@ -302,8 +308,8 @@ impl<'w> Walk<'w> {
                 if !path.strip_prefix(self.mountpoint).is_some_and(|rest| rest.len() > 1 && rest[0] == b'/') {
                     self.note(path, "a nested catalog below the one that refers to it", "another path");
                 }
-                if !(0..=LARGEST_CATALOG).contains(&reference.size) {
-                    self.note(path, format_args!("a size of up to {LARGEST_CATALOG} in {table}"), reference.size);
+                if !(0..=MAX_CATALOG_SIZE).contains(&reference.size) {
+                    self.note(path, format_args!("a size of up to {MAX_CATALOG_SIZE} in {table}"), reference.size);
                 }
             }
         }
@@ -326,13 +332,13 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, row: &AuditedRow, kind: Option<Kind>, has_xattr: bool) {
+    fn add(&mut self, row: &AuditedRow, kind: Option<FileKind>, has_xattr: bool) {
         self.xattr += i64::from(has_xattr);
         match kind {
-            Some(Kind::Directory) => self.dir += 1,
-            Some(Kind::Symlink) => self.symlink += 1,
-            Some(Kind::Device | Kind::FifoOrSocket) => self.special += 1,
-            Some(Kind::Regular) => self.add_regular(row),
+            Some(FileKind::Directory) => self.dir += 1,
+            Some(FileKind::Symlink) => self.symlink += 1,
+            Some(FileKind::Device | FileKind::FifoOrSocket) => self.special += 1,
+            Some(FileKind::Regular) => self.add_regular(row),
             None => {}
         }
     }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, params};
 
 use super::{
-    CatalogError, INSERT_CHUNK, INSERT_PROPERTY, INSERT_ROW, NO_PARENT, PathKey, Text, create_database, database_bytes,
-    insert_chunks, insert_row, key, spelt, write_counters, write_form,
+    CatalogError, INSERT_CHUNK, INSERT_PROPERTY, INSERT_ROW, NO_PARENT, PathKey, Text, catalog_path, create_database,
+    database_bytes, insert_chunks, insert_row, key, write_counters, write_form,
 };
 use crate::catalog::counters::Counters;
 use crate::catalog::entry::{CatalogEntry, CatalogReference, Nesting};
@@ -98,7 +98,7 @@ impl Draft {
 }
 
 /// Number of written rows after which their memory is released.
-const ROWS_AT_ONCE: usize = 1 << 15;
+const ROWS_PER_SHRINK: usize = 1 << 15;
 
 /// Writes rows in the order of their paths, and drops each written row: otherwise all rows would be in memory twice.
 fn write_entries(connection: &Connection, mut entries: Vec<(EntryPath, CatalogEntry)>) -> rusqlite::Result<()> {
@@ -108,7 +108,7 @@ fn write_entries(connection: &Connection, mut entries: Vec<(EntryPath, CatalogEn
     let mut around: Vec<(EntryPath, PathKey)> = Vec::new();
     entries.reverse();
     while let Some((path, entry)) = entries.pop() {
-        if entries.len().is_multiple_of(ROWS_AT_ONCE) {
+        if entries.len().is_multiple_of(ROWS_PER_SHRINK) {
             entries.shrink_to_fit();
         }
         let own_key = key(&path);
@@ -131,7 +131,7 @@ fn write_entries(connection: &Connection, mut entries: Vec<(EntryPath, CatalogEn
 fn write_nested(connection: &Connection, nested: &BTreeMap<EntryPath, CatalogReference>) -> rusqlite::Result<()> {
     let mut insert = connection.prepare("INSERT INTO nested_catalogs (path, sha1, size) VALUES (?, ?, ?)")?;
     for (path, reference) in nested {
-        insert.execute(params![Text(&spelt(path)), reference.hash.to_string(), reference.size])?;
+        insert.execute(params![Text(&catalog_path(path)), reference.hash.to_string(), reference.size])?;
     }
     Ok(())
 }

@@ -6,16 +6,18 @@
 use std::cell::RefCell;
 use std::fmt::Display;
 
-use super::{Catalog, CatalogError, key_of, spelt};
+use super::{Catalog, CatalogError, catalog_path, key_of};
 use crate::catalog::audit::{
-    AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, Fault, Gravity, RowVisitor, Walk,
+    AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, Fault, RowVisitor, Severity, Walk,
 };
 use crate::message::show;
 
 /// Refuses a catalog that is damaged, or that has values which no catalog writer writes.
 pub(super) fn require_sound(catalog: &Catalog) -> Result<(), CatalogError> {
     let audited = AuditedCatalog::read_open(&mut catalog.database());
-    match audited.map_or_else(|fault| Some(describe(&fault)), |audited| first_fault(&audited, &spelt(&catalog.root))) {
+    match audited
+        .map_or_else(|fault| Some(describe(&fault)), |audited| first_fault(&audited, &catalog_path(&catalog.root)))
+    {
         Some(fault) => {
             let hint =
                 "the catalog is not changed, so that no damaged content is signed; 'strata check' lists all findings";
@@ -51,13 +53,13 @@ fn first_fault(catalog: &AuditedCatalog, root: &[u8]) -> Option<String> {
     first.0.into_inner().or_else(wrong_counter)
 }
 
-/// Keeps the first finding of gravity [`Gravity::Unsound`].
+/// Keeps the first finding of severity [`Severity::Unsound`].
 #[derive(Default)]
 struct FirstFault(RefCell<Option<String>>);
 
 impl RowVisitor for FirstFault {
-    fn note(&self, path: Option<&[u8]>, gravity: Gravity, expected: &dyn Display, found: &dyn Display) {
-        if gravity == Gravity::Unsound {
+    fn note(&self, path: Option<&[u8]>, severity: Severity, expected: &dyn Display, found: &dyn Display) {
+        if severity == Severity::Unsound {
             let place = path.map_or_else(String::new, |path| format!("{}: ", show(path)));
             self.0.borrow_mut().get_or_insert_with(|| format!("{place}expected {expected}, found {found}"));
         }

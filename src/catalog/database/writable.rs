@@ -7,8 +7,8 @@ use rusqlite::{Connection, Row, params};
 
 use super::sound::require_sound;
 use super::{
-    Catalog, CatalogError, GuardedDatabase, INSERT_CHUNK, INSERT_ROW, NO_PARENT, PathKey, Text, create_database,
-    insert_chunks, insert_row, key, read_reference_with_path, spelt, write_counters, write_form,
+    Catalog, CatalogError, GuardedDatabase, INSERT_CHUNK, INSERT_ROW, NO_PARENT, PathKey, Text, catalog_path,
+    create_database, insert_chunks, insert_row, key, read_reference_with_path, write_counters, write_form,
 };
 use crate::catalog::counters::Counters;
 use crate::catalog::entry::{CatalogEntry, CatalogReference, Nesting};
@@ -44,17 +44,17 @@ impl References {
 }
 
 /// The file is vacuumed if more than one in this many pages is free.
-const FREE_PAGES: i64 = 5;
+const VACUUM_DIVISOR: i64 = 5;
 
 /// Renumbers the rows from 1 and keeps their order.
-const NUMBER_ROWS: &str = "CREATE TEMP TABLE rows AS SELECT * FROM catalog ORDER BY rowid; DELETE FROM catalog; \
+const RENUMBER_ROWS: &str = "CREATE TEMP TABLE rows AS SELECT * FROM catalog ORDER BY rowid; DELETE FROM catalog; \
      INSERT INTO catalog SELECT * FROM rows ORDER BY rowid; DROP TABLE rows;";
 
 /// Maximum number of directories above a row. Keys that form a cycle would never end otherwise.
-const MAXIMUM_DEPTH: usize = 2048;
+const MAX_DEPTH: usize = 2048;
 
 /// Turns an insertion into an update if the path already has a row.
-const INSTEAD: &str = "ON CONFLICT (md5path_1, md5path_2) DO UPDATE SET hardlinks = excluded.hardlinks, \
+const ON_CONFLICT_UPDATE: &str = "ON CONFLICT (md5path_1, md5path_2) DO UPDATE SET hardlinks = excluded.hardlinks, \
      hash = excluded.hash, size = excluded.size, mode = excluded.mode, mtime = excluded.mtime, \
      mtimens = excluded.mtimens, flags = excluded.flags, symlink = excluded.symlink, uid = excluded.uid, \
      gid = excluded.gid, xattr = excluded.xattr";
@@ -168,7 +168,7 @@ impl WritableCatalog {
                 Some((directory, name)) => (key(&directory), name),
                 None => (NO_PARENT, &b""[..]),
             };
-            let mut insert = connection.prepare_cached(&format!("{INSERT_ROW} {INSTEAD}"))?;
+            let mut insert = connection.prepare_cached(&format!("{INSERT_ROW} {ON_CONFLICT_UPDATE}"))?;
             insert_row(&mut insert, number, at, parent, name, entry)?;
             let mut insert = connection.prepare_cached(INSERT_CHUNK)?;
             insert_chunks(&mut insert, at, entry)
@@ -204,12 +204,12 @@ impl WritableCatalog {
         table: References,
         path: &EntryPath,
     ) -> Result<Vec<(EntryPath, CatalogReference)>, CatalogError> {
-        let [from, to] = [b'/', b'/' + 1].map(|end| [spelt(path), vec![end]].concat());
+        let [from, to] = [b'/', b'/' + 1].map(|end| [catalog_path(path), vec![end]].concat());
         let found: Vec<_> = self.run(|connection| {
             let table = table.table();
             let sql = format!("SELECT sha1, size, path FROM {table} WHERE path = ?1 OR path > ?2 AND path < ?3");
             let mut select = connection.prepare_cached(&sql)?;
-            let range = params![Text(&spelt(path)), Text(&from), Text(&to)];
+            let range = params![Text(&catalog_path(path)), Text(&from), Text(&to)];
             select.query_map(range, read_reference_with_path)?.collect::<rusqlite::Result<_>>()
         })?;
         found.into_iter().map(|row| self.catalog.reference(row)).collect()
@@ -224,7 +224,7 @@ impl WritableCatalog {
     ) -> Result<(), CatalogError> {
         self.remove_reference(table, path)?;
         let sql = format!("INSERT INTO {} (path, sha1, size) VALUES (?, ?, ?)", table.table());
-        let values = params![Text(&spelt(path)), reference.hash.to_string(), reference.size];
+        let values = params![Text(&catalog_path(path)), reference.hash.to_string(), reference.size];
         self.run(|connection| connection.prepare_cached(&sql)?.execute(values))?;
         self.catalog.own += Counters::of_nested(usize::from(matches!(table, References::Nested)));
         Ok(())
@@ -237,7 +237,7 @@ impl WritableCatalog {
         path: &EntryPath,
     ) -> Result<(), CatalogError> {
         let sql = format!("DELETE FROM {} WHERE path = ?", table.table());
-        let removed = self.run(|connection| connection.prepare_cached(&sql)?.execute([Text(&spelt(path))]))?;
+        let removed = self.run(|connection| connection.prepare_cached(&sql)?.execute([Text(&catalog_path(path))]))?;
         if matches!(table, References::Nested) {
             self.catalog.own -= Counters::of_nested(removed);
         }
@@ -268,7 +268,7 @@ impl WritableCatalog {
         for (&directory, &(_, rows)) in &directories {
             let above = |at: &PathKey| directories.get(at).map(|&(above, _)| above).filter(|&above| above != root);
             // Bounded, because keys of a damaged catalog may form a cycle.
-            let top = iter::successors(Some(directory), above).take(MAXIMUM_DEPTH).last();
+            let top = iter::successors(Some(directory), above).take(MAX_DEPTH).last();
             *weights.entry(top.expect("begins with the directory")).or_default() += rows;
         }
         let children = self.catalog.list(self.catalog.root())?;
@@ -293,7 +293,7 @@ impl WritableCatalog {
             let has_new_numbers = close_gaps(&connection, free, own.entries())?;
             connection.execute_batch("COMMIT")?;
             let number = |pragma: &str| connection.query_row(pragma, [], |row| row.get::<_, i64>(0));
-            if has_new_numbers || number("PRAGMA freelist_count")? * FREE_PAGES > number("PRAGMA page_count")? {
+            if has_new_numbers || number("PRAGMA freelist_count")? * VACUUM_DIVISOR > number("PRAGMA page_count")? {
                 connection.execute_batch("VACUUM")?;
             }
             connection.serialize("main").map(|bytes| read(&bytes))
@@ -321,7 +321,7 @@ fn close_gaps(connection: &Connection, mut free: Vec<i64>, rows: i64) -> rusqlit
     // The file may have had gaps before, because other programs leave them.
     let has_gaps = last()? != rows;
     if has_gaps {
-        connection.execute_batch(NUMBER_ROWS)?;
+        connection.execute_batch(RENUMBER_ROWS)?;
     }
     Ok(has_gaps)
 }

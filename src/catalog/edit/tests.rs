@@ -138,7 +138,7 @@ proptest! {
         let mut root = Editor::create(&staging, Compression::Fast, NOW).unwrap().write(1).unwrap();
         for (number, changes) in (2..).zip(&revisions) {
             let mut editor = Editor::open(&staging, Compression::Fast, root, &|_, _| None, NOW).unwrap();
-            (editor.maximum_entries, editor.worth_cutting) = (5, 2);
+            (editor.max_entries, editor.min_split_entries) = (5, 2);
             for change in changes {
                 match apply(&mut editor, &staging, change) {
                     Ok(()) | Err(BuildError::Occupied(_)) => {}
@@ -187,7 +187,8 @@ fn hard_links_and_bind_mountpoints_of_other_programs_stay_consistent() {
     editor.remove(&at("a/y")).unwrap();
     assert_eq!(links(&mut editor, "a/z"), (0, 1));
     editor.make_catalog(&at("a")).unwrap();
-    let bound = |loaded: &Loaded, place: &str| loaded.catalog.references_from(References::Bound, &at(place)).unwrap();
+    let bound =
+        |loaded: &LoadedCatalog, place: &str| loaded.catalog.references_from(References::Bound, &at(place)).unwrap();
     let below = &editor.root.below[&at("a")];
     assert_eq!(bound(below, "a"), [(at("a/b"), elsewhere), (at("a/c"), elsewhere)]);
     assert_eq!((bound(&editor.root, "a"), bound(&editor.root, "d").len()), (vec![], 1));

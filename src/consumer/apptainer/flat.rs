@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Addition, Rule, additions};
+use super::{Addition, ReplaceRule, additions};
 use crate::image::ExecutionConfig;
 use crate::metadata::{Metadata, Timestamp};
 use crate::object::Content;
@@ -42,10 +42,10 @@ fn node<E>(
     store: &mut impl FnMut(&[u8]) -> Result<Content, E>,
 ) -> Result<Option<Node>, E> {
     let is_link = matches!(there, Some(Node::Leaf(leaf)) if matches!(leaf.kind, LeafKind::Symlink(_)));
-    let gives_way = |rule: Rule| match rule {
-        Rule::IfAbsent => there.is_none(),
-        Rule::IfAbsentOrLink => there.is_none() || is_link,
-        Rule::Replace => true,
+    let gives_way = |rule: ReplaceRule| match rule {
+        ReplaceRule::IfAbsent => there.is_none(),
+        ReplaceRule::IfAbsentOrLink => there.is_none() || is_link,
+        ReplaceRule::Replace => true,
     };
     let leaf = |mode, kind| Some(Node::Leaf(Arc::new(Leaf { metadata: metadata(mode), kind })));
     Ok(match addition {

@@ -45,7 +45,7 @@ fn named<'a>(additions: &'a [Addition], name: &str) -> &'a Addition {
 
 fn scripts() -> Vec<(EntryPath, Vec<u8>)> {
     let scripts = additions(&config()).into_iter().filter_map(|addition| match addition {
-        Addition::File { path, mode: 0o755, content, rule: Rule::Replace } => Some((path, content)),
+        Addition::File { path, mode: 0o755, content, rule: ReplaceRule::Replace } => Some((path, content)),
         _ => None,
     });
     scripts.collect()
@@ -65,7 +65,8 @@ fn each_path_is_unique_and_follows_its_parent_directory() {
 fn bind_targets_are_empty_and_do_not_replace_files_of_the_image() {
     let additions = additions(&config());
     for name in ["etc/hosts", "etc/resolv.conf"] {
-        let expected = Addition::File { path: path(name), mode: 0o644, content: vec![], rule: Rule::IfAbsentOrLink };
+        let expected =
+            Addition::File { path: path(name), mode: 0o644, content: vec![], rule: ReplaceRule::IfAbsentOrLink };
         assert_eq!(named(&additions, name), &expected);
     }
 }

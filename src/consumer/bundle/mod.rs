@@ -31,7 +31,7 @@ use root::{PublishedRoot, Root as _};
 pub use user::{User, UserError};
 
 /// Maximum size of an image config in bytes. Registries do not accept larger ones.
-const LARGEST_CONFIG: u64 = 4 << 20;
+const MAX_CONFIG_SIZE: u64 = 4 << 20;
 
 /// runc, crun and other OCI runtimes, which run the flat tree with a bundle.
 pub struct OciRuntime;
@@ -164,7 +164,7 @@ pub struct Bundle {
 impl Bundle {
     /// Plans a bundle for a published image.
     pub fn of(repository: &Repository, place: &ImagePlace, options: &BundleOptions) -> Result<Self, BundleError> {
-        let json = repository.read(&place.metadata().join(b"config.json"), LARGEST_CONFIG)?;
+        let json = repository.read(&place.metadata().join(b"config.json"), MAX_CONFIG_SIZE)?;
         let json = json.ok_or_else(|| BundleError::NoConfig(place.clone()))?;
         let config =
             ImageConfig::parse(&json).map_err(|source| BundleError::Config { place: place.clone(), source })?;

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::BundleOptions;
-use super::root::{Holds, Root};
+use super::root::{DirectoryContent, Root};
 use crate::message::on_one_line;
 use crate::path::EntryPath;
 use crate::repository::RepositoryError;
@@ -39,7 +39,7 @@ const WRITABLE_DIRECTORIES: [(&str, &str); 2] = [("/tmp", "mode=1777"), ("/run",
 /// Files of the host for name resolution.
 const NETWORK_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
-const SAFE: [&str; 3] = ["nosuid", "noexec", "nodev"];
+const SAFE_OPTIONS: [&str; 3] = ["nosuid", "noexec", "nodev"];
 
 impl Mount {
     fn new(target: &str, kind: &'static str, source: &'static str, options: &[&[&'static str]]) -> Self {
@@ -56,18 +56,18 @@ impl Mount {
         // The group `tty` does not exist in a user namespace with one group.
         let tty: &[&str] = if rootless { &[] } else { &["gid=5"] };
         let sys = match rootless {
-            true => Self::new("/sys", "none", "/sys", &[&["rbind"], &SAFE, &["ro"]]),
-            false => Self::new("/sys", "sysfs", "sysfs", &[&SAFE, &["ro"]]),
+            true => Self::new("/sys", "none", "/sys", &[&["rbind"], &SAFE_OPTIONS, &["ro"]]),
+            false => Self::new("/sys", "sysfs", "sysfs", &[&SAFE_OPTIONS, &["ro"]]),
         };
         let terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
         vec![
             Self::new("/proc", "proc", "proc", &[]),
             Self::new("/dev", "tmpfs", "tmpfs", &[&["nosuid", "strictatime", "mode=755", "size=65536k"]]),
             Self::new("/dev/pts", "devpts", "devpts", &[&terminals, tty]),
-            Self::new("/dev/shm", "tmpfs", "shm", &[&SAFE, &["mode=1777", "size=65536k"]]),
-            Self::new("/dev/mqueue", "mqueue", "mqueue", &[&SAFE]),
+            Self::new("/dev/shm", "tmpfs", "shm", &[&SAFE_OPTIONS, &["mode=1777", "size=65536k"]]),
+            Self::new("/dev/mqueue", "mqueue", "mqueue", &[&SAFE_OPTIONS]),
             sys,
-            Self::new("/sys/fs/cgroup", "cgroup", "cgroup", &[&SAFE, &["relatime", "ro"]]),
+            Self::new("/sys/fs/cgroup", "cgroup", "cgroup", &[&SAFE_OPTIONS, &["relatime", "ro"]]),
         ]
     }
 }
@@ -89,7 +89,8 @@ impl Mounts {
     fn add_usual(&mut self, root: &dyn Root, rootless: bool) -> Result<(), RepositoryError> {
         let mut missing = Vec::new();
         for directory in SYSTEM_DIRECTORIES {
-            if root.directory(directory.as_bytes())?.is_none_or(|found| shown(&found).as_deref() != Some(directory)) {
+            if root.directory(directory.as_bytes())?.is_none_or(|found| path_text(&found).as_deref() != Some(directory))
+            {
                 self.warn(format!(
                     "nothing is mounted at '{directory}', because it is not a directory of the image itself"
                 ));
@@ -112,16 +113,16 @@ impl Mounts {
         rootless: bool,
     ) -> Result<(), RepositoryError> {
         let Some(found) = root.directory(directory.as_bytes())? else { return Ok(()) };
-        let Some(target) = shown(&found).filter(|target| target != "/" && !self.is_mounted(target)) else {
+        let Some(target) = path_text(&found).filter(|target| target != "/" && !self.is_mounted(target)) else {
             return Ok(());
         };
         let holds = root.holds(&found)?;
         let mut mount = Mount::new(&target, "tmpfs", "tmpfs", &[&["nosuid", "nodev", mode]]);
         match (holds, rootless) {
-            (Holds::Nothing, _) | (Holds::EmptyDirectories, true) => {}
+            (DirectoryContent::Nothing, _) | (DirectoryContent::EmptyDirectories, true) => {}
             // `tmpcopyup` copies the content of the image into the new file system. This needs root, to preserve owners.
             (_, false) => mount.options.push("tmpcopyup"),
-            (Holds::Something, true) => {
+            (DirectoryContent::Something, true) => {
                 self.warn(format!(
                     "the content of '{target}' in the image is hidden by a writable file system in memory"
                 ));
@@ -133,9 +134,9 @@ impl Mounts {
 
     fn add_network_files(&mut self, root: &dyn Root) -> Result<(), RepositoryError> {
         for file in NETWORK_FILES {
-            let target = root.file(file.as_bytes())?.and_then(|found| shown(&found));
+            let target = root.file(file.as_bytes())?.and_then(|found| path_text(&found));
             if let Some(target) = target.filter(|target| !self.is_mounted(target) && Path::new(file).is_file()) {
-                self.mounts.push(Mount::new(&target, "bind", file, &[&["bind", "ro"], &SAFE]));
+                self.mounts.push(Mount::new(&target, "bind", file, &[&["bind", "ro"], &SAFE_OPTIONS]));
             }
         }
         Ok(())
@@ -144,7 +145,7 @@ impl Mounts {
     /// Returns the working directory. If the image does not contain the directory that it names, a file system in memory is mounted above
     /// it; if that is not possible, the working directory is the root.
     pub(super) fn start_in(&mut self, root: &dyn Root, wanted: &str) -> Result<String, RepositoryError> {
-        let directory = cleaned(wanted);
+        let directory = normalised(wanted);
         if root.directory(directory.as_bytes())?.is_some() || self.makes(&directory) {
             return Ok(directory);
         }
@@ -171,8 +172,8 @@ impl Mounts {
         for (slash, _) in directory.rmatch_indices('/').filter(|(slash, _)| *slash > 0) {
             let (above, below) = directory.split_at(slash);
             let Some(found) = root.directory(above.as_bytes())? else { continue };
-            let target = shown(&found).filter(|target| target != "/" && !self.is_mounted(target));
-            let is_empty = root.holds(&found)? == Holds::Nothing;
+            let target = path_text(&found).filter(|target| target != "/" && !self.is_mounted(target));
+            let is_empty = root.holds(&found)? == DirectoryContent::Nothing;
             return Ok(target.filter(|_| is_empty && !directory.contains('\0')).map(|target| (target, below)));
         }
         Ok(None)
@@ -196,12 +197,12 @@ impl Mounts {
 }
 
 /// Returns a path of the image as text; `None` if it is not UTF-8, which JSON requires.
-fn shown(path: &EntryPath) -> Option<String> {
+fn path_text(path: &EntryPath) -> Option<String> {
     Some(format!("/{}", std::str::from_utf8(path.as_bytes()).ok()?))
 }
 
 /// Returns a normalised absolute path. `..` is resolved textually, without following links, as in Docker.
-fn cleaned(path: &str) -> String {
+fn normalised(path: &str) -> String {
     let mut names = Vec::new();
     for name in path.split('/').filter(|name| !matches!(*name, "" | ".")) {
         match name {

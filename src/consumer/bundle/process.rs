@@ -41,7 +41,7 @@ impl Process {
         let user = options.user.as_deref().unwrap_or(&config.user);
         let user = User::find(user, &root.read(b"etc/passwd")?, &root.read(b"etc/group")?)
             .map_err(|source| BundleError::User { place: place.clone(), source })?;
-        let user = if options.is_rootless() { alone(user, &mut mounts.warnings) } else { user };
+        let user = if options.is_rootless() { rootless_user(user, &mut mounts.warnings) } else { user };
         let environment = environment(config, user.home.as_deref(), options.terminal, &mut mounts.warnings);
         let directory = mounts.start_in(root, &config.working_dir)?;
         Ok(Self { arguments, environment, directory, user })
@@ -55,7 +55,7 @@ fn arguments(config: &ExecutionConfig, given: &[String]) -> Vec<String> {
 }
 
 /// Returns the user in a user namespace that has only user and group 0.
-fn alone(user: User, warnings: &mut Vec<String>) -> User {
+fn rootless_user(user: User, warnings: &mut Vec<String>) -> User {
     if user.uid != 0 {
         warnings.push(format!("the program runs as the user who starts it, not as user {} of the image", user.uid));
     }
@@ -126,9 +126,9 @@ mod tests {
     fn rootless_container_has_only_user_0() {
         let mut warnings = Vec::new();
         let find = |text| User::find(text, b"bob:x:5:6::/home/bob:", b"more:x:7:bob").unwrap();
-        let User { uid, gid, groups, home } = alone(find("bob"), &mut warnings);
+        let User { uid, gid, groups, home } = rootless_user(find("bob"), &mut warnings);
         assert_eq!((uid, gid, groups, home.as_deref()), (0, 0, Vec::new(), Some("/home/bob")));
-        alone(find(""), &mut warnings);
+        rootless_user(find(""), &mut warnings);
         assert_eq!(warnings.len(), 1);
     }
 }

@@ -4,11 +4,11 @@ use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 
 /// Maximum size of `/etc/passwd` and `/etc/group` in bytes.
-const LARGEST_FILE: u64 = 16 << 20;
+const MAX_ACCOUNT_FILE_SIZE: u64 = 16 << 20;
 
 /// Content of a directory, as far as mounts depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Holds {
+pub(super) enum DirectoryContent {
     /// The directory is empty.
     Nothing,
     /// It contains only empty directories.
@@ -29,7 +29,7 @@ pub(super) trait Root {
     fn has(&self, path: &[u8]) -> Result<bool, RepositoryError>;
 
     /// Returns the kind of content of a directory.
-    fn holds(&self, directory: &EntryPath) -> Result<Holds, RepositoryError>;
+    fn holds(&self, directory: &EntryPath) -> Result<DirectoryContent, RepositoryError>;
 
     /// Returns the content of a regular file; empty if the path is not a regular file.
     fn read(&self, path: &[u8]) -> Result<Vec<u8>, RepositoryError>;
@@ -70,18 +70,18 @@ impl Root for PublishedRoot<'_> {
         Ok(self.repository.follow_inside(&self.path, path)?.is_some())
     }
 
-    fn holds(&self, directory: &EntryPath) -> Result<Holds, RepositoryError> {
+    fn holds(&self, directory: &EntryPath) -> Result<DirectoryContent, RepositoryError> {
         let children = self.children(directory)?;
         for (child, is_directory) in &children {
             if !is_directory || !self.children(child)?.is_empty() {
-                return Ok(Holds::Something);
+                return Ok(DirectoryContent::Something);
             }
         }
-        Ok(if children.is_empty() { Holds::Nothing } else { Holds::EmptyDirectories })
+        Ok(if children.is_empty() { DirectoryContent::Nothing } else { DirectoryContent::EmptyDirectories })
     }
 
     fn read(&self, path: &[u8]) -> Result<Vec<u8>, RepositoryError> {
         let Some(path) = self.file(path)? else { return Ok(Vec::new()) };
-        Ok(self.repository.read(&self.whole(&path), LARGEST_FILE)?.unwrap_or_default())
+        Ok(self.repository.read(&self.whole(&path), MAX_ACCOUNT_FILE_SIZE)?.unwrap_or_default())
     }
 }

@@ -31,7 +31,7 @@ const CAPABILITIES: [&str; 14] = [
 ];
 
 /// Paths that are hidden in a container, because they reveal information about the host or give access to it.
-const MASKED: [&str; 11] = [
+const MASKED_PATHS: [&str; 11] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/kcore",
@@ -46,10 +46,10 @@ const MASKED: [&str; 11] = [
 ];
 
 /// Paths that are read-only in a container.
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READ_ONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Prefix of the labels that become annotations. Labels come from an untrusted image, and a runtime could interpret other ones.
-const LABELS: &str = "org.opencontainers.image.";
+const LABEL_PREFIX: &str = "org.opencontainers.image.";
 
 /// Returns the content of `config.json`.
 pub(super) fn config(
@@ -101,9 +101,9 @@ fn annotations(config: &ImageConfig) -> Value {
         ("variant", config.variant.as_ref()),
         ("created", config.created.as_ref()),
     ];
-    let fields = fields.into_iter().filter_map(|(name, value)| Some((format!("{LABELS}{name}"), value?)));
+    let fields = fields.into_iter().filter_map(|(name, value)| Some((format!("{LABEL_PREFIX}{name}"), value?)));
     let labels = config.config.labels.iter().map(|(name, value)| (name.clone(), value));
-    let labels = labels.filter(|(name, _)| name.starts_with(LABELS));
+    let labels = labels.filter(|(name, _)| name.starts_with(LABEL_PREFIX));
     let all = fields.chain(labels).filter(|(_, value)| !value.is_empty());
     Value::Object(all.map(|(name, value)| (name, Value::from(value.as_str()))).collect::<Map<_, _>>())
 }
@@ -116,7 +116,7 @@ fn linux(options: &BundleOptions, has_one_hierarchy: bool) -> Value {
     let cgroup = has_one_hierarchy.then_some("cgroup");
     namespaces.extend(network.into_iter().chain(user).chain(cgroup));
     let namespaces: Vec<Value> = namespaces.into_iter().map(|kind| json!({"type": kind})).collect();
-    let mut linux = json!({"namespaces": namespaces, "maskedPaths": MASKED, "readonlyPaths": READ_ONLY});
+    let mut linux = json!({"namespaces": namespaces, "maskedPaths": MASKED_PATHS, "readonlyPaths": READ_ONLY_PATHS});
     match options.rootless {
         Some((uid, gid)) => {
             let mapping = |id| json!([{"containerID": 0, "hostID": id, "size": 1}]);

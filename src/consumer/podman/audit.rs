@@ -1,22 +1,22 @@
 //! Checks that everything exists to which an entry of the store refers.
 
 use super::Flaw;
-use super::image::{LONGEST_DOCUMENT, StoreImage};
-use super::place;
-use super::store::{Entry, PodmanStore};
+use super::image::{MAX_DOCUMENT_SIZE, StoreImage};
+use super::paths;
+use super::store::{PodmanStore, StoreEntry};
 use crate::catalog::CatalogEntry;
 use crate::image::Digest;
 use crate::layout;
 use crate::layout::PODMAN_STORE;
 use crate::path::EntryPath;
-use crate::repository::{CatalogPlace, Repository, RepositoryError};
+use crate::repository::{CatalogLocation, Repository, RepositoryError};
 
 /// The manifest and the config of an image in the store.
 pub type Documents = (Vec<u8>, Vec<u8>);
 
 /// Result of the check of an image in the store.
 #[derive(Debug)]
-pub struct Audit {
+pub struct ImageAudit {
     /// Faults that podman does not accept.
     pub flaws: Vec<Flaw>,
     /// Manifest and config, if both exist and the digest of the config is the image's ID.
@@ -24,7 +24,11 @@ pub struct Audit {
 }
 
 /// Checks the documents and layers of an image in the store.
-pub fn audit_image(repository: &Repository, store: &PodmanStore, entry: &Entry) -> Result<Audit, RepositoryError> {
+pub fn audit_image(
+    repository: &Repository,
+    store: &PodmanStore,
+    entry: &StoreEntry,
+) -> Result<ImageAudit, RepositoryError> {
     let mut flaws = Vec::new();
     let documents = match read_documents(repository, entry.config)? {
         Err(flaw) => {
@@ -33,19 +37,23 @@ pub fn audit_image(repository: &Repository, store: &PodmanStore, entry: &Entry) 
         }
         Ok(documents) => {
             if let Err(refusal) = StoreImage::new(&documents.0, &documents.1, 0) {
-                let path = place::image_directory(entry.config);
+                let path = paths::image_directory(entry.config);
                 flaws.push(Flaw::new(path, "documents that podman accepts", refusal.to_string()));
             }
             Some(documents)
         }
     };
     flaws.extend(flaws_of_layers(repository, store, entry)?);
-    Ok(Audit { flaws, documents })
+    Ok(ImageAudit { flaws, documents })
 }
 
-fn flaws_of_layers(repository: &Repository, store: &PodmanStore, entry: &Entry) -> Result<Vec<Flaw>, RepositoryError> {
+fn flaws_of_layers(
+    repository: &Repository,
+    store: &PodmanStore,
+    entry: &StoreEntry,
+) -> Result<Vec<Flaw>, RepositoryError> {
     let mut flaws = Vec::new();
-    let no_layer = |found| Flaw::new(place::layers_list(), format!("the layers of {}", entry.config.hex()), found);
+    let no_layer = |found| Flaw::new(paths::layers_list(), format!("the layers of {}", entry.config.hex()), found);
     let Some(top) = entry.layer else {
         return Ok(vec![no_layer("no topmost layer".to_owned())]);
     };
@@ -54,7 +62,7 @@ fn flaws_of_layers(repository: &Repository, store: &PodmanStore, entry: &Entry) 
     }
     for layer in &entry.mapped_layers {
         let found = format!("a layer {} with other owners", layer.escape_debug());
-        flaws.push(Flaw::new(place::images_list(), "images that podman can read", found));
+        flaws.push(Flaw::new(paths::images_list(), "images that podman can read", found));
     }
     flaws.extend(flaws_of_layer(repository, top)?);
     Ok(flaws)
@@ -62,12 +70,12 @@ fn flaws_of_layers(repository: &Repository, store: &PodmanStore, entry: &Entry) 
 
 /// Reads the documents of an image, and checks that the digest of the config is the image's ID.
 pub fn read_documents(repository: &Repository, config: Digest) -> Result<Result<Documents, Flaw>, RepositoryError> {
-    let path = place::document(config, "manifest");
+    let path = paths::document(config, "manifest");
     let manifest = match read(repository, &path)? {
         Ok(bytes) => bytes,
         Err(found) => return Ok(Err(Flaw::new(path, "a manifest", found))),
     };
-    let path = place::document(config, &config.to_string());
+    let path = paths::document(config, &config.to_string());
     Ok(match read(repository, &path)? {
         Ok(bytes) if Digest::of(&bytes) == config => Ok((manifest, bytes)),
         Ok(bytes) => Err(Flaw::new(path, config.to_string(), Digest::of(&bytes).to_string())),
@@ -77,10 +85,10 @@ pub fn read_documents(repository: &Repository, config: Digest) -> Result<Result<
 
 /// Reads a file, following links, or returns what was found instead.
 fn read(repository: &Repository, path: &EntryPath) -> Result<Result<Vec<u8>, String>, RepositoryError> {
-    let bytes = repository.follow(path).and_then(|(at, _)| repository.read(&at, LONGEST_DOCUMENT as u64));
+    let bytes = repository.follow(path).and_then(|(at, _)| repository.read(&at, MAX_DOCUMENT_SIZE as u64));
     match bytes {
         Ok(bytes) => Ok(bytes.ok_or_else(|| "nothing".to_owned())),
-        Err(RepositoryError::Nowhere { .. }) => Ok(Err("nothing".to_owned())),
+        Err(RepositoryError::Unresolved { .. }) => Ok(Err("nothing".to_owned())),
         Err(RepositoryError::Unreadable { fault, .. }) => Ok(Err(fault.to_owned())),
         Err(error) => Err(error),
     }
@@ -89,21 +97,21 @@ fn read(repository: &Repository, path: &EntryPath) -> Result<Result<Vec<u8>, Str
 /// Checks that a layer can be mounted.
 fn flaws_of_layer(repository: &Repository, layer: Digest) -> Result<Vec<Flaw>, RepositoryError> {
     let mut flaws = Vec::new();
-    let diff = place::layer_diff(layer);
+    let diff = paths::layer_diff(layer);
     if !leads_to_directory(repository, &diff)? {
         flaws.push(Flaw::new(diff, "a link to a directory", "none"));
     }
-    let path = place::layer_link(layer);
+    let path = paths::layer_link(layer);
     match read(repository, &path)? {
         Err(found) => flaws.push(Flaw::new(path, "a short name", found)),
         Ok(name) => {
-            let link = place::short_link(&String::from_utf8_lossy(&name));
-            if !is_link_to(repository, &link, &place::short_link_target(layer))? {
+            let link = paths::short_link(&String::from_utf8_lossy(&name));
+            if !is_link_to(repository, &link, &paths::short_link_target(layer))? {
                 flaws.push(Flaw::new(link, format!("a link to layer {}", layer.hex()), "none"));
             }
         }
     }
-    let lower = place::layer_lower(layer);
+    let lower = paths::layer_lower(layer);
     if repository.get(&lower)?.is_some() {
         let names = read(repository, &lower)?.unwrap_or_default();
         let overlay = EntryPath::ROOT.join(PODMAN_STORE.as_bytes()).join(b"overlay");
@@ -127,7 +135,7 @@ fn is_link_to(repository: &Repository, link: &EntryPath, target: &str) -> Result
 fn leads_to_directory(repository: &Repository, link: &EntryPath) -> Result<bool, RepositoryError> {
     match repository.follow(link) {
         Ok((_, entry)) => Ok(entry.is_directory()),
-        Err(RepositoryError::Nowhere { .. }) => {
+        Err(RepositoryError::Unresolved { .. }) => {
             Ok(repository.get(link)?.is_some_and(|entry| entry.is_symlink() && entry.target().starts_with(b"/")))
         }
         Err(error) => Err(error),
@@ -139,7 +147,7 @@ fn leads_to_directory(repository: &Repository, link: &EntryPath) -> Result<bool,
 pub fn flat_size(repository: &Repository, config: Digest) -> Result<Option<u64>, RepositoryError> {
     let root = layout::flat_root(config);
     if let Some(reference) = repository.nested_catalog(&root)? {
-        let catalog = repository.open_catalog(&CatalogPlace { root, reference })?;
+        let catalog = repository.open_catalog(&CatalogLocation { root, reference })?;
         return Ok(Some(catalog.total_counters().file_size().cast_unsigned()));
     }
     Ok(repository.get(&root)?.filter(CatalogEntry::is_directory).map(|_| 0))

@@ -3,13 +3,13 @@
 use serde_json::Value;
 
 use super::name::store_name;
-use super::place::FlatLayers;
-use super::raw::Unique;
+use super::paths::FlatLayers;
+use super::raw::UniqueMembers;
 use super::shape::{self, compare, member};
 use crate::image::{Digest, ImageName};
 
 /// Maximum size of a document that podman reads: 4 MiB.
-pub const LONGEST_DOCUMENT: usize = 4 << 20;
+pub const MAX_DOCUMENT_SIZE: usize = 4 << 20;
 
 /// Creation time for images without one.
 pub(super) const UNKNOWN_TIME: &str = "1970-01-01T00:00:00Z";
@@ -73,11 +73,11 @@ impl StoreImage {
 }
 
 fn parse(bytes: &[u8], what: &str) -> Result<Value, Refusal> {
-    if bytes.len() > LONGEST_DOCUMENT {
+    if bytes.len() > MAX_DOCUMENT_SIZE {
         return Err(Refusal(format!("its {what} has {} bytes, more than the limit of 4 MiB", bytes.len())));
     }
     let refusal = |error| Refusal(format!("its {what} is not valid JSON: {error}"));
-    serde_json::from_slice::<Unique>(bytes).map_err(refusal)?;
+    serde_json::from_slice::<UniqueMembers>(bytes).map_err(refusal)?;
     serde_json::from_slice(bytes).map_err(refusal)
 }
 

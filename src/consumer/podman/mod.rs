@@ -12,7 +12,7 @@ mod audit;
 mod image;
 mod listing;
 mod name;
-mod place;
+mod paths;
 mod published;
 mod raw;
 mod revise;
@@ -26,18 +26,18 @@ use crate::message::shell_word;
 use crate::publish::EditList;
 use crate::repository::{Repository, RepositoryError};
 
-pub use audit::{Audit, Documents, audit_image, flat_size, read_documents};
-pub use image::{LONGEST_DOCUMENT, Refusal, StoreImage};
+pub use audit::{Documents, ImageAudit, audit_image, flat_size, read_documents};
+pub use image::{MAX_DOCUMENT_SIZE, Refusal, StoreImage};
 pub use listing::PodmanListing;
 pub(crate) use listing::listed_platform;
 pub use name::store_name;
-pub use place::{
+pub use paths::{
     FlatLayer, FlatLayers, diff_target, document, image_directory, images, images_list, images_lock, layer_diff,
     layer_directory, layer_link, layers_list, layers_lock, link_id, lock_token, manifest_key, short_link,
     short_link_target,
 };
 pub use published::PublishedStore;
-pub use store::{Entry, PodmanStore};
+pub use store::{PodmanStore, StoreEntry};
 
 /// Number of images above which podman needs seconds to list them. The time grows with the square of the number.
 pub const MANY_IMAGES: usize = 1_000;

@@ -1,7 +1,7 @@
 //! Image names that podman accepts.
 
 /// Maximum length of a name without tag and digest in characters (distribution/reference).
-const LONGEST_NAME: usize = 255;
+const MAX_NAME_LENGTH: usize = 255;
 
 /// Returns a name in the form for the store, or `None` if podman refuses the name, and with it the whole store.
 ///
@@ -25,7 +25,7 @@ fn is_reference(text: &str) -> bool {
         Some((host, path)) if is_taken_for_host(host) => (Some(host), path),
         _ => (None, name),
     };
-    name.len() <= LONGEST_NAME
+    name.len() <= MAX_NAME_LENGTH
         && host.is_none_or(is_host)
         && path.split('/').all(is_path_component)
         && !(host.is_none() && is_hex(path, 64))

@@ -1,6 +1,6 @@
 //! Reads the store of a revision.
 
-use super::place::{images_list, images_lock, layers_list, layers_lock, lock_token};
+use super::paths::{images_list, images_lock, layers_list, layers_lock, lock_token};
 use super::{Flaw, PodmanStore};
 use crate::layout::PODMAN_STORE;
 use crate::message::causes;
@@ -8,7 +8,7 @@ use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 
 /// Maximum size of a list in bytes. A list of 10,000 images has a fifth of it.
-const LIST_LIMIT: u64 = 64 << 20;
+const MAX_LIST_SIZE: u64 = 64 << 20;
 
 /// Number of bytes of a lock file that podman reads.
 const TOKEN_BYTES: usize = 64;
@@ -61,7 +61,7 @@ impl PublishedStore {
         repairs: bool,
         path: &EntryPath,
     ) -> Result<Option<Vec<u8>>, RepositoryError> {
-        let fault = match repository.read(path, LIST_LIMIT) {
+        let fault = match repository.read(path, MAX_LIST_SIZE) {
             Err(RepositoryError::Unreadable { fault, .. }) => fault.to_owned(),
             Err(RepositoryError::Content { source, .. }) if repairs && source.is_damage() => causes(&source),
             read => return read,

@@ -64,15 +64,15 @@ impl<'de> Deserialize<'de> for RawObject {
 
 /// JSON in which no object has a repeated member. Go parses all values of a repeated member and fails if any is invalid, whereas
 /// serde_json keeps only the last one, so that it alone would be checked.
-pub(super) struct Unique;
+pub(super) struct UniqueMembers;
 
-impl<'de> Deserialize<'de> for Unique {
+impl<'de> Deserialize<'de> for UniqueMembers {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(Self)
     }
 }
 
-impl<'de> Visitor<'de> for Unique {
+impl<'de> Visitor<'de> for UniqueMembers {
     type Value = Self;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

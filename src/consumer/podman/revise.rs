@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Audit, Entry, MANY_IMAGES, PodmanListing, PodmanStore, PublishedStore, StoreImage, listed_platform, store_name,
+    ImageAudit, MANY_IMAGES, PodmanListing, PodmanStore, PublishedStore, StoreEntry, StoreImage, listed_platform,
+    store_name,
 };
 use super::{
     audit_image, diff_target, document, flat_size, image_directory, images, images_list, images_lock, layer_diff,
@@ -174,7 +175,7 @@ impl StoreUpdate<'_, '_> {
 
     /// Returns the short name of a layer. An existing name from another program is kept unless it is lost, because containers contain it.
     fn link_of(&self, layer: Digest) -> String {
-        let before = self.head.read(&layer_link(layer), super::LONGEST_DOCUMENT as u64);
+        let before = self.head.read(&layer_link(layer), super::MAX_DOCUMENT_SIZE as u64);
         let before = before.unwrap_or_else(|error| {
             tracing::warn!("repairing podman's store: {}", causes(&error));
             None
@@ -190,17 +191,17 @@ impl StoreUpdate<'_, '_> {
     fn take_over(&mut self, published: &mut PublishedStore) -> Result<(), ConsumerError> {
         published.flaws.iter().for_each(|flaw| tracing::warn!("repairing podman's store: {flaw}"));
         let store = &mut published.store;
-        store.write_anew();
+        store.mark_changed();
         if published.has_lost_images {
             self.rebuild_list(store)?;
         }
         let images: Vec<Digest> = store.entries().map(|entry| entry.config).collect();
         for config in images {
             let entry = store.entry(config).expect("it was listed just now");
-            let Audit { flaws, documents } = match audit_image(self.head, store, entry) {
+            let ImageAudit { flaws, documents } = match audit_image(self.head, store, entry) {
                 Err(RepositoryError::Content { path, source }) if source.is_damage() => {
                     tracing::warn!("repairing podman's store: cannot read {path}: {}", causes(&source));
-                    Audit { flaws: Vec::new(), documents: None }
+                    ImageAudit { flaws: Vec::new(), documents: None }
                 }
                 audit => audit?,
             };
@@ -306,7 +307,7 @@ fn is_as_wanted(store: &PodmanStore, name: &str, shown: &Wanted<'_>) -> bool {
     match shown {
         Wanted::Image(image) => {
             let is_same =
-                |entry: &Entry| entry.config == image.config.digest && entry.has_manifest(image.manifest.digest);
+                |entry: &StoreEntry| entry.config == image.config.digest && entry.has_manifest(image.manifest.digest);
             !image.is_forced && there.is_some_and(is_same)
         }
         Wanted::Only(config) => there.is_none_or(|entry| entry.config == *config),
@@ -316,7 +317,7 @@ fn is_as_wanted(store: &PodmanStore, name: &str, shown: &Wanted<'_>) -> bool {
 
 /// Returns whether an entry from strata lacks the manifest by which podman finds the image: DUCC drops unknown members when it rewrites
 /// an entry.
-fn is_cut_short(entry: &Entry, manifest: &[u8], config: &[u8]) -> bool {
+fn is_cut_short(entry: &StoreEntry, manifest: &[u8], config: &[u8]) -> bool {
     StoreImage::new(manifest, config, 0).is_ok_and(|image| {
         entry.layer == Some(image.top()) && image.manifest.is_some_and(|manifest| !entry.has_manifest(manifest))
     })

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::Flaw;
 use super::image::{StoreImage, UNKNOWN_TIME};
 use super::name::{is_digest, is_hex, store_name};
-use super::place::{self, FlatLayers, manifest_key};
+use super::paths::{self, FlatLayers, manifest_key};
 use super::raw::{RawObject, elements, write_list};
 use super::shape::{self, compare};
 use crate::image::Digest;
@@ -21,8 +21,8 @@ use crate::image::Digest;
 /// that is not JSON counts as empty.
 #[derive(Debug, Default)]
 pub struct PodmanStore {
-    images: Vec<Entry>,
-    layers: Vec<Row>,
+    images: Vec<StoreEntry>,
+    layers: Vec<LayerRow>,
     by_id: HashMap<Digest, usize>,
     by_name: HashMap<String, usize>,
     rows: HashMap<Digest, usize>,
@@ -32,7 +32,7 @@ pub struct PodmanStore {
 
 /// One image in the list.
 #[derive(Debug)]
-pub struct Entry {
+pub struct StoreEntry {
     text: Box<RawValue>,
     /// The digest of its config, which is its ID.
     pub config: Digest,
@@ -52,7 +52,7 @@ pub struct Entry {
 
 /// One layer in the list.
 #[derive(Debug)]
-struct Row {
+struct LayerRow {
     text: Box<RawValue>,
     parent: Option<String>,
     has_diff_digest: bool,
@@ -97,13 +97,13 @@ impl PodmanStore {
                 Vec::new()
             })
         };
-        for text in list(layers, place::layers_list(), &mut flaws) {
+        for text in list(layers, paths::layers_list(), &mut flaws) {
             if let Err(flaw) = store.read_layer(text, is_ours) {
                 flaws.push(flaw);
                 store.are_layers_changed = true;
             }
         }
-        for text in list(images, place::images_list(), &mut flaws) {
+        for text in list(images, paths::images_list(), &mut flaws) {
             if let Err(flaw) = store.read_image(text, is_ours, &mut flaws) {
                 flaws.push(flaw);
                 store.are_images_changed = true;
@@ -115,12 +115,16 @@ impl PodmanStore {
     }
 
     fn read_layer(&mut self, text: Box<RawValue>, is_ours: bool) -> Result<(), Flaw> {
-        let fault = |fault| Flaw::new(place::layers_list(), "layers that podman can read", fault);
+        let fault = |fault| Flaw::new(paths::layers_list(), "layers that podman can read", fault);
         let known: KnownLayer = known(&text, shape::LAYER, is_ours).map_err(fault)?;
         let id = id_of(&known.id).ok_or_else(|| fault(format!("'{}' as an ID", known.id.escape_debug())))?;
         let parent = known.parent.filter(|parent| !parent.is_empty());
-        let row =
-            Row { text, parent, has_diff_digest: known.diff_digest.is_some_and(|d| is_digest(&d)), is_gone: false };
+        let row = LayerRow {
+            text,
+            parent,
+            has_diff_digest: known.diff_digest.is_some_and(|d| is_digest(&d)),
+            is_gone: false,
+        };
         match self.rows.get(&id) {
             // DUCC writes a layer again for each conversion. podman uses the last row.
             Some(&place) => {
@@ -136,11 +140,11 @@ impl PodmanStore {
     }
 
     fn read_image(&mut self, text: Box<RawValue>, is_ours: bool, flaws: &mut Vec<Flaw>) -> Result<(), Flaw> {
-        let path = place::images_list;
+        let path = paths::images_list;
         let fault = |fault| Flaw::new(path(), "images that podman can read", fault);
         let known: KnownImage = known(&text, shape::IMAGE, is_ours).map_err(fault)?;
         let config = id_of(&known.id).ok_or_else(|| fault(format!("'{}' as an ID", known.id.escape_debug())))?;
-        let mut entry = Entry {
+        let mut entry = StoreEntry {
             text,
             config,
             names: Vec::new(),
@@ -179,7 +183,7 @@ impl PodmanStore {
     }
 
     /// Adds an entry. It replaces an entry of the same image, as in podman, but the names of both are kept.
-    fn add_entry(&mut self, mut entry: Entry) -> usize {
+    fn add_entry(&mut self, mut entry: StoreEntry) -> usize {
         let config = entry.config;
         match self.by_id.get(&config) {
             Some(&at) => {
@@ -217,17 +221,17 @@ impl PodmanStore {
     }
 
     /// Returns the images.
-    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+    pub fn entries(&self) -> impl Iterator<Item = &StoreEntry> {
         self.images.iter().filter(|entry| !entry.is_gone)
     }
 
     /// Returns an image.
-    pub fn entry(&self, config: Digest) -> Option<&Entry> {
+    pub fn entry(&self, config: Digest) -> Option<&StoreEntry> {
         self.by_id.get(&config).map(|&at| &self.images[at])
     }
 
     /// Returns the image that has a name.
-    pub fn named(&self, name: &str) -> Option<&Entry> {
+    pub fn named(&self, name: &str) -> Option<&StoreEntry> {
         self.by_name.get(name).map(|&at| &self.images[at])
     }
 
@@ -263,7 +267,7 @@ impl PodmanStore {
                 self.images[at].add_manifest(image);
                 at
             }
-            None => self.add_entry(Entry::of(image)),
+            None => self.add_entry(StoreEntry::of(image)),
         };
         if self.images[at].layer == Some(image.top()) {
             self.put_layers(image);
@@ -289,7 +293,7 @@ impl PodmanStore {
     pub fn replace(&mut self, image: &StoreImage) {
         let Some(&at) = self.by_id.get(&image.config) else { return };
         let names = std::mem::take(&mut self.images[at].names);
-        self.images[at] = Entry { names, ..Entry::of(image) };
+        self.images[at] = StoreEntry { names, ..StoreEntry::of(image) };
         self.put_layers(image);
     }
 
@@ -297,8 +301,8 @@ impl PodmanStore {
         let mut parent: Option<Digest> = None;
         for layer in image.layers.iter() {
             let row = match layer.id == image.top() {
-                true => Row::of(*layer, parent, &image.created, image.size),
-                false => Row::of(*layer, parent, UNKNOWN_TIME, 0),
+                true => LayerRow::of(*layer, parent, &image.created, image.size),
+                false => LayerRow::of(*layer, parent, UNKNOWN_TIME, 0),
             };
             match self.rows.get(&layer.id).map(|&at| &mut self.layers[at]) {
                 Some(there) if there.has_diff_digest && there.parent == row.parent => {}
@@ -339,21 +343,21 @@ impl PodmanStore {
     }
 
     /// Returns the topmost layer of an image if it has the ID that strata assigns, so that no other image uses it.
-    pub fn own_layer(&self, entry: &Entry) -> Option<Digest> {
+    pub fn own_layer(&self, entry: &StoreEntry) -> Option<Digest> {
         let top = entry.layer?;
         let count = self.layers_below(top).ok()?.len();
         (FlatLayers::of(entry.config, count).top()?.id == top).then_some(top)
     }
 
     /// Marks both lists as changed, so that they are written.
-    pub fn write_anew(&mut self) {
+    pub fn mark_changed(&mut self) {
         (self.are_images_changed, self.are_layers_changed) = (true, true);
     }
 
     /// Returns the text of the list of images, if it has changed.
     pub fn write_images(&self) -> Option<Vec<u8>> {
         let is_changed = self.are_images_changed || self.images.iter().any(|entry| entry.is_changed);
-        is_changed.then(|| write_list(self.entries().map(Entry::write)))
+        is_changed.then(|| write_list(self.entries().map(StoreEntry::write)))
     }
 
     /// Returns the text of the list of layers, if it has changed.
@@ -363,7 +367,7 @@ impl PodmanStore {
     }
 }
 
-impl Entry {
+impl StoreEntry {
     fn of(image: &StoreImage) -> Self {
         let config = image.config.to_string();
         let digest = image.manifest.map(|manifest| manifest.to_string());
@@ -435,8 +439,8 @@ impl Entry {
     }
 }
 
-impl Row {
-    fn of(layer: place::FlatLayer, parent: Option<Digest>, created: &str, size: u64) -> Self {
+impl LayerRow {
+    fn of(layer: paths::FlatLayer, parent: Option<Digest>, created: &str, size: u64) -> Self {
         let parent = parent.map(|parent| parent.hex());
         let mut row = json!({"id": layer.id.hex()});
         if let Some(parent) = &parent {

@@ -87,11 +87,11 @@ fn database_of_an_earlier_version_is_upgraded() {
     let row = params![key.blake3, key.size, key.is_chunk, key.encoder, object.as_bytes()];
     connection.execute("INSERT INTO content VALUES (?, ?, ?, ?, ?)", row).unwrap();
     drop(connection);
-    let fixed = StateDatabase::open_fixed(&path).unwrap();
+    let fixed = StateDatabase::open_read_only(&path).unwrap();
     assert_eq!(fixed.objects(&[key]).unwrap(), [None], "nothing is remembered that cannot be read");
     let known = StateDatabase::open(&path).unwrap().objects(&[key]).unwrap()[0].unwrap();
     assert_eq!((known.hash, known.length()), (object, None));
-    assert_eq!(StateDatabase::open_fixed(&path).unwrap().objects(&[key]).unwrap(), [Some(known)]);
+    assert_eq!(StateDatabase::open_read_only(&path).unwrap().objects(&[key]).unwrap(), [Some(known)]);
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn tree_counts_as_complete_until_another_program_changes_the_directories_of_obje
     state.end_epoch(Some(b"second")).unwrap();
     assert_eq!(state.begin_epoch(b"second").unwrap(), Some(epoch));
     assert!(state.is_whole("/a", one, epoch).unwrap());
-    let fixed = StateDatabase::open_fixed(&path).unwrap();
+    let fixed = StateDatabase::open_read_only(&path).unwrap();
     assert_eq!(fixed.begin_epoch(b"second").unwrap(), Some(epoch));
     assert_eq!(fixed.begin_epoch(b"deleted").unwrap(), None);
     let next = state.begin_epoch(b"deleted").unwrap().unwrap();
@@ -156,6 +156,6 @@ fn views_and_triggers_in_the_database_are_not_executed() {
     change("DROP TRIGGER t; ALTER TABLE content RENAME TO c; CREATE VIEW content AS SELECT * FROM c");
     assert!(add().is_err());
     // A database in which a table is replaced by another object counts as one of an earlier version, which is not read.
-    let found = StateDatabase::open_fixed(&path).and_then(|state| state.objects(&[key]));
+    let found = StateDatabase::open_read_only(&path).and_then(|state| state.objects(&[key]));
     assert!(found.is_err() || found.is_ok_and(|found| found == [None]));
 }

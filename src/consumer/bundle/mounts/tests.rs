@@ -44,12 +44,12 @@ impl Root for Sketch {
         Ok(self.directory(path)?.is_some() || self.file(path)?.is_some())
     }
 
-    fn holds(&self, directory: &EntryPath) -> Result<Holds, RepositoryError> {
+    fn holds(&self, directory: &EntryPath) -> Result<DirectoryContent, RepositoryError> {
         let below = self.below(std::str::from_utf8(directory.as_bytes()).unwrap());
         Ok(match below.iter().all(|entry| entry.ends_with('/') && entry.matches('/').count() == 1) {
-            _ if below.is_empty() => Holds::Nothing,
-            true => Holds::EmptyDirectories,
-            false => Holds::Something,
+            _ if below.is_empty() => DirectoryContent::Nothing,
+            true => DirectoryContent::EmptyDirectories,
+            false => DirectoryContent::Something,
         })
     }
 

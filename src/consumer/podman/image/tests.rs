@@ -178,7 +178,7 @@ fn manifests_that_podman_refuses_are_refused() {
 fn documents_that_are_too_large_or_not_json_are_refused() {
     let mut config = config();
     let length = config.to_string().len() + r#","x":"""#.len();
-    for (length, is_taken) in [(LONGEST_DOCUMENT - length, true), (LONGEST_DOCUMENT - length + 1, false)] {
+    for (length, is_taken) in [(MAX_DOCUMENT_SIZE - length, true), (MAX_DOCUMENT_SIZE - length + 1, false)] {
         config["x"] = json!("y".repeat(length));
         assert_eq!(image(&config, &manifest(&config)).is_ok(), is_taken);
     }

@@ -112,7 +112,7 @@ fn unchanged_lists_are_not_written() {
     store.put(&image, Some("h.org/a:1"));
     store.remove_name("h.org/b:1");
     assert_eq!(written(&store), Default::default());
-    store.write_anew();
+    store.mark_changed();
     assert_eq!(written(&store), (images, layers));
 }
 

@@ -8,17 +8,22 @@ impl Repository {
     /// Calls `take` with the content of a file of `size` bytes, in parts, in order.
     ///
     /// An object is verified only after its bytes were passed to `take`, so they are valid only if this returns `Ok`.
-    pub fn read_pieces(&self, content: &Content, size: u64, take: &mut dyn FnMut(&[u8])) -> Result<(), ContentError> {
+    pub fn stream_content(
+        &self,
+        content: &Content,
+        size: u64,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), ContentError> {
         let mut take = |bytes: &[u8]| {
             take(bytes);
             Ok(())
         };
-        pieces(content, size)?.into_iter().try_for_each(|piece| self.store.stream_content(piece, &mut take))
+        file_objects(content, size)?.into_iter().try_for_each(|piece| self.store.stream_piece(piece, &mut take))
     }
 }
 
 /// Returns the objects of a file of `size` bytes in order. Fails if they do not cover the file without gap or overlap.
-pub(super) fn pieces(content: &Content, size: u64) -> Result<Vec<Piece>, ContentError> {
+pub(super) fn file_objects(content: &Content, size: u64) -> Result<Vec<Piece>, ContentError> {
     let raw = content.raw;
     let chunks = match &content.objects {
         ContentObjects::Whole(hash) => {
