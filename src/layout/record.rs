@@ -83,6 +83,7 @@ impl LayerRecord {
     pub fn parse(json: &[u8]) -> Option<Self> {
         serde_json::from_slice(json).ok().filter(|record: &Self| record.stamp.format == FORMAT)
     }
+
     /// Returns the text of the file.
     pub fn write(&self) -> Vec<u8> {
         write_json(self)

@@ -16,7 +16,7 @@ use crate::path::EntryPath;
 
 /// A catalog that is open for changes.
 ///
-/// Rows keep their rowids: the row of the catalog's own directory is always row 1. New rows reuse free rowids, because clients
+/// Rows keep their rowids: that of the catalog's own directory stays the first. New rows reuse free rowids, because clients
 /// reserve as many inodes as the largest rowid. SQLite lets a file in memory grow to 1 GiB; CVMFS warns of larger catalogs.
 #[derive(Debug)]
 pub(in crate::catalog) struct WritableCatalog {
