@@ -255,7 +255,7 @@ fn contained_objects(
     let mut places: Vec<CatalogLocation> = vec![repository.root_location()];
     while !places.is_empty() {
         found.extend(places.iter().map(|place| (place.reference.hash, ObjectKind::Catalog)));
-        let read: Vec<(Vec<Object>, Vec<CatalogLocation>)> = places
+        let read: Vec<(Vec<ObjectId>, Vec<CatalogLocation>)> = places
             .par_iter()
             .map(|place| {
                 let catalog = repository.open_catalog(place)?;

@@ -30,7 +30,7 @@ pub(super) struct CheckedRows<'w> {
 
 impl RowVisitor for CheckedRows<'_> {
     fn note(&self, path: Option<&[u8]>, _: Severity, expected: &dyn Display, found: &dyn Display) {
-        let file = Place::file(self.file);
+        let file = Location::file(self.file);
         self.check.findings.note(&path.map_or(file.clone(), |path| file.at(path)), expected, found);
     }
 

@@ -132,9 +132,9 @@ type Changes<P> = HashMap<Arc<[u8]>, Option<Row<P>>>;
 
 fn changes<S: MountableTree>(
     head: &S,
-    before: &LocatedDirectory<S::Place>,
-    after: &LocatedDirectory<S::Place>,
-) -> Result<Changes<S::Place>, RepositoryError> {
+    before: &LocatedDirectory<S::RowsLocation>,
+    after: &LocatedDirectory<S::RowsLocation>,
+) -> Result<Changes<S::RowsLocation>, RepositoryError> {
     let mut changes = Changes::new();
     let new = head.rows(after)?;
     let mut new: HashMap<Arc<[u8]>, Row<S::RowsLocation>> =

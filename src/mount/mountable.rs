@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::content::ReadContentError;
 use crate::object::Content;
 use crate::path::EntryPath;
-use crate::repository::{CatalogPlace, NamedRow, PlacedDirectory, Repository, RepositoryError, Row};
+use crate::repository::{CatalogLocation, LocatedDirectory, NamedRow, Repository, RepositoryError, Row};
 
 /// A tree at one point in time. A clone is cheap and represents the same tree.
 pub(crate) trait MountableTree: Debug + Send + Sync + 'static {
@@ -19,29 +19,29 @@ pub(crate) trait MountableTree: Debug + Send + Sync + 'static {
     /// Returns the row of a name in a directory of this tree or an earlier one.
     fn row_in(
         &self,
-        directory: &PlacedDirectory<Self::RowsLocation>,
+        directory: &LocatedDirectory<Self::RowsLocation>,
         name: &[u8],
     ) -> Result<Option<Row<Self::RowsLocation>>, RepositoryError>;
 
     /// Returns all rows in a directory of this tree or an earlier one, sorted by name, including hidden rows.
     fn rows(
         &self,
-        directory: &PlacedDirectory<Self::RowsLocation>,
+        directory: &LocatedDirectory<Self::RowsLocation>,
     ) -> Result<Vec<NamedRow<Self::RowsLocation>>, RepositoryError>;
 }
 
 impl MountableTree for Repository {
-    type RowsLocation = CatalogPlace;
+    type RowsLocation = CatalogLocation;
 
     fn row(&self, path: &EntryPath) -> Result<Option<Row>, RepositoryError> {
         Self::row(self, path)
     }
 
-    fn row_in(&self, directory: &PlacedDirectory, name: &[u8]) -> Result<Option<Row>, RepositoryError> {
+    fn row_in(&self, directory: &LocatedDirectory, name: &[u8]) -> Result<Option<Row>, RepositoryError> {
         Self::row_in(self, directory, name)
     }
 
-    fn rows(&self, directory: &PlacedDirectory) -> Result<Vec<NamedRow>, RepositoryError> {
+    fn rows(&self, directory: &LocatedDirectory) -> Result<Vec<NamedRow>, RepositoryError> {
         Self::rows(self, directory)
     }
 }

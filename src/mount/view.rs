@@ -156,10 +156,10 @@ impl<S: MountableTree> View<S> {
     fn newest_listing(
         &self,
         number: u64,
-        directory: &Arc<LocatedDirectory<S::Place>>,
-    ) -> Result<Listing<S::Place>, AnswerError> {
-        let list = || -> Result<Listing<S::Place>, AnswerError> {
-            let rows = self.shown.rows(directory)?.into_iter().filter(|row| !row.row.entry.is_hidden()).collect();
+        directory: &Arc<LocatedDirectory<S::RowsLocation>>,
+    ) -> Result<Listing<S::RowsLocation>, AnswerError> {
+        let list = || -> Result<Listing<S::RowsLocation>, AnswerError> {
+            let rows = self.tree.rows(directory)?.into_iter().filter(|row| !row.row.entry.is_hidden()).collect();
             let generation = self.generation.fetch_add(1, Ordering::Relaxed).max(1);
             let listing = Arc::new(ListedDirectory { generation, directory: Arc::clone(directory), rows });
             self.listings.insert((number, generation), Arc::clone(&listing));

@@ -48,14 +48,17 @@ impl MountableTree for TreeView {
 
     fn row_in(
         &self,
-        directory: &LocatedDirectory<TreePlace>,
+        directory: &LocatedDirectory<TreeDirectory>,
         name: &[u8],
-    ) -> Result<Option<Row<TreePlace>>, RepositoryError> {
+    ) -> Result<Option<Row<TreeDirectory>>, RepositoryError> {
         let node = directory.location.0.children.get(name);
         Ok(node.map(|node| row(directory.path.join(name), node, group(&directory.location.0, node))))
     }
 
-    fn rows(&self, directory: &LocatedDirectory<TreePlace>) -> Result<Vec<NamedRow<TreePlace>>, RepositoryError> {
+    fn rows(
+        &self,
+        directory: &LocatedDirectory<TreeDirectory>,
+    ) -> Result<Vec<NamedRow<TreeDirectory>>, RepositoryError> {
         let children = &directory.location.0.children;
         let mut groups: HashMap<*const Leaf, (u32, u32)> = HashMap::new();
         for (place, leaf) in children.values().enumerate().filter_map(|(place, node)| Some((place, shared(node)?))) {
@@ -84,7 +87,7 @@ fn directory_row(path: EntryPath, directory: &Arc<Directory>) -> Row<TreeDirecto
     let entry = CatalogEntry::of_directory(&directory.metadata, directory.subdirectories());
     Row {
         entry: Arc::new(entry),
-        directory: Some(Arc::new(LocatedDirectory { path, location: TreePlace(Arc::clone(directory)) })),
+        directory: Some(Arc::new(LocatedDirectory { path, location: TreeDirectory(Arc::clone(directory)) })),
     }
 }
 

@@ -18,12 +18,12 @@ impl Repository {
             take(bytes);
             Ok(())
         };
-        file_objects(content, size)?.into_iter().try_for_each(|piece| self.store.stream_piece(piece, &mut take))
+        file_objects(content, size)?.into_iter().try_for_each(|object| self.store.stream_content(object, &mut take))
     }
 }
 
 /// Returns the objects of a file of `size` bytes in order. Fails if they do not cover the file without gap or overlap.
-pub(super) fn file_objects(content: &Content, size: u64) -> Result<Vec<Piece>, ContentError> {
+pub(super) fn file_objects(content: &Content, size: u64) -> Result<Vec<ContentObject>, ContentError> {
     let raw = content.raw;
     let chunks = match &content.objects {
         ContentObjects::Whole(hash) => {

@@ -419,7 +419,7 @@ impl Repository {
         let failed = |source| RepositoryError::Content { path: path.clone(), source };
         let mut bytes = Vec::new();
         for piece in content::file_objects(&content, entry.size.cast_unsigned()).map_err(failed)? {
-            bytes.append(&mut self.store.read_piece(piece).map_err(failed)?);
+            bytes.append(&mut self.store.read_content(piece).map_err(failed)?);
         }
         Ok(Some(bytes))
     }
