@@ -205,7 +205,7 @@ impl DiffWalk<'_> {
         }
     }
 
-    /// Counts the catalog of a directory that is at the top of one.
+    /// Counts the catalog of a directory that is the root of a catalog.
     fn add_catalog(&mut self, directory: &LocatedDirectory) {
         if directory.location.root == directory.path {
             self.objects.insert((directory.location.reference.hash, ObjectKind::Catalog));
@@ -235,7 +235,7 @@ impl DiffWalk<'_> {
     }
 }
 
-/// Returns what clients list in a directory.
+/// Returns the entries of a directory that clients list, that is, all but hidden entries.
 fn listed(repository: &Repository, directory: &LocatedDirectory) -> Result<Vec<NamedRow>, RepositoryError> {
     let mut rows = repository.rows(directory)?;
     rows.retain(|row| !row.row.entry.is_hidden());

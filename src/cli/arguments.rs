@@ -285,7 +285,7 @@ pub struct Diff {
     /// The newer revision: a number, a tag, or "head"
     #[arg(value_name = "REV")]
     pub to: Option<RevisionSelector>,
-    /// Name that the image would be published under, as host/name:tag
+    /// Name under which the image would be published, as host/name:tag
     #[arg(long, value_name = "REF", conflicts_with = "to")]
     pub name: Option<FullName>,
     /// Platform to select from an index [default: this machine's platform]

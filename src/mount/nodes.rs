@@ -169,7 +169,7 @@ impl<P: Clone> Nodes<P> {
         }
     }
 
-    /// Returns the known directories, each before what lies in it.
+    /// Returns the known directories, each before its entries.
     pub(super) fn directories(&self) -> Vec<(u64, Arc<LocatedDirectory<P>>)> {
         let attached = |number: &u64, node: &Node<P>| *number == ROOT || !node.names.is_empty();
         let mut directories: Vec<_> = self

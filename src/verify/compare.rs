@@ -157,7 +157,7 @@ impl<'r> Comparison<'r> {
         }
     }
 
-    /// Compares which names there are in a directory.
+    /// Compares the set of names in a directory.
     fn compare_names(&mut self, directory: &LocatedDirectory, expected: &Children<'_>, rows: &[NamedRow]) {
         let found: BTreeSet<&[u8]> = rows.iter().map(|row| &*row.name).collect();
         for (name, node) in expected.iter().filter(|(name, _)| !found.contains(*name)) {
@@ -297,7 +297,7 @@ impl<'r> Comparison<'r> {
     }
 }
 
-/// Tells whether a row is the marker that every nested catalog has and no image.
+/// Returns whether a row is the hidden marker file that strata adds to every nested catalog.
 fn is_marker(directory: &LocatedDirectory, name: &[u8], entry: &CatalogEntry) -> bool {
     name == MARKER
         && entry.is_hidden()
