@@ -6,15 +6,20 @@
 //!                     └──content──▶ ingest: index, compress, hash ──▶ store (before anything refers to it)
 //! ```
 //!
-//! Data flows one way. [`source`] finds an image, [`layer`] turns its blobs into verified entries, [`tree`] lays them
-//! over one another in memory, [`layout`] says what is published where, [`catalog`] writes trees as SQLite files,
-//! [`publish`] makes them a revision, and [`store`] is where it all lies. [`convert`] joins them. Whatever reads a
-//! published repository goes through [`repository`], but for [`check`], which believes nothing and looks at the files
-//! themselves. [`mount`] shows it to the kernel, [`preview`] what is not published yet, [`diff`] tells two of its revisions
-//! apart, [`verify`] proves an image right, and [`bundle`] has runtimes run it. [`podman`] knows the store that podman reads.
+//! Data flows one way. A [`source`] finds an image; [`layer`] turns its blobs into verified entries; [`tree`] applies them in
+//! memory, layer by layer; [`layout`] decides what is published where; [`catalog`] writes trees as SQLite files; [`publish`] makes
+//! them a revision; and a [`store`] holds all of it.
 //!
-//! Everything is public that the `strata` program uses, so that other programs can do what it does; the interface is not
-//! stable yet.
+//! Four modules join these. An [`engine`] is one open repository, with everything that operations share. [`stage`] reads one image
+//! and stores its trees, which no client can see yet. [`revise`] determines what changes in the head. [`work`] is the driver of
+//! `convert` and `sync`: it finds out what has to be done, stages images side by side, and publishes them.
+//!
+//! Everything that reads a published repository goes through [`repository`]: [`mount`], [`verify`], [`diff`], [`describe`] and the next
+//! publication. Only [`check`] trusts nothing and reads the files of the store themselves. Each container runtime has a module in
+//! [`consumer`].
+//!
+//! A module knows only modules that come before it in this flow; `tests/it/architecture.rs` has the rules. Everything that the `strata`
+//! program uses is public, so that other programs can do what it does; the interface is not stable yet.
 
 mod allocator;
 #[cfg(feature = "isal")]

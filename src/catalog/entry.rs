@@ -58,7 +58,7 @@ pub struct CatalogEntry {
     pub mtime: i64,
     /// Nanosecond part of the modification time. Catalogs before schema revision 7 do not store it.
     pub mtime_nanoseconds: Option<u32>,
-    /// Flags, see [`bits`](super::bits). Some readers use them instead of the mode to find out the file type.
+    /// Flags, see `catalog::bits`. Some readers use them instead of the mode to find out the file type.
     pub flags: u32,
     /// The link target as stored, in which `$(` is escaped because clients would expand it.
     pub symlink: Vec<u8>,

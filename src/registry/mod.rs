@@ -3,7 +3,7 @@
 //! All threads of a run share one [`Registries`]: its tokens, the number of concurrent requests for each host, and the parked
 //! hosts. A host is *parked* after it asked clients to wait (status 429, or 503 with `Retry-After`): no request is sent to it
 //! until that time. A small request is repeated after temporary errors and has one time limit for all attempts. A request for a
-//! layer is not repeated here: [`Download`] resumes it at the byte where the last response ended.
+//! layer is not repeated here: `Download` resumes it at the byte where the last response ended.
 
 mod allowance;
 mod auth_file;

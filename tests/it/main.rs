@@ -1,6 +1,7 @@
 //! The integration tests: one binary, a file for each promise.
 
 mod apptainer;
+mod architecture;
 mod bad_input;
 mod bundle;
 mod catalogs;

@@ -30,7 +30,7 @@ pub struct AuditedRow {
     pub mtime_nanoseconds: Option<i64>,
     /// File type and permissions.
     pub mode: u32,
-    /// Flags, see [`bits`](crate::catalog::bits).
+    /// Flags, see `catalog::bits`.
     pub flags: u32,
     /// Owner.
     pub uid: u32,
