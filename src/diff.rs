@@ -133,7 +133,7 @@ pub fn diff_rows(
         HashSet::new()
     } else {
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
-        threads::pool(threads)?.install(|| contained_objects(old, &objects))?
+        threads::pool(threads, new.store().reporter())?.install(|| contained_objects(old, &objects))?
     };
     let (mut fresh, mut shared) = (ObjectCount::default(), ObjectCount::default());
     for (hash, kind) in objects {

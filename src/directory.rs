@@ -13,6 +13,7 @@ use crate::manifest::keys::read_public_key;
 use crate::manifest::{KeyError, Keys, RepositoryName, Urgency, Whitelist, WhitelistError};
 use crate::message::shell_word;
 use crate::metadata::Timestamp;
+use crate::observer::Reporter;
 use crate::registry::{Registries, RegistryError};
 use crate::settings::{Settings, SettingsError};
 use crate::state::{StateDatabase, StateError};
@@ -66,13 +67,14 @@ pub struct RepositoryDirectory {
     path: PathBuf,
     settings: Settings,
     registries: Arc<OnceLock<Registries>>,
+    reporter: Reporter,
 }
 
 impl RepositoryDirectory {
     /// Opens an existing directory.
     pub fn open(path: &Path) -> Result<Self, DirectoryError> {
         match Settings::open(path) {
-            Ok(settings) => Ok(Self { path: path.to_owned(), settings, registries: Arc::default() }),
+            Ok(settings) => Ok(Self::new(path, settings)),
             Err(SettingsError::Read { source, .. }) if is_absence(&source) => {
                 Err(DirectoryError::NoDirectory(path.to_owned()))
             }
@@ -92,13 +94,23 @@ impl RepositoryDirectory {
             file.sync_all()
         });
         written.map_err(io_error("write the settings in"))?;
-        Ok(Self { path: path.to_owned(), settings, registries: Arc::default() })
+        Ok(Self::new(path, settings))
+    }
+
+    fn new(path: &Path, settings: Settings) -> Self {
+        Self { path: path.to_owned(), settings, registries: Arc::default(), reporter: Reporter::silent() }
+    }
+
+    /// Returns the directory with an observer for everything that is opened through it. Without it, messages are dropped.
+    pub fn with_reporter(self, reporter: &Reporter) -> Self {
+        // The registry client has the former reporter, so it is created again.
+        Self { registries: Arc::default(), reporter: reporter.clone(), ..self }
     }
 
     /// Returns the directory after it was moved to `path`.
     pub(crate) fn at(self, path: &Path) -> Self {
         // The registry client contains the former path, so it is created again.
-        Self { path: path.to_owned(), settings: self.settings, registries: Arc::default() }
+        Self { path: path.to_owned(), registries: Arc::default(), ..self }
     }
 
     /// Returns the path of the directory.
@@ -109,6 +121,11 @@ impl RepositoryDirectory {
     /// Returns the settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Returns the reporter to the observer of this directory.
+    pub fn reporter(&self) -> &Reporter {
+        &self.reporter
     }
 
     /// Returns the repository's name.
@@ -142,18 +159,19 @@ impl RepositoryDirectory {
             return Ok(registries);
         }
         let settings = self.settings.registries_in(&self.path);
-        let registries = Registries::new(settings, &|name| std::env::var_os(name))?;
+        let registries = Registries::new(settings, &|name| std::env::var_os(name))?.with_reporter(&self.reporter);
         Ok(self.registries.get_or_init(|| registries))
     }
 
     /// Opens the storage.
     pub fn store(&self) -> Result<DirectoryStore, DirectoryError> {
-        Ok(DirectoryStore::open(&self.storage_path())?)
+        Ok(DirectoryStore::open(&self.storage_path())?.with_reporter(&self.reporter))
     }
 
     /// Returns the `cvmfs_server` on this machine that manages the same storage, if any.
     pub fn local_server(&self) -> Result<Option<LocalServer>, DirectoryError> {
-        Ok(LocalServer::find(&self.path.join(&self.settings.server_settings), self.name(), &self.storage_path())?)
+        let settings = self.path.join(&self.settings.server_settings);
+        Ok(LocalServer::find(&settings, self.name(), &self.storage_path(), &self.reporter)?)
     }
 
     /// Opens the keys.
@@ -216,6 +234,6 @@ impl RepositoryDirectory {
         let is_file = opened.and_then(|file| Ok(file.metadata()?.is_file()));
         let is_file = is_file.and_then(|is_file| if is_file { Ok(()) } else { Err(not_regular()) });
         is_file.map_err(|source| DirectoryError::Io { action: "write", path: path.clone(), source })?;
-        Ok(StateDatabase::open(&path)?)
+        Ok(StateDatabase::open(&path, &self.reporter)?)
     }
 }

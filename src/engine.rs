@@ -11,6 +11,7 @@ use rsa::rand_core::CryptoRng;
 use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::manifest::Signer;
 use crate::metadata::Timestamp;
+use crate::observer::Reporter;
 use crate::publish::Publisher;
 use crate::registry::Registries;
 use crate::settings::Settings;
@@ -59,11 +60,11 @@ impl Engine {
         rng: impl CryptoRng + Send + 'static,
     ) -> Result<Self, EngineError> {
         if let Some(lack) = directory.settings().compression.lack() {
-            tracing::info!("{lack}");
+            directory.reporter().info(format_args!("{lack}"));
         }
         // The real time: publications may be dated otherwise.
         if let Some(warning) = directory.whitelist_warning(Timestamp::now()) {
-            tracing::warn!("{warning}");
+            directory.reporter().warn(format_args!("{warning}"));
         }
         let publisher = Publisher {
             settings: directory.settings().clone(),
@@ -85,7 +86,7 @@ impl Engine {
             directory: directory.clone(),
             store,
             state: Arc::new(state),
-            pool: threads::pool(resources.threads)?,
+            pool: threads::pool(resources.threads, directory.reporter())?,
             registries: directory.registries()?.clone(),
             resources,
             publisher: None,
@@ -95,6 +96,11 @@ impl Engine {
     /// Returns the directory of the repository.
     pub fn directory(&self) -> &RepositoryDirectory {
         &self.directory
+    }
+
+    /// Returns the reporter to the observer of all operations.
+    pub(crate) fn reporter(&self) -> &Reporter {
+        self.directory.reporter()
     }
 
     /// Returns the settings of the repository.

@@ -18,6 +18,8 @@
 //! publication. Only [`check`] trusts nothing and reads the files of the store themselves. Each container runtime has a module in
 //! [`consumer`].
 //!
+//! Messages and the progress of operations go to the observer of the repository directory (see [`observer`]).
+//!
 //! A module knows only modules that come before it in this flow; `tests/it/architecture.rs` has the rules. Everything that the `strata`
 //! program uses is public, so that other programs can do what it does; the interface is not stable yet.
 
@@ -44,6 +46,7 @@ pub mod metadata;
 pub mod mount;
 pub mod notification;
 pub mod object;
+pub mod observer;
 pub mod path;
 pub mod preview;
 pub mod progress;

@@ -1,7 +1,7 @@
 //! A file that notifies other programs: one JSON object a line, in the format of DUCC's notification file.
 //!
 //! All values are strings, and an `id` is shared by the line of the start of an action and the line of its end. A program that
-//! reads the file must not be able to stop a conversion: if the file cannot be written, a warning is logged once and nothing
+//! reads the file must not be able to stop a conversion: if the file cannot be written, a warning is reported once and nothing
 //! fails.
 
 use std::collections::BTreeMap;
@@ -15,6 +15,7 @@ use std::time::Instant;
 use jiff::ZonedDateTime;
 
 use crate::image::{Digest, ImageName, ImageReference};
+use crate::observer::Reporter;
 
 /// Day padded with a space, and time with milliseconds (Go's `_2 Jan 2006 - 15:04:05.000`).
 const TIME_FORMAT: &str = "%e %b %Y - %H:%M:%S.%3f";
@@ -25,7 +26,7 @@ type Fields = BTreeMap<&'static str, String>;
 /// A notification file, or none; then nothing is written.
 #[derive(Debug)]
 pub struct Notifications {
-    output: Option<(File, PathBuf)>,
+    output: Option<(File, PathBuf, Reporter)>,
     has_failed: AtomicBool,
 }
 
@@ -38,10 +39,10 @@ pub struct StartedAction {
 }
 
 impl Notifications {
-    /// Opens the file for appending. A new file is writable by owner and group.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    /// Opens the file for appending. A new file is writable by owner and group. The warning goes to `reporter`.
+    pub fn open(path: &Path, reporter: &Reporter) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).create(true).mode(0o660).open(path)?;
-        Ok(Self { output: Some((file, path.to_owned())), has_failed: AtomicBool::new(false) })
+        Ok(Self { output: Some((file, path.to_owned(), reporter.clone())), has_failed: AtomicBool::new(false) })
     }
 
     /// Returns notifications that write nothing.
@@ -125,12 +126,12 @@ impl Notifications {
     }
 
     fn write_line(&self, action: &str, fields: Fields) {
-        let Some((file, path)) = &self.output else { return };
+        let Some((file, path, reporter)) = &self.output else { return };
         let line = line(action, fields, &ZonedDateTime::now());
         if let Err(error) = write_at_once(file, line.as_bytes())
             && !self.has_failed.swap(true, Ordering::Relaxed)
         {
-            tracing::warn!("cannot write notifications to '{}': {error}", path.display());
+            reporter.warn(format_args!("cannot write notifications to '{}': {error}", path.display()));
         }
     }
 }
@@ -183,12 +184,14 @@ mod tests {
 
     use regex::Regex;
 
+    use crate::observer::testing::Messages;
+
     const LAYER: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
     fn lines_of(events: impl FnOnce(&Notifications)) -> Vec<String> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notifications");
-        events(&Notifications::open(&path).unwrap());
+        events(&Notifications::open(&path, &Reporter::silent()).unwrap());
         fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect()
     }
 
@@ -281,7 +284,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notifications");
         for _ in 0..2 {
-            let notifications = Notifications::open(&path).unwrap();
+            let notifications = Notifications::open(&path, &Reporter::silent()).unwrap();
             notifications.end_run(notifications.start_run());
         }
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 4);
@@ -291,9 +294,11 @@ mod tests {
 
     #[test]
     fn failure_to_write_the_file_is_no_error() {
-        let notifications = Notifications::open(Path::new("/dev/full")).unwrap();
+        let messages = Messages::default();
+        let notifications = Notifications::open(Path::new("/dev/full"), &messages.reporter()).unwrap();
         notifications.end_run(notifications.start_run());
         assert!(notifications.has_failed.load(Ordering::Relaxed));
+        assert_eq!(messages.take().len(), 1, "the second failure is not reported");
         let none = Notifications::none();
         none.end_run(none.start_run());
         assert!(!none.has_failed.load(Ordering::Relaxed));

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
+use crate::observer::Reporter;
+
 /// The machine refuses to start a thread.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot start a thread")]
@@ -21,13 +23,13 @@ const STACK_BYTES: usize = 16 << 20;
 
 /// Starts a pool of up to `threads` threads, at least one, that wait for other threads most of the time. Their stacks are too
 /// small for recursion over trees.
-pub(crate) fn waiting_pool(threads: usize) -> Result<ThreadPool, ThreadsError> {
-    start_pool(threads, ThreadPoolBuilder::new)
+pub(crate) fn waiting_pool(threads: usize, reporter: &Reporter) -> Result<ThreadPool, ThreadsError> {
+    start_pool(threads, reporter, ThreadPoolBuilder::new)
 }
 
 /// Starts a pool of up to `threads` threads, at least one, whose stacks are large enough for recursion over trees.
-pub(crate) fn pool(threads: usize) -> Result<ThreadPool, ThreadsError> {
-    start_pool(threads, || ThreadPoolBuilder::new().stack_size(STACK_BYTES))
+pub(crate) fn pool(threads: usize, reporter: &Reporter) -> Result<ThreadPool, ThreadsError> {
+    start_pool(threads, reporter, || ThreadPoolBuilder::new().stack_size(STACK_BYTES))
 }
 
 /// Runs `work` in the thread pool of the calling thread, or in a pool of one thread if the caller has none.
@@ -36,7 +38,8 @@ pub(crate) fn pool(threads: usize) -> Result<ThreadPool, ThreadsError> {
 pub(crate) fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, ThreadsError> {
     match rayon::current_thread_index() {
         Some(_) => Ok(work()),
-        None => Ok(pool(1)?.install(work)),
+        // A pool of one thread never has fewer than were asked for, so there is nothing to report.
+        None => Ok(pool(1, &Reporter::silent())?.install(work)),
     }
 }
 
@@ -48,13 +51,17 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 const MAX_RETRIES: u32 = 50;
 
 /// Starts a pool. If the machine refuses, tries again with half as many threads.
-fn start_pool(threads: usize, builder: impl Fn() -> ThreadPoolBuilder) -> Result<ThreadPool, ThreadsError> {
+fn start_pool(
+    threads: usize,
+    reporter: &Reporter,
+    builder: impl Fn() -> ThreadPoolBuilder,
+) -> Result<ThreadPool, ThreadsError> {
     let (wanted, mut threads, mut retries) = (threads.max(1), threads.max(1), 0);
     loop {
         match builder().num_threads(threads).build() {
             Ok(pool) => {
                 if threads < wanted {
-                    tracing::warn!("{}", fewer_threads(threads, wanted));
+                    reporter.warn(format_args!("{}", fewer_threads(threads, wanted)));
                 }
                 return Ok(pool);
             }
@@ -74,6 +81,7 @@ fn start_pool(threads: usize, builder: impl Fn() -> ThreadPoolBuilder) -> Result
 pub(crate) fn spawn_workers<'scope, W: FnOnce() + Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     threads: usize,
+    reporter: &Reporter,
     mut work: impl FnMut() -> W,
 ) -> io::Result<()> {
     for started in 0..threads {
@@ -81,7 +89,7 @@ pub(crate) fn spawn_workers<'scope, W: FnOnce() + Send + 'scope>(
             Ok(_) => {}
             Err(error) if started == 0 => return Err(error),
             Err(_) => {
-                tracing::warn!("{}", fewer_threads(started, threads));
+                reporter.warn(format_args!("{}", fewer_threads(started, threads)));
                 break;
             }
         }

@@ -72,7 +72,7 @@ impl<'a> CatalogBuilder<'a> {
     ///
     /// The tree must not contain stray markers. Nested catalogs are written in parallel in the current rayon pool.
     pub fn build(&self, tree: &Directory, root: &EntryPath, facts: Option<String>) -> Result<StoredTree, BuildError> {
-        let cuts = plan::cuts(tree, root, self.target);
+        let cuts = plan::cuts(tree, root, self.target, self.staging.store().reporter());
         self.build_catalog(tree, root, &cuts, facts)
     }
 

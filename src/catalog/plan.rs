@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::layer::DeviceNumber;
+use crate::observer::Reporter;
 use crate::path::EntryPath;
 use crate::tree::{Directory, LeafKind, Node, needed_whiteout};
 
@@ -27,18 +28,19 @@ const MAX_PAYLOAD_MARKERS: usize = 1_000;
 /// entries.
 ///
 /// A directory in which the image has a marker is always one of them.
-pub(super) fn cuts(tree: &Directory, root: &EntryPath, target: usize) -> BTreeSet<EntryPath> {
-    let mut plan = Plan { target, cuts: BTreeSet::from([root.clone()]) };
+pub(super) fn cuts(tree: &Directory, root: &EntryPath, target: usize, reporter: &Reporter) -> BTreeSet<EntryPath> {
+    let mut plan = Plan { target, reporter, cuts: BTreeSet::from([root.clone()]) };
     plan.weigh(tree, root);
     plan.cuts
 }
 
-struct Plan {
+struct Plan<'r> {
     target: usize,
+    reporter: &'r Reporter,
     cuts: BTreeSet<EntryPath>,
 }
 
-impl Plan {
+impl Plan<'_> {
     /// Plans the splits below `directory`, and returns the number of entries that remain in the catalog that contains it.
     fn weigh(&mut self, directory: &Directory, path: &EntryPath) -> usize {
         let mut weights = Vec::new();
@@ -67,10 +69,10 @@ impl Plan {
             self.cuts.insert(child);
         }
         if total > MAX_ENTRIES {
-            tracing::warn!(
+            self.reporter.warn(format_args!(
                 "the catalog of {} has {total} entries (recommended maximum {MAX_ENTRIES}); clients load it as a whole",
                 path.shown()
-            );
+            ));
         }
         total
     }
@@ -178,7 +180,7 @@ mod tests {
     }
 
     fn cut_names(tree: &Directory, target: usize) -> Vec<String> {
-        cuts(tree, &EntryPath::ROOT, target).iter().map(ToString::to_string).collect()
+        cuts(tree, &EntryPath::ROOT, target, &Reporter::silent()).iter().map(ToString::to_string).collect()
     }
 
     #[test]

@@ -25,7 +25,7 @@ impl Check<'_> {
                 AuditResult::Warning(warning) => self.warn(warning),
             });
             if let Err(error) = audited {
-                tracing::debug!("{}", crate::message::causes(&error));
+                self.store.reporter().debug(format_args!("{}", crate::message::causes(&error)));
             }
         }
     }

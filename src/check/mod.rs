@@ -23,7 +23,7 @@ mod tree;
 mod walk;
 
 use std::io;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use rsa::PublicKey;
 
@@ -111,10 +111,11 @@ pub struct CheckReport {
 pub fn check(
     directory: &RepositoryDirectory,
     options: &CheckOptions,
-    progress: &Progress,
+    progress: &Arc<Progress>,
 ) -> Result<CheckReport, CheckError> {
+    let _reported = directory.reporter().start("check".to_owned(), progress);
     let mut check = Check {
-        store: DirectoryStore::at(&directory.storage_path()),
+        store: DirectoryStore::at(&directory.storage_path()).with_reporter(directory.reporter()),
         name: directory.name(),
         master_key: None,
         options,
@@ -135,7 +136,7 @@ pub fn check(
         }
         Err(error) => return Err(error.into()),
     }
-    let threads = threads::pool(options.threads)?;
+    let threads = threads::pool(options.threads, directory.reporter())?;
     let mut report = threads.install(|| check.run(directory))?;
     report.warnings = check.warnings.into_inner().expect("no thread panics while it warns");
     report.warnings.sort();

@@ -19,6 +19,7 @@ use strata::source::{ImageArgument, Platforms};
 use strata::work::ConvertOptions;
 
 use super::failure::UsageError;
+use super::progress::reporter;
 use super::published::PublishedImage;
 use super::terminal;
 
@@ -415,7 +416,7 @@ impl Arguments {
 
     /// Opens the directory of the repository.
     pub fn directory(&self) -> Result<RepositoryDirectory, DirectoryError> {
-        RepositoryDirectory::open(self.directory_path())
+        Ok(RepositoryDirectory::open(self.directory_path())?.with_reporter(&reporter()))
     }
 }
 

@@ -27,7 +27,7 @@ use super::arguments::{
 use super::failure::UsageError;
 use super::interrupt::Ending;
 use super::mount::{answering_threads, end, guard, unmount};
-use super::progress::Display;
+use super::progress::{Display, reporter};
 
 /// Environment variable that passes the mount point to `--command`.
 const MOUNTPOINT_VARIABLE: &str = "STRATA_PREVIEW";
@@ -51,7 +51,8 @@ pub fn run(arguments: &Arguments, command: &PreviewArguments) -> anyhow::Result<
         mount,
     };
     let stage = watch_for_signals()?;
-    let (preview, mounted) = Preview::start(&command.image, directory.as_ref(), &command.mountpoint, options)?;
+    let (preview, mounted) =
+        Preview::start(&command.image, directory.as_ref(), &command.mountpoint, options, &reporter())?;
     let point = mounted.point().clone();
     let _guard = guard(&point)?;
     stage.lock().expect(UNPOISONED).mounted = Some(point.clone());

@@ -1,6 +1,7 @@
 //! Displays progress on a terminal, and prints log lines above it.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use strata::message::{on_one_line, shortened};
+use strata::observer::{Level, Observer, Reporter};
 use strata::progress::Progress;
 
 use super::terminal::can_be_redrawn;
@@ -133,6 +135,25 @@ impl Drop for Display {
             let _ = thread.join();
         }
     }
+}
+
+/// Logs the messages of the library.
+struct MessageLog;
+
+impl Observer for MessageLog {
+    fn message(&self, level: Level, text: fmt::Arguments<'_>) {
+        match level {
+            Level::Error => tracing::error!("{text}"),
+            Level::Warning => tracing::warn!("{text}"),
+            Level::Info => tracing::info!("{text}"),
+            Level::Debug => tracing::debug!("{text}"),
+        }
+    }
+}
+
+/// Returns the reporter that logs the messages of the library.
+pub fn reporter() -> Reporter {
+    Reporter::new(MessageLog)
 }
 
 /// Writes log lines to standard error, above the progress bars.

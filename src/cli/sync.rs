@@ -17,7 +17,7 @@ use strata::revise::Prune;
 use strata::stage::Outcome;
 use strata::wishlist::{WantedImage, Wishlist, WishlistProblem};
 use strata::work::{
-    ConvertOptions, Event, ImageState, Observer, SyncOptions, SyncReport, ThinOutcome, ThinState, push_thin_images,
+    ConvertOptions, Event, ImageState, SyncObserver, SyncOptions, SyncReport, ThinOutcome, ThinState, push_thin_images,
     sync,
 };
 
@@ -37,7 +37,8 @@ pub fn run(arguments: &Arguments, command: &Sync) -> anyhow::Result<ExitCode> {
     let notifications = match &command.notification_file {
         // A dry run causes no events.
         Some(_) if command.dry_run => Notifications::none(),
-        Some(path) => Notifications::open(path).with_context(|| format!("cannot write '{}'", path.display()))?,
+        Some(path) => Notifications::open(path, directory.reporter())
+            .with_context(|| format!("cannot write '{}'", path.display()))?,
         None => Notifications::none(),
     };
     let notifier = Notifier::start(notifications);
@@ -74,7 +75,7 @@ fn once(
         publish_every: directory.settings().publish_every,
         side_by_side: PARALLEL_IMAGES,
     };
-    let reporter = Reporter::new(Display::start_empty(arguments.quiet), notifier, &command.wishlist);
+    let reporter = EventReporter::new(Display::start_empty(arguments.quiet), notifier, &command.wishlist);
     let engine = Engine::open(directory, command.effort.resources()?, randomness())?;
     let report = sync(&engine, &wishlist, &options, &reporter)?;
     drop(reporter);
@@ -174,7 +175,7 @@ fn refuse_bad_lines(command: &Sync, wishlist: &Wishlist) -> anyhow::Result<()> {
 }
 
 /// Reports events as they happen: on the terminal, in the log, and in the notification file.
-struct Reporter<'a> {
+struct EventReporter<'a> {
     display: Display,
     notifier: &'a Notifier,
     wishlist: &'a Path,
@@ -190,7 +191,7 @@ struct Counts {
     failed: AtomicUsize,
 }
 
-impl<'a> Reporter<'a> {
+impl<'a> EventReporter<'a> {
     fn new(display: Display, notifier: &'a Notifier, wishlist: &'a Path) -> Self {
         display.summarise("listing tags".to_owned());
         Self { display, notifier, wishlist, counts: Counts::default() }
@@ -213,7 +214,7 @@ fn add(count: &AtomicUsize, number: usize) {
     count.fetch_add(number, Ordering::Relaxed);
 }
 
-impl Observer for Reporter<'_> {
+impl SyncObserver for EventReporter<'_> {
     fn note(&self, event: Event<'_>) {
         self.notifier.note(&event);
         match event {

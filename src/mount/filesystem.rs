@@ -98,10 +98,10 @@ impl<S: MountableTree> Filesystem<S> {
         }
     }
 
-    /// Logs the error, unless a path merely does not exist, and returns the error number for the kernel.
+    /// Reports the error, unless a path merely does not exist, and returns the error number for the kernel.
     fn refuse(&self, number: u64, error: &AnswerError) -> Errno {
         if !matches!(error, AnswerError::Missing | AnswerError::NotADirectory) {
-            tracing::error!("cannot read {}: {}", self.view.nodes().path(number), causes(error));
+            self.view.reporter.error(format_args!("cannot read {}: {}", self.view.nodes().path(number), causes(error)));
         }
         error.number()
     }

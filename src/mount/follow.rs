@@ -15,6 +15,7 @@ use super::mountable::MountableTree;
 use super::nodes::{Nodes, ROOT};
 use super::view::View;
 use crate::message::causes;
+use crate::observer::Reporter;
 use crate::repository::{LocatedDirectory, NamedRow, Repository, RepositoryError, Row};
 
 /// Interval between two checks for a new manifest.
@@ -31,7 +32,7 @@ pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier
             match mounted.open_head().and_then(|head| mount_head(&view, &mounted, head, &notifier)) {
                 Ok(head) => (mounted, seen, complaint) = (head, now, None),
                 // The next check tries again, because a copy of a repository may receive the objects after their manifest.
-                Err(error) => complain(&error, &mut complaint),
+                Err(error) => complain(&error, &mut complaint, &view.reporter),
             }
         }
         drop(view);
@@ -39,11 +40,11 @@ pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier
     }
 }
 
-/// Logs why the head cannot be followed. The same reason is logged only once.
-fn complain(error: &RepositoryError, complaint: &mut Option<String>) {
+/// Reports why the head cannot be followed. The same reason is reported only once.
+fn complain(error: &RepositoryError, complaint: &mut Option<String>, reporter: &Reporter) {
     let text = format!("cannot mount the new head, the previous revision stays mounted: {}", causes(error));
     if complaint.as_ref() != Some(&text) {
-        tracing::error!("{text}");
+        reporter.error(format_args!("{text}"));
         *complaint = Some(text);
     }
 }
@@ -56,7 +57,7 @@ fn mount_head(
 ) -> Result<Repository, RepositoryError> {
     if head.root_reference() != mounted.root_reference() {
         replace_tree(view, &head, notifier)?;
-        tracing::info!("revision {} is mounted", head.manifest().revision);
+        view.reporter.info(format_args!("revision {} is mounted", head.manifest().revision));
     }
     Ok(head)
 }
@@ -97,7 +98,7 @@ pub(super) fn replace_tree<S: MountableTree>(
             Outdated::List(number) => notifier.inval_inode(INodeNo(*number), 0, 0),
         };
         if let Err(error) = told {
-            tracing::debug!("cannot notify the kernel that {outdated:?} is outdated: {error}");
+            view.reporter.debug(format_args!("cannot notify the kernel that {outdated:?} is outdated: {error}"));
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Mounts a repository, a directory of a repository, or a preview of an image with FUSE.
 //!
 //! A repository is read through [`Repository`], so all data is compared with its hash before it is returned. Damage results
-//! in an I/O error and a line in the log, never in wrong bytes.
+//! in an I/O error and a message, never in wrong bytes.
 
 mod content;
 mod filesystem;
@@ -25,6 +25,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::message::causes;
+use crate::observer::Reporter;
 use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 use filesystem::Filesystem;
@@ -90,6 +91,7 @@ pub struct Mount {
     point: MountPoint,
     /// Disconnected when the kernel has ended the mount.
     ended: Receiver<()>,
+    reporter: Reporter,
 }
 
 /// Identifies a mounted file system.
@@ -115,7 +117,7 @@ impl Mount {
             TreeTotals { entries: counters.entries().cast_unsigned(), bytes: counters.file_size().cast_unsigned() };
         let name = &repository.manifest().name;
         let links = |point: &Path| LinkTargets::of(name.clone(), path, point.to_owned());
-        let view = View::new(repository.clone(), root, content, totals);
+        let view = View::new(repository.clone(), root, content, totals, repository.store().reporter());
         let (mount, replacer) = Self::of_view(view, links, name.to_string(), mountpoint, options)?;
         if options.follow {
             let follow = move || follow::follow(replacer.view, repository, replacer.notifier);
@@ -133,10 +135,11 @@ impl Mount {
         name: String,
         mountpoint: &Path,
         options: &MountOptions,
+        reporter: &Reporter,
     ) -> Result<(Self, TreeReplacer<S>), MountError> {
         let root = tree.row(&EntryPath::ROOT)?.filter(|row| row.directory.is_some());
         let root = root.ok_or_else(|| MountError::NotADirectory(EntryPath::ROOT))?;
-        let view = View::new(tree, root, content, totals);
+        let view = View::new(tree, root, content, totals, reporter);
         Self::of_view(view, |_| LinkTargets::of_no_repository(), name, mountpoint, options)
     }
 
@@ -163,7 +166,7 @@ impl Mount {
         // Never dropped, because that would unmount the path a second time, even if another file system is mounted there by
         // then.
         Box::leak(Box::new(session.spawn().map_err(failed)?));
-        Ok((Self { point, ended }, replacer))
+        Ok((Self { point, ended, reporter: view.reporter.clone() }, replacer))
     }
 
     /// Returns the mount point.
@@ -181,7 +184,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         if let Err(error) = self.point.unmount() {
-            tracing::error!("{}", causes(&error));
+            self.reporter.error(format_args!("{}", causes(&error)));
         }
     }
 }

@@ -8,6 +8,7 @@ use super::mountable::{MountableTree, SharedContentSource, TreeTotals};
 use super::nodes::{FoundNode, Nodes};
 use crate::cache::{ByteCache, CacheValue};
 use crate::catalog::CatalogEntry;
+use crate::observer::Reporter;
 use crate::repository::{LocatedDirectory, NamedRow, RepositoryError, Row};
 
 /// Errors from answering a request of the kernel.
@@ -67,6 +68,7 @@ pub(super) struct View<S: MountableTree> {
     tree: S,
     content: SharedContentSource,
     pub(super) totals: TreeTotals,
+    pub(super) reporter: Reporter,
     nodes: Mutex<Nodes<S::RowsLocation>>,
     change_lock: RwLock<()>,
     generation: AtomicU32,
@@ -76,12 +78,19 @@ pub(super) struct View<S: MountableTree> {
 
 impl<S: MountableTree> View<S> {
     /// Creates the view of the directory `root`.
-    pub(super) fn new(tree: S, root: Row<S::RowsLocation>, content: SharedContentSource, totals: TreeTotals) -> Self {
+    pub(super) fn new(
+        tree: S,
+        root: Row<S::RowsLocation>,
+        content: SharedContentSource,
+        totals: TreeTotals,
+        reporter: &Reporter,
+    ) -> Self {
         let nodes = Mutex::new(Nodes::new(root));
         Self {
             tree,
             content,
             totals,
+            reporter: reporter.clone(),
             nodes,
             change_lock: RwLock::default(),
             generation: AtomicU32::new(1),

@@ -21,6 +21,7 @@ use crate::layout::LayerRecord;
 use crate::metadata::Metadata;
 use crate::mount::{ContentReader, Mount, MountError, MountOptions, TreeReplacer, TreeTotals, cache_directory};
 use crate::object::{ChunkSizes, Compression, Content, ContentObjects, ObjectKind};
+use crate::observer::Reporter;
 use crate::progress::Progress;
 use crate::registry::Registries;
 use crate::repository::{Repository, RepositoryError};
@@ -99,6 +100,7 @@ pub struct Preview {
     directory: PathBuf,
     packs: Arc<Packs>,
     replacer: TreeReplacer<TreeView>,
+    reporter: Reporter,
 }
 
 /// A repository whose published layers and files a preview reuses.
@@ -133,10 +135,11 @@ impl Preview {
         repository: Option<&RepositoryDirectory>,
         mountpoint: &Path,
         options: PreviewOptions,
+        reporter: &Reporter,
     ) -> Result<(Self, Mount), PreviewError> {
         let registries = match repository {
             Some(directory) => directory.registries()?.clone(),
-            None => Registries::from_environment().map_err(SourceError::from)?,
+            None => Registries::from_environment().map_err(SourceError::from)?.with_reporter(reporter),
         };
         let source = source::open(argument, &registries)?;
         let image = source.resolve(&PlatformRequest::new(options.platform.clone()))?;
@@ -149,8 +152,9 @@ impl Preview {
         let nothing = TreeView(mount_root(&image, &Trees::default()));
         let (name, content) = (argument.to_string(), Arc::clone(&packs));
         let (mount, replacer) =
-            Mount::start_changing(nothing, content, TreeTotals::default(), name, mountpoint, &options.mount)?;
-        Ok((Self { image, source, repository, options, directory, packs, replacer }, mount))
+            Mount::start_changing(nothing, content, TreeTotals::default(), name, mountpoint, &options.mount, reporter)?;
+        let reporter = reporter.clone();
+        Ok((Self { image, source, repository, options, directory, packs, replacer, reporter }, mount))
     }
 
     /// Returns the number of layers of the image.
@@ -159,7 +163,8 @@ impl Preview {
     }
 
     /// Reads all layers, several in parallel, and mounts each tree as soon as it is complete.
-    pub fn read(&self, progress: &Progress) -> Result<(), PreviewError> {
+    pub fn read(&self, progress: &Arc<Progress>) -> Result<(), PreviewError> {
+        let _reported = self.reporter.start("preview".to_owned(), progress);
         let bytes = self.image.layers.iter().map(|layer| layer.size).sum();
         progress.expected.fetch_add(bytes, Ordering::Relaxed);
         progress.set_activity("reading layers".to_owned());
@@ -167,7 +172,8 @@ impl Preview {
         let (sender, receiver) = mpsc::channel();
         thread::scope(|scope| {
             let applied = threads::spawn_in(scope, || self.apply(receiver)).map_err(PreviewError::Threads)?;
-            let spawned = threads::spawn_workers(scope, self.options.threads.clamp(1, self.layers().max(1)), || {
+            let threads = self.options.threads.clamp(1, self.layers().max(1));
+            let spawned = threads::spawn_workers(scope, threads, &self.reporter, || {
                 let (next, sender) = (&next, sender.clone());
                 move || self.read_layers(next, &sender, progress)
             });

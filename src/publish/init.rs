@@ -10,6 +10,7 @@ use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::manifest::{MetaInfo, NewKeys, RepositoryManifest, Signer, Whitelist};
 use crate::metadata::Timestamp;
 use crate::object::ObjectKind;
+use crate::observer::Reporter;
 use crate::settings::Settings;
 use crate::store::{DirectoryStore, FileRecorder, Staging, StoreError, UnfinishedFiles, syncing};
 use crate::threads;
@@ -35,6 +36,7 @@ pub fn create_repository(
     now: Timestamp,
     started: Timestamp,
     rng: impl CryptoRng + Send + 'static,
+    reporter: &Reporter,
 ) -> Result<RepositoryDirectory, PublishError> {
     match std::fs::read_dir(path) {
         Ok(mut entries) => {
@@ -49,9 +51,9 @@ pub fn create_repository(
         Err(source) => return Err(DirectoryError::Io { action: "list", path: path.to_owned(), source }.into()),
     }
     let unfinished = UnfinishedFiles::start();
-    let directory = unfinished.make(|making| make_directory(making, path, settings))?;
+    let directory = unfinished.make(|making| make_directory(making, path, settings))?.with_reporter(reporter);
     // One thread does: there is nothing to share.
-    threads::pool(1)?.install(|| publish_nothing(&directory, &unfinished, now, started, rng))?;
+    threads::pool(1, reporter)?.install(|| publish_nothing(&directory, &unfinished, now, started, rng))?;
     let built = directory.path().to_owned();
     unfinished.finish(FIRST_REVISION, || match std::fs::rename(&built, path) {
         // The system may report an error although it did it.
@@ -113,7 +115,7 @@ fn publish_nothing(
     let whitelist = Whitelist::new(directory.name().clone(), vec![keys.certificate().fingerprint()], started)?;
     let signer = Signer::new(keys, rng);
     let whitelist = signer.sign_whitelist(&whitelist)?;
-    let staging = Staging::start(&store)?;
+    let staging = Staging::start(&store.with_reporter(directory.reporter()))?;
     let files: [(&str, &[u8]); 2] = [(WHITELIST, &whitelist), (MASTER_REPLICA_FILE, MASTER_REPLICA.as_bytes())];
     all_is_well(staging.replace_files(&files, None)?)?;
     let root = Editor::create(&staging, settings.compression, now)?.write(FIRST_REVISION)?;

@@ -298,7 +298,7 @@ impl Publisher {
         if let Some(Err(error)) =
             self.server.as_ref().map(|server| server.write_reflog_checksum(ObjectHash::of(&reflog)))
         {
-            tracing::warn!("cvmfs_server publishes nothing more before 'cvmfs_server check -r'");
+            store.reporter().warn(format_args!("cvmfs_server publishes nothing more before 'cvmfs_server check -r'"));
             late.push(error);
         }
         Ok(late)
@@ -332,7 +332,10 @@ pub(crate) fn repair_front(staging: &Staging, keys: &Keys) -> Result<(), StoreEr
         let mut encoder = Encoder::new(Compression::Exact);
         let stored = encoder.encode(bytes);
         if hash == Some(ObjectHash::of(stored)) && !store.is_intact(ObjectHash::of(stored), kind) {
-            tracing::warn!("'{}' is missing or damaged, and is written again", ObjectHash::of(stored).path(kind));
+            store.reporter().warn(format_args!(
+                "'{}' is missing or damaged, and is written again",
+                ObjectHash::of(stored).path(kind)
+            ));
             staging.put_stored(kind, stored)?;
             staging.flush()?;
         }

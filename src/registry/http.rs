@@ -17,6 +17,7 @@ use super::error::{ErrorBody, RegistryError};
 use super::limits::lock;
 use super::resolver::DnsResolver;
 use super::settings::{DEFAULT_MINIMUM_RATE, DEFAULT_REQUEST_TIMEOUT};
+use crate::observer::Reporter;
 
 /// Maximum number of redirects that one request follows.
 const MAX_REDIRECTS: usize = 10;
@@ -91,6 +92,7 @@ pub(super) struct Http {
     host_limits: HashMap<String, HostLimits>,
     /// Clients by their settings, created on first use.
     clients: Mutex<HashMap<ClientSettings, Client>>,
+    pub(super) reporter: Reporter,
 }
 
 /// A request, before any redirect.
@@ -160,7 +162,8 @@ impl Http {
         client_settings: HashMap<String, ClientSettings>,
         host_limits: HashMap<String, HostLimits>,
     ) -> Self {
-        Self { limits, proxies, client_settings, host_limits, clients: Mutex::default() }
+        let reporter = Reporter::silent();
+        Self { limits, proxies, client_settings, host_limits, clients: Mutex::default(), reporter }
     }
 
     /// Returns the time limits of a host.
@@ -222,7 +225,7 @@ impl Http {
         // A content encoding would change the bytes, and so the digest.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let mut builder = Client::builder()
-            .tls_backend_preconfigured(tls(settings.certificates.as_deref())?)
+            .tls_backend_preconfigured(tls(settings.certificates.as_deref(), &self.reporter)?)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .dns_resolver(Arc::new(DnsResolver))
@@ -255,14 +258,14 @@ impl Proxies {
 }
 
 /// Returns the TLS configuration with the root certificates of the system and those in the file `certificates`.
-fn tls(certificates: Option<&Path>) -> Result<rustls::ClientConfig, RegistryError> {
+fn tls(certificates: Option<&Path>, reporter: &Reporter) -> Result<rustls::ClientConfig, RegistryError> {
     let mut roots = rustls::RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(system.certs);
     if roots.is_empty() {
-        tracing::debug!(
+        reporter.debug(format_args!(
             "this system has no root certificates: HTTPS works only for registries with `ca` in the settings"
-        );
+        ));
     }
     if let Some(path) = certificates {
         add_certificates(&mut roots, path)?;
@@ -460,10 +463,13 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         for text in ["", "garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
             std::fs::write(file.path(), text).unwrap();
-            assert!(matches!(tls(Some(file.path())), Err(RegistryError::Invalid { .. })), "{text}");
+            assert!(
+                matches!(tls(Some(file.path()), &Reporter::silent()), Err(RegistryError::Invalid { .. })),
+                "{text}"
+            );
         }
-        assert!(matches!(tls(Some(Path::new("/nonexistent"))), Err(RegistryError::Read { .. })));
-        assert!(tls(None).is_ok());
+        assert!(matches!(tls(Some(Path::new("/nonexistent")), &Reporter::silent()), Err(RegistryError::Read { .. })));
+        assert!(tls(None, &Reporter::silent()).is_ok());
     }
 
     #[test]

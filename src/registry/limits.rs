@@ -10,6 +10,7 @@ use super::allowance::Allowance;
 use super::clock::Clock;
 use super::error::RegistryError;
 use crate::message::causes;
+use crate::observer::Reporter;
 
 /// Maximum time for which a header can park a host.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
@@ -19,7 +20,7 @@ const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
 const MAX_UNANSWERED: u32 = 3;
 /// Time for which no request is sent to an unresponsive host.
 const UNRESPONSIVE_PAUSE: Duration = Duration::from_secs(60);
-/// Minimum interval between two log messages about the same parked host.
+/// Minimum interval between two messages about the same parked host.
 const REPORT_INTERVAL: Duration = Duration::from_secs(600);
 /// Initial and maximum time for which a host is parked that does not send `Retry-After`. The time doubles with each response.
 const DEFAULT_RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
@@ -59,16 +60,24 @@ fn rate(headers: &HeaderMap, name: &str) -> Option<(u64, Option<u64>)> {
 
 /// State of all hosts.
 #[derive(Debug, Default)]
-pub(super) struct Hosts(Mutex<HashMap<String, Arc<Host>>>);
+pub(super) struct Hosts {
+    by_authority: Mutex<HashMap<String, Arc<Host>>>,
+    reporter: Reporter,
+}
 
 impl Hosts {
+    /// Returns the state before the first request.
+    pub(super) fn new(reporter: &Reporter) -> Self {
+        Self { by_authority: Mutex::default(), reporter: reporter.clone() }
+    }
+
     /// Returns the state of a host. `connections` is used only in the first call for the host.
     pub(super) fn get(&self, authority: &str, connections: usize) -> Arc<Host> {
-        let mut hosts = lock(&self.0);
+        let mut hosts = lock(&self.by_authority);
         if let Some(host) = hosts.get(authority) {
             return Arc::clone(host);
         }
-        let host = Arc::new(Host::new(authority, connections));
+        let host = Arc::new(Host::new(authority, connections, &self.reporter));
         hosts.insert(authority.to_owned(), Arc::clone(&host));
         host
     }
@@ -83,6 +92,7 @@ pub(super) struct Host {
     downloads: Arc<Semaphore>,
     speaks_plain_http: Mutex<bool>,
     silence: Mutex<Silence>,
+    reporter: Reporter,
 }
 
 /// Missing responses of a host.
@@ -92,7 +102,7 @@ struct Silence {
     unanswered: u32,
     /// Time until which no request is sent.
     until: Option<Instant>,
-    /// Whether a failure of this server has been logged since its last complete response.
+    /// Whether a failure of this server has been reported since its last complete response.
     is_reported: bool,
 }
 
@@ -100,7 +110,7 @@ struct Silence {
 struct Parking {
     /// Time of the first request to wait since the last successful response.
     since: Option<Instant>,
-    /// Time of the last log message about the parked host.
+    /// Time of the last message about the parked host.
     reported: Option<Instant>,
     /// End of the pause for all requests.
     everything: Option<Instant>,
@@ -111,7 +121,7 @@ struct Parking {
 }
 
 impl Host {
-    fn new(name: &str, connections: usize) -> Self {
+    fn new(name: &str, connections: usize, reporter: &Reporter) -> Self {
         Self {
             name: name.to_owned(),
             parking: Mutex::default(),
@@ -119,6 +129,7 @@ impl Host {
             downloads: Semaphore::new(connections),
             speaks_plain_http: Mutex::default(),
             silence: Mutex::default(),
+            reporter: reporter.clone(),
         }
     }
 
@@ -147,10 +158,14 @@ impl Host {
         *lock(&self.silence) = Silence::default();
     }
 
-    /// Logs the failure of a server after which another one is tried: once until its next complete response.
+    /// Reports the failure of a server after which another one is tried: once until its next complete response.
     pub(super) fn report_failure(&self, error: &RegistryError) {
         if !std::mem::replace(&mut lock(&self.silence).is_reported, true) {
-            tracing::info!("request to {} failed, trying the next server: {}", self.name, causes(error));
+            self.reporter.info(format_args!(
+                "request to {} failed, trying the next server: {}",
+                self.name,
+                causes(error)
+            ));
         }
     }
 
@@ -224,14 +239,15 @@ impl Host {
         &self.name
     }
 
-    /// Logs that the host is parked, at most once in [`REPORT_INTERVAL`].
+    /// Reports that the host is parked, at most once in [`REPORT_INTERVAL`].
     fn report(&self, until: Instant, now: Instant, what: &str) {
         let mut parking = lock(&self.parking);
         if parking.reported.is_none_or(|reported| now.saturating_duration_since(reported) > REPORT_INTERVAL) {
             parking.reported = Some(now);
             let seconds = Duration::from_secs(seconds(until, now));
             let (host, pause) = (&self.name, humantime::format_duration(seconds));
-            tracing::info!("{host} asks to wait {pause}: {what} waits, like every other request to it");
+            self.reporter
+                .info(format_args!("{host} asks to wait {pause}: {what} waits, like every other request to it"));
         }
     }
 
@@ -260,7 +276,7 @@ impl Host {
         };
         parking.since.get_or_insert(now);
         parking.everything = parking.everything.max(Some(until));
-        tracing::debug!("{} asks to wait {:?}", self.name, until - now);
+        self.reporter.debug(format_args!("{} asks to wait {:?}", self.name, until - now));
         self.parked(until, now)
     }
 
@@ -268,7 +284,7 @@ impl Host {
     pub(super) fn park_manifests(&self, length: Duration, now: Instant) {
         let mut parking = lock(&self.parking);
         parking.manifests = parking.manifests.max(Some(now + length));
-        tracing::debug!("{} allows no more requests of manifests for {length:?}", self.name);
+        self.reporter.debug(format_args!("{} allows no more requests of manifests for {length:?}", self.name));
     }
 
     /// Records a successful response.
@@ -383,7 +399,7 @@ mod tests {
     #[test]
     fn request_waits_for_a_parked_host_up_to_its_deadline() {
         let clock = ManualClock::default();
-        let host = Host::new("h.org", 1);
+        let host = Host::new("h.org", 1, &Reporter::silent());
         let begin = clock.now();
         let error = host.park(Some(Duration::from_secs(10)), begin);
         assert_eq!(error.parked_until(), Some(begin + Duration::from_secs(10)));
@@ -401,7 +417,7 @@ mod tests {
     #[test]
     fn patience_is_counted_from_the_first_request_to_wait() {
         let clock = ManualClock::default();
-        let host = Host::new("h.org", 1);
+        let host = Host::new("h.org", 1, &Reporter::silent());
         let wait = || host.wait(&clock, &Allowance::large(clock.now(), Duration::from_secs(20)), false, "all");
         for seconds in [8, 8] {
             host.park(Some(Duration::from_secs(seconds)), clock.now());
@@ -416,7 +432,7 @@ mod tests {
     #[test]
     fn host_gets_no_request_for_a_minute_after_three_without_a_response() {
         let clock = ManualClock::default();
-        let host = Host::new("h.org", 1);
+        let host = Host::new("h.org", 1, &Reporter::silent());
         let is_asked = || host.check_responsive(clock.now()).is_ok();
         host.note_no_response(clock.now());
         host.note_no_response(clock.now());
@@ -437,7 +453,7 @@ mod tests {
     #[test]
     fn parked_manifests_delay_no_other_request() {
         let clock = ManualClock::default();
-        let host = Host::new("h.org", 1);
+        let host = Host::new("h.org", 1, &Reporter::silent());
         host.park_manifests(Duration::from_secs(216), clock.now());
         let wait = |for_manifest| {
             host.wait(&clock, &Allowance::large(clock.now(), Duration::ZERO), for_manifest, "manifest of h.org/a:1")
@@ -448,7 +464,7 @@ mod tests {
     #[test]
     fn parking_without_retry_after_grows_until_there_is_a_response() {
         let clock = ManualClock::default();
-        let host = Host::new("h.org", 1);
+        let host = Host::new("h.org", 1, &Reporter::silent());
         let park = || {
             let length = host.park(None, clock.now()).parked_until().unwrap() - clock.now();
             let again = host.park(None, clock.now()).parked_until().unwrap() - clock.now();

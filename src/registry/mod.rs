@@ -41,6 +41,7 @@ use serde::{Deserialize, Deserializer};
 use crate::image::{
     Digest, Document, ImageName, ImageReference, MAX_DOCUMENT_SIZE, is_repository, is_schema_1, is_tag,
 };
+use crate::observer::Reporter;
 use allowance::Allowance;
 use clock::{Clock, SystemClock};
 use credentials::{CredentialSources, Credentials};
@@ -185,6 +186,7 @@ struct Shared {
     settings: RegistriesSettings,
     ducc: Vec<DuccRegistry>,
     clock: Arc<dyn Clock>,
+    reporter: Reporter,
 }
 
 impl fmt::Debug for Registries {
@@ -226,7 +228,7 @@ impl Registries {
         let http = Http::new(limits, proxies(environment), client_settings(&settings), host_limits(&settings, limits));
         let credentials = CredentialSources::new(settings.clone(), ducc.clone(), environment);
         let (hosts, tokens) = (Hosts::default(), Tokens::default());
-        let shared = Shared { http, hosts, tokens, credentials, settings, ducc, clock };
+        let shared = Shared { http, hosts, tokens, credentials, settings, ducc, clock, reporter: Reporter::silent() };
         Ok(Self { shared: Arc::new(shared), patience: PATIENCE })
     }
 
@@ -234,6 +236,20 @@ impl Registries {
     /// request fails with the end of that time (see [`RegistryError::parked_until`]). Requests never wait for a parked mirror.
     pub fn with_patience(&self, patience: Duration) -> Self {
         Self { patience, ..self.clone() }
+    }
+
+    /// Sets the observer. Without it, messages are dropped. Panics if `self` has been cloned.
+    pub fn with_reporter(mut self, reporter: &Reporter) -> Self {
+        let shared = Arc::get_mut(&mut self.shared).expect("a new client has no clones");
+        shared.http.reporter = reporter.clone();
+        shared.hosts = Hosts::new(reporter);
+        shared.reporter = reporter.clone();
+        self
+    }
+
+    /// Returns the reporter to the observer of this client.
+    pub(crate) fn reporter(&self) -> &Reporter {
+        &self.shared.reporter
     }
 
     /// Sets credentials for one host, which precede all other credentials. Panics if `self` has been cloned.

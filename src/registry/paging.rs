@@ -7,6 +7,7 @@ use reqwest::header::{HeaderMap, LINK};
 
 use super::error::RegistryError;
 use super::http::{is_same_origin, redacted};
+use crate::observer::Reporter;
 
 /// Maximum number of pages of one list.
 const MAX_PAGES: usize = 10_000;
@@ -55,6 +56,7 @@ pub(super) fn collect(
     first: Url,
     mut page: impl FnMut(&Url) -> Result<(Vec<String>, Option<Url>), RegistryError>,
     is_right: impl Fn(&str) -> bool,
+    reporter: &Reporter,
 ) -> Result<Vec<String>, RegistryError> {
     let (mut names, mut seen) = (BTreeSet::new(), HashSet::new());
     let mut next = Some(first);
@@ -69,7 +71,7 @@ pub(super) fn collect(
         let (found, after) = page(&url)?;
         let (right, wrong): (Vec<_>, Vec<_>) = found.into_iter().partition(|name| is_right(name));
         if let Some(name) = wrong.first() {
-            tracing::debug!("{} lists {} invalid names, such as {name:?}", redacted(&url), wrong.len());
+            reporter.debug(format_args!("{} lists {} invalid names, such as {name:?}", redacted(&url), wrong.len()));
         }
         names.extend(right);
         next = after;
@@ -125,7 +127,7 @@ mod tests {
                 _ => (vec!["c".to_owned(), "a".to_owned()], None),
             })
         };
-        let names = collect(url("https://h.org/1"), pages, |name| !name.contains('/')).unwrap();
+        let names = collect(url("https://h.org/1"), pages, |name| !name.contains('/'), &Reporter::silent()).unwrap();
         assert_eq!(names, ["a", "b", "c"]);
     }
 
@@ -133,14 +135,14 @@ mod tests {
     fn list_without_an_end_is_rejected() {
         let circle =
             |url: &Url| Ok((Vec::new(), Some(url.join(if url.path() == "/1" { "/2" } else { "/1" }).unwrap())));
-        let error = collect(url("https://h.org/1"), circle, |_| true).unwrap_err();
+        let error = collect(url("https://h.org/1"), circle, |_| true, &Reporter::silent()).unwrap_err();
         assert!(error.to_string().contains("already read"), "{error}");
         let mut number = 0;
         let endless = |url: &Url| {
             number += 1;
             Ok((Vec::new(), Some(url.join(&format!("/{number}")).unwrap())))
         };
-        let error = collect(url("https://h.org/x"), endless, |_| true).unwrap_err();
+        let error = collect(url("https://h.org/x"), endless, |_| true, &Reporter::silent()).unwrap_err();
         assert!(error.to_string().contains("more than 10000 pages"), "{error}");
     }
 }

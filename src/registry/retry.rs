@@ -95,7 +95,7 @@ impl Registries {
                     Ok((names(json(response, MAX_LIST_PAGE)?), next))
                 })
             };
-            paging::collect(url.clone(), page, is_right)
+            paging::collect(url.clone(), page, is_right, &self.shared.reporter)
         })
     }
 
@@ -110,7 +110,9 @@ impl Registries {
         for (endpoint, url) in &servers {
             match send(endpoint, url, None) {
                 Ok(found) => return Ok(found),
-                Err(error) if error.is_not_found() => tracing::debug!("trying the next server: {error}"),
+                Err(error) if error.is_not_found() => {
+                    self.shared.reporter.debug(format_args!("trying the next server: {error}"))
+                }
                 Err(error) => self.shared.hosts.get(&endpoint.authority(), endpoint.connections).report_failure(&error),
             }
         }
@@ -178,7 +180,7 @@ impl Registries {
                 }
                 (Err(error), None) if failed < attempts && error.is_transient() && !error.is_postponed() => {
                     let pause = FIRST_PAUSE.saturating_mul(1 << (failed - 1)).min(MAX_PAUSE);
-                    tracing::debug!("trying again: {error}");
+                    self.shared.reporter.debug(format_args!("trying again: {error}"));
                     self.shared.clock.sleep(self.shared.clock.jittered(pause));
                     failed += 1;
                 }

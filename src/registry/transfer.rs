@@ -13,6 +13,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::observer::Reporter;
 use attempts::{Attempts, Runtime};
 use pipe::Pipe;
 
@@ -97,10 +98,11 @@ impl Download {
         open: impl FnMut(u64) -> Result<OpenedBlob, E> + Send + 'static,
         size: u64,
         policy: DownloadPolicy,
+        reporter: &Reporter,
     ) -> Self {
         let pipe = Arc::new(Pipe::new(policy.buffer_limit.saturating_sub(READ_SIZE), policy.ready_threshold));
         let runtime = Box::new(SystemRuntime(Arc::clone(&pipe)));
-        Self::start_in(Attempts::new(open, size, policy, runtime), pipe)
+        Self::start_in(Attempts::new(open, size, policy, runtime, reporter), pipe)
     }
 
     fn start_in(attempts: Attempts, pipe: Arc<Pipe>) -> Self {

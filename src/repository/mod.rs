@@ -428,7 +428,7 @@ impl Repository {
     pub(crate) fn read_if_intact(&self, path: &EntryPath, limit: u64) -> Result<Option<Vec<u8>>, RepositoryError> {
         match self.read(path, limit) {
             Err(RepositoryError::Content { path, source }) if source.is_damage() => {
-                tracing::warn!("cannot read {path}: {}", causes(&source));
+                self.store.reporter().warn(format_args!("cannot read {path}: {}", causes(&source)));
                 Ok(None)
             }
             read => read,

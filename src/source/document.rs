@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::SourceError;
 use crate::image::{Descriptor, Digest, Document, DocumentKind, DocumentOutline, MAX_DOCUMENT_SIZE, parse_object};
+use crate::observer::Reporter;
 
 /// An open file or blob and its size.
 pub(super) struct Blob {
@@ -18,6 +19,9 @@ pub(super) struct Blob {
 pub(super) trait Blobs {
     /// Returns the path of the layout or archive, or the name of an image at a registry, for messages.
     fn path(&self) -> &Path;
+
+    /// Returns the reporter to the observer of the source.
+    fn reporter(&self) -> &Reporter;
 
     /// Opens a blob. Fails with [`SourceError::MissingBlob`] if it does not exist.
     fn open_blob(&self, digest: &Digest) -> Result<Blob, SourceError>;

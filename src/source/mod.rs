@@ -102,13 +102,15 @@ impl Read for LayerBlob {
     }
 }
 
-/// Opens the source of an image. For an image at a registry, no request is sent yet.
+/// Opens the source of an image, with the observer of `registries`. For an image at a registry, no request is sent yet.
 pub fn open(argument: &ImageArgument, registries: &Registries) -> Result<Box<dyn Source>, SourceError> {
     Ok(match argument {
         ImageArgument::OciLayout { directory, reference } => {
-            Box::new(OciLayout::open(directory, reference.as_deref())?)
+            Box::new(OciLayout::open(directory, reference.as_deref())?.with_reporter(registries.reporter()))
         }
-        ImageArgument::OciArchive { file, reference } => Box::new(OciLayout::open_archive(file, reference.as_deref())?),
+        ImageArgument::OciArchive { file, reference } => {
+            Box::new(OciLayout::open_archive(file, reference.as_deref())?.with_reporter(registries.reporter()))
+        }
         ImageArgument::DockerArchive { file, reference } => Box::new(DockerArchive::open(file, reference.as_deref())?),
         ImageArgument::Registry { .. } => {
             let location = argument.registry_location().expect("the argument is an image at a registry");

@@ -15,6 +15,7 @@ use super::resolve::ImageResolver;
 use super::tar_index::TarArchive;
 use super::{Image, ImageLayer, LayerBlob, PlatformRequest, Source, full_names};
 use crate::image::{Descriptor, Digest, DocumentKind, FullName, ImageIndex, ImageManifest, Platform};
+use crate::observer::Reporter;
 
 /// Annotation with the tag or name of an entry in `index.json`. Nearly every tool writes it.
 const REFERENCE_NAME: &str = "org.opencontainers.image.ref.name";
@@ -26,6 +27,7 @@ const CONTAINERD_NAME: &str = "io.containerd.image.name";
 pub struct OciLayout {
     files: LayoutFiles,
     reference: Option<String>,
+    reporter: Reporter,
 }
 
 /// The files of a layout.
@@ -58,8 +60,13 @@ impl OciLayout {
         Self::new(LayoutFiles::Archive(TarArchive::open(file)?), reference)
     }
 
+    /// Returns the layout with an observer. Without it, messages are dropped.
+    pub fn with_reporter(self, reporter: &Reporter) -> Self {
+        Self { reporter: reporter.clone(), ..self }
+    }
+
     fn new(files: LayoutFiles, reference: Option<&str>) -> Result<Self, SourceError> {
-        let layout = Self { files, reference: reference.map(str::to_owned) };
+        let layout = Self { files, reference: reference.map(str::to_owned), reporter: Reporter::silent() };
         let LayoutVersion { image_layout_version: version } =
             document::parse(layout.path(), "oci-layout", &layout.read_named("oci-layout")?)?;
         if version == "1" || version.starts_with("1.") {
@@ -189,6 +196,10 @@ impl Source for OciLayout {
 }
 
 impl Blobs for OciLayout {
+    fn reporter(&self) -> &Reporter {
+        &self.reporter
+    }
+
     fn path(&self) -> &Path {
         match &self.files {
             LayoutFiles::Directory(directory) => directory,

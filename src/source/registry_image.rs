@@ -10,6 +10,7 @@ use super::document::{Blob, Blobs};
 use super::resolve::ImageResolver;
 use super::{Image, ImageLayer, LayerBlob, PlatformRequest, Source, SourceError};
 use crate::image::{Digest, Platform};
+use crate::observer::Reporter;
 use crate::registry::{Download, ImageLocation, Permit, Registries, RegistryError, RetryBudget, lock};
 
 /// An image at a registry.
@@ -78,7 +79,7 @@ impl RegistryImage {
             };
             Ok::<_, RegistryError>(opened)
         };
-        let download = Download::start(open, layer.size, self.registries.policy(&self.location));
+        let download = Download::start(open, layer.size, self.registries.policy(&self.location), self.reporter());
         let readiness = download.readiness();
         LayerBlob::remote(PermittedDownload { download, _permit: permit }, move || readiness.is_ready())
     }
@@ -99,6 +100,10 @@ impl Read for PermittedDownload {
 impl Blobs for RegistryImage {
     fn path(&self) -> &Path {
         &self.label
+    }
+
+    fn reporter(&self) -> &Reporter {
+        self.registries.reporter()
     }
 
     fn open_blob(&self, digest: &Digest) -> Result<Blob, SourceError> {

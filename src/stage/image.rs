@@ -105,13 +105,13 @@ impl Stager<'_> {
         if need.is_anything() || need.to_read(&staged.image).next().is_some() {
             let Outcome { place, plan, .. } = &staged.outcome;
             progress.set_activity(format!("reading {place}"));
-            tracing::info!("{place}: reading {} of {} layers", plan.layers_to_read, plan.layers);
+            self.reporter().info(format_args!("{place}: reading {} of {} layers", plan.layers_to_read, plan.layers));
             if let Some(left) = self.staging.store().bytes_left().filter(|left| *left < plan.bytes_to_read) {
                 let (left, needed) = (ByteSize(left), ByteSize(plan.bytes_to_read));
                 let storage = self.staging.store().root().display();
-                tracing::warn!(
+                self.reporter().warn(format_args!(
                     "{place}: there are {left} left for '{storage}', and the layers have {needed} as they are packed"
-                );
+                ));
             }
             thread::scope(|scope| {
                 let mover = self.staging.start_mover(scope);

@@ -72,7 +72,7 @@ impl KeptLayers {
         });
         match packed {
             Ok(bytes) => self.ask(digest, Wish::Keep(bytes)),
-            Err(error) => tracing::debug!("layer {digest} is not kept: {error}"),
+            Err(error) => self.staging.store().reporter().debug(format_args!("layer {digest} is not kept: {error}")),
         }
     }
 
@@ -149,7 +149,10 @@ fn write(directory: &Path, staging: &Staging, wishes: &Receiver<(Digest, Wish)>)
             match wish {
                 Wish::Keep(bytes) if is_durable => {
                     if let Err(error) = write_file(directory, &path, &bytes) {
-                        tracing::debug!("layer {digest} is not kept: {}", causes(&error));
+                        staging
+                            .store()
+                            .reporter()
+                            .debug(format_args!("layer {digest} is not kept: {}", causes(&error)));
                     }
                 }
                 Wish::Keep(_) => {}

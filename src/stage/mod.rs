@@ -22,6 +22,7 @@ use crate::ingest::IngestError;
 use crate::layer::Limits;
 use crate::message::causes;
 use crate::object::{ChunkSizes, ObjectHash};
+use crate::observer::Reporter;
 use crate::path::EntryPath;
 use crate::registry::Registries;
 use crate::repository::RepositoryError;
@@ -163,6 +164,10 @@ impl<'e> Stager<'e> {
         self.index.hits()
     }
 
+    fn reporter(&self) -> &Reporter {
+        self.engine.reporter()
+    }
+
     fn settings(&self) -> &Settings {
         self.engine.settings()
     }
@@ -174,7 +179,7 @@ impl Drop for Stager<'_> {
         if self.engine.publisher().is_some() && !std::thread::panicking() {
             let states = self.staging.final_directory_states().map(|states| states.to_bytes());
             if let Err(error) = self.engine.state().end_epoch(states.as_deref()) {
-                tracing::debug!("{}", causes(&error));
+                self.reporter().debug(format_args!("{}", causes(&error)));
             }
         }
     }

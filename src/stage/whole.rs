@@ -104,7 +104,8 @@ impl Stager<'_> {
         if !holes.is_empty() {
             let lost =
                 if holes.has_lost_catalog { "catalogs".to_owned() } else { format!("{} objects", holes.objects.len()) };
-            tracing::warn!("{lost} of {path} are missing or damaged: reading the layers of the image");
+            self.reporter()
+                .warn(format_args!("{lost} of {path} are missing or damaged: reading the layers of the image"));
             return Ok(());
         }
         self.whole().insert((path.clone(), reference.hash));

@@ -14,6 +14,7 @@ use crate::catalog::{CatalogReference, forbid_execution};
 use crate::file::is_absence;
 use crate::image::{DiffId, Digest};
 use crate::object::ObjectHash;
+use crate::observer::Reporter;
 
 /// Error from using the state database. The administrator may delete it while no strata runs.
 #[derive(Debug, thiserror::Error)]
@@ -137,14 +138,14 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl StateDatabase {
     /// Opens the database, or creates it. If its path is too long for SQLite, a temporary database in memory is used instead.
-    pub fn open(path: &Path) -> Result<Self, StateError> {
+    pub fn open(path: &Path, reporter: &Reporter) -> Result<Self, StateError> {
         let is_too_long = is_too_long(path);
         if is_too_long {
-            tracing::warn!(
+            reporter.warn(format_args!(
                 "no state is kept for the next run: the path '{}' is too long for SQLite (maximum {} bytes)",
                 path.display(),
                 PATH_LIMIT - 1,
-            );
+            ));
         }
         let open = || {
             let connection = if is_too_long { Connection::open_in_memory()? } else { Connection::open(path)? };

@@ -172,6 +172,7 @@ fn key_prefix(key: &ContentKey) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observer::Reporter;
     use crate::store::DirectoryStore;
 
     fn key(number: u64) -> ContentKey {
@@ -186,7 +187,7 @@ mod tests {
         let staging = Staging::start(&store).unwrap();
         let hash = staging.put_stored(ObjectKind::File, b"stored").unwrap();
         for had_entries in [false, true] {
-            let state = Arc::new(StateDatabase::open(&directory.path().join("state.db")).unwrap());
+            let state = Arc::new(StateDatabase::open(&directory.path().join("state.db"), &Reporter::silent()).unwrap());
             let index = ContentIndex::open(state).unwrap();
             assert_eq!(index.had_entries, had_entries);
             let first = if had_entries { BATCH_SIZE as u64 * 3 } else { 0 };

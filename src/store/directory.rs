@@ -11,6 +11,7 @@ use super::file_system::{is_synced_as_a_whole, sync_each};
 use super::runs::syncing;
 use crate::file::{is_absence, open_regular, read_regular_up_to};
 use crate::object::{DecodeError, ObjectHash, ObjectKind, SizeLimit, decode};
+use crate::observer::Reporter;
 
 /// Errors from reading and changing the store.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +115,7 @@ pub struct DirectoryStore {
     root: PathBuf,
     /// A second store, which is read where this one has no such file, and never changed.
     below: Option<PathBuf>,
+    reporter: Reporter,
 }
 
 impl DirectoryStore {
@@ -131,7 +133,7 @@ impl DirectoryStore {
         if !is_synced_as_a_whole(root)? {
             sync_each(&directories)?;
         }
-        Ok(Self { root: root.to_owned(), below: None })
+        Ok(Self::at(root))
     }
 
     /// Opens a store that holds a repository.
@@ -146,23 +148,33 @@ impl DirectoryStore {
                 Err(error) => return Err(StoreError::io("read", &path)(error)),
             }
         }
-        Ok(Self { root: root.to_owned(), below: None })
+        Ok(Self::at(root))
     }
 
     /// Names a store without testing whether the directory is one. The repository check uses this, because it reports what
     /// is missing.
     pub fn at(root: &Path) -> Self {
-        Self { root: root.to_owned(), below: None }
+        Self { root: root.to_owned(), below: None, reporter: Reporter::silent() }
+    }
+
+    /// Returns the store with an observer. Without it, messages are dropped.
+    pub fn with_reporter(self, reporter: &Reporter) -> Self {
+        Self { reporter: reporter.clone(), ..self }
     }
 
     /// Creates an empty store in `root` on top of this one: both are read, and only `root` is written.
     pub fn layered(&self, root: &Path) -> Result<Self, StoreError> {
-        Ok(Self { below: Some(self.root.clone()), ..Self::create(root)? })
+        Ok(Self { below: Some(self.root.clone()), ..Self::create(root)?.with_reporter(&self.reporter) })
     }
 
     /// Returns whether a second store is read below this one.
     pub(super) fn is_layered(&self) -> bool {
         self.below.is_some()
+    }
+
+    /// Returns the reporter to the observer of this store.
+    pub fn reporter(&self) -> &Reporter {
+        &self.reporter
     }
 
     /// Returns the storage directory.

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use super::StoreError;
 use super::runs::syncing;
+use crate::observer::Reporter;
 
 /// File system type in `statfs` of every FUSE file system, such as ceph-fuse, gluster and mergerfs.
 const FUSE_MAGIC: i64 = 0x6573_5546;
@@ -45,8 +46,8 @@ pub(super) fn sync_each(paths: &[PathBuf]) -> Result<(), StoreError> {
 }
 
 /// Tests, in an empty `directory`, what a repository requires of its file system: exclusive locks, and a rename that
-/// replaces a file. Logs a warning if modification times cannot be set.
-pub(super) fn probe(directory: &Path) -> Result<(), StoreError> {
+/// replaces a file. Reports a warning if modification times cannot be set.
+pub(super) fn probe(directory: &Path, reporter: &Reporter) -> Result<(), StoreError> {
     let unfit = |fault, source| StoreError::Unfit { path: directory.to_owned(), fault, source };
     let (old, new) = (directory.join("probe-old"), directory.join("probe-new"));
     for (path, content) in [(&old, "old"), (&new, "new")] {
@@ -67,11 +68,11 @@ pub(super) fn probe(directory: &Path) -> Result<(), StoreError> {
     let distance = |is: SystemTime| is.duration_since(time).unwrap_or_else(|error| error.duration());
     if !matches!(&set, Ok(is) if distance(*is) < Duration::from_secs(3)) {
         let why = set.map_or_else(|error| error.to_string(), |_| "they do not change".to_owned());
-        tracing::warn!(
+        reporter.warn(format_args!(
             "the file system of '{}' cannot set modification times of files ({why}): a garbage collection of cvmfs_server may \
              delete old objects while a publication begins to use them",
             directory.display()
-        );
+        ));
     }
     fs::rename(&new, &old).map_err(|source| unfit(NO_RENAME, source))?;
     match fs::read(&old) {
@@ -92,7 +93,7 @@ mod tests {
     #[test]
     fn file_system_of_this_machine_passes_the_probe_which_leaves_no_file() {
         let directory = tempfile::tempdir().unwrap();
-        probe(directory.path()).unwrap();
+        probe(directory.path(), &Reporter::silent()).unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
         assert!(is_synced_as_a_whole(directory.path()).unwrap());
     }

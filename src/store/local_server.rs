@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::file::{is_absence, read_regular_text};
 use crate::manifest::RepositoryName;
 use crate::object::ObjectHash;
+use crate::observer::Reporter;
 
 use super::directory::LOCK_RETRY_INTERVAL;
 use super::runs::{runs, syncing, uninterrupted};
@@ -26,11 +27,17 @@ use crate::message::causes;
 pub struct LocalServer {
     /// The server's spool directory for this repository, by default `/var/spool/cvmfs/<fqrn>`.
     spool: PathBuf,
+    reporter: Reporter,
 }
 
 impl LocalServer {
     /// Returns the server that manages `storage`, if the file `<fqrn>/server.conf` below `settings` says that it does.
-    pub fn find(settings: &Path, name: &RepositoryName, storage: &Path) -> Result<Option<Self>, StoreError> {
+    pub fn find(
+        settings: &Path,
+        name: &RepositoryName,
+        storage: &Path,
+        reporter: &Reporter,
+    ) -> Result<Option<Self>, StoreError> {
         let path = settings.join(name.to_string()).join("server.conf");
         let text = match read_regular_text(&path) {
             Ok(text) => text,
@@ -51,7 +58,7 @@ impl LocalServer {
         };
         let spool = shell_value(&text, "CVMFS_SPOOL_DIR")
             .map_or_else(|| Path::new("/var/spool/cvmfs").join(name.to_string()), PathBuf::from);
-        Ok(is_ours.then_some(Self { spool }))
+        Ok(is_ours.then(|| Self { spool, reporter: reporter.clone() }))
     }
 
     /// Takes the server's three locks, and waits up to `wait` for their present holders.
@@ -63,13 +70,13 @@ impl LocalServer {
         {
             let path = self.spool.join(format!("{name}.lock"));
             let file = loop {
-                match take_noted(take, &path)? {
+                match take_noted(take, &path, &self.reporter)? {
                     Some(file) => break file,
                     None if start.elapsed() < wait => thread::sleep(LOCK_RETRY_INTERVAL),
                     None => return Err(StoreError::InUse(RepositoryInUse { path, waited: start.elapsed() })),
                 }
             };
-            held.push(HeldFile { path, _file: file, is_released: false });
+            held.push(HeldFile { path, _file: file, is_released: false, reporter: self.reporter.clone() });
         }
         Ok(ServerLock { held })
     }
@@ -120,6 +127,7 @@ struct HeldFile {
     path: PathBuf,
     _file: File,
     is_released: bool,
+    reporter: Reporter,
 }
 
 impl HeldFile {
@@ -142,16 +150,17 @@ impl Drop for HeldFile {
             return;
         }
         if let Err(error) = self.release() {
-            tracing::warn!("{}; cvmfs_server cannot publish until the file is removed", causes(&error));
+            self.reporter
+                .warn(format_args!("{}; cvmfs_server cannot publish until the file is removed", causes(&error)));
         }
     }
 }
 
 /// Tries to take a file, and records in the same step that it must be removed when the process ends, so that an interruption
 /// sees either both or neither.
-fn take_noted(take: TakeFile, path: &Path) -> Result<Option<File>, StoreError> {
+fn take_noted(take: TakeFile, path: &Path, reporter: &Reporter) -> Result<Option<File>, StoreError> {
     let mut runs = runs();
-    let taken = take(path)?;
+    let taken = take(path, reporter)?;
     if taken.is_some() {
         runs.lock(path);
     }
@@ -159,9 +168,9 @@ fn take_noted(take: TakeFile, path: &Path) -> Result<Option<File>, StoreError> {
 }
 
 /// Tries to take the lock that `path` stands for. Returns `None` if another process holds it.
-type TakeFile = fn(&Path) -> Result<Option<File>, StoreError>;
+type TakeFile = fn(&Path, &Reporter) -> Result<Option<File>, StoreError>;
 
-fn take_flag(path: &Path) -> Result<Option<File>, StoreError> {
+fn take_flag(path: &Path, reporter: &Reporter) -> Result<Option<File>, StoreError> {
     match fs::symlink_metadata(path) {
         Ok(_) => {}
         Err(error) if is_absence(&error) => return create_flag(path),
@@ -181,7 +190,7 @@ fn take_flag(path: &Path) -> Result<Option<File>, StoreError> {
     if mark != FLAG_MARK {
         return Ok(None);
     }
-    tracing::warn!("'{}' was left by a strata run that was killed; it is taken over", path.display());
+    reporter.warn(format_args!("'{}' was left by a strata run that was killed; it is taken over", path.display()));
     Ok(Some(file))
 }
 
@@ -206,7 +215,7 @@ fn temporary_in(spool: &Path) -> io::Result<tempfile::NamedTempFile> {
     tempfile::Builder::new().prefix(".strata-").permissions(permissions).tempfile_in(spool)
 }
 
-fn take_lock(path: &Path) -> Result<Option<File>, StoreError> {
+fn take_lock(path: &Path, _: &Reporter) -> Result<Option<File>, StoreError> {
     let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
     let file = opened.map_err(StoreError::io("open", path))?;
     Ok(lock_file(&file, path)?.then_some(file))
@@ -246,14 +255,14 @@ mod tests {
     use super::*;
 
     fn is_free(path: &Path) -> bool {
-        take_flag(path).unwrap().is_some()
+        take_flag(path, &Reporter::silent()).unwrap().is_some()
     }
 
     #[test]
     fn flag_of_a_running_process_or_of_the_server_is_respected_and_flag_of_a_killed_run_is_taken_over() {
         let spool = tempfile::tempdir().unwrap();
         let path = spool.path().join("in_transaction.lock");
-        let held = take_flag(&path).unwrap().expect("no process holds it");
+        let held = take_flag(&path, &Reporter::silent()).unwrap().expect("no process holds it");
         assert!(!is_free(&path));
         drop(held);
         assert!(path.exists() && is_free(&path));
@@ -268,7 +277,7 @@ mod tests {
         let file = File::create(&path).unwrap();
         fs::remove_file(&path).unwrap();
         assert!(!lock_file(&file, &path).unwrap());
-        assert!(take_lock(&path).unwrap().is_some());
+        assert!(take_lock(&path, &Reporter::silent()).unwrap().is_some());
     }
 
     #[test]

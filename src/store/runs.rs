@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::StoreError;
+use crate::observer::Reporter;
 
 /// Prefix of the names of run directories in `data/txn`.
 const DIRECTORY_PREFIX: &str = "strata-";
@@ -294,14 +295,14 @@ pub(super) fn create_run_directory(transactions: &Path) -> Result<(PathBuf, File
 }
 
 /// Deletes the directories of runs whose process has ended.
-pub(super) fn delete_dead_runs(transactions: &Path) -> Result<(), StoreError> {
+pub(super) fn delete_dead_runs(transactions: &Path, reporter: &Reporter) -> Result<(), StoreError> {
     for entry in fs::read_dir(transactions).map_err(StoreError::io("list", transactions))? {
         let path = entry.map_err(StoreError::io("list", transactions))?.path();
         let is_ours =
             path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(DIRECTORY_PREFIX.as_bytes()));
         let is_dead = || File::open(&path).is_ok_and(|directory| directory.try_lock().is_ok());
         if is_ours && is_dead() {
-            tracing::info!("deleting the files of a dead run in '{}'", path.display());
+            reporter.info(format_args!("deleting the files of a dead run in '{}'", path.display()));
             let deleted = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             deleted.map_err(StoreError::io("delete", &path))?;
         }
@@ -322,7 +323,7 @@ mod tests {
         delete_until(&directory, Deadline::after(Duration::ZERO));
         assert!(directory.join("0/object").exists(), "there was no time");
         drop(alive);
-        delete_dead_runs(transactions.path()).unwrap();
+        delete_dead_runs(transactions.path(), &Reporter::silent()).unwrap();
         assert_eq!(fs::read_dir(transactions.path()).unwrap().count(), 0);
         let (directory, _alive) = create_run_directory(transactions.path()).unwrap();
         fs::create_dir(directory.join("0")).unwrap();

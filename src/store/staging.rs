@@ -147,13 +147,13 @@ impl Staging {
     /// Starts a run: deletes the directories of dead runs in `data/txn`, and creates a new one.
     pub fn start(store: &DirectoryStore) -> Result<Self, StoreError> {
         let transactions = store.root().join("data/txn");
-        delete_dead_runs(&transactions)?;
+        delete_dead_runs(&transactions, store.reporter())?;
         // The directory is created and recorded under one lock, so that an interruption sees either both or neither.
         let mut runs = runs();
         let (directory, alive) = create_run_directory(&transactions)?;
         runs.start(&directory);
         drop(runs);
-        if let Err(error) = probe(&directory) {
+        if let Err(error) = probe(&directory, store.reporter()) {
             fs::remove_dir_all(&directory).ok();
             super::runs::runs().end(&directory);
             return Err(error);
@@ -503,7 +503,7 @@ impl Staging {
                     state.written.bytes -= size;
                     return Ok(());
                 }
-                tracing::warn!("object '{}' is damaged; it is replaced", path.display());
+                self.store.reporter().warn(format_args!("object '{}' is damaged; it is replaced", path.display()));
             }
             // Many network file systems do not support `RENAME_NOREPLACE`. There, existing objects must be found before they
             // are written.
@@ -564,7 +564,7 @@ impl Drop for Staging {
         let removed = fs::remove_dir_all(&self.directory);
         runs().end(&self.directory);
         if let Err(error) = removed {
-            tracing::warn!("cannot delete '{}': {error}", self.directory.display());
+            self.store.reporter().warn(format_args!("cannot delete '{}': {error}", self.directory.display()));
         }
     }
 }

@@ -23,6 +23,7 @@ mod records;
 mod root;
 mod source;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::directory::{DirectoryError, RepositoryDirectory};
@@ -137,9 +138,10 @@ pub fn verify(
     directory: &RepositoryDirectory,
     request: &VerifyRequest,
     options: &VerifyOptions,
-    progress: &Progress,
+    progress: &Arc<Progress>,
 ) -> Result<VerifyReport, VerifyError> {
-    threads::pool(options.threads)?.install(|| verify_here(directory, request, options, progress))
+    let _reported = directory.reporter().start(request.argument.to_string(), progress);
+    threads::pool(options.threads, directory.reporter())?.install(|| verify_here(directory, request, options, progress))
 }
 
 fn verify_here(

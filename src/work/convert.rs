@@ -47,7 +47,7 @@ pub fn convert(
     options: &ConvertOptions,
     progress: &Arc<Progress>,
 ) -> Result<ConvertReport, ConvertError> {
-    retried(|| attempt(engine, requests, options, progress), ConvertError::vanished)
+    retried(engine.reporter(), || attempt(engine, requests, options, progress), ConvertError::vanished)
 }
 
 fn attempt(

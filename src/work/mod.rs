@@ -26,6 +26,7 @@ use crate::image::ImageName;
 use crate::inventory::InventoryError;
 use crate::layer::Limits;
 use crate::object::ObjectHash;
+use crate::observer::Reporter;
 use crate::publish::{CommitError, PublishError, PublishOptions};
 use crate::repository::RepositoryError;
 use crate::revise::ReviseError;
@@ -37,7 +38,7 @@ use crate::wishlist::{ChainOption, PlatformOption, WishOptions};
 
 pub use convert::{ConvertReport, ImageReport, convert};
 pub use rehearse::{LayerCost, Rehearsal, rehearse};
-pub use sync::{Event, ImageState, Observer, SyncError, SyncOptions, SyncReport, sync};
+pub use sync::{Event, ImageState, SyncError, SyncObserver, SyncOptions, SyncReport, sync};
 pub use thin::{ThinOutcome, ThinState, push_thin_images};
 
 /// Why an image, or a whole operation, failed.
@@ -120,13 +121,14 @@ const ATTEMPTS: usize = 3;
 /// Starts an operation again if a garbage collection deleted an object that it had found in the store. `vanished` returns that object
 /// for an error. The next attempt stores it again.
 fn retried<T, E>(
+    reporter: &Reporter,
     mut operation: impl FnMut() -> Result<T, E>,
     vanished: impl Fn(&E) -> Option<ObjectHash>,
 ) -> Result<T, E> {
     for _ in 1..ATTEMPTS {
         let result = operation();
         let Some(hash) = result.as_ref().err().and_then(&vanished) else { return result };
-        tracing::warn!("object {hash} was deleted while this run relied on it; trying again");
+        reporter.warn(format_args!("object {hash} was deleted while this run relied on it; trying again"));
     }
     operation()
 }

@@ -11,6 +11,7 @@ use crate::inventory;
 use crate::layer::LossKind;
 use crate::layout::{ImagePlace, LossList};
 use crate::message::causes;
+use crate::observer::Reporter;
 use crate::progress::Progress;
 use crate::publish::{Edit, Publication, PublishOptions, check_clock, repair_front};
 use crate::registry::Registries;
@@ -49,6 +50,11 @@ impl<'e> Operation<'e> {
             repair_front(stager.staging(), publisher.signer.keys())?;
         }
         Ok(Self { engine, stager, dry_run: stage.dry_run, publish, head: Mutex::default() })
+    }
+
+    /// Returns the reporter to the observer of the engine.
+    pub(crate) fn reporter(&self) -> &'e Reporter {
+        self.engine.reporter()
     }
 
     /// Returns what is remembered between operations.
@@ -94,7 +100,7 @@ impl<'e> Operation<'e> {
         }
         let has_foreign = staged.iter().any(|image| image.is_foreign);
         if !request.image.skip_flat && !has_foreign {
-            warn_of_high_variants(staged.iter().map(|image| &image.outcome.place));
+            warn_of_high_variants(staged.iter().map(|image| &image.outcome.place), self.engine.reporter());
         }
         if !has_foreign {
             self.choose_for_podman(&mut staged);
@@ -132,9 +138,9 @@ impl<'e> Operation<'e> {
         }
         let Some(listed) = listed_platform(images.iter().map(|image| &image.outcome.place)) else {
             let name = &images[0].outcome.place.name;
-            tracing::warn!(
+            self.engine.reporter().warn(format_args!(
                 "{name}: podman does not see it, since no image of it runs on every machine of its architecture"
-            );
+            ));
             return;
         };
         images[listed].outcome.podman = match images[listed].for_consumers().for_podman(0) {
@@ -164,7 +170,7 @@ impl<'e> Operation<'e> {
         }
         // Clients see the revision already, so this is no reason to fail.
         if let (Some(_), Err(error)) = (&publication, self.stager.note_whole(trees)) {
-            tracing::warn!("{}", causes(&error));
+            self.engine.reporter().warn(format_args!("{}", causes(&error)));
         }
         Ok(publication)
     }

@@ -51,6 +51,7 @@ fn pause(failures: u32) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observer::Reporter;
 
     #[test]
     fn pauses_grow_to_a_limit() {
@@ -61,7 +62,7 @@ mod tests {
     #[test]
     fn image_is_held_until_its_time_has_come() {
         let directory = tempfile::tempdir().unwrap();
-        let state = StateDatabase::open(&directory.path().join("state.db")).unwrap();
+        let state = StateDatabase::open(&directory.path().join("state.db"), &Reporter::silent()).unwrap();
         let name: ImageName = "h.org/a:1".parse().unwrap();
         let at = |seconds| Timestamp { seconds, nanoseconds: 0 };
         Quarantine::open(&state).unwrap().note_failure(&name, "no such blob", at(1000)).unwrap();

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::operation::Operation;
 use super::{ConvertError, ConvertOptions};
@@ -82,8 +83,9 @@ pub fn rehearse(
     request: &Request,
     options: &ConvertOptions,
     resources: Resources,
-    progress: &Progress,
+    progress: &Arc<Progress>,
 ) -> Result<Rehearsal, ConvertError> {
+    let _reported = directory.reporter().start(request.argument.to_string(), progress);
     let store = directory.store().map_err(EngineError::from)?;
     let failed = |source| StoreError::Io { action: "create a directory in", path: std::env::temp_dir(), source };
     delete_leftovers(&std::env::temp_dir());

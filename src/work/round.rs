@@ -18,9 +18,10 @@ use super::queue::TaskQueue;
 use super::survey::{Answer, Survey};
 use super::sync::Published;
 use super::worker::{StageResult, Task, Workers};
-use super::{ConvertError, Event, ImageState, Observer, SyncError, SyncOptions};
+use super::{ConvertError, Event, ImageState, SyncError, SyncObserver, SyncOptions};
 use crate::image::ImageName;
 use crate::metadata::Timestamp;
+use crate::observer::Reporter;
 use crate::progress::Progress;
 use crate::registry::{DEFAULT_CONNECTIONS, DEFAULT_REQUEST_TIMEOUT};
 use crate::revise::{Prune, Wishes};
@@ -81,7 +82,7 @@ pub(super) struct Round<'a> {
     pub(super) workers: &'a Workers<'a>,
     pub(super) survey: &'a Survey<'a>,
     pub(super) quarantine: &'a Quarantine<'a>,
-    pub(super) observer: &'a dyn Observer,
+    pub(super) observer: &'a dyn SyncObserver,
     pub(super) options: &'a SyncOptions,
     /// The revisions that all attempts of the round have published.
     pub(super) published: &'a Mutex<Published>,
@@ -121,6 +122,10 @@ impl Round<'_> {
     /// Returns the time that records get.
     pub(super) fn now(&self) -> Timestamp {
         self.options.convert.publish.now
+    }
+
+    fn reporter(&self) -> &Reporter {
+        self.workers.operation.reporter()
     }
 
     /// Reports that an image is being staged; returns where its progress is counted.
@@ -169,7 +174,9 @@ impl Round<'_> {
                 Err(error) if started.is_empty() => return Err(SyncError::Thread(error)),
                 Err(error) => {
                     let count = started.len();
-                    tracing::warn!("only {count} of {most} threads that ask registries can be started: {error}");
+                    self.reporter().warn(format_args!(
+                        "only {count} of {most} threads that ask registries can be started: {error}"
+                    ));
                     break;
                 }
             }
@@ -255,7 +262,7 @@ impl Threads<'_, '_> {
             Ok(thread) => self.converting.push(thread),
             Err(error) if count == 0 => return Err(SyncError::Thread(error)),
             // With fewer threads it takes longer.
-            Err(error) => tracing::debug!("cannot start another thread that converts: {error}"),
+            Err(error) => round.reporter().debug(format_args!("cannot start another thread that converts: {error}")),
         }
         Ok(())
     }
@@ -449,7 +456,9 @@ impl<'a> Desk<'a> {
         let is_doubtful = !failures.is_empty() || !round.wishlist.problems.is_empty() || !problems.is_empty();
         let allowed = if is_doubtful { Prune::Nothing } else { prune };
         if allowed != prune {
-            tracing::warn!("nothing is removed, as not everything was found that the wishlist asks for");
+            round
+                .reporter()
+                .warn(format_args!("nothing is removed, as not everything was found that the wishlist asks for"));
         }
         let failed = |item: &&Item| matches!(item.state, Some(ImageState::Failed(_)));
         let failed: HashSet<ImageName> =

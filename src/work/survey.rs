@@ -4,7 +4,7 @@ use super::artifacts::noted_artifact;
 use super::operation::is_for_podman;
 use super::quarantine::Quarantine;
 use super::{ConvertError, image_options};
-use super::{Event, Observer};
+use super::{Event, SyncObserver};
 use crate::consumer::podman::listed_platform;
 use crate::consumer::podman::{PodmanStore, StoreImage};
 use crate::image::{Digest, ImageManifest, ImageName, MAX_DOCUMENT_SIZE};
@@ -48,7 +48,7 @@ pub(super) struct Survey<'a> {
 
 impl Survey<'_> {
     /// Looks at an image, unless it failed before and is not to be looked at yet.
-    pub(super) fn find(&self, image: &WantedImage, quarantine: &Quarantine<'_>, observer: &dyn Observer) -> Answer {
+    pub(super) fn find(&self, image: &WantedImage, quarantine: &Quarantine<'_>, observer: &dyn SyncObserver) -> Answer {
         if let Some(reason) = quarantine.holds(image.name(), self.now) {
             if let Some(artifact_type) = self.known_artifact(image) {
                 return Answer::Artifact(artifact_type);

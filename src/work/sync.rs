@@ -105,9 +105,11 @@ pub enum Event<'a> {
     Published(Revision, &'a [&'a WantedImage]),
 }
 
-/// Learns of what happens, from any thread.
-pub trait Observer: Sync {
-    /// Takes note of an event.
+/// Receives the events of a round, from any thread.
+///
+/// Messages go to the observer of the engine, and the progress of images to both.
+pub trait SyncObserver: Sync {
+    /// Receives one event.
     fn note(&self, event: Event<'_>);
 }
 
@@ -157,10 +159,11 @@ pub fn sync(
     engine: &Engine,
     wishlist: &Wishlist,
     options: &SyncOptions,
-    observer: &dyn Observer,
+    observer: &dyn SyncObserver,
 ) -> Result<SyncReport, SyncError> {
     let published = Mutex::default();
     let result = retried(
+        engine.reporter(),
         || attempt(engine, wishlist, options, observer, &published),
         |error| match error {
             SyncError::Convert(error) => error.vanished(),
@@ -187,7 +190,7 @@ fn attempt(
     engine: &Engine,
     wishlist: &Wishlist,
     options: &SyncOptions,
-    observer: &dyn Observer,
+    observer: &dyn SyncObserver,
     published: &Mutex<Published>,
 ) -> Result<SyncReport, SyncError> {
     check_repository(engine, wishlist, options)?;
@@ -242,7 +245,7 @@ fn check_repository(engine: &Engine, wishlist: &Wishlist, options: &SyncOptions)
             Err(SyncError::OtherRepository { wanted: wanted.clone(), actual: actual.to_owned() })
         }
         Some(wanted) if wanted != actual => {
-            tracing::warn!("the wishlist is for '{wanted}', and this is '{actual}'");
+            engine.reporter().warn(format_args!("the wishlist is for '{wanted}', and this is '{actual}'"));
             Ok(())
         }
         _ => Ok(()),

@@ -62,7 +62,8 @@ pub fn push_thin_images(
     let settings = directory.settings().registries_in(directory.path());
     // The password is for the registry that the recipe names, never for those that its images come from.
     let login = thin.format.host().zip(thin.user.as_deref());
-    let registries = Registries::for_pushing(settings, &|name| std::env::var_os(name), login)?;
+    let registries =
+        Registries::for_pushing(settings, &|name| std::env::var_os(name), login)?.with_reporter(directory.reporter());
     let head = Repository::open(&directory.store()?, directory.name())?;
     let (mut outcomes, mut works) = (Vec::new(), Vec::new());
     let mut taken: HashMap<String, &ImageName> = HashMap::new();
@@ -88,7 +89,7 @@ pub fn push_thin_images(
             Err(reason) => outcomes.push(left_out(reason)),
         }
     }
-    let pool = threads::waiting_pool(AT_ONCE.min(works.len()))?;
+    let pool = threads::waiting_pool(AT_ONCE.min(works.len()), directory.reporter())?;
     let pushed: Vec<_> = pool.install(|| works.par_iter().filter_map(|work| work.push(&head, &registries)).collect());
     outcomes.extend(pushed);
     Ok(outcomes)

@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 
 use crate::image::Platform;
 use crate::layout::ImagePlace;
+use crate::observer::Reporter;
 
 /// Warns of architectures for which the name of these images, each for one platform, leads nowhere.
-pub(crate) fn warn_of_high_variants<'p>(places: impl Iterator<Item = &'p ImagePlace>) {
+pub(crate) fn warn_of_high_variants<'p>(places: impl Iterator<Item = &'p ImagePlace>, reporter: &Reporter) {
     for (plain, images) in high_variants(places) {
         let name = &images[0].name;
         let links: Vec<String> = images.iter().map(|place| place.link().to_string()).collect();
-        tracing::warn!(
+        reporter.warn(format_args!(
             "{name}: there is no image for every {plain}, and the name leads nowhere on such machines; there is {}",
             links.join(", ")
-        );
+        ));
     }
 }
 

@@ -6,6 +6,7 @@ mod scope;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -43,7 +44,7 @@ fn rich_repository() -> TestRepository {
 fn check_directory(directory: &Path, days: i64) -> CheckReport {
     let now = Timestamp { seconds: Timestamp::now().seconds + days * 86_400, nanoseconds: 0 };
     let options = CheckOptions { path: None, quick: false, threads: 2, now };
-    check(&RepositoryDirectory::open(directory).unwrap(), &options, &Progress::default()).unwrap()
+    check(&RepositoryDirectory::open(directory).unwrap(), &options, &Arc::<Progress>::default()).unwrap()
 }
 
 /// Tells whether one of the findings of a run with `--json` is about the file, and about a path that ends so.

@@ -1,6 +1,7 @@
 //! Updates the store for podman when images change, and repairs a store that another program wrote.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use super::{
     ImageAudit, MANY_IMAGES, PodmanListing, PodmanStore, PublishedStore, StoreEntry, StoreImage, listed_platform,
@@ -16,6 +17,7 @@ use crate::image::{Digest, ImageName};
 use crate::inventory::{directories, foreign_config, list_intact, places};
 use crate::layout;
 use crate::message::causes;
+use crate::observer::Reporter;
 use crate::publish::{Edit, EditList};
 use crate::repository::{Repository, RepositoryError};
 
@@ -30,13 +32,13 @@ enum Wanted<'a> {
 }
 
 /// Returns the required entry for each changed name.
-fn wanted<'a>(changes: &'a ConsumerChanges<'a>) -> BTreeMap<ImageName, Wanted<'a>> {
+fn wanted<'a>(changes: &'a ConsumerChanges<'a>, reporter: &Reporter) -> BTreeMap<ImageName, Wanted<'a>> {
     let mut wanted = BTreeMap::new();
     for published in changes.published {
         let images = &published.images;
         for image in images {
             if let PodmanListing::Refused(refusal) = image.podman {
-                tracing::warn!("{}: not listed for podman: {refusal}", image.place);
+                reporter.warn(format_args!("{}: not listed for podman: {refusal}", image.place));
             }
         }
         // Without a new flat tree the public link does not change.
@@ -58,7 +60,8 @@ fn wanted<'a>(changes: &'a ConsumerChanges<'a>) -> BTreeMap<ImageName, Wanted<'a
 
 /// Adds the edits that update the store for `changes` and for the other edits.
 pub(super) fn update_store(edits: &mut EditList<'_>, changes: &ConsumerChanges<'_>) -> Result<(), ConsumerError> {
-    StoreUpdate { head: edits.head(), edits }.update(&wanted(changes))
+    let wanted = wanted(changes, edits.head().store().reporter());
+    StoreUpdate { head: edits.head(), edits }.update(&wanted)
 }
 
 /// An update of the store.
@@ -136,11 +139,11 @@ impl StoreUpdate<'_, '_> {
             }
         }
         if store.len() > MANY_IMAGES {
-            tracing::warn!(
+            self.head.store().reporter().warn(format_args!(
                 "the store for podman has {} images, and podman's time to list them grows with the square of that number: \
                  select fewer with '[podman] images' in strata.toml",
                 store.len()
-            );
+            ));
         }
         Ok(())
     }
@@ -177,19 +180,19 @@ impl StoreUpdate<'_, '_> {
     fn link_of(&self, layer: Digest) -> String {
         let before = self.head.read(&layer_link(layer), super::MAX_DOCUMENT_SIZE as u64);
         let before = before.unwrap_or_else(|error| {
-            tracing::warn!("repairing podman's store: {}", causes(&error));
+            self.report_repair(format_args!("{}", causes(&error)));
             None
         });
         let before = before.and_then(|name| String::from_utf8(name).ok()).filter(|name| is_link_id(name));
         before.unwrap_or_else(|| link_id(layer))
     }
 
-    /// Repairs a store that another program wrote last, so that podman accepts it, and logs the faults.
+    /// Repairs a store that another program wrote last, so that podman accepts it, and reports the faults.
     ///
     /// An image with faults is listed again with its flat tree. If the flat tree or the documents are missing, it is removed from the list,
     /// but its files are kept.
     fn take_over(&mut self, published: &mut PublishedStore) -> Result<(), ConsumerError> {
-        published.flaws.iter().for_each(|flaw| tracing::warn!("repairing podman's store: {flaw}"));
+        published.flaws.iter().for_each(|flaw| self.report_repair(format_args!("{flaw}")));
         let store = &mut published.store;
         store.mark_changed();
         if published.has_lost_images {
@@ -200,7 +203,7 @@ impl StoreUpdate<'_, '_> {
             let entry = store.entry(config).expect("it was listed just now");
             let ImageAudit { flaws, documents } = match audit_image(self.head, store, entry) {
                 Err(RepositoryError::Content { path, source }) if source.is_damage() => {
-                    tracing::warn!("repairing podman's store: cannot read {path}: {}", causes(&source));
+                    self.report_repair(format_args!("cannot read {path}: {}", causes(&source)));
                     ImageAudit { flaws: Vec::new(), documents: None }
                 }
                 audit => audit?,
@@ -218,12 +221,16 @@ impl StoreUpdate<'_, '_> {
             };
             let what = if is_listed { "is listed again" } else { "is no longer listed" };
             let why = flaws.first().map(ToString::to_string).unwrap_or_default();
-            tracing::warn!("repairing podman's store: image {} {what}: {why}", config.hex());
+            self.report_repair(format_args!("image {} {what}: {why}", config.hex()));
             if !is_listed {
                 store.remove(config, None);
             }
         }
         Ok(())
+    }
+
+    fn report_repair(&self, text: fmt::Arguments<'_>) {
+        self.head.store().reporter().warn(format_args!("repairing podman's store: {text}"));
     }
 
     /// Rebuilds a lost list of images: lists every image whose documents and flat tree are published, under its names in the records.
@@ -233,7 +240,7 @@ impl StoreUpdate<'_, '_> {
             let Some(config) = config else { continue };
             let documents = match read_documents(self.head, config) {
                 Err(RepositoryError::Content { path, source }) if source.is_damage() => {
-                    tracing::warn!("repairing podman's store: cannot read {path}: {}", causes(&source));
+                    self.report_repair(format_args!("cannot read {path}: {}", causes(&source)));
                     continue;
                 }
                 documents => documents?,

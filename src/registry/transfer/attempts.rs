@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{DownloadPolicy, OpenedBlob, READ_SIZE, Retryable};
 use crate::message::causes;
+use crate::observer::Reporter;
 
 /// Pause after an attempt that received some bytes.
 const PAUSE_AFTER_PROGRESS: Duration = Duration::from_millis(1);
@@ -114,6 +115,7 @@ pub(super) struct Attempts {
     rate: RateMeter,
     policy: DownloadPolicy,
     runtime: Box<dyn Runtime>,
+    reporter: Reporter,
 }
 
 impl Attempts {
@@ -122,6 +124,7 @@ impl Attempts {
         size: u64,
         policy: DownloadPolicy,
         runtime: Box<dyn Runtime>,
+        reporter: &Reporter,
     ) -> Self {
         Self {
             open: Box::new(move |offset| open(offset).map_err(AttemptFailure::of_request)),
@@ -135,6 +138,7 @@ impl Attempts {
             rate: RateMeter::default(),
             policy,
             runtime,
+            reporter: reporter.clone(),
         }
     }
 
@@ -183,9 +187,9 @@ impl Attempts {
 
     fn note_slow(&self, bytes: u64, seconds: u64) {
         let (reached, size) = (self.reached, self.size);
-        tracing::info!(
+        self.reporter.info(format_args!(
             "got {reached} of {size} bytes of a blob, the last {bytes} in {seconds}s: trying a new connection"
-        );
+        ));
     }
 
     fn attempt(&mut self, buffer: &mut [u8]) -> Result<usize, AttemptFailure> {
@@ -267,13 +271,17 @@ impl Attempts {
     fn report(&self, pause: Duration, failure: &AttemptFailure) {
         let (reached, size, cause) = (self.reached, self.size, causes(&*failure.cause));
         match pause {
-            PAUSE_AFTER_PROGRESS => tracing::debug!("got {reached} of {size} bytes of a blob, resuming: {cause}"),
-            // The host logs that it is parked.
-            _ if matches!(failure.retry, Retry::At(_)) => tracing::debug!("a blob waits {pause:?}: {cause}"),
-            _ => tracing::info!(
+            PAUSE_AFTER_PROGRESS => {
+                self.reporter.debug(format_args!("got {reached} of {size} bytes of a blob, resuming: {cause}"))
+            }
+            // The host reports that it is parked.
+            _ if matches!(failure.retry, Retry::At(_)) => {
+                self.reporter.debug(format_args!("a blob waits {pause:?}: {cause}"))
+            }
+            _ => self.reporter.info(format_args!(
                 "got {reached} of {size} bytes of a blob, resuming in {:.1}s: {cause}",
                 pause.as_secs_f32()
-            ),
+            )),
         }
     }
 

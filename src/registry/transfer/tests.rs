@@ -191,7 +191,7 @@ fn read_answers(answer: impl Fn(u64, usize) -> (u64, u64, u32) + Send + 'static)
     let policy =
         DownloadPolicy { minimum_rate: 100, rate_window: Duration::from_secs(10), ..DownloadPolicy::default() };
     let runtime = Box::new(Ticking(Mutex::new(Instant::now())));
-    let mut attempts = Attempts::new(open, size, policy, runtime);
+    let mut attempts = Attempts::new(open, size, policy, runtime, &Reporter::silent());
     let mut buffer = [0; 4096];
     let mut read = 0;
     let result = loop {
@@ -251,7 +251,7 @@ fn download(blob: &Arc<[u8]>, answers: &[Answer]) -> (Download, Arc<Mutex<Log>>)
     let runtime = Box::new(NoTime { log: Arc::clone(&log), chance: 0.5 });
     let policy = DownloadPolicy::default();
     let pipe = Arc::new(Pipe::new(policy.buffer_limit, policy.ready_threshold));
-    (Download::start_in(Attempts::new(open, size, policy, runtime), pipe), log)
+    (Download::start_in(Attempts::new(open, size, policy, runtime, &Reporter::silent()), pipe), log)
 }
 
 /// Asserts that the whole blob arrives, and returns the requested offsets and the pauses in milliseconds.
@@ -368,8 +368,13 @@ fn pause_varies_by_up_to_a_quarter() {
     for (chance, milliseconds) in [(0.0, 375), (1.0, 625)] {
         let log = Arc::new(Mutex::new(Log::default()));
         let runtime = Box::new(NoTime { log: Arc::clone(&log), chance });
-        let mut attempts =
-            Attempts::new(|_| Err(BUSY), 1, DownloadPolicy { attempts: 2, ..DownloadPolicy::default() }, runtime);
+        let mut attempts = Attempts::new(
+            |_| Err(BUSY),
+            1,
+            DownloadPolicy { attempts: 2, ..DownloadPolicy::default() },
+            runtime,
+            &Reporter::silent(),
+        );
         assert!(attempts.read(&mut [0]).is_err());
         assert_eq!(log.lock().unwrap().pauses, [Duration::from_millis(milliseconds)]);
     }
@@ -416,7 +421,7 @@ fn error_of_the_operating_system_is_the_cause() {
 #[test]
 fn panic_of_the_thread_is_an_error() {
     let open = |_| -> Result<OpenedBlob, Refusal> { panic!("this message is expected") };
-    let error = Download::start(open, 10, DownloadPolicy::default()).read(&mut [0]).unwrap_err();
+    let error = Download::start(open, 10, DownloadPolicy::default(), &Reporter::silent()).read(&mut [0]).unwrap_err();
     assert!(error.to_string().contains("stopped before its end"), "{error}");
 }
 
@@ -427,7 +432,7 @@ fn without_a_thread_the_reader_downloads() {
     let served = Arc::clone(&blob);
     let open = move |offset| answer(&served, offset, Answer::Cut(30_000, End::Reset));
     let runtime = Box::new(NoTime { log, chance: 0.5 });
-    let attempts = Attempts::new(open, 100_000, DownloadPolicy::default(), runtime);
+    let attempts = Attempts::new(open, 100_000, DownloadPolicy::default(), runtime, &Reporter::silent());
     let mut download = Download { pipe: Arc::new(Pipe::new(0, 0)), direct: Some(attempts) };
     assert!(download.readiness().is_ready());
     let mut bytes = Vec::new();
@@ -453,7 +458,7 @@ fn fed(size: u64, policy: DownloadPolicy) -> (Download, Sender<Vec<u8>>) {
         Some(body) => Ok(OpenedBlob { start, length: None, mirror: None, body }),
         None => Err(UNKNOWN),
     };
-    (Download::start(open, size, policy), feed)
+    (Download::start(open, size, policy, &Reporter::silent()), feed)
 }
 
 #[track_caller]
@@ -516,8 +521,12 @@ fn dropped_download_ends_its_thread_while_it_waits_for_an_attempt() {
         Err::<OpenedBlob, _>(BUSY)
     };
     let hour = Duration::from_secs(3600);
-    let download =
-        Download::start(open, 10, DownloadPolicy { first_pause: hour, max_pause: hour, ..DownloadPolicy::default() });
+    let download = Download::start(
+        open,
+        10,
+        DownloadPolicy { first_pause: hour, max_pause: hour, ..DownloadPolicy::default() },
+        &Reporter::silent(),
+    );
     opened.1.recv().unwrap();
     drop(download);
     wait_until(|| Weak::strong_count(&still) == 0);
@@ -553,7 +562,7 @@ fn speed() {
     let open = move |start| {
         Ok::<_, Refusal>(OpenedBlob { start, length: None, mirror: None, body: Box::new(Zeros.take(size - start)) })
     };
-    let mut download = Download::start(open, size, DownloadPolicy::default());
+    let mut download = Download::start(open, size, DownloadPolicy::default(), &Reporter::silent());
     let (mut buffer, mut count, start) = (vec![0; READ_SIZE], 0, Instant::now());
     while count < size {
         count += download.read(&mut buffer).unwrap() as u64;

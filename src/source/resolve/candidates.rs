@@ -211,12 +211,14 @@ impl ImageResolver<'_> {
         Ok(matches!(candidate.image, CandidateImage::Image(_)))
     }
 
-    /// Sets the platform of an image to that in the index. Logs a warning if the config contradicts it.
+    /// Sets the platform of an image to that in the index. Reports a warning if the config contradicts it.
     fn named_by_index(&self, named: &Platform, image: Image) -> Image {
         if let Some(config) = image.platform.as_ref().filter(|config| named.is_contradicted_by(config)) {
             let (path, digest) = (self.blobs.path().display(), image.manifest.digest);
             let (named, config) = (quoted(&named.to_string()), quoted(&config.to_string()));
-            tracing::warn!("{path}: the index says that {digest} is for {named}, but its config says {config}");
+            self.blobs.reporter().warn(format_args!(
+                "{path}: the index says that {digest} is for {named}, but its config says {config}"
+            ));
         }
         Image { platform: Some(named.clone()), ..image }
     }

@@ -101,14 +101,14 @@ impl ImageResolver<'_> {
         Ok(images.map(|(platform, image)| (directory_platform(platform), image)).collect())
     }
 
-    /// Logs the Linux platforms that are skipped because no directory can have their name.
+    /// Reports the Linux platforms that are skipped because no directory can have their name.
     fn warn_about_skipped(&self) {
         for offered in self.offered.iter().filter(|offered| offered.os == "linux" && !is_publishable(offered)) {
             let (path, offered) = (self.blobs.path().display(), offered.to_string());
-            tracing::warn!(
+            self.blobs.reporter().warn(format_args!(
                 "{path}: skipping platform {}, because its name cannot be the name of a directory",
                 quoted(&offered)
-            );
+            ));
         }
     }
 }
