@@ -45,6 +45,16 @@ fn library_does_not_know_the_program() {
 }
 
 #[test]
+fn library_reports_messages_to_its_observer_only() {
+    for file in source_files().filter(|file| !file.starts_with("cli") && *file != Path::new("main.rs")) {
+        let code = product_code(&file);
+        for word in ["tracing::error!", "tracing::warn!", "tracing::info!", "tracing::debug!", "use tracing"] {
+            assert!(!code.contains(word), "{} has {word}: messages go to the reporter", file.display());
+        }
+    }
+}
+
+#[test]
 fn no_modules_know_each_other() {
     let arrows = modules(&arrows());
     // A module that is reached from itself is part of a circle.

@@ -23,6 +23,7 @@ mod limits;
 mod local_server;
 mod mount;
 mod names;
+mod observer;
 mod odd_input;
 mod overlay_mounts;
 mod platforms;
