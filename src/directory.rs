@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use rsa::PublicKey;
 
+use crate::cancel::Cancellation;
 use crate::file::{is_absence, not_regular, open_regular};
 use crate::manifest::keys::read_public_key;
 use crate::manifest::{KeyError, Keys, RepositoryName, Urgency, Whitelist, WhitelistError};
@@ -68,6 +69,7 @@ pub struct RepositoryDirectory {
     settings: Settings,
     registries: Arc<OnceLock<Registries>>,
     reporter: Reporter,
+    cancellation: Cancellation,
 }
 
 impl RepositoryDirectory {
@@ -98,7 +100,13 @@ impl RepositoryDirectory {
     }
 
     fn new(path: &Path, settings: Settings) -> Self {
-        Self { path: path.to_owned(), settings, registries: Arc::default(), reporter: Reporter::silent() }
+        Self {
+            path: path.to_owned(),
+            settings,
+            registries: Arc::default(),
+            reporter: Reporter::silent(),
+            cancellation: Cancellation::default(),
+        }
     }
 
     /// Returns the directory with an observer for everything that is opened through it. Without it, messages are dropped.
@@ -121,6 +129,17 @@ impl RepositoryDirectory {
     /// Returns the settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Returns the same directory, whose operations `cancellation` ends.
+    #[must_use]
+    pub fn with_cancellation(self, cancellation: &Cancellation) -> Self {
+        Self { registries: Arc::default(), cancellation: cancellation.clone(), ..self }
+    }
+
+    /// Returns what ends the operations on the repository.
+    pub fn cancellation(&self) -> &Cancellation {
+        &self.cancellation
     }
 
     /// Returns the reporter to the observer of this directory.
@@ -159,19 +178,22 @@ impl RepositoryDirectory {
             return Ok(registries);
         }
         let settings = self.settings.registries_in(&self.path);
-        let registries = Registries::new(settings, &|name| std::env::var_os(name))?.with_reporter(&self.reporter);
+        let registries = Registries::with_cancellation(settings, &|name| std::env::var_os(name), &self.cancellation)?
+            .with_reporter(&self.reporter);
         Ok(self.registries.get_or_init(|| registries))
     }
 
     /// Opens the storage.
     pub fn store(&self) -> Result<DirectoryStore, DirectoryError> {
-        Ok(DirectoryStore::open(&self.storage_path())?.with_reporter(&self.reporter))
+        Ok(DirectoryStore::open(&self.storage_path())?
+            .with_reporter(&self.reporter)
+            .with_cancellation(&self.cancellation))
     }
 
     /// Returns the `cvmfs_server` on this machine that manages the same storage, if any.
     pub fn local_server(&self) -> Result<Option<LocalServer>, DirectoryError> {
         let settings = self.path.join(&self.settings.server_settings);
-        Ok(LocalServer::find(&settings, self.name(), &self.storage_path(), &self.reporter)?)
+        Ok(LocalServer::find(&settings, self.name(), &self.storage_path(), &self.reporter, &self.cancellation)?)
     }
 
     /// Opens the keys.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rayon::ThreadPool;
 use rsa::rand_core::CryptoRng;
 
+use crate::cancel::Cancellation;
 use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::manifest::Signer;
 use crate::metadata::Timestamp;
@@ -121,6 +122,11 @@ impl Engine {
     /// Returns the threads that build trees and catalogs.
     pub(crate) fn pool(&self) -> &ThreadPool {
         &self.pool
+    }
+
+    /// Returns what ends the operations of this engine.
+    pub fn cancellation(&self) -> &Cancellation {
+        self.directory.cancellation()
     }
 
     /// Returns the registries that images are fetched from.

@@ -27,6 +27,7 @@ mod allocator;
 #[cfg(feature = "isal")]
 mod avx;
 mod cache;
+pub mod cancel;
 pub mod catalog;
 pub mod check;
 pub mod consumer;

@@ -19,6 +19,7 @@ use strata::source::{ImageArgument, Platforms};
 use strata::work::ConvertOptions;
 
 use super::failure::UsageError;
+use super::interrupt::cancellation;
 use super::progress::reporter;
 use super::published::PublishedImage;
 use super::terminal;
@@ -416,7 +417,9 @@ impl Arguments {
 
     /// Opens the directory of the repository.
     pub fn directory(&self) -> Result<RepositoryDirectory, DirectoryError> {
-        Ok(RepositoryDirectory::open(self.directory_path())?.with_reporter(&reporter()))
+        Ok(RepositoryDirectory::open(self.directory_path())?
+            .with_reporter(&reporter())
+            .with_cancellation(cancellation()))
     }
 }
 

@@ -13,6 +13,7 @@ use strata::settings::Settings;
 use super::arguments::{Arguments, Init, randomness, time_of_publication};
 use super::failure::{UsageError, after};
 use super::hint::how_to_mount;
+use super::interrupt::cancellation;
 use super::progress::reporter;
 use super::{print, print_line};
 
@@ -48,7 +49,7 @@ fn print_created(arguments: &Arguments, directory: &RepositoryDirectory) -> anyh
 /// Creates a repository in the directory `path`.
 pub fn create(path: &Path, settings: Settings) -> anyhow::Result<RepositoryDirectory> {
     let now = time_of_publication()?;
-    Ok(create_repository(path, settings, now, Timestamp::now(), randomness(), &reporter())?)
+    Ok(create_repository(path, settings, now, Timestamp::now(), randomness(), &reporter(), cancellation())?)
 }
 
 /// Returns the local directory that a storage URL names.

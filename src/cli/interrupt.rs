@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
-use strata::store::{Deadline, abandon_runs};
+use strata::cancel::Cancellation;
 
 use super::terminal::can_be_redrawn;
 
@@ -26,8 +26,16 @@ const CLEANUP_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Time after which the program ends, even if cleaning up or printing hangs, unless the kernel is inside a sync.
 const EXIT_TIMEOUT: Duration = Duration::from_millis(1700);
 
+/// Ends the operations of the program.
+static CANCELLATION: LazyLock<Cancellation> = LazyLock::new(Cancellation::default);
+
 /// Whether a signal is ending the program.
 static IS_ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Returns what ends the operations of the program.
+pub fn cancellation() -> &'static Cancellation {
+    &CANCELLATION
+}
 
 /// Turns writing beyond the file size limit of the process (`ulimit -f`) into an error of the write. Otherwise the kernel
 /// ends the process without a message.
@@ -76,7 +84,7 @@ impl Ending {
         self.alarm.send(signal).ok();
         IS_ENDING.store(true, Ordering::SeqCst);
         print_now("interrupted: cleaning up; press again to stop now");
-        let outcome = match abandon_runs(CLEANUP_TIMEOUT) {
+        let outcome = match cancellation().abandon(CLEANUP_TIMEOUT) {
             Some(revision) => format!("after revision {revision} was published"),
             None => "before anything was published".to_owned(),
         };
@@ -91,7 +99,7 @@ fn start_alarm() -> io::Result<Sender<i32>> {
     let (sender, receiver) = mpsc::channel();
     thread::Builder::new().spawn(move || {
         if let Ok(signal) = receiver.recv() {
-            let deadline = Deadline::after(EXIT_TIMEOUT);
+            let deadline = cancellation().deadline(EXIT_TIMEOUT);
             while !deadline.is_over() {
                 thread::sleep(Duration::from_millis(10));
             }

@@ -5,6 +5,7 @@ use std::path::Path;
 use rsa::rand_core::CryptoRng;
 
 use super::{MANIFEST, PublishError, PublishOptions, Publisher, REFLOG, WHITELIST};
+use crate::cancel::{Cancellation, FileRecorder, UnfinishedFiles};
 use crate::catalog::Editor;
 use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::manifest::{MetaInfo, NewKeys, RepositoryManifest, Signer, Whitelist};
@@ -12,7 +13,7 @@ use crate::metadata::Timestamp;
 use crate::object::ObjectKind;
 use crate::observer::Reporter;
 use crate::settings::Settings;
-use crate::store::{DirectoryStore, FileRecorder, Staging, StoreError, UnfinishedFiles, syncing};
+use crate::store::{DirectoryStore, Staging, StoreError};
 use crate::threads;
 
 const MASTER_REPLICA_FILE: &str = ".cvmfs_master_replica";
@@ -37,6 +38,7 @@ pub fn create_repository(
     started: Timestamp,
     rng: impl CryptoRng + Send + 'static,
     reporter: &Reporter,
+    cancellation: &Cancellation,
 ) -> Result<RepositoryDirectory, PublishError> {
     match std::fs::read_dir(path) {
         Ok(mut entries) => {
@@ -50,8 +52,9 @@ pub fn create_repository(
         }
         Err(source) => return Err(DirectoryError::Io { action: "list", path: path.to_owned(), source }.into()),
     }
-    let unfinished = UnfinishedFiles::start();
-    let directory = unfinished.make(|making| make_directory(making, path, settings))?.with_reporter(reporter);
+    let unfinished = cancellation.unfinished_files();
+    let directory = unfinished.make(|making| make_directory(making, path, settings))?;
+    let directory = directory.with_reporter(reporter).with_cancellation(cancellation);
     // One thread does: there is nothing to share.
     threads::pool(1, reporter)?.install(|| publish_nothing(&directory, &unfinished, now, started, rng))?;
     let built = directory.path().to_owned();
@@ -102,7 +105,7 @@ fn publish_nothing(
         making.record_new(&directory.keys_path());
         keys.paths().into_iter().for_each(|path| making.record_new(path));
         // Each key is on disk before the next is written.
-        syncing(|| keys.write())
+        directory.cancellation().syncing(|| keys.write())
     })?;
     let storage = directory.storage_path();
     let store = unfinished.make(|making| {
@@ -115,7 +118,8 @@ fn publish_nothing(
     let whitelist = Whitelist::new(directory.name().clone(), vec![keys.certificate().fingerprint()], started)?;
     let signer = Signer::new(keys, rng);
     let whitelist = signer.sign_whitelist(&whitelist)?;
-    let staging = Staging::start(&store.with_reporter(directory.reporter()))?;
+    let staging =
+        Staging::start(&store.with_reporter(directory.reporter()).with_cancellation(directory.cancellation()))?;
     let files: [(&str, &[u8]); 2] = [(WHITELIST, &whitelist), (MASTER_REPLICA_FILE, MASTER_REPLICA.as_bytes())];
     all_is_well(staging.replace_files(&files, None)?)?;
     let root = Editor::create(&staging, settings.compression, now)?.write(FIRST_REVISION)?;

@@ -294,6 +294,7 @@ impl Publisher {
             return Err(PublishError::Vanished(hash));
         }
         store.sync()?;
+        store.cancellation().check().map_err(StoreError::from)?;
         let mut late = staging.replace_files(&[(REFLOG, &reflog), (MANIFEST, &signed)], seen_as)?;
         if let Some(Err(error)) =
             self.server.as_ref().map(|server| server.write_reflog_checksum(ObjectHash::of(&reflog)))

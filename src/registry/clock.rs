@@ -4,6 +4,8 @@ use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::cancel::{Cancellation, Cancelled};
+
 /// Source of time and randomness for waiting.
 pub(super) trait Clock: fmt::Debug + Send + Sync {
     /// Returns the monotonic time.
@@ -12,16 +14,26 @@ pub(super) trait Clock: fmt::Debug + Send + Sync {
     /// Returns the wall-clock time, for comparison with dates in headers.
     fn time_of_day(&self) -> SystemTime;
 
-    /// Blocks the thread for `length`.
+    /// Blocks the thread for `length`, or until the operation is cancelled.
     fn sleep(&self, length: Duration);
+
+    /// Fails if the operation is cancelled.
+    fn check(&self) -> Result<(), Cancelled> {
+        Ok(())
+    }
 
     /// Returns a random duration between 0.75 and 1.25 of `length`, so that clients do not repeat their requests at the same time.
     fn jittered(&self, length: Duration) -> Duration;
 }
 
 /// The clock of the operating system.
-#[derive(Debug)]
-pub(super) struct SystemClock;
+#[derive(Debug, Default)]
+pub(super) struct SystemClock {
+    pub(super) cancellation: Cancellation,
+}
+
+/// Maximum time from a cancellation to the end of a sleep.
+const CANCELLATION_DELAY: Duration = Duration::from_millis(50);
 
 impl Clock for SystemClock {
     fn now(&self) -> Instant {
@@ -33,7 +45,16 @@ impl Clock for SystemClock {
     }
 
     fn sleep(&self, length: Duration) {
-        thread::sleep(length);
+        let end = Instant::now() + length;
+        while !self.cancellation.is_cancelled()
+            && let Some(left) = end.checked_duration_since(Instant::now())
+        {
+            thread::sleep(left.min(CANCELLATION_DELAY));
+        }
+    }
+
+    fn check(&self) -> Result<(), Cancelled> {
+        self.cancellation.check()
     }
 
     fn jittered(&self, length: Duration) -> Duration {
@@ -86,7 +107,7 @@ pub(super) mod tests {
     #[test]
     fn jitter_is_a_quarter_at_most() {
         for _ in 0..100 {
-            let length = SystemClock.jittered(Duration::from_secs(4));
+            let length = SystemClock::default().jittered(Duration::from_secs(4));
             assert!((Duration::from_secs(3)..=Duration::from_secs(5)).contains(&length), "{length:?}");
         }
     }

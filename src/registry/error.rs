@@ -7,12 +7,16 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::http::is_distrust;
+use crate::cancel::Cancelled;
 use crate::image::Digest;
 use crate::message::quoted;
 
 /// An error of a request to a registry.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
+    /// The operation was cancelled.
+    #[error(transparent)]
+    Cancelled(Cancelled),
     /// The settings of a registry are invalid.
     #[error("the settings of registry {host} are invalid: {fault}")]
     Settings {
@@ -266,7 +270,7 @@ impl RegistryError {
             Self::TooLarge { .. } | Self::WrongDigest { .. } | Self::Range { .. } => true,
             Self::Settings { .. } | Self::Read { .. } | Self::Invalid { .. } | Self::Variable { .. } => false,
             Self::Helper { .. } | Self::Client(_) | Self::Url(_) => false,
-            Self::Parked { .. } | Self::GivenUp { .. } => false,
+            Self::Cancelled(_) | Self::Parked { .. } | Self::GivenUp { .. } => false,
         }
     }
 

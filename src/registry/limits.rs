@@ -207,6 +207,7 @@ impl Host {
         what: &str,
     ) -> Result<(), RegistryError> {
         loop {
+            clock.check().map_err(RegistryError::Cancelled)?;
             let now = clock.now();
             let Some(until) = self.parked_until(now, for_manifest) else { return Ok(()) };
             let since = lock(&self.parking).since;

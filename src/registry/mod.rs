@@ -38,6 +38,7 @@ use reqwest::{Method, Url};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
+use crate::cancel::Cancellation;
 use crate::image::{
     Digest, Document, ImageName, ImageReference, MAX_DOCUMENT_SIZE, is_repository, is_schema_1, is_tag,
 };
@@ -200,7 +201,17 @@ impl Registries {
     ///
     /// Fails if the `DUCC_…` environment variables are incomplete or the settings are contradictory.
     pub fn new(settings: RegistriesSettings, environment: EnvironmentLookup<'_>) -> Result<Self, RegistryError> {
-        Self::with_clock(settings, environment, TimeLimits::default(), Arc::new(SystemClock))
+        Self::with_cancellation(settings, environment, &Cancellation::default())
+    }
+
+    /// Does the same; `cancellation` ends the requests that wait for a registry.
+    pub fn with_cancellation(
+        settings: RegistriesSettings,
+        environment: EnvironmentLookup<'_>,
+        cancellation: &Cancellation,
+    ) -> Result<Self, RegistryError> {
+        let clock = SystemClock { cancellation: cancellation.clone() };
+        Self::with_clock(settings, environment, TimeLimits::default(), Arc::new(clock))
     }
 
     /// Creates the client with the environment variables of this process and without settings.

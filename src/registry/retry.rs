@@ -157,6 +157,7 @@ impl Registries {
     ) -> Result<T, RegistryError> {
         let (mut failed, mut parked) = (1, 0);
         loop {
+            self.shared.clock.check().map_err(RegistryError::Cancelled)?;
             let result = attempt();
             allowance.end();
             match (result, allowance.used_up()) {

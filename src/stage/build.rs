@@ -67,6 +67,7 @@ impl Stager<'_> {
                 scope.spawn(move |_| add(self.store_tree(builder, &tree, path, losses)));
             };
             for (index, &chain) in chains.iter().enumerate().skip(need.base) {
+                self.engine.cancellation().check()?;
                 let layer = &image.layers[index];
                 let content = match (read.remove(&index), need.known.get(&index)) {
                     (Some(ingested), _) => LayerContent::of_blob(ingested),

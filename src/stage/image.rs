@@ -97,6 +97,7 @@ impl Stager<'_> {
         head: &Repository,
         progress: &Progress,
     ) -> Result<StagedImage, StageError> {
+        self.engine.cancellation().check()?;
         // The threads of the pool work on trees, and are never kept waiting for content.
         let (mut staged, mut need) = self.engine.pool().install(|| self.plan(request, place, image, head))?;
         if self.options.dry_run {

@@ -22,7 +22,7 @@ use crate::layer::{EntryKind, LayerEntry, LayerSummary, NodeKind};
 use crate::message::causes;
 use crate::object::{Content, ContentObjects, ObjectKind};
 use crate::source::ImageLayer;
-use crate::store::{Staging, uninterrupted};
+use crate::store::Staging;
 
 /// Nobody comes back for a layer after this time.
 const LONGEST: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -148,11 +148,11 @@ fn write(directory: &Path, staging: &Staging, wishes: &Receiver<(Digest, Wish)>)
             let path = path(directory, digest);
             match wish {
                 Wish::Keep(bytes) if is_durable => {
-                    if let Err(error) = write_file(directory, &path, &bytes) {
-                        staging
-                            .store()
-                            .reporter()
-                            .debug(format_args!("layer {digest} is not kept: {}", causes(&error)));
+                    // A temporary file must not stay behind.
+                    let store = staging.store();
+                    let write = || write_file(directory, &path, &bytes);
+                    if let Err(error) = store.cancellation().uninterrupted(write) {
+                        store.reporter().debug(format_args!("layer {digest} is not kept: {}", causes(&error)));
                     }
                 }
                 Wish::Keep(_) => {}
@@ -162,15 +162,13 @@ fn write(directory: &Path, staging: &Staging, wishes: &Receiver<(Digest, Wish)>)
     }
 }
 
+/// Writes a file, all of it or nothing.
 fn write_file(directory: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     fs::create_dir_all(directory)?;
-    // A temporary file must not stay behind.
-    uninterrupted(|| {
-        let mut file = tempfile::NamedTempFile::new_in(directory)?;
-        file.write_all(bytes)?;
-        file.persist(path)?;
-        Ok(())
-    })
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(bytes)?;
+    file.persist(path)?;
+    Ok(())
 }
 
 fn path(directory: &Path, digest: Digest) -> PathBuf {

@@ -15,6 +15,7 @@ mod whole;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
+use crate::cancel::Cancelled;
 use crate::catalog::BuildError;
 use crate::engine::Engine;
 use crate::image::{DiffId, Digest};
@@ -43,6 +44,9 @@ pub use options::{Chains, ImageOptions, Request};
 /// Why an image cannot be staged.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
+    /// The operation was cancelled.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     /// The image cannot be found or described.
     #[error(transparent)]
     Source(#[from] SourceError),

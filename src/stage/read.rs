@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::need::Need;
 use super::{StageError, Stager};
+use crate::cancel::Cancellation;
 use crate::image::Digest;
 use crate::ingest::{Ingest, IngestError, IngestedLayer, LayerToRead};
 use crate::layer::{ExpectedLayer, LayerSummary};
@@ -35,7 +36,9 @@ impl Stager<'_> {
             limits: self.options.limits,
         };
         let untouched = need.untouched(image);
-        let layer = |&index: &usize| layer_to_read(&image.layers[index], index < untouched, source, progress);
+        let layer = |&index: &usize| {
+            layer_to_read(&image.layers[index], index < untouched, source, progress, self.engine.cancellation())
+        };
         let results = ingest.run(to_read.iter().map(layer).collect(), &|index, layer| {
             // What lies on this machine is read again as fast.
             let is_of_use = source.is_remote() && to_read[index] >= untouched;
@@ -73,12 +76,16 @@ fn layer_to_read<'s>(
     is_verified_only: bool,
     source: &'s dyn Source,
     progress: &'s Progress,
+    cancellation: &'s Cancellation,
 ) -> LayerToRead<'s> {
     let expected = ExpectedLayer { digest: layer.digest, size: layer.size, diff_id: Some(layer.diff_id) };
     let open = move || {
         let Some(blob) = source.try_open_layer(layer)? else { return Ok(None) };
         let (reader, is_ready) = blob.into_parts();
-        Ok(Some(LayerBlob::remote(progress.counted(reader), is_ready)))
+        let reader = cancellation.reader(progress.counted(reader));
+        // A layer whose registry sends nothing must not hold up the cancellation.
+        let cancellation = cancellation.clone();
+        Ok(Some(LayerBlob::remote(reader, move || cancellation.is_cancelled() || is_ready())))
     };
     LayerToRead { open: Box::new(open), is_remote: source.is_remote(), is_verified_only, expected }
 }

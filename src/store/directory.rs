@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::directory_states::ObjectDirectoryStates;
 use super::file_system::{is_synced_as_a_whole, sync_each};
-use super::runs::syncing;
+use crate::cancel::{Cancellation, Cancelled};
 use crate::file::{is_absence, open_regular, read_regular_up_to};
 use crate::object::{DecodeError, ObjectHash, ObjectKind, SizeLimit, decode};
 use crate::observer::Reporter;
@@ -68,6 +68,9 @@ pub enum StoreError {
         /// How the probe failed.
         source: io::Error,
     },
+    /// The operation was cancelled.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     /// Another publisher holds the lock.
     #[error("{0}")]
     InUse(#[source] RepositoryInUse),
@@ -116,9 +119,21 @@ pub struct DirectoryStore {
     /// A second store, which is read where this one has no such file, and never changed.
     below: Option<PathBuf>,
     reporter: Reporter,
+    cancellation: Cancellation,
 }
 
 impl DirectoryStore {
+    /// Returns the same store, whose operations `cancellation` ends.
+    #[must_use]
+    pub fn with_cancellation(self, cancellation: &Cancellation) -> Self {
+        Self { cancellation: cancellation.clone(), ..self }
+    }
+
+    /// Returns what ends the operations on this store.
+    pub(crate) fn cancellation(&self) -> &Cancellation {
+        &self.cancellation
+    }
+
     /// Creates the directories of an empty store. Fails if `root` already contains `data`.
     pub fn create(root: &Path) -> Result<Self, StoreError> {
         fs::create_dir_all(root).map_err(StoreError::io("create", root))?;
@@ -131,7 +146,7 @@ impl DirectoryStore {
             directories.push(path);
         }
         if !is_synced_as_a_whole(root)? {
-            sync_each(&directories)?;
+            sync_each(&directories, &Cancellation::default())?;
         }
         Ok(Self::at(root))
     }
@@ -154,7 +169,7 @@ impl DirectoryStore {
     /// Names a store without testing whether the directory is one. The repository check uses this, because it reports what
     /// is missing.
     pub fn at(root: &Path) -> Self {
-        Self { root: root.to_owned(), below: None, reporter: Reporter::silent() }
+        Self { root: root.to_owned(), below: None, reporter: Reporter::silent(), cancellation: Cancellation::default() }
     }
 
     /// Returns the store with an observer. Without it, messages are dropped.
@@ -164,7 +179,8 @@ impl DirectoryStore {
 
     /// Creates an empty store in `root` on top of this one: both are read, and only `root` is written.
     pub fn layered(&self, root: &Path) -> Result<Self, StoreError> {
-        Ok(Self { below: Some(self.root.clone()), ..Self::create(root)?.with_reporter(&self.reporter) })
+        let created = Self::create(root)?.with_reporter(&self.reporter).with_cancellation(&self.cancellation);
+        Ok(Self { below: Some(self.root.clone()), ..created })
     }
 
     /// Returns whether a second store is read below this one.
@@ -304,6 +320,7 @@ impl DirectoryStore {
         let directory = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
         let start = Instant::now();
         loop {
+            self.cancellation.check()?;
             match directory.try_lock() {
                 Ok(()) => return Ok(PublishLock { _directory: directory }),
                 Err(fs::TryLockError::WouldBlock) if start.elapsed() < wait => thread::sleep(LOCK_RETRY_INTERVAL),
@@ -327,7 +344,9 @@ impl DirectoryStore {
     /// Waits until everything that was written so far is on disk. On FUSE file systems this has no effect.
     pub fn sync(&self) -> Result<(), StoreError> {
         let directory = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
-        syncing(|| rustix::fs::syncfs(&directory)).map_err(|error| StoreError::io("sync", &self.root)(error.into()))
+        self.cancellation
+            .syncing(|| rustix::fs::syncfs(&directory))
+            .map_err(|error| StoreError::io("sync", &self.root)(error.into()))
     }
 }
 

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use super::StoreError;
-use super::runs::syncing;
+use crate::cancel::Cancellation;
 use crate::observer::Reporter;
 
 /// File system type in `statfs` of every FUSE file system, such as ceph-fuse, gluster and mergerfs.
@@ -26,11 +26,11 @@ pub(super) fn is_synced_as_a_whole(directory: &Path) -> Result<bool, StoreError>
 }
 
 /// Makes each of these files and directories durable with an `fsync` of its own.
-pub(super) fn sync_each(paths: &[PathBuf]) -> Result<(), StoreError> {
+pub(super) fn sync_each(paths: &[PathBuf], cancellation: &Cancellation) -> Result<(), StoreError> {
     let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
     let work = || {
         while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(error) = syncing(|| File::open(path).and_then(|file| file.sync_all())) {
+            if let Err(error) = cancellation.syncing(|| File::open(path).and_then(|file| file.sync_all())) {
                 *failure.lock().expect("no thread panics while it syncs") = Some(StoreError::io("sync", path)(error));
                 next.store(paths.len(), Ordering::Relaxed);
             }
@@ -103,9 +103,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let paths: Vec<PathBuf> = (0..100).map(|number| directory.path().join(number.to_string())).collect();
         paths.iter().for_each(|path| fs::write(path, "").unwrap());
-        sync_each(&paths).unwrap();
-        sync_each(&[]).unwrap();
+        let cancellation = Cancellation::default();
+        sync_each(&paths, &cancellation).unwrap();
+        sync_each(&[], &cancellation).unwrap();
         fs::remove_file(&paths[50]).unwrap();
-        assert!(sync_each(&paths).unwrap_err().to_string().contains("50'"));
+        assert!(sync_each(&paths, &cancellation).unwrap_err().to_string().contains("50'"));
     }
 }

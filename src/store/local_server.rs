@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::cancel::Cancellation;
 use crate::file::{is_absence, read_regular_text};
 use crate::manifest::RepositoryName;
 use crate::object::ObjectHash;
 use crate::observer::Reporter;
 
 use super::directory::LOCK_RETRY_INTERVAL;
-use super::runs::{runs, syncing, uninterrupted};
 use super::{RepositoryInUse, StoreError};
 use crate::message::causes;
 
@@ -28,6 +28,7 @@ pub struct LocalServer {
     /// The server's spool directory for this repository, by default `/var/spool/cvmfs/<fqrn>`.
     spool: PathBuf,
     reporter: Reporter,
+    cancellation: Cancellation,
 }
 
 impl LocalServer {
@@ -37,6 +38,7 @@ impl LocalServer {
         name: &RepositoryName,
         storage: &Path,
         reporter: &Reporter,
+        cancellation: &Cancellation,
     ) -> Result<Option<Self>, StoreError> {
         let path = settings.join(name.to_string()).join("server.conf");
         let text = match read_regular_text(&path) {
@@ -58,7 +60,7 @@ impl LocalServer {
         };
         let spool = shell_value(&text, "CVMFS_SPOOL_DIR")
             .map_or_else(|| Path::new("/var/spool/cvmfs").join(name.to_string()), PathBuf::from);
-        Ok(is_ours.then(|| Self { spool, reporter: reporter.clone() }))
+        Ok(is_ours.then(|| Self { spool, reporter: reporter.clone(), cancellation: cancellation.clone() }))
     }
 
     /// Takes the server's three locks, and waits up to `wait` for their present holders.
@@ -70,13 +72,20 @@ impl LocalServer {
         {
             let path = self.spool.join(format!("{name}.lock"));
             let file = loop {
-                match take_noted(take, &path, &self.reporter)? {
+                self.cancellation.check()?;
+                match take_noted(take, &path, self)? {
                     Some(file) => break file,
                     None if start.elapsed() < wait => thread::sleep(LOCK_RETRY_INTERVAL),
                     None => return Err(StoreError::InUse(RepositoryInUse { path, waited: start.elapsed() })),
                 }
             };
-            held.push(HeldFile { path, _file: file, is_released: false, reporter: self.reporter.clone() });
+            held.push(HeldFile {
+                path,
+                _file: file,
+                is_released: false,
+                reporter: self.reporter.clone(),
+                cancellation: self.cancellation.clone(),
+            });
         }
         Ok(ServerLock { held })
     }
@@ -96,10 +105,10 @@ impl LocalServer {
         let path = self.spool.join("reflog.chksum");
         let owner = fs::metadata(&self.spool).map_err(StoreError::io("read", &self.spool))?;
         // An interruption waits for this, so that no temporary file remains.
-        let written = uninterrupted(|| {
+        let written = self.cancellation.uninterrupted(|| {
             let mut temporary = temporary_in(&self.spool)?;
             writeln!(temporary, "{reflog}")?;
-            syncing(|| temporary.as_file().sync_all())?;
+            self.cancellation.syncing(|| temporary.as_file().sync_all())?;
             // The server rewrites this file as the owner of the spool directory.
             std::os::unix::fs::chown(temporary.path(), Some(owner.uid()), Some(owner.gid()))?;
             temporary.persist(&path).map_err(|error| error.error)
@@ -128,6 +137,7 @@ struct HeldFile {
     _file: File,
     is_released: bool,
     reporter: Reporter,
+    cancellation: Cancellation,
 }
 
 impl HeldFile {
@@ -135,8 +145,8 @@ impl HeldFile {
     /// remains.
     fn release(&mut self) -> Result<(), StoreError> {
         self.is_released = true;
-        let mut runs = runs();
-        runs.unlock(&self.path);
+        let mut temporary = self.cancellation.temporary_files();
+        temporary.unlock(&self.path);
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", &self.path)(error)),
             _ => Ok(()),
@@ -158,11 +168,11 @@ impl Drop for HeldFile {
 
 /// Tries to take a file, and records in the same step that it must be removed when the process ends, so that an interruption
 /// sees either both or neither.
-fn take_noted(take: TakeFile, path: &Path, reporter: &Reporter) -> Result<Option<File>, StoreError> {
-    let mut runs = runs();
-    let taken = take(path, reporter)?;
+fn take_noted(take: TakeFile, path: &Path, server: &LocalServer) -> Result<Option<File>, StoreError> {
+    let mut temporary = server.cancellation.temporary_files();
+    let taken = take(path, &server.reporter)?;
     if taken.is_some() {
-        runs.lock(path);
+        temporary.lock(path);
     }
     Ok(taken)
 }

@@ -16,6 +16,4 @@ pub(crate) use content::ContentObject;
 pub use directory::{DirectoryStore, PublishLock, RepositoryInUse, StoreError};
 pub use directory_states::ObjectDirectoryStates;
 pub use local_server::{LocalServer, ServerLock};
-pub use runs::{Deadline, FileRecorder, UnfinishedFiles, abandon_runs};
-pub(crate) use runs::{syncing, uninterrupted};
 pub use staging::{BatchMover, Staging, WrittenObjects};

@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 use super::directory_states::ObjectDirectoryStates;
 use super::file_system::{is_synced_as_a_whole, probe, sync_each};
-use super::runs::{create_run_directory, delete_dead_runs, runs, syncing};
+use super::runs::{create_run_directory, delete_dead_runs};
 use super::{DirectoryStore, StoreError};
 use crate::file::read_regular_up_to;
 use crate::object::{Compression, Content, ContentObjects, Encoder, ObjectHash, ObjectKind, SizeLimit};
@@ -149,13 +149,13 @@ impl Staging {
         let transactions = store.root().join("data/txn");
         delete_dead_runs(&transactions, store.reporter())?;
         // The directory is created and recorded under one lock, so that an interruption sees either both or neither.
-        let mut runs = runs();
+        let mut temporary = store.cancellation().temporary_files();
         let (directory, alive) = create_run_directory(&transactions)?;
-        runs.start(&directory);
-        drop(runs);
+        temporary.start(&directory);
+        drop(temporary);
         if let Err(error) = probe(&directory, store.reporter()) {
             fs::remove_dir_all(&directory).ok();
-            super::runs::runs().end(&directory);
+            store.cancellation().temporary_files().end(&directory);
             return Err(error);
         }
         let is_synced_as_a_whole = is_synced_as_a_whole(&directory)?;
@@ -469,7 +469,7 @@ impl Staging {
                 true => self.store.sync()?,
                 false => {
                     let paths: Vec<PathBuf> = batch.iter().map(|&(hash, kind)| self.staged_path(hash, kind)).collect();
-                    sync_each(&paths)?;
+                    sync_each(&paths, self.store.cancellation())?;
                 }
             }
         }
@@ -483,7 +483,7 @@ impl Staging {
         moved?;
         if !self.is_synced_as_a_whole {
             let path = |byte| self.store.root().join(format!("data/{byte:02x}"));
-            sync_each(&directories.into_iter().map(path).collect::<Vec<_>>())?;
+            sync_each(&directories.into_iter().map(path).collect::<Vec<_>>(), self.store.cancellation())?;
         }
         Ok(())
     }
@@ -522,14 +522,14 @@ impl Staging {
         for (name, bytes) in files {
             let path = self.directory.join(name);
             let written = write_new(&path, bytes)?;
-            syncing(|| written.sync_all()).map_err(StoreError::io("sync", &path))?;
+            self.store.cancellation().syncing(|| written.sync_all()).map_err(StoreError::io("sync", &path))?;
         }
         let root = self.store.root();
         // Opened before the first rename, because opening may fail when the process has too many open files.
         let directory = File::open(root).map_err(StoreError::io("open", root))?;
         let mut late = Vec::new();
         {
-            let mut runs = runs();
+            let mut temporary = self.store.cancellation().temporary_files();
             for (number, (name, bytes)) in files.iter().enumerate() {
                 let path = root.join(name);
                 if let Err(error) = fs::rename(self.directory.join(name), &path) {
@@ -537,9 +537,11 @@ impl Staging {
                     late = despite_failure(&path, bytes, error, is_last)?;
                 }
             }
-            revision.into_iter().for_each(|revision| runs.publish(revision));
+            revision.into_iter().for_each(|revision| temporary.publish(revision));
         }
-        late.extend(syncing(|| directory.sync_all()).map_err(StoreError::io("sync", root)).err());
+        late.extend(
+            self.store.cancellation().syncing(|| directory.sync_all()).map_err(StoreError::io("sync", root)).err(),
+        );
         Ok(late)
     }
 
@@ -562,7 +564,7 @@ impl Drop for Staging {
     fn drop(&mut self) {
         // An interruption does not wait for this, which may take long. It deletes the remaining files itself.
         let removed = fs::remove_dir_all(&self.directory);
-        runs().end(&self.directory);
+        self.store.cancellation().temporary_files().end(&self.directory);
         if let Err(error) = removed {
             self.store.reporter().warn(format_args!("cannot delete '{}': {error}", self.directory.display()));
         }

@@ -70,6 +70,7 @@ fn attempt(
     let workers = Workers::new(&operation, head, 1);
     let (mut images, mut staged) = (Vec::new(), Vec::<StagedImage>::new());
     for request in requests {
+        operation.cancellation().check()?;
         let is_taken = |name: &ImageName| staged.iter().any(|image| image.outcome.place.name == *name);
         let result = workers.stage_alone(request, progress, is_taken);
         let outcomes = result.map(|platforms| {
@@ -79,6 +80,7 @@ fn attempt(
         });
         images.push(ImageReport { argument: request.argument.clone(), outcomes });
     }
+    operation.cancellation().check()?;
     // Objects are kept even if no image is published now.
     staging.flush()?;
     let is_to_be_published = !options.dry_run && !options.only_store && !staged.is_empty();

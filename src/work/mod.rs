@@ -21,6 +21,7 @@ mod thin;
 mod variants;
 mod worker;
 
+use crate::cancel::Cancelled;
 use crate::engine::EngineError;
 use crate::image::ImageName;
 use crate::inventory::InventoryError;
@@ -44,6 +45,9 @@ pub use thin::{ThinOutcome, ThinState, push_thin_images};
 /// Why an image, or a whole operation, failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {
+    /// The operation was cancelled.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     /// The image cannot be staged.
     #[error(transparent)]
     Stage(#[from] StageError),

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 
 use super::ConvertError;
 use super::variants::warn_of_high_variants;
+use crate::cancel::Cancellation;
 use crate::consumer::podman::{PodmanListing, listed_platform};
 use crate::engine::Engine;
 use crate::image::ImageName;
@@ -50,6 +51,11 @@ impl<'e> Operation<'e> {
             repair_front(stager.staging(), publisher.signer.keys())?;
         }
         Ok(Self { engine, stager, dry_run: stage.dry_run, publish, head: Mutex::default() })
+    }
+
+    /// Returns what ends the operation.
+    pub(super) fn cancellation(&self) -> &'e Cancellation {
+        self.engine.cancellation()
     }
 
     /// Returns the reporter to the observer of the engine.

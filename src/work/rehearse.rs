@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::operation::Operation;
 use super::{ConvertError, ConvertOptions};
+use crate::cancel::UnfinishedFiles;
 use crate::catalog::CatalogReference;
 use crate::directory::RepositoryDirectory;
 use crate::engine::{Engine, EngineError, Resources};
@@ -22,7 +23,7 @@ use crate::publish::write_catalogs;
 use crate::repository::{Repository, RepositoryError, Row};
 use crate::revise::{self, Changes};
 use crate::stage::{Outcome, Request};
-use crate::store::{DirectoryStore, StoreError, UnfinishedFiles, WrittenObjects};
+use crate::store::{DirectoryStore, StoreError, WrittenObjects};
 
 /// What a conversion would do.
 #[derive(Debug)]
@@ -90,7 +91,7 @@ pub fn rehearse(
     let failed = |source| StoreError::Io { action: "create a directory in", path: std::env::temp_dir(), source };
     delete_leftovers(&std::env::temp_dir());
     // It goes when this ends, however that is, or else with the next run.
-    let unfinished = UnfinishedFiles::start();
+    let unfinished = directory.cancellation().unfinished_files();
     let home = unfinished.make(|making| {
         let home = tempfile::Builder::new().prefix(DIRECTORY_PREFIX).tempdir().map_err(failed)?.keep();
         making.record_created(&home);

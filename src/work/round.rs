@@ -290,6 +290,7 @@ impl<'a> Desk<'a> {
         self.begin();
         let mut looked = Instant::now();
         while self.outstanding > 0 {
+            self.round.workers.operation.cancellation().check()?;
             match news.recv_timeout(TICK) {
                 Ok(news) => self.take(news)?,
                 Err(_) if threads.are_broken() => return Ok(()),

@@ -11,6 +11,7 @@ use super::round::{Finished, Round};
 use super::survey::Survey;
 use super::worker::Workers;
 use super::{ConvertError, ConvertOptions, retried};
+use crate::cancel::Cancelled;
 use crate::consumer::podman::PublishedStore;
 use crate::directory::DirectoryError;
 use crate::engine::Engine;
@@ -29,6 +30,9 @@ use crate::wishlist::{ListingFailure, WantedImage, Wishlist, WishlistProblem};
 /// Why a round could not be brought to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
+    /// The round was cancelled.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     /// The repository directory cannot be used.
     #[error(transparent)]
     Directory(#[from] DirectoryError),

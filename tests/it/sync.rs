@@ -1,6 +1,7 @@
 //! A repository in step with a wishlist.
 
 mod artifacts;
+mod cancellation;
 mod ducc;
 mod lines;
 mod podman;
