@@ -1,4 +1,4 @@
-//! What a repository says about one image, and what the image shares with others.
+//! Describes a published image: its record, layers and losses, and the content that it shares with other images.
 
 use std::collections::BTreeMap;
 
@@ -12,26 +12,27 @@ use crate::repository::Repository;
 /// Maximum size in bytes of a file below `.metadata` or of a layer's record that is read.
 const FILE_LIMIT: u64 = 256 << 20;
 
-/// What a repository says about one image.
+/// The description of a published image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageDetails {
-    /// What was published for it.
+    /// Its record.
     pub record: ImageRecord,
-    /// What it is for, if anything says it: the place, the index, the list of a layout, or else the config.
+    /// Its platform according to the first of these that states one: its place in the repository, its index, the index of its OCI
+    /// layout, its config.
     pub platform: Option<Platform>,
-    /// What its config says that it is for.
+    /// Its platform according to its config.
     pub config_platform: Option<Platform>,
-    /// What CVMFS cannot hold of it.
+    /// What CVMFS cannot represent of it.
     pub losses: LossList,
-    /// Its layers, from the lowest up: what is known about each, and how many other images have it.
+    /// Its layers, from the lowest to the topmost: the record of each, and the number of other images that contain it.
     pub layers: Vec<(Option<LayerRecord>, usize)>,
-    /// Other images with the same root file system.
+    /// Other images with the same flat tree.
     pub same_flat: Vec<ImagePlace>,
-    /// Whether podman sees it under its name, or why it would see nothing with it; `None` where nobody asked for that.
+    /// `Ok` if it is in podman's store under its name; the reason if podman would refuse it; `None` if it was not requested.
     pub podman: Option<Result<(), Refusal>>,
 }
 
-/// Returns what the repository says about one image, and what that image shares with others.
+/// Describes one image.
 pub fn describe(repository: &Repository, place: &ImagePlace) -> Result<ImageDetails, InventoryError> {
     let directory = place.metadata();
     let record = inventory::record(repository, place)?.ok_or_else(|| InventoryError::NoImage(place.name.clone()))?;
@@ -51,7 +52,7 @@ pub fn describe(repository: &Repository, place: &ImagePlace) -> Result<ImageDeta
         let json = repository.read(&layout::layer_record(*layer), FILE_LIMIT)?;
         layers.push((json.and_then(|json| LayerRecord::parse(&json)), users.get(layer).copied().unwrap_or(0)));
     }
-    let podman = podman_sees(repository, place, &record)?;
+    let podman = podman_listing(repository, place, &record)?;
     let config = repository.read(&directory.join(b"config.json"), FILE_LIMIT)?;
     let config_platform = config.and_then(|config| ImageConfig::parse(&config).ok()?.platform());
     let in_index = platform_in_index(repository, &directory, &record)?;
@@ -60,7 +61,7 @@ pub fn describe(repository: &Repository, place: &ImagePlace) -> Result<ImageDeta
     Ok(ImageDetails { record, platform, config_platform, losses, layers, same_flat, podman })
 }
 
-/// Returns what the index of an image says that it is for, if there is one that lists it.
+/// Returns the platform of an image according to its index, if it has one.
 fn platform_in_index(
     repository: &Repository,
     directory: &EntryPath,
@@ -73,7 +74,7 @@ fn platform_in_index(
     Ok(entry.find_map(|entry| entry.platform()))
 }
 
-fn podman_sees(
+fn podman_listing(
     repository: &Repository,
     place: &ImagePlace,
     record: &ImageRecord,

@@ -1,7 +1,7 @@
-//! One open repository, for as long as a command or a daemon works with it.
+//! An open repository, for the lifetime of a command or a daemon.
 //!
-//! An [`Engine`] holds what all operations share: the store, the state database, the thread pool, the registries, and what signs.
-//! Nothing in it belongs to a single operation, and nothing of it is global to the process.
+//! An [`Engine`] contains what all operations on the repository share: the store, the state database, the thread pool, the registry
+//! client, and the signing keys. It contains no state of a single operation, and there is no process-global state.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::state::StateDatabase;
 use crate::store::DirectoryStore;
 use crate::threads::{self, ThreadsError};
 
-/// Why an engine cannot be opened.
+/// Errors from opening an engine.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The repository directory cannot be used.
@@ -31,16 +31,16 @@ pub enum EngineError {
     Threads(#[from] ThreadsError),
 }
 
-/// What an engine may use of the machine.
+/// Limits on the resources of the machine that an engine uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resources {
     /// Number of threads that work on layers and trees.
     pub threads: usize,
-    /// Bytes of content in flight, for all images that are converted at the same time.
+    /// Maximum number of bytes of content in memory, for all images that are converted at the same time.
     pub memory: u64,
 }
 
-/// What the operations on one repository share.
+/// Resources that all operations on one repository share.
 pub struct Engine {
     directory: RepositoryDirectory,
     store: DirectoryStore,
@@ -52,9 +52,9 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Opens a repository to publish in it.
+    /// Opens a repository for publishing.
     ///
-    /// Keys, storage, state and settings of registries are read now, so that what is missing is reported before any work is done.
+    /// Reads keys, storage, state and settings of registries, so that missing ones are reported before any work is done.
     pub fn open(
         directory: &RepositoryDirectory,
         resources: Resources,
@@ -63,7 +63,7 @@ impl Engine {
         if let Some(lack) = directory.settings().compression.lack() {
             directory.reporter().info(format_args!("{lack}"));
         }
-        // The real time: publications may be dated otherwise.
+        // The actual time, to which clients compare the whitelist. Publications may have another time (`SOURCE_DATE_EPOCH`).
         if let Some(warning) = directory.whitelist_warning(Timestamp::now()) {
             directory.reporter().warn(format_args!("{warning}"));
         }
@@ -76,7 +76,7 @@ impl Engine {
         Ok(Self { publisher: Some(publisher), ..engine })
     }
 
-    /// Opens a repository whose new objects go to `store`, which is not its own, and in which nothing is published.
+    /// Opens a repository read-only. New objects are written to `store`, which is not the repository's own.
     pub(crate) fn read_only(
         directory: &RepositoryDirectory,
         store: DirectoryStore,
@@ -114,32 +114,32 @@ impl Engine {
         &self.store
     }
 
-    /// Returns what is remembered between runs.
+    /// Returns the database of facts that are kept between runs.
     pub(crate) fn state(&self) -> &Arc<StateDatabase> {
         &self.state
     }
 
-    /// Returns the threads that build trees and catalogs.
+    /// Returns the pool of threads that build trees and catalogs.
     pub(crate) fn pool(&self) -> &ThreadPool {
         &self.pool
     }
 
-    /// Returns what ends the operations of this engine.
+    /// Returns the token that cancels the operations of this engine.
     pub fn cancellation(&self) -> &Cancellation {
         self.directory.cancellation()
     }
 
-    /// Returns the registries that images are fetched from.
+    /// Returns the client of the registries from which images are fetched.
     pub(crate) fn registries(&self) -> &Registries {
         &self.registries
     }
 
-    /// Returns what the engine may use of the machine.
+    /// Returns the limits on the resources of the machine.
     pub(crate) fn resources(&self) -> Resources {
         self.resources
     }
 
-    /// Returns what publishes revisions; `None` where nothing is published.
+    /// Returns the publisher of revisions; `None` if the engine is read-only.
     pub(crate) fn publisher(&self) -> Option<&Publisher> {
         self.publisher.as_ref()
     }

@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytesize::ByteSize;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use strata::directory::{DirectoryError, RepositoryDirectory};
 use strata::engine::Resources;
 use strata::image::{FullName, Platform};
 use strata::layer::Limits;
+use strata::layout::ChainSelection;
 use strata::metadata::Timestamp;
 use strata::publish::PublishOptions;
 use strata::repository::RevisionSelector;
-use strata::source::{ImageArgument, Platforms};
+use strata::source::{ImageArgument, PlatformSelection};
 use strata::work::ConvertOptions;
 
 use super::failure::UsageError;
@@ -121,7 +123,7 @@ pub struct Convert {
     pub name: Option<FullName>,
     /// Platform to select from an index, or "all" for all platforms side by side [default: this machine's platform]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]|all")]
-    pub platform: Option<Platforms>,
+    pub platform: Option<PlatformSelection>,
     /// Do not publish the individual layers
     #[arg(long)]
     pub skip_layers: bool,
@@ -132,8 +134,8 @@ pub struct Convert {
     #[arg(long)]
     pub skip_podman: bool,
     /// Which chains to publish
-    #[arg(long, value_enum, default_value_t = Chains::Final)]
-    pub chains: Chains,
+    #[arg(long, default_value = "final", value_parser = chains())]
+    pub chains: ChainSelection,
     /// Create the repository if its directory is missing: its name is the last component of the directory's path
     #[arg(long, conflicts_with = "dry_run")]
     pub create: bool,
@@ -222,15 +224,14 @@ pub struct Sync {
     pub effort: Effort,
 }
 
-/// The chains that are published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Chains {
-    /// Only the final chain, of all layers
-    Final,
-    /// One chain for each layer
-    All,
-    /// No chain
-    None,
+/// Returns the parser of `--chains`.
+fn chains() -> impl TypedValueParser<Value = ChainSelection> {
+    let names = PossibleValuesParser::new([
+        PossibleValue::new("final").help("Only the final chain, of all layers"),
+        PossibleValue::new("all").help("One chain for each layer"),
+        PossibleValue::new("none").help("No chain"),
+    ]);
+    names.map(|name| ChainSelection::from_name(&name).expect("these are the names of all selections"))
 }
 
 /// Arguments of `strata info`.

@@ -18,10 +18,10 @@ use strata::message::causes;
 use strata::progress::Progress;
 use strata::settings::Settings;
 use strata::source::ImageArgument;
-use strata::stage::{Chains, ImageOptions, Outcome, Request};
+use strata::stage::{ImageOptions, ImageOutcome, Request};
 use strata::work::{ConvertOptions, ConvertReport, ImageReport, convert};
 
-use super::arguments::{self, Arguments, Convert, randomness};
+use super::arguments::{Arguments, Convert, randomness};
 use super::failure::{FAILED, LATE, PARTLY, UsageError, after, complain_late};
 use super::progress::Display;
 use super::timings::Timings;
@@ -64,7 +64,7 @@ pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyho
             complain(format_args!("{}: {}", image.argument, causes(error)));
         }
     }
-    complain_late(&report.late);
+    complain_late(&report.late_errors);
     after(report.revision.map(|revision| revision.number), printed)?;
     Ok(ExitCode::from(exit_code(&report)))
 }
@@ -73,7 +73,7 @@ pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyho
 fn exit_code(report: &ConvertReport) -> u8 {
     let failed = report.images.iter().filter(|image| image.outcomes.is_err()).count();
     match failed {
-        _ if !report.late.is_empty() => LATE,
+        _ if !report.late_errors.is_empty() => LATE,
         0 => 0,
         _ if failed == report.images.len() => FAILED,
         _ => PARTLY,
@@ -135,11 +135,7 @@ fn image_options(command: &Convert) -> ImageOptions {
         skip_layers: command.skip_layers,
         skip_flat: command.skip_flat,
         skip_podman: command.skip_podman,
-        chains: match command.chains {
-            arguments::Chains::Final => Chains::Final,
-            arguments::Chains::All => Chains::All,
-            arguments::Chains::None => Chains::None,
-        },
+        chains: command.chains,
         force: command.force,
         strict: command.strict,
     }
@@ -172,7 +168,7 @@ fn to_text(directory: &RepositoryDirectory, report: &ConvertReport, dry_run: boo
     text
 }
 
-fn image_line(outcome: &Outcome, dry_run: bool) -> String {
+fn image_line(outcome: &ImageOutcome, dry_run: bool) -> String {
     let plan = &outcome.plan;
     let verb = if dry_run { "to read" } else { "read" };
     format!(
@@ -204,7 +200,7 @@ fn losses_text(losses: &LossList) -> String {
 }
 
 fn to_json(directory: &RepositoryDirectory, report: &ConvertReport, dry_run: bool) -> Value {
-    let outcome = |image: &ImageReport, outcome: &Outcome| {
+    let outcome = |image: &ImageReport, outcome: &ImageOutcome| {
         let mut json = json!({
             "image": image.argument.to_string(),
             "name": outcome.place.name.to_string(),

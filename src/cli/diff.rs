@@ -12,7 +12,7 @@ use strata::image::Digest;
 use strata::path::EntryPath;
 use strata::progress::Progress;
 use strata::repository::{Repository, RevisionSelector};
-use strata::source::{ArgumentError, ImageArgument, PlatformRequest, Platforms};
+use strata::source::{ArgumentError, ImageArgument, PlatformRequest, PlatformSelection};
 use strata::stage::{ImageOptions, Request};
 use strata::work::{Rehearsal, rehearse};
 
@@ -58,7 +58,7 @@ fn revisions(
 fn image(arguments: &Arguments, directory: &RepositoryDirectory, command: &Diff) -> anyhow::Result<bool> {
     super::interrupt::watch()?;
     let argument: ImageArgument = command.what.parse().map_err(|error: ArgumentError| UsageError(error.to_string()))?;
-    let platforms = Platforms::One(PlatformRequest::new(command.platform.clone()));
+    let platforms = PlatformSelection::One(PlatformRequest::new(command.platform.clone()));
     let image = ImageOptions { platforms, ..ImageOptions::default() };
     let request = Request { argument, name: command.name.clone(), image };
     let options = default_options()?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 
 use strata::notification::{Notifications, StartedAction};
-use strata::stage::Outcome;
+use strata::stage::ImageOutcome;
 use strata::wishlist::WantedImage;
 use strata::work::Event;
 
@@ -19,7 +19,7 @@ pub struct Notifier {
 struct Image {
     flat: StartedAction,
     chain: StartedAction,
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<ImageOutcome>,
 }
 
 impl Notifier {

@@ -17,7 +17,7 @@ use strata::layer::Limits;
 use strata::mount::{MountOptions, MountPoint};
 use strata::preview::{Preview, PreviewOptions};
 use strata::progress::Progress;
-use strata::source::{PlatformRequest, Platforms};
+use strata::source::{PlatformRequest, PlatformSelection};
 use strata::stage::{ImageOptions, Request};
 use strata::work::convert;
 
@@ -130,7 +130,7 @@ fn read(
 
 /// Stores the image in the repository without publishing it.
 fn keep(command: &PreviewArguments, directory: &RepositoryDirectory, progress: &Arc<Progress>) -> anyhow::Result<()> {
-    let platforms = Platforms::One(PlatformRequest::new(command.platform.clone()));
+    let platforms = PlatformSelection::One(PlatformRequest::new(command.platform.clone()));
     // The name is required, but not published.
     let name: FullName = "preview.invalid/image:preview".parse().context("invalid name")?;
     let image = ImageOptions { platforms, ..ImageOptions::default() };

@@ -14,7 +14,7 @@ use strata::image::ImageName;
 use strata::message::{causes, on_one_line};
 use strata::notification::Notifications;
 use strata::revise::Prune;
-use strata::stage::Outcome;
+use strata::stage::ImageOutcome;
 use strata::wishlist::{WantedImage, Wishlist, WishlistProblem};
 use strata::work::{
     ConvertOptions, Event, ImageState, SyncObserver, SyncOptions, SyncReport, ThinOutcome, ThinState, push_thin_images,
@@ -108,7 +108,7 @@ fn conclude(
     if let Some(loss) = refused {
         complain(format_args!("nothing is removed: {loss}; if this is intended, use --prune-all"));
     }
-    complain_late(&report.late);
+    complain_late(&report.late_errors);
     after(report.revisions.iter().map(|revision| revision.number), printed)?;
     let outcomes = RoundFacts {
         images: report.images.len(),
@@ -118,7 +118,7 @@ fn conclude(
         thin_failed: thin.iter().filter(|thin| matches!(thin.state, ThinState::Failed(_))).count(),
         is_prune_refused: refused.is_some(),
         has_published: !report.revisions.is_empty(),
-        has_late_failure: !report.late.is_empty() || thin_is_lost,
+        has_late_failure: !report.late_errors.is_empty() || thin_is_lost,
     };
     Ok(ExitCode::from(outcomes.exit_code()))
 }
@@ -307,13 +307,13 @@ fn to_text(
             ImageState::Unchanged => counts[0] += 1,
             ImageState::Published(outcomes) => {
                 counts[1] += 1;
-                for Outcome { place, manifest, .. } in outcomes {
+                for ImageOutcome { place, manifest, .. } in outcomes {
                     text += &format!("{place}  {manifest}\n");
                 }
             }
             ImageState::Planned(outcomes) => {
                 counts[1] += 1;
-                for Outcome { place, manifest, plan, .. } in outcomes {
+                for ImageOutcome { place, manifest, plan, .. } in outcomes {
                     let (read, layers, bytes) = (plan.layers_to_read, plan.layers, ByteSize(plan.bytes_to_read));
                     text += &format!("{place}  {manifest}  {layers} layers, {read} to read ({bytes})\n");
                 }
@@ -370,7 +370,7 @@ fn to_json(
             ImageState::Published(outcomes) | ImageState::Planned(outcomes) => {
                 let is_planned = matches!(state, ImageState::Planned(_));
                 json["state"] = if is_planned { "planned" } else { "published" }.into();
-                let platform = |outcome: &Outcome| {
+                let platform = |outcome: &ImageOutcome| {
                     json!({
                         "platform": outcome.place.platform.as_ref().map(ToString::to_string),
                         "manifest": outcome.manifest,

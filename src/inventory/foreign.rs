@@ -1,7 +1,7 @@
-//! Images that another program published.
+//! Images that another program, usually DUCC, published.
 //!
-//! They stay as they are as long as their manifest does not change. Nothing that other programs made is ever a base for
-//! what is made here: their trees lack owners, attributes and links that the image has.
+//! They are left unchanged as long as their manifest does not change. Trees of other programs are never reused for new images,
+//! because they lack owners, extended attributes and links of the image.
 
 use std::collections::BTreeSet;
 
@@ -14,62 +14,62 @@ use crate::object::{ContentObjects, ObjectHash};
 use crate::path::EntryPath;
 use crate::repository::{CatalogLocation, Repository, RepositoryError};
 
-/// What DUCC keeps of an image manifest. Its keys are capitalised, and only these are left of them.
+/// A manifest as DUCC writes it: only these members, with capitalised keys.
 #[derive(Deserialize)]
-struct KeptManifest {
+struct DuccManifest {
     #[serde(alias = "Config")]
-    config: KeptDescriptor,
+    config: DuccDescriptor,
     #[serde(alias = "Layers", default)]
-    layers: Vec<KeptDescriptor>,
+    layers: Vec<DuccDescriptor>,
 }
 
 #[derive(Deserialize)]
-struct KeptDescriptor {
+struct DuccDescriptor {
     #[serde(alias = "Digest")]
     digest: String,
 }
 
-impl KeptManifest {
+impl DuccManifest {
     fn digests(&self) -> Option<(Digest, Vec<Digest>)> {
         let layers = self.layers.iter().map(|layer| layer.digest.parse().ok()).collect::<Option<_>>()?;
         Some((self.config.digest.parse().ok()?, layers))
     }
 }
 
-/// Returns whether another program has published the image with this config and these layers, all of it.
+/// Returns whether another program has published the image with this config and these layers completely.
 pub(crate) fn is_foreign(
     head: &Repository,
     place: &ImagePlace,
     config: Digest,
     layers: &[Digest],
 ) -> Result<bool, RepositoryError> {
-    if kept_manifest(head, place)?.is_none_or(|kept| kept != (config, layers.to_vec())) {
+    if foreign_digests(head, place)?.is_none_or(|digests| digests != (config, layers.to_vec())) {
         return Ok(false);
     }
-    // A program that lost a layer on the way published the image all the same.
+    // DUCC publishes an image even if one of its layers could not be published.
     for layer in layers {
         if head.get(&layout::layer_root(*layer))?.is_none() {
             return Ok(false);
         }
     }
     let link = head.get(&place.link())?;
-    let leads_there = link.is_some_and(|link| link.is_symlink() && link.target() == place.link_target(config));
-    Ok(leads_there && head.get(&layout::flat_root(config))?.is_some())
+    let is_linked = link.is_some_and(|link| link.is_symlink() && link.target() == place.link_target(config));
+    Ok(is_linked && head.get(&layout::flat_root(config))?.is_some())
 }
 
-/// Returns the root catalog of a published chain or root file system, if strata made it.
+/// Returns the root catalog of a published chain or flat tree, if strata created it.
 pub(crate) fn our_tree(head: &Repository, path: &EntryPath) -> Result<Option<CatalogReference>, RepositoryError> {
     let Some(reference) = head.nested_catalog(path)? else { return Ok(None) };
     let place = CatalogLocation { root: path.clone(), reference };
     Ok(head.open_catalog(&place)?.property(FACTS).map(|_| reference))
 }
 
-/// Returns the config digest of an image that another program published, as far as the program kept it.
+/// Returns the config digest of an image that another program published, if its manifest contains it.
 pub(crate) fn foreign_config(head: &Repository, place: &ImagePlace) -> Result<Option<Digest>, RepositoryError> {
-    Ok(kept_manifest(head, place)?.map(|(config, _)| config))
+    Ok(foreign_digests(head, place)?.map(|(config, _)| config))
 }
 
-/// Returns the object of the manifest that another program published for an image, if one did.
+/// Returns the hash of the manifest that another program published for an image, or `None` if there is none.
 pub(crate) fn foreign_manifest(head: &Repository, place: &ImagePlace) -> Result<Option<ObjectHash>, RepositoryError> {
     let directory = place.metadata();
     let manifest = head.get(&directory.join(b"manifest.json"))?;
@@ -85,17 +85,17 @@ pub(crate) fn foreign_manifest(head: &Repository, place: &ImagePlace) -> Result<
 
 /// Returns the trees of an image that another program published.
 pub(crate) fn foreign_trees(head: &Repository, place: &ImagePlace) -> Result<BTreeSet<EntryPath>, RepositoryError> {
-    let Some((config, layers)) = kept_manifest(head, place)? else { return Ok(BTreeSet::new()) };
+    let Some((config, layers)) = foreign_digests(head, place)? else { return Ok(BTreeSet::new()) };
     let layers = layers.into_iter().map(layout::layer_directory);
     Ok(layers.chain([layout::flat_root(config)]).collect())
 }
 
-/// Returns the config and layers that another program noted for an image, as far as it did.
-fn kept_manifest(head: &Repository, place: &ImagePlace) -> Result<Option<(Digest, Vec<Digest>)>, RepositoryError> {
+/// Returns the digests of the config and the layers in the manifest that another program published for an image.
+fn foreign_digests(head: &Repository, place: &ImagePlace) -> Result<Option<(Digest, Vec<Digest>)>, RepositoryError> {
     if foreign_manifest(head, place)?.is_none() {
         return Ok(None);
     }
     let json = head.read(&place.metadata().join(b"manifest.json"), MAX_DOCUMENT_SIZE)?.unwrap_or_default();
-    let manifest: Option<KeptManifest> = serde_json::from_slice(&json).ok();
+    let manifest: Option<DuccManifest> = serde_json::from_slice(&json).ok();
     Ok(manifest.and_then(|manifest| manifest.digests()))
 }

@@ -1,4 +1,4 @@
-//! Which images a repository holds, and what is known about each.
+//! Lists the images of a repository, with their records.
 
 mod foreign;
 
@@ -12,21 +12,21 @@ pub(crate) use foreign::{foreign_config, foreign_manifest, foreign_trees, is_for
 /// Maximum size in bytes of a `strata.json` that is read.
 const RECORD_LIMIT: u64 = 64 << 20;
 
-/// Why images could not be listed.
+/// Errors from listing images.
 #[derive(Debug, thiserror::Error)]
 pub enum InventoryError {
     /// The repository cannot be read.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    /// Something below `.metadata` has a name that no image has.
-    #[error("'{path}' is not named after an image")]
+    /// The path of a directory below `.metadata` is not an image name.
+    #[error("the path of '{path}' is not the name of an image")]
     Name {
         /// The directory.
         path: EntryPath,
-        /// Why.
+        /// Error from parsing the name.
         source: NameError,
     },
-    /// The image is not there, or nothing tells what it is.
+    /// The image is not in the repository, or has no record.
     #[error("'{0}' is not in the repository")]
     NoImage(ImageName),
 }
@@ -34,23 +34,23 @@ pub enum InventoryError {
 /// One image of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedImage {
-    /// Where it is published.
+    /// Its name and platform in the repository.
     pub place: ImagePlace,
-    /// What is known about it; `None` for an image that another program published.
+    /// Its record; `None` for an image that another program published.
     pub record: Option<ImageRecord>,
 }
 
-/// Returns every image, by name; then those of names that stand for several platforms. This reads one small file for each.
+/// Returns all images: first those without platform, by name, then the others, by platform and name. Reads one small file for each.
 pub fn list(repository: &Repository) -> Result<Vec<ListedImage>, InventoryError> {
     list_with(repository, read_record)
 }
 
-/// Does the same; a record that is lost or damaged counts as none.
+/// Returns all images like [`list`]. An image with a missing or damaged record is returned without record.
 pub(crate) fn list_intact(repository: &Repository) -> Result<Vec<ListedImage>, InventoryError> {
     list_with(repository, read_intact_record)
 }
 
-/// Reads the record in the directory of an image.
+/// Function that reads the record in the directory of an image.
 type ReadRecord = fn(&Repository, &EntryPath) -> Result<Option<ImageRecord>, RepositoryError>;
 
 fn list_with(repository: &Repository, read: ReadRecord) -> Result<Vec<ListedImage>, InventoryError> {
@@ -71,7 +71,7 @@ fn list_with(repository: &Repository, read: ReadRecord) -> Result<Vec<ListedImag
     Ok(images)
 }
 
-/// Returns the names of the directories in `directory`, which may not be there.
+/// Returns the names of the directories in `directory`; none if `directory` does not exist.
 pub(crate) fn directories(repository: &Repository, directory: &EntryPath) -> Result<Vec<Vec<u8>>, RepositoryError> {
     if !repository.get(directory)?.is_some_and(|entry| entry.is_directory()) {
         return Ok(Vec::new());
@@ -80,7 +80,7 @@ pub(crate) fn directories(repository: &Repository, directory: &EntryPath) -> Res
     Ok(children.map(|(name, _)| name).collect())
 }
 
-/// Adds the images in `directory`, whose names are their paths below `root`.
+/// Adds the images below `directory`. The name of an image is its path relative to `root`.
 fn list_below(
     repository: &Repository,
     read: ReadRecord,
@@ -107,7 +107,7 @@ fn list_below(
     Ok(())
 }
 
-/// Returns where a name has images: one place, or several if it stands for platforms side by side.
+/// Returns the images of a name: one, or one for each of several platforms.
 pub fn places(repository: &Repository, name: &ImageName) -> Result<Vec<ImagePlace>, RepositoryError> {
     let mut places = vec![ImagePlace { name: name.clone(), platform: None }];
     let directory = EntryPath::ROOT.join(layout::PLATFORM_DIRECTORY.as_bytes());
@@ -117,21 +117,21 @@ pub fn places(repository: &Repository, name: &ImageName) -> Result<Vec<ImagePlac
         let platforms = platforms.filter_map(|(directory, _)| layout::platform_of_directory(directory));
         places.extend(platforms.map(|platform| ImagePlace { name: name.clone(), platform: Some(platform) }));
     }
-    let mut there = Vec::new();
+    let mut existing = Vec::new();
     for place in places {
         if repository.get(&place.metadata())?.is_some() {
-            there.push(place);
+            existing.push(place);
         }
     }
-    Ok(there)
+    Ok(existing)
 }
 
-/// Returns what is known about the image at a place; nothing where another program published it.
+/// Returns the record of an image; `None` if another program published it.
 pub fn record(repository: &Repository, place: &ImagePlace) -> Result<Option<ImageRecord>, RepositoryError> {
     read_record(repository, &place.metadata())
 }
 
-/// Does the same; a record that is lost or damaged counts as none.
+/// Returns the record of an image like [`record`], but `None` if it is missing or damaged.
 pub(crate) fn intact_record(
     repository: &Repository,
     place: &ImagePlace,

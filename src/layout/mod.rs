@@ -3,12 +3,14 @@
 //! Paths are byte-identical to those of DUCC, the converter that sites have used so far, so that every consumer that works with its
 //! repositories also works with ours.
 
+mod chains;
 mod place;
 mod record;
 
 use crate::image::{ChainId, Digest, ImageName};
 use crate::path::EntryPath;
 
+pub use chains::ChainSelection;
 pub use place::{ARCHITECTURE_ALIASES, ImagePlace, PLATFORM_DIRECTORY, platform_of_directory, variant_link_target};
 pub use record::{CandidateTrees, ImageRecord, LastUse, LayerRecord, LossList, Stamp, TreeFacts, WishedNames};
 

@@ -9,7 +9,7 @@ use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 use crate::store::{Staging, StoreError};
 
-/// Why an edit cannot be determined.
+/// Errors from adding an edit.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
     /// The head cannot be read.
@@ -20,7 +20,7 @@ pub enum EditError {
     Store(#[from] StoreError),
 }
 
-/// Edits of the head, by path. What the head already has as wanted is not edited.
+/// Edits of the head, by path. There are no edits for entries that the head already has.
 pub struct EditList<'a> {
     head: &'a Repository,
     staging: &'a Staging,
@@ -30,12 +30,12 @@ pub struct EditList<'a> {
 }
 
 impl<'a> EditList<'a> {
-    /// Starts without edits. New files are stored in `staging`.
+    /// Creates an empty list. New files are stored in `staging`.
     pub fn new(head: &'a Repository, staging: &'a Staging, compression: Compression) -> Self {
         Self { head, staging, compression, edits: BTreeMap::new() }
     }
 
-    /// Returns the revision that is edited.
+    /// Returns the revision to which the edits are applied.
     pub fn head(&self) -> &'a Repository {
         self.head
     }
@@ -55,10 +55,10 @@ impl<'a> EditList<'a> {
         self.edits.insert(path, edit);
     }
 
-    /// Puts a file at `path` unless the head has the same one there, or removes what is there if `bytes` is `None`. Returns whether
-    /// that changes the head.
+    /// Puts a file at `path` unless the head has the same file there. If `bytes` is `None`, removes any existing entry. Returns whether
+    /// this changes the head.
     ///
-    /// Files are compared by their objects, so that a large one need not be read.
+    /// Files with the same object are equal, so that most are not read.
     pub fn put_file(&mut self, path: EntryPath, bytes: Option<&[u8]>) -> Result<bool, EditError> {
         let before = self.head.get(&path)?;
         let Some(bytes) = bytes else {
@@ -70,7 +70,7 @@ impl<'a> EditList<'a> {
         let content = self.staging.put_file(self.compression, bytes)?;
         if let Some(before) = before {
             let is_same_size = before.size == bytes.len() as i64;
-            // Other objects may hold the same content, if the setting of compression has changed since.
+            // Another object may have the same content, if the compression setting has changed.
             if before.file_content().as_ref() == Some(&content)
                 || is_same_size && self.head.read_if_intact(&path, bytes.len() as u64)?.as_deref() == Some(bytes)
             {
@@ -81,21 +81,21 @@ impl<'a> EditList<'a> {
         Ok(true)
     }
 
-    /// Puts a file at `path`, whatever the head has there.
+    /// Puts a file at `path` and replaces any existing entry.
     pub fn add_file(&mut self, path: EntryPath, bytes: &[u8]) -> Result<(), EditError> {
         let content = self.staging.put_file(self.compression, bytes)?;
         self.edits.insert(path, file(bytes, content));
         Ok(())
     }
 
-    /// Puts a large file at `path` of which most stays the same from one revision to the next.
+    /// Puts a large file at `path` that changes little from one revision to the next.
     pub fn add_changing_file(&mut self, path: EntryPath, bytes: &[u8]) -> Result<(), EditError> {
         let content = self.staging.put_changing_file(bytes)?;
         self.edits.insert(path, file(bytes, content));
         Ok(())
     }
 
-    /// Puts a symbolic link at `path`, unless the head has it there.
+    /// Puts a symbolic link at `path`, unless the head has the same link there.
     pub fn add_link(&mut self, path: EntryPath, target: &[u8]) -> Result<(), EditError> {
         let is_there = self.head.get(&path)?.is_some_and(|entry| entry.is_symlink() && entry.target() == target);
         if !is_there {
@@ -104,7 +104,7 @@ impl<'a> EditList<'a> {
         Ok(())
     }
 
-    /// Puts a symbolic link whose target clients expand at `path`, unless the head has it there.
+    /// Puts a symbolic link whose target contains variables that clients expand at `path`, unless the head has the same link there.
     pub fn add_variant_link(&mut self, path: EntryPath, target: Vec<u8>) -> Result<(), EditError> {
         let is_there = self.head.get(&path)?.is_some_and(|entry| entry.is_symlink() && entry.symlink == target);
         if !is_there {
@@ -118,7 +118,8 @@ impl<'a> EditList<'a> {
         self.edits.insert(path, Edit::Tree(Box::new(stored.clone())));
     }
 
-    /// Replaces a tree of which something is missing, unless storing the tree again has restored exactly that.
+    /// Replaces a tree with missing objects. If the new tree has the same root catalog, the missing objects were stored again, and
+    /// no edit is needed.
     pub fn replace_tree(&mut self, path: EntryPath, stored: &StoredTree) -> Result<(), EditError> {
         if self.head.nested_catalog(&path)? != Some(stored.reference) {
             self.add_tree(path, stored);
@@ -126,7 +127,7 @@ impl<'a> EditList<'a> {
         Ok(())
     }
 
-    /// Returns the edits in the order in which they are to be made. Each of `catalogs` becomes a nested catalog before.
+    /// Returns the edits in the order in which they must be applied. The first ones make each of `catalogs` a nested catalog.
     pub fn finish(self, catalogs: impl IntoIterator<Item = EntryPath>) -> Vec<(EntryPath, Edit)> {
         catalogs.into_iter().map(|path| (path, Edit::Catalog)).chain(self.edits).collect()
     }

@@ -18,19 +18,19 @@ use crate::threads;
 
 const MASTER_REPLICA_FILE: &str = ".cvmfs_master_replica";
 
-/// Seconds for which clients need not look for a new revision, as `cvmfs_server` sets it.
+/// Seconds for which clients need not check for a new revision. The same value as that of `cvmfs_server`.
 const DEFAULT_TTL: u32 = 240;
 
-/// What a Stratum 1 server looks for before it copies a repository.
+/// Content of the file that must exist before a Stratum 1 server replicates a repository.
 const MASTER_REPLICA: &str = "This file marks the repository as replication source, which other servers may copy.\n";
 
-/// The first revision of a repository.
+/// Number of the first revision of a repository.
 const FIRST_REVISION: u64 = 1;
 
-/// Creates a repository that holds nothing, in a directory of its own.
+/// Creates an empty repository in a new directory.
 ///
-/// The directory appears complete or not at all: it is made beside `path` and renamed last. Storage and keys that lie
-/// elsewhere are made first. Nothing of all this is left when it fails or the process is interrupted.
+/// The directory appears complete or not at all: it is created in the same parent directory as `path` and renamed last. Storage and
+/// keys outside the directory are created first. After an error or a signal that ends the process, all created files are deleted.
 pub fn create_repository(
     path: &Path,
     settings: Settings,
@@ -53,22 +53,22 @@ pub fn create_repository(
         Err(source) => return Err(DirectoryError::Io { action: "list", path: path.to_owned(), source }.into()),
     }
     let unfinished = cancellation.unfinished_files();
-    let directory = unfinished.make(|making| make_directory(making, path, settings))?;
+    let directory = unfinished.make(|recorder| create_directory(recorder, path, settings))?;
     let directory = directory.with_reporter(reporter).with_cancellation(cancellation);
-    // One thread does: there is nothing to share.
-    threads::pool(1, reporter)?.install(|| publish_nothing(&directory, &unfinished, now, started, rng))?;
+    // One thread is enough for an empty repository.
+    threads::pool(1, reporter)?.install(|| publish_first_revision(&directory, &unfinished, now, started, rng))?;
     let built = directory.path().to_owned();
     unfinished.finish(FIRST_REVISION, || match std::fs::rename(&built, path) {
-        // The system may report an error although it did it.
+        // The operating system may report an error although it has renamed the directory.
         Err(_) if !built.exists() && path.join(Settings::FILE_NAME).is_file() => Ok(()),
         renamed => renamed.map_err(|source| DirectoryError::Io { action: "create", path: path.to_owned(), source }),
     })?;
     Ok(directory.at(path))
 }
 
-/// Makes a directory with its settings beside `path`.
-fn make_directory(
-    making: &mut FileRecorder<'_>,
+/// Creates a directory with the settings in the same parent directory as `path`.
+fn create_directory(
+    recorder: &mut FileRecorder<'_>,
     path: &Path,
     settings: Settings,
 ) -> Result<RepositoryDirectory, DirectoryError> {
@@ -77,7 +77,7 @@ fn make_directory(
         move |source| DirectoryError::Io { action, path, source }
     };
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    making.record_missing_parents(path);
+    recorder.record_missing_parents(path);
     std::fs::create_dir_all(parent).map_err(failed("create", parent))?;
     let building = tempfile::Builder::new()
         .prefix(".strata-init-")
@@ -85,14 +85,15 @@ fn make_directory(
         .tempdir_in(parent)
         .map_err(failed("create a directory in", parent))?;
     let building = building.keep();
-    making.record_created(&building);
+    recorder.record_created(&building);
     RepositoryDirectory::create(&building, settings)
 }
 
-/// Makes keys, whitelist and the first revision of a repository.
+/// Creates keys, whitelist and the first, empty revision of a repository.
 ///
-/// `started` is the real time, for the certificate and the whitelist, which expire.
-fn publish_nothing(
+/// `started` is the actual time. It is used for the certificate and the whitelist, which expire. `now` may be another time, to which
+/// the revision is dated.
+fn publish_first_revision(
     directory: &RepositoryDirectory,
     unfinished: &UnfinishedFiles,
     now: Timestamp,
@@ -101,18 +102,18 @@ fn publish_nothing(
 ) -> Result<(), PublishError> {
     let settings = directory.settings();
     let keys = NewKeys::generate(&directory.keys_path(), directory.name(), started, &mut rng)?;
-    let keys = unfinished.make(|making| {
-        making.record_new(&directory.keys_path());
-        keys.paths().into_iter().for_each(|path| making.record_new(path));
+    let keys = unfinished.make(|recorder| {
+        recorder.record_new(&directory.keys_path());
+        keys.paths().into_iter().for_each(|path| recorder.record_new(path));
         // Each key is on disk before the next is written.
         directory.cancellation().syncing(|| keys.write())
     })?;
     let storage = directory.storage_path();
-    let store = unfinished.make(|making| {
-        making.record_missing_parents(&storage);
-        making.record_new(&storage);
+    let store = unfinished.make(|recorder| {
+        recorder.record_missing_parents(&storage);
+        recorder.record_new(&storage);
         let names = ["data", WHITELIST, MASTER_REPLICA_FILE, REFLOG, MANIFEST];
-        names.into_iter().for_each(|name| making.record_new(&storage.join(name)));
+        names.into_iter().for_each(|name| recorder.record_new(&storage.join(name)));
         DirectoryStore::create(&storage)
     })?;
     let whitelist = Whitelist::new(directory.name().clone(), vec![keys.certificate().fingerprint()], started)?;
@@ -121,7 +122,7 @@ fn publish_nothing(
     let staging =
         Staging::start(&store.with_reporter(directory.reporter()).with_cancellation(directory.cancellation()))?;
     let files: [(&str, &[u8]); 2] = [(WHITELIST, &whitelist), (MASTER_REPLICA_FILE, MASTER_REPLICA.as_bytes())];
-    all_is_well(staging.replace_files(&files, None)?)?;
+    fail_on_late_errors(staging.replace_files(&files, None)?)?;
     let root = Editor::create(&staging, settings.compression, now)?.write(FIRST_REVISION)?;
     let meta_info = MetaInfo::default().write();
     let meta_info = staging.put_database(ObjectKind::MetaInfo, &meta_info)?;
@@ -133,7 +134,7 @@ fn publish_nothing(
         garbage_collectable: true,
         alternative_path: false,
         name: directory.name().clone(),
-        // Filled in when the certificate is stored.
+        // A placeholder: `replace_manifest` stores the certificate and sets its hash.
         certificate: root.hash,
         history: None,
         published: Some(now.seconds.max(1)),
@@ -143,10 +144,10 @@ fn publish_nothing(
     let publisher = Publisher { settings: settings.clone(), signer, server: None };
     let options = PublishOptions { now, ..PublishOptions::default() };
     // The directory is not visible to clients yet.
-    all_is_well(publisher.replace_manifest(&staging, &options, manifest, root, None)?)
+    fail_on_late_errors(publisher.replace_manifest(&staging, &options, manifest, root, None)?)
 }
 
-/// Takes what failed after files were replaced for an error, where no client can see them.
-fn all_is_well(late: Vec<StoreError>) -> Result<(), PublishError> {
-    late.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
+/// Returns the first error from after the replacement of files. Here no client can see the files yet, so that any error is fatal.
+fn fail_on_late_errors(late_errors: Vec<StoreError>) -> Result<(), PublishError> {
+    late_errors.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
 }

@@ -1,8 +1,8 @@
-//! Makes a new revision of a repository, all of it or nothing.
+//! Publishes a new revision of a repository, completely or not at all.
 //!
-//! Everything that a revision consists of lies in the store before its manifest does, and the manifest is one small file
-//! that is replaced in one step. Only that last stretch is locked: whoever comes second sees the first one's revision and
-//! makes the changes on top of it.
+//! All objects of a revision are durable in the store before its manifest, a small file that is replaced atomically. Only the commit
+//! holds the lock of the repository. A second publisher waits for the lock, then opens the revision of the first one, and applies its
+//! own edits to that.
 
 mod edit_list;
 mod init;
@@ -29,61 +29,61 @@ use crate::threads::{self, ThreadsError};
 pub use edit_list::{EditError, EditList};
 pub use init::create_repository;
 
-/// Why nothing was published.
+/// Errors because of which nothing was published.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// The store failed, or another publisher holds it.
+    /// The store failed, or another publisher holds its lock.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The head cannot be read.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    /// A catalog could not be made.
+    /// A catalog could not be created.
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// The tag database or reflog could not be made.
+    /// The tag database or reflog could not be created.
     #[error(transparent)]
     History(#[from] HistoryError),
     /// The manifest could not be signed.
     #[error("cannot sign the manifest")]
     Sign(#[from] SignError),
-    /// The keys could not be made or used.
+    /// The keys could not be created or used.
     #[error(transparent)]
     Keys(#[from] KeyError),
-    /// The whitelist could not be made.
+    /// The whitelist could not be created or is invalid.
     #[error(transparent)]
     Whitelist(#[from] WhitelistError),
-    /// The directory could not be made.
+    /// The directory could not be created.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// Clients would refuse what is signed with these keys.
+    /// The whitelist does not list the certificate of the signing key.
     #[error(
         "clients would refuse a manifest that is signed with this key: '{WHITELIST}' does not list its certificate {0}"
     )]
     NotListed(Fingerprint),
-    /// There is no whitelist at all.
+    /// The whitelist is missing.
     #[error("there is no '{WHITELIST}', without which clients refuse the repository")]
     NoWhitelist,
-    /// The time would stay in the repository for good: no later revision may have an earlier one.
+    /// The clock is probably wrong. A wrong time could not be corrected, because no later revision may have an earlier time.
     #[error(
-        "the clock says {now}, more than a year after the last revision, which is of {last}: with --accept-clock it is published \
-         all the same"
+        "the clock says {now}, more than a year after the last revision of {last}: correct the clock, or publish with \
+         --accept-clock"
     )]
     Clock {
-        /// What the clock says.
+        /// Time of this machine.
         now: Timestamp,
-        /// When the last revision was published.
+        /// Time of the last revision.
         last: Timestamp,
     },
-    /// The machine starts no threads.
+    /// The operating system refuses to start threads.
     #[error(transparent)]
     Threads(#[from] ThreadsError),
-    /// An object went away while the run relied on it.
+    /// An object was deleted that the revision refers to.
     #[error("object {0} was deleted while this run relied on it; run it again")]
     Vanished(ObjectHash),
 }
 
-/// Why a commit published nothing.
+/// Errors because of which a commit published nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError<E: std::error::Error + 'static> {
     /// The revision cannot be published.
@@ -94,29 +94,29 @@ pub enum CommitError<E: std::error::Error + 'static> {
     Prepare(#[source] E),
 }
 
-/// One change to the head, at a path.
+/// One change of the head, at a path.
 #[derive(Debug, Clone)]
 pub enum Edit {
-    /// The directory is a nested catalog; made if need be.
+    /// Makes the directory a nested catalog. Creates it if it does not exist.
     Catalog,
-    /// A tree whose catalogs are stored.
+    /// Puts a tree whose catalogs are stored.
     Tree(Box<StoredTree>),
-    /// A small file of strata's own, mode 0644.
+    /// Puts a small file that strata created, with mode 0644.
     File {
         /// Its size in bytes.
         size: u64,
         /// Its objects.
         content: Content,
     },
-    /// A symbolic link, with its target.
+    /// Puts a symbolic link with this target.
     Symlink(Vec<u8>),
-    /// A symbolic link whose target clients expand.
+    /// Puts a symbolic link with this target, in which clients expand variables.
     VariantLink(Vec<u8>),
-    /// Whatever is there goes.
+    /// Removes any existing entry.
     Remove,
 }
 
-/// A revision that was published.
+/// A published revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Revision {
     /// Its number.
@@ -125,20 +125,20 @@ pub struct Revision {
     pub root: CatalogReference,
 }
 
-/// A revision that clients see, also if a later step failed.
+/// A published revision, and the errors of later steps.
 #[derive(Debug)]
-#[must_use = "what failed afterwards has to be told"]
+#[must_use = "errors of later steps must be reported"]
 pub struct Publication {
     /// The revision.
     pub revision: Revision,
-    /// What failed once it was out.
-    pub late: Vec<StoreError>,
+    /// Errors from after the publication.
+    pub late_errors: Vec<StoreError>,
 }
 
-/// Something failed after revisions were published.
+/// An error from after the publication of revisions.
 ///
-/// It is told apart from errors that mean that nothing was published, so it must stay visible in the chain of causes: it is
-/// wrapped as a source, never transparently.
+/// The exit code distinguishes it from errors because of which nothing was published. For that it must be found in the chain of
+/// causes: wrap it as a source, never transparently.
 #[derive(Debug, thiserror::Error)]
 #[error("{published}, but a later step failed")]
 pub struct AfterPublication {
@@ -147,7 +147,7 @@ pub struct AfterPublication {
 }
 
 impl AfterPublication {
-    /// Names the revisions, of which there is at least one, and what failed.
+    /// Creates an error for the numbers of the published revisions, at least one, and the cause.
     pub fn new(
         revisions: impl IntoIterator<Item = u64>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -161,12 +161,12 @@ impl AfterPublication {
     }
 }
 
-/// How one revision is published.
+/// Options for publishing a revision.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PublishOptions {
-    /// Time of everything that strata itself creates.
+    /// Time of all files that strata itself creates.
     pub now: Timestamp,
-    /// How long to wait for another publisher to finish.
+    /// Maximum time to wait for the locks of other publishers.
     pub wait: Duration,
     /// Publish even if `now` is more than a year after the last revision.
     pub accept_clock: bool,
@@ -176,9 +176,9 @@ pub struct PublishOptions {
 pub struct Publisher {
     /// The settings of the repository.
     pub settings: Settings,
-    /// The keys that sign.
+    /// The keys for signing.
     pub signer: Signer,
-    /// The `cvmfs_server` on this machine that manages the repository too.
+    /// The `cvmfs_server` on this machine, if it manages the repository too.
     pub server: Option<LocalServer>,
 }
 
@@ -230,15 +230,15 @@ impl Publisher {
             published: Some(options.now.seconds.max(head.manifest().published.unwrap_or(1)).max(1)),
             ..head.manifest().clone()
         };
-        let mut late = self.replace_manifest(staging, options, manifest, root, Some(number))?;
-        late.extend(server_lock.map(ServerLock::release).unwrap_or_default());
-        Ok(Some(Publication { revision: Revision { number, root }, late }))
+        let mut late_errors = self.replace_manifest(staging, options, manifest, root, Some(number))?;
+        late_errors.extend(server_lock.map(ServerLock::release).unwrap_or_default());
+        Ok(Some(Publication { revision: Revision { number, root }, late_errors }))
     }
 
     /// Checks that clients accept signatures of this publisher's key.
     ///
-    /// An expired whitelist does not prevent a publication: the owner of the master key renews it. Commands warn of that when they
-    /// start.
+    /// An expired whitelist does not prevent a publication, because only the owner of the master key can renew it. Commands warn about
+    /// that when they start.
     fn check_whitelist(&self, store: &DirectoryStore) -> Result<(), PublishError> {
         let keys = self.signer.keys();
         let bytes = store.read_file(WHITELIST)?.ok_or(PublishError::NoWhitelist)?;
@@ -251,16 +251,17 @@ impl Publisher {
         Ok(())
     }
 
-    /// Stores what belongs to a root catalog, makes everything durable, and replaces the manifest.
+    /// Stores certificate, tag database and reflog for a root catalog, makes all objects durable, and replaces the manifest.
     ///
-    /// Clients see the revision from then on, so a later failure is not an error: it is returned.
+    /// From then on, clients see the revision. Therefore errors of later steps are returned in the `Ok` value. `visible_revision` is
+    /// the number of the revision if clients can see the manifest.
     pub(super) fn replace_manifest(
         &self,
         staging: &Staging,
         options: &PublishOptions,
         mut manifest: RepositoryManifest,
         root: CatalogReference,
-        seen_as: Option<u64>,
+        visible_revision: Option<u64>,
     ) -> Result<Vec<StoreError>, PublishError> {
         let store = staging.store();
         let put = |kind, bytes: &[u8]| staging.put_database(kind, bytes);
@@ -295,18 +296,20 @@ impl Publisher {
         }
         store.sync()?;
         store.cancellation().check().map_err(StoreError::from)?;
-        let mut late = staging.replace_files(&[(REFLOG, &reflog), (MANIFEST, &signed)], seen_as)?;
+        let mut late_errors = staging.replace_files(&[(REFLOG, &reflog), (MANIFEST, &signed)], visible_revision)?;
         if let Some(Err(error)) =
             self.server.as_ref().map(|server| server.write_reflog_checksum(ObjectHash::of(&reflog)))
         {
-            store.reporter().warn(format_args!("cvmfs_server publishes nothing more before 'cvmfs_server check -r'"));
-            late.push(error);
+            store.reporter().warn(format_args!(
+                "cvmfs_server will refuse to publish until 'cvmfs_server check -r' has repaired the reflog checksum"
+            ));
+            late_errors.push(error);
         }
-        Ok(late)
+        Ok(late_errors)
     }
 }
 
-/// Refuses a clock that is probably wrong.
+/// Returns an error if the clock is probably wrong: more than a year after the last revision.
 pub(crate) fn check_clock(head: &Repository, now: Timestamp, is_accepted: bool) -> Result<(), PublishError> {
     let last = head.manifest().published.map(|seconds| Timestamp { seconds, nanoseconds: 0 });
     match last.filter(|last| !is_accepted && now.seconds.saturating_sub(last.seconds) > YEAR) {
@@ -318,12 +321,12 @@ pub(crate) fn check_clock(head: &Repository, now: Timestamp, is_accepted: bool) 
 /// Seconds of the longest year.
 const YEAR: i64 = 366 * 24 * 3600;
 
-/// Stores the certificate and the meta info of the head again, where they are missing or damaged and their bytes are known: those
-/// of the keys, and those that every new repository has.
-pub(crate) fn repair_front(staging: &Staging, keys: &Keys) -> Result<(), StoreError> {
+/// Stores the certificate and the meta info of the head again if they are missing or damaged and their bytes are known: the certificate
+/// of the keys, and the meta info of a new repository.
+pub(crate) fn repair_root_objects(staging: &Staging, keys: &Keys) -> Result<(), StoreError> {
     let store = staging.store();
     let bytes = store.read_file(MANIFEST)?.unwrap_or_default();
-    // The head that cannot be read is told when it is opened.
+    // An invalid manifest is reported when the head is opened.
     let Ok(manifest) = RepositoryManifest::parse(&bytes).map(|signed| signed.manifest) else { return Ok(()) };
     let meta_info = MetaInfo::default().write();
     for (hash, kind, bytes) in [
@@ -333,10 +336,9 @@ pub(crate) fn repair_front(staging: &Staging, keys: &Keys) -> Result<(), StoreEr
         let mut encoder = Encoder::new(Compression::Exact);
         let stored = encoder.encode(bytes);
         if hash == Some(ObjectHash::of(stored)) && !store.is_intact(ObjectHash::of(stored), kind) {
-            store.reporter().warn(format_args!(
-                "'{}' is missing or damaged, and is written again",
-                ObjectHash::of(stored).path(kind)
-            ));
+            store
+                .reporter()
+                .warn(format_args!("'{}' is missing or damaged: writing it again", ObjectHash::of(stored).path(kind)));
             staging.put_stored(kind, stored)?;
             staging.flush()?;
         }
@@ -344,9 +346,9 @@ pub(crate) fn repair_front(staging: &Staging, keys: &Keys) -> Result<(), StoreEr
     Ok(())
 }
 
-/// Makes the catalogs of a revision that has the edits, in their order, on top of `head`. Returns its number and root.
+/// Applies edits to `head` in their order, and writes the catalogs of the resulting revision. Returns its number and root catalog.
 ///
-/// Nobody sees it: a manifest would have to name it.
+/// Clients do not see the revision, because no manifest names it.
 pub(crate) fn write_catalogs(
     staging: &Staging,
     settings: &Settings,
@@ -378,6 +380,6 @@ fn apply(editor: &mut Editor<'_>, path: &EntryPath, edit: Edit, now: Timestamp) 
 
 const MANIFEST: &str = ".cvmfspublished";
 const REFLOG: &str = ".cvmfsreflog";
-/// No meta info is read that unpacks to more: it is a small document.
+/// Maximum unpacked size of a meta info that is read. It is a small JSON document.
 const META_INFO_LIMIT: SizeLimit = SizeLimit::of(16 << 20);
 const WHITELIST: &str = ".cvmfswhitelist";

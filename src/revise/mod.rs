@@ -1,9 +1,9 @@
-//! Determines what changes in the head: images that were staged, names that go, and what wishlists ask for.
+//! Determines the edits of the head for staged images, removed names and changed wishlists.
 //!
-//! Nothing here reads an image: it needs the head, the store, and what was staged.
+//! This needs only the head, the store and the staged images. No layer is read.
 
 mod unused;
-mod wishes;
+mod wishlist_change;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,19 +17,19 @@ use crate::path::EntryPath;
 use crate::publish::{Edit, EditError, EditList};
 use crate::repository::{Repository, RepositoryError};
 use crate::settings::Settings;
-use crate::stage::{Chains, StagedImage};
+use crate::stage::StagedImage;
 use crate::store::{Staging, StoreError};
 
 pub use unused::{UnusedError, UnusedTree, unused_trees};
-pub(crate) use wishes::Wishes;
-pub use wishes::{Loss, Prune};
+pub(crate) use wishlist_change::WishlistChange;
+pub use wishlist_change::{Prune, WishlistLoss};
 
 use unused::candidates;
 
 /// Maximum size in bytes of a list below `.metadata` that is read.
 const LIST_LIMIT: u64 = 64 << 20;
 
-/// Why the changes of the head cannot be determined.
+/// Errors from determining the edits of the head.
 #[derive(Debug, thiserror::Error)]
 pub enum ReviseError {
     /// The head cannot be read.
@@ -62,20 +62,20 @@ impl From<EditError> for ReviseError {
     }
 }
 
-/// What is to change in the head.
+/// Requested changes of the head.
 #[derive(Default)]
 pub(crate) struct Changes<'a> {
-    /// Images to publish. The platforms of one name follow one another.
+    /// Images to publish. The platforms of one name are adjacent.
     pub(crate) images: &'a [StagedImage],
     /// Names to remove.
     pub(crate) removed: &'a [ImageName],
-    /// A wishlist, and the names that it holds now.
+    /// The name of a wishlist, and the image names that it contains now.
     pub(crate) wished: Option<(&'a str, &'a BTreeSet<ImageName>)>,
 }
 
-/// Returns the edits that change `head` as wanted, in their order; none if the head is so already.
+/// Returns the edits for the requested changes, in the order in which they must be applied. Returns no edits if `head` needs none.
 ///
-/// Small files are stored in `staging`. `now` is the time that records and lists get.
+/// Small files are stored in `staging`. `now` is the time in records and lists.
 pub(crate) fn edits(
     head: &Repository,
     staging: &Staging,
@@ -83,67 +83,67 @@ pub(crate) fn edits(
     now: Timestamp,
     changes: &Changes<'_>,
 ) -> Result<Vec<(EntryPath, Edit)>, ReviseError> {
-    let mut revision = Revision {
+    let mut builder = RevisionBuilder {
         head,
         now,
         edits: EditList::new(head, staging, settings.compression),
         published: Vec::new(),
         removed: Vec::new(),
-        left: BTreeMap::new(),
-        kept: BTreeSet::new(),
+        released_trees: BTreeMap::new(),
+        used_trees: BTreeSet::new(),
     };
     for platforms in changes.images.chunk_by(|a, b| a.outcome.place.name == b.outcome.place.name) {
         for image in platforms {
             let is_other = |other: &StagedImage| other.outcome.place != image.outcome.place && other.is_listed();
-            revision.add_image(image, platforms.iter().any(is_other))?;
+            builder.add_image(image, platforms.iter().any(is_other))?;
         }
-        revision.add_name(platforms)?;
+        builder.add_name(platforms)?;
     }
-    let held = revision.wished_by_others(changes)?;
-    for name in changes.removed.iter().filter(|name| !held.contains(name)) {
-        revision.remove_name(name)?;
+    let wished = builder.wished_by_others(changes)?;
+    for name in changes.removed.iter().filter(|name| !wished.contains(name)) {
+        builder.remove_name(name)?;
     }
-    revision.add_aliases()?;
+    builder.add_aliases()?;
     if let Some((wishlist, names)) = changes.wished {
-        revision.note_wishes(wishlist, names)?;
+        builder.record_wishes(wishlist, names)?;
     }
-    revision.finish()
+    builder.finish()
 }
 
-/// The next revision, as it is being composed.
-struct Revision<'a> {
+/// Collects the edits of the next revision.
+struct RevisionBuilder<'a> {
     head: &'a Repository,
     now: Timestamp,
     edits: EditList<'a>,
-    /// The names that get images, for the consumers.
+    /// The names for which images are published, for the consumers.
     published: Vec<PublishedName<'a>>,
     /// The names that are removed.
     removed: Vec<ImageName>,
-    /// Trees that a name no longer uses, with the image that used them.
-    left: BTreeMap<EntryPath, String>,
-    /// Trees that images of this revision use.
-    kept: BTreeSet<EntryPath>,
+    /// Trees that an image used until now, with the name of the image.
+    released_trees: BTreeMap<EntryPath, String>,
+    /// Trees that the published images use.
+    used_trees: BTreeSet<EntryPath>,
 }
 
-impl<'a> Revision<'a> {
-    /// Adds an image. Whether podman sees that for another platform under its name is given.
+impl<'a> RevisionBuilder<'a> {
+    /// Adds an image. `another_is_listed` states whether podman's store lists its name with the image of another platform.
     fn add_image(&mut self, staged: &StagedImage, another_is_listed: bool) -> Result<(), ReviseError> {
         if staged.is_foreign {
             return Ok(());
         }
-        for (digest, (stored, record)) in &staged.ready.layers {
+        for (digest, (stored, record)) in &staged.stored.layers {
             let (root, record_path) = (layout::layer_root(*digest), layout::layer_record(*digest));
-            // A layer never changes once it is published, whoever published it, unless a part of it is lost.
+            // A published layer never changes, because overlay mounts may use it. Only a layer with missing objects is replaced.
             if !self.head.has(&root)? {
                 self.edits.add_tree(root, stored);
                 self.edits.add_file(record_path, &record.write())?;
-            } else if staged.ready.replaced.contains(&root) {
+            } else if staged.stored.replaced.contains(&root) {
                 self.edits.replace_tree(root, stored)?;
                 self.edits.put_file(record_path, Some(&record.write()))?;
             }
         }
-        for (path, stored) in &staged.ready.trees {
-            if staged.ready.replaced.contains(path) {
+        for (path, stored) in &staged.stored.trees {
+            if staged.stored.replaced.contains(path) {
                 self.edits.replace_tree(path.clone(), stored)?;
             } else if staged.options.force || our_tree(self.head, path)?.is_none() {
                 self.edits.add_tree(path.clone(), stored);
@@ -156,7 +156,7 @@ impl<'a> Revision<'a> {
         self.add_metadata(staged, another_is_listed)
     }
 
-    /// Makes a name stand for these images and no others: for one image, or for platforms side by side.
+    /// Assigns a name to these images: one image, or one for each platform. Other images of the name are removed.
     fn add_name(&mut self, images: &'a [StagedImage]) -> Result<(), ReviseError> {
         if images.iter().any(|image| image.is_foreign) {
             return Ok(());
@@ -175,24 +175,24 @@ impl<'a> Revision<'a> {
         Ok(())
     }
 
-    /// Takes away what is published for one image, but for the trees.
+    /// Removes everything that is published for one image, except its trees.
     fn remove_place(&mut self, place: &ImagePlace) -> Result<(), ReviseError> {
         let trees = match intact_record(self.head, place)? {
             Some(record) => record.trees(),
             None => foreign_trees(self.head, place)?,
         };
         let name = place.to_string();
-        self.left.extend(trees.into_iter().map(|tree| (tree, name.clone())));
+        self.released_trees.extend(trees.into_iter().map(|tree| (tree, name.clone())));
         self.edits.insert(place.metadata(), Edit::Remove);
         let link = place.link();
-        // The link of a name stays when the name comes to stand for several platforms.
+        // If the name gets images for several platforms, its link has just been edited and must stay.
         if !self.edits.edits().contains_key(&link) && self.head.get(&link)?.is_some_and(|entry| entry.is_symlink()) {
             self.edits.insert(link, Edit::Remove);
         }
         Ok(())
     }
 
-    /// Returns the names that other wishlists hold by now.
+    /// Returns the names that other wishlists contain according to the current head.
     fn wished_by_others(&self, changes: &Changes<'_>) -> Result<BTreeSet<ImageName>, ReviseError> {
         let Some((wishlist, _)) = changes.wished.filter(|_| !changes.removed.is_empty()) else {
             return Ok(BTreeSet::new());
@@ -201,7 +201,7 @@ impl<'a> Revision<'a> {
         Ok(WishedNames::parse(json.as_deref().unwrap_or_default()).of_others(wishlist))
     }
 
-    /// Takes a name away, with all its platforms.
+    /// Removes a name with all of its platforms.
     fn remove_name(&mut self, name: &ImageName) -> Result<(), ReviseError> {
         for place in places(self.head, name)? {
             self.remove_place(&place)?;
@@ -214,7 +214,7 @@ impl<'a> Revision<'a> {
         Ok(())
     }
 
-    /// Adds links from the names that machines give their architecture to the directories of platforms.
+    /// Adds links from other names of an architecture, for example `x86_64`, to the directory of the platform.
     fn add_aliases(&mut self) -> Result<(), ReviseError> {
         let root = EntryPath::ROOT.join(PLATFORM_DIRECTORY.as_bytes());
         let directories: BTreeSet<Vec<u8>> =
@@ -240,8 +240,8 @@ impl<'a> Revision<'a> {
         Ok(())
     }
 
-    /// Notes which names a wishlist holds.
-    fn note_wishes(&mut self, wishlist: &str, names: &BTreeSet<ImageName>) -> Result<(), ReviseError> {
+    /// Records the names that a wishlist contains.
+    fn record_wishes(&mut self, wishlist: &str, names: &BTreeSet<ImageName>) -> Result<(), ReviseError> {
         let path = layout::wished_names();
         let before = self.head.read(&path, LIST_LIMIT)?;
         let mut wished = WishedNames::parse(before.as_deref().unwrap_or_default());
@@ -251,16 +251,16 @@ impl<'a> Revision<'a> {
         Ok(())
     }
 
-    /// Adds what is known about an image, if any of it or any of the image's trees is new.
+    /// Adds the record and documents of an image, if one of them or one of the image's trees is new.
     fn add_metadata(&mut self, staged: &StagedImage, another_is_listed: bool) -> Result<(), ReviseError> {
         let directory = staged.outcome.place.metadata();
         let (record_path, losses_path) = (directory.join(b"strata.json"), directory.join(b"losses.json"));
         let before = intact_record(self.head, &staged.outcome.place)?;
         let mut record = self.record(staged);
         if let Some(before) = before.as_ref().filter(|before| before.manifest == record.manifest) {
-            // What an earlier run published for the same image and this one was not asked for stays the image's.
+            // Trees that an earlier run published for the same image stay in its record, also if this run was to skip them.
             record.keep_trees_of(before);
-            // Podman knows one image by each name.
+            // podman lists only one image for each name.
             record.podman &= !another_is_listed;
         }
         let index = staged.image.index.as_ref().map(|index| index.bytes.as_slice());
@@ -284,20 +284,16 @@ impl<'a> Revision<'a> {
                 Some(before) => before.trees(),
                 None => foreign_trees(self.head, &staged.outcome.place)?,
             };
-            self.left.extend(former.difference(&trees).map(|tree| (tree.clone(), name.clone())));
+            self.released_trees.extend(former.difference(&trees).map(|tree| (tree.clone(), name.clone())));
         }
-        self.kept.extend(trees);
+        self.used_trees.extend(trees);
         Ok(())
     }
 
     fn record(&self, staged: &StagedImage) -> ImageRecord {
         let (image, options) = (&staged.image, &staged.options);
         let mut chains = image.chains();
-        match options.chains {
-            Chains::All => {}
-            Chains::Final => drop(chains.drain(..chains.len().saturating_sub(1))),
-            Chains::None => chains.clear(),
-        }
+        chains = chains.drain(options.chains.indexes(chains.len())).collect();
         let layers = image.layers.iter().map(|layer| layer.digest);
         let stands_alone = image.index.is_none() && staged.outcome.place.platform.is_none();
         let listed = image
@@ -323,14 +319,14 @@ impl<'a> Revision<'a> {
         }
     }
 
-    /// Adds the list of trees that names left. A list under the former name is taken over.
-    fn note_candidates(&mut self) -> Result<(), ReviseError> {
+    /// Updates the list of trees that are possibly unused. A list under its former name is merged into it.
+    fn record_candidates(&mut self) -> Result<(), ReviseError> {
         let (path, former) = (layout::candidate_trees(), layout::former_candidate_trees());
         let mut candidates = candidates(self.head)?;
-        for (tree, image) in &self.left {
+        for (tree, image) in &self.released_trees {
             candidates.leave([tree.clone()], image, self.now.seconds);
         }
-        candidates.keep(&self.kept);
+        candidates.keep(&self.used_trees);
         if !candidates.is_empty() || self.head.get(&path)?.is_some() {
             self.edits.put_file(path, Some(&candidates.write()))?;
         }
@@ -338,7 +334,7 @@ impl<'a> Revision<'a> {
         Ok(())
     }
 
-    /// Adds the list of trees that names left, and the catalogs that everything lies in.
+    /// Adds the edits of consumers, the list of possibly unused trees, and the nested catalogs above all edits.
     fn finish(mut self) -> Result<Vec<(EntryPath, Edit)>, ReviseError> {
         let changes = ConsumerChanges { published: &self.published, removed: &self.removed };
         for consumer in consumer::ALL {
@@ -347,7 +343,7 @@ impl<'a> Revision<'a> {
         if self.edits.is_empty() {
             return Ok(Vec::new());
         }
-        self.note_candidates()?;
+        self.record_candidates()?;
         let catalogs: BTreeSet<EntryPath> = self.edits.edits().keys().flat_map(layout::catalogs_above).collect();
         Ok(self.edits.finish(catalogs))
     }

@@ -1,8 +1,8 @@
-//! Trees that no name leads to.
+//! Finds unused trees: layers, chains and flat trees that no image uses.
 //!
-//! A publication notes which trees a name left, as *candidates*: it cannot afford to look whether other names lead to them.
-//! This does look. It reads every name, and whatever it cannot read is an error: a tree must not count as unused because the
-//! record of the image that uses it is damaged.
+//! A publication records the trees that an image no longer uses as *candidates*. It does not check whether other images use them,
+//! because it must not read all images. The search in this module reads all of them. Anything that cannot be read is an error:
+//! otherwise a tree could count as unused because the record of the image that uses it is damaged.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use crate::layout::{self, CandidateTrees, LastUse, PLATFORM_DIRECTORY, PODMAN_ST
 use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 
-/// Why it cannot be told which trees are unused.
+/// Errors from the search for unused trees.
 #[derive(Debug, thiserror::Error)]
 pub enum UnusedError {
     /// The repository cannot be read.
@@ -22,24 +22,24 @@ pub enum UnusedError {
     /// The images cannot be listed.
     #[error(transparent)]
     Inventory(#[from] InventoryError),
-    /// An image does not say what it consists of.
-    #[error("'{directory}' does not say which trees the image uses, so that nothing can be called unused")]
+    /// The trees of an image are unknown.
+    #[error("cannot determine unused trees: no file in '{directory}' lists the trees that the image uses")]
     UnknownTrees {
-        /// The directory of what is known about the image.
+        /// The directory of the image's record.
         directory: EntryPath,
     },
 }
 
-/// A tree that no name leads to.
+/// A tree that no image uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnusedTree {
-    /// Where it is.
+    /// Its path in the repository.
     pub path: EntryPath,
-    /// When the last name left it, as far as a publication noted that.
+    /// When and by which image it was last used, if a publication recorded that.
     pub left: Option<LastUse>,
 }
 
-/// Returns the trees that no name leads to, by path.
+/// Returns the unused trees in the order of their paths.
 pub fn unused_trees(repository: &Repository) -> Result<Vec<UnusedTree>, UnusedError> {
     let mut used = BTreeSet::new();
     for image in inventory::list(repository)? {
@@ -53,7 +53,7 @@ pub fn unused_trees(repository: &Repository) -> Result<Vec<UnusedTree>, UnusedEr
 
 /// Returns the list of candidates of a revision, under its name or its former name.
 pub(crate) fn candidates(head: &Repository) -> Result<CandidateTrees, RepositoryError> {
-    // What is lost costs no more than time: the trees are unused from now on.
+    // Without a list that is lost, its trees only count as unused from now on.
     let read = |path: EntryPath| head.read_if_intact(&path, LIST_LIMIT);
     let mut candidates = CandidateTrees::parse(&read(layout::candidate_trees())?.unwrap_or_default());
     if let Some(former) = read(layout::former_candidate_trees())? {
@@ -68,13 +68,13 @@ fn trees_of(repository: &Repository, image: &ListedImage) -> Result<BTreeSet<Ent
         return Ok(record.trees());
     }
     let trees = foreign_trees(repository, &image.place)?;
-    // Every image has at least a root file system. What says nothing of one is damaged, or of a form to come.
+    // Every image has at least a flat tree. Without one, the manifest is damaged or has an unknown format.
     let unknown = || UnusedError::UnknownTrees { directory: image.place.metadata() };
     if trees.is_empty() { Err(unknown()) } else { Ok(trees) }
 }
 
-/// Adds the trees that links in public directories lead to, as far as those are not hidden: another program need not note its
-/// images anywhere else.
+/// Adds the trees to which links in public directories point: another program may publish images without files below `.metadata`.
+/// Hidden directories are not searched, except that of the platforms.
 fn add_linked(repository: &Repository, used: &mut BTreeSet<EntryPath>) -> Result<(), RepositoryError> {
     let is_public = |name: &[u8]| {
         name == PLATFORM_DIRECTORY.as_bytes() || !name.starts_with(b".") && name != PODMAN_STORE.as_bytes()
@@ -96,7 +96,7 @@ fn add_linked(repository: &Repository, used: &mut BTreeSet<EntryPath>) -> Result
     Ok(())
 }
 
-/// Returns where a link in `directory` leads, by its text alone; nothing for one that leads out of the repository.
+/// Returns the path to which a link in `directory` points, without following other links; `None` if it is outside the repository.
 fn target(repository: &Repository, directory: &EntryPath, target: &[u8]) -> Option<EntryPath> {
     let mut path = directory.clone();
     let mut relative = target;
@@ -111,7 +111,7 @@ fn target(repository: &Repository, directory: &EntryPath, target: &[u8]) -> Opti
     Some(path)
 }
 
-/// Returns every layer, chain and root file system.
+/// Returns the paths of all layers, chains and flat trees.
 fn all_trees(repository: &Repository) -> Result<BTreeSet<EntryPath>, RepositoryError> {
     let mut trees = BTreeSet::new();
     for top in layout::tree_directories() {

@@ -139,7 +139,7 @@ impl PlatformRequest {
 
 /// The platforms for which an image is converted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Platforms {
+pub enum PlatformSelection {
     /// One platform. The image has no platform directory.
     One(PlatformRequest),
     /// Several platforms, published side by side.
@@ -148,13 +148,13 @@ pub enum Platforms {
     All,
 }
 
-impl Default for Platforms {
+impl Default for PlatformSelection {
     fn default() -> Self {
         Self::One(PlatformRequest::new(None))
     }
 }
 
-impl Platforms {
+impl PlatformSelection {
     /// Returns the platforms that the user named, if any.
     pub fn asked(&self) -> Option<String> {
         match self {
@@ -177,7 +177,7 @@ impl Platforms {
     }
 }
 
-impl FromStr for Platforms {
+impl FromStr for PlatformSelection {
     type Err = NameError;
 
     /// Parses `all`, or one platform.
@@ -189,7 +189,7 @@ impl FromStr for Platforms {
     }
 }
 
-impl fmt::Display for Platforms {
+impl fmt::Display for PlatformSelection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::One(request) => write!(f, "{}", request.platform),

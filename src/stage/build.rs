@@ -1,11 +1,11 @@
-//! The trees of one image, from what its layers say.
+//! Builds and stores the trees of one image from its layers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 use super::StagedImage;
-use super::need::Need;
-use super::trees::KnownLayer;
+use super::known_trees::KnownLayer;
+use super::plan::BuildPlan;
 use super::{StageError, Stager};
 use crate::catalog::{BuildError, CatalogBuilder, StoredTree, layer_without_stray_markers, without_stray_markers};
 use crate::consumer::apptainer::flat_tree;
@@ -22,31 +22,32 @@ use crate::tree::{
     Applied, Directory, LayerForm, ParentDifferences, apply, join_links, layer_entries, links_across_directories,
 };
 
-/// What a layer says, and what was left out of it.
+/// The content of a layer, read from its blob or from its catalogs.
 struct LayerContent {
     entries: Vec<LayerEntry<Content>>,
     losses: LossList,
-    /// What was measured, where the layer was read from its blob.
+    /// Sizes and diff ID, if the layer was read from its blob.
     summary: Option<LayerSummary>,
-    /// The layer as it was stored before, where it was read back.
+    /// The layer as it was stored, if it was read from its catalogs.
     form: Option<LayerForm>,
 }
 
-/// A tree that was stored.
-enum Made {
+/// A tree that was built and stored.
+enum BuiltTree {
     Layer(Digest, StoredTree, Box<LayerRecord>),
-    Tree(EntryPath, StoredTree),
+    /// A chain or flat tree, with its path.
+    Other(EntryPath, StoredTree),
 }
 
 impl Stager<'_> {
-    /// Applies the layers above the base one by one, and stores each tree that is needed. Those that were `read` are given; the
-    /// others are read back.
+    /// Applies the layers above the base of the plan one by one, and stores each tree of the plan.
     ///
-    /// Trees are stored side by side in rayon's current pool, while the next layers are applied.
+    /// `read` contains layers that were read from their blobs, by index. The other layers are read from their catalogs. Trees are
+    /// stored in parallel in rayon's current pool, while the next layers are applied.
     pub(super) fn build(
         &self,
         staged: &mut StagedImage,
-        need: &Need,
+        plan: &BuildPlan,
         mut read: BTreeMap<usize, IngestedLayer>,
         head: &Repository,
     ) -> Result<(), StageError> {
@@ -55,62 +56,65 @@ impl Stager<'_> {
         let builder = CatalogBuilder::new(&self.staging, settings.compression, settings.catalog_entries)
             .map_err(BuildError::from)?;
         let builder = &builder;
-        let (mut tree, mut losses) = match need.base {
+        let (mut tree, mut losses) = match plan.base {
             0 => (Directory::empty_root(), LossList::default()),
             length => self.base(chains[length - 1], head)?,
         };
-        let (image, made) = (&staged.image, Mutex::new(Vec::new()));
-        let add = |result| made.lock().expect("no thread panics while it adds a tree").push(result);
+        let (image, built) = (&staged.image, Mutex::new(Vec::new()));
+        let add = |result| built.lock().expect("no thread panics while it adds a tree").push(result);
         rayon::scope(|scope| -> Result<(), StageError> {
             let store_tree = |tree: &Arc<Directory>, path, losses: &LossList| {
                 let (tree, losses) = (Arc::clone(tree), losses.clone());
                 scope.spawn(move |_| add(self.store_tree(builder, &tree, path, losses)));
             };
-            for (index, &chain) in chains.iter().enumerate().skip(need.base) {
+            for (index, &chain) in chains.iter().enumerate().skip(plan.base) {
                 self.engine.cancellation().check()?;
                 let layer = &image.layers[index];
-                let content = match (read.remove(&index), need.known.get(&index)) {
+                let content = match (read.remove(&index), plan.known.get(&index)) {
                     (Some(ingested), _) => LayerContent::of_blob(ingested),
-                    (None, Some(known)) => self.recall_layer(layer.digest, known)?,
+                    (None, Some(known)) => self.read_stored_layer(layer.digest, known)?,
                     (None, None) => unreachable!("a layer is known or was read"),
                 };
-                let is_new = need.layers.contains(&index);
+                let is_new = plan.layers.contains(&index);
                 let (applied, stray) = self.apply(&tree, layer, &content, is_new, &mut losses, head)?;
                 tree = applied.tree;
                 let comes_again = || image.layers[index + 1..].iter().any(|other| other.digest == layer.digest);
                 let (form, is_complete) = (applied.form, applied.can_be_read_back && stray.is_empty());
-                // What the layer says is not needed while its catalogs are written.
-                let (summary, mut lost) = (content.summary, content.losses);
-                lost.add_unlisted(LossKind::StrayMarker, stray);
-                let store = move || self.store_layer(builder, layer, form, is_complete, summary, lost);
+                // `store` must not keep the entries of the layer in memory while it writes the catalogs.
+                let (summary, mut layer_losses) = (content.summary, content.losses);
+                layer_losses.add_unlisted(LossKind::StrayMarker, stray);
+                let store = move || self.store_layer(builder, layer, form, is_complete, summary, layer_losses);
                 if is_new && comes_again() {
-                    // It is compared with what is stored now.
+                    // The repeated layer is compared with the stored one, which must exist by then.
                     add(store());
                 } else if is_new {
                     scope.spawn(move |_| add(store()));
                 }
-                if need.chains.contains(&(index + 1)) {
+                if plan.chains.contains(&(index + 1)) {
                     store_tree(&tree, layout::chain_root(chain), &losses);
                 }
             }
-            if need.flat {
+            if plan.flat {
                 let store = |bytes: &[u8]| self.staging.put_file(settings.compression, bytes);
                 let flat = flat_tree(&tree, &image.parsed_config.config, settings.modes, store)?;
                 store_tree(&flat, layout::flat_root(image.config.digest), &losses);
             }
             Ok(())
         })?;
-        for result in made.into_inner().expect("no thread panics while it adds a tree") {
+        for result in built.into_inner().expect("no thread panics while it adds a tree") {
             match result? {
-                Made::Layer(digest, stored, record) => drop(staged.ready.layers.insert(digest, (stored, *record))),
-                Made::Tree(path, stored) => drop(staged.ready.trees.insert(path, stored)),
+                BuiltTree::Layer(digest, stored, record) => {
+                    drop(staged.stored.layers.insert(digest, (stored, *record)))
+                }
+                BuiltTree::Other(path, stored) => drop(staged.stored.trees.insert(path, stored)),
             }
         }
         staged.outcome.losses = losses;
         Ok(())
     }
 
-    /// Applies a layer to a tree, and adds what CVMFS cannot hold of the result. Returns the stray markers of the layer by itself, too.
+    /// Applies a layer to a tree, and adds what CVMFS cannot represent of the result to `losses`. Also returns the stray markers of the
+    /// layer by itself.
     fn apply(
         &self,
         lower: &Arc<Directory>,
@@ -139,7 +143,7 @@ impl Stager<'_> {
         Ok((applied, stray))
     }
 
-    /// Reads the chain that an image starts from, and what was lost on the way there.
+    /// Reads the chain from which the build starts, with its losses.
     fn base(&self, chain: ChainId, head: &Repository) -> Result<(Arc<Directory>, LossList), StageError> {
         let path = layout::chain_root(chain);
         let catalog = self.known_tree(head, &path)?.expect("the base was seen just now");
@@ -149,13 +153,14 @@ impl Stager<'_> {
         Ok((read.tree, facts.losses))
     }
 
-    fn recall_layer(&self, digest: Digest, known: &KnownLayer) -> Result<LayerContent, StageError> {
+    /// Reads a layer from its catalogs.
+    fn read_stored_layer(&self, digest: Digest, known: &KnownLayer) -> Result<LayerContent, StageError> {
         let form = self.read_layer(digest, known)?;
         let entries = layer_entries(&form);
         Ok(LayerContent { entries, losses: known.record.losses.clone(), summary: None, form: Some(form) })
     }
 
-    /// Returns a layer as it was stored before, above whatever parents it had then; `None` for one that is stored now.
+    /// Returns a layer as it was stored before, possibly on top of other layers; `None` for a layer that this run stores.
     fn published_form(
         &self,
         content: &LayerContent,
@@ -166,7 +171,7 @@ impl Stager<'_> {
         if is_new || content.form.is_some() {
             return Ok(content.form.clone());
         }
-        let known = self.described_layer(head, digest)?;
+        let known = self.known_layer_unchecked(head, digest)?;
         known.map(|known| self.read_layer(digest, &known)).transpose()
     }
 
@@ -179,45 +184,45 @@ impl Stager<'_> {
         is_complete: bool,
         summary: Option<LayerSummary>,
         losses: LossList,
-    ) -> Result<Made, StageError> {
+    ) -> Result<BuiltTree, StageError> {
         let _forming = span!("trees");
         let path = layout::layer_root(layer.digest);
         let stored = builder.build(&form.tree, &path, None)?;
         let summary = summary.expect("a layer that is to be stored was read from its blob");
         let record = LayerRecord::new(&summary, &form, losses, is_complete);
-        self.note(&path, &stored, &record.write())?;
-        Ok(Made::Layer(layer.digest, stored, Box::new(record)))
+        self.add_tree_note(&path, &stored, &record.write())?;
+        Ok(BuiltTree::Layer(layer.digest, stored, Box::new(record)))
     }
 
-    /// Stores a chain or root file system, of which CVMFS cannot hold `losses`.
+    /// Stores a chain or flat tree with its losses.
     fn store_tree(
         &self,
         builder: &CatalogBuilder<'_>,
         tree: &Arc<Directory>,
         path: EntryPath,
         losses: LossList,
-    ) -> Result<Made, StageError> {
+    ) -> Result<BuiltTree, StageError> {
         let _forming = span!("trees");
-        // Even where there are none: they say who made the tree.
+        // Also written if they are empty: their presence marks a tree that strata made.
         let facts = TreeFacts { losses, links_across_directories: links_across_directories(tree) }.write();
         let stored = builder.build(tree, &path, Some(facts))?;
-        self.note(&path, &stored, b"")?;
-        Ok(Made::Tree(path, stored))
+        self.add_tree_note(&path, &stored, b"")?;
+        Ok(BuiltTree::Other(path, stored))
     }
 }
 
 impl LayerContent {
     fn of_blob(ingested: IngestedLayer) -> Self {
         let mut losses: Losses = ingested.summary.losses.clone();
-        // The first link to one of AUFS's own files is published as the file.
+        // The first hard link to a bookkeeping file of AUFS (`.wh..wh.*`), which is not published itself, is published as the file.
         let mut published: HashMap<&EntryPath, &EntryPath> = HashMap::new();
         for entry in &ingested.entries {
             if let EntryKind::HardLink(target) = &entry.kind
                 && !is_bookkeeping(&entry.path)
             {
                 let is_hidden = is_bookkeeping(target);
-                let other = if is_hidden { *published.entry(target).or_insert(&entry.path) } else { target };
-                if !entry.path.is_sibling_of(other) {
+                let published_target = if is_hidden { *published.entry(target).or_insert(&entry.path) } else { target };
+                if !entry.path.is_sibling_of(published_target) {
                     losses.add(Loss { path: entry.path.clone(), kind: LossKind::LinkAcrossDirectories });
                 }
             }

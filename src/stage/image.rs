@@ -1,11 +1,11 @@
-//! One image, until everything that belongs to it is in the store.
+//! Stages one image: from its name to all of its trees in the store.
 
 use std::collections::BTreeMap;
 use std::thread;
 
 use bytesize::ByteSize;
 
-use super::need::{Need, Ready};
+use super::plan::{BuildPlan, StoredTrees};
 use super::{ImageOptions, Request, StageError, Stager};
 use crate::consumer::ImageChange;
 use crate::consumer::podman::PodmanListing;
@@ -16,18 +16,18 @@ use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::source::{self, Image, Source};
 use crate::span::span;
-use crate::stage::Plan;
+use crate::stage::PlanSummary;
 
-/// An image that was found, and of which only the documents that describe it were read.
+/// An image whose manifest and config were read and verified, but no layer.
 pub(crate) struct ResolvedImage {
     pub(crate) request: Request,
     pub(crate) source: Box<dyn Source>,
-    /// The image for each platform, and where it is published.
+    /// The image for each platform, and its name and platform in the repository.
     pub(crate) images: Vec<(ImagePlace, Image)>,
 }
 
 impl ResolvedImage {
-    /// Returns the name that it is published under.
+    /// Returns the name under which the image is published.
     pub(crate) fn name(&self) -> &ImageName {
         &self.images[0].0.name
     }
@@ -38,44 +38,44 @@ impl ResolvedImage {
     }
 }
 
-/// An image all of whose trees are stored.
+/// An image with all of its trees in the store.
 pub(crate) struct StagedImage {
     pub(crate) image: Image,
     pub(crate) options: ImageOptions,
-    /// The image as it was named.
+    /// The argument that named the image.
     pub(crate) source: String,
-    /// The digest that stands beside the tag in the name that was asked for.
+    /// The digest that the requested name contains in addition to a tag.
     pub(crate) digest: Option<Digest>,
     /// The trees that the head does not have.
-    pub(crate) ready: Ready,
-    pub(crate) outcome: Outcome,
-    /// Whether the trees of the image tell what CVMFS cannot hold of it. If not, `outcome.losses` is empty.
+    pub(crate) stored: StoredTrees,
+    pub(crate) outcome: ImageOutcome,
+    /// Whether the losses of the image were read from its trees. If not, `outcome.losses` is empty.
     pub(crate) knows_losses: bool,
-    /// Whether another program has published this very image, so that it is left alone.
+    /// Whether another program has published the same image, so that it is not published again.
     pub(crate) is_foreign: bool,
 }
 
-/// An image that did not fail.
+/// The result of converting an image without an error.
 #[derive(Debug, Clone)]
-pub struct Outcome {
-    /// Where it is published.
+pub struct ImageOutcome {
+    /// Its name and platform in the repository.
     pub place: ImagePlace,
     /// The digest of its manifest.
     pub manifest: Digest,
-    /// The digest of its config, which names its root file system.
+    /// The digest of its config, which is part of the path of its flat tree.
     pub config: Digest,
-    /// What there was to do.
-    pub plan: Plan,
-    /// What CVMFS cannot hold.
+    /// The amount of work.
+    pub plan: PlanSummary,
+    /// What CVMFS cannot represent of the image.
     pub losses: LossList,
-    /// Whether podman sees it.
+    /// Whether it is listed in podman's store.
     pub podman: PodmanListing,
-    /// Layers that were not published before.
+    /// Digests of the layers that are published for the first time.
     pub new_layers: Vec<Digest>,
 }
 
 impl Stager<'_> {
-    /// Finds an image, for each platform that is wanted, and verifies the documents that describe it.
+    /// Finds the image for each requested platform, and verifies its manifest and config.
     pub(crate) fn resolve(&self, request: &Request) -> Result<ResolvedImage, StageError> {
         let source = source::open(&request.argument, &self.registries)?;
         let mut images = Vec::new();
@@ -86,9 +86,9 @@ impl Stager<'_> {
         Ok(ResolvedImage { request: request.clone(), source, images })
     }
 
-    /// Reads what is new in an image and stores its trees.
+    /// Reads the new layers of an image and stores its trees.
     ///
-    /// `head` is any recent revision: trees that it has are used again. The names in it are not read.
+    /// `head` is any recent revision, whose trees are reused. The names in it are not read.
     pub(crate) fn stage(
         &self,
         request: &Request,
@@ -98,77 +98,77 @@ impl Stager<'_> {
         progress: &Progress,
     ) -> Result<StagedImage, StageError> {
         self.engine.cancellation().check()?;
-        // The threads of the pool work on trees, and are never kept waiting for content.
-        let (mut staged, mut need) = self.engine.pool().install(|| self.plan(request, place, image, head))?;
+        // Reading layers waits for the network. That happens outside the pool, whose threads build trees.
+        let (mut staged, mut build_plan) = self.engine.pool().install(|| self.plan(request, place, image, head))?;
         if self.options.dry_run {
             return Ok(staged);
         }
-        if need.is_anything() || need.to_read(&staged.image).next().is_some() {
-            let Outcome { place, plan, .. } = &staged.outcome;
+        if build_plan.builds_anything() || build_plan.layers_to_read(&staged.image).next().is_some() {
+            let ImageOutcome { place, plan, .. } = &staged.outcome;
             progress.set_activity(format!("reading {place}"));
             self.reporter().info(format_args!("{place}: reading {} of {} layers", plan.layers_to_read, plan.layers));
             if let Some(left) = self.staging.store().bytes_left().filter(|left| *left < plan.bytes_to_read) {
                 let (left, needed) = (ByteSize(left), ByteSize(plan.bytes_to_read));
                 let storage = self.staging.store().root().display();
                 self.reporter().warn(format_args!(
-                    "{place}: there are {left} left for '{storage}', and the layers have {needed} as they are packed"
+                    "{place}: the file system of '{storage}' has {left} left, but the compressed layers have {needed}"
                 ));
             }
             thread::scope(|scope| {
                 let mover = self.staging.start_mover(scope);
-                let read = self.read_layers(&staged.image, &mut need, source, progress)?;
+                let read = self.read_layers(&staged.image, &mut build_plan, source, progress)?;
                 mover.move_now();
                 progress.set_activity(format!("storing the trees of {}", staged.outcome.place));
-                let build = || self.build_what_is_missing(&mut staged, &mut need, read, head);
+                let build = || self.build_missing_trees(&mut staged, &mut build_plan, read, head);
                 let (built, saved) = self.engine.pool().install(|| rayon::join(build, || self.index.save()));
                 saved?;
                 built
             })?;
-            if let Some(kept) = &self.kept {
-                staged.image.layers.iter().for_each(|layer| kept.forget(layer.digest));
+            if let Some(cache) = &self.layer_cache {
+                staged.image.layers.iter().for_each(|layer| cache.remove(layer.digest));
             }
         }
-        let is_new = |digest: &&Digest| !staged.ready.replaced.contains(&layout::layer_root(**digest));
-        staged.outcome.new_layers = staged.ready.layers.keys().filter(is_new).copied().collect();
+        let is_new = |digest: &&Digest| !staged.stored.replaced.contains(&layout::layer_root(**digest));
+        staged.outcome.new_layers = staged.stored.layers.keys().filter(is_new).copied().collect();
         Ok(staged)
     }
 
-    /// Builds the trees that are missing, but for those that only missed content which was read now.
-    fn build_what_is_missing(
+    /// Builds the trees of the plan, except published trees whose missing objects were stored while the layers were read.
+    fn build_missing_trees(
         &self,
         staged: &mut StagedImage,
-        need: &mut Need,
+        plan: &mut BuildPlan,
         read: BTreeMap<usize, IngestedLayer>,
         head: &Repository,
     ) -> Result<(), StageError> {
         let chains = staged.image.chains();
-        self.fill_holes(need, &staged.image, &chains, head, &mut staged.ready)?;
-        if need.is_anything() {
-            return self.build(staged, need, read, head);
+        self.skip_completed_trees(plan, &staged.image, &chains, head, &mut staged.stored)?;
+        if plan.builds_anything() {
+            return self.build(staged, plan, read, head);
         }
         self.add_known_losses(staged, &chains, head)
     }
 
-    /// Finds out what has to be done for an image.
+    /// Determines what must be read and built for an image.
     fn plan(
         &self,
         request: &Request,
         place: ImagePlace,
         image: Image,
         head: &Repository,
-    ) -> Result<(StagedImage, Need), StageError> {
+    ) -> Result<(StagedImage, BuildPlan), StageError> {
         let _planning = span!("plan");
         let (chains, options) = (image.chains(), &request.image);
-        let (need, ready) = self.need(&image, &chains, options, head)?;
-        let plan = need.plan(&image);
-        let mut staged = StagedImage { ready, ..StagedImage::new(request, place, image, plan) };
-        if !need.is_anything() {
+        let (plan, stored) = self.build_plan(&image, &chains, options, head)?;
+        let summary = plan.summary(&image);
+        let mut staged = StagedImage { stored, ..StagedImage::new(request, place, image, summary) };
+        if !plan.builds_anything() {
             self.add_known_losses(&mut staged, &chains, head)?;
         }
-        Ok((staged, need))
+        Ok((staged, plan))
     }
 
-    /// Adds what CVMFS cannot hold of an image that needs nothing built, if its trees tell it.
+    /// Reads the losses of an image for which nothing is built from its trees, if one of them contains the list.
     fn add_known_losses(
         &self,
         staged: &mut StagedImage,
@@ -178,7 +178,7 @@ impl Stager<'_> {
         let flat = layout::flat_root(staged.image.config.digest);
         for path in chains.last().map(|&chain| layout::chain_root(chain)).into_iter().chain([flat]) {
             if let Some(catalog) = self.known_tree(head, &path)? {
-                staged.outcome.losses = self.facts(&path, catalog)?.unwrap_or_default().losses;
+                staged.outcome.losses = self.tree_facts(&path, catalog)?.unwrap_or_default().losses;
                 staged.knows_losses = true;
                 return Ok(());
             }
@@ -187,11 +187,11 @@ impl Stager<'_> {
         Ok(())
     }
 
-    /// Returns what CVMFS cannot hold of an image's layers, as far as they are known.
+    /// Returns the losses of the image's layers that are stored; the losses of other layers are not included.
     pub(crate) fn losses_of_layers(&self, image: &Image, head: &Repository) -> Result<LossList, StageError> {
         let mut losses = LossList::default();
         for layer in &image.layers {
-            if let Some(known) = self.described_layer(head, layer.digest)? {
+            if let Some(known) = self.known_layer_unchecked(head, layer.digest)? {
                 losses.extend(&known.record.losses);
             }
         }
@@ -200,24 +200,25 @@ impl Stager<'_> {
 }
 
 impl StagedImage {
-    fn new(request: &Request, place: ImagePlace, image: Image, plan: Plan) -> Self {
+    fn new(request: &Request, place: ImagePlace, image: Image, plan: PlanSummary) -> Self {
         let (manifest, config) = (image.manifest.digest, image.config.digest);
         let (losses, podman, new_layers) = (LossList::default(), PodmanListing::NotAsked, Vec::new());
-        let outcome = Outcome { place, manifest, config, plan, losses, podman, new_layers };
+        let outcome = ImageOutcome { place, manifest, config, plan, losses, podman, new_layers };
         let (source, digest) = (request.argument.to_string(), request.digest_beside_tag());
-        let (options, ready) = (request.image.clone(), Ready::default());
-        Self { source, digest, options, ready, outcome, image, is_foreign: false, knows_losses: true }
+        let (options, stored) = (request.image.clone(), StoredTrees::default());
+        Self { source, digest, options, stored, outcome, image, is_foreign: false, knows_losses: true }
     }
 
-    /// Returns an image that another program has published already, so that it is left alone.
+    /// Returns an image that another program has published, so that it is not published again.
     pub(crate) fn foreign(request: &Request, place: ImagePlace, image: Image) -> Self {
-        let plan = Plan { layers: image.layers.len(), base_layers: image.layers.len(), ..Plan::default() };
+        let plan =
+            PlanSummary { layers: image.layers.len(), base_layers: image.layers.len(), ..PlanSummary::default() };
         Self { is_foreign: true, ..Self::new(request, place, image, plan) }
     }
 
-    /// Returns what the consumers need to know of the image.
+    /// Returns the properties of the image that consumers use.
     pub(crate) fn for_consumers(&self) -> ImageChange<'_> {
-        let flat = self.ready.trees.get(&layout::flat_root(self.outcome.config));
+        let flat = self.stored.trees.get(&layout::flat_root(self.outcome.config));
         ImageChange {
             place: &self.outcome.place,
             manifest: &self.image.manifest,

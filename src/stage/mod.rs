@@ -1,16 +1,16 @@
-//! Stages images: reads what is new in one, builds its trees, and stores their catalogs. Nothing of that is visible to clients.
+//! Stages images: reads the new layers of an image, builds its trees, and stores their catalogs. Clients see nothing of that.
 //!
-//! What is stored does not depend on the names in the head. Any recent revision serves to find what is known already, so images are
-//! staged while other publishers go on, and many at the same time.
+//! The stored trees do not depend on the names in the head. Any recent revision can be searched for trees to reuse. Therefore many
+//! images can be staged at the same time, also while other publishers change the head.
 
 mod build;
+mod completeness;
 mod image;
-mod kept;
-mod need;
+mod known_trees;
+mod layer_cache;
 mod options;
-mod read;
-mod trees;
-mod whole;
+mod plan;
+mod read_layers;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -32,14 +32,14 @@ use crate::source::{NamingError, SourceError};
 use crate::state::{ContentIndex, IndexError, StateError, StoredTreeNote};
 use crate::store::{Staging, StoreError};
 use crate::tree::ApplyError;
-use kept::KeptLayers;
+use layer_cache::LayerCache;
 
 pub(crate) use image::{ResolvedImage, StagedImage};
-pub(crate) use trees::{is_layer_published, published_layer, read_layer};
+pub(crate) use known_trees::{is_layer_published, published_layer, read_layer};
 
-pub use image::Outcome;
-pub use need::Plan;
-pub use options::{Chains, ImageOptions, Request};
+pub use image::ImageOutcome;
+pub use options::{ImageOptions, Request};
+pub use plan::PlanSummary;
 
 /// Why an image cannot be staged.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +50,7 @@ pub enum StageError {
     /// The image cannot be found or described.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// It is not clear which name is meant.
+    /// The name under which the image is published cannot be determined.
     #[error(transparent)]
     Naming(#[from] NamingError),
     /// A layer cannot be read.
@@ -58,40 +58,40 @@ pub enum StageError {
     Layer {
         /// The layer's digest.
         digest: Digest,
-        /// The mirror that it was read from, if it was not the registry itself.
+        /// The mirror from which it was read, if it was not read from the registry itself.
         mirror: Option<String>,
-        /// Why.
+        /// Error from reading the layer.
         source: IngestError,
     },
-    /// A layer cannot be laid over those below it.
+    /// A layer cannot be applied to the layers below it.
     #[error("cannot apply layer {digest}")]
     Apply {
         /// The layer's digest.
         digest: Digest,
-        /// Why.
+        /// Error from applying the layer.
         source: ApplyError,
     },
-    /// A record of an earlier run is of another layer.
+    /// An earlier run found another diff ID for the blob.
     #[error("layer {digest} has diff ID {actual}, but the image config promises {expected}")]
     OtherDiffId {
         /// The layer's digest.
         digest: Digest,
-        /// What the image config says.
+        /// Diff ID in the image config.
         expected: DiffId,
-        /// What the record says.
+        /// Diff ID of the blob.
         actual: DiffId,
     },
-    /// A record of an earlier run is of a blob of another size.
+    /// An earlier run found another size of the blob.
     #[error("layer {digest} has {actual} bytes, but the image manifest promises {expected}")]
     OtherSize {
         /// The layer's digest.
         digest: Digest,
-        /// What the image manifest says.
+        /// Size in bytes in the image manifest.
         expected: u64,
-        /// What the record says.
+        /// Size of the blob in bytes.
         actual: u64,
     },
-    /// Catalogs cannot be made.
+    /// Catalogs cannot be created.
     #[error(transparent)]
     Build(#[from] BuildError),
     /// The repository cannot be read.
@@ -103,17 +103,17 @@ pub enum StageError {
     /// The content index failed.
     #[error(transparent)]
     Index(#[from] IndexError),
-    /// The state failed.
+    /// The state database failed.
     #[error(transparent)]
     State(#[from] StateError),
 }
 
-/// How images are staged.
+/// Options for staging images.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StageOptions {
-    /// Only find out what has to be done.
+    /// Only determine what must be read and built.
     pub(crate) dry_run: bool,
-    /// Bytes of content in flight, for one image.
+    /// Maximum number of bytes of content in memory for one image.
     pub(crate) memory: u64,
     /// Limits that hostile layers may not exceed.
     pub(crate) limits: Limits,
@@ -126,24 +126,24 @@ pub(crate) struct Stager<'e> {
     registries: Registries,
     staging: Arc<Staging>,
     index: ContentIndex,
-    /// The epoch of the object directories that holds for this operation; `None` if nothing is known of them.
+    /// Epoch of the object directories in the state database; `None` if the database is read-only and they changed since the last run.
     epoch: Option<i64>,
-    /// Results of searches for trees that earlier operations stored.
-    noted: Mutex<HashMap<EntryPath, Option<StoredTreeNote>>>,
+    /// Cached results of [`Stager::tree_note`]: notes on trees that were stored and not published.
+    tree_notes: Mutex<HashMap<EntryPath, Option<StoredTreeNote>>>,
     /// Published trees that this operation has found complete, by path and root catalog.
-    whole: Mutex<HashSet<(EntryPath, ObjectHash)>>,
-    /// Layers that earlier operations read to their end; `None` if nothing is published.
-    kept: Option<KeptLayers>,
+    complete_trees: Mutex<HashSet<(EntryPath, ObjectHash)>>,
+    /// Layers that earlier operations read; `None` if this operation does not publish.
+    layer_cache: Option<LayerCache>,
 }
 
 impl<'e> Stager<'e> {
-    /// Starts an operation on a repository.
+    /// Prepares to stage images.
     pub(crate) fn start(engine: &'e Engine, options: StageOptions, registries: Registries) -> Result<Self, StageError> {
         let staging = Arc::new(Staging::start(engine.store())?);
         let state = engine.state();
-        let kept = engine.publisher().is_some().then(|| {
-            let form = format!("{} {:?}", engine.settings().compression, ChunkSizes::default());
-            KeptLayers::open(engine.directory().path().join("state/layers"), &form, &staging)
+        let layer_cache = engine.publisher().is_some().then(|| {
+            let settings = format!("{} {:?}", engine.settings().compression, ChunkSizes::default());
+            LayerCache::open(engine.directory().path().join("state/layers"), &settings, &staging)
         });
         Ok(Self {
             engine,
@@ -152,18 +152,18 @@ impl<'e> Stager<'e> {
             index: ContentIndex::open(Arc::clone(state))?,
             epoch: state.begin_epoch(&staging.directory_states().to_bytes())?,
             staging,
-            noted: Mutex::default(),
-            whole: Mutex::default(),
-            kept,
+            tree_notes: Mutex::default(),
+            complete_trees: Mutex::default(),
+            layer_cache,
         })
     }
 
-    /// Returns where new objects are until they are durable.
+    /// Returns the staging area of new objects.
     pub(crate) fn staging(&self) -> &Staging {
         &self.staging
     }
 
-    /// Returns the number of pieces of content that were in the store already.
+    /// Returns the number of files and chunks that were not compressed, because the content index has their objects.
     pub(crate) fn index_hits(&self) -> u64 {
         self.index.hits()
     }
@@ -179,7 +179,7 @@ impl<'e> Stager<'e> {
 
 impl Drop for Stager<'_> {
     fn drop(&mut self) {
-        // An operation that publishes nothing leaves nothing, and nothing is believed of one that panicked.
+        // A read-only operation leaves the state unchanged. After a panic, the state of the directories is unknown.
         if self.engine.publisher().is_some() && !std::thread::panicking() {
             let states = self.staging.final_directory_states().map(|states| states.to_bytes());
             if let Err(error) = self.engine.state().end_epoch(states.as_deref()) {

@@ -30,7 +30,7 @@ pub(crate) use caching_lister::CachingLister;
 pub use expand::{Expansion, ListingFailure, NewestImages, WantedImage};
 pub(crate) use expand::{ImagePosition, IncrementalExpansion, expand_one};
 pub use filter::{Glob, NameFilter, TagFilter, is_referrers_tag};
-pub use options::{ChainOption, PlatformOption, WishOptions};
+pub use options::WishOptions;
 pub use project::{ListingError, Project, ProjectApi, ProjectError, RegistryLister};
 pub use reference::ImageRepository;
 pub use thin::{OutputFormat, ThinImages};

@@ -2,12 +2,14 @@
 
 use super::node::{Fault, Faults, YamlNode, YamlValue};
 use crate::image::{FullName, Platform};
+use crate::layout::ChainSelection;
+use crate::source::{PlatformRequest, PlatformSelection};
 
 /// Options for publishing the images of a wish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WishOptions {
     /// The platforms.
-    pub platforms: PlatformOption,
+    pub platforms: PlatformSelection,
     /// Whether single layers are published.
     pub layers: bool,
     /// Whether the root file system and the public link are published.
@@ -15,45 +17,21 @@ pub struct WishOptions {
     /// Whether podman sees the images, if the settings of the repository select them, too.
     pub podman: bool,
     /// The chains that are published.
-    pub chains: ChainOption,
+    pub chains: ChainSelection,
     /// Whether an image fails if CVMFS cannot represent all of it.
     pub strict: bool,
     /// Name under which the image is published instead of its own. Only for a wish for a single image.
     pub name: Option<FullName>,
 }
 
-/// The platforms for which an image is published.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum PlatformOption {
-    /// The wishlist contains no platforms.
-    #[default]
-    Unspecified,
-    /// All platforms of the image.
-    All,
-    /// These platforms: at least one, without duplicates.
-    Listed(Vec<Platform>),
-}
-
-/// The chains of an image that are published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ChainOption {
-    /// The last one, from which the conversion of a later image can start.
-    #[default]
-    Final,
-    /// One for each layer.
-    All,
-    /// None.
-    None,
-}
-
 impl Default for WishOptions {
     fn default() -> Self {
         Self {
-            platforms: PlatformOption::default(),
+            platforms: PlatformSelection::default(),
             layers: true,
             flat: true,
             podman: true,
-            chains: ChainOption::default(),
+            chains: ChainSelection::default(),
             strict: false,
             name: None,
         }
@@ -95,9 +73,9 @@ impl WishOptions {
     }
 }
 
-fn platforms(node: &YamlNode, faults: &mut Faults) -> PlatformOption {
+fn platforms(node: &YamlNode, faults: &mut Faults) -> PlatformSelection {
     if matches!(&node.value, YamlValue::Text(text) if text == "all") {
-        return PlatformOption::All;
+        return PlatformSelection::All;
     }
     let mut platforms = Vec::new();
     for (item, text) in node.texts(faults) {
@@ -109,14 +87,13 @@ fn platforms(node: &YamlNode, faults: &mut Faults) -> PlatformOption {
             Err(fault) => faults.add(fault),
         }
     }
-    PlatformOption::Listed(platforms)
+    match platforms.as_slice() {
+        [platform] => PlatformSelection::One(PlatformRequest::new(Some(platform.clone()))),
+        _ => PlatformSelection::Several(platforms),
+    }
 }
 
-fn chains(node: &YamlNode) -> Result<ChainOption, Fault> {
-    match node.text()? {
-        "final" => Ok(ChainOption::Final),
-        "all" => Ok(ChainOption::All),
-        "none" => Ok(ChainOption::None),
-        other => Err(node.fault(format!("{other:?} is not one of final, all and none"))),
-    }
+fn chains(node: &YamlNode) -> Result<ChainSelection, Fault> {
+    let name = node.text()?;
+    ChainSelection::from_name(name).ok_or_else(|| node.fault(format!("{name:?} is not one of final, all and none")))
 }

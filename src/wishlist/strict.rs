@@ -273,9 +273,10 @@ fn glob(node: &YamlNode, pattern: &str) -> Result<Glob, Fault> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::options::{ChainOption, PlatformOption};
     use super::super::tests::parse;
     use super::*;
+    use crate::layout::ChainSelection;
+    use crate::source::{PlatformRequest, PlatformSelection};
 
     fn wishes(images: &str) -> Vec<Wish> {
         parse(&format!("version: 2\nimages:\n{images}")).unwrap().wishes
@@ -319,13 +320,14 @@ images:
         assert_eq!(lines, [6, 7, 10, 16, 18]);
         let options: Vec<&WishOptions> = wishlist.wishes.iter().map(|wish| &wish.options).collect();
         let amd64: crate::image::Platform = "linux/amd64".parse().unwrap();
-        assert_eq!(options[0].platforms, PlatformOption::Listed(vec![amd64.clone()]));
+        let only_amd64 = PlatformRequest { platform: amd64.clone(), explicit: true };
+        assert_eq!(options[0].platforms, PlatformSelection::One(only_amd64));
         assert!(options[0].layers && !options[0].flat && options[0].strict);
         let arm64 = "linux/arm64/v8".parse().unwrap();
-        assert_eq!(options[1].platforms, PlatformOption::Listed(vec![amd64, arm64]));
-        assert_eq!((options[1].chains, options[2].chains), (ChainOption::None, ChainOption::All));
+        assert_eq!(options[1].platforms, PlatformSelection::Several(vec![amd64, arm64]));
+        assert_eq!((options[1].chains, options[2].chains), (ChainSelection::None, ChainSelection::All));
         assert!(options[1].podman && !options[2].podman);
-        assert!(!options[2].layers && options[2].platforms == PlatformOption::All);
+        assert!(!options[2].layers && options[2].platforms == PlatformSelection::All);
         assert_eq!(options[3].name.as_ref().unwrap().to_string(), "example.org/base/debian:12");
         let WishTarget::Tags { filter, .. } = &wishlist.wishes[1].what else { panic!("is no rule for tags") };
         let patterns: Vec<&str> = filter.include.iter().map(Glob::as_str).collect();

@@ -1,4 +1,4 @@
-//! Converts images that are named one by one, and publishes them together.
+//! Converts the given images, and publishes them together.
 
 use super::operation::Operation;
 use super::worker::Workers;
@@ -11,36 +11,36 @@ use crate::progress::Progress;
 use crate::publish::Revision;
 use crate::revise::Changes;
 use crate::source::ImageArgument;
-use crate::stage::{Outcome, Request, StagedImage};
+use crate::stage::{ImageOutcome, Request, StagedImage};
 use crate::store::{StoreError, WrittenObjects};
 
-/// What became of one image.
+/// The result for one image.
 #[derive(Debug)]
 pub struct ImageReport {
-    /// The image as it was named.
+    /// The argument that named the image.
     pub argument: ImageArgument,
-    /// The result: one outcome for each platform that was wanted.
-    pub outcomes: Result<Vec<Outcome>, ConvertError>,
+    /// One outcome for each requested platform, or the error.
+    pub outcomes: Result<Vec<ImageOutcome>, ConvertError>,
 }
 
-/// What a conversion did.
+/// The result of a conversion.
 #[derive(Debug)]
 pub struct ConvertReport {
-    /// Each image, in the order given.
+    /// The result for each image, in the given order.
     pub images: Vec<ImageReport>,
-    /// The revision that was published, unless everything was there already or everything failed.
+    /// The published revision; `None` if all images were published before or failed.
     pub revision: Option<Revision>,
-    /// What failed once it was published.
-    pub late: Vec<StoreError>,
-    /// What was added to the store.
+    /// Errors from after the publication.
+    pub late_errors: Vec<StoreError>,
+    /// The objects that were added to the store.
     pub written: WrittenObjects,
-    /// Pieces of content that were known and therefore not compressed again.
+    /// Number of files and chunks that were not compressed, because the content index has their objects.
     pub index_hits: u64,
 }
 
-/// Converts images and publishes those that succeed, as one revision.
+/// Converts images and publishes the successful ones as one revision.
 ///
-/// An image that fails is reported and does not hold up the others. An error means that nothing was published.
+/// A failed image is reported, and the others are converted nevertheless. An error means that nothing was published.
 pub fn convert(
     engine: &Engine,
     requests: &[Request],
@@ -81,12 +81,13 @@ fn attempt(
         images.push(ImageReport { argument: request.argument.clone(), outcomes });
     }
     operation.cancellation().check()?;
-    // Objects are kept even if no image is published now.
+    // The objects are kept even if no image is published, so that a later conversion can use them.
     staging.flush()?;
     let is_to_be_published = !options.dry_run && !options.only_store && !staged.is_empty();
     let changes = Changes { images: &staged, ..Changes::default() };
     let publication = if is_to_be_published { operation.publish(&changes)? } else { None };
-    let (revision, late) = publication.map(|publication| (publication.revision, publication.late)).unzip();
+    let (revision, late_errors) =
+        publication.map(|publication| (publication.revision, publication.late_errors)).unzip();
     let (written, index_hits) = (operation.written(), operation.stager.index_hits());
-    Ok(ConvertReport { images, revision, late: late.unwrap_or_default(), written, index_hits })
+    Ok(ConvertReport { images, revision, late_errors: late_errors.unwrap_or_default(), written, index_hits })
 }

@@ -1,4 +1,4 @@
-//! What registries list, for wishlists.
+//! Lists the contents of registries for wishlists.
 
 use std::time::{Duration, Instant};
 
@@ -27,34 +27,34 @@ impl RegistryLister for Registries {
     }
 }
 
-/// Limits the time of the pages of one project: many pages, each of which takes long, would hold up a round for hours.
+/// Lister with a limit on the total time for the pages of one list. Many slow pages could delay a round for hours.
 pub(super) struct TimedLister<'l> {
-    listing: &'l dyn RegistryLister,
-    begun: Instant,
+    lister: &'l dyn RegistryLister,
+    start: Instant,
     limit: Duration,
 }
 
 impl<'l> TimedLister<'l> {
-    /// Returns a listing that gives no further page after `limit`.
-    pub(super) fn new(listing: &'l dyn RegistryLister, limit: Duration) -> Self {
-        Self { listing, begun: Instant::now(), limit }
+    /// Returns a lister that requests no page after `limit` has passed.
+    pub(super) fn new(lister: &'l dyn RegistryLister, limit: Duration) -> Self {
+        Self { lister, start: Instant::now(), limit }
     }
 }
 
 impl RegistryLister for TimedLister<'_> {
     fn tags(&self, place: &ImageRepository) -> Result<Vec<String>, ListingError> {
-        self.listing.tags(place)
+        self.lister.tags(place)
     }
 
     fn repositories(&self, host: &str, plain_http: bool) -> Result<Vec<String>, ListingError> {
-        self.listing.repositories(host, plain_http)
+        self.lister.repositories(host, plain_http)
     }
 
     fn json(&self, url: &str, api: &ProjectApi) -> Result<Option<JsonPage>, ListingError> {
-        if self.begun.elapsed() > self.limit {
+        if self.start.elapsed() > self.limit {
             let limit = humantime::format_duration(self.limit);
-            return Err(format!("the pages of the list did not come within {limit}").into());
+            return Err(format!("the registry did not send all pages of the list within {limit}").into());
         }
-        self.listing.json(url, api)
+        self.lister.json(url, api)
     }
 }

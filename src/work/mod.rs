@@ -1,13 +1,14 @@
-//! The work on a repository: images that are converted, wishlists that are brought in step, and rehearsals of both.
+//! Conversion of images, synchronisation with wishlists, and dry runs of both.
 //!
-//! One driver does all of it. [`convert()`] stages the images that it is given and publishes them as one revision. [`sync()`] does four
-//! things at the same time: it expands wishes to images, asks registries what each name stands for by now, stages what has
-//! changed, several images side by side, and publishes what is ready from time to time. Whatever fails is reported, is not tried
-//! again for a while, and holds up nothing else; a slow registry delays its own images only.
+//! [`convert()`] stages the given images and publishes them as one revision. [`sync()`] does four things at the same time: it expands
+//! wishes to images, requests the current digest of each image from its registry, stages the changed images, several in parallel, and
+//! regularly publishes the staged ones. A failed image is reported and is not tried again for some time. Neither a failure nor a slow
+//! registry delays images of other registries.
 
 mod artifacts;
-mod claims;
+mod change_detector;
 mod convert;
+mod digest_locks;
 mod listing;
 mod operation;
 mod publications;
@@ -15,7 +16,6 @@ mod quarantine;
 mod queue;
 mod rehearse;
 mod round;
-mod survey;
 mod sync;
 mod thin;
 mod variants;
@@ -31,18 +31,17 @@ use crate::observer::Reporter;
 use crate::publish::{CommitError, PublishError, PublishOptions};
 use crate::repository::RepositoryError;
 use crate::revise::ReviseError;
-use crate::source::{PlatformRequest, Platforms};
-use crate::stage::{Chains, ImageOptions, StageError, StageOptions};
+use crate::stage::{ImageOptions, StageError, StageOptions};
 use crate::state::StateError;
 use crate::store::StoreError;
-use crate::wishlist::{ChainOption, PlatformOption, WishOptions};
+use crate::wishlist::WishOptions;
 
 pub use convert::{ConvertReport, ImageReport, convert};
 pub use rehearse::{LayerCost, Rehearsal, rehearse};
 pub use sync::{Event, ImageState, SyncError, SyncObserver, SyncOptions, SyncReport, sync};
 pub use thin::{ThinOutcome, ThinState, push_thin_images};
 
-/// Why an image, or a whole operation, failed.
+/// Errors because of which an image, or a whole operation, failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {
     /// The operation was cancelled.
@@ -52,7 +51,7 @@ pub enum ConvertError {
     #[error(transparent)]
     Stage(#[from] StageError),
     /// With `strict`, losses are errors.
-    #[error("CVMFS cannot hold all of the image: {0}")]
+    #[error("CVMFS cannot represent all of the image: {0}")]
     Losses(String),
     /// Another image of the operation has the same name.
     #[error("'{0}' is given twice")]
@@ -90,7 +89,7 @@ impl From<CommitError<ReviseError>> for ConvertError {
 }
 
 impl ConvertError {
-    /// Returns the object that was deleted while the operation relied on it, if that is the error.
+    /// Returns the object whose deletion during the operation is the error, if any.
     fn vanished(&self) -> Option<ObjectHash> {
         match self {
             Self::Publish(PublishError::Vanished(hash)) => Some(*hash),
@@ -99,37 +98,37 @@ impl ConvertError {
     }
 }
 
-/// How images are converted.
+/// Options for converting images.
 #[derive(Debug, Clone, Copy)]
 pub struct ConvertOptions {
-    /// Only find out what has to be done.
+    /// Only determine what must be read and built.
     pub dry_run: bool,
-    /// Store images without publishing them: a later conversion only publishes.
+    /// Store images without publishing them, so that a later conversion only has to publish.
     pub only_store: bool,
     /// Limits that hostile layers may not exceed.
     pub limits: Limits,
-    /// How the revision is published.
+    /// Options for publishing the revision.
     pub publish: PublishOptions,
 }
 
 impl ConvertOptions {
-    /// Returns how one of the images is staged, with so much memory in bytes.
+    /// Returns the options for staging one of the images. `memory` is the limit for its content in bytes.
     fn stage(&self, memory: u64) -> StageOptions {
         StageOptions { dry_run: self.dry_run, memory, limits: self.limits }
     }
 }
 
-/// Maximum number of attempts of an operation that finds objects in the store which are deleted before it publishes.
-const ATTEMPTS: usize = 3;
+/// Maximum number of attempts of an operation if a garbage collection deletes objects that it found in the store.
+const MAX_ATTEMPTS: usize = 3;
 
-/// Starts an operation again if a garbage collection deleted an object that it had found in the store. `vanished` returns that object
-/// for an error. The next attempt stores it again.
+/// Repeats an operation if a garbage collection deleted an object that it had found in the store. The next attempt stores the object
+/// again. `vanished` returns the object if that is the error.
 fn retried<T, E>(
     reporter: &Reporter,
     mut operation: impl FnMut() -> Result<T, E>,
     vanished: impl Fn(&E) -> Option<ObjectHash>,
 ) -> Result<T, E> {
-    for _ in 1..ATTEMPTS {
+    for _ in 1..MAX_ATTEMPTS {
         let result = operation();
         let Some(hash) = result.as_ref().err().and_then(&vanished) else { return result };
         reporter.warn(format_args!("object {hash} was deleted while this run relied on it; trying again"));
@@ -137,27 +136,14 @@ fn retried<T, E>(
     operation()
 }
 
-/// Returns what a wishlist wants of an image.
+/// Returns the options for converting an image of a wishlist.
 fn image_options(wish: &WishOptions) -> ImageOptions {
-    let platforms = match &wish.platforms {
-        PlatformOption::Unspecified => Platforms::default(),
-        PlatformOption::All => Platforms::All,
-        PlatformOption::Listed(platforms) => match platforms.as_slice() {
-            [platform] => Platforms::One(PlatformRequest::new(Some(platform.clone()))),
-            _ => Platforms::Several(platforms.clone()),
-        },
-    };
-    let chains = match wish.chains {
-        ChainOption::Final => Chains::Final,
-        ChainOption::All => Chains::All,
-        ChainOption::None => Chains::None,
-    };
     ImageOptions {
-        platforms,
+        platforms: wish.platforms.clone(),
         skip_layers: !wish.layers,
         skip_flat: !wish.flat,
         skip_podman: !wish.podman,
-        chains,
+        chains: wish.chains,
         force: false,
         strict: wish.strict,
     }

@@ -1,4 +1,4 @@
-//! One operation on a repository: images that are staged and published together, with the head that they are compared with.
+//! An operation on a repository: staging and publishing images on top of the current head.
 
 use std::sync::Mutex;
 
@@ -14,7 +14,7 @@ use crate::layout::{ImagePlace, LossList};
 use crate::message::causes;
 use crate::observer::Reporter;
 use crate::progress::Progress;
-use crate::publish::{Edit, Publication, PublishOptions, check_clock, repair_front};
+use crate::publish::{Edit, Publication, PublishOptions, check_clock, repair_root_objects};
 use crate::registry::Registries;
 use crate::repository::Repository;
 use crate::revise::{self, Changes};
@@ -27,7 +27,7 @@ use crate::store::WrittenObjects;
 /// Maximum size in bytes of a list of losses that is read.
 const LOSSES_LIMIT: u64 = 256 << 20;
 
-/// Images that are staged and published together.
+/// An operation that stages images and publishes them.
 pub(crate) struct Operation<'e> {
     engine: &'e Engine,
     pub(super) stager: Stager<'e>,
@@ -47,8 +47,8 @@ impl<'e> Operation<'e> {
     ) -> Result<Self, ConvertError> {
         let stager = Stager::start(engine, stage, registries)?;
         if let Some(publisher) = engine.publisher() {
-            // Without these objects the head cannot be read, and no revision is sound.
-            repair_front(stager.staging(), publisher.signer.keys())?;
+            // Without these objects, neither the head nor a new revision can be read.
+            repair_root_objects(stager.staging(), publisher.signer.keys())?;
         }
         Ok(Self { engine, stager, dry_run: stage.dry_run, publish, head: Mutex::default() })
     }
@@ -63,17 +63,17 @@ impl<'e> Operation<'e> {
         self.engine.reporter()
     }
 
-    /// Returns what is remembered between operations.
+    /// Returns the database of facts that are kept between runs.
     pub(crate) fn state(&self) -> &'e StateDatabase {
         self.engine.state()
     }
 
-    /// Returns what was added to the store so far.
+    /// Returns the objects that were added to the store so far.
     pub(crate) fn written(&self) -> WrittenObjects {
         self.stager.staging().written()
     }
 
-    /// Opens the head of the repository as it is now. Catalogs that were opened stay so.
+    /// Opens the current head of the repository. Catalogs that were opened before are not read again.
     pub(crate) fn head(&self) -> Result<Repository, ConvertError> {
         let mut last = self.head.lock().expect("no thread panics while it opens a head");
         let head = match &*last {
@@ -83,7 +83,7 @@ impl<'e> Operation<'e> {
         Ok(last.insert(head).clone())
     }
 
-    /// Reads what is new in an image and stores its trees, for each platform.
+    /// Reads the new layers of an image and stores its trees, for each platform.
     pub(crate) fn stage(
         &self,
         resolved: ResolvedImage,
@@ -114,7 +114,7 @@ impl<'e> Operation<'e> {
         Ok(staged)
     }
 
-    /// Completes what CVMFS cannot hold of an image. With `strict`, any of it is an error.
+    /// Completes the losses of an image. With `strict`, any loss is an error.
     fn add_losses(&self, staged: &mut StagedImage, head: &Repository) -> Result<(), ConvertError> {
         if !staged.knows_losses {
             staged.outcome.losses = match published_losses(staged, head)? {
@@ -136,7 +136,7 @@ impl<'e> Operation<'e> {
         Err(ConvertError::Losses(kinds.join(", ")))
     }
 
-    /// Decides which of the images of a name podman lists, if any.
+    /// Determines which of the images of a name is listed in podman's store, if any.
     fn choose_for_podman(&self, images: &mut [StagedImage]) {
         let Some(first) = images.first() else { return };
         if !is_for_podman(self.engine.settings(), &first.outcome.place.name, &first.options) {
@@ -145,7 +145,7 @@ impl<'e> Operation<'e> {
         let Some(listed) = listed_platform(images.iter().map(|image| &image.outcome.place)) else {
             let name = &images[0].outcome.place.name;
             self.engine.reporter().warn(format_args!(
-                "{name}: podman does not see it, since no image of it runs on every machine of its architecture"
+                "{name}: not listed for podman, because no image of it runs on every machine of its architecture"
             ));
             return;
         };
@@ -155,7 +155,7 @@ impl<'e> Operation<'e> {
         };
     }
 
-    /// Publishes changes on top of the current head, as one revision; returns `None` if nothing changes.
+    /// Publishes changes of the current head as one revision; returns `None` if nothing changes.
     pub(crate) fn publish(&self, changes: &Changes<'_>) -> Result<Option<Publication>, ConvertError> {
         let publisher = self.engine.publisher().expect("only an engine that may publish is asked to");
         let (staging, settings) = (self.stager.staging(), self.engine.settings());
@@ -171,18 +171,18 @@ impl<'e> Operation<'e> {
         };
         let publication = self.engine.pool().install(|| publisher.commit(staging, &known, &self.publish, prepare))?;
         if publication.is_none() {
-            // Objects that were lost and are stored again change nothing in the head.
+            // Missing objects that were stored again do not change the head, but must become durable.
             staging.flush()?;
         }
-        // Clients see the revision already, so this is no reason to fail.
-        if let (Some(_), Err(error)) = (&publication, self.stager.note_whole(trees)) {
+        // The revision is published, so that this error must not fail the operation.
+        if let (Some(_), Err(error)) = (&publication, self.stager.record_complete_trees(trees)) {
             self.engine.reporter().warn(format_args!("{}", causes(&error)));
         }
         Ok(publication)
     }
 }
 
-/// Returns whether podman is to list the image of a name.
+/// Returns whether the image of a name should be listed in podman's store.
 pub(super) fn is_for_podman(settings: &Settings, name: &ImageName, options: &ImageOptions) -> bool {
     !options.skip_flat && !options.skip_podman && settings.lists_for_podman(name)
 }
@@ -192,7 +192,7 @@ fn is_foreign(head: &Repository, place: &ImagePlace, image: &Image) -> Result<bo
     Ok(inventory::is_foreign(head, place, image.config.digest, &layers)?)
 }
 
-/// Returns the losses that are published for the same image.
+/// Returns the published losses of an image; `None` if another image is published or the list is lost.
 fn published_losses(staged: &StagedImage, head: &Repository) -> Result<Option<LossList>, ConvertError> {
     let place = &staged.outcome.place;
     let record = inventory::intact_record(head, place)?;
@@ -201,7 +201,7 @@ fn published_losses(staged: &StagedImage, head: &Repository) -> Result<Option<Lo
     }
     let path = place.metadata().join(b"losses.json");
     let json = head.read_if_intact(&path, LOSSES_LIMIT)?;
-    // A list that is lost is put together again from the layers.
+    // The caller composes a lost list from the losses of the layers.
     if json.is_none() && head.has(&path)? {
         return Ok(None);
     }

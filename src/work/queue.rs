@@ -1,4 +1,4 @@
-//! Work for several threads, in one lane for each registry, so that a registry that is slow delays its own work only.
+//! Task queue for several threads, with one queue for each registry, so that a slow registry delays only its own tasks.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -7,107 +7,111 @@ use std::time::{Duration, Instant};
 
 use crate::wishlist::ImagePosition;
 
-/// Work for threads that take one item after another until all is done.
+/// Queue of tasks for several threads. Each task belongs to a host.
 pub(super) struct TaskQueue<T> {
     state: Mutex<State<T>>,
     changed: Condvar,
 }
 
 struct State<T> {
-    lanes: BTreeMap<String, Lane<T>>,
-    /// How many items may be worked on at the same time.
-    most: usize,
-    /// How many items more may be, because as many make no progress.
-    lent: usize,
+    hosts: BTreeMap<String, HostQueue<T>>,
+    /// Maximum number of running tasks, without stalled ones.
+    limit: usize,
+    /// Number of running tasks that make no progress.
+    stalled: usize,
     is_closed: bool,
 }
 
-struct Lane<T> {
-    /// Items that no thread works on, by their place in the wishlist.
+struct HostQueue<T> {
+    /// Tasks that no thread has taken, by the position of their image in the wishlist.
     waiting: BTreeMap<ImagePosition, T>,
-    /// How many items are worked on.
+    /// Number of running tasks.
     running: usize,
-    /// How many may be.
-    most: usize,
-    /// When something came of an item last, or the first one was added.
-    moved: Instant,
+    /// Maximum number of running tasks.
+    limit: usize,
+    /// When a task last succeeded, or the first one was added.
+    last_progress: Instant,
 }
 
-/// An item that is worked on, until it is dropped.
-pub(super) struct Taken<'l, T> {
-    lanes: &'l TaskQueue<T>,
+/// A task that a thread has taken. It counts as running until it is dropped.
+pub(super) struct RunningTask<'q, T> {
+    queue: &'q TaskQueue<T>,
     host: String,
-    item: T,
+    task: T,
 }
 
 impl<T> TaskQueue<T> {
-    /// Makes lanes of which all together may have `most` items worked on at the same time.
-    pub(super) fn new(most: usize) -> Self {
-        let state = State { lanes: BTreeMap::new(), most, lent: 0, is_closed: false };
+    /// Creates a queue of which `limit` tasks may run at the same time.
+    pub(super) fn new(limit: usize) -> Self {
+        let state = State { hosts: BTreeMap::new(), limit, stalled: 0, is_closed: false };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    /// Adds an item to the lane of a host, of which `most` may be worked on at the same time.
-    pub(super) fn add(&self, host: &str, most: usize, order: ImagePosition, item: T) {
+    /// Adds a task for a host, of which `limit` tasks may run at the same time.
+    pub(super) fn add(&self, host: &str, limit: usize, position: ImagePosition, task: T) {
         let mut state = self.lock();
-        let new = || Lane { waiting: BTreeMap::new(), running: 0, most: most.max(1), moved: Instant::now() };
-        let lane = state.lanes.entry(host.to_owned()).or_insert_with(new);
-        if !lane.has_work() {
-            lane.moved = Instant::now();
+        let new =
+            || HostQueue { waiting: BTreeMap::new(), running: 0, limit: limit.max(1), last_progress: Instant::now() };
+        let queue = state.hosts.entry(host.to_owned()).or_insert_with(new);
+        if !queue.has_tasks() {
+            queue.last_progress = Instant::now();
         }
-        lane.waiting.insert(order, item);
+        queue.waiting.insert(position, task);
         drop(state);
         self.changed.notify_one();
     }
 
-    /// Takes the next item of the lane in which least is worked on, and waits for one; `None` after the end.
-    pub(super) fn take(&self) -> Option<Taken<'_, T>> {
+    /// Takes the next task of the host with the fewest running tasks. Waits until a task may run. Returns `None` after the queue was
+    /// closed.
+    pub(super) fn take(&self) -> Option<RunningTask<'_, T>> {
         let state = self.lock();
-        let has_to_wait = |state: &mut State<T>| !state.is_closed && state.next().is_none();
-        let mut state = self.changed.wait_while(state, has_to_wait).expect(UNPOISONED);
+        let must_wait = |state: &mut State<T>| !state.is_closed && state.next_host().is_none();
+        let mut state = self.changed.wait_while(state, must_wait).expect(UNPOISONED);
         if state.is_closed {
             return None;
         }
-        let host = state.next()?.to_owned();
-        let lane = state.lanes.get_mut(&host)?;
-        let (_, item) = lane.waiting.pop_first()?;
-        lane.running += 1;
-        Some(Taken { lanes: self, host, item })
+        let host = state.next_host()?.to_owned();
+        let queue = state.hosts.get_mut(&host)?;
+        let (_, task) = queue.waiting.pop_first()?;
+        queue.running += 1;
+        Some(RunningTask { queue: self, host, task })
     }
 
-    /// Says how many of the items that are worked on make no progress. As many others may be taken in their place.
-    pub(super) fn lend(&self, count: usize) {
+    /// Sets the number of running tasks that make no progress. The same number of other tasks may run in addition.
+    pub(super) fn set_stalled(&self, count: usize) {
         let mut state = self.lock();
-        if state.lent != count {
-            state.lent = count;
+        if state.stalled != count {
+            state.stalled = count;
             drop(state);
             self.changed.notify_all();
         }
     }
 
-    /// Returns how many items are worked on.
+    /// Returns the number of running tasks.
     pub(super) fn running(&self) -> usize {
-        self.lock().lanes.values().map(|lane| lane.running).sum()
+        self.lock().hosts.values().map(|queue| queue.running).sum()
     }
 
-    /// Tells whether an item could be taken if there was a thread for it.
-    pub(super) fn is_ready(&self) -> bool {
-        self.lock().next().is_some()
+    /// Returns whether [`take`](Self::take) would return a task without waiting.
+    pub(super) fn has_next(&self) -> bool {
+        self.lock().next_host().is_some()
     }
 
-    /// Tells whether no lane that has work has moved for so long.
-    pub(super) fn lags(&self, length: Duration) -> bool {
-        self.lock().lanes.values().filter(|lane| lane.has_work()).all(|lane| lane.moved.elapsed() >= length)
-    }
-
-    /// Returns the hosts whose lanes have work, and how many items.
-    pub(super) fn busy(&self) -> BTreeMap<String, usize> {
+    /// Returns whether no task of any host has succeeded for `duration`. Hosts without tasks are ignored.
+    pub(super) fn is_stalled(&self, duration: Duration) -> bool {
         let state = self.lock();
-        let busy = state.lanes.iter().filter(|(_, lane)| lane.has_work());
-        busy.map(|(host, lane)| (host.clone(), lane.waiting.len() + lane.running)).collect()
+        let mut queues = state.hosts.values().filter(|queue| queue.has_tasks());
+        queues.all(|queue| queue.last_progress.elapsed() >= duration)
     }
 
-    /// Ends the work: nothing more is taken.
+    /// Returns the number of waiting and running tasks of each host that has any.
+    pub(super) fn unfinished(&self) -> BTreeMap<String, usize> {
+        let state = self.lock();
+        let unfinished = state.hosts.iter().filter(|(_, queue)| queue.has_tasks());
+        unfinished.map(|(host, queue)| (host.clone(), queue.waiting.len() + queue.running)).collect()
+    }
+
+    /// Closes the queue: waiting tasks are never taken.
     pub(super) fn close(&self) {
         self.lock().is_closed = true;
         self.changed.notify_all();
@@ -119,125 +123,125 @@ impl<T> TaskQueue<T> {
 }
 
 impl<T> State<T> {
-    /// Returns the host whose item comes next.
-    fn next(&self) -> Option<&str> {
-        let running: usize = self.lanes.values().map(|lane| lane.running).sum();
-        if running >= self.most.saturating_add(self.lent) {
+    /// Returns the host of the task that is taken next.
+    fn next_host(&self) -> Option<&str> {
+        let running: usize = self.hosts.values().map(|queue| queue.running).sum();
+        if running >= self.limit.saturating_add(self.stalled) {
             return None;
         }
-        let ready = self.lanes.iter().filter(|(_, lane)| !lane.waiting.is_empty() && lane.running < lane.most);
-        let next =
-            ready.min_by_key(|(_, lane)| (lane.running, lane.waiting.first_key_value().map(|(order, _)| *order)));
+        let ready = self.hosts.iter().filter(|(_, queue)| !queue.waiting.is_empty() && queue.running < queue.limit);
+        let next = ready
+            .min_by_key(|(_, queue)| (queue.running, queue.waiting.first_key_value().map(|(position, _)| *position)));
         next.map(|(host, _)| host.as_str())
     }
 }
 
-impl<T> Lane<T> {
-    fn has_work(&self) -> bool {
+impl<T> HostQueue<T> {
+    fn has_tasks(&self) -> bool {
         self.running > 0 || !self.waiting.is_empty()
     }
 }
 
-impl<T> Taken<'_, T> {
-    /// Notes that something came of the item. What only fails does not move: a registry that is down fails again and again.
-    pub(super) fn note_success(&self) {
-        if let Some(lane) = self.lanes.lock().lanes.get_mut(&self.host) {
-            lane.moved = Instant::now();
+impl<T> RunningTask<'_, T> {
+    /// Records that the task succeeded. A failure is not progress: with a registry that is down, every task fails.
+    pub(super) fn record_success(&self) {
+        if let Some(queue) = self.queue.lock().hosts.get_mut(&self.host) {
+            queue.last_progress = Instant::now();
         }
     }
 }
 
-impl<T> Deref for Taken<'_, T> {
+impl<T> Deref for RunningTask<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        &self.item
+        &self.task
     }
 }
 
-impl<T> Drop for Taken<'_, T> {
+impl<T> Drop for RunningTask<'_, T> {
     fn drop(&mut self) {
-        let mut state = self.lanes.lock();
-        if let Some(lane) = state.lanes.get_mut(&self.host) {
-            lane.running -= 1;
+        let mut state = self.queue.lock();
+        if let Some(queue) = state.hosts.get_mut(&self.host) {
+            queue.running -= 1;
         }
         drop(state);
-        self.lanes.changed.notify_one();
+        self.queue.changed.notify_one();
     }
 }
 
-const UNPOISONED: &str = "no thread panics while it holds the lanes";
+const UNPOISONED: &str = "no thread panics while it changes the queue";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn take<'l>(lanes: &'l TaskQueue<&'static str>) -> Taken<'l, &'static str> {
-        assert!(lanes.is_ready());
-        lanes.take().unwrap()
+    fn take<'q>(queue: &'q TaskQueue<&'static str>) -> RunningTask<'q, &'static str> {
+        assert!(queue.has_next());
+        queue.take().unwrap()
     }
 
     #[test]
-    fn lane_that_is_full_holds_up_no_other_and_the_emptiest_comes_first() {
-        let lanes = TaskQueue::new(usize::MAX);
+    fn host_at_its_limit_delays_no_other_and_the_host_with_fewest_running_tasks_is_next() {
+        let queue = TaskQueue::new(usize::MAX);
         for (place, (host, item)) in [("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1")].into_iter().enumerate() {
-            lanes.add(host, 2, ImagePosition::new(place, 0), item);
+            queue.add(host, 2, ImagePosition::new(place, 0), item);
         }
-        let first = take(&lanes);
-        let others = [take(&lanes), take(&lanes)];
+        let first = take(&queue);
+        let others = [take(&queue), take(&queue)];
         assert_eq!((*first, others.each_ref().map(|taken| **taken)), ("a1", ["b1", "a2"]));
-        assert!(!lanes.is_ready(), "two of one lane are enough");
-        assert_eq!(lanes.busy(), [("a".to_owned(), 3), ("b".to_owned(), 1)].into());
+        assert!(!queue.has_next(), "the limit for one host is two");
+        assert_eq!(queue.unfinished(), [("a".to_owned(), 3), ("b".to_owned(), 1)].into());
         drop(first);
-        assert_eq!(*take(&lanes), "a3");
+        assert_eq!(*take(&queue), "a3");
     }
 
     #[test]
-    fn items_come_in_the_order_of_the_wishlist_whenever_they_were_added() {
-        let lanes = TaskQueue::new(usize::MAX);
+    fn tasks_are_taken_in_the_order_of_the_wishlist() {
+        let queue = TaskQueue::new(usize::MAX);
         for ((wish, place), item) in [((1, 0), "second"), ((1, 1), "third"), ((0, 5), "first")] {
-            lanes.add("a", 9, ImagePosition::new(wish, place), item);
+            queue.add("a", 9, ImagePosition::new(wish, place), item);
         }
-        assert_eq!([take(&lanes), take(&lanes), take(&lanes)].map(|taken| *taken), ["first", "second", "third"]);
+        assert_eq!([take(&queue), take(&queue), take(&queue)].map(|taken| *taken), ["first", "second", "third"]);
     }
 
     #[test]
-    fn what_makes_no_progress_lends_its_place() {
-        let lanes = TaskQueue::new(1);
-        lanes.add("a", 4, ImagePosition::new(0, 0), "slow");
-        lanes.add("b", 4, ImagePosition::new(1, 0), "fast");
-        let slow = take(&lanes);
-        assert!(!lanes.is_ready());
-        lanes.lend(1);
-        let fast = take(&lanes);
+    fn another_task_may_run_for_each_stalled_one() {
+        let queue = TaskQueue::new(1);
+        queue.add("a", 4, ImagePosition::new(0, 0), "slow");
+        queue.add("b", 4, ImagePosition::new(1, 0), "fast");
+        let slow = take(&queue);
+        assert!(!queue.has_next());
+        queue.set_stalled(1);
+        let fast = take(&queue);
         assert_eq!((*slow, *fast), ("slow", "fast"));
-        lanes.add("b", 4, ImagePosition::new(2, 0), "next");
-        lanes.lend(0);
+        queue.add("b", 4, ImagePosition::new(2, 0), "next");
+        queue.set_stalled(0);
         drop(fast);
-        assert!(!lanes.is_ready(), "the slow one goes on, and has the only place again");
+        assert!(!queue.has_next(), "the slow task makes progress again, and the limit is one");
     }
 
     #[test]
-    fn lane_in_which_all_fails_lags() {
-        let lanes = TaskQueue::new(usize::MAX);
-        (0..3).for_each(|place| lanes.add("a", 4, ImagePosition::new(place, 0), "item"));
+    fn host_whose_tasks_all_fail_is_stalled() {
+        let queue = TaskQueue::new(usize::MAX);
+        (0..3).for_each(|place| queue.add("a", 4, ImagePosition::new(place, 0), "item"));
         let length = Duration::from_millis(20);
-        assert!(!lanes.lags(length), "it has just begun");
+        assert!(!queue.is_stalled(length), "the first task was added just now");
         std::thread::sleep(length);
-        drop(take(&lanes));
-        assert!(lanes.lags(length));
-        take(&lanes).note_success();
-        assert!(!lanes.lags(length));
+        drop(take(&queue));
+        assert!(queue.is_stalled(length));
+        take(&queue).record_success();
+        assert!(!queue.is_stalled(length));
     }
 
     #[test]
-    fn waiting_ends_with_the_work() {
-        let lanes = TaskQueue::<()>::new(1);
+    fn waiting_ends_when_the_queue_is_closed() {
+        let queue = TaskQueue::<()>::new(1);
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| lanes.take().is_none());
-            lanes.close();
+            let waiting = scope.spawn(|| queue.take().is_none());
+            queue.close();
             assert!(waiting.join().unwrap());
         });
-        assert!(lanes.lags(Duration::from_secs(1)), "there is nothing to wait for");
+        assert!(queue.is_stalled(Duration::from_secs(1)), "an empty queue has no host to wait for");
     }
 }

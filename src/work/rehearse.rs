@@ -1,6 +1,6 @@
-//! A conversion that changes nothing: what it would store goes to a directory that is gone afterwards.
+//! Rehearsal: a conversion without effect on the repository. New objects are stored in a temporary directory.
 //!
-//! It does all that a conversion does, compression included, so what it counts is what a conversion costs, to the byte.
+//! A rehearsal performs all steps of a conversion, including compression. Therefore the number and size of new objects are exact.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -22,35 +22,35 @@ use crate::progress::Progress;
 use crate::publish::write_catalogs;
 use crate::repository::{Repository, RepositoryError, Row};
 use crate::revise::{self, Changes};
-use crate::stage::{Outcome, Request};
+use crate::stage::{ImageOutcome, Request};
 use crate::store::{DirectoryStore, StoreError, WrittenObjects};
 
-/// What a conversion would do.
+/// The result of a rehearsal. The temporary directory with the new objects is deleted when it is dropped.
 #[derive(Debug)]
 pub struct Rehearsal {
-    /// What would become of the image.
-    pub outcome: Outcome,
-    /// The root file system that the image's name leads to now; `None` where it leads to none.
+    /// The outcome of the conversion.
+    pub outcome: ImageOutcome,
+    /// The root directory of the flat tree to which the image's name points now; `None` if there is none.
     pub before: Option<Row>,
-    /// The root file system that it would lead to.
+    /// The root directory of the flat tree to which it would point.
     pub after: Option<Row>,
-    /// The head.
+    /// The current head.
     pub head: Repository,
     /// The revision that the conversion would publish. Without `changes`, the head.
     pub next: Repository,
-    /// Whether it would publish anything.
+    /// Whether the conversion would publish a revision.
     pub changes: bool,
-    /// Everything that would be stored, but for what goes with any revision: its tag database and the like.
+    /// The objects that would be stored, except those that belong to every new revision, such as the tag database.
     pub written: WrittenObjects,
-    /// How many of the new objects are catalogs.
+    /// Number of catalogs among the new objects.
     pub catalogs: u64,
-    /// The layers, from the lowest up.
+    /// The layers, from the lowest to the topmost.
     pub layers: Vec<LayerCost>,
-    /// Where the new objects are, locked as long as this process lives.
+    /// The directory with the new objects. The lock shows other processes that it is in use.
     _directory: (UnfinishedFiles, File),
 }
 
-/// What a layer brings.
+/// The new content of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct LayerCost {
@@ -58,15 +58,15 @@ pub struct LayerCost {
     pub digest: Digest,
     /// Whether it is published.
     pub is_published: bool,
-    /// Its content that the repository has nowhere, and no lower layer of the image, in objects.
+    /// Number of its objects that neither the repository nor a lower layer of the image has.
     pub new_objects: u64,
-    /// The bytes of those objects.
+    /// Total size of those objects in bytes.
     pub new_bytes: u64,
 }
 
 impl Rehearsal {
-    /// Returns the layer that says what is at a path of the root file system, or that hides what was there: the highest
-    /// that names it. What Apptainer needs and what an emptied directory held is of none.
+    /// Returns the digest of the topmost layer with an entry or whiteout at a path of the flat tree. Returns `None` for files that were
+    /// added for Apptainer, and for entries below a directory that an opaque marker emptied.
     pub fn layer_of(&self, path: &EntryPath) -> Result<Option<Digest>, RepositoryError> {
         for layer in self.layers.iter().rev() {
             let inside = path.components().fold(layout::layer_root(layer.digest), |path, name| path.join(name));
@@ -78,7 +78,7 @@ impl Rehearsal {
     }
 }
 
-/// Finds out what converting an image would do, for one platform. The repository is only read.
+/// Rehearses the conversion of an image for one platform. The repository is only read.
 pub fn rehearse(
     directory: &RepositoryDirectory,
     request: &Request,
@@ -90,14 +90,14 @@ pub fn rehearse(
     let store = directory.store().map_err(EngineError::from)?;
     let failed = |source| StoreError::Io { action: "create a directory in", path: std::env::temp_dir(), source };
     delete_leftovers(&std::env::temp_dir());
-    // It goes when this ends, however that is, or else with the next run.
+    // The directory is deleted when the rehearsal is dropped or a signal ends the process. After a crash, the next run deletes it.
     let unfinished = directory.cancellation().unfinished_files();
-    let home = unfinished.make(|making| {
+    let home = unfinished.make(|recorder| {
         let home = tempfile::Builder::new().prefix(DIRECTORY_PREFIX).tempdir().map_err(failed)?.keep();
-        making.record_created(&home);
+        recorder.record_created(&home);
         Ok::<_, StoreError>(home)
     })?;
-    let alive = File::open(&home).and_then(|directory| directory.lock().map(|()| directory)).map_err(failed)?;
+    let lock = File::open(&home).and_then(|directory| directory.lock().map(|()| directory)).map_err(failed)?;
     let layered = unfinished.make(|_| store.layered(&home.join("storage")))?;
     let engine = Engine::read_only(
         directory,
@@ -141,25 +141,25 @@ pub fn rehearse(
         written,
         catalogs,
         layers,
-        _directory: (unfinished, alive),
+        _directory: (unfinished, lock),
     })
 }
 
-/// What the names of the directories begin with.
+/// Prefix of the names of the temporary directories.
 const DIRECTORY_PREFIX: &str = "strata-diff-";
 
-/// Deletes the directories of runs that were killed, as far as they are this user's.
+/// Deletes the temporary directories of killed runs of this user.
 fn delete_leftovers(temporary: &Path) {
     for entry in fs::read_dir(temporary).into_iter().flatten().flatten() {
         let is_ours = entry.file_name().as_encoded_bytes().starts_with(DIRECTORY_PREFIX.as_bytes());
         if is_ours && File::open(entry.path()).is_ok_and(|directory| directory.try_lock().is_ok()) {
-            // Whatever is in the way of that is in nobody's way here.
+            // Best effort: leftovers do not affect this run.
             fs::remove_dir_all(entry.path()).ok();
         }
     }
 }
 
-/// Returns the root file system that a public link leads to.
+/// Returns the root directory of the flat tree to which a public link points.
 fn flat_of(repository: &Repository, link: &EntryPath) -> Result<Option<Row>, ConvertError> {
     match repository.follow(link) {
         Ok((path, _)) => Ok(repository.row(&path)?),
@@ -199,7 +199,7 @@ fn layer_costs(
     Ok(costs)
 }
 
-/// Counts the catalogs below a store's `data`.
+/// Counts the catalogs in a storage directory, by the suffix `C` of their names.
 fn new_catalogs(storage: &Path) -> io::Result<u64> {
     let mut count = 0;
     for directory in fs::read_dir(storage.join("data"))? {

@@ -1,8 +1,8 @@
-//! One round: asks, converts and publishes at the same time.
+//! One round: one pass over the wishlist that queries registries, stages images and publishes revisions at the same time.
 //!
-//! Threads of their own ask registries, each registry in a lane of its own, and others convert what is known to have changed. The
-//! thread that began the round takes in what they find out, hands on what follows from it, and publishes. Nothing waits for
-//! a registry that is slow but what needs it.
+//! Query threads send requests to registries, from one queue for each registry. Staging threads stage the images that have changed.
+//! The thread that started the round is the coordinator: it receives the results of all threads, adds new tasks to the queues, and
+//! publishes. Only images of a slow registry wait for it.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -11,12 +11,12 @@ use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use super::artifacts::{NewestRules, artifact_type, request};
+use super::change_detector::{ChangeDetector, CheckResult};
 use super::listing::TimedLister;
-use super::publications::{Item, Publications};
+use super::publications::{Publications, RoundImage};
 use super::quarantine::Quarantine;
 use super::queue::TaskQueue;
-use super::survey::{Answer, Survey};
-use super::sync::Published;
+use super::sync::PublishedRevisions;
 use super::worker::{StageResult, Task, Workers};
 use super::{ConvertError, Event, ImageState, SyncError, SyncObserver, SyncOptions};
 use crate::image::ImageName;
@@ -24,7 +24,7 @@ use crate::metadata::Timestamp;
 use crate::observer::Reporter;
 use crate::progress::Progress;
 use crate::registry::{DEFAULT_CONNECTIONS, DEFAULT_REQUEST_TIMEOUT};
-use crate::revise::{Prune, Wishes};
+use crate::revise::{Prune, WishlistChange};
 use crate::settings::Settings;
 use crate::threads;
 use crate::wishlist::{
@@ -32,94 +32,95 @@ use crate::wishlist::{
     Wishlist, expand_one,
 };
 
-/// An image whose registry has sent nothing for so long lends its place to others.
-const LAG: Duration = Duration::from_secs(1);
-/// A registry that has answered nothing for so long is not waited for before what is ready is published.
-const UNANSWERED: Duration = Duration::from_millis(500);
-/// How long nothing but slow registries is waited for before that is said.
-const TOLD_AFTER: Duration = Duration::from_secs(2);
-/// How often it is looked who lags.
-const TICK: Duration = Duration::from_millis(10);
-/// Number of questions per registry in progress beyond its connections, as answers are compared with what is published.
-const QUESTIONS_AHEAD: usize = 4;
-/// Maximum number of threads that ask registries.
-const MOST_ASKING: usize = 256;
-/// Maximum number of threads that convert, in multiples of the images that are converted side by side.
-const MOST_CONVERTING: usize = 16;
-/// The pages of a list may take this many times as long as a single request.
-const LIST_SHARE: u32 = 10;
-/// No clock counts on for ever.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+/// An image is stalled if its registry has sent nothing for this time. Another image is staged in addition.
+const STALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Staged images are published early if no query has succeeded for this time.
+const RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Time after which an event reports that all remaining work waits for slow registries.
+const WAIT_EVENT_DELAY: Duration = Duration::from_secs(2);
+/// Interval of the search for stalled images.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// Maximum number of queries in progress per registry, in addition to its connections. A query needs no connection while it compares
+/// the response with the published image.
+const EXTRA_QUERIES: usize = 4;
+/// Maximum number of query threads.
+const MAX_QUERY_THREADS: usize = 256;
+/// Maximum number of staging threads, as a multiple of the maximum number of images that make progress at the same time.
+const MAX_STAGING_THREADS_PER_IMAGE: usize = 16;
+/// Maximum time for all pages of a list, as a multiple of the timeout of a single request.
+const LIST_TIMEOUT_FACTOR: u32 = 10;
+/// Maximum interval between two revisions. A larger one could overflow `Instant`.
+const MAX_INTERVAL: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// What a registry is asked.
-enum Question {
-    /// What a wish stands for.
-    List(usize),
-    /// Whether an image, by its number, has changed.
-    Look(usize, Arc<WantedImage>),
+/// A task of a query thread.
+enum RegistryQuery {
+    /// Expand the wish with this index.
+    ExpandWish(usize),
+    /// Compare the image with this index with the published one.
+    CheckImage(usize, Arc<WantedImage>),
 }
 
-/// What threads find out.
-enum News {
-    Listed(usize, Expansion),
-    Found(usize, Answer),
+/// The result of a task, with the index of its wish or image.
+enum RoundMessage {
+    Expanded(usize, Expansion),
+    Checked(usize, CheckResult),
     Staged(usize, StageResult),
 }
 
-impl News {
-    /// Tells whether a registry gave no answer that is of use.
+impl RoundMessage {
+    /// Returns whether the task failed.
     fn is_failure(&self) -> bool {
         match self {
-            Self::Listed(_, part) => !part.failures.is_empty(),
-            Self::Found(_, answer) => matches!(answer, Answer::Failed(_)),
+            Self::Expanded(_, expansion) => !expansion.failures.is_empty(),
+            Self::Checked(_, result) => matches!(result, CheckResult::Failed(_)),
             Self::Staged(_, result) => result.is_err(),
         }
     }
 }
 
-/// A round under way.
+/// The parameters of a round.
 pub(super) struct Round<'a> {
     pub(super) workers: &'a Workers<'a>,
-    pub(super) survey: &'a Survey<'a>,
+    pub(super) detector: &'a ChangeDetector<'a>,
     pub(super) quarantine: &'a Quarantine<'a>,
     pub(super) observer: &'a dyn SyncObserver,
     pub(super) options: &'a SyncOptions,
     /// The revisions that all attempts of the round have published.
-    pub(super) published: &'a Mutex<Published>,
+    pub(super) published: &'a Mutex<PublishedRevisions>,
     pub(super) wishlist: &'a Wishlist,
-    pub(super) listing: &'a dyn RegistryLister,
+    pub(super) lister: &'a dyn RegistryLister,
     pub(super) settings: &'a Settings,
 }
 
-/// What came of a round.
-pub(super) struct Finished {
-    pub(super) items: Vec<Item>,
+/// The result of a round.
+pub(super) struct RoundResult {
+    pub(super) images: Vec<RoundImage>,
     pub(super) failures: Vec<ListingFailure>,
-    pub(super) wishes: Wishes,
-    /// Whether not everything was found that the wishlist asks for.
-    pub(super) is_doubtful: bool,
+    pub(super) wishlist_change: WishlistChange,
+    /// Whether a part of the wishlist is invalid or could not be expanded.
+    pub(super) is_incomplete: bool,
 }
 
-/// What the thread that publishes knows.
-struct Desk<'a> {
+/// The state of the coordinator.
+struct Coordinator<'a> {
     round: &'a Round<'a>,
-    asks: &'a TaskQueue<Question>,
+    queries: &'a TaskQueue<RegistryQuery>,
     expansion: IncrementalExpansion<'a>,
     rules: NewestRules,
     publications: Publications<'a>,
-    /// How many answers and conversions are still to come.
-    outstanding: usize,
-    /// When the next revision may be published.
-    next: Instant,
-    /// Whether nothing was published before the end yet.
-    is_first: bool,
-    /// Since when nothing but slow registries is waited for.
-    quiet_since: Option<Instant>,
-    is_told: bool,
+    /// Number of tasks without a result.
+    unfinished: usize,
+    /// Time of the next regular publication.
+    next_publication: Instant,
+    /// Whether this round has not published a revision yet.
+    has_published_nothing: bool,
+    /// Since when all remaining work has waited for slow registries.
+    stalled_since: Option<Instant>,
+    is_wait_reported: bool,
 }
 
 impl Round<'_> {
-    /// Returns the time that records get.
+    /// Returns the time for records.
     pub(super) fn now(&self) -> Timestamp {
         self.options.convert.publish.now
     }
@@ -128,7 +129,7 @@ impl Round<'_> {
         self.workers.operation.reporter()
     }
 
-    /// Reports that an image is being staged; returns where its progress is counted.
+    /// Reports that the staging of an image starts. Returns the counters of its progress.
     fn start_progress(&self, task: &Task) -> Arc<Progress> {
         let progress = Arc::new(Progress::default());
         if let Some((image, _)) = &task.wanted {
@@ -137,45 +138,47 @@ impl Round<'_> {
         progress
     }
 
-    /// Does all that the wishlist asks for. With `prune`, what it holds no longer goes, if it is clear what that is.
-    pub(super) fn run(&self, prune: Prune) -> Result<Finished, SyncError> {
-        let asks = TaskQueue::new(usize::MAX);
-        let listing = CachingLister::new(self.listing);
+    /// Runs the round. Images that the wishlist no longer contains are removed as `prune` states, if the wishlist was expanded
+    /// completely.
+    pub(super) fn run(&self, prune: Prune) -> Result<RoundResult, SyncError> {
+        let queries = TaskQueue::new(usize::MAX);
+        let lister = CachingLister::new(self.lister);
         let (sender, receiver) = mpsc::channel();
-        let mut desk = Desk::open(self, &asks);
-        let worked = thread::scope(|scope| {
-            let result = self.start_asking(scope, &asks, &listing, &sender).and_then(|asking| {
+        let mut coordinator = Coordinator::new(self, &queries);
+        let result = thread::scope(|scope| {
+            let result = self.start_query_threads(scope, &queries, &lister, &sender).and_then(|query_threads| {
                 let sender = sender.clone();
-                let mut threads = Threads { scope, round: self, sender, asking, converting: Vec::new() };
-                desk.work(&receiver, &mut threads)
+                let mut threads =
+                    RoundThreads { scope, round: self, sender, query_threads, staging_threads: Vec::new() };
+                coordinator.run(&receiver, &mut threads)
             });
-            // Requests in progress end by themselves, within their time limits.
-            asks.close();
+            // Closing the queues ends the threads. Requests in progress end within their timeouts.
+            queries.close();
             self.workers.tasks.close();
             result
         });
-        worked?;
-        desk.close(prune)
+        result?;
+        coordinator.finish(prune)
     }
 
-    fn start_asking<'s>(
+    fn start_query_threads<'s>(
         &'s self,
         scope: &'s Scope<'s, '_>,
-        asks: &'s TaskQueue<Question>,
-        listing: &'s CachingLister<'s>,
-        sender: &Sender<News>,
+        queries: &'s TaskQueue<RegistryQuery>,
+        lister: &'s CachingLister<'s>,
+        sender: &Sender<RoundMessage>,
     ) -> Result<Vec<ScopedJoinHandle<'s, ()>>, SyncError> {
-        let (most, mut started) = (self.most_asking(), Vec::new());
-        while started.len() < most {
+        let (limit, mut started) = (self.query_thread_count(), Vec::new());
+        while started.len() < limit {
             let sender = sender.clone();
-            let work = move || self.ask(asks, listing, &sender);
+            let work = move || self.run_queries(queries, lister, &sender);
             match thread::Builder::new().name("ask".to_owned()).spawn_scoped(scope, work) {
                 Ok(thread) => started.push(thread),
                 Err(error) if started.is_empty() => return Err(SyncError::Thread(error)),
                 Err(error) => {
                     let count = started.len();
                     self.reporter().warn(format_args!(
-                        "only {count} of {most} threads that ask registries can be started: {error}"
+                        "only {count} of {limit} threads for registry queries can be started: {error}"
                     ));
                     break;
                 }
@@ -184,291 +187,300 @@ impl Round<'_> {
         Ok(started)
     }
 
-    /// Returns how many threads ask, so that each registry has all that it may have.
-    fn most_asking(&self) -> usize {
-        let mut lanes: BTreeMap<&str, usize> = BTreeMap::new();
+    /// Returns the number of query threads that is needed to reach the limit of every registry.
+    fn query_thread_count(&self) -> usize {
+        let mut queries: BTreeMap<&str, usize> = BTreeMap::new();
         for wish in &self.wishlist.wishes {
             match wish.listed_host() {
-                Some(host) => drop(lanes.insert(host, usize::MAX)),
+                Some(host) => drop(queries.insert(host, usize::MAX)),
                 None => {
-                    let questions = lanes.entry(wish.host()).or_default();
-                    *questions = questions.saturating_add(1);
+                    let count = queries.entry(wish.host()).or_default();
+                    *count = count.saturating_add(1);
                 }
             }
         }
-        let sum: usize = lanes.into_iter().map(|(host, questions)| questions.min(self.questions_of(host))).sum();
-        sum.min(MOST_ASKING)
+        let sum: usize = queries.into_iter().map(|(host, count)| count.min(self.query_limit(host))).sum();
+        sum.min(MAX_QUERY_THREADS)
     }
 
-    /// Returns how many questions for one registry are dealt with at a time.
-    fn questions_of(&self, host: &str) -> usize {
+    /// Returns the maximum number of queries for one registry at the same time.
+    fn query_limit(&self, host: &str) -> usize {
         let connections = self.settings.registries.get(host).and_then(|registry| registry.connections);
-        connections.unwrap_or(DEFAULT_CONNECTIONS) + QUESTIONS_AHEAD
+        connections.unwrap_or(DEFAULT_CONNECTIONS) + EXTRA_QUERIES
     }
 
-    /// Asks question after question until there are no more.
-    fn ask(&self, asks: &TaskQueue<Question>, listing: &CachingLister<'_>, sender: &Sender<News>) {
-        while let Some(question) = asks.take() {
-            let news = match &*question {
-                Question::List(wish) => {
+    /// Runs queries until the queue is closed.
+    fn run_queries(
+        &self,
+        queries: &TaskQueue<RegistryQuery>,
+        lister: &CachingLister<'_>,
+        sender: &Sender<RoundMessage>,
+    ) {
+        while let Some(query) = queries.take() {
+            let message = match &*query {
+                RegistryQuery::ExpandWish(wish) => {
                     let timeout = self.settings.requests.timeout.unwrap_or(DEFAULT_REQUEST_TIMEOUT);
-                    let listing = TimedLister::new(listing, timeout * LIST_SHARE);
-                    News::Listed(*wish, expand_one(&self.wishlist.wishes[*wish], &listing))
+                    let lister = TimedLister::new(lister, timeout * LIST_TIMEOUT_FACTOR);
+                    RoundMessage::Expanded(*wish, expand_one(&self.wishlist.wishes[*wish], &lister))
                 }
-                Question::Look(number, image) => {
-                    News::Found(*number, self.survey.find(image, self.quarantine, self.observer))
+                RegistryQuery::CheckImage(number, image) => {
+                    RoundMessage::Checked(*number, self.detector.check(image, self.quarantine, self.observer))
                 }
             };
-            if !news.is_failure() {
-                question.note_success();
+            if !message.is_failure() {
+                query.record_success();
             }
-            if sender.send(news).is_err() {
+            if sender.send(message).is_err() {
                 return;
             }
         }
     }
 }
 
-/// The threads of a round, which go on until there is no more work.
-struct Threads<'s, 'e> {
+/// The threads of a round. They end when their queues are closed.
+struct RoundThreads<'s, 'e> {
     scope: &'s Scope<'s, 'e>,
     round: &'s Round<'s>,
-    sender: Sender<News>,
-    asking: Vec<ScopedJoinHandle<'s, ()>>,
-    converting: Vec<ScopedJoinHandle<'s, ()>>,
+    sender: Sender<RoundMessage>,
+    query_threads: Vec<ScopedJoinHandle<'s, ()>>,
+    staging_threads: Vec<ScopedJoinHandle<'s, ()>>,
 }
 
-impl Threads<'_, '_> {
-    /// Tells whether a thread has panicked, which ends the round as soon as the others have ended.
-    fn are_broken(&self) -> bool {
-        self.asking.iter().chain(&self.converting).any(ScopedJoinHandle::is_finished)
+impl RoundThreads<'_, '_> {
+    /// Returns whether a thread has panicked. It is called only while the queues are open, so that no thread has ended otherwise.
+    fn any_panicked(&self) -> bool {
+        self.query_threads.iter().chain(&self.staging_threads).any(ScopedJoinHandle::is_finished)
     }
 
-    /// Starts one more thread that converts, if there is work for it.
-    fn grow(&mut self) -> Result<(), SyncError> {
+    /// Starts another staging thread if a task could run and all existing threads are busy.
+    fn start_staging_thread(&mut self) -> Result<(), SyncError> {
         let round = self.round;
         let tasks = &round.workers.tasks;
-        let most = round.options.side_by_side.max(1) * MOST_CONVERTING;
-        let count = self.converting.len();
-        if count >= most || tasks.running() < count || !tasks.is_ready() {
+        let limit = round.options.side_by_side.max(1) * MAX_STAGING_THREADS_PER_IMAGE;
+        let count = self.staging_threads.len();
+        if count >= limit || tasks.running() < count || !tasks.has_next() {
             return Ok(());
         }
         let sender = self.sender.clone();
         let work = move || {
-            let send = |number, result| sender.send(News::Staged(number, result)).is_ok();
+            let send = |number, result| sender.send(RoundMessage::Staged(number, result)).is_ok();
             round.workers.run(&|task| round.start_progress(task), &send);
         };
         match threads::spawn_in(self.scope, work) {
-            Ok(thread) => self.converting.push(thread),
+            Ok(thread) => self.staging_threads.push(thread),
             Err(error) if count == 0 => return Err(SyncError::Thread(error)),
-            // With fewer threads it takes longer.
-            Err(error) => round.reporter().debug(format_args!("cannot start another thread that converts: {error}")),
+            // The existing threads stage the remaining images, which takes longer.
+            Err(error) => round.reporter().debug(format_args!("cannot start another staging thread: {error}")),
         }
         Ok(())
     }
 }
 
-impl<'a> Desk<'a> {
-    fn open(round: &'a Round<'a>, asks: &'a TaskQueue<Question>) -> Self {
-        let every = round.options.publish_every.min(LONGEST);
+impl<'a> Coordinator<'a> {
+    fn new(round: &'a Round<'a>, queries: &'a TaskQueue<RegistryQuery>) -> Self {
+        let every = round.options.publish_every.min(MAX_INTERVAL);
         Self {
             round,
-            asks,
+            queries,
             expansion: IncrementalExpansion::new(&round.wishlist.wishes),
             rules: NewestRules::default(),
             publications: Publications::new(round),
-            outstanding: 0,
-            next: Instant::now() + every,
-            is_first: true,
-            quiet_since: None,
-            is_told: false,
+            unfinished: 0,
+            next_publication: Instant::now() + every,
+            has_published_nothing: true,
+            stalled_since: None,
+            is_wait_reported: false,
         }
     }
 
-    /// Takes in news until there is nothing more to come, and publishes from time to time.
-    fn work(&mut self, news: &Receiver<News>, threads: &mut Threads<'_, '_>) -> Result<(), SyncError> {
-        self.begin();
-        let mut looked = Instant::now();
-        while self.outstanding > 0 {
+    /// Handles results until no task is left, and publishes regularly.
+    fn run(&mut self, messages: &Receiver<RoundMessage>, threads: &mut RoundThreads<'_, '_>) -> Result<(), SyncError> {
+        self.start();
+        let mut last_check = Instant::now();
+        while self.unfinished > 0 {
             self.round.workers.operation.cancellation().check()?;
-            match news.recv_timeout(TICK) {
-                Ok(news) => self.take(news)?,
-                Err(_) if threads.are_broken() => return Ok(()),
+            match messages.recv_timeout(POLL_INTERVAL) {
+                Ok(message) => self.handle(message)?,
+                Err(_) if threads.any_panicked() => return Ok(()),
                 Err(_) => {}
             }
-            threads.grow()?;
-            if Instant::now() >= self.next {
+            threads.start_staging_thread()?;
+            if Instant::now() >= self.next_publication {
                 self.publish()?;
             }
-            if looked.elapsed() >= TICK && self.outstanding > 0 {
-                looked = Instant::now();
-                self.look_who_lags(news)?;
+            if last_check.elapsed() >= POLL_INTERVAL && self.unfinished > 0 {
+                last_check = Instant::now();
+                self.check_stalled(messages)?;
             }
         }
         Ok(())
     }
 
-    /// Asks for everything that the wishlist names.
-    fn begin(&mut self) {
+    /// Adds the queries for all wishes. A wish for a single image needs no list, so that it is expanded immediately.
+    fn start(&mut self) {
         for (index, wish) in self.round.wishlist.wishes.iter().enumerate() {
             match wish.listed_host() {
                 Some(host) => {
-                    self.outstanding += 1;
-                    self.asks.add(
+                    self.unfinished += 1;
+                    self.queries.add(
                         host,
-                        self.round.questions_of(host),
+                        self.round.query_limit(host),
                         ImagePosition::new(index, 0),
-                        Question::List(index),
+                        RegistryQuery::ExpandWish(index),
                     );
                 }
                 None => {
-                    let part = expand_one(wish, self.round.listing);
-                    self.add(index, part);
+                    let expansion = expand_one(wish, self.round.lister);
+                    self.add(index, expansion);
                 }
             }
         }
     }
 
-    fn take(&mut self, news: News) -> Result<(), SyncError> {
-        self.outstanding -= 1;
-        match news {
-            News::Listed(wish, part) => {
+    fn handle(&mut self, message: RoundMessage) -> Result<(), SyncError> {
+        self.unfinished -= 1;
+        match message {
+            RoundMessage::Expanded(wish, expansion) => {
                 let observer = self.round.observer;
-                part.failures.iter().for_each(|failure| observer.note(Event::NotListed(failure)));
-                self.add(wish, part);
+                expansion.failures.iter().for_each(|failure| observer.note(Event::NotListed(failure)));
+                self.add(wish, expansion);
                 Ok(())
             }
-            News::Found(number, answer) => self.found(number, answer),
-            News::Staged(number, result) => {
+            RoundMessage::Checked(number, result) => self.handle_check(number, result),
+            RoundMessage::Staged(number, result) => {
                 let is_artifact = result.as_ref().err().is_some_and(is_artifact);
-                self.publications.take(number, result)?;
+                self.publications.add(number, result)?;
                 if is_artifact {
-                    self.replace(number);
+                    self.replace_artifact(number);
                 }
                 Ok(())
             }
         }
     }
 
-    /// Asks for the images that are certain after it is known what a wish comes to.
-    fn add(&mut self, wish: usize, mut part: Expansion) {
-        let newest = std::mem::take(&mut part.newest);
-        let older = self.rules.add(wish, &part.images, newest);
-        let certain = self.expansion.add(wish, part);
-        self.look_at(certain);
+    /// Adds the expansion of a wish, and the queries for those images that no earlier wish can exclude any more.
+    fn add(&mut self, wish: usize, mut expansion: Expansion) {
+        let newest = std::mem::take(&mut expansion.newest);
+        let older = self.rules.add(wish, &expansion.images, newest);
+        let images = self.expansion.add(wish, expansion);
+        self.check_images(images);
         self.add_older(older);
     }
 
-    /// Asks for the images that take the place of one that is found to be an artifact.
-    fn replace(&mut self, number: usize) {
-        let older = self.rules.note_artifact(self.publications.items[number].image.name());
+    /// Adds the queries for the images that are selected instead of one that is an artifact.
+    fn replace_artifact(&mut self, number: usize) {
+        let older = self.rules.record_artifact(self.publications.images[number].wanted.name());
         self.add_older(older);
     }
 
     fn add_older(&mut self, older: Vec<(ImagePosition, WantedImage)>) {
-        for (order, image) in older {
-            let certain = self.expansion.add_older(order, image);
-            self.look_at(certain);
+        for (position, image) in older {
+            let images = self.expansion.add_older(position, image);
+            self.check_images(images);
         }
     }
 
-    fn look_at(&mut self, certain: Vec<(ImagePosition, WantedImage)>) {
-        self.round.observer.note(Event::Listed(certain.len()));
-        for (order, image) in certain {
-            self.look(order, Arc::new(image));
+    fn check_images(&mut self, images: Vec<(ImagePosition, WantedImage)>) {
+        self.round.observer.note(Event::Listed(images.len()));
+        for (position, image) in images {
+            self.check_image(position, Arc::new(image));
         }
     }
 
-    fn look(&mut self, order: ImagePosition, image: Arc<WantedImage>) {
-        let number = self.publications.items.len();
+    fn check_image(&mut self, position: ImagePosition, image: Arc<WantedImage>) {
+        let number = self.publications.images.len();
         let host = image.host().to_owned();
-        self.publications.items.push(Item { image: Arc::clone(&image), order, state: None });
-        self.outstanding += 1;
-        self.asks.add(&host, self.round.questions_of(&host), order, Question::Look(number, image));
+        self.publications.images.push(RoundImage { wanted: Arc::clone(&image), position, state: None });
+        self.unfinished += 1;
+        self.queries.add(&host, self.round.query_limit(&host), position, RegistryQuery::CheckImage(number, image));
     }
 
-    fn found(&mut self, number: usize, answer: Answer) -> Result<(), SyncError> {
-        let image = Arc::clone(&self.publications.items[number].image);
-        let is_artifact = match &answer {
-            Answer::Artifact(_) => true,
-            Answer::Failed(error) => is_artifact(error),
+    fn handle_check(&mut self, number: usize, result: CheckResult) -> Result<(), SyncError> {
+        let image = Arc::clone(&self.publications.images[number].wanted);
+        let is_artifact = match &result {
+            CheckResult::Artifact(_) => true,
+            CheckResult::Failed(error) => is_artifact(error),
             _ => false,
         };
-        let state = match answer {
-            Answer::Unchanged => {
-                self.publications.note_success(&image)?;
+        let state = match result {
+            CheckResult::Unchanged => {
+                self.publications.record_success(&image)?;
                 Some(ImageState::Unchanged)
             }
-            Answer::Quarantined(reason) => Some(ImageState::Failed(reason)),
-            Answer::Failed(error) => Some(self.publications.not_converted(&image, &error)?),
-            Answer::Artifact(artifact_type) => Some(self.publications.skipped(&image, artifact_type)?),
-            Answer::Changed(digest) => {
-                let (order, host) = (self.publications.items[number].order, image.host().to_owned());
+            CheckResult::Quarantined(reason) => Some(ImageState::Failed(reason)),
+            CheckResult::Failed(error) => Some(self.publications.record_error(&image, &error)?),
+            CheckResult::Artifact(artifact_type) => Some(self.publications.record_artifact(&image, artifact_type)?),
+            CheckResult::Changed(digest) => {
+                let (position, host) = (self.publications.images[number].position, image.host().to_owned());
                 let (request, wanted) = (request(&image), Some((Arc::clone(&image), digest)));
                 let task = Task { number, request, host: host.clone(), wanted };
-                self.outstanding += 1;
-                self.round.workers.tasks.add(&host, self.round.options.side_by_side, order, task);
+                self.unfinished += 1;
+                self.round.workers.tasks.add(&host, self.round.options.side_by_side, position, task);
                 None
             }
         };
-        self.publications.items[number].state = state;
+        self.publications.images[number].state = state;
         if is_artifact {
-            self.replace(number);
+            self.replace_artifact(number);
         }
         Ok(())
     }
 
     fn publish(&mut self) -> Result<(), SyncError> {
-        self.is_first &= self.publications.waiting.is_empty();
+        self.has_published_nothing &= self.publications.unpublished.is_empty();
         self.publications.publish(None)?;
-        self.next = Instant::now() + self.round.options.publish_every.min(LONGEST);
+        self.next_publication = Instant::now() + self.round.options.publish_every.min(MAX_INTERVAL);
         Ok(())
     }
 
-    /// Publishes what is ready when nothing but slow registries is waited for, and says once what is waited for.
-    fn look_who_lags(&mut self, news: &Receiver<News>) -> Result<(), SyncError> {
+    /// If all remaining work waits for slow registries, publishes the staged images, and later reports the registries once.
+    fn check_stalled(&mut self, messages: &Receiver<RoundMessage>) -> Result<(), SyncError> {
         let workers = self.round.workers;
-        let lagging = workers.look_who_lags(LAG);
-        if lagging.any_moves || workers.tasks.is_ready() || !self.asks.lags(UNANSWERED) {
-            self.quiet_since = None;
+        let stalled_images = workers.find_stalled(STALL_TIMEOUT);
+        if stalled_images.others_progress || workers.tasks.has_next() || !self.queries.is_stalled(RESPONSE_TIMEOUT) {
+            self.stalled_since = None;
             return Ok(());
         }
-        // What was done by then is told by now.
-        if let Ok(news) = news.try_recv() {
-            return self.take(news);
+        // The last results may have been sent during these checks.
+        if let Ok(message) = messages.try_recv() {
+            return self.handle(message);
         }
-        if self.is_first && !self.publications.waiting.is_empty() {
+        if self.has_published_nothing && !self.publications.unpublished.is_empty() {
             self.publish()?;
         }
-        let quiet = self.quiet_since.get_or_insert_with(Instant::now).elapsed();
-        if quiet >= TOLD_AFTER && !std::mem::replace(&mut self.is_told, true) {
-            let mut busy = self.asks.busy();
-            workers.tasks.busy().into_iter().for_each(|(host, count)| *busy.entry(host).or_default() += count);
-            self.round.observer.note(Event::WaitsFor(&busy));
+        let stalled = self.stalled_since.get_or_insert_with(Instant::now).elapsed();
+        if stalled >= WAIT_EVENT_DELAY && !std::mem::replace(&mut self.is_wait_reported, true) {
+            let mut waited_for = self.queries.unfinished();
+            workers
+                .tasks
+                .unfinished()
+                .into_iter()
+                .for_each(|(host, count)| *waited_for.entry(host).or_default() += count);
+            self.round.observer.note(Event::WaitsFor(&waited_for));
         }
         Ok(())
     }
 
-    /// Publishes the rest, and what the wishlist holds.
-    fn close(self, prune: Prune) -> Result<Finished, SyncError> {
+    /// Publishes the remaining images, records the names of the wishlist, and removes images.
+    fn finish(self, prune: Prune) -> Result<RoundResult, SyncError> {
         let Self { round, expansion, rules, mut publications, .. } = self;
         let Expansion { failures, problems, .. } = expansion.finish();
         problems.iter().for_each(|problem| round.observer.note(Event::Problem(problem)));
-        let is_doubtful = !failures.is_empty() || !round.wishlist.problems.is_empty() || !problems.is_empty();
-        let allowed = if is_doubtful { Prune::Nothing } else { prune };
+        let is_incomplete = !failures.is_empty() || !round.wishlist.problems.is_empty() || !problems.is_empty();
+        let allowed = if is_incomplete { Prune::Nothing } else { prune };
         if allowed != prune {
-            round
-                .reporter()
-                .warn(format_args!("nothing is removed, as not everything was found that the wishlist asks for"));
+            round.reporter().warn(format_args!(
+                "nothing is removed, because a part of the wishlist is invalid or could not be expanded"
+            ));
         }
-        let failed = |item: &&Item| matches!(item.state, Some(ImageState::Failed(_)));
+        let failed = |image: &&RoundImage| matches!(image.state, Some(ImageState::Failed(_)));
         let failed: HashSet<ImageName> =
-            publications.items.iter().filter(failed).map(|item| item.image.name().clone()).collect();
-        let listed = publications.items.iter().map(|item| item.image.name().clone());
-        let names = |published: &BTreeSet<ImageName>| listed.chain(rules.spared(&failed, published)).collect();
-        let wishes = Wishes::new(round.survey.head, &round.wishlist.name, names, allowed)?;
-        publications.publish(Some(&wishes))?;
-        Ok(Finished { items: publications.items, failures, wishes, is_doubtful })
+            publications.images.iter().filter(failed).map(|image| image.wanted.name().clone()).collect();
+        let listed = publications.images.iter().map(|image| image.wanted.name().clone());
+        let names = |published: &BTreeSet<ImageName>| listed.chain(rules.protected_names(&failed, published)).collect();
+        let change = WishlistChange::new(round.detector.head, &round.wishlist.name, names, allowed)?;
+        publications.publish(Some(&change))?;
+        Ok(RoundResult { images: publications.images, failures, wishlist_change: change, is_incomplete })
     }
 }
 

@@ -1,14 +1,14 @@
-//! Brings a repository in step with a wishlist.
+//! Synchronises a repository with a wishlist.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::change_detector::ChangeDetector;
 use super::operation::Operation;
 use super::quarantine::Quarantine;
-use super::round::{Finished, Round};
-use super::survey::Survey;
+use super::round::{Round, RoundResult};
 use super::worker::Workers;
 use super::{ConvertError, ConvertOptions, retried};
 use crate::cancel::Cancelled;
@@ -20,14 +20,14 @@ use crate::progress::Progress;
 use crate::publish::{AfterPublication, Revision};
 use crate::registry::RegistryError;
 use crate::repository::RepositoryError;
-use crate::revise::{Loss, Prune};
-use crate::stage::Outcome;
+use crate::revise::{Prune, WishlistLoss};
+use crate::stage::ImageOutcome;
 use crate::state::StateError;
 use crate::store::{StoreError, WrittenObjects};
 use crate::threads::ThreadsError;
 use crate::wishlist::{ListingFailure, WantedImage, Wishlist, WishlistProblem};
 
-/// Why a round could not be brought to its end.
+/// Errors because of which a round ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
     /// The round was cancelled.
@@ -39,73 +39,73 @@ pub enum SyncError {
     /// The repository cannot be read.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    /// The state failed.
+    /// The state database failed.
     #[error(transparent)]
     State(#[from] StateError),
     /// The settings or credentials of registries cannot be used.
     #[error(transparent)]
     Registries(#[from] RegistryError),
-    /// The machine refuses to start threads.
+    /// The operating system refuses to start a thread pool.
     #[error(transparent)]
     Threads(#[from] ThreadsError),
-    /// The machine refuses to start a thread that converts.
+    /// The operating system refuses to start a thread.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
     /// Nothing can be converted or published.
     #[error(transparent)]
     Convert(#[from] ConvertError),
-    /// The round failed after it had published.
+    /// The round failed after it had published a revision.
     #[error("{0}")]
     AfterPublication(#[from] AfterPublication),
-    /// With `prune`, a wishlist has to be for this repository.
-    #[error("the wishlist is for '{wanted}', and nothing of '{actual}' is removed for it")]
+    /// With `prune`, the wishlist must be for this repository.
+    #[error("the wishlist is for the repository '{wanted}': refusing to remove images from '{actual}'")]
     OtherRepository {
-        /// The repository that the wishlist names.
+        /// The repository in the wishlist.
         wanted: String,
-        /// The repository at hand.
+        /// The repository to synchronise.
         actual: String,
     },
 }
 
-/// How a repository is brought in step.
+/// Options for synchronising a repository with a wishlist.
 #[derive(Debug, Clone)]
 pub struct SyncOptions {
-    /// How images are converted. The memory is for all of them together.
+    /// Options for converting images.
     pub convert: ConvertOptions,
-    /// What is removed of what the wishlist held once and holds no longer.
+    /// Which images are removed that the wishlist no longer contains.
     pub prune: Prune,
-    /// How much time passes at least between two revisions.
+    /// Minimum time between two revisions.
     pub publish_every: Duration,
-    /// How many images are converted side by side.
+    /// Maximum number of images that are converted at the same time.
     pub side_by_side: usize,
 }
 
-/// What happens in a round, as it happens.
+/// An event during a round.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// This number of further images was found to be wanted.
+    /// The wishlist was expanded to this number of further images.
     Listed(usize),
-    /// Something in the wishlist looks like a mistake.
+    /// The wishlist has an error, or something in it is probably a mistake.
     Problem(&'a WishlistProblem),
-    /// A registry does not list what it has.
+    /// A registry did not return a list of tags or repositories.
     NotListed(&'a ListingFailure),
-    /// An image is as it is published.
+    /// The published image is up to date.
     Unchanged(&'a WantedImage),
-    /// What a rule found is no image, but an artifact of a type, and is left out.
+    /// A tag that a rule selected refers to an artifact of this type, and is skipped.
     Artifact(&'a WantedImage, &'a str),
-    /// An image failed before and is not tried yet.
+    /// An image failed in an earlier round, for this reason, and is not tried again yet.
     Quarantined(&'a WantedImage, &'a str),
-    /// An image is converted; `Progress` tells how far that is.
+    /// The conversion of an image starts. Its progress can be read at any time.
     Started(&'a WantedImage, &'a Arc<Progress>),
-    /// All that is left to do waits for these registries: the number of images and lists that wait for each. Told once.
+    /// All remaining work waits for these registries: the number of images and lists of each. At most once in a round.
     WaitsFor(&'a BTreeMap<String, usize>),
-    /// An image is stored, and waits to be published.
-    Ready(&'a WantedImage, &'a [Outcome]),
-    /// An image would be converted: this was only asked for.
+    /// An image is stored and waits for publication.
+    Ready(&'a WantedImage, &'a [ImageOutcome]),
+    /// In a dry run: an image would be converted.
     Planned(&'a WantedImage),
-    /// An image failed.
+    /// An image failed, for this reason.
     Failed(&'a WantedImage, &'a str),
-    /// A revision is out that has these images.
+    /// A revision with these images was published.
     Published(Revision, &'a [&'a WantedImage]),
 }
 
@@ -117,48 +117,48 @@ pub trait SyncObserver: Sync {
     fn note(&self, event: Event<'_>);
 }
 
-/// What became of an image.
+/// The result for one image.
 #[derive(Debug)]
 pub enum ImageState {
-    /// It is as it is published.
+    /// The published image is up to date.
     Unchanged,
-    /// It was converted and published, for each platform.
-    Published(Vec<Outcome>),
-    /// It would be converted, for each platform: this was only asked for.
-    Planned(Vec<Outcome>),
-    /// It failed, now or before.
+    /// It was converted and published, with one outcome for each platform.
+    Published(Vec<ImageOutcome>),
+    /// In a dry run: it would be converted, with one outcome for each platform.
+    Planned(Vec<ImageOutcome>),
+    /// It failed in this round, or in an earlier one and is in quarantine.
     Failed(String),
-    /// The name stands for an artifact of this type, not for an image. No [`SyncReport`] counts it among the images.
+    /// The tag refers to an artifact of this type. Not in [`SyncReport::images`].
     Artifact(String),
 }
 
-/// What a round did.
+/// The result of a round.
 #[derive(Debug)]
 pub struct SyncReport {
-    /// Each image, in the order of the wishlist.
+    /// The result for each image, in the order of the wishlist.
     pub images: Vec<(WantedImage, ImageState)>,
-    /// What rules found that is no image, and the types of these artifacts.
+    /// The artifacts that rules selected, with their types.
     pub artifacts: Vec<(WantedImage, String)>,
-    /// What could not be listed.
+    /// The lists that registries did not return.
     pub failures: Vec<ListingFailure>,
-    /// Names that were removed, or would be.
+    /// Names that were removed or, in a dry run, would be removed.
     pub removed: Vec<ImageName>,
-    /// Names that the wishlist held once and that no wishlist holds any longer; none where not everything was found that the
-    /// wishlist asks for.
+    /// Names that this wishlist contained before, and that no wishlist contains now; empty if the wishlist could not be expanded
+    /// completely.
     pub prunable: Vec<ImageName>,
-    /// What makes the wishlist look like a mistake, so that only [`Prune::All`] removes anything.
-    pub suspicion: Option<Loss>,
-    /// The revisions that were published.
+    /// The loss because of which the wishlist is probably a mistake, so that only [`Prune::All`] removes images.
+    pub suspicion: Option<WishlistLoss>,
+    /// The published revisions.
     pub revisions: Vec<Revision>,
-    /// What failed once they were.
-    pub late: Vec<StoreError>,
-    /// What was added to the store.
+    /// Errors from after the publications.
+    pub late_errors: Vec<StoreError>,
+    /// The objects that were added to the store.
     pub written: WrittenObjects,
 }
 
-/// Brings the repository in step with the wishlist, once.
+/// Synchronises the repository with the wishlist once.
 ///
-/// An error means that the round ended early; what was published by then stays, and the error tells of it.
+/// An error means that the round ended early. Revisions that were published before stay, and the error lists them.
 pub fn sync(
     engine: &Engine,
     wishlist: &Wishlist,
@@ -180,22 +180,22 @@ pub fn sync(
     })
 }
 
-/// What a round has published so far, in all of its attempts.
+/// The revisions that all attempts of a round have published so far.
 #[derive(Debug, Default)]
-pub(super) struct Published {
+pub(super) struct PublishedRevisions {
     pub(super) revisions: Vec<Revision>,
-    /// What failed once they were out.
-    pub(super) late: Vec<StoreError>,
+    /// Errors from after the publications.
+    pub(super) late_errors: Vec<StoreError>,
 }
 
-pub(super) const UNPOISONED: &str = "no thread panics while it notes a revision";
+pub(super) const UNPOISONED: &str = "no thread panics while it records a revision";
 
 fn attempt(
     engine: &Engine,
     wishlist: &Wishlist,
     options: &SyncOptions,
     observer: &dyn SyncObserver,
-    published: &Mutex<Published>,
+    published: &Mutex<PublishedRevisions>,
 ) -> Result<SyncReport, SyncError> {
     check_repository(engine, wishlist, options)?;
     wishlist.problems.iter().for_each(|problem| observer.note(Event::Problem(problem)));
@@ -205,7 +205,7 @@ fn attempt(
     let operation = Operation::start(engine, stage, registries.clone(), options.convert.publish)?;
     let quarantine = Quarantine::open(operation.state())?;
     let head = operation.head()?;
-    let survey = Survey {
+    let detector = ChangeDetector {
         settings,
         head: &head,
         podman: PublishedStore::read(&head)?.map(|published| published.store),
@@ -216,30 +216,31 @@ fn attempt(
     let workers = Workers::new(&operation, head.clone(), side_by_side);
     let round = Round {
         workers: &workers,
-        survey: &survey,
+        detector: &detector,
         quarantine: &quarantine,
         observer,
         options,
         published,
         wishlist,
-        listing: &registries,
+        lister: &registries,
         settings,
     };
-    let Finished { mut items, failures, wishes, is_doubtful } = round.run(options.prune)?;
-    items.sort_by_key(|item| item.order);
+    let RoundResult { images: mut round_images, failures, wishlist_change: change, is_incomplete } =
+        round.run(options.prune)?;
+    round_images.sort_by_key(|image| image.position);
     let (mut images, mut artifacts) = (Vec::new(), Vec::new());
-    for item in items {
-        let image = WantedImage::clone(&item.image);
-        match item.state.expect("every image was found as it should be, was converted, or failed") {
+    for round_image in round_images {
+        let image = WantedImage::clone(&round_image.wanted);
+        match round_image.state.expect("every image was unchanged, was converted, or failed") {
             ImageState::Artifact(artifact_type) => artifacts.push((image, artifact_type)),
             state => images.push((image, state)),
         }
     }
-    let Published { revisions, late } = std::mem::take(&mut *published.lock().expect(UNPOISONED));
-    let removed = wishes.removed().to_vec();
-    let (prunable, suspicion) = if is_doubtful { (Vec::new(), None) } else { (wishes.prunable, wishes.suspicion) };
+    let PublishedRevisions { revisions, late_errors } = std::mem::take(&mut *published.lock().expect(UNPOISONED));
+    let removed = change.removed().to_vec();
+    let (prunable, suspicion) = if is_incomplete { (Vec::new(), None) } else { (change.prunable, change.suspicion) };
     let written = operation.written();
-    Ok(SyncReport { images, artifacts, failures, removed, prunable, suspicion, revisions, late, written })
+    Ok(SyncReport { images, artifacts, failures, removed, prunable, suspicion, revisions, late_errors, written })
 }
 
 fn check_repository(engine: &Engine, wishlist: &Wishlist, options: &SyncOptions) -> Result<(), SyncError> {
@@ -249,7 +250,9 @@ fn check_repository(engine: &Engine, wishlist: &Wishlist, options: &SyncOptions)
             Err(SyncError::OtherRepository { wanted: wanted.clone(), actual: actual.to_owned() })
         }
         Some(wanted) if wanted != actual => {
-            engine.reporter().warn(format_args!("the wishlist is for '{wanted}', and this is '{actual}'"));
+            engine
+                .reporter()
+                .warn(format_args!("the wishlist is for the repository '{wanted}', but this is '{actual}'"));
             Ok(())
         }
         _ => Ok(()),

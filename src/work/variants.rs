@@ -1,4 +1,4 @@
-//! Warns of names that lead nowhere on some machines.
+//! Warns of public names whose link has no target on some machines.
 
 use std::collections::BTreeMap;
 
@@ -6,19 +6,20 @@ use crate::image::Platform;
 use crate::layout::ImagePlace;
 use crate::observer::Reporter;
 
-/// Warns of architectures for which the name of these images, each for one platform, leads nowhere.
+/// Warns of architectures with images only for machines above the base level. `places` are the images of one name.
 pub(crate) fn warn_of_high_variants<'p>(places: impl Iterator<Item = &'p ImagePlace>, reporter: &Reporter) {
     for (plain, images) in high_variants(places) {
         let name = &images[0].name;
         let links: Vec<String> = images.iter().map(|place| place.link().to_string()).collect();
         reporter.warn(format_args!(
-            "{name}: there is no image for every {plain}, and the name leads nowhere on such machines; there is {}",
+            "{name}: no image runs on every {plain} machine, so the link of this name has no target on such machines; \
+             available: {}",
             links.join(", ")
         ));
     }
 }
 
-/// Returns the architectures of which there are only variants that not every machine has, and the places of these.
+/// Returns the architectures that have only images for variants above the base level, with these images.
 fn high_variants<'p>(places: impl Iterator<Item = &'p ImagePlace>) -> BTreeMap<Platform, Vec<&'p ImagePlace>> {
     let mut architectures: BTreeMap<Platform, Vec<&ImagePlace>> = BTreeMap::new();
     for place in places {
@@ -38,7 +39,7 @@ mod tests {
     use crate::image::ImageName;
 
     #[test]
-    fn architectures_without_an_image_for_all_their_machines_are_found() {
+    fn architectures_without_an_image_for_all_machines_are_found() {
         let places = |platforms: &[&str]| -> Vec<ImagePlace> {
             let name: ImageName = "h.org/a:1".parse().unwrap();
             let place = |text: &&str| ImagePlace { name: name.clone(), platform: text.parse().ok() };

@@ -1,7 +1,7 @@
-//! The threads that stage images: the one driver behind `convert` and `sync`.
+//! Threads that stage images, for `convert` and `sync`.
 //!
-//! Images that need the same layer or root file system are staged one after the other, so that it is fetched and stored once. All others
-//! are staged side by side.
+//! Images that need the same new layer or flat tree are staged one after the other, so that it is fetched and stored once. All others
+//! are staged in parallel.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::ConvertError;
-use super::artifacts::{artifact_type, note_artifact};
-use super::claims::{Claims, Ticket};
+use super::artifacts::{artifact_type, record_artifact};
+use super::digest_locks::{DigestLocks, LockRequest};
 use super::operation::Operation;
 use super::queue::TaskQueue;
 use crate::image::{Digest, ImageName};
@@ -20,102 +20,102 @@ use crate::repository::Repository;
 use crate::stage::{Request, ResolvedImage, StagedImage, is_layer_published};
 use crate::wishlist::WantedImage;
 
-/// Staged images of one name, or the reason why there are none.
+/// The staged images of one name, one for each platform, or the error.
 pub(super) type StageResult = Result<Vec<StagedImage>, ConvertError>;
 
-/// What stages the images of one operation.
+/// Stages the images of one operation.
 pub(super) struct Workers<'a> {
     pub(super) operation: &'a Operation<'a>,
     /// Images to be staged.
     pub(super) tasks: TaskQueue<Task>,
     /// The head as this operation last read or published it.
     head: Mutex<Repository>,
-    claims: Claims,
-    /// Locked while a task is taken and gets its ticket, so that tickets are in the order of the tasks.
+    locks: DigestLocks,
+    /// Locked while a task is taken and its digest locks are requested, so that requests are in the order of the tasks.
     order: Mutex<()>,
     /// Images that are being staged, by the number of their task.
-    running: Mutex<HashMap<usize, Running>>,
+    running: Mutex<HashMap<usize, RunningImage>>,
 }
 
 /// An image to be staged.
 pub(super) struct Task {
-    /// Its number in the operation.
+    /// The number of the image in the operation.
     pub(super) number: usize,
-    /// What is to be staged.
+    /// The image and its options.
     pub(super) request: Request,
-    /// The registry that the image comes from; empty for an image on this machine.
+    /// The registry of the image; empty for an image on this machine.
     pub(super) host: String,
-    /// What a wishlist wants, and the digest that the registry has under the name of the image.
+    /// The image of a wishlist, and the digest of its tag at the registry; `None` for an image of `convert`.
     pub(super) wanted: Option<(Arc<WantedImage>, Digest)>,
 }
 
 /// An image that is being staged.
-struct Running {
+struct RunningImage {
     phase: Phase,
     /// When it last made progress.
-    moved: Instant,
+    last_progress: Instant,
     host: String,
-    /// Bytes that were read by then.
-    read: u64,
+    /// Number of bytes of its layers that were read at `last_progress`.
+    bytes_read: u64,
     progress: Arc<Progress>,
-    ticket: usize,
+    lock_number: usize,
 }
 
-/// What an image that is being staged waits for.
+/// The phase of staging, which determines what the image waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Its manifest.
+    /// The manifest is read.
     Manifest,
-    /// Another image that stores the same layer or root file system.
-    Claim,
-    /// The content of its layers, or this machine.
+    /// The image waits for another one that stores the same layer or flat tree.
+    Lock,
+    /// Layers are read, and trees are built.
     Content,
 }
 
-/// The images that are being staged, as seen at one time.
+/// The images that make no progress while they are staged.
 #[derive(Debug, Default)]
-pub(super) struct Lagging {
-    /// Tickets of those whose registries send nothing.
-    pub(super) tickets: HashSet<usize>,
-    /// Whether any other makes progress.
-    pub(super) any_moves: bool,
+pub(super) struct StalledImages {
+    /// Numbers of their digest locks.
+    pub(super) numbers: HashSet<usize>,
+    /// Whether any other image makes progress.
+    pub(super) others_progress: bool,
 }
 
 impl<'a> Workers<'a> {
-    /// Prepares to stage up to `side_by_side` images at a time.
+    /// Prepares to stage up to `side_by_side` images at the same time.
     pub(super) fn new(operation: &'a Operation<'a>, head: Repository, side_by_side: usize) -> Self {
         Self {
             operation,
             tasks: TaskQueue::new(side_by_side.max(1)),
             head: Mutex::new(head),
-            claims: Claims::default(),
+            locks: DigestLocks::default(),
             order: Mutex::default(),
             running: Mutex::default(),
         }
     }
 
-    /// Stages one image after another until the queue is closed, or `send` returns that nothing waits for the results any more.
+    /// Stages images in this thread until the queue is closed, or until `send` returns `false` because nothing receives results.
     ///
-    /// `start` is called before each image, and returns where its progress is counted.
+    /// `start` is called before each image and returns the counters of its progress.
     pub(super) fn run(&self, start: &dyn Fn(&Task) -> Arc<Progress>, send: &dyn Fn(usize, StageResult) -> bool) {
         loop {
-            let (task, ticket) = {
+            let (task, lock_request) = {
                 let _order = self.order.lock().expect("no thread panics while it takes a task");
                 let Some(task) = self.tasks.take() else { return };
-                let ticket = self.claims.enter(&task.host);
-                (task, ticket)
+                let lock_request = self.locks.request(&task.host);
+                (task, lock_request)
             };
-            let result = self.stage(&task, ticket, &start(&task), |_| Ok(()));
-            // The task counts as running until its result is sent.
-            let is_wanted = send(task.number, result);
+            let result = self.stage(&task, lock_request, &start(&task), |_| Ok(()));
+            // The task must count as running until its result is sent: otherwise the round could seem idle in between.
+            let is_received = send(task.number, result);
             self.running().remove(&task.number);
-            if !is_wanted {
+            if !is_received {
                 return;
             }
         }
     }
 
-    /// Stages one image in this thread. Fails if its name `is_taken`.
+    /// Stages one image in this thread. Returns an error if its name `is_taken` by another image.
     pub(super) fn stage_alone(
         &self,
         request: &Request,
@@ -127,23 +127,23 @@ impl<'a> Workers<'a> {
             true => Err(ConvertError::SameName(resolved.name().clone())),
             false => Ok(()),
         };
-        self.stage(&task, self.claims.enter(""), progress, accept)
+        self.stage(&task, self.locks.request(""), progress, accept)
     }
 
     fn stage(
         &self,
         task: &Task,
-        ticket: Ticket<'_>,
+        lock_request: LockRequest<'_>,
         progress: &Arc<Progress>,
         accept: impl FnOnce(&ResolvedImage) -> Result<(), ConvertError>,
     ) -> StageResult {
-        let running = Running {
+        let running = RunningImage {
             phase: Phase::Manifest,
-            moved: Instant::now(),
+            last_progress: Instant::now(),
             host: task.host.clone(),
-            read: 0,
+            bytes_read: 0,
             progress: Arc::clone(progress),
-            ticket: ticket.number(),
+            lock_number: lock_request.number(),
         };
         self.running().insert(task.number, running);
         let _reported = self.operation.reporter().start(task.request.argument.to_string(), progress);
@@ -152,16 +152,16 @@ impl<'a> Workers<'a> {
         if let Some((image, digest)) = &task.wanted
             && let Some(artifact_type) = resolved.as_ref().err().and_then(artifact_type)
         {
-            note_artifact(self.operation.state(), image, *digest, artifact_type)?;
+            record_artifact(self.operation.state(), image, *digest, artifact_type)?;
         }
         let resolved = resolved?;
         accept(&resolved)?;
         progress.set_activity("waiting for an image that has the same layers".to_owned());
-        let stored = self.digests_to_store(&resolved)?;
-        self.enter(task.number, Phase::Claim);
-        let _claim = ticket.claim(stored);
-        self.enter(task.number, Phase::Content);
-        // The image that had the claim before may be published by now.
+        let digests = self.digests_to_lock(&resolved)?;
+        self.set_phase(task.number, Phase::Lock);
+        let _lock = lock_request.lock(digests);
+        self.set_phase(task.number, Phase::Content);
+        // Another image that held a lock on these digests may have been published since.
         let head = self.head();
         let staged = self.operation.stage(resolved, &head, progress)?;
         if let Some((image, digest)) = &task.wanted
@@ -173,8 +173,8 @@ impl<'a> Workers<'a> {
         Ok(staged)
     }
 
-    /// Returns the config and layer digests of the trees that an image may have to store.
-    fn digests_to_store(&self, resolved: &ResolvedImage) -> Result<HashSet<Digest>, ConvertError> {
+    /// Returns the digests of the config and of the unpublished layers: those of the trees that the image may store.
+    fn digests_to_lock(&self, resolved: &ResolvedImage) -> Result<HashSet<Digest>, ConvertError> {
         let head = self.head();
         let mut digests = HashSet::new();
         for image in resolved.images() {
@@ -188,32 +188,34 @@ impl<'a> Workers<'a> {
         Ok(digests)
     }
 
-    fn enter(&self, number: usize, phase: Phase) {
+    fn set_phase(&self, number: usize, phase: Phase) {
         if let Some(running) = self.running().get_mut(&number) {
-            (running.phase, running.moved) = (phase, Instant::now());
+            (running.phase, running.last_progress) = (phase, Instant::now());
         }
     }
 
-    fn running(&self) -> MutexGuard<'_, HashMap<usize, Running>> {
-        self.running.lock().expect("no thread panics while it notes what it does")
+    fn running(&self) -> MutexGuard<'_, HashMap<usize, RunningImage>> {
+        self.running.lock().expect("no thread panics while it changes the list of running images")
     }
 
-    /// Finds the images that have made no progress for `length`, and lets as many others be staged in their place.
-    pub(super) fn look_who_lags(&self, length: Duration) -> Lagging {
-        let (mut found, mut running) = (Lagging::default(), self.running());
+    /// Finds the images that have made no progress for `duration`, and lets the same number of other images be staged in addition.
+    pub(super) fn find_stalled(&self, duration: Duration) -> StalledImages {
+        let (mut found, mut running) = (StalledImages::default(), self.running());
         let mut hosts = HashSet::new();
-        for running in running.values_mut().filter_map(|running| running.lags(length).then_some(running)) {
-            found.tickets.insert(running.ticket);
+        for running in running.values_mut().filter_map(|running| running.is_stalled(duration).then_some(running)) {
+            found.numbers.insert(running.lock_number);
             hosts.insert(running.host.clone());
         }
-        // What waits for another image of such a registry gets no further, either. Others wait for what moves.
-        let waiting = running.values().filter(|running| running.phase == Phase::Claim);
-        found.tickets.extend(waiting.filter(|running| hosts.contains(&running.host)).map(|running| running.ticket));
+        // An image of the same registry that waits for a lock is stalled, too. Images of other registries do not wait for stalled ones.
+        let waiting = running.values().filter(|running| running.phase == Phase::Lock);
+        found
+            .numbers
+            .extend(waiting.filter(|running| hosts.contains(&running.host)).map(|running| running.lock_number));
         drop(running);
-        // An image that is taken may not be among those that are looked at yet.
-        found.any_moves = found.tickets.len() < self.tasks.running();
-        self.tasks.lend(found.tickets.len());
-        self.claims.set_lagging(found.tickets.clone());
+        // The task queue is asked, because a task that was just taken is not in `running` yet.
+        found.others_progress = found.numbers.len() < self.tasks.running();
+        self.tasks.set_stalled(found.numbers.len());
+        self.locks.set_stalled(found.numbers.clone());
         found
     }
 
@@ -229,20 +231,20 @@ impl<'a> Workers<'a> {
     }
 }
 
-impl Running {
-    /// Tells whether the registry of the image has sent nothing for `length`.
-    fn lags(&mut self, length: Duration) -> bool {
+impl RunningImage {
+    /// Returns whether the image has waited for its registry for `duration` without receiving anything.
+    fn is_stalled(&mut self, duration: Duration) -> bool {
         let expected = self.progress.expected.load(Ordering::Relaxed);
         let read = self.progress.read.load(Ordering::Relaxed);
-        if read != self.read {
-            (self.read, self.moved) = (read, Instant::now());
+        if read != self.bytes_read {
+            (self.bytes_read, self.last_progress) = (read, Instant::now());
         }
         let waits_for_registry = match self.phase {
             Phase::Manifest => true,
-            Phase::Claim => false,
-            // Otherwise this machine is at work.
+            Phase::Lock => false,
+            // After all bytes are received, this machine builds the trees.
             Phase::Content => read < expected,
         };
-        waits_for_registry && self.moved.elapsed() >= length
+        waits_for_registry && self.last_progress.elapsed() >= duration
     }
 }

@@ -233,7 +233,7 @@ fn space_that_cannot_be_enough_is_told_before_layers_are_read() {
     repository.move_to(&mount.path().join("repository"));
     let directory = point.join("repository").display().to_string();
     let run = Run::of(&mut mount.strata(["convert", &source, "--name", NAME, "--repo", &directory])).expect_code(1);
-    assert!(run.stderr().contains("left for") && run.stderr().contains("as they are packed"), "{}", run.stderr());
+    assert!(run.stderr().contains("but the compressed layers have"), "{}", run.stderr());
     repository.move_to(&repository.beside("back"));
 }
 

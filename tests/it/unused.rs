@@ -169,7 +169,7 @@ fn nothing_is_called_unused_while_a_record_cannot_be_read() {
             [(format!(".metadata/{NAME}/{file}"), Foreign::File(content.as_bytes().to_vec()))],
         );
         let run = repository.run(["list", "--unused"]);
-        run.expect_one_line(1, &[&format!("/.metadata/{NAME}"), "nothing can be called unused"]);
+        run.expect_one_line(1, &[&format!("/.metadata/{NAME}"), "cannot determine unused trees"]);
     }
     publish_foreign(
         &repository,

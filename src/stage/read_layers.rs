@@ -1,9 +1,9 @@
-//! The layers of one image, from wherever it lies into the store.
+//! Reads the layers of one image from its source into the store.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use super::need::Need;
+use super::plan::BuildPlan;
 use super::{StageError, Stager};
 use crate::cancel::Cancellation;
 use crate::image::Digest;
@@ -15,17 +15,17 @@ use crate::source::{Image, ImageLayer, LayerBlob, Source};
 use crate::state::VerifiedBlob;
 
 impl Stager<'_> {
-    /// Reads the layers that have to be read from their blobs; returns them with those that were kept, by their place. Layers
-    /// that are not built upon are only verified.
+    /// Reads the layers of the plan from their blobs. Returns them and the cached layers, by index. Layers that no build needs are
+    /// only verified, and not returned.
     pub(super) fn read_layers(
         &self,
         image: &Image,
-        need: &mut Need,
+        plan: &mut BuildPlan,
         source: &dyn Source,
         progress: &Progress,
     ) -> Result<BTreeMap<usize, IngestedLayer>, StageError> {
-        let to_read: Vec<usize> = need.to_read(image).collect();
-        progress.expected.fetch_add(need.plan(image).bytes_to_read, Ordering::Relaxed);
+        let layers_to_read: Vec<usize> = plan.layers_to_read(image).collect();
+        progress.expected.fetch_add(plan.summary(image).bytes_to_read, Ordering::Relaxed);
         let ingest = Ingest {
             staging: &self.staging,
             index: &self.index,
@@ -35,21 +35,21 @@ impl Stager<'_> {
             memory: self.options.memory,
             limits: self.options.limits,
         };
-        let untouched = need.untouched(image);
+        let untouched = plan.untouched(image);
         let layer = |&index: &usize| {
             layer_to_read(&image.layers[index], index < untouched, source, progress, self.engine.cancellation())
         };
-        let results = ingest.run(to_read.iter().map(layer).collect(), &|index, layer| {
-            // What lies on this machine is read again as fast.
-            let is_of_use = source.is_remote() && to_read[index] >= untouched;
-            if let Some(kept) = self.kept.as_ref().filter(|_| is_of_use) {
-                kept.keep(image.layers[to_read[index]].digest, layer);
+        let results = ingest.run(layers_to_read.iter().map(layer).collect(), &|index, layer| {
+            // A layer on this machine is read again as fast as from the cache.
+            let is_of_use = source.is_remote() && layers_to_read[index] >= untouched;
+            if let Some(cache) = self.layer_cache.as_ref().filter(|_| is_of_use) {
+                cache.insert(image.layers[layers_to_read[index]].digest, layer);
             }
         });
-        let mut read = std::mem::take(&mut need.kept);
+        let mut read = std::mem::take(&mut plan.cached);
         let mut failure: Option<(Digest, IngestError)> = None;
         let mut verified = Vec::new();
-        for (&index, result) in to_read.iter().zip(results) {
+        for (&index, result) in layers_to_read.iter().zip(results) {
             match result {
                 Ok(layer) => {
                     let LayerSummary { blob_size: size, diff_id, .. } = layer.summary;
@@ -58,7 +58,7 @@ impl Stager<'_> {
                         read.insert(index, layer);
                     }
                 }
-                // The first error is the cause; the others were given up for it.
+                // Another layer failed before, and its error is reported.
                 Err(IngestError::GivenUp) => {}
                 Err(error) => failure = failure.or(Some((image.layers[index].digest, error))),
             }

@@ -1,8 +1,8 @@
-//! Layers that were read to their ends, kept until the image that they belong to is stored.
+//! Cache of completely read layers, from the end of the download until the image is stored.
 //!
-//! The trees of an image can only be built when all of its layers are read. So that a run which is killed before need not
-//! have its layers fetched again, what each says is written down as soon as its content is durable. Like all state, it is
-//! believed only when every object that it names is seen in the store.
+//! The trees of an image can only be built after all of its layers were read. The entries of each layer are written to a file as soon
+//! as the layer's content is durable, so that the layer need not be fetched again after the process was killed. As with all state, an
+//! entry is only used if every object that it names exists in the store.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,90 +24,91 @@ use crate::object::{Content, ContentObjects, ObjectKind};
 use crate::source::ImageLayer;
 use crate::store::Staging;
 
-/// Nobody comes back for a layer after this time.
-const LONGEST: Duration = Duration::from_secs(14 * 24 * 3600);
+/// Age after which a file is deleted: the conversion is unlikely to be repeated.
+const MAX_AGE: Duration = Duration::from_secs(14 * 24 * 3600);
 
-/// Fast, and paths pack well.
+/// The fastest level. Paths compress well at any level.
 const ZSTD_LEVEL: i32 = 1;
 
-/// The layers of one repository that wait for the others of their images.
-pub(super) struct KeptLayers {
+/// The layer cache of one repository. A thread writes its files.
+pub(super) struct LayerCache {
     directory: PathBuf,
-    /// What the files begin with: everything that their content depends on.
-    form: String,
+    /// First line of the files: everything on which their content depends, except the layer.
+    header: String,
     staging: Arc<Staging>,
-    sender: Option<Sender<(Digest, Wish)>>,
+    sender: Option<Sender<(Digest, CacheRequest)>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What is to become of a layer.
-enum Wish {
-    Keep(Vec<u8>),
-    Forget,
+/// A change of the entry of a layer.
+enum CacheRequest {
+    Insert(Vec<u8>),
+    Remove,
 }
 
-impl KeptLayers {
-    /// Opens the layers in `directory` that were written down in this `form`, and starts the thread that writes.
-    pub(super) fn open(directory: PathBuf, form: &str, staging: &Arc<Staging>) -> Self {
-        delete_old(&directory);
-        let form = format!("layer 2 {} {form}\n", env!("CARGO_PKG_VERSION"));
+impl LayerCache {
+    /// Opens the cache in `directory` and starts its thread. Files that were written with other `settings` are not used.
+    pub(super) fn open(directory: PathBuf, settings: &str, staging: &Arc<Staging>) -> Self {
+        delete_expired(&directory);
+        let header = format!("layer 2 {} {settings}\n", env!("CARGO_PKG_VERSION"));
         let (sender, receiver) = mpsc::channel();
         let (place, store) = (directory.clone(), Arc::clone(staging));
         let thread = thread::Builder::new().spawn(move || write(&place, &store, &receiver)).ok();
         Self {
             directory,
-            form,
+            header,
             staging: Arc::clone(staging),
             sender: Some(sender).filter(|_| thread.is_some()),
             thread,
         }
     }
 
-    /// Writes a layer down once all of its content is durable, and before that returns.
-    pub(super) fn keep(&self, digest: Digest, layer: &IngestedLayer) {
-        let parts = (&layer.entries, &layer.summary);
-        let packed = postcard::to_allocvec(&parts).map_err(|error| error.to_string()).and_then(|plain| {
-            let packed = zstd::bulk::compress(&plain, ZSTD_LEVEL).map_err(|error| error.to_string())?;
-            Ok([self.form.as_bytes(), &(plain.len() as u64).to_le_bytes(), &packed].concat())
-        });
+    /// Adds a layer after its content is durable. Returns before that.
+    pub(super) fn insert(&self, digest: Digest, layer: &IngestedLayer) {
+        let packed = postcard::to_allocvec(&(&layer.entries, &layer.summary))
+            .map_err(|error| error.to_string())
+            .and_then(|plain| {
+                let packed = zstd::bulk::compress(&plain, ZSTD_LEVEL).map_err(|error| error.to_string())?;
+                Ok([self.header.as_bytes(), &(plain.len() as u64).to_le_bytes(), &packed].concat())
+            });
         match packed {
-            Ok(bytes) => self.ask(digest, Wish::Keep(bytes)),
-            Err(error) => self.staging.store().reporter().debug(format_args!("layer {digest} is not kept: {error}")),
+            Ok(bytes) => self.send(digest, CacheRequest::Insert(bytes)),
+            Err(error) => self.staging.store().reporter().debug(format_args!("cannot cache layer {digest}: {error}")),
         }
     }
 
-    /// Deletes what is kept of a layer.
-    pub(super) fn forget(&self, digest: Digest) {
-        self.ask(digest, Wish::Forget);
+    /// Removes a layer.
+    pub(super) fn remove(&self, digest: Digest) {
+        self.send(digest, CacheRequest::Remove);
     }
 
-    fn ask(&self, digest: Digest, wish: Wish) {
+    fn send(&self, digest: Digest, request: CacheRequest) {
         if let Some(sender) = &self.sender {
-            // Where the thread is gone nothing is kept, which costs time and nothing else.
-            sender.send((digest, wish)).ok();
+            // Without the thread nothing is cached, which only costs time.
+            sender.send((digest, request)).ok();
         }
     }
 
-    /// Returns a layer that was kept, if all of its content is still there.
-    pub(super) fn recall(&self, layer: &ImageLayer) -> Result<Option<IngestedLayer>, StageError> {
+    /// Returns a layer from the cache if all of its content exists in the store.
+    pub(super) fn get(&self, layer: &ImageLayer) -> Result<Option<IngestedLayer>, StageError> {
         let Ok(bytes) = fs::read(path(&self.directory, layer.digest)) else { return Ok(None) };
-        let Some(kept) = self.parse(&bytes) else { return Ok(None) };
-        if kept.summary.diff_id != layer.diff_id || kept.summary.blob_size != layer.size {
+        let Some(cached) = self.parse(&bytes) else { return Ok(None) };
+        if cached.summary.diff_id != layer.diff_id || cached.summary.blob_size != layer.size {
             return Ok(None);
         }
         let is_missing = |content: &&Content| self.has(content).map_or(true, |is_there| !is_there);
-        let content = kept.entries.par_iter().filter_map(|entry| match &entry.kind {
+        let content = cached.entries.par_iter().filter_map(|entry| match &entry.kind {
             EntryKind::Node(_, NodeKind::File { content, .. }) => Some(content),
             _ => None,
         });
         let missing = content.find_any(is_missing).cloned();
-        // An object that cannot be looked at is an error.
-        let is_whole = missing.map_or(Ok(true), |content| self.has(&content))?;
-        Ok(is_whole.then_some(kept))
+        // The second call returns the error if the store could not be read.
+        let is_complete = missing.map_or(Ok(true), |content| self.has(&content))?;
+        Ok(is_complete.then_some(cached))
     }
 
     fn parse(&self, bytes: &[u8]) -> Option<IngestedLayer> {
-        let (size, packed) = bytes.strip_prefix(self.form.as_bytes())?.split_first_chunk()?;
+        let (size, packed) = bytes.strip_prefix(self.header.as_bytes())?.split_first_chunk()?;
         let plain = zstd::bulk::decompress(packed, usize::try_from(u64::from_le_bytes(*size)).ok()?).ok()?;
         let (entries, summary): (Vec<LayerEntry<Content>>, LayerSummary) = postcard::from_bytes(&plain).ok()?;
         Some(IngestedLayer { entries, summary })
@@ -128,41 +129,42 @@ impl KeptLayers {
     }
 }
 
-impl Drop for KeptLayers {
+impl Drop for LayerCache {
     fn drop(&mut self) {
         self.sender = None;
         if let Some(thread) = self.thread.take() {
-            // A thread that failed kept nothing.
+            // A thread that panicked cached nothing, which only costs time.
             thread.join().ok();
         }
     }
 }
 
-/// Does what is asked for, until nobody asks any more. What has gathered meanwhile shares one flush.
-fn write(directory: &Path, staging: &Staging, wishes: &Receiver<(Digest, Wish)>) {
-    while let Ok(first) = wishes.recv() {
-        // Of several wishes for one layer the last one counts.
-        let gathered: BTreeMap<Digest, Wish> = std::iter::once(first).chain(wishes.try_iter()).collect();
-        let is_durable = gathered.values().all(|wish| matches!(wish, Wish::Forget)) || staging.try_flush().is_ok();
-        for (digest, wish) in gathered {
+/// Handles requests until the sender is dropped. All waiting requests share one flush of the store.
+fn write(directory: &Path, staging: &Staging, requests: &Receiver<(Digest, CacheRequest)>) {
+    while let Ok(first) = requests.recv() {
+        // The map keeps the last request for each layer.
+        let gathered: BTreeMap<Digest, CacheRequest> = std::iter::once(first).chain(requests.try_iter()).collect();
+        let is_durable =
+            gathered.values().all(|request| matches!(request, CacheRequest::Remove)) || staging.try_flush().is_ok();
+        for (digest, request) in gathered {
             let path = path(directory, digest);
-            match wish {
-                Wish::Keep(bytes) if is_durable => {
-                    // A temporary file must not stay behind.
+            match request {
+                CacheRequest::Insert(bytes) if is_durable => {
+                    // Otherwise a signal could end the process while the temporary file exists.
                     let store = staging.store();
                     let write = || write_file(directory, &path, &bytes);
                     if let Err(error) = store.cancellation().uninterrupted(write) {
-                        store.reporter().debug(format_args!("layer {digest} is not kept: {}", causes(&error)));
+                        store.reporter().debug(format_args!("cannot cache layer {digest}: {}", causes(&error)));
                     }
                 }
-                Wish::Keep(_) => {}
-                Wish::Forget => drop(fs::remove_file(path)),
+                CacheRequest::Insert(_) => {}
+                CacheRequest::Remove => drop(fs::remove_file(path)),
             }
         }
     }
 }
 
-/// Writes a file, all of it or nothing.
+/// Writes a file atomically.
 fn write_file(directory: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     fs::create_dir_all(directory)?;
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
@@ -175,12 +177,12 @@ fn path(directory: &Path, digest: Digest) -> PathBuf {
     directory.join(digest.hex())
 }
 
-/// Deletes what nobody came back for.
-fn delete_old(directory: &Path) {
+/// Deletes files that are older than [`MAX_AGE`]. Errors are ignored, because the next run tries again.
+fn delete_expired(directory: &Path) {
     for file in fs::read_dir(directory).into_iter().flatten().flatten() {
         let modified = file.metadata().and_then(|metadata| metadata.modified());
         let age = modified.ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
-        if age.is_some_and(|age| age > LONGEST) {
+        if age.is_some_and(|age| age > MAX_AGE) {
             fs::remove_file(file.path()).ok();
         }
     }
@@ -226,17 +228,17 @@ mod tests {
     }
 
     #[test]
-    fn layer_is_kept_for_the_next_run_as_long_as_its_objects_are_there() {
+    fn cached_layer_is_returned_while_its_objects_exist() {
         let directory = tempfile::tempdir().unwrap();
         let store = DirectoryStore::create(&directory.path().join("storage")).unwrap();
         let (place, image_layer) = (directory.path().join("layers"), image_layer());
         let staging = Arc::new(Staging::start(&store).unwrap());
         let layer = layer(&staging);
-        KeptLayers::open(place.clone(), "fast", &staging).keep(image_layer.digest, &layer);
+        LayerCache::open(place.clone(), "fast", &staging).insert(image_layer.digest, &layer);
         drop(staging);
-        let recall = |form: &str, wanted: &ImageLayer| {
+        let recall = |settings: &str, wanted: &ImageLayer| {
             let staging = Arc::new(Staging::start(&store).unwrap());
-            KeptLayers::open(place.clone(), form, &staging).recall(wanted).unwrap()
+            LayerCache::open(place.clone(), settings, &staging).get(wanted).unwrap()
         };
         let recalled = recall("fast", &image_layer).unwrap();
         assert_eq!((recalled.entries, &recalled.summary), (layer.entries, &layer.summary));
@@ -252,15 +254,15 @@ mod tests {
     }
 
     #[test]
-    fn layer_that_is_forgotten_is_gone() {
+    fn removed_layer_leaves_no_file() {
         let directory = tempfile::tempdir().unwrap();
         let store = DirectoryStore::create(&directory.path().join("storage")).unwrap();
         let (place, image_layer) = (directory.path().join("layers"), image_layer());
         let staging = Arc::new(Staging::start(&store).unwrap());
-        let kept = KeptLayers::open(place.clone(), "fast", &staging);
-        kept.keep(image_layer.digest, &layer(&staging));
-        kept.forget(image_layer.digest);
-        drop(kept);
+        let cached = LayerCache::open(place.clone(), "fast", &staging);
+        cached.insert(image_layer.digest, &layer(&staging));
+        cached.remove(image_layer.digest);
+        drop(cached);
         assert!(fs::read_dir(place).into_iter().flatten().next().is_none());
     }
 }
