@@ -145,7 +145,7 @@ pub struct Convert {
     /// Read everything again, publish it again (except layers, which never change), and repair damaged objects
     #[arg(long)]
     pub force: bool,
-    /// Fail images with properties that CVMFS cannot hold
+    /// Fail images with properties that CVMFS cannot represent
     #[arg(long)]
     pub strict: bool,
     /// Print the time and memory that each stage needed

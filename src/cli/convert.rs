@@ -184,7 +184,7 @@ fn image_line(outcome: &ImageOutcome, dry_run: bool) -> String {
 fn losses_text(losses: &LossList) -> String {
     let mut text = String::new();
     for (kind, losses) in losses.kinds() {
-        writeln!(text, "  CVMFS cannot hold: {} x {kind}", losses.count).expect("strings take everything");
+        writeln!(text, "  CVMFS cannot represent: {} x {kind}", losses.count).expect("strings take everything");
         if kind == LossKind::MaskedLink {
             text.push_str(MASKED_LINK);
         }

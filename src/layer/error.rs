@@ -80,7 +80,7 @@ pub enum LayerError {
     /// The archive as a whole exceeds a limit.
     #[error(transparent)]
     Limit(#[from] LimitExceeded),
-    /// One entry is damaged, or CVMFS cannot hold it.
+    /// One entry is damaged, or CVMFS cannot represent it.
     #[error("cannot publish entry '{path}'")]
     Entry {
         /// Path as in the archive, escaped and truncated.

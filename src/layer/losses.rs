@@ -1,4 +1,4 @@
-//! Losses: parts of an image that CVMFS cannot hold and without which the image is still usable.
+//! Losses: parts of an image that CVMFS cannot represent and without which the image is still usable.
 
 use std::collections::BTreeMap;
 use std::fmt;

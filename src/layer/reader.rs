@@ -42,7 +42,7 @@ pub struct LayerSummary {
     pub unpacked_size: u64,
     /// Digest of the unpacked tar stream.
     pub diff_id: DiffId,
-    /// What was left out because CVMFS cannot hold it.
+    /// What was left out because CVMFS cannot represent it.
     pub losses: Losses,
 }
 

@@ -57,7 +57,7 @@ const MAGIC: &[&str] = &[
     "xfsroot.rawlink",
 ];
 
-/// Removes attributes that CVMFS cannot hold, and returns the reasons, each once.
+/// Removes attributes that CVMFS cannot represent, and returns the reasons, each once.
 pub(super) fn remove_unsupported(xattrs: &mut Xattrs) -> Vec<LossKind> {
     let mut losses = Vec::new();
     xattrs.retain(|name, value| {

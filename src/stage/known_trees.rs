@@ -140,7 +140,7 @@ impl Stager<'_> {
 
 /// Returns whether a layer is published, by this or another program.
 pub(crate) fn is_layer_published(head: &Repository, digest: Digest) -> Result<bool, RepositoryError> {
-    Ok(head.get(&layout::layer_root(digest))?.is_some())
+    head.has(&layout::layer_root(digest))
 }
 
 /// Finds a layer that is published with a readable record.

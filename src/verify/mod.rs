@@ -127,7 +127,7 @@ pub struct VerifyReport {
     pub entries: u64,
     /// Total size of their files in bytes. A file with several names counts once per name.
     pub bytes: u64,
-    /// Number of properties of the image that CVMFS cannot hold.
+    /// Number of properties of the image that CVMFS cannot represent.
     pub losses: u64,
     /// All differences, sorted by path.
     pub differences: Vec<Difference>,

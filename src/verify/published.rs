@@ -34,7 +34,7 @@ pub(super) struct VerifiedImage<'a> {
 }
 
 impl VerifiedImage<'_> {
-    /// Compares everything, and returns the number of losses: properties of the image that CVMFS cannot hold.
+    /// Compares everything, and returns the number of losses: properties of the image that CVMFS cannot represent.
     pub(super) fn compare(
         &self,
         layers: &[ReadLayer],

@@ -1,4 +1,4 @@
-//! The steps after all layers are applied: removing marker files that CVMFS cannot hold, and adding the files that Apptainer
+//! The steps after all layers are applied: removing marker files that CVMFS cannot represent, and adding the files that Apptainer
 //! needs.
 
 use super::content::ContentDigest;

@@ -20,7 +20,7 @@ use crate::source::{Image, ImageLayer, Source};
 pub(super) struct ReadLayer {
     pub(super) digest: Digest,
     pub(super) entries: Vec<LayerEntry<ContentDigest>>,
-    /// Sizes and digests, and the losses: what CVMFS cannot hold.
+    /// Sizes and digests, and the losses: what CVMFS cannot represent.
     pub(super) summary: LayerSummary,
 }
 
