@@ -4,7 +4,6 @@
 //! The program that the image names has to get the very arguments and variables that Docker would give it.
 
 use std::collections::BTreeMap;
-use std::env;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::{Value, json};
 
 use crate::support::fuse::Mount;
-use crate::support::{TestImage, TestLayer, TestRepository, flat_path, need, need_fuse, skip};
+use crate::support::{TestImage, TestLayer, TestRepository, find_in_path, flat_path, need, need_fuse, skip};
 
 /// Texts that a shell, or a shell within a shell, may take for more, and options that a command may.
 const HOSTILE: [&str; 25] = [
@@ -63,9 +62,7 @@ enum Shell {
 const SHELLS: [Shell; 2] = [Shell::Busybox, Shell::Dash];
 
 fn find(program: &str) -> PathBuf {
-    let search = env::var_os("PATH").unwrap();
-    let found = env::split_paths(&search).map(|directory| directory.join(program)).find(|file| file.is_file());
-    found.unwrap_or_else(|| panic!("{program} was asked for"))
+    find_in_path(program).unwrap_or_else(|| panic!("the test does not check whether {program} is installed"))
 }
 
 /// Puts a program into a layer with the libraries that it is linked with.

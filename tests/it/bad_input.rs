@@ -10,43 +10,26 @@ use serde_json::{Value, json};
 use std::io::Write as _;
 use tar::{EntryType, Header};
 
+use crate::support::random::noise;
 use crate::support::{
-    Compression, Damage, FQRN, NAME, Run, TestImage, TestLayer, TestMount, TestRepository, strata_command,
-    write_oci_index,
+    Compression, Damage, FQRN, NAME, Run, TestImage, TestLayer, TestMount, TestRepository, blob_file, image_of,
+    strata_command,
 };
 
 const OTHER: &str = "h.example.org/bad:1";
 
-fn image_of(word: &str) -> TestImage {
-    TestImage::new().layer(|layer| layer.file("word", word))
-}
-
 fn published() -> TestRepository {
     TestRepository::publish(&image_of("before"))
-}
-
-/// Returns the file of a blob in the layout that `source` names.
-fn blob(source: &str, digest: &str) -> std::path::PathBuf {
-    let directory = source.strip_prefix("oci:").unwrap();
-    Path::new(directory).join("blobs/sha256").join(digest.strip_prefix("sha256:").unwrap())
-}
-
-/// Returns bytes that no compression makes smaller.
-fn noise(length: usize) -> Vec<u8> {
-    let next =
-        |state: &u64| Some(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
-    let states = std::iter::successors(Some(length as u64), next).skip(1);
-    states.map(|state| (state >> 56) as u8).take(length).collect()
 }
 
 #[test]
 fn flipped_and_missing_bits_are_noticed_wherever_they_are() {
     let repository = published();
     for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
-        let image = TestImage::new().layer(|layer| layer.file("a", noise(2000)).compression(compression));
+        let image = TestImage::new().layer(|layer| layer.file("a", noise(1, 2000)).compression(compression));
         let digest = &image.layer_digests()[0];
         let source = repository.source(&image);
-        let file = blob(&source, digest);
+        let file = blob_file(&source, digest);
         let bytes = fs::read(&file).unwrap();
         for at in (0..bytes.len()).step_by(bytes.len() / 7).chain([bytes.len() - 1]) {
             let mut flipped = bytes.clone();
@@ -125,10 +108,8 @@ fn header_that_lies_about_its_size_is_refused() {
 #[test]
 fn index_without_the_platform_is_refused() {
     let repository = published();
-    let directory = repository.beside("index");
     let image = |architecture: &str| image_of(architecture).platform("linux", architecture);
-    write_oci_index(&[image("s390x"), image("riscv64")], &directory, "latest");
-    let source = format!("oci:{}", directory.display());
+    let source = repository.source_of_index(&[image("s390x"), image("riscv64")]);
     repository.refuse(["convert", &source, "--name", OTHER], 1, &["s390x", "riscv64"]);
     let words = ["linux/mips", "linux/s390x"];
     repository.refuse(["convert", &source, "--name", OTHER, "--platform", "linux/mips"], 1, &words);
@@ -282,7 +263,7 @@ fn on_small_disk() -> Option<(TestMount, TestRepository, String)> {
 fn full_disk_loses_nothing_and_with_room_again_the_run_succeeds() {
     const PAGE: usize = 4096;
     let Some((mut mount, repository, directory)) = on_small_disk() else { return };
-    let image = TestImage::new().layer(|layer| layer.file("a", noise(400_000)).file("b", noise(9000)));
+    let image = TestImage::new().layer(|layer| layer.file("a", noise(1, 400_000)).file("b", noise(2, 9000)));
     let source = repository.source(&image);
     let arguments = ["convert", &source, "--name", OTHER, "--repo", &directory];
     let ballast = mount.path().join("ballast");
@@ -329,8 +310,7 @@ fn read_only_directory_is_refused() {
 fn second_publisher_is_told_which_directory_is_held() {
     let repository = published();
     let source = repository.source(&image_of("x"));
-    let lock = fs::File::open(repository.storage()).unwrap();
-    lock.lock().unwrap();
+    let lock = repository.lock();
     let storage = repository.storage();
     let words = [storage.to_str().unwrap(), "another publisher", "--wait"];
     repository.refuse(["convert", &source, "--name", OTHER, "--wait", "0s"], 5, &words);

@@ -14,7 +14,7 @@ use strata::repository::Repository;
 use crate::support::client::mount_with_client;
 use crate::support::fuse::Mount;
 use crate::support::{
-    FQRN, NAME, TestImage, TestLayer, TestRepository, flat_path, need, need_fuse, run, skip, write_oci_index,
+    FQRN, NAME, TestImage, TestLayer, TestRepository, find_in_path, flat_path, need, need_fuse, run, skip,
 };
 
 /// Prints all that a container shows of how it runs.
@@ -92,9 +92,8 @@ fn said(output: Output) -> Said {
 
 /// Adds a shell and the programs that the tests call.
 fn with_shell(layer: TestLayer) -> TestLayer {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let busybox = std::env::split_paths(&path).find_map(|directory| fs::read(directory.join("busybox")).ok());
-    let layer = layer.file("bin/busybox", busybox.expect("busybox is installed")).mode(0o755);
+    let busybox = find_in_path("busybox").expect("the test skips where busybox is not installed");
+    let layer = layer.file("bin/busybox", fs::read(busybox).unwrap()).mode(0o755);
     let programs = ["cat", "env", "grep", "hostname", "id", "ls", "pwd", "sh", "touch"];
     programs.iter().fold(layer, |layer, program| layer.symlink(format!("bin/{program}"), "busybox"))
 }
@@ -335,9 +334,7 @@ fn of_several_platforms_one_is_run() {
     let repository = TestRepository::new();
     let images = ["amd64", "arm64", "s390x"]
         .map(|name| TestImage::new().layer(|layer| layer.file("name", name)).cmd([name]).platform("linux", name));
-    let layout = repository.beside("layout");
-    write_oci_index(&images, &layout, "latest");
-    let source = format!("oci:{}:latest", layout.display());
+    let source = repository.source_of_index(&images);
     repository.run(["convert", &source, "--name", NAME, "--platform", "all"]).expect_code(0);
     let bundle = |options: &[&str]| {
         let directory = tempfile::tempdir().unwrap();

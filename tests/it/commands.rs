@@ -6,11 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::strict::{self, Reader};
-use crate::support::{FQRN, NAME, Run, TestImage, TestRepository, need, strata_command};
-
-fn image_of(word: &str) -> TestImage {
-    TestImage::new().layer(|layer| layer.file("word", word))
-}
+use crate::support::{FQRN, NAME, Run, TestRepository, image_of, need, strata_command};
 
 #[test]
 fn missing_directory_becomes_a_repository_only_where_that_is_asked_for() {

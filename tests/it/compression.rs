@@ -4,21 +4,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::strict::Content;
+use crate::support::random::noise;
 use crate::support::{Compression, NAME, Run, TestImage, TestRepository, flat_path, layer_path};
 
 const MIB: usize = 1 << 20;
-
-/// Returns bytes that do not shrink.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let words = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    });
-    words.take(length.div_ceil(8)).flatten().take(length).collect()
-}
 
 /// Returns the path of an object of content.
 fn object(hash: &str) -> String {
@@ -29,8 +18,8 @@ fn object(hash: &str) -> String {
 fn every_mode_gives_the_same_content() {
     let text = b"all work and no play makes jack a dull boy\n".repeat(3000);
     let image = TestImage::new().layer(|layer| {
-        let layer = layer.file("text", &text).file("noise", noise(100_000)).file("empty", "").file("one", "1");
-        layer.file("large", [noise(5 * MIB), vec![0; 12 * MIB]].concat()).compression(Compression::Plain)
+        let layer = layer.file("text", &text).file("noise", noise(1, 100_000)).file("empty", "").file("one", "1");
+        layer.file("large", [noise(2, 5 * MIB), vec![0; 12 * MIB]].concat()).compression(Compression::Plain)
     });
     let mut sizes = Vec::new();
     let expected = TestRepository::publish(&image).flat(&image);
@@ -76,7 +65,7 @@ fn none_mode_stores_content_as_it_is() {
 
 #[test]
 fn large_file_is_cut_into_chunks_that_tile_it() {
-    let content = noise(30 * MIB);
+    let content = noise(1, 30 * MIB);
     let image = TestImage::new().layer(|layer| layer.file("large", &content).compression(Compression::Plain));
     let repository = TestRepository::publish(&image);
     for root in [flat_path(&image), layer_path(&image, 0)] {
@@ -104,7 +93,7 @@ fn assert_tile(chunks: &[(u64, u64)], size: u64) {
 #[test]
 fn sizes_around_the_limits_are_cut_where_they_must() {
     let sizes = [4 * MIB - 1, 4 * MIB, 4 * MIB + 1, 16 * MIB - 1, 16 * MIB, 16 * MIB + 1];
-    let (zeros, noise) = (vec![0; 17 * MIB], noise(17 * MIB));
+    let (zeros, noise) = (vec![0; 17 * MIB], noise(1, 17 * MIB));
     let image = TestImage::new().layer(|layer| {
         let layer = sizes.iter().fold(layer, |layer, &size| {
             layer.file(format!("zeros{size}"), &zeros[..size]).file(format!("noise{size}"), &noise[..size])

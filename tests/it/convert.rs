@@ -7,7 +7,7 @@ use flate2::write::GzEncoder;
 use serde_json::json;
 
 use crate::support::{
-    Compression, FQRN, NAME, Run, TestImage, TestLayer, TestRepository, chain_path, flat_path, layer_path,
+    Compression, FQRN, NAME, Run, TestImage, TestLayer, TestRepository, chain_path, flat_path, image_of, layer_path,
     strata_command, write_oci_index,
 };
 
@@ -19,10 +19,6 @@ fn two_layers() -> TestImage {
 }
 
 /// Returns an image that differs from others by one word.
-fn image_of(word: &str) -> TestImage {
-    TestImage::new().layer(|layer| layer.file("word", word))
-}
-
 #[test]
 fn every_kind_of_source_gives_the_same_root_file_system() {
     let image = two_layers().clone();

@@ -4,21 +4,14 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use crate::support::random::noise;
 use crate::support::{Compression, NAME, Run, TestImage, TestRepository};
 
 /// An image with much to do side by side: many small files, large ones, several layers, losses, nested catalogs.
 fn large_image() -> TestImage {
-    let noise = |seed: u32, length: usize| -> Vec<u8> {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24) as u8
-        };
-        (0..length).map(|_| next()).collect()
-    };
     TestImage::new()
         .layer(|layer| {
-            (0..400_u32).fold(layer, |layer, n| layer.file(format!("d{}/f{n}", n % 7), noise(n, n as usize)))
+            (0..400_u32).fold(layer, |layer, n| layer.file(format!("d{}/f{n}", n % 7), noise(n.into(), n as usize)))
         })
         .layer(|layer| {
             layer.file("large", noise(1, 9 << 20)).file("zeros", vec![0; 17 << 20]).compression(Compression::Plain)

@@ -176,8 +176,7 @@ fn image_that_fails_ends_with_3_beside_one_that_is_published_and_else_with_1() {
 fn every_publishing_command_that_meets_another_publisher_ends_with_5() {
     let scene = Scene::new();
     let before = scene.repository.front_page();
-    let lock = File::open(scene.repository.storage()).unwrap();
-    lock.lock().unwrap();
+    let lock = scene.repository.lock();
     for command in [
         &["convert", &scene.new, "--name", NAME][..],
         &["convert", &scene.published, "--name", NAME],
@@ -313,15 +312,9 @@ fn all_that_is_needed_after_the_last_rename_is_opened_before() {
 #[test]
 fn server_that_cannot_be_told_the_reflog_is_a_later_step_that_failed() {
     let repository = TestRepository::new();
-    let [settings, spool] = ["repositories.d", "spool"].map(|name| repository.beside(name));
-    fs::create_dir_all(settings.join(FQRN)).unwrap();
-    // A directory in its place cannot be replaced.
+    let spool = repository.manage_by_server(&repository.storage());
+    // A directory cannot be replaced by a file.
     fs::create_dir_all(spool.join("reflog.chksum/x")).unwrap();
-    let storage = repository.storage();
-    let (storage, spool) = (storage.display(), spool.display());
-    let text = format!("CVMFS_SPOOL_DIR={spool}\nCVMFS_UPSTREAM_STORAGE=local,{storage}/data/txn,{storage}\n");
-    fs::write(settings.join(FQRN).join("server.conf"), text).unwrap();
-    repository.set(&format!("server_settings = {settings:?}"));
     let run = repository.convert(&image_of("x"), NAME, &[]).expect_code(6);
     assert!(run.stderr().contains("reflog.chksum") && run.stderr().contains("check -r"), "{}", run.stderr());
     assert!(run.stdout().contains("published revision 2"), "{}", run.stdout());
@@ -466,8 +459,7 @@ fn shell_sees_130_after_an_interrupt_and_143_after_a_request_to_end() {
     // A shell without job control has what runs in the background ignore interrupts, so only one of the two can be tried here.
     let repository = TestRepository::new();
     let source = repository.source(&image_of("x"));
-    let lock = File::open(repository.storage()).unwrap();
-    lock.lock().unwrap();
+    let lock = repository.lock();
     let command = repository.command(["convert", &source, "--name", NAME]);
     let runs = repository.storage().join("data/txn");
     let is_ready = || fs::read_dir(&runs).unwrap().count() == 1;

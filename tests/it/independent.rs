@@ -4,31 +4,18 @@
 //! hashes than the client of CernVM-FS, but it was written from the format, not from our code.
 
 use std::fs;
-use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{TestImage, TestRepository, flat_path, need, need_fuse};
+use crate::support::random::noise;
+use crate::support::server::Server;
+use crate::support::{Reply, TestImage, TestRepository, flat_path, names_in, need, need_fuse};
 
 /// How long the reader may take until it has mounted a small repository.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Serves the files below a directory over HTTP until the process ends; returns the address.
-fn serve(directory: PathBuf) -> io::Result<String> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let address = format!("http://{}", listener.local_addr()?);
-    thread::spawn(move || {
-        for connection in listener.incoming().flatten() {
-            let directory = directory.clone();
-            thread::spawn(move || answer(&connection, &directory));
-        }
-    });
-    Ok(address)
-}
 
 /// What a copy of a repository has beside the files of the original.
 ///
@@ -36,21 +23,20 @@ fn serve(directory: PathBuf) -> io::Result<String> {
 const FILES_OF_A_COPY: [&str; 2] = [".cvmfs_last_snapshot", ".cvmfs_is_snapshotting"];
 const TIME_OF_A_COPY: &[u8] = b"Fri Jul 14 02:40:00 UTC 2017\n";
 
-/// Answers one request, and then closes the connection.
-fn answer(mut connection: &TcpStream, directory: &Path) -> io::Result<()> {
-    let mut lines = BufReader::new(connection).lines();
-    let request = lines.next().unwrap_or_else(|| Ok(String::new()))?;
-    while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
-    let path =
-        request.strip_prefix("GET /").and_then(|rest| rest.split(' ').next()).filter(|path| !path.contains(".."));
-    let (status, body) = match path {
-        Some(path) if FILES_OF_A_COPY.contains(&path) => ("200 OK", TIME_OF_A_COPY.to_vec()),
-        path => path
-            .and_then(|path| fs::read(directory.join(path)).ok())
-            .map_or(("404 Not Found", Vec::new()), |body| ("200 OK", body)),
-    };
-    write!(connection, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
-    connection.write_all(&body)
+/// Serves the files below a directory over HTTP.
+fn serve(directory: PathBuf) -> Server {
+    Server::http(move |request| {
+        let path = request.path.trim_start_matches('/');
+        if FILES_OF_A_COPY.contains(&path) {
+            return Reply::status(200).body(|body| *body = TIME_OF_A_COPY.to_vec());
+        }
+        match fs::read(directory.join(path)) {
+            Ok(content) if request.method == "GET" && !path.contains("..") => {
+                Reply::status(200).body(|body| *body = content)
+            }
+            _ => Reply::status(404),
+        }
+    })
 }
 
 /// A mounted repository, which is unmounted when the value is dropped, however the test ends.
@@ -98,7 +84,7 @@ fn independent_reader() -> Option<PathBuf> {
 #[test]
 fn independent_reader_lists_and_reads_what_is_published() {
     let Some(program) = independent_reader() else { return };
-    let large: Vec<u8> = (0..9_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let large = noise(1, 9_000_000);
     let image = TestImage::new()
         .layer(|layer| {
             layer.file("usr/share/doc/readme", "read me\n").file("usr/gone", "").symlink("doc", "usr/share/doc")
@@ -107,16 +93,12 @@ fn independent_reader_lists_and_reads_what_is_published() {
             layer.whiteout("usr/gone").file("usr/bin/tool", "#!/bin/sh\n").mode(0o755).file("large", &large)
         });
     let repository = TestRepository::publish(&image);
-    let url = serve(repository.storage()).unwrap();
+    let server = serve(repository.storage());
+    let url = format!("http://{}", server.host());
     let mount = Mount::start(&program, &url, repository.beside("mount"), &repository.beside("cache"));
     let root = mount.directory.join(flat_path(&image));
 
-    let mut names: Vec<String> = fs::read_dir(root.join("usr"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    assert_eq!(names, ["bin", "share"]);
+    assert_eq!(names_in(&root.join("usr")), ["bin", "share"]);
     assert_eq!(fs::read_to_string(root.join("usr/share/doc/readme")).unwrap(), "read me\n");
     assert_eq!(fs::read_link(root.join("doc")).unwrap(), Path::new("usr/share/doc"));
     let tool = fs::metadata(root.join("usr/bin/tool")).unwrap();

@@ -14,17 +14,13 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::fuse::{Mount, wait_until};
 use crate::support::{
-    Delivery, FQRN, FaultProxy, NAME, Run, TestImage, TestRegistry, TestRepository, need_fuse, strata_command,
+    Delivery, FQRN, FaultProxy, NAME, Run, TestRegistry, TestRepository, image_of, names_in, need_fuse, strata_command,
 };
 
 /// How long the program may take to end, and what a loaded machine takes to notice.
 const SOON: Duration = Duration::from_secs(3);
 
 const CLEANING: &str = "strata: interrupted: cleaning up; press again to stop now\n";
-
-fn image_of(word: &str) -> TestImage {
-    TestImage::new().layer(|layer| layer.file("word", word))
-}
 
 fn start(command: &mut Command) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -44,20 +40,12 @@ fn ended(child: Child, signal: Option<i32>) -> Run {
     Run::ended(output)
 }
 
-fn names(directory: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
 /// A run that waits for another publisher, and the lock that it waits for.
 fn waiting_run(repository: &TestRepository, command: &mut Command) -> (File, Child) {
-    let lock = File::open(repository.storage()).unwrap();
-    lock.lock().unwrap();
+    let lock = repository.lock();
     let child = command.spawn().unwrap();
     let runs = repository.storage().join("data/txn");
-    wait_until("it runs", || names(&runs).len() == 1);
+    wait_until("it runs", || names_in(&runs).len() == 1);
     (lock, child)
 }
 
@@ -98,7 +86,7 @@ fn run_ends_soon_even_if_nobody_reads_what_it_says() {
         thread::park_timeout(Duration::from_millis(300));
         send(&child, signal);
         ended(child, Some(signal.as_raw()));
-        assert_eq!(names(&repository.storage().join("data/txn")), [""; 0], "it cleans up all the same");
+        assert_eq!(names_in(&repository.storage().join("data/txn")), [""; 0], "it cleans up all the same");
         drop((reader, lock, command));
         filling.join().unwrap();
         repository.run(["convert", &source, "--name", NAME]).expect_code(0);
@@ -150,7 +138,7 @@ fn interrupted_init_leaves_nothing_or_a_repository() {
             // A signal that comes before the program has begun ends it without a word.
             let expected = format!("{CLEANING}strata: interrupted before anything was published\n");
             assert!(said.is_empty() || said == expected, "{said}");
-            assert_eq!(names(home.path()), [""; 0], "{said}");
+            assert_eq!(names_in(home.path()), [""; 0], "{said}");
             interrupted += u32::from(!said.is_empty());
         }
     }
@@ -168,8 +156,8 @@ fn failed_init_leaves_nothing_and_what_was_there_stays() {
     fs::write(path("www/data"), "mine").unwrap();
     let mut command = strata_command(["init", FQRN, "--storage", "www", "--keys", "secret"]);
     Run::of(command.current_dir(home.path())).expect_code(1);
-    assert_eq!(names(home.path()), ["www"]);
-    assert_eq!(names(&path("www")), ["data", "index.html"]);
+    assert_eq!(names_in(home.path()), ["www"]);
+    assert_eq!(names_in(&path("www")), ["data", "index.html"]);
     fs::remove_file(path("www/data")).unwrap();
     Run::of(command.current_dir(home.path())).expect_code(0);
     assert_eq!(fs::read(path("www/index.html")).unwrap(), b"mine");
@@ -186,11 +174,11 @@ fn interrupted_diff_leaves_nothing() {
     let mut is_caught = false;
     let begin = Instant::now();
     while !is_caught && child.try_wait().unwrap().is_none() && begin.elapsed() < SOON {
-        is_caught = !names(&temporary).is_empty();
+        is_caught = !names_in(&temporary).is_empty();
     }
     send(&child, Signal::INT);
     let output = child.wait_with_output().unwrap();
-    assert_eq!(names(&temporary), [""; 0], "{output:?}");
+    assert_eq!(names_in(&temporary), [""; 0], "{output:?}");
     assert!(output.status.signal() == Some(2) || output.status.code().is_some(), "{output:?}");
     if output.status.signal().is_some() {
         assert!(String::from_utf8_lossy(&output.stderr).starts_with(CLEANING), "{output:?}");
@@ -236,14 +224,7 @@ fn preview_ends_soon_though_its_registry_says_nothing() {
 #[test]
 fn interrupted_run_keeps_no_server_out() {
     let repository = TestRepository::new();
-    let [settings, spool] = ["repositories.d", "spool"].map(|name| repository.beside(name));
-    fs::create_dir_all(settings.join(FQRN)).unwrap();
-    fs::create_dir(&spool).unwrap();
-    let storage = repository.storage();
-    let (shown, spool_shown) = (storage.display(), spool.display());
-    let text = format!("CVMFS_SPOOL_DIR={spool_shown}\nCVMFS_UPSTREAM_STORAGE=local,{shown}/data/txn,{shown}\n");
-    fs::write(settings.join(FQRN).join("server.conf"), text).unwrap();
-    repository.set(&format!("server_settings = {settings:?}"));
+    let spool = repository.manage_by_server(&repository.storage());
     let publishing = File::create(spool.join("is_publishing.lock")).unwrap();
     publishing.lock().unwrap();
     let source = repository.source(&image_of("x"));
@@ -251,5 +232,5 @@ fn interrupted_run_keeps_no_server_out() {
     wait_until("it holds the first lock", || spool.join("in_transaction.lock").exists());
     send(&child, Signal::INT);
     ended(child, Some(2));
-    assert_eq!(names(&spool), ["is_publishing.lock"]);
+    assert_eq!(names_in(&spool), ["is_publishing.lock"]);
 }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{FQRN, NAME, Run, TestImage, TestRepository};
+use crate::support::random::Random;
+use crate::support::{FQRN, NAME, Run, TestImage, TestRepository, names_in};
 
 const KILLS: u32 = 200;
 
@@ -46,25 +47,10 @@ fn leftovers(repository: &TestRepository) -> usize {
     fs::read_dir(repository.storage().join("data/txn")).unwrap().count()
 }
 
-/// Takes everything but the objects: whatever a run leaves outside of `data/txn` shows here.
-fn names_beside_objects(repository: &TestRepository) -> Vec<String> {
-    let entries = fs::read_dir(repository.storage()).unwrap();
-    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-/// Numbers that look random and are the same in every run of the test (Knuth's MMIX generator).
-fn numbers() -> impl Iterator<Item = f64> {
-    let next =
-        |state: &u64| Some(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
-    std::iter::successors(Some(42), next).skip(1).map(|state| (state >> 11) as f64 / (1_u64 << 53) as f64)
-}
-
 #[test]
 fn killed_at_any_instant_a_run_leaves_the_old_revision_or_the_new() {
     let fresh = TestRepository::new();
-    let beside_objects = names_beside_objects(&fresh);
+    let beside_objects = names_in(&fresh.storage());
     fresh.convert(&image_of("before"), NAME, &[]).expect_code(0);
     // One slow run would let all others end before they are killed.
     let measure = |number: u32| {
@@ -76,7 +62,9 @@ fn killed_at_any_instant_a_run_leaves_the_old_revision_or_the_new() {
     let duration = (0..3).map(measure).min().unwrap();
     let mut repository = fresh.copy();
     let (mut killed, mut published, mut left) = (0, 0, 0);
-    for (number, fraction) in (0..KILLS).zip(numbers()) {
+    let mut random = Random::new(42);
+    for number in 0..KILLS {
+        let fraction = random.fraction();
         if number % 20 == 0 {
             // Every check reads all there is, so what is published must not pile up.
             repository = fresh.copy();
@@ -95,7 +83,7 @@ fn killed_at_any_instant_a_run_leaves_the_old_revision_or_the_new() {
         assert_eq!(faults(&repository), [""; 0], "after kill {number}, {fraction} of {duration:?}");
         // Signatures, which the strict reader leaves to others.
         repository.run(["check", "--quick"]).expect_code(0);
-        assert_eq!(names_beside_objects(&repository), beside_objects);
+        assert_eq!(names_in(&repository.storage()), beside_objects);
         assert!(leftovers(&repository) <= 1, "the run before left something that this one has not deleted");
         published += after - before;
         left += leftovers(&repository);
@@ -115,13 +103,11 @@ fn run_that_was_killed_when_it_was_to_publish_is_not_done_again() {
     let repository = TestRepository::new();
     let image = image_of("x");
     let twin = repository.copy();
-    let lock = fs::File::open(twin.storage()).unwrap();
-    lock.lock().unwrap();
+    let _lock = twin.lock();
     twin.convert(&image, NAME, &["--wait", "0s"]).expect_code(5);
     let stored = twin.objects().len();
     let source = repository.source(&image);
-    let lock = fs::File::open(repository.storage()).unwrap();
-    lock.lock().unwrap();
+    let lock = repository.lock();
     let mut child = start(&mut repository.command(["convert", &source, "--name", NAME]));
     wait_until(&mut child, || {
         let entries = |directory: &Path| fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
@@ -142,8 +128,7 @@ fn interrupted_run_says_so_and_leaves_nothing() {
         let repository = TestRepository::new();
         let before = repository.front_page();
         let source = repository.source(&image_of("x"));
-        let lock = fs::File::open(repository.storage()).unwrap();
-        lock.lock().unwrap();
+        let lock = repository.lock();
         let mut command = repository.command(["convert", &source, "--name", NAME, "--quiet"]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         wait_until(&mut child, || leftovers(&repository) == 1);

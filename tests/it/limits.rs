@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::support::faulty::{Fate, FaultyMount, Operation};
+use crate::support::random::noise;
 use crate::support::{NAME, Run, TestImage, TestMount, TestRegistry, TestRepository, need, skip, strata_command};
 
 /// Users who run nothing else on this machine, one for each test, as limits hold for all that a user runs.
@@ -113,7 +114,7 @@ fn with_few_threads_commands_are_slower_or_say_why_they_fail_and_never_panic() {
 #[test]
 fn file_that_becomes_too_large_is_an_error_of_the_write() {
     let Some(scene) = Scene::new(TestRepository::publish(&image())) else { return };
-    let noise: Vec<u8> = (0..300_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let noise = noise(1, 1_200_000);
     let source = scene.repository.source(&TestImage::new().layer(|layer| layer.file("noise", noise)));
     let before = scene.repository.manifest_bytes();
     let run = scene.run(&["convert", &source, "--name", NAME], &["--fsize=200000"]).expect_code(1);
@@ -225,7 +226,7 @@ fn clock_that_is_a_year_ahead_publishes_nothing_unless_it_is_accepted() {
 #[test]
 fn space_that_cannot_be_enough_is_told_before_layers_are_read() {
     let repository = TestRepository::new();
-    let noise: Vec<u8> = (0..2_000_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let noise = noise(1, 8_000_000);
     let source = repository.source(&TestImage::new().layer(|layer| layer.file("noise", noise)));
     let point = repository.beside("small");
     fs::create_dir(&point).unwrap();

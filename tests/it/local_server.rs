@@ -1,35 +1,15 @@
 //! A repository that a `cvmfs_server` of this machine manages, too: its locks hold, and it goes on after us.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
 
 use sha1::{Digest as _, Sha1};
 
-use crate::support::{FQRN, NAME, TestImage, TestRepository};
-
-/// Writes the server's settings for a storage and returns its spool directory.
-fn managed_by_a_server(repository: &TestRepository, storage: &str) -> PathBuf {
-    let [settings, spool] = ["repositories.d", "spool"].map(|name| repository.beside(name));
-    fs::create_dir_all(settings.join(FQRN)).unwrap();
-    fs::create_dir(&spool).unwrap();
-    let text = format!(
-        "# Created by cvmfs_server.\nCVMFS_REPOSITORY_NAME={FQRN}\nCVMFS_SPOOL_DIR={}\n\
-         CVMFS_UPSTREAM_STORAGE=local,{storage}/data/txn,{storage}\n",
-        spool.display()
-    );
-    fs::write(settings.join(FQRN).join("server.conf"), text).unwrap();
-    repository.set(&format!("server_settings = {settings:?}"));
-    spool
-}
-
-fn image_of(word: &str) -> TestImage {
-    TestImage::new().layer(|layer| layer.file("word", word))
-}
+use crate::support::{NAME, TestRepository, image_of};
 
 #[test]
 fn server_is_told_the_reflog_and_finds_no_lock_left() {
     let repository = TestRepository::new();
-    let spool = managed_by_a_server(&repository, repository.storage().to_str().unwrap());
+    let spool = repository.manage_by_server(&repository.storage());
     repository.convert(&image_of("x"), NAME, &[]).expect_code(0);
     let reflog = fs::read(repository.storage().join(".cvmfsreflog")).unwrap();
     let expected: String = Sha1::digest(reflog).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -40,7 +20,7 @@ fn server_is_told_the_reflog_and_finds_no_lock_left() {
 #[test]
 fn open_transaction_keeps_strata_out() {
     let repository = TestRepository::new();
-    let spool = managed_by_a_server(&repository, repository.storage().to_str().unwrap());
+    let spool = repository.manage_by_server(&repository.storage());
     let before = repository.front_page();
     fs::write(spool.join("in_transaction.lock"), "").unwrap();
     let run = repository.convert(&image_of("x"), NAME, &["--wait", "100ms"]).expect_code(5);
@@ -53,7 +33,7 @@ fn open_transaction_keeps_strata_out() {
 #[test]
 fn server_that_publishes_or_collects_keeps_strata_out() {
     let repository = TestRepository::new();
-    let spool = managed_by_a_server(&repository, repository.storage().to_str().unwrap());
+    let spool = repository.manage_by_server(&repository.storage());
     let before = repository.front_page();
     for name in ["is_publishing.lock", "is_collecting.lock"] {
         let lock = File::create(spool.join(name)).unwrap();
@@ -70,7 +50,7 @@ fn server_that_publishes_or_collects_keeps_strata_out() {
 #[test]
 fn flag_that_a_killed_run_left_keeps_nobody_out() {
     let repository = TestRepository::new();
-    let spool = managed_by_a_server(&repository, repository.storage().to_str().unwrap());
+    let spool = repository.manage_by_server(&repository.storage());
     fs::write(spool.join("in_transaction.lock"), "strata publishes\n").unwrap();
     let run = repository.convert(&image_of("x"), NAME, &["--wait", "0s"]).expect_code(0);
     assert!(run.stderr().contains("was killed"), "{}", run.stderr());
@@ -81,7 +61,7 @@ fn flag_that_a_killed_run_left_keeps_nobody_out() {
 fn server_that_manages_another_storage_of_that_name_is_left_alone() {
     let repository = TestRepository::new();
     let other = TestRepository::new();
-    let spool = managed_by_a_server(&repository, other.storage().to_str().unwrap());
+    let spool = repository.manage_by_server(&other.storage());
     fs::write(spool.join("in_transaction.lock"), "").unwrap();
     repository.convert(&image_of("x"), NAME, &["--wait", "0s"]).expect_code(0);
     assert!(!spool.join("reflog.chksum").exists());

@@ -11,8 +11,8 @@ use std::time::Instant;
 use rustix::process::Signal;
 use sha2::{Digest as _, Sha256};
 
-use crate::strict_selftest::forge::hex;
-use crate::support::fuse::{Mount, PATIENCE, assert_same, is_mounted, motley_image, wait_until, walk};
+use crate::strict::hex;
+use crate::support::fuse::{Mount, PATIENCE, assert_same, is_mounted, large_content, motley_image, wait_until, walk};
 use crate::support::{FQRN, NAME, TestImage, TestRepository, flat_path, need_fuse};
 
 #[test]
@@ -54,7 +54,7 @@ fn large_files_are_read_at_any_offset_by_many_at_once() {
     let repository = TestRepository::publish(&image);
     let mount = Mount::start(&repository, &[]);
     let path = mount.directory.join(flat_path(&image)).join("large");
-    let expected: Vec<u8> = (0..20_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let expected = large_content();
     thread::scope(|scope| {
         for reader in 0..8_usize {
             let (path, expected) = (&path, &expected);

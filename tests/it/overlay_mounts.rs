@@ -3,7 +3,7 @@
 //! It is mounted as containerd and podman do it, over a mount of the repository: by root, and with `userxattr` by another
 //! user in a user namespace.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::layer_rules::generated::made_up_image_of;
 use crate::strict::Entry;
 use crate::support::client::mount_with_client;
-use crate::support::fuse::{Mount, walk};
+use crate::support::fuse::{Mount, seen_in_overlay, walk};
 use crate::support::{
     DeviceKind, MountNamespace, TestImage, TestLayer, TestRepository, flat_path, layer_path, need_fuse, skip,
 };
@@ -119,12 +119,7 @@ fn markers_of_catalogs(owner: u32) -> TestImage {
 fn images(owner: u32) -> Vec<(String, TestImage)> {
     let made_up = (1..=IMAGES).map(|seed| made_up_image_of(owner, seed));
     let images = made_up.chain([marked_at_every_depth(owner), motley(), markers_of_catalogs(owner)]);
-    // Linux does not mount a directory twice over one another, which is what a layer that an image has twice would be.
-    let has_each_layer_once = |image: &TestImage| {
-        let digests = image.layer_digests();
-        digests.iter().collect::<BTreeSet<_>>().len() == digests.len()
-    };
-    let images = images.filter(has_each_layer_once);
+    let images = images.filter(TestImage::has_distinct_layers);
     images.enumerate().map(|(number, image)| (format!("h.example.org/image:{number}"), image)).collect()
 }
 
@@ -137,22 +132,13 @@ fn publish(images: &[(String, TestImage)]) -> TestRepository {
     repository
 }
 
-/// Returns what containers see of a tree: without marks, and without counts that overlay mounts do not keep.
-fn seen(mut tree: Tree) -> Tree {
-    for entry in tree.values_mut() {
-        entry.xattrs.retain(|name, _| !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay."));
-        (entry.linkcount, entry.link_group) = (0, None);
-    }
-    tree
-}
-
 /// Returns the root file system of an image, as it is mounted, without what Apptainer needs.
 fn without_apptainer(mount: &Path, repository: &TestRepository, image: &TestImage) -> Tree {
     let mut flat = walk(&mount.join(flat_path(image)));
     let chain = repository.chain(image);
     flat.retain(|path, _| chain.has(path));
     assert_eq!(flat.len(), chain.entries().len());
-    seen(flat)
+    seen_in_overlay(flat)
 }
 
 /// Panics unless the layers of each image, mounted over one another, show what the image is.
@@ -178,7 +164,7 @@ fn assert_mounts(mount: &Path, repository: &TestRepository, images: &[(String, T
         namespace
             .run(&format!("mount -t overlay -o '{options}' overlay '{}'", point.display()))
             .unwrap_or_else(|error| panic!("{name}: {options}: {error}"));
-        let found = seen(walk(&namespace.path(&point)));
+        let found = seen_in_overlay(walk(&namespace.path(&point)));
         let expected = without_apptainer(mount, repository, image);
         for (path, entry) in &expected {
             assert_eq!(found.get(path), Some(entry), "{name} at '{}', mounted by {by:?}", path.escape_ascii());

@@ -16,11 +16,9 @@ fn image(architecture: &str) -> TestImage {
 }
 
 /// Writes an index of images for these architectures and returns the argument that names it.
-fn index(repository: &TestRepository, directory: &str, architectures: &[&str]) -> String {
-    let directory = repository.beside(directory);
+fn index(repository: &TestRepository, architectures: &[&str]) -> String {
     let images: Vec<TestImage> = architectures.iter().map(|architecture| image(architecture)).collect();
-    write_oci_index(&images, &directory, "latest");
-    format!("oci:{}:latest", directory.display())
+    repository.source_of_index(&images)
 }
 
 fn stored_target(repository: &TestRepository, path: &str) -> String {
@@ -33,7 +31,7 @@ const VARIANT: &str = "../../.multiarch/$(CVMFS_ARCH:-amd64)/registry.example.or
 #[test]
 fn all_platforms_of_an_image_are_published_side_by_side() {
     let repository = TestRepository::new();
-    let source = index(&repository, "three", &["amd64", "arm64", "ppc64le"]);
+    let source = index(&repository, &["amd64", "arm64", "ppc64le"]);
     let name = "registry.example.org/app/tool:1";
     let run = repository.run(["convert", &source, "--name", name, "--platform", "all", "--json"]).expect_code(0).json();
     let platforms: Vec<_> = run["images"].as_array().unwrap().iter().map(|image| image["platform"].clone()).collect();
@@ -71,7 +69,7 @@ fn name_leads_to_the_platform_of_the_machine_it_is_read_on() {
         return;
     }
     let repository = TestRepository::new();
-    let source = index(&repository, "two", &["amd64", "arm64"]);
+    let source = index(&repository, &["amd64", "arm64"]);
     repository.run(["convert", &source, "--name", NAME, "--platform", "all"]).expect_code(0);
     let point = repository.beside("point");
     std::fs::create_dir(&point).unwrap();
@@ -99,7 +97,7 @@ fn wait_for(path: &Path) -> String {
 #[test]
 fn name_may_come_to_stand_for_one_image_and_for_several_again() {
     let repository = TestRepository::new();
-    let source = index(&repository, "two", &["amd64", "arm64"]);
+    let source = index(&repository, &["amd64", "arm64"]);
     let name = "registry.example.org/app/tool:1";
     let convert = |platform: &str, source: &str| {
         repository.run(["convert", source, "--name", name, "--platform", platform]).expect_code(0);
@@ -110,7 +108,7 @@ fn name_may_come_to_stand_for_one_image_and_for_several_again() {
     convert("all", &source);
     assert_eq!(stored_target(&repository, &format!("/{name}")), VARIANT);
     assert!(!repository.has(&format!("/.metadata/{name}")));
-    convert("all", &index(&repository, "one", &["arm64"]));
+    convert("all", &index(&repository, &["arm64"]));
     assert!(repository.has(&format!("/.multiarch/arm64/{name}")));
     assert!(!repository.has(&format!("/.multiarch/amd64/{name}")));
     let amd64 = image("amd64").config_digest().replace("sha256:", "");
@@ -125,12 +123,12 @@ fn name_may_come_to_stand_for_one_image_and_for_several_again() {
 #[test]
 fn platform_that_no_directory_can_be_named_after_is_left_out() {
     let repository = TestRepository::new();
-    let source = index(&repository, "odd", &["amd64", "../../etc", ".hidden", "a:b", "x86_64", "aarch64"]);
+    let source = index(&repository, &["amd64", "../../etc", ".hidden", "a:b", "x86_64", "aarch64"]);
     repository.run(["convert", &source, "--name", NAME, "--platform", "all"]).expect_code(0);
     let names = repository.list("/.metadata/.multiarch");
     assert_eq!(names.iter().filter(|name| !name.starts_with(".cvmfs")).collect::<Vec<_>>(), ["amd64"]);
     assert_eq!(stored_target(&repository, "/.multiarch/x86_64"), "amd64");
-    let source = index(&repository, "none", &["x86_64"]);
+    let source = index(&repository, &["x86_64"]);
     let run = repository.run(["convert", &source, "--name", NAME, "--platform", "all"]).expect_code(1);
     assert!(run.stderr().contains("there is no image for linux"), "{}", run.stderr());
 }
@@ -148,10 +146,8 @@ fn variants(names: &[&str]) -> Vec<TestImage> {
 fn plain_image_is_chosen_before_higher_variants_in_any_order() {
     for order in [["v3", "v2", "plain"], ["plain", "v3", "v2"], ["v2", "plain", "v3"], ["v3", "v2", "v1"]] {
         let repository = TestRepository::new();
-        let directory = repository.beside("index");
         let images = variants(&order);
-        write_oci_index(&images, &directory, "latest");
-        let source = format!("oci:{}:latest", directory.display());
+        let source = repository.source_of_index(&images);
         let chosen = |platform: &[&str]| {
             let name = ["convert", &source, "--name", NAME];
             repository.run([&name[..], platform].concat()).expect_code(0);
@@ -192,9 +188,7 @@ fn plain_image_is_chosen_before_higher_variants_in_any_order() {
 #[test]
 fn only_higher_variants_have_to_be_asked_for_by_name() {
     let repository = TestRepository::new();
-    let directory = repository.beside("index");
-    write_oci_index(&variants(&["v3", "v2"]), &directory, "latest");
-    let source = format!("oci:{}:latest", directory.display());
+    let source = repository.source_of_index(&variants(&["v3", "v2"]));
     let words = ["linux/amd64/v2", "linux/amd64/v3", "variant"];
     repository.refuse(["convert", &source, "--name", NAME, "--platform", "linux/amd64"], 1, &words);
     if std::env::consts::ARCH == "x86_64" {
@@ -267,10 +261,7 @@ fn higher_variant_in_the_list_of_a_layout_has_to_be_asked_for_by_name() {
 fn name_that_leads_nowhere_without_a_variant_is_told_and_kept_from_podman() {
     let repository = TestRepository::new();
     let convert = |images: &[TestImage], name: &str| {
-        let directory = repository.beside("index");
-        let _ = fs::remove_dir_all(&directory);
-        write_oci_index(images, &directory, "latest");
-        let source = format!("oci:{}:latest", directory.display());
+        let source = repository.source_of_index(images);
         let run = repository.run(["convert", &source, "--name", name, "--platform", "all", "--json"]).expect_code(0);
         let listed = |image: &Value| image["podman"] == true;
         let listed = run.json()["images"].as_array().unwrap().iter().filter(|image| listed(image)).count();

@@ -1,13 +1,12 @@
 //! `strata preview` shows an image as it would be published, and publishes nothing.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::process::Signal;
 
 use crate::support::fuse::{Mount, assert_same, is_mounted, motley_image, wait_until, walk};
-use crate::support::{NAME, Run, TestImage, TestRepository, need_fuse, strata_command};
+use crate::support::{NAME, Run, TestImage, TestRepository, blob_file, need_fuse, strata_command};
 
 /// Prepares a preview on a directory of its own, with temporary files in another.
 fn preview(repository: &TestRepository, image: &str, options: &[&str]) -> Command {
@@ -24,12 +23,6 @@ fn mount_preview(repository: &TestRepository, image: &str, options: &[&str]) -> 
     let mount = Mount::of(command, repository.beside("preview"), repository.beside("preview.log"));
     wait_until("all is read", || mount.said().contains("/flat"));
     mount
-}
-
-/// Returns where a layout keeps a blob.
-fn blob_path(layout: &str, digest: &str) -> PathBuf {
-    let directory = Path::new(layout.strip_prefix("oci:").unwrap());
-    directory.join("blobs").join(digest.replace(':', "/"))
 }
 
 #[test]
@@ -82,7 +75,7 @@ fn known_layers_are_taken_from_the_repository_and_it_stays_as_it_is() {
     let before = repository.storage_files();
     let source = repository.source(&image);
     let digest = image.layer_digests()[0].clone();
-    fs::remove_file(blob_path(&source, &digest)).unwrap();
+    fs::remove_file(blob_file(&source, &digest)).unwrap();
     let missing = Run::of(&mut preview(&repository, &source, &["--command", "true"])).expect_code(1);
     assert!(missing.stderr().contains(&digest), "{}", missing.stderr());
     let directory = repository.directory();
@@ -143,7 +136,7 @@ fn damaged_layer_ends_the_preview_with_one_line() {
     let repository = TestRepository::new();
     let source = repository.source(&image);
     let digest = image.layer_digests()[0].clone();
-    let blob = blob_path(&source, &digest);
+    let blob = blob_file(&source, &digest);
     let mut bytes = fs::read(&blob).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

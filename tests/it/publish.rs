@@ -9,11 +9,7 @@ use std::process::Stdio;
 use flate2::read::ZlibDecoder;
 use sha1::{Digest as _, Sha1};
 
-use crate::support::{FQRN, NAME, Run, TestImage, TestRepository, strata, strata_command};
-
-fn image_of(word: &str) -> TestImage {
-    TestImage::new().layer(|layer| layer.file("word", word))
-}
+use crate::support::{FQRN, NAME, Run, TestImage, TestRepository, image_of, strata, strata_command};
 
 #[test]
 fn init_makes_a_repository_that_holds_nothing() {
@@ -139,8 +135,7 @@ fn tags_follow_the_head_and_the_one_before() {
 fn repository_that_another_publisher_holds_is_left_alone() {
     let repository = TestRepository::publish(&image_of("before"));
     let before = repository.front_page();
-    let lock = File::open(repository.storage()).unwrap();
-    lock.lock().unwrap();
+    let lock = repository.lock();
     for wait in ["0s", "100ms"] {
         let run = repository.convert(&image_of("x"), NAME, &["--wait", wait]).expect_code(5);
         assert!(run.stderr().contains("--wait"), "{}", run.stderr());
@@ -154,8 +149,7 @@ fn repository_that_another_publisher_holds_is_left_alone() {
 #[test]
 fn publisher_waits_for_another_one() {
     let repository = TestRepository::new();
-    let lock = File::open(repository.storage()).unwrap();
-    lock.lock().unwrap();
+    let lock = repository.lock();
     let source = repository.source(&image_of("x"));
     let mut command = repository.command(["convert", &source, "--name", NAME, "--wait", "5m"]);
     let waiting = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

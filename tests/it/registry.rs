@@ -5,7 +5,7 @@ mod faults;
 mod images;
 mod transfer;
 
-use crate::support::{FaultProxy, Run, TestImage, TestRegistry, TestRepository};
+use crate::support::{FaultProxy, Run, TestImage, TestRegistry, TestRepository, random};
 
 /// Where images lie at the registry where the test does not care.
 const PLACE: &str = "team/image";
@@ -82,13 +82,7 @@ fn large_image(size: usize) -> TestImage {
 }
 
 fn add_noise(image: TestImage, size: usize) -> TestImage {
-    let mut state = 1_u64;
-    let noise = std::iter::repeat_with(|| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    });
-    let noise: Vec<u8> = noise.take(size).collect();
-    image.layer(|layer| layer.file("noise", noise))
+    image.layer(|layer| layer.file("noise", random::noise(1, size)))
 }
 
 /// Returns the digest of the topmost layer of an image.

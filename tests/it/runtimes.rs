@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::support::{FQRN, NAME, TestImage, TestLayer, TestRepository, flat_path, write_oci_index};
+use crate::support::{FQRN, NAME, TestImage, TestLayer, TestRepository, flat_path};
 
 #[test]
 fn info_names_the_command_of_each_runtime_that_finds_what_it_needs() {
@@ -45,9 +45,7 @@ fn each_platform_has_commands_of_its_own() {
     let repository = TestRepository::new();
     let images = ["amd64", "arm64"]
         .map(|name| TestImage::new().layer(|layer| layer.file("name", name)).cmd([name]).platform("linux", name));
-    let layout = repository.beside("layout");
-    write_oci_index(&images, &layout, "latest");
-    let source = format!("oci:{}:latest", layout.display());
+    let source = repository.source_of_index(&images);
     repository.run(["convert", &source, "--name", NAME, "--platform", "all"]).expect_code(0);
     let info = repository.run(["info", NAME]).expect_code(0).stdout();
     for name in ["amd64", "arm64"] {

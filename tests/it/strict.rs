@@ -112,8 +112,8 @@ fn show(path: &[u8]) -> String {
     if path.is_empty() { "/".to_owned() } else { path.escape_ascii().to_string() }
 }
 
-/// Returns lower-case hexadecimal digits.
-fn hex(bytes: &[u8]) -> String {
+/// Returns bytes as lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -17,9 +17,7 @@ use std::process::{Child, Stdio};
 use serde_json::json;
 
 use crate::support::fuse::wait_until;
-use crate::support::{
-    Delivery, FaultProxy, Reply, Run, TestImage, TestRegistry, TestRepository, layer_path, write_oci_index,
-};
+use crate::support::{Delivery, FaultProxy, Reply, Run, TestImage, TestRegistry, TestRepository, layer_path};
 
 /// A registry, a proxy before it that watches, and a repository with a wishlist.
 struct Scene {
@@ -245,10 +243,8 @@ fn image_that_somebody_else_published_does_not_go() {
 #[test]
 fn all_platforms_of_a_wish_are_published_and_looked_after_by_their_index() {
     let Some(scene) = Scene::new() else { return };
-    let directory = scene.repository.beside("platforms");
     let platforms = ["amd64", "arm64", "riscv64", "s390x"].map(|name| image(name).platform("linux", name));
-    write_oci_index(&platforms, &directory, "latest");
-    scene.registry.push_from(&format!("oci:{}:latest", directory.display()), "app/tool:1");
+    scene.registry.push_index(&platforms, "app/tool:1");
     let wishlist = scene.wish("list.yaml", "  - {image: HOST/app/tool:1, platforms: all}\n");
     scene.sync(&wishlist, &[]).expect_code(0);
     for platform in ["amd64", "arm64", "riscv64", "s390x"] {

@@ -6,9 +6,7 @@ use std::fs;
 
 use plant::Planted;
 
-use crate::support::{
-    DeviceKind, NAME, TestImage, TestLayer, TestRepository, chain_path, flat_path, layer_path, write_oci_index,
-};
+use crate::support::{DeviceKind, NAME, TestImage, TestLayer, TestRepository, chain_path, flat_path, layer_path};
 
 const OTHER: &str = "registry.example.org/test/other:2";
 
@@ -141,9 +139,7 @@ fn every_kind_of_source_is_verified() {
     repository.run(["convert", &docker]).expect_code(0);
     repository.run(["verify", &docker]).expect_code(0);
 
-    let directory = repository.beside("index");
-    write_oci_index(&[small(), small().platform("linux", "other")], &directory, "latest");
-    let index = format!("oci:{}", directory.display());
+    let index = repository.source_of_index(&[small(), small().platform("linux", "other")]);
     repository.run(["convert", &index, "--name", OTHER, "--platform", "linux/other"]).expect_code(0);
     repository.run(["verify", &index, "--name", OTHER, "--platform", "linux/other"]).expect_code(0);
     let run = repository.run(["verify", &index, "--name", OTHER]);

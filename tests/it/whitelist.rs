@@ -7,13 +7,9 @@ use strata::manifest::Whitelist;
 use strata::metadata::Timestamp;
 
 use crate::support::fuse::{Mount, wait_until};
-use crate::support::{FQRN, NAME, Run, TestImage, TestRepository, need_fuse};
+use crate::support::{FQRN, NAME, Run, TestRepository, image_of, need_fuse};
 
 const HOUR: i64 = 3600;
-
-fn image_of(word: &str) -> TestImage {
-    TestImage::new().layer(|layer| layer.file("word", word))
-}
 
 /// Replaces the whitelist by one that expires after so many hours, and returns when that is.
 fn expire_in(repository: &TestRepository, hours: i64) -> Timestamp {

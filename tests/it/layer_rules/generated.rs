@@ -6,27 +6,16 @@
 use std::collections::BTreeMap;
 
 use crate::strict::Content;
+use crate::support::random::Random;
 use crate::support::{TestImage, TestLayer, TestRepository};
 
 /// How many images are made up.
 const IMAGES: u64 = 60;
 
-/// Numbers that look random and are the same in every run (xorshift).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % end
-    }
-
-    fn path(&mut self) -> String {
-        let depth = 1 + self.below(3);
-        let mut name = || ["a", "b", "aa", "ab", "ba", "bb"][self.below(6) as usize];
-        (0..depth).map(|_| name()).collect::<Vec<_>>().join("/")
-    }
+fn random_path(random: &mut Random) -> String {
+    let depth = 1 + random.below(3);
+    let names: Vec<&str> = (0..depth).map(|_| random.one_of(&["a", "b", "aa", "ab", "ba", "bb"])).collect();
+    names.join("/")
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,13 +40,13 @@ fn is_in(path: &str, directory: &str) -> bool {
 }
 
 /// Makes up what one layer says. No path of it stands in the way of another one's.
-fn made_up_layer(numbers: &mut Numbers) -> Vec<(String, Said)> {
+fn made_up_layer(random: &mut Random) -> Vec<(String, Said)> {
     let mut layer: Vec<(String, Said)> = Vec::new();
-    for _ in 0..numbers.below(12) {
-        let path = numbers.path();
-        let said = match numbers.below(10) {
-            0..3 => Said::Is(Node::Directory { mode: [0o755, 0o700, 0o1777][numbers.below(3) as usize] }),
-            3..6 => Said::Is(Node::File { mode: 0o644, content: numbers.below(4).to_string() }),
+    for _ in 0..random.below(12) {
+        let path = random_path(random);
+        let said = match random.below(10) {
+            0..3 => Said::Is(Node::Directory { mode: [0o755, 0o700, 0o1777][random.below(3)] }),
+            3..6 => Said::Is(Node::File { mode: 0o644, content: random.below(4).to_string() }),
             6 => Said::Is(Node::Link("nowhere".to_owned())),
             7..9 => Said::Whiteout,
             _ => Said::Opaque,
@@ -143,10 +132,10 @@ fn made_up_image(seed: u64) -> (TestImage, Model) {
 }
 
 fn made_up(seed: u64, owner: u32) -> (TestImage, Model) {
-    let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15 ^ (seed << 20 | seed));
+    let mut random = Random::new(seed);
     let (mut image, mut model) = (TestImage::new().env("SEED", &seed.to_string()), Model::new());
-    for _ in 0..1 + numbers.below(4) {
-        let layer = made_up_layer(&mut numbers);
+    for _ in 0..1 + random.below(4) {
+        let layer = made_up_layer(&mut random);
         if leads_through_link(&model, &layer) {
             continue;
         }

@@ -14,7 +14,8 @@ use serde_json::Value;
 
 use super::{DIRECTORY, TYPE};
 use crate::strict::Entry;
-use crate::support::fuse::{Mount, walk, walk_less};
+use crate::support::fuse::{Mount, seen_in_overlay, walk, walk_less};
+use crate::support::random::Random;
 use crate::support::{MountNamespace, TestImage, TestLayer, TestRepository, layer_path, need, need_fuse, skip};
 
 /// Stacks in a run with `STRATA_TEST_LONG=1`.
@@ -28,33 +29,18 @@ const BATCH: u64 = 50;
 
 type Listing = BTreeMap<Vec<u8>, Entry>;
 
-/// Numbers that look random and are the same in every run (xorshift).
-struct Numbers(u64);
+/// Returns a directory: usually one whose name entries of their own may have, sometimes a symbolic link to one.
+fn random_directory(random: &mut Random) -> String {
+    let depth = random.below(3);
+    let names: Vec<&str> = (0..depth).map(|_| random.one_of(&["a", "a", "b", "b", "a", "b", "l"])).collect();
+    names.iter().map(|name| format!("{name}/")).collect()
+}
 
-impl Numbers {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as usize % end
-    }
-
-    fn one_of<'t, T: ?Sized>(&mut self, choices: &[&'t T]) -> &'t T {
-        choices[self.below(choices.len())]
-    }
-
-    /// Returns a directory: mostly one that entries of their own may name, sometimes a symbolic link to one.
-    fn directory(&mut self) -> String {
-        let depth = self.below(3);
-        let names: Vec<&str> = (0..depth).map(|_| self.one_of(&["a", "a", "b", "b", "a", "b", "l"])).collect();
-        names.iter().map(|name| format!("{name}/")).collect()
-    }
-
-    /// Returns the path of something whose usual names are given. Now and then it has the name of another kind.
-    fn path(&mut self, names: &[&str]) -> String {
-        let name = if self.below(12) == 0 { self.one_of(&["a", "b", "f", "g", "l", "m"]) } else { self.one_of(names) };
-        format!("{}{name}", self.directory())
-    }
+/// Returns the path of an entry with one of `names`, or sometimes with a name that entries of other types usually have.
+fn random_path(random: &mut Random, names: &[&str]) -> String {
+    let name =
+        if random.below(12) == 0 { random.one_of(&["a", "b", "f", "g", "l", "m"]) } else { random.one_of(names) };
+    format!("{}{name}", random_directory(random))
 }
 
 /// The paths of files and links that a stack has named so far.
@@ -63,54 +49,54 @@ struct Named(Vec<String>);
 
 impl Named {
     /// Chooses the target of a hard link: mostly something that was named lately.
-    fn target(&self, numbers: &mut Numbers) -> String {
+    fn target(&self, random: &mut Random) -> String {
         match self.0.len() {
-            0 => numbers.path(&["f", "g"]),
-            length if numbers.below(6) > 0 => self.0[length - 1 - numbers.below(length.min(2))].clone(),
-            length => self.0[numbers.below(length)].clone(),
+            0 => random_path(random, &["f", "g"]),
+            length if random.below(6) > 0 => self.0[length - 1 - random.below(length.min(2))].clone(),
+            length => self.0[random.below(length)].clone(),
         }
     }
 }
 
 /// Adds one entry to a layer.
-fn add(layer: TestLayer, numbers: &mut Numbers, named: &mut Named, owner: u32) -> TestLayer {
+fn add(layer: TestLayer, random: &mut Random, named: &mut Named, owner: u32) -> TestLayer {
     let owned = |layer: TestLayer| layer.owner(owner, owner);
-    match numbers.below(24) {
+    match random.below(24) {
         0..8 => {
-            let path = numbers.path(&["f", "g", "h"]);
+            let path = random_path(random, &["f", "g", "h"]);
             named.0.push(path.clone());
-            let mode = [0o644, 0o755, 0o4755][numbers.below(3)];
-            owned(layer.file(path, numbers.below(5).to_string())).mode(mode)
+            let mode = [0o644, 0o755, 0o4755][random.below(3)];
+            owned(layer.file(path, random.below(5).to_string())).mode(mode)
         }
         8..12 => {
-            let mode = [0o755, 0o700, 0o1777][numbers.below(3)];
-            owned(layer.dir(numbers.path(&["a", "b"]))).mode(mode).mtime(1_400_000_000, 0)
+            let mode = [0o755, 0o700, 0o1777][random.below(3)];
+            owned(layer.dir(random_path(random, &["a", "b"]))).mode(mode).mtime(1_400_000_000, 0)
         }
         12..14 => {
-            let path = numbers.path(&["l", "m"]);
-            let up = numbers.one_of(&["", "/", "../", "/"]);
-            let target = format!("{up}{}", numbers.path(&["a", "b", "a", "b", "f"]));
+            let path = random_path(random, &["l", "m"]);
+            let up = random.one_of(&["", "/", "../", "/"]);
+            let target = format!("{up}{}", random_path(random, &["a", "b", "a", "b", "f"]));
             owned(layer.symlink(path, target))
         }
         14..17 if !named.0.is_empty() => {
-            let (path, target) = (numbers.path(&["f", "g", "h"]), named.target(numbers));
+            let (path, target) = (random_path(random, &["f", "g", "h"]), named.target(random));
             named.0.push(path.clone());
             owned(layer.hardlink(path, target))
         }
-        17..22 => layer.whiteout(numbers.path(&["a", "b", "f", "g", "h", "l"])),
-        22 => layer.opaque(numbers.directory().trim_end_matches('/')),
-        _ => owned(layer.fifo(numbers.path(&["g", "h"]))),
+        17..22 => layer.whiteout(random_path(random, &["a", "b", "f", "g", "h", "l"])),
+        22 => layer.opaque(random_directory(random).trim_end_matches('/')),
+        _ => owned(layer.fifo(random_path(random, &["g", "h"]))),
     }
 }
 
 fn stack(seed: u64, owner: u32) -> TestImage {
-    let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15 ^ (seed << 24 | seed << 3 | 5));
+    let mut random = Random::new(seed);
     let mut named = Named::default();
     let mut image = TestImage::new().env("SEED", &seed.to_string());
-    for _ in 0..2 + numbers.below(3) {
+    for _ in 0..2 + random.below(3) {
         image = image.layer(|mut layer| {
-            for _ in 0..1 + numbers.below(9) {
-                layer = add(layer, &mut numbers, &mut named, owner);
+            for _ in 0..1 + random.below(9) {
+                layer = add(layer, &mut random, &mut named, owner);
             }
             layer
         });
@@ -148,15 +134,6 @@ fn assert_as_umoci(flat: &Listing, unpacked: &Listing, start: i64, seed: u64) {
         (ours.size, ours.hidden) = (theirs.size, false);
         assert_eq!(ours, *theirs, "seed {seed}: '{}' in .flat and of umoci", path.escape_ascii());
     }
-}
-
-/// Returns what is seen of a tree through overlay mounts, which keep no link counts.
-fn seen(mut tree: Listing) -> Listing {
-    for entry in tree.values_mut() {
-        entry.xattrs.retain(|name, _| !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay."));
-        (entry.linkcount, entry.link_group, entry.hidden) = (0, None, false);
-    }
-    tree
 }
 
 /// Returns where a path leads in a tree when all symbolic links are followed.
@@ -254,9 +231,7 @@ fn try_batch(seeds: impl Iterator<Item = u64>, tally: &mut Tally) {
             tally.unpacked_by_umoci += 1;
             fs::remove_dir_all(root).unwrap();
         }
-        let digests = image.layer_digests();
-        let is_mountable = digests.iter().collect::<BTreeSet<_>>().len() == digests.len();
-        if let Some(namespace) = namespace.as_mut().filter(|_| is_mountable) {
+        if let Some(namespace) = namespace.as_mut().filter(|_| image.has_distinct_layers()) {
             let losses = &outcome["losses"];
             tally.with_masked_links += u64::from(losses["masked-link"].is_object());
             assert_mounts_as(namespace, &mount.directory, &repository, image, losses, *seed);
@@ -284,8 +259,8 @@ fn assert_mounts_as(
     let explained = explained(repository, image, losses);
     let is_explained = |path: &[u8]| explained.iter().any(|at| is_in(path, at) || !path.is_empty() && is_in(at, path));
     // Directories that were created through masked links are in no lower layer, and Linux lists whiteouts in those of one layer.
-    let mut found = seen(walk_less(&namespace.path(&point), |_| losses["masked-link"].is_object()));
-    let mut expected = seen(repository.chain(image).entries().clone());
+    let mut found = seen_in_overlay(walk_less(&namespace.path(&point), |_| losses["masked-link"].is_object()));
+    let mut expected = seen_in_overlay(repository.chain(image).entries().clone());
     for tree in [&mut found, &mut expected] {
         tree.retain(|path, _| !is_explained(path));
     }

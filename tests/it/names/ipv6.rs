@@ -2,34 +2,33 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, TcpStream};
 use std::thread;
 
 use crate::support::fuse::Mount;
+use crate::support::server::Server;
 use crate::support::{FQRN, PASSWORD, TestImage, TestRegistry, TestRepository, USER, flat_path, need_fuse, skip};
 
-/// Passes on what comes to a port of `::1` to a port of 127.0.0.1; returns the host and port. None where there is no IPv6.
+/// Starts a relay at a free port of `::1` to a port of 127.0.0.1, or skips the test on a machine without IPv6.
+///
+/// The relay copies bytes instead of HTTP requests, as one of the registries behind it is encrypted.
 #[track_caller]
-fn host_before(port: u16) -> Option<String> {
-    let Ok(listener) = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) else {
-        skip("this machine has no IPv6");
-        return None;
-    };
-    let host = format!("[::1]:{}", listener.local_addr().unwrap().port());
-    thread::spawn(move || {
-        for client in listener.incoming().flatten() {
-            let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return };
-            for (mut from, mut to) in [(&client, &server), (&server, &client)]
-                .map(|(from, to)| (from.try_clone().unwrap(), to.try_clone().unwrap()))
-            {
-                thread::spawn(move || {
-                    io::copy(&mut from, &mut to).ok();
-                    to.shutdown(Shutdown::Write).ok();
-                });
-            }
+fn ipv6_relay(port: u16) -> Option<Server> {
+    let relay = Server::bind(Ipv6Addr::LOCALHOST.into(), move |client| {
+        let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return };
+        for (mut from, mut to) in [(&client, &server), (&server, &client)]
+            .map(|(from, to)| (from.try_clone().unwrap(), to.try_clone().unwrap()))
+        {
+            thread::spawn(move || {
+                io::copy(&mut from, &mut to).ok();
+                to.shutdown(Shutdown::Write).ok();
+            });
         }
     });
-    Some(host)
+    if relay.is_err() {
+        skip("this machine has no IPv6");
+    }
+    relay.ok()
 }
 
 fn image() -> TestImage {
@@ -39,7 +38,8 @@ fn image() -> TestImage {
 #[test]
 fn image_of_an_ipv6_registry_is_published_under_its_name() {
     let Some(registry) = TestRegistry::start() else { return };
-    let Some(host) = host_before(registry.port()) else { return };
+    let Some(relay) = ipv6_relay(registry.port()) else { return };
+    let host = relay.host();
     let image = image();
     registry.push_tags(&image, "a/b", ["1"]);
     let repository = TestRepository::new();
@@ -99,7 +99,8 @@ fn link_of_an_ipv6_registry_leads_to_the_image_in_a_mount() {
 #[test]
 fn wishlists_name_ipv6_registries() {
     let Some(registry) = TestRegistry::start() else { return };
-    let Some(host) = host_before(registry.port()) else { return };
+    let Some(relay) = ipv6_relay(registry.port()) else { return };
+    let host = relay.host();
     registry.push_tags(&image(), "team/tool", ["1.0", "1.1", "x"]);
     let repository = TestRepository::new();
     let wishlist = repository.beside("list.yaml");
@@ -118,7 +119,8 @@ fn wishlists_name_ipv6_registries() {
 #[test]
 fn ipv6_registry_may_be_encrypted_and_want_a_password() {
     let Some(registry) = TestRegistry::with_certificate() else { return };
-    let Some(host) = host_before(registry.port()) else { return };
+    let Some(relay) = ipv6_relay(registry.port()) else { return };
+    let host = relay.host();
     registry.push(&image(), "a/b:1");
     let repository = TestRepository::new();
     let name = format!("{host}/a/b:1");
@@ -126,7 +128,8 @@ fn ipv6_registry_may_be_encrypted_and_want_a_password() {
     repository.set(&format!("[registries.\"{host}\"]\nca = \"{}\"", registry.certificate().display()));
     repository.run(["convert", &name]).expect_code(0);
     let Some(registry) = TestRegistry::with_password() else { return };
-    let Some(host) = host_before(registry.port()) else { return };
+    let Some(relay) = ipv6_relay(registry.port()) else { return };
+    let host = relay.host();
     registry.push(&image(), "a/b:1");
     let name = format!("http://{host}/a/b:1");
     repository.refuse(["convert", &name], 1, &["UNAUTHORIZED"]);

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use super::{PLACE, Pull, assert_published, image, top};
-use crate::support::{Compression, FaultProxy, TestImage, TestRegistry, TestRepository, need, run, write_oci_index};
+use crate::support::{Compression, FaultProxy, TestImage, TestRegistry, TestRepository, need, run};
 
 /// Converts an image that some program pushed, and the same image from a layout that skopeo makes of it, and compares.
 #[track_caller]
@@ -127,9 +127,7 @@ fn index_has_an_image_for_each_platform() {
             TestImage::new().platform("linux", architecture).layer(|layer| layer.file("etc/for", architecture))
         })
         .into();
-    let layout = tempfile::tempdir().unwrap();
-    write_oci_index(&images, layout.path(), "latest");
-    registry.push_from(&format!("oci:{}:latest", layout.path().display()), &format!("{PLACE}:1"));
+    registry.push_index(&images, &format!("{PLACE}:1"));
     for (image, platform) in [(&images[1], "linux/arm64"), (&images[3], "linux/s390x")] {
         let (proxy, repository) = (FaultProxy::start(registry.port()), TestRepository::new());
         let argument = format!("http://{}/{PLACE}:1", proxy.host());

@@ -16,6 +16,8 @@ use sha1::Sha1;
 use tempfile::TempDir;
 use x509_cert::der::Document;
 
+use crate::strict::hex;
+
 /// The name of the repository.
 pub const FQRN: &str = "strict.example.org";
 
@@ -383,11 +385,6 @@ fn halves(path: &[u8]) -> (i64, i64) {
     let digest: [u8; 16] = Md5::digest(path).into();
     let number = u128::from_le_bytes(digest);
     (number as i64, (number >> 64) as i64)
-}
-
-/// Writes a hash as text.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 static MASTER: OnceLock<PrivateKey> = OnceLock::new();

@@ -1,4 +1,4 @@
-//! The CVMFS client itself, where it is installed.
+//! Mounts with the CVMFS client, if it is installed.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -8,14 +8,15 @@ use std::process::Command;
 use super::fuse::Mount;
 use super::{FQRN, TestRepository, find_program, skip_loudly};
 
-/// Mounts a repository with `cvmfs2`, from `STRATA_TEST_CVMFS2` or `PATH`. Only root can let other users in.
+/// Mounts a repository with the program that `STRATA_TEST_CVMFS2` names, or `cvmfs2` in `PATH`. Requires root, because only root
+/// may let other users access a FUSE mount (`allow_other`).
 ///
-/// No package registry has the client, so that it is missing nearly everywhere: the test then says so and skips.
+/// Returns `None`, after printing that the test is skipped, if the client is missing: no package registry has it.
 pub fn mount_with_client(repository: &TestRepository) -> Option<Mount> {
     let program = find_program("cvmfs2", "STRATA_TEST_CVMFS2").filter(|_| rustix::process::geteuid().is_root());
     let Some(program) = program else {
         skip_loudly(
-            "no mount of the CVMFS client is tried: cvmfs2 is neither in STRATA_TEST_CVMFS2 nor in PATH, or we are not root",
+            "the CVMFS client is not tested: cvmfs2 is neither in STRATA_TEST_CVMFS2 nor in PATH, or the test does not run as root",
         );
         return None;
     };
@@ -44,7 +45,7 @@ pub fn mount_with_client(repository: &TestRepository) -> Option<Mount> {
     Some(Mount::of(command, directory, state.join("output")))
 }
 
-/// Has the client look for a new revision at once.
+/// Makes the client check for a new revision immediately.
 pub fn see_news(repository: &TestRepository) {
     let socket = repository.beside("client-state/cache").join(FQRN).join(format!("cvmfs_io.{FQRN}"));
     let mut client = UnixStream::connect(socket).unwrap();

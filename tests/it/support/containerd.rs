@@ -1,4 +1,4 @@
-//! containerd with the snapshotter of CVMFS, and as much of a Kubernetes node as asks it for containers.
+//! containerd with the snapshotter of CVMFS, and the part of a Kubernetes node that starts containers through it.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -9,21 +9,21 @@ use tempfile::TempDir;
 
 use super::fuse::wait_until;
 use super::grpc::{Answer, GrpcClient, Message};
-use super::{TestImage, find_program, need, run, skip_loudly};
+use super::{TestImage, find_in_path, find_program, need, run, skip_loudly};
 
-/// What [`Containerd`] calls the image that holds a pod's namespaces.
+/// Name under which [`Containerd`] imports the image that holds a pod's namespaces.
 const PAUSE: &str = "localhost/pause:1";
 
-/// containerd and the snapshotter, until the value is dropped.
+/// containerd and the snapshotter. Both run until the value is dropped.
 ///
-/// They and all that they start live in namespaces of their own, so that no process and no mount is left, however the
-/// test ends. Even so the mount of the repository should be the test's own: a snapshotter that starts anew after a crash
-/// takes the mount of whoever serves it down.
+/// All processes run in their own namespaces, so that no process and no mount remains, however the
+/// test ends. Still, each test needs its own mount of the repository: a snapshotter that restarts after a crash
+/// unmounts the repository that it was using.
 pub struct Containerd {
     home: TempDir,
     unshare: Child,
     client: GrpcClient,
-    /// The directory in all hierarchies of control groups.
+    /// Directory name in every hierarchy of control groups.
     group: String,
 }
 
@@ -35,9 +35,9 @@ pub struct Container<'c> {
 }
 
 impl Containerd {
-    /// Starts them over a mounted repository; none where they are missing or may not run.
+    /// Starts both programs with a mounted repository. Returns `None` if they are missing or not permitted to run.
     ///
-    /// No package registry has the snapshotter, so that it is missing nearly everywhere: the test then says so and skips.
+    /// No package registry has the snapshotter: if it is missing, prints that the test is skipped.
     pub fn start(repository: &Path) -> Option<Self> {
         let program = find_program("cvmfs_snapshotter", "STRATA_TEST_SNAPSHOTTER");
         let Some(program) = program.filter(|_| rustix::process::geteuid().is_root()) else {
@@ -51,7 +51,7 @@ impl Containerd {
         let at = |name: &str| home.path().join(name);
         fs::write(at("containerd.toml"), settings(home.path())).unwrap();
         fs::write(at("snapshotter.toml"), format!("absolute-mountpoint = \"{}\"\n", repository.display())).unwrap();
-        // What they would leave below /run goes with the namespace.
+        // Files that the programs leave below /run disappear with the namespace.
         let script = "mount -t tmpfs none /run && cd \"$1\" &&
             { \"$2\" --config snapshotter.toml --address \"$1/snapshotter.sock\" --root \"$1/snapshotter\" &
               containerd --config containerd.toml & wait; }";
@@ -82,9 +82,9 @@ impl Containerd {
         });
     }
 
-    /// Brings the image that holds a pod's namespaces. The registry of Kubernetes has it otherwise.
+    /// Imports the image that holds a pod's namespaces, which nodes usually pull from the registry of Kubernetes.
     fn import_pause(&self) {
-        // Its layer is none of an image that a test has.
+        // No test image may have the same layer, because a layer that containerd already has is not mounted.
         let image = TestImage::new().layer(|layer| layer.file("pause/busybox", busybox()).mode(0o755));
         let file = self.at("pause.tar");
         image.entrypoint(["/pause/busybox", "sleep", "100000"]).write_docker_archive(&file, PAUSE);
@@ -93,22 +93,22 @@ impl Containerd {
         run(ctr.args(["--snapshotter", "cvmfs-snapshotter"]).arg(file));
     }
 
-    /// Returns what they said.
+    /// Returns the log of both programs.
     pub fn said(&self) -> String {
         fs::read_to_string(self.at("log")).unwrap()
     }
 
-    /// Pulls an image; an error is what containerd said.
+    /// Pulls an image. An error is the message of containerd.
     pub fn pull(&self, image: &str) -> Result<(), String> {
         let image = Message::new().text(1, image);
         self.ask("ImageService/PullImage", &Message::new().message(1, &image)).map(drop)
     }
 
-    /// Starts a container of an image that was pulled, as the image says.
+    /// Starts a container of a pulled image, with the image's entry point and command.
     #[track_caller]
     pub fn run(&self, image: &str) -> Container<'_> {
         let name = Message::new().text(1, "pod").text(2, "1").text(3, "test");
-        // There is no network to set up: the pod has the machine's.
+        // The pod uses the network of the machine, so that no network has to be set up.
         let namespaces = Message::new().number(1, 2);
         let linux = Message::new().text(1, &format!("/{}", self.group));
         let linux = linux.message(2, &Message::new().message(1, &namespaces));
@@ -140,7 +140,7 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        // With the first process of the namespace all others end, before anybody hears of it.
+        // When the first process of the namespace ends, the kernel ends all others first.
         let children = format!("/proc/{0}/task/{0}/children", self.unshare.id());
         let first = fs::read_to_string(children).ok().and_then(|list| list.split(' ').next()?.parse().ok());
         match first.and_then(Pid::from_raw) {
@@ -171,7 +171,7 @@ impl Container<'_> {
     }
 }
 
-/// Returns the settings of containerd. Without labels the snapshotter does not hear which layer it is asked for.
+/// Returns the settings of containerd. They enable labels, by which the snapshotter learns which layer is wanted.
 fn settings(home: &Path) -> String {
     let home = home.display();
     format!(
@@ -199,19 +199,16 @@ state = "{home}/state"
     )
 }
 
-/// Puts a layer with a static busybox, and nothing else, on top of an image.
+/// Adds a layer that contains only a static busybox on top of an image.
 pub fn with_busybox(image: TestImage) -> TestImage {
     image.layer(|layer| layer.file("bin/busybox", busybox()).mode(0o755))
 }
 
 fn busybox() -> Vec<u8> {
-    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-        .map(|directory| directory.join("busybox"))
-        .find_map(|file| fs::read(file).ok())
-        .expect("the test needs busybox and has asked for it")
+    fs::read(find_in_path("busybox").expect("the test skips where busybox is not installed")).unwrap()
 }
 
-/// Removes control groups of this name with all below them, in hierarchies up to so many directories away.
+/// Removes control groups of this name and everything below them, from hierarchies at most `depth` directories below `directory`.
 fn remove_groups(directory: &Path, name: &str, depth: usize) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
         if entry.file_name() == name {
@@ -225,6 +222,6 @@ fn remove_groups(directory: &Path, name: &str, depth: usize) {
 fn remove_group(directory: &Path) {
     let below = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     below.filter(|path| path.is_dir()).for_each(|group| remove_group(&group));
-    // The kernel may take a moment to see that it is empty; then it stays, and harms nobody.
+    // The kernel may need a moment to notice that the group is empty. Then the group remains, which is harmless.
     fs::remove_dir(directory).ok();
 }

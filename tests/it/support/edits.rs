@@ -1,4 +1,4 @@
-//! Revisions that another program might have published.
+//! Publishes revisions as another program might have written them.
 
 use std::convert::Infallible;
 
@@ -13,13 +13,13 @@ use strata::store::Staging;
 
 use super::TestRepository;
 
-/// What another program puts at a path.
+/// Content that another program publishes at a path.
 pub enum Foreign {
     /// A file with this content.
     File(Vec<u8>),
     /// A symbolic link.
     Link(String),
-    /// Nothing.
+    /// No entry: the path is removed.
     Gone,
 }
 

@@ -1,4 +1,4 @@
-//! A file system that passes everything on to a directory, and fails where a test wants it to.
+//! A FUSE file system that forwards all operations to a directory, except those that the test makes fail.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -17,39 +17,39 @@ use fuser::{
 
 use super::need_fuse;
 
-/// What the program asks for, with paths below the root of the file system.
+/// An operation on the file system, with paths relative to its root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {
-    /// A file gets this name.
+    /// A file is renamed to this path.
     Rename(PathBuf),
     /// A file is opened.
     Open(PathBuf),
-    /// A file's content is made durable.
+    /// The content of a file is synced.
     SyncFile(PathBuf),
-    /// A directory's names are made durable.
+    /// A directory is synced.
     SyncDirectory(PathBuf),
 }
 
-/// What becomes of an operation.
+/// The outcome that a test chooses for an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It is done.
+    /// The operation is done.
     Done,
-    /// It is not done, and fails with `EIO`.
+    /// The operation is not done and fails with `EIO`.
     Refused,
-    /// It is done, and an `EIO` is reported all the same.
+    /// The operation is done, but `EIO` is reported.
     DoneAndDenied,
 }
 
-/// The file system, until it is dropped.
+/// The mounted file system. Dropping it unmounts.
 pub struct FaultyMount {
-    /// Where it is mounted.
+    /// Mount point.
     pub path: PathBuf,
     _session: BackgroundSession,
 }
 
 impl FaultyMount {
-    /// Shows what lies in `directory` at `path`, which is made. Where nothing can be mounted the test skips.
+    /// Creates `path` and mounts a file system there whose files are those of `directory`. The test is skipped if nothing can be mounted.
     #[track_caller]
     pub fn start(
         directory: &Path,
@@ -85,7 +85,7 @@ struct Passing {
     fate: Mutex<Decide>,
 }
 
-/// The kernel's numbers for paths below the root.
+/// The inode numbers by which the kernel refers to paths below the root.
 struct Nodes {
     paths: HashMap<u64, PathBuf>,
     numbers: HashMap<PathBuf, u64>,
@@ -103,7 +103,7 @@ impl Nodes {
         self.last
     }
 
-    /// Has everything at and below `from` lie at `to`.
+    /// Changes the paths of `from` and everything below it to paths at and below `to`.
     fn rename(&mut self, from: &Path, to: &Path) {
         self.numbers.remove(to);
         for (number, path) in &mut self.paths {
@@ -117,7 +117,7 @@ impl Nodes {
     }
 }
 
-/// Nothing is believed for longer than this.
+/// How long the kernel may cache attributes and names: not at all, because strata also changes the directory itself.
 const TTL: Duration = Duration::ZERO;
 
 impl Passing {
@@ -167,7 +167,7 @@ impl Passing {
         }
     }
 
-    /// Does something as the test wants it.
+    /// Performs an operation with the outcome that the test chooses.
     fn act(&self, operation: &Operation, act: impl FnOnce() -> io::Result<()>) -> Result<(), Errno> {
         let fate = (self.fate.lock().unwrap())(operation);
         if fate != Fate::Refused {
@@ -291,7 +291,7 @@ impl Filesystem for Passing {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        // As many file systems of networks, this one can only replace.
+        // Like many network file systems, this one supports only replacing renames, without flags.
         if !flags.is_empty() {
             return reply.error(Errno::EINVAL);
         }
@@ -410,7 +410,7 @@ impl Filesystem for Passing {
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        // As it was when it was opened: whoever deletes what is listed goes on with the list.
+        // The list is the one at the time of opening: a program may delete entries while it reads the list.
         for (index, (name, kind)) in self.lists.lock().unwrap()[&handle.0].iter().enumerate().skip(offset as usize) {
             if reply.add(INodeNo(u64::MAX), index as u64 + 1, *kind, name) {
                 break;

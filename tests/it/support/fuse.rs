@@ -1,4 +1,4 @@
-//! File systems that strata mounts.
+//! FUSE mounts of strata.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,10 +15,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{DeviceKind, TestImage, TestRepository};
 use crate::strict::{Content, Entry};
 
-/// How long anything may take that takes a moment.
+/// Time limit for anything that normally takes less than a second.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits until something is so.
+/// Waits until `is_so` returns true. Panics with `what` after [`PATIENCE`].
 #[track_caller]
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -28,7 +28,7 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// What strata has mounted, until the value is dropped, however the test ends.
+/// A mount of strata. Dropping it unmounts, however the test ends.
 pub struct Mount {
     pub directory: PathBuf,
     log: PathBuf,
@@ -39,7 +39,7 @@ impl Mount {
     /// Mounts a repository.
     pub fn start(repository: &TestRepository, options: &[&str]) -> Self {
         let directory = repository.beside("mount");
-        // It may be there, and not answer.
+        // The directory may exist as the mount point of a killed process, in which case this fails.
         fs::create_dir_all(&directory).ok();
         Self::start_on(repository, directory, options)
     }
@@ -62,7 +62,7 @@ impl Mount {
         mount
     }
 
-    /// Returns what strata said.
+    /// Returns the log of strata.
     pub fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
@@ -72,7 +72,7 @@ impl Mount {
         kill_process(Pid::from_child(&self.strata), signal).unwrap();
     }
 
-    /// Waits for the end of strata and returns its exit code.
+    /// Waits until strata ends and returns its exit code.
     pub fn wait(&mut self) -> Option<i32> {
         wait_until("ended", || self.strata.try_wait().unwrap().is_some());
         self.strata.wait().unwrap().code()
@@ -80,10 +80,7 @@ impl Mount {
 
     /// Lists a directory, sorted.
     pub fn names(&self, path: &str) -> Vec<String> {
-        let names = fs::read_dir(self.directory.join(path)).unwrap().map(|entry| entry.unwrap().file_name());
-        let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
-        names.sort();
-        names
+        super::names_in(&self.directory.join(path))
     }
 }
 
@@ -95,18 +92,18 @@ impl Drop for Mount {
     }
 }
 
-/// Tells whether anything is mounted on a directory.
+/// Returns whether anything is mounted on a directory.
 pub fn is_mounted(directory: &Path) -> bool {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     mounts.lines().any(|line| line.split(' ').nth(1) == directory.to_str())
 }
 
-/// Lists a mounted tree, or any other directory, as the strict reader lists a published one. Whatever is listed has to be there.
+/// Lists a mounted tree, or any other directory, in the form of the strict reader. Panics if a listed entry cannot be inspected.
 pub fn walk(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
     walk_less(root, |_| false)
 }
 
-/// Does the same, but at some places what is listed may be missing. There it is left out.
+/// Does the same, but leaves out listed entries that cannot be inspected, at the paths for which `may_be_missing` returns true.
 pub fn walk_less(root: &Path, may_be_missing: impl Fn(&[u8]) -> bool) -> BTreeMap<Vec<u8>, Entry> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![(Vec::new(), root.to_owned())];
@@ -153,7 +150,7 @@ fn xattrs(place: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
             let mut value = vec![0; 256];
             match rustix::fs::lgetxattr(place, name, &mut value[..]) {
                 Ok(length) => Some((name.to_vec(), value[..length].to_vec())),
-                // An overlay mount of a user namespace lists these for root, and reads them as that user.
+                // An overlay mount of a user namespace lists these attributes to root, but reads them with the rights of that user.
                 Err(rustix::io::Errno::NODATA) if name.starts_with(b"trusted.") => None,
                 Err(error) => panic!("{place:?}: {}: {error}", name.escape_ascii()),
             }
@@ -161,9 +158,13 @@ fn xattrs(place: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
         .collect()
 }
 
-/// A bit of everything that CVMFS can hold.
+/// Returns the content of the file `large` in [`motley_image`], which is stored in chunks.
+pub fn large_content() -> Vec<u8> {
+    (0..20_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
+
+/// Returns an image with an entry of each type that CVMFS can hold.
 pub fn motley_image() -> TestImage {
-    let large: Vec<u8> = (0..20_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     TestImage::new()
         .layer(|layer| {
             layer
@@ -174,7 +175,7 @@ pub fn motley_image() -> TestImage {
                 .owner(7, 70_000)
                 .mtime(-5, 999_999_999)
                 .file("empty", "")
-                .file("large", large)
+                .file("large", large_content())
                 .file(b"odd \xff\n name", "x")
                 .file("zero", vec![0; 300_000])
         })
@@ -192,7 +193,16 @@ pub fn motley_image() -> TestImage {
         })
 }
 
-/// Panics unless a mounted tree is what the strict reader finds, but for what listings hide.
+/// Returns a tree as overlay mounts present it: without overlay attributes, and without link counts, which they do not keep.
+pub fn seen_in_overlay(mut tree: BTreeMap<Vec<u8>, Entry>) -> BTreeMap<Vec<u8>, Entry> {
+    for entry in tree.values_mut() {
+        entry.xattrs.retain(|name, _| !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay."));
+        (entry.linkcount, entry.link_group, entry.hidden) = (0, None, false);
+    }
+    tree
+}
+
+/// Panics unless a mounted tree equals the one that the strict reader finds, without the entries that listings hide.
 #[track_caller]
 pub fn assert_same(mounted: &BTreeMap<Vec<u8>, Entry>, published: &BTreeMap<Vec<u8>, Entry>) {
     let listed = || published.iter().filter(|(_, entry)| !entry.hidden);
@@ -200,7 +210,7 @@ pub fn assert_same(mounted: &BTreeMap<Vec<u8>, Entry>, published: &BTreeMap<Vec<
         let mut expected = entry.clone();
         expected.link_group = None;
         let mut found = mounted.get(path).unwrap_or_else(|| panic!("no '{}'", path.escape_ascii())).clone();
-        // Whose rights a file has is nothing that other users may list.
+        // Only root may list attributes outside of the namespace `user`.
         if !rustix::process::geteuid().is_root() {
             for entry in [&mut expected, &mut found] {
                 entry.xattrs.retain(|name, _| name.starts_with(b"user."));

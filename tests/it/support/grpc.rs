@@ -1,4 +1,4 @@
-//! As much gRPC as a test needs that is a client: unary calls over a Unix socket, with messages of a few fields.
+//! A small gRPC client: unary calls over a Unix socket, with messages of a few fields.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 
-/// A message to be, in the encoding of protocol buffers.
+/// A message under construction, in the encoding of protocol buffers.
 #[derive(Debug, Clone, Default)]
 pub struct Message(Vec<u8>);
 
-/// Fields that are numbers, and those that have a length.
+/// Wire types: fields that are numbers (varint), and those with a length.
 const NUMBER: u64 = 0;
 const BYTES: u64 = 2;
 
@@ -32,7 +32,7 @@ impl Message {
         self.bytes(field, value.as_bytes())
     }
 
-    /// Adds each of some texts.
+    /// Adds several texts.
     pub fn texts(self, field: u64, values: &[&str]) -> Self {
         values.iter().fold(self, |message, value| message.text(field, value))
     }
@@ -58,7 +58,7 @@ impl Message {
     }
 }
 
-/// A message that came: its fields, in order.
+/// A received message: its fields, in order.
 #[derive(Debug, Clone)]
 pub struct Answer(Vec<(u64, Field)>);
 
@@ -69,7 +69,7 @@ enum Field {
 }
 
 impl Answer {
-    /// Returns a text; one that is not there is empty.
+    /// Returns a text, which is empty if the field is missing.
     pub fn text(&self, field: u64) -> String {
         let bytes = self.0.iter().find_map(|(number, value)| match value {
             Field::Bytes(bytes) if *number == field => Some(bytes.clone()),
@@ -78,7 +78,7 @@ impl Answer {
         String::from_utf8(bytes.unwrap_or_default()).expect("the answer is text")
     }
 
-    /// Returns a number; one that is not there is 0.
+    /// Returns a number, which is 0 if the field is missing.
     pub fn number(&self, field: u64) -> u64 {
         let is_wanted = |(number, value): &(u64, Field)| match value {
             Field::Number(value) if *number == field => Some(*value),
@@ -120,19 +120,19 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// Calls what listens at a socket.
+/// A client of the server at a Unix socket.
 pub struct GrpcClient {
     socket: PathBuf,
     runtime: Runtime,
 }
 
 impl GrpcClient {
-    /// Prepares to call what listens at `socket`, now or later.
+    /// Creates a client. The server at `socket` may start later.
     pub fn new(socket: PathBuf) -> Self {
         Self { socket, runtime: Builder::new_current_thread().enable_io().build().unwrap() }
     }
 
-    /// Calls a method, such as `/runtime.v1.RuntimeService/Version`; an error is what was said.
+    /// Calls a method, such as `/runtime.v1.RuntimeService/Version`. An error is the message of the server.
     pub fn call(&self, method: &str, message: &Message) -> Result<Answer, String> {
         let answer = self.runtime.block_on(call(&self.socket, method, message));
         answer.map_err(|error| format!("{method}: {error}"))
@@ -148,7 +148,7 @@ async fn call(socket: &Path, method: &str, message: &Message) -> Result<Answer, 
         .header("te", "trailers")
         .body(())?;
     let (response, mut stream) = client.send_request(request, false)?;
-    // A message is not compressed, and so long.
+    // Each message begins with a flag (0: not compressed) and its length.
     let head = [&[0], &u32::try_from(message.0.len())?.to_be_bytes()[..]].concat();
     stream.send_data([head, message.0.clone()].concat().into(), true)?;
     let (head, mut body) = response.await?.into_parts();
@@ -158,7 +158,7 @@ async fn call(socket: &Path, method: &str, message: &Message) -> Result<Answer, 
         body.flow_control().release_capacity(chunk.len())?;
         bytes.extend_from_slice(&chunk);
     }
-    // A call that fails at once has its trailers for headers.
+    // A call that fails immediately has only headers, which then contain the trailers (gRPC over HTTP/2, "Trailers-Only").
     let trailers = body.trailers().await?.unwrap_or(head.headers);
     if trailers.get("grpc-status").is_none_or(|status| status != "0") {
         return Err(format!("{:?} {:?}", trailers.get("grpc-status"), trailers.get("grpc-message")).into());

@@ -1,38 +1,38 @@
-//! As much HTTP/1.1 as tests need that are a client, a server, or between the two. A message is in memory as a whole.
+//! The parts of HTTP/1.1 that tests need as a client, a server or a proxy. Messages are held in memory.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-/// How a reply reaches the client, if not as it should.
+/// How a reply is sent to the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
-    /// All of it.
+    /// Completely and without delay.
     Whole,
-    /// The connection ends after so many bytes of the body.
+    /// The connection is closed after this number of bytes of the body.
     Cut(usize),
-    /// After so many bytes of the body nothing comes any more, and the connection stays.
+    /// After this number of bytes of the body nothing more is sent, but the connection stays open.
     Stall(usize),
-    /// All of it, head and body, comes byte by byte, with a pause after each.
+    /// Head and body are sent byte by byte, with this pause before each byte.
     Drip(Duration),
-    /// The head comes at once, and the body byte by byte.
+    /// The head is sent at once, and the body byte by byte, with this pause before each byte.
     DripBody(Duration),
 }
 
-/// What a client asks, or asked.
+/// A request, either to be sent or received.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub method: String,
-    /// The path, with the query.
+    /// The path with the query.
     pub path: String,
     headers: Headers,
     body: Vec<u8>,
-    /// Where [`Request::forward`] asks.
+    /// Port of this machine to which [`Request::forward`] sends the request.
     port: u16,
 }
 
-/// What a server answers.
+/// A response of a server.
 #[derive(Debug, Clone)]
 pub struct Reply {
     pub status: u16,
@@ -67,7 +67,7 @@ impl Headers {
 }
 
 impl Request {
-    /// Makes a request to a port of this machine.
+    /// Creates a request to a port of this machine.
     pub fn new(port: u16, method: &str, path: &str) -> Self {
         let (headers, body) = Default::default();
         Self { method: method.to_owned(), path: path.to_owned(), headers, body, port }
@@ -90,7 +90,7 @@ impl Request {
         self
     }
 
-    /// Asks for something else instead.
+    /// Replaces the path.
     pub fn at(mut self, path: impl Into<String>) -> Self {
         self.path = path.into();
         self
@@ -102,7 +102,7 @@ impl Request {
         self
     }
 
-    /// Asks the real server, and returns what it says.
+    /// Sends the request to the server behind the proxy, and returns its response.
     pub fn forward(&self) -> Reply {
         let ask = || -> io::Result<Reply> {
             let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
@@ -111,7 +111,7 @@ impl Request {
                 headers.set("host", format!("127.0.0.1:{}", self.port));
             }
             headers.set("content-length", self.body.len());
-            // To this version, servers answer without chunks and close the connection.
+            // To HTTP/1.0, servers respond without chunked encoding and close the connection.
             headers.remove("connection");
             let mut head = format!("{} {} HTTP/1.0\r\n", self.method, self.path);
             headers.write(&mut head);
@@ -121,7 +121,7 @@ impl Request {
         ask().unwrap_or_else(|error| panic!("{} {} at port {}: {error}", self.method, self.path, self.port))
     }
 
-    /// Reads what a client asks on a fresh connection; nothing if it asks nothing.
+    /// Reads a request from a new connection. Returns `None` if the client sends no request.
     pub(super) fn read(stream: &TcpStream, port: u16) -> io::Result<Option<Self>> {
         let mut reader = BufReader::new(stream);
         let (first, headers) = read_head(&mut reader)?;
@@ -135,18 +135,18 @@ impl Request {
 }
 
 impl Reply {
-    /// Answers with a status and nothing else.
+    /// Creates a response with a status and an empty body.
     pub fn status(status: u16) -> Self {
         let (headers, body) = Default::default();
         Self { status, headers, body, delivery: Delivery::Whole, has_length: true }
     }
 
-    /// Answers with a JSON document.
+    /// Creates a response with a JSON document.
     pub fn json(status: u16, json: &serde_json::Value) -> Self {
         Self { body: json.to_string().into_bytes(), ..Self::status(status) }.with("content-type", "application/json")
     }
 
-    /// Sends the client to another place.
+    /// Creates a redirect to another URL.
     pub fn redirect(location: impl ToString) -> Self {
         Self::status(307).with("location", location)
     }
@@ -169,13 +169,13 @@ impl Reply {
         self
     }
 
-    /// Sets the body, and leaves the length that is promised as it is.
+    /// Changes the body, and keeps the header `content-length` if it is set.
     pub fn body(mut self, change: impl FnOnce(&mut Vec<u8>)) -> Self {
         change(&mut self.body);
         self
     }
 
-    /// Sets how it reaches the client.
+    /// Sets how the reply is sent to the client.
     pub fn delivery(mut self, delivery: Delivery) -> Self {
         self.delivery = delivery;
         self
@@ -192,7 +192,7 @@ impl Reply {
         Ok(reply)
     }
 
-    /// Sends the reply, and returns how many bytes of the body. Ends the connection.
+    /// Sends the reply, and returns the number of bytes of the body that were sent. The reply announces the end of the connection.
     pub(super) fn write(mut self, stream: &mut TcpStream, is_head: bool) -> io::Result<usize> {
         if self.has_length && self.headers.get("content-length").is_none() {
             self.headers.set("content-length", self.body.len());
@@ -208,20 +208,20 @@ impl Reply {
         let (at_once, drops) = match self.delivery {
             Delivery::Drip(pause) => (Vec::new(), Some(([head.as_bytes(), body].concat(), pause))),
             Delivery::DripBody(pause) => (head.into_bytes(), Some((body.to_vec(), pause))),
-            // Two small packets would wait for one another.
+            // One write: the delayed acknowledgement of a small first packet would delay the second one (Nagle's algorithm).
             _ => ([head.as_bytes(), body].concat(), None),
         };
         stream.write_all(&at_once)?;
         for (byte, pause) in
             drops.into_iter().flat_map(|(bytes, pause)| bytes.into_iter().map(move |byte| (byte, pause)))
         {
-            // This ends when the client has had enough.
+            // The loop ends with an error when the client closes the connection.
             thread::sleep(pause);
             stream.write_all(&[byte])?;
         }
         if matches!(self.delivery, Delivery::Stall(_)) {
             let client = stream.try_clone()?;
-            // Nothing more is asked: this ends when the client has had enough.
+            // Keeps the connection open until the client closes it.
             thread::spawn(move || io::copy(&mut &client, &mut io::sink()));
         }
         Ok(body.len())

@@ -1,9 +1,9 @@
-//! Images made to order, written as OCI layout, OCI archive or docker archive.
+//! Builds images and writes them as OCI layout, OCI archive or docker archive.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env::consts::ARCH;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use tar::{Builder, EntryType, Header};
@@ -14,27 +14,27 @@ pub(super) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+js
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 
-/// Stands where the digest of nothing belongs.
+/// A digest that no blob has.
 const WRONG_DIGEST: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
 
-/// What is wrong with an image, once it is written. The number is that of a layer, the lowest being 0.
+/// A fault of an image that is written. The number is that of a layer; the lowest layer has number 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Damage {
-    /// The manifest gives the layer another digest, and its blob lies under that name. OCI forms only.
+    /// The manifest states a wrong digest for the layer, and its blob is stored under that digest. OCI forms only.
     WrongDigest(usize),
-    /// The manifest gives the layer one byte more than it has. OCI forms only.
+    /// The manifest states one byte more than the layer has. OCI forms only.
     WrongSize(usize),
-    /// The config gives the layer another diff ID.
+    /// The config states a wrong diff ID for the layer.
     WrongDiffId(usize),
     /// The config has no diff ID for the topmost layer.
     MissingDiffId,
-    /// The layer ends in its middle.
+    /// The second half of the layer's blob is missing.
     Truncated(usize),
-    /// The layer's blob is not there.
+    /// The layer's blob is missing.
     Omitted(usize),
 }
 
-/// An image to be. The same calls give the same bytes.
+/// An image under construction. The same calls result in the same bytes.
 #[derive(Debug, Clone)]
 pub struct TestImage {
     layers: Vec<TestLayer>,
@@ -42,7 +42,7 @@ pub struct TestImage {
     platform: (String, String),
     variant: Option<String>,
     damage: BTreeSet<Damage>,
-    /// The diff IDs in the config, if they are not those of the layers.
+    /// The diff IDs in the config, if they differ from those of the layers.
     claimed_diff_ids: Option<Vec<String>>,
 }
 
@@ -54,7 +54,7 @@ struct Built {
 }
 
 impl TestImage {
-    /// Starts an image without layers, for the machine that the test runs on.
+    /// Creates an image without layers, for the platform of the machine that runs the test.
     pub fn new() -> Self {
         let architecture = match ARCH {
             "x86_64" => "amd64",
@@ -66,7 +66,7 @@ impl TestImage {
         Self { layers, settings, platform, variant: None, damage, claimed_diff_ids: None }
     }
 
-    /// Puts a layer on top.
+    /// Adds a layer on top.
     pub fn layer(mut self, fill: impl FnOnce(TestLayer) -> TestLayer) -> Self {
         self.layers.push(fill(TestLayer::new()));
         self
@@ -99,31 +99,31 @@ impl TestImage {
         self
     }
 
-    /// Says what the image was built for.
+    /// Sets the operating system and architecture of the image.
     pub fn platform(mut self, os: &str, architecture: &str) -> Self {
         self.platform = (os.to_owned(), architecture.to_owned());
         self
     }
 
-    /// Says for which variant of the architecture the image was built.
+    /// Sets the variant of the architecture.
     pub fn variant(mut self, variant: &str) -> Self {
         self.variant = Some(variant.to_owned());
         self
     }
 
-    /// Damages the image when it is written.
+    /// Adds a fault to the image when it is written.
     pub fn damage(mut self, damage: Damage) -> Self {
         self.damage.insert(damage);
         self
     }
 
-    /// Has the config claim that the layers are those of another image.
+    /// Makes the config state the diff IDs of another image.
     pub fn claim_to_be(mut self, other: &Self) -> Self {
         self.claimed_diff_ids = Some(other.diff_ids());
         self
     }
 
-    /// Returns the diff IDs as the config has them, from the lowest layer up.
+    /// Returns the diff IDs in the config, from the lowest layer up.
     pub fn diff_ids(&self) -> Vec<String> {
         let own = || self.layers.iter().map(TestLayer::diff_id).collect();
         let mut diff_ids: Vec<String> = self.claimed_diff_ids.clone().unwrap_or_else(own);
@@ -137,7 +137,13 @@ impl TestImage {
         diff_ids
     }
 
-    /// Returns the digests of the layers as the manifest has them, from the lowest layer up.
+    /// Returns whether no layer occurs twice. Linux refuses an overlay mount that has the same directory twice.
+    pub fn has_distinct_layers(&self) -> bool {
+        let digests = self.layer_digests();
+        digests.iter().collect::<BTreeSet<_>>().len() == digests.len()
+    }
+
+    /// Returns the digests of the layers in the manifest, from the lowest layer up.
     pub fn layer_digests(&self) -> Vec<String> {
         let digest = |(number, layer): (usize, &TestLayer)| {
             let is_wrong = self.damage.contains(&Damage::WrongDigest(number));
@@ -203,7 +209,7 @@ impl TestImage {
         blobs
     }
 
-    /// Writes the image into an OCI layout under `reference`. A layout that is there keeps its other images.
+    /// Writes the image into an OCI layout under `reference`. An existing layout keeps its other images.
     pub fn write_oci_layout(&self, directory: &Path, reference: &str) {
         let built = self.build();
         write_blobs(directory, &built);
@@ -249,7 +255,7 @@ impl TestImage {
         self
     }
 
-    /// Returns what is written of a layer's bytes, if anything.
+    /// Returns the bytes of a layer that are written; `None` if the blob is missing.
     fn damaged(&self, number: usize, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
         if self.damage.contains(&Damage::Truncated(number)) {
             bytes.truncate(bytes.len() / 2);
@@ -269,13 +275,18 @@ impl TestImage {
 }
 
 impl Built {
-    /// Returns everything that lies among the blobs of a layout.
+    /// Returns all blobs of a layout.
     fn documents(self) -> BTreeMap<String, Vec<u8>> {
         let mut documents = self.blobs;
         documents.insert(digest(&self.config), self.config);
         documents.insert(digest(&self.manifest), self.manifest);
         documents
     }
+}
+
+/// Returns an image of one layer with one file, `word`, whose content is `word`.
+pub fn image_of(word: &str) -> TestImage {
+    TestImage::new().layer(|layer| layer.file("word", word))
 }
 
 /// Writes several images, one for each platform, into an OCI layout under one reference, and returns the index's digest.
@@ -307,8 +318,8 @@ fn write_blobs(directory: &Path, built: &Built) {
 
 fn add_to_layout(directory: &Path, reference: &str, mut descriptor: Value) {
     let path = directory.join("index.json");
-    let known: Value =
-        fs::read(&path).map_or(json!({}), |bytes| serde_json::from_slice(&bytes).expect("our own index"));
+    let known: Value = fs::read(&path)
+        .map_or(json!({}), |bytes| serde_json::from_slice(&bytes).expect("the index was written by these tests"));
     let mut manifests = known["manifests"].as_array().cloned().unwrap_or_default();
     let annotations = json!({ "org.opencontainers.image.ref.name": reference });
     manifests.retain(|manifest| manifest["annotations"] != annotations);
@@ -331,7 +342,12 @@ fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
 }
 
 fn hex_of(digest: &str) -> &str {
-    digest.strip_prefix("sha256:").expect("all digests are of one kind")
+    digest.strip_prefix("sha256:").expect("all digests are SHA-256")
+}
+
+/// Returns the file of a blob in the layout that `source`, `oci:DIR`, names.
+pub fn blob_file(source: &str, digest: &str) -> PathBuf {
+    Path::new(source.strip_prefix("oci:").expect("the source is a layout")).join(blob_path(digest))
 }
 
 fn blob_path(digest: &str) -> String {
@@ -339,7 +355,7 @@ fn blob_path(digest: &str) -> String {
 }
 
 fn write(path: &Path, bytes: &[u8]) {
-    fs::create_dir_all(path.parent().expect("a file lies in a directory")).expect("a directory can be made for a test");
+    fs::create_dir_all(path.parent().expect("a file has a parent directory")).expect("a test can create directories");
     fs::write(path, bytes).unwrap_or_else(|error| panic!("cannot write {path:?}: {error}"));
 }
 
@@ -350,7 +366,7 @@ fn write_tar(file: &Path, members: impl Iterator<Item = (String, Vec<u8>)>) {
         header.set_entry_type(EntryType::Regular);
         header.set_size(bytes.len() as u64);
         header.set_mode(0o644);
-        header.set_path(&name).expect("names of our own are short");
+        header.set_path(&name).expect("the names of these tests are short");
         header.set_cksum();
         archive.append(&header, bytes.as_slice()).unwrap_or_else(|error| panic!("cannot write {file:?}: {error}"));
     }

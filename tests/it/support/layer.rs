@@ -1,4 +1,4 @@
-//! Layers made to order: real tar streams, down to the odd header.
+//! Builds layers: real tar streams, including unusual headers.
 
 use std::io::Write as _;
 
@@ -6,15 +6,15 @@ use flate2::GzBuilder;
 use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
 
-/// When everything was last changed, unless a test says otherwise.
+/// Default modification time of entries.
 ///
-/// Not 1970: directories that no archive names are of 1970, and a test should see the difference.
+/// Not 1970, which is the time of directories without an entry: a test must be able to see the difference.
 const DEFAULT_MTIME: i64 = 1_500_000_000;
 
-/// Numbers above this do not fit the seven octal digits of owner and group.
+/// Largest number that fits into the seven octal digits of owner and group.
 const LARGEST_OCTAL_ID: u32 = 0o7777777;
 
-/// How a layer's tar stream is packed.
+/// Compression of a layer's tar stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
     Plain,
@@ -22,14 +22,14 @@ pub enum Compression {
     Zstd,
 }
 
-/// The two kinds of device.
+/// Types of device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceKind {
     Character,
     Block,
 }
 
-/// A layer to be. Entries are written in the order of the calls; what follows an entry's call changes that entry.
+/// A layer under construction. Entries are written in the order of the calls; setters change the entry that was added last.
 #[derive(Debug, Clone)]
 pub struct TestLayer {
     members: Vec<Member>,
@@ -40,9 +40,9 @@ pub struct TestLayer {
 #[derive(Debug, Clone)]
 enum Member {
     Entry(Box<Entry>),
-    /// A header with its data, which is padded to whole blocks.
+    /// A header with its data, padded to whole blocks.
     Raw(Box<Header>, Vec<u8>),
-    /// Bytes as they are.
+    /// Bytes that are written unchanged.
     Bytes(Vec<u8>),
 }
 
@@ -56,12 +56,12 @@ struct Entry {
     mode: u32,
     owner: (u32, u32),
     mtime: (i64, u32),
-    /// Names and values of PAX records besides those that the fields above ask for.
+    /// Names and values of additional PAX records.
     records: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl TestLayer {
-    /// Starts a layer without entries, packed with gzip.
+    /// Creates a layer without entries, compressed with gzip.
     pub fn new() -> Self {
         Self { members: Vec::new(), compression: Compression::Gzip, blob: None }
     }
@@ -101,14 +101,14 @@ impl TestLayer {
         self.entry(path, EntryType::Fifo, 0o600, |_| {})
     }
 
-    /// Hides a path of lower layers.
+    /// Adds a whiteout, which hides a path of lower layers.
     pub fn whiteout(self, path: impl AsRef<[u8]>) -> Self {
         let path = path.as_ref();
         let name = path.iter().rposition(|&b| b == b'/').map_or(0, |slash| slash + 1);
         self.file([&path[..name], b".wh.", &path[name..]].concat(), "")
     }
 
-    /// Hides everything that lower layers have in a directory.
+    /// Adds an opaque marker, which hides everything that lower layers have in a directory.
     pub fn opaque(self, directory: impl AsRef<[u8]>) -> Self {
         self.file([directory.as_ref(), b"/.wh..wh..opq"].concat(), "")
     }
@@ -138,25 +138,25 @@ impl TestLayer {
         self.change(|entry| entry.records.push((name.as_ref().to_vec(), value.as_ref().to_vec())))
     }
 
-    /// Adds a header as it is, and data padded to whole blocks: checksum and size may be wrong.
+    /// Adds a header without changing it, and data padded to whole blocks. Checksum and size may be wrong.
     pub fn raw_entry(mut self, header: Header, data: impl AsRef<[u8]>) -> Self {
         self.members.push(Member::Raw(Box::new(header), data.as_ref().to_vec()));
         self
     }
 
-    /// Adds bytes to the tar stream as they are.
+    /// Adds bytes to the tar stream without changing them.
     pub fn raw_bytes(mut self, bytes: impl AsRef<[u8]>) -> Self {
         self.members.push(Member::Bytes(bytes.as_ref().to_vec()));
         self
     }
 
-    /// Packs the layer in another way.
+    /// Sets the compression of the layer.
     pub fn compression(mut self, compression: Compression) -> Self {
         self.compression = compression;
         self
     }
 
-    /// Gives the blob's media type and its bytes, which stand for the layer's tar stream in some unusual packing.
+    /// Sets the blob's media type and its bytes, which must be the layer's tar stream in some unusual compression.
     pub fn blob(mut self, media_type: &str, bytes: impl AsRef<[u8]>) -> Self {
         self.blob = Some((media_type.to_owned(), bytes.as_ref().to_vec()));
         self
@@ -169,10 +169,10 @@ impl TestLayer {
             match member {
                 Member::Entry(entry) => entry.write(&mut builder),
                 Member::Raw(header, data) => append(&mut builder, header, data),
-                Member::Bytes(bytes) => builder.get_mut().write_all(bytes).expect("memory takes all bytes"),
+                Member::Bytes(bytes) => builder.get_mut().write_all(bytes).expect("writing to memory cannot fail"),
             }
         }
-        builder.into_inner().expect("memory takes all bytes")
+        builder.into_inner().expect("writing to memory cannot fail")
     }
 
     /// Returns the media type in an OCI manifest, and the bytes of the blob.
@@ -185,10 +185,10 @@ impl TestLayer {
             Compression::Plain => ("", tar),
             Compression::Gzip => {
                 let mut encoder = GzBuilder::new().mtime(0).write(Vec::new(), flate2::Compression::default());
-                encoder.write_all(&tar).expect("memory takes all bytes");
-                ("+gzip", encoder.finish().expect("memory takes all bytes"))
+                encoder.write_all(&tar).expect("writing to memory cannot fail");
+                ("+gzip", encoder.finish().expect("writing to memory cannot fail"))
             }
-            Compression::Zstd => ("+zstd", zstd::encode_all(tar.as_slice(), 3).expect("memory takes all bytes")),
+            Compression::Zstd => ("+zstd", zstd::encode_all(tar.as_slice(), 3).expect("writing to memory cannot fail")),
         };
         (format!("application/vnd.oci.image.layer.v1.tar{suffix}"), bytes)
     }
@@ -210,7 +210,7 @@ impl TestLayer {
     fn change(mut self, edit: impl FnOnce(&mut Entry)) -> Self {
         match self.members.last_mut() {
             Some(Member::Entry(entry)) => edit(entry),
-            _ => panic!("there is no entry before this call that it could change"),
+            _ => panic!("this setter must follow an entry"),
         }
         self
     }
@@ -232,7 +232,7 @@ impl Entry {
         append(builder, &self.header(), &self.content);
     }
 
-    /// Returns the PAX records: those that were asked for, and those for what does not fit into the header.
+    /// Returns the PAX records: the additional ones, and those for values that do not fit into the header.
     fn all_records(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut records = Vec::new();
         let mut add = |name: &str, value: Vec<u8>| records.push((name.as_bytes().to_vec(), value));
@@ -279,10 +279,10 @@ fn fill(field: &mut [u8; 100], bytes: &[u8]) {
 }
 
 fn append(builder: &mut Builder<Vec<u8>>, header: &Header, data: &[u8]) {
-    builder.append(header, data).expect("memory takes all bytes");
+    builder.append(header, data).expect("writing to memory cannot fail");
 }
 
-/// Returns a record, `length name=value`, where the length counts its own digits.
+/// Returns a record, `length name=value`. The length includes its own digits.
 fn pax_record(name: &[u8], value: &[u8]) -> Vec<u8> {
     let rest = name.len() + value.len() + b" =\n".len();
     let mut length = rest + 1;
@@ -292,7 +292,7 @@ fn pax_record(name: &[u8], value: &[u8]) -> Vec<u8> {
     [length.to_string().as_bytes(), b" ", name, b"=", value, b"\n"].concat()
 }
 
-/// Returns a time as PAX writes it. A time before 1970 counts away from it: -0.5 is half a second before.
+/// Returns a time in the format of PAX. Times before 1970 are negative numbers: -0.5 is half a second before 1970.
 fn pax_time((seconds, nanoseconds): (i64, u32)) -> String {
     let total = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
     let (sign, total) = (if total < 0 { "-" } else { "" }, total.unsigned_abs());

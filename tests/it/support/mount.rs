@@ -1,4 +1,4 @@
-//! Namespaces to mount in, and small file systems to fill up and to make read-only.
+//! Mount namespaces, and small file systems that tests fill up or make read-only.
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use super::skip;
 
-/// A mount namespace of its own, with a shell in it. What is mounted there goes with the value.
+/// A mount namespace with a shell in it. Dropping the value removes the namespace with all its mounts.
 pub struct MountNamespace {
     shell: Child,
     input: ChildStdin,
@@ -16,9 +16,9 @@ pub struct MountNamespace {
 }
 
 impl MountNamespace {
-    /// Lets `unshare` make namespaces of these kinds, such as `-Urm`; none where that is forbidden.
+    /// Creates namespaces with `unshare` and these options, such as `-Urm`. Returns `None` if that is not permitted.
     ///
-    /// With a `user`, they are that user's.
+    /// If `user` is given, the namespaces belong to that user.
     pub fn new(kinds: &str, user: Option<u32>) -> Option<Self> {
         let mut command = Command::new("unshare");
         command.args([kinds, "sh"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -31,10 +31,10 @@ impl MountNamespace {
         namespace.run("true").is_ok().then_some(namespace)
     }
 
-    /// Runs a command there; an error is what it said.
+    /// Runs a command in the namespace. An error is the output of the command.
     pub fn run(&mut self, command: &str) -> Result<(), String> {
         let (mut said, mut line) = (String::new(), String::new());
-        // What the command says ends with a line of our own.
+        // A line of this function marks the end of the command's output.
         writeln!(self.input, "{command} 2>&1; code=$?; echo; echo end $code").map_err(|error| error.to_string())?;
         while self.output.read_line(&mut line).is_ok_and(|length| length > 0) {
             match line.strip_prefix("end ").map(str::trim) {
@@ -47,7 +47,7 @@ impl MountNamespace {
         Err(format!("the shell has ended: {said}"))
     }
 
-    /// Returns where the test itself sees what lies at an absolute path there.
+    /// Returns the path at which the test itself finds an absolute path of the namespace.
     pub fn path(&self, inside: &Path) -> PathBuf {
         let root = Path::new("/proc").join(self.shell.id().to_string()).join("root");
         root.join(inside.strip_prefix("/").expect("the path is absolute"))
@@ -56,25 +56,26 @@ impl MountNamespace {
 
 impl Drop for MountNamespace {
     fn drop(&mut self) {
-        // The shell has no other purpose, and what is mounted goes with its namespace.
+        // The namespace ends with its shell, and the mounts with the namespace.
         let _ = self.shell.kill();
         let _ = self.shell.wait();
     }
 }
 
-/// A file system in memory, which goes with the value. It is mounted in a namespace of its own, where commands can run.
+/// A file system in memory, mounted in its own namespace, in which commands can run. Dropping the value removes it.
 pub struct TestMount {
     namespace: MountNamespace,
-    /// What `nsenter` takes to get in.
+    /// Options of `nsenter` that enter the namespace.
     entry: &'static [&'static str],
     point: PathBuf,
 }
 
-/// A user namespace needs no root. Where those are forbidden, root may have a mount namespace.
+/// Options of `unshare` and `nsenter`, in the order of the attempts. A user namespace needs no root. Where user namespaces are
+/// forbidden, root may still create a mount namespace.
 const NAMESPACES: [(&str, &[&str]); 2] = [("-rm", &["-U", "-m", "--preserve-credentials"]), ("-m", &["-m"])];
 
 impl TestMount {
-    /// Mounts a file system of `size`, such as `8m`, over the directory `point`. Where that is not permitted the test skips.
+    /// Mounts a file system of `size`, such as `8m`, on the directory `point`. Where that is not permitted, the test is skipped.
     #[track_caller]
     pub fn new(size: &str, point: &Path) -> Option<Self> {
         let mount = NAMESPACES.iter().find_map(|(kinds, entry)| Self::start(kinds, entry, size, point));
@@ -90,12 +91,12 @@ impl TestMount {
         namespace.run(&mount).is_ok().then(|| Self { namespace, entry, point: point.to_owned() })
     }
 
-    /// Returns where the test itself sees the file system.
+    /// Returns the path at which the test itself finds the file system.
     pub fn path(&self) -> PathBuf {
         self.namespace.path(&self.point)
     }
 
-    /// Prepares to run strata where the file system is mounted.
+    /// Returns a command that runs strata in the namespace of the file system.
     pub fn strata<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.namespace.shell.id().to_string()]).args(self.entry).arg("--");
@@ -103,7 +104,7 @@ impl TestMount {
         command
     }
 
-    /// Mounts the file system anew with another option, such as `ro`.
+    /// Remounts the file system with another option, such as `ro`.
     #[track_caller]
     pub fn remount(&mut self, option: &str) {
         self.namespace.run(&format!("mount -o remount,{option} '{}'", self.point.display())).unwrap();

@@ -1,9 +1,9 @@
-//! Podman with a storage of its own, over a store that strata has mounted.
+//! Podman with its own storage, above an additional image store in a mounted repository.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::geteuid;
@@ -11,21 +11,21 @@ use tempfile::TempDir;
 
 use super::client::mount_with_client;
 use super::fuse::{Mount, wait_until};
-use super::{Run, TestLayer, TestRepository, need, need_fuse, skip};
+use super::{Run, TestLayer, TestRepository, find_in_path, need, need_fuse, skip};
 
-/// What podman needs on machines that do not let it raise limits or manage groups of processes.
+/// Options for machines on which podman may not raise limits or manage control groups.
 const GLOBAL: [&str; 6] = ["--runtime", "runc", "--cgroup-manager", "cgroupfs", "--events-backend", "none"];
 
-/// The same for what runs containers.
+/// Options for commands that run containers on such machines.
 const RUN: [&str; 6] = ["--network", "host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"];
 
-/// What the programs of [`busybox`] are called.
+/// Names of the programs in the layer of [`busybox`].
 const PROGRAMS: [&str; 10] = ["sh", "echo", "cat", "id", "env", "pwd", "ls", "touch", "chown", "rm"];
 
-/// The user that has no privileges.
+/// A user without privileges.
 const USER_ID: u32 = 1234;
 
-/// Podman as root, or as a user, until the value is dropped: then nothing of it is left.
+/// Podman as root, or as a user. Dropping the value removes everything that podman stored or started.
 pub struct Podman {
     home: TempDir,
     mount: Mount,
@@ -33,13 +33,13 @@ pub struct Podman {
 }
 
 impl Podman {
-    /// Mounts a repository and makes a storage over its store. Where that is not possible the test skips.
+    /// Mounts a repository and configures a storage above its store. Where that is not possible, the test is skipped.
     #[track_caller]
     pub fn over(repository: &TestRepository) -> Option<Self> {
         Self::can_run().then(|| Self::of(Mount::start(repository, &["--allow-other"])))
     }
 
-    /// Does the same with the CVMFS client, where it is installed.
+    /// Does the same with a mount of the CVMFS client, if it is installed.
     #[track_caller]
     pub fn over_client(repository: &TestRepository) -> Option<Self> {
         Self::can_run().then(|| mount_with_client(repository)).flatten().map(Self::of)
@@ -79,19 +79,19 @@ impl Podman {
         command
     }
 
-    /// Runs a command of podman, which has to succeed, and returns what it printed.
+    /// Runs a command of podman, which must succeed, and returns its output.
     #[track_caller]
     pub fn say<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> String {
         Run::of(&mut self.command(arguments)).expect_code(0).stdout().trim_end().to_owned()
     }
 
-    /// Runs a container of an image, and returns what it printed.
+    /// Runs a container of an image, and returns its output.
     #[track_caller]
     pub fn run(&self, image: &str, words: &[&str]) -> String {
         self.say([&["run", "--rm"], &RUN[..], &[image], words].concat())
     }
 
-    /// Makes a container of an image and returns its ID.
+    /// Creates a container of an image and returns its ID.
     #[track_caller]
     pub fn create(&self, image: &str, words: &[&str]) -> String {
         self.say([&["create"], &RUN[..], &[image], words].concat())
@@ -105,7 +105,7 @@ impl Podman {
         self.say([&["build", "--quiet"], &RUN[..], &[directory.path().to_str().unwrap()]].concat())
     }
 
-    /// Returns the names of all images, sorted, those of none as `<none>:<none>`.
+    /// Returns the names of all images, sorted. An image without a name is listed as `<none>:<none>`.
     #[track_caller]
     pub fn names(&self) -> Vec<String> {
         let images = self.say(["images", "--format", "{{.Repository}}:{{.Tag}}"]);
@@ -114,13 +114,13 @@ impl Podman {
         names
     }
 
-    /// Returns the ID that an image has by any of its names.
+    /// Returns the ID of the image with a name.
     #[track_caller]
     pub fn id(&self, image: &str) -> String {
         self.say(["image", "inspect", "--format", "{{.Id}}", image])
     }
 
-    /// Starts the service, which stays until the value is dropped.
+    /// Starts the service, which runs until the value is dropped.
     pub fn serve(&mut self) {
         let socket = self.socket();
         let mut command = self.command(["system", "service", "--time", "0", &format!("unix://{}", socket.display())]);
@@ -128,7 +128,7 @@ impl Podman {
         wait_until("the service listens", || socket.exists());
     }
 
-    /// Asks the service which ID an image has.
+    /// Returns the ID of an image according to the service.
     pub fn ask_id(&self, image: &str) -> String {
         let url = format!("unix://{}", self.socket().display());
         let mut command = Command::new("podman");
@@ -140,7 +140,7 @@ impl Podman {
         self.home.path().join("service.sock")
     }
 
-    /// Runs a shell script as a user with subordinate IDs, in namespaces that go with it. `$RUN` runs a container there.
+    /// Runs a shell script as a user with subordinate IDs, in temporary namespaces. In the script, `$RUN` runs a container.
     #[track_caller]
     pub fn as_user(&self, script: &str) -> String {
         let overlay = "[storage.options.overlay]\nmount_program = \"/usr/bin/fuse-overlayfs\"\n";
@@ -199,14 +199,11 @@ fn need_root() -> bool {
     geteuid().is_root()
 }
 
-/// Fills a layer with a shell, a few programs and a user. Where busybox is not installed the test skips.
+/// Returns a function that adds a shell, a few programs and a user to a layer. Where busybox is not installed, the test is skipped.
 #[track_caller]
 pub fn busybox() -> Option<impl Fn(TestLayer) -> TestLayer> {
     need("busybox").then_some(())?;
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let program =
-        std::env::split_paths(&path).map(|directory| directory.join("busybox")).find(|file| Path::exists(file));
-    let program = fs::read(program.unwrap()).unwrap();
+    let program = fs::read(find_in_path("busybox")?).unwrap();
     Some(move |layer: TestLayer| {
         let layer = layer.file("bin/busybox", &program).mode(0o755);
         let layer = PROGRAMS.iter().fold(layer, |layer, name| layer.symlink(format!("bin/{name}"), "busybox"));

@@ -1,30 +1,27 @@
-//! A host between strata and a registry, which does what a test says.
+//! A proxy between strata and a registry that can respond with faults.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
 
 use serde_json::{Value, json};
 
 use super::http::{Reply, Request};
+use super::server::Server;
 
-/// What the proxy does with a request: the second value counts those that came here before.
+/// Returns the response to a request. The number is that of earlier requests that the same rule handled.
 type Handler = dyn Fn(&Request, usize) -> Reply + Send + Sync;
 
-/// A host that passes on what it is asked, but for what a test says, and remembers it all.
+/// A proxy that records all requests, and forwards those that no rule of the test handles.
 pub struct FaultProxy {
-    port: u16,
+    server: Server,
     state: Arc<State>,
-    listener: Option<JoinHandle<()>>,
 }
 
 struct State {
     registry: u16,
     rules: Mutex<Vec<Rule>>,
     served: Mutex<Vec<Served>>,
-    is_over: AtomicBool,
 }
 
 struct Rule {
@@ -33,59 +30,48 @@ struct Rule {
     handler: Arc<Handler>,
 }
 
-/// A request that came, and what was answered.
+/// A received request and the response to it.
 #[derive(Debug, Clone)]
 pub struct Served {
     pub method: String,
     pub path: String,
-    /// What the client had to say who it is.
+    /// The header `authorization` of the request.
     pub authorization: Option<String>,
-    /// Which bytes the client wanted.
+    /// The header `range` of the request.
     pub range: Option<String>,
-    /// What kinds of document the client took.
+    /// The header `accept` of the request.
     pub accept: Option<String>,
     pub status: u16,
-    /// How many bytes of the body were sent.
+    /// Number of bytes of the body that were sent.
     pub sent: usize,
 }
 
 impl FaultProxy {
-    /// Starts a proxy before what listens at a port of this machine.
+    /// Starts a proxy for the server at a port of this machine.
     pub fn start(registry: u16) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
         let (rules, served) = Default::default();
-        let state = Arc::new(State { registry, rules, served, is_over: AtomicBool::new(false) });
+        let state = Arc::new(State { registry, rules, served });
         let serving = Arc::clone(&state);
-        let listener = thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                if serving.is_over.load(Ordering::Acquire) {
-                    return;
-                }
-                let state = Arc::clone(&serving);
-                thread::spawn(move || state.serve(stream));
-            }
-        });
-        Self { port, state, listener: Some(listener) }
+        Self { server: Server::tcp(move |stream| serving.serve(stream)), state }
     }
 
     /// Returns the proxy's host and port.
     pub fn host(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.server.host()
     }
 
     /// Returns the port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.server.port()
     }
 
-    /// From now on, does this with requests that name `part` in their path. The last that fits is asked.
+    /// From now on, requests whose path contains `part` are handled by `handler`. If several rules match, the last one counts.
     pub fn at(&self, part: &str, handler: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static) -> &Self {
         self.state.rules.lock().unwrap().push(Rule { part: part.to_owned(), handled: 0, handler: Arc::new(handler) });
         self
     }
 
-    /// From now on, wants a token in each request, good for so many requests of one repository, and gives them out
+    /// From now on, each request needs a token, which is valid for `uses` requests. The proxy issues tokens
     /// at `/token`.
     pub fn demand_tokens(&self, uses: usize) -> &Self {
         let left = Arc::new(Mutex::new(BTreeMap::<String, usize>::new()));
@@ -106,8 +92,8 @@ impl FaultProxy {
         })
     }
 
-    /// From now on, gives lists of tags in pages of `size`, in order (distribution-spec, "Listing Tags"). The registry
-    /// itself gives them whole.
+    /// From now on, lists of tags are sent in pages of `size`, in order (distribution-spec, "Listing Tags"). The registry
+    /// itself does not split them.
     pub fn page_tags(&self, size: usize) -> &Self {
         self.at("/tags/list", move |request, _| {
             let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
@@ -126,31 +112,21 @@ impl FaultProxy {
         })
     }
 
-    /// Returns what was asked so far, in order.
+    /// Returns all requests so far, in order.
     pub fn served(&self) -> Vec<Served> {
         self.state.served.lock().unwrap().clone()
     }
 
-    /// Returns the digests of the blobs that were asked for, in order, once for each time.
+    /// Returns the digest of each request for a blob, in order.
     pub fn blobs(&self) -> Vec<String> {
         let digest = |served: Served| served.path.split_once("/blobs/").map(|(_, digest)| digest.to_owned());
         self.served().into_iter().filter_map(digest).collect()
     }
 }
 
-impl Drop for FaultProxy {
-    fn drop(&mut self) {
-        self.state.is_over.store(true, Ordering::Release);
-        // It may wait for the next client.
-        drop(TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)));
-        let ended = self.listener.take().map(JoinHandle::join);
-        assert!(thread::panicking() || ended.is_none_or(|ended| ended.is_ok()));
-    }
-}
-
 impl State {
     fn serve(&self, mut stream: TcpStream) {
-        // A client may leave at any time.
+        // A client may close the connection at any time.
         let Ok(Some(request)) = Request::read(&stream, self.registry) else { return };
         let header = |name| request.header(name).map(str::to_owned);
         let number = {
@@ -185,7 +161,7 @@ impl State {
     }
 }
 
-/// Answers that the client has to say who it is, and how.
+/// Creates the response 401, which tells the client how to authenticate.
 pub fn challenge(how: &str) -> Reply {
     let errors = json!({ "errors": [{ "code": "UNAUTHORIZED", "message": "authentication required" }] });
     Reply::json(401, &errors).with("www-authenticate", how)

@@ -1,4 +1,4 @@
-//! Real registries, each with a directory of its own.
+//! Real registries, each with its own directory.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::http::{Reply, Request};
-use super::{TestImage, need};
+use super::{TestImage, need, write_oci_index};
 
-/// Who may use a registry with [`TestRegistry::with_password`].
+/// The user of registries that [`TestRegistry::with_password`] starts.
 pub const USER: &str = "user";
 
 /// The password of [`USER`].
@@ -21,7 +21,7 @@ pub const PASSWORD: &str = "secret word";
 /// [`USER`] and [`PASSWORD`] as `htpasswd -B` writes them.
 const HTPASSWD: &str = "user:$2y$04$abcdefghijklmnopqrstuuP6/q0obcGuk6SuzN66aTZwHeRCLMzKO\n";
 
-/// A registry of the kind that `docker-registry` is, on this machine, until the value is dropped.
+/// A `docker-registry` on this machine, which runs until the value is dropped.
 pub struct TestRegistry {
     home: TempDir,
     port: u16,
@@ -30,7 +30,7 @@ pub struct TestRegistry {
 }
 
 impl TestRegistry {
-    /// Starts an empty registry that anybody may use; none where the program is not installed.
+    /// Starts an empty registry without access control. Returns `None` if the program is not installed.
     #[track_caller]
     pub fn start() -> Option<Self> {
         Self::start_with(&json!({}), None)
@@ -42,7 +42,7 @@ impl TestRegistry {
         Self::start_with(&json!({ "auth": { "htpasswd": { "realm": "test", "path": "HOME/htpasswd" } } }), None)
     }
 
-    /// Starts a registry that speaks HTTPS, with a certificate for 127.0.0.1 that nobody else has signed.
+    /// Starts a registry with HTTPS and a self-signed certificate for 127.0.0.1.
     #[track_caller]
     pub fn with_certificate() -> Option<Self> {
         need("openssl").then_some(())?;
@@ -64,7 +64,7 @@ impl TestRegistry {
             "http": { "addr": "127.0.0.1:0", "secret": "test", "tls": tls },
         });
         settings.as_object().unwrap().iter().for_each(|(name, value)| configuration[name] = value.clone());
-        // JSON is YAML.
+        // The configuration file is YAML, of which JSON is a subset.
         let configuration = configuration.to_string().replace("HOME", home.path().to_str().unwrap());
         let file = home.path().join("config.yml");
         fs::write(&file, configuration).unwrap();
@@ -99,7 +99,14 @@ impl TestRegistry {
         self.push_from(&format!("oci:{}:latest", layout.path().display()), name);
     }
 
-    /// Stores an image that skopeo finds at `source` under `repository:tag`, for every platform it is for.
+    /// Stores images, one for each platform, and their index under `repository:tag`, with skopeo.
+    pub fn push_index(&self, images: &[TestImage], name: &str) {
+        let layout = tempfile::tempdir_in(self.home.path()).unwrap();
+        write_oci_index(images, layout.path(), "latest");
+        self.push_from(&format!("oci:{}:latest", layout.path().display()), name);
+    }
+
+    /// Stores the image that skopeo finds at `source` under `repository:tag`, with all its platforms.
     pub fn push_from(&self, source: &str, name: &str) {
         let mut command = Command::new("skopeo");
         command.args([
@@ -114,14 +121,14 @@ impl TestRegistry {
         run(command.arg(format!("docker://{}/{name}", self.host())));
     }
 
-    /// Stores an image that skopeo finds at `source` in another format, `oci` or `v2s2`.
+    /// Stores the image that skopeo finds at `source` in another format, `oci` or `v2s2`.
     pub fn push_as(&self, format: &str, source: &str, name: &str) {
         let mut command = Command::new("skopeo");
         command.args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", "--format", format, source]);
         run(command.arg(format!("docker://{}/{name}", self.host())));
     }
 
-    /// Stores an image under each of some tags of a repository, quickly.
+    /// Stores an image under several tags of a repository, without skopeo, which would be slow.
     pub fn push_tags<T: AsRef<str>>(&self, image: &TestImage, repository: &str, tags: impl IntoIterator<Item = T>) {
         image.blobs().iter().for_each(|(digest, bytes)| self.put_blob(repository, digest, bytes));
         for tag in tags {
@@ -132,8 +139,8 @@ impl TestRegistry {
     /// Stores a blob (distribution-spec, "Pushing blobs").
     pub fn put_blob(&self, repository: &str, digest: &str, bytes: &[u8]) {
         let begun = self.ask(202, self.request("POST", &format!("/v2/{repository}/blobs/uploads/")));
-        let place = begun.header("location").expect("an upload has a place");
-        let place = &place[place.find("/v2/").expect("it is at this registry")..];
+        let place = begun.header("location").expect("an upload has a location");
+        let place = &place[place.find("/v2/").expect("the location is at this registry")..];
         let mark = if place.contains('?') { '&' } else { '?' };
         self.ask(201, self.request("PUT", &format!("{place}{mark}digest={digest}")).body(bytes));
     }
@@ -144,9 +151,9 @@ impl TestRegistry {
         self.ask(201, request.with("content-type", media_type).body(manifest));
     }
 
-    /// Makes a request that [`Request::forward`] asks.
+    /// Creates a request that [`Request::forward`] sends to the registry.
     pub fn request(&self, method: &str, path: &str) -> Request {
-        // The name and password above, as they are sent.
+        // `USER` and `PASSWORD` in base64.
         Request::new(self.port, method, path).with("authorization", "Basic dXNlcjpzZWNyZXQgd29yZA==")
     }
 
@@ -166,23 +173,23 @@ impl Drop for TestRegistry {
     }
 }
 
-/// Runs a program that has to succeed.
+/// Runs a program, which must succeed.
 #[track_caller]
 pub fn run(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Waits until a registry listens, and returns where.
+/// Waits until a registry listens, and returns its port.
 fn port_of(server: &mut Child) -> u16 {
-    let log = BufReader::new(server.stderr.take().expect("it was asked for"));
+    let log = BufReader::new(server.stderr.take().expect("stderr is piped"));
     let mut lines = log.lines().map_while(Result::ok);
     let mut said = Vec::new();
     let port = lines.by_ref().inspect(|line| said.push(line.clone())).find_map(|line| {
         let place = line.split("listening on 127.0.0.1:").nth(1)?;
         place.split(|character: char| !character.is_ascii_digit()).next()?.parse().ok()
     });
-    // A registry that nobody listens to would wait for that.
+    // A registry whose log is not read would block when the pipe is full.
     thread::spawn(move || lines.for_each(drop));
     port.unwrap_or_else(|| panic!("docker-registry does not start: {said:?}"))
 }

@@ -1,8 +1,8 @@
-//! Repositories made to order: a directory of their own each, converted into by the program, and strictly checked at the end.
+//! Test repositories. Each has its own directory, is changed by the program, and is strictly checked at the end of the test.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -15,25 +15,25 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
-use super::{TestImage, strata_command};
+use super::{TestImage, strata_command, write_oci_index};
 use crate::strict::{self, Entry, Reader};
 
 /// The name of every test repository.
 pub const FQRN: &str = "unpacked.example.org";
 
-/// The name that images have where the test does not care.
+/// Name of images in tests that do not depend on it.
 pub const NAME: &str = "registry.example.org/test/image:1";
 
-/// A repository in a directory of its own, which goes with the value.
+/// A repository in a temporary directory, which is deleted when the value is dropped.
 ///
-/// When a test ends well, the repository has to pass the strict reader.
+/// When a test succeeds, the strict reader must find no fault in the repository.
 pub struct TestRepository {
     home: TempDir,
     sources: AtomicUsize,
 }
 
 impl TestRepository {
-    /// Makes a repository that holds nothing. All of one test run have the same keys, since making those takes long.
+    /// Creates an empty repository. All repositories of a test run have the same keys, because creating keys takes long.
     pub fn new() -> Self {
         let repository = Self { home: tempfile::tempdir().unwrap(), sources: AtomicUsize::new(0) };
         fs::create_dir(repository.home.path().join("images")).unwrap();
@@ -41,26 +41,26 @@ impl TestRepository {
         repository
     }
 
-    /// Makes a repository that holds nothing and is set otherwise: `settings` are lines of `strata.toml`.
+    /// Creates an empty repository with these lines in `strata.toml`.
     pub fn with_settings(settings: &str) -> Self {
         let repository = Self::new();
         repository.set(settings);
         repository
     }
 
-    /// Sets the repository otherwise from now on.
+    /// Replaces the settings of the repository by these lines of `strata.toml`.
     pub fn set(&self, settings: &str) {
         fs::write(self.directory().join("strata.toml"), format!("repository = \"{FQRN}\"\n{settings}\n")).unwrap();
     }
 
-    /// Makes a repository that holds an image under the name [`NAME`].
+    /// Creates a repository that contains an image under the name [`NAME`].
     pub fn publish(image: &TestImage) -> Self {
         let repository = Self::new();
         repository.convert(image, NAME, &[]).expect_code(0);
         repository
     }
 
-    /// Makes a copy of the repository as it is now.
+    /// Creates a copy of the repository.
     pub fn copy(&self) -> Self {
         let copy = Self { home: tempfile::tempdir().unwrap(), sources: AtomicUsize::new(0) };
         fs::create_dir(copy.home.path().join("images")).unwrap();
@@ -73,22 +73,34 @@ impl TestRepository {
         self.home.path().join(FQRN)
     }
 
-    /// Returns the directory that clients are served from.
+    /// Returns the storage directory, which web servers would serve.
     pub fn storage(&self) -> PathBuf {
         self.directory().join("storage")
     }
 
-    /// Returns a path beside the repository's directory, for files that the test makes.
+    /// Returns a path beside the repository's directory, for files of the test.
     pub fn beside(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
     }
 
-    /// Writes an image to a layout of its own and returns the argument that names it.
-    pub fn source(&self, image: &TestImage) -> String {
+    /// Returns the directory of a layout that does not exist yet.
+    fn new_layout(&self) -> PathBuf {
         let number = self.sources.fetch_add(1, Ordering::Relaxed);
-        let directory = self.home.path().join("images").join(number.to_string());
+        self.home.path().join("images").join(number.to_string())
+    }
+
+    /// Writes an image to a new layout and returns the argument that names it.
+    pub fn source(&self, image: &TestImage) -> String {
+        let directory = self.new_layout();
         image.write_oci_layout(&directory, "latest");
         format!("oci:{}", directory.display())
+    }
+
+    /// Writes images, one for each platform, and their index to a new layout, and returns the argument that names the index.
+    pub fn source_of_index(&self, images: &[TestImage]) -> String {
+        let directory = self.new_layout();
+        write_oci_index(images, &directory, "latest");
+        format!("oci:{}:latest", directory.display())
     }
 
     /// Converts an image under a name.
@@ -97,10 +109,9 @@ impl TestRepository {
         self.run([&["convert", &source, "--name", name], options].concat())
     }
 
-    /// Converts images in one command, which carry the names given.
+    /// Converts images under their names in one command.
     pub fn convert_together(&self, images: &[(&str, &TestImage)], options: &[&str]) -> Run {
-        let number = self.sources.fetch_add(1, Ordering::Relaxed);
-        let directory = self.home.path().join("images").join(number.to_string());
+        let directory = self.new_layout();
         images.iter().for_each(|(name, image)| image.write_oci_layout(&directory, name));
         let sources = images.iter().map(|(name, _)| format!("oci:{}:{name}", directory.display()));
         let arguments: Vec<String> = ["convert".to_owned()]
@@ -116,15 +127,15 @@ impl TestRepository {
         Run::of(&mut self.command(arguments))
     }
 
-    /// Runs a command that has to fail with `code` and one line that says all of `words`, and to lose nothing.
+    /// Runs a command that must fail with `code` and a message of one line that contains all of `words`, and change nothing.
     ///
-    /// Objects that nothing refers to may have come: they harm nobody.
+    /// The command may leave new objects, which are harmless while no catalog refers to them.
     #[track_caller]
     pub fn refuse<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>, code: i32, words: &[&str]) -> Run {
         self.refuse_command(&mut self.command(arguments), code, words)
     }
 
-    /// Does the same with a command that is prepared.
+    /// Does the same with a given command.
     #[track_caller]
     pub fn refuse_command(&self, command: &mut Command, code: i32, words: &[&str]) -> Run {
         let before = self.storage_files();
@@ -139,17 +150,39 @@ impl TestRepository {
         run
     }
 
-    /// Moves the repository to another directory; a link stays.
+    /// Moves the repository to another directory, and leaves a symbolic link.
     pub fn move_to(&self, directory: &Path) {
         Files::read(&self.directory()).restore(directory);
         fs::remove_dir_all(self.directory()).unwrap();
         symlink(directory, self.directory()).unwrap();
     }
 
-    /// Prepares a command on the repository.
+    /// Returns a command on the repository.
     pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
-        let repository: [OsString; 2] = ["--repo".into(), self.directory().into()];
-        strata_command(arguments.into_iter().map(|argument| argument.as_ref().to_owned()).chain(repository))
+        command_on(self.directory(), arguments)
+    }
+
+    /// Holds the lock of a publisher, until the file is dropped.
+    pub fn lock(&self) -> File {
+        let storage = File::open(self.storage()).unwrap();
+        storage.lock().unwrap();
+        storage
+    }
+
+    /// Sets up a `cvmfs_server` that manages `storage` under the name of the repository, and returns its spool directory.
+    pub fn manage_by_server(&self, storage: &Path) -> PathBuf {
+        let [settings, spool] = ["repositories.d", "spool"].map(|name| self.beside(name));
+        fs::create_dir_all(settings.join(FQRN)).unwrap();
+        fs::create_dir(&spool).unwrap();
+        let storage = storage.display();
+        let text = format!(
+            "# Created by cvmfs_server.\nCVMFS_REPOSITORY_NAME={FQRN}\nCVMFS_SPOOL_DIR={}\n\
+             CVMFS_UPSTREAM_STORAGE=local,{storage}/data/txn,{storage}\n",
+            spool.display()
+        );
+        fs::write(settings.join(FQRN).join("server.conf"), text).unwrap();
+        self.set(&format!("server_settings = {settings:?}"));
+        spool
     }
 
     /// Opens the head with the independent reader.
@@ -157,12 +190,12 @@ impl TestRepository {
         Reader::open(&self.storage())
     }
 
-    /// Returns the names in a directory that clients list.
+    /// Returns the names that clients list in a directory.
     pub fn list(&self, directory: &str) -> Vec<String> {
         self.reader().list(directory)
     }
 
-    /// Tells whether clients list a path.
+    /// Returns whether clients list a path.
     pub fn has(&self, path: &str) -> bool {
         let mut directory = String::new();
         path.trim_matches('/').split('/').all(|name| {
@@ -172,13 +205,13 @@ impl TestRepository {
         })
     }
 
-    /// Lists the tree at a path, without the markers of nested catalogs that an image never had.
+    /// Lists the tree at a path, without hidden entries, which are the markers of nested catalogs that strata added.
     pub fn tree(&self, path: &str) -> Tree {
         let mut entries = self.reader().walk(path);
         entries.retain(|_, entry| !entry.hidden);
         let root = path.trim_matches('/').len() + 1;
         for (directory, _) in entries.values_mut().filter_map(|entry| entry.link_group.as_mut()) {
-            // Groups are named by their directory; below the root of the tree it is the same in every tree.
+            // Groups are identified by their directory. Its path is made relative to the tree, so that trees can be compared.
             directory.drain(..root);
         }
         Tree(entries)
@@ -189,12 +222,12 @@ impl TestRepository {
         self.tree(&flat_path(image))
     }
 
-    /// Lists the final chain of an image: its file system without anything that Apptainer needs.
+    /// Lists the final chain of an image: its file system without the files for Apptainer.
     pub fn chain(&self, image: &TestImage) -> Tree {
         self.tree(&chain_path(image, image.diff_ids().len()))
     }
 
-    /// Lists one layer of an image in the form for overlay mounts.
+    /// Lists a layer of an image as published for overlay mounts.
     pub fn layer(&self, image: &TestImage, number: usize) -> Tree {
         self.tree(&layer_path(image, number))
     }
@@ -204,7 +237,7 @@ impl TestRepository {
         serde_json::from_slice(&self.reader().read(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
-    /// Returns what an image published under [`NAME`] lost: how often, and where, by kind.
+    /// Returns the losses of the image published under [`NAME`]: number and paths, by kind.
     pub fn losses(&self) -> BTreeMap<String, (u64, Vec<String>)> {
         let directory = format!(".metadata/{NAME}");
         if !self.list(&directory).contains(&"losses.json".to_owned()) {
@@ -213,7 +246,7 @@ impl TestRepository {
         losses_of(&self.json(&format!("{directory}/losses.json")))
     }
 
-    /// Returns the signed manifest as it is stored. It changes with every revision.
+    /// Returns the bytes of the signed manifest, which change with every revision.
     pub fn manifest_bytes(&self) -> Vec<u8> {
         fs::read(self.storage().join(".cvmfspublished")).unwrap()
     }
@@ -225,18 +258,18 @@ impl TestRepository {
         files.map(|(path, size)| (format!("data/{}", path.display()), size)).collect()
     }
 
-    /// Returns every file of the storage directory but the objects.
+    /// Returns the files directly in the storage directory: manifest, whitelist and log of references.
     pub fn front_page(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let entries = fs::read_dir(self.storage()).unwrap().map(|entry| entry.unwrap().path());
         entries.filter(|path| path.is_file()).map(|path| (path.clone(), fs::read(path).unwrap())).collect()
     }
 
-    /// Returns all that lies in the storage directory.
+    /// Returns everything in the storage directory.
     pub fn storage_files(&self) -> Files {
         Files::read(&self.storage())
     }
 
-    /// Panics unless the storage directory holds what it held before.
+    /// Panics if the storage directory differs from `before`.
     #[track_caller]
     pub fn assert_unchanged(&self, before: &Files) {
         assert_eq!(self.storage_files().differences(before), Vec::<PathBuf>::new());
@@ -262,17 +295,23 @@ impl Drop for TestRepository {
     }
 }
 
-/// What a command did.
+/// Returns a command on the repository in a directory.
+pub fn command_on<A: AsRef<OsStr>>(directory: PathBuf, arguments: impl IntoIterator<Item = A>) -> Command {
+    let repository: [OsString; 2] = ["--repo".into(), directory.into()];
+    strata_command(arguments.into_iter().map(|argument| argument.as_ref().to_owned()).chain(repository))
+}
+
+/// The result of a command.
 #[derive(Debug)]
 pub struct Run(Output);
 
 impl Run {
-    /// Runs a command to its end.
+    /// Runs a command and waits until it ends.
     pub fn of(command: &mut Command) -> Self {
         Self(command.output().expect("strata was built with its tests"))
     }
 
-    /// Runs a command to its end, or kills it and panics when it takes longer than `limit`.
+    /// Runs a command and waits until it ends. Kills it and panics if it takes longer than `limit`.
     #[track_caller]
     pub fn within(limit: Duration, command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -287,19 +326,19 @@ impl Run {
         Self::ended(child.wait_with_output().unwrap())
     }
 
-    /// Takes the output of a command that has ended.
+    /// Returns the result of a command that has ended.
     pub fn ended(output: Output) -> Self {
         Self(output)
     }
 
-    /// Panics with all that the command said, unless it ended with this code.
+    /// Panics with the output of the command unless its exit code is `code`.
     #[track_caller]
     pub fn expect_code(self, code: i32) -> Self {
         assert_eq!(self.0.status.code(), Some(code), "{}{}", self.stdout(), self.stderr());
         self
     }
 
-    /// Panics unless the command ended with this code and one line of complaint that says all of `words`.
+    /// Panics unless the exit code is `code` and stderr, apart from progress (`INFO`), is one line that contains all of `words`.
     #[track_caller]
     pub fn expect_one_line(self, code: i32, words: &[&str]) -> Self {
         let run = self.expect_code(code);
@@ -314,41 +353,41 @@ impl Run {
         run
     }
 
-    /// Returns the code that the command ended with; none where a signal ended it.
+    /// Returns the exit code; `None` if a signal ended the command.
     pub fn exit_code(&self) -> Option<i32> {
         self.0.status.code()
     }
 
-    /// Returns what it printed.
+    /// Returns the standard output.
     pub fn stdout(&self) -> String {
         String::from_utf8(self.0.stdout.clone()).unwrap()
     }
 
-    /// Returns what it said beside its results.
+    /// Returns the standard error.
     pub fn stderr(&self) -> String {
         String::from_utf8(self.0.stderr.clone()).unwrap()
     }
 
-    /// Returns its results, when it was told to print JSON.
+    /// Returns the standard output of a command with `--json`.
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout()).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 }
 
-/// A tree as clients see it, by path below its root.
+/// A published tree as clients see it: entries by path relative to its root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tree(BTreeMap<Vec<u8>, Entry>);
 
 impl Tree {
-    /// Returns what is at a path.
+    /// Returns the entry at a path.
     #[track_caller]
     pub fn get(&self, path: impl AsRef<[u8]>) -> &Entry {
         let path = path.as_ref();
         self.0.get(path).unwrap_or_else(|| panic!("nothing at '{}' in {:?}", path.escape_ascii(), self.paths()))
     }
 
-    /// Tells whether anything is at a path.
+    /// Returns whether there is an entry at a path.
     pub fn has(&self, path: impl AsRef<[u8]>) -> bool {
         self.0.contains_key(path.as_ref())
     }
@@ -370,12 +409,12 @@ impl Tree {
         String::from_utf8(target.expect("a symbolic link")).unwrap()
     }
 
-    /// Returns every path, in order. The root is the empty path. Odd bytes are escaped.
+    /// Returns all paths, in order. The root is the empty path. Non-printable bytes are escaped.
     pub fn paths(&self) -> Vec<String> {
         self.0.keys().map(|path| path.escape_ascii().to_string()).collect()
     }
 
-    /// Returns everything, by path.
+    /// Returns all entries, by path.
     pub fn entries(&self) -> &BTreeMap<Vec<u8>, Entry> {
         &self.0
     }
@@ -411,7 +450,7 @@ impl Files {
         Self(files)
     }
 
-    /// Returns the paths of everything that differs in `other`, or is in only one of them.
+    /// Returns the paths whose files or directories differ, or that only one of the two has.
     pub fn differences(&self, other: &Self) -> Vec<PathBuf> {
         let paths = self.0.keys().chain(other.0.keys().filter(|path| !self.0.contains_key(*path)));
         paths.filter(|path| self.0.get(*path) != other.0.get(*path)).cloned().collect()
@@ -435,7 +474,7 @@ impl Files {
     }
 }
 
-/// Returns what `losses.json` says: how often, and where, by kind.
+/// Returns the losses in `losses.json`: number and paths, by kind.
 pub fn losses_of(json: &Value) -> BTreeMap<String, (u64, Vec<String>)> {
     let paths = |value: &Value| -> Vec<String> { serde_json::from_value(value["paths"].clone()).unwrap() };
     let kinds = json.as_object().unwrap().iter();
@@ -447,7 +486,7 @@ pub fn flat_path(image: &TestImage) -> String {
     path_of_digest(".flat", &image.config_digest())
 }
 
-/// Returns the path of one layer of an image, the lowest being number 0.
+/// Returns the path of a layer of an image; the lowest layer has number 0.
 pub fn layer_path(image: &TestImage, number: usize) -> String {
     format!("{}/layerfs", path_of_digest(".layers", &image.layer_digests()[number]))
 }

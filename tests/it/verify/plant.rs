@@ -1,6 +1,6 @@
 //! Published repositories with a fault planted in them, signed as if it were none.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -13,8 +13,9 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use sha1::{Digest as _, Sha1};
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::strict_selftest::forge::{deflate, hex, put};
-use crate::support::{FQRN, NAME, Run, TestRepository, strata_command};
+use crate::strict::hex;
+use crate::strict_selftest::forge::{deflate, put};
+use crate::support::{FQRN, NAME, Run, TestRepository, command_on};
 
 /// A copy of a repository, whose catalogs may be changed.
 pub struct Planted {
@@ -31,9 +32,7 @@ impl Planted {
 
     /// Verifies the image that `source` names.
     pub fn verify(&self, source: &str) -> Run {
-        let directory = self.directory();
-        let arguments = ["verify", source, "--name", NAME, "--repo"].map(Into::into);
-        Run::of(&mut strata_command(arguments.into_iter().chain([directory.into_os_string()])))
+        Run::of(&mut self.command(["verify", source, "--name", NAME]))
     }
 
     /// Changes the catalog of the directory `path`, and publishes that.
@@ -68,8 +67,7 @@ impl Planted {
 
     /// Prepares a command on the repository.
     pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
-        let repository: [OsString; 2] = ["--repo".into(), self.directory().into()];
-        strata_command(arguments.into_iter().map(|argument| argument.as_ref().to_owned()).chain(repository))
+        command_on(self.directory(), arguments)
     }
 
     /// Returns the files that a publisher replaces.
