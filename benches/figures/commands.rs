@@ -1,4 +1,4 @@
-//! The programs that are measured.
+//! Runs the measured programs.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use strata::object::Compression;
 
-/// Where a benchmark keeps what it makes. What earlier ones left is deleted first, and nothing in between: see [`FORGETTING`].
+/// Temporary files of a benchmark. Files of earlier benchmarks are deleted first, and nothing in between: see [`FORGETTING`].
 pub struct Scratch {
     directory: PathBuf,
     repositories: usize,
 }
 
-/// What a conversion took.
+/// Cost of a conversion.
 pub struct Conversion {
     pub time: Duration,
-    /// The most memory that it had at any time, in bytes.
+    /// Peak memory in bytes.
     pub memory: u64,
 }
 
@@ -35,13 +35,13 @@ impl Scratch {
         Self { directory, repositories: 0 }
     }
 
-    /// Returns a path where nothing is.
+    /// Returns a path that does not exist.
     pub fn path(&mut self, name: &str) -> PathBuf {
         self.repositories += 1;
         self.directory.join(format!("{}-{name}.example.org", self.repositories))
     }
 
-    /// Makes a repository that holds nothing.
+    /// Creates an empty repository.
     pub fn repository(&mut self, compression: Compression) -> PathBuf {
         let path = self.path("repository");
         time(Command::new(env!("CARGO_BIN_EXE_strata")).args(["init", "bench.example.org", "--repo"]).arg(&path));
@@ -52,14 +52,14 @@ impl Scratch {
     }
 }
 
-/// What the names of directories end in that the next benchmark deletes.
+/// End of the names of directories that the next benchmark deletes.
 pub const UNFINISHED: &str = "unfinished";
 
-/// How long ext4 may remember files that were deleted. It gives their places to no others, and whoever makes files beside
-/// them looks longer for room.
+/// How long ext4 may remember deleted files. It does not reuse their inodes in that time, so that creating files beside
+/// them takes longer.
 const FORGETTING: Duration = Duration::from_secs(6 * 60);
 
-/// Deletes directories and, if there are any, waits until the file system has forgotten what was in them.
+/// Deletes directories and, if there are any, waits until the file system has forgotten their files.
 fn delete(directories: impl Iterator<Item = PathBuf>) {
     let mut is_any = false;
     for directory in directories {
@@ -71,15 +71,15 @@ fn delete(directories: impl Iterator<Item = PathBuf>) {
     }
 }
 
-/// Waits until the file system has forgotten `what` was deleted.
+/// Waits until the file system has forgotten deleted files; `what` names them in the message.
 pub fn forget(what: &str) {
     rustix::fs::sync();
     eprintln!("waiting for {} minutes, as {what} were deleted ...", FORGETTING.as_secs() / 60);
     thread::sleep(FORGETTING);
 }
 
-/// Gives back the room of what is not needed any more and shares no file with anything. The files stay, and are empty, since
-/// deleting them has a price.
+/// Frees the space of files that are no longer needed and have no other hard links. The files stay, but are empty, because
+/// deleting them would slow down the next measurement.
 pub fn empty(directory: &Path) {
     for entry in fs::read_dir(directory).expect("what was made can be listed") {
         let entry = entry.expect("what was made can be listed");
@@ -92,25 +92,25 @@ pub fn empty(directory: &Path) {
     }
 }
 
-/// Prepares to run strata on a repository.
+/// Returns a command that runs strata on a repository.
 pub fn strata(repository: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_strata"));
     command.arg("--quiet").arg("--repo").arg(repository);
     command
 }
 
-/// Converts an image under a name, with more options.
+/// Converts an image under a name, with additional options.
 pub fn convert(repository: &Path, image: &str, name: &str, options: &[&str]) -> Conversion {
     let mut command = strata(repository);
     command.args(["convert", image, "--name", &format!("bench.example.org/{name}")]);
     watch(command.args(options))
 }
 
-/// Where Linux says on which cores it writes back what programs wrote: a mask in hexadecimal.
+/// File with the cores on which Linux writes back dirty pages: a mask in hexadecimal.
 const WRITE_BACK: &str = "/sys/devices/virtual/workqueue/writeback/cpumask";
 
-/// Has the kernel write back on one core, as long as this lives. Where it does not let us say so, it goes on as before. Who kills the
-/// benchmark meanwhile leaves it so until the machine starts again.
+/// Restricts the write-back of the kernel to one core until the value is dropped. Without permission, nothing changes. If the
+/// benchmark is killed, the restriction stays until the machine restarts.
 struct WriteBackOnOneCore {
     before: Option<String>,
 }
@@ -133,7 +133,7 @@ impl Drop for WriteBackOnOneCore {
     }
 }
 
-/// Converts an image with one thread, on one core. What the kernel writes meanwhile is its work, too, and no gift of the others.
+/// Converts an image with one thread, on one core. The write-back of the kernel, which is part of the work, runs on this core, too.
 pub fn convert_on_one_core(repository: &Path, image: &str, name: &str) -> Conversion {
     let status = fs::read_to_string("/proc/self/status").expect("Linux tells which cores there are");
     let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("Linux tells that");
@@ -144,7 +144,7 @@ pub fn convert_on_one_core(repository: &Path, image: &str, name: &str) -> Conver
     watch(command.args(["convert", image, "--name", &format!("bench.example.org/{name}"), "--threads", "1"]))
 }
 
-/// Runs a command, which has to succeed, and watches its memory.
+/// Runs a command, which must succeed, and measures its time and memory.
 pub fn watch(command: &mut Command) -> Conversion {
     settle();
     let start = Instant::now();
@@ -155,7 +155,7 @@ pub fn watch(command: &mut Command) -> Conversion {
         if let Some(result) = child.try_wait().expect("a child can be waited for") {
             break result;
         }
-        // What the kernel says is the most so far; it says nothing once the program has ended.
+        // The kernel reports the peak until now, and nothing after the program has ended.
         memory = fs::read_to_string(&status).ok().and_then(|status| most_memory(&status)).unwrap_or(memory);
         thread::sleep(Duration::from_millis(2));
     };
@@ -170,7 +170,7 @@ fn most_memory(status: &str) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// Runs a command, which has to succeed, and returns how long it took.
+/// Runs a command, which must succeed, and returns its elapsed time.
 pub fn time(command: &mut Command) -> Duration {
     settle();
     let start = Instant::now();
@@ -178,12 +178,12 @@ pub fn time(command: &mut Command) -> Duration {
     start.elapsed()
 }
 
-/// Waits until what was written before is on disk, so that nobody pays for others.
+/// Waits until all written data is on disk, so that the next measurement does not include it.
 pub fn settle() {
     rustix::fs::sync();
 }
 
-/// Runs a command, which has to succeed, and returns what it printed.
+/// Runs a command, which must succeed, and returns its output.
 pub fn run(command: &mut Command) -> Vec<u8> {
     let output = command.stdin(Stdio::null()).output();
     let output = output.unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
@@ -191,7 +191,7 @@ pub fn run(command: &mut Command) -> Vec<u8> {
     output.stdout
 }
 
-/// Returns the shortest of several times, which whatever else the machine did has changed least.
+/// Returns the shortest of several times, which other activity of the machine has affected least.
 pub fn best(times: impl IntoIterator<Item = Duration>) -> Duration {
     times.into_iter().min().expect("something was measured")
 }

@@ -1,4 +1,4 @@
-//! The reference image, beside the bare work, other programs, and itself.
+//! Measures the reference image, compared with the bare work, other programs, and itself.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -18,26 +18,26 @@ use Promise::{AtLeast, AtMost};
 const MODES: [Compression; 3] = [Compression::Balanced, Compression::Fast, Compression::Exact];
 const MIB: u64 = 1 << 20;
 
-/// How much of the time of the bare work a conversion may take.
+/// Maximum ratio of the time of a conversion to that of the bare work.
 const LIMIT: f64 = 1.15;
 
-/// How the image compares where everything is as it should be: on a machine that does nothing else.
+/// Promised ratios on an idle machine.
 struct Promises {
-    /// Of the time of the bare work.
+    /// Maximum ratio to the time of the bare work.
     limit: f64,
-    /// How many times as fast two threads are as one.
+    /// Minimum speed-up of two threads compared with one.
     threads: f64,
-    /// How many times as fast the image is when it was built again.
+    /// Minimum speed-up of the rebuilt image compared with the first conversion.
     rebuild: f64,
 }
 
-/// Returns how often the reference image is converted for a figure.
+/// Returns the number of conversions of the reference image for each figure.
 fn runs() -> usize {
     env::var("STRATA_BENCH_RUNS").map_or(3, |runs| runs.parse().expect("STRATA_BENCH_RUNS is a number"))
 }
 
-/// Measures with a small image what changes of the code may not make much worse. How long a second of work takes has much to
-/// do with chance, so the promises are far from what is usual: 1.3 times the bare work, 1.6, and 2.2.
+/// Measures a small image, to detect changes of the code that make it much slower. Times of about a second vary by
+/// chance, so that the promised ratios are far from the usual ones: 1.3 times the bare work, 1.6, and 2.2.
 pub fn quick(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
     let layout = images::base(directory);
     let promises = Promises { limit: 3.0, threads: 1.05, rebuild: 1.2 };
@@ -46,7 +46,7 @@ pub fn quick(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
     table.time("`convert`, balanced", ours[0], "`umoci unpack`", theirs, AtMost(2.0));
 }
 
-/// Measures the reference image, and draws how fast it is.
+/// Measures the reference image, and draws the plot.
 pub fn full(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
     let layout = images::hep(directory);
     let size = Cuts::find(&layout.layers("hep")).size();
@@ -70,13 +70,13 @@ pub fn full(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
     plot(Path::new("benches/figures.svg"), "GB of layers in a minute, on 2 cores (more is better)", &speeds);
 }
 
-/// Measures the reference image beside the bare work only.
+/// Compares the reference image only with the bare work.
 pub fn limit(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
-    beside_limit(&images::hep(directory), "hep", LIMIT, runs(), scratch, table);
+    compare_with_limit(&images::hep(directory), "hep", LIMIT, runs(), scratch, table);
 }
 
 /// Compares `convert` in each mode with the bare work, one thread with two, and the image with itself and its rebuild.
-/// Returns how long each mode takes.
+/// Returns the time of each mode.
 fn compare(
     layout: &Layout,
     tag: &str,
@@ -85,7 +85,7 @@ fn compare(
     scratch: &mut Scratch,
     table: &mut Table,
 ) -> Vec<Duration> {
-    let modes = beside_limit(layout, tag, promises.limit, runs, scratch, table);
+    let modes = compare_with_limit(layout, tag, promises.limit, runs, scratch, table);
     let (image, layers) = (layout.image(tag), layout.layers(tag));
     let (mut two, mut one) = (Vec::new(), Vec::new());
     for _ in 0..runs {
@@ -100,8 +100,8 @@ fn compare(
     modes
 }
 
-/// Compares `convert` in each mode with the bare work. Returns how long each mode takes.
-fn beside_limit(
+/// Compares `convert` in each mode with the bare work. Returns the time of each mode.
+fn compare_with_limit(
     layout: &Layout,
     tag: &str,
     promise: f64,
@@ -117,7 +117,7 @@ fn beside_limit(
         for run in 0..runs {
             let (objects, repository) = (scratch.path("objects"), scratch.repository(mode));
             fs::create_dir(&objects).expect("there is room for objects");
-            // The disk has more to do for whoever comes second.
+            // The second of two programs finds the disk busier.
             for is_bare in [run % 2 == 0, run % 2 != 0] {
                 warm(&layers);
                 settle();
@@ -135,7 +135,7 @@ fn beside_limit(
     modes
 }
 
-/// Converts an image once more into its repository: under another name, and built anew.
+/// Converts an image again into its repository: under another name, and rebuilt.
 fn again(layout: &Layout, tag: &str, promises: &Promises, runs: usize, scratch: &mut Scratch, table: &mut Table) {
     let (mut first, mut other, mut rebuilt) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..runs {
@@ -148,11 +148,17 @@ fn again(layout: &Layout, tag: &str, promises: &Promises, runs: usize, scratch: 
         empty(&repository);
     }
     let (first, other, rebuilt) = (best(first), best(other), best(rebuilt));
-    table.time("the same image under another name", other, "half a second", Duration::from_millis(500), AtMost(1.0));
-    table.speed("the image built again, 5 % changed", rebuilt, "the image at first", first, AtLeast(promises.rebuild));
+    table.time("the same image under another name", other, "limit", Duration::from_millis(500), AtMost(1.0));
+    table.speed(
+        "the image built again, 5 % changed",
+        rebuilt,
+        "the first conversion",
+        first,
+        AtLeast(promises.rebuild),
+    );
 }
 
-/// Has the kernel keep blobs in memory: how fast the disk gives them is not what is measured.
+/// Reads blobs into the page cache, so that the speed of the disk is not measured.
 fn warm(layers: &[PathBuf]) {
     for layer in layers {
         let mut blob = File::open(layer).expect("the layer is there");
@@ -160,7 +166,7 @@ fn warm(layers: &[PathBuf]) {
     }
 }
 
-/// Converts an image with one more layer than one that is there.
+/// Converts an image that has one more layer than a published one.
 fn layer_more(layout: &Layout, scratch: &mut Scratch, table: &mut Table) {
     let repository = scratch.repository(Compression::Balanced);
     convert(&repository, &layout.image("hep"), "image:1", &[]);
@@ -168,27 +174,27 @@ fn layer_more(layout: &Layout, scratch: &mut Scratch, table: &mut Table) {
     table.time("one more layer of 20 MB", both, "1.5 s, and the layer", Duration::from_millis(1500), AtMost(1.5));
 }
 
-/// Bytes of memory that each entry of a layer may take, on top of `--memory` and [`BASE`].
+/// Maximum memory in bytes for each entry of a layer, in addition to `--memory` and [`BASE`].
 const ENTRY: u64 = 300;
 
-/// What a conversion takes however little there is to convert.
+/// Memory in bytes of a conversion of any size.
 const BASE: u64 = 64 * MIB;
 
-/// Measures how much memory the reference image and layers of many files take.
+/// Measures the memory for the reference image and for layers of many files.
 pub fn memory(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
     let hep = images::hep(directory).image("hep");
     let most = |scratch: &mut Scratch, image: &str, options: &[&str]| -> Conversion {
         convert(&scratch.repository(Compression::Balanced), image, "image:1", options)
     };
     let default = most(scratch, &hep, &[]);
-    table.bytes("memory for the reference image", default.memory, "the most", 512 * MIB, AtMost(1.0));
+    table.bytes("memory for the reference image", default.memory, "limit", 512 * MIB, AtMost(1.0));
     let little = most(scratch, &hep, &["--memory", "64M"]);
     table.bytes("the same with `--memory 64M`", little.memory, "with 256M", default.memory, AtMost(1.0));
     for (count, what) in [(1_000_000, "1,000,000"), (2_000_000, "2,000,000")] {
         let files = images::small_files(directory, count).image("files");
         let taken = most(scratch, &files, &[]).memory;
         let limit = 256 * MIB + ENTRY * count as u64 + BASE;
-        table.bytes(&format!("memory for a layer of {what} files"), taken, "the most", limit, AtMost(1.0));
+        table.bytes(&format!("memory for a layer of {what} files"), taken, "limit", limit, AtMost(1.0));
     }
 }
 

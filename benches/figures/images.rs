@@ -1,4 +1,4 @@
-//! The images that are measured with, made from packages of Debian and PyPI, each once.
+//! Builds the images for measurements, from packages of Debian and PyPI, each once.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
@@ -16,13 +16,13 @@ use super::commands::{UNFINISHED, forget};
 /// An OCI layout with the images of one kind.
 pub struct Layout(PathBuf);
 
-/// An OCI layout that is being made.
+/// An OCI layout under construction.
 struct Draft {
     directory: PathBuf,
     manifests: Mutex<Vec<Value>>,
 }
 
-/// A layer in a layout: what a manifest and a config say of it.
+/// A layer in a layout: its values in the manifest and the config.
 #[derive(Clone)]
 pub struct Layer {
     digest: String,
@@ -30,7 +30,7 @@ pub struct Layer {
     diff_id: String,
 }
 
-/// Packages of the reference image: whatever they need comes with them.
+/// Packages of the reference image, which also gets their dependencies.
 const COMPILERS: &str =
     "g++,gfortran,clang-14,llvm-14-dev,libboost-all-dev,qtbase5-dev,cmake,git,libhepmc3-dev,libclhep-dev";
 const TEXT: &str =
@@ -89,10 +89,10 @@ fn blob(directory: &Path, digest: &str) -> PathBuf {
     directory.join("blobs/sha256").join(&digest["sha256:".len()..])
 }
 
-/// Makes `hep`, `user` and `rebuild`, unless they are there.
+/// Creates `hep`, `user` and `rebuild`, unless they exist.
 ///
 /// `hep` has about 7 GB and 160,000 entries in six layers; `user` one more layer of 20 MB; `rebuild` is `hep` with 5 % of
-/// its files changed and with other layers throughout.
+/// its files changed, so that all layers differ.
 pub fn hep(directory: &Path) -> Layout {
     make_once(&directory.join("hep"), |layout, scratch| {
         let builders: [&(dyn Fn(&Path) + Sync); 6] = [
@@ -111,14 +111,14 @@ pub fn hep(directory: &Path) -> Layout {
     })
 }
 
-/// Makes `base`, a Debian base system, and `rebuild`, the same with 5 % of its files changed, unless they are there.
+/// Creates `base`, a Debian base system, and `rebuild`, the same with 5 % of its files changed, unless they exist.
 pub fn base(directory: &Path) -> Layout {
     make_once(&directory.join("base"), |layout, scratch| {
         make_with_rebuild("base", &[&|tar| mmdebstrap("minbase", "", tar)], layout, scratch);
     })
 }
 
-/// Makes an image of layers, and `rebuild` of changed ones; returns the former's layers.
+/// Creates an image of layers, and the image `rebuild` of changed layers. Returns the layers of the former.
 fn make_with_rebuild(tag: &str, builders: &[&(dyn Fn(&Path) + Sync)], layout: &Draft, scratch: &Path) -> Vec<Layer> {
     let tar = |number: usize| scratch.join(format!("{number}.tar"));
     let layers = in_pairs(builders.len(), &|number| {
@@ -135,8 +135,8 @@ fn make_with_rebuild(tag: &str, builders: &[&(dyn Fn(&Path) + Sync)], layout: &D
     layers
 }
 
-/// Makes `count` images of one host that share a layer of `shared` small files and have one of ten each, unless they are
-/// there. Their tags are full names.
+/// Creates `count` images of one host that share a layer of `shared` small files, and each have a layer of ten files, unless they
+/// exist. Their tags are full names.
 pub fn synthetic(directory: &Path, name: &str, count: usize, shared: usize) -> Layout {
     make_once(&directory.join(name), |layout, _| {
         let common = layout.add_files("common", shared);
@@ -152,7 +152,7 @@ pub fn synthetic_name(number: usize) -> String {
     format!("bench.example.org/project-{}/image:{number}", number % 100)
 }
 
-/// Makes `files`, one layer of so many small files, unless it is there.
+/// Creates `files`, an image with one layer of `count` small files, unless it exists.
 pub fn small_files(directory: &Path, count: usize) -> Layout {
     make_once(&directory.join(format!("files-{count}")), |layout, _| {
         let layer = layout.add_files("many", count);
@@ -160,7 +160,7 @@ pub fn small_files(directory: &Path, count: usize) -> Layout {
     })
 }
 
-/// Runs the work of two threads at a time, and returns the results in order.
+/// Runs functions, two at a time, and returns the results in order.
 fn in_pairs(count: usize, work: &(dyn Fn(usize) -> Layer + Sync)) -> Vec<Layer> {
     let numbers: Vec<usize> = (0..count).collect();
     let pair = |pair: &[usize]| {
@@ -172,7 +172,7 @@ fn in_pairs(count: usize, work: &(dyn Fn(usize) -> Layer + Sync)) -> Vec<Layer> 
     numbers.chunks(2).flat_map(pair).collect()
 }
 
-/// Lets `fill` make a layout, unless it is there as a whole.
+/// Creates a layout with `fill`, unless a complete one exists.
 fn make_once(directory: &Path, fill: impl FnOnce(&Draft, &Path)) -> Layout {
     if !directory.exists() {
         eprintln!("making the images in {} ...", directory.display());
@@ -193,12 +193,12 @@ fn make_once(directory: &Path, fill: impl FnOnce(&Draft, &Path)) -> Layout {
 }
 
 impl Draft {
-    /// Adds the gzip of an archive that lies in a file.
+    /// Adds a layer from the archive in a file, compressed with gzip.
     fn add_layer_of(&self, tar: &Path) -> Layer {
         self.add_layer(&mut File::open(tar).expect("the archive was made"))
     }
 
-    /// Adds a layer of so many small files in directories of a hundred, with content that is their own.
+    /// Adds a layer of `count` small files in directories of a hundred, each with its own content.
     fn add_files(&self, name: &str, count: usize) -> Layer {
         let mut archive = tar::Builder::new(Vec::new());
         for number in 0..count {
@@ -213,7 +213,7 @@ impl Draft {
         self.add_layer(&mut io::Cursor::new(archive.into_inner().expect("memory takes everything")))
     }
 
-    /// Adds the gzip of an archive.
+    /// Adds a layer from an archive, compressed with gzip.
     fn add_layer(&self, tar: &mut dyn Read) -> Layer {
         let scratch = tempfile::NamedTempFile::new_in(&self.directory).expect("there is room for a layer");
         let mut gzip = GzEncoder::new(Hashed::new(BufWriter::new(scratch)), flate2::Compression::default());
@@ -276,7 +276,7 @@ impl Draft {
     }
 }
 
-/// What is written, with its digest.
+/// A writer that also computes the digest.
 struct Hashed<W> {
     inner: W,
     hasher: Sha256,
@@ -328,7 +328,7 @@ fn pip(packages: &[&str], below: &str, tar: &Path) {
     run(archive.arg("-cf").arg(tar).arg("."));
 }
 
-/// Writes an archive of a few large files as detectors give them: numbers that repeat in part.
+/// Writes an archive of a few large files that resemble data of detectors: numbers that repeat in part.
 fn data(tar: &Path) {
     let mut archive = tar::Builder::new(BufWriter::new(File::create(tar).expect("there is room")));
     for number in 0..6_u64 {
@@ -343,7 +343,9 @@ fn data(tar: &Path) {
     archive.into_inner().and_then(|mut tar| tar.flush()).expect("there is room for data");
 }
 
-/// Numbers of four bytes with little change in the upper two, from a seed.
+/// Numbers of four bytes that change little in the upper two, from a seed.
+///
+/// This is not the generator of the tests, as another one would change the reference image, and so all measured figures.
 struct Numbers {
     state: u64,
     value: u32,
@@ -373,7 +375,7 @@ impl Read for Numbers {
     }
 }
 
-/// Writes an archive anew: every twentieth file has other bytes at its end, and every entry is a second younger.
+/// Writes a changed copy of an archive: every twentieth file has other bytes at its end, and every entry is a second younger.
 fn change(from: &Path, to: &Path) {
     let mut archive = tar::Archive::new(File::open(from).expect("the archive was made"));
     let mut changed = tar::Builder::new(BufWriter::new(File::create(to).expect("there is room")));

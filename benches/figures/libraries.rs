@@ -1,4 +1,4 @@
-//! What each library makes of the content of the reference image: how fast it compresses it, and to how much.
+//! Compares libraries with the content of the reference image: the speed of compression, and the compressed size.
 
 use std::fs::File;
 use std::io;
@@ -13,10 +13,10 @@ use strata::object::{Compression, Encoder};
 use super::images;
 use super::limit::Cuts;
 
-/// One piece of content in so many is taken.
+/// Only one of this number of pieces of content is measured.
 const SAMPLED: usize = 12;
 
-/// A library at a level: returns how large a piece becomes.
+/// A library at a level: returns the compressed size of a piece.
 type Pack = Box<dyn FnMut(&[u8]) -> usize>;
 
 /// Prints a table of libraries and levels, of those that this build has.

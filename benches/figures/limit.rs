@@ -1,8 +1,8 @@
-//! What the work of a conversion costs at least: its bare kernels, with the libraries that strata uses, and nothing else.
+//! The minimum cost of a conversion: its bare kernels, with the libraries that strata uses, and nothing else.
 //!
 //! Each layer is read, hashed, inflated and hashed again; each file in it is hashed, compressed, hashed and written, unless
-//! the same content was before. Nothing is parsed, scheduled, verified or remembered, no catalog is made, and how the
-//! archives are divided into files is found out beforehand.
+//! the same content was written before. Nothing is parsed, scheduled, verified or remembered, no catalog is created, and how the
+//! archives are divided into files is determined before the measurement.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -18,13 +18,13 @@ use sha2::{Digest as _, Sha256};
 use strata::layer::unpack;
 use strata::object::{Compression, Encoder, ObjectHash};
 
-/// Where content lies in the archive of a layer.
+/// The positions of content in the archive of a layer.
 pub struct Cuts {
     layers: Vec<Vec<Range<u64>>>,
     size: u64,
 }
 
-/// Large files are cut like this, as chunks are on average.
+/// Size in bytes of the pieces into which large files are cut: the average size of chunks.
 const CHUNK: u64 = 8 << 20;
 
 impl Cuts {
@@ -34,7 +34,7 @@ impl Cuts {
         Self { layers, size: sizes.iter().sum() }
     }
 
-    /// Reads one in `step` of the pieces of layers.
+    /// Reads every `step`-th piece of the layers.
     pub fn sample(&self, layers: &[PathBuf], step: usize) -> Vec<Vec<u8>> {
         let mut sample = Vec::new();
         for (layer, cuts) in layers.iter().zip(&self.layers) {
@@ -50,13 +50,13 @@ impl Cuts {
         sample
     }
 
-    /// Returns how large all archives are.
+    /// Returns the total size of all archives.
     pub fn size(&self) -> u64 {
         self.size
     }
 }
 
-/// Returns where content lies in an archive, and how large that is.
+/// Returns the positions of content in an archive, and the size of the archive.
 fn cuts(layer: &Path) -> (Vec<Range<u64>>, u64) {
     let stream = MultiGzDecoder::new(io::BufReader::new(File::open(layer).expect("the layer is there")));
     let mut archive = tar::Archive::new(Counted { inner: stream, position: 0 });
@@ -78,11 +78,11 @@ fn cuts(layer: &Path) -> (Vec<Range<u64>>, u64) {
 }
 
 /// Does the work for all layers, on all threads, into the empty directory `objects`, and returns the least time that it could
-/// have taken: what all threads were busy, divided by their number.
+/// have taken: the busy time of all threads, divided by their number.
 pub fn run(layers: &[PathBuf], cuts: &Cuts, compression: Compression, threads: usize, objects: &Path) -> Duration {
     (0..256).for_each(|number| fs::create_dir(objects.join(format!("{number:02x}"))).expect("the directory is empty"));
     let known = Mutex::new(HashSet::new());
-    // The largest come first, so that threads are busy side by side for as long as possible.
+    // The largest layers come first, so that all threads are busy for as long as possible.
     let mut order: Vec<usize> = (0..layers.len()).collect();
     order.sort_by_key(|&layer| fs::metadata(&layers[layer]).expect("the layer is there").len());
     let order = Mutex::new(order);
@@ -114,7 +114,7 @@ fn store(
     let mut tar = Hashed { inner: open(layer), hasher: Sha256::new() };
     let (mut position, mut piece) = (0, Vec::new());
     for cut in cuts {
-        // What lies between files is short, but at the end of the archive.
+        // The gaps between files are short, except at the end of the archive.
         read_exactly(&mut tar, cut.start - position, &mut piece);
         read_exactly(&mut tar, cut.end - cut.start, &mut piece);
         position = cut.end;

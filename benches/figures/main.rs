@@ -1,16 +1,16 @@
-//! Every figure of the README, measured in one run: `cargo bench`.
+//! Measures every figure of the README in one run: `cargo bench`.
 //!
 //! `cargo bench -- GROUP…` measures some groups only:
-//! - `quick`: a Debian base system; takes two minutes (six more where an earlier run left anything), and fails where a
+//! - `quick`: a Debian base system; takes two minutes (six more if an earlier run left files), and fails if a
 //!   ratio is not as promised;
-//! - `hep`: the reference image, 7 GB; `limit`: that part of it that compares it with the bare work;
+//! - `hep`: the reference image, 7 GB; `limit`: the part that compares it with the bare work;
 //! - `memory`; `scale`: a repository of 10,000 images; `many`: 1,000 images from a registry; `registry`;
-//! - `check`: a quick check beside that of `cvmfs_swissknife`, which has to be installed;
-//! - `libraries`: what could compress instead.
+//! - `check`: a quick check compared with that of `cvmfs_swissknife`, which must be installed;
+//! - `libraries`: other compression libraries.
 //!
-//! Without a name it is all but `quick` and `limit`, which takes two hours and 60 GB. The reference image is converted
-//! `STRATA_BENCH_RUNS` (3) times for each figure, and everything is made and kept in `STRATA_BENCH_DIR` (`target/figures`).
-//! It takes root, and the Debian packages mmdebstrap, umoci and docker-registry.
+//! Without a name, all groups except `quick` and `limit` run, which takes two hours and 60 GB. The reference image is converted
+//! `STRATA_BENCH_RUNS` (3) times for each figure. All files are kept in `STRATA_BENCH_DIR` (`target/figures`).
+//! The benchmark requires root, and the Debian packages mmdebstrap, umoci and docker-registry.
 
 mod commands;
 mod hep;
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
             "many" => scale::wishlist(&directory, &mut scratch, &mut table),
             "libraries" => libraries::compare(&directory),
             "check" => scale::check(&directory, &mut scratch, &mut table),
-            "registry" => registry::beside_a_layout(&directory, &mut scratch, &mut table),
+            "registry" => registry::compare_with_layout(&directory, &mut scratch, &mut table),
             _ => panic!("there is no group '{group}'"),
         }
     }

@@ -1,4 +1,4 @@
-//! Debian's `docker-registry` on this machine, and how converting from it compares with converting from a layout.
+//! Compares conversions from Debian's `docker-registry` on this machine with conversions from a layout.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -15,16 +15,16 @@ use super::commands::{Scratch, best, convert, strata, time};
 use super::images::{self, Layout};
 use super::table::{Promise, Table};
 
-/// Runs of each of two commands that take turns.
+/// Number of runs of each of two alternating commands.
 const RUNS: usize = 5;
 
-/// Tags that are looked after.
+/// Number of tags in the wishlist.
 const TAGS: usize = 1000;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// Measures a Debian base system from a registry and from a layout, and 1,000 tags that have not changed.
-pub fn beside_a_layout(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
+pub fn compare_with_layout(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
     let layout = images::base(directory);
     let registry = Registry::start(&scratch.path("registry"));
     registry.push(&layout, "base", "bench/image", "0");
@@ -34,8 +34,8 @@ pub fn beside_a_layout(directory: &Path, scratch: &mut Scratch, table: &mut Tabl
         remote.push(convert(&scratch.repository(Compression::Balanced), &pushed, "image:1", &[]).time);
         local.push(convert(&scratch.repository(Compression::Balanced), &layout.image("base"), "image:1", &[]).time);
     }
-    let beside = "from a layout";
-    table.time("a base system from a registry", best(remote), beside, best(local), Promise::AtMost(1.2));
+    let reference = "from a layout";
+    table.time("a base system from a registry", best(remote), reference, best(local), Promise::AtMost(1.2));
     for tag in 1..TAGS {
         registry.tag(&layout, "base", "bench/image", &tag.to_string());
     }
@@ -47,7 +47,7 @@ pub fn beside_a_layout(directory: &Path, scratch: &mut Scratch, table: &mut Tabl
     table.time(&format!("`sync` of {TAGS} unchanged tags"), unchanged, "when they were new", new, Promise::AtMost(0.5));
 }
 
-/// A registry on this machine, until the value is dropped.
+/// A registry on this machine, which runs until the value is dropped.
 pub struct Registry {
     address: String,
     server: Child,
@@ -55,7 +55,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Starts a registry that keeps what it has in a directory, which must not be there yet.
+    /// Starts a registry with its storage in a directory, which must not exist yet.
     pub fn start(directory: &Path) -> Self {
         fs::create_dir(directory).expect("there is room for a registry");
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
@@ -77,7 +77,7 @@ impl Registry {
         Self { address, server, client }
     }
 
-    /// Brings an image of a layout to a repository of the registry.
+    /// Pushes an image of a layout to a repository of the registry.
     pub fn push(&self, layout: &Layout, tag: &str, repository: &str, as_tag: &str) {
         let manifest: Value = serde_json::from_slice(&layout.manifest(tag)).expect("manifests are JSON");
         let layers = manifest["layers"].as_array().expect("a manifest lists layers");
@@ -102,7 +102,7 @@ impl Registry {
         done(self.client.put(format!("{to}&digest={digest}")).timeout(Duration::from_secs(600)).body(blob).send());
     }
 
-    /// Gives an image whose blobs are there a tag.
+    /// Adds a tag to an image whose blobs the registry has.
     pub fn tag(&self, layout: &Layout, tag: &str, repository: &str, as_tag: &str) {
         let request = self.client.put(self.url(repository, &format!("manifests/{as_tag}")));
         done(request.header("content-type", MANIFEST).body(layout.manifest(tag)).send());
@@ -128,7 +128,7 @@ fn done(answer: reqwest::Result<Response>) -> Response {
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        // It has nothing left to do.
+        // The registry stores no data that is still needed.
         self.server.kill().ok();
         self.server.wait().ok();
     }

@@ -1,4 +1,4 @@
-//! Many images: what one more costs in a repository that is large, and what a long wishlist takes.
+//! Measures many images: the cost of one more image in a large repository, and of a long wishlist.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,19 +14,19 @@ use super::table::{Promise, Table};
 
 use Promise::AtMost;
 
-/// Images of the large repository. Each has two trees of [`SHARED`] files and directories, so that there are 50 million entries.
+/// Number of images in the large repository. Each has two trees of [`SHARED`] files and directories: 50 million entries in total.
 const IMAGES: usize = 10_000;
 const SHARED: usize = 2_450;
 
-/// So many images are named on one command line.
+/// Number of images on one command line.
 const AT_ONCE: usize = 500;
 
 const RUNS: usize = 5;
 
-/// Measures what one more image costs in a repository of 10,000 and in an empty one.
+/// Measures the cost of one more image in a repository of 10,000 images and in an empty one.
 pub fn large_repository(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
     let (made, one_more) = (make_large(directory), images::small_files(directory, 10_000).image("files"));
-    // With `--force` the image is read anew, whether what it holds is known or not.
+    // With `--force` the image is read again, even if its content is known.
     let add = |repository: &Path, tag: usize| {
         convert(repository, &one_more, &format!("added:{tag}"), &["--skip-podman", "--force"])
     };
@@ -53,24 +53,24 @@ pub fn large_repository(directory: &Path, scratch: &mut Scratch, table: &mut Tab
     table.bytes("its memory, in 10,000 images", in_large, "in an empty repository", in_small, AtMost(1.5));
     let [in_large, in_small] = [&large, &small].map(|repository| convert(repository, &one_more, "shown:1", &[]).time);
     let most = in_small + Duration::from_millis(500);
-    table.time("its entry in the podman store of 10,000", in_large, "in one of none, and 0.5 s", most, AtMost(1.0));
+    table.time("its entry in the podman store of 10,000", in_large, "in an empty store, plus 0.5 s", most, AtMost(1.0));
     let command = |repository: &Path, name: &str| best((0..RUNS).map(|_| time(strata(repository).arg(name))));
     table.time("`info` of 10,000 images", command(&large, "info"), "of one", command(&small, "info"), AtMost(1.5));
     let one = command(&small, "list");
     let each = Duration::from_millis(1) * u32::try_from(IMAGES).expect("there are few images");
-    table.time("`list` of 10,000 images", command(&large, "list"), "a millisecond each", one + each, AtMost(1.0));
+    table.time("`list` of 10,000 images", command(&large, "list"), "a millisecond per image", one + each, AtMost(1.0));
     let mounted = |repository: &Path, scratch: &mut Scratch| best((0..RUNS).map(|_| mount(repository, scratch)));
     let [in_large, in_small] = [&large, &small].map(|repository| mounted(repository, scratch));
     table.time("mounting 10,000 images", in_large, "mounting one", in_small, AtMost(1.5));
 }
 
-/// Images of the repositories that are checked: about 490,000 entries, of which most are in several trees.
+/// Number of images in the checked repositories: about 490,000 entries, most of them in several trees.
 const CHECKED_IMAGES: usize = 99;
 
-/// Files of the image that is checked, none of which has the content of another, in three trees.
+/// Number of files in the checked image, all with different content, in three trees.
 const CHECKED_FILES: usize = 160_000;
 
-/// Measures a quick check beside that of CVMFS, which looks for the same objects: in a repository whose trees share their files,
+/// Compares a quick check with that of CVMFS, which looks for the same objects: in a repository whose trees share their files,
 /// and in one that has an object for every third entry.
 pub fn check(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
     let shared = images::synthetic(directory, "checked", CHECKED_IMAGES, SHARED);
@@ -92,7 +92,7 @@ pub fn check(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
     }
 }
 
-/// Makes a repository of 10,000 images, unless it is there: that takes a quarter of an hour.
+/// Creates a repository of 10,000 images, unless it exists, which takes a quarter of an hour.
 fn make_large(directory: &Path) -> PathBuf {
     let large = directory.join("large.example.org");
     let unfinished = large.with_extension(UNFINISHED);
@@ -109,7 +109,7 @@ fn make_large(directory: &Path) -> PathBuf {
     large
 }
 
-/// Copies a repository. Its objects are linked: nobody changes them.
+/// Copies a repository. Objects are hard links, because no program changes them.
 fn copy(from: &Path, to: &Path) {
     run(Command::new("cp").arg("-al").arg(from).arg(to));
     for name in ["state", "storage/.cvmfspublished", "storage/.cvmfsreflog"] {
@@ -118,7 +118,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Returns how long it takes from the start of a mount until its first listing is there.
+/// Returns the time from the start of a mount until its first listing.
 fn mount(repository: &Path, scratch: &mut Scratch) -> Duration {
     let mountpoint = scratch.path("mount");
     std::fs::create_dir(&mountpoint).expect("there is room for a directory");
@@ -134,7 +134,7 @@ fn mount(repository: &Path, scratch: &mut Scratch) -> Duration {
     time
 }
 
-/// Measures a wishlist of 1,000 images that share a base, from a registry: the time for each and the memory for all.
+/// Measures a wishlist of 1,000 images with a common base, from a registry: the time for each and the memory for all.
 pub fn wishlist(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
     const MANY: usize = 1000;
     let layout = images::synthetic(directory, "many", MANY, 2_000);
@@ -145,7 +145,7 @@ pub fn wishlist(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
     let repository = scratch.repository(Compression::Balanced);
     let wishlist = registry.wishlist(scratch, &["many/image:*"]);
     let all = watch(strata(&repository).arg("sync").arg(&wishlist));
-    table.bytes("memory for a wishlist of 1,000 images", all.memory, "the most", 512 << 20, AtMost(1.0));
+    table.bytes("memory for a wishlist of 1,000 images", all.memory, "limit", 512 << 20, AtMost(1.0));
     let unchanged = time(strata(&repository).arg("sync").arg(&wishlist));
     table.time("the wishlist when nothing changed", unchanged, "at first", all.time, AtMost(0.1));
 }

@@ -1,4 +1,4 @@
-//! What was measured, as a table and as a plot.
+//! The measured figures, as a table and as a plot.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -14,14 +14,14 @@ pub struct Table {
 
 struct Row {
     what: String,
-    beside: String,
+    reference: String,
     ours: String,
     theirs: String,
     ratio: f64,
     promise: Promise,
 }
 
-/// What a ratio should be.
+/// The promised limit of a ratio.
 #[derive(Clone, Copy)]
 pub enum Promise {
     AtMost(f64),
@@ -38,55 +38,55 @@ impl Promise {
 }
 
 impl Table {
-    /// Adds how long something took, and of what else that is how much.
-    pub fn time(&mut self, what: &str, ours: Duration, beside: &str, theirs: Duration, promise: Promise) {
+    /// Adds a time, and its ratio to another time.
+    pub fn time(&mut self, what: &str, ours: Duration, reference: &str, theirs: Duration, promise: Promise) {
         let seconds = |time: Duration| format!("{:.2} s", time.as_secs_f64());
         let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
-        self.add(what, &seconds(ours), beside, &seconds(theirs), ratio, promise);
+        self.add(what, &seconds(ours), reference, &seconds(theirs), ratio, promise);
     }
 
-    /// Adds how many times as fast something is as something else.
-    pub fn speed(&mut self, what: &str, ours: Duration, beside: &str, theirs: Duration, promise: Promise) {
+    /// Adds a time, and the speed-up compared with another time.
+    pub fn speed(&mut self, what: &str, ours: Duration, reference: &str, theirs: Duration, promise: Promise) {
         let seconds = |time: Duration| format!("{:.2} s", time.as_secs_f64());
         let ratio = theirs.as_secs_f64() / ours.as_secs_f64();
-        self.add(what, &seconds(ours), beside, &seconds(theirs), ratio, promise);
+        self.add(what, &seconds(ours), reference, &seconds(theirs), ratio, promise);
     }
 
-    /// Adds an amount of bytes beside the most that it may be.
-    pub fn bytes(&mut self, what: &str, ours: u64, beside: &str, theirs: u64, promise: Promise) {
+    /// Adds a number of bytes, and its ratio to another number of bytes.
+    pub fn bytes(&mut self, what: &str, ours: u64, reference: &str, theirs: u64, promise: Promise) {
         let mebibytes = |bytes: u64| format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20));
-        self.add(what, &mebibytes(ours), beside, &mebibytes(theirs), ours as f64 / theirs as f64, promise);
+        self.add(what, &mebibytes(ours), reference, &mebibytes(theirs), ours as f64 / theirs as f64, promise);
     }
 
-    fn add(&mut self, what: &str, ours: &str, beside: &str, theirs: &str, ratio: f64, promise: Promise) {
-        eprintln!("{what}: {ours}; {beside}: {theirs}; {ratio:.2}");
-        let [what, beside, ours, theirs] = [what, beside, ours, theirs].map(str::to_owned);
-        self.rows.push(Row { what, beside, ours, theirs, ratio, promise });
+    fn add(&mut self, what: &str, ours: &str, reference: &str, theirs: &str, ratio: f64, promise: Promise) {
+        eprintln!("{what}: {ours}; {reference}: {theirs}; {ratio:.2}");
+        let [what, reference, ours, theirs] = [what, reference, ours, theirs].map(str::to_owned);
+        self.rows.push(Row { what, reference, ours, theirs, ratio, promise });
     }
 
     /// Returns the table in Markdown.
     pub fn to_text(&self) -> String {
         let mut text =
-            "| what | takes | beside | that takes | ratio | promised |\n|---|--:|---|--:|--:|--:|\n".to_owned();
-        for Row { what, beside, ours, theirs, ratio, promise } in &self.rows {
+            "| what | result | compared with | its result | ratio | promised |\n|---|--:|---|--:|--:|--:|\n".to_owned();
+        for Row { what, reference, ours, theirs, ratio, promise } in &self.rows {
             let mark = if promise.is_kept(*ratio) { "" } else { " (missed)" };
             let promise = match promise {
                 Promise::AtMost(most) => format!("≤ {most}"),
                 Promise::AtLeast(least) => format!("≥ {least}"),
             };
-            writeln!(text, "| {what} | {ours} | {beside} | {theirs} | {ratio:.2} | {promise}{mark} |")
+            writeln!(text, "| {what} | {ours} | {reference} | {theirs} | {ratio:.2} | {promise}{mark} |")
                 .expect("strings take everything");
         }
         text
     }
 
-    /// Tells whether every ratio is as promised.
+    /// Returns whether every ratio is within its promised limit.
     pub fn is_good(&self) -> bool {
         self.rows.iter().all(|row| row.promise.is_kept(row.ratio))
     }
 }
 
-/// Draws how many GB of an image each of several programs gets done in a minute.
+/// Draws the speed of several programs in GB of an image per minute.
 pub fn plot(path: &Path, title: &str, speeds: &[(String, f64)]) {
     let height = 60 + 34 * u32::try_from(speeds.len()).expect("there are few programs");
     let area = SVGBackend::new(path, (760, height)).into_drawing_area();
