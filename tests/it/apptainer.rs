@@ -1,7 +1,7 @@
-//! What Singularity and Apptainer run in a published root file system: its scripts, by a plain shell, at the root of the
-//! mounted image, with everything in an image's configuration that a shell could take for more than text.
+//! What Singularity and Apptainer run in a published root file system. The tests run its scripts with plain shells at the
+//! root of the mounted image. The configuration of the images contains everything that a shell could interpret instead of passing on.
 //!
-//! The program that the image names has to get the very arguments and variables that Docker would give it.
+//! The image's program must receive exactly the arguments and variables that Docker would pass.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::support::fuse::Mount;
 use crate::support::{TestImage, TestLayer, TestRepository, find_in_path, flat_path, need, need_fuse, skip};
 
-/// Texts that a shell, or a shell within a shell, may take for more, and options that a command may.
+/// Texts that a shell, or a nested shell, could interpret, and texts that a command could take for options.
 const HOSTILE: [&str; 25] = [
     "",
     " ",
@@ -43,16 +43,16 @@ const HOSTILE: [&str; 25] = [
     "-e exec",
 ];
 
-/// Prints each of its arguments with a NUL behind it.
+/// Script that prints each of its arguments, followed by a NUL.
 const REPORT: &str = "#!/bin/sh\nprintf '%s\\0' \"$@\"\n";
 
-/// Prints each variable with a NUL behind it.
+/// Command that prints each variable, followed by a NUL.
 const SHOW: [&str; 3] = ["/bin/busybox", "env", "-0"];
 
-/// What makes a script run the other way.
+/// Variables by which users select how Singularity's scripts evaluate the configuration. The result must not depend on them.
 const WAYS: [&[(&str, &str)]; 3] = [&[], &[("SINGULARITY_NO_EVAL", "1")], &[("APPTAINER_NO_EVAL", "1")]];
 
-/// The shells that images have as `/bin/sh`.
+/// Shells that test images have as `/bin/sh`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shell {
     Busybox,
@@ -65,7 +65,7 @@ fn find(program: &str) -> PathBuf {
     find_in_path(program).unwrap_or_else(|| panic!("the test does not check whether {program} is installed"))
 }
 
-/// Puts a program into a layer with the libraries that it is linked with.
+/// Adds a program to a layer, with the libraries that it is linked with.
 fn with_program(layer: TestLayer, name: &str, program: &Path) -> TestLayer {
     let linked = Command::new("ldd").arg(program).output().map(|output| output.stdout).unwrap_or_default();
     let linked = String::from_utf8(linked).unwrap();
@@ -74,7 +74,7 @@ fn with_program(layer: TestLayer, name: &str, program: &Path) -> TestLayer {
     libraries.fold(layer, |layer, library| layer.file(library, fs::read(library).unwrap()).mode(0o755))
 }
 
-/// Starts an image with a shell, busybox and [`REPORT`].
+/// Returns an image with a shell, busybox and [`REPORT`].
 fn base(shell: Shell) -> TestImage {
     TestImage::new().layer(|layer| {
         let layer = with_program(layer, "bin/busybox", &find("busybox")).file("bin/report", REPORT).mode(0o755);
@@ -93,7 +93,7 @@ struct Images {
 }
 
 impl Images {
-    /// Publishes and mounts images; none where that, or running something in them, is impossible.
+    /// Publishes and mounts images. Returns `None` where mounts, or programs in them, are not possible.
     #[track_caller]
     fn of(images: Vec<TestImage>) -> Option<Self> {
         let names: Vec<String> = (0..images.len()).map(|number| format!("h.example.org/image:{number}")).collect();
@@ -104,36 +104,36 @@ impl Images {
         let images = Self { mount, images, _repository: repository };
         let works = images.run(0, &["/bin/sh", "-c", ":"], &[], "").status.success();
         if !works {
-            skip("no root file system can be entered, 'unshare --map-root-user --root' does not work here");
+            skip("'unshare --map-root-user --root' does not work on this machine");
         }
         works.then_some(images)
     }
 
-    /// Runs a command at the root of an image, with these variables and no others.
+    /// Runs a command at the root of an image with exactly these variables.
     fn run(&self, image: usize, command: &[&str], variables: &[(&str, &str)], input: &str) -> Output {
         let root = self.mount.directory.join(flat_path(&self.images[image]));
         let mut unshare = Command::new(find("unshare"));
         unshare.args(["--user", "--map-root-user", "--root"]).arg(root).args(command);
         unshare.env_clear().envs(variables.iter().copied());
         let mut child = unshare.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        // A program that reads nothing may be gone.
+        // A program that does not read its input may have ended.
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
         child.wait_with_output().unwrap()
     }
 
-    /// Runs a command and returns what it prints, split at NULs.
+    /// Runs a command and returns its output, split at NULs.
     #[track_caller]
     fn pieces(&self, image: usize, command: &[&str], variables: &[(&str, &str)]) -> Vec<String> {
         let output = self.run(image, command, variables, "");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.is_empty(), "{command:?} {variables:?}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && stderr.is_empty(), "{command:?} {variables:?}: {stderr}");
         let mut pieces: Vec<String> =
             String::from_utf8(output.stdout).unwrap().split('\0').map(str::to_owned).collect();
         assert_eq!(pieces.pop().as_deref(), Some(""), "the last NUL ends the output");
         pieces
     }
 
-    /// Runs [`SHOW`] and returns the variables, but for those that shells set themselves.
+    /// Runs [`SHOW`] and returns the variables, without those that shells set themselves.
     #[track_caller]
     fn variables(&self, image: usize, command: &[&str], variables: &[(&str, &str)]) -> BTreeMap<String, String> {
         let pairs = self.pieces(image, command, variables).into_iter().map(|variable| {
@@ -144,7 +144,7 @@ impl Images {
     }
 }
 
-/// Tells whether the tests can run here, and prints why not.
+/// Returns whether the tests can run on this machine. If not, prints the reason.
 #[track_caller]
 fn can_run() -> bool {
     need_fuse() && need("busybox") && need("dash") && need("unshare")
@@ -155,7 +155,7 @@ fn with_lists(image: TestImage, entrypoint: &[&str], cmd: &[&str]) -> TestImage 
 }
 
 #[test]
-fn program_gets_entry_point_command_and_arguments_as_docker_gives_them() {
+fn program_gets_entry_point_command_and_arguments_as_with_docker() {
     if !can_run() {
         return;
     }
@@ -173,10 +173,10 @@ fn program_gets_entry_point_command_and_arguments_as_docker_gives_them() {
     let Some(images) = Images::of(images.collect()) else { return };
     let arguments: [&[&str]; 4] = [&[], &HOSTILE, &[""], &["-c", "id"]];
     for (number, (shell, entrypoint, cmd)) in each.into_iter().enumerate() {
-        // One empty text is no entry point to Docker.
+        // Docker treats an entry point of one empty string as no entry point.
         let entrypoint = if entrypoint == [""] { &[] } else { entrypoint };
         for arguments in arguments {
-            // Where there is no entry point, arguments begin with a program.
+            // Without an entry point, the first argument is the program.
             let program = if entrypoint.is_empty() && !arguments.is_empty() { &["/bin/report"][..] } else { &[] };
             let arguments = [program, arguments].concat();
             let rest = if arguments.is_empty() { cmd } else { &arguments };
@@ -190,7 +190,7 @@ fn program_gets_entry_point_command_and_arguments_as_docker_gives_them() {
 }
 
 #[test]
-fn image_that_names_no_program_runs_arguments_or_a_shell() {
+fn image_without_a_program_runs_the_arguments_or_a_shell() {
     if !can_run() {
         return;
     }
@@ -204,7 +204,7 @@ fn image_that_names_no_program_runs_arguments_or_a_shell() {
     }
 }
 
-/// An image with every hostile text in a variable, names that no shell knows, and a search path.
+/// Returns an image with each hostile text in a variable, with variable names that no shell accepts, and with a search path.
 fn with_environment(image: TestImage) -> TestImage {
     let image = image.env("PATH", "/image/$bin:/bin").env("EMPTY", "").env("TWICE", "1").env("TWICE", "2");
     let image = ["BAD-NAME", "1ST", "DOT.TED", "", "WITH SPACE", "Ü", "$(id)"]
@@ -215,7 +215,7 @@ fn with_environment(image: TestImage) -> TestImage {
     with_lists(image, &SHOW, &[])
 }
 
-/// Returns the variables of that image where nothing else is set.
+/// Returns the variables that a program in that image must receive if the user sets none.
 fn expected_environment() -> BTreeMap<String, String> {
     let hostile = HOSTILE.iter().enumerate().map(|(number, value)| (format!("HOSTILE_{number}"), *value));
     let own = [
@@ -230,7 +230,7 @@ fn expected_environment() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn program_gets_the_variables_of_the_image_unless_the_user_has_others() {
+fn program_gets_the_variables_of_the_image_unless_the_user_sets_them() {
     if !can_run() {
         return;
     }
@@ -256,7 +256,7 @@ fn program_gets_the_variables_of_the_image_unless_the_user_has_others() {
 }
 
 #[test]
-fn exec_shell_and_test_hand_on_their_arguments_as_they_are() {
+fn exec_shell_and_test_pass_on_their_arguments_unchanged() {
     if !can_run() {
         return;
     }
@@ -290,7 +290,7 @@ fn labels_are_those_of_the_image() {
 }
 
 #[test]
-fn what_the_image_has_stays_and_links_are_followed_inside_the_root_only() {
+fn files_of_the_image_stay_and_links_are_followed_only_inside_the_root() {
     let image = TestImage::new().layer(|layer| {
         let layer = layer.symlink("home", "/data/home").symlink("tmp", "nowhere").dir("root").mode(0o700);
         let layer = layer.symlink("var", "/data/var").dir("data/var").mode(0o711).file("dev", "no directory");
@@ -304,7 +304,11 @@ fn what_the_image_has_stays_and_links_are_followed_inside_the_root_only() {
     });
     let flat = TestRepository::publish(&image).flat(&image);
     assert_eq!([flat.target("home"), flat.target("tmp")], ["/data/home", "nowhere"]);
-    assert_eq!(flat.target("environment"), ".singularity.d/env/90-environment.sh", "links of ours are put right");
+    assert_eq!(
+        flat.target("environment"),
+        ".singularity.d/env/90-environment.sh",
+        "links in the place of Singularity's own are replaced"
+    );
     assert_eq!(flat.text("singularity"), "own");
     assert_eq!((flat.get("root").mode & 0o7777, flat.get("data/var").mode & 0o7777), (0o700, 0o711));
     assert_eq!((flat.text("dev").as_str(), flat.get("data/var/tmp").mode & 0o7777), ("no directory", 0o755));

@@ -1,4 +1,4 @@
-//! Bad input and hard times: one clear line, the exit code for it, and a repository that is as it was.
+//! Bad input and a full or read-only disk: one line of error message, the documented exit code, and an unchanged repository.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -23,7 +23,7 @@ fn published() -> TestRepository {
 }
 
 #[test]
-fn flipped_and_missing_bits_are_noticed_wherever_they_are() {
+fn flipped_and_missing_bytes_are_found_at_any_offset() {
     let repository = published();
     for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
         let image = TestImage::new().layer(|layer| layer.file("a", noise(1, 2000)).compression(compression));
@@ -46,13 +46,13 @@ fn flipped_and_missing_bits_are_noticed_wherever_they_are() {
 fn path_of_a_million_directories_is_refused() {
     let repository = published();
     let long = |count: usize| "a/".repeat(count) + "f";
-    // By the length of the header that holds it, of the path, and by its depth.
+    // Refused because of the size of the header with the path, the length of the path, and its depth.
     for depth in [1_000_000, 400_000, 1_001] {
         let image = TestImage::new().layer(|layer| layer.file("f", "").record("path", long(depth)));
         let run = repository.refuse(["convert", &repository.source(&image), "--name", OTHER], 1, &["allowed"]);
         assert!(run.stderr().contains(&image.layer_digests()[0]));
     }
-    // A link leads 900 directories down, and each layer goes that far again from there.
+    // A symbolic link leads 900 directories down, and each layer adds as many below it.
     let deep = "d/".repeat(900);
     let image = TestImage::new()
         .layer(|layer| layer.dir(&deep).symlink("link", &deep))
@@ -61,9 +61,9 @@ fn path_of_a_million_directories_is_refused() {
 }
 
 #[test]
-fn bomb_of_gzip_is_refused() {
+fn gzip_bomb_is_refused() {
     let repository = published();
-    // 140,000 paths of 4,000 bytes, from half a megabyte: members of a gzip stream may be repeated.
+    // 140,000 paths of 4,000 bytes, compressed to half a megabyte: members of a gzip stream may be repeated.
     let path = ["p".repeat(200).as_str(); 20].join("/");
     let part = TestLayer::new().file(path, "").compression(Compression::Plain).tar();
     let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -75,8 +75,8 @@ fn bomb_of_gzip_is_refused() {
 }
 
 #[test]
-fn holes_that_cost_more_than_they_should_are_refused() {
-    // One byte in every 16 MiB of a tebibyte.
+fn sparse_file_with_too_large_holes_is_refused() {
+    // A sparse file of 1 TiB with one byte of data in every 16 MiB.
     let pieces = 65_536_u64;
     let lines: String = (0..pieces).map(|number| format!("{}\n1\n", number << 24)).collect();
     let mut stored = format!("{pieces}\n{lines}").into_bytes();
@@ -92,7 +92,7 @@ fn holes_that_cost_more_than_they_should_are_refused() {
 }
 
 #[test]
-fn header_that_lies_about_its_size_is_refused() {
+fn header_with_a_wrong_size_is_refused() {
     let repository = published();
     for (size, words) in [(1 << 40, ["liar", "ends inside"]), (3, ["liar", "no valid header"])] {
         let mut header = Header::new_gnu();
@@ -125,7 +125,7 @@ fn missing_blob_is_named_once() {
 }
 
 #[test]
-fn bad_image_among_good_ones_is_one_line_and_code_3() {
+fn failed_image_among_others_is_one_line_and_code_3() {
     let repository = published();
     let [good, bad] = [NAME, OTHER].map(|name| format!("oci:{}:{name}", repository.beside("both").display()));
     image_of("after").write_oci_layout(&repository.beside("both"), NAME);
@@ -137,7 +137,7 @@ fn bad_image_among_good_ones_is_one_line_and_code_3() {
 }
 
 #[test]
-fn foreign_text_cannot_draw_on_the_terminal_or_add_lines() {
+fn text_from_images_and_registries_cannot_control_the_terminal_or_add_lines() {
     const EVIL: &str = "\u{1b}[2J\nstrata: all is well\r\u{9b}";
     let repository = published();
     let source = repository.source(&image_of("x"));
@@ -164,7 +164,7 @@ fn foreign_text_cannot_draw_on_the_terminal_or_add_lines() {
 }
 
 #[test]
-fn very_long_paths_are_cut_in_messages() {
+fn very_long_paths_are_shortened_in_messages() {
     let repository = published();
     for path in ["n".repeat(900_000), "a/".repeat(400_000) + "..", "b".repeat(300) + "\0"] {
         let image = TestImage::new().layer(|layer| layer.file("f", "").record("path", &path));
@@ -188,7 +188,7 @@ fn directory_that_is_no_repository_is_refused() {
         run.expect_one_line(2, &[path, "strata.toml"]);
     }
     assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
-    // It is one, but what it needs is gone.
+    // The directory is a repository directory, but its storage is missing.
     for missing in ["storage/.cvmfspublished", "storage/data", "keys", "storage/.cvmfswhitelist"] {
         let broken = repository.copy();
         let (path, aside) = (broken.directory().join(missing), broken.beside("aside"));
@@ -200,7 +200,7 @@ fn directory_that_is_no_repository_is_refused() {
 }
 
 #[test]
-fn broken_settings_are_placed_in_one_line() {
+fn error_in_settings_is_one_line_with_its_position() {
     let repository = published();
     let source = repository.source(&image_of("x"));
     for (settings, place) in
@@ -213,7 +213,7 @@ fn broken_settings_are_placed_in_one_line() {
 }
 
 #[test]
-fn damaged_front_page_is_refused() {
+fn damaged_manifest_or_whitelist_is_refused() {
     let repository = published();
     let source = repository.source(&image_of("x"));
     for name in [".cvmfspublished", ".cvmfswhitelist"] {
@@ -237,7 +237,7 @@ fn damaged_front_page_is_refused() {
         }
         fs::write(&path, good).unwrap();
     }
-    // What has no end is not read at all.
+    // Devices, which have no end, are not read.
     let published = repository.storage().join(".cvmfspublished");
     let good = fs::read(&published).unwrap();
     fs::remove_file(&published).unwrap();
@@ -249,7 +249,7 @@ fn damaged_front_page_is_refused() {
     fs::write(&published, good).unwrap();
 }
 
-/// Returns a repository with an image, on a small file system of its own, and where that is mounted.
+/// Returns a small mounted file system, a repository on it that contains an image, and the repository's directory.
 fn on_small_disk() -> Option<(TestMount, TestRepository, String)> {
     let repository = published();
     let point = repository.beside("mount");
@@ -268,7 +268,7 @@ fn full_disk_loses_nothing_and_with_room_again_the_run_succeeds() {
     let arguments = ["convert", &source, "--name", OTHER, "--repo", &directory];
     let ballast = mount.path().join("ballast");
     let mut failures = 0;
-    // From no room at all to nearly enough, so that every file in turn is the one that does not fit.
+    // From no space to nearly enough, so that each file in turn is the one that does not fit.
     for free_pages in (0..40).step_by(4).chain((40..400).step_by(20)) {
         fs::remove_file(&ballast).ok();
         let free = statvfs(mount.path()).unwrap().f_bavail as usize;
@@ -278,10 +278,10 @@ fn full_disk_loses_nothing_and_with_room_again_the_run_succeeds() {
         if run.exit_code() == Some(0) {
             break;
         }
-        // Before that it may warn of the space that is left.
-        let said = run.expect_code(1).stderr();
-        let complaint = said.lines().last().unwrap();
-        assert!(complaint.starts_with("strata: ") && complaint.contains(&directory), "{said}");
+        // Before the error, the program may warn that little space is left.
+        let message = run.expect_code(1).stderr();
+        let complaint = message.lines().last().unwrap();
+        assert!(complaint.starts_with("strata: ") && complaint.contains(&directory), "{message}");
         assert!(repository.front_page() == before, "with {free_pages} pages");
         crate::strict::check(&repository.storage(), FQRN).assert_good();
         failures += 1;
@@ -307,7 +307,7 @@ fn read_only_directory_is_refused() {
 }
 
 #[test]
-fn second_publisher_is_told_which_directory_is_held() {
+fn message_to_a_second_publisher_names_the_locked_directory() {
     let repository = published();
     let source = repository.source(&image_of("x"));
     let lock = repository.lock();

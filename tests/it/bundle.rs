@@ -1,4 +1,4 @@
-//! A bundle runs a published image in an OCI runtime, as the image wants to be run.
+//! An OCI runtime runs a published image from a bundle, with the settings of the image's config.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
@@ -14,26 +14,26 @@ use strata::repository::Repository;
 use crate::support::client::mount_with_client;
 use crate::support::fuse::Mount;
 use crate::support::{
-    FQRN, NAME, TestImage, TestLayer, TestRepository, find_in_path, flat_path, need, need_fuse, run, skip,
+    FQRN, NAME, TestImage, TestLayer, TestRepository, find_in_path, flat_path, names_in, need, need_fuse, run, skip,
 };
 
-/// Prints all that a container shows of how it runs.
+/// Commands that print the user, directory, capabilities and host name of a container.
 const TELL: &str = "id -u; id -g; id -G; pwd; grep CapEff /proc/self/status; grep CapAmb /proc/self/status; hostname";
 
-/// A repository that is mounted for everybody, and containers that run from there.
+/// A repository that is mounted for all users, and containers that run from it.
 struct Scene {
     mount: Mount,
     repository: TestRepository,
 }
 
-/// What a container printed.
-struct Said {
+/// The output of a container.
+struct ContainerOutput {
     stdout: String,
     stderr: String,
 }
 
 impl Scene {
-    /// Publishes an image and mounts the repository; none where nothing can be mounted or run.
+    /// Publishes an image and mounts the repository. Returns `None` where mounts or containers are not possible.
     #[track_caller]
     fn new(image: &TestImage) -> Option<Self> {
         Self::over(image, |repository| Some(Mount::start(repository, &["--allow-other"])))
@@ -42,7 +42,7 @@ impl Scene {
     #[track_caller]
     fn over(image: &TestImage, mount: fn(&TestRepository) -> Option<Mount>) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
-            skip("only root starts containers and lets others into a mount");
+            skip("only root may start containers and give others access to a mount");
             return None;
         }
         (need("runc") && need_fuse()).then_some(())?;
@@ -59,38 +59,38 @@ impl Scene {
         (command, directory)
     }
 
-    /// Writes a bundle and runs it, and returns what it printed and what strata warned of.
+    /// Writes a bundle and runs it. Returns the output of the container and the warnings of strata.
     #[track_caller]
-    fn run(&self, name: &str, options: &[&str], arguments: &[&str]) -> (Said, String) {
+    fn run(&self, name: &str, options: &[&str], arguments: &[&str]) -> (ContainerOutput, String) {
         let (mut command, directory) = self.bundle_command(name, options);
         if !arguments.is_empty() {
             command.arg("--").args(arguments);
         }
-        let made = said(command.output().unwrap());
+        let made = output_of(command.output().unwrap());
         (self.run_bundle(name, &directory, &[]), made.stderr)
     }
 
-    /// Runs a bundle, with a prefix before the command.
+    /// Runs a bundle; `prefix` is put in front of the command.
     #[track_caller]
-    fn run_bundle(&self, name: &str, directory: &Path, prefix: &[&str]) -> Said {
+    fn run_bundle(&self, name: &str, directory: &Path, prefix: &[&str]) -> ContainerOutput {
         let state = self.repository.beside(&format!("{name}.state"));
         fs::create_dir(&state).unwrap();
         fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
         let words = [prefix, &["runc", "--root", state.to_str().unwrap(), "run", "--bundle"]].concat();
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).arg(directory).arg(format!("strata-test-{}-{name}", std::process::id()));
-        said(command.env("XDG_RUNTIME_DIR", &state).output().unwrap())
+        output_of(command.env("XDG_RUNTIME_DIR", &state).output().unwrap())
     }
 }
 
 #[track_caller]
-fn said(output: Output) -> Said {
+fn output_of(output: Output) -> ContainerOutput {
     let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
     assert!(output.status.success(), "{stdout}{stderr}");
-    Said { stdout, stderr }
+    ContainerOutput { stdout, stderr }
 }
 
-/// Adds a shell and the programs that the tests call.
+/// Adds a shell and the programs that the tests run.
 fn with_shell(layer: TestLayer) -> TestLayer {
     let busybox = find_in_path("busybox").expect("the test skips where busybox is not installed");
     let layer = layer.file("bin/busybox", fs::read(busybox).unwrap()).mode(0o755);
@@ -98,7 +98,7 @@ fn with_shell(layer: TestLayer) -> TestLayer {
     programs.iter().fold(layer, |layer, program| layer.symlink(format!("bin/{program}"), "busybox"))
 }
 
-/// An image of a shell, two users and a directory to work in.
+/// Returns an image with a shell, two users and a working directory.
 fn image() -> TestImage {
     let passwd = "root:x:0:0::/root:/bin/sh\napp:x:1000:100::/home/app:/bin/sh\n";
     TestImage::new().layer(with_shell).layer(|layer| {
@@ -116,7 +116,7 @@ fn config(directory: &Path) -> Value {
 }
 
 #[test]
-fn image_runs_as_its_user_in_its_directory_with_nothing_but_what_it_may_do() {
+fn image_runs_as_its_user_in_its_directory_with_its_capabilities_only() {
     run_as_user(Scene::new);
 }
 
@@ -132,25 +132,25 @@ fn run_as_user(scene: fn(&TestImage) -> Option<Scene>) {
     let script = format!("{TELL}; env; ls; touch /x || touch /tmp/x /dev/shm/x && echo only there; ls /run /etc");
     let image = shell(image(), &script).setting("User", json!("app")).setting("WorkingDir", json!("/work"));
     let Some(scene) = scene(&image.env("A", "b c").env("NUMBER", "1=2")) else { return };
-    let (said, warnings) = scene.run("plain", &["--hostname", "node-1.example.org"], &[]);
-    let lines: Vec<&str> = said.stdout.lines().collect();
+    let (printed, warnings) = scene.run("plain", &["--hostname", "node-1.example.org"], &[]);
+    let lines: Vec<&str> = printed.stdout.lines().collect();
     let nothing = ["CapEff:\t0000000000000000", "CapAmb:\t0000000000000000"];
     assert_eq!(lines[..7], ["1000", "100", "100 1234", "/work", nothing[0], nothing[1], "node-1.example.org"]);
     for line in ["A=b c", "NUMBER=1=2", "HOME=/home/app", "here", "only there", "passwd"] {
-        assert!(lines.contains(&line), "{line}: {}", said.stdout);
+        assert!(lines.contains(&line), "{line}: {}", printed.stdout);
     }
-    assert!(lines.iter().any(|line| line.starts_with("PATH=/usr/local/sbin:")), "{}", said.stdout);
-    assert!(said.stderr.contains("/x: Read-only file system"), "{}", said.stderr);
+    assert!(lines.iter().any(|line| line.starts_with("PATH=/usr/local/sbin:")), "{}", printed.stdout);
+    assert!(printed.stderr.contains("/x: Read-only file system"), "{}", printed.stderr);
     assert_eq!(warnings, "");
-    let (said, _) = scene.run("root", &["--user", "0:1234"], &[&format!("{TELL}; touch /run/x; ls /run")]);
-    let lines: Vec<&str> = said.stdout.lines().collect();
+    let (printed, _) = scene.run("root", &["--user", "0:1234"], &[&format!("{TELL}; touch /run/x; ls /run")]);
+    let lines: Vec<&str> = printed.stdout.lines().collect();
     assert_eq!(lines[..6], ["0", "1234", "1234", "/work", "CapEff:\t00000000a80425fb", nothing[1]]);
-    assert_eq!(lines[6].len(), 12, "{}", said.stdout);
-    assert_eq!(lines[7..], ["lock", "x"], "what the image has in it is there, too");
+    assert_eq!(lines[6].len(), 12, "{}", printed.stdout);
+    assert_eq!(lines[7..], ["lock", "x"], "the image's own content of the directory is visible");
 }
 
 #[test]
-fn words_reach_the_program_as_they_are() {
+fn arguments_reach_the_program_unchanged() {
     if !need("busybox") {
         return;
     }
@@ -170,7 +170,7 @@ fn words_reach_the_program_as_they_are() {
 }
 
 #[test]
-fn directory_that_no_layer_has_is_made_in_memory_or_is_the_root() {
+fn missing_working_directory_is_created_in_memory_or_replaced_by_the_root() {
     if !need("busybox") {
         return;
     }
@@ -182,14 +182,14 @@ fn directory_that_no_layer_has_is_made_in_memory_or_is_the_root() {
     ] {
         let image = shell(image(), "pwd; touch x 2>/dev/null || true").setting("WorkingDir", json!(directory));
         let Some(scene) = Scene::new(&image) else { return };
-        let (said, warnings) = scene.run("run", &[], &[]);
-        assert_eq!(said.stdout, format!("{there}\n"));
+        let (printed, warnings) = scene.run("run", &[], &[]);
+        assert_eq!(printed.stdout, format!("{there}\n"));
         assert!(warnings.contains(warned) && warnings.is_empty() == warned.is_empty(), "{warnings}");
     }
 }
 
 #[test]
-fn accounts_are_looked_up_where_links_of_the_image_lead() {
+fn accounts_are_read_through_links_of_the_image() {
     if !need("busybox") {
         return;
     }
@@ -208,7 +208,7 @@ fn accounts_are_looked_up_where_links_of_the_image_lead() {
 }
 
 #[test]
-fn network_of_the_host_comes_with_its_names() {
+fn host_network_includes_the_hosts_file() {
     if !need("busybox") {
         return;
     }
@@ -216,19 +216,15 @@ fn network_of_the_host_comes_with_its_names() {
     let (alone, _) = scene.run("alone", &[], &[]);
     assert_eq!(alone.stdout, "lo\n");
     let (shared, _) = scene.run("shared", &["--host-network"], &[]);
-    let mut names: Vec<String> = fs::read_dir("/sys/class/net")
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
+    let names = names_in(Path::new("/sys/class/net"));
     assert_eq!(shared.stdout, format!("{}\n{}", names.join("\n"), fs::read_to_string("/etc/hosts").unwrap()));
 }
 
-/// A user who may do nothing of note.
+/// A user without privileges.
 const SOMEBODY: u32 = 54_321;
 
 #[test]
-fn user_who_is_not_root_runs_a_bundle_as_the_only_user_there_is() {
+fn unprivileged_user_runs_a_bundle_as_its_only_user() {
     if !(need("busybox") && need("setpriv")) {
         return;
     }
@@ -239,7 +235,7 @@ fn user_who_is_not_root_runs_a_bundle_as_the_only_user_there_is() {
     let user = ["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups"];
     let allowed = [&user[..], &["unshare", "--user", "--map-root-user", "--mount", "true"]].concat();
     if !Command::new(allowed[0]).args(&allowed[1..]).status().unwrap().success() {
-        return skip("users may not make namespaces here");
+        return skip("users may not create namespaces on this machine");
     }
     let directory = RepositoryDirectory::open(&scene.repository.directory()).unwrap();
     let repository = Repository::open(&directory.store().unwrap(), directory.name()).unwrap();
@@ -255,17 +251,17 @@ fn user_who_is_not_root_runs_a_bundle_as_the_only_user_there_is() {
     let directory = scene.repository.beside("theirs");
     bundle.write(&directory).unwrap();
     chown(&directory, Some(SOMEBODY), Some(SOMEBODY)).unwrap();
-    let said = scene.run_bundle("theirs", &directory, &user);
-    let lines: Vec<Vec<&str>> = said.stdout.lines().map(|line| line.split_ascii_whitespace().collect()).collect();
+    let printed = scene.run_bundle("theirs", &directory, &user);
+    let lines: Vec<Vec<&str>> = printed.stdout.lines().map(|line| line.split_ascii_whitespace().collect()).collect();
     assert_eq!(lines, [vec!["0"], vec!["0"], vec!["0", &id, "1"], vec!["/work"], vec!["x"]]);
-    assert!(said.stderr.contains("/x: Read-only file system"), "{}", said.stderr);
-    let (said, warnings) = scene.run("mine", &["--rootless"], &[]);
-    assert!(said.stdout.starts_with("0\n0\n"), "{}", said.stdout);
+    assert!(printed.stderr.contains("/x: Read-only file system"), "{}", printed.stderr);
+    let (printed, warnings) = scene.run("mine", &["--rootless"], &[]);
+    assert!(printed.stdout.starts_with("0\n0\n"), "{}", printed.stdout);
     assert!(warnings.contains("as user 1000 of the image"), "{warnings}");
 }
 
 #[test]
-fn bundle_leads_to_the_place_that_every_client_has() {
+fn bundle_refers_to_the_mount_point_of_clients() {
     let image = image().cmd(["/bin/sh"]);
     let repository = TestRepository::publish(&image);
     let directory = repository.beside("bundle");
@@ -281,7 +277,7 @@ fn bundle_leads_to_the_place_that_every_client_has() {
 }
 
 #[test]
-fn nothing_is_written_where_there_is_no_bundle() {
+fn nothing_is_written_if_no_bundle_is_possible() {
     let repository = TestRepository::publish(&image().cmd(["x"]));
     repository.convert(&image(), "h.org/bare:1", &[]).expect_code(0);
     repository.convert(&image().cmd(["/bin/sh"]), "h.org/layers:1", &["--skip-flat"]).expect_code(0);
@@ -330,7 +326,7 @@ fn links_on_the_way_to_the_mount_are_resolved() {
 }
 
 #[test]
-fn of_several_platforms_one_is_run() {
+fn bundle_runs_one_of_several_platforms() {
     let repository = TestRepository::new();
     let images = ["amd64", "arm64", "s390x"]
         .map(|name| TestImage::new().layer(|layer| layer.file("name", name)).cmd([name]).platform("linux", name));

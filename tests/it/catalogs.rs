@@ -1,19 +1,19 @@
-//! Catalogs stay small, stand where the design says, and are written again only where something changed.
+//! Catalogs are limited in size, begin at the documented paths, and are written again only if their content changed.
 
 use std::collections::BTreeSet;
 
 use crate::strict::Reader;
 use crate::support::{Compression, NAME, TestImage, TestLayer, TestRepository, chain_path, flat_path, layer_path};
 
-/// No catalog has more entries, but for a single directory that is larger.
+/// Maximum number of entries of a catalog, except for a single larger directory.
 const MAXIMUM: usize = 100_000;
 
-/// Adds so many empty files to a directory.
+/// Adds `count` empty files to a directory.
 fn files(layer: TestLayer, directory: &str, count: usize) -> TestLayer {
     (0..count).fold(layer, |layer, number| layer.file(format!("{directory}/{number}"), ""))
 }
 
-/// Returns the catalogs at and below a path, as paths below it, with the number of their rows.
+/// Returns the catalogs at and below a path: their paths relative to it, and their numbers of rows.
 fn catalogs_below(reader: &Reader, root: &str) -> Vec<(String, usize)> {
     let all = reader.catalogs().into_iter();
     let below =
@@ -22,7 +22,7 @@ fn catalogs_below(reader: &Reader, root: &str) -> Vec<(String, usize)> {
 }
 
 #[test]
-fn image_of_more_than_a_hundred_thousand_entries_is_cut_and_a_huge_directory_is_published() {
+fn image_of_over_a_hundred_thousand_entries_is_split_and_a_huge_directory_is_published() {
     let image = TestImage::new().layer(|layer| {
         let layer = (0..11).fold(layer, |layer, number| files(layer, &format!("d{number:02}"), 10_000));
         files(layer, "huge", 120_001).compression(Compression::Plain)
@@ -56,7 +56,7 @@ fn size_of_catalogs_is_a_setting() {
 }
 
 #[test]
-fn markers_are_hidden_in_images_and_shown_in_directories_of_the_repository() {
+fn markers_are_hidden_in_images_and_listed_in_other_directories() {
     let image = TestImage::new().layer(|layer| files(files(layer, "a", 1200), "b", 1300));
     let repository = TestRepository::with_settings("[catalog]\nentries = 1000");
     repository.convert(&image, NAME, &[]).expect_code(0);
@@ -112,7 +112,8 @@ fn catalogs_of_other_images_are_not_written_again() {
     assert!(changed.iter().all(|mountpoint| is_above(mountpoint)), "{changed:?}");
     assert!(!changed.contains("/.metadata/h5.example.org"), "{changed:?}");
     let new = repository.objects().into_keys().filter(|path| path.ends_with('C') && !objects.contains_key(path));
-    // Two layers, chain and flat tree; those above them; the root; the host's directory and its metadata; podman's store.
+    // Catalogs of two layers, the chain and the flat tree, those above them, the root, the host's directory and its metadata, and
+    // podman's store.
     assert!(new.count() <= 4 + 3 + 4 + 1 + 3 + 4, "{changed:?}");
 }
 

@@ -1,10 +1,10 @@
-//! What is known already is neither fetched nor read again, and gives what reading it would have given.
+//! Published layers and chains are neither fetched nor read again, and the result is the same as if they were.
 
 use crate::support::{Damage, NAME, TestImage, TestLayer, TestRepository, chain_path, flat_path, layer_path};
 
 const OTHER: &str = "registry.example.org/other:1";
 
-/// Two layers with everything that the form for overlay mounts cannot say by itself.
+/// An image of two layers with everything that the published form of layers, for overlay mounts, does not fully describe.
 fn base() -> TestImage {
     TestImage::new()
         .layer(|layer| {
@@ -13,7 +13,7 @@ fn base() -> TestImage {
             layer.hardlink("d/same", "d/a").fifo("pipe").file("m/.cvmfscatalog", "x").file("m/f", "")
         })
         .layer(|layer| {
-            // Directories that no entry names, links into the layer below, whiteouts, opaque directories.
+            // Directories without an entry, hard links into the lower layer, whiteouts, opaque directories.
             let layer =
                 layer.file("d/new", "").hardlink("d/link", "d/a").hardlink("far/link", "d/a").whiteout("d/gone");
             let layer = layer.whiteout("replaced").file("replaced/new", "").opaque("o").file("o/new", "");
@@ -29,7 +29,7 @@ fn without_blobs(image: TestImage, layers: std::ops::Range<usize>) -> TestImage 
     layers.fold(image, |image, layer| image.damage(Damage::Omitted(layer)))
 }
 
-/// Asserts that two repositories have the very same catalogs for a tree.
+/// Asserts that the catalogs of a tree are identical in two repositories.
 #[track_caller]
 fn assert_same_catalogs(one: &TestRepository, other: &TestRepository, root: &str) {
     let catalogs = |repository: &TestRepository| {
@@ -85,7 +85,7 @@ fn published_layer_is_applied_above_other_layers_too() {
 }
 
 #[test]
-fn chains_between_serve_images_that_branch_off_there() {
+fn intermediate_chains_are_the_base_of_images_that_branch_off() {
     let branch = TestImage::new().layer(|layer| layer.file("a", "")).layer(|layer| layer.file("branch", ""));
     let trunk = TestImage::new().layer(|layer| layer.file("a", "")).layer(|layer| layer.file("trunk", ""));
     let repository = TestRepository::new();
@@ -96,7 +96,7 @@ fn chains_between_serve_images_that_branch_off_there() {
 }
 
 #[test]
-fn chain_keeps_which_names_are_one_inode() {
+fn chain_keeps_hard_links() {
     let lower = |layer: TestLayer| layer.file("a/x", "text").hardlink("b/y", "a/x");
     let link = |layer: TestLayer| layer.hardlink("a/z", "b/y");
     let image = TestImage::new().layer(lower).layer(link);
@@ -106,7 +106,7 @@ fn chain_keeps_which_names_are_one_inode() {
 }
 
 #[test]
-fn missing_blob_of_an_unknown_layer_is_named_and_nothing_published() {
+fn missing_blob_of_an_unpublished_layer_is_named_and_nothing_is_published() {
     let image = base().layer(upper).damage(Damage::Omitted(1));
     let repository = TestRepository::publish(&TestImage::new().layer(|layer| layer.file("other", "")));
     let before = repository.front_page();
@@ -146,7 +146,7 @@ fn trees_that_a_strict_run_stored_serve_the_next_run() {
 }
 
 #[test]
-fn stored_trees_count_only_while_all_their_objects_are_there() {
+fn stored_trees_are_used_only_while_all_their_objects_exist() {
     let lossy = TestImage::new().layer(|layer| layer.file("a", "some text").xattr("user.long", "v".repeat(256)));
     let repository = TestRepository::new();
     let before = repository.objects();

@@ -1,4 +1,4 @@
-//! `check` finds whatever is wrong with a repository, and names the file.
+//! `check` finds every fault of a repository, and names the file.
 
 mod damage;
 mod faults;
@@ -17,7 +17,7 @@ use strata::progress::Progress;
 
 use crate::support::{DeviceKind, NAME, Run, TestImage, TestLayer, TestRepository};
 
-/// A layer with everything that an image can hold.
+/// Adds an entry of each type and with each attribute that an image can have.
 fn rich_layer(layer: TestLayer) -> TestLayer {
     layer
         .file("precious", "precious content")
@@ -40,20 +40,20 @@ fn rich_repository() -> TestRepository {
     repository
 }
 
-/// Checks in this process, `days` from now.
+/// Runs the check in this process, with a clock that is `days` ahead.
 fn check_directory(directory: &Path, days: i64) -> CheckReport {
     let now = Timestamp { seconds: Timestamp::now().seconds + days * 86_400, nanoseconds: 0 };
     let options = CheckOptions { path: None, quick: false, threads: 2, now };
     check(&RepositoryDirectory::open(directory).unwrap(), &options, &Arc::<Progress>::default()).unwrap()
 }
 
-/// Tells whether one of the findings of a run with `--json` is about the file, and about a path that ends so.
+/// Returns whether a finding in the JSON report names the file, and a path that ends with `path_end`.
 fn has_finding(json: &Value, file: &str, path_end: &str) -> bool {
     let findings = json["findings"].as_array().unwrap();
     findings.iter().any(|finding| finding["file"] == file && finding["path"].as_str().unwrap_or("").ends_with(path_end))
 }
 
-/// Takes a file away for as long as the value lives.
+/// Moves a file away until the value is dropped.
 struct Taken {
     path: PathBuf,
     bytes: Vec<u8>,
@@ -88,7 +88,7 @@ fn good_repository_has_no_findings() {
 }
 
 #[test]
-fn repository_in_which_content_is_stored_as_it_is_has_no_findings() {
+fn repository_without_compression_has_no_findings() {
     let repository = TestRepository::with_settings("compression = \"none\"");
     repository.convert(&TestImage::new().layer(rich_layer), NAME, &[]).expect_code(0);
     repository.run(["check"]).expect_code(0);
@@ -114,7 +114,7 @@ fn whitelist_that_expires_soon_is_a_warning_and_one_that_expired_a_finding() {
 }
 
 #[test]
-fn log_of_references_that_is_ahead_is_a_warning() {
+fn log_of_references_ahead_of_the_manifest_is_a_warning() {
     let repository = TestRepository::new();
     let path = repository.storage().join(".cvmfsreflog");
     let before = fs::read(&path).unwrap();
@@ -127,7 +127,7 @@ fn log_of_references_that_is_ahead_is_a_warning() {
 }
 
 #[test]
-fn what_nothing_refers_to_and_what_killed_runs_leave_is_counted_and_no_finding() {
+fn unreferenced_objects_and_leftovers_of_killed_runs_are_counted_but_not_findings() {
     let repository = TestRepository::new();
     let before = repository.run(["check", "--json"]).expect_code(0).json();
     let storage = repository.storage();
@@ -145,7 +145,7 @@ fn what_nothing_refers_to_and_what_killed_runs_leave_is_counted_and_no_finding()
 }
 
 #[test]
-fn directory_that_is_no_repository_is_wrong_usage() {
+fn directory_that_is_not_a_repository_is_wrong_usage() {
     let directory = tempfile::tempdir().unwrap();
     let run = crate::support::strata([Path::new("check"), Path::new("--repo"), directory.path()]);
     assert_eq!(run.status.code(), Some(2));
@@ -169,7 +169,7 @@ fn findings_are_the_same_for_any_number_of_threads_and_at_most_a_thousand_are_pr
 }
 
 #[test]
-fn pipe_in_the_place_of_an_object_is_found_and_nobody_waits_for_it() {
+fn pipe_in_the_place_of_an_object_is_found_without_blocking() {
     let repository = TestRepository::publish(&TestImage::new().layer(|layer| layer.file("a", "x")));
     for suffix in ["C", "H", "X", ""] {
         let damaged = repository.copy();

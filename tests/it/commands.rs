@@ -1,4 +1,4 @@
-//! What the command line takes and refuses, and what it prints where.
+//! Which arguments the command line accepts and refuses, and what it prints to stdout and stderr.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -9,7 +9,7 @@ use crate::strict::{self, Reader};
 use crate::support::{FQRN, NAME, Run, TestRepository, image_of, need, strata_command};
 
 #[test]
-fn missing_directory_becomes_a_repository_only_where_that_is_asked_for() {
+fn missing_directory_becomes_a_repository_only_with_create() {
     let other = TestRepository::new();
     let source = other.source(&image_of("x"));
     let [directory, undotted, empty] =
@@ -45,7 +45,7 @@ fn missing_directory_becomes_a_repository_only_where_that_is_asked_for() {
 }
 
 #[test]
-fn create_needs_a_directory_that_says_the_name() {
+fn create_requires_a_directory_named_after_the_repository() {
     let other = TestRepository::new();
     let source = other.source(&image_of("x"));
     let here = other.beside("here");
@@ -56,7 +56,7 @@ fn create_needs_a_directory_that_says_the_name() {
 }
 
 #[test]
-fn first_command_of_the_readme_makes_a_repository() {
+fn first_command_of_the_readme_creates_a_repository() {
     let readme = fs::read_to_string("README.md").unwrap();
     let command = readme.lines().find_map(|line| line.strip_prefix("$ cargo run --release -- ")).unwrap();
     assert!(command.contains(" --create"), "{command}");
@@ -71,15 +71,15 @@ fn first_command_of_the_readme_makes_a_repository() {
 }
 
 #[test]
-fn init_and_info_say_how_to_mount_and_convert_does_not() {
+fn init_and_info_print_how_to_mount_and_convert_does_not() {
     let home = tempfile::tempdir().unwrap();
     let run = |arguments: &[&str]| Run::of(strata_command(arguments).current_dir(home.path())).expect_code(0).stdout();
-    let is_said = |said: &str| said.contains("cvmfs2 -o config=client.conf") && said.contains("mount mnt");
-    assert!(is_said(&run(&["init", FQRN])));
-    assert!(!is_said(&run(&["init", "quiet.example.org", "-q"])));
-    assert!(is_said(&run(&["info", "--repo", FQRN])));
-    assert!(!is_said(&run(&["info", "--repo", FQRN, "-q"])));
-    assert!(!is_said(&run(&["info", "--repo", FQRN, "--json"])));
+    let is_printed = |output: &str| output.contains("cvmfs2 -o config=client.conf") && output.contains("mount mnt");
+    assert!(is_printed(&run(&["init", FQRN])));
+    assert!(!is_printed(&run(&["init", "quiet.example.org", "-q"])));
+    assert!(is_printed(&run(&["info", "--repo", FQRN])));
+    assert!(!is_printed(&run(&["info", "--repo", FQRN, "-q"])));
+    assert!(!is_printed(&run(&["info", "--repo", FQRN, "--json"])));
     let source = format!("oci:{}", home.path().join("image").display());
     image_of("x").write_oci_layout(&home.path().join("image"), "latest");
     let converted = run(&["convert", &source, "--name", NAME, "--repo", FQRN]);
@@ -87,7 +87,7 @@ fn init_and_info_say_how_to_mount_and_convert_does_not() {
 }
 
 #[test]
-fn mount_hint_can_be_copied_from_a_directory_whose_name_means_something_to_shells() {
+fn mount_hint_quotes_a_directory_name_with_shell_characters() {
     let home = tempfile::tempdir().unwrap();
     let directory = home.path().join("it's $HOME");
     let init = Run::of(strata_command(["init", FQRN, "--repo"]).arg(&directory)).expect_code(0).stdout();
@@ -128,14 +128,14 @@ fn empty_variable_for_the_directory_counts_as_unset() {
     Run::of(command.env("STRATA_REPO", "").current_dir(&elsewhere)).expect_code(0);
     assert!(elsewhere.join("new.example.org/strata.toml").is_file());
     Run::of(strata_command(["list"]).env("STRATA_REPO", "").current_dir(&elsewhere)).expect_code(2);
-    // Whoever writes it on the command line means something by it.
+    // An empty value on the command line is an error, because the user wrote it.
     Run::of(strata_command(["list", "--repo", ""]).current_dir(repository.directory())).expect_code(2);
-    // What the command line says goes before the variable.
+    // The command line has precedence over the variable.
     let mut command = repository.command(["list"]);
     Run::of(command.env("STRATA_REPO", &elsewhere)).expect_code(0);
 }
 
-/// Runs a command on a terminal, and returns all that comes out there.
+/// Runs a command on a terminal, and returns its output.
 fn on_a_terminal(command: &Command, variables: &[(&str, &str)]) -> String {
     let quoted = |word: &OsStr| format!("'{}'", word.to_str().unwrap());
     let words: Vec<String> = [command.get_program()].into_iter().chain(command.get_args()).map(quoted).collect();
@@ -148,7 +148,7 @@ fn on_a_terminal(command: &Command, variables: &[(&str, &str)]) -> String {
     String::from_utf8_lossy(&script.output().unwrap().stdout).into_owned()
 }
 
-/// Tells whether a text has a code for a colour or another form of letters.
+/// Returns whether a text contains an escape sequence for colours or text attributes.
 fn has_colours(text: &str) -> bool {
     text.split("\x1b[")
         .skip(1)
@@ -156,7 +156,7 @@ fn has_colours(text: &str) -> bool {
 }
 
 #[test]
-fn no_color_and_dumb_terminals_are_obeyed() {
+fn no_color_and_term_dumb_disable_colors() {
     if !need("script") {
         return;
     }
@@ -166,14 +166,16 @@ fn no_color_and_dumb_terminals_are_obeyed() {
     let wrong = strata_command(["frobnicate"]);
     for command in [&convert, &wrong] {
         for variables in [&[("TERM", "xterm-256color")][..], &[("TERM", "xterm-256color"), ("NO_COLOR", "")]] {
-            let said = on_a_terminal(command, variables);
-            assert!(has_colours(&said), "{said:?}");
+            let output = on_a_terminal(command, variables);
+            assert!(has_colours(&output), "{output:?}");
         }
-        let said = on_a_terminal(command, &[("TERM", "xterm-256color"), ("NO_COLOR", "1")]);
-        assert!(!has_colours(&said) && said.contains(if std::ptr::eq(command, &convert) { "INFO" } else { "error" }));
+        let output = on_a_terminal(command, &[("TERM", "xterm-256color"), ("NO_COLOR", "1")]);
+        assert!(
+            !has_colours(&output) && output.contains(if std::ptr::eq(command, &convert) { "INFO" } else { "error" })
+        );
         for variables in [&[("TERM", "dumb")][..], &[("TERM", "dumb"), ("CI", "true")]] {
-            let said = on_a_terminal(command, variables);
-            assert!(!said.contains('\x1b') && !said.is_empty(), "{said:?}");
+            let output = on_a_terminal(command, variables);
+            assert!(!output.contains('\x1b') && !output.is_empty(), "{output:?}");
         }
     }
 }

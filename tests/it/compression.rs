@@ -1,4 +1,4 @@
-//! Every mode of compression gives a repository that clients read, and large files are cut into chunks.
+//! Clients can read repositories of every compression mode, and large files are cut into chunks.
 
 use std::process::Command;
 use std::time::Duration;
@@ -9,13 +9,13 @@ use crate::support::{Compression, NAME, Run, TestImage, TestRepository, flat_pat
 
 const MIB: usize = 1 << 20;
 
-/// Returns the path of an object of content.
+/// Returns the path of the object with this hash.
 fn object(hash: &str) -> String {
     format!("data/{}/{}", &hash[..2], &hash[2..])
 }
 
 #[test]
-fn every_mode_gives_the_same_content() {
+fn every_mode_publishes_the_same_content() {
     let text = b"all work and no play makes jack a dull boy\n".repeat(3000);
     let image = TestImage::new().layer(|layer| {
         let layer = layer.file("text", &text).file("noise", noise(1, 100_000)).file("empty", "").file("one", "1");
@@ -35,8 +35,8 @@ fn every_mode_gives_the_same_content() {
 }
 
 #[test]
-fn exact_mode_gives_the_objects_of_zlib_level_6() {
-    // sha1(zlib.compress(content, 6)) by Python's zlib 1.2.13.
+fn exact_mode_stores_the_objects_of_zlib_level_6() {
+    // SHA-1 of zlib.compress(content, 6) in Python with zlib 1.2.13.
     let squares: Vec<u8> = (0..200_000_u64).map(|n| (n * n % 251) as u8).collect();
     let contents: [(&str, Vec<u8>, &str); 4] = [
         ("empty", Vec::new(), "e8ec3d88b62ebf526e4e5a4ff6162a3aa48a6b78"),
@@ -55,16 +55,16 @@ fn exact_mode_gives_the_objects_of_zlib_level_6() {
 }
 
 #[test]
-fn none_mode_stores_content_as_it_is() {
+fn none_mode_stores_content_uncompressed() {
     let repository = TestRepository::with_settings("compression = \"none\"");
     repository.convert(&TestImage::new().layer(|layer| layer.file("a", "hello\n")), NAME, &[]).expect_code(0);
-    // sha1 of the six bytes.
+    // SHA-1 of the six bytes.
     let path = object("f572d396fae9206628714fb2ce00f72e94f2258f");
     assert_eq!(std::fs::read(repository.storage().join(path)).unwrap(), b"hello\n");
 }
 
 #[test]
-fn large_file_is_cut_into_chunks_that_tile_it() {
+fn large_file_is_covered_by_its_chunks() {
     let content = noise(1, 30 * MIB);
     let image = TestImage::new().layer(|layer| layer.file("large", &content).compression(Compression::Plain));
     let repository = TestRepository::publish(&image);
@@ -76,7 +76,7 @@ fn large_file_is_cut_into_chunks_that_tile_it() {
     assert_eq!(repository.flat(&image).get("large").content, Some(Content::of(&content)));
 }
 
-/// Asserts that chunks follow one another from the start to the end of a file, none too small or too large.
+/// Asserts that chunks cover a file without gaps and overlaps, and that their sizes are within the limits.
 #[track_caller]
 fn assert_tile(chunks: &[(u64, u64)], size: u64) {
     let mut end = 0;
@@ -91,7 +91,7 @@ fn assert_tile(chunks: &[(u64, u64)], size: u64) {
 }
 
 #[test]
-fn sizes_around_the_limits_are_cut_where_they_must() {
+fn files_around_the_size_limits_have_chunks_within_the_limits() {
     let sizes = [4 * MIB - 1, 4 * MIB, 4 * MIB + 1, 16 * MIB - 1, 16 * MIB, 16 * MIB + 1];
     let (zeros, noise) = (vec![0; 17 * MIB], noise(1, 17 * MIB));
     let image = TestImage::new().layer(|layer| {
@@ -105,7 +105,7 @@ fn sizes_around_the_limits_are_cut_where_they_must() {
     let (reader, flat) = (repository.reader(), repository.flat(&image));
     for size in sizes {
         let chunks = |name: &str| reader.chunks(&format!("{}/{name}{size}", flat_path(&image)));
-        // Zeros never give a cut, so only the largest size does.
+        // Zeros contain no content-defined boundary, so that only the maximum size cuts them.
         let expected = if size > 16 * MIB { vec![(0, 16 * MIB as u64), (16 * MIB as u64, 1)] } else { Vec::new() };
         assert_eq!(chunks("zeros"), expected, "{size} zeros");
         match chunks("noise").as_slice() {
@@ -120,7 +120,7 @@ fn sizes_around_the_limits_are_cut_where_they_must() {
 
 #[test]
 fn sparse_file_of_a_tebibyte_takes_seconds_and_little_memory() {
-    // PAX format 1.0: one piece of data, the three bytes at 5 GiB.
+    // PAX format 1.0 with one area of data: three bytes at offset 5 GiB.
     let mut stored = format!("1\n{}\n3\n", 5_u64 << 30).into_bytes();
     stored.resize(512, 0);
     stored.extend_from_slice(b"abc");
@@ -135,12 +135,12 @@ fn sparse_file_of_a_tebibyte_takes_seconds_and_little_memory() {
     let repository = TestRepository::new();
     let before = repository.objects().len();
     let source = repository.source(&image);
-    // One thread has a stack of 256 MiB, of which next to nothing is used: 400 MB are left for everything else.
+    // The address space includes one thread's stack of 256 MiB, of which little is used: 400 MB remain for everything else.
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -v 700000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_strata"), "convert", &source]);
     command.args(["--name", NAME, "--threads", "1", "--skip-layers", "--chains", "none", "--repo"]);
     command.arg(repository.directory());
-    // Writing out and hashing so many zeros would take many minutes.
+    // Compressing and hashing a tebibyte of zeros would take many minutes.
     Run::within(Duration::from_secs(45), &mut command).expect_code(0);
     let chunks = repository.reader().chunks(&format!("{}/f", flat_path(&image)));
     assert_eq!(chunks.len(), 65_536);

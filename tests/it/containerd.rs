@@ -5,7 +5,7 @@ use crate::support::containerd::{Containerd, with_busybox};
 use crate::support::fuse::Mount;
 use crate::support::{FaultProxy, Reply, TestImage, TestRegistry, TestRepository, need_fuse};
 
-/// An image of four layers, with every kind of mark and a link into a lower layer.
+/// Returns an image of four layers, with every kind of whiteout and a hard link into a lower layer.
 fn image() -> TestImage {
     with_busybox(TestImage::new())
         .layer(|layer| {
@@ -21,7 +21,7 @@ fn image() -> TestImage {
         .entrypoint(["/bin/busybox", "sleep", "100000"])
 }
 
-/// A registry that gives out what describes images, but no layer of them.
+/// Returns a registry that serves manifests and configs, but no layers.
 fn registry_without_layers(images: &[(&str, &TestImage)]) -> Option<(TestRegistry, FaultProxy)> {
     let registry = TestRegistry::start()?;
     let proxy = FaultProxy::start(registry.port());
@@ -34,7 +34,7 @@ fn registry_without_layers(images: &[(&str, &TestImage)]) -> Option<(TestRegistr
     Some((registry, proxy))
 }
 
-/// Panics unless a container starts over a mounted repository, though no layer of its image can be had elsewhere.
+/// Panics unless a container starts from a mounted repository, although the registry serves no layer of its image.
 fn assert_starts(mount: &Mount, repository: &TestRepository, image: &TestImage) {
     let stranger = TestImage::new().layer(|layer| layer.file("not published", ""));
     let Some(containerd) = Containerd::start(&mount.directory) else { return };
@@ -45,7 +45,7 @@ fn assert_starts(mount: &Mount, repository: &TestRepository, image: &TestImage) 
     let error = containerd.pull(&name("team/other")).unwrap_err();
     assert!(error.contains("403"), "{error}");
     let before = proxy.served().len();
-    containerd.pull(&name("team/image")).unwrap_or_else(|error| panic!("{error}\n{}", containerd.said()));
+    containerd.pull(&name("team/image")).unwrap_or_else(|error| panic!("{error}\n{}", containerd.log()));
     let asked: Vec<String> = proxy.served().into_iter().skip(before).map(|served| served.path).collect();
     let is_layer = |path: &String| image.layer_digests().iter().any(|digest| path.contains(digest));
     assert!(!asked.is_empty() && !asked.iter().any(is_layer), "{asked:?}");
@@ -60,15 +60,15 @@ fn assert_starts(mount: &Mount, repository: &TestRepository, image: &TestImage) 
     expected.sort_unstable();
     assert_eq!(found, expected);
     let script = "cat data/to data/link; stat -c ' %a %u %g' data/tool; stat -c %a data/sticky; echo $GREETING";
-    let said = container.exec(&["/bin/busybox", "sh", "-c", script]);
-    assert_eq!(said, "tooltool 4755 7 70000\n1777\nhello\n");
+    let output = container.exec(&["/bin/busybox", "sh", "-c", script]);
+    assert_eq!(output, "tooltool 4755 7 70000\n1777\nhello\n");
     container.exec(&["/bin/busybox", "touch", "data/written"]);
     assert_eq!(container.exec(&["/bin/busybox", "ls", "-A", "data/opaque"]), "new\n");
     container.remove();
 }
 
 #[test]
-fn container_starts_though_its_registry_gives_out_no_layer() {
+fn container_starts_although_its_registry_serves_no_layer() {
     if !need_fuse() {
         return;
     }

@@ -1,4 +1,4 @@
-//! `strata convert` publishes what it is given, under the right name, once.
+//! `strata convert` publishes each given image once, under the right name.
 
 use std::fs;
 use std::io::Write as _;
@@ -18,9 +18,9 @@ fn two_layers() -> TestImage {
         .entrypoint(["/bin/tool"])
 }
 
-/// Returns an image that differs from others by one word.
+/// Returns an image whose only file contains `word`.
 #[test]
-fn every_kind_of_source_gives_the_same_root_file_system() {
+fn every_kind_of_source_results_in_the_same_root_file_system() {
     let image = two_layers().clone();
     let from_layout = TestRepository::publish(&image);
     let expected = from_layout.flat(&image);
@@ -45,7 +45,7 @@ fn every_kind_of_source_gives_the_same_root_file_system() {
 }
 
 #[test]
-fn packing_of_a_layer_is_recognised_by_its_bytes() {
+fn compression_of_a_layer_is_recognised_by_its_bytes() {
     const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
     const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
     const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
@@ -127,7 +127,7 @@ fn public_link_leads_to_the_root_file_system() {
 }
 
 #[test]
-fn name_that_a_layout_carries_is_taken() {
+fn name_in_a_layout_is_used() {
     let repository = TestRepository::new();
     repository.convert_together(&[("registry.example.org/carried:3", &image_of("x"))], &[]).expect_code(0);
     assert_eq!(repository.list("registry.example.org"), [".cvmfscatalog", "carried:3"]);
@@ -169,7 +169,7 @@ fn name_that_is_given_twice_fails_one_image_and_publishes_the_other() {
 }
 
 #[test]
-fn image_that_fails_does_not_hold_up_the_others() {
+fn failed_image_does_not_prevent_the_others() {
     let repository = TestRepository::new();
     let good = repository.beside("good");
     image_of("x").write_oci_layout(&good, NAME);
@@ -189,7 +189,7 @@ fn nothing_is_published_when_every_image_fails() {
 }
 
 #[test]
-fn wrong_usage_is_told_apart_from_failure() {
+fn wrong_usage_and_failure_have_different_exit_codes() {
     let repository = TestRepository::new();
     let source = repository.source(&image_of("x"));
     let empty = repository.beside("empty");
@@ -253,7 +253,7 @@ fn change_of_settings_changes_nothing_that_is_published() {
 }
 
 #[test]
-fn losses_of_what_is_published_already_stay_known() {
+fn losses_of_published_trees_stay_listed() {
     let image = TestImage::new()
         .layer(|layer| layer.file("a", "").xattr("user.long", "v".repeat(256)).file("d/f", ""))
         .layer(|layer| layer.whiteout("d").hardlink("e/a", "a"));
@@ -284,7 +284,7 @@ fn assert_second_run_changes_nothing(image: &TestImage, options: &[&str]) {
 }
 
 #[test]
-fn tag_that_moves_leaves_its_trees_on_the_list_of_candidates() {
+fn moved_tag_adds_its_trees_to_the_candidates() {
     let (old, new) = (image_of("old"), image_of("new"));
     let repository = TestRepository::publish(&old);
     repository.convert(&new, NAME, &[]).expect_code(0);
@@ -295,11 +295,11 @@ fn tag_that_moves_leaves_its_trees_on_the_list_of_candidates() {
     let mut expected = [layer.trim_end_matches("/layerfs"), &chain_path(&old, 1), &flat_path(&old)].map(str::to_owned);
     expected.sort();
     assert_eq!(candidates, expected);
-    assert_eq!(repository.flat(&old).text("word"), "old", "what no name leads to stays for now");
+    assert_eq!(repository.flat(&old).text("word"), "old", "trees that no name leads to stay until a collection");
 }
 
 #[test]
-fn tag_that_moves_back_takes_its_trees_off_the_list() {
+fn tag_that_moves_back_removes_its_trees_from_the_candidates() {
     let (old, new) = (image_of("old"), image_of("new"));
     let repository = TestRepository::publish(&old);
     repository.convert(&new, NAME, &[]).expect_code(0);
@@ -310,7 +310,7 @@ fn tag_that_moves_back_takes_its_trees_off_the_list() {
     assert_eq!(candidates.len(), 3);
 }
 
-/// Returns the trees that a name left, sorted, without a leading slash.
+/// Returns the candidates for removal: sorted paths without a leading slash.
 fn candidates(repository: &TestRepository) -> Vec<String> {
     let list = repository.json(".metadata/candidates.json");
     list["trees"].as_object().unwrap().keys().map(|path| path.trim_start_matches('/').to_owned()).collect()
@@ -362,7 +362,7 @@ fn chains_are_published_as_asked_for() {
 }
 
 #[test]
-fn dry_run_changes_nothing_and_says_what_there_is_to_do() {
+fn dry_run_changes_nothing_and_lists_what_would_be_done() {
     let image = two_layers();
     let repository = TestRepository::publish(&image_of("other"));
     let before = repository.storage_files();
@@ -377,7 +377,7 @@ fn dry_run_changes_nothing_and_says_what_there_is_to_do() {
 }
 
 #[test]
-fn force_reads_everything_again_and_gives_the_same() {
+fn force_reads_everything_again_with_the_same_result() {
     let image = two_layers();
     let repository = TestRepository::publish(&image);
     let before = (repository.flat(&image), repository.chain(&image), repository.layer(&image, 1));
@@ -387,7 +387,7 @@ fn force_reads_everything_again_and_gives_the_same() {
 }
 
 #[test]
-fn strict_publishes_no_image_that_loses_anything() {
+fn strict_publishes_no_image_with_losses() {
     let lossy = TestImage::new().layer(|layer| layer.file("a", "").xattr("user.long", "v".repeat(256)));
     let repository = TestRepository::new();
     let before = repository.manifest_bytes();
@@ -401,7 +401,7 @@ fn strict_publishes_no_image_that_loses_anything() {
 }
 
 #[test]
-fn strict_knows_the_losses_of_layers_that_another_image_brought() {
+fn strict_counts_the_losses_of_layers_that_another_image_published() {
     let base = |layer: TestLayer| layer.file("a", "").xattr("user.long", "v".repeat(256));
     let upper = TestImage::new().layer(base).layer(|layer| layer.file("b", ""));
     for options in [&[][..], &["--skip-layers"]] {
@@ -412,7 +412,7 @@ fn strict_knows_the_losses_of_layers_that_another_image_brought() {
 }
 
 #[test]
-fn losses_are_printed_and_shown_by_info() {
+fn losses_are_printed_by_convert_and_info() {
     let image = TestImage::new().layer(|layer| {
         (0..25).fold(layer, |layer, number| layer.file(format!("f{number:02}"), "").xattr("user.long", "v".repeat(256)))
     });
@@ -427,7 +427,7 @@ fn losses_are_printed_and_shown_by_info() {
 }
 
 #[test]
-fn json_tells_what_was_done() {
+fn json_reports_the_result() {
     let image = two_layers();
     let repository = TestRepository::new();
     let source = repository.source(&image);
@@ -455,7 +455,7 @@ fn json_tells_what_was_done() {
 }
 
 #[test]
-fn info_and_list_show_what_is_published() {
+fn info_and_list_report_what_is_published() {
     let (image, other) = (two_layers(), two_layers().layer(|layer| layer.file("more", "")));
     let repository = TestRepository::publish(&image);
     repository.convert(&other, "h.example.org/other:1", &[]).expect_code(0);

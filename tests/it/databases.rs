@@ -1,5 +1,5 @@
-//! Databases of a repository are data. Nothing in them is executed, no more is read than others state, rows that lie in
-//! themselves lead nowhere, and what no writer writes is never signed again.
+//! Databases of a repository are data: nothing in them is executed, they are read only up to the size that is stated elsewhere,
+//! cycles of rows are found, and content that no writer produces is never signed again.
 
 use std::fs;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use crate::support::fuse::Mount;
 use crate::support::{NAME, Run, TestImage, TestRepository, need_fuse};
 use crate::verify::plant::Planted;
 
-/// How long a command may take that takes a moment.
+/// Time limit for commands that normally take less than a second.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn repository() -> TestRepository {
@@ -20,18 +20,18 @@ fn run(planted: &Planted, arguments: &[&str]) -> Run {
     Run::within(PATIENCE, &mut planted.command(arguments))
 }
 
-/// Fails unless a check has a finding, and converting another image fails and publishes nothing.
+/// Fails unless a check has a finding, and converting another image fails without publishing anything.
 #[track_caller]
 fn assert_never_signed(planted: &Planted, image: &str, fault: &str) {
     let before = planted.front_page();
     let check = run(planted, &["check", "--quick"]);
     assert_eq!(check.exit_code(), Some(4), "{fault} is no finding: {check:?}");
     let convert = run(planted, &["convert", image, "--name", "registry.example.org/test/next:1"]);
-    assert_eq!(convert.exit_code(), Some(1), "signed on top of {fault}: {convert:?}");
+    assert_eq!(convert.exit_code(), Some(1), "a revision was signed on top of this fault: {fault}: {convert:?}");
     assert_eq!(planted.front_page(), before, "{fault}");
 }
 
-/// SQL that exchanges a table for something that is executed when it is read or written.
+/// SQL that replaces a table by an object that SQLite executes when the table is read or written.
 const EXECUTED: [&str; 5] = [
     "ALTER TABLE statistics RENAME TO s; CREATE VIEW statistics AS SELECT * FROM s",
     "ALTER TABLE nested_catalogs RENAME TO n; CREATE VIEW nested_catalogs AS SELECT * FROM n",
@@ -40,7 +40,7 @@ const EXECUTED: [&str; 5] = [
     "DROP TABLE bind_mountpoints; CREATE VIRTUAL TABLE bind_mountpoints USING fts5 (path, sha1, size)",
 ];
 
-/// SQL that changes a row in some way, so that the planter sees that something changed.
+/// SQL that changes any row, because [`Planted`] demands that the number of changed rows is not zero.
 const TOUCH: &str = "UPDATE properties SET value = value;";
 
 #[test]
@@ -123,7 +123,7 @@ fn rows_of_wrong_types_and_impossible_modes_are_findings_and_never_signed() {
     }
 }
 
-/// Plants a row that no writer writes, and fails unless it is a finding and never signed.
+/// Plants a row that no writer produces. Fails unless it is a finding and never signed.
 #[track_caller]
 fn assert_row_is_never_signed(repository: &TestRepository, image: &str, (path, name): (&str, &str), set: &str) {
     let planted = Planted::copy_of(repository);
@@ -160,7 +160,7 @@ fn rows_that_contradict_themselves_are_findings_and_never_signed() {
 }
 
 #[test]
-fn unsound_catalog_is_refused_with_its_name_the_path_and_the_fault() {
+fn faulty_catalog_is_refused_with_its_name_the_path_and_the_fault() {
     let repository = repository();
     let image = repository.source(&TestImage::new().layer(|layer| layer.file("next", "y")));
     let planted = Planted::copy_of(&repository);
@@ -171,7 +171,7 @@ fn unsound_catalog_is_refused_with_its_name_the_path_and_the_fault() {
     }
 }
 
-/// SQL that makes rows lie in themselves, or in what lies in them.
+/// SQL that makes rows their own ancestors.
 fn circles() -> Vec<String> {
     let into = |name: &str, other: &str| {
         format!(
@@ -194,7 +194,7 @@ fn circles() -> Vec<String> {
 }
 
 #[test]
-fn row_that_is_its_own_ancestor_loops_nowhere_and_is_never_signed() {
+fn row_that_is_its_own_ancestor_causes_no_endless_loop_and_is_never_signed() {
     let repository = repository();
     let image = repository.source(&TestImage::new().layer(|layer| layer.file("next", "y")));
     let can_mount = need_fuse();
@@ -223,7 +223,7 @@ fn row_that_is_its_own_ancestor_loops_nowhere_and_is_never_signed() {
     }
 }
 
-/// Counts what lies below a directory, as far as it can be listed.
+/// Returns the number of entries below a directory, as far as they can be listed.
 fn count_entries(directory: &std::path::Path, depth: usize) -> usize {
     assert!(depth < 100, "{} goes round in circles", directory.display());
     let entries = fs::read_dir(directory).into_iter().flatten().take(10_000).map_while(Result::ok);
@@ -259,7 +259,7 @@ fn catalog_of_another_size_than_is_stated_is_never_signed() {
         planted.change("", &format!("UPDATE nested_catalogs SET size = {size} WHERE path = '/.flat'"));
         assert_never_signed(&planted, &image, size);
     }
-    // Old catalogs do not state it.
+    // Old catalogs do not state the size of nested catalogs.
     for size in ["0", "NULL"] {
         let planted = Planted::copy_of(&repository);
         planted.change("", &format!("UPDATE nested_catalogs SET size = {size} WHERE path = '/.flat'"));
@@ -286,7 +286,7 @@ fn catalog_whose_stated_size_cannot_be_true_is_unpacked_no_further_than_one_with
     let repository = repository();
     let image = repository.source(&TestImage::new().layer(|layer| layer.file("next", "y")));
     let planted = Planted::copy_of(&repository);
-    // 120 MB of zeros pack to 120 KB.
+    // 120 MB of zeros are compressed to 120 KB.
     planted.change("/.flat", "CREATE TABLE large (x); INSERT INTO large VALUES (zeroblob(120000000)), (1)");
     planted.change("", "UPDATE nested_catalogs SET size = 9223372036854775807 WHERE path = '/.flat'");
     assert_never_signed(&planted, &image, "a lie");
@@ -300,7 +300,7 @@ fn catalog_whose_stated_size_cannot_be_true_is_unpacked_no_further_than_one_with
 fn catalog_that_unpacks_to_more_than_the_manifest_or_the_catalog_above_states_is_not_read() {
     let repository = repository();
     let image = repository.source(&TestImage::new().layer(|layer| layer.file("next", "y")));
-    // 20 MB of zeros pack to 20 KB.
+    // 20 MB of zeros are compressed to 20 KB.
     let large = "CREATE TABLE large (x); INSERT INTO large VALUES (zeroblob(20000000)), (1)";
     for path in ["", "/.layers"] {
         let planted = Planted::copy_of(&repository);

@@ -1,4 +1,4 @@
-//! The same images give the same repository, whatever the number of threads and the memory.
+//! The same images result in the same repository, for any number of threads and any memory limit.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::support::random::noise;
 use crate::support::{Compression, NAME, Run, TestImage, TestRepository};
 
-/// An image with much to do side by side: many small files, large ones, several layers, losses, nested catalogs.
+/// Returns an image with much parallel work: many small files, large files, several layers, losses, nested catalogs.
 fn large_image() -> TestImage {
     TestImage::new()
         .layer(|layer| {
@@ -21,7 +21,7 @@ fn large_image() -> TestImage {
         .env("A", "b")
 }
 
-/// Converts what lies at `source` at a set time, and returns what `info --json` says then.
+/// Converts an image with `SOURCE_DATE_EPOCH` set to `epoch`, and returns the report of `info --json`.
 fn convert_at(repository: &TestRepository, source: &str, epoch: &str, options: &[&str]) -> Value {
     let arguments = [&["convert", source, "--name", NAME], options].concat();
     Run::of(repository.command(arguments).env("SOURCE_DATE_EPOCH", epoch)).expect_code(0);
@@ -29,7 +29,7 @@ fn convert_at(repository: &TestRepository, source: &str, epoch: &str, options: &
 }
 
 #[test]
-fn threads_and_memory_do_not_show_in_what_is_published() {
+fn threads_and_memory_do_not_affect_what_is_published() {
     let settings = TestRepository::with_settings("[catalog]\nentries = 1000");
     let source = settings.source(&large_image());
     let mut results = Vec::new();
@@ -46,7 +46,7 @@ fn threads_and_memory_do_not_show_in_what_is_published() {
 }
 
 #[test]
-fn two_images_in_one_command_give_the_same_with_any_number_of_threads() {
+fn result_of_two_images_in_one_command_does_not_depend_on_threads() {
     let template = TestRepository::new();
     let directory = template.beside("layout");
     let image =
@@ -80,7 +80,7 @@ fn trees_of_images_do_not_depend_on_the_time_or_the_repository() {
 }
 
 #[test]
-fn source_date_epoch_sets_the_time_of_what_strata_makes() {
+fn source_date_epoch_sets_times_that_strata_invents() {
     let repository = TestRepository::new();
     let source = repository.source(&TestImage::new().layer(|layer| layer.file("a", "")));
     convert_at(&repository, &source, "4000000000", &["--accept-clock"]);
@@ -100,7 +100,7 @@ fn time_of_a_revision_never_goes_back() {
     assert_eq!(repository.reader().field('T'), Some(before.to_string().as_str()));
 }
 
-/// Returns the hash of every catalog inside trees of images, by mountpoint.
+/// Returns the hashes of all catalogs in the trees of images, by mountpoint.
 fn catalogs_of_trees(repository: &TestRepository) -> BTreeMap<String, String> {
     let mut catalogs = repository.reader().catalog_hashes();
     catalogs.retain(|mountpoint, _| {

@@ -1,4 +1,4 @@
-//! `strata diff` says what became of every path, or what would, and what it costs.
+//! `strata diff` lists each path that differs, or would differ after a conversion, and the cost.
 
 use serde_json::Value;
 
@@ -18,7 +18,7 @@ fn change<'v>(json: &'v Value, path: &str) -> Option<&'v Value> {
 }
 
 #[test]
-fn what_was_added_and_changed_is_named_with_its_bytes() {
+fn added_and_changed_paths_are_listed_with_their_bytes() {
     let (repository, [_, new]) = two_revisions();
     let json = repository.run(["diff", "2", "3", "--json"]).expect_code(4).json();
     assert_eq!((json["from"].as_u64(), json["to"].as_u64()), (Some(2), Some(3)));
@@ -39,7 +39,7 @@ fn revisions_are_named_by_number_tag_and_head() {
     for [from, to] in [["trunk-previous", "trunk"], ["2", "head"], ["trunk-previous", "3"]] {
         assert_eq!(repository.run(["diff", from, to]).expect_code(4).stdout(), expected, "{from} {to}");
     }
-    // The first revision has no tag any more, but its catalog is still there.
+    // The first revision no longer has a tag, but its root catalog still exists.
     repository.run(["diff", "1", "2"]).expect_code(4);
     repository.run(["diff", "head", "3"]).expect_code(0);
     let unknown = repository.run(["diff", "9", "head"]).expect_code(1);
@@ -49,7 +49,7 @@ fn revisions_are_named_by_number_tag_and_head() {
 }
 
 #[test]
-fn the_other_way_round_added_is_removed() {
+fn reverse_diff_lists_added_paths_as_removed() {
     let (repository, _) = two_revisions();
     let forth = repository.run(["diff", "2", "3"]).expect_code(4).stdout();
     let back = repository.run(["diff", "3", "2"]).expect_code(4).stdout();
@@ -75,7 +75,7 @@ fn image_is_compared_with_its_tag_and_nothing_is_written() {
         (Some("added"), Some(3))
     );
     assert_eq!(attributes("changed")["layer"], old.layer_digests()[0]);
-    assert!(attributes("come")["layer"].is_null(), "no layer of the old image knows of it");
+    assert!(attributes("come")["layer"].is_null(), "no layer of the old image has the path");
     assert!(change(&json, "same").is_none() && change(&json, ".cvmfscatalog").is_none(), "{json}");
     let published = repository.run(["diff", &repository.source(&new), "--name", NAME]).expect_code(0);
     assert!(published.stdout().contains("nothing would change"), "{}", published.stdout());
@@ -83,7 +83,7 @@ fn image_is_compared_with_its_tag_and_nothing_is_written() {
 }
 
 #[test]
-fn costs_of_a_new_image_are_what_converting_it_then_costs() {
+fn predicted_cost_of_a_new_image_equals_the_actual_cost() {
     let base = TestImage::new().layer(|layer| layer.file("a", vec![1; 50_000]).file("b", "b"));
     let image = base.clone().layer(|layer| layer.file("c", "new").file("d", "b"));
     let repository = TestRepository::publish(&base);
@@ -100,7 +100,7 @@ fn costs_of_a_new_image_are_what_converting_it_then_costs() {
     let done = repository.convert(&image, name, &["--json"]).expect_code(0).json();
     let new: Vec<String> = repository.objects().into_keys().filter(|path| !objects.contains_key(path)).collect();
     assert_eq!(done["new-objects"], new.len());
-    // The tag database goes with any revision, and the record of the image says when it was published.
+    // Every revision has a new tag database, and the image's record contains the time of publication.
     let catalogs = new.iter().filter(|path| path.ends_with('C')).count();
     assert_eq!(json["catalogs"], catalogs, "{json}");
     assert_eq!(json["stored"]["objects"], new.len() - 1, "{json}");
@@ -111,7 +111,7 @@ fn costs_of_a_new_image_are_what_converting_it_then_costs() {
 }
 
 #[test]
-fn directory_of_a_killed_run_goes_with_the_next() {
+fn temporary_directory_of_a_killed_run_is_deleted_by_the_next() {
     let (repository, [old, _]) = two_revisions();
     let temporary = repository.beside("temporary");
     std::fs::create_dir_all(temporary.join("strata-diff-dead/storage")).unwrap();
@@ -122,7 +122,7 @@ fn directory_of_a_killed_run_goes_with_the_next() {
 }
 
 #[test]
-fn what_is_no_image_is_wrong_usage() {
+fn argument_that_is_not_an_image_is_wrong_usage() {
     let (repository, _) = two_revisions();
     let run = repository.run(["diff", "nonsense"]).expect_code(2);
     assert_eq!(run.stderr().lines().count(), 1, "{}", run.stderr());

@@ -1,4 +1,4 @@
-//! The exit code of every command for every cause, and what is left behind in each case.
+//! The exit code of every command for every cause, and the state of the repository afterwards.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ fn image_of(word: &str) -> TestImage {
     TestImage::new().layer(|layer| layer.file("word", word)).cmd(["/word"])
 }
 
-/// A repository with an image whose name led elsewhere once, another image that is not in it, and an empty wishlist.
+/// A repository with an image whose name has moved once, an image that is not published, and an empty wishlist.
 struct Scene {
     repository: TestRepository,
     published: String,
@@ -36,7 +36,7 @@ impl Scene {
         Self { repository, published, new, list: list.display().to_string() }
     }
 
-    /// Returns every command that ends by itself, in a form that succeeds.
+    /// Returns every command that ends by itself, with arguments that make it succeed.
     fn commands(&self) -> Vec<Vec<String>> {
         let bundle = self.repository.beside("bundle").display().to_string();
         fs::remove_dir_all(&bundle).ok();
@@ -72,7 +72,7 @@ fn every_command_that_succeeds_ends_with_0() {
 }
 
 #[test]
-fn every_command_on_a_directory_that_is_no_repository_ends_with_2() {
+fn every_command_on_a_directory_that_is_not_a_repository_ends_with_2() {
     let scene = Scene::new();
     let empty = scene.repository.beside("empty");
     fs::create_dir(&empty).unwrap();
@@ -99,7 +99,7 @@ fn every_command_whose_repository_lost_its_storage_ends_with_1() {
     let commands = scene.commands();
     fs::rename(&storage, &aside).unwrap();
     for command in commands.into_iter().chain([mount]) {
-        // For a check that is a finding.
+        // `check` reports this as a finding.
         let code = if command[0] == "check" { 4 } else { 1 };
         scene.repository.run(&command).expect_code(code);
     }
@@ -140,7 +140,7 @@ fn convert_whose_results_cannot_be_printed_ends_with_6_once_it_has_published() {
         let run = Run::of(command.stdout(full())).expect_code(6);
         assert!(run.stderr().contains("revision 2 is published, but"), "{}", run.stderr());
         assert!(repository.has(NAME));
-        // Whoever stops reading has no complaint.
+        // A closed pipe is no error: the reader has what it wanted.
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let mut command = repository.command(["convert", &source, "--name", "h.org/again:1", format]);
@@ -188,7 +188,7 @@ fn every_publishing_command_that_meets_another_publisher_ends_with_5() {
         run.expect_one_line(5, &["another publisher", scene.repository.storage().to_str().unwrap(), "--wait"]);
     }
     assert_eq!(scene.repository.front_page(), before);
-    // Commands that only read meet nobody.
+    // Commands that only read do not need the lock.
     let publishes = |command: &Vec<String>| command[0] == "sync" || command[0] == "convert" && command.len() == 4;
     for command in scene.commands().into_iter().filter(|command| !publishes(command)) {
         scene.repository.run(&command).expect_code(0);
@@ -196,7 +196,7 @@ fn every_publishing_command_that_meets_another_publisher_ends_with_5() {
     drop(lock);
 }
 
-/// A repository whose storage lies on a file system that fails as told.
+/// A repository whose storage is on a file system with chosen faults.
 struct FaultyScene {
     repository: TestRepository,
     seen: Arc<Mutex<Vec<Operation>>>,
@@ -235,13 +235,13 @@ fn root_synced() -> Operation {
 }
 
 #[test]
-fn revision_whose_name_cannot_be_made_durable_is_published_and_ends_with_6() {
+fn revision_whose_manifest_cannot_be_synced_is_published_and_ends_with_6() {
     let fate = |operation: &Operation| if *operation == root_synced() { Fate::Refused } else { Fate::Done };
     let Some(scene) = FaultyScene::new(fate) else { return };
     let run = scene.convert("x", &[]).expect_code(6);
     assert!(run.stdout().contains("published revision 3"), "{}", run.stdout());
-    let said = run.stderr();
-    assert!(said.contains("published, but") && said.contains("cannot sync"), "{said}");
+    let stderr = run.stderr();
+    assert!(stderr.contains("published, but") && stderr.contains("cannot sync"), "{stderr}");
     assert!(scene.is_published("x"));
     let json = scene.convert("y", &["--json"]).expect_code(6).json();
     assert_eq!(json["revision"], 4);
@@ -262,7 +262,7 @@ fn rename_that_was_done_and_reported_as_failed_is_a_publication() {
 }
 
 #[test]
-fn rename_that_was_not_done_is_none() {
+fn failed_rename_is_not_a_publication() {
     let fate = |operation: &Operation| if *operation == manifest() { Fate::Refused } else { Fate::Done };
     let Some(scene) = FaultyScene::new(fate) else { return };
     let before = scene.repository.manifest_bytes();
@@ -273,7 +273,7 @@ fn rename_that_was_not_done_is_none() {
 }
 
 #[test]
-fn rename_that_cannot_be_looked_after_is_not_called_undone() {
+fn rename_with_an_unknown_result_is_not_reported_as_failed() {
     let is_renamed = AtomicBool::new(false);
     let fate = move |operation: &Operation| match operation {
         operation if *operation == manifest() => {
@@ -292,7 +292,7 @@ fn rename_that_cannot_be_looked_after_is_not_called_undone() {
 }
 
 #[test]
-fn all_that_is_needed_after_the_last_rename_is_opened_before() {
+fn everything_needed_after_the_last_rename_is_opened_before_it() {
     let is_renamed = AtomicBool::new(false);
     let fate = move |operation: &Operation| match operation {
         operation if *operation == manifest() => {
@@ -310,7 +310,7 @@ fn all_that_is_needed_after_the_last_rename_is_opened_before() {
 }
 
 #[test]
-fn server_that_cannot_be_told_the_reflog_is_a_later_step_that_failed() {
+fn checksum_that_cannot_be_written_for_the_server_ends_with_6() {
     let repository = TestRepository::new();
     let spool = repository.manage_by_server(&repository.storage());
     // A directory cannot be replaced by a file.
@@ -321,7 +321,7 @@ fn server_that_cannot_be_told_the_reflog_is_a_later_step_that_failed() {
     assert!(repository.has(NAME));
 }
 
-/// A registry with a proxy that fails as told, and a repository that publishes as often as it can.
+/// A registry behind a proxy with chosen faults, and a repository that publishes at short intervals.
 struct SyncScene {
     registry: TestRegistry,
     proxy: FaultProxy,
@@ -345,7 +345,7 @@ impl SyncScene {
         path.display().to_string()
     }
 
-    /// Synchronises two images, of which the second one comes only after `meanwhile` has run, which is when the first one is
+    /// Synchronises two images. The proxy withholds the second one until `meanwhile` has run, which is called when the first one is
     /// published.
     fn sync_in_two_steps(&self, meanwhile: impl FnOnce()) -> Run {
         for name in ["app/first", "app/second"] {
@@ -361,7 +361,7 @@ impl SyncScene {
         let list = self.list(&["app/first:1", "app/second:1"]);
         let mut command = self.repository.command(["sync", &list, "--wait", "0s"]);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        wait_until("the first revision is out", || self.repository.reader().revision() == 2);
+        wait_until("the first revision is published", || self.repository.reader().revision() == 2);
         meanwhile();
         is_open.store(true, Ordering::SeqCst);
         Run::ended(child.wait_with_output().unwrap())
@@ -369,7 +369,7 @@ impl SyncScene {
 }
 
 #[test]
-fn sync_that_fails_after_a_revision_is_out_does_not_say_that_nothing_was_published() {
+fn sync_that_fails_after_publishing_does_not_report_that_nothing_was_published() {
     let Some(scene) = SyncScene::new() else { return };
     let whitelist = scene.repository.storage().join(".cvmfswhitelist");
     let good = fs::read(&whitelist).unwrap();
@@ -380,7 +380,7 @@ fn sync_that_fails_after_a_revision_is_out_does_not_say_that_nothing_was_publish
 }
 
 #[test]
-fn sync_that_meets_another_publisher_after_a_revision_is_out_ends_with_5_and_says_so() {
+fn sync_that_meets_another_publisher_after_publishing_ends_with_5_and_reports_both() {
     let Some(scene) = SyncScene::new() else { return };
     let lock = File::open(scene.repository.storage()).unwrap();
     let run = scene.sync_in_two_steps(|| lock.lock().unwrap()).expect_code(5);
@@ -402,7 +402,7 @@ fn sync_that_published_only_removals_does_not_end_with_1() {
     let run = scene.repository.run(["sync", &list, "--prune"]).expect_code(3);
     assert!(run.stdout().contains("app/goes:1  removed"), "{}", run.stdout());
     assert_eq!(scene.repository.reader().revision(), before + 1);
-    // With nothing to remove, nothing is published.
+    // Without anything to remove, no revision is published.
     fs::remove_dir_all(scene.repository.directory().join("state")).unwrap();
     scene.repository.run(["sync", &list, "--prune"]).expect_code(1);
 }
@@ -439,7 +439,7 @@ fn preview_ends_with_the_code_of_its_command() {
     Run::of(&mut strata_command([preview, "oci:/nowhere".to_owned(), point])).expect_code(1);
 }
 
-/// Runs a command in a shell, which gives the code of a signal as everybody sees it.
+/// Runs a command in a shell, and returns the exit code that the shell reports, which is 128 plus the number of a signal.
 fn code_in_a_shell(command: &Command, signal: &str, is_ready: impl FnMut() -> bool) -> Option<i32> {
     let mut shell = Command::new("sh");
     shell
@@ -448,7 +448,7 @@ fn code_in_a_shell(command: &Command, signal: &str, is_ready: impl FnMut() -> bo
         .args(command.get_args());
     let file = tempfile::NamedTempFile::new().unwrap();
     let mut shell = shell.env("PID_FILE", file.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    wait_until("it runs", is_ready);
+    wait_until("the run has started", is_ready);
     let process = fs::read_to_string(file.path()).unwrap();
     assert!(Command::new("kill").args([OsStr::new(signal), process.trim().as_ref()]).status().unwrap().success());
     shell.wait().unwrap().code()
@@ -456,7 +456,7 @@ fn code_in_a_shell(command: &Command, signal: &str, is_ready: impl FnMut() -> bo
 
 #[test]
 fn shell_sees_130_after_an_interrupt_and_143_after_a_request_to_end() {
-    // A shell without job control has what runs in the background ignore interrupts, so only one of the two can be tried here.
+    // A shell without job control makes background commands ignore SIGINT, so that only SIGTERM can be tested.
     let repository = TestRepository::new();
     let source = repository.source(&image_of("x"));
     let lock = repository.lock();

@@ -1,7 +1,7 @@
-//! A reader of CVMFS repositories that others wrote mounts what strata publishes.
+//! An independently written reader of CVMFS repositories mounts what strata publishes.
 //!
-//! It is `cvmfs-cli` of the crate `cvmfs`, looked for in `target/tools/bin` and in `PATH`. It checks fewer signatures and
-//! hashes than the client of CernVM-FS, but it was written from the format, not from our code.
+//! The reader is `cvmfs-cli` of the crate `cvmfs`, in `target/tools/bin` or in `PATH`. It checks fewer signatures and
+//! hashes than the CVMFS client, but it was written from the format, not from the code of strata.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -14,12 +14,12 @@ use crate::support::random::noise;
 use crate::support::server::Server;
 use crate::support::{Reply, TestImage, TestRepository, flat_path, names_in, need, need_fuse};
 
-/// How long the reader may take until it has mounted a small repository.
+/// Time limit for mounting a small repository.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a copy of a repository has beside the files of the original.
+/// Files that a replica of a repository has in addition.
 ///
-/// The reader asks for them, too, and where they are missing it asks four times each, with long pauses.
+/// The reader requests them, too. If they are missing, it repeats each request three times, with long pauses.
 const FILES_OF_A_COPY: [&str; 2] = [".cvmfs_last_snapshot", ".cvmfs_is_snapshotting"];
 const TIME_OF_A_COPY: &[u8] = b"Fri Jul 14 02:40:00 UTC 2017\n";
 
@@ -39,7 +39,7 @@ fn serve(directory: PathBuf) -> Server {
     })
 }
 
-/// A mounted repository, which is unmounted when the value is dropped, however the test ends.
+/// A mounted repository. Dropping the value unmounts it, however the test ends.
 struct Mount {
     directory: PathBuf,
     reader: Child,
@@ -74,7 +74,7 @@ impl Drop for Mount {
     }
 }
 
-/// Returns the independent reader, if it is there and may mount anything.
+/// Returns the independent reader, if it is installed and mounts are possible.
 fn independent_reader() -> Option<PathBuf> {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/cvmfs-cli");
     let program = if installed.is_file() { Some(installed) } else { need("cvmfs-cli").then(|| "cvmfs-cli".into()) };

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the program says at once what happens, is gone soon, and leaves nothing.
+//! SIGINT (Ctrl-C) and SIGTERM: the program prints a message at once, ends soon, and leaves nothing behind.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -17,7 +17,7 @@ use crate::support::{
     Delivery, FQRN, FaultProxy, NAME, Run, TestRegistry, TestRepository, image_of, names_in, need_fuse, strata_command,
 };
 
-/// How long the program may take to end, and what a loaded machine takes to notice.
+/// Time limit for the program to end: the documented two seconds, and a margin for a loaded machine.
 const SOON: Duration = Duration::from_secs(3);
 
 const CLEANING: &str = "strata: interrupted: cleaning up; press again to stop now\n";
@@ -30,7 +30,7 @@ fn send(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
 }
 
-/// Waits for the end of a program and returns what it said.
+/// Waits until a program ends, and returns its result.
 #[track_caller]
 fn ended(child: Child, signal: Option<i32>) -> Run {
     let begin = Instant::now();
@@ -40,17 +40,17 @@ fn ended(child: Child, signal: Option<i32>) -> Run {
     Run::ended(output)
 }
 
-/// A run that waits for another publisher, and the lock that it waits for.
+/// Starts a command and returns it when it waits for the lock of another publisher, with that lock.
 fn waiting_run(repository: &TestRepository, command: &mut Command) -> (File, Child) {
     let lock = repository.lock();
     let child = command.spawn().unwrap();
     let runs = repository.storage().join("data/txn");
-    wait_until("it runs", || names_in(&runs).len() == 1);
+    wait_until("the run has started", || names_in(&runs).len() == 1);
     (lock, child)
 }
 
 #[test]
-fn run_that_was_interrupted_after_it_published_says_so() {
+fn run_interrupted_after_publishing_reports_the_revision() {
     let repository = TestRepository::publish(&image_of("x"));
     let list = repository.beside("list.yaml");
     let Some(registry) = TestRegistry::start() else { return };
@@ -60,33 +60,37 @@ fn run_that_was_interrupted_after_it_published_says_so() {
     let log = repository.beside("log");
     let child = command.stdout(Stdio::null()).stderr(File::create(&log).unwrap()).spawn().unwrap();
     let rounds = || fs::read_to_string(&log).unwrap().matches("the next round begins").count();
-    // The first round publishes; those after it find nothing to do.
+    // The first round publishes, and later rounds find nothing to do.
     wait_until("two more rounds have passed", || rounds() >= 3);
     send(&child, Signal::INT);
     ended(child, Some(2));
-    let said = fs::read_to_string(&log).unwrap();
-    assert!(said.ends_with(&format!("{CLEANING}strata: interrupted after revision 3 was published\n")), "{said}");
+    let message = fs::read_to_string(&log).unwrap();
+    assert!(message.ends_with(&format!("{CLEANING}strata: interrupted after revision 3 was published\n")), "{message}");
     assert_eq!(repository.reader().revision(), 3);
 }
 
 #[test]
-fn run_ends_soon_even_if_nobody_reads_what_it_says() {
+fn run_ends_soon_even_if_its_output_is_not_read() {
     for signal in [Signal::INT, Signal::TERM] {
         let repository = TestRepository::new();
         let source = repository.source(&image_of("x"));
         let (reader, mut writer) = std::io::pipe().unwrap();
         let full = writer.try_clone().unwrap();
         let filling = thread::spawn(move || {
-            // The pipe takes what it can hold; the rest is written when the test ends.
+            // Fills the pipe; the last write fails when the test closes it.
             while writer.write_all(&[b'x'; 4096]).is_ok() {}
         });
         let mut command = repository.command(["convert", &source, "--name", NAME, "--quiet"]);
         let (lock, child) = waiting_run(&repository, command.stdout(Stdio::null()).stderr(full));
-        // It is full by now, or will be before the program has much to say.
+        // By now the pipe is full, or will be before the program writes its message.
         thread::park_timeout(Duration::from_millis(300));
         send(&child, signal);
         ended(child, Some(signal.as_raw()));
-        assert_eq!(names_in(&repository.storage().join("data/txn")), [""; 0], "it cleans up all the same");
+        assert_eq!(
+            names_in(&repository.storage().join("data/txn")),
+            [""; 0],
+            "the run cleans up although its message is not read"
+        );
         drop((reader, lock, command));
         filling.join().unwrap();
         repository.run(["convert", &source, "--name", NAME]).expect_code(0);
@@ -127,19 +131,19 @@ fn interrupted_init_leaves_nothing_or_a_repository() {
         thread::park_timeout(duration.mul_f64(f64::from(number) / 20.0));
         send(&child, signal);
         let output = child.wait_with_output().unwrap();
-        let said = String::from_utf8(output.stderr.clone()).unwrap();
+        let message = String::from_utf8(output.stderr.clone()).unwrap();
         let is_there = home.path().join("a/b/repository").exists();
         if is_there {
-            assert!(said.is_empty() || said.ends_with("after revision 1 was published\n"), "{said}");
+            assert!(message.is_empty() || message.ends_with("after revision 1 was published\n"), "{message}");
             crate::strict::check(&home.path().join("www/new/storage"), FQRN).assert_good();
             made += 1;
         } else {
             assert_eq!(output.status.signal(), Some(signal.as_raw()), "{output:?}");
-            // A signal that comes before the program has begun ends it without a word.
+            // A signal before the program has installed its handler ends it without a message.
             let expected = format!("{CLEANING}strata: interrupted before anything was published\n");
-            assert!(said.is_empty() || said == expected, "{said}");
-            assert_eq!(names_in(home.path()), [""; 0], "{said}");
-            interrupted += u32::from(!said.is_empty());
+            assert!(message.is_empty() || message == expected, "{message}");
+            assert_eq!(names_in(home.path()), [""; 0], "{message}");
+            interrupted += u32::from(!message.is_empty());
         }
     }
     println!("{interrupted} were interrupted, {made} were done");
@@ -147,12 +151,12 @@ fn interrupted_init_leaves_nothing_or_a_repository() {
 }
 
 #[test]
-fn failed_init_leaves_nothing_and_what_was_there_stays() {
+fn failed_init_leaves_nothing_and_keeps_existing_files() {
     let home = tempfile::tempdir().unwrap();
     let path = |name: &str| home.path().join(name);
     fs::create_dir(path("www")).unwrap();
     fs::write(path("www/index.html"), "mine").unwrap();
-    // Something in the way that is found late: the storage is made after the keys.
+    // An obstacle that is found late: the storage is created after the keys.
     fs::write(path("www/data"), "mine").unwrap();
     let mut command = strata_command(["init", FQRN, "--storage", "www", "--keys", "secret"]);
     Run::of(command.current_dir(home.path())).expect_code(1);
@@ -186,7 +190,7 @@ fn interrupted_diff_leaves_nothing() {
 }
 
 #[test]
-fn mount_that_is_in_use_says_at_once_that_it_is_unmounted_and_ends_soon() {
+fn mount_in_use_reports_the_unmount_at_once_and_ends_soon() {
     if !need_fuse() {
         return;
     }
@@ -197,12 +201,12 @@ fn mount_that_is_in_use_says_at_once_that_it_is_unmounted_and_ends_soon() {
     mount.signal(Signal::INT);
     assert_eq!(mount.wait(), Some(0));
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
-    assert!(mount.said().starts_with("strata: interrupted: unmounting '"), "{}", mount.said());
+    assert!(mount.log().starts_with("strata: interrupted: unmounting '"), "{}", mount.log());
     drop(open);
 }
 
 #[test]
-fn preview_ends_soon_though_its_registry_says_nothing() {
+fn preview_ends_soon_although_its_registry_does_not_respond() {
     let Some(registry) = TestRegistry::start() else { return };
     registry.push_tags(&image_of("x"), "app/tool", ["1"]);
     let proxy = FaultProxy::start(registry.port());
@@ -222,14 +226,14 @@ fn preview_ends_soon_though_its_registry_says_nothing() {
 }
 
 #[test]
-fn interrupted_run_keeps_no_server_out() {
+fn interrupted_run_leaves_no_lock_for_the_server() {
     let repository = TestRepository::new();
     let spool = repository.manage_by_server(&repository.storage());
     let publishing = File::create(spool.join("is_publishing.lock")).unwrap();
     publishing.lock().unwrap();
     let source = repository.source(&image_of("x"));
     let child = start(&mut repository.command(["convert", &source, "--name", NAME, "--quiet"]));
-    wait_until("it holds the first lock", || spool.join("in_transaction.lock").exists());
+    wait_until("the run holds the first lock", || spool.join("in_transaction.lock").exists());
     send(&child, Signal::INT);
     ended(child, Some(2));
     assert_eq!(names_in(&spool), ["is_publishing.lock"]);

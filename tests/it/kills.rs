@@ -1,4 +1,4 @@
-//! Whenever a run is killed: clients read the old revision or the new one, and the next run goes on from there.
+//! Whenever a run is killed, clients read the old revision or the new one, and the next run continues from there.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
@@ -31,12 +31,12 @@ fn wait_until(child: &mut Child, is_there: impl Fn() -> bool) {
     let start = Instant::now();
     while !is_there() {
         assert!(child.try_wait().unwrap().is_none(), "the run ended before it could be stopped");
-        assert!(start.elapsed() < Duration::from_secs(60), "the run does not get on");
+        assert!(start.elapsed() < Duration::from_secs(60), "the run does not reach the state that the test waits for");
         thread::park_timeout(Duration::from_millis(2));
     }
 }
 
-/// Returns what is wrong, but for what the next publisher heals: a log of references ahead of the manifest, and leftovers.
+/// Returns all faults except those that the next publisher repairs: a log of references ahead of the manifest, and leftovers.
 fn faults(repository: &TestRepository) -> Vec<String> {
     let report = crate::strict::check(&repository.storage(), FQRN);
     let is_healed = |place: &str| place.starts_with("data/txn/") || place.contains("reflog");
@@ -48,11 +48,11 @@ fn leftovers(repository: &TestRepository) -> usize {
 }
 
 #[test]
-fn killed_at_any_instant_a_run_leaves_the_old_revision_or_the_new() {
+fn run_killed_at_any_instant_leaves_the_old_or_the_new_revision() {
     let fresh = TestRepository::new();
     let beside_objects = names_in(&fresh.storage());
     fresh.convert(&image_of("before"), NAME, &[]).expect_code(0);
-    // One slow run would let all others end before they are killed.
+    // The minimum of three runs: after one slow measurement all runs would end before they are killed.
     let measure = |number: u32| {
         let (repository, image) = (fresh.copy(), image_of(&format!("measure {number}")));
         let begin = Instant::now();
@@ -66,7 +66,7 @@ fn killed_at_any_instant_a_run_leaves_the_old_revision_or_the_new() {
     for number in 0..KILLS {
         let fraction = random.fraction();
         if number % 20 == 0 {
-            // Every check reads all there is, so what is published must not pile up.
+            // Each check reads the whole repository, so that it must not grow for long.
             repository = fresh.copy();
         }
         let before = repository.reader().revision();
@@ -81,10 +81,10 @@ fn killed_at_any_instant_a_run_leaves_the_old_revision_or_the_new() {
         let after = repository.reader().revision();
         assert!(after == before || after == before + 1, "{before} {after}");
         assert_eq!(faults(&repository), [""; 0], "after kill {number}, {fraction} of {duration:?}");
-        // Signatures, which the strict reader leaves to others.
+        // `check` verifies the signatures, which the strict reader does not.
         repository.run(["check", "--quick"]).expect_code(0);
         assert_eq!(names_in(&repository.storage()), beside_objects);
-        assert!(leftovers(&repository) <= 1, "the run before left something that this one has not deleted");
+        assert!(leftovers(&repository) <= 1, "this run has not deleted the leftovers of an earlier one");
         published += after - before;
         left += leftovers(&repository);
         if number % 20 == 19 {
@@ -95,11 +95,11 @@ fn killed_at_any_instant_a_run_leaves_the_old_revision_or_the_new() {
         }
     }
     println!("{killed} runs were killed, {published} had published by then, {left} left unfinished objects");
-    assert!(killed > KILLS / 2, "nearly every run was done before it could be killed");
+    assert!(killed > KILLS / 2, "most runs ended before they could be killed");
 }
 
 #[test]
-fn run_that_was_killed_when_it_was_to_publish_is_not_done_again() {
+fn work_of_a_run_killed_before_publishing_is_reused() {
     let repository = TestRepository::new();
     let image = image_of("x");
     let twin = repository.copy();
@@ -123,7 +123,7 @@ fn run_that_was_killed_when_it_was_to_publish_is_not_done_again() {
 }
 
 #[test]
-fn interrupted_run_says_so_and_leaves_nothing() {
+fn interrupted_run_prints_a_message_and_leaves_nothing() {
     for (signal, number) in [(Signal::INT, 2), (Signal::TERM, 15)] {
         let repository = TestRepository::new();
         let before = repository.front_page();
@@ -136,9 +136,9 @@ fn interrupted_run_says_so_and_leaves_nothing() {
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.signal(), Some(number));
         let run = Run::ended(output);
-        let said = "strata: interrupted: cleaning up; press again to stop now\n\
+        let message = "strata: interrupted: cleaning up; press again to stop now\n\
                     strata: interrupted before anything was published\n";
-        assert_eq!(run.stderr(), said);
+        assert_eq!(run.stderr(), message);
         assert_eq!((leftovers(&repository), run.stdout()), (0, String::new()));
         assert_eq!(repository.front_page(), before);
         drop(lock);

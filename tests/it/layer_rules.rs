@@ -1,6 +1,6 @@
-//! What an image says is what is published: the rules for layers, through the whole program.
+//! The rules for layers, tested with the whole program: the published trees are those that the image defines.
 //!
-//! Each rule is checked in the root file system (`.flat`) and, where it differs, in the layer by itself (`.layers`).
+//! Each rule is checked in the root file system (`.flat`) and, where the result differs, in the single layer (`.layers`).
 
 mod attributes;
 pub mod generated;
@@ -19,10 +19,10 @@ const BLOCK_DEVICE: u32 = 0o060_000;
 const FIFO: u32 = 0o010_000;
 const TYPE: u32 = 0o170_000;
 
-/// What a directory has that no archive names: owner root, mode 0755, of 1970.
+/// Attributes of a directory without an entry in any archive: owner root, mode 0755, time 1970.
 const IMPLIED: (u32, (i64, u32)) = (DIRECTORY | 0o755, (0, 0));
 
-/// Publishes an image and returns its final chain, after making sure that the root file system holds the same.
+/// Publishes an image and returns its final chain. Panics unless the root file system contains the same.
 fn published(image: &TestImage) -> (TestRepository, Tree) {
     let repository = TestRepository::publish(image);
     let (chain, flat) = (repository.chain(image), repository.flat(image));
@@ -48,12 +48,16 @@ fn is_whiteout(entry: &Entry) -> bool {
 
 fn is_opaque(entry: &Entry) -> bool {
     let mark = |name: &str| entry.xattrs.get(name.as_bytes()).is_some_and(|value| value == b"y");
-    assert_eq!(mark("trusted.overlay.opaque"), mark("user.overlay.opaque"), "both kinds of mounts have to obey");
+    assert_eq!(
+        mark("trusted.overlay.opaque"),
+        mark("user.overlay.opaque"),
+        "mounts by root and in user namespaces read different attributes"
+    );
     mark("user.overlay.opaque")
 }
 
 #[test]
-fn whiteout_removes_what_lower_layers_have() {
+fn whiteout_removes_entries_of_lower_layers() {
     let image = TestImage::new()
         .layer(|layer| layer.file("a", "").file("d/b", "").file("d/c/e", "").symlink("l", "a"))
         .layer(|layer| layer.whiteout("a").whiteout("d/c").whiteout("l").file("d/.wh.b/", ""));
@@ -67,7 +71,7 @@ fn whiteout_removes_what_lower_layers_have() {
 }
 
 #[test]
-fn whiteout_spares_entries_of_its_own_layer_wherever_it_stands() {
+fn whiteout_keeps_entries_of_its_own_layer_in_any_order() {
     let lower = |layer: TestLayer| layer.file("a", "lower").file("d/lower", "").file("e/lower", "").file("f", "lower");
     let image = TestImage::new().layer(lower).layer(|layer| {
         let before = layer.whiteout("a").file("a", "upper").whiteout("d").dir("d").file("d/upper", "");
@@ -79,11 +83,11 @@ fn whiteout_spares_entries_of_its_own_layer_wherever_it_stands() {
     let layer = repository.layer(&image, 1);
     assert_eq!(layer.paths(), tree.paths());
     assert!(is_opaque(layer.get("d")) && is_opaque(layer.get("e")) && !is_opaque(layer.get("")));
-    assert!(!is_opaque(tree.get("d")), "marks are for mounts of single layers only");
+    assert!(!is_opaque(tree.get("d")), "only published layers have overlay attributes");
 }
 
 #[test]
-fn opaque_marker_hides_lower_entries_and_spares_those_of_its_own_layer() {
+fn opaque_marker_hides_lower_entries_and_keeps_those_of_its_own_layer() {
     let lower = |layer: TestLayer| layer.file("d/old", "").file("d/sub/old", "").file("e/old", "").file("both", "");
     let image = TestImage::new().layer(lower).layer(|layer| {
         let first = layer.opaque("d").dir("d").mode(0o700).file("d/new", "").file("d/sub/new", "");
@@ -104,11 +108,14 @@ fn opaque_root_hides_everything_below() {
     let (repository, tree) = published(&image);
     assert_eq!(tree.paths(), ["", "d", "d/c"]);
     let layer = repository.layer(&image, 1);
-    assert!(is_whiteout(layer.get("a")) && is_opaque(layer.get("d")), "mounts do not obey a mark at the root");
+    assert!(
+        is_whiteout(layer.get("a")) && is_opaque(layer.get("d")),
+        "overlay mounts ignore an opaque attribute of the root, so that each entry needs a whiteout"
+    );
 }
 
 #[test]
-fn whiteouts_of_every_entry_do_what_an_opaque_marker_does() {
+fn whiteouts_of_every_entry_equal_an_opaque_marker() {
     let lower = |layer: TestLayer| layer.dir("d").file("d/a", "").file("d/b", "");
     let image = TestImage::new().layer(lower).layer(|layer| layer.whiteout("d/a").whiteout("d/b").file("d/c", ""));
     assert_eq!(tree_of(&image).paths(), ["", "d", "d/c"]);
@@ -119,7 +126,10 @@ fn whiteout_of_nothing_is_harmless() {
     let image = TestImage::new().layer(|layer| layer.file("a", "").whiteout("b").whiteout("no/where").opaque("never"));
     let (repository, tree) = published(&image);
     assert!(!tree.has("b") && !tree.has("no/where"));
-    assert!(is_whiteout(repository.layer(&image, 0).get("b")), "another image may have it below this layer");
+    assert!(
+        is_whiteout(repository.layer(&image, 0).get("b")),
+        "another image may have the path in a layer below this one"
+    );
 }
 
 #[test]
@@ -131,7 +141,7 @@ fn whiteout_may_be_a_hard_link() {
 }
 
 #[test]
-fn book_keeping_of_aufs_is_no_whiteout() {
+fn internal_files_of_aufs_are_not_whiteouts() {
     let image = TestImage::new().layer(|layer| layer.file("a", "")).layer(|layer| {
         layer.dir(".wh..wh.plnk").file(".wh..wh.plnk/1.2", "").dir(".wh..wh.orph").file(".wh..wh.aufs", "")
     });
@@ -165,7 +175,7 @@ fn hard_links_across_directories_keep_their_content_and_are_losses() {
 }
 
 #[test]
-fn hard_link_may_stand_before_its_target() {
+fn hard_link_may_precede_its_target() {
     let image = TestImage::new().layer(|layer| layer.hardlink("b", "a").hardlink("c", "b").file("a", "text"));
     let tree = tree_of(&image);
     assert_eq!((tree.text("b").as_str(), tree.text("c").as_str(), tree.get("a").linkcount), ("text", "text", 3));
@@ -187,7 +197,7 @@ fn hard_link_into_a_lower_layer_has_the_content_from_there() {
 }
 
 #[test]
-fn hard_link_may_lead_to_what_its_own_layer_hides_or_replaces() {
+fn hard_link_may_lead_to_an_entry_that_its_own_layer_hides_or_replaces() {
     let image = TestImage::new()
         .layer(|layer| layer.file("a", "lower").file("r", "lower"))
         .layer(|layer| layer.hardlink("b", "a").whiteout("a").file("r", "upper").hardlink("s", "r"));
@@ -197,7 +207,7 @@ fn hard_link_may_lead_to_what_its_own_layer_hides_or_replaces() {
 }
 
 #[test]
-fn layer_with_links_into_other_parents_gives_each_image_its_own_content() {
+fn layer_with_links_into_other_parents_has_the_content_of_each_image() {
     let upper = |layer: TestLayer| layer.hardlink("link", "target");
     let image = |content: &str| TestImage::new().layer(|layer| layer.file("target", content)).layer(upper);
     let repository = TestRepository::publish(&image("first"));
@@ -210,7 +220,7 @@ fn layer_with_links_into_other_parents_gives_each_image_its_own_content() {
 }
 
 #[test]
-fn directory_that_no_archive_names_keeps_what_lower_layers_say() {
+fn directory_without_an_entry_keeps_the_attributes_of_lower_layers() {
     let image = TestImage::new()
         .layer(|layer| layer.dir("d").mode(0o1777).owner(3, 4).mtime(5, 6).xattr("user.a", "b"))
         .layer(|layer| layer.file("d/f", "").file("new/f", ""));
@@ -224,7 +234,7 @@ fn directory_that_no_archive_names_keeps_what_lower_layers_say() {
 }
 
 #[test]
-fn root_has_the_attributes_that_the_image_gives_it() {
+fn root_has_the_attributes_of_the_image() {
     let image = TestImage::new()
         .layer(|layer| layer.dir(".").mode(0o1750).owner(5, 6).mtime(7, 8))
         .layer(|layer| layer.file("a", ""));
@@ -236,7 +246,7 @@ fn root_has_the_attributes_that_the_image_gives_it() {
 }
 
 #[test]
-fn path_through_a_link_of_a_lower_layer_leads_where_the_link_leads() {
+fn path_through_a_link_of_a_lower_layer_follows_the_link() {
     let lower = |layer: TestLayer| {
         let layer = layer.dir("usr/lib").file("usr/lib/old", "").symlink("lib", "usr/lib");
         layer.symlink("abs", "/usr/lib").symlink("up", "../../../usr/lib").symlink("chain", "lib")
@@ -248,11 +258,11 @@ fn path_through_a_link_of_a_lower_layer_leads_where_the_link_leads() {
     assert_eq!(tree.target("lib"), "usr/lib");
     let below: Vec<String> = tree.paths().into_iter().filter(|path| path.starts_with("usr/lib/")).collect();
     assert_eq!(below, ["usr/lib/a", "usr/lib/b", "usr/lib/c", "usr/lib/d"]);
-    assert!(repository.layer(&image, 1).has("lib/a"), "a layer by itself is literal");
+    assert!(repository.layer(&image, 1).has("lib/a"), "a single layer is published literally");
 }
 
 #[test]
-fn named_directory_replaces_a_link() {
+fn directory_entry_replaces_a_link() {
     let image = TestImage::new()
         .layer(|layer| layer.dir("real").file("real/old", "").symlink("l", "real"))
         .layer(|layer| layer.dir("l").mode(0o700).file("l/new", ""));
@@ -262,7 +272,7 @@ fn named_directory_replaces_a_link() {
 }
 
 #[test]
-fn entry_of_another_type_takes_the_place_of_what_is_below() {
+fn entry_of_another_type_replaces_the_lower_one() {
     type Put = fn(TestLayer) -> TestLayer;
     let kinds: [(&str, Put, u32); 6] = [
         ("file", |layer| layer.file("x", "new"), FILE),
@@ -292,7 +302,7 @@ fn entry_of_another_type_takes_the_place_of_what_is_below() {
 }
 
 #[test]
-fn directory_over_directory_changes_attributes_only() {
+fn directory_over_a_directory_changes_only_attributes() {
     let image = TestImage::new()
         .layer(|layer| layer.dir("d").mode(0o700).xattr("user.a", "b").file("d/kept", ""))
         .layer(|layer| layer.dir("d").mode(0o755).owner(1, 1));
@@ -332,7 +342,7 @@ fn links_never_lead_out_of_the_image() {
 }
 
 #[test]
-fn payload_marker_makes_its_directory_a_catalog_and_keeps_what_it_is() {
+fn payload_marker_makes_its_directory_a_catalog_and_stays_unchanged() {
     let image = TestImage::new().layer(|layer| {
         layer.file("d/.cvmfscatalog", "payload").mode(0o600).owner(1, 2).file("d/a", "").file(".cvmfscatalog", "root")
     });
@@ -347,7 +357,7 @@ fn payload_marker_makes_its_directory_a_catalog_and_keeps_what_it_is() {
 }
 
 #[test]
-fn marker_that_is_no_file_is_a_loss() {
+fn marker_that_is_not_a_file_is_a_loss() {
     let image =
         TestImage::new().layer(|layer| layer.dir("d/.cvmfscatalog").file("d/a", "").symlink("e/.cvmfscatalog", "x"));
     let (repository, tree) = published(&image);
@@ -385,7 +395,7 @@ fn payload_marker_that_a_layer_hides_is_hidden_in_mounts_of_the_layers() {
 }
 
 #[test]
-fn whiteout_of_a_marker_that_no_lower_layer_has_costs_no_catalog() {
+fn whiteout_of_a_marker_that_no_lower_layer_has_creates_no_catalog() {
     let image = TestImage::new()
         .layer(|layer| layer.file("d/x", ""))
         .layer(|layer| layer.whiteout("d/.cvmfscatalog").whiteout(".cvmfscatalog").file("d/y", ""));
@@ -396,7 +406,7 @@ fn whiteout_of_a_marker_that_no_lower_layer_has_costs_no_catalog() {
 }
 
 #[test]
-fn directory_on_the_way_to_a_file_may_have_the_name_of_a_whiteout() {
+fn parent_directory_of_a_file_may_be_named_like_a_whiteout() {
     let image = TestImage::new().layer(|layer| layer.file("b", "b")).layer(|layer| layer.file("a/.wh.b/c", "c"));
     assert_eq!(tree_of(&image).paths(), ["", "a", "a/.wh.b", "a/.wh.b/c", "b"]);
 }
@@ -427,7 +437,7 @@ fn empty_layers_are_layers() {
 }
 
 #[test]
-fn root_file_system_has_what_apptainer_needs_and_keeps_what_the_image_has() {
+fn root_file_system_has_the_files_of_apptainer_and_keeps_those_of_the_image() {
     let image = TestImage::new()
         .layer(|layer| {
             layer.dir("tmp").mode(0o1777).file("etc/hosts", "own").symlink("etc/resolv.conf", "/run/resolv.conf")
@@ -443,5 +453,5 @@ fn root_file_system_has_what_apptainer_needs_and_keeps_what_the_image_has() {
     assert!(flat.text(".singularity.d/env/10-docker2singularity.sh").contains("GREETING"));
     assert_eq!(flat.get(".singularity.d/runscript").mode, FILE | 0o755);
     assert!(flat.text(".singularity.d/labels.json").contains("\"a\": \"b\""));
-    assert!(!repository.chain(&image).has(".singularity.d"), "chains are what the image says");
+    assert!(!repository.chain(&image).has(".singularity.d"), "chains contain only what the image defines");
 }

@@ -1,4 +1,4 @@
-//! What the machine does not give: threads, space, locks, rights, files of any size, names of any length.
+//! Limits of the machine: threads, space, locks, permissions, file sizes, path lengths.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,10 +15,10 @@ use crate::support::faulty::{Fate, FaultyMount, Operation};
 use crate::support::random::noise;
 use crate::support::{NAME, Run, TestImage, TestMount, TestRegistry, TestRepository, need, skip, strata_command};
 
-/// Users who run nothing else on this machine, one for each test, as limits hold for all that a user runs.
+/// Users that run nothing else on this machine, one for each test, because limits count all processes of a user.
 static NEXT_USER: AtomicU32 = AtomicU32::new(54_321);
 
-/// So long any command of these tests may take.
+/// Time limit for each command of these tests.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn image() -> TestImage {
@@ -26,7 +26,7 @@ fn image() -> TestImage {
     base.layer(|layer| layer.file("d", "d".repeat(100_000)))
 }
 
-/// A repository that belongs to a user without privileges, with a copy of the program, which may lie where no user comes.
+/// A repository of a user without privileges, with a copy of the program, as the original may be in a directory closed to users.
 struct Scene {
     repository: TestRepository,
     program: PathBuf,
@@ -34,10 +34,10 @@ struct Scene {
 }
 
 impl Scene {
-    /// Returns `None`, and the test skips, where commands cannot be run as another user.
+    /// Returns `None`, and the test is skipped, where commands cannot be run as another user.
     fn new(repository: TestRepository) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
-            skip("only root may run commands as somebody else");
+            skip("only root may run commands as another user");
         }
         (rustix::process::geteuid().is_root() && need("prlimit") && need("setpriv")).then_some(())?;
         let program = repository.beside("strata");
@@ -45,7 +45,7 @@ impl Scene {
         Some(Self { repository, program, user: NEXT_USER.fetch_add(1, Ordering::Relaxed) })
     }
 
-    /// Makes a command run as the user, with limits for `prlimit`.
+    /// Wraps a command so that it runs as the user, with these options of `prlimit`.
     fn command(&self, command: &Command, limits: &[&str]) -> Command {
         let home = self.repository.beside("");
         fs::set_permissions(&home, fs::Permissions::from_mode(0o755)).unwrap();
@@ -63,7 +63,7 @@ impl Scene {
     }
 }
 
-/// Gives everything below a directory to a user.
+/// Changes the owner of everything below a directory.
 fn give(path: &Path, user: u32) {
     chown(path, Some(user), Some(user)).unwrap();
     if path.is_dir() && !path.is_symlink() {
@@ -72,7 +72,7 @@ fn give(path: &Path, user: u32) {
 }
 
 #[test]
-fn with_few_threads_commands_are_slower_or_say_why_they_fail_and_never_panic() {
+fn commands_with_few_threads_are_slower_or_print_why_they_fail_and_never_panic() {
     let Some(scene) = Scene::new(TestRepository::new()) else { return };
     let Some(registry) = TestRegistry::start() else { return };
     registry.push(&image(), "test/image:1");
@@ -91,9 +91,9 @@ fn with_few_threads_commands_are_slower_or_say_why_they_fail_and_never_panic() {
         &["diff", "1", "head"],
     ];
     let assert_told = |threads: u32, arguments: &[&str], run: &Run| {
-        let said = format!("{threads} threads, {arguments:?}: {}{}", run.stdout(), run.stderr());
-        assert!(!said.contains("panicked"), "{said}");
-        assert!(matches!(run.exit_code(), Some(0 | 1 | 3 | 4)), "{:?}: {said}", run.exit_code());
+        let output = format!("{threads} threads, {arguments:?}: {}{}", run.stdout(), run.stderr());
+        assert!(!output.contains("panicked"), "{output}");
+        assert!(matches!(run.exit_code(), Some(0 | 1 | 3 | 4)), "{:?}: {output}", run.exit_code());
     };
     for threads in (1..=12).chain([16, 24]) {
         let limit = format!("--nproc={threads}");
@@ -112,7 +112,7 @@ fn with_few_threads_commands_are_slower_or_say_why_they_fail_and_never_panic() {
 }
 
 #[test]
-fn file_that_becomes_too_large_is_an_error_of_the_write() {
+fn file_above_the_size_limit_is_a_write_error() {
     let Some(scene) = Scene::new(TestRepository::publish(&image())) else { return };
     let noise = noise(1, 1_200_000);
     let source = scene.repository.source(&TestImage::new().layer(|layer| layer.file("noise", noise)));
@@ -124,14 +124,14 @@ fn file_that_becomes_too_large_is_an_error_of_the_write() {
 }
 
 #[test]
-fn what_cannot_be_looked_at_is_no_absence() {
+fn unreadable_file_is_not_treated_as_missing() {
     let Some(scene) = Scene::new(TestRepository::publish(&image())) else { return };
     let close = |path: &str, mode: u32| {
         let path = scene.repository.directory().join(path);
         chown(&path, Some(0), Some(0)).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
     };
-    // What is closed stays root's: the command is prepared before.
+    // The command is prepared first, because it would change the owner of the closed file.
     let run_with = |path: &str, arguments: &[&str]| {
         let mut command = scene.command(&scene.repository.command(arguments), &[]);
         let before = fs::metadata(scene.repository.directory().join(path)).unwrap().permissions().mode();
@@ -164,7 +164,7 @@ fn what_cannot_be_looked_at_is_no_absence() {
 }
 
 #[test]
-fn pipes_in_the_place_of_files_hang_nobody() {
+fn pipes_in_the_place_of_files_do_not_block() {
     for path in ["state/state.db", "strata.toml", "keys/unpacked.example.org.key", "storage/.cvmfspublished"] {
         let repository = TestRepository::publish(&image());
         let place = repository.directory().join(path);
@@ -186,7 +186,7 @@ fn pipes_in_the_place_of_files_hang_nobody() {
 }
 
 #[test]
-fn path_of_a_thousand_characters_is_as_good_as_any() {
+fn repository_path_may_have_a_thousand_characters() {
     let outer = TestRepository::new();
     let long = (0..5).fold(outer.beside("long"), |path, _| path.join("x".repeat(200)));
     fs::create_dir_all(long.parent().unwrap()).unwrap();
@@ -219,12 +219,12 @@ fn clock_that_is_a_year_ahead_publishes_nothing_unless_it_is_accepted() {
     let first = repository.source(&image());
     let mut accepted = repository.command(["convert", &first, "--name", NAME, "--accept-clock"]);
     Run::of(accepted.env("SOURCE_DATE_EPOCH", later(4_000))).expect_code(0);
-    // An earlier one is no fault: revisions never have an earlier time than those before.
+    // An earlier clock is accepted: the time of a revision is never before that of the last one.
     repository.run(["convert", &next, "--name", NAME]).expect_code(0);
 }
 
 #[test]
-fn space_that_cannot_be_enough_is_told_before_layers_are_read() {
+fn insufficient_space_is_reported_before_layers_are_read() {
     let repository = TestRepository::new();
     let noise = noise(1, 8_000_000);
     let source = repository.source(&TestImage::new().layer(|layer| layer.file("noise", noise)));
@@ -239,7 +239,7 @@ fn space_that_cannot_be_enough_is_told_before_layers_are_read() {
 }
 
 #[test]
-fn text_of_three_megabytes_is_told_in_a_line_that_can_be_read() {
+fn text_of_three_megabytes_is_reported_in_a_readable_line() {
     let repository = TestRepository::new();
     let directory = repository.beside("layout");
     image().write_oci_layout(&directory, "latest");
@@ -253,7 +253,7 @@ fn text_of_three_megabytes_is_told_in_a_line_that_can_be_read() {
 }
 
 #[test]
-fn everything_is_synced_by_itself_on_file_systems_of_programs() {
+fn each_file_is_synced_on_fuse_file_systems() {
     let repository = TestRepository::publish(&image());
     let seen = Arc::<Mutex<Vec<Operation>>>::default();
     let note = Arc::clone(&seen);

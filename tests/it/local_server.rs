@@ -1,4 +1,4 @@
-//! A repository that a `cvmfs_server` of this machine manages, too: its locks hold, and it goes on after us.
+//! A repository that a `cvmfs_server` on this machine manages, too: strata obeys its locks, and the server can continue to publish.
 
 use std::fs::{self, File};
 
@@ -7,7 +7,7 @@ use sha1::{Digest as _, Sha1};
 use crate::support::{NAME, TestRepository, image_of};
 
 #[test]
-fn server_is_told_the_reflog_and_finds_no_lock_left() {
+fn server_gets_the_checksum_of_the_reflog_and_no_lock_remains() {
     let repository = TestRepository::new();
     let spool = repository.manage_by_server(&repository.storage());
     repository.convert(&image_of("x"), NAME, &[]).expect_code(0);
@@ -18,7 +18,7 @@ fn server_is_told_the_reflog_and_finds_no_lock_left() {
 }
 
 #[test]
-fn open_transaction_keeps_strata_out() {
+fn open_transaction_of_the_server_blocks_publishing() {
     let repository = TestRepository::new();
     let spool = repository.manage_by_server(&repository.storage());
     let before = repository.front_page();
@@ -31,7 +31,7 @@ fn open_transaction_keeps_strata_out() {
 }
 
 #[test]
-fn server_that_publishes_or_collects_keeps_strata_out() {
+fn publication_or_collection_of_the_server_blocks_publishing() {
     let repository = TestRepository::new();
     let spool = repository.manage_by_server(&repository.storage());
     let before = repository.front_page();
@@ -48,7 +48,7 @@ fn server_that_publishes_or_collects_keeps_strata_out() {
 }
 
 #[test]
-fn flag_that_a_killed_run_left_keeps_nobody_out() {
+fn lock_file_of_a_killed_run_does_not_block_publishing() {
     let repository = TestRepository::new();
     let spool = repository.manage_by_server(&repository.storage());
     fs::write(spool.join("in_transaction.lock"), "strata publishes\n").unwrap();
@@ -58,7 +58,7 @@ fn flag_that_a_killed_run_left_keeps_nobody_out() {
 }
 
 #[test]
-fn server_that_manages_another_storage_of_that_name_is_left_alone() {
+fn server_of_another_storage_with_the_same_name_is_ignored() {
     let repository = TestRepository::new();
     let other = TestRepository::new();
     let spool = repository.manage_by_server(&other.storage());

@@ -1,4 +1,4 @@
-//! The integration tests: one binary, a file for each promise.
+//! Integration tests: one binary, with a file for each promise to users.
 
 mod apptainer;
 mod architecture;

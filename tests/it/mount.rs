@@ -1,4 +1,4 @@
-//! `strata mount` shows what is published, follows the head, and is gone without a trace.
+//! `strata mount` serves what is published, follows the head, and leaves nothing behind.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -16,7 +16,7 @@ use crate::support::fuse::{Mount, PATIENCE, assert_same, is_mounted, large_conte
 use crate::support::{FQRN, NAME, TestImage, TestRepository, flat_path, need_fuse};
 
 #[test]
-fn everything_is_as_it_was_published() {
+fn mount_has_exactly_the_published_content() {
     if !need_fuse() {
         return;
     }
@@ -46,7 +46,7 @@ fn file_system_is_read_only_and_has_names_of_255_bytes() {
 }
 
 #[test]
-fn large_files_are_read_at_any_offset_by_many_at_once() {
+fn large_files_are_read_at_any_offset_by_many_threads() {
     if !need_fuse() {
         return;
     }
@@ -102,11 +102,13 @@ fn new_heads_are_followed_and_pinned_revisions_stay() {
     repository.convert(&new, NAME, &[]).expect_code(0);
     wait_until("the tag moved", || word(&follows) == "new");
     repository.convert(&new, "other.example.org/x:1", &[]).expect_code(0);
-    wait_until("a name that led to nothing leads to something", || {
-        follows.directory.join("other.example.org/x:1/word").exists()
-    });
+    wait_until("a dangling name leads to an image", || follows.directory.join("other.example.org/x:1/word").exists());
     assert!(follows.names("").contains(&"other.example.org".to_owned()));
-    assert_eq!(fs::metadata(follows.directory.join(host)).unwrap().ino(), number, "directories keep their numbers");
+    assert_eq!(
+        fs::metadata(follows.directory.join(host)).unwrap().ino(),
+        number,
+        "directories keep their inode numbers"
+    );
     let mut bytes = [0; 3];
     kept_open.read_exact_at(&mut bytes, 0).unwrap();
     assert_eq!(&bytes, b"old");
@@ -145,10 +147,10 @@ fn damaged_object_is_an_error_and_never_wrong_bytes() {
         let flat = mount.directory.join(flat_path(&image));
         let error = fs::read(flat.join("bad")).unwrap_err();
         assert_eq!(rustix::io::Errno::from_io_error(&error), Some(rustix::io::Errno::IO));
-        assert!(mount.said().contains(&object) && mount.said().contains("/bad"), "{}", mount.said());
+        assert!(mount.log().contains(&object) && mount.log().contains("/bad"), "{}", mount.log());
         assert_eq!(fs::read(flat.join("good")).unwrap(), b"good content");
         fs::write(&path, &whole).unwrap();
-        assert_eq!(fs::read(flat.join("bad")).unwrap(), b"bad content", "what was mended can be read");
+        assert_eq!(fs::read(flat.join("bad")).unwrap(), b"bad content", "the repaired object can be read");
     }
 }
 
@@ -161,7 +163,7 @@ fn signals_unmount_and_end() {
     for signal in [Signal::INT, Signal::TERM] {
         let mut mount = Mount::start(&repository, &[]);
         mount.signal(signal);
-        assert_eq!(mount.wait(), Some(0), "{}", mount.said());
+        assert_eq!(mount.wait(), Some(0), "{}", mount.log());
         assert!(!is_mounted(&mount.directory));
     }
 }
@@ -176,16 +178,16 @@ fn unmounting_while_busy_frees_the_mount_point_and_ends() {
     let mut mount = Mount::start(&repository, &[]);
     let open = File::open(mount.directory.join(NAME).join("a")).unwrap();
     mount.signal(Signal::TERM);
-    wait_until("unmounted", || !is_mounted(&mount.directory));
+    wait_until("the file system is unmounted", || !is_mounted(&mount.directory));
     let mut bytes = [0; 11];
     open.read_exact_at(&mut bytes, 0).unwrap();
     assert_eq!(&bytes, b"still there");
     drop(open);
-    assert_eq!(mount.wait(), Some(0), "{}", mount.said());
+    assert_eq!(mount.wait(), Some(0), "{}", mount.log());
 }
 
 #[test]
-fn killed_mount_is_in_nobodys_way() {
+fn killed_mount_does_not_block_the_next_one() {
     if !need_fuse() {
         return;
     }
@@ -194,14 +196,18 @@ fn killed_mount_is_in_nobodys_way() {
     mount.signal(Signal::KILL);
     mount.wait();
     let mut next = Mount::start(&repository, &[]);
-    wait_until("mounted again", || fs::read(next.directory.join(NAME).join("a")).is_ok_and(|content| content == b"x"));
+    wait_until("the next mount serves the content", || {
+        fs::read(next.directory.join(NAME).join("a")).is_ok_and(|content| content == b"x")
+    });
     next.signal(Signal::KILL);
     next.wait();
-    wait_until("nothing is left of it", || !is_mounted(&next.directory) && fs::read_dir(&next.directory).is_ok());
+    wait_until("the mount point is free again", || {
+        !is_mounted(&next.directory) && fs::read_dir(&next.directory).is_ok()
+    });
 }
 
 #[test]
-fn what_cannot_be_mounted_is_said_in_one_line() {
+fn failed_mount_prints_one_line() {
     let repository = TestRepository::publish(&TestImage::new().layer(|layer| layer.file("a", "x")));
     let nowhere = repository.beside("nowhere");
     let here = repository.beside("here");
@@ -224,7 +230,7 @@ fn what_cannot_be_mounted_is_said_in_one_line() {
 }
 
 #[test]
-fn directory_of_many_files_is_listed_whole() {
+fn large_directory_is_listed_completely() {
     if !need_fuse() {
         return;
     }
@@ -243,7 +249,7 @@ fn directory_of_many_files_is_listed_whole() {
 }
 
 #[test]
-fn nothing_is_unmounted_but_what_was_mounted() {
+fn only_the_own_mount_is_unmounted() {
     if !need_fuse() {
         return;
     }
@@ -251,22 +257,22 @@ fn nothing_is_unmounted_but_what_was_mounted() {
     let mut below = Mount::start(&repository, &["--revision", "1"]);
     let mut above = Mount::start(&repository, &[]);
     wait_until("the second is mounted over the first", || above.directory.join(NAME).exists());
-    // What is covered cannot be unmounted, and stays.
+    // A mount below another mount cannot be unmounted, and remains.
     below.signal(Signal::TERM);
-    wait_until("told", || {
-        below.said().contains("another file system is mounted over it") || above.said().contains("over it")
+    wait_until("a message about the covering mount is logged", || {
+        below.log().contains("another file system is mounted over it") || above.log().contains("over it")
     });
     assert!(above.directory.join(NAME).exists());
     above.signal(Signal::TERM);
-    assert_eq!(above.wait(), Some(0), "{}", above.said());
+    assert_eq!(above.wait(), Some(0), "{}", above.log());
     assert!(is_mounted(&below.directory) && !below.directory.join(NAME).exists());
     below.signal(Signal::TERM);
-    assert_eq!(below.wait(), Some(0), "{}", below.said());
+    assert_eq!(below.wait(), Some(0), "{}", below.log());
     assert!(!is_mounted(&below.directory));
 }
 
 #[test]
-fn head_whose_objects_come_late_is_followed_when_they_are_there() {
+fn new_head_is_followed_once_its_objects_exist() {
     if !need_fuse() {
         return;
     }
@@ -279,18 +285,18 @@ fn head_whose_objects_come_late_is_followed_when_they_are_there() {
     let ahead = repository.copy();
     ahead.convert(&image("new"), NAME, &[]).expect_code(0);
     fs::copy(ahead.storage().join(".cvmfspublished"), &manifest).unwrap();
-    wait_until("it says so", || mount.said().contains("cannot mount the new head"));
+    wait_until("the missing objects are reported", || mount.log().contains("cannot mount the new head"));
     assert_eq!(word(), "old");
     for path in ahead.objects().into_keys() {
         fs::copy(ahead.storage().join(&path), repository.storage().join(&path)).unwrap();
     }
-    wait_until("it goes on by itself", || word() == "new");
-    assert_eq!(mount.said().matches("cannot mount the new head").count(), 1, "{}", mount.said());
+    wait_until("the new head is mounted", || word() == "new");
+    assert_eq!(mount.log().matches("cannot mount the new head").count(), 1, "{}", mount.log());
     fs::write(&manifest, before).unwrap();
 }
 
 #[test]
-fn program_that_sees_a_new_lock_file_sees_the_list_that_belongs_to_it() {
+fn new_lock_file_is_never_visible_before_the_list_that_belongs_to_it() {
     if !need_fuse() {
         return;
     }
@@ -310,7 +316,7 @@ fn program_that_sees_a_new_lock_file_sees_the_list_that_belongs_to_it() {
         publish(round);
         let published = format!("h.org/round-{round}:49");
         let start = Instant::now();
-        // Without a pause: it is about the moment in which the mount changes.
+        // No pause, because the test is about the moment in which the mount changes.
         loop {
             let lock = fs::read_to_string(directory.join("images.lock")).unwrap();
             let list = fs::read_to_string(directory.join("images.json")).unwrap();
@@ -325,7 +331,7 @@ fn program_that_sees_a_new_lock_file_sees_the_list_that_belongs_to_it() {
 }
 
 #[test]
-fn list_that_was_begun_has_every_entry_once_though_the_directory_changes() {
+fn open_listing_has_every_entry_once_although_the_directory_changes() {
     if !need_fuse() {
         return;
     }
@@ -341,7 +347,7 @@ fn list_that_was_begun_has_every_entry_once_though_the_directory_changes() {
     let mut seen: Vec<String> = begun.by_ref().take(50).map(name).collect();
     repository.convert(&image, "many.example.org/000a:1", &[]).expect_code(0);
     wait_until("the head is followed", || directory.join("000a:1").exists());
-    assert_eq!(mount.names("many.example.org").len(), 302, "others list it anew");
+    assert_eq!(mount.names("many.example.org").len(), 302, "a new listing has the new entries");
     seen.extend(begun.map(name));
     seen.retain(|name| name != "000a:1" && !name.starts_with(".cvmfs"));
     seen.sort();

@@ -1,4 +1,4 @@
-//! What is odd but lawful is published.
+//! Unusual but valid images are published.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn image_whose_layers_are_all_empty_is_published() {
 }
 
 #[test]
-fn absolute_names_and_links_out_of_the_root_stay_inside() {
+fn absolute_names_and_links_out_of_the_root_stay_in_the_image() {
     let image = TestImage::new()
         .layer(|layer| {
             let layer = layer.file("/a", "absolute").file("//b//c", "").symlink("out", "../../../../etc");
@@ -41,7 +41,7 @@ fn absolute_names_and_links_out_of_the_root_stay_inside() {
 }
 
 #[test]
-fn many_threads_are_taken_and_too_many_are_refused() {
+fn many_threads_are_accepted_and_too_many_are_refused() {
     let repository = TestRepository::new();
     let source = repository.source(&TestImage::new().layer(|layer| layer.file("a", "")));
     repository.refuse(["convert", &source, "--name", NAME, "--threads", "1025"], 2, &["--threads", "1024"]);

@@ -1,14 +1,14 @@
-//! The kernel's overlay file system, over the published layers of an image, shows its root file system.
+//! An overlay mount of the published layers of an image has the content of its root file system.
 //!
-//! It is mounted as containerd and podman do it, over a mount of the repository: by root, and with `userxattr` by another
-//! user in a user namespace.
+//! The layers come from a mount of the repository, and are mounted as containerd and podman do: by root, and with `userxattr`
+//! by another user in a user namespace.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::layer_rules::generated::made_up_image_of;
+use crate::layer_rules::generated::generated_image_of;
 use crate::strict::Entry;
 use crate::support::client::mount_with_client;
 use crate::support::fuse::{Mount, seen_in_overlay, walk};
@@ -16,18 +16,18 @@ use crate::support::{
     DeviceKind, MountNamespace, TestImage, TestLayer, TestRepository, flat_path, layer_path, need_fuse, skip,
 };
 
-/// How many images are made up.
+/// Number of generated images.
 const IMAGES: u64 = 60;
 
-/// The user whose namespace it is where the test is root's: nobody.
+/// The owner of the user namespace if the test runs as root: the user `nobody`.
 const NOBODY: u32 = 65_534;
 
-/// How deep marks are tried.
+/// Number of directory levels with whiteouts.
 const DEPTH: usize = 10;
 
 type Tree = BTreeMap<Vec<u8>, Entry>;
 
-/// Who mounts the layers over one another.
+/// The user that mounts the layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mounter {
     Root,
@@ -35,7 +35,7 @@ enum Mounter {
 }
 
 impl Mounter {
-    /// Returns namespaces to mount in; none where the machine forbids them.
+    /// Returns a namespace to mount in. Returns `None` where the machine forbids it.
     fn namespace(self) -> Option<MountNamespace> {
         let is_root = rustix::process::geteuid().is_root();
         match self {
@@ -45,7 +45,7 @@ impl Mounter {
         }
     }
 
-    /// Returns who owns what can only be read by its owner.
+    /// Returns the owner of the files that only their owner can read.
     fn owner(self) -> u32 {
         match self {
             Self::UserNamespace if rustix::process::geteuid().is_root() => NOBODY,
@@ -61,7 +61,7 @@ impl Mounter {
     }
 }
 
-/// Marks of every kind, at every depth: below each directory of a chain the same happens to the same names.
+/// Returns an image with whiteouts of every kind at every depth: each level of nested directories has the same names.
 fn marked_at_every_depth(owner: u32) -> TestImage {
     let directories = || (0..DEPTH).map(|depth| "x/".repeat(depth));
     let each = |layer: TestLayer, say: &dyn Fn(TestLayer, &str) -> TestLayer| {
@@ -92,7 +92,7 @@ fn marked_at_every_depth(owner: u32) -> TestImage {
         .layer(|layer| each(layer, &highest))
 }
 
-/// An opaque root, links into lower layers, and a bit of everything else.
+/// Returns an image with an opaque root, links into lower layers, and entries of other types.
 fn motley() -> TestImage {
     TestImage::new()
         .layer(|layer| layer.file("a/x", "x").mode(0o4755).file("b", "b").file("c/y", "y").symlink("l", "a/x"))
@@ -103,7 +103,7 @@ fn motley() -> TestImage {
         })
 }
 
-/// Files of the image's own that mark nested catalogs for CVMFS, and what hides them.
+/// Returns an image with `.cvmfscatalog` files of its own, and entries that hide them.
 fn markers_of_catalogs(owner: u32) -> TestImage {
     let names = ["whiteout", "device", "link", "opaque", "file"];
     let marker = |name: &str| format!("{name}/.cvmfscatalog");
@@ -117,13 +117,13 @@ fn markers_of_catalogs(owner: u32) -> TestImage {
 }
 
 fn images(owner: u32) -> Vec<(String, TestImage)> {
-    let made_up = (1..=IMAGES).map(|seed| made_up_image_of(owner, seed));
-    let images = made_up.chain([marked_at_every_depth(owner), motley(), markers_of_catalogs(owner)]);
+    let generate = (1..=IMAGES).map(|seed| generated_image_of(owner, seed));
+    let images = generate.chain([marked_at_every_depth(owner), motley(), markers_of_catalogs(owner)]);
     let images = images.filter(TestImage::has_distinct_layers);
     images.enumerate().map(|(number, image)| (format!("h.example.org/image:{number}"), image)).collect()
 }
 
-/// Publishes images in a directory that every user may enter, though nobody else may list it.
+/// Publishes images in a directory that every user may enter, but only its owner may list.
 fn publish(images: &[(String, TestImage)]) -> TestRepository {
     let repository = TestRepository::new();
     fs::set_permissions(repository.beside(""), fs::Permissions::from_mode(0o711)).unwrap();
@@ -132,7 +132,7 @@ fn publish(images: &[(String, TestImage)]) -> TestRepository {
     repository
 }
 
-/// Returns the root file system of an image, as it is mounted, without what Apptainer needs.
+/// Returns the mounted root file system of an image, without the files for Apptainer.
 fn without_apptainer(mount: &Path, repository: &TestRepository, image: &TestImage) -> Tree {
     let mut flat = walk(&mount.join(flat_path(image)));
     let chain = repository.chain(image);
@@ -141,12 +141,12 @@ fn without_apptainer(mount: &Path, repository: &TestRepository, image: &TestImag
     seen_in_overlay(flat)
 }
 
-/// Panics unless the layers of each image, mounted over one another, show what the image is.
+/// Panics unless an overlay mount of the layers of each image has the content of its root file system.
 ///
-/// The real client needs a directory of this machine among the layers: otherwise it has no longest name to tell.
+/// With the CVMFS client, a local directory is added to the layers, because the client does not report a maximum name length.
 fn assert_mounts(mount: &Path, repository: &TestRepository, images: &[(String, TestImage)], by: Mounter, local: bool) {
     let Some(mut namespace) = by.namespace() else {
-        return skip(&format!("{by:?} cannot have a mount namespace here"));
+        return skip(&format!("mount namespaces are not possible: {by:?}"));
     };
     let [point, empty] = ["merged", "empty"].map(|name| {
         let directory = repository.beside(name);
@@ -181,24 +181,24 @@ fn assert_mounts_by(by: Mounter) {
     }
     let images = images(by.owner());
     let repository = publish(&images);
-    // Those who are not root may not let others in, and need not.
+    // Only root may use `--allow-other`. Other users do not need it.
     let options: &[&str] = if rustix::process::geteuid().is_root() { &["--allow-other"] } else { &[] };
     let mount = Mount::start(&repository, options);
     assert_mounts(&mount.directory, &repository, &images, by, false);
 }
 
 #[test]
-fn layers_mounted_by_root_show_the_root_file_system() {
+fn layers_mounted_by_root_equal_the_root_file_system() {
     assert_mounts_by(Mounter::Root);
 }
 
 #[test]
-fn layers_mounted_in_a_user_namespace_show_the_root_file_system() {
+fn layers_mounted_in_a_user_namespace_equal_the_root_file_system() {
     assert_mounts_by(Mounter::UserNamespace);
 }
 
 #[test]
-fn layers_from_the_cvmfs_client_show_the_root_file_system() {
+fn layers_from_the_cvmfs_client_equal_the_root_file_system() {
     for by in [Mounter::Root, Mounter::UserNamespace] {
         let images = images(by.owner());
         let repository = publish(&images);

@@ -1,4 +1,4 @@
-//! A name that stands for several platforms is a link that each client expands for itself.
+//! A name for several platforms is a variant link, which each client expands for its own platform.
 
 use std::fs;
 use std::path::Path;
@@ -95,7 +95,7 @@ fn wait_for(path: &Path) -> String {
 }
 
 #[test]
-fn name_may_come_to_stand_for_one_image_and_for_several_again() {
+fn name_may_change_between_one_image_and_several_platforms() {
     let repository = TestRepository::new();
     let source = index(&repository, &["amd64", "arm64"]);
     let name = "registry.example.org/app/tool:1";
@@ -121,7 +121,7 @@ fn name_may_come_to_stand_for_one_image_and_for_several_again() {
 }
 
 #[test]
-fn platform_that_no_directory_can_be_named_after_is_left_out() {
+fn platform_that_is_not_a_valid_directory_name_is_left_out() {
     let repository = TestRepository::new();
     let source = index(&repository, &["amd64", "../../etc", ".hidden", "a:b", "x86_64", "aarch64"]);
     repository.run(["convert", &source, "--name", NAME, "--platform", "all"]).expect_code(0);
@@ -133,7 +133,7 @@ fn platform_that_no_directory_can_be_named_after_is_left_out() {
     assert!(run.stderr().contains("there is no image for linux"), "{}", run.stderr());
 }
 
-/// Returns images for amd64 that say in a file for which variant they were built.
+/// Returns images for variants of amd64, each with a file that contains its variant.
 fn variants(names: &[&str]) -> Vec<TestImage> {
     let image = |name: &&str| {
         let image = TestImage::new().layer(|layer| layer.file("etc/variant", *name)).platform("linux", "amd64");
@@ -186,7 +186,7 @@ fn plain_image_is_chosen_before_higher_variants_in_any_order() {
 }
 
 #[test]
-fn only_higher_variants_have_to_be_asked_for_by_name() {
+fn higher_variants_must_be_named_if_there_is_no_other() {
     let repository = TestRepository::new();
     let source = repository.source_of_index(&variants(&["v3", "v2"]));
     let words = ["linux/amd64/v2", "linux/amd64/v3", "variant"];
@@ -197,7 +197,7 @@ fn only_higher_variants_have_to_be_asked_for_by_name() {
     repository.run(["convert", &source, "--name", NAME, "--platform", "linux/amd64/v2"]).expect_code(0);
 }
 
-/// Says in the list of a layout what its only image is for, and returns the argument that names the image.
+/// Sets the platform of a layout's only image in `index.json`, and returns the argument that names the image.
 fn list_for(repository: &TestRepository, name: &str, image: &TestImage, platform: Value) -> String {
     let directory = repository.beside(name);
     image.write_oci_layout(&directory, "latest");
@@ -208,7 +208,7 @@ fn list_for(repository: &TestRepository, name: &str, image: &TestImage, platform
     format!("oci:{}:latest", directory.display())
 }
 
-/// Panics unless a conversion warned once that the config of an image for arm64 says amd64, and `info` prints both.
+/// Panics unless a conversion warned once that the config of an image for arm64 states amd64, and `info` prints both.
 #[track_caller]
 fn assert_contradiction_is_told(repository: &TestRepository, run: &Run) {
     let warnings: Vec<String> = run.stderr().lines().filter(|line| line.contains("WARN")).map(str::to_owned).collect();
@@ -234,7 +234,7 @@ fn platform_in_the_list_of_a_layout_counts_like_one_in_an_index() {
     repository.run(["verify", &source, "--name", NAME, "--platform", "linux/arm64"]).expect_code(0);
     repository.run(["convert", &source, "--name", "h.org/all:1", "--platform", "all"]).expect_code(0);
     assert!(repository.has("/.multiarch/arm64/h.org/all:1"));
-    // The list is corrected, and nothing else changes.
+    // Only the list is corrected.
     list_for(&repository, "other", &image("amd64"), json!({"os": "linux", "architecture": "amd64"}));
     repository.run(convert("linux/amd64")).expect_code(0);
     let info = repository.run(["info", NAME]).expect_code(0).stdout();
@@ -243,7 +243,7 @@ fn platform_in_the_list_of_a_layout_counts_like_one_in_an_index() {
 }
 
 #[test]
-fn higher_variant_in_the_list_of_a_layout_has_to_be_asked_for_by_name() {
+fn higher_variant_in_the_list_of_a_layout_must_be_named() {
     let repository = TestRepository::new();
     let platform = json!({"os": "linux", "architecture": "amd64", "variant": "v3"});
     let source = list_for(&repository, "high", &image("amd64"), platform);
@@ -258,7 +258,7 @@ fn higher_variant_in_the_list_of_a_layout_has_to_be_asked_for_by_name() {
 }
 
 #[test]
-fn name_that_leads_nowhere_without_a_variant_is_told_and_kept_from_podman() {
+fn name_that_leads_nowhere_without_a_variant_is_reported_and_not_in_the_store() {
     let repository = TestRepository::new();
     let convert = |images: &[TestImage], name: &str| {
         let source = repository.source_of_index(images);
@@ -285,7 +285,7 @@ fn name_that_leads_nowhere_without_a_variant_is_told_and_kept_from_podman() {
     let names: Vec<&Value> = store.as_array().unwrap().iter().map(|image| &image["names"]).collect();
     assert_eq!(names, [&json!(["h.org/mixed:1"])]);
     assert_eq!(store[0]["digest"], image("arm64").manifest_digest());
-    // A plain image comes, goes, and takes the name with it.
+    // An image without a variant is added and removed again, and with it the name in the store.
     let (warnings, listed) = convert(&variants(&["v3", "plain"]), "h.org/high:1");
     assert_eq!((warnings.len(), listed), (0, 1), "{warnings:?}");
     let (_, listed) = convert(&variants(&["v3", "v2"]), "h.org/high:1");
@@ -296,7 +296,7 @@ fn name_that_leads_nowhere_without_a_variant_is_told_and_kept_from_podman() {
     repository.run(["check"]).expect_code(0);
 }
 
-/// Changes the architecture that the only index of a layout names for its image.
+/// Changes the architecture that a layout's only index states for its image.
 fn relabel(directory: &Path, from: &str, to: &str) {
     let path = directory.join("index.json");
     let mut layout: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -312,7 +312,7 @@ fn relabel(directory: &Path, from: &str, to: &str) {
 }
 
 #[test]
-fn config_that_contradicts_the_index_is_told() {
+fn config_that_contradicts_the_index_is_reported() {
     let repository = TestRepository::new();
     let directory = repository.beside("index");
     write_oci_index(&[image("amd64")], &directory, "latest");

@@ -1,23 +1,23 @@
-//! What podman makes of the store: the real one, with runc, over a mount of strata's and of the CVMFS client.
+//! Tests of the store with podman and runc, from mounts of strata and of the CVMFS client.
 
 use std::time::Instant;
 
 use serde_json::json;
 
-use crate::support::client::see_news;
+use crate::support::client::reload_client;
 use crate::support::fuse::wait_until;
 use crate::support::{NAME, Podman, TestImage, TestLayer, TestRepository, busybox};
 
-/// So long podman may take to list 500 images: it takes 0.9 s, and 38 s where it reads the lists again and again.
+/// Time limit for podman to list 500 images. It needs 0.9 s, or 38 s if it reads the lists again for each image.
 const LISTING_LIMIT: f64 = 5.0;
 
-/// Mounts a repository and makes a storage over its store, where that is possible.
+/// Mounts a repository and configures podman above its store. `None` where that is not possible.
 type Over = fn(&TestRepository) -> Option<Podman>;
 
-/// An image, what it is run with, and what it has to print.
+/// An image, the arguments that it is run with, and the expected output.
 type Case<'c> = (&'c str, TestImage, &'c [&'c str], &'c str);
 
-/// Images that want to be started in every way.
+/// Images with every combination of entry point and command.
 fn cases<'c>(base: &TestImage) -> Vec<Case<'c>> {
     let image = || base.clone();
     let words =
@@ -56,12 +56,12 @@ fn base(busybox: impl Fn(TestLayer) -> TestLayer) -> TestImage {
 }
 
 #[test]
-fn images_run_with_every_sort_of_entry_point_and_are_found_by_every_name() {
+fn images_run_with_every_kind_of_entry_point_and_are_found_by_every_name() {
     run_images(Podman::over);
 }
 
 #[test]
-fn images_run_with_every_sort_of_entry_point_and_are_found_by_every_name_over_the_cvmfs_client() {
+fn images_run_with_every_kind_of_entry_point_and_are_found_by_every_name_over_the_cvmfs_client() {
     run_images(Podman::over_client);
 }
 
@@ -75,7 +75,7 @@ fn run_images(over: Over) {
     let (both, digest) = ("h.org/t/both:1", cases[4].1.manifest_digest());
     repository.convert(&cases[4].1, "localhost:5000/other:2", &[]).expect_code(0);
     repository.convert(&cases[4].1, &format!("h.org/t/by@{digest}"), &[]).expect_code(0);
-    // Podman lists nothing beside images like these.
+    // With such images in the store, podman would list no image at all.
     let text_for_words = base.clone().cmd(["x"]).setting("Cmd", json!("echo text"));
     repository.convert(&text_for_words, "h.org/bad/config:1", &[]).expect_code(0);
     repository.convert(&base, "h_x.org/bad/host:1", &[]).expect_code(0);
@@ -126,11 +126,11 @@ fn build_and_commit(over: Over) {
         let built = podman.build(&format!("FROM {name}\nRUN echo built > /etc/built\nCMD [\"cat\", \"/etc/built\"]\n"));
         assert_eq!(podman.run(&built, &[]), "built", "{name}");
         let container = podman.create(name, &["sh", "-c", "echo changed > /etc/changed; rm /etc/group"]);
-        podman.say(["start", "--attach", &container]);
-        let committed = podman.say(["commit", "--quiet", &container]);
+        podman.output(["start", "--attach", &container]);
+        let committed = podman.output(["commit", "--quiet", &container]);
         assert_eq!(podman.run(&committed, &["cat", "/etc/changed"]), "changed", "{name}");
         assert_eq!(podman.run(&committed, &["sh", "-c", "ls /etc/group 2>/dev/null || echo gone"]), "gone", "{name}");
-        let changes = podman.say(["diff", &container]);
+        let changes = podman.output(["diff", &container]);
         assert!(changes.contains("A /etc/changed") && changes.contains("D /etc/group"), "{changes}");
     }
 }
@@ -161,7 +161,7 @@ fn run_as_user(over: Over) {
 }
 
 #[test]
-fn five_hundred_images_are_listed_in_a_moment() {
+fn listing_five_hundred_images_takes_seconds() {
     let repository = TestRepository::new();
     let image = |number: usize| {
         let base = TestImage::new().layer(|layer| layer.file("etc/a", "a")).layer(|layer| layer.file("etc/b", "b"));
@@ -183,16 +183,16 @@ fn five_hundred_images_are_listed_in_a_moment() {
 }
 
 #[test]
-fn service_sees_a_tag_that_moves_and_containers_made_before_start() {
+fn service_sees_a_moved_tag_and_older_containers_still_start() {
     serve_while_a_tag_moves(Podman::over, |_| ());
 }
 
 #[test]
-fn service_sees_a_tag_that_moves_and_containers_made_before_start_over_the_cvmfs_client() {
-    serve_while_a_tag_moves(Podman::over_client, see_news);
+fn service_sees_a_moved_tag_and_older_containers_still_start_over_the_cvmfs_client() {
+    serve_while_a_tag_moves(Podman::over_client, reload_client);
 }
 
-fn serve_while_a_tag_moves(over: Over, see_news: fn(&TestRepository)) {
+fn serve_while_a_tag_moves(over: Over, reload_client: fn(&TestRepository)) {
     let Some(busybox) = busybox() else { return };
     let base = base(busybox);
     let image = |word: &str| base.clone().layer(|layer| layer.file("word", word)).cmd(["cat", "/word"]);
@@ -203,21 +203,21 @@ fn serve_while_a_tag_moves(over: Over, see_news: fn(&TestRepository)) {
     podman.serve();
     assert_eq!(podman.ask_id(NAME), id(&old));
     let (stopped, never_started) = (podman.create(NAME, &[]), podman.create(NAME, &[]));
-    assert_eq!(podman.say(["start", "--attach", &stopped]), "old");
+    assert_eq!(podman.output(["start", "--attach", &stopped]), "old");
 
     repository.convert(&new, NAME, &[]).expect_code(0);
-    see_news(&repository);
+    reload_client(&repository);
     wait_until("the service sees the new image", || podman.ask_id(NAME) == id(&new));
     assert_eq!(podman.id(NAME), id(&new));
     assert_eq!(podman.run(NAME, &[]), "new");
     for container in [stopped, never_started] {
-        assert_eq!(podman.say(["start", "--attach", &container]), "old");
+        assert_eq!(podman.output(["start", "--attach", &container]), "old");
     }
     assert_eq!(podman.run(&id(&old), &[]), "old");
     assert_eq!(podman.names(), ["<none>:<none>", NAME]);
 
     repository.convert(&old, NAME, &[]).expect_code(0);
-    see_news(&repository);
+    reload_client(&repository);
     wait_until("the service sees the old image again", || podman.ask_id(NAME) == id(&old));
     assert_eq!(podman.run(NAME, &[]), "old");
 }

@@ -1,4 +1,4 @@
-//! The store that podman reads: what it holds, and what becomes of one that another program wrote.
+//! The store that podman reads: its content, and how a store of another program is continued.
 
 mod ducc;
 mod faults;
@@ -29,7 +29,7 @@ fn list(repository: &TestRepository, path: &str) -> Vec<Value> {
     repository.json(path).as_array().unwrap().clone()
 }
 
-/// Returns the entries in the list of images: of each the ID and the names.
+/// Returns the ID and the names of each image in the list of images.
 fn entries(repository: &TestRepository) -> Vec<(String, Vec<String>)> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let names = |entry: &Value| entry["names"].as_array().unwrap().iter().map(text).collect();
@@ -40,12 +40,12 @@ fn entry(image: &TestImage, names: &[&str]) -> (String, Vec<String>) {
     (hex(&image.config_digest()).to_owned(), names.iter().map(|name| (*name).to_owned()).collect())
 }
 
-/// Returns what stands for the diff IDs of an image of two layers: one that all images share, and one of its own.
+/// Returns the two identifiers that replace the diff IDs of an image: one that all images share, and one of its own.
 fn diffs(image: &TestImage) -> [String; 2] {
     ["1", hex(&image.config_digest())].map(|of| sha256(&format!("cvmfs-flat-layer:{of}")))
 }
 
-/// Returns the file that holds a document of an image.
+/// Returns the path of a document of an image.
 fn document(image: &TestImage, key: &str) -> String {
     format!("{IMAGES}/{}/={}", hex(&image.config_digest()), STANDARD.encode(key))
 }
@@ -55,7 +55,7 @@ fn is_nothing(run: &Run) -> bool {
 }
 
 #[test]
-fn image_is_in_the_store_in_the_revision_that_brings_it() {
+fn image_and_its_entry_in_the_store_are_in_one_revision() {
     let image = image("x");
     let repository = TestRepository::publish(&image);
     assert_eq!(repository.reader().revision(), 2);
@@ -102,7 +102,7 @@ fn lists_and_locks_are_files_that_podman_reads_once() {
     let before = locks();
     assert!(before.iter().all(|lock| lock.len() == 64), "{before:?}");
     assert_ne!(before[0], before[1]);
-    // A name more changes one list and not the other.
+    // An additional name changes only one of the lists.
     repository.convert(&image("x"), "h.org/other:1", &[]).expect_code(0);
     let after = locks();
     assert!(after[0] != before[0] && after[1] == before[1]);
@@ -113,7 +113,7 @@ fn lists_and_locks_are_files_that_podman_reads_once() {
 }
 
 #[test]
-fn names_of_one_image_share_an_entry_and_a_name_that_moves_leaves_it() {
+fn names_of_one_image_share_an_entry_and_a_moved_name_leaves_it() {
     let (old, new) = (image("old"), image("new"));
     let digest = old.manifest_digest();
     let repository = TestRepository::publish(&old);
@@ -125,10 +125,10 @@ fn names_of_one_image_share_an_entry_and_a_name_that_moves_leaves_it() {
     let expected = [entry(&old, &["h.org/other:2", &by_digest]), entry(&new, &[NAME])];
     assert_eq!(entries(&repository), expected);
     repository.convert(&new, "h.org/other:2", &[]).expect_code(0);
-    // A digest stays that of its image.
+    // A name by digest stays with its image.
     repository.convert(&new, &by_digest, &[]).expect_code(1);
     assert_eq!(entries(&repository), [entry(&old, &[&by_digest]), entry(&new, &[NAME, "h.org/other:2"])]);
-    // It stays as long as its root file system, for containers that were made from it.
+    // The image stays as long as its root file system, for containers that were created from it.
     let root = repository.list(&format!("podmanStore/overlay-images/{}", hex(&old.config_digest())));
     assert_eq!(root.len(), 3);
     assert!(repository.has(&crate::support::flat_path(&old)));
@@ -139,7 +139,7 @@ fn names_of_one_image_share_an_entry_and_a_name_that_moves_leaves_it() {
 }
 
 #[test]
-fn image_that_was_published_before_comes_into_the_store_without_being_read() {
+fn published_image_is_added_to_the_store_without_being_read() {
     let (image, other) = (image("x"), image("y"));
     let repository = TestRepository::new();
     let run = repository.convert(&image, NAME, &["--skip-podman", "--json"]).expect_code(0).json();
@@ -154,14 +154,14 @@ fn image_that_was_published_before_comes_into_the_store_without_being_read() {
     let source = repository.source(&image);
     repository.run(["verify", &source, "--name", NAME]).expect_code(0);
     assert!(is_nothing(&repository.convert(&image, NAME, &[]).expect_code(0)));
-    // What is there stays when nobody asks for it, as long as it is true.
+    // An entry in the store stays when the settings no longer select it, as long as its name still leads to the image.
     assert!(is_nothing(&repository.convert(&image, NAME, &["--skip-podman"]).expect_code(0)));
     repository.convert(&other, NAME, &["--skip-podman"]).expect_code(0);
     assert_eq!(entries(&repository), [entry(&image, &[])]);
 }
 
 #[test]
-fn image_that_podman_would_refuse_the_store_for_is_kept_out_with_a_reason() {
+fn image_for_which_podman_would_refuse_the_store_is_left_out_with_a_reason() {
     let good = image("good");
     let repository = TestRepository::publish(&good);
     let bad = image("bad").setting("Cmd", json!("text"));
@@ -181,7 +181,7 @@ fn image_that_podman_would_refuse_the_store_for_is_kept_out_with_a_reason() {
     }
     repository.convert(&TestImage::new(), "h.org/none:1", &[]).expect_code(0);
     assert_eq!(entries(&repository), [entry(&good, &[NAME])]);
-    // A name does not go on leading to what it led to before.
+    // The name no longer leads to the earlier image.
     repository.convert(&bad, NAME, &[]).expect_code(0);
     assert_eq!(entries(&repository), [entry(&good, &[])]);
     repository.run(["check"]).expect_code(0);
@@ -203,7 +203,7 @@ fn settings_choose_which_images_podman_sees() {
 }
 
 #[test]
-fn of_a_name_for_several_platforms_podman_sees_the_default_one() {
+fn podman_sees_the_default_platform_of_a_name_for_several() {
     let repository = TestRepository::new();
     let of = |architecture: &str| image(architecture).platform("linux", architecture);
     let convert = |directory: &str, architectures: &[&str]| {
@@ -227,10 +227,10 @@ fn of_a_name_for_several_platforms_podman_sees_the_default_one() {
 }
 
 #[test]
-fn same_config_with_another_manifest_is_found_by_both() {
+fn image_with_two_manifests_is_found_by_both_digests() {
     let plain = image("x");
     let (archive, repository) = ("archive.tar", TestRepository::publish(&plain));
-    // Without a manifest of its own the image gets one, which is another.
+    // A docker archive has no manifest, so that strata creates one, which differs.
     let file = repository.beside(archive);
     plain.write_docker_archive(&file, "h.org/archive:1");
     let source = format!("docker-archive:{}", file.display());

@@ -1,4 +1,4 @@
-//! `strata preview` shows an image as it would be published, and publishes nothing.
+//! `strata preview` mounts an image as it would be published, and publishes nothing.
 
 use std::fs;
 use std::process::Command;
@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use crate::support::fuse::{Mount, assert_same, is_mounted, motley_image, wait_until, walk};
 use crate::support::{NAME, Run, TestImage, TestRepository, blob_file, need_fuse, strata_command};
 
-/// Prepares a preview on a directory of its own, with temporary files in another.
+/// Returns a command for a preview on its own mount point, with its own directory for temporary files.
 fn preview(repository: &TestRepository, image: &str, options: &[&str]) -> Command {
     let directory = repository.beside("preview");
     fs::create_dir_all(&directory).unwrap();
@@ -21,12 +21,12 @@ fn preview(repository: &TestRepository, image: &str, options: &[&str]) -> Comman
 fn mount_preview(repository: &TestRepository, image: &str, options: &[&str]) -> Mount {
     let command = preview(repository, image, options);
     let mount = Mount::of(command, repository.beside("preview"), repository.beside("preview.log"));
-    wait_until("all is read", || mount.said().contains("/flat"));
+    wait_until("the preview is complete", || mount.log().contains("/flat"));
     mount
 }
 
 #[test]
-fn everything_is_as_it_would_be_published() {
+fn preview_has_exactly_the_content_that_would_be_published() {
     if !need_fuse() {
         return;
     }
@@ -51,7 +51,7 @@ fn everything_is_as_it_would_be_published() {
 }
 
 #[test]
-fn command_runs_below_the_preview_and_gives_its_exit_code() {
+fn preview_runs_a_command_and_returns_its_exit_code() {
     if !need_fuse() {
         return;
     }
@@ -65,7 +65,7 @@ fn command_runs_below_the_preview_and_gives_its_exit_code() {
 }
 
 #[test]
-fn known_layers_are_taken_from_the_repository_and_it_stays_as_it_is() {
+fn published_layers_are_read_from_the_repository_which_stays_unchanged() {
     if !need_fuse() {
         return;
     }
@@ -96,7 +96,7 @@ fn known_content_of_new_layers_is_read_from_the_repository() {
     let (source, directory) = (repository.source(&image), repository.directory());
     let mount = mount_preview(&repository, &source, &["--repo", directory.to_str().unwrap()]);
     assert_eq!(fs::read(mount.directory.join("flat/c")).unwrap(), b"new");
-    // Where it is read from shows when it is damaged.
+    // Damage shows that the content is read from the repository.
     let objects = repository.objects().into_keys().map(|path| repository.storage().join(path));
     let mut saved = Vec::new();
     for path in objects.filter(|path| !path.to_str().unwrap().ends_with(['C', 'H', 'X', 'M'])) {
@@ -109,7 +109,7 @@ fn known_content_of_new_layers_is_read_from_the_repository() {
 }
 
 #[test]
-fn what_was_kept_is_only_published_by_the_next_convert() {
+fn converting_a_kept_preview_only_publishes_it() {
     if !need_fuse() {
         return;
     }
@@ -157,9 +157,9 @@ fn killed_preview_leaves_nothing() {
     let mut mount = mount_preview(&repository, &source, &[]);
     mount.signal(Signal::KILL);
     mount.wait();
-    wait_until("unmounted", || !is_mounted(&mount.directory));
+    wait_until("the file system is unmounted", || !is_mounted(&mount.directory));
     assert_eq!(fs::read_dir(repository.beside("temporary")).unwrap().count(), 0);
     let mut mount = mount_preview(&repository, &source, &[]);
     mount.signal(Signal::INT);
-    assert_eq!(mount.wait(), Some(0), "{}", mount.said());
+    assert_eq!(mount.wait(), Some(0), "{}", mount.log());
 }

@@ -1,4 +1,4 @@
-//! A revision is published whole or not at all, and publishers do not get into each other's way.
+//! A revision is published completely or not at all, and concurrent publishers do not lose each other's work.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -12,7 +12,7 @@ use sha1::{Digest as _, Sha1};
 use crate::support::{FQRN, NAME, Run, TestImage, TestRepository, image_of, strata, strata_command};
 
 #[test]
-fn init_makes_a_repository_that_holds_nothing() {
+fn init_creates_an_empty_repository() {
     let home = tempfile::tempdir().unwrap();
     let run = Run::of(strata_command(["init", FQRN]).current_dir(home.path())).expect_code(0);
     assert!(run.stdout().contains(FQRN));
@@ -28,7 +28,7 @@ fn init_makes_a_repository_that_holds_nothing() {
 }
 
 #[test]
-fn storage_and_keys_may_lie_elsewhere() {
+fn storage_and_keys_may_be_elsewhere() {
     let other = TestRepository::new();
     let [directory, storage, keys] = ["here", "www/storage", "secret"].map(|name| other.beside(name));
     fs::create_dir(other.beside("www")).unwrap();
@@ -44,7 +44,7 @@ fn storage_and_keys_may_lie_elsewhere() {
 }
 
 #[test]
-fn keys_are_for_their_owner_only_and_nothing_secret_is_served() {
+fn keys_are_readable_only_by_their_owner_and_not_in_the_storage() {
     let repository = TestRepository::publish(&image_of("x"));
     let keys = repository.directory().join("keys");
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
@@ -55,7 +55,7 @@ fn keys_are_for_their_owner_only_and_nothing_secret_is_served() {
     assert_eq!(mode(&repository.directory().join("state")), 0o700);
     for (path, stored) in repository.storage_files().contents() {
         let mut plain = Vec::new();
-        // What is no zlib stream is looked at as it is.
+        // Objects that are not zlib streams are inspected without decompression.
         let _ = ZlibDecoder::new(stored).read_to_end(&mut plain);
         for bytes in [stored, &plain] {
             let has_secret = bytes.windows(11).any(|window| window == b"PRIVATE KEY");
@@ -65,7 +65,7 @@ fn keys_are_for_their_owner_only_and_nothing_secret_is_served() {
 }
 
 #[test]
-fn manifest_says_what_is_published() {
+fn manifest_describes_the_published_revision() {
     let repository = TestRepository::publish(&image_of("x"));
     let reader = repository.reader();
     let field = |letter: char| reader.field(letter).unwrap_or_else(|| panic!("no field {letter}")).to_owned();
@@ -89,7 +89,7 @@ fn manifest_says_what_is_published() {
 }
 
 #[test]
-fn whitelist_is_good_for_thirty_days() {
+fn whitelist_is_valid_for_thirty_days() {
     let repository = TestRepository::new();
     let whitelist = fs::read(repository.storage().join(".cvmfswhitelist")).unwrap();
     let text = String::from_utf8_lossy(&whitelist).into_owned();
@@ -101,7 +101,7 @@ fn whitelist_is_good_for_thirty_days() {
     assert!((issued - published).abs() < 600, "{issued} {published}");
 }
 
-/// Returns the seconds from 1970 to a time of the form `YYYYMMDDhhmmss`, as long as no century without a leap day passes.
+/// Returns the seconds from 1970 to a time of the form `YYYYMMDDhhmmss`. Valid from 1970 to 2099, as it treats 2100 as a leap year.
 fn seconds(text: &str) -> i64 {
     assert_eq!(text.len(), 14, "{text}");
     let part = |from: usize, length: usize| text[from..from + length].parse::<i64>().unwrap();
@@ -113,7 +113,7 @@ fn seconds(text: &str) -> i64 {
 }
 
 #[test]
-fn tags_follow_the_head_and_the_one_before() {
+fn tags_name_the_head_and_the_previous_revision() {
     let repository = TestRepository::new();
     let mut roots = vec![repository.reader().root_hash().to_owned()];
     let tags = |repository: &TestRepository| repository.reader().tags().into_iter().collect::<Vec<_>>();
@@ -132,7 +132,7 @@ fn tags_follow_the_head_and_the_one_before() {
 }
 
 #[test]
-fn repository_that_another_publisher_holds_is_left_alone() {
+fn repository_that_another_publisher_has_locked_is_not_changed() {
     let repository = TestRepository::publish(&image_of("before"));
     let before = repository.front_page();
     let lock = repository.lock();
@@ -143,7 +143,7 @@ fn repository_that_another_publisher_holds_is_left_alone() {
     assert_eq!(repository.front_page(), before);
     drop(lock);
     let json = repository.convert(&image_of("x"), NAME, &["--wait", "0s", "--json"]).expect_code(0).json();
-    assert_eq!(json["images"][0]["layers-read"], 0, "the work of the run that had to give up is kept");
+    assert_eq!(json["images"][0]["layers-read"], 0, "the work of the run that gave up is kept");
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn publisher_waits_for_another_one() {
 }
 
 #[test]
-fn publishers_side_by_side_both_win() {
+fn concurrent_publishers_both_succeed() {
     let repository = TestRepository::new();
     let names: Vec<String> = (0..4).map(|number| format!("h{number}.example.org/a:1")).collect();
     let running: Vec<_> = names
@@ -179,7 +179,7 @@ fn publishers_side_by_side_both_win() {
 }
 
 #[test]
-fn same_image_from_publishers_side_by_side_is_published_once() {
+fn same_image_from_concurrent_publishers_is_published_once() {
     let repository = TestRepository::new();
     let source = repository.source(&image_of("x"));
     let start = || {
@@ -222,12 +222,12 @@ fn known_content_is_not_stored_again() {
     let new: Vec<String> = repository.objects().into_keys().filter(|path| !before.contains_key(path)).collect();
     assert_eq!(run["new-objects"], new.len());
     let files = new.iter().filter(|path| !path.ends_with(['C', 'H', 'X', 'M'])).count();
-    // Records of image and layer, manifest and config; podman's two lists with their locks, and a name of the layer.
+    // New objects: records of image and layer, manifest and config; podman's two lists with their locks, and a name of the layer.
     assert_eq!(files, 4 + 5, "{new:?}");
 }
 
 #[test]
-fn object_that_the_index_remembers_and_the_store_lost_is_stored_again() {
+fn object_that_the_index_has_and_the_store_lacks_is_stored_again() {
     let image = TestImage::new().layer(|layer| layer.file("a", "precious").file("large", vec![7; 17 << 20]));
     let repository = TestRepository::publish(&image);
     let lost = |objects: std::collections::BTreeMap<String, u64>| -> Vec<String> {
@@ -235,7 +235,7 @@ fn object_that_the_index_remembers_and_the_store_lost_is_stored_again() {
     };
     let lost = lost(repository.objects());
     assert!(lost.iter().any(|path| path.ends_with('P')));
-    // What strata itself wrote about the image and for podman is not the image's content and is read before anything is stored.
+    // Records and files for podman are not content of the image, and are read before anything is stored.
     let reader = repository.reader();
     let own: Vec<Vec<u8>> = [format!(".metadata/{NAME}/strata.json"), format!(".metadata/{NAME}/manifest.json")]
         .iter()
@@ -259,17 +259,17 @@ fn object_that_the_index_remembers_and_the_store_lost_is_stored_again() {
 }
 
 #[test]
-fn nothing_but_the_last_revision_before_is_left_unreferenced() {
+fn publishing_leaves_no_unreferenced_objects_except_those_of_old_revisions() {
     let repository = TestRepository::publish(&image_of("one"));
     repository.convert(&image_of("two"), NAME, &[]).expect_code(0);
     let report = crate::strict::check(&repository.storage(), FQRN);
     report.assert_good();
-    // The first revision has no tag any more: its root catalog and the tag databases are what a collection removes.
+    // The first revision no longer has a tag: a collection would remove its root catalog and the old tag databases.
     assert!(report.unreachable.iter().all(|path| path.ends_with(['C', 'H'])), "{:?}", report.unreachable);
 }
 
 #[test]
-fn objects_and_front_page_are_readable_for_web_servers() {
+fn objects_and_manifest_are_readable_by_web_servers() {
     let repository = TestRepository::publish(&image_of("x"));
     for path in repository.front_page().into_keys() {
         let mode = fs::metadata(&path).unwrap().permissions().mode();

@@ -1,4 +1,4 @@
-//! Images come from registries as they come from layouts, whatever happens on the way.
+//! Images from registries are published like images from layouts, whatever faults occur during the transfer.
 
 mod access;
 mod faults;
@@ -7,10 +7,10 @@ mod transfer;
 
 use crate::support::{FaultProxy, Run, TestImage, TestRegistry, TestRepository, random};
 
-/// Where images lie at the registry where the test does not care.
+/// Image repository in tests that do not depend on it.
 const PLACE: &str = "team/image";
 
-/// A registry that holds an image, a proxy before it, and a repository that holds nothing.
+/// A registry with an image, a proxy for it, and an empty repository.
 struct Pull {
     image: TestImage,
     registry: TestRegistry,
@@ -19,7 +19,7 @@ struct Pull {
 }
 
 impl Pull {
-    /// Pushes an image; none where there is no registry.
+    /// Pushes an image. Returns `None` where no registry can be started.
     #[track_caller]
     fn of(image: TestImage) -> Option<Self> {
         let registry = TestRegistry::start()?;
@@ -38,14 +38,14 @@ impl Pull {
         self.repository.run(["convert", &self.argument()])
     }
 
-    /// Panics unless the image can be converted, and is then what it is from a layout.
+    /// Panics unless the image can be converted, with the same result as from a layout.
     #[track_caller]
     fn assert_published(&self) {
         self.convert().expect_code(0);
         assert_published(&self.repository, &self.image);
     }
 
-    /// Panics unless the image cannot be converted for a reason that says `words`, and nothing has come of trying.
+    /// Panics unless converting the image fails with a message that contains all of `words`, and leaves the repository unchanged.
     #[track_caller]
     fn assert_refused(&self, words: &[&str]) -> Run {
         let run = self.repository.refuse(["convert", &self.argument()], 1, words);
@@ -54,16 +54,16 @@ impl Pull {
     }
 }
 
-/// Panics unless a repository holds an image as it is from a layout, and nothing is wrong with it.
+/// Panics unless a repository has the image with the same trees as from a layout, and `check` has no findings.
 #[track_caller]
 fn assert_published(repository: &TestRepository, image: &TestImage) {
     let expected = TestRepository::publish(image);
-    assert!(repository.flat(image) == expected.flat(image), "the flat tree is another");
-    assert!(repository.chain(image) == expected.chain(image), "the chain is another");
+    assert!(repository.flat(image) == expected.flat(image), "the flat tree differs");
+    assert!(repository.chain(image) == expected.chain(image), "the chain differs");
     repository.run(["check"]).expect_code(0);
 }
 
-/// An image of three layers, so that there are several blobs to ask for.
+/// Returns an image of three layers, so that there are several blobs to fetch.
 fn image() -> TestImage {
     TestImage::new()
         .layer(|layer| layer.file("etc/old", "lower").file("bin/tool", "#!/bin/sh\n").mode(0o4755))
@@ -71,12 +71,12 @@ fn image() -> TestImage {
         .layer(|layer| layer.file("etc/newest", "top"))
 }
 
-/// An image of one layer of about `size` bytes, however it is packed.
-fn noise(size: usize) -> TestImage {
+/// Returns an image of one layer of about `size` bytes, which compression does not reduce.
+fn noise_image(size: usize) -> TestImage {
     add_noise(TestImage::new(), size)
 }
 
-/// An image with a layer of about `size` bytes, however it is packed, above a small one.
+/// Returns an image with a layer of about `size` bytes, which compression does not reduce, above a small layer.
 fn large_image(size: usize) -> TestImage {
     add_noise(TestImage::new().layer(|layer| layer.file("small", "x")), size)
 }

@@ -1,4 +1,4 @@
-//! What is used again is verified like what is read: nothing is believed because it was published, or because it is there.
+//! Reused layers and trees are verified like fetched ones: being published or stored is no proof that they are right.
 
 mod objects;
 mod repairs;
@@ -16,7 +16,7 @@ use crate::support::{Compression, Damage, NAME, Run, TestImage, TestLayer, TestR
 const OTHER: &str = "registry.example.org/other:1";
 const LIAR: &str = "registry.example.org/liar:1";
 
-/// Ways to publish an image that share less and less of it.
+/// Options of `convert` that reuse less and less of what is published.
 const MODES: [&[&str]; 4] =
     [&[], &["--skip-layers"], &["--skip-layers", "--chains", "all"], &["--skip-flat", "--chains", "none"]];
 
@@ -32,18 +32,18 @@ fn top(layer: TestLayer) -> TestLayer {
     layer.file("top", "")
 }
 
-/// Has a repository forget all that it remembers.
+/// Deletes the state of a repository.
 fn forget(repository: &TestRepository) {
     fs::remove_dir_all(repository.directory().join("state")).unwrap();
 }
 
-/// Returns how many layers of the only image were read.
+/// Returns the number of layers that were read of the only image.
 #[track_caller]
 fn layers_read(run: Run) -> Value {
     run.expect_code(0).json()["images"][0]["layers-read"].clone()
 }
 
-/// Makes sure that an image is refused in every mode, whether the state is remembered or not, and by an error that says all
+/// Asserts that an image is refused in every mode, with and without state, with an error that contains all
 /// of `words`.
 #[track_caller]
 fn assert_refused(repository: &TestRepository, liar: &TestImage, words: &[&str]) {
@@ -59,7 +59,7 @@ fn assert_refused(repository: &TestRepository, liar: &TestImage, words: &[&str])
     assert!(!repository.has(LIAR));
 }
 
-/// Publishes images in a mode, each under a name of its own.
+/// Publishes images with the options of a mode, each under its own name.
 fn published(images: &[&TestImage], mode: &[&str]) -> TestRepository {
     let repository = TestRepository::new();
     for (number, image) in images.iter().enumerate() {
@@ -69,9 +69,13 @@ fn published(images: &[&TestImage], mode: &[&str]) -> TestRepository {
 }
 
 #[test]
-fn manifest_that_names_the_layer_of_another_image_is_refused_with_everything_already_there() {
+fn manifest_that_names_the_layer_of_another_image_is_refused_when_everything_is_published() {
     let liar = other().claim_to_be(&one());
-    assert_eq!(liar.config_digest(), one().config_digest(), "its root file system is published");
+    assert_eq!(
+        liar.config_digest(),
+        one().config_digest(),
+        "both images have the same root file system, which is published"
+    );
     for mode in MODES {
         let repository = published(&[&one(), &other()], mode);
         assert_refused(
@@ -96,7 +100,7 @@ fn manifest_that_names_the_layer_of_another_image_is_refused_above_a_published_c
 }
 
 #[test]
-fn manifest_that_gives_a_published_layer_another_size_is_refused() {
+fn manifest_with_another_size_for_a_published_layer_is_refused() {
     for liar in [one().damage(Damage::WrongSize(0)), one().layer(top).damage(Damage::WrongSize(0))] {
         for mode in MODES {
             assert_refused(&published(&[&one()], mode), &liar, &[&one().layer_digests()[0]]);
@@ -105,7 +109,7 @@ fn manifest_that_gives_a_published_layer_another_size_is_refused() {
 }
 
 #[test]
-fn layer_that_comes_twice_is_compared_each_time() {
+fn layer_that_occurs_twice_is_compared_each_time() {
     let twice = |layer: TestLayer| layer.file("a", "the one");
     let honest = TestImage::new().layer(twice).layer(|layer| layer.file("b", ""));
     let liar = TestImage::new().layer(twice).layer(twice).claim_to_be(&honest);
@@ -115,7 +119,7 @@ fn layer_that_comes_twice_is_compared_each_time() {
 }
 
 #[test]
-fn layer_that_nobody_vouches_for_is_read_once() {
+fn layer_without_a_record_is_read_once() {
     let recompressed = || TestImage::new().layer(|layer| layer.file("a", "the one").compression(Compression::Zstd));
     let repository = published(&[&one()], &["--skip-layers"]);
     assert_eq!(recompressed().config_digest(), one().config_digest());
@@ -134,7 +138,7 @@ fn layer_that_nobody_vouches_for_is_read_once() {
 }
 
 #[test]
-fn record_of_a_published_layer_vouches_for_it_without_the_state() {
+fn record_of_a_published_layer_is_enough_without_the_state() {
     let repository = published(&[&one()], &[]);
     forget(&repository);
     let above = one().layer(top).damage(Damage::Omitted(0));
@@ -142,7 +146,7 @@ fn record_of_a_published_layer_vouches_for_it_without_the_state() {
 }
 
 #[test]
-fn trees_that_wait_in_the_state_are_compared_with_the_image() {
+fn trees_noted_in_the_state_are_compared_with_the_image() {
     let lossy = || TestImage::new().layer(|layer| layer.file("a", "text").xattr("user.long", "v".repeat(256)));
     let repository = TestRepository::new();
     repository.convert(&lossy(), NAME, &["--strict"]).expect_code(1);
@@ -157,7 +161,7 @@ fn trees_that_wait_in_the_state_are_compared_with_the_image() {
     assert_eq!(layers_read(repository.convert(&lossy().damage(Damage::Omitted(0)), NAME, &["--json"])), 0);
 }
 
-/// Publishes a layer as another program does: without a record.
+/// Publishes a layer without a record, as another program would.
 fn publish_foreign_layer(repository: &TestRepository, image: &TestImage, text: &str) {
     publish_edits(repository, |staging| {
         let path = |text: &str| EntryPath::normalise(text.as_bytes()).unwrap();
@@ -171,10 +175,10 @@ fn publish_foreign_layer(repository: &TestRepository, image: &TestImage, text: &
 }
 
 #[test]
-fn layer_of_another_program_is_read_before_it_is_believed() {
+fn layer_of_another_program_is_read_before_it_is_reused() {
     let repository = TestRepository::new();
     publish_foreign_layer(&repository, &one(), "the one");
-    // Everything but the layer is made from another blob with the same content.
+    // The other trees are built from another blob with the same content.
     let recompressed = TestImage::new().layer(|layer| layer.file("a", "the one").compression(Compression::Zstd));
     repository.convert(&recompressed, NAME, &[]).expect_code(0);
     assert_eq!(recompressed.config_digest(), one().config_digest());

@@ -1,11 +1,11 @@
-//! `strata info` says how each runtime runs an image from the repository.
+//! `strata info` prints the command by which each runtime runs an image from the repository.
 
 use serde_json::{Map, Value};
 
 use crate::support::{FQRN, NAME, TestImage, TestLayer, TestRepository, flat_path};
 
 #[test]
-fn info_names_the_command_of_each_runtime_that_finds_what_it_needs() {
+fn info_prints_the_command_of_each_runtime_whose_trees_are_published() {
     let repository = TestRepository::new();
     for (name, options) in [
         ("h.org/team/all:1", &[][..]),
@@ -59,7 +59,7 @@ fn each_platform_has_commands_of_its_own() {
 }
 
 #[test]
-fn containerd_is_not_named_for_an_image_that_it_cannot_mount() {
+fn info_omits_containerd_for_an_image_that_it_cannot_mount() {
     let layer = |layer: TestLayer| layer.file("again", "");
     let repository = TestRepository::publish(&TestImage::new().layer(layer).layer(layer));
     let info = repository.run(["info", "--json", NAME]).expect_code(0).json();

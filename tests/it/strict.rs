@@ -1,8 +1,8 @@
 //! Reads a published repository directory as strictly as the format allows. It shares no code with the crate.
 //!
-//! [`check`] demands what the outside judges demand (`cvmfs_swissknife check -c`, `scrub`) and what they leave out but
-//! clients rely on: row order, flags, content sizes, owners of transition points. Signatures it leaves to the tests of
-//! the signer. Everything that a tag keeps alive is checked like the head.
+//! [`check`] demands what CVMFS's own checks demand (`cvmfs_swissknife check -c`, `scrub`) and what they leave out but
+//! clients rely on: row order, flags, content sizes, owners of transition points. Signatures are left to the tests of
+//! the signer. Everything that a tag refers to is checked like the head.
 
 mod catalog;
 mod database;
@@ -24,14 +24,14 @@ use tree::TreeCheck;
 
 pub use reader::{Content, Entry, Reader};
 
-/// One thing that is not as it must be.
+/// A fault of the repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// The file below the storage directory, or the path in the repository with its catalog.
     pub place: String,
-    /// What the format demands there.
+    /// What the format demands.
     pub expected: String,
-    /// What is there.
+    /// What was found.
     pub found: String,
 }
 
@@ -41,7 +41,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Findings as they are collected.
+/// The findings of a running check.
 #[derive(Debug, Default)]
 struct Findings(Vec<Finding>);
 
@@ -59,18 +59,18 @@ impl Findings {
         }
     }
 
-    /// Returns what a step gave, or keeps why it failed.
+    /// Returns the result of a step, or records the finding that made it fail.
     fn keep<T>(&mut self, step: Result<T, Finding>) -> Option<T> {
         step.map_err(|finding| self.0.push(finding)).ok()
     }
 }
 
-/// What [`check`] found.
+/// The result of [`check`].
 #[derive(Debug)]
 pub struct Report {
-    /// Everything that is wrong; empty when the repository is good.
+    /// All faults; empty if there are none.
     pub findings: Vec<Finding>,
-    /// Objects below `data/` that neither the head nor a tag leads to: lawful, and what a garbage collection removes.
+    /// Objects below `data/` that neither the head nor a tag refers to: allowed, and removed by a garbage collection.
     pub unreachable: BTreeSet<String>,
 }
 
@@ -82,13 +82,13 @@ impl Report {
         assert!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
     }
 
-    /// Tells whether a finding says `text` anywhere in its message.
+    /// Returns whether the message of a finding contains `text`.
     pub fn says(&self, text: &str) -> bool {
         self.findings.iter().any(|finding| finding.to_string().contains(text))
     }
 }
 
-/// Checks the repository `fqrn`, whose published files lie in `storage`.
+/// Checks the repository `fqrn`, whose published files are in `storage`.
 pub fn check(storage: &Path, fqrn: &str) -> Report {
     let mut findings = Findings::default();
     let store = Store::new(storage);
@@ -107,7 +107,7 @@ pub fn check(storage: &Path, fqrn: &str) -> Report {
     Report { findings: findings.0, unreachable }
 }
 
-/// Returns a path of the repository for messages: `/` for the root, odd bytes escaped.
+/// Returns a path of the repository for messages: `/` for the root, with non-printable bytes escaped.
 fn show(path: &[u8]) -> String {
     if path.is_empty() { "/".to_owned() } else { path.escape_ascii().to_string() }
 }
@@ -117,7 +117,7 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Tells whether `text` is a SHA-1 hash in the one form that manifests, catalogs and tags hold.
+/// Returns whether `text` is a SHA-1 hash in the form of manifests, catalogs and tags: 40 lower-case digits.
 fn is_hash(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }

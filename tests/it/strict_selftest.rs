@@ -1,4 +1,4 @@
-//! The strict reader finds what is wrong with a repository, and nothing where all is right.
+//! The strict reader finds every planted fault of a repository, and nothing in a repository without faults.
 
 pub mod faults;
 pub mod forge;
@@ -8,7 +8,7 @@ use forge::{FQRN, Forge, Forged};
 
 use crate::strict;
 
-/// Fails unless a check of the repository says all of `words` in one finding.
+/// Fails unless one finding of a check contains all of `words`.
 #[track_caller]
 fn assert_found(repository: &Forged, fault: &str, words: &[&str]) {
     let report = strict::check(repository.path(), FQRN);
@@ -105,7 +105,7 @@ fn faults_of_files_are_found() {
 }
 
 #[test]
-fn object_that_nothing_leads_to_is_no_fault_but_told() {
+fn unreferenced_object_is_reported_but_not_a_fault() {
     let repository = Forge::new().build();
     let path = repository.put("nobody's");
     let report = strict::check(repository.path(), FQRN);

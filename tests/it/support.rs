@@ -81,9 +81,9 @@ pub fn need_fuse() -> bool {
     can_open && need("fusermount3")
 }
 
-/// Prints why the test is skipped, even if the test harness captures output. For programs that no package registry has, so that
-/// `STRATA_TEST_ALL=1` cannot demand them.
-pub fn skip_loudly(reason: &str) {
+/// Prints why the test is skipped, even if the test harness captures output. For programs that no package registry has:
+/// `STRATA_TEST_ALL=1` does not demand them.
+pub fn skip_uncaptured(reason: &str) {
     // The test harness captures `println!`, but not direct writes to stderr.
     writeln!(std::io::stderr(), "\nSKIPPED: {reason}").expect("stderr can be written to");
 }

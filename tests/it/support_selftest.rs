@@ -1,4 +1,4 @@
-//! The builders of test images write what other programs read.
+//! Other programs can read the images that the test builders write.
 
 mod registry;
 
@@ -14,7 +14,7 @@ use tar::{Archive, EntryType, Header};
 
 use crate::support::{Compression, Damage, DeviceKind, TestImage, TestLayer, need, strata, write_oci_index};
 
-/// Returns the members of a tar stream by path, with their headers, as the tar crate reads them.
+/// Returns the headers and contents of a tar stream by path, as the tar crate reads them.
 fn members(tar: &[u8]) -> BTreeMap<Vec<u8>, (Header, Vec<u8>)> {
     let mut archive = Archive::new(tar);
     let entries = archive.entries().unwrap().map(|entry| {
@@ -74,7 +74,7 @@ fn layer_holds_entries_of_every_kind_in_order() {
 }
 
 #[test]
-fn what_the_header_has_no_room_for_is_in_pax_records() {
+fn values_that_do_not_fit_into_the_header_are_in_pax_records() {
     let long = [vec![0xff; 150], b"/x".to_vec()].concat();
     let layer = TestLayer::new()
         .file(&long, "")
@@ -105,14 +105,14 @@ fn what_the_header_has_no_room_for_is_in_pax_records() {
 }
 
 #[test]
-fn xattr_may_hold_what_looks_like_the_end_of_its_record() {
+fn xattr_may_contain_text_that_looks_like_the_end_of_its_record() {
     let tar = TestLayer::new().file("a", "").xattr("user.a", b"1\n9 x=\n").tar();
     let record = b"31 SCHILY.xattr.user.a=1\n9 x=\n\n";
     assert_eq!(&tar[512..512 + record.len()], record);
 }
 
 #[test]
-fn raw_entries_go_into_the_stream_as_they_are() {
+fn raw_entries_are_written_unchanged() {
     let mut header = Header::new_gnu();
     header.set_size(3);
     let tar = TestLayer::new().file("a", "").raw_entry(header.clone(), "abc").raw_bytes(b"tail").tar();
@@ -157,7 +157,7 @@ fn layout_holds_the_image_under_its_digests() {
 }
 
 #[test]
-fn layout_takes_several_images_and_an_index_of_platforms() {
+fn layout_may_contain_several_images_and_an_index_of_platforms() {
     let directory = tempfile::tempdir().unwrap();
     let image = |content: &str| TestImage::new().layer(|layer| layer.file("a", content));
     image("1").write_oci_layout(directory.path(), "one");
@@ -194,7 +194,7 @@ fn archives_hold_the_image_and_the_same_calls_give_the_same_bytes() {
 }
 
 #[test]
-fn damage_is_where_it_was_asked_for() {
+fn requested_damage_is_in_the_image() {
     let whole = TestImage::new().layer(|layer| layer.file("a", "1")).layer(|layer| layer.file("b", "2"));
     let layout_of = |damage: Damage| {
         let directory = tempfile::tempdir().unwrap();
@@ -246,7 +246,7 @@ fn outside_programs_read_what_the_builders_write() {
 }
 
 #[test]
-fn program_runs_and_a_missing_one_is_told_apart() {
+fn missing_program_is_recognised() {
     assert!(strata(["--version"]).status.code().is_some());
     assert!(need("sh"));
     if std::env::var_os("STRATA_TEST_ALL").is_none() {

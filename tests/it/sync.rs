@@ -1,4 +1,4 @@
-//! A repository in step with a wishlist.
+//! `strata sync` keeps a repository in step with a wishlist.
 
 mod artifacts;
 mod cancellation;
@@ -19,7 +19,7 @@ use serde_json::json;
 use crate::support::fuse::wait_until;
 use crate::support::{Delivery, FaultProxy, Reply, Run, TestImage, TestRegistry, TestRepository, layer_path};
 
-/// A registry, a proxy before it that watches, and a repository with a wishlist.
+/// A registry, a recording proxy for it, and a repository with a wishlist.
 struct Scene {
     registry: TestRegistry,
     proxy: FaultProxy,
@@ -34,7 +34,7 @@ impl Scene {
         Some(Self { registry, proxy, repository: TestRepository::new() })
     }
 
-    /// Writes a wishlist of version 2, in which `HOST` stands for the proxy.
+    /// Writes a wishlist of version 2, in which `HOST` is replaced by the proxy's host.
     fn wish(&self, name: &str, images: &str) -> String {
         let text = format!("version: 2\nimages:\n{images}").replace("HOST", &self.proxy.host());
         self.write(name, &text)
@@ -50,7 +50,7 @@ impl Scene {
         self.repository.run([&["sync", wishlist], options].concat())
     }
 
-    /// Returns how many requests came since `before`, by method and kind.
+    /// Returns the number of requests since `before`, by method and kind.
     fn asked_since(&self, before: usize) -> BTreeMap<String, usize> {
         let mut asked = BTreeMap::new();
         for served in &self.proxy.served()[before..] {
@@ -83,7 +83,7 @@ fn asked<const N: usize>(requests: [(&str, usize); N]) -> BTreeMap<String, usize
 }
 
 #[test]
-fn only_what_has_changed_is_fetched_and_the_rest_costs_one_small_request_each() {
+fn only_changed_images_are_fetched_and_others_cost_one_small_request_each() {
     let Some(scene) = Scene::new() else { return };
     let tags: Vec<String> = (0..1000).map(|number| format!("v{number}")).collect();
     scene.registry.push_tags(&image("old"), "app/tool", &tags);
@@ -120,7 +120,7 @@ fn only_what_has_changed_is_fetched_and_the_rest_costs_one_small_request_each() 
 }
 
 #[test]
-fn layers_that_images_share_are_fetched_once_and_all_are_one_revision() {
+fn shared_layers_are_fetched_once_and_all_images_are_in_one_revision() {
     let Some(scene) = Scene::new() else { return };
     let of = |number: usize| {
         TestImage::new()
@@ -147,7 +147,7 @@ fn layers_that_images_share_are_fetched_once_and_all_are_one_revision() {
 }
 
 #[test]
-fn image_that_fails_is_left_alone_for_a_while_and_holds_up_nobody() {
+fn failed_image_is_not_retried_for_a_while_and_does_not_delay_others() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("good"), "app/good", ["1"]);
     scene.registry.push_tags(&image("bad"), "app/bad", ["1"]);
@@ -166,7 +166,7 @@ fn image_that_fails_is_left_alone_for_a_while_and_holds_up_nobody() {
     assert!(run.stderr().contains("is tried again at"), "{}", run.stderr());
     assert_eq!(scene.asked_since(before), asked([("HEAD manifests", 1)]));
     assert_eq!(scene.revision(), revision);
-    // What is remembered may be deleted; then all is tried again.
+    // When the state is deleted, every image is tried again.
     fs::remove_dir_all(scene.repository.directory().join("state")).unwrap();
     scene.proxy.at(&wrong, |request, _| request.forward());
     scene.sync(&wishlist, &[]).expect_code(3);
@@ -178,7 +178,7 @@ fn image_that_fails_is_left_alone_for_a_while_and_holds_up_nobody() {
 }
 
 #[test]
-fn what_a_wishlist_holds_no_longer_goes_only_when_it_is_asked_for() {
+fn images_that_left_the_wishlist_are_removed_only_with_prune() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("a"), "app/a", ["1"]);
     scene.registry.push_tags(&image("b"), "app/b", ["1", "2"]);
@@ -190,7 +190,7 @@ fn what_a_wishlist_holds_no_longer_goes_only_when_it_is_asked_for() {
     assert!(scene.has("app/a:1") && scene.has("app/b:1") && scene.has("app/b:2"));
     scene.wish("list.yaml", "  - HOST/app/a:1\n");
     scene.sync(&both, &[]).expect_code(0);
-    assert!(scene.has("app/b:1"), "nobody asked for anything to go");
+    assert!(scene.has("app/b:1"), "without --prune nothing is removed");
     let run = scene.sync(&both, &["--prune"]).expect_code(0);
     assert!(run.stdout().contains("app/b:1  removed"), "{}", run.stdout());
     assert!(scene.has("app/a:1") && !scene.has("app/b:1"));
@@ -205,7 +205,7 @@ fn what_a_wishlist_holds_no_longer_goes_only_when_it_is_asked_for() {
 }
 
 #[test]
-fn nothing_goes_when_a_list_of_tags_fails_or_is_empty() {
+fn nothing_is_removed_while_a_list_of_tags_fails_or_is_empty() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("a"), "app/a", ["1"]);
     let wishlist = scene.wish("list.yaml", "  - HOST/app/a:*\n");
@@ -228,7 +228,7 @@ fn nothing_goes_when_a_list_of_tags_fails_or_is_empty() {
 }
 
 #[test]
-fn image_that_somebody_else_published_does_not_go() {
+fn image_that_was_not_published_for_the_wishlist_is_not_removed() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("a"), "app/a", ["1"]);
     let name = format!("{}/app/b:1", scene.proxy.host());
@@ -237,11 +237,11 @@ fn image_that_somebody_else_published_does_not_go() {
     scene.sync(&wishlist, &[]).expect_code(3);
     scene.wish("list.yaml", "  - HOST/app/a:1\n");
     scene.sync(&wishlist, &["--prune"]).expect_code(0);
-    assert!(scene.has("app/b:1"), "the wish for it always failed");
+    assert!(scene.has("app/b:1"), "the wish has failed in every round");
 }
 
 #[test]
-fn all_platforms_of_a_wish_are_published_and_looked_after_by_their_index() {
+fn all_platforms_of_a_wish_are_published_and_checked_by_their_index() {
     let Some(scene) = Scene::new() else { return };
     let platforms = ["amd64", "arm64", "riscv64", "s390x"].map(|name| image(name).platform("linux", name));
     scene.registry.push_index(&platforms, "app/tool:1");
@@ -294,13 +294,13 @@ fn options_of_a_wish_decide_what_is_published() {
 }
 
 #[test]
-fn registry_that_asks_to_wait_holds_up_its_own_images_only() {
+fn registry_that_asks_to_wait_delays_only_its_own_images() {
     let Some(scene) = Scene::new() else { return };
     let other = FaultProxy::start(scene.registry.port());
     for name in ["app/slow", "app/fast"] {
         scene.registry.push_tags(&image(name), name, ["1"]);
     }
-    // The registry asks to wait until a revision is published, which can only be that of the other image.
+    // The registry asks to wait until a revision is published, which can only contain the other image.
     let (manifest, before) = (scene.repository.storage().join(".cvmfspublished"), scene.repository.manifest_bytes());
     scene.proxy.at("/v2/app/slow/manifests/", move |request, _| match fs::read(&manifest).unwrap() == before {
         true => Reply::status(429).with("retry-after", 1),
@@ -315,11 +315,11 @@ fn registry_that_asks_to_wait_holds_up_its_own_images_only() {
     assert_eq!(scene.revision(), 3, "the fast one did not wait for the slow one");
 }
 
-/// Kills a run that is still going when it is dropped.
+/// A running program, which is killed when the value is dropped.
 struct Running(Child);
 
 impl Running {
-    /// Ends it in good order.
+    /// Ends the program with SIGTERM.
     fn end(&mut self) {
         rustix::process::kill_process(rustix::process::Pid::from_child(&self.0), rustix::process::Signal::TERM)
             .unwrap();
@@ -373,14 +373,14 @@ fn killed_run_does_not_fetch_finished_layers_again() {
 }
 
 #[test]
-fn watching_brings_what_is_pushed_later() {
+fn watch_publishes_images_that_are_pushed_later() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("1"), "app/tool", ["1"]);
     let wishlist = scene.wish("list.yaml", "  - HOST/app/tool:*\n");
     let mut running = scene.start(&["sync", &wishlist, "--watch", "--every", "50ms"]);
-    wait_until("the first image is there", || scene.revision() == 2);
+    wait_until("the first image is published", || scene.revision() == 2);
     scene.registry.push_tags(&image("2"), "app/tool", ["2"]);
-    wait_until("the second image is there", || scene.revision() == 3);
+    wait_until("the second image is published", || scene.revision() == 3);
     assert!(scene.has("app/tool:2"));
     scene.registry.push_tags(&image("3"), "app/tool", ["1"]);
     wait_until("the first tag has moved", || scene.revision() == 4);

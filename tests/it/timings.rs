@@ -1,4 +1,4 @@
-//! `strata convert --timings` says where the time of a run went.
+//! `strata convert --timings` prints how the time of a run is divided into stages.
 
 use serde_json::Value;
 
@@ -10,8 +10,8 @@ fn stage<'t>(timings: &'t Value, name: &str) -> &'t Value {
 }
 
 #[test]
-fn stages_count_the_bytes_that_they_worked_on_and_fit_into_the_run() {
-    // Layers are read side by side, so that only what one of them has twice is surely known the second time.
+fn stages_count_their_bytes_and_fit_into_the_time_of_the_run() {
+    // Layers are read in parallel, so that only repeated content of one layer is sure to be a content index hit.
     let twice = "twice ".repeat(500);
     let image = TestImage::new().layer(|layer| layer.file("a", &twice).file("b", "once").file("c", &twice));
     let image = image.layer(|layer| layer.file("d", "more"));
@@ -31,18 +31,18 @@ fn stages_count_the_bytes_that_they_worked_on_and_fit_into_the_run() {
 }
 
 #[test]
-fn a_run_that_nobody_times_prints_no_stages() {
+fn run_without_timings_prints_no_stages() {
     let (image, repository) = (TestImage::new().layer(|layer| layer.file("a", "a")), TestRepository::new());
     assert!(!repository.convert(&image, NAME, &[]).stdout().contains("compress"));
     let again = repository.convert(&image, "registry.example.org/other:1", &["--timings"]).stdout();
     assert!(again.contains("plan") && again.contains("index hits"), "{again}");
 }
 
-/// Content that may be in flight in the runs whose memory is measured.
+/// Limit of content in flight in the runs whose memory is measured.
 const MEMORY: u64 = 16 << 20;
 
-/// Publishes a layer of one file and so many entries of a type. Panics if that takes more memory than `each` bytes an entry, and
-/// what is allowed besides.
+/// Publishes a layer of one file and a number of entries of one type. Panics if that takes more memory than `each` bytes an entry
+/// and a fixed allowance.
 fn assert_memory(entries: u64, each: u64, type_flag: tar::EntryType, path: impl Fn(u64) -> String) {
     let header = |path: &str, type_flag| {
         let mut header = tar::Header::new_ustar();
@@ -68,13 +68,13 @@ fn assert_memory(entries: u64, each: u64, type_flag: tar::EntryType, path: impl 
 }
 
 #[test]
-fn memory_for_a_large_directory_is_that_of_one_catalog_at_a_time() {
-    // One catalog holds the whole directory, and SQLite makes it in memory.
+fn memory_for_a_large_directory_is_that_of_one_catalog() {
+    // One catalog contains the whole directory, and SQLite builds it in memory.
     assert_memory(150_000, 600, tar::EntryType::Regular, |number| format!("f{number:07}"));
 }
 
 #[test]
-fn memory_for_hard_links_across_directories_is_that_of_entries() {
+fn memory_for_hard_links_across_directories_is_proportional_to_entries() {
     if std::env::var_os("STRATA_TEST_LONG").is_some() {
         assert_memory(400_000, 300, tar::EntryType::Link, |number| format!("d{:03}/f{number:07}", number / 1000));
     }

@@ -1,4 +1,4 @@
-//! Which trees no name leads to, and since when.
+//! `strata list --unused` lists the trees that no name leads to, and since when.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ fn layer_directory(image: &TestImage, number: usize) -> String {
     layer_path(image, number).trim_end_matches("/layerfs").to_owned()
 }
 
-/// Returns what is unused: since when, and who left it.
+/// Returns the unused trees: since when they are unused, and the name that left them.
 fn unused(repository: &TestRepository) -> BTreeMap<String, (String, Option<String>)> {
     let list = repository.run(["list", "--unused", "--json"]).expect_code(0).json();
     let tree = |tree: &serde_json::Value| {
@@ -62,7 +62,7 @@ fn tree_that_another_image_uses_is_a_candidate_and_not_unused() {
 }
 
 #[test]
-fn tree_counts_from_when_the_last_of_its_names_left_it() {
+fn tree_is_unused_since_its_last_name_was_removed() {
     let (old, new) = (image_of("old"), image_of("new"));
     let repository = TestRepository::publish(&old);
     repository.convert(&old, OTHER, &[]).expect_code(0);
@@ -80,7 +80,7 @@ fn tree_counts_from_when_the_last_of_its_names_left_it() {
 }
 
 #[test]
-fn list_under_its_former_name_is_read_and_taken_over_by_the_next_publication() {
+fn list_of_candidates_under_its_former_name_is_read_and_renamed_by_the_next_publication() {
     let (old, new) = (image_of("old"), image_of("new"));
     let repository = TestRepository::publish(&old);
     repository.convert(&new, NAME, &[]).expect_code(0);
@@ -103,13 +103,13 @@ fn list_under_its_former_name_is_read_and_taken_over_by_the_next_publication() {
     assert_eq!(unused(&repository)[&flat], former_entry);
 }
 
-/// Takes away all that names an image, as another program might, and tells nobody.
+/// Removes all names of an image without noting candidates, as another program might.
 fn orphan(repository: &TestRepository, name: &str) {
     publish_foreign(repository, [(format!(".metadata/{name}"), Foreign::Gone), (name.to_owned(), Foreign::Gone)]);
 }
 
 #[test]
-fn tree_that_another_program_orphaned_counts_from_when_it_was_seen_first() {
+fn tree_that_another_program_orphaned_is_unused_since_it_was_first_found() {
     let image = image_of("x");
     let repository = TestRepository::publish(&image);
     repository.convert(&image_of("other"), OTHER, &[]).expect_code(0);
@@ -126,7 +126,7 @@ fn tree_that_another_program_orphaned_counts_from_when_it_was_seen_first() {
     assert!(later.values().all(|(since, _)| since == "1970-01-02T00:00:00Z"), "{later:?}");
     let text = repository.run(["list", "--unused"]).expect_code(0).stdout();
     assert!(text.contains("since 1970-01-02T00:00:00Z, first found unused at that time"), "{text}");
-    // In use and orphaned again: it counts anew.
+    // The tree was in use and is unused again, so that its time starts anew.
     repository.convert(&image, NAME, &[]).expect_code(0);
     assert_eq!(unused(&repository), BTreeMap::new());
     orphan(&repository, NAME);
@@ -134,7 +134,7 @@ fn tree_that_another_program_orphaned_counts_from_when_it_was_seen_first() {
 }
 
 #[test]
-fn names_that_another_program_published_lead_to_trees_too() {
+fn trees_with_names_from_another_program_are_in_use() {
     let image = image_of("x");
     let repository = TestRepository::publish(&image);
     let manifest = json!({
@@ -149,7 +149,7 @@ fn names_that_another_program_published_lead_to_trees_too() {
             (format!(".metadata/{NAME}/manifest.json"), Foreign::File(manifest.to_string().into_bytes())),
         ],
     );
-    // Another program's image has no chain of ours.
+    // An image of another program has no chain of strata.
     assert_eq!(unused(&repository).into_keys().collect::<Vec<_>>(), [chain_path(&image, 2)]);
     orphan(&repository, NAME);
     publish_foreign(&repository, [("h.example.org/alone".to_owned(), link(&flat_path(&image)))]);
@@ -161,7 +161,7 @@ fn names_that_another_program_published_lead_to_trees_too() {
 }
 
 #[test]
-fn nothing_is_called_unused_while_a_record_cannot_be_read() {
+fn nothing_is_listed_as_unused_while_a_record_cannot_be_read() {
     let repository = TestRepository::publish(&image_of("x"));
     for (file, content) in [("strata.json", "{\"format\": 2}"), ("strata.json", "no JSON")] {
         publish_foreign(

@@ -1,4 +1,4 @@
-//! Nothing unverified is published: an image that is not what its digests promise leaves the repository as it was.
+//! Nothing unverified is published: an image that differs from its digests leaves the repository unchanged.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ fn good() -> TestImage {
     TestImage::new().layer(|layer| layer.file("a", "some text")).layer(|layer| layer.file("b", "more text"))
 }
 
-/// Asserts that what `source` names is refused with one line that says all of `words`, and that nothing changes.
+/// Asserts that the image of `source` is refused with one line that contains all of `words`, and that nothing changes.
 #[track_caller]
 fn assert_source_refused(repository: &TestRepository, source: &str, words: &[&str]) {
     let run = repository.refuse(["convert", source, "--name", OTHER], 1, words);
@@ -27,7 +27,7 @@ fn assert_refused(image: &TestImage, words: &[&str]) {
     assert_source_refused(&repository, &source, words);
 }
 
-/// Asserts that a layer is refused with an error that names it and says all of `words`.
+/// Asserts that a layer is refused with an error that names it and contains all of `words`.
 #[track_caller]
 fn assert_layer_refused(fill: impl FnOnce(TestLayer) -> TestLayer, words: &[&str]) {
     let image = TestImage::new().layer(|layer| layer.file("d/f", "")).layer(fill);
@@ -69,7 +69,7 @@ fn changed_byte_of_a_blob_is_refused() {
     let digest = &good().layer_digests()[1];
     let blob = repository.beside("images/0/blobs/sha256").join(digest.strip_prefix("sha256:").unwrap());
     let mut bytes = fs::read(&blob).unwrap();
-    // The operating system's number in the header of gzip, which says nothing about the content.
+    // The field for the operating system in the gzip header, which does not affect the content.
     bytes[9] ^= 1;
     fs::write(&blob, bytes).unwrap();
     assert_source_refused(&repository, &source, &[digest]);
@@ -83,7 +83,7 @@ fn config_with_too_few_diff_ids_is_refused() {
 
 #[test]
 fn documents_with_another_digest_are_refused() {
-    // The length stays, so that only the digest can tell.
+    // The length is unchanged, so that only the digest differs.
     for (digest, from, to) in [
         (good().config_digest(), "2017-07-14", "2018-07-14"),
         (good().manifest_digest(), "\"schemaVersion\":2", "\"schemaversion\":2"),
@@ -108,7 +108,7 @@ fn docker_archive_with_a_wrong_diff_id_is_refused() {
 }
 
 #[test]
-fn what_is_no_archive_is_refused() {
+fn layer_that_is_not_an_archive_is_refused() {
     let garbage = b"this is no tar archive, although it is as long as several headers ".repeat(40);
     assert_layer_refused(|layer| layer.blob("application/vnd.oci.image.layer.v1.tar", &garbage), &["archive"]);
     let zipped = zstd::encode_all(garbage.as_slice(), 1).unwrap();
@@ -123,13 +123,13 @@ fn paths_never_lead_out_of_the_root() {
         let repository = TestRepository::publish(&image);
         assert_eq!(repository.chain(&image).paths(), ["", "link", "x"], "{path}");
     }
-    // What is left is the root, which is no file.
+    // The cleaned path of `a/..` is the root, which is not a file.
     assert_layer_refused(|layer| layer.file("f", "").record("path", "a/.."), &["the root"]);
     assert_layer_refused(|layer| layer.hardlink("link", "a/.."), &["link"]);
 }
 
 #[test]
-fn entries_that_cannot_be_held_are_refused() {
+fn entries_that_cannot_be_published_are_refused() {
     let long_name = "n".repeat(256);
     assert_layer_refused(|layer| layer.file(&long_name, ""), &[&long_name[..200]]);
     assert_layer_refused(|layer| layer.symlink("far", "t".repeat(4096)), &["far"]);
@@ -153,7 +153,7 @@ fn hard_link_to_nowhere_is_refused() {
 }
 
 #[test]
-fn image_of_another_kind_is_refused() {
+fn image_of_an_unsupported_kind_is_refused() {
     let repository = TestRepository::new();
     let source = repository.source(&good());
     let index = repository.beside("images/0/index.json");

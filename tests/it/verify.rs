@@ -1,4 +1,4 @@
-//! `verify` proves that what is published is what the image says, and names whatever is not.
+//! `verify` proves that the published trees are those of the image, and names every difference.
 
 pub mod plant;
 
@@ -10,7 +10,7 @@ use crate::support::{DeviceKind, NAME, TestImage, TestLayer, TestRepository, cha
 
 const OTHER: &str = "registry.example.org/test/other:2";
 
-/// Bytes that make chunks of their own, no two alike.
+/// Returns content of several chunks, of which no two are equal.
 fn large() -> Vec<u8> {
     (0..17_u32 << 18).flat_map(|number| (number.wrapping_mul(2_654_435_761) >> 3).to_le_bytes()).collect()
 }
@@ -91,7 +91,7 @@ fn assert_verified(repository: &TestRepository, image: &TestImage, name: &str) {
 }
 
 #[test]
-fn motley_image_is_verified_right_after_it_was_converted() {
+fn image_with_entries_of_every_type_is_verified_after_conversion() {
     let repository = TestRepository::publish(&motley());
     assert_verified(&repository, &motley(), NAME);
     let source = repository.source(&motley());
@@ -148,7 +148,7 @@ fn every_kind_of_source_is_verified() {
 }
 
 #[test]
-fn nothing_that_earlier_runs_remember_is_used() {
+fn verify_uses_no_state_of_earlier_runs() {
     let repository = TestRepository::publish(&motley());
     fs::remove_dir_all(repository.directory().join("state")).unwrap();
     let before = repository.storage_files();
@@ -171,7 +171,7 @@ fn changed_blob_at_the_source_is_an_error() {
 }
 
 #[test]
-fn wrong_usage_says_so() {
+fn wrong_usage_is_reported_as_such() {
     let repository = TestRepository::publish(&small());
     let source = repository.source(&small());
     repository.run(["verify"]).expect_code(2);
@@ -210,19 +210,20 @@ fn links_above_other_parents_are_no_findings_where_they_are_listed_as_losses() {
     repository.convert(&image("second"), OTHER, &[]).expect_code(0);
     assert_verified(&repository, &image("first"), NAME);
     assert_verified(&repository, &image("second"), OTHER);
-    // Nor are they forgotten when the image is converted again, whatever is known of it by then.
+    // The losses also stay listed when the image is converted again, with everything of it in the state.
     for options in [&[][..], &["--force"], &["--skip-layers", "--force"]] {
         repository.convert(&image("second"), OTHER, options).expect_code(0);
         assert_verified(&repository, &image("second"), OTHER);
     }
 }
 
-/// A layer that leaves to those below it what a directory is like and where a mark belongs.
+/// Adds entries whose published form depends on the lower layers: directories without an entry, and a whiteout whose path may lead
+/// through a link.
 fn depends_on_parents(layer: TestLayer) -> TestLayer {
     layer.file("implied/own", "own").dir("named").file("named/own", "own").whiteout("lib/gone").opaque("directory")
 }
 
-/// One image of two that share all layers but the lowest. The highest has an opaque root.
+/// Returns one of two images that share all layers except the lowest. The highest layer has an opaque root.
 fn above_parents(is_first: bool) -> TestImage {
     let first = |layer: TestLayer| {
         let layer = layer.dir("implied").mode(0o1777).file("usr/lib/gone", "").symlink("lib", "usr/lib");
@@ -250,7 +251,7 @@ fn layer_above_other_parents_is_no_finding_where_losses_list_what_differs() {
     assert_eq!(*count, 5);
     assert_verified(&repository, &above_parents(true), OTHER);
     assert_verified(&repository, &above_parents(false), NAME);
-    // Nor are they forgotten when the image is converted again, whatever is known of it by then.
+    // The losses also stay listed when the image is converted again, with everything of it in the state.
     for options in [&[][..], &["--force"], &["--skip-layers", "--force"]] {
         repository.convert(&above_parents(false), NAME, options).expect_code(0);
         assert_eq!(repository.losses(), losses, "{options:?}");
@@ -269,7 +270,7 @@ fn strict_refuses_a_layer_above_other_parents() {
 }
 
 #[test]
-fn times_that_no_layer_sets_are_no_loss() {
+fn times_that_no_layer_sets_are_not_losses() {
     let image = |time: i64| {
         let image = TestImage::new().layer(|layer| layer.dir("implied").mtime(time, 0).dir(".").mtime(time, 0));
         image.layer(|layer| layer.file("implied/own", "own"))
@@ -295,7 +296,7 @@ fn layer_that_an_image_has_twice_is_compared_with_both_of_its_places() {
 }
 
 #[test]
-fn losses_excuse_nothing_but_what_depends_on_other_layers() {
+fn listed_losses_excuse_only_differences_that_depend_on_other_layers() {
     let repository = TestRepository::new();
     repository.convert(&above_parents(true), OTHER, &[]).expect_code(0);
     repository.convert(&above_parents(false), NAME, &[]).expect_code(0);
@@ -341,7 +342,7 @@ fn losses_excuse_nothing_but_what_depends_on_other_layers() {
     }
 }
 
-/// What a fault is planted in.
+/// The part of a repository in which a fault is planted.
 enum Place {
     Flat,
     Chain,
@@ -364,7 +365,7 @@ impl Place {
     }
 }
 
-/// A row's change by SQL, and the end of the path and the attribute that are to be found.
+/// SQL that changes a row, and the end of the path and the attribute that the finding must name.
 const FAULTS: &[(Place, &str, &str, &str)] = &[
     (
         Place::Flat,
@@ -521,13 +522,13 @@ const FAULTS: &[(Place, &str, &str, &str)] = &[
     (Place::Flat, "DELETE FROM properties WHERE key = 'strata_facts'", "", "losses: expected 1 x acl, found 0 x acl"),
 ];
 
-/// Returns what was found instead, unless a line names the path and says the words.
+/// Returns the findings, unless a line names the path and contains the words.
 fn missed(planted: &Planted, source: &str, fault: &str, path: &str, words: &str) -> Option<String> {
     let run = planted.verify(source);
     let is_found = |line: &str| line.starts_with(&format!("{path}: ")) && line.contains(words);
     let is_missed = !run.stdout().lines().any(is_found);
-    let said = format!("{fault}\n{path}: {words}\n{}", run.stdout());
-    is_missed.then_some(said).or_else(|| {
+    let output = format!("{fault}\n{path}: {words}\n{}", run.stdout());
+    is_missed.then_some(output).or_else(|| {
         run.expect_code(4);
         None
     })
@@ -539,7 +540,7 @@ fn assert_found(planted: &Planted, source: &str, fault: &str, path: &str, words:
 }
 
 #[test]
-fn every_fault_of_a_published_row_is_found_by_its_name() {
+fn every_fault_of_a_published_row_is_found_at_its_path() {
     let repository = TestRepository::publish(&motley());
     let source = repository.source(&motley());
     let mut all_missed = Vec::new();
@@ -557,7 +558,7 @@ fn every_fault_of_a_published_row_is_found_by_its_name() {
 }
 
 #[test]
-fn every_fault_of_published_content_is_found_by_its_name() {
+fn every_fault_of_published_content_is_found_at_its_path() {
     let repository = TestRepository::publish(&motley());
     let source = repository.source(&motley());
     let metadata = |name: &str| repository.reader().read(&format!(".metadata/{NAME}/{name}"));

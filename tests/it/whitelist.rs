@@ -1,4 +1,4 @@
-//! A whitelist that expires is noticed in time.
+//! Commands warn in time of a whitelist that expires.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use crate::support::{FQRN, NAME, Run, TestRepository, image_of, need_fuse};
 
 const HOUR: i64 = 3600;
 
-/// Replaces the whitelist by one that expires after so many hours, and returns when that is.
+/// Replaces the whitelist by one that expires after this number of hours, and returns the time of expiry.
 fn expire_in(repository: &TestRepository, hours: i64) -> Timestamp {
     let directory = RepositoryDirectory::open(&repository.directory()).unwrap();
     let keys = directory.keys().unwrap();
@@ -24,7 +24,7 @@ fn expire_in(repository: &TestRepository, hours: i64) -> Timestamp {
     Timestamp { seconds: list.expires(), nanoseconds: 0 }
 }
 
-/// Runs every command that publishes, with and without anything to publish.
+/// Runs every publishing command, with and without anything to publish.
 fn publish(repository: &TestRepository, word: &str) -> Vec<Run> {
     let list = repository.beside("list.yaml");
     fs::write(&list, "version: 1\ninput: []\n").unwrap();
@@ -37,26 +37,26 @@ fn publish(repository: &TestRepository, word: &str) -> Vec<Run> {
 }
 
 #[test]
-fn publishing_commands_warn_from_seven_days_before_the_end_and_say_what_to_do() {
+fn publishing_commands_warn_seven_days_before_expiry_and_print_what_to_do() {
     let repository = TestRepository::publish(&image_of("x"));
     for (hours, is_warned) in
         [(30 * 24, false), (7 * 24 + 2, false), (7 * 24, true), (30, true), (0, true), (-50, true)]
     {
         let expires = expire_in(&repository, hours);
         for run in publish(&repository, &hours.to_string()) {
-            let said = run.stderr();
-            assert_eq!(said.contains("WARN") && said.contains("whitelist"), is_warned, "{hours} hours: {said}");
+            let stderr = run.stderr();
+            assert_eq!(stderr.contains("WARN") && stderr.contains("whitelist"), is_warned, "{hours} hours: {stderr}");
             let keys = repository.directory().join("keys");
             let what_to_do = [&expires.to_string(), "cvmfs_server resign", FQRN, keys.to_str().unwrap()];
-            assert!(!is_warned || what_to_do.iter().all(|word| said.contains(word)), "{said}");
-            assert!(!is_warned || said.contains("expired") == (hours <= 0), "{said}");
+            assert!(!is_warned || what_to_do.iter().all(|word| stderr.contains(word)), "{stderr}");
+            assert!(!is_warned || stderr.contains("expired") == (hours <= 0), "{stderr}");
         }
-        assert!(repository.has(NAME), "it is no reason to publish nothing");
+        assert!(repository.has(NAME), "an expired whitelist does not prevent publishing");
     }
 }
 
 #[test]
-fn info_shows_the_day_on_which_the_whitelist_expires() {
+fn info_prints_when_the_whitelist_expires() {
     let repository = TestRepository::new();
     for hours in [30 * 24, 50, -3] {
         let expires = expire_in(&repository, hours).to_string();
@@ -66,7 +66,7 @@ fn info_shows_the_day_on_which_the_whitelist_expires() {
         let json = repository.run(["info", "--json"]).expect_code(0).json();
         assert_eq!(json["whitelist-expires"], expires);
     }
-    // What is wrong with it hides nothing else.
+    // A fault of the whitelist does not hide other information.
     let path = repository.storage().join(".cvmfswhitelist");
     let good = fs::read(&path).unwrap();
     fs::write(&path, "no whitelist").unwrap();
@@ -87,10 +87,10 @@ fn mount_warns_of_a_whitelist_that_expires_soon() {
     for (hours, is_warned) in [(8 * 24, false), (24, true), (-24, true)] {
         expire_in(&repository, hours);
         let mut mount = Mount::start(&repository, &[]);
-        wait_until("it is mounted", || mount.said().contains("is mounted at"));
-        // The warning comes before the end.
+        wait_until("the repository is mounted", || mount.log().contains("is mounted at"));
+        // The warning is printed while the whitelist is still valid.
         mount.signal(rustix::process::Signal::TERM);
         mount.wait();
-        assert_eq!(mount.said().contains("cvmfs_server resign"), is_warned, "{hours} hours: {}", mount.said());
+        assert_eq!(mount.log().contains("cvmfs_server resign"), is_warned, "{hours} hours: {}", mount.log());
     }
 }

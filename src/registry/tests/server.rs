@@ -1,4 +1,6 @@
 //! A server whose responses a test chooses.
+//!
+//! It cannot be the server of `tests/it/support`: unit tests are part of the library, and integration tests a crate of their own.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

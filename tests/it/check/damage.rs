@@ -1,4 +1,4 @@
-//! Each kind of file × missing, truncated, changed, exchanged: the finding names the file.
+//! Each kind of file × missing, truncated, changed, replaced by another: the finding names the file.
 
 use std::fs;
 use std::io::Read as _;
@@ -10,13 +10,13 @@ use super::{has_finding, rich_repository};
 use crate::strict_selftest::forge::Forge;
 use crate::support::TestRepository;
 
-/// A file of the repository, and how the path that it is for ends.
+/// A file of the repository that is damaged, and the end of the path that needs it.
 struct Victim {
     file: String,
     path_end: &'static str,
-    /// What is as good a file of the same kind, but not the right one.
+    /// A valid file of the same kind that replaces it.
     other: Vec<u8>,
-    /// A byte in which a flipped bit matters.
+    /// Offset of a byte in which a flipped bit is damage.
     position: usize,
 }
 
@@ -94,7 +94,7 @@ fn every_damage_to_every_kind_of_file_is_found_in_that_file() {
 }
 
 #[test]
-fn bytes_behind_an_object_are_found() {
+fn bytes_after_the_end_of_an_object_are_found() {
     let repository = rich_repository();
     let object = repository.objects().into_keys().find(|path| path.ends_with('P')).unwrap();
     let path = repository.storage().join(&object);

@@ -1,4 +1,4 @@
-//! The faults that the strict reader is tested with are planted for `check`, too.
+//! `check` is tested with the same planted faults as the strict reader.
 
 use std::fs;
 
@@ -9,28 +9,28 @@ use super::check_directory;
 use crate::strict_selftest::faults::{FILES, HISTORY, MANIFEST, NESTED, REFLOG, ROOT_ROWS, ROOT_TABLES};
 use crate::strict_selftest::forge::{FQRN, Forge, Forged, PUBLIC_KEY};
 
-/// What strata never writes, and the strict reader therefore refuses, but other programs may lawfully have written.
+/// SQL for states that only other programs write: the format allows them, but the strict reader refuses them.
 const LAWFUL: [&str; 16] = [
-    // Sparse row numbers.
+    // Row IDs with gaps.
     "UPDATE catalog SET rowid = 99 WHERE name = 'null'",
     // Extended attributes in any order.
     "UPDATE catalog SET xattr = x'0102010062010061' WHERE name = 'raw'",
-    // More counters, tables and properties than are needed.
+    // Additional counters, tables and properties.
     "INSERT INTO statistics VALUES ('self_other', 0)",
     "CREATE TABLE more (a)",
     "INSERT INTO properties VALUES ('voms_authz', 'x')",
     "INSERT INTO properties VALUES ('TTL', '9')",
-    // A gateway gives tags its own time.
+    // A gateway sets the time of tags.
     "UPDATE tags SET timestamp = 9 WHERE name = 'trunk'",
-    // What was collected and is still logged; the time of a row.
+    // Objects that were collected but are still in the log of references; the time of a row.
     "INSERT INTO refs VALUES (lower(hex(randomblob(20))), 0, 1)",
     "UPDATE refs SET timestamp = 0",
-    // Fields that may be missing, unknown, or there twice; anything but "yes" is "no".
+    // Manifest fields that may be missing, unknown, or duplicate; any value other than "yes" means "no".
     "\nT1700000001",
     "\nGmaybe",
     "\nAno\nAno",
     "\nQx",
-    // What is beside the objects, and left of a killed run; a log that the manifest does not know yet.
+    // Other files beside the objects, leftovers of a killed run, and a log of references that is newer than the manifest.
     "lock",
     "data/txn/x",
     ".cvmfsreflog field Y of the manifest",
@@ -44,18 +44,18 @@ fn check_forged(repository: &Forged) -> CheckReport {
     check_directory(directory.path(), 0)
 }
 
-/// Fails unless a check finds the fault in the place that `words` begin with, or nothing where the fault is lawful.
+/// Fails unless a check finds the fault at the path that `words` begin with, or finds nothing if the format allows the state.
 #[track_caller]
 fn assert_judged(repository: &Forged, fault: &str, words: &[&str]) {
     let report = check_forged(repository);
     let mut messages: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
     if LAWFUL.contains(&fault) {
-        // A new attribute is one that the counters miss.
+        // The counters do not include an added attribute.
         messages.retain(|message| !message.contains("counter self_xattr"));
         assert_eq!(messages, [""; 0], "{fault:?} is lawful");
         return;
     }
-    // Rows are named by number where the strict reader does not know their paths; of files only the kind is told.
+    // Where the strict reader does not know the path, it names the row ID or only the kind of file, which `check` does not.
     let place = words[0].split(' ').next().filter(|place| place.starts_with(['/', '.'])).unwrap_or_default();
     assert!(!messages.is_empty(), "{fault:?} is not found");
     assert!(messages.iter().any(|message| message.contains(place)), "{fault:?} is not found at {place}: {messages:?}");
@@ -112,7 +112,7 @@ fn catalog_in_wal_mode_is_found() {
 
 #[test]
 fn damaged_page_of_a_catalog_is_found() {
-    // Every page in turn: what is in it differs, and none may bring the program down.
+    // Pages have different content. Damage to any of them must not make the program crash.
     let edits: [fn(&mut [u8]); 6] = [
         |bytes| bytes[100..4096].fill(0x5a),
         |bytes| bytes[4096..8192].fill(0x5a),
@@ -130,13 +130,13 @@ fn damaged_page_of_a_catalog_is_found() {
 }
 
 #[test]
-fn what_other_programs_may_write_is_lawful() {
+fn valid_states_that_only_other_programs_write_have_no_findings() {
     let lawful = [
-        // No object for an external file; chunked and whole at once.
+        // An external file without an object; a file that is both chunked and whole.
         "UPDATE catalog SET flags = flags | 128, hash = randomblob(20) WHERE name = 'raw';
          UPDATE statistics SET value = 1 WHERE counter = 'self_external';
          UPDATE statistics SET value = 3 WHERE counter = 'self_external_file_size'",
-        // Schema revisions before nanoseconds, and before bind mountpoints.
+        // Schema revisions older than nanoseconds, and older than bind mountpoints.
         "ALTER TABLE catalog DROP COLUMN mtimens; UPDATE properties SET value = '6' WHERE key = 'schema_revision'",
         "ALTER TABLE catalog DROP COLUMN mtimens; DROP TABLE bind_mountpoints;
          UPDATE properties SET value = '3' WHERE key = 'schema_revision'",
@@ -154,7 +154,7 @@ fn what_other_programs_may_write_is_lawful() {
 }
 
 #[test]
-fn objects_of_other_hash_algorithms_are_told_once_and_only_looked_for() {
+fn objects_of_other_hash_algorithms_are_reported_once_and_only_their_existence_is_checked() {
     let sql = "UPDATE catalog SET flags = flags | 512 WHERE name IN ('raw', 'big');";
     let repository = Forge::new().root(sql).build();
     for (content, letter) in [("012345", "P"), ("6789", "P")] {

@@ -1,10 +1,10 @@
-//! `check PATH` looks at one path, or one image, and what leads there.
+//! `check PATH` checks one path or one image, and the catalogs on the way to it.
 
 use super::Taken;
 use crate::support::{NAME, TestImage, TestRepository, flat_path};
 
 fn content_object(repository: &TestRepository, path: &str) -> std::path::PathBuf {
-    // Of all objects only that of this file is needed by this path alone: taking others away shows in other paths, too.
+    // Only this file's object is used by no other path: the absence of any other object would also affect other paths.
     let content = repository.reader().read(path);
     let is_it = |bytes: &[u8]| {
         let mut plain = Vec::new();
@@ -15,7 +15,7 @@ fn content_object(repository: &TestRepository, path: &str) -> std::path::PathBuf
 }
 
 #[test]
-fn only_the_path_and_what_lies_below_is_checked() {
+fn only_the_path_and_everything_below_is_checked() {
     let image = |text: &str| {
         TestImage::new()
             .layer(|layer| layer.dir("a").file("a/f", format!("one {text}")).file("g", format!("two {text}")))
@@ -41,7 +41,7 @@ fn only_the_path_and_what_lies_below_is_checked() {
 }
 
 #[test]
-fn path_that_is_not_there_is_an_error() {
+fn missing_path_is_an_error() {
     let repository = TestRepository::new();
     let run = repository.run(["check", "h.example.org/none:1"]).expect_code(1);
     assert!(run.stderr().contains("h.example.org/none:1"), "{run:?}");

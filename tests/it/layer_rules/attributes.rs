@@ -1,4 +1,4 @@
-//! What an entry says about itself is kept: names, attributes, times, devices, and content with holes.
+//! Properties of entries are kept: names, attributes, times, devices, and sparse content.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::strict::Content;
 use crate::support::{DeviceKind, NAME, TestImage, TestLayer, TestRepository};
 
 #[test]
-fn permissions_are_kept_to_the_last_bit() {
+fn all_permission_bits_are_kept() {
     let modes = [0o4755, 0o2755, 0o1777, 0o7777, 0, 0o444, 0o111, 0o6711];
     let image = TestImage::new().layer(|layer| {
         modes.iter().fold(layer, |layer, &mode| {
@@ -26,7 +26,7 @@ fn permissions_are_kept_to_the_last_bit() {
 }
 
 #[test]
-fn widened_modes_let_owners_read_the_root_file_system_only() {
+fn widened_modes_add_owner_permissions_in_the_root_file_system_only() {
     let image = TestImage::new().layer(|layer| layer.file("f", "").mode(0o4000).dir("d").mode(0o1005));
     let repository = TestRepository::with_settings("modes = \"widened\"");
     repository.convert(&image, NAME, &[]).expect_code(0);
@@ -65,14 +65,14 @@ fn extended_attributes_are_kept_in_both_spellings() {
         assert_eq!(value("ping", "security.capability"), Some(capability.to_vec()));
         assert_eq!(value("d", "user.d"), Some(b"of d".to_vec()));
         assert_eq!(value("bsd", "user.na me"), Some(b"value\0".to_vec()));
-        // Go's reader, and so every container engine, takes an empty value for none.
+        // Go's tar reader, and so every container engine, treats an empty value as a missing one.
         assert_eq!((value("edge", "user.full"), value("edge", "user.empty")), (Some(vec![0xff; 255]), None));
     }
     assert_eq!(repository.losses(), BTreeMap::new());
 }
 
 #[test]
-fn what_cvmfs_cannot_hold_is_left_out_and_told() {
+fn entries_that_cvmfs_cannot_hold_are_left_out_and_reported() {
     let mut socket = Header::new_ustar();
     socket.set_path("odd").unwrap();
     socket.set_entry_type(EntryType::new(b'Z'));
@@ -125,7 +125,7 @@ fn devices_and_pipes_are_kept() {
     for tree in [tree, repository.layer(&image, 0)] {
         assert_eq!((tree.get("dev/null").mode, tree.get("dev/null").rdev), (CHARACTER_DEVICE | 0o666, Some(0x103)));
         assert_eq!((tree.get("dev/sda").mode & TYPE, tree.get("dev/sda").rdev), (BLOCK_DEVICE, Some(0x811)));
-        // The kernel's form: minor's low byte, major's twelve bits, then the rest of the minor.
+        // The kernel's encoding of devices: low byte of the minor number, twelve bits of the major, the rest of the minor.
         let big = 0xff | 0xfff << 8 | 0xfff << 20;
         assert_eq!(tree.get("dev/big").rdev, Some(big));
         assert_eq!(tree.get("dev/pipe").mode, FIFO | 0o622);
@@ -182,7 +182,7 @@ fn times_are_kept_to_the_nanosecond() {
 }
 
 #[test]
-fn time_of_a_directory_is_its_own_wherever_its_entry_stands() {
+fn time_of_a_directory_does_not_depend_on_the_order_of_entries() {
     let image = TestImage::new()
         .layer(|layer| {
             layer.dir("before").mtime(5, 6).file("before/a", "").file("after/a", "").dir("after").mtime(7, 8)
@@ -193,7 +193,7 @@ fn time_of_a_directory_is_its_own_wherever_its_entry_stands() {
 }
 
 #[test]
-fn link_targets_are_shown_as_they_are() {
+fn clients_show_link_targets_unchanged() {
     let long = "t".repeat(4095);
     let targets = ["$(CVMFS_ARCH)", "a/$(HOME:-x)/$(", "$$((", "/abs", "../up", "$(:-$()", long.as_str()];
     let image = TestImage::new().layer(|layer| {
@@ -228,7 +228,7 @@ fn long_names_of_gnu_tar_are_read() {
 }
 
 #[test]
-fn global_headers_are_no_entries_and_say_nothing_of_others() {
+fn global_headers_are_not_entries_and_do_not_affect_others() {
     let mut global = Header::new_ustar();
     global.set_path("pax_global_header").unwrap();
     global.set_entry_type(EntryType::XGlobalHeader);
@@ -243,8 +243,8 @@ fn global_headers_are_no_entries_and_say_nothing_of_others() {
 }
 
 #[test]
-fn sparse_files_are_filled_with_zeros() {
-    // PAX format 1.0: the map stands in front of the data, in decimal lines, padded to a block.
+fn holes_of_sparse_files_are_zeros() {
+    // PAX format 1.0: the map is in front of the data, as decimal lines, padded to a block.
     let mut stored = b"2\n5\n3\n1000\n2\n".to_vec();
     stored.resize(512, 0);
     stored.extend_from_slice(b"abcyz");

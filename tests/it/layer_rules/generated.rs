@@ -1,7 +1,7 @@
-//! Images that a generator made up, compared with a naive model: a map from paths to entries.
+//! Generated images, compared with a naive model: a map from paths to entries.
 //!
-//! Names are few, so that everything collides with everything. What layers say about links on the way to an entry is
-//! left to the tests that name it: here no path leads through a symbolic link.
+//! There are few names, so that entries often collide. Paths through symbolic links are
+//! left to other tests: here no path leads through a symbolic link.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::strict::Content;
 use crate::support::random::Random;
 use crate::support::{TestImage, TestLayer, TestRepository};
 
-/// How many images are made up.
+/// Number of generated images.
 const IMAGES: u64 = 60;
 
 fn random_path(random: &mut Random) -> String {
@@ -26,67 +26,66 @@ enum Node {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Said {
-    Is(Node),
+enum Change {
+    Add(Node),
     Whiteout,
     Opaque,
 }
 
 type Model = BTreeMap<String, Node>;
 
-/// Tells whether `path` lies in the directory `directory`, at any depth.
+/// Returns whether `path` is below `directory`, at any depth.
 fn is_in(path: &str, directory: &str) -> bool {
     path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// Makes up what one layer says. No path of it stands in the way of another one's.
-fn made_up_layer(random: &mut Random) -> Vec<(String, Said)> {
-    let mut layer: Vec<(String, Said)> = Vec::new();
+/// Generates the entries of a layer. None of its paths conflicts with another one.
+fn generated_layer(random: &mut Random) -> Vec<(String, Change)> {
+    let mut layer: Vec<(String, Change)> = Vec::new();
     for _ in 0..random.below(12) {
         let path = random_path(random);
-        let said = match random.below(10) {
-            0..3 => Said::Is(Node::Directory { mode: [0o755, 0o700, 0o1777][random.below(3)] }),
-            3..6 => Said::Is(Node::File { mode: 0o644, content: random.below(4).to_string() }),
-            6 => Said::Is(Node::Link("nowhere".to_owned())),
-            7..9 => Said::Whiteout,
-            _ => Said::Opaque,
+        let change = match random.below(10) {
+            0..3 => Change::Add(Node::Directory { mode: [0o755, 0o700, 0o1777][random.below(3)] }),
+            3..6 => Change::Add(Node::File { mode: 0o644, content: random.below(4).to_string() }),
+            6 => Change::Add(Node::Link("nowhere".to_owned())),
+            7..9 => Change::Whiteout,
+            _ => Change::Opaque,
         };
-        let collides = |(other, is): &(String, Said)| match (is, &said) {
-            (Said::Opaque, Said::Opaque) | (Said::Whiteout, Said::Whiteout) => *other == path,
-            (Said::Is(Node::Directory { .. }), Said::Is(Node::Directory { .. })) => *other == path,
-            // A whiteout of a directory in which the layer has entries, or below an entry of the layer, is left to others.
-            (Said::Opaque, _) | (_, Said::Opaque) => false,
-            (Said::Is(Node::Directory { .. }), _) => *other == path || is_in(other, &path),
-            (_, Said::Is(Node::Directory { .. })) => *other == path || is_in(&path, other),
+        let collides = |(other, is): &(String, Change)| match (is, &change) {
+            (Change::Opaque, Change::Opaque) | (Change::Whiteout, Change::Whiteout) => *other == path,
+            (Change::Add(Node::Directory { .. }), Change::Add(Node::Directory { .. })) => *other == path,
+            // A whiteout of a directory with entries of the same layer, or below one of its entries, is left to other tests.
+            (Change::Opaque, _) | (_, Change::Opaque) => false,
+            (Change::Add(Node::Directory { .. }), _) => *other == path || is_in(other, &path),
+            (_, Change::Add(Node::Directory { .. })) => *other == path || is_in(&path, other),
             _ => *other == path || is_in(other, &path) || is_in(&path, other),
         };
-        let blocks_marker = |(other, is): &(String, Said)| match (is, &said) {
-            (Said::Is(Node::Directory { .. }), Said::Opaque) | (Said::Opaque, Said::Is(Node::Directory { .. })) => {
-                false
-            }
-            (Said::Opaque, Said::Opaque) => false,
-            (_, Said::Opaque) => *other == path || is_in(&path, other),
-            (Said::Opaque, _) => *other == path || is_in(other, &path),
+        let blocks_marker = |(other, is): &(String, Change)| match (is, &change) {
+            (Change::Add(Node::Directory { .. }), Change::Opaque)
+            | (Change::Opaque, Change::Add(Node::Directory { .. })) => false,
+            (Change::Opaque, Change::Opaque) => false,
+            (_, Change::Opaque) => *other == path || is_in(&path, other),
+            (Change::Opaque, _) => *other == path || is_in(other, &path),
             _ => false,
         };
         if !layer.iter().any(|other| collides(other) || blocks_marker(other)) {
-            layer.push((path, said));
+            layer.push((path, change));
         }
     }
     layer
 }
 
-/// Lays a layer over a model: first what it hides, then what it brings.
-fn lay(model: &mut Model, layer: &[(String, Said)]) {
-    for (path, said) in layer {
-        match said {
-            Said::Is(_) => {}
-            Said::Whiteout => model.retain(|other, _| other != path && !is_in(other, path)),
-            Said::Opaque => model.retain(|other, _| !is_in(other, path)),
+/// Applies a layer to a model: first the removals, then the additions.
+fn apply(model: &mut Model, layer: &[(String, Change)]) {
+    for (path, change) in layer {
+        match change {
+            Change::Add(_) => {}
+            Change::Whiteout => model.retain(|other, _| other != path && !is_in(other, path)),
+            Change::Opaque => model.retain(|other, _| !is_in(other, path)),
         }
     }
-    for (path, said) in layer {
-        let Said::Is(node) = said else { continue };
+    for (path, change) in layer {
+        let Change::Add(node) = change else { continue };
         for (slash, _) in path.match_indices('/') {
             let directory = &path[..slash];
             if !matches!(model.get(directory), Some(Node::Directory { .. })) {
@@ -100,46 +99,46 @@ fn lay(model: &mut Model, layer: &[(String, Said)]) {
     }
 }
 
-/// Tells whether an entry of the layer lies below a link of the model, or a marker does.
-fn leads_through_link(model: &Model, layer: &[(String, Said)]) -> bool {
+/// Returns whether an entry or marker of the layer is below a symbolic link of the model.
+fn leads_through_link(model: &Model, layer: &[(String, Change)]) -> bool {
     let is_no_directory = |path: &str| model.get(path).is_some_and(|node| !matches!(node, Node::Directory { .. }));
-    layer.iter().any(|(path, said)| {
+    layer.iter().any(|(path, change)| {
         let above = path.match_indices('/').any(|(slash, _)| matches!(model.get(&path[..slash]), Some(Node::Link(_))));
-        above || *said == Said::Opaque && is_no_directory(path)
+        above || *change == Change::Opaque && is_no_directory(path)
     })
 }
 
-fn written(layer: &[(String, Said)], owner: u32) -> impl Fn(TestLayer) -> TestLayer + '_ {
+fn written(layer: &[(String, Change)], owner: u32) -> impl Fn(TestLayer) -> TestLayer + '_ {
     move |empty| {
-        layer.iter().fold(empty, |written, (path, said)| match said {
-            Said::Is(Node::Directory { mode }) => written.dir(path).mode(*mode).owner(owner, owner),
-            Said::Is(Node::File { mode, content }) => written.file(path, content).mode(*mode).owner(owner, owner),
-            Said::Is(Node::Link(target)) => written.symlink(path, target).owner(owner, owner),
-            Said::Whiteout => written.whiteout(path),
-            Said::Opaque => written.opaque(path),
+        layer.iter().fold(empty, |written, (path, change)| match change {
+            Change::Add(Node::Directory { mode }) => written.dir(path).mode(*mode).owner(owner, owner),
+            Change::Add(Node::File { mode, content }) => written.file(path, content).mode(*mode).owner(owner, owner),
+            Change::Add(Node::Link(target)) => written.symlink(path, target).owner(owner, owner),
+            Change::Whiteout => written.whiteout(path),
+            Change::Opaque => written.opaque(path),
         })
     }
 }
 
-/// Makes up an image in which everything is one user's.
-pub fn made_up_image_of(owner: u32, seed: u64) -> TestImage {
-    made_up(seed, owner).0
+/// Generates an image whose entries all belong to one user.
+pub fn generated_image_of(owner: u32, seed: u64) -> TestImage {
+    generate(seed, owner).0
 }
 
-/// Makes up an image and says what its file system is.
-fn made_up_image(seed: u64) -> (TestImage, Model) {
-    made_up(seed, 0)
+/// Generates an image, and the model of its file system.
+fn generated_image(seed: u64) -> (TestImage, Model) {
+    generate(seed, 0)
 }
 
-fn made_up(seed: u64, owner: u32) -> (TestImage, Model) {
+fn generate(seed: u64, owner: u32) -> (TestImage, Model) {
     let mut random = Random::new(seed);
     let (mut image, mut model) = (TestImage::new().env("SEED", &seed.to_string()), Model::new());
     for _ in 0..1 + random.below(4) {
-        let layer = made_up_layer(&mut random);
+        let layer = generated_layer(&mut random);
         if leads_through_link(&model, &layer) {
             continue;
         }
-        lay(&mut model, &layer);
+        apply(&mut model, &layer);
         image = image.layer(written(&layer, owner));
     }
     (image.layer(|layer| layer.file("last", seed.to_string())), {
@@ -166,11 +165,11 @@ fn published_model(repository: &TestRepository, image: &TestImage) -> Model {
 }
 
 #[test]
-fn made_up_images_are_what_a_naive_model_says() {
+fn generated_images_equal_a_naive_model() {
     let images: Vec<(String, TestImage, Model)> = (1..=IMAGES)
         .map(|seed| {
-            let (image, model) = made_up_image(seed);
-            (format!("h.example.org/made-up:{seed}"), image, model)
+            let (image, model) = generated_image(seed);
+            (format!("h.example.org/generated:{seed}"), image, model)
         })
         .collect();
     let repository = TestRepository::new();
@@ -184,16 +183,16 @@ fn made_up_images_are_what_a_naive_model_says() {
 }
 
 #[test]
-fn made_up_images_are_the_same_when_their_layers_are_known() {
+fn generated_images_are_the_same_when_published_layers_are_read_back() {
     let (known, mut read_back) = (TestRepository::new(), 0);
-    for seed in 1..=8 {
-        let (image, model) = made_up_image(seed);
-        let name = format!("h.example.org/made-up:{seed}");
+    for seed in 1..=16 {
+        let (image, model) = generated_image(seed);
+        let name = format!("h.example.org/generated:{seed}");
         known.convert(&image, &name, &["--skip-flat", "--chains", "none"]).expect_code(0);
         let json = known.convert(&image, &name, &["--json"]).expect_code(0).json();
-        // A layer whose entries come in an odd order is read again.
+        // A layer whose result depends on the order of its entries is fetched again instead of read back.
         read_back += u64::from(json["images"][0]["layers-read"] == 0);
         assert_eq!(published_model(&known, &image), model, "{name}");
     }
-    assert!(read_back >= 4, "{read_back} of 8 images were made from what is published");
+    assert!(read_back >= 4, "only {read_back} of 16 images were built from published layers");
 }

@@ -1,11 +1,11 @@
-//! Rules that depend on the order of the archive, what cannot be published, and where `.layers` differs from `.flat`.
+//! Rules that depend on the order of the archive, entries that cannot be published, and differences between `.layers` and `.flat`.
 
 use tar::{EntryType, Header};
 
 use super::{CHARACTER_DEVICE, TYPE, is_opaque, is_whiteout, published};
 use crate::support::{DeviceKind, TestImage, TestLayer, TestRepository, losses_of};
 
-/// Publishes an image, makes sure that it is proved right, and returns the final chain with the repository.
+/// Publishes an image, verifies it, and returns the final chain with the repository.
 fn proved(image: &TestImage) -> (TestRepository, crate::support::Tree) {
     let (repository, tree) = published(image);
     let name = ["verify", &repository.source(image), "--name", crate::support::NAME];
@@ -57,7 +57,7 @@ fn hard_link_has_what_lower_layers_had_before_whiteouts() {
 }
 
 #[test]
-fn layer_whose_links_were_overtaken_gives_the_same_when_it_is_known() {
+fn layer_whose_link_targets_were_replaced_is_the_same_when_it_is_converted_again() {
     let lower = |layer: TestLayer| layer.file("a", "v1").file("s/x", "x");
     let upper = |layer: TestLayer| layer.hardlink("b", "a").file("a", "v2").dir("s/y").whiteout("s/x");
     let image = TestImage::new().layer(lower).layer(upper);
@@ -70,7 +70,7 @@ fn layer_whose_links_were_overtaken_gives_the_same_when_it_is_known() {
 }
 
 #[test]
-fn what_cannot_be_published_hides_what_it_replaces() {
+fn entry_that_cannot_be_published_hides_the_lower_entry() {
     let socket = || header(EntryType::new(b'?'), "p/socket", "");
     let image = TestImage::new()
         .layer(|layer| {
@@ -97,7 +97,7 @@ fn what_cannot_be_published_hides_what_it_replaces() {
 }
 
 #[test]
-fn what_an_entry_replaced_stays_gone_below_a_directory_of_the_same_layer() {
+fn replaced_entries_do_not_reappear_below_a_directory_of_the_same_layer() {
     let image = TestImage::new()
         .layer(|layer| layer.file("d/old", ""))
         .layer(|layer| layer.file("d", "file").dir("d").file("d/new", ""));
@@ -107,7 +107,7 @@ fn what_an_entry_replaced_stays_gone_below_a_directory_of_the_same_layer() {
 }
 
 #[test]
-fn whiteouts_in_directories_that_are_nowhere_below_leave_no_trace() {
+fn whiteouts_in_directories_that_no_lower_layer_has_publish_nothing() {
     let image = TestImage::new()
         .layer(|layer| layer.file("root/dirA/dirB/f", ""))
         .layer(|layer| layer.whiteout("root/dirA"))
@@ -120,7 +120,7 @@ fn whiteouts_in_directories_that_are_nowhere_below_leave_no_trace() {
 }
 
 #[test]
-fn masked_link_is_a_loss_that_is_explained() {
+fn masked_link_is_a_loss_with_an_explanation() {
     let image = TestImage::new()
         .layer(|layer| layer.dir("usr/lib").file("usr/lib/loader", "").symlink("lib", "usr/lib"))
         .layer(|layer| layer.file("lib/new", ""));
@@ -138,13 +138,13 @@ fn masked_link_is_a_loss_that_is_explained() {
     assert_eq!(paths_of(&repository.layer(&image, 1)), ["", "lib", "lib/new"]);
     repository.run(["verify", &repository.source(&image), "--name", crate::support::NAME]).expect_code(0);
     repository.convert(&image, "h.example.org/strict:1", &["--strict", "--force"]).expect_code(1);
-    // Without layers nothing is masked.
+    // Without published layers no link is masked.
     let run = TestRepository::new().convert(&image, crate::support::NAME, &["--skip-layers", "--strict", "--json"]);
     assert_eq!(losses_of(&run.expect_code(0).json()["images"][0]["losses"]), [].into());
 }
 
 #[test]
-fn masked_link_stays_listed_when_the_image_comes_again() {
+fn masked_link_stays_listed_when_the_image_is_converted_again() {
     let image = TestImage::new()
         .layer(|layer| layer.dir("usr/lib").symlink("lib", "usr/lib"))
         .layer(|layer| layer.file("lib/new", ""));
@@ -156,7 +156,7 @@ fn masked_link_stays_listed_when_the_image_comes_again() {
 }
 
 #[test]
-fn files_of_aufs_are_content_for_links_and_are_not_published() {
+fn files_of_aufs_may_be_targets_of_links_but_are_not_published() {
     let image = TestImage::new().layer(|layer| {
         layer
             .dir(".wh..wh.plnk")
@@ -199,7 +199,7 @@ fn longest_name_can_be_hidden() {
 }
 
 #[test]
-fn largest_id_is_refused_by_name() {
+fn largest_id_is_refused_with_the_name_of_its_entry() {
     let image = TestImage::new().layer(|layer| layer.file("a", "").owner(u32::MAX, 0));
     let repository = TestRepository::new();
     repository.convert(&image, crate::support::NAME, &[]).expect_one_line(1, &["uid is 4294967295", "4294967294"]);

@@ -1,8 +1,9 @@
-//! Generated stacks of layers, with umoci and the kernel's overlay file system as judges.
+//! Generated stacks of layers, compared with umoci and the kernel's overlay file system.
 //!
-//! Entries are in any order: duplicate names, hard links to earlier and later entries and into lower layers, whiteouts and opaque
-//! markers before and after what they hide, entries below symbolic links. Where umoci unpacks a stack, `.flat` has to be the same;
-//! for every stack that is published, a mount of `.layers` has to show `.flat`, less the masked links that are listed.
+//! Entries are in random order: duplicate names, hard links to earlier and later entries and into lower layers, whiteouts and
+//! opaque markers before and after the entries that they hide, entries below symbolic links. Where umoci unpacks a stack, `.flat`
+//! must equal its result. For every published stack, an overlay mount of `.layers` must equal `.flat`, except at the listed masked
+//! links. A seed stands for the same stack in every run; `STRATA_TEST_SEED` is the first seed (default: 1).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,17 +15,17 @@ use serde_json::Value;
 
 use super::{DIRECTORY, TYPE};
 use crate::strict::Entry;
-use crate::support::fuse::{Mount, seen_in_overlay, walk, walk_less};
+use crate::support::fuse::{Mount, seen_in_overlay, walk, walk_tolerating};
 use crate::support::random::Random;
 use crate::support::{MountNamespace, TestImage, TestLayer, TestRepository, layer_path, need, need_fuse, skip};
 
-/// Stacks in a run with `STRATA_TEST_LONG=1`.
+/// Number of stacks in a run with `STRATA_TEST_LONG=1`.
 const ALL: u64 = 5_000;
 
-/// Stacks in any other run: a twentieth, always the same.
+/// Number of stacks in any other run.
 const SHARE: u64 = ALL / 20;
 
-/// Stacks that one repository holds.
+/// Number of stacks in one repository.
 const BATCH: u64 = 50;
 
 type Listing = BTreeMap<Vec<u8>, Entry>;
@@ -43,12 +44,12 @@ fn random_path(random: &mut Random, names: &[&str]) -> String {
     format!("{}{name}", random_directory(random))
 }
 
-/// The paths of files and links that a stack has named so far.
+/// Paths of the files and hard links in the stack so far.
 #[derive(Default)]
 struct Named(Vec<String>);
 
 impl Named {
-    /// Chooses the target of a hard link: mostly something that was named lately.
+    /// Chooses the target of a hard link: usually one of the latest entries.
     fn target(&self, random: &mut Random) -> String {
         match self.0.len() {
             0 => random_path(random, &["f", "g"]),
@@ -104,7 +105,7 @@ fn stack(seed: u64, owner: u32) -> TestImage {
     image
 }
 
-/// Unpacks an image with umoci; `None` where umoci refuses it.
+/// Unpacks an image with umoci. Returns `None` if umoci refuses it.
 fn unpacked(directory: &Path, seed: u64) -> Option<PathBuf> {
     let root = directory.join(format!("umoci-{seed}"));
     let image = format!("{}:{seed}", directory.join("layout").display());
@@ -116,7 +117,7 @@ fn unpacked(directory: &Path, seed: u64) -> Option<PathBuf> {
     command.arg(&root).output().unwrap().status.success().then_some(root)
 }
 
-/// Compares `.flat` with what umoci has made. Times that umoci invents are not compared.
+/// Compares `.flat` with the result of umoci, except for times that umoci takes from the clock.
 fn assert_as_umoci(flat: &Listing, unpacked: &Listing, start: i64, seed: u64) {
     let paths = |tree: &Listing| tree.keys().map(|path| path.escape_ascii().to_string()).collect::<Vec<_>>();
     assert_eq!(paths(flat), paths(unpacked), "seed {seed}: paths in .flat and of umoci");
@@ -129,14 +130,14 @@ fn assert_as_umoci(flat: &Listing, unpacked: &Listing, start: i64, seed: u64) {
         if is_directory && ours.mtime == (0, 0) {
             ours.mtime = theirs.mtime;
         }
-        // How many names there are in other directories is nothing that CVMFS holds.
+        // CVMFS does not store hard links across directories, so that link counts may differ.
         (ours.linkcount, ours.link_group) = (theirs.linkcount, None);
         (ours.size, ours.hidden) = (theirs.size, false);
         assert_eq!(ours, *theirs, "seed {seed}: '{}' in .flat and of umoci", path.escape_ascii());
     }
 }
 
-/// Returns where a path leads in a tree when all symbolic links are followed.
+/// Resolves all symbolic links of a path in a tree.
 fn resolve(tree: &Listing, path: &[u8]) -> Vec<u8> {
     let mut ahead: Vec<Vec<u8>> = path.split(|&b| b == b'/').rev().map(<[u8]>::to_vec).collect();
     let mut at: Vec<Vec<u8>> = Vec::new();
@@ -164,14 +165,14 @@ fn resolve(tree: &Listing, path: &[u8]) -> Vec<u8> {
     at.join(&b'/')
 }
 
-/// Returns the paths of a kind of listed losses.
+/// Returns the paths of the listed losses of a kind.
 fn lost(losses: &Value, kind: &str) -> Vec<Vec<u8>> {
     let paths = losses[kind]["paths"].as_array().into_iter().flatten();
     paths.map(|path| path.as_str().unwrap().as_bytes().to_vec()).collect()
 }
 
-/// Returns where listed losses explain that a mount shows something else: at masked links and at what they lead to, or what had to
-/// be created on the way there; and where a layer is as it is above the layers of another image.
+/// Returns the paths at which listed losses allow an overlay mount to differ: masked links, their targets or missing parents of
+/// their targets, and paths of a layer that was published above the layers of another image.
 fn explained(repository: &TestRepository, image: &TestImage, losses: &Value) -> BTreeSet<Vec<u8>> {
     let links = lost(losses, "masked-link");
     let other_parents = ["layer-of-other-parents", "link-into-other-parents"].map(|kind| lost(losses, kind)).concat();
@@ -193,7 +194,7 @@ fn is_in(path: &[u8], directory: &[u8]) -> bool {
     path.strip_prefix(directory).is_some_and(|rest| directory.is_empty() || rest.is_empty() || rest[0] == b'/')
 }
 
-/// What came of some stacks.
+/// Numbers of stacks by result.
 #[derive(Debug, Default)]
 struct Tally {
     published: u64,
@@ -240,7 +241,7 @@ fn try_batch(seeds: impl Iterator<Item = u64>, tally: &mut Tally) {
     }
 }
 
-/// Mounts the layers of an image over each other and compares what that shows with its root file system.
+/// Mounts the layers of an image with overlayfs and compares the result with its root file system.
 fn assert_mounts_as(
     namespace: &mut MountNamespace,
     mount: &Path,
@@ -258,8 +259,8 @@ fn assert_mounts_as(
     namespace.run(&format!("mount -t overlay -o '{options}' overlay '{}'", point.display())).unwrap();
     let explained = explained(repository, image, losses);
     let is_explained = |path: &[u8]| explained.iter().any(|at| is_in(path, at) || !path.is_empty() && is_in(at, path));
-    // Directories that were created through masked links are in no lower layer, and Linux lists whiteouts in those of one layer.
-    let mut found = seen_in_overlay(walk_less(&namespace.path(&point), |_| losses["masked-link"].is_object()));
+    // Directories below masked links exist in one layer only, and Linux lists whiteouts in directories of a single layer.
+    let mut found = seen_in_overlay(walk_tolerating(&namespace.path(&point), |_| losses["masked-link"].is_object()));
     let mut expected = seen_in_overlay(repository.chain(image).entries().clone());
     for tree in [&mut found, &mut expected] {
         tree.retain(|path, _| !is_explained(path));
@@ -273,12 +274,12 @@ fn assert_mounts_as(
 }
 
 #[test]
-fn umoci_and_overlay_mounts_agree_on_generated_stacks() {
+fn umoci_and_overlay_mounts_agree_with_strata_on_generated_stacks() {
     if !need("umoci") || !need_fuse() {
         return;
     }
     if !rustix::process::geteuid().is_root() {
-        skip("only root may mount layers here");
+        skip("only root may mount layers");
     }
     let count = if std::env::var_os("STRATA_TEST_LONG").is_some() { ALL } else { SHARE };
     let first = std::env::var("STRATA_TEST_SEED").map_or(1, |seed| seed.parse().unwrap());

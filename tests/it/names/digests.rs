@@ -1,4 +1,4 @@
-//! A digest in a name is a promise that is kept, or the image is refused.
+//! A digest in a name must be that of the image, or the image is refused.
 
 use std::fs;
 
@@ -37,7 +37,7 @@ fn name_with_the_digest_of_another_image_is_refused() {
 }
 
 #[test]
-fn name_with_the_digest_of_the_image_is_taken_and_the_digest_kept() {
+fn name_with_the_digest_of_the_image_is_accepted_and_the_digest_recorded() {
     let repository = TestRepository::new();
     let image = image("a");
     let (source, digest) = (repository.source(&image), image.manifest_digest());
@@ -65,7 +65,7 @@ fn name_with_the_digest_of_the_image_is_taken_and_the_digest_kept() {
 }
 
 #[test]
-fn digest_of_an_index_is_that_of_its_images_too() {
+fn digest_of_an_index_is_accepted_for_its_images() {
     let repository = TestRepository::new();
     let directory = repository.beside("index");
     let images = ["amd64", "arm64"].map(|architecture| image(architecture).platform("linux", architecture));
@@ -82,7 +82,7 @@ fn digest_of_an_index_is_that_of_its_images_too() {
 }
 
 #[test]
-fn name_that_a_layout_carries_is_held_to_its_digest() {
+fn image_must_match_the_digest_in_the_name_that_a_layout_carries() {
     let repository = TestRepository::new();
     let image = image("a");
     let directory = repository.beside("layout");
@@ -101,7 +101,7 @@ fn name_that_a_layout_carries_is_held_to_its_digest() {
 }
 
 #[test]
-fn wish_is_held_to_the_digest_in_its_name() {
+fn image_must_match_the_digest_in_the_name_of_a_wish() {
     let Some(registry) = TestRegistry::start() else { return };
     let image = image("a");
     registry.push_tags(&image, "app/tool", ["1"]);
@@ -120,7 +120,7 @@ fn wish_is_held_to_the_digest_in_its_name() {
     repository.run(["sync", &right]).expect_code(0);
     let run = repository.run(["sync", &right]).expect_code(0);
     assert!(run.stdout().contains("1 unchanged"), "{}", run.stdout());
-    // At a registry, a digest beside the tag says what is fetched.
+    // From a registry, an image is fetched by the digest, not by the tag.
     let name = format!("http://{host}/app/tool:1@{digest}");
     repository.run(["convert", &name]).expect_code(0);
     assert!(repository.has(&format!("/{host}/app/tool:1")));

@@ -1,4 +1,4 @@
-//! Registries with an IPv6 address for a name.
+//! Registries whose host is an IPv6 address.
 
 use std::fs;
 use std::io;

@@ -1,4 +1,4 @@
-//! Stores that DUCC has filled.
+//! Stores that DUCC has written.
 
 use serde_json::{Value, json};
 
@@ -26,7 +26,7 @@ impl DuccStore {
         self.files.push((path, Foreign::Link(target)));
     }
 
-    /// Adds an image that is published as `published`.
+    /// Adds an image whose public name is `published`.
     fn add(&mut self, image: &TestImage, names: &[&str], published: &str) {
         let mut below: Vec<String> = Vec::new();
         for (diff, blob) in image.diff_ids().iter().zip(image.layer_digests()) {
@@ -71,7 +71,7 @@ fn pretty(list: &[Value]) -> String {
     serde_json::to_string_pretty(list).unwrap()
 }
 
-/// Makes a repository that holds these images, and no store.
+/// Creates a repository with these images and without a store.
 fn repository(images: &[(&str, &TestImage)]) -> TestRepository {
     let repository = TestRepository::new();
     repository.convert_together(images, &["--skip-podman"]).expect_code(0);
@@ -83,7 +83,7 @@ fn findings(repository: &TestRepository, code: i32) -> String {
 }
 
 #[test]
-fn what_is_right_in_a_store_of_ducc_stays_as_it_is() {
+fn valid_entries_in_a_store_of_ducc_stay_unchanged() {
     let (old, new) = (image("old"), image("new"));
     let repository = repository(&[(NAME, &old)]);
     let mut store = DuccStore::default();
@@ -95,7 +95,7 @@ fn what_is_right_in_a_store_of_ducc_stays_as_it_is() {
     let (before, images) = (repository.tree(OVERLAY), list(&repository, &format!("{IMAGES}/images.json")));
     assert!(is_nothing(&repository.convert(&old, NAME, &["--skip-podman"]).expect_code(0)));
 
-    // The link of the old image's manifest would lead to the new one's.
+    // The link to the old image's manifest would lead to that of the new image.
     let run = repository.convert(&new, NAME, &[]).expect_code(0);
     assert!(!run.stderr().contains("repairing"), "{}", run.stderr());
     let after = repository.tree(OVERLAY);
@@ -118,7 +118,7 @@ fn what_is_right_in_a_store_of_ducc_stays_as_it_is() {
 }
 
 #[test]
-fn what_makes_podman_fail_is_repaired_with_the_first_revision() {
+fn faults_that_make_podman_fail_are_repaired_with_the_first_revision() {
     let [rowless, bare, twice, renamed] = ["rowless", "bare", "twice", "renamed"].map(image);
     let names = ["h.org/rowless:1", "h.org/bare:1", "h.org/twice:1", "h.org/renamed:1"];
     let images: Vec<(&str, &TestImage)> = names.into_iter().zip([&rowless, &bare, &twice, &renamed]).collect();
@@ -130,14 +130,14 @@ fn what_makes_podman_fail_is_repaired_with_the_first_revision() {
     store.add(&bare, &["h.org/bare:1"], names[1]);
     store.add(&twice, &["h.org/twice:1"], names[2]);
     store.add(&renamed, &["h.org/renamed:1", &digest, "h.org/Upper:1"], names[3]);
-    // The base of all of them stays, in a row of another image.
+    // The common base layer stays, because another image still has a row for it.
     store.layers.remove(rows - 1);
     let config = super::document(&bare, &bare.config_digest());
     store.files.retain(|(path, _)| *path != config);
     store.publish(&repository);
-    let said = findings(&repository, 4);
+    let printed = findings(&repository, 4);
     for path in [format!("/{LAYERS}/layers.json"), format!("/{IMAGES}/images.json"), format!("/{config}")] {
-        assert!(said.contains(&path), "{path} is not in: {said}");
+        assert!(printed.contains(&path), "{path} is not in: {printed}");
     }
 
     let new = image("new");
@@ -156,14 +156,14 @@ fn what_makes_podman_fail_is_repaired_with_the_first_revision() {
     let [d1, d2] = super::diffs(&rowless);
     let listed = &list(&repository, &format!("{IMAGES}/images.json"))[0];
     assert_eq!(listed["layer"], sha256(&format!("{d1}+{d2}")));
-    // What was left out comes back when it is asked for.
+    // An omitted image is added again when it is converted with podman.
     repository.convert(&bare, names[1], &[]).expect_code(0);
     assert!(entries(&repository).contains(&entry(&bare, &["h.org/bare:1"])));
     findings(&repository, 0);
 }
 
 #[test]
-fn list_that_is_no_json_begins_anew() {
+fn list_that_is_not_json_is_replaced_by_a_new_one() {
     let (old, new) = (image("old"), image("new"));
     let repository = repository(&[(NAME, &old)]);
     let mut store = DuccStore::default();
@@ -175,7 +175,7 @@ fn list_that_is_no_json_begins_anew() {
     let run = repository.convert(&new, "h.org/new:1", &[]).expect_code(0);
     assert!(run.stderr().contains("images.json: expected a list in JSON"), "{run:?}");
     assert_eq!(entries(&repository), [entry(&new, &["h.org/new:1"])]);
-    // Containers that were made before know the layers.
+    // Existing containers refer to the layers.
     assert_eq!(list(&repository, &format!("{LAYERS}/layers.json")).len(), 2 + 2);
     repository.convert(&old, NAME, &[]).expect_code(0);
     assert_eq!(entries(&repository), [entry(&new, &["h.org/new:1"]), entry(&old, &[NAME])]);

@@ -1,4 +1,4 @@
-//! Whatever is wrong in the store is found by `check` and `verify`, by its path, and is made good by `--force`.
+//! `check` and `verify` find every fault of the store by its path, and `--force` repairs it.
 
 use serde_json::{Value, json};
 
@@ -20,7 +20,7 @@ fn changed(mut list: Vec<Value>, member: &str, value: Value) -> Foreign {
     file(json!(list))
 }
 
-/// Returns what may go wrong with an image: the path, what is there then, and whether podman fails for it.
+/// Returns faults of an image in the store: the path, its content, and whether podman would fail.
 fn faults(repository: &TestRepository, image: &TestImage) -> Vec<(String, Foreign, bool)> {
     let (images, layers) = (format!("{IMAGES}/images.json"), format!("{LAYERS}/layers.json"));
     let (list_of_images, list_of_layers) = (list(repository, &images), list(repository, &layers));
@@ -50,17 +50,17 @@ fn faults(repository: &TestRepository, image: &TestImage) -> Vec<(String, Foreig
 }
 
 #[test]
-fn every_fault_is_found_by_its_path_and_made_good() {
+fn every_fault_is_found_at_its_path_and_repaired() {
     let image = image("x");
     let good = TestRepository::publish(&image);
     for (path, fault, is_fatal) in faults(&good, &image) {
         let repository = good.copy();
         publish_foreign(&repository, [(path.clone(), fault)]);
         let source = repository.source(&image);
-        let said = repository.run(["verify", &source, "--name", NAME]).expect_code(4).stdout();
-        assert!(said.contains(&format!("/{path}")), "{path}: {said}");
-        let said = repository.run(["check"]).expect_code(if is_fatal { 4 } else { 0 });
-        assert!(!is_fatal || said.stdout().contains(&format!("/{path}")), "{path}: {said:?}");
+        let output = repository.run(["verify", &source, "--name", NAME]).expect_code(4).stdout();
+        assert!(output.contains(&format!("/{path}")), "{path}: {output}");
+        let output = repository.run(["check"]).expect_code(if is_fatal { 4 } else { 0 });
+        assert!(!is_fatal || output.stdout().contains(&format!("/{path}")), "{path}: {output:?}");
         repository.convert(&image, NAME, &["--force"]).expect_code(0);
         repository.run(["check"]).expect_code(0);
         repository.run(["verify", &source, "--name", NAME]).expect_code(0);

@@ -1,26 +1,26 @@
-//! Whoever may read an image can convert it, and nobody learns a secret who should not.
+//! An image can be converted with every kind of credentials, and no other host receives them.
 
 use std::fs;
 use std::process::Command;
 
 use strata::registry::{Registries, RegistriesSettings, Transport};
 
-use super::{PLACE, Pull, assert_published, image, noise, top};
+use super::{PLACE, Pull, assert_published, image, noise_image, top};
 use crate::support::{
     Delivery, FaultProxy, PASSWORD, Reply, Run, TestImage, TestRegistry, TestRepository, USER, challenge,
 };
 
 #[test]
-fn token_is_fetched_when_the_registry_asks_and_again_when_it_is_old() {
+fn token_is_fetched_on_demand_and_renewed_when_it_expires() {
     for uses in [1000, 2, 1] {
-        // Of several layers, each would use up the others' tokens.
+        // Several parallel layers would use up each other's tokens.
         let Some(pull) = Pull::of(TestImage::new().layer(|layer| layer.file("etc/one", "layer"))) else { return };
         pull.proxy.demand_tokens(uses);
         pull.convert().expect_code(0);
         assert_published(&pull.repository, &pull.image);
         let served = pull.proxy.served();
         let tokens: Vec<_> = served.iter().filter(|served| served.path.starts_with("/token")).collect();
-        // A manifest, a config, and a layer.
+        // One request each for the manifest, the config, and the layer.
         assert_eq!(tokens.len(), 3_usize.div_ceil(uses));
         let scope = format!("repository%3A{}%3Apull", PLACE.replace('/', "%2F"));
         assert!(tokens.iter().all(|token| token.path.contains(&scope)), "{tokens:?}");
@@ -29,9 +29,9 @@ fn token_is_fetched_when_the_registry_asks_and_again_when_it_is_old() {
 }
 
 #[test]
-fn token_that_runs_out_within_a_layer_is_renewed() {
-    // Of several layers, each would use up the others' tokens.
-    let Some(pull) = Pull::of(noise(500_000)) else { return };
+fn token_that_expires_during_a_layer_is_renewed() {
+    // Several parallel layers would use up each other's tokens.
+    let Some(pull) = Pull::of(noise_image(500_000)) else { return };
     let behind = FaultProxy::start(pull.registry.port());
     behind.at("/blobs/", |request, _| request.forward().delivery(Delivery::Cut(100_000)));
     let front = FaultProxy::start(behind.port());
@@ -43,7 +43,7 @@ fn token_that_runs_out_within_a_layer_is_renewed() {
 }
 
 #[test]
-fn registry_that_takes_no_token_is_not_asked_for_ever() {
+fn registry_that_rejects_every_token_is_not_retried_endlessly() {
     let Some(pull) = Pull::of(image()) else { return };
     pull.proxy.demand_tokens(0);
     let run = pull.assert_refused(&["unauthorized", &format!("{PLACE}:1")]);
@@ -52,7 +52,7 @@ fn registry_that_takes_no_token_is_not_asked_for_ever() {
 }
 
 #[test]
-fn other_host_that_a_redirect_leads_to_learns_nothing() {
+fn credentials_are_not_sent_to_the_target_of_a_redirect() {
     let Some(pull) = Pull::of(image()) else { return };
     let storage = FaultProxy::start(pull.registry.port());
     let host = storage.host();
@@ -67,7 +67,7 @@ fn other_host_that_a_redirect_leads_to_learns_nothing() {
 }
 
 #[test]
-fn challenge_of_the_other_host_gets_no_answer() {
+fn challenge_from_the_target_of_a_redirect_is_not_answered() {
     let Some(pull) = Pull::of(image()) else { return };
     let storage = FaultProxy::start(pull.registry.port());
     storage.at("/", |_, _| challenge("Basic realm=\"give me a password\""));
@@ -79,7 +79,7 @@ fn challenge_of_the_other_host_gets_no_answer() {
     assert!(storage.served().iter().all(|served| served.authorization.is_none()), "{:?}", storage.served());
 }
 
-/// A registry that wants a password, with an image, and a repository.
+/// A registry with a password and an image, and a repository.
 fn locked() -> Option<(TestRegistry, TestRepository, String)> {
     let registry = TestRegistry::with_password()?;
     registry.push_tags(&image(), PLACE, ["1"]);
@@ -110,7 +110,7 @@ fn password_is_taken_from_the_variables_of_ducc() {
 }
 
 #[test]
-fn password_is_taken_from_where_docker_keeps_it() {
+fn password_is_taken_from_dockers_configuration() {
     let Some((registry, repository, argument)) = locked() else { return };
     let directory = repository.beside("docker");
     fs::create_dir(&directory).unwrap();
@@ -121,15 +121,15 @@ fn password_is_taken_from_where_docker_keeps_it() {
 }
 
 #[test]
-fn wrong_password_is_an_error_that_does_not_show_it() {
+fn wrong_password_is_an_error_that_does_not_contain_it() {
     let Some((registry, repository, argument)) = locked() else { return };
     repository.refuse(["convert", &argument], 1, &["unauthorized", "no credentials"]);
     let secret = "not the right one";
     repository.set(&format!("[registries.\"{}\"]\nusername = \"{USER}\"\npassword = \"{secret}\"", registry.host()));
     let run = repository.refuse(["convert", &argument], 1, &["unauthorized", "the settings"]);
     let run_loudly = repository.run(["convert", &argument, "--verbose"]).expect_code(1);
-    for said in [run.stderr(), run_loudly.stderr()] {
-        assert!(!said.contains(secret) && !said.to_lowercase().contains("basic "), "{said}");
+    for output in [run.stderr(), run_loudly.stderr()] {
+        assert!(!output.contains(secret) && !output.to_lowercase().contains("basic "), "{output}");
     }
 }
 
@@ -146,7 +146,7 @@ fn registry_with_its_own_certificate_is_trusted_where_the_settings_say_so() {
 }
 
 #[test]
-fn registry_without_encryption_is_found_out_on_this_machine_only() {
+fn plain_http_is_tried_only_for_registries_on_this_machine() {
     let Some(pull) = Pull::of(image()) else { return };
     pull.repository.run(["convert", &format!("docker://{}/{PLACE}:1", pull.registry.host())]).expect_code(0);
     assert_published(&pull.repository, &pull.image);
@@ -166,7 +166,7 @@ fn all_pages_of_a_list_are_read() {
 }
 
 #[test]
-fn list_that_leads_in_a_circle_or_elsewhere_has_an_end() {
+fn list_with_circular_or_foreign_links_ends() {
     let Some(registry) = TestRegistry::start() else { return };
     registry.push_tags(&image(), PLACE, ["1"]);
     let registries = Registries::new(RegistriesSettings::default(), &|_| None).unwrap();
@@ -182,7 +182,7 @@ fn list_that_leads_in_a_circle_or_elsewhere_has_an_end() {
 }
 
 #[test]
-fn program_that_keeps_passwords_is_asked() {
+fn credential_helper_is_used() {
     let Some((_registry, repository, argument)) = locked() else { return };
     let directory = repository.beside("docker");
     fs::create_dir(&directory).unwrap();

@@ -1,4 +1,4 @@
-//! Registries that are busy, change their minds, or speak an older language.
+//! Registries that are busy, that fail, whose tags move, or that use an older format.
 
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ fn registry_that_fails_is_asked_again() {
 }
 
 #[test]
-fn what_the_registry_does_not_have_is_no_reason_to_ask_again() {
+fn missing_image_is_not_requested_again() {
     let Some(pull) = Pull::of(image()) else { return };
     let digest = top(&pull.image);
     let unknown = json!({ "errors": [{ "code": "BLOB_UNKNOWN", "message": "blob unknown to registry" }] });
@@ -62,7 +62,7 @@ fn layer_that_fails_after_others_leaves_what_was_published() {
 }
 
 #[test]
-fn tag_is_looked_up_once_however_it_moves() {
+fn tag_is_resolved_once_even_if_it_moves() {
     let Some(pull) = Pull::of(image()) else { return };
     let other = image().layer(|layer| layer.file("etc/other", "other"));
     pull.registry.push_tags(&other, PLACE, ["2"]);
@@ -84,14 +84,14 @@ fn manifest_of_schema_1_is_refused_with_advice() {
     let layout = pull.repository.beside("layout");
     pull.image.write_oci_layout(&layout, "latest");
     pull.registry.push_as("v2s2", &format!("oci:{}:latest", layout.display()), &format!("{PLACE}:old"));
-    // To a client that names no kind, this registry makes one of the oldest.
+    // To a client without the header `accept`, this registry sends a manifest of schema 1.
     pull.proxy.at("/manifests/", |request, _| request.clone().without("accept").forward());
     let argument = format!("http://{}/{PLACE}:old", pull.proxy.host());
     pull.repository.refuse(["convert", &argument], 1, &["schema 1", "old"]);
 }
 
 #[test]
-fn page_of_a_login_is_no_manifest() {
+fn login_page_is_not_accepted_as_a_manifest() {
     let Some(pull) = Pull::of(image()) else { return };
     pull.proxy.at("/manifests/", |_, _| {
         Reply::status(200).with("content-type", "text/html").body(|body| body.extend(b"<html>Please log in</html>"))
@@ -110,7 +110,7 @@ fn endless_manifest_is_not_read_to_its_end() {
 }
 
 #[test]
-fn mirror_is_asked_first_and_the_registry_where_it_fails() {
+fn mirror_is_tried_first_and_the_registry_if_it_fails() {
     let Some(pull) = Pull::of(image()) else { return };
     let (mirror, digest) = (crate::support::FaultProxy::start(pull.registry.port()), top(&pull.image));
     mirror.at(&format!("/blobs/{digest}"), |_, _| Reply::status(500));

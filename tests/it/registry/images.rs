@@ -1,4 +1,4 @@
-//! Images of every make and form.
+//! Images of every program and format.
 
 use std::fs;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use super::{PLACE, Pull, assert_published, image, top};
 use crate::support::{Compression, FaultProxy, TestImage, TestRegistry, TestRepository, need, run};
 
-/// Converts an image that some program pushed, and the same image from a layout that skopeo makes of it, and compares.
+/// Converts a pushed image, and a copy of it in a layout by skopeo, and compares the results.
 #[track_caller]
 fn assert_same_as_layout(registry: &TestRegistry, tag: &str) {
     let repository = TestRepository::new();
@@ -20,7 +20,7 @@ fn assert_same_as_layout(registry: &TestRegistry, tag: &str) {
     let flat = repository.tree(&format!("{}/team", registry.host())).target(format!("image:{tag}"));
     let expected_flat = expected.tree("example.org/team").target("image:1");
     let below_root = |link: &str| link.trim_start_matches("../").to_owned();
-    // The config may be another, as skopeo rewrites those in Docker's own format.
+    // The configs may differ, because skopeo rewrites configs in Docker's own format.
     let tree = repository.tree(&below_root(&flat));
     assert!(tree == expected.tree(&below_root(&expected_flat)), "{:?}", tree.paths());
     assert!(tree.has("etc/made"), "{:?}", tree.paths());
@@ -41,7 +41,7 @@ fn image_of_a_registry_is_published_under_its_name_there() {
 }
 
 #[test]
-fn layers_may_be_packed_in_any_way() {
+fn layers_may_have_any_compression() {
     let plain = |compression| {
         move |layer: crate::support::TestLayer| layer.file(format!("etc/{compression:?}"), "x").compression(compression)
     };
@@ -110,7 +110,7 @@ fn image_of_podman_is_read() {
     assert_same_as_layout(&registry, "podman");
 }
 
-/// Prepares to run a program that keeps images and containers, with all it keeps in `home`.
+/// Returns a command for a program that stores images and containers, with its storage in `home`.
 fn containers(program: &str, home: &std::path::Path) -> Command {
     let mut command = Command::new(program);
     let directory = |name: &str| home.join(name);

@@ -1,12 +1,12 @@
-//! Layers arrive whole and right, or not at all.
+//! Layers arrive completely and with the right bytes, or the image fails.
 
 use std::time::Duration;
 
-use super::{Pull, image, large_image, noise, top};
+use super::{Pull, image, large_image, noise_image, top};
 use crate::support::{Delivery, FaultProxy, Reply, Run};
 
 #[test]
-fn connection_that_is_lost_again_and_again_delays_and_no_more() {
+fn repeatedly_lost_connection_only_delays() {
     for (size, piece) in [(300_000, 1000), (1_000_000, 65_536)] {
         let Some(pull) = Pull::of(large_image(size)) else { return };
         let digest = top(&pull.image);
@@ -16,7 +16,7 @@ fn connection_that_is_lost_again_and_again_delays_and_no_more() {
         let (mut reached, mut count) = (0, 0);
         for served in served {
             let range = (reached > 0).then(|| format!("bytes={reached}-"));
-            assert_eq!(served.range, range, "the request {count} does not go on where the one before stopped");
+            assert_eq!(served.range, range, "request {count} does not continue where the previous one stopped");
             reached += served.sent;
             count += 1;
         }
@@ -26,7 +26,7 @@ fn connection_that_is_lost_again_and_again_delays_and_no_more() {
 }
 
 #[test]
-fn registry_that_knows_no_ranges_is_read_over() {
+fn layer_is_read_from_the_start_if_the_registry_does_not_support_ranges() {
     let Some(pull) = Pull::of(large_image(500_000)) else { return };
     let digest = top(&pull.image);
     pull.proxy.at(&format!("/blobs/{digest}"), |request, number| {
@@ -37,7 +37,7 @@ fn registry_that_knows_no_ranges_is_read_over() {
 }
 
 #[test]
-fn stalled_body_is_given_up_and_gone_on_with() {
+fn stalled_body_is_aborted_and_continued() {
     let Some(pull) = Pull::of(large_image(500_000)) else { return };
     pull.repository.set(&format!("[registries.\"{}\"]\nstall_timeout = \"1s\"", pull.proxy.host()));
     let digest = top(&pull.image);
@@ -53,7 +53,7 @@ fn stalled_body_is_given_up_and_gone_on_with() {
 }
 
 #[test]
-fn many_layers_come_through_one_connection_that_breaks() {
+fn many_layers_arrive_over_one_connection_that_breaks() {
     let image = (0..20).fold(large_image(300_000), |image, number| {
         image.layer(|layer| layer.file(format!("etc/{number}"), "x".repeat(100_000)))
     });
@@ -77,7 +77,7 @@ fn stalled_manifest_is_asked_for_again() {
 }
 
 #[test]
-fn wrong_bytes_are_found_out() {
+fn wrong_bytes_are_detected() {
     let Some(pull) = Pull::of(image()) else { return };
     for digest in [top(&pull.image), pull.image.config_digest()] {
         pull.proxy.at(&format!("/blobs/{digest}"), |request, _| {
@@ -91,7 +91,7 @@ fn wrong_bytes_are_found_out() {
 }
 
 #[test]
-fn wrong_manifest_is_found_out_where_its_digest_is_known() {
+fn wrong_manifest_is_detected_if_its_digest_is_known() {
     let Some(pull) = Pull::of(image()) else { return };
     let (digest, place) = (pull.image.manifest_digest(), pull.argument());
     pull.proxy.at("/manifests/", |request, _| {
@@ -115,7 +115,7 @@ fn length_that_is_not_the_one_of_the_manifest_is_an_error() {
 }
 
 #[test]
-fn body_that_claims_no_length_is_right_or_refused() {
+fn body_without_a_length_is_verified() {
     let Some(pull) = Pull::of(image()) else { return };
     let size = pull.image.blobs()[&top(&pull.image)].len();
     let blob = format!("/blobs/{}", top(&pull.image));
@@ -131,7 +131,7 @@ fn body_that_claims_no_length_is_right_or_refused() {
 }
 
 #[test]
-fn part_that_nobody_asked_for_is_refused() {
+fn unrequested_range_is_refused() {
     let Some(pull) = Pull::of(large_image(100_000)) else { return };
     pull.proxy.at(&format!("/blobs/{}", top(&pull.image)), |request, number| {
         if number == 0 {
@@ -143,14 +143,14 @@ fn part_that_nobody_asked_for_is_refused() {
 }
 
 #[test]
-fn layer_behind_a_redirect_is_asked_of_the_registry_again() {
-    let Some(pull) = Pull::of(noise(500_000)) else { return };
+fn interrupted_layer_behind_a_redirect_is_requested_from_the_registry_again() {
+    let Some(pull) = Pull::of(noise_image(500_000)) else { return };
     let storage = FaultProxy::start(pull.registry.port());
     storage.at("/blobs/", |request, _| request.forward().delivery(Delivery::Cut(150_000)));
     let host = storage.host();
     pull.proxy.at("/blobs/", move |request, _| Reply::redirect(format!("http://{host}{}", request.path)));
     pull.assert_published();
-    // A place that a redirect names may be good for one request only.
+    // The URL of a redirect may be valid for one request only.
     assert_eq!(pull.proxy.blobs(), storage.blobs());
     let digest = top(&pull.image);
     assert_eq!(storage.blobs().iter().filter(|&asked| *asked == digest).count(), 4);

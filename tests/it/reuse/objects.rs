@@ -1,4 +1,4 @@
-//! Objects that lie in the store already, with the right bytes, with others, or no more.
+//! Objects that are already in the store with the right bytes, with wrong bytes, or that have been deleted.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use strata::object::{Compression, Encoder, ObjectHash, ObjectKind};
 use super::{OTHER, forget, layers_read};
 use crate::support::{Damage, NAME, TestImage, TestLayer, TestRepository, chain_path, flat_path, layer_path};
 
-/// Long enough to be cut in half, and short enough to be one object.
+/// Returns a text that is long enough to be cut in half, and short enough for one object.
 fn text(word: &str) -> String {
     format!("{word} ").repeat(50)
 }
@@ -22,12 +22,12 @@ fn image() -> TestImage {
     TestImage::new().layer(shared).layer(|layer| layer.file("upper", text("upper")))
 }
 
-/// An image that shares a layer with [`image`], and its chain.
+/// Returns an image that shares the lowest layer, and so its chain, with [`image`].
 fn sharing() -> TestImage {
     TestImage::new().layer(shared).layer(|layer| layer.file("another", text("another")))
 }
 
-/// An image that has the same content in other layers.
+/// Returns an image with the same content in different layers.
 fn alike() -> TestImage {
     TestImage::new()
         .layer(|layer| layer.file("elsewhere", text("shared")).file("f", text("f")).file("u", text("upper")))
@@ -60,7 +60,7 @@ pub(super) fn cut(path: &Path) {
     fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
 }
 
-/// Changes a byte of an object, not its length.
+/// Changes a byte of an object, but not its length.
 pub(super) fn damage(path: &Path) {
     let mut bytes = fs::read(path).unwrap();
     let middle = bytes.len() / 2;
@@ -89,7 +89,7 @@ fn object_of_another_length_is_replaced_when_it_is_written() {
 }
 
 #[test]
-fn link_in_the_place_of_an_object_is_replaced_when_it_leads_to_nothing_like_it() {
+fn link_in_the_place_of_an_object_is_replaced_by_the_object() {
     let repository = TestRepository::publish(&image());
     let object = object_of(&repository, &text("shared"));
     fs::remove_file(&object).unwrap();
@@ -99,13 +99,13 @@ fn link_in_the_place_of_an_object_is_replaced_when_it_leads_to_nothing_like_it()
 }
 
 #[test]
-fn objects_without_compression_are_compared_too() {
+fn uncompressed_objects_are_checked_by_size_too() {
     let repository = TestRepository::with_settings("compression = \"none\"");
     repository.convert(&image(), NAME, &[]).expect_code(0);
     cut(&object_as(&repository, &text("shared"), Compression::None));
     repository.convert(&alike(), OTHER, &[]).expect_code(0);
     assert_good(&repository);
-    // The catalogs of what is stored as it is say how long that is.
+    // Catalogs state the size of content that is stored without compression.
     cut(&object_as(&repository, &text("upper"), Compression::None));
     forget(&repository);
     let above = image().layer(|layer| layer.file("top", ""));
@@ -114,7 +114,7 @@ fn objects_without_compression_are_compared_too() {
 }
 
 #[test]
-fn image_that_shares_a_layer_with_a_deleted_object_is_published_without_a_hole() {
+fn image_that_shares_a_layer_with_a_deleted_object_restores_the_object() {
     for mode in [&[][..], &["--skip-layers"], &["--skip-flat", "--chains", "none"], &["--chains", "all"]] {
         for is_remembered in [true, false] {
             let repository = TestRepository::new();
@@ -130,7 +130,7 @@ fn image_that_shares_a_layer_with_a_deleted_object_is_published_without_a_hole()
 }
 
 #[test]
-fn image_with_a_hole_that_cannot_be_filled_is_not_published() {
+fn image_with_a_missing_object_that_cannot_be_restored_is_not_published() {
     for is_remembered in [true, false] {
         let repository = TestRepository::publish(&image());
         let object = object_of(&repository, &text("shared"));
@@ -148,25 +148,25 @@ fn image_with_a_hole_that_cannot_be_filled_is_not_published() {
 }
 
 #[test]
-fn published_image_is_made_whole_when_it_is_converted_again() {
+fn missing_objects_of_a_published_image_are_restored_when_it_is_converted_again() {
     for content in ["shared", "upper"] {
         let repository = TestRepository::publish(&image());
         fs::remove_file(object_of(&repository, &text(content))).unwrap();
         repository.convert(&image(), NAME, &[]).expect_code(0);
         assert_good(&repository);
-        assert_eq!(repository.reader().revision(), 2, "what is published is the same");
+        assert_eq!(repository.reader().revision(), 2, "nothing that is published has changed");
     }
 }
 
 #[test]
-fn objects_that_no_layer_has_come_back_too() {
+fn missing_objects_that_come_from_no_layer_are_restored_too() {
     let image = image().env("A", "b");
     let repository = TestRepository::publish(&image);
     let flat = repository.flat(&image);
     let made: Vec<String> = flat.paths().into_iter().filter(|path| path.starts_with(".singularity.d/env/")).collect();
     assert!(!made.is_empty());
     made.iter().for_each(|path| drop(fs::remove_file(object_of(&repository, &flat.text(path)))));
-    // The markers of nested catalogs, which every tree has.
+    // Markers of nested catalogs, which every tree has.
     fs::remove_file(object_of(&repository, "")).unwrap();
     fs::remove_file(object_of(&repository, &record(&repository, &image))).unwrap();
     repository.convert(&image, NAME, &[]).expect_code(0);
@@ -179,12 +179,12 @@ pub(super) fn record(repository: &TestRepository, image: &TestImage) -> String {
 }
 
 #[test]
-fn tree_whose_objects_cannot_be_made_again_is_replaced() {
+fn tree_whose_objects_cannot_be_restored_is_replaced() {
     let repository = TestRepository::publish(&image());
     let object = object_of(&repository, &text("shared"));
     fs::remove_file(&object).unwrap();
     let before = repository.reader().catalog_hashes();
-    // The same content becomes another object from now on.
+    // From now on, the same content results in a different object.
     repository.set("compression = \"none\"");
     repository.convert(&image(), NAME, &[]).expect_code(0);
     let after = repository.reader().catalog_hashes();
@@ -194,15 +194,15 @@ fn tree_whose_objects_cannot_be_made_again_is_replaced() {
     }
     assert!(!object.exists());
     assert_eq!(repository.flat(&image()).text("shared"), text("shared"));
-    // The revision before has lost it for good.
+    // The object stays missing in the previous revision.
     fs::write(&object, Encoder::new(Compression::Balanced).encode(text("shared").as_bytes())).unwrap();
 }
 
 #[test]
-fn trees_of_other_directories_are_looked_at() {
+fn trees_published_from_another_repository_directory_are_checked() {
     let repository = TestRepository::publish(&image());
     forget(&repository);
-    // Nothing changes in the directory of the object.
+    // The directory of the object does not change.
     fs::write(object_of(&repository, &text("shared")), "").unwrap();
     repository.convert(&sharing(), OTHER, &[]).expect_code(0);
     assert_good(&repository);
@@ -214,18 +214,18 @@ fn epoch(repository: &TestRepository) -> i64 {
 }
 
 #[test]
-fn what_was_published_here_is_believed_until_something_is_collected() {
+fn trees_published_from_this_directory_are_not_checked_until_objects_are_collected() {
     let repository = TestRepository::publish(&image());
     let before = epoch(&repository);
     repository.convert(&sharing(), OTHER, &[]).expect_code(0);
     repository.convert(&image(), NAME, &[]).expect_code(0);
-    assert_eq!(epoch(&repository), before, "nobody else changed anything");
-    // Nothing is found by a look at what nobody can have deleted.
+    assert_eq!(epoch(&repository), before, "no other program has changed anything");
+    // The damage is not found, because objects are not checked while no program can have deleted any.
     let object = object_of(&repository, &text("shared"));
     let bytes = fs::read(&object).unwrap();
     fs::write(&object, "").unwrap();
     assert_eq!(layers_read(repository.convert(&image(), NAME, &["--json"])), 0);
-    // What a collection of any program deletes is in a directory that has changed since.
+    // A collection by any program changes the directory of each deleted object.
     let collected = repository.storage().join("data/00/00000000000000000000000000000000000000");
     fs::write(&collected, "nothing refers to this").unwrap();
     fs::remove_file(&collected).unwrap();
@@ -235,7 +235,7 @@ fn what_was_published_here_is_believed_until_something_is_collected() {
 }
 
 #[test]
-fn looks_are_remembered() {
+fn checks_of_published_trees_are_remembered() {
     let repository = TestRepository::publish(&image());
     forget(&repository);
     repository.convert(&sharing(), OTHER, &[]).expect_code(0);
@@ -247,5 +247,5 @@ fn looks_are_remembered() {
     for path in [layer_path(&sharing(), 0), layer_path(&sharing(), 1), flat_path(&sharing())] {
         assert!(whole(path.clone()), "{path}");
     }
-    assert!(!whole(layer_path(&image(), 1)), "nobody needed it");
+    assert!(!whole(layer_path(&image(), 1)), "the new image does not need it");
 }

@@ -1,4 +1,4 @@
-//! What is lost or damaged and cannot be passed over is named, with what brings it back; and that does.
+//! The message about a missing or damaged file that a run needs names the file and the repair, and the repair works.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use super::objects::{assert_good, catalogs_of, cut, damage, object_of, record};
 use super::{OTHER, forget};
 use crate::support::{NAME, TestImage, TestLayer, TestRepository, chain_path, flat_path, layer_path};
 
-/// As many files as need several catalogs, and few objects.
+/// Adds enough files for several catalogs, with few objects.
 fn shared(layer: TestLayer) -> TestLayer {
     (0..2400)
         .fold(layer, |layer, number| layer.file(format!("d{}/f{number}", number % 2), format!("text {}", number % 20)))
@@ -23,7 +23,7 @@ fn sharing() -> TestImage {
     image().layer(|layer| layer.file("top", ""))
 }
 
-/// A repository whose trees have nested catalogs of their own.
+/// Returns a repository whose trees have nested catalogs.
 fn repository() -> TestRepository {
     let repository = TestRepository::with_settings("[catalog]\nentries = 1000");
     repository.convert(&image(), NAME, &[]).expect_code(0);
@@ -72,7 +72,7 @@ fn force_repairs_in_every_mode() {
 }
 
 #[test]
-fn damage_of_the_same_length_stays_without_force_and_is_not_taken_for_repaired() {
+fn damage_of_the_same_length_stays_without_force_and_is_not_reported_as_repaired() {
     let repository = repository();
     let object = object_of(&repository, "text 7");
     let bytes = fs::read(&object).unwrap();
@@ -98,12 +98,12 @@ fn damaged_and_missing_catalogs_of_trees_are_repaired_by_force() {
 }
 
 #[test]
-fn missing_catalog_of_a_tree_is_an_error_that_says_how_to_repair_it() {
+fn missing_catalog_of_a_tree_is_an_error_that_names_the_repair() {
     for is_remembered in [true, false] {
         for root in roots() {
             let repository = repository();
             let catalogs: Vec<PathBuf> = catalogs_of(&repository, &root);
-            // One by one, the root of the tree and those below it.
+            // Damages the catalogs one by one: the root of the tree and those below it.
             for catalog in catalogs {
                 let bytes = fs::read(&catalog).unwrap();
                 fs::remove_file(&catalog).unwrap();
@@ -122,7 +122,7 @@ fn missing_catalog_of_a_tree_is_an_error_that_says_how_to_repair_it() {
 }
 
 #[test]
-fn damaged_root_catalog_of_a_tree_is_an_error_that_says_how_to_repair_it() {
+fn damaged_root_catalog_of_a_tree_is_an_error_that_names_the_repair() {
     for root in [layer_path(&image(), 0), flat_path(&image())] {
         let repository = repository();
         let hash = repository.reader().catalog_hashes()[&format!("/{root}")].clone();
@@ -134,7 +134,7 @@ fn damaged_root_catalog_of_a_tree_is_an_error_that_says_how_to_repair_it() {
 }
 
 #[test]
-fn missing_catalog_above_the_trees_is_an_error_that_says_how_to_repair_it() {
+fn missing_catalog_above_the_trees_is_an_error_that_names_the_repair() {
     for root in ["", ".layers", ".flat", &layer_path(&image(), 0)[..".layers/00".len()]] {
         let repository = repository();
         let hash = repository.reader().catalog_hashes()[&format!("/{root}").trim_end_matches('/').to_owned()].clone();
@@ -150,7 +150,7 @@ fn missing_catalog_above_the_trees_is_an_error_that_says_how_to_repair_it() {
 }
 
 #[test]
-fn tree_with_a_lost_catalog_that_cannot_be_made_again_is_replaced_by_force() {
+fn tree_with_a_missing_catalog_that_cannot_be_rebuilt_is_replaced_by_force() {
     for root in roots() {
         let repository = repository();
         let catalogs: Vec<(PathBuf, Vec<u8>)> =
@@ -162,7 +162,7 @@ fn tree_with_a_lost_catalog_that_cannot_be_made_again_is_replaced_by_force() {
             repository.run(["check", "--quick", &format!("/{root}")]).expect_code(0);
         });
         assert_eq!(repository.flat(&image()).text("d1/f7"), "text 7");
-        // The revision before has lost it for good.
+        // The object stays missing in the previous revision.
         catalogs.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
     }
 }
@@ -176,7 +176,7 @@ fn front_object(repository: &TestRepository, letter: char) -> PathBuf {
 }
 
 #[test]
-fn certificate_and_meta_info_are_written_again_where_their_bytes_are_known() {
+fn missing_certificate_and_meta_info_are_written_again_if_their_bytes_are_known() {
     for letter in ['X', 'M'] {
         for spoil in SPOILERS {
             for options in [&[][..], &["--force"]] {
@@ -192,7 +192,7 @@ fn certificate_and_meta_info_are_written_again_where_their_bytes_are_known() {
     }
 }
 
-/// Fails unless an image is not published under a new name, by an error that says all of `words`.
+/// Asserts that converting an image under a new name fails with an error that contains all of `words`.
 #[track_caller]
 fn assert_not_published(repository: &TestRepository, image: &TestImage, options: &[&str], words: &[&str]) {
     let before = repository.manifest_bytes();
@@ -204,7 +204,7 @@ fn assert_not_published(repository: &TestRepository, image: &TestImage, options:
 }
 
 #[test]
-fn lost_tag_database_is_an_error_that_says_how_to_repair_it() {
+fn missing_tag_database_is_an_error_that_names_the_repair() {
     for spoil in SPOILERS {
         let repository = TestRepository::publish(&image());
         let object = front_object(&repository, 'H');
@@ -218,7 +218,7 @@ fn lost_tag_database_is_an_error_that_says_how_to_repair_it() {
 }
 
 #[test]
-fn damaged_log_of_references_is_an_error_that_says_how_to_repair_it() {
+fn damaged_log_of_references_is_an_error_that_names_the_repair() {
     for spoil in [cut, |path: &Path| fs::write(path, "no database").unwrap()] {
         let repository = TestRepository::publish(&image());
         let log = repository.storage().join(".cvmfsreflog");
@@ -230,7 +230,7 @@ fn damaged_log_of_references_is_an_error_that_says_how_to_repair_it() {
     }
 }
 
-/// Files of podman's store that each publication reads.
+/// Files of podman's store that every publishing run reads.
 const LISTS: [&str; 4] = [
     "overlay-images/images.json",
     "overlay-images/images.lock",
@@ -249,7 +249,7 @@ fn list_object(repository: &TestRepository, file: &str) -> PathBuf {
     path
 }
 
-/// Returns the images in podman's list: of each the ID and the names, in order.
+/// Returns the ID and the names of each image in podman's list, in order.
 fn listed(repository: &TestRepository) -> Vec<String> {
     let list = repository.json("podmanStore/overlay-images/images.json");
     let mut images: Vec<String> =
@@ -259,7 +259,7 @@ fn listed(repository: &TestRepository) -> Vec<String> {
 }
 
 #[test]
-fn lists_of_podmans_store_are_made_again_by_force() {
+fn lists_of_podmans_store_are_rebuilt_by_force() {
     let unnamed = TestImage::new().layer(|layer| layer.file("former", "text"));
     for lost in [&LISTS[..1], &LISTS[1..2], &LISTS[2..3], &LISTS[3..], &LISTS] {
         for spoil in SPOILERS {
@@ -279,7 +279,7 @@ fn lists_of_podmans_store_are_made_again_by_force() {
             repository.convert(&image(), NAME, &["--force"]).expect_code(0);
             assert_eq!(listed(&repository), before, "{lost:?}");
             repository.run(["check", "/podmanStore"]).expect_code(0);
-            // The revision before has lost them for good.
+            // The objects stay missing in the previous revision.
             objects.iter().for_each(|(object, bytes)| fs::write(object, bytes).unwrap());
             repository.run(["verify", &repository.source(&sharing()), "--name", OTHER]).expect_code(0);
             repository.convert(&next, "registry.example.org/next:1", &[]).expect_code(0);
@@ -288,7 +288,7 @@ fn lists_of_podmans_store_are_made_again_by_force() {
 }
 
 #[test]
-fn lost_lists_of_losses_and_candidates_cost_no_publication() {
+fn missing_lists_of_losses_and_candidates_do_not_prevent_publishing() {
     let lossy = TestImage::new().layer(|layer| layer.file("a", "text").xattr("user.long", "v".repeat(256)));
     let repository = TestRepository::new();
     repository.convert(&lossy, NAME, &[]).expect_code(0);

@@ -1,4 +1,4 @@
-//! One catalog: its rows and tables, read once into memory, and the checks that need nothing but this file.
+//! A catalog: its rows and tables, read once into memory, and the checks that need only this file.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -37,7 +37,7 @@ const TABLES: &[Table] = &[
     ("properties", &["key TEXT 1", "value TEXT"]),
 ];
 
-/// What `self_` and `subtree_` counters count.
+/// Names of the counters, after the prefix `self_` or `subtree_`.
 pub const COUNTERS: [&str; 12] = [
     "regular",
     "symlink",
@@ -53,7 +53,7 @@ pub const COUNTERS: [&str; 12] = [
     "external_file_size",
 ];
 
-/// The two halves of a path's MD5 as catalogs hold them.
+/// The two halves of a path's MD5, as stored in catalogs.
 pub type PathHash = (i64, i64);
 
 /// Returns the halves of the MD5 of `path`: little-endian and signed.
@@ -101,11 +101,11 @@ pub struct Reference {
 
 /// A catalog in memory.
 pub struct Catalog {
-    /// The object, `data/3f/c8…C`.
+    /// Path of the object, `data/3f/c8…C`.
     pub object: String,
-    /// Where it is to be mounted.
+    /// Mountpoint.
     pub mountpoint: Vec<u8>,
-    /// Bytes of the database.
+    /// Size of the database in bytes.
     pub size: i64,
     pub rows: Vec<Row>,
     /// Indices of rows by the hash of their parent's path, in the order of row ids.
@@ -169,7 +169,7 @@ impl Catalog {
         self.children.get(&path_hash(path)).map_or(&[], Vec::as_slice)
     }
 
-    /// Returns how messages call a path of this catalog.
+    /// Returns a path of this catalog in the form for messages.
     pub fn place(&self, path: &[u8]) -> String {
         format!("{} (catalog {})", show(path), self.object)
     }

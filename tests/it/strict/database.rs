@@ -8,10 +8,10 @@ use rusqlite::{Connection, MAIN_DB};
 
 use super::{Finding, Findings};
 
-/// A table that must be there: its name, and its columns as `name TYPE`, those of the primary key with their place in it.
+/// A required table: its name, and its columns as `name TYPE`, those of the primary key with their position in it.
 pub type Table = (&'static str, &'static [&'static str]);
 
-/// A database and how messages call it.
+/// A database, and its name in messages.
 pub struct Database {
     name: String,
     connection: Connection,
@@ -25,7 +25,7 @@ impl Database {
             findings.note(&name, "an SQLite file", format_args!("{} other bytes", bytes.len()));
             return None;
         }
-        // A file in WAL mode says so in these two bytes, and SQLite cannot open it from memory.
+        // These two bytes mark a file in WAL mode, which SQLite cannot open from memory.
         if bytes[18..20] != [1, 1] {
             findings.note(
                 &name,
@@ -47,7 +47,7 @@ impl Database {
         Some(database)
     }
 
-    /// Runs a query and returns what `map` makes of each row.
+    /// Runs a query and applies `map` to each row.
     pub fn query<T>(
         &self,
         sql: &str,
@@ -57,9 +57,9 @@ impl Database {
         run().map_err(|error| unreadable(&format!("{} ({sql})", self.name), &error))
     }
 
-    /// Checks that exactly `tables` are there, with exactly their columns and primary keys.
+    /// Checks that the database has exactly `tables`, with exactly their columns and primary keys.
     ///
-    /// The order of columns is free: a database that was brought up from an older schema has new columns last.
+    /// The order of columns is not checked: a database that was migrated from an older schema has new columns last.
     pub fn check_tables(&self, tables: &[Table], findings: &mut Findings) {
         let names = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name";
         let names = findings.keep(self.query(names, |row| row.get::<_, String>(0))).unwrap_or_default();
@@ -93,7 +93,7 @@ impl Database {
         properties
     }
 
-    /// Returns how messages call the database.
+    /// Returns the name of the database in messages.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -103,18 +103,18 @@ fn unreadable(place: &str, error: &dyn fmt::Display) -> Finding {
     Finding { place: place.to_owned(), expected: "a readable database".to_owned(), found: error.to_string() }
 }
 
-/// Returns the bytes of a text or blob; nothing for other values.
+/// Returns the bytes of a text or blob; `None` for other values.
 fn cell_bytes(value: ValueRef<'_>) -> Vec<u8> {
     value.as_bytes().map(<[u8]>::to_vec).unwrap_or_default()
 }
 
 /// Reads the cells of one row and notes those of a wrong type.
 pub struct Cells<'r, 's> {
-    /// The row as SQLite gives it.
+    /// The row from SQLite.
     pub row: &'r rusqlite::Row<'s>,
-    /// How messages call the row.
+    /// Name of the row in messages.
     pub place: &'r str,
-    /// Takes what is wrong.
+    /// Receives the faults.
     pub findings: &'r mut Findings,
 }
 
@@ -127,7 +127,7 @@ impl Cells<'_, '_> {
         })
     }
 
-    /// Returns an integer, or nothing for NULL.
+    /// Returns an integer; `None` for NULL.
     pub fn optional_integer(&mut self, column: &str) -> Option<i64> {
         match self.row.get_ref(column) {
             Ok(ValueRef::Integer(number)) => Some(number),
@@ -149,7 +149,7 @@ impl Cells<'_, '_> {
         String::from_utf8_lossy(&self.text(column)).into_owned()
     }
 
-    /// Returns a blob, or nothing for NULL.
+    /// Returns a blob; `None` for NULL.
     pub fn blob(&mut self, column: &str) -> Option<Vec<u8>> {
         match self.row.get_ref(column) {
             Ok(ValueRef::Blob(bytes)) => Some(bytes.to_vec()),

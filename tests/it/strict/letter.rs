@@ -12,13 +12,13 @@ use super::{Finding, Findings, hex, is_hash};
 /// MD5 of the empty path, which every manifest names.
 const ROOT_PATH_HASH: &str = "d41d8cd98f00b204e9800998ecf8427e";
 
-/// Readers of a local manifest use a buffer of this many bytes.
+/// Size in bytes of the buffer into which clients read a local manifest.
 const MANIFEST_LIMIT: usize = 4096;
 
 /// The fields of `.cvmfspublished`, by letter.
 pub struct Manifest {
     fields: BTreeMap<char, String>,
-    /// What is wrong with the file as a whole.
+    /// Faults of the file as a whole.
     findings: Findings,
 }
 
@@ -133,7 +133,7 @@ pub fn check_certificate(store: &Store, hash: &str, findings: &mut Findings) -> 
     certificate
 }
 
-/// Splits a signed file into its lines and checks that it names their hash and goes on with a signature.
+/// Splits a signed file into its lines, and checks that their hash and a signature follow.
 fn signed_lines(place: &str, bytes: &[u8], findings: &mut Findings) -> Vec<String> {
     let Some(end) = bytes.windows(4).position(|window| window == b"\n--\n") else {
         findings.note(place, "a line '--' before the signature", "none");
@@ -153,7 +153,7 @@ fn signed_lines(place: &str, bytes: &[u8], findings: &mut Findings) -> Vec<Strin
     String::from_utf8_lossy(text).lines().map(str::to_owned).collect()
 }
 
-/// Returns the DER bytes of the first certificate in a PEM file, when they are one whole ASN.1 sequence.
+/// Returns the DER bytes of the first certificate in a PEM file if they are exactly one complete ASN.1 sequence.
 fn decode_pem(pem: &str) -> Option<Vec<u8>> {
     let (_, rest) = pem.split_once("-----BEGIN CERTIFICATE-----\n")?;
     let (body, _) = rest.split_once("-----END CERTIFICATE-----")?;

@@ -1,4 +1,4 @@
-//! Lists what a repository shows at one revision, for comparison with what it should show.
+//! Lists a revision of a repository as clients see it, for comparison with the expected content.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,17 +13,17 @@ use super::rules::{CHUNKED, HIDDEN, Kind, UNCOMPRESSED, read_xattrs};
 use super::store::{Store, object_path};
 use super::{Finding, Findings, hex, is_hash, show};
 
-/// Longer content is kept as a hash only.
+/// Maximum size of content that is kept; of longer content only the hash is kept.
 const KEPT_BYTES: usize = 1 << 20;
 
-/// A repository at one revision. Its methods panic where the repository is damaged: [`super::check`] says how.
+/// A repository at one revision. Its methods panic if the repository is damaged; [`super::check`] reports the damage.
 pub struct Reader {
     store: Store,
     root: String,
     manifest: Manifest,
 }
 
-/// What is at one path.
+/// The entry at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The complete `st_mode`, with the type.
@@ -32,23 +32,23 @@ pub struct Entry {
     pub gid: u32,
     /// Seconds and nanoseconds.
     pub mtime: (i64, u32),
-    /// Bytes of a file or of the shown target of a link; 0 for all else.
+    /// Size in bytes of a file, or of the target of a symbolic link as clients show it; 0 for other types.
     pub size: u64,
     /// The content of a regular file, unless the listing leaves content out.
     pub content: Option<Content>,
     /// The target of a symbolic link as clients show it: `$(:-$()` is `$(` again.
     pub target: Option<Vec<u8>>,
-    /// The number of a device as `stat` shows it.
+    /// The device number in the encoding of `stat`.
     pub rdev: Option<u64>,
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// The directory and number of the hard link group.
     pub link_group: Option<(Vec<u8>, u32)>,
     pub linkcount: u32,
-    /// Listings of clients leave it out.
+    /// Whether listings of clients omit the entry.
     pub hidden: bool,
 }
 
-/// The content of a file: whole, or its hash where it is longer than a mebibyte.
+/// The content of a file, or its hash if it is longer than 1 MiB.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Content {
     Whole(Vec<u8>),
@@ -56,7 +56,7 @@ pub enum Content {
 }
 
 impl Content {
-    /// Returns `bytes` in the form that listings have.
+    /// Returns `bytes` in the form of listings.
     pub fn of(bytes: &[u8]) -> Self {
         if bytes.len() <= KEPT_BYTES { Self::Whole(bytes.to_vec()) } else { Self::Sha1(Sha1::digest(bytes).into()) }
     }
@@ -122,12 +122,12 @@ impl Reader {
         self.listing(below, true)
     }
 
-    /// Lists like [`Reader::walk`], but reads no content: for files too large to be read in a test.
+    /// Lists like [`Reader::walk`], but without content: for files that are too large to be read in a test.
     pub fn walk_without_content(&self, below: &str) -> BTreeMap<Vec<u8>, Entry> {
         self.listing(below, false)
     }
 
-    /// Returns the names in a directory that a client lists, sorted. Odd bytes are escaped.
+    /// Returns the names that clients list in a directory, sorted. Non-printable bytes are escaped.
     pub fn list(&self, directory: &str) -> Vec<String> {
         let path = absolute(directory);
         let catalog = self.catalog_for(&path);
@@ -148,7 +148,7 @@ impl Reader {
         content
     }
 
-    /// Returns offset and size of each chunk of a file; nothing for a file in one piece.
+    /// Returns offset and size of each chunk of a file; an empty list for a file that is not chunked.
     pub fn chunks(&self, path: &str) -> Vec<(u64, u64)> {
         let path = absolute(path);
         let chunks = self.catalog_for(&path).chunks.remove(&path_hash(&path)).unwrap_or_default();
@@ -253,7 +253,7 @@ impl Reader {
         if row.size as usize <= KEPT_BYTES { Content::Whole(whole) } else { Content::Sha1(sha1.finalize().into()) }
     }
 
-    /// Gives the content of a regular file to `sink`, a chunk at a time.
+    /// Passes the content of a regular file to `sink`, chunk by chunk.
     fn read_content(&self, catalog: &Catalog, path: &[u8], row: &Row, sink: &mut dyn FnMut(&[u8])) {
         let read = |hash: &Option<Vec<u8>>, suffix: &str| {
             let hash = hex(hash.as_ref().unwrap_or_else(|| panic!("no content of {}", show(path))));
@@ -282,7 +282,7 @@ impl Reader {
         assert_eq!(length, row.size, "length of the content of {}", show(path));
     }
 
-    /// Returns the catalog that has the row of a path and, for a transition point, what is below it.
+    /// Returns the catalog with the row of a path. For a transition point, this is the nested catalog.
     fn catalog_for(&self, path: &[u8]) -> Catalog {
         let mut catalog = self.load(&self.root, b"");
         loop {
@@ -312,7 +312,7 @@ fn absolute(path: &str) -> Vec<u8> {
     if path.is_empty() { Vec::new() } else { format!("/{path}").into_bytes() }
 }
 
-/// Gives back the target that was escaped so that clients do not expand it.
+/// Reverts the escaping that keeps clients from expanding a link target.
 fn unescape(target: &[u8]) -> Vec<u8> {
     const ESCAPED: &[u8] = b"$(:-$()";
     let mut plain = Vec::with_capacity(target.len());

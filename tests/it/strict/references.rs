@@ -1,4 +1,4 @@
-//! What the manifest refers to besides the head: tags, the log of references, the certificate, the description.
+//! Everything that the manifest refers to besides the head: tags, the log of references, the certificate, the description.
 
 use std::collections::BTreeMap;
 
@@ -44,7 +44,7 @@ struct Tag {
     branch: String,
 }
 
-/// Checks the head and everything else that the manifest leads to.
+/// Checks the head and everything else that the manifest refers to.
 pub fn check(store: &Store, manifest: &Manifest, fqrn: &str, tree: &mut TreeCheck<'_>) {
     let root = manifest.field('C').unwrap_or_default();
     let mut references = vec![(root.to_owned(), 0)];
@@ -137,7 +137,7 @@ fn read_tags(database: &Database, findings: &mut Findings) -> Result<Vec<Tag>, F
     })
 }
 
-/// Checks a tag, and the whole tree that it keeps alive.
+/// Checks a tag, and the whole tree that it refers to.
 fn check_tag(tag: &Tag, manifest: &Manifest, tree: &mut TreeCheck<'_>) {
     let place = format!("tag '{}'", tag.name);
     let findings = &mut *tree.findings;
@@ -168,7 +168,7 @@ fn check_tag(tag: &Tag, manifest: &Manifest, tree: &mut TreeCheck<'_>) {
     );
 }
 
-/// Checks the log of references: it is the one in the manifest, and has all that the manifest and tags lead to.
+/// Checks that the log of references is the one in the manifest, and lists everything that the manifest and tags refer to.
 fn check_reflog(
     store: &Store,
     manifest: &Manifest,
@@ -214,7 +214,7 @@ fn check_reflog(
     }
 }
 
-/// Checks that a logged object is there, and is a root catalog if it is a catalog.
+/// Checks that a logged object exists, and is a root catalog if it is a catalog.
 fn check_logged(store: &Store, hash: &str, suffix: &str, tree: &mut TreeCheck<'_>) {
     if !tree.has(hash, suffix) {
         tree.findings.note(".cvmfsreflog", format_args!("object {}", object_path(hash, suffix)), "none");

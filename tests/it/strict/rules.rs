@@ -1,4 +1,4 @@
-//! What one row must be like by itself.
+//! The rules for a single row.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ pub const UNCOMPRESSED: i64 = 0x800;
 pub const BIND_MOUNTPOINT: i64 = 0x4000;
 pub const HIDDEN: i64 = 0x8000;
 
-/// The kinds that a mode can name.
+/// Types of entries that a mode can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Directory,
@@ -41,10 +41,10 @@ impl Kind {
     }
 }
 
-/// What the rest of the catalog says about a row.
+/// Facts about a row from other tables of the catalog.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Surroundings {
-    /// It is the root entry of a nested catalog.
+    /// The row is the root entry of a nested catalog.
     pub is_nested_root: bool,
     /// `nested_catalogs` has its path.
     pub is_mountpoint: bool,
@@ -54,7 +54,7 @@ pub struct Surroundings {
     pub has_chunks: bool,
 }
 
-/// Checks everything about a row that needs neither other rows nor objects.
+/// Checks a row, without other rows and objects.
 pub fn check_row(place: &str, row: &Row, surroundings: Surroundings, findings: &mut Findings) {
     let Some(kind) = Kind::of(row.mode) else {
         findings.note(place, "a mode with a known file type", format_args!("{:o}", row.mode));
@@ -84,7 +84,7 @@ pub fn check_row(place: &str, row: &Row, surroundings: Surroundings, findings: &
     }
 }
 
-/// Checks the flags bit for bit; only the choices that the format leaves are taken from the flags themselves.
+/// Checks every bit of the flags. Only bits that the format leaves open are taken from the flags themselves.
 fn check_flags(place: &str, row: &Row, kind: Kind, surroundings: Surroundings, findings: &mut Findings) {
     let choices = match kind {
         Kind::Regular => UNCOMPRESSED | EXTERNAL | HIDDEN,
@@ -141,7 +141,7 @@ fn check_links(place: &str, row: &Row, kind: Kind, findings: &mut Findings) {
     }
 }
 
-/// Checks a row's own name. `is_repository_root` allows, and demands, the empty one.
+/// Checks a row's own name. With `is_repository_root`, it must be empty.
 pub fn check_name(place: &str, name: &[u8], is_repository_root: bool, findings: &mut Findings) {
     let is_component =
         !matches!(name, b"" | b"." | b"..") && name.len() <= 255 && !name.iter().any(|b| b"/\0".contains(b));
@@ -151,7 +151,7 @@ pub fn check_name(place: &str, name: &[u8], is_repository_root: bool, findings: 
     }
 }
 
-/// Reads an xattr blob, or says what is wrong with it.
+/// Reads an xattr blob. An error describes its fault.
 pub fn read_xattrs(blob: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, String> {
     let (count, mut rest) = match blob {
         [1, count, rest @ ..] if *count > 0 => (*count, rest),

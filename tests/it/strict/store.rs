@@ -1,4 +1,4 @@
-//! The storage directory: which files may lie in it, and what the objects are.
+//! The storage directory: the files that it may contain, and the objects.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -11,7 +11,7 @@ use sha1::{Digest as _, Sha1};
 
 use super::{Finding, Findings, hex, is_hash};
 
-/// Files that may lie beside `data/`, other than links for the alternative catalog path.
+/// Files that may exist beside `data/`, other than links for the alternative catalog path.
 const TOP_FILES: &[&str] = &[
     ".cvmfspublished",
     ".cvmfswhitelist",
@@ -27,12 +27,12 @@ pub struct Store {
     root: PathBuf,
 }
 
-/// What the file of an object holds.
+/// Sizes of an object's file.
 #[derive(Debug, Clone, Copy)]
 pub struct StoredObject {
     /// Bytes in the file.
     pub stored: u64,
-    /// Bytes of content, when the file is one whole zlib stream and nothing else.
+    /// Size of the content in bytes, if the file is exactly one complete zlib stream.
     pub inflated: Option<u64>,
 }
 
@@ -70,7 +70,7 @@ impl Store {
         }
     }
 
-    /// Checks what lies in the storage directory itself.
+    /// Checks the entries of the storage directory itself.
     pub fn check_top_directory(&self, findings: &mut Findings) {
         for name in [".cvmfspublished", ".cvmfswhitelist", ".cvmfsreflog"] {
             if !self.root.join(name).is_file() {
@@ -89,7 +89,7 @@ impl Store {
         }
     }
 
-    /// Checks that everything below `data/` is an object under its right name, and returns the objects by path.
+    /// Checks that everything below `data/` is an object under its own hash, and returns the objects by path.
     pub fn scan(&self, findings: &mut Findings) -> BTreeMap<String, StoredObject> {
         let mut objects = BTreeMap::new();
         let prefixes: Vec<String> = (0..=255).map(|byte| format!("{byte:02x}")).collect();
@@ -153,7 +153,7 @@ fn entries(directory: &Path, place: &str, findings: &mut Findings) -> Vec<(Strin
     entries
 }
 
-/// Returns the hash of a file and what it holds, without having it whole in memory.
+/// Returns the hash and sizes of a file, without loading it into memory.
 fn examine(path: &Path) -> io::Result<(String, StoredObject)> {
     let mut sha1 = Sha1::new();
     let mut file = File::open(path)?;

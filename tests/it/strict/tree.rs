@@ -9,7 +9,7 @@ use super::store::{Store, StoredObject, object_path};
 use super::walk::CatalogWalk;
 use super::{Findings, hex, show};
 
-/// A catalog, with all below it, that was checked.
+/// A checked catalog with everything below it.
 pub struct Subtree {
     pub root: Row,
     pub size: i64,
@@ -19,10 +19,10 @@ pub struct Subtree {
     counters: Counters,
 }
 
-/// How many there are of each of [`COUNTERS`].
+/// Values of [`COUNTERS`].
 pub type Counters = BTreeMap<&'static str, i64>;
 
-/// Checks trees, each catalog once for each place that it stands at.
+/// Checks trees of catalogs, each catalog once for each mountpoint.
 pub struct TreeCheck<'a> {
     store: &'a Store,
     objects: &'a BTreeMap<String, StoredObject>,
@@ -32,7 +32,7 @@ pub struct TreeCheck<'a> {
 }
 
 impl<'a> TreeCheck<'a> {
-    /// Prepares checks against the objects that are there.
+    /// Creates a check that knows the existing objects.
     pub fn new(store: &'a Store, objects: &'a BTreeMap<String, StoredObject>, findings: &'a mut Findings) -> Self {
         Self { store, objects, findings, referenced: BTreeSet::new(), done: HashMap::new() }
     }
@@ -42,7 +42,7 @@ impl<'a> TreeCheck<'a> {
         self.referenced
     }
 
-    /// Notes a reference to an object and returns the object if it is there.
+    /// Records a reference to an object, and returns the object if it exists.
     pub fn refer(&mut self, place: &str, hash: &str, suffix: &str) -> Option<StoredObject> {
         let path = object_path(hash, suffix);
         let object = self.objects.get(&path).copied();
@@ -53,12 +53,12 @@ impl<'a> TreeCheck<'a> {
         object
     }
 
-    /// Tells whether an object is there, without counting it as referred to.
+    /// Returns whether an object exists, without recording a reference.
     pub fn has(&self, hash: &str, suffix: &str) -> bool {
         self.objects.contains_key(&object_path(hash, suffix))
     }
 
-    /// Checks the catalog `hash` at `mountpoint` and everything below it; returns nothing if it cannot be read.
+    /// Checks the catalog `hash` at `mountpoint` and everything below it. Returns `None` if it cannot be read.
     pub fn check(&mut self, hash: &str, mountpoint: &[u8]) -> Option<Rc<Subtree>> {
         let key = (hash.to_owned(), mountpoint.to_vec());
         if let Some(done) = self.done.get(&key) {
@@ -116,7 +116,7 @@ impl<'a> TreeCheck<'a> {
         sum
     }
 
-    /// A transition point and the root entry of the nested catalog are the same but for one flag each.
+    /// Checks that a transition point and the root entry of the nested catalog differ only in one flag each.
     fn check_transition(&mut self, place: &str, transition: &Row, root: &Row) {
         let bare = |row: &Row| Row { rowid: 0, flags: row.flags & !(MOUNTPOINT | NESTED_ROOT), ..row.clone() };
         if bare(transition) != bare(root) {
@@ -144,7 +144,7 @@ impl<'a> TreeCheck<'a> {
         }
     }
 
-    /// Checks that the content of a regular file, or of a piece of one, is there in its full length.
+    /// Checks that the content of a regular file or chunk exists in its full length.
     pub fn check_content(&mut self, place: &str, hash: &[u8], suffix: &str, flags: i64, size: i64) {
         let Some(object) = self.refer(place, &hex(hash), suffix) else {
             return;
@@ -155,7 +155,7 @@ impl<'a> TreeCheck<'a> {
     }
 }
 
-/// Returns all counters at zero.
+/// Returns all counters with the value zero.
 pub fn zeros() -> Counters {
     COUNTERS.iter().map(|&name| (name, 0)).collect()
 }

@@ -12,11 +12,11 @@ pub struct CatalogWalk<'c, 'a> {
     catalog: &'c Catalog,
     check: &'c mut TreeCheck<'a>,
     counters: Counters,
-    /// Row ids that the root entry leads to.
+    /// IDs of rows that are reachable from the root entry.
     reached: BTreeSet<i64>,
-    /// Paths whose rows say that a nested catalog begins there.
+    /// Paths of rows with the flag of a nested catalog's mountpoint.
     mountpoints: BTreeSet<Vec<u8>>,
-    /// The directory that each hard link group was seen in.
+    /// Directory of each hard link group.
     groups: BTreeMap<u32, Vec<u8>>,
 }
 
@@ -46,7 +46,7 @@ impl<'c, 'a> CatalogWalk<'c, 'a> {
         self.check_row(path, root);
     }
 
-    /// Checks the listing of one directory and returns its own directories.
+    /// Checks the rows of one directory and returns its subdirectories.
     fn check_directory(&mut self, path: &[u8], directory: &Row) -> Vec<(Vec<u8>, &'c Row)> {
         let place = self.catalog.place(path);
         let (mut directories, mut links, mut below) = (0, BTreeMap::<u32, Vec<&Row>>::new(), Vec::new());
@@ -176,7 +176,7 @@ impl<'c, 'a> CatalogWalk<'c, 'a> {
         self.check.findings.require(place, "chunks up to the file's end at", row.size, end);
     }
 
-    /// All links of a group lie in one directory and differ in nothing but their names.
+    /// Checks that all links of a group are in one directory and differ only in their names.
     fn check_link_group(&mut self, directory: &[u8], group: u32, links: &[&Row]) {
         let place = self.catalog.place(directory);
         let findings = &mut *self.check.findings;
@@ -200,7 +200,7 @@ impl<'c, 'a> CatalogWalk<'c, 'a> {
         }
     }
 
-    /// Looks for what the root entry does not lead to.
+    /// Finds rows that are not reachable from the root entry.
     fn check_leftovers(&mut self) {
         let catalog = self.catalog;
         for row in catalog.rows.iter().filter(|row| !self.reached.contains(&row.rowid)) {

@@ -1,4 +1,4 @@
-//! Faults to plant, and words that a finding has to say about each.
+//! Faults to plant, and the words that a finding about each must contain.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,7 @@ use super::forge::Forged;
 /// A change of a database by SQL, and the words.
 pub type SqlFault = (&'static str, &'static [&'static str]);
 
-/// A change of the manifest's text, from what to what, and the words.
+/// A replacement in the text of the manifest (old, new), and the words.
 pub type TextFault = (&'static str, &'static str, &'static [&'static str]);
 
 /// A change of finished files, and the words.

@@ -1,4 +1,4 @@
-//! Makes a small but complete repository by hand, with faults planted in it.
+//! Writes a small but complete repository without strata, with planted faults.
 
 use std::fs;
 use std::io::Write as _;
@@ -60,7 +60,7 @@ const REFLOG_SCHEMA: &str = "
     CREATE TABLE properties (key TEXT PRIMARY KEY, value TEXT);
     INSERT INTO properties VALUES ('schema', '1.0'), ('schema_revision', '0'), ('fqrn', 'strict.example.org');";
 
-/// A repository to be made. The faults are SQL that runs before a database is sealed, and edits of finished bytes.
+/// A repository under construction. Faults are SQL that runs before a database is stored, and edits of stored bytes.
 pub struct Forge {
     directory: TempDir,
     root: String,
@@ -76,7 +76,7 @@ pub struct Forged {
     directory: TempDir,
 }
 
-/// A row to be inserted: the attributes of an ordinary empty directory, but for what a test says.
+/// A row to be inserted. By default it has the attributes of an ordinary empty directory.
 struct Planned<'p> {
     path: &'p [u8],
     mode: i64,
@@ -142,7 +142,7 @@ impl Planned<'_> {
 }
 
 impl Forge {
-    /// Starts a repository without faults.
+    /// Creates a repository without faults.
     pub fn new() -> Self {
         let (root, nested, history, reflog) = Default::default();
         let directory = tempfile::tempdir().unwrap();
@@ -326,7 +326,7 @@ impl Forge {
         let mut reflog = database(REFLOG_SCHEMA);
         let roots = roots.iter().map(|&root| (root, 0));
         for (hash, kind) in roots.chain([(certificate, 1), (history, 2), (meta_info, 3)]) {
-            // Where a fault left the root catalog as it was, both revisions have one hash.
+            // If no fault changed the root catalog, both revisions have the same hash.
             reflog.execute("INSERT OR IGNORE INTO refs VALUES (?1, ?2, 1700000000)", params![hash, kind]).unwrap();
         }
         reflog.execute_batch(&self.reflog).unwrap();
@@ -348,7 +348,7 @@ impl Forged {
         self.directory.path()
     }
 
-    /// Returns the path of the file that holds a content.
+    /// Returns the file of the object with this content.
     pub fn object(&self, content: &str, suffix: &str) -> PathBuf {
         let hash = hex(&Sha1::digest(deflate(content.as_bytes())));
         self.path().join(format!("data/{}/{}{suffix}", &hash[..2], &hash[2..]))
@@ -361,7 +361,7 @@ impl Forged {
     }
 }
 
-/// Stores an object and returns its name without the letter of its kind.
+/// Stores an object and returns its hash, without the letter of its kind.
 pub fn put(storage: &Path, stored: &[u8], suffix: &str) -> String {
     let hash = hex(&Sha1::digest(stored));
     fs::write(storage.join(format!("data/{}/{}{suffix}", &hash[..2], &hash[2..])), stored).unwrap();
@@ -374,7 +374,7 @@ fn database(schema: &str) -> Connection {
     database
 }
 
-/// Packs content as objects are.
+/// Compresses content in the format of objects.
 pub fn deflate(content: &[u8]) -> Vec<u8> {
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(content).unwrap();
@@ -390,7 +390,7 @@ fn halves(path: &[u8]) -> (i64, i64) {
 static MASTER: OnceLock<PrivateKey> = OnceLock::new();
 static REPOSITORY: OnceLock<PrivateKey> = OnceLock::new();
 
-/// Reads a key once: checking that it is one takes longer than everything else here.
+/// Reads a key once, because parsing and validating it takes longer than the rest of the test.
 fn private_key(read: &'static OnceLock<PrivateKey>, pem: &str) -> &'static PrivateKey {
     read.get_or_init(|| PrivateKey::from_pkcs8_pem(pem).unwrap())
 }

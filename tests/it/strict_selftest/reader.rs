@@ -1,10 +1,10 @@
-//! The reader lists what clients see.
+//! The strict reader lists what clients see.
 
 use super::forge::{FQRN, Forge};
 use crate::strict::{Content, Entry, Reader};
 
 #[test]
-fn reader_shows_what_clients_see() {
+fn reader_lists_what_clients_see() {
     let repository = Forge::new().build();
     let reader = Reader::open(repository.path());
     let entries = reader.walk("");

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use super::fuse::Mount;
-use super::{FQRN, TestRepository, find_program, skip_loudly};
+use super::{FQRN, TestRepository, find_program, skip_uncaptured};
 
 /// Mounts a repository with the program that `STRATA_TEST_CVMFS2` names, or `cvmfs2` in `PATH`. Requires root, because only root
 /// may let other users access a FUSE mount (`allow_other`).
@@ -15,7 +15,7 @@ use super::{FQRN, TestRepository, find_program, skip_loudly};
 pub fn mount_with_client(repository: &TestRepository) -> Option<Mount> {
     let program = find_program("cvmfs2", "STRATA_TEST_CVMFS2").filter(|_| rustix::process::geteuid().is_root());
     let Some(program) = program else {
-        skip_loudly(
+        skip_uncaptured(
             "the CVMFS client is not tested: cvmfs2 is neither in STRATA_TEST_CVMFS2 nor in PATH, or the test does not run as root",
         );
         return None;
@@ -46,7 +46,7 @@ pub fn mount_with_client(repository: &TestRepository) -> Option<Mount> {
 }
 
 /// Makes the client check for a new revision immediately.
-pub fn see_news(repository: &TestRepository) {
+pub fn reload_client(repository: &TestRepository) {
     let socket = repository.beside("client-state/cache").join(FQRN).join(format!("cvmfs_io.{FQRN}"));
     let mut client = UnixStream::connect(socket).unwrap();
     client.write_all(b"remount sync").unwrap();

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::fuse::wait_until;
 use super::grpc::{Answer, GrpcClient, Message};
-use super::{TestImage, find_in_path, find_program, need, run, skip_loudly};
+use super::{TestImage, find_in_path, find_program, need, run, skip_uncaptured};
 
 /// Name under which [`Containerd`] imports the image that holds a pod's namespaces.
 const PAUSE: &str = "localhost/pause:1";
@@ -41,7 +41,7 @@ impl Containerd {
     pub fn start(repository: &Path) -> Option<Self> {
         let program = find_program("cvmfs_snapshotter", "STRATA_TEST_SNAPSHOTTER");
         let Some(program) = program.filter(|_| rustix::process::geteuid().is_root()) else {
-            skip_loudly(
+            skip_uncaptured(
                 "containerd is not tried: cvmfs_snapshotter is neither in STRATA_TEST_SNAPSHOTTER nor in PATH, or we are not root",
             );
             return None;
@@ -71,7 +71,7 @@ impl Containerd {
     fn wait_until_it_answers(&mut self) {
         let mut last = String::new();
         wait_until("containerd answers", || {
-            assert_eq!(self.unshare.try_wait().unwrap(), None, "{}", self.said());
+            assert_eq!(self.unshare.try_wait().unwrap(), None, "{}", self.log());
             let answer = self.ask("RuntimeService/Status", &Message::new()).map(drop);
             let error = answer.err().unwrap_or_default();
             if error != last {
@@ -84,7 +84,7 @@ impl Containerd {
 
     /// Imports the image that holds a pod's namespaces, which nodes usually pull from the registry of Kubernetes.
     fn import_pause(&self) {
-        // No test image may have the same layer, because a layer that containerd already has is not mounted.
+        // No test image has this layer.
         let image = TestImage::new().layer(|layer| layer.file("pause/busybox", busybox()).mode(0o755));
         let file = self.at("pause.tar");
         image.entrypoint(["/pause/busybox", "sleep", "100000"]).write_docker_archive(&file, PAUSE);
@@ -94,7 +94,7 @@ impl Containerd {
     }
 
     /// Returns the log of both programs.
-    pub fn said(&self) -> String {
+    pub fn log(&self) -> String {
         fs::read_to_string(self.at("log")).unwrap()
     }
 
@@ -126,7 +126,7 @@ impl Containerd {
 
     #[track_caller]
     fn must(&self, method: &str, message: &Message) -> Answer {
-        self.ask(method, message).unwrap_or_else(|error| panic!("{error}\n{}", self.said()))
+        self.ask(method, message).unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
     }
 
     fn ask(&self, method: &str, message: &Message) -> Result<Answer, String> {

@@ -49,7 +49,8 @@ pub struct FaultyMount {
 }
 
 impl FaultyMount {
-    /// Creates `path` and mounts a file system there whose files are those of `directory`. The test is skipped if nothing can be mounted.
+    /// Creates `path` and mounts a file system there whose files are those of `directory`. Where that is not permitted, the test is
+    /// skipped.
     #[track_caller]
     pub fn start(
         directory: &Path,
@@ -117,7 +118,7 @@ impl Nodes {
     }
 }
 
-/// How long the kernel may cache attributes and names: not at all, because strata also changes the directory itself.
+/// How long the kernel may cache attributes and names: not at all.
 const TTL: Duration = Duration::ZERO;
 
 impl Passing {

@@ -55,15 +55,15 @@ impl Mount {
     pub fn of(mut command: Command, directory: PathBuf, log: PathBuf) -> Self {
         command.stdout(Stdio::null()).stderr(File::create(&log).unwrap());
         let mut mount = Self { directory, log, strata: command.spawn().unwrap() };
-        wait_until("mounted", || {
-            assert_eq!(mount.strata.try_wait().unwrap(), None, "{}", mount.said());
+        wait_until("the file system is mounted", || {
+            assert_eq!(mount.strata.try_wait().unwrap(), None, "{}", mount.log());
             is_mounted(&mount.directory)
         });
         mount
     }
 
     /// Returns the log of strata.
-    pub fn said(&self) -> String {
+    pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
@@ -74,7 +74,7 @@ impl Mount {
 
     /// Waits until strata ends and returns its exit code.
     pub fn wait(&mut self) -> Option<i32> {
-        wait_until("ended", || self.strata.try_wait().unwrap().is_some());
+        wait_until("strata ends", || self.strata.try_wait().unwrap().is_some());
         self.strata.wait().unwrap().code()
     }
 
@@ -100,11 +100,11 @@ pub fn is_mounted(directory: &Path) -> bool {
 
 /// Lists a mounted tree, or any other directory, in the form of the strict reader. Panics if a listed entry cannot be inspected.
 pub fn walk(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
-    walk_less(root, |_| false)
+    walk_tolerating(root, |_| false)
 }
 
 /// Does the same, but leaves out listed entries that cannot be inspected, at the paths for which `may_be_missing` returns true.
-pub fn walk_less(root: &Path, may_be_missing: impl Fn(&[u8]) -> bool) -> BTreeMap<Vec<u8>, Entry> {
+pub fn walk_tolerating(root: &Path, may_be_missing: impl Fn(&[u8]) -> bool) -> BTreeMap<Vec<u8>, Entry> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![(Vec::new(), root.to_owned())];
     while let Some((path, place)) = waiting.pop() {

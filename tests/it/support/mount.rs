@@ -33,18 +33,18 @@ impl MountNamespace {
 
     /// Runs a command in the namespace. An error is the output of the command.
     pub fn run(&mut self, command: &str) -> Result<(), String> {
-        let (mut said, mut line) = (String::new(), String::new());
+        let (mut output, mut line) = (String::new(), String::new());
         // A line of this function marks the end of the command's output.
         writeln!(self.input, "{command} 2>&1; code=$?; echo; echo end $code").map_err(|error| error.to_string())?;
         while self.output.read_line(&mut line).is_ok_and(|length| length > 0) {
             match line.strip_prefix("end ").map(str::trim) {
                 Some("0") => return Ok(()),
-                Some(_) => return Err(said.trim().to_owned()),
-                None => said.push_str(&line),
+                Some(_) => return Err(output.trim().to_owned()),
+                None => output.push_str(&line),
             }
             line.clear();
         }
-        Err(format!("the shell has ended: {said}"))
+        Err(format!("the shell has ended: {output}"))
     }
 
     /// Returns the path at which the test itself finds an absolute path of the namespace.
@@ -80,7 +80,7 @@ impl TestMount {
     pub fn new(size: &str, point: &Path) -> Option<Self> {
         let mount = NAMESPACES.iter().find_map(|(kinds, entry)| Self::start(kinds, entry, size, point));
         if mount.is_none() {
-            skip("file systems cannot be mounted here, not even in a namespace");
+            skip("file systems cannot be mounted, not even in a namespace");
         }
         mount
     }

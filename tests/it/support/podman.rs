@@ -81,20 +81,20 @@ impl Podman {
 
     /// Runs a command of podman, which must succeed, and returns its output.
     #[track_caller]
-    pub fn say<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> String {
+    pub fn output<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> String {
         Run::of(&mut self.command(arguments)).expect_code(0).stdout().trim_end().to_owned()
     }
 
     /// Runs a container of an image, and returns its output.
     #[track_caller]
     pub fn run(&self, image: &str, words: &[&str]) -> String {
-        self.say([&["run", "--rm"], &RUN[..], &[image], words].concat())
+        self.output([&["run", "--rm"], &RUN[..], &[image], words].concat())
     }
 
     /// Creates a container of an image and returns its ID.
     #[track_caller]
     pub fn create(&self, image: &str, words: &[&str]) -> String {
-        self.say([&["create"], &RUN[..], &[image], words].concat())
+        self.output([&["create"], &RUN[..], &[image], words].concat())
     }
 
     /// Builds an image, and returns its ID.
@@ -102,13 +102,13 @@ impl Podman {
     pub fn build(&self, text: &str) -> String {
         let directory = tempfile::tempdir_in(self.home.path()).unwrap();
         fs::write(directory.path().join("Dockerfile"), text).unwrap();
-        self.say([&["build", "--quiet"], &RUN[..], &[directory.path().to_str().unwrap()]].concat())
+        self.output([&["build", "--quiet"], &RUN[..], &[directory.path().to_str().unwrap()]].concat())
     }
 
     /// Returns the names of all images, sorted. An image without a name is listed as `<none>:<none>`.
     #[track_caller]
     pub fn names(&self) -> Vec<String> {
-        let images = self.say(["images", "--format", "{{.Repository}}:{{.Tag}}"]);
+        let images = self.output(["images", "--format", "{{.Repository}}:{{.Tag}}"]);
         let mut names: Vec<String> = images.lines().map(str::to_owned).collect();
         names.sort();
         names
@@ -117,7 +117,7 @@ impl Podman {
     /// Returns the ID of the image with a name.
     #[track_caller]
     pub fn id(&self, image: &str) -> String {
-        self.say(["image", "inspect", "--format", "{{.Id}}", image])
+        self.output(["image", "inspect", "--format", "{{.Id}}", image])
     }
 
     /// Starts the service, which runs until the value is dropped.
@@ -194,7 +194,7 @@ impl Drop for Podman {
 #[track_caller]
 fn need_root() -> bool {
     if !geteuid().is_root() {
-        skip("podman is tried as root, and from there as a user");
+        skip("podman is tested as root, which then becomes a user");
     }
     geteuid().is_root()
 }

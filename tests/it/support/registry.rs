@@ -160,8 +160,8 @@ impl TestRegistry {
     fn ask(&self, status: u16, request: Request) -> Reply {
         assert!(!self.is_secure, "only skopeo pushes to registries with a certificate");
         let reply = request.forward();
-        let said = String::from_utf8_lossy(&reply.body);
-        assert_eq!(reply.status, status, "{} {}: {said}", request.method, request.path);
+        let body = String::from_utf8_lossy(&reply.body);
+        assert_eq!(reply.status, status, "{} {}: {body}", request.method, request.path);
         reply
     }
 }
@@ -184,14 +184,14 @@ pub fn run(command: &mut Command) {
 fn port_of(server: &mut Child) -> u16 {
     let log = BufReader::new(server.stderr.take().expect("stderr is piped"));
     let mut lines = log.lines().map_while(Result::ok);
-    let mut said = Vec::new();
-    let port = lines.by_ref().inspect(|line| said.push(line.clone())).find_map(|line| {
+    let mut log_lines = Vec::new();
+    let port = lines.by_ref().inspect(|line| log_lines.push(line.clone())).find_map(|line| {
         let place = line.split("listening on 127.0.0.1:").nth(1)?;
         place.split(|character: char| !character.is_ascii_digit()).next()?.parse().ok()
     });
     // A registry whose log is not read would block when the pipe is full.
     thread::spawn(move || lines.for_each(drop));
-    port.unwrap_or_else(|| panic!("docker-registry does not start: {said:?}"))
+    port.unwrap_or_else(|| panic!("docker-registry does not start: {log_lines:?}"))
 }
 
 fn make_certificate(directory: &Path) {

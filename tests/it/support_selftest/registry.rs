@@ -1,4 +1,4 @@
-//! The hosts that tests talk to: a real registry, and a proxy before it that does what a test says.
+//! The servers of the tests: a real registry, and a proxy with chosen faults.
 
 use serde_json::{Value, json};
 
@@ -26,7 +26,7 @@ fn registry_holds_what_was_pushed_in_either_way() {
 }
 
 #[test]
-fn registry_with_a_password_wants_it() {
+fn registry_with_a_password_requires_it() {
     let Some(registry) = TestRegistry::with_password() else { return };
     registry.push(&image(), "a:1");
     assert_eq!(get(registry.port(), "/v2/a/tags/list").status, 401);
@@ -34,7 +34,7 @@ fn registry_with_a_password_wants_it() {
 }
 
 #[test]
-fn proxy_passes_on_what_no_rule_is_for_and_remembers_it() {
+fn proxy_forwards_and_records_requests_without_a_rule() {
     let Some(registry) = TestRegistry::start() else { return };
     let (image, proxy) = (image(), FaultProxy::start(registry.port()));
     registry.push_tags(&image, "a", ["1"]);
@@ -70,7 +70,7 @@ fn pages_of_tags_follow_one_another() {
 }
 
 #[test]
-fn proxy_does_what_the_last_rule_that_fits_says() {
+fn proxy_follows_the_last_matching_rule() {
     let proxy = FaultProxy::start(9);
     proxy.at("/", |_, _| Reply::status(200).body(|body| body.extend(b"0123456789")));
     proxy.at("/cut", |_, _| Reply::status(200).body(|body| body.extend(b"0123456789")).delivery(Delivery::Cut(4)));
@@ -82,7 +82,7 @@ fn proxy_does_what_the_last_rule_that_fits_says() {
 }
 
 #[test]
-fn token_is_good_for_so_many_requests_and_the_registry_never_sees_it() {
+fn token_is_valid_for_a_number_of_requests_and_never_sent_to_the_registry() {
     let Some(registry) = TestRegistry::start() else { return };
     registry.push_tags(&image(), "a/b", ["1"]);
     let proxy = FaultProxy::start(registry.port());

@@ -1,4 +1,4 @@
-//! What lies beside images at registries: charts, signatures and the like.
+//! Artifacts beside images at registries: charts, signatures and others.
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -13,12 +13,12 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const FILE: &str = "application/octet-stream";
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
-/// What people push beside images: a name for the tag, the types of artifact, config and layer.
+/// Usual artifacts: a name for the tag, and the types of the artifact, the config and the layer.
 const ARTIFACTS: [(&str, &str, &str, &str); 7] = [
     ("chart", "", "application/vnd.cncf.helm.config.v1+json", "application/vnd.cncf.helm.chart.content.v1.tar+gzip"),
     ("wasm", "", "application/vnd.wasm.config.v0+json", "application/wasm"),
     ("sbom", "application/spdx+json", EMPTY, "application/spdx+json"),
-    // cosign gives these the config of an image.
+    // cosign writes its signatures with the config type of an image.
     ("signature", "", CONFIG, "application/vnd.dev.cosign.simplesigning.v1+json"),
     ("attestation", "", CONFIG, "application/vnd.dsse.envelope.v1+json"),
     ("provenance", "", CONFIG, "application/vnd.in-toto+json"),
@@ -39,7 +39,7 @@ impl Scene {
         self.push_files(repository, tag, [artifact, config, layer], settings.to_string().as_bytes());
     }
 
-    /// Stores a manifest under a tag: of one layer, which holds the tag, and a config of these bytes.
+    /// Stores a manifest under a tag. It has a config of these bytes, and one layer, which contains the tag.
     fn push_files(&self, repository: &str, tag: &str, [artifact, config, layer]: [&str; 3], settings: &[u8]) {
         let blob = |media_type: &str, bytes: &[u8]| {
             self.registry.put_blob(repository, &digest(bytes), bytes);
@@ -63,13 +63,13 @@ impl Scene {
         self.push_artifact(repository, tag, [artifact, config, layer]);
     }
 
-    /// Stores an index that lists nothing under a tag.
+    /// Stores an index without manifests under a tag.
     fn push_empty_index(&self, repository: &str, tag: &str) {
         let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}).to_string();
         self.registry.put_manifest(repository, tag, INDEX, index.as_bytes());
     }
 
-    /// Stores an image that has the type of an artifact, too.
+    /// Stores an image with an artifact type.
     fn push_typed(&self, image: &TestImage, repository: &str, tag: &str) {
         image.blobs().iter().for_each(|(digest, bytes)| self.registry.put_blob(repository, digest, bytes));
         let mut manifest: Value = serde_json::from_slice(&image.manifest()).unwrap();
@@ -79,7 +79,7 @@ impl Scene {
 }
 
 #[test]
-fn artifacts_that_a_rule_finds_are_skipped_with_one_line_each_and_not_counted() {
+fn artifacts_that_match_a_pattern_are_skipped_with_one_line_each_and_not_counted() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("1"), "app/tool", ["1.0"]);
     for (tag, artifact, config, layer) in ARTIFACTS {
@@ -117,7 +117,7 @@ fn artifacts_that_a_rule_finds_are_skipped_with_one_line_each_and_not_counted() 
 }
 
 #[test]
-fn artifact_takes_the_place_of_no_image_among_the_newest() {
+fn artifact_does_not_displace_an_image_among_the_newest() {
     let Some(scene) = Scene::new() else { return };
     for tag in ["1.0", "1.1", "1.2"] {
         scene.registry.push_tags(&image(tag), "app/tool", [tag]);
@@ -143,7 +143,7 @@ fn artifact_takes_the_place_of_no_image_among_the_newest() {
             std::fs::remove_dir_all(scene.repository.directory().join("state")).unwrap();
         }
     }
-    // A new image still pushes the oldest one out.
+    // A new image still displaces the oldest one.
     scene.registry.push_tags(&image("3"), "app/tool", ["3.0"]);
     scene.sync(&wishlist, &["--prune"]).expect_code(0);
     assert_eq!(are_there(&scene), [false, false, true]);
@@ -176,7 +176,7 @@ fn index_that_has_an_artifact_for_one_platform_may_have_an_image_for_another() {
     assert!(scene.has("app/tool:both"));
 }
 
-/// Returns a registry with an image for each tag, and a wishlist that wants the newest two.
+/// Returns a registry with an image for each tag, and a wishlist of the newest two.
 fn newest_of(tags: [&str; 2]) -> Option<(Scene, String)> {
     let scene = Scene::new()?;
     tags.into_iter().for_each(|tag| scene.registry.push_tags(&image(tag), "app/tool", [tag]));
@@ -185,7 +185,7 @@ fn newest_of(tags: [&str; 2]) -> Option<(Scene, String)> {
 }
 
 #[test]
-fn nothing_is_removed_for_what_may_be_an_artifact() {
+fn nothing_is_removed_while_a_tag_may_be_an_artifact() {
     let Some((scene, wishlist)) = newest_of(["1.0", "1.1"]) else { return };
     scene.sync(&wishlist, &[]).expect_code(0);
     let (_, artifact, config, layer) = ARTIFACTS[0];
@@ -196,7 +196,7 @@ fn nothing_is_removed_for_what_may_be_an_artifact() {
 }
 
 #[test]
-fn files_under_an_image_config_that_says_nothing_take_the_place_of_no_image() {
+fn files_with_an_empty_image_config_do_not_displace_an_image() {
     let Some((scene, wishlist)) = newest_of(["1.3", "1.5"]) else { return };
     scene.sync(&wishlist, &["--prune"]).expect_code(0);
     scene.push_chart("app/tool", "1.4");
@@ -213,12 +213,12 @@ fn files_under_an_image_config_that_says_nothing_take_the_place_of_no_image() {
 }
 
 #[test]
-fn damaged_image_is_a_failure_and_removes_none_that_lies_below_an_artifact() {
+fn damaged_image_fails_and_removes_no_image_below_an_artifact() {
     let Some((scene, wishlist)) = newest_of(["1.3", "1.5"]) else { return };
     scene.sync(&wishlist, &["--prune"]).expect_code(0);
     scene.push_chart("app/tool", "1.4");
     scene.push_files("app/tool", "2.0", ["", CONFIG, LAYER], b"{}");
-    // The first time it is tried, then it is left alone for a while.
+    // The first round tries it, and the next ones leave it alone for a while.
     for _ in 0..2 {
         let run = scene.sync(&wishlist, &["--prune"]).expect_code(3);
         assert!(run.stdout().contains("1 failed") && run.stderr().contains("manifest lists 1 layers"), "{run:?}");
@@ -231,7 +231,7 @@ fn damaged_image_is_a_failure_and_removes_none_that_lies_below_an_artifact() {
 }
 
 #[test]
-fn artifact_that_failed_elsewhere_is_skipped_by_a_rule() {
+fn artifact_that_failed_as_a_wish_is_skipped_as_a_match_of_a_pattern() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("1"), "app/tool", ["1.0"]);
     scene.push_chart("app/tool", "chart");
@@ -240,7 +240,7 @@ fn artifact_that_failed_elsewhere_is_skipped_by_a_rule() {
         let run = scene.sync(&rule, &[]).expect_code(0);
         assert!(run.stdout().contains("1 images:") && run.stdout().contains("1 artifacts skipped"), "{}", run.stdout());
     };
-    // A wish that names it fails, in every round and with few questions.
+    // A wish that names the artifact fails in every round, with few requests.
     for platforms in ["", ", platforms: linux/arm64"] {
         let wish = format!("  - {{image: HOST/app/tool:chart{platforms}}}\n");
         let named = scene.wish("named.yaml", &wish);
@@ -253,13 +253,13 @@ fn artifact_that_failed_elsewhere_is_skipped_by_a_rule() {
         }
         skips();
     }
-    // A registry that fails says nothing about what it is.
+    // While the registry fails, it is not known whether the tag is an artifact.
     scene.proxy.at("/manifests/chart", |_, _| crate::support::Reply::status(404));
     let run = scene.sync(&rule, &[]).expect_code(3);
     assert!(run.stdout().contains("1 failed"), "{}", run.stdout());
     scene.proxy.at("/manifests/chart", |request, _| request.forward());
     skips();
-    // Another image under the name is left alone as long as that which failed.
+    // A different image under the name is left alone as long as the one that failed.
     scene.proxy.at("/manifests/chart", |_, _| crate::support::Reply::status(404));
     scene.sync(&rule, &[]).expect_code(3);
     scene.proxy.at("/manifests/chart", |request, _| request.forward());
@@ -269,7 +269,7 @@ fn artifact_that_failed_elsewhere_is_skipped_by_a_rule() {
 }
 
 #[test]
-fn index_that_lists_nothing_is_skipped_with_one_line_and_not_counted() {
+fn empty_index_is_skipped_with_one_line_and_not_counted() {
     let Some(scene) = Scene::new() else { return };
     for tag in ["1.0", "1.1"] {
         scene.registry.push_tags(&image(tag), "app/tool", [tag]);
@@ -291,7 +291,7 @@ fn index_that_lists_nothing_is_skipped_with_one_line_and_not_counted() {
 }
 
 #[test]
-fn artifact_that_a_wish_names_is_a_failure() {
+fn artifact_that_a_wish_names_fails() {
     let Some(scene) = Scene::new() else { return };
     let (tag, artifact, config, layer) = ARTIFACTS[0];
     scene.push_artifact("app/tool", tag, [artifact, config, layer]);
@@ -358,7 +358,7 @@ fn image_without_layers_is_unchanged_once_it_is_published() {
 }
 
 #[test]
-fn chains_that_are_missing_are_not_taken_for_there() {
+fn missing_chains_are_noticed_and_published() {
     let Some(scene) = Scene::new() else { return };
     let image = image("1").layer(|layer| layer.file("etc/upper", "")).layer(|layer| layer.file("etc/top", ""));
     scene.registry.push_tags(&image, "app/tool", ["1"]);

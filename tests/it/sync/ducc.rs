@@ -1,4 +1,4 @@
-//! Repositories that DUCC has filled.
+//! Repositories that DUCC has written.
 
 use std::sync::Arc;
 
@@ -20,8 +20,8 @@ fn image(content: &str) -> TestImage {
     TestImage::new().layer(base).layer(|layer| layer.file("etc/content", content))
 }
 
-/// Publishes an image as DUCC does: a manifest with capitalised keys and nothing else in `.metadata`, `.wh.` files in
-/// layers, and neither owners nor modes as the image has them.
+/// Publishes an image as DUCC does: only a manifest with capitalised keys in `.metadata`, `.wh.` files in
+/// layers, and other owners and modes than in the image.
 fn publish_as_ducc_does(repository: &TestRepository, image: &TestImage, name: &str, layers: &[String]) {
     let name: ImageName = name.parse().unwrap();
     let place = ImagePlace { name, platform: None };
@@ -84,7 +84,7 @@ fn image_of_ducc_stays_until_its_manifest_changes() {
     assert!(run.stdout().contains("nothing to do"), "{}", run.stdout());
     scene.registry.push_tags(&new, "app/tool", ["1"]);
     scene.sync(&wishlist, &[]).expect_code(0);
-    // What is new is what the image says; the layer that both have stays as somebody may be using it.
+    // New trees are those of the image. The shared layer stays as DUCC wrote it, because overlay mounts may be using it.
     let straight = TestRepository::publish(&new);
     assert_eq!(scene.repository.flat(&new).entries(), straight.flat(&new).entries());
     assert_eq!(scene.repository.layer(&new, 1).entries(), straight.layer(&new, 1).entries());
@@ -108,7 +108,7 @@ fn new_name_of_an_image_of_ducc_is_built_from_blobs() {
 }
 
 #[test]
-fn image_of_which_ducc_lost_a_layer_is_built_from_blobs() {
+fn image_of_ducc_with_a_missing_layer_is_built_from_blobs() {
     let Some(scene) = Scene::new() else { return };
     let image = image("old");
     let name = format!("{}/app/tool:1", scene.proxy.host());
@@ -121,7 +121,7 @@ fn image_of_which_ducc_lost_a_layer_is_built_from_blobs() {
 }
 
 #[test]
-fn image_of_ducc_goes_when_the_wishlist_holds_it_no_longer() {
+fn image_of_ducc_is_removed_when_it_leaves_the_wishlist() {
     let Some(scene) = Scene::new() else { return };
     let image = image("old");
     let name = format!("{}/app/tool:1", scene.proxy.host());

@@ -1,9 +1,9 @@
-//! Lines of wishlists that are wrong.
+//! Wishlists with faulty lines.
 
 use super::{Scene, asked, image};
 use crate::support::Run;
 
-/// Wishlists of both versions with one good line among bad ones, and the places of those.
+/// Returns wishlists of both versions with one valid line among faulty ones, and the positions of the faulty lines.
 fn lists(scene: &Scene) -> [(String, Vec<&'static str>); 2] {
     let version_1 = "version: 1\ncvmfs_repo: unpacked.example.org\ninput:\n  - 'http://HOST/app/b'\n  - http://HOST/app/a:1\n\
                      \x20 - {a: b}\n  - 'http://HOST/app/c:*@x'\n";
@@ -32,7 +32,7 @@ fn assert_placed(run: &Run, places: &[&str]) {
     let told: Vec<&str> = stderr.lines().filter(|line| line.contains("list.yaml', line ")).collect();
     assert_eq!(told.len(), places.len(), "{stderr}");
     for place in places {
-        // Which column an image is in depends on how long the host is.
+        // The column of an image depends on the length of the host.
         let line = place.split(',').next().unwrap();
         let place = if *place == "line 9, column 43" { format!("{line}, column") } else { (*place).to_owned() };
         assert!(told.iter().any(|told| told.contains(&place)), "'{place}' is not in: {stderr}");
@@ -40,7 +40,7 @@ fn assert_placed(run: &Run, places: &[&str]) {
 }
 
 #[test]
-fn all_bad_lines_are_placed_and_the_rest_is_done() {
+fn all_faulty_lines_are_reported_with_positions_and_the_rest_is_done() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("a"), "app/a", ["1"]);
     for (text, places) in lists(&scene) {
@@ -62,7 +62,7 @@ fn all_bad_lines_are_placed_and_the_rest_is_done() {
 }
 
 #[test]
-fn strict_does_nothing_while_a_line_is_bad() {
+fn strict_does_nothing_while_a_line_is_faulty() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("a"), "app/a", ["1"]);
     for (text, places) in lists(&scene) {
@@ -81,7 +81,7 @@ fn strict_does_nothing_while_a_line_is_bad() {
 }
 
 #[test]
-fn nothing_is_removed_while_a_line_is_bad() {
+fn nothing_is_removed_while_a_line_is_faulty() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("a"), "app/a", ["1", "2"]);
     let wishlist = scene.wish("list.yaml", "  - HOST/app/a:1\n  - HOST/app/a:2\n");

@@ -1,11 +1,11 @@
-//! What podman sees of a wishlist.
+//! The store of podman after a synchronisation.
 
 use serde_json::json;
 
 use super::{Scene, asked, image};
 
 impl Scene {
-    /// Returns the names in the store that podman reads, those of each image together.
+    /// Returns the names in the store, grouped by image.
     fn podman_names(&self) -> Vec<Vec<String>> {
         if !self.repository.has("/podmanStore") {
             return Vec::new();
@@ -21,7 +21,7 @@ impl Scene {
 }
 
 #[test]
-fn name_that_is_pruned_goes_and_its_image_stays() {
+fn pruned_name_leaves_the_store_and_its_image_stays() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("1"), "app/tool", ["1", "2"]);
     let both = scene.wish("list.yaml", "  - HOST/app/tool:1\n  - HOST/app/tool:2\n");
@@ -37,7 +37,7 @@ fn name_that_is_pruned_goes_and_its_image_stays() {
 }
 
 #[test]
-fn images_that_podman_did_not_see_come_into_the_store_without_any_blob() {
+fn images_are_added_to_the_store_later_without_fetching_blobs() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("1"), "app/tool", ["1"]);
     scene.registry.push_tags(&image("2").setting("Cmd", json!("text")), "app/tool", ["refused"]);
@@ -51,7 +51,7 @@ fn images_that_podman_did_not_see_come_into_the_store_without_any_blob() {
     scene.sync(&with, &[]).expect_code(0);
     assert_eq!(scene.podman_names(), [[scene.full("app/tool:1")]]);
     assert_eq!(read(&scene), before);
-    // What podman would refuse is not tried in every round.
+    // An image that podman would refuse is not tried again in every round.
     let (before, revision) = (scene.proxy.served().len(), scene.revision());
     let run = scene.sync(&with, &[]).expect_code(0);
     assert!(run.stdout().starts_with("2 images: 2 unchanged"), "{}", run.stdout());

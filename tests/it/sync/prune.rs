@@ -1,4 +1,4 @@
-//! A wishlist that looks like a mistake removes nothing, and a dry run shows what would go.
+//! A wishlist that is probably a mistake removes nothing, and a dry run lists what would be removed.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ fn tags(count: usize) -> Vec<String> {
 }
 
 impl Scene {
-    /// Writes a wishlist of the first tags.
+    /// Writes a wishlist of the first `count` tags.
     fn wish_tags(&self, count: usize) -> String {
         let wishes: String = tags(count).iter().map(|tag| format!("  - HOST/app/tool:{tag}\n")).collect();
         if count == 0 { self.write("list.yaml", "version: 2\nimages: []\n") } else { self.wish("list.yaml", &wishes) }
@@ -33,7 +33,7 @@ fn scene_of(count: usize) -> Option<(Scene, String)> {
 }
 
 #[test]
-fn wishlist_that_lost_much_removes_nothing_before_that_is_confirmed() {
+fn wishlist_that_lost_many_images_removes_nothing_without_confirmation() {
     let Some((scene, wishlist)) = scene_of(16) else { return };
     scene.wish_tags(11);
     let revision = scene.revision();
@@ -47,9 +47,9 @@ fn wishlist_that_lost_much_removes_nothing_before_that_is_confirmed() {
         assert!(!run.stdout().contains("removed"), "{}", run.stdout());
         assert_eq!((scene.published_tags(), scene.revision()), (16, revision));
     }
-    // Without that it is nobody's mistake.
+    // Without `--prune`, a shorter wishlist is not treated as a mistake.
     scene.sync(&wishlist, &[]).expect_code(0);
-    // One image less is a quarter, and goes.
+    // One image less is not more than a quarter, and the image is removed.
     scene.wish_tags(12);
     scene.sync(&wishlist, &["--prune"]).expect_code(0);
     assert_eq!(scene.published_tags(), 12);
@@ -62,7 +62,7 @@ fn wishlist_that_lost_much_removes_nothing_before_that_is_confirmed() {
 }
 
 #[test]
-fn wishlist_that_became_empty_removes_nothing_before_that_is_confirmed() {
+fn wishlist_that_became_empty_removes_nothing_without_confirmation() {
     let Some((scene, wishlist)) = scene_of(2) else { return };
     scene.wish_tags(0);
     let run = scene.sync(&wishlist, &["--prune"]).expect_code(3);
@@ -82,7 +82,7 @@ fn images_are_converted_although_nothing_is_removed() {
 }
 
 #[test]
-fn dry_run_says_what_there_is_to_do_and_does_nothing() {
+fn dry_run_lists_what_would_be_done_and_changes_nothing() {
     let Some((scene, wishlist)) = scene_of(3) else { return };
     scene.registry.push_tags(&image("changed"), "app/tool", ["v0"]);
     scene.registry.push_tags(&image("new"), "app/new", ["1"]);
@@ -92,19 +92,19 @@ fn dry_run_says_what_there_is_to_do_and_does_nothing() {
     let notes = scene.repository.beside("notes");
     let run = scene.sync(&wishlist, &["--dry-run", "--prune", "-n", notes.to_str().unwrap()]).expect_code(3);
     let host = scene.proxy.host();
-    let said = run.stdout();
+    let output = run.stdout();
     for line in [
         format!("{host}/app/tool:v0  {}  1 layers, 1 to read", image("changed").manifest_digest()),
         format!("{host}/app/new:1  {}  1 layers, 1 to read", image("new").manifest_digest()),
         format!("{host}/app/tool:v2  to be removed\n"),
         "4 images: 1 unchanged, 2 to publish, 1 failed, 1 to remove\n".to_owned(),
     ] {
-        assert!(said.contains(&line), "{line} is not in {said}");
+        assert!(output.contains(&line), "{line} is not in {output}");
     }
     assert!(!run.stderr().contains("ready to be published"), "{}", run.stderr());
     scene.repository.assert_unchanged(&files);
-    assert!(!notes.exists(), "nothing happened that others would have to know");
-    // Manifests and configs are read, and no layers.
+    assert!(!notes.exists(), "a dry run writes no notifications");
+    // Manifests and configs are fetched, but no layers.
     let layers = [image("changed"), image("new")].map(|image| image.layer_digests()[0].clone());
     assert!(scene.proxy.blobs()[blobs..].iter().all(|blob| !layers.contains(blob)));
     let json = scene.sync(&wishlist, &["--dry-run", "--prune", "--json"]).expect_code(3).json();
@@ -113,38 +113,38 @@ fn dry_run_says_what_there_is_to_do_and_does_nothing() {
     let gone = json!([format!("{host}/app/tool:v2")]);
     assert_eq!((&json["dry-run"], &json["removed"], &json["prunable"]), (&json!(true), &gone, &gone));
     assert_eq!(json["revisions"], json!([]));
-    // A failure of a dry run keeps nobody from trying at once.
+    // A failure in a dry run does not delay the next attempt.
     let run = scene.sync(&wishlist, &["--prune"]).expect_code(3);
     assert!(!run.stderr().contains("is tried again at"), "{}", run.stderr());
     assert!(scene.has("app/new:1") && !scene.has("app/tool:v2"));
 }
 
 #[test]
-fn dry_run_shows_what_prune_would_remove_though_it_is_not_asked_for() {
+fn dry_run_lists_what_prune_would_remove() {
     let Some((scene, wishlist)) = scene_of(2) else { return };
     scene.wish_tags(1);
-    let said = scene.sync(&wishlist, &["--dry-run"]).expect_code(0).stdout();
-    assert!(said.contains("app/tool:v1  would be removed with --prune\n"), "{said}");
+    let output = scene.sync(&wishlist, &["--dry-run"]).expect_code(0).stdout();
+    assert!(output.contains("app/tool:v1  would be removed with --prune\n"), "{output}");
     let json = scene.sync(&wishlist, &["--dry-run", "--json"]).expect_code(0).json();
     assert_eq!((json["removed"].as_array().unwrap().len(), json["prunable"].as_array().unwrap().len()), (0, 1));
     scene.wish_tags(0);
-    let said = scene.sync(&wishlist, &["--dry-run"]).expect_code(0).stdout();
-    assert!(said.contains("app/tool:v1  would be removed with --prune-all only\n"), "{said}");
+    let output = scene.sync(&wishlist, &["--dry-run"]).expect_code(0).stdout();
+    assert!(output.contains("app/tool:v1  would be removed with --prune-all only\n"), "{output}");
     let run = scene.sync(&wishlist, &["--dry-run", "--prune"]).expect_code(3);
     assert!(run.stderr().contains("nothing is removed") && run.stderr().contains("--prune-all"), "{}", run.stderr());
-    let said = scene.sync(&wishlist, &["--dry-run", "--prune-all"]).expect_code(0).stdout();
-    assert!(said.contains("app/tool:v0  to be removed\n"), "{said}");
-    // What is held by another wishlist stays.
+    let output = scene.sync(&wishlist, &["--dry-run", "--prune-all"]).expect_code(0).stdout();
+    assert!(output.contains("app/tool:v0  to be removed\n"), "{output}");
+    // Images of another wishlist stay.
     let other = scene.wish("other.yaml", "  - HOST/app/tool:v0\n");
     scene.sync(&other, &[]).expect_code(0);
-    let said = scene.sync(&wishlist, &["--dry-run", "--prune-all"]).expect_code(0).stdout();
-    assert!(!said.contains("app/tool:v0  to be removed"), "{said}");
+    let output = scene.sync(&wishlist, &["--dry-run", "--prune-all"]).expect_code(0).stdout();
+    assert!(!output.contains("app/tool:v0  to be removed"), "{output}");
     assert_eq!(scene.published_tags(), 2);
     fs::remove_file(other).unwrap();
 }
 
 #[test]
-fn dry_run_goes_neither_with_watch_nor_with_thin_images() {
+fn dry_run_conflicts_with_watch_and_thin_images() {
     let Some((scene, wishlist)) = scene_of(1) else { return };
     for option in ["--watch", "--thin-images"] {
         scene.sync(&wishlist, &["--dry-run", option]).expect_code(2);

@@ -17,7 +17,7 @@ fn recipe(scene: &Scene, inputs: &[&str]) -> String {
 }
 
 #[test]
-fn recipe_is_read_as_people_have_it() {
+fn recipe_of_ducc_is_read_unchanged() {
     let Some(scene) = Scene::new() else { return };
     let signature = format!("sha256-{}.sig", "0".repeat(64));
     let tags = ["21.0.1", "21.0.2", "21x0.3", "22.0.1", "latest", &signature];
@@ -62,7 +62,7 @@ fn recipe_of_another_repository_removes_nothing() {
 }
 
 #[test]
-fn mistakes_in_a_wishlist_are_placed() {
+fn mistakes_in_a_wishlist_are_reported_with_their_position() {
     let Some(scene) = Scene::new() else { return };
     for (text, words) in [
         ("version: 2\nimages:\n  - image: h.org/a:1\n    platform: all\n", &["line 4", "platform"][..]),
@@ -77,7 +77,7 @@ fn mistakes_in_a_wishlist_are_placed() {
 }
 
 #[test]
-fn other_programs_are_told_what_happens() {
+fn notifications_are_written_to_a_file() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("a"), "app/a", ["1"]);
     let recipe = recipe(&scene, &["http://HOST/app/a:1", "http://HOST/app/missing:1"]);
@@ -97,5 +97,5 @@ fn other_programs_are_told_what_happens() {
     assert_eq!(flat["public_path"], format!("{}/app/a:1", scene.proxy.host()));
     assert!(scene.repository.has(&format!("/{}", flat["private_path"].as_str().unwrap())));
     scene.sync(&recipe, &["-n", file.to_str().unwrap()]).expect_code(3);
-    assert!(fs::read_to_string(&file).unwrap().lines().count() > lines.len(), "it is appended to");
+    assert!(fs::read_to_string(&file).unwrap().lines().count() > lines.len(), "the file is appended to");
 }

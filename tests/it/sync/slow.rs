@@ -1,4 +1,4 @@
-//! Registries that are slow, busy or down, and what they delay: nothing but their own images.
+//! Registries that are slow, busy or down delay only their own images.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -7,14 +7,14 @@ use super::{Running, Scene, image};
 use crate::support::fuse::wait_until;
 use crate::support::{Delivery, FaultProxy, Reply, Run, TestImage, TestRepository};
 
-/// So slowly that no limit of these tests is kept.
+/// Responses so slow that they exceed every limit of these tests.
 const DRIP: Duration = Duration::from_millis(200);
 
-/// Limits that a test can wait for.
+/// Limits that are short enough for a test.
 const HASTY: &str = "[requests]\ntimeout = \"1s\"\npatience = \"1s\"";
 
 impl Scene {
-    /// Starts another host that has the images of the registry.
+    /// Starts another host with the images of the registry.
     fn other(&self) -> FaultProxy {
         FaultProxy::start(self.registry.port())
     }
@@ -25,7 +25,7 @@ impl Scene {
 }
 
 #[test]
-fn registry_that_drips_holds_up_no_other_and_the_round_ends() {
+fn slow_registry_delays_no_other_and_the_round_ends() {
     for (part, wish, delivery) in [
         ("/manifests/", "app/slow:1", Delivery::Drip(DRIP)),
         ("/manifests/", "app/slow:1", Delivery::DripBody(DRIP)),
@@ -49,7 +49,7 @@ fn registry_that_drips_holds_up_no_other_and_the_round_ends() {
 }
 
 #[test]
-fn list_that_asks_to_wait_for_ever_is_told_once_and_ends_with_the_round() {
+fn endless_request_to_wait_is_reported_once_and_ends_with_the_round() {
     let Some(scene) = Scene::new() else { return };
     let busy = scene.other();
     scene.registry.push_tags(&image("fast"), "app/fast", ["1"]);
@@ -66,7 +66,7 @@ fn list_that_asks_to_wait_for_ever_is_told_once_and_ends_with_the_round() {
 }
 
 #[test]
-fn round_that_waits_for_a_registry_says_so_once() {
+fn waiting_for_a_registry_is_reported_once_in_a_round() {
     let Some(scene) = Scene::new() else { return };
     let slow = scene.other();
     scene.registry.push_tags(&image("fast"), "app/fast", ["1"]);
@@ -79,7 +79,7 @@ fn round_that_waits_for_a_registry_says_so_once() {
 }
 
 #[test]
-fn watching_goes_on_beside_a_registry_that_always_asks_to_wait() {
+fn watch_continues_although_a_registry_always_asks_to_wait() {
     let Some(scene) = Scene::new() else { return };
     let busy = scene.other();
     scene.registry.push_tags(&image("1"), "app/tool", ["1"]);
@@ -87,14 +87,14 @@ fn watching_goes_on_beside_a_registry_that_always_asks_to_wait() {
     scene.repository.set(HASTY);
     let wishlist = scene.wish("list.yaml", &format!("  - '{0}/a:*'\n  - {0}/b:1\n  - HOST/app/tool:*\n", busy.host()));
     let mut running = scene.start(&["sync", &wishlist, "--watch", "--every", "50ms"]);
-    wait_until("the first image is there", || scene.revision() == 2);
+    wait_until("the first image is published", || scene.revision() == 2);
     scene.registry.push_tags(&image("2"), "app/tool", ["2"]);
-    wait_until("the second image is there", || scene.revision() == 3);
+    wait_until("the second image is published", || scene.revision() == 3);
     running.end();
 }
 
 #[test]
-fn thin_image_whose_registry_drips_is_given_up() {
+fn push_of_a_thin_image_to_a_slow_registry_is_aborted() {
     let Some(scene) = Scene::new() else { return };
     let slow = scene.other();
     scene.registry.push_tags(&image("a"), "app/a", ["1"]);
@@ -116,14 +116,14 @@ fn thin_image_whose_registry_drips_is_given_up() {
     assert!(scene.has("app/a:1"));
 }
 
-/// Images of which none takes as little time as a request.
+/// Returns an image whose layers take longer to fetch than a small document.
 fn some_image(number: usize) -> TestImage {
     TestImage::new()
         .layer(|layer| layer.file("usr/lib/base", "base ".repeat(20_000)))
         .layer(|layer| layer.file("etc/number", number.to_string().repeat(40_000)))
 }
 
-/// One registry that drips, one that asks to wait without saying how long, and one that is down.
+/// A registry that responds byte by byte, one that asks to wait for an unknown time, and one that is down.
 struct BadRegistries {
     dripping: FaultProxy,
     busy: FaultProxy,
@@ -135,12 +135,12 @@ impl BadRegistries {
         let (dripping, busy) = (scene.other(), scene.other());
         dripping.at("/", |request, _| request.forward().delivery(Delivery::Drip(Duration::from_secs(1))));
         busy.at("/", |_, _| Reply::status(429));
-        // Nothing listens there any more.
+        // No server listens at this port any more.
         let down = scene.other().host();
         Self { dripping, busy, down }
     }
 
-    /// Returns wishes for images and for lists of all three.
+    /// Returns wishes for images and for lists of tags of all three registries.
     fn wishes(&self) -> String {
         let hosts = [self.dripping.host(), self.busy.host(), self.down.clone()];
         let wish = |(number, host): (usize, &String)| format!("  - {host}/a{number}:1\n  - '{host}/b{number}:*'\n");
@@ -148,7 +148,7 @@ impl BadRegistries {
     }
 }
 
-/// Pushes 50 images and returns wishes for them at two registries, and their names.
+/// Pushes 50 images, and returns wishes for them at two registries, and their names.
 fn good_images(scene: &Scene, second: &FaultProxy) -> (String, Vec<String>) {
     let hosts = [scene.proxy.host(), second.host()];
     let names = (0..50).map(|number| {
@@ -160,17 +160,17 @@ fn good_images(scene: &Scene, second: &FaultProxy) -> (String, Vec<String>) {
 }
 
 #[test]
-fn images_of_two_registries_are_published_while_three_others_give_no_answer() {
+fn images_of_two_registries_are_published_while_three_others_do_not_respond() {
     let Some(scene) = Scene::new() else { return };
     let (second, bad) = (scene.other(), BadRegistries::start(&scene));
     let (good, names) = good_images(&scene, &second);
     let wishlist = scene.wish("list.yaml", &(bad.wishes() + &good));
-    // As long as these last, the bad ones cannot be done with.
+    // During these limits, the bad registries are still being waited for.
     let repository = scene.repository.copy();
     repository.set("[requests]\ntimeout = \"1h\"\npatience = \"1h\"");
     let mut command = repository.command(["sync", &wishlist]);
     let mut running = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-    wait_until("a revision is out", || repository.reader().revision() == 2);
+    wait_until("a revision is published", || repository.reader().revision() == 2);
     assert!(names.iter().all(|name| repository.has(&format!("/{name}"))), "all of them are in the first revision");
     assert!(running.0.try_wait().unwrap().is_none(), "the others are still waited for");
     running.end();
@@ -180,20 +180,20 @@ fn images_of_two_registries_are_published_while_three_others_give_no_answer() {
     assert_eq!(published, 50, "{json}");
 }
 
-/// Runs a synchronisation; returns how long it took until something was published.
+/// Runs a synchronisation, and returns the time until a revision was published.
 fn time_to_publish(repository: &TestRepository, wishlist: &str) -> Duration {
     let begun = Instant::now();
     let mut command = repository.command(["sync", wishlist]);
     let mut running = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-    wait_until("a revision is out", || repository.reader().revision() > 1);
+    wait_until("a revision is published", || repository.reader().revision() > 1);
     let published = begun.elapsed();
     running.end();
     published
 }
 
-/// Measures, so that it needs a machine that does nothing else: in a run with `STRATA_TEST_LONG=1` only.
+/// Measures time and so needs an idle machine: runs only with `STRATA_TEST_LONG=1`.
 #[test]
-fn images_are_published_as_fast_beside_bad_registries_as_without_them() {
+fn unresponsive_registries_do_not_slow_down_others() {
     if std::env::var_os("STRATA_TEST_LONG").is_none() {
         return;
     }
@@ -201,7 +201,7 @@ fn images_are_published_as_fast_beside_bad_registries_as_without_them() {
     let (second, bad) = (scene.other(), BadRegistries::start(&scene));
     let (good, _) = good_images(&scene, &second);
     let lists = [scene.wish("alone.yaml", &good), scene.wish("together.yaml", &(bad.wishes() + &good))];
-    // What disturbs a run makes it longer, never shorter.
+    // The minimum, because disturbances only make runs longer.
     let mut shortest = [Duration::MAX; 2];
     for _ in 0..7 {
         for (shortest, wishlist) in shortest.iter_mut().zip(&lists) {
@@ -217,7 +217,7 @@ fn images_are_published_as_fast_beside_bad_registries_as_without_them() {
 }
 
 #[test]
-fn artifacts_are_replaced_among_the_newest_while_another_registry_gives_no_answer() {
+fn artifacts_are_replaced_among_the_newest_while_another_registry_does_not_respond() {
     let Some(scene) = Scene::new() else { return };
     let slow = scene.other();
     slow.at("/", |request, _| request.forward().delivery(Delivery::Drip(Duration::from_secs(1))));
@@ -230,13 +230,13 @@ fn artifacts_are_replaced_among_the_newest_while_another_registry_gives_no_answe
     let newest = "  - {image: HOST/app/tool, tags: {newest: 2}}\n";
     let wishlist = scene.wish("list.yaml", &format!("  - '{0}/a:*'\n  - {0}/b:1\n{newest}", slow.host()));
     let mut running = scene.start(&["sync", &wishlist]);
-    wait_until("two images are there", || scene.has("app/tool:1.1") && scene.has("app/tool:1.2"));
+    wait_until("two images are published", || scene.has("app/tool:1.1") && scene.has("app/tool:1.2"));
     assert!(!scene.has("app/tool:1.0"));
     running.end();
 }
 
 #[test]
-fn layer_that_a_mirror_spoils_is_told_with_the_mirror() {
+fn error_about_a_layer_from_a_mirror_names_the_mirror() {
     let Some(scene) = Scene::new() else { return };
     let mirror = scene.other();
     let image = image("a");
@@ -257,7 +257,7 @@ fn layer_that_a_mirror_spoils_is_told_with_the_mirror() {
 }
 
 #[test]
-fn layers_that_drip_take_no_place_from_images_of_other_registries() {
+fn slow_layers_do_not_block_images_of_other_registries() {
     let Some(scene) = Scene::new() else { return };
     let slow = scene.other();
     let base = some_image(0).layer_digests()[0].clone();
@@ -267,7 +267,7 @@ fn layers_that_drip_take_no_place_from_images_of_other_registries() {
         scene.registry.push_tags(&some_image(number), &format!("app/slow{number}"), ["1"]);
         wishes += &format!("  - {}/app/slow{number}:1\n", slow.host());
     }
-    // They share a layer with those that drip.
+    // They share a layer with images of the slow registry.
     for number in 20..24 {
         scene.registry.push_tags(&some_image(number), &format!("app/fast{number}"), ["1"]);
         wishes += &format!("  - HOST/app/fast{number}:1\n");
@@ -276,7 +276,7 @@ fn layers_that_drip_take_no_place_from_images_of_other_registries() {
     let wishlist = scene.wish("list.yaml", &wishes);
     let begun = Instant::now();
     let mut running = scene.start(&["sync", &wishlist]);
-    wait_until("the fast ones are there", || scene.revision() == 2);
+    wait_until("the images of fast registries are published", || scene.revision() == 2);
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     running.end();
     for number in 20..24 {

@@ -11,14 +11,14 @@ use super::{Scene, asked, image};
 use crate::support::{FQRN, PASSWORD, Run, TestImage, TestRegistry, USER, layer_path, run};
 
 impl Scene {
-    /// Writes a recipe that has thin images pushed to `output`; `HOST` stands for the proxy.
+    /// Writes a recipe that pushes thin images to `output`; `HOST` is replaced by the proxy's host.
     fn thin_recipe(&self, output: &str, inputs: &[&str]) -> String {
         let inputs: String = inputs.iter().map(|input| format!("  - '{input}'\n")).collect();
         let text = format!("version: 1\nuser: {USER}\noutput_format: '{output}'\ninput:\n{inputs}");
         self.write("recipe.yaml", &text.replace("HOST", &self.proxy.host()))
     }
 
-    /// Reads an image back with skopeo: its manifest, config, and what its one layer holds.
+    /// Reads an image with skopeo: its manifest, its config, and the content of its only layer.
     fn read_back(&self, image: &str) -> (Value, Value, Vec<(String, u32, String)>) {
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new("skopeo");
@@ -62,14 +62,17 @@ fn athena(content: &str) -> TestImage {
 }
 
 #[test]
-fn each_tag_of_a_wildcard_gets_its_thin_image_when_it_is_asked_for() {
+fn each_tag_of_a_wildcard_gets_its_thin_image_with_thin_images() {
     let Some(scene) = Scene::new() else { return };
     for tag in ["21.0.1", "21.0.2"] {
         scene.registry.push_tags(&athena(tag), "atlas/athena", [tag]);
     }
     let recipe = scene.thin_recipe("http://HOST/thin/$(image)", &["http://HOST/atlas/athena:21.0.*"]);
     scene.sync(&recipe, &[]).expect_code(0);
-    assert!(scene.proxy.served().iter().all(|served| !served.path.contains("/v2/thin/")), "nobody asked for any");
+    assert!(
+        scene.proxy.served().iter().all(|served| !served.path.contains("/v2/thin/")),
+        "no thin image was requested"
+    );
     let run = scene.sync(&recipe, &["--thin-images"]).expect_code(0);
     let host = scene.proxy.host();
     for tag in ["21.0.1", "21.0.2"] {
@@ -106,7 +109,7 @@ fn each_tag_of_a_wildcard_gets_its_thin_image_when_it_is_asked_for() {
 }
 
 #[test]
-fn thin_image_comes_after_what_it_leads_to() {
+fn thin_image_is_pushed_after_its_image_is_published() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("a"), "app/a", ["1"]);
     let published = scene.repository.storage().join(".cvmfspublished");
@@ -125,7 +128,7 @@ fn thin_image_comes_after_what_it_leads_to() {
 }
 
 #[test]
-fn password_is_that_of_the_output_and_a_push_that_fails_costs_no_image() {
+fn push_uses_the_password_of_the_output_and_its_failure_does_not_affect_images() {
     let (Some(scene), Some(output)) = (Scene::new(), TestRegistry::with_password()) else { return };
     scene.registry.push_tags(&image("a"), "app/a", ["1"]);
     let target = format!("http://{}/thin/$(image)", output.host());
@@ -154,7 +157,7 @@ fn password_is_that_of_the_output_and_a_push_that_fails_costs_no_image() {
 }
 
 #[test]
-fn image_without_a_name_for_its_thin_image_has_none() {
+fn image_without_a_name_for_its_thin_image_gets_none() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("a"), "app/a", ["1", "2"]);
     let digest = image("a").manifest_digest();

@@ -1,4 +1,4 @@
-//! Published repositories with a fault planted in them, signed as if it were none.
+//! Published repositories with a planted fault and valid signatures.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,7 +17,7 @@ use crate::strict::hex;
 use crate::strict_selftest::forge::{deflate, put};
 use crate::support::{FQRN, NAME, Run, TestRepository, command_on};
 
-/// A copy of a repository, whose catalogs may be changed.
+/// A copy of a repository whose databases can be changed.
 pub struct Planted {
     home: TempDir,
 }
@@ -35,20 +35,20 @@ impl Planted {
         Run::of(&mut self.command(["verify", source, "--name", NAME]))
     }
 
-    /// Changes the catalog of the directory `path`, and publishes that.
+    /// Changes the catalog of the directory `path`, and signs the result.
     pub fn change(&self, path: &str, sql: &str) {
         let (hash, size) = self.change_catalog(&self.field('C'), path, sql, false);
         self.publish(&[('C', hash), ('B', size.to_string())]);
     }
 
-    /// Does the same, while what refers to the catalog goes on stating its size of before.
+    /// Does the same, but keeps the old size of the catalog in the reference to it.
     pub fn change_and_hide_size(&self, path: &str, sql: &str) {
         let (hash, size) = self.change_catalog(&self.field('C'), path, sql, true);
         let size = if path.is_empty() { self.field('B') } else { size.to_string() };
         self.publish(&[('C', hash), ('B', size)]);
     }
 
-    /// Changes the tag database, and publishes that.
+    /// Changes the tag database, and signs the result.
     pub fn change_history(&self, sql: &str) {
         let hash = self.field('H');
         let stored = fs::File::open(self.storage().join(format!("data/{}/{}H", &hash[..2], &hash[2..]))).unwrap();
@@ -65,12 +65,12 @@ impl Planted {
         fs::write(path, changed).unwrap();
     }
 
-    /// Prepares a command on the repository.
+    /// Returns a command on the repository.
     pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
         command_on(self.directory(), arguments)
     }
 
-    /// Returns the files that a publisher replaces.
+    /// Returns the contents of the files that a publisher replaces.
     pub fn front_page(&self) -> [Vec<u8>; 2] {
         [".cvmfspublished", ".cvmfsreflog"].map(|name| fs::read(self.storage().join(name)).unwrap())
     }
@@ -90,7 +90,7 @@ impl Planted {
         self.fields().lines().find_map(|line| line.strip_prefix(letter)).unwrap().to_owned()
     }
 
-    /// Signs the manifest with other fields.
+    /// Replaces fields of the manifest and signs it.
     fn publish(&self, others: &[(char, String)]) {
         let fields = self.fields();
         let changed = fields.lines().map(|line| match others.iter().find(|(letter, _)| line.starts_with(*letter)) {
@@ -100,14 +100,14 @@ impl Planted {
         self.sign(&changed.collect::<String>());
     }
 
-    /// Puts other content in the place of a file's in the catalog of the directory `path`.
+    /// Replaces the content of a file in the catalog of the directory `path`.
     pub fn replace(&self, path: &str, name: &str, content: &[u8]) {
         let hash = put(&self.storage(), &deflate(content), "");
         let size = content.len();
         self.change(path, &format!("UPDATE catalog SET hash = x'{hash}', size = {size} WHERE name = '{name}'"));
     }
 
-    /// Returns where an object lies.
+    /// Returns the file of an object.
     pub fn file(&self, object: &str) -> PathBuf {
         self.storage().join(object)
     }
@@ -120,9 +120,9 @@ impl Planted {
         self.directory().join("storage")
     }
 
-    /// Changes the catalog of `path`, which is in or below the one named, and returns the new name and size of that one.
+    /// Changes the catalog of `path`, which is the catalog `hash` or below it, and returns the new hash and size of the latter.
     ///
-    /// Where the size is hidden, the catalog above that one goes on stating what it stated before.
+    /// With `hides_size`, the parent of the changed catalog keeps the old size in its reference.
     fn change_catalog(&self, hash: &str, path: &str, sql: &str, hides_size: bool) -> (String, usize) {
         let stored = fs::File::open(self.storage().join(format!("data/{}/{}C", &hash[..2], &hash[2..]))).unwrap();
         let mut plain = Vec::new();
@@ -164,7 +164,7 @@ fn change_database(bytes: &[u8], change: impl FnOnce(&Connection)) -> Vec<u8> {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(bytes).unwrap();
     let database = Connection::open(file.path()).unwrap();
-    // Who plants faults is not to be kept from it.
+    // Foreign keys would forbid some of the faults.
     database.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
     change(&database);
     drop(database);
