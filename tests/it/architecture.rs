@@ -81,7 +81,7 @@ fn arrows_are_found() {
     assert!(arrows.len() > 30);
 }
 
-/// Returns which modules name which, whatever they name of them.
+/// Returns the modules that each module names.
 fn modules(arrows: &Arrows) -> BTreeMap<String, BTreeSet<String>> {
     let module = |path: &String| path.split("::").next().unwrap_or_default().to_owned();
     let others = |(name, known): (&String, &BTreeMap<String, PathBuf>)| {

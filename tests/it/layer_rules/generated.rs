@@ -1,7 +1,6 @@
 //! Generated images, compared with a naive model: a map from paths to entries.
 //!
-//! There are few names, so that entries often collide. Paths through symbolic links are
-//! left to other tests: here no path leads through a symbolic link.
+//! There are few names, so that entries often collide. Paths through symbolic links are left to other tests.
 
 use std::collections::BTreeMap;
 

@@ -49,7 +49,7 @@ fn wishlist_that_lost_many_images_removes_nothing_without_confirmation() {
     }
     // Without `--prune`, a shorter wishlist is not treated as a mistake.
     scene.sync(&wishlist, &[]).expect_code(0);
-    // One image less is not more than a quarter, and the image is removed.
+    // Four of 16 images are not more than a quarter, so that they are removed.
     scene.wish_tags(12);
     scene.sync(&wishlist, &["--prune"]).expect_code(0);
     assert_eq!(scene.published_tags(), 12);
