@@ -56,6 +56,7 @@ pub mod registry;
 pub mod repository;
 pub mod revise;
 pub mod settings;
+mod shortage;
 pub mod source;
 pub mod span;
 pub mod stage;

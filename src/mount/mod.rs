@@ -122,7 +122,8 @@ impl Mount {
         if options.follow {
             let follow = move || follow::follow(replacer.view, repository, replacer.notifier);
             let path = mountpoint.to_owned();
-            thread::Builder::new().spawn(follow).map_err(|source| MountError::Mount { path, source })?;
+            let spawned = thread::Builder::new().spawn(follow);
+            spawned.map_err(|error| MountError::Mount { path, source: no_thread(error) })?;
         }
         Ok(mount)
     }
@@ -165,7 +166,7 @@ impl Mount {
         let replacer = TreeReplacer { view: Arc::downgrade(&view), notifier: session.notifier() };
         // Never dropped, because that would unmount the path a second time, even if another file system is mounted there by
         // then.
-        Box::leak(Box::new(session.spawn().map_err(failed)?));
+        Box::leak(Box::new(session.spawn().map_err(|error| failed(no_thread(error)))?));
         Ok((Self { point, ended, reporter: view.reporter.clone() }, replacer))
     }
 
@@ -300,6 +301,11 @@ fn escape(path: &Path) -> String {
         other => other.to_string(),
     };
     path.to_string_lossy().chars().map(escaped).collect()
+}
+
+/// Adds to an error that a thread could not be started.
+fn no_thread(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot start a thread: {error}"))
 }
 
 /// Removes the line end from an error message of `fusermount3`.

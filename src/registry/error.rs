@@ -10,6 +10,7 @@ use super::http::is_distrust;
 use crate::cancel::Cancelled;
 use crate::image::Digest;
 use crate::message::quoted;
+use crate::shortage::is_from_shortage;
 
 /// An error of a request to a registry.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +63,9 @@ pub enum RegistryError {
     /// The HTTP client cannot be created.
     #[error("cannot create the HTTP client")]
     Client(#[source] Box<dyn Error + Send + Sync>),
+    /// The thread of an HTTP client cannot be started.
+    #[error("cannot start a thread for HTTP (see `ulimit -u`)")]
+    Thread(#[source] Box<dyn Error + Send + Sync>),
     /// A string from a registry or a user is not an `http` or `https` URL.
     #[error("{} is not a valid http or https URL", quoted(.0))]
     Url(String),
@@ -263,20 +267,30 @@ impl RegistryError {
     /// method may succeed.
     pub(super) fn may_depend_on_method(&self) -> bool {
         match self {
+            error if error.is_local() => false,
             Self::Unreachable { .. } | Self::TooSlow { .. } | Self::Redirect { .. } | Self::NotFound { .. } => true,
             Self::Unauthorized { .. } | Self::Challenge { .. } | Self::Status { .. } | Self::InvalidResponse { .. } => {
                 true
             }
             Self::TooLarge { .. } | Self::WrongDigest { .. } | Self::Range { .. } => true,
             Self::Settings { .. } | Self::Read { .. } | Self::Invalid { .. } | Self::Variable { .. } => false,
-            Self::Helper { .. } | Self::Client(_) | Self::Url(_) => false,
+            Self::Helper { .. } | Self::Client(_) | Self::Thread(_) | Self::Url(_) => false,
             Self::Cancelled(_) | Self::Parked { .. } | Self::GivenUp { .. } => false,
         }
     }
 
     /// Returns whether the response is missing or incomplete.
     pub(super) fn is_silence(&self) -> bool {
-        matches!(self, Self::TooSlow { .. } | Self::Unreachable { .. }) && self.is_transient()
+        matches!(self, Self::TooSlow { .. } | Self::Unreachable { .. }) && self.is_transient() && !self.is_local()
+    }
+
+    /// Returns whether the error comes from the settings or a shortage of resources of this machine, and not from a registry.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Settings { .. } | Self::Read { .. } | Self::Invalid { .. } | Self::Variable { .. } => true,
+            Self::Helper { .. } | Self::Client(_) | Self::Thread(_) => true,
+            error => is_from_shortage(error),
+        }
     }
 
     /// Returns whether no request is sent to the registry for now. The error says nothing about the requested object then.
@@ -320,6 +334,17 @@ mod tests {
         let error = ErrorBody { code: "a\x1b[31m\n".to_owned(), message: "m".repeat(300) };
         let text = error.to_string();
         assert!(!text.contains(char::is_control) && text.len() < 250, "{text}");
+    }
+
+    #[test]
+    fn shortage_of_resources_is_local_and_no_silence() {
+        let unreachable = |errno: rustix::io::Errno| {
+            let source = io::Error::other(io::Error::from(errno));
+            RegistryError::Unreachable { url: String::new(), source: source.into() }
+        };
+        let (full, refused) = (unreachable(rustix::io::Errno::MFILE), unreachable(rustix::io::Errno::CONNREFUSED));
+        assert!(full.is_local() && !full.is_silence() && !full.may_depend_on_method());
+        assert!(!refused.is_local() && refused.is_silence() && refused.may_depend_on_method());
     }
 
     #[test]

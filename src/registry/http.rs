@@ -5,9 +5,10 @@ use std::error::Error;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use reqwest::blocking::{Client, Response};
+use reqwest::blocking::{Client, ClientBuilder, Response};
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, USER_AGENT};
 use reqwest::{Method, NoProxy, Proxy, Url};
 use rustls::pki_types::CertificateDer;
@@ -18,6 +19,7 @@ use super::limits::lock;
 use super::resolver::DnsResolver;
 use super::settings::{DEFAULT_MINIMUM_RATE, DEFAULT_REQUEST_TIMEOUT};
 use crate::observer::Reporter;
+use crate::shortage::{cause, is_from_shortage, is_refused_thread};
 
 /// Maximum number of redirects that one request follows.
 const MAX_REDIRECTS: usize = 10;
@@ -27,6 +29,11 @@ const MAX_ERROR_BODY: u64 = 64 << 10;
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Number of bytes of one read.
 const READ_SIZE: usize = 64 << 10;
+/// Pause before the creation of an HTTP client is repeated because the system refused a resource, and maximum number of pauses.
+const CREATION_PAUSE: Duration = Duration::from_millis(25);
+const CREATION_PAUSES: u32 = 20;
+/// Time after a refusal in which the creation of other clients is not repeated.
+const REFUSAL_TIME: Duration = Duration::from_secs(10);
 /// Hosts that are never contacted through a proxy.
 const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
 
@@ -90,9 +97,16 @@ pub(super) struct Http {
     client_settings: HashMap<String, ClientSettings>,
     /// Limits by host and port, for hosts with limits of their own.
     host_limits: HashMap<String, HostLimits>,
-    /// Clients by their settings, created on first use.
-    clients: Mutex<HashMap<ClientSettings, Client>>,
+    /// Clients are created one at a time on first use. Each has a thread, which all hosts with the same settings share.
+    clients: Mutex<Clients>,
     pub(super) reporter: Reporter,
+}
+
+#[derive(Default)]
+struct Clients {
+    by_settings: HashMap<ClientSettings, Client>,
+    /// Time of the last refusal by the system to create a client.
+    refused: Option<Instant>,
 }
 
 /// A request, before any redirect.
@@ -211,21 +225,46 @@ impl Http {
         let settings_of = |host| self.client_settings.get(host).cloned().unwrap_or_default();
         let settings = ClientSettings { stall: settings_of(origin).stall, ..settings_of(host) };
         let mut clients = lock(&self.clients);
-        if let Some(client) = clients.get(&settings) {
+        if let Some(client) = clients.by_settings.get(&settings) {
             return Ok(client.clone());
         }
-        let client = self.build(&settings)?;
-        clients.insert(settings, client.clone());
+        let is_refused = clients.refused.is_some_and(|time| time.elapsed() < REFUSAL_TIME);
+        let client = self.build(&settings, if is_refused { 0 } else { CREATION_PAUSES }).inspect_err(|error| {
+            if is_from_shortage(error) {
+                clients.refused = Some(Instant::now());
+            }
+        })?;
+        clients.by_settings.insert(settings, client.clone());
         Ok(client)
     }
 
-    fn build(&self, settings: &ClientSettings) -> Result<Client, RegistryError> {
+    /// Creates the client for a host in advance, before other threads use up the resources.
+    pub(super) fn prepare(&self, host: &str) -> Result<(), RegistryError> {
+        self.client(host, host).map(drop)
+    }
+
+    /// Creates a client. If the system refuses a resource, this is repeated after up to `pauses` pauses.
+    fn build(&self, settings: &ClientSettings, mut pauses: u32) -> Result<Client, RegistryError> {
+        let tls = tls(settings.certificates.as_deref(), &self.reporter)?;
+        loop {
+            match self.builder(settings, tls.clone())?.build() {
+                Err(error) if pauses > 0 && is_from_shortage(&error) => {
+                    pauses -= 1;
+                    thread::sleep(CREATION_PAUSE);
+                }
+                Err(error) if is_refused_thread(&error) => return Err(RegistryError::Thread(error.into())),
+                built => return built.map_err(|error| RegistryError::Client(error.into())),
+            }
+        }
+    }
+
+    fn builder(&self, settings: &ClientSettings, tls: rustls::ClientConfig) -> Result<ClientBuilder, RegistryError> {
         let mut headers = HeaderMap::new();
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("strata/", env!("CARGO_PKG_VERSION"))));
         // A content encoding would change the bytes, and so the digest.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let mut builder = Client::builder()
-            .tls_backend_preconfigured(tls(settings.certificates.as_deref(), &self.reporter)?)
+            .tls_backend_preconfigured(tls)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .dns_resolver(Arc::new(DnsResolver))
@@ -238,7 +277,7 @@ impl Http {
         for proxy in self.proxies.for_client()? {
             builder = builder.proxy(proxy);
         }
-        builder.build().map_err(|error| RegistryError::Client(error.into()))
+        Ok(builder)
     }
 }
 
@@ -352,14 +391,6 @@ pub(super) fn is_distrust(error: &(dyn Error + 'static)) -> bool {
 /// Returns an error and its causes, outermost first.
 fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| cause(error))
-}
-
-/// Returns the cause of an error. For an I/O error that wraps another error, `source` would skip the wrapped error.
-fn cause<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'static)> {
-    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-        Some(wrapped) => Some(wrapped),
-        None => error.source(),
-    }
 }
 
 impl HttpResponse {

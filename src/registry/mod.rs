@@ -263,6 +263,11 @@ impl Registries {
         &self.shared.reporter
     }
 
+    /// Creates the HTTP client for a host in advance, because it needs a thread.
+    pub(crate) fn prepare(&self, host: &str) -> Result<(), RegistryError> {
+        self.shared.http.prepare(host)
+    }
+
     /// Sets credentials for one host, which precede all other credentials. Panics if `self` has been cloned.
     fn with_login(mut self, host: &str, credentials: Credentials, origin: &'static str) -> Self {
         let shared = Arc::get_mut(&mut self.shared).expect("a new client has no clones");

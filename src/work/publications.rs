@@ -13,6 +13,7 @@ use crate::ingest::IngestError;
 use crate::message::causes;
 use crate::publish::Publication;
 use crate::revise::{Changes, WishlistChange};
+use crate::shortage::is_from_shortage;
 use crate::source::SourceError;
 use crate::stage::{StageError, StagedImage};
 use crate::wishlist::{ImagePosition, WantedImage};
@@ -155,6 +156,8 @@ fn is_postponed(error: &ConvertError) -> bool {
 /// Returns whether the cause of an error is this machine, and not the image or its registry.
 fn is_local(error: &ConvertError) -> bool {
     match error {
+        _ if is_from_shortage(error) => true,
+        ConvertError::Stage(StageError::Source(SourceError::Registry(error))) => error.is_local(),
         ConvertError::Losses(_) | ConvertError::SameName(_) => false,
         ConvertError::Stage(error) => match error {
             StageError::Layer { source, .. } => !matches!(source, IngestError::Layer(_) | IngestError::Source(_)),
@@ -172,4 +175,35 @@ fn is_local(error: &ConvertError) -> bool {
 /// Returns the images of each name.
 fn platforms(staged: &[StagedImage]) -> impl Iterator<Item = &[StagedImage]> {
     staged.chunk_by(|a, b| a.outcome.place.name == b.outcome.place.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use rustix::io::Errno;
+
+    use super::*;
+    use crate::image::Digest;
+    use crate::layer::LayerError;
+    use crate::registry::RegistryError;
+
+    #[test]
+    fn lack_of_threads_or_files_is_of_this_machine_wherever_it_shows() {
+        let registry = |errno: Errno| {
+            let source = io::Error::from(errno).into();
+            let error = RegistryError::Unreachable { url: "https://h.org/v2/".to_owned(), source };
+            ConvertError::from(StageError::from(SourceError::from(error)))
+        };
+        let layer = |errno: Errno| {
+            let source = IngestError::Layer(LayerError::Read(io::Error::other(io::Error::from(errno))));
+            ConvertError::from(StageError::Layer { digest: Digest::of(b""), mirror: None, source })
+        };
+        let thread = RegistryError::Thread(io::Error::from(Errno::AGAIN).into());
+        assert!(is_local(&StageError::from(SourceError::from(thread)).into()));
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN] {
+            assert!(is_local(&registry(errno)) && is_local(&layer(errno)), "{errno}");
+        }
+        assert!(!is_local(&registry(Errno::CONNREFUSED)) && !is_local(&layer(Errno::CONNRESET)));
+    }
 }

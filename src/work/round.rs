@@ -23,7 +23,7 @@ use crate::image::ImageName;
 use crate::metadata::Timestamp;
 use crate::observer::Reporter;
 use crate::progress::Progress;
-use crate::registry::{DEFAULT_CONNECTIONS, DEFAULT_REQUEST_TIMEOUT};
+use crate::registry::{DEFAULT_CONNECTIONS, DEFAULT_REQUEST_TIMEOUT, RegistryError};
 use crate::revise::{Prune, WishlistChange};
 use crate::settings::Settings;
 use crate::threads;
@@ -168,6 +168,12 @@ impl Round<'_> {
         lister: &'s CachingLister<'s>,
         sender: &Sender<RoundMessage>,
     ) -> Result<Vec<ScopedJoinHandle<'s, ()>>, SyncError> {
+        for host in self.wishlist.wishes.iter().map(|wish| wish.host()).collect::<BTreeSet<_>>() {
+            // Any other error concerns one host only, and is reported for its images.
+            if let Err(error @ RegistryError::Thread(_)) = self.detector.registries.prepare(host) {
+                return Err(error.into());
+            }
+        }
         let (limit, mut started) = (self.query_thread_count(), Vec::new());
         while started.len() < limit {
             let sender = sender.clone();

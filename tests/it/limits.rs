@@ -186,6 +186,27 @@ fn pipes_in_the_place_of_files_do_not_block() {
 }
 
 #[test]
+fn lack_of_threads_is_no_failure_of_an_image() {
+    let Some(registry) = TestRegistry::start() else { return };
+    let images = ["a", "b", "c"].map(|name| {
+        registry.push(&image(), &format!("test/{name}:1"));
+        format!("  - http://{}/test/{name}:1\n", registry.host())
+    });
+    for threads in 1..=12 {
+        let Some(scene) = Scene::new(TestRepository::new()) else { return };
+        let list = scene.repository.beside("list.yaml");
+        fs::write(&list, format!("version: 2\nimages:\n{}", images.concat())).unwrap();
+        let sync = ["sync", list.to_str().unwrap()];
+        let run = scene.run(&sync, &[&format!("--nproc={threads}")]);
+        for line in run.stderr().lines().filter(|line| line.contains("Resource temporarily unavailable")) {
+            assert!(line.contains("start"), "{threads} threads: {line}");
+        }
+        // What failed at the limit is tried at once.
+        scene.run(&sync, &[]).expect_code(0);
+    }
+}
+
+#[test]
 fn repository_path_may_have_a_thousand_characters() {
     let outer = TestRepository::new();
     let long = (0..5).fold(outer.beside("long"), |path, _| path.join("x".repeat(200)));
