@@ -7,6 +7,7 @@ use crate::consumer::{self, AuditResult, Flaw};
 use crate::object::ObjectKind;
 use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
+use crate::shortage::shortage_of;
 
 impl Check<'_> {
     /// Checks the directories of all container runtimes that are in the scope.
@@ -19,14 +20,25 @@ impl Check<'_> {
                 continue;
             }
             self.progress.set_activity(format!("checking what {} reads", consumer.name()));
-            let Ok(repository) = Repository::open(&self.store, self.name) else { return };
+            let repository = match Repository::open(&self.store, self.name) {
+                Ok(repository) => repository,
+                Err(error) => return self.note_shortage_of(&error),
+            };
             let audited = consumer.audit(&repository, &mut |result| match result {
                 AuditResult::Flaw(flaw) => self.note_flaw(&repository, consumer.name(), &flaw),
                 AuditResult::Warning(warning) => self.warn(warning),
             });
             if let Err(error) = audited {
+                self.note_shortage_of(&error);
                 self.store.reporter().debug(format_args!("{}", crate::message::causes(&error)));
             }
+        }
+    }
+
+    /// Records the shortage of resources that caused an error, if any.
+    fn note_shortage_of(&self, error: &RepositoryError) {
+        if let Some(cause) = shortage_of(error) {
+            self.note_shortage(".cvmfspublished", cause);
         }
     }
 

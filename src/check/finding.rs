@@ -39,7 +39,7 @@ impl fmt::Display for Finding {
 /// The location of a finding.
 #[derive(Debug, Clone)]
 pub(super) struct Location {
-    file: String,
+    pub(super) file: String,
     path: Option<String>,
     referrer: Option<String>,
 }

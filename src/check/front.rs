@@ -127,7 +127,9 @@ impl Check<'_> {
     fn check_alternative_paths(&self, manifest: &RepositoryManifest) {
         for (hash, letter) in [(manifest.root_catalog, "C"), (manifest.certificate, "X")] {
             let name = format!(".cvmfsalt-{hash}{letter}");
-            if fs::metadata(self.store.root().join(&name)).is_err() {
+            if let Err(error) = fs::metadata(self.store.root().join(&name))
+                && !self.note_shortage(&name, &error)
+            {
                 self.findings.note(
                     &Location::file(name),
                     "a link to the object, which field A of the manifest requires",

@@ -12,7 +12,6 @@ use rustix::io::Errno;
 use super::Check;
 use super::finding::{Location, escape};
 use super::name::ObjectName;
-use super::reader::read_failure;
 use crate::file::is_absence;
 
 /// The file of an object.
@@ -37,7 +36,7 @@ impl Check<'_> {
         }
         for directory in directories {
             if let Err(error) = fs::metadata(self.store.root().join("data").join(&directory)) {
-                self.findings.note(&Location::file(format!("data/{directory}")), "a directory", read_failure(&error));
+                self.note_unreadable(&Location::file(format!("data/{directory}")), "a directory", &error);
             }
         }
         self.count_leftovers()
@@ -52,7 +51,7 @@ impl Check<'_> {
             listed.unwrap_or_else(|error| {
                 // A missing directory is reported where the directory is required.
                 if !is_absence(&error) {
-                    self.findings.note(&Location::file(path), "a directory that can be listed", read_failure(&error));
+                    self.note_unreadable(&Location::file(path), "a directory that can be listed", &error);
                 }
                 Vec::new()
             })
@@ -75,7 +74,7 @@ impl Check<'_> {
         match listed {
             // A missing directory is reported by `check_layout`, and its missing objects with the rows that refer to them.
             Err(error) if !is_absence(&error) => {
-                self.findings.note(&Location::file(path), "a directory that can be listed", read_failure(&error));
+                self.note_unreadable(&Location::file(path), "a directory that can be listed", &error);
                 return None;
             }
             _ => objects.sort_unstable(),
@@ -135,7 +134,7 @@ impl Check<'_> {
         let listed = fs::read_dir(self.store.root().join(path))
             .and_then(|entries| entries.filter_map(|entry| read(entry).transpose()).collect());
         listed.unwrap_or_else(|error: io::Error| {
-            self.findings.note(&Location::file(path), "a directory that can be listed", read_failure(&error));
+            self.note_unreadable(&Location::file(path), "a directory that can be listed", &error);
             Vec::new()
         })
     }

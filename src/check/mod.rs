@@ -59,6 +59,14 @@ pub enum CheckError {
     /// The system refuses to start threads.
     #[error(transparent)]
     Threads(#[from] ThreadsError),
+    /// This machine has too few file descriptors or threads, or too little memory. The repository may be intact.
+    #[error("cannot read '{file}' of the repository")]
+    Shortage {
+        /// The file, relative to the storage directory.
+        file: String,
+        /// The shortage.
+        source: io::Error,
+    },
 }
 
 /// What to check, and how thoroughly.
@@ -122,6 +130,7 @@ pub fn check(
         progress,
         findings: Findings::default(),
         warnings: Mutex::default(),
+        shortage: Mutex::default(),
     };
     match directory.public_key() {
         Ok(key) => check.master_key = Some(key),
@@ -137,7 +146,11 @@ pub fn check(
         Err(error) => return Err(error.into()),
     }
     let threads = threads::pool(options.threads, directory.reporter())?;
-    let mut report = threads.install(|| check.run(directory))?;
+    let checked = threads.install(|| check.run(directory));
+    if let Some((file, source)) = check.shortage.into_inner().expect("no thread panics while it records a shortage") {
+        return Err(CheckError::Shortage { file, source });
+    }
+    let mut report = checked?;
     report.warnings = check.warnings.into_inner().expect("no thread panics while it warns");
     report.warnings.sort();
     report.warnings.dedup();
@@ -155,6 +168,8 @@ struct Check<'c> {
     progress: &'c Progress,
     findings: Findings,
     warnings: Mutex<Vec<String>>,
+    /// The first file that could not be read because of a shortage of resources, and the error.
+    shortage: Mutex<Option<(String, io::Error)>>,
 }
 
 impl Check<'_> {

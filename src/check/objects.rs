@@ -82,7 +82,7 @@ impl Check<'_> {
                 Err(error) if is_absence(&error) => {}
                 Err(error) => {
                     let location = Location::file(format!("data/{directory:02x}"));
-                    self.findings.note(&location, "a directory whose files can be accessed", read_failure(&error));
+                    self.note_unreadable(&location, "a directory whose files can be accessed", &error);
                     return None;
                 }
             }
@@ -148,6 +148,7 @@ impl Check<'_> {
             Some(_) if self.options.quick => Vec::new(),
             Some(object) => match self.examine(object, group, examiner) {
                 Ok(faults) => faults,
+                Err(error) if self.note_shortage(&name.to_string(), &error) => Vec::new(),
                 Err(error) => vec![fault(group, "a readable object", read_failure(&error))],
             },
         }

@@ -14,6 +14,7 @@ use crate::catalog::audit::Algorithm;
 use crate::file::read_regular_up_to;
 use crate::message::causes;
 use crate::object::{DecodeError, ObjectHash, SizeLimit, decode_alone};
+use crate::shortage::is_shortage;
 
 /// Finding text: the expected bytes of an object.
 pub(super) const ITS_HASH: &str = "bytes that hash to its name";
@@ -32,9 +33,26 @@ impl Check<'_> {
         match read_regular_up_to(limit, &self.store.root().join(name)) {
             Ok(Some(bytes)) => return Some(bytes),
             Ok(None) => self.findings.note(location, format_args!("{what} of at most {limit} bytes"), "more"),
-            Err(error) => self.findings.note(location, what, read_failure(&error)),
+            Err(error) => self.note_unreadable(location, what, &error),
         }
         None
+    }
+
+    /// Adds a finding for a file that cannot be read, unless the reason is a shortage of resources of this machine.
+    pub(super) fn note_unreadable(&self, location: &Location, what: &str, error: &io::Error) {
+        if !self.note_shortage(&location.file, error) {
+            self.findings.note(location, what, read_failure(error));
+        }
+    }
+
+    /// Records the error if it is a shortage of resources of this machine, and returns whether it is.
+    pub(super) fn note_shortage(&self, file: &str, error: &io::Error) -> bool {
+        let is_shortage = is_shortage(error);
+        if let Some(errno) = error.raw_os_error().filter(|_| is_shortage) {
+            let mut shortage = self.shortage.lock().expect("no thread panics while it records a shortage");
+            shortage.get_or_insert_with(|| (file.to_owned(), io::Error::from_raw_os_error(errno)));
+        }
+        is_shortage
     }
 
     /// Returns the content of an object that fits in memory, or adds a finding at `location` if there is none.

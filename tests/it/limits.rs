@@ -186,6 +186,28 @@ fn pipes_in_the_place_of_files_do_not_block() {
 }
 
 #[test]
+fn too_few_files_are_an_error_of_this_machine_and_no_finding() {
+    if !need("prlimit") {
+        return;
+    }
+    let repository = TestRepository::publish(&image());
+    let check = repository.command(["check", "--threads", "2"]);
+    let mut refused = 0;
+    for files in 3..=14 {
+        let mut limited = Command::new("prlimit");
+        limited.arg(format!("--nofile={files}")).arg(check.get_program()).args(check.get_args());
+        let run = Run::within(PATIENCE, &mut limited);
+        if run.exit_code() == Some(1) && run.stderr().contains("Too many open files") {
+            assert_eq!((run.stdout().as_str(), run.stderr().lines().count()), ("", 1), "{}", run.stderr());
+            refused += 1;
+        }
+        assert_ne!(run.exit_code(), Some(4), "{files}: {}", run.stdout());
+    }
+    assert!(refused > 0);
+    repository.run(["check"]).expect_code(0);
+}
+
+#[test]
 fn lack_of_threads_is_no_failure_of_an_image() {
     let Some(registry) = TestRegistry::start() else { return };
     let images = ["a", "b", "c"].map(|name| {
