@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
@@ -29,6 +30,10 @@ const EXIT_TIMEOUT: Duration = Duration::from_millis(1700);
 /// Ends the operations of the program.
 static CANCELLATION: LazyLock<Cancellation> = LazyLock::new(Cancellation::default);
 
+/// Time after the first signal in which a further signal does not count as a second one: GNU `timeout`, for example, signals its
+/// child and then the process group that contains the child.
+pub const SAME_SIGNAL: Duration = Duration::from_millis(100);
+
 /// Whether a signal is ending the program.
 static IS_ENDING: AtomicBool = AtomicBool::new(false);
 
@@ -47,40 +52,39 @@ pub fn survive_file_size_limit() {
 
 /// From now on, ends the program in good order on SIGINT and SIGTERM: it prints a message at once, cleans up, prints whether
 /// a revision was published, and ends by the same signal. A second signal ends it at once.
-pub fn watch() -> io::Result<()> {
-    let ending = Ending::prepare()?;
-    for signal in [SIGINT, SIGTERM] {
-        flag::register(signal, Arc::clone(&ending.has_begun))?;
-    }
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    thread::Builder::new().spawn(move || {
+pub fn watch() -> anyhow::Result<()> {
+    watch_with(Ending::prepare()?)
+}
+
+fn watch_with(ending: Ending) -> anyhow::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
+    let wait = move || {
         if let Some(signal) = signals.forever().next() {
             ending.end(signal);
         }
-    })?;
+    };
+    thread::Builder::new().spawn(wait).context("cannot start a thread that waits for signals")?;
     Ok(())
 }
 
 /// The prepared end of the program by a signal.
 pub struct Ending {
-    /// Once this is set, a signal ends the program at once.
-    has_begun: Arc<AtomicBool>,
     alarm: Sender<i32>,
 }
 
 impl Ending {
     /// Prepares the end of the program. The caller waits for the signal.
-    pub fn prepare() -> io::Result<Self> {
-        let has_begun = Arc::new(AtomicBool::new(false));
+    pub fn prepare() -> anyhow::Result<Self> {
+        let is_at_once = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
-            flag::register_conditional_default(signal, Arc::clone(&has_begun))?;
+            flag::register_conditional_default(signal, Arc::clone(&is_at_once)).context("cannot wait for signals")?;
         }
-        Ok(Self { has_begun, alarm: start_alarm()? })
+        let alarm = start_alarm(is_at_once).context("cannot start a thread that waits for signals")?;
+        Ok(Self { alarm })
     }
 
     /// Cleans up and ends the program by the received signal.
     pub fn end(&self, signal: i32) {
-        self.has_begun.store(true, Ordering::SeqCst);
         self.alarm.send(signal).ok();
         IS_ENDING.store(true, Ordering::SeqCst);
         print_now("interrupted: cleaning up; press again to stop now");
@@ -94,12 +98,15 @@ impl Ending {
 }
 
 /// Starts a thread that ends the program some time after a signal, because the thread that cleans up may wait for a lock
-/// that another thread never releases.
-fn start_alarm() -> io::Result<Sender<i32>> {
+/// that another thread never releases. The thread sets `is_at_once` after [`SAME_SIGNAL`]: from then on, a further signal ends the
+/// program at once.
+fn start_alarm(is_at_once: Arc<AtomicBool>) -> io::Result<Sender<i32>> {
     let (sender, receiver) = mpsc::channel();
     thread::Builder::new().spawn(move || {
         if let Ok(signal) = receiver.recv() {
             let deadline = cancellation().deadline(EXIT_TIMEOUT);
+            thread::sleep(SAME_SIGNAL);
+            is_at_once.store(true, Ordering::SeqCst);
             while !deadline.is_over() {
                 thread::sleep(Duration::from_millis(10));
             }

@@ -3,9 +3,9 @@
 use std::io::{self, Read as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -19,7 +19,7 @@ use strata::repository::{Repository, RevisionSelector};
 
 use super::arguments::{Arguments, Mount as MountArguments};
 use super::failure::UsageError;
-use super::interrupt::print_now;
+use super::interrupt::{SAME_SIGNAL, print_now};
 
 /// Mounts the repository until it is unmounted or a signal ends the program.
 pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<ExitCode> {
@@ -86,15 +86,17 @@ pub fn answering_threads() -> usize {
 /// Time for which processes may still use a file system after it was unmounted.
 const GRACE: Duration = Duration::from_millis(1500);
 
-/// Whether the file system is unmounted, but still in use.
-static IS_DETACHED: AtomicBool = AtomicBool::new(false);
+/// Time since which the file system is unmounted, but still in use.
+static DETACHED: OnceLock<Instant> = OnceLock::new();
 
 /// Unmounts because of a signal, and prints a message at once. Processes that still use the file system have a short time to
 /// finish, which a second signal ends.
 pub fn end(point: &MountPoint) {
     let path = point.path().display();
-    if IS_DETACHED.load(Ordering::SeqCst) {
-        std::process::exit(0);
+    match DETACHED.get() {
+        Some(since) if since.elapsed() >= SAME_SIGNAL => std::process::exit(0),
+        Some(_) => return,
+        None => {}
     }
     print_now(&format!("interrupted: unmounting '{path}'"));
     unmount(point);
@@ -105,7 +107,7 @@ pub fn unmount(point: &MountPoint) {
     match point.unmount() {
         Ok(Unmounted::AtOnce) => {}
         Ok(Unmounted::WhileBusy) => {
-            IS_DETACHED.store(true, Ordering::SeqCst);
+            DETACHED.set(Instant::now()).ok();
             let end_later = || {
                 thread::sleep(GRACE);
                 std::process::exit(0);

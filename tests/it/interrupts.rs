@@ -113,6 +113,24 @@ fn second_signal_ends_the_program_at_once() {
 }
 
 #[test]
+fn second_signal_in_the_same_moment_skips_no_cleaning() {
+    for number in 0..5 {
+        let repository = TestRepository::new();
+        let source = repository.source(&image_of("x"));
+        let mut command = repository.command(["convert", &source, "--name", NAME, "--quiet"]);
+        let (_lock, child) = waiting_run(&repository, command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+        let signal = if number % 2 == 0 { Signal::INT } else { Signal::TERM };
+        for _ in 0..2 {
+            send(&child, signal);
+            thread::park_timeout(Duration::from_millis(number));
+        }
+        let run = ended(child, Some(signal.as_raw()));
+        let said = format!("{CLEANING}strata: interrupted before anything was published\n");
+        assert_eq!((run.stderr(), names(&repository.storage().join("data/txn"))), (said, vec![]));
+    }
+}
+
+#[test]
 fn interrupted_init_leaves_nothing_or_a_repository() {
     let init = |home: &Path| {
         let mut command = strata_command(["init", FQRN, "--repo", "a/b/repository"]);
