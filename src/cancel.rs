@@ -8,7 +8,7 @@
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,6 +27,18 @@ struct Shared {
     is_cancelled: AtomicBool,
     temporary: Mutex<TemporaryFiles>,
     syncs: Mutex<Syncs>,
+    /// The fields of [`Publications`]; 0 means none.
+    last_published: AtomicU64,
+    in_progress: AtomicU64,
+}
+
+/// Revisions that operations have published. They can be read at any time: also while a rename of the store blocks forever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Publications {
+    /// The last revision that was published.
+    pub last: Option<u64>,
+    /// The revision that a thread is publishing: clients may see it already.
+    pub in_progress: Option<u64>,
 }
 
 /// Number of threads that are inside a sync, and the time when the last thread left one.
@@ -48,8 +60,6 @@ pub(crate) struct TemporaryFiles {
     owners: u64,
     /// Lock files that exclude a `cvmfs_server` as long as they exist.
     locks: Vec<PathBuf>,
-    /// The last revision that this process has published.
-    published: Option<u64>,
 }
 
 /// A file or directory to delete if the work that it belongs to does not finish.
@@ -111,6 +121,23 @@ impl Cancellation {
         self.0.syncs.lock().expect("no thread panics while it counts syncs")
     }
 
+    /// Runs the step that makes a revision visible to clients.
+    pub(crate) fn publishing<T, E>(&self, revision: u64, step: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        self.0.in_progress.store(revision, Ordering::SeqCst);
+        let result = step();
+        if result.is_ok() {
+            self.0.last_published.store(revision, Ordering::SeqCst);
+        }
+        self.0.in_progress.store(0, Ordering::SeqCst);
+        result
+    }
+
+    /// Returns the revisions that operations have published so far.
+    pub fn publications(&self) -> Publications {
+        let revision = |number: &AtomicU64| Some(number.load(Ordering::SeqCst)).filter(|&number| number != 0);
+        Publications { last: revision(&self.0.last_published), in_progress: revision(&self.0.in_progress) }
+    }
+
     /// Starts a set of files that are deleted unless it is finished.
     pub fn unfinished_files(&self) -> UnfinishedFiles {
         let mut temporary = self.temporary_files();
@@ -123,12 +150,12 @@ impl Cancellation {
         Deadline { end: Instant::now() + patience, patience, cancellation: self.clone() }
     }
 
-    /// Deletes the unfinished files and locks of all operations, and returns the last revision that they have published. Files that
-    /// are not deleted within `patience` are left to the next run.
+    /// Deletes the unfinished files and locks of all operations. Files that are not deleted within `patience` are left to the next
+    /// run.
     ///
     /// Call this only when the process is about to end: the directories of runs disappear, and every thread that tries to publish,
     /// to create files or to clean up blocks forever.
-    pub fn abandon(&self, patience: Duration) -> Option<u64> {
+    pub fn abandon(&self, patience: Duration) {
         self.cancel();
         let temporary = self.temporary_files();
         // The deadline starts here, because the previous holder of the lock may have been inside a sync.
@@ -148,9 +175,7 @@ impl Cancellation {
             leftover.delete(Some(&deadline));
         }
         abandoned.iter().for_each(|directory| delete_until(Path::new(directory), &deadline));
-        let published = temporary.published;
         std::mem::forget(temporary);
-        published
     }
 }
 
@@ -191,11 +216,6 @@ impl Deadline {
 impl TemporaryFiles {
     pub(crate) fn start(&mut self, directory: &Path) {
         self.directories.push(directory.to_owned());
-    }
-
-    /// Records that clients can see a revision.
-    pub(crate) fn publish(&mut self, revision: u64) {
-        self.published = Some(revision);
     }
 
     pub(crate) fn end(&mut self, directory: &Path) {
@@ -271,10 +291,9 @@ impl UnfinishedFiles {
     /// Runs the last step. If it succeeds, all created files stay, and the repository has the given revision.
     pub fn finish<E>(self, revision: u64, step: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
         let mut temporary = self.cancellation.temporary_files();
-        let finished = step();
+        let finished = self.cancellation.publishing(revision, step);
         if finished.is_ok() {
             temporary.remove_unfinished(self.number);
-            temporary.publish(revision);
         }
         drop(temporary);
         finished

@@ -14,7 +14,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
-use strata::cancel::Cancellation;
+use strata::cancel::{Cancellation, Publications};
 
 use super::terminal::can_be_redrawn;
 
@@ -88,13 +88,21 @@ impl Ending {
         self.alarm.send(signal).ok();
         IS_ENDING.store(true, Ordering::SeqCst);
         print_now("interrupted: cleaning up; press again to stop now");
-        let outcome = match cancellation().abandon(CLEANUP_TIMEOUT) {
-            Some(revision) => format!("after revision {revision} was published"),
-            None => "before anything was published".to_owned(),
-        };
-        print_now(&format!("interrupted {outcome}"));
+        cancellation().abandon(CLEANUP_TIMEOUT);
+        print_outcome();
         emulate_default_handler(signal).ok();
     }
+}
+
+/// Prints whether this process has published a revision, or may have.
+fn print_outcome() {
+    print_now(&match cancellation().publications() {
+        Publications { in_progress: Some(revision), .. } => {
+            format!("interrupted: revision {revision} may be published: 'strata info' tells")
+        }
+        Publications { last: Some(revision), .. } => format!("interrupted after revision {revision} was published"),
+        _ => "interrupted before anything was published".to_owned(),
+    });
 }
 
 /// Starts a thread that ends the program some time after a signal, because the thread that cleans up may wait for a lock
@@ -110,6 +118,7 @@ fn start_alarm(is_at_once: Arc<AtomicBool>) -> io::Result<Sender<i32>> {
             while !deadline.is_over() {
                 thread::sleep(Duration::from_millis(10));
             }
+            print_outcome();
             emulate_default_handler(signal).ok();
         }
     })?;

@@ -527,9 +527,8 @@ impl Staging {
         let root = self.store.root();
         // Opened before the first rename, because opening may fail when the process has too many open files.
         let directory = File::open(root).map_err(StoreError::io("open", root))?;
-        let mut late = Vec::new();
-        {
-            let mut temporary = self.store.cancellation().temporary_files();
+        let rename_all = || {
+            let mut late = Vec::new();
             for (number, (name, bytes)) in files.iter().enumerate() {
                 let path = root.join(name);
                 if let Err(error) = fs::rename(self.directory.join(name), &path) {
@@ -537,11 +536,17 @@ impl Staging {
                     late = despite_failure(&path, bytes, error, is_last)?;
                 }
             }
-            revision.into_iter().for_each(|revision| temporary.publish(revision));
-        }
-        late.extend(
-            self.store.cancellation().syncing(|| directory.sync_all()).map_err(StoreError::io("sync", root)).err(),
-        );
+            Ok::<_, StoreError>(late)
+        };
+        let cancellation = self.store.cancellation();
+        let mut late = {
+            let _temporary = cancellation.temporary_files();
+            match revision {
+                Some(revision) => cancellation.publishing(revision, rename_all)?,
+                None => rename_all()?,
+            }
+        };
+        late.extend(cancellation.syncing(|| directory.sync_all()).map_err(StoreError::io("sync", root)).err());
         Ok(late)
     }
 

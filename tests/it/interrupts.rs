@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::support::faulty::{Fate, FaultyMount, Operation};
 use crate::support::fuse::{Mount, wait_until};
 use crate::support::{
     Delivery, FQRN, FaultProxy, NAME, Run, TestRegistry, TestRepository, image_of, names_in, need_fuse, strata_command,
@@ -128,6 +129,41 @@ fn second_signal_in_the_same_moment_skips_no_cleaning() {
         let said = format!("{CLEANING}strata: interrupted before anything was published\n");
         assert_eq!((run.stderr(), names(&repository.storage().join("data/txn"))), (said, vec![]));
     }
+}
+
+#[test]
+fn run_that_is_interrupted_in_the_middle_of_a_publication_says_that_it_may_be_published() {
+    let repository = TestRepository::publish(&image_of("before"));
+    let [is_held, goes_on] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+    let (held, released) = (Arc::clone(&is_held), Arc::clone(&goes_on));
+    let mount = FaultyMount::start(&repository.storage(), repository.beside("held"), move |operation| {
+        if *operation == Operation::Rename(PathBuf::from(".cvmfspublished")) {
+            held.store(true, Ordering::SeqCst);
+            let begin = Instant::now();
+            while !released.load(Ordering::SeqCst) && begin.elapsed() < 4 * SOON {
+                thread::park_timeout(Duration::from_millis(5));
+            }
+        }
+        Fate::Done
+    });
+    let Some(mount) = mount else { return };
+    repository.set(&format!("storage = {:?}", mount.path));
+    let source = repository.source(&image_of("x"));
+    let log = repository.beside("log");
+    let mut command = repository.command(["convert", &source, "--name", NAME, "--quiet"]);
+    let child = command.stdout(Stdio::null()).stderr(File::create(&log).unwrap()).spawn().unwrap();
+    wait_until("it publishes", || is_held.load(Ordering::SeqCst));
+    send(&child, Signal::INT);
+    let outcome = "strata: interrupted: revision 3 may be published: 'strata info' tells\n";
+    let begin = Instant::now();
+    wait_until("it says so", || fs::read_to_string(&log).unwrap().ends_with(outcome));
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+    // The kernel ends no process in the middle of a rename.
+    goes_on.store(true, Ordering::SeqCst);
+    ended(child, Some(2));
+    assert_eq!(fs::read_to_string(&log).unwrap(), format!("{CLEANING}{outcome}"));
+    repository.set("");
+    repository.run(["convert", &source, "--name", NAME]).expect_code(0);
 }
 
 #[test]
