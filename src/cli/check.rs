@@ -17,6 +17,7 @@ use super::published::PublishedImage;
 
 /// Checks the repository or a part of it.
 pub fn run(arguments: &Arguments, command: &Check) -> anyhow::Result<ExitCode> {
+    super::interrupt::watch_reader();
     let directory = arguments.directory()?;
     if let Some(image) = command.path.as_ref().and_then(|path| path.parse::<PublishedImage>().ok()) {
         image.compare_digest(&directory)?;

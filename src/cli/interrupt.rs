@@ -56,6 +56,15 @@ pub fn watch() -> anyhow::Result<()> {
     watch_with(Ending::prepare()?)
 }
 
+/// Like [`watch`], for a command that publishes nothing. If the system refuses the resources, signals end the program without a
+/// message.
+pub fn watch_reader() {
+    let watched = Ending::prepare().and_then(|ending| watch_with(Ending { publishes: false, ..ending }));
+    if let Err(error) = watched {
+        tracing::debug!("signals end the program without a message: {error:#}");
+    }
+}
+
 fn watch_with(ending: Ending) -> anyhow::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
     let wait = move || {
@@ -70,6 +79,7 @@ fn watch_with(ending: Ending) -> anyhow::Result<()> {
 /// The prepared end of the program by a signal.
 pub struct Ending {
     alarm: Sender<i32>,
+    publishes: bool,
 }
 
 impl Ending {
@@ -80,16 +90,22 @@ impl Ending {
             flag::register_conditional_default(signal, Arc::clone(&is_at_once)).context("cannot wait for signals")?;
         }
         let alarm = start_alarm(is_at_once).context("cannot start a thread that waits for signals")?;
-        Ok(Self { alarm })
+        Ok(Self { alarm, publishes: true })
     }
 
     /// Cleans up and ends the program by the received signal.
     pub fn end(&self, signal: i32) {
         self.alarm.send(signal).ok();
         IS_ENDING.store(true, Ordering::SeqCst);
-        print_now("interrupted: cleaning up; press again to stop now");
+        if self.publishes {
+            print_now("interrupted: cleaning up; press again to stop now");
+        } else {
+            print_now("interrupted");
+        }
         cancellation().abandon(CLEANUP_TIMEOUT);
-        print_outcome();
+        if self.publishes {
+            print_outcome();
+        }
         emulate_default_handler(signal).ok();
     }
 }

@@ -16,6 +16,7 @@ use super::print_line;
 
 /// Lists the images of the repository, or the trees that no image uses.
 pub fn run(arguments: &Arguments, list: &List) -> anyhow::Result<ExitCode> {
+    super::interrupt::watch_reader();
     let directory = arguments.directory()?;
     let repository = Repository::open(&directory.store()?, directory.name())?;
     match list.unused {

@@ -20,6 +20,7 @@ use super::{print, print_line};
 
 /// Prints information about the repository or about one image.
 pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
+    super::interrupt::watch_reader();
     let directory = arguments.directory()?;
     let repository = Repository::open(&directory.store()?, directory.name())?;
     match &info.image {

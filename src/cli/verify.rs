@@ -16,6 +16,7 @@ use super::progress::Display;
 
 /// Compares the published form of an image with the image.
 pub fn run(arguments: &Arguments, command: &Verify) -> anyhow::Result<ExitCode> {
+    super::interrupt::watch_reader();
     let directory = arguments.directory()?;
     let request = VerifyRequest {
         argument: command.image.clone(),

@@ -167,6 +167,36 @@ fn run_that_is_interrupted_in_the_middle_of_a_publication_says_that_it_may_be_pu
 }
 
 #[test]
+fn commands_that_read_say_that_they_are_interrupted() {
+    let repository = TestRepository::publish(&image_of("before"));
+    let is_reading = Arc::new(AtomicBool::new(false));
+    let reads = Arc::clone(&is_reading);
+    let mount = FaultyMount::start(&repository.storage(), repository.beside("slow"), move |operation| {
+        if matches!(operation, Operation::Open(_)) {
+            reads.store(true, Ordering::SeqCst);
+            thread::park_timeout(Duration::from_millis(150));
+        }
+        Fate::Done
+    });
+    let Some(mount) = mount else { return };
+    repository.set(&format!("storage = {:?}", mount.path));
+    let source = repository.source(&image_of("before"));
+    let verify = ["verify", &source, "--name", NAME, "--quiet"];
+    for arguments in [&["check", "--quiet"][..], &["list"], &["list", "--unused"], &["info"], &["info", NAME], &verify]
+    {
+        for signal in [Signal::INT, Signal::TERM] {
+            is_reading.store(false, Ordering::SeqCst);
+            let child = start(&mut repository.command(arguments));
+            wait_until("it reads", || is_reading.load(Ordering::SeqCst));
+            send(&child, signal);
+            let run = ended(child, Some(signal.as_raw()));
+            assert_eq!(run.stderr(), "strata: interrupted\n", "{arguments:?}");
+        }
+    }
+    repository.set("");
+}
+
+#[test]
 fn interrupted_init_leaves_nothing_or_a_repository() {
     let init = |home: &Path| {
         let mut command = strata_command(["init", FQRN, "--repo", "a/b/repository"]);
