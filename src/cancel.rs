@@ -69,6 +69,19 @@ enum UnfinishedFile {
     Whole(PathBuf),
     /// Deleted only if it is empty: another process may have put a file into it.
     IfEmpty(PathBuf),
+    /// Deleted unless a revision was published in it.
+    Repository(NewRepository),
+}
+
+/// A repository that contains only its first revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct NewRepository {
+    directory: PathBuf,
+    /// Whether an empty directory existed at its path.
+    was_directory: bool,
+    /// The file that every publication replaces, and its original content.
+    manifest: PathBuf,
+    content: Vec<u8>,
 }
 
 impl Cancellation {
@@ -298,6 +311,33 @@ impl UnfinishedFiles {
         drop(temporary);
         finished
     }
+
+    /// Runs the last step, which creates a repository in `directory`. When this value is dropped, or the process interrupted, the
+    /// repository and its new parent directories are deleted, unless another revision was published in it.
+    pub(crate) fn finish_provisionally<E>(
+        &self,
+        directory: &Path,
+        manifest: &Path,
+        step: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut temporary = self.cancellation.temporary_files();
+        let was_directory = directory.is_dir();
+        step()?;
+        let created = temporary.remove_unfinished(self.number);
+        let mut left: Vec<_> = created.into_iter().filter(|file| matches!(file, UnfinishedFile::IfEmpty(_))).collect();
+        // A repository whose manifest cannot be read is kept.
+        if let Ok(content) = fs::read(manifest) {
+            let (directory, manifest) = (directory.to_owned(), manifest.to_owned());
+            left.push(UnfinishedFile::Repository(NewRepository { directory, was_directory, manifest, content }));
+        }
+        temporary.unfinished.extend(left.into_iter().map(|leftover| (self.number, leftover)));
+        Ok(())
+    }
+
+    /// Keeps all created files.
+    pub fn keep(self) {
+        self.cancellation.temporary_files().remove_unfinished(self.number);
+    }
 }
 
 impl Drop for UnfinishedFiles {
@@ -312,13 +352,26 @@ impl UnfinishedFile {
     fn delete(&self, deadline: Option<&Deadline>) {
         // Best effort: the error that led here, or the interruption, is more useful than an error from cleaning up.
         match self {
-            Self::Whole(path) if path.symlink_metadata().is_ok_and(|found| found.is_dir()) => match deadline {
-                Some(deadline) => delete_until(path, deadline),
-                None => drop(fs::remove_dir_all(path)),
-            },
+            Self::Whole(path) if path.symlink_metadata().is_ok_and(|found| found.is_dir()) => {
+                delete_directory(path, deadline);
+            }
             Self::Whole(path) => drop(fs::remove_file(path)),
             Self::IfEmpty(path) => drop(fs::remove_dir(path)),
+            Self::Repository(new) if fs::read(&new.manifest).is_ok_and(|content| content == new.content) => {
+                delete_directory(&new.directory, deadline);
+                if new.was_directory {
+                    fs::create_dir(&new.directory).ok();
+                }
+            }
+            Self::Repository(_) => {}
         }
+    }
+}
+
+fn delete_directory(path: &Path, deadline: Option<&Deadline>) {
+    match deadline {
+        Some(deadline) => delete_until(path, deadline),
+        None => drop(fs::remove_dir_all(path)),
     }
 }
 

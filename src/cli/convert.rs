@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
+use strata::cancel::UnfinishedFiles;
 use strata::consumer::podman::PodmanListing;
 use strata::directory::{DirectoryError, RepositoryDirectory};
 use strata::engine::Engine;
@@ -15,15 +16,18 @@ use strata::layer::LossKind;
 use strata::layout::LossList;
 use strata::manifest::RepositoryName;
 use strata::message::causes;
+use strata::metadata::Timestamp;
 use strata::progress::Progress;
+use strata::publish::create_provisional_repository;
 use strata::settings::Settings;
 use strata::source::ImageArgument;
 use strata::stage::{ImageOptions, ImageOutcome, Request};
 use strata::work::{ConvertOptions, ConvertReport, ImageReport, convert};
 
-use super::arguments::{Arguments, Convert, randomness};
+use super::arguments::{Arguments, Convert, randomness, time_of_publication};
 use super::failure::{FAILED, LATE, PARTLY, UsageError, after, complain_late};
-use super::progress::Display;
+use super::interrupt::cancellation;
+use super::progress::{Display, reporter};
 use super::timings::Timings;
 use super::{complain, print, print_line};
 
@@ -44,7 +48,7 @@ pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyho
     let options = ConvertOptions { dry_run: command.dry_run, ..command.effort.options()? };
     let resources = command.effort.resources()?;
     super::interrupt::watch()?;
-    let directory = open_or_create(arguments, command.create)?;
+    let (directory, created) = open_or_create(arguments, command.create)?;
     let name = command.name.clone();
     let image = image_options(command);
     let request =
@@ -56,6 +60,16 @@ pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyho
         .map_err(anyhow::Error::from)
         .and_then(|engine| Ok(convert(&engine, &requests, &options, &progress)?));
     drop(display);
+    if let Some(created) = created {
+        match &report {
+            Ok(ConvertReport { revision: Some(_), .. }) => created.keep(),
+            _ => {
+                drop(created);
+                let path = directory.path().display();
+                tracing::info!("nothing was published: the new repository in '{path}' is deleted again");
+            }
+        }
+    }
     let report = report?;
     let stages = command.timings.then(|| (timings, start.elapsed(), resources.threads));
     let printed = print_report(arguments, &directory, &report, command.dry_run, stages);
@@ -104,29 +118,43 @@ fn print_report(
 }
 
 /// Opens the repository directory. A missing directory is created only if `create` is set: a misspelt path must not become a
-/// new repository with new keys.
-fn open_or_create(arguments: &Arguments, create: bool) -> anyhow::Result<RepositoryDirectory> {
+/// new repository with new keys. A created repository is deleted with the second value, unless a revision is published in it.
+fn open_or_create(
+    arguments: &Arguments,
+    create: bool,
+) -> anyhow::Result<(RepositoryDirectory, Option<UnfinishedFiles>)> {
     match arguments.directory() {
-        Err(DirectoryError::NoDirectory(path)) if create => create_at(&path),
+        Err(DirectoryError::NoDirectory(path)) if create => {
+            create_at(&path).map(|(directory, unfinished)| (directory, Some(unfinished)))
+        }
         Err(error @ DirectoryError::NoDirectory(_)) => {
             let hint = "'strata init', or 'convert' with --create, creates a repository";
             Err(UsageError(format!("{error}; {hint}")).into())
         }
-        opened => Ok(opened?),
+        opened => Ok((opened?, None)),
     }
 }
 
 /// Creates a repository whose name is the last component of a path.
-fn create_at(path: &Path) -> anyhow::Result<RepositoryDirectory> {
+fn create_at(path: &Path) -> anyhow::Result<(RepositoryDirectory, UnfinishedFiles)> {
     let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
         UsageError("--create needs --repo DIR, whose last component is the name of the repository".to_owned())
     })?;
     let name = RepositoryName::for_new_repository(name).map_err(|error| {
         UsageError(format!("--create names the repository after the last component of '{}': {error}", path.display()))
     })?;
-    let directory = super::init::create(path, Settings::new(name))?;
-    tracing::info!("created {} in {}; 'strata info' prints how to mount it", directory.name(), path.display());
-    Ok(directory)
+    let (now, started) = (time_of_publication()?, Timestamp::now());
+    let created = create_provisional_repository(
+        path,
+        Settings::new(name),
+        now,
+        started,
+        randomness(),
+        &reporter(),
+        cancellation(),
+    )?;
+    tracing::info!("created {} in {}; 'strata info' prints how to mount it", created.0.name(), path.display());
+    Ok(created)
 }
 
 fn image_options(command: &Convert) -> ImageOptions {

@@ -47,7 +47,7 @@ fn print_created(arguments: &Arguments, directory: &RepositoryDirectory) -> anyh
 }
 
 /// Creates a repository in the directory `path`.
-pub fn create(path: &Path, settings: Settings) -> anyhow::Result<RepositoryDirectory> {
+fn create(path: &Path, settings: Settings) -> anyhow::Result<RepositoryDirectory> {
     let now = time_of_publication()?;
     Ok(create_repository(path, settings, now, Timestamp::now(), randomness(), &reporter(), cancellation())?)
 }

@@ -40,6 +40,49 @@ pub fn create_repository(
     reporter: &Reporter,
     cancellation: &Cancellation,
 ) -> Result<RepositoryDirectory, PublishError> {
+    let (directory, unfinished) = build_repository(path, settings, now, started, rng, reporter, cancellation)?;
+    let built = directory.path().to_owned();
+    unfinished.finish(FIRST_REVISION, || move_into_place(&built, path))?;
+    Ok(directory.at(path))
+}
+
+/// Like [`create_repository`], but the repository is deleted when the second value is dropped, or the process interrupted, unless
+/// another revision was published in it.
+pub fn create_provisional_repository(
+    path: &Path,
+    settings: Settings,
+    now: Timestamp,
+    started: Timestamp,
+    rng: impl CryptoRng + Send + 'static,
+    reporter: &Reporter,
+    cancellation: &Cancellation,
+) -> Result<(RepositoryDirectory, UnfinishedFiles), PublishError> {
+    let (directory, unfinished) = build_repository(path, settings, now, started, rng, reporter, cancellation)?;
+    let (built, directory) = (directory.path().to_owned(), directory.at(path));
+    let manifest = directory.storage_path().join(MANIFEST);
+    unfinished.finish_provisionally(path, &manifest, || move_into_place(&built, path))?;
+    Ok((directory, unfinished))
+}
+
+/// Renames the directory in which a repository was built.
+fn move_into_place(built: &Path, path: &Path) -> Result<(), DirectoryError> {
+    match std::fs::rename(built, path) {
+        // The system may report an error although it did it.
+        Err(_) if !built.exists() && path.join(Settings::FILE_NAME).is_file() => Ok(()),
+        renamed => renamed.map_err(|source| DirectoryError::Io { action: "create", path: path.to_owned(), source }),
+    }
+}
+
+/// Builds a repository in a temporary directory beside `path`.
+fn build_repository(
+    path: &Path,
+    settings: Settings,
+    now: Timestamp,
+    started: Timestamp,
+    rng: impl CryptoRng + Send + 'static,
+    reporter: &Reporter,
+    cancellation: &Cancellation,
+) -> Result<(RepositoryDirectory, UnfinishedFiles), PublishError> {
     match std::fs::read_dir(path) {
         Ok(mut entries) => {
             if entries.next().is_some() {
@@ -57,13 +100,7 @@ pub fn create_repository(
     let directory = directory.with_reporter(reporter).with_cancellation(cancellation);
     // One thread is enough for an empty repository.
     threads::pool(1, reporter)?.install(|| publish_first_revision(&directory, &unfinished, now, started, rng))?;
-    let built = directory.path().to_owned();
-    unfinished.finish(FIRST_REVISION, || match std::fs::rename(&built, path) {
-        // The operating system may report an error although it has renamed the directory.
-        Err(_) if !built.exists() && path.join(Settings::FILE_NAME).is_file() => Ok(()),
-        renamed => renamed.map_err(|source| DirectoryError::Io { action: "create", path: path.to_owned(), source }),
-    })?;
-    Ok(directory.at(path))
+    Ok((directory, unfinished))
 }
 
 /// Creates a directory with the settings in the same parent directory as `path`.

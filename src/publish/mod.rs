@@ -27,7 +27,7 @@ use crate::store::{DirectoryStore, LocalServer, ServerLock, Staging, StoreError}
 use crate::threads::{self, ThreadsError};
 
 pub use edit_list::{EditError, EditList};
-pub use init::create_repository;
+pub use init::{create_provisional_repository, create_repository};
 
 /// Errors because of which nothing was published.
 #[derive(Debug, thiserror::Error)]

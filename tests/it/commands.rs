@@ -45,6 +45,26 @@ fn missing_directory_becomes_a_repository_only_with_create() {
 }
 
 #[test]
+fn repository_that_was_created_for_images_that_all_fail_is_deleted_again() {
+    let home = tempfile::tempdir().unwrap();
+    let names = |path: &Path| fs::read_dir(path).unwrap().count();
+    let nested = home.path().join("a/b/new.example.org");
+    let run = Run::of(&mut strata_command(["convert", "--create", "oci:/nowhere", "--repo", nested.to_str().unwrap()]));
+    let run = run.expect_code(1);
+    assert!(run.stderr().contains("the new repository in '"), "{}", run.stderr());
+    assert_eq!(names(home.path()), 0, "nothing is left, not even the directories above");
+    let empty = home.path().join("empty.example.org");
+    fs::create_dir(&empty).unwrap();
+    let convert = || strata_command(["convert", "--create", "oci:/nowhere", "--repo", empty.to_str().unwrap()]);
+    Run::of(&mut convert()).expect_code(1);
+    assert_eq!((names(home.path()), names(&empty)), (1, 0), "the directory that was there stays");
+    // A repository that was there before stays, too.
+    Run::of(&mut strata_command(["init", "empty.example.org", "--repo", empty.to_str().unwrap()])).expect_code(0);
+    Run::of(&mut convert()).expect_code(1);
+    strict::check(&empty.join("storage"), "empty.example.org").assert_good();
+}
+
+#[test]
 fn create_requires_a_directory_named_after_the_repository() {
     let other = TestRepository::new();
     let source = other.source(&image_of("x"));

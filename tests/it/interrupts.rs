@@ -127,7 +127,7 @@ fn second_signal_in_the_same_moment_skips_no_cleaning() {
         }
         let run = ended(child, Some(signal.as_raw()));
         let said = format!("{CLEANING}strata: interrupted before anything was published\n");
-        assert_eq!((run.stderr(), names(&repository.storage().join("data/txn"))), (said, vec![]));
+        assert_eq!((run.stderr(), names_in(&repository.storage().join("data/txn"))), (said, vec![]));
     }
 }
 
@@ -194,6 +194,37 @@ fn commands_that_read_say_that_they_are_interrupted() {
         }
     }
     repository.set("");
+}
+
+#[test]
+fn interrupted_convert_leaves_no_repository_that_it_created() {
+    let Some(registry) = TestRegistry::start() else { return };
+    registry.push_tags(&image_of("x"), "app/tool", ["1"]);
+    let proxy = FaultProxy::start(registry.port());
+    let is_asked = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&is_asked);
+    proxy.at("/manifests/", move |request, _| {
+        asked.store(true, Ordering::SeqCst);
+        request.forward().delivery(Delivery::Stall(0))
+    });
+    let home = tempfile::tempdir().unwrap();
+    let directory = home.path().join("a/b/new.example.org");
+    let image = format!("http://{}/app/tool:1", proxy.host());
+    let arguments = ["convert", "--create", &image, "--quiet", "--repo", directory.to_str().unwrap()];
+    let child = start(&mut strata_command(arguments));
+    wait_until("the registry is asked", || is_asked.load(Ordering::SeqCst));
+    assert!(directory.join("storage/.cvmfspublished").exists());
+    send(&child, Signal::INT);
+    let run = ended(child, Some(2));
+    assert_eq!(run.stderr(), format!("{CLEANING}strata: interrupted before anything was published\n"));
+    assert_eq!(names_in(home.path()), [""; 0]);
+}
+
+/// Tells whether a process that wrote its number to a file still runs.
+fn runs(file: &Path) -> bool {
+    let process = fs::read_to_string(file).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/stat", process.trim()));
+    status.is_ok_and(|status| !status.contains(") Z "))
 }
 
 #[test]
