@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::faulty::{Fate, FaultyMount, Operation};
-use crate::support::fuse::{Mount, wait_until};
+use crate::support::fuse::{Mount, is_mounted, wait_until};
 use crate::support::{
     Delivery, FQRN, FaultProxy, NAME, Run, TestRegistry, TestRepository, image_of, names_in, need_fuse, strata_command,
 };
@@ -225,6 +225,57 @@ fn runs(file: &Path) -> bool {
     let process = fs::read_to_string(file).unwrap();
     let status = fs::read_to_string(format!("/proc/{}/stat", process.trim()));
     status.is_ok_and(|status| !status.contains(") Z "))
+}
+
+#[test]
+fn command_of_a_preview_is_ended_by_the_signal_that_ends_the_preview() {
+    if !need_fuse() {
+        return;
+    }
+    let repository = TestRepository::new();
+    let source = repository.source(&image_of("x"));
+    let [point, file] = ["preview", "process"].map(|name| repository.beside(name));
+    fs::create_dir(&point).unwrap();
+    for (signal, script) in [
+        (Signal::INT, "exec sleep 60"),
+        (Signal::TERM, "exec sleep 60 <\"$STRATA_PREVIEW/flat/word\""),
+        (Signal::TERM, "trap '' TERM; exec sleep 60"),
+    ] {
+        let script = format!("echo $$ >'{}'; {script}", file.display());
+        let arguments = ["preview", &source, point.to_str().unwrap(), "--quiet", "--command", &script];
+        let child = start(&mut strata_command(arguments));
+        wait_until("the command runs", || fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n')));
+        send(&child, signal);
+        let run = ended(child, Some(signal.as_raw()));
+        let said = "strata: interrupted: ending the command; press again to kill it\n";
+        assert!(run.stderr().starts_with(said), "{}", run.stderr());
+        assert!(!runs(&file) && !is_mounted(&point), "{script}");
+        fs::remove_file(&file).unwrap();
+    }
+}
+
+#[test]
+fn second_signal_kills_the_command_of_a_preview() {
+    if !need_fuse() {
+        return;
+    }
+    let repository = TestRepository::new();
+    let source = repository.source(&image_of("x"));
+    let [point, file] = ["preview", "process"].map(|name| repository.beside(name));
+    fs::create_dir(&point).unwrap();
+    let script = format!("trap '' TERM; echo $$ >'{}'; exec sleep 60", file.display());
+    let mut command = strata_command(["preview", &source, point.to_str().unwrap(), "--quiet", "--command", &script]);
+    let child = start(&mut command);
+    wait_until("the command runs", || fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n')));
+    send(&child, Signal::TERM);
+    thread::park_timeout(Duration::from_millis(250));
+    assert!(runs(&file));
+    send(&child, Signal::TERM);
+    let begin = Instant::now();
+    wait_until("the command is killed", || !runs(&file));
+    assert!(begin.elapsed() < Duration::from_millis(500), "{:?}", begin.elapsed());
+    ended(child, Some(15));
+    assert!(!is_mounted(&point));
 }
 
 #[test]
