@@ -239,7 +239,10 @@ impl RepositoryDirectory {
         let path = self.path.join("state/state.db");
         match open_regular(&path) {
             Err(source) if !is_absence(&source) => Err(DirectoryError::Io { action: "read", path, source }),
-            _ => Ok(StateDatabase::open_read_only(&path)?),
+            _ => {
+                check_companions(&path)?;
+                Ok(StateDatabase::open_read_only(&path)?)
+            }
         }
     }
 
@@ -256,6 +259,24 @@ impl RepositoryDirectory {
         let is_file = opened.and_then(|file| Ok(file.metadata()?.is_file()));
         let is_file = is_file.and_then(|is_file| if is_file { Ok(()) } else { Err(not_regular()) });
         is_file.map_err(|source| DirectoryError::Io { action: "write", path: path.clone(), source })?;
+        check_companions(&path)?;
         Ok(StateDatabase::open(&path, &self.reporter)?)
     }
+}
+
+/// Checks that the files which SQLite opens beside a database are regular files: opening a FIFO would block forever.
+fn check_companions(database: &Path) -> Result<(), DirectoryError> {
+    for suffix in ["-journal", "-wal", "-shm"] {
+        let mut path = database.as_os_str().to_owned();
+        path.push(suffix);
+        let path = PathBuf::from(path);
+        let source = match fs::metadata(&path) {
+            Ok(found) if found.is_file() => continue,
+            Ok(_) => not_regular(),
+            Err(error) if is_absence(&error) => continue,
+            Err(error) => error,
+        };
+        return Err(DirectoryError::Io { action: "use", path, source });
+    }
+    Ok(())
 }

@@ -186,6 +186,28 @@ fn pipes_in_the_place_of_files_do_not_block() {
 }
 
 #[test]
+fn pipes_in_the_place_of_the_files_beside_a_database_hang_nobody() {
+    let repository = TestRepository::publish(&image());
+    let source = repository.source(&image());
+    let list = repository.beside("list.yaml");
+    fs::write(&list, "version: 1\ninput: []\n").unwrap();
+    for suffix in ["-journal", "-wal", "-shm"] {
+        let place = repository.directory().join(format!("state/state.db{suffix}"));
+        fs::remove_file(&place).ok();
+        mknodat(CWD, &place, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        let run = |arguments: &[&str]| Run::within(PATIENCE, &mut repository.command(arguments));
+        let words = [&format!("state.db{suffix}")[..], "it is not a regular file"];
+        run(&["convert", &source, "--name", NAME]).expect_one_line(1, &words);
+        run(&["convert", &source, "--name", NAME, "--dry-run"]).expect_one_line(1, &words);
+        run(&["sync", list.to_str().unwrap()]).expect_one_line(1, &words);
+        let unused = run(&["list", "--unused"]).expect_code(0);
+        assert!(words.iter().all(|word| unused.stderr().contains(word)), "{}", unused.stderr());
+        fs::remove_file(&place).unwrap();
+    }
+    repository.run(["convert", &source, "--name", NAME]).expect_code(0);
+}
+
+#[test]
 fn too_few_files_are_an_error_of_this_machine_and_no_finding() {
     if !need("prlimit") {
         return;
