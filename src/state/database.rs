@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::num::NonZeroU32;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
@@ -16,12 +18,72 @@ use crate::image::{DiffId, Digest};
 use crate::object::ObjectHash;
 use crate::observer::Reporter;
 
-/// Error from using the state database. The administrator may delete it while no strata runs.
+/// Hint for a damaged state database.
+const DELETION_HINT: &str = " (while no strata runs, it may be deleted; this only costs time)";
+
+/// Error from using the state database. The administrator may delete a damaged one while no strata runs.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot use the state database '{}' (while no strata runs, it may be deleted; this only costs time)", path.display())]
+#[error("cannot use the state database '{}'{}", path.display(), if source.is_damage() { DELETION_HINT } else { "" })]
 pub struct StateError {
     path: PathBuf,
-    source: rusqlite::Error,
+    source: StateFault,
+}
+
+/// Reason of a [`StateError`].
+#[derive(Debug, thiserror::Error)]
+enum StateFault {
+    /// The operating system refuses an operation. SQLite does not report `errno`, so that the operation is repeated here.
+    #[error("the system refuses to {action} (SQLite: {sqlite})")]
+    System { action: &'static str, sqlite: rusqlite::Error, source: io::Error },
+    #[error(transparent)]
+    Sqlite(rusqlite::Error),
+}
+
+impl StateError {
+    /// Adds the error of the operating system, if SQLite failed because of one.
+    fn new(path: &Path, error: rusqlite::Error, is_read_only: bool) -> Self {
+        let system = match error.sqlite_error_code() {
+            Some(
+                ErrorCode::SystemIoFailure
+                | ErrorCode::DiskFull
+                | ErrorCode::CannotOpen
+                | ErrorCode::ReadOnly
+                | ErrorCode::PermissionDenied,
+            ) => match is_read_only {
+                true => fs::File::open(path).err().map(|source| ("read it", source)),
+                false => try_to_write(path).err().map(|source| ("write to its directory", source)),
+            },
+            _ => None,
+        };
+        let source = match system {
+            Some((action, source)) => StateFault::System { action, sqlite: error, source },
+            None => StateFault::Sqlite(error),
+        };
+        Self { path: path.to_owned(), source }
+    }
+}
+
+impl StateFault {
+    fn is_damage(&self) -> bool {
+        let Self::Sqlite(error) = self else { return false };
+        matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+    }
+}
+
+/// Maximum number of bytes by which SQLite extends a file at once: the shared memory file grows by 32 KiB.
+const STEP: usize = 64 << 10;
+
+/// Extends an unnamed temporary file in the directory of the database beyond the size of its longest file, as SQLite does.
+fn try_to_write(path: &Path) -> io::Result<()> {
+    let length = |suffix: &str| {
+        let mut path = path.as_os_str().to_owned();
+        path.push(suffix);
+        fs::metadata(path).map_or(0, |found| found.len())
+    };
+    let longest = ["", "-journal", "-wal", "-shm"].map(length).into_iter().max().unwrap_or(0);
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let file = tempfile::tempfile_in(directory)?;
+    file.write_all_at(&[0; STEP], longest)
 }
 
 /// Key of the content index.
@@ -162,7 +224,7 @@ impl StateDatabase {
             }
             Ok(connection)
         };
-        let connection = retry_while_locked(open).map_err(|source| StateError { path: path.to_owned(), source })?;
+        let connection = retry_while_locked(open).map_err(|error| StateError::new(path, error, false))?;
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), is_read_only: false })
     }
 
@@ -188,7 +250,7 @@ impl StateDatabase {
             connection.execute_batch(SCHEMA)?;
             Ok(connection)
         };
-        let connection = open().map_err(|source| StateError { path: path.to_owned(), source })?;
+        let connection = open().map_err(|error| StateError::new(path, error, true))?;
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), is_read_only: true })
     }
 
@@ -468,7 +530,7 @@ impl StateDatabase {
 
     fn with<T>(&self, run: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StateError> {
         let mut connection = self.connection.lock().expect("no thread panics while it uses the database");
-        run(&mut connection).map_err(|source| StateError { path: self.path.clone(), source })
+        run(&mut connection).map_err(|error| StateError::new(&self.path, error, self.is_read_only))
     }
 }
 

@@ -208,6 +208,21 @@ fn pipes_in_the_place_of_the_files_beside_a_database_hang_nobody() {
 }
 
 #[test]
+fn what_the_system_says_is_told_of_a_database_that_cannot_be_written() {
+    let Some(scene) = Scene::new(TestRepository::new()) else { return };
+    let source = scene.repository.source(&image());
+    let run = scene.run(&["convert", &source, "--name", NAME], &["--fsize=4096"]);
+    run.expect_one_line(1, &["state.db': the system refuses to write to its directory", "File too large"]);
+    let state = scene.repository.directory().join("state");
+    fs::remove_dir_all(&state).unwrap();
+    fs::create_dir(&state).unwrap();
+    fs::write(state.join("state.db"), "no database".repeat(1000)).unwrap();
+    scene
+        .run(&["convert", &source, "--name", NAME], &[])
+        .expect_one_line(1, &["state.db' (while no strata runs, it may be deleted"]);
+}
+
+#[test]
 fn too_few_files_are_an_error_of_this_machine_and_no_finding() {
     if !need("prlimit") {
         return;
