@@ -1,6 +1,8 @@
 //! Defines and parses the command line.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
+use std::io::{self, Write as _};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,6 +16,7 @@ use strata::engine::Resources;
 use strata::image::{FullName, Platform};
 use strata::layer::Limits;
 use strata::layout::ChainSelection;
+use strata::message::shortened;
 use strata::metadata::Timestamp;
 use strata::publish::PublishOptions;
 use strata::repository::RevisionSelector;
@@ -404,7 +407,8 @@ fn hostname(text: &str) -> Result<String, &'static str> {
 impl Arguments {
     /// Parses the command line. `STRATA_REPO` applies if the command line has no `--repo`.
     pub fn read() -> Self {
-        let mut arguments = Self::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
+        let matches = command().try_get_matches().unwrap_or_else(|error| exit(&error));
+        let mut arguments = Self::from_arg_matches(&matches).unwrap_or_else(|error| exit(&error));
         // An empty variable counts as unset, because scripts write `STRATA_REPO= strata …`. clap would reject it.
         let from_environment = || std::env::var_os("STRATA_REPO").filter(|path| !path.is_empty());
         arguments.repo = arguments.repo.or_else(|| from_environment().map(PathBuf::from));
@@ -422,6 +426,17 @@ impl Arguments {
             .with_reporter(&reporter())
             .with_cancellation(cancellation()))
     }
+}
+
+/// Prints an error of clap and ends the program. Long lines are shortened, because clap quotes arguments in full.
+fn exit(error: &clap::Error) -> ! {
+    let text = error.to_string();
+    if error.use_stderr() && text.lines().any(|line| matches!(shortened(line), Cow::Owned(_))) {
+        let lines: Vec<Cow<'_, str>> = text.lines().map(shortened).collect();
+        writeln!(io::stderr(), "{}", lines.join("\n")).ok();
+        std::process::exit(error.exit_code());
+    }
+    error.exit()
 }
 
 /// Returns the definition of the command line for clap.

@@ -65,6 +65,16 @@ fn repository_that_was_created_for_images_that_all_fail_is_deleted_again() {
 }
 
 #[test]
+fn long_argument_is_told_in_lines_that_can_be_read() {
+    let long = "x".repeat(100_000);
+    for arguments in [&[long.as_str()][..], &["list", &long], &["convert", "oci:a", "--threads", &long]] {
+        let run = Run::of(&mut strata_command(arguments)).expect_code(2);
+        let said = run.stderr();
+        assert!(said.len() < 20_000 && said.contains("characters are left out"), "{} bytes", said.len());
+    }
+}
+
+#[test]
 fn create_requires_a_directory_named_after_the_repository() {
     let other = TestRepository::new();
     let source = other.source(&image_of("x"));
