@@ -160,6 +160,7 @@ const REQUEST_DEFAULTS: &str = r#"[requests]
 # by another, and the layer given up if that is as slow; "0B" is for no limit.
 #minimum_rate = "4KiB"
 # How long a round of "strata sync" waits for a registry that asks to wait; then the round goes on without it: 0s to 24h.
+# Other commands, such as "strata convert", wait for up to 10 minutes.
 #patience = "2m"
 
 "#;

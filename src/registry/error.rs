@@ -148,7 +148,7 @@ pub enum RegistryError {
         error: ErrorBody,
     },
     /// The registry asked clients to wait (status 429, or 503 with `Retry-After`).
-    #[error("{host} asks to wait {}", humantime::format_duration(std::time::Duration::from_secs(*.seconds)))]
+    #[error("{}", describe_pause(host, *.is_asked, *.seconds))]
     Parked {
         /// The registry.
         host: String,
@@ -156,6 +156,8 @@ pub enum RegistryError {
         until: Instant,
         /// The same as a duration in seconds, rounded up.
         seconds: u64,
+        /// Whether the registry sent the time. Otherwise this is a pause of the client, which grows with each response.
+        is_asked: bool,
     },
     /// The response does not follow the protocol.
     #[error("{url} returned an unusable response: {reason}")]
@@ -246,6 +248,15 @@ impl fmt::Display for ErrorBody {
             ("", message) => write!(f, ": {}", escaped(message)),
             (code, message) => write!(f, ": {}, {}", escaped(code), escaped(message)),
         }
+    }
+}
+
+/// Describes the time for which a registry is parked.
+pub(super) fn describe_pause(host: &str, is_asked: bool, seconds: u64) -> String {
+    let pause = humantime::format_duration(std::time::Duration::from_secs(seconds));
+    match is_asked {
+        true => format!("{host} asks to wait {pause}"),
+        false => format!("{host} answers 429 (too many requests) without a time; asked again in {pause}"),
     }
 }
 

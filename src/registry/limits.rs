@@ -8,7 +8,7 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 
 use super::allowance::Allowance;
 use super::clock::Clock;
-use super::error::RegistryError;
+use super::error::{RegistryError, describe_pause};
 use crate::message::causes;
 use crate::observer::Reporter;
 
@@ -114,6 +114,8 @@ struct Parking {
     reported: Option<Instant>,
     /// End of the pause for all requests.
     everything: Option<Instant>,
+    /// End of the last pause that the host did not ask for.
+    own: Option<Instant>,
     /// End of the pause for requests of manifests.
     manifests: Option<Instant>,
     /// Number of consecutive responses that asked to wait without `Retry-After`.
@@ -245,10 +247,8 @@ impl Host {
         let mut parking = lock(&self.parking);
         if parking.reported.is_none_or(|reported| now.saturating_duration_since(reported) > REPORT_INTERVAL) {
             parking.reported = Some(now);
-            let seconds = Duration::from_secs(seconds(until, now));
-            let (host, pause) = (&self.name, humantime::format_duration(seconds));
-            self.reporter
-                .info(format_args!("{host} asks to wait {pause}: {what} waits, like every other request to it"));
+            let pause = describe_pause(&self.name, parking.own != Some(until), seconds(until, now));
+            self.reporter.info(format_args!("{pause}: {what} waits, like every other request to it"));
         }
     }
 
@@ -259,7 +259,8 @@ impl Host {
     }
 
     fn parked(&self, until: Instant, now: Instant) -> RegistryError {
-        RegistryError::Parked { host: self.name.clone(), until, seconds: seconds(until, now) }
+        let is_asked = lock(&self.parking).own != Some(until);
+        RegistryError::Parked { host: self.name.clone(), until, seconds: seconds(until, now), is_asked }
     }
 
     /// Parks the host for the time in `Retry-After`, or for a growing time without it. Returns the error for the request.
@@ -272,12 +273,15 @@ impl Host {
             (None, None) => {
                 let (first, longest) = DEFAULT_RETRY_AFTER;
                 parking.unspecified += 1;
-                now + first.saturating_mul(1 << (parking.unspecified - 1).min(16)).min(longest)
+                let until = now + first.saturating_mul(1 << (parking.unspecified - 1).min(16)).min(longest);
+                parking.own = Some(until);
+                until
             }
         };
         parking.since.get_or_insert(now);
         parking.everything = parking.everything.max(Some(until));
-        self.reporter.debug(format_args!("{} asks to wait {:?}", self.name, until - now));
+        drop(parking);
+        self.reporter.debug(format_args!("{} is parked for {:?}", self.name, until - now));
         self.parked(until, now)
     }
 

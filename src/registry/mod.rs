@@ -73,7 +73,7 @@ const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json";
 /// Maximum size of one [`JsonPage`] in bytes. Parsed JSON needs a multiple of that in memory.
 const MAX_API_PAGE: u64 = 2 << 20;
-/// Default of the maximum time for which a request waits for a parked registry.
+/// Default of the maximum time for which a request waits for a parked registry. `sync` uses `[requests] patience` instead.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Whether requests to a registry are encrypted.

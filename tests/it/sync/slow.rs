@@ -57,7 +57,10 @@ fn endless_request_to_wait_is_reported_once_and_ends_with_the_round() {
     scene.repository.set("[requests]\npatience = \"2s\"");
     let wishlist = scene.wish("list.yaml", &format!("  - '{}/app/busy:*'\n  - HOST/app/fast:1\n", busy.host()));
     let run = scene.sync_within(Duration::from_secs(60), &wishlist).expect_code(3);
-    let told = format!("{} asks to wait 1s: tags of {0}/app/busy waits", busy.host());
+    let told = format!(
+        "{} answers 429 (too many requests) without a time; asked again in 1s: tags of {0}/app/busy waits",
+        busy.host()
+    );
     assert_eq!(run.stderr().matches(&told).count(), 1, "{}", run.stderr());
     assert_eq!(run.stderr().matches(" waits").count(), 1, "{}", run.stderr());
     let json = run.json();
