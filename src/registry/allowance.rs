@@ -13,6 +13,8 @@ pub(super) struct Allowance {
     pub(super) park_deadline: Instant,
     /// Duration from the start of the request to `park_deadline`.
     pub(super) patience: Duration,
+    /// Whether this request confirms a failure: it is sent during a pause that the registry did not ask for.
+    pub(super) confirms: bool,
     /// Time for the responses; `None` for a response that may be large.
     time: Option<ResponseTime>,
 }
@@ -29,7 +31,7 @@ struct ResponseTime {
 impl Allowance {
     /// Returns the limits of a request whose response may be large. `now` is the time of the [`Clock`](super::clock::Clock).
     pub(super) fn large(now: Instant, patience: Duration) -> Self {
-        Self { park_deadline: now + patience, patience, time: None }
+        Self { park_deadline: now + patience, patience, confirms: false, time: None }
     }
 
     /// Returns the limits of a request with a small response, which must be complete after the time `whole`.
@@ -38,7 +40,7 @@ impl Allowance {
     pub(super) fn small(now: Instant, patience: Duration, whole: Duration, limits: HostLimits) -> Self {
         let longest = limits.stall.min(whole / 2);
         let time = ResponseTime { whole, longest, left: Cell::new(whole), begun: Cell::default() };
-        Self { park_deadline: now + patience, patience, time: Some(time) }
+        Self { park_deadline: now + patience, patience, confirms: false, time: Some(time) }
     }
 
     /// Starts an attempt and returns its deadline, if it has one.

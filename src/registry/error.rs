@@ -290,6 +290,11 @@ impl RegistryError {
         }
     }
 
+    /// Returns whether the registry is parked for a time that it did not ask for.
+    pub(super) fn is_own_pause(&self) -> bool {
+        matches!(self, Self::Parked { is_asked: false, .. })
+    }
+
     /// Returns whether the response is missing or incomplete.
     pub(super) fn is_silence(&self) -> bool {
         matches!(self, Self::TooSlow { .. } | Self::Unreachable { .. }) && self.is_transient() && !self.is_local()

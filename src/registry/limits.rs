@@ -20,6 +20,8 @@ const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
 const MAX_UNANSWERED: u32 = 3;
 /// Time for which no request is sent to an unresponsive host.
 const UNRESPONSIVE_PAUSE: Duration = Duration::from_secs(60);
+/// Time for which `GET` is used at a host that rejects `HEAD` with status 429.
+const HEAD_REJECTION_TIME: Duration = Duration::from_secs(3600);
 /// Minimum interval between two messages about the same parked host.
 const REPORT_INTERVAL: Duration = Duration::from_secs(600);
 /// Initial and maximum time for which a host is parked that does not send `Retry-After`. The time doubles with each response.
@@ -91,6 +93,8 @@ pub(super) struct Host {
     requests: Arc<Semaphore>,
     downloads: Arc<Semaphore>,
     speaks_plain_http: Mutex<bool>,
+    /// Time until which `GET` is used in place of `HEAD`.
+    head_rejected: Mutex<Option<Instant>>,
     silence: Mutex<Silence>,
     reporter: Reporter,
 }
@@ -116,6 +120,8 @@ struct Parking {
     everything: Option<Instant>,
     /// End of the last pause that the host did not ask for.
     own: Option<Instant>,
+    /// End of the pause during which a confirming request was sent.
+    confirmed: Option<Instant>,
     /// End of the pause for requests of manifests.
     manifests: Option<Instant>,
     /// Number of consecutive responses that asked to wait without `Retry-After`.
@@ -130,6 +136,7 @@ impl Host {
             requests: Semaphore::new(connections),
             downloads: Semaphore::new(connections),
             speaks_plain_http: Mutex::default(),
+            head_rejected: Mutex::default(),
             silence: Mutex::default(),
             reporter: reporter.clone(),
         }
@@ -181,6 +188,16 @@ impl Host {
         *lock(&self.speaks_plain_http) = true;
     }
 
+    /// Returns whether the host was found to answer `GET`, but not `HEAD`, within the last hour.
+    pub(super) fn rejects_head(&self, now: Instant) -> bool {
+        lock(&self.head_rejected).is_some_and(|until| now < until)
+    }
+
+    /// Records that the host answers `GET`, but not `HEAD`. This expires, because some registries count only `GET` requests.
+    pub(super) fn note_head_rejected(&self, now: Instant) {
+        *lock(&self.head_rejected) = Some(now + HEAD_REJECTION_TIME);
+    }
+
     /// Waits until the host is not parked and fewer than the maximum number of requests are under way. The permit counts one
     /// request until it is dropped. No permit is held while waiting for a parked host.
     pub(super) fn admit(
@@ -193,7 +210,7 @@ impl Host {
         loop {
             self.wait(clock, allowance, for_manifest, what)?;
             let permit = self.requests.wait();
-            if self.parked_until(clock.now(), for_manifest).is_none() {
+            if allowance.confirms || self.parked_until(clock.now(), for_manifest).is_none() {
                 return Ok(permit);
             }
         }
@@ -212,6 +229,9 @@ impl Host {
             clock.check().map_err(RegistryError::Cancelled)?;
             let now = clock.now();
             let Some(until) = self.parked_until(now, for_manifest) else { return Ok(()) };
+            if allowance.confirms && self.may_confirm(until) {
+                return Ok(());
+            }
             let since = lock(&self.parking).since;
             let deadline =
                 since.map_or(allowance.park_deadline, |since| allowance.park_deadline.min(since + allowance.patience));
@@ -221,6 +241,12 @@ impl Host {
             self.report(until, now, what);
             clock.sleep(until - now);
         }
+    }
+
+    /// Returns whether a confirming request may be sent before `until`: one in each pause that the host did not ask for.
+    fn may_confirm(&self, until: Instant) -> bool {
+        let mut parking = lock(&self.parking);
+        parking.own == Some(until) && parking.confirmed.replace(until) != Some(until)
     }
 
     /// Fails while the host is parked. For callers that hold a lock and therefore must not wait.

@@ -280,6 +280,9 @@ impl Registries {
     /// Registries and proxies answer `HEAD` incorrectly in many ways. Therefore an error is returned only after a `GET` request
     /// for the manifest has failed, too.
     pub fn head(&self, location: &ImageLocation) -> Result<Digest, RegistryError> {
+        if self.host_of(location).rejects_head(self.shared.clock.now()) {
+            return Ok(self.manifest(location, None, RetryBudget::Full)?.0.digest);
+        }
         let repository = remote_repository(location.name.host(), location.name.repository());
         let what = format!("manifest of {location}");
         let call = Call { method: Method::HEAD, ..manifest_call(&repository, what) };
@@ -300,6 +303,14 @@ impl Registries {
             Ok(Some(digest)) => Ok(digest),
             // Some registries do not send `Docker-Content-Digest`.
             Ok(None) => Ok(self.manifest(location, None, RetryBudget::Full)?.0.digest),
+            Err(error) if error.is_own_pause() => match self.manifest(location, None, RetryBudget::Confirmation) {
+                Err(RegistryError::Parked { .. } | RegistryError::GivenUp { .. }) => Err(error),
+                result => {
+                    let digest = result?.0.digest;
+                    self.host_of(location).note_head_rejected(self.shared.clock.now());
+                    Ok(digest)
+                }
+            },
             Err(error) if !error.may_depend_on_method() => Err(error),
             Err(error) => {
                 let budget = if error.is_transient() { RetryBudget::SingleAttempt } else { RetryBudget::SecondHalf };

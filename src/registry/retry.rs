@@ -38,6 +38,8 @@ pub(crate) enum RetryBudget {
     SecondHalf,
     /// One attempt, within the other half of the time limit.
     SingleAttempt,
+    /// As [`Self::SingleAttempt`], even during a pause that the server did not ask for.
+    Confirmation,
 }
 
 impl Registries {
@@ -128,13 +130,16 @@ impl Registries {
         patience: impl Into<Option<Duration>>,
         mut attempt: impl FnMut(&Allowance) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
-        let patience = patience.into();
-        let attempts = if patience.is_none() || budget == RetryBudget::SingleAttempt { 1 } else { ATTEMPTS };
+        let confirms = budget == RetryBudget::Confirmation;
+        let patience = patience.into().map(|patience| if confirms { Duration::ZERO } else { patience });
+        let is_single = patience.is_none() || confirms || budget == RetryBudget::SingleAttempt;
+        let attempts = if is_single { 1 } else { ATTEMPTS };
         let host = self.shared.hosts.get(&endpoint.authority(), endpoint.connections);
         host.check_responsive(self.shared.clock.now())?;
         let limits = self.shared.http.limits_of(&endpoint.authority());
         let whole = if budget == RetryBudget::Full { limits.request } else { limits.request / 2 };
-        let allowance = Allowance::small(self.shared.clock.now(), patience.unwrap_or_default(), whole, limits);
+        let mut allowance = Allowance::small(self.shared.clock.now(), patience.unwrap_or_default(), whole, limits);
+        allowance.confirms = confirms;
         let result = self.retry_loop(attempts, &allowance, &host, || attempt(&allowance));
         match &result {
             // Some servers never respond to `HEAD`, but do to `GET`.

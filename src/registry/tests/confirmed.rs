@@ -61,6 +61,34 @@ fn parked_registry_gets_no_get_request_after_head() {
 }
 
 #[test]
+fn status_429_of_head_alone_is_confirmed_by_get_which_is_then_used() {
+    let server = Server::start(|asked| match asked.method.as_str() {
+        "HEAD" => Reply::of(429, ""),
+        _ => Reply::of(200, b"x"),
+    });
+    let client = client();
+    assert_eq!(client.registries.head(&server.location(":1")).unwrap(), Digest::of(b"x"));
+    let methods_before = methods(&server);
+    assert_eq!(methods_before.iter().filter(|method| *method == "GET").count(), 1, "{methods_before:?}");
+    assert!(methods_before.len() > 5 && client.clock.passed() <= PATIENCE, "it was waited for");
+    assert_eq!(client.registries.head(&server.location(":2")).unwrap(), Digest::of(b"x"));
+    assert_eq!(methods(&server)[methods_before.len()..], ["GET"]);
+}
+
+#[test]
+fn status_429_of_all_methods_is_confirmed_by_one_get_in_each_pause() {
+    let server = Server::start(|_| Reply::of(429, ""));
+    let client = client();
+    for image in [":1", ":2"] {
+        let error = client.registries.head(&server.location(image)).unwrap_err();
+        assert!(error.parked_until().is_some(), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("answers 429 (too many requests) without a time; asked again in "), "{text}");
+        assert_eq!(methods(&server).iter().filter(|method| *method == "GET").count(), 1);
+    }
+}
+
+#[test]
 fn push_to_a_registry_without_head_uses_get() {
     let server = Server::start(|asked| match asked.method.as_str() {
         "HEAD" => Reply::of(405, ""),
