@@ -154,7 +154,7 @@ pub const DEFAULT_CATALOG_ENTRIES: usize = 25_000;
 /// The section `[requests]` in the file of a new repository.
 const REQUEST_DEFAULTS: &str = r#"[requests]
 # How long a small request to a registry (a manifest, a list of tags, a token, an upload of a thin image) may take in all: 1s to
-# 1h. One attempt may take half of it; what is left is for another.
+# 1h. One attempt may take half of it; what is left is for another. A list with all of its pages may take ten times as long.
 #timeout = "1m"
 # How many bytes a second a layer has to bring, on average over the registry's stall_timeout. A slower connection is replaced
 # by another, and the layer given up if that is as slow; "0B" is for no limit.

@@ -85,6 +85,14 @@ pub enum RegistryError {
         /// The time limit.
         limit: std::time::Duration,
     },
+    /// The pages of a list were not complete within the time limit of the list.
+    #[error("{url}: the list was not complete within {}, ten times [requests] timeout", humantime::format_duration(*.limit))]
+    ListTooSlow {
+        /// URL of the next page.
+        url: String,
+        /// Time limit of the list.
+        limit: std::time::Duration,
+    },
     /// No request is sent to the registry for a while, because it did not respond to several consecutive requests.
     #[error("no request is sent to {host} for now: it did not respond to {failures} requests in a row")]
     GivenUp {
@@ -286,7 +294,7 @@ impl RegistryError {
             Self::TooLarge { .. } | Self::WrongDigest { .. } | Self::Range { .. } => true,
             Self::Settings { .. } | Self::Read { .. } | Self::Invalid { .. } | Self::Variable { .. } => false,
             Self::Helper { .. } | Self::Client(_) | Self::Thread(_) | Self::Url(_) => false,
-            Self::Cancelled(_) | Self::Parked { .. } | Self::GivenUp { .. } => false,
+            Self::Cancelled(_) | Self::Parked { .. } | Self::GivenUp { .. } | Self::ListTooSlow { .. } => false,
         }
     }
 
@@ -319,7 +327,7 @@ impl RegistryError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { source, .. } => !is_distrust(source.as_ref()),
-            Self::Parked { .. } | Self::TooSlow { .. } | Self::GivenUp { .. } => true,
+            Self::Parked { .. } | Self::TooSlow { .. } | Self::ListTooSlow { .. } | Self::GivenUp { .. } => true,
             Self::Status { status, .. } => *status == 408 || *status >= 500,
             _ => false,
         }

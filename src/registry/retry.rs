@@ -87,7 +87,7 @@ impl Registries {
             let begun = self.shared.clock.now();
             let page = |url: &Url| {
                 if self.shared.clock.now() - begun > limit {
-                    return Err(RegistryError::TooSlow { url: redacted(url), limit });
+                    return Err(RegistryError::ListTooSlow { url: redacted(url), limit });
                 }
                 self.with_retries(endpoint, RetryBudget::Full, patience, |allowance| {
                     let (response, _permit) = self.shared.exchange(endpoint, url, call, allowance)?;

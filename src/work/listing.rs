@@ -53,7 +53,10 @@ impl RegistryLister for TimedLister<'_> {
     fn json(&self, url: &str, api: &ProjectApi) -> Result<Option<JsonPage>, ListingError> {
         if self.start.elapsed() > self.limit {
             let limit = humantime::format_duration(self.limit);
-            return Err(format!("the registry did not send all pages of the list within {limit}").into());
+            return Err(format!(
+                "the registry did not send all pages of the list within {limit}, ten times [requests] timeout"
+            )
+            .into());
         }
         self.lister.json(url, api)
     }
