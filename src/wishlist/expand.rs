@@ -235,6 +235,14 @@ impl Wish {
         }
     }
 
+    /// Returns the name of the image, if the wish is for a single one.
+    pub(super) fn image_name(&self) -> Option<&ImageName> {
+        match &self.what {
+            WishTarget::Image(argument) => Some(name_of(argument, &self.options)),
+            _ => None,
+        }
+    }
+
     /// Returns whether the expansion of the wish could contain this name.
     fn may_match(&self, name: &ImageName) -> bool {
         match &self.what {
@@ -275,15 +283,21 @@ impl Expansion {
 
 /// Returns a warning if two wishes for one name contradict each other.
 fn conflict(first: &WantedImage, second: &WantedImage) -> Option<WishlistProblem> {
-    let matter = if first.argument != second.argument {
-        "from another location"
-    } else if first.options != second.options {
-        "with other options"
-    } else {
-        return None;
-    };
+    let matter = contradiction((&first.argument, &first.options), (&second.argument, &second.options))?;
     let text = format!("'{}' is already listed {matter} in line {}, which takes precedence", second.name(), first.line);
     Some(WishlistProblem::hint(second.line, text))
+}
+
+/// Describes how the second of two wishes for one name contradicts the first.
+pub(super) fn contradiction(
+    first: (&ImageArgument, &WishOptions),
+    second: (&ImageArgument, &WishOptions),
+) -> Option<&'static str> {
+    match (first.0 == second.0, first.1 == second.1) {
+        (false, _) => Some("from another location"),
+        (true, false) => Some("with other options"),
+        (true, true) => None,
+    }
 }
 
 struct WishExpander<'w> {

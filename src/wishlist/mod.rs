@@ -19,11 +19,13 @@ mod strict;
 mod thin;
 mod version;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::image::ImageName;
 use crate::source::ImageArgument;
 
 pub(crate) use caching_lister::CachingLister;
@@ -36,6 +38,7 @@ pub use reference::ImageRepository;
 pub use thin::{OutputFormat, ThinImages};
 pub use version::compare_tags;
 
+use expand::contradiction;
 use node::{Fault, YamlNode};
 
 /// Maximum size of a wishlist in bytes.
@@ -198,12 +201,41 @@ fn read(text: &str, name: String) -> Result<Wishlist, Fault> {
         if let Some(images) = document.get("images") {
             return Err(images.fault("'images' belongs to version 2 of the format: add 'version: 2' above it"));
         }
-        return lenient::read(&document, name);
+        return lenient::read(&document, name).map(without_contradictions);
     };
     match version.text()? {
-        "1" => lenient::read(&document, name),
-        "2" => strict::read(&document, name),
+        "1" => lenient::read(&document, name).map(without_contradictions),
+        "2" => strict::read(&document, name).map(without_contradictions),
         other => Err(version.fault(format!("version {other:?} is not supported, only 1 and 2"))),
+    }
+}
+
+/// Removes wishes for a single image that contradict an earlier one for the same name. Images that rules find are compared
+/// during expansion.
+fn without_contradictions(mut wishlist: Wishlist) -> Wishlist {
+    let mut kept: Vec<Wish> = Vec::with_capacity(wishlist.wishes.len());
+    let mut first: HashMap<ImageName, usize> = HashMap::new();
+    for wish in wishlist.wishes {
+        if let Some(name) = wish.image_name() {
+            if let Some(problem) = first.get(name).and_then(|&index| wish.contradiction(&kept[index], name)) {
+                wishlist.problems.push(problem);
+                continue;
+            }
+            first.entry(name.clone()).or_insert(kept.len());
+        }
+        kept.push(wish);
+    }
+    wishlist.problems.sort_by_key(|problem| (problem.line, problem.column));
+    Wishlist { wishes: kept, ..wishlist }
+}
+
+impl Wish {
+    /// Returns the problem if this wish and an earlier one for the same single image contradict each other.
+    fn contradiction(&self, first: &Self, name: &ImageName) -> Option<WishlistProblem> {
+        let (WishTarget::Image(own), WishTarget::Image(others)) = (&self.what, &first.what) else { return None };
+        let matter = contradiction((others, &first.options), (own, &self.options))?;
+        let text = format!("'{name}' is already listed {matter} in line {}: this wish is skipped", first.line);
+        Some(WishlistProblem { is_bad: true, ..WishlistProblem::hint(self.line, text) })
     }
 }
 
@@ -230,6 +262,26 @@ mod tests {
         let message = parse("version: 3\ninput: []").unwrap_err().to_string();
         assert_eq!(message, "'lists/hep.yaml', line 1, column 10: version \"3\" is not supported, only 1 and 2");
         assert!(parse("images: []").unwrap_err().to_string().contains("version: 2"));
+    }
+
+    #[test]
+    fn wish_that_contradicts_an_earlier_one_is_a_bad_line() {
+        let text = "version: 2\nimages:\n- h.org/a:1\n- {image: h.org/a:1, layers: false}\n- {image: h.org/b:1, name: h.org/a:1}\n\
+                    - h.org/a:1\n- http://h.org/a:1\n- {image: h.org/a:1, tags: {newest: 1}}\n- 'h.org/a:*'\n";
+        let wishlist = parse(text).unwrap();
+        let bad: Vec<String> = wishlist.bad_lines().map(ToString::to_string).collect();
+        assert_eq!(
+            bad[..3],
+            [
+                "line 4: 'h.org/a:1' is already listed with other options in line 3: this wish is skipped",
+                "line 5: 'h.org/a:1' is already listed from another location in line 3: this wish is skipped",
+                "line 7: 'h.org/a:1' is already listed from another location in line 3: this wish is skipped",
+            ]
+        );
+        assert_eq!(bad.len(), 4, "{bad:?}");
+        assert_eq!(wishlist.wishes.iter().map(|wish| wish.line).collect::<Vec<_>>(), [3, 6, 9]);
+        let recipe = parse("version: 1\ninput:\n- https://h.org/a:1\n- h.org/a:1\n- http://h.org/a:1\n").unwrap();
+        assert_eq!(recipe.bad_lines().map(|problem| problem.line).collect::<Vec<_>>(), [5]);
     }
 
     #[test]

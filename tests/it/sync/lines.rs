@@ -81,6 +81,19 @@ fn strict_does_nothing_while_a_line_is_faulty() {
 }
 
 #[test]
+fn wish_that_contradicts_an_earlier_one_is_a_bad_line() {
+    let Some(scene) = Scene::new() else { return };
+    scene.registry.push_tags(&image("a"), "app/a", ["1"]);
+    let same = scene.wish("list.yaml", "  - HOST/app/a:1\n  - {image: HOST/app/a:1, flat: true}\n");
+    scene.sync(&same, &["--strict"]).expect_code(0);
+    let wishlist = scene.wish("list.yaml", "  - HOST/app/a:1\n  - {image: HOST/app/a:1, flat: false}\n");
+    let run = scene.sync(&wishlist, &[]).expect_code(3);
+    assert!(run.stderr().contains("list.yaml', line 4: "), "{}", run.stderr());
+    assert!(run.stderr().contains("already listed with other options in line 3"), "{}", run.stderr());
+    scene.repository.refuse(["sync", &wishlist, "--strict"], 1, &["line 4", "--strict"]);
+}
+
+#[test]
 fn nothing_is_removed_while_a_line_is_faulty() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("a"), "app/a", ["1", "2"]);
