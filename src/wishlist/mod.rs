@@ -285,6 +285,16 @@ mod tests {
     }
 
     #[test]
+    fn errors_quote_what_the_file_has() {
+        for written in ["127.0.0.1:5101/BAD", "http://h.org/BAD:1", "h.org/BAD:*", "h.org/a:-x"] {
+            for text in [format!("input: ['{written}']"), format!("version: 2\nimages: ['{written}']")] {
+                let problem = parse(&text).unwrap().problems[0].to_string();
+                assert!(problem.contains(&format!("'{written}' is not an image name")), "{problem}");
+            }
+        }
+    }
+
+    #[test]
     fn text_that_is_not_a_map_is_rejected() {
         for text in ["", "\n# only a comment\n", "- a\n", "text", "version: [1]\ninput: []"] {
             assert!(matches!(parse(text), Err(WishlistError::Parse { .. })), "{text:?}");

@@ -56,7 +56,12 @@ impl<'t> WishReference<'t> {
         }
         let repository = ImageRepository { host: host.to_owned(), repository: repository.to_owned(), plain_http };
         // This checks host and repository, and the tag unless it contains a wildcard.
-        repository.image(tag.filter(|tag| !tag.contains('*')).unwrap_or("tag")).map_err(|error| error.to_string())?;
+        let checked = repository.image(tag.filter(|tag| !tag.contains('*')).unwrap_or("tag"));
+        // The error must quote the text of the file, not the name that was checked.
+        checked.map_err(|error| match error {
+            NameError::Image { reason, .. } => NameError::Image { name: text.to_owned(), reason }.to_string(),
+            error => error.to_string(),
+        })?;
         Ok(Self { repository, tag, digest })
     }
 
