@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -40,8 +40,20 @@ pub struct StartedAction {
 
 impl Notifications {
     /// Opens the file for appending. A new file is writable by owner and group. The warning goes to `reporter`.
+    ///
+    /// The file is a regular file, a pipe that a process reads from, or a character device. Writing never waits for the reader of a pipe:
+    /// if the pipe is full, the line is lost.
     pub fn open(path: &Path, reporter: &Reporter) -> io::Result<Self> {
-        let file = OpenOptions::new().append(true).create(true).mode(0o660).open(path)?;
+        let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        let opened = OpenOptions::new().append(true).create(true).mode(0o660).custom_flags(flags).open(path);
+        let file = opened.map_err(|error| match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+            Some(rustix::io::Errno::NXIO) => io::Error::other("no process reads from this pipe"),
+            _ => error,
+        })?;
+        let kind = file.metadata()?.file_type();
+        if !(kind.is_file() || kind.is_fifo() || kind.is_char_device()) {
+            return Err(io::Error::other("it is neither a file nor a pipe nor a character device"));
+        }
         Ok(Self { output: Some((file, path.to_owned(), reporter.clone())), has_failed: AtomicBool::new(false) })
     }
 
@@ -290,6 +302,23 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 4);
         let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
         assert!(mode & !0o660 == 0 && mode & 0o600 == 0o600, "{mode:o}");
+    }
+
+    #[test]
+    fn pipe_without_a_reader_is_rejected_and_a_full_pipe_is_no_error() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pipe");
+        mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        let error = Notifications::open(&path, &Reporter::silent()).unwrap_err();
+        assert_eq!(error.to_string(), "no process reads from this pipe");
+        let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        let _reader = OpenOptions::new().read(true).custom_flags(flags).open(&path).unwrap();
+        let notifications = Notifications::open(&path, &Reporter::silent()).unwrap();
+        while !notifications.has_failed.load(Ordering::Relaxed) {
+            notifications.end_run(notifications.start_run());
+        }
     }
 
     #[test]

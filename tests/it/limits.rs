@@ -208,6 +208,18 @@ fn pipes_in_the_place_of_the_files_beside_a_database_hang_nobody() {
 }
 
 #[test]
+fn notifications_to_a_pipe_that_nobody_reads_hang_nobody() {
+    let repository = TestRepository::new();
+    let [list, pipe] = ["list.yaml", "pipe"].map(|name| repository.beside(name));
+    fs::write(&list, "version: 1\ninput: []\n").unwrap();
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    let sync =
+        |file: &str| Run::within(PATIENCE, &mut repository.command(["sync", list.to_str().unwrap(), "-n", file]));
+    sync(pipe.to_str().unwrap()).expect_one_line(1, &["pipe'", "no process reads from this pipe"]);
+    sync("/dev/null").expect_code(0);
+}
+
+#[test]
 fn what_the_system_says_is_told_of_a_database_that_cannot_be_written() {
     let Some(scene) = Scene::new(TestRepository::new()) else { return };
     let source = scene.repository.source(&image());
