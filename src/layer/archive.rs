@@ -44,6 +44,8 @@ impl MemberKind {
     }
 
     fn has_content(self) -> bool {
+        // POSIX (pax, ustar `typeflag`): a reader treats an unknown type as a regular file, so its size states stored
+        // content.
         matches!(self, Self::File | Self::Unknown)
     }
 }
@@ -62,6 +64,7 @@ pub(super) struct Member {
 impl Member {
     /// Returns the target of a hard or symbolic link.
     pub(super) fn link_target(&self) -> &[u8] {
+        // As for paths, a GNU long name counts more than a PAX record, whatever their order: Go's reader applies it last.
         let (long, extended) = (self.long_link_target.as_deref(), self.extended.link_target.as_deref());
         long.or(extended).unwrap_or_else(|| self.header.link_target())
     }
@@ -132,11 +135,14 @@ enum NextPart {
 impl Content {
     /// Starts a member of which the archive stores `stored` bytes. Until segments are added, it has no content.
     fn start(&mut self, stored: u64) {
+        // The vector is used again, so that a member needs no allocation.
         self.segments.clear();
+        // POSIX (ustar): content occupies whole blocks, and the rest of the last one is padding.
         let padding = stored.wrapping_neg() % BLOCK_SIZE as u64;
         *self = Self { segments: std::mem::take(&mut self.segments), stored, padding, ..Self::default() };
     }
 
+    // `stored` and `padding` stay: the bytes are in the stream and must be skipped to reach the next header.
     fn hide(&mut self) {
         self.segments.clear();
         self.size = 0;
@@ -151,6 +157,7 @@ impl Content {
             if left > 0 {
                 return NextPart::Stored(left);
             }
+            // A segment may be empty: GNU tar ends the map of a file with a trailing hole with one of length 0.
             self.segment += 1;
         }
         if self.position < self.size { self.hole_up_to(self.size) } else { NextPart::End }
@@ -227,6 +234,8 @@ impl<R: Read> Archive<R> {
 
     /// Reads to the end of the blob, including anything after the archive, and returns the stream with its sizes and digests.
     pub(super) fn into_drained_stream(mut self) -> Result<TarStream<R>, LayerError> {
+        // The digests of an image cover the whole blob, including the padding after the archive. DUCC stops at the end of
+        // the archive and so records other diff IDs for some layers.
         self.stream.drain()?;
         Ok(self.stream)
     }
@@ -248,6 +257,7 @@ impl<R: Read> Archive<R> {
         self.headers += 1;
         Limit::Headers.check(self.headers, self.limits.headers)?;
         if !header.has_right_checksum() {
+            // A blob in an unknown compression format reads as noise. The user needs that cause, not a wrong checksum.
             let is_first = offset == 0;
             return Err(if is_first {
                 LayerError::NotAnArchive
@@ -261,6 +271,7 @@ impl<R: Read> Archive<R> {
 
     /// Reads the second of the two zero blocks that end an archive. One or both may be missing at the end of the stream.
     fn end(&mut self, offset: u64) -> Result<Option<Header>, LayerError> {
+        // Go's reader refuses this, too. A reader that went on would find entries that others do not.
         if self.next_block()?.is_some_and(|block| !block.is_zero()) {
             return Err(self.invalid_header(offset, "single zero block inside the archive"));
         }
@@ -299,6 +310,7 @@ impl<R: Read> Archive<R> {
     fn extension_data(&mut self, header: &Header) -> Result<Vec<u8>, LayerError> {
         let size = header.size().map_err(|problem| self.failed(problem))?;
         let limit = self.limits.extended_header_size;
+        // Checked before memory is allocated: the archive may state any size.
         Limit::ExtendedHeaderSize.check(size, limit).map_err(|problem| self.failed(problem))?;
         self.content.start(size);
         let mut data = Vec::with_capacity(size as usize);
@@ -343,6 +355,7 @@ impl<R: Read> Archive<R> {
         {
             member.kind = MemberKind::Directory;
         }
+        // The kind may have changed just now: a V7 directory has no content, whatever size its header states.
         self.content.start(if member.kind.has_content() { stored } else { 0 });
         if member.kind != MemberKind::File {
             return Ok(());
@@ -380,6 +393,7 @@ impl<R: Read> Archive<R> {
     }
 
     fn read_gnu_map(&mut self, header: &Header) -> Result<(), LayerError> {
+        // As in Go's reader. In other dialects, the path prefix is where GNU headers have the map.
         if !header.is_gnu() {
             return Err(self.failed(EntryError::Sparse("its header is not in GNU format")));
         }
@@ -390,6 +404,7 @@ impl<R: Read> Archive<R> {
             let block = block.map_err(|_| self.failed(EntryError::Truncated))?;
             continues = header::read_continued_sparse_segments(&block, &mut segments)
                 .map_err(|problem| self.failed(problem))?;
+            // Checked for each block, because nothing states the length of the chain in advance.
             let count = segments.len() as u64;
             Limit::SparseSegments.check(count, self.limits.sparse_segments).map_err(|problem| self.failed(problem))?;
         }
@@ -403,6 +418,8 @@ impl<R: Read> Archive<R> {
             if self.content.stored < BLOCK_SIZE as u64 {
                 return Err(self.failed(EntryError::Sparse("its map does not end")));
             }
+            // The map occupies whole blocks, and the data begin with the next block (GNU tar manual, "PAX Format, Version
+            // 1.0").
             let range = self.take_content(BLOCK_SIZE as u64)?;
             let block = <[u8; BLOCK_SIZE]>::try_from(self.stream.bytes(range));
             let block = block.map_err(|_| self.failed(EntryError::Truncated))?;
@@ -446,12 +463,15 @@ fn stored_size(member: &Member) -> Result<u64, EntryError> {
     if !member.kind.has_content() {
         return Ok(0);
     }
+    // Read even if the PAX header has a size, because the two must agree.
     let header = member.header.size()?;
     let size = match member.extended.size {
         None => header,
         Some(extended) if header == extended || header == 0 || header == MAX_SIZE_IN_HEADER => extended,
+        // Readers that believe different sizes see different entries, which can hide one from a scanner (tar-rs #454).
         Some(extended) => return Err(EntryError::TwoSizes { header, extended }),
     };
+    // Sizes are signed 64-bit numbers in catalogs, and `off_t` on clients.
     if i64::try_from(size).is_err() {
         return Err(EntryError::Number("size"));
     }

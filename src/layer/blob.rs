@@ -47,6 +47,7 @@ impl<R: Read> Blob<R> {
 
     /// Returns the first bytes of the blob, up to `count`, without consuming them. Must be called before any other read.
     pub(super) fn peek(&mut self, count: usize) -> Result<&[u8], LayerError> {
+        // A pipe or socket may return fewer bytes than requested, even at the start.
         while self.end < count && self.append()? > 0 {}
         Ok(&self.buffer[..self.end.min(count)])
     }
@@ -112,6 +113,7 @@ impl<R: Read> Blob<R> {
         let reading = span!("read");
         let count = loop {
             match self.source.read(out) {
+                // Not a failure: `Read` allows this error at any time, and the call may be repeated.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => break other.map_err(LayerError::Read)?,
             }
@@ -121,6 +123,7 @@ impl<R: Read> Blob<R> {
         let _digest = span!("digest", count);
         self.hasher.update(&out[..count]);
         self.size += count as u64;
+        // Checked at each read, so that a response that never ends is stopped at its first excess byte.
         if self.size > self.expected_size {
             return Err(LayerError::TooLarge { expected: self.expected_size });
         }

@@ -11,6 +11,8 @@ use super::blob::Blob;
 use super::gzip::Gzip;
 
 /// Maximum window of a zstd frame, as in the `zstd` program by default: 2^27 bytes, 128 MiB.
+// A frame states its window, for which the decoder must have memory (RFC 8878, 3.1.1.1.2). A hostile frame could state
+// gigabytes.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// How a blob is compressed.
@@ -28,6 +30,7 @@ impl BlobCompression {
     /// Detects the compression from the first four bytes of a blob, or fewer if the blob is shorter.
     fn of(start: &[u8]) -> Self {
         match start {
+            // ID1 and ID2 of a gzip member (RFC 1952, 2.3.1).
             [0x1f, 0x8b, ..] => Self::Gzip,
             // The magic numbers of a data frame and of a skippable frame, which may come first (RFC 8878, 3.1).
             [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => Self::Zstd,
@@ -55,6 +58,7 @@ struct Unpacked<R>(Unpacker<R>);
 
 impl<R: Read> Read for Unpacked<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        // `Read` permits an empty buffer, for which `Unpacker::read` has no answer but "end of the blob".
         if out.is_empty() { Ok(0) } else { self.0.read(out).map_err(io::Error::other) }
     }
 }
@@ -116,19 +120,23 @@ impl Zstd {
         loop {
             let input = blob.available()?;
             let at_end = input.is_empty();
+            // A blob is any number of frames (RFC 8878, 3.1), so it can only end between two of them.
             if at_end && !self.in_frame {
                 return Ok(0);
             }
             let mut input = InBuffer::around(input);
             let mut output = OutBuffer::around(&mut *out);
+            // Called with empty input, too: the decoder may hold bytes for which the previous `out` had no room.
             let outcome = self.decoder.run(&mut input, &mut output);
             let (used, written) = (input.pos(), output.pos());
+            // Before the error is created, because the error states the position after the consumed bytes.
             blob.consume(used);
             let wanted = outcome.map_err(|error| LayerError::Damaged {
                 compression,
                 offset: blob.offset(),
                 reason: error.to_string(),
             })?;
+            // The decoder returns 0 only when a frame is complete and all its bytes were written.
             self.in_frame = wanted > 0;
             if written > 0 {
                 return Ok(written);

@@ -9,6 +9,7 @@ use super::{BlobCompression, LayerError};
 use crate::image::Digest;
 
 /// Maximum number of buffers that the second thread unpacks ahead.
+// Four buffers of 256 KiB are the 1 MiB that `LayerReader::ahead` promises.
 const MAX_BUFFERS_AHEAD: usize = 4;
 
 /// Source of unpacked bytes.
@@ -81,6 +82,8 @@ impl<R: Read + Send + 'static> Feed<R> {
         for _ in 0..MAX_BUFFERS_AHEAD {
             empty.send(vec![0; size].into_boxed_slice()).expect("its receiver is here");
         }
+        // The thread receives the unpacker only after it has started: a closure that owned it would be lost if no thread
+        // can be started.
         let mut waiting = Some(unpacker);
         let (hand_over, handed_over) = mpsc::channel();
         let work = move || {
@@ -92,6 +95,7 @@ impl<R: Read + Send + 'static> Feed<R> {
                     let digest = (length == 0).then(|| unpacker.blob.digest());
                     Filled { buffer, length, blob_size: unpacker.blob.size(), digest }
                 });
+                // The receiver is gone if the reader was dropped before the end of the blob, for example after an error.
                 if filler.send(filled).is_err() || is_last {
                     return;
                 }
@@ -110,6 +114,7 @@ impl<R: Read + Send + 'static> Feed<R> {
 
 impl Ahead {
     fn fill(&mut self, buffer: &mut Box<[u8]>) -> Result<usize, LayerError> {
+        // Callers may ask again after the end of the blob, when the thread has ended and nothing would be received.
         if self.digest.is_some() {
             return Ok(0);
         }

@@ -86,8 +86,10 @@ impl Gzip {
         };
         blob.consume(used);
         if is_end {
+            // Another member may follow (RFC 1952, 2.2). eStargz layers have one for each file.
             self.member.reset();
             self.state = State::BetweenMembers;
+        // Without this test, a truncated or damaged member would be an endless loop.
         } else if used == 0 && written == 0 {
             return Err(if at_end { truncated(blob) } else { damaged(blob, "decompressor makes no progress") });
         }
@@ -97,6 +99,7 @@ impl Gzip {
     fn next_member<R: Read>(&mut self, blob: &mut Blob<R>) -> Result<State, LayerError> {
         match blob.available()? {
             [] => Ok(State::AtEnd),
+            // GNU gzip ignores zeros after the last member, too.
             [0, ..] => {
                 skip_zeros(blob)?;
                 Ok(State::AtEnd)
@@ -129,9 +132,11 @@ fn skip_header<R: Read>(blob: &mut Blob<R>) -> Result<(), LayerError> {
     if [magic_1, magic_2] != [0x1f, 0x8b] {
         return Err(damaged(blob, TRAILING_DATA));
     }
+    // RFC 1952, 2.3.1.2: a decompressor must refuse reserved bits, because they may stand for fields that it cannot skip.
     if method != 8 || flags & RESERVED != 0 {
         return Err(damaged(blob, "unknown method or reserved flag in a member's header"));
     }
+    // The optional fields have a fixed order (RFC 1952, 2.3).
     if flags & EXTRA != 0 {
         let length = blob.array()?.ok_or_else(|| truncated(blob))?;
         skip(blob, usize::from(u16::from_le_bytes(length)))?;
@@ -142,6 +147,7 @@ fn skip_header<R: Read>(blob: &mut Blob<R>) -> Result<(), LayerError> {
     if flags & COMMENT != 0 {
         skip_text(blob)?;
     }
+    // The checksum of the header is not compared, because the digest of the blob covers the header.
     if flags & HEADER_CHECKSUM != 0 {
         skip(blob, 2)?;
     }

@@ -29,6 +29,7 @@ impl Header {
     /// Returns whether the checksum is right as a sum of unsigned bytes or, as some old programs computed it, of signed bytes.
     pub(super) fn has_right_checksum(&self) -> bool {
         let others = || self.0[..148].iter().chain(&self.0[156..]);
+        // POSIX (ustar, `chksum`): the checksum field itself counts as eight spaces.
         let unsigned = others().map(|&b| i64::from(b)).sum::<i64>() + 8 * i64::from(b' ');
         let negative = others().filter(|&&b| b >= 0x80).count() as i64;
         number(&self.0[148..156]).is_some_and(|sum| sum == unsigned || sum == unsigned - 256 * negative)
@@ -43,7 +44,9 @@ impl Header {
         let name = text(&self.0[..100]);
         let prefix = match self.dialect() {
             Dialect::Ustar => text(&self.0[345..500]),
+            // star has access and change time in the last 24 bytes of the prefix.
             Dialect::Star => text(&self.0[345..476]),
+            // GNU headers have times and the map of sparse files here, V7 headers nothing that is defined.
             Dialect::V7 | Dialect::Gnu => &[],
         };
         if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
@@ -93,6 +96,7 @@ impl Header {
 
     /// Appends the data segments of a sparse file in this GNU header, and returns whether a block with more segments follows.
     pub(super) fn read_sparse_segments(&self, segments: &mut Vec<Segment>) -> Result<bool, EntryError> {
+        // `struct oldgnu_header` has four rows, and a flag after them (GNU tar manual, "Basic Tar Format").
         read_sparse_segments(&self.0[386..482], segments)?;
         Ok(self.0[482] != 0)
     }
@@ -100,6 +104,7 @@ impl Header {
     fn dialect(&self) -> Dialect {
         match &self.0[257..265] {
             b"ustar  \0" => Dialect::Gnu,
+            // star writes the magic of ustar and a second one at the end of the block, so this must be tested before ustar.
             [b'u', b's', b't', b'a', b'r', 0, ..] if self.0[508..] == *b"tar\0" => Dialect::Star,
             [b'u', b's', b't', b'a', b'r', 0, ..] => Dialect::Ustar,
             _ => Dialect::V7,
@@ -112,6 +117,7 @@ pub(super) fn read_continued_sparse_segments(
     block: &[u8; BLOCK_SIZE],
     segments: &mut Vec<Segment>,
 ) -> Result<bool, EntryError> {
+    // `struct sparse_header` has 21 rows, and a flag after them (GNU tar manual, "Basic Tar Format").
     read_sparse_segments(&block[..504], segments)?;
     Ok(block[504] != 0)
 }
@@ -137,6 +143,7 @@ fn unsigned(field: &[u8], name: &'static str) -> Result<u64, EntryError> {
 
 /// Parses a numeric field: octal digits between spaces and NULs, blank for zero, or GNU's base-256 two's complement.
 fn number(field: &[u8]) -> Option<i64> {
+    // GNU tar's form for numbers that do not fit in octal digits, such as a UID above 2,097,151.
     if field.first()? & 0x80 != 0 {
         return base_256(field);
     }
@@ -149,6 +156,7 @@ fn number(field: &[u8]) -> Option<i64> {
 
 /// Parses a big-endian two's complement number. Its highest bit is set in every such field and is not part of the value.
 fn base_256(field: &[u8]) -> Option<i64> {
+    // The bit below the marker is the sign, as in Go's reader.
     let is_negative = field[0] & 0x40 != 0;
     let high = if is_negative { field[0] | 0x80 } else { field[0] & 0x7f };
     let sign = if is_negative { -1_i128 } else { 0 };

@@ -49,7 +49,9 @@ impl Default for Limits {
             extended_header_size: 1 << 20,
             sparse_segments: 1_000_000,
             metadata_size: 512 << 20,
+            // `PATH_MAX` of Linux: programs cannot pass on a longer path.
             path_length: 4_096,
+            // Trees are walked recursively, on the small stacks of threads.
             path_depth: 1_000,
         }
     }

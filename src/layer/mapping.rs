@@ -5,6 +5,7 @@ use super::{DeviceNumber, EntryError, Limit, Limits, NodeKind};
 use crate::metadata::{Metadata, Timestamp};
 use crate::path::EntryPath;
 
+// image-spec, layer.md, "Whiteouts" and "Opaque Whiteout". The prefix `.wh..wh.` is that of AUFS's own files.
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 const BOOKKEEPING_PREFIX: &[u8] = b".wh..wh.";
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
@@ -39,6 +40,7 @@ impl MemberPath {
             Some((_, name)) if !name.starts_with(WHITEOUT_PREFIX) => Self::Path(path.checked()?),
             Some((directory, OPAQUE_MARKER)) => Self::Opaque(directory.checked()?),
             Some((directory, name)) => match &name[WHITEOUT_PREFIX.len()..] {
+                // Joined, these would name the directory itself or its parent (compare anchore/stereoscope #647).
                 b"" | b"." | b".." => return Err(EntryError::BadWhiteout),
                 hidden => Self::Whiteout(directory.join(hidden).checked()?),
             },
@@ -81,11 +83,15 @@ pub(super) fn hard_link_target(member: &Member) -> Result<EntryPath, EntryError>
 pub(super) fn metadata(member: &Member) -> Result<Metadata, EntryError> {
     let (header, extended) = (&member.header, &member.extended);
     Ok(Metadata {
+        // Set-user-ID, set-group-ID and sticky bits stay, as in `sudo` and `/tmp`. The type flag alone states the file
+        // type.
         mode: (header.mode()? & 0o7777) as u16,
+        // Only numeric IDs count: user names would be looked up on this machine instead of in the image.
         uid: id("uid", extended.uid.map_or_else(|| header.uid(), Ok)?)?,
         gid: id("gid", extended.gid.map_or_else(|| header.gid(), Ok)?)?,
         mtime: match extended.mtime {
             Some(mtime) => mtime,
+            // The header has whole seconds. Archives with more precise times have PAX records.
             None => Timestamp { seconds: header.mtime()?, nanoseconds: 0 },
         },
         xattrs: None,
@@ -99,10 +105,12 @@ fn id(field: &'static str, value: i64) -> Result<u32, EntryError> {
 
 fn symlink_target(member: &Member) -> Result<&[u8], EntryError> {
     let target = member.link_target();
+    // Linux refuses a symbolic link with an empty target (ENOENT, symlink(2)).
     if target.is_empty() {
         Err(EntryError::NoTarget)
     } else if target.len() > MAX_TARGET_LENGTH {
         Err(EntryError::TargetTooLong)
+    // Only a PAX record can contain a NUL. Linux would end the target there.
     } else if target.contains(&0) {
         Err(EntryError::TargetWithNul)
     } else {

@@ -47,6 +47,7 @@ impl Extended {
 
     fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), EntryError> {
         match key {
+            // POSIX (pax, "pax Extended Header"): an empty value deletes what an earlier record stated.
             b"path" => self.path = some_unless_empty(value),
             b"linkpath" => self.link_target = some_unless_empty(value),
             b"size" => self.size = parsed(value, decimal, "size")?,
@@ -63,6 +64,7 @@ impl Extended {
     fn set_by_prefix(&mut self, key: &[u8], value: &[u8]) -> Result<(), EntryError> {
         if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
             self.schily_xattrs.insert(name.into(), value.into());
+        // libarchive's tar(5): the name is URL-encoded, the value base64.
         } else if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
             let name = percent_decoded(name).ok_or(EntryError::Record)?;
             let value = base64_decoded(value).ok_or(EntryError::Record)?;
@@ -91,6 +93,7 @@ fn split_record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let space = records.iter().take(20).position(|&b| b == b' ')?;
     let length = usize::try_from(decimal(&records[..space])?).ok()?;
     let record = records.get(space + 1..length)?.strip_suffix(b"\n")?;
+    // A record with an empty key is malformed, as in Go's reader.
     let equals = record.iter().position(|&b| b == b'=').filter(|&equals| equals > 0)?;
     Some((&record[..equals], &record[equals + 1..], &records[length..]))
 }
@@ -134,12 +137,14 @@ fn timestamp(text: &[u8]) -> Option<Timestamp> {
     if !is_negative {
         return Some(Timestamp { seconds: i64::try_from(decimal(&text[..point])?).ok()?, nanoseconds });
     }
+    // To round down a negative time, further digits count as one more nanosecond below.
     let rest = u32::from(fraction.iter().skip(9).any(|&b| b != b'0'));
     let below = nanoseconds + rest;
     let seconds = 0_i64.checked_sub_unsigned(decimal(&text[..point])?)?;
     if below == 0 {
         return Some(Timestamp { seconds, nanoseconds: 0 });
     }
+    // The nanosecond part of a time is never negative (`struct timespec`), so the seconds are the next lower number.
     Some(Timestamp { seconds: seconds.checked_sub(1)?, nanoseconds: 1_000_000_000 - below })
 }
 
@@ -151,6 +156,7 @@ fn percent_decoded(text: &[u8]) -> Option<Vec<u8>> {
     while let Some((&first, after)) = rest.split_first() {
         rest = after;
         match (first, after) {
+            // libarchive encodes `%`, `=` and bytes outside of printable ASCII in this way.
             (b'%', &[high, low, ..]) if digit(high).is_some() && digit(low).is_some() => {
                 decoded.push(u8::try_from(digit(high)? << 4 | digit(low)?).ok()?);
                 rest = &after[2..];

@@ -86,6 +86,8 @@ impl<R: Read> LayerReader<R> {
             let allowed = self.limits.metadata_size;
             self.metadata_size += entry.as_ref().map_or(0, size_of_metadata);
             Limit::MetadataSize.check(self.metadata_size, allowed).map_err(|limit| self.archive.failed(limit))?;
+            // A member that is left out, or is a whiteout, may have content in the archive, which is not that of a
+            // published file.
             if !entry.as_ref().is_some_and(is_file) {
                 self.archive.hide_content();
             }
@@ -130,6 +132,8 @@ impl<R: Read> LayerReader<R> {
 
     fn entry(&mut self, member: Member) -> Result<Option<LayerEntry>, EntryError> {
         match MemberPath::of(&member.path, &self.limits)? {
+            // Before the test for hard links: in cmssw/el9, a whiteout is a hard link to a file of a lower layer (smolvm
+            // #401).
             MemberPath::Whiteout(path) => Ok(Some(LayerEntry { path, kind: EntryKind::Whiteout })),
             MemberPath::Opaque(path) => Ok(Some(LayerEntry { path, kind: EntryKind::Opaque })),
             MemberPath::Path(path) if member.kind == MemberKind::HardLink => self.hard_link(path, &member).map(Some),
@@ -150,6 +154,7 @@ impl<R: Read> LayerReader<R> {
                 }
             };
         }
+        // A hard link cannot refer to a directory, so AUFS's own ones are never needed.
         if member.kind == MemberKind::Directory {
             return Ok(None);
         }
@@ -168,6 +173,7 @@ impl<R: Read> LayerReader<R> {
         if let Some(&kind) = self.unpublished.get(&target) {
             return Ok(self.leave_out(path, kind));
         }
+        // Of several entries at one path the last one counts, so later links refer to this one.
         self.unpublished.remove(&path);
         Ok(LayerEntry { path, kind: EntryKind::HardLink(target) })
     }
@@ -198,6 +204,7 @@ impl<R: Read> LayerReader<R> {
         for kind in xattrs::remove_unsupported(&mut xattrs) {
             self.lose(path.clone(), kind);
         }
+        // "No attributes" has one form: CVMFS counts an empty list as having attributes.
         if xattrs.is_empty() {
             return None;
         }
@@ -224,6 +231,7 @@ impl<R: Read + Send + 'static> LayerReader<R> {
 fn why_unpublishable(kind: Option<&NodeKind>) -> Option<LossKind> {
     match kind {
         None => Some(LossKind::UnknownType),
+        // Published in a layer, it would hide a file of lower layers: an image must not give commands to overlay mounts.
         Some(NodeKind::CharacterDevice(DeviceNumber { major: 0, minor: 0 })) => Some(LossKind::OverlayDevice),
         Some(_) => None,
     }
@@ -249,6 +257,7 @@ fn is_file(entry: &LayerEntry) -> bool {
 }
 
 fn verify(expected: &ExpectedLayer, size: u64, digest: Digest, diff_id: DiffId) -> Result<(), LayerError> {
+    // In this order, because a wrong size explains a wrong digest, and a wrong digest explains a wrong diff ID.
     if size != expected.size {
         return Err(LayerError::WrongSize { expected: expected.size, actual: size });
     }

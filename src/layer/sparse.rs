@@ -41,10 +41,15 @@ impl SparseRecords {
         match key {
             b"major" => self.version[0] = Some(number()?),
             b"minor" => self.version[1] = Some(number()?),
+            // The header of versions 0.1 and 1.0 has a made-up path (`GNUSparseFile.<pid>/…`), for readers that know no
+            // sparse files.
             b"name" => self.name = some_unless_empty(value),
+            // Versions 0.0 and 0.1 call it `size`, version 1.0 `realsize` (GNU tar manual, "Storing Sparse Files").
             b"size" | b"realsize" => self.size = Some(number()?),
             b"offset" => self.offset = Some(number()?),
             b"numbytes" => {
+                // Version 0.0 repeats this pair for each segment, against POSIX, where a later record replaces an earlier
+                // one.
                 let offset = self.offset.take().ok_or(EntryError::Sparse("its map has a length without an offset"))?;
                 self.map.push(Segment { offset, length: number()? });
                 self.has_map = true;
@@ -65,6 +70,7 @@ impl SparseRecords {
             [Some(0), Some(0 | 1)] => Ok(Some(MapLocation::Records)),
             // Version 0.0 has no version records.
             [None, None] => Ok((self.has_map || self.size.is_some()).then_some(MapLocation::Records)),
+            // Without its map, the stored bytes would be published as if they were the whole file.
             _ => Err(EntryError::Sparse("its version is unknown")),
         }
     }
@@ -148,6 +154,7 @@ pub(super) fn check_map(map: &[Segment], file_size: u64, stored: u64) -> Result<
     let mut end = 0;
     let mut total = 0_u64;
     for segment in map {
+        // Go's reader refuses overlaps, too (`validateSparseEntries`).
         if segment.offset < end {
             return Err(EntryError::Sparse("segments of its map overlap or are out of order"));
         }
@@ -158,6 +165,7 @@ pub(super) fn check_map(map: &[Segment], file_size: u64, stored: u64) -> Result<
     if end > file_size {
         return Err(EntryError::Sparse("its map exceeds the file"));
     }
+    // A difference would shift all following headers, or publish bytes that are not of this file.
     if total != stored {
         return Err(EntryError::Sparse("its map does not match the data in the archive"));
     }

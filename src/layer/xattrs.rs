@@ -4,6 +4,7 @@ use super::LossKind;
 use crate::metadata::Xattrs;
 
 /// Maximum number of attributes of one entry, and maximum length of a name or a value in bytes: catalogs store each in one byte.
+// CVMFS's own code admits 256, which becomes 0 in the length byte and makes the value unreadable.
 const MAX_XATTR: usize = 255;
 
 /// Attributes that CVMFS 2.12 clients answer themselves (`cvmfs/magic_xattr.cc` and `cvmfs/cvmfs.cc`), sorted.
@@ -65,6 +66,7 @@ pub(super) fn remove_unsupported(xattrs: &mut Xattrs) -> Vec<LossKind> {
         losses.extend(reason);
         reason.is_none()
     });
+    // The catalog has one byte for the number of attributes.
     if let Some(first_too_many) = xattrs.keys().nth(MAX_XATTR).cloned() {
         xattrs.split_off(&first_too_many);
         losses.push(LossKind::TooManyXattrs);
@@ -75,10 +77,13 @@ pub(super) fn remove_unsupported(xattrs: &mut Xattrs) -> Vec<LossKind> {
 }
 
 fn why_unsupported(name: &[u8], value: &[u8]) -> Option<LossKind> {
+    // Names are C strings in the kernel's interface, so they cannot contain a NUL.
     if name.is_empty() || name.len() > MAX_XATTR || name.contains(&0) {
         Some(LossKind::XattrName)
+    // A root mount obeys `trusted.overlay.redirect` of a lower directory: it then shows the content of another directory.
     } else if is_overlay_mark(name) {
         Some(LossKind::OverlayXattr)
+    // A stored value would never be returned: the client's own answer hides it.
     } else if is_magic(name) {
         Some(LossKind::MagicXattr)
     } else if value.len() > MAX_XATTR {

@@ -17,6 +17,7 @@ pub(super) struct Member {
 
 impl Member {
     pub(super) fn new() -> Self {
+        // `false`: the stream has no zlib header. `Gzip` reads the gzip header itself.
         Self { inflate: Decompress::new(false), crc: Crc::new(), trailer: None }
     }
 
