@@ -19,6 +19,8 @@ use crate::path::EntryPath;
 /// Attributes that mark an opaque directory. Overlay mounts of root read the first, those in user namespaces the second.
 pub const OPAQUE_XATTRS: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaque"];
 
+// Of all forms of whiteouts, only this one works in the kernel's overlay and in fuse-overlayfs, as root and in user
+// namespaces.
 const WHITEOUT: DeviceNumber = DeviceNumber { major: 0, minor: 0 };
 
 /// One layer in overlay form, with the facts about its archive that the tree cannot express.
@@ -75,6 +77,8 @@ impl OwnNotes {
 
     /// Records a directory that an entry names.
     pub(super) fn note_directory(&mut self, path: &EntryPath, replaced: Replaced) {
+        // An entry below the directory came before the entry of the directory itself. Read back, the order would be the
+        // reverse.
         let was_implied = !self.implied.is_empty() && self.implied.remove(path);
         self.mark_irregular_if(was_implied || replaced == Replaced::Leaf);
     }
@@ -228,6 +232,8 @@ impl OwnLayer {
         let tree = &mut self.tree;
         let mut implied = self.notes.implied;
         implied.retain(|path| tree.directory(path.components()).is_some());
+        // Overlay mounts show the attributes of the topmost directory, so an implied one must repeat those of the lower
+        // layers.
         for path in implied.iter().filter(|path| !path.is_root()) {
             let metadata = metadata_in(merged, path);
             if tree.directory(path.components()).is_some_and(|directory| directory.metadata != metadata) {
@@ -287,7 +293,9 @@ impl Marks<'_> {
         }
         match self.directory(&parent).children.get_mut(name) {
             None => drop(self.directory(&parent).children.insert(name.into(), whiteout())),
+            // A leaf hides the lower node by itself, because overlay mounts merge only directories.
             Some(Node::Leaf(_)) => {}
+            // Overlay mounts merge directories of the same path, so the lower entries would show through.
             Some(Node::Directory(own)) => mark_opaque(&mut Arc::make_mut(own).metadata),
         }
     }
@@ -295,6 +303,7 @@ impl Marks<'_> {
     /// Hides all entries of lower layers in a real directory.
     fn hide_all_in(&mut self, path: &EntryPath) {
         let is_there = |tree: &Directory| tree.directory(path.components()).is_some();
+        // Otherwise the mark would create a directory in which there is nothing to hide.
         if !(is_there(self.lower) || is_there(self.tree)) || !self.can_be_marked(path) {
             return;
         }
@@ -362,6 +371,7 @@ fn is_blocked(tree: &Directory, path: &EntryPath) -> bool {
 }
 
 fn whiteout() -> Node {
+    // Overlay mounts look at the device number alone. Constant metadata keep the catalog the same for the same layer.
     let metadata = Metadata { mode: 0, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: None };
     Node::Leaf(Arc::new(Leaf { metadata, kind: LeafKind::CharacterDevice(WHITEOUT) }))
 }
@@ -426,6 +436,7 @@ impl ReadingBack<'_> {
         } else if let Some(first) = self.first_names.get(&Arc::as_ptr(leaf)).cloned() {
             self.push(path, EntryKind::HardLink(first));
         } else if let Some(kind) = leaf_entry(leaf) {
+            // A count of 1 means that the inode has no other name. This keeps most paths out of the map.
             if Arc::strong_count(leaf) > 1 {
                 self.first_names.insert(Arc::as_ptr(leaf), path.clone());
             }
@@ -435,6 +446,7 @@ impl ReadingBack<'_> {
 }
 
 fn without_mark(metadata: &Metadata) -> (Metadata, bool) {
+    // Only strata writes these attributes: the layer reader removes those that an archive has.
     let mut metadata = metadata.clone();
     let mut xattrs = metadata.xattrs.as_deref().cloned().unwrap_or_default();
     let before = xattrs.len();

@@ -102,6 +102,7 @@ fn is_same(one: &Leaf, other: &Leaf) -> bool {
 }
 
 fn is_same_metadata(one: &Metadata, other: &Metadata, without_time: bool) -> bool {
+    // The archive does not state this time. If it were compared, an empty layer would differ above every base image.
     let mtime = if without_time { one.mtime } else { other.mtime };
     *one == Metadata { mtime, ..other.clone() }
 }

@@ -196,6 +196,7 @@ impl<'a> Application<'a> {
                 Arc::make_mut(&mut self.tree).metadata = metadata.clone();
                 self.own.set_root_metadata(metadata);
             }
+            // A directory at the root was handled above. Without this arm, the root could become a file.
             _ if path.is_root() => return Err(ApplyError::RootIsNoDirectory),
             EntryKind::Node(metadata, NodeKind::Directory) => self.add_directory(path, metadata)?,
             EntryKind::Node(metadata, kind) => {
@@ -253,6 +254,7 @@ impl<'a> Application<'a> {
             Some(leaf) => leaf,
             None => {
                 self.own.notes.is_irregular = true;
+                // Any kind would do: `finish` refuses a tree that still has a placeholder.
                 let kind = LeafKind::Fifo;
                 let placeholder = Arc::new(Leaf { metadata: Metadata::of_implied_directory(), kind });
                 let link = PendingLink {
@@ -274,6 +276,7 @@ impl<'a> Application<'a> {
             return Ok(Some(Arc::clone(leaf)));
         }
         match look_up(&self.tree, target).map_err(|_| ApplyError::TooManyLinks(path.clone()))? {
+            // `look_up` returns nothing for the root, which would then count as a missing target.
             _ if target.is_root() => Err(link_to_directory(path, target)),
             Some((_, Node::Directory(_))) => Err(link_to_directory(path, target)),
             Some((real_path, Node::Leaf(leaf))) => {
@@ -281,6 +284,7 @@ impl<'a> Application<'a> {
                 self.note_target(&real_path, target, &leaf);
                 Ok(Some(leaf))
             }
+            // A whiteout of this layer may have hidden the target, which the link refers to all the same.
             None => self.leaf_below(path, target),
         }
     }
@@ -315,6 +319,7 @@ impl<'a> Application<'a> {
     /// Resolves pending hard links whose target may be `path`, where an entry was just added.
     fn link_pending_to(&mut self, path: &EntryPath) -> Result<(), ApplyError> {
         for index in (0..self.pending.len()).rev() {
+            // Only the last component is compared, because the directories on the way may be symbolic links.
             if self.pending[index].target.name() == path.name() {
                 self.link_pending(index)?;
             }
@@ -328,6 +333,8 @@ impl<'a> Application<'a> {
         let found = match self.bookkeeping.get(target) {
             Some(leaf) => Some((target.clone(), leaf)),
             None => match look_up(&self.tree, target).map_err(|_| ApplyError::TooManyLinks(path.clone()))? {
+                // A later entry may also create a directory at the target, and Linux refuses a hard link to a directory
+                // (link(2)).
                 Some((_, Node::Directory(_))) => return Err(link_to_directory(path, target)),
                 Some((real_path, Node::Leaf(leaf))) => Some((real_path, leaf)),
                 None => None,
@@ -515,11 +522,13 @@ pub(super) enum Replaced {
 fn put_directory(parent: &mut Directory, name: &[u8], metadata: &Metadata) -> Replaced {
     match parent.children.get_mut(name) {
         Some(Node::Directory(there)) => {
+            // image-spec, layer.md: a directory over a directory changes the attributes and keeps the entries.
             Arc::make_mut(there).metadata = metadata.clone();
             Replaced::Directory
         }
         _ => {
             let new = Node::Directory(Arc::new(Directory::new(metadata.clone())));
+            // image-spec, layer.md: in all other cases the existing node is removed first.
             if parent.children.insert(name.into(), new).is_some() { Replaced::Leaf } else { Replaced::Nothing }
         }
     }
@@ -572,6 +581,7 @@ pub(super) fn create_directories(
     }
     let real_path: ResolvedPath =
         resolve(tree, parent).map_err(|TooManyLinks| ApplyError::TooManyLinks(path.clone()))?;
+    // Each followed link may add directories, so the limit on paths in the archive is not enough.
     if real_path.len() > MAX_DEPTH {
         return Err(ApplyError::TooDeep(path.clone()));
     }

@@ -26,21 +26,25 @@ pub(super) fn resolve(tree: &Directory, path: &EntryPath) -> Result<ResolvedPath
         match &*name {
             b"" | b"." => continue,
             b".." => {
+                // `..` of the root is the root: nothing is removed from an empty path.
                 at.pop();
                 directories.truncate(at.len() + 1);
                 continue;
             }
             _ => {}
         }
+        // After a missing component there is no directory in which the next one could be a link.
         let parent = directories.last().filter(|_| directories.len() == at.len() + 1);
         match parent.and_then(|parent| parent.children.get(&name)) {
             Some(Node::Directory(child)) => directories.push(child),
             Some(Node::Leaf(leaf)) => {
                 if let LeafKind::Symlink(target) = &leaf.kind {
                     links += 1;
+                    // A cycle of links would never end otherwise.
                     if links > MAX_SYMLINKS {
                         return Err(TooManyLinks);
                     }
+                    // An absolute target starts at the root of the image, as for a process in a container.
                     if target.first() == Some(&b'/') {
                         at.clear();
                         directories.truncate(1);
