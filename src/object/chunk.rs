@@ -42,6 +42,7 @@ pub struct Chunker {
 impl Chunker {
     /// Starts a file.
     pub fn new(sizes: ChunkSizes) -> Self {
+        // As in CVMFS (`Xor32Detector`), where the division rounds down.
         let threshold =
             i32::try_from(u64::from(u32::MAX) / sizes.average).expect("average chunks are larger than 2 bytes");
         Self { sizes, threshold, position: 0, value: 0 }
@@ -54,6 +55,7 @@ impl Chunker {
     /// read, so there is never one at the end of a file.
     pub fn cut(&mut self, data: &[u8]) -> Option<usize> {
         let mut next = 0;
+        // Earlier bytes cannot affect the checksum at the first possible cut. CVMFS does not read them either.
         let warm_up = self.sizes.minimum - WINDOW;
         if self.position < warm_up {
             next = usize::try_from(warm_up - self.position).unwrap_or(usize::MAX).min(data.len());
@@ -126,6 +128,7 @@ impl Chunker {
 
     fn start_chunk(&mut self) {
         self.position = 0;
+        // CVMFS resets the checksum at each cut, although the byte after the cut was already read.
         self.value = 0;
     }
 }
@@ -136,6 +139,8 @@ fn value_after(data: &[u8]) -> u32 {
 }
 
 fn is_end(value: u32, threshold: i32) -> bool {
+    // CVMFS computes `abs(int32(value) - INT32_MAX) < threshold`, with `-fwrapv`. There, `abs(INT32_MIN)` stays negative,
+    // so that value is a cut, too.
     (value as i32).wrapping_sub(i32::MAX).wrapping_abs() < threshold
 }
 

@@ -66,6 +66,8 @@ impl Compression {
         EncoderId(match self {
             Self::Exact => 1,
             Self::Balanced => 2,
+            // ISA-L and libdeflate write different bytes for the same content, so the two builds must not share index
+            // entries.
             Self::Fast if cfg!(feature = "isal") => 5,
             Self::Fast => 3,
             Self::None => 4,
@@ -94,6 +96,8 @@ impl Compression {
 /// would cost as much as compression.
 const MIN_SAMPLED_SIZE: usize = 128 << 10;
 /// Size of each of the three samples in bytes.
+// With three samples of this size, libdeflate 6 took 60 s for the content of a 7 GB image on two cores, and 68 s without
+// samples.
 const SAMPLE_SIZE: usize = 16 << 10;
 
 /// Encodes content. State and buffers are reused.
@@ -119,8 +123,10 @@ impl Encoder {
     /// Sets up an encoder for file content.
     pub fn new(compression: Compression) -> Self {
         let method = match compression {
+            // Only zlib itself: other libraries write other bytes at the same level, which would be other objects.
             Compression::Exact => Method::Exact(StockZlib::new()),
             // Samples are compressed with a library that every build has, because their result affects the output.
+            // libdeflate 6 compresses as well as zlib 6, at 88 instead of 38 MB/s (Python sources and shared libraries).
             Compression::Balanced => Method::sampled(Engine::libdeflate(6), Engine::libdeflate(1)),
             Compression::Fast => Method::sampled(Engine::fastest(), Engine::fastest()),
             Compression::None => Method::Raw,
@@ -142,6 +148,7 @@ impl Encoder {
             Method::Sampled { main, sampler, stored } => {
                 let shrinks = plain.len() < MIN_SAMPLED_SIZE || sampler.shrinks(plain, out);
                 let packed = if shrinks { main.compress(plain, out) } else { None };
+                // Level 0 writes stored blocks: still a zlib stream, so that the catalog row needs no other flag.
                 packed.or_else(|| stored.compress(plain, out)).expect("libdeflate compresses any content")
             }
             Method::Raw => return plain,

@@ -34,6 +34,7 @@ pub enum ObjectKind {
 
 impl ObjectKind {
     /// Returns the letter at the end of the file name, or nothing for a whole file.
+    // The letter is part of the file name only: catalogs and manifests state the hash without it.
     pub fn suffix(self) -> &'static str {
         match self {
             Self::File => "",

@@ -11,6 +11,7 @@ use isal_sys::igzip_lib as z;
 use super::encode::grow;
 use crate::avx::clear_upper_halves;
 
+// 2.4 GB of programs and documents took 7 to 8 s on one core at level 1 or 2, and 9 s at level 3.
 const LEVEL: u32 = 2;
 
 /// A compressor that is reused for many objects.

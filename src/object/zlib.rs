@@ -26,6 +26,8 @@ impl StockZlib {
         // SAFETY: zlib asks for a zeroed stream, in which null allocators mean its own; `deflateInit_` makes it valid.
         let (result, stream) = unsafe {
             let size = size_of::<z::z_stream>() as c_int;
+            // The level of CVMFS's own tools. Another level already changes the second byte of the stream, and so the
+            // object's name.
             let result = z::deflateInit_(stream.as_mut_ptr(), z::Z_DEFAULT_COMPRESSION, z::zlibVersion(), size);
             (result, Box::from_raw(Box::into_raw(stream).cast::<z::z_stream>()))
         };
