@@ -195,6 +195,8 @@ impl<'a> LayerTask<'a> {
                 };
                 let (start, length) = (file.start, content.len());
                 file.start += length;
+                // As in CVMFS, a file with a single chunk becomes an ordinary object, which deduplicates against whole
+                // files.
                 let is_chunk = length < file.size;
                 return Ok(ReadProgress::Job(self.job_of_large_file(start, content, is_chunk)));
             }
@@ -205,6 +207,7 @@ impl<'a> LayerTask<'a> {
             };
             let first = self.object_count;
             match file_size {
+                // The rule of CVMFS: only files larger than the minimum chunk size are cut.
                 Some(size) if size > self.sizes.minimum => self.large = Some(LargeFile::new(size, self.sizes)),
                 Some(size) => {
                     self.object_count += 1;
@@ -270,6 +273,7 @@ fn skip_some(reader: &mut LayerReader<BlobReader>) -> Result<bool, LayerError> {
         if reader.next_entry()?.is_none() {
             return Ok(true);
         }
+        // Entries without content count, too: otherwise one call could read a whole layer of empty files.
         skipped += MIN_ENTRY_SIZE;
     }
     Ok(false)
@@ -341,6 +345,7 @@ impl LargeFile {
                 return Ok(Some(LargeContent::Zeros(sizes.maximum)));
             }
             if self.chunk.capacity() == 0 {
+                // Allocated at its full size at once, because growing to it would copy the chunk several times.
                 let room = sizes.maximum.min(self.size - self.start);
                 self.chunk = buffers.take(usize::try_from(room).expect("a chunk fits into memory"));
             }

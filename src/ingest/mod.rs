@@ -194,6 +194,7 @@ impl Ingest<'_> {
         });
         let state = shared.state.into_inner().expect("no thread panics while it holds the state");
         let mut results = shared.results.into_inner().expect("no thread panics while it adds a result");
+        // In reverse order, so that of several errors of one layer the first one remains.
         for (index, error) in state.errors.into_iter().rev() {
             results[index] = Err(error);
         }
@@ -223,8 +224,11 @@ impl<'a> Shared<'a> {
         let mut state = self.lock();
         loop {
             if !state.errors.is_empty() {
+                // After an error the image cannot be published, so content that was read is not stored any more.
                 return NextAction::Exit;
             }
+            // With nothing in flight, one read is always allowed: otherwise a limit below the size of a chunk would stop
+            // all threads.
             let has_room = state.in_flight == 0
                 || state.in_flight + self.max_read <= self.memory && state.jobs.len() < MAX_QUEUED_JOBS;
             // A thread waits for the network only if there is neither content to store nor another layer to read.
@@ -297,6 +301,7 @@ impl<'a> Shared<'a> {
             state.errors.push((layer, error));
         }
         let complete = state.take_complete(layer);
+        // Kept buffers take memory, too, so they may use only what content leaves.
         let unused = self.memory.saturating_sub(state.in_flight);
         drop(state);
         self.buffers.put_back(job.buffer, unused);

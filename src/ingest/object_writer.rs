@@ -74,6 +74,7 @@ impl<'a> ObjectWriter<'a> {
             }
         }
         let keys: Vec<_> = content.iter().map(|(object, plain)| self.key(plain, object.is_chunk)).collect();
+        // One transaction for the whole job, because threads take turns at the database.
         let recalled = self.ingest.index.recall(&keys)?;
         for (((object, plain), key), recalled) in content.into_iter().zip(keys).zip(recalled) {
             stored.push((object.id, self.store_bytes(plain, key, recalled, encoder)?));
@@ -95,6 +96,7 @@ impl<'a> ObjectWriter<'a> {
     fn key(&self, plain: &[u8], is_chunk: bool) -> ContentKey {
         let _identifying = span!("content hash", plain.len());
         let encoder = self.ingest.compression.encoder_id().0;
+        // One core hashes 7 GB/s with BLAKE3 and 1.5 GB/s with SHA-1, and all content must be hashed, known or not.
         ContentKey { blake3: *blake3::hash(plain).as_bytes(), size: plain.len() as u64, is_chunk, encoder }
     }
 
@@ -129,6 +131,7 @@ impl<'a> ObjectWriter<'a> {
         let key = self.key(&plain, is_chunk);
         let recalled = self.ingest.index.recall(&[key])?.pop().flatten();
         let hash = self.store_bytes(&plain, key, recalled, encoder)?;
+        // Not locked while the zeros are compressed: two threads may do the same work, with the same result.
         zeros().insert((length, is_chunk), hash);
         Ok(hash)
     }
