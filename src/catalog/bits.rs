@@ -2,13 +2,16 @@
 
 pub const DIRECTORY: u32 = 1;
 pub const TRANSITION_POINT: u32 = 2;
+// CVMFS sets this bit for symbolic links and special files, too (`cvmfs/catalog_sql.h`).
 pub const FILE: u32 = 4;
 pub const SYMLINK: u32 = 8;
 pub const SPECIAL: u32 = 16;
 pub const NESTED_ROOT: u32 = 32;
 pub const CHUNKED: u32 = 64;
 pub const EXTERNAL: u32 = 128;
+// CVMFS's number of the algorithm, minus 1: SHA-1 is 0.
 pub const HASH_ALGORITHM: u32 = 0x700;
+// The lowest of three bits with CVMFS's number of the compression: zlib is 0, none is 1.
 pub const UNCOMPRESSED: u32 = 0x800;
 pub const BIND_MOUNTPOINT: u32 = 0x4000;
 pub const HIDDEN: u32 = 0x8000;

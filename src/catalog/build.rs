@@ -86,6 +86,7 @@ impl<'a> CatalogBuilder<'a> {
         let mut below = Vec::new();
         find_cuts(directory, root, cuts, &mut below);
         let below: Vec<(EntryPath, StoredTree)> = below
+            // Children first: the row of a nested catalog needs the hash of its object.
             .into_par_iter()
             .map(|(path, directory)| self.build_catalog(directory, &path, cuts, None).map(|stored| (path, stored)))
             .collect::<Result<_, BuildError>>()?;
@@ -102,6 +103,7 @@ impl<'a> CatalogBuilder<'a> {
             draft.nested.insert(path, stored.reference);
             draft.below += stored.totals;
         }
+        // Always 1: clients compare only the revision of the root catalog, and the same tree must give the same bytes.
         draft.properties.insert("revision".to_owned(), "1".to_owned());
         draft.properties.extend(facts.map(|facts| (FACTS.to_owned(), facts)));
         let mut totals = draft.own_counters();

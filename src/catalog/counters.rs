@@ -13,6 +13,7 @@ use crate::object::ContentObjects;
 pub struct Counters([i64; 12]);
 
 /// Names of the counters, in the order in which [`Counters`] stores them.
+// Clients do not attach a catalog that lacks one of the 24 rows `self_…` and `subtree_…`.
 const NAMES: [&str; 12] = [
     "regular",
     "symlink",
@@ -94,6 +95,7 @@ impl Counters {
 
     fn add_regular(&mut self, entry: &CatalogEntry) {
         self.0[Self::REGULAR] += 1;
+        // Each hard link counts again, as in CVMFS: `cvmfs_swissknife check` compares the sums.
         self.0[Self::FILE_SIZE] += entry.size;
         if entry.is_external() {
             self.0[Self::EXTERNAL] += 1;
@@ -120,6 +122,7 @@ impl Counters {
 
 impl AddAssign for Counters {
     fn add_assign(&mut self, other: Self) {
+        // Saturating, because the counters of a catalog from another program may have any value.
         self.0.iter_mut().zip(other.0).for_each(|(number, more)| *number = number.saturating_add(more));
     }
 }

@@ -85,6 +85,7 @@ pub type PathKey = (i64, i64);
 
 /// Returns a path in the form that catalogs use: empty for the root, otherwise with a leading slash.
 fn catalog_path(path: &EntryPath) -> Vec<u8> {
+    // CVMFS hashes the empty path for the root. With "/", no client would find anything.
     if path.is_root() { Vec::new() } else { [b"/", path.as_bytes()].concat() }
 }
 
@@ -99,6 +100,7 @@ pub fn key_of(catalog_path: &[u8]) -> PathKey {
 
 /// Returns the key of the path that has this MD5 hash.
 pub fn key_of_hash(digest: [u8; 16]) -> PathKey {
+    // CVMFS copies the digest into two integers in memory, and runs on little-endian machines.
     let digest = u128::from_le_bytes(digest);
     (digest as i64, (digest >> 64) as i64)
 }
@@ -108,16 +110,19 @@ struct Text<'a>(&'a [u8]);
 
 impl ToSql for Text<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        // A `String` would have to be UTF-8. As a blob, it would have another type than the names that CVMFS writes.
         Ok(ToSqlOutput::Borrowed(ValueRef::Text(self.0)))
     }
 }
 
 /// Turns off rollback and foreign keys. Sufficient for a database in memory that is written once and discarded after an error.
+// Never WAL: CVMFS aborts on a file whose header requires it. Readers do not enforce foreign keys either.
 pub(super) const UNJOURNALED: &str = "PRAGMA journal_mode = OFF; PRAGMA foreign_keys = OFF;";
 
 /// Creates a database in memory with the given schema and pages of 4 KiB.
 pub(crate) fn create_database(schema: &str) -> rusqlite::Result<Connection> {
     let connection = Connection::open_in_memory()?;
+    // CVMFS writes pages of 1 KiB, but its clients read pages of any size.
     connection.execute_batch("PRAGMA page_size = 4096")?;
     connection.execute_batch(UNJOURNALED)?;
     connection.execute_batch(schema)?;
@@ -178,6 +183,7 @@ impl Catalog {
             let found = properties.get("schema").map_or("missing", String::as_str);
             return Err(invalid(format!("expected schema 2.5, found {found}")));
         }
+        // Keys are hashes of whole paths, so below another directory none of the rows would be found.
         let prefix = properties.get("root_prefix").map_or("", String::as_str);
         if prefix.as_bytes() != catalog_path(root) {
             return Err(invalid(format!("it is the catalog of another directory, '{prefix}'")));
@@ -382,6 +388,7 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<StoredRow> {
         mode: row.get(5)?,
         mtime: row.get(6)?,
         flags: row.get(7)?,
+        // NULL is refused here and in the name: clients call `strlen` on both, and crash.
         symlink: text(row, 9)?.to_vec(),
         uid: row.get(10)?,
         gid: row.get(11)?,
@@ -447,6 +454,7 @@ fn insert_row(
 ) -> rusqlite::Result<()> {
     let hash = match &entry.content {
         Some(ContentObjects::Whole(hash)) => Some(&hash.as_bytes()[..]),
+        // A chunked file has no whole object. With a hash here, replicas would fetch one that does not exist.
         _ => None,
     };
     insert.execute(params![
@@ -455,6 +463,7 @@ fn insert_row(
         key.1,
         parent.0,
         parent.1,
+        // `cvmfs/catalog_sql.cc`: the group in the upper, the count in the lower 32 bits.
         i64::from(entry.link_group) << 32 | i64::from(entry.link_count),
         hash,
         entry.size,
@@ -494,8 +503,11 @@ fn write_counters(connection: &Connection, own: Counters, below: Counters) -> ru
 /// Writes the properties that identify the schema and the directory of a catalog.
 fn write_form(connection: &Connection, root: &EntryPath) -> rusqlite::Result<()> {
     let mut insert = connection.prepare(INSERT_PROPERTY)?;
+    // Without the property, CVMFS takes the file for version 1.0 and aborts.
     insert.execute(["schema", "2.5"])?;
+    // Selects the column list of readers: 7 has `mtimens`.
     insert.execute(["schema_revision", "7"])?;
+    // CVMFS requires the property in nested catalogs, and its absence in root catalogs.
     if !root.is_root() {
         insert.execute(params!["root_prefix", Text(&catalog_path(root))])?;
     }

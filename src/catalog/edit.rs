@@ -76,6 +76,7 @@ impl<'a> Editor<'a> {
     /// Creates a repository that contains only its root directory.
     pub fn create(staging: &'a Staging, compression: Compression, now: Timestamp) -> Result<Self, BuildError> {
         let mut root = LoadedCatalog::create(&EntryPath::ROOT)?;
+        // Clients take their default, the same value, if a root catalog has no TTL.
         root.catalog.set_property("TTL", &DEFAULT_TTL.to_string())?;
         root.catalog.put(&EntryPath::ROOT, &CatalogEntry::of_directory(&own_metadata(0o755, now), 0))?;
         let empty_content = staging.put_file(compression, b"").map_err(BuildError::from)?;
@@ -125,6 +126,7 @@ impl<'a> Editor<'a> {
         }
         let catalog = &mut loaded.catalog;
         let mut directory = catalog.directory(&parent)?;
+        // `cvmfs_swissknife check` requires 2 plus the number of subdirectories, nested catalogs included.
         directory.link_count += u32::from(entry.is_directory());
         touch(&mut directory, self.now);
         Ok(catalog.put(&parent, &directory)?)
@@ -249,6 +251,7 @@ impl LoadedCatalog {
     fn drop_from(&mut self, catalogs: CatalogSource<'_>, path: &EntryPath) -> Result<(), BuildError> {
         self.take_nested(catalogs, path)?;
         self.below.retain(|inner, _| !inner.is_in(path));
+        // A row in `bind_mountpoints` without its directory would be a finding of `cvmfs_swissknife check`.
         for (inner, _) in self.catalog.references_from(References::Bound, path)? {
             self.catalog.remove_reference(References::Bound, &inner)?;
         }
@@ -268,6 +271,7 @@ impl LoadedCatalog {
         let mut is_one_lost = false;
         for (nested, reference) in self.catalog.references_from(References::Nested, path)? {
             let totals = match self.totals_below(catalogs, &nested, reference) {
+                // A tree with a lost catalog must remain replaceable, because that is how it is repaired.
                 Err(BuildError::Store(error)) if error.is_damage() => {
                     is_one_lost = true;
                     Counters::default()
@@ -309,7 +313,10 @@ impl LoadedCatalog {
         }
         for (name, mut entry) in self.catalog.list(directory)? {
             if entry.link_group == gone.link_group {
+                // `cvmfs_swissknife check` requires that a group has as many names in its directory as the link count
+                // states.
                 entry.link_count -= 1;
+                // A single name is in no group.
                 if entry.link_count == 1 {
                     entry.link_group = 0;
                 }
@@ -341,9 +348,11 @@ impl LoadedCatalog {
             self.catalog.remove(&inner, &entry)?;
             child.catalog.put(&inner, &if inner == *path { entry.with_nesting(Nesting::Root) } else { entry })?;
         }
+        // `cvmfs_swissknife check` refuses a nested catalog without a marker.
         if child.catalog.get(&path.join(MARKER))?.is_none() {
             child.catalog.put(&path.join(MARKER), marker)?;
         }
+        // `cvmfs_swissknife check` compares this row with the first row of the nested catalog.
         self.catalog.put(path, &child.catalog.transition_point()?)?;
         self.below.insert(path.clone(), child);
         self.is_changed = true;
@@ -370,12 +379,14 @@ impl LoadedCatalog {
         let below: Vec<_> = std::mem::take(&mut self.below).into_iter().collect();
         let written = below.into_par_iter().map(|(path, child)| {
             let before = child.origin.map(|(_, totals)| totals).unwrap_or_default();
+            // Children first: this catalog states the hashes of their objects.
             child.write(staging, now, None).map(|stored| (path, before, stored))
         });
         for (path, before, stored) in written.collect::<Result<Vec<_>, _>>()? {
             if self.catalog.nested(&path)? != Some(stored.reference) {
                 self.is_changed = true;
                 self.catalog.put_reference(References::Nested, &path, stored.reference)?;
+                // The row must follow the first row of the nested catalog, whose link count or time may have changed.
                 self.catalog.put(&path, &stored.transition_point)?;
                 *self.catalog.below() -= before;
                 *self.catalog.below() += stored.totals;
@@ -403,9 +414,12 @@ impl LoadedCatalog {
     fn set_revision_properties(&mut self, now: Timestamp, revision: Option<u64>) -> Result<(), BuildError> {
         let catalog = &mut self.catalog;
         let last = catalog.property("revision").and_then(|text| text.parse().ok()).unwrap_or(0_u64);
+        // Clients compare the revision in a new manifest with this property of the root catalog that they have mounted.
         catalog.set_property("revision", &revision.unwrap_or(last + 1).to_string())?;
+        // Garbage collection of CVMFS measures the age of a root catalog by it if the reflog has no time.
         catalog.set_property("last_modified", &now.seconds.to_string())?;
         if let Some((reference, _)) = self.origin {
+            // Garbage collection and replication of CVMFS follow this chain to older revisions.
             catalog.set_property("previous_revision", &reference.hash.to_string())?;
         }
         Ok(())

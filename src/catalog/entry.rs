@@ -90,6 +90,7 @@ impl CatalogEntry {
 
     /// Returns the row of a directory with the given number of subdirectories.
     pub fn of_directory(metadata: &Metadata, subdirectories: usize) -> Self {
+        // As on disk: the name in the parent, `.`, and `..` of each subdirectory. `cvmfs_swissknife check` compares it.
         let link_count = 2 + u32::try_from(subdirectories).expect("directories are counted in memory");
         // Most file systems report this size for a small directory.
         Self { link_count, size: 4096, ..Self::new(metadata, S_IFDIR, DIRECTORY) }
@@ -119,6 +120,7 @@ impl CatalogEntry {
 
     /// Returns the row of an inode that is not a directory.
     pub fn of_leaf(leaf: &Leaf) -> Self {
+        // Devices have their number in the column `size`; clients report size 0 for them.
         let special = |format, size| Self { size, ..Self::new(&leaf.metadata, format, FILE | SPECIAL) };
         match &leaf.kind {
             LeafKind::File { size, content } => Self::of_file(&leaf.metadata, *size, content),
@@ -210,6 +212,8 @@ impl CatalogEntry {
         let mut expanded = Vec::with_capacity(self.symlink.len());
         let mut rest = self.symlink.as_slice();
         while let Some(start) = find(rest, b"$(") {
+            // As in clients, the default ends at the first `)` and is not expanded again, and an unclosed `$(` stays as it
+            // is.
             let Some(end) = find(&rest[start..], b")").map(|end| start + end) else { break };
             expanded.extend_from_slice(&rest[..start]);
             let variable = &rest[start + 2..end];
@@ -217,6 +221,7 @@ impl CatalogEntry {
                 Some(at) => (&variable[..at], &variable[at + 2..]),
                 None => (variable, &b""[..]),
             };
+            // An unset variable without a default becomes the empty text, as in clients.
             expanded.extend(value(name).unwrap_or_else(|| default.to_vec()));
             rest = &rest[end + 1..];
         }
@@ -251,6 +256,7 @@ impl CatalogEntry {
     /// Returns `None` if the row is not a regular file, or if strata cannot read the objects: the content is external, or the objects
     /// are named by another hash algorithm than SHA-1.
     pub fn file_content(&self) -> Option<Content> {
+        // External files have no object, and other algorithms have other names for the same bytes.
         let is_foreign = self.flags & (HASH_ALGORITHM | EXTERNAL) != 0;
         let objects = self.content.clone().filter(|_| self.is_regular() && !is_foreign)?;
         Some(Content { raw: self.flags & UNCOMPRESSED != 0, objects })

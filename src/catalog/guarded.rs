@@ -225,6 +225,7 @@ impl GuardedDatabase {
 
     /// Refuses a database whose pages or records are damaged.
     pub(crate) fn require_whole(&self) -> rusqlite::Result<()> {
+        // SQLite advises this check as the first statement on a file of unknown origin.
         let verdict = self.connection().query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))?;
         if verdict == "ok" { Ok(()) } else { Err(unusable(verdict.replace('\n', "; "))) }
     }
@@ -342,6 +343,7 @@ impl Budget {
 /// Configures SQLite so that it executes nothing that a schema defines.
 pub(crate) fn forbid_execution(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    // SQLite's advice for files of unknown origin ("Defense Against The Dark Arts").
     for allowed in [
         DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA,
         DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW,

@@ -122,6 +122,7 @@ pub fn next_history(
             Some((bytes, _)) => open_sound(bytes, HISTORY)?,
             None => create_database(include_str!("../../catalog-schema/history.sql"))?,
         };
+        // `cvmfs_server` reads the property when it creates the reflog again, and aborts if it is missing.
         let previous = before.map_or_else(|| "0".repeat(40), |(_, hash)| hash.to_string());
         let properties = [
             ("schema", "1.0"),
@@ -130,6 +131,7 @@ pub fn next_history(
             ("previous_revision", &previous),
         ];
         set_properties(&connection, &properties)?;
+        // The two tags that `cvmfs_server rollback` uses, as CVMFS's own tools set them.
         connection.execute("DELETE FROM tags WHERE name = 'trunk-previous'", [])?;
         connection.execute(
             "UPDATE tags SET name = 'trunk-previous', description = 'default undo target' WHERE name = 'trunk'",
@@ -172,7 +174,9 @@ pub fn next_reflog(
             Some(bytes) => open_sound(bytes, REFLOG)?,
             None => create_database(include_str!("../../catalog-schema/reflog.sql"))?,
         };
+        // CVMFS aborts on any other schema revision of a reflog.
         set_properties(&connection, &[("schema", "1.0"), ("schema_revision", "0"), ("fqrn", repository.as_str())])?;
+        // Replaced, because garbage collection of CVMFS measures the age of a revision by this timestamp.
         let mut insert = connection.prepare("INSERT OR REPLACE INTO refs (hash, type, timestamp) VALUES (?, ?, ?)")?;
         for (hash, kind) in references {
             insert.execute(params![hash.to_string(), *kind as i64, now])?;

