@@ -39,6 +39,7 @@ impl Fingerprint {
     pub(super) fn from_line(line: &[u8]) -> Result<Option<Self>, HashTextError> {
         let text = line.split(|b| b" \t#".contains(b)).next().unwrap_or_default();
         let text: Vec<u8> = text.iter().filter(|&&b| b != b':').map(u8::to_ascii_lowercase).collect();
+        // An error, not a comment: otherwise, a list of SHAKE-128 fingerprints would look as if it lacked the certificate.
         require_sha1(&text)?;
         Ok(unhex(&text).map(Self))
     }
@@ -116,6 +117,7 @@ impl Certificate {
         let public_key = SubjectPublicKeyInfo::from_key(key.as_public_key()).map_err(builder::Error::from)?;
         let serial_number = SerialNumber::generate(rng);
         let certificate = CertificateBuilder::new(profile, serial_number, validity(now)?, public_key)?;
+        // Clients do not verify this signature: they only compare the fingerprint of the whole certificate.
         let signer = SigningKey::<Sha256>::new(key.clone());
         let certificate = certificate.build_with_rng::<_, Signature, _>(&signer, rng)?;
         let pem = certificate.to_pem(LineEnding::LF).map_err(builder::Error::from)?;
@@ -174,6 +176,7 @@ impl BuilderProfile for ReleaseManagers {
         _: SubjectPublicKeyInfoRef<'_>,
         _: &TbsCertificate,
     ) -> builder::Result<Vec<Extension>> {
+        // As in the certificates of `cvmfs_server`. Clients read no extension.
         Ok(Vec::new())
     }
 }

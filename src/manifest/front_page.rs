@@ -67,6 +67,7 @@ impl FrontPage<'_> {
         if signed.manifest.name != *name {
             return Err(FrontPageError::WrongName { expected: name.clone(), actual: signed.manifest.name });
         }
+        // Clients refuse any other value, because the field would name a catalog below the root.
         if signed.root_path_hash != ROOT_PATH_HASH {
             return Err(FrontPageError::WrongRootPath(signed.root_path_hash));
         }
@@ -74,6 +75,7 @@ impl FrontPage<'_> {
         signed.verify(&certificate)?;
         let list = Whitelist::parse(self.whitelist)?;
         list.verify(master_keys, name, now)?;
+        // Last, as in clients: the list counts only after its own signature was verified.
         if !list.whitelist.fingerprints().contains(&certificate.fingerprint()) {
             return Err(FrontPageError::NotListed(certificate.fingerprint()));
         }

@@ -24,11 +24,13 @@ use crate::file::open_regular;
 use crate::metadata::Timestamp;
 
 /// Length of new RSA keys in bits.
+// The length of the keys of `cvmfs_server mkfs`.
 const KEY_BITS: usize = 2048;
 
 /// Maximum size of a key file in bytes. The file of an RSA key of 16,384 bits has a fifth of it.
 const FILE_LIMIT: usize = 64 * 1024;
 
+// The modes of the files of `cvmfs_server mkfs`.
 const SECRET: u32 = 0o400;
 const PUBLIC: u32 = 0o444;
 
@@ -178,6 +180,7 @@ impl Keys {
         let master_public = read_public_key(&files.master_public)?;
         let repository = read_private_key(&files.repository)?;
         let certificate = read_certificate(&files.certificate)?;
+        // Clients would refuse every manifest that is signed with such a pair.
         if !certificate.belongs_to(&repository) {
             return Err(KeyError::Mismatch { private: files.repository, public: files.certificate });
         }
@@ -212,6 +215,7 @@ impl Keys {
             }
             other => other,
         })?;
+        // Clients verify with the public key that they have, so a list that another key signed would end all mounts.
         if *master.as_public_key() != self.master_public {
             return Err(KeyError::Mismatch { private: path.clone(), public: self.files.master_public.clone() });
         }
@@ -234,9 +238,12 @@ pub fn read_public_key(path: &Path) -> Result<PublicKey, KeyError> {
 
 fn read_private_key(path: &Path) -> Result<PrivateKey, KeyError> {
     let text = read_text(path)?;
+    // The headers of encrypted keys in PKCS#8 and in OpenSSL's older format (RFC 1421). A parser would only say that the
+    // key is damaged.
     if text.contains("BEGIN ENCRYPTED PRIVATE KEY") || text.contains("Proc-Type: 4,ENCRYPTED") {
         return Err(KeyError::Encrypted { path: path.to_owned() });
     }
+    // `openssl genrsa` writes PKCS#1 before OpenSSL 3, and PKCS#8 since then.
     let key = if text.contains("BEGIN RSA PRIVATE KEY") {
         PrivateKey::from_pkcs1_pem(&text).map_err(rsa::Error::from)
     } else {
@@ -328,6 +335,7 @@ fn public_pem(key: &PublicKey) -> Zeroizing<Vec<u8>> {
 
 fn create_directory(directory: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(directory) {
+        // The entry of a new directory is in its parent, and is lost in a crash if only the directory is synced.
         Ok(()) => sync_directory(&directory.join("..")),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => Ok(()),
         Err(error) => Err(error),
@@ -345,6 +353,7 @@ struct NewFiles<'a>(Vec<&'a Path>);
 
 impl<'a> NewFiles<'a> {
     fn create(&mut self, path: &'a Path, mode: u32, bytes: &[u8]) -> Result<(), KeyError> {
+        // The mode is set at creation, so that no other user can read a private key in between.
         let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
         let file = file.map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => KeyError::Exists { path: path.to_owned() },

@@ -26,6 +26,7 @@ pub enum SignatureForm {
 impl SignatureForm {
     fn scheme(self) -> Pkcs1v15Sign {
         match self {
+            // Always SHA-1, even in repositories with another hash algorithm (`cvmfs/crypto/signature.cc`).
             Self::Manifest => Pkcs1v15Sign::new::<Sha1>(),
             Self::Whitelist => Pkcs1v15Sign::new_unprefixed(),
         }
@@ -91,6 +92,7 @@ impl<'a> Letter<'a> {
     pub fn cut(bytes: &'a [u8]) -> Result<Self, LetterError> {
         let mark =
             bytes.windows(SEPARATOR.len()).position(|window| window == SEPARATOR).ok_or(LetterError::Unsigned)?;
+        // The hash covers the line end in front of `--`, but not `--` itself.
         let (fields, rest) = (&bytes[..=mark], &bytes[mark + SEPARATOR.len()..]);
         let line = rest.iter().position(|&b| b == b'\n').ok_or(LetterError::Unsigned)?;
         let (hash_text, signature) = (&rest[..line], &rest[line + 1..]);
@@ -126,6 +128,7 @@ pub fn seal(
     debug_assert!(fields.ends_with(b"\n"), "the mark starts on a line of its own");
     let hash_text = ObjectHash::of(fields).to_string();
     let signature = key.sign_with_rng(rng, form.scheme(), &form.signed_bytes(hash_text.as_bytes()))?;
+    // Nothing follows the signature: readers take everything to the end of the file for it.
     Ok([fields, b"--\n", hash_text.as_bytes(), b"\n", &signature].concat())
 }
 
@@ -137,6 +140,7 @@ pub(super) fn parse_hash(text: &[u8]) -> Result<ObjectHash, HashTextError> {
 
 /// Refuses a hash of another algorithm than SHA-1.
 pub(super) fn require_sha1(text: &[u8]) -> Result<(), HashTextError> {
+    // CVMFS distinguishes algorithms by the length of the text, suffix included (`cvmfs/crypto/hash.h`).
     let is_md5 = text.len() == 32 && text.iter().all(u8::is_ascii_hexdigit);
     if is_md5 || text.ends_with(b"-rmd160") || text.ends_with(b"-shake128") {
         return Err(HashTextError::Unsupported(quotable(text)));

@@ -25,6 +25,7 @@ pub enum RepositoryNameError {
 
 impl RepositoryName {
     /// Maximum length of a name in characters.
+    // The limit of CVMFS's own tools (`RepositorySanitizer`).
     pub const LENGTH_LIMIT: usize = 60;
 
     /// Parses the name of a new repository, which must consist of at least two parts separated by dots.
@@ -51,6 +52,7 @@ impl FromStr for RepositoryName {
         if first_fits && text.len() <= Self::LENGTH_LIMIT && text.bytes().all(allowed) {
             Ok(Self(text.to_owned()))
         } else {
+            // Cut, because the text may have any length.
             Err(RepositoryNameError::Malformed(text.escape_debug().take(2 * Self::LENGTH_LIMIT).collect()))
         }
     }

@@ -101,6 +101,7 @@ impl RepositoryManifest {
         let fields = Fields::read(bytes);
         let manifest = Self {
             root_catalog: fields.required_hash('C')?,
+            // `cvmfs_swissknife check` takes 0 for "not stated", too.
             catalog_size: fields.number('B')?.filter(|&size| size > 0),
             ttl: fields.required_number('D')?,
             revision: fields.required_number('S')?,
@@ -131,6 +132,8 @@ impl RepositoryManifest {
             self.name,
             self.certificate,
         );
+        // Clients refuse a manifest that is older than the newest one that they have seen, and use a cached one offline
+        // only if the time is above 0.
         let published = self.published.filter(|&seconds| seconds > 0);
         push_field(&mut text, 'H', self.history);
         push_field(&mut text, 'T', published);
@@ -170,6 +173,7 @@ struct Fields<'a>(BTreeMap<u8, &'a [u8]>);
 
 impl<'a> Fields<'a> {
     fn read(bytes: &'a [u8]) -> Self {
+        // Bytes after the separator are the signature, which may contain anything.
         let lines = bytes.split(|&b| b == b'\n').take_while(|line| line != b"--");
         Self(lines.filter_map(|line| line.split_first().map(|(&letter, value)| (letter, value))).collect())
     }
@@ -197,6 +201,7 @@ impl<'a> Fields<'a> {
 
     fn number<N: TryFrom<u64>>(&self, field: char) -> Result<Option<N>, ManifestError> {
         let Some(value) = self.get(field) else { return Ok(None) };
+        // `parse` would accept a plus sign.
         let is_decimal = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
         let number = str::from_utf8(value).ok().filter(|_| is_decimal).and_then(|text| text.parse::<u64>().ok());
         let number = number.and_then(|number| N::try_from(number).ok());

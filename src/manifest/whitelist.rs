@@ -135,6 +135,7 @@ impl Whitelist {
         let issued = date_line(1, lines.next(), b"", "a date YYYYMMDDHHMMSS")?;
         let expires = date_line(2, lines.next(), b"E", "E and a date YYYYMMDDHHMMSS")?;
         let name = name_line(lines.next())?;
+        // Clients read these two lines only here and in this order, and ignore them elsewhere.
         let pkcs7 = lines.next_if(|line| line == b"Vpkcs7").map(|_| ExtraVerification::Pkcs7);
         let ca_chain = lines.next_if(|line| line == b"Wcachain").map(|_| ExtraVerification::CaChain);
         let fingerprints = lines.filter_map(|line| Fingerprint::from_line(line).transpose());
@@ -191,6 +192,7 @@ impl Whitelist {
 
     fn expiry_hour(&self) -> DateTime {
         let e = &self.expires;
+        // Clients read no further than the hour.
         DateTime::new(e.year(), e.month(), e.day(), e.hour(), 0, 0).expect("the start of a valid hour is valid")
     }
 }
@@ -245,6 +247,7 @@ fn date_line(
 }
 
 fn read_digits(text: &[u8]) -> Option<DateTime> {
+    // Clients demand exactly this length (`cvmfs/whitelist.cc`).
     if text.len() != 14 || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }
