@@ -82,6 +82,7 @@ impl DirectoryStore {
         let mut plain = vec![0; object.size as usize];
         match Decompressor::new().zlib_decompress(&stored, &mut plain) {
             Ok(length) if length == plain.len() => Ok(plain),
+            // The buffer has the stated size, so content that does not fit is longer than stated.
             Ok(_) | Err(DecompressionError::InsufficientSpace) => Err(object.wrong_size()),
             Err(source) => Err(object.unpack_error(source)),
         }
@@ -124,6 +125,7 @@ fn unpack(
     stored: &mut HashingFile,
     receive: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<u64> {
+    // One byte more than stated shows that the content is too long, whatever the stream would unpack to.
     let limit = object.size.saturating_add(1);
     if object.raw {
         return pass_on(stored.take(limit), receive);

@@ -140,6 +140,7 @@ impl DirectoryStore {
         let data = root.join("data");
         fs::create_dir(&data).map_err(StoreError::io("create", &data))?;
         let mut directories = vec![root.to_owned(), data.clone()];
+        // CVMFS's own tools never create these directories later, and `cvmfs_server import` refuses a store that lacks one.
         for name in (0..=255).map(|byte| format!("{byte:02x}")).chain(["txn".to_owned()]) {
             let path = data.join(name);
             fs::create_dir(&path).map_err(StoreError::io("create", &path))?;
@@ -248,10 +249,12 @@ impl DirectoryStore {
         if age.is_some_and(|age| age < RENEWAL_INTERVAL) || !path.starts_with(&self.root) {
             return Ok(Some(metadata.len()));
         }
+        // `UTIME_NOW` needs only write permission, an explicit time would require that we own the file (utimensat(2)).
         let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
         let times = rustix::fs::Timestamps { last_access: now, last_modification: now };
         match rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty()) {
             Ok(()) => Ok(Some(metadata.len())),
+            // A garbage collection has deleted the object since it was found.
             Err(rustix::io::Errno::NOENT) => Ok(None),
             Err(error) => Err(StoreError::io("renew", &path)(error.into())),
         }
@@ -264,6 +267,7 @@ impl DirectoryStore {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StoreError::io("read", &path)(error)),
         };
+        // A zlib stream of no content still has 8 bytes, so only an uncompressed object can be empty.
         let is_object = metadata.is_file() && (metadata.len() > 0 || hash == ObjectHash::of(b""));
         Ok(is_object.then_some((path, metadata)))
     }
@@ -323,6 +327,7 @@ impl DirectoryStore {
             self.cancellation.check()?;
             match directory.try_lock() {
                 Ok(()) => return Ok(PublishLock { _directory: directory }),
+                // Tried repeatedly, because a blocking lock could neither time out nor be cancelled.
                 Err(fs::TryLockError::WouldBlock) if start.elapsed() < wait => thread::sleep(LOCK_RETRY_INTERVAL),
                 Err(fs::TryLockError::WouldBlock) => {
                     return Err(StoreError::InUse(RepositoryInUse {

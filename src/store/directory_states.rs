@@ -20,6 +20,7 @@ type DirectoryState = [i64; 4];
 pub struct ObjectDirectoryStates(Vec<DirectoryState>);
 
 /// Maximum interval between two ticks of a file system's clock.
+// Linux stamps inodes with its coarse clock, which ticks at least 100 times a second.
 const MAX_TICK: Duration = Duration::from_millis(20);
 
 impl ObjectDirectoryStates {
@@ -38,6 +39,7 @@ impl ObjectDirectoryStates {
         let start = Instant::now();
         let last = self.0.iter().map(|&[_, _, seconds, nanoseconds]| (seconds, nanoseconds)).max().unwrap_or_default();
         let now = || {
+            // Linux stamps inodes with this clock.
             let now = clock_gettime(ClockId::RealtimeCoarse);
             (now.tv_sec, now.tv_nsec)
         };
@@ -62,6 +64,7 @@ fn state(root: &Path, byte: u8) -> DirectoryState {
         }
         // A directory that cannot be read counts as changed at every call.
         Err(_) => {
+            // A time that never repeats differs from every recorded state.
             let now = clock_gettime(ClockId::Monotonic);
             [0, 0, now.tv_sec, now.tv_nsec]
         }

@@ -13,6 +13,7 @@ use crate::cancel::Cancellation;
 use crate::observer::Reporter;
 
 /// File system type in `statfs` of every FUSE file system, such as ceph-fuse, gluster and mergerfs.
+// `FUSE_SUPER_MAGIC` of Linux.
 const FUSE_MAGIC: i64 = 0x6573_5546;
 
 /// Number of files that are synced in parallel, because each sync may need a round trip to a server.
@@ -32,6 +33,7 @@ pub(super) fn sync_each(paths: &[PathBuf], cancellation: &Cancellation) -> Resul
         while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
             if let Err(error) = cancellation.syncing(|| File::open(path).and_then(|file| file.sync_all())) {
                 *failure.lock().expect("no thread panics while it syncs") = Some(StoreError::io("sync", path)(error));
+                // After a failure, the other threads find nothing left to do.
                 next.store(paths.len(), Ordering::Relaxed);
             }
         }

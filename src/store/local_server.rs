@@ -196,6 +196,7 @@ fn take_flag(path: &Path, reporter: &Reporter) -> Result<Option<File>, StoreErro
         return Ok(None);
     }
     let mut mark = Vec::new();
+    // Bounded: the file may be anything that another program put there.
     (&file).take(64).read_to_end(&mut mark).map_err(StoreError::io("read", path))?;
     if mark != FLAG_MARK {
         return Ok(None);
@@ -210,6 +211,7 @@ fn create_flag(path: &Path) -> Result<Option<File>, StoreError> {
     let created = (|| {
         let mut temporary = temporary_in(spool)?;
         temporary.write_all(FLAG_MARK)?;
+        // Locked before it gets its name, so that no other run can take it for the file of a killed one.
         temporary.as_file().lock()?;
         match temporary.persist_noclobber(path) {
             Ok(file) => Ok(Some(file)),
@@ -238,6 +240,7 @@ fn lock_file(file: &File, path: &Path) -> Result<bool, StoreError> {
         Err(fs::TryLockError::WouldBlock) => return Ok(false),
         Err(fs::TryLockError::Error(error)) => return Err(StoreError::io("lock", path)(error)),
     }
+    // The holder removes the file before it releases the lock, so that the lock may be on a file that no longer has a name.
     let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     let locked = file.metadata().map(identity).map_err(StoreError::io("read", path))?;
     match fs::metadata(path) {

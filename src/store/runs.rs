@@ -12,6 +12,8 @@ const DIRECTORY_PREFIX: &str = "strata-";
 
 /// Creates a directory for a run of this process, and locks it.
 pub(super) fn create_run_directory(transactions: &Path) -> Result<(PathBuf, File), StoreError> {
+    // The number of a process may be that of an earlier one, or of one in another container, so a lock decides who is
+    // alive.
     let process = std::process::id();
     for number in 0_u32.. {
         let directory = transactions.join(format!("{DIRECTORY_PREFIX}{process}-{number}"));
@@ -40,6 +42,7 @@ pub(super) fn delete_dead_runs(transactions: &Path, reporter: &Reporter) -> Resu
         let path = entry.map_err(StoreError::io("list", transactions))?.path();
         let is_ours =
             path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(DIRECTORY_PREFIX.as_bytes()));
+        // The lock ends with its process, also when the process is killed.
         let is_dead = || File::open(&path).is_ok_and(|directory| directory.try_lock().is_ok());
         if is_ours && is_dead() {
             reporter.info(format_args!("deleting the files of a dead run in '{}'", path.display()));

@@ -273,6 +273,7 @@ impl Staging {
             state.known.insert((hash, kind));
             state.lost.remove(&(hash, kind));
         }
+        // The thread that moves batches has no caller, so its error is reported to the next thread that adds an object.
         let failure = state.failure.take();
         // If the thread that moves batches falls behind, the threads that add objects must wait for it.
         let is_full = state.waiting_bytes >= if state.mover.is_some() { 2 * BATCH_BYTES } else { BATCH_BYTES };
@@ -466,6 +467,8 @@ impl Staging {
         {
             let _syncing = span!("sync");
             match self.is_synced_as_a_whole {
+                // One `syncfs` for the whole batch: at 3,300 `fsync`s a second (ext4), an image of 150,000 files would take
+                // 45 s longer.
                 true => self.store.sync()?,
                 false => {
                     let paths: Vec<PathBuf> = batch.iter().map(|&(hash, kind)| self.staged_path(hash, kind)).collect();
@@ -477,10 +480,12 @@ impl Staging {
         let directories: BTreeSet<u8> = batch.iter().map(|(hash, _)| hash.as_bytes()[0]).collect();
         let mut found = moving.states.clone();
         found.reread(self.store.root(), directories.iter().copied());
+        // Read before the first rename, which changes the states itself.
         moving.is_disturbed |= found != moving.states;
         let moved = batch.iter().try_for_each(|&(hash, kind)| self.move_object(hash, kind));
         moving.states.reread(self.store.root(), directories.iter().copied());
         moved?;
+        // The new names are durable only with their directories, and no later `syncfs` does it here.
         if !self.is_synced_as_a_whole {
             let path = |byte| self.store.root().join(format!("data/{byte:02x}"));
             sync_each(&directories.into_iter().map(path).collect::<Vec<_>>(), self.store.cancellation())?;
@@ -491,6 +496,7 @@ impl Staging {
     /// Moves an object to its final name, unless an object of that name and the same length exists.
     fn move_object(&self, hash: ObjectHash, kind: ObjectKind) -> Result<(), StoreError> {
         let (staged, path) = (self.staged_path(hash, kind), self.store.object_path(hash, kind));
+        // One call tests and renames: to look for new content before it is written took a fifth of the time of writing it.
         match renameat_with(CWD, &staged, CWD, &path, RenameFlags::NOREPLACE) {
             Ok(()) => return Ok(()),
             Err(Errno::EXIST) => {
@@ -546,6 +552,7 @@ impl Staging {
                 None => rename_all()?,
             }
         };
+        // The renames themselves become durable only with their directory.
         late.extend(cancellation.syncing(|| directory.sync_all()).map_err(StoreError::io("sync", root)).err());
         Ok(late)
     }
