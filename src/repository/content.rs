@@ -33,6 +33,7 @@ pub(super) fn file_objects(content: &Content, size: u64) -> Result<Vec<ContentOb
     };
     let (mut pieces, mut at) = (Vec::with_capacity(chunks.len()), 0);
     for chunk in &**chunks {
+        // Clients would return other bytes, or an I/O error, for a gap or an overlap.
         if chunk.offset != at {
             return Err(ContentError::Hole(at));
         }

@@ -38,6 +38,7 @@ impl Repository {
                 return Ok(None);
             }
             let target = entry.expanded_target(client_variable);
+            // For a process in the container, an absolute target starts at the container's root.
             if target.starts_with(b"/") {
                 at.truncate(1);
             }

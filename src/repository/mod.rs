@@ -262,10 +262,12 @@ impl Repository {
             return Ok(Some(tag.root));
         }
         let mut reference = root_of(&self.manifest);
+        // Each revision has a higher number than its predecessor, so more steps cannot lead to this one.
         for _ in number..=self.manifest.revision {
             let location = CatalogLocation { root: EntryPath::ROOT, reference };
             let catalog = match self.open_catalog(&location) {
                 Err(RepositoryError::BrokenCatalog { source: StoreError::Io { .. }, .. }) => {
+                    // Garbage collection deletes old root catalogs, so the chain ends where the first one is missing.
                     return Ok(None);
                 }
                 catalog => catalog?,
@@ -274,6 +276,7 @@ impl Repository {
                 return Ok(Some(reference));
             }
             let Some(hash) = catalog.property("previous_revision").and_then(|text| text.parse().ok()) else { break };
+            // The property states no size.
             reference = CatalogReference { hash, size: 0 };
         }
         Ok(None)
@@ -375,6 +378,7 @@ impl Repository {
                 }
                 None => entry.expanded_target(client_variable),
             };
+            // An absolute link leads out of the repository, into the root file system of the client.
             if links > MAX_LINKS || target.starts_with(b"/") {
                 return Err(nowhere());
             }
@@ -453,6 +457,7 @@ pub(crate) fn below_mount(repository: &RepositoryName, link: &CatalogEntry) -> O
         name => client_variable(name),
     });
     let path = target.strip_prefix(b"\0/")?.strip_prefix(repository.as_str().as_bytes())?;
+    // Otherwise the name of another repository may begin with this name.
     let is_whole = path.is_empty() || path[0] == b'/';
     is_whole.then(|| path.strip_prefix(b"/").unwrap_or(path).to_vec())
 }
@@ -463,6 +468,7 @@ pub fn client_variable(name: &[u8]) -> Option<Vec<u8>> {
     let is_possible = !name.is_empty() && !name.contains(&b'=') && !name.contains(&0);
     match std::env::var_os(OsStr::from_bytes(name)).filter(|_| is_possible) {
         Some(value) => Some(value.as_bytes().to_vec()),
+        // Clients set the variable to their architecture (`cvmfs/mountpoint.cc`).
         None if name == b"CVMFS_ARCH" => Some(rustix::system::uname().machine().to_bytes().to_vec()),
         None => None,
     }
