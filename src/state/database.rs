@@ -50,6 +50,7 @@ impl StateError {
                 | ErrorCode::ReadOnly
                 | ErrorCode::PermissionDenied,
             ) => match is_read_only {
+                // A read-only database must not create files in its directory, not even to find the cause of an error.
                 true => fs::File::open(path).err().map(|source| ("read it", source)),
                 false => try_to_write(path).err().map(|source| ("write to its directory", source)),
             },
@@ -187,6 +188,7 @@ fn retry_while_locked<T>(mut attempt: impl FnMut() -> rusqlite::Result<T>) -> ru
 }
 
 /// Length in bytes from which SQLite refuses a path, after links are resolved.
+// `MAX_PATHNAME` in SQLite's `os_unix.c`.
 const PATH_LIMIT: usize = 512;
 
 fn is_too_long(path: &Path) -> bool {
@@ -233,6 +235,7 @@ impl StateDatabase {
         // If the file cannot be inspected, opening it below reports the reason.
         let is_there = !is_too_long(path) && !fs::metadata(path).is_err_and(|error| is_absence(&error));
         let open = || {
+            // No mutex of SQLite's own, because the one around the connection is enough.
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             if is_there {
                 let connection = Connection::open_with_flags(path, flags)?;
@@ -257,6 +260,7 @@ impl StateDatabase {
     /// Looks up the objects of content; the result has one element for each key.
     pub fn objects(&self, keys: &[ContentKey]) -> Result<Vec<Option<KnownObject>>, StateError> {
         self.with(|connection| {
+            // One transaction for all keys: otherwise SQLite would lock and unlock the file for each.
             let transaction = connection.transaction()?;
             let mut select = transaction.prepare_cached(
                 "SELECT object, length FROM content WHERE key = ? AND size = ? AND kind = ? AND encoder = ?",
@@ -395,6 +399,7 @@ impl StateDatabase {
         }
         self.with(|connection| match marks {
             Some(marks) => connection.execute("UPDATE store SET marks = ?", [marks]),
+            // No directories have an empty state, so the next run begins a new epoch as well.
             None => connection.execute("UPDATE store SET epoch = epoch + 1, marks = x''", []),
         })
         .map(drop)
@@ -429,6 +434,8 @@ impl StateDatabase {
 
     /// Returns the mode of a transaction that may write.
     fn behavior(&self) -> TransactionBehavior {
+        // A transaction that reads first and then writes fails at once if another process wrote in between
+        // (SQLITE_BUSY_SNAPSHOT), and no timeout helps.
         if self.is_read_only { TransactionBehavior::Deferred } else { TransactionBehavior::Immediate }
     }
 

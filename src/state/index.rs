@@ -104,6 +104,7 @@ impl ContentIndex {
         if unsaved.is_some() || !new_entries.saved.contains(&key_prefix(key)) {
             return Ok(unsaved.copied());
         }
+        // The database is read without this lock, so that other threads can add entries meanwhile.
         drop(new_entries);
         Ok(self.state.objects(&[*key])?[0])
     }
@@ -166,6 +167,7 @@ impl ContentIndex {
 
 /// Returns the first eight bytes of a key's hash.
 fn key_prefix(key: &ContentKey) -> u64 {
+    // Eight of 32 bytes are enough: two keys with the same prefix cost one lookup in the database.
     u64::from_le_bytes(*key.blake3.first_chunk().expect("32 bytes begin with 8"))
 }
 
