@@ -22,6 +22,8 @@ const MASTER_REPLICA_FILE: &str = ".cvmfs_master_replica";
 const DEFAULT_TTL: u32 = 240;
 
 /// Content of the file that must exist before a Stratum 1 server replicates a repository.
+// Replicas test only that the file exists. It is not empty because one storage backend of CVMFS, Azurite, refuses empty
+// files.
 const MASTER_REPLICA: &str = "This file marks the repository as replication source, which other servers may copy.\n";
 
 /// Number of the first revision of a repository.
@@ -118,6 +120,7 @@ fn create_directory(
     std::fs::create_dir_all(parent).map_err(failed("create", parent))?;
     let building = tempfile::Builder::new()
         .prefix(".strata-init-")
+        // `tempfile` creates directories with mode 0700, which a web server cannot enter.
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
         .tempdir_in(parent)
         .map_err(failed("create a directory in", parent))?;
@@ -138,6 +141,7 @@ fn publish_first_revision(
     mut rng: impl CryptoRng + Send + 'static,
 ) -> Result<(), PublishError> {
     let settings = directory.settings();
+    // Generated before the step that an interruption waits for, because it takes seconds.
     let keys = NewKeys::generate(&directory.keys_path(), directory.name(), started, &mut rng)?;
     let keys = unfinished.make(|recorder| {
         recorder.record_new(&directory.keys_path());
@@ -168,12 +172,14 @@ fn publish_first_revision(
         catalog_size: Some(root.size),
         ttl: DEFAULT_TTL,
         revision: FIRST_REVISION,
+        // Without it, replicas fail once an old root catalog is deleted.
         garbage_collectable: true,
         alternative_path: false,
         name: directory.name().clone(),
         // A placeholder: `replace_manifest` stores the certificate and sets its hash.
         certificate: root.hash,
         history: None,
+        // Clients use a cached manifest offline only if its time is above 0.
         published: Some(now.seconds.max(1)),
         meta_info: Some(meta_info),
         reflog: None,

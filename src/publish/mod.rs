@@ -210,6 +210,7 @@ impl Publisher {
         let store = staging.store();
         let start = Instant::now();
         let _lock = store.lock(options.wait).map_err(PublishError::from)?;
+        // The two locks share one limit, so that `--wait` is the whole time that a command may wait.
         let left = options.wait.saturating_sub(start.elapsed());
         let server_lock = self.server.as_ref().map(|server| server.lock(left)).transpose();
         let server_lock = server_lock.map_err(PublishError::from)?;
@@ -227,6 +228,8 @@ impl Publisher {
             root_catalog: root.hash,
             catalog_size: Some(root.size),
             revision: number,
+            // Clients refuse a manifest that is older than the newest one that they have seen, even if the clock was set
+            // back.
             published: Some(options.now.seconds.max(head.manifest().published.unwrap_or(1)).max(1)),
             ..head.manifest().clone()
         };
@@ -243,6 +246,7 @@ impl Publisher {
         let keys = self.signer.keys();
         let bytes = store.read_file(WHITELIST)?.ok_or(PublishError::NoWhitelist)?;
         let signed = Whitelist::parse(&bytes)?;
+        // Clients refuse a list that another master key signed, whatever certificates it names.
         signed.verify_signature(std::slice::from_ref(keys.master_public_key()))?;
         let fingerprint = keys.certificate().fingerprint();
         if !signed.whitelist.fingerprints().contains(&fingerprint) {
@@ -267,6 +271,7 @@ impl Publisher {
         let put = |kind, bytes: &[u8]| staging.put_database(kind, bytes);
         manifest.certificate = put(ObjectKind::Certificate, self.signer.keys().certificate().pem())?;
         if let Some(hash) = manifest.meta_info {
+            // Read only to verify it, because the next manifest names it again.
             let read = staging.read_decoded(hash, ObjectKind::MetaInfo, META_INFO_LIMIT);
             read.map_err(RepositoryError::of_root_object("meta info"))?;
         }
@@ -291,11 +296,15 @@ impl Publisher {
         manifest.reflog = Some(ObjectHash::of(&reflog));
         let signed = self.signer.sign_manifest(&manifest)?;
         staging.flush()?;
+        // A garbage collection of `cvmfs_server` may have deleted objects that were found in the store at the start of the
+        // run.
         if let Some(hash) = staging.first_vanished()? {
             return Err(PublishError::Vanished(hash));
         }
+        // Without it, a crash could leave a manifest that is on disk and names objects that are not.
         store.sync()?;
         store.cancellation().check().map_err(StoreError::from)?;
+        // The reflog first: one that is ahead of the manifest does no harm, but objects that it lacks are never collected.
         let mut late_errors = staging.replace_files(&[(REFLOG, &reflog), (MANIFEST, &signed)], visible_revision)?;
         if let Some(Err(error)) =
             self.server.as_ref().map(|server| server.write_reflog_checksum(ObjectHash::of(&reflog)))
@@ -361,6 +370,7 @@ pub(crate) fn write_catalogs(
     for (path, edit) in edits {
         apply(&mut editor, &path, edit, now)?;
     }
+    // Clients load another root catalog only if the revision is higher, and do not notice a change under the same number.
     let number = head.manifest().revision + 1;
     Ok((number, editor.write(number)?))
 }
