@@ -139,6 +139,7 @@ impl Cancellation {
         self.0.in_progress.store(revision, Ordering::SeqCst);
         let result = step();
         if result.is_ok() {
+            // In this order, so that a reader finds the revision in one of the two at any moment.
             self.0.last_published.store(revision, Ordering::SeqCst);
         }
         self.0.in_progress.store(0, Ordering::SeqCst);
@@ -184,10 +185,12 @@ impl Cancellation {
             fs::rename(directory, &abandoned).is_ok().then_some(abandoned)
         });
         let abandoned: Vec<_> = abandoned.collect();
+        // The last one first, so that directories are empty when they are removed.
         for (_, leftover) in temporary.unfinished.iter().rev() {
             leftover.delete(Some(&deadline));
         }
         abandoned.iter().for_each(|directory| delete_until(Path::new(directory), &deadline));
+        // The lock is never released: a thread that waits for it must not publish or create files any more.
         std::mem::forget(temporary);
     }
 }
@@ -220,6 +223,7 @@ impl Deadline {
         let now = Instant::now();
         let last_sync = match *self.cancellation.syncs() {
             Syncs { running: 0, last } => last,
+            // A sync is running, so the deadline has not begun to count.
             _ => Some(now),
         };
         now >= last_sync.map_or(self.end, |sync| self.end.max(sync + self.patience))
@@ -343,6 +347,7 @@ impl UnfinishedFiles {
 impl Drop for UnfinishedFiles {
     fn drop(&mut self) {
         let leftovers = self.cancellation.temporary_files().remove_unfinished(self.number);
+        // The last one first, so that directories are empty when they are removed.
         leftovers.iter().rev().for_each(|leftover| leftover.delete(None));
     }
 }
@@ -363,6 +368,7 @@ impl UnfinishedFile {
                     fs::create_dir(&new.directory).ok();
                 }
             }
+            // Another revision was published, or the manifest cannot be read: the repository may be in use.
             Self::Repository(_) => {}
         }
     }
