@@ -3,14 +3,11 @@
 use std::collections::BTreeMap;
 
 use crate::consumer::podman::{PublishedStore, Refusal, StoreImage};
-use crate::image::{ImageConfig, ImageIndex, Platform};
+use crate::image::{ImageConfig, ImageIndex, MAX_DOCUMENT_SIZE, Platform};
 use crate::inventory::{self, InventoryError};
 use crate::layout::{self, ImagePlace, ImageRecord, LayerRecord, LossList};
 use crate::path::EntryPath;
 use crate::repository::Repository;
-
-/// Maximum size in bytes of a file below `.metadata` or of a layer's record that is read.
-const FILE_LIMIT: u64 = 256 << 20;
 
 /// The description of a published image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +33,7 @@ pub struct ImageDetails {
 pub fn describe(repository: &Repository, place: &ImagePlace) -> Result<ImageDetails, InventoryError> {
     let directory = place.metadata();
     let record = inventory::record(repository, place)?.ok_or_else(|| InventoryError::NoImage(place.name.clone()))?;
-    let losses = repository.read(&directory.join(b"losses.json"), FILE_LIMIT)?;
+    let losses = repository.read(&directory.join(b"losses.json"), layout::MAX_LOSSES_SIZE)?;
     let losses = losses.and_then(|json| LossList::parse(&json)).unwrap_or_default();
     let mut users = BTreeMap::new();
     let mut same_flat = Vec::new();
@@ -49,11 +46,11 @@ pub fn describe(repository: &Repository, place: &ImagePlace) -> Result<ImageDeta
     }
     let mut layers = Vec::new();
     for layer in &record.layers {
-        let json = repository.read(&layout::layer_record(*layer), FILE_LIMIT)?;
+        let json = repository.read(&layout::layer_record(*layer), layout::MAX_LAYER_RECORD_SIZE)?;
         layers.push((json.and_then(|json| LayerRecord::parse(&json)), users.get(layer).copied().unwrap_or(0)));
     }
     let podman = podman_listing(repository, place, &record)?;
-    let config = repository.read(&directory.join(b"config.json"), FILE_LIMIT)?;
+    let config = repository.read(&directory.join(b"config.json"), MAX_DOCUMENT_SIZE)?;
     let config_platform = config.and_then(|config| ImageConfig::parse(&config).ok()?.platform());
     let in_index = platform_in_index(repository, &directory, &record)?;
     let listed = record.listed_platform.as_deref().and_then(|platform| platform.parse().ok());
@@ -67,7 +64,7 @@ fn platform_in_index(
     directory: &EntryPath,
     record: &ImageRecord,
 ) -> Result<Option<Platform>, InventoryError> {
-    let index = repository.read(&directory.join(b"index.json"), FILE_LIMIT)?;
+    let index = repository.read(&directory.join(b"index.json"), MAX_DOCUMENT_SIZE)?;
     let index: Option<ImageIndex> = index.and_then(|index| serde_json::from_slice(&index).ok());
     let entries = index.into_iter().flat_map(|index| index.manifests);
     let mut entry = entries.filter(|entry| entry.digest == record.manifest.to_string());
@@ -83,7 +80,7 @@ fn podman_listing(
     if published.store.named(&place.name.to_string()).is_some_and(|entry| entry.config == record.config) {
         return Ok(Some(Ok(())));
     }
-    let document = |file: &[u8]| repository.read(&place.metadata().join(file), FILE_LIMIT);
+    let document = |file: &[u8]| repository.read(&place.metadata().join(file), MAX_DOCUMENT_SIZE);
     let documents = document(b"manifest.json")?.zip(document(b"config.json")?);
     let image = documents.map(|(manifest, config)| StoreImage::named(&place.name, &manifest, &config, 0));
     Ok(image.and_then(Result::err).map(Err))

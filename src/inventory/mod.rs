@@ -9,9 +9,6 @@ use crate::repository::{Repository, RepositoryError};
 
 pub(crate) use foreign::{foreign_config, foreign_manifest, foreign_trees, is_foreign, our_tree};
 
-/// Maximum size in bytes of a `strata.json` that is read.
-const RECORD_LIMIT: u64 = 64 << 20;
-
 /// Errors from listing images.
 #[derive(Debug, thiserror::Error)]
 pub enum InventoryError {
@@ -140,11 +137,11 @@ pub(crate) fn intact_record(
 }
 
 fn read_intact_record(repository: &Repository, directory: &EntryPath) -> Result<Option<ImageRecord>, RepositoryError> {
-    let json = repository.read_if_intact(&directory.join(b"strata.json"), RECORD_LIMIT)?;
+    let json = repository.read_if_intact(&directory.join(b"strata.json"), layout::MAX_IMAGE_RECORD_SIZE)?;
     Ok(json.and_then(|json| ImageRecord::parse(&json)))
 }
 
 fn read_record(repository: &Repository, directory: &EntryPath) -> Result<Option<ImageRecord>, RepositoryError> {
-    let json = repository.read(&directory.join(b"strata.json"), RECORD_LIMIT)?;
+    let json = repository.read(&directory.join(b"strata.json"), layout::MAX_IMAGE_RECORD_SIZE)?;
     Ok(json.and_then(|json| ImageRecord::parse(&json)))
 }

@@ -13,6 +13,7 @@ use crate::path::EntryPath;
 pub use chains::ChainSelection;
 pub use place::{ARCHITECTURE_ALIASES, ImagePlace, PLATFORM_DIRECTORY, platform_of_directory, variant_link_target};
 pub use record::{CandidateTrees, ImageRecord, LastUse, LayerRecord, LossList, Stamp, TreeFacts, WishedNames};
+pub(crate) use record::{MAX_IMAGE_RECORD_SIZE, MAX_LAYER_RECORD_SIZE, MAX_LIST_SIZE, MAX_LOSSES_SIZE};
 
 /// Directory of the image store for podman.
 pub const PODMAN_STORE: &str = "podmanStore";

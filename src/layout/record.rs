@@ -13,6 +13,15 @@ use crate::tree::{LayerForm, links_across_directories};
 /// Format version of the records. A record of another version is not read.
 const FORMAT: u32 = 1;
 
+/// Maximum size of an image's `strata.json` that is read, in bytes.
+pub(crate) const MAX_IMAGE_RECORD_SIZE: u64 = 64 << 20;
+/// Maximum size of a layer's `strata.json` that is read, in bytes. A longer record counts as missing: the layer is read from its blob.
+pub(crate) const MAX_LAYER_RECORD_SIZE: u64 = 256 << 20;
+/// Maximum size of a `losses.json` that is read, in bytes.
+pub(crate) const MAX_LOSSES_SIZE: u64 = 256 << 20;
+/// Maximum size of `candidates.json` and `wishlists.json` that is read, in bytes.
+pub(crate) const MAX_LIST_SIZE: u64 = 64 << 20;
+
 /// Format version of a record, and the version of strata that wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {

@@ -26,9 +26,6 @@ pub use wishlist_change::{Prune, WishlistLoss};
 
 use unused::candidates;
 
-/// Maximum size in bytes of a list below `.metadata` that is read.
-const LIST_LIMIT: u64 = 64 << 20;
-
 /// Errors from determining the edits of the head.
 #[derive(Debug, thiserror::Error)]
 pub enum ReviseError {
@@ -197,7 +194,7 @@ impl<'a> RevisionBuilder<'a> {
         let Some((wishlist, _)) = changes.wished.filter(|_| !changes.removed.is_empty()) else {
             return Ok(BTreeSet::new());
         };
-        let json = self.head.read(&layout::wished_names(), LIST_LIMIT)?;
+        let json = self.head.read(&layout::wished_names(), layout::MAX_LIST_SIZE)?;
         Ok(WishedNames::parse(json.as_deref().unwrap_or_default()).of_others(wishlist))
     }
 
@@ -243,7 +240,7 @@ impl<'a> RevisionBuilder<'a> {
     /// Records the names that a wishlist contains.
     fn record_wishes(&mut self, wishlist: &str, names: &BTreeSet<ImageName>) -> Result<(), ReviseError> {
         let path = layout::wished_names();
-        let before = self.head.read(&path, LIST_LIMIT)?;
+        let before = self.head.read(&path, layout::MAX_LIST_SIZE)?;
         let mut wished = WishedNames::parse(before.as_deref().unwrap_or_default());
         if wished.replace(wishlist, names) {
             self.edits.put_file(path, Some(&wished.write()))?;

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 
-use super::LIST_LIMIT;
 use crate::image::Digest;
 use crate::inventory::{self, InventoryError, ListedImage, foreign_trees};
 use crate::layout::{self, CandidateTrees, LastUse, PLATFORM_DIRECTORY, PODMAN_STORE};
@@ -54,7 +53,7 @@ pub fn unused_trees(repository: &Repository) -> Result<Vec<UnusedTree>, UnusedEr
 /// Returns the list of candidates of a revision, under its name or its former name.
 pub(crate) fn candidates(head: &Repository) -> Result<CandidateTrees, RepositoryError> {
     // Without a list that is lost, its trees only count as unused from now on.
-    let read = |path: EntryPath| head.read_if_intact(&path, LIST_LIMIT);
+    let read = |path: EntryPath| head.read_if_intact(&path, layout::MAX_LIST_SIZE);
     let mut candidates = CandidateTrees::parse(&read(layout::candidate_trees())?.unwrap_or_default());
     if let Some(former) = read(layout::former_candidate_trees())? {
         candidates.merge(CandidateTrees::parse_former(&former));

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::LIST_LIMIT;
 use crate::image::ImageName;
 use crate::layout::{self, WishedNames};
 use crate::repository::{Repository, RepositoryError};
@@ -73,7 +72,7 @@ impl WishlistChange {
         names: impl FnOnce(&BTreeSet<ImageName>) -> BTreeSet<ImageName>,
         prune: Prune,
     ) -> Result<Self, RepositoryError> {
-        let json = head.read(&layout::wished_names(), LIST_LIMIT)?;
+        let json = head.read(&layout::wished_names(), layout::MAX_LIST_SIZE)?;
         let recorded = WishedNames::parse(json.as_deref().unwrap_or_default());
         let (former, others) = (recorded.of(wishlist), recorded.of_others(wishlist));
         Ok(Self::compare(wishlist, names(&former), former, &others, prune))

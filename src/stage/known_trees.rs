@@ -12,9 +12,6 @@ use crate::state::StoredTreeNote;
 use crate::store::StoreError;
 use crate::tree::{LayerForm, join_links};
 
-/// Maximum size in bytes of a layer's record that is read.
-const RECORD_LIMIT: u64 = 256 << 20;
-
 /// A layer whose catalogs are stored, so that its blob need not be read.
 pub(crate) struct KnownLayer {
     /// Its root catalog.
@@ -157,11 +154,11 @@ pub(crate) fn published_layer(head: &Repository, digest: Digest) -> Result<Optio
 pub(super) fn published_record(head: &Repository, digest: Digest) -> Result<Option<LayerRecord>, RepositoryError> {
     let path = layout::layer_record(digest);
     // A record that is too long counts as missing: the layer is read from its blob.
-    let is_readable = head.get(&path)?.is_some_and(|entry| entry.size.cast_unsigned() <= RECORD_LIMIT);
+    let is_readable = head.get(&path)?.is_some_and(|entry| entry.size.cast_unsigned() <= layout::MAX_LAYER_RECORD_SIZE);
     if !is_readable {
         return Ok(None);
     }
-    Ok(head.read_if_intact(&path, RECORD_LIMIT)?.and_then(|json| LayerRecord::parse(&json)))
+    Ok(head.read_if_intact(&path, layout::MAX_LAYER_RECORD_SIZE)?.and_then(|json| LayerRecord::parse(&json)))
 }
 
 /// Reads a layer from its catalogs and record.

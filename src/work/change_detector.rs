@@ -106,7 +106,7 @@ impl ChangeDetector<'_> {
         let is_single = matches!(options.platforms, PlatformSelection::One(_));
         let places = inventory::places(self.head, name)?;
         for place in &places {
-            let Some(record) = self.record(place)? else { return Ok(false) };
+            let Some(record) = inventory::intact_record(self.head, place)? else { return Ok(false) };
             let is_same = place.platform.is_none() == is_single
                 && record.index.unwrap_or(record.manifest) == digest
                 && record.platform == options.platforms.asked();
@@ -132,7 +132,7 @@ impl ChangeDetector<'_> {
         let listed = self.podman.as_ref().and_then(|store| store.named(&name.to_string()));
         let Some(index) = listed_platform(places.iter()) else { return Ok(listed.is_none()) };
         let place = &places[index];
-        let Some(record) = self.record(place)? else { return Ok(false) };
+        let Some(record) = inventory::intact_record(self.head, place)? else { return Ok(false) };
         if listed.is_some_and(|entry| entry.config == record.config && entry.has_manifest(record.manifest)) {
             return Ok(true);
         }
@@ -162,10 +162,6 @@ impl ChangeDetector<'_> {
         let json = self.head.read(&place.metadata().join(b"manifest.json"), MAX_DOCUMENT_SIZE)?;
         let manifest: Option<ImageManifest> = json.and_then(|json| serde_json::from_slice(&json).ok());
         Ok(manifest.map(|manifest| manifest.layers.len()))
-    }
-
-    fn record(&self, place: &ImagePlace) -> Result<Option<ImageRecord>, RepositoryError> {
-        inventory::intact_record(self.head, place)
     }
 
     fn is_linked(

@@ -10,7 +10,7 @@ use crate::engine::Engine;
 use crate::image::ImageName;
 use crate::inventory;
 use crate::layer::LossKind;
-use crate::layout::{ImagePlace, LossList};
+use crate::layout::{ImagePlace, LossList, MAX_LOSSES_SIZE};
 use crate::message::causes;
 use crate::observer::Reporter;
 use crate::progress::Progress;
@@ -23,9 +23,6 @@ use crate::source::Image;
 use crate::stage::{ImageOptions, ResolvedImage, StageOptions, StagedImage, Stager};
 use crate::state::StateDatabase;
 use crate::store::WrittenObjects;
-
-/// Maximum size in bytes of a list of losses that is read.
-const LOSSES_LIMIT: u64 = 256 << 20;
 
 /// An operation that stages images and publishes them.
 pub(crate) struct Operation<'e> {
@@ -200,7 +197,7 @@ fn published_losses(staged: &StagedImage, head: &Repository) -> Result<Option<Lo
         return Ok(None);
     }
     let path = place.metadata().join(b"losses.json");
-    let json = head.read_if_intact(&path, LOSSES_LIMIT)?;
+    let json = head.read_if_intact(&path, MAX_LOSSES_SIZE)?;
     // The caller composes a lost list from the losses of the layers.
     if json.is_none() && head.has(&path)? {
         return Ok(None);

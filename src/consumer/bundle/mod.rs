@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use super::{Consumer, PublishedImage};
 use crate::file::is_absence;
-use crate::image::{Digest, ImageConfig};
+use crate::image::{Digest, ImageConfig, MAX_DOCUMENT_SIZE};
 use crate::layout::{self, ImagePlace};
 use crate::message::shell_word;
 use crate::repository::{Repository, RepositoryError};
@@ -29,9 +29,6 @@ use process::Process;
 use root::{PublishedRoot, Root as _};
 
 pub use user::{User, UserError};
-
-/// Maximum size of an image config in bytes. Registries do not accept larger ones.
-const MAX_CONFIG_SIZE: u64 = 4 << 20;
 
 /// runc, crun and other OCI runtimes, which run the flat tree with a bundle.
 pub struct OciRuntime;
@@ -164,7 +161,7 @@ pub struct Bundle {
 impl Bundle {
     /// Plans a bundle for a published image.
     pub fn of(repository: &Repository, place: &ImagePlace, options: &BundleOptions) -> Result<Self, BundleError> {
-        let json = repository.read(&place.metadata().join(b"config.json"), MAX_CONFIG_SIZE)?;
+        let json = repository.read(&place.metadata().join(b"config.json"), MAX_DOCUMENT_SIZE)?;
         let json = json.ok_or_else(|| BundleError::NoConfig(place.clone()))?;
         let config =
             ImageConfig::parse(&json).map_err(|source| BundleError::Config { place: place.clone(), source })?;
