@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use super::project::{ListingError, ProjectApi, RegistryLister};
+use super::project_api::{ListingError, ProjectApi, RegistryLister};
 use super::reference::ImageRepository;
 use crate::registry::JsonPage;
 

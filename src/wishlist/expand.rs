@@ -8,7 +8,7 @@ use crate::image::{FullName, ImageName};
 use crate::source::ImageArgument;
 
 use super::options::WishOptions;
-use super::project::{ListingError, Project, RegistryLister, beginning_of};
+use super::project_api::{ListingError, Project, RegistryLister, beginning_of};
 use super::reference::ImageRepository;
 use super::{NameFilter, TagFilter, Wish, WishTarget, WishlistProblem};
 
@@ -379,7 +379,7 @@ pub(super) mod tests {
     use super::*;
     use crate::registry::JsonPage;
     use crate::wishlist::CachingLister;
-    use crate::wishlist::project::ProjectApi;
+    use crate::wishlist::project_api::ProjectApi;
 
     use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -7,7 +7,7 @@ use regex::{Regex, RegexBuilder};
 use super::filter::{Glob, NameFilter, TagFilter};
 use super::node::{Fault, Faults, YamlNode, YamlValue};
 use super::options::WishOptions;
-use super::project::{Project, ProjectApi};
+use super::project_api::{Project, ProjectApi};
 use super::reference::{WishReference, is_host, without_scheme};
 use super::version;
 use super::{Wish, WishTarget, Wishlist, WishlistProblem};
