@@ -47,6 +47,7 @@ impl Allowance {
     pub(super) fn begin(&self) -> Option<ResponseDeadline> {
         self.end();
         let time = self.time.as_ref()?;
+        // The HTTP client measures its timeout in real time, so the clock that tests replace is not used here.
         let (now, limit) = (Instant::now(), time.longest.min(time.left.get()));
         time.begun.set(Some(now));
         Some(ResponseDeadline { until: now + limit, limit })

@@ -50,6 +50,7 @@ impl AuthFile {
             result => result,
         };
         let mut text = Vec::new();
+        // One byte above the limit shows that the file is too large.
         file.and_then(|file| file.take(MAX_AUTH_FILE + 1).read_to_end(&mut text))
             .map_err(|source| RegistryError::Read { path: path.to_owned(), source })?;
         Self::parse(&text).map(Some).map_err(|fault| RegistryError::Invalid { path: path.to_owned(), fault })
@@ -93,6 +94,7 @@ impl AuthFile {
 impl Entry {
     /// Returns the credentials in the entry. Docker writes an empty entry if a credential helper stores them.
     fn credentials(self) -> Result<Option<Credentials>, &'static str> {
+        // `az acr login` writes a user of zeros without a password into `auth`, and the secret into `identitytoken`.
         if let Some(token) = self.identitytoken.filter(|token| !token.is_empty()) {
             return Ok(Some(Credentials::IdentityToken(Secret::new(token))));
         }
@@ -100,6 +102,7 @@ impl Entry {
         const WRONG: &str = "it contains an `auth` that is not the base64 of user:password";
         let decoded = STANDARD.decode(&auth).or_else(|_| STANDARD_NO_PAD.decode(&auth)).map_err(|_| WRONG)?;
         let decoded = String::from_utf8(decoded).map_err(|_| WRONG)?;
+        // A user name contains no colon, but a password may (RFC 7617, section 2).
         let (username, password) = decoded.split_once(':').ok_or(WRONG)?;
         // Docker pads passwords with zero bytes.
         Ok(Some(Credentials::new(username, password.trim_matches('\0'))))

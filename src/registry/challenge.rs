@@ -3,6 +3,7 @@
 use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
 
 /// Maximum number of challenges that are parsed, and of parameters of each.
+// The header is untrusted: one header line has room for thousands of challenges.
 const MAX_CHALLENGES: usize = 16;
 
 /// A supported authentication scheme that a server offers.
@@ -39,6 +40,7 @@ struct Raw {
 
 impl Raw {
     fn known(self) -> Option<Challenge> {
+        // Names of schemes and parameters are case-insensitive (RFC 9110, sections 11.1 and 11.2).
         if self.scheme.eq_ignore_ascii_case("basic") {
             return Some(Challenge::Basic);
         }
@@ -46,6 +48,7 @@ impl Raw {
             let found = self.parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
             found.map(|(_, value)| value.clone()).filter(|value| !value.is_empty())
         };
+        // Only the realm is required: some registries send neither service nor scope.
         let realm = self.scheme.eq_ignore_ascii_case("bearer").then(|| get("realm")).flatten()?;
         Some(Challenge::Bearer(TokenService { realm, service: get("service"), scope: get("scope") }))
     }
@@ -56,6 +59,7 @@ fn parse(text: &str) -> Vec<Raw> {
     let mut rest = Cursor(text);
     let mut found: Vec<Raw> = Vec::new();
     loop {
+        // Empty list elements must be ignored (RFC 9110, section 5.6.1.2).
         rest.skip(|c| c == ',' || c.is_ascii_whitespace());
         let word = rest.take(is_token);
         if word.is_empty() {
@@ -63,6 +67,7 @@ fn parse(text: &str) -> Vec<Raw> {
         }
         let after = rest.0;
         rest.skip(|c| c == ' ' || c == '\t');
+        // Whitespace around the equals sign must be accepted (RFC 9110, section 11.2, `BWS`).
         if rest.eat('=') && !rest.0.starts_with('=') {
             rest.skip(|c| c == ' ' || c == '\t');
             let value = rest.value();
@@ -81,6 +86,7 @@ fn parse(text: &str) -> Vec<Raw> {
 }
 
 fn is_token(c: char) -> bool {
+    // `tchar` of RFC 9110, section 5.6.2.
     c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c)
 }
 
@@ -116,6 +122,7 @@ impl<'t> Cursor<'t> {
         while let Some(c) = characters.next() {
             match c {
                 '"' => break,
+                // `quoted-pair` of RFC 9110, section 5.6.4.
                 '\\' => value.extend(characters.next()),
                 c => value.push(c),
             }

@@ -49,6 +49,7 @@ impl Clock for SystemClock {
         while !self.cancellation.is_cancelled()
             && let Some(left) = end.checked_duration_since(Instant::now())
         {
+            // A cancellation cannot wake a thread from `sleep`. Therefore a long sleep consists of short ones.
             thread::sleep(left.min(CANCELLATION_DELAY));
         }
     }

@@ -154,6 +154,7 @@ impl CredentialSources {
     fn of_file(&self, path: &Path, host: &str, repository: &str) -> Result<Option<Credentials>, RegistryError> {
         let Some(file) = AuthFile::open(path)? else { return Ok(None) };
         let keys = keys(host, repository);
+        // A helper for one registry (`credHelpers`) precedes the helper for all (`credsStore`), as in Docker.
         let helper = keys.iter().find_map(|key| file.helper(key)).or(file.store());
         let server = if HUB_HOSTS.contains(&host) { HUB_SERVER } else { host };
         if let Some(name) = helper
@@ -175,6 +176,7 @@ fn files(environment: EnvironmentLookup<'_>) -> Vec<PathBuf> {
     let home = get("HOME");
     let below_home = |directory: &str| home.as_ref().map(|home| home.join(directory));
     let paths = [
+        // The order of Podman (containers-auth.json(5)), which reads Docker's file last.
         get("REGISTRY_AUTH_FILE"),
         get("XDG_RUNTIME_DIR").map(|directory| directory.join("containers/auth.json")),
         get("XDG_CONFIG_HOME")
@@ -187,6 +189,7 @@ fn files(environment: EnvironmentLookup<'_>) -> Vec<PathBuf> {
 
 /// Returns the keys under which a file may contain credentials, the most specific first.
 fn keys(host: &str, repository: &str) -> Vec<String> {
+    // Docker saves a login at Docker Hub for `index.docker.io`, and Podman for `docker.io`. Both are the same account.
     let hosts = if HUB_HOSTS.contains(&host) { HUB_HOSTS.to_vec() } else { vec![host] };
     let mut keys = Vec::new();
     let mut rest = Some(repository).filter(|repository| !repository.is_empty());
@@ -205,6 +208,7 @@ fn read_password(path: &Path) -> Result<String, RegistryError> {
     read.map_err(|source| RegistryError::Read { path: path.to_owned(), source })?;
     let fault = "it contains no password";
     let text = String::from_utf8(bytes).ok();
+    // Editors and `echo` write a line end, which is not part of the password. Spaces may be part of it.
     let password = text.as_deref().map(|text| text.trim_end_matches(['\r', '\n'])).filter(|text| !text.is_empty());
     password.map(str::to_owned).ok_or_else(|| RegistryError::Invalid { path: path.to_owned(), fault })
 }

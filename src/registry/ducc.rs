@@ -84,6 +84,7 @@ impl DuccRegistry {
         let starts = |name: String| name.starts_with(ident);
         match ident.contains('/') {
             true => starts(format!("{host}/{repository}")) || starts(format!("{host}/v2/{repository}")),
+            // DUCC searches for the identifier anywhere in the host, and existing setups depend on that.
             false => host.contains(ident),
         }
     }

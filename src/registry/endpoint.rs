@@ -14,6 +14,7 @@ use super::http::authority;
 use super::settings::{DEFAULT_CONNECTIONS, RegistriesSettings, RegistrySettings, mirror_url};
 
 /// Host names of Docker Hub in image names.
+// Wishlists for DUCC name Docker Hub `registry.hub.docker.com`, and published paths keep that spelling.
 pub(super) const HUB_HOSTS: [&str; 4] =
     ["docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
 /// Host name of the distribution API of Docker Hub.
@@ -148,11 +149,13 @@ fn registry(
     let is_plain = transport == Transport::Plain || own.is_some_and(|own| own.plain_http);
     let scheme = if is_plain { "http" } else { "https" };
     let (api_host, prefix, credentials_of) = match means.map(|registry| &registry.access) {
+        // As in DUCC, the proxy gets no credentials.
         Some(Access::Proxy { authority, prefix }) => (authority.as_str(), prefix.clone(), None),
         _ if HUB_HOSTS.contains(&host) => (HUB_REGISTRY, String::new(), Some(host.to_owned())),
         _ => (host, String::new(), Some(host.to_owned())),
     };
     let base = format!("{scheme}://{api_host}/").parse().ok()?;
+    // containerd also uses plain HTTP for a registry on `localhost`.
     let may_be_plain = !is_plain && is_loopback(api_host);
     Some(Endpoint { base, prefix, credentials_of, connections: connections(own), may_be_plain, mirror: None })
 }
@@ -171,6 +174,7 @@ pub(super) fn settings_of<'s>(settings: &'s RegistriesSettings, host: &str) -> O
 /// Returns whether a host, with or without a port, is a loopback address.
 fn is_loopback(host: &str) -> bool {
     if let Some((address, _)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        // `Ipv6Addr::is_loopback` is false for an IPv4-mapped address such as `::ffff:127.0.0.1`.
         return address.parse().is_ok_and(|address: Ipv6Addr| address.to_canonical().is_loopback());
     }
     let name = host.split(':').next().unwrap_or_default();

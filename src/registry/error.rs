@@ -305,6 +305,7 @@ impl RegistryError {
 
     /// Returns whether the response is missing or incomplete.
     pub(super) fn is_silence(&self) -> bool {
+        // A connection that fails for lack of file descriptors of this process says nothing about the registry.
         matches!(self, Self::TooSlow { .. } | Self::Unreachable { .. }) && self.is_transient() && !self.is_local()
     }
 
@@ -328,6 +329,7 @@ impl RegistryError {
         match self {
             Self::Unreachable { source, .. } => !is_distrust(source.as_ref()),
             Self::Parked { .. } | Self::TooSlow { .. } | Self::ListTooSlow { .. } | Self::GivenUp { .. } => true,
+            // The client may repeat a request after status 408 (RFC 9110, section 15.5.9).
             Self::Status { status, .. } => *status == 408 || *status >= 500,
             _ => false,
         }

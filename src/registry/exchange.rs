@@ -65,6 +65,7 @@ impl<'a> Call<'a> {
             headers.insert(ACCEPT, HeaderValue::from_static(accept));
         }
         if self.offset > 0 {
+            // distribution-spec, "Pulling blobs": registries SHOULD support `Range`. `opened` handles those that do not.
             let range = HeaderValue::from_str(&format!("bytes={}-", self.offset));
             headers.insert(RANGE, range.expect("digits are a valid header value"));
         }
@@ -113,6 +114,7 @@ impl Shared {
         let host = self.hosts.get(&authority, endpoint.connections);
         let permit = host.admit(&*self.clock, allowance, call.counts_as_manifest(), &call.what)?;
         let slot = self.tokens.slot(&authority, &call.scope);
+        // The time for the response starts after `admit`, so that waiting for a parked host does not use it up.
         let deadline = allowance.begin();
         let exchange = Exchange { shared: self, endpoint, call, host, slot, allowance, deadline };
         let response = exchange.check_status(exchange.authorized_response(url)?)?;
@@ -127,6 +129,8 @@ impl Exchange<'_> {
         let mut response = self.send(url, authorization.clone())?;
         let mut tried = TriedCredentials::default();
         for _ in 0..MAX_AUTHORIZATIONS {
+            // Status 401 of a storage server that a redirect led to is no challenge of the registry: that server must
+            // get no credentials.
             if response.status() != 401 || !response.is_of_origin {
                 break;
             }
@@ -276,8 +280,11 @@ impl Exchange<'_> {
         let refuse = |reason| RegistryError::Challenge { url: redacted(&self.endpoint.base), reason };
         let is_plain = self.endpoint.base.scheme() == "http" || self.host.speaks_plain_http();
         let mut url = token_url(&service.realm, is_plain, credentials.is_some()).map_err(refuse)?;
+        // Some challenges contain only the realm.
         let scope = service.scope.as_deref().unwrap_or(&self.call.scope);
+        // Distribution, "Authentication using OAuth2": a refresh token is sent by `POST`.
         if let Some(Credentials::IdentityToken(token)) = credentials {
+            // The query of a URL is encoded like a form (`application/x-www-form-urlencoded`).
             let mut form = Url::parse("form:").expect("it is a URL");
             let mut pairs = form.query_pairs_mut();
             pairs.append_pair("grant_type", "refresh_token").append_pair("client_id", CLIENT);
@@ -290,6 +297,7 @@ impl Exchange<'_> {
         }
         let mut pairs = url.query_pairs_mut();
         pairs.extend_pairs(service.service.iter().map(|service| ("service", service)));
+        // "Token Authentication Specification": several scopes of a challenge become several `scope` parameters.
         pairs.extend_pairs(scope.split_ascii_whitespace().map(|scope| ("scope", scope)));
         if let Some(Credentials::Password { username, .. }) = credentials {
             pairs.append_pair("account", username);
@@ -306,6 +314,7 @@ impl Exchange<'_> {
         {
             self.host.park_manifests(length, self.shared.clock.now());
         }
+        // The offset is not inside the blob (RFC 9110, section 15.5.17).
         if response.status() == 416 && self.call.offset > 0 {
             return Err(RegistryError::Range { url: redacted(&response.url), offset: self.call.offset });
         }
@@ -335,7 +344,9 @@ impl Shared {
         let (what, mirror) = (label.what.to_owned(), label.mirror.map(str::to_owned));
         let wait = retry_after(response.headers(), self.clock.time_of_day());
         match status {
+            // RFC 6585, section 4: `Retry-After` is optional here.
             429 => Err(host.park(wait, self.clock.now())),
+            // Without `Retry-After`, 503 is an ordinary server error (RFC 9110, section 15.6.4).
             503 if wait.is_some() => Err(host.park(wait, self.clock.now())),
             200..=299 => {
                 host.note_response();

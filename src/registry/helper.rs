@@ -30,6 +30,7 @@ struct Printed {
 pub(super) fn get(name: &str, server: &str, path: Option<&OsString>) -> Result<Option<Credentials>, RegistryError> {
     let program = format!("docker-credential-{}", crate::message::quoted(name).trim_matches('"'));
     let failed = |fault: String| RegistryError::Helper { program: program.clone(), host: server.to_owned(), fault };
+    // The name comes from a file. With a slash in it, the file could start any program.
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')) {
         return Err(failed("its name may contain only letters, digits, '_' and '-'".to_owned()));
     }
@@ -71,6 +72,7 @@ fn talk(child: &mut Child, server: &str, timeout: Duration) -> Result<(ExitStatu
     // A write error is ignored: a helper may exit without reading its input.
     input.iter_mut().for_each(|input| drop(input.write_all(server.as_bytes())));
     drop(input);
+    // Reading from a pipe has no time limit. Therefore another thread reads, and this one waits with a limit.
     let (sender, receiver) = mpsc::channel();
     let read = move || {
         let mut text = Vec::new();

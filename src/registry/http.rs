@@ -33,8 +33,10 @@ const READ_SIZE: usize = 64 << 10;
 const CREATION_PAUSE: Duration = Duration::from_millis(25);
 const CREATION_PAUSES: u32 = 20;
 /// Time after a refusal in which the creation of other clients is not repeated.
+// Otherwise each of many requests would wait for 20 × 25 ms while the shortage lasts.
 const REFUSAL_TIME: Duration = Duration::from_secs(10);
 /// Hosts that are never contacted through a proxy.
+// On another machine, a proxy would connect to its own loopback address.
 const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
 
 /// Default time limits. A small request has a limit for its total time. The download of a layer may take hours, and must reach
@@ -265,7 +267,9 @@ impl Http {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let mut builder = Client::builder()
             .tls_backend_preconfigured(tls)
+            // `send` follows redirects, because it decides for each target whether it gets the authorization.
             .redirect(reqwest::redirect::Policy::none())
+            // `retry_loop` and `Attempts` repeat requests, and count the attempts.
             .retry(reqwest::retry::never())
             .dns_resolver(Arc::new(DnsResolver))
             .connect_timeout(self.limits.connect)
@@ -285,6 +289,7 @@ impl Proxies {
     fn for_client(&self) -> Result<Vec<Proxy>, RegistryError> {
         let proxy = |variable: &str, text: &Option<String>, make: fn(String) -> reqwest::Result<Proxy>| {
             let Some(text) = text.as_ref().filter(|text| !text.is_empty()) else { return Ok(None) };
+            // curl accepts proxies without a scheme, so existing environments contain them.
             let text = if text.contains("://") { text.clone() } else { format!("http://{text}") };
             let fault = "is not a valid proxy URL";
             let made = make(text).map_err(|_| RegistryError::Variable { variable: variable.to_owned(), fault })?;
@@ -309,6 +314,7 @@ fn tls(certificates: Option<&Path>, reporter: &Reporter) -> Result<rustls::Clien
     if let Some(path) = certificates {
         add_certificates(&mut roots, path)?;
     }
+    // The provider is named explicitly: with none or several compiled in, rustls panics instead of choosing one.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| RegistryError::Client(error.into()))?;
@@ -368,6 +374,7 @@ pub(super) fn redacted(url: &Url) -> String {
 }
 
 fn unreachable(url: &Url, error: reqwest::Error) -> RegistryError {
+    // The error of the client contains the URL, whose query may be a secret signature.
     RegistryError::Unreachable { url: redacted(url), source: error.without_url().into() }
 }
 
@@ -376,6 +383,7 @@ fn unreachable(url: &Url, error: reqwest::Error) -> RegistryError {
 pub(super) fn speaks_no_tls(error: &RegistryError) -> bool {
     let RegistryError::Unreachable { source, .. } = error else { return false };
     chain(source.as_ref()).any(|error| {
+        // A plain HTTP server closes the connection, or answers the handshake with text (`InvalidMessage`).
         let ends = error
             .downcast_ref::<io::Error>()
             .is_some_and(|error| matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset));
@@ -428,6 +436,7 @@ impl HttpResponse {
     pub(super) fn read(self, limit: u64) -> Result<Vec<u8>, RegistryError> {
         let mut body = Vec::new();
         let url = self.url;
+        // One byte above the limit shows that the body is too large.
         let read = self.response.take(limit + 1).read_to_end(&mut body);
         read.map_err(|source| match self.deadline.map(|deadline| (deadline, deadline.left(&url))) {
             Some((deadline, Err(_))) => deadline.too_slow(&url),

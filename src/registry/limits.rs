@@ -13,10 +13,13 @@ use crate::message::causes;
 use crate::observer::Reporter;
 
 /// Maximum time for which a header can park a host.
+// A wrong date in a header must not park a registry for years.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 /// Minimum time for which a host is parked.
+// `Retry-After: 0` and past dates are valid, and would cause requests without any pause.
 const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Number of consecutive requests without a response after which no request is sent for [`UNRESPONSIVE_PAUSE`].
+// Without this limit, every image of a dead registry would wait for the time limits of its own requests.
 const MAX_UNANSWERED: u32 = 3;
 /// Time for which no request is sent to an unresponsive host.
 const UNRESPONSIVE_PAUSE: Duration = Duration::from_secs(60);
@@ -31,6 +34,7 @@ const DEFAULT_RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Durat
 pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let asked = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        // Only an overflow can fail here, and means a very long time.
         Duration::from_secs(text.parse().unwrap_or(u64::MAX))
     } else {
         httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()
@@ -210,6 +214,7 @@ impl Host {
         loop {
             self.wait(clock, allowance, for_manifest, what)?;
             let permit = self.requests.wait();
+            // Another thread may have parked the host while this one waited for a permit.
             if allowance.confirms || self.parked_until(clock.now(), for_manifest).is_none() {
                 return Ok(permit);
             }
@@ -232,6 +237,7 @@ impl Host {
             if allowance.confirms && self.may_confirm(until) {
                 return Ok(());
             }
+            // A registry that only ever asks clients to wait is waited for once, not once for each request.
             let since = lock(&self.parking).since;
             let deadline =
                 since.map_or(allowance.park_deadline, |since| allowance.park_deadline.min(since + allowance.patience));
@@ -299,6 +305,7 @@ impl Host {
             (None, None) => {
                 let (first, longest) = DEFAULT_RETRY_AFTER;
                 parking.unspecified += 1;
+                // The shift is limited because a shift by 32 bits overflows.
                 let until = now + first.saturating_mul(1 << (parking.unspecified - 1).min(16)).min(longest);
                 parking.own = Some(until);
                 until
@@ -356,6 +363,7 @@ pub(crate) struct Permit(Arc<Semaphore>);
 
 impl Semaphore {
     fn new(count: usize) -> Arc<Self> {
+        // With a limit of 0, every caller would wait for ever.
         Arc::new(Self { free: Mutex::new(count.max(1)), freed: Condvar::new() })
     }
 

@@ -407,6 +407,8 @@ impl Registries {
             let document = Document::new(document(response)?);
             let actual = document.digest;
             let mut promised = expected.into_iter().chain(claimed);
+            // The digest of a signed manifest of schema 1 does not cover its signatures. The caller rejects schema 1
+            // with a clear error.
             match promised.find(|&promised| promised != actual && !is_schema_1(&document.bytes)) {
                 Some(expected) => Err(RegistryError::WrongDigest { url, expected, actual }),
                 None => Ok((document, media_type)),
@@ -464,6 +466,7 @@ impl Registries {
         let host = location.name.host();
         let repository = remote_repository(host, location.name.repository());
         let call = Call { offset, ..Call::pull(&repository, format!("blob {digest} of {location}")) };
+        // image-spec, "Descriptors", `urls`. The author of the image chooses these servers, so they must not get credentials.
         let foreign = urls.iter().filter_map(|url| url.parse().ok()).filter(|url: &Url| {
             matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none()
         });
@@ -562,6 +565,7 @@ fn opened(response: HttpResponse, offset: u64) -> Result<OpenedBlob, RegistryErr
                 .filter(|&start| start == offset)
                 .ok_or_else(|| unusable("it starts at another byte than requested"))?
         }
+        // A server may ignore `Range` and send everything (RFC 9110, section 14.2).
         200 => 0,
         status => return Err(unusable(&format!("its status is {status}, not 200 or 206"))),
     };

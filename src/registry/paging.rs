@@ -21,6 +21,7 @@ pub(super) fn next_page(url: &Url, headers: &HeaderMap) -> Result<Option<Url>, R
         return Ok(None);
     };
     let reason = |reason| RegistryError::Redirect { url: redacted(url), reason };
+    // The target may be relative to the URL of the request (RFC 8288, section 3.1).
     let next = url.join(target).map_err(|_| reason("the URL of the next page is invalid"))?;
     if !is_same_origin(url, &next) {
         return Err(reason("the next page is at another server"));
@@ -43,6 +44,7 @@ fn links(text: &str) -> impl Iterator<Item = (&str, bool)> {
 /// Returns whether the parameters of a link contain the relation `next`.
 fn is_next(parameters: &str) -> bool {
     parameters.split([';', ',']).filter_map(|parameter| parameter.split_once('=')).any(|(name, value)| {
+        // `rel` may contain several relations, which are case-insensitive (RFC 8288, section 3.3).
         let relations = value.trim().trim_matches('"');
         name.trim().eq_ignore_ascii_case("rel")
             && relations.split_ascii_whitespace().any(|relation| relation.eq_ignore_ascii_case("next"))
@@ -58,10 +60,12 @@ pub(super) fn collect(
     is_right: impl Fn(&str) -> bool,
     reporter: &Reporter,
 ) -> Result<Vec<String>, RegistryError> {
+    // Not all registries return names in lexical order, as distribution-spec requires.
     let (mut names, mut seen) = (BTreeSet::new(), HashSet::new());
     let mut next = Some(first);
     while let Some(url) = next {
         let refuse = |reason: &str| RegistryError::InvalidResponse { url: redacted(&url), reason: reason.to_owned() };
+        // A page that links to itself would never end.
         if !seen.insert(url.to_string()) {
             return Err(refuse("the next page of the list is one that was already read"));
         }

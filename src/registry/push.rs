@@ -135,12 +135,14 @@ impl Push<'_> {
     fn upload(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
         let what = format!("blob {digest} of {} to be pushed", self.name);
         let body = |bytes: &[u8]| Some(RequestBody { media_type: "application/octet-stream", bytes: bytes.to_vec() });
+        // distribution-spec, "POST then PUT": two requests, which all registries support.
         let begin = self.call(Method::POST, body(b""), what.clone());
         let send = self.call(Method::PUT, body(bytes), what);
         let url = self.endpoint.url(&self.repository, "blobs/uploads/");
         self.registries.with_retries(&self.endpoint, RetryBudget::Full, self.registries.patience, |allowance| {
             let begun = self.send(&self.endpoint, &url, &begin, allowance)?;
             let mut location = upload_location(&begun)?;
+            // The location may contain parameters of its own, such as the state of the upload, which must be kept.
             location.query_pairs_mut().append_pair("digest", &digest.to_string());
             // Credentials are sent only to the registry itself.
             let elsewhere = Endpoint::of_url(&location, &self.registries.shared.settings).without_credentials();
@@ -182,6 +184,7 @@ fn upload_location(response: &HttpResponse) -> Result<Url, RegistryError> {
     let reason = "it has no Location header for the upload".to_owned();
     let location = response.header(LOCATION.as_str());
     let location = location.ok_or_else(|| RegistryError::InvalidResponse { url: redacted(&response.url), reason })?;
+    // distribution-spec: the location may be absolute or relative.
     redirect_target(&response.url, location)
         .map_err(|reason| RegistryError::Redirect { url: redacted(&response.url), reason })
 }

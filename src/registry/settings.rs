@@ -179,6 +179,7 @@ impl RegistrySettings {
         if has_password != self.username.is_some() {
             return Some("username requires password or password_file, and these require username");
         }
+        // HTTP Basic authentication ends the user name at the first colon (RFC 7617, section 2).
         if self.username.as_ref().is_some_and(|username| username.is_empty() || username.contains(':')) {
             return Some("username must not be empty or contain a colon");
         }

@@ -69,8 +69,10 @@ impl TokenSlot {
 #[derive(Deserialize)]
 pub(super) struct TokenResponse {
     token: Option<String>,
+    // "Token Authentication Specification": a service sends `token`, `access_token`, or both with the same value.
     access_token: Option<String>,
     #[serde(default)]
+    // Some services send a number as text. That must not make the token unusable.
     expires_in: serde_json::Value,
     #[serde(default)]
     issued_at: serde_json::Value,
@@ -92,6 +94,7 @@ impl TokenResponse {
         let age = issued.and_then(|issued| time_of_day.duration_since(issued).ok()).unwrap_or_default();
         // A service does not issue expired tokens. The clock of the service or of this machine is wrong, so the age is ignored.
         let age = if age >= life { Duration::ZERO } else { age };
+        // The rest of the lifetime is left for requests under way and for clocks that differ.
         (life * 4 / 5).saturating_sub(age)
     }
 }

@@ -100,6 +100,7 @@ impl Download {
         policy: DownloadPolicy,
         reporter: &Reporter,
     ) -> Self {
+        // The thread that fills the pipe has a buffer of `READ_SIZE`, which counts for the limit, too.
         let pipe = Arc::new(Pipe::new(policy.buffer_limit.saturating_sub(READ_SIZE), policy.ready_threshold));
         let runtime = Box::new(SystemRuntime(Arc::clone(&pipe)));
         Self::start_in(Attempts::new(open, size, policy, runtime, reporter), pipe)

@@ -211,10 +211,12 @@ impl Attempts {
     /// Requests the missing bytes. Skips known bytes if the response starts at the first byte of the blob.
     fn open(&mut self) -> Result<Box<dyn Read + Send>, AttemptFailure> {
         self.reached_before = self.reached;
+        // Each attempt starts at the registry: the signed URL that the last response redirected to may have expired.
         let OpenedBlob { start, length, mut body, .. } = (self.open)(self.reached)?;
         if start != self.reached && start != 0 {
             return Err(ResponseError::Start { asked: self.reached, actual: start }.into());
         }
+        // Both numbers come from the server, and their sum may exceed 64 bits.
         let whole = length.map(|length| u128::from(start) + u128::from(length));
         if let Some(actual) = whole.filter(|&whole| whole != u128::from(self.size)) {
             return Err(ResponseError::Length { actual, size: self.size }.into());
@@ -330,6 +332,7 @@ impl AttemptFailure {
 
 impl From<ResponseError> for AttemptFailure {
     fn from(wrong: ResponseError) -> Self {
+        // A response that contradicts the request or the manifest does so again in the next attempt.
         let retry = if matches!(wrong, ResponseError::EndedEarly) { Retry::WithBackoff } else { Retry::Never };
         Self { cause: Box::new(wrong), retry }
     }

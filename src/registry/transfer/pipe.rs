@@ -91,6 +91,7 @@ impl Pipe {
     pub(super) fn abandon(&self) {
         let mut state = self.state();
         state.is_abandoned = true;
+        // Frees the memory now. The writing thread keeps the pipe until its current read returns.
         state.bytes = VecDeque::new();
         self.freed.notify_all();
     }
