@@ -8,6 +8,7 @@ use crate::image::{Digest, ImageName, NameError};
 use crate::registry::{ImageLocation, Transport};
 
 /// Schemes of other tools, which get an error message of their own.
+// Without this list, the error would be about an invalid image name.
 const FOREIGN_SCHEMES: [&str; 6] = ["dir", "docker-daemon", "containers-storage", "ostree", "sif", "oras"];
 
 /// An image argument: the kind of source and the image in it.

@@ -21,6 +21,7 @@ impl Compression {
     /// Detects the compression from the first [`MAGIC`](Self::MAGIC) bytes, or all bytes of a shorter stream.
     pub(super) fn detect(start: &[u8]) -> Self {
         match start {
+            // RFC 1952, section 2.3.1.
             [0x1f, 0x8b, ..] => Self::Gzip,
             // A skippable frame may come first (RFC 8878, 3.1.2).
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
@@ -34,6 +35,7 @@ impl Compression {
     pub(super) fn unpack(self, packed: impl Read + Send + 'static) -> io::Result<Box<dyn Read + Send>> {
         Ok(match self {
             Self::None => Box::new(packed),
+            // A gzip file may consist of several members (RFC 1952, section 2.2).
             Self::Gzip => Box::new(MultiGzDecoder::new(packed)),
             Self::Zstd => Box::new(zstd::Decoder::new(packed)?),
             Self::Foreign(name) => {

@@ -40,6 +40,7 @@ pub struct DockerArchive {
 struct ArchivedImage {
     config: String,
     #[serde(default, deserialize_with = "null_as_empty")]
+    // `docker save` of an image by its ID writes `null`.
     repo_tags: Vec<String>,
     #[serde(default, deserialize_with = "null_as_empty")]
     layers: Vec<String>,
@@ -76,6 +77,7 @@ impl DockerArchive {
 
     /// Describes a layer as an uncompressed tar stream.
     fn describe(&self, layer: &ArchivedLayer) -> Result<ImageLayer, SourceError> {
+        // The size in a descriptor is that of the bytes that `open_layer` returns, and these are decompressed.
         let size = match layer.member.compression {
             Compression::None => layer.member.size,
             _ => self.plain_size(layer)?,

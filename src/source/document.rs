@@ -51,6 +51,7 @@ pub(super) fn read_verified(blobs: &dyn Blobs, descriptor: &Descriptor, from: &s
 fn read_with(path: &Path, open: Open<'_>, descriptor: &Descriptor, from: &str) -> Result<Document, SourceError> {
     let expected =
         descriptor.digest().map_err(|source| SourceError::UnknownDigest { document: from.to_owned(), source })?;
+    // Checked before the blob is opened, so that a document that is too large is not downloaded.
     check_size(path, &expected.to_string(), descriptor.size)?;
     let blob = open(&expected)?;
     if blob.size != descriptor.size {
@@ -113,6 +114,7 @@ pub(super) fn kind(path: &Path, name: &str, bytes: &[u8], media_type: &str) -> R
         let artifact_type = outline.artifact_type.unwrap_or_else(|| ARTIFACT_MANIFEST.to_owned());
         return Err(SourceError::Artifact { manifest: Digest::of(bytes), artifact_type });
     }
+    // image-spec, manifest.md and image-index.md: the value MUST be 2.
     if outline.schema_version.is_some_and(|version| version != 2) {
         return Err(refuse("its schemaVersion is not 2"));
     }

@@ -119,6 +119,7 @@ impl OciLayout {
     /// manifests reveal that. If all entries are artifacts, all are returned, so that the error can name them.
     fn images_among(&self, mut entries: Vec<Descriptor>) -> Vec<Descriptor> {
         entries.retain(Descriptor::may_be_image);
+        // With a single manifest there is nothing to choose, so it need not be read here.
         let is_one = entries.iter().all(|entry| entry.digest == entries[0].digest);
         let images: Vec<Descriptor> = if is_one {
             Vec::new()

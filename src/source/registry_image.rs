@@ -27,6 +27,7 @@ pub struct RegistryImage {
 impl RegistryImage {
     /// Returns the image at a location without sending a request.
     pub fn new(registries: Registries, location: ImageLocation) -> Self {
+        // `Blobs::path` is only used in messages, and a registry has no path.
         let label = location.to_string().into();
         Self { registries, location, label, mirrors: Arc::default() }
     }

@@ -11,6 +11,7 @@ use crate::image::{Descriptor, Digest, Document, DocumentKind, ImageConfig, Imag
 pub(super) use platforms::single;
 
 /// Maximum number of nested indexes.
+// image-spec, image-index.md, says that nested indexes SHOULD be supported, and states no maximum depth.
 const MAX_DEPTH: usize = 4;
 /// Maximum number of manifests and indexes that are read for one image. An index without platforms requires reading all of its
 /// manifests.
@@ -242,6 +243,7 @@ fn layers(
             urls: if is_foreign(&descriptor.media_type) { descriptor.urls.clone() } else { Vec::new() },
         })
     };
+    // `rootfs.diff_ids` has the order of the layers (image-spec, config.md).
     manifest.layers.iter().zip(&parsed.rootfs.diff_ids).map(layer).collect()
 }
 

@@ -93,6 +93,7 @@ impl TarArchive {
             match next.as_ref().and_then(|name| self.members.get(name)) {
                 None => return Ok(None),
                 Some(ArchiveEntry::File(member)) => return Ok(Some(member.clone())),
+                // The target is a name in this archive, never a file of this machine.
                 Some(ArchiveEntry::Link(target)) => next = Some(target.clone()),
                 Some(ArchiveEntry::Sparse) => {
                     return Err(damaged(ArchiveError::Sparse { member: name.to_owned() }));
@@ -157,6 +158,7 @@ fn list(mut window: HeaderWindow) -> Result<HashMap<Vec<u8>, ArchiveEntry>, Arch
                     return Err(ArchiveError::HeadersTooLong { position: window.position, limit: MAX_HEADERS });
                 }
                 if !window.fill(length)? {
+                    // POSIX requires two zero blocks at the end, but GNU tar, too, accepts archives without them.
                     let is_end = window.buffer.iter().all(|&byte| byte == 0);
                     return if is_end { Ok(members.by_name) } else { Err(ArchiveError::Truncated) };
                 }
@@ -165,6 +167,7 @@ fn list(mut window: HeaderWindow) -> Result<HashMap<Vec<u8>, ArchiveEntry>, Arch
             HeaderEvent::Entry { headers, size, name, kind } => {
                 window.advance(headers)?;
                 members.add(name, kind, size, &mut window)?;
+                // Content is padded to blocks of 512 bytes (POSIX, pax, "ustar Interchange Format").
                 window.advance(size.checked_next_multiple_of(512).unwrap_or(u64::MAX))?;
             }
             HeaderEvent::End => return Ok(members.by_name),
@@ -176,6 +179,7 @@ impl HeaderEvent {
     fn of(event: ParseEvent<'_>) -> Self {
         match event {
             ParseEvent::NeedData { min_bytes } => Self::Need(min_bytes),
+            // Tools written in Go ignore global PAX headers, too.
             ParseEvent::GlobalExtensions { consumed, .. } => Self::Skip(consumed as u64),
             ParseEvent::Entry { consumed, entry } => Self::entry(consumed, &entry, false),
             ParseEvent::SparseEntry { consumed, entry, .. } => Self::entry(consumed, &entry, true),
@@ -189,6 +193,7 @@ impl HeaderEvent {
         let kind = match entry.entry_type {
             _ if is_sparse => MemberKind::Sparse,
             EntryType::Regular | EntryType::Continuous => MemberKind::File,
+            // A hard link names its target from the root of the archive, and a symbolic link from its own directory.
             EntryType::Link => MemberKind::Link(join(b"", target)),
             EntryType::Symlink => MemberKind::Link(join(directory_of(name.as_deref().unwrap_or_default()), target)),
             _ => MemberKind::Other,
