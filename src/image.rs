@@ -136,6 +136,8 @@ impl ChainId {
 
     /// Returns the chain ID of this chain with `layer` added on top.
     pub fn then(self, layer: DiffId) -> Self {
+        // Both operands in text form with `sha256:`, and a space between them. DUCC hashes the digests of compressed
+        // layers instead.
         Self(Digest::of(format!("{self} {layer}").as_bytes()))
     }
 
@@ -198,6 +200,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 /// Parses exactly `N` bytes from lower-case hexadecimal digits.
 pub(crate) fn unhex<const N: usize>(digits: &[u8]) -> Option<[u8; N]> {
     let value = |b: u8| match b {
+        // Upper-case digits are invalid (image-spec, descriptor.md, "SHA-256"), and would be a second name for the same blob.
         b'0'..=b'9' => Some(b - b'0'),
         b'a'..=b'f' => Some(b - b'a' + 10),
         _ => None,

@@ -49,6 +49,7 @@ pub(crate) struct DocumentOutline {
 
 impl DocumentOutline {
     pub(crate) fn is_schema_1(&self) -> bool {
+        // `fsLayers` exists only in schema 1.
         self.schema_version == Some(1) || self.fs_layers.is_some()
     }
 }

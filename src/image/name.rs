@@ -94,6 +94,7 @@ impl FromStr for ImageName {
             (None, None) => return Err(wrong("it has no tag or digest, as in host/name:tag")),
         };
         let name = Self { host: host.to_owned(), repository: repository.to_owned(), reference };
+        // 255 bytes is the maximum length of a file name on Linux (`NAME_MAX`).
         match name.public_path().split('/').all(|component| component.len() <= 255) {
             true => Ok(name),
             false => Err(wrong("its last component and its tag have more than 255 characters together")),
@@ -161,6 +162,7 @@ fn is_host_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 240
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+        // A name that begins with a dot could be a directory of strata's own, such as `.flat`.
         && name.as_bytes()[0].is_ascii_alphanumeric()
         && name != "podmanStore"
 }
