@@ -321,6 +321,7 @@ impl WishExpander<'_> {
         match self.listing.tags(repository) {
             // Invalid tags are removed first, so that they do not count among the newest.
             Ok(tags) => {
+                // A tag from a registry becomes part of a path in the repository.
                 let tags = self.valid(tags, "tag", |tag| repository.image(tag).is_ok());
                 let image = |tag: String| repository.image(&tag).ok().map(|image| self.image(image));
                 let (older, wanted) = filter.split(&tags);
@@ -346,9 +347,11 @@ impl WishExpander<'_> {
             repository: name.to_owned(),
             plain_http: project.plain_http,
         };
+        // The name becomes part of an image name, in which a colon would start the tag.
         let is_name = |name: &str| project.holds(name) && !name.contains(':') && repository(name).image("tag").is_ok();
         let mut names = self.valid(names, "repository of this project", is_name);
         names.retain(|name| wanted.wants(&project.path, name));
+        // Registries list names in any order, but the result must be the same for the same names.
         names.sort();
         names.dedup();
         names.iter().for_each(|name| self.add_tags(&repository(name), tags));

@@ -22,6 +22,7 @@ impl Glob {
 
     /// Returns a pattern whose only wildcard is `*`, as in version 1 of the wishlist format.
     pub fn stars_only(pattern: &str) -> Self {
+        // DUCC replaces `*` by `.*` and leaves the rest unescaped, so that `.` matches anything. Here it matches itself.
         Self { pattern: pattern.to_owned(), has_question_marks: false }
     }
 
@@ -149,6 +150,7 @@ impl TagFilter {
         let is_referrer = is_referrers_tag(tag);
         let is_version_wanted =
             |requirement: &VersionReq| version::parse(tag).is_some_and(|version| requirement.matches(&version));
+        // `*` also matches the tags of signatures, which are not images.
         self.include.iter().any(|glob| (!is_referrer || glob.names_referrers()) && glob.matches(tag))
             && self.regex.as_ref().is_none_or(|regex| regex.is_match(tag))
             && self.semver.as_ref().is_none_or(is_version_wanted)

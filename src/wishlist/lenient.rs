@@ -68,6 +68,7 @@ fn wish(item: &YamlNode, problems: &mut Vec<WishlistProblem>) -> Result<Wish, St
             if reference.digest.is_some() {
                 return Err(format!("{text:?} has both a wildcard and a digest"));
             }
+            // For DUCC, the pattern is a regular expression, so recipes may contain other characters such as `[` and `+`.
             if let Some(sign) = tag.chars().find(|&c| !is_of_tags(c)) {
                 let text = format!("{text:?} matches nothing: {sign:?} is not a wildcard, and tags cannot contain it");
                 problems.push(WishlistProblem::hint(item.line, text));

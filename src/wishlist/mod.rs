@@ -169,6 +169,7 @@ impl Wishlist {
         let read_error = |source| WishlistError::Read { path: path.to_owned(), source };
         let file = File::open(path).map_err(read_error)?;
         let mut text = Vec::new();
+        // One byte above the limit shows that the file is too long.
         file.take(MAX_WISHLIST + 1).read_to_end(&mut text).map_err(read_error)?;
         // The length is checked before the encoding: the text may have been cut inside a character.
         check_length(text.len(), path)?;
@@ -197,6 +198,7 @@ fn check_length(length: usize, path: &Path) -> Result<(), WishlistError> {
 fn read(text: &str, name: String) -> Result<Wishlist, Fault> {
     let document = YamlNode::parse(text)?;
     document.map()?;
+    // DUCC does not check the version, so a recipe without it works there.
     let Some(version) = document.get("version") else {
         if let Some(images) = document.get("images") {
             return Err(images.fault("'images' belongs to version 2 of the format: add 'version: 2' above it"));

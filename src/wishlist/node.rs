@@ -91,7 +91,9 @@ impl YamlNode {
                 enforce_alias_anchor_ratio: false,
             },
             alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_ALIASED },
+            // Messages contain the line and column, and must fit in one line.
             with_snippet: false,
+            // `repeated_keys` reports all duplicate keys. The parser would stop at the first one.
             duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::PassThrough,
         };
         let raw: RawNode = serde_saphyr::from_str_with_options(text, options).map_err(|error| syntax_fault(&error))?;

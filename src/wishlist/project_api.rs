@@ -167,6 +167,7 @@ impl Project {
 
     fn harbor(&self, listing: &dyn RegistryLister) -> Result<Vec<String>, ProjectError> {
         let origin = self.origin();
+        // 100 is the maximum page size of Harbor.
         let first = format!("{origin}/api/v2.0/projects/{}/repositories?page=1&page_size=100", self.path);
         pages(listing, &self.api, first, |page, url| {
             let names = items(&page.body, url)?.iter().map(|item| text(item, "name", url).map(str::to_owned));
@@ -194,12 +195,15 @@ impl Project {
         kind: &str,
         listing: &dyn RegistryLister,
     ) -> Result<Vec<String>, ProjectError> {
+        // In GitLab's API, an encoded path takes the place of the numeric ID.
         let encoded = self.path.replace('/', "%2F");
+        // 100 is the maximum page size of GitLab.
         let list = format!("{api_url}/api/v4/{kind}/{encoded}/registry/repositories?per_page=100&page=");
         pages(listing, &self.api, format!("{list}1"), |page, url| {
             let names = items(&page.body, url)?.iter().map(|item| self.gitlab_name(item, url));
             let shape = |fault| ProjectError::Shape { url: url.to_owned(), fault };
             let next = match page.header("x-next-page").map(str::trim) {
+                // GitLab sends the header without a value on the last page.
                 None | Some("") => None,
                 Some(next) => {
                     let number: u32 = next.parse().map_err(|_| shape("X-Next-Page is not a number"))?;
@@ -313,8 +317,10 @@ fn text<'v>(value: &'v Value, name: &str, url: &str) -> Result<&'v str, ProjectE
 fn same_server(origin: &str, url: &str, next: &str) -> Result<String, ProjectError> {
     let whole =
         if next.starts_with('/') && !next.starts_with("//") { format!("{origin}{next}") } else { next.to_owned() };
+    // URL parsers read a backslash as a slash, and remove control characters, so that the host could be another one.
     let is_clean = whole.bytes().all(|b| b.is_ascii_graphic() && b != b'\\');
     match whole.strip_prefix(origin) {
+        // Without the slash, `https://host.evil.org` would count as `https://host`.
         Some(rest) if rest.starts_with('/') && is_clean => Ok(whole),
         _ => Err(ProjectError::Elsewhere { url: url.to_owned(), next: beginning_of(next) }),
     }

@@ -21,6 +21,7 @@ impl ImageRepository {
     pub fn image(&self, tag: &str) -> Result<ImageArgument, NameError> {
         let text = format!("{}/{}:{tag}", self.host, self.repository);
         let name: ImageName = text.parse()?;
+        // A text such as `1@sha256:…` is a valid end of an image name, but not a tag.
         if name.reference() != &ImageReference::Tag(tag.to_owned()) {
             return Err(NameError::Image { name: text, reason: "its tag is invalid" });
         }

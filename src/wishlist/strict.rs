@@ -16,6 +16,7 @@ use super::{Wish, WishTarget, Wishlist, WishlistProblem};
 const MAX_PATTERN: usize = 300;
 
 /// Maximum size of a compiled regular expression in bytes.
+// A short pattern with nested repetitions can compile to many megabytes.
 const MAX_REGEX_SIZE: usize = 1 << 20;
 
 /// Parses a wishlist. `name` is the default for its name.
