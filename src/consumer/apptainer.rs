@@ -89,10 +89,12 @@ pub enum ReplaceRule {
 }
 
 /// The directories, parents first. `libs` and those outside `.singularity.d` are targets of bind mounts.
+// Without overlay and underlay, Apptainer cannot create the targets of bind mounts in a read-only tree.
 const DIRECTORIES: [&str; 13] = [
     ".singularity.d",
     ".singularity.d/actions",
     ".singularity.d/env",
+    // `--nv` and `--rocm` bind libraries of the host here.
     ".singularity.d/libs",
     "dev",
     "etc",
@@ -148,6 +150,7 @@ pub fn additions(config: &ExecutionConfig) -> Vec<Addition> {
         target: target.as_bytes().to_vec(),
         rule: ReplaceRule::IfAbsentOrLink,
     });
+    // A link is replaced and not followed: it may lead out of the tree.
     let bind_targets = BIND_TARGETS.map(|name| file(name, 0o644, Vec::new(), ReplaceRule::IfAbsentOrLink));
     let scripts = SCRIPTS.map(|(name, text)| script(name, text));
     let own = [

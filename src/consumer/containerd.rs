@@ -33,6 +33,7 @@ impl Consumer for Containerd {
 ///
 /// The record of an image that was converted with `--skip-layers` has no layers.
 fn can_mount_layers(repository: &Repository, record: &ImageRecord) -> Result<bool, RepositoryError> {
+    // If one layer is missing, containerd downloads that layer and all layers above it.
     let mut below = HashSet::new();
     for &layer in &record.layers {
         if !below.insert(layer) || repository.get(&layout::layer_root(layer))?.is_none() {

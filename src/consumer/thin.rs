@@ -99,11 +99,13 @@ fn tar(content: &[u8]) -> Vec<u8> {
     let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
     header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     let padding = content.len().next_multiple_of(512) - content.len();
+    // Two zero blocks end an archive (POSIX ustar).
     [&header[..], content, &vec![0; padding + 1024]].concat()
 }
 
 /// Wraps the bytes as gzip without compression, so that the digest does not depend on the version of the compressor.
 fn gzip(bytes: &[u8]) -> Vec<u8> {
+    // 255 means an unknown operating system (RFC 1952, section 2.3.1): the bytes do not depend on the machine.
     let mut encoder = GzBuilder::new().mtime(0).operating_system(255).write(Vec::new(), Compression::none());
     encoder.write_all(bytes).expect("a vector takes every byte");
     encoder.finish().expect("a vector takes every byte")

@@ -14,6 +14,7 @@ use crate::path::EntryPath;
 pub const PLATFORM_DIRECTORY: &str = ".multiarch";
 
 /// Architecture names of `uname -m` and Debian, each with its possible platform directories; the first existing one is used.
+// The names and their order are those of DUCC.
 pub const ARCHITECTURE_ALIASES: [(&str, &[&str]); 7] = [
     ("x86_64", &["amd64"]),
     ("x86-64", &["amd64"]),
@@ -69,6 +70,7 @@ impl fmt::Display for ImagePlace {
 /// Returns the target of the public link of a name with several platforms. Clients expand the variable in it.
 pub fn variant_link_target(name: &ImageName) -> Vec<u8> {
     let link = path(&name.public_path());
+    // Clients before 2.11 do not set the variable, and use the default after `:-`.
     relative(&link, format!("{PLATFORM_DIRECTORY}/$(CVMFS_ARCH:-amd64)/{}", name.public_path()).as_bytes())
 }
 
@@ -80,6 +82,7 @@ fn relative(link: &EntryPath, target: &[u8]) -> Vec<u8> {
 /// Returns the name of a platform's directory: the architecture, and after a colon the variant.
 fn platform_directory(platform: &Platform) -> String {
     match &platform.variant {
+        // DUCC's names, which jobs contain: for example, DIRAC reads `.multiarch/<architecture>/…`.
         None => platform.architecture.clone(),
         Some(variant) => format!("{}:{variant}", platform.architecture),
     }

@@ -52,6 +52,7 @@ pub struct LayerRecord {
     /// Size of the tar stream in the blob in bytes.
     pub unpacked_size: u64,
     /// Directories that have no entry of their own in the archive.
+    // Published records contain this former name.
     #[serde(rename = "implied-folders")]
     pub implied_directories: BTreeSet<EntryPath>,
     /// Hard links to files in lower layers: path of the link, and of its target.
@@ -59,11 +60,13 @@ pub struct LayerRecord {
     /// Paths of lower layers that the archive hides.
     pub whiteouts: BTreeSet<EntryPath>,
     /// Directories for which the archive hides all entries of lower layers.
+    // Published records contain this former name.
     #[serde(rename = "opaque-folders")]
     pub opaque_directories: BTreeSet<EntryPath>,
     /// Whether the published tree and this record together contain all information of the archive.
     pub is_complete: bool,
     /// For each inode with names in several directories, its names.
+    // Published records contain this former name.
     #[serde(rename = "links-across-folders")]
     pub links_across_directories: Vec<Vec<EntryPath>>,
     /// Losses: content of the layer that CVMFS cannot store.
@@ -174,6 +177,7 @@ pub struct TreeFacts {
     /// Losses: content of the tree that CVMFS cannot store.
     pub losses: LossList,
     /// For each inode with names in several directories, its names.
+    // Published catalogs contain this former name.
     #[serde(rename = "links_across_folders")]
     pub links_across_directories: Vec<Vec<EntryPath>>,
 }

@@ -63,6 +63,7 @@ impl<S: MountableTree> Filesystem<S> {
             let attributes = attributes(found.number, &found.entry);
             let (number, next) = (INodeNo(found.number), listing.offset_after(index));
             if reply.add(number, next, OsStr::from_bytes(name), &CACHE_LIFETIME, &attributes, Generation(0)) {
+                // The entry did not fit into the reply, so the kernel did not receive its number.
                 nodes.drop_unused(found.number);
                 return Ok(());
             }
@@ -82,6 +83,7 @@ impl<S: MountableTree> Filesystem<S> {
         FileAttr {
             ino: INodeNo(number),
             size,
+            // `st_blocks` counts units of 512 bytes, whatever the block size (stat(2)).
             blocks: size.div_ceil(512),
             atime: time,
             mtime: time,
@@ -201,6 +203,7 @@ impl<S: MountableTree> fuser::Filesystem for Filesystem<S> {
     }
 
     fn open(&self, _request: &Request, _number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // With this answer, the kernel sends no further `open` requests (`FUSE_NO_OPEN_SUPPORT`).
         reply.error(Errno::ENOSYS);
     }
 
@@ -227,6 +230,7 @@ impl<S: MountableTree> fuser::Filesystem for Filesystem<S> {
     }
 
     fn opendir(&self, _request: &Request, _number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // With this answer, the kernel sends no further `opendir` requests (`FUSE_NO_OPENDIR_SUPPORT`).
         reply.error(Errno::ENOSYS);
     }
 
@@ -257,6 +261,7 @@ impl<S: MountableTree> fuser::Filesystem for Filesystem<S> {
         };
         match xattrs.as_ref().and_then(|xattrs| xattrs.get(name.as_bytes())) {
             Some(value) => reply_xattr(value, size, reply),
+            // Not reported: overlayfs asks each directory for its marks, which few directories have.
             None => reply.error(Errno::NO_XATTR),
         }
     }
@@ -275,6 +280,7 @@ impl<S: MountableTree> fuser::Filesystem for Filesystem<S> {
 
 fn reply_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
     match size {
+        // With size 0, a program asks for the size of the value (getxattr(2)).
         0 => reply.size(u32::try_from(value.len()).expect("attributes of a row are below 100 KiB")),
         size if value.len() > size as usize => reply.error(Errno::ERANGE),
         _ => reply.data(value),

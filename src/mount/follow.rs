@@ -94,7 +94,9 @@ pub(super) fn replace_tree<S: MountableTree>(
     for outdated in outdated {
         let told = match &outdated {
             Outdated::Name(parent, name) => notifier.inval_entry(INodeNo(*parent), OsStr::from_bytes(name)),
+            // A negative offset invalidates only the attributes.
             Outdated::Attributes(number) => notifier.inval_inode(INodeNo(*number), -1, 0),
+            // Length 0 means everything from the offset on.
             Outdated::List(number) => notifier.inval_inode(INodeNo(*number), 0, 0),
         };
         if let Err(error) = told {

@@ -220,6 +220,7 @@ fn config(name: String, options: &MountOptions) -> Config {
     config.mount_options = vec![MountOption::RO, MountOption::FSName(name), MountOption::Subtype("strata".to_owned())];
     if options.allow_other {
         config.acl = SessionACL::All;
+        // Without this option, the kernel checks no permissions, and other users could read every file.
         config.mount_options.push(MountOption::DefaultPermissions);
     }
     config.n_threads = Some(options.threads.max(1));
@@ -297,6 +298,7 @@ fn mount_id(path: &Path) -> io::Result<u64> {
 /// Returns a path as `/proc/self/mountinfo` writes it.
 fn escape(path: &Path) -> String {
     let escaped = |character: char| match character {
+        // The kernel writes these characters in octal (proc_pid_mountinfo(5)).
         ' ' | '\t' | '\n' | '\\' => format!("\\{:03o}", u32::from(character)),
         other => other.to_string(),
     };
@@ -319,6 +321,7 @@ fn tidy(error: io::Error) -> io::Error {
 fn unmount_with(mountpoint: &Path, busy: bool) -> io::Result<()> {
     let flags = if busy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
     match rustix::mount::unmount(mountpoint, flags) {
+        // Without root privileges, only the set-user-ID program `fusermount3` can unmount.
         Err(Errno::PERM) => {}
         result => return Ok(result?),
     }
@@ -346,6 +349,7 @@ pub fn clear_dead_mount(mountpoint: &Path) -> Result<(), MountError> {
 
 /// Returns whether the process that serves a mount has ended.
 fn is_dead(mountpoint: &Path) -> bool {
+    // `ENOTCONN`: the process has ended. `ECONNABORTED`: the FUSE connection was aborted.
     matches!(rustix::fs::statfs(mountpoint), Err(Errno::NOTCONN | Errno::CONNABORTED))
 }
 

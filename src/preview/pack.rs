@@ -48,6 +48,7 @@ impl PackWriter {
     /// Appends `length` zero bytes as a hole.
     pub(super) fn append_hole(&mut self, length: u64) -> io::Result<()> {
         let beyond = || io::Error::from(io::ErrorKind::FileTooLarge);
+        // File offsets are signed, so `lseek` accepts no larger one.
         self.end = self.end.checked_add(length).filter(|&end| i64::try_from(end).is_ok()).ok_or_else(beyond)?;
         self.file.seek(SeekFrom::Start(self.end)).map(drop)
     }

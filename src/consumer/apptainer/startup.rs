@@ -65,6 +65,7 @@ fn export(name: &str, value: Option<&str>) -> String {
 }
 
 fn is_shell_name(name: &str) -> bool {
+    // Apptainer skips the same names.
     name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
@@ -87,6 +88,7 @@ fn double_quoted(text: &str) -> String {
 
 /// Returns `text` as one word of shell syntax in single quotes. A single quote itself is put in double quotes.
 fn single_quoted(text: &str) -> String {
+    // Apptainer quotes a single quote in the same way. In DUCC's scripts it ends the assignment early.
     format!("'{}'", text.replace('\0', "").replace('\'', r#"'"'"'"#))
 }
 

@@ -208,6 +208,7 @@ impl Bundle {
     fn write_config(&self, directory: &Path) -> io::Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(directory)?;
         file.write_all(self.config_json().as_bytes())?;
+        // Temporary files have mode 0600, and another user may run the bundle.
         file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
         file.persist_noclobber(directory.join("config.json"))?;
         Ok(())

@@ -56,6 +56,8 @@ impl Mount {
         // The group `tty` does not exist in a user namespace with one group.
         let tty: &[&str] = if rootless { &[] } else { &["gid=5"] };
         let sys = match rootless {
+            // The kernel lets a user namespace mount sysfs only with a network namespace of its own. `runc spec
+            // --rootless` binds `/sys`, too.
             true => Self::new("/sys", "none", "/sys", &[&["rbind"], &SAFE_OPTIONS, &["ro"]]),
             false => Self::new("/sys", "sysfs", "sysfs", &[&SAFE_OPTIONS, &["ro"]]),
         };
@@ -150,6 +152,7 @@ impl Mounts {
             return Ok(directory);
         }
         let said = on_one_line(&directory);
+        // Images whose `WorkingDir` no layer creates are common. runc fails to create it in a read-only root.
         if !root.has(directory.as_bytes())?
             && let Some((above, below)) = self.empty_directory_above(root, &directory)?
         {

@@ -87,8 +87,10 @@ fn process_json(process: &Process, terminal: bool) -> Value {
         "env": process.environment,
         "cwd": process.directory,
         "capabilities": {
+            // Inheritable capabilities would reach other users through file capabilities (CVE-2022-24769).
             "bounding": CAPABILITIES, "effective": held, "permitted": held, "inheritable": [], "ambient": [],
         },
+        // As in Docker. Otherwise set-user-ID programs of the image, such as `sudo`, would not work.
         "noNewPrivileges": false,
     })
 }

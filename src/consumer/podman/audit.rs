@@ -55,6 +55,7 @@ fn flaws_of_layers(
     let mut flaws = Vec::new();
     let no_layer = |found| Flaw::new(paths::layers_list(), format!("the layers of {}", entry.config.hex()), found);
     let Some(top) = entry.layer else {
+        // Without `layer`, podman starts the container with an empty root file system.
         return Ok(vec![no_layer("no topmost layer".to_owned())]);
     };
     if let Err(found) = store.layers_below(top) {
@@ -77,6 +78,7 @@ pub fn read_documents(repository: &Repository, config: Digest) -> Result<Result<
     };
     let path = paths::document(config, &config.to_string());
     Ok(match read(repository, &path)? {
+        // With other bytes, `podman images` fails for the whole store. The bytes of the manifest are not checked.
         Ok(bytes) if Digest::of(&bytes) == config => Ok((manifest, bytes)),
         Ok(bytes) => Err(Flaw::new(path, config.to_string(), Digest::of(&bytes).to_string())),
         Err(found) => Err(Flaw::new(path, "a config", found)),

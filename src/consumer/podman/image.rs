@@ -12,6 +12,7 @@ use crate::image::{Digest, ImageName};
 pub const MAX_DOCUMENT_SIZE: usize = 4 << 20;
 
 /// Creation time for images without one.
+// Without `created`, podman reports an age of 292 years.
 pub(super) const UNKNOWN_TIME: &str = "1970-01-01T00:00:00Z";
 
 /// Reason why an image is not added to the store: with it, podman would not list any image.
@@ -77,6 +78,7 @@ fn parse(bytes: &[u8], what: &str) -> Result<Value, Refusal> {
         return Err(Refusal(format!("its {what} has {} bytes, more than the limit of 4 MiB", bytes.len())));
     }
     let refusal = |error| Refusal(format!("its {what} is not valid JSON: {error}"));
+    // Go checks every value of a repeated member, so the values that serde drops must not be ignored.
     serde_json::from_slice::<UniqueMembers>(bytes).map_err(refusal)?;
     serde_json::from_slice(bytes).map_err(refusal)
 }

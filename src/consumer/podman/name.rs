@@ -28,6 +28,7 @@ fn is_reference(text: &str) -> bool {
     name.len() <= MAX_NAME_LENGTH
         && host.is_none_or(is_host)
         && path.split('/').all(is_path_component)
+        // distribution/reference reads 64 hexadecimal digits as an image ID.
         && !(host.is_none() && is_hex(path, 64))
         && tag.is_none_or(crate::image::is_tag)
         && digest.is_none_or(is_digest)

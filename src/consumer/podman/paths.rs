@@ -57,6 +57,7 @@ impl FlatLayers {
 ///
 /// It must never change, because existing containers contain it.
 pub fn link_id(layer: Digest) -> String {
+    // Base32 (RFC 4648, section 6) without padding, as in containers/storage.
     const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     let hash: [u8; 32] = Sha256::digest(format!("cvmfs-link:{}", layer.hex())).into();
     let bits = u128::from_be_bytes(*hash.first_chunk().expect("a hash has 32 bytes"));
@@ -67,6 +68,7 @@ pub fn link_id(layer: Digest) -> String {
 
 /// Returns the content of a lock file: 64 bytes by which podman recognises that a list has changed.
 pub fn lock_token(json: &[u8]) -> String {
+    // podman compares the 64 bytes. If a changed list had the same ones, `podman system service` would keep the old list.
     hex(&Sha256::digest(json))
 }
 
@@ -75,6 +77,7 @@ pub fn lock_token(json: &[u8]) -> String {
 /// With a relative target containers run, but no other image can be built from the image.
 pub fn diff_target(repository: &RepositoryName, config: Digest) -> String {
     let flat = crate::layout::flat_root(config);
+    // `podman build` and `commit` stop at a relative link with "linkpath must be absolute" (containers/storage).
     format!("$({MOUNT_VARIABLE}:-/cvmfs)/{repository}{flat}")
 }
 
@@ -119,6 +122,7 @@ pub fn image_directory(config: Digest) -> EntryPath {
 
 /// Returns the file of an image's document with this key.
 pub fn document(config: Digest, key: &str) -> EntryPath {
+    // The rule of containers/storage for the file names of its "big data".
     let is_plain = key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.');
     let name = if is_plain { key.to_owned() } else { format!("={}", base64(key)) };
     image_directory(config).join(name.as_bytes())

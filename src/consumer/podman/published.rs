@@ -84,7 +84,9 @@ impl PublishedStore {
         let expected = lock_token(json.as_deref().unwrap_or_default());
         self.is_ours &= token.as_deref() == Some(expected.as_bytes());
         match token {
+            // podman opens the lock file with `O_CREAT`, which fails on a read-only file system if the file is missing.
             None => self.flaws.push(Flaw::new(lock, "a file", "nothing")),
+            // podman 4.3 then parses both lists at each access: `podman images` of 500 images took 38 s instead of 0.7 s.
             Some(token) if token.len() < TOKEN_BYTES => {
                 let found = format!("{}, so that podman reads the list repeatedly", token.len());
                 self.warnings.push(Flaw::new(lock, format!("{TOKEN_BYTES} bytes"), found));

@@ -254,5 +254,6 @@ impl Shape {
 }
 
 fn is_whole(value: &Value) -> bool {
+    // Go reads these members as `int64`, and fails for larger numbers.
     value.is_i64()
 }

@@ -155,18 +155,21 @@ impl PodmanStore {
             is_changed: false,
             is_gone: false,
         };
+        // With an invalid digest, podman refuses the store, and every command fails.
         if let Some(digest) = entry.digest.take_if(|digest| !is_digest(digest)) {
             flaws.push(Flaw::new(path(), format!("a digest of image {}", config.hex()), shown(&digest)));
             entry.set("digest", &Value::Null);
         }
         let at = self.add_entry(entry);
         for name in known.names.into_iter().flatten().flatten() {
+            // With one invalid name, `podman images` fails for the whole store.
             match store_name(&name) {
                 Some(valid) => {
                     if valid != name {
                         flaws.push(Flaw::new(path(), format!("the name {valid}"), shown(&name)));
                         self.images[at].is_changed = true;
                     }
+                    // With one name in two entries, podman refuses the store, and every command fails.
                     if let Some(other) = self.by_name.get(&valid).copied().filter(|&other| other != at) {
                         flaws.push(Flaw::new(path(), format!("the name {valid} once"), "two images with this name"));
                         self.images[other].remove_name(&valid);
@@ -242,6 +245,7 @@ impl PodmanStore {
         while let Some(id) = next {
             let row = self.rows.get(&id).map(|&at| &self.layers[at]);
             let row = row.ok_or_else(|| format!("no layer {}", id.hex()))?;
+            // Without `diff-digest`, `podman images` fails for the whole store.
             if !row.has_diff_digest {
                 return Err(format!("layer {} without a digest", id.hex()));
             }
