@@ -147,11 +147,13 @@ pub fn check(
     }
     let threads = threads::pool(options.threads, directory.reporter())?;
     let checked = threads.install(|| check.run(directory));
+    // Files of an intact repository could not be read, so the findings may be wrong.
     if let Some((file, source)) = check.shortage.into_inner().expect("no thread panics while it records a shortage") {
         return Err(CheckError::Shortage { file, source });
     }
     let mut report = checked?;
     report.warnings = check.warnings.into_inner().expect("no thread panics while it warns");
+    // Threads add warnings in any order, and several threads the same one.
     report.warnings.sort();
     report.warnings.dedup();
     report.findings = check.findings.sorted();

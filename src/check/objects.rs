@@ -142,6 +142,7 @@ impl Check<'_> {
         let is_bare = |reference: &Reference| reference.form == StoredForm::Raw && reference.size == 0;
         match stored {
             None => vec![fault(group, "an object", NOTHING.to_owned())],
+            // Only raw content can be empty. A compressed object has at least the zlib header.
             Some(object) if object.bytes == 0 && !group.iter().all(is_bare) => {
                 vec![fault(group, "an object with content", "an empty file".to_owned())]
             }
@@ -213,6 +214,7 @@ impl Check<'_> {
 
 fn fault(group: &[Reference], expected: &str, found: String) -> ObjectFault {
     let first =
+        // The same row in every run, whatever the order of the threads.
         group.iter().min_by_key(|reference| (reference.catalog, reference.row)).expect("a group is never empty");
     ObjectFault { reference: *first, others: group.len() - 1, expected: expected.to_owned(), found }
 }

@@ -82,6 +82,7 @@ impl Check<'_> {
                     targets.push(catalog_path(&path));
                     let target = entry.expanded_target(client_variable);
                     let target = match target.strip_prefix(format!("/cvmfs/{}", self.name).as_bytes()) {
+                        // An absolute link below the mount point of clients leads into this repository.
                         Some(below) if below.is_empty() || below[0] == b'/' => {
                             at = EntryPath::ROOT;
                             below

@@ -138,6 +138,7 @@ fn check_ancestors(location: &Location, history: &AuditedHistory, findings: &Fin
     let mut good = HashSet::from([""]);
     for &branch in parents.keys() {
         let (mut at, mut way) = (branch, Vec::new());
+        // A way with more steps than there are branches is a loop.
         while !good.contains(at) && way.len() <= parents.len() {
             way.push(at);
             match parents.get(at) {

@@ -249,6 +249,7 @@ impl Check<'_> {
     fn check_subtree_counters(&self, tree: &CatalogTree) {
         let mut totals: Vec<Option<Counters>> = vec![None; tree.nodes.len()];
         let mut order: Vec<usize> = (0..tree.nodes.len()).collect();
+        // The mount point of a nested catalog is longer than that of its parent, so its totals are known first.
         order.sort_by_key(|&number| std::cmp::Reverse(tree.nodes[number].mountpoint.len()));
         for number in order {
             let node = &tree.nodes[number];
@@ -373,6 +374,7 @@ fn difference(above: &DirectoryRow, below: &DirectoryRow) -> Option<(String, Str
             format!("extended attributes {}", quoted(directory.xattr.as_deref())),
         ]
     };
+    // Catalogs of older schema revisions have no nanoseconds.
     let nanoseconds = above.row.mtime_nanoseconds.zip(below.row.mtime_nanoseconds);
     let nanoseconds = nanoseconds.filter(|(above, below)| above != below);
     let nanoseconds = nanoseconds.map(|(above, below)| (format!("mtimens {above}"), below.to_string()));

@@ -222,6 +222,7 @@ impl<'r> Comparison<'r> {
         match &node.kind {
             NodeKind::Directory => {
                 let directories = children.values().filter(|node| is_directory(&node.kind)).count();
+                // The name of the directory, its `.`, and the `..` of each subdirectory.
                 self.require(path, "link count", 2 + directories as u64, entry.link_count.into());
             }
             NodeKind::Symlink(target) => {

@@ -128,6 +128,7 @@ impl<'l, C: Clone> LayerApplication<'l, C> {
             }
             EntryKind::Unpublished => {
                 let (place, own_place) = self.create_parents(path)?;
+                // An entry that cannot be published still hides the entry that it replaces.
                 self.merged.remove_subtree(&place);
                 self.own.remove_subtree(&own_place);
                 self.hidden.insert(place);
@@ -158,6 +159,7 @@ impl<'l, C: Clone> LayerApplication<'l, C> {
     }
 
     fn add_node(&mut self, path: &EntryPath, node: NaiveNode<C>) -> Result<(), ApplyError> {
+        // Files of AUFS such as those below `.wh..wh.plnk` are not published, but hard links may refer to them.
         if is_bookkeeping(path) {
             self.bookkeeping.insert(path.clone(), node);
             return Ok(());
@@ -210,6 +212,7 @@ impl<'l, C: Clone> LayerApplication<'l, C> {
         let Ok(directory) = self.merged.resolve(&directory) else { return };
         let place = directory.join(name);
         let touched = &self.touched;
+        // image-spec, layer.md, "Whiteouts": they apply to lower layers only, wherever they are in the archive.
         self.merged.remove(|path| path.is_in(&place) && !touched.contains(path));
         self.hidden.insert(place);
     }
@@ -218,12 +221,14 @@ impl<'l, C: Clone> LayerApplication<'l, C> {
         self.opaque_directories.insert(path.clone());
         let Ok(place) = self.merged.resolve(path) else { return };
         let touched = &self.touched;
+        // image-spec, layer.md, "Opaque Whiteout": it hides the entries of lower layers only.
         self.merged.remove(|path| path.is_in(&place) && *path != place && !touched.contains(path));
         self.emptied.insert(place);
     }
 
     /// Returns the node to which a hard link refers at this point of the archive.
     fn target_of(&self, path: &EntryPath, target: &EntryPath) -> Result<Option<NaiveNode<C>>, ApplyError> {
+        // Next come the lower layers as they were before the whiteouts of this layer.
         match self.target_in_layer(path, target)? {
             Some(node) => Ok(Some(node)),
             None => find_target(self.lower, path, target),
