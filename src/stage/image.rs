@@ -125,6 +125,7 @@ impl Stager<'_> {
                 built
             })?;
             if let Some(cache) = &self.layer_cache {
+                // The trees are stored now, so that no later run needs the layers.
                 staged.image.layers.iter().for_each(|layer| cache.remove(layer.digest));
             }
         }

@@ -149,6 +149,7 @@ impl Stager<'_> {
     ) -> Result<(), StageError> {
         for (index, layer) in image.layers.iter().enumerate() {
             let is_repeated = image.layers[..index].iter().any(|other| other.digest == layer.digest);
+            // The same layer may occur several times in an image, but has one directory in `.layers`.
             if options.skip_layers || is_repeated {
                 continue;
             }
@@ -204,6 +205,7 @@ impl Stager<'_> {
     fn find_base(&self, plan: &mut BuildPlan, chains: &[ChainId], head: &Repository) -> Result<(), StageError> {
         let lowest_layer = plan.layers.first().copied();
         let lowest_chain = plan.chains.first().map(|length| length - 1);
+        // A layer or chain that is to be stored must be built, so the build starts below the lowest of them.
         let limit = lowest_layer.into_iter().chain(lowest_chain).min().unwrap_or(chains.len());
         for length in (1..=limit).rev() {
             if self.known_tree(head, &layout::chain_root(chains[length - 1]))?.is_some() {

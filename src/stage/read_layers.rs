@@ -63,6 +63,7 @@ impl Stager<'_> {
                 Err(error) => failure = failure.or(Some((image.layers[index].digest, error))),
             }
         }
+        // Recorded before the error is returned: a layer that was verified need not be read again because another one failed.
         self.engine.state().add_blobs(&verified)?;
         if let Some((digest, error)) = failure {
             return Err(StageError::Layer { digest, mirror: source.mirror_of(&digest), source: error });

@@ -108,6 +108,7 @@ impl ChangeDetector<'_> {
         for place in &places {
             let Some(record) = inventory::intact_record(self.head, place)? else { return Ok(false) };
             let is_same = place.platform.is_none() == is_single
+                // For a tag of an index, the registry returns the digest of the index.
                 && record.index.unwrap_or(record.manifest) == digest
                 && record.platform == options.platforms.asked();
             if !is_same || !self.has_all_trees(place, &record, options)? || !self.is_linked(place, &record, options)? {

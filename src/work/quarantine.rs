@@ -44,6 +44,7 @@ impl<'a> Quarantine<'a> {
 }
 
 fn pause(failures: u32) -> i64 {
+    // The shift is limited so that it cannot overflow. The pause has reached its maximum before.
     let doublings = failures.saturating_sub(1).min(20);
     (FIRST_PAUSE_SECONDS << doublings).min(MAX_PAUSE_SECONDS)
 }

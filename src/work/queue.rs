@@ -51,6 +51,7 @@ impl<T> TaskQueue<T> {
     pub(super) fn add(&self, host: &str, limit: usize, position: ImagePosition, task: T) {
         let mut state = self.lock();
         let new =
+            // With a limit of 0, no task of the host would ever run.
             || HostQueue { waiting: BTreeMap::new(), running: 0, limit: limit.max(1), last_progress: Instant::now() };
         let queue = state.hosts.entry(host.to_owned()).or_insert_with(new);
         if !queue.has_tasks() {

@@ -168,6 +168,7 @@ impl Round<'_> {
         lister: &'s CachingLister<'s>,
         sender: &Sender<RoundMessage>,
     ) -> Result<Vec<ScopedJoinHandle<'s, ()>>, SyncError> {
+        // Each HTTP client has a thread. It is started before the query threads, which may use up the threads of the process.
         for host in self.wishlist.wishes.iter().map(|wish| wish.host()).collect::<BTreeSet<_>>() {
             // Any other error concerns one host only, and is reported for its images.
             if let Err(error @ RegistryError::Thread(_)) = self.detector.registries.prepare(host) {
@@ -305,8 +306,10 @@ impl<'a> Coordinator<'a> {
         let mut last_check = Instant::now();
         while self.unfinished > 0 {
             self.round.workers.operation.cancellation().check()?;
+            // With a timeout, because this thread also notices cancellation, panics and stalled images.
             match messages.recv_timeout(POLL_INTERVAL) {
                 Ok(message) => self.handle(message)?,
+                // `thread::scope` passes the panic on.
                 Err(_) if threads.any_panicked() => return Ok(()),
                 Err(_) => {}
             }
@@ -473,6 +476,7 @@ impl<'a> Coordinator<'a> {
         let Expansion { failures, problems, .. } = expansion.finish();
         problems.iter().for_each(|problem| round.observer.note(Event::Problem(problem)));
         let is_incomplete = !failures.is_empty() || !round.wishlist.problems.is_empty() || !problems.is_empty();
+        // A list that failed looks like an empty one, so that all of its images would be removed.
         let allowed = if is_incomplete { Prune::Nothing } else { prune };
         if allowed != prune {
             round.reporter().warn(format_args!(

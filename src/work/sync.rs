@@ -201,6 +201,7 @@ fn attempt(
     wishlist.problems.iter().for_each(|problem| observer.note(Event::Problem(problem)));
     let (settings, side_by_side) = (engine.settings(), options.side_by_side.max(1));
     let registries = engine.registries().with_patience(settings.requests.patience());
+    // The limit is for the whole process, not for each image.
     let stage = options.convert.stage(engine.resources().memory / side_by_side as u64);
     let operation = Operation::start(engine, stage, registries.clone(), options.convert.publish)?;
     let quarantine = Quarantine::open(operation.state())?;
