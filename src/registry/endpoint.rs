@@ -47,6 +47,7 @@ impl Endpoint {
     pub(super) fn url(&self, repository: &str, rest: &str) -> Url {
         let prefix = if self.prefix.is_empty() { String::new() } else { format!("{}/", self.prefix) };
         let mut url = self.base.clone();
+        // DUCC, too, puts the path of a proxy between `/v2/` and the repository.
         url.set_path(&format!("/v2/{prefix}{repository}/{rest}"));
         url
     }

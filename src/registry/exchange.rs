@@ -243,10 +243,12 @@ impl Exchange<'_> {
     /// Fetches a token. The caller holds the lock of the slot, so that no other thread fetches the same token.
     fn fetch(&self, slot: &mut TokenSlot, service: TokenService) -> Result<HeaderValue, RegistryError> {
         let found = self.find()?;
+        // Also without credentials: Docker Hub and GHCR require a token for public images, too.
         let request = self.token_request(&service, found.credentials.as_ref())?;
         let connections = Endpoint::of_url(&request.url, &self.shared.settings).connections;
         let realm = self.shared.hosts.get(&authority(&request.url), connections);
         let what = format!("a token for {} from {}", self.call.what, redacted(&request.url));
+        // Waiting here would hold the lock of the slot, and so block all requests with this scope.
         realm.refuse_while_parked(self.shared.clock.now(), self.allowance, &what)?;
         let request = Request { deadline: self.token_by(&request.url), ..request };
         let response = self.shared.http.send(&request)?;

@@ -277,6 +277,7 @@ impl Http {
             .timeout(settings.stall.unwrap_or(self.limits.stall))
             .http1_only()
             .default_headers(headers)
+            // Otherwise reqwest adds the proxies of the process environment by itself.
             .no_proxy();
         for proxy in self.proxies.for_client()? {
             builder = builder.proxy(proxy);

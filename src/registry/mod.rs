@@ -303,6 +303,7 @@ impl Registries {
             Ok(Some(digest)) => Ok(digest),
             // Some registries do not send `Docker-Content-Digest`.
             Ok(None) => Ok(self.manifest(location, None, RetryBudget::Full)?.0.digest),
+            // Some registries limit `HEAD` requests alone.
             Err(error) if error.is_own_pause() => match self.manifest(location, None, RetryBudget::Confirmation) {
                 Err(RegistryError::Parked { .. } | RegistryError::GivenUp { .. }) => Err(error),
                 result => {

@@ -135,7 +135,7 @@ impl Push<'_> {
     fn upload(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
         let what = format!("blob {digest} of {} to be pushed", self.name);
         let body = |bytes: &[u8]| Some(RequestBody { media_type: "application/octet-stream", bytes: bytes.to_vec() });
-        // distribution-spec, "POST then PUT": two requests, which all registries support.
+        // distribution-spec, "POST then PUT". Support of a single `POST` is optional for registries.
         let begin = self.call(Method::POST, body(b""), what.clone());
         let send = self.call(Method::PUT, body(bytes), what);
         let url = self.endpoint.url(&self.repository, "blobs/uploads/");

@@ -145,6 +145,7 @@ impl Registries {
             // Some servers never respond to `HEAD`, but do to `GET`.
             Err(error) if error.is_silence() && budget == RetryBudget::FirstHalf => {}
             Err(error) if error.is_silence() => host.note_no_response(self.shared.clock.now()),
+            // A pause is neither a missing nor a complete response.
             Err(error) if error.is_postponed() => {}
             _ => host.note_complete_response(),
         }

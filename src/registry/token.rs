@@ -94,7 +94,7 @@ impl TokenResponse {
         let age = issued.and_then(|issued| time_of_day.duration_since(issued).ok()).unwrap_or_default();
         // A service does not issue expired tokens. The clock of the service or of this machine is wrong, so the age is ignored.
         let age = if age >= life { Duration::ZERO } else { age };
-        // The rest of the lifetime is left for requests under way and for clocks that differ.
+        // A token that is used to the end of its lifetime may expire before the request arrives.
         (life * 4 / 5).saturating_sub(age)
     }
 }
