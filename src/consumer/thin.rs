@@ -75,6 +75,7 @@ fn thin_json(repository: &RepositoryName, origin: &str, layers: &[Digest]) -> Ve
         url: format!("cvmfs://{repository}{}", layout::layer_root(*layer)),
     };
     let thin = ThinJson { version: "1.0", origin, layers: layers.iter().map(layer).collect() };
+    // DUCC also indents by two spaces.
     serde_json::to_vec_pretty(&thin).expect("texts are JSON")
 }
 
@@ -128,6 +129,7 @@ fn config_json(image: &ImageConfig, diff_id: Digest) -> Vec<u8> {
 
 fn execution_json(image: &ExecutionConfig) -> Value {
     let is_kept = |variable: &&String| variable.split_once('=').is_some_and(|(name, _)| name != MARK);
+    // DUCC imports thin images with `ENV CVMFS_IMAGE true`.
     let mut environment = vec![format!("{MARK}=true")];
     environment.extend(image.env.iter().filter(is_kept).cloned());
     let mut config = json!({"Env": environment});

@@ -34,6 +34,7 @@ fn path(text: &str) -> EntryPath {
 
 /// Returns the directory of a layer, which contains `layerfs` and `.metadata`.
 pub fn layer_directory(digest: Digest) -> EntryPath {
+    // Named by the digest of the compressed blob, as the snapshotter for containerd requests layers.
     below(".layers", digest)
 }
 
@@ -49,11 +50,13 @@ pub fn layer_record(digest: Digest) -> EntryPath {
 
 /// Returns the root of a chain.
 pub fn chain_root(chain: ChainId) -> EntryPath {
+    // Named by the OCI chain ID. Chains of DUCC have other IDs, from the digests of compressed layers.
     below(".chains", chain.0)
 }
 
 /// Returns the flat tree (root file system) of the image with this config.
 pub fn flat_root(config: Digest) -> EntryPath {
+    // As in DUCC, images with the same config share one tree.
     below(".flat", config)
 }
 

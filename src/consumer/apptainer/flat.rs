@@ -71,7 +71,7 @@ fn metadata(mode: u16) -> Metadata {
 /// links are preserved.
 fn widened(directory: &Directory, leaves: &mut HashMap<*const Leaf, Arc<Leaf>>) -> Arc<Directory> {
     let mut wide = Directory::new(directory.metadata.clone());
-    // DUCC adds the same bits to directories, and below to regular files only.
+    // DUCC adds these bits to directories, and 0600 to regular files.
     wide.metadata.mode |= 0o700;
     for (name, node) in &directory.children {
         let node = match node {

@@ -56,8 +56,8 @@ impl Mount {
         // The group `tty` does not exist in a user namespace with one group.
         let tty: &[&str] = if rootless { &[] } else { &["gid=5"] };
         let sys = match rootless {
-            // The kernel lets a user namespace mount sysfs only with a network namespace of its own. `runc spec
-            // --rootless` binds `/sys`, too.
+            // A user namespace may mount sysfs only with a network namespace of its own. `runc spec --rootless` binds
+            // `/sys`, too.
             true => Self::new("/sys", "none", "/sys", &[&["rbind"], &SAFE_OPTIONS, &["ro"]]),
             false => Self::new("/sys", "sysfs", "sysfs", &[&SAFE_OPTIONS, &["ro"]]),
         };

@@ -68,6 +68,7 @@ pub(super) fn config(
         "hostname": hostname,
         "mounts": mounts.mounts.iter().map(Mount::to_json).collect::<Vec<_>>(),
         "annotations": annotations(config),
+        // Only cgroup version 2 has this file.
         "linux": linux(options, Path::new("/sys/fs/cgroup/cgroup.controllers").exists()),
     })
 }
@@ -87,7 +88,7 @@ fn process_json(process: &Process, terminal: bool) -> Value {
         "env": process.environment,
         "cwd": process.directory,
         "capabilities": {
-            // Inheritable capabilities would reach other users through file capabilities (CVE-2022-24769).
+            // Otherwise users could gain capabilities from programs with inheritable file capabilities (CVE-2022-24769).
             "bounding": CAPABILITIES, "effective": held, "permitted": held, "inheritable": [], "ambient": [],
         },
         // As in Docker. Otherwise set-user-ID programs of the image, such as `sudo`, would not work.

@@ -24,6 +24,7 @@ pub(crate) fn listed_platform<'p>(places: impl Iterator<Item = &'p ImagePlace>) 
     let is_default = |place: &ImagePlace| {
         place.platform.as_ref().is_some_and(|platform| platform.architecture == "amd64" && platform.variant.is_none())
     };
+    // podman runs the listed image on any machine, even with `--platform` for another one: then it only warns.
     let runs_anywhere = |place: &ImagePlace| place.platform.as_ref().is_none_or(Platform::runs_without_a_variant);
     let shown = places.enumerate().filter(|(_, place)| runs_anywhere(place));
     shown.min_by_key(|(_, place)| (!is_default(place), &place.platform)).map(|(number, _)| number)
