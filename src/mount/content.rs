@@ -129,6 +129,7 @@ impl ContentSource for ContentReader {
                     let next = chunks.partition_point(|chunk| chunk.offset <= at);
                     let chunk = next.checked_sub(1).map(|index| chunks[index]).ok_or(ContentError::Hole(at))?;
                     let left = (chunk.offset + chunk.size).saturating_sub(at).min((length - filled) as u64) as usize;
+                    // In a valid catalog, the chunks of a file cover it without a gap.
                     if left == 0 {
                         return Err(ContentError::Hole(at).into());
                     }

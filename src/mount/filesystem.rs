@@ -94,6 +94,7 @@ impl<S: MountableTree> Filesystem<S> {
             nlink: entry.link_count,
             uid: entry.uid,
             gid: entry.gid,
+            // FUSE has 32 bits for it: 12 for the major and 20 for the minor number.
             rdev: entry.device_number(),
             blksize: 4096,
             flags: 0,
@@ -145,10 +146,13 @@ impl<S: MountableTree> fuser::Filesystem for Filesystem<S> {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // All of these are optional: an older kernel works without them.
         for capability in [
+            // A listing contains the attributes of its entries, which `ls -l` would otherwise request one by one.
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_NO_OPEN_SUPPORT,
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            // Otherwise the kernel sends only one lookup or listing of a directory at a time.
             InitFlags::FUSE_PARALLEL_DIROPS,
+            // A link keeps its target as long as it keeps its inode number.
             InitFlags::FUSE_CACHE_SYMLINKS,
         ] {
             config.add_capabilities(capability).ok();
@@ -171,6 +175,7 @@ impl<S: MountableTree> fuser::Filesystem for Filesystem<S> {
         let _no_change = self.view.block_changes();
         match self.view.find(parent.0, name.as_bytes()) {
             Ok(Some(found)) => {
+                // Inode numbers are not reused, so all have the same generation.
                 reply.entry(&CACHE_LIFETIME, &self.attributes(found.number, &found.entry), Generation(0));
             }
             Ok(None) => {
@@ -251,6 +256,8 @@ impl<S: MountableTree> fuser::Filesystem for Filesystem<S> {
 
     fn statfs(&self, _request: &Request, _number: INodeNo, reply: ReplyStatfs) {
         let blocks = self.view.totals.bytes.div_ceil(u64::from(BLOCK_SIZE));
+        // overlayfs takes its maximum name length from its layers. Where all report 0, as the CVMFS client does,
+        // every lookup fails.
         reply.statfs(blocks, 0, 0, self.view.totals.entries, 0, BLOCK_SIZE, MAX_NAME_LENGTH, BLOCK_SIZE);
     }
 

@@ -43,6 +43,7 @@ pub(super) struct ListedDirectory<P> {
 impl<P> ListedDirectory<P> {
     /// Returns the directory offset after the row at this index.
     pub(super) fn offset_after(&self, index: usize) -> u64 {
+        // 0 is the start of the list, and 1 and 2 are the positions after `.` and `..`.
         u64::from(self.generation) << 32 | (index as u64 + 3)
     }
 }
