@@ -84,6 +84,7 @@ impl Check<'_> {
         self.check_expiry(list);
         match self.master_key.as_ref().map(|key| signed.verify_signature(std::slice::from_ref(key))).transpose() {
             Ok(_) => {}
+            // Such a whitelist may be valid, so this is no finding.
             Err(error @ (WhitelistError::Pkcs7Unsupported | WhitelistError::CaChainUnsupported)) => {
                 self.warn(format!(".cvmfswhitelist is not verified: {error}"));
             }

@@ -28,6 +28,7 @@ impl Check<'_> {
     pub(super) fn check_layout(&self) -> u64 {
         let directories: Vec<String> = (0..=255).map(|byte| format!("{byte:02x}")).chain(["txn".to_owned()]).collect();
         for (name, metadata) in self.list("data") {
+            // `cvmfs_swissknife scrub` accepts nothing else in `data`.
             let is_directory = metadata.is_dir() && directories.iter().any(|directory| name == directory.as_str());
             if !is_directory {
                 let location = Location::file(format!("data/{}", escape(name.as_bytes())));
@@ -35,6 +36,7 @@ impl Check<'_> {
             }
         }
         for directory in directories {
+            // The uploader of CVMFS never creates these directories, and `cvmfs_server import` requires all of them.
             if let Err(error) = fs::metadata(self.store.root().join("data").join(&directory)) {
                 self.note_unreadable(&Location::file(format!("data/{directory}")), "a directory", &error);
             }

@@ -16,6 +16,7 @@ pub(super) struct ObjectName {
 }
 
 /// Letters with which the names of files below `data/` may end.
+// `cvmfs_swissknife scrub` accepts the same letters.
 const LETTERS: &[u8] = b"CHPXML";
 
 impl ObjectName {

@@ -23,6 +23,7 @@ impl Check<'_> {
             Err(fault) => return self.findings.add_faults(&location, &[fault]),
         };
         self.findings.add_faults(&location, &reflog.faults);
+        // Another schema revision ends the tools of CVMFS with a failed assertion.
         for (key, value) in [("schema", "1.0"), ("schema_revision", "0"), ("fqrn", self.name.as_str())] {
             let found = reflog.properties.get(key).map_or("none", String::as_str);
             self.findings.require(&location, &format!("property {key} with"), value, found);

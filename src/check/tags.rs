@@ -45,6 +45,7 @@ impl Check<'_> {
             let found = history.properties.get(key).map_or("none", String::as_str);
             self.findings.require(&location, &format!("property {key} with"), value, found);
         }
+        // CVMFS requires this property when it reconstructs the reflog; zeros mean that there is no previous database.
         let previous = history.properties.get("previous_revision").map_or("none", String::as_str);
         if ObjectName::of_text(previous, ObjectKind::History).is_none() {
             self.findings.note(&location, "a hash in property previous_revision", previous);

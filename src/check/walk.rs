@@ -60,6 +60,7 @@ impl CheckedRows<'_> {
 
     fn add_content(&self, path: &[u8], row: &AuditedRow, chunks: &[AuditedChunk]) {
         let Some(algorithm) = Algorithm::of_flags(row.flags) else { return };
+        // An external file has no object: clients fetch it from another URL.
         if row.flags & EXTERNAL != 0 || !self.scope.holds(path) {
             return;
         }

@@ -183,6 +183,7 @@ impl<'r> Comparison<'r> {
         }
         let mut groups: HashMap<u32, BTreeSet<&[u8]>> = HashMap::new();
         for NamedRow { name, row } in rows.iter().filter(|named| named.row.entry.link_group != 0) {
+            // A link group must stay in one directory, or `cvmfs_server check` fails.
             groups.entry(row.entry.link_group).or_default().insert(name);
         }
         for NamedRow { name, row } in rows.iter().filter(|named| !named.row.entry.is_directory()) {
