@@ -114,6 +114,7 @@ impl<'a> Publications<'a> {
             }
             return Ok(());
         }
+        // The revision must not depend on which image was staged first.
         unpublished.sort_by_key(|(number, _)| self.images[*number].position);
         let (numbers, staged): (Vec<usize>, Vec<Vec<StagedImage>>) = unpublished.into_iter().unzip();
         let staged: Vec<StagedImage> = staged.into_iter().flatten().collect();

@@ -77,6 +77,7 @@ pub fn push_thin_images(
             Ok((name, _)) if report.images.iter().any(|(image, _)| *image.name() == name) => {
                 outcomes.push(left_out("it would replace an image of the recipe".to_owned()));
             }
+            // With a template without `$(tag)`, several images would have the same thin image.
             Ok((name, transport)) => match taken.entry(name.to_string()) {
                 Entry::Occupied(other) => {
                     outcomes.push(left_out(format!("the thin image of '{}' has the same name", other.get())));
