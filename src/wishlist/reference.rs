@@ -49,6 +49,7 @@ impl<'t> WishReference<'t> {
         let (rest, plain_http) = without_scheme(text)?;
         let (rest, digest) = rest.split_once('@').map_or((rest, None), |(rest, digest)| (rest, Some(digest)));
         let digest = digest.map(str::parse).transpose().map_err(|error: NameError| error.to_string())?;
+        // As in DUCC, the first component is always a host. There is no default registry.
         let (host, path) =
             rest.split_once('/').ok_or_else(|| format!("{text:?} contains no registry or no repository"))?;
         let (repository, tag) = path.split_once(':').map_or((path, None), |(path, tag)| (path, Some(tag)));
