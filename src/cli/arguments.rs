@@ -398,6 +398,7 @@ fn memory(text: &str) -> Result<ByteSize, String> {
 /// Parses a host name that Linux and common programs accept.
 fn hostname(text: &str) -> Result<String, &'static str> {
     let is_right = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    // 64 is `HOST_NAME_MAX` of Linux.
     match (1..=64).contains(&text.len()) && text.bytes().all(is_right) && !text.starts_with(['-', '.']) {
         true => Ok(text.to_owned()),
         false => Err("a host name has 1 to 64 letters, digits, '-' and '.', and begins with a letter or digit"),
@@ -476,6 +477,7 @@ const MAX_TIME: i64 = 253_402_300_800;
 /// Returns the time for files and records that strata creates: `SOURCE_DATE_EPOCH` if it is set, otherwise the current time.
 pub fn time_of_publication() -> anyhow::Result<Timestamp> {
     let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else { return Ok(Timestamp::now()) };
+    // The specification of SOURCE_DATE_EPOCH (reproducible-builds.org) asks for an error if the value is malformed.
     let seconds = text.to_str().and_then(|text| text.parse().ok()).filter(|seconds| (0..MAX_TIME).contains(seconds));
     let seconds = seconds
         .with_context(|| format!("SOURCE_DATE_EPOCH must be a number of seconds since 1970, but is {text:?}"))?;

@@ -139,6 +139,7 @@ fn image_json(rehearsal: &Rehearsal, difference: &RevisionDiff, layers: Vec<Opti
     json["manifest"] = json!(rehearsal.outcome.manifest);
     json["is-published"] = json!(rehearsal.before.is_some());
     json["would-change"] = json!(rehearsal.changes);
+    // Programs that read the JSON expect this former name.
     json["folders"] = directories(difference).into_iter().map(directory).collect();
     json["layers"] = json!(rehearsal.layers);
     json["stored"] = json!({"objects": rehearsal.written.objects, "bytes": rehearsal.written.bytes});

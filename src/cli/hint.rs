@@ -10,6 +10,7 @@ pub fn how_to_mount(directory: &RepositoryDirectory) -> String {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string();
     let (name, storage) = (directory.name(), absolute(&directory.storage_path()));
     let (key, repository) = (absolute(&directory.public_key_path()), shell_word(&absolute(directory.path())));
+    // `CVMFS_CLAIM_OWNERSHIP=no`: by default, the client shows all files as those of the user who mounts.
     format!(
         "To mount it here without the CVMFS client:\n\
          \x20 mkdir -p mnt && strata --repo {repository} mount mnt\n\

@@ -106,6 +106,7 @@ impl Ending {
         if self.publishes {
             print_outcome();
         }
+        // The parent process, such as a shell, must see that the signal ended the program.
         emulate_default_handler(signal).ok();
     }
 }

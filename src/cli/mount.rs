@@ -40,6 +40,7 @@ pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<Exit
         threads: answering_threads(),
     };
     let revision = repository.revision()?;
+    // Before the mount: an earlier signal would end the process and leave a mount that nothing serves.
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
     let mounted = Mount::start(repository, &mount.mountpoint, &options)?;
     let point = mounted.point().clone();
@@ -131,8 +132,10 @@ pub fn guard(point: &MountPoint) -> anyhow::Result<Child> {
         .args(["--quiet", "guard-mount"])
         .arg(point.path())
         .arg(point.id().to_string())
+        // The kernel closes this pipe when the process ends, however it ends.
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
+        // Otherwise Ctrl-C in a terminal would end the guard together with this process.
         .process_group(0)
         .spawn()
         .context("cannot start a process that unmounts when this one is killed")

@@ -225,6 +225,7 @@ fn run_command(command: &OsStr, mountpoint: &Path, stage: &Mutex<PreviewProgress
         stage.command = Some(RunningCommand { process: Pid::from_child(&child), is_group });
         child
     };
+    // `NOWAIT` leaves a zombie, whose process ID is not reused while the other thread may still signal it.
     let wait = || waitid(WaitId::Pid(Pid::from_child(&child)), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
     while matches!(wait(), Err(Errno::INTR)) {}
     let (is_ending, status) = {

@@ -171,6 +171,7 @@ impl Write for LogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         super::interrupt::wait_if_ending();
         let text = String::from_utf8_lossy(line);
+        // Escape characters are kept, because the colours of the log need them.
         let parts: Vec<String> = shortened(text.trim_end_matches('\n')).split('\x1b').map(on_one_line).collect();
         let escaped = parts.join("\x1b") + "\n";
         let bars = displayed_bars().clone();

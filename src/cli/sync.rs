@@ -46,6 +46,7 @@ pub fn run(arguments: &Arguments, command: &Sync) -> anyhow::Result<ExitCode> {
         return once(arguments, command, &directory, &notifier);
     }
     loop {
+        // The cause, such as a file that is being edited, may be gone in the next round.
         if let Err(error) = once(arguments, command, &directory, &notifier) {
             tracing::error!("{}", causes(error.as_ref()));
         }
