@@ -17,6 +17,7 @@ use crate::repository::{CatalogLocation, Repository, RepositoryError};
 /// A manifest as DUCC writes it: only these members, with capitalised keys.
 #[derive(Deserialize)]
 struct DuccManifest {
+    // Both spellings occur, because programs in Go ignore the case of keys.
     #[serde(alias = "Config")]
     config: DuccDescriptor,
     #[serde(alias = "Layers", default)]

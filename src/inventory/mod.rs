@@ -90,6 +90,7 @@ fn list_below(
     if children.contains_key(&b"manifest.json"[..]) {
         let below = directory.components().skip(root.components().count());
         let below = below.fold(EntryPath::ROOT, |path, name| path.join(name));
+        // A digest follows a colon in a path, and an `@` in a name.
         let text = String::from_utf8_lossy(below.as_bytes()).replace(":sha256:", "@sha256:");
         let name = text.parse().map_err(|source| InventoryError::Name { path: directory.clone(), source })?;
         let place = ImagePlace { name, platform: platform.cloned() };

@@ -96,6 +96,7 @@ pub(crate) fn edits(
         }
         builder.add_name(platforms)?;
     }
+    // Another run may have published a wishlist with these names since they were selected for removal.
     let wished = builder.wished_by_others(changes)?;
     for name in changes.removed.iter().filter(|name| !wished.contains(name)) {
         builder.remove_name(name)?;
@@ -222,6 +223,7 @@ impl<'a> RevisionBuilder<'a> {
         for (alias, candidates) in ARCHITECTURE_ALIASES {
             let link = root.join(alias.as_bytes());
             let before = self.head.get(&link)?;
+            // As in DUCC, a link never replaces a real directory.
             if directories.contains(alias.as_bytes()) || before.as_ref().is_some_and(|entry| entry.is_directory()) {
                 continue;
             }
