@@ -129,6 +129,7 @@ pub fn diff_rows(
         _ => {}
     }
     let DiffWalk { changes, objects, .. } = walk;
+    // Only the search for known objects needs all catalogs of the older revision.
     let known = if objects.is_empty() {
         HashSet::new()
     } else {

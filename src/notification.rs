@@ -45,8 +45,10 @@ impl Notifications {
     /// if the pipe is full, the line is lost.
     pub fn open(path: &Path, reporter: &Reporter) -> io::Result<Self> {
         let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        // DUCC also appends, and creates the file with this mode.
         let opened = OpenOptions::new().append(true).create(true).mode(0o660).custom_flags(flags).open(path);
         let file = opened.map_err(|error| match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+            // fifo(7): opening a pipe without a reader for writing, without blocking, fails with `ENXIO`.
             Some(rustix::io::Errno::NXIO) => io::Error::other("no process reads from this pipe"),
             _ => error,
         })?;
@@ -181,6 +183,7 @@ fn write_at_once(mut file: &File, line: &[u8]) -> io::Result<()> {
 fn new_id() -> String {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).expect("the system gives random bytes");
+    // The version (RFC 9562, section 4.2). The next line sets the variant (section 4.1).
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let hex = crate::image::hex(&bytes);

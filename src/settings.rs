@@ -102,6 +102,7 @@ pub enum Modes {
 }
 
 #[derive(serde::Deserialize)]
+// A misspelt setting would silently have no effect.
 #[serde(deny_unknown_fields)]
 struct File {
     repository: String,
@@ -199,6 +200,7 @@ impl Settings {
             repository,
             storage: "storage".into(),
             keys: "keys".into(),
+            // `cvmfs_server` keeps a directory for each of its repositories there.
             server_settings: "/etc/cvmfs/repositories.d".into(),
             compression: Compression::default(),
             modes: Modes::default(),
