@@ -28,7 +28,8 @@ pub enum BuildError {
     /// An object could not be stored.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The path has an entry of the other type, which strata did not create: a directory instead of a file or link, or the reverse.
+    /// The path has an entry of another type, which strata did not create: a directory in place of a file or link, or a file or
+    /// link in place of a directory.
     #[error(
         "cannot publish {0}: the path exists and is a directory instead of a file or link, or a file or link instead of a directory"
     )]
@@ -57,8 +58,9 @@ pub struct CatalogBuilder<'a> {
     /// The content of markers: an empty file.
     empty_content: Content,
     target: usize,
-    /// Held while a catalog with more than [`plan::MAX_ENTRIES`] is written, which needs several hundred bytes of memory per row.
-    /// The same large directory is in the layer, the chain and the flat tree; without the lock, all three would be written at once.
+    /// Locked while a catalog with more than [`plan::MAX_ENTRIES`] entries is written. Writing such a catalog needs several
+    /// hundred bytes of memory per row. A large directory of an image is in three trees: the layer, the chain and the flat tree.
+    /// The lock prevents that all three are written at the same time.
     large: Mutex<()>,
 }
 
@@ -167,7 +169,7 @@ impl RowCollector<'_> {
             CatalogEntry::of_directory(&directory.metadata, directory.subdirectories()).with_nesting(Nesting::Root);
         self.draft.push(root.clone(), row);
         self.add_children(directory, &root);
-        // Hidden, so that a container lists only the files of its image.
+        // The marker is hidden, so that a container lists only the files of its image.
         self.draft.add_missing(root.join(MARKER), marker(&directory.metadata, empty_content).hidden());
     }
 
@@ -215,12 +217,18 @@ impl LinkGroups {
         let mut inodes: Vec<*const Leaf> = shared.collect();
         inodes.sort_unstable();
         let linked = inodes.chunk_by(|a, b| a == b).filter(|names| names.len() > 1);
-        let names =
-            linked.map(|names| (names[0], u32::try_from(names.len()).expect("a directory is in memory"))).collect();
+        let names = linked
+            .map(|names| {
+                (names[0], u32::try_from(names.len()).expect("a directory in memory has fewer than 2^32 entries"))
+            })
+            .collect();
         Self { names, groups: HashMap::new() }
     }
 
-    /// Returns the number of the inode's group within the catalog and the number of its names; a new group gets the number after `last`.
+    /// Returns the number of the inode's hard link group in the catalog, and the number of names in the group. `None` if the
+    /// inode has only one name in the directory.
+    ///
+    /// `last` is the highest number of a group so far. A new group increments it.
     fn get(&mut self, leaf: &Arc<Leaf>, last: &mut u32) -> Option<(u32, u32)> {
         let inode = Arc::as_ptr(leaf);
         let count = *self.names.get(&inode)?;

@@ -5,7 +5,7 @@ use std::ops::{AddAssign, SubAssign};
 use super::entry::CatalogEntry;
 use crate::object::ContentObjects;
 
-/// The twelve counters of one catalog, or the sums over all catalogs below one.
+/// The twelve counters of one catalog, or their sums over several catalogs.
 ///
 /// The directory of a nested catalog is counted twice: in the parent catalog as the transition point, and in the nested catalog as
 /// its root.
@@ -48,7 +48,8 @@ impl Counters {
         NAMES.into_iter().zip(self.0)
     }
 
-    /// Calls `value` for each counter name; returns the first name for which it returns `None` as the error.
+    /// Creates the counters from `value`, which returns the value of a counter by name. Fails with the first name that has no
+    /// value.
     pub fn from_named(mut value: impl FnMut(&'static str) -> Option<i64>) -> Result<Self, &'static str> {
         let mut counters = Self::default();
         for (number, name) in counters.0.iter_mut().zip(NAMES) {
@@ -108,14 +109,14 @@ impl Counters {
             };
             self.0[Self::CHUNKED] += 1;
             self.0[Self::CHUNKED_SIZE] += entry.size;
-            self.0[Self::CHUNKS] += i64::try_from(chunks).expect("chunks are counted in memory");
+            self.0[Self::CHUNKS] += i64::try_from(chunks).expect("the number of chunks in memory fits into an i64");
         }
     }
 
     /// Returns the counters of `nested` nested catalogs without rows.
     pub fn of_nested(nested: usize) -> Self {
         let mut counters = Self::default();
-        counters.0[Self::NESTED] += i64::try_from(nested).expect("catalogs are counted in memory");
+        counters.0[Self::NESTED] += i64::try_from(nested).expect("the number of catalogs in memory fits into an i64");
         counters
     }
 }

@@ -115,7 +115,8 @@ impl ToSql for Text<'_> {
     }
 }
 
-/// Turns off rollback and foreign keys. Sufficient for a database in memory that is written once and discarded after an error.
+/// Turns off rollback and foreign keys. A database in memory needs neither, because it is written once and discarded after an
+/// error.
 // Never WAL: CVMFS aborts on a file whose header requires it. Readers do not enforce foreign keys either.
 pub(super) const UNJOURNALED: &str = "PRAGMA journal_mode = OFF; PRAGMA foreign_keys = OFF;";
 
@@ -154,7 +155,7 @@ pub struct Catalog {
 impl Catalog {
     /// Opens the catalog of the directory `root` from the bytes of its SQLite file.
     pub fn parse(bytes: &[u8], root: &EntryPath) -> Result<Self, CatalogError> {
-        // Writable, because the owner may later turn it into a `WritableCatalog`.
+        // Opened as writable, because the caller may later convert the catalog into a `WritableCatalog`.
         Self::opened(GuardedDatabase::open(bytes, Access::Writable), bytes.len(), root)
     }
 
@@ -320,7 +321,7 @@ impl Catalog {
         both.map_err(|source| self.database_error(source))
     }
 
-    /// Separates the name from a row, and adds the chunks from the table `chunks`.
+    /// Returns the name and the entry of a row. Reads the chunks of the file from the table `chunks`.
     fn complete(&self, database: &GuardedDatabase, row: StoredRow) -> Result<(Vec<u8>, CatalogEntry), CatalogError> {
         let mut failure = None;
         let name = row.name.clone();
@@ -418,7 +419,7 @@ fn read_reference_with_path(row: &Row<'_>) -> rusqlite::Result<(Vec<u8>, Catalog
 pub(super) fn read_reference(row: &Row<'_>) -> rusqlite::Result<CatalogReference> {
     let text: String = row.get(0)?;
     let hash = text.parse::<ObjectHash>().map_err(|error| wrong_value(0, Type::Text, error.to_string()))?;
-    // Old catalogs have no size.
+    // Old catalogs do not state the sizes of other catalogs.
     Ok(CatalogReference { hash, size: row.get::<_, Option<u64>>(1)?.unwrap_or(0) })
 }
 

@@ -19,16 +19,18 @@ use crate::path::EntryPath;
 use crate::span::{BYTES, span};
 use crate::store::Staging;
 
-/// Maximum number of entries of a catalog of strata's own directories. A larger one is split at its subdirectories.
+/// Maximum number of entries of a catalog that [`Editor`] has loaded and changed, except the root catalog. A larger catalog is
+/// split at its subdirectories.
 pub const MAX_STRUCTURAL_ENTRIES: i64 = 50_000;
 
 /// Minimum number of entries of a subdirectory that becomes a nested catalog when its catalog is split.
 const MIN_SPLIT_ENTRIES: usize = 1_000;
 
-/// Returns a catalog that was read before and that has no other user, so that it need not be read again.
+/// Removes a catalog from the cache of the repository and returns it, so that it is not read again. Returns `None` if the catalog
+/// is not cached or is in use.
 pub type TakeCatalog<'a> = &'a dyn Fn(&EntryPath, CatalogReference) -> Option<Catalog>;
 
-/// Where the catalogs of a repository come from.
+/// Source of the catalogs of a repository: the cache, and for other catalogs the store.
 #[derive(Clone, Copy)]
 struct CatalogSource<'a> {
     staging: &'a Staging,
@@ -38,7 +40,7 @@ struct CatalogSource<'a> {
 /// Changes the catalogs of a repository. No change is stored until [`Self::write`].
 pub struct Editor<'a> {
     catalogs: CatalogSource<'a>,
-    /// Modification time of everything that strata itself creates.
+    /// Modification time of changed directories, and of directories and markers that the editor creates.
     now: Timestamp,
     empty_content: Content,
     root: LoadedCatalog,
@@ -50,7 +52,7 @@ pub struct Editor<'a> {
 #[derive(Debug)]
 struct LoadedCatalog {
     catalog: WritableCatalog,
-    /// The stored catalog and its total counters before any change; `None` for a new catalog.
+    /// Reference to the stored catalog, and its total counters before any change; `None` for a new catalog.
     origin: Option<(CatalogReference, Counters)>,
     below: BTreeMap<EntryPath, LoadedCatalog>,
     is_changed: bool,
@@ -78,7 +80,7 @@ impl<'a> Editor<'a> {
         let mut root = LoadedCatalog::create(&EntryPath::ROOT)?;
         // Clients take their default, the same value, if a root catalog has no TTL.
         root.catalog.set_property("TTL", &DEFAULT_TTL.to_string())?;
-        root.catalog.put(&EntryPath::ROOT, &CatalogEntry::of_directory(&own_metadata(0o755, now), 0))?;
+        root.catalog.put(&EntryPath::ROOT, &CatalogEntry::of_directory(&root_owned_metadata(0o755, now), 0))?;
         let empty_content = staging.put_file(compression, b"").map_err(BuildError::from)?;
         Ok(Self::of(CatalogSource { staging, take: &|_, _| None }, now, empty_content, root))
     }
@@ -96,7 +98,7 @@ impl<'a> Editor<'a> {
     /// Inserts a stored tree at `path`, and replaces an existing tree or directory.
     pub fn put_tree(&mut self, path: &EntryPath, tree: &StoredTree) -> Result<(), BuildError> {
         self.put(path, tree.transition_point.clone())?;
-        let (parent, _) = path.split().expect("a tree is not the root of the repository");
+        let (parent, _) = path.split().expect("callers do not insert a tree as the root of the repository");
         let LoadedCatalog { catalog, .. } = self.root.catalog_of(self.catalogs, &parent)?;
         catalog.put_reference(References::Nested, path, tree.reference)?;
         *catalog.below() += tree.totals;
@@ -108,8 +110,8 @@ impl<'a> Editor<'a> {
     /// A directory replaces only a directory, and a file or link replaces only a file or link; otherwise this fails with
     /// [`BuildError::Occupied`].
     pub fn put(&mut self, path: &EntryPath, entry: CatalogEntry) -> Result<(), BuildError> {
-        let (parent, _) = path.split().expect("the root of the repository stays a directory");
-        // Read from the parent's catalog: the catalog of a tree that is being replaced may be lost.
+        let (parent, _) = path.split().expect("callers do not replace the root of the repository");
+        // Only the catalog of the parent directory is read, because the catalog of a replaced tree may be lost.
         let before = self.root.catalog_of(self.catalogs, &parent)?.catalog.get(path)?;
         if before.as_ref().is_some_and(|there| there.is_directory() != entry.is_directory()) {
             return Err(BuildError::Occupied(path.clone()));
@@ -132,19 +134,20 @@ impl<'a> Editor<'a> {
         Ok(catalog.put(&parent, &directory)?)
     }
 
-    /// Creates the directory `path` and its parents, if missing.
+    /// Creates the directory `path` and its parents, unless they exist. Fails if an existing entry is a file or link.
     pub fn make_directory(&mut self, path: &EntryPath) -> Result<(), BuildError> {
         match self.get(path)? {
             Some(entry) if entry.is_directory() => Ok(()),
-            _ => self.put(path, CatalogEntry::of_directory(&own_metadata(0o755, self.now), 0)),
+            _ => self.put(path, CatalogEntry::of_directory(&root_owned_metadata(0o755, self.now), 0)),
         }
     }
 
     /// Makes `path` a nested catalog, and creates the directory if it is missing.
     pub fn make_catalog(&mut self, path: &EntryPath) -> Result<(), BuildError> {
         self.make_directory(path)?;
-        let (marker, catalogs) = (marker(&own_metadata(0o644, self.now), &self.empty_content), self.catalogs);
-        let (parent, _) = path.split().expect("the root of the repository is a catalog already");
+        let (marker, catalogs) = (marker(&root_owned_metadata(0o644, self.now), &self.empty_content), self.catalogs);
+        let (parent, _) =
+            path.split().expect("callers do not pass the root of the repository, which always has a catalog");
         let catalog = self.root.catalog_of(catalogs, &parent)?;
         if catalog.has_below(path)? { Ok(()) } else { catalog.split(catalogs, path, &marker) }
     }
@@ -159,18 +162,19 @@ impl<'a> Editor<'a> {
         catalog.drop_from(catalogs, path)?;
         catalog.leave_link_group(&parent, &entry)?;
         let mut directory = catalog.catalog.directory(&parent)?;
-        // A link count that another program wrote may be wrong.
+        // A link count that another program wrote may be too small.
         directory.link_count = directory.link_count.saturating_sub(u32::from(entry.is_directory())).max(2);
         touch(&mut directory, now);
         catalog.catalog.put(&parent, &directory)?;
         Ok(true)
     }
 
-    /// Stores every changed catalog, and returns the new root catalog, which has the given revision.
+    /// Stores every changed catalog, and returns the reference to the new root catalog. The root catalog gets the number
+    /// `revision`.
     ///
-    /// Catalogs that became too large are split first.
+    /// Before that, changed catalogs with more than [`MAX_STRUCTURAL_ENTRIES`] entries are split, except the root catalog.
     pub fn write(mut self, revision: u64) -> Result<CatalogReference, BuildError> {
-        let marker = marker(&own_metadata(0o644, self.now), &self.empty_content);
+        let marker = marker(&root_owned_metadata(0o644, self.now), &self.empty_content);
         for child in self.root.below.values_mut() {
             child.split_large(self.catalogs, (self.max_entries, self.min_split_entries), &marker)?;
         }
@@ -183,7 +187,7 @@ impl<'a> Editor<'a> {
 /// Time in seconds after which clients look for a new revision; the default of `cvmfs_server`.
 const DEFAULT_TTL: u32 = 240;
 
-fn own_metadata(mode: u16, now: Timestamp) -> Metadata {
+fn root_owned_metadata(mode: u16, now: Timestamp) -> Metadata {
     Metadata { mode, uid: 0, gid: 0, mtime: now, xattrs: None }
 }
 
@@ -201,7 +205,8 @@ impl LoadedCatalog {
 
     fn open(catalogs: CatalogSource<'_>, path: &EntryPath, reference: CatalogReference) -> Result<Self, BuildError> {
         let catalog = catalogs.get(path, reference)?;
-        // The reference is signed again together with the catalog, so its size must be right. Old catalogs have no sizes.
+        // The next signature also covers the reference, so the size that it states must be correct. References in old catalogs
+        // state no size.
         if reference.size != 0 && reference.size != catalog.size() {
             let fault = format!("its reference states {} bytes, but it has {}", reference.size, catalog.size());
             return Err(CatalogError::Invalid { path: path.clone(), fault }.into());
@@ -220,7 +225,7 @@ impl LoadedCatalog {
         }
     }
 
-    /// Returns the transition point of this catalog that is at or above `path`.
+    /// Returns the transition point of this catalog that is at or above `path`; `None` if there is no such transition point.
     fn next_below(&self, path: &EntryPath) -> Result<Option<EntryPath>, BuildError> {
         let mut at = Some(path.clone());
         while let Some(here) = at.filter(|here| here != self.catalog.root()) {
@@ -241,7 +246,7 @@ impl LoadedCatalog {
         Ok(match self.below.entry(path.clone()) {
             Entry::Occupied(loaded) => loaded.into_mut(),
             Entry::Vacant(place) => {
-                let reference = self.catalog.nested(path)?.expect("is a transition point");
+                let reference = self.catalog.nested(path)?.expect("the caller found a transition point at this path");
                 place.insert(Self::open(catalogs, path, reference)?)
             }
         })
@@ -261,7 +266,8 @@ impl LoadedCatalog {
         Ok(())
     }
 
-    /// Removes the references to nested catalogs at and below `path`, and returns them with their total counters.
+    /// Removes the references to nested catalogs at and below `path`, and subtracts the counters of these catalogs from the sum.
+    /// Returns the references with the total counters.
     fn take_nested(
         &mut self,
         catalogs: CatalogSource<'_>,
@@ -283,7 +289,7 @@ impl LoadedCatalog {
             taken.push((nested, reference, totals));
         }
         if is_one_lost {
-            // The counters of a lost catalog are unknown, so the sum is computed again from the remaining ones.
+            // The counters of a lost catalog are unknown, so the sum is computed again from the remaining catalogs.
             let mut below = Counters::default();
             for (nested, reference) in self.catalog.references_from(References::Nested, &self.catalog.root().clone())? {
                 below += self.totals_below(catalogs, &nested, reference)?;
@@ -293,7 +299,7 @@ impl LoadedCatalog {
         Ok(taken)
     }
 
-    /// Returns the total counters of a nested catalog as they were before any change.
+    /// Returns the total counters that a nested catalog had before any change.
     fn totals_below(
         &self,
         catalogs: CatalogSource<'_>,
@@ -306,7 +312,8 @@ impl LoadedCatalog {
         }
     }
 
-    /// Decrements the link count of the remaining names in the hard link group of `gone`, which was removed from `directory`.
+    /// Updates the hard link group of `gone`, a row that was removed from `directory`: decrements the link count of the remaining
+    /// rows of the group. Does nothing if `gone` has no group.
     fn leave_link_group(&mut self, directory: &EntryPath, gone: &CatalogEntry) -> Result<(), BuildError> {
         if gone.link_group == 0 || gone.is_directory() {
             return Ok(());
@@ -359,7 +366,9 @@ impl LoadedCatalog {
         Ok(())
     }
 
-    /// Splits changed catalogs with more than `maximum` entries at their subdirectories with at least `min_split_entries` entries.
+    /// Splits this catalog and the loaded catalogs below it if they are too large. A catalog is too large if it was changed and
+    /// has more than `maximum` entries. Then each directory directly below its root that has at least `min_split_entries` entries
+    /// becomes a nested catalog.
     fn split_large(
         &mut self,
         catalogs: CatalogSource<'_>,
@@ -374,7 +383,8 @@ impl LoadedCatalog {
         self.below.values_mut().try_for_each(|child| child.split_large(catalogs, (maximum, min_split_entries), marker))
     }
 
-    /// Stores this catalog and the catalogs below it, as far as they changed.
+    /// Stores the loaded catalogs below this one, and then this catalog. An unchanged catalog is not stored again, and keeps its
+    /// reference. `revision` is the number of the new revision in the root catalog, and `None` in a nested catalog.
     fn write(mut self, staging: &Staging, now: Timestamp, revision: Option<u64>) -> Result<StoredTree, BuildError> {
         let below: Vec<_> = std::mem::take(&mut self.below).into_iter().collect();
         let written = below.into_par_iter().map(|(path, child)| {
@@ -410,7 +420,8 @@ impl LoadedCatalog {
         Ok(StoredTree { reference, transition_point, totals })
     }
 
-    /// Sets the properties about the catalog's own revision.
+    /// Sets the properties `revision`, `last_modified` and `previous_revision`. If `revision` is `None`, the number in the
+    /// catalog is incremented.
     fn set_revision_properties(&mut self, now: Timestamp, revision: Option<u64>) -> Result<(), BuildError> {
         let catalog = &mut self.catalog;
         let last = catalog.property("revision").and_then(|text| text.parse().ok()).unwrap_or(0_u64);

@@ -90,8 +90,9 @@ impl CatalogEntry {
 
     /// Returns the row of a directory with the given number of subdirectories.
     pub fn of_directory(metadata: &Metadata, subdirectories: usize) -> Self {
+        let link_count =
         // As on disk: the name in the parent, `.`, and `..` of each subdirectory. `cvmfs_swissknife check` compares it.
-        let link_count = 2 + u32::try_from(subdirectories).expect("directories are counted in memory");
+            2 + u32::try_from(subdirectories).expect("a directory in memory has fewer than 2^32 subdirectories");
         // Most file systems report this size for a small directory.
         Self { link_count, size: 4096, ..Self::new(metadata, S_IFDIR, DIRECTORY) }
     }
@@ -262,7 +263,7 @@ impl CatalogEntry {
         Some(Content { raw: self.flags & UNCOMPRESSED != 0, objects })
     }
 
-    /// Returns the objects of [`Self::file_content`]; empty where that returns `None`.
+    /// Returns the objects of [`Self::file_content`]; an empty list if that returns `None`.
     pub fn objects(&self) -> Vec<(ObjectHash, ObjectKind)> {
         match self.file_content().map(|content| content.objects) {
             Some(ContentObjects::Whole(hash)) => vec![(hash, ObjectKind::File)],

@@ -1,4 +1,4 @@
-//! Opens SQLite databases from a repository in a way that executes nothing which the file defines.
+//! Opens SQLite databases from a repository, and never executes anything that the file defines.
 //!
 //! The author of a file controls its schema as well as its rows: a table may be a view, an insertion may run a trigger, and pages may
 //! refer to each other in a cycle, so that a scan never ends. Therefore only ordinary tables and their indexes are accepted, every
@@ -47,10 +47,10 @@ const INSTRUCTIONS_PER_CHECK: i32 = 50_000;
 /// Minimum size of a row in the file in bytes: a cell of 4 bytes and its 2-byte pointer.
 const MIN_ROW_BYTES: u64 = 6;
 
-/// Maximum size in bytes of an added row, on top of the size of the file. No row of a catalog is as large.
+/// The maximum size in bytes of an added row is the size of the file plus this number, which is larger than any row of a catalog.
 const MAX_ADDED_ROW_BYTES: u64 = 16 << 20;
 
-/// Bytes that are freed together. glibc's `free` returns blocks above 32 MiB to the system immediately.
+/// Size in bytes of the parts in which a buffer is freed. glibc's `free` returns blocks above 32 MiB to the system immediately.
 const PART_SIZE: usize = 40 << 20;
 
 /// Reads a buffer and frees each part after it was read. The parts are in reverse order: the last one is read next.
@@ -102,7 +102,7 @@ impl GuardedDatabase {
         let mut connection = Connection::open_in_memory()?;
         connection.deserialize_read_exact("main", bytes, length, access == Access::ReadOnly)?;
         forbid_execution(&connection)?;
-        // SQLite then checks that cell offsets are within the page before it uses them.
+        // With this setting, SQLite checks that cell offsets are within the page before it uses them.
         connection.pragma_update(None, "cell_size_check", true)?;
         connection.pragma_update(None, "query_only", true)?;
         let size = length as u64;
@@ -132,7 +132,8 @@ impl GuardedDatabase {
         let size = self.budget.bytes;
         set_value_limit(&self.connection, size.saturating_add(MAX_ADDED_ROW_BYTES))?;
         self.budget = Budget::UNLIMITED;
-        // Defensive mode also forbids `journal_mode = OFF`. Turning it off for this one statement is safe: the statement is ours.
+        // Defensive mode also forbids `journal_mode = OFF`. The mode is off only for this one statement, which does not come from
+        // the file.
         self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, false)?;
         self.connection.execute_batch(super::database::UNJOURNALED)?;
         self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
@@ -170,8 +171,9 @@ impl GuardedDatabase {
     /// Returns the schema of the database.
     pub(crate) fn schema(&self) -> rusqlite::Result<Arc<Schema>> {
         let objects = self.objects()?;
-        // Querying the columns of each table would take longer than all other work on most catalogs.
-        match own_catalog() {
+        // The usual schema is described only once: for most catalogs, querying the columns of each table would take longer than
+        // all other work.
+        match strata_schema() {
             Some(own) if own.objects == objects => Ok(Arc::clone(&own.schema)),
             _ => self.describe(&objects).map(Arc::new),
         }
@@ -181,7 +183,7 @@ impl GuardedDatabase {
         // A virtual table has no root page.
         let sql = "SELECT type, name, type IN ('table', 'index') AND rootpage > 0, sql FROM sqlite_schema";
         self.rows(sql, [], |row| {
-            // A NULL root page is not ordinary either.
+            // An object with a NULL root page is not ordinary either.
             let is_ordinary = row.get::<_, Option<bool>>(2)? == Some(true);
             let kind = row.get::<_, Option<String>>(0)?.unwrap_or_default();
             let name = row.get::<_, Option<String>>(1)?.unwrap_or_default();
@@ -249,44 +251,44 @@ pub(super) struct SchemaObject {
     /// `table`, `index`, `view` or `trigger`.
     pub(super) kind: String,
     pub(super) name: String,
-    /// Whether it is a table or index with its own pages, so not a virtual table.
+    /// Whether the object is a table or index that is stored in pages. A virtual table is not.
     pub(super) is_ordinary: bool,
-    /// The SQL text that defines it; `None` for the automatic index of a primary key.
+    /// The SQL text that defines the object; `None` for the automatic index of a primary key.
     pub(super) sql: Option<String>,
 }
 
 /// Returns whether a schema is literally equal to that of the catalogs that strata writes.
-pub(super) fn is_own_catalog(objects: &[SchemaObject]) -> bool {
-    own_catalog().is_some_and(|own| own.objects == objects)
+pub(super) fn is_strata_schema(objects: &[SchemaObject]) -> bool {
+    strata_schema().is_some_and(|strata| strata.objects == objects)
 }
 
 /// The schema of the catalogs that strata writes.
-struct OwnCatalog {
+struct StrataSchema {
     objects: Vec<SchemaObject>,
     schema: Arc<Schema>,
 }
 
 /// Returns the schema of the catalogs that strata writes, with its objects in the order of creation.
-fn own_catalog() -> Option<&'static OwnCatalog> {
-    static OWN: LazyLock<Option<OwnCatalog>> = LazyLock::new(|| {
-        let create = || -> rusqlite::Result<OwnCatalog> {
+fn strata_schema() -> Option<&'static StrataSchema> {
+    static SCHEMA: LazyLock<Option<StrataSchema>> = LazyLock::new(|| {
+        let create = || -> rusqlite::Result<StrataSchema> {
             let connection = create_database(include_str!("../../catalog-schema/catalog.sql"))?;
             connection.execute_batch(include_str!("../../catalog-schema/catalog-index.sql"))?;
             let database = GuardedDatabase::created(connection);
             let objects = database.objects()?;
-            let schema = Schema { is_own_catalog: true, ..database.describe(&objects)? };
-            Ok(OwnCatalog { objects, schema: Arc::new(schema) })
+            let schema = Schema { is_strata_schema: true, ..database.describe(&objects)? };
+            Ok(StrataSchema { objects, schema: Arc::new(schema) })
         };
         create().ok()
     });
-    OWN.as_ref()
+    SCHEMA.as_ref()
 }
 
 /// The tables of a database, and other objects of its schema.
 #[derive(Debug, Default)]
 pub(crate) struct Schema {
     /// Whether the schema is literally equal to that of the catalogs that strata writes.
-    pub(crate) is_own_catalog: bool,
+    pub(crate) is_strata_schema: bool,
     /// Stored columns by table, without generated columns.
     columns: HashMap<String, Vec<String>>,
     /// Views, triggers, virtual tables and all other objects that are not ordinary tables or indexes.

@@ -14,9 +14,9 @@ use crate::object::ObjectHash;
 pub struct HistoryError {
     /// `tag database` or `reflog`.
     database: &'static str,
-    /// The repository that it belongs to.
+    /// The repository of the database.
     repository: RepositoryName,
-    /// What the administrator can do to restore it.
+    /// What the administrator can do to restore the database.
     repair: &'static str,
     /// The error of SQLite.
     source: rusqlite::Error,
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn trunk_names_the_head_and_trunk_previous_the_one_before() {
+    fn trunk_names_the_head_and_trunk_previous_the_previous_head() {
         let name = RepositoryName::for_new_repository("tags.example.org").unwrap();
         let mut history = next_history(None, &name, revision(1)).unwrap();
         assert_eq!(tags(&history), [("trunk".to_owned(), 1)]);
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn reflog_keeps_what_it_had() {
+    fn reflog_keeps_existing_references() {
         let name = RepositoryName::for_new_repository("reflog.example.org").unwrap();
         let (a, b) = (ObjectHash::of(b"a"), ObjectHash::of(b"b"));
         let first = next_reflog(None, &name, &[(a, ReferenceKind::Catalog)], 1).unwrap();

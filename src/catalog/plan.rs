@@ -31,7 +31,7 @@ const MAX_PAYLOAD_MARKERS: usize = 1_000;
 /// Returns the directories of a tree that become nested catalogs, including its root, so that each catalog has about `target`
 /// entries.
 ///
-/// A directory in which the image has a marker is always one of them.
+/// A directory that contains a marker in the image always becomes a nested catalog.
 pub(super) fn cuts(tree: &Directory, root: &EntryPath, target: usize, reporter: &Reporter) -> BTreeSet<EntryPath> {
     let mut plan = Plan { target, reporter, cuts: BTreeSet::from([root.clone()]) };
     plan.weigh(tree, root);
@@ -84,7 +84,8 @@ impl Plan<'_> {
     }
 }
 
-/// Removes stray markers: entries with the name of a marker that cannot be one. Returns the tree and the removed paths.
+/// Removes stray markers: entries that have the name of a marker, but are not valid markers. Returns the tree and the removed
+/// paths.
 ///
 /// A marker must be a regular file, and a tree may have at most 1,000 markers.
 pub fn without_stray_markers(tree: &Arc<Directory>) -> (Arc<Directory>, Vec<EntryPath>) {
@@ -99,7 +100,8 @@ pub fn without_stray_markers(tree: &Arc<Directory>) -> (Arc<Directory>, Vec<Entr
     (left, stray)
 }
 
-/// Removes stray markers from a layer in overlay form that lies above `lower`. Entries that the layer hides must stay hidden.
+/// Removes stray markers from a layer in overlay form; `lower` is the tree below the layer. Entries that the layer hides must
+/// stay hidden.
 ///
 /// If `lower` has a file with the name of a marker, a whiteout of that file is kept, and a stray marker above it is replaced by a
 /// whiteout. This is valid because `cvmfs_swissknife check` checks only the name of a marker. A whiteout that hides nothing is
@@ -152,7 +154,7 @@ fn is_whiteout(node: &Node) -> bool {
 
 /// Replaces or removes the node at a path. Does nothing if a directory above it was removed before (as a stray marker).
 fn replace(tree: &mut Arc<Directory>, path: &EntryPath, new: Option<Node>) {
-    let (parent, name) = path.split().expect("the root has no name");
+    let (parent, name) = path.split().expect("a node with the name of a marker is not the root");
     if tree.directory(parent.components()).is_none() {
         return;
     }
@@ -262,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn whiteout_of_a_marker_is_kept_where_it_hides_one_below_the_root() {
+    fn whiteout_of_a_marker_is_kept_only_if_it_hides_a_marker_below_the_root() {
         let lower = with_markers(&["hides"], &file());
         let layer = with_markers(&["hides", "useless"], &whiteout());
         let (kept, stray) = layer_without_stray_markers(&layer, &lower);
@@ -272,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn stray_marker_of_a_layer_becomes_a_whiteout_where_it_hides_something() {
+    fn stray_marker_of_a_layer_becomes_a_whiteout_only_if_it_hides_a_lower_entry() {
         let lower = with_markers(&["a"], &file());
         let (kept, stray) = layer_without_stray_markers(&with_markers(&["a", "b"], &fifo()), &lower);
         let stray: Vec<String> = stray.iter().map(ToString::to_string).collect();
@@ -282,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn whiteouts_count_among_the_markers_that_a_tree_may_have() {
+    fn whiteouts_count_towards_the_maximum_number_of_markers() {
         let names: Vec<String> = (0..=MAX_PAYLOAD_MARKERS).map(|number| format!("d{number:04}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let lower = with_markers(&names, &file());

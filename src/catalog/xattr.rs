@@ -8,8 +8,8 @@ const VERSION: u8 = 1;
 
 /// Packs extended attributes. Panics if a name or a value has more than 255 bytes, or if there are more than 255 attributes.
 pub(super) fn encode(xattrs: &Xattrs) -> Vec<u8> {
-    let length = |bytes: &[u8]| u8::try_from(bytes.len()).expect("the layer reader leaves out what is longer");
-    let mut packed = vec![VERSION, u8::try_from(xattrs.len()).expect("the layer reader leaves out what is more")];
+    let length = |bytes: &[u8]| u8::try_from(bytes.len()).expect("the layer reader omits longer names and values");
+    let mut packed = vec![VERSION, u8::try_from(xattrs.len()).expect("the layer reader omits further attributes")];
     for (name, value) in xattrs {
         // One byte each, not eight bytes, as CVMFS's manual says (`cvmfs/xattr.cc`).
         packed.extend([length(name), length(value)]);
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_attributes_are_none() {
+    fn damaged_attributes_are_not_decoded() {
         for packed in [&b""[..], b"\x01", b"\x02\x00", b"\x01\x01\x06", b"\x01\x01\x06\x02user.a\x00"] {
             assert_eq!(decode(packed), None);
         }

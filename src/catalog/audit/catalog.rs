@@ -14,7 +14,7 @@ use crate::catalog::guarded::{GuardedDatabase, unusable};
 pub struct AuditedRow {
     /// The rowid, from which clients derive the inode number.
     pub rowid: i64,
-    /// Key of its path.
+    /// Key of the path.
     pub key: PathKey,
     /// Key of the parent directory; zeros for NULL.
     pub parent: PathKey,
@@ -109,7 +109,8 @@ pub struct AuditedCatalog {
     pub is_damaged: bool,
 }
 
-/// Size in bytes up to which `integrity_check` checks a catalog alone. The faster check of larger ones costs more time to prepare.
+/// Maximum size in bytes of a catalog whose indexes only `integrity_check` checks. For such a catalog, `integrity_check` takes
+/// less time than the preparation of the other check.
 const SMALL_CATALOG: u64 = 64 << 10;
 
 /// First schema revision with the table `bind_mountpoints`.
@@ -222,7 +223,7 @@ fn without_key(chunk: &AuditedChunk) -> (i64, i64, &Option<Box<[u8]>>) {
 }
 
 fn require_index(database: &mut Database<'_>) {
-    if database.schema.is_own_catalog {
+    if database.schema.is_strata_schema {
         return;
     }
     let sql = "SELECT group_concat(name) FROM pragma_index_info('idx_catalog_parent')";

@@ -36,7 +36,7 @@ pub(super) struct Database<'d> {
     pub(super) is_damaged: bool,
 }
 
-/// A database that was opened for the check, or that is borrowed from its user.
+/// A database that was opened for the check, or that the caller has opened and lends.
 enum Holder<'d> {
     Own(GuardedDatabase),
     Borrowed(&'d GuardedDatabase),
@@ -164,8 +164,8 @@ impl<'d> Database<'d> {
         found
     }
 
-    /// Calls `visit` for each row up to the first unreadable one. The number of rows is limited; `visit` must limit the bytes that it
-    /// keeps.
+    /// Calls `visit` for each row up to the first unreadable one. The number of rows is limited; `visit` must limit the bytes
+    /// that it stores.
     pub(super) fn visit(
         &mut self,
         sql: &str,
@@ -209,7 +209,7 @@ impl<'d> Database<'d> {
 /// Reads the values of one row by column number. A value of a wrong type becomes a fault and is read as 0 or empty.
 pub(super) struct Cells<'r, 's> {
     pub(super) row: &'r Row<'s>,
-    /// The rowid, if it is a row of the table `catalog`.
+    /// The rowid, if the row is one of the table `catalog`.
     pub(super) number: Option<i64>,
     pub(super) faults: &'r mut Vec<Fault>,
 }

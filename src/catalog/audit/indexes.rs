@@ -32,7 +32,7 @@ pub(super) fn check(database: &mut Database<'_>, rows: &[AuditedRow]) {
 
 /// Returns whether the table `catalog` has exactly the indexes that every catalog writer creates.
 fn are_usual(database: &Database<'_>) -> bool {
-    if database.schema.is_own_catalog {
+    if database.schema.is_strata_schema {
         return true;
     }
     let described = database.connection().prepare_cached(DESCRIBE);
@@ -79,7 +79,8 @@ fn agrees(
     Ok(count == rows.len())
 }
 
-/// Returns the row with the given rowid. The first guess is right in catalogs without gaps in their rowids, as in most.
+/// Returns the row with the given rowid. The position that is tried first is correct if the rowids have no gaps, as in most
+/// catalogs.
 pub(super) fn find(rows: &[AuditedRow], number: i64) -> Option<&AuditedRow> {
     let guess = usize::try_from(number.checked_sub(1)?).ok().and_then(|index| rows.get(index));
     match guess {
@@ -99,7 +100,7 @@ mod tests {
     use crate::metadata::Metadata;
     use crate::path::EntryPath;
 
-    /// Returns a catalog that is larger than the limit below which SQLite checks it alone.
+    /// Returns a catalog that is too large for the check by SQLite alone.
     fn catalog() -> Vec<u8> {
         let mut draft = Draft::new(EntryPath::ROOT);
         draft.push(EntryPath::ROOT, CatalogEntry::of_directory(&Metadata::of_implied_directory(), 0));

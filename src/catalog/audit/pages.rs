@@ -228,7 +228,7 @@ impl<'b> Pages<'b> {
         visit(cell.number, &record)
     }
 
-    /// Reads a whole record, with its rest from the overflow pages.
+    /// Reads a whole record: the part in the page, and the rest from the overflow pages.
     fn whole_record(&mut self, cell: &Cell<'b>, mut next: u32) -> Option<Vec<u8>> {
         let mut record = cell.local.to_vec();
         while record.len() < cell.length {
@@ -281,7 +281,7 @@ impl<'b> Pages<'b> {
     }
 }
 
-/// Returns how many bytes of a record are stored in its page (fileformat2, "B-tree Pages").
+/// Returns the number of bytes of a record that are stored in its page (fileformat2, "B-tree Pages").
 fn local_length(length: usize, page: usize, kind: TreeKind) -> usize {
     let most = match kind {
         TreeKind::Table => page - 35,

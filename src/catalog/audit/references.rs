@@ -28,7 +28,7 @@ pub struct AuditedBranch {
     pub name: String,
     /// The parent branch; `None` for the default branch.
     pub parent: Option<String>,
-    /// The first revision on it.
+    /// The first revision on the branch.
     pub initial_revision: i64,
 }
 
@@ -41,7 +41,7 @@ pub struct AuditedHistory {
     pub branches: Vec<AuditedBranch>,
     /// Tags, ordered by name.
     pub tags: Vec<AuditedTag>,
-    /// What is wrong with the database.
+    /// Faults of the database.
     pub faults: Vec<Fault>,
 }
 
@@ -103,7 +103,7 @@ pub struct AuditedReflog {
     pub properties: BTreeMap<String, String>,
     /// Each hash, as stored, with the number of its object type.
     pub references: BTreeSet<(String, i64)>,
-    /// What is wrong with the database.
+    /// Faults of the database.
     pub faults: Vec<Fault>,
 }
 

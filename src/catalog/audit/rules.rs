@@ -17,17 +17,17 @@ const MAX_TARGET_LENGTH: usize = 4095;
 /// Maximum length of a name in bytes, in Linux and CVMFS.
 const MAX_NAME_LENGTH: usize = 255;
 
-/// Maximum plausible size of a file or directory in bytes: a writer that hashes 10 GB/s needs three months for it. Sums of many larger
-/// sizes would overflow the counters.
+/// Maximum plausible size of a file or directory in bytes: hashing such a file at 10 GB/s takes three months. Sums of larger
+/// sizes could overflow the counters.
 const MAX_FILE_SIZE: i64 = 1 << 56;
 
-/// `chown` interprets this ID as "do not change", and clients report it as another ID.
+/// An invalid user or group ID: `chown` interprets it as "do not change", and clients report it as another ID.
 const NO_OWNER: u32 = u32::MAX;
 
 /// Maximum number of bytes of a text that a finding quotes.
 const MAX_QUOTED: usize = 100;
 
-/// File types, as far as the rules differ.
+/// File types that the rules distinguish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FileKind {
     Directory,
@@ -56,11 +56,11 @@ impl FileKind {
 pub(super) struct RowRelations {
     /// The row is the root entry of a nested catalog.
     pub(super) is_nested_root: bool,
-    /// The table `nested_catalogs` has its path.
+    /// The table `nested_catalogs` has the path of the row.
     pub(super) is_transition_point: bool,
-    /// The table `bind_mountpoints` has its path.
+    /// The table `bind_mountpoints` has the path of the row.
     pub(super) is_bind_mountpoint: bool,
-    /// The table `chunks` has rows for it.
+    /// The table `chunks` has chunks for the path of the row.
     pub(super) has_chunks: bool,
 }
 
@@ -181,7 +181,7 @@ fn check_links(row: &AuditedRow, kind: FileKind, findings: &RowFindings<'_>) {
     }
 }
 
-/// Checks the name of a row. It must be empty for the root of the repository, and only there.
+/// Checks the name of a row. The name of the root of the repository must be empty; no other name may be empty.
 pub(super) fn check_name(name: &[u8], is_repository_root: bool, findings: &RowFindings<'_>) {
     let is_component = !matches!(name, b"" | b"." | b"..")
         && name.len() <= MAX_NAME_LENGTH

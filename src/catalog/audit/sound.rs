@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::catalog::{AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, Span};
 use super::pages::{Pages, Record, TreeKind, Value};
-use crate::catalog::guarded::{SchemaObject, is_own_catalog};
+use crate::catalog::guarded::{SchemaObject, is_strata_schema};
 
 /// Reads a catalog. Returns `None` if it is not intact or is unusual.
 pub(super) fn read(bytes: &[u8]) -> Option<AuditedCatalog> {
@@ -49,7 +49,7 @@ impl Roots {
             objects.push(SchemaObject { kind, name, is_ordinary: true, sql });
             Some(())
         })?;
-        is_own_catalog(&objects).then_some(Self(roots))
+        is_strata_schema(&objects).then_some(Self(roots))
     }
 }
 
@@ -164,7 +164,7 @@ impl CatalogFile<'_> {
 
     fn properties(&mut self) -> Option<BTreeMap<String, String>> {
         let properties = self.table("properties", 1, |record| {
-            // Some writers store numbers here; such a catalog is left to SQLite.
+            // Some writers store numbers here; such a catalog is read with SQLite.
             Some((lossy(record.required_text()?), lossy(record.required_text()?)))
         })?;
         Some(properties.into_iter().collect())
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn unusual_catalogs_are_left_to_sqlite() {
+    fn unusual_catalogs_are_read_only_with_sqlite() {
         let good = catalog();
         for sql in [
             "CREATE TABLE more (a)",
@@ -329,7 +329,7 @@ mod tests {
         fn damaged_catalog_is_never_accepted(at in 0.0..1.0_f64, head in 0_usize..120, bit in 0_u32..8) {
             let good = { static GOOD: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(catalog); &*GOOD };
             let page = (at * (good.len() / 4096) as f64) as usize * 4096;
-            // At any position, and often in the header of a page.
+            // Damages a byte at any position, and a byte that is often in the header of a page.
             for position in [(at * good.len() as f64) as usize, page + head] {
                 let mut bytes = good.clone();
                 bytes[position] ^= 1 << bit;

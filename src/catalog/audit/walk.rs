@@ -21,15 +21,16 @@ const MAX_CATALOG_SIZE: i64 = 4 << 30;
 /// Severity of a violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Severity {
-    /// No catalog writer writes it. The catalog is not changed and signed again.
+    /// No catalog writer causes this violation. strata refuses to change the catalog, because the new signature would cover the
+    /// violation.
     Unsound,
-    /// Some catalog writers write it, and clients can read the catalog.
+    /// Some catalog writers cause this violation, and clients can read the catalog.
     Untidy,
 }
 
 /// Receives the findings and the rows of a walk.
 pub(crate) trait RowVisitor {
-    /// Receives a violation. `path` is `None` if it concerns the catalog as a whole.
+    /// Receives a violation. `path` is `None` if the violation concerns the catalog as a whole.
     fn note(&self, path: Option<&[u8]>, severity: Severity, expected: &dyn Display, found: &dyn Display);
 
     /// Receives a row with its chunks and its reference in `bind_mountpoints`.
@@ -67,7 +68,8 @@ impl<'w> Walk<'w> {
     /// catalog's own counters.
     pub(crate) fn run(&self, root: usize) -> Counters {
         let rows = &self.catalog.rows;
-        let mut children: Vec<u32> = (0..u32::try_from(rows.len()).expect("a catalog has at most 4 GiB")).collect();
+        let mut children: Vec<u32> =
+            (0..u32::try_from(rows.len()).expect("a catalog of at most 4 GiB has fewer than 2^32 rows")).collect();
         // The sort is stable: rows of one directory stay in the order of their rowids.
         children.sort_by_key(|&index| rows[index as usize].parent);
         let mut seen = WalkState {
@@ -374,6 +376,6 @@ impl Tally {
                 _ => return None,
             })
         };
-        Counters::from_named(value).expect("every counter has a number")
+        Counters::from_named(value).expect("the closure returns a value for every counter")
     }
 }

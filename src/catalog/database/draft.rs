@@ -1,7 +1,7 @@
 //! Writes a new catalog.
 //!
-//! The row of the catalog's own directory is the first, because clients give the first row the inode number of the root. The other
-//! rows follow in the order of their paths, so that equal rows give equal bytes.
+//! The first row is the root entry, that is, the row of the directory that the catalog describes: clients assign the inode number
+//! of the root to the first row. The other rows follow in the order of their paths, so that equal rows give equal bytes.
 
 use std::collections::BTreeMap;
 
@@ -19,14 +19,14 @@ use crate::path::EntryPath;
 #[derive(Debug, Clone)]
 pub(in crate::catalog) struct Draft {
     pub(in crate::catalog) root: EntryPath,
-    /// Properties beyond those that [`Self::write`] sets.
+    /// Properties in addition to those that [`Self::write`] sets.
     pub(in crate::catalog) properties: BTreeMap<String, String>,
-    /// Rows in the order of their paths; the first is that of the directory itself.
+    /// Rows in the order of their paths; the first row is the root entry.
     entries: Vec<(EntryPath, CatalogEntry)>,
     /// Counters of the rows.
     counted: Counters,
     pub(in crate::catalog) nested: BTreeMap<EntryPath, CatalogReference>,
-    /// Sum of the counters of all catalogs below.
+    /// Sum of the counters of all catalogs below this one.
     pub(in crate::catalog) below: Counters,
 }
 
@@ -50,7 +50,7 @@ impl Draft {
         self.entries.push((path, entry));
     }
 
-    /// Inserts a row in order, unless the path already has a row.
+    /// Inserts a row in the order of paths, unless the path already has a row.
     pub(in crate::catalog) fn add_missing(&mut self, path: EntryPath, entry: CatalogEntry) {
         if let Err(place) = self.entries.binary_search_by(|(other, _)| other.cmp(&path)) {
             self.counted.add_entry(&entry);
@@ -92,7 +92,7 @@ impl Draft {
         write_form(connection, &self.root)
     }
 
-    /// Returns the row of the catalog's own directory for the parent catalog.
+    /// Returns the transition point of this catalog: the row of its root in the parent catalog.
     pub(in crate::catalog) fn transition_point(&self) -> CatalogEntry {
         self.entries[0].1.clone().with_nesting(Nesting::TransitionPoint)
     }

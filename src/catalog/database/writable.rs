@@ -16,8 +16,9 @@ use crate::path::EntryPath;
 
 /// A catalog that is open for changes.
 ///
-/// Rows keep their rowids: that of the catalog's own directory stays the first. New rows reuse free rowids, because clients
-/// reserve as many inodes as the largest rowid. SQLite lets a file in memory grow to 1 GiB; CVMFS warns of larger catalogs.
+/// The root entry (the row of the directory that the catalog describes) always has the smallest rowid. The rowids have no gaps
+/// when the catalog is written, because clients reserve as many inodes as the largest rowid. SQLite limits a file in memory to
+/// 1 GiB; CVMFS warns of larger catalogs.
 #[derive(Debug)]
 pub(in crate::catalog) struct WritableCatalog {
     catalog: Catalog,
@@ -43,7 +44,7 @@ impl References {
     }
 }
 
-/// The file is vacuumed if more than one in this many pages is free.
+/// The file is vacuumed if more than the fraction 1 / `VACUUM_DIVISOR` of its pages is free.
 // Seldom, because a vacuum writes the whole file again: it took 32 % of the time of a stock publication (cvmfs #4268).
 const VACUUM_DIVISOR: i64 = 5;
 
@@ -51,7 +52,8 @@ const VACUUM_DIVISOR: i64 = 5;
 const RENUMBER_ROWS: &str = "CREATE TEMP TABLE rows AS SELECT * FROM catalog ORDER BY rowid; DELETE FROM catalog; \
      INSERT INTO catalog SELECT * FROM rows ORDER BY rowid; DROP TABLE rows;";
 
-/// Maximum number of directories above a row. Keys that form a cycle would never end otherwise.
+/// Maximum number of directories above a row. Without this limit, a walk from parent to parent would not end if keys form a
+/// cycle.
 const MAX_DEPTH: usize = 2048;
 
 /// Turns an insertion into an update if the path already has a row.
@@ -116,7 +118,8 @@ impl WritableCatalog {
         self.catalog.own
     }
 
-    /// Returns the sum of the counters of all catalogs below. The caller must update it when one of those changes.
+    /// Returns the sum of the counters of all catalogs below this one. The caller must update the sum when one of these catalogs
+    /// changes.
     pub(in crate::catalog) fn below(&mut self) -> &mut Counters {
         &mut self.catalog.below
     }
@@ -131,7 +134,7 @@ impl WritableCatalog {
         self.get(path)?.ok_or_else(|| self.catalog.invalid(format!("the row of {path} is missing")))
     }
 
-    /// Returns the row of the catalog's own directory for the parent catalog.
+    /// Returns the transition point of this catalog: the row of its root in the parent catalog.
     pub(in crate::catalog) fn transition_point(&self) -> Result<CatalogEntry, CatalogError> {
         Ok(self.directory(self.catalog.root())?.with_nesting(Nesting::TransitionPoint))
     }
@@ -254,7 +257,7 @@ impl WritableCatalog {
         Ok(())
     }
 
-    /// Returns the direct subdirectories of the catalog's own directory with at least `least` rows below them.
+    /// Returns the directories directly below the root of this catalog that have at least `least` rows below them.
     pub(in crate::catalog) fn heavy_directories(&self, least: usize) -> Result<Vec<EntryPath>, CatalogError> {
         // Each directory that has children: its parent, and the number of its children.
         let directories: HashMap<PathKey, (PathKey, usize)> = self.run(|connection| {
@@ -271,7 +274,7 @@ impl WritableCatalog {
             let above = |at: &PathKey| directories.get(at).map(|&(above, _)| above).filter(|&above| above != root);
             // Bounded, because keys of a damaged catalog may form a cycle.
             let top = iter::successors(Some(directory), above).take(MAX_DEPTH).last();
-            *weights.entry(top.expect("begins with the directory")).or_default() += rows;
+            *weights.entry(top.expect("the chain of parents begins with the directory itself")).or_default() += rows;
         }
         let children = self.catalog.list(self.catalog.root())?;
         let paths = children.into_keys().map(|name| self.catalog.root().join(&name));
@@ -284,7 +287,7 @@ impl WritableCatalog {
         self.run(|connection| connection.query_row(sql, [], |row| row.get(0))).unwrap()
     }
 
-    /// Finishes the changes, and calls `read` with the bytes of the SQLite file.
+    /// Finishes the changes, calls `read` with the bytes of the SQLite file, and returns its result.
     pub(in crate::catalog) fn write<T>(self, read: impl FnOnce(&[u8]) -> T) -> Result<T, CatalogError> {
         let path = self.catalog.root().clone();
         let Self { catalog: Catalog { database, own, below, .. }, free } = self;
@@ -310,7 +313,8 @@ fn delete_chunks((first, second): PathKey, connection: &Connection) -> rusqlite:
     connection.prepare_cached(sql)?.execute([first, second]).map(drop)
 }
 
-/// Removes gaps in the rowids of the `rows` rows. Returns whether all rows were renumbered.
+/// Removes gaps in the rowids of a catalog with `rows` rows. `free` are the rowids of removed rows. Returns whether all rows were
+/// renumbered.
 fn close_gaps(connection: &Connection, mut free: Vec<i64>, rows: i64) -> rusqlite::Result<bool> {
     let last = || connection.query_row("SELECT max(rowid) FROM catalog", [], |row| row.get::<_, i64>(0));
     free.sort_unstable();
@@ -321,7 +325,7 @@ fn close_gaps(connection: &Connection, mut free: Vec<i64>, rows: i64) -> rusqlit
         }
         connection.execute("UPDATE catalog SET rowid = ? WHERE rowid = ?", [number, last])?;
     }
-    // The file may have had gaps before, because other programs leave them.
+    // The catalog may have had gaps when it was opened, because other programs do not close them.
     // Clients reserve an inode number for each rowid up to the largest one.
     let has_gaps = last()? != rows;
     if has_gaps {
@@ -401,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_have_numbers_without_gaps() {
+    fn rowids_have_no_gaps() {
         let is_dense = |catalog: &WritableCatalog| {
             let numbers = ["min(rowid)", "max(rowid)", "count(*)"];
             let [first, last, count] = numbers.map(|sql| catalog.number(&format!("SELECT {sql} FROM catalog")));
@@ -464,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn references_are_found_below_a_path_and_not_beside_it() {
+    fn only_references_at_and_below_a_path_are_found() {
         let mut catalog = filled(0);
         let reference = CatalogReference { hash: ObjectHash::of(b"x"), size: 5 };
         let paths = ["a/b", "a/b/c", "a/b-", "a/b0", "a/bc"].map(path);

@@ -1,4 +1,4 @@
-//! Compares edits with a recount: after any change, all counters, link counts and transition points must be right.
+//! Compares edits with a recount: after any change, all counters, link counts and transition points must be correct.
 
 use proptest::prelude::*;
 
@@ -220,7 +220,7 @@ fn catalogs_that_did_not_change_keep_their_hash() {
 }
 
 #[test]
-fn catalogs_from_the_cache_change_like_those_from_the_store() {
+fn edits_of_cached_and_of_stored_catalogs_give_the_same_result() {
     let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let mut editor = Editor::create(&staging, Compression::Fast, NOW).unwrap();
