@@ -1,9 +1,9 @@
-//! Cancels operations, and deletes what they have left when a process must end at once.
+//! Cancels operations, and deletes their temporary files when a process must end at once.
 //!
-//! A [`Cancellation`] is a token that is shared by everything that works on one repository. There are two ways to use it.
-//! [`Cancellation::cancel`] asks the operations to end: each returns an error soon, and deletes its temporary files on the way. The
-//! process goes on. [`Cancellation::abandon`] is for a process that is about to end: it deletes the temporary files itself, without
-//! waiting for the threads that write them.
+//! A [`Cancellation`] is a token that all operations on one repository share. There are two ways to use it.
+//! [`Cancellation::cancel`] requests that the operations end: each soon deletes its temporary files and returns an error. The
+//! process goes on. [`Cancellation::abandon`] is for a process that is about to end: it deletes the temporary files itself,
+//! without waiting for the threads that write them.
 
 use std::fs;
 use std::io::{self, Read};
@@ -85,9 +85,9 @@ struct NewRepository {
 }
 
 impl Cancellation {
-    /// Asks all operations that have this token to end. Each of them returns an error that says so, as soon as it has finished
-    /// the step that it is in: at the latest when a network request that does not progress reaches its time limit. Nothing is published after
-    /// this returns, unless the manifest was being replaced already.
+    /// Requests that all operations with this token end. Each operation finishes its current step and then returns an error that
+    /// reports the cancellation. The longest step is a network request without progress, which ends at its time limit. After this
+    /// function returns, nothing is published, unless the manifest was already being replaced.
     pub fn cancel(&self) {
         self.0.is_cancelled.store(true, Ordering::SeqCst);
     }
@@ -152,20 +152,19 @@ impl Cancellation {
         Publications { last: revision(&self.0.last_published), in_progress: revision(&self.0.in_progress) }
     }
 
-    /// Starts a set of files that are deleted unless it is finished.
+    /// Starts a set of files that are deleted unless the set is finished or kept.
     pub fn unfinished_files(&self) -> UnfinishedFiles {
         let mut temporary = self.temporary_files();
         temporary.owners += 1;
         UnfinishedFiles { cancellation: self.clone(), number: temporary.owners }
     }
 
-    /// Returns the deadline that ends after `patience`.
+    /// Returns a deadline that passes after `patience`.
     pub fn deadline(&self, patience: Duration) -> Deadline {
         Deadline { end: Instant::now() + patience, patience, cancellation: self.clone() }
     }
 
-    /// Deletes the unfinished files and locks of all operations. Files that are not deleted within `patience` are left to the next
-    /// run.
+    /// Deletes the unfinished files and locks of all operations. The next run deletes the files that remain after `patience`.
     ///
     /// Call this only when the process is about to end: the directories of runs disappear, and every thread that tries to publish,
     /// to create files or to clean up blocks forever.
@@ -386,7 +385,7 @@ pub(crate) fn delete_until(directory: &Path, deadline: &Deadline) {
     while !deadline.is_over() && directory.exists() {
         delete_content(directory, deadline);
         if fs::remove_dir(directory).is_err() {
-            // A thread that had opened the directory before has created a file in it in the meantime.
+            // A thread that already had the directory open has created a file in it in the meantime.
             thread::sleep(Duration::from_millis(1));
         }
     }

@@ -14,12 +14,12 @@ use crate::repository::Repository;
 pub struct ImageDetails {
     /// Its record.
     pub record: ImageRecord,
-    /// Its platform according to the first of these that states one: its place in the repository, its index, the index of its OCI
-    /// layout, its config.
+    /// Its platform, from the first of these sources that states a platform: its place in the repository, its index, the index of
+    /// its OCI layout, its config.
     pub platform: Option<Platform>,
     /// Its platform according to its config.
     pub config_platform: Option<Platform>,
-    /// What CVMFS cannot represent of it.
+    /// Content of the image that CVMFS cannot represent.
     pub losses: LossList,
     /// Its layers, from the lowest to the topmost: the record of each, and the number of other images that contain it.
     pub layers: Vec<(Option<LayerRecord>, usize)>,

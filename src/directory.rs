@@ -131,13 +131,13 @@ impl RepositoryDirectory {
         &self.settings
     }
 
-    /// Returns the same directory, whose operations `cancellation` ends.
+    /// Returns the same directory, with the token `cancellation`, which cancels its operations.
     #[must_use]
     pub fn with_cancellation(self, cancellation: &Cancellation) -> Self {
         Self { registries: Arc::default(), cancellation: cancellation.clone(), ..self }
     }
 
-    /// Returns what ends the operations on the repository.
+    /// Returns the token that cancels the operations on the repository.
     pub fn cancellation(&self) -> &Cancellation {
         &self.cancellation
     }

@@ -76,7 +76,7 @@ impl Engine {
         Ok(Self { publisher: Some(publisher), ..engine })
     }
 
-    /// Opens a repository read-only. New objects are written to `store`, which is not the repository's own.
+    /// Opens a repository read-only. New objects are written to `store`, which is not the store of the repository.
     pub(crate) fn read_only(
         directory: &RepositoryDirectory,
         store: DirectoryStore,

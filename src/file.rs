@@ -1,4 +1,4 @@
-//! Opens and reads regular files. Anything else at their paths is an error.
+//! Opens and reads regular files. Any other type of file is an error.
 
 use std::fs::File;
 use std::io::{self, Read as _};

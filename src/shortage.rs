@@ -7,7 +7,8 @@ use rustix::io::Errno;
 
 /// Returns whether the error says that this process, its user or the machine has too little of a resource.
 ///
-/// `EAGAIN` is the error of `clone` at the process limit (`ulimit -u`). Errors of non-blocking I/O do not get here.
+/// `EAGAIN` is the error of `clone` at the process limit (`ulimit -u`). Errors of non-blocking I/O are not passed to this
+/// function.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),

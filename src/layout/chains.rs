@@ -5,7 +5,7 @@ use std::ops::Range;
 /// The chains of an image that are published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ChainSelection {
-    /// The last one, from which the conversion of a later image can start.
+    /// Only the final chain, from which the conversion of a later image can start.
     #[default]
     Final,
     /// One for each layer.

@@ -1,8 +1,8 @@
 //! The paths of an image: under its name alone, or as one of several platforms of the name.
 //!
-//! The public link of a name with several platforms contains the variable `CVMFS_ARCH`, which every client expands for itself. Clients
-//! since 2.11 set it to the output of `uname -m`. Below `.multiarch`, each platform has a directory, named as in image indexes, and
-//! links to it for the names of `uname -m`.
+//! The public link of a name with several platforms contains the variable `CVMFS_ARCH`, which every client expands for itself.
+//! Clients since 2.11 set it to the output of `uname -m`. Below `.multiarch`, each platform has a directory, which is named as in
+//! image indexes. Links to this directory have the names that `uname -m` prints.
 
 use std::fmt;
 
@@ -40,7 +40,8 @@ impl ImagePlace {
         path(&self.link_path())
     }
 
-    /// Returns the target of that link. It is relative, so that it does not depend on the mountpoint of the repository.
+    /// Returns the target of the link to the image's flat tree. The target is relative, so that it does not depend on the
+    /// mountpoint of the repository.
     pub fn link_target(&self, config: Digest) -> Vec<u8> {
         relative(&self.link(), flat_root(config).as_bytes())
     }

@@ -190,7 +190,7 @@ impl TreeFacts {
 
     /// Returns the text of the property.
     pub fn write(&self) -> String {
-        serde_json::to_string(self).expect("these types have text keys and no failing parts")
+        serde_json::to_string(self).expect("all maps in these types have text keys, so they are valid JSON")
     }
 }
 
@@ -349,7 +349,8 @@ impl CandidateTrees {
 
 /// Image names by wishlist, `.metadata/wishlists.json`: the names that each wishlist contained at its last publication.
 ///
-/// A later run finds out from it which names were removed from a wishlist, as opposed to names that were never on it.
+/// With this list, a later run finds out which names were removed from a wishlist. Names that were never on the wishlist are not
+/// in the list.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct WishedNames(BTreeMap<String, BTreeSet<String>>);
 
@@ -387,7 +388,8 @@ impl WishedNames {
 }
 
 fn write_json(value: &impl Serialize) -> Vec<u8> {
-    let mut text = serde_json::to_vec_pretty(value).expect("these types have text keys and no failing parts");
+    let mut text =
+        serde_json::to_vec_pretty(value).expect("all maps in these types have text keys, so they are valid JSON");
     text.push(b'\n');
     text
 }

@@ -1,6 +1,6 @@
 //! The certificate of the repository key, and the fingerprint by which a whitelist lists it.
 //!
-//! Clients use only the key in it and the hash of its DER form. They ignore its dates and its issuer.
+//! Clients use only the key of the certificate and the hash of its DER form. They ignore its dates and its issuer.
 
 use std::fmt;
 use std::str::FromStr as _;

@@ -55,8 +55,9 @@ pub enum FrontPageError {
 impl FrontPage<'_> {
     /// Verifies the chain of trust from the master keys to the manifest, and returns the manifest.
     ///
-    /// The checks run in the same order as in clients, so that the error is the one that a client would log. In addition, a client refuses
-    /// a manifest that is older than the last one, and certificates in its own blacklist.
+    /// The checks run in the same order as in clients, so that the error is the one that a client would log. A client also
+    /// refuses a manifest that is older than the last one that it used, and certificates in the client's blacklist; these two
+    /// checks are not done here.
     pub fn verify(
         &self,
         master_keys: &[PublicKey],
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn certificate_of_the_right_key_must_still_be_listed() {
+    fn certificate_with_the_listed_key_is_refused_if_its_fingerprint_is_not_listed() {
         let anew =
             Certificate::create(&fixtures::name(), fixtures::repository_key(), NOW, &mut fixtures::rng()).unwrap();
         let verdict = verify(FrontPage { certificate: anew.pem(), ..PAGE });

@@ -27,7 +27,7 @@ use crate::metadata::Timestamp;
 // The length of the keys of `cvmfs_server mkfs`.
 const KEY_BITS: usize = 2048;
 
-/// Maximum size of a key file in bytes. The file of an RSA key of 16,384 bits has a fifth of it.
+/// Maximum size of a key file in bytes. The file of an RSA key of 16,384 bits has a fifth of this size.
 const FILE_LIMIT: usize = 64 * 1024;
 
 // The modes of the files of `cvmfs_server mkfs`.
@@ -42,7 +42,7 @@ pub enum KeyError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
     /// A file or directory could not be written.
@@ -50,7 +50,7 @@ pub enum KeyError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
     /// New keys would replace old ones.
@@ -76,7 +76,7 @@ pub enum KeyError {
     NotRsa {
         /// The file.
         path: PathBuf,
-        /// What the parser says.
+        /// The error of the parser.
         source: rsa::Error,
     },
     /// The file is not a certificate with an RSA key.
@@ -84,7 +84,7 @@ pub enum KeyError {
     Certificate {
         /// The file.
         path: PathBuf,
-        /// What the parser says.
+        /// The error of the parser.
         source: CertificateError,
     },
     /// A private key and a certificate or public key do not belong together.
@@ -257,8 +257,8 @@ fn read_certificate(path: &Path) -> Result<Certificate, KeyError> {
     Certificate::parse(text.as_bytes()).map_err(|source| KeyError::Certificate { path: path.to_owned(), source })
 }
 
-/// Reads a whole file into memory that is overwritten when it is freed. It is allocated once, so that no copy remains after a
-/// reallocation.
+/// Reads a whole file into memory that is overwritten when it is freed. The memory is allocated once, so that no copy remains
+/// after a reallocation.
 fn read_text(path: &Path) -> Result<Zeroizing<String>, KeyError> {
     let mut text = Zeroizing::new(String::with_capacity(FILE_LIMIT + 1));
     let file = open_regular(path);
@@ -329,7 +329,8 @@ fn private_pem(key: &PrivateKey) -> Zeroizing<Vec<u8>> {
 }
 
 fn public_pem(key: &PublicKey) -> Zeroizing<Vec<u8>> {
-    let pem = key.to_public_key_pem(LineEnding::LF).expect("the half of a key that was just generated can be written");
+    let pem =
+        key.to_public_key_pem(LineEnding::LF).expect("the public half of a key that was just generated can be written");
     Zeroizing::new(pem.into_bytes())
 }
 

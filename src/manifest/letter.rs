@@ -17,9 +17,9 @@ const SEPARATOR: &[u8] = b"\n--\n";
 /// The form of a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignatureForm {
-    /// Of a manifest, by the repository key: RSASSA-PKCS1-v1_5 with SHA-1.
+    /// The signature of a manifest by the repository key: RSASSA-PKCS1-v1_5 with SHA-1.
     Manifest,
-    /// Of a whitelist, by the master key: PKCS#1 v1.5 padding of the hash text.
+    /// The signature of a whitelist by the master key: PKCS#1 v1.5 padding of the hash text.
     Whitelist,
 }
 
@@ -125,7 +125,7 @@ pub fn seal(
     key: &PrivateKey,
     rng: &mut impl CryptoRng,
 ) -> Result<Vec<u8>, SignError> {
-    debug_assert!(fields.ends_with(b"\n"), "the mark starts on a line of its own");
+    debug_assert!(fields.ends_with(b"\n"), "the separator starts a new line");
     let hash_text = ObjectHash::of(fields).to_string();
     let signature = key.sign_with_rng(rng, form.scheme(), &form.signed_bytes(hash_text.as_bytes()))?;
     // Nothing follows the signature: readers take everything to the end of the file for it.
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn each_form_verifies_as_itself_only() {
+    fn signature_is_accepted_only_in_the_expected_form() {
         use SignatureForm::{Manifest, Whitelist};
         for (made, expected) in [(Manifest, Whitelist), (Whitelist, Manifest)] {
             assert_eq!(verify(&sealed(made), made), Ok(()));

@@ -54,7 +54,7 @@ pub struct SignedManifest<'a> {
 /// Errors from parsing a manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// It is larger than the limit.
+    /// The manifest is larger than the limit.
     #[error("manifest has {size} bytes, more than the limit of {}", RepositoryManifest::READ_LIMIT)]
     TooLong {
         /// Its size in bytes.

@@ -33,20 +33,20 @@ pub struct SignedWhitelist<'a> {
 /// How urgent it is to renew a whitelist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
-    /// It is valid for longer than [`Whitelist::RENEWAL`].
+    /// The whitelist is valid for longer than [`Whitelist::RENEWAL`].
     None,
-    /// It expires within [`Whitelist::RENEWAL`]; the fields are the remaining time.
+    /// The whitelist expires within [`Whitelist::RENEWAL`]; the fields are the remaining time.
     Soon {
         /// Whole days.
         days: u64,
         /// Remaining whole hours, below 24.
         hours: u64,
     },
-    /// It has expired; clients refuse the repository.
+    /// The whitelist has expired; clients refuse the repository.
     Expired,
 }
 
-/// Verification beyond the RSA signature that a whitelist requires. strata supports none of it.
+/// Verification that a whitelist may require in addition to its RSA signature. strata supports neither kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ExtraVerification {
     Pkcs7,
@@ -56,7 +56,7 @@ enum ExtraVerification {
 /// Errors from reading, creating or verifying a whitelist.
 #[derive(Debug, thiserror::Error)]
 pub enum WhitelistError {
-    /// It is larger than the limit.
+    /// The whitelist is larger than the limit.
     #[error("whitelist has {size} bytes, more than the limit of {}", Whitelist::READ_LIMIT)]
     TooLong {
         /// Its size in bytes.
@@ -118,7 +118,7 @@ impl Whitelist {
 
     /// Creates a list that is valid from `now` for [`Self::VALIDITY`].
     pub fn new(name: RepositoryName, fingerprints: Vec<Fingerprint>, now: Timestamp) -> Result<Self, WhitelistError> {
-        let validity = i64::try_from(Self::VALIDITY.as_secs()).expect("30 days fit");
+        let validity = i64::try_from(Self::VALIDITY.as_secs()).expect("30 days in seconds fit into an i64");
         let issued = civil_time(now.seconds)?;
         let expires = civil_time(now.seconds.saturating_add(validity))?;
         Ok(Self { issued, expires, name, fingerprints })

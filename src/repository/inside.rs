@@ -5,8 +5,9 @@ use crate::catalog::CatalogEntry;
 use crate::path::EntryPath;
 
 impl Repository {
-    /// Resolves a path in the root file system at `root` and follows all links. Returns the resolved path within the root file system and
-    /// its entry. No link leads out of it: absolute links start at the root, and `..` of the root is the root.
+    /// Resolves a path in the root file system at `root` and follows all links. Returns the resolved path, relative to `root`,
+    /// and its entry. No link leads out of the root file system: absolute links start at its root, and `..` of its root is the
+    /// root itself.
     pub fn follow_inside(
         &self,
         root: &EntryPath,
@@ -19,7 +20,7 @@ impl Repository {
         let mut at = vec![(EntryPath::ROOT, top)];
         let mut links = 0;
         while let Some(name) = waiting.pop() {
-            let (directory, entry) = at.last().expect("the root never leaves");
+            let (directory, entry) = at.last().expect("the root is never removed from the list");
             if !entry.is_directory() || name.contains(&0) {
                 return Ok(None);
             }

@@ -210,7 +210,7 @@ impl CacheValue for Arc<Catalog> {
 #[derive(Debug, Clone)]
 pub struct Repository {
     store: DirectoryStore,
-    /// The manifest of the head, even if this is another revision.
+    /// The manifest of the head, also if this value is another revision.
     manifest: RepositoryManifest,
     root: CatalogReference,
     /// Cache of open catalogs, shared by all revisions.
@@ -243,7 +243,7 @@ impl Repository {
         Ok(Self { root: found.ok_or_else(missing)?, ..self.clone() })
     }
 
-    /// Opens the revision whose root catalog is `root`, published or not. `store` must have its catalogs.
+    /// Opens the revision whose root catalog is `root`. The revision need not be published. `store` must have its catalogs.
     pub(crate) fn open_root(&self, store: &DirectoryStore, root: CatalogReference) -> Self {
         Self { store: store.clone(), root, ..self.clone() }
     }
@@ -307,7 +307,7 @@ impl Repository {
         self.open_catalog(&self.root_location())
     }
 
-    /// Returns the reference to the root catalog. Its size is 0 if unknown.
+    /// Returns the reference to the root catalog. The size in the reference is 0 if it is unknown.
     pub fn root_reference(&self) -> CatalogReference {
         self.root
     }
@@ -327,7 +327,8 @@ impl Repository {
         })
     }
 
-    /// Removes the catalog of the directory `root` from the cache and returns it. Returns `None` if it is not cached or is in use.
+    /// Removes the catalog of the directory `root` from the cache and returns it. Returns `None` if the catalog is not cached or
+    /// is in use.
     pub(crate) fn take_catalog(&self, root: &EntryPath, reference: CatalogReference) -> Option<Catalog> {
         let location = CatalogLocation { root: root.clone(), reference };
         self.catalogs.take(&location, |catalog| Arc::strong_count(catalog) == 1).and_then(Arc::into_inner)
@@ -462,8 +463,8 @@ pub(crate) fn below_mount(repository: &RepositoryName, link: &CatalogEntry) -> O
     is_whole.then(|| path.strip_prefix(b"/").unwrap_or(path).to_vec())
 }
 
-/// Returns the value of a variable in a link target as for CVMFS clients on this machine: from the environment, and for `CVMFS_ARCH`
-/// the default `uname -m`.
+/// Returns the value that CVMFS clients on this machine use for a variable in a link target: the value in the environment. If
+/// `CVMFS_ARCH` is not set, its value is the output of `uname -m`.
 pub fn client_variable(name: &[u8]) -> Option<Vec<u8>> {
     let is_possible = !name.is_empty() && !name.contains(&b'=') && !name.contains(&0);
     match std::env::var_os(OsStr::from_bytes(name)).filter(|_| is_possible) {

@@ -23,7 +23,7 @@ pub struct ReadTree {
 /// Reads the SQLite file of a catalog.
 pub type ReadCatalog<'r> = &'r dyn Fn(CatalogReference) -> Result<Vec<u8>, StoreError>;
 
-/// Reads the tree whose root catalog is `reference` and whose path is `path`; it need not be published.
+/// Reads the tree whose root catalog is `reference` and whose path is `path`. The tree need not be published.
 pub fn read_tree(
     read: ReadCatalog<'_>,
     path: &EntryPath,

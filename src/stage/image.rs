@@ -107,7 +107,7 @@ impl Stager<'_> {
             let ImageOutcome { place, plan, .. } = &staged.outcome;
             progress.set_activity(format!("reading {place}"));
             self.reporter().info(format_args!("{place}: reading {} of {} layers", plan.layers_to_read, plan.layers));
-            if let Some(left) = self.staging.store().bytes_left().filter(|left| *left < plan.bytes_to_read) {
+            if let Some(left) = self.staging.store().free_bytes().filter(|left| *left < plan.bytes_to_read) {
                 let (left, needed) = (ByteSize(left), ByteSize(plan.bytes_to_read));
                 let storage = self.staging.store().root().display();
                 self.reporter().warn(format_args!(

@@ -32,7 +32,8 @@ pub struct StateError {
 /// Reason of a [`StateError`].
 #[derive(Debug, thiserror::Error)]
 enum StateFault {
-    /// The operating system refuses an operation. SQLite does not report `errno`, so that the operation is repeated here.
+    /// The operating system refuses an operation. SQLite does not report `errno`, so the operation is repeated here to get its
+    /// error.
     #[error("the system refuses to {action} (SQLite: {sqlite})")]
     System { action: &'static str, sqlite: rusqlite::Error, source: io::Error },
     #[error(transparent)]
@@ -105,7 +106,7 @@ pub struct ContentKey {
 pub struct KnownObject {
     /// Hash of the object.
     pub hash: ObjectHash,
-    /// Size of the object in the store in bytes. Entries of old versions do not have it.
+    /// Size of the object in the store in bytes. `None` for an entry of an old version of strata.
     length: Option<NonZeroU32>,
 }
 
@@ -115,7 +116,7 @@ impl KnownObject {
         Self { hash, length: u32::try_from(length).ok().and_then(NonZeroU32::new) }
     }
 
-    /// Returns the size of the object in the store in bytes. Entries of old versions do not have it.
+    /// Returns the size of the object in the store in bytes. `None` for an entry of an old version of strata.
     pub fn length(&self) -> Option<u64> {
         self.length.map(|length| length.get().into())
     }
@@ -187,7 +188,7 @@ fn retry_while_locked<T>(mut attempt: impl FnMut() -> rusqlite::Result<T>) -> ru
     }
 }
 
-/// Length in bytes from which SQLite refuses a path, after links are resolved.
+/// SQLite refuses a path with this number of bytes or more, after links are resolved.
 // `MAX_PATHNAME` in SQLite's `os_unix.c`.
 const PATH_LIMIT: usize = 512;
 
@@ -367,10 +368,10 @@ impl StateDatabase {
         })
     }
 
-    /// Starts a run: compares the state of the directories of objects with that at the end of the last run. Returns the epoch of this run.
+    /// Starts a run, and returns its epoch. `marks` is the current state of the directories of objects.
     ///
-    /// If another program has changed a directory, a new epoch begins. Returns `None` if a new epoch cannot be recorded because the
-    /// database is read-only.
+    /// If this state differs from that at the end of the last run, another program has changed a directory, and a new epoch
+    /// begins. Returns `None` if a new epoch cannot be recorded because the database is read-only.
     pub fn begin_epoch(&self, marks: &[u8]) -> Result<Option<i64>, StateError> {
         self.with(|connection| {
             let transaction = connection.transaction_with_behavior(self.behavior())?;
@@ -391,8 +392,8 @@ impl StateDatabase {
         })
     }
 
-    /// Ends a run: records the state of the directories of objects. `marks` is `None` if another program has changed them during the run;
-    /// then a new epoch begins.
+    /// Ends a run: records `marks`, the state of the directories of objects. `marks` is `None` if another program has changed a
+    /// directory during the run; then a new epoch begins.
     pub fn end_epoch(&self, marks: Option<&[u8]>) -> Result<(), StateError> {
         if self.is_read_only {
             return Ok(());
@@ -405,7 +406,8 @@ impl StateDatabase {
         .map(drop)
     }
 
-    /// Returns whether it is recorded that all objects of a published tree were in the store in `epoch`, which must be the current epoch.
+    /// Returns whether the database records that all objects of a published tree were in the store in `epoch`. Returns `false` if
+    /// `epoch` is not the current epoch.
     pub fn is_whole(&self, path: &str, catalog: ObjectHash, epoch: i64) -> Result<bool, StateError> {
         self.with(|connection| {
             connection
@@ -463,8 +465,8 @@ impl StateDatabase {
         .map(drop)
     }
 
-    /// Returns the digest of the image at the registry that was found to be equal to the published image, whose manifest is the object
-    /// `published`.
+    /// Returns the recorded digest at the registry of an image that is equal to the published image. `published` is the object of
+    /// the published image manifest; a record for another manifest is ignored.
     pub fn seen(&self, image: &str, published: ObjectHash) -> Result<Option<String>, StateError> {
         self.with(|connection| {
             connection
@@ -474,7 +476,8 @@ impl StateDatabase {
         })
     }
 
-    /// Records that the published image, whose manifest is the object `published`, is equal to the image with this digest at the registry.
+    /// Records that the image with this digest at the registry is equal to the published image. `published` is the object of the
+    /// published image manifest.
     pub fn add_seen(&self, image: &str, published: ObjectHash, digest: &str) -> Result<(), StateError> {
         self.with(|connection| {
             connection.execute(
@@ -485,7 +488,8 @@ impl StateDatabase {
         .map(drop)
     }
 
-    /// Returns the recorded artifact type of a name that is not an image. `wanted` (digest and platforms) must equal the recorded value.
+    /// Returns the recorded artifact type of a name that is not an image. The record must have the same `wanted` (digest and
+    /// platforms), and must be from this version of strata.
     pub fn artifact(&self, name: &str, wanted: &str) -> Result<Option<String>, StateError> {
         self.with(|connection| {
             connection
@@ -513,8 +517,8 @@ impl StateDatabase {
         .map(drop)
     }
 
-    /// Returns for each unused tree since when it is unused, in seconds since 1970. Records `now` for new ones, and deletes the records of
-    /// trees that are not in `trees`, because they are in use again.
+    /// Returns for each of `trees`, the unused trees, the recorded time since which the tree is unused, in seconds since 1970.
+    /// Records `now` for a tree without a record. Deletes the records of all other trees, because those trees are in use again.
     pub fn unused_since(&self, trees: &[String], now: i64) -> Result<BTreeMap<String, i64>, StateError> {
         self.with(|connection| {
             let transaction = connection.transaction()?;

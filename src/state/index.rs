@@ -33,7 +33,7 @@ pub struct ContentIndex {
     hits: AtomicU64,
 }
 
-/// Entries that this run added. A layer may add millions of entries, so saved ones are kept only in the database.
+/// Entries that this run added. A layer may add millions of entries, so saved entries are kept only in the database.
 #[derive(Debug, Default)]
 struct NewEntries {
     unsaved: Objects,
@@ -115,7 +115,7 @@ impl ContentIndex {
         {
             let mut new_entries = self.new_entries();
             new_entries.unsaved.insert(key, object);
-            // A read-only database would discard the entries.
+            // The entries stay in memory if the database is read-only, because it would discard them.
             if new_entries.unsaved.len() < BATCH_SIZE || self.state.is_read_only() {
                 return Ok(());
             }

@@ -1,6 +1,7 @@
 //! State that strata keeps between runs, in the directory `state`: the content index, finished trees, verified blobs and failures.
 //!
-//! It only saves time: it may be deleted while no strata runs, and every entry is verified against the store before it is used.
+//! The state only saves time. The directory may be deleted while no strata runs, and every entry is verified against the store
+//! before it is used.
 
 mod database;
 mod index;

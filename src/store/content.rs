@@ -119,7 +119,8 @@ impl DirectoryStore {
     }
 }
 
-/// Decompresses an object and returns the size of its content, but at most one byte more than the stated size.
+/// Decompresses an object, passes its content to `receive`, and returns the number of passed bytes. Stops after one byte more
+/// than the size that the catalog states.
 fn unpack(
     object: ContentObject,
     stored: &mut HashingFile,

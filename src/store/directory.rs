@@ -84,7 +84,7 @@ pub enum StoreError {
     },
 }
 
-/// Another publisher holds the repository.
+/// Another publisher holds the lock of the repository.
 ///
 /// This is always the last error in the chain of causes, and never wrapped as `transparent`: a transparent wrapper would
 /// hide it from the search through the chain that chooses the exit code.
@@ -116,20 +116,20 @@ impl StoreError {
 #[derive(Debug, Clone)]
 pub struct DirectoryStore {
     root: PathBuf,
-    /// A second store, which is read where this one has no such file, and never changed.
+    /// A second store. A file that does not exist in this store is read from there. The second store is never changed.
     below: Option<PathBuf>,
     reporter: Reporter,
     cancellation: Cancellation,
 }
 
 impl DirectoryStore {
-    /// Returns the same store, whose operations `cancellation` ends.
+    /// Returns the same store, with the token `cancellation`, which cancels its operations.
     #[must_use]
     pub fn with_cancellation(self, cancellation: &Cancellation) -> Self {
         Self { cancellation: cancellation.clone(), ..self }
     }
 
-    /// Returns what ends the operations on this store.
+    /// Returns the token that cancels the operations on this store.
     pub(crate) fn cancellation(&self) -> &Cancellation {
         &self.cancellation
     }
@@ -167,8 +167,8 @@ impl DirectoryStore {
         Ok(Self::at(root))
     }
 
-    /// Names a store without testing whether the directory is one. The repository check uses this, because it reports what
-    /// is missing.
+    /// Returns a store without testing whether the directory contains one. The repository check uses this, because it reports
+    /// what is missing.
     pub fn at(root: &Path) -> Self {
         Self { root: root.to_owned(), below: None, reporter: Reporter::silent(), cancellation: Cancellation::default() }
     }
@@ -272,7 +272,7 @@ impl DirectoryStore {
         Ok(is_object.then_some((path, metadata)))
     }
 
-    /// Returns the states of the object directories, of the lower store if there is one.
+    /// Returns the states of the object directories. In a layered store these are the directories of the lower store.
     pub(super) fn directory_states(&self) -> ObjectDirectoryStates {
         ObjectDirectoryStates::read(self.below.as_deref().unwrap_or(&self.root))
     }
@@ -341,7 +341,7 @@ impl DirectoryStore {
     }
 
     /// Returns the free space of the file system in bytes, or `None` if the file system does not report it.
-    pub fn bytes_left(&self) -> Option<u64> {
+    pub fn free_bytes(&self) -> Option<u64> {
         let found = rustix::fs::statvfs(&self.root).ok()?;
         found.f_bavail.checked_mul(found.f_frsize)
     }

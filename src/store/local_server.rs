@@ -188,7 +188,7 @@ fn take_flag(path: &Path, reporter: &Reporter) -> Result<Option<File>, StoreErro
     }
     let file = match OpenOptions::new().read(true).write(true).open(path) {
         Ok(file) => file,
-        // Removed in the meantime, or a file of the server's user that we may not write.
+        // The file was removed in the meantime, or it belongs to the server's user and strata may not write it.
         Err(error) if is_absence(&error) || error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
         Err(error) => return Err(StoreError::io("open", path)(error)),
     };

@@ -67,7 +67,7 @@ mod tests {
         fs::create_dir(directory.join("0")).unwrap();
         fs::write(directory.join("0/object"), "bytes").unwrap();
         delete_until(&directory, &cancellation.deadline(Duration::ZERO));
-        assert!(directory.join("0/object").exists(), "there was no time");
+        assert!(directory.join("0/object").exists(), "the deadline had passed");
         drop(alive);
         delete_dead_runs(transactions.path(), &Reporter::silent()).unwrap();
         assert_eq!(fs::read_dir(transactions.path()).unwrap().count(), 0);

@@ -1,9 +1,9 @@
 //! Writes new objects into a store.
 //!
-//! An object gets its name in `data/` only after its bytes are on disk, so that a crash never leaves a name without content.
-//! To avoid one `fsync` per file, objects are collected in a directory of the run and moved in batches, each after one
-//! `syncfs`. New versions of the files beside the objects are written in that directory, too, so that a killed run leaves
-//! files nowhere else.
+//! An object gets its name in `data/` only after its bytes are on disk, so that a crash never leaves a name without content. To
+//! avoid one `fsync` per file, objects are collected in a directory of the run and moved in batches, each after one `syncfs`. New
+//! versions of the files beside the objects are also written in that directory, so that all files which a killed run leaves are
+//! in one place.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -61,7 +61,7 @@ pub struct Staging {
 /// State that is shared by the threads that move batches.
 #[derive(Debug)]
 struct MoveState {
-    /// The states of the object directories as this run found them or left them.
+    /// The states of the object directories at the start of this run, or after its last change of a directory.
     states: ObjectDirectoryStates,
     /// Whether another program has changed an object directory since the run began.
     is_disturbed: bool,
@@ -80,11 +80,11 @@ struct StagingState {
     waiting_bytes: u64,
     /// The number of the thread that moves batches, if one is running.
     mover: Option<u64>,
-    /// Number of such threads that were started so far.
+    /// Number of threads for moving batches that were started so far.
     movers: u64,
-    /// Whether that thread shall move all waiting objects, even if they are not a full batch.
+    /// Whether the thread that moves batches must move all waiting objects, even if they are not a full batch.
     moves_partial_batch: bool,
-    /// The error of that thread, until it is reported.
+    /// The error of the thread that moves batches, until the error is reported.
     failure: Option<StoreError>,
     /// Objects that existed in the store before and that this run refers to.
     relied_on: HashSet<(ObjectHash, ObjectKind)>,
@@ -111,8 +111,8 @@ impl BatchMover<'_> {
 
 impl Drop for BatchMover<'_> {
     fn drop(&mut self) {
-        if let Some((staging, own)) = self.0 {
-            staging.state().mover.take_if(|mover| *mover == own);
+        if let Some((staging, number)) = self.0 {
+            staging.state().mover.take_if(|mover| *mover == number);
             staging.full.notify_all();
         }
     }
@@ -193,7 +193,7 @@ impl Staging {
         self.compares_bytes.load(Ordering::Relaxed)
     }
 
-    /// Returns the states of the object directories as this run found them or left them.
+    /// Returns the states of the object directories: at the start of this run, or after its last change of a directory.
     pub fn directory_states(&self) -> ObjectDirectoryStates {
         self.moving().states.clone()
     }
@@ -212,32 +212,32 @@ impl Staging {
     /// Starts a thread that moves batches as they become full, so that threads which add objects do not wait for the disk.
     /// There is at most one such thread. If the system refuses a thread, the other threads move the batches.
     pub fn start_mover<'s>(&'s self, scope: &'s Scope<'s, '_>) -> BatchMover<'s> {
-        let own = {
+        let number = {
             let mut state = self.state();
             if state.mover.is_some() {
                 return BatchMover(None);
             }
             state.movers += 1;
-            let own = state.movers;
-            state.mover = Some(own);
-            own
+            let number = state.movers;
+            state.mover = Some(number);
+            number
         };
-        let mover = BatchMover(Some((self, own)));
-        match thread::Builder::new().spawn_scoped(scope, move || self.move_full_batches(own)) {
+        let mover = BatchMover(Some((self, number)));
+        match thread::Builder::new().spawn_scoped(scope, move || self.move_full_batches(number)) {
             Ok(_) => mover,
             Err(_) => BatchMover(None),
         }
     }
 
-    /// Moves batches until the thread with the number `own` is no longer the one that shall do so.
-    fn move_full_batches(&self, own: u64) {
+    /// Runs in the thread with this number: moves batches until [`StagingState::mover`] is another number or `None`.
+    fn move_full_batches(&self, number: u64) {
         loop {
             let is_idle = |state: &mut StagingState| {
-                state.mover == Some(own) && !state.moves_partial_batch && state.waiting_bytes < BATCH_BYTES
+                state.mover == Some(number) && !state.moves_partial_batch && state.waiting_bytes < BATCH_BYTES
             };
             let state = self.full.wait_while(self.state(), is_idle);
             let mut state = state.expect("no thread panics while it holds the list of objects");
-            if state.mover != Some(own) {
+            if state.mover != Some(number) {
                 return;
             }
             state.moves_partial_batch = false;
@@ -254,8 +254,8 @@ impl Staging {
         &self.store
     }
 
-    /// Adds an object, unless the store or this run has it. That the store has it may be detected only when the object is
-    /// moved.
+    /// Adds an object, unless the store or this run already has it. An equal object in the store may be detected only when the
+    /// new object is moved.
     pub fn put(&self, hash: ObjectHash, kind: ObjectKind, stored: &[u8]) -> Result<(), StoreError> {
         {
             let is_being_written = |state: &mut StagingState| state.writing.contains(&(hash, kind));
@@ -294,7 +294,7 @@ impl Staging {
     fn add(&self, hash: ObjectHash, kind: ObjectKind, stored: &[u8]) -> Result<(), StoreError> {
         let is_looked_up = {
             let mut state = self.state();
-            // For objects in `relied_on` only the length may be unverified, so they are always looked up again.
+            // The length of an object in `relied_on` may be unverified, so such an object is always looked up again.
             state.take_lookup() || state.relied_on.contains(&(hash, kind)) || self.compares_bytes()
         };
         if is_looked_up && self.is_right(hash, kind, Some(stored.len() as u64))? {
@@ -331,8 +331,8 @@ impl Staging {
         Ok(Content { raw: compression == Compression::None, objects: ContentObjects::Whole(hash) })
     }
 
-    /// Adds a small file of strata's own that changes with nearly every revision. It is always compressed with the fast
-    /// setting for databases.
+    /// Adds a small file that strata generates and that changes with nearly every revision. Such a file is always compressed with
+    /// the fast setting for databases.
     pub fn put_changing_file(&self, plain: &[u8]) -> Result<Content, StoreError> {
         let hash = self.put_stored(ObjectKind::File, Encoder::of_databases().encode(plain))?;
         Ok(Content { raw: false, objects: ContentObjects::Whole(hash) })
@@ -382,18 +382,19 @@ impl Staging {
         Ok(is_right)
     }
 
-    /// Returns whether the store has an object with the given length and, where that is to be tested, the right bytes.
-    /// Renews its modification time.
+    /// Returns whether the store has a valid object, and renews its modification time. The object must have the given length, if
+    /// any. If bytes are compared, they must match the name of the object.
     fn is_right(&self, hash: ObjectHash, kind: ObjectKind, length: Option<u64>) -> Result<bool, StoreError> {
         let Some(actual) = self.store.renew(hash, kind)? else { return Ok(false) };
         let is_as_long = length.is_none_or(|length| length == actual);
-        // Clients refuse every revision with a damaged certificate, and a check one with damaged meta info. Both are small,
-        // so their bytes are always compared.
+        // Clients refuse every revision with a damaged certificate, and a check fails if the meta info is damaged. Both are
+        // small, so their bytes are always compared.
         let is_always_compared = matches!(kind, ObjectKind::Certificate | ObjectKind::MetaInfo);
         Ok(is_as_long && (!self.compares_bytes() && !is_always_compared || self.store.is_intact(hash, kind)))
     }
 
-    /// Returns an object that this run wrote or found in the store, and that does not exist any more.
+    /// Returns an object that this run refers to and that does not exist: it could not be moved, or it was deleted from the
+    /// store.
     pub fn first_vanished(&self) -> Result<Option<ObjectHash>, StoreError> {
         if let Some((hash, _)) = self.state().lost.iter().next() {
             return Ok(Some(*hash));
@@ -416,13 +417,14 @@ impl Staging {
         if is_waiting {
             self.try_flush()?;
         } else if is_ours {
-            // Another thread may be moving it at this moment: wait for that.
+            // Another thread may be moving the object at this moment. Locking waits until that thread has finished.
             drop(self.moving());
         }
         self.store.read_decoded(hash, kind, limit)
     }
 
-    /// Moves every object that was added before the call to its final name. After that the object can be read, and stays.
+    /// Moves every object that was added before the call to its final name. After that the objects can be read, and remain in the
+    /// store.
     ///
     /// The new names themselves are durable after the next [`DirectoryStore::sync`], or at once on a file system where
     /// `syncfs` has no effect.
@@ -431,7 +433,7 @@ impl Staging {
         self.state().failure.take().map_or(Ok(()), Err)
     }
 
-    /// Moves objects like [`Self::flush`], but leaves earlier errors to the next [`Self::flush`].
+    /// Moves objects like [`Self::flush`], but does not return earlier errors; the next [`Self::flush`] returns them.
     pub fn try_flush(&self) -> Result<(), StoreError> {
         self.move_waiting(&mut self.moving())
     }
@@ -520,10 +522,9 @@ impl Staging {
 
     /// Replaces files beside the objects, such as `.cvmfspublished`, each atomically and in the given order.
     ///
-    /// All new files are on disk before the first one is renamed. Therefore, after an error too, each file has either its
-    /// old or its new content, and a crash can only happen between two renames. When the last file is replaced, clients see
-    /// `revision`; it is `None` if no client can see the store yet. Errors after that are returned as values, because the
-    /// revision is published.
+    /// All new files are on disk before the first one is renamed. Therefore each file has either its old or its new content, also
+    /// after an error or a crash. When the last file is replaced, clients see `revision`; it is `None` if no client can see the
+    /// store yet. Errors after this replacement are returned as values, because the revision is published.
     pub fn replace_files(&self, files: &[(&str, &[u8])], revision: Option<u64>) -> Result<Vec<StoreError>, StoreError> {
         for (name, bytes) in files {
             let path = self.directory.join(name);
@@ -574,7 +575,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // An interruption does not wait for this, which may take long. It deletes the remaining files itself.
+        // The deletion may take long, so an interruption does not wait for it, and deletes the remaining files itself.
         let removed = fs::remove_dir_all(&self.directory);
         self.store.cancellation().temporary_files().end(&self.directory);
         if let Err(error) = removed {
@@ -583,8 +584,8 @@ impl Drop for Staging {
     }
 }
 
-/// Finds out whether a file was replaced although the system reported an error, which network file systems do when an answer
-/// is lost. Returns the errors to report if the file has its new content, or may have it.
+/// Finds out whether a file was replaced although the system reported an error. A network file system reports an error when the
+/// server's reply is lost. Returns the errors to report if the file has its new content, or may have it.
 ///
 /// An error for any file but the last is returned at once, because then the last file is not touched.
 fn despite_failure(path: &Path, bytes: &[u8], error: io::Error, is_last: bool) -> Result<Vec<StoreError>, StoreError> {

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn content_and_trees_are_found_by_their_whole_key() {
+fn content_and_trees_are_found_only_by_their_whole_key() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state.db");
     let key = ContentKey { blake3: [7; 32], size: 5, is_chunk: false, encoder: 2 };
@@ -39,7 +39,7 @@ fn failures_are_kept_until_they_are_deleted() {
 }
 
 #[test]
-fn digest_at_the_registry_holds_only_for_the_same_published_manifest() {
+fn digest_at_the_registry_is_returned_only_for_the_same_published_manifest() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDatabase::open(&directory.path().join("state.db"), &Reporter::silent()).unwrap();
     let (one, other) = (ObjectHash::of(b"1"), ObjectHash::of(b"2"));
@@ -126,7 +126,7 @@ fn tree_counts_as_complete_until_another_program_changes_the_directories_of_obje
     state.add_whole(&[("/a".to_owned(), one)], next).unwrap();
     state.end_epoch(None).unwrap();
     let last = state.begin_epoch(b"deleted").unwrap().unwrap();
-    assert!(!state.is_whole("/a", one, last).unwrap(), "it was changed while the run went on");
+    assert!(!state.is_whole("/a", one, last).unwrap(), "another program changed a directory during the run");
 }
 
 #[test]
