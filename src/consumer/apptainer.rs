@@ -178,7 +178,7 @@ fn labels_json(labels: &BTreeMap<String, String>) -> Vec<u8> {
     let mut json = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"\t");
     let mut serializer = serde_json::Serializer::with_formatter(&mut json, formatter);
-    labels.serialize(&mut serializer).expect("strings are JSON, and a vector takes every byte");
+    labels.serialize(&mut serializer).expect("strings are valid JSON, and writing to a vector cannot fail");
     json
 }
 

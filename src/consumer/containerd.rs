@@ -43,7 +43,8 @@ fn can_mount_layers(repository: &Repository, record: &ImageRecord) -> Result<boo
     Ok(!record.layers.is_empty())
 }
 
-/// Returns the name with which containerd pulls the image: it fetches everything except the layers from the image's origin.
+/// Returns the name with which containerd pulls the image: containerd fetches everything except the layers from the image's
+/// origin.
 fn pulled_name(place: &ImagePlace, record: &ImageRecord) -> FullName {
     match record.source.parse() {
         Ok(ImageArgument::Registry { name, digest, .. }) => FullName { name, digest },

@@ -38,7 +38,7 @@ pub trait Consumer: Sync {
         None
     }
 
-    /// Adds the edits that update the runtime's own directory for the changed names.
+    /// Adds the edits that update the directory of the runtime for the changed names.
     ///
     /// `edits` already contains the edits of trees, links and records.
     fn revise(&self, edits: &mut EditList<'_>, changes: &ConsumerChanges<'_>) -> Result<(), ConsumerError> {
@@ -162,13 +162,13 @@ impl ImageChange<'_> {
 /// A result of [`Consumer::audit`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuditResult {
-    /// A fault with which the runtime does not work.
+    /// A fault that prevents the runtime from working.
     Flaw(Flaw),
-    /// A fault with which the runtime works, but slowly or not reliably.
+    /// A fault that makes the runtime slow or unreliable.
     Warning(String),
 }
 
-/// A fault in a repository with which a runtime does not work.
+/// A fault in a repository that prevents a runtime from working.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flaw {
     /// The path in the repository.

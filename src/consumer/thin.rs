@@ -1,8 +1,9 @@
 //! Thin images, which Docker with the CVMFS graph driver pulls in place of normal images.
 //!
 //! A thin image has one layer with one file: `thin.json` lists the paths of the real layers in a repository. This layer is
-//! byte-identical to that of DUCC. The config has the execution settings of the real image, because Docker never reads the real config.
-//! DUCC omits entry point, user and working directory, so that the wrong program runs or as the wrong user.
+//! byte-identical to that of DUCC. The config has the execution settings of the real image, because Docker never reads the real
+//! config. DUCC omits entry point, user and working directory, so that the wrong program runs, or the program runs as the wrong
+//! user.
 
 use std::io::Write as _;
 
@@ -76,7 +77,7 @@ fn thin_json(repository: &RepositoryName, origin: &str, layers: &[Digest]) -> Ve
     };
     let thin = ThinJson { version: "1.0", origin, layers: layers.iter().map(layer).collect() };
     // DUCC also indents by two spaces.
-    serde_json::to_vec_pretty(&thin).expect("texts are JSON")
+    serde_json::to_vec_pretty(&thin).expect("strings are valid JSON")
 }
 
 /// Returns a tar archive of `thin.json`, byte-identical to that of Go's `archive/tar`.
@@ -108,8 +109,8 @@ fn tar(content: &[u8]) -> Vec<u8> {
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     // 255 means an unknown operating system (RFC 1952, section 2.3.1): the bytes do not depend on the machine.
     let mut encoder = GzBuilder::new().mtime(0).operating_system(255).write(Vec::new(), Compression::none());
-    encoder.write_all(bytes).expect("a vector takes every byte");
-    encoder.finish().expect("a vector takes every byte")
+    encoder.write_all(bytes).expect("writing to a vector cannot fail");
+    encoder.finish().expect("writing to a vector cannot fail")
 }
 
 fn config_json(image: &ImageConfig, diff_id: Digest) -> Vec<u8> {

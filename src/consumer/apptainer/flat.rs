@@ -24,7 +24,7 @@ pub fn flat_tree<E>(
         Modes::Widened => widened(chain, &mut HashMap::new()),
     };
     for addition in additions(config) {
-        let (parent, name) = addition.path().split().expect("nothing is added at the root itself");
+        let (parent, name) = addition.path().split().expect("no addition has the path of the root");
         let Some(parent) = find_directory(&tree, &parent) else { continue };
         let there = tree.directory(parent.components()).and_then(|directory| directory.children.get(name));
         if let Some(node) = node(&addition, there, &mut store)? {
@@ -62,7 +62,7 @@ fn node<E>(
     })
 }
 
-/// Returns the attributes of added entries: owned by root, with a time of 1970, so that equal images give equal trees.
+/// Returns the metadata of added entries: owned by root, with a time of 1970, so that equal images give equal trees.
 fn metadata(mode: u16) -> Metadata {
     Metadata { mode, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: None }
 }

@@ -51,7 +51,8 @@ fn split(variable: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Returns the lines that export one variable. Without a value in the image, the current value is exported, empty if unset.
+/// Returns the lines that export one variable. A variable without a value in the image is exported with its current value, or
+/// with an empty value if it is unset.
 ///
 /// A variable that has a value is not assigned, because bash exits on an assignment to `UID` and a few others. The value is in single
 /// quotes, because Apptainer reads the file with its own shell (mvdan.cc/sh), whose older versions (3.6) lose backslashes in double
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn image_overrides_path_and_other_variables_only_if_they_are_empty() {
+    fn image_always_overrides_path_and_other_variables_only_if_they_are_empty() {
         let env = strings(["PATH=/image/$bin", "A=image", "B=image", "C=image"]);
         let before = [("PATH", "/host/bin"), ("A", "user's \"$x\" *"), ("B", "")];
         assert_exports(&env, &before, "PATH", Some("/image/$bin"));
@@ -313,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn read_only_variables_of_a_shell_do_not_end_it() {
+    fn read_only_variables_of_a_shell_do_not_end_the_script() {
         let env = strings(["UID=1000", "EUID=1000", "PPID=1", "OPTIND=x", "SHELLOPTS=x", "BASHOPTS=x", "UID", "Z=z"]);
         assert_exports(&env, &[], "Z", Some("z"));
     }

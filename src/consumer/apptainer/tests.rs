@@ -116,8 +116,8 @@ impl Root {
         let staged = tempfile::tempdir().unwrap();
         apply(&additions(&config()), staged.path());
         let root = Self(tempfile::tempdir().unwrap());
-        // Files that another process wrote: one that this process wrote may still be open in a test's child, and would
-        // be refused as busy when it is run.
+        // `cp` writes the files in another process. A file that this process wrote may still be open in the child process of
+        // another test, and could not be executed (ETXTBSY).
         copy(&["-a".as_ref(), staged.path().join(".").as_ref()], root.path());
         let linked = Command::new("ldd").arg("/bin/sh").output().map(|output| output.stdout).unwrap_or_default();
         let linked = String::from_utf8(linked).unwrap();
@@ -161,7 +161,7 @@ impl Root {
         text.strip_suffix('\0').unwrap().split('\0').map(str::to_owned).collect()
     }
 
-    /// Adds a script, written by another process for the reason given above.
+    /// Adds a script. Another process writes it, for the reason given in [`Self::new`].
     fn script(&self, name: &str, text: &str) {
         let file = self.path().join(name);
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -280,7 +280,7 @@ fn programs_libraries_and_settings_of_an_app_come_first() {
 }
 
 #[test]
-fn shell_is_that_of_the_user_else_bash_else_sh() {
+fn shell_is_that_of_the_user_or_else_bash_or_else_sh() {
     let Some(root) = Root::new() else { return };
     let show = "printf '%s\\0' \"$0\" \"$SHELL\" \"$PS1\" \"$@\"";
     assert_eq!(root.pieces(&["/.shell", "-c", show], &[]), ["/bin/sh", "/bin/sh", "Singularity> "]);
@@ -303,7 +303,7 @@ fn shell_fails_if_the_image_has_none() {
 }
 
 #[test]
-fn test_runs_the_tests_of_the_image_and_succeeds_without_any() {
+fn test_runs_the_tests_of_the_image_and_succeeds_without_tests() {
     let Some(root) = Root::new() else { return };
     assert!(root.run(&["/.test"], &[]).status.success());
     root.script(".singularity.d/test", &format!("{PRINT}; exit 7"));

@@ -51,7 +51,8 @@ impl Mount {
         json!({"destination": self.target, "type": self.kind, "source": self.source, "options": self.options})
     }
 
-    /// Returns the mounts of every container, as in `runc spec`. With `rootless`, returns those for a user namespace in the host's network.
+    /// Returns the mounts of every container, as in `runc spec`. With `rootless`, returns the mounts for a container in a user
+    /// namespace that shares the network of the host.
     fn usual(rootless: bool) -> Vec<Self> {
         // The group `tty` does not exist in a user namespace with one group.
         let tty: &[&str] = if rootless { &[] } else { &["gid=5"] };
@@ -144,11 +145,11 @@ impl Mounts {
         Ok(())
     }
 
-    /// Returns the working directory. If the image does not contain the directory that it names, a file system in memory is mounted above
-    /// it; if that is not possible, the working directory is the root.
+    /// Returns the working directory. If the image does not contain the directory `wanted`, adds a mount of a file system in
+    /// memory above it. If that is not possible, the working directory is the root. Both cases add a warning.
     pub(super) fn start_in(&mut self, root: &dyn Root, wanted: &str) -> Result<String, RepositoryError> {
         let directory = normalised(wanted);
-        if root.directory(directory.as_bytes())?.is_some() || self.makes(&directory) {
+        if root.directory(directory.as_bytes())?.is_some() || self.creates(&directory) {
             return Ok(directory);
         }
         let said = on_one_line(&directory);
@@ -166,7 +167,8 @@ impl Mounts {
         Ok("/".to_owned())
     }
 
-    /// Returns the nearest existing parent of `directory`, if it is empty, and the rest of the path.
+    /// Returns the nearest existing parent of `directory` and the rest of the path. Returns `None` if this parent is not empty or
+    /// cannot be a mountpoint.
     fn empty_directory_above<'f>(
         &self,
         root: &dyn Root,
@@ -188,7 +190,7 @@ impl Mounts {
     }
 
     /// Returns whether runtimes create this directory when they start the container: they do so inside a writable mount.
-    fn makes(&self, directory: &str) -> bool {
+    fn creates(&self, directory: &str) -> bool {
         let below = |mount: &&Mount| Path::new(directory).starts_with(&mount.target);
         let lowest = self.mounts.iter().filter(below).max_by_key(|mount| mount.target.len());
         lowest.is_some_and(|mount| mount.kind == "tmpfs") && !directory.contains('\0')

@@ -54,7 +54,8 @@ fn arguments(config: &ExecutionConfig, given: &[String]) -> Vec<String> {
     config.entrypoint.iter().chain(arguments).cloned().collect()
 }
 
-/// Returns the user in a user namespace that has only user and group 0.
+/// Changes `user` to user and group 0, the only ones in the user namespace of a rootless container. Adds a warning if `user` was
+/// another user.
 fn rootless_user(user: User, warnings: &mut Vec<String>) -> User {
     if user.uid != 0 {
         warnings.push(format!("the program runs as the user who starts it, not as user {} of the image", user.uid));

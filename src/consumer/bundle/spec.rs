@@ -48,7 +48,7 @@ const MASKED_PATHS: [&str; 11] = [
 /// Paths that are read-only in a container.
 const READ_ONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Prefix of the labels that become annotations. Labels come from an untrusted image, and a runtime could interpret other ones.
+/// Prefix of the labels that become annotations. Labels come from an untrusted image, and a runtime could interpret other labels.
 const LABEL_PREFIX: &str = "org.opencontainers.image.";
 
 /// Returns the content of `config.json`.

@@ -1,7 +1,7 @@
 //! The user of a container, resolved with the image's own `/etc/passwd` and `/etc/group`.
 //!
-//! As in Docker, a number is always an ID, even if a user has it as a name, and groups that list the user as a member are added only if
-//! the image names no group.
+//! As in Docker, a number is always an ID, even if it is also the name of a user, and groups that list the user as a member are
+//! added only if the image names no group.
 
 /// Errors from resolving a user.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! Checks that everything exists to which an entry of the store refers.
+//! Checks the documents and layers to which an entry of the store refers.
 
 use super::Flaw;
 use super::image::{MAX_DOCUMENT_SIZE, StoreImage};

@@ -15,7 +15,7 @@ pub const MAX_DOCUMENT_SIZE: usize = 4 << 20;
 // Without `created`, podman reports an age of 292 years.
 pub(super) const UNKNOWN_TIME: &str = "1970-01-01T00:00:00Z";
 
-/// Reason why an image is not added to the store: with it, podman would not list any image.
+/// Reason why an image is not added to the store: podman lists no image at all if the store contains such an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("podman does not accept the image, and would not list any other image with it: {0}")]
 pub struct Refusal(String);

@@ -7,12 +7,12 @@ use crate::layout::ImagePlace;
 /// Whether an image is listed in podman's store.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum PodmanListing {
-    /// It is not requested, or another platform of the same name is listed.
+    /// The image is not requested for podman, or another platform of the same name is listed.
     #[default]
     NotAsked,
-    /// It is in the store.
+    /// The image is in the store.
     Listed,
-    /// It is not in the store, because podman would refuse the whole store with it.
+    /// The image is not in the store, because podman would refuse a store that contains it.
     Refused(Refusal),
 }
 

@@ -3,7 +3,8 @@
 /// Maximum length of a name without tag and digest in characters (distribution/reference).
 const MAX_NAME_LENGTH: usize = 255;
 
-/// Returns a name in the form for the store, or `None` if podman refuses the name, and with it the whole store.
+/// Returns a name in the form for the store, or `None` if podman refuses the name. podman refuses a whole store that contains
+/// such a name.
 ///
 /// DUCC separates a digest with a colon; the result has an `@`.
 pub fn store_name(text: &str) -> Option<String> {
@@ -102,7 +103,7 @@ mod tests {
         }
     }
 
-    // Each of them made podman 4.3 refuse the whole store.
+    // Each of these names made podman 4.3 refuse the whole store.
     #[test]
     fn names_that_podman_refuses_are_refused() {
         let too_long = format!("h.org/{}:1", "a".repeat(250));

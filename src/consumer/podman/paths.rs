@@ -10,9 +10,10 @@ use crate::repository::MOUNT_VARIABLE;
 
 /// The layers of one image in the store, lowest first.
 ///
-/// Their number is that of the real layers, because builds count them. Their IDs are not those of the real layers, because podman would
-/// use them as the real layers when it pulls another image. The topmost layer is the whole flat tree, and the only one with a directory.
-/// The layers below are empty and shared by all images, because podman iterates over all layers for each image.
+/// The number of these layers is equal to the number of real layers of the image, because builds count layers. The IDs differ
+/// from those of the real layers: with equal IDs, podman would use these layers as the real ones when it pulls another image. The
+/// topmost layer is the whole flat tree, and the only one with a directory. The layers below are empty and shared by all images,
+/// because podman iterates over all layers for each image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FlatLayers(Vec<FlatLayer>);
 
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_are_named_as_containers_storage_names_a_stack() {
+    fn layer_ids_are_computed_as_in_containers_storage() {
         let config: Digest = format!("sha256:{}", "0123456789abcdef".repeat(4)).parse().unwrap();
         let layers = FlatLayers::of(config, 3);
         // Computed with sha256sum.
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn documents_are_named_as_containers_storage_names_them() {
+    fn documents_are_named_as_in_containers_storage() {
         let config = Digest::of(b"");
         let name = |key| String::from_utf8(document(config, key).split().unwrap().1.to_vec()).unwrap();
         assert_eq!(name("manifest"), "manifest");

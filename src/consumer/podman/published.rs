@@ -7,7 +7,7 @@ use crate::message::causes;
 use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 
-/// Maximum size of a list in bytes. A list of 10,000 images has a fifth of it.
+/// Maximum size of a list in bytes. A list of 10,000 images has a fifth of this size.
 const MAX_LIST_SIZE: u64 = 64 << 20;
 
 /// Number of bytes of a lock file that podman reads.

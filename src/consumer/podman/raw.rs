@@ -25,7 +25,7 @@ impl RawObject {
         if value.is_null() {
             return self.0.retain(|(key, _)| !is_named(key, name));
         }
-        let value = serde_json::value::to_raw_value(value).expect("values are JSON");
+        let value = serde_json::value::to_raw_value(value).expect("a JSON value can be serialized");
         match self.0.iter_mut().rfind(|(key, _)| is_named(key, name)) {
             Some((_, before)) => *before = value,
             None => self.0.push((name.to_owned(), value)),
@@ -63,7 +63,7 @@ impl<'de> Deserialize<'de> for RawObject {
 }
 
 /// JSON in which no object has a repeated member. Go parses all values of a repeated member and fails if any is invalid, whereas
-/// serde_json keeps only the last one, so that it alone would be checked.
+/// serde_json keeps only the last value, so only that would be checked.
 pub(super) struct UniqueMembers;
 
 impl<'de> Deserialize<'de> for UniqueMembers {
@@ -190,7 +190,7 @@ mod tests {
             assert!(elements(empty.as_bytes(), false).unwrap().is_empty());
         }
         for wrong in [&b"{}"[..], b"[", b"[] x", b"\xff", b"[1,]"] {
-            assert!(elements(wrong, false).is_err(), "{wrong:?} was taken");
+            assert!(elements(wrong, false).is_err(), "{wrong:?} was accepted");
         }
     }
 }

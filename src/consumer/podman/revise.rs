@@ -73,7 +73,7 @@ struct StoreUpdate<'a, 'e> {
 impl StoreUpdate<'_, '_> {
     /// Updates the store for the changed names.
     ///
-    /// A store that another program wrote is not changed until a name requires another entry.
+    /// A store that another program wrote is changed only if a name requires another entry.
     fn update(&mut self, wanted: &BTreeMap<ImageName, Wanted<'_>>) -> Result<(), ConsumerError> {
         let gone = self.removed_flat_trees();
         if gone.is_empty() && !self.may_affect_store(wanted)? {
@@ -189,8 +189,8 @@ impl StoreUpdate<'_, '_> {
 
     /// Repairs a store that another program wrote last, so that podman accepts it, and reports the faults.
     ///
-    /// An image with faults is listed again with its flat tree. If the flat tree or the documents are missing, it is removed from the list,
-    /// but its files are kept.
+    /// An image with faults is listed again with its flat tree. If the flat tree or the documents are missing, the image is
+    /// removed from the list, but its files are kept.
     fn take_over(&mut self, published: &mut PublishedStore) -> Result<(), ConsumerError> {
         published.flaws.iter().for_each(|flaw| self.report_repair(format_args!("{flaw}")));
         let store = &mut published.store;
@@ -200,7 +200,7 @@ impl StoreUpdate<'_, '_> {
         }
         let images: Vec<Digest> = store.entries().map(|entry| entry.config).collect();
         for config in images {
-            let entry = store.entry(config).expect("it was listed just now");
+            let entry = store.entry(config).expect("the entry was found in the list before");
             let ImageAudit { flaws, documents } = match audit_image(self.head, store, entry) {
                 Err(RepositoryError::Content { path, source }) if source.is_damage() => {
                     self.report_repair(format_args!("cannot read {path}: {}", causes(&source)));

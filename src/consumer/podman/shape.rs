@@ -17,11 +17,11 @@ pub(super) enum Shape {
     Number,
     /// A string with a time in the format of RFC 3339.
     Time,
-    /// A list of anything.
+    /// A list whose elements may have any type.
     List,
     /// A list of strings.
     Texts,
-    /// An object of anything.
+    /// An object whose members may have any type.
     Map,
     /// An object whose members are strings.
     TextMap,

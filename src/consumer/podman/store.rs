@@ -44,7 +44,7 @@ pub struct StoreEntry {
     pub mapped_layers: Vec<String>,
     /// The digest of its manifest, if the entry has one.
     pub digest: Option<String>,
-    /// Keys of its documents with a digest.
+    /// Keys of those of its documents for which the list states a digest.
     documents: HashSet<String>,
     is_changed: bool,
     is_gone: bool,
@@ -59,7 +59,7 @@ struct LayerRow {
     is_gone: bool,
 }
 
-/// The members of an image that are read, with the names in the list.
+/// The members that strata reads of an image in the list.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct KnownImage {
@@ -76,7 +76,7 @@ struct KnownImage {
     big_data_digests: Option<HashMap<String, Option<String>>>,
 }
 
-/// The members of a layer that are read.
+/// The members that strata reads of a layer in the list.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct KnownLayer {
@@ -174,7 +174,7 @@ impl PodmanStore {
                         flaws.push(Flaw::new(path(), format!("the name {valid} once"), "two images with this name"));
                         self.images[other].remove_name(&valid);
                     }
-                    self.give_name(at, &valid, false);
+                    self.assign_name(at, &valid, false);
                 }
                 None => {
                     flaws.push(Flaw::new(path(), "names that podman accepts", shown(&name)));
@@ -204,7 +204,7 @@ impl PodmanStore {
         }
     }
 
-    fn give_name(&mut self, at: usize, name: &str, is_new: bool) {
+    fn assign_name(&mut self, at: usize, name: &str, is_new: bool) {
         self.by_name.insert(name.to_owned(), at);
         let entry = &mut self.images[at];
         if !entry.names.iter().any(|known| known == name) {
@@ -280,7 +280,7 @@ impl PodmanStore {
             if self.named(name).is_some_and(|entry| entry.config != image.config) {
                 self.remove_name(name);
             }
-            self.give_name(at, name, true);
+            self.assign_name(at, name, true);
         }
     }
 
@@ -290,7 +290,7 @@ impl PodmanStore {
         if self.named(name).is_some_and(|entry| entry.config != config) {
             self.remove_name(name);
         }
-        self.give_name(at, name, true);
+        self.assign_name(at, name, true);
     }
 
     /// Writes the entry of an image again, and keeps its names.
@@ -331,7 +331,7 @@ impl PodmanStore {
         }
     }
 
-    /// Removes an image, and its own layer if given.
+    /// Removes an image, and the layer `own_layer`, if given, which no other image uses.
     pub fn remove(&mut self, config: Digest, own_layer: Option<Digest>) {
         let Some(at) = self.by_id.remove(&config) else { return };
         let entry = &mut self.images[at];
@@ -346,7 +346,7 @@ impl PodmanStore {
         }
     }
 
-    /// Returns the topmost layer of an image if it has the ID that strata assigns, so that no other image uses it.
+    /// Returns the topmost layer of an image if the layer has the ID that strata assigns. No other image uses such a layer.
     pub fn own_layer(&self, entry: &StoreEntry) -> Option<Digest> {
         let top = entry.layer?;
         let count = self.layers_below(top).ok()?.len();
@@ -391,7 +391,7 @@ impl StoreEntry {
         ];
         rest.into_iter().for_each(|(name, value)| entry[name] = value);
         Self {
-            text: serde_json::value::to_raw_value(&entry).expect("values are JSON"),
+            text: serde_json::value::to_raw_value(&entry).expect("a JSON value can be serialized"),
             config: image.config,
             names: Vec::new(),
             layer: Some(image.top()),
@@ -412,7 +412,7 @@ impl StoreEntry {
     fn add_manifest(&mut self, image: &StoreImage) {
         let Some(manifest) = image.manifest.filter(|&manifest| !self.has_manifest(manifest)) else { return };
         let key = manifest_key(manifest);
-        let before: Value = serde_json::from_str(self.text.get()).expect("it was read before");
+        let before: Value = serde_json::from_str(self.text.get()).expect("the text was parsed before");
         let digests = shape::member(&before, "big-data-digests").cloned();
         let mut digests = digests.unwrap_or_else(|| json!({}));
         digests[&key] = json!(manifest);
@@ -426,7 +426,7 @@ impl StoreEntry {
     }
 
     fn set(&mut self, name: &str, value: &Value) {
-        let mut object = RawObject::parse(self.text.get()).expect("it was read before");
+        let mut object = RawObject::parse(self.text.get()).expect("the text was parsed before");
         object.set(name, value);
         self.text = object.write();
         self.is_changed = true;
@@ -437,7 +437,7 @@ impl StoreEntry {
         if !self.is_changed {
             return Cow::Borrowed(&self.text);
         }
-        let mut object = RawObject::parse(self.text.get()).expect("it was read before");
+        let mut object = RawObject::parse(self.text.get()).expect("the text was parsed before");
         object.set("names", &json!(self.names));
         Cow::Owned(object.write())
     }
@@ -453,7 +453,7 @@ impl LayerRow {
         row["created"] = json!(created);
         row["diff-digest"] = json!(layer.diff);
         row["diff-size"] = json!(size);
-        let text = serde_json::value::to_raw_value(&row).expect("values are JSON");
+        let text = serde_json::value::to_raw_value(&row).expect("a JSON value can be serialized");
         Self { text, parent, has_diff_digest: true, is_gone: false }
     }
 }
@@ -473,7 +473,7 @@ fn known<'t, T: Deserialize<'t>>(
 
 /// Parses an ID: 64 hexadecimal digits.
 fn id_of(text: &str) -> Option<Digest> {
-    is_hex(text, 64).then(|| format!("sha256:{text}").parse().expect("these are the digits of a digest"))
+    is_hex(text, 64).then(|| format!("sha256:{text}").parse().expect("64 hexadecimal digits are a valid digest"))
 }
 
 fn shown(text: &str) -> String {

@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 
-/// Values of a member of the config with which podman 4.3 lists no images at all.
+/// Members of the config, each with a value that makes podman 4.3 list no images at all.
 fn wrong_configs() -> Vec<(&'static str, Value)> {
     let mut wrong = Vec::new();
     let mut add = |member, values: &[Value]| wrong.extend(values.iter().map(|value| (member, value.clone())));
@@ -27,7 +27,7 @@ fn wrong_configs() -> Vec<(&'static str, Value)> {
     wrong
 }
 
-/// The same for members of the config's `config`.
+/// Members of the config's member `config`, each with a value that makes podman 4.3 list no images at all.
 fn wrong_executions() -> Vec<(&'static str, Value)> {
     let mut wrong = Vec::new();
     let mut add = |member, values: &[Value]| wrong.extend(values.iter().map(|value| (member, value.clone())));
