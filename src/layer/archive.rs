@@ -1,9 +1,9 @@
 //! Reads the members of a tar archive: each header together with its extension headers, and the content of files.
 //!
-//! Where the tar format is ambiguous, this reader does what Go's `archive/tar` does, because every container engine uses that:
-//! links, directories and devices have no content, whatever size their header states; a single zero block does not end the
-//! archive; and of several extension headers of one kind only the last counts. An archive is refused if header and PAX header
-//! state different sizes, because then two readers could find different entries in it.
+//! Where the tar format is ambiguous, this reader follows Go's `archive/tar`, because every container engine uses that
+//! package. Links, directories and devices have no content, even if their header states a size. A single zero block inside
+//! the archive is an error, not the end. Of several extension headers of one kind, only the last counts. An archive is
+//! refused if header and PAX header state different sizes, because two readers could then find different entries in it.
 
 use std::io::Read;
 use std::ops::Range;
@@ -79,8 +79,8 @@ pub enum ContentPart<'a> {
     Hole(u64),
 }
 
-/// The extension headers in front of a member. Of several headers of one kind the last counts; an empty long name counts as
-/// absent, as in Go's reader.
+/// The extension headers before a member. Of several headers of one kind, only the last counts. An empty long name has no
+/// effect, as in Go's reader.
 #[derive(Default)]
 struct Extensions {
     long_path: Vec<u8>,
@@ -106,7 +106,7 @@ pub(super) struct Archive<R> {
 /// Read position in the content of the current member.
 #[derive(Default)]
 struct Content {
-    /// The data segments that the archive stores of the file, in order of their offsets.
+    /// The data segments of the file that the archive stores, sorted by offset.
     segments: Vec<Segment>,
     /// Index of the first segment that is not read completely.
     segment: usize,
@@ -114,7 +114,7 @@ struct Content {
     position: u64,
     /// Size of the file in bytes, including holes.
     size: u64,
-    /// Bytes of this member that are still unread in the archive, without the padding.
+    /// Number of stored bytes of this member that were not read yet, without the padding.
     stored: u64,
     /// Padding bytes between the stored bytes and the next header.
     padding: u64,
@@ -133,7 +133,7 @@ enum NextPart {
 }
 
 impl Content {
-    /// Starts a member of which the archive stores `stored` bytes. Until segments are added, it has no content.
+    /// Prepares to read a member with `stored` bytes in the archive. The content is empty until segments are added.
     fn start(&mut self, stored: u64) {
         // The vector is used again, so that a member needs no allocation.
         self.segments.clear();
@@ -153,9 +153,9 @@ impl Content {
             if self.position < segment.offset {
                 return self.hole_up_to(segment.offset);
             }
-            let left = segment.offset + segment.length - self.position;
-            if left > 0 {
-                return NextPart::Stored(left);
+            let remaining = segment.offset + segment.length - self.position;
+            if remaining > 0 {
+                return NextPart::Stored(remaining);
             }
             // A segment may be empty: GNU tar ends the map of a file with a trailing hole with one of length 0.
             self.segment += 1;
@@ -198,7 +198,7 @@ impl<R: Read> Archive<R> {
                 }
                 b'x' => extensions = Extensions { records: self.records(&header)?, any_present: true, ..extensions },
                 b'g' => {
-                    // Go's reader, and so every container engine, ignores the records of a global header, and it also drops the
+                    // Go's reader, and so every container engine, ignores the records of a global header. It also drops the
                     // extension headers that precede a global header.
                     self.records(&header)?;
                     extensions = Extensions::default();
@@ -214,7 +214,7 @@ impl<R: Read> Archive<R> {
         self.stream.blob_bytes_read()
     }
 
-    /// Makes [`Self::next_part`] return nothing for the current member, even if the archive stores content for it.
+    /// Makes [`Self::next_part`] return `None` for the current member, even if the archive stores content for the member.
     pub(super) fn hide_content(&mut self) {
         self.content.hide();
     }
@@ -232,7 +232,7 @@ impl<R: Read> Archive<R> {
         }
     }
 
-    /// Reads to the end of the blob, including anything after the archive, and returns the stream with its sizes and digests.
+    /// Reads the blob to its end, including any bytes after the archive, and returns the stream with its sizes and digests.
     pub(super) fn into_drained_stream(mut self) -> Result<TarStream<R>, LayerError> {
         // The digests of an image cover the whole blob, including the padding after the archive. DUCC stops at the end of
         // the archive and so records other diff IDs for some layers.
@@ -256,7 +256,7 @@ impl<R: Read> Archive<R> {
         };
         self.headers += 1;
         Limit::Headers.check(self.headers, self.limits.headers)?;
-        if !header.has_right_checksum() {
+        if !header.has_valid_checksum() {
             // A blob in an unknown compression format reads as noise. The user needs that cause, not a wrong checksum.
             let is_first = offset == 0;
             return Err(if is_first {
@@ -269,7 +269,8 @@ impl<R: Read> Archive<R> {
         Ok(Some(header))
     }
 
-    /// Reads the second of the two zero blocks that end an archive. One or both may be missing at the end of the stream.
+    /// Reads the second of the two zero blocks that end an archive, and returns `None`. The stream may end without the
+    /// second block. Any other block is an error.
     fn end(&mut self, offset: u64) -> Result<Option<Header>, LayerError> {
         // Go's reader refuses this, too. A reader that went on would find entries that others do not.
         if self.next_block()?.is_some_and(|block| !block.is_zero()) {
@@ -344,11 +345,12 @@ impl<R: Read> Archive<R> {
         Ok(member)
     }
 
-    /// Determines the number of bytes that the archive stores for the member, and which bytes of the file they are.
+    /// Prepares to read the content of a member: determines how many bytes the archive stores, and which bytes of the file
+    /// these are. Changes the type of the member if a file entry means a directory.
     fn start_content(&mut self, member: &mut Member) -> Result<(), LayerError> {
         let stored = stored_size(member).map_err(|problem| self.failed(problem))?;
-        // V7 tar had no type flag for directories: it wrote a file whose name ends with a slash. A regular file in newer
-        // dialects that has such a name and content is a file.
+        // V7 tar has no type flag for directories, and writes a file whose name ends with a slash. In newer dialects, a
+        // regular file with such a name is a directory only if it has no content.
         if member.kind == MemberKind::File
             && member.path.ends_with(b"/")
             && (stored == 0 || member.header.type_flag() == 0)
@@ -439,8 +441,8 @@ impl<R: Read> Archive<R> {
         Ok(range)
     }
 
-    /// Skips to the next header. Some programs omit the padding after the last member, so it may be missing at the end of the
-    /// archive.
+    /// Skips to the next header. The padding may be missing at the end of the archive, because some programs omit it after
+    /// the last member.
     fn skip_content(&mut self) -> Result<(), LayerError> {
         while self.content.stored > 0 {
             self.take_content(u64::MAX)?;
@@ -458,7 +460,8 @@ impl<R: Read> Archive<R> {
 
 /// Returns the number of bytes that the archive stores for a member.
 fn stored_size(member: &Member) -> Result<u64, EntryError> {
-    /// The largest size in octal digits. Some programs write it if the true size, stated in the PAX header, does not fit.
+    /// The largest size in octal digits. If the true size does not fit into the header, some programs write this value
+    /// there, and the true size in the PAX header.
     const MAX_SIZE_IN_HEADER: u64 = 0o77_777_777_777;
     if !member.kind.has_content() {
         return Ok(0);

@@ -8,14 +8,15 @@ use super::LayerError;
 use crate::image::Digest;
 use crate::span::{BYTES, span};
 
-/// Large enough for hashing and inflating long runs at once, small enough for the second-level cache.
+/// Size of the buffer in bytes: large enough for hashing and inflating long runs at once, small enough for the second-level
+/// cache.
 const BUFFER_SIZE: usize = 256 << 10;
 
-/// Reads a blob through a buffer, and hashes and counts what it reads.
+/// Reads a blob through a buffer, and hashes and counts the bytes read.
 pub(super) struct Blob<R> {
     source: R,
     buffer: Box<[u8]>,
-    /// Range of `buffer` that is read, but not consumed.
+    /// Range of the bytes in `buffer` that were read, but not consumed.
     start: usize,
     end: usize,
     hasher: Sha256,
@@ -39,7 +40,7 @@ impl<R: Read> Blob<R> {
         Ok(&self.buffer[self.start..self.end])
     }
 
-    /// Marks the first `count` available bytes as used.
+    /// Marks the first `count` available bytes as consumed.
     pub(super) fn consume(&mut self, count: usize) {
         self.start += count;
         debug_assert!(self.start <= self.end, "only what is available can be consumed");
@@ -52,7 +53,7 @@ impl<R: Read> Blob<R> {
         Ok(&self.buffer[..self.end.min(count)])
     }
 
-    /// Consumes exactly `N` bytes, or returns `None` if the blob has fewer left.
+    /// Consumes exactly `N` bytes, or returns `None` if fewer bytes remain.
     pub(super) fn array<const N: usize>(&mut self) -> Result<Option<[u8; N]>, LayerError> {
         let mut bytes = [0; N];
         let mut filled = 0;

@@ -37,8 +37,8 @@ pub enum EntryKind<C = ()> {
     Node(Metadata, NodeKind<C>),
     /// A hard link: another name of the inode at this target path. The link's own metadata in the archive is ignored.
     HardLink(EntryPath),
-    /// A node that CVMFS cannot represent. It hides and replaces an existing node as any entry does, but nothing is published at the
-    /// path.
+    /// A node that CVMFS cannot represent. Like any entry, it hides and replaces an existing node, but nothing is published
+    /// at the path.
     Unpublished,
     /// Hides the path of lower layers (`.wh.NAME`).
     Whiteout,

@@ -59,12 +59,12 @@ pub enum LayerError {
     /// The unpacked archive has another diff ID than the image config states.
     #[error("unpacked layer has diff ID {actual}, but the image config states {expected}")]
     WrongDiffId {
-        /// Diff ID by the image config.
+        /// Diff ID that the image config states.
         expected: DiffId,
         /// Diff ID of the unpacked layer.
         actual: DiffId,
     },
-    /// The blob is not a tar archive, or compressed in an unknown format.
+    /// The blob is not a tar archive, or its compression is unknown.
     #[error("layer is not a tar archive: neither uncompressed, nor compressed with gzip or zstd")]
     NotAnArchive,
     /// The block at the position of a header is not a valid header.
@@ -72,7 +72,7 @@ pub enum LayerError {
     Header {
         /// Position in the unpacked archive in bytes.
         offset: u64,
-        /// Path of the previous entry. Its stated size may be the wrong one.
+        /// Path of the previous entry. The error may be in the size that the header of that entry states.
         after: String,
         /// What is wrong with the block.
         reason: &'static str,
@@ -94,21 +94,22 @@ pub enum LayerError {
 /// What is wrong with one entry of an archive.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
-    /// The stream ends before the entry does.
+    /// The stream ends inside the entry.
     #[error("archive ends inside the entry")]
     Truncated,
     /// The archive ends after a long name or PAX header, without the entry that it extends.
     #[error("archive ends after an extended header, without the entry that the header extends")]
     NothingExtended,
-    /// Header and PAX header state different sizes, so that old readers would find other entries than new ones.
+    /// Header and PAX header state different sizes. Readers that know no PAX headers would find other entries than readers
+    /// that do.
     #[error("size is {header} in the header, but {extended} in the PAX header")]
     TwoSizes {
-        /// Size in bytes by the header.
+        /// Size in bytes that the header states.
         header: u64,
-        /// Size in bytes by the PAX header.
+        /// Size in bytes that the PAX header states.
         extended: u64,
     },
-    /// The named field is not a number, or out of range.
+    /// The named field is not a number, or the number is out of range.
     #[error("{0} is not a valid number")]
     Number(&'static str),
     /// The PAX header has a malformed record.
@@ -132,7 +133,8 @@ pub enum EntryError {
     /// The target contains a NUL byte, which Linux does not allow.
     #[error("link target contains a NUL byte")]
     TargetWithNul,
-    /// CVMFS stores 32 bits, and 4294967295 is not a valid user or group ID on Linux.
+    /// The ID does not fit into the 32 bits that CVMFS stores, or is 4294967295, which is not a valid user or group ID on
+    /// Linux.
     #[error("{field} is {value}, but only 0 to 4294967294 can be published")]
     Id {
         /// `uid` or `gid`.
@@ -140,7 +142,7 @@ pub enum EntryError {
         /// The ID in the archive.
         value: i64,
     },
-    /// CVMFS clients pass on only 12 bits of the major and 20 bits of the minor number.
+    /// The device number does not fit: CVMFS clients pass on only 12 bits of the major and 20 bits of the minor number.
     #[error("device number is {major}:{minor}, but CVMFS supports numbers up to 4095:1048575")]
     Device {
         /// Major number in the archive.

@@ -16,7 +16,7 @@ const MAX_BUFFERS_AHEAD: usize = 4;
 pub(super) enum Feed<R> {
     /// Unpacks in the calling thread.
     Direct(Unpacker<R>),
-    /// Unpacks in a thread of its own.
+    /// Receives the bytes that a second thread unpacks.
     Ahead(Ahead),
 }
 
@@ -25,7 +25,7 @@ pub(super) struct Ahead {
     compression: BlobCompression,
     filled: Receiver<Result<Filled, LayerError>>,
     empty: Sender<Box<[u8]>>,
-    /// Number of blob bytes that were read to produce the bytes taken so far.
+    /// Number of blob bytes that were read to produce the unpacked bytes received so far.
     blob_size: u64,
     digest: Option<Digest>,
 }
@@ -41,7 +41,8 @@ struct Filled {
 }
 
 impl<R: Read> Feed<R> {
-    /// Unpacks until `buffer` is full or the blob ends, and returns the number of bytes. The old content of `buffer` is lost.
+    /// Unpacks until `buffer` is full or the blob ends, and returns the number of unpacked bytes. Overwrites the content of
+    /// `buffer`.
     pub(super) fn fill(&mut self, buffer: &mut Box<[u8]>) -> Result<usize, LayerError> {
         match self {
             Self::Direct(unpacker) => fill(unpacker, buffer),
@@ -80,7 +81,7 @@ impl<R: Read + Send + 'static> Feed<R> {
         let (empty, emptied) = mpsc::channel::<Box<[u8]>>();
         let compression = unpacker.compression();
         for _ in 0..MAX_BUFFERS_AHEAD {
-            empty.send(vec![0; size].into_boxed_slice()).expect("its receiver is here");
+            empty.send(vec![0; size].into_boxed_slice()).expect("the receiver still exists");
         }
         // The thread receives the unpacker only after it has started: a closure that owned it would be lost if no thread
         // can be started.
@@ -102,8 +103,8 @@ impl<R: Read + Send + 'static> Feed<R> {
             }
         };
         if thread::Builder::new().spawn(work).is_ok() {
-            let unpacker = waiting.take().expect("it is handed over once");
-            hand_over.send(unpacker).expect("the thread waits for it");
+            let unpacker = waiting.take().expect("the unpacker is handed over only here");
+            hand_over.send(unpacker).expect("the thread waits for the unpacker");
         }
         match waiting {
             Some(unpacker) => Self::Direct(unpacker),
@@ -118,8 +119,8 @@ impl Ahead {
         if self.digest.is_some() {
             return Ok(0);
         }
-        let filled = self.filled.recv().expect("the thread ends with the end of the blob or an error")?;
-        // The thread may have ended with the blob; then it needs no more buffers.
+        let filled = self.filled.recv().expect("the thread sends an end marker or an error before it ends")?;
+        // Fails if the thread has ended with the blob, and then needs no more buffers.
         self.empty.send(std::mem::replace(buffer, filled.buffer)).ok();
         (self.blob_size, self.digest) = (filled.blob_size, filled.digest);
         Ok(filled.length)

@@ -1,7 +1,7 @@
 //! Unpacks a gzip stream of any number of members (RFC 1952), optionally followed by zeros.
 //!
-//! Only the part after a member's header is left to the library, so that its state can be reset between members: a blob of a
-//! million tiny members then needs no million allocations.
+//! A library unpacks only the part after a member's header, so that the state of the library can be reset between members.
+//! Therefore a blob of a million tiny members does not need a million allocations.
 
 #[cfg(feature = "isal")]
 mod igzip;

@@ -26,8 +26,9 @@ impl Header {
         self.0 == [0; BLOCK_SIZE]
     }
 
-    /// Returns whether the checksum is right as a sum of unsigned bytes or, as some old programs computed it, of signed bytes.
-    pub(super) fn has_right_checksum(&self) -> bool {
+    /// Returns whether the checksum is valid. It is the sum of all bytes of the block, with the checksum itself counted as
+    /// spaces. Some old programs added the bytes as signed numbers, and that sum is valid, too.
+    pub(super) fn has_valid_checksum(&self) -> bool {
         let others = || self.0[..148].iter().chain(&self.0[156..]);
         // POSIX (ustar, `chksum`): the checksum field itself counts as eight spaces.
         let unsigned = others().map(|&b| i64::from(b)).sum::<i64>() + 8 * i64::from(b' ');
@@ -76,7 +77,7 @@ impl Header {
         number(&self.0[136..148]).ok_or(EntryError::Number("mtime"))
     }
 
-    /// Returns major and minor device number: 0:0 in V7, which has no field for them.
+    /// Returns the major and minor device number. V7 has no fields for these numbers, so both are 0.
     pub(super) fn device(&self) -> Result<(i64, i64), EntryError> {
         if self.dialect() == Dialect::V7 {
             return Ok((0, 0));
@@ -123,7 +124,7 @@ pub(super) fn read_continued_sparse_segments(
 }
 
 fn read_sparse_segments(table: &[u8], segments: &mut Vec<Segment>) -> Result<(), EntryError> {
-    // If the table is not full, it ends at the first blank offset.
+    // A table that is not full ends at the first row without an offset.
     for row in table.chunks_exact(24).take_while(|row| row[0] != 0) {
         let offset = unsigned(&row[..12], "offset in the map of the sparse file")?;
         let length = unsigned(&row[12..], "length in the map of the sparse file")?;
@@ -141,7 +142,8 @@ fn unsigned(field: &[u8], name: &'static str) -> Result<u64, EntryError> {
     number(field).and_then(|number| u64::try_from(number).ok()).ok_or(EntryError::Number(name))
 }
 
-/// Parses a numeric field: octal digits between spaces and NULs, blank for zero, or GNU's base-256 two's complement.
+/// Parses a numeric field. The field contains octal digits, which spaces or NULs may surround; a field without digits means
+/// 0. If the highest bit of the first byte is set, the field contains a number in base 256 (GNU).
 fn number(field: &[u8]) -> Option<i64> {
     // GNU tar's form for numbers that do not fit in octal digits, such as a UID above 2,097,151.
     if field.first()? & 0x80 != 0 {
@@ -154,7 +156,8 @@ fn number(field: &[u8]) -> Option<i64> {
     digits.iter().try_fold(0_i64, |value, b| Some(value << 3 | digit(b)?))
 }
 
-/// Parses a big-endian two's complement number. Its highest bit is set in every such field and is not part of the value.
+/// Parses a base-256 number: big-endian two's complement. The highest bit of the field only marks base 256, and is not part
+/// of the number.
 fn base_256(field: &[u8]) -> Option<i64> {
     // The bit below the marker is the sign, as in Go's reader.
     let is_negative = field[0] & 0x40 != 0;
@@ -170,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn octal_number_may_be_padded_on_both_sides() {
+    fn octal_number_may_have_spaces_or_nuls_on_both_sides() {
         for (field, value) in [
             (&b"0000644\0"[..], Some(0o644)),
             (b"   644 \0", Some(0o644)),
@@ -189,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn base_256_holds_what_a_signed_64_bit_number_holds() {
+    fn base_256_number_is_accepted_if_it_fits_into_a_signed_64_bit_number() {
         let field = |value: i128| {
             let mut field: [u8; 12] = value.to_be_bytes()[4..].try_into().unwrap();
             field[0] |= 0x80;

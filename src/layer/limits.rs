@@ -1,4 +1,4 @@
-//! Limits on layers, as protection against hostile ones.
+//! Limits on layers, which protect against hostile layers.
 
 use std::fmt;
 

@@ -40,16 +40,17 @@ pub enum LossKind {
     // This name is in `losses.json` files that are already published, so it must not change.
     #[serde(rename = "link-across-folders")]
     LinkAcrossDirectories,
-    /// A hard link into lower layers. The published layer contains what its target is above the lower layers of another image.
+    /// A hard link into lower layers. The layer was published on top of the lower layers of another image, and contains the
+    /// target that those layers have.
     LinkIntoOtherParents,
-    /// A directory that the layer does not name, or a whiteout: the published layer contains what they are above the lower
-    /// layers of another image.
+    /// A whiteout, or a directory that the layer does not name. The layer was published on top of the lower layers of
+    /// another image, and contains the whiteout or directory that fits those layers.
     LayerOfOtherParents,
-    /// A symbolic link of lower layers, below whose path a layer has entries without naming a directory at that path. The
-    /// published layer has a directory there, as containerd and podman unpack it, so the link is hidden in containers that
-    /// mount the published layers as an overlay.
+    /// A symbolic link of lower layers. The layer has entries below the path of the link, and does not name a directory at
+    /// that path. The published layer has a directory there, as containerd and podman unpack it, so the link is hidden in
+    /// containers that mount the published layers as an overlay.
     MaskedLink,
-    /// An entry named `.cvmfscatalog` that cannot mark a nested catalog, or exceeds the number of such marks.
+    /// An entry named `.cvmfscatalog` that cannot mark a nested catalog, or that exceeds the maximum number of such marks.
     StrayMarker,
 }
 

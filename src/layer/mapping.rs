@@ -57,7 +57,8 @@ pub(crate) fn is_bookkeeping(path: &EntryPath) -> bool {
     path.components().any(|name| name.starts_with(BOOKKEEPING_PREFIX) && name != OPAQUE_MARKER)
 }
 
-/// Returns the type of inode that the member adds, or `None` if CVMFS and images have no such type. Not for hard links.
+/// Returns the type of inode that the member adds, or `None` if neither CVMFS nor images have such a type. Must not be
+/// called for hard links.
 pub(super) fn node_kind(member: &Member) -> Result<Option<NodeKind>, EntryError> {
     Ok(Some(match member.kind {
         MemberKind::File => NodeKind::File { size: member.size, content: () },

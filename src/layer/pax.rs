@@ -4,7 +4,7 @@ use super::EntryError;
 use super::sparse::SparseRecords;
 use crate::metadata::{Timestamp, Xattrs};
 
-/// Values that extended headers state for an entry. Where a value is absent, that of the header block applies.
+/// Values that extended headers state for an entry. If a value is absent, the value in the header block applies.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Extended {
     pub(super) path: Option<Vec<u8>>,
@@ -22,7 +22,8 @@ pub(super) struct Extended {
 }
 
 impl Extended {
-    /// Applies the records of an `x` header in order. A record with an empty value removes an earlier one with the same key.
+    /// Applies the records of an `x` header in order. A record with an empty value removes the value of an earlier record
+    /// with the same key.
     pub(super) fn apply(&mut self, records: &[u8]) -> Result<(), EntryError> {
         let mut rest = records;
         while !rest.is_empty() {
@@ -33,8 +34,8 @@ impl Extended {
         Ok(())
     }
 
-    /// Takes the extended attributes, by their full names. Attributes in `SCHILY` records, which every program writes, override
-    /// those in `LIBARCHIVE` records.
+    /// Removes and returns the extended attributes, by their full names. Attributes in `SCHILY` records, which every program
+    /// writes, override those in `LIBARCHIVE` records.
     ///
     /// An attribute with an empty value is dropped: Go's reader treats an empty value as absence, as in any other record, and so
     /// do umoci and podman.
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn schily_attribute_wins_over_libarchive() {
+    fn schily_attribute_overrides_libarchive_attribute() {
         let mut extended =
             applied(b"25 SCHILY.xattr.user.a=S\n30 LIBARCHIVE.xattr.user.a=TA\n30 LIBARCHIVE.xattr.user.b=TA\n")
                 .unwrap();

@@ -27,7 +27,7 @@ pub struct ExpectedLayer {
     pub digest: Digest,
     /// Size of the blob in bytes, from the image manifest.
     pub size: u64,
-    /// Digest of the unpacked layer, from the image config. `None` if unknown; then it is not verified.
+    /// Digest of the unpacked layer, from the image config. `None` if the digest is unknown and must not be verified.
     pub diff_id: Option<DiffId>,
 }
 
@@ -48,8 +48,9 @@ pub struct LayerSummary {
 
 /// Reads the entries of a layer in the order of the archive, and verifies the whole blob.
 ///
-/// Needs about 600 KB of memory, plus the state of the decompressor: nothing for a plain archive, 48 KB for gzip, up to
-/// 128 MiB for zstd at the highest levels. One extended header or sparse map may add what [`Limits`] allow.
+/// Needs about 600 KB of memory, plus the state of the decompressor: nothing for a plain archive, 48 KB for gzip, up to 128
+/// MiB for zstd at the highest levels. One extended header or sparse map may need as much more as [`Limits`] allow.
+///
 /// After an error the reader must not be used any more.
 pub struct LayerReader<R> {
     archive: Archive<R>,
@@ -62,7 +63,8 @@ pub struct LayerReader<R> {
     losses: Losses,
     /// Paths whose latest entry cannot be published, with the reason.
     unpublished: HashMap<EntryPath, LossKind>,
-    /// The latest attributes, for sharing: in many images every file carries the same security label.
+    /// The latest extended attributes. The next entry shares them if its attributes are equal: in many images every file has
+    /// the same security label.
     last_xattrs: Option<Arc<Xattrs>>,
 }
 
@@ -111,7 +113,7 @@ impl<R: Read> LayerReader<R> {
         self.archive.blob_bytes_read()
     }
 
-    /// Must be called when the caller writes out `length` zero bytes of a hole. Returns an error above the limit.
+    /// Must be called when the caller writes out `length` zero bytes of a hole. Returns an error if the limit is exceeded.
     pub fn count_filled_hole(&mut self, length: u64) -> Result<(), LayerError> {
         self.filled_holes += length;
         let checked = Limit::FilledHoles.check(self.filled_holes, self.limits.filled_holes);
@@ -142,8 +144,8 @@ impl<R: Read> LayerReader<R> {
         }
     }
 
-    /// Returns the entry of an internal file of AUFS, which matters only if hard links refer to it. If it cannot be published,
-    /// that is not a loss, but each link to it is.
+    /// Returns the entry of an internal file of AUFS, which is needed only as the target of hard links. If the file cannot
+    /// be published, each hard link to the file is a loss, but not the file itself.
     fn bookkeeping(&mut self, path: EntryPath, member: Member) -> Result<Option<LayerEntry>, EntryError> {
         if member.kind == MemberKind::HardLink {
             return match self.unpublished.get(&mapping::hard_link_target(&member)?).copied() {
@@ -220,7 +222,8 @@ impl<R: Read> LayerReader<R> {
 }
 
 impl<R: Read + Send + 'static> LayerReader<R> {
-    /// Starts to read a layer that a second thread unpacks up to 1 MiB ahead, so that the calling thread does not wait for it.
+    /// Starts to read a layer. A second thread unpacks up to 1 MiB ahead, so that the calling thread does not wait for
+    /// unpacking.
     pub fn ahead(blob: R, expected: ExpectedLayer, limits: Limits) -> Result<Self, LayerError> {
         let unpacker = Unpacker::new(Blob::new(blob, expected.size))?;
         Ok(Self::of_feed(Feed::ahead(unpacker, BUFFER_SIZE), expected, limits))

@@ -35,7 +35,7 @@ pub(super) struct SparseRecords {
 }
 
 impl SparseRecords {
-    /// Applies one record. `key` is without the prefix `GNU.sparse.`.
+    /// Applies one record. `key` is the key without the prefix `GNU.sparse.`.
     pub(super) fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), EntryError> {
         let number = || decimal(value).ok_or(EntryError::Number("GNU.sparse record"));
         match key {
@@ -95,7 +95,8 @@ fn map_in_one_record(value: &[u8]) -> Result<Vec<Segment>, EntryError> {
     Ok(pairs.iter().map(|&[offset, length]| Segment { offset, length }).collect())
 }
 
-/// Parses the map of PAX 1.0, block by block. It has one number a line: the number of segments, then offset and length of each.
+/// Parses the map of PAX 1.0, block by block. Each line of the map has one number: first the number of segments, then offset
+/// and length of each segment.
 #[derive(Default)]
 pub(super) struct MapReader {
     line: Option<u64>,
@@ -159,7 +160,7 @@ pub(super) fn check_map(map: &[Segment], file_size: u64, stored: u64) -> Result<
             return Err(EntryError::Sparse("segments of its map overlap or are out of order"));
         }
         end = segment.offset.checked_add(segment.length).ok_or(EntryError::Sparse("its map exceeds the file"))?;
-        // The segments do not overlap, so the sum cannot overflow: it is at most the last end.
+        // The sum cannot overflow: the segments do not overlap, so the sum is at most the end of the last segment.
         total += segment.length;
     }
     if end > file_size {

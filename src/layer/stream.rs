@@ -1,4 +1,4 @@
-//! The unpacked tar stream, hashed and counted. Its bytes are lent from the buffer without a copy.
+//! The unpacked tar stream, hashed and counted. Callers read the bytes in the buffer, without a copy.
 
 use std::io::Read;
 use std::ops::Range;
@@ -23,10 +23,10 @@ pub(super) const BUFFER_SIZE: usize = 256 << 10;
 pub(super) struct TarStream<R> {
     feed: Feed<R>,
     buffer: Box<[u8]>,
-    /// Range of `buffer` that is unpacked, but not taken.
+    /// Range of the bytes in `buffer` that are unpacked, but not taken.
     start: usize,
     end: usize,
-    /// `None` if the blob is not compressed: then its digest is the diff ID.
+    /// `None` if the blob is not compressed: then the digest of the blob is also the diff ID.
     hasher: Option<Sha256>,
     size: u64,
     limits: Limits,
@@ -39,7 +39,8 @@ impl<R: Read> TarStream<R> {
         Self { feed, buffer, start: 0, end: 0, hasher, size: 0, limits }
     }
 
-    /// Takes up to `max` bytes; none only at the end of the stream. [`Self::bytes`] returns them until the next call.
+    /// Takes up to `max` bytes, and returns their range for [`Self::bytes`], which is valid until the next call. The range
+    /// is empty only at the end of the stream.
     pub(super) fn take(&mut self, max: u64) -> Result<Range<usize>, LayerError> {
         if self.start == self.end {
             self.fill()?;

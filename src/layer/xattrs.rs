@@ -3,7 +3,8 @@
 use super::LossKind;
 use crate::metadata::Xattrs;
 
-/// Maximum number of attributes of one entry, and maximum length of a name or a value in bytes: catalogs store each in one byte.
+/// Maximum number of attributes of one entry, and maximum length of a name or a value in bytes: catalogs store each of these
+/// numbers in one byte.
 // CVMFS's own code admits 256, which becomes 0 in the length byte and makes the value unreadable.
 const MAX_XATTR: usize = 255;
 
@@ -93,16 +94,17 @@ fn why_unsupported(name: &[u8], value: &[u8]) -> Option<LossKind> {
     }
 }
 
-/// Returns whether an overlay file system would interpret the attribute of a lower directory instead of returning it. The
-/// kernel's does, and fuse-overlayfs, which reads its own attributes in several namespaces and file modes stored by podman.
+/// Returns whether an overlay file system would interpret this attribute of a lower directory instead of returning it to
+/// programs. The kernel's overlayfs does so. fuse-overlayfs also does, for its attributes in several namespaces and for file
+/// modes that podman stores.
 fn is_overlay_mark(name: &[u8]) -> bool {
     let Some(dot) = name.iter().position(|&b| b == b'.') else { return false };
     let name = &name[dot + 1..];
     name.starts_with(b"overlay.") || name.starts_with(b"fuseoverlayfs.") || name == b"containers.override_stat"
 }
 
-/// Returns whether clients answer the name themselves instead of reading the catalog. A name with `@` or `~` requests one page of
-/// such an attribute's value.
+/// Returns whether clients answer requests for this attribute themselves instead of reading the catalog. A name with `@` or
+/// `~` requests one page of the value of such an attribute.
 fn is_magic(name: &[u8]) -> bool {
     name.iter().any(|b| matches!(b, b'@' | b'~')) || MAGIC.binary_search_by(|magic| magic.as_bytes().cmp(name)).is_ok()
 }
@@ -123,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_that_cvmfs_cannot_hold_are_removed_and_reported() {
+    fn attributes_that_cvmfs_cannot_represent_are_removed_and_reported() {
         let mut all = xattrs([
             ("user.hash", "x"),
             ("user.a~1", "x"),

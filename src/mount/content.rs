@@ -81,7 +81,8 @@ impl ContentReader {
             return unpacked.0.read_exact_at(bytes, offset).map_err(|source| self.temporary_file_error(source));
         }
         if bytes.len() as u64 == object.size {
-            // The kernel caches a file that was read whole, and does not read it again.
+            // The object is not added to the cache: the kernel caches a file that was read completely, and does not request
+            // it again.
             bytes.copy_from_slice(&self.store.read_content(object)?);
         } else {
             let kept = self.memory.get(&object, || self.store.read_content(object).map(Arc::from))?;
@@ -95,7 +96,7 @@ impl ContentReader {
         let mut file = tempfile::tempfile_in(&self.directory).map_err(|source| self.temporary_file_error(source))?;
         let mut failure = None;
         let unpacked = self.store.stream_content(object, &mut |bytes| {
-            // Write errors are kept apart from errors of the object.
+            // Write errors are stored in `failure`, so that they differ from errors of the object.
             file.write_all(bytes).map_err(|error| {
                 let kind = error.kind();
                 failure = Some(error);
@@ -128,15 +129,15 @@ impl ContentSource for ContentReader {
                     let at = offset + filled as u64;
                     let next = chunks.partition_point(|chunk| chunk.offset <= at);
                     let chunk = next.checked_sub(1).map(|index| chunks[index]).ok_or(ContentError::Hole(at))?;
-                    let left = (chunk.offset + chunk.size).saturating_sub(at).min((length - filled) as u64) as usize;
+                    let count = (chunk.offset + chunk.size).saturating_sub(at).min((length - filled) as u64) as usize;
                     // In a valid catalog, the chunks of a file cover it without a gap.
-                    if left == 0 {
+                    if count == 0 {
                         return Err(ContentError::Hole(at).into());
                     }
                     let object =
                         ContentObject { hash: chunk.hash, kind: ObjectKind::Chunk, raw: content.raw, size: chunk.size };
-                    self.read_range(object, at - chunk.offset, &mut bytes[filled..filled + left])?;
-                    filled += left;
+                    self.read_range(object, at - chunk.offset, &mut bytes[filled..filled + count])?;
+                    filled += count;
                 }
             }
         }
@@ -144,7 +145,7 @@ impl ContentSource for ContentReader {
     }
 }
 
-/// Maximum number of bytes by which a zlib stream exceeds its content.
+/// Maximum number of bytes by which a zlib stream may be larger than its content.
 const MAX_OVERHEAD: u64 = 64 << 10;
 
 #[cfg(test)]

@@ -33,8 +33,8 @@ pub(super) struct Filesystem<S: MountableTree> {
     pub(super) end: Sender<()>,
 }
 
-/// Time for which the kernel may cache attributes and names. Changes are sent to the kernel, so this limit matters only if a
-/// notification is lost.
+/// Time for which the kernel may cache attributes and names. The kernel is notified of every change, so this limit matters
+/// only if a notification is lost.
 const CACHE_LIFETIME: Duration = Duration::from_secs(60 * 60);
 
 impl<S: MountableTree> Filesystem<S> {
@@ -55,7 +55,8 @@ impl<S: MountableTree> Filesystem<S> {
         }
         for (index, NamedRow { name, row }) in listing.rows.iter().enumerate().skip(start) {
             let Some(found) = nodes.add(number, &listing.directory, name, row) else {
-                // The directory changed at this moment. A reply without entries would mean the end of the list.
+                // The directory changed at this moment. A reply without entries would mean the end of the list, so the list
+                // continues with the new entries.
                 let is_empty = index == start && offset >= 2;
                 drop(nodes);
                 return if is_empty { self.list_into(number, offset, reply) } else { Ok(()) };
@@ -64,7 +65,7 @@ impl<S: MountableTree> Filesystem<S> {
             let (number, next) = (INodeNo(found.number), listing.offset_after(index));
             if reply.add(number, next, OsStr::from_bytes(name), &CACHE_LIFETIME, &attributes, Generation(0)) {
                 // The entry did not fit into the reply, so the kernel did not receive its number.
-                nodes.drop_unused(found.number);
+                nodes.remove_if_unused(found.number);
                 return Ok(());
             }
             nodes.count_lookup(found.number);
@@ -101,7 +102,8 @@ impl<S: MountableTree> Filesystem<S> {
         }
     }
 
-    /// Reports the error, unless a path merely does not exist, and returns the error number for the kernel.
+    /// Returns the error number for the kernel. Also reports the error, unless it only means that a path does not exist or
+    /// is not a directory.
     fn refuse(&self, number: u64, error: &AnswerError) -> Errno {
         if !matches!(error, AnswerError::Missing | AnswerError::NotADirectory) {
             self.view.reporter.error(format_args!("cannot read {}: {}", self.view.nodes().path(number), causes(error)));
@@ -164,7 +166,7 @@ impl<S: MountableTree> fuser::Filesystem for Filesystem<S> {
     }
 
     fn destroy(&mut self) {
-        // The receiver may be gone.
+        // Fails only if nothing waits for the end of the mount any more.
         self.end.send(()).ok();
     }
 
@@ -288,7 +290,7 @@ impl<S: MountableTree> fuser::Filesystem for Filesystem<S> {
 fn reply_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
     match size {
         // With size 0, a program asks for the size of the value (getxattr(2)).
-        0 => reply.size(u32::try_from(value.len()).expect("attributes of a row are below 100 KiB")),
+        0 => reply.size(u32::try_from(value.len()).expect("a value or all names of an entry are below 100 KiB")),
         size if value.len() > size as usize => reply.error(Errno::ERANGE),
         _ => reply.data(value),
     }

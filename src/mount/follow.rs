@@ -1,4 +1,4 @@
-//! Replaces the mounted tree by another one, and notifies the kernel of all changes.
+//! Replaces the mounted tree by a new one, and notifies the kernel of all changes.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -31,7 +31,7 @@ pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier
         if seen != now {
             match mounted.open_head().and_then(|head| mount_head(&view, &mounted, head, &notifier)) {
                 Ok(head) => (mounted, seen, complaint) = (head, now, None),
-                // The next check tries again, because a copy of a repository may receive the objects after their manifest.
+                // The next check tries again: if the repository is a copy, the manifest may arrive before its objects.
                 Err(error) => complain(&error, &mut complaint, &view.reporter),
             }
         }
@@ -40,7 +40,7 @@ pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier
     }
 }
 
-/// Reports why the head cannot be followed. The same reason is reported only once.
+/// Reports why the new head cannot be mounted, unless the previous report gave the same reason.
 fn complain(error: &RepositoryError, complaint: &mut Option<String>, reporter: &Reporter) {
     let text = format!("cannot mount the new head, the previous revision stays mounted: {}", causes(error));
     if complaint.as_ref() != Some(&text) {
@@ -65,7 +65,7 @@ fn mount_head(
 /// A piece of cached information that the kernel must drop.
 #[derive(Debug, PartialEq, Eq)]
 enum Outdated {
-    /// The node that a name refers to, or that the name does not exist.
+    /// The result of looking up a name: a node, or that the name does not exist.
     Name(u64, Arc<[u8]>),
     /// The attributes of a directory.
     Attributes(u64),
@@ -74,9 +74,9 @@ enum Outdated {
 }
 
 impl Outdated {
-    /// Returns whether programs read this file to find out whether they have to read others again, as podman does.
+    /// Returns whether this is a lock file, which programs such as podman read to find out whether other files have changed.
     ///
-    /// The kernel is told of such files last. A program that saw a new lock file beside an old list would keep the old list
+    /// The kernel is notified of lock files last. A program that saw a new lock file and an old list would keep the old list
     /// until the lock file changes again.
     fn is_lock_file(&self) -> bool {
         matches!(self, Self::Name(_, name) if name.ends_with(b".lock"))
@@ -106,7 +106,8 @@ pub(super) fn replace_tree<S: MountableTree>(
     Ok(())
 }
 
-/// Changes all directories at once, and returns what the kernel must drop from its caches.
+/// Replaces the rows of all known directories at once, and returns the information that the kernel must drop from its
+/// caches.
 fn change<S: MountableTree>(view: &View<S>, head: &S) -> Result<Vec<Outdated>, RepositoryError> {
     let _no_request = view.block_requests();
     let directories = view.nodes().directories();
@@ -130,7 +131,7 @@ fn change<S: MountableTree>(view: &View<S>, head: &S) -> Result<Vec<Outdated>, R
     Ok(outdated)
 }
 
-/// The names in a directory whose rows have changed, with the new rows.
+/// The changed names of a directory, with their new rows. The row of a name that does not exist any more is `None`.
 type Changes<P> = HashMap<Arc<[u8]>, Option<Row<P>>>;
 
 fn changes<S: MountableTree>(
@@ -155,7 +156,7 @@ fn changes<S: MountableTree>(
 fn outdated_by<P: Clone>(nodes: &mut Nodes<P>, parent: u64, name: Arc<[u8]>, is: Option<Row<P>>) -> Outdated {
     let stays_directory = is.is_some_and(|row| row.directory.is_some());
     match nodes.known(parent, &name) {
-        // Its row is replaced when the loop reaches that directory.
+        // The row of this directory is replaced when the loop in `change` reaches the directory.
         Some(known) if known.entry.is_directory() && stays_directory => Outdated::Attributes(known.number),
         _ => {
             nodes.detach(parent, &name);

@@ -34,11 +34,11 @@ impl LinkTargets {
         Self { mounted: Some(MountedDirectory { repository, directory, point }) }
     }
 
-    /// Returns the target of a link. Variables have the values that the CVMFS client on this machine uses, but a target
-    /// below the repository's CVMFS mount point is replaced by one below this mount point.
+    /// Returns the target of a link. Variables are replaced by the values that the CVMFS client on this machine uses. A
+    /// target below the CVMFS mount point of the repository becomes the same path below this mount point.
     ///
-    /// If only a directory of the repository is mounted, this applies to targets in that directory. Other targets exist only
-    /// where a client mounts the whole repository.
+    /// If only a directory of the repository is mounted, only targets in that directory change in this way. Other targets
+    /// exist only where a client mounts the whole repository.
     pub(super) fn target(&self, link: &CatalogEntry) -> Vec<u8> {
         let here = self.mounted.as_ref().and_then(|mounted| mounted.target(link));
         here.unwrap_or_else(|| link.expanded_target(client_variable))
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn target_below_the_cvmfs_mount_point_is_moved_below_this_mount_point() {
+    fn target_below_the_cvmfs_mount_point_becomes_a_path_below_this_mount_point() {
         for (symlink, expected) in [
             ("$(CVMFS_MOUNT_DIR:-/cvmfs)/a.example.org/.flat/ab", "/mnt/here/.flat/ab"),
             ("$(CVMFS_MOUNT_DIR)/a.example.org", "/mnt/here"),
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn only_targets_in_the_mounted_directory_are_moved() {
+    fn only_targets_in_the_mounted_directory_become_paths_below_the_mount_point() {
         for (symlink, expected) in [
             ("$(CVMFS_MOUNT_DIR:-/cvmfs)/a.example.org/.flat/ab/c", "/mnt/here/c"),
             ("$(CVMFS_MOUNT_DIR:-/cvmfs)/a.example.org/.flat/ab", "/mnt/here"),

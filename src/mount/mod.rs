@@ -1,7 +1,7 @@
 //! Mounts a repository, a directory of a repository, or a preview of an image with FUSE.
 //!
-//! A repository is read through [`Repository`], so all data is compared with its hash before it is returned. Damage results
-//! in an I/O error and a message, never in wrong bytes.
+//! A repository is read through [`Repository`], so all data is compared with its hash before it is returned. Damaged data
+//! causes an I/O error for the reading process and a message of strata; wrong bytes are never returned.
 
 mod content;
 mod filesystem;
@@ -76,7 +76,7 @@ pub struct MountOptions {
     pub path: EntryPath,
     /// Whether to mount each new head of the repository.
     pub follow: bool,
-    /// Whether other users have access, as far as the permissions of files allow it.
+    /// Whether processes of other users may access the mount. The permissions of the files still apply to them.
     pub allow_other: bool,
     /// Directory for the unlinked files into which objects above 16 MiB are decompressed; by default the system's temporary
     /// directory.
@@ -85,7 +85,7 @@ pub struct MountOptions {
     pub threads: usize,
 }
 
-/// A mounted file system. It exists until it is unmounted, or this value is dropped.
+/// A mounted file system. Dropping this value unmounts the file system.
 #[must_use = "the file system is unmounted when this is dropped"]
 pub struct Mount {
     point: MountPoint,
@@ -103,9 +103,9 @@ pub struct MountPoint {
 }
 
 impl Mount {
-    /// Mounts a revision at `mountpoint`, a directory.
+    /// Mounts a revision at the directory `mountpoint`.
     ///
-    /// A mount there whose process was killed is unmounted first.
+    /// If a file system whose process was killed is still mounted there, that file system is unmounted first.
     pub fn start(repository: Repository, mountpoint: &Path, options: &MountOptions) -> Result<Self, MountError> {
         let directory = cache_directory(options)?;
         let (path, _) = repository.follow(&options.path)?;
@@ -164,8 +164,8 @@ impl Mount {
             Session::new(filesystem, &mountpoint, &config(name, options)).map_err(|error| failed(tidy(error)))?;
         let point = MountPoint { id: mount_id(&mountpoint).map_err(failed)?, path: mountpoint.clone() };
         let replacer = TreeReplacer { view: Arc::downgrade(&view), notifier: session.notifier() };
-        // Never dropped, because that would unmount the path a second time, even if another file system is mounted there by
-        // then.
+        // The session is never dropped. Dropping it would unmount the path a second time, even if another file system is
+        // mounted there by then.
         Box::leak(Box::new(session.spawn().map_err(|error| failed(no_thread(error)))?));
         Ok((Self { point, ended, reporter: view.reporter.clone() }, replacer))
     }
@@ -177,7 +177,7 @@ impl Mount {
 
     /// Waits until the file system is unmounted.
     pub fn wait(self) {
-        // A disconnected channel also means the end.
+        // `recv` also returns when the channel is disconnected, which happens at the end of the mount, too.
         self.ended.recv().ok();
     }
 }
@@ -197,7 +197,7 @@ pub(crate) struct TreeReplacer<S: MountableTree> {
 }
 
 impl<S: MountableTree> TreeReplacer<S> {
-    /// Mounts another tree from now on. Has no effect if the file system was unmounted.
+    /// Replaces the mounted tree by `tree`. Has no effect if the file system was unmounted.
     pub(crate) fn replace(&self, tree: &S) -> Result<(), MountError> {
         match self.view.upgrade() {
             Some(view) => Ok(follow::replace_tree(&view, tree, &self.notifier)?),
@@ -228,12 +228,13 @@ fn config(name: String, options: &MountOptions) -> Config {
     config
 }
 
-/// The state in which a file system was unmounted.
+/// Whether processes still used a file system when it was unmounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unmounted {
-    /// No process used it, or it was unmounted before.
+    /// No process used the file system, or it was already unmounted.
     AtOnce,
-    /// It was in use: the path is free, and processes that have files open can still read these.
+    /// Processes still use the file system. Its path is free, and these processes can still read the files that they have
+    /// open.
     WhileBusy,
 }
 
@@ -258,9 +259,9 @@ impl MountPoint {
         if mount_id(&self.path).is_ok_and(|id| id == self.id) { clear_dead_mount(&self.path) } else { Ok(()) }
     }
 
-    /// Returns whether it is mounted, possibly below another mount. The kernel reuses mount IDs, but a reuse at the same
-    /// path is unlikely.
-    fn is_there(&self) -> bool {
+    /// Returns whether the file system is still mounted at its path, possibly below another mount. The kernel may give the
+    /// ID of an unmounted file system to a new mount, but a new mount at the same path is unlikely.
+    fn is_mounted(&self) -> bool {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let path = escape(&self.path);
         mounts
@@ -273,7 +274,7 @@ impl MountPoint {
     pub fn unmount(&self) -> Result<Unmounted, MountError> {
         let is_ours = || mount_id(&self.path).is_ok_and(|id| id == self.id);
         if !is_ours() {
-            return match self.is_there() {
+            return match self.is_mounted() {
                 true => Err(MountError::MountedOver(self.path.clone())),
                 false => Ok(Unmounted::AtOnce),
             };
@@ -290,7 +291,7 @@ impl MountPoint {
 
 /// Returns the kernel's ID of the mount at a path.
 fn mount_id(path: &Path) -> io::Result<u64> {
-    // Without synchronization, so that the kernel does not send a request to this process, which may not answer yet.
+    // Without synchronization, because synchronization sends a request to this process, which may not answer requests yet.
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     Ok(rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
@@ -305,12 +306,12 @@ fn escape(path: &Path) -> String {
     path.to_string_lossy().chars().map(escaped).collect()
 }
 
-/// Adds to an error that a thread could not be started.
+/// Adds to the text of an error that a thread could not be started.
 fn no_thread(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot start a thread: {error}"))
 }
 
-/// Removes the line end from an error message of `fusermount3`.
+/// Removes the line break at the end of an error message of `fusermount3`.
 fn tidy(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(_) => error,
@@ -360,9 +361,9 @@ mod tests {
     #[test]
     fn mounts_are_found_by_id_and_path() {
         let root = MountPoint::new("/".into(), mount_id(Path::new("/")).unwrap());
-        assert!(root.is_there());
-        assert!(!MountPoint::new("/".into(), root.id + 1_000_000).is_there());
-        assert!(!MountPoint::new("/no/such/place".into(), root.id).is_there());
+        assert!(root.is_mounted());
+        assert!(!MountPoint::new("/".into(), root.id + 1_000_000).is_mounted());
+        assert!(!MountPoint::new("/no/such/place".into(), root.id).is_mounted());
         assert_eq!(escape(Path::new("/a b\\c\td")), "/a\\040b\\134c\\011d");
     }
 }

@@ -1,7 +1,9 @@
-//! The inode numbers that the kernel knows: one for every path that it has looked up and not forgotten.
+//! The inode numbers that the kernel knows. A number belongs to one path, or to all names of a hard link group in a
+//! directory.
 //!
-//! A directory keeps its number as long as its path is a directory, in any revision. Any other file gets a new number when
-//! it changes, so that the kernel may cache what it has read for a number forever.
+//! The number of a directory does not change with a new revision, as long as there still is a directory at its path. Any
+//! other file gets a new number if the revision changes the file. Therefore the kernel may cache what it has read for such a
+//! number without a time limit.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -115,14 +117,15 @@ impl<P: Clone> Nodes<P> {
         Some(FoundNode { number, entry: Arc::clone(&row.entry) })
     }
 
-    /// Records that the kernel received a number once more.
+    /// Increments the lookup count of a number. Must be called whenever a reply with the number is sent to the kernel.
     pub(super) fn count_lookup(&mut self, number: u64) {
         if let Some(node) = self.nodes.get_mut(&number) {
             node.lookups += 1;
         }
     }
 
-    /// Records that the kernel has forgotten a number `times` times.
+    /// Subtracts `times` from the lookup count of a number, and removes the node if the count is then 0. The root is never
+    /// removed.
     pub(super) fn forget(&mut self, number: u64, times: u64) {
         let Some(node) = self.nodes.get_mut(&number) else { return };
         node.lookups = node.lookups.saturating_sub(times);
@@ -131,8 +134,9 @@ impl<P: Clone> Nodes<P> {
         }
     }
 
-    /// Removes a number that was assigned, but never sent to the kernel.
-    pub(super) fn drop_unused(&mut self, number: u64) {
+    /// Removes a node if its lookup count is 0. Called for a number that did not fit into a reply. The kernel may know the
+    /// number from an earlier reply; then the node remains.
+    pub(super) fn remove_if_unused(&mut self, number: u64) {
         self.forget(number, 0);
     }
 
@@ -154,7 +158,8 @@ impl<P: Clone> Nodes<P> {
         }
     }
 
-    /// Removes a name from its node. The node stays unchanged for processes that have it open.
+    /// Detaches the node with this name from its directory: all of its names become free, so all names of a hard link group
+    /// do. The node keeps its number and row for processes that have it open.
     pub(super) fn detach(&mut self, parent: u64, name: &[u8]) {
         let Some(found) = self.known(parent, name) else { return };
         let Some(node) = self.nodes.get_mut(&found.number) else { return };
@@ -169,7 +174,8 @@ impl<P: Clone> Nodes<P> {
         }
     }
 
-    /// Returns the known directories, each before its entries.
+    /// Returns the known directories that are still attached, sorted by path, so that a directory comes before its
+    /// subdirectories.
     pub(super) fn directories(&self) -> Vec<(u64, Arc<LocatedDirectory<P>>)> {
         let attached = |number: &u64, node: &Node<P>| *number == ROOT || !node.names.is_empty();
         let mut directories: Vec<_> = self
@@ -215,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn hard_links_share_a_number_until_all_are_forgotten() {
+    fn hard_links_share_a_number_until_all_lookups_are_forgotten() {
         let mut nodes = Nodes::new(directory_row(""));
         let [a, b, other] =
             [("a", 7), ("b", 7), ("c", 8)].map(|(name, group)| add(&mut nodes, ROOT, name, &link_row(group)));
@@ -236,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn detached_node_stays_and_its_name_is_free() {
+    fn detached_node_keeps_its_number_and_a_new_node_at_its_name_gets_another() {
         let mut nodes = Nodes::new(directory_row(""));
         let a = add(&mut nodes, ROOT, "a", &directory_row("a"));
         nodes.detach(ROOT, b"a");

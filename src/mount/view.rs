@@ -73,7 +73,7 @@ pub(super) struct View<S: MountableTree> {
     nodes: Mutex<Nodes<S::RowsLocation>>,
     change_lock: RwLock<()>,
     generation: AtomicU32,
-    /// By inode number and generation. Generation 0 is the newest listing.
+    /// Listings by inode number and generation. The newest listing of a directory is also stored as generation 0.
     listings: ByteCache<(u64, u32), Listing<S::RowsLocation>>,
 }
 
@@ -99,14 +99,15 @@ impl<S: MountableTree> View<S> {
         }
     }
 
-    /// Prevents a change of the tree until the request that reads it was answered.
+    /// Prevents changes of the tree until the returned guard is dropped. A request holds the guard until its reply is sent.
     ///
-    /// After a change, the kernel is notified of what is outdated. Answers with the old state must have been sent by then.
+    /// After a change, the kernel is notified of outdated information. All replies with the old state must have been sent by
+    /// then.
     pub(super) fn block_changes(&self) -> RwLockReadGuard<'_, ()> {
         self.change_lock.read().expect("no thread panics while it changes the tree")
     }
 
-    /// Waits until all requests are answered, and blocks new ones during a change of the tree.
+    /// Waits until all running requests are answered, and blocks new requests until the returned guard is dropped.
     pub(super) fn block_requests(&self) -> RwLockWriteGuard<'_, ()> {
         self.change_lock.write().expect("no thread panics while it answers")
     }
@@ -116,7 +117,7 @@ impl<S: MountableTree> View<S> {
         self.nodes.lock().expect("no thread panics while it holds the nodes")
     }
 
-    /// Looks up a name in a directory, and counts the lookup by the kernel.
+    /// Looks up a name in a directory. Increments the kernel's lookup count of the node that is found.
     pub(super) fn find(&self, parent: u64, name: &[u8]) -> Result<Option<FoundNode>, AnswerError> {
         loop {
             let directory = {
@@ -142,9 +143,10 @@ impl<S: MountableTree> View<S> {
         Ok(Arc::clone(&self.nodes().row(number).ok_or(AnswerError::Missing)?.entry))
     }
 
-    /// Lists a directory, and returns the index of the first row after `offset`.
+    /// Returns the newest listing of a directory, and the index of the first row after `offset`.
     ///
-    /// Rows are sorted by name, so that a listing continues at the right place if the directory has changed in the meantime.
+    /// Rows are sorted by name. Therefore a list continues at the correct row even if the directory has changed since its
+    /// first part was read.
     pub(super) fn listing(&self, number: u64, offset: u64) -> Result<(Listing<S::RowsLocation>, usize), AnswerError> {
         let directory = {
             let nodes = self.nodes();

@@ -1,9 +1,10 @@
-//! One layer by itself, as overlay mounts need it: whiteouts are character devices 0:0, opaque directories carry an attribute.
+//! The form of a single layer that overlay mounts need. A whiteout is a character device 0:0, and an opaque directory has an
+//! extended attribute.
 //!
-//! The tree alone holds less than the archive did. It does not distinguish an implied directory from a named one, nor a hard link
-//! into lower layers from a file; and if lower layers have symbolic links, its marks are at other paths than in the archive.
-//! Therefore a [`LayerForm`] also lists these facts, and they are published beside the tree. With them, the layer can be
-//! applied again without its blob.
+//! The tree in this form contains less information than the archive. It does not show whether the archive names a directory
+//! or only implies it, and whether a file is a hard link into lower layers. If lower layers have symbolic links, the
+//! whiteouts and opaque directories of the tree are at other paths than in the archive. Therefore a [`LayerForm`] also lists
+//! these facts, which are published next to the tree. With the facts, the layer can be applied again without its blob.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,7 +17,8 @@ use crate::metadata::{Metadata, Timestamp, Xattrs};
 use crate::object::Content;
 use crate::path::EntryPath;
 
-/// Attributes that mark an opaque directory. Overlay mounts of root read the first, those in user namespaces the second.
+/// Extended attributes that mark an opaque directory. Overlay mounts by root read the first, mounts in user namespaces the
+/// second.
 pub const OPAQUE_XATTRS: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaque"];
 
 // Of all forms of whiteouts, only this one works in the kernel's overlay and in fuse-overlayfs, as root and in user
@@ -28,21 +30,21 @@ const WHITEOUT: DeviceNumber = DeviceNumber { major: 0, minor: 0 };
 pub struct LayerForm {
     /// The tree that is published.
     pub tree: Arc<Directory>,
-    /// Directories that the archive does not name. Their metadata come from the lower layers.
+    /// Directories that the archive implies but does not name. Their metadata are those in the merged tree.
     pub implied: BTreeSet<EntryPath>,
     /// Hard links to inodes of lower layers: path of the link, and path of the inode.
     pub links_below: BTreeMap<EntryPath, EntryPath>,
-    /// Paths that the archive hides by whiteouts, as the archive spells them.
+    /// Paths that the whiteouts of the archive hide. Symbolic links in these paths are not resolved.
     pub whiteouts: BTreeSet<EntryPath>,
     /// Directories that the archive marks as opaque.
     pub opaques: BTreeSet<EntryPath>,
 }
 
-/// The tree of a layer by itself, while the layer is being applied. Paths are literal: only symbolic links of the layer itself
-/// are followed.
-pub(super) struct OwnLayer {
+/// The tree of a layer by itself, while the layer is being applied. In its paths, symbolic links of the layer itself are
+/// followed, and those of lower layers are not.
+pub(super) struct SingleLayer {
     pub(super) tree: Arc<Directory>,
-    pub(super) notes: OwnNotes,
+    pub(super) notes: ArchiveNotes,
     /// Hard links to inodes of lower layers: path of the link, path of the inode, and the inode.
     pub(super) links_below: Vec<(EntryPath, EntryPath, Arc<Leaf>)>,
     pub(super) whiteouts: BTreeSet<EntryPath>,
@@ -50,19 +52,20 @@ pub(super) struct OwnLayer {
     /// Symbolic links of the merged tree at whose paths this layer has a directory, each with the paths of the merged tree that
     /// the layer changes through the link.
     pub(super) masked_links: BTreeMap<EntryPath, BTreeSet<EntryPath>>,
-    /// Directories that contain whiteouts and opaque markers, each with the state of its ancestors when the marker was read.
-    marked: Vec<(EntryPath, Vec<OwnAncestor>)>,
+    /// Directories in which the archive has a whiteout or an opaque marker, each with the state of the directory and its
+    /// ancestors when the marker was read.
+    marked: Vec<(EntryPath, Vec<AncestorState>)>,
 }
 
 /// Facts about an archive that the resulting tree does not contain.
-pub(super) struct OwnNotes {
+pub(super) struct ArchiveNotes {
     /// Directories that no entry has named so far.
     implied: BTreeSet<EntryPath>,
     /// Whether the result may depend on the order of the entries.
     pub(super) is_irregular: bool,
 }
 
-impl OwnNotes {
+impl ArchiveNotes {
     pub(super) fn mark_irregular_if(&mut self, is_irregular: bool) {
         self.is_irregular |= is_irregular;
     }
@@ -90,18 +93,18 @@ impl OwnNotes {
 
 /// State of one ancestor of a path in a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum OwnAncestor {
+enum AncestorState {
     /// Missing, or a directory that no entry has named.
     Unnamed,
     Directory,
     Leaf,
 }
 
-impl OwnLayer {
+impl SingleLayer {
     pub(super) fn new(root: Metadata) -> Self {
         Self {
             tree: Arc::new(Directory::new(root)),
-            notes: OwnNotes { implied: BTreeSet::from([EntryPath::ROOT]), is_irregular: false },
+            notes: ArchiveNotes { implied: BTreeSet::from([EntryPath::ROOT]), is_irregular: false },
             links_below: Vec::new(),
             whiteouts: BTreeSet::new(),
             opaques: BTreeSet::new(),
@@ -116,9 +119,9 @@ impl OwnLayer {
         self.notes.implied.remove(&EntryPath::ROOT);
     }
 
-    /// Returns an existing directory and the notes. With `notes_alone`, the layer has no tree of its own and there is no
-    /// directory.
-    pub(super) fn parts(&mut self, path: &EntryPath, notes_alone: bool) -> (Option<&mut Directory>, &mut OwnNotes) {
+    /// Returns an existing directory of the layer, and the notes. Returns no directory if `notes_alone` is set: then the
+    /// layer has no tree yet.
+    pub(super) fn parts(&mut self, path: &EntryPath, notes_alone: bool) -> (Option<&mut Directory>, &mut ArchiveNotes) {
         if notes_alone {
             return (None, &mut self.notes);
         }
@@ -137,7 +140,7 @@ impl OwnLayer {
         let mut created = Vec::new();
         let note = |directory, replaced| created.push((directory, replaced));
         let real_path = create_directories(&mut self.tree, parent, path, note)?;
-        // Above other lower layers, the target of a symbolic link of this layer may itself be a symbolic link.
+        // On top of other lower layers, the target of a symbolic link of this layer may itself be a symbolic link.
         self.notes.mark_irregular_if(real_path != *parent);
         for (directory, _) in &created {
             if let Ok(Some((_, Node::Leaf(leaf)))) = look_up(merged, directory)
@@ -150,15 +153,17 @@ impl OwnLayer {
         Ok(real_path)
     }
 
-    /// Records that an entry in `directory` of this layer changes another path of the merged tree: the one behind the symbolic
-    /// link that `directory`, or its topmost such ancestor, masks.
+    /// Records that an entry in `directory` changes the path `changed` of the merged tree, because the lower layers have a
+    /// symbolic link where this layer has a directory. That directory is the topmost one, among `directory` and its
+    /// ancestors, that is already recorded as masking a link. If no such directory is recorded, it is `directory`.
     pub(super) fn note_masked_change(&mut self, directory: &EntryPath, changed: &EntryPath) {
         let above = std::iter::once(directory.clone()).chain(directory.ancestors());
         let masked = above.filter(|path| self.masked_links.contains_key(path)).last();
         self.masked_links.entry(masked.unwrap_or_else(|| directory.clone())).or_default().insert(changed.clone());
     }
 
-    /// Records a dependency on order if the directory is implied: when read back, an entry in it would not create the directory.
+    /// Marks the result as dependent on the order of entries if the directory is implied. The layer that is read back has a
+    /// whiteout in place of the entry in this directory, and a whiteout does not create its directory.
     pub(super) fn mark_irregular_if_implied(&mut self, directory: &EntryPath) {
         self.notes.mark_irregular_if(!directory.is_root() && self.notes.implied.contains(directory));
     }
@@ -175,18 +180,19 @@ impl OwnLayer {
         self.opaques.insert(path.clone());
     }
 
-    /// Records a whiteout or opaque marker at `path` in `directory`. `has_own`: the layer already has entries there.
+    /// Records a whiteout or opaque marker for `path`, whose file is in `directory`. `has_own` states whether earlier
+    /// entries of the layer exist at the path (whiteout) or in the directory (opaque marker).
     fn note_mark(&mut self, directory: EntryPath, path: &EntryPath, has_own: bool) {
-        let own_ancestors = self.own_ancestors(&directory);
+        let states = self.ancestor_states(&directory);
         let follows_one_below =
             |marks: &BTreeSet<EntryPath>| marks.range(path..).next().is_some_and(|mark| mark.is_in(path));
         let is_late = follows_one_below(&self.whiteouts) || follows_one_below(&self.opaques);
-        self.notes.mark_irregular_if(has_own || is_late || own_ancestors.contains(&OwnAncestor::Leaf));
-        self.marked.push((directory, own_ancestors));
+        self.notes.mark_irregular_if(has_own || is_late || states.contains(&AncestorState::Leaf));
+        self.marked.push((directory, states));
     }
 
     /// Returns the state of each ancestor of a path, including the path itself, from the root down.
-    fn own_ancestors(&self, path: &EntryPath) -> Vec<OwnAncestor> {
+    fn ancestor_states(&self, path: &EntryPath) -> Vec<AncestorState> {
         let (mut directory, mut at) = (Some(&*self.tree), EntryPath::ROOT);
         let mut visit = |name: &[u8]| {
             at = at.join(name);
@@ -195,33 +201,35 @@ impl OwnLayer {
             match node {
                 Some(Node::Directory(child)) => {
                     directory = Some(child);
-                    if self.notes.implied.contains(&at) { OwnAncestor::Unnamed } else { OwnAncestor::Directory }
+                    if self.notes.implied.contains(&at) { AncestorState::Unnamed } else { AncestorState::Directory }
                 }
-                Some(Node::Leaf(_)) => OwnAncestor::Leaf,
-                None => OwnAncestor::Unnamed,
+                Some(Node::Leaf(_)) => AncestorState::Leaf,
+                None => AncestorState::Unnamed,
             }
         };
         path.components().map(&mut visit).collect()
     }
 
-    /// Returns whether [`layer_entries`] of the form has the same effect as the archive, above any lower layers.
+    /// Returns whether the entries that [`layer_entries`] returns for the form have the same effect as the archive, on top
+    /// of any lower layers.
     pub(super) fn can_be_read_back(&self) -> bool {
-        // Above lower layers without the target, the link would refer to a later entry of this layer at the target's path, and an
-        // entry of this layer at an ancestor of that path would replace the way to it.
+        // Other lower layers may not contain the target of a hard link. There, the link would refer to a later entry of this
+        // layer at the target's path. A leaf of this layer at an ancestor of that path would remove the target.
         let is_only_below = |(_, below, _): &(EntryPath, EntryPath, Arc<Leaf>)| {
-            self.tree.get(below).is_none() && !self.own_ancestors(below).contains(&OwnAncestor::Leaf)
+            self.tree.get(below).is_none() && !self.ancestor_states(below).contains(&AncestorState::Leaf)
         };
         let is_as_before =
-            |(directory, before): &(EntryPath, Vec<OwnAncestor>)| self.own_ancestors(directory) == *before;
+            |(directory, before): &(EntryPath, Vec<AncestorState>)| self.ancestor_states(directory) == *before;
         !self.notes.is_irregular
             && self.links_below.iter().all(is_only_below)
             && self.marked.iter().all(is_as_before)
-            // Entries that were changed through such a link would have to be applied in the archive's order.
+            // Entries that change paths through a masked link would have to be applied in the order of the archive.
             && self.masked_links.is_empty()
     }
 
-    /// Returns the layer with its marks. `hidden` has the real paths that the layer hides in `lower`, `emptied` the real
-    /// directories whose entries in `lower` it hides; `merged` is the tree of both together.
+    /// Returns the form of the layer, with its whiteouts and opaque directories. `hidden` contains the real paths that the
+    /// layer hides in `lower`. `emptied` contains the real directories in which the layer hides all entries of `lower`.
+    /// `merged` is the result of applying the layer to `lower`.
     pub(super) fn into_form(
         mut self,
         lower: &Directory,
@@ -238,19 +246,19 @@ impl OwnLayer {
             let metadata = metadata_in(merged, path);
             if tree.directory(path.components()).is_some_and(|directory| directory.metadata != metadata) {
                 let directory = Arc::make_mut(tree).directory_mut(path.components());
-                directory.expect("its metadata was read above").metadata = metadata;
+                directory.expect("the metadata of the directory were compared above").metadata = metadata;
             }
         }
         let mut marks = Marks { tree, implied: &mut implied, lower, merged };
-        // Sorted from the root down: below a hidden path no further marks are needed, and an opaque directory hides all its
-        // entries.
+        // Sorted from the root down. Nothing below a hidden path needs a mark, and the opaque mark of an emptied directory
+        // hides all of its entries.
         hidden
             .iter()
             .filter(|path| path.ancestors().all(|above| !emptied.contains(&above)))
             .for_each(|path| marks.hide(path));
         emptied.iter().for_each(|path| marks.hide_all_in(path));
-        let is_left = |real_path: &EntryPath, leaf: &Arc<Leaf>| matches!(self.tree.get(real_path), Some(Node::Leaf(there)) if Arc::ptr_eq(there, leaf));
-        let links_below = self.links_below.into_iter().filter(|(real_path, _, leaf)| is_left(real_path, leaf));
+        let still_exists = |real_path: &EntryPath, leaf: &Arc<Leaf>| matches!(self.tree.get(real_path), Some(Node::Leaf(there)) if Arc::ptr_eq(there, leaf));
+        let links_below = self.links_below.into_iter().filter(|(real_path, _, leaf)| still_exists(real_path, leaf));
         LayerForm {
             links_below: links_below.map(|(real_path, below, _)| (real_path, below)).collect(),
             implied,
@@ -269,14 +277,14 @@ fn metadata_in(tree: &Directory, path: &EntryPath) -> Metadata {
 
 /// Adds whiteouts and opaque marks to the tree of a layer.
 ///
-/// A mark is added at the real path that it hides: if lower layers have a symbolic link on that path, at the link's target. If
-/// lower layers have no such directory, there is nothing to hide, and Linux would list a whiteout in a directory that only one
-/// layer has.
+/// A mark is added at the real path that it hides: if lower layers have a symbolic link on the path in the archive, the mark
+/// is at the target of the link. If lower layers do not have the directory of the mark, no mark is added, because there is
+/// nothing to hide, and Linux lists a whiteout in a directory that only one layer has.
 ///
-/// Linux may still list a whiteout if the merged lower layers have its directory only as the target of a masked link: the
-/// layers by themselves have that directory at the path of the link. A tree that is read back from its catalogs does not reveal
-/// such directories, and the whiteouts of a layer must not depend on whether its lower layers were read or reused. The masked
-/// link is listed among the losses of the image.
+/// In one case, Linux may still list a whiteout: the merged lower layers have its directory only at the target of a masked
+/// link. Then the layers by themselves have that directory at the path of the link instead. A tree that is read back from
+/// its catalogs does not show which directories these are, and the whiteouts of a layer must not depend on whether its lower
+/// layers were read or reused. The masked link is listed among the losses of the image.
 struct Marks<'a> {
     tree: &'a mut Arc<Directory>,
     implied: &'a mut BTreeSet<EntryPath>,
@@ -309,13 +317,14 @@ impl Marks<'_> {
         }
         mark_opaque(&mut self.directory(path).metadata);
         if path.is_root() {
-            // Overlay mounts ignore the attribute at the root of a layer, so each name needs a mark of its own.
+            // Overlay mounts ignore the attribute at the root of a layer, so each name in the lower root needs a separate
+            // mark.
             let names: Vec<Box<[u8]>> = self.lower.children.keys().cloned().collect();
             names.iter().for_each(|name| self.hide(&EntryPath::ROOT.join(name)));
         }
     }
 
-    /// Returns whether marks in a directory of the layer would be effective, and are needed.
+    /// Returns whether a mark in this directory of the layer would have an effect, and is needed.
     fn can_be_marked(&self, path: &EntryPath) -> bool {
         !is_blocked(self.tree, path) && !is_in_opaque(self.tree, path)
     }
@@ -336,15 +345,15 @@ impl Marks<'_> {
     }
 }
 
-/// Returns the whiteout that hides the node of `lower` at a path where the layer has no node of its own. Returns `None` if no
-/// whiteout is needed, because `lower` has no node there or an opaque directory of the layer hides it.
+/// Returns the whiteout that hides the node of `lower` at a path where the layer has no node. Returns `None` if no whiteout
+/// is needed: `lower` has no node there, or an opaque directory of the layer hides that node.
 pub fn needed_whiteout(own: &Directory, lower: &Directory, path: &EntryPath) -> Option<Node> {
     let (parent, _) = path.split()?;
     (lower.get(path).is_some() && !is_in_opaque(own, &parent)).then(whiteout)
 }
 
-/// Returns whether a directory of the layer or one of its ancestors is marked as opaque, except the root, whose mark mounts
-/// ignore.
+/// Returns whether a directory of the layer, or one of its ancestors, is marked as opaque. The mark of the root does not
+/// count, because overlay mounts ignore it.
 fn is_in_opaque(own: &Directory, path: &EntryPath) -> bool {
     let mut directory = own;
     for name in path.components() {
@@ -381,14 +390,16 @@ fn mark_opaque(metadata: &mut Metadata) {
     xattrs.extend(OPAQUE_XATTRS.map(|name| (name.into(), b"y".as_slice().into())));
 }
 
-/// Returns the entries of a layer that was read back in overlay form. Applied, they have the same result as the archive.
+/// Returns the entries of a layer that was read back in overlay form. Applying them has the same result as applying the
+/// archive.
 ///
-/// As in archives, a directory comes before its marks, and the marks before its entries.
+/// As in archives, a directory comes before its marks, and the marks come before the other entries of the directory.
 pub fn layer_entries(form: &LayerForm) -> Vec<LayerEntry<Content>> {
     let mut marks: HashMap<EntryPath, Vec<(&EntryPath, EntryKind<Content>)>> = HashMap::new();
     let whiteouts = form.whiteouts.iter().map(|path| (path, EntryKind::Whiteout));
     for mark in whiteouts.chain(form.opaques.iter().map(|path| (path, EntryKind::Opaque))) {
-        // A mark follows the directory that contains it, or else the nearest ancestor that the layer has.
+        // A mark is added after the directory that contains it. If the layer has no such directory, the mark is added after
+        // the nearest ancestor that the layer has.
         let is_own = |path: &EntryPath| form.tree.directory(path.components()).is_some();
         let real_path =
             std::iter::once(mark.0.clone()).filter(|_| mark.1 == EntryKind::Opaque).chain(mark.0.ancestors());
@@ -407,7 +418,7 @@ pub fn layer_entries(form: &LayerForm) -> Vec<LayerEntry<Content>> {
 
 struct ReadingBack<'f> {
     form: &'f LayerForm,
-    /// Marks that follow a directory.
+    /// The marks to add after each directory.
     marks: HashMap<EntryPath, Vec<(&'f EntryPath, EntryKind<Content>)>>,
     /// The first name of each inode.
     first_names: HashMap<*const Leaf, EntryPath>,

@@ -1,9 +1,9 @@
 //! Compares the published form of a layer with the form that it has above other lower layers.
 //!
-//! A layer is published once, in the form that it has above the parents (lower layers) of the first image that brought it. Some
-//! of it depends on the parents: the metadata of directories that the archive does not name, the positions of whiteouts and
-//! opaque marks, and the inodes that hard links into lower layers refer to. Another image with other parents may need another
-//! form.
+//! A layer is published once, in the form that it has on top of the parents (lower layers) of the first image that contained
+//! it. Three parts of the form depend on the parents: the metadata of directories that the archive does not name, the
+//! positions of whiteouts and opaque marks, and the inodes that hard links into lower layers refer to. An image with other
+//! parents may need another form.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,7 +24,8 @@ pub struct ParentDifferences {
 }
 
 impl ParentDifferences {
-    /// Compares two forms of one layer. The objects of equal content may differ, if the forms were encoded in two ways.
+    /// Compares two forms of one layer. Equal content may be stored in different objects, because the forms may come from
+    /// two encoders.
     ///
     /// Modification times of directories that the archive does not name are not compared, because the archive does not state
     /// them.

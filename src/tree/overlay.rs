@@ -1,22 +1,23 @@
 //! Applies one layer to the tree of its lower layers, by the OCI rules for change sets (image-spec, layer.md).
 //!
-//! Entries are applied in the order of the archive, as umoci does on disk, so each entry sees the result of the previous ones: a
-//! path is resolved through the symbolic links that exist at that point, and a hard link refers to the inode that its target has
-//! at that point. Two rules do not depend on the order:
+//! Entries are applied in the order of the archive, as umoci does on disk. Each entry sees the result of the previous
+//! entries: its path is resolved through the symbolic links that exist at that point, and a hard link refers to the inode
+//! that its target path has at that point. Two rules do not depend on the order:
 //!
 //! - A whiteout hides entries of lower layers, never entries of its own layer, wherever it is in the archive.
-//! - A hard link whose target does not exist refers to the inode that the lower layers had there before any whiteout of this
-//!   layer; if they had none, to the one that a later entry of this layer puts there.
+//! - A hard link whose target does not exist at that point refers to the inode that the lower layers have at the target
+//!   path, even if a whiteout of this layer hides that inode. If the lower layers have none, the link refers to the inode
+//!   that a later entry of this layer adds there.
 //!
-//! Some archives that umoci refuses are accepted: a node that is not a directory is replaced where an implied directory is
-//! needed. Adding or removing entries never changes the metadata of their directory.
+//! Some archives that umoci refuses are accepted: if an implied directory is needed at the path of another node, the
+//! directory replaces that node. Adding or removing entries never changes the metadata of their directory.
 //!
 //! The same pass builds the layer by itself ([`LayerForm`]), in which paths are literal.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::layer_form::{LayerForm, OwnLayer};
+use super::layer_form::{LayerForm, SingleLayer};
 use super::node::{Directory, Leaf, LeafKind, Node};
 use super::walk::{MAX_SYMLINKS, ResolvedPath, TooManyLinks, look_up, names, path_of, resolve};
 use crate::layer::{EntryKind, LayerEntry, NodeKind, is_bookkeeping};
@@ -43,10 +44,11 @@ pub enum ApplyError {
         /// Target of the link.
         target: EntryPath,
     },
-    /// The path of an entry, or of the target of a hard link, leads through too many symbolic links, or through a cycle of them.
+    /// The path of an entry, or of the target of a hard link, leads through too many symbolic links, or through a cycle of
+    /// symbolic links.
     #[error("path {} leads through more than {MAX_SYMLINKS} symbolic links", .0.shown())]
     TooManyLinks(EntryPath),
-    /// Symbolic links resolve a path to more components than are allowed.
+    /// A path has more components than are allowed after its symbolic links were resolved.
     #[error("path {} leads below more than {MAX_DEPTH} directories", .0.shown())]
     TooDeep(EntryPath),
     /// The target of a symbolic link has a component that cannot be the name of a directory.
@@ -64,10 +66,11 @@ pub struct Applied {
     pub tree: Arc<Directory>,
     /// The layer by itself.
     pub form: LayerForm,
-    /// Symbolic links of the merged tree at whose paths the layer by itself has a directory that no entry names, each with the
-    /// paths of the merged tree that the layer changes through the link.
+    /// Symbolic links of the merged tree at whose paths the layer by itself has a directory that no entry names. Each link
+    /// has the paths of the merged tree that the layer changes through the link.
     pub masked_links: BTreeMap<EntryPath, BTreeSet<EntryPath>>,
-    /// Whether [`super::layer_entries`] of the form has the same effect as the archive, above any lower layers.
+    /// Whether the entries that [`super::layer_entries`] returns for the form have the same effect as the archive, on top of
+    /// any lower layers.
     pub can_be_read_back: bool,
 }
 
@@ -89,21 +92,22 @@ pub fn apply(lower: &Arc<Directory>, entries: &[LayerEntry<Content>]) -> Result<
 struct Application<'a> {
     lower: &'a Arc<Directory>,
     tree: Arc<Directory>,
-    own: OwnLayer,
-    /// Whether the merged tree and the layer by itself are the same, because there is no lower layer and this one removes
-    /// nothing. Then `own` has no tree of its own until the end, only notes.
+    own: SingleLayer,
+    /// Whether the merged tree and the layer by itself are the same, because there is no lower layer and this layer removes
+    /// nothing. Then `own` contains only notes until the end, when its tree is set.
     is_lowest: bool,
-    /// Real paths that the layer added or has entries below. Leaves are included only if their inode is one of the lower layers,
-    /// because others are recognised by their inode. `None` for a layer that removes nothing, because nothing then needs it.
+    /// Real paths at which the layer added a node, or below which it has entries. A leaf is included only if its inode comes
+    /// from lower layers, because other leaves are recognised by their inodes. `None` for a layer that removes nothing: only
+    /// removals need these paths.
     touched: Option<HashSet<EntryPath>>,
     /// Real paths that the layer hides in lower layers.
     hidden: BTreeSet<EntryPath>,
-    /// Real paths of directories whose entries in lower layers the layer hides.
+    /// Real paths of directories in which the layer hides all entries of lower layers.
     emptied: BTreeSet<EntryPath>,
     /// Internal files of AUFS, by their literal paths.
     bookkeeping: HashMap<EntryPath, Arc<Leaf>>,
     pending: Vec<PendingLink>,
-    /// Inodes of lower layers that hard links of this layer refer to, with their real paths there.
+    /// Inodes of lower layers that hard links of this layer refer to, with their real paths in the lower layers.
     inodes_below: HashMap<*const Leaf, EntryPath>,
 }
 
@@ -127,7 +131,7 @@ impl<'a> Application<'a> {
             lower,
             is_lowest: only_adds && lower.children.is_empty(),
             tree: Arc::clone(lower),
-            own: OwnLayer::new(lower.metadata.clone()),
+            own: SingleLayer::new(lower.metadata.clone()),
             touched: (!only_adds).then(HashSet::new),
             hidden: BTreeSet::new(),
             emptied: BTreeSet::new(),
@@ -140,7 +144,8 @@ impl<'a> Application<'a> {
     /// Adds consecutive entries. If there are several, all are in the same directory.
     fn add_siblings(&mut self, mut entries: &[LayerEntry<Content>]) -> Result<(), ApplyError> {
         while let Some((entry, others)) = entries.split_first() {
-            // A path through a symbolic link may change with each entry; that of a real directory does not.
+            // Each entry may change where a path through a symbolic link leads. The path of a real directory does not
+            // change.
             if !others.is_empty() && self.add_to_real_directory(entries) {
                 return Ok(());
             }
@@ -150,8 +155,8 @@ impl<'a> Application<'a> {
         Ok(())
     }
 
-    /// Adds nodes to their directory if it exists in both trees without symbolic links on its path. Otherwise adds nothing and
-    /// returns false.
+    /// If the directory of the nodes exists in both trees, and no symbolic link is on its path, adds the nodes and returns
+    /// true. Otherwise adds nothing and returns false.
     fn add_to_real_directory(&mut self, entries: &[LayerEntry<Content>]) -> bool {
         let Some((parent, _)) = entries[0].path.split() else { return false };
         let is_real = |tree: &Directory| tree.directory(parent.components()).is_some();
@@ -289,12 +294,13 @@ impl<'a> Application<'a> {
         }
     }
 
-    /// Records whether the inode of a hard link comes from lower layers.
+    /// Records whether the inode of a hard link comes from lower layers, and whether the link depends on the order of
+    /// entries.
     fn note_target(&mut self, real_path: &EntryPath, target: &EntryPath, leaf: &Arc<Leaf>) {
         let is_at =
             |tree: &Directory, path| matches!(tree.get(path), Some(Node::Leaf(there)) if Arc::ptr_eq(there, leaf));
         if is_at(self.lower, real_path) {
-            // Above other lower layers, symbolic links on the target's path may lead elsewhere.
+            // On top of other lower layers, symbolic links on the target's path may lead to other paths.
             self.own.notes.mark_irregular_if(real_path != target);
             self.inodes_below.insert(Arc::as_ptr(leaf), real_path.clone());
         } else if !self.inodes_below.contains_key(&Arc::as_ptr(leaf)) {
@@ -368,13 +374,14 @@ impl<'a> Application<'a> {
         }
     }
 
-    /// Removes any existing node at the path of an entry that cannot be published.
+    /// Applies an entry that cannot be published: removes any existing node at its path, and records a whiteout for the
+    /// layer by itself.
     fn add_unpublished(&mut self, path: &EntryPath) -> Result<(), ApplyError> {
         let (parent, own_parent) = self.create_parents(path)?;
         directory_mut(&mut self.tree, &parent).children.remove(path.name());
         self.hidden.insert(parent.join(path.name()));
-        // When the layer is read back, this entry is a whiteout, which creates no directories and removes nothing of its own
-        // layer.
+        // When the layer is read back, this entry is a whiteout. A whiteout creates no directories, and does not remove
+        // nodes of its own layer.
         self.own.mark_irregular_if_implied(&own_parent);
         self.own.notes.mark_irregular_if(self.is_touched(&parent.join(path.name())));
         let (own, notes) = self.own.parts(&own_parent, false);
@@ -383,7 +390,7 @@ impl<'a> Application<'a> {
         Ok(())
     }
 
-    /// Hides the node of lower layers at a path, but nothing of this layer.
+    /// Hides the node of lower layers at a path. Nodes that this layer has added remain.
     fn hide(&mut self, path: &EntryPath) {
         self.own.note_whiteout(path);
         let (parent, name) = path.split().expect("no whiteout hides the root");
@@ -392,10 +399,10 @@ impl<'a> Application<'a> {
         self.own.notes.mark_irregular_if(real_path != *path || self.is_touched(&real_path));
         let node = self.tree.directory(names(&parent)).and_then(|directory| directory.children.get(name)).cloned();
         if let Some(node) = node {
-            let left = self.without_lower(&real_path, node);
+            let kept = self.without_lower(&real_path, node);
             let directory = Arc::make_mut(&mut self.tree).directory_mut(names(&parent));
             let children = &mut directory.expect("its entry was found above").children;
-            match left {
+            match kept {
                 Some(node) => drop(children.insert(name.into(), node)),
                 None => drop(children.remove(name)),
             }
@@ -403,21 +410,21 @@ impl<'a> Application<'a> {
         self.hidden.insert(real_path);
     }
 
-    /// Hides the entries of lower layers in a directory, but nothing of this layer.
+    /// Hides the entries of lower layers in a directory. Entries that this layer has added remain.
     fn hide_all_in(&mut self, path: &EntryPath) {
         self.own.note_opaque(path);
         let Ok(real_path) = resolve(&self.tree, path) else { return };
         let real_path = path_of(&real_path);
         self.own.notes.mark_irregular_if(real_path != *path);
         if let Some(directory) = self.tree.directory(real_path.components()) {
-            let left = self.children_without_lower(&real_path, directory);
-            self.own.notes.mark_irregular_if(!left.is_empty());
-            directory_mut(&mut self.tree, &real_path).children = left;
+            let kept = self.children_without_lower(&real_path, directory);
+            self.own.notes.mark_irregular_if(!kept.is_empty());
+            directory_mut(&mut self.tree, &real_path).children = kept;
         }
         self.emptied.insert(real_path);
     }
 
-    /// Returns the part of `node`, which is at a real path, that this layer added, or `None` if it added nothing there.
+    /// Returns the part of `node` that this layer added, or `None` if it added nothing. `real_path` is the path of `node`.
     fn without_lower(&self, real_path: &EntryPath, node: Node) -> Option<Node> {
         let is_touched = self.is_touched(real_path);
         match node {
@@ -435,17 +442,17 @@ impl<'a> Application<'a> {
     }
 
     fn children_without_lower(&self, real_path: &EntryPath, directory: &Directory) -> BTreeMap<Box<[u8]>, Node> {
-        let mut left = BTreeMap::new();
+        let mut kept = BTreeMap::new();
         for (name, node) in &directory.children {
             if let Some(node) = self.without_lower(&real_path.join(name), node.clone()) {
-                left.insert(name.clone(), node);
+                kept.insert(name.clone(), node);
             }
         }
-        left
+        kept
     }
 
-    /// Creates the missing directories of `path`, and returns the real path of its parent in the merged tree and in the layer by
-    /// itself.
+    /// Creates the missing directories above `path`. Returns two real paths of its parent: in the merged tree, and in the
+    /// layer by itself.
     fn create_parents(&mut self, path: &EntryPath) -> Result<(EntryPath, EntryPath), ApplyError> {
         let (parent, _) = path.split().expect("the root has no parent");
         let mut created = Vec::new();
@@ -485,8 +492,8 @@ impl<'a> Application<'a> {
     }
 
     fn finish(mut self) -> Result<Applied, ApplyError> {
-        // A later symbolic link may have made a target reachable, and a link that is resolved now may be the target of another
-        // one.
+        // A later symbolic link may have made a target reachable. A link that is resolved now may itself be the target of
+        // another link.
         let mut waiting = usize::MAX;
         while self.pending.len() < waiting {
             waiting = self.pending.len();
@@ -495,8 +502,8 @@ impl<'a> Application<'a> {
             }
         }
         for PendingLink { path, target, placeholder, placed_at } in &self.pending {
-            let is_left = |real_path: &EntryPath| matches!(self.tree.get(real_path), Some(Node::Leaf(there)) if Arc::ptr_eq(there, placeholder));
-            if placed_at.iter().any(|(real_path, _)| is_left(real_path)) {
+            let still_exists = |real_path: &EntryPath| matches!(self.tree.get(real_path), Some(Node::Leaf(there)) if Arc::ptr_eq(there, placeholder));
+            if placed_at.iter().any(|(real_path, _)| still_exists(real_path)) {
                 return Err(missing_target(path, target));
             }
         }
@@ -553,7 +560,7 @@ fn leaf_kind(kind: &NodeKind<Content>) -> LeafKind {
     }
 }
 
-/// Replaces the leaf at a real path by `new` if the leaf is `old`.
+/// Replaces the leaf `old` at a real path by `new`. Changes nothing if another node is at the path.
 fn replace_leaf(tree: &mut Arc<Directory>, path: &EntryPath, old: &Arc<Leaf>, new: &Arc<Leaf>) {
     if matches!(tree.get(path), Some(Node::Leaf(there)) if Arc::ptr_eq(there, old)) {
         let (parent, name) = path.split().expect("a leaf is not the root");

@@ -15,8 +15,8 @@ pub(super) struct TooManyLinks;
 
 /// Resolves `path`, following every symbolic link, including one at the last component.
 ///
-/// The resolved path need not exist. A name that is missing or not a directory is kept, and a `..` after it removes it again.
-/// umoci resolves paths in the same way and then creates the missing directories.
+/// The resolved path need not exist. A name that is missing or not a directory is kept, and a `..` after the name removes
+/// it. umoci resolves paths in the same way and then creates the missing directories.
 pub(super) fn resolve(tree: &Directory, path: &EntryPath) -> Result<ResolvedPath, TooManyLinks> {
     let mut steps: Vec<Box<[u8]>> = path.components().rev().map(Into::into).collect();
     let (mut at, mut links) = (ResolvedPath::new(), 0);

@@ -10,7 +10,7 @@ use crate::avx::clear_upper_halves;
 
 /// Decompressor for the part of a member after its header. Reused for all members.
 pub(super) struct Member {
-    /// Boxed, because it has 90 KB of inner buffers.
+    /// Boxed, because the state contains 90 KB of buffers.
     state: Box<z::inflate_state>,
 }
 

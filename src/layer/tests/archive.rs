@@ -60,7 +60,7 @@ fn global_header_discards_earlier_extensions_of_the_next_entry() {
 }
 
 #[test]
-fn numbers_may_be_large_or_negative() {
+fn large_and_negative_numbers_are_read_correctly() {
     let tar = Tar::default()
         .head(Head::file("a").base_256(108, 8, 4_000_000_000).base_256(116, 8, 3_000_000_000).base_256(136, 12, -5))
         .pax(&[("uid", "4294967294"), ("gid", "4294967293"), ("mtime", "-1.25")])
@@ -83,7 +83,7 @@ fn size_of_the_pax_header_applies_where_the_header_has_none() {
 }
 
 #[test]
-fn two_sizes_are_refused() {
+fn different_sizes_in_header_and_pax_header_are_refused() {
     // A reader that ignores one of the two sizes would find a hidden entry in the content.
     let hidden = Tar::default().file("hidden", "").0;
     let tar = Tar::default().pax(&[("size", "512")]).head(Head::file("a").size(1024)).content(&hidden).content(&hidden);
@@ -134,7 +134,7 @@ fn links_directories_and_devices_have_no_content() {
 }
 
 #[test]
-fn regular_files_have_many_types() {
+fn several_type_flags_mean_a_regular_file() {
     for type_flag in [0, b'0', b'7'] {
         let file = entry(Tar::default().entry(Head::new(type_flag, "a"), "abc"));
         assert_eq!((node(&file.0), &file.1[..]), (&NodeKind::File { size: 3, content: () }, &b"abc"[..]));
@@ -319,7 +319,7 @@ fn large_file_is_read_in_large_parts() {
 }
 
 #[test]
-fn content_may_be_left_unread_or_half_read() {
+fn content_may_be_skipped_or_read_in_part() {
     let tar = Tar::default().file("a", vec![1; 700_000]).file("b", vec![2; 700_000]).file("c", "c").end();
     let mut reader = LayerReader::new(&tar[..], expected(&tar), Limits::default()).unwrap();
     reader.next_entry().unwrap();

@@ -171,7 +171,7 @@ fn attributes_are_kept_with_any_bytes() {
 }
 
 #[test]
-fn entries_and_attributes_that_cvmfs_cannot_hold_are_listed_as_losses() {
+fn entries_and_attributes_that_cvmfs_cannot_represent_are_listed_as_losses() {
     let long = "v".repeat(256);
     let tar = Tar::default()
         .pax(&[("SCHILY.xattr.user.hash", "x"), ("SCHILY.xattr.user.long", &long), ("SCHILY.xattr.user.tag", "x")])

@@ -68,7 +68,7 @@ impl Tar {
         self.raw(head.finish()).content(content)
     }
 
-    /// Appends a header without content, whatever size it states.
+    /// Appends a header without content, even if the header states a size.
     pub fn head(self, head: Head) -> Self {
         self.raw(head.finish())
     }
