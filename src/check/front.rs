@@ -23,8 +23,8 @@ const MAX_SMALL_OBJECT: SizeLimit = SizeLimit::of(16 << 20);
 const MAX_FRONT_FILE: u64 = 16 << 20;
 
 impl Check<'_> {
-    /// Checks the whole chain from the master key to the root catalog. Returns the manifest, trusted or not, if it can be
-    /// parsed.
+    /// Checks the whole chain from the master key to the root catalog. Returns the manifest if it can be parsed, even if it
+    /// is not trusted.
     pub(super) fn check_front_page(&self, references: &References) -> Option<RepositoryManifest> {
         let bytes = self.read_file(".cvmfspublished", MAX_FRONT_FILE);
         let signed = bytes.as_deref().and_then(|bytes| self.parse_manifest(bytes));

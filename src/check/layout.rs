@@ -23,8 +23,8 @@ pub(super) struct StoredObject {
 }
 
 impl Check<'_> {
-    /// Checks that all directories exist and contain no unknown entries between them. Returns the number of files that
-    /// killed runs left.
+    /// Checks that all directories below `data` exist and that `data` contains nothing else. Returns the number of files that
+    /// remain from killed runs.
     pub(super) fn check_layout(&self) -> u64 {
         let directories: Vec<String> = (0..=255).map(|byte| format!("{byte:02x}")).chain(["txn".to_owned()]).collect();
         for (name, metadata) in self.list("data") {
@@ -58,7 +58,7 @@ impl Check<'_> {
                 Vec::new()
             })
         };
-        // The receiver of a repository gateway uses a directory of its own in `data/txn`.
+        // The receiver of a repository gateway uses a separate directory in `data/txn`.
         let unfinished =
             names("data/txn").iter().filter(|name| *name != "receiver").count() + names("data/txn/receiver").len();
         let temporary = names("").iter().filter(|name| name.as_bytes().starts_with(b".strata-")).count();
@@ -74,7 +74,8 @@ impl Check<'_> {
             Ok(self.visit_objects(directory, &path, own.permissions().mode() & 0o444, &mut objects)?)
         });
         match listed {
-            // A missing directory is reported by `check_layout`, and its missing objects with the rows that refer to them.
+            // A missing directory is reported by `check_layout`. Its missing objects are reported with the rows that refer
+            // to them.
             Err(error) if !is_absence(&error) => {
                 self.note_unreadable(&Location::file(path), "a directory that can be listed", &error);
                 return None;
@@ -84,8 +85,8 @@ impl Check<'_> {
         Some(objects)
     }
 
-    /// Appends the objects of a directory. A directory may contain many thousands, so each costs one `statat` and no
-    /// allocation of its own.
+    /// Appends the objects of a directory. A directory may contain many thousands of objects, so each object costs one
+    /// `statat` call and no separate allocation.
     fn visit_objects(
         &self,
         directory: u8,

@@ -1,8 +1,8 @@
 //! Checks a repository, from the signatures to the last byte of the last object.
 //!
 //! Output that other programs may validly write is not a finding, even where strata itself writes something else: gaps in
-//! row numbers, older schemas, hashes of other algorithms, files without objects. Files that a killed publisher or a garbage
-//! collection left are reported, but not as findings, because they do no harm.
+//! row numbers, older schemas, hashes of other algorithms, files without objects. Files that remain from a killed publisher
+//! or a garbage collection are counted, but are not findings, because they do no harm.
 //!
 //! Catalogs are walked level by level, with one catalog per thread in memory. Each reference to an object is recorded in a
 //! few bytes. The references are sorted by object, and then compared with the store directory by directory. The path that
@@ -108,7 +108,7 @@ pub struct CheckReport {
     pub bytes: u64,
     /// Objects to which nothing refers; `None` if a catalog cannot be read, or only a path was checked.
     pub unreferenced: Option<Unreferenced>,
-    /// Number of files that killed runs left.
+    /// Number of files that remain from killed runs.
     pub leftovers: u64,
 }
 

@@ -72,8 +72,8 @@ impl Check<'_> {
         totals
     }
 
-    /// Looks up the objects that have a reference, and ignores all others. Returns `None`, and adds a finding, if an error
-    /// leaves open whether they exist.
+    /// Looks up the objects that have a reference, and ignores all other objects. Returns `None`, and adds a finding, if an
+    /// error prevents the lookup.
     fn find_objects(&self, directory: u8, references: &[Reference]) -> Option<Vec<StoredObject>> {
         let mut found = Vec::new();
         for name in references.chunk_by(|a, b| a.name == b.name).map(|group| group[0].name) {
@@ -97,11 +97,11 @@ impl Check<'_> {
         faults: &Mutex<Vec<ObjectFault>>,
     ) -> ObjectTotals {
         // Both lists are sorted by name.
-        let (mut groups, mut left, mut totals) = (Vec::new(), stored, ObjectTotals::default());
+        let (mut groups, mut remaining, mut totals) = (Vec::new(), stored, ObjectTotals::default());
         for group in references.chunk_by(|a, b| a.name == b.name) {
-            let skipped = left.iter().take_while(|object| object.name < group[0].name).count();
-            left = &left[skipped..];
-            let object = left.first().copied().filter(|object| object.name == group[0].name);
+            let skipped = remaining.iter().take_while(|object| object.name < group[0].name).count();
+            remaining = &remaining[skipped..];
+            let object = remaining.first().copied().filter(|object| object.name == group[0].name);
             totals.objects += u64::from(object.is_some());
             totals.bytes += object.map_or(0, |object| object.bytes);
             groups.push((group, object));
@@ -120,7 +120,7 @@ impl Check<'_> {
             }
         };
         match self.options.quick {
-            // Without reading, the work for one directory is too small to be shared between threads.
+            // If content is not read, the work for one directory is too small to be shared between threads.
             true => {
                 let mut examiner = Examiner::new();
                 groups.into_iter().for_each(|group| check(&mut examiner, group));

@@ -55,7 +55,7 @@ impl Check<'_> {
         is_shortage
     }
 
-    /// Returns the content of an object that fits in memory, or adds a finding at `location` if there is none.
+    /// Reads a whole object into memory. If there is no valid content, adds a finding at `location` and returns `None`.
     pub(super) fn read_object(&self, name: ObjectName, location: &Location, limit: SizeLimit) -> Option<Vec<u8>> {
         let stored = self.read_stored(location, &name.to_string(), "a readable object", limit.stored())?;
         self.progress.read.fetch_add(stored.len() as u64, Ordering::Relaxed);
@@ -78,7 +78,7 @@ impl Check<'_> {
         None
     }
 
-    /// Adds a warning, which is printed once, that objects of this algorithm cannot be verified.
+    /// Adds a warning that objects of this algorithm cannot be verified. The warning is printed only once.
     pub(super) fn warn_of_algorithm(&self, algorithm: Algorithm) {
         if algorithm != Algorithm::Sha1 {
             let name = &algorithm.suffix()[1..];

@@ -1,4 +1,5 @@
-//! Checks the reflog, the database of all objects that were published and not collected since.
+//! Checks the reflog: the database of all objects to which a manifest has referred and which no garbage collection has
+//! deleted.
 
 use super::Check;
 use super::finding::Location;

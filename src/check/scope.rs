@@ -54,7 +54,7 @@ enum LookupResult {
 }
 
 impl Check<'_> {
-    /// Finds the path or the image that the user names. Links on the way are followed, and become part of the scope.
+    /// Finds the path or the image that the user names. Symbolic links in the path are followed, and are part of the scope.
     pub(super) fn resolve(&self, text: &str, root: CatalogReference) -> Result<Scope, CheckError> {
         if let Some(scope) = self.follow(text, root)? {
             return Ok(scope);
@@ -128,7 +128,7 @@ impl Check<'_> {
         Catalog::parse_owned(bytes, path).ok()
     }
 
-    /// Reads a catalog of `size` bytes a second time. Returns `None` if it was deleted since.
+    /// Reads a catalog of `size` bytes a second time. Returns `None` if the catalog was deleted in the meantime.
     pub(super) fn reread_catalog(&self, name: ObjectName, size: u64) -> Option<Vec<u8>> {
         let limit = SizeLimit::of(size);
         let stored = read_regular_up_to(limit.stored(), &self.store.root().join(name.to_string())).ok()??;

@@ -135,7 +135,7 @@ impl Check<'_> {
 fn check_ancestors(location: &Location, history: &AuditedHistory, findings: &Findings) {
     let parents: HashMap<&str, &str> =
         history.branches.iter().filter_map(|branch| Some((branch.name.as_str(), branch.parent.as_deref()?))).collect();
-    // Branches whose chain is known to end there, so that each branch is followed only once.
+    // Branches whose chain is known to end at the default branch, so that each branch is followed only once.
     let mut good = HashSet::from([""]);
     for &branch in parents.keys() {
         let (mut at, mut way) = (branch, Vec::new());

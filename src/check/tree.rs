@@ -21,7 +21,7 @@ pub(super) struct RootCatalog {
     pub(super) name: ObjectName,
     /// Size of the catalog after decompression, in bytes, if the file that refers to it states it.
     pub(super) size: Option<u64>,
-    /// The file that refers to it.
+    /// The file that refers to the catalog.
     pub(super) referrer: String,
 }
 
@@ -35,9 +35,9 @@ pub(super) struct CatalogTree {
 struct CatalogNode {
     name: ObjectName,
     mountpoint: Box<[u8]>,
-    /// The largest size after decompression, in bytes, that a reference to it states.
+    /// The largest size after decompression, in bytes, that a reference to the catalog states.
     size: Option<u64>,
-    /// The first file that refers to it.
+    /// The first file that refers to the catalog.
     referrer: String,
     /// Properties of the catalog; `None` if it cannot be read.
     summary: Option<CatalogSummary>,
@@ -54,7 +54,7 @@ pub(super) struct CatalogSummary {
     own: Counters,
     stated: BTreeMap<String, i64>,
     nested: Vec<NestedCatalog>,
-    /// Whether all of its nested catalogs are in the scope.
+    /// Whether all nested catalogs of this catalog are in the scope.
     has_all_nested: bool,
 }
 
@@ -64,7 +64,7 @@ struct NestedCatalog {
     name: ObjectName,
     size: i64,
     transition_point: Option<DirectoryRow>,
-    /// Its number in the tree, after it was added.
+    /// The number of the nested catalog in the tree, set when the catalog is added to the tree.
     number: u32,
 }
 
@@ -304,8 +304,8 @@ fn nested_catalogs(mountpoint: &[u8], catalog: &AuditedCatalog, scope: &Scope) -
     catalog.nested.iter().filter_map(read).collect()
 }
 
-/// Returns the maximum size of a catalog after decompression. It exceeds the stated size, so that a slightly wrong size is
-/// reported with the actual one.
+/// Returns the maximum size of a catalog after decompression. The maximum is above the stated size, so that a catalog of a
+/// slightly different size is reported with its actual size.
 fn limit_of(stated: Option<u64>) -> SizeLimit {
     SizeLimit::of_database(stated).at_least(LENIENT_BYTES)
 }

@@ -45,7 +45,8 @@ impl RowVisitor for CheckedRows<'_> {
 }
 
 impl CheckedRows<'_> {
-    /// Checks all rows below `root`, the index of the root entry, and returns the catalog's own counters.
+    /// Checks all rows below `root`, the index of the root entry, and returns the counters of this catalog without nested
+    /// catalogs.
     pub(super) fn walk(&self, root: usize, mountpoint: &[u8]) -> Counters {
         Walk { catalog: self.catalog, mountpoint, visitor: self }.run(root)
     }

@@ -1,4 +1,4 @@
-//! Reuses buffers, because the kernel's clearing of new memory for each buffer would take as long as hashing its content.
+//! Reuses buffers. The kernel clears new memory, which would take as long for each buffer as hashing its content.
 
 use std::sync::Mutex;
 

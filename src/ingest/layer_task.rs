@@ -17,7 +17,7 @@ use crate::object::{Chunk, ChunkSizes, Chunker, Content, ContentObjects};
 use crate::source::{LayerBlob, Readiness, SourceError};
 use crate::span::span;
 
-/// Size in bytes from which on the content of small files becomes a job.
+/// Total size in bytes at which the content of several small files becomes a job.
 pub(super) const BATCH_BYTES: u64 = 1 << 20;
 
 /// Minimum size of an entry in a tar archive in bytes: one header.
@@ -33,7 +33,7 @@ pub(super) struct LayerTask<'a> {
     is_verified_only: bool,
     /// Whether a second thread unpacks ahead.
     unpack_ahead: bool,
-    /// The blob is not opened before this time, after an attempt found that it cannot be opened yet.
+    /// The blob is not opened before this time. Set after an attempt has found that the blob cannot be opened yet.
     pub(super) not_before: Instant,
     source: LayerSource<'a>,
     expected: ExpectedLayer,
@@ -57,7 +57,7 @@ enum LayerSource<'a> {
     /// Open, but nothing was read yet.
     Open(LayerBlob),
     Reading(Box<LayerReader<BlobReader>>, Readiness),
-    /// Temporary while the state changes, and final after an error.
+    /// Set while the state changes; remains after an error.
     Gone,
 }
 
@@ -130,7 +130,7 @@ impl<'a> LayerTask<'a> {
     }
 
     /// Returns the number of blob bytes that are not read yet.
-    pub(super) fn left(&self) -> u64 {
+    pub(super) fn unread_bytes(&self) -> u64 {
         let read = if let LayerSource::Reading(reader, _) = &self.source { reader.blob_bytes_read() } else { 0 };
         self.expected.size.saturating_sub(read)
     }
@@ -139,7 +139,7 @@ impl<'a> LayerTask<'a> {
         !matches!(self.source, LayerSource::Closed(_))
     }
 
-    /// Returns whether reading can go on without waiting, as far as known.
+    /// Returns whether the layer can probably be read without waiting for bytes.
     pub(super) fn is_ready(&self) -> bool {
         match &self.source {
             LayerSource::Open(blob) => blob.is_ready(),
@@ -358,7 +358,7 @@ impl LargeFile {
                 reader.count_filled_hole(length)?;
                 self.hole -= length;
                 let was_cut = self.take(&zeros[..length as usize]);
-                // Zeros after a cut count as hole again, because the whole next chunk may be a hole.
+                // Zeros after a cut become part of a hole again, because the whole next chunk may be a hole.
                 self.hole += mem::take(&mut self.rest).len() as u64;
                 was_cut
             } else {

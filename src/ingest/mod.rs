@@ -1,7 +1,8 @@
 //! Streams the content of layers into the store, with several threads and bounded memory.
 //!
-//! No thread has a fixed role: each stores content that was read or, if none is waiting, reads a part of a layer. Therefore all
-//! cores are busy with one large layer, with many small layers, and with a single thread, and threads cannot deadlock.
+//! Threads have no fixed roles. Each thread stores content that was read; if no content is queued, the thread reads a part
+//! of a layer. Therefore all cores are busy with one large layer and with many small layers, a single thread can do all the
+//! work, and threads cannot deadlock.
 
 mod block_list;
 mod buffers;
@@ -27,7 +28,8 @@ use object_writer::{Job, ObjectWriter};
 
 /// A layer to read.
 pub struct LayerToRead<'a> {
-    /// Opens the blob shortly before it is read. Returns `None` if the blob cannot be opened yet; then it is called again later.
+    /// Opens the blob shortly before it is read. Returns `None` if the blob cannot be opened yet; then the function is
+    /// called again later.
     pub open: Box<dyn FnMut() -> Result<Option<LayerBlob>, SourceError> + Send + 'a>,
     /// Whether the blob comes over a network. Such a blob is opened long before it is read.
     pub is_remote: bool,
@@ -37,7 +39,8 @@ pub struct LayerToRead<'a> {
     pub expected: ExpectedLayer,
 }
 
-/// Called with each layer and its index among the given ones, as soon as the layer is verified and its content is stored.
+/// Called as soon as a layer is verified and its content is stored, with the index of the layer in the list of layers to
+/// read, and the layer.
 pub type LayerCallback<'a> = &'a (dyn Fn(usize, &IngestedLayer) + Sync);
 
 /// Errors from reading and storing a layer.
@@ -82,25 +85,25 @@ pub struct Ingest<'a> {
     pub chunk_sizes: ChunkSizes,
     /// Number of threads, including the calling one.
     pub threads: usize,
-    /// Maximum size of content in memory that is read, but not stored, in bytes.
+    /// Maximum size in bytes of content in memory that was read, but is not stored yet.
     pub memory: u64,
     /// Limits on layers.
     pub limits: Limits,
 }
 
-/// Number of jobs in the queue from which on threads store instead of read. A longer queue would only fill memory and push
-/// content out of the processor's caches before it is hashed and compressed.
+/// If at least this number of jobs is queued, threads store content instead of reading. A longer queue would only fill
+/// memory and push content out of the processor's caches before it is hashed and compressed.
 const MAX_QUEUED_JOBS: usize = 1;
 
-/// Minimum number of threads from which on each layer is unpacked by a thread of its own, if there are also two threads for each
-/// layer: then reading the largest layer, which is sequential, takes longest.
+/// Minimum number of threads at which each layer has a second thread that unpacks ahead. There must also be two threads for
+/// each layer. Under these conditions, the whole run takes as long as reading the largest layer, which is sequential.
 const MIN_THREADS_TO_UNPACK_AHEAD: usize = 8;
 
 /// Two layers whose remaining sizes differ by less than this number of bytes count as equal, so that a thread continues with the
 /// layer that is in its caches.
 const SIZE_TOLERANCE: u64 = 16 << 20;
 
-/// Maximum number of open layers beyond the number of threads. It is bounded because each open layer has buffers.
+/// Maximum number of open layers beyond the number of threads. The number is limited because each open layer has buffers.
 const EXTRA_OPEN_LAYERS: usize = 4;
 
 /// Maximum number of simultaneous downloads: enough to hide pauses of single downloads.
@@ -243,7 +246,7 @@ impl<'a> Shared<'a> {
             if state.idle.is_empty() && state.reading == 0 {
                 return NextAction::Exit;
             }
-            // There is no notification when bytes arrive.
+            // No notification is sent when bytes arrive, so the thread checks again after a pause.
             let _idle = span!("idle");
             let waited = self.changed.wait_timeout(state, POLL_INTERVAL);
             state = waited.expect("no thread panics while it holds the state").0;
@@ -260,7 +263,8 @@ impl<'a> Shared<'a> {
         let (job, task) = match step {
             Ok(ReadProgress::NoContent) => (None, Ok(task)),
             Ok(ReadProgress::Job(job)) => (Some(job), Ok(task)),
-            // Verify the layer before it is reported, and outside of the lock, because there may be much left to read.
+            // Verify the layer before it is reported, and without holding the lock, because many bytes may remain to be
+            // read.
             Ok(ReadProgress::End(job)) => {
                 let _parsing = span!("parse");
                 (Some(job), Err(task.finish()))
@@ -325,8 +329,8 @@ impl<'a> Shared<'a> {
 }
 
 impl<'a> IngestState<'a> {
-    /// Takes the next layer to read: a download to start, if the maximum is not reached, or else the layer with most bytes left
-    /// among those that can be read without waiting.
+    /// Removes and returns the next layer to read. This is a download to start, if the maximum number of downloads is not
+    /// reached. Otherwise it is the layer with the most unread bytes among those that can be read without waiting.
     fn next_to_read(&mut self) -> Option<Box<LayerTask<'a>>> {
         let now = Instant::now();
         let to_download = |task: &LayerTask<'a>| task.is_remote && !task.is_open() && task.not_before <= now;
@@ -341,10 +345,10 @@ impl<'a> IngestState<'a> {
         Some(task)
     }
 
-    /// Inserts a layer in the order of remaining size, largest first, so that all layers end at about the same time and no
-    /// thread is left alone with one layer at the end.
+    /// Inserts a layer in the order of unread bytes, largest number first. All layers then end at about the same time, and
+    /// no single thread has to read a large layer alone at the end.
     fn put_back(&mut self, task: Box<LayerTask<'a>>) {
-        let order = |task: &LayerTask<'a>| (Reverse(task.left() / SIZE_TOLERANCE), task.index);
+        let order = |task: &LayerTask<'a>| (Reverse(task.unread_bytes() / SIZE_TOLERANCE), task.index);
         let position = self.idle.partition_point(|other| order(other) < order(&task));
         self.idle.insert(position, task);
     }

@@ -47,8 +47,8 @@ pub(super) struct ObjectWriter<'a> {
     ingest: &'a Ingest<'a>,
     /// For each layer, the hash of each object by its number; `None` if the object is not stored yet.
     hashes: Vec<Mutex<Vec<Option<ObjectHash>>>>,
-    /// Objects that contain only zeros, by size and by whether they are chunks: sparse files need the same one thousands of
-    /// times.
+    /// Objects that contain only zeros, by size and by whether they are chunks: a sparse file may need the same object
+    /// thousands of times.
     zeros: Mutex<HashMap<(u64, bool), ObjectHash>>,
 }
 

@@ -1,7 +1,7 @@
 //! Mounts an image in the form in which it would be published: its layers, its chains, and its root file system.
 //!
 //! Each layer is read once, sequentially, and verified. Its entries become trees in memory, and its content is written to
-//! unlinked files. A tree appears as soon as the layers below it are read.
+//! unlinked files. A tree appears in the mount as soon as its layer and all lower layers are read.
 
 mod pack;
 mod tree_view;
@@ -187,7 +187,7 @@ impl Preview {
         })
     }
 
-    /// Reads one layer after the other until none is left, or one cannot be read.
+    /// Reads one layer after the other until no layer remains, or a layer cannot be read.
     fn read_layers(&self, next: &AtomicUsize, sender: &mpsc::Sender<ReadLayer>, progress: &Progress) {
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);

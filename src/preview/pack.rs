@@ -1,7 +1,8 @@
 //! The content of an image's files, in unlinked temporary files that disappear with the process.
 //!
-//! Each layer has one such file, its pack, to which content is appended. Holes become holes of the pack and cost nothing. In
-//! the trees, the offset in the pack takes the place of the object name. Content of the repository keeps its object names.
+//! Each layer has one such file, its pack, to which content is appended. Holes in files become holes in the pack and cost
+//! nothing. In the trees, the name of a file's object contains the pack and the offset instead of a hash. Content that the
+//! repository already contains keeps its object names.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek as _, SeekFrom, Write as _};
@@ -13,7 +14,7 @@ use crate::mount::{ContentReader, ContentSource, ReadContentError};
 use crate::object::{Content, ContentObjects, ObjectHash};
 use crate::store::ContentError;
 
-/// Prefix of the object names that refer to packs. That a real hash begins with these bytes is practically impossible.
+/// Prefix of the object names that refer to packs. A real hash that begins with these bytes is practically impossible.
 const PACK_PREFIX: [u8; 8] = *b"preview:";
 
 /// Writes the pack of one layer.
@@ -82,8 +83,10 @@ impl Packs {
     }
 
     fn read_pack(&self, name: &[u8; 20], offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-        let number = u32::from_be_bytes(*name[8..].first_chunk().expect("12 bytes are left"));
-        let start = u64::from_be_bytes(*name[12..].first_chunk().expect("8 bytes are left"));
+        let number =
+            u32::from_be_bytes(*name[8..].first_chunk().expect("a name has 20 bytes, so 12 bytes follow the prefix"));
+        let start =
+            u64::from_be_bytes(*name[12..].first_chunk().expect("a name has 20 bytes, so 8 bytes follow the number"));
         let file = self.files.get(number as usize).and_then(OnceLock::get);
         file.ok_or(io::ErrorKind::NotFound)?.read_exact_at(bytes, start + offset)
     }

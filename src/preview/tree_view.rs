@@ -110,7 +110,7 @@ fn group(directory: &Directory, node: &Node) -> (u32, u32) {
     linked((first, 1 + places.count() as u32))
 }
 
-/// A single name is not a group.
+/// Returns the group and its number of names, or no group (0) for a node with a single name.
 fn linked(group: (u32, u32)) -> (u32, u32) {
     if group.1 > 1 { group } else { (0, 1) }
 }

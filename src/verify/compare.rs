@@ -19,7 +19,7 @@ use crate::path::EntryPath;
 use crate::progress::Progress;
 use crate::repository::{LocatedDirectory, NamedRow, Repository, Row};
 
-/// Maximum size in bytes of a file of strata's own.
+/// Maximum size in bytes of a published file that does not belong to a tree, such as a record or an image manifest.
 const MAX_FILE_SIZE: u64 = 256 << 20;
 
 type Node = NaiveNode<ContentDigest>;
@@ -103,11 +103,11 @@ impl<'r> Comparison<'r> {
         self.differences.into_iter().collect()
     }
 
-    /// Removes and returns those differences for which `is_wanted` is true.
+    /// Removes the differences for which `is_wanted` is true, and returns them.
     pub(super) fn take(&mut self, mut is_wanted: impl FnMut(&Difference) -> bool) -> Vec<Difference> {
-        let (taken, left) =
+        let (taken, remaining) =
             std::mem::take(&mut self.differences).into_iter().partition(|difference| is_wanted(difference));
-        self.differences = left;
+        self.differences = remaining;
         BTreeSet::into_iter(taken).collect()
     }
 
@@ -265,7 +265,7 @@ impl<'r> Comparison<'r> {
         }
     }
 
-    /// Reads the content of all files that were compared so far, each object list once, and compares it.
+    /// Compares the content of all files that were compared so far. Content with the same list of objects is read only once.
     pub(super) fn compare_contents(&mut self, progress: &Progress) {
         let pending = std::mem::take(&mut self.contents);
         let mut files: HashMap<(Content, u64), Vec<(EntryPath, ContentDigest)>> = HashMap::new();

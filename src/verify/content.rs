@@ -9,7 +9,7 @@ static ZEROS: [u8; BLOCK_SIZE] = [0; BLOCK_SIZE];
 
 /// Digest of the content of a file of known size: the BLAKE3 hash of all blocks that are not zeros, each with its offset.
 ///
-/// Blocks of zeros are skipped, so that the holes of a sparse file cost nothing, independent of their size.
+/// Blocks of zeros are skipped, so that a hole of any size in a sparse file costs nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct ContentDigest([u8; 32]);
 
@@ -23,7 +23,7 @@ impl ContentDigest {
 }
 
 impl fmt::Display for ContentDigest {
-    /// Writes the first 8 bytes, which is enough to tell two digests apart.
+    /// Writes the first 8 bytes of the digest, which are enough to distinguish two digests.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0[..8].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
@@ -35,7 +35,7 @@ impl fmt::Debug for ContentDigest {
     }
 }
 
-/// Computes a [`ContentDigest`] from the first byte to the last.
+/// Computes a [`ContentDigest`] of content that is appended in order.
 pub(super) struct ContentHasher {
     hasher: blake3::Hasher,
     /// The last block, which is not full yet, and its offset in the file.

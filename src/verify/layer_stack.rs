@@ -1,9 +1,9 @@
 //! Compares an overlay mount of the published layers of an image with its root file system.
 //!
 //! Each layer is published literally, as containerd and podman unpack it. Therefore, a layer with entries below a symbolic
-//! link of lower layers has a directory in place of the link. This is listed among the losses of the image (`masked-link`),
-//! and explains differences below the link, below its target, and in whether the directories above them exist. Any other
-//! difference is reported.
+//! link of lower layers has a directory in place of the link. This is listed among the losses of the image (`masked-link`).
+//! The listed link explains differences below the link and below its target, and the existence of the directories above
+//! these. Any other difference is reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,10 +1,10 @@
-//! Proves that the published form of an image is correct, by a second implementation that shares no code with the first.
+//! Proves that the published form of an image is correct, by a second implementation of the rules for applying layers.
 //!
 //! Every blob is read from the image's source again; nothing that earlier runs stored is used. [`NaiveTree`] applies the
 //! layers on top of each other, [`NaiveLayer`] converts each layer into the form that overlay mounts need, and every
 //! attribute and every byte is compared with the head of the repository. A model of overlayfs checks that a mount of all
 //! layers equals the root file system. The rules in [`NaiveTree`] and [`NaiveLayer`] use no code of `tree`, `ingest` or
-//! `convert`.
+//! `stage`.
 //!
 //! An error means that the comparison is impossible: the image cannot be read, or there is no repository. Published data
 //! that is wrong or unreadable is a [`Difference`].
@@ -97,7 +97,7 @@ pub enum VerifyError {
 pub struct VerifyRequest {
     /// The source of the image.
     pub argument: ImageArgument,
-    /// The name under which the image is published, if the image does not carry that name itself.
+    /// The name under which the image is published. Needed if the image itself does not state a name.
     pub name: Option<FullName>,
     /// The requested platform. Without it, the platform of this machine is preferred.
     pub platform: Option<Platform>,
@@ -125,7 +125,7 @@ pub struct VerifyReport {
     pub trees: usize,
     /// Number of entries in these trees.
     pub entries: u64,
-    /// Total size of their files in bytes. A file with several names counts once per name.
+    /// Total size in bytes of the files in these trees. A file with several names counts once per name.
     pub bytes: u64,
     /// Number of properties of the image that CVMFS cannot represent.
     pub losses: u64,
@@ -188,7 +188,8 @@ fn verify_here(
     })
 }
 
-/// Returns where the image is published: under its name alone, or, if the name has several platforms, for its platform.
+/// Returns where the image is published: under its name alone or, if the name has several platforms, under the name and its
+/// platform.
 fn find_place(repository: &Repository, name: ImageName, image: &Image) -> Result<ImagePlace, RepositoryError> {
     let is_of_image = |place: &ImagePlace| {
         let platforms = place.platform.as_ref().zip(image.platform.as_ref());
@@ -198,7 +199,7 @@ fn find_place(repository: &Repository, name: ImageName, image: &Image) -> Result
     Ok(place.unwrap_or(ImagePlace { name, platform: None }))
 }
 
-/// Reads the record of an image. A missing record, or that of another manifest, is a difference.
+/// Reads the record of an image. Adds a difference if the record is missing, or is the record of another manifest.
 fn find_record(comparison: &mut Comparison<'_>, image: &Image, place: &ImagePlace) -> Option<ImageRecord> {
     let path = place.metadata().join(b"strata.json");
     let json = comparison.file(&path)?;

@@ -80,7 +80,8 @@ struct LayerApplication<'l, C> {
     pending: Vec<PendingHardLink>,
 }
 
-/// A hard link whose target has not been added yet. A named pipe with an inode of its own takes its place.
+/// A hard link whose target has not been added yet. Until then, the trees contain a placeholder: a named pipe with a new
+/// inode.
 struct PendingHardLink {
     path: EntryPath,
     target: EntryPath,
@@ -287,7 +288,7 @@ impl<'l, C: Clone> LayerApplication<'l, C> {
         self.implied.retain(|path| own.is_directory(path));
         let implied: Vec<EntryPath> = self.implied.iter().filter(|path| !path.is_root()).cloned().collect();
         implied.iter().for_each(|path| self.copy_merged_attributes(path));
-        // A directory comes before its entries in this order, so that hiding it hides them too.
+        // In this order, a directory comes before its entries. If the directory is hidden, its entries are hidden with it.
         for path in self.hidden.clone() {
             let directory = directories_above(&path).next().unwrap_or_default();
             if directories_above(&path).all(|directory| !self.emptied.contains(&directory))
@@ -323,7 +324,8 @@ impl<'l, C: Clone> LayerApplication<'l, C> {
         paths.into_iter().for_each(|path| self.mark_in(&EntryPath::ROOT, &path));
     }
 
-    /// Marks `path`, which is `directory` itself or an entry of it, unless a mark there has no effect or is not needed.
+    /// Marks `path`, which is `directory` or an entry in `directory`. Does nothing if the mark would have no effect, or is
+    /// not needed.
     fn mark_in(&mut self, directory: &EntryPath, path: &EntryPath) {
         let with_above = || std::iter::once(directory.clone()).chain(directories_above(directory));
         let is_blocked = with_above().any(|path| self.own.get(&path).is_some_and(|node| !is_directory(&node.kind)));
@@ -338,8 +340,8 @@ impl<'l, C: Clone> LayerApplication<'l, C> {
         self.mark(path);
     }
 
-    /// Marks `path`: a directory becomes opaque, a missing entry becomes a whiteout, and any other entry hides lower ones by
-    /// itself.
+    /// Adds a mark for `path`: an existing directory becomes opaque, and a missing entry becomes a whiteout. Any other entry
+    /// needs no mark, because it hides lower entries itself.
     fn mark(&mut self, path: &EntryPath) {
         match self.own.get(path).map(|node| is_directory(&node.kind)) {
             Some(true) => self.own.change(path, |node| {

@@ -1,9 +1,9 @@
-//! Tolerates differences of a published layer that are due to the layers of another image, where `losses.json` lists them.
+//! Accepts differences of a published layer that come from the lower layers of another image, if `losses.json` lists them.
 //!
-//! A layer is published only once, on top of the layers of the image that was converted first. Only those properties may
-//! differ that the archive leaves to the lower layers: the targets of hard links into lower layers, attributes of
-//! directories that the archive does not contain as entries, and the positions of whiteouts and opaque directories.
-//! Everything else is compared strictly, even if it is listed.
+//! A layer is published only once, on top of the layers of the image that was converted first. Only properties that the
+//! archive does not determine may differ: the targets of hard links into lower layers, attributes of directories that the
+//! archive does not contain as entries, and the positions of whiteouts and opaque directories. Everything else is compared
+//! strictly, even if it is listed.
 
 use std::collections::BTreeSet;
 
@@ -16,8 +16,8 @@ use crate::layer::LossKind;
 use crate::layout::{LayerRecord, LossList};
 use crate::path::EntryPath;
 
-/// The properties that the layers of an image leave to the layers below them, and what is listed about these. Paths are
-/// relative to the image unless stated otherwise.
+/// The properties of an image's layers that depend on the layers below them, and the losses in which these properties are
+/// listed. Paths are relative to the image unless stated otherwise.
 #[derive(Default)]
 pub(super) struct OtherParents {
     listed_links: BTreeSet<EntryPath>,
@@ -58,7 +58,8 @@ impl OtherParents {
         self.listed_links.contains(link)
     }
 
-    /// Returns those of `directories` that are not listed, and not below a listed path other than the root.
+    /// Returns the elements of `directories` that are neither listed nor below a listed path. A listed root affects only the
+    /// root itself.
     pub(super) fn without_marks(&self, directories: &BTreeSet<EntryPath>) -> BTreeSet<EntryPath> {
         let is_listed = |path: &EntryPath| {
             self.listed_marks.contains(path)
@@ -87,7 +88,7 @@ impl OtherParents {
     /// Records a layer that is not compared, with the differences that a comparison finds.
     pub(super) fn add_other(&mut self, form: &NaiveLayer<ContentDigest>, differences: &[Difference]) {
         self.other_links.extend(form.linked_below.iter().cloned());
-        let marks = differences.iter().filter(|difference| self.is_left_to_parents(difference));
+        let marks = differences.iter().filter(|difference| self.depends_on_parents(difference));
         let marks: Vec<EntryPath> = marks.map(|difference| in_image(&difference.path)).collect();
         self.other_marks.extend(marks);
     }
@@ -99,10 +100,11 @@ impl OtherParents {
         });
         let of_marks = comparison.take(|difference| {
             self.is_in_layer(difference)
-                && self.is_left_to_parents(difference)
+                && self.depends_on_parents(difference)
                 && self.listed_marks.contains(&in_image(&difference.path))
         });
-        // An invented time is no loss, and a missing implied directory reduces the link count of its parent.
+        // The archive does not state the time of an implied directory, so another time is no loss. A missing implied
+        // directory also reduces the link count of its parent.
         let directories: BTreeSet<EntryPath> =
             of_marks.iter().filter_map(|difference| Some(difference.path.split()?.0)).collect();
         comparison.take(|difference| match difference.attribute {
@@ -128,7 +130,7 @@ impl OtherParents {
     }
 
     /// Returns whether a difference concerns a property that the archive of a layer leaves to the lower layers.
-    fn is_left_to_parents(&self, difference: &Difference) -> bool {
+    fn depends_on_parents(&self, difference: &Difference) -> bool {
         let is_implied = self.implied.contains(&difference.path);
         let is_mark = |what: &String| {
             matches!(what.as_str(), "nothing" | "a whiteout") || is_implied && what.as_str() == "a directory"

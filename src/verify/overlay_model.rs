@@ -2,8 +2,8 @@
 //!
 //! The input is layers in published form: every directory exists, whiteouts are character devices 0:0, and opaque
 //! directories have an extended attribute. Linux 6.18 agrees with the model on generated images (`tests/it/layer_rules`).
-//! Linux lists a whiteout in a directory that exists in only one layer, although opening it fails, so the model lists it,
-//! too.
+//! Linux lists a whiteout in a directory that exists in only one layer, although opening the whiteout fails. The model lists
+//! it, too.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -34,8 +34,8 @@ pub fn overlay_mount<C: Clone>(lower_to_upper: &[MountedTree<C>]) -> MountedTree
             Some((directory, _)) => merged_from.entry(directory).or_default(),
         };
         let (directories, other) = look_up(path, candidates);
-        // Linux lists a directory of a single layer unchanged. The root is always merged, with the upper directory of the
-        // container.
+        // Linux lists a directory of a single layer unchanged. The root is always a merged directory, because a container
+        // adds an upper layer.
         let is_at_the_root = path.split().is_some_and(|(parent, _)| parent.is_root());
         let ghost = match candidates.as_slice() {
             [only] if !is_at_the_root => only.get(path).filter(|(_, kind)| is_whiteout(kind)),

@@ -38,7 +38,7 @@ impl VerifiedImage<'_> {
         }
     }
 
-    /// Returns the entry of the image, which must exist once.
+    /// Returns the entry of the image. Adds a difference if there is not exactly one entry.
     fn find_entry(&self, comparison: &mut Comparison<'_>) -> Option<Value> {
         let list = list("overlay-images", "images", comparison)?;
         let (file, config) = (path(&format!("{IMAGES}/images.json")), self.image.config.digest.hex());
@@ -195,5 +195,5 @@ fn sha256(text: &str) -> String {
 }
 
 fn path(text: &str) -> EntryPath {
-    EntryPath::normalise(text.as_bytes()).expect("these names are short, and none is ..")
+    EntryPath::normalise(text.as_bytes()).expect("these paths have short components and no NUL byte")
 }

@@ -81,7 +81,7 @@ impl ExpectedLosses {
     }
 }
 
-/// Returns each path with its kind. A path that occurs several times gets the number of the occurrence.
+/// Returns each path with its kind, as text. A repeated path also has the number of its occurrence.
 fn numbered(kind: LossKind, paths: &[EntryPath]) -> BTreeSet<String> {
     let mut seen: HashMap<&EntryPath, u64> = HashMap::new();
     let number = |path| {
@@ -102,7 +102,7 @@ pub(super) fn links_across_directories(tree: &NaiveTree<ContentDigest>) -> BTree
     names.into_values().filter(|names| names.iter().any(|name| directory(name) != directory(&names[0]))).collect()
 }
 
-/// Compares the facts in the root catalog of a tree that its rows cannot express.
+/// Compares the facts about a tree that its root catalog stores because rows cannot express them.
 pub(super) fn compare_facts(
     repository: &Repository,
     root: &EntryPath,

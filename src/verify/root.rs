@@ -20,7 +20,8 @@ const MAX_MARKERS: usize = 1_000;
 #[derive(Debug, Default)]
 pub(super) struct StrayMarkers {
     pub(super) paths: Vec<EntryPath>,
-    /// Those beyond the maximum number of markers. Even a whiteout in their place would count as a marker.
+    /// Entries beyond the maximum number of markers. No whiteout may replace them, because even a whiteout would count as a
+    /// marker.
     pub(super) too_many: Vec<EntryPath>,
 }
 
@@ -37,9 +38,9 @@ pub(super) fn remove_stray_markers<C: Clone>(tree: &mut NaiveTree<C>) -> StrayMa
     stray
 }
 
-/// Removes the entries of a layer in overlay form that have the name of a marker and cannot be markers. Below the root, a
-/// whiteout of that name is kept, or replaces the removed entry, if the layer hides an entry of `lower` there. Other
-/// whiteouts are removed, and are not stray.
+/// Removes the entries of a layer in overlay form that have the name of a marker and cannot be markers. Below the root, if
+/// the layer hides an entry of `lower` at such a path, a whiteout is kept there or replaces the removed entry. All other
+/// whiteouts of that name are removed, but do not count as stray markers.
 pub(super) fn remove_stray_markers_of_layer<C: Clone>(layer: &mut NaiveTree<C>, lower: &NaiveTree<C>) -> StrayMarkers {
     let (mut stray, named) = (StrayMarkers::default(), named_as_markers(layer));
     for (number, (path, kind)) in named.into_iter().enumerate() {

@@ -6,7 +6,7 @@ use crate::layer::DeviceNumber;
 use crate::verify::tests_generate::{directory, file, hard_link, node, opaque, path, symlink, whiteout};
 
 #[test]
-fn hard_link_shares_the_inode_of_its_target_before_or_after_it_in_the_archive() {
+fn hard_link_shares_the_inode_of_its_target_in_either_order() {
     assert_eq!(list(&[vec![file("a", 1), hard_link("b", "a")]]), ["a=1", "b==a"]);
     assert_eq!(list(&[vec![hard_link("b", "a"), file("a", 1)]]), ["a=1", "b==a"]);
     assert_eq!(
@@ -110,7 +110,7 @@ fn hard_link_to_a_directory_is_an_error() {
 }
 
 #[test]
-fn hard_link_follows_links_in_the_directories_of_its_target_and_place() {
+fn hard_link_follows_links_in_the_directories_of_its_path_and_target() {
     let lower = vec![symlink("lib", "usr"), symlink("usr/l", "f"), file("usr/f", 1)];
     let upper = vec![hard_link("a", "lib/f"), hard_link("lib/b", "lib/l")];
     assert_eq!(list(&[lower, upper]), ["a=1", "lib->usr", "usr/", "usr/b->f", "usr/f==a", "usr/l==usr/b"]);

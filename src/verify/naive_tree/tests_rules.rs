@@ -213,7 +213,7 @@ fn directory_that_the_archive_names_replaces_a_link() {
 }
 
 #[test]
-fn directory_below_a_link_replaces_the_link_in_it() {
+fn directory_entry_below_a_link_replaces_the_link_at_its_path() {
     let lower = vec![symlink("lib", "usr"), symlink("usr/l", "/d"), file("d/a", 1)];
     for replacing in ["lib/l", "usr/l"] {
         let upper = vec![file("lib/l/x", 2), directory(replacing, 0o700), file("lib/l/y", 2)];
@@ -351,7 +351,7 @@ fn entry_that_cannot_be_published_hides_the_existing_one() {
 }
 
 #[test]
-fn special_files_and_names_with_a_meaning_elsewhere_are_kept() {
+fn special_files_and_names_with_a_meaning_for_other_programs_are_kept() {
     let [null, disk] = [(1, 3), (8, 0)].map(|(major, minor)| DeviceNumber { major, minor });
     let layer = vec![
         node("dev/null", NodeKind::CharacterDevice(null)),
@@ -376,7 +376,7 @@ fn special_files_and_names_with_a_meaning_elsewhere_are_kept() {
 }
 
 #[test]
-fn root_is_a_directory() {
+fn root_can_only_be_replaced_by_a_directory() {
     let layers = [vec![directory("", 0o700), file("a", 1)], vec![directory("", 0o711)]];
     let tree = tree_of(&layers).unwrap();
     assert_eq!((tree.get(&EntryPath::ROOT).unwrap().metadata.mode, list(&layers)), (0o711, vec!["a=1".to_owned()]));
