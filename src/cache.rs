@@ -57,7 +57,8 @@ impl<K: Eq + Hash + Clone, V: CacheValue> ByteCache<K, V> {
 
 #[derive(Debug, Clone)]
 struct Bytes {
-    /// Maximum size that a value counts for, so that even a value larger than the cache is kept until others need the space.
+    /// Maximum number of bytes that a value counts for. Therefore even a value larger than the cache is kept until other
+    /// values need the space.
     max: u64,
 }
 

@@ -106,8 +106,8 @@ pub fn diff(old: &Repository, new: &Repository) -> Result<RevisionDiff, Reposito
     diff_rows(old, new, before?.as_ref(), after?.as_ref())
 }
 
-/// Compares an entry of `old` with an entry of `new`, which may have different paths. Changes are named by the paths of the
-/// new entry. Without an old entry, each direct child of the new one counts as added.
+/// Compares an entry of `old` with an entry of `new`; their paths may differ. Changes are reported with the paths in `new`.
+/// Without an old entry, each direct child of the new entry counts as added.
 pub fn diff_rows(
     old: &Repository,
     new: &Repository,
@@ -247,7 +247,7 @@ fn size(entry: &CatalogEntry) -> u64 {
     if entry.is_regular() { entry.size.max(0).cast_unsigned() } else { 0 }
 }
 
-/// Returns those of the objects that any path of the revision refers to.
+/// Returns those of the objects to which at least one path of the revision refers.
 fn contained_objects(
     repository: &Repository,
     objects: &HashSet<ObjectId>,

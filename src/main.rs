@@ -55,7 +55,7 @@ fn return_large_blocks() {
     }
 }
 
-/// Blocks of at least this size in bytes are returned.
+/// Minimum size in bytes of blocks that are returned to the system.
 #[cfg(target_env = "gnu")]
 const LARGE_BLOCK: i32 = 1 << 20;
 

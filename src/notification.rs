@@ -23,7 +23,7 @@ const TIME_FORMAT: &str = "%e %b %Y - %H:%M:%S.%3f";
 /// Fields of a line, written in the order of their names.
 type Fields = BTreeMap<&'static str, String>;
 
-/// A notification file, or none; then nothing is written.
+/// A notification file, or no file; without a file, nothing is written.
 #[derive(Debug)]
 pub struct Notifications {
     output: Option<(File, PathBuf, Reporter)>,
@@ -182,7 +182,7 @@ fn write_at_once(mut file: &File, line: &[u8]) -> io::Result<()> {
 /// Returns a random UUID (RFC 9562, version 4).
 fn new_id() -> String {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).expect("the system gives random bytes");
+    getrandom::fill(&mut bytes).expect("the system provides random bytes");
     // The version (RFC 9562, section 4.2). The next line sets the variant (section 4.1).
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;

@@ -42,7 +42,7 @@ impl EntryPath {
         Self::clean(raw).checked()
     }
 
-    /// Normalises a path without checking the length of its components and for NUL bytes.
+    /// Normalises a path. Neither the length of its components nor NUL bytes are checked.
     pub(crate) fn clean(raw: &[u8]) -> Self {
         let mut path = Vec::with_capacity(raw.len());
         for name in raw.split(|&b| b == b'/').filter(|name| !name.is_empty() && *name != b".") {
@@ -139,7 +139,7 @@ impl EntryPath {
     }
 }
 
-/// Writes a path as a JSON string: bytes that are not UTF-8 as `\\xff`, a backslash as two.
+/// Writes a path as a JSON string: bytes that are not UTF-8 as `\\xff`, and a backslash as two backslashes.
 impl Serialize for EntryPath {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut text = String::with_capacity(self.0.len());
@@ -184,7 +184,8 @@ impl Ord for EntryPath {
         // Long paths often have a common prefix, and comparing blocks is faster than comparing bytes.
         let blocks = self.0.chunks_exact(BLOCK).zip(other.0.chunks_exact(BLOCK));
         let equal = blocks.take_while(|(a, b)| a == b).count() * BLOCK;
-        // The slash counts as 0, which no component contains, so each path sorts directly after its directory.
+        // A slash is compared as 0, a byte that no component contains. Therefore a directory sorts directly before its
+        // entries.
         let key = |&b: &u8| if b == b'/' { 0 } else { b };
         self.0[equal..].iter().map(key).cmp(other.0[equal..].iter().map(key))
     }

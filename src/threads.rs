@@ -38,7 +38,7 @@ pub(crate) fn pool(threads: usize, reporter: &Reporter) -> Result<ThreadPool, Th
 pub(crate) fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, ThreadsError> {
     match rayon::current_thread_index() {
         Some(_) => Ok(work()),
-        // A pool of one thread never has fewer than were asked for, so there is nothing to report.
+        // A pool of one thread never has fewer threads than requested, so there is nothing to report.
         None => Ok(pool(1, &Reporter::silent())?.install(work)),
     }
 }

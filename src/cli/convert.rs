@@ -172,7 +172,7 @@ fn image_options(command: &Convert) -> ImageOptions {
 fn to_text(directory: &RepositoryDirectory, report: &ConvertReport, dry_run: bool) -> String {
     let mut text = String::new();
     for outcome in report.images.iter().filter_map(|image| image.outcomes.as_ref().ok()).flatten() {
-        writeln!(text, "{}", image_line(outcome, dry_run)).expect("strings take everything");
+        writeln!(text, "{}", image_line(outcome, dry_run)).expect("writing to a string cannot fail");
         text.push_str(&losses_text(&outcome.losses));
     }
     let some_succeeded = report.images.iter().any(|image| image.outcomes.is_ok());
@@ -188,7 +188,7 @@ fn to_text(directory: &RepositoryDirectory, report: &ConvertReport, dry_run: boo
                 ByteSize(written.bytes),
                 report.index_hits,
             )
-            .expect("strings take everything");
+            .expect("writing to a string cannot fail");
         }
         None if some_succeeded && !dry_run => text.push_str("everything is published already: nothing to do\n"),
         None => {}
@@ -212,16 +212,16 @@ fn image_line(outcome: &ImageOutcome, dry_run: bool) -> String {
 fn losses_text(losses: &LossList) -> String {
     let mut text = String::new();
     for (kind, losses) in losses.kinds() {
-        writeln!(text, "  CVMFS cannot represent: {} x {kind}", losses.count).expect("strings take everything");
+        writeln!(text, "  CVMFS cannot represent: {} x {kind}", losses.count).expect("writing to a string cannot fail");
         if kind == LossKind::MaskedLink {
             text.push_str(MASKED_LINK);
         }
         for path in losses.paths.iter().take(MAX_PRINTED_LOSSES) {
-            writeln!(text, "    {path}").expect("strings take everything");
+            writeln!(text, "    {path}").expect("writing to a string cannot fail");
         }
         if losses.count > MAX_PRINTED_LOSSES as u64 {
             let more = losses.count - MAX_PRINTED_LOSSES as u64;
-            writeln!(text, "    and {more} more").expect("strings take everything");
+            writeln!(text, "    and {more} more").expect("writing to a string cannot fail");
         }
     }
     text

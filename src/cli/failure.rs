@@ -13,11 +13,11 @@ use super::complain;
 pub const FAILED: u8 = 1;
 /// The command line is invalid, or there is no repository at the path.
 pub const USAGE: u8 = 2;
-/// At least one image failed; every other is published or already was.
+/// At least one image failed. All other images are published, by this run or an earlier one.
 pub const PARTLY: u8 = 3;
 /// `check`, `verify` or `diff` found something.
 pub const FINDINGS: u8 = 4;
-/// Another publisher holds the repository.
+/// Another publisher has locked the repository.
 pub const HELD: u8 = 5;
 /// A revision is published, but a later step failed.
 pub const LATE: u8 = 6;
@@ -38,7 +38,7 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     });
     let is_held = error.chain().any(|cause| cause.is::<RepositoryInUse>());
     let is_late = error.chain().any(|cause| cause.is::<AfterPublication>());
-    // The code for another publisher is promised without exception, so it precedes the code for a later step.
+    // The code for another publisher is documented without exception, so it takes precedence over the code for a later step.
     ExitCode::from(match (is_usage, is_held, is_late) {
         (true, ..) => USAGE,
         (_, true, _) => HELD,
@@ -47,7 +47,7 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     })
 }
 
-/// Adds to an error that these revisions were published before it, if any were.
+/// If revisions were published before an error, wraps the error so that it names these revisions.
 pub fn after<T>(revisions: impl IntoIterator<Item = u64>, result: anyhow::Result<T>) -> anyhow::Result<T> {
     let mut revisions = revisions.into_iter().peekable();
     result.map_err(|error| match revisions.peek() {
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn another_publisher_is_found_however_the_error_is_wrapped() {
+    fn error_about_another_publisher_is_found_in_any_chain_of_causes() {
         let publish = || PublishError::from(held());
         let convert = || ConvertError::from(publish());
         assert_code(held(), HELD);

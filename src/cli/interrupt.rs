@@ -1,4 +1,4 @@
-//! Ends the program in good order after a signal.
+//! Ends the program cleanly after a signal.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -21,7 +21,7 @@ use super::terminal::can_be_redrawn;
 /// Maximum time for writing a line to standard error.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Maximum time for cleaning up. The next run deletes what remains.
+/// Maximum time for deleting unfinished files. The next run deletes the remaining ones.
 const CLEANUP_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Time after which the program ends, even if cleaning up or printing hangs, unless the kernel is inside a sync.
@@ -30,14 +30,14 @@ const EXIT_TIMEOUT: Duration = Duration::from_millis(1700);
 /// Ends the operations of the program.
 static CANCELLATION: LazyLock<Cancellation> = LazyLock::new(Cancellation::default);
 
-/// Time after the first signal in which a further signal does not count as a second one: GNU `timeout`, for example, signals its
-/// child and then the process group that contains the child.
+/// A further signal within this time after the first counts as the same signal: GNU `timeout`, for example, signals its child
+/// and then the process group that contains the child.
 pub const SAME_SIGNAL: Duration = Duration::from_millis(100);
 
 /// Whether a signal is ending the program.
 static IS_ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Returns what ends the operations of the program.
+/// Returns the cancellation that ends the operations of the program.
 pub fn cancellation() -> &'static Cancellation {
     &CANCELLATION
 }
@@ -50,14 +50,14 @@ pub fn survive_file_size_limit() {
     }
 }
 
-/// From now on, ends the program in good order on SIGINT and SIGTERM: it prints a message at once, cleans up, prints whether
-/// a revision was published, and ends by the same signal. A second signal ends it at once.
+/// From now on, SIGINT and SIGTERM end the program cleanly: the program prints a message at once, cleans up, prints whether
+/// a revision was published, and ends by the same signal. A second signal ends the program at once.
 pub fn watch() -> anyhow::Result<()> {
     watch_with(Ending::prepare()?)
 }
 
-/// Like [`watch`], for a command that publishes nothing. If the system refuses the resources, signals end the program without a
-/// message.
+/// Like [`watch`], for a command that publishes nothing. If the system refuses a thread or a signal handler, signals end the
+/// program without a message.
 pub fn watch_reader() {
     let watched = Ending::prepare().and_then(|ending| watch_with(Ending { publishes: false, ..ending }));
     if let Err(error) = watched {
@@ -76,7 +76,7 @@ fn watch_with(ending: Ending) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The prepared end of the program by a signal.
+/// Ends the program after a signal. Prepared before a signal arrives.
 pub struct Ending {
     alarm: Sender<i32>,
     publishes: bool,
@@ -142,16 +142,16 @@ fn start_alarm(is_at_once: Arc<AtomicBool>) -> io::Result<Sender<i32>> {
     Ok(sender)
 }
 
-/// Waits forever if a signal is ending the program. Errors that threads meet while their files are deleted must not be
-/// printed, and the exit code must be that of the signal.
+/// Waits forever if a signal is ending the program. Cleaning up deletes files that threads still use; their errors must not
+/// be printed, and the exit code must be that of the signal.
 pub fn wait_if_ending() {
     while IS_ENDING.load(Ordering::SeqCst) {
         thread::park();
     }
 }
 
-/// Prints a line to standard error at once, and waits only a short time until it is written: standard error may be a pipe
-/// that is not read, and its lock may be held by a thread that is blocked on that pipe.
+/// Prints a line to standard error at once, and waits only a short time for it. Standard error may be a pipe that no process
+/// reads, and a thread that is blocked on this pipe may hold the lock of standard error.
 pub fn print_now(text: &str) {
     let clear_line = if can_be_redrawn() { "\r\x1b[K" } else { "" };
     let line = format!("{clear_line}strata: {text}\n");

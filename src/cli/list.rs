@@ -67,8 +67,8 @@ fn unused(arguments: &Arguments, directory: &RepositoryDirectory, repository: &R
     Ok(())
 }
 
-/// Returns when trees without a record in the repository were first found to be unused: now, or at an earlier call, which is
-/// recorded in the state database.
+/// Returns when the trees without a record in the repository were first found to be unused. For a tree that an earlier call
+/// found, this time is in the state database; for all others it is the current time, which is recorded there.
 fn first_seen(directory: &RepositoryDirectory, trees: &[UnusedTree]) -> BTreeMap<String, i64> {
     let unnoted = trees.iter().filter(|tree| tree.left.is_none()).map(|tree| tree.path.to_string());
     let (unnoted, now): (Vec<String>, i64) = (unnoted.collect(), Timestamp::now().seconds);

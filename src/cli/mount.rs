@@ -74,7 +74,7 @@ fn warn_of_expiry(directory: RepositoryDirectory) {
             warn(&directory);
         }
     };
-    // Without this thread the mount still works, only without further warnings.
+    // If no thread can be started, the mount still works, but no further warnings are printed.
     thread::Builder::new().spawn(warn_daily).ok();
 }
 
@@ -87,11 +87,11 @@ pub fn answering_threads() -> usize {
 /// Time for which processes may still use a file system after it was unmounted.
 const GRACE: Duration = Duration::from_millis(1500);
 
-/// Time since which the file system is unmounted, but still in use.
+/// Time at which the file system was unmounted while it was still in use.
 static DETACHED: OnceLock<Instant> = OnceLock::new();
 
 /// Unmounts because of a signal, and prints a message at once. Processes that still use the file system have a short time to
-/// finish, which a second signal ends.
+/// finish; a second signal ends this time.
 pub fn end(point: &MountPoint) {
     let path = point.path().display();
     match DETACHED.get() {

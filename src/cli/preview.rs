@@ -87,11 +87,12 @@ struct PreviewProgress {
     is_ending: bool,
 }
 
-/// A running command. Its process ID is not reused before the process is waited for, nor while its group has members.
+/// A running command. The kernel does not reuse its process ID before this program has waited for the process, nor while the
+/// process group has members.
 #[derive(Clone, Copy)]
 struct RunningCommand {
     process: Pid,
-    /// Whether it has a process group of its own.
+    /// Whether the command has a separate process group.
     is_group: bool,
 }
 
@@ -107,7 +108,7 @@ impl RunningCommand {
 
 const UNPOISONED: &str = "no thread panics while it updates the progress of the preview";
 
-/// Time for which the command may go on after the signal; then it is killed.
+/// Time for which the command may continue after the signal. Then it is killed.
 const COMMAND_GRACE: Duration = Duration::from_secs(1);
 
 /// Interval at which the end of the command and further signals are checked.
@@ -207,10 +208,11 @@ fn keep(command: &PreviewArguments, directory: &RepositoryDirectory, progress: &
     report.images.into_iter().try_for_each(|image| Ok(image.outcomes.map(drop)?))
 }
 
-/// Runs a shell command and returns its exit code. As in a shell, the code after a signal is 128 plus its number.
+/// Runs a shell command and returns its exit code. As in a shell, the code after a signal is 128 plus the number of the
+/// signal.
 ///
-/// The command gets a process group of its own, to which signals are sent. With a controlling terminal it stays in the group of this
-/// process, because the terminal stops background groups that read from it.
+/// The command gets a new process group, to which signals are sent. If there is a controlling terminal, the command stays in
+/// the group of this process, because the terminal stops background groups that read from it.
 fn run_command(command: &OsStr, mountpoint: &Path, stage: &Mutex<PreviewProgress>) -> anyhow::Result<ExitCode> {
     let is_group = File::open("/dev/tty").is_err();
     let mut shell = Command::new("/bin/sh");

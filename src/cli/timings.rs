@@ -31,7 +31,7 @@ struct Stage {
 /// A span that a thread has entered.
 struct Entered {
     since: Instant,
-    /// The time in inner spans, which does not count for this one.
+    /// The time that the thread spent in inner spans, which does not count for this span.
     within: Duration,
 }
 
@@ -70,7 +70,7 @@ impl Timings {
             format!("{:<14}{:>10}{:>8}{:>12}{:>14}{:>12}\n", "stage", "time", "share", "bytes", "rate", "times");
         let mut line = |name: &str, busy: Duration, rest: &dyn fmt::Display| {
             let (seconds, share) = (busy.as_secs_f64(), 100.0 * busy.as_secs_f64() / all);
-            writeln!(text, "{name:<14}{seconds:>8.2} s{share:>6.1} %{rest}").expect("strings take everything");
+            writeln!(text, "{name:<14}{seconds:>8.2} s{share:>6.1} %{rest}").expect("writing to a string cannot fail");
         };
         for (name, Stage { busy, bytes, count }) in stages {
             let (size, rate) = match bytes {
@@ -81,11 +81,11 @@ impl Timings {
         }
         line("waiting", waiting, &"");
         let threads = if threads == 1 { "1 thread".to_owned() } else { format!("{threads} threads") };
-        write!(text, "{:.2} s on {threads}", wall.as_secs_f64()).expect("strings take everything");
+        write!(text, "{:.2} s on {threads}", wall.as_secs_f64()).expect("writing to a string cannot fail");
         if let Some(peak) = peak_memory() {
-            write!(text, ", at most {} of memory", ByteSize(peak)).expect("strings take everything");
+            write!(text, ", at most {} of memory", ByteSize(peak)).expect("writing to a string cannot fail");
         }
-        writeln!(text, "; {index_hits} index hits").expect("strings take everything");
+        writeln!(text, "; {index_hits} index hits").expect("writing to a string cannot fail");
         text
     }
 

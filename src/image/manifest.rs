@@ -151,8 +151,8 @@ impl ImageManifest {
     /// Like [`Self::non_image_type`], but also considers the content of the config, whose media type may be wrong.
     ///
     /// If the config lists no layers and no layer has a media type of image layers, this is not an image: several tools push
-    /// files with `{}` or an empty document as an image config. With layers of images it is a damaged image, which others must
-    /// report.
+    /// files with `{}` or an empty document as an image config. If the config lists no layers and a layer has such a media
+    /// type, this is a damaged image, which other code must report.
     pub fn non_image_type_with_config(&self, config: &[u8]) -> Option<&str> {
         if let Some(foreign) = self.non_image_type() {
             return Some(foreign);

@@ -87,15 +87,15 @@ impl Platform {
 
     /// Returns how well an image for `offered` suits this platform, or `None` if it does not run there.
     ///
-    /// The highest variant that is not above this platform's suits best. A platform without a variant requests the one that every
-    /// machine of its architecture runs: `amd64` means `v1`, `arm` means `v7`, `arm64` means `v8`.
+    /// The highest variant that is not above the variant of this platform suits best. A platform without a variant requests
+    /// the variant that every machine of its architecture runs: `amd64` means `v1`, `arm` means `v7`, `arm64` means `v8`.
     pub fn suits(&self, offered: &Self) -> Option<Suitability> {
         if !self.has_same_architecture(offered) {
             return None;
         }
         match (self.level(), offered.level()) {
             (Some(asked), Some(offered)) => (offered <= asked).then_some(Suitability(Reverse(offered))),
-            // Unknown variants have no order, so only the same one suits.
+            // Unknown variants have no order, so only the same variant suits.
             _ => (self.variant == offered.variant).then_some(Suitability(Reverse((0, 0)))),
         }
     }
@@ -105,7 +105,7 @@ impl Platform {
         self.suits(offered).is_some()
     }
 
-    /// Returns whether an image for this platform runs on every machine that its architecture without a variant stands for.
+    /// Returns whether an image for this platform runs on every machine that the same platform without a variant stands for.
     pub fn runs_without_a_variant(&self) -> bool {
         Self { variant: None, ..self.clone() }.accepts(self)
     }

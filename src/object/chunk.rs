@@ -48,11 +48,11 @@ impl Chunker {
         Self { sizes, threshold, position: 0, value: 0 }
     }
 
-    /// Returns the number of bytes of `data` up to the end of the current chunk, or `None` if all of `data` belong to the chunk.
-    /// `data` must follow the data of the previous call.
+    /// Returns the number of bytes of `data` up to the end of the current chunk, or `None` if all of `data` belong to the
+    /// chunk. `data` must follow the data of the previous call.
     ///
-    /// After a cut, the next call must pass the rest of `data`. A cut is returned only when the first byte of the next chunk was
-    /// read, so there is never one at the end of a file.
+    /// After a cut, the next call must pass the rest of `data`. A cut is returned only after the first byte of the next
+    /// chunk was read, so no cut is returned at the end of a file.
     pub fn cut(&mut self, data: &[u8]) -> Option<usize> {
         let mut next = 0;
         // Earlier bytes cannot affect the checksum at the first possible cut. CVMFS does not read them either.
@@ -80,7 +80,7 @@ impl Chunker {
         None
     }
 
-    /// Reads bytes up to the first one before which a chunk may end, and returns its index.
+    /// Reads bytes up to the first byte that may start a new chunk, and returns the index of that byte.
     fn find_end(&mut self, data: &[u8]) -> Option<usize> {
         let (blocks, rest) = data.as_chunks::<BLOCK>();
         for (number, block) in blocks.iter().enumerate() {
@@ -99,8 +99,8 @@ impl Chunker {
         })
     }
 
-    /// Returns whether a chunk may end in a block. Searches the parts of the block side by side, because within a part each step
-    /// depends on the one before.
+    /// Returns whether a chunk may end in a block. Searches the parts of the block side by side, because within a part each
+    /// step depends on the previous step.
     fn has_end(&self, block: &[u8; BLOCK]) -> bool {
         let (parts, _) = block.as_chunks::<{ BLOCK / PARTS }>();
         let mut values = [self.value; PARTS];

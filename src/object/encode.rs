@@ -74,7 +74,7 @@ impl Compression {
         })
     }
 
-    /// Returns what this build lacks to make this mode faster, if anything.
+    /// Returns why this mode would be faster in another build, or `None` if this build has the fastest encoder.
     pub fn lack(self) -> Option<&'static str> {
         let is_slower = self == Self::Fast && cfg!(not(feature = "isal"));
         is_slower.then_some("this strata is built without ISA-L (the feature isal), with which the mode fast is faster")
@@ -92,8 +92,8 @@ impl Compression {
     }
 }
 
-/// Minimum size of content in bytes from which on samples decide whether it is worth compressing. For smaller content, samples
-/// would cost as much as compression.
+/// Minimum size in bytes of content for which samples decide whether it is compressed. For smaller content, samples would
+/// cost as much as compression.
 const MIN_SAMPLED_SIZE: usize = 128 << 10;
 /// Size of each of the three samples in bytes.
 // With three samples of this size, libdeflate 6 took 60 s for the content of a 7 GB image on two cores, and 68 s without
@@ -267,7 +267,8 @@ fn unpack(stored: &[u8], limit: SizeLimit) -> Result<(Vec<u8>, u64), DecodeError
 /// Usual upper bound of the compression ratio of catalogs, because a third of a row are hashes.
 const DATABASE_RATIO: usize = 4;
 
-/// Maximum ratio up to which memory is reserved for the stated size. Higher ratios are common only for files, not for databases.
+/// Maximum ratio of content to stored bytes at which memory for the stated size is reserved. Higher ratios are common only
+/// for files, not for databases.
 const TRUSTED_RATIO: u64 = 64;
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ const LEVEL: u32 = 2;
 
 /// A compressor that is reused for many objects.
 pub(super) struct Igzip {
-    /// Boxed, because it has 60 KB of inner buffers.
+    /// Boxed, because the stream contains 60 KB of buffers.
     stream: Box<z::isal_zstream>,
     level_buffer: Box<[u8]>,
 }
@@ -39,8 +39,8 @@ impl Igzip {
     /// Compresses `plain` into `out`, which is enlarged if necessary, and returns the compressed size. Returns `None` if the
     /// result would be more than 64 bytes larger than `plain`.
     pub(super) fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Option<usize> {
-        // Room for header, checksum, and writes of eight bytes at once. Never pass more room, even if `out` is larger, because
-        // the output of ISA-L depends on it.
+        // Space for header, checksum, and writes of eight bytes at once. Never pass more space, even if `out` is larger,
+        // because the output of ISA-L depends on the available space.
         let room = plain.len() + 64;
         grow(out, room);
         let stream = &mut *self.stream;

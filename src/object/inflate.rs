@@ -14,7 +14,7 @@ unsafe impl Send for Inflater {}
 /// Sizes of an unpacked stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Inflated {
-    /// Size of the stream in bytes. Bytes after it are not part of it.
+    /// Size of the stream in bytes, without any bytes that follow it.
     pub(super) read: usize,
     /// Size of the content in bytes.
     pub(super) written: usize,

@@ -1,6 +1,6 @@
 //! Limits on the unpacked size of objects.
 
-/// Limit on the unpacked size of an object, as a few MB of zlib may unpack to gigabytes of zeros.
+/// Limit on the unpacked size of an object. Without a limit, a few MB of zlib may unpack to gigabytes of zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SizeLimit {
     /// Maximum unpacked size in bytes.
@@ -33,7 +33,8 @@ impl SizeLimit {
         Self { bytes, stated: Some(bytes), is_of_database: false }
     }
 
-    /// Returns the limit for a database. `stated` is its size by the manifest or another catalog; old ones do not state it.
+    /// Returns the limit for a database. `stated` is the size that the manifest or another catalog states; old ones state no
+    /// size.
     pub fn of_database(stated: Option<u64>) -> Self {
         match stated.filter(|&size| size > 0) {
             Some(size) => Self { bytes: size.min(MAX_DATABASE_SIZE), stated: Some(size), is_of_database: true },

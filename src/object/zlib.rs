@@ -13,7 +13,7 @@ use super::encode::grow;
 
 /// A compressor that is reused for many objects.
 pub(super) struct StockZlib {
-    /// Boxed, because zlib's internal state contains a pointer to it.
+    /// Boxed, because zlib's internal state contains a pointer to the stream.
     stream: Box<z::z_stream>,
 }
 
@@ -23,7 +23,8 @@ unsafe impl Send for StockZlib {}
 impl StockZlib {
     pub(super) fn new() -> Self {
         let mut stream = Box::new(MaybeUninit::<z::z_stream>::zeroed());
-        // SAFETY: zlib asks for a zeroed stream, in which null allocators mean its own; `deflateInit_` makes it valid.
+        // SAFETY: zlib requires a zeroed stream, in which null allocators mean zlib's default ones; `deflateInit_` makes it
+        // valid.
         let (result, stream) = unsafe {
             let size = size_of::<z::z_stream>() as c_int;
             // The level of CVMFS's own tools. Another level already changes the second byte of the stream, and so the
