@@ -85,7 +85,7 @@ impl AuthFile {
         self.helpers.get(key).map(String::as_str)
     }
 
-    /// Returns the name of the credential helper for all keys without their own.
+    /// Returns the name of the credential helper for the keys that have no separate helper.
     pub(super) fn store(&self) -> Option<&str> {
         self.store.as_deref()
     }

@@ -125,7 +125,7 @@ impl CredentialSources {
         if let Some(credentials) = self.of_settings(host)? {
             return Ok(found(credentials, "the settings"));
         }
-        for registry in self.ducc.iter().filter(|registry| registry.means(host, repository)) {
+        for registry in self.ducc.iter().filter(|registry| registry.applies_to(host, repository)) {
             if let Access::Credentials(credentials) = &registry.access {
                 return Ok(found(credentials.clone(), &registry.user_variable()));
             }

@@ -77,7 +77,7 @@ fn fault(variable: &str, fault: &'static str) -> RegistryError {
 
 impl DuccRegistry {
     /// Returns whether the variables apply to a repository at a host.
-    pub(super) fn means(&self, host: &str, repository: &str) -> bool {
+    pub(super) fn applies_to(&self, host: &str, repository: &str) -> bool {
         // The author of an image name must not be able to choose the server that receives the password. Therefore an
         // identifier with a path must match from the start of the host on.
         let ident = self.ident.trim_start_matches("https://").trim_start_matches("http://");
@@ -124,8 +124,8 @@ mod tests {
         let proxy = Access::Proxy { authority: "cache.org:5000".to_owned(), prefix: "hub/x".to_owned() };
         assert!(found[0].access == proxy);
         assert!(found[1].access == Access::Credentials(Credentials::new("u", "p")));
-        assert!(found[0].means("registry-1.docker.io", "a") && !found[0].means("h.org", "a"));
-        assert!(found[1].means("gitlab.h.org", "a") && !found[1].means("h.org", "gitlab/a"));
+        assert!(found[0].applies_to("registry-1.docker.io", "a") && !found[0].applies_to("h.org", "a"));
+        assert!(found[1].applies_to("gitlab.h.org", "a") && !found[1].applies_to("h.org", "gitlab/a"));
         assert!(!format!("{found:?}").contains("ignored"));
     }
 

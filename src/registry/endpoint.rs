@@ -1,5 +1,5 @@
-//! Maps a registry to the servers that requests are sent to: mirrors first, a caching proxy instead, and the API host of Docker
-//! Hub.
+//! Determines the servers to which requests for a registry are sent: first its mirrors, then the registry itself. Variables of
+//! DUCC may replace the registry itself by a caching proxy. The API of Docker Hub is at another host than its name.
 //!
 //! The mapping never changes the name under which an image is published.
 
@@ -27,7 +27,7 @@ pub(super) struct Endpoint {
     pub(super) base: Url,
     /// Path before each repository name; may be empty.
     prefix: String,
-    /// Host whose credentials may be sent to this server.
+    /// Host whose credentials may be sent to this server; `None` if no credentials may be sent.
     pub(super) credentials_of: Option<String>,
     /// Maximum number of concurrent requests.
     pub(super) connections: usize,
@@ -62,19 +62,20 @@ impl Endpoint {
     /// Returns the endpoint for a complete URL.
     pub(super) fn of_url(url: &Url, settings: &RegistriesSettings) -> Self {
         let host = authority(url);
-        let own = settings_of(settings, &host);
-        let may_see = url.scheme() == "https" || is_loopback(&host) || own.is_some_and(|own| own.plain_http);
+        let host_settings = settings_of(settings, &host);
+        let may_see =
+            url.scheme() == "https" || is_loopback(&host) || host_settings.is_some_and(|settings| settings.plain_http);
         Self {
             base: url.clone(),
             prefix: String::new(),
-            connections: connections(own),
+            connections: connections(host_settings),
             credentials_of: may_see.then_some(host),
             may_be_plain: false,
             mirror: None,
         }
     }
 
-    /// Returns the same server, without permission to see credentials.
+    /// Returns the same server as one that gets no credentials.
     pub(super) fn without_credentials(self) -> Self {
         Self { credentials_of: None, ..self }
     }
@@ -102,13 +103,13 @@ pub(super) fn endpoints(
     settings: &RegistriesSettings,
     ducc: &[DuccRegistry],
 ) -> Result<Vec<Endpoint>, RegistryError> {
-    let own = settings_of(settings, host);
+    let host_settings = settings_of(settings, host);
     let mut endpoints = Vec::new();
-    for mirror in own.map_or(&[][..], |own| &own.mirrors) {
+    for mirror in host_settings.map_or(&[][..], |settings| &settings.mirrors) {
         endpoints.push(mirror_endpoint(mirror, settings).ok_or_else(|| RegistryError::Url(mirror.clone()))?);
     }
-    if !own.is_some_and(|own| own.mirrors_only && !own.mirrors.is_empty()) {
-        let registry = registry(host, repository, transport, own, ducc);
+    if !host_settings.is_some_and(|settings| settings.mirrors_only && !settings.mirrors.is_empty()) {
+        let registry = registry(host, repository, transport, host_settings, ducc);
         endpoints.push(registry.ok_or_else(|| RegistryError::Url(host.to_owned()))?);
     }
     Ok(endpoints)
@@ -143,13 +144,13 @@ fn registry(
     host: &str,
     repository: &str,
     transport: Transport,
-    own: Option<&RegistrySettings>,
+    settings: Option<&RegistrySettings>,
     ducc: &[DuccRegistry],
 ) -> Option<Endpoint> {
-    let means = ducc.iter().find(|registry| registry.means(host, repository));
-    let is_plain = transport == Transport::Plain || own.is_some_and(|own| own.plain_http);
+    let ducc_registry = ducc.iter().find(|registry| registry.applies_to(host, repository));
+    let is_plain = transport == Transport::Plain || settings.is_some_and(|settings| settings.plain_http);
     let scheme = if is_plain { "http" } else { "https" };
-    let (api_host, prefix, credentials_of) = match means.map(|registry| &registry.access) {
+    let (api_host, prefix, credentials_of) = match ducc_registry.map(|registry| &registry.access) {
         // As in DUCC, the proxy gets no credentials.
         Some(Access::Proxy { authority, prefix }) => (authority.as_str(), prefix.clone(), None),
         _ if HUB_HOSTS.contains(&host) => (HUB_REGISTRY, String::new(), Some(host.to_owned())),
@@ -158,14 +159,14 @@ fn registry(
     let base = format!("{scheme}://{api_host}/").parse().ok()?;
     // containerd also uses plain HTTP for a registry on `localhost`.
     let may_be_plain = !is_plain && is_loopback(api_host);
-    Some(Endpoint { base, prefix, credentials_of, connections: connections(own), may_be_plain, mirror: None })
+    Some(Endpoint { base, prefix, credentials_of, connections: connections(settings), may_be_plain, mirror: None })
 }
 
 fn connections(settings: Option<&RegistrySettings>) -> usize {
     settings.and_then(|settings| settings.connections).unwrap_or(DEFAULT_CONNECTIONS)
 }
 
-/// Returns the settings of a host. All names of Docker Hub share the settings of one of them.
+/// Returns the settings of a host. All host names of Docker Hub share the settings of any of these names.
 pub(super) fn settings_of<'s>(settings: &'s RegistriesSettings, host: &str) -> Option<&'s RegistrySettings> {
     let exact = settings.hosts.get(host);
     let is_hub = HUB_HOSTS.contains(&host);
@@ -191,8 +192,8 @@ mod tests {
         RegistriesSettings { hosts: [(host.to_owned(), registry)].into(), ..RegistriesSettings::default() }
     }
 
-    /// Returns the URLs of the manifest `t` of `a/b`, and the host whose credentials each endpoint may see.
-    fn asked(host: &str, transport: Transport, settings: &RegistriesSettings) -> Vec<(String, Option<String>)> {
+    /// Returns the URLs of the manifest `t` of `a/b`, each with the host whose credentials are sent to it.
+    fn manifest_urls(host: &str, transport: Transport, settings: &RegistriesSettings) -> Vec<(String, Option<String>)> {
         let endpoints = endpoints(host, "a/b", transport, settings, &[]).unwrap();
         endpoints.into_iter().map(|e| (e.url("a/b", "manifests/t").into(), e.credentials_of)).collect()
     }
@@ -205,22 +206,22 @@ mod tests {
     fn requests_go_to_the_host_of_the_registry() {
         let nothing = RegistriesSettings::default();
         let url = "https://h.org:5000/v2/a/b/manifests/t";
-        assert_eq!(asked("h.org:5000", Transport::Secure, &nothing), [one(url, "h.org:5000")]);
+        assert_eq!(manifest_urls("h.org:5000", Transport::Secure, &nothing), [one(url, "h.org:5000")]);
         let url = "http://h.org/v2/a/b/manifests/t";
-        assert_eq!(asked("h.org", Transport::Plain, &nothing), [one(url, "h.org")]);
+        assert_eq!(manifest_urls("h.org", Transport::Plain, &nothing), [one(url, "h.org")]);
         let plain = set("h.org", RegistrySettings { plain_http: true, ..Default::default() });
-        assert_eq!(asked("h.org", Transport::Secure, &plain), [one(url, "h.org")]);
+        assert_eq!(manifest_urls("h.org", Transport::Secure, &plain), [one(url, "h.org")]);
         let url = "https://[2001:db8::1]:5000/v2/a/b/manifests/t";
-        assert_eq!(asked("[2001:db8::1]:5000", Transport::Secure, &nothing), [one(url, "[2001:db8::1]:5000")]);
+        assert_eq!(manifest_urls("[2001:db8::1]:5000", Transport::Secure, &nothing), [one(url, "[2001:db8::1]:5000")]);
         let url = "http://[::1]/v2/a/b/manifests/t";
-        assert_eq!(asked("[::1]", Transport::Plain, &nothing), [one(url, "[::1]")]);
+        assert_eq!(manifest_urls("[::1]", Transport::Plain, &nothing), [one(url, "[::1]")]);
     }
 
     #[test]
     fn requests_for_docker_hub_go_to_its_api_host() {
         for host in ["docker.io", "index.docker.io"] {
             let url = "https://registry-1.docker.io/v2/a/b/manifests/t";
-            assert_eq!(asked(host, Transport::Secure, &RegistriesSettings::default()), [one(url, host)]);
+            assert_eq!(manifest_urls(host, Transport::Secure, &RegistriesSettings::default()), [one(url, host)]);
         }
         let authorities = ["docker.io", "H.org:443", "h.org:5000", "[2001:DB8:0::1]:5000"].map(remote_authority);
         assert_eq!(authorities, ["registry-1.docker.io", "h.org", "h.org:5000", "[2001:db8::1]:5000"]);
@@ -238,9 +239,9 @@ mod tests {
             one("http://n.org/v2/a/b/manifests/t", "n.org"),
             one("https://registry-1.docker.io/v2/a/b/manifests/t", "docker.io"),
         ];
-        assert_eq!(asked("docker.io", Transport::Secure, &set("docker.io", registry.clone())), expected);
+        assert_eq!(manifest_urls("docker.io", Transport::Secure, &set("docker.io", registry.clone())), expected);
         registry.mirrors_only = true;
-        assert_eq!(asked("docker.io", Transport::Secure, &set("docker.io", registry)), expected[..2]);
+        assert_eq!(manifest_urls("docker.io", Transport::Secure, &set("docker.io", registry)), expected[..2]);
     }
 
     #[test]

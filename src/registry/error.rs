@@ -26,6 +26,12 @@ pub enum RegistryError {
         /// What is wrong.
         fault: &'static str,
     },
+    /// The name for an image to push has a digest, but no tag.
+    #[error("cannot push to '{name}': the name must have a tag, not a digest")]
+    PushToDigest {
+        /// The name.
+        name: String,
+    },
     /// A file named in the settings or the environment cannot be read.
     #[error("cannot read {path:?}")]
     Read {
@@ -155,17 +161,18 @@ pub enum RegistryError {
         /// Error in the response body.
         error: ErrorBody,
     },
-    /// The registry asked clients to wait (status 429, or 503 with `Retry-After`).
-    #[error("{}", describe_pause(host, *.is_asked, *.seconds))]
+    /// The registry is parked: it responded with status 429, or with 503 and `Retry-After`, or it allows no further requests of
+    /// manifests for now.
+    #[error("{}", describe_pause(host, *.is_requested, *.seconds))]
     Parked {
         /// The registry.
         host: String,
-        /// Time until which no request is sent.
+        /// End of the pause.
         until: Instant,
-        /// The same as a duration in seconds, rounded up.
+        /// Time until the end of the pause in seconds, rounded up.
         seconds: u64,
-        /// Whether the registry sent the time. Otherwise this is a pause of the client, which grows with each response.
-        is_asked: bool,
+        /// Whether the registry sent the length of the pause (*requested pause*). Otherwise strata chose it (*chosen pause*).
+        is_requested: bool,
     },
     /// The response does not follow the protocol.
     #[error("{url} returned an unusable response: {reason}")]
@@ -213,7 +220,7 @@ pub struct ErrorBody {
 }
 
 impl ErrorBody {
-    /// Parses the first error of a response body. Returns an empty error for a body of another form.
+    /// Parses the first error of a response body. Returns an empty error if the body has another form.
     pub(super) fn parse(body: &[u8]) -> Self {
         #[derive(Default, serde::Deserialize)]
         #[serde(default)]
@@ -235,7 +242,8 @@ impl ErrorBody {
         Self { code: text(&body.error), message }
     }
 
-    /// Replaces the credentials of the request in the text: some servers repeat the whole request in their errors.
+    /// Replaces the credentials of the request in code and message by `…`: some servers repeat the whole request in their
+    /// errors.
     pub(super) fn without(mut self, authorization: Option<&str>) -> Self {
         let secret = authorization.and_then(|authorization| authorization.split_once(' ')).map(|(_, secret)| secret);
         if let Some(secret) = secret.filter(|secret| !secret.is_empty()) {
@@ -259,10 +267,10 @@ impl fmt::Display for ErrorBody {
     }
 }
 
-/// Describes the time for which a registry is parked.
-pub(super) fn describe_pause(host: &str, is_asked: bool, seconds: u64) -> String {
+/// Describes the remaining time of a requested or chosen pause, for messages.
+pub(super) fn describe_pause(host: &str, is_requested: bool, seconds: u64) -> String {
     let pause = humantime::format_duration(std::time::Duration::from_secs(seconds));
-    match is_asked {
+    match is_requested {
         true => format!("{host} asks to wait {pause}"),
         false => format!("{host} answers 429 (too many requests) without a time; asked again in {pause}"),
     }
@@ -274,7 +282,7 @@ impl RegistryError {
         matches!(self, Self::NotFound { .. })
     }
 
-    /// Returns the time until which the registry is parked.
+    /// Returns the end of the pause, if the error is that the registry is parked.
     pub fn parked_until(&self) -> Option<Instant> {
         match self {
             Self::Parked { until, .. } => Some(*until),
@@ -293,14 +301,14 @@ impl RegistryError {
             }
             Self::TooLarge { .. } | Self::WrongDigest { .. } | Self::Range { .. } => true,
             Self::Settings { .. } | Self::Read { .. } | Self::Invalid { .. } | Self::Variable { .. } => false,
-            Self::Helper { .. } | Self::Client(_) | Self::Thread(_) | Self::Url(_) => false,
+            Self::Helper { .. } | Self::Client(_) | Self::Thread(_) | Self::Url(_) | Self::PushToDigest { .. } => false,
             Self::Cancelled(_) | Self::Parked { .. } | Self::GivenUp { .. } | Self::ListTooSlow { .. } => false,
         }
     }
 
-    /// Returns whether the registry is parked for a time that it did not ask for.
-    pub(super) fn is_own_pause(&self) -> bool {
-        matches!(self, Self::Parked { is_asked: false, .. })
+    /// Returns whether the error is that the registry is parked for a chosen pause.
+    pub(super) fn is_chosen_pause(&self) -> bool {
+        matches!(self, Self::Parked { is_requested: false, .. })
     }
 
     /// Returns whether the response is missing or incomplete.
@@ -309,16 +317,17 @@ impl RegistryError {
         matches!(self, Self::TooSlow { .. } | Self::Unreachable { .. }) && self.is_transient() && !self.is_local()
     }
 
-    /// Returns whether the error comes from the settings or a shortage of resources of this machine, and not from a registry.
+    /// Returns whether the cause of the error is at this machine, and not at a registry: settings, credentials, arguments, or a
+    /// shortage of resources.
     pub fn is_local(&self) -> bool {
         match self {
             Self::Settings { .. } | Self::Read { .. } | Self::Invalid { .. } | Self::Variable { .. } => true,
-            Self::Helper { .. } | Self::Client(_) | Self::Thread(_) => true,
+            Self::Helper { .. } | Self::Client(_) | Self::Thread(_) | Self::PushToDigest { .. } => true,
             error => is_from_shortage(error),
         }
     }
 
-    /// Returns whether no request is sent to the registry for now. The error says nothing about the requested object then.
+    /// Returns whether no request is sent to the registry for now. Such an error says nothing about the requested object.
     pub fn is_postponed(&self) -> bool {
         matches!(self, Self::Parked { .. } | Self::GivenUp { .. })
     }

@@ -97,7 +97,8 @@ struct TriedCredentials {
     failure: Option<RegistryError>,
 }
 
-/// Maximum number of repetitions of a request after status 401: with tokens that other threads fetched, and with its own.
+/// Maximum number of repetitions of a request after status 401. Each uses a token that this or another thread fetched, or HTTP
+/// Basic.
 const MAX_AUTHORIZATIONS: u32 = 6;
 
 impl Shared {
@@ -187,7 +188,7 @@ impl Exchange<'_> {
         tried: &mut TriedCredentials,
     ) -> Result<Option<HeaderValue>, RegistryError> {
         let mut slot = lock(&self.slot);
-        // Another thread may have fetched a new token since.
+        // Another thread may have fetched a new token since this request was sent.
         if let Some(fresh) = slot.fresh(self.shared.clock.now()).filter(|&fresh| Some(fresh) != refused) {
             return Ok(Some(fresh.clone()));
         }
@@ -264,7 +265,8 @@ impl Exchange<'_> {
         Ok(value)
     }
 
-    /// Returns the deadline for a token: that of the request, or its own for a request without a deadline.
+    /// Returns the deadline for fetching a token: the deadline of the request, or, if the request has none, that of a small
+    /// request which starts now.
     fn token_by(&self, url: &Url) -> Option<ResponseDeadline> {
         self.deadline.or_else(|| {
             let limits = self.shared.http.limits_of(&authority(url));
@@ -309,7 +311,8 @@ impl Exchange<'_> {
         Ok(Request { authorization, ..Request::get(url) })
     }
 
-    /// Returns the response if its status is a success, and parks manifests if their limit is used up.
+    /// Returns the response if its status is a success, and an error otherwise. If the response states that the limit for
+    /// manifests is used up, parks the host for requests of manifests.
     fn check_status(&self, response: HttpResponse) -> Result<HttpResponse, RegistryError> {
         if self.call.is_manifest
             && let Some(length) = exhausted(response.headers())
@@ -334,7 +337,8 @@ pub(super) struct RequestLabel<'a> {
 }
 
 impl Shared {
-    /// Returns the response if its status is a success. Parks a host that asks clients to wait.
+    /// Returns the response if its status is a success, and an error otherwise. Parks the host after status 429, or 503 with
+    /// `Retry-After`.
     pub(super) fn check_status(
         &self,
         response: HttpResponse,

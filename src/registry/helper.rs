@@ -12,7 +12,7 @@ use super::error::RegistryError;
 
 /// Time limit for a credential helper.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Maximum size of its output in bytes.
+/// Maximum size of the output of a credential helper in bytes.
 const MAX_OUTPUT: u64 = 64 << 10;
 /// Interval at which the exit of the program is checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn helper_without_credentials_is_no_error_and_a_failing_one_is() {
+    fn missing_credentials_are_no_error_but_failure_of_the_helper_is() {
         assert_eq!(ask("echo 'credentials not found in native keychain'; exit 1").unwrap(), None);
         for broken in ["exit 3", "echo hunter2", "echo hunter2; exit 1", "head -c 70000 /dev/zero", "kill -9 $$"] {
             let error = ask(broken).unwrap_err().to_string();

@@ -29,10 +29,11 @@ const MAX_ERROR_BODY: u64 = 64 << 10;
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Number of bytes of one read.
 const READ_SIZE: usize = 64 << 10;
-/// Pause before the creation of an HTTP client is repeated because the system refused a resource, and maximum number of pauses.
+/// If the system refuses a resource for an HTTP client, the creation is repeated after this pause.
 const CREATION_PAUSE: Duration = Duration::from_millis(25);
+/// Maximum number of these pauses for one client.
 const CREATION_PAUSES: u32 = 20;
-/// Time after a refusal in which the creation of other clients is not repeated.
+/// Time after the last failed creation in which the creation of other clients is not repeated.
 // Otherwise each of many requests would wait for 20 × 25 ms while the shortage lasts.
 const REFUSAL_TIME: Duration = Duration::from_secs(10);
 /// Hosts that are never contacted through a proxy.
@@ -45,7 +46,7 @@ const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
 pub struct TimeLimits {
     /// For establishing a connection.
     pub connect: Duration,
-    /// Without receiving a byte.
+    /// Maximum time without receiving a byte.
     pub stall: Duration,
     /// For a small request with all its attempts.
     pub request: Duration,
@@ -86,7 +87,7 @@ pub(super) struct ClientSettings {
 pub(super) struct HostLimits {
     /// For a small request with all its attempts.
     pub(super) request: Duration,
-    /// Without receiving a byte.
+    /// Maximum time without receiving a byte.
     pub(super) stall: Duration,
     /// Minimum rate of a layer download in bytes per second, on average over `stall`.
     pub(super) minimum_rate: u64,
@@ -97,7 +98,7 @@ pub(super) struct Http {
     limits: TimeLimits,
     proxies: Proxies,
     client_settings: HashMap<String, ClientSettings>,
-    /// Limits by host and port, for hosts with limits of their own.
+    /// Limits by host and port, for hosts that the settings name.
     host_limits: HashMap<String, HostLimits>,
     /// Clients are created one at a time on first use. Each has a thread, which all hosts with the same settings share.
     clients: Mutex<Clients>,
@@ -134,7 +135,7 @@ pub(super) struct ResponseDeadline {
 
 impl ResponseDeadline {
     /// Returns the remaining time, or an error if there is none.
-    fn left(&self, url: &Url) -> Result<Duration, RegistryError> {
+    fn remaining(&self, url: &Url) -> Result<Duration, RegistryError> {
         let left = self.until.saturating_duration_since(Instant::now());
         if left.is_zero() { Err(self.too_slow(url)) } else { Ok(left) }
     }
@@ -214,7 +215,7 @@ impl Http {
         }
         if let Some(deadline) = request.deadline {
             // The timeout of a single request covers the complete response.
-            sent = sent.timeout(deadline.left(url)?);
+            sent = sent.timeout(deadline.remaining(url)?);
         }
         sent.send().map_err(|error| match request.deadline {
             Some(deadline) if error.is_timeout() && !error.is_connect() => deadline.too_slow(url),
@@ -245,7 +246,7 @@ impl Http {
         self.client(host, host).map(drop)
     }
 
-    /// Creates a client. If the system refuses a resource, this is repeated after up to `pauses` pauses.
+    /// Creates a client. If the system refuses a resource, tries again after a pause, up to `pauses` times.
     fn build(&self, settings: &ClientSettings, mut pauses: u32) -> Result<Client, RegistryError> {
         let tls = tls(settings.certificates.as_deref(), &self.reporter)?;
         loop {
@@ -439,7 +440,7 @@ impl HttpResponse {
         let url = self.url;
         // One byte above the limit shows that the body is too large.
         let read = self.response.take(limit + 1).read_to_end(&mut body);
-        read.map_err(|source| match self.deadline.map(|deadline| (deadline, deadline.left(&url))) {
+        read.map_err(|source| match self.deadline.map(|deadline| (deadline, deadline.remaining(&url))) {
             Some((deadline, Err(_))) => deadline.too_slow(&url),
             _ => RegistryError::Unreachable { url: redacted(&url), source: source.into() },
         })?;

@@ -1,4 +1,8 @@
-//! Limits the load on registries: pauses after `Retry-After` and missing responses, and the number of concurrent requests.
+//! Limits the load on registries: no request during a pause, and a maximum number of concurrent requests.
+//!
+//! A host is *parked* until the end of a pause. In a *requested pause*, the response stated the length, in `Retry-After` or in a
+//! rate limit header. In a *chosen pause*, strata chose the length, because status 429 came without a length. Independently of
+//! both, a host that repeatedly does not respond gets no request for [`UNRESPONSIVE_PAUSE`].
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,10 +16,10 @@ use super::error::{RegistryError, describe_pause};
 use crate::message::causes;
 use crate::observer::Reporter;
 
-/// Maximum time for which a header can park a host.
-// A wrong date in a header must not park a registry for years.
+/// Maximum length of a requested pause.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
-/// Minimum time for which a host is parked.
+/// Minimum length of a requested pause.
+// A wrong date in a header must not park a registry for years.
 // `Retry-After: 0` and past dates are valid, and would cause requests without any pause.
 const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Number of consecutive requests without a response after which no request is sent for [`UNRESPONSIVE_PAUSE`].
@@ -23,26 +27,26 @@ const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
 const MAX_UNANSWERED: u32 = 3;
 /// Time for which no request is sent to an unresponsive host.
 const UNRESPONSIVE_PAUSE: Duration = Duration::from_secs(60);
-/// Time for which `GET` is used at a host that rejects `HEAD` with status 429.
+/// Time for which `GET` replaces `HEAD` at a host that responds to `HEAD`, but not to `GET`, with status 429.
 const HEAD_REJECTION_TIME: Duration = Duration::from_secs(3600);
 /// Minimum interval between two messages about the same parked host.
 const REPORT_INTERVAL: Duration = Duration::from_secs(600);
-/// Initial and maximum time for which a host is parked that does not send `Retry-After`. The time doubles with each response.
-const DEFAULT_RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// Initial and maximum length of a chosen pause. The length doubles with each further chosen pause before a successful response.
+const CHOSEN_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
-/// Returns the waiting time in `Retry-After`, which contains seconds or a date (RFC 9110, section 10.2.3).
+/// Returns the length of the pause in `Retry-After`, which contains seconds or a date (RFC 9110, section 10.2.3).
 pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let asked = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+    let length = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         // Only an overflow can fail here, and means a very long time.
         Duration::from_secs(text.parse().unwrap_or(u64::MAX))
     } else {
         httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()
     };
-    Some(asked.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
+    Some(length.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
 }
 
-/// Returns the time for which no manifest must be requested, if the response states that the limit is used up.
+/// Returns the time for which no manifest must be requested, if the response states that the rate limit is used up.
 ///
 /// Docker Hub sends `RateLimit-Limit: 100;w=21600` and `RateLimit-Remaining: 0;w=21600`. The window slides, so that on
 /// average one request is allowed again after window / limit seconds.
@@ -72,12 +76,13 @@ pub(super) struct Hosts {
 }
 
 impl Hosts {
-    /// Returns the state before the first request.
+    /// Returns the state before the first request to any host.
     pub(super) fn new(reporter: &Reporter) -> Self {
         Self { by_authority: Mutex::default(), reporter: reporter.clone() }
     }
 
-    /// Returns the state of a host. `connections` is used only in the first call for the host.
+    /// Returns the state of a host. The first call for a host creates the state, with `connections` as the maximum number of
+    /// concurrent requests and of downloads. Later calls ignore `connections`.
     pub(super) fn get(&self, authority: &str, connections: usize) -> Arc<Host> {
         let mut hosts = lock(&self.by_authority);
         if let Some(host) = hosts.get(authority) {
@@ -110,26 +115,26 @@ struct Silence {
     unanswered: u32,
     /// Time until which no request is sent.
     until: Option<Instant>,
-    /// Whether a failure of this server has been reported since its last complete response.
+    /// Whether a failed request to this host has been reported since its last complete response.
     is_reported: bool,
 }
 
 #[derive(Debug, Default)]
 struct Parking {
-    /// Time of the first request to wait since the last successful response.
+    /// Start of the first pause since the last successful response. Pauses for requests of manifests only do not count.
     since: Option<Instant>,
     /// Time of the last message about the parked host.
     reported: Option<Instant>,
-    /// End of the pause for all requests.
+    /// End of the last pause for all requests.
     everything: Option<Instant>,
-    /// End of the last pause that the host did not ask for.
-    own: Option<Instant>,
-    /// End of the pause during which a confirming request was sent.
+    /// End of the last chosen pause.
+    chosen_by_strata: Option<Instant>,
+    /// End of the last chosen pause during which a confirming request was sent.
     confirmed: Option<Instant>,
-    /// End of the pause for requests of manifests.
+    /// End of the last pause for requests of manifests only.
     manifests: Option<Instant>,
-    /// Number of consecutive responses that asked to wait without `Retry-After`.
-    unspecified: u32,
+    /// Number of chosen pauses since the last successful response.
+    chosen_pauses: u32,
 }
 
 impl Host {
@@ -146,7 +151,7 @@ impl Host {
         }
     }
 
-    /// Fails while no request is sent to the host because it did not respond.
+    /// Fails during the [`UNRESPONSIVE_PAUSE`] of a host that repeatedly did not respond.
     pub(super) fn check_responsive(&self, now: Instant) -> Result<(), RegistryError> {
         let silence = lock(&self.silence);
         match silence.until {
@@ -157,7 +162,8 @@ impl Host {
         }
     }
 
-    /// Records that all attempts of a request got no response.
+    /// Records that no attempt of a request got a response. After [`MAX_UNANSWERED`] such requests in a row, the
+    /// [`UNRESPONSIVE_PAUSE`] starts.
     pub(super) fn note_no_response(&self, now: Instant) {
         let mut silence = lock(&self.silence);
         silence.unanswered = silence.unanswered.saturating_add(1);
@@ -166,12 +172,13 @@ impl Host {
         }
     }
 
-    /// Records a complete response.
+    /// Records a complete response: missing responses are counted from zero again.
     pub(super) fn note_complete_response(&self) {
         *lock(&self.silence) = Silence::default();
     }
 
-    /// Reports the failure of a server after which another one is tried: once until its next complete response.
+    /// Reports that a request to this host failed and that another server is tried. Further failures are not reported until the
+    /// next complete response of the host.
     pub(super) fn report_failure(&self, error: &RegistryError) {
         if !std::mem::replace(&mut lock(&self.silence).is_reported, true) {
             self.reporter.info(format_args!(
@@ -202,8 +209,10 @@ impl Host {
         *lock(&self.head_rejected) = Some(now + HEAD_REJECTION_TIME);
     }
 
-    /// Waits until the host is not parked and fewer than the maximum number of requests are under way. The permit counts one
-    /// request until it is dropped. No permit is held while waiting for a parked host.
+    /// Waits until the host is not parked and fewer than the maximum number of requests are under way. One confirming request is
+    /// admitted in each chosen pause.
+    ///
+    /// The permit counts one request until it is dropped. No permit is held while waiting for a parked host.
     pub(super) fn admit(
         &self,
         clock: &dyn Clock,
@@ -221,8 +230,9 @@ impl Host {
         }
     }
 
-    /// Waits while the host is parked. Fails if that exceeds the allowance of this request, counted from its start or from the
-    /// host's first request to wait since its last response. `what` is the request, for a message.
+    /// Waits while the host is parked, and reports that. Fails at once if the pause ends after the deadline of the request, or
+    /// later than `allowance.patience` after the start of the first pause since the last successful response. `what` describes
+    /// the request, for messages.
     pub(super) fn wait(
         &self,
         clock: &dyn Clock,
@@ -249,13 +259,15 @@ impl Host {
         }
     }
 
-    /// Returns whether a confirming request may be sent before `until`: one in each pause that the host did not ask for.
+    /// Returns whether a confirming request may be sent before the end `until` of a pause, and if so, records it: one such
+    /// request is allowed in each chosen pause.
     fn may_confirm(&self, until: Instant) -> bool {
         let mut parking = lock(&self.parking);
-        parking.own == Some(until) && parking.confirmed.replace(until) != Some(until)
+        parking.chosen_by_strata == Some(until) && parking.confirmed.replace(until) != Some(until)
     }
 
-    /// Fails while the host is parked. For callers that hold a lock and therefore must not wait.
+    /// Fails while the host is parked. Also reports the pause if the caller may wait for its end. For callers that hold a lock
+    /// and therefore must not wait here.
     pub(super) fn refuse_while_parked(
         &self,
         now: Instant,
@@ -274,40 +286,45 @@ impl Host {
         &self.name
     }
 
-    /// Reports that the host is parked, at most once in [`REPORT_INTERVAL`].
+    /// Reports that the host is parked until `until`, unless a pause of this host was reported within [`REPORT_INTERVAL`].
     fn report(&self, until: Instant, now: Instant, what: &str) {
         let mut parking = lock(&self.parking);
         if parking.reported.is_none_or(|reported| now.saturating_duration_since(reported) > REPORT_INTERVAL) {
             parking.reported = Some(now);
-            let pause = describe_pause(&self.name, parking.own != Some(until), seconds(until, now));
-            self.reporter.info(format_args!("{pause}: {what} waits, like every other request to it"));
+            let is_requested = parking.chosen_by_strata != Some(until);
+            let pause = describe_pause(&self.name, is_requested, seconds(until, now));
+            let delayed = if parking.everything == Some(until) { "requests" } else { "requests for manifests" };
+            self.reporter.info(format_args!("{pause}; this delays all {delayed} to {}, first: {what}", self.name));
         }
     }
 
+    /// Returns the end of the pause for a request, if the host is parked.
     fn parked_until(&self, now: Instant, for_manifest: bool) -> Option<Instant> {
         let parking = lock(&self.parking);
         let manifests = parking.manifests.filter(|_| for_manifest);
         parking.everything.max(manifests).filter(|&until| until > now)
     }
 
+    /// Returns the error for a request that does not wait until `until`.
     fn parked(&self, until: Instant, now: Instant) -> RegistryError {
-        let is_asked = lock(&self.parking).own != Some(until);
-        RegistryError::Parked { host: self.name.clone(), until, seconds: seconds(until, now), is_asked }
+        let is_requested = lock(&self.parking).chosen_by_strata != Some(until);
+        RegistryError::Parked { host: self.name.clone(), until, seconds: seconds(until, now), is_requested }
     }
 
-    /// Parks the host for the time in `Retry-After`, or for a growing time without it. Returns the error for the request.
-    pub(super) fn park(&self, asked: Option<Duration>, now: Instant) -> RegistryError {
+    /// Parks the host: for a requested pause of this length, or without a length for a chosen pause. Returns the error for the
+    /// request.
+    pub(super) fn park(&self, requested: Option<Duration>, now: Instant) -> RegistryError {
         let mut parking = lock(&self.parking);
-        let until = match (asked, parking.everything.filter(|&until| until > now)) {
+        let until = match (requested, parking.everything.filter(|&until| until > now)) {
             (Some(length), _) => now + length,
-            // All concurrent requests get the same response. It counts once.
+            // All concurrent requests get the same response. Together they cause one pause.
             (None, Some(until)) => until,
             (None, None) => {
-                let (first, longest) = DEFAULT_RETRY_AFTER;
-                parking.unspecified += 1;
+                let (first, longest) = CHOSEN_PAUSE;
+                parking.chosen_pauses += 1;
                 // The shift is limited because a shift by 32 bits overflows.
-                let until = now + first.saturating_mul(1 << (parking.unspecified - 1).min(16)).min(longest);
-                parking.own = Some(until);
+                let until = now + first.saturating_mul(1 << (parking.chosen_pauses - 1).min(16)).min(longest);
+                parking.chosen_by_strata = Some(until);
                 until
             }
         };
@@ -318,23 +335,23 @@ impl Host {
         self.parked(until, now)
     }
 
-    /// Parks the host for requests of manifests only.
+    /// Parks the host for a requested pause of this length, for requests of manifests only.
     pub(super) fn park_manifests(&self, length: Duration, now: Instant) {
         let mut parking = lock(&self.parking);
         parking.manifests = parking.manifests.max(Some(now + length));
         self.reporter.debug(format_args!("{} allows no more requests of manifests for {length:?}", self.name));
     }
 
-    /// Records a successful response.
+    /// Records a successful response: the next chosen pause is the shortest one, and patience is counted from the next pause.
     pub(super) fn note_response(&self) {
         let mut parking = lock(&self.parking);
-        (parking.unspecified, parking.since) = (0, None);
+        (parking.chosen_pauses, parking.since) = (0, None);
     }
 
     /// Waits until fewer than the maximum number of downloads are under way. The permit counts one download until it is dropped.
     ///
-    /// Downloads have a limit of their own, and a permit covers all connections of one download. Otherwise a download could wait
-    /// for a permit of another one, which in turn waits until it is read.
+    /// Downloads and other requests are limited separately, and a permit covers all connections of one download. Otherwise a
+    /// download could wait for the permit of a second download, while the second download waits until its bytes are read.
     pub(super) fn download(&self) -> Permit {
         self.downloads.wait()
     }
@@ -421,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn exhausted_limit_frees_one_request_after_window_over_limit() {
+    fn pause_after_an_exhausted_limit_is_window_divided_by_limit() {
         let after = |limit, remaining| {
             let headers = headers(&[("ratelimit-limit", limit), ("ratelimit-remaining", remaining)]);
             exhausted(&headers).map(|length| length.as_secs())
@@ -436,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn request_waits_for_a_parked_host_up_to_its_deadline() {
+    fn request_waits_for_a_parked_host_until_the_deadline_of_the_request() {
         let clock = ManualClock::default();
         let host = Host::new("h.org", 1, &Reporter::silent());
         let begin = clock.now();
@@ -454,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn patience_is_counted_from_the_first_request_to_wait() {
+    fn patience_is_counted_from_the_start_of_the_first_pause() {
         let clock = ManualClock::default();
         let host = Host::new("h.org", 1, &Reporter::silent());
         let wait = || host.wait(&clock, &Allowance::large(clock.now(), Duration::from_secs(20)), false, "all");
@@ -469,28 +486,28 @@ mod tests {
     }
 
     #[test]
-    fn host_gets_no_request_for_a_minute_after_three_without_a_response() {
+    fn host_gets_no_request_for_a_minute_after_three_missing_responses() {
         let clock = ManualClock::default();
         let host = Host::new("h.org", 1, &Reporter::silent());
-        let is_asked = || host.check_responsive(clock.now()).is_ok();
+        let accepts_requests = || host.check_responsive(clock.now()).is_ok();
         host.note_no_response(clock.now());
         host.note_no_response(clock.now());
         host.note_complete_response();
         (0..2).for_each(|_| host.note_no_response(clock.now()));
-        assert!(is_asked());
+        assert!(accepts_requests());
         host.note_no_response(clock.now());
         let error = host.check_responsive(clock.now()).unwrap_err();
         assert!(error.to_string().contains("h.org") && error.to_string().contains("3 requests"), "{error}");
         clock.sleep(UNRESPONSIVE_PAUSE);
-        assert!(is_asked());
+        assert!(accepts_requests());
         host.note_no_response(clock.now());
-        assert!(!is_asked(), "one more is enough until it responds");
+        assert!(!accepts_requests(), "until the host responds, each further missing response starts the pause again");
         host.note_complete_response();
-        assert!(is_asked());
+        assert!(accepts_requests());
     }
 
     #[test]
-    fn parked_manifests_delay_no_other_request() {
+    fn pause_for_manifests_delays_no_other_request() {
         let clock = ManualClock::default();
         let host = Host::new("h.org", 1, &Reporter::silent());
         host.park_manifests(Duration::from_secs(216), clock.now());
@@ -501,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn parking_without_retry_after_grows_until_there_is_a_response() {
+    fn chosen_pause_doubles_until_there_is_a_successful_response() {
         let clock = ManualClock::default();
         let host = Host::new("h.org", 1, &Reporter::silent());
         let park = || {
@@ -519,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn number_of_permits_is_that_of_connections() {
+    fn number_of_permits_is_the_number_of_connections() {
         let hosts = Hosts::default();
         let host = hosts.get("h.org", 2);
         let clock = ManualClock::default();

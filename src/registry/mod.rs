@@ -1,9 +1,9 @@
 //! Client of the OCI distribution API: manifests, blobs, lists of tags and repositories, and pushing.
 //!
 //! All threads of a run share one [`Registries`]: its tokens, the number of concurrent requests for each host, and the parked
-//! hosts. A host is *parked* after it asked clients to wait (status 429, or 503 with `Retry-After`): no request is sent to it
-//! until that time. A small request is repeated after temporary errors and has one time limit for all attempts. A request for a
-//! layer is not repeated here: `Download` resumes it at the byte where the last response ended.
+//! hosts. A host is *parked* after it responded with status 429, or with 503 and `Retry-After`: no request is sent to it until
+//! the end of a pause (see `limits`). A small request is repeated after temporary errors and has one time limit for all
+//! attempts. A request for a layer is not repeated here: `Download` resumes it at the byte where the last response ended.
 
 mod allowance;
 mod auth_file;
@@ -204,7 +204,7 @@ impl Registries {
         Self::with_cancellation(settings, environment, &Cancellation::default())
     }
 
-    /// Does the same; `cancellation` ends the requests that wait for a registry.
+    /// Creates the client like [`new`](Self::new). In addition, `cancellation` ends the requests that wait for a registry.
     pub fn with_cancellation(
         settings: RegistriesSettings,
         environment: EnvironmentLookup<'_>,
@@ -263,7 +263,7 @@ impl Registries {
         &self.shared.reporter
     }
 
-    /// Creates the HTTP client for a host in advance, because it needs a thread.
+    /// Creates the HTTP client for a host in advance: the client needs a thread, which the system may refuse later.
     pub(crate) fn prepare(&self, host: &str) -> Result<(), RegistryError> {
         self.shared.http.prepare(host)
     }
@@ -304,7 +304,7 @@ impl Registries {
             // Some registries do not send `Docker-Content-Digest`.
             Ok(None) => Ok(self.manifest(location, None, RetryBudget::Full)?.0.digest),
             // Some registries limit `HEAD` requests alone.
-            Err(error) if error.is_own_pause() => match self.manifest(location, None, RetryBudget::Confirmation) {
+            Err(error) if error.is_chosen_pause() => match self.manifest(location, None, RetryBudget::Confirmation) {
                 Err(RegistryError::Parked { .. } | RegistryError::GivenUp { .. }) => Err(error),
                 result => {
                     let digest = result?.0.digest;
@@ -336,7 +336,8 @@ impl Registries {
         self.list(host, transport, &call, first, |page: Page| page.tags.unwrap_or_default(), is_tag)
     }
 
-    /// Returns the repositories of a registry, sorted, from `_catalog`. Many registries do not support it, or not for every user.
+    /// Returns the repositories of a registry, sorted, from `_catalog`. Many registries do not support `_catalog`, or only for
+    /// some users.
     pub fn repositories(&self, host: &str, transport: Transport) -> Result<Vec<String>, RegistryError> {
         #[derive(Deserialize)]
         struct Page {
@@ -440,7 +441,7 @@ impl Registries {
         self.host_of(location).try_download()
     }
 
-    /// Returns the host that downloads of `location` are counted for. Downloads from its mirrors are counted for the registry, too.
+    /// Returns the host whose maximum number of downloads applies to `location`: the registry, even if a mirror sends the layer.
     fn host_of(&self, location: &ImageLocation) -> Arc<Host> {
         let name = location.name.host();
         let connections = self.shared.settings.hosts.get(name).and_then(|registry| registry.connections);
@@ -472,14 +473,15 @@ impl Registries {
             matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none()
         });
         let foreign = foreign.map(|url| (Endpoint::of_url(&url, &self.shared.settings).without_credentials(), url));
-        let own = endpoints(host, &repository, location.transport, &self.shared.settings, &self.shared.ducc)?;
-        let own = own.into_iter().map(|endpoint| {
+        let servers = endpoints(host, &repository, location.transport, &self.shared.settings, &self.shared.ducc)?;
+        let servers = servers.into_iter().map(|endpoint| {
             let url = endpoint.url(&repository, &format!("blobs/{digest}"));
             (endpoint, url)
         });
-        self.first_success(foreign.chain(own).collect(), |endpoint, url, patience| {
+        self.first_success(foreign.chain(servers).collect(), |endpoint, url, patience| {
             let allowance = Allowance::large(self.shared.clock.now(), patience.unwrap_or_default());
-            // The permit of this request ends here: the caller holds the permit for the whole download.
+            // The permit for this request is dropped at the end of this function. The caller holds the permit for the whole
+            // download.
             let (response, _permit) = self.shared.exchange(endpoint, url, &call, &allowance)?;
             Ok(OpenedBlob { mirror: endpoint.mirror.clone(), ..opened(response, offset)? })
         })
@@ -499,7 +501,7 @@ fn client_settings(settings: &RegistriesSettings) -> HashMap<String, ClientSetti
     by_host.collect()
 }
 
-/// Returns the time limits by host and port, for hosts with settings of their own.
+/// Returns the time limits by host and port, for hosts that the settings name.
 fn host_limits(settings: &RegistriesSettings, defaults: TimeLimits) -> HashMap<String, HostLimits> {
     let limits = settings.hosts.iter().map(|(host, registry)| {
         let limits = HostLimits {
@@ -573,7 +575,7 @@ fn opened(response: HttpResponse, offset: u64) -> Result<OpenedBlob, RegistryErr
     Ok(OpenedBlob { start, length, mirror: None, body: Box::new(response.response) })
 }
 
-/// Parses the first byte position of a `Content-Range` such as `bytes 5-9/10` (RFC 9110, section 14.4).
+/// Returns the position of the first byte in a `Content-Range` such as `bytes 5-9/10` (RFC 9110, section 14.4).
 fn first_byte(range: &str) -> Option<u64> {
     let (first, rest) = range.trim().strip_prefix("bytes ")?.trim().split_once('-')?;
     let (last, _) = rest.split_once('/')?;

@@ -14,7 +14,8 @@ const MAX_PAGES: usize = 10_000;
 /// Maximum number of names in one list.
 const MAX_NAMES: usize = 1_000_000;
 
-/// Returns the URL of the next page, if there is one. Fails if it is at another origin, which must not get the credentials.
+/// Returns the URL of the next page, if there is one. Fails if that URL has another origin, because credentials must not be sent
+/// to it.
 pub(super) fn next_page(url: &Url, headers: &HeaderMap) -> Result<Option<Url>, RegistryError> {
     let texts = headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
     let Some(target) = texts.flat_map(links).find_map(|(target, is_next)| is_next.then_some(target)) else {
@@ -29,7 +30,7 @@ pub(super) fn next_page(url: &Url, headers: &HeaderMap) -> Result<Option<Url>, R
     Ok(Some(next))
 }
 
-/// Splits a header into link targets, each with whether it is the next page. Targets may contain commas.
+/// Splits a header into link targets. The flag of a target is true if it is the next page. Targets may contain commas.
 fn links(text: &str) -> impl Iterator<Item = (&str, bool)> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -53,11 +54,11 @@ fn is_next(parameters: &str) -> bool {
 
 /// Reads all pages of a list, and returns the names sorted and without duplicates.
 ///
-/// `page` returns the names of a page and the URL of the next one. Names that `is_right` rejects are left out.
+/// `page` returns the names of a page and the URL of the next one. Names that `is_valid` rejects are left out.
 pub(super) fn collect(
     first: Url,
     mut page: impl FnMut(&Url) -> Result<(Vec<String>, Option<Url>), RegistryError>,
-    is_right: impl Fn(&str) -> bool,
+    is_valid: impl Fn(&str) -> bool,
     reporter: &Reporter,
 ) -> Result<Vec<String>, RegistryError> {
     // Not all registries return names in lexical order, as distribution-spec requires.
@@ -73,11 +74,11 @@ pub(super) fn collect(
             return Err(refuse("the list has more than 10000 pages or 1000000 names"));
         }
         let (found, after) = page(&url)?;
-        let (right, wrong): (Vec<_>, Vec<_>) = found.into_iter().partition(|name| is_right(name));
+        let (valid, wrong): (Vec<_>, Vec<_>) = found.into_iter().partition(|name| is_valid(name));
         if let Some(name) = wrong.first() {
             reporter.debug(format_args!("{} lists {} invalid names, such as {name:?}", redacted(&url), wrong.len()));
         }
-        names.extend(right);
+        names.extend(valid);
         next = after;
     }
     Ok(names.into_iter().collect())

@@ -49,8 +49,9 @@ struct Push<'a> {
 }
 
 impl Registries {
-    /// Creates a client for pushing. `login` contains a host and a user, whose password is in `DUCC_OUTPUT_REGISTRY_PASS`. For
-    /// other hosts, or without user or password, the credentials for reading are used.
+    /// Creates a client for pushing. `login` contains a host and a user name; the password is read from
+    /// `DUCC_OUTPUT_REGISTRY_PASS`. The same credentials as for reading are used for all other hosts, and for this host if
+    /// `login` or the password is missing.
     pub fn for_pushing(
         settings: RegistriesSettings,
         environment: EnvironmentLookup<'_>,
@@ -58,7 +59,7 @@ impl Registries {
     ) -> Result<Self, RegistryError> {
         let registries = Self::new(settings, environment)?;
         let password = environment(PASSWORD).filter(|password| !password.is_empty()).map(|password| {
-            let fault = "is not text";
+            let fault = "is not valid UTF-8";
             password.into_string().map_err(|_| RegistryError::Variable { variable: PASSWORD.to_owned(), fault })
         });
         Ok(match (login, password.transpose()?) {
@@ -69,7 +70,9 @@ impl Registries {
         })
     }
 
-    /// Pushes an image under its tag. Blobs that the registry already has are not sent.
+    /// Pushes an image under the tag in `name`. Blobs that the registry already has are not sent.
+    ///
+    /// Fails if `name` has a digest instead of a tag.
     pub fn push(
         &self,
         name: &ImageName,
@@ -77,8 +80,7 @@ impl Registries {
         image: &ImageUpload,
     ) -> Result<PushOutcome, RegistryError> {
         let ImageReference::Tag(tag) = name.reference() else {
-            let fault = "images are pushed under a tag";
-            return Err(RegistryError::Settings { host: name.to_string(), fault });
+            return Err(RegistryError::PushToDigest { name: name.to_string() });
         };
         let repository = remote_repository(name.host(), name.repository());
         let endpoint = origin(name.host(), &repository, transport, &self.shared.settings)?;
@@ -109,7 +111,8 @@ impl Push<'_> {
         }
     }
 
-    /// Returns `None` if the registry does not have a manifest or blob, else its digest if the response states it.
+    /// Checks whether the registry has the manifest or blob at `path`. Returns `None` if the registry does not have it,
+    /// `Some(None)` if the response does not state the digest, and the digest otherwise.
     fn existing(&self, path: &str, is_manifest: bool) -> Result<Option<Option<Digest>>, RegistryError> {
         let what = format!("{path} of {}", self.name);
         let call = Call { accept: is_manifest.then_some(MANIFEST_TYPES), ..self.call(Method::HEAD, None, what) };
@@ -118,7 +121,7 @@ impl Push<'_> {
             Ok(response) => Ok(Some(content_digest(&response))),
             Err(RegistryError::NotFound { .. }) => Ok(None),
             Err(error) if !error.may_depend_on_method() => Err(error),
-            // Some registries do not support `HEAD`.
+            // Some registries do not support `HEAD`. Therefore its error is confirmed by one `GET` request.
             Err(error) => {
                 match self.send_with_retries(&url, &Call { method: Method::GET, ..call }, RetryBudget::SingleAttempt) {
                     Ok(response) if is_manifest => Ok(Some(Some(Digest::of(&document(response)?)))),
@@ -131,7 +134,8 @@ impl Push<'_> {
         }
     }
 
-    /// Uploads a blob in one request. After a temporary error, it starts a new upload.
+    /// Uploads a blob: `POST` starts the upload, and one `PUT` sends all bytes. After a temporary error, a new upload is
+    /// started.
     fn upload(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
         let what = format!("blob {digest} of {} to be pushed", self.name);
         let body = |bytes: &[u8]| Some(RequestBody { media_type: "application/octet-stream", bytes: bytes.to_vec() });
@@ -144,7 +148,7 @@ impl Push<'_> {
             let mut location = upload_location(&begun)?;
             // The location may contain parameters of its own, such as the state of the upload, which must be kept.
             location.query_pairs_mut().append_pair("digest", &digest.to_string());
-            // Credentials are sent only to the registry itself.
+            // The registry may choose another server for the upload. Credentials are sent only to the registry itself.
             let elsewhere = Endpoint::of_url(&location, &self.registries.shared.settings).without_credentials();
             let endpoint = if is_same_origin(&begun.url, &location) { &self.endpoint } else { &elsewhere };
             self.send(endpoint, &location, &send, allowance).map(drop)
@@ -179,7 +183,7 @@ impl Push<'_> {
     }
 }
 
-/// Returns the URL to which a blob must be uploaded.
+/// Returns the URL to which a blob must be uploaded, from the `Location` header of the response to `POST`.
 fn upload_location(response: &HttpResponse) -> Result<Url, RegistryError> {
     let reason = "it has no Location header for the upload".to_owned();
     let location = response.header(LOCATION.as_str());

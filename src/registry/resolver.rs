@@ -7,8 +7,8 @@ use std::thread;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::oneshot;
 
-/// Resolves each name in a thread of its own. The default resolver of the HTTP client does so, too, but panics if no thread can
-/// be started. This one then resolves the name in the thread of the client, which blocks its other connections meanwhile.
+/// Resolves each name in a new thread. If no thread can be started, resolves the name in the thread of the HTTP client, which
+/// blocks the other connections of that client meanwhile. The default resolver of the client would panic instead.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DnsResolver;
 

@@ -38,7 +38,7 @@ pub(crate) enum RetryBudget {
     SecondHalf,
     /// One attempt, within the other half of the time limit.
     SingleAttempt,
-    /// As [`Self::SingleAttempt`], even during a pause that the server did not ask for.
+    /// Like [`Self::SingleAttempt`], but also sent during a chosen pause.
     Confirmation,
 }
 
@@ -66,7 +66,7 @@ impl Registries {
         })
     }
 
-    /// Reads all pages of a list from the first server that returns it. Names that `is_right` rejects are left out.
+    /// Reads all pages of a list from the first server that returns it. Names that `is_valid` rejects are left out.
     pub(super) fn list<P: for<'de> Deserialize<'de>>(
         &self,
         host: &str,
@@ -74,7 +74,7 @@ impl Registries {
         call: &Call<'_>,
         first: impl Fn(&Endpoint) -> Url,
         names: impl Fn(P) -> Vec<String>,
-        is_right: fn(&str) -> bool,
+        is_valid: fn(&str) -> bool,
     ) -> Result<Vec<String>, RegistryError> {
         let endpoints = endpoints(host, call.repository, transport, &self.shared.settings, &self.shared.ducc)?;
         let servers = endpoints.into_iter().map(|endpoint| {
@@ -97,12 +97,12 @@ impl Registries {
                     Ok((names(json(response, MAX_LIST_PAGE)?), next))
                 })
             };
-            paging::collect(url.clone(), page, is_right, &self.shared.reporter)
+            paging::collect(url.clone(), page, is_valid, &self.shared.reporter)
         })
     }
 
-    /// Sends a request to one server after another until one succeeds, and returns the error of the last server otherwise.
-    /// Requests wait only for the last server while it is parked.
+    /// Sends a request to one server after another until one succeeds. If all fail, returns the error of the last server. A
+    /// request waits for a parked server only if that server is the last one.
     pub(super) fn first_success<T>(
         &self,
         mut servers: Vec<(Endpoint, Url)>,
@@ -121,8 +121,10 @@ impl Registries {
         send(&last, &last_url, Some(self.patience))
     }
 
-    /// Sends a small request to one server, with repetitions. Without `patience`, which means that another server follows,
-    /// there is one attempt. A server that repeatedly does not respond gets no requests for a while.
+    /// Sends a small request to one server, and repeats it after temporary errors. A caller that can try another server passes
+    /// no `patience`; then there is only one attempt.
+    ///
+    /// Missing responses are recorded: a server that repeatedly does not respond gets no requests for a while.
     pub(super) fn with_retries<T>(
         &self,
         endpoint: &Endpoint,
@@ -142,7 +144,7 @@ impl Registries {
         allowance.confirms = confirms;
         let result = self.retry_loop(attempts, &allowance, &host, || attempt(&allowance));
         match &result {
-            // Some servers never respond to `HEAD`, but do to `GET`.
+            // Some servers never respond to `HEAD`, but do to `GET`. Therefore a missing response to `HEAD` is not recorded.
             Err(error) if error.is_silence() && budget == RetryBudget::FirstHalf => {}
             Err(error) if error.is_silence() => host.note_no_response(self.shared.clock.now()),
             // A pause is neither a missing nor a complete response.
@@ -152,8 +154,8 @@ impl Registries {
         result
     }
 
-    /// Repeats `attempt` until it succeeds, fails permanently, or the time is used up. A parked host does not count as a failed
-    /// attempt.
+    /// Repeats `attempt` until it succeeds, fails permanently, or the time is used up. An attempt that ends because a host is
+    /// parked does not count as failed.
     fn retry_loop<T>(
         &self,
         attempts: u32,
@@ -171,8 +173,8 @@ impl Registries {
                     if until <= allowance.park_deadline && parked < MAX_PARKINGS =>
                 {
                     parked += 1;
-                    // If the server itself is parked, the next attempt waits for it. For a token service, this loop waits: here no
-                    // lock on the token is held, and the time does not count against the response.
+                    // If the server itself is parked, the next attempt waits for it. If a token service is parked, the wait is
+                    // here instead: no lock on the token is held here, and the wait does not use up the time for the response.
                     if host != target.name() {
                         self.shared.hosts.get(&host, DEFAULT_CONNECTIONS).wait(
                             &*self.shared.clock,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer};
 
 /// Default of the maximum number of concurrent requests to one registry.
 pub const DEFAULT_CONNECTIONS: usize = 8;
-/// Upper limit of that setting.
+/// Upper limit of the setting `connections`.
 const MAX_CONNECTIONS: usize = 256;
 /// Allowed range of `stall_timeout` and of the time limits for requests.
 const TIMEOUT_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60 * 60);
@@ -22,7 +22,7 @@ const MAX_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
 pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Default of the minimum rate of a layer download in bytes per second.
 pub const DEFAULT_MINIMUM_RATE: u64 = 4 << 10;
-/// Default of the time for which one round of `strata sync` waits for a registry that asks clients to wait.
+/// Default of the time for which one round of `strata sync` waits for a parked registry.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(120);
 
 /// A password or token. Only [`Secret::reveal`] returns it; `Debug` does not print it.
@@ -131,7 +131,7 @@ pub struct RequestSettings {
     /// Minimum rate of a layer download in bytes per second, for registries without `minimum_rate`.
     #[serde(deserialize_with = "size")]
     pub minimum_rate: Option<u64>,
-    /// Time for which one round of `strata sync` waits for a registry that asks clients to wait: up to 24 hours.
+    /// Time for which one round of `strata sync` waits for a parked registry: up to 24 hours.
     #[serde(deserialize_with = "duration")]
     pub patience: Option<Duration>,
 }
@@ -221,7 +221,7 @@ pub struct RegistriesSettings {
     pub directory: PathBuf,
     /// Settings by host and port, as written in image names.
     pub hosts: BTreeMap<String, RegistrySettings>,
-    /// Defaults for registries without settings of their own.
+    /// Defaults for values that the settings of a registry do not contain.
     pub requests: RequestSettings,
 }
 

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::clock::tests::ManualClock;
 use super::*;
-use crate::source::testing::{CONFIG, Files, INDEX, MANIFEST, blob_name, keeps_its_promises, on};
+use crate::source::testing::{CONFIG, Files, INDEX, MANIFEST, assert_source_contract, blob_name, on};
 use crate::source::{PlatformRequest, RegistryImage, Source as _, SourceError};
 use server::{Drip, ReceivedRequest, Reply, Server};
 
@@ -104,7 +104,7 @@ fn image_is_found_by_tag_and_by_digest_and_its_layers_are_read() {
     assert_eq!(image.names, [location.name.clone().into()]);
     assert_eq!(image.index.as_ref().map(|index| index.digest), Some(digest));
     assert_eq!(
-        keeps_its_promises(&RegistryImage::new(client.registries.clone(), location.clone()), &image),
+        assert_source_contract(&RegistryImage::new(client.registries.clone(), location.clone()), &image),
         [b"lower", b"upper"]
     );
     assert!(server.targets()[0].ends_with("/manifests/1"));
@@ -549,7 +549,10 @@ fn registry_on_this_machine_may_use_plain_http() {
     let plain = server.targets().iter().filter(|target| target.starts_with("GET ")).count();
     assert_eq!(plain, 2);
     let image = resolve(&client, &location).unwrap();
-    assert_eq!(keeps_its_promises(&RegistryImage::new(client.registries.clone(), location.clone()), &image).len(), 2);
+    assert_eq!(
+        assert_source_contract(&RegistryImage::new(client.registries.clone(), location.clone()), &image).len(),
+        2
+    );
 }
 
 #[test]

@@ -46,7 +46,8 @@ pub(crate) trait Retryable: Error + Send + Sync + 'static {
 pub(crate) struct DownloadPolicy {
     /// Maximum number of consecutive attempts without a byte.
     pub attempts: u32,
-    /// Pause after the first of these, varied by up to a quarter. It doubles with each further one.
+    /// Pause after the first attempt without a byte, varied by up to a quarter. The pause doubles with each further such
+    /// attempt.
     pub first_pause: Duration,
     /// Maximum pause, varied by up to a quarter.
     pub max_pause: Duration,
@@ -58,7 +59,7 @@ pub(crate) struct DownloadPolicy {
     pub rate_window: Duration,
     /// Maximum number of bytes in memory, at least twice [`READ_SIZE`].
     pub buffer_limit: usize,
-    /// Number of buffered bytes from which on a read is worthwhile.
+    /// Number of buffered bytes from which on the download counts as ready.
     pub ready_threshold: usize,
 }
 
@@ -113,8 +114,8 @@ impl Download {
         let filled = Arc::clone(&pipe);
         let work = move || handed_over.recv().map_or((), |attempts| fill(attempts, &filled));
         if thread::Builder::new().name("download".to_owned()).spawn(work).is_ok() {
-            let attempts = waiting.take().expect("it is handed over once");
-            hand_over.send(attempts).expect("the thread waits for it");
+            let attempts = waiting.take().expect("`attempts` has not been moved yet");
+            hand_over.send(attempts).expect("the thread waits for `attempts`");
         }
         Self { pipe, direct: waiting }
     }
@@ -126,7 +127,8 @@ impl Download {
 }
 
 impl DownloadReadiness {
-    /// Returns whether a read would return a worthwhile number of bytes, the end, or an error without waiting.
+    /// Returns whether a read would return without waiting: the end, an error, or bytes if at least `ready_threshold` are
+    /// buffered.
     pub(crate) fn is_ready(&self) -> bool {
         // Without a thread, bytes arrive only while the reader reads.
         self.0.as_ref().is_none_or(|pipe| pipe.is_ready())

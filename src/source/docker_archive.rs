@@ -265,7 +265,7 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use super::super::testing::{Files, Tar, config, gzip, keeps_its_promises, read_layer, zstd};
+    use super::super::testing::{Files, Tar, assert_source_contract, config, gzip, read_layer, zstd};
     use super::*;
     use crate::image::Digest;
 
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn packed_layers_and_archives_give_the_same_image() {
+    fn compressed_layers_and_archives_contain_the_same_image() {
         let expected = resolve(&archive(<[u8]>::to_vec).tar(), None).unwrap();
         let zstd_layer = archive(zstd).tar();
         for bytes in [archive(gzip).tar(), zstd_layer.clone(), gzip(&zstd_layer), zstd(&archive(<[u8]>::to_vec).tar())]
@@ -331,7 +331,7 @@ mod tests {
             let source = open(&bytes, None).unwrap();
             let image = source.resolve(&PlatformRequest::new(None)).unwrap();
             assert_eq!(image, expected);
-            assert_eq!(keeps_its_promises(&source, &image), [b"lower", b"upper"]);
+            assert_eq!(assert_source_contract(&source, &image), [b"lower", b"upper"]);
         }
     }
 
@@ -348,7 +348,7 @@ mod tests {
             .file("manifest.json", list.to_string().as_bytes());
         let source = open(&tar.bytes(), None).unwrap();
         let image = source.resolve(&PlatformRequest::new(None)).unwrap();
-        assert_eq!(keeps_its_promises(&source, &image), [b"lower", b"upper", b"lower"]);
+        assert_eq!(assert_source_contract(&source, &image), [b"lower", b"upper", b"lower"]);
     }
 
     #[test]
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn config_must_have_the_digest_in_its_name() {
+    fn config_must_have_the_digest_in_its_file_name() {
         let config = config("linux/amd64", &[]).to_string();
         let open_as = |name: &str| {
             let list = json!([{"Config": name, "RepoTags": null, "Layers": null}]);
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn incomplete_archive_says_what_it_lacks() {
+    fn error_for_an_incomplete_archive_states_what_is_missing() {
         let missing = |name: &str| open(&archive(<[u8]>::to_vec).without(name).tar(), None).unwrap_err();
         for name in ["2.tar", &config_name(&config("linux/amd64", &["lower", "upper"]))] {
             assert!(matches!(missing(name), SourceError::MissingMember { member, .. } if member == name));
@@ -417,14 +417,14 @@ mod tests {
     }
 
     #[test]
-    fn damaged_packed_layer_is_named() {
+    fn error_for_a_damaged_compressed_layer_names_it() {
         let bytes = archive(|layer| gzip(layer)[..15].to_vec()).tar();
         let error = resolve(&bytes, None).unwrap_err();
         assert!(matches!(error, SourceError::UnpackLayer { member, .. } if member == "2.tar"));
     }
 
     #[test]
-    fn image_for_another_platform_than_asked_for_is_refused() {
+    fn image_for_another_platform_than_requested_is_rejected() {
         let source = open(&archive(<[u8]>::to_vec).tar(), None).unwrap();
         let request = |platform: &str| PlatformRequest::new(Some(platform.parse().unwrap()));
         assert!(source.resolve(&request("linux/amd64")).is_ok());

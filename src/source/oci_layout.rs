@@ -104,15 +104,16 @@ impl OciLayout {
         let Some(reference) = &self.reference else {
             return Ok(self.images_among(manifests));
         };
-        let (mut meant, others): (Vec<_>, Vec<_>) = manifests.into_iter().partition(|entry| is_named(entry, reference));
-        if meant.is_empty() {
+        let (mut selected_entries, others): (Vec<_>, Vec<_>) =
+            manifests.into_iter().partition(|entry| is_named(entry, reference));
+        if selected_entries.is_empty() {
             let (path, reference, names) = (self.path().to_owned(), reference.clone(), labels(&others));
             return Err(SourceError::UnknownReference { path, reference, names });
         }
-        if meant.len() > 1 {
-            meant = self.images_among(meant);
+        if selected_entries.len() > 1 {
+            selected_entries = self.images_among(selected_entries);
         }
-        Ok(meant)
+        Ok(selected_entries)
     }
 
     /// Returns the entries that may be images. Signatures and other artifacts may be listed beside an image, and only their
@@ -129,7 +130,7 @@ impl OciLayout {
         if images.is_empty() { entries } else { images }
     }
 
-    /// Returns whether an entry points to the manifest of an artifact. Returns false for a manifest that cannot be read.
+    /// Returns whether an entry points to the manifest of an artifact; false if the manifest cannot be read.
     fn is_artifact(&self, entry: &Descriptor) -> bool {
         let Ok(document) = document::read_manifest(self, entry, "index.json") else { return false };
         let name = document.digest.to_string();
@@ -149,9 +150,9 @@ impl OciLayout {
 }
 
 impl OciLayout {
-    /// Returns the entries for the image, at least one, and whether all point to the same manifest or index. If not, they are
-    /// the images of several platforms.
-    fn meant(&self) -> Result<(Vec<Descriptor>, bool), SourceError> {
+    /// Returns the entries for the image, at least one, and whether all point to the same manifest or index. If they point to
+    /// several, each is the image for another platform.
+    fn selected_entries(&self) -> Result<(Vec<Descriptor>, bool), SourceError> {
         let entries = self.entries()?;
         let first = entries.first().ok_or_else(|| SourceError::NoImage { path: self.path().to_owned() })?;
         if entries.iter().all(|entry| entry.digest == first.digest) {
@@ -172,7 +173,7 @@ fn names(entries: &[Descriptor]) -> Vec<FullName> {
 
 impl Source for OciLayout {
     fn resolve(&self, request: &PlatformRequest) -> Result<Image, SourceError> {
-        let (entries, are_one) = self.meant()?;
+        let (entries, are_one) = self.selected_entries()?;
         let resolver = ImageResolver::new(self, request);
         let image =
             if are_one { resolver.resolve_entries(&entries)? } else { resolver.resolve_descriptors(&entries)? };
@@ -180,7 +181,7 @@ impl Source for OciLayout {
     }
 
     fn resolve_each(&self, wanted: Option<&[Platform]>) -> Result<Vec<(Platform, Image)>, SourceError> {
-        let (entries, are_one) = self.meant()?;
+        let (entries, are_one) = self.selected_entries()?;
         let request = PlatformRequest::new(None);
         let resolver = ImageResolver::new(self, &request);
         let images = match are_one {
@@ -279,7 +280,7 @@ fn labels(entries: &[Descriptor]) -> Vec<String> {
 mod tests {
     use serde_json::json;
 
-    use super::super::testing::{Files, blob_name, gzip, keeps_its_promises, named, on, read_layer, with, zstd};
+    use super::super::testing::{Files, assert_source_contract, blob_name, gzip, named, on, read_layer, with, zstd};
     use super::*;
 
     /// Opens a layout in a directory that is deleted with the returned guard.
@@ -308,7 +309,7 @@ mod tests {
         let layout = layout.unwrap();
         let request = PlatformRequest::new(None);
         let expected = layout.resolve(&request).unwrap();
-        assert_eq!(keeps_its_promises(&layout, &expected), [b"lower", b"upper"]);
+        assert_eq!(assert_source_contract(&layout, &expected), [b"lower", b"upper"]);
         assert_eq!(expected.names, ["h.org/a:1".parse().unwrap()]);
         let tar = files.tar();
         for bytes in [tar.clone(), gzip(&tar), zstd(&tar)] {
@@ -317,7 +318,7 @@ mod tests {
             let archive = OciLayout::open_archive(file.path(), None).unwrap();
             let image = archive.resolve(&request).unwrap();
             assert_eq!(image, expected);
-            assert_eq!(keeps_its_promises(&archive, &image), [b"lower", b"upper"]);
+            assert_eq!(assert_source_contract(&archive, &image), [b"lower", b"upper"]);
         }
     }
 

@@ -28,7 +28,7 @@ pub(super) struct ImageResolver<'a> {
     offered: Vec<Platform>,
     /// The first artifact that is not an image: the digest of its manifest and its type.
     artifact: Option<(Digest, String)>,
-    /// The first such artifact for a requested platform.
+    /// The same for the first artifact among the entries for a requested platform.
     wanted_artifact: Option<(Digest, String)>,
     /// Digest of the index that is searched.
     index: Option<Digest>,
@@ -42,8 +42,8 @@ impl<'a> ImageResolver<'a> {
 
     /// Returns the image for entries of `index.json` that all point to the same manifest or index.
     ///
-    /// A single manifest is accepted for any platform, unless the user requested one, or unless the entries state a platform:
-    /// then they are treated like an index.
+    /// A single manifest is accepted for any platform, unless the user requested a platform. If an entry states a platform, the
+    /// entries are treated like those of an index.
     pub(super) fn resolve_entries(mut self, entries: &[Descriptor]) -> Result<Image, SourceError> {
         let (document, kind) = self.read(&entries[0])?;
         if kind == DocumentKind::Manifest && name_platforms(entries) {
@@ -131,7 +131,7 @@ impl<'a> ImageResolver<'a> {
         self.nothing(asked.to_string())
     }
 
-    /// Returns the error for a request without an image. It is about an artifact if one was found instead.
+    /// Returns the error for a request for which there is no image. If an artifact was found, the error names the artifact.
     fn nothing(&self, requested: String) -> SourceError {
         let is_wasm = |platform: &Platform| platform.architecture.starts_with("wasm");
         let artifact = match (&self.wanted_artifact, &self.artifact, self.offered.first()) {
@@ -196,7 +196,7 @@ fn name_platforms(entries: &[Descriptor]) -> bool {
     entries.iter().any(|entry| entry.may_be_image() && entry.platform().is_some())
 }
 
-/// Fails if a single image is for another platform than the one that the user requested.
+/// Fails if the user requested a platform, and a single image is for another one.
 pub(super) fn admit(request: &PlatformRequest, digest: Digest, config: &ImageConfig) -> Result<(), SourceError> {
     match config.platform() {
         Some(actual) if request.explicit && !request.platform.accepts(&actual) => {
@@ -264,7 +264,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::super::testing::{
-        CONFIG, Files, INDEX, LAYER, MANIFEST, blob_name, config, keeps_its_promises, on, with,
+        CONFIG, Files, INDEX, LAYER, MANIFEST, assert_source_contract, blob_name, config, on, with,
     };
     use super::super::{OciLayout, Source};
     use super::*;
@@ -277,7 +277,7 @@ mod tests {
         let platform = platform.trim_start_matches('?').parse().unwrap();
         let source = OciLayout::open(directory.path(), None)?;
         let image = source.resolve(&PlatformRequest { platform, explicit })?;
-        keeps_its_promises(&source, &image);
+        assert_source_contract(&source, &image);
         Ok(image)
     }
 
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn index_contains_the_image_for_the_platform_and_is_kept() {
+    fn image_for_the_platform_is_found_in_an_index_and_the_index_is_kept() {
         let mut files = Files::layout();
         let manifests = json!([
             on(files.image("linux/arm64", &["arm"]), "linux/arm64"),
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn index_without_the_platform_lists_those_it_has_and_no_attestations() {
+    fn error_for_a_missing_platform_lists_those_of_the_index_without_attestations() {
         let mut files = Files::layout();
         let manifests = json!([
             on(files.image("linux/amd64", &["a"]), "linux/amd64"),
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn platform_of_an_entry_without_one_is_that_of_its_config() {
+    fn entry_without_a_platform_has_the_platform_of_its_config() {
         let mut files = Files::layout();
         let chart = files.blob("application/vnd.cncf.helm.config.v1+json", b"{}");
         let chart = files.json(MANIFEST, &json!({"schemaVersion": 2, "config": chart, "layers": []}));
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn single_image_for_another_platform_is_an_error_only_when_one_was_asked_for() {
+    fn single_image_for_another_platform_is_an_error_only_if_the_user_requested_one() {
         let mut files = Files::layout();
         let image = files.image("linux/arm64", &["arm"]);
         let files = files.index(json!([image]));
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn index_that_repeats_itself_ends_the_search() {
+    fn number_of_documents_is_limited() {
         let mut files = Files::layout();
         let mut descriptor = files.image("linux/arm64", &["a"]);
         for _ in 0..MAX_DEPTH {
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn docker_and_missing_media_types_are_taken() {
+    fn docker_and_missing_media_types_are_accepted() {
         let docker = "application/vnd.docker.distribution.manifest.v2+json";
         for media_type in [json!(docker), Value::Null] {
             let files = manifest_with(|manifest| {
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn layer_of_a_type_that_cannot_be_unpacked_is_refused_by_name() {
+    fn error_for_an_unsupported_layer_contains_its_media_type() {
         for right in [
             LAYER,
             "application/vnd.oci.image.layer.v1.tar+zstd",
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn artifact_is_refused_by_its_type() {
+    fn error_for_an_artifact_contains_its_type() {
         let of_type = |files: &Files| match resolve(files, "linux/amd64") {
             Err(SourceError::Artifact { artifact_type, .. }) => artifact_type,
             other => panic!("{other:?}"),
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn image_with_the_type_of_an_artifact_is_an_image() {
+    fn image_with_an_artifact_type_is_an_image() {
         let model = json!("application/vnd.example.model");
         let files = manifest_with(|manifest| manifest["artifactType"] = model.clone());
         assert_eq!(resolve(&files, "linux/amd64").unwrap().layers[0].digest, Digest::of(b"a"));
@@ -466,7 +466,7 @@ mod tests {
             "config": files.blob(CONFIG, config("linux/amd64", &[]).to_string().as_bytes())});
         let entry = with(files.json(MANIFEST, &manifest), "artifactType", model.clone());
         assert_eq!(resolve(&files.index(json!([entry])), "linux/amd64").unwrap().layers, []);
-        // Only the type of its config is that of an image.
+        // Only its config has the type of an image.
         let mut emptied = Files::layout();
         let descriptor = emptied.blob(CONFIG, b"{}");
         let layer = emptied.blob(LAYER, b"a");
@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn entry_of_a_layout_with_a_platform_is_treated_like_one_of_an_index() {
+    fn entry_of_a_layout_with_a_platform_is_treated_like_an_entry_of_an_index() {
         let of = |listed: &str, config: &str| {
             let mut files = Files::layout();
             let image = on(files.image(config, &["a"]), listed);

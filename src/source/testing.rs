@@ -36,7 +36,7 @@ impl Tar {
     pub(crate) fn file(mut self, name: &str, content: &[u8]) -> Self {
         let mut header = header(tar::EntryType::Regular, content.len() as u64);
         if name.starts_with(['/', '.']) {
-            // The writer refuses or tidies such names, so they go into the header as they are.
+            // The writer rejects or normalises such names. Therefore they are copied into the header directly.
             header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
             header.set_cksum();
             self.0.append(&header, content).unwrap();
@@ -196,7 +196,7 @@ pub(crate) fn read_layer(source: &dyn Source, layer: &ImageLayer) -> Result<Vec<
 }
 
 /// Asserts the contract of [`Source`] for a resolved image, and returns the contents of its layers.
-pub(crate) fn keeps_its_promises(source: &dyn Source, image: &Image) -> Vec<Vec<u8>> {
+pub(crate) fn assert_source_contract(source: &dyn Source, image: &Image) -> Vec<Vec<u8>> {
     let manifest: crate::image::ImageManifest = serde_json::from_slice(&image.manifest.bytes).unwrap();
     assert_eq!(Digest::of(&image.manifest.bytes), image.manifest.digest);
     assert_eq!(Digest::of(&image.config.bytes), image.config.digest);

@@ -70,7 +70,10 @@ fn status_429_of_head_alone_is_confirmed_by_get_which_is_then_used() {
     assert_eq!(client.registries.head(&server.location(":1")).unwrap(), Digest::of(b"x"));
     let methods_before = methods(&server);
     assert_eq!(methods_before.iter().filter(|method| *method == "GET").count(), 1, "{methods_before:?}");
-    assert!(methods_before.len() > 5 && client.clock.passed() <= PATIENCE, "it was waited for");
+    assert!(
+        methods_before.len() > 5 && client.clock.passed() <= PATIENCE,
+        "HEAD was repeated after pauses, within the patience"
+    );
     assert_eq!(client.registries.head(&server.location(":2")).unwrap(), Digest::of(b"x"));
     assert_eq!(methods(&server)[methods_before.len()..], ["GET"]);
 }

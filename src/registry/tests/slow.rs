@@ -1,4 +1,4 @@
-//! Registries that answer so slowly that it is no answer.
+//! Registries whose responses exceed a time limit, or that do not respond.
 
 use std::time::Instant;
 
@@ -125,10 +125,10 @@ fn endless_list_exceeds_its_time_limit() {
 fn limits_of_a_registry_precede_the_defaults() {
     let server = Server::start(|_| Reply::of(200, "x".repeat(1000)).dripping(Drip::Body));
     let second = Duration::from_secs(1);
-    let limit = |own: Option<Duration>, all: Duration| {
-        let own = RegistrySettings { request_timeout: own, ..Default::default() };
-        let requests = RequestSettings { timeout: Some(all), ..Default::default() };
-        let hosts = [(server.address.clone(), own)].into();
+    let limit = |of_registry: Option<Duration>, default: Duration| {
+        let registry = RegistrySettings { request_timeout: of_registry, ..Default::default() };
+        let requests = RequestSettings { timeout: Some(default), ..Default::default() };
+        let hosts = [(server.address.clone(), registry)].into();
         let settings = RegistriesSettings { hosts, requests, ..Default::default() };
         let clock = Arc::new(ManualClock::default());
         let registries = Registries::with_clock(settings, &|_| None, TimeLimits::default(), clock).unwrap();
@@ -142,7 +142,7 @@ fn limits_of_a_registry_precede_the_defaults() {
 }
 
 #[test]
-fn unresponsive_registry_gets_no_request_after_three() {
+fn registry_gets_no_request_after_three_missing_responses() {
     let server = Server::start(|asked| match asked.target.ends_with("/good") {
         true => Reply::of(200, "{}"),
         false => Reply::of(200, "{}").dripping(Drip::Head),
@@ -171,7 +171,7 @@ fn waiting_for_a_parked_token_service_delays_no_other_request() {
             let busy = Reply::error(429, "TOOMANYREQUESTS").with("retry-after", 40);
             return if *asked == 1 { busy } else { Reply::json(json!({"token": "t"})) };
         }
-        // By another name it is another host.
+        // Another name for the same machine counts as another host, which is parked separately.
         let realm = format!("http://{}/token", request.headers["host"].replace("127.0.0.1", "localhost"));
         match request.authorization() {
             Some("Bearer t") => Reply::of(200, "{}"),

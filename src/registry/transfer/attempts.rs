@@ -105,11 +105,11 @@ pub(super) struct Attempts {
     size: u64,
     /// Number of bytes that have been returned to the caller.
     reached: u64,
-    /// The same at the time of the last request.
+    /// The value of `reached` at the time of the last request.
     reached_before: u64,
     /// Number of consecutive attempts without a byte.
     failures: u32,
-    /// Total time since the last byte in which the registry was parked.
+    /// Total time of pauses since the last byte because the registry was parked.
     parked: Duration,
     is_at_end: bool,
     rate: RateMeter,
@@ -142,7 +142,7 @@ impl Attempts {
         }
     }
 
-    /// Reads some of the next bytes; returns 0 only at the end. It must not be called again after an error.
+    /// Reads some of the next bytes. Returns 0 only at the end. The caller must not call this function again after an error.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> Result<usize, DownloadError> {
         if self.is_at_end || buffer.is_empty() {
             return Ok(0);
@@ -158,7 +158,8 @@ impl Attempts {
         }
     }
 
-    /// Adds the result of one attempt to the rate. Returns an error if the rate is too low.
+    /// Adds the bytes and the time `waited` of one read to the measurement of the rate. Returns `result`, or an error if the
+    /// rate was too low in [`MAX_SLOW`] measurements in a row.
     fn measured(&mut self, result: Result<usize, AttemptFailure>, waited: Duration) -> Result<usize, AttemptFailure> {
         self.rate.waited += waited;
         self.rate.bytes += *result.as_ref().unwrap_or(&0) as u64;
@@ -174,7 +175,7 @@ impl Attempts {
         }
         self.rate.slow += 1;
         match result {
-            // The received bytes are returned, and the next read opens a new connection.
+            // The received bytes are valid and returned. The next read opens a new connection.
             Ok(count) if self.rate.slow < MAX_SLOW => {
                 self.body = None;
                 self.note_slow(bytes, seconds);
@@ -276,7 +277,7 @@ impl Attempts {
             PAUSE_AFTER_PROGRESS => {
                 self.reporter.debug(format_args!("got {reached} of {size} bytes of a blob, resuming: {cause}"))
             }
-            // The host reports that it is parked.
+            // Every download from a parked registry has the same pause. Reporting it for each would repeat the message.
             _ if matches!(failure.retry, Retry::At(_)) => {
                 self.reporter.debug(format_args!("a blob waits {pause:?}: {cause}"))
             }

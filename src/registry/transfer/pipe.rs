@@ -38,7 +38,8 @@ pub(super) struct PipeWriter<'p>(&'p Pipe);
 impl Pipe {
     /// Creates a pipe for up to `limit` bytes that is ready for reading from `ready_threshold` bytes on.
     ///
-    /// Both are adjusted so that a pipe without room for another [`READ_SIZE`] bytes is ready: otherwise both threads would wait.
+    /// Both numbers are adjusted so that a pipe without room for another [`READ_SIZE`] bytes counts as ready: otherwise the
+    /// reading and the writing thread would wait for each other.
     pub(super) fn new(limit: usize, ready_threshold: usize) -> Self {
         let (state, arrived, freed) = Default::default();
         let limit = limit.max(READ_SIZE);
@@ -81,7 +82,8 @@ impl Pipe {
         }
     }
 
-    /// Returns whether a read would return a worthwhile number of bytes, the end, or an error without waiting.
+    /// Returns whether a read would return without waiting: the end, an error, or bytes if at least `ready_threshold` are
+    /// buffered.
     pub(super) fn is_ready(&self) -> bool {
         let state = self.state();
         state.bytes.len() >= self.ready_threshold || state.end.is_some()

@@ -276,7 +276,7 @@ fn failing(blob: &Arc<[u8]>, answers: &[Answer]) -> (String, usize, Arc<Mutex<Lo
 }
 
 #[test]
-fn complete_response_is_the_only_one() {
+fn complete_response_is_requested_once() {
     assert_eq!(whole(&blob(1_000_000), &[]), (vec![0], vec![]));
     assert_eq!(whole(&blob(0), &[]), (vec![0], vec![]));
     assert_eq!(whole(&blob(10), &[Answer::Longer(0)]), (vec![0], vec![]));
@@ -406,7 +406,7 @@ fn waiting_for_a_parked_registry_has_a_limit() {
     let (_, _, log) = failing(&blob(10), &[parked(3000)]);
     assert_eq!(log.lock().unwrap().pauses, []);
     let past = Refusal { is_transient: true, parked_until: Some(Instant::now()) };
-    assert_eq!(whole(&blob(10), &[Answer::Refuse(past)]).1, [1000], "there is always an end to it");
+    assert_eq!(whole(&blob(10), &[Answer::Refuse(past)]).1, [1000], "the pause has a minimum length");
 }
 
 #[test]
