@@ -102,8 +102,9 @@ fn invalid(path: &Path, document: &str, source: serde_json::Error) -> SourceErro
 
 /// Returns whether a document is an index or a manifest.
 ///
-/// The members of the document decide. Neither its own media type nor `media_type`, under which it was found, may contradict
-/// them. A document that could be both is rejected, because two clients could read it as two images (CVE-2021-41190).
+/// The members of the document decide. Neither the media type in the document nor `media_type`, which the index or registry
+/// states, may contradict the members. A document that could be both is rejected, because two clients could read two different
+/// images from it (CVE-2021-41190).
 pub(super) fn kind(path: &Path, name: &str, bytes: &[u8], media_type: &str) -> Result<DocumentKind, SourceError> {
     let outline: DocumentOutline = parse(path, name, bytes)?;
     let refuse = |reason| SourceError::NotAManifest { document: name.to_owned(), reason };

@@ -124,13 +124,13 @@ pub fn open(argument: &ImageArgument, registries: &Registries) -> Result<Box<dyn
 pub struct PlatformRequest {
     /// Platform on which the image should run.
     pub platform: Platform,
-    /// Whether the user named the platform. If not, it only selects among several images: a single image is accepted for any
-    /// platform, unless an index states one for it.
+    /// Whether the user requested the platform. Otherwise, the platform only selects among several images: a single image is
+    /// accepted for any platform, unless an index states the platform of that image.
     pub explicit: bool,
 }
 
 impl PlatformRequest {
-    /// Requests exactly `platform`, or without one, prefers the platform of this machine.
+    /// Requests exactly `platform`. If `platform` is `None`, prefers the platform of this machine.
     pub fn new(platform: Option<Platform>) -> Self {
         let explicit = platform.is_some();
         Self { platform: platform.unwrap_or_else(Platform::of_this_machine), explicit }
@@ -155,7 +155,7 @@ impl Default for PlatformSelection {
 }
 
 impl PlatformSelection {
-    /// Returns the platforms that the user named, if any.
+    /// Returns the platforms that the user requested, if any.
     pub fn asked(&self) -> Option<String> {
         match self {
             Self::One(PlatformRequest { explicit: false, .. }) => None,
@@ -286,7 +286,7 @@ impl Image {
 pub struct ImageLayer {
     /// Digest of the bytes that [`Source::open_layer`] returns.
     pub digest: Digest,
-    /// Number of these bytes.
+    /// Number of bytes that [`Source::open_layer`] returns.
     pub size: u64,
     /// Digest of the uncompressed tar stream.
     pub diff_id: DiffId,

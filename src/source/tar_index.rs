@@ -18,7 +18,7 @@ use super::document::Blob;
 use super::error::{ArchiveError, SourceError};
 use super::tar_stream::{ArchiveStream, FileSpan, HeaderWindow, MemberReader};
 
-/// Maximum number of members; a `docker save` of a thousand images has about a tenth of it.
+/// Maximum number of members, about ten times the number in a `docker save` of a thousand images.
 const MAX_MEMBERS: usize = 250_000;
 /// Maximum total length of names and link targets in bytes.
 const MAX_NAME_BYTES: usize = 32 << 20;
@@ -28,7 +28,7 @@ const MAX_NAME_LENGTH: u32 = 4096;
 const MAX_HEADERS: usize = 2 << 20;
 /// Maximum size of a member of a compressed archive that is kept in memory, in bytes. Image configs are usually smaller.
 const MAX_KEPT_MEMBER: u64 = 128 << 10;
-/// Maximum total size of these members in bytes.
+/// Maximum total size of the members that are kept in memory, in bytes.
 const MAX_KEPT_BYTES: usize = 16 << 20;
 /// Maximum number of links that are followed to find a member.
 const MAX_LINKS: usize = 16;
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn member_is_read_from_plain_and_packed_archives() {
+    fn member_is_read_from_uncompressed_and_compressed_archives() {
         let long = format!("{}/{}", "d".repeat(120), "f".repeat(150));
         let big = vec![7; 100_000];
         let tar = Tar::new().directory("a/").file("./a/one", b"1").file("/two", &big).file(&long, b"long").bytes();
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn small_members_of_packed_archives_are_kept_up_to_a_limit() {
+    fn small_members_of_compressed_archives_are_kept_up_to_a_limit() {
         let limit = usize::try_from(MAX_KEPT_MEMBER).unwrap();
         let kept = |archive: &TarArchive, name: &str| archive.find(name).unwrap().unwrap().kept.is_some();
         let contents = [limit - 1, limit, limit + 1].map(|size| vec![5; size]);
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn last_member_of_a_name_counts() {
+    fn last_of_several_members_with_one_name_is_used() {
         let archive = open(&Tar::new().file("a", b"first").file("a", b"second").bytes()).unwrap();
         assert_eq!(read(&archive, "a").unwrap(), b"second");
         let archive = open(&Tar::new().file("a", b"first").directory("a").bytes()).unwrap();
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn links_are_followed_inside_of_the_archive_only() {
+    fn links_are_followed_only_inside_the_archive() {
         let tar = Tar::new()
             .file("id/layer.tar", b"layer")
             .symlink("other/layer.tar", "../id/layer.tar")
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn content_tells_how_a_member_is_packed() {
+    fn compression_of_a_member_is_detected_from_its_content() {
         let tar = Tar::new().file("a", b"").file("b", &gzip(b"x")).file("c", &zstd(b"x")).file("d", b"x").bytes();
         let archive = open(&tar).unwrap();
         let compression = |name| archive.find(name).unwrap().unwrap().compression;
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn archive_without_an_end_marker_is_whole() {
+    fn archive_without_an_end_marker_is_complete() {
         let tar = Tar::new().file("a", b"1").bytes();
         for end in [1024, 1024 + 512, tar.len()] {
             assert_eq!(read(&open(&tar[..end]).unwrap(), "a").unwrap(), b"1");
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn cut_archive_is_an_error_wherever_it_is_cut() {
+    fn archive_truncated_at_any_point_is_an_error() {
         let tar = Tar::new().file("a", &[1; 600]).bytes();
         for end in [1, 511, 513, 1023, 1100, 1535] {
             assert!(matches!(problem(&tar[..end]), ArchiveError::Truncated), "cut at {end}");

@@ -37,8 +37,8 @@ impl FileSpan {
 
 impl Read for FileSpan {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
-        let length = buffer.len().min(left);
+        let remaining = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
+        let length = buffer.len().min(remaining);
         let count = self.file.read_at(&mut buffer[..length], self.position)?;
         self.position += count as u64;
         Ok(count)
@@ -60,7 +60,7 @@ impl ArchiveStream {
         })
     }
 
-    /// Skips `count` bytes. Fails if the archive ends before.
+    /// Skips `count` bytes. Fails if the archive has fewer bytes.
     pub(super) fn skip(&mut self, count: u64) -> io::Result<()> {
         let is_there = match self {
             Self::Plain(span) => {
@@ -86,24 +86,24 @@ impl Read for ArchiveStream {
 /// Reads one member. Fails if the archive ends inside it.
 pub(super) struct MemberReader {
     stream: ArchiveStream,
-    left: u64,
+    remaining: u64,
 }
 
 impl MemberReader {
     /// Reads the next `size` bytes of `stream`.
     pub(super) fn new(stream: ArchiveStream, size: u64) -> Self {
-        Self { stream, left: size }
+        Self { stream, remaining: size }
     }
 }
 
 impl Read for MemberReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let length = buffer.len().min(usize::try_from(self.remaining).unwrap_or(usize::MAX));
         let count = self.stream.read(&mut buffer[..length])?;
         if count == 0 && length > 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends inside this member"));
         }
-        self.left -= count as u64;
+        self.remaining -= count as u64;
         Ok(count)
     }
 }
@@ -122,12 +122,13 @@ impl HeaderWindow {
         Self { stream, buffer: Vec::new(), position: 0 }
     }
 
-    /// Returns whether the archive is compressed: then reading bytes again requires decompressing everything before them.
+    /// Returns whether the archive is compressed. To read bytes of a compressed archive again, all earlier bytes must be
+    /// decompressed.
     pub(super) fn is_packed(&self) -> bool {
         matches!(self.stream, ArchiveStream::Unpacked(_))
     }
 
-    /// Fills the buffer up to `length` bytes. Returns false if the archive ends before.
+    /// Fills the buffer up to `length` bytes. Returns false if the archive has fewer bytes.
     pub(super) fn fill(&mut self, length: usize) -> Result<bool, ArchiveError> {
         let missing = length.saturating_sub(self.buffer.len());
         let read = self.stream.by_ref().take(missing as u64).read_to_end(&mut self.buffer);

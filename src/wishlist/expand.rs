@@ -24,7 +24,7 @@ pub struct WantedImage {
     pub argument: ImageArgument,
     /// Options for publishing it.
     pub options: WishOptions,
-    /// Whether only rules match it. Then it may be an artifact that is not an image.
+    /// Whether the image comes from a rule, and not from a wish that names it. Then it may be an artifact.
     pub is_found: bool,
 }
 
@@ -33,7 +33,7 @@ pub struct WantedImage {
 pub struct NewestImages {
     /// Names of the newest ones.
     pub names: Vec<ImageName>,
-    /// The next older ones, newest first. They replace newer ones that turn out to be artifacts.
+    /// The next older images, newest first. They replace newest ones that turn out to be artifacts.
     pub older: Vec<WantedImage>,
 }
 
@@ -112,9 +112,9 @@ pub(crate) fn expand_one(wish: &Wish, listing: &dyn RegistryLister) -> Expansion
 
 /// The expansion of a wishlist while some registries have not responded yet.
 ///
-/// Of two wishes for one name, the first in the wishlist takes precedence. Therefore an image is *certain* as soon as no earlier
-/// wish that is still open (not expanded yet) could match its name. Open wishes for other repositories do not delay it. An older
-/// image that replaces an artifact comes after all wishes that could match its name themselves.
+/// Of two wishes for one name, the first in the wishlist takes precedence. A wish is *open* until it is expanded. An image is
+/// *certain* as soon as no earlier open wish could match its name. Open wishes for other repositories do not delay the image. An
+/// older image that replaces an artifact has a lower precedence than every wish that could match the name of that image.
 pub(crate) struct IncrementalExpansion<'w> {
     wishes: &'w [Wish],
     parts: Vec<Option<Expansion>>,
@@ -127,13 +127,13 @@ pub(crate) struct IncrementalExpansion<'w> {
     doubtful: HashMap<String, BTreeMap<ImagePosition, WantedImage>>,
 }
 
-/// The position of an image in the expanded wishlist: the index of its wish, and its own index among the images of the wish.
+/// The position of an image in the expanded wishlist: the index of its wish, and the index of the image among those of the wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ImagePosition {
     wish: usize,
     index: usize,
-    /// 0 for an image that the wish matched at this index. For an older image that was inserted before it: the number of
-    /// inserted images so far, including this one.
+    /// 0 for the image that the wish matched at `index`. For an older image that was inserted before that image: the number of
+    /// images that have been inserted there, including this one.
     added: Reverse<usize>,
 }
 
@@ -154,7 +154,7 @@ impl ImagePosition {
 }
 
 impl<'w> IncrementalExpansion<'w> {
-    /// Starts with all rules open.
+    /// Starts with all rules open. Wishes for single images are never open, because their names are known.
     pub(crate) fn new(wishes: &'w [Wish]) -> Self {
         let (mut open, mut named): (HashMap<&str, BTreeSet<usize>>, _) = (HashMap::new(), HashSet::new());
         for (index, wish) in wishes.iter().enumerate() {
@@ -441,7 +441,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn images_come_in_the_order_of_the_file_and_of_their_versions() {
+    fn images_are_sorted_by_wish_and_version() {
         let text = "input:\n- 'h.org/b:1.*'\n- h.org/a:x\n- 'http://h.org/c:*'\n";
         let registries =
             Registries::default().tags("h.org/b", &["1.10", "1.9", "2.0", "10"]).tags("h.org/c", &["z", "y"]);

@@ -110,7 +110,8 @@ pub struct TagFilter {
     pub exclude: Vec<Glob>,
     /// This must match the tag or a part of it.
     pub regex: Option<Regex>,
-    /// The version in the tag must satisfy this. Pre-releases do only if the requirement contains one.
+    /// The version in the tag must satisfy this requirement. A pre-release can do so only if the requirement contains a
+    /// pre-release.
     pub semver: Option<VersionReq>,
     /// Maximum number of the remaining tags; those with the highest versions are kept.
     pub newest: Option<NonZeroUsize>,

@@ -21,7 +21,7 @@ pub(super) fn read(document: &YamlNode, name: String) -> Result<Wishlist, Fault>
             Err(fault) => problems.push(WishlistProblem::bad(fault)),
         }
     }
-    // A file without this key is probably not a wishlist. Treating it as empty could remove all images.
+    // A file without this key is probably not a wishlist. Treating the file as an empty wishlist could remove all images.
     let input =
         document.get("input").ok_or_else(|| document.fault("the key 'input' with the list of images is missing"))?;
     let mut wishes = Vec::new();
@@ -33,7 +33,7 @@ pub(super) fn read(document: &YamlNode, name: String) -> Result<Wishlist, Fault>
     }
     let text_of = |key: &str| document.get(key).filter(|node| !is_empty(node)).map(YamlNode::text).transpose();
     let repository = text_of("cvmfs_repo")?.map(str::to_owned);
-    // With an invalid name template or user, no thin image is pushed: it would get a wrong name or owner.
+    // With an invalid name template or user, no thin image is pushed, because thin images would get a wrong name or owner.
     let thin = text_of("output_format").and_then(|format| {
         let format = format.map(OutputFormat::new).unwrap_or_default();
         Ok(ThinImages { format, user: text_of("user")?.map(str::to_owned) })

@@ -1,11 +1,12 @@
 //! Wishlists: files that list the images of a repository.
 //!
 //! The format has two versions. Version 1 is DUCC's recipe, which is parsed leniently because of existing files. Version 2 is
-//! strata's own format. A misspelt option in it would silently have another effect, so that a wish with any error is skipped. In
-//! both versions, an invalid entry is skipped with a [`WishlistProblem`] that contains its line, and the other entries are used.
+//! the format of strata. In version 2, a wish with any error is skipped, because a misspelt option would silently have another
+//! effect. In both versions, each invalid entry is skipped and reported as a [`WishlistProblem`] with its line, and the other
+//! entries are used.
 //!
-//! A wish may match many images. A [`RegistryLister`] lists the tags and repositories of registries, and the result is an
-//! [`Expansion`]: the images in a fixed order, that of the file, and within a wish by repository and version.
+//! A wish may match many images. A [`RegistryLister`] lists the tags and repositories of registries. The result is an
+//! [`Expansion`]: the images in the order of the wishes in the file, and within a wish by repository and version.
 
 mod caching_lister;
 mod expand;
@@ -212,8 +213,8 @@ fn read(text: &str, name: String) -> Result<Wishlist, Fault> {
     }
 }
 
-/// Removes wishes for a single image that contradict an earlier one for the same name. Images that rules find are compared
-/// during expansion.
+/// Replaces each wish for a single image that contradicts an earlier wish for the same name by a problem. Images that rules
+/// match are compared during expansion.
 fn without_contradictions(mut wishlist: Wishlist) -> Wishlist {
     let mut kept: Vec<Wish> = Vec::with_capacity(wishlist.wishes.len());
     let mut first: HashMap<ImageName, usize> = HashMap::new();
@@ -287,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_quote_what_the_file_has() {
+    fn errors_quote_the_text_of_the_file() {
         for written in ["127.0.0.1:5101/BAD", "http://h.org/BAD:1", "h.org/BAD:*", "h.org/a:-x"] {
             for text in [format!("input: ['{written}']"), format!("version: 2\nimages: ['{written}']")] {
                 let problem = parse(&text).unwrap().problems[0].to_string();

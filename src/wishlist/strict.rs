@@ -1,4 +1,4 @@
-//! Parses version 2 of the wishlist format, strata's own. A wish with an error is skipped.
+//! Parses version 2 of the wishlist format, which strata defines. A wish with an error is skipped.
 
 use std::num::NonZeroUsize;
 
@@ -79,7 +79,7 @@ impl Defaults {
         defaults
     }
 
-    /// Returns whether a wish depends on no default with an error.
+    /// Returns whether the wish uses no default that has an error.
     fn are_clear_for(&self, item: &YamlNode) -> bool {
         !self.is_unclear && self.wrong.iter().all(|key| item.get(key).is_some())
     }
@@ -186,7 +186,8 @@ fn project_api(api: &YamlNode, url: Option<&YamlNode>, host: &str) -> Result<Pro
 
 fn gitlab(api: &YamlNode, url: Option<&YamlNode>, host: &str) -> Result<ProjectApi, Fault> {
     let Some(url) = url else {
-        // The only registry whose API has a known URL. Guessing the URL for others could send credentials to another server.
+        // Only this registry has a known URL of the API. A guessed URL for another registry could send its credentials to
+        // another server.
         return if host == "registry.gitlab.com" {
             Ok(ProjectApi::GitLab { api_url: "https://gitlab.com".to_owned() })
         } else {
@@ -283,7 +284,7 @@ mod tests {
         parse(&format!("version: 2\nimages:\n{images}")).unwrap().wishes
     }
 
-    /// Returns what is wrong with the one wish that the list has.
+    /// Returns the error message for a list with one invalid wish.
     fn message(images: &str) -> String {
         let wishlist = parse(&format!("version: 2\nimages:\n{images}")).unwrap();
         assert!(wishlist.wishes.is_empty() && wishlist.problems[0].is_bad, "{images}");
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_is_read() {
+    fn every_part_of_a_wishlist_is_parsed() {
         let text = "\
 version: 2
 name: hep

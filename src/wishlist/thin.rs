@@ -38,7 +38,7 @@ impl OutputFormat {
         (!host.is_empty() && !host.contains("$(")).then_some(host)
     }
 
-    /// Returns whether the template itself starts with `http://`, that is, for plain HTTP.
+    /// Returns whether the template starts with `http://`, which selects plain HTTP.
     pub fn is_plain(&self) -> bool {
         self.0.starts_with("http://")
     }
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn template_contains_a_host_or_takes_it_from_the_images() {
+    fn host_comes_from_the_template_or_from_the_image() {
         let host = |format: &str| OutputFormat::new(format).host().map(str::to_owned);
         assert_eq!(host("$(scheme)://r.org:5000/thin/$(image)").as_deref(), Some("r.org:5000"));
         assert_eq!(OutputFormat::default().host(), None);

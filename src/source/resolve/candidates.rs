@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn best_variant_is_chosen_whatever_the_order_of_the_index() {
+    fn best_variant_is_chosen_for_any_order_of_the_index() {
         for (architecture, there, asked, expected) in [
             ("amd64", &["v3", "v2", "plain"][..], "?linux/amd64", "plain"),
             ("amd64", &["v3", "v2", "plain"], "linux/amd64", "plain"),
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn image_behind_a_nested_index_is_compared_with_the_others() {
+    fn image_in_a_nested_index_is_compared_with_the_others() {
         let (mut files, mut entries) = variants("amd64", &["v3", "v2"], false);
         let plain = on(files.image("linux/amd64", &["nested"]), "linux/amd64");
         entries.push(files.nested(json!([plain])));
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn what_every_runtime_takes_is_preferred_among_images_for_one_platform() {
+    fn image_that_every_runtime_accepts_is_preferred_for_one_platform() {
         let (mut files, mut entries) = variants("amd64", &["plain"], false);
         let mut needy = on(files.image("linux/amd64", &["needy"]), "linux/amd64");
         needy["platform"]["os.features"] = json!(["nydus.remoteimage.v1"]);
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn artifacts_in_an_index_are_passed_by_even_with_a_platform() {
+    fn artifacts_in_an_index_are_skipped_even_with_a_platform() {
         let (mut files, mut entries) = variants("amd64", &["plain"], false);
         let image = entries[0].clone();
         let signature = |files: &mut Files, name: &str| {
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn platforms_side_by_side_are_the_best_for_each() {
+    fn best_image_for_each_platform_is_published_side_by_side() {
         let (files, entries) = variants("amd64", &["v3", "v2", "plain", "v1"], false);
         in_every_order(&entries, &mut |entries| {
             assert_eq!(

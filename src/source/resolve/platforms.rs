@@ -124,15 +124,15 @@ fn distinct<'p>(platforms: impl Iterator<Item = &'p Platform>) -> Vec<Platform> 
     })
 }
 
-/// Returns the platform in the directory name of an image. The default for clients is the directory `amd64`, so `amd64/v1` in an
-/// index is published under that name.
+/// Returns the platform in the directory name of an image. `amd64/v1` in an index becomes `amd64`, the directory that clients
+/// use by default.
 fn directory_platform(platform: Platform) -> Platform {
     let plain = Platform { variant: None, ..platform.clone() };
     if plain.architecture == "amd64" && plain.is_same_as(&platform) { plain } else { platform }
 }
 
-/// Other names of architectures, such as those of `uname -m` and Debian, which are not valid in an index. They are reserved for links to the
-/// directories of architectures.
+/// Names of architectures that are not valid in an index, such as those of `uname -m` and Debian. These names are reserved for
+/// links to the directories of architectures.
 const MACHINE_NAMES: [&str; 6] = ["x86_64", "x86-64", "i386", "aarch64", "armhf", "armel"];
 
 /// Returns whether images of a platform can be published side by side: the platform is a Linux one, and a valid directory name.
@@ -149,7 +149,8 @@ fn is_publishable(platform: &Platform) -> bool {
         && platform.variant.as_deref().is_none_or(is_plain)
 }
 
-/// Returns a single image with its platform. Fails if it is not the only platform `wanted`, or not publishable.
+/// Returns a single image with its platform. Fails if the platform is not publishable, or does not satisfy all of the platforms
+/// `wanted`.
 pub(in crate::source) fn single(
     image: Image,
     wanted: Option<&[Platform]>,
