@@ -47,12 +47,12 @@ fn images(arguments: &Arguments, repository: &Repository) -> anyhow::Result<()> 
 fn unused(arguments: &Arguments, directory: &RepositoryDirectory, repository: &Repository) -> anyhow::Result<()> {
     let trees = unused_trees(repository)?;
     let seen = first_seen(directory, &trees);
-    let since = |tree: &UnusedTree| match &tree.left {
-        Some(left) => left.since,
+    let since = |tree: &UnusedTree| match &tree.last_use {
+        Some(last_use) => last_use.since,
         None => seen[&tree.path.to_string()],
     };
     let time = |tree: &UnusedTree| Timestamp { seconds: since(tree), nanoseconds: 0 }.to_string();
-    let by = |tree: &UnusedTree| tree.left.as_ref().map(|left| left.by.clone());
+    let by = |tree: &UnusedTree| tree.last_use.as_ref().map(|last_use| last_use.by.clone());
     if arguments.json {
         let tree = |tree: &UnusedTree| json!({"path": tree.path.to_string(), "since": time(tree), "left-by": by(tree)});
         return print_line(format_args!("{}", Value::Array(trees.iter().map(tree).collect())));
@@ -70,7 +70,7 @@ fn unused(arguments: &Arguments, directory: &RepositoryDirectory, repository: &R
 /// Returns when the trees without a record in the repository were first found to be unused. For a tree that an earlier call
 /// found, this time is in the state database; for all others it is the current time, which is recorded there.
 fn first_seen(directory: &RepositoryDirectory, trees: &[UnusedTree]) -> BTreeMap<String, i64> {
-    let unnoted = trees.iter().filter(|tree| tree.left.is_none()).map(|tree| tree.path.to_string());
+    let unnoted = trees.iter().filter(|tree| tree.last_use.is_none()).map(|tree| tree.path.to_string());
     let (unnoted, now): (Vec<String>, i64) = (unnoted.collect(), Timestamp::now().seconds);
     // The state database must forget trees that are used again, but it is not created only for that.
     if unnoted.is_empty() && !directory.has_state() {

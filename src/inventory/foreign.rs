@@ -1,7 +1,7 @@
 //! Images that another program, usually DUCC, published.
 //!
-//! They are left unchanged as long as their manifest does not change. Trees of other programs are never reused for new images,
-//! because they lack owners, extended attributes and links of the image.
+//! strata does not change such an image as long as its manifest does not change. Trees of other programs are never reused for
+//! new images, because they lack the owners, extended attributes and links of the image.
 
 use std::collections::BTreeSet;
 

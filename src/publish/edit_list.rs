@@ -104,7 +104,7 @@ impl<'a> EditList<'a> {
         Ok(())
     }
 
-    /// Puts a symbolic link whose target contains variables that clients expand at `path`, unless the head has the same link there.
+    /// Puts a symbolic link at `path`, unless the head has the same link there. Clients expand the variables in its target.
     pub fn add_variant_link(&mut self, path: EntryPath, target: Vec<u8>) -> Result<(), EditError> {
         let is_there = self.head.get(&path)?.is_some_and(|entry| entry.is_symlink() && entry.symlink == target);
         if !is_there {
@@ -113,7 +113,7 @@ impl<'a> EditList<'a> {
         Ok(())
     }
 
-    /// Puts a tree whose catalogs are stored at `path`.
+    /// Puts a tree at `path`. The catalogs of the tree must already be in the store.
     pub fn add_tree(&mut self, path: EntryPath, stored: &StoredTree) {
         self.edits.insert(path, Edit::Tree(Box::new(stored.clone())));
     }

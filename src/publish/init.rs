@@ -48,8 +48,8 @@ pub fn create_repository(
     Ok(directory.at(path))
 }
 
-/// Like [`create_repository`], but the repository is deleted when the second value is dropped, or the process interrupted, unless
-/// another revision was published in it.
+/// Creates a repository like [`create_repository`], and also returns a guard. When the guard is dropped or the process is
+/// interrupted, the repository is deleted, unless another revision was published in it.
 pub fn create_provisional_repository(
     path: &Path,
     settings: Settings,
@@ -69,7 +69,7 @@ pub fn create_provisional_repository(
 /// Renames the directory in which a repository was built.
 fn move_into_place(built: &Path, path: &Path) -> Result<(), DirectoryError> {
     match std::fs::rename(built, path) {
-        // The system may report an error although it did it.
+        // The system may report an error although it has renamed the directory.
         Err(_) if !built.exists() && path.join(Settings::FILE_NAME).is_file() => Ok(()),
         renamed => renamed.map_err(|source| DirectoryError::Io { action: "create", path: path.to_owned(), source }),
     }
@@ -190,7 +190,8 @@ fn publish_first_revision(
     fail_on_late_errors(publisher.replace_manifest(&staging, &options, manifest, root, None)?)
 }
 
-/// Returns the first error from after the replacement of files. Here no client can see the files yet, so that any error is fatal.
+/// Fails with the first error that occurred after files were replaced. No client can see the files of a new repository yet, so
+/// that any error is fatal.
 fn fail_on_late_errors(late_errors: Vec<StoreError>) -> Result<(), PublishError> {
     late_errors.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
 }

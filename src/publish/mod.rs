@@ -1,8 +1,8 @@
 //! Publishes a new revision of a repository, completely or not at all.
 //!
-//! All objects of a revision are durable in the store before its manifest, a small file that is replaced atomically. Only the commit
-//! holds the lock of the repository. A second publisher waits for the lock, then opens the revision of the first one, and applies its
-//! own edits to that.
+//! All objects of a revision are durable in the store before its manifest, a small file, is replaced atomically. Only the commit
+//! holds the lock of the repository. A second publisher waits for the lock. Then it opens the revision of the first publisher,
+//! and applies the edits to that revision.
 
 mod edit_list;
 mod init;
@@ -64,7 +64,8 @@ pub enum PublishError {
     /// The whitelist is missing.
     #[error("there is no '{WHITELIST}', without which clients refuse the repository")]
     NoWhitelist,
-    /// The clock is probably wrong. A wrong time could not be corrected, because no later revision may have an earlier time.
+    /// The clock is probably wrong. A revision with a wrong time could not be corrected, because no later revision may have an
+    /// earlier time.
     #[error(
         "the clock says {now}, more than a year after the last revision of {last}: correct the clock, or publish with \
          --accept-clock"
@@ -131,14 +132,14 @@ pub struct Revision {
 pub struct Publication {
     /// The revision.
     pub revision: Revision,
-    /// Errors from after the publication.
+    /// Errors of steps after the publication.
     pub late_errors: Vec<StoreError>,
 }
 
 /// An error from after the publication of revisions.
 ///
-/// The exit code distinguishes it from errors because of which nothing was published. For that it must be found in the chain of
-/// causes: wrap it as a source, never transparently.
+/// The exit code distinguishes this error from errors because of which nothing was published. The binary searches for it in the
+/// chain of causes. Therefore wrap it as a source, never transparently.
 #[derive(Debug, thiserror::Error)]
 #[error("{published}, but a later step failed")]
 pub struct AfterPublication {
@@ -185,8 +186,8 @@ pub struct Publisher {
 impl Publisher {
     /// Publishes the edits that `prepare` returns for the current head as one revision, in their order.
     ///
-    /// The new objects are in `staging`, which belongs to this repository's store. `known` is any revision of the repository: catalogs
-    /// that it has read are not read again.
+    /// The new objects are in `staging`, which belongs to this repository's store. `known` is any revision of the repository:
+    /// catalogs that were read through `known` are not read again.
     ///
     /// Publishes nothing and returns `None` if there are no edits. No other publisher can change the head while `prepare` runs.
     pub fn commit<E: std::error::Error + Send + Sync + 'static>(
@@ -240,8 +241,8 @@ impl Publisher {
 
     /// Checks that clients accept signatures of this publisher's key.
     ///
-    /// An expired whitelist does not prevent a publication, because only the owner of the master key can renew it. Commands warn about
-    /// that when they start.
+    /// An expired whitelist does not prevent a publication, because only the owner of the master key can renew the whitelist.
+    /// Commands warn about an expired whitelist when they start.
     fn check_whitelist(&self, store: &DirectoryStore) -> Result<(), PublishError> {
         let keys = self.signer.keys();
         let bytes = store.read_file(WHITELIST)?.ok_or(PublishError::NoWhitelist)?;
@@ -257,8 +258,8 @@ impl Publisher {
 
     /// Stores certificate, tag database and reflog for a root catalog, makes all objects durable, and replaces the manifest.
     ///
-    /// From then on, clients see the revision. Therefore errors of later steps are returned in the `Ok` value. `visible_revision` is
-    /// the number of the revision if clients can see the manifest.
+    /// Clients see the revision as soon as the manifest is replaced. Therefore errors of later steps are returned in the `Ok`
+    /// value. `visible_revision` is the number of the revision, or `None` if clients cannot see the manifest.
     pub(super) fn replace_manifest(
         &self,
         staging: &Staging,

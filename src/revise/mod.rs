@@ -257,7 +257,8 @@ impl<'a> RevisionBuilder<'a> {
         let before = intact_record(self.head, &staged.outcome.place)?;
         let mut record = self.record(staged);
         if let Some(before) = before.as_ref().filter(|before| before.manifest == record.manifest) {
-            // Trees that an earlier run published for the same image stay in its record, also if this run was to skip them.
+            // Trees that an earlier run published for the same image stay in its record, even if the options of this run skip
+            // such trees.
             record.keep_trees_of(before);
             // podman lists only one image for each name.
             record.podman &= !another_is_listed;
@@ -318,7 +319,7 @@ impl<'a> RevisionBuilder<'a> {
         }
     }
 
-    /// Updates the list of trees that are possibly unused. A list under its former name is merged into it.
+    /// Updates the list of trees that are possibly unused. If there is a list under the former name, merges the two lists.
     fn record_candidates(&mut self) -> Result<(), ReviseError> {
         let (path, former) = (layout::candidate_trees(), layout::former_candidate_trees());
         let mut candidates = candidates(self.head)?;
@@ -348,7 +349,7 @@ impl<'a> RevisionBuilder<'a> {
     }
 }
 
-/// Returns the second component of a path whose first is `first`.
+/// Returns the second component of a path, if its first component is `first`.
 fn second_of(path: &EntryPath, first: &str) -> Option<Vec<u8>> {
     let mut components = path.components();
     components.next().filter(|component| *component == first.as_bytes())?;

@@ -35,7 +35,7 @@ pub struct UnusedTree {
     /// Its path in the repository.
     pub path: EntryPath,
     /// When and by which image it was last used, if a publication recorded that.
-    pub left: Option<LastUse>,
+    pub last_use: Option<LastUse>,
 }
 
 /// Returns the unused trees in the order of their paths.
@@ -47,13 +47,13 @@ pub fn unused_trees(repository: &Repository) -> Result<Vec<UnusedTree>, UnusedEr
     add_linked(repository, &mut used)?;
     let candidates = candidates(repository)?;
     let unused = all_trees(repository)?.into_iter().filter(|tree| !used.contains(tree));
-    Ok(unused.map(|path| UnusedTree { left: candidates.get(&path).cloned(), path }).collect())
+    Ok(unused.map(|path| UnusedTree { last_use: candidates.get(&path).cloned(), path }).collect())
 }
 
 /// Returns the list of candidates of a revision, under its name or its former name.
 pub(crate) fn candidates(head: &Repository) -> Result<CandidateTrees, RepositoryError> {
-    // Without a list that is lost, its trees only count as unused from now on.
-    let read = |path: EntryPath| head.read_if_intact(&path, layout::MAX_LIST_SIZE);
+    // A missing or damaged list counts as empty: its trees then count as unused only from now on.
+    let read = |path: EntryPath| head.read_if_intact(&path, LIST_LIMIT);
     let mut candidates = CandidateTrees::parse(&read(layout::candidate_trees())?.unwrap_or_default());
     if let Some(former) = read(layout::former_candidate_trees())? {
         candidates.merge(CandidateTrees::parse_former(&former));

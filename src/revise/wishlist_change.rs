@@ -7,7 +7,8 @@ use crate::image::ImageName;
 use crate::layout::{self, WishedNames};
 use crate::repository::{Repository, RepositoryError};
 
-/// Maximum number of images that any wishlist may lose without being suspicious, also if that is more than a quarter.
+/// Maximum number of images that any wishlist may lose without being suspicious, even if that is more than a quarter of its
+/// images.
 const MAX_UNSUSPICIOUS_LOSS: usize = 4;
 
 /// Which images are removed that a wishlist no longer contains.
@@ -60,12 +61,14 @@ pub(crate) struct WishlistChange {
     /// Names that the wishlist contained before, and that no wishlist contains now.
     pub(crate) prunable: Vec<ImageName>,
     prune: bool,
-    /// The loss because of which the wishlist is probably a mistake, so that only [`Prune::All`] removes images.
+    /// The number of images that the wishlist lost, if it lost so many that this is probably a mistake. Then only [`Prune::All`]
+    /// removes images.
     pub(crate) suspicion: Option<WishlistLoss>,
 }
 
 impl WishlistChange {
-    /// Compares the names that a wishlist contains with its recorded names. `names` returns the former, given the latter.
+    /// Compares the names that a wishlist contains now with the names that are recorded for it. `names` receives the recorded
+    /// names, and returns the current ones.
     pub(crate) fn new(
         head: &Repository,
         wishlist: &str,
@@ -102,10 +105,11 @@ impl WishlistChange {
         if self.prune { &self.prunable } else { &[] }
     }
 
-    /// Returns the names to record for the wishlist: those of its names that are in `published`, and its former names.
+    /// Returns the names to record for the wishlist: its current names that are in `published`, and its former names, except
+    /// those that are removed.
     ///
-    /// A name whose conversion always failed is not recorded, because its image may come from another publisher. A name that the
-    /// wishlist no longer contains stays recorded until it is removed.
+    /// A name whose conversion always failed is not recorded, because another publisher may have published an image under it. A
+    /// name that the wishlist no longer contains stays recorded until the image is removed.
     pub(crate) fn recorded_names(&self, published: &BTreeSet<ImageName>) -> BTreeSet<ImageName> {
         let stays = |name: &&ImageName| !self.prune || self.names.contains(*name);
         self.names.intersection(published).chain(self.former.iter().filter(stays)).cloned().collect()

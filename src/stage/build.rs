@@ -85,7 +85,8 @@ impl Stager<'_> {
                 layer_losses.add_unlisted(LossKind::StrayMarker, stray);
                 let store = move || self.store_layer(builder, layer, form, is_complete, summary, layer_losses);
                 if is_new && comes_again() {
-                    // The repeated layer is compared with the stored one, which must exist by then.
+                    // A later layer of the image is the same one. It is compared with the stored layer, so the layer is stored
+                    // immediately.
                     add(store());
                 } else if is_new {
                     scope.spawn(move |_| add(store()));
@@ -113,8 +114,8 @@ impl Stager<'_> {
         Ok(())
     }
 
-    /// Applies a layer to a tree, and adds what CVMFS cannot represent of the result to `losses`. Also returns the stray markers of the
-    /// layer by itself.
+    /// Applies a layer to a tree. Adds to `losses` what CVMFS cannot represent of the layer and of the result. Also returns the
+    /// stray markers in the layer.
     fn apply(
         &self,
         lower: &Arc<Directory>,
@@ -146,7 +147,7 @@ impl Stager<'_> {
     /// Reads the chain from which the build starts, with its losses.
     fn base(&self, chain: ChainId, head: &Repository) -> Result<(Arc<Directory>, LossList), StageError> {
         let path = layout::chain_root(chain);
-        let catalog = self.known_tree(head, &path)?.expect("the base was seen just now");
+        let catalog = self.known_tree(head, &path)?.expect("the plan has found the base");
         let mut read = self.read_tree(&path, catalog)?;
         let facts = read.facts.as_deref().and_then(TreeFacts::parse).unwrap_or_default();
         join_links(&mut read.tree, &facts.links_across_directories);
@@ -203,7 +204,7 @@ impl Stager<'_> {
         losses: LossList,
     ) -> Result<BuiltTree, StageError> {
         let _forming = span!("trees");
-        // Also written if they are empty: their presence marks a tree that strata made.
+        // Empty facts are written, too: their presence marks a tree that strata created.
         let facts = TreeFacts { losses, links_across_directories: links_across_directories(tree) }.write();
         let stored = builder.build(tree, &path, Some(facts))?;
         self.add_tree_note(&path, &stored, b"")?;

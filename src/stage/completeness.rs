@@ -43,7 +43,8 @@ struct CompletenessCheck<'a> {
 }
 
 impl Stager<'_> {
-    /// Returns the objects that a published tree with the root catalog `reference` lacks.
+    /// Returns the objects that a published tree with the root catalog `reference` lacks. Warns about missing objects, and
+    /// records a complete tree for later runs.
     ///
     /// A missing or damaged catalog is an error whose message says how to repair it. In a repairing run (with `force`, which compares
     /// bytes), it is reported in the result.
@@ -60,7 +61,8 @@ impl Stager<'_> {
         Ok(missing)
     }
 
-    /// Returns the objects that a published layer or its record lacks.
+    /// Returns the objects that a published layer or its record lacks. Warns about missing objects, and records a complete layer
+    /// for later runs.
     pub(super) fn missing_of_layer(&self, head: &Repository, digest: Digest) -> Result<MissingObjects, StageError> {
         let path = layout::layer_root(digest);
         let Some(reference) = head.nested_catalog(&path)? else { return Ok(MissingObjects::default()) };
@@ -84,6 +86,7 @@ impl Stager<'_> {
         }
     }
 
+    /// Checks each catalog and object of a published tree.
     fn check_completeness(&self, path: &EntryPath, reference: CatalogReference) -> Result<MissingObjects, StageError> {
         let is_repairing = self.staging.compares_bytes();
         let store = self.staging.store();
@@ -104,6 +107,7 @@ impl Stager<'_> {
         Ok(check.missing.into_inner().expect("no thread panics while it records a missing object"))
     }
 
+    /// Warns about the missing objects of a tree. If there are none, records for later runs that the tree is complete.
     fn record_completeness(
         &self,
         path: &EntryPath,

@@ -169,7 +169,7 @@ impl Stager<'_> {
         Ok((staged, plan))
     }
 
-    /// Reads the losses of an image for which nothing is built from its trees, if one of them contains the list.
+    /// If nothing is built for an image, reads its losses from its trees, if one of the trees contains the list.
     fn add_known_losses(
         &self,
         staged: &mut StagedImage,

@@ -37,8 +37,8 @@ impl Stager<'_> {
         self.stored_layer(digest)
     }
 
-    /// Finds a layer that is published with its record, or one that an earlier run stored. The objects of its files may be missing:
-    /// only its catalogs and record may be used.
+    /// Finds a layer that is published with its record, or one that an earlier run stored. Objects of its files may be missing,
+    /// so the caller may use only its catalogs and record.
     pub(super) fn known_layer_unchecked(
         &self,
         head: &Repository,

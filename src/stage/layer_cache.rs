@@ -64,7 +64,8 @@ impl LayerCache {
         }
     }
 
-    /// Adds a layer after its content is durable. Returns before that.
+    /// Requests that a layer be added. The thread of the cache adds it after its content is durable; this function does not wait
+    /// for that.
     pub(super) fn insert(&self, digest: Digest, layer: &IngestedLayer) {
         let packed = postcard::to_allocvec(&(&layer.entries, &layer.summary))
             .map_err(|error| error.to_string())
@@ -78,7 +79,7 @@ impl LayerCache {
         }
     }
 
-    /// Removes a layer.
+    /// Requests that a layer be removed. This function does not wait for that.
     pub(super) fn remove(&self, digest: Digest) {
         self.send(digest, CacheRequest::Remove);
     }

@@ -1,4 +1,5 @@
-//! Stages images: reads the new layers of an image, builds its trees, and stores their catalogs. Clients see nothing of that.
+//! Stages images: reads the new layers of an image, builds its trees, and stores their catalogs. Clients do not see the stored
+//! trees.
 //!
 //! The stored trees do not depend on the names in the head. Any recent revision can be searched for trees to reuse. Therefore many
 //! images can be staged at the same time, also while other publishers change the head.

@@ -79,7 +79,8 @@ pub(crate) struct StoredTrees {
     pub(crate) layers: BTreeMap<Digest, (StoredTree, LayerRecord)>,
     /// Chains and the flat tree.
     pub(crate) trees: BTreeMap<EntryPath, StoredTree>,
-    /// Those of the trees that replace published trees, because an object of these is missing and cannot be stored again.
+    /// Paths of the trees that replace a published tree, because an object of the published tree is missing and cannot be stored
+    /// again.
     pub(crate) replaced: BTreeSet<EntryPath>,
 }
 
@@ -166,7 +167,8 @@ impl Stager<'_> {
             }
             match self.stored_tree(&path, options)? {
                 Some((stored, facts)) if LayerRecord::parse(facts.as_bytes()).is_some() => {
-                    let record = LayerRecord::parse(facts.as_bytes()).expect("it was parsed just now");
+                    let record = LayerRecord::parse(facts.as_bytes())
+                        .expect("the condition of this branch has parsed the record");
                     compare(layer, &verified(layer.digest, &record))?;
                     stored_trees.layers.insert(layer.digest, (stored, record));
                 }
@@ -235,8 +237,8 @@ impl Stager<'_> {
         Ok(())
     }
 
-    /// Removes published trees from the plan whose missing objects were stored again while layers were read. The other incomplete
-    /// trees are to be replaced.
+    /// Removes from the plan the published trees whose missing objects were stored again while layers were read. The other
+    /// incomplete trees stay in the plan and will be replaced.
     pub(super) fn skip_completed_trees(
         &self,
         plan: &mut BuildPlan,

@@ -15,8 +15,11 @@ use crate::source::{Image, ImageLayer, LayerBlob, Source};
 use crate::state::VerifiedBlob;
 
 impl Stager<'_> {
-    /// Reads the layers of the plan from their blobs. Returns them and the cached layers, by index. Layers that no build needs are
-    /// only verified, and not returned.
+    /// Reads the layers of the plan from their blobs, stores their content, and records the verified blobs. Returns the layers
+    /// that were read and those from the cache, by index.
+    ///
+    /// Layers below `plan.untouched` are only verified: the build does not need them, so they are not returned. If a layer
+    /// fails, returns the first error.
     pub(super) fn read_layers(
         &self,
         image: &Image,
@@ -40,9 +43,9 @@ impl Stager<'_> {
             layer_to_read(&image.layers[index], index < untouched, source, progress, self.engine.cancellation())
         };
         let results = ingest.run(layers_to_read.iter().map(layer).collect(), &|index, layer| {
-            // A layer on this machine is read again as fast as from the cache.
-            let is_of_use = source.is_remote() && layers_to_read[index] >= untouched;
-            if let Some(cache) = self.layer_cache.as_ref().filter(|_| is_of_use) {
+            // A layer on this machine is not cached: reading the layer again is as fast as reading the cache.
+            let is_cached = source.is_remote() && layers_to_read[index] >= untouched;
+            if let Some(cache) = self.layer_cache.as_ref().filter(|_| is_cached) {
                 cache.insert(image.layers[layers_to_read[index]].digest, layer);
             }
         });
@@ -58,7 +61,7 @@ impl Stager<'_> {
                         read.insert(index, layer);
                     }
                 }
-                // Another layer failed before, and its error is reported.
+                // Reading ended because another layer failed. The error of that layer is returned.
                 Err(IngestError::GivenUp) => {}
                 Err(error) => failure = failure.or(Some((image.layers[index].digest, error))),
             }
@@ -84,7 +87,8 @@ fn layer_to_read<'s>(
         let Some(blob) = source.try_open_layer(layer)? else { return Ok(None) };
         let (reader, is_ready) = blob.into_parts();
         let reader = cancellation.reader(progress.counted(reader));
-        // A layer whose registry sends nothing must not hold up the cancellation.
+        // After a cancellation, the layer counts as ready, so that it is read and the reader fails. Otherwise the operation
+        // would wait for a registry that sends nothing.
         let cancellation = cancellation.clone();
         Ok(Some(LayerBlob::remote(reader, move || cancellation.is_cancelled() || is_ready())))
     };

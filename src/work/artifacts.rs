@@ -1,9 +1,9 @@
 //! Skips artifacts: entries of registries that are not images, such as Helm charts, signatures and SBOMs.
 //!
-//! A list of tags contains images and artifacts. Only the manifest distinguishes them, and it is read when the image is converted.
-//! Artifacts are recorded with their digests in the state database. If a wish requests the newest N tags, artifacts do not count: the
-//! next older image is converted instead. A tag that could not be converted may be an artifact, too. For each of these, one older
-//! published image is not removed.
+//! A list of tags contains images and artifacts. Only the manifest distinguishes them, and it is read when the image is
+//! converted. Artifacts are recorded with their digests in the state database. If a wish requests the newest N tags, artifacts
+//! do not count: the next older image is converted instead. A tag that could not be converted may be an artifact, too.
+//! Therefore, for each such tag, one older published image is not removed.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -96,7 +96,7 @@ impl NewestRules {
         older
     }
 
-    /// Records that a name refers to an artifact. Returns the images that are selected instead.
+    /// Records that a name refers to an artifact. Returns the images that the rules select instead of it.
     pub(super) fn record_artifact(&mut self, name: &ImageName) -> Vec<(ImagePosition, WantedImage)> {
         self.artifacts.insert(name.clone());
         self.rules.iter_mut().flat_map(|rule| rule.fill(&self.artifacts)).collect()
@@ -122,7 +122,7 @@ impl NewestRules {
 }
 
 impl NewestRule {
-    /// Replaces artifacts in the selection by the next older images, and returns these.
+    /// Replaces artifacts in the selection by the next older images, and returns the older images.
     fn fill(&mut self, artifacts: &HashSet<ImageName>) -> Vec<(ImagePosition, WantedImage)> {
         let mut new = Vec::new();
         self.names.retain(|name| !artifacts.contains(name));

@@ -69,7 +69,7 @@ impl ChangeDetector<'_> {
             Ok(Some(digest)) => match recorded_artifact(self.state, image, digest) {
                 Ok(None) => CheckResult::Changed(digest),
                 Ok(Some(artifact_type)) if image.is_found => CheckResult::Artifact(artifact_type),
-                // A wish names the tag explicitly, so that it must be an image.
+                // A wish names the tag explicitly, so that the tag must refer to an image.
                 Ok(Some(artifact_type)) => CheckResult::Failed(
                     StageError::from(SourceError::Artifact { manifest: digest, artifact_type }).into(),
                 ),
@@ -84,7 +84,7 @@ impl ChangeDetector<'_> {
         if !image.is_found || !self.state.had_artifact(&image.name().to_string()).ok()? {
             return None;
         }
-        // The image stays in quarantine for its earlier error, even if it fails for another one now.
+        // An error of this request is ignored: the image stays in quarantine for its earlier error.
         recorded_artifact(self.state, image, self.changed_digest(image).ok()??).ok()?
     }
 
@@ -120,7 +120,8 @@ impl ChangeDetector<'_> {
             && self.is_correct_in_podman_store(name, options, &places)?)
     }
 
-    /// Returns whether the entry of a name in podman's store is correct. If podman would refuse the image, no entry is correct.
+    /// Returns whether the entry of a name in podman's store is correct. If podman would refuse the image, the correct state is
+    /// that there is no entry.
     fn is_correct_in_podman_store(
         &self,
         name: &ImageName,
@@ -182,7 +183,8 @@ impl ChangeDetector<'_> {
         Ok(link.is_some_and(|link| link.is_symlink() && link.symlink == layout::variant_link_target(name)))
     }
 
-    /// Returns whether an earlier round found that the image of another program under this name is up to date for this digest.
+    /// Returns whether another program published the image under this name, and an earlier round found it up to date with this
+    /// digest.
     fn was_seen(&self, name: &ImageName, digest: Digest) -> Result<bool, ConvertError> {
         let place = ImagePlace { name: name.clone(), platform: None };
         let Some(published) = foreign_manifest(self.head, &place)? else { return Ok(false) };

@@ -30,7 +30,7 @@ pub struct ConvertReport {
     pub images: Vec<ImageReport>,
     /// The published revision; `None` if all images were published before or failed.
     pub revision: Option<Revision>,
-    /// Errors from after the publication.
+    /// Errors of steps after the publication.
     pub late_errors: Vec<StoreError>,
     /// The objects that were added to the store.
     pub written: WrittenObjects,

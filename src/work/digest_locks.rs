@@ -1,8 +1,9 @@
 //! Locks on digests, so that images that need the same new layer or flat tree are staged one after the other.
 //!
-//! Requests are numbered in the order of the queue. A request waits for all earlier ones that need a common digest, and overtakes the
-//! others: thus a shared layer is fetched and stored once. The exception is an image that makes no progress, because its registry
-//! sends nothing. Images of other registries do not wait for it. Then a layer may be fetched twice, which costs less than waiting.
+//! Requests are numbered in the order of the queue. A request waits for all earlier requests that have a digest in common with
+//! it, and overtakes the others: thus a shared layer is fetched and stored once. There is one exception: if an image makes no
+//! progress because its registry sends nothing, images of other registries do not wait for that image. Then a layer may be
+//! fetched twice, which costs less time than waiting.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -101,7 +102,7 @@ impl<'a> LockRequest<'a> {
         if let Some(entry) = state.waiting.get_mut(&number) {
             entry.digests = Some(digests.clone());
         }
-        // Later requests may have waited only because these digests were unknown.
+        // Later requests may be waiting only because these digests were unknown until now.
         locks.changed.notify_all();
         let waited = locks.changed.wait_while(state, |state| state.must_wait(number, &digests));
         let mut state = waited.expect("no thread panics while it changes the locks");

@@ -27,7 +27,8 @@ impl RegistryLister for Registries {
     }
 }
 
-/// Lister with a limit on the total time for the pages of one list. Many slow pages could delay a round for hours.
+/// Lister that limits the total time for the pages of one list. Without this limit, many slow pages could delay a round for
+/// hours.
 pub(super) struct TimedLister<'l> {
     lister: &'l dyn RegistryLister,
     start: Instant,

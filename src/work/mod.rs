@@ -89,7 +89,7 @@ impl From<CommitError<ReviseError>> for ConvertError {
 }
 
 impl ConvertError {
-    /// Returns the object whose deletion during the operation is the error, if any.
+    /// Returns the object that was deleted during the operation, if that is the cause of the error.
     fn vanished(&self) -> Option<ObjectHash> {
         match self {
             Self::Publish(PublishError::Vanished(hash)) => Some(*hash),
@@ -118,11 +118,11 @@ impl ConvertOptions {
     }
 }
 
-/// Maximum number of attempts of an operation if a garbage collection deletes objects that it found in the store.
+/// Maximum number of attempts of an operation if a garbage collection deletes objects that the operation has found in the store.
 const MAX_ATTEMPTS: usize = 3;
 
-/// Repeats an operation if a garbage collection deleted an object that it had found in the store. The next attempt stores the object
-/// again. `vanished` returns the object if that is the error.
+/// Repeats an operation if a garbage collection deleted an object that the operation had found in the store. The next attempt
+/// stores the object again. `vanished` returns the deleted object for such an error, and `None` for other errors.
 fn retried<T, E>(
     reporter: &Reporter,
     mut operation: impl FnMut() -> Result<T, E>,

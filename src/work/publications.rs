@@ -80,9 +80,9 @@ impl<'a> Publications<'a> {
     fn record_failure(&self, image: &WantedImage, error: &ConvertError) -> Result<ImageState, SyncError> {
         let reason = causes(error);
         self.round.observer.note(Event::Failed(image, &reason));
-        // The quarantine is for faults of the image or its registry. It is not for faults of this machine, nor for a registry to
-        // which no requests are sent for now. Artifacts are recorded separately, because another wish may select the same tag by a
-        // rule.
+        // Only a fault of the image or its registry leads to quarantine. A fault of this machine does not, nor does a registry
+        // to which no requests are sent for now: neither says anything about the image. An artifact is recorded separately and
+        // is not quarantined, because another wish may select the same tag by a rule.
         if !is_local(error)
             && !is_postponed(error)
             && artifact_type(error).is_none()
@@ -173,7 +173,7 @@ fn is_local(error: &ConvertError) -> bool {
     }
 }
 
-/// Returns the images of each name.
+/// Groups images by name. `staged` contains one image for each platform of a name, and the images of one name are adjacent.
 fn platforms(staged: &[StagedImage]) -> impl Iterator<Item = &[StagedImage]> {
     staged.chunk_by(|a, b| a.outcome.place.name == b.outcome.place.name)
 }
@@ -190,7 +190,7 @@ mod tests {
     use crate::registry::RegistryError;
 
     #[test]
-    fn lack_of_threads_or_files_is_of_this_machine_wherever_it_shows() {
+    fn shortage_of_resources_counts_as_a_fault_of_this_machine_in_all_errors() {
         let registry = |errno: Errno| {
             let source = io::Error::from(errno).into();
             let error = RegistryError::Unreachable { url: "https://h.org/v2/".to_owned(), source };

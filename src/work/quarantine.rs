@@ -22,7 +22,8 @@ impl<'a> Quarantine<'a> {
         Ok(Self { state, failures: state.failures()? })
     }
 
-    /// Returns a message with the error of an image and the time of the next attempt, if that is later than `now`.
+    /// Returns a message with the error of an image and the time of the next attempt; `None` if that time is not later than
+    /// `now`.
     pub(super) fn reason(&self, image: &ImageName, now: Timestamp) -> Option<String> {
         let failure = self.failures.get(&image.to_string()).filter(|failure| failure.retry_at > now.seconds)?;
         let retry_at = Timestamp { seconds: failure.retry_at, nanoseconds: 0 };

@@ -15,7 +15,7 @@ pub(super) struct TaskQueue<T> {
 
 struct State<T> {
     hosts: BTreeMap<String, HostQueue<T>>,
-    /// Maximum number of running tasks, without stalled ones.
+    /// Maximum number of running tasks. Stalled tasks do not count.
     limit: usize,
     /// Number of running tasks that make no progress.
     stalled: usize,
@@ -29,7 +29,7 @@ struct HostQueue<T> {
     running: usize,
     /// Maximum number of running tasks.
     limit: usize,
-    /// When a task last succeeded, or the first one was added.
+    /// Time at which a task last succeeded, or at which the first task was added if none has succeeded.
     last_progress: Instant,
 }
 
@@ -41,13 +41,13 @@ pub(super) struct RunningTask<'q, T> {
 }
 
 impl<T> TaskQueue<T> {
-    /// Creates a queue of which `limit` tasks may run at the same time.
+    /// Creates a queue. Up to `limit` of its tasks may run at the same time.
     pub(super) fn new(limit: usize) -> Self {
         let state = State { hosts: BTreeMap::new(), limit, stalled: 0, is_closed: false };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    /// Adds a task for a host, of which `limit` tasks may run at the same time.
+    /// Adds a task for a host. Up to `limit` tasks of this host may run at the same time.
     pub(super) fn add(&self, host: &str, limit: usize, position: ImagePosition, task: T) {
         let mut state = self.lock();
         let new =
@@ -144,7 +144,8 @@ impl<T> HostQueue<T> {
 }
 
 impl<T> RunningTask<'_, T> {
-    /// Records that the task succeeded. A failure is not progress: with a registry that is down, every task fails.
+    /// Records that the task succeeded, which counts as progress of its host. A failure does not count: if a registry is down,
+    /// every task fails.
     pub(super) fn record_success(&self) {
         if let Some(queue) = self.queue.lock().hosts.get_mut(&self.host) {
             queue.last_progress = Instant::now();
@@ -207,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn another_task_may_run_for_each_stalled_one() {
+    fn one_more_task_may_run_for_each_stalled_task() {
         let queue = TaskQueue::new(1);
         queue.add("a", 4, ImagePosition::new(0, 0), "slow");
         queue.add("b", 4, ImagePosition::new(1, 0), "fast");

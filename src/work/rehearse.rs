@@ -25,18 +25,18 @@ use crate::revise::{self, Changes};
 use crate::stage::{ImageOutcome, Request};
 use crate::store::{DirectoryStore, StoreError, WrittenObjects};
 
-/// The result of a rehearsal. The temporary directory with the new objects is deleted when it is dropped.
+/// The result of a rehearsal. When it is dropped, the temporary directory with the new objects is deleted.
 #[derive(Debug)]
 pub struct Rehearsal {
     /// The outcome of the conversion.
     pub outcome: ImageOutcome,
     /// The root directory of the flat tree to which the image's name points now; `None` if there is none.
     pub before: Option<Row>,
-    /// The root directory of the flat tree to which it would point.
+    /// The root directory of the flat tree to which the image's name would point after the conversion.
     pub after: Option<Row>,
     /// The current head.
     pub head: Repository,
-    /// The revision that the conversion would publish. Without `changes`, the head.
+    /// The revision that the conversion would publish. If `changes` is false, this is the head.
     pub next: Repository,
     /// Whether the conversion would publish a revision.
     pub changes: bool,
@@ -46,7 +46,7 @@ pub struct Rehearsal {
     pub catalogs: u64,
     /// The layers, from the lowest to the topmost.
     pub layers: Vec<LayerCost>,
-    /// The directory with the new objects. The lock shows other processes that it is in use.
+    /// The directory with the new objects, and its lock. The lock shows other processes that the directory is in use.
     _directory: (UnfinishedFiles, File),
 }
 

@@ -32,7 +32,7 @@ use crate::wishlist::{
     Wishlist, expand_one,
 };
 
-/// An image is stalled if its registry has sent nothing for this time. Another image is staged in addition.
+/// An image is stalled if its registry has sent nothing for this time. For each stalled image, one more image is staged.
 const STALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Staged images are published early if no query has succeeded for this time.
 const RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -114,7 +114,7 @@ struct Coordinator<'a> {
     next_publication: Instant,
     /// Whether this round has not published a revision yet.
     has_published_nothing: bool,
-    /// Since when all remaining work has waited for slow registries.
+    /// Time since which all remaining work has waited for slow registries; `None` if some work makes progress.
     stalled_since: Option<Instant>,
     is_wait_reported: bool,
 }
@@ -254,7 +254,8 @@ struct RoundThreads<'s, 'e> {
 }
 
 impl RoundThreads<'_, '_> {
-    /// Returns whether a thread has panicked. It is called only while the queues are open, so that no thread has ended otherwise.
+    /// Returns whether a thread has panicked: a thread that has ended. The caller must call this only while the queues are open,
+    /// because threads also end when they are closed.
     fn any_panicked(&self) -> bool {
         self.query_threads.iter().chain(&self.staging_threads).any(ScopedJoinHandle::is_finished)
     }
@@ -276,7 +277,7 @@ impl RoundThreads<'_, '_> {
         match threads::spawn_in(self.scope, work) {
             Ok(thread) => self.staging_threads.push(thread),
             Err(error) if count == 0 => return Err(SyncError::Thread(error)),
-            // The existing threads stage the remaining images, which takes longer.
+            // Not an error: the existing threads stage the remaining images, which only takes longer.
             Err(error) => round.reporter().debug(format_args!("cannot start another staging thread: {error}")),
         }
         Ok(())
@@ -442,7 +443,8 @@ impl<'a> Coordinator<'a> {
         Ok(())
     }
 
-    /// If all remaining work waits for slow registries, publishes the staged images, and later reports the registries once.
+    /// If all remaining work waits for slow registries, publishes the staged images, unless this round has published before.
+    /// After [`WAIT_EVENT_DELAY`], reports the registries, once in a round.
     fn check_stalled(&mut self, messages: &Receiver<RoundMessage>) -> Result<(), SyncError> {
         let workers = self.round.workers;
         let stalled_images = workers.find_stalled(STALL_TIMEOUT);

@@ -97,7 +97,8 @@ pub enum Event<'a> {
     Quarantined(&'a WantedImage, &'a str),
     /// The conversion of an image starts. Its progress can be read at any time.
     Started(&'a WantedImage, &'a Arc<Progress>),
-    /// All remaining work waits for these registries: the number of images and lists of each. At most once in a round.
+    /// All remaining work waits for these registries, each with its number of unfinished images and lists. This event occurs at
+    /// most once in a round.
     WaitsFor(&'a BTreeMap<String, usize>),
     /// An image is stored and waits for publication.
     Ready(&'a WantedImage, &'a [ImageOutcome]),
@@ -128,7 +129,7 @@ pub enum ImageState {
     Planned(Vec<ImageOutcome>),
     /// It failed in this round, or in an earlier one and is in quarantine.
     Failed(String),
-    /// The tag refers to an artifact of this type. Not in [`SyncReport::images`].
+    /// The tag refers to an artifact of this type. [`SyncReport::images`] never contains this state.
     Artifact(String),
 }
 
@@ -146,11 +147,12 @@ pub struct SyncReport {
     /// Names that this wishlist contained before, and that no wishlist contains now; empty if the wishlist could not be expanded
     /// completely.
     pub prunable: Vec<ImageName>,
-    /// The loss because of which the wishlist is probably a mistake, so that only [`Prune::All`] removes images.
+    /// The number of images that the wishlist lost, if it lost so many that this is probably a mistake. Then only [`Prune::All`]
+    /// removes images.
     pub suspicion: Option<WishlistLoss>,
     /// The published revisions.
     pub revisions: Vec<Revision>,
-    /// Errors from after the publications.
+    /// Errors of steps after the publications.
     pub late_errors: Vec<StoreError>,
     /// The objects that were added to the store.
     pub written: WrittenObjects,
@@ -184,7 +186,7 @@ pub fn sync(
 #[derive(Debug, Default)]
 pub(super) struct PublishedRevisions {
     pub(super) revisions: Vec<Revision>,
-    /// Errors from after the publications.
+    /// Errors of steps after the publications.
     pub(super) late_errors: Vec<StoreError>,
 }
 

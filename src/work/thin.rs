@@ -38,7 +38,7 @@ pub enum ThinState {
 pub struct ThinOutcome {
     /// The published image to which it refers.
     pub image: ImageName,
-    /// Its own name according to the recipe. Not necessarily valid.
+    /// Name of the thin image according to the recipe. The name may be invalid.
     pub name: String,
     /// Its result.
     pub state: ThinState,

@@ -52,7 +52,7 @@ pub(super) struct Task {
 /// An image that is being staged.
 struct RunningImage {
     phase: Phase,
-    /// When it last made progress.
+    /// Time at which the image last made progress.
     last_progress: Instant,
     host: String,
     /// Number of bytes of its layers that were read at `last_progress`.
@@ -72,12 +72,12 @@ enum Phase {
     Content,
 }
 
-/// The images that make no progress while they are staged.
+/// The running images that make no progress.
 #[derive(Debug, Default)]
 pub(super) struct StalledImages {
     /// Numbers of their digest locks.
     pub(super) numbers: HashSet<usize>,
-    /// Whether any other image makes progress.
+    /// Whether at least one running image makes progress.
     pub(super) others_progress: bool,
 }
 
@@ -130,6 +130,9 @@ impl<'a> Workers<'a> {
         self.stage(&task, self.locks.request(""), progress, accept)
     }
 
+    /// Stages one image, which `accept` may refuse by its name. Waits for its digest locks.
+    ///
+    /// Records in the state database that a tag refers to an artifact, or that an image of another program is up to date.
     fn stage(
         &self,
         task: &Task,
@@ -161,7 +164,7 @@ impl<'a> Workers<'a> {
         self.set_phase(task.number, Phase::Lock);
         let _lock = lock_request.lock(digests);
         self.set_phase(task.number, Phase::Content);
-        // Another image that held a lock on these digests may have been published since.
+        // While this image waited for the lock, an image with the same digests may have been published.
         let head = self.head();
         let staged = self.operation.stage(resolved, &head, progress)?;
         if let Some((image, digest)) = &task.wanted
@@ -212,7 +215,7 @@ impl<'a> Workers<'a> {
             .numbers
             .extend(waiting.filter(|running| hosts.contains(&running.host)).map(|running| running.lock_number));
         drop(running);
-        // The task queue is asked, because a task that was just taken is not in `running` yet.
+        // The number comes from the task queue, because a task that was just taken is not in `running` yet.
         found.others_progress = found.numbers.len() < self.tasks.running();
         self.tasks.set_stalled(found.numbers.len());
         self.locks.set_stalled(found.numbers.clone());
