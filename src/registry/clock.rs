@@ -17,9 +17,14 @@ pub(super) trait Clock: fmt::Debug + Send + Sync {
     /// Blocks the thread for `length`, or until the operation is cancelled.
     fn sleep(&self, length: Duration);
 
+    /// Returns the token that cancels the operation.
+    fn cancellation(&self) -> Cancellation {
+        Cancellation::default()
+    }
+
     /// Fails if the operation is cancelled.
     fn check(&self) -> Result<(), Cancelled> {
-        Ok(())
+        self.cancellation().check()
     }
 
     /// Returns a random duration between 0.75 and 1.25 of `length`, so that clients do not repeat their requests at the same time.
@@ -54,8 +59,8 @@ impl Clock for SystemClock {
         }
     }
 
-    fn check(&self) -> Result<(), Cancelled> {
-        self.cancellation.check()
+    fn cancellation(&self) -> Cancellation {
+        self.cancellation.clone()
     }
 
     fn jittered(&self, length: Duration) -> Duration {

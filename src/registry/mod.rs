@@ -431,6 +431,11 @@ impl Registries {
         })
     }
 
+    /// Returns the token that cancels requests and downloads.
+    pub(crate) fn cancellation(&self) -> Cancellation {
+        self.shared.clock.cancellation()
+    }
+
     /// Waits until another layer may be downloaded from the registry of `location`.
     pub(crate) fn download_permit(&self, location: &ImageLocation) -> Permit {
         self.host_of(location).download()

@@ -13,6 +13,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::cancel::Cancellation;
 use crate::observer::Reporter;
 use attempts::{Attempts, Runtime};
 use pipe::Pipe;
@@ -100,9 +101,11 @@ impl Download {
         size: u64,
         policy: DownloadPolicy,
         reporter: &Reporter,
+        cancellation: Cancellation,
     ) -> Self {
         // The thread that fills the pipe has a buffer of `READ_SIZE`, which counts for the limit, too.
-        let pipe = Arc::new(Pipe::new(policy.buffer_limit.saturating_sub(READ_SIZE), policy.ready_threshold));
+        let pipe =
+            Arc::new(Pipe::new(policy.buffer_limit.saturating_sub(READ_SIZE), policy.ready_threshold, cancellation));
         let runtime = Box::new(SystemRuntime(Arc::clone(&pipe)));
         Self::start_in(Attempts::new(open, size, policy, runtime, reporter), pipe)
     }

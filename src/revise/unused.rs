@@ -53,7 +53,7 @@ pub fn unused_trees(repository: &Repository) -> Result<Vec<UnusedTree>, UnusedEr
 /// Returns the list of candidates of a revision, under its name or its former name.
 pub(crate) fn candidates(head: &Repository) -> Result<CandidateTrees, RepositoryError> {
     // A missing or damaged list counts as empty: its trees then count as unused only from now on.
-    let read = |path: EntryPath| head.read_if_intact(&path, LIST_LIMIT);
+    let read = |path: EntryPath| head.read_if_intact(&path, layout::MAX_LIST_SIZE);
     let mut candidates = CandidateTrees::parse(&read(layout::candidate_trees())?.unwrap_or_default());
     if let Some(former) = read(layout::former_candidate_trees())? {
         candidates.merge(CandidateTrees::parse_former(&former));

@@ -80,7 +80,13 @@ impl RegistryImage {
             };
             Ok::<_, RegistryError>(opened)
         };
-        let download = Download::start(open, layer.size, self.registries.policy(&self.location), self.reporter());
+        let download = Download::start(
+            open,
+            layer.size,
+            self.registries.policy(&self.location),
+            self.reporter(),
+            self.registries.cancellation(),
+        );
         let readiness = download.readiness();
         LayerBlob::remote(PermittedDownload { download, _permit: permit }, move || readiness.is_ready())
     }

@@ -6,6 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::READ_SIZE;
+use crate::cancel::Cancellation;
 
 /// A bounded buffer between one writing and one reading thread.
 pub(super) struct Pipe {
@@ -16,7 +17,11 @@ pub(super) struct Pipe {
     freed: Condvar,
     limit: usize,
     ready_threshold: usize,
+    cancellation: Cancellation,
 }
+
+/// Maximum time from a cancellation to the error of a read that waits.
+const CANCELLATION_DELAY: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 struct State {
@@ -40,10 +45,11 @@ impl Pipe {
     ///
     /// Both numbers are adjusted so that a pipe without room for another [`READ_SIZE`] bytes counts as ready: otherwise the
     /// reading and the writing thread would wait for each other.
-    pub(super) fn new(limit: usize, ready_threshold: usize) -> Self {
+    pub(super) fn new(limit: usize, ready_threshold: usize, cancellation: Cancellation) -> Self {
         let (state, arrived, freed) = Default::default();
         let limit = limit.max(READ_SIZE);
-        Self { state, arrived, freed, limit, ready_threshold: ready_threshold.min(limit - READ_SIZE).max(1) }
+        let ready_threshold = ready_threshold.min(limit - READ_SIZE).max(1);
+        Self { state, arrived, freed, limit, ready_threshold, cancellation }
     }
 
     /// Returns the writing end. There must be only one.
@@ -63,14 +69,19 @@ impl Pipe {
         !state.is_abandoned
     }
 
-    /// Waits for bytes and reads some. Returns 0 only at the end, and an error only after all bytes before it.
+    /// Waits for bytes and reads some. Returns 0 only at the end, and an error only after all bytes before it, or if the operation
+    /// is cancelled while no bytes arrive.
     pub(super) fn pull(&self, buffer: &mut [u8]) -> io::Result<usize> {
         if buffer.is_empty() {
             return Ok(0);
         }
         let has_nothing = |state: &mut State| state.bytes.is_empty() && state.end.is_none();
-        let mut state =
-            self.arrived.wait_while(self.state(), has_nothing).expect("no thread panics while it holds this");
+        let mut state = self.state();
+        while has_nothing(&mut state) {
+            self.cancellation.check().map_err(io::Error::other)?;
+            let waited = self.arrived.wait_timeout_while(state, CANCELLATION_DELAY, has_nothing);
+            state = waited.expect("no thread panics while it holds this").0;
+        }
         let count = take(&mut state.bytes, buffer);
         if count > 0 {
             self.freed.notify_one();

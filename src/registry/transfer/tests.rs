@@ -6,6 +6,7 @@ use std::sync::{Mutex, Weak};
 use proptest::prelude::*;
 
 use super::*;
+use crate::cancel::Cancellation;
 use crate::message::causes;
 
 /// An error response to a request for a blob.
@@ -250,7 +251,7 @@ fn download(blob: &Arc<[u8]>, answers: &[Answer]) -> (Download, Arc<Mutex<Log>>)
     };
     let runtime = Box::new(NoTime { log: Arc::clone(&log), chance: 0.5 });
     let policy = DownloadPolicy::default();
-    let pipe = Arc::new(Pipe::new(policy.buffer_limit, policy.ready_threshold));
+    let pipe = Arc::new(Pipe::new(policy.buffer_limit, policy.ready_threshold, Cancellation::default()));
     (Download::start_in(Attempts::new(open, size, policy, runtime, &Reporter::silent()), pipe), log)
 }
 
@@ -421,7 +422,9 @@ fn error_of_the_operating_system_is_the_cause() {
 #[test]
 fn panic_of_the_thread_is_an_error() {
     let open = |_| -> Result<OpenedBlob, Refusal> { panic!("this message is expected") };
-    let error = Download::start(open, 10, DownloadPolicy::default(), &Reporter::silent()).read(&mut [0]).unwrap_err();
+    let error = Download::start(open, 10, DownloadPolicy::default(), &Reporter::silent(), Cancellation::default())
+        .read(&mut [0])
+        .unwrap_err();
     assert!(error.to_string().contains("stopped before its end"), "{error}");
 }
 
@@ -433,7 +436,7 @@ fn without_a_thread_the_reader_downloads() {
     let open = move |offset| answer(&served, offset, Answer::Cut(30_000, End::Reset));
     let runtime = Box::new(NoTime { log, chance: 0.5 });
     let attempts = Attempts::new(open, 100_000, DownloadPolicy::default(), runtime, &Reporter::silent());
-    let mut download = Download { pipe: Arc::new(Pipe::new(0, 0)), direct: Some(attempts) };
+    let mut download = Download { pipe: Arc::new(Pipe::new(0, 0, Cancellation::default())), direct: Some(attempts) };
     assert!(download.readiness().is_ready());
     let mut bytes = Vec::new();
     download.read_to_end(&mut bytes).unwrap();
@@ -458,7 +461,7 @@ fn fed(size: u64, policy: DownloadPolicy) -> (Download, Sender<Vec<u8>>) {
         Some(body) => Ok(OpenedBlob { start, length: None, mirror: None, body }),
         None => Err(UNKNOWN),
     };
-    (Download::start(open, size, policy, &Reporter::silent()), feed)
+    (Download::start(open, size, policy, &Reporter::silent(), Cancellation::default()), feed)
 }
 
 #[track_caller]
@@ -526,6 +529,7 @@ fn dropped_download_ends_its_thread_while_it_waits_for_an_attempt() {
         10,
         DownloadPolicy { first_pause: hour, max_pause: hour, ..DownloadPolicy::default() },
         &Reporter::silent(),
+        Cancellation::default(),
     );
     opened.1.recv().unwrap();
     drop(download);
@@ -562,7 +566,8 @@ fn speed() {
     let open = move |start| {
         Ok::<_, Refusal>(OpenedBlob { start, length: None, mirror: None, body: Box::new(Zeros.take(size - start)) })
     };
-    let mut download = Download::start(open, size, DownloadPolicy::default(), &Reporter::silent());
+    let mut download =
+        Download::start(open, size, DownloadPolicy::default(), &Reporter::silent(), Cancellation::default());
     let (mut buffer, mut count, start) = (vec![0; READ_SIZE], 0, Instant::now());
     while count < size {
         count += download.read(&mut buffer).unwrap() as u64;
