@@ -1,0 +1,248 @@
+//! The commit of a revision: under the lock of the repository, from the current head to the replaced manifest.
+
+use std::time::{Duration, Instant};
+
+use super::{CommitError, Edit, MANIFEST, Publication, PublishError, REFLOG, Revision, WHITELIST};
+use crate::allocator;
+use crate::catalog::{
+    CatalogEntry, CatalogReference, Editor, ReferenceKind, TaggedRevision, next_history, next_reflog,
+};
+use crate::manifest::{Keys, MetaInfo, RepositoryManifest, Signer, Whitelist};
+use crate::metadata::{Metadata, Timestamp};
+use crate::object::{Compression, Encoder, ObjectHash, ObjectKind, SizeLimit};
+use crate::path::EntryPath;
+use crate::repository::{REFLOG_LIMIT, Repository, RepositoryError};
+use crate::settings::Settings;
+use crate::span::span;
+use crate::store::{DirectoryStore, LocalServer, ServerLock, Staging, StoreError};
+use crate::threads;
+
+/// Maximum unpacked size of a meta info that is read. It is a small JSON document.
+const META_INFO_LIMIT: SizeLimit = SizeLimit::of(16 << 20);
+
+/// Options for publishing a revision.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PublishOptions {
+    /// Time of all files that strata itself creates.
+    pub now: Timestamp,
+    /// Maximum time to wait for the locks of other publishers.
+    pub wait: Duration,
+    /// Publish even if `now` is more than a year after the last revision.
+    pub accept_clock: bool,
+}
+
+/// Publishes revisions of one repository.
+pub struct Publisher {
+    /// The settings of the repository.
+    pub settings: Settings,
+    /// The keys for signing.
+    pub signer: Signer,
+    /// The `cvmfs_server` on this machine, if it manages the repository too.
+    pub server: Option<LocalServer>,
+}
+
+impl Publisher {
+    /// Publishes the edits that `prepare` returns for the current head as one revision, in their order.
+    ///
+    /// The new objects are in `staging`, which belongs to this repository's store. `known` is any revision of the repository:
+    /// catalogs that were read through `known` are not read again.
+    ///
+    /// Publishes nothing and returns `None` if there are no edits. No other publisher can change the head while `prepare` runs.
+    pub fn commit<E: std::error::Error + Send + Sync + 'static>(
+        &self,
+        staging: &Staging,
+        known: &Repository,
+        options: &PublishOptions,
+        prepare: impl FnOnce(&Repository) -> Result<Vec<(EntryPath, Edit)>, E> + Send,
+    ) -> Result<Option<Publication>, CommitError<E>> {
+        threads::in_pool(|| self.commit_in_pool(staging, known, options, prepare)).map_err(PublishError::from)?
+    }
+
+    fn commit_in_pool<E: std::error::Error + Send + Sync + 'static>(
+        &self,
+        staging: &Staging,
+        known: &Repository,
+        options: &PublishOptions,
+        prepare: impl FnOnce(&Repository) -> Result<Vec<(EntryPath, Edit)>, E>,
+    ) -> Result<Option<Publication>, CommitError<E>> {
+        let _publishing = span!("publish");
+        let store = staging.store();
+        let start = Instant::now();
+        let _lock = store.lock(options.wait).map_err(PublishError::from)?;
+        // The two locks share one limit, so that `--wait` is the whole time that a command may wait.
+        let left = options.wait.saturating_sub(start.elapsed());
+        let server_lock = self.server.as_ref().map(|server| server.lock(left)).transpose();
+        let server_lock = server_lock.map_err(PublishError::from)?;
+        self.check_whitelist(store)?;
+        // The trees of the staged images were freed just now, and the catalogs of the head are read next.
+        allocator::release_free_memory();
+        let head = known.open_head().map_err(PublishError::from)?;
+        check_clock(&head, options.now, options.accept_clock)?;
+        let edits = prepare(&head).map_err(CommitError::Prepare)?;
+        if edits.is_empty() {
+            return Ok(None);
+        }
+        let (number, root) = write_catalogs(staging, &self.settings, options.now, &head, edits)?;
+        let manifest = RepositoryManifest {
+            root_catalog: root.hash,
+            catalog_size: Some(root.size),
+            revision: number,
+            // Clients refuse a manifest that is older than the newest one that they have seen, even if the clock was set
+            // back.
+            published: Some(options.now.seconds.max(head.manifest().published.unwrap_or(1)).max(1)),
+            ..head.manifest().clone()
+        };
+        let mut late_errors = self.replace_manifest(staging, options, manifest, root, Some(number))?;
+        late_errors.extend(server_lock.map(ServerLock::release).unwrap_or_default());
+        Ok(Some(Publication { revision: Revision { number, root }, late_errors }))
+    }
+
+    /// Checks that clients accept signatures of this publisher's key.
+    ///
+    /// An expired whitelist does not prevent a publication, because only the owner of the master key can renew the whitelist.
+    /// Commands warn about an expired whitelist when they start.
+    fn check_whitelist(&self, store: &DirectoryStore) -> Result<(), PublishError> {
+        let keys = self.signer.keys();
+        let bytes = store.read_file(WHITELIST)?.ok_or(PublishError::NoWhitelist)?;
+        let signed = Whitelist::parse(&bytes)?;
+        // Clients refuse a list that another master key signed, whatever certificates it names.
+        signed.verify_signature(std::slice::from_ref(keys.master_public_key()))?;
+        let fingerprint = keys.certificate().fingerprint();
+        if !signed.whitelist.fingerprints().contains(&fingerprint) {
+            return Err(PublishError::NotListed(fingerprint));
+        }
+        Ok(())
+    }
+
+    /// Stores certificate, tag database and reflog for a root catalog, makes all objects durable, and replaces the manifest.
+    ///
+    /// Clients see the revision as soon as the manifest is replaced. Therefore errors of later steps are returned in the `Ok`
+    /// value. `visible_revision` is the number of the revision, or `None` if clients cannot see the manifest.
+    pub(super) fn replace_manifest(
+        &self,
+        staging: &Staging,
+        options: &PublishOptions,
+        mut manifest: RepositoryManifest,
+        root: CatalogReference,
+        visible_revision: Option<u64>,
+    ) -> Result<Vec<StoreError>, PublishError> {
+        let store = staging.store();
+        let put = |kind, bytes: &[u8]| staging.put_database(kind, bytes);
+        manifest.certificate = put(ObjectKind::Certificate, self.signer.keys().certificate().pem())?;
+        if let Some(hash) = manifest.meta_info {
+            // Read only to verify it, because the next manifest names it again.
+            let read = staging.read_decoded(hash, ObjectKind::MetaInfo, META_INFO_LIMIT);
+            read.map_err(RepositoryError::of_root_object("meta info"))?;
+        }
+        let read = |hash| {
+            let bytes = store.read_decoded(hash, ObjectKind::History, SizeLimit::of_database(None));
+            Ok::<_, RepositoryError>((bytes.map_err(RepositoryError::of_root_object("tag database"))?, hash))
+        };
+        let before = manifest.history.map(read).transpose()?;
+        let before = before.as_ref().map(|(bytes, hash)| (bytes.as_slice(), *hash));
+        let timestamp = options.now.seconds;
+        let head = TaggedRevision { root, revision: manifest.revision, timestamp };
+        let history = put(ObjectKind::History, &next_history(before, &manifest.name, head)?)?;
+        manifest.history = Some(history);
+        let mut references = vec![
+            (root.hash, ReferenceKind::Catalog),
+            (manifest.certificate, ReferenceKind::Certificate),
+            (history, ReferenceKind::History),
+        ];
+        references.extend(manifest.meta_info.map(|hash| (hash, ReferenceKind::MetaInfo)));
+        let reflog = store.read_file_of_up_to(REFLOG_LIMIT, REFLOG)?;
+        let reflog = next_reflog(reflog.as_deref(), &manifest.name, &references, timestamp)?;
+        manifest.reflog = Some(ObjectHash::of(&reflog));
+        let signed = self.signer.sign_manifest(&manifest)?;
+        staging.flush()?;
+        // A garbage collection of `cvmfs_server` may have deleted objects that were found in the store at the start of the
+        // run.
+        if let Some(hash) = staging.first_vanished()? {
+            return Err(PublishError::Vanished(hash));
+        }
+        // Without it, a crash could leave a manifest that is on disk and names objects that are not.
+        store.sync()?;
+        store.cancellation().check().map_err(StoreError::from)?;
+        // The reflog first: one that is ahead of the manifest does no harm, but objects that it lacks are never collected.
+        let mut late_errors = staging.replace_files(&[(REFLOG, &reflog), (MANIFEST, &signed)], visible_revision)?;
+        if let Some(Err(error)) =
+            self.server.as_ref().map(|server| server.write_reflog_checksum(ObjectHash::of(&reflog)))
+        {
+            store.reporter().warn(format_args!(
+                "cvmfs_server will refuse to publish until 'cvmfs_server check -r' has repaired the reflog checksum"
+            ));
+            late_errors.push(error);
+        }
+        Ok(late_errors)
+    }
+}
+
+/// Returns an error if the clock is probably wrong: more than a year after the last revision.
+pub(crate) fn check_clock(head: &Repository, now: Timestamp, is_accepted: bool) -> Result<(), PublishError> {
+    let last = head.manifest().published.map(|seconds| Timestamp { seconds, nanoseconds: 0 });
+    match last.filter(|last| !is_accepted && now.seconds.saturating_sub(last.seconds) > YEAR) {
+        Some(last) => Err(PublishError::Clock { now, last }),
+        None => Ok(()),
+    }
+}
+
+/// Seconds of the longest year.
+const YEAR: i64 = 366 * 24 * 3600;
+
+/// Stores the certificate and the meta info of the head again if they are missing or damaged and their bytes are known: the certificate
+/// of the keys, and the meta info of a new repository.
+pub(crate) fn repair_root_objects(staging: &Staging, keys: &Keys) -> Result<(), StoreError> {
+    let store = staging.store();
+    let bytes = store.read_file(MANIFEST)?.unwrap_or_default();
+    // An invalid manifest is reported when the head is opened.
+    let Ok(manifest) = RepositoryManifest::parse(&bytes).map(|signed| signed.manifest) else { return Ok(()) };
+    let meta_info = MetaInfo::default().write();
+    for (hash, kind, bytes) in [
+        (Some(manifest.certificate), ObjectKind::Certificate, keys.certificate().pem()),
+        (manifest.meta_info, ObjectKind::MetaInfo, meta_info.as_slice()),
+    ] {
+        let mut encoder = Encoder::new(Compression::Exact);
+        let stored = encoder.encode(bytes);
+        if hash == Some(ObjectHash::of(stored)) && !store.is_intact(ObjectHash::of(stored), kind) {
+            store
+                .reporter()
+                .warn(format_args!("'{}' is missing or damaged: writing it again", ObjectHash::of(stored).path(kind)));
+            staging.put_stored(kind, stored)?;
+            staging.flush()?;
+        }
+    }
+    Ok(())
+}
+
+/// Applies edits to `head` in their order, and writes the catalogs of the resulting revision. Returns its number and root catalog.
+///
+/// Clients do not see the revision, because no manifest names it.
+pub(crate) fn write_catalogs(
+    staging: &Staging,
+    settings: &Settings,
+    now: Timestamp,
+    head: &Repository,
+    edits: Vec<(EntryPath, Edit)>,
+) -> Result<(u64, CatalogReference), PublishError> {
+    let take = |path: &EntryPath, reference| head.take_catalog(path, reference);
+    let mut editor = Editor::open(staging, settings.compression, head.root_reference(), &take, now)?;
+    for (path, edit) in edits {
+        apply(&mut editor, &path, edit, now)?;
+    }
+    // Clients load another root catalog only if the revision is higher, and do not notice a change under the same number.
+    let number = head.manifest().revision + 1;
+    Ok((number, editor.write(number)?))
+}
+
+fn apply(editor: &mut Editor<'_>, path: &EntryPath, edit: Edit, now: Timestamp) -> Result<(), PublishError> {
+    let metadata = |mode| Metadata { mode, uid: 0, gid: 0, mtime: now, xattrs: None };
+    match edit {
+        Edit::Catalog => editor.make_catalog(path)?,
+        Edit::Tree(tree) => editor.put_tree(path, &tree)?,
+        Edit::File { size, content } => editor.put(path, CatalogEntry::of_file(&metadata(0o644), size, &content))?,
+        Edit::Symlink(target) => editor.put(path, CatalogEntry::of_symlink(&metadata(0o777), &target))?,
+        Edit::VariantLink(target) => editor.put(path, CatalogEntry::of_variant_link(&metadata(0o777), &target))?,
+        Edit::Remove => drop(editor.remove(path)?),
+    }
+    Ok(())
+}
