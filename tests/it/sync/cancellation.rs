@@ -44,11 +44,14 @@ fn convert_one(engine: &Engine, host: &str) -> Option<String> {
 fn cancelled_conversion_ends_soon_and_leaves_nothing_behind() {
     let Some(scene) = Scene::new() else { return };
     scene.registry.push_tags(&image("content"), "app/tool", ["1"]);
-    for (what, path) in [("a layer that comes slowly", "/blobs/"), ("a registry that asks to wait", "/manifests/")] {
+    let layer = image("content").layer_digests()[0].clone();
+    for (what, path) in [("a layer that comes slowly", layer.as_str()), ("a registry that asks to wait", "/manifests/")]
+    {
         let slow = FaultProxy::start(scene.registry.port());
-        slow.at(path, move |request, _| match path {
-            "/blobs/" => request.forward().delivery(Delivery::DripBody(Duration::from_millis(200))),
-            _ => Reply::status(429).with("retry-after", 300),
+        let is_layer = path == layer;
+        slow.at(path, move |request, _| match is_layer {
+            true => request.forward().delivery(Delivery::DripBody(Duration::from_millis(200))),
+            false => Reply::status(429).with("retry-after", 300),
         });
         let cancellation = Cancellation::default();
         let engine = engine(&scene, &cancellation);
