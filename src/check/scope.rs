@@ -16,7 +16,7 @@ const MAX_LINKS: usize = 40;
 
 /// The checked part of the repository.
 pub(super) struct Scope {
-    /// Paths in the form that catalogs use, or `None` for the whole repository.
+    /// Paths as catalogs use them: with a leading slash, or empty for the root. `None` means the whole repository.
     targets: Option<Vec<Vec<u8>>>,
 }
 
@@ -49,7 +49,7 @@ fn lies_in(path: &[u8], directory: &[u8]) -> bool {
 enum LookupResult {
     Entry(Box<CatalogEntry>),
     Missing,
-    /// A catalog above the path cannot be read, which the check itself reports.
+    /// A catalog that the lookup needs cannot be read. The check reads the same catalog, and reports the error.
     Unreadable,
 }
 
@@ -82,7 +82,7 @@ impl Check<'_> {
                     targets.push(catalog_path(&path));
                     let target = entry.expanded_target(client_variable);
                     let target = match target.strip_prefix(format!("/cvmfs/{}", self.name).as_bytes()) {
-                        // An absolute link below the mount point of clients leads into this repository.
+                        // Clients mount this repository at `/cvmfs/<name>`, so an absolute target at or below it is a path of this repository.
                         Some(below) if below.is_empty() || below[0] == b'/' => {
                             at = EntryPath::ROOT;
                             below
@@ -128,7 +128,7 @@ impl Check<'_> {
         Catalog::parse_owned(bytes, path).ok()
     }
 
-    /// Reads a catalog of `size` bytes a second time. Returns `None` if the catalog was deleted in the meantime.
+    /// Reads a catalog of `size` bytes a second time. Returns `None` if the catalog cannot be read any more.
     pub(super) fn reread_catalog(&self, name: ObjectName, size: u64) -> Option<Vec<u8>> {
         let limit = SizeLimit::of(size);
         let stored = read_regular_up_to(limit.stored(), &self.store.root().join(name.to_string())).ok()??;

@@ -23,7 +23,7 @@ struct Image {
 }
 
 impl Notifier {
-    /// Writes the start of the process.
+    /// Writes that this process starts.
     pub fn start(notifications: Notifications) -> Self {
         let run = Some(notifications.start_run());
         Self { notifications, run, images: Mutex::default() }
@@ -33,7 +33,7 @@ impl Notifier {
         self.images.lock().expect("no thread panics while it writes notifications")
     }
 
-    /// Writes the notifications for an event, if it has any.
+    /// Writes the notifications for an event. Some events have none.
     pub fn note(&self, event: &Event<'_>) {
         match event {
             Event::Started(image, _) => self.start_image(image),

@@ -31,7 +31,7 @@ pub struct Display {
 
 struct Board {
     bars: MultiProgress,
-    /// The line below all others; empty if there is none.
+    /// The summary, below the lines of all tasks. Its message is empty until a summary is set.
     summary: ProgressBar,
     /// The running tasks by name.
     lines: Mutex<HashMap<String, (ProgressBar, Arc<Progress>)>>,
@@ -131,7 +131,7 @@ impl Drop for Display {
         }
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            // An error in the drawing thread must not end the program.
+            // A panic in the drawing thread must not end the program.
             let _ = thread.join();
         }
     }
@@ -167,11 +167,11 @@ impl LogWriter {
 }
 
 impl Write for LogWriter {
-    /// Writes one line. Control characters in quoted text were escaped before; here, only line breaks remain to be escaped.
+    /// Writes one line: removes the middle of a very long line, and escapes all control characters except ESC.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         super::interrupt::wait_if_ending();
         let text = String::from_utf8_lossy(line);
-        // Escape characters are kept, because the colours of the log need them.
+        // The character ESC (0x1b) is kept, because the colours of the log need it.
         let parts: Vec<String> = shortened(text.trim_end_matches('\n')).split('\x1b').map(on_one_line).collect();
         let escaped = parts.join("\x1b") + "\n";
         let bars = displayed_bars().clone();

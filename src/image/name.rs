@@ -11,8 +11,9 @@ const WRONG_HOST: &str = "its host may contain letters, digits, '.', '-', '_' an
 
 /// Public name of an image: `host/repository:tag`, or `host/repository@sha256:…`.
 ///
-/// The host is kept as it was spelt: `registry.hub.docker.com` and `docker.io` are different names. The path of a name never
-/// leaves the directory where names are published, nor enters a directory that the repository uses itself.
+/// The host is kept as it was spelt: `registry.hub.docker.com` and `docker.io` are different names. The public path
+/// never leaves the root of the CVMFS repository, and never enters `podmanStore` or a directory whose name begins with a dot, such
+/// as `.flat`: strata and CVMFS use these.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageName {
     host: String,
@@ -23,7 +24,7 @@ pub struct ImageName {
 /// The part of an image name that selects an image of a repository.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ImageReference {
-    /// A tag, which its owner may move to another image.
+    /// A tag. The owner of the image repository may move it to another image.
     Tag(String),
     /// Digest of a manifest or an index.
     Digest(Digest),
@@ -47,7 +48,7 @@ impl ImageName {
 
     /// Returns the path of the public link relative to the root of the CVMFS repository, without a leading slash.
     ///
-    /// A digest is joined with a colon, `host/name:sha256:<hex>`, as consumers expect.
+    /// Before a digest, the path has a colon instead of `@`, as in `host/name:sha256:<hex>`: consumers expect that.
     pub fn public_path(&self) -> String {
         match &self.reference {
             ImageReference::Tag(tag) => format!("{}/{}:{tag}", self.host, self.repository),
@@ -104,7 +105,7 @@ impl FromStr for ImageName {
 
 /// An image name and the digest that the image must have, `host/repository:tag@sha256:…`. Tag or digest may be missing.
 ///
-/// The public link is that of `name`, which contains the tag without the digest.
+/// The public link is that of `name`, which contains the tag, or the digest if there is no tag.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FullName {
     /// The name.
@@ -143,7 +144,7 @@ impl fmt::Display for FullName {
     }
 }
 
-/// Returns whether `host` is valid as a directory at the root of the repository, next to the directories of strata itself.
+/// Returns whether `host` is a valid host of a registry that can also be the name of a directory at the root of the CVMFS repository.
 ///
 /// It must be a host name, an IPv4 address, or an IPv6 address in brackets (RFC 3986, "Host"), with an optional port. An address
 /// with a zone is refused, because zones are local to a machine.

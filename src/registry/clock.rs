@@ -27,7 +27,7 @@ pub(super) trait Clock: fmt::Debug + Send + Sync {
         self.cancellation().check()
     }
 
-    /// Returns a random duration between 0.75 and 1.25 of `length`, so that clients do not repeat their requests at the same time.
+    /// Returns a random duration between 0.75 and 1.25 times `length`, so that clients do not repeat their requests at the same time.
     fn jittered(&self, length: Duration) -> Duration;
 }
 

@@ -18,8 +18,8 @@ impl Stager<'_> {
     /// Reads the layers of the plan from their blobs, stores their content, and records the verified blobs. Returns the layers
     /// that were read and those from the cache, by index.
     ///
-    /// Layers below `plan.untouched` are only verified: the build does not need them, so they are not returned. If a layer
-    /// fails, returns the first error.
+    /// A layer with an index less than `plan.untouched(image)` is only verified: the build does not need it, so it is not returned. If
+    /// a layer fails, returns the first error.
     pub(super) fn read_layers(
         &self,
         image: &Image,
@@ -43,7 +43,7 @@ impl Stager<'_> {
             layer_to_read(&image.layers[index], index < untouched, source, progress, self.engine.cancellation())
         };
         let results = ingest.run(layers_to_read.iter().map(layer).collect(), &|index, layer| {
-            // A layer on this machine is not cached: reading the layer again is as fast as reading the cache.
+            // A layer from a local source is not added to the cache, because reading it again is as fast as reading the cache.
             let is_cached = source.is_remote() && layers_to_read[index] >= untouched;
             if let Some(cache) = self.layer_cache.as_ref().filter(|_| is_cached) {
                 cache.insert(image.layers[layers_to_read[index]].digest, layer);
@@ -66,7 +66,8 @@ impl Stager<'_> {
                 Err(error) => failure = failure.or(Some((image.layers[index].digest, error))),
             }
         }
-        // Recorded before the error is returned: a layer that was verified need not be read again because another one failed.
+        // The verified blobs are recorded even if another layer failed, so that a later attempt need not read them again only to
+        // verify them.
         self.engine.state().add_blobs(&verified)?;
         if let Some((digest, error)) = failure {
             return Err(StageError::Layer { digest, mirror: source.mirror_of(&digest), source: error });

@@ -21,7 +21,7 @@ pub(super) fn read(document: &YamlNode, name: String) -> Result<Wishlist, Fault>
             Err(fault) => problems.push(WishlistProblem::bad(fault)),
         }
     }
-    // A file without this key is probably not a wishlist. Treating the file as an empty wishlist could remove all images.
+    // A file without the key `input` is probably not a wishlist. Treating the file as an empty wishlist could remove all images.
     let input =
         document.get("input").ok_or_else(|| document.fault("the key 'input' with the list of images is missing"))?;
     let mut wishes = Vec::new();
@@ -68,7 +68,7 @@ fn wish(item: &YamlNode, problems: &mut Vec<WishlistProblem>) -> Result<Wish, St
             if reference.digest.is_some() {
                 return Err(format!("{text:?} has both a wildcard and a digest"));
             }
-            // For DUCC, the pattern is a regular expression, so recipes may contain other characters such as `[` and `+`.
+            // For DUCC, the pattern is a regular expression, so recipes may contain characters that no tag contains, such as `[` and `+`.
             if let Some(sign) = tag.chars().find(|&c| !is_of_tags(c)) {
                 let text = format!("{text:?} matches nothing: {sign:?} is not a wildcard, and tags cannot contain it");
                 problems.push(WishlistProblem::hint(item.line, text));

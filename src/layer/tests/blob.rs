@@ -77,7 +77,7 @@ fn blob_that_is_not_an_archive_is_refused() {
 
 #[test]
 fn digest_size_and_diff_id_are_verified_to_the_last_byte() {
-    // Bytes after the end marker are part of the diff ID, too.
+    // The diff ID also covers the bytes after the end marker of the archive.
     let tar = [tar(), b"after the end".to_vec()].concat();
     let other = Digest::of(b"other");
     for blob in [tar.clone(), gzip(&tar), zstd(&tar)] {
