@@ -348,6 +348,8 @@ impl<'a> Coordinator<'a> {
     }
 
     fn handle(&mut self, message: RoundMessage) -> Result<(), SyncError> {
+        // An image that failed because of the cancellation must not be recorded as failed: the next round would leave it alone.
+        self.round.workers.operation.cancellation().check()?;
         self.unfinished -= 1;
         match message {
             RoundMessage::Expanded(wish, expansion) => {

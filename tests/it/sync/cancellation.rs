@@ -13,8 +13,10 @@ use strata::message::causes;
 use strata::metadata::Timestamp;
 use strata::progress::Progress;
 use strata::publish::PublishOptions;
+use strata::revise::Prune;
 use strata::stage::{ImageOptions, Request};
-use strata::work::{ConvertOptions, convert};
+use strata::wishlist::Wishlist;
+use strata::work::{ConvertOptions, Event, SyncError, SyncObserver, SyncOptions, convert, sync};
 
 use super::{Scene, image};
 use crate::support::fuse::wait_until;
@@ -28,13 +30,23 @@ fn engine(scene: &Scene, cancellation: &Cancellation) -> Engine {
     Engine::open(&directory.with_cancellation(cancellation), resources, rng).unwrap()
 }
 
+/// Ignores all events.
+struct Silent;
+
+impl SyncObserver for Silent {
+    fn note(&self, _event: Event<'_>) {}
+}
+
+fn options() -> ConvertOptions {
+    let publish = PublishOptions { now: Timestamp::now(), ..PublishOptions::default() };
+    ConvertOptions { dry_run: false, only_store: false, limits: Limits::default(), publish }
+}
+
 /// Converts an image of a host; returns the error.
 fn convert_one(engine: &Engine, host: &str) -> Option<String> {
     let argument = format!("http://{host}/app/tool:1").parse().unwrap();
     let requests = [Request { argument, name: None, image: ImageOptions::default() }];
-    let publish = PublishOptions { now: Timestamp::now(), ..PublishOptions::default() };
-    let options = ConvertOptions { dry_run: false, only_store: false, limits: Limits::default(), publish };
-    match convert(engine, &requests, &options, &Arc::new(Progress::default())) {
+    match convert(engine, &requests, &options(), &Arc::new(Progress::default())) {
         Ok(report) => report.images.into_iter().find_map(|image| image.outcomes.err()).map(|error| causes(&error)),
         Err(error) => Some(causes(&error)),
     }
@@ -85,4 +97,34 @@ fn nothing_is_published_with_a_cancelled_token() {
     let error = convert_one(&engine, &scene.proxy.host()).unwrap();
     assert!(error.contains("the operation was cancelled"), "{error}");
     assert_eq!(scene.revision(), 1);
+}
+
+#[test]
+fn image_of_a_cancelled_round_is_tried_again_in_the_next_round() {
+    let Some(scene) = Scene::new() else { return };
+    scene.registry.push_tags(&image("content"), "app/tool", ["1"]);
+    let layer = image("content").layer_digests()[0].clone();
+    let list = scene.wish("list.yaml", "  - HOST/app/tool:1\n");
+    let wishlist = Wishlist::open(list.as_ref()).unwrap();
+    let options = SyncOptions {
+        convert: options(),
+        prune: Prune::Nothing,
+        publish_every: Duration::from_secs(60),
+        side_by_side: 2,
+    };
+    scene.proxy.at(&layer, |request, _| request.forward().delivery(Delivery::DripBody(Duration::from_millis(200))));
+    let cancellation = Cancellation::default();
+    let cancelled = engine(&scene, &cancellation);
+    let result = thread::scope(|scope| {
+        let syncing = scope.spawn(|| sync(&cancelled, &wishlist, &options, &Silent));
+        wait_until("the layer is read", || scene.proxy.blobs().contains(&layer));
+        cancellation.cancel();
+        syncing.join().unwrap()
+    });
+    assert!(matches!(result, Err(SyncError::Cancelled(_))), "{result:?}");
+    drop(cancelled);
+    scene.proxy.at(&layer, |request, _| request.forward());
+    // The program: a new process remembers nothing but the state database.
+    scene.sync(&list, &[]).expect_code(0);
+    assert!(scene.has("app/tool:1"));
 }
