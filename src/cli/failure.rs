@@ -68,8 +68,7 @@ mod tests {
     use std::path::PathBuf;
     use std::time::Duration;
 
-    use strata::publish::{CommitError, PublishError};
-    use strata::revise::ReviseError;
+    use strata::publish::{CommitError, EditError, PublishError};
     use strata::work::{ConvertError, SyncError};
 
     use super::*;
@@ -95,7 +94,7 @@ mod tests {
         assert_code(ConvertError::from(held()), HELD);
         assert_code(SyncError::from(convert()), HELD);
         assert_code(DirectoryError::from(held()), HELD);
-        let commit = || CommitError::Prepare(ReviseError::from(held()));
+        let commit = || CommitError::Prepare(EditError::from(held()));
         assert_code(commit(), HELD);
         assert_code(ConvertError::from(commit()), HELD);
     }

@@ -12,12 +12,10 @@ pub mod thin;
 use std::fmt;
 
 use crate::image::{Document, ImageName};
-use crate::inventory::InventoryError;
 use crate::layout::{self, ImagePlace, ImageRecord};
 use crate::path::EntryPath;
 use crate::publish::{EditError, EditList};
 use crate::repository::{Repository, RepositoryError};
-use crate::store::StoreError;
 use podman::{PodmanListing, Refusal, StoreImage};
 
 /// Every consumer, in the order in which commands list them.
@@ -41,7 +39,7 @@ pub trait Consumer: Sync {
     /// Adds the edits that update the directory of the runtime for the changed names.
     ///
     /// `edits` already contains the edits of trees, links and records.
-    fn revise(&self, edits: &mut EditList<'_>, changes: &ConsumerChanges<'_>) -> Result<(), ConsumerError> {
+    fn revise(&self, edits: &mut EditList<'_>, changes: &ConsumerChanges<'_>) -> Result<(), EditError> {
         let _ = (edits, changes);
         Ok(())
     }
@@ -50,29 +48,6 @@ pub trait Consumer: Sync {
     fn audit(&self, repository: &Repository, report: &mut dyn FnMut(AuditResult)) -> Result<(), RepositoryError> {
         let _ = (repository, report);
         Ok(())
-    }
-}
-
-/// Errors from updating the directory of a consumer.
-#[derive(Debug, thiserror::Error)]
-pub enum ConsumerError {
-    /// The head cannot be read.
-    #[error(transparent)]
-    Repository(#[from] RepositoryError),
-    /// The images in the head cannot be listed.
-    #[error(transparent)]
-    Inventory(#[from] InventoryError),
-    /// A small file cannot be stored.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl From<EditError> for ConsumerError {
-    fn from(error: EditError) -> Self {
-        match error {
-            EditError::Repository(error) => error.into(),
-            EditError::Store(error) => error.into(),
-        }
     }
 }
 

@@ -4,17 +4,21 @@ use std::collections::BTreeMap;
 
 use super::Edit;
 use crate::catalog::StoredTree;
+use crate::inventory::InventoryError;
 use crate::object::{Compression, Content};
 use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
 use crate::store::{Staging, StoreError};
 
-/// Errors from adding an edit.
+/// Errors from determining the edits of the head.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
     /// The head cannot be read.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
+    /// The images in the head cannot be listed.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
     /// A small file cannot be stored.
     #[error(transparent)]
     Store(#[from] StoreError),

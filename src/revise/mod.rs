@@ -8,56 +8,23 @@ mod wishlist_change;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::consumer::podman::PodmanListing;
-use crate::consumer::{self, ConsumerChanges, ConsumerError, PublishedName};
+use crate::consumer::{self, ConsumerChanges, PublishedName};
 use crate::image::ImageName;
-use crate::inventory::{InventoryError, foreign_trees, intact_record, our_tree, places};
+use crate::inventory::{foreign_trees, intact_record, our_tree, places};
 use crate::layout::{self, ARCHITECTURE_ALIASES, ImagePlace, ImageRecord, PLATFORM_DIRECTORY, Stamp, WishedNames};
 use crate::metadata::Timestamp;
 use crate::path::EntryPath;
 use crate::publish::{Edit, EditError, EditList};
-use crate::repository::{Repository, RepositoryError};
+use crate::repository::Repository;
 use crate::settings::Settings;
 use crate::stage::StagedImage;
-use crate::store::{Staging, StoreError};
+use crate::store::Staging;
 
 pub use unused::{UnusedError, UnusedTree, unused_trees};
 pub(crate) use wishlist_change::WishlistChange;
 pub use wishlist_change::{Prune, WishlistLoss};
 
 use unused::candidates;
-
-/// Errors from determining the edits of the head.
-#[derive(Debug, thiserror::Error)]
-pub enum ReviseError {
-    /// The head cannot be read.
-    #[error(transparent)]
-    Repository(#[from] RepositoryError),
-    /// The images in the head cannot be listed.
-    #[error(transparent)]
-    Inventory(#[from] InventoryError),
-    /// A small file cannot be stored.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl From<ConsumerError> for ReviseError {
-    fn from(error: ConsumerError) -> Self {
-        match error {
-            ConsumerError::Repository(error) => error.into(),
-            ConsumerError::Inventory(error) => error.into(),
-            ConsumerError::Store(error) => error.into(),
-        }
-    }
-}
-
-impl From<EditError> for ReviseError {
-    fn from(error: EditError) -> Self {
-        match error {
-            EditError::Repository(error) => error.into(),
-            EditError::Store(error) => error.into(),
-        }
-    }
-}
 
 /// Requested changes of the head.
 #[derive(Default)]
@@ -79,7 +46,7 @@ pub(crate) fn edits(
     settings: &Settings,
     now: Timestamp,
     changes: &Changes<'_>,
-) -> Result<Vec<(EntryPath, Edit)>, ReviseError> {
+) -> Result<Vec<(EntryPath, Edit)>, EditError> {
     let mut builder = RevisionBuilder {
         head,
         now,
@@ -125,7 +92,7 @@ struct RevisionBuilder<'a> {
 
 impl<'a> RevisionBuilder<'a> {
     /// Adds an image. `another_is_listed` states whether podman's store lists its name with the image of another platform.
-    fn add_image(&mut self, staged: &StagedImage, another_is_listed: bool) -> Result<(), ReviseError> {
+    fn add_image(&mut self, staged: &StagedImage, another_is_listed: bool) -> Result<(), EditError> {
         if staged.is_foreign {
             return Ok(());
         }
@@ -155,7 +122,7 @@ impl<'a> RevisionBuilder<'a> {
     }
 
     /// Assigns a name to these images: one image, or one for each platform. Other images of the name are removed.
-    fn add_name(&mut self, images: &'a [StagedImage]) -> Result<(), ReviseError> {
+    fn add_name(&mut self, images: &'a [StagedImage]) -> Result<(), EditError> {
         if images.iter().any(|image| image.is_foreign) {
             return Ok(());
         }
@@ -174,7 +141,7 @@ impl<'a> RevisionBuilder<'a> {
     }
 
     /// Removes everything that is published for one image, except its trees.
-    fn remove_place(&mut self, place: &ImagePlace) -> Result<(), ReviseError> {
+    fn remove_place(&mut self, place: &ImagePlace) -> Result<(), EditError> {
         let trees = match intact_record(self.head, place)? {
             Some(record) => record.trees(),
             None => foreign_trees(self.head, place)?,
@@ -191,7 +158,7 @@ impl<'a> RevisionBuilder<'a> {
     }
 
     /// Returns the names that other wishlists contain according to the current head.
-    fn wished_by_others(&self, changes: &Changes<'_>) -> Result<BTreeSet<ImageName>, ReviseError> {
+    fn wished_by_others(&self, changes: &Changes<'_>) -> Result<BTreeSet<ImageName>, EditError> {
         let Some((wishlist, _)) = changes.wished.filter(|_| !changes.removed.is_empty()) else {
             return Ok(BTreeSet::new());
         };
@@ -200,7 +167,7 @@ impl<'a> RevisionBuilder<'a> {
     }
 
     /// Removes a name with all of its platforms.
-    fn remove_name(&mut self, name: &ImageName) -> Result<(), ReviseError> {
+    fn remove_name(&mut self, name: &ImageName) -> Result<(), EditError> {
         for place in places(self.head, name)? {
             self.remove_place(&place)?;
         }
@@ -213,7 +180,7 @@ impl<'a> RevisionBuilder<'a> {
     }
 
     /// Adds links from other names of an architecture, for example `x86_64`, to the directory of the platform.
-    fn add_aliases(&mut self) -> Result<(), ReviseError> {
+    fn add_aliases(&mut self) -> Result<(), EditError> {
         let root = EntryPath::ROOT.join(PLATFORM_DIRECTORY.as_bytes());
         let directories: BTreeSet<Vec<u8>> =
             self.edits.edits().keys().filter_map(|path| second_of(path, PLATFORM_DIRECTORY)).collect();
@@ -240,7 +207,7 @@ impl<'a> RevisionBuilder<'a> {
     }
 
     /// Records the names that a wishlist contains.
-    fn record_wishes(&mut self, wishlist: &str, names: &BTreeSet<ImageName>) -> Result<(), ReviseError> {
+    fn record_wishes(&mut self, wishlist: &str, names: &BTreeSet<ImageName>) -> Result<(), EditError> {
         let path = layout::wished_names();
         let before = self.head.read(&path, layout::MAX_LIST_SIZE)?;
         let mut wished = WishedNames::parse(before.as_deref().unwrap_or_default());
@@ -251,7 +218,7 @@ impl<'a> RevisionBuilder<'a> {
     }
 
     /// Adds the record and documents of an image, if one of them or one of the image's trees is new.
-    fn add_metadata(&mut self, staged: &StagedImage, another_is_listed: bool) -> Result<(), ReviseError> {
+    fn add_metadata(&mut self, staged: &StagedImage, another_is_listed: bool) -> Result<(), EditError> {
         let directory = staged.outcome.place.metadata();
         let (record_path, losses_path) = (directory.join(b"strata.json"), directory.join(b"losses.json"));
         let before = intact_record(self.head, &staged.outcome.place)?;
@@ -320,7 +287,7 @@ impl<'a> RevisionBuilder<'a> {
     }
 
     /// Updates the list of trees that are possibly unused. If there is a list under the former name, merges the two lists.
-    fn record_candidates(&mut self) -> Result<(), ReviseError> {
+    fn record_candidates(&mut self) -> Result<(), EditError> {
         let (path, former) = (layout::candidate_trees(), layout::former_candidate_trees());
         let mut candidates = candidates(self.head)?;
         for (tree, image) in &self.released_trees {
@@ -335,7 +302,7 @@ impl<'a> RevisionBuilder<'a> {
     }
 
     /// Adds the edits of consumers, the list of possibly unused trees, and the nested catalogs above all edits.
-    fn finish(mut self) -> Result<Vec<(EntryPath, Edit)>, ReviseError> {
+    fn finish(mut self) -> Result<Vec<(EntryPath, Edit)>, EditError> {
         let changes = ConsumerChanges { published: &self.published, removed: &self.removed };
         for consumer in consumer::ALL {
             consumer.revise(&mut self.edits, &changes)?;

@@ -28,9 +28,8 @@ use crate::inventory::InventoryError;
 use crate::layer::Limits;
 use crate::object::ObjectHash;
 use crate::observer::Reporter;
-use crate::publish::{CommitError, PublishError, PublishOptions};
+use crate::publish::{CommitError, EditError, PublishError, PublishOptions};
 use crate::repository::RepositoryError;
-use crate::revise::ReviseError;
 use crate::stage::{ImageOptions, StageError, StageOptions};
 use crate::state::StateError;
 use crate::store::StoreError;
@@ -73,14 +72,14 @@ pub enum ConvertError {
     State(#[from] StateError),
     /// The changes of the head cannot be determined.
     #[error("cannot prepare the revision")]
-    Revise(#[source] ReviseError),
+    Revise(#[source] EditError),
     /// The revision cannot be published.
     #[error(transparent)]
     Publish(#[from] PublishError),
 }
 
-impl From<CommitError<ReviseError>> for ConvertError {
-    fn from(error: CommitError<ReviseError>) -> Self {
+impl From<CommitError<EditError>> for ConvertError {
+    fn from(error: CommitError<EditError>) -> Self {
         match error {
             CommitError::Publish(error) => error.into(),
             CommitError::Prepare(error) => Self::Revise(error),

@@ -20,10 +20,10 @@ mod shape;
 mod store;
 mod time;
 
-use super::{AuditResult, Consumer, ConsumerChanges, ConsumerError, Flaw, PublishedImage};
+use super::{AuditResult, Consumer, ConsumerChanges, Flaw, PublishedImage};
 use crate::layout::PODMAN_STORE;
 use crate::message::shell_word;
-use crate::publish::EditList;
+use crate::publish::{EditError, EditList};
 use crate::repository::{Repository, RepositoryError};
 
 pub use audit::{Documents, ImageAudit, audit_image, flat_size, read_documents};
@@ -61,7 +61,7 @@ impl Consumer for Podman {
         Some(PODMAN_STORE)
     }
 
-    fn revise(&self, edits: &mut EditList<'_>, changes: &ConsumerChanges<'_>) -> Result<(), ConsumerError> {
+    fn revise(&self, edits: &mut EditList<'_>, changes: &ConsumerChanges<'_>) -> Result<(), EditError> {
         revise::update_store(edits, changes)
     }
 

@@ -12,13 +12,13 @@ use super::{
     layer_directory, layer_link, layers_list, layers_lock, link_id, lock_token, manifest_key, read_documents,
     short_link, short_link_target,
 };
-use crate::consumer::{ConsumerChanges, ConsumerError, ImageChange};
+use crate::consumer::{ConsumerChanges, ImageChange};
 use crate::image::{Digest, ImageName};
 use crate::inventory::{directories, foreign_config, list_intact, places};
 use crate::layout;
 use crate::message::causes;
 use crate::observer::Reporter;
-use crate::publish::{Edit, EditList};
+use crate::publish::{Edit, EditError, EditList};
 use crate::repository::{Repository, RepositoryError};
 
 /// The required entry of a name in the store.
@@ -59,7 +59,7 @@ fn wanted<'a>(changes: &'a ConsumerChanges<'a>, reporter: &Reporter) -> BTreeMap
 }
 
 /// Adds the edits that update the store for `changes` and for the other edits.
-pub(super) fn update_store(edits: &mut EditList<'_>, changes: &ConsumerChanges<'_>) -> Result<(), ConsumerError> {
+pub(super) fn update_store(edits: &mut EditList<'_>, changes: &ConsumerChanges<'_>) -> Result<(), EditError> {
     let wanted = wanted(changes, edits.head().store().reporter());
     StoreUpdate { head: edits.head(), edits }.update(&wanted)
 }
@@ -74,7 +74,7 @@ impl StoreUpdate<'_, '_> {
     /// Updates the store for the changed names.
     ///
     /// A store that another program wrote is changed only if a name requires another entry.
-    fn update(&mut self, wanted: &BTreeMap<ImageName, Wanted<'_>>) -> Result<(), ConsumerError> {
+    fn update(&mut self, wanted: &BTreeMap<ImageName, Wanted<'_>>) -> Result<(), EditError> {
         let gone = self.removed_flat_trees();
         if gone.is_empty() && !self.may_affect_store(wanted)? {
             return Ok(());
@@ -118,7 +118,7 @@ impl StoreUpdate<'_, '_> {
     /// Returns whether the changes may affect the store: an image is added, or a name existed before and may be in the store.
     ///
     /// This avoids reading the lists, which grow with the repository, for new names that are not listed.
-    fn may_affect_store(&self, wanted: &BTreeMap<ImageName, Wanted<'_>>) -> Result<bool, ConsumerError> {
+    fn may_affect_store(&self, wanted: &BTreeMap<ImageName, Wanted<'_>>) -> Result<bool, EditError> {
         for (name, shown) in wanted {
             if matches!(shown, Wanted::Image(_)) || !places(self.head, name)?.is_empty() {
                 return Ok(true);
@@ -127,7 +127,7 @@ impl StoreUpdate<'_, '_> {
         Ok(false)
     }
 
-    fn write_lists(&mut self, store: &PodmanStore) -> Result<(), ConsumerError> {
+    fn write_lists(&mut self, store: &PodmanStore) -> Result<(), EditError> {
         let lists = [
             (store.write_images(), images_list(), images_lock()),
             (store.write_layers(), layers_list(), layers_lock()),
@@ -149,7 +149,7 @@ impl StoreUpdate<'_, '_> {
     }
 
     /// Adds the documents of an image to the store.
-    fn put_image(&mut self, store: &PodmanStore, image: &ImageChange<'_>) -> Result<StoreImage, ConsumerError> {
+    fn put_image(&mut self, store: &PodmanStore, image: &ImageChange<'_>) -> Result<StoreImage, EditError> {
         let config = image.config.digest;
         let size = match image.flat_size {
             Some(size) => size,
@@ -167,13 +167,13 @@ impl StoreUpdate<'_, '_> {
     }
 
     /// Adds the directory of an image's topmost layer to the store.
-    fn put_layer(&mut self, image: &StoreImage) -> Result<(), ConsumerError> {
+    fn put_layer(&mut self, image: &StoreImage) -> Result<(), EditError> {
         let layer = image.top();
         let (diff, target) = (layer_diff(layer), diff_target(&self.head.manifest().name, image.config));
         self.edits.add_variant_link(diff, target.into_bytes())?;
         let link = self.link_of(layer);
         self.edits.put_file(layer_link(layer), Some(link.as_bytes()))?;
-        Ok(self.edits.add_link(short_link(&link), short_link_target(layer).as_bytes())?)
+        self.edits.add_link(short_link(&link), short_link_target(layer).as_bytes())
     }
 
     /// Returns the short name of a layer. An existing name from another program is kept unless it is lost, because containers contain it.
@@ -191,7 +191,7 @@ impl StoreUpdate<'_, '_> {
     ///
     /// An image with faults is listed again with its flat tree. If the flat tree or the documents are missing, the image is
     /// removed from the list, but its files are kept.
-    fn take_over(&mut self, published: &mut PublishedStore) -> Result<(), ConsumerError> {
+    fn take_over(&mut self, published: &mut PublishedStore) -> Result<(), EditError> {
         published.flaws.iter().for_each(|flaw| self.report_repair(format_args!("{flaw}")));
         let store = &mut published.store;
         store.mark_changed();
@@ -234,7 +234,7 @@ impl StoreUpdate<'_, '_> {
     }
 
     /// Rebuilds a lost list of images: lists every image whose documents and flat tree are published, under its names in the records.
-    fn rebuild_list(&mut self, store: &mut PodmanStore) -> Result<(), ConsumerError> {
+    fn rebuild_list(&mut self, store: &mut PodmanStore) -> Result<(), EditError> {
         for name in directories(self.head, &images())? {
             let config = String::from_utf8(name).ok().and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
             let Some(config) = config else { continue };
@@ -266,7 +266,7 @@ impl StoreUpdate<'_, '_> {
     }
 
     /// Replaces a link to an image's manifest by a file, because the target of the link may change to another image's manifest.
-    fn keep_manifest(&mut self, config: Digest, manifest: &[u8]) -> Result<(), ConsumerError> {
+    fn keep_manifest(&mut self, config: Digest, manifest: &[u8]) -> Result<(), EditError> {
         let path = document(config, "manifest");
         if self.head.get(&path)?.is_some_and(|entry| entry.is_symlink()) {
             self.edits.add_file(path, manifest)?;
@@ -275,7 +275,7 @@ impl StoreUpdate<'_, '_> {
     }
 
     /// Lists an image again with its flat tree. Returns `false` if that is not possible.
-    fn list_again(&mut self, store: &mut PodmanStore, manifest: &[u8], config: &[u8]) -> Result<bool, ConsumerError> {
+    fn list_again(&mut self, store: &mut PodmanStore, manifest: &[u8], config: &[u8]) -> Result<bool, EditError> {
         let size = flat_size(self.head, Digest::of(config))?;
         let Some(image) = size.and_then(|size| StoreImage::new(manifest, config, size).ok()) else { return Ok(false) };
         store.replace(&image);
@@ -294,7 +294,7 @@ impl StoreUpdate<'_, '_> {
     }
 
     /// Removes an image from the store, because its flat tree is removed.
-    fn remove_image(&mut self, store: &mut PodmanStore, config: Digest) -> Result<(), ConsumerError> {
+    fn remove_image(&mut self, store: &mut PodmanStore, config: Digest) -> Result<(), EditError> {
         let Some(entry) = store.entry(config) else { return Ok(()) };
         let layer = store.own_layer(entry);
         if let Some(layer) = layer {
