@@ -196,23 +196,46 @@ fn commands_that_read_say_that_they_are_interrupted() {
     repository.set("");
 }
 
+/// A registry with an image whose manifest never arrives.
+struct StalledRegistry {
+    _registry: TestRegistry,
+    proxy: FaultProxy,
+    is_asked: Arc<AtomicBool>,
+}
+
+impl StalledRegistry {
+    #[track_caller]
+    fn start() -> Option<Self> {
+        let registry = TestRegistry::start()?;
+        registry.push_tags(&image_of("x"), "app/tool", ["1"]);
+        let proxy = FaultProxy::start(registry.port());
+        let is_asked = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&is_asked);
+        proxy.at("/manifests/", move |request, _| {
+            asked.store(true, Ordering::SeqCst);
+            request.forward().delivery(Delivery::Stall(0))
+        });
+        Some(Self { _registry: registry, proxy, is_asked })
+    }
+
+    fn image(&self) -> String {
+        format!("http://{}/app/tool:1", self.proxy.host())
+    }
+
+    fn wait_for_request(&self) {
+        wait_until("the registry is asked", || self.is_asked.load(Ordering::SeqCst));
+    }
+}
+
 #[test]
 fn interrupted_convert_leaves_no_repository_that_it_created() {
-    let Some(registry) = TestRegistry::start() else { return };
-    registry.push_tags(&image_of("x"), "app/tool", ["1"]);
-    let proxy = FaultProxy::start(registry.port());
-    let is_asked = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&is_asked);
-    proxy.at("/manifests/", move |request, _| {
-        asked.store(true, Ordering::SeqCst);
-        request.forward().delivery(Delivery::Stall(0))
-    });
+    let Some(registry) = StalledRegistry::start() else { return };
     let home = tempfile::tempdir().unwrap();
     let directory = home.path().join("a/b/new.example.org");
-    let image = format!("http://{}/app/tool:1", proxy.host());
+    let image = registry.image();
     let arguments = ["convert", "--create", &image, "--quiet", "--repo", directory.to_str().unwrap()];
     let child = start(&mut strata_command(arguments));
-    wait_until("the registry is asked", || is_asked.load(Ordering::SeqCst));
+    registry.wait_for_request();
     assert!(directory.join("storage/.cvmfspublished").exists());
     send(&child, Signal::INT);
     let run = ended(child, Some(2));
@@ -373,19 +396,11 @@ fn mount_in_use_reports_the_unmount_at_once_and_ends_soon() {
 
 #[test]
 fn preview_ends_soon_although_its_registry_does_not_respond() {
-    let Some(registry) = TestRegistry::start() else { return };
-    registry.push_tags(&image_of("x"), "app/tool", ["1"]);
-    let proxy = FaultProxy::start(registry.port());
-    let is_asked = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&is_asked);
-    proxy.at("/manifests/", move |request, _| {
-        asked.store(true, Ordering::SeqCst);
-        request.forward().delivery(Delivery::Stall(0))
-    });
+    let Some(registry) = StalledRegistry::start() else { return };
     let point = tempfile::tempdir().unwrap();
-    let image = format!("http://{}/app/tool:1", proxy.host());
+    let image = registry.image();
     let child = start(&mut strata_command(["preview", &image, point.path().to_str().unwrap(), "--quiet"]));
-    wait_until("the registry is asked", || is_asked.load(Ordering::SeqCst));
+    registry.wait_for_request();
     send(&child, Signal::TERM);
     let run = ended(child, Some(15));
     assert_eq!(run.stderr(), format!("{CLEANING}strata: interrupted before anything was published\n"));
