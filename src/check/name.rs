@@ -11,7 +11,7 @@ use crate::object::{ObjectHash, ObjectKind};
 pub(super) struct ObjectName {
     digest: [u8; 20],
     pub(super) algorithm: Algorithm,
-    /// The letter after the hash, or 0 if there is none.
+    /// The letter after the hash, or 0 if the name has no letter.
     letter: u8,
 }
 

@@ -214,7 +214,7 @@ impl Check<'_> {
 
 fn fault(group: &[Reference], expected: &str, found: String) -> ObjectFault {
     let first =
-        // The same row in every run, whatever the order of the threads.
+        // The same row in every run, regardless of the order of the threads.
         group.iter().min_by_key(|reference| (reference.catalog, reference.row)).expect("a group is never empty");
     ObjectFault { reference: *first, others: group.len() - 1, expected: expected.to_owned(), found }
 }

@@ -70,7 +70,7 @@ pub(crate) fn foreign_config(head: &Repository, place: &ImagePlace) -> Result<Op
     Ok(foreign_digests(head, place)?.map(|(config, _)| config))
 }
 
-/// Returns the hash of the manifest that another program published for an image, or `None` if there is none.
+/// Returns the hash of the manifest that another program published for an image, or `None` if no other program published it.
 pub(crate) fn foreign_manifest(head: &Repository, place: &ImagePlace) -> Result<Option<ObjectHash>, RepositoryError> {
     let directory = place.metadata();
     let manifest = head.get(&directory.join(b"manifest.json"))?;

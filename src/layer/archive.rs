@@ -64,7 +64,7 @@ pub(super) struct Member {
 impl Member {
     /// Returns the target of a hard or symbolic link.
     pub(super) fn link_target(&self) -> &[u8] {
-        // As for paths, a GNU long name counts more than a PAX record, whatever their order: Go's reader applies it last.
+        // As for paths, a GNU long name counts more than a PAX record, regardless of their order: Go's reader applies it last.
         let (long, extended) = (self.long_link_target.as_deref(), self.extended.link_target.as_deref());
         long.or(extended).unwrap_or_else(|| self.header.link_target())
     }
@@ -357,7 +357,7 @@ impl<R: Read> Archive<R> {
         {
             member.kind = MemberKind::Directory;
         }
-        // The kind may have changed just now: a V7 directory has no content, whatever size its header states.
+        // The kind may have changed just now: a V7 directory has no content, regardless of the size in its header.
         self.content.start(if member.kind.has_content() { stored } else { 0 });
         if member.kind != MemberKind::File {
             return Ok(());

@@ -84,7 +84,7 @@ impl<S: MountableTree> Filesystem<S> {
         FileAttr {
             ino: INodeNo(number),
             size,
-            // `st_blocks` counts units of 512 bytes, whatever the block size (stat(2)).
+            // `st_blocks` counts units of 512 bytes, regardless of the block size (stat(2)).
             blocks: size.div_ceil(512),
             atime: time,
             mtime: time,

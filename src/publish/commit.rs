@@ -105,7 +105,7 @@ impl Publisher {
         let keys = self.signer.keys();
         let bytes = store.read_file(WHITELIST)?.ok_or(PublishError::NoWhitelist)?;
         let signed = Whitelist::parse(&bytes)?;
-        // Clients refuse a list that another master key signed, whatever certificates it names.
+        // Clients refuse a list that another master key signed, even if it lists our certificate.
         signed.verify_signature(std::slice::from_ref(keys.master_public_key()))?;
         let fingerprint = keys.certificate().fingerprint();
         if !signed.whitelist.fingerprints().contains(&fingerprint) {

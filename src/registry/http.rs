@@ -134,7 +134,7 @@ pub(super) struct ResponseDeadline {
 }
 
 impl ResponseDeadline {
-    /// Returns the remaining time, or an error if there is none.
+    /// Returns the remaining time, or an error if the deadline has passed.
     fn remaining(&self, url: &Url) -> Result<Duration, RegistryError> {
         let left = self.until.saturating_duration_since(Instant::now());
         if left.is_zero() { Err(self.too_slow(url)) } else { Ok(left) }

@@ -297,8 +297,7 @@ impl<'a> RevisionBuilder<'a> {
         if !candidates.is_empty() || self.head.get(&path)?.is_some() {
             self.edits.put_file(path, Some(&candidates.write()))?;
         }
-        self.edits.put_file(former, None)?;
-        Ok(())
+        self.edits.put_file(former, None).map(drop)
     }
 
     /// Adds the edits of consumers, the list of possibly unused trees, and the nested catalogs above all edits.

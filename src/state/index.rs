@@ -45,7 +45,7 @@ struct NewEntries {
 
 type Objects = HashMap<ContentKey, KnownObject>;
 
-/// Number of new entries that are saved together. Each batch changes most pages of the table, whatever its size.
+/// Number of new entries that are saved together. Each batch changes most pages of the table, regardless of the size of the batch.
 const BATCH_SIZE: usize = 50_000;
 
 impl ContentIndex {

@@ -126,7 +126,7 @@ fn unpack(
     stored: &mut HashingFile,
     receive: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<u64> {
-    // One byte more than stated shows that the content is too long, whatever the stream would unpack to.
+    // One byte more than stated shows that the content is too long. The rest of the stream is not decompressed.
     let limit = object.size.saturating_add(1);
     if object.raw {
         return pass_on(stored.take(limit), receive);

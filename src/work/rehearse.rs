@@ -30,7 +30,7 @@ use crate::store::{DirectoryStore, StoreError, WrittenObjects};
 pub struct Rehearsal {
     /// The outcome of the conversion.
     pub outcome: ImageOutcome,
-    /// The root directory of the flat tree to which the image's name points now; `None` if there is none.
+    /// The root directory of the flat tree to which the image's name points now; `None` if the name is not published.
     pub before: Option<Row>,
     /// The root directory of the flat tree to which the image's name would point after the conversion.
     pub after: Option<Row>,

@@ -11,7 +11,7 @@ type Arrows = BTreeMap<String, BTreeMap<String, PathBuf>>;
 
 /// Arrows that would tie together what has to stay apart: the module that must not know, and the module that it must not know.
 const FORBIDDEN: [(&str, &str, &str); 10] = [
-    ("store", "catalog", "a store holds objects, whatever is in them"),
+    ("store", "catalog", "a store holds objects and does not know their content"),
     ("stage", "publish", "staging is the same for every way to publish"),
     ("stage", "inventory::places", "staging does not look at the names in the head"),
     ("revise", "source", "what only changes the head needs no image"),

@@ -1,4 +1,4 @@
-//! Images from registries are published like images from layouts, whatever faults occur during the transfer.
+//! Images from registries are published like images from layouts, also if faults occur during the transfer.
 
 mod access;
 mod faults;
