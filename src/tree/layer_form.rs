@@ -9,8 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::edits::{ApplyError, Replaced, create_directories};
 use super::node::{Directory, Leaf, LeafKind, Node};
-use super::overlay::{ApplyError, Replaced, create_directories};
 use super::walk::look_up;
 use crate::layer::{DeviceNumber, EntryKind, LayerEntry, NodeKind};
 use crate::metadata::{Metadata, Timestamp, Xattrs};

@@ -3,6 +3,7 @@
 //! Trees hold metadata and the names of objects, never file content. The trees before and after a layer share the directories
 //! that the layer leaves unchanged.
 
+mod edits;
 mod layer_form;
 mod node;
 mod other_parents;
@@ -11,8 +12,9 @@ mod overlay;
 mod tests;
 mod walk;
 
+pub use edits::ApplyError;
 pub use layer_form::{LayerForm, OPAQUE_XATTRS, layer_entries, needed_whiteout};
 pub use node::{Directory, Leaf, LeafKind, Node, join_links, links_across_directories};
 pub use other_parents::ParentDifferences;
-pub use overlay::{Applied, ApplyError, apply};
+pub use overlay::{Applied, apply};
 pub use walk::find_directory;
