@@ -360,7 +360,10 @@ impl<'a> Application<'a> {
     fn hide(&mut self, path: &EntryPath) {
         self.own.note_whiteout(path);
         let (parent, name) = path.split().expect("no whiteout hides the root");
-        let Ok(parent) = resolve(&self.tree, &parent) else { return };
+        let Ok(parent) = resolve(&self.tree, &parent) else {
+            self.mark_unresolved();
+            return;
+        };
         let real_path = path_of(&parent).join(name);
         self.own.notes.mark_irregular_if(real_path != *path || self.is_touched(&real_path));
         let node = self.tree.directory(names(&parent)).and_then(|directory| directory.children.get(name)).cloned();
@@ -379,7 +382,10 @@ impl<'a> Application<'a> {
     /// Hides the entries of lower layers in a directory. Entries that this layer has added remain.
     fn hide_all_in(&mut self, path: &EntryPath) {
         self.own.note_opaque(path);
-        let Ok(real_path) = resolve(&self.tree, path) else { return };
+        let Ok(real_path) = resolve(&self.tree, path) else {
+            self.mark_unresolved();
+            return;
+        };
         let real_path = path_of(&real_path);
         self.own.notes.mark_irregular_if(real_path != *path);
         if let Some(directory) = self.tree.directory(real_path.components()) {
@@ -388,6 +394,12 @@ impl<'a> Application<'a> {
             directory_mut(&mut self.tree, &real_path).children = kept;
         }
         self.emptied.insert(real_path);
+    }
+
+    /// Records that a whiteout or opaque marker hides nothing, because its path leads through a cycle of symbolic links. When the layer
+    /// is read back, its marks come before the entry that may have closed the cycle.
+    fn mark_unresolved(&mut self) {
+        self.own.notes.mark_irregular_if(true);
     }
 
     /// Returns the part of `node` that this layer added, or `None` if it added nothing. `real_path` is the path of `node`.

@@ -327,6 +327,23 @@ fn layer_form_marks_hidden_entries() {
 }
 
 #[test]
+fn layer_with_a_mark_whose_path_leads_through_a_cycle_of_links_is_not_read_back() {
+    let link = |text: &str, target: &str| {
+        let kind = NodeKind::Symlink(target.as_bytes().into());
+        LayerEntry { path: path(text), kind: EntryKind::Node(Metadata::of_implied_directory(), kind) }
+    };
+    let lower = [link("cycle", "cycle/x"), link("up", "b/.."), file("b", 1), file("hidden", 2)];
+    let lower = apply(&Directory::empty_root(), &lower).unwrap();
+    // `b` is a file, so that `up` is the root, until the layer replaces it.
+    for mark in [mark("up", EntryKind::Opaque), mark("up/hidden", EntryKind::Whiteout)] {
+        let in_order = applied(&lower, &[link("b", "cycle"), mark.clone()]).unwrap();
+        assert!(in_order.tree.get(&path("hidden")).is_some() && !in_order.can_be_read_back, "{mark:?}");
+        let mark_first = applied(&lower, &[mark, link("b", "cycle")]).unwrap();
+        assert!(mark_first.tree.get(&path("hidden")).is_none());
+    }
+}
+
+#[test]
 fn opaque_root_hides_each_lower_name_because_overlay_mounts_ignore_its_attribute() {
     let lower = apply(&Directory::empty_root(), &[file("a/x", 1), file("b/y", 1)]).unwrap();
     let form = form_of(&lower, &[mark("", EntryKind::Opaque), file("b/new", 2)]).unwrap();
