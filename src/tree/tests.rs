@@ -213,8 +213,14 @@ proptest! {
             let is_explained = |path: &EntryPath| {
                 explained.iter().any(|explained| path.is_in(explained) || !path.is_root() && explained.is_in(path))
             };
+            // A directory below a masked link may exist in one layer only. Linux lists its whiteouts.
+            let is_listed_whiteout = |path: &EntryPath| {
+                !explained.is_empty()
+                    && matches!(mounted.get(path), Some((_, NodeKind::CharacterDevice(DeviceNumber { major: 0, minor: 0 }))))
+            };
             for path in paths.into_iter().filter(|path| !is_explained(path)) {
-                prop_assert_eq!(mounted.get(path), merged.get(path), "{}", path);
+                let found = mounted.get(path).filter(|_| !is_listed_whiteout(path));
+                prop_assert_eq!(found, merged.get(path), "{}", path);
             }
         }
     }

@@ -171,7 +171,7 @@ fn assert_mounts(mount: &Path, repository: &TestRepository, images: &[(String, T
         }
         let paths = |tree: &Tree| tree.keys().map(|path| path.escape_ascii().to_string()).collect::<Vec<_>>();
         assert_eq!(paths(&found), paths(&expected), "{name}, mounted by {by:?}");
-        namespace.run(&format!("umount '{}'", point.display())).unwrap();
+        namespace.unmount(&point);
     }
 }
 

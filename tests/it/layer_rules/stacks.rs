@@ -270,7 +270,7 @@ fn assert_mounts_as(
     for (path, entry) in &expected {
         assert_eq!(found[path], *entry, "seed {seed}: '{}' in the mount and in .flat", path.escape_ascii());
     }
-    namespace.run(&format!("umount '{}'", point.display())).unwrap();
+    namespace.unmount(&point);
 }
 
 #[test]

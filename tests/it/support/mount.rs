@@ -47,6 +47,13 @@ impl MountNamespace {
         Err(format!("the shell has ended: {output}"))
     }
 
+    /// Unmounts the file system at `point`.
+    pub fn unmount(&mut self, point: &Path) {
+        // Processes that other tests start at this moment hold copies of the test's open files until they execute their
+        // program. Meanwhile the file system is busy.
+        self.run(&format!("umount --lazy '{}'", point.display())).unwrap();
+    }
+
     /// Returns the path at which the test itself finds an absolute path of the namespace.
     pub fn path(&self, inside: &Path) -> PathBuf {
         let root = Path::new("/proc").join(self.shell.id().to_string()).join("root");
