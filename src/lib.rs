@@ -36,6 +36,7 @@ pub mod diff;
 pub mod directory;
 pub mod engine;
 mod file;
+pub mod http;
 pub mod image;
 pub mod ingest;
 pub mod inventory;

@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use super::http::{HostLimits, ResponseDeadline};
+use crate::http::{HostLimits, ResponseDeadline};
 
 /// Time limits of one request with all its attempts.
 pub(super) struct Allowance {

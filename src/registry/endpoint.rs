@@ -10,8 +10,8 @@ use reqwest::Url;
 use super::Transport;
 use super::ducc::{Access, DuccRegistry};
 use super::error::RegistryError;
-use super::http::authority;
 use super::settings::{DEFAULT_CONNECTIONS, RegistriesSettings, RegistrySettings, mirror_url};
+use crate::http::authority;
 
 /// Host names of Docker Hub in image names.
 // Wishlists for DUCC name Docker Hub `registry.hub.docker.com`, and published paths keep that spelling.

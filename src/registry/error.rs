@@ -1,13 +1,12 @@
 //! Errors of the registry client. No message contains credentials or the query of a URL.
 
-use std::error::Error;
 use std::fmt;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::http::is_distrust;
 use crate::cancel::Cancelled;
+use crate::http::{HttpError, HttpResponse, read_until};
 use crate::image::Digest;
 use crate::message::quoted;
 use crate::shortage::is_from_shortage;
@@ -18,6 +17,9 @@ pub enum RegistryError {
     /// The operation was cancelled.
     #[error(transparent)]
     Cancelled(Cancelled),
+    /// A request failed without a usable response.
+    #[error(transparent)]
+    Http(#[from] HttpError),
     /// The settings of a registry are invalid.
     #[error("the settings of registry {host} are invalid: {fault}")]
     Settings {
@@ -66,38 +68,16 @@ pub enum RegistryError {
         /// What went wrong.
         fault: String,
     },
-    /// The HTTP client cannot be created.
-    #[error("cannot create the HTTP client")]
-    Client(#[source] Box<dyn Error + Send + Sync>),
-    /// The thread of an HTTP client cannot be started.
-    #[error("cannot start a thread for HTTP (see `ulimit -u`)")]
-    Thread(#[source] Box<dyn Error + Send + Sync>),
     /// A string from a registry or a user is not an `http` or `https` URL.
     #[error("{} is not a valid http or https URL", quoted(.0))]
     Url(String),
-    /// The connection failed, or the response is incomplete.
-    #[error("cannot reach {url}")]
-    Unreachable {
-        /// URL of the request.
-        url: String,
-        /// Error of the HTTP client.
-        source: Box<dyn Error + Send + Sync>,
-    },
-    /// The response to a small request was not complete within its time limit.
-    #[error("{url} sent no complete response within {}", humantime::format_duration(*.limit))]
-    TooSlow {
-        /// URL of the request.
-        url: String,
-        /// The time limit.
-        limit: std::time::Duration,
-    },
     /// The pages of a list were not complete within the time limit of the list.
     #[error("{url}: the list was not complete within {}, ten times [requests] timeout", humantime::format_duration(*.limit))]
     ListTooSlow {
         /// URL of the next page.
         url: String,
         /// Time limit of the list.
-        limit: std::time::Duration,
+        limit: Duration,
     },
     /// No request is sent to the registry for a while, because it did not respond to several consecutive requests.
     #[error("no request is sent to {host} for now: it did not respond to {failures} requests in a row")]
@@ -107,9 +87,9 @@ pub enum RegistryError {
         /// Number of consecutive requests without a response.
         failures: u32,
     },
-    /// A redirect, or the link to a next page or upload, cannot be followed.
+    /// The link to a next page or upload cannot be followed.
     #[error("cannot follow the redirect or link from {url}: {reason}")]
-    Redirect {
+    Link {
         /// URL of the request.
         url: String,
         /// Reason why it is rejected.
@@ -182,14 +162,6 @@ pub enum RegistryError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The response is larger than the limit for its kind.
-    #[error("{url} returned more than {limit} bytes, the limit for this kind of response")]
-    TooLarge {
-        /// URL of the request.
-        url: String,
-        /// Maximum size in bytes.
-        limit: u64,
-    },
     /// The content does not have the expected digest.
     #[error("{url} returned content with digest {actual} instead of {expected}")]
     WrongDigest {
@@ -219,7 +191,23 @@ pub struct ErrorBody {
     pub message: String,
 }
 
+/// Maximum number of bytes that are read of the body of an error response.
+const MAX_ERROR_BODY: u64 = 64 << 10;
+/// Time limit for reading the body of an error response. A blocked read ends after the stall limit.
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
 impl ErrorBody {
+    /// Parses the body of an error response. Read errors are ignored, because the status is already known.
+    pub(super) fn of(response: HttpResponse) -> Self {
+        let until = Instant::now() + ERROR_BODY_TIMEOUT;
+        match read_until(response.response.take(MAX_ERROR_BODY), until) {
+            Ok(body) => {
+                Self::parse(&body).without(response.authorization.as_ref().and_then(|value| value.to_str().ok()))
+            }
+            Err(_) => Self::default(),
+        }
+    }
+
     /// Parses the first error of a response body. Returns an empty error if the body has another form.
     pub(super) fn parse(body: &[u8]) -> Self {
         #[derive(Default, serde::Deserialize)]
@@ -269,7 +257,7 @@ impl fmt::Display for ErrorBody {
 
 /// Describes the remaining time of a requested or chosen pause, for messages.
 pub(super) fn describe_pause(host: &str, is_requested: bool, seconds: u64) -> String {
-    let pause = humantime::format_duration(std::time::Duration::from_secs(seconds));
+    let pause = humantime::format_duration(Duration::from_secs(seconds));
     match is_requested {
         true => format!("{host} asks to wait {pause}"),
         false => format!("{host} answers 429 (too many requests) without a time; asked again in {pause}"),
@@ -295,13 +283,13 @@ impl RegistryError {
     pub(super) fn may_depend_on_method(&self) -> bool {
         match self {
             error if error.is_local() => false,
-            Self::Unreachable { .. } | Self::TooSlow { .. } | Self::Redirect { .. } | Self::NotFound { .. } => true,
+            Self::Http(_) | Self::Link { .. } | Self::NotFound { .. } => true,
             Self::Unauthorized { .. } | Self::Challenge { .. } | Self::Status { .. } | Self::InvalidResponse { .. } => {
                 true
             }
-            Self::TooLarge { .. } | Self::WrongDigest { .. } | Self::Range { .. } => true,
+            Self::WrongDigest { .. } | Self::Range { .. } => true,
             Self::Settings { .. } | Self::Read { .. } | Self::Invalid { .. } | Self::Variable { .. } => false,
-            Self::Helper { .. } | Self::Client(_) | Self::Thread(_) | Self::Url(_) | Self::PushToDigest { .. } => false,
+            Self::Helper { .. } | Self::Url(_) | Self::PushToDigest { .. } => false,
             Self::Cancelled(_) | Self::Parked { .. } | Self::GivenUp { .. } | Self::ListTooSlow { .. } => false,
         }
     }
@@ -314,7 +302,7 @@ impl RegistryError {
     /// Returns whether the response is missing or incomplete.
     pub(super) fn is_silence(&self) -> bool {
         // A connection that fails for lack of file descriptors of this process says nothing about the registry.
-        matches!(self, Self::TooSlow { .. } | Self::Unreachable { .. }) && self.is_transient() && !self.is_local()
+        matches!(self, Self::Http(_)) && self.is_transient() && !self.is_local()
     }
 
     /// Returns whether the cause of the error is at this machine, and not at a registry: settings, credentials, arguments, or a
@@ -322,7 +310,8 @@ impl RegistryError {
     pub fn is_local(&self) -> bool {
         match self {
             Self::Settings { .. } | Self::Read { .. } | Self::Invalid { .. } | Self::Variable { .. } => true,
-            Self::Helper { .. } | Self::Client(_) | Self::Thread(_) | Self::PushToDigest { .. } => true,
+            Self::Helper { .. } | Self::PushToDigest { .. } => true,
+            Self::Http(error) => error.is_local(),
             error => is_from_shortage(error),
         }
     }
@@ -336,8 +325,8 @@ impl RegistryError {
     /// untrusted certificate is a permanent error.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { source, .. } => !is_distrust(source.as_ref()),
-            Self::Parked { .. } | Self::TooSlow { .. } | Self::ListTooSlow { .. } | Self::GivenUp { .. } => true,
+            Self::Http(error) => error.is_transient(),
+            Self::Parked { .. } | Self::ListTooSlow { .. } | Self::GivenUp { .. } => true,
             // The client may repeat a request after status 408 (RFC 9110, section 15.5.9).
             Self::Status { status, .. } => *status == 408 || *status >= 500,
             _ => false,
@@ -375,7 +364,7 @@ mod tests {
     fn shortage_of_resources_is_local_and_no_silence() {
         let unreachable = |errno: rustix::io::Errno| {
             let source = io::Error::other(io::Error::from(errno));
-            RegistryError::Unreachable { url: String::new(), source: source.into() }
+            RegistryError::from(HttpError::Unreachable { url: String::new(), source: source.into() })
         };
         let (full, refused) = (unreachable(rustix::io::Errno::MFILE), unreachable(rustix::io::Errno::CONNREFUSED));
         assert!(full.is_local() && !full.is_silence() && !full.may_depend_on_method());

@@ -11,10 +11,10 @@ use super::allowance::Allowance;
 use super::challenge::{Challenge, TokenService, challenges};
 use super::credentials::{CredentialLookup, Credentials};
 use super::endpoint::Endpoint;
-use super::error::RegistryError;
-use super::http::{HttpResponse, Request, RequestBody, ResponseDeadline, authority, redacted, speaks_no_tls};
+use super::error::{ErrorBody, RegistryError};
 use super::limits::{Host, Permit, exhausted, lock, retry_after};
 use super::token::{SharedTokenSlot, TokenResponse, TokenSlot};
+use crate::http::{HttpResponse, Request, RequestBody, ResponseDeadline, authority, redacted, speaks_no_tls};
 
 /// Maximum size of the response of a token service in bytes.
 const MAX_TOKEN_RESPONSE: u64 = 1 << 20;
@@ -156,7 +156,7 @@ impl Exchange<'_> {
                 self.host.note_plain_http();
                 Ok(response)
             }
-            result => result,
+            result => Ok(result?),
         }
     }
 
@@ -358,12 +358,12 @@ impl Shared {
                 host.note_response();
                 Ok(response)
             }
-            404 => Err(RegistryError::NotFound { what, mirror, error: response.error_body() }),
+            404 => Err(RegistryError::NotFound { what, mirror, error: ErrorBody::of(response) }),
             401 | 403 => {
                 let credentials = credentials()?;
-                Err(RegistryError::Unauthorized { what, mirror, status, credentials, error: response.error_body() })
+                Err(RegistryError::Unauthorized { what, mirror, status, credentials, error: ErrorBody::of(response) })
             }
-            _ => Err(RegistryError::Status { url, status, error: response.error_body() }),
+            _ => Err(RegistryError::Status { url, status, error: ErrorBody::of(response) }),
         }
     }
 }

@@ -15,11 +15,9 @@ mod endpoint;
 mod error;
 mod exchange;
 mod helper;
-mod http;
 mod limits;
 mod paging;
 mod push;
-mod resolver;
 mod retry;
 mod settings;
 #[cfg(test)]
@@ -28,7 +26,6 @@ mod token;
 mod transfer;
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,6 +36,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
 use crate::cancel::Cancellation;
+use crate::http::{ClientSettings, HostLimits, Http, HttpResponse, Proxies, Request, redacted};
 use crate::image::{
     Digest, Document, ImageName, ImageReference, MAX_DOCUMENT_SIZE, is_repository, is_schema_1, is_tag,
 };
@@ -49,20 +47,18 @@ use credentials::{CredentialSources, Credentials};
 use ducc::DuccRegistry;
 use endpoint::{Endpoint, endpoints, remote_authority, remote_repository};
 use exchange::{Call, RequestLabel};
-use http::{ClientSettings, HostLimits, Http, HttpResponse, Proxies, redacted};
 use limits::{Host, Hosts};
 use token::Tokens;
 use transfer::{DownloadPolicy, OpenedBlob, Retryable};
 
+pub use crate::http::{DEFAULT_MINIMUM_RATE, DEFAULT_REQUEST_TIMEOUT, TimeLimits};
 pub use ducc::EnvironmentLookup;
 pub use error::{ErrorBody, RegistryError};
-pub use http::TimeLimits;
 pub(crate) use limits::{Permit, lock};
 pub use push::{ImageUpload, PushOutcome};
 pub(crate) use retry::RetryBudget;
 pub use settings::{
-    DEFAULT_CONNECTIONS, DEFAULT_MINIMUM_RATE, DEFAULT_PATIENCE, DEFAULT_REQUEST_TIMEOUT, RegistriesSettings,
-    RegistrySettings, RequestSettings, Secret,
+    DEFAULT_CONNECTIONS, DEFAULT_PATIENCE, RegistriesSettings, RegistrySettings, RequestSettings, Secret,
 };
 pub(crate) use transfer::Download;
 
@@ -236,7 +232,12 @@ impl Registries {
             minimum_rate: settings.requests.minimum_rate.unwrap_or(limits.minimum_rate),
             ..limits
         };
-        let http = Http::new(limits, proxies(environment), client_settings(&settings), host_limits(&settings, limits));
+        let http = Http::new(
+            limits,
+            Proxies::from_environment(environment),
+            client_settings(&settings),
+            host_limits(&settings, limits),
+        );
         let credentials = CredentialSources::new(settings.clone(), ducc.clone(), environment);
         let (hosts, tokens) = (Hosts::default(), Tokens::default());
         let shared = Shared { http, hosts, tokens, credentials, settings, ducc, clock, reporter: Reporter::silent() };
@@ -265,7 +266,7 @@ impl Registries {
 
     /// Creates the HTTP client for a host in advance: the client needs a thread, which the system may refuse later.
     pub(crate) fn prepare(&self, host: &str) -> Result<(), RegistryError> {
-        self.shared.http.prepare(host)
+        Ok(self.shared.http.prepare(host)?)
     }
 
     /// Sets credentials for one host, which precede all other credentials. Panics if `self` has been cloned.
@@ -372,7 +373,7 @@ impl Registries {
                 AuthScheme::Basic => shown.basic(),
                 AuthScheme::Bearer => shown.bearer(),
             });
-            let request = http::Request { authorization, deadline, ..http::Request::get(url.clone()) };
+            let request = Request { authorization, deadline, ..Request::get(url.clone()) };
             let response = self.shared.http.send(&request)?;
             let origin = || Ok(found.map_or_else(|| "no credentials were sent to it".to_owned(), |found| found.origin));
             let response = self.shared.check_status(
@@ -519,16 +520,6 @@ fn host_limits(settings: &RegistriesSettings, defaults: TimeLimits) -> HashMap<S
     limits.collect()
 }
 
-fn proxies(environment: EnvironmentLookup<'_>) -> Proxies {
-    let get =
-        |names: [&str; 2]| names.into_iter().find_map(environment).and_then(|value| OsString::into_string(value).ok());
-    Proxies {
-        https: get(["HTTPS_PROXY", "https_proxy"]),
-        http: get(["HTTP_PROXY", "http_proxy"]),
-        none_for: get(["NO_PROXY", "no_proxy"]).unwrap_or_default(),
-    }
-}
-
 /// Returns the digest in `Docker-Content-Digest`, if it is a SHA-256 digest.
 fn content_digest(response: &HttpResponse) -> Option<Digest> {
     response.header("docker-content-digest")?.parse().ok()
@@ -546,7 +537,7 @@ fn refuse_web_page(response: &HttpResponse) -> Result<(), RegistryError> {
 /// Reads a manifest, index or config of up to [`MAX_DOCUMENT_SIZE`] bytes.
 fn document(response: HttpResponse) -> Result<Vec<u8>, RegistryError> {
     refuse_web_page(&response)?;
-    response.read(MAX_DOCUMENT_SIZE)
+    Ok(response.read(MAX_DOCUMENT_SIZE)?)
 }
 
 /// Accepts `null`, which registries write for an empty list. A missing member stays an error.

@@ -6,7 +6,7 @@ use reqwest::Url;
 use reqwest::header::{HeaderMap, LINK};
 
 use super::error::RegistryError;
-use super::http::{is_same_origin, redacted};
+use crate::http::{is_same_origin, redacted};
 use crate::observer::Reporter;
 
 /// Maximum number of pages of one list.
@@ -21,7 +21,7 @@ pub(super) fn next_page(url: &Url, headers: &HeaderMap) -> Result<Option<Url>, R
     let Some(target) = texts.flat_map(links).find_map(|(target, is_next)| is_next.then_some(target)) else {
         return Ok(None);
     };
-    let reason = |reason| RegistryError::Redirect { url: redacted(url), reason };
+    let reason = |reason| RegistryError::Link { url: redacted(url), reason };
     // The target may be relative to the URL of the request (RFC 8288, section 3.1).
     let next = url.join(target).map_err(|_| reason("the URL of the next page is invalid"))?;
     if !is_same_origin(url, &next) {
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn next_page_at_another_origin_is_rejected() {
         for link in ["<https://evil.org/v2>; rel=next", "<http://h.org/v2>; rel=next", "<//h.org:8443/x>; rel=next"] {
-            assert!(matches!(next(link), Err(RegistryError::Redirect { .. })), "{link}");
+            assert!(matches!(next(link), Err(RegistryError::Link { .. })), "{link}");
         }
     }
 

@@ -10,10 +10,10 @@ use super::credentials::Credentials;
 use super::ducc::EnvironmentLookup;
 use super::endpoint::{Endpoint, origin, remote_repository};
 use super::exchange::Call;
-use super::http::{HttpResponse, RequestBody, is_same_origin, redacted, redirect_target};
 use super::{
     MANIFEST_TYPES, Registries, RegistriesSettings, RegistryError, RetryBudget, Transport, content_digest, document,
 };
+use crate::http::{HttpResponse, RequestBody, is_same_origin, redacted, redirect_target};
 use crate::image::{Digest, ImageName, ImageReference};
 
 /// Environment variable with the password for pushing, as in DUCC.
@@ -190,5 +190,5 @@ fn upload_location(response: &HttpResponse) -> Result<Url, RegistryError> {
     let location = location.ok_or_else(|| RegistryError::InvalidResponse { url: redacted(&response.url), reason })?;
     // distribution-spec: the location may be absolute or relative.
     redirect_target(&response.url, location)
-        .map_err(|reason| RegistryError::Redirect { url: redacted(&response.url), reason })
+        .map_err(|reason| RegistryError::Link { url: redacted(&response.url), reason })
 }

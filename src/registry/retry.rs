@@ -8,9 +8,9 @@ use serde::Deserialize;
 use super::allowance::Allowance;
 use super::endpoint::{Endpoint, endpoints};
 use super::exchange::Call;
-use super::http::{HttpResponse, redacted};
 use super::limits::Host;
 use super::{DEFAULT_CONNECTIONS, ImageLocation, Registries, RegistryError, Transport, json, paging};
+use crate::http::{HttpError, HttpResponse, redacted};
 
 /// Maximum size of one page of a list in bytes.
 const MAX_LIST_PAGE: u64 = 16 << 20;
@@ -184,8 +184,8 @@ impl Registries {
                         )?;
                     }
                 }
-                (Err(RegistryError::TooSlow { url, .. }), Some(limit)) => {
-                    return Err(RegistryError::TooSlow { url, limit });
+                (Err(RegistryError::Http(HttpError::TooSlow { url, .. })), Some(limit)) => {
+                    return Err(HttpError::TooSlow { url, limit }.into());
                 }
                 (Err(error), None) if failed < attempts && error.is_transient() && !error.is_postponed() => {
                     let pause = FIRST_PAUSE.saturating_mul(1 << (failed - 1)).min(MAX_PAUSE);

@@ -18,10 +18,6 @@ const MAX_CONNECTIONS: usize = 256;
 const TIMEOUT_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60 * 60);
 /// Upper limit of `requests.patience`.
 const MAX_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
-/// Default time limit for a small request.
-pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// Default of the minimum rate of a layer download in bytes per second.
-pub const DEFAULT_MINIMUM_RATE: u64 = 4 << 10;
 /// Default of the time for which one round of `strata sync` waits for a parked registry.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(120);
 

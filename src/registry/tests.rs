@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::clock::tests::ManualClock;
 use super::*;
+use crate::http::HttpError;
 use crate::source::testing::{CONFIG, Files, INDEX, MANIFEST, assert_source_contract, blob_name, on};
 use crate::source::{PlatformRequest, RegistryImage, Source as _, SourceError};
 use server::{Drip, ReceivedRequest, Reply, Server};
@@ -162,7 +163,7 @@ fn schema_1_and_web_pages_are_rejected() {
     let error = registry_error(resolve(&client, &server.location(":error-page"))).to_string();
     assert!(error.ends_with("returned status 400"), "{error}");
     let error = registry_error(resolve(&client, &server.location(":large")));
-    assert!(matches!(error, RegistryError::TooLarge { .. }), "{error}");
+    assert!(matches!(error, RegistryError::Http(HttpError::TooLarge { .. })), "{error}");
     assert!(matches!(resolve(&client, &server.location(":other")), Err(SourceError::InvalidDocument { .. })));
 }
 
@@ -362,7 +363,7 @@ fn challenge_after_a_redirect_to_another_origin_is_ignored() {
 #[test]
 fn redirect_loop_is_rejected() {
     let server = Server::start(|_| Reply::of(302, "").with("location", "/again"));
-    assert!(matches!(fetch(&client(), &server), Err(RegistryError::Redirect { .. })));
+    assert!(matches!(fetch(&client(), &server), Err(RegistryError::Http(HttpError::Redirect { .. }))));
     assert_eq!(server.requests().len(), 11);
 }
 
@@ -498,7 +499,7 @@ fn lists_are_read_page_by_page() {
     assert_eq!(tags("team/image").unwrap(), ["a", "b", "c"]);
     assert_eq!(tags("empty").unwrap(), [""; 0]);
     assert!(tags("absent").unwrap_err().is_not_found());
-    assert!(matches!(tags("away"), Err(RegistryError::Redirect { .. })));
+    assert!(matches!(tags("away"), Err(RegistryError::Link { .. })));
     assert!(matches!(tags("odd"), Err(RegistryError::InvalidResponse { .. })));
     assert_eq!(client.registries.repositories(&server.address, Transport::Plain).unwrap(), ["team/image"]);
 }

@@ -185,6 +185,7 @@ mod tests {
     use rustix::io::Errno;
 
     use super::*;
+    use crate::http::HttpError;
     use crate::image::Digest;
     use crate::layer::LayerError;
     use crate::registry::RegistryError;
@@ -193,14 +194,14 @@ mod tests {
     fn shortage_of_resources_counts_as_a_fault_of_this_machine_in_all_errors() {
         let registry = |errno: Errno| {
             let source = io::Error::from(errno).into();
-            let error = RegistryError::Unreachable { url: "https://h.org/v2/".to_owned(), source };
+            let error = RegistryError::Http(HttpError::Unreachable { url: "https://h.org/v2/".to_owned(), source });
             ConvertError::from(StageError::from(SourceError::from(error)))
         };
         let layer = |errno: Errno| {
             let source = IngestError::Layer(LayerError::Read(io::Error::other(io::Error::from(errno))));
             ConvertError::from(StageError::Layer { digest: Digest::of(b""), mirror: None, source })
         };
-        let thread = RegistryError::Thread(io::Error::from(Errno::AGAIN).into());
+        let thread = RegistryError::Http(HttpError::Thread(io::Error::from(Errno::AGAIN).into()));
         assert!(is_local(&StageError::from(SourceError::from(thread)).into()));
         for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN] {
             assert!(is_local(&registry(errno)) && is_local(&layer(errno)), "{errno}");

@@ -19,6 +19,7 @@ use super::queue::TaskQueue;
 use super::sync::PublishedRevisions;
 use super::worker::{StageResult, Task, Workers};
 use super::{ConvertError, Event, ImageState, SyncError, SyncObserver, SyncOptions};
+use crate::http::HttpError;
 use crate::image::ImageName;
 use crate::metadata::Timestamp;
 use crate::observer::Reporter;
@@ -171,7 +172,7 @@ impl Round<'_> {
         // Each HTTP client has a thread. It is started before the query threads, which may use up the threads of the process.
         for host in self.wishlist.wishes.iter().map(|wish| wish.host()).collect::<BTreeSet<_>>() {
             // Any other error concerns one host only, and is reported for its images.
-            if let Err(error @ RegistryError::Thread(_)) = self.detector.registries.prepare(host) {
+            if let Err(error @ RegistryError::Http(HttpError::Thread(_))) = self.detector.registries.prepare(host) {
                 return Err(error.into());
             }
         }

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::super::push::ImageUpload;
 use super::*;
+use crate::http::HttpError;
 
 /// Time limit of a small request in these tests.
 const REQUEST: Duration = Duration::from_millis(300);
@@ -17,7 +18,10 @@ fn hasty_client(hosts: &[(&str, RegistrySettings)]) -> Client {
 fn assert_too_slow<T: fmt::Debug>(what: &str, ask: impl FnOnce() -> Result<T, RegistryError>) {
     let begun = Instant::now();
     let error = ask().unwrap_err();
-    assert!(matches!(&error, RegistryError::TooSlow { limit, .. } if *limit <= REQUEST), "{what}: {error}");
+    assert!(
+        matches!(&error, RegistryError::Http(HttpError::TooSlow { limit, .. }) if *limit <= REQUEST),
+        "{what}: {error}"
+    );
     assert!(error.is_transient() && error.to_string().contains("http://127.0.0.1:"), "{what}: {error}");
     assert!(begun.elapsed() < 5 * REQUEST, "{what}: {:?}", begun.elapsed());
 }
@@ -133,7 +137,7 @@ fn limits_of_a_registry_precede_the_defaults() {
         let clock = Arc::new(ManualClock::default());
         let registries = Registries::with_clock(settings, &|_| None, TimeLimits::default(), clock).unwrap();
         match registries.manifest(&server.location(":1"), None, RetryBudget::Full) {
-            Err(RegistryError::TooSlow { limit, .. }) => limit,
+            Err(RegistryError::Http(HttpError::TooSlow { limit, .. })) => limit,
             other => panic!("{other:?}"),
         }
     };
@@ -149,7 +153,7 @@ fn registry_gets_no_request_after_three_missing_responses() {
     });
     let client = hasty_client(&[]);
     let manifest = |tag| client.registries.manifest(&server.location(tag), None, RetryBudget::SingleAttempt).map(drop);
-    (0..3).for_each(|_| assert!(matches!(manifest(":1"), Err(RegistryError::TooSlow { .. }))));
+    (0..3).for_each(|_| assert!(matches!(manifest(":1"), Err(RegistryError::Http(HttpError::TooSlow { .. })))));
     let before = server.requests().len();
     let error = manifest(":good").unwrap_err();
     assert!(matches!(error, RegistryError::GivenUp { .. }) && error.is_postponed(), "{error}");
@@ -158,7 +162,7 @@ fn registry_gets_no_request_after_three_missing_responses() {
     assert_eq!(server.requests().len(), before);
     client.clock.sleep(Duration::from_secs(60));
     manifest(":good").unwrap();
-    assert!(matches!(manifest(":1"), Err(RegistryError::TooSlow { .. })), "it has answered meanwhile");
+    assert!(matches!(manifest(":1"), Err(RegistryError::Http(HttpError::TooSlow { .. }))), "it has answered meanwhile");
 }
 
 #[test]

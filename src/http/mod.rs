@@ -1,10 +1,14 @@
-//! HTTP client for registries: TLS, proxies, time limits, and redirects.
+//! HTTP client: TLS, proxies, time limits, and redirects.
+
+mod error;
+mod resolver;
 
 use std::collections::HashMap;
 use std::error::Error;
+use std::ffi::OsString;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,19 +18,14 @@ use reqwest::{Method, NoProxy, Proxy, Url};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use super::error::{ErrorBody, RegistryError};
-use super::limits::lock;
-use super::resolver::DnsResolver;
-use super::settings::{DEFAULT_MINIMUM_RATE, DEFAULT_REQUEST_TIMEOUT};
 use crate::observer::Reporter;
 use crate::shortage::{cause, is_from_shortage, is_refused_thread};
+use resolver::DnsResolver;
+
+pub use error::HttpError;
 
 /// Maximum number of redirects that one request follows.
 const MAX_REDIRECTS: usize = 10;
-/// Maximum number of bytes that are read of the body of an error response.
-const MAX_ERROR_BODY: u64 = 64 << 10;
-/// Time limit for reading the body of an error response. A blocked read ends after the stall limit.
-const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Number of bytes of one read.
 const READ_SIZE: usize = 64 << 10;
 /// If the system refuses a resource for an HTTP client, the creation is repeated after this pause.
@@ -39,6 +38,10 @@ const REFUSAL_TIME: Duration = Duration::from_secs(10);
 /// Hosts that are never contacted through a proxy.
 // On another machine, a proxy would connect to its own loopback address.
 const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
+/// Default of the time limit for a small request with all its attempts.
+pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Default of the minimum rate of a large response, in bytes per second.
+pub const DEFAULT_MINIMUM_RATE: u64 = 4 << 10;
 
 /// Default time limits. A small request has a limit for its total time. The download of a layer may take hours, and must reach
 /// a minimum rate instead.
@@ -67,34 +70,34 @@ impl Default for TimeLimits {
 
 /// Proxies from environment variables. Their URLs may contain passwords.
 #[derive(Default)]
-pub(super) struct Proxies {
-    pub(super) https: Option<String>,
-    pub(super) http: Option<String>,
-    pub(super) none_for: String,
+pub(crate) struct Proxies {
+    pub(crate) https: Option<String>,
+    pub(crate) http: Option<String>,
+    pub(crate) none_for: String,
 }
 
 /// Settings of an HTTP client. Hosts with the same settings share a client.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub(super) struct ClientSettings {
+pub(crate) struct ClientSettings {
     /// PEM file with additional trusted root certificates.
-    pub(super) certificates: Option<PathBuf>,
+    pub(crate) certificates: Option<PathBuf>,
     /// Maximum time without receiving a byte.
-    pub(super) stall: Option<Duration>,
+    pub(crate) stall: Option<Duration>,
 }
 
 /// Time limits of one host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct HostLimits {
+pub(crate) struct HostLimits {
     /// For a small request with all its attempts.
-    pub(super) request: Duration,
+    pub(crate) request: Duration,
     /// Maximum time without receiving a byte.
-    pub(super) stall: Duration,
+    pub(crate) stall: Duration,
     /// Minimum rate of a layer download in bytes per second, on average over `stall`.
-    pub(super) minimum_rate: u64,
+    pub(crate) minimum_rate: u64,
 }
 
 /// HTTP clients for all hosts.
-pub(super) struct Http {
+pub(crate) struct Http {
     limits: TimeLimits,
     proxies: Proxies,
     client_settings: HashMap<String, ClientSettings>,
@@ -102,7 +105,7 @@ pub(super) struct Http {
     host_limits: HashMap<String, HostLimits>,
     /// Clients are created one at a time on first use. Each has a thread, which all hosts with the same settings share.
     clients: Mutex<Clients>,
-    pub(super) reporter: Reporter,
+    pub(crate) reporter: Reporter,
 }
 
 #[derive(Default)]
@@ -113,67 +116,67 @@ struct Clients {
 }
 
 /// A request, before any redirect.
-pub(super) struct Request {
-    pub(super) method: Method,
-    pub(super) url: Url,
-    pub(super) headers: HeaderMap,
+pub(crate) struct Request {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    pub(crate) headers: HeaderMap,
     /// Sent only to the origin of `url` (scheme, host and port), not to the target of a redirect.
-    pub(super) authorization: Option<HeaderValue>,
+    pub(crate) authorization: Option<HeaderValue>,
     /// A request with a body follows no redirect.
-    pub(super) body: Option<RequestBody>,
+    pub(crate) body: Option<RequestBody>,
     /// Deadline for the complete response; `None` for a response that may be large.
-    pub(super) deadline: Option<ResponseDeadline>,
+    pub(crate) deadline: Option<ResponseDeadline>,
 }
 
 /// Deadline for a complete response.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ResponseDeadline {
-    pub(super) until: Instant,
+pub(crate) struct ResponseDeadline {
+    pub(crate) until: Instant,
     /// Duration from the start of the attempt to `until`, for messages.
-    pub(super) limit: Duration,
+    pub(crate) limit: Duration,
 }
 
 impl ResponseDeadline {
     /// Returns the remaining time, or an error if the deadline has passed.
-    fn remaining(&self, url: &Url) -> Result<Duration, RegistryError> {
+    fn remaining(&self, url: &Url) -> Result<Duration, HttpError> {
         let left = self.until.saturating_duration_since(Instant::now());
         if left.is_zero() { Err(self.too_slow(url)) } else { Ok(left) }
     }
 
-    fn too_slow(&self, url: &Url) -> RegistryError {
-        RegistryError::TooSlow { url: redacted(url), limit: self.limit }
+    fn too_slow(&self, url: &Url) -> HttpError {
+        HttpError::TooSlow { url: redacted(url), limit: self.limit }
     }
 }
 
 /// Body of a request.
 #[derive(Clone)]
-pub(super) struct RequestBody {
-    pub(super) media_type: &'static str,
-    pub(super) bytes: Vec<u8>,
+pub(crate) struct RequestBody {
+    pub(crate) media_type: &'static str,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// A response, after any redirects.
-pub(super) struct HttpResponse {
-    pub(super) response: Response,
+pub(crate) struct HttpResponse {
+    pub(crate) response: Response,
     /// URL after redirects.
-    pub(super) url: Url,
+    pub(crate) url: Url,
     /// Whether all redirects stayed at the origin of the request.
-    pub(super) is_of_origin: bool,
+    pub(crate) is_of_origin: bool,
     /// Authorization of the request. Some servers repeat it in their error messages.
-    pub(super) authorization: Option<HeaderValue>,
+    pub(crate) authorization: Option<HeaderValue>,
     /// Deadline for reading the body.
-    pub(super) deadline: Option<ResponseDeadline>,
+    pub(crate) deadline: Option<ResponseDeadline>,
 }
 
 impl Request {
-    pub(super) fn get(url: Url) -> Self {
+    pub(crate) fn get(url: Url) -> Self {
         Self { method: Method::GET, url, headers: HeaderMap::new(), authorization: None, body: None, deadline: None }
     }
 }
 
 impl Http {
     /// Creates clients. The keys of `client_settings` and `host_limits` are host and port.
-    pub(super) fn new(
+    pub(crate) fn new(
         limits: TimeLimits,
         proxies: Proxies,
         client_settings: HashMap<String, ClientSettings>,
@@ -184,13 +187,13 @@ impl Http {
     }
 
     /// Returns the time limits of a host.
-    pub(super) fn limits_of(&self, host: &str) -> HostLimits {
+    pub(crate) fn limits_of(&self, host: &str) -> HostLimits {
         let TimeLimits { stall, request, minimum_rate, .. } = self.limits;
         self.host_limits.get(host).copied().unwrap_or(HostLimits { request, stall, minimum_rate })
     }
 
     /// Sends a request and follows redirects. A response with an error status is returned, too.
-    pub(super) fn send(&self, request: &Request) -> Result<HttpResponse, RegistryError> {
+    pub(crate) fn send(&self, request: &Request) -> Result<HttpResponse, HttpError> {
         let (mut url, mut is_of_origin) = (request.url.clone(), true);
         for _ in 0..=MAX_REDIRECTS {
             let response = self.send_once(request, &url, is_of_origin)?;
@@ -201,10 +204,10 @@ impl Http {
             is_of_origin &= is_same_origin(&url, &next);
             url = next;
         }
-        Err(RegistryError::Redirect { url: redacted(&request.url), reason: "more than 10 redirects" })
+        Err(HttpError::Redirect { url: redacted(&request.url), reason: "more than 10 redirects" })
     }
 
-    fn send_once(&self, request: &Request, url: &Url, with_authorization: bool) -> Result<Response, RegistryError> {
+    fn send_once(&self, request: &Request, url: &Url, with_authorization: bool) -> Result<Response, HttpError> {
         let client = self.client(&authority(&request.url), &authority(url))?;
         let mut sent = client.request(request.method.clone(), url.clone()).headers(request.headers.clone());
         if let Some(authorization) = request.authorization.clone().filter(|_| with_authorization) {
@@ -224,10 +227,10 @@ impl Http {
     }
 
     /// Returns the client for a host. `origin` is the host of the original request, whose stall limit also applies after redirects.
-    fn client(&self, origin: &str, host: &str) -> Result<Client, RegistryError> {
+    fn client(&self, origin: &str, host: &str) -> Result<Client, HttpError> {
         let settings_of = |host| self.client_settings.get(host).cloned().unwrap_or_default();
         let settings = ClientSettings { stall: settings_of(origin).stall, ..settings_of(host) };
-        let mut clients = lock(&self.clients);
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.by_settings.get(&settings) {
             return Ok(client.clone());
         }
@@ -242,12 +245,12 @@ impl Http {
     }
 
     /// Creates the client for a host in advance, before other threads use up the resources.
-    pub(super) fn prepare(&self, host: &str) -> Result<(), RegistryError> {
+    pub(crate) fn prepare(&self, host: &str) -> Result<(), HttpError> {
         self.client(host, host).map(drop)
     }
 
     /// Creates a client. If the system refuses a resource, tries again after a pause, up to `pauses` times.
-    fn build(&self, settings: &ClientSettings, mut pauses: u32) -> Result<Client, RegistryError> {
+    fn build(&self, settings: &ClientSettings, mut pauses: u32) -> Result<Client, HttpError> {
         let tls = tls(settings.certificates.as_deref(), &self.reporter)?;
         loop {
             match self.builder(settings, tls.clone())?.build() {
@@ -255,13 +258,13 @@ impl Http {
                     pauses -= 1;
                     thread::sleep(CREATION_PAUSE);
                 }
-                Err(error) if is_refused_thread(&error) => return Err(RegistryError::Thread(error.into())),
-                built => return built.map_err(|error| RegistryError::Client(error.into())),
+                Err(error) if is_refused_thread(&error) => return Err(HttpError::Thread(error.into())),
+                built => return built.map_err(|error| HttpError::Client(error.into())),
             }
         }
     }
 
-    fn builder(&self, settings: &ClientSettings, tls: rustls::ClientConfig) -> Result<ClientBuilder, RegistryError> {
+    fn builder(&self, settings: &ClientSettings, tls: rustls::ClientConfig) -> Result<ClientBuilder, HttpError> {
         let mut headers = HeaderMap::new();
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("strata/", env!("CARGO_PKG_VERSION"))));
         // A content encoding would change the bytes, and so the digest.
@@ -288,13 +291,25 @@ impl Http {
 }
 
 impl Proxies {
-    fn for_client(&self) -> Result<Vec<Proxy>, RegistryError> {
-        let proxy = |variable: &str, text: &Option<String>, make: fn(String) -> reqwest::Result<Proxy>| {
+    /// Reads the variables with the names that curl uses.
+    pub(crate) fn from_environment(environment: &dyn Fn(&str) -> Option<OsString>) -> Self {
+        let get = |names: [&str; 2]| {
+            names.into_iter().find_map(environment).and_then(|value| OsString::into_string(value).ok())
+        };
+        Self {
+            https: get(["HTTPS_PROXY", "https_proxy"]),
+            http: get(["HTTP_PROXY", "http_proxy"]),
+            none_for: get(["NO_PROXY", "no_proxy"]).unwrap_or_default(),
+        }
+    }
+
+    fn for_client(&self) -> Result<Vec<Proxy>, HttpError> {
+        let proxy = |variable: &'static str, text: &Option<String>, make: fn(String) -> reqwest::Result<Proxy>| {
             let Some(text) = text.as_ref().filter(|text| !text.is_empty()) else { return Ok(None) };
             // curl accepts proxies without a scheme, so existing environments contain them.
             let text = if text.contains("://") { text.clone() } else { format!("http://{text}") };
             let fault = "is not a valid proxy URL";
-            let made = make(text).map_err(|_| RegistryError::Variable { variable: variable.to_owned(), fault })?;
+            let made = make(text).map_err(|_| HttpError::Variable { variable, fault })?;
             Ok(Some(made.no_proxy(NoProxy::from_string(&format!("{},{LOOPBACK}", self.none_for)))))
         };
         let https = proxy("HTTPS_PROXY", &self.https, Proxy::https::<String>)?;
@@ -304,13 +319,13 @@ impl Proxies {
 }
 
 /// Returns the TLS configuration with the root certificates of the system and those in the file `certificates`.
-fn tls(certificates: Option<&Path>, reporter: &Reporter) -> Result<rustls::ClientConfig, RegistryError> {
+fn tls(certificates: Option<&Path>, reporter: &Reporter) -> Result<rustls::ClientConfig, HttpError> {
     let mut roots = rustls::RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(system.certs);
     if roots.is_empty() {
         reporter.debug(format_args!(
-            "this system has no root certificates: HTTPS works only for registries with `ca` in the settings"
+            "this system has no root certificates: HTTPS works only for hosts with `ca` in the settings"
         ));
     }
     if let Some(path) = certificates {
@@ -319,13 +334,13 @@ fn tls(certificates: Option<&Path>, reporter: &Reporter) -> Result<rustls::Clien
     // The provider is named explicitly: with none or several compiled in, rustls panics instead of choosing one.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|error| RegistryError::Client(error.into()))?;
+    let builder = builder.map_err(|error| HttpError::Client(error.into()))?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-fn add_certificates(roots: &mut rustls::RootCertStore, path: &Path) -> Result<(), RegistryError> {
-    let text = std::fs::read(path).map_err(|source| RegistryError::Read { path: path.to_owned(), source })?;
-    let invalid = |fault| RegistryError::Invalid { path: path.to_owned(), fault };
+fn add_certificates(roots: &mut rustls::RootCertStore, path: &Path) -> Result<(), HttpError> {
+    let text = std::fs::read(path).map_err(|source| HttpError::Read { path: path.to_owned(), source })?;
+    let invalid = |fault| HttpError::Invalid { path: path.to_owned(), fault };
     let before = roots.len();
     for certificate in CertificateDer::pem_slice_iter(&text) {
         let certificate = certificate.map_err(|_| invalid("it is not in PEM format"))?;
@@ -335,12 +350,12 @@ fn add_certificates(roots: &mut rustls::RootCertStore, path: &Path) -> Result<()
 }
 
 /// Returns the target of a redirect, if the response is one. Fails if the target is not allowed.
-fn redirect(request: &Request, url: &Url, response: &Response) -> Result<Option<Url>, RegistryError> {
+fn redirect(request: &Request, url: &Url, response: &Response) -> Result<Option<Url>, HttpError> {
     let location = response.headers().get(LOCATION);
     let (true, Some(location), None) = (is_redirect(response.status().as_u16()), location, &request.body) else {
         return Ok(None);
     };
-    let refuse = |reason| RegistryError::Redirect { url: redacted(url), reason };
+    let refuse = |reason| HttpError::Redirect { url: redacted(url), reason };
     let location = location.to_str().map_err(|_| refuse("the target is not text"))?;
     redirect_target(url, location).map(Some).map_err(refuse)
 }
@@ -350,7 +365,7 @@ fn is_redirect(status: u16) -> bool {
 }
 
 /// Resolves `location` against `url`, or returns the reason why it is not followed.
-pub(super) fn redirect_target(url: &Url, location: &str) -> Result<Url, &'static str> {
+pub(crate) fn redirect_target(url: &Url, location: &str) -> Result<Url, &'static str> {
     let next = url.join(location).map_err(|_| "the target is not a URL")?;
     match (url.scheme(), next.scheme()) {
         ("https", "http") => Err("the target uses plain HTTP, and the request used HTTPS"),
@@ -360,30 +375,30 @@ pub(super) fn redirect_target(url: &Url, location: &str) -> Result<Url, &'static
 }
 
 /// Returns whether two URLs have the same scheme, host and port, so that credentials for one may be sent to the other.
-pub(super) fn is_same_origin(one: &Url, other: &Url) -> bool {
+pub(crate) fn is_same_origin(one: &Url, other: &Url) -> bool {
     one.origin() == other.origin()
 }
 
 /// Returns the host, and the port unless it is the default of the scheme.
-pub(super) fn authority(url: &Url) -> String {
+pub(crate) fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 /// Returns a URL for messages, without user, password and query: the query of a signed URL is a secret.
-pub(super) fn redacted(url: &Url) -> String {
+pub(crate) fn redacted(url: &Url) -> String {
     format!("{}://{}{}", url.scheme(), authority(url), url.path())
 }
 
-fn unreachable(url: &Url, error: reqwest::Error) -> RegistryError {
+fn unreachable(url: &Url, error: reqwest::Error) -> HttpError {
     // The error of the client contains the URL, whose query may be a secret signature.
-    RegistryError::Unreachable { url: redacted(url), source: error.without_url().into() }
+    HttpError::Unreachable { url: redacted(url), source: error.without_url().into() }
 }
 
 /// Returns whether the TLS handshake failed because the server does not support TLS. An untrusted certificate is a different
 /// error.
-pub(super) fn speaks_no_tls(error: &RegistryError) -> bool {
-    let RegistryError::Unreachable { source, .. } = error else { return false };
+pub(crate) fn speaks_no_tls(error: &HttpError) -> bool {
+    let HttpError::Unreachable { source, .. } = error else { return false };
     chain(source.as_ref()).any(|error| {
         // A plain HTTP server closes the connection, or answers the handshake with text (`InvalidMessage`).
         let ends = error
@@ -394,7 +409,7 @@ pub(super) fn speaks_no_tls(error: &RegistryError) -> bool {
 }
 
 /// Returns whether the server was reached, but its certificate is not trusted.
-pub(super) fn is_distrust(error: &(dyn Error + 'static)) -> bool {
+pub(crate) fn is_distrust(error: &(dyn Error + 'static)) -> bool {
     chain(error).any(|error| matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))))
 }
 
@@ -404,55 +419,44 @@ fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn 
 }
 
 impl HttpResponse {
-    pub(super) fn status(&self) -> u16 {
+    pub(crate) fn status(&self) -> u16 {
         self.response.status().as_u16()
     }
 
-    pub(super) fn headers(&self) -> &HeaderMap {
+    pub(crate) fn headers(&self) -> &HeaderMap {
         self.response.headers()
     }
 
     /// Returns the value of a header, if it is visible ASCII.
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers().get(name)?.to_str().ok()
     }
 
     /// Returns the media type in lower case without parameters. It is empty if the header is missing.
-    pub(super) fn media_type(&self) -> String {
+    pub(crate) fn media_type(&self) -> String {
         let text = self.header(CONTENT_TYPE.as_str()).unwrap_or_default();
         text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
     }
 
-    /// Parses the body of an error response. Read errors are ignored, because the status is already known.
-    pub(super) fn error_body(self) -> ErrorBody {
-        let until = Instant::now() + ERROR_BODY_TIMEOUT;
-        match read_until(self.response.take(MAX_ERROR_BODY), until) {
-            Ok(body) => {
-                ErrorBody::parse(&body).without(self.authorization.as_ref().and_then(|value| value.to_str().ok()))
-            }
-            Err(_) => ErrorBody::default(),
-        }
-    }
-
     /// Reads a body. Fails if it is larger than `limit` bytes.
-    pub(super) fn read(self, limit: u64) -> Result<Vec<u8>, RegistryError> {
+    pub(crate) fn read(self, limit: u64) -> Result<Vec<u8>, HttpError> {
         let mut body = Vec::new();
         let url = self.url;
         // One byte above the limit shows that the body is too large.
         let read = self.response.take(limit + 1).read_to_end(&mut body);
         read.map_err(|source| match self.deadline.map(|deadline| (deadline, deadline.remaining(&url))) {
             Some((deadline, Err(_))) => deadline.too_slow(&url),
-            _ => RegistryError::Unreachable { url: redacted(&url), source: source.into() },
+            _ => HttpError::Unreachable { url: redacted(&url), source: source.into() },
         })?;
         match body.len() as u64 > limit {
-            true => Err(RegistryError::TooLarge { url: redacted(&url), limit }),
+            true => Err(HttpError::TooLarge { url: redacted(&url), limit }),
             false => Ok(body),
         }
     }
 }
 
 /// Reads a body to its end. Fails if the end has not been reached at `until`.
-fn read_until(mut body: impl Read, until: Instant) -> io::Result<Vec<u8>> {
+pub(crate) fn read_until(mut body: impl Read, until: Instant) -> io::Result<Vec<u8>> {
     let (mut bytes, mut buffer) = (Vec::new(), vec![0; READ_SIZE]);
     loop {
         match body.read(&mut buffer) {
@@ -505,12 +509,9 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         for text in ["", "garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
             std::fs::write(file.path(), text).unwrap();
-            assert!(
-                matches!(tls(Some(file.path()), &Reporter::silent()), Err(RegistryError::Invalid { .. })),
-                "{text}"
-            );
+            assert!(matches!(tls(Some(file.path()), &Reporter::silent()), Err(HttpError::Invalid { .. })), "{text}");
         }
-        assert!(matches!(tls(Some(Path::new("/nonexistent")), &Reporter::silent()), Err(RegistryError::Read { .. })));
+        assert!(matches!(tls(Some(Path::new("/nonexistent")), &Reporter::silent()), Err(HttpError::Read { .. })));
         assert!(tls(None, &Reporter::silent()).is_ok());
     }
 
