@@ -417,7 +417,8 @@ fn sync_whose_results_cannot_be_printed_ends_with_6_once_it_has_published() {
         Run::of(command.stdout(full()))
     };
     let run = sync(&[]).expect_code(6);
-    assert!(run.stderr().contains("revision 2 is published, but"), "{}", run.stderr());
+    // A slow machine may publish the image before the wishlist is surveyed, and then has two revisions.
+    assert!(run.stderr().contains("published, but"), "{}", run.stderr());
     sync(&["--json"]).expect_code(1);
 }
 
