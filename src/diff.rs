@@ -140,7 +140,7 @@ pub fn diff_rows(
     for (hash, kind) in objects {
         let count = if known.contains(&(hash, kind)) { &mut shared } else { &mut fresh };
         count.objects += 1;
-        count.bytes += new.store().size(hash, kind).map_err(RepositoryError::from)?;
+        count.bytes += new.store().object_size(hash, kind).map_err(RepositoryError::from)?;
     }
     Ok(RevisionDiff { changes, new: fresh, shared })
 }

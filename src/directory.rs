@@ -18,7 +18,7 @@ use crate::observer::Reporter;
 use crate::registry::{Registries, RegistryError};
 use crate::settings::{Settings, SettingsError};
 use crate::state::{StateDatabase, StateError};
-use crate::store::{DirectoryStore, LocalServer, StoreError};
+use crate::store::{DirectoryStore, LocalServer, Store as _, StoreError};
 
 /// Errors from using a repository directory.
 #[derive(Debug, thiserror::Error)]

@@ -1,5 +1,8 @@
 //! Checks the directories that container runtimes read, for everything that makes a runtime fail.
 
+use std::io;
+use std::sync::Arc;
+
 use super::Check;
 use super::finding::Location;
 use super::scope::Scope;
@@ -20,25 +23,25 @@ impl Check<'_> {
                 continue;
             }
             self.progress.set_activity(format!("checking what {} reads", consumer.name()));
-            let repository = match Repository::open(&self.store, self.name) {
+            let repository = match Repository::open(Arc::clone(&self.store), &self.repository.name) {
                 Ok(repository) => repository,
-                Err(error) => return self.note_shortage_of(&error),
+                Err(error) => return self.note_obstacle_of(&error),
             };
             let audited = consumer.audit(&repository, &mut |result| match result {
                 AuditResult::Flaw(flaw) => self.note_flaw(&repository, consumer.name(), &flaw),
                 AuditResult::Warning(warning) => self.warn(warning),
             });
             if let Err(error) = audited {
-                self.note_shortage_of(&error);
+                self.note_obstacle_of(&error);
                 self.store.reporter().debug(format_args!("{}", crate::message::causes(&error)));
             }
         }
     }
 
-    /// Records the shortage of resources that caused an error, if any.
-    fn note_shortage_of(&self, error: &RepositoryError) {
-        if let Some(cause) = shortage_of(error) {
-            self.note_shortage(".cvmfspublished", cause);
+    /// Records an error if its cause is not in the repository.
+    fn note_obstacle_of(&self, error: &RepositoryError) {
+        if let Some(cause) = shortage_of(error).and_then(io::Error::raw_os_error) {
+            self.end_with(".cvmfspublished", io::Error::from_raw_os_error(cause));
         }
     }
 

@@ -1,7 +1,5 @@
 //! Checks the front page: manifest, certificate, whitelist and meta info.
 
-use std::fs;
-
 use serde_json::Value;
 
 use super::Check;
@@ -54,7 +52,7 @@ impl Check<'_> {
 
     fn check_manifest(&self, signed: &SignedManifest<'_>) {
         let location = Location::file(".cvmfspublished");
-        self.findings.require(&location, "the repository name", self.name, &signed.manifest.name);
+        self.findings.require(&location, "the repository name", &self.repository.name, &signed.manifest.name);
         if !signed.is_for_root() {
             self.findings.note(&location, "the hash of the empty path in field R", "another hash");
         }
@@ -80,9 +78,10 @@ impl Check<'_> {
             Err(error) => return self.findings.note(&location, "a signed whitelist", causes(&error)),
         };
         let list = &signed.whitelist;
-        self.findings.require(&location, "the repository name", self.name, list.name());
+        self.findings.require(&location, "the repository name", &self.repository.name, list.name());
         self.check_expiry(list);
-        match self.master_key.as_ref().map(|key| signed.verify_signature(std::slice::from_ref(key))).transpose() {
+        let keys = &self.repository.master_keys;
+        match if keys.is_empty() { Ok(()) } else { signed.verify_signature(keys).map(drop) } {
             Ok(_) => {}
             // Such a whitelist may be valid, so this is no finding.
             Err(error @ (WhitelistError::Pkcs7Unsupported | WhitelistError::CaChainUnsupported)) => {
@@ -128,14 +127,11 @@ impl Check<'_> {
     fn check_alternative_paths(&self, manifest: &RepositoryManifest) {
         for (hash, letter) in [(manifest.root_catalog, "C"), (manifest.certificate, "X")] {
             let name = format!(".cvmfsalt-{hash}{letter}");
-            if let Err(error) = fs::metadata(self.store.root().join(&name))
-                && !self.note_shortage(&name, &error)
-            {
-                self.findings.note(
-                    &Location::file(name),
-                    "a link to the object, which field A of the manifest requires",
-                    NOTHING,
-                );
+            let expected = "a link to the object, which field A of the manifest requires";
+            match self.store.head(&name) {
+                Ok(Some(_)) => {}
+                Ok(None) => self.findings.note(&Location::file(name), expected, NOTHING),
+                Err(error) => self.note_unreadable(&Location::file(name), expected, error),
             }
         }
     }

@@ -22,6 +22,7 @@ mod tags;
 mod tree;
 mod walk;
 
+use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -30,11 +31,13 @@ use rsa::PublicKey;
 use crate::catalog::CatalogReference;
 use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::manifest::{KeyError, RepositoryManifest, RepositoryName};
+use crate::message::causes;
 use crate::metadata::Timestamp;
-use crate::object::ObjectKind;
+use crate::object::{ObjectHash, ObjectKind};
 use crate::progress::Progress;
-use crate::store::DirectoryStore;
+use crate::store::{DirectoryStore, SharedStore};
 use crate::threads::{self, ThreadsError};
+use reflog::REFLOG;
 
 pub use finding::Finding;
 
@@ -59,13 +62,14 @@ pub enum CheckError {
     /// The system refuses to start threads.
     #[error(transparent)]
     Threads(#[from] ThreadsError),
-    /// This machine has too few file descriptors or threads, or too little memory. The repository may be intact.
+    /// The repository may be intact: this machine has too few file descriptors or threads, or too little memory, or the server of
+    /// the repository failed.
     #[error("cannot read '{file}' of the repository")]
-    Shortage {
-        /// The file, relative to the storage directory.
+    Obstacle {
+        /// The file, relative to the root of the storage.
         file: String,
-        /// The shortage.
-        source: io::Error,
+        /// The first error.
+        source: Box<dyn Error + Send + Sync>,
     },
 }
 
@@ -112,44 +116,76 @@ pub struct CheckReport {
     pub leftovers: u64,
 }
 
-/// Checks the repository in `directory`.
+/// A repository to check.
+#[derive(Debug)]
+pub struct CheckedRepository {
+    /// Its storage, which need not contain a repository.
+    pub store: SharedStore,
+    /// Its name.
+    pub name: RepositoryName,
+    /// The master keys of which one must have signed the whitelist. If there is none, the signature is not checked.
+    pub master_keys: Vec<PublicKey>,
+    /// Hash of the reflog that `cvmfs_server` on this machine has recorded.
+    pub reflog_checksum: Option<ObjectHash>,
+    /// Facts about what cannot be checked.
+    pub warnings: Vec<String>,
+}
+
+impl CheckedRepository {
+    /// Returns the repository in a directory. Reads no private key.
+    pub fn of_directory(directory: &RepositoryDirectory) -> Result<Self, CheckError> {
+        let (mut master_keys, mut warnings) = (Vec::new(), Vec::new());
+        match directory.public_key() {
+            Ok(key) => master_keys.push(key),
+            Err(DirectoryError::Keys(KeyError::Read { source, .. }))
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                let key = directory.public_key_path();
+                warnings.push(format!(
+                    "cannot read '{}' as this user, so the signature of the whitelist is not checked",
+                    key.display()
+                ));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let checksum = directory.local_server().and_then(|server| match server {
+            Some(server) => Ok(server.reflog_checksum()?),
+            None => Ok(None),
+        });
+        let reflog_checksum = checksum.unwrap_or_else(|error| {
+            warnings.push(format!("cannot compare {REFLOG} with the checksum of cvmfs_server: {}", causes(&error)));
+            None
+        });
+        let store = DirectoryStore::at(&directory.storage_path()).with_reporter(directory.reporter()).into();
+        Ok(Self { store, name: directory.name().clone(), master_keys, reflog_checksum, warnings })
+    }
+}
+
+/// Checks a repository.
 ///
-/// The check changes nothing and reads no private key. It checks the revision that the manifest names at the start, and
-/// ignores revisions that are published during the check.
+/// The check changes nothing. It checks the revision that the manifest names at the start, and ignores revisions that are
+/// published during the check.
 pub fn check(
-    directory: &RepositoryDirectory,
+    repository: &CheckedRepository,
     options: &CheckOptions,
     progress: &Arc<Progress>,
 ) -> Result<CheckReport, CheckError> {
-    let _reported = directory.reporter().start("check".to_owned(), progress);
-    let mut check = Check {
-        store: DirectoryStore::at(&directory.storage_path()).with_reporter(directory.reporter()),
-        name: directory.name(),
-        master_key: None,
+    let reporter = repository.store.reporter();
+    let _reported = reporter.start("check".to_owned(), progress);
+    let check = Check {
+        repository,
+        store: Arc::clone(&repository.store),
         options,
         progress,
         findings: Findings::default(),
-        warnings: Mutex::default(),
-        shortage: Mutex::default(),
+        warnings: Mutex::new(repository.warnings.clone()),
+        obstacle: Mutex::default(),
     };
-    match directory.public_key() {
-        Ok(key) => check.master_key = Some(key),
-        Err(DirectoryError::Keys(KeyError::Read { source, .. }))
-            if source.kind() == io::ErrorKind::PermissionDenied =>
-        {
-            let key = directory.public_key_path();
-            check.warn(format!(
-                "cannot read '{}' as this user, so the signature of the whitelist is not checked",
-                key.display()
-            ));
-        }
-        Err(error) => return Err(error.into()),
-    }
-    let threads = threads::pool(options.threads, directory.reporter())?;
-    let checked = threads.install(|| check.run(directory));
+    let threads = threads::pool(options.threads, reporter)?;
+    let checked = threads.install(|| check.run());
     // Files of an intact repository could not be read, so the findings may be wrong.
-    if let Some((file, source)) = check.shortage.into_inner().expect("no thread panics while it records a shortage") {
-        return Err(CheckError::Shortage { file, source });
+    if let Some((file, source)) = check.obstacle.into_inner().expect("no thread panics while it records an error") {
+        return Err(CheckError::Obstacle { file, source });
     }
     let mut report = checked?;
     report.warnings = check.warnings.into_inner().expect("no thread panics while it warns");
@@ -162,29 +198,28 @@ pub fn check(
 
 /// A running check.
 struct Check<'c> {
-    store: DirectoryStore,
-    name: &'c RepositoryName,
-    /// The public half of the master key, if this user may read it.
-    master_key: Option<PublicKey>,
+    repository: &'c CheckedRepository,
+    store: SharedStore,
     options: &'c CheckOptions,
     progress: &'c Progress,
     findings: Findings,
     warnings: Mutex<Vec<String>>,
-    /// The first file that could not be read because of a shortage of resources, and the error.
-    shortage: Mutex<Option<(String, io::Error)>>,
+    /// The first file that could not be read for a reason that is not in the repository, and the error.
+    obstacle: Mutex<Option<(String, Box<dyn Error + Send + Sync>)>>,
 }
 
 impl Check<'_> {
-    fn run(&self, directory: &RepositoryDirectory) -> Result<CheckReport, CheckError> {
+    fn run(&self) -> Result<CheckReport, CheckError> {
         self.progress.set_activity("checking the front page".to_owned());
-        let mut report = CheckReport { leftovers: self.check_layout(), ..CheckReport::default() };
+        let leftovers = self.store.listing().map_or(0, |listing| self.check_layout(listing));
+        let mut report = CheckReport { leftovers, ..CheckReport::default() };
         let references = References::default();
         let Some(manifest) = self.check_front_page(&references) else {
             self.check_objects(&references, &CatalogTree::default(), true);
             return Ok(report);
         };
         let tags = manifest.history.map(|hash| self.check_tags(hash, &manifest, &references)).unwrap_or_default();
-        self.check_reflog(&manifest, directory);
+        self.check_reflog(&manifest);
         let scope = match &self.options.path {
             Some(path) => {
                 let size = manifest.catalog_size.unwrap_or(0);
@@ -209,7 +244,8 @@ impl Check<'_> {
         (report.catalogs, report.entries) = tree.counts();
         let totals = self.check_objects(&references, &tree, scope.is_everything());
         (report.objects, report.bytes) = (totals.objects, totals.bytes);
-        report.unreferenced = (scope.is_everything() && tree.is_complete()).then_some(totals.unreferenced);
+        let is_listed = scope.is_everything() && self.store.listing().is_some();
+        report.unreferenced = (is_listed && tree.is_complete()).then_some(totals.unreferenced);
         Ok(report)
     }
 

@@ -1,8 +1,6 @@
 //! Compares the references to objects with the objects in the store.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::ops::AddAssign;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
@@ -16,7 +14,7 @@ use super::reference::{Reference, References, StoredForm};
 use super::tree::CatalogTree;
 use super::{Check, Unreferenced};
 use crate::catalog::audit::paths_of_rows;
-use crate::file::{is_absence, open_regular};
+use crate::store::StoreError;
 
 /// Number and size of the objects in the store.
 #[derive(Debug, Clone, Copy, Default)]
@@ -58,9 +56,9 @@ impl Check<'_> {
         let faults = Mutex::default();
         let totals = (0..=255u8).into_par_iter().map(|directory| {
             let references = references.take(directory);
-            let stored = match is_whole_store {
-                true => self.list_objects(directory),
-                false => self.find_objects(directory, &references),
+            let stored = match self.store.listing() {
+                Some(listing) if is_whole_store => self.list_objects(listing, directory),
+                _ => self.find_objects(directory, &references),
             };
             stored.map_or_else(ObjectTotals::default, |stored| self.check_directory(&references, &stored, &faults))
         });
@@ -77,12 +75,12 @@ impl Check<'_> {
     fn find_objects(&self, directory: u8, references: &[Reference]) -> Option<Vec<StoredObject>> {
         let mut found = Vec::new();
         for name in references.chunk_by(|a, b| a.name == b.name).map(|group| group[0].name) {
-            match fs::metadata(self.store.root().join(name.to_string())) {
-                Ok(metadata) => found.push(StoredObject { name, bytes: metadata.len() }),
-                Err(error) if is_absence(&error) => {}
+            match self.store.head(&name.to_string()) {
+                Ok(Some(bytes)) => found.push(StoredObject { name, bytes }),
+                Ok(None) => {}
                 Err(error) => {
                     let location = Location::file(format!("data/{directory:02x}"));
-                    self.note_unreadable(&location, "a directory whose files can be accessed", &error);
+                    self.note_unreadable(&location, "a directory whose files can be accessed", error);
                     return None;
                 }
             }
@@ -149,8 +147,13 @@ impl Check<'_> {
             Some(_) if self.options.quick => Vec::new(),
             Some(object) => match self.examine(object, group, examiner) {
                 Ok(faults) => faults,
-                Err(error) if self.note_shortage(&name.to_string(), &error) => Vec::new(),
-                Err(error) => vec![fault(group, "a readable object", read_failure(&error))],
+                Err(error) => {
+                    let found = read_failure(&error);
+                    match self.note_obstacle(&name.to_string(), error) {
+                        true => Vec::new(),
+                        false => vec![fault(group, "a readable object", found)],
+                    }
+                }
             },
         }
     }
@@ -160,10 +163,13 @@ impl Check<'_> {
         stored: StoredObject,
         group: &[Reference],
         examiner: &mut Examiner,
-    ) -> io::Result<Vec<ObjectFault>> {
+    ) -> Result<Vec<ObjectFault>, StoreError> {
         let is_packed = group.iter().any(|reference| reference.form == StoredForm::Packed);
-        let file = open_regular(&self.store.root().join(stored.name.to_string()))?;
-        let examined = examiner.examine(file, is_packed)?;
+        let name = stored.name.to_string();
+        let missing = || StoreError::Missing { address: self.store.address(&name) };
+        let file = self.store.open(&name)?.ok_or_else(missing)?;
+        let examined = examiner.examine(file, is_packed);
+        let examined = examined.map_err(|source| StoreError::Read { address: self.store.address(&name), source })?;
         self.progress.read.fetch_add(stored.bytes, Ordering::Relaxed);
         if stored.name.hash().is_some_and(|hash| hash != examined.hash) {
             return Ok(vec![fault(group, ITS_HASH, examined.hash.to_string())]);

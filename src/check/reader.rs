@@ -1,7 +1,7 @@
 //! Reads files and objects for a check. Damage is added to the findings, and the check continues.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::error::Error;
+use std::io::{self, Read};
 use std::sync::atomic::Ordering;
 
 use flate2::{Decompress, FlushDecompress, Status};
@@ -11,10 +11,9 @@ use super::Check;
 use super::finding::Location;
 use super::name::ObjectName;
 use crate::catalog::audit::Algorithm;
-use crate::file::read_regular_up_to;
 use crate::message::causes;
 use crate::object::{DecodeError, ObjectHash, SizeLimit, decode_alone};
-use crate::shortage::is_shortage;
+use crate::store::StoreError;
 
 /// Finding text: the expected bytes of an object.
 pub(super) const ITS_HASH: &str = "bytes that hash to its name";
@@ -30,29 +29,38 @@ impl Check<'_> {
     }
 
     fn read_stored(&self, location: &Location, name: &str, what: &str, limit: u64) -> Option<Vec<u8>> {
-        match read_regular_up_to(limit, &self.store.root().join(name)) {
+        match self.store.get(name, limit) {
             Ok(Some(bytes)) => return Some(bytes),
-            Ok(None) => self.findings.note(location, format_args!("{what} of at most {limit} bytes"), "more"),
-            Err(error) => self.note_unreadable(location, what, &error),
+            Ok(None) => self.findings.note(location, what, NOTHING),
+            Err(StoreError::TooLarge { .. }) => {
+                self.findings.note(location, format_args!("{what} of at most {limit} bytes"), "more");
+            }
+            Err(error) => self.note_unreadable(location, what, error),
         }
         None
     }
 
-    /// Adds a finding for a file that cannot be read, unless the reason is a shortage of resources of this machine.
-    pub(super) fn note_unreadable(&self, location: &Location, what: &str, error: &io::Error) {
-        if !self.note_shortage(&location.file, error) {
-            self.findings.note(location, what, read_failure(error));
+    /// Adds a finding for a file that cannot be read, unless the reason is not in the repository.
+    pub(super) fn note_unreadable(&self, location: &Location, what: &str, error: StoreError) {
+        let found = read_failure(&error);
+        if !self.note_obstacle(&location.file, error) {
+            self.findings.note(location, what, found);
         }
     }
 
-    /// Records the error if it is a shortage of resources of this machine, and returns whether it is.
-    pub(super) fn note_shortage(&self, file: &str, error: &io::Error) -> bool {
-        let is_shortage = is_shortage(error);
-        if let Some(errno) = error.raw_os_error().filter(|_| is_shortage) {
-            let mut shortage = self.shortage.lock().expect("no thread panics while it records a shortage");
-            shortage.get_or_insert_with(|| (file.to_owned(), io::Error::from_raw_os_error(errno)));
+    /// Records the error if its cause is not in the repository, and returns whether that is so.
+    pub(super) fn note_obstacle(&self, file: &str, error: StoreError) -> bool {
+        let is_obstacle = error.is_obstacle();
+        if is_obstacle {
+            self.end_with(file, error);
         }
-        is_shortage
+        is_obstacle
+    }
+
+    /// Records an error with which the check ends.
+    pub(super) fn end_with(&self, file: &str, error: impl Into<Box<dyn Error + Send + Sync>>) {
+        let mut obstacle = self.obstacle.lock().expect("no thread panics while it records an error");
+        obstacle.get_or_insert_with(|| (file.to_owned(), error.into()));
     }
 
     /// Reads a whole object into memory. If there is no valid content, adds a finding at `location` and returns `None`.
@@ -88,8 +96,12 @@ impl Check<'_> {
 }
 
 /// Returns the text of a finding about a file that cannot be read.
-pub(super) fn read_failure(error: &io::Error) -> String {
-    if error.kind() == io::ErrorKind::NotFound { NOTHING.to_owned() } else { error.to_string() }
+pub(super) fn read_failure(error: &StoreError) -> String {
+    match error {
+        StoreError::Missing { .. } => NOTHING.to_owned(),
+        StoreError::Io { source, .. } => source.to_string(),
+        error => causes(error),
+    }
 }
 
 /// Properties of an object after its whole file was read.
@@ -114,7 +126,7 @@ impl Examiner {
     }
 
     /// Reads an object. The bytes are decompressed only if `is_packed`.
-    pub(super) fn examine(&mut self, mut file: File, is_packed: bool) -> io::Result<Examined> {
+    pub(super) fn examine(&mut self, mut file: impl Read, is_packed: bool) -> io::Result<Examined> {
         let mut sha1 = Sha1::new();
         self.stream.reset();
         loop {

@@ -5,19 +5,17 @@ use super::Check;
 use super::finding::Location;
 use crate::catalog::ReferenceKind;
 use crate::catalog::audit::AuditedReflog;
-use crate::directory::RepositoryDirectory;
 use crate::manifest::RepositoryManifest;
-use crate::message::causes;
 use crate::object::ObjectHash;
 use crate::repository::REFLOG_LIMIT;
 
-const REFLOG: &str = ".cvmfsreflog";
+pub(super) const REFLOG: &str = ".cvmfsreflog";
 
 impl Check<'_> {
     /// Checks that the reflog is intact and contains all objects to which the manifest refers.
-    pub(super) fn check_reflog(&self, manifest: &RepositoryManifest, directory: &RepositoryDirectory) {
+    pub(super) fn check_reflog(&self, manifest: &RepositoryManifest) {
         let Some(bytes) = self.read_file(REFLOG, REFLOG_LIMIT) else { return };
-        self.compare_reflog(ObjectHash::of(&bytes), manifest, directory);
+        self.compare_reflog(ObjectHash::of(&bytes), manifest);
         let location = Location::file(REFLOG);
         let reflog = match AuditedReflog::read(bytes) {
             Ok(reflog) => reflog,
@@ -25,7 +23,7 @@ impl Check<'_> {
         };
         self.findings.add_faults(&location, &reflog.faults);
         // Another schema revision ends the tools of CVMFS with a failed assertion.
-        for (key, value) in [("schema", "1.0"), ("schema_revision", "0"), ("fqrn", self.name.as_str())] {
+        for (key, value) in [("schema", "1.0"), ("schema_revision", "0"), ("fqrn", self.repository.name.as_str())] {
             let found = reflog.properties.get(key).map_or("none", String::as_str);
             self.findings.require(&location, &format!("property {key} with"), value, found);
         }
@@ -50,22 +48,14 @@ impl Check<'_> {
 
     /// Compares the reflog with the hashes that the manifest and `cvmfs_server` record for it. These may validly be
     /// outdated, so a difference is only a warning.
-    fn compare_reflog(&self, actual: ObjectHash, manifest: &RepositoryManifest, directory: &RepositoryDirectory) {
+    fn compare_reflog(&self, actual: ObjectHash, manifest: &RepositoryManifest) {
         if manifest.reflog.is_some_and(|stated| stated != actual) {
             self.warn(format!(
                 "{REFLOG} has another hash than the manifest states (field Y): a garbage collection rewrote it, or a publisher \
                  was killed; the next publication corrects this"
             ));
         }
-        let checksum = directory.local_server().and_then(|server| match server {
-            Some(server) => Ok(server.reflog_checksum()?),
-            None => Ok(None),
-        });
-        let checksum = checksum.unwrap_or_else(|error| {
-            self.warn(format!("cannot compare {REFLOG} with the checksum of cvmfs_server: {}", causes(&error)));
-            None
-        });
-        if checksum.is_some_and(|stated| stated != actual) {
+        if self.repository.reflog_checksum.is_some_and(|stated| stated != actual) {
             self.warn(format!(
                 "{REFLOG} has another hash than cvmfs_server expects (reflog.chksum); the next publication corrects this, or \
                  cvmfs_server check -r"

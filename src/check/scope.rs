@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use super::name::ObjectName;
 use super::{Check, CheckError};
 use crate::catalog::{Catalog, CatalogEntry, CatalogReference};
-use crate::file::read_regular_up_to;
 use crate::image::ImageName;
 use crate::object::{ObjectKind, SizeLimit, decode};
 use crate::path::EntryPath;
@@ -81,7 +80,7 @@ impl Check<'_> {
                 LookupResult::Entry(entry) if entry.is_symlink() => {
                     targets.push(catalog_path(&path));
                     let target = entry.expanded_target(client_variable);
-                    let target = match target.strip_prefix(format!("/cvmfs/{}", self.name).as_bytes()) {
+                    let target = match target.strip_prefix(format!("/cvmfs/{}", self.repository.name).as_bytes()) {
                         // Clients mount this repository at `/cvmfs/<name>`, so an absolute target at or below it is a path of this repository.
                         Some(below) if below.is_empty() || below[0] == b'/' => {
                             at = EntryPath::ROOT;
@@ -131,7 +130,7 @@ impl Check<'_> {
     /// Reads a catalog of `size` bytes a second time. Returns `None` if the catalog cannot be read any more.
     pub(super) fn reread_catalog(&self, name: ObjectName, size: u64) -> Option<Vec<u8>> {
         let limit = SizeLimit::of(size);
-        let stored = read_regular_up_to(limit.stored(), &self.store.root().join(name.to_string())).ok()??;
+        let stored = self.store.get(&name.to_string(), limit.stored()).ok()??;
         decode(&stored, limit).ok()
     }
 }

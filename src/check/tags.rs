@@ -41,7 +41,7 @@ impl Check<'_> {
             }
         };
         self.findings.add_faults(&location, &history.faults);
-        for (key, value) in [("schema", "1.0"), ("schema_revision", "3"), ("fqrn", self.name.as_str())] {
+        for (key, value) in [("schema", "1.0"), ("schema_revision", "3"), ("fqrn", self.repository.name.as_str())] {
             let found = history.properties.get(key).map_or("none", String::as_str);
             self.findings.require(&location, &format!("property {key} with"), value, found);
         }

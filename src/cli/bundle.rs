@@ -13,7 +13,7 @@ use super::print_line;
 /// Writes a bundle for an OCI runtime.
 pub fn run(arguments: &Arguments, command: &Bundle) -> anyhow::Result<ExitCode> {
     let directory = arguments.directory()?;
-    let repository = Repository::open(&directory.store()?, directory.name())?;
+    let repository = Repository::open(directory.store()?, directory.name())?;
     let place = command.image.place(&repository, command.platform.as_ref())?;
     let ids = || (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let options = BundleOptions {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
-use strata::check::{CheckOptions, CheckReport, check};
+use strata::check::{CheckOptions, CheckReport, CheckedRepository, check};
 use strata::metadata::Timestamp;
 use strata::progress::Progress;
 
@@ -31,7 +31,7 @@ pub fn run(arguments: &Arguments, command: &Check) -> anyhow::Result<ExitCode> {
     };
     let progress = Arc::new(Progress::default());
     let display = Display::start(&progress, arguments.quiet);
-    let report = check(&directory, &options, &progress);
+    let report = check(&CheckedRepository::of_directory(&directory)?, &options, &progress);
     drop(display);
     let report = report?;
     report.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));

@@ -37,7 +37,7 @@ fn revisions(
     from: &str,
     to: &RevisionSelector,
 ) -> anyhow::Result<bool> {
-    let head = Repository::open(&directory.store()?, directory.name())?;
+    let head = Repository::open(directory.store()?, directory.name())?;
     let Ok(from) = from.parse::<RevisionSelector>();
     let (old, new) = (head.open_at(&from)?, head.open_at(to)?);
     let (from, to) = (old.revision()?, new.revision()?);

@@ -18,7 +18,7 @@ use super::print_line;
 pub fn run(arguments: &Arguments, list: &List) -> anyhow::Result<ExitCode> {
     super::interrupt::watch_reader();
     let directory = arguments.directory()?;
-    let repository = Repository::open(&directory.store()?, directory.name())?;
+    let repository = Repository::open(directory.store()?, directory.name())?;
     match list.unused {
         true => unused(arguments, &directory, &repository)?,
         false => images(arguments, &repository)?,

@@ -29,7 +29,7 @@ pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<Exit
         (_, Some(number)) => RevisionSelector::Revision(number),
         _ => RevisionSelector::Head,
     };
-    let head = Repository::open(&directory.store()?, directory.name())?;
+    let head = Repository::open(directory.store()?, directory.name())?;
     let repository = head.open_at(&point)?;
     let path = EntryPath::normalise(mount.path.as_encoded_bytes()).map_err(|error| UsageError(error.to_string()))?;
     let options = MountOptions {

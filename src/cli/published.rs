@@ -66,7 +66,7 @@ impl PublishedImage {
     /// Returns an error if the image is published with another digest than the argument states beside its tag.
     pub fn compare_digest(&self, directory: &RepositoryDirectory) -> anyhow::Result<()> {
         if self.digest_beside_tag().is_some() {
-            self.places(&Repository::open(&directory.store()?, directory.name())?)?;
+            self.places(&Repository::open(directory.store()?, directory.name())?)?;
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ use super::{print, print_line};
 pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
     super::interrupt::watch_reader();
     let directory = arguments.directory()?;
-    let repository = Repository::open(&directory.store()?, directory.name())?;
+    let repository = Repository::open(directory.store()?, directory.name())?;
     match &info.image {
         None => {
             if let Some(warning) = directory.whitelist_warning(Timestamp::now()) {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::mountable::ContentSource;
 use crate::cache::{ByteCache, CacheValue};
 use crate::object::{Content, ContentObjects, ObjectKind};
-use crate::store::{ContentError, ContentObject, DirectoryStore};
+use crate::store::{ContentError, ContentObject, SharedStore, StoreError};
 
 /// Errors from reading the content of a mounted file.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +49,7 @@ impl CacheValue for DecompressedFile {
 /// Reads the content of files from a store.
 #[derive(Debug)]
 pub(crate) struct ContentReader {
-    store: DirectoryStore,
+    store: SharedStore,
     directory: PathBuf,
     memory: ByteCache<ContentObject, Arc<[u8]>>,
     files: ByteCache<ContentObject, DecompressedFile>,
@@ -66,7 +66,7 @@ const FILE_CACHE_SIZE: u64 = 32 << 30;
 
 impl ContentReader {
     /// Creates a reader that decompresses large objects into files in `directory`.
-    pub(crate) fn new(store: DirectoryStore, directory: PathBuf) -> Self {
+    pub(crate) fn new(store: SharedStore, directory: PathBuf) -> Self {
         Self { store, directory, memory: ByteCache::new(MEMORY_CACHE_SIZE), files: ByteCache::new(FILE_CACHE_SIZE) }
     }
 
@@ -75,20 +75,28 @@ impl ContentReader {
         if bytes.is_empty() {
             return Ok(());
         }
-        let stored = self.store.size(object.hash, object.kind).map_err(ContentError::from)?;
-        if object.size > MAX_SIZE_IN_MEMORY || stored > MAX_SIZE_IN_MEMORY + MAX_OVERHEAD {
-            let unpacked = self.files.get(&object, || self.decompress_to_file(object))?;
-            return unpacked.0.read_exact_at(bytes, offset).map_err(|source| self.temporary_file_error(source));
+        if object.size > MAX_SIZE_IN_MEMORY {
+            return self.read_from_file(object, offset, bytes);
         }
-        if bytes.len() as u64 == object.size {
+        let read = || self.store.read_content(object, MAX_SIZE_IN_MEMORY + MAX_OVERHEAD);
+        let whole = match bytes.len() as u64 == object.size {
             // The object is not added to the cache: the kernel caches a file that was read completely, and does not request
             // it again.
-            bytes.copy_from_slice(&self.store.read_content(object)?);
-        } else {
-            let kept = self.memory.get(&object, || self.store.read_content(object).map(Arc::from))?;
-            bytes.copy_from_slice(&kept[offset as usize..offset as usize + bytes.len()]);
+            true => read().map(Arc::from),
+            false => self.memory.get(&object, || read().map(Arc::from)),
+        };
+        match whole {
+            Ok(content) => bytes.copy_from_slice(&content[offset as usize..offset as usize + bytes.len()]),
+            // The stored bytes do not fit in memory, although the content does.
+            Err(ContentError::Store(StoreError::TooLarge { .. })) => return self.read_from_file(object, offset, bytes),
+            Err(error) => return Err(error.into()),
         }
         Ok(())
+    }
+
+    fn read_from_file(&self, object: ContentObject, offset: u64, bytes: &mut [u8]) -> Result<(), ReadContentError> {
+        let unpacked = self.files.get(&object, || self.decompress_to_file(object))?;
+        unpacked.0.read_exact_at(bytes, offset).map_err(|source| self.temporary_file_error(source))
     }
 
     /// Decompresses a large object into a file, with a small buffer.
@@ -152,10 +160,11 @@ const MAX_OVERHEAD: u64 = 64 << 10;
 mod tests {
     use super::*;
     use crate::object::{Chunk, Compression, Encoder, ObjectHash};
-    use crate::store::{Staging, StoreError};
+    use crate::store::{DirectoryStore, Staging};
 
     struct Fixture {
         home: tempfile::TempDir,
+        store: DirectoryStore,
         reader: ContentReader,
     }
 
@@ -163,12 +172,12 @@ mod tests {
         fn new() -> Self {
             let home = tempfile::tempdir().unwrap();
             let store = DirectoryStore::create(&home.path().join("storage")).unwrap();
-            let reader = ContentReader::new(store, home.path().to_owned());
-            Self { home, reader }
+            let reader = ContentReader::new(store.clone().into(), home.path().to_owned());
+            Self { home, store, reader }
         }
 
         fn put(&self, kind: ObjectKind, stored: &[u8]) -> ObjectHash {
-            let staging = Staging::start(&self.reader.store).unwrap();
+            let staging = Staging::start(&self.store).unwrap();
             let hash = staging.put_stored(kind, stored).unwrap();
             staging.flush().unwrap();
             hash

@@ -2,9 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
@@ -26,8 +24,7 @@ pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier
     let (mut mounted, mut seen, mut complaint) = (mounted, None, None);
     loop {
         let Some(view) = view.upgrade() else { return };
-        let path = mounted.store().root().join(".cvmfspublished");
-        let now = fs::metadata(path).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec(), file.size()));
+        let now = mounted.store().version(".cvmfspublished");
         if seen != now {
             match mounted.open_head().and_then(|head| mount_head(&view, &mounted, head, &notifier)) {
                 Ok(head) => (mounted, seen, complaint) = (head, now, None),

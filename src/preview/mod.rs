@@ -313,7 +313,7 @@ impl Preview {
 
 impl ReusableRepository {
     fn open(directory: &RepositoryDirectory) -> Result<Self, PreviewError> {
-        let head = Repository::open(&directory.store()?, directory.name())?;
+        let head = Repository::open(directory.store()?, directory.name())?;
         Ok(Self { head, state: directory.state_read_only()?, settings: directory.settings().clone() })
     }
 

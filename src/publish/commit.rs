@@ -14,7 +14,7 @@ use crate::path::EntryPath;
 use crate::repository::{REFLOG_LIMIT, Repository, RepositoryError};
 use crate::settings::Settings;
 use crate::span::span;
-use crate::store::{DirectoryStore, LocalServer, ServerLock, Staging, StoreError};
+use crate::store::{DirectoryStore, LocalServer, ServerLock, Staging, Store as _, StoreError};
 use crate::threads;
 
 /// Maximum unpacked size of a meta info that is read. It is a small JSON document.
@@ -150,7 +150,7 @@ impl Publisher {
             (history, ReferenceKind::History),
         ];
         references.extend(manifest.meta_info.map(|hash| (hash, ReferenceKind::MetaInfo)));
-        let reflog = store.read_file_of_up_to(REFLOG_LIMIT, REFLOG)?;
+        let reflog = store.get(REFLOG, REFLOG_LIMIT)?;
         let reflog = next_reflog(reflog.as_deref(), &manifest.name, &references, timestamp)?;
         manifest.reflog = Some(ObjectHash::of(&reflog));
         let signed = self.signer.sign_manifest(&manifest)?;

@@ -25,7 +25,7 @@ use crate::manifest::{
 use crate::message::causes;
 use crate::object::{ObjectHash, ObjectKind, SizeLimit};
 use crate::path::EntryPath;
-use crate::store::{ContentError, DirectoryStore, StoreError};
+use crate::store::{ContentError, SharedStore, StoreError};
 use crate::threads::ThreadsError;
 
 pub use rows::{LocatedDirectory, NamedRow, Row};
@@ -209,7 +209,7 @@ impl CacheValue for Arc<Catalog> {
 /// A repository at one revision.
 #[derive(Debug, Clone)]
 pub struct Repository {
-    store: DirectoryStore,
+    store: SharedStore,
     /// The manifest of the head, also if this value is another revision.
     manifest: RepositoryManifest,
     root: CatalogReference,
@@ -219,10 +219,11 @@ pub struct Repository {
 
 impl Repository {
     /// Opens the head of the repository `name`.
-    pub fn open(store: &DirectoryStore, name: &RepositoryName) -> Result<Self, RepositoryError> {
-        let manifest = read_manifest(store, name)?;
+    pub fn open(store: impl Into<SharedStore>, name: &RepositoryName) -> Result<Self, RepositoryError> {
+        let store = store.into();
+        let manifest = read_manifest(&store, name)?;
         let catalogs = Arc::new(ByteCache::new(CATALOG_CACHE));
-        Ok(Self { store: store.clone(), root: root_of(&manifest), manifest, catalogs })
+        Ok(Self { root: root_of(&manifest), store, manifest, catalogs })
     }
 
     /// Opens the current head, which may be newer than this revision.
@@ -244,8 +245,8 @@ impl Repository {
     }
 
     /// Opens the revision whose root catalog is `root`. The revision need not be published. `store` must have its catalogs.
-    pub(crate) fn open_root(&self, store: &DirectoryStore, root: CatalogReference) -> Self {
-        Self { store: store.clone(), root, ..self.clone() }
+    pub(crate) fn open_root(&self, store: SharedStore, root: CatalogReference) -> Self {
+        Self { store, root, ..self.clone() }
     }
 
     /// Returns the named revisions.
@@ -266,7 +267,10 @@ impl Repository {
         for _ in number..=self.manifest.revision {
             let location = CatalogLocation { root: EntryPath::ROOT, reference };
             let catalog = match self.open_catalog(&location) {
-                Err(RepositoryError::BrokenCatalog { source: StoreError::Io { .. }, .. }) => {
+                Err(RepositoryError::BrokenCatalog {
+                    source: StoreError::Io { .. } | StoreError::Missing { .. },
+                    ..
+                }) => {
                     // Garbage collection deletes old root catalogs, so the chain ends where the first one is missing.
                     return Ok(None);
                 }
@@ -283,7 +287,7 @@ impl Repository {
     }
 
     /// Returns the store of the repository.
-    pub fn store(&self) -> &DirectoryStore {
+    pub fn store(&self) -> &SharedStore {
         &self.store
     }
 
@@ -424,7 +428,7 @@ impl Repository {
         let failed = |source| RepositoryError::Content { path: path.clone(), source };
         let mut bytes = Vec::new();
         for piece in content::file_objects(&content, entry.size.cast_unsigned()).map_err(failed)? {
-            bytes.append(&mut self.store.read_content(piece).map_err(failed)?);
+            bytes.append(&mut self.store.read_content(piece, u64::MAX).map_err(failed)?);
         }
         Ok(Some(bytes))
     }
@@ -480,7 +484,7 @@ fn root_of(manifest: &RepositoryManifest) -> CatalogReference {
 }
 
 /// Reads the manifest of the head and verifies it with its certificate.
-fn read_manifest(store: &DirectoryStore, name: &RepositoryName) -> Result<RepositoryManifest, RepositoryError> {
+fn read_manifest(store: &SharedStore, name: &RepositoryName) -> Result<RepositoryManifest, RepositoryError> {
     let bytes = store.read_file(".cvmfspublished")?.ok_or_else(|| RepositoryError::NoManifest(name.clone()))?;
     let signed = RepositoryManifest::parse(&bytes).map_err(|error| RepositoryError::Manifest(name.clone(), error))?;
     if signed.manifest.name != *name {

@@ -15,7 +15,7 @@ use crate::layout;
 use crate::object::{ContentObjects, ObjectHash, ObjectKind};
 use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
-use crate::store::StoreError;
+use crate::store::{Store as _, StoreError};
 
 /// The objects that a published tree lacks.
 #[derive(Debug, Default)]

@@ -1,13 +1,12 @@
 //! Reads the content of files: fetches the objects that a catalog row names, verifies them and decompresses them.
 
 use std::error::Error;
-use std::fs::File;
 use std::io::{self, BufReader, Read};
 
 use libdeflater::{DecompressionError, Decompressor};
 use sha1::{Digest as _, Sha1};
 
-use super::{DirectoryStore, StoreError};
+use super::StoreError;
 use crate::object::{ObjectHash, ObjectKind};
 
 /// Errors from reading the content of a file.
@@ -50,13 +49,15 @@ impl ContentError {
 
 /// One object that holds a file or a chunk of it, as a catalog row describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct ContentObject {
-    pub(crate) hash: ObjectHash,
-    pub(crate) kind: ObjectKind,
+pub struct ContentObject {
+    /// Hash of the object.
+    pub hash: ObjectHash,
+    /// Kind of the object.
+    pub kind: ObjectKind,
     /// Whether the object is stored uncompressed.
-    pub(crate) raw: bool,
+    pub raw: bool,
     /// Size of the content in bytes, after decompression.
-    pub(crate) size: u64,
+    pub size: u64,
 }
 
 impl ContentObject {
@@ -72,58 +73,51 @@ impl ContentObject {
 /// Size of the read buffer, in bytes.
 const BUFFER_SIZE: usize = 256 << 10;
 
-impl DirectoryStore {
-    /// Returns the content of an object that fits in memory.
-    pub(crate) fn read_content(&self, object: ContentObject) -> Result<Vec<u8>, ContentError> {
-        let stored = self.read(object.hash, object.kind)?;
-        if object.raw {
-            return if stored.len() as u64 == object.size { Ok(stored) } else { Err(object.wrong_size()) };
-        }
-        let mut plain = vec![0; object.size as usize];
-        match Decompressor::new().zlib_decompress(&stored, &mut plain) {
-            Ok(length) if length == plain.len() => Ok(plain),
-            // The buffer has the stated size, so content that does not fit is longer than stated.
-            Ok(_) | Err(DecompressionError::InsufficientSpace) => Err(object.wrong_size()),
-            Err(source) => Err(object.unpack_error(source)),
-        }
+/// Decompresses the stored bytes of an object.
+pub(super) fn decompress(object: ContentObject, stored: Vec<u8>) -> Result<Vec<u8>, ContentError> {
+    if object.raw {
+        return if stored.len() as u64 == object.size { Ok(stored) } else { Err(object.wrong_size()) };
     }
+    let mut plain = vec![0; object.size as usize];
+    match Decompressor::new().zlib_decompress(&stored, &mut plain) {
+        Ok(length) if length == plain.len() => Ok(plain),
+        // The buffer has the stated size, so content that does not fit is longer than stated.
+        Ok(_) | Err(DecompressionError::InsufficientSpace) => Err(object.wrong_size()),
+        Err(source) => Err(object.unpack_error(source)),
+    }
+}
 
-    /// Passes the content of an object of any size to `receive`, from the first byte to the last.
-    ///
-    /// The hash of the object is known only at the end. Therefore the passed bytes are verified only if this returns `Ok`.
-    pub(crate) fn stream_content(
-        &self,
-        object: ContentObject,
-        receive: &mut dyn FnMut(&[u8]) -> io::Result<()>,
-    ) -> Result<(), ContentError> {
-        let mut stored = HashingFile { file: self.open_object(object.hash, object.kind)?, sha1: Sha1::new() };
-        let unpacked = unpack(object, &mut stored, receive);
-        // The hash covers the whole file, so the rest after the content, or after the damage, is read too.
-        io::copy(&mut stored, &mut io::sink()).map_err(|source| object.unpack_error(source))?;
-        let actual = ObjectHash::from(<[u8; 20]>::from(stored.sha1.finalize()));
-        if actual != object.hash {
-            return Err(self.damaged(object.hash, object.kind, actual).into());
-        }
-        match unpacked.map_err(|source| object.unpack_error(source))? {
-            size if size == object.size => Ok(()),
-            _ => Err(object.wrong_size()),
-        }
-    }
+/// Reads the stored bytes of an object to their end, and passes its content to `receive`. Returns the hash of the stored bytes, and
+/// whether the content is what the catalog states.
+pub(super) fn stream(
+    object: ContentObject,
+    stored: impl Read,
+    receive: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> Result<(ObjectHash, Result<(), ContentError>), ContentError> {
+    let mut stored = HashingReader { stored, sha1: Sha1::new() };
+    let unpacked = unpack(object, &mut stored, receive);
+    // The hash covers the whole object, so the rest after the content, or after the damage, is read too.
+    io::copy(&mut stored, &mut io::sink()).map_err(|source| object.unpack_error(source))?;
+    let content = match unpacked {
+        Ok(size) if size == object.size => Ok(()),
+        Ok(_) => Err(object.wrong_size()),
+        Err(source) => Err(object.unpack_error(source)),
+    };
+    Ok((stored.hash(), content))
+}
 
-    /// Returns whether the bytes of an object match its name. An object that cannot be read does not match.
-    pub(crate) fn is_intact(&self, hash: ObjectHash, kind: ObjectKind) -> bool {
-        let Ok(file) = self.open_object(hash, kind) else { return false };
-        let mut stored = HashingFile { file, sha1: Sha1::new() };
-        let is_read = io::copy(&mut stored, &mut io::sink()).is_ok();
-        is_read && ObjectHash::from(<[u8; 20]>::from(stored.sha1.finalize())) == hash
-    }
+/// Returns the hash of all bytes.
+pub(super) fn hash_of(stored: impl Read) -> io::Result<ObjectHash> {
+    let mut stored = HashingReader { stored, sha1: Sha1::new() };
+    io::copy(&mut stored, &mut io::sink())?;
+    Ok(stored.hash())
 }
 
 /// Decompresses an object, passes its content to `receive`, and returns the number of passed bytes. Stops after one byte more
 /// than the size that the catalog states.
 fn unpack(
     object: ContentObject,
-    stored: &mut HashingFile,
+    stored: &mut HashingReader<impl Read>,
     receive: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<u64> {
     // One byte more than stated shows that the content is too long. The rest of the stream is not decompressed.
@@ -151,15 +145,21 @@ fn pass_on(mut plain: impl Read, receive: &mut dyn FnMut(&[u8]) -> io::Result<()
     }
 }
 
-/// Computes the hash of all bytes that are read from a file.
-struct HashingFile {
-    file: File,
+/// Computes the hash of all bytes that are read.
+struct HashingReader<R> {
+    stored: R,
     sha1: Sha1,
 }
 
-impl Read for HashingFile {
+impl<R> HashingReader<R> {
+    fn hash(self) -> ObjectHash {
+        ObjectHash::from(<[u8; 20]>::from(self.sha1.finalize()))
+    }
+}
+
+impl<R: Read> Read for HashingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.file.read(buffer)?;
+        let length = self.stored.read(buffer)?;
         self.sha1.update(&buffer[..length]);
         Ok(length)
     }

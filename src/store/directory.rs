@@ -1,116 +1,20 @@
 //! The storage of a repository in a local directory, in the layout that web servers deliver to CVMFS clients.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::directory_states::ObjectDirectoryStates;
 use super::file_system::{is_synced_as_a_whole, sync_each};
-use crate::cancel::{Cancellation, Cancelled};
+use super::{FileVersion, RepositoryInUse, SharedStore, Store, StoreError, StoreListing};
+use crate::cancel::Cancellation;
 use crate::file::{is_absence, open_regular, read_regular_up_to};
-use crate::object::{DecodeError, ObjectHash, ObjectKind, SizeLimit, decode};
+use crate::object::{ObjectHash, ObjectKind};
 use crate::observer::Reporter;
-
-/// Errors from reading and changing the store.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// A system call failed.
-    #[error("cannot {action} '{}'", path.display())]
-    Io {
-        /// The attempted action: "read", "write"…
-        action: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// The error of the operating system.
-        source: io::Error,
-    },
-    /// The directory lacks a file or directory that every repository has.
-    #[error("'{}' is not the storage of a CVMFS repository: it has no {missing}", path.display())]
-    NoRepository {
-        /// The directory.
-        path: PathBuf,
-        /// The missing entry, relative to the directory.
-        missing: &'static str,
-    },
-    /// The file is longer than any valid file of this name.
-    #[error("'{}' is longer than the maximum of {limit} bytes", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// Maximum number of bytes that are read.
-        limit: u64,
-    },
-    /// The bytes of an object do not match its name.
-    #[error("object '{}' is damaged: its bytes hash to {actual}", path.display())]
-    WrongHash {
-        /// Path of the object.
-        path: PathBuf,
-        /// The hash of the bytes.
-        actual: ObjectHash,
-    },
-    /// The bytes of an object match its name, but are not a valid zlib stream.
-    #[error("object '{}' cannot be decompressed", path.display())]
-    Undecodable {
-        /// Path of the object.
-        path: PathBuf,
-        /// The error of the decompressor.
-        source: DecodeError,
-    },
-    /// The file system lacks a function that publishing needs.
-    #[error("the file system of '{}' {fault}", path.display())]
-    Unfit {
-        /// A directory on this file system.
-        path: PathBuf,
-        /// The missing function, as the predicate of a sentence.
-        fault: &'static str,
-        /// How the probe failed.
-        source: io::Error,
-    },
-    /// The operation was cancelled.
-    #[error(transparent)]
-    Cancelled(#[from] Cancelled),
-    /// Another publisher holds the lock.
-    #[error("{0}")]
-    InUse(#[source] RepositoryInUse),
-    /// Replacing a file failed, and the file cannot be read to find out whether it was replaced all the same.
-    #[error("cannot tell whether '{}' was replaced, because it cannot be read", path.display())]
-    Unknown {
-        /// The file that was to be replaced.
-        path: PathBuf,
-        /// The error from reading it.
-        source: io::Error,
-    },
-}
-
-/// Another publisher holds the lock of the repository.
-///
-/// This is always the last error in the chain of causes, and never wrapped as `transparent`: a transparent wrapper would
-/// hide it from the search through the chain that chooses the exit code.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("another publisher has held '{}' for {} s; --wait sets how long strata waits for it", path.display(), waited.as_secs())]
-pub struct RepositoryInUse {
-    /// The locked file or directory.
-    pub path: PathBuf,
-    /// How long this process waited.
-    pub waited: Duration,
-}
-
-impl StoreError {
-    /// Returns whether an object is missing, or its bytes do not match its name.
-    pub(crate) fn is_damage(&self) -> bool {
-        match self {
-            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
-            Self::WrongHash { .. } | Self::Undecodable { .. } => true,
-            _ => false,
-        }
-    }
-
-    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { action, path: path.to_owned(), source }
-    }
-}
 
 /// A repository's storage on a local file system.
 #[derive(Debug, Clone)]
@@ -189,11 +93,6 @@ impl DirectoryStore {
         self.below.is_some()
     }
 
-    /// Returns the reporter to the observer of this store.
-    pub fn reporter(&self) -> &Reporter {
-        &self.reporter
-    }
-
     /// Returns the storage directory.
     pub fn root(&self) -> &Path {
         &self.root
@@ -215,30 +114,6 @@ impl DirectoryStore {
             }
             _ => path,
         }
-    }
-
-    /// Returns the content of a small file beside the objects, such as `.cvmfspublished`, or `None` if it does not exist.
-    pub fn read_file(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        self.read_file_of_up_to(MAX_SMALL_FILE, name)
-    }
-
-    /// Returns the content of a file of at most `limit` bytes beside the objects, or `None` if it does not exist.
-    pub fn read_file_of_up_to(&self, limit: u64, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let path = self.seen_path(name);
-        match read_regular_up_to(limit, &path) {
-            Ok(Some(bytes)) => Ok(Some(bytes)),
-            Ok(None) => Err(StoreError::TooLarge { path, limit }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(StoreError::io("read", &path)(error)),
-        }
-    }
-
-    /// Returns the stored size of an object in bytes, or `None` if it does not exist.
-    ///
-    /// An empty file counts as missing, because other tools leave empty files after a crash. The only valid empty object is
-    /// that of an empty file which is stored uncompressed.
-    pub fn stored_size(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Option<u64>, StoreError> {
-        Ok(self.find(hash, kind)?.map(|(_, metadata)| metadata.len()))
     }
 
     /// Returns the stored size of an object like [`Self::stored_size`], and sets its modification time to now, which protects the
@@ -275,46 +150,6 @@ impl DirectoryStore {
     /// Returns the states of the object directories. In a layered store these are the directories of the lower store.
     pub(super) fn directory_states(&self) -> ObjectDirectoryStates {
         ObjectDirectoryStates::read(self.below.as_deref().unwrap_or(&self.root))
-    }
-
-    /// Returns the stored size of an object in bytes.
-    pub fn size(&self, hash: ObjectHash, kind: ObjectKind) -> Result<u64, StoreError> {
-        let path = self.seen_path(&hash.path(kind));
-        Ok(fs::metadata(&path).map_err(StoreError::io("read", &path))?.len())
-    }
-
-    /// Opens an object's file. The caller must compare the bytes with the name.
-    pub fn open_object(&self, hash: ObjectHash, kind: ObjectKind) -> Result<File, StoreError> {
-        let path = self.seen_path(&hash.path(kind));
-        open_regular(&path).map_err(StoreError::io("read", &path))
-    }
-
-    /// Returns the error for an object whose bytes hash to `actual`.
-    pub fn damaged(&self, hash: ObjectHash, kind: ObjectKind, actual: ObjectHash) -> StoreError {
-        StoreError::WrongHash { path: self.object_path(hash, kind), actual }
-    }
-
-    /// Returns the stored bytes of an object, after comparing them with its name.
-    pub fn read(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Vec<u8>, StoreError> {
-        self.read_up_to(u64::MAX, hash, kind)
-    }
-
-    fn read_up_to(&self, limit: u64, hash: ObjectHash, kind: ObjectKind) -> Result<Vec<u8>, StoreError> {
-        let path = self.seen_path(&hash.path(kind));
-        let bytes = match read_regular_up_to(limit, &path).map_err(StoreError::io("read", &path))? {
-            Some(bytes) => bytes,
-            None => return Err(StoreError::TooLarge { path, limit }),
-        };
-        match ObjectHash::of(&bytes) {
-            actual if actual == hash => Ok(bytes),
-            actual => Err(StoreError::WrongHash { path, actual }),
-        }
-    }
-
-    /// Returns the decompressed content of an object that is a zlib stream.
-    pub fn read_decoded(&self, hash: ObjectHash, kind: ObjectKind, limit: SizeLimit) -> Result<Vec<u8>, StoreError> {
-        let undecodable = |source| StoreError::Undecodable { path: self.object_path(hash, kind), source };
-        decode(&self.read_up_to(limit.stored(), hash, kind)?, limit).map_err(undecodable)
     }
 
     /// Locks the repository against other publishers, and waits up to `wait` for a publisher that holds the lock.
@@ -355,11 +190,62 @@ impl DirectoryStore {
     }
 }
 
+impl From<DirectoryStore> for SharedStore {
+    fn from(store: DirectoryStore) -> Self {
+        Arc::new(store)
+    }
+}
+
+impl Store for DirectoryStore {
+    fn address(&self, name: &str) -> String {
+        self.seen_path(name).display().to_string()
+    }
+
+    fn get(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.seen_path(name);
+        match read_regular_up_to(limit, &path) {
+            Ok(Some(bytes)) => Ok(Some(bytes)),
+            Ok(None) => Err(StoreError::TooLarge { address: path.display().to_string(), limit }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("read", &path)(error)),
+        }
+    }
+
+    fn open(&self, name: &str) -> Result<Option<Box<dyn Read + Send>>, StoreError> {
+        let path = self.seen_path(name);
+        match open_regular(&path) {
+            Ok(file) => Ok(Some(Box::new(file))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("read", &path)(error)),
+        }
+    }
+
+    fn head(&self, name: &str) -> Result<Option<u64>, StoreError> {
+        let path = self.seen_path(name);
+        match fs::metadata(&path) {
+            Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("read", &path)(error)),
+        }
+    }
+
+    fn version(&self, name: &str) -> Option<FileVersion> {
+        let file = fs::metadata(self.seen_path(name)).ok()?;
+        let numbers = [file.ino().cast_signed(), file.mtime(), file.mtime_nsec(), file.size().cast_signed()];
+        Some(FileVersion(numbers.iter().flat_map(|number| number.to_le_bytes()).collect()))
+    }
+
+    fn listing(&self) -> Option<&dyn StoreListing> {
+        Some(self)
+    }
+
+    fn reporter(&self) -> &Reporter {
+        &self.reporter
+    }
+}
+
 /// Modification times of objects are renewed when they are older than this.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(60 * 60);
-
-/// Maximum size in bytes of every file beside the objects, except the reflog.
-const MAX_SMALL_FILE: u64 = 64 << 10;
 
 /// Interval between two attempts to take a lock.
 pub(super) const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);

@@ -6,14 +6,19 @@
 mod content;
 mod directory;
 mod directory_states;
+mod error;
 mod file_system;
+mod interface;
+mod listing;
 mod local_server;
 mod runs;
 mod staging;
 
-pub use content::ContentError;
-pub(crate) use content::ContentObject;
-pub use directory::{DirectoryStore, PublishLock, RepositoryInUse, StoreError};
+pub use content::{ContentError, ContentObject};
+pub use directory::{DirectoryStore, PublishLock};
 pub use directory_states::ObjectDirectoryStates;
+pub use error::{RepositoryInUse, StoreError};
+pub use interface::{FileVersion, SharedStore, Store};
+pub use listing::{EntryForm, ListedEntry, StoreListing};
 pub use local_server::{LocalServer, ServerLock};
 pub use staging::{BatchMover, Staging, WrittenObjects};

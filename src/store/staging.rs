@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use super::directory_states::ObjectDirectoryStates;
 use super::file_system::{is_synced_as_a_whole, probe, sync_each};
 use super::runs::{create_run_directory, delete_dead_runs};
-use super::{DirectoryStore, StoreError};
+use super::{DirectoryStore, Store as _, StoreError};
 use crate::object::{Compression, Content, ContentObjects, Encoder, ObjectHash, ObjectKind, SizeLimit};
 use crate::span::span;
 

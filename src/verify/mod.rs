@@ -150,7 +150,7 @@ fn verify_here(
     options: &VerifyOptions,
     progress: &Progress,
 ) -> Result<VerifyReport, VerifyError> {
-    let repository = Repository::open(&directory.store()?, directory.name())?;
+    let repository = Repository::open(directory.store()?, directory.name())?;
     let source = sources::open(&request.argument, directory.registries()?)?;
     let image = source.resolve(&PlatformRequest::new(request.platform.clone()))?;
     let name = image.name(request.name.as_ref(), &request.argument)?;

@@ -75,7 +75,7 @@ impl<'e> Operation<'e> {
         let mut last = self.head.lock().expect("no thread panics while it opens a head");
         let head = match &*last {
             Some(last) => last.open_head()?,
-            None => Repository::open(self.engine.store(), self.engine.directory().name())?,
+            None => Repository::open(self.engine.store().clone(), self.engine.directory().name())?,
         };
         Ok(last.insert(head).clone())
     }

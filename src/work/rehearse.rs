@@ -23,7 +23,7 @@ use crate::publish::write_catalogs;
 use crate::repository::{Repository, RepositoryError, Row};
 use crate::revise::{self, Changes};
 use crate::stage::{ImageOutcome, Request};
-use crate::store::{DirectoryStore, StoreError, WrittenObjects};
+use crate::store::{DirectoryStore, Store as _, StoreError, WrittenObjects};
 
 /// The result of a rehearsal. When it is dropped, the temporary directory with the new objects is deleted.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ pub fn rehearse(
     let (stage, registries) = (options.stage(resources.memory), engine.registries().clone());
     let operation = Operation::start(&engine, stage, registries, options.publish)?;
     let staging = operation.stager.staging();
-    let head = Repository::open(&store, directory.name())?;
+    let head = Repository::open(store.clone(), directory.name())?;
     let staged = operation.stage(operation.stager.resolve(request)?, &head, progress)?.remove(0);
     let changes = Changes { images: std::slice::from_ref(&staged), ..Changes::default() };
     let (settings, now) = (directory.settings(), options.publish.now);
@@ -119,7 +119,7 @@ pub fn rehearse(
     if changes {
         let (_, root): (_, CatalogReference) =
             engine.pool().install(|| write_catalogs(staging, settings, now, &head, edits))?;
-        next = head.open_root(&layered, root);
+        next = head.open_root(layered.clone().into(), root);
     }
     staging.flush()?;
     let written = operation.written();
@@ -187,7 +187,7 @@ fn layer_costs(
             for object in row.entry.objects() {
                 if counted.insert(object) && store.stored_size(object.0, object.1)?.is_none() {
                     cost.new_objects += 1;
-                    cost.new_bytes += layered.size(object.0, object.1)?;
+                    cost.new_bytes += layered.object_size(object.0, object.1)?;
                 }
             }
             if let Some(directory) = &row.directory {

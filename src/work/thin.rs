@@ -64,7 +64,7 @@ pub fn push_thin_images(
     let login = thin.format.host().zip(thin.user.as_deref());
     let registries =
         Registries::for_pushing(settings, &|name| std::env::var_os(name), login)?.with_reporter(directory.reporter());
-    let head = Repository::open(&directory.store()?, directory.name())?;
+    let head = Repository::open(directory.store()?, directory.name())?;
     let (mut outcomes, mut uploads) = (Vec::new(), Vec::new());
     let mut taken: HashMap<String, &ImageName> = HashMap::new();
     for (image, _) in

@@ -238,7 +238,7 @@ fn unprivileged_user_runs_a_bundle_as_its_only_user() {
         return skip("users may not create namespaces on this machine");
     }
     let directory = RepositoryDirectory::open(&scene.repository.directory()).unwrap();
-    let repository = Repository::open(&directory.store().unwrap(), directory.name()).unwrap();
+    let repository = Repository::open(directory.store().unwrap(), directory.name()).unwrap();
     let place = ImagePlace { name: NAME.parse().unwrap(), platform: None };
     let rootless = Some((SOMEBODY, SOMEBODY));
     let options = BundleOptions { mountpoint: Some(scene.mount.directory.clone()), rootless, ..Default::default() };

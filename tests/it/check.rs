@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use strata::check::{CheckOptions, CheckReport, check};
+use strata::check::{CheckOptions, CheckReport, CheckedRepository, check};
 use strata::directory::RepositoryDirectory;
 use strata::metadata::Timestamp;
 use strata::progress::Progress;
@@ -44,7 +44,8 @@ fn rich_repository() -> TestRepository {
 fn check_directory(directory: &Path, days: i64) -> CheckReport {
     let now = Timestamp { seconds: Timestamp::now().seconds + days * 86_400, nanoseconds: 0 };
     let options = CheckOptions { path: None, quick: false, threads: 2, now };
-    check(&RepositoryDirectory::open(directory).unwrap(), &options, &Arc::<Progress>::default()).unwrap()
+    let repository = CheckedRepository::of_directory(&RepositoryDirectory::open(directory).unwrap()).unwrap();
+    check(&repository, &options, &Arc::<Progress>::default()).unwrap()
 }
 
 /// Returns whether a finding in the JSON report names the file, and a path that ends with `path_end`.

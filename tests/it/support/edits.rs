@@ -49,7 +49,7 @@ pub fn publish_edits(repository: &TestRepository, make: impl FnOnce(&Staging) ->
     edits.sort_by(|(a, _), (b, _)| a.cmp(b));
     let signer = Signer::new(directory.keys().unwrap(), rsa::rand_core::UnwrapErr(getrandom::SysRng));
     let publisher = Publisher { settings: directory.settings().clone(), signer, server: None };
-    let head = Repository::open(staging.store(), directory.name()).unwrap();
+    let head = Repository::open(staging.store().clone(), directory.name()).unwrap();
     let options = PublishOptions { now: Timestamp::now(), accept_clock: true, ..PublishOptions::default() };
     publisher.commit(&staging, &head, &options, |_| Ok::<_, Infallible>(edits)).unwrap();
 }

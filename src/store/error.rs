@@ -1,0 +1,128 @@
+//! Errors of stores.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::cancel::Cancelled;
+use crate::object::{DecodeError, ObjectHash};
+use crate::shortage::is_from_shortage;
+
+/// Errors from reading and changing the store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A system call failed.
+    #[error("cannot {action} '{}'", path.display())]
+    Io {
+        /// The attempted action: "read", "write"…
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The error of the operating system.
+        source: io::Error,
+    },
+    /// The directory lacks a file or directory that every repository has.
+    #[error("'{}' is not the storage of a CVMFS repository: it has no {missing}", path.display())]
+    NoRepository {
+        /// The directory.
+        path: PathBuf,
+        /// The missing entry, relative to the directory.
+        missing: &'static str,
+    },
+    /// The file does not exist.
+    #[error("'{address}' does not exist")]
+    Missing {
+        /// Path or URL of the file.
+        address: String,
+    },
+    /// Reading the file failed after it was opened.
+    #[error("cannot read '{address}'")]
+    Read {
+        /// Path or URL of the file.
+        address: String,
+        /// The error of the operating system or of the connection.
+        source: io::Error,
+    },
+    /// The file is longer than any valid file of this name.
+    #[error("'{address}' is longer than the maximum of {limit} bytes")]
+    TooLarge {
+        /// Path or URL of the file.
+        address: String,
+        /// Maximum number of bytes that are read.
+        limit: u64,
+    },
+    /// The bytes of an object do not match its name.
+    #[error("object '{address}' is damaged: its bytes hash to {actual}")]
+    WrongHash {
+        /// Path or URL of the object.
+        address: String,
+        /// The hash of the bytes.
+        actual: ObjectHash,
+    },
+    /// The bytes of an object match its name, but are not a valid zlib stream.
+    #[error("object '{address}' cannot be decompressed")]
+    Undecodable {
+        /// Path or URL of the object.
+        address: String,
+        /// The error of the decompressor.
+        source: DecodeError,
+    },
+    /// The file system lacks a function that publishing needs.
+    #[error("the file system of '{}' {fault}", path.display())]
+    Unfit {
+        /// A directory on this file system.
+        path: PathBuf,
+        /// The missing function, as the predicate of a sentence.
+        fault: &'static str,
+        /// How the probe failed.
+        source: io::Error,
+    },
+    /// The operation was cancelled.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    /// Another publisher holds the lock.
+    #[error("{0}")]
+    InUse(#[source] RepositoryInUse),
+    /// Replacing a file failed, and the file cannot be read to find out whether it was replaced all the same.
+    #[error("cannot tell whether '{}' was replaced, because it cannot be read", path.display())]
+    Unknown {
+        /// The file that was to be replaced.
+        path: PathBuf,
+        /// The error from reading it.
+        source: io::Error,
+    },
+}
+
+/// Another publisher holds the lock of the repository.
+///
+/// This is always the last error in the chain of causes, and never wrapped as `transparent`: a transparent wrapper would
+/// hide it from the search through the chain that chooses the exit code.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("another publisher has held '{}' for {} s; --wait sets how long strata waits for it", path.display(), waited.as_secs())]
+pub struct RepositoryInUse {
+    /// The locked file or directory.
+    pub path: PathBuf,
+    /// How long this process waited.
+    pub waited: Duration,
+}
+
+impl StoreError {
+    /// Returns whether an object is missing, or its bytes do not match its name.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Missing { .. } | Self::WrongHash { .. } | Self::Undecodable { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Returns whether the cause of the error is not in the repository: a shortage of resources of this machine, or a
+    /// cancellation.
+    pub(crate) fn is_obstacle(&self) -> bool {
+        matches!(self, Self::Cancelled(_)) || is_from_shortage(self)
+    }
+
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+}
