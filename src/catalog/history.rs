@@ -131,7 +131,7 @@ pub fn next_history(
             ("previous_revision", &previous),
         ];
         set_properties(&connection, &properties)?;
-        // The two tags that `cvmfs_server rollback` uses, as CVMFS's own tools set them.
+        // `cvmfs_server rollback` uses these two tags. Their values are those that CVMFS's tools write.
         connection.execute("DELETE FROM tags WHERE name = 'trunk-previous'", [])?;
         connection.execute(
             "UPDATE tags SET name = 'trunk-previous', description = 'default undo target' WHERE name = 'trunk'",
@@ -176,7 +176,7 @@ pub fn next_reflog(
         };
         // CVMFS aborts on any other schema revision of a reflog.
         set_properties(&connection, &[("schema", "1.0"), ("schema_revision", "0"), ("fqrn", repository.as_str())])?;
-        // Replaced, because garbage collection of CVMFS measures the age of a revision by this timestamp.
+        // A row with the same hash is replaced, because CVMFS's garbage collection takes the age of a revision from this timestamp.
         let mut insert = connection.prepare("INSERT OR REPLACE INTO refs (hash, type, timestamp) VALUES (?, ?, ?)")?;
         for (hash, kind) in references {
             insert.execute(params![hash.to_string(), *kind as i64, now])?;

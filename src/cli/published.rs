@@ -43,7 +43,7 @@ impl FromStr for PublishedImage {
 }
 
 impl PublishedImage {
-    /// Returns where the image is published: one place, or one for each of several platforms.
+    /// Returns where the image is published. An image for several platforms has one place for each platform.
     pub fn places(&self, repository: &Repository) -> anyhow::Result<Vec<ImagePlace>> {
         let places = inventory::places(repository, &self.name)?;
         if places.is_empty() {
@@ -63,7 +63,8 @@ impl PublishedImage {
         }
     }
 
-    /// Returns an error if the image is published with another digest than the argument states beside its tag.
+    /// Checks the digest that the argument states in addition to the tag. Returns an error if the image is published with another
+    /// digest.
     pub fn compare_digest(&self, directory: &RepositoryDirectory) -> anyhow::Result<()> {
         if self.digest_beside_tag().is_some() {
             self.places(&Repository::open(directory.store()?, directory.name())?)?;
@@ -71,12 +72,13 @@ impl PublishedImage {
         Ok(())
     }
 
-    /// Returns the digest, unless it is part of the name under which the image is published.
+    /// Returns the digest of an argument that has both a tag and a digest. A digest without a tag is part of the published name.
     fn digest_beside_tag(&self) -> Option<Digest> {
         self.digest.filter(|_| matches!(self.name.reference(), ImageReference::Tag(_)))
     }
 
-    /// Returns the place for a platform: the requested one, or that of this machine if there are several.
+    /// Returns the place of the image for one platform: the requested platform, or, if the image is published for several, the
+    /// platform of this machine.
     pub fn place(&self, repository: &Repository, platform: Option<&Platform>) -> anyhow::Result<ImagePlace> {
         let mut places = self.places(repository)?;
         match (places.as_slice(), platform) {

@@ -77,7 +77,7 @@ pub enum CertificateError {
     #[error("cannot create a certificate for the key")]
     Create(#[from] builder::Error),
     /// The time is outside the range of dates in a certificate.
-    #[error("{0} seconds since 1970 cannot be written as a date in a certificate")]
+    #[error("cannot write the time {0} (seconds since 1970) as a date into a certificate")]
     Clock(i64),
 }
 

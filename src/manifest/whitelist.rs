@@ -102,7 +102,7 @@ pub enum WhitelistError {
     #[error("whitelist requires verification by certificate authorities (Wcachain), which is not supported")]
     CaChainUnsupported,
     /// The time is before 1970 or after 9999.
-    #[error("{0} seconds since 1970 cannot be written as a date of four-digit year")]
+    #[error("cannot write the time {0} (seconds since 1970) into the whitelist: the year must be 1970 to 9999")]
     Clock(i64),
 }
 

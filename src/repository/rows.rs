@@ -11,7 +11,7 @@ use crate::path::EntryPath;
 pub struct LocatedDirectory<P = CatalogLocation> {
     /// Path of the directory, from the root of the repository.
     pub path: EntryPath,
-    /// Where the rows of its children are: in a repository, a catalog.
+    /// Where the rows of its children are stored. In a repository, this is a catalog.
     pub location: P,
 }
 
@@ -46,7 +46,7 @@ impl Repository {
         self.row_in(&LocatedDirectory { path: parent, location }, name)
     }
 
-    /// Returns the child of a directory with this name. The directory may be of another revision.
+    /// Returns the child with this name, or `None` if the directory has no such child. The directory may be of another revision.
     pub fn row_in(&self, directory: &LocatedDirectory, name: &[u8]) -> Result<Option<Row>, RepositoryError> {
         let catalog = self.open_catalog(&directory.location)?;
         let path = directory.path.join(name);
@@ -66,7 +66,7 @@ impl Repository {
     }
 }
 
-/// Adds to the row of a directory the location of its children.
+/// Returns the row `entry`. If the row is a directory, adds the location of its children.
 fn complete(
     catalog: &Catalog,
     location: &CatalogLocation,

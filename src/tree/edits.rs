@@ -16,7 +16,7 @@ const MAX_DEPTH: usize = 1_000;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
     /// The target of a hard link is a directory, which POSIX does not allow.
-    #[error("target of hard link {} is the directory {}", path.shown(), target.shown())]
+    #[error("cannot create hard link {}: the target {} is a directory", path.shown(), target.shown())]
     HardLinkToDirectory {
         /// Path of the link.
         path: EntryPath,
@@ -24,7 +24,7 @@ pub enum ApplyError {
         target: EntryPath,
     },
     /// The target of a hard link is neither in the layer nor in a lower layer.
-    #[error("target of hard link {} does not exist in this layer or a lower one: {}", path.shown(), target.shown())]
+    #[error("cannot create hard link {}: the target {} exists neither in its layer nor in a lower layer", path.shown(), target.shown())]
     MissingHardLinkTarget {
         /// Path of the link.
         path: EntryPath,
@@ -36,13 +36,13 @@ pub enum ApplyError {
     #[error("path {} leads through more than {MAX_SYMLINKS} symbolic links", .0.shown())]
     TooManyLinks(EntryPath),
     /// A path has more components than are allowed after its symbolic links were resolved.
-    #[error("path {} leads below more than {MAX_DEPTH} directories", .0.shown())]
+    #[error("path {} is deeper than {MAX_DEPTH} directories after its symbolic links are resolved", .0.shown())]
     TooDeep(EntryPath),
     /// The target of a symbolic link has a component that cannot be the name of a directory.
     #[error("path {} leads through a symbolic link to a name that is longer than 255 bytes or contains a NUL", .0.shown())]
     UnusableName(EntryPath),
     /// An entry would replace the root directory.
-    #[error("the layer has something other than a directory at the root")]
+    #[error("the layer has an entry for the root that is not a directory")]
     RootIsNoDirectory,
 }
 
@@ -102,10 +102,10 @@ pub(super) fn directory_mut<'t>(tree: &'t mut Arc<Directory>, path: &EntryPath) 
     Arc::make_mut(tree).directory_mut(path.components()).expect("the directory was found or created just now")
 }
 
-/// Creates the missing directories of `parent`, which is the parent of `path`, and returns its resolved path. Calls `note` for
+/// Creates the missing directories of `parent`, which is the parent of `path`, and returns the resolved path of `parent`. Calls `note` for
 /// each created directory, with what it replaced.
 ///
-/// A node on that path that is not a directory is replaced.
+/// A node on the resolved path that is not a directory is replaced.
 pub(super) fn create_directories(
     tree: &mut Arc<Directory>,
     parent: &EntryPath,

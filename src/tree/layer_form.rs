@@ -49,8 +49,8 @@ pub(super) struct SingleLayer {
     pub(super) links_below: Vec<(EntryPath, EntryPath, Arc<Leaf>)>,
     pub(super) whiteouts: BTreeSet<EntryPath>,
     opaques: BTreeSet<EntryPath>,
-    /// Symbolic links of the merged tree at whose paths this layer has a directory, each with the paths of the merged tree that
-    /// the layer changes through the link.
+    /// Masked links: symbolic links of the merged tree whose path is a directory in this layer. For each link, the paths of the
+    /// merged tree that the layer changes through the link.
     pub(super) masked_links: BTreeMap<EntryPath, BTreeSet<EntryPath>>,
     /// Directories in which the archive has a whiteout or an opaque marker, each with the state of the directory and its
     /// ancestors when the marker was read.
@@ -80,8 +80,8 @@ impl ArchiveNotes {
 
     /// Records a directory that an entry names.
     pub(super) fn note_directory(&mut self, path: &EntryPath, replaced: Replaced) {
-        // An entry below the directory came before the entry of the directory itself. Read back, the order would be the
-        // reverse.
+        // If the directory was implied, the archive has an entry in the directory before the entry of the directory itself.
+        // A layer that is read back has these entries in the reverse order.
         let was_implied = !self.implied.is_empty() && self.implied.remove(path);
         self.mark_irregular_if(was_implied || replaced == Replaced::Leaf);
     }
@@ -119,8 +119,8 @@ impl SingleLayer {
         self.notes.implied.remove(&EntryPath::ROOT);
     }
 
-    /// Returns an existing directory of the layer, and the notes. Returns no directory if `notes_alone` is set: then the
-    /// layer has no tree yet.
+    /// Returns an existing directory of the layer, and the notes. With `notes_alone`, returns only the notes; callers set it
+    /// as long as the layer has no tree.
     pub(super) fn parts(&mut self, path: &EntryPath, notes_alone: bool) -> (Option<&mut Directory>, &mut ArchiveNotes) {
         if notes_alone {
             return (None, &mut self.notes);
@@ -140,7 +140,8 @@ impl SingleLayer {
         let mut created = Vec::new();
         let note = |directory, replaced| created.push((directory, replaced));
         let real_path = create_directories(&mut self.tree, parent, path, note)?;
-        // On top of other lower layers, the target of a symbolic link of this layer may itself be a symbolic link.
+        // The path contains a symbolic link of this layer. If the layer is applied to other lower layers, the target of that
+        // link may be another symbolic link.
         self.notes.mark_irregular_if(real_path != *parent);
         for (directory, _) in &created {
             if let Ok(Some((_, Node::Leaf(leaf)))) = look_up(merged, directory)
@@ -154,16 +155,16 @@ impl SingleLayer {
     }
 
     /// Records that an entry in `directory` changes the path `changed` of the merged tree, because the lower layers have a
-    /// symbolic link where this layer has a directory. That directory is the topmost one, among `directory` and its
-    /// ancestors, that is already recorded as masking a link. If no such directory is recorded, it is `directory`.
+    /// symbolic link where this layer has a directory. The change is recorded for the topmost directory, among `directory`
+    /// and its ancestors, that is already recorded as masking a link, or else for `directory`.
     pub(super) fn note_masked_change(&mut self, directory: &EntryPath, changed: &EntryPath) {
         let above = std::iter::once(directory.clone()).chain(directory.ancestors());
         let masked = above.filter(|path| self.masked_links.contains_key(path)).last();
         self.masked_links.entry(masked.unwrap_or_else(|| directory.clone())).or_default().insert(changed.clone());
     }
 
-    /// Marks the result as dependent on the order of entries if the directory is implied. The layer that is read back has a
-    /// whiteout in place of the entry in this directory, and a whiteout does not create its directory.
+    /// Marks the result as dependent on the order of entries if the directory is implied. When the layer is read back, it has a
+    /// whiteout instead of the archive's entry in this directory. Unlike that entry, a whiteout does not create its directory.
     pub(super) fn mark_irregular_if_implied(&mut self, directory: &EntryPath) {
         self.notes.mark_irregular_if(!directory.is_root() && self.notes.implied.contains(directory));
     }
@@ -213,8 +214,8 @@ impl SingleLayer {
     /// Returns whether the entries that [`layer_entries`] returns for the form have the same effect as the archive, on top
     /// of any lower layers.
     pub(super) fn can_be_read_back(&self) -> bool {
-        // Other lower layers may not contain the target of a hard link. There, the link would refer to a later entry of this
-        // layer at the target's path. A leaf of this layer at an ancestor of that path would remove the target.
+        // If the layer is applied to lower layers without the target of a hard link, the link would refer to a later entry of
+        // this layer at the target's path. A leaf of this layer at an ancestor of that path would remove the target.
         let is_only_below = |(_, below, _): &(EntryPath, EntryPath, Arc<Leaf>)| {
             self.tree.get(below).is_none() && !self.ancestor_states(below).contains(&AncestorState::Leaf)
         };
@@ -240,8 +241,8 @@ impl SingleLayer {
         let tree = &mut self.tree;
         let mut implied = self.notes.implied;
         implied.retain(|path| tree.directory(path.components()).is_some());
-        // Overlay mounts show the attributes of the topmost directory, so an implied one must repeat those of the lower
-        // layers.
+        // An overlay mount shows the metadata of the directory in the topmost layer, so an implied directory must repeat the
+        // metadata of the lower layers.
         for path in implied.iter().filter(|path| !path.is_root()) {
             let metadata = metadata_in(merged, path);
             if tree.directory(path.components()).is_some_and(|directory| directory.metadata != metadata) {
@@ -282,9 +283,9 @@ fn metadata_in(tree: &Directory, path: &EntryPath) -> Metadata {
 /// nothing to hide, and Linux lists a whiteout in a directory that only one layer has.
 ///
 /// In one case, Linux may still list a whiteout: the merged lower layers have its directory only at the target of a masked
-/// link. Then the layers by themselves have that directory at the path of the link instead. A tree that is read back from
-/// its catalogs does not show which directories these are, and the whiteouts of a layer must not depend on whether its lower
-/// layers were read or reused. The masked link is listed among the losses of the image.
+/// link. In an overlay mount, the lower layers have that directory at the path of the link instead. A tree that is read back
+/// from its catalogs does not show which directories these are, and the whiteouts of a layer must not depend on whether its
+/// lower layers were read or reused. The masked link is listed among the losses of the image.
 struct Marks<'a> {
     tree: &'a mut Arc<Directory>,
     implied: &'a mut BTreeSet<EntryPath>,
@@ -293,7 +294,8 @@ struct Marks<'a> {
 }
 
 impl Marks<'_> {
-    /// Hides a real path of lower layers. If the layer has a directory there, it becomes opaque; otherwise a whiteout is added.
+    /// Hides a real path of lower layers. A directory of the layer at this path becomes opaque; if the layer has no node there, a
+    /// whiteout is added.
     fn hide(&mut self, path: &EntryPath) {
         let (parent, name) = path.split().expect("the root is never hidden");
         if self.lower.directory(parent.components()).is_none() || !self.can_be_marked(&parent) {
@@ -324,7 +326,7 @@ impl Marks<'_> {
         }
     }
 
-    /// Returns whether a mark in this directory of the layer would have an effect, and is needed.
+    /// Returns whether a mark in this directory of the layer is possible and needed.
     fn can_be_marked(&self, path: &EntryPath) -> bool {
         !is_blocked(self.tree, path) && !is_in_opaque(self.tree, path)
     }
@@ -366,7 +368,7 @@ fn is_in_opaque(own: &Directory, path: &EntryPath) -> bool {
     false
 }
 
-/// Returns whether an ancestor of a directory, or the node at its path, is not a directory.
+/// Returns whether the node at `path`, or at one of its ancestors, exists and is not a directory.
 fn is_blocked(tree: &Directory, path: &EntryPath) -> bool {
     let mut directory = tree;
     for name in path.components() {
