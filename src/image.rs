@@ -28,7 +28,7 @@ pub use platform::{Platform, Suitability};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// The text is not a digest. Only SHA-256 in lower-case hexadecimal is supported.
-    #[error("'{}' is not a digest of the form sha256:<64 hexadecimal digits>", shown(.0))]
+    #[error("'{}' is not a valid digest: write sha256: and 64 lower-case hexadecimal digits", shown(.0))]
     Digest(String),
     /// The text is not an image name.
     #[error("'{}' is not an image name: {reason}", shown(name))]
@@ -39,7 +39,7 @@ pub enum NameError {
         reason: &'static str,
     },
     /// The text is not a platform.
-    #[error("'{}' is not a platform of the form os/architecture or os/architecture/variant", shown(.0))]
+    #[error("'{}' is not a valid platform: write os/architecture or os/architecture/variant, such as linux/arm64", shown(.0))]
     Platform(String),
 }
 

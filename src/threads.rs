@@ -106,8 +106,5 @@ pub(crate) fn spawn_in<'scope, T: Send + 'scope>(
 }
 
 fn fewer_threads(started: usize, wanted: usize) -> String {
-    let threads = if started == 1 { "thread" } else { "threads" };
-    format!(
-        "the machine refuses to start more than {started} {threads} of {wanted} (see `ulimit -u`): this takes longer"
-    )
+    format!("the machine can start only {started} of {wanted} threads (see `ulimit -u`): the work takes longer")
 }

@@ -76,7 +76,7 @@ impl Plan<'_> {
         }
         if total > MAX_ENTRIES {
             self.reporter.warn(format_args!(
-                "the catalog of {} has {total} entries (recommended maximum {MAX_ENTRIES}); clients load it as a whole",
+                "the catalog of {} has {total} entries (recommended maximum {MAX_ENTRIES}); clients download the catalog as a whole",
                 path.shown()
             ));
         }

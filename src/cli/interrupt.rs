@@ -98,7 +98,7 @@ impl Ending {
         self.alarm.send(signal).ok();
         IS_ENDING.store(true, Ordering::SeqCst);
         if self.publishes {
-            print_now("interrupted: cleaning up; press again to stop now");
+            print_now("interrupted: cleaning up; press Ctrl-C again to end at once");
         } else {
             print_now("interrupted");
         }
@@ -115,7 +115,7 @@ impl Ending {
 fn print_outcome() {
     print_now(&match cancellation().publications() {
         Publications { in_progress: Some(revision), .. } => {
-            format!("interrupted: revision {revision} may be published: 'strata info' tells")
+            format!("interrupted: revision {revision} may be published; 'strata info' prints the newest revision")
         }
         Publications { last: Some(revision), .. } => format!("interrupted after revision {revision} was published"),
         _ => "interrupted before anything was published".to_owned(),

@@ -148,7 +148,7 @@ fn watch_for_signals() -> anyhow::Result<Arc<Mutex<PreviewProgress>>> {
 
 /// Sends the signal to the command, and kills the command after a further signal or the grace period.
 fn end_command(command: RunningCommand, signal: i32, stage: &Mutex<PreviewProgress>, signals: &mut Signals) {
-    print_now("interrupted: ending the command; press again to kill it");
+    print_now("interrupted: ending the command; press Ctrl-C again to kill it");
     let start = Instant::now();
     // The terminal has sent SIGINT to its whole foreground group, which contains a command without a group of its own.
     if let Some(signal) = Signal::from_named_raw(signal).filter(|&signal| command.is_group || signal != Signal::INT) {

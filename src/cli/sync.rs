@@ -66,7 +66,8 @@ fn once(
     let thin = wishlist.thin.as_ref().filter(|_| command.thin_images);
     if command.thin_images && thin.is_none() && wishlist.bad_lines().next().is_none() {
         return Err(UsageError(
-            "--thin-images needs a recipe of version 1, which defines the names of thin images".to_owned(),
+            "--thin-images requires a recipe of version 1, because only such a recipe defines the names of thin images"
+                .to_owned(),
         )
         .into());
     }
@@ -107,7 +108,7 @@ fn conclude(
     };
     let refused = report.suspicion.filter(|_| prune(command) == Prune::Usual);
     if let Some(loss) = refused {
-        complain(format_args!("nothing is removed: {loss}; if this is intended, use --prune-all"));
+        complain(format_args!("nothing is removed, because {loss}; if this is intended, use --prune-all"));
     }
     complain_late(&report.late_errors);
     after(report.revisions.iter().map(|revision| revision.number), printed)?;
@@ -205,7 +206,7 @@ impl<'a> EventReporter<'a> {
         let (published, failed) = (count(published), count(failed));
         let left = all.saturating_sub(unchanged + ready + failed);
         self.display.summarise(format!(
-            "{all} images: {unchanged} unchanged, {published} published, {} ready, {failed} failed, {left} left",
+            "{all} images: {unchanged} unchanged, {published} published, {} ready, {failed} failed, {left} remaining",
             ready.saturating_sub(published)
         ));
     }
@@ -247,7 +248,8 @@ impl SyncObserver for EventReporter<'_> {
             }
             Event::Started(image, progress) => self.display.add(&image.name().to_string(), progress),
             Event::WaitsFor(hosts) => {
-                let hosts: Vec<String> = hosts.iter().map(|(host, count)| format!("{host} ({count} left)")).collect();
+                let hosts: Vec<String> =
+                    hosts.iter().map(|(host, count)| format!("{host} ({count} remaining)")).collect();
                 tracing::info!("all other images are done; waiting for {}", hosts.join(", "));
             }
             Event::Ready(image, _) => {

@@ -6,8 +6,17 @@ use std::str::FromStr;
 
 use super::{Digest, NameError};
 
-const WRONG_HOST: &str = "its host may contain letters, digits, '.', '-', '_' and a port, and begins with a letter or digit; \
-                          an IPv6 address must be in brackets";
+const WRONG_HOST: &str = "the host before the first '/' is not valid: write a host name, an IPv4 address, or an IPv6 address in \
+                          brackets, with an optional port, such as registry.example.org:5000";
+
+const WRONG_REPOSITORY: &str = "the repository between host and tag is not valid: it must have 1 to 255 lower-case letters, digits, \
+                                '.', '_', '-' and '/', and each part between slashes must begin and end with a letter or digit";
+
+const WRONG_TAG: &str = "the tag is not valid: it must have 1 to 128 letters, digits, '.', '_' and '-', and must not begin with \
+                         '.' or '-'";
+
+const TOO_LONG: &str = "the last part of the repository and the tag or digest have more than 255 characters in total, the maximum \
+                        length of a file name";
 
 /// Public name of an image: `host/repository:tag`, or `host/repository@sha256:…`.
 ///
@@ -69,11 +78,13 @@ impl fmt::Display for ImageName {
 impl FromStr for ImageName {
     type Err = NameError;
 
-    /// Parses `host[:port]/repository[:tag][@digest]`. With both tag and digest, the digest is dropped, as in the paths that
-    /// consumers use.
+    /// Parses `host[:port]/repository[:tag][@digest]`. If the text has both a tag and a digest, the digest is dropped, because the
+    /// paths that consumers use do not contain it.
     fn from_str(text: &str) -> Result<Self, NameError> {
         let wrong = |reason| NameError::Image { name: text.to_owned(), reason };
-        let (host, rest) = text.split_once('/').ok_or_else(|| wrong("it has no host, as in host/name:tag"))?;
+        let (host, rest) = text
+            .split_once('/')
+            .ok_or_else(|| wrong("the host is missing; write host/name:tag, such as docker.io/library/debian:12"))?;
         if !is_host(host) {
             return Err(wrong(WRONG_HOST));
         }
@@ -86,19 +97,21 @@ impl FromStr for ImageName {
             None => (rest, None),
         };
         if !is_repository(repository) {
-            return Err(wrong("its repository is not lower-case words joined by '.', '_', '-' and '/'"));
+            return Err(wrong(WRONG_REPOSITORY));
         }
         let reference = match (tag, digest) {
             (Some(tag), _) if is_tag(tag) => ImageReference::Tag(tag.to_owned()),
-            (Some(_), _) => return Err(wrong("its tag is not up to 128 letters, digits, '.', '_' and '-'")),
+            (Some(_), _) => return Err(wrong(WRONG_TAG)),
             (None, Some(digest)) => ImageReference::Digest(digest),
-            (None, None) => return Err(wrong("it has no tag or digest, as in host/name:tag")),
+            (None, None) => {
+                return Err(wrong("the tag or digest is missing; write host/name:tag or host/name@sha256:<digest>"));
+            }
         };
         let name = Self { host: host.to_owned(), repository: repository.to_owned(), reference };
         // 255 bytes is the maximum length of a file name on Linux (`NAME_MAX`).
         match name.public_path().split('/').all(|component| component.len() <= 255) {
             true => Ok(name),
-            false => Err(wrong("its last component and its tag have more than 255 characters together")),
+            false => Err(wrong(TOO_LONG)),
         }
     }
 }

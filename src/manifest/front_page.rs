@@ -36,7 +36,7 @@ pub enum FrontPageError {
         actual: RepositoryName,
     },
     /// The manifest's catalog is not that of the repository's root.
-    #[error("manifest is for root path hash '{0}', not {ROOT_PATH_HASH}")]
+    #[error("the root path hash in the manifest is '{0}', but must be {ROOT_PATH_HASH}")]
     WrongRootPath(String),
     /// The certificate cannot be read.
     #[error("cannot read the certificate that the manifest names")]

@@ -44,7 +44,7 @@ impl SignatureForm {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HashTextError {
     /// The hash is valid, but strata does not support its algorithm.
-    #[error("hash algorithm of '{0}' is not supported: only SHA-1 is")]
+    #[error("the hash algorithm of '{0}' is not supported: strata supports only SHA-1")]
     Unsupported(String),
     /// The text is not a hash.
     #[error(transparent)]
@@ -60,8 +60,8 @@ pub enum LetterError {
     /// The line after the separator is not a hash.
     #[error("the line before the signature is not a hash")]
     HashLine(#[from] HashTextError),
-    /// The fields were changed after they were hashed.
-    #[error("the fields hash to {actual}, but the file states {stated}")]
+    /// The hash of the fields differs from the hash in the file.
+    #[error("the hash of the fields is {actual}, but the file states {stated}")]
     WrongHash {
         /// The hash in the file.
         stated: ObjectHash,

@@ -15,11 +15,13 @@ pub struct RepositoryName(String);
 pub enum RepositoryNameError {
     /// The text is not a valid name for any CernVM-FS tool.
     #[error(
-        "'{0}' is not a repository name of 1 to 60 characters A-Z a-z 0-9 - _ . that starts with a letter or a digit"
+        "'{0}' is not a valid repository name: it must have 1 to 60 of the characters A-Z a-z 0-9 - _ . and start with a letter or digit"
     )]
     Malformed(String),
     /// The name is valid, but a new repository needs a dot in its name, because clients expect it.
-    #[error("'{0}' is not fully qualified: a new repository needs a dotted name such as unpacked.example.org")]
+    #[error(
+        "'{0}' is not a fully qualified name: the name of a new repository must contain a dot, as unpacked.example.org does"
+    )]
     NotDotted(String),
 }
 

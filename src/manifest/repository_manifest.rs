@@ -72,7 +72,7 @@ pub enum ManifestError {
         source: HashTextError,
     },
     /// The value of a field is not a number, or is out of range.
-    #[error("field {field} of the manifest is '{value}', not a number within its range")]
+    #[error("field {field} of the manifest is '{value}', which is not a number or is out of range")]
     Number {
         /// The field's letter.
         field: char,

@@ -63,7 +63,7 @@ pub enum WhitelistError {
         size: usize,
     },
     /// One of the first three lines is not valid.
-    #[error("line {line} of the whitelist is '{value}', not {expected}")]
+    #[error("line {line} of the whitelist is '{value}', but must be {expected}")]
     Line {
         /// Line number, from 1.
         line: usize,

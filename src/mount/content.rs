@@ -21,7 +21,7 @@ pub enum ReadContentError {
     #[error(transparent)]
     Content(#[from] ContentError),
     /// The decompressed content cannot be written to a temporary file, or read from it.
-    #[error("cannot keep content in '{}'", directory.display())]
+    #[error("cannot store content in the temporary directory '{}'", directory.display())]
     TemporaryFile {
         /// The directory of the temporary file.
         directory: PathBuf,

@@ -27,7 +27,7 @@ pub(super) enum AnswerError {
     #[error(transparent)]
     Content(#[from] ReadContentError),
     /// The content is not stored in this repository, or strata cannot compute its hashes.
-    #[error("its content is outside of the repository, or its objects are not named by SHA-1")]
+    #[error("the content is stored outside of the repository, or its objects are not named by SHA-1")]
     Foreign,
 }
 

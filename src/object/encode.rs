@@ -211,10 +211,10 @@ pub(super) fn grow(out: &mut Vec<u8>, length: usize) {
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// The bytes are not a zlib stream, or it is damaged.
-    #[error("not a complete zlib stream")]
+    #[error("the bytes are not a complete zlib stream")]
     Damaged(#[source] io::Error),
     /// The content is larger than the limit.
-    #[error("unpacks to more than {limit} bytes")]
+    #[error("the object unpacks to more than {limit} bytes")]
     TooLarge {
         /// The limit in bytes.
         limit: u64,

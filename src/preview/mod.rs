@@ -57,7 +57,7 @@ pub enum PreviewError {
         source: ApplyError,
     },
     /// The content of the image cannot be written to a temporary file.
-    #[error("cannot keep content of the image in '{}'", directory.display())]
+    #[error("cannot store content of the image in the temporary directory '{}'", directory.display())]
     TemporaryFile {
         /// The directory of the temporary file.
         directory: PathBuf,

@@ -52,16 +52,16 @@ pub enum PublishError {
     Directory(#[from] DirectoryError),
     /// The whitelist does not list the certificate of the signing key.
     #[error(
-        "clients would refuse a manifest that is signed with this key: '{WHITELIST}' does not list its certificate {0}"
+        "clients would refuse the new manifest: '{WHITELIST}' does not list the certificate {0} of the key that signs it"
     )]
     NotListed(Fingerprint),
     /// The whitelist is missing.
-    #[error("there is no '{WHITELIST}', without which clients refuse the repository")]
+    #[error("'{WHITELIST}' is missing: clients refuse a repository without it")]
     NoWhitelist,
     /// The clock is probably wrong. A revision with a wrong time could not be corrected, because no later revision may have an
     /// earlier time.
     #[error(
-        "the clock says {now}, more than a year after the last revision of {last}: correct the clock, or publish with \
+        "the clock says {now}, which is more than a year after the last revision ({last}): correct the clock, or publish with \
          --accept-clock"
     )]
     Clock {
@@ -74,7 +74,7 @@ pub enum PublishError {
     #[error(transparent)]
     Threads(#[from] ThreadsError),
     /// An object was deleted that the revision refers to.
-    #[error("object {0} was deleted while this run relied on it; run it again")]
+    #[error("object {0} was deleted while this run relied on it: run strata again")]
     Vanished(ObjectHash),
 }
 

@@ -37,7 +37,7 @@ pub(super) fn registries(environment: EnvironmentLookup<'_>) -> Result<Vec<DuccR
     let get = |variable: &str| match environment(variable).map(OsString::into_string) {
         None => Ok(None),
         Some(Ok(text)) => Ok(Some(text).filter(|text| !text.is_empty())),
-        Some(Err(_)) => Err(fault(variable, "is not text")),
+        Some(Err(_)) => Err(fault(variable, "is not valid UTF-8")),
     };
     let labels = get("DUCC_AUTH_REGISTRIES")?.unwrap_or_default();
     let labels = labels.split(',').map(str::trim).filter(|label| !label.is_empty());
@@ -51,7 +51,7 @@ fn registry(
     let variable = |part: &str| format!("DUCC_{label}_{part}");
     let need = |part: &str| {
         let name = variable(part);
-        get(&name)?.ok_or_else(|| fault(&name, "is not set, but DUCC_AUTH_REGISTRIES names its registry"))
+        get(&name)?.ok_or_else(|| fault(&name, "is not set, but DUCC_AUTH_REGISTRIES lists this registry"))
     };
     let ident = need("IDENT")?;
     let access = match get(&variable("PROXY"))? {

@@ -72,7 +72,7 @@ pub enum RegistryError {
     #[error("{} is not a valid http or https URL", quoted(.0))]
     Url(String),
     /// The pages of a list were not complete within the time limit of the list.
-    #[error("{url}: the list was not complete within {}, ten times [requests] timeout", humantime::format_duration(*.limit))]
+    #[error("the list from {url} was not complete within {}, which is ten times [requests] timeout", humantime::format_duration(*.limit))]
     ListTooSlow {
         /// URL of the next page.
         url: String,
@@ -259,8 +259,10 @@ impl fmt::Display for ErrorBody {
 pub(super) fn describe_pause(host: &str, is_requested: bool, seconds: u64) -> String {
     let pause = humantime::format_duration(Duration::from_secs(seconds));
     match is_requested {
-        true => format!("{host} asks to wait {pause}"),
-        false => format!("{host} answers 429 (too many requests) without a time; asked again in {pause}"),
+        true => format!("{host} asks clients to wait {pause}"),
+        false => format!(
+            "{host} answers 429 (too many requests) without a time to wait; the next request is sent in {pause}"
+        ),
     }
 }
 

@@ -182,7 +182,7 @@ impl Host {
     pub(super) fn report_failure(&self, error: &RegistryError) {
         if !std::mem::replace(&mut lock(&self.silence).is_reported, true) {
             self.reporter.info(format_args!(
-                "request to {} failed, trying the next server: {}",
+                "a request to {} failed; trying the next server: {}",
                 self.name,
                 causes(error)
             ));
@@ -294,7 +294,8 @@ impl Host {
             let is_requested = parking.chosen_by_strata != Some(until);
             let pause = describe_pause(&self.name, is_requested, seconds(until, now));
             let delayed = if parking.everything == Some(until) { "requests" } else { "requests for manifests" };
-            self.reporter.info(format_args!("{pause}; this delays all {delayed} to {}, first: {what}", self.name));
+            self.reporter
+                .info(format_args!("{pause}; this delays all {delayed} to {}; the first is for: {what}", self.name));
         }
     }
 
@@ -464,7 +465,7 @@ mod tests {
             host.wait(&clock, &allowance, false, "manifest of h.org/a:1")
         };
         let refused = wait(9).unwrap_err();
-        assert_eq!(refused.to_string(), "h.org asks to wait 10s");
+        assert_eq!(refused.to_string(), "h.org asks clients to wait 10s");
         assert_eq!(clock.now(), begin);
         wait(10).unwrap();
         assert_eq!(clock.now(), begin + Duration::from_secs(10));

@@ -377,7 +377,7 @@ fn parked_registry_gets_no_request_from_any_thread() {
     let begin = client.clock.now();
     let error = registry_error(resolve(&client, &server.location(":busy")));
     assert_eq!(error.parked_until(), Some(begin + Duration::from_secs(1200)));
-    assert!(error.is_transient() && error.to_string().contains("asks to wait 20m"), "{error}");
+    assert!(error.is_transient() && error.to_string().contains("asks clients to wait 20m"), "{error}");
     assert!(fetch(&client, &server).unwrap_err().parked_until().is_some());
     assert_eq!(server.requests().len(), 1);
     let patient = Client { registries: client.registries.with_patience(Duration::from_secs(1300)), ..client };

@@ -98,7 +98,7 @@ pub enum SourceError {
         source: io::Error,
     },
     /// No image has this name or digest.
-    #[error("{path:?} has no image {}; it has {}", quoted(reference), list(names))]
+    #[error("{path:?} has no image {}; available: {}", quoted(reference), list(names))]
     UnknownReference {
         /// The directory or archive.
         path: PathBuf,
@@ -108,7 +108,7 @@ pub enum SourceError {
         names: Vec<String>,
     },
     /// The path contains several images, and the user chose none.
-    #[error("{path:?} contains several images: add one of these after a colon: {}", list(names))]
+    #[error("{path:?} contains several images: append a colon and one of these references: {}", list(names))]
     SeveralImages {
         /// The directory or archive.
         path: PathBuf,
@@ -130,10 +130,7 @@ pub enum SourceError {
         offered: Vec<String>,
     },
     /// The index contains only variants that not every machine of the architecture supports.
-    #[error(
-        "there is no image that runs on every {requested} machine, only for {}: request one of these variants",
-        list(offered)
-    )]
+    #[error("no image runs on every {requested} machine: request one of the available variants, {}", list(offered))]
     VariantNeeded {
         /// The requested platform, without a variant.
         requested: String,
@@ -173,7 +170,7 @@ pub enum SourceError {
         source: serde_json::Error,
     },
     /// A digest is malformed or uses an unsupported algorithm.
-    #[error("{document} contains a blob digest that cannot be verified")]
+    #[error("{document} contains a digest that strata cannot verify")]
     UnknownDigest {
         /// The document that contains it.
         document: String,
@@ -181,7 +178,7 @@ pub enum SourceError {
         source: NameError,
     },
     /// A blob is missing.
-    #[error("there is no blob {digest}")]
+    #[error("blob {digest} is missing in {path:?}")]
     MissingBlob {
         /// The blob.
         digest: Digest,
@@ -201,7 +198,7 @@ pub enum SourceError {
         actual: u64,
     },
     /// The content of a blob does not match its digest.
-    #[error("blob {expected} of {path:?} has the digest {actual}: it is damaged")]
+    #[error("blob {expected} of {path:?} is damaged: its digest is {actual}")]
     WrongDigest {
         /// The directory or archive.
         path: PathBuf,
@@ -245,7 +242,7 @@ pub enum SourceError {
         media_type: String,
     },
     /// Indexes are nested too deeply.
-    #[error("index {digest} is nested in {limit} other indexes, which is too deep")]
+    #[error("index {digest} is nested too deep: strata reads at most {limit} levels of indexes")]
     NestedTooDeep {
         /// The innermost index, which was not read.
         digest: Digest,
@@ -282,7 +279,7 @@ pub enum SourceError {
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// A header is invalid.
-    #[error("the header at byte {position} is damaged, or this is no tar archive")]
+    #[error("the header at byte {position} is damaged, or the file is not a tar archive")]
     Header {
         /// Offset of the header in the uncompressed archive.
         position: u64,
@@ -298,7 +295,7 @@ pub enum ArchiveError {
         limit: usize,
     },
     /// The archive is truncated.
-    #[error("it ends inside a member: the file is truncated")]
+    #[error("the file is truncated: it ends inside a member")]
     Truncated,
     /// The archive cannot be read or decompressed.
     #[error("reading failed after byte {position}")]
@@ -309,7 +306,7 @@ pub enum ArchiveError {
         source: io::Error,
     },
     /// The archive has too many members, or their names are too long in total.
-    #[error("it has more than {limit} members, or their names have more than {name_limit} bytes in total")]
+    #[error("the archive has more than {limit} members, or their names have more than {name_limit} bytes in total")]
     TooManyMembers {
         /// Maximum number of members.
         limit: usize,
@@ -317,13 +314,13 @@ pub enum ArchiveError {
         name_limit: usize,
     },
     /// The uncompressed archive exceeds the size limit.
-    #[error("it unpacks to more than {limit} bytes")]
+    #[error("the archive unpacks to more than {limit} bytes")]
     TooLarge {
         /// Maximum number of bytes.
         limit: u64,
     },
     /// A link points to a long chain of other links.
-    #[error("member {} is a link at the start of too many other links", quoted(member))]
+    #[error("member {} is a link that leads through too many other links", quoted(member))]
     TooManyLinks {
         /// The first link.
         member: String,

@@ -226,10 +226,10 @@ pub struct Image {
 #[derive(Debug, thiserror::Error)]
 pub enum NamingError {
     /// Neither the user nor the source gives a name.
-    #[error("'{0}' contains no full name: pass one with --name host/name:tag")]
+    #[error("'{0}' contains no full image name: choose a name with --name host/name:tag")]
     NoName(ImageArgument),
     /// The source contains several names.
-    #[error("'{argument}' contains several names ({}): choose one with --name", names.join(", "))]
+    #[error("'{argument}' contains several image names ({}): choose one with --name", names.join(", "))]
     SeveralNames {
         /// The image, as written by the user.
         argument: ImageArgument,
@@ -237,7 +237,7 @@ pub enum NamingError {
         names: Vec<String>,
     },
     /// The digest in the name belongs to another image.
-    #[error("'{argument}' cannot be published as '{name}': its digest is {}", digests(found))]
+    #[error("'{argument}' cannot be published as '{name}': the digest of the image is {}", digests(found))]
     OtherDigest {
         /// The image, as written by the user.
         argument: Box<ImageArgument>,

@@ -120,8 +120,9 @@ impl Stager<'_> {
             } else {
                 format!("{} objects", missing.objects.len())
             };
-            self.reporter()
-                .warn(format_args!("{lost} of {path} are missing or damaged: reading the layers of the image"));
+            self.reporter().warn(format_args!(
+                "{lost} of the tree {path} are missing or damaged: reading the layers of the image again"
+            ));
             return Ok(());
         }
         self.complete_trees().insert((path.clone(), reference.hash));

@@ -111,7 +111,7 @@ impl Stager<'_> {
                 let (left, needed) = (ByteSize(left), ByteSize(plan.bytes_to_read));
                 let storage = self.staging.store().root().display();
                 self.reporter().warn(format_args!(
-                    "{place}: the file system of '{storage}' has {left} left, but the compressed layers have {needed}"
+                    "{place}: the file system of '{storage}' has {left} of free space, but the compressed layers have a size of {needed}"
                 ));
             }
             thread::scope(|scope| {

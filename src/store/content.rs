@@ -24,7 +24,7 @@ pub enum ContentError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// The content of the object is longer or shorter than the catalog states.
-    #[error("object {hash} does not hold the {expected} bytes that its catalog states")]
+    #[error("the content of object {hash} does not have the {expected} bytes that the catalog states")]
     WrongSize {
         /// The object.
         hash: ObjectHash,

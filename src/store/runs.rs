@@ -45,7 +45,7 @@ pub(super) fn delete_dead_runs(transactions: &Path, reporter: &Reporter) -> Resu
         // The lock ends with its process, also when the process is killed.
         let is_dead = || File::open(&path).is_ok_and(|directory| directory.try_lock().is_ok());
         if is_ours && is_dead() {
-            reporter.info(format_args!("deleting the files of a dead run in '{}'", path.display()));
+            reporter.info(format_args!("deleting the files that a killed run left in '{}'", path.display()));
             let deleted = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             deleted.map_err(StoreError::io("delete", &path))?;
         }

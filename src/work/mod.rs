@@ -53,7 +53,7 @@ pub enum ConvertError {
     #[error("CVMFS cannot represent all of the image: {0}")]
     Losses(String),
     /// Another image of the operation has the same name.
-    #[error("'{0}' is given twice")]
+    #[error("the image name '{0}' is specified twice")]
     SameName(ImageName),
     /// The repository cannot be opened.
     #[error(transparent)]

@@ -150,7 +150,7 @@ impl<'a> Workers<'a> {
         };
         self.running().insert(task.number, running);
         let _reported = self.operation.reporter().start(task.request.argument.to_string(), progress);
-        progress.set_activity("asking for the manifest".to_owned());
+        progress.set_activity("requesting the manifest".to_owned());
         let resolved = self.operation.stager.resolve(&task.request).map_err(ConvertError::from);
         if let Some((image, digest)) = &task.wanted
             && let Some(artifact_type) = resolved.as_ref().err().and_then(artifact_type)

@@ -21,7 +21,7 @@ use crate::support::{
 /// Time limit for the program to end: the documented two seconds, and a margin for a loaded machine.
 const SOON: Duration = Duration::from_secs(3);
 
-const CLEANING: &str = "strata: interrupted: cleaning up; press again to stop now\n";
+const CLEANING: &str = "strata: interrupted: cleaning up; press Ctrl-C again to end at once\n";
 
 fn start(command: &mut Command) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -154,7 +154,7 @@ fn run_that_is_interrupted_in_the_middle_of_a_publication_says_that_it_may_be_pu
     let child = command.stdout(Stdio::null()).stderr(File::create(&log).unwrap()).spawn().unwrap();
     wait_until("it publishes", || is_held.load(Ordering::SeqCst));
     send(&child, Signal::INT);
-    let outcome = "strata: interrupted: revision 3 may be published: 'strata info' tells\n";
+    let outcome = "strata: interrupted: revision 3 may be published; 'strata info' prints the newest revision\n";
     let begin = Instant::now();
     wait_until("it says so", || fs::read_to_string(&log).unwrap().ends_with(outcome));
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
@@ -270,7 +270,7 @@ fn command_of_a_preview_is_ended_by_the_signal_that_ends_the_preview() {
         wait_until("the command runs", || fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n')));
         send(&child, signal);
         let run = ended(child, Some(signal.as_raw()));
-        let said = "strata: interrupted: ending the command; press again to kill it\n";
+        let said = "strata: interrupted: ending the command; press Ctrl-C again to kill it\n";
         assert!(run.stderr().starts_with(said), "{}", run.stderr());
         assert!(!runs(&file) && !is_mounted(&point), "{script}");
         fs::remove_file(&file).unwrap();

@@ -138,7 +138,7 @@ fn interrupted_run_prints_a_message_and_leaves_nothing() {
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.signal(), Some(number));
         let run = Run::ended(output);
-        let message = "strata: interrupted: cleaning up; press again to stop now\n\
+        let message = "strata: interrupted: cleaning up; press Ctrl-C again to end at once\n\
                     strata: interrupted before anything was published\n";
         assert_eq!(run.stderr(), message);
         assert_eq!((leftovers(&repository), run.stdout()), (0, String::new()));

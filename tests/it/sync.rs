@@ -310,7 +310,11 @@ fn registry_that_asks_to_wait_delays_only_its_own_images() {
     let wishlist = scene.wish("list.yaml", &wishes);
     scene.repository.set("[publish]\nevery = \"100ms\"");
     let run = scene.sync(&wishlist, &[]).expect_code(0);
-    assert!(run.stderr().contains("app/slow:1\n") && run.stderr().contains(" asks to wait 1s; "), "{}", run.stderr());
+    assert!(
+        run.stderr().contains("app/slow:1\n") && run.stderr().contains(" asks clients to wait 1s; "),
+        "{}",
+        run.stderr()
+    );
     assert!(scene.has("app/slow:1") && scene.repository.has(&format!("/{}/app/fast:1", other.host())));
     assert_eq!(scene.revision(), 3, "the fast one did not wait for the slow one");
 }

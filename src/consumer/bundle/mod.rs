@@ -78,7 +78,7 @@ pub enum BundleError {
         source: UserError,
     },
     /// Neither the image nor the options name a program.
-    #[error("'{0}' names no program to run: specify one, with its arguments, after '--'")]
+    #[error("image '{0}' names no program to run: write the program and its arguments after '--'")]
     NoProgram(ImagePlace),
     /// An argument contains a NUL character.
     #[error("the command of '{0}' contains a NUL character, which no program accepts")]

@@ -17,7 +17,7 @@ pub(super) const UNKNOWN_TIME: &str = "1970-01-01T00:00:00Z";
 
 /// Reason why an image is not added to the store: podman lists no image at all if the store contains such an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("podman does not accept the image, and would not list any other image with it: {0}")]
+#[error("podman refuses the image, and would then list no image of the store at all: {0}")]
 pub struct Refusal(String);
 
 /// An image that podman can list.

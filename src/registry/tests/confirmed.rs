@@ -86,7 +86,10 @@ fn status_429_of_all_methods_is_confirmed_by_one_get_in_each_pause() {
         let error = client.registries.head(&server.location(image)).unwrap_err();
         assert!(error.parked_until().is_some(), "{error}");
         let text = error.to_string();
-        assert!(text.contains("answers 429 (too many requests) without a time; asked again in "), "{text}");
+        assert!(
+            text.contains("answers 429 (too many requests) without a time to wait; the next request is sent in "),
+            "{text}"
+        );
         assert_eq!(methods(&server).iter().filter(|method| *method == "GET").count(), 1);
     }
 }

@@ -121,7 +121,7 @@ fn endless_list_exceeds_its_time_limit() {
     let error = client.registries.tags(&server.address, "a", Transport::Plain).unwrap_err();
     let limit = 10 * TimeLimits::default().request;
     assert!(matches!(error, RegistryError::ListTooSlow { limit: actual, .. } if actual == limit), "{error}");
-    assert!(error.to_string().ends_with("within 10m, ten times [requests] timeout"), "{error}");
+    assert!(error.to_string().ends_with("within 10m, which is ten times [requests] timeout"), "{error}");
     assert_eq!(server.requests().len(), 13);
 }
 

@@ -60,10 +60,10 @@ enum ResponseError {
     Length { actual: u128, size: u64 },
     #[error("the blob is longer than the {size} bytes that the manifest states")]
     TooLong { size: u64 },
-    #[error("the connection ended early")]
+    #[error("the connection ended before the response was complete")]
     EndedEarly,
     #[error(
-        "only {bytes} bytes arrived in {}, less than the {minimum_rate} per second that minimum_rate in strata.toml requires",
+        "only {bytes} bytes arrived in {}: minimum_rate in strata.toml requires {minimum_rate} bytes per second",
         humantime::format_duration(Duration::from_secs(*.seconds))
     )]
     TooSlow { bytes: u64, seconds: u64, minimum_rate: u64 },
@@ -189,7 +189,7 @@ impl Attempts {
     fn note_slow(&self, bytes: u64, seconds: u64) {
         let (reached, size) = (self.reached, self.size);
         self.reporter.info(format_args!(
-            "got {reached} of {size} bytes of a blob, the last {bytes} in {seconds}s: trying a new connection"
+            "received {reached} of {size} bytes of a blob, the last {bytes} bytes in {seconds}s: trying a new connection"
         ));
     }
 
@@ -282,7 +282,7 @@ impl Attempts {
                 self.reporter.debug(format_args!("a blob waits {pause:?}: {cause}"))
             }
             _ => self.reporter.info(format_args!(
-                "got {reached} of {size} bytes of a blob, resuming in {:.1}s: {cause}",
+                "received {reached} of {size} bytes of a blob, resuming in {:.1}s: {cause}",
                 pause.as_secs_f32()
             )),
         }

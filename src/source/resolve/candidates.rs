@@ -217,7 +217,7 @@ impl ImageResolver<'_> {
             let (path, digest) = (self.blobs.path().display(), image.manifest.digest);
             let (named, config) = (quoted(&named.to_string()), quoted(&config.to_string()));
             self.blobs.reporter().warn(format_args!(
-                "{path}: the index says that {digest} is for {named}, but its config says {config}"
+                "{path}: according to the index, {digest} is for {named}, but according to its config for {config}"
             ));
         }
         Image { platform: Some(named.clone()), ..image }

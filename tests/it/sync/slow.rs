@@ -58,8 +58,8 @@ fn endless_request_to_wait_is_reported_once_and_ends_with_the_round() {
     let wishlist = scene.wish("list.yaml", &format!("  - '{}/app/busy:*'\n  - HOST/app/fast:1\n", busy.host()));
     let run = scene.sync_within(Duration::from_secs(60), &wishlist).expect_code(3);
     let told = format!(
-        "{} answers 429 (too many requests) without a time; asked again in 1s; \
-         this delays all requests to {0}, first: tags of {0}/app/busy",
+        "{} answers 429 (too many requests) without a time to wait; the next request is sent in 1s; \
+         this delays all requests to {0}; the first is for: tags of {0}/app/busy",
         busy.host()
     );
     assert_eq!(run.stderr().matches(&told).count(), 1, "{}", run.stderr());
@@ -78,7 +78,7 @@ fn waiting_for_a_registry_is_reported_once_in_a_round() {
     scene.repository.set("[requests]\ntimeout = \"4s\"");
     let wishlist = scene.wish("list.yaml", &format!("  - {0}/a:1\n  - {0}/b:1\n  - HOST/app/fast:1\n", slow.host()));
     let run = scene.sync_within(Duration::from_secs(60), &wishlist).expect_code(3);
-    let told = format!("all other images are done; waiting for {} (2 left)", slow.host());
+    let told = format!("all other images are done; waiting for {} (2 remaining)", slow.host());
     assert_eq!(run.stderr().matches(&told).count(), 1, "{}", run.stderr());
 }
 
