@@ -64,7 +64,7 @@ pub enum Command {
     Init(Init),
     /// Convert images and publish them together, as one revision
     Convert(Convert),
-    /// Bring the repository in step with a wishlist: convert new and changed images, and publish them together
+    /// Update the repository to match a wishlist: convert new and changed images, and publish them together
     Sync(Sync),
     /// Print information about the repository or about one image
     Info(Info),
@@ -80,7 +80,7 @@ pub enum Command {
     Mount(Mount),
     /// Mount an image in the form in which it would be published, without publishing it
     Preview(Preview),
-    /// Write a bundle with which OCI runtimes such as runc run an image from the repository
+    /// Write an OCI bundle: with it, runtimes such as runc run an image directly from the repository
     Bundle(Bundle),
     /// Unmount a file system whose process was killed
     #[command(hide = true)]
@@ -121,7 +121,8 @@ pub struct Convert {
     /// Images: docker://HOST/NAME:TAG (or http://…), oci:DIR[:REF], oci-archive:FILE[:REF], docker-archive:FILE[:REF]
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<ImageArgument>,
-    /// Name under which the image is published, as host/name:tag or with the expected digest; only with one image
+    /// Name under which the image is published: host/name:tag, which may be followed by @ and the expected digest, or
+    /// host/name@sha256:… Allowed only with one image
     #[arg(long, value_name = "REF")]
     pub name: Option<FullName>,
     /// Platform to select from an index, or "all" for all platforms side by side [default: this machine's platform]
@@ -136,10 +137,10 @@ pub struct Convert {
     /// Do not add the images to the podman store
     #[arg(long)]
     pub skip_podman: bool,
-    /// Which chains to publish
+    /// Chains to publish: the file systems after the first layers of the image
     #[arg(long, default_value = "final", value_parser = chains())]
     pub chains: ChainSelection,
-    /// Create the repository if its directory is missing: its name is the last component of the directory's path
+    /// Create the repository if its directory is missing. The last component of --repo becomes the name of the repository
     #[arg(long, conflicts_with = "dry_run")]
     pub create: bool,
     /// Only print what would be converted
@@ -148,7 +149,7 @@ pub struct Convert {
     /// Read everything again, publish it again (except layers, which never change), and repair damaged objects
     #[arg(long)]
     pub force: bool,
-    /// Fail images with properties that CVMFS cannot represent
+    /// Treat an image as failed if CVMFS cannot represent all of it
     #[arg(long)]
     pub strict: bool,
     /// Print the time and memory that each stage needed
@@ -165,14 +166,14 @@ pub struct Effort {
     /// Number of threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
-    /// Maximum size of the content that is in memory for processing
+    /// Maximum size of the content in memory during processing
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory)]
     pub memory: ByteSize,
     /// Maximum time to wait for another publisher
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     pub wait: Duration,
-    /// Publish although the clock is more than a year ahead of the last revision. The times that a wrong clock gives to
-    /// published files are never corrected
+    /// Publish even if the clock is more than a year ahead of the last revision. If the clock is wrong, its time remains in
+    /// the published files, and later revisions cannot correct it
     #[arg(long)]
     pub accept_clock: bool,
 }
@@ -203,17 +204,17 @@ pub struct Sync {
     /// Pause between two rounds
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration, requires = "watch")]
     pub every: Duration,
-    /// Remove images that the wishlist contained once and does not contain any more. Nothing is removed if the wishlist
-    /// became empty, or lost more than a quarter and more than four of its images
+    /// Remove images that are no longer in the wishlist. As a protection against mistakes, nothing is removed if the
+    /// wishlist became empty, or if it lost more than four images and these are more than a quarter of all
     #[arg(long)]
     pub prune: bool,
-    /// Remove all such images, independent of their number
+    /// Like --prune, but without this protection
     #[arg(long)]
     pub prune_all: bool,
     /// Only print what would be converted, and what --prune would remove
     #[arg(long, conflicts_with_all = ["watch", "thin_images"])]
     pub dry_run: bool,
-    /// Do nothing while the wishlist contains an error
+    /// Do nothing if the wishlist contains an error
     #[arg(long)]
     pub strict: bool,
     /// Push the thin images of a recipe of version 1, for Docker's graph driver plugin for CVMFS
@@ -247,7 +248,8 @@ pub struct Info {
 /// Arguments of `strata list`.
 #[derive(Debug, Args)]
 pub struct List {
-    /// List the trees (layers, chains, root file systems) that no image uses, and since when. This reads all names
+    /// List the trees (layers, chains, root file systems) that no image uses, and the time since when. This reads the names
+    /// of all images
     #[arg(long)]
     pub unused: bool,
 }
@@ -304,7 +306,7 @@ pub struct Diff {
 pub struct Mount {
     /// Directory on which the repository is mounted
     pub mountpoint: PathBuf,
-    /// Revision to mount, by its tag [default: the head, and each new head]
+    /// Revision to mount, by its tag [default: the newest revision; later ones replace it automatically]
     #[arg(long, value_name = "TAG", conflicts_with = "revision")]
     pub tag: Option<String>,
     /// Revision to mount, by its number
@@ -335,7 +337,8 @@ pub struct Preview {
     /// Also store the image in the repository, so that converting it later only publishes it
     #[arg(long)]
     pub keep: bool,
-    /// Run a shell command when the image is complete, with the mount point in STRATA_PREVIEW, and exit with its exit code
+    /// Shell command to run when the image is completely read, with the mount point in the variable STRATA_PREVIEW. strata
+    /// then ends with the exit code of the command
     #[arg(long, value_name = "CMD")]
     pub command: Option<OsString>,
     /// Allow access by other users, as far as file permissions allow it
@@ -358,13 +361,13 @@ pub struct Bundle {
     /// Mount point of the repository [default: /cvmfs/ and the repository's name]
     #[arg(long, value_name = "DIR")]
     pub mountpoint: Option<PathBuf>,
-    /// Platform to select if the name has several [default: this machine's platform]
+    /// Platform to select if the image is published for several [default: this machine's platform]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     pub platform: Option<Platform>,
     /// Run as the calling user, without root, and with the network of the host
     #[arg(long)]
     pub rootless: bool,
-    /// Use the network and the host names of the host
+    /// Use the network of the host, with its /etc/hosts and /etc/resolv.conf
     #[arg(long)]
     pub host_network: bool,
     /// Attach the program to a terminal
@@ -376,12 +379,12 @@ pub struct Bundle {
     /// User that runs the program, by name or number [default: the user in the image's config]
     #[arg(long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
-    /// Arguments for the image's entry point, or the command if it has none, instead of the image's own
+    /// Arguments that replace the image's command. If the image has no entry point, the first one is the program
     #[arg(last = true, value_name = "ARGUMENT")]
     pub arguments: Vec<String>,
 }
 
-/// Minimum value of `--memory`: one content buffer, and space for buffers that wait.
+/// Minimum value of `--memory`: space for one content buffer, and for buffers that wait to be processed.
 const MIN_MEMORY: ByteSize = ByteSize::mib(1);
 
 /// Parses the value of `--memory`. A number without a unit means bytes, which is rarely intended.
