@@ -1,7 +1,7 @@
 //! Resets the processor's vector registers after calls of ISA-L.
 #![allow(unsafe_code)]
 
-/// Clears the upper halves of the vector registers. A function that uses them should do so itself before it returns.
+/// Clears the upper halves of the vector registers. A function that uses vector registers should clear them before it returns.
 ///
 /// ISA-L does not, and until they are cleared, SHA-1 and SHA-256 run at three quarters of their speed.
 pub(crate) fn clear_upper_halves() {

@@ -1,6 +1,6 @@
 //! Compares two revisions of a repository.
 //!
-//! Directories whose catalogs are the same object are not read, so the cost depends on the size of the change. Only the
+//! Directories whose catalog is the same object in both revisions are not read, so the cost depends on the size of the change. Only the
 //! count of new bytes needs every catalog of the older revision: an object is new only if no path of the older revision
 //! refers to it.
 

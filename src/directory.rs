@@ -215,17 +215,17 @@ impl RepositoryDirectory {
         let state = match list.urgency(now) {
             Urgency::None => return None,
             Urgency::Soon { days, hours } => {
-                format!("expires at {expires}, in {days} days and {hours} hours: then clients refuse")
+                format!("expires at {expires}, in {days} days and {hours} hours; then clients refuse the repository")
             }
-            Urgency::Expired => format!("expired at {expires}: clients refuse"),
+            Urgency::Expired => format!("expired at {expires}, so clients refuse the repository"),
         };
         let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
         let (name, storage) = (self.name(), absolute(self.storage_path()));
         Some(format!(
-            "the whitelist {state} {name} until it is renewed, as root, by 'cvmfs_server resign -w {} {name}' with the same keys: \
-             those of '{}', in /etc/cvmfs/keys",
-            shell_word(&storage.join(WHITELIST).display().to_string()),
+            "the whitelist of {name} {state}; to renew it, make the keys in '{}' available in /etc/cvmfs/keys, and run as root \
+             'cvmfs_server resign -w {} {name}'",
             absolute(self.keys_path()).display(),
+            shell_word(&storage.join(WHITELIST).display().to_string()),
         ))
     }
 

@@ -10,7 +10,7 @@
 //! memory, layer by layer; [`layout`] decides what is published where; [`catalog`] writes trees as SQLite files; [`publish`] makes
 //! them a revision; and a [`store`] holds all of it.
 //!
-//! Four modules join these. An [`engine`] is one open repository, with everything that operations share. [`stage`] reads one image
+//! Four modules connect these. An [`engine`] is one open repository, with everything that operations share. [`stage`] reads one image
 //! and stores its trees, which no client can see yet. [`revise`] determines what changes in the head. [`work`] is the driver of
 //! `convert` and `sync`: it finds out what has to be done, stages images side by side, and publishes them.
 //!

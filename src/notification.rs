@@ -1,6 +1,6 @@
-//! A file that notifies other programs: one JSON object a line, in the format of DUCC's notification file.
+//! A file that notifies other programs: one JSON object per line, in the format of DUCC's notification file.
 //!
-//! All values are strings, and an `id` is shared by the line of the start of an action and the line of its end. A program that
+//! All values are strings. The line for the start of an action and the line for its end have the same `id`. A program that
 //! reads the file must not be able to stop a conversion: if the file cannot be written, a warning is reported once and nothing
 //! fails.
 

@@ -154,38 +154,39 @@ pub const DEFAULT_CATALOG_ENTRIES: usize = 25_000;
 
 /// The section `[requests]` in the file of a new repository.
 const REQUEST_DEFAULTS: &str = r#"[requests]
-# How long a small request to a registry (a manifest, a list of tags, a token, an upload of a thin image) may take in all: 1s to
-# 1h. One attempt may take half of it; what is left is for another. A list with all of its pages may take ten times as long.
+# Time limit for a small request to a registry (a manifest, a list of tags, a token, an upload of a thin image), from 1s to 1h.
+# One attempt may use half of this time, so that time for a second attempt remains. A list with all of its pages may take ten
+# times as long.
 #timeout = "1m"
-# How many bytes a second a layer has to bring, on average over the registry's stall_timeout. A slower connection is replaced
-# by another, and the layer given up if that is as slow; "0B" is for no limit.
+# Minimum rate of a layer download in bytes per second, on average over the registry's stall_timeout. If a connection is slower,
+# strata tries a new connection. If that connection is also too slow, the download fails. "0B" means no limit.
 #minimum_rate = "4KiB"
-# How long a round of "strata sync" waits for a registry that asks to wait; then the round goes on without it: 0s to 24h.
-# Other commands, such as "strata convert", wait for up to 10 minutes.
+# Maximum time that a round of "strata sync" waits for a registry that asks clients to wait, from 0s to 24h. After this time, the
+# round continues without the registry. Other commands, such as "strata convert", wait for up to 10 minutes.
 #patience = "2m"
 
 "#;
 
 /// An example of a section `[registries]` in the file of a new repository, commented out.
-const REGISTRY_EXAMPLE: &str = r#"# A registry that needs more than its name, one section for each. Credentials are also taken from the variables of
-# DUCC, and from where podman and docker keep theirs. Files are relative to this directory.
+const REGISTRY_EXAMPLE: &str = r#"# Settings of one registry; each registry that needs settings has such a section. Credentials are also read from the variables of
+# DUCC, and from the credential files of podman and docker. File names are relative to this directory.
 #[registries."registry.example.org"]
 #username = "robot"
-# The password, or a file that holds it.
+# The password, or a file that contains the password.
 #password = "secret"
 #password_file = "registry.password"
-# Where to ask first, in this order, and whether to ask nowhere else.
+# Mirrors that are tried before the registry, in this order; with mirrors_only, the registry itself is never used.
 #mirrors = ["https://cache.example.org/prefix"]
 #mirrors_only = false
-# Whether it speaks HTTP without encryption.
+# Whether the registry uses HTTP without encryption.
 #plain_http = false
-# Certificates that it is trusted by, beside those of the system.
+# File with root certificates that are trusted for this registry, in addition to those of the system.
 #ca = "registry-ca.pem"
-# How many downloads it is asked for at a time, and how many small requests: 1 to 256.
+# Maximum number of downloads at the same time, and also of small requests at the same time: 1 to 256.
 #connections = 8
-# How long it may keep silent before a connection is given up: 1s to 1h.
+# A connection is closed if the registry sends nothing for this time: 1s to 1h.
 #stall_timeout = "60s"
-# As in [requests], for this registry.
+# For this registry, instead of timeout and minimum_rate in [requests].
 #request_timeout = "1m"
 #minimum_rate = "4KiB"
 "#;
@@ -226,7 +227,10 @@ impl Settings {
         let defaults = Self::new(repository);
         let catalog_entries = file.catalog.entries.unwrap_or(defaults.catalog_entries);
         if !(1_000..=crate::catalog::MAX_ENTRIES).contains(&catalog_entries) {
-            return Err(SettingsError::Range { path: path(), fault: "catalog.entries is not between 1000 and 100000" });
+            return Err(SettingsError::Range {
+                path: path(),
+                fault: "catalog.entries must be between 1000 and 100000",
+            });
         }
         let publish_every = file.publish.every.map(|text| humantime::parse_duration(&text)).transpose();
         let publish_every = publish_every.map_err(|_| SettingsError::Range {
@@ -283,25 +287,25 @@ impl Settings {
         };
         let comment = if self.compression == defaults.compression { "#" } else { "" };
         format!(
-            "# Settings of a CVMFS repository that strata writes. What is commented out is the default.\n\n\
+            "# Settings of a CVMFS repository that strata writes. Settings that are commented out have their default values.\n\n\
              # The repository's fully qualified name; clients mount it as /cvmfs/<name>.\n\
              repository = \"{}\"\n\n\
-             # What web servers serve to clients, and the keys; relative to this directory.\n{}{}\n\
-             # Where a cvmfs_server on this machine keeps its settings. If it manages this repository, too, strata takes its\n\
-             # locks, and the two publish in turn.\n{}\n\
-             # How new file content is compressed: \"exact\" (bit-equal to cvmfs_server's), \"balanced\" (as small, and\n\
-             # faster), \"fast\" (a little larger, much faster) or \"none\".\n{comment}compression = \"{}\"\n\n\
-             # Permissions in .flat: \"exact\" as the image has them, or \"widened\" so that the owner can read everything.\n\
+             # Directory that web servers serve to clients, and directory of the keys; relative to this directory.\n{}{}\n\
+             # Directory in which a cvmfs_server on this machine keeps its settings. If the server also manages this\n\
+             # repository, strata takes the server's locks, so that only one of them publishes at a time.\n{}\n\
+             # Compression of new file content: \"exact\" (the same bytes as from cvmfs_server), \"balanced\" (as small as\n\
+             # exact, and faster), \"fast\" (a little larger, much faster) or \"none\".\n{comment}compression = \"{}\"\n\n\
+             # Permissions in .flat: \"exact\" (those of the image), or \"widened\" (the owner can also read everything).\n\
              #modes = \"exact\"\n\n\
              [catalog]\n\
-             # About how many entries a catalog inside an image has: 1000 to 100000.\n\
+             # Approximate number of entries of a catalog inside an image: 1000 to 100000.\n\
              #entries = {DEFAULT_CATALOG_ENTRIES}\n\n\
              [publish]\n\
-             # How much time passes at least between two revisions while \"strata sync\" works.\n\
+             # Minimum time between two revisions of one run of \"strata sync\".\n\
              #every = \"1m\"\n\n\
              [podman]\n\
-             # Which images podman sees, by patterns for their names in which * and ? have a meaning. Its own time to list them\n\
-             # grows with the square of their number: above 1000 images it takes seconds.\n\
+             # Images that podman lists: patterns for their names, in which * and ? are wildcards. The time that podman needs\n\
+             # to list images grows with the square of their number: above 1000 images, podman needs seconds.\n\
              #images = [\"*\"]\n\n{REQUEST_DEFAULTS}{REGISTRY_EXAMPLE}",
             self.repository,
             path("storage", &self.storage, &defaults.storage),

@@ -5,7 +5,7 @@ use std::io;
 
 use rustix::io::Errno;
 
-/// Returns whether the error says that this process, its user or the machine has too little of a resource.
+/// Returns whether the error means that this process, its user or the machine lacks a resource.
 ///
 /// `EAGAIN` is the error of `clone` at the process limit (`ulimit -u`). Errors of non-blocking I/O are not passed to this
 /// function.

@@ -1,7 +1,7 @@
 //! Tracing spans that measure where a run spends its time. Each kind of work is a [`tracing`] span of target [`TARGET`] and level
 //! TRACE.
 //!
-//! Spans nest: the time of a kind of work is that of its spans without the spans inside them. Without a subscriber, a span costs
+//! Spans nest: the time of a kind of work is the time in its spans, excluding the spans inside them. Without a subscriber, a span costs
 //! almost nothing.
 
 /// Target of the spans.

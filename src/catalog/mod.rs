@@ -2,7 +2,7 @@
 //!
 //! The *root catalog* describes the root of the repository. A *nested catalog* describes everything below a *transition point*, a
 //! directory that has a row in the parent catalog and another row in the nested catalog. Each catalog also stores counters: clients
-//! refuse a catalog that lacks one, and `cvmfs_swissknife check` compares all of them with a recount.
+//! refuse a catalog without one of its counters, and `cvmfs_swissknife check` compares all counters with a recount.
 
 pub mod audit;
 pub(crate) mod bits;

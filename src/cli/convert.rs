@@ -32,9 +32,9 @@ use super::timings::Timings;
 use super::{complain, print, print_line};
 
 /// Explanation of masked links for users of the image.
-const MASKED_LINK: &str = "    A layer has entries below these symbolic links and no entry for a directory in their place. containerd and podman \
-     unpack such a layer with a directory that hides the link, and so it is in .layers: programs that need what the link leads to \
-     may not start there. The root file system in .flat and podmanStore follows the link.\n";
+const MASKED_LINK: &str = "    A layer has entries below these symbolic links, but no entry for a directory in place of the link. When containerd and \
+     podman unpack such a layer, a directory hides the link. In .layers, the layer has the same form: programs that need the target \
+     of the link may not start there. The root file system in .flat and podmanStore follows the link.\n";
 
 /// Maximum number of paths that are printed for each kind of loss.
 const MAX_PRINTED_LOSSES: usize = 20;
@@ -118,7 +118,7 @@ fn print_report(
 }
 
 /// Opens the repository directory. A missing directory is created only if `create` is set: a misspelt path must not become a
-/// new repository with new keys. A created repository is deleted with the second value, unless a revision is published in it.
+/// new repository with new keys. When the second value is dropped, a repository that was created is deleted, unless a revision is published in it.
 fn open_or_create(
     arguments: &Arguments,
     create: bool,

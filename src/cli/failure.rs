@@ -1,4 +1,4 @@
-//! The exit codes, and the errors that decide on them.
+//! The exit codes, and the errors that determine the exit code.
 
 use std::process::ExitCode;
 
@@ -38,7 +38,8 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     });
     let is_held = error.chain().any(|cause| cause.is::<RepositoryInUse>());
     let is_late = error.chain().any(|cause| cause.is::<AfterPublication>());
-    // The code for another publisher is documented without exception, so it takes precedence over the code for a later step.
+    // The code for "another publisher held the repository" is documented without exception. Therefore it takes precedence over
+    // the code for a failed later step.
     ExitCode::from(match (is_usage, is_held, is_late) {
         (true, ..) => USAGE,
         (_, true, _) => HELD,

@@ -1,7 +1,7 @@
 //! Files that are added to the root file system of an image so that Singularity and Apptainer can run it.
 //!
-//! The list of additions depends only on the image config, not on its tree. Directories and files are the same as in DUCC, with correct
-//! quoting, and in addition `labels.json`. Apptainer since 1.0 has its own actions and reads only `env/`, `runscript`, `startscript` and
+//! The list of additions depends only on the image config, not on its tree. The directories and files are the same as in DUCC, but with
+//! correct quoting; `labels.json` is added. Apptainer since 1.0 has its own actions and reads only `env/`, `runscript`, `startscript` and
 //! `labels.json`; Singularity 2 and early versions of 3 run the `actions/` of the image.
 
 mod flat;

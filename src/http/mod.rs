@@ -32,7 +32,7 @@ const READ_SIZE: usize = 64 << 10;
 const CREATION_PAUSE: Duration = Duration::from_millis(25);
 /// Maximum number of these pauses for one client.
 const CREATION_PAUSES: u32 = 20;
-/// Time after the last failed creation in which the creation of other clients is not repeated.
+/// For this time after the creation of one client failed, failed creations of other clients are not repeated.
 // Otherwise each of many requests would wait for 20 × 25 ms while the shortage lasts.
 const REFUSAL_TIME: Duration = Duration::from_secs(10);
 /// Hosts that are never contacted through a proxy.

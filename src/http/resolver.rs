@@ -1,4 +1,4 @@
-//! Resolves host names, also when no thread can be started.
+//! Resolves host names, even if no thread can be started.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 pub(super) struct Buffers(Mutex<Vec<Vec<u8>>>);
 
 /// A buffer is reused if its capacity is at most this many times the requested one.
-// A small job must not keep the buffer of a 16 MiB chunk from a large one.
+// A small job must not occupy a buffer of 16 MiB that a large job needs.
 const MAX_SIZE_FACTOR: usize = 4;
 
 impl Buffers {

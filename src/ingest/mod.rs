@@ -305,7 +305,7 @@ impl<'a> Shared<'a> {
             state.errors.push((layer, error));
         }
         let complete = state.take_complete(layer);
-        // Kept buffers take memory, too, so they may use only what content leaves.
+        // Kept buffers need memory, too, so they may use only the part of the limit that content does not use.
         let unused = self.memory.saturating_sub(state.in_flight);
         drop(state);
         self.buffers.put_back(job.buffer, unused);

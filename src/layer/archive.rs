@@ -272,7 +272,7 @@ impl<R: Read> Archive<R> {
     /// Reads the second of the two zero blocks that end an archive, and returns `None`. The stream may end without the
     /// second block. Any other block is an error.
     fn end(&mut self, offset: u64) -> Result<Option<Header>, LayerError> {
-        // Go's reader refuses this, too. A reader that went on would find entries that others do not.
+        // Go's reader refuses this, too. A reader that continued here would find entries that other readers do not find.
         if self.next_block()?.is_some_and(|block| !block.is_zero()) {
             return Err(self.invalid_header(offset, "single zero block inside the archive"));
         }

@@ -89,7 +89,7 @@ impl Gzip {
             // Another member may follow (RFC 1952, 2.2). eStargz layers have one for each file.
             self.member.reset();
             self.state = State::BetweenMembers;
-        // Without this test, a truncated or damaged member would be an endless loop.
+        // Without this test, a truncated or damaged member would cause an endless loop.
         } else if used == 0 && written == 0 {
             return Err(if at_end { truncated(blob) } else { damaged(blob, "decompressor makes no progress") });
         }

@@ -40,7 +40,7 @@ impl MemberPath {
             Some((_, name)) if !name.starts_with(WHITEOUT_PREFIX) => Self::Path(path.checked()?),
             Some((directory, OPAQUE_MARKER)) => Self::Opaque(directory.checked()?),
             Some((directory, name)) => match &name[WHITEOUT_PREFIX.len()..] {
-                // Joined, these would name the directory itself or its parent (compare anchore/stereoscope #647).
+                // Appended to a directory, these names would mean the directory itself or its parent (compare anchore/stereoscope #647).
                 b"" | b"." | b".." => return Err(EntryError::BadWhiteout),
                 hidden => Self::Whiteout(directory.join(hidden).checked()?),
             },

@@ -138,7 +138,7 @@ fn timestamp(text: &[u8]) -> Option<Timestamp> {
     if !is_negative {
         return Some(Timestamp { seconds: i64::try_from(decimal(&text[..point])?).ok()?, nanoseconds });
     }
-    // To round down a negative time, further digits count as one more nanosecond below.
+    // Times are rounded down. For a negative time, digits after the ninth therefore mean one nanosecond less.
     let rest = u32::from(fraction.iter().skip(9).any(|&b| b != b'0'));
     let below = nanoseconds + rest;
     let seconds = 0_i64.checked_sub_unsigned(decimal(&text[..point])?)?;

@@ -234,7 +234,7 @@ impl<R: Read + Send + 'static> LayerReader<R> {
 fn why_unpublishable(kind: Option<&NodeKind>) -> Option<LossKind> {
     match kind {
         None => Some(LossKind::UnknownType),
-        // Published in a layer, it would hide a file of lower layers: an image must not give commands to overlay mounts.
+        // If this device were published, it would hide a file of lower layers: an image must not give commands to overlay mounts.
         Some(NodeKind::CharacterDevice(DeviceNumber { major: 0, minor: 0 })) => Some(LossKind::OverlayDevice),
         Some(_) => None,
     }

@@ -83,7 +83,7 @@ fn relative(link: &EntryPath, target: &[u8]) -> Vec<u8> {
 /// Returns the name of a platform's directory: the architecture, and after a colon the variant.
 fn platform_directory(platform: &Platform) -> String {
     match &platform.variant {
-        // DUCC's names, which jobs contain: for example, DIRAC reads `.multiarch/<architecture>/…`.
+        // The same names as in DUCC, because jobs contain them: for example, DIRAC reads `.multiarch/<architecture>/…`.
         None => platform.architecture.clone(),
         Some(variant) => format!("{}:{variant}", platform.architecture),
     }

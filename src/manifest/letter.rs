@@ -128,7 +128,7 @@ pub fn seal(
     debug_assert!(fields.ends_with(b"\n"), "the separator starts a new line");
     let hash_text = ObjectHash::of(fields).to_string();
     let signature = key.sign_with_rng(rng, form.scheme(), &form.signed_bytes(hash_text.as_bytes()))?;
-    // Nothing follows the signature: readers take everything to the end of the file for it.
+    // Nothing may follow the signature: readers treat everything up to the end of the file as the signature.
     Ok([fields, b"--\n", hash_text.as_bytes(), b"\n", &signature].concat())
 }
 

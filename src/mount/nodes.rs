@@ -158,8 +158,8 @@ impl<P: Clone> Nodes<P> {
         }
     }
 
-    /// Detaches the node with this name from its directory: all of its names become free, so all names of a hard link group
-    /// do. The node keeps its number and row for processes that have it open.
+    /// Detaches the node with this name from its directory: all names of the node become free, not only this one.
+    /// The node keeps its number and row for processes that have it open.
     pub(super) fn detach(&mut self, parent: u64, name: &[u8]) {
         let Some(found) = self.known(parent, name) else { return };
         let Some(node) = self.nodes.get_mut(&found.number) else { return };

@@ -1,4 +1,4 @@
-//! Unpacks a zlib stream in one call and returns where it ends, which the crate `libdeflater` does not.
+//! Unpacks a zlib stream in one call and returns the position of its end, which the crate `libdeflater` does not return.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;

@@ -130,7 +130,7 @@ impl Publisher {
         let put = |kind, bytes: &[u8]| staging.put_database(kind, bytes);
         manifest.certificate = put(ObjectKind::Certificate, self.signer.keys().certificate().pem())?;
         if let Some(hash) = manifest.meta_info {
-            // Read only to verify it, because the next manifest names it again.
+            // The meta info is read only to verify it, because the next manifest names the same object.
             let read = staging.read_decoded(hash, ObjectKind::MetaInfo, META_INFO_LIMIT);
             read.map_err(RepositoryError::of_root_object("meta info"))?;
         }
@@ -160,10 +160,11 @@ impl Publisher {
         if let Some(hash) = staging.first_vanished()? {
             return Err(PublishError::Vanished(hash));
         }
-        // Without it, a crash could leave a manifest that is on disk and names objects that are not.
+        // Without this sync, the manifest could be on disk after a crash, while objects that it names are missing.
         store.sync()?;
         store.cancellation().check().map_err(StoreError::from)?;
-        // The reflog first: one that is ahead of the manifest does no harm, but objects that it lacks are never collected.
+        // The reflog is replaced first, because a reflog that is ahead of the manifest does no harm. A root object that the
+        // reflog lacks is never collected.
         let mut late_errors = staging.replace_files(&[(REFLOG, &reflog), (MANIFEST, &signed)], visible_revision)?;
         if let Some(Err(error)) =
             self.server.as_ref().map(|server| server.write_reflog_checksum(ObjectHash::of(&reflog)))

@@ -1,5 +1,5 @@
 //! Determines the servers to which requests for a registry are sent: first its mirrors, then the registry itself. Variables of
-//! DUCC may replace the registry itself by a caching proxy. The API of Docker Hub is at another host than its name.
+//! DUCC may replace the registry itself by a caching proxy. The host of Docker Hub's API differs from the host in image names.
 //!
 //! The mapping never changes the name under which an image is published.
 

@@ -130,8 +130,8 @@ impl Exchange<'_> {
         let mut response = self.send(url, authorization.clone())?;
         let mut tried = TriedCredentials::default();
         for _ in 0..MAX_AUTHORIZATIONS {
-            // Status 401 of a storage server that a redirect led to is no challenge of the registry: that server must
-            // get no credentials.
+            // A redirect may lead to a storage server. Its status 401 is not a challenge of the registry, and it must get
+            // no credentials.
             if response.status() != 401 || !response.is_of_origin {
                 break;
             }

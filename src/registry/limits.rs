@@ -266,8 +266,8 @@ impl Host {
         parking.chosen_by_strata == Some(until) && parking.confirmed.replace(until) != Some(until)
     }
 
-    /// Fails while the host is parked. Also reports the pause if the caller may wait for its end. For callers that hold a lock
-    /// and therefore must not wait here.
+    /// Returns an error while the host is parked, for callers that hold a lock and therefore must not wait here. Also reports
+    /// the pause, if the request may wait for the end of the pause later.
     pub(super) fn refuse_while_parked(
         &self,
         now: Instant,

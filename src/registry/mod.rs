@@ -94,7 +94,7 @@ impl Transport {
 pub struct ImageLocation {
     /// Name of the image, with the host as the user wrote it.
     pub name: ImageName,
-    /// Manifest to fetch. The tag in `name` is ignored then, because it may have moved.
+    /// Digest of the manifest to fetch. With a digest, the tag in `name` is ignored, because the tag may have moved.
     pub digest: Option<Digest>,
     /// Whether requests to the registry are encrypted.
     pub transport: Transport,

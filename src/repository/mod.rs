@@ -263,7 +263,7 @@ impl Repository {
             return Ok(Some(tag.root));
         }
         let mut reference = root_of(&self.manifest);
-        // Each revision has a higher number than its predecessor, so more steps cannot lead to this one.
+        // Each revision has a higher number than its predecessor, so more steps cannot lead to the requested revision.
         for _ in number..=self.manifest.revision {
             let location = CatalogLocation { root: EntryPath::ROOT, reference };
             let catalog = match self.open_catalog(&location) {

@@ -39,7 +39,7 @@ pub enum ImageArgument {
     Registry {
         /// The name under which the image is published.
         name: ImageName,
-        /// Manifest to fetch. The tag is ignored then, because it may have moved.
+        /// Digest of the manifest to fetch. With a digest, the tag is ignored, because the tag may have moved.
         digest: Option<Digest>,
         /// Whether the registry uses plain HTTP.
         plain_http: bool,

@@ -85,8 +85,8 @@ impl Stager<'_> {
                 layer_losses.add_unlisted(LossKind::StrayMarker, stray);
                 let store = move || self.store_layer(builder, layer, form, is_complete, summary, layer_losses);
                 if is_new && comes_again() {
-                    // A later layer of the image is the same one. It is compared with the stored layer, so the layer is stored
-                    // immediately.
+                    // The image contains this layer again. The later one is compared with the stored layer, so this layer is
+                    // stored immediately.
                     add(store());
                 } else if is_new {
                     scope.spawn(move |_| add(store()));

@@ -178,7 +178,7 @@ impl Stager<'_> {
         Ok(())
     }
 
-    /// Returns whether a chain or flat tree must be built. Adds one that an earlier run stored to `stored_trees`.
+    /// Returns whether a chain or flat tree must be built. A tree that an earlier run stored is added to `stored_trees`.
     fn is_needed(
         &self,
         plan: &mut BuildPlan,

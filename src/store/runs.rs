@@ -12,8 +12,8 @@ const DIRECTORY_PREFIX: &str = "strata-";
 
 /// Creates a directory for a run of this process, and locks it.
 pub(super) fn create_run_directory(transactions: &Path) -> Result<(PathBuf, File), StoreError> {
-    // The number of a process may be that of an earlier one, or of one in another container, so a lock decides who is
-    // alive.
+    // An earlier process, or a process in another container, may have the same ID. Therefore a lock shows whether the
+    // process of a run is alive.
     let process = std::process::id();
     for number in 0_u32.. {
         let directory = transactions.join(format!("{DIRECTORY_PREFIX}{process}-{number}"));

@@ -488,7 +488,7 @@ impl Staging {
         let moved = batch.iter().try_for_each(|&(hash, kind)| self.move_object(hash, kind));
         moving.states.reread(self.store.root(), directories.iter().copied());
         moved?;
-        // The new names are durable only with their directories, and no later `syncfs` does it here.
+        // The new names are durable only with their directories, which no later `syncfs` makes durable on this file system.
         if !self.is_synced_as_a_whole {
             let path = |byte| self.store.root().join(format!("data/{byte:02x}"));
             sync_each(&directories.into_iter().map(path).collect::<Vec<_>>(), self.store.cancellation())?;
@@ -499,7 +499,7 @@ impl Staging {
     /// Moves an object to its final name, unless an object of that name and the same length exists.
     fn move_object(&self, hash: ObjectHash, kind: ObjectKind) -> Result<(), StoreError> {
         let (staged, path) = (self.staged_path(hash, kind), self.store.object_path(hash, kind));
-        // One call tests and renames: to look for new content before it is written took a fifth of the time of writing it.
+        // One call tests for an existing object and renames. A lookup before each write took a fifth of the time of writing.
         match renameat_with(CWD, &staged, CWD, &path, RenameFlags::NOREPLACE) {
             Ok(()) => return Ok(()),
             Err(Errno::EXIST) => {

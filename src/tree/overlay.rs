@@ -255,7 +255,7 @@ impl<'a> Application<'a> {
                 self.note_target(&real_path, target, &leaf);
                 Ok(Some(leaf))
             }
-            // A whiteout of this layer may have hidden the target, which the link refers to all the same.
+            // The link refers to the target even if a whiteout of this layer has hidden the target.
             None => self.leaf_below(path, target),
         }
     }
@@ -266,7 +266,7 @@ impl<'a> Application<'a> {
         let is_at =
             |tree: &Directory, path| matches!(tree.get(path), Some(Node::Leaf(there)) if Arc::ptr_eq(there, leaf));
         if is_at(self.lower, real_path) {
-            // On top of other lower layers, symbolic links on the target's path may lead to other paths.
+            // If the layer is applied to other lower layers, symbolic links on the target's path may lead to other paths.
             self.own.notes.mark_irregular_if(real_path != target);
             self.inodes_below.insert(Arc::as_ptr(leaf), real_path.clone());
         } else if !self.inodes_below.contains_key(&Arc::as_ptr(leaf)) {

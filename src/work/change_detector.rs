@@ -183,8 +183,8 @@ impl ChangeDetector<'_> {
         Ok(link.is_some_and(|link| link.is_symlink() && link.symlink == layout::variant_link_target(name)))
     }
 
-    /// Returns whether another program published the image under this name, and an earlier round found it up to date with this
-    /// digest.
+    /// Returns whether another program published the image under this name, and an earlier round found that the published image
+    /// is up to date with this digest.
     fn was_seen(&self, name: &ImageName, digest: Digest) -> Result<bool, ConvertError> {
         let place = ImagePlace { name: name.clone(), platform: None };
         let Some(published) = foreign_manifest(self.head, &place)? else { return Ok(false) };

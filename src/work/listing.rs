@@ -55,7 +55,7 @@ impl RegistryLister for TimedLister<'_> {
         if self.start.elapsed() > self.limit {
             let limit = humantime::format_duration(self.limit);
             return Err(format!(
-                "the registry did not send all pages of the list within {limit}, ten times [requests] timeout"
+                "the registry did not send all pages of the list within {limit}, which is ten times [requests] timeout"
             )
             .into());
         }

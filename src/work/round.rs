@@ -2,7 +2,7 @@
 //!
 //! Query threads send requests to registries, from one queue for each registry. Staging threads stage the images that have changed.
 //! The thread that started the round is the coordinator: it receives the results of all threads, adds new tasks to the queues, and
-//! publishes. Only images of a slow registry wait for it.
+//! publishes. If a registry is slow, only its own images wait.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -57,7 +57,7 @@ const MAX_INTERVAL: Duration = Duration::from_secs(365 * 24 * 3600);
 enum RegistryQuery {
     /// Expand the wish with this index.
     ExpandWish(usize),
-    /// Compare the image with this index with the published one.
+    /// Compare the image at this index with the published image.
     CheckImage(usize, Arc<WantedImage>),
 }
 
@@ -349,7 +349,7 @@ impl<'a> Coordinator<'a> {
     }
 
     fn handle(&mut self, message: RoundMessage) -> Result<(), SyncError> {
-        // An image that failed because of the cancellation must not be recorded as failed: the next round would leave it alone.
+        // An image that failed because of the cancellation must not be recorded as failed: the next round would not try it again.
         self.round.workers.operation.cancellation().check()?;
         self.unfinished -= 1;
         match message {
@@ -380,7 +380,7 @@ impl<'a> Coordinator<'a> {
         self.add_older(older);
     }
 
-    /// Adds the queries for the images that are selected instead of one that is an artifact.
+    /// Adds the queries for the images that replace an artifact in the selection.
     fn replace_artifact(&mut self, number: usize) {
         let older = self.rules.record_artifact(self.publications.images[number].wanted.name());
         self.add_older(older);
@@ -446,7 +446,7 @@ impl<'a> Coordinator<'a> {
         Ok(())
     }
 
-    /// If all remaining work waits for slow registries, publishes the staged images, unless this round has published before.
+    /// If all remaining work waits for slow registries, publishes the staged images, unless this round has already published.
     /// After [`WAIT_EVENT_DELAY`], reports the registries, once in a round.
     fn check_stalled(&mut self, messages: &Receiver<RoundMessage>) -> Result<(), SyncError> {
         let workers = self.round.workers;

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Modules, with the modules that each of them names, and one file that does.
+/// For each module, the modules that it names, each with one file that contains such a name.
 type Arrows = BTreeMap<String, BTreeMap<String, PathBuf>>;
 
-/// Arrows that would tie together what has to stay apart: the module that must not know, and the module that it must not know.
+/// Forbidden dependencies: a module, the module that it must not name, and the reason.
 const FORBIDDEN: [(&str, &str, &str); 10] = [
     ("store", "catalog", "a store holds objects and does not know their content"),
     ("stage", "publish", "staging is the same for every way to publish"),

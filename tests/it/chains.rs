@@ -1,10 +1,10 @@
-//! Published layers and chains are neither fetched nor read again, and the result is the same as if they were.
+//! Published layers and chains are neither fetched nor read again, and the result is the same as if they were fetched.
 
 use crate::support::{Damage, NAME, TestImage, TestLayer, TestRepository, chain_path, flat_path, layer_path};
 
 const OTHER: &str = "registry.example.org/other:1";
 
-/// An image of two layers with everything that the published form of layers, for overlay mounts, does not fully describe.
+/// Returns an image of two layers with all properties that the published form of a layer (for overlay mounts) does not fully describe.
 fn base() -> TestImage {
     TestImage::new()
         .layer(|layer| {

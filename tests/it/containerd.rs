@@ -1,4 +1,4 @@
-//! containerd starts containers from `.layers`, through the snapshotter of CVMFS, as Kubernetes asks for them.
+//! containerd starts containers from `.layers`, through the snapshotter of CVMFS, in the same way as under Kubernetes.
 
 use crate::support::client::mount_with_client;
 use crate::support::containerd::{Containerd, with_busybox};

@@ -66,7 +66,7 @@ fn run_killed_at_any_instant_leaves_the_old_or_the_new_revision() {
     for number in 0..KILLS {
         let fraction = random.fraction();
         if number % 20 == 0 {
-            // Each check reads the whole repository, so that it must not grow for long.
+            // Each check reads the whole repository, so the repository must not become large.
             repository = fresh.copy();
         }
         let before = repository.reader().revision();

@@ -26,7 +26,8 @@ fn image() -> TestImage {
     base.layer(|layer| layer.file("d", "d".repeat(100_000)))
 }
 
-/// A repository of a user without privileges, with a copy of the program, as the original may be in a directory closed to users.
+/// A repository of a user without privileges, with a copy of the program: the user may have no access to the
+/// directory of the original.
 struct Scene {
     repository: TestRepository,
     program: PathBuf,

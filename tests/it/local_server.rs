@@ -1,4 +1,4 @@
-//! A repository that a `cvmfs_server` on this machine manages, too: strata obeys its locks, and the server can continue to publish.
+//! A repository that is also managed by a `cvmfs_server` on this machine: strata obeys its locks, and the server can continue to publish.
 
 use std::fs::{self, File};
 

@@ -1,4 +1,4 @@
-//! Names with digests, and names of registries that have no name but an IPv6 address.
+//! Names with digests, and registries that have an IPv6 address instead of a host name.
 
 mod digests;
 mod ipv6;

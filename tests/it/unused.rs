@@ -1,4 +1,4 @@
-//! `strata list --unused` lists the trees that no name leads to, and since when.
+//! `strata list --unused` lists the trees that no name leads to, and the time since when.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ fn layer_directory(image: &TestImage, number: usize) -> String {
     layer_path(image, number).trim_end_matches("/layerfs").to_owned()
 }
 
-/// Returns the unused trees: since when they are unused, and the name that left them.
+/// Returns the unused trees: the time since when each is unused, and the name that referred to it before.
 fn unused(repository: &TestRepository) -> BTreeMap<String, (String, Option<String>)> {
     let list = repository.run(["list", "--unused", "--json"]).expect_code(0).json();
     let tree = |tree: &serde_json::Value| {

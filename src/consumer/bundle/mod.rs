@@ -1,7 +1,7 @@
 //! Bundles for OCI runtimes: a directory with a `config.json` that runs a published image directly from the mounted repository.
 //!
 //! The root is the image's `.flat` tree and read-only, so a runtime cannot create mount points or the working directory in it. Therefore
-//! the repository is checked for each of them first. Bundles follow the runtime specification 1.0.2, which runc and crun support. The
+//! strata first looks up each of them in the repository. Bundles follow the runtime specification 1.0.2, which runc and crun support. The
 //! image config is interpreted as in Docker.
 
 mod mounts;

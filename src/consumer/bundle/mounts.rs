@@ -146,7 +146,7 @@ impl Mounts {
     }
 
     /// Returns the working directory. If the image does not contain the directory `wanted`, adds a mount of a file system in
-    /// memory above it. If that is not possible, the working directory is the root. Both cases add a warning.
+    /// memory at a parent directory of `wanted`. If that is not possible, the working directory is the root. Both cases add a warning.
     pub(super) fn start_in(&mut self, root: &dyn Root, wanted: &str) -> Result<String, RepositoryError> {
         let directory = normalised(wanted);
         if root.directory(directory.as_bytes())?.is_some() || self.creates(&directory) {

@@ -1,4 +1,4 @@
-//! Queries about the root file system of a container that a bundle depends on.
+//! Queries about the root file system of a container. The content of a bundle depends on the answers.
 
 use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};

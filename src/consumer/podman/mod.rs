@@ -4,7 +4,7 @@
 //! a link to the flat tree. An entry without names is kept as long as its flat tree, so that existing containers keep working; it can
 //! also be run by its ID.
 //!
-//! If podman does not accept one name, type, file or row of a single image, it lists no image of the store at all. Therefore
+//! A single name, type, file or row that podman does not accept makes podman list no image of the store at all. Therefore
 //! [`StoreImage`] and [`store_name`] refuse everything that podman refuses, and content that other programs wrote into the store is
 //! checked before strata adds to it ([`PodmanStore::parse`], [`audit_image`]). All rules come from experiments with podman 4.3.
 

@@ -62,8 +62,8 @@ impl<'de> Deserialize<'de> for RawObject {
     }
 }
 
-/// JSON in which no object has a repeated member. Go parses all values of a repeated member and fails if any is invalid, whereas
-/// serde_json keeps only the last value, so only that would be checked.
+/// JSON in which no object has a repeated member. Go parses all values of a repeated member and fails if any is invalid. serde_json
+/// would keep only the last value, so that the other values would not be checked.
 pub(super) struct UniqueMembers;
 
 impl<'de> Deserialize<'de> for UniqueMembers {

@@ -30,14 +30,14 @@ const BATCH: u64 = 50;
 
 type Listing = BTreeMap<Vec<u8>, Entry>;
 
-/// Returns a directory: usually one whose name entries of their own may have, sometimes a symbolic link to one.
+/// Returns the path of a directory. Its components are usually names of directories, and sometimes the name of a symbolic link.
 fn random_directory(random: &mut Random) -> String {
     let depth = random.below(3);
     let names: Vec<&str> = (0..depth).map(|_| random.one_of(&["a", "a", "b", "b", "a", "b", "l"])).collect();
     names.iter().map(|name| format!("{name}/")).collect()
 }
 
-/// Returns the path of an entry with one of `names`, or sometimes with a name that entries of other types usually have.
+/// Returns the path of an entry with one of `names`, or sometimes with a name that is usual for entries of other types.
 fn random_path(random: &mut Random, names: &[&str]) -> String {
     let name =
         if random.below(12) == 0 { random.one_of(&["a", "b", "f", "g", "l", "m"]) } else { random.one_of(names) };

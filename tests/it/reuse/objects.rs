@@ -1,4 +1,4 @@
-//! Objects that are already in the store with the right bytes, with wrong bytes, or that have been deleted.
+//! Objects that are in the store with the right bytes or with wrong bytes, or that were deleted.
 
 use std::fs;
 use std::path::{Path, PathBuf};

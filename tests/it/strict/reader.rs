@@ -72,7 +72,7 @@ impl fmt::Debug for Content {
 }
 
 impl Reader {
-    /// Opens the head of the repository whose published files lie in `storage`.
+    /// Opens the head of the repository whose published files are in `storage`.
     pub fn open(storage: &Path) -> Self {
         let manifest = sound(Manifest::read(storage));
         let root = manifest.field('C').expect("a manifest that was read has field C").to_owned();

@@ -218,7 +218,7 @@ fn damaged_image_fails_and_removes_no_image_below_an_artifact() {
     scene.sync(&wishlist, &["--prune"]).expect_code(0);
     scene.push_chart("app/tool", "1.4");
     scene.push_files("app/tool", "2.0", ["", CONFIG, LAYER], b"{}");
-    // The first round tries it, and the next ones leave it alone for a while.
+    // The first round tries the tag, and the next rounds do not try it again for some time.
     for _ in 0..2 {
         let run = scene.sync(&wishlist, &["--prune"]).expect_code(3);
         assert!(run.stdout().contains("1 failed") && run.stderr().contains("manifest lists 1 layers"), "{run:?}");

@@ -1,4 +1,4 @@
-//! Operations that are cancelled through their token, by a program that goes on.
+//! Operations that a program cancels through their token, while the program itself continues.
 
 use std::fs;
 use std::sync::Arc;
